@@ -1,0 +1,3 @@
+//! The `hm` command.
+
+fn main() {}

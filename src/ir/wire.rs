@@ -1,0 +1,78 @@
+//! The wire types of the v0 IR, as the DSL emits them.
+//!
+//! The graph is petgraph's serde encoding: nodes by position, edges as `[from, to, kind]`. JSON-compatible with the
+//! published `hm-pipeline-ir` 0.0.9: what it writes decodes here and the other way round. Strings and maps that every
+//! attempt needs sit behind an [`Arc`], so that handing a step to a runner copies no text.
+
+use std::{collections::BTreeMap, num::NonZeroU32, sync::Arc};
+
+use serde::{Deserialize, Serialize};
+
+/// A step's environment: names to values, in byte order of the names.
+pub type Env = BTreeMap<String, String>;
+
+/// One shell command of a pipeline.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CommandStep {
+    /// The step's name, unique within its pipeline.
+    pub key: Arc<str>,
+    /// What people read instead of the key.
+    #[serde(default)]
+    pub label: Option<Arc<str>>,
+    /// The command, given to `sh -c`.
+    pub cmd: Arc<str>,
+    /// The image that a step without a `builds_in` parent boots from.
+    #[serde(default)]
+    pub image: Option<Arc<str>>,
+    /// The step's own variables. The DSL merges them into the node's `env`, which is what runs.
+    #[serde(default)]
+    pub env: Option<Env>,
+    /// Wall-clock budget of one attempt, in seconds.
+    #[serde(default)]
+    pub timeout_seconds: Option<NonZeroU32>,
+    /// Whether, and under which key, the step's snapshot may be reused by later runs.
+    #[serde(default)]
+    pub cache: Option<Cache>,
+    /// The name of the runner, or `None` for the engine's default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub runner: Option<Arc<str>>,
+    /// Arguments for the runner, checked against its schema when the plan is bound.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub runner_args: Option<serde_json::Value>,
+}
+
+/// A step's cache policy. The DSL has resolved it into `key` by the time the IR is written.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cache {
+    /// `none`, `forever`, `ttl`, `on_change` or `compose`.
+    pub policy: Arc<str>,
+    /// The resolved key, a hex SHA-256 over whatever the policy looks at.
+    #[serde(default)]
+    pub key: Option<Arc<str>>,
+    /// The policy's own parameters (`env_keys`, `paths`, `duration_seconds`, ...), kept as they came.
+    #[serde(flatten)]
+    pub parameters: BTreeMap<String, serde_json::Value>,
+}
+
+/// How a child depends on its parent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EdgeKind {
+    /// The child boots from the parent's snapshot. At most one such parent.
+    BuildsIn,
+    /// The child only waits for the parent.
+    DependsOn,
+}
+
+/// A node of the graph: a step and the environment it runs with.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Node {
+    /// The command.
+    pub step: Arc<CommandStep>,
+    /// The merged environment of pipeline and step.
+    pub env: Arc<Env>,
+}
+
+/// An edge by node positions: from the parent to the child.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Edge(pub u32, pub u32, pub EdgeKind);

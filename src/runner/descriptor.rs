@@ -1,0 +1,157 @@
+//! What a runner says of itself before it runs anything. `plan::bind` and `hm runners` read it.
+
+use std::{fmt, num::NonZeroUsize};
+
+use schemars::{JsonSchema, Schema};
+use serde::{Serialize, de::DeserializeOwned};
+use serde_json::Value;
+
+/// A runner's place in its [`RunnerSet`](super::RunnerSet), resolved from its name once, when the plan is bound.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+pub struct RunnerIndex(pub u16);
+
+/// What a runner promises. Everything defaults to "no": a runner claims what it can do, and the conformance suite holds
+/// it to that.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+#[non_exhaustive]
+pub struct RunnerCapabilities {
+    /// Boots from, and commits, snapshots made of store layers (`hm1:`), so that steps can move between runners.
+    pub layers: bool,
+    /// Shows secrets at `/run/secrets/NAME` without ever writing them to a layer.
+    pub secrets: bool,
+    /// Keeps the host's processes and files apart from the step's.
+    pub isolation: bool,
+    /// Enforces memory, cpu and process limits from `runner_args`.
+    pub limits: bool,
+    /// Which images a root step may name.
+    pub images: ImageSupport,
+}
+
+/// Which images a runner can boot a root step from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ImageSupport {
+    /// The runner looks at the image itself, or ignores it.
+    #[default]
+    Any,
+    /// `host` alone.
+    HostOnly,
+    /// `host` and `rootfs:DIR`.
+    Local,
+}
+
+/// Which limit on concurrent steps counts a runner's steps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case", tag = "kind")]
+pub enum Pool {
+    /// They use this machine: counted by the engine's parallelism (`-j`), together with all other local runners.
+    Local,
+    /// They use something else, with a limit of its own.
+    Own {
+        /// How many may be in flight at once.
+        limit: NonZeroUsize,
+    },
+}
+
+/// Whether a runner can work on this machine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case", tag = "kind")]
+pub enum Probe {
+    /// It can.
+    Usable {
+        /// What a person might want to know, such as "rootless, single id".
+        note: Option<String>,
+    },
+    /// It can't.
+    Unusable {
+        /// Which check failed, and how.
+        reason: String,
+        /// What to do about it.
+        hint: String,
+    },
+}
+
+/// The arguments a runner takes in a step's `runner_args`: a JSON schema for people, and the check itself.
+///
+/// Both come from one type, so that they cannot disagree.
+#[derive(Clone, Copy)]
+pub struct ArgsSchema {
+    schema: fn() -> Option<Schema>,
+    check: fn(&Value) -> Result<(), ArgsError>,
+}
+
+/// What is wrong with a step's `runner_args`.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{path}: {message}")]
+pub struct ArgsError {
+    /// Where, as in `runner_args.memory`.
+    pub path: String,
+    /// What.
+    pub message: String,
+}
+
+impl ArgsSchema {
+    /// No arguments at all: any are refused, because ignoring them would be a lie.
+    #[must_use]
+    pub fn none() -> Self {
+        Self {
+            schema: || None,
+            check: |value| match value {
+                Value::Null => Ok(()),
+                Value::Object(fields) if fields.is_empty() => Ok(()),
+                _ => Err(ArgsError { path: "runner_args".into(), message: "this runner takes no arguments".into() }),
+            },
+        }
+    }
+
+    /// The arguments that deserialize into `T`.
+    #[must_use]
+    pub fn of<T: DeserializeOwned + JsonSchema>() -> Self {
+        Self {
+            schema: || Some(schemars::schema_for!(T)),
+            check: |value| match serde_path_to_error::deserialize::<_, T>(value) {
+                Ok(_) => Ok(()),
+                Err(error) => {
+                    let path = error.path().to_string();
+                    let path = if path == "." { "runner_args".into() } else { format!("runner_args.{path}") };
+                    Err(ArgsError { path, message: error.into_inner().to_string() })
+                }
+            },
+        }
+    }
+
+    /// The JSON schema, where the runner takes arguments.
+    #[must_use]
+    pub fn json_schema(&self) -> Option<Schema> {
+        (self.schema)()
+    }
+
+    /// Checks a step's arguments.
+    ///
+    /// # Errors
+    /// The first mistake, with its path.
+    pub fn check(&self, args: &Value) -> Result<(), ArgsError> {
+        (self.check)(args)
+    }
+}
+
+impl fmt::Debug for ArgsSchema {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ArgsSchema").field("schema", &self.json_schema()).finish()
+    }
+}
+
+/// One runner of a set, as binding and people see it.
+#[derive(Debug, Clone)]
+pub struct RunnerDescriptor {
+    /// The name that pipelines use.
+    pub name: &'static str,
+    /// Whether steps that name no runner get this one.
+    pub is_default: bool,
+    /// What it promises.
+    pub capabilities: RunnerCapabilities,
+    /// What it takes in `runner_args`.
+    pub args: ArgsSchema,
+    /// Which limit counts its steps.
+    pub pool: Pool,
+}
