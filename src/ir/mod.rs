@@ -3,8 +3,16 @@
 //! In: the JSON bytes that the DSL emits. Out: a valid [`Pipeline`], or [`InvalidPipeline`] listing what is wrong. Knows
 //! nothing of runners: whether a runner exists is a question for `plan::bind`.
 
+mod csr;
+mod cycles;
 mod pipeline;
+mod problem;
+mod raw;
+mod validate;
 mod wire;
 
-pub use pipeline::{InvalidPipeline, Pipeline};
+pub(crate) use csr::Csr;
+pub use pipeline::Pipeline;
+pub use problem::{Endpoint, InvalidPipeline, Place, Problem, ProblemKind};
+pub(crate) use validate::is_variable_name;
 pub use wire::{Cache, CommandStep, Edge, EdgeKind, Env, Node};

@@ -1,11 +1,15 @@
-//! Decoding and validating. STUB: the `ir` builder owns this file and may split it.
+//! A valid pipeline: the result of decoding.
 
-use std::num::NonZeroU32;
-use std::sync::Arc;
+use std::{num::NonZeroU32, sync::Arc};
 
-use super::{Edge, Node};
+use serde::{Serialize, Serializer, ser::SerializeStruct};
 
-/// A valid pipeline: unique non-empty keys, edges between nodes that exist, no cycle, at most one `builds_in` parent each.
+use super::{Edge, InvalidPipeline, Node, raw, validate};
+
+/// A valid pipeline: unique non-empty keys, edges between nodes that exist and at most one between two, no cycle, at most
+/// one `builds_in` parent each, nothing that can't be passed to a program.
+///
+/// Serializes to v0 IR.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Pipeline {
@@ -15,23 +19,52 @@ pub struct Pipeline {
     pub timeout_seconds: Option<NonZeroU32>,
     /// The steps.
     pub nodes: Vec<Node>,
-    /// Their dependencies.
+    /// Their dependencies. Where the IR says several times that a step needs another, it is here once, as `builds_in` if
+    /// that was among them.
     pub edges: Vec<Edge>,
 }
 
 impl Pipeline {
-    /// Decodes and validates.
+    /// The version of the IR that is read and written.
+    pub const VERSION: &'static str = "0";
+
+    /// The most steps a pipeline may have.
+    pub const MAX_STEPS: usize = 1_000_000;
+
+    /// Decodes and validates v0 IR. Fields that it does not know are ignored, as the ecosystem's other readers do.
+    ///
+    /// Takes memory in proportion to the text, and no more stack for a long or deep one.
     ///
     /// # Errors
-    /// Every mistake, with its place.
-    pub fn decode(_json: &[u8]) -> Result<Self, InvalidPipeline> {
-        todo!()
+    /// Every mistake, with its place. A text that is no JSON, or has a value of the wrong type, can't be read on from
+    /// there: that is reported alone.
+    pub fn decode(json: &[u8]) -> Result<Self, InvalidPipeline> {
+        validate::validate(raw::decode(json)?)
     }
 }
 
-/// Everything that is wrong with a pipeline.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("invalid pipeline")]
-pub struct InvalidPipeline {
-    problems: Vec<String>,
+impl Serialize for Pipeline {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        #[derive(Serialize)]
+        struct Graph<'a> {
+            nodes: &'a [Node],
+            node_holes: [u32; 0],
+            edge_property: &'static str,
+            edges: &'a [Edge],
+        }
+
+        let mut pipeline = serializer.serialize_struct("Pipeline", 4)?;
+        pipeline.serialize_field("version", Self::VERSION)?;
+        match &self.default_image {
+            Some(image) => pipeline.serialize_field("default_image", image)?,
+            None => pipeline.skip_field("default_image")?,
+        }
+        match &self.timeout_seconds {
+            Some(seconds) => pipeline.serialize_field("timeout_seconds", seconds)?,
+            None => pipeline.skip_field("timeout_seconds")?,
+        }
+        let graph = Graph { nodes: &self.nodes, node_holes: [], edge_property: "directed", edges: &self.edges };
+        pipeline.serialize_field("graph", &graph)?;
+        pipeline.end()
+    }
 }

@@ -1,11 +1,18 @@
 //! Binding a plan to an engine's runners: names to indices, arguments checked, images and environment resolved.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    num::NonZeroU32,
+    sync::Arc,
+    time::Duration,
+};
+
+use serde_json::Value;
 
 use super::{Dag, Plan, StepIndex};
 use crate::{
-    ir::{CommandStep, Env, InvalidPipeline},
-    runner::{RunnerDescriptor, RunnerIndex},
+    ir::{CommandStep, EdgeKind, Env, InvalidPipeline, Place, Problem, ProblemKind, is_variable_name},
+    runner::{ImageSupport, RunnerDescriptor, RunnerIndex},
 };
 
 /// What a run changes about a plan.
@@ -26,13 +33,47 @@ pub struct BindOptions {
 #[non_exhaustive]
 pub struct BoundPlan {
     /// The graph.
-    pub dag: Dag,
+    pub dag: Arc<Dag>,
     /// The steps by index.
     pub steps: Vec<BoundStep>,
     /// The runners by index.
     pub runners: Vec<RunnerDescriptor>,
     /// Wall-clock budget of the whole build.
     pub timeout: Option<Duration>,
+    /// The [`BindOptions::images`] that no root step boots from: perhaps misspelt.
+    pub unused_images: Vec<String>,
+}
+
+impl BoundPlan {
+    /// A step.
+    #[must_use]
+    pub fn step(&self, step: StepIndex) -> &BoundStep {
+        &self.steps[step.get()]
+    }
+
+    /// The runner that runs a step.
+    #[must_use]
+    pub fn runner(&self, step: StepIndex) -> &RunnerDescriptor {
+        &self.runners[usize::from(self.step(step).runner.0)]
+    }
+
+    /// What a step boots from: the snapshot of the parent returned, or else its image.
+    #[must_use]
+    pub fn base(&self, step: StepIndex) -> Base<'_> {
+        match self.dag.lineage_parent(step) {
+            Some(parent) => Base::Snapshot(parent),
+            None => Base::Image(self.step(step).step.image.as_deref().unwrap_or(DEFAULT_IMAGE)),
+        }
+    }
+}
+
+/// What a step boots from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Base<'a> {
+    /// An image, with defaults and substitutions applied.
+    Image(&'a str),
+    /// The snapshot that this step leaves.
+    Snapshot(StepIndex),
 }
 
 /// A step that knows its runner.
@@ -53,16 +94,233 @@ pub struct BoundStep {
     pub has_lineage_children: bool,
 }
 
+/// The image of root steps where neither the step nor the pipeline names one: this machine's system.
+const DEFAULT_IMAGE: &str = "host";
+
+/// The runners that this project has, whether or not a program is built with them.
+const PROJECT_RUNNERS: [&str; 5] = ["sandbox", "process", "vm", "docker", "cloud"];
+
 /// Binds `plan` to runners.
 ///
 /// # Errors
 /// Every step whose runner is unknown (with the nearest known name), not compiled in, or unfit (arguments, image,
-/// secrets, a parent's snapshot that it can't boot from).
-pub fn bind(
-    _plan: &Plan,
-    _runners: Vec<RunnerDescriptor>,
-    _options: &BindOptions,
-) -> Result<BoundPlan, InvalidPipeline> {
-    let _ = StepIndex(0);
-    todo!()
+/// secrets, a parent's snapshot that it can't boot from), and every option that is.
+pub fn bind(plan: &Plan, runners: Vec<RunnerDescriptor>, options: &BindOptions) -> Result<BoundPlan, InvalidPipeline> {
+    let mut binder = Binder::new(plan, &runners, options);
+    let steps: Vec<_> = plan.dag().steps().map(|step| binder.step(step)).collect();
+    for step in plan.dag().steps() {
+        binder.check_lineage(step, &steps);
+    }
+    let Binder { problems, used_images, .. } = binder;
+    InvalidPipeline::check(problems)?;
+    Ok(BoundPlan {
+        dag: Arc::clone(&plan.inner.dag),
+        // Without problems every step has its runner.
+        steps: steps.into_iter().flatten().collect(),
+        timeout: plan.pipeline().timeout_seconds.map(seconds),
+        unused_images: options.images.keys().filter(|image| !used_images.contains(image.as_str())).cloned().collect(),
+        runners,
+    })
+}
+
+/// The state of one binding.
+struct Binder<'a> {
+    plan: &'a Plan,
+    runners: &'a [RunnerDescriptor],
+    options: &'a BindOptions,
+    /// The runner of steps that name none. `Err` where that is a problem of the options, told already.
+    default_runner: Result<Option<RunnerIndex>, ()>,
+    default_image: Arc<str>,
+    images: BTreeMap<&'a str, Arc<str>>,
+    used_images: BTreeSet<&'a str>,
+    /// Runners of which it was told that they can't show secrets.
+    without_secrets: BTreeSet<RunnerIndex>,
+    /// The last step's own environment and what came of it: most steps share theirs.
+    last_env: Option<(&'a Arc<Env>, Arc<Env>)>,
+    problems: Vec<Problem>,
+}
+
+impl<'a> Binder<'a> {
+    fn new(plan: &'a Plan, runners: &'a [RunnerDescriptor], options: &'a BindOptions) -> Self {
+        let mut binder = Self {
+            plan,
+            runners,
+            options,
+            default_runner: Ok(index(runners, |runner| runner.is_default)),
+            default_image: plan.pipeline().default_image.clone().unwrap_or_else(|| DEFAULT_IMAGE.into()),
+            images: options.images.iter().map(|(from, to)| (from.as_str(), to.as_str().into())).collect(),
+            used_images: BTreeSet::new(),
+            without_secrets: BTreeSet::new(),
+            last_env: None,
+            problems: Vec::new(),
+        };
+        if let Some(name) = &options.runner {
+            binder.default_runner = binder.runner_named(name, &Place::Options).map(Some).ok_or(());
+        }
+        for name in options.env.keys().filter(|name| !is_variable_name(name)) {
+            binder.problems.push(Problem::new(Place::Options, ProblemKind::VariableName(name.clone())));
+        }
+        if options.env.values().any(|value| value.contains('\0')) {
+            binder.problems.push(Problem::new(Place::Options, ProblemKind::NulByte { field: "env" }));
+        }
+        binder
+    }
+
+    /// Binds a step. `None` where it has no runner, for a reason that is among the problems.
+    fn step(&mut self, at: StepIndex) -> Option<BoundStep> {
+        let node = &self.plan.pipeline().nodes[at.get()];
+        let step = &node.step;
+        let place = Place::Step { node: at.get(), key: Arc::clone(&step.key) };
+        let runner = match &step.runner {
+            Some(name) => self.runner_named(name, &place)?,
+            None => match self.default_runner {
+                Ok(Some(runner)) => runner,
+                Ok(None) => {
+                    let kind = ProblemKind::NoDefaultRunner { known: self.known() };
+                    self.problems.push(Problem::new(place, kind));
+                    return None;
+                }
+                Err(()) => return None,
+            },
+        };
+        let descriptor = &self.runners[usize::from(runner.0)];
+
+        if let Err(error) = descriptor.args.check(step.runner_args.as_ref().unwrap_or(&Value::Null)) {
+            let kind = ProblemKind::RunnerArgs { runner: descriptor.name, path: error.path, message: error.message };
+            self.problems.push(Problem::new(place.clone(), kind));
+        }
+        if self.options.has_secrets && !descriptor.capabilities.secrets && self.without_secrets.insert(runner) {
+            let kind = ProblemKind::Secrets { runner: descriptor.name };
+            self.problems.push(Problem::new(place.clone(), kind));
+        }
+        let step = match self.plan.dag().lineage_parent(at) {
+            Some(_) => Arc::clone(step),
+            None => self.root(step, descriptor, place),
+        };
+        let mut children = self.plan.dag().children(at).iter();
+        Some(BoundStep {
+            display_name: display_name(&step),
+            env: self.env(&node.env),
+            runner,
+            timeout: step.timeout_seconds.map(seconds),
+            has_lineage_children: children.any(|child| child.kind == EdgeKind::BuildsIn),
+            step,
+        })
+    }
+
+    /// Resolves a root step's image.
+    fn root(&mut self, step: &'a Arc<CommandStep>, runner: &RunnerDescriptor, place: Place) -> Arc<CommandStep> {
+        let mut image = step.image.as_ref().unwrap_or(&self.default_image);
+        if let Some((from, to)) = self.images.get_key_value(&**image) {
+            self.used_images.insert(from);
+            image = to;
+        }
+        let images = match runner.capabilities.images {
+            ImageSupport::Any => None,
+            ImageSupport::HostOnly => (**image != *DEFAULT_IMAGE).then_some("`host`"),
+            ImageSupport::Local => {
+                (**image != *DEFAULT_IMAGE && !is_rootfs(image)).then_some("`host` and `rootfs:DIR`")
+            }
+        };
+        if let Some(images) = images {
+            let kind = ProblemKind::Image { runner: runner.name, image: Arc::clone(image), images };
+            self.problems.push(Problem::new(place, kind));
+        }
+        if step.image.as_ref() == Some(image) {
+            Arc::clone(step)
+        } else {
+            Arc::new(CommandStep { image: Some(Arc::clone(image)), ..CommandStep::clone(step) })
+        }
+    }
+
+    fn env(&mut self, own: &'a Arc<Env>) -> Arc<Env> {
+        if self.options.env.is_empty() {
+            return Arc::clone(own);
+        }
+        if let Some((last_own, merged)) = &self.last_env
+            && Arc::ptr_eq(last_own, own)
+        {
+            return Arc::clone(merged);
+        }
+        let mut merged = Env::clone(own);
+        merged.extend(self.options.env.iter().map(|(name, value)| (name.clone(), value.clone())));
+        let merged = Arc::new(merged);
+        self.last_env = Some((own, Arc::clone(&merged)));
+        merged
+    }
+
+    /// A child boots from its parent's snapshot: on another runner it can do so only where both know layers.
+    fn check_lineage(&mut self, at: StepIndex, steps: &[Option<BoundStep>]) {
+        let Some(parent) = self.plan.dag().lineage_parent(at) else { return };
+        let (Some(child), Some(parent)) = (&steps[at.get()], &steps[parent.get()]) else { return };
+        let runner = &self.runners[usize::from(child.runner.0)];
+        let parent_runner = &self.runners[usize::from(parent.runner.0)];
+        if child.runner == parent.runner || runner.capabilities.layers && parent_runner.capabilities.layers {
+            return;
+        }
+        let kind = ProblemKind::ForeignSnapshot {
+            runner: runner.name,
+            parent: Arc::clone(&parent.step.key),
+            parent_runner: parent_runner.name,
+        };
+        let place = Place::Step { node: at.get(), key: Arc::clone(&child.step.key) };
+        self.problems.push(Problem::new(place, kind));
+    }
+
+    fn runner_named(&mut self, name: &str, place: &Place) -> Option<RunnerIndex> {
+        if let Some(runner) = index(self.runners, |runner| runner.name == name) {
+            return Some(runner);
+        }
+        let known = self.known();
+        let kind = match PROJECT_RUNNERS.into_iter().find(|known| *known == name) {
+            Some(name) => ProblemKind::MissingRunner { name, known },
+            None => ProblemKind::UnknownRunner { name: name.to_owned(), nearest: nearest(name, &known), known },
+        };
+        self.problems.push(Problem::new(place.clone(), kind));
+        None
+    }
+
+    fn known(&self) -> Vec<&'static str> {
+        self.runners.iter().map(|runner| runner.name).collect()
+    }
+}
+
+fn index(runners: &[RunnerDescriptor], is_it: impl Fn(&RunnerDescriptor) -> bool) -> Option<RunnerIndex> {
+    runners.iter().position(is_it).and_then(|at| u16::try_from(at).ok()).map(RunnerIndex)
+}
+
+/// The known name that `name` may be a misspelling of.
+fn nearest(name: &str, known: &[&'static str]) -> Option<&'static str> {
+    let distance = |known: &str| strsim::damerau_levenshtein(known, name);
+    // A distance beyond half the name is another word; a name twice as long as any known is not worth a matrix.
+    let candidates = known.iter().copied().filter(|known| name.len() <= 2 * known.len());
+    candidates
+        .map(|known| (distance(known), known))
+        .filter(|(far, known)| 2 * far <= known.len())
+        .min()
+        .map(|(_, it)| it)
+}
+
+fn is_rootfs(image: &str) -> bool {
+    image.strip_prefix("rootfs:").is_some_and(|dir| !dir.is_empty())
+}
+
+fn seconds(seconds: NonZeroU32) -> Duration {
+    Duration::from_secs(seconds.get().into())
+}
+
+/// How many characters of a command stand for it where there is no label.
+const DISPLAY_CHARS: usize = 40;
+
+fn display_name(step: &CommandStep) -> Arc<str> {
+    if let Some(label) = step.label.as_ref().filter(|label| !label.trim().is_empty()) {
+        return Arc::clone(label);
+    }
+    let Some(line) = step.cmd.lines().map(str::trim).find(|line| !line.is_empty()) else {
+        return Arc::clone(&step.key);
+    };
+    match line.char_indices().nth(DISPLAY_CHARS) {
+        Some((cut, _)) => format!("{}…", line[..cut].trim_end()).into(),
+        None => line.into(),
+    }
 }

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::ir::EdgeKind;
+use crate::ir::{Csr, Edge, EdgeKind};
 
 /// A step's position in its plan.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -25,59 +25,150 @@ pub struct Link {
     pub kind: EdgeKind,
 }
 
-/// A directed acyclic graph of steps, as adjacency in two flat arrays each way.
+/// A directed acyclic graph of steps, as adjacency in two flat arrays each way. Built in linear time; walks need no
+/// recursion.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Dag {
-    // STUB: CSR arrays
+    parents: Csr<Link>,
+    children: Csr<Link>,
+    order: Vec<StepIndex>,
+    chain_of: Vec<u32>,
+    chain_count: usize,
 }
 
 impl Dag {
+    /// Indexes the edges of `len` steps. `None` where an edge leaves the steps, steps wait for each other, or a step has
+    /// several `builds_in` parents; edges of a [`Pipeline`](crate::ir::Pipeline) do none of it.
+    #[must_use]
+    pub fn new(len: usize, edges: &[Edge]) -> Option<Self> {
+        if u32::try_from(len).is_err() || edges.iter().any(|edge| edge.0.max(edge.1) as usize >= len) {
+            return None;
+        }
+        let link = |step, kind| Link { step: StepIndex(step), kind };
+        let parents = Csr::new(len, edges.iter().map(|&Edge(from, to, kind)| (to as usize, link(from, kind))));
+        let children = Csr::new(len, edges.iter().map(|&Edge(from, to, kind)| (from as usize, link(to, kind))));
+        if (0..len).any(|step| lineage(parents.row(step)).nth(1).is_some()) {
+            return None;
+        }
+        let order = topological_order(&parents)?;
+        let (chain_of, chain_count) = chains(&parents, &children);
+        Some(Self { parents, children, order, chain_of, chain_count })
+    }
+
     /// Number of steps.
     #[must_use]
     pub fn len(&self) -> usize {
-        todo!()
+        self.order.len()
     }
 
     /// Whether there are none.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.len() == 0
+        self.order.is_empty()
+    }
+
+    /// Every step by index.
+    pub fn steps(&self) -> impl DoubleEndedIterator<Item = StepIndex> + ExactSizeIterator + use<> {
+        (0..self.len() as u32).map(StepIndex)
     }
 
     /// The steps that `step` waits for, in the order of the IR.
     #[must_use]
-    pub fn parents(&self, _step: StepIndex) -> &[Link] {
-        todo!()
+    pub fn parents(&self, step: StepIndex) -> &[Link] {
+        self.parents.row(step.get())
     }
 
     /// The steps that wait for `step`, in the order of the IR.
     #[must_use]
-    pub fn children(&self, _step: StepIndex) -> &[Link] {
-        todo!()
+    pub fn children(&self, step: StepIndex) -> &[Link] {
+        self.children.row(step.get())
     }
 
-    /// Every step after all its parents; ties by index.
+    /// Every step after all its parents, else by index: a step that comes before its parents in the IR pulls them to just
+    /// before itself.
     #[must_use]
     pub fn order(&self) -> &[StepIndex] {
-        todo!()
+        &self.order
     }
 
     /// The parent whose snapshot `step` boots from.
     #[must_use]
-    pub fn lineage_parent(&self, _step: StepIndex) -> Option<StepIndex> {
-        todo!()
+    pub fn lineage_parent(&self, step: StepIndex) -> Option<StepIndex> {
+        lineage(self.parents(step)).next()
     }
 
     /// Which chain of `builds_in` steps `step` is in, numbered from 0 in the order of the chains' first steps. A chain
     /// goes on through the first `builds_in` child; further children start chains of their own.
     #[must_use]
-    pub fn chain(&self, _step: StepIndex) -> usize {
-        todo!()
+    pub fn chain(&self, step: StepIndex) -> usize {
+        self.chain_of[step.get()] as usize
     }
 
     /// Number of chains.
     #[must_use]
     pub fn chain_count(&self) -> usize {
-        todo!()
+        self.chain_count
     }
+}
+
+fn lineage(links: &[Link]) -> impl Iterator<Item = StepIndex> {
+    links.iter().filter(|link| link.kind == EdgeKind::BuildsIn).map(|link| link.step)
+}
+
+/// Depth first through the parents of each step in turn, on a stack of its own. `None` where there is a cycle.
+fn topological_order(parents: &Csr<Link>) -> Option<Vec<StepIndex>> {
+    #[derive(Clone, Copy, PartialEq)]
+    enum Mark {
+        New,
+        Entered,
+        Placed,
+    }
+
+    let mut marks = vec![Mark::New; parents.rows()];
+    let mut order = Vec::with_capacity(parents.rows());
+    let mut entered: Vec<(usize, usize)> = Vec::new();
+    for first in 0..parents.rows() {
+        if marks[first] == Mark::New {
+            marks[first] = Mark::Entered;
+            entered.push((first, 0));
+        }
+        while let Some((step, looked_at)) = entered.last_mut() {
+            let Some(parent) = parents.row(*step).get(*looked_at) else {
+                marks[*step] = Mark::Placed;
+                order.push(StepIndex(*step as u32));
+                entered.pop();
+                continue;
+            };
+            *looked_at += 1;
+            let parent = parent.step.get();
+            match marks[parent] {
+                Mark::New => {
+                    marks[parent] = Mark::Entered;
+                    entered.push((parent, 0));
+                }
+                Mark::Entered => return None,
+                Mark::Placed => {}
+            }
+        }
+    }
+    Some(order)
+}
+
+fn chains(parents: &Csr<Link>, children: &Csr<Link>) -> (Vec<u32>, usize) {
+    let first_child = |step: StepIndex| lineage(children.row(step.get())).next();
+    let mut chain_of = vec![0; parents.rows()];
+    let mut count = 0;
+    for step in (0..parents.rows() as u32).map(StepIndex) {
+        let continues = lineage(parents.row(step.get())).next().is_some_and(|parent| first_child(parent) == Some(step));
+        if continues {
+            continue;
+        }
+        let mut link = Some(step);
+        while let Some(step) = link {
+            chain_of[step.get()] = count;
+            link = first_child(step);
+        }
+        count += 1;
+    }
+    (chain_of, count as usize)
 }

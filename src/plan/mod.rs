@@ -8,7 +8,7 @@ mod dag;
 
 use std::sync::Arc;
 
-pub use bind::{BindOptions, BoundPlan, BoundStep, bind};
+pub use bind::{Base, BindOptions, BoundPlan, BoundStep, bind};
 pub use dag::{Dag, Link, StepIndex};
 
 use crate::ir::{InvalidPipeline, Pipeline};
@@ -22,7 +22,7 @@ pub struct Plan {
 #[derive(Debug)]
 struct Inner {
     pipeline: Pipeline,
-    dag: Dag,
+    dag: Arc<Dag>,
     ir_json: String,
 }
 
@@ -30,9 +30,13 @@ impl Plan {
     /// Decodes, validates and indexes IR JSON.
     ///
     /// # Errors
-    /// Every mistake in it, with its place.
-    pub fn parse(_ir_json: impl Into<String>) -> Result<Self, InvalidPipeline> {
-        todo!()
+    /// Every mistake in it, with its place; see [`Pipeline::decode`].
+    pub fn parse(ir_json: impl Into<String>) -> Result<Self, InvalidPipeline> {
+        let ir_json = ir_json.into();
+        let pipeline = Pipeline::decode(ir_json.as_bytes())?;
+        let dag = Arc::new(Dag::new(pipeline.nodes.len(), &pipeline.edges).unwrap_or_default());
+        debug_assert_eq!(dag.len(), pipeline.nodes.len(), "validation lets no cycle pass");
+        Ok(Self { inner: Arc::new(Inner { pipeline, dag, ir_json }) })
     }
 
     /// The steps and what they say.

@@ -1,0 +1,64 @@
+//! Lists of lists in two flat arrays (compressed sparse rows): how a graph of 100,000 steps is kept and walked.
+
+/// For each row its items, in the order in which they were given.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Csr<T> {
+    /// Where each row starts in `items`; one more than there are rows.
+    starts: Vec<usize>,
+    items: Vec<T>,
+}
+
+impl<T: Copy> Csr<T> {
+    /// Sorts `(row, item)` pairs into `rows` rows in linear time. The caller vouches for every row being below `rows`.
+    pub(crate) fn new(rows: usize, pairs: impl Iterator<Item = (usize, T)> + Clone) -> Self {
+        let mut starts = vec![0; rows + 1];
+        for (row, _) in pairs.clone() {
+            starts[row + 1] += 1;
+        }
+        for row in 0..rows {
+            starts[row + 1] += starts[row];
+        }
+        let mut items = Vec::new();
+        if let Some((_, filler)) = pairs.clone().next() {
+            items.resize(starts[rows], filler);
+            let mut next = starts.clone();
+            for (row, item) in pairs {
+                items[next[row]] = item;
+                next[row] += 1;
+            }
+        }
+        Self { starts, items }
+    }
+
+    /// The items of one row.
+    pub(crate) fn row(&self, row: usize) -> &[T] {
+        &self.items[self.starts[row]..self.starts[row + 1]]
+    }
+
+    /// Number of rows.
+    pub(crate) fn rows(&self) -> usize {
+        self.starts.len() - 1
+    }
+}
+
+impl<T> Default for Csr<T> {
+    fn default() -> Self {
+        Self { starts: vec![0], items: Vec::new() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_keep_the_order_in_which_items_came() {
+        let csr = Csr::new(4, [(2, 'a'), (0, 'b'), (2, 'c'), (3, 'd'), (2, 'e')].into_iter());
+        assert_eq!(csr.rows(), 4);
+        assert_eq!(csr.row(0), ['b']);
+        assert_eq!(csr.row(1), []);
+        assert_eq!(csr.row(2), ['a', 'c', 'e']);
+        assert_eq!(csr.row(3), ['d']);
+        assert_eq!(Csr::<u8>::default(), Csr::new(0, std::iter::empty()));
+    }
+}

@@ -1,0 +1,110 @@
+//! Finding cycles: one short path per knot of steps that wait for each other.
+//!
+//! In: for each step, the steps that wait for it. Out: for each strongly connected component of more than one step, a
+//! cycle through its first step that is as short as possible. Linear in steps and edges, and without recursion, because
+//! a cycle may be as long as the pipeline. Self-edges are none of its business: they are reported as edges.
+
+use super::csr::Csr;
+
+/// One cycle per component, by their first steps. A path names each step once; its last step leads back to its first.
+pub(super) fn find(children: &Csr<u32>) -> Vec<Vec<u32>> {
+    let components = components(children);
+    let mut came_from = vec![NONE; children.rows()];
+    let mut cycles: Vec<_> = components
+        .groups
+        .iter()
+        .filter(|group| group.len() > 1)
+        .map(|group| shortest_cycle(children, &components.of, group, &mut came_from))
+        .collect();
+    cycles.sort_unstable();
+    cycles
+}
+
+const NONE: u32 = u32::MAX;
+
+struct Components {
+    /// Each step's component.
+    of: Vec<u32>,
+    groups: Vec<Vec<u32>>,
+}
+
+/// Tarjan's algorithm over a stack of its own: of each step being visited, how many of its children were looked at.
+fn components(children: &Csr<u32>) -> Components {
+    let count = children.rows();
+    let mut of = vec![NONE; count];
+    let mut groups = Vec::new();
+    let mut visited_at = vec![NONE; count];
+    let mut low = vec![0; count];
+    let mut clock = 0;
+    let mut open = Vec::new();
+    let mut visiting: Vec<(u32, usize)> = Vec::new();
+
+    for root in 0..count {
+        if visited_at[root] != NONE {
+            continue;
+        }
+        visiting.push((root as u32, 0));
+        while let Some((step, looked_at)) = visiting.last_mut() {
+            let at = *step as usize;
+            if *looked_at == 0 {
+                visited_at[at] = clock;
+                low[at] = clock;
+                clock += 1;
+                open.push(*step);
+            }
+            if let Some(&child) = children.row(at).get(*looked_at) {
+                *looked_at += 1;
+                let child_at = child as usize;
+                if visited_at[child_at] == NONE {
+                    visiting.push((child, 0));
+                } else if of[child_at] == NONE {
+                    low[at] = low[at].min(visited_at[child_at]);
+                }
+                continue;
+            }
+            let step = *step;
+            visiting.pop();
+            if let Some((parent, _)) = visiting.last() {
+                let parent_at = *parent as usize;
+                low[parent_at] = low[parent_at].min(low[at]);
+            }
+            if low[at] == visited_at[at] {
+                let first = open.iter().rposition(|&member| member == step).unwrap_or(0);
+                let group = open.split_off(first);
+                for &member in &group {
+                    of[member as usize] = groups.len() as u32;
+                }
+                groups.push(group);
+            }
+        }
+    }
+    Components { of, groups }
+}
+
+/// Breadth first from the component's first step back to it. `came_from` is scratch, `NONE` throughout.
+fn shortest_cycle(children: &Csr<u32>, component_of: &[u32], group: &[u32], came_from: &mut [u32]) -> Vec<u32> {
+    let start = group.iter().copied().min().unwrap_or(NONE);
+    let component = component_of[start as usize];
+    let mut reached = vec![start];
+    let mut next = 0;
+    while let Some(&step) = reached.get(next) {
+        next += 1;
+        for &child in children.row(step as usize) {
+            if child == start {
+                let mut path = vec![step];
+                while let Some(&last) = path.last()
+                    && last != start
+                {
+                    path.push(came_from[last as usize]);
+                }
+                path.reverse();
+                return path;
+            }
+            if component_of[child as usize] == component && came_from[child as usize] == NONE {
+                came_from[child as usize] = step;
+                reached.push(child);
+            }
+        }
+    }
+    reached
+}

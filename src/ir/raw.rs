@@ -1,0 +1,96 @@
+//! The IR as it comes in: the shape is right, the values may not be.
+//!
+//! Fields whose wrong values validation reports by step are decoded leniently here, so that one bad timeout does not
+//! hide the next mistake. Only what is no JSON, or of the wrong type, ends the reading, with its path, line and column.
+
+use serde::Deserialize;
+use serde_json::{Number, Value};
+use std::sync::Arc;
+
+use super::{
+    Cache, Env,
+    problem::{Place, Problem, ProblemKind},
+};
+
+#[derive(Deserialize)]
+pub(super) struct RawPipeline {
+    #[serde(default = "default_version")]
+    pub(super) version: String,
+    #[serde(default)]
+    pub(super) default_image: Option<Arc<str>>,
+    #[serde(default)]
+    pub(super) timeout_seconds: Option<Number>,
+    pub(super) graph: RawGraph,
+}
+
+fn default_version() -> String {
+    "0".to_owned()
+}
+
+#[derive(Deserialize)]
+pub(super) struct RawGraph {
+    pub(super) nodes: Vec<RawNode>,
+    #[serde(default)]
+    pub(super) node_holes: Vec<serde::de::IgnoredAny>,
+    pub(super) edge_property: String,
+    pub(super) edges: Vec<Option<RawEdge>>,
+}
+
+#[derive(Deserialize)]
+pub(super) struct RawNode {
+    pub(super) step: RawStep,
+    pub(super) env: Env,
+}
+
+#[derive(Deserialize)]
+pub(super) struct RawEdge(pub(super) u64, pub(super) u64, pub(super) String);
+
+#[derive(Deserialize)]
+pub(super) struct RawStep {
+    pub(super) key: Arc<str>,
+    #[serde(default)]
+    pub(super) label: Option<Arc<str>>,
+    pub(super) cmd: Arc<str>,
+    #[serde(default)]
+    pub(super) image: Option<Arc<str>>,
+    #[serde(default)]
+    pub(super) env: Option<Env>,
+    #[serde(default)]
+    pub(super) timeout_seconds: Option<Number>,
+    #[serde(default)]
+    pub(super) cache: Option<Cache>,
+    #[serde(default)]
+    pub(super) runner: Option<Arc<str>>,
+    #[serde(default)]
+    pub(super) runner_args: Option<Value>,
+}
+
+/// Decodes the shape. `serde_json` bounds the recursion (128 levels) and what is kept is linear in the text.
+pub(super) fn decode(json: &[u8]) -> Result<RawPipeline, Problem> {
+    // Keeping track of the path costs an allocation per field: only a text that is known to be wrong is read that way.
+    serde_json::from_slice(json).map_err(|error| {
+        let mut deserializer = serde_json::Deserializer::from_slice(json);
+        match serde_path_to_error::deserialize::<_, RawPipeline>(&mut deserializer) {
+            Err(error) if error.inner().is_data() => {
+                let path = error.path().to_string();
+                problem(&error.into_inner(), path)
+            }
+            _ => problem(&error, String::new()),
+        }
+    })
+}
+
+fn problem(error: &serde_json::Error, path: String) -> Problem {
+    let (line, column) = (error.line(), error.column());
+    let text = error.to_string();
+    let text = text.strip_suffix(&format!(" at line {line} column {column}")).unwrap_or(&text);
+    let mut message: String = text.chars().take(MESSAGE_CHARS).collect();
+    if message.len() < text.len() {
+        message.push('…');
+    }
+    let kind = if error.is_data() { message } else { format!("the text is no JSON: {message}") };
+    Problem::new(Place::Json { line, column, path }, ProblemKind::Json(kind))
+}
+
+/// A message may quote a value of any length.
+const MESSAGE_CHARS: usize = 200;
