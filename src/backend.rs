@@ -10,7 +10,7 @@ use crate::{
     ir::{Env, InvalidPipeline},
     outcome::BuildOutcome,
     plan::Plan,
-    runner::Secrets,
+    runner::{CompositionError, Secrets},
 };
 
 /// Runs whole builds.
@@ -205,8 +205,8 @@ pub enum BackendError {
         hint: String,
     },
     /// The engine's runners do not go together.
-    #[error("the engine's runners are wrong: {0}")]
-    Composition(String),
+    #[error("failed to compose the engine's runners")]
+    Composition(#[from] CompositionError),
     /// A local file or process operation failed.
     #[error("failed to {doing}")]
     Local {

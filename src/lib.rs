@@ -4,6 +4,9 @@
 //! The modules stand in the order in which the data flows:
 //! `ir` → `plan` → `schedule` → `runner` → `store`, with `event` and `outcome` telling what happened.
 
+#[allow(unused_extern_crates, reason = "what `#[derive(RunnerSet)]` emits names this crate as others do")]
+extern crate self as hm_exec;
+
 pub mod backend;
 pub mod event;
 pub mod ir;
@@ -19,3 +22,15 @@ pub use event::{BuildEvent, BuildRef, EventStream};
 pub use outcome::{BuildOutcome, BuildStatus, StepResultSummary, StepStatus};
 pub use plan::Plan;
 pub use runner::{ExecutorInput, RunnerSet, SnapshotRef, StepResult};
+
+/// What `#[derive(RunnerSet)]` names. Not part of the API.
+#[doc(hidden)]
+pub mod __private {
+    pub use crate::runner::{
+        ExecutorInput, Probe, RunnerDescriptor, RunnerError, RunnerIndex, RunnerRegistry, RunnerSet, SnapshotRef,
+        StepContext, StepResult, StepRunner,
+        hlist::{NIL, cons, descriptors, into_registry, probe, probe_all, reap},
+        name::{NameOf, Nameless, collide, is_bad, position},
+        set::no_such_runner,
+    };
+}

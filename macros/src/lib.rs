@@ -1,1 +1,28 @@
-//! The derive behind `hm_exec::RunnerSet`.
+//! The derive behind `hm_exec::RunnerSet`. Its documentation is on the re-export in `hm_exec`.
+//!
+//! A struct goes `ast` (syntax) → `valid` (what it means; all mistakes at once, each on its token) → `expand`, which can't
+//! fail. `attr` reads `#[runner(..)]`. Where there are mistakes, `fallback` still implements the trait, so that no second
+//! error follows from its absence. Does not know what a runner is: the types that it names say the rest.
+
+mod ast;
+mod attr;
+mod expand;
+mod fallback;
+mod valid;
+
+use proc_macro2::TokenStream;
+use syn::{DeriveInput, parse_macro_input};
+
+#[expect(missing_docs, reason = "documented where hm_exec re-exports it")]
+#[proc_macro_derive(RunnerSet, attributes(runner))]
+pub fn derive_runner_set(input: proc_macro::TokenStream) -> proc_macro::TokenStream {
+    let input = parse_macro_input!(input as DeriveInput);
+    derive(&input).into()
+}
+
+fn derive(input: &DeriveInput) -> TokenStream {
+    match ast::Set::read(input).and_then(valid::Set::check) {
+        Ok(set) => expand::expand(&set),
+        Err(mistakes) => fallback::expand(input, &mistakes),
+    }
+}

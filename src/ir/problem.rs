@@ -213,9 +213,9 @@ pub enum ProblemKind {
         /// The name.
         name: String,
         /// The known name that looks most like it.
-        nearest: Option<&'static str>,
+        nearest: Option<Arc<str>>,
         /// Every known name.
-        known: Vec<&'static str>,
+        known: Vec<Arc<str>>,
     },
     /// A runner of this project that the engine was built without.
     #[error("the runner {} is not compiled into this program; there are {}", Quoted(.name), List(.known))]
@@ -223,19 +223,19 @@ pub enum ProblemKind {
         /// The name.
         name: &'static str,
         /// Every known name.
-        known: Vec<&'static str>,
+        known: Vec<Arc<str>>,
     },
     /// The step names no runner, and none is the default.
     #[error("names no runner, and none is the default; there are {}", List(.known))]
     NoDefaultRunner {
         /// Every known name.
-        known: Vec<&'static str>,
+        known: Vec<Arc<str>>,
     },
     /// The runner refuses the step's `runner_args`.
     #[error("runner `{runner}` refuses {path}: {message}")]
     RunnerArgs {
         /// The runner.
-        runner: &'static str,
+        runner: Arc<str>,
         /// Where, such as `runner_args.memory`.
         path: String,
         /// What.
@@ -248,7 +248,7 @@ pub enum ProblemKind {
     )]
     Image {
         /// The runner.
-        runner: &'static str,
+        runner: Arc<str>,
         /// The image, with substitutions applied.
         image: Arc<str>,
         /// What it can boot from.
@@ -258,7 +258,7 @@ pub enum ProblemKind {
     #[error("runner `{runner}` can't show secrets to its steps, and this run has some")]
     Secrets {
         /// The runner.
-        runner: &'static str,
+        runner: Arc<str>,
     },
     /// A step can't boot from its parent's snapshot, because another runner made it.
     #[error(
@@ -267,11 +267,11 @@ pub enum ProblemKind {
     )]
     ForeignSnapshot {
         /// The step's runner.
-        runner: &'static str,
+        runner: Arc<str>,
         /// The parent's key.
         parent: Arc<str>,
         /// The parent's runner.
-        parent_runner: &'static str,
+        parent_runner: Arc<str>,
     },
 }
 
@@ -334,10 +334,10 @@ impl fmt::Display for Path<'_> {
     }
 }
 
-struct DidYouMean<'a>(&'a Option<&'static str>);
+struct DidYouMean<'a>(&'a Option<Arc<str>>);
 
 impl fmt::Display for DidYouMean<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.map_or(Ok(()), |nearest| write!(f, ", did you mean `{nearest}`?"))
+        self.0.as_ref().map_or(Ok(()), |nearest| write!(f, ", did you mean `{nearest}`?"))
     }
 }

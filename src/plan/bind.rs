@@ -186,11 +186,15 @@ impl<'a> Binder<'a> {
         let descriptor = &self.runners[usize::from(runner.0)];
 
         if let Err(error) = descriptor.args.check(step.runner_args.as_ref().unwrap_or(&Value::Null)) {
-            let kind = ProblemKind::RunnerArgs { runner: descriptor.name, path: error.path, message: error.message };
+            let kind = ProblemKind::RunnerArgs {
+                runner: Arc::clone(&descriptor.name),
+                path: error.path,
+                message: error.message,
+            };
             self.problems.push(Problem::new(place.clone(), kind));
         }
         if self.options.has_secrets && !descriptor.capabilities.secrets && self.without_secrets.insert(runner) {
-            let kind = ProblemKind::Secrets { runner: descriptor.name };
+            let kind = ProblemKind::Secrets { runner: Arc::clone(&descriptor.name) };
             self.problems.push(Problem::new(place.clone(), kind));
         }
         let step = match self.plan.dag().lineage_parent(at) {
@@ -223,7 +227,7 @@ impl<'a> Binder<'a> {
             }
         };
         if let Some(images) = images {
-            let kind = ProblemKind::Image { runner: runner.name, image: Arc::clone(image), images };
+            let kind = ProblemKind::Image { runner: Arc::clone(&runner.name), image: Arc::clone(image), images };
             self.problems.push(Problem::new(place, kind));
         }
         if step.image.as_ref() == Some(image) {
@@ -259,16 +263,16 @@ impl<'a> Binder<'a> {
             return;
         }
         let kind = ProblemKind::ForeignSnapshot {
-            runner: runner.name,
+            runner: Arc::clone(&runner.name),
             parent: Arc::clone(&parent.step.key),
-            parent_runner: parent_runner.name,
+            parent_runner: Arc::clone(&parent_runner.name),
         };
         let place = Place::Step { node: at.get(), key: Arc::clone(&child.step.key) };
         self.problems.push(Problem::new(place, kind));
     }
 
     fn runner_named(&mut self, name: &str, place: &Place) -> Option<RunnerIndex> {
-        if let Some(runner) = index(self.runners, |runner| runner.name == name) {
+        if let Some(runner) = index(self.runners, |runner| *runner.name == *name) {
             return Some(runner);
         }
         let known = self.known();
@@ -280,8 +284,8 @@ impl<'a> Binder<'a> {
         None
     }
 
-    fn known(&self) -> Vec<&'static str> {
-        self.runners.iter().map(|runner| runner.name).collect()
+    fn known(&self) -> Vec<Arc<str>> {
+        self.runners.iter().map(|runner| Arc::clone(&runner.name)).collect()
     }
 }
 
@@ -290,15 +294,15 @@ fn index(runners: &[RunnerDescriptor], is_it: impl Fn(&RunnerDescriptor) -> bool
 }
 
 /// The known name that `name` may be a misspelling of.
-fn nearest(name: &str, known: &[&'static str]) -> Option<&'static str> {
+fn nearest(name: &str, known: &[Arc<str>]) -> Option<Arc<str>> {
     let distance = |known: &str| strsim::damerau_levenshtein(known, name);
     // A distance beyond half the name is another word; a name twice as long as any known is not worth a matrix.
-    let candidates = known.iter().copied().filter(|known| name.len() <= 2 * known.len());
+    let candidates = known.iter().filter(|known| name.len() <= 2 * known.len());
     candidates
         .map(|known| (distance(known), known))
         .filter(|(far, known)| 2 * far <= known.len())
         .min()
-        .map(|(_, it)| it)
+        .map(|(_, it)| Arc::clone(it))
 }
 
 fn is_rootfs(image: &str) -> bool {

@@ -23,7 +23,7 @@ use super::{
     note = "implement `hm_exec::runner::StepRunner`: a `NAME` and `execute` are enough"
 )]
 pub trait StepRunner: Send + Sync + fmt::Debug + 'static {
-    /// The name that pipelines use. Lowercase letters, digits and `-`.
+    /// The name that pipelines use. Lowercase letters, digits, `-` and `_`.
     const NAME: &'static str;
 
     /// Raised whenever the same command would leave another filesystem than before; part of every cache key.

@@ -1,6 +1,6 @@
 //! What a runner says of itself before it runs anything. `plan::bind` and `hm runners` read it.
 
-use std::{fmt, num::NonZeroUsize};
+use std::{fmt, num::NonZeroUsize, sync::Arc};
 
 use schemars::{JsonSchema, Schema};
 use serde::{Serialize, de::DeserializeOwned};
@@ -145,7 +145,7 @@ impl fmt::Debug for ArgsSchema {
 #[derive(Debug, Clone)]
 pub struct RunnerDescriptor {
     /// The name that pipelines use.
-    pub name: &'static str,
+    pub name: Arc<str>,
     /// Whether steps that name no runner get this one.
     pub is_default: bool,
     /// What it promises.
@@ -154,4 +154,6 @@ pub struct RunnerDescriptor {
     pub args: ArgsSchema,
     /// Which limit counts its steps.
     pub pool: Pool,
+    /// What goes into cache keys beside the name.
+    pub cache_version: u32,
 }

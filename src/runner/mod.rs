@@ -7,15 +7,24 @@
 mod context;
 mod contract;
 mod descriptor;
+mod dynamic;
 mod error;
+pub(crate) mod hlist;
 mod input;
-mod set;
+pub(crate) mod name;
+mod registry;
+pub(crate) mod set;
 
 pub use context::{CancelReason, Secrets, StepContext};
 pub use contract::StepRunner;
 pub use descriptor::{
     ArgsError, ArgsSchema, ImageSupport, Pool, Probe, RunnerCapabilities, RunnerDescriptor, RunnerIndex,
 };
+pub use dynamic::DynStepRunner;
 pub use error::{RunnerError, RunnerErrorKind};
+/// Makes a struct of runners a [`RunnerSet`](trait@RunnerSet).
+pub use hm_exec_macros::RunnerSet;
 pub use input::{ArchiveId, ArtifactRef, CacheDecision, ExecutorInput, SnapshotRef, StepResult};
-pub use set::RunnerSet;
+pub use name::is_runner_name;
+pub use registry::RunnerRegistry;
+pub use set::{CompositionError, RunnerSet, validate};

@@ -1,11 +1,14 @@
 //! A set of runners as one value: what the engine is generic over.
 
-use std::{fmt, future::Future};
+use std::{fmt, future::Future, sync::Arc};
 
-use super::{ExecutorInput, Probe, RunnerDescriptor, RunnerError, RunnerIndex, SnapshotRef, StepContext, StepResult};
+use super::{
+    ExecutorInput, Probe, RunnerDescriptor, RunnerError, RunnerIndex, RunnerRegistry, SnapshotRef, StepContext,
+    StepResult, name::is_runner_name,
+};
 
 /// A set of runners, composed at compile time (by `#[derive(RunnerSet)]` on a struct of runners) or at run time (a
-/// [`RunnerRegistry`](super::RunnerRegistry)).
+/// [`RunnerRegistry`]).
 ///
 /// Names resolve once, when a plan is bound; from then on a step carries a [`RunnerIndex`], and a derived set dispatches
 /// on it with one flat `match`: one concrete future type, no box, no allocation.
@@ -16,6 +19,12 @@ use super::{ExecutorInput, Probe, RunnerDescriptor, RunnerError, RunnerIndex, Sn
 pub trait RunnerSet: Send + Sync + fmt::Debug + 'static {
     /// Every runner in the order of the indices.
     fn descriptors(&self) -> Vec<RunnerDescriptor>;
+
+    /// The index of the runner that pipelines call `name`.
+    fn index_of(&self, name: &str) -> Option<RunnerIndex>;
+
+    /// The index of the runner that steps get which name none.
+    fn default_index(&self) -> Option<RunnerIndex>;
 
     /// Runs one attempt on the runner at `index`. Contract and cancel safety are those of
     /// [`StepRunner::execute`](super::StepRunner::execute).
@@ -32,6 +41,87 @@ pub trait RunnerSet: Send + Sync + fmt::Debug + 'static {
     /// Asks the runner at `index` whether it can work on this machine.
     fn probe(&self, index: RunnerIndex) -> impl Future<Output = Probe> + Send;
 
+    /// Asks every runner at once, and answers in the order of the indices.
+    fn probe_all(&self) -> impl Future<Output = Vec<Probe>> + Send;
+
     /// Hands snapshots back to the runner at `index`, which made them.
     fn reap(&self, index: RunnerIndex, snapshots: Vec<SnapshotRef>) -> impl Future<Output = ()> + Send;
+
+    /// The same runners under the same names, resolved at run time.
+    fn into_registry(self) -> RunnerRegistry
+    where
+        Self: Sized;
+}
+
+/// Why runners do not go together. The derive finds what it can see when it compiles; the rest is found when an engine is
+/// built.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum CompositionError {
+    /// A pipeline could run nowhere.
+    #[error("there is no runner in the set; add one")]
+    Empty,
+    /// A step that names it would mean two runners.
+    #[error(
+        "runners {first} and {second} of the set are both named `{name}`; rename one with `#[runner(name = \"...\")]`"
+    )]
+    DuplicateName {
+        /// The name.
+        name: Arc<str>,
+        /// The place of the one, from 0.
+        first: usize,
+        /// The place of the other.
+        second: usize,
+    },
+    /// A name that pipelines, snapshots and cache keys can't carry.
+    #[error("`{name}` can't name a runner; use lowercase letters, digits, `-` and `_`")]
+    BadName {
+        /// The name.
+        name: Arc<str>,
+    },
+    /// A step that names no runner would mean two.
+    #[error("runners `{first}` and `{second}` are both the default of the set; keep one")]
+    TwoDefaults {
+        /// The one.
+        first: Arc<str>,
+        /// The other.
+        second: Arc<str>,
+    },
+}
+
+/// Checks at run time what the derive can't see in a generic set, nor at all in one that is written by hand.
+///
+/// # Errors
+/// The first mistake.
+pub fn validate(descriptors: &[RunnerDescriptor]) -> Result<(), CompositionError> {
+    let mut default: Option<&RunnerDescriptor> = None;
+    if descriptors.is_empty() {
+        return Err(CompositionError::Empty);
+    }
+    for (second, descriptor) in descriptors.iter().enumerate() {
+        let name = &descriptor.name;
+        if !is_runner_name(name) {
+            return Err(CompositionError::BadName { name: Arc::clone(name) });
+        }
+        if let Some(first) = descriptors[..second].iter().position(|earlier| earlier.name == *name) {
+            return Err(CompositionError::DuplicateName { name: Arc::clone(name), first, second });
+        }
+        if descriptor.is_default
+            && let Some(first) = default.replace(descriptor)
+        {
+            return Err(CompositionError::TwoDefaults { first: Arc::clone(&first.name), second: Arc::clone(name) });
+        }
+    }
+    Ok(())
+}
+
+/// What [`RunnerSet::dispatch`] answers to an index of another set: a bug of the caller, and not to be tried again.
+#[must_use]
+pub fn no_such_runner(index: RunnerIndex) -> RunnerError {
+    RunnerError::unsupported(format!("there is no runner at index {} of this set", index.0))
+}
+
+/// What [`RunnerSet::probe`] answers to an index of another set.
+pub(crate) fn unusable_index(index: RunnerIndex) -> Probe {
+    Probe::Unusable { reason: no_such_runner(index).to_string(), hint: "resolve names with `index_of`".into() }
 }

@@ -1,3 +1,4 @@
 //! Integration tests, all in one binary: one module per topic.
 
+mod compose;
 mod ir;

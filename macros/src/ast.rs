@@ -1,0 +1,85 @@
+//! The struct as it is written: fields, types, attributes.
+
+use std::collections::BTreeSet;
+
+use proc_macro2::{Ident, TokenStream, TokenTree};
+use quote::ToTokens;
+use syn::{Data, DeriveInput, GenericParam, Generics, Member, Type, spanned::Spanned};
+
+use crate::attr::Attrs;
+
+/// A struct that wants to be a set of runners.
+pub(crate) struct Set<'a> {
+    pub(crate) ident: &'a Ident,
+    pub(crate) generics: &'a Generics,
+    pub(crate) fields: Vec<Field<'a>>,
+    /// What is wrong so far. The fields are there all the same, so that the next stage finds the rest.
+    pub(crate) mistakes: Vec<syn::Error>,
+}
+
+/// A field that wants to be a runner.
+pub(crate) struct Field<'a> {
+    pub(crate) member: Member,
+    pub(crate) ty: &'a Type,
+    pub(crate) attrs: Attrs,
+    /// Whether the type depends on a parameter of the struct, so that its name is known only where the struct is used.
+    pub(crate) is_generic: bool,
+}
+
+impl<'a> Set<'a> {
+    /// Reads a struct.
+    ///
+    /// # Errors
+    /// It is none.
+    pub(crate) fn read(input: &'a DeriveInput) -> Result<Self, Vec<syn::Error>> {
+        let kind = match &input.data {
+            Data::Struct(data) => return Ok(Self::read_fields(input, &data.fields)),
+            Data::Enum(data) => data.enum_token.span(),
+            Data::Union(data) => data.union_token.span(),
+        };
+        Err(vec![syn::Error::new(kind, "a set of runners is a struct with one field per runner")])
+    }
+
+    fn read_fields(input: &'a DeriveInput, fields: &'a syn::Fields) -> Self {
+        let mut mistakes: Vec<syn::Error> = input
+            .attrs
+            .iter()
+            .filter(|attribute| attribute.path().is_ident("runner"))
+            .map(|attribute| syn::Error::new(attribute.span(), "`#[runner(..)]` belongs on a field"))
+            .collect();
+        let parameters = parameters(&input.generics);
+        let fields = fields
+            .iter()
+            .zip(fields.members())
+            .map(|(field, member)| Field {
+                member,
+                ty: &field.ty,
+                attrs: Attrs::read(&field.attrs, &mut mistakes),
+                is_generic: mentions(field.ty.to_token_stream(), &parameters),
+            })
+            .collect();
+        Self { ident: &input.ident, generics: &input.generics, fields, mistakes }
+    }
+}
+
+fn parameters(generics: &Generics) -> BTreeSet<&Ident> {
+    generics
+        .params
+        .iter()
+        .map(|parameter| match parameter {
+            GenericParam::Lifetime(lifetime) => &lifetime.lifetime.ident,
+            GenericParam::Type(parameter) => &parameter.ident,
+            GenericParam::Const(parameter) => &parameter.ident,
+        })
+        .collect()
+}
+
+/// Whether a type's tokens name a parameter. A path segment of the same name counts, too: its checks then wait for the
+/// engine, which makes them again.
+fn mentions(tokens: TokenStream, parameters: &BTreeSet<&Ident>) -> bool {
+    tokens.into_iter().any(|token| match token {
+        TokenTree::Ident(ident) => parameters.contains(&ident),
+        TokenTree::Group(group) => mentions(group.stream(), parameters),
+        TokenTree::Punct(_) | TokenTree::Literal(_) => false,
+    })
+}

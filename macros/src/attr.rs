@@ -1,0 +1,61 @@
+//! `#[runner(..)]` on a field.
+
+use proc_macro2::Span;
+use syn::{Attribute, LitStr, Meta, meta::ParseNestedMeta, spanned::Spanned};
+
+/// What a field's attributes say.
+#[derive(Default)]
+pub(crate) struct Attrs {
+    /// Where `default` stands.
+    pub(crate) default: Option<Span>,
+    /// The name that replaces the type's.
+    pub(crate) name: Option<LitStr>,
+}
+
+impl Attrs {
+    /// Reads the attributes of a field; mistakes are added to `mistakes`.
+    pub(crate) fn read(attributes: &[Attribute], mistakes: &mut Vec<syn::Error>) -> Self {
+        let mut attrs = Self::default();
+        for attribute in attributes.iter().filter(|attribute| attribute.path().is_ident("runner")) {
+            let read = match &attribute.meta {
+                Meta::List(list) if !list.tokens.is_empty() => {
+                    attribute.parse_nested_meta(|meta| attrs.read_key(&meta, mistakes))
+                }
+                meta => Err(syn::Error::new(meta.span(), EXPECTED)),
+            };
+            mistakes.extend(read.err());
+        }
+        attrs
+    }
+
+    /// Fails only where the rest of the attribute can't be read either.
+    fn read_key(&mut self, meta: &ParseNestedMeta<'_>, mistakes: &mut Vec<syn::Error>) -> syn::Result<()> {
+        if meta.path.is_ident("default") {
+            if self.default.replace(meta.path.span()).is_some() {
+                mistakes.push(meta.error("`default` is said twice"));
+            }
+        } else if meta.path.is_ident("name") {
+            let name: LitStr = meta.value()?.parse()?;
+            if !is_runner_name(&name.value()) {
+                let message = format!(
+                    "`{}` can't name a runner; use lowercase letters, digits, `-` and `_`",
+                    name.value().escape_debug()
+                );
+                mistakes.push(syn::Error::new(name.span(), message));
+            }
+            if self.name.replace(name).is_some() {
+                mistakes.push(meta.error("`name` is said twice"));
+            }
+        } else {
+            return Err(syn::Error::new(meta.path.span(), format!("unknown key; {EXPECTED}")));
+        }
+        Ok(())
+    }
+}
+
+const EXPECTED: &str = "expected `default` or `name = \"...\"`";
+
+/// The same as `hm_exec::runner::is_runner_name`, which this crate can't depend on.
+fn is_runner_name(name: &str) -> bool {
+    !name.is_empty() && name.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_'))
+}

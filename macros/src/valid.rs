@@ -1,0 +1,93 @@
+//! A set whose mistakes, as far as syntax shows them, are known: there are none.
+
+use std::collections::BTreeMap;
+
+use proc_macro2::{Ident, Span};
+use syn::{Generics, LitStr, Member, Type, spanned::Spanned};
+
+use crate::ast;
+
+/// A set that can be expanded: at least one runner, at most one default, no name twice among those that are written out.
+pub(crate) struct Set<'a> {
+    pub(crate) ident: &'a Ident,
+    pub(crate) generics: &'a Generics,
+    pub(crate) runners: Vec<Runner<'a>>,
+    /// The index of the default.
+    pub(crate) default: Option<usize>,
+}
+
+/// A field of a set.
+pub(crate) struct Runner<'a> {
+    pub(crate) member: Member,
+    pub(crate) ty: &'a Type,
+    /// The name, where it is not the type's.
+    pub(crate) name: Option<LitStr>,
+    /// Whether the name is known only where the struct is used.
+    pub(crate) is_name_generic: bool,
+}
+
+impl<'a> Set<'a> {
+    /// Checks what is written.
+    ///
+    /// # Errors
+    /// All mistakes, those of reading included.
+    pub(crate) fn check(set: ast::Set<'a>) -> Result<Self, Vec<syn::Error>> {
+        let ast::Set { ident, generics, fields, mut mistakes } = set;
+        if fields.is_empty() {
+            mistakes.push(syn::Error::new(ident.span(), "a set of runners needs at least one field"));
+        }
+        let default = check_default(&fields, &mut mistakes);
+        check_names(&fields, &mut mistakes);
+        if !mistakes.is_empty() {
+            return Err(mistakes);
+        }
+        let runners = fields
+            .into_iter()
+            .map(|ast::Field { member, ty, attrs, is_generic }| Runner {
+                member,
+                ty,
+                is_name_generic: attrs.name.is_none() && is_generic,
+                name: attrs.name,
+            })
+            .collect();
+        Ok(Self { ident, generics, runners, default })
+    }
+}
+
+/// The default: the field that says so, or the only one.
+fn check_default(fields: &[ast::Field<'_>], mistakes: &mut Vec<syn::Error>) -> Option<usize> {
+    let mut defaults =
+        fields.iter().enumerate().filter_map(|(index, field)| field.attrs.default.map(|span| (index, span)));
+    let first = defaults.next().map(|(index, _)| index);
+    mistakes.extend(defaults.map(|(_, span)| syn::Error::new(span, "this set has a default already; keep one")));
+    first.or((fields.len() == 1).then_some(0))
+}
+
+fn check_names(fields: &[ast::Field<'_>], mistakes: &mut Vec<syn::Error>) {
+    let mut names: BTreeMap<String, Span> = BTreeMap::new();
+    for name in fields.iter().filter_map(|field| field.attrs.name.as_ref()) {
+        if names.insert(name.value(), name.span()).is_some() {
+            let message = format!("another runner of this set is named `{}`", name.value());
+            mistakes.push(syn::Error::new(name.span(), message));
+        }
+    }
+}
+
+impl Runner<'_> {
+    /// Where a mistake in the runner's name is shown: where the name is written, or else at the field.
+    pub(crate) fn name_span(&self) -> Span {
+        match (&self.name, &self.member) {
+            (Some(name), _) => name.span(),
+            (None, Member::Named(field)) => field.span(),
+            (None, Member::Unnamed(_)) => self.ty.span(),
+        }
+    }
+
+    /// What people call the field.
+    pub(crate) fn field_name(&self) -> String {
+        match &self.member {
+            Member::Named(field) => field.to_string(),
+            Member::Unnamed(index) => index.index.to_string(),
+        }
+    }
+}

@@ -1,0 +1,137 @@
+//! Runners behind a pointer, for who picks them at run time. Erasure is opt-in: the engine does not need it.
+
+use std::{fmt, future::Future, pin::Pin};
+
+use super::{
+    ArgsSchema, ExecutorInput, Pool, Probe, RunnerCapabilities, RunnerError, SnapshotRef, StepContext, StepResult,
+    StepRunner,
+};
+
+/// A future behind a pointer.
+pub(crate) type Boxed<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// The dyn-compatible side of [`StepRunner`], which every `StepRunner` has.
+///
+/// Implement it by hand only where a runner is not known by a constant name; [`name`](Self::name) and
+/// [`execute`](Self::execute) are enough. The contract is that of [`StepRunner`], method by method.
+pub trait DynStepRunner: Send + Sync + fmt::Debug {
+    /// The name that pipelines use. Lowercase letters, digits, `-` and `_`; always the same.
+    fn name(&self) -> &str;
+
+    /// Runs one attempt of one step; see [`StepRunner::execute`].
+    ///
+    /// # Errors
+    /// See the contract of [`StepRunner`].
+    fn execute<'a>(
+        &'a self,
+        ctx: &'a StepContext,
+        input: ExecutorInput,
+    ) -> Pin<Box<dyn Future<Output = Result<StepResult, RunnerError>> + Send + 'a>>;
+
+    /// Removes snapshots that nobody needs any longer; see [`StepRunner::reap_snapshots`].
+    fn reap_snapshots<'a>(&'a self, snapshots: Vec<SnapshotRef>) -> Pin<Box<dyn Future<Output = ()> + Send + 'a>> {
+        drop(snapshots);
+        Box::pin(async {})
+    }
+
+    /// Tells whether the runner can work on this machine; see [`StepRunner::probe`].
+    fn probe<'a>(&'a self) -> Pin<Box<dyn Future<Output = Probe> + Send + 'a>> {
+        Box::pin(async { Probe::Usable { note: None } })
+    }
+
+    /// What the runner promises; see [`StepRunner::capabilities`].
+    fn capabilities(&self) -> RunnerCapabilities {
+        RunnerCapabilities::default()
+    }
+
+    /// What the runner takes in `runner_args`; see [`StepRunner::args_schema`].
+    fn args_schema(&self) -> ArgsSchema {
+        ArgsSchema::none()
+    }
+
+    /// Which limit counts this runner's steps; see [`StepRunner::pool`].
+    fn pool(&self) -> Pool {
+        Pool::Local
+    }
+
+    /// What goes into cache keys beside the name; see [`StepRunner::CACHE_VERSION`].
+    fn cache_version(&self) -> u32 {
+        1
+    }
+}
+
+#[diagnostic::do_not_recommend]
+impl<R: StepRunner> DynStepRunner for R {
+    fn name(&self) -> &str {
+        R::NAME
+    }
+
+    fn execute<'a>(&'a self, ctx: &'a StepContext, input: ExecutorInput) -> Boxed<'a, Result<StepResult, RunnerError>> {
+        Box::pin(StepRunner::execute(self, ctx, input))
+    }
+
+    fn reap_snapshots<'a>(&'a self, snapshots: Vec<SnapshotRef>) -> Boxed<'a, ()> {
+        Box::pin(StepRunner::reap_snapshots(self, snapshots))
+    }
+
+    fn probe<'a>(&'a self) -> Boxed<'a, Probe> {
+        Box::pin(StepRunner::probe(self))
+    }
+
+    fn capabilities(&self) -> RunnerCapabilities {
+        StepRunner::capabilities(self)
+    }
+
+    fn args_schema(&self) -> ArgsSchema {
+        StepRunner::args_schema(self)
+    }
+
+    fn pool(&self) -> Pool {
+        StepRunner::pool(self)
+    }
+
+    fn cache_version(&self) -> u32 {
+        R::CACHE_VERSION
+    }
+}
+
+/// A runner under the name of its field instead of its type's.
+#[derive(Debug)]
+pub(crate) struct Named<R> {
+    pub(crate) name: &'static str,
+    pub(crate) runner: R,
+}
+
+impl<R: StepRunner> DynStepRunner for Named<R> {
+    fn name(&self) -> &str {
+        self.name
+    }
+
+    fn execute<'a>(&'a self, ctx: &'a StepContext, input: ExecutorInput) -> Boxed<'a, Result<StepResult, RunnerError>> {
+        DynStepRunner::execute(&self.runner, ctx, input)
+    }
+
+    fn reap_snapshots<'a>(&'a self, snapshots: Vec<SnapshotRef>) -> Boxed<'a, ()> {
+        DynStepRunner::reap_snapshots(&self.runner, snapshots)
+    }
+
+    fn probe<'a>(&'a self) -> Boxed<'a, Probe> {
+        DynStepRunner::probe(&self.runner)
+    }
+
+    fn capabilities(&self) -> RunnerCapabilities {
+        StepRunner::capabilities(&self.runner)
+    }
+
+    fn args_schema(&self) -> ArgsSchema {
+        StepRunner::args_schema(&self.runner)
+    }
+
+    fn pool(&self) -> Pool {
+        StepRunner::pool(&self.runner)
+    }
+
+    fn cache_version(&self) -> u32 {
+        R::CACHE_VERSION
+    }
+}

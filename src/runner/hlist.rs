@@ -1,0 +1,153 @@
+//! The recursion over a derived set's runners: what visits every one of them, or one off the hot path.
+//!
+//! In: the list that the derive makes of a struct's fields, of references to visit them, of the runners themselves to take
+//! them. The only file that names frunk's `HCons`; the hot path is not here but in the `match` that the derive emits.
+
+use std::{collections::VecDeque, future::Future, sync::Arc};
+
+use frunk::hlist::{HCons, HNil};
+use futures_util::future::join;
+
+use super::{
+    DynStepRunner, Probe, RunnerDescriptor, RunnerIndex, RunnerRegistry, SnapshotRef, StepRunner, dynamic::Named,
+    set::unusable_index,
+};
+
+/// One runner of a derived set: `R` is the runner, or a reference to it.
+#[derive(Debug)]
+pub struct Member<R> {
+    name: &'static str,
+    is_default: bool,
+    runner: R,
+}
+
+/// The list of a set without runners, on which [`cons`] builds.
+pub const NIL: HNil = HNil;
+
+/// Puts a runner before `tail`. The derive emits one call per field.
+pub fn cons<Head, Tail>(name: &'static str, is_default: bool, runner: Head, tail: Tail) -> HCons<Member<Head>, Tail> {
+    HCons { head: Member { name, is_default, runner }, tail }
+}
+
+/// The recursion over references to runners. An index counts from the head of the list.
+pub trait VisitRunners: Send {
+    /// Appends a descriptor per runner.
+    fn describe(&self, descriptors: &mut Vec<RunnerDescriptor>);
+
+    /// Asks the runner at `index`.
+    fn probe_at(self, index: u16) -> impl Future<Output = Option<Probe>> + Send;
+
+    /// Asks all runners at once.
+    fn probe_all(self) -> impl Future<Output = VecDeque<Probe>> + Send;
+
+    /// Hands snapshots to the runner at `index`.
+    fn reap_at(self, index: u16, snapshots: Vec<SnapshotRef>) -> impl Future<Output = ()> + Send;
+}
+
+impl VisitRunners for HNil {
+    fn describe(&self, _: &mut Vec<RunnerDescriptor>) {}
+
+    async fn probe_at(self, _: u16) -> Option<Probe> {
+        None
+    }
+
+    async fn probe_all(self) -> VecDeque<Probe> {
+        VecDeque::new()
+    }
+
+    async fn reap_at(self, _: u16, _: Vec<SnapshotRef>) {}
+}
+
+impl<Head, Tail> VisitRunners for HCons<Member<&Head>, Tail>
+where
+    Head: StepRunner,
+    Tail: VisitRunners,
+{
+    fn describe(&self, descriptors: &mut Vec<RunnerDescriptor>) {
+        let Member { name, is_default, runner } = &self.head;
+        descriptors.push(RunnerDescriptor {
+            name: (*name).into(),
+            is_default: *is_default,
+            capabilities: runner.capabilities(),
+            args: runner.args_schema(),
+            pool: runner.pool(),
+            cache_version: Head::CACHE_VERSION,
+        });
+        self.tail.describe(descriptors);
+    }
+
+    async fn probe_at(self, index: u16) -> Option<Probe> {
+        match index.checked_sub(1) {
+            None => Some(self.head.runner.probe().await),
+            Some(index) => self.tail.probe_at(index).await,
+        }
+    }
+
+    async fn probe_all(self) -> VecDeque<Probe> {
+        let (head, mut probes) = join(self.head.runner.probe(), self.tail.probe_all()).await;
+        probes.push_front(head);
+        probes
+    }
+
+    async fn reap_at(self, index: u16, snapshots: Vec<SnapshotRef>) {
+        match index.checked_sub(1) {
+            None => self.head.runner.reap_snapshots(snapshots).await,
+            Some(index) => self.tail.reap_at(index, snapshots).await,
+        }
+    }
+}
+
+/// The recursion over the runners themselves.
+pub trait TakeRunners {
+    /// Registers every runner under its name in the set.
+    fn register(self, registry: &mut RunnerRegistry);
+}
+
+impl TakeRunners for HNil {
+    fn register(self, _: &mut RunnerRegistry) {}
+}
+
+impl<Head, Tail> TakeRunners for HCons<Member<Head>, Tail>
+where
+    Head: StepRunner,
+    Tail: TakeRunners,
+{
+    fn register(self, registry: &mut RunnerRegistry) {
+        let Member { name, is_default, runner } = self.head;
+        let runner: Arc<dyn DynStepRunner> =
+            if name == Head::NAME { Arc::new(runner) } else { Arc::new(Named { name, runner }) };
+        registry.register(runner, is_default);
+        self.tail.register(registry);
+    }
+}
+
+/// The descriptors of a list.
+#[must_use]
+pub fn descriptors(runners: impl VisitRunners) -> Vec<RunnerDescriptor> {
+    let mut descriptors = Vec::new();
+    runners.describe(&mut descriptors);
+    descriptors
+}
+
+/// Asks the runner at `index` of a list.
+pub async fn probe(runners: impl VisitRunners, index: RunnerIndex) -> Probe {
+    runners.probe_at(index.0).await.unwrap_or_else(|| unusable_index(index))
+}
+
+/// Asks all runners of a list at once.
+pub async fn probe_all(runners: impl VisitRunners) -> Vec<Probe> {
+    runners.probe_all().await.into()
+}
+
+/// Hands snapshots to the runner at `index` of a list.
+pub async fn reap(runners: impl VisitRunners, index: RunnerIndex, snapshots: Vec<SnapshotRef>) {
+    runners.reap_at(index.0, snapshots).await;
+}
+
+/// The runners of a list, resolved at run time.
+#[must_use]
+pub fn into_registry(runners: impl TakeRunners) -> RunnerRegistry {
+    let mut registry = RunnerRegistry::new();
+    runners.register(&mut registry);
+    registry
+}
