@@ -13,6 +13,7 @@ pub mod ir;
 pub mod outcome;
 pub mod plan;
 pub mod runner;
+pub mod schedule;
 pub mod store;
 
 pub use backend::{

@@ -103,6 +103,9 @@ pub struct BuildOutcome {
     pub build: BuildRef,
     /// The verdict.
     pub status: BuildStatus,
+    /// Why, where no step tells: the run could not be recorded any longer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
     /// Every step, in the order of the plan.
     pub steps: Vec<StepResultSummary>,
     /// When the build started.

@@ -30,7 +30,7 @@ pub struct StepContext {
     pub attempt: u32,
     /// How long a command may take between TERM and KILL.
     pub grace: Duration,
-    reason: Arc<AtomicU8>,
+    reasons: Reasons,
 }
 
 /// Why [`StepContext::cancel`] fired.
@@ -43,26 +43,62 @@ pub enum CancelReason {
     TimedOut = 2,
 }
 
+/// Reasons for the whole run in a cell that all its attempts share, and for one attempt in a cell of its own. Only an
+/// attempt with a time limit needs the second: the hot path shares.
+#[derive(Debug, Clone, Default)]
+struct Reasons {
+    run: Arc<AtomicU8>,
+    attempt: Option<Arc<AtomicU8>>,
+}
+
 impl StepContext {
-    /// A context for one attempt. The executor makes these; tests of runners may, too.
+    /// A context for a whole run, from which the executor derives those of its attempts. Tests of runners may use it as it
+    /// is.
     #[must_use]
     pub fn new(event_bus: EventBus, archives: Arc<Archives>, secrets: Arc<Secrets>, cancel: CancellationToken) -> Self {
-        Self { event_bus, archives, cancel, secrets, attempt: 1, grace: Duration::from_secs(5), reason: Arc::default() }
+        Self {
+            event_bus,
+            archives,
+            cancel,
+            secrets,
+            attempt: 1,
+            grace: Duration::from_secs(5),
+            reasons: Reasons::default(),
+        }
     }
 
-    /// Ends the attempt for `reason`. The first reason stays. The executor calls this.
+    /// The context of one attempt within this run. Its token is a child of the run's, so that nothing a runner does to it
+    /// reaches another attempt. `limited` says that it may be [interrupted](Self::interrupt) on its own.
+    pub(crate) fn for_attempt(&self, attempt: u32, limited: bool) -> Self {
+        Self {
+            event_bus: self.event_bus.for_attempt(attempt),
+            archives: Arc::clone(&self.archives),
+            cancel: self.cancel.child_token(),
+            secrets: Arc::clone(&self.secrets),
+            attempt,
+            grace: self.grace,
+            reasons: Reasons { run: Arc::clone(&self.reasons.run), attempt: limited.then(Arc::default) },
+        }
+    }
+
+    /// Ends the attempt for `reason`, or, on a run's context, all of its attempts. The first reason stays.
     pub fn interrupt(&self, reason: CancelReason) {
-        let _ = self.reason.compare_exchange(0, reason as u8, Ordering::Release, Ordering::Relaxed);
+        let cell = self.reasons.attempt.as_ref().unwrap_or(&self.reasons.run);
+        let _ = cell.compare_exchange(0, reason as u8, Ordering::Release, Ordering::Relaxed);
         self.cancel.cancel();
     }
 
     /// Why the attempt must end. [`CancelReason::Cancelled`] where the token was fired without a reason.
     #[must_use]
     pub fn cancel_reason(&self) -> CancelReason {
-        match self.reason.load(Ordering::Acquire) {
-            2 => CancelReason::TimedOut,
-            _ => CancelReason::Cancelled,
-        }
+        let attempt = self.reasons.attempt.as_ref().map_or(0, |cell| cell.load(Ordering::Acquire));
+        let reason = if attempt == 0 { self.reasons.run.load(Ordering::Acquire) } else { attempt };
+        if reason == CancelReason::TimedOut as u8 { CancelReason::TimedOut } else { CancelReason::Cancelled }
+    }
+
+    /// Whether this attempt has a reason of its own to end, rather than its run.
+    pub(crate) fn interrupted_alone(&self) -> bool {
+        self.reasons.attempt.as_ref().is_some_and(|cell| cell.load(Ordering::Acquire) != 0)
     }
 
     /// The error to return after [`StepContext::cancel`] fired and the command was ended.

@@ -2,3 +2,6 @@
 
 mod compose;
 mod ir;
+mod model;
+mod pipelines;
+mod schedule;

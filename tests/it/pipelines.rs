@@ -1,0 +1,77 @@
+//! Pipelines for tests: random graphs, and the IR that says them.
+
+use std::{fmt::Write as _, ops::RangeInclusive};
+
+use proptest::prelude::*;
+
+/// A graph by step numbers. An edge's flag tells `builds_in` from `depends_on`.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Graph {
+    pub(crate) len: usize,
+    pub(crate) edges: Vec<(usize, usize, bool)>,
+}
+
+impl Graph {
+    /// Each step builds in the one before.
+    pub(crate) fn chain(len: usize) -> Self {
+        Self { len, edges: (1..len).map(|step| (step - 1, step, true)).collect() }
+    }
+
+    /// All steps but the first build in the first.
+    pub(crate) fn fan(len: usize) -> Self {
+        Self { len, edges: (1..len).map(|step| (0, step, true)).collect() }
+    }
+
+    pub(crate) fn parents(&self, step: usize) -> Vec<usize> {
+        self.edges.iter().filter(|edge| edge.1 == step).map(|edge| edge.0).collect()
+    }
+
+    /// The IR of no-op steps `s0`, `s1`, ...
+    pub(crate) fn to_ir_json(&self) -> String {
+        self.to_ir_json_with(|_| String::new())
+    }
+
+    /// The same with more fields for each step, such as `,"timeout_seconds":1`.
+    pub(crate) fn to_ir_json_with(&self, fields: impl Fn(usize) -> String) -> String {
+        let mut json = String::from(r#"{"version":"0","default_image":"host","graph":{"nodes":["#);
+        for step in 0..self.len {
+            let comma = if step == 0 { "" } else { "," };
+            let fields = fields(step);
+            write!(json, r#"{comma}{{"step":{{"key":"s{step}","cmd":"true"{fields}}},"env":{{}}}}"#).unwrap();
+        }
+        json.push_str(r#"],"node_holes":[],"edge_property":"directed","edges":["#);
+        for (at, (from, to, builds_in)) in self.edges.iter().enumerate() {
+            let comma = if at == 0 { "" } else { "," };
+            let kind = if *builds_in { "builds_in" } else { "depends_on" };
+            write!(json, r#"{comma}[{from},{to},"{kind}"]"#).unwrap();
+        }
+        json.push_str("]}}");
+        json
+    }
+}
+
+/// Random acyclic graphs, whose numbering says nothing about their order: up to three parents a step, at most one of them
+/// by `builds_in`.
+pub(crate) fn graphs(len: RangeInclusive<usize>) -> impl Strategy<Value = Graph> {
+    len.prop_flat_map(|len| {
+        let numbers = Just((0..len).collect::<Vec<_>>()).prop_shuffle();
+        let parents =
+            proptest::collection::vec(proptest::collection::vec(any::<(prop::sample::Index, bool)>(), 0..=3), len);
+        (numbers, parents).prop_map(move |(numbers, parents)| {
+            let mut edges = Vec::new();
+            for (place, parents) in parents.iter().enumerate().skip(1) {
+                let mut seen = Vec::new();
+                let mut has_lineage = false;
+                for (parent, builds_in) in parents {
+                    let parent = parent.index(place);
+                    if !seen.contains(&parent) {
+                        seen.push(parent);
+                        edges.push((numbers[parent], numbers[place], *builds_in && !has_lineage));
+                        has_lineage |= builds_in;
+                    }
+                }
+            }
+            Graph { len, edges }
+        })
+    })
+}

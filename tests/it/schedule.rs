@@ -1,0 +1,237 @@
+//! The pure policy against the reference model, in virtual time.
+
+use std::{collections::BTreeMap, num::NonZeroUsize, time::Duration};
+
+use hm_exec::{
+    Plan, StepStatus,
+    plan::StepIndex,
+    schedule::{Answer, AttemptEnd, Placement, Policy, Rules, Stop, priorities},
+};
+use proptest::{collection::vec, prelude::*, sample::Index};
+
+use crate::{
+    model::{Model, Step},
+    pipelines::{Graph, graphs},
+};
+
+const BACKOFFS_MS: [u64; 2] = [100, 200];
+
+/// One thing that may happen to a build.
+#[derive(Debug, Clone)]
+enum Operation {
+    Start,
+    End { which: Index, end: AttemptEnd },
+    Wait { ms: u64 },
+    Stop(Stop),
+}
+
+#[derive(Debug, Clone)]
+struct Scenario {
+    graph: Graph,
+    pool_of: Vec<usize>,
+    limits: Vec<usize>,
+    last_run_ms: Vec<Option<u64>>,
+    keep_going: bool,
+    operations: Vec<Operation>,
+    final_ends: Vec<AttemptEnd>,
+}
+
+fn attempt_ends() -> impl Strategy<Value = AttemptEnd> {
+    prop_oneof![
+        8 => Just(AttemptEnd::Exited(0)),
+        2 => (1..=255).prop_map(AttemptEnd::Exited),
+        3 => Just(AttemptEnd::Infrastructure { retryable: true }),
+        1 => Just(AttemptEnd::Infrastructure { retryable: false }),
+        1 => Just(AttemptEnd::OutOfMemory),
+        1 => Just(AttemptEnd::TimedOut),
+        1 => Just(AttemptEnd::Canceled),
+    ]
+}
+
+fn operations() -> impl Strategy<Value = Operation> {
+    prop_oneof![
+        60 => Just(Operation::Start),
+        50 => (any::<Index>(), attempt_ends()).prop_map(|(which, end)| Operation::End { which, end }),
+        20 => (0..250_u64).prop_map(|ms| Operation::Wait { ms }),
+        1 => prop_oneof![Just(Stop::Canceled), Just(Stop::TimedOut)].prop_map(Operation::Stop),
+    ]
+}
+
+fn scenarios() -> impl Strategy<Value = Scenario> {
+    (graphs(0..=60), vec(1..=4_usize, 3)).prop_flat_map(|(graph, limits)| {
+        let steps = graph.len;
+        (
+            vec(0..limits.len(), steps),
+            vec(proptest::option::of(0..5_000_u64), steps),
+            any::<bool>(),
+            vec(operations(), 0..300),
+            vec(attempt_ends(), 1..20),
+        )
+            .prop_map(move |(pool_of, last_run_ms, keep_going, operations, final_ends)| Scenario {
+                graph: graph.clone(),
+                pool_of,
+                limits: limits.clone(),
+                last_run_ms,
+                keep_going,
+                operations,
+                final_ends,
+            })
+    })
+}
+
+/// The longest remaining path by definition: relax every edge as often as there are steps.
+fn urgency(scenario: &Scenario) -> Vec<u64> {
+    let known: Vec<u64> = scenario.last_run_ms.iter().flatten().map(|ms| (ms * 1_000).max(1)).collect();
+    let average = if known.is_empty() { 1 } else { known.iter().sum::<u64>() / known.len() as u64 };
+    let weights: Vec<u64> = scenario.last_run_ms.iter().map(|ms| ms.map_or(average, |ms| ms * 1_000).max(1)).collect();
+    let mut paths = weights.clone();
+    for _ in 0..scenario.graph.len {
+        for &(from, to, _) in &scenario.graph.edges {
+            paths[from] = paths[from].max(weights[from] + paths[to]);
+        }
+    }
+    paths
+}
+
+/// The policy and the model side by side, and what was seen of them.
+struct Pair<'dag> {
+    policy: Policy<'dag>,
+    model: Model,
+    now: Duration,
+    terminal: BTreeMap<usize, StepStatus>,
+}
+
+impl Pair<'_> {
+    fn start(&mut self) -> bool {
+        self.policy.retry_due(self.now);
+        self.model.retry_due(self.now);
+        let started = self.policy.start_next();
+        assert_eq!(started.map(|start| (start.step.get(), start.attempt as usize)), self.model.start_next());
+        for (pool, limit) in self.model.limits.iter().enumerate() {
+            assert!(self.model.running(pool) <= *limit);
+        }
+        if let Some(start) = started {
+            for parent in &self.model.parents[start.step.get()] {
+                assert_eq!(self.terminal.get(parent), Some(&StepStatus::Passed), "started before its parent passed");
+            }
+        }
+        self.compare();
+        started.is_some()
+    }
+
+    fn end(&mut self, pick: impl Fn(usize) -> usize, end: AttemptEnd) -> bool {
+        let running: Vec<usize> =
+            (0..self.model.steps.len()).filter(|&step| self.model.steps[step] == Step::Running).collect();
+        if running.is_empty() {
+            return false;
+        }
+        let step = running[pick(running.len())];
+        let answer = self.policy.attempt_ended(index(step), end, self.now);
+        assert_eq!(answer, self.model.attempt_ended(step, end, self.now));
+        if let Answer::Ended(status) = answer {
+            self.ended(step, status);
+        }
+        self.compare();
+        true
+    }
+
+    fn stop(&mut self, reason: Stop) {
+        self.policy.stop(reason);
+        self.model.stop(reason);
+        self.compare();
+    }
+
+    fn ended(&mut self, step: usize, status: StepStatus) {
+        assert_eq!(self.terminal.insert(step, status), None, "step {step} ended twice");
+    }
+
+    fn compare(&mut self) {
+        for (step, status) in self.policy.take_bystanders() {
+            self.ended(step.get(), status);
+        }
+        for step in 0..self.model.steps.len() {
+            let expected = match self.model.steps[step] {
+                Step::Ended(status) => Some(status),
+                _ => None,
+            };
+            assert_eq!(self.policy.status(index(step)), expected, "status of step {step}");
+            assert_eq!(self.terminal.get(&step).copied(), expected, "what was told of step {step}");
+            assert_eq!(self.policy.attempts(index(step)) as usize, self.model.attempts[step]);
+        }
+        let due = self.model.steps.iter().filter_map(|step| match step {
+            Step::BackingOff { due } => Some(*due),
+            _ => None,
+        });
+        assert_eq!(self.policy.next_retry(), due.min());
+        assert_eq!(self.policy.stopping(), self.model.stop);
+        assert_eq!(self.policy.is_done(), self.model.is_done());
+    }
+}
+
+fn index(step: usize) -> StepIndex {
+    StepIndex(u32::try_from(step).unwrap())
+}
+
+fn check(scenario: &Scenario) {
+    let plan = Plan::parse(scenario.graph.to_ir_json()).unwrap();
+    let last_run: Vec<_> = scenario.last_run_ms.iter().map(|ms| ms.map(Duration::from_millis)).collect();
+    let urgency = urgency(scenario);
+    assert_eq!(priorities(plan.dag(), &last_run), urgency);
+
+    let placements = scenario.pool_of.iter().zip(&urgency).map(|(&pool, &priority)| Placement { pool, priority });
+    let rules = Rules {
+        limits: scenario.limits.iter().map(|&limit| NonZeroUsize::new(limit).unwrap()).collect(),
+        keep_going: scenario.keep_going,
+        retries: u32::try_from(BACKOFFS_MS.len()).unwrap(),
+        backoff: Duration::from_millis(BACKOFFS_MS[0]),
+    };
+    let mut pair = Pair {
+        policy: Policy::new(plan.dag(), placements.collect(), &rules),
+        model: Model {
+            parents: (0..scenario.graph.len).map(|step| scenario.graph.parents(step)).collect(),
+            pool_of: scenario.pool_of.clone(),
+            urgency,
+            limits: scenario.limits.clone(),
+            keep_going: scenario.keep_going,
+            backoffs: BACKOFFS_MS.map(Duration::from_millis).to_vec(),
+            steps: vec![Step::Idle; scenario.graph.len],
+            attempts: vec![0; scenario.graph.len],
+            stop: None,
+        },
+        now: Duration::ZERO,
+        terminal: BTreeMap::new(),
+    };
+    pair.compare();
+
+    for operation in &scenario.operations {
+        match operation {
+            Operation::Start => {
+                pair.start();
+            }
+            Operation::End { which, end } => {
+                pair.end(|running| which.index(running), *end);
+            }
+            Operation::Wait { ms } => pair.now += Duration::from_millis(*ms),
+            Operation::Stop(reason) => pair.stop(*reason),
+        }
+    }
+    let mut ends = scenario.final_ends.iter().cycle();
+    while !pair.policy.is_done() {
+        if !pair.start() && !pair.end(|_| 0, *ends.next().unwrap()) {
+            pair.now = pair.policy.next_retry().expect("nothing runs, nothing can start, nothing waits for a retry");
+        }
+    }
+    assert_eq!(pair.terminal.len(), scenario.graph.len);
+    assert_eq!(pair.policy.verdict(), pair.model.verdict());
+    pair.stop(Stop::Canceled);
+    assert_eq!(pair.policy.verdict(), pair.model.verdict(), "a late stop changes nothing");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 512, ..ProptestConfig::default() })]
+
+    #[test]
+    fn the_policy_agrees_with_the_model(scenario in scenarios()) {
+        check(&scenario);
+    }
+}
