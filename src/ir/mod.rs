@@ -8,11 +8,13 @@ mod cycles;
 mod pipeline;
 mod problem;
 mod raw;
+mod text;
 mod validate;
 mod wire;
 
 pub(crate) use csr::Csr;
 pub use pipeline::Pipeline;
+pub(crate) use problem::Problems;
 pub use problem::{Endpoint, InvalidPipeline, Place, Problem, ProblemKind};
-pub(crate) use validate::is_variable_name;
+pub(crate) use validate::check_env;
 pub use wire::{Cache, CommandStep, Edge, EdgeKind, Env, Node};

@@ -5,18 +5,23 @@
 
 use std::{fmt, sync::Arc};
 
+use super::text::{DidYouMean, List, Path, Quoted, Shown};
 /// Everything that is wrong with a pipeline: at least one mistake, each with its place.
 ///
 /// `Display` has one line per mistake, below a heading.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct InvalidPipeline {
     problems: Vec<Problem>,
+    omitted: usize,
 }
 
 impl InvalidPipeline {
-    /// Fails where there are problems.
-    pub(crate) fn check(problems: Vec<Problem>) -> Result<(), Self> {
-        if problems.is_empty() { Ok(()) } else { Err(Self { problems }) }
+    /// The most mistakes that are kept; further ones are counted.
+    pub const MAX_PROBLEMS: usize = 1_000;
+
+    /// A single mistake.
+    pub(crate) fn of(place: Place, kind: ProblemKind) -> Self {
+        Self { problems: vec![Problem { place, kind }], omitted: 0 }
     }
 
     /// The mistakes, in the order of the IR. Never empty.
@@ -24,22 +29,48 @@ impl InvalidPipeline {
     pub fn problems(&self) -> &[Problem] {
         &self.problems
     }
-}
 
-impl From<Problem> for InvalidPipeline {
-    fn from(problem: Problem) -> Self {
-        Self { problems: vec![problem] }
+    /// How many mistakes there are besides [`problems`](Self::problems).
+    #[must_use]
+    pub fn omitted(&self) -> usize {
+        self.omitted
     }
 }
 
 impl fmt::Display for InvalidPipeline {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("invalid pipeline:")?;
-        self.problems.iter().try_for_each(|problem| write!(f, "\n  {problem}"))
+        self.problems.iter().try_for_each(|problem| write!(f, "\n  {problem}"))?;
+        if self.omitted > 0 { write!(f, "\n  and {} more mistakes", self.omitted) } else { Ok(()) }
     }
 }
 
 impl std::error::Error for InvalidPipeline {}
+
+/// Collects mistakes. Keeps a bounded number of them: a hostile pipeline has more mistakes than it has bytes to spare.
+#[derive(Debug, Default)]
+pub(crate) struct Problems {
+    kept: Vec<Problem>,
+    omitted: usize,
+}
+
+impl Problems {
+    pub(crate) fn add(&mut self, place: Place, kind: ProblemKind) {
+        if self.kept.len() < InvalidPipeline::MAX_PROBLEMS {
+            self.kept.push(Problem { place, kind });
+        } else {
+            self.omitted += 1;
+        }
+    }
+
+    /// Fails where there was a mistake so far.
+    pub(crate) fn check(&mut self) -> Result<(), InvalidPipeline> {
+        if self.kept.is_empty() {
+            return Ok(());
+        }
+        Err(InvalidPipeline { problems: std::mem::take(&mut self.kept), omitted: self.omitted })
+    }
+}
 
 /// One mistake.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -49,10 +80,6 @@ pub struct Problem {
 }
 
 impl Problem {
-    pub(crate) fn new(place: Place, kind: ProblemKind) -> Self {
-        Self { place, kind }
-    }
-
     /// Where.
     #[must_use]
     pub fn place(&self) -> &Place {
@@ -204,11 +231,14 @@ pub enum ProblemKind {
         /// The field, such as `cmd`.
         field: &'static str,
     },
-    /// The name of an environment variable that is empty or has a `=`.
-    #[error("{} can't name an environment variable: it must not be empty, nor have `=` or NUL", Quoted(.0))]
+    /// The name of an environment variable that is empty, or has a `=` or a NUL byte.
+    #[error("{} can't name a variable: names are not empty and have neither `=` nor NUL bytes", Quoted(.0))]
     VariableName(String),
+    /// The value of the environment variable of this name has a NUL byte.
+    #[error("the variable {} has a NUL byte, which can't be passed to a program", Quoted(.0))]
+    VariableValue(String),
     /// A step, or the options, name a runner that the engine does not have.
-    #[error("there is no runner {}{}; there are {}", Quoted(.name), DidYouMean(.nearest), List(.known))]
+    #[error("there is no runner {}{} (known: {})", Quoted(.name), DidYouMean(.nearest), List(.known))]
     UnknownRunner {
         /// The name.
         name: String,
@@ -218,7 +248,7 @@ pub enum ProblemKind {
         known: Vec<Arc<str>>,
     },
     /// A runner of this project that the engine was built without.
-    #[error("the runner {} is not compiled into this program; there are {}", Quoted(.name), List(.known))]
+    #[error("runner `{name}` is not compiled into this program (known: {})", List(.known))]
     MissingRunner {
         /// The name.
         name: &'static str,
@@ -226,7 +256,7 @@ pub enum ProblemKind {
         known: Vec<Arc<str>>,
     },
     /// The step names no runner, and none is the default.
-    #[error("names no runner, and none is the default; there are {}", List(.known))]
+    #[error("the step names no runner, and none is the default (known: {})", List(.known))]
     NoDefaultRunner {
         /// Every known name.
         known: Vec<Arc<str>>,
@@ -243,14 +273,17 @@ pub enum ProblemKind {
     },
     /// The runner can't boot from the step's image.
     #[error(
-        "runner `{runner}` can't boot from image {}, only from {images}; to run on this machine's system instead: --image {image}=host",
-        Quoted(.image)
+        "runner `{runner}` can't boot from image {}, only from {images}; \
+         to run on this machine's system instead: `--image {}=host`",
+        Quoted(.image), Shown(.named)
     )]
     Image {
         /// The runner.
         runner: Arc<str>,
         /// The image, with substitutions applied.
         image: Arc<str>,
+        /// The image that the pipeline names, before substitution.
+        named: Arc<str>,
         /// What it can boot from.
         images: &'static str,
     },
@@ -273,71 +306,4 @@ pub enum ProblemKind {
         /// The parent's runner.
         parent_runner: Arc<str>,
     },
-}
-
-/// How much of a name, or of a list of names, an error shows.
-const SHOWN_CHARS: usize = 80;
-const SHOWN_NAMES: usize = 16;
-
-/// Text from the pipeline in backticks: one line, of bounded length, that can't move a terminal's cursor.
-struct Quoted<'a>(&'a str);
-
-impl fmt::Display for Quoted<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("`")?;
-        for (at, char) in self.0.chars().enumerate() {
-            if at == SHOWN_CHARS {
-                f.write_str("…")?;
-                break;
-            }
-            if char.is_control() { write!(f, "{}", char.escape_default())? } else { write!(f, "{char}")? }
-        }
-        f.write_str("`")
-    }
-}
-
-/// "`a`, `b` and `c`", cut after some.
-struct List<'a, T>(&'a [T]);
-
-impl<T: AsRef<str>> fmt::Display for List<'_, T> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.0.is_empty() {
-            return f.write_str("none");
-        }
-        let shown = &self.0[..self.0.len().min(SHOWN_NAMES)];
-        let hidden = self.0.len() - shown.len();
-        for (at, name) in shown.iter().enumerate() {
-            let separator = match at {
-                0 => "",
-                _ if at + 1 == shown.len() && hidden == 0 => " and ",
-                _ => ", ",
-            };
-            write!(f, "{separator}{}", Quoted(name.as_ref()))?;
-        }
-        if hidden > 0 { write!(f, " and {hidden} more") } else { Ok(()) }
-    }
-}
-
-/// "`a` -> `b` -> `a`", its middle cut out where it is long.
-struct Path<'a>(&'a [Arc<str>]);
-
-impl fmt::Display for Path<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let hidden = self.0.len().saturating_sub(SHOWN_NAMES);
-        let head = if hidden == 0 { self.0.len() } else { SHOWN_NAMES / 2 };
-        self.0[..head].iter().try_for_each(|key| write!(f, "{} -> ", Quoted(key)))?;
-        if hidden > 0 {
-            write!(f, "({hidden} more) -> ")?;
-        }
-        self.0[head + hidden..].iter().try_for_each(|key| write!(f, "{} -> ", Quoted(key)))?;
-        self.0.first().map_or(Ok(()), |first| Quoted(first).fmt(f))
-    }
-}
-
-struct DidYouMean<'a>(&'a Option<Arc<str>>);
-
-impl fmt::Display for DidYouMean<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.as_ref().map_or(Ok(()), |nearest| write!(f, ", did you mean `{nearest}`?"))
-    }
 }

@@ -8,8 +8,8 @@ use serde_json::{Number, Value};
 use std::sync::Arc;
 
 use super::{
-    Cache, Env,
-    problem::{Place, Problem, ProblemKind},
+    Cache, Env, InvalidPipeline,
+    problem::{Place, ProblemKind},
 };
 
 #[derive(Deserialize)]
@@ -66,30 +66,23 @@ pub(super) struct RawStep {
 }
 
 /// Decodes the shape. `serde_json` bounds the recursion (128 levels) and what is kept is linear in the text.
-pub(super) fn decode(json: &[u8]) -> Result<RawPipeline, Problem> {
+pub(super) fn decode(json: &[u8]) -> Result<RawPipeline, InvalidPipeline> {
     // Keeping track of the path costs an allocation per field: only a text that is known to be wrong is read that way.
     serde_json::from_slice(json).map_err(|error| {
         let mut deserializer = serde_json::Deserializer::from_slice(json);
         match serde_path_to_error::deserialize::<_, RawPipeline>(&mut deserializer) {
-            Err(error) if error.inner().is_data() => {
-                let path = error.path().to_string();
-                problem(&error.into_inner(), path)
-            }
+            Err(located) if located.inner().is_data() => problem(located.inner(), located.path().to_string()),
             _ => problem(&error, String::new()),
         }
     })
 }
 
-fn problem(error: &serde_json::Error, path: String) -> Problem {
+fn problem(error: &serde_json::Error, path: String) -> InvalidPipeline {
     let (line, column) = (error.line(), error.column());
     let text = error.to_string();
     let text = text.strip_suffix(&format!(" at line {line} column {column}")).unwrap_or(&text);
-    let mut message: String = text.chars().take(MESSAGE_CHARS).collect();
-    if message.len() < text.len() {
-        message.push('…');
-    }
-    let kind = if error.is_data() { message } else { format!("the text is no JSON: {message}") };
-    Problem::new(Place::Json { line, column, path }, ProblemKind::Json(kind))
+    let message = text.chars().take(MESSAGE_CHARS).collect();
+    InvalidPipeline::of(Place::Json { line, column, path }, ProblemKind::Json(message))
 }
 
 /// A message may quote a value of any length.

@@ -12,10 +12,11 @@ use super::{
     CommandStep, Edge, EdgeKind, Env, InvalidPipeline, Node, Pipeline,
     csr::Csr,
     cycles,
-    problem::{Endpoint, Place, Problem, ProblemKind},
+    problem::{Endpoint, Place, ProblemKind, Problems},
     raw::{RawEdge, RawGraph, RawNode, RawPipeline},
 };
 
+/// Checks everything that the IR shows by itself.
 pub(super) fn validate(raw: RawPipeline) -> Result<Pipeline, InvalidPipeline> {
     let RawPipeline { version, default_image, timeout_seconds, graph } = raw;
     let RawGraph { nodes, node_holes, edge_property, edges } = graph;
@@ -24,8 +25,8 @@ pub(super) fn validate(raw: RawPipeline) -> Result<Pipeline, InvalidPipeline> {
     if version != Pipeline::VERSION {
         problems.add(Place::Pipeline, ProblemKind::UnknownVersion(version));
     }
-    let timeout_seconds = problems.timeout(&Place::Pipeline, timeout_seconds.as_ref());
-    problems.nul_byte(&Place::Pipeline, "default_image", default_image.as_deref());
+    let timeout_seconds = check_timeout(timeout_seconds.as_ref(), &Place::Pipeline, &mut problems);
+    check_nul(default_image.as_deref(), "default_image", &Place::Pipeline, &mut problems);
     if !node_holes.is_empty() {
         problems.add(Place::Pipeline, ProblemKind::NodeHoles);
     }
@@ -34,166 +35,153 @@ pub(super) fn validate(raw: RawPipeline) -> Result<Pipeline, InvalidPipeline> {
     }
     if nodes.len() > Pipeline::MAX_STEPS {
         problems.add(Place::Pipeline, ProblemKind::TooManySteps { count: nodes.len() });
-        InvalidPipeline::check(std::mem::take(&mut problems.0))?;
+        problems.check()?;
     }
 
-    let nodes = problems.nodes(nodes);
-    let edges = problems.edges(edges, &nodes);
-    problems.lineage(&edges, &nodes);
-    problems.cycles(&edges, &nodes);
-    InvalidPipeline::check(problems.0)?;
+    let nodes = check_nodes(nodes, &mut problems);
+    let edges = check_edges(edges, &nodes, &mut problems);
+    check_lineage(&edges, &nodes, &mut problems);
+    check_cycles(&edges, &nodes, &mut problems);
+    problems.check()?;
     Ok(Pipeline { default_image, timeout_seconds, nodes, edges })
 }
 
-/// Whether a program can be given a variable of this name.
-pub(crate) fn is_variable_name(name: &str) -> bool {
-    !name.is_empty() && !name.contains(['=', '\0'])
+/// Checks that a program can be given these variables.
+pub(crate) fn check_env(env: &Env, place: &Place, problems: &mut Problems) {
+    for (name, value) in env {
+        if name.is_empty() || name.contains(['=', '\0']) {
+            problems.add(place.clone(), ProblemKind::VariableName(name.clone()));
+        }
+        if value.contains('\0') {
+            problems.add(place.clone(), ProblemKind::VariableValue(name.clone()));
+        }
+    }
 }
 
-#[derive(Default)]
-struct Problems(Vec<Problem>);
-
-impl Problems {
-    fn add(&mut self, place: Place, kind: ProblemKind) {
-        self.0.push(Problem::new(place, kind));
+fn check_timeout(seconds: Option<&Number>, place: &Place, problems: &mut Problems) -> Option<NonZeroU32> {
+    let seconds = seconds?;
+    let valid = seconds.as_u64().and_then(|seconds| u32::try_from(seconds).ok()).and_then(NonZeroU32::new);
+    if valid.is_none() {
+        problems.add(place.clone(), ProblemKind::Timeout(seconds.to_string()));
     }
+    valid
+}
 
-    fn timeout(&mut self, place: &Place, seconds: Option<&Number>) -> Option<NonZeroU32> {
-        let seconds = seconds?;
-        let valid = seconds.as_u64().and_then(|seconds| u32::try_from(seconds).ok()).and_then(NonZeroU32::new);
-        if valid.is_none() {
-            self.add(place.clone(), ProblemKind::Timeout(seconds.to_string()));
-        }
-        valid
+fn check_nul(text: Option<&str>, field: &'static str, place: &Place, problems: &mut Problems) {
+    if text.is_some_and(|text| text.contains('\0')) {
+        problems.add(place.clone(), ProblemKind::NulByte { field });
     }
+}
 
-    fn nul_byte(&mut self, place: &Place, field: &'static str, text: Option<&str>) {
-        if text.is_some_and(|text| text.contains('\0')) {
-            self.add(place.clone(), ProblemKind::NulByte { field });
-        }
-    }
-
-    fn variables(&mut self, place: &Place, env: &Env) {
-        for (name, value) in env {
-            if !is_variable_name(name) {
-                self.add(place.clone(), ProblemKind::VariableName(name.clone()));
-            }
-            self.nul_byte(place, "env", Some(value));
-        }
-    }
-
-    fn nodes(&mut self, raw: Vec<RawNode>) -> Vec<Node> {
-        let mut nodes: Vec<Node> = Vec::with_capacity(raw.len());
-        let mut by_key: HashMap<Arc<str>, usize> = HashMap::with_capacity(raw.len());
-        for (node, RawNode { step, env }) in raw.into_iter().enumerate() {
-            let key = step.key;
-            let place = Place::Step { node, key: Arc::clone(&key) };
-            if key.is_empty() {
-                self.add(place.clone(), ProblemKind::EmptyKey);
-            } else {
-                match by_key.entry(Arc::clone(&key)) {
-                    Entry::Vacant(entry) => _ = entry.insert(node),
-                    Entry::Occupied(entry) => {
-                        self.add(place.clone(), ProblemKind::DuplicateKey { first: *entry.get(), node });
-                    }
+fn check_nodes(raw: Vec<RawNode>, problems: &mut Problems) -> Vec<Node> {
+    let mut nodes: Vec<Node> = Vec::with_capacity(raw.len());
+    let mut by_key: HashMap<Arc<str>, usize> = HashMap::with_capacity(raw.len());
+    for (node, RawNode { step, env }) in raw.into_iter().enumerate() {
+        let place = Place::Step { node, key: Arc::clone(&step.key) };
+        if step.key.is_empty() {
+            problems.add(place.clone(), ProblemKind::EmptyKey);
+        } else {
+            match by_key.entry(Arc::clone(&step.key)) {
+                Entry::Vacant(entry) => _ = entry.insert(node),
+                Entry::Occupied(entry) => {
+                    problems.add(place.clone(), ProblemKind::DuplicateKey { first: *entry.get(), node });
                 }
             }
-            self.nul_byte(&place, "key", Some(&key));
-            self.nul_byte(&place, "cmd", Some(&step.cmd));
-            self.nul_byte(&place, "image", step.image.as_deref());
-            let timeout_seconds = self.timeout(&place, step.timeout_seconds.as_ref());
-            // The step's own variables are part of the node's, unless the IR was written by hand.
-            if let Some(own) = step.env.as_ref().filter(|own| own.keys().any(|name| !env.contains_key(name))) {
-                self.variables(&place, own);
-            }
-            // The DSL gives most steps the same environment: they share one.
-            let env = match nodes.last() {
-                Some(previous) if *previous.env == env => Arc::clone(&previous.env),
-                _ => {
-                    self.variables(&place, &env);
-                    Arc::new(env)
-                }
-            };
-            let step = CommandStep {
-                key,
-                label: step.label,
-                cmd: step.cmd,
-                image: step.image,
-                env: step.env,
-                timeout_seconds,
-                cache: step.cache,
-                runner: step.runner,
-                runner_args: step.runner_args,
-            };
-            nodes.push(Node { step: Arc::new(step), env });
         }
-        nodes
+        check_nul(Some(&step.key), "key", &place, problems);
+        check_nul(Some(&step.cmd), "cmd", &place, problems);
+        check_nul(step.image.as_deref(), "image", &place, problems);
+        let timeout_seconds = check_timeout(step.timeout_seconds.as_ref(), &place, problems);
+        check_env(&env, &place, problems);
+        // The DSL merges the step's own variables into the node's; IR written by hand may not.
+        if let Some(own) = &step.env
+            && own.iter().any(|(name, value)| env.get(name) != Some(value))
+        {
+            check_env(own, &place, problems);
+        }
+        // The DSL gives most steps the same environment: neighbours share it.
+        let env = match nodes.last() {
+            Some(previous) if *previous.env == env => Arc::clone(&previous.env),
+            _ => Arc::new(env),
+        };
+        let step = CommandStep {
+            key: step.key,
+            label: step.label,
+            cmd: step.cmd,
+            image: step.image,
+            env: step.env,
+            timeout_seconds,
+            cache: step.cache,
+            runner: step.runner,
+            runner_args: step.runner_args,
+        };
+        nodes.push(Node { step: Arc::new(step), env });
     }
+    nodes
+}
 
-    /// Keeps the edges that are right by themselves, one between each two steps.
-    fn edges(&mut self, raw: Vec<Option<RawEdge>>, nodes: &[Node]) -> Vec<Edge> {
-        let mut edges: Vec<Edge> = Vec::with_capacity(raw.len());
-        let mut by_ends: HashMap<(u32, u32), usize> = HashMap::with_capacity(raw.len());
-        for (at, raw) in raw.into_iter().enumerate() {
-            let Some(RawEdge(from, to, kind)) = raw else {
-                self.add(Place::Pipeline, ProblemKind::NullEdge(at));
-                continue;
-            };
-            let before = self.0.len();
-            let (from_at, to_at) = (node_at(from, nodes), node_at(to, nodes));
-            let place = Place::Edge { edge: at, from: endpoint(from, nodes), to: endpoint(to, nodes) };
-            let known_kind = match kind.as_str() {
-                "builds_in" => Some(EdgeKind::BuildsIn),
-                "depends_on" => Some(EdgeKind::DependsOn),
-                _ => None,
-            };
-            if from_at.is_none() {
-                self.add(place.clone(), ProblemKind::MissingNode { missing: from, count: nodes.len() });
-            }
-            if to_at.is_none() && from != to {
-                self.add(place.clone(), ProblemKind::MissingNode { missing: to, count: nodes.len() });
-            }
-            if from == to && from_at.is_some() {
-                self.add(place.clone(), ProblemKind::SelfEdge);
-            }
-            if known_kind.is_none() {
-                self.add(place, ProblemKind::UnknownEdgeKind(kind));
-            }
-            let (Some(from), Some(to), Some(kind)) = (from_at, to_at, known_kind) else { continue };
-            if self.0.len() > before {
-                continue;
-            }
-            match by_ends.entry((from, to)) {
-                Entry::Vacant(entry) => {
-                    entry.insert(edges.len());
-                    edges.push(Edge(from, to, kind));
-                }
-                Entry::Occupied(entry) if kind == EdgeKind::BuildsIn => edges[*entry.get()].2 = kind,
-                Entry::Occupied(_) => {}
-            }
+/// Keeps the edges that are right by themselves, one between each two steps.
+fn check_edges(raw: Vec<Option<RawEdge>>, nodes: &[Node], problems: &mut Problems) -> Vec<Edge> {
+    let mut edges: Vec<Edge> = Vec::with_capacity(raw.len());
+    let mut by_ends: HashMap<(u32, u32), usize> = HashMap::with_capacity(raw.len());
+    for (edge, raw) in raw.into_iter().enumerate() {
+        let Some(RawEdge(from, to, kind)) = raw else {
+            problems.add(Place::Pipeline, ProblemKind::NullEdge(edge));
+            continue;
+        };
+        let place = || Place::Edge { edge, from: endpoint(from, nodes), to: endpoint(to, nodes) };
+        let known_kind = match kind.as_str() {
+            "builds_in" => Some(EdgeKind::BuildsIn),
+            "depends_on" => Some(EdgeKind::DependsOn),
+            _ => None,
+        };
+        if known_kind.is_none() {
+            problems.add(place(), ProblemKind::UnknownEdgeKind(kind));
         }
-        edges
+        if from == to {
+            problems.add(place(), ProblemKind::SelfEdge);
+            continue;
+        }
+        let [from, to] = [from, to].map(|end| {
+            let node = node_at(end, nodes);
+            if node.is_none() {
+                problems.add(place(), ProblemKind::MissingNode { missing: end, count: nodes.len() });
+            }
+            node
+        });
+        let (Some(from), Some(to), Some(kind)) = (from, to, known_kind) else { continue };
+        match by_ends.entry((from, to)) {
+            Entry::Vacant(entry) => {
+                entry.insert(edges.len());
+                edges.push(Edge(from, to, kind));
+            }
+            Entry::Occupied(entry) if kind == EdgeKind::BuildsIn => edges[*entry.get()].2 = kind,
+            Entry::Occupied(_) => {}
+        }
     }
+    edges
+}
 
-    fn lineage(&mut self, edges: &[Edge], nodes: &[Node]) {
-        let lineage = edges.iter().filter(|edge| edge.2 == EdgeKind::BuildsIn);
-        let parents = Csr::new(nodes.len(), lineage.map(|edge| (edge.1 as usize, edge.0)));
-        for (node, Node { step, .. }) in nodes.iter().enumerate() {
-            if let parents @ [_, _, ..] = parents.row(node) {
-                let keys = parents.iter().map(|&parent| Arc::clone(&nodes[parent as usize].step.key)).collect();
-                let place = Place::Step { node, key: Arc::clone(&step.key) };
-                self.add(place, ProblemKind::ManyLineageParents(keys));
-            }
+fn check_lineage(edges: &[Edge], nodes: &[Node], problems: &mut Problems) {
+    let lineage = edges.iter().filter(|edge| edge.2 == EdgeKind::BuildsIn);
+    let parents = Csr::new(nodes.len(), lineage.map(|edge| (edge.1 as usize, edge.0)));
+    for (node, Node { step, .. }) in nodes.iter().enumerate() {
+        if let parents @ [_, _, ..] = parents.row(node) {
+            let place = Place::Step { node, key: Arc::clone(&step.key) };
+            problems.add(place, ProblemKind::ManyLineageParents(keys(parents, nodes)));
         }
     }
+}
 
-    fn cycles(&mut self, edges: &[Edge], nodes: &[Node]) {
-        let children = Csr::new(nodes.len(), edges.iter().map(|edge| (edge.0 as usize, edge.1)));
-        for cycle in cycles::find(&children) {
-            let keys = cycle.iter().map(|&node| Arc::clone(&nodes[node as usize].step.key)).collect();
-            self.add(Place::Pipeline, ProblemKind::Cycle(keys));
-        }
+fn check_cycles(edges: &[Edge], nodes: &[Node], problems: &mut Problems) {
+    let children = Csr::new(nodes.len(), edges.iter().map(|edge| (edge.0 as usize, edge.1)));
+    for cycle in cycles::find(&children) {
+        problems.add(Place::Pipeline, ProblemKind::Cycle(keys(&cycle, nodes)));
     }
+}
+
+fn keys(steps: &[u32], nodes: &[Node]) -> Vec<Arc<str>> {
+    steps.iter().map(|&step| Arc::clone(&nodes[step as usize].step.key)).collect()
 }
 
 fn node_at(node: u64, nodes: &[Node]) -> Option<u32> {

@@ -7,95 +7,16 @@ use std::{
     time::Duration,
 };
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
-use super::{Dag, Plan, StepIndex};
+use super::{
+    BindOptions, BoundPlan, BoundStep, Plan, StepIndex,
+    bound::{DEFAULT_IMAGE, display_name},
+};
 use crate::{
-    ir::{CommandStep, EdgeKind, Env, InvalidPipeline, Place, Problem, ProblemKind, is_variable_name},
+    ir::{CommandStep, EdgeKind, Env, InvalidPipeline, Place, ProblemKind, Problems, check_env},
     runner::{ImageSupport, RunnerDescriptor, RunnerIndex},
 };
-
-/// What a run changes about a plan.
-#[derive(Debug, Clone, Default)]
-pub struct BindOptions {
-    /// The runner of steps that name none, instead of the set's default.
-    pub runner: Option<String>,
-    /// Images to replace.
-    pub images: BTreeMap<String, String>,
-    /// Variables over the steps' own.
-    pub env: Env,
-    /// Whether the run has secrets: runners without the capability are refused then.
-    pub has_secrets: bool,
-}
-
-/// A plan whose every step knows its runner. Immutable.
-#[derive(Debug)]
-#[non_exhaustive]
-pub struct BoundPlan {
-    /// The graph.
-    pub dag: Arc<Dag>,
-    /// The steps by index.
-    pub steps: Vec<BoundStep>,
-    /// The runners by index.
-    pub runners: Vec<RunnerDescriptor>,
-    /// Wall-clock budget of the whole build.
-    pub timeout: Option<Duration>,
-    /// The [`BindOptions::images`] that no root step boots from: perhaps misspelt.
-    pub unused_images: Vec<String>,
-}
-
-impl BoundPlan {
-    /// A step.
-    #[must_use]
-    pub fn step(&self, step: StepIndex) -> &BoundStep {
-        &self.steps[step.get()]
-    }
-
-    /// The runner that runs a step.
-    #[must_use]
-    pub fn runner(&self, step: StepIndex) -> &RunnerDescriptor {
-        &self.runners[usize::from(self.step(step).runner.0)]
-    }
-
-    /// What a step boots from: the snapshot of the parent returned, or else its image.
-    #[must_use]
-    pub fn base(&self, step: StepIndex) -> Base<'_> {
-        match self.dag.lineage_parent(step) {
-            Some(parent) => Base::Snapshot(parent),
-            None => Base::Image(self.step(step).step.image.as_deref().unwrap_or(DEFAULT_IMAGE)),
-        }
-    }
-}
-
-/// What a step boots from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Base<'a> {
-    /// An image, with defaults and substitutions applied.
-    Image(&'a str),
-    /// The snapshot that this step leaves.
-    Snapshot(StepIndex),
-}
-
-/// A step that knows its runner.
-#[derive(Debug)]
-#[non_exhaustive]
-pub struct BoundStep {
-    /// The command, its image resolved.
-    pub step: Arc<CommandStep>,
-    /// The whole environment.
-    pub env: Arc<Env>,
-    /// What people read: the label, or the first 40 characters of the command's first line.
-    pub display_name: Arc<str>,
-    /// The runner.
-    pub runner: RunnerIndex,
-    /// Wall-clock budget of one attempt.
-    pub timeout: Option<Duration>,
-    /// Whether a `builds_in` child boots from this step.
-    pub has_lineage_children: bool,
-}
-
-/// The image of root steps where neither the step nor the pipeline names one: this machine's system.
-const DEFAULT_IMAGE: &str = "host";
 
 /// The runners that this project has, whether or not a program is built with them.
 const PROJECT_RUNNERS: [&str; 5] = ["sandbox", "process", "vm", "docker", "cloud"];
@@ -111,8 +32,8 @@ pub fn bind(plan: &Plan, runners: Vec<RunnerDescriptor>, options: &BindOptions) 
     for step in plan.dag().steps() {
         binder.check_lineage(step, &steps);
     }
-    let Binder { problems, used_images, .. } = binder;
-    InvalidPipeline::check(problems)?;
+    let Binder { mut problems, used_images, .. } = binder;
+    problems.check()?;
     Ok(BoundPlan {
         dag: Arc::clone(&plan.inner.dag),
         // Without problems every step has its runner.
@@ -137,7 +58,9 @@ struct Binder<'a> {
     without_secrets: BTreeSet<RunnerIndex>,
     /// The last step's own environment and what came of it: most steps share theirs.
     last_env: Option<(&'a Arc<Env>, Arc<Env>)>,
-    problems: Vec<Problem>,
+    /// What a runner is asked to check where a step has no arguments: it may need some.
+    no_args: Value,
+    problems: Problems,
 }
 
 impl<'a> Binder<'a> {
@@ -152,17 +75,13 @@ impl<'a> Binder<'a> {
             used_images: BTreeSet::new(),
             without_secrets: BTreeSet::new(),
             last_env: None,
-            problems: Vec::new(),
+            no_args: Value::Object(Map::new()),
+            problems: Problems::default(),
         };
         if let Some(name) = &options.runner {
             binder.default_runner = binder.runner_named(name, &Place::Options).map(Some).ok_or(());
         }
-        for name in options.env.keys().filter(|name| !is_variable_name(name)) {
-            binder.problems.push(Problem::new(Place::Options, ProblemKind::VariableName(name.clone())));
-        }
-        if options.env.values().any(|value| value.contains('\0')) {
-            binder.problems.push(Problem::new(Place::Options, ProblemKind::NulByte { field: "env" }));
-        }
+        check_env(&options.env, &Place::Options, &mut binder.problems);
         binder
     }
 
@@ -177,7 +96,7 @@ impl<'a> Binder<'a> {
                 Ok(Some(runner)) => runner,
                 Ok(None) => {
                     let kind = ProblemKind::NoDefaultRunner { known: self.known() };
-                    self.problems.push(Problem::new(place, kind));
+                    self.problems.add(place, kind);
                     return None;
                 }
                 Err(()) => return None,
@@ -185,17 +104,17 @@ impl<'a> Binder<'a> {
         };
         let descriptor = &self.runners[usize::from(runner.0)];
 
-        if let Err(error) = descriptor.args.check(step.runner_args.as_ref().unwrap_or(&Value::Null)) {
+        if let Err(error) = descriptor.args.check(step.runner_args.as_ref().unwrap_or(&self.no_args)) {
             let kind = ProblemKind::RunnerArgs {
                 runner: Arc::clone(&descriptor.name),
                 path: error.path,
                 message: error.message,
             };
-            self.problems.push(Problem::new(place.clone(), kind));
+            self.problems.add(place.clone(), kind);
         }
         if self.options.has_secrets && !descriptor.capabilities.secrets && self.without_secrets.insert(runner) {
             let kind = ProblemKind::Secrets { runner: Arc::clone(&descriptor.name) };
-            self.problems.push(Problem::new(place.clone(), kind));
+            self.problems.add(place.clone(), kind);
         }
         let step = match self.plan.dag().lineage_parent(at) {
             Some(_) => Arc::clone(step),
@@ -214,8 +133,9 @@ impl<'a> Binder<'a> {
 
     /// Resolves a root step's image.
     fn root(&mut self, step: &'a Arc<CommandStep>, runner: &RunnerDescriptor, place: Place) -> Arc<CommandStep> {
-        let mut image = step.image.as_ref().unwrap_or(&self.default_image);
-        if let Some((from, to)) = self.images.get_key_value(&**image) {
+        let named = step.image.as_ref().unwrap_or(&self.default_image);
+        let mut image = named;
+        if let Some((from, to)) = self.images.get_key_value(&**named) {
             self.used_images.insert(from);
             image = to;
         }
@@ -227,8 +147,9 @@ impl<'a> Binder<'a> {
             }
         };
         if let Some(images) = images {
-            let kind = ProblemKind::Image { runner: Arc::clone(&runner.name), image: Arc::clone(image), images };
-            self.problems.push(Problem::new(place, kind));
+            let (image, named) = (Arc::clone(image), Arc::clone(named));
+            let kind = ProblemKind::Image { runner: Arc::clone(&runner.name), image, images, named };
+            self.problems.add(place, kind);
         }
         if step.image.as_ref() == Some(image) {
             Arc::clone(step)
@@ -268,7 +189,7 @@ impl<'a> Binder<'a> {
             parent_runner: Arc::clone(&parent_runner.name),
         };
         let place = Place::Step { node: at.get(), key: Arc::clone(&child.step.key) };
-        self.problems.push(Problem::new(place, kind));
+        self.problems.add(place, kind);
     }
 
     fn runner_named(&mut self, name: &str, place: &Place) -> Option<RunnerIndex> {
@@ -280,7 +201,7 @@ impl<'a> Binder<'a> {
             Some(name) => ProblemKind::MissingRunner { name, known },
             None => ProblemKind::UnknownRunner { name: name.to_owned(), nearest: nearest(name, &known), known },
         };
-        self.problems.push(Problem::new(place.clone(), kind));
+        self.problems.add(place.clone(), kind);
         None
     }
 
@@ -295,14 +216,12 @@ fn index(runners: &[RunnerDescriptor], is_it: impl Fn(&RunnerDescriptor) -> bool
 
 /// The known name that `name` may be a misspelling of.
 fn nearest(name: &str, known: &[Arc<str>]) -> Option<Arc<str>> {
-    let distance = |known: &str| strsim::damerau_levenshtein(known, name);
-    // A distance beyond half the name is another word; a name twice as long as any known is not worth a matrix.
-    let candidates = known.iter().filter(|known| name.len() <= 2 * known.len());
-    candidates
-        .map(|known| (distance(known), known))
-        .filter(|(far, known)| 2 * far <= known.len())
-        .min()
-        .map(|(_, it)| Arc::clone(it))
+    // A name twice as long as any known is not worth a matrix; a distance beyond half the name is another word.
+    let similar = known.iter().filter(|known| name.len() <= 2 * known.len()).filter_map(|known| {
+        let distance = strsim::damerau_levenshtein(known, &name.to_lowercase());
+        (2 * distance <= known.len()).then_some((distance, known))
+    });
+    similar.min().map(|(_, known)| Arc::clone(known))
 }
 
 fn is_rootfs(image: &str) -> bool {
@@ -311,20 +230,4 @@ fn is_rootfs(image: &str) -> bool {
 
 fn seconds(seconds: NonZeroU32) -> Duration {
     Duration::from_secs(seconds.get().into())
-}
-
-/// How many characters of a command stand for it where there is no label.
-const DISPLAY_CHARS: usize = 40;
-
-fn display_name(step: &CommandStep) -> Arc<str> {
-    if let Some(label) = step.label.as_ref().filter(|label| !label.trim().is_empty()) {
-        return Arc::clone(label);
-    }
-    let Some(line) = step.cmd.lines().map(str::trim).find(|line| !line.is_empty()) else {
-        return Arc::clone(&step.key);
-    };
-    match line.char_indices().nth(DISPLAY_CHARS) {
-        Some((cut, _)) => format!("{}…", line[..cut].trim_end()).into(),
-        None => line.into(),
-    }
 }

@@ -4,11 +4,13 @@
 //! [`RunnerIndex`](crate::runner::RunnerIndex) and checked arguments. Does not know how a step runs.
 
 mod bind;
+mod bound;
 mod dag;
 
 use std::sync::Arc;
 
-pub use bind::{Base, BindOptions, BoundPlan, BoundStep, bind};
+pub use bind::bind;
+pub use bound::{Base, BindOptions, BoundPlan, BoundStep};
 pub use dag::{Dag, Link, StepIndex};
 
 use crate::ir::{InvalidPipeline, Pipeline};

@@ -2,6 +2,7 @@
 
 mod compose;
 mod ir;
+mod ir_oracle;
 mod model;
 mod pipelines;
 mod schedule;

@@ -1,0 +1,85 @@
+//! How errors show text that comes from a pipeline: on one line, of bounded length, unable to move a terminal's cursor.
+
+use std::{
+    fmt::{self, Write},
+    sync::Arc,
+};
+
+/// How much of a name, or of a list of names, an error shows.
+const SHOWN_CHARS: usize = 80;
+const SHOWN_NAMES: usize = 16;
+
+/// Text in backticks.
+pub(super) struct Quoted<'a>(pub(super) &'a str);
+
+impl fmt::Display for Quoted<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "`{}`", Shown(self.0))
+    }
+}
+
+/// Text as part of something in backticks.
+pub(super) struct Shown<'a>(pub(super) &'a str);
+
+impl fmt::Display for Shown<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (at, char) in self.0.chars().enumerate() {
+            if at == SHOWN_CHARS {
+                return f.write_str("…");
+            }
+            if is_shown_as_it_is(char) { f.write_char(char)? } else { write!(f, "{}", char.escape_default())? }
+        }
+        Ok(())
+    }
+}
+
+/// Whether a character neither controls a terminal nor turns the direction of what follows.
+fn is_shown_as_it_is(char: char) -> bool {
+    !char.is_control() && !matches!(char, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
+/// "`a`, `b` and `c`", cut after some.
+pub(super) struct List<'a, T>(pub(super) &'a [T]);
+
+impl<T: AsRef<str>> fmt::Display for List<'_, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0.is_empty() {
+            return f.write_str("none");
+        }
+        let shown = &self.0[..self.0.len().min(SHOWN_NAMES)];
+        let hidden = self.0.len() - shown.len();
+        for (at, name) in shown.iter().enumerate() {
+            let separator = match at {
+                0 => "",
+                _ if at + 1 == shown.len() && hidden == 0 => " and ",
+                _ => ", ",
+            };
+            write!(f, "{separator}{}", Quoted(name.as_ref()))?;
+        }
+        if hidden > 0 { write!(f, " and {hidden} more") } else { Ok(()) }
+    }
+}
+
+/// "`a` -> `b` -> `a`", its middle cut out where it is long.
+pub(super) struct Path<'a>(pub(super) &'a [Arc<str>]);
+
+impl fmt::Display for Path<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let hidden = self.0.len().saturating_sub(SHOWN_NAMES);
+        let head = if hidden == 0 { self.0.len() } else { SHOWN_NAMES / 2 };
+        self.0[..head].iter().try_for_each(|key| write!(f, "{} -> ", Quoted(key)))?;
+        if hidden > 0 {
+            write!(f, "({hidden} more) -> ")?;
+        }
+        self.0[head + hidden..].iter().try_for_each(|key| write!(f, "{} -> ", Quoted(key)))?;
+        self.0.first().map_or(Ok(()), |first| Quoted(first).fmt(f))
+    }
+}
+
+pub(super) struct DidYouMean<'a>(pub(super) &'a Option<Arc<str>>);
+
+impl fmt::Display for DidYouMean<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.as_ref().map_or(Ok(()), |nearest| write!(f, ", did you mean `{nearest}`?"))
+    }
+}
