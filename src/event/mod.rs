@@ -1,13 +1,45 @@
 //! Events: the journal, raw logs, subscribers, masking, and the JSON that readers see.
 //!
+//! In: state events from the dispatcher ([`EventWriter`]) and bytes of output from runners ([`EventBus`]). Out: a stream
+//! of [`BuildEvent`]s ([`EventStream`]), the same for every reader, while the build runs or years later
+//! ([`JournalReader`]).
+//!
+//! ```text
+//! dispatcher -- emit ------------------------> pending --- flush: one write ---> journal --+
+//!                                                 ^                                        +--> readers: BuildEvents
+//! runner -- output --> masking --> raw log file --+ ranges          raw log files ---------+
+//! ```
+//!
 //! Output is appended as raw bytes to a file per attempt; the journal holds ranges into it, and the state events, each
-//! shown after it was written. Nobody waits for a reader. Knows nothing of rendering.
+//! shown after it was written. Nobody waits for a reader. Knows nothing of rendering, runners, or schedules.
 
-mod log;
+mod attempt;
+mod bus;
+mod create;
+mod cursor;
+mod frames;
+mod journal;
+mod json;
+mod lines;
+mod logs;
+mod mask;
+mod meta;
+mod record;
+mod replay;
+mod shared;
+mod stream;
 mod types;
+mod wake;
+mod writer;
 
-pub use log::{EventBus, EventStream, EventWriter, RunDir, RunMeta, StateEvent, StepMeta, create};
+pub use bus::EventBus;
+pub use create::{RunDir, create};
+pub use frames::JournalError;
+pub use meta::{RunMeta, StateEvent, StepMeta, step_id, step_index};
+pub use replay::{JournalReader, durations, open};
+pub use stream::EventStream;
 pub use types::{BuildEvent, BuildRef, EVENT_SCHEMA_VERSION, PlanSummary, StdStream};
+pub use writer::EventWriter;
 
 /// Lines longer than this are given to readers in parts, in bytes.
 pub const MAX_LINE_BYTES: usize = 1 << 20;

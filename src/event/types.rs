@@ -52,15 +52,17 @@ pub struct PlanSummary {
 ///
 /// `seq` counts the events of the whole stream from 0, log lines included; every reader of a run, live or later, sees the
 /// same events under the same numbers.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-#[serde(tag = "kind", rename_all = "snake_case")]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(remote = "Self", tag = "kind", rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum BuildEvent {
     /// The first event.
     BuildStart {
         /// Position in the stream.
+        #[serde(default)]
         seq: u64,
-        /// [`EVENT_SCHEMA_VERSION`].
+        /// [`EVENT_SCHEMA_VERSION`]; 0 in events of other programs.
+        #[serde(default)]
         schema_version: u32,
         /// The run.
         run_id: Uuid,
@@ -72,6 +74,7 @@ pub enum BuildEvent {
     /// The build has an identity.
     BuildAccepted {
         /// Position in the stream.
+        #[serde(default)]
         seq: u64,
         /// The identity.
         build: BuildRef,
@@ -81,6 +84,7 @@ pub enum BuildEvent {
     /// A step is part of the build. One for every step, in the order of the plan, before anything starts.
     StepQueued {
         /// Position in the stream.
+        #[serde(default)]
         seq: u64,
         /// The step.
         step_id: Uuid,
@@ -96,6 +100,7 @@ pub enum BuildEvent {
     /// An attempt starts.
     StepStart {
         /// Position in the stream.
+        #[serde(default)]
         seq: u64,
         /// The step.
         step_id: Uuid,
@@ -104,11 +109,13 @@ pub enum BuildEvent {
         /// The image it boots from, where it has no parent.
         image: Option<Arc<str>>,
         /// Which attempt, from 1.
+        #[serde(default = "first")]
         attempt: u32,
     },
     /// A line of output.
     StepLog {
         /// Position in the stream.
+        #[serde(default)]
         seq: u64,
         /// The step.
         step_id: Uuid,
@@ -119,15 +126,29 @@ pub enum BuildEvent {
         /// When the end of the line arrived.
         ts: DateTime<Utc>,
         /// Which attempt wrote it.
+        #[serde(default = "first")]
         attempt: u32,
         /// The line goes on in the next event of this step and stream: it was longer than
         /// [`MAX_LINE_BYTES`](crate::event::MAX_LINE_BYTES).
-        #[serde(skip_serializing_if = "is_false")]
+        #[serde(default, skip_serializing_if = "is_false")]
         partial: bool,
+    },
+    /// Output of an attempt can't be shown from here on: its log was removed, or cut off. Once for an attempt at most.
+    StepLogLost {
+        /// Position in the stream.
+        #[serde(default)]
+        seq: u64,
+        /// The step.
+        step_id: Uuid,
+        /// The attempt that wrote it.
+        attempt: u32,
+        /// What happened to it.
+        message: Arc<str>,
     },
     /// A step did not have to run.
     StepCacheHit {
         /// Position in the stream.
+        #[serde(default)]
         seq: u64,
         /// The step.
         step_id: Uuid,
@@ -139,6 +160,7 @@ pub enum BuildEvent {
     /// An attempt failed for reasons that are not the command's, and another follows.
     StepRetry {
         /// Position in the stream.
+        #[serde(default)]
         seq: u64,
         /// The step.
         step_id: Uuid,
@@ -152,6 +174,7 @@ pub enum BuildEvent {
     /// A step ended. Exactly one for every step.
     StepEnd {
         /// Position in the stream.
+        #[serde(default)]
         seq: u64,
         /// The step.
         step_id: Uuid,
@@ -165,14 +188,16 @@ pub enum BuildEvent {
         /// How it ended.
         status: StepStatus,
         /// The last attempt, from 1; 0 where it never started.
+        #[serde(default = "first")]
         attempt: u32,
         /// Why, where the status alone does not tell. Secrets masked.
-        #[serde(skip_serializing_if = "Option::is_none")]
+        #[serde(default, skip_serializing_if = "Option::is_none")]
         message: Option<Arc<str>>,
     },
     /// A chain stops here, because this step of it failed.
     ChainFailed {
         /// Position in the stream.
+        #[serde(default)]
         seq: u64,
         /// The chain.
         chain_idx: usize,
@@ -190,6 +215,7 @@ pub enum BuildEvent {
     /// The last event.
     BuildEnd {
         /// Position in the stream.
+        #[serde(default)]
         seq: u64,
         /// [`BuildStatus::exit_code`](crate::BuildStatus::exit_code).
         exit_code: i32,
@@ -199,8 +225,33 @@ pub enum BuildEvent {
         status: crate::outcome::BuildStatus,
     },
     /// An event that this version does not know, as it came.
-    #[serde(untagged)]
+    #[serde(untagged, skip_deserializing)]
     Unknown(serde_json::Map<String, serde_json::Value>),
+}
+
+impl BuildEvent {
+    /// The event's position in the stream; 0 where an event of another program has none.
+    #[must_use]
+    pub fn seq(&self) -> u64 {
+        match self {
+            Self::BuildStart { seq, .. }
+            | Self::BuildAccepted { seq, .. }
+            | Self::StepQueued { seq, .. }
+            | Self::StepStart { seq, .. }
+            | Self::StepLog { seq, .. }
+            | Self::StepLogLost { seq, .. }
+            | Self::StepCacheHit { seq, .. }
+            | Self::StepRetry { seq, .. }
+            | Self::StepEnd { seq, .. }
+            | Self::ChainFailed { seq, .. }
+            | Self::BuildEnd { seq, .. } => *seq,
+            Self::Unknown(fields) => fields.get("seq").and_then(serde_json::Value::as_u64).unwrap_or(0),
+        }
+    }
+}
+
+const fn first() -> u32 {
+    1
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]

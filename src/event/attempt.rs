@@ -1,0 +1,119 @@
+//! One attempt's output: masked, appended to its log, and put into the journal's next flush as a range.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex},
+};
+
+use super::{
+    StdStream,
+    logs::{LogWriter, RunFiles},
+    mask::Held,
+    record::stream_code,
+    shared::{OutputRange, Shared, lock},
+};
+
+/// The attempts that have a log, and those that may not have one any longer.
+#[derive(Debug)]
+pub(super) struct Attempts {
+    /// By step: the last attempt that ended, or [`u32::MAX`] where the step has.
+    ended: Vec<u32>,
+    open: BTreeMap<(u32, u32), Arc<Mutex<AttemptLog>>>,
+}
+
+impl Attempts {
+    pub(super) fn new(steps: usize) -> Self {
+        Self { ended: vec![0; steps], open: BTreeMap::new() }
+    }
+
+    /// The log of an attempt, new at its first output; `None` where the attempt has ended, or there is no such step.
+    pub(super) fn log(&mut self, files: &RunFiles, step: u32, attempt: u32) -> Option<Arc<Mutex<AttemptLog>>> {
+        if *self.ended.get(step as usize)? >= attempt {
+            return None;
+        }
+        let log = self.open.entry((step, attempt)).or_insert_with(|| {
+            Arc::new(Mutex::new(AttemptLog {
+                step,
+                attempt,
+                log: files.log(step, attempt),
+                held: Default::default(),
+                is_closed: false,
+            }))
+        });
+        Some(log.clone())
+    }
+
+    /// Takes no more output of `step`'s attempts up to `attempt`. Gives one of the logs that must be closed for that, to
+    /// be called again, or `None`.
+    pub(super) fn end(&mut self, step: u32, attempt: u32) -> Option<Arc<Mutex<AttemptLog>>> {
+        let ended = self.ended.get_mut(step as usize)?;
+        *ended = (*ended).max(attempt);
+        if self.open.is_empty() {
+            return None;
+        }
+        let (&key, _) = self.open.range((step, 0)..=(step, attempt)).next()?;
+        self.open.remove(&key)
+    }
+}
+
+/// One attempt's log, and what masking holds back of each of its streams.
+#[derive(Debug)]
+pub(super) struct AttemptLog {
+    step: u32,
+    attempt: u32,
+    log: LogWriter,
+    held: [Held; 2],
+    is_closed: bool,
+}
+
+impl AttemptLog {
+    /// Takes a chunk. After [`close`](Self::close) it is overlooked: the attempt's end is in the journal already.
+    pub(super) fn write(&mut self, shared: &Shared, stream: StdStream, bytes: &[u8]) {
+        if self.is_closed {
+            return;
+        }
+        match &shared.masker {
+            None => self.append(shared, stream, bytes),
+            Some(masker) => {
+                let mut masked = Vec::with_capacity(bytes.len());
+                masker.push(&mut self.held[usize::from(stream_code(stream))], bytes, &mut masked);
+                self.append(shared, stream, &masked);
+            }
+        }
+    }
+
+    /// Writes what was held back. Nothing follows.
+    pub(super) fn close(&mut self, shared: &Shared) {
+        self.is_closed = true;
+        let Some(masker) = &shared.masker else { return };
+        for stream in [StdStream::Stdout, StdStream::Stderr] {
+            let mut masked = Vec::new();
+            masker.finish(&mut self.held[usize::from(stream_code(stream))], &mut masked);
+            self.append(shared, stream, &masked);
+        }
+    }
+
+    fn append(&mut self, shared: &Shared, stream: StdStream, bytes: &[u8]) {
+        if bytes.is_empty() {
+            return;
+        }
+        let appended = self.log.append(bytes);
+        let mut pending = lock(&shared.pending);
+        let was_dirty = pending.is_dirty;
+        match appended {
+            Ok(offset) => pending.push_output(OutputRange {
+                at_ms: shared.elapsed_ms(),
+                step: self.step,
+                attempt: self.attempt,
+                stream: stream_code(stream),
+                offset,
+                len: bytes.len() as u64,
+            }),
+            Err(error) => pending.fail(&format!("write a step's output to {}", self.log.path().display()), &error),
+        }
+        drop(pending);
+        if !was_dirty {
+            shared.dirty.notify_one();
+        }
+    }
+}

@@ -1,0 +1,46 @@
+//! A runner's end: where output goes.
+
+use std::sync::{Arc, atomic::Ordering::Relaxed};
+
+use uuid::Uuid;
+
+use super::{
+    StdStream,
+    meta::step_index,
+    shared::{Shared, lock},
+};
+
+/// A runner's end: where output goes. Cheap to clone, and to be used from any thread.
+#[derive(Debug, Clone)]
+pub struct EventBus {
+    shared: Arc<Shared>,
+    attempt: u32,
+}
+
+impl EventBus {
+    pub(super) fn new(shared: Arc<Shared>) -> Self {
+        Self { shared, attempt: 1 }
+    }
+
+    /// Appends `bytes` of a step's output, secrets masked. Chunks may end anywhere, also inside a line, a character or a
+    /// secret. Failures are kept for the dispatcher, which ends the build. Output of an attempt that has ended, or of a
+    /// step that is not of this run, is overlooked (and warned of once).
+    ///
+    /// # Cancel safety
+    /// The bytes were written, or none were.
+    pub async fn output(&self, step_id: Uuid, stream: StdStream, bytes: &[u8]) {
+        let log = step_index(self.shared.meta.build.run_id, step_id)
+            .and_then(|step| lock(&self.shared.attempts).log(&self.shared.files, step.0, self.attempt));
+        match log {
+            Some(log) => lock(&log).write(&self.shared, stream, bytes),
+            None if self.shared.has_warned.swap(true, Relaxed) => {}
+            None => tracing::warn!(%step_id, attempt = self.attempt, "output of no running attempt is overlooked"),
+        }
+    }
+
+    /// This bus for one attempt of a step. The executor calls it.
+    #[must_use]
+    pub fn for_attempt(&self, attempt: u32) -> Self {
+        Self { shared: self.shared.clone(), attempt }
+    }
+}

@@ -1,0 +1,83 @@
+//! Begins a run's journal.
+
+use std::{
+    io,
+    path::PathBuf,
+    sync::{Arc, Mutex, atomic::AtomicBool},
+};
+
+use tokio::{sync::Notify, time::Instant};
+
+use super::{
+    EventBus, EventStream, EventWriter, RunMeta,
+    attempt::Attempts,
+    journal::Journal,
+    logs::RunFiles,
+    mask::Masker,
+    record::{FORMAT_VERSION, MAGIC, MAX_HEADER_BYTES, encode},
+    shared::{Pending, Shared},
+    wake::Published,
+};
+use crate::runner::Secrets;
+
+/// Where a run's journal and logs lie.
+#[derive(Debug)]
+pub enum RunDir {
+    /// In this directory, which is made, and stays. Only its owner may enter it.
+    Kept(PathBuf),
+    /// In a directory of their own that goes with the last of writer, buses and readers.
+    Temporary,
+}
+
+/// Opens a run's journal, writes its header, and gives the three ends of it.
+///
+/// Secrets are masked in display names and images; keys and the names of runners are identifiers, and stay.
+///
+/// # Errors
+/// Where the directory or the journal can't be made, or the directory has a journal already.
+pub fn create(dir: RunDir, mut meta: RunMeta, secrets: &Secrets) -> io::Result<(EventWriter, EventBus, EventStream)> {
+    let invalid = |error: &dyn std::error::Error| io::Error::new(io::ErrorKind::InvalidInput, error.to_string());
+    let masker = Masker::new(secrets).map_err(|error| invalid(&error))?;
+    if let Some(masker) = &masker {
+        for step in &mut meta.steps {
+            step.display_name = masker.mask_text(&step.display_name).into();
+            step.image = step.image.take().map(|image| masker.mask_text(&image).into());
+        }
+    }
+    let mut header = Vec::from(MAGIC);
+    header.extend_from_slice(&FORMAT_VERSION.to_le_bytes());
+    encode(&mut header, &meta).map_err(|error| invalid(&error))?;
+    if header.len() > MAX_HEADER_BYTES {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "the plan's keys and names are too long to be recorded",
+        ));
+    }
+
+    let (dir, temporary) = match dir {
+        RunDir::Kept(dir) => (dir, None),
+        RunDir::Temporary => {
+            let temporary = tempfile::Builder::new().prefix("hm-run-").tempdir()?;
+            (temporary.path().to_owned(), Some(temporary))
+        }
+    };
+    let (files, journal) = RunFiles::create(&dir, temporary)?;
+    let journal = Arc::new(journal);
+    let mut end = Journal::new(journal.clone());
+    end.append(&header)?;
+    let shared = Arc::new(Shared {
+        masker,
+        started: Instant::now(),
+        attempts: Mutex::new(Attempts::new(meta.steps.len())),
+        pending: Mutex::new(Pending::default()),
+        dirty: Notify::new(),
+        journal,
+        first_record: end.len(),
+        published: Published::new(end.len()),
+        has_warned: AtomicBool::new(false),
+        files,
+        meta: Arc::new(meta),
+    });
+    let events = EventStream::new(shared.clone());
+    Ok((EventWriter::new(shared.clone(), end), EventBus::new(shared), events))
+}

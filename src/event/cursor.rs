@@ -1,0 +1,345 @@
+//! Makes the events that readers see out of a journal's records and the logs they point into.
+//!
+//! Every reader, live or later, has one of these, so that all of them see the same events under the same numbers. Knows
+//! neither how to wait nor who reads.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    fs::File,
+    io,
+    ops::RangeInclusive,
+    path::Path,
+    sync::Arc,
+};
+
+use chrono::{DateTime, TimeDelta, Utc};
+use serde_json::Map;
+use uuid::Uuid;
+
+use super::{
+    BuildEvent, EVENT_SCHEMA_VERSION, JournalError, RunMeta, StdStream, StepMeta,
+    frames::Frames,
+    lines::{Line, LineEnd, LineSplitter},
+    logs::{LogReader, journal_path},
+    meta::step_id,
+    record::{Record, build_status_of, step_status_of, stream_code, stream_of},
+    shared::OutputRange,
+};
+use crate::plan::StepIndex;
+
+/// A position in a run's events.
+#[derive(Debug)]
+pub(super) struct Cursor {
+    meta: Arc<RunMeta>,
+    frames: Frames,
+    logs: LogReader,
+    phase: Phase,
+    seq: u64,
+    /// When the newest output arrived.
+    last_at_ms: u64,
+    /// Events that came of one record, after the first.
+    ready: VecDeque<BuildEvent>,
+    /// What is being split into lines.
+    range: Option<OutputRange>,
+    /// By step and attempt: the lines that stdout and stderr have begun.
+    lines: BTreeMap<(u32, u32), [LineSplitter; 2]>,
+    /// Attempts whose log can't be read, which was said once.
+    lost: BTreeSet<(u32, u32)>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    BuildStart,
+    BuildAccepted,
+    StepQueued(usize),
+    Records,
+    Ended,
+    BrokenOff,
+}
+
+/// What a cursor comes upon.
+#[derive(Debug)]
+pub(super) enum Next {
+    Event(BuildEvent),
+    /// Nothing to show for a bounded piece of work: ask again.
+    Again,
+    /// All that is there was given; more may come.
+    Wait,
+    /// The build's end was given.
+    End,
+}
+
+impl Cursor {
+    /// Before the first event of the run in `dir`, whose records begin at `first_record` of its journal.
+    pub(super) fn new(meta: Arc<RunMeta>, dir: &Path, first_record: u64) -> Self {
+        Self {
+            meta,
+            frames: Frames::new(journal_path(dir), first_record),
+            logs: LogReader::new(dir),
+            phase: Phase::BuildStart,
+            seq: 0,
+            last_at_ms: 0,
+            ready: VecDeque::new(),
+            range: None,
+            lines: BTreeMap::new(),
+            lost: BTreeSet::new(),
+        }
+    }
+
+    /// What comes next in the first `limit` bytes of `journal`.
+    pub(super) fn next(&mut self, journal: &File, limit: u64) -> Result<Next, JournalError> {
+        if let Some(event) = self.ready.pop_front() {
+            return Ok(Next::Event(event));
+        }
+        match self.phase {
+            Phase::BuildStart => {
+                self.phase = Phase::BuildAccepted;
+                Ok(Next::Event(BuildEvent::BuildStart {
+                    seq: self.next_seq(),
+                    schema_version: EVENT_SCHEMA_VERSION,
+                    run_id: self.meta.build.run_id,
+                    plan: self.meta.plan.clone(),
+                    started_at: self.meta.started_at,
+                }))
+            }
+            Phase::BuildAccepted => {
+                self.phase = Phase::StepQueued(0);
+                let build = self.meta.build.clone();
+                Ok(Next::Event(BuildEvent::BuildAccepted { seq: self.next_seq(), build, watch_url: None }))
+            }
+            Phase::StepQueued(step) => Ok(self.step_queued(step)),
+            Phase::Records => match self.range {
+                Some(range) => Ok(self.next_line(range)),
+                None => self.next_record(journal, limit),
+            },
+            Phase::Ended | Phase::BrokenOff => Ok(Next::End),
+        }
+    }
+
+    /// Nothing follows what was given, though the build's end did not come: gives the lines that were begun.
+    pub(super) fn break_off(&mut self) {
+        if self.phase == Phase::Records {
+            self.phase = Phase::BrokenOff;
+            self.finish_all_lines(self.last_at_ms);
+        }
+    }
+
+    /// Whether the build's end was among what was given.
+    pub(super) fn has_ended(&self) -> bool {
+        self.phase == Phase::Ended
+    }
+
+    fn step_queued(&mut self, step: usize) -> Next {
+        let meta = self.meta.clone();
+        let Some(StepMeta { key, display_name, chain_idx, parent, .. }) = meta.steps.get(step) else {
+            self.phase = Phase::Records;
+            return Next::Again;
+        };
+        self.phase = Phase::StepQueued(step + 1);
+        Next::Event(BuildEvent::StepQueued {
+            seq: self.next_seq(),
+            step_id: step_id(meta.build.run_id, StepIndex(u32::try_from(step).unwrap_or(u32::MAX))),
+            key: key.clone(),
+            chain_idx: *chain_idx,
+            parent_key: parent.and_then(|parent| meta.steps.get(parent.get())).map(|parent| parent.key.clone()),
+            display_name: display_name.clone(),
+        })
+    }
+
+    fn next_record(&mut self, journal: &File, limit: u64) -> Result<Next, JournalError> {
+        let offset = self.frames.offset();
+        let corrupt = |reason| JournalError::Corrupt { offset, reason };
+        let Some(payload) = self.frames.next(journal, limit)? else { return Ok(Next::Wait) };
+        let record = Record::decode(payload).map_err(|_| corrupt("a record can't be decoded"))?;
+        let seq = self.seq;
+        let meta = &self.meta;
+        let step_of = |step: u32| match meta.steps.get(step as usize) {
+            Some(known) => Ok((step_id(meta.build.run_id, StepIndex(step)), known)),
+            None => Err(corrupt("a record is of a step that the run does not have")),
+        };
+        let event = match record {
+            Record::Output { at_ms, step, attempt, stream, offset, len } => {
+                step_of(step)?;
+                stream_of(stream).ok_or_else(|| corrupt("output is of an unknown stream"))?;
+                if offset.checked_add(len).is_none() {
+                    return Err(corrupt("a range of output is too long"));
+                }
+                self.last_at_ms = at_ms;
+                self.range = Some(OutputRange { at_ms, step, attempt, stream, offset, len });
+                return Ok(Next::Again);
+            }
+            Record::StepStart { step, attempt, .. } => {
+                let (step_id, step) = step_of(step)?;
+                let runner = meta.runners.get(usize::from(step.runner));
+                let runner = runner.ok_or_else(|| corrupt("a step's runner is not among the run's"))?.clone();
+                BuildEvent::StepStart { seq, step_id, runner, image: step.image.clone(), attempt }
+            }
+            Record::StepRetry { at_ms, step, attempt, backoff_ms, message } => {
+                let (step_id, _) = step_of(step)?;
+                let message = message.into();
+                let seq = self.finish_attempts(step, attempt..=attempt, at_ms);
+                return Ok(self.last(BuildEvent::StepRetry { seq, step_id, attempt, backoff_ms, message }));
+            }
+            Record::StepCacheHit { step, tag, .. } => {
+                let (step_id, step) = step_of(step)?;
+                BuildEvent::StepCacheHit { seq, step_id, key: step.key.clone(), tag: tag.into() }
+            }
+            Record::StepEnd { at_ms, step, attempt, status, exit_code, duration_ms, snapshot, message } => {
+                let (step_id, _) = step_of(step)?;
+                let status = step_status_of(status).ok_or_else(|| corrupt("a step's status is unknown"))?;
+                let (snapshot, message) = (snapshot.map(Into::into), message.map(Into::into));
+                let seq = self.finish_attempts(step, 0..=u32::MAX, at_ms);
+                return Ok(self.last(BuildEvent::StepEnd {
+                    seq,
+                    step_id,
+                    exit_code,
+                    duration_ms,
+                    snapshot,
+                    status,
+                    attempt,
+                    message,
+                }));
+            }
+            Record::ChainFailed { at_ms, step, exit_code, message } => {
+                let (failed_step_id, step) = step_of(step)?;
+                BuildEvent::ChainFailed {
+                    seq,
+                    chain_idx: step.chain_idx,
+                    failed_step_id,
+                    failed_step_key: step.key.clone(),
+                    exit_code,
+                    message: message.into(),
+                    ts: timestamp(meta, at_ms),
+                }
+            }
+            Record::BuildEnd { at_ms, status, duration_ms } => {
+                let status = build_status_of(status).ok_or_else(|| corrupt("the build's status is unknown"))?;
+                self.finish_all_lines(at_ms);
+                self.phase = Phase::Ended;
+                let seq = self.next_seq();
+                return Ok(self.last(BuildEvent::BuildEnd { seq, exit_code: status.exit_code(), duration_ms, status }));
+            }
+            Record::Unknown { kind } => {
+                let fields = [("kind", "unknown_record".into()), ("record", kind.into()), ("seq", seq.into())];
+                BuildEvent::Unknown(Map::from_iter(fields.map(|(name, value)| (name.to_owned(), value))))
+            }
+        };
+        self.seq += 1;
+        Ok(Next::Event(event))
+    }
+
+    /// The next line of `range`, the one in work.
+    fn next_line(&mut self, range: OutputRange) -> Next {
+        let OutputRange { at_ms, step, attempt, stream, offset, len } = range;
+        if len == 0 || self.lost.contains(&(step, attempt)) {
+            self.range = None;
+            return Next::Again;
+        }
+        let mut bytes = match self.logs.read(step, attempt, offset, len) {
+            Ok(bytes) => bytes,
+            Err(error) => {
+                self.range = None;
+                self.lost.insert((step, attempt));
+                let message = match error.kind() {
+                    io::ErrorKind::NotFound => "the log is no longer there".into(),
+                    io::ErrorKind::UnexpectedEof => "the log was cut off".into(),
+                    _ => format!("failed to read the log: {error}").into(),
+                };
+                let step_id = step_id(self.meta.build.run_id, StepIndex(step));
+                return Next::Event(BuildEvent::StepLogLost { seq: self.next_seq(), step_id, attempt, message });
+            }
+        };
+        let before = bytes.len();
+        let splitter = &mut self.lines.entry((step, attempt)).or_default()[usize::from(stream)];
+        let line = splitter.next(&mut bytes);
+        let used = (before - bytes.len()) as u64;
+        let event = line.map(|line| {
+            let event = LineOf { meta: &self.meta, step, attempt, stream, at_ms }.event(self.seq, line);
+            self.seq += 1;
+            event
+        });
+        let rest = OutputRange { offset: offset + used, len: len - used, ..range };
+        self.range = (rest.len > 0).then_some(rest);
+        event.map_or(Next::Again, Next::Event)
+    }
+
+    /// Puts the lines that attempts of `step` have begun into `ready`, and forgets the attempts. Gives the number of the
+    /// event that follows.
+    fn finish_attempts(&mut self, step: u32, attempts: RangeInclusive<u32>, at_ms: u64) -> u64 {
+        let bounds = (step, *attempts.start())..=(step, *attempts.end());
+        while let Some((&key, _)) = self.lines.range(bounds.clone()).next() {
+            self.finish_lines(key, at_ms);
+        }
+        while let Some(&key) = self.lost.range(bounds.clone()).next() {
+            self.lost.remove(&key);
+        }
+        self.next_seq()
+    }
+
+    /// Gives `event` after what is in `ready`.
+    fn last(&mut self, event: BuildEvent) -> Next {
+        match self.ready.pop_front() {
+            None => Next::Event(event),
+            Some(earlier) => {
+                self.ready.push_back(event);
+                Next::Event(earlier)
+            }
+        }
+    }
+
+    fn finish_all_lines(&mut self, at_ms: u64) {
+        while let Some((&key, _)) = self.lines.first_key_value() {
+            self.finish_lines(key, at_ms);
+        }
+    }
+
+    /// Appends what an attempt's streams hold of lines without an end to `ready`.
+    fn finish_lines(&mut self, (step, attempt): (u32, u32), at_ms: u64) {
+        self.logs.close(step, attempt);
+        let Some(splitters) = self.lines.remove(&(step, attempt)) else { return };
+        for (mut splitter, stream) in splitters.into_iter().zip([StdStream::Stdout, StdStream::Stderr]) {
+            if let Some(line) = splitter.finish() {
+                let of = LineOf { meta: &self.meta, step, attempt, stream: stream_code(stream), at_ms };
+                self.ready.push_back(of.event(self.seq, line));
+                self.seq += 1;
+            }
+        }
+    }
+
+    fn next_seq(&mut self) -> u64 {
+        self.seq += 1;
+        self.seq - 1
+    }
+}
+
+/// Where a line comes from.
+struct LineOf<'a> {
+    meta: &'a RunMeta,
+    step: u32,
+    attempt: u32,
+    stream: u8,
+    at_ms: u64,
+}
+
+impl LineOf<'_> {
+    fn event(&self, seq: u64, line: Line<'_>) -> BuildEvent {
+        BuildEvent::StepLog {
+            seq,
+            step_id: self.step_id(),
+            stream: stream_of(self.stream).unwrap_or(StdStream::Stdout),
+            line: String::from_utf8_lossy(line.bytes).into_owned(),
+            ts: timestamp(self.meta, self.at_ms),
+            attempt: self.attempt,
+            partial: line.end == LineEnd::Cut,
+        }
+    }
+
+    fn step_id(&self) -> Uuid {
+        step_id(self.meta.build.run_id, StepIndex(self.step))
+    }
+}
+
+fn timestamp(meta: &RunMeta, at_ms: u64) -> DateTime<Utc> {
+    let delta = i64::try_from(at_ms).ok().and_then(TimeDelta::try_milliseconds);
+    delta.and_then(|delta| meta.started_at.checked_add_signed(delta)).unwrap_or(meta.started_at)
+}

@@ -1,0 +1,240 @@
+//! The files of a run: where the journal is, and one raw log per attempt, written and read by offset.
+//!
+//! Neither side keeps more than a bounded number of files open, however many attempts there are.
+
+use std::{
+    fs::{DirBuilder, File, OpenOptions},
+    io,
+    os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+};
+
+use tempfile::TempDir;
+
+/// Logs kept open for writing; each further one is opened anew for each write.
+const MAX_OPEN_FOR_WRITING: usize = 256;
+
+/// Logs that one reader keeps open.
+const MAX_OPEN_FOR_READING: usize = 16;
+
+/// How much of a log is read at a time, in bytes.
+const CHUNK_BYTES: usize = 64 << 10;
+
+/// The journal's path in a run's directory.
+pub(super) fn journal_path(dir: &Path) -> PathBuf {
+    dir.join("journal")
+}
+
+/// The directory of logs in a run's directory.
+fn logs_path(dir: &Path) -> PathBuf {
+    dir.join("logs")
+}
+
+/// Steps have numbers here, not keys: a key may be any text.
+fn log_path(logs: &Path, step: u32, attempt: u32) -> PathBuf {
+    logs.join(format!("{step}-{attempt}.log"))
+}
+
+/// A run's directory, and the count of its logs that are open for writing.
+#[derive(Debug)]
+pub(super) struct RunFiles {
+    dir: PathBuf,
+    open_for_writing: Arc<AtomicUsize>,
+    _temporary: Option<TempDir>,
+}
+
+impl RunFiles {
+    /// Makes the directories in `dir`, which only their owner may enter, and the journal, which must not be there yet.
+    pub(super) fn create(dir: &Path, temporary: Option<TempDir>) -> io::Result<(Self, File)> {
+        let logs = logs_path(dir);
+        DirBuilder::new().recursive(true).mode(0o700).create(&logs)?;
+        let journal = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(journal_path(dir))?;
+        Ok((Self { dir: dir.to_owned(), open_for_writing: Arc::default(), _temporary: temporary }, journal))
+    }
+
+    /// The run's directory.
+    pub(super) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The log of an attempt. Nothing is made before the first write.
+    pub(super) fn log(&self, step: u32, attempt: u32) -> LogWriter {
+        let open_for_writing = self.open_for_writing.clone();
+        LogWriter { path: log_path(&logs_path(&self.dir), step, attempt), len: 0, file: None, open_for_writing }
+    }
+}
+
+/// One attempt's log, written at its end.
+#[derive(Debug)]
+pub(super) struct LogWriter {
+    path: PathBuf,
+    len: u64,
+    file: Option<File>,
+    open_for_writing: Arc<AtomicUsize>,
+}
+
+impl LogWriter {
+    /// Where the log lies.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Appends, and gives the offset of the first byte. Where only a part could be written, the next append replaces it.
+    pub(super) fn append(&mut self, bytes: &[u8]) -> io::Result<u64> {
+        let offset = self.len;
+        match &self.file {
+            Some(file) => file.write_all_at(bytes, offset)?,
+            None => {
+                let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&self.path)?;
+                file.write_all_at(bytes, offset)?;
+                if self.open_for_writing.fetch_add(1, Relaxed) < MAX_OPEN_FOR_WRITING {
+                    self.file = Some(file);
+                } else {
+                    self.open_for_writing.fetch_sub(1, Relaxed);
+                }
+            }
+        }
+        self.len += bytes.len() as u64;
+        Ok(offset)
+    }
+}
+
+impl Drop for LogWriter {
+    fn drop(&mut self) {
+        if self.file.is_some() {
+            self.open_for_writing.fetch_sub(1, Relaxed);
+        }
+    }
+}
+
+/// Reads the logs of a run, the last few of them kept open.
+#[derive(Debug)]
+pub(super) struct LogReader {
+    logs: PathBuf,
+    /// The last one used comes first.
+    open: Vec<OpenLog>,
+}
+
+#[derive(Debug)]
+struct OpenLog {
+    step: u32,
+    attempt: u32,
+    file: File,
+    /// What was read last, and where it begins. Logs only grow, so it stays right.
+    chunk: Vec<u8>,
+    chunk_offset: u64,
+}
+
+impl LogReader {
+    /// Of the run in `dir`.
+    pub(super) fn new(dir: &Path) -> Self {
+        Self { logs: logs_path(dir), open: Vec::new() }
+    }
+
+    /// Some bytes, at least one, at `offset`, and `len` at most.
+    ///
+    /// # Errors
+    /// `UnexpectedEof` where the log is shorter; otherwise why it can't be read.
+    pub(super) fn read(&mut self, step: u32, attempt: u32, offset: u64, len: u64) -> io::Result<&[u8]> {
+        self.bring_to_front(step, attempt)?;
+        let log = &mut self.open[0];
+        let in_chunk = offset.checked_sub(log.chunk_offset).filter(|&at| at < log.chunk.len() as u64);
+        let at = match in_chunk {
+            Some(at) => usize::try_from(at).unwrap_or(usize::MAX),
+            None => {
+                log.chunk.resize(CHUNK_BYTES, 0);
+                let read = read_at(&log.file, &mut log.chunk, offset);
+                log.chunk.truncate(*read.as_ref().unwrap_or(&0));
+                log.chunk_offset = offset;
+                if read? == 0 {
+                    return Err(io::ErrorKind::UnexpectedEof.into());
+                }
+                0
+            }
+        };
+        let bytes = &log.chunk[at..];
+        Ok(&bytes[..usize::try_from(len).unwrap_or(usize::MAX).min(bytes.len())])
+    }
+
+    /// Nothing more is read of this attempt.
+    pub(super) fn close(&mut self, step: u32, attempt: u32) {
+        self.open.retain(|log| (log.step, log.attempt) != (step, attempt));
+    }
+
+    fn bring_to_front(&mut self, step: u32, attempt: u32) -> io::Result<()> {
+        if let Some(at) = self.open.iter().position(|log| (log.step, log.attempt) == (step, attempt)) {
+            self.open[..=at].rotate_right(1);
+            return Ok(());
+        }
+        self.open.truncate(MAX_OPEN_FOR_READING - 1);
+        let path = log_path(&self.logs, step, attempt);
+        let file = File::open(&path).or_else(|error| {
+            // The process may be out of descriptors: those here can be had back.
+            if self.open.is_empty() || error.kind() == io::ErrorKind::NotFound {
+                return Err(error);
+            }
+            self.open.clear();
+            File::open(&path)
+        })?;
+        self.open.insert(0, OpenLog { step, attempt, file, chunk: Vec::new(), chunk_offset: 0 });
+        Ok(())
+    }
+}
+
+/// Reads once at `offset`; interrupted, again.
+pub(super) fn read_at(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+    loop {
+        match file.read_at(buffer, offset) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            result => return result,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn more_logs_than_may_be_open_are_all_written_and_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let (files, _journal) = RunFiles::create(dir.path(), None).unwrap();
+        let count = u32::try_from(2 * MAX_OPEN_FOR_WRITING).unwrap();
+        let mut logs: Vec<LogWriter> = (0..count).map(|step| files.log(step, 1)).collect();
+        for round in 0..3u64 {
+            for (step, log) in logs.iter_mut().enumerate() {
+                assert_eq!(log.append(format!("{step:06}").as_bytes()).unwrap(), round * 6);
+            }
+        }
+        assert_eq!(logs.iter().filter(|log| log.file.is_some()).count(), MAX_OPEN_FOR_WRITING);
+        drop(logs);
+        assert_eq!(files.open_for_writing.load(Relaxed), 0);
+
+        let mut reader = LogReader::new(dir.path());
+        for round in 0..3 {
+            for step in 0..count {
+                assert_eq!(reader.read(step, 1, round * 6, 6).unwrap(), format!("{step:06}").as_bytes());
+            }
+        }
+        assert_eq!(reader.open.len(), MAX_OPEN_FOR_READING);
+        assert_eq!(reader.read(0, 1, 18, 1).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+        assert_eq!(reader.read(0, 2, 0, 1).unwrap_err().kind(), io::ErrorKind::NotFound);
+    }
+
+    #[test]
+    fn a_chunk_is_read_once_and_what_was_appended_later_is_found() {
+        let dir = tempfile::tempdir().unwrap();
+        let (files, _journal) = RunFiles::create(dir.path(), None).unwrap();
+        let mut log = files.log(0, 1);
+        log.append(b"abc").unwrap();
+        let mut reader = LogReader::new(dir.path());
+        assert_eq!(reader.read(0, 1, 0, 2).unwrap(), b"ab");
+        log.append(b"def").unwrap();
+        assert_eq!(reader.read(0, 1, 2, 100).unwrap(), b"c");
+        assert_eq!(reader.read(0, 1, 3, 100).unwrap(), b"def");
+    }
+}

@@ -1,0 +1,293 @@
+//! The journal's format: magic, version, and frames of records.
+//!
+//! ```text
+//! "hm-jrnl\0"  u32 version  frame(RunMeta)  frame(Record)*        frame = u32 length, u32 CRC-32, payload (postcard)
+//! ```
+//!
+//! All integers outside of payloads are little-endian. Within a version, kinds of records and trailing fields may be
+//! added: a reader gives kinds that it doesn't know as [`Record::Unknown`], and overlooks bytes after the fields that it
+//! knows. Anything else raises the version.
+
+use postcard::ser_flavors::Flavor;
+use serde::{Deserialize, Serialize};
+
+use super::StdStream;
+use crate::outcome::{BuildStatus, StepStatus};
+
+/// How every journal begins.
+pub(super) const MAGIC: [u8; 8] = *b"hm-jrnl\0";
+
+/// The version of the format that is written, and the highest one that is read.
+pub(super) const FORMAT_VERSION: u32 = 1;
+
+/// Length of magic and version, in bytes.
+pub(super) const PREAMBLE_BYTES: usize = 12;
+
+/// Length of what precedes a payload, in bytes.
+pub(super) const FRAME_HEADER_BYTES: usize = 8;
+
+/// No record is longer, in bytes: the writer clips texts, the reader refuses.
+pub(super) const MAX_RECORD_BYTES: usize = 1 << 20;
+
+/// No preamble and header are longer, in bytes. (100,000 steps take some ten million.)
+pub(super) const MAX_HEADER_BYTES: usize = 256 << 20;
+
+/// Texts in records are clipped to this, in bytes.
+pub(super) const MAX_TEXT_BYTES: usize = 64 << 10;
+
+/// Something that happened, as the journal keeps it. `at_ms` is milliseconds since the start of the run.
+///
+/// The order of the variants and of their fields is the format: append only.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum Record<'a> {
+    StepStart {
+        at_ms: u64,
+        step: u32,
+        attempt: u32,
+    },
+    /// `len` bytes at `offset` of the attempt's log arrived.
+    Output {
+        at_ms: u64,
+        step: u32,
+        attempt: u32,
+        stream: u8,
+        offset: u64,
+        len: u64,
+    },
+    StepRetry {
+        at_ms: u64,
+        step: u32,
+        attempt: u32,
+        backoff_ms: u64,
+        message: &'a str,
+    },
+    StepCacheHit {
+        at_ms: u64,
+        step: u32,
+        tag: &'a str,
+    },
+    StepEnd {
+        at_ms: u64,
+        step: u32,
+        attempt: u32,
+        status: u8,
+        exit_code: i32,
+        duration_ms: u64,
+        snapshot: Option<&'a str>,
+        message: Option<&'a str>,
+    },
+    ChainFailed {
+        at_ms: u64,
+        step: u32,
+        exit_code: i32,
+        message: &'a str,
+    },
+    BuildEnd {
+        at_ms: u64,
+        status: u8,
+        duration_ms: u64,
+    },
+    /// Of a newer version. Never written.
+    #[serde(skip)]
+    Unknown {
+        kind: u32,
+    },
+}
+
+/// How many kinds of records there are.
+const KNOWN_KINDS: u32 = 7;
+
+impl<'a> Record<'a> {
+    /// Decodes a frame's payload.
+    pub(super) fn decode(payload: &'a [u8]) -> Result<Self, postcard::Error> {
+        let (kind, _) = postcard::take_from_bytes::<u32>(payload)?;
+        if kind >= KNOWN_KINDS {
+            return Ok(Self::Unknown { kind });
+        }
+        let (record, _later_fields) = postcard::take_from_bytes(payload)?;
+        Ok(record)
+    }
+}
+
+/// Appends `value` to `buffer` as one frame. On failure the buffer is as before.
+pub(super) fn encode<T: Serialize>(buffer: &mut Vec<u8>, value: &T) -> Result<(), postcard::Error> {
+    let start = buffer.len();
+    buffer.extend_from_slice(&[0; FRAME_HEADER_BYTES]);
+    let written = postcard::serialize_with_flavor(value, Append(buffer)).and_then(|()| {
+        let payload = &buffer[start + FRAME_HEADER_BYTES..];
+        let len = u32::try_from(payload.len()).map_err(|_| postcard::Error::SerializeBufferFull)?;
+        let crc = crc32fast::hash(payload);
+        buffer[start..start + 4].copy_from_slice(&len.to_le_bytes());
+        buffer[start + 4..start + FRAME_HEADER_BYTES].copy_from_slice(&crc.to_le_bytes());
+        Ok(())
+    });
+    if written.is_err() {
+        buffer.truncate(start);
+    }
+    written
+}
+
+/// Lets postcard append to a buffer that somebody else owns.
+struct Append<'a>(&'a mut Vec<u8>);
+
+impl Flavor for Append<'_> {
+    type Output = ();
+
+    fn try_push(&mut self, byte: u8) -> postcard::Result<()> {
+        self.0.push(byte);
+        Ok(())
+    }
+
+    fn try_extend(&mut self, bytes: &[u8]) -> postcard::Result<()> {
+        self.0.extend_from_slice(bytes);
+        Ok(())
+    }
+
+    fn finalize(self) -> postcard::Result<()> {
+        Ok(())
+    }
+}
+
+/// `text`, clipped to what a record may hold, at the end of a character.
+pub(super) fn clip(text: &str) -> &str {
+    &text[..text.floor_char_boundary(MAX_TEXT_BYTES)]
+}
+
+/// A stream's code in the journal.
+pub(super) const fn stream_code(stream: StdStream) -> u8 {
+    match stream {
+        StdStream::Stdout => 0,
+        StdStream::Stderr => 1,
+    }
+}
+
+/// The stream that has this code.
+pub(super) const fn stream_of(code: u8) -> Option<StdStream> {
+    match code {
+        0 => Some(StdStream::Stdout),
+        1 => Some(StdStream::Stderr),
+        _ => None,
+    }
+}
+
+/// A step status's code in the journal.
+pub(super) const fn step_status_code(status: StepStatus) -> u8 {
+    match status {
+        StepStatus::Passed => 0,
+        StepStatus::Failed => 1,
+        StepStatus::Skipped => 2,
+        StepStatus::Canceled => 3,
+        StepStatus::CacheHit => 4,
+        StepStatus::TimedOut => 5,
+        StepStatus::OutOfMemory => 6,
+        StepStatus::Infrastructure => 7,
+    }
+}
+
+/// The step status that has this code.
+pub(super) const fn step_status_of(code: u8) -> Option<StepStatus> {
+    Some(match code {
+        0 => StepStatus::Passed,
+        1 => StepStatus::Failed,
+        2 => StepStatus::Skipped,
+        3 => StepStatus::Canceled,
+        4 => StepStatus::CacheHit,
+        5 => StepStatus::TimedOut,
+        6 => StepStatus::OutOfMemory,
+        7 => StepStatus::Infrastructure,
+        _ => return None,
+    })
+}
+
+/// A build status's code in the journal.
+pub(super) const fn build_status_code(status: BuildStatus) -> u8 {
+    match status {
+        BuildStatus::Passed => 0,
+        BuildStatus::Failed => 1,
+        BuildStatus::Canceled => 2,
+        BuildStatus::TimedOut => 3,
+        BuildStatus::Infrastructure => 4,
+    }
+}
+
+/// The build status that has this code.
+pub(super) const fn build_status_of(code: u8) -> Option<BuildStatus> {
+    Some(match code {
+        0 => BuildStatus::Passed,
+        1 => BuildStatus::Failed,
+        2 => BuildStatus::Canceled,
+        3 => BuildStatus::TimedOut,
+        4 => BuildStatus::Infrastructure,
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn payload_of(record: Record<'_>) -> Vec<u8> {
+        let mut frame = Vec::new();
+        encode(&mut frame, &record).unwrap();
+        frame.split_off(FRAME_HEADER_BYTES)
+    }
+
+    #[test]
+    fn a_steps_whole_life_costs_about_fifty_bytes() {
+        let mut buffer = Vec::new();
+        encode(&mut buffer, &Record::StepStart { at_ms: 60_000, step: 99_999, attempt: 1 }).unwrap();
+        let end = Record::StepEnd {
+            at_ms: 60_010,
+            step: 99_999,
+            attempt: 1,
+            status: 0,
+            exit_code: 0,
+            duration_ms: 10,
+            snapshot: None,
+            message: None,
+        };
+        encode(&mut buffer, &end).unwrap();
+        assert!(buffer.len() <= 50, "{}", buffer.len());
+    }
+
+    #[test]
+    fn the_highest_known_kind_decodes_and_the_next_is_unknown() {
+        let last = Record::BuildEnd { at_ms: 1, status: 0, duration_ms: 1 };
+        let payload = payload_of(last);
+        assert_eq!(u32::from(payload[0]), KNOWN_KINDS - 1);
+        assert_eq!(Record::decode(&payload), Ok(last));
+        assert_eq!(Record::decode(&[7, 1, 2, 3]), Ok(Record::Unknown { kind: KNOWN_KINDS }));
+    }
+
+    #[test]
+    fn fields_that_a_newer_version_appends_are_overlooked() {
+        let record = Record::StepStart { at_ms: 5, step: 6, attempt: 7 };
+        let mut payload = payload_of(record);
+        payload.extend_from_slice(b"later");
+        assert_eq!(Record::decode(&payload), Ok(record));
+    }
+
+    #[test]
+    fn every_status_survives_its_code() {
+        for code in 0..=u8::MAX {
+            if let Some(status) = step_status_of(code) {
+                assert_eq!(step_status_code(status), code);
+            }
+            if let Some(status) = build_status_of(code) {
+                assert_eq!(build_status_code(status), code);
+            }
+            if let Some(stream) = stream_of(code) {
+                assert_eq!(stream_code(stream), code);
+            }
+        }
+        assert_eq!((0..=u8::MAX).filter_map(step_status_of).count(), 8);
+        assert_eq!((0..=u8::MAX).filter_map(build_status_of).count(), 5);
+    }
+
+    #[test]
+    fn texts_are_clipped_at_a_character() {
+        let text = "ä".repeat(MAX_TEXT_BYTES);
+        assert!(clip(&text).len() <= MAX_TEXT_BYTES);
+        assert_eq!(clip("short"), "short");
+    }
+}

@@ -1,0 +1,140 @@
+//! What the three ends of a run's events share: what waits for the next flush, the attempts that have logs, the readers.
+//!
+//! Locks are taken in the order attempts, one attempt, pending; none is held over an `await`.
+
+use std::{
+    fs::File,
+    io,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicBool},
+};
+
+use tokio::{sync::Notify, time::Instant};
+
+use super::{
+    RunMeta,
+    attempt::Attempts,
+    logs::RunFiles,
+    mask::Masker,
+    record::{Record, encode},
+    wake::Published,
+};
+
+/// What the writer, the bus and the readers of one run share. The run's temporary directory goes with it.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) meta: Arc<RunMeta>,
+    pub(super) masker: Option<Masker>,
+    /// For the times of output: the wall clock may jump.
+    pub(super) started: Instant,
+    pub(super) attempts: Mutex<Attempts>,
+    pub(super) pending: Mutex<Pending>,
+    /// Somebody outside of the dispatcher has put something into `pending`.
+    pub(super) dirty: Notify,
+    pub(super) journal: Arc<File>,
+    /// Where the journal's records begin, in bytes.
+    pub(super) first_record: u64,
+    pub(super) published: Published,
+    /// A call of `output` was overlooked, and said so.
+    pub(super) has_warned: AtomicBool,
+    /// The last field: files are closed before their directory goes.
+    pub(super) files: RunFiles,
+}
+
+impl Shared {
+    /// How long the run has been going, in milliseconds.
+    pub(super) fn elapsed_ms(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+}
+
+/// What the next flush writes.
+#[derive(Debug, Default)]
+pub(super) struct Pending {
+    buffer: Vec<u8>,
+    /// The newest output, not in the buffer yet, because more of the same may follow.
+    range: Option<OutputRange>,
+    /// Output, or a failure to record it, waits for the dispatcher.
+    pub(super) is_dirty: bool,
+    pub(super) failure: Option<Failure>,
+}
+
+/// Bytes of a log that arrived together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct OutputRange {
+    pub(super) at_ms: u64,
+    pub(super) step: u32,
+    pub(super) attempt: u32,
+    pub(super) stream: u8,
+    pub(super) offset: u64,
+    pub(super) len: u64,
+}
+
+impl Pending {
+    /// Puts a record behind everything that was put here before.
+    pub(super) fn push(&mut self, record: &Record<'_>) {
+        self.settle();
+        self.encode(record);
+    }
+
+    /// Puts output behind everything that was put here before. What arrived in the same millisecond becomes one range.
+    pub(super) fn push_output(&mut self, range: OutputRange) {
+        self.is_dirty = true;
+        if let Some(last) = &mut self.range {
+            let continued = OutputRange { offset: last.offset + last.len, len: range.len, ..*last };
+            if continued == range {
+                last.len += range.len;
+                return;
+            }
+        }
+        self.settle();
+        self.range = Some(range);
+    }
+
+    /// Swaps what waits for `empty`.
+    pub(super) fn take(&mut self, empty: &mut Vec<u8>) {
+        self.settle();
+        self.is_dirty = false;
+        std::mem::swap(&mut self.buffer, empty);
+    }
+
+    /// Keeps the first failure for the dispatcher.
+    pub(super) fn fail(&mut self, doing: &str, error: &io::Error) {
+        self.is_dirty = true;
+        self.failure.get_or_insert_with(|| Failure::new(doing, error));
+    }
+
+    fn settle(&mut self) {
+        if let Some(OutputRange { at_ms, step, attempt, stream, offset, len }) = self.range.take() {
+            self.encode(&Record::Output { at_ms, step, attempt, stream, offset, len });
+        }
+    }
+
+    fn encode(&mut self, record: &Record<'_>) {
+        if let Err(error) = encode(&mut self.buffer, record) {
+            self.fail("encode an event", &io::Error::new(io::ErrorKind::InvalidData, error));
+        }
+    }
+}
+
+/// An I/O error that can be told more than once.
+#[derive(Debug, Clone)]
+pub(super) struct Failure {
+    kind: io::ErrorKind,
+    message: String,
+}
+
+impl Failure {
+    /// `doing` completes "failed to ...".
+    pub(super) fn new(doing: &str, error: &io::Error) -> Self {
+        Self { kind: error.kind(), message: format!("failed to {doing}: {error}") }
+    }
+
+    pub(super) fn to_error(&self) -> io::Error {
+        io::Error::new(self.kind, self.message.clone())
+    }
+}
+
+/// Locks; a panic of another holder leaves nothing half done that matters here.
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,95 @@
+//! A live reader.
+
+use std::{
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
+
+use futures_util::Stream;
+use tokio::task::coop;
+
+use super::{
+    BuildEvent, JournalError,
+    cursor::{Cursor, Next},
+    shared::Shared,
+    wake::ReaderId,
+};
+
+/// A reader: every event of a run from the first to `build_end`, at its own pace. Unread, it costs nothing.
+///
+/// Where the build broke off it ends without a `build_end`.
+#[derive(Debug)]
+pub struct EventStream {
+    shared: Arc<Shared>,
+    cursor: Cursor,
+    reader: ReaderId,
+    /// How much of the journal may be read.
+    limit: u64,
+    error: Option<JournalError>,
+}
+
+impl EventStream {
+    pub(super) fn new(shared: Arc<Shared>) -> Self {
+        let cursor = Cursor::new(shared.meta.clone(), shared.files.dir(), shared.first_record);
+        let reader = shared.published.new_reader();
+        Self { cursor, reader, limit: shared.first_record, error: None, shared }
+    }
+
+    /// The next event, or `None` after the last.
+    ///
+    /// # Cancel safety
+    /// Dropped, no event is lost.
+    pub async fn next(&mut self) -> Option<BuildEvent> {
+        std::future::poll_fn(|cx| Pin::new(&mut *self).poll_next(cx)).await
+    }
+
+    /// Why the stream ended early, where it did because the journal could not be read.
+    #[must_use]
+    pub fn error(&self) -> Option<&JournalError> {
+        self.error.as_ref()
+    }
+}
+
+impl Stream for EventStream {
+    type Item = BuildEvent;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<BuildEvent>> {
+        let this = self.get_mut();
+        let mut is_registered = false;
+        loop {
+            // A reader that always finds something must still let the build run, where both share a thread.
+            let budget = ready!(coop::poll_proceed(cx));
+            if this.error.is_some() {
+                return Poll::Ready(None);
+            }
+            match this.cursor.next(&this.shared.journal, this.limit) {
+                Ok(Next::Event(event)) => {
+                    budget.made_progress();
+                    return Poll::Ready(Some(event));
+                }
+                Ok(Next::Again) => budget.made_progress(),
+                Ok(Next::End) => return Poll::Ready(None),
+                Ok(Next::Wait) => match this.shared.published.state() {
+                    (bytes, _) if bytes > this.limit => this.limit = bytes,
+                    (_, true) => this.cursor.break_off(),
+                    _ if is_registered => return Poll::Pending,
+                    _ => {
+                        this.shared.published.wait(this.reader, cx.waker());
+                        is_registered = true;
+                    }
+                },
+                Err(error) => {
+                    tracing::error!(%error, "the build's events can't be read");
+                    this.error = Some(error);
+                }
+            }
+        }
+    }
+}
+
+impl Drop for EventStream {
+    fn drop(&mut self) {
+        self.shared.published.forget(self.reader);
+    }
+}

@@ -1,0 +1,139 @@
+//! The dispatcher's end.
+
+use std::{borrow::Cow, io, sync::Arc};
+
+use super::{
+    EventStream, StateEvent,
+    journal::Journal,
+    record::{Record, build_status_code, clip, step_status_code},
+    shared::{Shared, lock},
+};
+
+/// The dispatcher's end: the one emitter of state events. Dropped, it ends the stream, with or without a `build_end`.
+#[derive(Debug)]
+pub struct EventWriter {
+    shared: Arc<Shared>,
+    journal: Journal,
+    /// What the last flush wrote, to be used again.
+    spare: Vec<u8>,
+}
+
+impl EventWriter {
+    pub(super) fn new(shared: Arc<Shared>, journal: Journal) -> Self {
+        Self { shared, journal, spare: Vec::new() }
+    }
+
+    /// Appends to the buffer; `at_ms` is milliseconds since the start of the run. Texts are masked.
+    ///
+    /// An attempt's output comes before its `StepRetry` or `StepEnd`, and none is taken afterwards.
+    pub fn emit(&mut self, at_ms: u64, event: StateEvent) {
+        match &event {
+            StateEvent::StepRetry { step, attempt, .. } => self.end_attempts(step.0, *attempt),
+            StateEvent::StepEnd { step, .. } => self.end_attempts(step.0, u32::MAX),
+            _ => {}
+        }
+        let mask = |text| self.shared.mask_text(text);
+        let mut pending = lock(&self.shared.pending);
+        match event {
+            StateEvent::StepStart { step, attempt } => {
+                pending.push(&Record::StepStart { at_ms, step: step.0, attempt });
+            }
+            StateEvent::StepRetry { step, attempt, backoff_ms, message } => {
+                let message = mask(&message);
+                pending.push(&Record::StepRetry { at_ms, step: step.0, attempt, backoff_ms, message: clip(&message) });
+            }
+            StateEvent::StepCacheHit { step, tag } => {
+                pending.push(&Record::StepCacheHit { at_ms, step: step.0, tag: clip(&mask(&tag)) });
+            }
+            StateEvent::StepEnd { step, attempt, status, exit_code, duration_ms, snapshot, message } => {
+                let snapshot = snapshot.as_ref().map(|snapshot| mask(&snapshot.0));
+                let message = message.as_deref().map(mask);
+                pending.push(&Record::StepEnd {
+                    at_ms,
+                    step: step.0,
+                    attempt,
+                    status: step_status_code(status),
+                    exit_code,
+                    duration_ms,
+                    snapshot: snapshot.as_deref().map(clip),
+                    message: message.as_deref().map(clip),
+                });
+            }
+            StateEvent::ChainFailed { step, exit_code, message } => {
+                let message = mask(&message);
+                pending.push(&Record::ChainFailed { at_ms, step: step.0, exit_code, message: clip(&message) });
+            }
+            StateEvent::BuildEnd { status, duration_ms } => {
+                pending.push(&Record::BuildEnd { at_ms, status: build_status_code(status), duration_ms });
+            }
+        }
+    }
+
+    /// Writes the buffer, which also has the ranges of output since the last flush, with one `write`, then wakes readers.
+    /// With nothing to write it costs next to nothing.
+    ///
+    /// # Errors
+    /// Where this write, or an earlier one, also of a step's output, failed: the build can't be recorded any longer. The
+    /// error comes again with every flush. Where only output failed, state events are still written.
+    pub fn flush(&mut self) -> io::Result<()> {
+        let failure = {
+            let mut pending = lock(&self.shared.pending);
+            self.spare.clear();
+            pending.take(&mut self.spare);
+            pending.failure.clone()
+        };
+        if !self.spare.is_empty() {
+            self.journal.append(&self.spare)?;
+            self.shared.published.advance(self.journal.len());
+        }
+        match failure {
+            Some(failure) => Err(failure.to_error()),
+            None => Ok(()),
+        }
+    }
+
+    /// Ends when output, or a failure to record it, waits for a flush.
+    ///
+    /// # Cancel safety
+    /// Dropped, nothing is lost.
+    pub async fn dirty(&self) {
+        while !lock(&self.shared.pending).is_dirty {
+            self.shared.dirty.notified().await;
+        }
+    }
+
+    /// A new reader of the whole stream from its start.
+    #[must_use]
+    pub fn subscribe(&self) -> EventStream {
+        EventStream::new(self.shared.clone())
+    }
+
+    fn end_attempts(&self, step: u32, attempt: u32) {
+        loop {
+            let log = lock(&self.shared.attempts).end(step, attempt);
+            match log {
+                Some(log) => lock(&log).close(&self.shared),
+                None => break,
+            }
+        }
+    }
+}
+
+impl Drop for EventWriter {
+    fn drop(&mut self) {
+        if let Err(error) = self.flush() {
+            tracing::error!(%error, "the end of the build's events is lost");
+        }
+        self.shared.published.close();
+    }
+}
+
+impl Shared {
+    /// `text` without secrets.
+    fn mask_text<'a>(&self, text: &'a str) -> Cow<'a, str> {
+        match &self.masker {
+            Some(masker) => masker.mask_text(text),
+            None => Cow::Borrowed(text),
+        }
+    }
+}
