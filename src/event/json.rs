@@ -22,8 +22,11 @@ const KNOWN_KINDS: [&str; 11] = [
 
 impl Serialize for BuildEvent {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        // The inherent function, which the derive with `remote` makes.
-        Self::serialize(self, serializer)
+        match self {
+            Self::Unknown(fields) => fields.serialize(serializer),
+            // The inherent function, which the derive with `remote` makes.
+            known => Self::serialize(known, serializer),
+        }
     }
 }
 

@@ -225,7 +225,7 @@ pub enum BuildEvent {
         status: crate::outcome::BuildStatus,
     },
     /// An event that this version does not know, as it came.
-    #[serde(untagged, skip_deserializing)]
+    #[serde(skip)]
     Unknown(serde_json::Map<String, serde_json::Value>),
 }
 

@@ -1,6 +1,7 @@
 //! Integration tests, all in one binary: one module per topic.
 
 mod compose;
+mod event;
 mod ir;
 mod ir_oracle;
 mod model;

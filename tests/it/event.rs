@@ -1,0 +1,288 @@
+//! Events from the writer's and the runners' ends to the readers', on virtual input.
+
+use std::{path::Path, sync::Arc, time::Duration};
+
+use chrono::DateTime;
+use futures_util::{FutureExt, StreamExt};
+use hm_exec::{
+    BuildEvent, BuildRef, BuildStatus, EventStream, StepStatus,
+    event::{
+        self, EventBus, EventWriter, JournalError, MAX_LINE_BYTES, PlanSummary, RunDir, RunMeta, StateEvent, StdStream,
+        StepMeta, step_id,
+    },
+    plan::StepIndex,
+    runner::Secrets,
+};
+use proptest::prelude::*;
+use uuid::Uuid;
+
+const RUN: Uuid = Uuid::from_u128(0x1234_5678_9abc_def0_1234_5678_9abc_def0);
+
+fn meta(steps: u32) -> RunMeta {
+    RunMeta {
+        build: BuildRef { run_id: RUN, number: None, org: None, pipeline: "ci".into() },
+        plan: PlanSummary { step_count: steps as usize, chain_count: 1, default_runner: "noop".into() },
+        started_at: DateTime::from_timestamp(1_800_000_000, 0).unwrap(),
+        steps: (0..steps)
+            .map(|step| StepMeta {
+                key: format!("step-{step}").into(),
+                display_name: format!("Step {step}").into(),
+                chain_idx: 0,
+                parent: step.checked_sub(1).map(StepIndex),
+                image: (step == 0).then(|| "host".into()),
+                runner: 0,
+            })
+            .collect(),
+        runners: vec!["noop".into()],
+    }
+}
+
+fn id(step: u32) -> Uuid {
+    step_id(RUN, StepIndex(step))
+}
+
+fn create(steps: u32) -> (EventWriter, EventBus, EventStream) {
+    event::create(RunDir::Temporary, meta(steps), &Secrets::new()).unwrap()
+}
+
+fn start(writer: &mut EventWriter, step: u32) {
+    writer.emit(0, StateEvent::StepStart { step: StepIndex(step), attempt: 1 });
+}
+
+fn end(writer: &mut EventWriter, step: u32) {
+    writer.emit(
+        5,
+        StateEvent::StepEnd {
+            step: StepIndex(step),
+            attempt: 1,
+            status: StepStatus::Passed,
+            exit_code: 0,
+            duration_ms: 5 + u64::from(step),
+            snapshot: None,
+            message: None,
+        },
+    );
+}
+
+fn end_build(mut writer: EventWriter) {
+    writer.emit(9, StateEvent::BuildEnd { status: BuildStatus::Passed, duration_ms: 9 });
+    writer.flush().unwrap();
+}
+
+/// Lines of one step and stream, in order.
+fn lines(events: &[BuildEvent], of: u32, from: StdStream) -> Vec<String> {
+    let line = |event: &BuildEvent| match event {
+        BuildEvent::StepLog { step_id, stream, line, .. } if *step_id == id(of) && *stream == from => {
+            Some(line.clone())
+        }
+        _ => None,
+    };
+    events.iter().filter_map(line).collect()
+}
+
+fn kinds(events: &[BuildEvent]) -> Vec<String> {
+    let kind = |event| serde_json::to_value(event).unwrap()["kind"].as_str().unwrap().to_owned();
+    events.iter().map(kind).collect()
+}
+
+fn replay(dir: &Path) -> Vec<BuildEvent> {
+    event::open(dir).unwrap().map(Result::unwrap).collect()
+}
+
+#[tokio::test]
+async fn a_build_is_told_from_its_start_to_its_end_to_every_reader_alike() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut writer, bus, early) = event::create(RunDir::Kept(dir.path().into()), meta(2), &Secrets::new()).unwrap();
+    start(&mut writer, 0);
+    bus.output(id(0), StdStream::Stdout, b"one\r\ntw").await;
+    bus.output(id(0), StdStream::Stderr, b"oops").await;
+    bus.output(id(0), StdStream::Stdout, b"o\nthree").await;
+    end(&mut writer, 0);
+    writer.flush().unwrap();
+    let late = writer.subscribe();
+    writer.emit(6, StateEvent::StepCacheHit { step: StepIndex(1), tag: "hm1:abc".into() });
+    let skipped = StateEvent::StepEnd {
+        step: StepIndex(1),
+        attempt: 0,
+        status: StepStatus::CacheHit,
+        exit_code: 0,
+        duration_ms: 0,
+        snapshot: Some("hm1:abc".into()),
+        message: Some("as before".into()),
+    };
+    writer.emit(6, skipped);
+    writer.emit(7, StateEvent::ChainFailed { step: StepIndex(1), exit_code: 1, message: "no".into() });
+    end_build(writer);
+
+    let events: Vec<BuildEvent> = early.collect().await;
+    let expected = [
+        "build_start",
+        "build_accepted",
+        "step_queued",
+        "step_queued",
+        "step_start",
+        "step_log",
+        "step_log",
+        "step_log",
+        "step_log",
+        "step_end",
+        "step_cache_hit",
+        "step_end",
+        "chain_failed",
+        "build_end",
+    ];
+    assert_eq!(kinds(&events), expected);
+    assert_eq!(lines(&events, 0, StdStream::Stdout), ["one", "two", "three"]);
+    assert_eq!(lines(&events, 0, StdStream::Stderr), ["oops"]);
+    assert!(events.iter().map(BuildEvent::seq).eq(0..events.len() as u64));
+    assert_eq!(late.collect::<Vec<_>>().await, events);
+    assert_eq!(replay(dir.path()), events);
+    let BuildEvent::StepQueued { parent_key, .. } = &events[3] else { panic!("{:?}", events[3]) };
+    assert_eq!(parent_key.as_deref(), Some("step-0"));
+}
+
+#[tokio::test]
+async fn two_hundred_thousand_lines_arrive_complete_and_in_order_though_another_reader_reads_nothing() {
+    let (mut writer, bus, events) = create(1);
+    let unread = writer.subscribe();
+    start(&mut writer, 0);
+    let build = async move {
+        let mut chunk = Vec::new();
+        for line in 0..200_000 {
+            chunk.extend_from_slice(format!("line {line}\n").as_bytes());
+            if chunk.len() > 5000 {
+                bus.output(id(0), StdStream::Stdout, &chunk).await;
+                chunk.clear();
+                writer.flush().unwrap();
+                tokio::task::yield_now().await;
+            }
+        }
+        bus.output(id(0), StdStream::Stdout, &chunk).await;
+        end(&mut writer, 0);
+        end_build(writer);
+    };
+    let (events, ()) = tokio::join!(events.collect::<Vec<_>>(), build);
+    let lines = lines(&events, 0, StdStream::Stdout);
+    assert_eq!(lines.len(), 200_000);
+    for (number, line) in lines.iter().enumerate() {
+        assert_eq!(*line, format!("line {number}"));
+    }
+    drop(unread);
+}
+
+#[tokio::test]
+async fn output_from_other_threads_wakes_the_dispatcher_and_lies_between_start_and_end() {
+    let (mut writer, bus, events) = create(4);
+    (0..4).for_each(|step| start(&mut writer, step));
+    let threads: Vec<_> = (0..4)
+        .map(|step| {
+            let bus = bus.clone();
+            std::thread::spawn(move || {
+                for line in 0..1000 {
+                    bus.output(id(step), StdStream::Stdout, format!("{step}:{line}\n").as_bytes())
+                        .now_or_never()
+                        .unwrap();
+                }
+            })
+        })
+        .collect();
+    while !threads.iter().all(std::thread::JoinHandle::is_finished) {
+        // Every wake is followed by output or by the threads' end.
+        let _ = tokio::time::timeout(Duration::from_millis(20), writer.dirty()).await;
+        writer.flush().unwrap();
+    }
+    (0..4).for_each(|step| end(&mut writer, step));
+    end_build(writer);
+    let events: Vec<BuildEvent> = events.collect().await;
+    for step in 0..4 {
+        let expected: Vec<String> = (0..1000).map(|line| format!("{step}:{line}")).collect();
+        assert_eq!(lines(&events, step, StdStream::Stdout), expected);
+        let at = |kind: &str| {
+            let is_it = |event: &BuildEvent| {
+                let json = serde_json::to_value(event).unwrap();
+                json["kind"] == kind && json["step_id"] == id(step).to_string()
+            };
+            (events.iter().position(is_it).unwrap(), events.iter().rposition(is_it).unwrap())
+        };
+        assert!(at("step_start").1 < at("step_log").0 && at("step_log").1 < at("step_end").0);
+    }
+}
+
+#[tokio::test]
+async fn dirty_waits_for_output_alone_and_is_not_lost_when_dropped() {
+    let (mut writer, bus, _events) = create(1);
+    assert!(writer.dirty().now_or_never().is_none());
+    start(&mut writer, 0);
+    assert!(writer.dirty().now_or_never().is_none());
+    bus.output(id(0), StdStream::Stdout, b"x").await;
+    drop(writer.dirty());
+    assert!(writer.dirty().now_or_never().is_some());
+    writer.flush().unwrap();
+    assert!(writer.dirty().now_or_never().is_none());
+}
+
+#[tokio::test]
+async fn nothing_is_shown_before_it_was_written() {
+    let (mut writer, bus, mut events) = create(1);
+    for _ in 0..3 {
+        events.next().await.unwrap();
+    }
+    start(&mut writer, 0);
+    bus.output(id(0), StdStream::Stdout, b"line\n").await;
+    assert!(events.next().now_or_never().is_none());
+    writer.flush().unwrap();
+    assert_eq!(kinds(&[events.next().await.unwrap(), events.next().await.unwrap()]), ["step_start", "step_log"]);
+    assert!(events.next().now_or_never().is_none());
+}
+
+#[tokio::test]
+async fn a_stream_ends_when_the_writer_is_gone_without_an_end() {
+    let (mut writer, bus, events) = create(1);
+    start(&mut writer, 0);
+    bus.output(id(0), StdStream::Stdout, b"whole\nbegun").await;
+    let reader = async { events.collect::<Vec<_>>().await };
+    let (events, ()) = tokio::join!(reader, async { drop(writer) });
+    assert_eq!(lines(&events, 0, StdStream::Stdout), ["whole", "begun"]);
+    assert_eq!(kinds(&events).last().unwrap(), "step_log");
+}
+
+#[tokio::test]
+async fn output_of_ended_attempts_and_of_strangers_is_overlooked() {
+    let (mut writer, bus, events) = create(1);
+    start(&mut writer, 0);
+    bus.output(id(0), StdStream::Stdout, b"first").await;
+    let retry = StateEvent::StepRetry { step: StepIndex(0), attempt: 1, backoff_ms: 3, message: "lost".into() };
+    writer.emit(1, retry);
+    bus.output(id(0), StdStream::Stdout, b"late").await;
+    writer.emit(2, StateEvent::StepStart { step: StepIndex(0), attempt: 2 });
+    bus.for_attempt(2).output(id(0), StdStream::Stdout, b"second").await;
+    end(&mut writer, 0);
+    bus.for_attempt(2).output(id(0), StdStream::Stdout, b"late").await;
+    bus.for_attempt(3).output(id(0), StdStream::Stdout, b"late").await;
+    bus.output(id(7), StdStream::Stdout, b"no such step").await;
+    bus.output(Uuid::nil(), StdStream::Stdout, b"no such run").await;
+    end_build(writer);
+    let events: Vec<BuildEvent> = events.collect().await;
+    assert_eq!(lines(&events, 0, StdStream::Stdout), ["first", "second"]);
+    let expected = ["step_start", "step_log", "step_retry", "step_start", "step_log", "step_end", "build_end"];
+    assert_eq!(kinds(&events)[3..], expected);
+}
+
+#[tokio::test]
+async fn a_line_over_the_limit_comes_in_parts() {
+    let (mut writer, bus, events) = create(1);
+    start(&mut writer, 0);
+    let text = vec![b'x'; 2 * MAX_LINE_BYTES + 10];
+    for chunk in text.chunks(100_000) {
+        bus.output(id(0), StdStream::Stderr, chunk).await;
+    }
+    bus.output(id(0), StdStream::Stderr, b"\nnext\n").await;
+    end(&mut writer, 0);
+    end_build(writer);
+    let parts = |event| match event {
+        BuildEvent::StepLog { line, partial, .. } => Some((line.len(), partial)),
+        _ => None,
+    };
+    let parts: Vec<_> = events.filter_map(async |event| parts(event)).collect().await;
+    assert_eq!(parts, [(MAX_LINE_BYTES, true), (MAX_LINE_BYTES, true), (10, false), (4, false)]);
+}
