@@ -111,9 +111,9 @@ pub enum Place {
     Json {
         /// From 1.
         line: usize,
-        /// From 1, in bytes; 0 where a line has not begun.
+        /// In bytes, from 1; 0 before a line's first.
         column: usize,
-        /// Such as `graph.nodes[2].step.cmd`; empty where the text is no JSON.
+        /// Such as `graph.nodes[2].step.cmd`; empty for the whole text.
         path: String,
     },
     /// A step.

@@ -13,6 +13,7 @@ use super::{
 };
 
 #[derive(Deserialize)]
+#[serde(expecting = "an object with `graph`")]
 pub(super) struct RawPipeline {
     #[serde(default = "default_version")]
     pub(super) version: String,
@@ -28,6 +29,7 @@ fn default_version() -> String {
 }
 
 #[derive(Deserialize)]
+#[serde(expecting = "an object with `nodes`, `edge_property` and `edges`")]
 pub(super) struct RawGraph {
     pub(super) nodes: Vec<RawNode>,
     #[serde(default)]
@@ -37,15 +39,18 @@ pub(super) struct RawGraph {
 }
 
 #[derive(Deserialize)]
+#[serde(expecting = "an object with `step` and `env`")]
 pub(super) struct RawNode {
     pub(super) step: RawStep,
     pub(super) env: Env,
 }
 
 #[derive(Deserialize)]
+#[serde(expecting = "`[from, to, kind]`")]
 pub(super) struct RawEdge(pub(super) u64, pub(super) u64, pub(super) String);
 
 #[derive(Deserialize)]
+#[serde(expecting = "an object with `key` and `cmd`")]
 pub(super) struct RawStep {
     pub(super) key: Arc<str>,
     #[serde(default)]
@@ -81,7 +86,10 @@ fn problem(error: &serde_json::Error, path: String) -> InvalidPipeline {
     let (line, column) = (error.line(), error.column());
     let text = error.to_string();
     let text = text.strip_suffix(&format!(" at line {line} column {column}")).unwrap_or(&text);
-    let message = text.chars().take(MESSAGE_CHARS).collect();
+    let mut message = if error.is_data() { String::new() } else { "can't be read as JSON: ".to_owned() };
+    message.extend(text.chars().take(MESSAGE_CHARS));
+    // The root's path is a dot.
+    let path = if path == "." { String::new() } else { path };
     InvalidPipeline::of(Place::Json { line, column, path }, ProblemKind::Json(message))
 }
 

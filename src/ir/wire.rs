@@ -43,6 +43,7 @@ pub struct CommandStep {
 
 /// A step's cache policy. The DSL has resolved it into `key` by the time the IR is written.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(expecting = "an object with `policy`")]
 pub struct Cache {
     /// `none`, `forever`, `ttl`, `on_change` or `compose`.
     pub policy: Arc<str>,

@@ -17,7 +17,7 @@ use hm_pipeline_ir::{EdgeKind as TheirKind, PipelineGraph, Transition};
 /// - what it accepts and we do not, we refuse for what it means (a cycle, a taken key, ...): once it is written in the
 ///   published writer's words, its shape is none of our concerns. We are stricter in shape where serde is generous (a
 ///   record as an array, a kind as an object), which no writer makes use of.
-pub fn check(json: &[u8]) {
+pub(crate) fn check(json: &[u8]) {
     let theirs = serde_json::from_slice::<PipelineGraph>(json);
     match (Pipeline::decode(json), theirs) {
         (Ok(ours), Ok(theirs)) => {

@@ -1,8 +1,13 @@
 //! Integration tests, all in one binary: one module per topic.
 
+#![allow(clippy::unwrap_used, clippy::needless_pass_by_value, reason = "helpers of tests panic, and take `json!(..)`")]
+
+mod bind;
 mod compose;
 mod event;
+mod executor_input;
 mod ir;
+mod ir_mistakes;
 mod ir_oracle;
 mod model;
 mod pipelines;

@@ -1,0 +1,278 @@
+//! What binding a plan to an engine's runners accepts, resolves and refuses, with the words that people read.
+
+use std::{sync::Arc, time::Instant};
+
+use hm_exec::{
+    Plan,
+    plan::{Base, BindOptions, BoundPlan, StepIndex, bind},
+    runner::{ArgsSchema, ImageSupport, Pool, RunnerCapabilities, RunnerDescriptor, RunnerIndex},
+};
+use schemars::JsonSchema;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use crate::ir::{fixtures, ir};
+
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct Args {
+    #[serde(default)]
+    #[expect(dead_code, reason = "only its shape is checked")]
+    cpus: Option<u32>,
+}
+
+fn runner(name: &str, change: impl FnOnce(&mut RunnerCapabilities)) -> RunnerDescriptor {
+    let mut capabilities = RunnerCapabilities::default();
+    change(&mut capabilities);
+    let args = if name == "docker" { ArgsSchema::of::<Args>() } else { ArgsSchema::none() };
+    RunnerDescriptor { name: name.into(), is_default: false, cache_version: 1, capabilities, args, pool: Pool::Local }
+}
+
+/// `sandbox` (the default), `process`, `docker`.
+fn runners() -> Vec<RunnerDescriptor> {
+    let mut runners = vec![
+        runner("sandbox", |it| (it.layers, it.secrets, it.images) = (true, true, ImageSupport::Local)),
+        runner("process", |it| it.images = ImageSupport::HostOnly),
+        runner("docker", |it| it.layers = true),
+    ];
+    runners[0].is_default = true;
+    runners
+}
+
+fn plan(steps: &[Value], edges: Value) -> Plan {
+    let nodes: Vec<_> = steps.iter().map(|step| json!({ "step": step, "env": { "A": "1" } })).collect();
+    Plan::parse(ir(&json!(nodes), &edges).to_string()).unwrap()
+}
+
+fn step(key: &str, more: Value) -> Value {
+    let mut step = json!({ "key": key, "cmd": "true" });
+    more.as_object().unwrap().iter().for_each(|(name, value)| step[name] = value.clone());
+    step
+}
+
+fn bound(plan: &Plan, options: &BindOptions) -> BoundPlan {
+    bind(plan, runners(), options).unwrap_or_else(|invalid| panic!("{invalid}"))
+}
+
+#[track_caller]
+fn assert_refused(plan: &Plan, runners: Vec<RunnerDescriptor>, options: &BindOptions, expected: &[&str]) {
+    let invalid = bind(plan, runners, options).unwrap_err();
+    let lines: Vec<_> = invalid.problems().iter().map(ToString::to_string).collect();
+    assert_eq!(lines, expected);
+}
+
+fn images(images: &[(&str, &str)]) -> BindOptions {
+    let images = images.iter().map(|&(from, to)| (from.to_owned(), to.to_owned())).collect();
+    BindOptions { images, ..BindOptions::default() }
+}
+
+fn named(runner: &str) -> BindOptions {
+    BindOptions { runner: Some(runner.to_owned()), ..BindOptions::default() }
+}
+
+#[test]
+fn steps_get_the_runner_they_name_else_the_option_else_the_default() {
+    let plan = plan(&[step("a", json!({})), step("b", json!({ "runner": "docker" }))], json!([]));
+    let indices = |options| bound(&plan, &options).steps.iter().map(|it| it.runner.0).collect::<Vec<_>>();
+    assert_eq!(indices(BindOptions::default()), [0, 2]);
+    assert_eq!(indices(named("process")), [1, 2]);
+    assert_eq!(&*bound(&plan, &named("process")).runner(StepIndex(0)).name, "process");
+}
+
+#[test]
+fn root_steps_boot_from_their_image_else_the_pipelines_else_host() {
+    let steps = [step("a", json!({ "image": "rootfs:/srv" })), step("b", json!({})), step("c", json!({}))];
+    let edges = json!([[0, 2, "builds_in"]]);
+    let plan_without = plan(&steps, edges.clone());
+    let without = bound(&plan_without, &BindOptions::default());
+    assert_eq!(without.base(StepIndex(0)), Base::Image("rootfs:/srv"));
+    assert_eq!(without.base(StepIndex(1)), Base::Image("host"));
+    assert_eq!(without.base(StepIndex(2)), Base::Snapshot(StepIndex(0)));
+    assert_eq!(without.steps[2].step.image, None);
+    assert!(without.steps[0].has_lineage_children && !without.steps[1].has_lineage_children);
+
+    let mut with_default: Value = serde_json::from_str(plan_without.ir_json()).unwrap();
+    with_default["default_image"] = json!("ubuntu:24.04");
+    let plan = Plan::parse(with_default.to_string()).unwrap();
+    let options = images(&[("ubuntu:24.04", "host"), ("alpine", "host"), ("rootfs:/srv", "rootfs:/tmp")]);
+    let bound = bound(&plan, &options);
+    assert_eq!(bound.base(StepIndex(0)), Base::Image("rootfs:/tmp"));
+    assert_eq!(bound.base(StepIndex(1)), Base::Image("host"));
+    assert_eq!(bound.unused_images, ["alpine"]);
+}
+
+#[test]
+fn what_does_not_change_is_shared_with_the_plan() {
+    let plan = plan(
+        &[step("a", json!({ "image": "host" })), step("b", json!({})), step("c", json!({}))],
+        json!([[0, 1, "builds_in"]]),
+    );
+    let nodes = &plan.pipeline().nodes;
+    let same = bound(&plan, &BindOptions::default());
+    assert!(Arc::ptr_eq(&same.steps[0].step, &nodes[0].step) && Arc::ptr_eq(&same.steps[1].step, &nodes[1].step));
+    assert!(!Arc::ptr_eq(&same.steps[2].step, &nodes[2].step));
+    assert!(same.steps.iter().zip(nodes).all(|(step, node)| Arc::ptr_eq(&step.env, &node.env)));
+
+    let env = [("A".to_owned(), "2".to_owned()), ("B".to_owned(), "3".to_owned())].into();
+    let merged = bound(&plan, &BindOptions { env, ..BindOptions::default() });
+    assert_eq!((&*merged.steps[0].env["A"], &*merged.steps[0].env["B"]), ("2", "3"));
+    assert!(Arc::ptr_eq(&merged.steps[0].env, &merged.steps[2].env));
+}
+
+#[test]
+fn time_limits_and_names_are_carried_over() {
+    let mut json: Value =
+        serde_json::from_str(plan(&[step("a", json!({ "timeout_seconds": 9, "label": "All" }))], json!([])).ir_json())
+            .unwrap();
+    json["timeout_seconds"] = json!(60);
+    let bound = bound(&Plan::parse(json.to_string()).unwrap(), &BindOptions::default());
+    assert_eq!((bound.timeout.unwrap().as_secs(), bound.steps[0].timeout.unwrap().as_secs()), (60, 9));
+    assert_eq!(&*bound.steps[0].display_name, "All");
+}
+
+#[test]
+fn an_unknown_runner_is_told_with_the_nearest_and_all_known_names() {
+    for (name, nearest) in [
+        ("dokcer", ", did you mean `docker`?"),
+        ("Sandbox", ", did you mean `sandbox`?"),
+        ("proces", ", did you mean `process`?"),
+        ("kubernetes", ""),
+        ("", ""),
+    ] {
+        let plan = plan(&[step("a", json!({ "runner": name }))], json!([]));
+        let expected =
+            format!("step `a`: there is no runner `{name}`{nearest} (known: `sandbox`, `process` and `docker`)");
+        assert_refused(&plan, runners(), &BindOptions::default(), &[&expected]);
+    }
+}
+
+#[test]
+fn a_runner_of_the_project_that_is_not_compiled_in_is_said_to_be_that() {
+    let plan = plan(&[step("a", json!({ "runner": "vm" }))], json!([]));
+    let expected = "step `a`: runner `vm` is not compiled into this program (known: `sandbox`, `process` and `docker`)";
+    assert_refused(&plan, runners(), &BindOptions::default(), &[expected]);
+}
+
+#[test]
+fn a_wrong_runner_option_is_told_once_and_not_for_each_step() {
+    let plan = plan(&[step("a", json!({})), step("b", json!({}))], json!([]));
+    let expected =
+        "options: there is no runner `sandbx`, did you mean `sandbox`? (known: `sandbox`, `process` and `docker`)";
+    assert_refused(&plan, runners(), &named("sandbx"), &[expected]);
+}
+
+#[test]
+fn a_step_without_a_runner_needs_a_default() {
+    let plan = plan(&[step("a", json!({})), step("b", json!({ "runner": "noop" }))], json!([]));
+    let expected = "step `a`: the step names no runner, and none is the default (known: `noop`)";
+    assert_refused(&plan, vec![runner("noop", |_| {})], &BindOptions::default(), &[expected]);
+    let expected = [
+        "step `a`: the step names no runner, and none is the default (known: none)",
+        "step `b`: there is no runner `noop` (known: none)",
+    ];
+    assert_refused(&plan, vec![], &BindOptions::default(), &expected);
+}
+
+#[test]
+fn runner_args_are_checked_by_the_runner() {
+    let args = |runner, args| step("a", json!({ "runner": runner, "runner_args": args }));
+    let check = |step, expected: &str| {
+        assert_refused(&plan(&[step], json!([])), runners(), &BindOptions::default(), &[expected]);
+    };
+    check(
+        args("docker", json!({ "cpus": "two" })),
+        "step `a`: runner `docker` refuses runner_args.cpus: invalid type: string \"two\", expected u32",
+    );
+    check(
+        args("docker", json!({ "cpu": 2 })),
+        "step `a`: runner `docker` refuses runner_args.cpu: unknown field `cpu`, expected `cpus`",
+    );
+    check(
+        args("sandbox", json!({ "cpus": 2 })),
+        "step `a`: runner `sandbox` refuses runner_args: this runner takes no arguments",
+    );
+    for args in [json!({ "cpus": 2 }), json!({}), Value::Null] {
+        let step = step("a", json!({ "runner": "docker", "runner_args": args }));
+        assert_eq!(bound(&plan(&[step], json!([])), &BindOptions::default()).steps[0].runner, RunnerIndex(2));
+    }
+}
+
+#[test]
+fn images_that_a_runner_cannot_boot_are_told_with_the_way_out() {
+    let steps = [
+        step("a", json!({ "image": "debian:bookworm" })),
+        step("b", json!({ "image": "rootfs:/srv", "runner": "process" })),
+        step("c", json!({ "image": "rootfs:" })),
+        step("d", json!({ "image": "anything", "runner": "docker" })),
+        step("e", json!({ "image": "ignored" })),
+    ];
+    let plan = plan(&steps, json!([[3, 4, "builds_in"]]));
+    let expected = [
+        "step `a`: runner `sandbox` can't boot from image `oci:dir`, only from `host` and `rootfs:DIR`; to run on this \
+         machine's system instead: `--image debian:bookworm=host`",
+        "step `b`: runner `process` can't boot from image `rootfs:/srv`, only from `host`; to run on this machine's \
+         system instead: `--image rootfs:/srv=host`",
+        "step `c`: runner `sandbox` can't boot from image `rootfs:`, only from `host` and `rootfs:DIR`; to run on this \
+         machine's system instead: `--image rootfs:=host`",
+    ];
+    assert_refused(&plan, runners(), &images(&[("debian:bookworm", "oci:dir")]), &expected);
+}
+
+#[test]
+fn secrets_need_a_runner_that_can_show_them() {
+    let of = |runner| step(runner, json!({ "runner": runner }));
+    let plan = plan(&[of("sandbox"), of("process"), step("more", json!({ "runner": "process" }))], json!([]));
+    bound(&plan, &BindOptions::default());
+    let options = BindOptions { has_secrets: true, ..BindOptions::default() };
+    let expected = "step `process`: runner `process` can't show secrets to its steps, and this run has some";
+    assert_refused(&plan, runners(), &options, &[expected]);
+}
+
+#[test]
+fn a_child_boots_on_another_runner_only_where_both_know_layers() {
+    let of = |runner| step(runner, json!({ "runner": runner }));
+    let steps = [of("sandbox"), of("docker"), of("process")];
+    bound(&plan(&steps, json!([[0, 1, "builds_in"], [1, 2, "depends_on"]])), &BindOptions::default());
+    let expected = "step `process`: runner `process` can't boot from the snapshot of `docker`, which runner `docker` \
+                    makes: run both on the same";
+    let plan = plan(&steps, json!([[0, 1, "builds_in"], [1, 2, "builds_in"]]));
+    assert_refused(&plan, runners(), &BindOptions::default(), &[expected]);
+}
+
+#[test]
+fn variables_that_no_program_can_get_are_refused() {
+    let env = [("A=B".to_owned(), String::new()), ("C".to_owned(), "\0".to_owned())].into();
+    let expected = [
+        "options: `A=B` can't name a variable: names are not empty and have neither `=` nor NUL bytes",
+        "options: the variable `C` has a NUL byte, which can't be passed to a program",
+    ];
+    let options = BindOptions { env, ..BindOptions::default() };
+    assert_refused(&plan(&[], json!([])), runners(), &options, &expected);
+}
+
+#[test]
+fn all_mistakes_of_a_real_pipeline_are_told_at_once() {
+    let (_, text) = fixtures().into_iter().find(|(name, _)| name == "kitchen-sink.json").unwrap();
+    let runners = runners().into_iter().filter(|runner| &*runner.name != "docker").collect();
+    let expected = [
+        "step `a`: runner `sandbox` can't boot from image `debian:bookworm`, only from `host` and `rootfs:DIR`; to run \
+         on this machine's system instead: `--image debian:bookworm=host`",
+        "step `c`: runner `docker` is not compiled into this program (known: `sandbox` and `process`)",
+        "step `e`: runner `sandbox` can't boot from image `ubuntu:24.04`, only from `host` and `rootfs:DIR`; to run on \
+         this machine's system instead: `--image ubuntu:24.04=host`",
+        "step `f`: runner `cloud` is not compiled into this program (known: `sandbox` and `process`)",
+        "step `g`: runner `vm` is not compiled into this program (known: `sandbox` and `process`)",
+    ];
+    assert_refused(&Plan::parse(text).unwrap(), runners, &BindOptions::default(), &expected);
+}
+
+#[test]
+fn a_hundred_thousand_steps_bind() {
+    let steps: Vec<_> = (0..100_000).map(|at| step(&format!("step-{at}"), json!({}))).collect();
+    let edges: Vec<_> = (1..100_000).map(|to| json!([0, to, "depends_on"])).collect();
+    let plan = plan(&steps, json!(edges));
+    let started = Instant::now();
+    let bound = bound(&plan, &BindOptions::default());
+    println!("bind 100,000 steps: {:?}", started.elapsed());
+    assert_eq!(bound.steps.len(), 100_000);
+}

@@ -1,0 +1,74 @@
+//! What runners are given and give back, against the ecosystem's own types.
+
+use hm_exec::{ExecutorInput, StepResult};
+use hm_plugin_protocol as theirs;
+use serde::{Serialize, de::DeserializeOwned};
+use serde_json::{Value, json};
+
+/// Reads `value` as `A`, what that writes as `B`, and what that writes must be `value` again.
+fn round_trip<A: Serialize + DeserializeOwned, B: Serialize + DeserializeOwned>(value: &Value) {
+    let a: A = serde_json::from_value(value.clone()).unwrap();
+    let b: B = serde_json::from_value(serde_json::to_value(&a).unwrap()).unwrap();
+    assert_eq!(serde_json::to_value(&b).unwrap(), *value);
+}
+
+/// An input with every field set; `null` where the published crate writes it.
+fn input(cache_lookup: &Value, parent_snapshot: &Value) -> Value {
+    json!({
+        "step": {
+            "key": "build", "label": "Build", "cmd": "make", "image": "host", "env": { "A": "é" },
+            "timeout_seconds": 90, "cache": { "policy": "ttl", "key": "ab12" },
+            "runner": "sandbox", "runner_args": { "cpus": 2 },
+        },
+        "workspace_archive_id": "67e55044-10b1-426f-9247-bb680e5fe0c8",
+        "env": { "A": "é", "B": "" },
+        "workdir": "/workspace",
+        "run_id": "67e55044-10b1-426f-9247-bb680e5fe0c9",
+        "step_id": "67e55044-10b1-426f-9247-bb680e5fe0ca",
+        "cache_lookup": cache_lookup,
+        "parent_snapshot": parent_snapshot,
+    })
+}
+
+#[test]
+fn inputs_are_read_and_written_alike_by_us_and_the_published_crate() {
+    for cache_lookup in [
+        json!({ "kind": "hit", "tag": "hm1:1" }),
+        json!({ "kind": "miss_build_as", "tag": "hm1:2" }),
+        json!({ "kind": "miss_no_commit" }),
+    ] {
+        for parent in [Value::Null, json!("hm1:0"), json!("docker:sha256:ab")] {
+            round_trip::<ExecutorInput, theirs::ExecutorInput>(&input(&cache_lookup, &parent));
+            round_trip::<theirs::ExecutorInput, ExecutorInput>(&input(&cache_lookup, &parent));
+        }
+    }
+    let mut bare = input(&json!({ "kind": "miss_no_commit" }), &Value::Null);
+    bare["step"] = json!({
+        "key": "a", "cmd": "", "label": null, "image": null, "env": null, "timeout_seconds": null, "cache": null
+    });
+    round_trip::<ExecutorInput, theirs::ExecutorInput>(&bare);
+    round_trip::<theirs::ExecutorInput, ExecutorInput>(&bare);
+}
+
+#[test]
+fn inputs_without_a_parent_or_with_an_unknown_field_are_treated_like_the_published_crate_does() {
+    let mut value = input(&json!({ "kind": "miss_no_commit" }), &Value::Null);
+    value.as_object_mut().unwrap().remove("parent_snapshot");
+    assert_eq!(serde_json::from_value::<ExecutorInput>(value.clone()).unwrap().parent_snapshot, None);
+    value["surprise"] = json!(1);
+    let error = serde_json::from_value::<ExecutorInput>(value.clone()).unwrap_err();
+    assert!(error.to_string().starts_with("unknown field `surprise`"), "{error}");
+    assert!(serde_json::from_value::<theirs::ExecutorInput>(value).is_err());
+}
+
+#[test]
+fn results_are_read_and_written_alike_by_us_and_the_published_crate() {
+    for value in [
+        json!({ "exit_code": 0, "committed_snapshot": "hm1:3", "artifacts": [] }),
+        json!({ "exit_code": 137, "committed_snapshot": null,
+                "artifacts": [{ "key": "a/b", "mime": "text/plain", "size_bytes": 5 }] }),
+    ] {
+        round_trip::<StepResult, theirs::StepResult>(&value);
+        round_trip::<theirs::StepResult, StepResult>(&value);
+    }
+}
