@@ -1,7 +1,16 @@
-//! STUB: the `store` builder owns this folder.
+//! A run's source tree, as runners ask for it.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
+use tokio::sync::OnceCell;
+
+use super::{FrozenSource, Store, StoreError};
 use crate::runner::ArchiveId;
 
 /// A run's source tree, frozen when the first runner asks.
@@ -9,13 +18,14 @@ use crate::runner::ArchiveId;
 pub struct Archives {
     id: ArchiveId,
     source_dir: PathBuf,
+    frozen: OnceCell<Arc<FrozenSource>>,
 }
 
 impl Archives {
     /// Names the tree; nothing is read yet.
     #[must_use]
     pub fn new(id: ArchiveId, source_dir: impl Into<PathBuf>) -> Self {
-        Self { id, source_dir: source_dir.into() }
+        Self { id, source_dir: source_dir.into(), frozen: OnceCell::new() }
     }
 
     /// The id that [`ExecutorInput::workspace_archive_id`](crate::ExecutorInput) has.
@@ -28,5 +38,38 @@ impl Archives {
     #[must_use]
     pub fn source_dir(&self) -> &Path {
         &self.source_dir
+    }
+
+    /// The tree in the store: frozen by the first caller, on a thread for blocking work, while the others wait. All runners
+    /// of a run share one store.
+    ///
+    /// # Errors
+    /// Why it can't be read or copied. The next caller tries again.
+    ///
+    /// # Cancel safety
+    /// Where all callers drop their futures the work stops soon, and leaves nothing.
+    pub async fn freeze(&self, store: &Arc<Store>) -> Result<Arc<FrozenSource>, StoreError> {
+        let frozen = self.frozen.get_or_try_init(async || {
+            let (store, source_dir) = (Arc::clone(store), self.source_dir.clone());
+            let abandoned = Arc::new(AtomicBool::new(false));
+            let _guard = Abandon(Arc::clone(&abandoned));
+            let work = tokio::task::spawn_blocking(move || store.freeze(&source_dir, &abandoned));
+            let frozen = work.await.map_err(|error| StoreError::Io {
+                doing: "freeze",
+                path: self.source_dir.clone(),
+                source: std::io::Error::other(error),
+            })?;
+            frozen.map(Arc::new)
+        });
+        frozen.await.cloned()
+    }
+}
+
+/// Stops the work when nobody waits for it any longer.
+struct Abandon(Arc<AtomicBool>);
+
+impl Drop for Abandon {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
     }
 }

@@ -1,5 +1,33 @@
-//! The store: frozen sources, layers, snapshots, images. Knows nothing of pipelines.
+//! The store: frozen sources, layers, snapshots, and the images that need no download, in a directory.
+//!
+//! In go a source tree and what steps wrote; out come directories to mount. Everything is synchronous, and takes
+//! microseconds but for what says otherwise. Knows nothing of pipelines, nor how layers are mounted.
+//!
+//! A step sees, topmost first: its own upper directory, the [delta](Store::delta) from the source that its parent saw to
+//! this run's, the parent's [layers](Snapshot::layers), the [frozen source](FrozenSource), the image ([`Base`]).
 
 mod archives;
+mod delta;
+mod error;
+mod handle;
+mod host;
+mod ids;
+mod image;
+mod layer;
+mod layout;
+mod manifest;
+mod remover;
+mod snapshot;
+mod source;
+pub mod tree;
 
 pub use archives::Archives;
+pub use error::StoreError;
+pub use handle::StoreHandle;
+pub use host::{HostDir, HostImage};
+pub use ids::{LayerId, SourceId};
+pub use image::Base;
+pub use layer::{IdMap, Staging};
+pub use layout::{Store, TreeOps};
+pub use snapshot::{CommitRequest, MAX_LAYERS, Snapshot};
+pub use source::FrozenSource;

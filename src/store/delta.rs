@@ -1,0 +1,265 @@
+//! Deltas: the layer that lets a snapshot made over an older source show a newer one.
+//!
+//! The view is that of stacking "what changed between the sources" on top of the snapshot: what was edited or deleted
+//! since wins over a step's copy of it, and everything else a step wrote stays. Because the newer source lies at the
+//! bottom already, only those changes are written that a layer of the snapshot would hide; mostly there are none.
+
+use std::{
+    collections::BTreeMap,
+    ffi::{OsStr, OsString},
+    fs::{self, DirBuilder, Metadata},
+    io,
+    os::unix::{ffi::OsStrExt, fs::DirBuilderExt},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use super::{
+    FrozenSource, LayerId, Snapshot, Store, StoreError,
+    error::Doing,
+    manifest::{Change, Entry, Kind},
+    source::put_symlink,
+    tree,
+};
+
+impl Store {
+    /// The layer to put over those of a snapshot so that a step sees the source `new`. `None` where it needs none. Made
+    /// once for the same layers and sources; takes as long as reading two manifests.
+    ///
+    /// # Errors
+    /// Where a manifest can't be read, or the layer not be written.
+    pub fn delta(self: &Arc<Self>, old: &Snapshot, new: &FrozenSource) -> Result<Option<LayerId>, StoreError> {
+        if old.source == new.id || old.layers.is_empty() {
+            return Ok(None);
+        }
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(format!("hm-exec delta 1\n{}\n{}\n", old.source, new.id).as_bytes());
+        for layer in &old.layers {
+            hasher.update(format!("{layer}\n").as_bytes());
+        }
+        let id = LayerId::of_delta(hasher.finalize());
+        let home = self.layer_home(&id);
+        if home.is_dir() {
+            return Ok(Some(id));
+        }
+        let (before, after) = (self.manifest(&old.source)?, self.manifest(&new.id)?);
+        let layers = Layers { roots: old.layers.iter().map(|layer| self.layer_dir(layer).join("workspace")).collect() };
+        let plan = layers.plan(&before.changes(&after))?;
+        if plan.is_empty() {
+            return Ok(None);
+        }
+        let staging = self.stage()?;
+        let mut delta = Delta {
+            layers: &layers,
+            source: new.root.join("workspace"),
+            root: staging.upper().join("workspace"),
+            made: Vec::new(),
+        };
+        for (path, action) in &plan {
+            delta.write(Path::new(OsStr::from_bytes(path)), *action)?;
+        }
+        delta.finish()?;
+        match fs::rename(staging.home(), &home) {
+            // Another process was faster with the same delta.
+            Err(_) if home.is_dir() => {}
+            renamed => renamed.doing("make the layer", &home)?,
+        }
+        Ok(Some(id))
+    }
+}
+
+/// The `workspace` of each layer of a snapshot, topmost first.
+struct Layers {
+    roots: Vec<PathBuf>,
+}
+
+/// What the layers have at a path.
+enum Seen {
+    /// Nothing; the source shows, unless it is `hidden` by what they have further up.
+    Nothing { hidden: bool },
+    /// The mark of something removed.
+    Whiteout,
+    /// A file or a link.
+    Leaf,
+    /// A directory, merged from those of these layers.
+    Dir(Vec<usize>),
+}
+
+/// What to write at a path.
+#[derive(Clone, Copy)]
+enum Action<'a> {
+    Put(&'a Entry),
+    Hide,
+}
+
+type Plan<'a> = BTreeMap<&'a [u8], Action<'a>>;
+
+impl Layers {
+    /// Finds those changes that the layers would keep from showing.
+    fn plan<'a>(&self, changes: &[Change<'a>]) -> Result<Plan<'a>, StoreError> {
+        let mut plan = Plan::new();
+        let mut removed_dirs = Vec::new();
+        let mut replaced: Option<&[u8]> = None;
+        for change in changes {
+            match *change {
+                Change::Added(entry) | Change::Changed(entry) => {
+                    if !entry.is_dir() {
+                        replaced = Some(&entry.path);
+                    }
+                    let put = match self.look(entry.as_path())? {
+                        Seen::Nothing { hidden: false } => false,
+                        Seen::Dir(_) => true,
+                        // A step took away a directory of which no more than the mode was changed since.
+                        _ => !(entry.is_dir() && matches!(change, Change::Changed(_))),
+                    };
+                    if put {
+                        plan.insert(&entry.path, Action::Put(entry));
+                    }
+                }
+                // What was below a directory that is a file now is gone with it.
+                Change::Removed(entry) if replaced.is_some_and(|dir| is_below(&entry.path, dir)) => {}
+                Change::Removed(entry) if entry.is_dir() => removed_dirs.push(entry),
+                Change::Removed(entry) => {
+                    if matches!(self.look(entry.as_path())?, Seen::Leaf) {
+                        plan.insert(&entry.path, Action::Hide);
+                    }
+                }
+            }
+        }
+        for dir in removed_dirs.into_iter().rev() {
+            if let Seen::Dir(layers) = self.look(dir.as_path())?
+                && self.is_empty(&dir.path, &layers, &plan)?
+            {
+                plan.retain(|path, _| !is_below(path, &dir.path));
+                plan.insert(&dir.path, Action::Hide);
+            }
+        }
+        Ok(plan)
+    }
+
+    /// Whether nothing shows in a directory any longer after the plan.
+    fn is_empty(&self, path: &[u8], layers: &[usize], plan: &Plan<'_>) -> Result<bool, StoreError> {
+        let mut seen: Vec<OsString> = Vec::new();
+        for &layer in layers {
+            let dir = self.roots[layer].join(OsStr::from_bytes(path));
+            for entry in fs::read_dir(&dir).doing("list", &dir)? {
+                let entry = entry.doing("list", &dir)?;
+                let name = entry.file_name();
+                if seen.contains(&name) {
+                    continue;
+                }
+                let hidden = tree::is_whiteout_at(&entry.metadata().doing("read", &entry.path())?)
+                    || matches!(plan.get(&tree::join(path, name.as_bytes())[..]), Some(Action::Hide));
+                if !hidden {
+                    return Ok(false);
+                }
+                seen.push(name);
+            }
+        }
+        Ok(true)
+    }
+
+    /// What the layers have at a path, as overlayfs would look it up.
+    fn look(&self, path: &Path) -> Result<Seen, StoreError> {
+        let mut layers: Vec<usize> = (0..self.roots.len()).collect();
+        let mut hidden = false;
+        let mut at = PathBuf::new();
+        let mut parts = path.components();
+        loop {
+            let mut merged = Vec::new();
+            for layer in std::mem::take(&mut layers) {
+                let path = self.roots[layer].join(&at);
+                let Some(metadata) = stat(&path)? else { continue };
+                if metadata.is_dir() {
+                    merged.push(layer);
+                    if !tree::is_opaque_at(&path).doing("read", &path)? {
+                        continue;
+                    }
+                } else if merged.is_empty() {
+                    return Ok(match parts.next() {
+                        Some(_) => Seen::Nothing { hidden: true },
+                        None if tree::is_whiteout_at(&metadata) => Seen::Whiteout,
+                        None => Seen::Leaf,
+                    });
+                }
+                hidden = true;
+                break;
+            }
+            if merged.is_empty() {
+                return Ok(Seen::Nothing { hidden });
+            }
+            match parts.next() {
+                Some(part) => at.push(part),
+                None => return Ok(Seen::Dir(merged)),
+            }
+            layers = merged;
+        }
+    }
+}
+
+/// The layer being written.
+struct Delta<'a> {
+    layers: &'a Layers,
+    /// The newer source.
+    source: PathBuf,
+    root: PathBuf,
+    /// Directories made, and what they should look like in the end.
+    made: Vec<(PathBuf, Option<Metadata>)>,
+}
+
+impl Delta<'_> {
+    fn write(&mut self, path: &Path, action: Action<'_>) -> Result<(), StoreError> {
+        let mut parents: Vec<&Path> = path.ancestors().skip(1).collect();
+        while let Some(parent) = parents.pop() {
+            self.dir(parent, false)?;
+        }
+        let place = self.root.join(path);
+        match action {
+            Action::Hide => tree::whiteout(&place).doing("hide", &place),
+            Action::Put(entry) => match &entry.kind {
+                Kind::Directory => self.dir(path, true),
+                Kind::Symlink { target } => put_symlink(entry, target, &place),
+                Kind::File { .. } => {
+                    fs::copy(self.source.join(path), &place).doing("write", &place)?;
+                    entry.put_attributes(&place)
+                }
+            },
+        }
+    }
+
+    /// Makes a directory, like the source's where that changed, and else like the one that showed so far.
+    fn dir(&mut self, path: &Path, changed: bool) -> Result<(), StoreError> {
+        let place = self.root.join(path);
+        match DirBuilder::new().mode(0o700).create(&place) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(()),
+            Err(error) => return Err(StoreError::io("make the directory", place, error)),
+        }
+        let shown = match self.layers.look(path)? {
+            Seen::Dir(layers) if !changed => self.layers.roots[layers[0]].join(path),
+            _ => self.source.join(path),
+        };
+        self.made.push((place, stat(&shown)?));
+        Ok(())
+    }
+
+    fn finish(self) -> Result<(), StoreError> {
+        for (path, model) in self.made.into_iter().rev() {
+            let Some(model) = model else { continue };
+            super::layer::imitate(&path, Some(&model)).doing("set the attributes of", &path)?;
+        }
+        Ok(())
+    }
+}
+
+fn is_below(path: &[u8], dir: &[u8]) -> bool {
+    path.strip_prefix(dir).is_some_and(|rest| rest.starts_with(b"/"))
+}
+
+fn stat(path: &Path) -> Result<Option<Metadata>, StoreError> {
+    match path.symlink_metadata() {
+        Ok(metadata) => Ok(Some(metadata)),
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(None),
+        Err(error) => Err(StoreError::io("read", path, error)),
+    }
+}

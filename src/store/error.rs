@@ -1,0 +1,141 @@
+//! What can go wrong in the store.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
+
+use crate::runner::SnapshotRef;
+
+/// Why the store could not do something.
+///
+/// `Display` is a lowercase fragment with the path in question; the cause is in [`source`](std::error::Error::source).
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StoreError {
+    /// A file operation failed.
+    #[error("failed to {doing} `{}`", path.display())]
+    Io {
+        /// What was being done, as in "read".
+        doing: &'static str,
+        /// To what.
+        path: PathBuf,
+        /// Why it failed.
+        #[source]
+        source: io::Error,
+    },
+    /// The store's filesystem, or the user's quota there, is full.
+    #[error(
+        "no space is left for the store at `{}`: free some, or set HM_CACHE_DIR to a directory on a larger disk",
+        path.display()
+    )]
+    Full {
+        /// The file that could not be written.
+        path: PathBuf,
+        /// As the system said it.
+        #[source]
+        source: io::Error,
+    },
+    /// A file of the source tree can't be read.
+    #[error("failed to read `{}` of the source tree: make it readable, or name it in .gitignore", path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A file of the source tree changes faster than it can be read.
+    #[error(
+        "`{}` of the source tree kept changing while it was read: stop what writes to it, or name it in .gitignore",
+        path.display()
+    )]
+    SourceChanged {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The source tree is no directory.
+    #[error("the source tree `{}` is not a directory", path.display())]
+    NoSource {
+        /// What was given.
+        path: PathBuf,
+    },
+    /// The caller no longer wants the answer.
+    #[error("freezing the source tree was abandoned")]
+    Abandoned,
+    /// There is no such snapshot.
+    #[error("there is no snapshot `{snapshot}` in the store at `{}`", store.display())]
+    UnknownSnapshot {
+        /// What was asked for.
+        snapshot: SnapshotRef,
+        /// The store.
+        store: PathBuf,
+    },
+    /// The image is none that lies on this machine.
+    #[error("unsupported image `{image}`: use `host` or `rootfs:DIR`, for instance with `--image {image}=host`")]
+    UnsupportedImage {
+        /// What was asked for.
+        image: String,
+    },
+    /// The directory of a `rootfs:DIR` image can't serve as one.
+    #[error("`{}` can't be a root filesystem: {reason}", path.display())]
+    BadRootfs {
+        /// The directory.
+        path: PathBuf,
+        /// Why.
+        reason: &'static str,
+    },
+    /// The store lies within a directory that steps would boot from.
+    #[error(
+        "the store at `{}` lies within `{}`, which steps boot from: set HM_CACHE_DIR to a directory outside of it",
+        store.display(), within.display()
+    )]
+    StoreWithinImage {
+        /// The store.
+        store: PathBuf,
+        /// The directory.
+        within: PathBuf,
+    },
+    /// A directory asked for with the host image can't be shown to steps.
+    #[error("`{}` can't be shown to steps: {reason}", path.display())]
+    BadHostDir {
+        /// The directory.
+        path: PathBuf,
+        /// Why.
+        reason: &'static str,
+    },
+    /// No place is known for the store.
+    #[error("no place for the store: set HM_CACHE_DIR, XDG_CACHE_HOME or HOME")]
+    NoHome,
+    /// A record of the store does not decode.
+    #[error("`{}` is not a record that this version reads ({reason}): remove the store, or use another HM_CACHE_DIR", path.display())]
+    Corrupt {
+        /// The record.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+}
+
+impl StoreError {
+    /// The error of an operation on `path`, with a full disk told apart.
+    pub(crate) fn io(doing: &'static str, path: impl Into<PathBuf>, source: impl Into<io::Error>) -> Self {
+        let (path, source) = (path.into(), source.into());
+        match source.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::Full { path, source },
+            _ => Self::Io { doing, path, source },
+        }
+    }
+}
+
+/// Adds what was being done, and to what, to an error of the system.
+pub(crate) trait Doing<T> {
+    /// As in `fs::read(path).doing("read", path)`.
+    fn doing(self, doing: &'static str, path: &Path) -> Result<T, StoreError>;
+}
+
+impl<T, E: Into<io::Error>> Doing<T> for Result<T, E> {
+    fn doing(self, doing: &'static str, path: &Path) -> Result<T, StoreError> {
+        self.map_err(|source| StoreError::io(doing, path, source))
+    }
+}

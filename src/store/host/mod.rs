@@ -1,0 +1,249 @@
+//! The `host` image: this machine's system, to be shown to steps copy-on-write.
+//!
+//! An overlay of `/` cannot be: the store lies below it, and ordinary users may not mount one. So the root of a step is a
+//! skeleton of empty directories, and every system directory gets an overlay of its own on top. Home directories, the
+//! store, credentials, and the state of daemons are not in it. What mount points of the machine lie within a system
+//! directory does not show either, because overlays do not cross them.
+
+mod mask;
+mod skeleton;
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Component, Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use super::{Store, StoreError, error::Doing, layout::make_dir};
+
+/// Top-level directories that are the system, where they are directories. Where they are links (`/bin` to `usr/bin`), the
+/// skeleton has the link.
+const SYSTEM: [&str; 9] = ["usr", "etc", "opt", "bin", "sbin", "lib", "lib32", "lib64", "libx32"];
+
+/// Databases of package managers: what is installed must not disagree with what is there.
+const PACKAGES: [&str; 9] = [
+    "var/lib/dpkg",
+    "var/lib/apt",
+    "var/lib/rpm",
+    "var/lib/dnf",
+    "var/lib/pacman",
+    "var/lib/apk",
+    "var/cache/apt",
+    "var/cache/debconf",
+    "var/cache/ldconfig",
+];
+
+/// Shown read-only where they are there: package stores that nobody but their own daemon may write to.
+const READ_ONLY: [&str; 2] = ["nix", "gnu"];
+
+/// This machine's system as a set of lower directories.
+#[derive(Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct HostImage {
+    /// The lowest lower directory of the step's root, with a mount point for each of `dirs`.
+    pub skeleton: PathBuf,
+    /// What to mount over it, parents before children.
+    pub dirs: Vec<HostDir>,
+}
+
+/// One directory of the machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct HostDir {
+    /// Where, relative to the step's root: `usr`, `var/lib/dpkg`.
+    pub path: PathBuf,
+    /// The lower directories of its overlay, topmost first: a mask over what the machine has.
+    pub lowers: Vec<PathBuf>,
+    /// Steps see it as it is and can't write to it: a read-only bind mount of the one lower directory.
+    pub read_only: bool,
+}
+
+/// The images made so far, by the extra directories they have.
+#[derive(Debug, Default)]
+pub(super) struct HostImages(Mutex<BTreeMap<Vec<PathBuf>, Arc<HostImage>>>);
+
+impl Store {
+    /// This machine's system, with `extra_dirs` shown read-only. Made once for as long as the store is open, in some
+    /// milliseconds.
+    ///
+    /// # Errors
+    /// [`StoreError::StoreWithinImage`] where the store itself would be visible, [`StoreError::BadHostDir`] for an extra
+    /// directory that can't be shown.
+    pub fn host_image(&self, extra_dirs: &[PathBuf]) -> Result<Arc<HostImage>, StoreError> {
+        let mut images = self.hosts.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(image) = images.get(extra_dirs) {
+            return Ok(Arc::clone(image));
+        }
+        let image = Arc::new(self.make_host_image(Path::new("/"), extra_dirs)?);
+        images.insert(extra_dirs.to_vec(), Arc::clone(&image));
+        Ok(image)
+    }
+
+    fn make_host_image(&self, machine: &Path, extra_dirs: &[PathBuf]) -> Result<HostImage, StoreError> {
+        let home = self.new_tmp();
+        make_dir(&home)?;
+        let mut dirs = Vec::new();
+        for name in SYSTEM.iter().chain(&PACKAGES) {
+            let dir = machine.join(name);
+            if fs::symlink_metadata(&dir).is_ok_and(|metadata| metadata.is_dir()) {
+                let mask = home.join(format!("mask-{}", name.replace('/', "-")));
+                let mut lowers = Vec::new();
+                if mask::make(machine, Path::new(name), &mask)? {
+                    lowers.push(mask);
+                }
+                lowers.push(self.visible(&dir)?);
+                dirs.push(HostDir { path: name.into(), lowers, read_only: false });
+            }
+        }
+        for name in READ_ONLY {
+            let dir = machine.join(name);
+            if dir.is_dir() {
+                dirs.push(HostDir { path: name.into(), lowers: vec![self.visible(&dir)?], read_only: true });
+            }
+        }
+        for dir in extra_dirs {
+            dirs.push(HostDir { path: extra_path(dir)?, lowers: vec![self.visible(dir)?], read_only: true });
+        }
+        let skeleton = home.join("skeleton");
+        skeleton::make(machine, &skeleton, &dirs)?;
+        Ok(HostImage { skeleton, dirs })
+    }
+
+    /// The real path of a directory that steps will see, which must not have the store in it.
+    fn visible(&self, dir: &Path) -> Result<PathBuf, StoreError> {
+        let real = dir.canonicalize().doing("resolve", dir)?;
+        if self.dir().starts_with(&real) {
+            return Err(StoreError::StoreWithinImage { store: self.dir().into(), within: real });
+        }
+        if real.starts_with(self.dir()) {
+            return Err(StoreError::BadHostDir { path: dir.into(), reason: "it is part of the store" });
+        }
+        Ok(real)
+    }
+}
+
+/// Where an extra directory is mounted: where it is on the machine.
+fn extra_path(dir: &Path) -> Result<PathBuf, StoreError> {
+    let bad = |reason| StoreError::BadHostDir { path: dir.into(), reason };
+    let relative = dir.strip_prefix("/").map_err(|_| bad("its path is not absolute"))?;
+    let mut parts = relative.components();
+    if !parts.clone().all(|part| matches!(part, Component::Normal(_))) {
+        return Err(bad("its path has `.` or `..` in it"));
+    }
+    match parts.next().and_then(|first| first.as_os_str().to_str()) {
+        None => Err(bad("it is the whole machine")),
+        Some("proc" | "sys" | "dev" | "run" | "workspace") => Err(bad("steps have a directory of their own there")),
+        Some(_) if !dir.is_dir() => Err(bad("there is no such directory")),
+        Some(_) => Ok(relative.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+
+    use super::*;
+
+    fn put(machine: &Path, path: &str, text: &str, mode: u32) {
+        let path = machine.join(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, text).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+    }
+
+    fn machine(top: &Path) -> PathBuf {
+        let machine = top.join("machine");
+        put(&machine, "usr/bin/tool", "tool", 0o755);
+        put(&machine, "etc/passwd", "root:x:0:0:root:/root:/bin/sh\nme:x:1000:1000::/opt/me:/bin/sh\n", 0o644);
+        put(&machine, "etc/shadow", "root:$6$hash:1:0:99999:7:::\n", 0o640);
+        put(&machine, "etc/ssh/ssh_host_rsa_key", "key", 0o600);
+        put(&machine, "etc/ssh/ssh_config", "config", 0o644);
+        put(&machine, "etc/daemon/token", "token", 0o600);
+        put(&machine, "etc/docker/config.json", "auth", 0o644);
+        put(&machine, "etc/resolv.conf", "nameserver 192.0.2.1\n", 0o644);
+        put(&machine, "opt/me/.netrc", "login", 0o644);
+        put(&machine, "var/lib/dpkg/status", "Package: x\n", 0o644);
+        put(&machine, "var/lib/service/data", "data", 0o644);
+        put(&machine, "var/lib/ucf/hashfile", "hash", 0o644);
+        put(&machine, "home/me/.ssh/id_rsa", "key", 0o600);
+        put(&machine, "root/.ssh/id_rsa", "key", 0o600);
+        std::os::unix::fs::symlink("usr/bin", machine.join("bin")).unwrap();
+        machine
+    }
+
+    fn image(store: &Store, machine: &Path) -> HostImage {
+        store.make_host_image(machine, &[]).unwrap()
+    }
+
+    #[test]
+    fn the_skeleton_has_links_and_mount_points_but_nobodys_files() {
+        let top = tempfile::tempdir().unwrap();
+        let (store, machine) = (Store::open(&top.path().join("store")).unwrap(), machine(top.path()));
+        let HostImage { skeleton, dirs } = image(&store, &machine);
+        let paths: Vec<_> = dirs.iter().map(|dir| dir.path.to_str().unwrap()).collect();
+        assert_eq!(paths, ["usr", "etc", "opt", "var/lib/dpkg"]);
+        assert_eq!(fs::read_link(skeleton.join("bin")).unwrap().to_str(), Some("usr/bin"));
+        for path in ["usr", "etc", "opt", "var/lib/dpkg", "var/lib/service", "root", "home", "proc", "workspace"] {
+            assert_eq!(fs::read_dir(skeleton.join(path)).unwrap().count(), 0, "{path}");
+        }
+        assert_eq!(fs::metadata(skeleton.join("tmp")).unwrap().mode() & 0o7777, 0o1777);
+        assert_eq!(fs::read_to_string(skeleton.join("var/lib/ucf/hashfile")).unwrap(), "hash");
+    }
+
+    #[test]
+    fn what_is_secret_is_masked() {
+        let top = tempfile::tempdir().unwrap();
+        let (store, machine) = (Store::open(&top.path().join("store")).unwrap(), machine(top.path()));
+        if super::super::tree::whiteout(&top.path().join("probe")).is_err() {
+            assert!(std::env::var_os("HM_REQUIRE_BACKENDS").is_none(), "whiteouts can't be made here");
+            eprintln!("skipped: whiteouts can't be made here");
+            return;
+        }
+        let image = image(&store, &machine);
+        let mask = |path: &str| {
+            let dir = image.dirs.iter().find(|dir| Path::new(path).starts_with(&dir.path)).unwrap();
+            assert_eq!(dir.lowers.len(), 2, "{path}");
+            dir.lowers[0].join(Path::new(path).strip_prefix(&dir.path).unwrap())
+        };
+        for path in ["etc/ssh/ssh_host_rsa_key", "etc/daemon/token", "etc/docker", "opt/me"] {
+            assert!(fs::symlink_metadata(mask(path)).unwrap().file_type().is_char_device(), "{path}");
+        }
+        assert!(!mask("etc/ssh/ssh_config").exists() && !mask("etc/passwd").exists());
+        let shadow = fs::read_to_string(mask("etc/shadow")).unwrap();
+        assert!(shadow.starts_with("root:*:") && shadow.contains("\nme:*:") && !shadow.contains("hash"), "{shadow}");
+        assert_eq!(fs::read_to_string(mask("etc/resolv.conf")).unwrap(), "nameserver 192.0.2.1\n");
+        assert_eq!(fs::read_link(mask("etc/mtab")).unwrap().to_str(), Some("/proc/self/mounts"));
+    }
+
+    #[test]
+    fn a_store_within_a_system_directory_is_refused_with_the_way_out() {
+        let top = tempfile::tempdir().unwrap();
+        let machine = machine(top.path());
+        let store = Store::open(&machine.join("opt/cache")).unwrap();
+        let error = store.make_host_image(&machine, &[]).unwrap_err();
+        assert!(matches!(error, StoreError::StoreWithinImage { .. }));
+        assert!(error.to_string().contains("HM_CACHE_DIR"), "{error}");
+    }
+
+    #[test]
+    fn extra_directories_are_read_only_and_checked() {
+        let top = tempfile::tempdir().unwrap();
+        let (store, machine) = (Store::open(&top.path().join("store")).unwrap(), machine(top.path()));
+        let tools = top.path().join("tools");
+        fs::create_dir(&tools).unwrap();
+        let image = store.make_host_image(&machine, std::slice::from_ref(&tools)).unwrap();
+        let shown = image.dirs.last().unwrap();
+        assert!(shown.read_only && shown.path == tools.strip_prefix("/").unwrap());
+        assert!(image.skeleton.join(&shown.path).is_dir());
+        let store_dir = store.dir().to_path_buf();
+        for bad in ["relative".into(), "/".into(), "/proc/self".into(), "/nowhere/at/all".into(), "/tmp/../etc".into()]
+        {
+            assert!(matches!(store.make_host_image(&machine, &[bad]), Err(StoreError::BadHostDir { .. })));
+        }
+        assert!(matches!(
+            store.make_host_image(&machine, &[store_dir.parent().unwrap().into()]),
+            Err(StoreError::StoreWithinImage { .. })
+        ));
+    }
+}

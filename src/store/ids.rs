@@ -1,0 +1,91 @@
+//! Names of things in the store: hexadecimal, so that no text from outside becomes a path.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+macro_rules! id {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+        #[serde(into = "String", try_from = "String")]
+        pub struct $name(String);
+
+        impl $name {
+            /// Reads an id; `None` where the text is none.
+            #[must_use]
+            pub fn parse(text: &str) -> Option<Self> {
+                let hexadecimal = |byte: u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
+                (matches!(text.len(), 32..=64) && text.bytes().all(hexadecimal)).then(|| Self(text.into()))
+            }
+
+            /// The id as text.
+            #[must_use]
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl TryFrom<String> for $name {
+            type Error = String;
+
+            fn try_from(text: String) -> Result<Self, String> {
+                Self::parse(&text).ok_or_else(|| format!("`{text}` is no id"))
+            }
+        }
+
+        impl From<$name> for String {
+            fn from(id: $name) -> Self {
+                id.0
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+    };
+}
+
+id! {
+    /// Names a frozen source by its content.
+    SourceId
+}
+
+id! {
+    /// Names a layer: what one step changed. Random, and travels with the layer.
+    LayerId
+}
+
+impl LayerId {
+    /// Names the layer that makes the difference between two sources. The length tells it from a step's.
+    pub(super) fn of_delta(hash: blake3::Hash) -> Self {
+        Self(hash.to_hex().to_string())
+    }
+
+    /// Whether the layer can be made again from what it is named after.
+    pub(super) fn is_delta(&self) -> bool {
+        self.0.len() == blake3::OUT_LEN * 2
+    }
+}
+
+impl SourceId {
+    pub(super) fn of(hash: blake3::Hash) -> Self {
+        Self(hash.to_hex().to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_from_outside_is_no_path() {
+        for text in ["", "..", "../../../../../../../../../../etc/passwd", "ABCDEF0123456789abcdef0123456789"] {
+            assert_eq!(LayerId::parse(text), None, "{text}");
+            assert!(serde_json::from_value::<SourceId>(text.into()).is_err());
+        }
+        assert!(LayerId::parse("0123456789abcdef0123456789abcdef").is_some());
+    }
+}

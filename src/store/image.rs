@@ -1,0 +1,88 @@
+//! What lies at the bottom of a root step's filesystem.
+
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+    str::FromStr,
+};
+
+use serde::{Deserialize, Serialize};
+
+use super::StoreError;
+
+/// An image that needs no download: what lies below the source in a step's filesystem.
+///
+/// # Examples
+/// ```
+/// use hm_exec::store::Base;
+///
+/// assert_eq!(Base::parse("host")?, Base::Host);
+/// assert_eq!(Base::parse("rootfs:/")?.to_string(), "rootfs:/");
+/// assert!(Base::parse("debian:bookworm").is_err());
+/// # Ok::<(), hm_exec::store::StoreError>(())
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
+pub enum Base {
+    /// This machine's system directories, copy-on-write.
+    Host,
+    /// A directory with a whole root filesystem, never written to.
+    Rootfs(PathBuf),
+}
+
+impl Base {
+    /// Reads the image of a step: `host` or `rootfs:DIR`.
+    ///
+    /// # Errors
+    /// [`StoreError::UnsupportedImage`] for anything else, [`StoreError::BadRootfs`] where the directory is missing.
+    pub fn parse(image: &str) -> Result<Self, StoreError> {
+        let Some(dir) = image.strip_prefix("rootfs:") else {
+            return image.parse();
+        };
+        let bad = |reason| StoreError::BadRootfs { path: dir.into(), reason };
+        let path = Path::new(dir).canonicalize().map_err(|_| bad("there is no such directory"))?;
+        if !path.is_dir() {
+            return Err(bad("it is not a directory"));
+        }
+        if path.to_str().is_none() {
+            return Err(bad("its path is not UTF-8"));
+        }
+        Ok(Self::Rootfs(path))
+    }
+}
+
+impl FromStr for Base {
+    type Err = StoreError;
+
+    /// Reads what `Display` wrote; the directory need not exist.
+    fn from_str(image: &str) -> Result<Self, StoreError> {
+        match image.strip_prefix("rootfs:") {
+            Some(dir) => Ok(Self::Rootfs(dir.into())),
+            None if image == "host" => Ok(Self::Host),
+            None => Err(StoreError::UnsupportedImage { image: image.into() }),
+        }
+    }
+}
+
+impl TryFrom<String> for Base {
+    type Error = StoreError;
+
+    fn try_from(image: String) -> Result<Self, StoreError> {
+        image.parse()
+    }
+}
+
+impl From<Base> for String {
+    fn from(base: Base) -> Self {
+        base.to_string()
+    }
+}
+
+impl fmt::Display for Base {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Host => f.write_str("host"),
+            Self::Rootfs(path) => write!(f, "rootfs:{}", path.display()),
+        }
+    }
+}

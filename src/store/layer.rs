@@ -1,0 +1,197 @@
+//! Layers: what one step changed, and the place where it is being changed.
+
+use std::{
+    fs::{self, DirBuilder},
+    io,
+    os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt},
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use rustix::fs::{Gid, Uid};
+use serde::{Deserialize, Serialize};
+
+use super::{LayerId, Store, StoreError, error::Doing, layout::make_dir};
+
+/// How the user ids in a layer's files map to those that steps saw; part of the layer's identity.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum IdMap {
+    /// As they are: no user namespace.
+    Root,
+    /// A range of subordinate ids.
+    Range,
+    /// Root alone, which is the user; other owners are lost.
+    Single,
+}
+
+impl IdMap {
+    /// The attribute by which overlayfs marks opaque directories. Layers are not portable between the two.
+    #[must_use]
+    pub fn opaque_xattr(self) -> &'static str {
+        match self {
+            Self::Root => "trusted.overlay.opaque",
+            Self::Range | Self::Single => "user.overlay.opaque",
+        }
+    }
+}
+
+/// The mode of a fresh upper directory, which a step sees as that of `/`.
+const ROOT_MODE: u32 = 0o755;
+
+/// A layer in the making, at a path of its own. Dropped without a commit it goes.
+#[derive(Debug)]
+pub struct Staging {
+    store: Arc<Store>,
+    /// Has the layer's tree at `root`.
+    dir: PathBuf,
+    work: PathBuf,
+    premade: Mutex<Vec<Premade>>,
+}
+
+/// A directory that was made before the step ran, and what it looked like.
+#[derive(Debug)]
+struct Premade {
+    path: PathBuf,
+    attributes: (u32, u32, u32),
+}
+
+impl Store {
+    /// Makes an empty layer to write to.
+    ///
+    /// # Errors
+    /// Where a directory can't be made.
+    pub fn stage(self: &Arc<Self>) -> Result<Staging, StoreError> {
+        let dir = self.new_tmp();
+        let work = dir.with_extension("work");
+        make_dir(&dir)?;
+        let staging = Staging { store: Arc::clone(self), dir, work, premade: Mutex::default() };
+        let upper = staging.upper();
+        make_dir(&upper)?;
+        fs::set_permissions(&upper, fs::Permissions::from_mode(ROOT_MODE)).doing("set the mode of", &upper)?;
+        make_dir(&staging.work)?;
+        Ok(staging)
+    }
+
+    /// Where the files of a layer are, relative to the root of a step's filesystem.
+    #[must_use]
+    pub fn layer_dir(&self, layer: &LayerId) -> PathBuf {
+        self.layer_home(layer).join("root")
+    }
+
+    pub(super) fn layer_home(&self, layer: &LayerId) -> PathBuf {
+        self.dir().join("layers").join(layer.as_str())
+    }
+}
+
+impl Staging {
+    /// The directory that becomes the layer: relative to the root of the step's filesystem.
+    #[must_use]
+    pub fn upper(&self) -> PathBuf {
+        self.dir.join("root")
+    }
+
+    /// An empty directory on the same filesystem, for overlayfs' own needs. Several mounts want one each, below it.
+    #[must_use]
+    pub fn work(&self) -> &Path {
+        &self.work
+    }
+
+    /// Makes the directory `path` of the layer, and its parents, with the attributes that a step would see there: those of
+    /// the topmost of `lowers` that has it. An untouched empty one does not become part of the layer.
+    ///
+    /// # Errors
+    /// Where a directory can't be made.
+    pub fn premake(&self, path: &Path, lowers: &[PathBuf]) -> Result<PathBuf, StoreError> {
+        let mut premade = self.premade.lock().unwrap_or_else(PoisonError::into_inner);
+        let upper = self.upper();
+        let mut relative = PathBuf::new();
+        for part in path.components() {
+            relative.push(part);
+            let made = upper.join(&relative);
+            match DirBuilder::new().mode(0o700).create(&made) {
+                Ok(()) => {}
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,
+                Err(error) => return Err(StoreError::io("make the directory", made, error)),
+            }
+            let model = lowers.iter().find_map(|lower| fs::symlink_metadata(lower.join(&relative)).ok());
+            let model = model.filter(fs::Metadata::is_dir);
+            imitate(&made, model.as_ref()).doing("set the attributes of", &made)?;
+            let attributes = attributes(&made).doing("read", &made)?;
+            premade.push(Premade { path: relative.clone(), attributes });
+        }
+        Ok(upper.join(relative))
+    }
+
+    /// Where the layer lies before it has a place, for [`Store::commit`].
+    pub(super) fn home(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Takes away premade directories that are as they were. True where nothing is left: the step changed nothing.
+    pub(super) fn prune(&self) -> Result<bool, StoreError> {
+        let upper = self.upper();
+        let premade = self.premade.lock().unwrap_or_else(PoisonError::into_inner);
+        for made in premade.iter().rev() {
+            let path = upper.join(&made.path);
+            let is_as_made = attributes(&path).is_ok_and(|found| found == made.attributes);
+            if is_as_made && !marked(&path) {
+                // Fails where it is not empty, which is just what is to be found out.
+                let _ = fs::remove_dir(&path);
+            }
+        }
+        let metadata = fs::symlink_metadata(&upper).doing("read", &upper)?;
+        if metadata.mode() & 0o7777 != ROOT_MODE || marked(&upper) {
+            return Ok(false);
+        }
+        match fs::read_dir(&upper) {
+            Ok(mut entries) => Ok(entries.next().is_none()),
+            // The step gave it to somebody else.
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(false),
+            Err(error) => Err(StoreError::io("list", upper, error)),
+        }
+    }
+}
+
+impl Drop for Staging {
+    fn drop(&mut self) {
+        self.store.discard(std::mem::take(&mut self.work));
+        // Already gone where it was committed.
+        self.store.discard(std::mem::take(&mut self.dir));
+    }
+}
+
+fn attributes(path: &Path) -> io::Result<(u32, u32, u32)> {
+    let metadata = fs::symlink_metadata(path)?;
+    Ok((metadata.mode(), metadata.uid(), metadata.gid()))
+}
+
+/// Whether a directory has extended attributes that a step set, or that change what it shows.
+fn marked(path: &Path) -> bool {
+    let mut names = [0_u8; 1024];
+    // What has so many attributes, or does not tell, is no longer as it was made.
+    let Ok(length) = rustix::fs::llistxattr(path, &mut names[..]) else { return true };
+    let harmless = [
+        &b"trusted.overlay.impure"[..],
+        b"user.overlay.impure",
+        b"trusted.overlay.origin",
+        b"user.overlay.origin",
+        b"security.selinux",
+        b"trusted.overlay.uuid",
+        b"user.overlay.uuid",
+    ];
+    names[..length].split(|byte| *byte == 0).any(|name| !name.is_empty() && !harmless.contains(&name))
+}
+
+/// Gives a fresh directory the mode, the time and, where that may be, the owner of another one.
+pub(super) fn imitate(path: &Path, model: Option<&fs::Metadata>) -> io::Result<()> {
+    let Some(model) = model else {
+        return fs::set_permissions(path, fs::Permissions::from_mode(0o755));
+    };
+    if rustix::process::geteuid().is_root() {
+        rustix::fs::chown(path, Some(Uid::from_raw(model.uid())), Some(Gid::from_raw(model.gid())))?;
+    }
+    fs::set_permissions(path, fs::Permissions::from_mode(model.mode() & 0o7777))?;
+    let times = super::tree::mtime(model.mtime(), model.mtime_nsec());
+    Ok(rustix::fs::utimensat(rustix::fs::CWD, path, &times, rustix::fs::AtFlags::SYMLINK_NOFOLLOW)?)
+}

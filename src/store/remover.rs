@@ -1,0 +1,84 @@
+//! A thread that removes trees, so that no step waits for it.
+
+use std::{
+    io,
+    path::PathBuf,
+    sync::{Arc, PoisonError, RwLock, mpsc},
+    thread::{self, JoinHandle},
+};
+
+use super::TreeOps;
+
+/// Removes trees in the order in which they come. Dropping it waits until all are gone.
+#[derive(Debug)]
+pub(super) struct Remover {
+    // Unbounded: the paths of trees that exist on disk anyway.
+    orders: Option<mpsc::Sender<Order>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+#[derive(Debug)]
+enum Order {
+    Remove(PathBuf),
+    Retry,
+}
+
+impl Remover {
+    pub(super) fn start(ops: Arc<RwLock<Arc<dyn TreeOps>>>) -> Self {
+        let (orders, inbox) = mpsc::channel();
+        let thread = thread::Builder::new().name("hm-remover".into()).spawn(move || work(&inbox, &ops));
+        match thread {
+            Ok(thread) => Self { orders: Some(orders), thread: Some(thread) },
+            Err(error) => {
+                tracing::warn!(%error, "no thread to remove files on: they stay until the store is closed");
+                Self { orders: None, thread: None }
+            }
+        }
+    }
+
+    pub(super) fn remove(&self, path: PathBuf) {
+        self.send(Order::Remove(path));
+    }
+
+    /// Tries again what could not be removed: the means have changed.
+    pub(super) fn retry(&self) {
+        self.send(Order::Retry);
+    }
+
+    fn send(&self, order: Order) {
+        if let Some(orders) = &self.orders {
+            // Fails where the thread panicked; the store's closing removes what is left.
+            let _ = orders.send(order);
+        }
+    }
+}
+
+impl Drop for Remover {
+    fn drop(&mut self) {
+        drop(self.orders.take());
+        if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
+            tracing::warn!("the thread that removes files panicked");
+        }
+    }
+}
+
+fn work(inbox: &mpsc::Receiver<Order>, ops: &RwLock<Arc<dyn TreeOps>>) {
+    let mut stuck = Vec::new();
+    while let Ok(order) = inbox.recv() {
+        let paths = match order {
+            Order::Remove(path) => vec![path],
+            Order::Retry => std::mem::take(&mut stuck),
+        };
+        let ops = Arc::clone(&ops.read().unwrap_or_else(PoisonError::into_inner));
+        for path in paths {
+            if let Err(error) = ops.remove_tree(&path) {
+                report(&error, &path);
+                stuck.push(path);
+            }
+        }
+    }
+}
+
+fn report(error: &io::Error, path: &std::path::Path) {
+    tracing::debug!(%error, path = %path.display(), "could not remove a tree yet");
+}

@@ -1,0 +1,17 @@
+//! Operations on whole directory trees: remove, copy, flatten overlay layers.
+//!
+//! Plain `std` and `rustix`, relative to open directories, without recursion: trees may be deeper than `PATH_MAX` and than
+//! the stack. Knows neither tokio nor the store's layout, so that a helper process in another user namespace can call the
+//! same functions.
+
+mod at;
+mod copy;
+mod flatten;
+mod remove;
+
+pub use copy::copy_tree;
+pub use flatten::flatten;
+pub use remove::remove_tree;
+
+pub(crate) use at::{is_opaque_at, is_whiteout_at, join, mtime, whiteout};
+pub(crate) use copy::reflink;
