@@ -2,8 +2,10 @@
 
 use std::{collections::BTreeMap, fmt, future::Future, path::PathBuf, sync::Arc, time::Duration};
 
+use chrono::{DateTime, Utc};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
 use crate::{
     event::EventStream,
@@ -72,6 +74,10 @@ pub struct RunRequest {
     pub secrets: Secrets,
     /// How long steps took the last time, by key: the longest remaining path goes first.
     pub durations: BTreeMap<Arc<str>, Duration>,
+    /// The run's id, where somebody else has given one already. By default a random one.
+    pub run_id: Option<Uuid>,
+    /// When the run counts as started. By default now.
+    pub started_at: Option<DateTime<Utc>>,
 }
 
 impl RunRequest {
@@ -90,6 +96,8 @@ impl RunRequest {
             options: RunOptions::default(),
             secrets: Secrets::new(),
             durations: BTreeMap::new(),
+            run_id: None,
+            started_at: None,
         }
     }
 }

@@ -8,6 +8,7 @@
 extern crate self as hm_exec;
 
 pub mod backend;
+pub mod engine;
 pub mod event;
 pub mod ir;
 pub mod outcome;
@@ -19,6 +20,7 @@ pub mod store;
 pub use backend::{
     BackendError, BackendHandle, Capabilities, Control, ExecutionBackend, RunOptions, RunRequest, SourceMeta,
 };
+pub use engine::{Engine, EngineBuilder};
 pub use event::{BuildEvent, BuildRef, EventStream};
 pub use outcome::{BuildOutcome, BuildStatus, StepResultSummary, StepStatus};
 pub use plan::Plan;

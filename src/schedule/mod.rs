@@ -5,7 +5,11 @@
 //! the executor runs one attempt, with its time limit and its cancel token. None of them knows which runners exist.
 
 mod critical_path;
+mod dispatcher;
+mod executor;
 mod policy;
+mod progress;
 
 pub use critical_path::priorities;
+pub(crate) use dispatcher::{Build, run};
 pub use policy::{Answer, AttemptEnd, Placement, Policy, Rules, Start, Stop};

@@ -4,6 +4,7 @@
 
 mod bind;
 mod compose;
+mod engine;
 mod event;
 mod executor_input;
 mod ir;
@@ -12,3 +13,4 @@ mod ir_oracle;
 mod model;
 mod pipelines;
 mod schedule;
+mod scripted;

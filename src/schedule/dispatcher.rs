@@ -1,0 +1,204 @@
+//! The dispatcher: the one loop of a build, on one task.
+//!
+//! It owns the attempts' futures and the build's [`Progress`]. A turn of it looks at the cancel token and the clock, takes
+//! note of the attempts that ended, starts what can start, and writes the events of all that with one `write`; then it
+//! sleeps until something happens. Whatever wakes it, the next turn looks at everything, so that no wake-up carries
+//! a meaning. What follows from what is decided, synchronously, by `Progress` and the policy behind it.
+
+use std::{
+    future::{pending, poll_fn},
+    num::NonZeroUsize,
+    panic::AssertUnwindSafe,
+    sync::Arc,
+    task::Poll,
+    time::Duration,
+};
+
+use chrono::{DateTime, Utc};
+use futures_util::{FutureExt, StreamExt, future::join_all, stream::FuturesUnordered};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    critical_path::priorities,
+    executor::{self, Attempt, Report},
+    policy::{Placement, Policy, Rules, Stop},
+    progress::Progress,
+};
+use crate::{
+    event::{BuildRef, EventWriter},
+    outcome::BuildOutcome,
+    plan::BoundPlan,
+    runner::{CancelReason, Pool, RunnerIndex, RunnerSet, SnapshotRef, StepContext},
+};
+
+/// How many ended attempts a turn takes at most, before it writes its events and lets other tasks run.
+const TURN: usize = 256;
+
+/// How long runners may take, all together, to remove the snapshots of a build that ended.
+const REAP_LIMIT: Duration = Duration::from_secs(30);
+
+/// How often a step is tried again after infrastructure errors.
+const RETRIES: u32 = 2;
+
+/// How long the first retry waits.
+const BACKOFF: Duration = Duration::from_millis(100);
+
+/// Everything that a build needs to run.
+#[derive(Debug)]
+pub(crate) struct Build<R> {
+    /// Who runs the steps.
+    pub(crate) runners: Arc<R>,
+    /// The steps.
+    pub(crate) plan: BoundPlan,
+    /// How long each step took the last time.
+    pub(crate) durations: Vec<Option<Duration>>,
+    /// How many steps of local runners may run at once.
+    pub(crate) parallelism: NonZeroUsize,
+    /// After a failure go on with what does not need the failed step.
+    pub(crate) keep_going: bool,
+    /// Where state events go.
+    pub(crate) events: EventWriter,
+    /// The context that all attempts share. Its token is a child of `cancel`.
+    pub(crate) context: StepContext,
+    /// Fires when somebody cancels the build.
+    pub(crate) cancel: CancellationToken,
+    /// The build's identity.
+    pub(crate) build: BuildRef,
+    /// When it started.
+    pub(crate) started_at: DateTime<Utc>,
+}
+
+/// Runs a build to its end.
+///
+/// # Cancel safety
+/// Dropping the future ends running commands at once, reaps nothing, and leaves a journal without its last events.
+pub(crate) async fn run<R: RunnerSet>(build: Build<R>) -> BuildOutcome {
+    let Build { runners, plan, parallelism, durations, keep_going, events, context, cancel, build, started_at } = build;
+    let (limits, pool_of) = pools(&plan, parallelism);
+    let priorities = priorities(&plan.dag, &durations);
+    let placements = plan
+        .steps
+        .iter()
+        .zip(priorities)
+        .map(|(step, priority)| Placement { pool: pool_of[usize::from(step.runner.0)], priority });
+    let rules = Rules { limits, keep_going, retries: RETRIES, backoff: BACKOFF };
+    let policy = Policy::new(&plan.dag, placements.collect(), &rules);
+    let mut progress = Progress::new(&plan, policy, events, build.run_id, context.archives.id());
+
+    let clock = Instant::now();
+    let mut attempts = FuturesUnordered::new();
+    let mut ended: Option<Report> = None;
+    loop {
+        let mut now = clock.elapsed();
+        if cancel.is_cancelled() {
+            progress.stop(Stop::Canceled, now);
+        }
+        if plan.timeout.is_some_and(|timeout| timeout <= now) {
+            progress.stop(Stop::TimedOut, now);
+        }
+        progress.retry_due(now);
+        let mut taken = 0;
+        loop {
+            if let Some(report) = ended.take() {
+                now = clock.elapsed();
+                progress.attempt_ended(report, now);
+                taken += 1;
+            }
+            interrupt(&context, progress.stopping());
+            while let Some(start) = progress.start_next(now) {
+                let bound = &plan.steps[start.step.get()];
+                attempts.push(executor::execute(
+                    &*runners,
+                    Attempt {
+                        start,
+                        runner: bound.runner,
+                        timeout: bound.timeout,
+                        context: context.for_attempt(start.attempt, bound.timeout.is_some()),
+                        input: progress.input(start.step),
+                    },
+                ));
+            }
+            if taken == TURN {
+                break;
+            }
+            ended = poll_fn(|cx| match attempts.poll_next_unpin(cx) {
+                Poll::Ready(report) => Poll::Ready(report),
+                Poll::Pending => Poll::Ready(None),
+            })
+            .await;
+            if ended.is_none() {
+                break;
+            }
+        }
+        progress.flush(now);
+        interrupt(&context, progress.stopping());
+        if progress.is_done() {
+            break;
+        }
+        if taken == TURN {
+            tokio::task::yield_now().await;
+            continue;
+        }
+        let stopping = progress.stopping().is_some();
+        let alarm = match (plan.timeout.filter(|_| !stopping), progress.next_retry()) {
+            (Some(timeout), Some(retry)) => Some(timeout.min(retry)),
+            (timeout, retry) => timeout.or(retry),
+        };
+        tokio::select! {
+            biased;
+            () = cancel.cancelled(), if !stopping => {}
+            () = sleep_until(alarm.map(|at| clock + at)), if alarm.is_some() => {}
+            report = attempts.next(), if !attempts.is_empty() => ended = report,
+            () = progress.output_waits() => {}
+        }
+    }
+    drop(attempts);
+    reap(&*runners, progress.take_snapshots()).await;
+    progress.finish(build, started_at, clock.elapsed())
+}
+
+/// Tells running attempts to end, where the build stops.
+fn interrupt(context: &StepContext, stopping: Option<Stop>) {
+    match stopping {
+        Some(Stop::TimedOut) => context.interrupt(CancelReason::TimedOut),
+        Some(Stop::Canceled | Stop::Failed) => context.interrupt(CancelReason::Cancelled),
+        None => {}
+    }
+}
+
+/// The limit of each pool, and each runner's pool. Pool 0 is this machine's.
+fn pools(plan: &BoundPlan, parallelism: NonZeroUsize) -> (Vec<NonZeroUsize>, Vec<usize>) {
+    let mut limits = vec![parallelism];
+    let pool_of = plan.runners.iter().map(|runner| match runner.pool {
+        Pool::Local => 0,
+        Pool::Own { limit } => {
+            limits.push(limit);
+            limits.len() - 1
+        }
+    });
+    let pool_of = pool_of.collect();
+    (limits, pool_of)
+}
+
+async fn sleep_until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => pending().await,
+    }
+}
+
+/// Hands snapshots back to the runners that made them. A runner that hangs or panics keeps no build from ending.
+async fn reap<R: RunnerSet>(runners: &R, snapshots: Vec<(RunnerIndex, Vec<SnapshotRef>)>) {
+    if snapshots.is_empty() {
+        return;
+    }
+    let reaping = snapshots.into_iter().map(|(runner, snapshots)| async move {
+        if AssertUnwindSafe(runners.reap(runner, snapshots)).catch_unwind().await.is_err() {
+            tracing::error!(runner = runner.0, "a runner panicked while it removed snapshots");
+        }
+    });
+    if tokio::time::timeout(REAP_LIMIT, join_all(reaping)).await.is_err() {
+        tracing::warn!("runners did not remove the build's snapshots within {REAP_LIMIT:?}");
+    }
+}

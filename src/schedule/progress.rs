@@ -1,0 +1,268 @@
+//! The progress of one build: what happened so far, told to the policy, recorded, and emitted.
+//!
+//! In: what the dispatcher sees (an attempt ended, time passed, somebody cancelled), each as one synchronous call with the
+//! time since the start of the run. Out: attempts to start, state events, and in the end the outcome. Knows no runtime:
+//! nothing here waits.
+
+use std::{io, iter, sync::Arc, time::Duration};
+
+use chrono::{DateTime, Utc};
+use uuid::Uuid;
+
+use super::{
+    executor::Report,
+    policy::{Answer, AttemptEnd, Policy, Start, Stop},
+};
+use crate::{
+    event::{BuildRef, EventWriter, StateEvent, step_id},
+    outcome::{BuildOutcome, BuildStatus, StepResultSummary, StepStatus},
+    plan::{BoundPlan, StepIndex},
+    runner::{ArchiveId, CacheDecision, ExecutorInput, RunnerIndex, SnapshotRef},
+};
+
+/// What happened to one step.
+#[derive(Debug, Clone, Default)]
+struct Record {
+    started: Option<Duration>,
+    duration_ms: u64,
+    exit_code: Option<i32>,
+    snapshot: Option<SnapshotRef>,
+}
+
+/// A build that runs.
+#[derive(Debug)]
+pub(super) struct Progress<'plan> {
+    plan: &'plan BoundPlan,
+    policy: Policy<'plan>,
+    events: EventWriter,
+    records: Vec<Record>,
+    run_id: Uuid,
+    archive_id: ArchiveId,
+    workdir: Arc<str>,
+    journal_error: Option<io::Error>,
+}
+
+impl<'plan> Progress<'plan> {
+    pub(super) fn new(
+        plan: &'plan BoundPlan,
+        policy: Policy<'plan>,
+        events: EventWriter,
+        run_id: Uuid,
+        archive_id: ArchiveId,
+    ) -> Self {
+        Self {
+            plan,
+            policy,
+            events,
+            records: vec![Record::default(); plan.steps.len()],
+            run_id,
+            archive_id,
+            workdir: "/workspace".into(),
+            journal_error: None,
+        }
+    }
+
+    /// Starts the next attempt, if one may start now.
+    pub(super) fn start_next(&mut self, now: Duration) -> Option<Start> {
+        let start = self.policy.start_next()?;
+        self.records[start.step.get()].started.get_or_insert(now);
+        self.emit(now, StateEvent::StepStart { step: start.step, attempt: start.attempt });
+        Some(start)
+    }
+
+    /// What the runner gets for an attempt of `step`. Copies no text but the tag of a snapshot to be.
+    pub(super) fn input(&self, step: StepIndex) -> ExecutorInput {
+        let bound = &self.plan.steps[step.get()];
+        let step_id = step_id(self.run_id, step);
+        ExecutorInput {
+            step: Arc::clone(&bound.step),
+            workspace_archive_id: self.archive_id,
+            env: Arc::clone(&bound.env),
+            workdir: Arc::clone(&self.workdir),
+            run_id: self.run_id,
+            step_id,
+            cache_lookup: if bound.has_lineage_children {
+                CacheDecision::MissBuildAs { tag: tag(step_id) }
+            } else {
+                CacheDecision::MissNoCommit
+            },
+            parent_snapshot: self
+                .plan
+                .dag
+                .lineage_parent(step)
+                .and_then(|parent| self.records[parent.get()].snapshot.clone()),
+        }
+    }
+
+    /// Takes note of an attempt's end, and of whatever follows from it for other steps.
+    pub(super) fn attempt_ended(&mut self, report: Report, now: Duration) {
+        let Report { start: Start { step, attempt }, end, snapshot, message } = report;
+        let record = &mut self.records[step.get()];
+        let started = record.started.unwrap_or(now);
+        if let AttemptEnd::Exited(code) = end {
+            record.exit_code = Some(code);
+        }
+        record.snapshot.clone_from(&snapshot);
+        let status = match self.policy.attempt_ended(step, end, now) {
+            Answer::Retry(backoff) => {
+                let message = message.unwrap_or_else(|| "unknown".into());
+                self.emit(now, StateEvent::StepRetry { step, attempt, backoff_ms: millis(backoff), message });
+                return;
+            }
+            Answer::Ended(status) => status,
+        };
+        let duration_ms = millis(now.saturating_sub(started));
+        self.records[step.get()].duration_ms = duration_ms;
+        let exit_code = self.records[step.get()].exit_code.unwrap_or_else(|| code_without_exit(status, attempt));
+        let chain_message = chain_message(status, exit_code, message.as_deref());
+        self.emit(now, StateEvent::StepEnd { step, attempt, status, exit_code, duration_ms, snapshot, message });
+        if let Some(message) = chain_message {
+            self.emit(now, StateEvent::ChainFailed { step, exit_code, message });
+        }
+        self.end_bystanders(now);
+    }
+
+    /// Ends what waits, and lets nothing start any more.
+    pub(super) fn stop(&mut self, reason: Stop, now: Duration) {
+        self.policy.stop(reason);
+        self.end_bystanders(now);
+    }
+
+    /// Why the build stops before its steps are through, if it does.
+    pub(super) fn stopping(&self) -> Option<Stop> {
+        self.policy.stopping()
+    }
+
+    /// Makes the retries ready that have their time.
+    pub(super) fn retry_due(&mut self, now: Duration) {
+        self.policy.retry_due(now);
+    }
+
+    /// When the next retry has its time.
+    pub(super) fn next_retry(&self) -> Option<Duration> {
+        self.policy.next_retry()
+    }
+
+    /// Whether every step has ended.
+    pub(super) fn is_done(&self) -> bool {
+        self.policy.is_done()
+    }
+
+    /// Ends when output waits to be recorded; never, where the journal is broken.
+    pub(super) async fn output_waits(&self) {
+        match self.journal_error {
+            None => self.events.dirty().await,
+            Some(_) => std::future::pending().await,
+        }
+    }
+
+    /// Writes what was emitted. A build that can't be recorded stops; what can be written after that still is.
+    pub(super) fn flush(&mut self, now: Duration) {
+        if let Err(error) = self.events.flush()
+            && self.journal_error.is_none()
+        {
+            tracing::error!(%error, "failed to record the run");
+            self.journal_error = Some(error);
+            self.stop(Stop::Failed, now);
+        }
+    }
+
+    /// The snapshots that steps committed, by the runner that made them, in the order of the plan.
+    pub(super) fn take_snapshots(&mut self) -> Vec<(RunnerIndex, Vec<SnapshotRef>)> {
+        let mut by_runner: Vec<_> =
+            (0_u16..).map(RunnerIndex).zip(iter::repeat_n(Vec::new(), self.plan.runners.len())).collect();
+        for (record, step) in self.records.iter_mut().zip(&self.plan.steps) {
+            if let Some(snapshot) = record.snapshot.take() {
+                by_runner[usize::from(step.runner.0)].1.push(snapshot);
+            }
+        }
+        by_runner.retain(|(_, snapshots)| !snapshots.is_empty());
+        by_runner
+    }
+
+    /// Ends the build: its last event, and its outcome.
+    pub(super) fn finish(mut self, build: BuildRef, started_at: DateTime<Utc>, now: Duration) -> BuildOutcome {
+        let verdict = if self.journal_error.is_some() { BuildStatus::Infrastructure } else { self.policy.verdict() };
+        self.emit(now, StateEvent::BuildEnd { status: verdict, duration_ms: millis(now) });
+        self.flush(now);
+        let (status, message) = match &self.journal_error {
+            None => (verdict, None),
+            Some(error) => (BuildStatus::Infrastructure, Some(format!("failed to record the run: {error}"))),
+        };
+        let steps =
+            self.plan.steps.iter().zip(&self.records).zip((0..).map(StepIndex)).map(|((bound, record), step)| {
+                StepResultSummary {
+                    step_id: step_id(self.run_id, step),
+                    key: Arc::clone(&bound.step.key),
+                    status: self.policy.status(step).unwrap_or(StepStatus::Canceled),
+                    exit_code: record.exit_code,
+                    duration_ms: record.duration_ms,
+                    attempts: self.policy.attempts(step),
+                }
+            });
+        BuildOutcome {
+            build,
+            status,
+            message,
+            steps: steps.collect(),
+            started_at,
+            finished_at: started_at + now,
+            watch_url: None,
+        }
+    }
+
+    fn end_bystanders(&mut self, now: Duration) {
+        for (step, status) in self.policy.take_bystanders() {
+            let attempt = self.policy.attempts(step);
+            let record = &mut self.records[step.get()];
+            record.duration_ms = record.started.map_or(0, |started| millis(now.saturating_sub(started)));
+            let duration_ms = record.duration_ms;
+            let exit_code = code_without_exit(status, attempt);
+            let end =
+                StateEvent::StepEnd { step, attempt, status, exit_code, duration_ms, snapshot: None, message: None };
+            self.emit(now, end);
+        }
+    }
+
+    fn emit(&mut self, now: Duration, event: StateEvent) {
+        self.events.emit(millis(now), event);
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// The code of a step that has none of its own, as `step_end` documents it.
+fn code_without_exit(status: StepStatus, attempt: u32) -> i32 {
+    match status {
+        _ if attempt == 0 => -1,
+        StepStatus::Passed | StepStatus::CacheHit => 0,
+        StepStatus::Failed => 1,
+        StepStatus::TimedOut => 124,
+        StepStatus::Canceled => 130,
+        StepStatus::OutOfMemory => 137,
+        StepStatus::Infrastructure => 3,
+        StepStatus::Skipped => -1,
+    }
+}
+
+/// What is told of the chain that a step ends, or `None` where it failed for another's sake, or not at all.
+fn chain_message(status: StepStatus, exit_code: i32, message: Option<&str>) -> Option<Arc<str>> {
+    match status {
+        StepStatus::Passed | StepStatus::CacheHit | StepStatus::Skipped | StepStatus::Canceled => None,
+        StepStatus::Failed => Some(format!("the command exited with {exit_code}").into()),
+        StepStatus::TimedOut | StepStatus::OutOfMemory | StepStatus::Infrastructure => {
+            Some(message.unwrap_or("unknown").into())
+        }
+    }
+}
+
+/// A name for the snapshot of a step: made on the hot path, so no formatting machinery.
+fn tag(step_id: Uuid) -> SnapshotRef {
+    const PREFIX: &[u8] = b"step:";
+    let mut text = [0; PREFIX.len() + uuid::fmt::Hyphenated::LENGTH];
+    text[..PREFIX.len()].copy_from_slice(PREFIX);
+    step_id.hyphenated().encode_lower(&mut text[PREFIX.len()..]);
+    SnapshotRef::from(String::from_utf8_lossy(&text).as_ref())
+}
