@@ -45,7 +45,7 @@ impl<'a> Set<'a> {
             .attrs
             .iter()
             .filter(|attribute| attribute.path().is_ident("runner"))
-            .map(|attribute| syn::Error::new(attribute.span(), "`#[runner(..)]` belongs on a field"))
+            .map(|attribute| syn::Error::new_spanned(attribute, "`#[runner(..)]` belongs on a field"))
             .collect();
         let parameters = parameters(&input.generics);
         let fields = fields

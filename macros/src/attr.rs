@@ -21,7 +21,7 @@ impl Attrs {
                 Meta::List(list) if !list.tokens.is_empty() => {
                     attribute.parse_nested_meta(|meta| attrs.read_key(&meta, mistakes))
                 }
-                meta => Err(syn::Error::new(meta.span(), EXPECTED)),
+                meta => Err(syn::Error::new_spanned(meta, EXPECTED)),
             };
             mistakes.extend(read.err());
         }
@@ -37,10 +37,8 @@ impl Attrs {
         } else if meta.path.is_ident("name") {
             let name: LitStr = meta.value()?.parse()?;
             if !is_runner_name(&name.value()) {
-                let message = format!(
-                    "`{}` can't name a runner; use lowercase letters, digits, `-` and `_`",
-                    name.value().escape_debug()
-                );
+                let message =
+                    format!("{:?} can't name a runner; use lowercase letters, digits, `-` and `_`", name.value());
                 mistakes.push(syn::Error::new(name.span(), message));
             }
             if self.name.replace(name).is_some() {

@@ -1,4 +1,5 @@
-//! The implementation. Names everything by absolute path; can't fail.
+//! The implementation; can't fail. Names all things by absolute path, and what it binds with two underscores, because a
+//! constant of the user's would turn a binding of its name into a pattern.
 
 use proc_macro2::{Ident, Literal, Span, TokenStream};
 use quote::{format_ident, quote, quote_spanned};
@@ -23,14 +24,13 @@ pub(crate) fn expand(set: &Set<'_>) -> TokenStream {
     let arms = set.runners.iter().enumerate().map(|(index, runner)| {
         let index = Literal::usize_unsuffixed(index);
         let member = &runner.member;
-        quote!(#index => ::hm_exec::__private::StepRunner::execute(&self.#member, ctx, input).await,)
+        quote!(#index => ::hm_exec::__private::StepRunner::execute(&self.#member, __ctx, __input).await,)
     });
     let visit = list(set, |runner, _| {
         let member = &runner.member;
         quote!(&self.#member)
     });
-    let bindings: Vec<Ident> =
-        (0..set.runners.len()).map(|index| format_ident!("runner_{index}", span = Span::mixed_site())).collect();
+    let bindings: Vec<Ident> = (0..set.runners.len()).map(|index| format_ident!("__runner_{index}")).collect();
     let members = set.runners.iter().map(|runner| &runner.member);
     let take = list(set, |_, index| {
         let binding = &bindings[index];
@@ -49,9 +49,9 @@ pub(crate) fn expand(set: &Set<'_>) -> TokenStream {
 
             fn index_of(
                 &self,
-                name: &::core::primitive::str,
+                __name: &::core::primitive::str,
             ) -> ::core::option::Option<::hm_exec::__private::RunnerIndex> {
-                ::hm_exec::__private::position(const { &[#(#names),*] }, name)
+                ::hm_exec::__private::position(const { &[#(#names),*] }, __name)
             }
 
             fn default_index(&self) -> ::core::option::Option<::hm_exec::__private::RunnerIndex> {
@@ -60,9 +60,9 @@ pub(crate) fn expand(set: &Set<'_>) -> TokenStream {
 
             fn dispatch(
                 &self,
-                index: ::hm_exec::__private::RunnerIndex,
-                ctx: &::hm_exec::__private::StepContext,
-                input: ::hm_exec::__private::ExecutorInput,
+                __index: ::hm_exec::__private::RunnerIndex,
+                __ctx: &::hm_exec::__private::StepContext,
+                __input: ::hm_exec::__private::ExecutorInput,
             ) -> impl ::core::future::Future<
                 Output = ::core::result::Result<
                     ::hm_exec::__private::StepResult,
@@ -70,18 +70,18 @@ pub(crate) fn expand(set: &Set<'_>) -> TokenStream {
                 >,
             > + ::core::marker::Send {
                 async move {
-                    match index.0 {
+                    match __index.0 {
                         #(#arms)*
-                        _ => ::core::result::Result::Err(::hm_exec::__private::no_such_runner(index)),
+                        _ => ::core::result::Result::Err(::hm_exec::__private::no_such_runner(__index)),
                     }
                 }
             }
 
             fn probe(
                 &self,
-                index: ::hm_exec::__private::RunnerIndex,
+                __index: ::hm_exec::__private::RunnerIndex,
             ) -> impl ::core::future::Future<Output = ::hm_exec::__private::Probe> + ::core::marker::Send {
-                ::hm_exec::__private::probe(#visit, index)
+                ::hm_exec::__private::probe(#visit, __index)
             }
 
             fn probe_all(
@@ -94,10 +94,10 @@ pub(crate) fn expand(set: &Set<'_>) -> TokenStream {
 
             fn reap(
                 &self,
-                index: ::hm_exec::__private::RunnerIndex,
-                snapshots: ::std::vec::Vec<::hm_exec::__private::SnapshotRef>,
+                __index: ::hm_exec::__private::RunnerIndex,
+                __snapshots: ::std::vec::Vec<::hm_exec::__private::SnapshotRef>,
             ) -> impl ::core::future::Future<Output = ()> + ::core::marker::Send {
-                ::hm_exec::__private::reap(#visit, index, snapshots)
+                ::hm_exec::__private::reap(#visit, __index, __snapshots)
             }
 
             fn into_registry(self) -> ::hm_exec::__private::RunnerRegistry {
@@ -150,17 +150,16 @@ fn assert_names(runners: &[Runner<'_>]) -> TokenStream {
             );
             quote_spanned!(span=> ::core::assert!(!::hm_exec::__private::is_bad(#name), #message);)
         });
-        let distinct = known[..index].iter().filter(|earlier| !(earlier.name.is_some() && runner.name.is_some())).map(
-            |earlier| {
+        let distinct =
+            known[..index].iter().filter(|earlier| !(earlier.name.is_some() && runner.name.is_some())).map(|earlier| {
                 let message = format!(
-                    "fields `{}` and `{}` are runners of the same name; give one another with `#[runner(name = \"...\")]`",
+                    "fields `{}` and `{}` have runners of one name; rename one with `#[runner(name = \"...\")]`",
                     earlier.field_name(),
                     runner.field_name(),
                 );
                 let earlier = const_name(earlier);
                 quote_spanned!(span=> ::core::assert!(!::hm_exec::__private::collide(#earlier, #name), #message);)
-            },
-        );
+            });
         quote! {
             const _: () = {
                 #[allow(unused_imports)]

@@ -33,15 +33,15 @@ pub(crate) fn expand(input: &DeriveInput, mistakes: &[syn::Error]) -> TokenStrea
 
             async fn dispatch(
                 &self,
-                index: ::hm_exec::__private::RunnerIndex,
+                __index: ::hm_exec::__private::RunnerIndex,
                 _: &::hm_exec::__private::StepContext,
                 _: ::hm_exec::__private::ExecutorInput,
             ) -> ::core::result::Result<::hm_exec::__private::StepResult, ::hm_exec::__private::RunnerError> {
-                ::core::result::Result::Err(::hm_exec::__private::no_such_runner(index))
+                ::core::result::Result::Err(::hm_exec::__private::no_such_runner(__index))
             }
 
-            async fn probe(&self, index: ::hm_exec::__private::RunnerIndex) -> ::hm_exec::__private::Probe {
-                ::hm_exec::__private::probe(::hm_exec::__private::NIL, index).await
+            async fn probe(&self, __index: ::hm_exec::__private::RunnerIndex) -> ::hm_exec::__private::Probe {
+                ::hm_exec::__private::probe(::hm_exec::__private::NIL, __index).await
             }
 
             async fn probe_all(&self) -> ::std::vec::Vec<::hm_exec::__private::Probe> {

@@ -14,6 +14,11 @@ pub(crate) type Boxed<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 ///
 /// Implement it by hand only where a runner is not known by a constant name; [`name`](Self::name) and
 /// [`execute`](Self::execute) are enough. The contract is that of [`StepRunner`], method by method.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is not a runner",
+    label = "this type implements neither `StepRunner` nor `DynStepRunner`",
+    note = "implement `hm_exec::runner::StepRunner`: a `NAME` and `execute` are enough"
+)]
 pub trait DynStepRunner: Send + Sync + fmt::Debug {
     /// The name that pipelines use. Lowercase letters, digits, `-` and `_`; always the same.
     fn name(&self) -> &str;

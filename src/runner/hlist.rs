@@ -32,7 +32,7 @@ pub fn cons<Head, Tail>(name: &'static str, is_default: bool, runner: Head, tail
 /// The recursion over references to runners. An index counts from the head of the list.
 pub trait VisitRunners: Send {
     /// Appends a descriptor per runner.
-    fn describe(&self, descriptors: &mut Vec<RunnerDescriptor>);
+    fn describe(self, descriptors: &mut Vec<RunnerDescriptor>);
 
     /// Asks the runner at `index`.
     fn probe_at(self, index: u16) -> impl Future<Output = Option<Probe>> + Send;
@@ -45,7 +45,7 @@ pub trait VisitRunners: Send {
 }
 
 impl VisitRunners for HNil {
-    fn describe(&self, _: &mut Vec<RunnerDescriptor>) {}
+    fn describe(self, _: &mut Vec<RunnerDescriptor>) {}
 
     async fn probe_at(self, _: u16) -> Option<Probe> {
         None
@@ -63,11 +63,11 @@ where
     Head: StepRunner,
     Tail: VisitRunners,
 {
-    fn describe(&self, descriptors: &mut Vec<RunnerDescriptor>) {
-        let Member { name, is_default, runner } = &self.head;
+    fn describe(self, descriptors: &mut Vec<RunnerDescriptor>) {
+        let Member { name, is_default, runner } = self.head;
         descriptors.push(RunnerDescriptor {
-            name: (*name).into(),
-            is_default: *is_default,
+            name: name.into(),
+            is_default,
             capabilities: runner.capabilities(),
             args: runner.args_schema(),
             pool: runner.pool(),

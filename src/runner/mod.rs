@@ -22,7 +22,64 @@ pub use descriptor::{
 };
 pub use dynamic::DynStepRunner;
 pub use error::{RunnerError, RunnerErrorKind};
-/// Makes a struct of runners a [`RunnerSet`](trait@RunnerSet).
+/// Makes a struct whose fields are runners a [`RunnerSet`](trait@RunnerSet), so that an engine runs steps on them.
+///
+/// The runners keep their types: [`dispatch`](RunnerSet::dispatch) is one `match` over the field's index in one future, and
+/// neither boxes nor allocates. A runner's index is its field's place, its name is [`StepRunner::NAME`].
+///
+/// ```
+/// use hm_exec::{
+///     ExecutorInput, RunnerSet, StepResult,
+///     runner::{RunnerError, RunnerIndex, StepContext, StepRunner},
+/// };
+///
+/// #[derive(Debug)]
+/// struct Noop;
+///
+/// impl StepRunner for Noop {
+///     const NAME: &'static str = "noop";
+///
+///     async fn execute(&self, _: &StepContext, _: ExecutorInput) -> Result<StepResult, RunnerError> {
+///         Ok(StepResult { exit_code: 0, committed_snapshot: None, artifacts: vec![] })
+///     }
+/// }
+///
+/// #[derive(Debug, RunnerSet)]
+/// struct Mine<Remote: StepRunner> {
+///     #[runner(default)]
+///     noop: Noop,
+///     #[runner(name = "noop-again")]
+///     again: Noop,
+///     #[cfg(windows)]
+///     windows: NotHere,
+///     remote: Remote,
+/// }
+///
+/// # #[derive(Debug)]
+/// # struct Farm;
+/// # impl StepRunner for Farm {
+/// #     const NAME: &'static str = "farm";
+/// #     async fn execute(&self, _: &StepContext, _: ExecutorInput) -> Result<StepResult, RunnerError> {
+/// #         Err(RunnerError::unsupported("there is no farm"))
+/// #     }
+/// # }
+/// let runners = Mine { noop: Noop, again: Noop, remote: Farm };
+/// assert_eq!(runners.default_index(), Some(RunnerIndex(0)));
+/// assert_eq!(runners.index_of("noop-again"), Some(RunnerIndex(1)));
+/// assert_eq!(runners.into_registry().runner_names(), ["farm", "noop", "noop-again"]);
+/// ```
+///
+/// # Attributes of a field
+/// - `#[runner(default)]`: the runner of steps that name none. The only field of a set is its default without saying so;
+///   in a set of several without a default every step must name its runner.
+/// - `#[runner(name = "...")]`: the runner's name in this set, instead of its type's. Two instances of one type need it.
+///
+/// # What does not compile
+/// A set without fields, an enum or a union, a field that is no runner, two defaults, two fields of one name, and a name
+/// of other characters than [`is_runner_name`] takes. Names that depend on a parameter of the struct are known only where it
+/// is used: the engine checks those with [`validate`] when it is built.
+///
+/// The set must be `Debug`, and must not be `Drop`: [`into_registry`](RunnerSet::into_registry) takes it apart.
 pub use hm_exec_macros::RunnerSet;
 pub use input::{ArchiveId, ArtifactRef, CacheDecision, ExecutorInput, SnapshotRef, StepResult};
 pub use name::is_runner_name;

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::needless_pass_by_value, reason = "helpers of tests panic, and take `json!(..)`")]
 
+mod attempt;
 mod bind;
 mod compose;
 mod engine;
@@ -14,3 +15,4 @@ mod model;
 mod pipelines;
 mod schedule;
 mod scripted;
+mod ui;

@@ -1,0 +1,52 @@
+::core::compile_error! {
+    "a set of runners is a struct with one field per runner"
+}
+#[automatically_derived]
+#[allow(trivial_bounds)]
+impl<R> ::hm_exec::__private::RunnerSet for Runners<R>
+where
+    Self: 'static + ::core::marker::Send + ::core::marker::Sync + ::core::fmt::Debug,
+{
+    fn descriptors(&self) -> ::std::vec::Vec<::hm_exec::__private::RunnerDescriptor> {
+        ::std::vec::Vec::new()
+    }
+    fn index_of(
+        &self,
+        _: &::core::primitive::str,
+    ) -> ::core::option::Option<::hm_exec::__private::RunnerIndex> {
+        ::core::option::Option::None
+    }
+    fn default_index(
+        &self,
+    ) -> ::core::option::Option<::hm_exec::__private::RunnerIndex> {
+        ::core::option::Option::None
+    }
+    async fn dispatch(
+        &self,
+        __index: ::hm_exec::__private::RunnerIndex,
+        _: &::hm_exec::__private::StepContext,
+        _: ::hm_exec::__private::ExecutorInput,
+    ) -> ::core::result::Result<
+        ::hm_exec::__private::StepResult,
+        ::hm_exec::__private::RunnerError,
+    > {
+        ::core::result::Result::Err(::hm_exec::__private::no_such_runner(__index))
+    }
+    async fn probe(
+        &self,
+        __index: ::hm_exec::__private::RunnerIndex,
+    ) -> ::hm_exec::__private::Probe {
+        ::hm_exec::__private::probe(::hm_exec::__private::NIL, __index).await
+    }
+    async fn probe_all(&self) -> ::std::vec::Vec<::hm_exec::__private::Probe> {
+        ::std::vec::Vec::new()
+    }
+    async fn reap(
+        &self,
+        _: ::hm_exec::__private::RunnerIndex,
+        _: ::std::vec::Vec<::hm_exec::__private::SnapshotRef>,
+    ) {}
+    fn into_registry(self) -> ::hm_exec::__private::RunnerRegistry {
+        ::hm_exec::__private::RunnerRegistry::new()
+    }
+}

@@ -1,0 +1,51 @@
+//! What a runner needs to run without an engine. The allocation test and the bench of dispatch include it, too.
+
+use std::{num::NonZeroU32, sync::Arc};
+
+use chrono::DateTime;
+use hm_exec::{
+    BuildRef, ExecutorInput,
+    event::{PlanSummary, RunDir, RunMeta, create},
+    ir::{CommandStep, Env},
+    runner::{ArchiveId, CacheDecision, Secrets, StepContext},
+    store::Archives,
+};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+/// The first attempt of a step `build`, in a run of its own.
+pub(crate) fn attempt() -> (StepContext, ExecutorInput) {
+    let run_id = Uuid::from_u128(1);
+    let meta = RunMeta {
+        build: BuildRef { run_id, number: None, org: None, pipeline: "attempt".into() },
+        plan: PlanSummary { step_count: 0, chain_count: 0, default_runner: "noop".into() },
+        started_at: DateTime::UNIX_EPOCH,
+        steps: vec![],
+        runners: vec![],
+    };
+    let (_, event_bus, _) = create(RunDir::Temporary, meta, &Secrets::new()).expect("a temporary journal");
+    let archive = ArchiveId(run_id);
+    let archives = Arc::new(Archives::new(archive, "/nonexistent"));
+    let step = CommandStep {
+        key: "build".into(),
+        label: None,
+        cmd: "true".into(),
+        image: Some("host".into()),
+        env: None,
+        timeout_seconds: NonZeroU32::new(60),
+        cache: None,
+        runner: None,
+        runner_args: None,
+    };
+    let input = ExecutorInput {
+        step: Arc::new(step),
+        workspace_archive_id: archive,
+        env: Arc::new(Env::new()),
+        workdir: "/workspace".into(),
+        run_id,
+        step_id: Uuid::from_u128(2),
+        cache_lookup: CacheDecision::MissNoCommit,
+        parent_snapshot: None,
+    };
+    (StepContext::new(event_bus, archives, Arc::default(), CancellationToken::new()), input)
+}

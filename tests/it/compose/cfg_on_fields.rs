@@ -1,0 +1,24 @@
+//! `cfg` goes before the derive sees the struct, so that it may take a default or a name with it.
+
+use hm_exec::RunnerSet;
+
+use super::runners::{Noop, Vm};
+
+#[derive(Debug, RunnerSet)]
+struct Mine {
+    #[cfg(not(unix))]
+    #[runner(default)]
+    nowhere: NoSuchType,
+    #[cfg(unix)]
+    #[runner(default)]
+    noop: Noop,
+    #[cfg_attr(unix, runner(name = "here"))]
+    vm: Vm,
+}
+
+#[test]
+fn fields_that_cfg_removes_are_no_runners() {
+    let registry = Mine { noop: Noop, vm: Vm }.into_registry();
+    assert_eq!(registry.runner_names(), ["here", "noop"]);
+    assert_eq!(registry.default_runner_name(), Some("noop"));
+}

@@ -1,0 +1,14 @@
+use hm_exec::RunnerSet;
+
+#[path = "../runners.rs"]
+mod runners;
+
+#[derive(Debug, RunnerSet)]
+struct Mine {
+    #[runner]
+    noop: runners::Noop,
+}
+
+fn main() {
+    runners::is_set::<Mine>();
+}

@@ -1,0 +1,11 @@
+use hm_exec::RunnerSet;
+
+#[path = "../runners.rs"]
+mod runners;
+
+#[derive(Debug, RunnerSet)]
+struct Mine {}
+
+fn main() {
+    runners::is_set::<Mine>();
+}

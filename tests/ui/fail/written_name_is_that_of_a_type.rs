@@ -1,0 +1,15 @@
+use hm_exec::RunnerSet;
+
+#[path = "../runners.rs"]
+mod runners;
+
+#[derive(Debug, RunnerSet)]
+struct Mine {
+    vm: runners::Vm,
+    #[runner(name = "vm")]
+    noop: runners::Noop,
+}
+
+fn main() {
+    runners::is_set::<Mine>();
+}
