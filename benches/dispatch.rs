@@ -1,0 +1,110 @@
+//! What it costs to hand a step to its runner: a derived set against a registry of `Arc<dyn DynStepRunner>`. Prints one
+//! table.
+//!
+//! `cargo bench --bench dispatch`
+
+#![expect(clippy::print_stdout, reason = "a bench prints its table")]
+
+#[path = "../tests/it/attempt.rs"]
+mod attempt;
+
+use std::{
+    hint::black_box,
+    time::{Duration, Instant},
+};
+
+use allocation_counter::measure;
+use futures_util::FutureExt;
+use hm_exec::{
+    ExecutorInput, RunnerSet, StepResult,
+    runner::{RunnerError, RunnerIndex, StepContext, StepRunner},
+};
+
+use attempt::attempt;
+
+/// Ends at once. `N` makes each one a type, and a field of the set, of its own.
+#[derive(Debug, Clone, Copy)]
+struct Noop<const N: u8>;
+
+impl<const N: u8> StepRunner for Noop<N> {
+    const NAME: &'static str = ["n0", "n1", "n2", "n3", "n4", "n5", "n6", "n7"][N as usize];
+
+    async fn execute(&self, _: &StepContext, input: ExecutorInput) -> Result<StepResult, RunnerError> {
+        black_box(&input);
+        Ok(StepResult { exit_code: i32::from(N), committed_snapshot: None, artifacts: vec![] })
+    }
+}
+
+#[derive(Debug, RunnerSet)]
+struct Eight {
+    #[runner(default)]
+    n0: Noop<0>,
+    n1: Noop<1>,
+    n2: Noop<2>,
+    n3: Noop<3>,
+    n4: Noop<4>,
+    n5: Noop<5>,
+    n6: Noop<6>,
+    n7: Noop<7>,
+}
+
+const EIGHT: Eight = Eight { n0: Noop, n1: Noop, n2: Noop, n3: Noop, n4: Noop, n5: Noop, n6: Noop, n7: Noop };
+
+const BATCHES: usize = 21;
+const STEPS: u32 = 100_000;
+
+struct Cost {
+    ns: f64,
+    allocations: f64,
+}
+
+/// The median batch's time, and what one batch allocates, per step.
+fn cost(mut step: impl FnMut(u32)) -> Cost {
+    let mut batch = || {
+        let started = Instant::now();
+        (0..STEPS).for_each(&mut step);
+        started.elapsed()
+    };
+    let mut times: Vec<Duration> = (0..BATCHES).map(|_| batch()).collect();
+    times.sort_unstable();
+    let allocations = measure(|| {
+        batch();
+    });
+    let steps = f64::from(STEPS);
+    Cost {
+        ns: times[BATCHES / 2].as_secs_f64() * 1e9 / steps,
+        allocations: f64::from(u32::try_from(allocations.count_total).expect("few allocations")) / steps,
+    }
+}
+
+fn dispatches(set: &impl RunnerSet, index: impl Fn(u32) -> u16) -> Cost {
+    let (ctx, input) = attempt();
+    cost(|step| {
+        let index = RunnerIndex(black_box(index(step)));
+        black_box(set.dispatch(index, &ctx, input.clone()).now_or_never());
+    })
+}
+
+fn main() {
+    let (_, input) = attempt();
+    let floor = cost(|_| drop(black_box(input.clone())));
+    let registry = EIGHT.into_registry();
+    // All eight in an order that a branch predictor can't learn by heart.
+    let mixed = |step: u32| u16::try_from((step.wrapping_mul(0x9e37_79b1) >> 29) & 7).expect("three bits");
+    let rows = [
+        ("first of 8", dispatches(&EIGHT, |_| 0), dispatches(&registry, |_| 0)),
+        ("last of 8", dispatches(&EIGHT, |_| 7), dispatches(&registry, |_| 7)),
+        ("all 8, mixed", dispatches(&EIGHT, mixed), dispatches(&registry, mixed)),
+    ];
+
+    println!("per step, less the {:.1} ns that cloning its input takes; {STEPS} steps, median of {BATCHES}", floor.ns);
+    println!("{:14} {:>10} {:>8} {:>10} {:>8} {:>8}", "runner", "typed ns", "allocs", "dyn ns", "allocs", "dyn/typed");
+    for (runner, typed, boxed) in rows {
+        let [typed_ns, boxed_ns] = [&typed, &boxed].map(|cost| cost.ns - floor.ns);
+        let ratio = boxed_ns / typed_ns;
+        let (typed_allocations, boxed_allocations) = (typed.allocations, boxed.allocations);
+        println!(
+            "{runner:14} {typed_ns:>10.1} {typed_allocations:>8.2} {boxed_ns:>10.1} {boxed_allocations:>8.2} {ratio:>8.1}x"
+        );
+    }
+}
