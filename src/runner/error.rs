@@ -64,6 +64,12 @@ impl RunnerError {
         Self { retry: false, ..Self::bare(RunnerErrorKind::Infrastructure, message.into()) }
     }
 
+    /// The same, but for a failure that another attempt would meet again.
+    #[must_use]
+    pub fn permanent(self) -> Self {
+        Self { retry: false, ..self }
+    }
+
     /// What kept the command from ending by itself.
     #[must_use]
     pub fn kind(&self) -> RunnerErrorKind {

@@ -12,6 +12,8 @@ mod error;
 pub(crate) mod hlist;
 mod input;
 pub(crate) mod name;
+#[cfg(feature = "process")]
+pub mod process;
 mod registry;
 pub(crate) mod set;
 

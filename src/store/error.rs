@@ -118,6 +118,12 @@ pub enum StoreError {
 }
 
 impl StoreError {
+    /// Whether the same request can succeed when nothing but time has passed.
+    #[must_use]
+    pub fn is_transient(&self) -> bool {
+        matches!(self, Self::Io { .. } | Self::Full { .. } | Self::SourceChanged { .. } | Self::Abandoned)
+    }
+
     /// The error of an operation on `path`, with a full disk told apart.
     pub(crate) fn io(doing: &'static str, path: impl Into<PathBuf>, source: impl Into<io::Error>) -> Self {
         let (path, source) = (path.into(), source.into());

@@ -20,6 +20,7 @@ mod remover;
 mod snapshot;
 mod source;
 pub mod tree;
+mod workspace;
 
 pub use archives::Archives;
 pub use error::StoreError;

@@ -101,14 +101,16 @@ impl Store {
 
     /// Puts a finished layer in its place.
     pub(super) fn place(&self, home: &Path) -> Result<LayerId, StoreError> {
-        let id = self.new_id();
-        let layer = LayerId::parse(&id).ok_or_else(|| StoreError::Corrupt {
-            path: self.dir().into(),
-            reason: format!("`{id}` is no id for a layer"),
-        })?;
+        let layer = self.new_layer_id()?;
         let place = self.layer_home(&layer);
         fs::rename(home, &place).doing("make the layer", &place)?;
         Ok(layer)
+    }
+
+    pub(super) fn new_layer_id(&self) -> Result<LayerId, StoreError> {
+        let id = self.new_id();
+        LayerId::parse(&id)
+            .ok_or_else(|| StoreError::Corrupt { path: self.dir().into(), reason: format!("`{id}` is no id") })
     }
 
     fn merge(self: &Arc<Self>, layers: &[LayerId], id_map: IdMap) -> Result<LayerId, StoreError> {

@@ -13,6 +13,8 @@ mod ir_mistakes;
 mod ir_oracle;
 mod model;
 mod pipelines;
+#[cfg(feature = "process")]
+mod process;
 mod schedule;
 mod scripted;
 mod ui;

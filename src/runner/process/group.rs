@@ -1,0 +1,155 @@
+//! All processes of a step, wherever they went.
+
+use std::time::{Duration, Instant};
+
+use rustix::{
+    io::Errno,
+    process::{Pid, Signal, kill_process, kill_process_group},
+};
+
+/// How long killed processes may take to disappear: they can be stuck in a system call.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// The processes of one step: the group of its shell, and on Linux whoever else is in its session or bears its mark.
+#[derive(Debug)]
+pub(super) struct Group {
+    leader: Pid,
+    mark: String,
+    /// The shell was waited for: its number can become another process's.
+    waited: bool,
+    gone: bool,
+}
+
+impl Group {
+    pub(super) fn new(leader: Pid, mark: String) -> Self {
+        Self { leader, mark, waited: false, gone: false }
+    }
+
+    /// Sends a signal to all of them.
+    pub(super) fn signal(&self, signal: Signal) {
+        if kill_process_group(self.leader, signal) == Err(Errno::SRCH) && !self.waited {
+            // It has no session of its own yet.
+            let _ = kill_process(self.leader, signal);
+        }
+        for process in survivors::find(self.leader, &self.mark) {
+            process.signal(signal);
+        }
+    }
+
+    /// Kills all of them, the shell having been waited for, and waits until they are gone.
+    pub(super) async fn end(&mut self) {
+        self.waited = true;
+        let deadline = Instant::now() + PATIENCE;
+        let _ = kill_process_group(self.leader, Signal::KILL);
+        let mut pause = Duration::from_micros(200);
+        loop {
+            let left = survivors::find(self.leader, &self.mark);
+            for process in &left {
+                process.signal(Signal::KILL);
+            }
+            if left.is_empty() {
+                break;
+            }
+            if Instant::now() > deadline {
+                tracing::warn!(count = left.len(), "processes of a step did not end when killed");
+                break;
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(Duration::from_millis(20));
+        }
+        self.gone = true;
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        // Whoever has been sent KILL starts no more processes, so that looking again finds those started before.
+        let mut rounds = 0;
+        while !self.gone && rounds < 3 {
+            self.signal(Signal::KILL);
+            rounds += 1;
+        }
+    }
+}
+
+#[cfg(target_os = "linux")]
+mod survivors {
+    use std::fs;
+
+    use rustix::{
+        fd::OwnedFd,
+        process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal},
+    };
+
+    use crate::runner::process::supervisor::MARK;
+
+    /// A process that was found, and can't be mistaken for a later one of the same number.
+    #[derive(Debug)]
+    pub(super) struct Process(OwnedFd);
+
+    impl Process {
+        pub(super) fn signal(&self, signal: Signal) {
+            // Fails where it has ended, or became another user's.
+            let _ = pidfd_send_signal(&self.0, signal);
+        }
+    }
+
+    /// Every process in the session or the group of `leader`, or with its mark in its environment; not those that have
+    /// ended and were not waited for.
+    pub(super) fn find(leader: Pid, mark: &str) -> Vec<Process> {
+        let mark = format!("{MARK}={mark}").into_bytes();
+        let belongs = |pid: &str| in_session(pid, leader).unwrap_or(false) || is_marked(pid, &mark).unwrap_or(false);
+        let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
+        let mut found = Vec::new();
+        for entry in entries.flatten() {
+            let name = entry.file_name();
+            let Some(pid) = name.to_str().filter(|name| name.bytes().all(|byte| byte.is_ascii_digit())) else {
+                continue;
+            };
+            if belongs(pid)
+                && let Some(id) = pid.parse().ok().and_then(Pid::from_raw)
+                && let Ok(process) = pidfd_open(id, PidfdFlags::empty())
+                && belongs(pid)
+            {
+                found.push(Process(process));
+            }
+        }
+        found
+    }
+
+    fn in_session(pid: &str, leader: Pid) -> Option<bool> {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        // The name of the program may have anything in it, parentheses too.
+        let mut fields = stat.rsplit_once(") ")?.1.split(' ');
+        if matches!(fields.next()?, "Z" | "X") {
+            return Some(false);
+        }
+        let leader = leader.as_raw_nonzero().to_string();
+        let (group, session) = (fields.nth(1)?, fields.next()?);
+        Some(group == leader || session == leader)
+    }
+
+    fn is_marked(pid: &str, mark: &[u8]) -> Option<bool> {
+        // Empty for processes that have ended.
+        let environment = fs::read(format!("/proc/{pid}/environ")).ok()?;
+        Some(environment.split(|byte| *byte == 0).any(|variable| variable == mark))
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+mod survivors {
+    use rustix::process::{Pid, Signal};
+
+    #[derive(Debug)]
+    pub(super) enum Process {}
+
+    impl Process {
+        pub(super) fn signal(&self, _: Signal) {
+            match *self {}
+        }
+    }
+
+    pub(super) fn find(_: Pid, _: &str) -> Vec<Process> {
+        Vec::new()
+    }
+}

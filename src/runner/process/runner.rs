@@ -1,0 +1,235 @@
+//! One attempt: a workspace, a shell, an end.
+
+use std::{
+    ffi::OsString, fs, io, os::unix::process::ExitStatusExt, path::PathBuf, pin::pin, process::ExitStatus, sync::Arc,
+    time::Duration,
+};
+
+use rustix::process::{Pid, Signal};
+use tokio::process::Child;
+
+use super::{
+    group::Group,
+    output::pump,
+    supervisor::{Launch, start},
+};
+use crate::{
+    event::StdStream,
+    runner::{
+        ExecutorInput, ImageSupport, Probe, RunnerCapabilities, RunnerError, SnapshotRef, StepContext, StepResult,
+        StepRunner,
+    },
+    store::{FrozenSource, LayerId, Staging, Store, StoreError, StoreHandle, tree},
+};
+
+/// How long to wait for the end of the output when all processes are dead: only who got away can still hold it.
+const DRAIN: Duration = Duration::from_millis(500);
+
+const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// Runs steps as plain processes in private copies of the workspace. Isolates nothing: see the
+/// [module](crate::runner::process).
+///
+/// Its snapshots (`process:<id>`) are workspaces, copied for each child.
+#[derive(Debug, Clone)]
+pub struct ProcessRunner {
+    store: StoreHandle,
+}
+
+impl ProcessRunner {
+    /// A runner over a store, which is opened when the first step needs it.
+    #[must_use]
+    pub fn new(store: StoreHandle) -> Self {
+        Self { store }
+    }
+
+    /// The workspace that a step starts with.
+    async fn prepare(&self, ctx: &StepContext, input: &ExecutorInput) -> Result<Prepared, RunnerError> {
+        let parent = match &input.parent_snapshot {
+            Some(snapshot) => {
+                let id = workspace_id(snapshot).ok_or_else(|| {
+                    RunnerError::unsupported(format!("the process runner can't start from the snapshot `{snapshot}`"))
+                })?;
+                Some((snapshot.clone(), id))
+            }
+            None => None,
+        };
+        let handle = self.store.clone();
+        let store = blocking("open the store", move || Ok(handle.get()?)).await?;
+        let freeze = ctx.archives.freeze(&store).await;
+        let source = freeze.map_err(|error| failure("freeze the source", error.into()))?;
+        blocking("make the workspace", move || {
+            let staging = store.stage()?;
+            let workspace = staging.upper().join("workspace");
+            match parent {
+                None => tree::copy_tree(&source.root.join("workspace"), &workspace)?,
+                Some((snapshot, id)) => store
+                    .copy_workspace(&id, &workspace, &source)?
+                    .ok_or_else(|| StoreError::UnknownSnapshot { snapshot, store: store.dir().into() })?,
+            }
+            for private in ["home", "tmp"] {
+                fs::create_dir(staging.work().join(private))?;
+            }
+            Ok(Prepared { workspace, store, source, staging })
+        })
+        .await
+    }
+}
+
+impl StepRunner for ProcessRunner {
+    const NAME: &'static str = "process";
+
+    async fn execute(&self, ctx: &StepContext, input: ExecutorInput) -> Result<StepResult, RunnerError> {
+        if let Some(image) = input.step.image.as_deref().filter(|image| *image != "host") {
+            return Err(RunnerError::unsupported(format!(
+                "the process runner has no image but `host`, and the step asks for `{image}`: use `--image {image}=host`"
+            )));
+        }
+        let prepared = tokio::select! {
+            prepared = self.prepare(ctx, &input) => prepared?,
+            () = ctx.cancel.cancelled() => return Err(ctx.interrupted()),
+        };
+        let status = run(ctx, &input, &prepared).await?;
+        let exit_code = status.code().or_else(|| status.signal().map(|signal| 128 + signal)).unwrap_or(-1);
+        let committed_snapshot = if exit_code == 0 && input.cache_lookup.commits() {
+            let Prepared { store, source, staging, .. } = prepared;
+            let kept = store.keep_workspace(staging, &source.id);
+            let id = kept.map_err(|error| RunnerError::infrastructure("keep the workspace", error))?;
+            Some(SnapshotRef::from(format!("{}:{id}", Self::NAME)))
+        } else {
+            None
+        };
+        Ok(StepResult { exit_code, committed_snapshot, artifacts: Vec::new() })
+    }
+
+    async fn reap_snapshots(&self, snapshots: Vec<SnapshotRef>) {
+        let handle = self.store.clone();
+        let reaped = blocking("remove workspaces", move || {
+            let store = handle.get()?;
+            Ok(snapshots.iter().filter_map(workspace_id).try_for_each(|id| store.remove_workspace(&id))?)
+        });
+        if let Err(error) = reaped.await {
+            tracing::warn!(error = error.to_line(), "snapshots stay in the store");
+        }
+    }
+
+    async fn probe(&self) -> Probe {
+        if fs::metadata("/bin/sh").is_ok() {
+            Probe::Usable { note: Some("isolates nothing: steps see the whole machine".into()) }
+        } else {
+            Probe::Unusable { reason: "there is no /bin/sh".into(), hint: "install a POSIX shell at /bin/sh".into() }
+        }
+    }
+
+    fn capabilities(&self) -> RunnerCapabilities {
+        RunnerCapabilities { images: ImageSupport::HostOnly, ..RunnerCapabilities::default() }
+    }
+}
+
+/// A workspace to run in. Dropped, it goes.
+struct Prepared {
+    workspace: PathBuf,
+    store: Arc<Store>,
+    source: Arc<FrozenSource>,
+    staging: Staging,
+}
+
+/// Runs the command to its end, all output handed on and no process left.
+async fn run(ctx: &StepContext, input: &ExecutorInput, prepared: &Prepared) -> Result<ExitStatus, RunnerError> {
+    let private = prepared.staging.work();
+    let mark = format!("{}-{}", input.step_id, prepared.store.new_id());
+    let launch = Launch {
+        command: &input.step.cmd,
+        workspace: &prepared.workspace,
+        private,
+        env: environment(input, prepared),
+        mark: &mark,
+    };
+    let mut child = start(launch).map_err(|error| match error.kind() {
+        io::ErrorKind::InvalidInput => RunnerError::unsupported(
+            "the command or its environment has a NUL byte in it, or a variable without a name",
+        ),
+        _ => RunnerError::infrastructure("start a shell", error),
+    })?;
+    let leader = child.id().and_then(|id| Pid::from_raw(id.cast_signed()));
+    let leader =
+        leader.ok_or_else(|| RunnerError::infrastructure("start a shell", io::Error::other("it has no id")))?;
+    // Held until the end: the watchdog waits for its other end to close.
+    let _lifeline = child.stdin.take();
+    let mut group = Group::new(leader, mark);
+    let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
+    let mut output = pin!(async {
+        tokio::join!(
+            pump(stdout, &ctx.event_bus, input.step_id, StdStream::Stdout),
+            pump(stderr, &ctx.event_bus, input.step_id, StdStream::Stderr),
+        )
+    });
+    let mut drained = false;
+    let ended = {
+        let mut ended = pin!(end(ctx, &mut child, &group));
+        loop {
+            tokio::select! {
+                ended = &mut ended => break ended,
+                _ = &mut output, if !drained => drained = true,
+            }
+        }
+    };
+    group.end().await;
+    if !drained && tokio::time::timeout(DRAIN, output).await.is_err() {
+        tracing::warn!("a process that left the step still holds its output");
+    }
+    ended
+}
+
+/// Waits for the shell to end by itself, or ends it where `ctx.cancel` fires.
+async fn end(ctx: &StepContext, child: &mut Child, group: &Group) -> Result<ExitStatus, RunnerError> {
+    let waited = |status: io::Result<ExitStatus>| {
+        status.map_err(|error| RunnerError::infrastructure("wait for the step's shell", error))
+    };
+    tokio::select! {
+        biased;
+        status = child.wait() => return waited(status),
+        () = ctx.cancel.cancelled() => group.signal(Signal::TERM),
+    }
+    if tokio::time::timeout(ctx.grace, child.wait()).await.is_err() {
+        group.signal(Signal::KILL);
+        waited(child.wait().await)?;
+    }
+    Err(ctx.interrupted())
+}
+
+/// What the command gets: little of the caller's, then the step's own.
+fn environment(input: &ExecutorInput, prepared: &Prepared) -> Vec<(OsString, OsString)> {
+    let private = prepared.staging.work();
+    let path = std::env::var_os("PATH").unwrap_or_else(|| DEFAULT_PATH.into());
+    let mut env = vec![
+        ("PATH".into(), path),
+        ("HOME".into(), private.join("home").into()),
+        ("TMPDIR".into(), private.join("tmp").into()),
+    ];
+    env.extend(std::env::var_os("LANG").map(|lang| ("LANG".into(), lang)));
+    env.extend(input.env.iter().map(|(name, value)| (name.into(), value.into())));
+    env
+}
+
+/// The id in a snapshot of ours.
+fn workspace_id(snapshot: &SnapshotRef) -> Option<LayerId> {
+    LayerId::parse(snapshot.0.strip_prefix(ProcessRunner::NAME)?.strip_prefix(':')?)
+}
+
+/// Does blocking work elsewhere.
+async fn blocking<T: Send + 'static>(
+    doing: &'static str,
+    work: impl FnOnce() -> anyhow::Result<T> + Send + 'static,
+) -> Result<T, RunnerError> {
+    let done = tokio::task::spawn_blocking(work).await;
+    let done = done.map_err(anyhow::Error::from).and_then(|done| done);
+    done.map_err(|error| failure(doing, error))
+}
+
+/// The error of an attempt, which is not worth another one where the store says so.
+fn failure(doing: &str, error: anyhow::Error) -> RunnerError {
+    let transient = error.downcast_ref::<StoreError>().is_none_or(StoreError::is_transient);
+    let error = RunnerError::infrastructure(doing, error);
+    if transient { error } else { error.permanent() }
+}

@@ -1,0 +1,134 @@
+//! Workspaces kept whole: the snapshots of a runner that has no layers.
+//!
+//! A workspace is a plain directory, changed in place by one step, then kept by rename and copied for each child. It
+//! carries the id of the source that it was made from, so that a child under a newer source gets the difference.
+
+use std::{
+    fs::{self, DirBuilder},
+    io,
+    os::unix::fs::DirBuilderExt,
+    path::{Path, PathBuf},
+};
+
+use super::{
+    FrozenSource, LayerId, SourceId, Staging, Store, StoreError,
+    error::Doing,
+    manifest::{Change, Entry, Kind},
+    source::put_symlink,
+    tree,
+};
+
+impl Store {
+    /// Keeps the `workspace` of a staging under an id, by rename.
+    pub(crate) fn keep_workspace(&self, staging: Staging, source: &SourceId) -> Result<LayerId, StoreError> {
+        let path = staging.home().join("source");
+        fs::write(&path, source.as_str()).doing("write", &path)?;
+        let id = self.new_layer_id()?;
+        let place = self.workspace_home(&id);
+        fs::rename(staging.home(), &place).doing("keep the workspace", &place)?;
+        drop(staging);
+        Ok(id)
+    }
+
+    /// Copies a kept workspace to `into`, which must not exist, and makes it show `source`. `None` where there is no such
+    /// workspace. Takes as long as copying does.
+    pub(crate) fn copy_workspace(
+        &self,
+        id: &LayerId,
+        into: &Path,
+        source: &FrozenSource,
+    ) -> Result<Option<()>, StoreError> {
+        let home = self.workspace_home(id);
+        let path = home.join("source");
+        let saw = match fs::read_to_string(&path) {
+            Ok(text) => SourceId::parse(&text),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(StoreError::io("read", path, error)),
+        };
+        let saw = saw.ok_or_else(|| StoreError::Corrupt { path, reason: "it names no source".into() })?;
+        let from = home.join("root/workspace");
+        tree::copy_tree(&from, into).doing("copy", &from)?;
+        if saw != source.id {
+            self.update_workspace(into, &saw, source)?;
+        }
+        Ok(Some(()))
+    }
+
+    /// Removes a kept workspace. Nothing there is success.
+    pub(crate) fn remove_workspace(&self, id: &LayerId) -> Result<(), StoreError> {
+        self.discard_from(&self.workspace_home(id))
+    }
+
+    /// Applies the difference between two sources: what was edited or deleted wins, all else stays.
+    fn update_workspace(&self, workspace: &Path, old: &SourceId, new: &FrozenSource) -> Result<(), StoreError> {
+        let (before, after) = (self.manifest(old)?, self.manifest(&new.id)?);
+        let changes = before.changes(&after);
+        for change in &changes {
+            match *change {
+                Change::Removed(entry) if entry.is_dir() => {}
+                Change::Removed(entry) => {
+                    if let Some(path) = existing(workspace, entry)
+                        && !path.is_dir()
+                    {
+                        fs::remove_file(&path).doing("remove", &path)?;
+                    }
+                }
+                Change::Added(entry) | Change::Changed(entry) => {
+                    put(entry, workspace, &new.root.join("workspace"))?;
+                }
+            }
+        }
+        for change in changes.iter().rev() {
+            if let Change::Removed(entry) = change
+                && entry.is_dir()
+                && let Some(path) = existing(workspace, entry)
+            {
+                // Stays where a step put something of its own there.
+                let _ = fs::remove_dir(path);
+            }
+        }
+        Ok(())
+    }
+
+    fn workspace_home(&self, id: &LayerId) -> PathBuf {
+        self.dir().join("workspaces").join(id.as_str())
+    }
+}
+
+/// Where an entry is, if every parent of it is a directory of the workspace: a step may have put links there.
+fn existing(workspace: &Path, entry: &Entry) -> Option<PathBuf> {
+    let mut path = workspace.to_path_buf();
+    for part in entry.as_path() {
+        if !fs::symlink_metadata(&path).is_ok_and(|metadata| metadata.is_dir()) {
+            return None;
+        }
+        path.push(part);
+    }
+    fs::symlink_metadata(&path).is_ok().then_some(path)
+}
+
+/// Puts an entry of the newer source in its place, whatever a step put there or in the place of its parents.
+fn put(entry: &Entry, workspace: &Path, source: &Path) -> Result<(), StoreError> {
+    let mut path = workspace.to_path_buf();
+    let mut parts = entry.as_path().components().peekable();
+    while let Some(part) = parts.next() {
+        path.push(part);
+        let found = fs::symlink_metadata(&path).ok();
+        let wants_dir = parts.peek().is_some() || entry.is_dir();
+        if found.as_ref().is_some_and(|found| found.is_dir() == wants_dir && wants_dir) {
+            continue;
+        }
+        tree::remove_tree(&path).doing("replace", &path)?;
+        if wants_dir {
+            DirBuilder::new().mode(0o755).create(&path).doing("make the directory", &path)?;
+        }
+    }
+    match &entry.kind {
+        Kind::Directory => entry.put_attributes(&path),
+        Kind::Symlink { target } => put_symlink(entry, target, &path),
+        Kind::File { .. } => {
+            fs::copy(source.join(entry.as_path()), &path).doing("write", &path)?;
+            entry.put_attributes(&path)
+        }
+    }
+}
