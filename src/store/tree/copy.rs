@@ -64,10 +64,13 @@ enum Work {
     Finish(Vec<u8>),
 }
 
+/// Device and inode; not of the same types on every system.
+type Identity = (rustix::fs::Dev, u64);
+
 struct Copy {
     as_root: bool,
     /// Where the first name of each file with several names went.
-    links: HashMap<(u64, u64), Vec<u8>>,
+    links: HashMap<Identity, Vec<u8>>,
 }
 
 impl Copy {
@@ -80,7 +83,7 @@ impl Copy {
         stat: &Stat,
         parent: &[u8],
     ) -> io::Result<()> {
-        let identity = (stat.st_dev as u64, stat.st_ino as u64);
+        let identity = (stat.st_dev, stat.st_ino);
         if stat.st_nlink > 1 {
             if let Some(first) = self.links.get(&identity) {
                 match fs::linkat(root, OsStr::from_bytes(first), to, name, AtFlags::empty()) {

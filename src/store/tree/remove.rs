@@ -121,8 +121,8 @@ mod tests {
         let tree = top.path().join("tree");
         fs::create_dir_all(tree.join("locked/inner")).unwrap();
         fs::write(tree.join("locked/inner/file"), "x").unwrap();
-        fs::set_permissions(tree.join("locked/inner"), fs::Permissions::from_mode(0)).unwrap();
-        fs::set_permissions(tree.join("locked"), fs::Permissions::from_mode(0)).unwrap();
+        fs::set_permissions(tree.join("locked/inner"), fs::Permissions::from_mode(0o000)).unwrap();
+        fs::set_permissions(tree.join("locked"), fs::Permissions::from_mode(0o000)).unwrap();
         fs::set_permissions(&tree, fs::Permissions::from_mode(0o500)).unwrap();
         remove_tree(&tree).unwrap();
         assert!(!tree.exists());
