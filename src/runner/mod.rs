@@ -15,6 +15,8 @@ pub(crate) mod name;
 #[cfg(feature = "process")]
 pub mod process;
 mod registry;
+#[cfg(all(feature = "sandbox", target_os = "linux"))]
+pub mod sandbox;
 pub(crate) mod set;
 
 pub use context::{CancelReason, Secrets, StepContext};

@@ -15,6 +15,8 @@ mod model;
 mod pipelines;
 #[cfg(feature = "process")]
 mod process;
+#[cfg(target_os = "linux")]
+mod sandbox;
 mod schedule;
 mod scripted;
 mod ui;

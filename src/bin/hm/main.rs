@@ -1,3 +1,5 @@
 //! The `hm` command.
 
-fn main() {}
+fn main() {
+    hm_exec::runner::sandbox::init();
+}

@@ -1,0 +1,162 @@
+//! What a step may ask of the sandbox in `runner_args`.
+
+use std::{borrow::Cow, fmt};
+
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::{Deserialize, Deserializer, de};
+
+/// A step's `runner_args`.
+#[derive(Debug, Clone, PartialEq, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct SandboxArgs {
+    /// Most memory the step's processes may use together.
+    pub memory: Option<MemorySize>,
+    /// Most processors they may keep busy, such as 0.5 or 2.
+    pub cpus: Option<Cpus>,
+    /// Most processes and threads at a time.
+    pub pids: Option<std::num::NonZeroU64>,
+    /// What the step sees of the network.
+    pub network: Network,
+}
+
+/// What a step sees of the network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Network {
+    /// What this machine sees: a CI step installs packages.
+    #[default]
+    Host,
+    /// A loopback device of its own.
+    None,
+}
+
+/// A number of bytes: a JSON number, or text such as `512m`, with the suffixes `k`, `m`, `g` and `t` in powers of 1024.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MemorySize {
+    /// In bytes; at least [`MemorySize::MIN_BYTES`].
+    pub bytes: u64,
+}
+
+impl MemorySize {
+    /// Less than this starts no shell.
+    pub const MIN_BYTES: u64 = 4 << 20;
+
+    fn parse(text: &str) -> Option<u64> {
+        let text = text.trim().to_ascii_lowercase();
+        let text = text.strip_suffix("ib").or(text.strip_suffix('b')).unwrap_or(&text);
+        let (digits, shift) = match text.as_bytes().last()? {
+            b'k' => (&text[..text.len() - 1], 10),
+            b'm' => (&text[..text.len() - 1], 20),
+            b'g' => (&text[..text.len() - 1], 30),
+            b't' => (&text[..text.len() - 1], 40),
+            _ => (text, 0),
+        };
+        let number: u64 = digits.trim_end().parse().ok()?;
+        number.checked_mul(1 << shift)
+    }
+}
+
+impl<'de> Deserialize<'de> for MemorySize {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor;
+        impl de::Visitor<'_> for Visitor {
+            type Value = MemorySize;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "a number of bytes of at least {}, or text such as \"512m\"", MemorySize::MIN_BYTES)
+            }
+
+            fn visit_u64<E: de::Error>(self, bytes: u64) -> Result<MemorySize, E> {
+                if bytes < MemorySize::MIN_BYTES {
+                    return Err(E::invalid_value(de::Unexpected::Unsigned(bytes), &self));
+                }
+                Ok(MemorySize { bytes })
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<MemorySize, E> {
+                match MemorySize::parse(text) {
+                    Some(bytes) => self.visit_u64(bytes),
+                    None => Err(E::invalid_value(de::Unexpected::Str(text), &self)),
+                }
+            }
+        }
+        deserializer.deserialize_any(Visitor)
+    }
+}
+
+impl JsonSchema for MemorySize {
+    fn schema_name() -> Cow<'static, str> {
+        "MemorySize".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "description": "Bytes, or text such as \"512m\" (k, m, g, t: powers of 1024).",
+            "anyOf": [
+                { "type": "integer", "minimum": Self::MIN_BYTES },
+                { "type": "string", "pattern": "^ *[0-9]+ *([kKmMgGtT]i?)?[bB]? *$" },
+            ],
+        })
+    }
+}
+
+/// A number of processors above zero.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Cpus(pub f64);
+
+impl<'de> Deserialize<'de> for Cpus {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let cpus = f64::deserialize(deserializer)?;
+        // A quota below a hundredth of a processor is refused by the kernel.
+        if (0.01..=4096.0).contains(&cpus) {
+            Ok(Self(cpus))
+        } else {
+            Err(de::Error::invalid_value(de::Unexpected::Float(cpus), &"a number of processors from 0.01 to 4096"))
+        }
+    }
+}
+
+impl JsonSchema for Cpus {
+    fn schema_name() -> Cow<'static, str> {
+        "Cpus".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "description": "Processors.", "type": "number", "minimum": 0.01, "maximum": 4096 })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn parse(args: Value) -> Result<SandboxArgs, String> {
+        serde_json::from_value(args).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn memory_is_a_number_or_text() {
+        for (text, bytes) in [
+            (json!("512m"), 512 << 20),
+            (json!("1G"), 1 << 30),
+            (json!("2 GiB"), 2 << 30),
+            (json!(5_000_000), 5_000_000),
+        ] {
+            assert_eq!(parse(json!({ "memory": text })).unwrap().memory, Some(MemorySize { bytes }));
+        }
+        for wrong in [json!("much"), json!(-1), json!(1), json!("99999999999999t"), json!(""), json!("m"), json!(1.5)] {
+            assert!(parse(json!({ "memory": wrong })).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_known_is_refused() {
+        assert!(parse(json!({ "memroy": 1 })).unwrap_err().contains("memroy"));
+        assert!(parse(json!({ "network": "bridge" })).unwrap_err().contains("bridge"));
+        assert!(parse(json!({ "cpus": 0 })).is_err());
+        assert!(parse(json!({ "pids": 0 })).is_err());
+        assert_eq!(parse(json!({})).unwrap(), SandboxArgs::default());
+    }
+}

@@ -1,0 +1,330 @@
+//! One attempt: a command from its start to the death of the last process it left.
+
+use std::{
+    future::pending,
+    io,
+    os::fd::{AsFd, OwnedFd},
+};
+
+use rustix::{
+    io::Errno,
+    net::RecvFlags,
+    pipe::PipeFlags,
+    process::{Signal, pidfd_send_signal},
+};
+use tokio::io::{Interest, unix::AsyncFd};
+use uuid::Uuid;
+
+use super::{
+    jail::{JailSpec, Report, Request, SetupError, wire},
+    zygote::Zygote,
+};
+use crate::{
+    event::StdStream,
+    runner::{RunnerError, StepContext},
+};
+
+/// What a pipe holds while nobody reads, in bytes; less where the system allows less.
+const PIPE_BYTES: usize = 1 << 20;
+/// What is read at a time.
+const READ_BYTES: usize = 1 << 17;
+
+/// How a command ended, when no process of its step was left.
+#[derive(Debug)]
+pub(super) enum End {
+    /// By itself.
+    Exited {
+        /// Its exit code, or 128+n after signal n.
+        code: i32,
+    },
+    /// For its memory, as seen by polling.
+    OutOfMemory,
+    /// For its number of processes, as seen by polling.
+    TooManyProcesses,
+    /// It was killed together with its pid 1: by the kernel for the memory of the step, or by a person.
+    Killed,
+}
+
+/// Runs the command of `spec`. Returns when every process of the step is dead, and what it printed has been handed over.
+///
+/// # Cancel safety
+/// Dropped, every process of the step gets SIGKILL.
+pub(super) async fn run(
+    zygote: &Zygote,
+    spec: &JailSpec,
+    isolate_network: bool,
+    ctx: &StepContext,
+    step_id: Uuid,
+) -> Result<End, RunnerError> {
+    let failed = |doing: &'static str| move |error: io::Error| RunnerError::infrastructure(doing, error);
+    let (step, theirs) = Step::new().map_err(failed("make the step's pipes"))?;
+    let spec = wire::to_memory_file(spec).map_err(setup_error)?;
+    let fds = [theirs.status.as_fd(), spec.as_fd(), theirs.stdout.as_fd(), theirs.stderr.as_fd()];
+    zygote
+        .request(Request::Step { isolate_network }, &fds)
+        .await
+        .map_err(failed("ask the sandbox's helper for a step"))?;
+    drop((theirs, spec));
+    step.attend(ctx, step_id).await
+}
+
+/// Why there is no jail. A retry may help where the kernel was short of something.
+fn setup_error(error: SetupError) -> RunnerError {
+    RunnerError::infrastructure("make the step's sandbox", error)
+}
+
+/// The engine's ends of a step. Dropped, the step is killed: pid 1 ends when its status socket does.
+#[derive(Debug)]
+struct Step {
+    status: AsyncFd<OwnedFd>,
+    streams: [Stream; 2],
+    /// The step's pid 1, once it is known.
+    pid1: Option<AsyncFd<OwnedFd>>,
+    progress: Progress,
+}
+
+/// The other ends, which the step gets.
+#[derive(Debug)]
+struct Theirs {
+    status: OwnedFd,
+    stdout: OwnedFd,
+    stderr: OwnedFd,
+}
+
+#[derive(Debug)]
+struct Stream {
+    name: StdStream,
+    /// `None` after its end.
+    pipe: Option<AsyncFd<OwnedFd>>,
+    buffer: Vec<u8>,
+}
+
+/// What the status socket told.
+#[derive(Debug, Default)]
+struct Progress {
+    end: Option<End>,
+    failure: Option<SetupError>,
+    hung_up: bool,
+}
+
+/// How far ending the command has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stop {
+    No,
+    Terminated,
+    Killed,
+}
+
+/// What woke the attempt.
+enum Event {
+    /// So many bytes on that stream.
+    Output(usize, usize),
+    Report(Option<(Report, Option<OwnedFd>)>),
+    Dead,
+    Interrupted,
+    GraceOver,
+}
+
+impl Step {
+    fn new() -> io::Result<(Self, Theirs)> {
+        let (status, their_status) = wire::pair()?;
+        let (stdout, their_stdout) = pipe()?;
+        let (stderr, their_stderr) = pipe()?;
+        let streams = [Stream::new(StdStream::Stdout, stdout)?, Stream::new(StdStream::Stderr, stderr)?];
+        let step = Self { status: watched(status)?, streams, pid1: None, progress: Progress::default() };
+        Ok((step, Theirs { status: their_status, stdout: their_stdout, stderr: their_stderr }))
+    }
+
+    async fn attend(mut self, ctx: &StepContext, step_id: Uuid) -> Result<End, RunnerError> {
+        let failed = |error: io::Error| RunnerError::infrastructure("attend to the step", error);
+        let mut stop = Stop::No;
+        let grace = tokio::time::sleep(ctx.grace);
+        tokio::pin!(grace);
+        loop {
+            let [stdout, stderr] = &mut self.streams;
+            let event = tokio::select! {
+                () = dead(self.pid1.as_ref()) => Event::Dead,
+                report = next_report(&self.status), if !self.progress.hung_up => Event::Report(report.map_err(failed)?),
+                length = stdout.read() => Event::Output(0, length.map_err(failed)?),
+                length = stderr.read() => Event::Output(1, length.map_err(failed)?),
+                () = ctx.cancel.cancelled(), if stop == Stop::No => Event::Interrupted,
+                () = &mut grace, if stop == Stop::Terminated => Event::GraceOver,
+            };
+            match event {
+                Event::Output(index, length) => self.streams[index].forward(length, ctx, step_id).await,
+                Event::Report(report) => {
+                    self.absorb(report).map_err(failed)?;
+                    if self.progress.hung_up && self.pid1.is_none() {
+                        // There never was a pid 1: nobody to wait for.
+                        break;
+                    }
+                }
+                Event::Dead => break,
+                Event::Interrupted => {
+                    stop = Stop::Terminated;
+                    grace.as_mut().reset(tokio::time::Instant::now() + ctx.grace);
+                    self.terminate();
+                }
+                Event::GraceOver => {
+                    stop = Stop::Killed;
+                    self.kill();
+                }
+            }
+        }
+        // No process of the step is left: what the pipes and the socket hold is all there is.
+        for stream in &mut self.streams {
+            stream.drain(ctx, step_id).await.map_err(failed)?;
+        }
+        while let Some(report) = take_report(self.status.get_ref()).map_err(failed)? {
+            self.absorb(Some(report)).map_err(failed)?;
+        }
+        let Progress { end, failure, .. } = std::mem::take(&mut self.progress);
+        match (failure, end) {
+            _ if stop != Stop::No => Err(ctx.interrupted()),
+            (Some(error), _) => Err(setup_error(error)),
+            (None, Some(end)) => Ok(end),
+            (None, None) => Ok(End::Killed),
+        }
+    }
+
+    /// Keeps what a report told; `None` is the end of the socket.
+    fn absorb(&mut self, report: Option<(Report, Option<OwnedFd>)>) -> io::Result<()> {
+        match report {
+            None => self.progress.hung_up = true,
+            Some((Report::Started, pidfd)) => self.pid1 = pidfd.map(watched).transpose()?,
+            Some((Report::Failed(error), _)) => self.progress.failure = Some(error),
+            Some((Report::Exited { code, .. }, _)) => self.progress.end = Some(End::Exited { code }),
+            Some((Report::OutOfMemory, _)) => self.progress.end = Some(End::OutOfMemory),
+            Some((Report::TooManyProcesses, _)) => self.progress.end = Some(End::TooManyProcesses),
+            Some((Report::Done | Report::NeedsIdMap, _)) => {}
+        }
+        Ok(())
+    }
+
+    /// Asks every process of the step to end: pid 1 passes the signal on. Where it is not that far yet, it does so when
+    /// it is.
+    fn terminate(&self) {
+        let signal = [Signal::TERM.as_raw().unsigned_abs() as u8];
+        if let Err(error) = wire::try_send(self.status.get_ref(), &signal, &[]) {
+            // Grace ends in a kill that needs nobody's help.
+            tracing::debug!(%error, "failed to pass TERM on to a step");
+        }
+    }
+
+    fn kill(&self) {
+        if let Some(pid1) = &self.pid1
+            && let Err(error) = pidfd_send_signal(pid1.get_ref(), Signal::KILL)
+            && error != Errno::SRCH
+        {
+            tracing::warn!(%error, "failed to kill a step");
+        }
+    }
+}
+
+impl Drop for Step {
+    fn drop(&mut self) {
+        // Harmless where pid 1 is dead: a pidfd never names another process.
+        self.kill();
+    }
+}
+
+impl Stream {
+    fn new(name: StdStream, pipe: OwnedFd) -> io::Result<Self> {
+        Ok(Self { name, pipe: Some(watched(pipe)?), buffer: vec![0; READ_BYTES] })
+    }
+
+    /// Waits for output, and reads up to a buffer full. Never ends after the end of the stream. Cancel-safe.
+    async fn read(&mut self) -> io::Result<usize> {
+        let Some(pipe) = &self.pipe else { return pending().await };
+        loop {
+            let mut ready = pipe.readable().await?;
+            match read(pipe.get_ref(), &mut self.buffer) {
+                Err(Errno::AGAIN) => ready.clear_ready(),
+                read => return Ok(read?),
+            }
+        }
+    }
+
+    /// Hands over what was read: nothing is the end.
+    async fn forward(&mut self, length: usize, ctx: &StepContext, step_id: Uuid) {
+        if length == 0 {
+            self.pipe = None;
+        } else {
+            ctx.event_bus.output(step_id, self.name, &self.buffer[..length]).await;
+        }
+    }
+
+    /// Hands over what the pipe still holds.
+    async fn drain(&mut self, ctx: &StepContext, step_id: Uuid) -> io::Result<()> {
+        while let Some(pipe) = &self.pipe {
+            match read(pipe.get_ref(), &mut self.buffer) {
+                // Somebody outside of the step was handed the pipe; what they write is not the step's.
+                Err(Errno::AGAIN) => break,
+                read => self.forward(read?, ctx, step_id).await,
+            }
+        }
+        Ok(())
+    }
+}
+
+fn read(pipe: &OwnedFd, buffer: &mut [u8]) -> Result<usize, Errno> {
+    rustix::io::retry_on_intr(|| rustix::io::read(pipe, &mut *buffer))
+}
+
+/// A pipe: our end, which does not block, and the step's, which does.
+fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
+    let (ours, theirs) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
+    rustix::io::ioctl_fionbio(&ours, true)?;
+    // A user's pipes may be limited to less: then it stays as it was.
+    let _ = rustix::pipe::fcntl_setpipe_size(&ours, PIPE_BYTES);
+    Ok((ours, theirs))
+}
+
+fn watched(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    register(fd, Interest::READABLE)
+}
+
+/// Registers a descriptor with the runtime.
+#[allow(deprecated, reason = "tokio's successor is unsafe, for descriptors that change; an `OwnedFd` does not")]
+pub(super) fn register(fd: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
+    AsyncFd::with_interest(fd, interest)
+}
+
+/// Ends when pid 1 is dead, and with it every process of the step; never where there is no pid 1 yet.
+async fn dead(pid1: Option<&AsyncFd<OwnedFd>>) {
+    match pid1 {
+        Some(pid1) => drop(pid1.readable().await),
+        None => pending().await,
+    }
+}
+
+/// Waits for a report; `None` at the end of the socket. Cancel-safe.
+async fn next_report(status: &AsyncFd<OwnedFd>) -> io::Result<Option<(Report, Option<OwnedFd>)>> {
+    loop {
+        let mut ready = status.readable().await?;
+        match receive(status.get_ref()) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => ready.clear_ready(),
+            report => return report,
+        }
+    }
+}
+
+/// A report that is there already.
+fn take_report(status: &OwnedFd) -> io::Result<Option<(Report, Option<OwnedFd>)>> {
+    match receive(status) {
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+        report => report,
+    }
+}
+
+fn receive(status: &OwnedFd) -> io::Result<Option<(Report, Option<OwnedFd>)>> {
+    match wire::receive(status, RecvFlags::DONTWAIT) {
+        Ok(Some((message, fds))) => {
+            let report = postcard::from_bytes(&message).map_err(io::Error::other)?;
+            Ok(Some((report, fds.into_iter().next())))
+        }
+        // Reset: the zygote died with a request unread.
+        Ok(None) | Err(Errno::CONNRESET) => Ok(None),
+        Err(errno) => Err(errno.into()),
+    }
+}

@@ -1,0 +1,233 @@
+//! What a step boots from: its layers as overlays.
+
+use std::{
+    collections::HashMap,
+    ffi::CString,
+    fs::DirBuilder,
+    os::unix::{ffi::OsStrExt, fs::DirBuilderExt},
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use super::jail::{Bind, Overlay};
+use crate::{
+    runner::{ExecutorInput, RunnerError, SnapshotRef, StepContext},
+    store::{
+        Base, CommitRequest, HostImage, IdMap, LayerId, MAX_LAYERS, Snapshot, SourceId, Staging, Store, StoreError,
+    },
+};
+
+/// Mount points that a root file system may lack.
+const MOUNT_POINTS: [&str; 3] = ["dev", "proc", "sys"];
+/// Where secrets are.
+const SECRETS: &str = "run/secrets";
+/// Name resolution as this machine does it, for images with a file of their own.
+const RESOLVER: &str = "etc/resolv.conf";
+
+/// The file systems of one step, ready to be mounted.
+#[derive(Debug)]
+pub(super) struct Boot {
+    pub(super) root: Overlay,
+    pub(super) overlays: Vec<(CString, Overlay)>,
+    pub(super) binds: Vec<Bind>,
+    pub(super) staging: Staging,
+    parent: Option<Snapshot>,
+    base: Base,
+    source: SourceId,
+    delta: Option<LayerId>,
+    id_map: IdMap,
+}
+
+/// Which directories of the host image a layer has something for, so that a chain does not look again at every step.
+#[derive(Debug, Default)]
+pub(super) struct LayerDirs(Mutex<HashMap<LayerId, Touched>>);
+
+/// A bit for each of the image's directories.
+#[derive(Debug, Clone, Copy, Default)]
+struct Touched {
+    /// The layer has the directory.
+    dirs: u64,
+    /// The layer has the first part of its path.
+    parents: u64,
+}
+
+/// More layers than this are forgotten all at once: a long-lived engine must not grow with the steps it ran.
+const MAX_REMEMBERED: usize = 1 << 16;
+
+impl LayerDirs {
+    fn of(&self, store: &Store, layer: &LayerId, image: &HostImage) -> Touched {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(touched) = known.get(layer) {
+            return *touched;
+        }
+        let root = store.layer_dir(layer);
+        let is_dir = |path: &Path| path.symlink_metadata().is_ok_and(|metadata| metadata.is_dir());
+        let mut touched = Touched::default();
+        for (index, dir) in image.dirs.iter().enumerate() {
+            let first = dir.path.components().next().is_some_and(|first| is_dir(&root.join(first)));
+            touched.parents |= u64::from(first) << index;
+            touched.dirs |= u64::from(first && is_dir(&root.join(&dir.path))) << index;
+        }
+        if known.len() >= MAX_REMEMBERED {
+            known.clear();
+        }
+        known.insert(layer.clone(), touched);
+        touched
+    }
+}
+
+/// What a step's file systems depend on, besides its own input.
+#[derive(Debug)]
+pub(super) struct Ground<'a> {
+    pub(super) store: &'a Arc<Store>,
+    pub(super) layer_dirs: &'a LayerDirs,
+    pub(super) host_dirs: &'a [PathBuf],
+    pub(super) id_map: IdMap,
+}
+
+impl Ground<'_> {
+    /// Looks up what `input` boots from, and makes the layer that it writes to.
+    pub(super) async fn boot(&self, ctx: &StepContext, input: &ExecutorInput) -> Result<Boot, RunnerError> {
+        let source = ctx.archives.freeze(self.store).await.map_err(failed("freeze the source"))?;
+        let parent = match &input.parent_snapshot {
+            Some(snapshot) => Some(self.store.snapshot(snapshot).map_err(failed("read the parent's snapshot"))?),
+            None => None,
+        };
+        if let Some(parent) = &parent
+            && parent.id_map != self.id_map
+        {
+            return Err(RunnerError::unsupported(format!(
+                "the parent's snapshot was made with {} ids, and here steps have {} ids: run the parent again",
+                id_map_name(parent.id_map),
+                id_map_name(self.id_map),
+            )));
+        }
+        let base = match (&parent, &input.step.image) {
+            (Some(parent), _) => parent.base.clone(),
+            (None, Some(image)) => image.parse().map_err(failed("find the image"))?,
+            (None, None) => Base::Host,
+        };
+        let delta = match &parent {
+            Some(parent) if parent.source != source.id => {
+                self.store.delta(parent, &source).map_err(failed("compare the source"))?
+            }
+            _ => None,
+        };
+        let layers = parent.iter().flat_map(|parent| &parent.layers);
+        let mut lowers: Vec<PathBuf> = delta.iter().chain(layers).map(|it| self.store.layer_dir(it)).collect();
+        lowers.push(source.root.clone());
+
+        let staging = self.store.stage().map_err(failed("make the step's layer"))?;
+        let mut works = Works { dir: staging.work().to_owned(), next: 0 };
+        let (mut overlays, mut binds) = (Vec::new(), Vec::new());
+        match &base {
+            Base::Host => {
+                let image = self.store.host_image(self.host_dirs).map_err(failed("make the host image"))?;
+                lowers.push(image.skeleton.clone());
+                let touched: Vec<(PathBuf, Touched)> = parent
+                    .iter()
+                    .flat_map(|parent| &parent.layers)
+                    .map(|it| (self.store.layer_dir(it), self.layer_dirs.of(self.store, it, &image)))
+                    .collect();
+                for (index, dir) in image.dirs.iter().enumerate() {
+                    let target = c_path(&Path::new("/").join(&dir.path))?;
+                    if dir.read_only {
+                        if let Some(source) = dir.lowers.first() {
+                            binds.push(Bind { source: c_path(source)?, target: target.clone() });
+                        }
+                        continue;
+                    }
+                    let with = |bits: fn(&Touched) -> u64| {
+                        touched.iter().filter(move |(_, it)| bits(it) >> index & 1 == 1).map(|(root, _)| root)
+                    };
+                    let mut models: Vec<PathBuf> = with(|it| it.parents).cloned().collect();
+                    models.push("/".into());
+                    let upper = staging.premake(&dir.path, &models).map_err(failed("make the step's layer"))?;
+                    let mut dir_lowers: Vec<PathBuf> = with(|it| it.dirs).map(|root| root.join(&dir.path)).collect();
+                    dir_lowers.extend_from_slice(&dir.lowers);
+                    overlays.push((target, overlay(&dir_lowers, &upper, &mut works)?));
+                }
+            }
+            Base::Rootfs(dir) => {
+                for name in MOUNT_POINTS {
+                    if dir.join(name).symlink_metadata().is_err() {
+                        staging.premake(Path::new(name), &[]).map_err(failed("make the step's layer"))?;
+                    }
+                }
+                lowers.push(dir.clone());
+                binds.extend(resolver(dir)?);
+            }
+        }
+        if !ctx.secrets.is_empty() && !lowers.iter().any(|lower| lower.join("run").is_symlink()) {
+            staging.premake(Path::new(SECRETS), &lowers).map_err(failed("make the step's layer"))?;
+        }
+        let root = overlay(&lowers, &staging.upper(), &mut works)?;
+        Ok(Boot { root, overlays, binds, staging, parent, base, source: source.id.clone(), delta, id_map: self.id_map })
+    }
+}
+
+impl Boot {
+    /// Makes the snapshot of a step that passed. Blocks for some 100 µs; for long where layers are merged, which
+    /// [`Boot::merges`] tells.
+    pub(super) fn commit(self, store: &Arc<Store>) -> Result<SnapshotRef, RunnerError> {
+        let Self { staging, parent, base, source, delta, id_map, .. } = self;
+        let request = CommitRequest { parent: parent.as_ref(), base, source, delta, id_map };
+        store.commit(staging, request).map_err(failed("commit the step's layer"))
+    }
+
+    /// Whether the commit may merge layers.
+    pub(super) fn merges(&self) -> bool {
+        self.parent.as_ref().is_some_and(|parent| parent.layers.len() + 2 > MAX_LAYERS)
+    }
+}
+
+/// The work directories of a step's overlays: one each.
+struct Works {
+    dir: PathBuf,
+    next: u32,
+}
+
+impl Works {
+    fn next(&mut self) -> Result<PathBuf, RunnerError> {
+        let dir = self.dir.join(self.next.to_string());
+        self.next += 1;
+        DirBuilder::new()
+            .mode(0o700)
+            .create(&dir)
+            .map_err(|error| RunnerError::infrastructure("make a work directory", error))?;
+        Ok(dir)
+    }
+}
+
+fn overlay(lowers: &[PathBuf], upper: &Path, works: &mut Works) -> Result<Overlay, RunnerError> {
+    let lowers = lowers.iter().map(|lower| c_path(lower)).collect::<Result<_, _>>()?;
+    Ok(Overlay { lowers, upper: c_path(upper)?, work: c_path(&works.next()?)? })
+}
+
+/// This machine's resolver configuration over the image's own, where both have one: names must resolve as they do here.
+fn resolver(rootfs: &Path) -> Result<Option<Bind>, RunnerError> {
+    let own = rootfs.join(RESOLVER).symlink_metadata().is_ok_and(|metadata| metadata.is_file());
+    match Path::new("/").join(RESOLVER).canonicalize() {
+        Ok(source) if own => {
+            Ok(Some(Bind { source: c_path(&source)?, target: c_path(&Path::new("/").join(RESOLVER))? }))
+        }
+        _ => Ok(None),
+    }
+}
+
+fn c_path(path: &Path) -> Result<CString, RunnerError> {
+    CString::new(path.as_os_str().as_bytes())
+        .map_err(|_| RunnerError::unsupported(format!("the path {} has a zero byte in it", path.display())))
+}
+
+fn failed(doing: &'static str) -> impl FnOnce(StoreError) -> RunnerError {
+    move |error| RunnerError::infrastructure(doing, error)
+}
+
+fn id_map_name(id_map: IdMap) -> &'static str {
+    match id_map {
+        IdMap::Root => "real",
+        IdMap::Range => "subordinate",
+        IdMap::Single => "single",
+    }
+}

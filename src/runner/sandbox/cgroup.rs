@@ -1,0 +1,282 @@
+//! Limits on memory, processors and processes: by control groups where this process may make some, by looking else.
+//!
+//! A step without limits costs nothing here.
+
+use std::{
+    collections::BTreeMap,
+    ffi::CString,
+    fs, io,
+    os::unix::ffi::OsStrExt,
+    path::{Path, PathBuf},
+    sync::atomic::{AtomicU64, Ordering},
+};
+
+use super::{args::SandboxArgs, jail::Watch};
+
+/// The time over which processor quotas are counted, in microseconds.
+const CPU_PERIOD_MICROS: f64 = 100_000.0;
+
+static NEXT: AtomicU64 = AtomicU64::new(0);
+
+/// A step's limits, in force from when its command enters [`Limited::procs`] to when this is dropped.
+#[derive(Debug, Default)]
+pub(super) struct Limited {
+    groups: Vec<Group>,
+    watch: Option<Watch>,
+    memory_bytes: Option<u64>,
+}
+
+/// A control group of one step.
+#[derive(Debug)]
+struct Group {
+    dir: PathBuf,
+    version: Version,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Version {
+    V1,
+    V2,
+}
+
+impl Limited {
+    /// Sets up the limits that `args` asks for. What can't be held is told by the second value, as in "cpus".
+    pub(super) fn new(args: &SandboxArgs) -> (Self, Vec<&'static str>) {
+        let memory_bytes = args.memory.map(|memory| memory.bytes);
+        let pids = args.pids.map(std::num::NonZeroU64::get);
+        let mut limited = Self { memory_bytes, ..Self::default() };
+        let mut loose = Vec::new();
+        if memory_bytes.is_none() && pids.is_none() && args.cpus.is_none() {
+            return (limited, loose);
+        }
+        let hierarchies = Hierarchies::of_this_process();
+        let mut watch = Watch::default();
+        if let Some(bytes) = memory_bytes
+            && let Err(error) = limited.hold(&hierarchies, "memory", |group| group.limit_memory(bytes))
+        {
+            tracing::debug!(%error, "no control group for memory");
+            watch.memory_bytes = Some(bytes);
+            loose.push("memory");
+        }
+        if let Some(pids) = pids
+            && let Err(error) = limited.hold(&hierarchies, "pids", |group| group.set("pids.max", pids))
+        {
+            tracing::debug!(%error, "no control group for processes");
+            watch.pids = Some(pids);
+            loose.push("pids");
+        }
+        if let Some(cpus) = args.cpus
+            && let Err(error) = limited.hold(&hierarchies, "cpu", |group| group.limit_cpus(cpus.0))
+        {
+            tracing::debug!(%error, "no control group for processors");
+            loose.push("cpus");
+        }
+        limited.watch = (watch != Watch::default()).then_some(watch);
+        (limited, loose)
+    }
+
+    /// The files that a process enters the groups by.
+    pub(super) fn procs(&self) -> Vec<CString> {
+        let path = |group: &Group| CString::new(group.dir.join("cgroup.procs").as_os_str().as_bytes()).ok();
+        self.groups.iter().filter_map(path).collect()
+    }
+
+    /// What is to be held by looking.
+    pub(super) fn watch(&self) -> Option<Watch> {
+        self.watch
+    }
+
+    /// The memory limit in bytes, where the kernel killed a process of the step for it.
+    pub(super) fn oom_killed(&self) -> Option<u64> {
+        self.memory_bytes.filter(|_| self.groups.iter().any(Group::oom_killed))
+    }
+
+    /// Applies `set` to the group that holds `controller`, which is made where the step has none yet.
+    fn hold(
+        &mut self,
+        hierarchies: &Hierarchies,
+        controller: &str,
+        set: impl FnOnce(&Group) -> io::Result<()>,
+    ) -> io::Result<()> {
+        let shared = self.groups.iter().position(|group| group.version == Version::V2 && group.controls(controller));
+        let index = match shared {
+            Some(index) => index,
+            None => {
+                self.groups.push(hierarchies.make_group(controller)?);
+                self.groups.len() - 1
+            }
+        };
+        set(&self.groups[index])
+    }
+}
+
+impl Group {
+    fn make(parent: &Path, version: Version) -> io::Result<Self> {
+        sweep(parent);
+        let dir = parent.join(format!("hm-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed)));
+        fs::create_dir(&dir)?;
+        Ok(Self { dir, version })
+    }
+
+    fn controls(&self, controller: &str) -> bool {
+        has_word(&self.dir.join("cgroup.controllers"), controller)
+    }
+
+    fn set(&self, file: &str, value: impl std::fmt::Display) -> io::Result<()> {
+        fs::write(self.dir.join(file), value.to_string())
+    }
+
+    /// Swap counts, too: a step that swaps is not within its limit, only slow.
+    fn limit_memory(&self, bytes: u64) -> io::Result<()> {
+        match self.version {
+            Version::V1 => {
+                self.set("memory.limit_in_bytes", bytes)?;
+                ignore_missing(self.set("memory.memsw.limit_in_bytes", bytes))
+            }
+            Version::V2 => {
+                self.set("memory.max", bytes)?;
+                ignore_missing(self.set("memory.swap.max", 0))
+            }
+        }
+    }
+
+    fn limit_cpus(&self, cpus: f64) -> io::Result<()> {
+        let quota = (cpus * CPU_PERIOD_MICROS).round();
+        match self.version {
+            Version::V1 => {
+                self.set("cpu.cfs_period_us", CPU_PERIOD_MICROS)?;
+                self.set("cpu.cfs_quota_us", quota)
+            }
+            Version::V2 => self.set("cpu.max", format_args!("{quota} {CPU_PERIOD_MICROS}")),
+        }
+    }
+
+    fn oom_killed(&self) -> bool {
+        let file = match self.version {
+            Version::V1 => "memory.oom_control",
+            Version::V2 => "memory.events",
+        };
+        let text = fs::read_to_string(self.dir.join(file)).unwrap_or_default();
+        let kills = text.lines().find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse::<u64>().ok());
+        kills.is_some_and(|kills| kills > 0)
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        // Busy for a moment after the last process died, then left to the next sweep.
+        if let Err(error) = fs::remove_dir(&self.dir) {
+            tracing::debug!(%error, dir = %self.dir.display(), "failed to remove a control group");
+        }
+    }
+}
+
+fn ignore_missing(result: io::Result<()>) -> io::Result<()> {
+    match result {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        result => result,
+    }
+}
+
+/// Removes the groups of processes that were killed. Those that are in use can't be removed.
+fn sweep(parent: &Path) {
+    for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let owner = name.to_str().and_then(|name| name.strip_prefix("hm-")?.split('-').next()?.parse::<u32>().ok());
+        if owner.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists()) {
+            let _ = fs::remove_dir(entry.path());
+        }
+    }
+}
+
+fn has_word(file: &Path, word: &str) -> bool {
+    fs::read_to_string(file).is_ok_and(|text| text.split_ascii_whitespace().any(|found| found == word))
+}
+
+/// Where this process is in each hierarchy: of version 1 by controller, of version 2 under the empty name.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Hierarchies(BTreeMap<String, PathBuf>);
+
+impl Hierarchies {
+    fn of_this_process() -> Self {
+        let read = |file| fs::read_to_string(file).unwrap_or_default();
+        Self::parse(&read("/proc/self/cgroup"), &read("/proc/self/mountinfo"))
+    }
+
+    fn parse(cgroup: &str, mountinfo: &str) -> Self {
+        let mut found = BTreeMap::new();
+        for line in cgroup.lines() {
+            let mut fields = line.splitn(3, ':');
+            let (Some(_), Some(controllers), Some(path)) = (fields.next(), fields.next(), fields.next()) else {
+                continue;
+            };
+            for controller in controllers.split(',') {
+                if let Some(dir) = mountinfo.lines().find_map(|mount| mounted_at(mount, controller, path)) {
+                    found.insert(controller.to_owned(), dir);
+                }
+            }
+        }
+        Self(found)
+    }
+
+    fn make_group(&self, controller: &str) -> io::Result<Group> {
+        if let Some(dir) = self.0.get(controller) {
+            return Group::make(dir, Version::V1);
+        }
+        let none = || io::Error::new(io::ErrorKind::Unsupported, "no hierarchy has this controller");
+        let own = self.0.get("").ok_or_else(none)?;
+        // A group with processes of its own hands no controllers down, so that the siblings' place is the usual one.
+        for parent in own.ancestors().take(2).filter(|dir| dir.join("cgroup.procs").exists()) {
+            for wanted in ["memory", "pids", "cpu"] {
+                let _ = fs::write(parent.join("cgroup.subtree_control"), format!("+{wanted}"));
+            }
+            // A process can be moved by who may write to the common ancestor.
+            let may_move = rustix::fs::access(parent.join("cgroup.procs"), rustix::fs::Access::WRITE_OK).is_ok();
+            if may_move && let Ok(group) = Group::make(parent, Version::V2) {
+                if group.controls(controller) {
+                    return Ok(group);
+                }
+            }
+        }
+        Err(none())
+    }
+}
+
+/// The directory of the group `path` in the hierarchy of `controller`, where this line of `mountinfo` mounts that.
+fn mounted_at(mount: &str, controller: &str, path: &str) -> Option<PathBuf> {
+    let (place, kind) = mount.split_once(" - ")?;
+    let mut place = place.split(' ').skip(3);
+    let (root, point) = (place.next()?, place.next()?);
+    let mut kind = kind.split(' ');
+    let (kind, options) = (kind.next()?, kind.nth(1)?);
+    let fits = match controller {
+        "" => kind == "cgroup2",
+        _ => kind == "cgroup" && options.split(',').any(|option| option == controller),
+    };
+    let below = Path::new(path).strip_prefix(root).ok()?;
+    fits.then(|| Path::new(point).join(below))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn groups_are_found_below_their_mounts() {
+        let mountinfo = "30 23 0:26 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n\
+            31 23 0:27 /outer /sys/fs/cgroup/memory rw,relatime - cgroup cgroup rw,memory\n\
+            32 23 0:28 / /sys/fs/cgroup/cpu,cpuacct rw - cgroup cgroup rw,cpu,cpuacct\n";
+        let found = Hierarchies::parse("4:memory:/outer/inner\n2:cpu,cpuacct:/\n1:pids:/\n0::/a/b\n", mountinfo);
+        let dir = |controller: &str| found.0.get(controller).map(|dir| dir.to_str().unwrap());
+        assert_eq!(dir("memory"), Some("/sys/fs/cgroup/memory/inner"));
+        assert_eq!(dir("cpu"), Some("/sys/fs/cgroup/cpu,cpuacct"));
+        assert_eq!(dir(""), Some("/sys/fs/cgroup/unified/a/b"));
+        assert_eq!(dir("pids"), None);
+    }
+
+    #[test]
+    fn no_limits_touch_nothing() {
+        let (limited, loose) = Limited::new(&SandboxArgs::default());
+        assert!(limited.groups.is_empty() && limited.watch.is_none() && loose.is_empty());
+    }
+}

@@ -1,0 +1,47 @@
+//! Which program becomes the zygote.
+//!
+//! The zygote is a program of ours started with a marker as its first argument. `hm` is one; a program that embeds the
+//! library becomes one by calling [`init`] first thing in `main`.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::atomic::{AtomicBool, Ordering},
+};
+
+use super::jail;
+
+/// Names the helper program, over every other way but the builder's.
+pub const HELPER_VARIABLE: &str = "HM_SANDBOX_HELPER";
+
+static INITIALIZED: AtomicBool = AtomicBool::new(false);
+
+/// Lets the sandbox start this program again as its helper. To be called first thing in `main`, before any thread is
+/// started: in the helper it never returns.
+pub fn init() {
+    jail::run_if_marked();
+    INITIALIZED.store(true, Ordering::Release);
+}
+
+/// No program to become the sandbox's helper.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "found no helper program for the sandbox: call `hm_exec::runner::sandbox::init()` first thing in `main`, or name an \
+     `hm` by `SandboxRunner::builder().helper(..)` or {HELPER_VARIABLE}"
+)]
+pub struct NoHelper;
+
+/// The helper: as given, as the environment says, this very program, or the `hm` beside it.
+pub(super) fn locate(given: Option<&Path>) -> Result<PathBuf, NoHelper> {
+    if let Some(path) = given {
+        return Ok(path.into());
+    }
+    if let Some(path) = std::env::var_os(HELPER_VARIABLE).filter(|path| !path.is_empty()) {
+        return Ok(path.into());
+    }
+    if INITIALIZED.load(Ordering::Acquire) {
+        // Also after an upgrade replaced the file.
+        return Ok("/proc/self/exe".into());
+    }
+    let beside = std::env::current_exe().ok().and_then(|exe| Some(exe.parent()?.join("hm")));
+    beside.filter(|path| path.is_file()).ok_or(NoHelper)
+}

@@ -1,0 +1,62 @@
+//! Capabilities: what root may do inside a step.
+
+use rustix::{
+    io::Errno,
+    thread::{
+        CapabilitySet, CapabilitySets, clear_ambient_capability_set, remove_capability_from_bounding_set,
+        set_capabilities,
+    },
+};
+
+use super::{SetupError, error::Doing};
+
+/// What a command may hold: enough to install packages and to serve a port, as container engines grant by default.
+/// Nothing that mounts, loads modules, or reaches into other processes.
+const COMMAND: CapabilitySet = CapabilitySet::AUDIT_WRITE
+    .union(CapabilitySet::CHOWN)
+    .union(CapabilitySet::DAC_OVERRIDE)
+    .union(CapabilitySet::FOWNER)
+    .union(CapabilitySet::FSETID)
+    .union(CapabilitySet::KILL)
+    .union(CapabilitySet::MKNOD)
+    .union(CapabilitySet::NET_BIND_SERVICE)
+    .union(CapabilitySet::NET_RAW)
+    .union(CapabilitySet::SETFCAP)
+    .union(CapabilitySet::SETGID)
+    .union(CapabilitySet::SETPCAP)
+    .union(CapabilitySet::SETUID)
+    .union(CapabilitySet::SYS_CHROOT);
+
+/// Pid 1 forwards signals, also to processes that changed their user; nothing else.
+const INIT: CapabilitySet = CapabilitySet::KILL;
+
+/// Leaves the calling thread, which is about to run the command, with what a command may hold.
+pub(crate) fn limit_command() -> Result<(), SetupError> {
+    let doing = || "drop capabilities".to_owned();
+    for capability in (0..u64::BITS).map(|bit| CapabilitySet::from_bits_retain(1 << bit)) {
+        match remove_unless_granted(capability) {
+            Ok(()) => {}
+            // The first that this kernel does not know: there are no more.
+            Err(Errno::INVAL) => break,
+            Err(errno) => return Err(SetupError::new(doing(), errno)),
+        }
+    }
+    clear_ambient_capability_set().doing(doing)?;
+    set(COMMAND)
+}
+
+fn remove_unless_granted(capability: CapabilitySet) -> Result<(), Errno> {
+    if COMMAND.contains(capability) { Ok(()) } else { remove_capability_from_bounding_set(capability) }
+}
+
+/// Leaves pid 1 with what it needs.
+pub(crate) fn limit_init() -> Result<(), SetupError> {
+    set(INIT)
+}
+
+fn set(held: CapabilitySet) -> Result<(), SetupError> {
+    let current = rustix::thread::capabilities(None).doing(|| "read capabilities".into())?;
+    let held = held.intersection(current.permitted);
+    set_capabilities(None, CapabilitySets { effective: held, permitted: held, inheritable: CapabilitySet::empty() })
+        .doing(|| "drop capabilities".into())
+}

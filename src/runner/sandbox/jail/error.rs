@@ -1,0 +1,49 @@
+//! What went wrong while a jail was made.
+
+use std::{fmt, io};
+
+use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
+
+/// An operation of the jail that the kernel refused.
+///
+/// `Display` fits "failed to ...": what was done, on what, and the kernel's word.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SetupError {
+    /// What was being done, as in "mount /proc".
+    pub doing: String,
+    /// The system's error number.
+    pub errno: i32,
+}
+
+impl fmt::Display for SetupError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.doing, io::Error::from_raw_os_error(self.errno))
+    }
+}
+
+impl std::error::Error for SetupError {}
+
+impl SetupError {
+    pub(crate) fn new(doing: impl Into<String>, errno: Errno) -> Self {
+        Self { doing: doing.into(), errno: errno.raw_os_error() }
+    }
+}
+
+/// Names the operation that failed.
+pub(crate) trait Doing<T> {
+    /// `what` completes "failed to ...".
+    fn doing(self, what: impl FnOnce() -> String) -> Result<T, SetupError>;
+}
+
+impl<T> Doing<T> for Result<T, Errno> {
+    fn doing(self, what: impl FnOnce() -> String) -> Result<T, SetupError> {
+        self.map_err(|errno| SetupError::new(what(), errno))
+    }
+}
+
+impl<T> Doing<T> for io::Result<T> {
+    fn doing(self, what: impl FnOnce() -> String) -> Result<T, SetupError> {
+        self.map_err(|error| SetupError { doing: what(), errno: error.raw_os_error().unwrap_or(libc::EIO) })
+    }
+}

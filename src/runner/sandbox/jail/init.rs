@@ -1,0 +1,198 @@
+//! Pid 1 of a step, and the command it starts.
+//!
+//! Pid 1 makes the jail, starts the command, reaps, forwards TERM, and reports how the command ended. When it ends, for
+//! whatever reason, the kernel ends every process of the step: daemons, traps and new sessions change nothing about that.
+//! It ends when the command does, when the engine hangs up, and when the zygote is gone.
+
+use std::{
+    ffi::{CStr, CString},
+    os::fd::{AsFd, OwnedFd},
+};
+
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    fs::{CWD, Mode, OFlags},
+    io::Errno,
+    net::RecvFlags,
+    process::{DumpableBehavior, Pid, Signal},
+    thread::UnshareFlags,
+};
+
+use super::{
+    JailSpec, SetupError, caps,
+    error::Doing,
+    mounts,
+    spec::{Report, Watch},
+    sys::{self, Cloned},
+    watch, wire,
+    zygote::Prepared,
+};
+
+/// How often limits without cgroups are looked at.
+const WATCH_INTERVAL: Timespec = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
+
+/// The descriptors of a step.
+#[derive(Debug)]
+pub(crate) struct StepFds {
+    /// To and from the engine.
+    pub(crate) status: OwnedFd,
+    /// The spec.
+    pub(crate) spec: OwnedFd,
+    /// The command's standard output.
+    pub(crate) stdout: OwnedFd,
+    /// The command's standard error.
+    pub(crate) stderr: OwnedFd,
+    /// The zygote's pidfd.
+    pub(crate) zygote: OwnedFd,
+}
+
+/// Runs a step as pid 1 of its namespaces. Ends the process.
+pub(crate) fn run(fds: StepFds, isolate_network: bool, prepared: &Prepared) -> ! {
+    let status = match fds.status.try_clone() {
+        Ok(status) => status,
+        Err(_) => sys::exit(1),
+    };
+    if let Err(error) = run_step(fds, isolate_network, prepared) {
+        // Where the engine is gone, nobody wants to know.
+        let _ = wire::send_value(&status, &Report::Failed(error), &[]);
+        sys::exit(1);
+    }
+    sys::exit(0)
+}
+
+fn run_step(fds: StepFds, isolate_network: bool, prepared: &Prepared) -> Result<(), SetupError> {
+    let StepFds { status, spec, stdout, stderr, zygote } = fds;
+    // Requests are the zygote's: a step that held their socket would keep the engine from seeing the zygote's end.
+    sys::move_to(&zygote, 0).doing(|| "let go of the request socket".into())?;
+    die_with(&zygote)?;
+    let children = sys::child_signals().doing(|| "watch for children".into())?;
+    let spec: JailSpec = wire::from_memory_file(spec)?;
+    let cgroups = spec.cgroups.iter().map(|procs| open_cgroup(procs)).collect::<Result<Vec<_>, _>>()?;
+    if isolate_network {
+        let socket = rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::DGRAM, None);
+        socket.and_then(sys::loopback_up).doing(|| "bring up the loopback device".into())?;
+    }
+    rustix::process::umask(Mode::empty());
+    mounts::enter(&spec, &prepared.special_paths)?;
+    rustix::process::umask(Mode::from_raw_mode(0o022));
+
+    // The command is root of the same namespace; it must not attach to this process, which holds the status socket.
+    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable).doing(|| "close pid 1 to tracers".into())?;
+    let command = match sys::clone_process(0).doing(|| "start the command".into())? {
+        Cloned::Child => {
+            let streams = [stdout, stderr];
+            // The command runs, or says why not.
+            let Err(error) = exec(&spec, &streams, &cgroups, prepared);
+            let _ = wire::send_value(&status, &Report::Failed(error), &[]);
+            sys::exit(127)
+        }
+        Cloned::Parent { pid, .. } => pid,
+    };
+    drop((stdout, stderr, cgroups));
+    caps::limit_init()?;
+    attend(command, &status, &children, &zygote, spec.watch);
+    Ok(())
+}
+
+/// Ends this process when the zygote does, also where it already has.
+fn die_with(zygote: &OwnedFd) -> Result<(), SetupError> {
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).doing(|| "tie pid 1 to the zygote".into())?;
+    let mut poll_fds = [PollFd::new(zygote, PollFlags::IN)];
+    match poll(&mut poll_fds, Some(&Timespec::default())) {
+        Ok(0) => Ok(()),
+        _ => sys::exit(1),
+    }
+}
+
+fn open_cgroup(procs: &CStr) -> Result<OwnedFd, SetupError> {
+    rustix::fs::openat(CWD, procs, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())
+        .doing(|| format!("open {}", procs.to_string_lossy()))
+}
+
+/// Waits for the end of the command, and reports it.
+fn attend(command: Pid, status: &OwnedFd, children: &OwnedFd, zygote: &OwnedFd, watch: Option<Watch>) {
+    let timeout = watch.map(|_| WATCH_INTERVAL);
+    loop {
+        let mut fds = [status, children, zygote].map(|fd| PollFd::from_borrowed_fd(fd.as_fd(), PollFlags::IN));
+        match poll(&mut fds, timeout.as_ref()) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(_) => return,
+        }
+        let [from_engine, from_children, from_zygote] = fds.map(|fd| !fd.revents().is_empty());
+        if from_zygote || (from_engine && !forward(status)) {
+            return;
+        }
+        if from_children && let Some(report) = reap(command, children) {
+            let _ = wire::send_value(status, &report, &[]);
+            return;
+        }
+        if let Some(report) = watch.and_then(watch::exceeded) {
+            let _ = wire::send_value(status, &report, &[]);
+            return;
+        }
+    }
+}
+
+/// Passes a signal from the engine on to every process of the step. False when the engine hung up.
+fn forward(status: &OwnedFd) -> bool {
+    match wire::receive(status, RecvFlags::DONTWAIT) {
+        Ok(Some((message, _))) => {
+            if let [signal] = message[..] {
+                sys::signal_all(i32::from(signal));
+            }
+            true
+        }
+        Err(Errno::AGAIN) => true,
+        Ok(None) | Err(_) => false,
+    }
+}
+
+/// Reaps everything that ended. The report, when the command is among it.
+fn reap(command: Pid, children: &OwnedFd) -> Option<Report> {
+    let mut info = [0; size_of::<libc::signalfd_siginfo>()];
+    // Several children may share one signal, so the signal is taken first and the children are asked for one by one.
+    let _ = rustix::io::read(children, &mut info[..]);
+    while let Ok(Some(child)) = sys::reap() {
+        if child.pid == command {
+            let (cpu_micros, max_rss_bytes) = (child.cpu_micros, child.max_rss_bytes);
+            return Some(Report::Exited { code: child.code, cpu_micros, max_rss_bytes });
+        }
+    }
+    None
+}
+
+/// Becomes the command. Returns only on failure.
+fn exec(
+    spec: &JailSpec,
+    streams: &[OwnedFd; 2],
+    cgroups: &[OwnedFd],
+    prepared: &Prepared,
+) -> Result<std::convert::Infallible, SetupError> {
+    let argv: Vec<&CStr> = spec.argv.iter().map(CString::as_c_str).collect();
+    let env: Vec<&CStr> = spec.env.iter().map(CString::as_c_str).collect();
+    let Some(program) = argv.first() else { return Err(SetupError::new("run the command", Errno::INVAL)) };
+
+    for procs in cgroups {
+        rustix::io::write(procs, b"0").doing(|| "enter the step's cgroup".into())?;
+    }
+    if !cgroups.is_empty() {
+        // Only now can the cgroup that the command lives in be the root of what it sees.
+        sys::unshare(UnshareFlags::NEWCGROUP).doing(|| "hide the host's cgroups".into())?;
+    }
+    let null = rustix::fs::openat(CWD, c"/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+        .doing(|| "open /dev/null".into())?;
+    for (fd, target) in [(null.as_fd(), 0), (streams[0].as_fd(), 1), (streams[1].as_fd(), 2)] {
+        sys::move_to(fd, target).doing(|| "set up the command's streams".into())?;
+    }
+    rustix::process::setsid().doing(|| "start a session".into())?;
+    rustix::process::chdir(&*spec.workdir).doing(|| format!("enter {}", spec.workdir.to_string_lossy()))?;
+    caps::limit_command()?;
+    rustix::thread::set_no_new_privs(true).doing(|| "set no_new_privs".into())?;
+    sys::reset_signals().doing(|| "reset signals".into())?;
+    sys::close_on_exec_from(3).doing(|| "close the jail's descriptors".into())?;
+    for filter in prepared.filters(spec.user_namespace) {
+        sys::install_seccomp(filter).doing(|| "install the system call filter".into())?;
+    }
+    let errno = sys::execve(program, &argv, &env);
+    Err(SetupError::new(format!("run {}", program.to_string_lossy()), errno))
+}

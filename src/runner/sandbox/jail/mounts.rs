@@ -1,0 +1,323 @@
+//! The step's file systems.
+//!
+//! Everything that names a path of the host is opened before the root changes, everything that names a path of the step
+//! after: a symlink in a layer can only lead to somewhere else in the step.
+
+use std::{
+    ffi::{CStr, CString},
+    fmt::Write as _,
+    os::fd::{AsFd, AsRawFd, OwnedFd},
+};
+
+use rustix::{
+    fs::{CWD, FileType, Mode, OFlags},
+    io::Errno,
+    mount::{
+        FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags,
+        fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount, open_tree, unmount,
+    },
+};
+
+use super::{
+    JailSpec, SetupError,
+    error::Doing,
+    spec::{Bind, MountApi, Overlay, SecretFile, UserNamespace},
+    sys,
+};
+
+/// The longest string that `fsconfig` takes, in bytes, its end included.
+const MAX_FSCONFIG_BYTES: usize = 256;
+
+/// Character devices of a step's `/dev`: name, major and minor number.
+const DEVICES: [(&CStr, u32, u32); 6] =
+    [(c"null", 1, 3), (c"zero", 1, 5), (c"full", 1, 7), (c"random", 1, 8), (c"urandom", 1, 9), (c"tty", 5, 0)];
+
+/// What a step must not read, though it is root in its namespaces: hidden under `/dev/null` or an empty directory.
+const HIDDEN: [&CStr; 11] = [
+    c"/proc/acpi",
+    c"/proc/asound",
+    c"/proc/kcore",
+    c"/proc/keys",
+    c"/proc/latency_stats",
+    c"/proc/sched_debug",
+    c"/proc/scsi",
+    c"/proc/timer_list",
+    c"/proc/timer_stats",
+    c"/sys/firmware",
+    c"/sys/devices/virtual/powercap",
+];
+
+/// What a step may read but not write.
+const READ_ONLY: [&CStr; 5] = [c"/proc/bus", c"/proc/fs", c"/proc/irq", c"/proc/sys", c"/proc/sysrq-trigger"];
+
+/// Which of the paths above this kernel has. The same for every step, so the zygote looks once.
+#[derive(Debug)]
+pub(crate) struct SpecialPaths {
+    hidden_files: Vec<&'static CStr>,
+    hidden_dirs: Vec<&'static CStr>,
+    read_only: Vec<&'static CStr>,
+}
+
+impl SpecialPaths {
+    pub(crate) fn of_this_kernel() -> Self {
+        let kind = |path: &CStr| rustix::fs::stat(path).ok().map(|stat| FileType::from_raw_mode(stat.st_mode));
+        let mut paths = Self { hidden_files: Vec::new(), hidden_dirs: Vec::new(), read_only: Vec::new() };
+        for path in HIDDEN {
+            match kind(path) {
+                Some(FileType::Directory) => paths.hidden_dirs.push(path),
+                Some(_) => paths.hidden_files.push(path),
+                None => {}
+            }
+        }
+        paths.read_only.extend(READ_ONLY.into_iter().filter(|path| kind(path).is_some()));
+        paths
+    }
+}
+
+/// Mounts the step's file systems and makes them the caller's root. The host's are gone afterwards.
+pub(crate) fn enter(spec: &JailSpec, special: &SpecialPaths) -> Result<(), SetupError> {
+    let host = rustix::fs::openat(CWD, c"/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+        .doing(|| "open the host's root".into())?;
+    let root = overlay(spec, &spec.root)?;
+    let overlays =
+        spec.overlays.iter().map(|(target, it)| Ok((target, overlay(spec, it)?))).collect::<Result<Vec<_>, _>>()?;
+    let binds = spec.binds.iter().map(|it| Ok((&it.target, view(it)?))).collect::<Result<Vec<_>, _>>()?;
+
+    attach(&root, &spec.mountpoint)?;
+    rustix::process::fchdir(&root).doing(|| "enter the new root".into())?;
+    rustix::process::pivot_root(c".", c".").doing(|| "make the new root the root".into())?;
+    rustix::process::chdir(c"/").doing(|| "enter the new root".into())?;
+
+    for (target, mount) in overlays.iter().chain(&binds) {
+        attach(mount, target)?;
+    }
+    let proc = filesystem(c"proc", &[], MountAttrFlags::empty())?;
+    attach(&proc, c"/proc")?;
+    sys_dir(&host)?;
+    dev_dir(&host, spec.user_namespace)?;
+    if !spec.secrets.is_empty() {
+        secrets_dir(&spec.secrets)?;
+    }
+    mask(&host, special)?;
+
+    rustix::process::fchdir(&host).doing(|| "enter the host's root".into())?;
+    unmount(c".", UnmountFlags::DETACH).doing(|| "leave the host's root".into())?;
+    rustix::process::chdir(c"/").doing(|| "enter the new root".into())
+}
+
+/// Makes an overlay that is attached nowhere yet. Device nodes in it are dead: `/dev` is a file system of its own.
+///
+/// `volatile`: the layer is thrown away unless the whole step passes, and unmounting would else flush the whole disk.
+fn overlay(spec: &JailSpec, it: &Overlay) -> Result<OwnedFd, SetupError> {
+    match spec.mount_api {
+        MountApi::New => overlay_by_fsopen(spec, it),
+        MountApi::Legacy => overlay_by_mount(spec, it),
+    }
+}
+
+fn overlay_by_fsopen(spec: &JailSpec, it: &Overlay) -> Result<OwnedFd, SetupError> {
+    let fs = fsopen(c"overlay", FsOpenFlags::FSOPEN_CLOEXEC).doing(|| "open the overlay file system".into())?;
+    let mut held = Vec::new();
+    let mut set_path = |key: &CStr, path: &CStr| -> Result<(), SetupError> {
+        let set = if path.to_bytes_with_nul().len() <= MAX_FSCONFIG_BYTES {
+            fsconfig_set_string(&fs, key, path)
+        } else {
+            let dir = open_dir(path)?;
+            let set = fsconfig_set_string(&fs, key, format!("/proc/self/fd/{}", dir.as_raw_fd()));
+            held.push(dir);
+            set
+        };
+        set.map_err(|errno| {
+            refused(&fs, &format!("use {} as {}", path.to_string_lossy(), key.to_string_lossy()), errno)
+        })
+    };
+    for lower in &it.lowers {
+        set_path(c"lowerdir+", lower)?;
+    }
+    set_path(c"upperdir", &it.upper)?;
+    set_path(c"workdir", &it.work)?;
+    let configured = [c"redirect_dir", c"metacopy", c"index", c"xino"]
+        .into_iter()
+        .try_for_each(|key| fsconfig_set_string(&fs, key, c"off"))
+        .and_then(|()| fsconfig_set_flag(&fs, c"volatile"))
+        .and_then(|()| match spec.user_namespace {
+            UserNamespace::None => Ok(()),
+            UserNamespace::Range | UserNamespace::Single => fsconfig_set_flag(&fs, c"userxattr"),
+        })
+        .and_then(|()| fsconfig_create(&fs))
+        .and_then(|()| fsmount(&fs, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::MOUNT_ATTR_NODEV));
+    configured.map_err(|errno| refused(&fs, &format!("mount the overlay over {}", it.upper.to_string_lossy()), errno))
+}
+
+/// The kernel's own words about a refusal lie in the context's log.
+fn refused(fs: &OwnedFd, doing: &str, errno: Errno) -> SetupError {
+    let mut log = [0; 512];
+    match rustix::io::read(fs, &mut log[..]) {
+        Ok(len) => {
+            let words = String::from_utf8_lossy(&log[..len]);
+            SetupError::new(format!("{doing} ({})", words.trim_start_matches("e ").trim()), errno)
+        }
+        Err(_) => SetupError::new(doing, errno),
+    }
+}
+
+fn overlay_by_mount(spec: &JailSpec, it: &Overlay) -> Result<OwnedFd, SetupError> {
+    let doing = || format!("mount the overlay over {}", it.upper.to_string_lossy());
+    // From /proc/self/fd a layer's name is a number: no escapes, and 500 of them fit a page.
+    let lowers = it.lowers.iter().map(|path| open_dir(path)).collect::<Result<Vec<_>, _>>()?;
+    let (upper, work) = (open_dir(&it.upper)?, open_dir(&it.work)?);
+    let names: Vec<String> = lowers.iter().map(|dir| dir.as_raw_fd().to_string()).collect();
+    let mut options = format!("lowerdir={}", names.join(":"));
+    let _ = write!(options, ",upperdir={},workdir={}", upper.as_raw_fd(), work.as_raw_fd());
+    options.push_str(",redirect_dir=off,metacopy=off,index=off,xino=off,volatile");
+    if spec.user_namespace != UserNamespace::None {
+        options.push_str(",userxattr");
+    }
+    let options = CString::new(options).map_err(|_| SetupError::new(doing(), Errno::INVAL))?;
+    rustix::process::chdir(c"/proc/self/fd").doing(doing)?;
+    let mounted = rustix::mount::mount(c"overlay", &spec.mountpoint, c"overlay", MountFlags::NODEV, options.as_c_str());
+    rustix::process::chdir(c"/").doing(doing)?;
+    mounted.doing(doing)?;
+    let clone = open_tree(CWD, &spec.mountpoint, OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC)
+        .doing(doing)?;
+    unmount(&spec.mountpoint, UnmountFlags::DETACH).doing(doing)?;
+    Ok(clone)
+}
+
+fn open_dir(path: &CStr) -> Result<OwnedFd, SetupError> {
+    rustix::fs::openat(CWD, path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+        .doing(|| format!("open {}", path.to_string_lossy()))
+}
+
+/// A read-only copy of a mount, with all that is mounted below it: a user namespace may not copy less.
+fn view(it: &Bind) -> Result<OwnedFd, SetupError> {
+    clone_tree(CWD, &it.source)
+        .and_then(|tree| sys::make_read_only(&tree).map(|()| tree))
+        .doing(|| format!("show {} to the step", it.source.to_string_lossy()))
+}
+
+fn clone_tree(dir: impl AsFd, path: &CStr) -> Result<OwnedFd, Errno> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_RECURSIVE;
+    open_tree(dir, path, flags)
+}
+
+fn filesystem(kind: &CStr, options: &[(&CStr, &CStr)], attributes: MountAttrFlags) -> Result<OwnedFd, SetupError> {
+    let doing = || format!("mount a {}", kind.to_string_lossy());
+    let fs = fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC).doing(doing)?;
+    for (key, value) in options {
+        fsconfig_set_string(&fs, *key, *value).doing(doing)?;
+    }
+    fsconfig_create(&fs).doing(doing)?;
+    let attributes = attributes | MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+    fsmount(&fs, FsMountFlags::FSMOUNT_CLOEXEC, attributes).doing(doing)
+}
+
+/// Attaches a mount. A mount point that no layer has is made, and so becomes part of the step's layer.
+fn attach(mount: &OwnedFd, target: &CStr) -> Result<(), SetupError> {
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_SYMLINKS;
+    let attached = match move_mount(mount, c"", CWD, target, flags) {
+        Err(Errno::NOENT) => {
+            make_dirs(target);
+            move_mount(mount, c"", CWD, target, flags)
+        }
+        attached => attached,
+    };
+    attached.doing(|| format!("mount {}", target.to_string_lossy()))
+}
+
+fn make_dirs(path: &CStr) {
+    let bytes = path.to_bytes();
+    let ends = (1..bytes.len()).filter(|&at| bytes[at] == b'/').chain([bytes.len()]);
+    for end in ends {
+        // Only the outcome matters, and mounting tells it.
+        let _ = rustix::fs::mkdir(&bytes[..end], Mode::from_raw_mode(0o755));
+    }
+}
+
+/// A new sysfs shows the devices of the network namespace, and only that namespace's owner may mount one.
+fn sys_dir(host: &OwnedFd) -> Result<(), SetupError> {
+    let sysfs = match filesystem(c"sysfs", &[], MountAttrFlags::MOUNT_ATTR_RDONLY | MountAttrFlags::MOUNT_ATTR_NODEV) {
+        Err(error) if error.errno == Errno::PERM.raw_os_error() => clone_tree(host, c"sys")
+            .and_then(|tree| sys::make_read_only(&tree).map(|()| tree))
+            .doing(|| "show /sys to the step".into())?,
+        sysfs => sysfs?,
+    };
+    attach(&sysfs, c"/sys")
+}
+
+fn dev_dir(host: &OwnedFd, user_namespace: UserNamespace) -> Result<(), SetupError> {
+    let doing = || "fill /dev".into();
+    let dev = filesystem(c"tmpfs", &[(c"mode", c"0755")], MountAttrFlags::empty())?;
+    rustix::fs::mkdirat(&dev, c"pts", Mode::from_raw_mode(0o755)).doing(doing)?;
+    // Of the tmpfs itself: programs want a tmpfs at /dev/shm, not one of its own.
+    rustix::fs::mkdirat(&dev, c"shm", Mode::from_raw_mode(0o1777)).doing(doing)?;
+    for (target, name) in [
+        (c"/proc/self/fd", c"fd"),
+        (c"/proc/self/fd/0", c"stdin"),
+        (c"/proc/self/fd/1", c"stdout"),
+        (c"/proc/self/fd/2", c"stderr"),
+        (c"pts/ptmx", c"ptmx"),
+    ] {
+        rustix::fs::symlinkat(target, &dev, name).doing(doing)?;
+    }
+    let own_nodes = user_namespace == UserNamespace::None;
+    for (name, major, minor) in DEVICES {
+        let (kind, number) = match own_nodes {
+            true => (FileType::CharacterDevice, rustix::fs::makedev(major, minor)),
+            false => (FileType::RegularFile, 0),
+        };
+        rustix::fs::mknodat(&dev, name, kind, Mode::from_raw_mode(0o666), number).doing(doing)?;
+    }
+    attach(&dev, c"/dev")?;
+    if !own_nodes {
+        for (name, ..) in DEVICES {
+            let name = name.to_string_lossy();
+            let node = path(format!("dev/{name}"));
+            let tree = clone_tree(host, &node).doing(|| format!("show /dev/{name} to the step"))?;
+            attach(&tree, &path(format!("/dev/{name}")))?;
+        }
+    }
+    let terminals: &[_] = match user_namespace {
+        UserNamespace::Single => &[(c"ptmxmode", c"0666"), (c"mode", c"0620")],
+        UserNamespace::None | UserNamespace::Range => &[(c"ptmxmode", c"0666"), (c"mode", c"0620"), (c"gid", c"5")],
+    };
+    attach(&filesystem(c"devpts", terminals, MountAttrFlags::empty())?, c"/dev/pts")
+}
+
+/// A path made of literals and device names.
+fn path(text: String) -> CString {
+    CString::new(text).unwrap_or_default()
+}
+
+fn secrets_dir(secrets: &[SecretFile]) -> Result<(), SetupError> {
+    let dir = filesystem(c"tmpfs", &[(c"mode", c"0755")], MountAttrFlags::MOUNT_ATTR_NODEV)?;
+    for secret in secrets {
+        let doing = || format!("write the secret {}", secret.name.to_string_lossy());
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+        let file = rustix::fs::openat(&dir, &secret.name, flags, Mode::from_raw_mode(0o400)).doing(doing)?;
+        let mut rest = &secret.value[..];
+        while !rest.is_empty() {
+            let written = rustix::io::write(&file, rest).doing(doing)?;
+            rest = &rest[written..];
+        }
+    }
+    sys::make_read_only(&dir).doing(|| "make /run/secrets read-only".into())?;
+    attach(&dir, c"/run/secrets")
+}
+
+fn mask(host: &OwnedFd, special: &SpecialPaths) -> Result<(), SetupError> {
+    for path in &special.hidden_files {
+        let null = clone_tree(host, c"dev/null").doing(|| format!("hide {}", path.to_string_lossy()))?;
+        attach(&null, path)?;
+    }
+    for path in &special.hidden_dirs {
+        attach(&filesystem(c"tmpfs", &[(c"mode", c"0555")], MountAttrFlags::MOUNT_ATTR_RDONLY)?, path)?;
+    }
+    for path in &special.read_only {
+        let doing = || format!("make {} read-only", path.to_string_lossy());
+        let tree = clone_tree(CWD, path).doing(doing)?;
+        sys::make_read_only(&tree).doing(doing)?;
+        attach(&tree, path)?;
+    }
+    Ok(())
+}

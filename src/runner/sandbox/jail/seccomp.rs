@@ -1,0 +1,478 @@
+//! System call filters.
+//!
+//! The policy is the one that container engines share by default, minus the creation of namespaces: what reaches for the
+//! machine rather than for the step's own files and processes fails with EPERM; what this list does not know yet fails with
+//! ENOSYS, so that programs fall back; `clone3` does too, because a filter can't see its flags.
+//!
+//! A filter is a binary search over the numbers. The kernel converts it, and tries it on every number to learn which calls
+//! need no filter at all, each time it is installed: once per step. A chain of comparisons, which is what a rule list
+//! compiles to, costs some hundred microseconds there; the search costs about twenty.
+
+use libc::{c_long, sock_filter};
+
+const LOAD: u16 = 0x20;
+const JUMP: u16 = 0x05;
+const JUMP_EQUAL: u16 = 0x15;
+const JUMP_GREATER_OR_EQUAL: u16 = 0x35;
+const JUMP_ANY_BIT: u16 = 0x45;
+const RETURN: u16 = 0x06;
+const AND: u16 = 0x54;
+
+const NUMBER: u32 = 0;
+const ARCHITECTURE: u32 = 4;
+/// Where the low half of an argument lies (little endian, as all architectures here are).
+const fn argument(index: u32) -> u32 {
+    16 + 8 * index
+}
+
+/// What happens to a call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Verdict {
+    Allow,
+    /// Fails with this error number; 0 is success without effect.
+    Errno(u16),
+    /// Denied where this argument has any of these bits.
+    DenyBits {
+        argument: u32,
+        bits: u32,
+    },
+    /// Denied where this argument is this value.
+    DenyValue {
+        argument: u32,
+        value: u32,
+    },
+    /// Allowed where the first argument is one of these values.
+    AllowValues(&'static [u32]),
+    /// Success without effect where this argument is the mode of a device node.
+    PretendDevice {
+        argument: u32,
+    },
+}
+
+const PERM: Verdict = Verdict::Errno(libc::EPERM as u16);
+const NOSYS: Verdict = Verdict::Errno(libc::ENOSYS as u16);
+const PRETEND: Verdict = Verdict::Errno(0);
+
+/// Every flag that makes a namespace, as `clone` takes them (there, CLONE_NEWTIME's bit is part of a signal number).
+const NAMESPACE_BITS: u32 = (libc::CLONE_NEWNS
+    | libc::CLONE_NEWCGROUP
+    | libc::CLONE_NEWUTS
+    | libc::CLONE_NEWIPC
+    | libc::CLONE_NEWUSER
+    | libc::CLONE_NEWPID
+    | libc::CLONE_NEWNET)
+    .cast_unsigned();
+const NEWTIME: u32 = 0x80;
+/// Linux, 32 bits, uname 2.6, and no address randomisation (which sanitizers ask for); all ones asks without changing.
+const PERSONALITIES: &[u32] = &[0, 8, 0x2_0000, 0x2_0008, 0x4_0000, u32::MAX];
+
+const CLONE: Verdict = Verdict::DenyBits { argument: 0, bits: NAMESPACE_BITS };
+const UNSHARE: Verdict = Verdict::DenyBits { argument: 0, bits: NAMESPACE_BITS | NEWTIME };
+const SOCKET: Verdict = Verdict::DenyValue { argument: 0, value: libc::AF_VSOCK.cast_unsigned() };
+
+/// The first number that this list has not looked at (after `listns`).
+const FIRST_UNKNOWN: u32 = 471;
+
+/// Numbers from 424 on are the same on every architecture.
+const COMMON: &[(u32, Verdict)] = &[
+    (425, PERM),  // io_uring_setup
+    (426, PERM),  // io_uring_enter
+    (427, PERM),  // io_uring_register
+    (428, PERM),  // open_tree
+    (429, PERM),  // move_mount
+    (430, PERM),  // fsopen
+    (431, PERM),  // fsconfig
+    (432, PERM),  // fsmount
+    (433, PERM),  // fspick
+    (435, NOSYS), // clone3
+    (442, PERM),  // mount_setattr
+    (443, PERM),  // quotactl_fd
+    (467, PERM),  // open_tree_attr
+];
+
+macro_rules! numbers {
+    ($($name:ident),* $(,)?) => { &[$(libc::$name),*] };
+}
+
+const DENIED: &[c_long] = numbers![
+    SYS_acct,
+    SYS_add_key,
+    SYS_bpf,
+    SYS_clock_adjtime,
+    SYS_clock_settime,
+    SYS_delete_module,
+    SYS_fanotify_init,
+    SYS_finit_module,
+    SYS_init_module,
+    SYS_kexec_file_load,
+    SYS_kexec_load,
+    SYS_keyctl,
+    SYS_lookup_dcookie,
+    SYS_mount,
+    SYS_move_pages,
+    SYS_nfsservctl,
+    SYS_open_by_handle_at,
+    SYS_perf_event_open,
+    SYS_pivot_root,
+    SYS_quotactl,
+    SYS_reboot,
+    SYS_request_key,
+    SYS_setns,
+    SYS_settimeofday,
+    SYS_swapoff,
+    SYS_swapon,
+    SYS_syslog,
+    SYS_umount2,
+    SYS_userfaultfd,
+    SYS_vhangup,
+];
+
+const PRETENDED: &[c_long] = numbers![
+    SYS_capset,
+    SYS_fchown,
+    SYS_fchownat,
+    SYS_setfsgid,
+    SYS_setfsuid,
+    SYS_setgid,
+    SYS_setgroups,
+    SYS_setregid,
+    SYS_setresgid,
+    SYS_setresuid,
+    SYS_setreuid,
+    SYS_setuid,
+];
+
+#[cfg(target_arch = "x86_64")]
+mod arch {
+    use super::{CLONE, PERM, PERSONALITIES, PRETEND, UNSHARE, Verdict};
+
+    pub(super) const NATIVE: u32 = 0xC000_003E;
+    pub(super) const DENIED: &[libc::c_long] =
+        numbers![SYS__sysctl, SYS_ioperm, SYS_iopl, SYS_sysfs, SYS_uselib, SYS_ustat,];
+    pub(super) const PRETENDED: &[(libc::c_long, Verdict)] = &[
+        (libc::SYS_chown, PRETEND),
+        (libc::SYS_lchown, PRETEND),
+        (libc::SYS_mknod, Verdict::PretendDevice { argument: 1 }),
+    ];
+
+    /// 32-bit programs.
+    pub(super) const COMPAT: Option<u32> = Some(0x4000_0003);
+    pub(super) const COMPAT_DENIED: &[(u32, Verdict)] = &[
+        (120, CLONE),
+        (310, UNSHARE),
+        (136, Verdict::AllowValues(PERSONALITIES)),
+        (359, super::SOCKET),
+        (21, PERM),  // mount
+        (22, PERM),  // umount
+        (25, PERM),  // stime
+        (51, PERM),  // acct
+        (52, PERM),  // umount2
+        (62, PERM),  // ustat
+        (79, PERM),  // settimeofday
+        (86, PERM),  // uselib
+        (87, PERM),  // swapon
+        (88, PERM),  // reboot
+        (101, PERM), // ioperm
+        (103, PERM), // syslog
+        (110, PERM), // iopl
+        (111, PERM), // vhangup
+        (113, PERM), // vm86old
+        (115, PERM), // swapoff
+        (127, PERM), // create_module
+        (128, PERM), // init_module
+        (129, PERM), // delete_module
+        (130, PERM), // get_kernel_syms
+        (131, PERM), // quotactl
+        (135, PERM), // sysfs
+        (149, PERM), // _sysctl
+        (166, PERM), // vm86
+        (167, PERM), // query_module
+        (169, PERM), // nfsservctl
+        (217, PERM), // pivot_root
+        (253, PERM), // lookup_dcookie
+        (264, PERM), // clock_settime
+        (283, PERM), // kexec_load
+        (286, PERM), // add_key
+        (287, PERM), // request_key
+        (288, PERM), // keyctl
+        (317, PERM), // move_pages
+        (336, PERM), // perf_event_open
+        (338, PERM), // fanotify_init
+        (342, PERM), // open_by_handle_at
+        (343, PERM), // clock_adjtime
+        (346, PERM), // setns
+        (350, PERM), // finit_module
+        (357, PERM), // bpf
+        (374, PERM), // userfaultfd
+        (404, PERM), // clock_settime64
+        (405, PERM), // clock_adjtime64
+    ];
+    pub(super) const COMPAT_PRETENDED: &[(u32, Verdict)] = &[
+        (14, Verdict::PretendDevice { argument: 1 }),  // mknod
+        (297, Verdict::PretendDevice { argument: 2 }), // mknodat
+        (16, PRETEND),                                 // lchown16
+        (23, PRETEND),                                 // setuid16
+        (46, PRETEND),                                 // setgid16
+        (70, PRETEND),                                 // setreuid16
+        (71, PRETEND),                                 // setregid16
+        (81, PRETEND),                                 // setgroups16
+        (95, PRETEND),                                 // fchown16
+        (138, PRETEND),                                // setfsuid16
+        (139, PRETEND),                                // setfsgid16
+        (164, PRETEND),                                // setresuid16
+        (170, PRETEND),                                // setresgid16
+        (182, PRETEND),                                // chown16
+        (185, PRETEND),                                // capset
+        (198, PRETEND),                                // lchown
+        (203, PRETEND),                                // setreuid
+        (204, PRETEND),                                // setregid
+        (206, PRETEND),                                // setgroups
+        (207, PRETEND),                                // fchown
+        (208, PRETEND),                                // setresuid
+        (210, PRETEND),                                // setresgid
+        (212, PRETEND),                                // chown
+        (213, PRETEND),                                // setuid
+        (214, PRETEND),                                // setgid
+        (215, PRETEND),                                // setfsuid
+        (216, PRETEND),                                // setfsgid
+        (298, PRETEND),                                // fchownat
+    ];
+}
+
+#[cfg(target_arch = "aarch64")]
+mod arch {
+    use super::Verdict;
+
+    pub(super) const NATIVE: u32 = 0xC000_00B7;
+    pub(super) const DENIED: &[libc::c_long] = &[];
+    pub(super) const PRETENDED: &[(libc::c_long, Verdict)] = &[];
+    /// 32-bit programs get ENOSYS for everything: there is no list for them.
+    pub(super) const COMPAT: Option<u32> = None;
+    pub(super) const COMPAT_DENIED: &[(u32, Verdict)] = &[];
+    pub(super) const COMPAT_PRETENDED: &[(u32, Verdict)] = &[];
+}
+
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+compile_error!("the sandbox has no system call filter for this architecture");
+
+/// What every step is denied.
+pub(crate) fn denied() -> Vec<sock_filter> {
+    let native = natives(DENIED.iter().chain(arch::DENIED), PERM).chain([
+        (number(libc::SYS_clone), CLONE),
+        (number(libc::SYS_unshare), UNSHARE),
+        (number(libc::SYS_personality), Verdict::AllowValues(PERSONALITIES)),
+        (number(libc::SYS_socket), SOCKET),
+        (FIRST_UNKNOWN, NOSYS),
+    ]);
+    let compat = arch::COMPAT_DENIED.iter().copied().chain([(FIRST_UNKNOWN, NOSYS)]);
+    let common = || COMMON.iter().copied();
+    program(native.chain(common()).collect(), compat.chain(common()).collect(), NOSYS)
+}
+
+/// What succeeds without effect where there is one id alone: whoever owns everything may not care who owns what.
+pub(crate) fn pretended() -> Vec<sock_filter> {
+    let native = natives(PRETENDED.iter(), PRETEND)
+        .chain(arch::PRETENDED.iter().map(|&(call, verdict)| (number(call), verdict)))
+        .chain([(number(libc::SYS_mknodat), Verdict::PretendDevice { argument: 2 })]);
+    program(native.collect(), arch::COMPAT_PRETENDED.to_vec(), Verdict::Allow)
+}
+
+fn natives<'a>(calls: impl Iterator<Item = &'a c_long>, verdict: Verdict) -> impl Iterator<Item = (u32, Verdict)> {
+    calls.map(move |&call| (number(call), verdict))
+}
+
+fn number(call: c_long) -> u32 {
+    u32::try_from(call).unwrap_or(u32::MAX)
+}
+
+fn instruction(code: u16, k: u32) -> sock_filter {
+    sock_filter { code, jt: 0, jf: 0, k }
+}
+
+fn branch(code: u16, k: u32, jt: u8, jf: u8) -> sock_filter {
+    sock_filter { code, jt, jf, k }
+}
+
+/// A whole filter: by architecture, then by number. `foreign` is for architectures without a list.
+fn program(native: Vec<(u32, Verdict)>, compat: Vec<(u32, Verdict)>, foreign: Verdict) -> Vec<sock_filter> {
+    let mut code = vec![instruction(LOAD, ARCHITECTURE)];
+    let mut arch = |audit: u32, rules: Vec<(u32, Verdict)>| {
+        let mut body = vec![instruction(LOAD, NUMBER)];
+        body.extend(search(&ranges(rules)));
+        code.push(branch(JUMP_EQUAL, audit, 1, 0));
+        code.push(instruction(JUMP, body.len() as u32));
+        code.extend(body);
+    };
+    arch(arch::NATIVE, native);
+    if let Some(audit) = arch::COMPAT {
+        arch(audit, compat);
+    }
+    code.extend(leaf(foreign));
+    code
+}
+
+/// The rules as ranges that cover every number: each starts at its number and ends where the next one starts. The last
+/// range, from [`FIRST_UNKNOWN`] on, also takes in the numbers of the x32 ABI.
+fn ranges(mut rules: Vec<(u32, Verdict)>) -> Vec<(u32, Verdict)> {
+    rules.sort_by_key(|&(number, _)| number);
+    let mut ranges = vec![(0, Verdict::Allow)];
+    for (number, verdict) in rules {
+        push(&mut ranges, number, verdict);
+        if number != FIRST_UNKNOWN {
+            push(&mut ranges, number + 1, Verdict::Allow);
+        }
+    }
+    ranges
+}
+
+fn push(ranges: &mut Vec<(u32, Verdict)>, start: u32, verdict: Verdict) {
+    match ranges.last_mut() {
+        Some(last) if last.0 == start => last.1 = verdict,
+        Some(last) if last.1 == verdict => {}
+        _ => ranges.push((start, verdict)),
+    }
+}
+
+/// A binary search for the range of the loaded number.
+fn search(ranges: &[(u32, Verdict)]) -> Vec<sock_filter> {
+    let middle = ranges.len() / 2;
+    if middle == 0 {
+        return ranges.first().map(|&(_, verdict)| leaf(verdict)).unwrap_or_default();
+    }
+    let (low, high) = (search(&ranges[..middle]), search(&ranges[middle..]));
+    let start = ranges[middle].0;
+    let mut code = match u8::try_from(low.len()) {
+        Ok(skip) => vec![branch(JUMP_GREATER_OR_EQUAL, start, skip, 0)],
+        // Conditional jumps reach 255 instructions.
+        Err(_) => vec![branch(JUMP_GREATER_OR_EQUAL, start, 0, 1), instruction(JUMP, low.len() as u32)],
+    };
+    code.extend(low);
+    code.extend(high);
+    code
+}
+
+fn leaf(verdict: Verdict) -> Vec<sock_filter> {
+    let allow = instruction(RETURN, libc::SECCOMP_RET_ALLOW);
+    let errno = |number: u16| instruction(RETURN, libc::SECCOMP_RET_ERRNO | u32::from(number));
+    let perm = errno(libc::EPERM as u16);
+    match verdict {
+        Verdict::Allow => vec![allow],
+        Verdict::Errno(number) => vec![errno(number)],
+        Verdict::DenyBits { argument: index, bits } => {
+            vec![instruction(LOAD, argument(index)), branch(JUMP_ANY_BIT, bits, 0, 1), perm, allow]
+        }
+        Verdict::DenyValue { argument: index, value } => {
+            vec![instruction(LOAD, argument(index)), branch(JUMP_EQUAL, value, 0, 1), perm, allow]
+        }
+        Verdict::AllowValues(values) => {
+            let mut code = vec![instruction(LOAD, argument(0))];
+            code.extend(values.iter().flat_map(|&value| [branch(JUMP_EQUAL, value, 0, 1), allow]));
+            code.push(perm);
+            code
+        }
+        Verdict::PretendDevice { argument: index } => vec![
+            instruction(LOAD, argument(index)),
+            instruction(AND, libc::S_IFMT),
+            branch(JUMP_EQUAL, libc::S_IFCHR, 1, 0),
+            branch(JUMP_EQUAL, libc::S_IFBLK, 0, 1),
+            errno(0),
+            allow,
+        ],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What the filter answers, as the kernel would run it.
+    fn run(program: &[sock_filter], arch: u32, nr: u32, args: [u32; 3]) -> u32 {
+        let (mut at, mut accumulator) = (0, 0);
+        loop {
+            let it = program[at];
+            at += 1;
+            let mut jump = |yes: bool| at += usize::from(if yes { it.jt } else { it.jf });
+            match it.code {
+                LOAD => {
+                    accumulator = match it.k {
+                        NUMBER => nr,
+                        ARCHITECTURE => arch,
+                        offset => args[(offset as usize - 16) / 8],
+                    }
+                }
+                AND => accumulator &= it.k,
+                JUMP => at += it.k as usize,
+                JUMP_EQUAL => jump(accumulator == it.k),
+                JUMP_GREATER_OR_EQUAL => jump(accumulator >= it.k),
+                JUMP_ANY_BIT => jump(accumulator & it.k != 0),
+                RETURN => return it.k,
+                code => panic!("unknown instruction {code:#x}"),
+            }
+        }
+    }
+
+    const ALLOW: u32 = libc::SECCOMP_RET_ALLOW;
+    const EPERM: u32 = libc::SECCOMP_RET_ERRNO | libc::EPERM as u32;
+    const ENOSYS: u32 = libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32;
+    const SUCCESS: u32 = libc::SECCOMP_RET_ERRNO;
+
+    #[test]
+    fn every_number_gets_the_verdict_of_its_rule() {
+        let program = denied();
+        let native = |call| run(&program, arch::NATIVE, call, [0; 3]);
+        for call in 0..FIRST_UNKNOWN {
+            let denied = DENIED.iter().chain(arch::DENIED).any(|&nr| number(nr) == call);
+            let common = COMMON.iter().find(|(nr, _)| *nr == call);
+            let expected = match common {
+                Some((_, verdict)) if *verdict == NOSYS => ENOSYS,
+                Some(_) => EPERM,
+                None if denied => EPERM,
+                None => ALLOW,
+            };
+            assert_eq!(native(call), expected, "call {call}");
+        }
+        for call in [FIRST_UNKNOWN, 1000, 0x4000_0000, 0x4000_0001, u32::MAX] {
+            assert_eq!(native(call), ENOSYS, "call {call}");
+        }
+    }
+
+    #[test]
+    fn namespaces_can_not_be_made() {
+        let program = denied();
+        let native = |call, argument| run(&program, arch::NATIVE, number(call), [argument, 0, 0]);
+        assert_eq!(native(libc::SYS_clone, libc::SIGCHLD.cast_unsigned()), ALLOW);
+        assert_eq!(native(libc::SYS_clone, libc::CLONE_NEWUSER.cast_unsigned()), EPERM);
+        assert_eq!(native(libc::SYS_unshare, libc::CLONE_FS.cast_unsigned()), ALLOW);
+        assert_eq!(native(libc::SYS_unshare, NEWTIME), EPERM);
+        assert_eq!(native(libc::SYS_personality, 0x0400_0000), EPERM);
+        assert_eq!(native(libc::SYS_socket, libc::AF_INET.cast_unsigned()), ALLOW);
+        assert_eq!(native(libc::SYS_socket, libc::AF_VSOCK.cast_unsigned()), EPERM);
+    }
+
+    #[test]
+    fn another_architecture_gets_no_calls() {
+        assert_eq!(run(&denied(), 0x1234, 0, [0; 3]), ENOSYS);
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[test]
+    fn programs_of_32_bits_have_a_list_of_their_own() {
+        let compat = |call, argument| run(&denied(), 0x4000_0003, call, [argument, 0, 0]);
+        assert_eq!(compat(21, 0), EPERM);
+        assert_eq!(compat(120, libc::CLONE_NEWNET.cast_unsigned()), EPERM);
+        assert_eq!(compat(4, 0), ALLOW);
+        assert_eq!(compat(435, 0), ENOSYS);
+    }
+
+    #[test]
+    fn only_device_nodes_are_pretended() {
+        let program = pretended();
+        let mknod = |mode| run(&program, arch::NATIVE, number(libc::SYS_mknodat), [0, 0, mode]);
+        assert_eq!(mknod(libc::S_IFCHR | 0o600), SUCCESS);
+        assert_eq!(mknod(libc::S_IFBLK), SUCCESS);
+        assert_eq!(mknod(libc::S_IFIFO), ALLOW);
+        assert_eq!(run(&program, arch::NATIVE, number(libc::SYS_fchownat), [0; 3]), SUCCESS);
+        assert_eq!(run(&program, arch::NATIVE, number(libc::SYS_write), [0; 3]), ALLOW);
+        assert_eq!(run(&program, arch::NATIVE, 5000, [0; 3]), ALLOW);
+    }
+}

@@ -1,0 +1,184 @@
+//! What the engine tells the zygote: the wire types.
+//!
+//! Encoded with postcard behind a version number. Paths and arguments are C strings: bytes as the kernel takes them.
+
+use std::ffi::CString;
+
+use serde::{Deserialize, Serialize};
+
+use super::SetupError;
+
+/// The version of every type in this file. Raised with any change to one of them.
+pub(crate) const SPEC_VERSION: u32 = 1;
+
+/// How ids inside the step relate to ids outside.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum UserNamespace {
+    /// There is none: root is root.
+    None,
+    /// 0 is the user, 1 and up are the user's subordinate ids.
+    Range,
+    /// 0 is the user, and there are no other ids.
+    Single,
+}
+
+/// How overlays are mounted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum MountApi {
+    /// `fsopen` with a `lowerdir+` per layer: Linux 6.7 and up.
+    New,
+    /// `mount(2)`: its options fit one page, so the layers are named by short links.
+    Legacy,
+}
+
+impl MountApi {
+    /// The best one that the running kernel has, by its version.
+    #[must_use]
+    pub fn of_this_kernel() -> Self {
+        let uname = rustix::system::uname();
+        if version(&uname.release().to_string_lossy()) >= (6, 7) { Self::New } else { Self::Legacy }
+    }
+}
+
+/// The first two numbers of a kernel's release.
+fn version(release: &str) -> (u32, u32) {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|digits| digits.parse().unwrap_or(0));
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
+}
+
+/// A request to the zygote: one message, its spec in a memory file, and where the answers go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Request {
+    /// Runs a step. Descriptors: status socket, [`JailSpec`], standard output, standard error.
+    Step {
+        /// In a network namespace of its own, where there is only a loopback device.
+        isolate_network: bool,
+    },
+    /// Runs a [`TreeOp`] in the zygote's user namespace. Descriptors: status socket, the operation.
+    Tree,
+}
+
+/// File operations on trees whose owners exist only in the step's user namespace.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum TreeOp {
+    /// Removes a tree.
+    Remove(CString),
+    /// Merges layers, topmost first, into a directory.
+    Flatten {
+        /// The layers.
+        layers: Vec<CString>,
+        /// The directory.
+        into: CString,
+    },
+}
+
+/// What comes back on a status socket.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Report {
+    /// The step's pid 1 lives. Descriptor: its pidfd.
+    Started,
+    /// The step could not be made, or a tree operation failed.
+    Failed(SetupError),
+    /// The command ended.
+    Exited {
+        /// Its exit code, or 128+n after signal n.
+        code: i32,
+        /// Processor time of the command and the children it waited for, in microseconds.
+        cpu_micros: u64,
+        /// The largest resident set among them, in bytes.
+        max_rss_bytes: u64,
+    },
+    /// The step went over its memory limit, as seen by polling, and was ended.
+    OutOfMemory,
+    /// The step went over its limit on processes, as seen by polling, and was ended.
+    TooManyProcesses,
+    /// A tree operation is done, or the zygote is ready.
+    Done,
+    /// The zygote is in its user namespace and waits for the ids to be mapped.
+    NeedsIdMap,
+}
+
+/// An overlay file system.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Overlay {
+    /// Lower directories, topmost first.
+    pub lowers: Vec<CString>,
+    /// Where writes go.
+    pub upper: CString,
+    /// An empty directory on the same file system as `upper`.
+    pub work: CString,
+}
+
+/// A read-only view of a file or a directory of the host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Bind {
+    /// On the host.
+    pub source: CString,
+    /// In the step.
+    pub target: CString,
+}
+
+/// A file at `/run/secrets`.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SecretFile {
+    /// Its name.
+    pub name: CString,
+    /// Its content.
+    pub value: Vec<u8>,
+}
+
+impl std::fmt::Debug for SecretFile {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SecretFile").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+/// Limits that pid 1 of the step holds by looking at the processes now and then.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Watch {
+    /// The sum of the resident sets, in bytes.
+    pub memory_bytes: Option<u64>,
+    /// Number of processes.
+    pub pids: Option<u64>,
+}
+
+/// Everything about one step's jail.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JailSpec {
+    /// How ids are mapped. Overlays keep their marks in `user.overlay.*` in a user namespace, else `trusted.overlay.*`.
+    pub user_namespace: UserNamespace,
+    /// How overlays are mounted.
+    pub mount_api: MountApi,
+    /// Any directory of the host: the new root is mounted over it, in the step's mount namespace alone.
+    pub mountpoint: CString,
+    /// The root.
+    pub root: Overlay,
+    /// Overlays below it: where in the step, and what.
+    pub overlays: Vec<(CString, Overlay)>,
+    /// Read-only views of the host.
+    pub binds: Vec<Bind>,
+    /// Files at `/run/secrets`.
+    pub secrets: Vec<SecretFile>,
+    /// `cgroup.procs` files that the command enters before it runs.
+    pub cgroups: Vec<CString>,
+    /// Limits held by polling, where there are no cgroups.
+    pub watch: Option<Watch>,
+    /// Where the command starts, in the step.
+    pub workdir: CString,
+    /// The program, in the step, and its arguments.
+    pub argv: Vec<CString>,
+    /// The environment, as `NAME=value`.
+    pub env: Vec<CString>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::version;
+
+    #[test]
+    fn releases_have_versions() {
+        assert_eq!(version("6.18.44-fc-v657"), (6, 18));
+        assert_eq!(version("6.7-rc1"), (6, 7));
+        assert_eq!(version("strange"), (0, 0));
+    }
+}

@@ -1,0 +1,252 @@
+//! The system calls that rustix does not offer. Every `unsafe` of the crate is in this file.
+
+#![allow(unsafe_code, reason = "system calls without a safe wrapper: clone3, execve, seccomp, close_range, signals")]
+
+use std::{
+    ffi::{CStr, c_char, c_int, c_long, c_uint},
+    mem,
+    os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+    ptr,
+};
+
+use rustix::{io::Errno, process::Pid};
+
+type Result<T> = std::result::Result<T, Errno>;
+
+fn check(ret: c_long) -> Result<c_long> {
+    if ret < 0 { Err(last_errno()) } else { Ok(ret) }
+}
+
+fn last_errno() -> Errno {
+    Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)
+}
+
+/// Which side of a clone runs.
+#[derive(Debug)]
+pub(crate) enum Cloned {
+    /// The new process.
+    Child,
+    /// The old one.
+    Parent {
+        /// The child's id in the caller's pid namespace.
+        pid: Pid,
+        /// A descriptor of the child.
+        pidfd: OwnedFd,
+    },
+}
+
+/// `clone3` with `flags` and a pidfd, without sharing memory: a fork.
+///
+/// The caller must be single-threaded: the child goes on running Rust code, and must not find a lock that another thread
+/// held. The zygote and a step's pid 1 are; nothing else calls this.
+pub(crate) fn clone_process(flags: u64) -> Result<Cloned> {
+    let mut pidfd: c_int = -1;
+    // SAFETY: all-zero is a valid `clone_args`.
+    let mut args: libc::clone_args = unsafe { mem::zeroed() };
+    args.flags = flags | libc::CLONE_PIDFD as u64;
+    args.pidfd = ptr::from_mut(&mut pidfd) as u64;
+    args.exit_signal = libc::SIGCHLD as u64;
+    // SAFETY: the arguments outlive the call; without CLONE_VM the child has its own copy of this stack and memory.
+    let pid = check(unsafe { libc::syscall(libc::SYS_clone3, &raw const args, mem::size_of::<libc::clone_args>()) })?;
+    match Pid::from_raw(i32::try_from(pid).map_err(|_| Errno::OVERFLOW)?) {
+        None => Ok(Cloned::Child),
+        // SAFETY: the kernel stored a new descriptor that nobody else owns.
+        Some(pid) => Ok(Cloned::Parent { pid, pidfd: unsafe { OwnedFd::from_raw_fd(pidfd) } }),
+    }
+}
+
+/// `execve`. Returns only on failure.
+pub(crate) fn execve(path: &CStr, argv: &[&CStr], envp: &[&CStr]) -> Errno {
+    let pointers =
+        |strings: &[&CStr]| -> Vec<*const c_char> { strings.iter().map(|s| s.as_ptr()).chain([ptr::null()]).collect() };
+    let (argv, envp) = (pointers(argv), pointers(envp));
+    // SAFETY: both arrays end in null and point to strings that outlive the call.
+    unsafe { libc::execve(path.as_ptr(), argv.as_ptr(), envp.as_ptr()) };
+    last_errno()
+}
+
+/// Closes every descriptor from `first` on: what the zygote inherited by mistake, before it makes any of its own.
+pub(crate) fn close_from(first: c_uint) -> Result<()> {
+    // SAFETY: takes no pointers, and no `OwnedFd` exists yet.
+    check(unsafe { libc::syscall(libc::SYS_close_range, first, c_uint::MAX, 0) }).map(drop)
+}
+
+/// Lets no descriptor from `first` on outlive an `execve`.
+pub(crate) fn close_on_exec_from(first: c_uint) -> Result<()> {
+    // SAFETY: takes no pointers, and closes nothing here.
+    check(unsafe { libc::syscall(libc::SYS_close_range, first, c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC) }).map(drop)
+}
+
+/// Leaves shared namespaces.
+pub(crate) fn unshare(flags: rustix::thread::UnshareFlags) -> Result<()> {
+    // SAFETY: what may break memory safety is CLONE_FILES under threads; the callers are single-threaded.
+    unsafe { rustix::thread::unshare_unsafe(flags) }
+}
+
+/// Makes `fd` the descriptor `target`, which stays open across `execve`.
+pub(crate) fn move_to(fd: impl AsFd, target: c_int) -> Result<()> {
+    // SAFETY: takes no pointers. `target` is one of the three standard descriptors, which no `OwnedFd` owns.
+    check(c_long::from(unsafe { libc::dup2(fd.as_fd().as_raw_fd(), target) })).map(drop)
+}
+
+/// The descriptor that the engine gave the zygote as its standard input.
+pub(crate) fn stdin() -> BorrowedFd<'static> {
+    // SAFETY: descriptor 0 stays open as long as the zygote lives.
+    unsafe { BorrowedFd::borrow_raw(0) }
+}
+
+/// Ends the process at once, without running destructors or exit handlers.
+pub(crate) fn exit(code: c_int) -> ! {
+    // SAFETY: never returns and touches no memory.
+    unsafe { libc::_exit(code) }
+}
+
+/// Installs a seccomp filter on the calling thread. `no_new_privs` must be set, or CAP_SYS_ADMIN held.
+pub(crate) fn install_seccomp(program: &[libc::sock_filter]) -> Result<()> {
+    const SET_MODE_FILTER: c_uint = 1;
+    let prog = libc::sock_fprog {
+        len: u16::try_from(program.len()).map_err(|_| Errno::INVAL)?,
+        filter: program.as_ptr().cast_mut(),
+    };
+    // Speculative store bypass stays as the system set it: container engines ask for the same.
+    for flags in [libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW, 0] {
+        // SAFETY: `prog` points to `len` instructions that outlive the call; the kernel copies and checks them.
+        match check(unsafe { libc::syscall(libc::SYS_seccomp, SET_MODE_FILTER, flags, &raw const prog) }) {
+            Err(Errno::INVAL) if flags != 0 => {}
+            done => return done.map(drop),
+        }
+    }
+    Err(Errno::INVAL)
+}
+
+/// Lets the kernel reap children itself.
+pub(crate) fn ignore_children() -> Result<()> {
+    set_disposition(libc::SIGCHLD, libc::SIG_IGN)
+}
+
+/// Gives every signal its default action and blocks none: what a command expects to find.
+pub(crate) fn reset_signals() -> Result<()> {
+    for signal in 1..=64 {
+        if ![libc::SIGKILL, libc::SIGSTOP, 32, 33].contains(&signal) {
+            set_disposition(signal, libc::SIG_DFL)?;
+        }
+    }
+    set_blocked(&[])
+}
+
+fn set_disposition(signal: c_int, handler: libc::sighandler_t) -> Result<()> {
+    // SAFETY: all-zero is a valid `sigaction`.
+    let mut action: libc::sigaction = unsafe { mem::zeroed() };
+    action.sa_sigaction = handler;
+    // SAFETY: `action` outlives the call, and its handler is SIG_DFL or SIG_IGN: no code of ours runs on a signal.
+    check(c_long::from(unsafe { libc::sigaction(signal, &raw const action, ptr::null_mut()) })).map(drop)
+}
+
+fn signal_set(signals: &[c_int]) -> libc::sigset_t {
+    // SAFETY: `sigemptyset` makes the zeroed set a valid one, `sigaddset` adds known signals to it.
+    unsafe {
+        let mut set: libc::sigset_t = mem::zeroed();
+        libc::sigemptyset(&raw mut set);
+        for signal in signals {
+            libc::sigaddset(&raw mut set, *signal);
+        }
+        set
+    }
+}
+
+/// Blocks exactly `signals`.
+fn set_blocked(signals: &[c_int]) -> Result<()> {
+    let set = signal_set(signals);
+    // SAFETY: `set` outlives the call.
+    check(c_long::from(unsafe { libc::sigprocmask(libc::SIG_SETMASK, &raw const set, ptr::null_mut()) })).map(drop)
+}
+
+/// Blocks SIGCHLD and gives a descriptor that becomes readable with it.
+pub(crate) fn child_signals() -> Result<OwnedFd> {
+    set_disposition(libc::SIGCHLD, libc::SIG_DFL)?;
+    set_blocked(&[libc::SIGCHLD])?;
+    let set = signal_set(&[libc::SIGCHLD]);
+    // SAFETY: `set` outlives the call.
+    let fd =
+        check(c_long::from(unsafe { libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK) }))?;
+    // SAFETY: the kernel made a new descriptor that nobody else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(i32::try_from(fd).map_err(|_| Errno::OVERFLOW)?) })
+}
+
+/// A child that ended.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Reaped {
+    /// Which.
+    pub(crate) pid: Pid,
+    /// Its exit code, or 128+n after signal n.
+    pub(crate) code: i32,
+    /// The time it and the children it waited for spent, user and system, in microseconds.
+    pub(crate) cpu_micros: u64,
+    /// The largest resident set among them, in bytes.
+    pub(crate) max_rss_bytes: u64,
+}
+
+/// Reaps one ended child, where there is one.
+pub(crate) fn reap() -> Result<Option<Reaped>> {
+    let mut status: c_int = 0;
+    // SAFETY: all-zero is a valid `rusage`.
+    let mut usage: libc::rusage = unsafe { mem::zeroed() };
+    // SAFETY: both pointers outlive the call.
+    let pid = match check(c_long::from(unsafe { libc::wait4(-1, &raw mut status, libc::WNOHANG, &raw mut usage) })) {
+        Err(Errno::CHILD) => return Ok(None),
+        pid => pid?,
+    };
+    let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { return Ok(None) };
+    let code = if libc::WIFSIGNALED(status) { 128 + libc::WTERMSIG(status) } else { libc::WEXITSTATUS(status) };
+    let micros = |t: libc::timeval| u64::try_from(t.tv_sec * 1_000_000 + t.tv_usec).unwrap_or(0);
+    Ok(Some(Reaped {
+        pid,
+        code,
+        cpu_micros: micros(usage.ru_utime) + micros(usage.ru_stime),
+        max_rss_bytes: u64::try_from(usage.ru_maxrss).unwrap_or(0) * 1024,
+    }))
+}
+
+/// Sends `signal` to every process of the caller's pid namespace but the caller.
+pub(crate) fn signal_all(signal: c_int) {
+    // SAFETY: takes no pointers. Only pid 1 of a step calls this: -1 reaches its namespace alone. No process left: ESRCH.
+    unsafe { libc::kill(-1, signal) };
+}
+
+/// Makes the mount at the root of `tree` read-only, and those below it.
+pub(crate) fn make_read_only(tree: impl AsFd) -> Result<()> {
+    #[repr(C)]
+    struct MountAttr {
+        set: u64,
+        clear: u64,
+        propagation: u64,
+        userns_fd: u64,
+    }
+    const RDONLY: u64 = 1;
+    let attr = MountAttr { set: RDONLY, clear: 0, propagation: 0, userns_fd: 0 };
+    // SAFETY: the path is an empty C string, and `attr` has the size given and outlives the call.
+    check(unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            tree.as_fd().as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH | libc::AT_RECURSIVE,
+            &raw const attr,
+            mem::size_of::<MountAttr>(),
+        )
+    })
+    .map(drop)
+}
+
+/// Brings up the loopback device of the caller's network namespace.
+pub(crate) fn loopback_up(socket: impl AsFd) -> Result<()> {
+    // SAFETY: all-zero is a valid `ifreq`.
+    let mut request: libc::ifreq = unsafe { mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(b"lo") {
+        *to = from.cast_signed() as c_char;
+    }
+    request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as i16;
+    let fd = socket.as_fd().as_raw_fd();
+    // SAFETY: `request` is an `ifreq` that outlives the call.
+    check(c_long::from(unsafe { libc::ioctl(fd, libc::SIOCSIFFLAGS as _, &raw const request) })).map(drop)
+}

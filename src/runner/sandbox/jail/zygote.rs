@@ -1,0 +1,194 @@
+//! The process that forks steps.
+//!
+//! Forking the engine would copy its page tables (25 to 160 ms for a gigabyte) and is unsafe under its threads. The zygote
+//! is small and has one thread, does nothing but wait for requests, and ends with the engine: its standard input is the
+//! request socket, and the end of that stream is the end of the zygote. Its end is the end of every step's pid 1.
+
+use std::os::fd::{AsFd, OwnedFd};
+
+use rustix::{
+    mount::{MountPropagationFlags, mount_change},
+    net::RecvFlags,
+    process::{PidfdFlags, getegid, geteuid, getpid, pidfd_open},
+    thread::{UnshareFlags, set_thread_groups, set_thread_res_gid, set_thread_res_uid},
+};
+
+use super::{
+    SetupError,
+    error::Doing,
+    init::{self, StepFds},
+    mounts::SpecialPaths,
+    seccomp,
+    spec::{Report, Request, UserNamespace},
+    sys::{self, Cloned},
+    tree, wire,
+};
+
+/// The first argument that makes a program of ours a zygote; the second is the [`UserNamespace`] by name.
+pub const MARKER: &str = "__hm-sandbox";
+
+const NAMESPACES: i32 =
+    libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWUTS | libc::CLONE_NEWIPC | libc::CLONE_NEWCGROUP;
+
+/// What is the same for every step, made once.
+#[derive(Debug)]
+pub(crate) struct Prepared {
+    pub(crate) special_paths: SpecialPaths,
+    denied: Vec<libc::sock_filter>,
+    pretended: Vec<libc::sock_filter>,
+}
+
+impl Prepared {
+    fn new() -> Self {
+        Self {
+            special_paths: SpecialPaths::of_this_kernel(),
+            denied: seccomp::denied(),
+            pretended: seccomp::pretended(),
+        }
+    }
+
+    /// The filters of a step, in the order in which they are installed.
+    pub(crate) fn filters(&self, user_namespace: UserNamespace) -> impl Iterator<Item = &[libc::sock_filter]> {
+        let pretended = (user_namespace == UserNamespace::Single).then_some(&self.pretended[..]);
+        pretended.into_iter().chain([&self.denied[..]]).filter(|filter| !filter.is_empty())
+    }
+}
+
+/// Becomes the zygote, where the process was started as one: never returns then. Returns at once else.
+pub fn run_if_marked() {
+    let mut args = std::env::args_os().skip(1);
+    if args.next().is_some_and(|arg| arg == MARKER) {
+        let user_namespace = match args.next().as_deref().and_then(std::ffi::OsStr::to_str) {
+            Some("range") => UserNamespace::Range,
+            Some("single") => UserNamespace::Single,
+            _ => UserNamespace::None,
+        };
+        run(user_namespace);
+    }
+}
+
+fn run(user_namespace: UserNamespace) -> ! {
+    if let Err(error) = start(user_namespace) {
+        let _ = wire::send_value(sys::stdin(), &Report::Failed(error), &[]);
+        sys::exit(1);
+    }
+    let prepared = Prepared::new();
+    let Ok(me) = pidfd_open(getpid(), PidfdFlags::empty()) else { sys::exit(1) };
+    if wire::send_value(sys::stdin(), &Report::Done, &[]).is_err() {
+        sys::exit(0);
+    }
+    loop {
+        match wire::receive(sys::stdin(), RecvFlags::empty()) {
+            Ok(Some((message, fds))) => serve(&message, fds, &me, &prepared),
+            Ok(None) | Err(_) => sys::exit(0),
+        }
+    }
+}
+
+/// Enters the namespaces that all steps share.
+fn start(user_namespace: UserNamespace) -> Result<(), SetupError> {
+    sys::close_from(3).doing(|| "close inherited descriptors".into())?;
+    sys::ignore_children().doing(|| "ignore the ends of children".into())?;
+    rustix::process::chdir(c"/").doing(|| "enter /".into())?;
+    match user_namespace {
+        UserNamespace::None => {}
+        UserNamespace::Single => {
+            let (uid, gid) = (geteuid().as_raw(), getegid().as_raw());
+            unshare_users()?;
+            for (file, content) in
+                [("setgroups", "deny".to_owned()), ("uid_map", format!("0 {uid} 1")), ("gid_map", format!("0 {gid} 1"))]
+            {
+                let path = format!("/proc/self/{file}");
+                std::fs::write(&path, content).doing(|| format!("write {path}"))?;
+            }
+            become_root()?;
+        }
+        UserNamespace::Range => {
+            unshare_users()?;
+            let doing = || "have the ids mapped".into();
+            wire::send_value(sys::stdin(), &Report::NeedsIdMap, &[]).doing(doing)?;
+            if wire::receive(sys::stdin(), RecvFlags::empty()).doing(doing)?.is_none() {
+                sys::exit(0);
+            }
+            become_root()?;
+        }
+    }
+    if user_namespace != UserNamespace::Single {
+        set_thread_groups(&[]).doing(|| "leave the user's groups".into())?;
+    }
+    sys::unshare(UnshareFlags::NEWNS).doing(|| "make a mount namespace".into())?;
+    mount_change(c"/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
+        .doing(|| "make mounts private".into())
+}
+
+fn unshare_users() -> Result<(), SetupError> {
+    sys::unshare(UnshareFlags::NEWUSER).doing(|| "make a user namespace".into())
+}
+
+fn become_root() -> Result<(), SetupError> {
+    let (uid, gid) = (rustix::process::Uid::ROOT, rustix::process::Gid::ROOT);
+    set_thread_res_gid(gid, gid, gid)
+        .and_then(|()| set_thread_res_uid(uid, uid, uid))
+        .doing(|| "become root of the user namespace".into())
+}
+
+/// Answers one request. A message that makes no sense is dropped with its descriptors, which its sender sees.
+fn serve(message: &[u8], fds: Vec<OwnedFd>, me: &OwnedFd, prepared: &Prepared) {
+    let Ok(request) = postcard::from_bytes(message) else { return };
+    let mut fds = fds.into_iter();
+    let Some(status) = fds.next() else { return };
+    let served = match request {
+        Request::Step { isolate_network } => {
+            let (Some(spec), Some(stdout), Some(stderr)) = (fds.next(), fds.next(), fds.next()) else { return };
+            step(status.as_fd(), [spec, stdout, stderr], isolate_network, me, prepared)
+        }
+        Request::Tree => {
+            let Some(op) = fds.next() else { return };
+            tree_op(status.as_fd(), op)
+        }
+    };
+    if let Err(error) = served {
+        let _ = wire::send_value(&status, &Report::Failed(error), &[]);
+    }
+}
+
+fn step(
+    status: std::os::fd::BorrowedFd<'_>,
+    [spec, stdout, stderr]: [OwnedFd; 3],
+    isolate_network: bool,
+    me: &OwnedFd,
+    prepared: &Prepared,
+) -> Result<(), SetupError> {
+    let network = if isolate_network { libc::CLONE_NEWNET } else { 0 };
+    let doing = || "start a step".into();
+    let fds = StepFds {
+        status: status.try_clone_to_owned().doing(doing)?,
+        spec,
+        stdout,
+        stderr,
+        zygote: me.try_clone().doing(doing)?,
+    };
+    match sys::clone_process(u64::from((NAMESPACES | network).cast_unsigned())).doing(doing)? {
+        Cloned::Child => init::run(fds, isolate_network, prepared),
+        Cloned::Parent { pidfd, .. } => {
+            // Where the engine has hung up, pid 1 sees the same.
+            let _ = wire::send_value(status, &Report::Started, &[pidfd.as_fd()]);
+            Ok(())
+        }
+    }
+}
+
+/// In a child, because a large tree takes seconds.
+fn tree_op(status: std::os::fd::BorrowedFd<'_>, op: OwnedFd) -> Result<(), SetupError> {
+    match sys::clone_process(0).doing(|| "start a tree operation".into())? {
+        Cloned::Parent { .. } => Ok(()),
+        Cloned::Child => {
+            let report = match wire::from_memory_file(op).and_then(|op| tree::run(&op)) {
+                Ok(()) => Report::Done,
+                Err(error) => Report::Failed(error),
+            };
+            let _ = wire::send_value(status, &report, &[]);
+            sys::exit(0)
+        }
+    }
+}

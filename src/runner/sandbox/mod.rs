@@ -1,0 +1,28 @@
+//! The sandbox runner: every step in namespaces of its own, over an overlay of its image, the source and its parents'
+//! layers. Linux, no daemon, as root and as an ordinary user.
+//!
+//! ```text
+//!   execute ─▶ boot: layers from the store ─▶ attempt: request to the zygote, output, signals ─▶ commit
+//!                                                 │
+//!                                                 ▼
+//!                                  jail (another process): namespaces, mounts, filters, the command
+//! ```
+//!
+//! In: an [`ExecutorInput`](crate::ExecutorInput). Out: its output on the event bus, and a snapshot in the store. Knows
+//! nothing of the plan. [`jail`] is a leaf of its own: what happens in the helper process.
+
+mod args;
+mod attempt;
+mod boot;
+mod cgroup;
+mod helper;
+mod idmap;
+pub mod jail;
+mod namespace_ops;
+mod runner;
+mod zygote;
+
+pub use args::{Cpus, MemorySize, Network, SandboxArgs};
+pub use helper::{HELPER_VARIABLE, NoHelper, init};
+pub use jail::{MountApi, UserNamespace};
+pub use runner::{SandboxBuilder, SandboxRunner};

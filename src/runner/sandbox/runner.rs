@@ -1,0 +1,311 @@
+//! The runner itself: one attempt from its input to its snapshot.
+
+use std::{
+    ffi::CString,
+    os::unix::ffi::OsStrExt,
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use rustix::thread::CapabilitySet;
+use serde::Deserialize;
+use tokio::sync::Mutex;
+
+use super::{
+    args::{Network, SandboxArgs},
+    attempt::{self, End},
+    boot::{Boot, Ground, LayerDirs},
+    cgroup::Limited,
+    helper,
+    idmap::IdRanges,
+    jail::{JailSpec, MountApi, SecretFile, UserNamespace},
+    namespace_ops::NamespaceOps,
+    zygote::{StartError, Zygote},
+};
+use crate::{
+    ir::Env,
+    runner::{
+        ArgsSchema, ExecutorInput, ImageSupport, RunnerCapabilities, RunnerError, SnapshotRef, StepContext, StepResult,
+        StepRunner,
+    },
+    store::{IdMap, Store, StoreHandle},
+};
+
+/// Where commands are looked for, unless the step says otherwise.
+const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// Runs each step in namespaces of its own, over an overlay of its image, the source and its parents' layers.
+///
+/// Needs Linux, and neither a daemon nor root. Nothing is opened or started before the first step.
+#[derive(Debug)]
+pub struct SandboxRunner {
+    config: Config,
+    zygote: Mutex<Option<Arc<Zygote>>>,
+    layer_dirs: LayerDirs,
+    warned: AtomicBool,
+}
+
+#[derive(Debug, Clone, Default)]
+struct Config {
+    store: StoreHandle,
+    helper: Option<PathBuf>,
+    host_dirs: Vec<PathBuf>,
+    user_namespace: Option<UserNamespace>,
+    mount_api: Option<MountApi>,
+}
+
+/// Makes a [`SandboxRunner`].
+#[derive(Debug, Clone, Default)]
+pub struct SandboxBuilder {
+    config: Config,
+}
+
+impl SandboxBuilder {
+    /// Keeps layers and snapshots in this store instead of the one at its default place.
+    #[must_use]
+    pub fn store(mut self, store: impl Into<StoreHandle>) -> Self {
+        self.config.store = store.into();
+        self
+    }
+
+    /// Starts this `hm` as the helper, instead of the one that is found.
+    #[must_use]
+    pub fn helper(mut self, program: impl Into<PathBuf>) -> Self {
+        self.config.helper = Some(program.into());
+        self
+    }
+
+    /// Shows a directory of this machine, read-only, to steps on the `host` image.
+    #[must_use]
+    pub fn host_dir(mut self, dir: impl Into<PathBuf>) -> Self {
+        self.config.host_dirs.push(dir.into());
+        self
+    }
+
+    /// Maps ids in this way instead of the best one that this machine allows.
+    #[must_use]
+    pub fn user_namespace(mut self, user_namespace: UserNamespace) -> Self {
+        self.config.user_namespace = Some(user_namespace);
+        self
+    }
+
+    /// Mounts overlays in this way instead of the best one that this kernel has.
+    #[must_use]
+    pub fn mount_api(mut self, mount_api: MountApi) -> Self {
+        self.config.mount_api = Some(mount_api);
+        self
+    }
+
+    /// The runner. Nothing is opened or started yet.
+    #[must_use]
+    pub fn build(self) -> SandboxRunner {
+        SandboxRunner {
+            config: self.config,
+            zygote: Mutex::default(),
+            layer_dirs: LayerDirs::default(),
+            warned: AtomicBool::new(false),
+        }
+    }
+}
+
+impl Default for SandboxRunner {
+    fn default() -> Self {
+        Self::builder().build()
+    }
+}
+
+impl SandboxRunner {
+    /// A runner with settings of its own.
+    #[must_use]
+    pub fn builder() -> SandboxBuilder {
+        SandboxBuilder::default()
+    }
+
+    /// The zygote, started where there is none or it died.
+    async fn zygote(&self, store: &Arc<Store>) -> Result<Arc<Zygote>, StartError> {
+        let mut slot = self.zygote.lock().await;
+        if let Some(zygote) = slot.as_ref().filter(|zygote| zygote.is_alive()) {
+            return Ok(Arc::clone(zygote));
+        }
+        let config = self.config.clone();
+        let started = tokio::task::spawn_blocking(move || start_zygote(&config)).await;
+        let zygote = Arc::new(started.map_err(|error| StartError::Talk(std::io::Error::other(error)))??);
+        if zygote.user_namespace() == UserNamespace::Range {
+            store.set_tree_ops(Arc::new(NamespaceOps::new(Arc::clone(&zygote))));
+        }
+        *slot = Some(Arc::clone(&zygote));
+        Ok(zygote)
+    }
+
+    /// Everything about one step's jail, apart from who runs it.
+    fn spec(
+        &self,
+        zygote: &Zygote,
+        store: &Store,
+        boot: &Boot,
+        limited: &Limited,
+        ctx: &StepContext,
+        input: &ExecutorInput,
+    ) -> Result<JailSpec, RunnerError> {
+        let secret = |(name, value): (&str, &[u8])| -> Result<SecretFile, RunnerError> {
+            if matches!(name, "" | "." | "..") || name.contains('/') {
+                return Err(RunnerError::unsupported(format!("`{name}` can't be the name of a secret's file")));
+            }
+            Ok(SecretFile { name: c_string("a secret's name", name)?, value: value.to_owned() })
+        };
+        Ok(JailSpec {
+            user_namespace: zygote.user_namespace(),
+            mount_api: self.config.mount_api.unwrap_or_else(MountApi::of_this_kernel),
+            mountpoint: c_string("the store's path", store.dir().as_os_str().as_bytes())?,
+            root: boot.root.clone(),
+            overlays: boot.overlays.clone(),
+            binds: boot.binds.clone(),
+            secrets: ctx.secrets.iter().map(secret).collect::<Result<_, _>>()?,
+            cgroups: limited.procs(),
+            watch: limited.watch(),
+            workdir: c_string("the work directory", &*input.workdir)?,
+            argv: vec![c"/bin/sh".into(), c"-c".into(), c_string("the command", &*input.step.cmd)?],
+            env: environment(&input.env)?,
+        })
+    }
+
+    fn limits(&self, args: &SandboxArgs) -> Limited {
+        let (limited, loose) = Limited::new(args);
+        if !loose.is_empty() && !self.warned.swap(true, Ordering::Relaxed) {
+            let loose = loose.join(", ");
+            tracing::warn!(
+                "no control group can be made here: limits on memory and processes are held by looking every 50 ms, \
+                 limits on processors not at all ({loose})"
+            );
+        }
+        limited
+    }
+}
+
+impl StepRunner for SandboxRunner {
+    const NAME: &'static str = "sandbox";
+
+    async fn execute(&self, ctx: &StepContext, input: ExecutorInput) -> Result<StepResult, RunnerError> {
+        let args = arguments(&input)?;
+        let store = self.config.store.get().map_err(|error| RunnerError::infrastructure("open the store", error))?;
+        let zygote = self.zygote(&store).await.map_err(unusable)?;
+        let id_map = match zygote.user_namespace() {
+            UserNamespace::None => IdMap::Root,
+            UserNamespace::Range => IdMap::Range,
+            UserNamespace::Single => IdMap::Single,
+        };
+        let ground = Ground { store: &store, layer_dirs: &self.layer_dirs, host_dirs: &self.config.host_dirs, id_map };
+        let boot = ground.boot(ctx, &input).await?;
+        let limited = self.limits(&args);
+        let spec = self.spec(&zygote, &store, &boot, &limited, ctx, &input)?;
+        let end = attempt::run(&zygote, &spec, args.network == Network::None, ctx, input.step_id).await?;
+        let exit_code = match end {
+            End::Exited { code } => code,
+            End::OutOfMemory => return Err(RunnerError::out_of_memory(args.memory.map_or(0, |memory| memory.bytes))),
+            End::TooManyProcesses => 128 + 9,
+            End::Killed => 128 + 9,
+        };
+        if exit_code != 0
+            && let Some(limit_bytes) = limited.oom_killed()
+        {
+            return Err(RunnerError::out_of_memory(limit_bytes));
+        }
+        if matches!(end, End::Killed) {
+            return Err(RunnerError::infrastructure(
+                "keep the step running",
+                std::io::Error::other("its first process, or the sandbox's helper, was killed from outside"),
+            ));
+        }
+        let committed_snapshot =
+            if exit_code == 0 && input.cache_lookup.commits() { Some(commit(boot, &store).await?) } else { None };
+        Ok(StepResult { exit_code, committed_snapshot, artifacts: Vec::new() })
+    }
+
+    async fn reap_snapshots(&self, snapshots: Vec<SnapshotRef>) {
+        let Some(store) = self.config.store.get_opened() else { return };
+        let removed = tokio::task::spawn_blocking(move || store.remove_snapshots(&snapshots)).await;
+        match removed {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "failed to remove snapshots"),
+            Err(error) => tracing::warn!(%error, "failed to remove snapshots"),
+        }
+    }
+
+    fn capabilities(&self) -> RunnerCapabilities {
+        RunnerCapabilities { layers: true, secrets: true, isolation: true, limits: true, images: ImageSupport::Local }
+    }
+
+    fn args_schema(&self) -> ArgsSchema {
+        ArgsSchema::of::<SandboxArgs>()
+    }
+}
+
+/// The arguments of a step, which binding has checked already.
+fn arguments(input: &ExecutorInput) -> Result<SandboxArgs, RunnerError> {
+    match &input.step.runner_args {
+        None | Some(serde_json::Value::Null) => Ok(SandboxArgs::default()),
+        Some(args) => SandboxArgs::deserialize(args)
+            .map_err(|error| RunnerError::unsupported(format!("wrong runner_args: {error}"))),
+    }
+}
+
+/// What helps once may help again; what this machine does not allow stays so.
+fn unusable(error: StartError) -> RunnerError {
+    match error {
+        StartError::Talk(_) => RunnerError::infrastructure("start the sandbox", error),
+        error => RunnerError::unsupported(format!("failed to start the sandbox: {:#}", anyhow::Error::new(error))),
+    }
+}
+
+/// Merging layers takes long enough to need a thread; a rename does not.
+async fn commit(boot: Boot, store: &Arc<Store>) -> Result<SnapshotRef, RunnerError> {
+    if !boot.merges() {
+        return boot.commit(store);
+    }
+    let store = Arc::clone(store);
+    tokio::task::spawn_blocking(move || boot.commit(&store))
+        .await
+        .map_err(|error| RunnerError::infrastructure("commit the step's layer", error))?
+}
+
+/// Maps ids as the builder says, else in the best way that works.
+fn start_zygote(config: &Config) -> Result<Zygote, StartError> {
+    let helper = helper::locate(config.helper.as_deref())?;
+    let range = || match IdRanges::of_this_user() {
+        Ok(ranges) => Zygote::start(&helper, UserNamespace::Range, Some(&ranges)),
+        Err(reason) => Err(StartError::NoRange(reason)),
+    };
+    match config.user_namespace {
+        Some(UserNamespace::Range) => range(),
+        Some(user_namespace) => Zygote::start(&helper, user_namespace, None),
+        None if may_mount() => Zygote::start(&helper, UserNamespace::None, None),
+        None => match range() {
+            Err(error @ (StartError::NoRange(_) | StartError::MapIds { .. })) => {
+                tracing::debug!(error = &error as &dyn std::error::Error, "steps have a single id");
+                Zygote::start(&helper, UserNamespace::Single, None)
+            }
+            started => started,
+        },
+    }
+}
+
+/// Whether this process is root in earnest, and not just in a container that lets it mount nothing.
+fn may_mount() -> bool {
+    rustix::process::geteuid().is_root()
+        && rustix::thread::capabilities(None)
+            .is_ok_and(|sets| sets.effective.contains(CapabilitySet::SYS_ADMIN | CapabilitySet::MKNOD))
+}
+
+/// The command's variables: the step's own over the defaults.
+fn environment(env: &Env) -> Result<Vec<CString>, RunnerError> {
+    let defaults = [("PATH", PATH), ("HOME", "/root")].into_iter().filter(|(name, _)| !env.contains_key(*name));
+    let own = env.iter().map(|(name, value)| (name.as_str(), value.as_str()));
+    defaults.chain(own).map(|(name, value)| c_string(name, format!("{name}={value}"))).collect()
+}
+
+fn c_string(what: &str, text: impl Into<Vec<u8>>) -> Result<CString, RunnerError> {
+    CString::new(text).map_err(|_| RunnerError::unsupported(format!("{what} has a zero byte in it")))
+}
