@@ -232,10 +232,11 @@ impl Hierarchies {
             }
             // A process can be moved by who may write to the common ancestor.
             let may_move = rustix::fs::access(parent.join("cgroup.procs"), rustix::fs::Access::WRITE_OK).is_ok();
-            if may_move && let Ok(group) = Group::make(parent, Version::V2) {
-                if group.controls(controller) {
-                    return Ok(group);
-                }
+            if may_move
+                && let Ok(group) = Group::make(parent, Version::V2)
+                && group.controls(controller)
+            {
+                return Ok(group);
             }
         }
         Err(none())

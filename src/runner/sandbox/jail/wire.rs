@@ -51,8 +51,11 @@ fn send_with(socket: impl AsFd, message: &[u8], fds: &[BorrowedFd<'_>], flags: S
     sendmsg(socket, &[IoSlice::new(message)], &mut control, flags).map(drop)
 }
 
+/// A message and its descriptors.
+pub(crate) type Message = (Vec<u8>, Vec<OwnedFd>);
+
 /// Receives one message. `None` at the end of the stream.
-pub(crate) fn receive(socket: impl AsFd, flags: RecvFlags) -> Result<Option<(Vec<u8>, Vec<OwnedFd>)>, Errno> {
+pub(crate) fn receive(socket: impl AsFd, flags: RecvFlags) -> Result<Option<Message>, Errno> {
     let mut message = [0; MAX_MESSAGE_BYTES];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
