@@ -81,3 +81,30 @@ pub fn create(dir: RunDir, mut meta: RunMeta, secrets: &Secrets) -> io::Result<(
     let events = EventStream::new(shared.clone());
     Ok((EventWriter::new(shared.clone(), end), EventBus::new(shared), events))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::event::{BuildRef, PlanSummary};
+
+    #[test]
+    fn a_temporary_directory_goes_with_the_last_of_writer_buses_and_readers() {
+        let meta = RunMeta {
+            build: BuildRef { run_id: uuid::Uuid::nil(), number: None, org: None, pipeline: "ci".into() },
+            plan: PlanSummary { step_count: 0, chain_count: 0, default_runner: "noop".into() },
+            started_at: chrono::Utc::now(),
+            steps: vec![],
+            runners: vec![],
+        };
+        let (writer, bus, events) = create(RunDir::Temporary, meta, &Secrets::new()).unwrap();
+        let dir: Box<Path> = events.dir().into();
+        assert!(dir.join("journal").is_file());
+        drop(events);
+        drop(writer);
+        assert!(dir.join("journal").is_file());
+        drop(bus);
+        assert!(!dir.exists());
+    }
+}

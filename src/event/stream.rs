@@ -51,6 +51,13 @@ impl EventStream {
     }
 }
 
+#[cfg(test)]
+impl EventStream {
+    pub(super) fn dir(&self) -> &std::path::Path {
+        self.shared.files.dir()
+    }
+}
+
 impl Stream for EventStream {
     type Item = BuildEvent;
 

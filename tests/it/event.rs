@@ -1,14 +1,18 @@
 //! Events from the writer's and the runners' ends to the readers', on virtual input.
 
-use std::{path::Path, sync::Arc, time::Duration};
+mod compat;
+mod journal;
+mod masking;
+
+use std::{fs, path::Path, time::Duration};
 
 use chrono::DateTime;
 use futures_util::{FutureExt, StreamExt};
 use hm_exec::{
     BuildEvent, BuildRef, BuildStatus, EventStream, StepStatus,
     event::{
-        self, EventBus, EventWriter, JournalError, MAX_LINE_BYTES, PlanSummary, RunDir, RunMeta, StateEvent, StdStream,
-        StepMeta, step_id,
+        self, EventBus, EventWriter, MAX_LINE_BYTES, PlanSummary, RunDir, RunMeta, StateEvent, StdStream, StepMeta,
+        step_id,
     },
     plan::StepIndex,
     runner::Secrets,
@@ -43,6 +47,10 @@ fn id(step: u32) -> Uuid {
 
 fn create(steps: u32) -> (EventWriter, EventBus, EventStream) {
     event::create(RunDir::Temporary, meta(steps), &Secrets::new()).unwrap()
+}
+
+fn create_in(dir: &Path, steps: u32) -> (EventWriter, EventBus, EventStream) {
+    event::create(RunDir::Kept(dir.into()), meta(steps), &Secrets::new()).unwrap()
 }
 
 fn start(writer: &mut EventWriter, step: u32) {
@@ -92,7 +100,7 @@ fn replay(dir: &Path) -> Vec<BuildEvent> {
 #[tokio::test]
 async fn a_build_is_told_from_its_start_to_its_end_to_every_reader_alike() {
     let dir = tempfile::tempdir().unwrap();
-    let (mut writer, bus, early) = event::create(RunDir::Kept(dir.path().into()), meta(2), &Secrets::new()).unwrap();
+    let (mut writer, bus, early) = create_in(dir.path(), 2);
     start(&mut writer, 0);
     bus.output(id(0), StdStream::Stdout, b"one\r\ntw").await;
     bus.output(id(0), StdStream::Stderr, b"oops").await;
@@ -285,4 +293,81 @@ async fn a_line_over_the_limit_comes_in_parts() {
     };
     let parts: Vec<_> = events.filter_map(async |event| parts(event)).collect().await;
     assert_eq!(parts, [(MAX_LINE_BYTES, true), (MAX_LINE_BYTES, true), (10, false), (4, false)]);
+}
+
+#[tokio::test]
+async fn a_reader_far_behind_lets_others_on_its_thread_run() {
+    let (mut writer, _bus, mut events) = create(10_000);
+    for step in 0..10_000 {
+        start(&mut writer, step);
+        end(&mut writer, step);
+    }
+    end_build(writer);
+    let mut turns = 0;
+    let others = async {
+        loop {
+            turns += 1;
+            tokio::task::yield_now().await;
+        }
+    };
+    let reader = async { while events.next().await.is_some() {} };
+    tokio::select! { biased; () = reader => {} () = others => {} }
+    assert!(turns > 100, "{turns}");
+}
+
+#[tokio::test]
+async fn output_that_cannot_be_written_wakes_the_dispatcher_with_an_error_and_states_are_still_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut writer, bus, mut events) = create_in(dir.path(), 1);
+    start(&mut writer, 0);
+    writer.flush().unwrap();
+    fs::remove_dir(dir.path().join("logs")).unwrap();
+    bus.output(id(0), StdStream::Stdout, b"lost").await;
+    writer.dirty().await;
+    let error = writer.flush().unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::NotFound);
+    assert!(error.to_string().contains("logs/0-1.log"), "{error}");
+    writer.emit(9, StateEvent::BuildEnd { status: BuildStatus::Infrastructure, duration_ms: 9 });
+    assert!(writer.flush().is_err());
+    let mut seen = Vec::new();
+    while let Some(event) = events.next().await {
+        seen.push(event);
+    }
+    assert_eq!(kinds(&seen)[3..], ["step_start", "build_end"]);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn any_chunks_of_any_bytes_are_kept_as_they_are_and_shown_as_their_lines(
+        chunks in prop::collection::vec((any::<bool>(), prop::collection::vec(
+            prop_oneof![4 => Just(b'\n'), 2 => Just(b'\r'), 10 => any::<u8>()], 0..60)), 0..20),
+    ) {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut writer, bus, _events) = create_in(dir.path(), 1);
+        start(&mut writer, 0);
+        for (is_stderr, chunk) in &chunks {
+            let stream = if *is_stderr { StdStream::Stderr } else { StdStream::Stdout };
+            bus.output(id(0), stream, chunk).now_or_never().unwrap();
+        }
+        end(&mut writer, 0);
+        end_build(writer);
+        let written: Vec<u8> = chunks.iter().flat_map(|(_, chunk)| chunk).copied().collect();
+        prop_assert_eq!(fs::read(dir.path().join("logs/0-1.log")).unwrap_or_default(), written);
+        let events = replay(dir.path());
+        for (is_stderr, stream) in [(false, StdStream::Stdout), (true, StdStream::Stderr)] {
+            let of_stream = chunks.iter().filter(|(of, _)| *of == is_stderr);
+            let bytes: Vec<u8> = of_stream.flat_map(|(_, chunk)| chunk).copied().collect();
+            let mut expected: Vec<String> = bytes
+                .split(|&byte| byte == b'\n')
+                .map(|line| String::from_utf8_lossy(line.strip_suffix(b"\r").unwrap_or(line)).into_owned())
+                .collect();
+            // What follows the last line end is no line where it is empty, and keeps its carriage return.
+            let last = bytes.rsplit(|&byte| byte == b'\n').next().unwrap_or_default();
+            expected.pop();
+            expected.extend((!last.is_empty()).then(|| String::from_utf8_lossy(last).into_owned()));
+            prop_assert_eq!(lines(&events, 0, stream), expected);
+        }
+    }
 }

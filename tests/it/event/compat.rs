@@ -1,0 +1,120 @@
+//! Events as JSON against the ecosystem's own types.
+
+use hm_exec::{
+    BuildEvent, BuildRef, BuildStatus, StepStatus,
+    event::{EVENT_SCHEMA_VERSION, PlanSummary, StdStream},
+};
+use hm_plugin_protocol::BuildEvent as Theirs;
+use serde_json::Value;
+
+use super::{RUN, id, meta};
+
+/// One of every variant that the ecosystem has, with all that is optional set.
+fn shared() -> Vec<BuildEvent> {
+    let ts = meta(0).started_at;
+    vec![
+        BuildEvent::BuildStart {
+            seq: 1,
+            schema_version: EVENT_SCHEMA_VERSION,
+            run_id: RUN,
+            plan: PlanSummary { step_count: 3, chain_count: 2, default_runner: "sandbox".into() },
+            started_at: ts,
+        },
+        BuildEvent::BuildAccepted {
+            seq: 2,
+            build: BuildRef { run_id: RUN, number: Some(42), org: Some("acme".into()), pipeline: "ci".into() },
+            watch_url: Some("https://example.org/42".into()),
+        },
+        BuildEvent::StepQueued {
+            seq: 3,
+            step_id: id(0),
+            key: "test".into(),
+            chain_idx: 1,
+            parent_key: Some("build".into()),
+            display_name: "Test".into(),
+        },
+        BuildEvent::StepStart {
+            seq: 4,
+            step_id: id(0),
+            runner: "sandbox".into(),
+            image: Some("host".into()),
+            attempt: 2,
+        },
+        BuildEvent::StepLog {
+            seq: 5,
+            step_id: id(0),
+            stream: StdStream::Stderr,
+            line: "ä \u{fffd}".into(),
+            ts,
+            attempt: 2,
+            partial: true,
+        },
+        BuildEvent::StepCacheHit { seq: 6, step_id: id(0), key: "test".into(), tag: "hm1:abc".into() },
+        BuildEvent::StepEnd {
+            seq: 7,
+            step_id: id(0),
+            exit_code: 1,
+            duration_ms: 12,
+            snapshot: Some("hm1:abc".into()),
+            status: StepStatus::Failed,
+            attempt: 2,
+            message: Some("no".into()),
+        },
+        BuildEvent::ChainFailed {
+            seq: 8,
+            chain_idx: 1,
+            failed_step_id: id(0),
+            failed_step_key: "test".into(),
+            exit_code: 1,
+            message: "no".into(),
+            ts,
+        },
+        BuildEvent::BuildEnd { seq: 9, exit_code: 1, duration_ms: 99, status: BuildStatus::Failed },
+    ]
+}
+
+#[test]
+fn the_ecosystem_reads_our_events_and_loses_only_what_we_added() {
+    let added = ["seq", "schema_version", "attempt", "partial", "status", "message"];
+    for event in shared() {
+        let ours = serde_json::to_value(&event).unwrap();
+        let theirs = serde_json::to_value(serde_json::from_value::<Theirs>(ours.clone()).unwrap()).unwrap();
+        for (name, value) in ours.as_object().unwrap() {
+            match theirs.get(name) {
+                Some(known) => assert_eq!(known, value, "{name} of {ours}"),
+                None => assert!(added.contains(&name.as_str()), "{name} of {ours}"),
+            }
+        }
+        assert!(theirs.as_object().unwrap().keys().all(|name| ours.get(name).is_some()));
+    }
+}
+
+#[test]
+fn we_read_the_ecosystems_events_and_put_defaults_for_what_we_added() {
+    for event in shared() {
+        let theirs: Theirs = serde_json::from_value(serde_json::to_value(&event).unwrap()).unwrap();
+        let theirs = serde_json::to_value(theirs).unwrap();
+        let ours: BuildEvent = serde_json::from_value(theirs.clone()).unwrap();
+        assert_eq!(ours.seq(), 0);
+        let ours = serde_json::to_value(ours).unwrap();
+        for (name, value) in theirs.as_object().unwrap() {
+            assert_eq!(&ours[name], value, "{name} of {theirs}");
+        }
+        for (name, default) in [("attempt", Value::from(1)), ("status", "failed".into()), ("schema_version", 0.into())]
+        {
+            assert!(ours.get(name).is_none_or(|value| *value == default), "{name} of {ours}");
+        }
+    }
+}
+
+#[test]
+fn our_events_come_back_from_json_as_they_were() {
+    let own = [
+        BuildEvent::StepRetry { seq: 1, step_id: id(1), attempt: 3, backoff_ms: 250, message: "lost".into() },
+        BuildEvent::StepLogLost { seq: 2, step_id: id(1), attempt: 3, message: "gone".into() },
+    ];
+    for event in shared().into_iter().chain(own) {
+        let json = serde_json::to_string(&event).unwrap();
+        assert_eq!(serde_json::from_str::<BuildEvent>(&json).unwrap(), event, "{json}");
+    }
+}

@@ -1,0 +1,256 @@
+//! Journals of runs that are over: old ones, damaged ones, hostile ones.
+
+use std::{fs, os::unix::fs::PermissionsExt, path::Path};
+
+use hm_exec::{
+    BuildEvent,
+    event::{self, JournalError, StateEvent, StdStream},
+    plan::StepIndex,
+    runner::Secrets,
+};
+use proptest::prelude::*;
+use tempfile::TempDir;
+
+use super::{create_in, end, end_build, id, kinds, lines, meta, replay, start};
+
+/// A run with one of every kind of record, the same bytes every time.
+async fn record(dir: &Path) {
+    let (mut writer, bus, _events) = create_in(dir, 3);
+    start(&mut writer, 0);
+    bus.output(id(0), StdStream::Stdout, b"compiling\r\n\xc3").await;
+    tokio::time::advance(std::time::Duration::from_millis(7)).await;
+    bus.output(id(0), StdStream::Stderr, b"warning: \xff\n").await;
+    bus.output(id(0), StdStream::Stdout, b"\xa4 is split").await;
+    let message = "failed to mount: no such device".into();
+    writer.emit(8, StateEvent::StepRetry { step: StepIndex(0), attempt: 1, backoff_ms: 250, message });
+    writer.flush().unwrap();
+    writer.emit(258, StateEvent::StepStart { step: StepIndex(0), attempt: 2 });
+    bus.for_attempt(2).output(id(0), StdStream::Stdout, b"no newline at the end").await;
+    end(&mut writer, 0);
+    writer.emit(260, StateEvent::StepCacheHit { step: StepIndex(1), tag: "hm1:abc".into() });
+    end(&mut writer, 1);
+    writer.emit(261, StateEvent::ChainFailed { step: StepIndex(2), exit_code: 1, message: "nothing works".into() });
+    end(&mut writer, 2);
+    end_build(writer);
+}
+
+/// A journal, its logs, and the events that it stands for, as some version wrote them.
+fn fixture() -> std::path::PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/journal/v1")
+}
+
+fn json_lines(events: &[BuildEvent]) -> String {
+    events.iter().map(|event| serde_json::to_string(event).unwrap() + "\n").collect()
+}
+
+/// Set `HM_UPDATE_FIXTURES` to make the fixture anew, and only for a new version of the format.
+#[tokio::test(start_paused = true)]
+async fn the_writer_still_writes_version_1_byte_for_byte() {
+    let scratch = TempDir::new().unwrap();
+    let dir = scratch.path().join("run");
+    record(&dir).await;
+    let update = std::env::var_os("HM_UPDATE_FIXTURES").is_some();
+    for name in ["journal", "logs/0-1.log", "logs/0-2.log"] {
+        let written = fs::read(dir.join(name)).unwrap();
+        let kept = fixture().join(name);
+        if update {
+            fs::create_dir_all(kept.parent().unwrap()).unwrap();
+            fs::write(&kept, &written).unwrap();
+        }
+        assert_eq!(written, fs::read(kept).unwrap(), "{name}");
+    }
+    if update {
+        fs::write(fixture().join("events.jsonl"), json_lines(&replay(&dir))).unwrap();
+    }
+}
+
+#[test]
+fn a_journal_of_version_1_gives_the_events_it_always_gave() {
+    let events = replay(&fixture());
+    assert_eq!(json_lines(&events), fs::read_to_string(fixture().join("events.jsonl")).unwrap());
+    assert_eq!(lines(&events, 0, StdStream::Stdout), ["compiling", "ä is split", "no newline at the end"]);
+    assert_eq!(lines(&events, 0, StdStream::Stderr), ["warning: \u{fffd}"]);
+}
+
+#[test]
+fn durations_are_those_of_passed_steps() {
+    let durations = event::durations(fixture()).unwrap();
+    let expected = [("step-0", 5), ("step-1", 6), ("step-2", 7)];
+    let durations: Vec<_> = durations.iter().map(|(key, duration)| (&**key, duration.as_millis())).collect();
+    assert_eq!(durations, expected);
+}
+
+#[test]
+fn only_the_owner_may_see_a_kept_run_and_no_run_takes_the_place_of_another() {
+    let scratch = TempDir::new().unwrap();
+    let dir = scratch.path().join("runs/1");
+    let (mut writer, bus, _events) = create_in(&dir, 1);
+    start(&mut writer, 0);
+    futures_util::FutureExt::now_or_never(bus.output(id(0), StdStream::Stdout, b"x")).unwrap();
+    let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o7777;
+    assert_eq!(mode(&dir), 0o700);
+    assert_eq!(mode(&dir.join("logs")), 0o700);
+    assert_eq!(mode(&dir.join("journal")), 0o600);
+    assert_eq!(mode(&dir.join("logs/0-1.log")), 0o600);
+    let again = event::create(event::RunDir::Kept(dir), meta(1), &Secrets::new());
+    assert_eq!(again.unwrap_err().kind(), std::io::ErrorKind::AlreadyExists);
+}
+
+/// The fixture with another journal.
+fn with_journal(journal: &[u8]) -> TempDir {
+    let dir = TempDir::new().unwrap();
+    fs::create_dir(dir.path().join("logs")).unwrap();
+    for log in ["logs/0-1.log", "logs/0-2.log"] {
+        fs::copy(fixture().join(log), dir.path().join(log)).unwrap();
+    }
+    fs::write(dir.path().join("journal"), journal).unwrap();
+    dir
+}
+
+/// The events up to the first error, and that.
+fn read(dir: &Path) -> (Vec<BuildEvent>, Option<JournalError>) {
+    let mut events = Vec::new();
+    let reader = match event::open(dir) {
+        Ok(reader) => reader,
+        Err(error) => return (events, Some(error)),
+    };
+    for event in reader {
+        match event {
+            Ok(event) => events.push(event),
+            Err(error) => return (events, Some(error)),
+        }
+    }
+    (events, None)
+}
+
+#[test]
+fn any_beginning_of_a_journal_gives_whole_events_and_tells_a_torn_record() {
+    let journal = fs::read(fixture().join("journal")).unwrap();
+    let whole = replay(&fixture());
+    let dir = with_journal(&journal);
+    let mut clean_ends = 0;
+    for len in (0..journal.len()).rev() {
+        fs::OpenOptions::new().write(true).open(dir.path().join("journal")).unwrap().set_len(len as u64).unwrap();
+        let (events, error) = read(dir.path());
+        let same = events.iter().zip(&whole).take_while(|(event, whole)| event == whole).count();
+        match error {
+            None => {
+                clean_ends += 1;
+                // Lines that had begun are shown, whatever would have become of them.
+                assert!(kinds(&events[same..]).iter().all(|kind| kind == "step_log"), "{len}: {events:?}");
+                assert!(!event::open(dir.path()).unwrap().is_complete());
+            }
+            Some(JournalError::Truncated { .. } | JournalError::NotAJournal { .. }) => assert_eq!(same, events.len()),
+            Some(error) => panic!("{len}: {error:?}"),
+        }
+    }
+    assert_eq!(clean_ends, 13, "one behind the header and one behind each of 13 records but the last");
+}
+
+#[test]
+fn a_record_of_a_newer_version_is_kept_as_an_unknown_event() {
+    let mut journal = fs::read(fixture().join("journal")).unwrap();
+    let payload = [99, 1, 2, 3];
+    let first_record = 20 + u32::from_le_bytes(journal[12..16].try_into().unwrap()) as usize;
+    journal.splice(first_record..first_record, frame(&payload));
+    let (events, error) = read(with_journal(&journal).path());
+    assert!(error.is_none());
+    let whole = replay(&fixture());
+    assert_eq!(events.len(), whole.len() + 1);
+    assert_eq!(
+        serde_json::to_value(&events[5]).unwrap(),
+        serde_json::json!({"kind": "unknown_record", "record": 99, "seq": 5})
+    );
+    assert_eq!(kinds(&events[6..]), kinds(&whole[5..]));
+    assert!(events.iter().map(BuildEvent::seq).eq(0..events.len() as u64));
+}
+
+#[test]
+fn a_journal_of_a_newer_format_is_refused_with_both_versions() {
+    let mut journal = fs::read(fixture().join("journal")).unwrap();
+    journal[8] = 2;
+    let (_, error) = read(with_journal(&journal).path());
+    assert!(matches!(error, Some(JournalError::UnsupportedVersion { found: 2, supported: 1 })), "{error:?}");
+}
+
+#[test]
+fn a_log_that_is_gone_or_cut_off_is_said_once_and_the_rest_is_shown() {
+    let journal = fs::read(fixture().join("journal")).unwrap();
+    let dir = with_journal(&journal);
+    fs::remove_file(dir.path().join("logs/0-1.log")).unwrap();
+    let cut = dir.path().join("logs/0-2.log");
+    fs::OpenOptions::new().write(true).open(cut).unwrap().set_len(5).unwrap();
+    let (events, error) = read(dir.path());
+    assert!(error.is_none());
+    let expected = [
+        "step_start",
+        "step_log_lost",
+        "step_retry",
+        "step_start",
+        "step_log_lost",
+        "step_log",
+        "step_end",
+        "step_cache_hit",
+        "step_end",
+        "chain_failed",
+        "step_end",
+        "build_end",
+    ];
+    assert_eq!(kinds(&events[5..]), expected);
+    assert_eq!(lines(&events, 0, StdStream::Stdout), ["no ne"]);
+}
+
+fn frame(payload: &[u8]) -> Vec<u8> {
+    let len = u32::try_from(payload.len()).unwrap();
+    [&len.to_le_bytes()[..], &crc32fast::hash(payload).to_le_bytes(), payload].concat()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn a_damaged_byte_is_told_and_what_comes_before_it_is_shown(at: prop::sample::Index, flip in 1u8..) {
+        let mut journal = fs::read(fixture().join("journal")).unwrap();
+        let at = at.index(journal.len());
+        journal[at] ^= flip;
+        let (events, error) = read(with_journal(&journal).path());
+        prop_assert!(error.is_some());
+        prop_assert_eq!(&events[..], &replay(&fixture())[..events.len()]);
+    }
+
+    /// Right checksums, wrong contents.
+    #[test]
+    fn hostile_records_give_events_or_a_typed_error(
+        payloads in prop::collection::vec((0u8..9, prop::collection::vec(any::<u8>(), 0..40)), 0..20),
+    ) {
+        let mut journal = fs::read(fixture().join("journal")).unwrap();
+        journal.truncate(20 + u32::from_le_bytes(journal[12..16].try_into().unwrap()) as usize);
+        for (kind, rest) in payloads {
+            journal.extend(frame(&[&[kind], &rest[..]].concat()));
+        }
+        let dir = with_journal(&journal);
+        let (events, _) = read(dir.path());
+        prop_assert!(events.iter().map(BuildEvent::seq).eq(0..events.len() as u64));
+        let _ = event::durations(dir.path());
+    }
+
+    #[test]
+    fn a_hostile_header_gives_a_typed_error(header in prop::collection::vec(any::<u8>(), 0..200)) {
+        let journal = fs::read(fixture().join("journal")).unwrap();
+        let journal = [&journal[..12], &frame(&header)].concat();
+        let (events, error) = read(with_journal(&journal).path());
+        prop_assert!(error.is_some() && events.is_empty());
+    }
+
+    #[test]
+    fn a_hostile_length_takes_no_memory(len: u32, crc: u32, rest in prop::collection::vec(any::<u8>(), 0..50)) {
+        let whole = fs::read(fixture().join("journal")).unwrap();
+        let header_end = 20 + u32::from_le_bytes(whole[12..16].try_into().unwrap()) as usize;
+        for before in [12, header_end] {
+            let journal = [&whole[..before], &len.to_le_bytes(), &crc.to_le_bytes(), &rest].concat();
+            let (_, error) = read(with_journal(&journal).path());
+            let is_typed = matches!(error, Some(JournalError::Truncated { .. } | JournalError::Corrupt { .. }));
+            prop_assert!(is_typed, "{:?}", error);
+        }
+    }
+}
