@@ -18,6 +18,7 @@ use chrono::{DateTime, Utc};
 use futures_util::{FutureExt, StreamExt, future::join_all, stream::FuturesUnordered};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
 
 use super::{
     critical_path::priorities,
@@ -107,17 +108,16 @@ pub(crate) async fn run<R: RunnerSet>(build: Build<R>) -> BuildOutcome {
             }
             interrupt(&context, progress.stopping());
             while let Some(start) = progress.start_next(now) {
-                let bound = &plan.steps[start.step.get()];
-                attempts.push(executor::execute(
-                    &*runners,
-                    Attempt {
-                        start,
-                        runner: bound.runner,
-                        timeout: bound.timeout,
-                        context: context.for_attempt(start.attempt, bound.timeout.is_some()),
-                        input: progress.input(start.step),
-                    },
-                ));
+                let bound = plan.step(start.step);
+                let attempt = Attempt {
+                    start,
+                    runner: bound.runner,
+                    timeout: bound.timeout,
+                    context: context.for_attempt(start.attempt, bound.timeout.is_some()),
+                };
+                let (key, runner) = (&*bound.step.key, &*plan.runner(start.step).name);
+                let span = tracing::info_span!("step", key, runner, attempt = start.attempt);
+                attempts.push(executor::execute(&*runners, attempt, progress.input(start.step)).instrument(span));
             }
             if taken == TURN {
                 break;

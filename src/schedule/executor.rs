@@ -31,7 +31,6 @@ pub(super) struct Attempt {
     pub(super) runner: RunnerIndex,
     pub(super) timeout: Option<Duration>,
     pub(super) context: StepContext,
-    pub(super) input: ExecutorInput,
 }
 
 /// How an attempt ended.
@@ -49,17 +48,22 @@ type Caught = Result<Result<StepResult, RunnerError>, Box<dyn Any + Send>>;
 ///
 /// # Cancel safety
 /// Dropping the future drops the runner's, which ends the command at once.
-pub(super) async fn execute<R: RunnerSet>(runners: &R, attempt: Attempt) -> Report {
-    let Attempt { start, runner, timeout, context, input } = attempt;
-    let dispatch = AssertUnwindSafe(async { runners.dispatch(runner, &context, input).await });
-    let mut running = pin!(dispatch.catch_unwind());
-    // Most of what waiting needs is big and is needed by those alone that wait: they get a box for it.
-    let ended = match poll_fn(|cx| Poll::Ready(running.as_mut().poll(cx))).await {
-        Poll::Ready(caught) => Some(caught),
-        Poll::Pending => Box::pin(supervise(running, &context, timeout)).await,
-    };
-    let (end, snapshot, message) = classify(ended, &context, timeout);
-    Report { start, end, snapshot, message }
+#[expect(clippy::manual_async_fn, reason = "an `async fn` would keep its arguments twice")]
+pub(super) fn execute<R: RunnerSet>(
+    runners: &R,
+    attempt: Attempt,
+    input: ExecutorInput,
+) -> impl Future<Output = Report> + Send {
+    async move {
+        let dispatch = runners.dispatch(attempt.runner, &attempt.context, input);
+        let mut running = pin!(AssertUnwindSafe(dispatch).catch_unwind());
+        let ended = match poll_fn(|cx| Poll::Ready(running.as_mut().poll(cx))).await {
+            Poll::Ready(caught) => Some(caught),
+            // What only waiting needs is big: it has a box of its own.
+            Poll::Pending => Box::pin(supervise(running, &attempt.context, attempt.timeout)).await,
+        };
+        report(&attempt, ended)
+    }
 }
 
 /// Waits for the runner; tells it to stop where its time is up; gives up on it where it doesn't.
@@ -83,11 +87,9 @@ async fn supervise(
     tokio::time::timeout(context.grace.saturating_add(LINGER), running).await.ok()
 }
 
-fn classify(
-    ended: Option<Caught>,
-    context: &StepContext,
-    timeout: Option<Duration>,
-) -> (AttemptEnd, Option<SnapshotRef>, Option<Arc<str>>) {
+/// Says how an attempt ended. `ended` is `None` where the runner had to be given up on.
+fn report(attempt: &Attempt, ended: Option<Caught>) -> Report {
+    let Attempt { start, timeout, context, .. } = attempt;
     let interrupted = || match (context.cancel_reason(), timeout) {
         (CancelReason::Cancelled, _) => (AttemptEnd::Canceled, None),
         (CancelReason::TimedOut, Some(timeout)) if context.interrupted_alone() => {
@@ -96,7 +98,10 @@ fn classify(
         (CancelReason::TimedOut, _) => (AttemptEnd::TimedOut, Some("the build's time limit was reached".to_owned())),
     };
     let (end, message) = match ended {
-        Some(Ok(Ok(result))) => return (AttemptEnd::Exited(result.exit_code), result.committed_snapshot, None),
+        Some(Ok(Ok(StepResult { exit_code, committed_snapshot, .. }))) => {
+            let end = AttemptEnd::Exited(exit_code);
+            return Report { start: *start, end, snapshot: committed_snapshot, message: None };
+        }
         Some(Ok(Err(error))) => match error.kind() {
             RunnerErrorKind::TimedOut | RunnerErrorKind::Cancelled if context.cancel.is_cancelled() => interrupted(),
             RunnerErrorKind::TimedOut => (AttemptEnd::TimedOut, Some(error.to_line())),
@@ -120,7 +125,7 @@ fn classify(
             (end, Some(format!("{why}, and the runner, which did not return within {patience:?}, was dropped")))
         }
     };
-    (end, None, message.map(Arc::from))
+    Report { start: *start, end, snapshot: None, message: message.map(Arc::from) }
 }
 
 fn panic_message(panic: &(dyn Any + Send)) -> &str {
@@ -129,4 +134,78 @@ fn panic_message(panic: &(dyn Any + Send)) -> &str {
         .copied()
         .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
         .unwrap_or("no message")
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio_util::sync::CancellationToken;
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::{
+        Plan, RunnerSet, StepResult,
+        event::{self, BuildRef, PlanSummary, RunDir, RunMeta},
+        plan::StepIndex,
+        runner::{ArchiveId, CacheDecision, Secrets, StepRunner},
+        store::Archives,
+    };
+
+    #[derive(Debug)]
+    struct Noop;
+
+    impl StepRunner for Noop {
+        const NAME: &'static str = "noop";
+
+        async fn execute(&self, _: &StepContext, _: ExecutorInput) -> Result<StepResult, RunnerError> {
+            Ok(StepResult { exit_code: 0, committed_snapshot: None, artifacts: vec![] })
+        }
+    }
+
+    #[derive(Debug, RunnerSet)]
+    struct Runners {
+        #[runner(default)]
+        noop: Noop,
+    }
+
+    fn attempt() -> (Attempt, ExecutorInput) {
+        let json = r#"{"version":"0","graph":{"nodes":[{"step":{"key":"a","cmd":"true"},"env":{}}],"node_holes":[],
+            "edge_property":"directed","edges":[]}}"#;
+        let node = Plan::parse(json).unwrap().pipeline().nodes[0].clone();
+        let meta = RunMeta {
+            build: BuildRef { run_id: Uuid::nil(), number: None, org: None, pipeline: "p".into() },
+            plan: PlanSummary { step_count: 0, chain_count: 0, default_runner: "noop".into() },
+            started_at: chrono::DateTime::UNIX_EPOCH,
+            steps: vec![],
+            runners: vec![],
+        };
+        let (_, bus, _) = event::create(RunDir::Temporary, meta, &Secrets::new()).unwrap();
+        let archives = Arc::new(Archives::new(ArchiveId(Uuid::nil()), "/"));
+        let attempt = Attempt {
+            start: Start { step: StepIndex(0), attempt: 1 },
+            runner: RunnerIndex(0),
+            timeout: None,
+            context: StepContext::new(bus, archives, Arc::default(), CancellationToken::new()),
+        };
+        let input = ExecutorInput {
+            step: node.step,
+            workspace_archive_id: ArchiveId(Uuid::nil()),
+            env: node.env,
+            workdir: "/workspace".into(),
+            run_id: Uuid::nil(),
+            step_id: Uuid::nil(),
+            cache_lookup: CacheDecision::MissNoCommit,
+            parent_snapshot: None,
+        };
+        (attempt, input)
+    }
+
+    #[test]
+    fn the_future_of_an_attempt_stays_small() {
+        let (attempt, input) = attempt();
+        let runners = Runners { noop: Noop };
+        let dispatch = size_of_val(&runners.dispatch(attempt.runner, &attempt.context, input.clone()));
+        let own = size_of_val(&execute(&runners, attempt, input)) - dispatch;
+        let kept = size_of::<Attempt>() + size_of::<ExecutorInput>();
+        assert!(own <= kept + 96, "{own} bytes beside the runner's {dispatch}, and {kept} would do");
+    }
 }

@@ -3,7 +3,7 @@
 use std::{fs, num::NonZeroUsize, time::Duration};
 
 use hm_exec::{
-    BackendError, BuildEvent, BuildOutcome, BuildStatus, Engine, ExecutionBackend, Plan, StepStatus,
+    BackendError, BuildEvent, BuildOutcome, BuildStatus, Engine, ExecutionBackend, Plan,
     StepStatus::{Canceled, Failed, Infrastructure, OutOfMemory, Passed, Skipped, TimedOut},
     runner::{Pool, Probe, RunnerRegistry, RunnerSet},
 };
@@ -11,12 +11,8 @@ use tokio::time::Instant;
 
 use crate::{
     pipelines::Graph,
-    scripted::{Act, PASS, Runners, Scripted, request, run},
+    scripted::{Act, PASS, Runners, Scripted, json_lines, request, run, statuses},
 };
-
-fn statuses(outcome: &BuildOutcome) -> Vec<StepStatus> {
-    outcome.steps.iter().map(|step| step.status).collect()
-}
 
 /// `(key, exit code, attempt, message)` of each `step_end`, in the order of the events.
 fn step_ends<'a>(events: &'a [BuildEvent], outcome: &'a BuildOutcome) -> Vec<(&'a str, i32, u32, &'a str)> {
@@ -32,10 +28,6 @@ fn step_ends<'a>(events: &'a [BuildEvent], outcome: &'a BuildOutcome) -> Vec<(&'
 
 fn kinds(events: &[BuildEvent]) -> Vec<String> {
     events.iter().map(|event| serde_json::to_value(event).unwrap()["kind"].as_str().unwrap().to_owned()).collect()
-}
-
-fn json_lines(events: &[BuildEvent]) -> String {
-    events.iter().map(|event| serde_json::to_string(event).unwrap() + "\n").collect()
 }
 
 fn graph(len: usize, edges: &[(usize, usize, bool)]) -> Graph {

@@ -6,6 +6,8 @@ mod attempt;
 mod bind;
 mod compose;
 mod engine;
+mod engine_random;
+mod engine_scale;
 mod event;
 mod executor_input;
 mod ir;

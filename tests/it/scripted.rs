@@ -10,7 +10,7 @@ use std::{
 use anyhow::anyhow;
 use hm_exec::{
     BackendError, BuildEvent, BuildOutcome, Engine, EngineBuilder, ExecutorInput, Plan, RunRequest, RunnerSet,
-    SnapshotRef, StepResult,
+    SnapshotRef, StepResult, StepStatus,
     event::StdStream,
     runner::{Pool, Probe, RunnerError, StepContext, StepRunner},
 };
@@ -216,4 +216,12 @@ pub(crate) async fn run<R: RunnerSet>(
         seen.push(event);
     }
     Ok((seen, control.wait().await?))
+}
+
+pub(crate) fn statuses(outcome: &BuildOutcome) -> Vec<StepStatus> {
+    outcome.steps.iter().map(|step| step.status).collect()
+}
+
+pub(crate) fn json_lines(events: &[BuildEvent]) -> String {
+    events.iter().map(|event| serde_json::to_string(event).unwrap() + "\n").collect()
 }
