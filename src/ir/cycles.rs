@@ -108,3 +108,60 @@ fn shortest_cycle(children: &Csr<u32>, component_of: &[u32], group: &[u32], came
     }
     reached
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::{collection, prelude::*};
+
+    use super::*;
+
+    fn children(len: usize, edges: &[(usize, usize)]) -> Csr<u32> {
+        Csr::new(len, edges.iter().map(|&(from, to)| (from, to as u32)))
+    }
+
+    #[test]
+    fn each_knot_gives_one_cycle_from_its_first_step() {
+        assert_eq!(find(&children(3, &[(0, 1), (1, 2), (0, 2)])), Vec::<Vec<u32>>::new());
+        assert_eq!(find(&children(6, &[(4, 3), (3, 4), (0, 3), (5, 1), (1, 5), (4, 5)])), [[1, 5], [3, 4]]);
+        assert_eq!(find(&children(4, &[(0, 1), (1, 2), (2, 3), (3, 0), (1, 0)])), [[0, 1]]);
+    }
+
+    /// For each pair of steps whether the second can be reached from the first: Warshall's algorithm.
+    fn reachability(len: usize, edges: &[(usize, usize)]) -> Vec<Vec<bool>> {
+        let mut reaches = vec![vec![false; len]; len];
+        edges.iter().for_each(|&(from, to)| reaches[from][to] = true);
+        for via in 0..len {
+            for from in 0..len {
+                for to in 0..len {
+                    reaches[from][to] |= reaches[from][via] && reaches[via][to];
+                }
+            }
+        }
+        reaches
+    }
+
+    proptest! {
+        #[test]
+        fn cycles_are_real_and_every_knot_has_one(
+            edges in (2..10_usize).prop_flat_map(|len| collection::vec((0..len, 0..len), 0..2 * len)),
+        ) {
+            let edges: Vec<_> = edges.into_iter().filter(|(from, to)| from != to).collect();
+            let len = 10;
+            let reaches = reachability(len, &edges);
+            let cycles = find(&children(len, &edges));
+            for cycle in &cycles {
+                prop_assert!(cycle.len() > 1);
+                let next = cycle.iter().cycle().skip(1);
+                for (&from, &to) in cycle.iter().zip(next) {
+                    prop_assert!(edges.contains(&(from as usize, to as usize)), "{cycle:?}");
+                }
+            }
+            // Steps that reach each other are one knot, named by its first step.
+            let knots: Vec<_> = (0..len)
+                .filter(|&step| reaches[step][step])
+                .filter(|&step| (0..step).all(|other| !(reaches[step][other] && reaches[other][step])))
+                .collect();
+            prop_assert_eq!(cycles.iter().map(|cycle| cycle[0] as usize).collect::<Vec<_>>(), knots);
+        }
+    }
+}

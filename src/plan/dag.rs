@@ -172,3 +172,67 @@ fn chains(parents: &Csr<Link>, children: &Csr<Link>) -> (Vec<u32>, usize) {
     }
     (chain_of, count as usize)
 }
+
+#[cfg(test)]
+mod tests {
+    use EdgeKind::{BuildsIn, DependsOn};
+
+    use super::*;
+
+    fn dag(len: usize, edges: &[(u32, u32, EdgeKind)]) -> Option<Dag> {
+        let edges: Vec<_> = edges.iter().map(|&(from, to, kind)| Edge(from, to, kind)).collect();
+        Dag::new(len, &edges)
+    }
+
+    fn indices(dag: &Dag) -> Vec<u32> {
+        dag.order().iter().map(|step| step.0).collect()
+    }
+
+    fn chains(dag: &Dag) -> Vec<usize> {
+        dag.steps().map(|step| dag.chain(step)).collect()
+    }
+
+    #[test]
+    fn adjacency_keeps_the_order_of_the_edges_both_ways() {
+        let dag = dag(4, &[(2, 3, DependsOn), (0, 3, BuildsIn), (0, 1, DependsOn), (1, 3, DependsOn)]).unwrap();
+        let steps = |links: &[Link]| links.iter().map(|link| (link.step.0, link.kind)).collect::<Vec<_>>();
+        assert_eq!(steps(dag.parents(StepIndex(3))), [(2, DependsOn), (0, BuildsIn), (1, DependsOn)]);
+        assert_eq!(steps(dag.children(StepIndex(0))), [(3, BuildsIn), (1, DependsOn)]);
+        assert_eq!(steps(dag.parents(StepIndex(0))), []);
+        assert_eq!(dag.lineage_parent(StepIndex(3)), Some(StepIndex(0)));
+        assert_eq!(dag.lineage_parent(StepIndex(1)), None);
+    }
+
+    #[test]
+    fn a_sorted_ir_keeps_its_order_and_a_late_parent_is_pulled_forward() {
+        let sorted = dag(5, &[(0, 4, DependsOn), (0, 2, DependsOn), (1, 4, BuildsIn), (2, 3, BuildsIn)]).unwrap();
+        assert_eq!(indices(&sorted), [0, 1, 2, 3, 4]);
+        let unsorted = dag(5, &[(4, 1, DependsOn), (3, 4, DependsOn), (0, 3, DependsOn)]).unwrap();
+        assert_eq!(indices(&unsorted), [0, 3, 4, 1, 2]);
+        assert!(dag(0, &[]).unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_chain_goes_on_through_the_first_child_and_forks_into_new_ones() {
+        //    0 -> 1 -> 4
+        //     \-> 2 -> 5      3 alone
+        let dag = dag(6, &[(0, 1, BuildsIn), (0, 2, BuildsIn), (1, 4, BuildsIn), (2, 5, BuildsIn), (4, 3, DependsOn)]);
+        let dag = dag.unwrap();
+        assert_eq!(chains(&dag), [0, 0, 1, 2, 0, 1]);
+        assert_eq!(dag.chain_count(), 3);
+    }
+
+    #[test]
+    fn chains_are_numbered_by_their_first_steps_whatever_the_order_of_the_ir() {
+        let dag = dag(4, &[(3, 0, BuildsIn), (2, 1, BuildsIn)]).unwrap();
+        assert_eq!(chains(&dag), [1, 0, 0, 1]);
+    }
+
+    #[test]
+    fn what_is_no_dag_of_steps_is_refused() {
+        assert!(dag(2, &[(0, 2, DependsOn)]).is_none());
+        assert!(dag(2, &[(0, 0, DependsOn)]).is_none());
+        assert!(dag(3, &[(0, 1, DependsOn), (1, 2, BuildsIn), (2, 1, DependsOn)]).is_none());
+        assert!(dag(3, &[(0, 2, BuildsIn), (1, 2, BuildsIn)]).is_none());
+    }
+}
