@@ -2,7 +2,7 @@
 
 #![expect(clippy::print_stdout, clippy::unwrap_used, reason = "a bench prints, and may panic")]
 
-use std::{fs::File, io::Write, os::unix::fs::FileExt, sync::Arc, time::Instant};
+use std::{fs::File, os::unix::fs::FileExt, sync::Arc, time::Instant};
 
 use futures_util::{FutureExt, StreamExt};
 use hm_exec::{
@@ -15,15 +15,36 @@ use uuid::Uuid;
 
 const RUN: Uuid = Uuid::from_u128(0x1234_5678_9abc_def0_1234_5678_9abc_def0);
 
+/// Each figure is the least of so many runs: other processes only ever add.
+const RUNS: usize = 7;
+
 fn main() {
     for steps_per_flush in [1, 8, 1000] {
-        states(100_000, steps_per_flush);
+        let [header, written, read] = least(|| states(100_000, steps_per_flush));
+        println!(
+            "state events, {steps_per_flush:>4} steps a flush: {:>4} ns a step (header {header}, emit and flush {written}, \
+             read {read})",
+            header + written + read
+        );
     }
-    lines(&Secrets::new(), "no secrets");
     let mut secrets = Secrets::new();
     secrets.insert("TOKEN", "hunter2-hunter2-hunter2");
     secrets.insert("KEY", "-----BEGIN KEY-----\n".to_owned() + &"MIIEowIBAAKCAQEA0123456789abcdef\n".repeat(50));
-    lines(&secrets, "two secrets");
+    for (secrets, what) in [(Secrets::new(), "no secrets"), (secrets, "two secrets")] {
+        let [plain, written, read] = least(|| lines(&secrets));
+        println!("lines, {what}: {written} ns a line written (plain file {plain}), {read} ns a line read as an event");
+    }
+}
+
+fn least(mut run: impl FnMut() -> [u128; 3]) -> [u128; 3] {
+    let mut least = [u128::MAX; 3];
+    for _ in 0..RUNS {
+        least = std::array::from_fn({
+            let run = run();
+            move |at| least[at].min(run[at])
+        });
+    }
+    least
 }
 
 fn meta(steps: u32) -> RunMeta {
@@ -47,7 +68,7 @@ fn meta(steps: u32) -> RunMeta {
 }
 
 /// The three events of a step's life (`step_queued`, `step_start`, `step_end`), written and read.
-fn states(steps: u32, steps_per_flush: u32) {
+fn states(steps: u32, steps_per_flush: u32) -> [u128; 3] {
     let meta = meta(steps);
     let mut clock = Clock::new(steps);
     let (mut writer, _bus, events) = create(RunDir::Temporary, meta, &Secrets::new()).unwrap();
@@ -68,14 +89,11 @@ fn states(steps: u32, steps_per_flush: u32) {
     let seen = drain(events);
     let read = clock.lap();
     assert_eq!(seen, 2 + 3 * steps as usize + 1);
-    println!(
-        "state events, {steps_per_flush:>4} steps a flush: {:>4} ns a step (header {header}, emit and flush {written}, read {read})",
-        header + written + read
-    );
+    [header, written, read]
 }
 
 /// A million lines from one step, in chunks as a pipe gives them.
-fn lines(secrets: &Secrets, what: &str) {
+fn lines(secrets: &Secrets) -> [u128; 3] {
     const LINES: u32 = 1_000_000;
     let mut chunk = Vec::new();
     while chunk.len() < 64 << 10 {
@@ -104,8 +122,7 @@ fn lines(secrets: &Secrets, what: &str) {
     let seen = drain(events);
     let read = clock.lap();
     assert_eq!(seen, 3 + 1 + (chunks * per_chunk) as usize + 1);
-    println!("lines, {what}: {written} ns a line written (plain file {plain}), {read} ns a line read as an event");
-    std::io::stdout().flush().unwrap();
+    [plain, written, read]
 }
 
 fn output(bus: &EventBus, bytes: &[u8]) {

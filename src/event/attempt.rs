@@ -19,16 +19,17 @@ pub(super) struct Attempts {
     /// By step: the last attempt that ended, or [`u32::MAX`] where the step has.
     ended: Vec<u32>,
     open: BTreeMap<(u32, u32), Arc<Mutex<AttemptLog>>>,
+    is_over: bool,
 }
 
 impl Attempts {
     pub(super) fn new(steps: usize) -> Self {
-        Self { ended: vec![0; steps], open: BTreeMap::new() }
+        Self { ended: vec![0; steps], open: BTreeMap::new(), is_over: false }
     }
 
     /// The log of an attempt, new at its first output; `None` where the attempt has ended, or there is no such step.
     pub(super) fn log(&mut self, files: &RunFiles, step: u32, attempt: u32) -> Option<Arc<Mutex<AttemptLog>>> {
-        if *self.ended.get(step as usize)? >= attempt {
+        if self.is_over || *self.ended.get(step as usize)? >= attempt {
             return None;
         }
         let log = self.open.entry((step, attempt)).or_insert_with(|| {
@@ -53,6 +54,12 @@ impl Attempts {
         }
         let (&key, _) = self.open.range((step, 0)..=(step, attempt)).next()?;
         self.open.remove(&key)
+    }
+
+    /// Takes no more output at all: nobody flushes any longer. Gives the logs that must be closed for that.
+    pub(super) fn end_all(&mut self) -> impl Iterator<Item = Arc<Mutex<AttemptLog>>> + use<> {
+        self.is_over = true;
+        std::mem::take(&mut self.open).into_values()
     }
 }
 

@@ -327,7 +327,10 @@ impl LineOf<'_> {
             seq,
             step_id: self.step_id(),
             stream: stream_of(self.stream).unwrap_or(StdStream::Stdout),
-            line: String::from_utf8_lossy(line.bytes).into_owned(),
+            line: match str::from_utf8(line.bytes) {
+                Ok(line) => line.to_owned(),
+                Err(_) => String::from_utf8_lossy(line.bytes).into_owned(),
+            },
             ts: timestamp(self.meta, self.at_ms),
             attempt: self.attempt,
             partial: line.end == LineEnd::Cut,

@@ -124,8 +124,9 @@ struct OpenLog {
     step: u32,
     attempt: u32,
     file: File,
-    /// What was read last, and where it begins. Logs only grow, so it stays right.
-    chunk: Vec<u8>,
+    /// What was read last is at the beginning of this. Logs only grow, so it stays right.
+    chunk: Box<[u8]>,
+    chunk_len: usize,
     chunk_offset: u64,
 }
 
@@ -142,21 +143,20 @@ impl LogReader {
     pub(super) fn read(&mut self, step: u32, attempt: u32, offset: u64, len: u64) -> io::Result<&[u8]> {
         self.bring_to_front(step, attempt)?;
         let log = &mut self.open[0];
-        let in_chunk = offset.checked_sub(log.chunk_offset).filter(|&at| at < log.chunk.len() as u64);
-        let at = match in_chunk {
-            Some(at) => usize::try_from(at).unwrap_or(usize::MAX),
+        let in_chunk = offset.checked_sub(log.chunk_offset).and_then(|at| usize::try_from(at).ok());
+        let at = match in_chunk.filter(|&at| at < log.chunk_len) {
+            Some(at) => at,
             None => {
-                log.chunk.resize(CHUNK_BYTES, 0);
-                let read = read_at(&log.file, &mut log.chunk, offset);
-                log.chunk.truncate(*read.as_ref().unwrap_or(&0));
+                log.chunk_len = 0;
+                log.chunk_len = read_at(&log.file, &mut log.chunk, offset)?;
                 log.chunk_offset = offset;
-                if read? == 0 {
-                    return Err(io::ErrorKind::UnexpectedEof.into());
-                }
                 0
             }
         };
-        let bytes = &log.chunk[at..];
+        let bytes = &log.chunk[at..log.chunk_len];
+        if bytes.is_empty() {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
         Ok(&bytes[..usize::try_from(len).unwrap_or(usize::MAX).min(bytes.len())])
     }
 
@@ -180,7 +180,8 @@ impl LogReader {
             self.open.clear();
             File::open(&path)
         })?;
-        self.open.insert(0, OpenLog { step, attempt, file, chunk: Vec::new(), chunk_offset: 0 });
+        let chunk = vec![0; CHUNK_BYTES].into();
+        self.open.insert(0, OpenLog { step, attempt, file, chunk, chunk_len: 0, chunk_offset: 0 });
         Ok(())
     }
 }

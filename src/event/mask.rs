@@ -35,10 +35,8 @@ impl Masker {
             // Without the line end that files of secrets have: programs print the value without it.
             let value = trim_line_ends(value);
             patterns.insert(value);
-            patterns.extend(value.split(|&byte| byte == b'\n').map(trim_line_ends).filter(|line| {
-                let is_whole = line.len() == value.len();
-                is_whole || line.len() >= MIN_LINE_BYTES
-            }));
+            let lines = value.split(|&byte| byte == b'\n').map(trim_line_ends);
+            patterns.extend(lines.filter(|line| line.len() >= MIN_LINE_BYTES));
         }
         patterns.remove(&b""[..]);
         if patterns.is_empty() {

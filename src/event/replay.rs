@@ -11,7 +11,15 @@ use super::{
 };
 use crate::outcome::StepStatus;
 
-/// Opens the journal of a run in `dir`, which [`RunDir::Kept`](super::RunDir::Kept) named when it ran.
+/// Opens the journal of a run in `dir`, which [`RunDir::Kept`](super::RunDir::Kept) named when it ran. What a run that is
+/// still going on writes later is not seen.
+///
+/// ```no_run
+/// for event in hm_exec::event::open("/var/lib/hm/runs/17")? {
+///     println!("{}", serde_json::to_string(&event?)?);
+/// }
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 ///
 /// # Errors
 /// Where there is no journal, it can't be read, or its header is not whole.

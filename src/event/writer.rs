@@ -25,11 +25,13 @@ impl EventWriter {
 
     /// Appends to the buffer; `at_ms` is milliseconds since the start of the run. Texts are masked.
     ///
-    /// An attempt's output comes before its `StepRetry` or `StepEnd`, and none is taken afterwards.
+    /// An attempt's output comes before its `StepRetry` or `StepEnd`, and none is taken afterwards, as no output at all
+    /// is after `BuildEnd`.
     pub fn emit(&mut self, at_ms: u64, event: StateEvent) {
         match &event {
             StateEvent::StepRetry { step, attempt, .. } => self.end_attempts(step.0, *attempt),
             StateEvent::StepEnd { step, .. } => self.end_attempts(step.0, u32::MAX),
+            StateEvent::BuildEnd { .. } => self.end_all_attempts(),
             _ => {}
         }
         let mask = |text| self.shared.mask_text(text);
@@ -108,6 +110,11 @@ impl EventWriter {
         EventStream::new(self.shared.clone())
     }
 
+    fn end_all_attempts(&self) {
+        let logs = lock(&self.shared.attempts).end_all();
+        logs.for_each(|log| lock(&log).close(&self.shared));
+    }
+
     fn end_attempts(&self, step: u32, attempt: u32) {
         loop {
             let log = lock(&self.shared.attempts).end(step, attempt);
@@ -121,6 +128,7 @@ impl EventWriter {
 
 impl Drop for EventWriter {
     fn drop(&mut self) {
+        self.end_all_attempts();
         if let Err(error) = self.flush() {
             tracing::error!(%error, "the end of the build's events is lost");
         }

@@ -67,6 +67,22 @@ async fn a_secret_is_masked_in_output_in_every_text_and_in_every_file() {
 }
 
 #[tokio::test]
+async fn what_was_held_back_is_shown_where_the_build_breaks_off_and_nothing_is_taken_afterwards() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut writer, bus, events) = event::create(RunDir::Kept(dir.path().into()), meta(2), &secrets()).unwrap();
+    start(&mut writer, 0);
+    bus.output(id(0), StdStream::Stdout, b"hunt").await;
+    drop(writer);
+    bus.output(id(0), StdStream::Stdout, b"late").await;
+    bus.output(id(1), StdStream::Stdout, b"late").await;
+    let events: Vec<BuildEvent> = events.collect().await;
+    assert_eq!(kinds(&events)[4..], ["step_start", "step_log"]);
+    assert_eq!(lines(&events, 0, StdStream::Stdout), ["hunt"]);
+    assert_eq!(fs::read(dir.path().join("logs/0-1.log")).unwrap(), b"hunt");
+    assert!(!dir.path().join("logs/1-1.log").exists());
+}
+
+#[tokio::test]
 async fn what_was_held_back_comes_before_the_attempts_end() {
     let (mut writer, bus, events) = event::create(RunDir::Temporary, meta(1), &secrets()).unwrap();
     start(&mut writer, 0);
