@@ -141,14 +141,12 @@ pub(crate) async fn run<R: RunnerSet>(build: Build<R>) -> BuildOutcome {
             continue;
         }
         let stopping = progress.stopping().is_some();
-        let alarm = match (plan.timeout.filter(|_| !stopping), progress.next_retry()) {
-            (Some(timeout), Some(retry)) => Some(timeout.min(retry)),
-            (timeout, retry) => timeout.or(retry),
-        };
+        let deadline = plan.timeout.filter(|_| !stopping);
+        let alarm = deadline.into_iter().chain(progress.next_retry()).min();
         tokio::select! {
             biased;
             () = cancel.cancelled(), if !stopping => {}
-            () = sleep_until(alarm.map(|at| clock + at)), if alarm.is_some() => {}
+            () = ring(alarm, clock) => {}
             report = attempts.next(), if !attempts.is_empty() => ended = report,
             () = progress.output_waits() => {}
         }
@@ -181,9 +179,10 @@ fn pools(plan: &BoundPlan, parallelism: NonZeroUsize) -> (Vec<NonZeroUsize>, Vec
     (limits, pool_of)
 }
 
-async fn sleep_until(at: Option<Instant>) {
-    match at {
-        Some(at) => tokio::time::sleep_until(at).await,
+/// Ends when `clock` has run for as long as `alarm` says.
+async fn ring(alarm: Option<Duration>, clock: Instant) {
+    match alarm {
+        Some(alarm) => tokio::time::sleep(alarm.saturating_sub(clock.elapsed())).await,
         None => pending().await,
     }
 }

@@ -136,6 +136,19 @@ async fn when_the_build_s_time_is_up_running_steps_time_out_and_the_rest_is_skip
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_shorter_of_two_time_limits_holds_and_none_is_too_long() {
+    let json = graph(1, &[]).to_ir_json().replacen('{', r#"{"timeout_seconds":4294967295,"#, 1);
+    for (asked, verdict) in [(Duration::MAX, BuildStatus::Passed), (Duration::from_secs(59), BuildStatus::TimedOut)] {
+        let runner = Scripted::new([("s0", exit(0, 60_000))]);
+        let mut request = request(&Graph::default());
+        request.plan = Plan::parse(json.as_str()).unwrap();
+        request.options.timeout = Some(asked);
+        let (_, outcome) = run(runner.engine(), request).await.unwrap();
+        assert_eq!(outcome.status, verdict);
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn infrastructure_errors_are_tried_again_after_100_and_200_milliseconds() {
     let runner = Scripted::new([("s0", vec![Act::Break, Act::Break, PASS]), ("s2", vec![Act::Break])]);
     let mut request = request(&graph(4, &[(0, 1, true), (2, 3, true)]));
@@ -229,12 +242,12 @@ async fn a_cancelled_build_ends_running_steps_as_cancelled() {
     let (events, control) = engine.start(request(&graph(4, &[(0, 1, true), (1, 2, true)]))).await.unwrap().into_parts();
     drop(events);
     let cancel = control.cancel_token();
-    tokio::spawn(async move {
+    let (outcome, ()) = tokio::join!(control.wait(), async {
         tokio::time::sleep(Duration::from_millis(50)).await;
         cancel.cancel();
         cancel.cancel();
     });
-    let outcome = control.wait().await.unwrap();
+    let outcome = outcome.unwrap();
     assert_eq!(outcome.status, BuildStatus::Canceled);
     assert_eq!(statuses(&outcome), [Passed, Canceled, Canceled, Canceled]);
     assert_eq!((outcome.steps[1].duration_ms, outcome.steps[3].duration_ms), (40, 50));

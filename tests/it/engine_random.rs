@@ -62,17 +62,19 @@ fn play(scenario: &Scenario) -> (Vec<BuildEvent>, BuildOutcome, Memory) {
         request.options.timeout = scenario.timeout_ms.map(Duration::from_millis);
         let engine = runner.engine().parallelism(NonZeroUsize::new(scenario.parallelism).unwrap()).build().unwrap();
         let (mut events, control) = engine.start(request).await.unwrap().into_parts();
-        if let Some(ms) = scenario.cancel_after_ms {
-            let cancel = control.cancel_token();
-            tokio::spawn(async move {
+        let cancelling = async {
+            if let Some(ms) = scenario.cancel_after_ms {
                 tokio::time::sleep(Duration::from_millis(ms)).await;
-                cancel.cancel();
-            });
-        }
+                control.cancel();
+            }
+        };
         let mut seen = Vec::new();
-        while let Some(event) = events.next().await {
-            seen.push(event);
-        }
+        let reading = async {
+            while let Some(event) = events.next().await {
+                seen.push(event);
+            }
+        };
+        tokio::join!(reading, cancelling);
         let outcome = control.wait().await.unwrap();
         let memory = std::mem::take(&mut *runner.memory.lock().unwrap());
         (seen, outcome, memory)

@@ -115,6 +115,7 @@ impl Scripted {
             Act::Exit { code, after_ms: 0 } => Ok(code),
             Act::Exit { code, after_ms } => {
                 tokio::select! {
+                    biased;
                     () = ctx.cancel.cancelled() => Err(ctx.interrupted()),
                     () = sleep(Duration::from_millis(after_ms)) => Ok(code),
                 }
