@@ -1,5 +1,51 @@
-//! The `hm` command.
+//! The `hm` command: arguments, rendering, exit codes. What a build is lives in the library.
 
-fn main() {
+mod args;
+mod commands;
+mod failure;
+mod history;
+mod log;
+mod pipelines;
+mod render;
+mod runners;
+mod signals;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use commands::{doctor, list, plan, render as render_ir, run, runners as runner_list};
+
+/// Runs CI pipelines on this machine: a graph of shell steps, each isolated, each starting from its parent's files
+#[derive(Debug, Parser)]
+#[command(name = "hm", version, max_term_width = 100, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Run(run::Args),
+    Plan(plan::Args),
+    Pipelines(list::Args),
+    Render(render_ir::Args),
+    Runners(runner_list::Args),
+    Doctor(doctor::Args),
+}
+
+fn main() -> ExitCode {
+    // First of all: this process may be the sandbox's helper, started again.
+    #[cfg(target_os = "linux")]
     hm_exec::runner::sandbox::init();
+    let command = Cli::parse().command;
+    log::init();
+    let done = match command {
+        Command::Run(args) => run::run(&args),
+        Command::Plan(args) => plan::run(&args),
+        Command::Pipelines(args) => list::run(&args),
+        Command::Render(args) => render_ir::run(&args),
+        Command::Runners(args) => runner_list::run(&args),
+        Command::Doctor(args) => doctor::run(&args),
+    };
+    done.unwrap_or_else(|failure| failure.report())
 }

@@ -1,0 +1,261 @@
+//! Arguments that several commands share, and the values that they parse.
+
+use std::{
+    path::{Path, PathBuf},
+    str::FromStr,
+    time::Duration,
+};
+
+use clap::Args;
+use hm_exec::{ir::Env, plan::BindOptions, runner::Secrets};
+
+use crate::failure::{Failure, Outcome};
+
+/// Which pipeline, and of which source.
+#[derive(Debug, Args)]
+pub(crate) struct SourceArgs {
+    /// The pipeline's name; may be left out where there is only one, or one called `ci` or `default`
+    #[arg(value_name = "PIPELINE", conflicts_with = "file")]
+    pub(crate) pipeline: Option<String>,
+
+    /// Take the pipeline from this v0 IR JSON file (`-` is stdin) instead of `.hm/`
+    #[arg(short, long, value_name = "IR.json")]
+    pub(crate) file: Option<PathBuf>,
+
+    /// The source directory; without it, the nearest directory upwards that has `.hm/`
+    #[arg(short, long, value_name = "DIR")]
+    pub(crate) dir: Option<PathBuf>,
+}
+
+/// What a run changes about a pipeline.
+#[derive(Debug, Args)]
+pub(crate) struct BindArgs {
+    /// The runner of steps that name none (`hm runners` lists them)
+    #[arg(long, value_name = "NAME")]
+    pub(crate) runner: Option<String>,
+
+    /// Use image B where the pipeline says A, as in `debian:bookworm=host` (repeatable)
+    #[arg(long = "image", value_name = "A=B", value_parser = Substitution::from_str)]
+    pub(crate) images: Vec<Substitution>,
+
+    /// Set a variable for every step; without `=V` it is taken from hm's own environment (repeatable)
+    #[arg(short, long = "env", value_name = "K[=V]", value_parser = Variable::from_str)]
+    pub(crate) env: Vec<Variable>,
+
+    /// Let steps read a secret at /run/secrets/NAME, masked in all output; the value is that of the variable NAME, or
+    /// comes from where `=` says (repeatable)
+    #[arg(long = "secret", value_name = "NAME[=env:VAR|file:PATH]", value_parser = SecretSource::from_str)]
+    pub(crate) secrets: Vec<SecretSource>,
+}
+
+impl BindArgs {
+    /// Everything but the secrets' values.
+    pub(crate) fn bind_options(&self) -> Outcome<BindOptions> {
+        Ok(BindOptions {
+            runner: self.runner.clone(),
+            images: self.images.iter().map(|image| (image.from.clone(), image.to.clone())).collect(),
+            env: self.read_env()?,
+            has_secrets: !self.secrets.is_empty(),
+        })
+    }
+
+    /// The secrets, read from where the arguments say.
+    pub(crate) fn read_secrets(&self) -> Outcome<Secrets> {
+        let mut secrets = Secrets::new();
+        for secret in &self.secrets {
+            secrets.insert(&secret.name, secret.read()?);
+        }
+        Ok(secrets)
+    }
+
+    fn read_env(&self) -> Outcome<Env> {
+        let mut env = Env::new();
+        for Variable { name, value } in &self.env {
+            let value = match value {
+                Some(value) => value.clone(),
+                None => std::env::var(name).map_err(|error| {
+                    Failure::input(format_args!("failed to take `-e {name}` from the environment"))
+                        .because(error)
+                        .hint(format_args!("set it, or say `-e {name}=VALUE`"))
+                })?,
+            };
+            env.insert(name.clone(), value);
+        }
+        Ok(env)
+    }
+}
+
+/// `A=B`: image B instead of A.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Substitution {
+    from: String,
+    to: String,
+}
+
+impl FromStr for Substitution {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.split_once('=') {
+            Some((from, to)) if !from.is_empty() && !to.is_empty() => Ok(Self { from: from.into(), to: to.into() }),
+            _ => Err("write A=B, as in `debian:bookworm=host`".into()),
+        }
+    }
+}
+
+/// `K=V`, or `K` alone for hm's own value of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Variable {
+    name: String,
+    value: Option<String>,
+}
+
+impl FromStr for Variable {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (name, value) = match text.split_once('=') {
+            Some((name, value)) => (name, Some(value)),
+            None => (text, None),
+        };
+        if name.is_empty() || text.contains('\0') {
+            return Err("write NAME=VALUE, or NAME alone for hm's own value of it".into());
+        }
+        Ok(Self { name: name.into(), value: value.map(String::from) })
+    }
+}
+
+/// Where a secret's value comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct SecretSource {
+    name: String,
+    place: SecretPlace,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum SecretPlace {
+    Env(String),
+    File(PathBuf),
+}
+
+impl FromStr for SecretSource {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (name, place) = text.split_once('=').map_or((text, None), |(name, place)| (name, Some(place)));
+        let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
+        if name.is_empty() || name.starts_with('.') || !name.chars().all(is_plain) {
+            return Err("a secret's name has letters, digits, `_`, `-` and `.`, and no `.` in front".into());
+        }
+        let place = match place.map(|place| place.split_once(':')) {
+            None => SecretPlace::Env(name.into()),
+            Some(Some(("env", variable))) if !variable.is_empty() => SecretPlace::Env(variable.into()),
+            Some(Some(("file", path))) if !path.is_empty() => SecretPlace::File(path.into()),
+            // The text after `=` may be the secret itself, so it is not repeated.
+            Some(_) => {
+                return Err("write NAME, NAME=env:VAR or NAME=file:PATH; values don't belong on a command line".into());
+            }
+        };
+        Ok(Self { name: name.into(), place })
+    }
+}
+
+impl SecretSource {
+    fn read(&self) -> Outcome<Vec<u8>> {
+        let name = &self.name;
+        let value = match &self.place {
+            SecretPlace::Env(variable) => {
+                std::env::var_os(variable).map(std::os::unix::ffi::OsStringExt::into_vec).ok_or_else(|| {
+                    Failure::input(format_args!("secret `{name}` is missing: the variable `{variable}` is not set"))
+                        .hint(format_args!("export {variable}, or say `--secret {name}=file:PATH`"))
+                })?
+            }
+            SecretPlace::File(path) => std::fs::read(path).map_err(|error| {
+                Failure::input(format_args!("failed to read secret `{name}` from {}", path.display())).because(error)
+            })?,
+        };
+        if value.is_empty() {
+            return Err(Failure::input(format_args!("secret `{name}` is empty"))
+                .hint("an empty secret is nearly always a mistake: leave the option out instead"));
+        }
+        Ok(value)
+    }
+}
+
+/// Parses `90`, `90s`, `1h30m`, `500ms`.
+pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
+    const EXPECTED: &str = "write a duration such as 90s, 15m or 1h30m";
+    let mut total = Duration::ZERO;
+    let mut rest = text;
+    while !rest.is_empty() {
+        let digits = rest.len() - rest.trim_start_matches(|c: char| c.is_ascii_digit()).len();
+        let number: u64 = rest[..digits].parse().map_err(|_| EXPECTED)?;
+        rest = &rest[digits..];
+        let unit = rest.len() - rest.trim_start_matches(|c: char| c.is_ascii_alphabetic()).len();
+        let part = match &rest[..unit] {
+            "ms" => Some(Duration::from_millis(number)),
+            "s" => Some(Duration::from_secs(number)),
+            "" if digits == text.len() => Some(Duration::from_secs(number)),
+            "m" => number.checked_mul(60).map(Duration::from_secs),
+            "h" => number.checked_mul(3600).map(Duration::from_secs),
+            _ => return Err(EXPECTED.into()),
+        };
+        total = part.and_then(|part| total.checked_add(part)).ok_or("that is too long")?;
+        rest = &rest[unit..];
+    }
+    if total.is_zero() { Err(format!("{EXPECTED}; zero would leave no time at all")) } else { Ok(total) }
+}
+
+/// `path` as an absolute path without symbolic links.
+pub(crate) fn existing_dir(path: &Path) -> Outcome<PathBuf> {
+    let absolute = path.canonicalize().map_err(|error| {
+        Failure::input(format_args!("failed to open the directory {}", path.display())).because(error)
+    })?;
+    if absolute.is_dir() {
+        Ok(absolute)
+    } else {
+        Err(Failure::input(format_args!("{} is not a directory", path.display())))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_add_up_their_parts() {
+        assert_eq!(parse_duration("90"), Ok(Duration::from_secs(90)));
+        assert_eq!(parse_duration("1h30m5s"), Ok(Duration::from_secs(5405)));
+        assert_eq!(parse_duration("500ms"), Ok(Duration::from_millis(500)));
+    }
+
+    #[test]
+    fn wrong_durations_are_refused_with_an_example() {
+        for wrong in
+            ["", "0", "0s", "s", "5x", "5 m", "-5s", "1h30", "1.5h", "99999999999999999999s", "18446744073709551615h"]
+        {
+            assert!(parse_duration(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn secrets_come_from_the_environment_or_a_file_and_never_from_the_command_line() {
+        let of = |text: &str| text.parse::<SecretSource>();
+        assert_eq!(of("TOKEN").map(|s| s.place), Ok(SecretPlace::Env("TOKEN".into())));
+        assert_eq!(of("token=env:MY_TOKEN").map(|s| s.place), Ok(SecretPlace::Env("MY_TOKEN".into())));
+        assert_eq!(of("key=file:/a:b=c").map(|s| s.place), Ok(SecretPlace::File("/a:b=c".into())));
+        for wrong in ["", "=env:A", "../x", "a/b", ".hidden", "x=env:", "x=file:"] {
+            assert!(of(wrong).is_err(), "{wrong}");
+        }
+        let error = of("TOKEN=hunter2").unwrap_err();
+        assert!(!error.contains("hunter2"));
+    }
+
+    #[test]
+    fn substitutions_split_at_the_first_equals_sign() {
+        let image: Substitution = "debian:bookworm=rootfs:/a=b".parse().unwrap();
+        assert_eq!((image.from.as_str(), image.to.as_str()), ("debian:bookworm", "rootfs:/a=b"));
+        assert!("debian".parse::<Substitution>().is_err());
+        assert!("=host".parse::<Substitution>().is_err());
+    }
+}

@@ -1,0 +1,242 @@
+//! What this machine has of what runners need. Each check looks at one thing and names the fix where it lacks.
+//!
+//! The checks read what the kernel tells; whether a runner really works is for its own probe, which tries it.
+
+use std::{
+    env, fs,
+    io::{Read, Write},
+    os::unix::net::UnixStream,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    time::Duration,
+};
+
+use serde::Serialize;
+
+use crate::{pipelines, runners};
+
+/// One thing that was looked at.
+#[derive(Debug, Serialize)]
+pub(super) struct Check {
+    pub(super) name: String,
+    #[serde(flatten)]
+    pub(super) finding: Finding,
+}
+
+/// What was found.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "snake_case", tag = "state", content = "found")]
+pub(super) enum Finding {
+    /// It is there.
+    Good(String),
+    /// It is not there, and runs work without.
+    Lacking { what: String, fix: String },
+    /// It is not there, and a runner needs it.
+    Bad { what: String, fix: String },
+}
+
+/// Looks at everything.
+pub(super) fn all() -> Vec<Check> {
+    vec![
+        Check { name: "user namespaces".into(), finding: user_namespaces() },
+        Check { name: "overlay".into(), finding: overlay() },
+        Check { name: "store".into(), finding: store() },
+        Check { name: "uid ranges".into(), finding: uid_ranges() },
+        Check { name: "cgroups".into(), finding: cgroups() },
+        Check { name: "kvm".into(), finding: kvm() },
+        Check { name: "docker".into(), finding: docker() },
+        Check { name: "python".into(), finding: python() },
+    ]
+}
+
+fn good(what: impl Into<String>) -> Finding {
+    Finding::Good(what.into())
+}
+
+fn lacking(what: impl Into<String>, fix: impl Into<String>) -> Finding {
+    Finding::Lacking { what: what.into(), fix: fix.into() }
+}
+
+fn bad(what: impl Into<String>, fix: impl Into<String>) -> Finding {
+    Finding::Bad { what: what.into(), fix: fix.into() }
+}
+
+fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+/// A number that the kernel shows as a file, where it does.
+fn sysctl(name: &str) -> Option<u64> {
+    fs::read_to_string(Path::new("/proc/sys").join(name)).ok()?.trim().parse().ok()
+}
+
+fn user_namespaces() -> Finding {
+    if !Path::new("/proc/self/ns/user").exists() {
+        return bad("this system has none (Linux with CONFIG_USER_NS)", "use `--runner process`, or another kernel");
+    }
+    if is_root() {
+        return good("not needed: hm runs as root");
+    }
+    if sysctl("user/max_user_namespaces") == Some(0) {
+        return bad("the kernel allows none", "sudo sysctl user.max_user_namespaces=15000");
+    }
+    if sysctl("kernel/unprivileged_userns_clone") == Some(0) {
+        return bad("denied to ordinary users", "sudo sysctl kernel.unprivileged_userns_clone=1");
+    }
+    if sysctl("kernel/apparmor_restrict_unprivileged_userns") == Some(1) {
+        return bad(
+            "AppArmor denies them to ordinary users",
+            "sudo sysctl kernel.apparmor_restrict_unprivileged_userns=0, or an AppArmor profile for hm with `userns,`",
+        );
+    }
+    good("allowed to ordinary users")
+}
+
+fn overlay() -> Finding {
+    let known = fs::read_to_string("/proc/filesystems").unwrap_or_default();
+    if known.lines().any(|line| line.split_whitespace().last() == Some("overlay")) {
+        good("the kernel has it")
+    } else {
+        bad("the kernel has no overlay filesystem, or has not loaded it", "sudo modprobe overlay")
+    }
+}
+
+fn store() -> Finding {
+    const CHOOSE: &str = "put the store on a local disk: export HM_CACHE_DIR=DIR";
+    // Those on which an overlay's upper layer can't lie, by the magic number of statfs(2).
+    const UNFIT: [(u64, &str); 5] =
+        [(0x794c_7630, "overlay"), (0x6969, "nfs"), (0xff53_4d42, "cifs"), (0x6573_5546, "fuse"), (0x0102_1997, "9p")];
+    let dir = match runners::store_dir() {
+        Ok(dir) => dir,
+        Err(failure) => return bad(failure.to_string(), CHOOSE),
+    };
+    let shown = dir.display();
+    let Some(existing) = dir.ancestors().find(|ancestor| ancestor.is_dir()) else {
+        return bad(format!("{shown}: no such place"), CHOOSE);
+    };
+    if rustix::fs::access(existing, rustix::fs::Access::WRITE_OK).is_err() {
+        return bad(format!("{shown} can't be written to"), CHOOSE);
+    }
+    let Ok(stat) = rustix::fs::statfs(existing) else {
+        return bad(format!("{shown} can't be examined"), CHOOSE);
+    };
+    // The type of `f_type` differs between targets; the numbers have 32 bits.
+    let kind = stat.f_type as u64 & 0xffff_ffff;
+    if let Some((_, name)) = UNFIT.iter().find(|(magic, _)| *magic == kind) {
+        return bad(format!("{shown} is on {name}, which can't hold an overlay's upper layer"), CHOOSE);
+    }
+    let free = rustix::fs::statvfs(existing).map_or(0, |stat| stat.f_bavail.saturating_mul(stat.f_frsize));
+    let free_shown = format!("{shown}, {:.1} GB free", free as f64 / 1e9);
+    if free < 1_000_000_000 { lacking(free_shown, format!("make room, or {CHOOSE}")) } else { good(free_shown) }
+}
+
+fn uid_ranges() -> Finding {
+    if is_root() {
+        return good("not needed: hm runs as root");
+    }
+    const WITHOUT: &str = "without them a step has a single user id (files of other owners can't be kept apart)";
+    let missing: Vec<_> = ["newuidmap", "newgidmap"].into_iter().filter(|tool| on_path(tool).is_none()).collect();
+    if !missing.is_empty() {
+        return lacking(format!("{} not found; {WITHOUT}", missing.join(" and ")), "sudo apt-get install uidmap");
+    }
+    let uid = rustix::process::geteuid().as_raw().to_string();
+    let user = user_name(&uid).unwrap_or_else(|| uid.clone());
+    for (file, option) in [("/etc/subuid", "--add-subuids"), ("/etc/subgid", "--add-subgids")] {
+        let ranges = fs::read_to_string(file).unwrap_or_default();
+        let owner = |line: &str| line.split(':').next().is_some_and(|name| name == user || name == uid);
+        if !ranges.lines().any(owner) {
+            let fix = format!("sudo usermod {option} 100000-165535 {user}");
+            return lacking(format!("no range for {user} in {file}; {WITHOUT}"), fix);
+        }
+    }
+    good(format!("{user} has some"))
+}
+
+fn user_name(uid: &str) -> Option<String> {
+    let users = fs::read_to_string("/etc/passwd").ok()?;
+    let mut fields = users.lines().map(|line| line.split(':').collect::<Vec<_>>());
+    fields.find(|fields| fields.get(2) == Some(&uid)).map(|fields| fields[0].to_owned())
+}
+
+fn cgroups() -> Finding {
+    const WITHOUT: &str = "limits of memory and processes are enforced less exactly";
+    let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let root = Path::new("/sys/fs/cgroup");
+    let (version, dir) = if root.join("cgroup.controllers").exists() {
+        let path = own.lines().find_map(|line| line.strip_prefix("0::")).unwrap_or("/");
+        ("v2", root.join(path.trim_start_matches('/')))
+    } else if root.join("memory").is_dir() {
+        let of_memory = |line: &str| line.split(':').nth(1).is_some_and(|list| list.split(',').any(|c| c == "memory"));
+        let path = own.lines().find(|line| of_memory(line)).and_then(|line| line.split(':').nth(2)).unwrap_or("/");
+        ("v1", root.join("memory").join(path.trim_start_matches('/')))
+    } else {
+        return lacking(
+            format!("none mounted at {}; {WITHOUT}", root.display()),
+            "mount -t cgroup2 none /sys/fs/cgroup",
+        );
+    };
+    if rustix::fs::access(&dir, rustix::fs::Access::WRITE_OK).is_ok() {
+        good(format!("{version}, ours can be written to"))
+    } else {
+        lacking(
+            format!("{version}, but {} can't be written to; {WITHOUT}", dir.display()),
+            "run in a delegated group: systemd-run --user --scope -p Delegate=yes hm ...",
+        )
+    }
+}
+
+fn kvm() -> Finding {
+    const USE: &str = "only virtual machines would need it";
+    let device = Path::new("/dev/kvm");
+    match fs::OpenOptions::new().read(true).write(true).open(device) {
+        Ok(_) => good("/dev/kvm opens"),
+        Err(error) if device.exists() => lacking(format!("/dev/kvm: {error}; {USE}"), "sudo usermod -aG kvm $USER"),
+        Err(error) => lacking(format!("/dev/kvm: {error}; {USE}"), "enable virtualisation in the firmware or the host"),
+    }
+}
+
+fn docker() -> Finding {
+    const USE: &str = "only containers would need it";
+    let host = env::var("DOCKER_HOST").unwrap_or_else(|_| "unix:///var/run/docker.sock".into());
+    let Some(path) = host.strip_prefix("unix://") else {
+        return lacking(format!("DOCKER_HOST is {host}, which is not looked at"), "use a unix:// socket");
+    };
+    match ping(path) {
+        Ok(true) => good(format!("{path} answers")),
+        Ok(false) => lacking(format!("{path} gives no sensible answer; {USE}"), "restart the Docker daemon"),
+        Err(error) => lacking(format!("{path}: {error}; {USE}"), "install and start Docker, or set DOCKER_HOST"),
+    }
+}
+
+fn ping(path: &str) -> std::io::Result<bool> {
+    let limit = Some(Duration::from_secs(2));
+    let mut socket = UnixStream::connect(path)?;
+    socket.set_read_timeout(limit)?;
+    socket.set_write_timeout(limit)?;
+    socket.write_all(b"GET /_ping HTTP/1.0\r\nHost: docker\r\n\r\n")?;
+    let mut answer = [0; 16];
+    socket.read_exact(&mut answer)?;
+    Ok(answer.starts_with(b"HTTP/1.") && answer[8..].starts_with(b" 200"))
+}
+
+fn python() -> Finding {
+    const USE: &str = "only pipelines in Python need it";
+    let python = pipelines::python().to_string_lossy().into_owned();
+    let version = Command::new(&python)
+        .args(["-c", "import harmont, importlib.metadata as m; print(m.version('harmont'))"])
+        .current_dir("/")
+        .stdin(Stdio::null())
+        .stderr(Stdio::null())
+        .output();
+    match version {
+        Ok(output) if output.status.success() => {
+            good(format!("harmont {}", String::from_utf8_lossy(&output.stdout).trim()))
+        }
+        Ok(_) => lacking(format!("{python} has no package harmont; {USE}"), format!("{python} -m pip install harmont")),
+        Err(error) => lacking(format!("{python}: {error}; {USE}"), "install Python 3, then `pip install harmont`"),
+    }
+}
+
+fn on_path(tool: &str) -> Option<PathBuf> {
+    env::split_paths(&env::var_os("PATH")?).map(|dir| dir.join(tool)).find(|path| path.is_file())
+}

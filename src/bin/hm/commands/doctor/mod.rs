@@ -1,0 +1,61 @@
+//! `hm doctor`.
+
+mod checks;
+
+use std::process::ExitCode;
+
+use checks::{Check, Finding};
+use hm_exec::runner::Probe;
+
+use super::{AnswerFormat, print, print_json};
+use crate::{
+    commands::runners,
+    failure::Outcome,
+    render::{style::Style, text},
+};
+
+/// Checks this machine, and says how to mend what is missing
+///
+/// Ends 0 where the default runner works here, 3 where it does not.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// How to print the checks
+    #[arg(long, value_enum, default_value_t)]
+    format: AnswerFormat,
+}
+
+pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
+    let mut checks = checks::all();
+    let runners = runners::probe_all()?;
+    let works = runners.iter().any(|(runner, probe)| runner.is_default && matches!(probe, Probe::Usable { .. }));
+    checks.extend(runners.into_iter().map(|(runner, probe)| Check {
+        name: format!("runner {}", runner.name),
+        finding: match probe {
+            Probe::Usable { note } => Finding::Good(note.unwrap_or_else(|| "works here".into())),
+            Probe::Unusable { reason, hint } => Finding::Bad { what: reason, fix: hint },
+        },
+    }));
+    match args.format {
+        AnswerFormat::Text => print(&as_text(&checks))?,
+        AnswerFormat::Json => print_json(&checks)?,
+    };
+    Ok(if works { ExitCode::SUCCESS } else { ExitCode::from(3) })
+}
+
+fn as_text(checks: &[Check]) -> String {
+    let style = Style::of(&std::io::stdout());
+    let width = checks.iter().map(|check| check.name.len()).max().unwrap_or(0);
+    let mut out = String::new();
+    for Check { name, finding } in checks {
+        let (mark, what, fix) = match finding {
+            Finding::Good(what) => (style.good("ok  "), what, None),
+            Finding::Lacking { what, fix } => (style.odd("lack"), what, Some(fix)),
+            Finding::Bad { what, fix } => (style.bad("FAIL"), what, Some(fix)),
+        };
+        out.push_str(&format!("{mark}  {name:width$}  {}\n", text::clean(what)));
+        for line in fix.iter().flat_map(|fix| fix.lines()) {
+            out.push_str(&format!("      {:width$}  -> {}\n", "", text::clean(line)));
+        }
+    }
+    out
+}

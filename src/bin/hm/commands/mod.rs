@@ -1,0 +1,70 @@
+//! The commands, one file each: an `Args` struct and a function.
+
+pub(crate) mod doctor;
+pub(crate) mod list;
+pub(crate) mod plan;
+pub(crate) mod render;
+pub(crate) mod run;
+pub(crate) mod runners;
+
+use std::{
+    io::{self, Write},
+    process::ExitCode,
+};
+
+use clap::ValueEnum;
+use serde::Serialize;
+
+use crate::failure::{Failure, Outcome};
+
+/// How a command that answers at once prints its answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub(crate) enum AnswerFormat {
+    /// For people
+    #[default]
+    Text,
+    /// One JSON document
+    Json,
+}
+
+/// Prints a whole answer on stdout. A reader who left early is content with what it has.
+fn print(answer: &str) -> Outcome<ExitCode> {
+    let mut stdout = io::stdout().lock();
+    match stdout.write_all(answer.as_bytes()).and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(Failure::infrastructure("failed to write to stdout").because(error))
+        }
+        _ => Ok(ExitCode::SUCCESS),
+    }
+}
+
+fn print_json(answer: &impl Serialize) -> Outcome<ExitCode> {
+    let mut json = serde_json::to_string_pretty(answer)
+        .map_err(|error| Failure::infrastructure("failed to write the answer as JSON").because(error))?;
+    json.push('\n');
+    print(&json)
+}
+
+/// A table as text: columns as wide as their widest cell, the last one free.
+fn table(rows: &[Vec<String>]) -> String {
+    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let width = |column: usize| {
+        let cells = rows.iter().filter_map(|row| row.get(column));
+        cells.map(|cell| cell.chars().count()).max().unwrap_or(0)
+    };
+    let widths: Vec<usize> = (0..columns).map(width).collect();
+    let mut text = String::new();
+    for row in rows {
+        let mut line = String::new();
+        for (column, cell) in row.iter().enumerate() {
+            line.push_str(cell);
+            if column + 1 < row.len() {
+                let shown = cell.chars().count();
+                line.extend(std::iter::repeat_n(' ', widths[column] - shown + 2));
+            }
+        }
+        text.push_str(line.trim_end());
+        text.push('\n');
+    }
+    text
+}

@@ -1,0 +1,138 @@
+//! `hm plan`.
+
+use std::process::ExitCode;
+
+use hm_exec::{
+    RunnerSet,
+    ir::EdgeKind,
+    plan::{self, BoundPlan, StepIndex},
+};
+use serde::Serialize;
+
+use super::{AnswerFormat, print, print_json};
+use crate::{
+    args::{BindArgs, SourceArgs},
+    failure::Outcome,
+    pipelines::{self, parse},
+    render::{style::Style, text},
+    runners::Runners,
+};
+
+/// Shows what would run, in which order, and where, without running it
+///
+/// Everything that `hm run` refuses before it starts anything is refused here, too.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    source: SourceArgs,
+
+    #[command(flatten)]
+    bind: BindArgs,
+
+    /// How to print the plan
+    #[arg(long, value_enum, default_value_t)]
+    format: AnswerFormat,
+}
+
+/// A plan as `--format json` prints it.
+#[derive(Debug, Serialize)]
+struct Shown<'a> {
+    pipeline: &'a str,
+    timeout_seconds: Option<u64>,
+    chain_count: usize,
+    /// In an order in which they could run one by one.
+    steps: Vec<ShownStep<'a>>,
+}
+
+#[derive(Debug, Serialize)]
+struct ShownStep<'a> {
+    key: &'a str,
+    display_name: &'a str,
+    chain: usize,
+    runner: &'a str,
+    image: Option<&'a str>,
+    builds_in: Option<&'a str>,
+    depends_on: Vec<&'a str>,
+    timeout_seconds: Option<u64>,
+    cmd: &'a str,
+    env: &'a hm_exec::ir::Env,
+}
+
+pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
+    let (definition, _) = pipelines::find(&args.source)?;
+    let plan = parse(&definition)?;
+    let bound = plan::bind(&plan, Runners::new(&[])?.descriptors(), &args.bind.bind_options()?)
+        .map_err(|invalid| definition.invalid(&invalid))?;
+    let shown = show(&definition.name, &bound);
+    match args.format {
+        AnswerFormat::Json => print_json(&shown),
+        AnswerFormat::Text => print(&as_text(&shown)),
+    }
+}
+
+fn show<'a>(pipeline: &'a str, bound: &'a BoundPlan) -> Shown<'a> {
+    let key = |step: StepIndex| &*bound.steps[step.get()].step.key;
+    let steps = bound.dag.order().iter().map(|&index| {
+        let step = &bound.steps[index.get()];
+        let parents = bound.dag.parents(index);
+        let builds_in = bound.dag.lineage_parent(index).map(key);
+        ShownStep {
+            key: key(index),
+            display_name: &step.display_name,
+            chain: bound.dag.chain(index),
+            runner: &bound.runners[usize::from(step.runner.0)].name,
+            image: if builds_in.is_some() { None } else { step.step.image.as_deref() },
+            builds_in,
+            depends_on: parents
+                .iter()
+                .filter(|link| link.kind == EdgeKind::DependsOn)
+                .map(|link| key(link.step))
+                .collect(),
+            timeout_seconds: step.timeout.map(|timeout| timeout.as_secs()),
+            cmd: &step.step.cmd,
+            env: &step.env,
+        }
+    });
+    Shown {
+        pipeline,
+        timeout_seconds: bound.timeout.map(|timeout| timeout.as_secs()),
+        chain_count: bound.dag.chain_count(),
+        steps: steps.collect(),
+    }
+}
+
+fn as_text(shown: &Shown<'_>) -> String {
+    let style = Style::of(&std::io::stdout());
+    let mut out = format!(
+        "{}: {} in {}",
+        text::clean(shown.pipeline),
+        text::count(shown.steps.len(), "step"),
+        text::count(shown.chain_count, "chain"),
+    );
+    if let Some(seconds) = shown.timeout_seconds {
+        out.push_str(&format!(", at most {seconds} s"));
+    }
+    out.push('\n');
+    for step in &shown.steps {
+        let key = text::clean(step.key);
+        out.push_str(&format!("\n{} on {}", style.name(&key), step.runner));
+        match (step.builds_in, step.image) {
+            (Some(parent), _) => out.push_str(&format!(", from the files of {}", style.name(&text::clean(parent)))),
+            (None, Some(image)) => out.push_str(&format!(", from image {}", text::clean(image))),
+            (None, None) => {}
+        }
+        if !step.depends_on.is_empty() {
+            let waits: Vec<_> = step.depends_on.iter().map(|key| style.name(&text::clean(key))).collect();
+            out.push_str(&format!(", after {}", waits.join(", ")));
+        }
+        if let Some(seconds) = step.timeout_seconds {
+            out.push_str(&format!(", at most {seconds} s"));
+        }
+        out.push('\n');
+        for line in step.cmd.lines() {
+            let line = text::clean(line);
+            out.push_str(&format!("  {}\n", style.dim(&line)));
+        }
+    }
+    out
+}

@@ -1,0 +1,182 @@
+//! `hm run`.
+
+use std::{num::NonZeroUsize, path::PathBuf, pin::pin, process::ExitCode, time::Duration};
+
+use hm_exec::{BackendHandle, BuildOutcome, RunRequest};
+
+use crate::{
+    args::{BindArgs, SourceArgs, existing_dir, parse_duration},
+    failure::{Failure, Outcome},
+    history::History,
+    pipelines::{self, parse},
+    render::{Format, Screen, to_stderr},
+    runners::{self, Runners},
+    signals::Interrupts,
+};
+
+const LONG_HELP: &str = "\
+Examples:
+  hm run                                 the only pipeline of .hm/, or the one called ci
+  hm run demo -j 4 -k                    four steps at once, on after a failure
+  hm run ci --image debian:bookworm=host this machine's system instead of an image
+  hm run -f ir.json --format json        a pipeline from a file, its events as JSON lines
+  hm render ci | hm run -f - -d ../src   a pipeline from a pipe, another source directory
+  hm run --secret TOKEN=file:token.txt   a file /run/secrets/TOKEN for every step
+
+Exit codes:
+  0    passed
+  1    a step failed
+  2    wrong usage or an invalid pipeline; nothing has run
+  3    this machine, not the pipeline: a runner that can't work here, a full disk, ...
+  124  the build's time was up
+  130  cancelled (Ctrl-C or SIGTERM; a second one kills every step at once)
+
+Environment:
+  HM_CACHE_DIR   where layers, images and journals lie (default: hm in the XDG cache directory)
+  HM_PYTHON      the Python that renders .hm/*.py (default: python3)
+  HM_LOG         what hm logs of itself to stderr, such as debug (default: warn)
+  NO_COLOR, CLICOLOR_FORCE";
+
+/// Runs a pipeline, and ends with its verdict
+///
+/// Steps see a frozen copy of the source directory at /workspace: what they change goes to the steps that build in them,
+/// never to the directory itself.
+#[derive(Debug, clap::Args)]
+#[command(after_long_help = LONG_HELP, after_help = "`hm run --help` has examples and the exit codes.")]
+pub(crate) struct Args {
+    #[command(flatten)]
+    source: SourceArgs,
+
+    #[command(flatten)]
+    bind: BindArgs,
+
+    /// How many steps run at once on this machine [default: the number of CPUs]
+    #[arg(short, long, value_name = "N")]
+    jobs: Option<NonZeroUsize>,
+
+    /// After a failure, go on with what does not need the failed step
+    #[arg(short, long)]
+    keep_going: bool,
+
+    /// Show a directory of this machine to steps on image `host`, read-only (repeatable)
+    #[arg(long = "host-dir", value_name = "DIR")]
+    host_dirs: Vec<PathBuf>,
+
+    /// Give the whole build at most this long, as in 90s, 15m or 1h30m
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    timeout: Option<Duration>,
+
+    /// How to show the build [default: progress on a terminal, human elsewhere]
+    #[arg(long, value_enum)]
+    format: Option<Format>,
+
+    /// Show all output in `--format progress`, too
+    #[arg(long)]
+    logs: bool,
+}
+
+/// How long the end of the process may be held up by threads that still do something for a killed build.
+const SHUTDOWN_LIMIT: Duration = Duration::from_secs(1);
+
+/// How a build that was started came to its end.
+#[derive(Debug)]
+enum End {
+    Ended(BuildOutcome),
+    Killed(Option<Screen>),
+}
+
+pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
+    let (definition, source_dir) = pipelines::find(&args.source)?;
+    let plan = parse(&definition)?;
+    let bind = args.bind.bind_options()?;
+    let secrets = args.bind.read_secrets()?;
+    let history = History::of(&runners::runs_dir()?, &source_dir, &definition.name);
+
+    let mut request = RunRequest::new(plan, source_dir);
+    request.pipeline_slug = definition.name.clone();
+    request.env = bind.env;
+    request.secrets = secrets;
+    request.durations = history.durations();
+    request.options.images = bind.images;
+    request.options.runner = bind.runner;
+    request.options.keep_going = args.keep_going;
+    request.options.timeout = args.timeout;
+    request.options.watch = true;
+
+    let host_dirs = args.host_dirs.iter().map(|dir| existing_dir(dir)).collect::<Outcome<Vec<_>>>()?;
+    let engine = Runners::new(&host_dirs)?.engine(args.jobs)?;
+    let bound = engine.bind(&request).map_err(|error| definition.refused(error))?;
+    for image in &bound.unused_images {
+        to_stderr(&format!("warning: `--image {image}=...` changes nothing: no step starts from that image"));
+    }
+    drop(bound);
+    let format = args.format.unwrap_or_else(Format::default_here);
+    // One thread for the build (a build is one task), blocking ones where files are frozen, and one that renders.
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::infrastructure("failed to start the runtime").because(error))?;
+    let end = runtime.block_on(async {
+        let mut interrupts = Interrupts::listen()
+            .map_err(|error| Failure::infrastructure("failed to listen for signals").because(error))?;
+        tokio::select! {
+            handle = engine.start(request) => {
+                let handle = handle.map_err(|error| definition.refused(error))?;
+                watch(handle, &mut interrupts, format, args.logs).await
+            }
+            () = interrupts.next() => Ok(End::Killed(None)),
+        }
+    });
+    // Drops what still runs, and with it its processes.
+    runtime.shutdown_timeout(SHUTDOWN_LIMIT);
+    match end? {
+        End::Killed(screen) => {
+            if let Some(screen) = screen {
+                screen.close(SHUTDOWN_LIMIT);
+            }
+            Ok(ExitCode::from(130))
+        }
+        End::Ended(outcome) => {
+            if let Err(error) = history.remember(outcome.build.run_id) {
+                to_stderr(&format!("warning: failed to remember this run for the next one's order: {error}"));
+            }
+            Ok(ExitCode::from(u8::try_from(outcome.status.exit_code()).unwrap_or(u8::MAX)))
+        }
+    }
+}
+
+/// Shows a build until it ends, or until somebody insists that it does.
+async fn watch(handle: BackendHandle, interrupts: &mut Interrupts, format: Format, logs: bool) -> Outcome<End> {
+    let (events, control) = handle.into_parts();
+    let cancel = control.cancel_token();
+    let mut screen = Screen::open(events, format, logs)
+        .map_err(|error| Failure::infrastructure("failed to start to render").because(error))?;
+    let mut wait = pin!(control.wait());
+    let ended = loop {
+        tokio::select! {
+            ended = &mut wait => break ended,
+            () = interrupts.next() => {
+                if cancel.is_cancelled() {
+                    screen.notice("killing the steps that still run");
+                    return Ok(End::Killed(Some(screen)));
+                }
+                cancel.cancel();
+                screen.notice("cancelling: running steps are asked to end; interrupt again to kill them at once");
+            }
+        }
+    };
+    let shown = tokio::select! {
+        shown = screen.done() => shown,
+        // Whoever reads the output has stopped: the verdict is known all the same.
+        () = interrupts.next() => Ok(()),
+    };
+    let outcome = ended?;
+    shown.map_err(|error| {
+        Failure::infrastructure(format_args!(
+            "the build ended ({:?}), but its output could not be written",
+            outcome.status
+        ))
+        .because(error)
+    })?;
+    Ok(End::Ended(outcome))
+}

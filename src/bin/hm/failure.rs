@@ -1,0 +1,97 @@
+//! Why `hm` could not do what it was asked: what happened, why, what to do next, and the exit code that says so.
+
+use std::{fmt::Display, io::Write, process::ExitCode};
+
+use hm_exec::BackendError;
+
+use crate::render::text;
+
+/// The result of every command.
+pub(crate) type Outcome<T> = Result<T, Failure>;
+
+/// A command that could not do its work. (A build that failed is no `Failure`: it did run.)
+#[derive(Debug)]
+pub(crate) struct Failure {
+    code: u8,
+    error: anyhow::Error,
+    details: Vec<String>,
+    hint: Option<String>,
+}
+
+impl Failure {
+    /// The input or the way `hm` was called is wrong: exit code 2.
+    pub(crate) fn input(what: impl Display) -> Self {
+        Self { code: 2, error: anyhow::anyhow!("{what}"), details: Vec::new(), hint: None }
+    }
+
+    /// This machine, or something on it, does not work: exit code 3.
+    pub(crate) fn infrastructure(what: impl Display) -> Self {
+        Self { code: 3, ..Self::input(what) }
+    }
+
+    /// Says why.
+    pub(crate) fn because(mut self, source: impl Into<anyhow::Error>) -> Self {
+        let what = self.error.to_string();
+        self.error = source.into().context(what);
+        self
+    }
+
+    /// Lists particulars, one a line.
+    pub(crate) fn details(mut self, details: impl IntoIterator<Item = impl Display>) -> Self {
+        self.details.extend(details.into_iter().map(|detail| detail.to_string()));
+        self
+    }
+
+    /// Says what to do next.
+    pub(crate) fn hint(mut self, hint: impl Display) -> Self {
+        self.hint = Some(hint.to_string());
+        self
+    }
+
+    /// Tells it on stderr.
+    pub(crate) fn report(&self) -> ExitCode {
+        let mut message = String::from("error: ");
+        text::push_clean(&mut message, &self.error.to_string(), false);
+        for cause in self.error.chain().skip(1) {
+            message.push_str(": ");
+            text::push_clean(&mut message, &cause.to_string(), false);
+        }
+        for detail in &self.details {
+            message.push_str("\n  - ");
+            text::push_clean(&mut message, detail, false);
+        }
+        for line in self.hint.iter().flat_map(|hint| hint.lines()) {
+            message.push_str("\nhint: ");
+            text::push_clean(&mut message, line, false);
+        }
+        message.push('\n');
+        // Nobody is left to tell where stderr is gone.
+        let _ = std::io::stderr().write_all(message.as_bytes());
+        ExitCode::from(self.code)
+    }
+}
+
+impl Display for Failure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:#}", self.error)
+    }
+}
+
+impl From<BackendError> for Failure {
+    fn from(error: BackendError) -> Self {
+        match error {
+            BackendError::Invalid(invalid) => Self::input("the pipeline is invalid").details(invalid.problems()),
+            BackendError::Unusable { runner, reason, hint } => {
+                let failure = Self::infrastructure(format_args!("runner `{runner}` can't work here: {reason}"));
+                let else_process = "or run without isolation, in a private copy of the source: `--runner process`";
+                let more = "`hm doctor` shows every check";
+                if runner == "process" {
+                    failure.hint(format_args!("{hint}\n{more}"))
+                } else {
+                    failure.hint(format_args!("{hint}\n{else_process}\n{more}"))
+                }
+            }
+            other => Self::infrastructure("the build could not be run").because(other),
+        }
+    }
+}

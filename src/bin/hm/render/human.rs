@@ -1,0 +1,98 @@
+//! `--format human`: plain lines, each with its step's key in front, good for logs and pipes.
+
+use std::io::{self, Write};
+
+use hm_exec::BuildEvent;
+
+use super::{
+    Out, Render,
+    steps::{Steps, ending, is_failure},
+    style::Style,
+    text,
+};
+
+pub(super) struct Human<W> {
+    out: Out<W>,
+    style: Style,
+    steps: Steps,
+    line: String,
+}
+
+impl<W: Write> Human<W> {
+    pub(super) fn new(sink: W, style: Style) -> Self {
+        Self { out: Out::new(sink), style, steps: Steps::default(), line: String::new() }
+    }
+
+    fn say(&mut self, text: &str) {
+        self.out.push(|buffer| {
+            buffer.extend_from_slice(text.as_bytes());
+            buffer.push(b'\n');
+        });
+    }
+}
+
+impl<W: Write> Render for Human<W> {
+    fn event(&mut self, event: &BuildEvent) {
+        let style = self.style;
+        self.steps.learn(event, style);
+        match event {
+            BuildEvent::StepLog { step_id, line, .. } => {
+                self.line.clear();
+                self.line.push_str(&style.name(&self.steps.key(*step_id)));
+                self.line.push_str(" | ");
+                text::push_clean(&mut self.line, line, style.colors);
+                let line = std::mem::take(&mut self.line);
+                self.say(&line);
+                self.line = line;
+            }
+            BuildEvent::StepStart { step_id, runner, image, attempt, .. } => {
+                let key = style.name(&self.steps.key(*step_id));
+                let image = image.as_ref().map(|image| format!(", image {}", text::clean(image))).unwrap_or_default();
+                let attempt = if *attempt > 1 { format!(", attempt {attempt}") } else { String::new() };
+                self.say(&format!("=> {key} started ({runner}{image}{attempt})"));
+            }
+            BuildEvent::StepRetry { step_id, attempt, backoff_ms, message, .. } => {
+                let key = style.name(&self.steps.key(*step_id));
+                let wait = text::duration(std::time::Duration::from_millis(*backoff_ms));
+                let message = text::clean(message);
+                self.say(&format!(
+                    "=> {key} {} {message}; next one in {wait}",
+                    style.odd(&format!("attempt {attempt}:"))
+                ));
+            }
+            BuildEvent::StepEnd { step_id, status, exit_code, duration_ms, message, .. } => {
+                let key = style.name(&self.steps.key(*step_id));
+                let ending = ending(*status, *exit_code, *duration_ms, message.as_deref());
+                let ending = match status {
+                    status if status.is_success() => style.good(&ending),
+                    status if is_failure(*status) => style.bad(&ending),
+                    _ => style.odd(&ending),
+                };
+                self.say(&format!("=> {key} {ending}"));
+            }
+            BuildEvent::BuildEnd { status, duration_ms, .. } => {
+                for line in self.steps.summary(*status, *duration_ms, style) {
+                    self.say(&line);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn notice(&mut self, text: &str) {
+        self.out.flush();
+        super::to_stderr(text);
+    }
+
+    fn is_dirty(&self) -> bool {
+        self.out.is_dirty()
+    }
+
+    fn flush(&mut self) {
+        self.out.flush();
+    }
+
+    fn finish(self: Box<Self>) -> io::Result<()> {
+        self.out.finish()
+    }
+}

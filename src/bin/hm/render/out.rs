@@ -1,0 +1,112 @@
+//! Where rendered text goes: in big chunks, and no further than a reader wants it.
+
+use std::io::{self, Write};
+
+/// Text waits until there is this much of it, or nothing else to do.
+const CHUNK_BYTES: usize = 64 * 1024;
+
+/// A buffered sink whose reader may leave (`| head`): what is written afterwards is dropped, and the build goes on.
+#[derive(Debug)]
+pub(crate) struct Out<W> {
+    sink: W,
+    buffer: Vec<u8>,
+    state: State,
+}
+
+#[derive(Debug)]
+enum State {
+    Open,
+    Left,
+    Failed(io::Error),
+}
+
+impl<W: Write> Out<W> {
+    /// Writes to `sink`.
+    pub(crate) fn new(sink: W) -> Self {
+        Self { sink, buffer: Vec::with_capacity(CHUNK_BYTES + 4096), state: State::Open }
+    }
+
+    /// Appends whatever `write` writes.
+    pub(crate) fn push(&mut self, write: impl FnOnce(&mut Vec<u8>)) {
+        if matches!(self.state, State::Open) {
+            write(&mut self.buffer);
+            if self.buffer.len() >= CHUNK_BYTES {
+                self.flush();
+            }
+        }
+    }
+
+    /// Whether text waits.
+    pub(crate) fn is_dirty(&self) -> bool {
+        !self.buffer.is_empty()
+    }
+
+    /// Writes what waits.
+    pub(crate) fn flush(&mut self) {
+        if self.is_dirty() {
+            let written = self.sink.write_all(&self.buffer).and_then(|()| self.sink.flush());
+            self.buffer.clear();
+            match written {
+                Ok(()) => {}
+                Err(error) if error.kind() == io::ErrorKind::BrokenPipe => self.state = State::Left,
+                Err(error) => self.state = State::Failed(error),
+            }
+        }
+    }
+
+    /// Writes what waits and tells whether everything was written. A reader who left is no error.
+    pub(crate) fn finish(mut self) -> io::Result<()> {
+        self.flush();
+        match self.state {
+            State::Open | State::Left => Ok(()),
+            State::Failed(error) => Err(error),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Sink<'a> {
+        written: &'a mut Vec<u8>,
+        error: Option<io::ErrorKind>,
+    }
+
+    impl Write for Sink<'_> {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            match self.error {
+                Some(kind) => Err(kind.into()),
+                None => self.written.write(bytes),
+            }
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn text_arrives_whole_and_in_order() {
+        let mut written = Vec::new();
+        let mut out = Out::new(Sink { written: &mut written, error: None });
+        for n in 0..50_000 {
+            out.push(|buffer| buffer.extend(format!("{n}\n").bytes()));
+        }
+        out.finish().unwrap();
+        let expected: String = (0..50_000).map(|n| format!("{n}\n")).collect();
+        assert_eq!(String::from_utf8(written).unwrap(), expected);
+    }
+
+    #[test]
+    fn a_reader_who_leaves_is_no_error_and_a_full_disk_is() {
+        for (kind, ok) in [(io::ErrorKind::BrokenPipe, true), (io::ErrorKind::StorageFull, false)] {
+            let mut written = Vec::new();
+            let mut out = Out::new(Sink { written: &mut written, error: Some(kind) });
+            out.push(|buffer| buffer.extend(b"text"));
+            out.flush();
+            out.push(|_| panic!("nothing is rendered for nobody"));
+            assert_eq!(out.finish().is_ok(), ok);
+        }
+    }
+}

@@ -1,0 +1,237 @@
+//! `--format progress`: running steps with their elapsed time below, what has ended above. Draws on stderr.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    io::{self, Write},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use hm_exec::BuildEvent;
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use uuid::Uuid;
+
+use super::{
+    Out, Render,
+    steps::{Steps, ending, is_failure},
+    style::Style,
+    text,
+};
+
+/// How many lines of a failed step's output are shown.
+const TAIL_LINES: usize = 20;
+/// How much of a line is kept for that, in bytes.
+const TAIL_LINE_BYTES: usize = 2000;
+/// How many running steps are shown at once; the others are counted.
+const MAX_BARS: usize = 16;
+
+pub(super) struct Progress {
+    bars: MultiProgress,
+    total: ProgressBar,
+    bar_style: ProgressStyle,
+    out: Out<Above>,
+    style: Style,
+    show_logs: bool,
+    steps: Steps,
+    running: HashMap<Uuid, Running>,
+    /// Running steps in the order in which they started; some may have ended since.
+    unshown: VecDeque<Uuid>,
+    shown: usize,
+    started: Instant,
+}
+
+/// A running step. It gets a bar at the first tick that finds it running, so that a flood of short steps draws none.
+#[derive(Debug)]
+struct Running {
+    since: Instant,
+    bar: Option<ProgressBar>,
+    tail: VecDeque<String>,
+    dropped: usize,
+}
+
+/// Writes above the bars.
+#[derive(Debug)]
+struct Above {
+    bars: MultiProgress,
+}
+
+impl Write for Above {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.bars.suspend(|| io::stderr().write(bytes))
+    }
+
+    fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.bars.suspend(|| io::stderr().write_all(bytes))
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Progress {
+    pub(super) fn new(style: Style, show_logs: bool) -> Self {
+        let template = |text| ProgressStyle::with_template(text).unwrap_or_else(|_| ProgressStyle::default_spinner());
+        let bars = MultiProgress::with_draw_target(ProgressDrawTarget::stderr_with_hz(10));
+        let total = bars.add(ProgressBar::new_spinner().with_style(template("{wide_msg}")));
+        let spinner =
+            if style.colors { "{spinner:.cyan} {prefix} {wide_msg:.dim}" } else { "{spinner} {prefix} {wide_msg}" };
+        Self {
+            out: Out::new(Above { bars: bars.clone() }),
+            bars,
+            total,
+            bar_style: template(spinner),
+            style,
+            show_logs,
+            steps: Steps::default(),
+            running: HashMap::new(),
+            unshown: VecDeque::new(),
+            shown: 0,
+            started: Instant::now(),
+        }
+    }
+
+    fn say(&mut self, line: &str) {
+        self.out.push(|buffer| {
+            buffer.extend_from_slice(line.as_bytes());
+            buffer.push(b'\n');
+        });
+    }
+
+    fn log(&mut self, step_id: Uuid, line: &str) {
+        if self.show_logs {
+            let mut shown = format!("{} | ", self.style.name(&self.steps.key(step_id)));
+            text::push_clean(&mut shown, line, self.style.colors);
+            self.say(&shown);
+        } else if let Some(running) = self.running.get_mut(&step_id) {
+            if running.tail.len() == TAIL_LINES {
+                running.tail.pop_front();
+                running.dropped += 1;
+            }
+            running.tail.push_back(line[..line.floor_char_boundary(TAIL_LINE_BYTES)].to_owned());
+        }
+    }
+
+    fn end(&mut self, step_id: Uuid, key: &str, mark: &str, ending: &str, show_tail: bool) {
+        self.say(&format!("{mark} {key} {ending}"));
+        let Some(running) = self.running.remove(&step_id) else { return };
+        if let Some(bar) = running.bar {
+            self.bars.remove(&bar);
+            self.shown -= 1;
+        }
+        if show_tail {
+            if running.dropped > 0 {
+                self.say(&self.style.dim(&format!("  | ... {} before", text::count(running.dropped, "line"))));
+            }
+            for line in &running.tail {
+                let mut shown = String::from("  | ");
+                text::push_clean(&mut shown, line, self.style.colors);
+                self.say(&shown);
+            }
+        }
+    }
+
+    /// Gives bars to steps that still run.
+    fn show_running(&mut self) {
+        while self.shown < MAX_BARS
+            && let Some(step_id) = self.unshown.pop_front()
+        {
+            if let Some(running) = self.running.get_mut(&step_id)
+                && running.bar.is_none()
+            {
+                let bar = self.bars.insert_before(&self.total, ProgressBar::new_spinner());
+                bar.set_style(self.bar_style.clone());
+                running.bar = Some(bar);
+                self.shown += 1;
+            }
+        }
+    }
+}
+
+impl Render for Progress {
+    fn event(&mut self, event: &BuildEvent) {
+        let style = self.style;
+        self.steps.learn(event, style);
+        match event {
+            BuildEvent::StepStart { step_id, .. } => {
+                let fresh = Running { since: Instant::now(), bar: None, tail: VecDeque::new(), dropped: 0 };
+                let running = self.running.entry(*step_id).or_insert(fresh);
+                if running.bar.is_none() {
+                    self.unshown.push_back(*step_id);
+                }
+            }
+            BuildEvent::StepLog { step_id, line, .. } => self.log(*step_id, line),
+            BuildEvent::StepRetry { step_id, attempt, message, .. } => {
+                let key = style.name(&self.steps.key(*step_id));
+                self.say(&format!("{} {key} attempt {attempt}: {}", style.odd("!"), text::clean(message)));
+            }
+            BuildEvent::StepEnd { step_id, status, exit_code, duration_ms, message, .. } => {
+                let key: Arc<str> = style.name(&self.steps.key(*step_id)).into();
+                let ending = ending(*status, *exit_code, *duration_ms, message.as_deref());
+                let (mark, ending) = match status {
+                    status if status.is_success() => (style.good("✓"), ending),
+                    status if is_failure(*status) => (style.bad("✗"), style.bad(&ending)),
+                    _ => (style.odd("-"), style.odd(&ending)),
+                };
+                self.end(*step_id, &key, &mark, &ending, is_failure(*status) && !self.show_logs);
+            }
+            BuildEvent::BuildEnd { status, duration_ms, .. } => {
+                self.total.finish_and_clear();
+                for line in self.steps.summary(*status, *duration_ms, style) {
+                    self.say(&line);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn notice(&mut self, text: &str) {
+        let text = self.style.odd(text);
+        self.say(&text);
+    }
+
+    fn tick(&mut self) {
+        if self.total.is_finished() {
+            return;
+        }
+        self.show_running();
+        for (step_id, running) in &self.running {
+            let Some(bar) = &running.bar else { continue };
+            let key = self.style.name(&self.steps.key(*step_id));
+            bar.set_prefix(format!("{key} {}", text::duration(running.since.elapsed())));
+            if let Some(line) = running.tail.back() {
+                bar.set_message(text::clean(line).replace('\t', " "));
+            }
+            bar.tick();
+        }
+        let mut total = format!("{}/{} steps", self.steps.ended(), self.steps.len());
+        if self.running.len() > self.shown {
+            total.push_str(&format!(", {} more running", self.running.len() - self.shown));
+        }
+        total.push_str(&format!(", {}", text::duration(self.started.elapsed())));
+        self.total.set_message(total);
+        self.total.tick();
+    }
+
+    fn tick_interval(&self) -> Duration {
+        Duration::from_millis(100)
+    }
+
+    fn is_dirty(&self) -> bool {
+        self.out.is_dirty()
+    }
+
+    fn flush(&mut self) {
+        self.out.flush();
+    }
+
+    fn finish(self: Box<Self>) -> io::Result<()> {
+        self.total.finish_and_clear();
+        for running in self.running.values() {
+            if let Some(bar) = &running.bar {
+                bar.finish_and_clear();
+            }
+        }
+        self.out.finish()
+    }
+}

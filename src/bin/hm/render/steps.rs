@@ -1,0 +1,121 @@
+//! What the renderers for people remember of a build: its steps, and how many ended how.
+
+use std::{collections::HashMap, sync::Arc};
+
+use hm_exec::{BuildEvent, BuildStatus, StepStatus};
+use uuid::Uuid;
+
+use super::{style::Style, text};
+
+/// The steps of a build, learnt from its events.
+#[derive(Debug, Default)]
+pub(super) struct Steps {
+    keys: HashMap<Uuid, Arc<str>>,
+    ended: Tally,
+    failures: Vec<String>,
+}
+
+#[derive(Debug, Default, Clone, Copy)]
+struct Tally {
+    passed: usize,
+    cached: usize,
+    failed: usize,
+    skipped: usize,
+    canceled: usize,
+}
+
+impl Steps {
+    /// Learns from `event`. To be called with every one, before anything else is asked.
+    pub(super) fn learn(&mut self, event: &BuildEvent, style: Style) {
+        match event {
+            BuildEvent::StepQueued { step_id, key, .. } => {
+                self.keys.insert(*step_id, text::clean(key).into());
+            }
+            BuildEvent::StepEnd { step_id, status, exit_code, duration_ms, message, .. } => {
+                let count = match status {
+                    StepStatus::Passed => &mut self.ended.passed,
+                    StepStatus::CacheHit => &mut self.ended.cached,
+                    StepStatus::Skipped => &mut self.ended.skipped,
+                    StepStatus::Canceled => &mut self.ended.canceled,
+                    _ => &mut self.ended.failed,
+                };
+                *count += 1;
+                if is_failure(*status) {
+                    let ending = ending(*status, *exit_code, *duration_ms, message.as_deref());
+                    self.failures.push(format!("{} {}", style.name(&self.key(*step_id)), style.bad(&ending)));
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// A step's key, safe to print.
+    pub(super) fn key(&self, step_id: Uuid) -> Arc<str> {
+        self.keys.get(&step_id).map_or_else(|| step_id.to_string().into(), Arc::clone)
+    }
+
+    /// How many steps there are.
+    pub(super) fn len(&self) -> usize {
+        self.keys.len()
+    }
+
+    /// How many steps have ended.
+    pub(super) fn ended(&self) -> usize {
+        let Tally { passed, cached, failed, skipped, canceled } = self.ended;
+        passed + cached + failed + skipped + canceled
+    }
+
+    /// The last lines of a build: which steps failed, and the verdict.
+    pub(super) fn summary(&self, status: BuildStatus, duration_ms: u64, style: Style) -> Vec<String> {
+        let mut lines: Vec<String> = self.failures.iter().map(|failure| format!("  {failure}")).collect();
+        let counts = [
+            (self.ended.passed, "passed"),
+            (self.ended.cached, "cached"),
+            (self.ended.failed, "failed"),
+            (self.ended.skipped, "skipped"),
+            (self.ended.canceled, "cancelled"),
+        ];
+        let counts = counts.iter().filter(|(count, _)| *count > 0).map(|(count, what)| format!("{count} {what}"));
+        let verdict = match status {
+            BuildStatus::Passed => style.good("passed"),
+            BuildStatus::Failed => style.bad("failed"),
+            BuildStatus::Canceled => style.odd("cancelled"),
+            BuildStatus::TimedOut => style.bad("timed out"),
+            _ => style.bad("broken by infrastructure"),
+        };
+        let steps = text::count(self.len(), "step");
+        let took = text::duration(std::time::Duration::from_millis(duration_ms));
+        lines.push(format!("{verdict}: {steps} in {took} ({})", counts.collect::<Vec<_>>().join(", ")));
+        lines
+    }
+}
+
+/// Whether the step itself went wrong.
+pub(super) fn is_failure(status: StepStatus) -> bool {
+    !matches!(status, StepStatus::Passed | StepStatus::CacheHit | StepStatus::Skipped | StepStatus::Canceled)
+}
+
+/// How a step ended, in words: `passed in 1.2s`, `failed with exit code 2 after 0.4s`.
+pub(super) fn ending(status: StepStatus, exit_code: i32, duration_ms: u64, message: Option<&str>) -> String {
+    let took = text::duration(std::time::Duration::from_millis(duration_ms));
+    let mut ending = match status {
+        StepStatus::Passed => format!("passed in {took}"),
+        StepStatus::CacheHit => "was cached".into(),
+        StepStatus::Skipped => "skipped".into(),
+        StepStatus::Canceled if duration_ms == 0 => "cancelled".into(),
+        StepStatus::Canceled => format!("cancelled after {took}"),
+        StepStatus::TimedOut => format!("timed out after {took}"),
+        StepStatus::OutOfMemory => format!("ran out of memory after {took}"),
+        StepStatus::Infrastructure => format!("could not be run (infrastructure), given up after {took}"),
+        // 128 + n is how a shell says that signal n ended the command.
+        _ if (129..=192).contains(&exit_code) => {
+            format!("failed with exit code {exit_code} (signal {}) after {took}", exit_code - 128)
+        }
+        _ => format!("failed with exit code {exit_code} after {took}"),
+    };
+    if let Some(message) = message {
+        ending.push_str(": ");
+        text::push_clean(&mut ending, message, false);
+    }
+    ending
+}

@@ -1,0 +1,44 @@
+//! The few colours that `hm` uses itself.
+
+use std::{env, io::IsTerminal};
+
+/// Whether to colour, which also says whether the colours of steps' output stay.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Style {
+    /// Whether to colour.
+    pub(crate) colors: bool,
+}
+
+impl Style {
+    /// Colours where `stream` is a terminal; `NO_COLOR` and `CLICOLOR_FORCE`, where they are set and not empty, decide
+    /// otherwise, in this order.
+    pub(crate) fn of(stream: &impl IsTerminal) -> Self {
+        let is_set = |name| env::var_os(name).is_some_and(|value| !value.is_empty());
+        let forced = is_set("CLICOLOR_FORCE") && env::var_os("CLICOLOR_FORCE").is_some_and(|value| value != "0");
+        Self { colors: !is_set("NO_COLOR") && (forced || stream.is_terminal()) }
+    }
+
+    pub(crate) fn good(self, text: &str) -> String {
+        self.paint("32", text)
+    }
+
+    pub(crate) fn bad(self, text: &str) -> String {
+        self.paint("1;31", text)
+    }
+
+    pub(crate) fn odd(self, text: &str) -> String {
+        self.paint("33", text)
+    }
+
+    pub(crate) fn name(self, text: &str) -> String {
+        self.paint("36", text)
+    }
+
+    pub(crate) fn dim(self, text: &str) -> String {
+        self.paint("2", text)
+    }
+
+    fn paint(self, code: &str, text: &str) -> String {
+        if self.colors { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
+    }
+}

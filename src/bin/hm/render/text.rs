@@ -1,0 +1,177 @@
+//! Text for people: output that can't rewrite their terminal, and durations that they can read.
+
+use std::time::Duration;
+
+/// Appends one line of foreign text to `out` so that all it can do to a terminal is show characters and, with `colors`,
+/// colour them: other escape sequences go, control characters are shown as `^X`, and what a carriage return would have
+/// overwritten is left out. Colours are reset at the end.
+pub(crate) fn push_clean(out: &mut String, line: &str, colors: bool) {
+    if line.bytes().all(is_plain) {
+        out.push_str(line);
+        return;
+    }
+    let line = line.trim_end_matches(['\r', '\n']);
+    let visible = line.rfind('\r').map_or(line, |at| &line[at + 1..]);
+    let mut chars = visible.chars();
+    let mut colored = false;
+    while let Some(c) = chars.next() {
+        match c {
+            '\t' => out.push('\t'),
+            '\x1b' => match chars.next() {
+                Some('[') => colored |= control_sequence(out, &mut chars, colors),
+                Some(']' | 'P' | 'X' | '^' | '_') => skip_string(&mut chars),
+                // An escape with intermediate characters, such as a choice of character set, ends with one more.
+                Some(' '..='/') => drop(chars.by_ref().find(|c| !matches!(c, ' '..='/'))),
+                _ => {}
+            },
+            '\u{9b}' => colored |= control_sequence(out, &mut chars, colors),
+            '\u{90}' | '\u{98}' | '\u{9d}'..='\u{9f}' => skip_string(&mut chars),
+            '\0'..='\x1f' => out.extend(['^', char::from(c as u8 + b'@')]),
+            '\x7f' => out.push_str("^?"),
+            // The other C1 controls, and the characters that turn the direction of what follows.
+            '\u{80}'..='\u{9f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => {
+                out.push(char::REPLACEMENT_CHARACTER);
+            }
+            _ => out.push(c),
+        }
+    }
+    if colored {
+        out.push_str("\x1b[0m");
+    }
+}
+
+/// `line` by [`push_clean`], without colours.
+pub(crate) fn clean(line: &str) -> String {
+    let mut out = String::with_capacity(line.len());
+    push_clean(&mut out, line, false);
+    out
+}
+
+fn is_plain(byte: u8) -> bool {
+    matches!(byte, b' '..=b'~' | b'\t')
+}
+
+/// Reads a control sequence to its end and keeps it where it only sets colours.
+fn control_sequence(out: &mut String, chars: &mut std::str::Chars<'_>, colors: bool) -> bool {
+    let start = chars.as_str();
+    let Some(end) = start.find(|c| !matches!(c, ' '..='?')) else {
+        *chars = "".chars();
+        return false;
+    };
+    let (parameters, rest) = start.split_at(end);
+    let last = rest.chars().next();
+    *chars = rest[last.map_or(0, char::len_utf8)..].chars();
+    let is_color = last == Some('m') && parameters.bytes().all(|b| matches!(b, b'0'..=b'9' | b';' | b':'));
+    if is_color && colors {
+        out.push_str("\x1b[");
+        out.push_str(parameters);
+        out.push('m');
+    }
+    is_color && colors
+}
+
+/// Skips a control string (a window title, a hyperlink, a clipboard write, ...) to its end.
+fn skip_string(chars: &mut std::str::Chars<'_>) {
+    while let Some(c) = chars.next() {
+        match c {
+            '\x07' | '\u{9c}' => return,
+            '\x1b' => {
+                if chars.as_str().starts_with('\\') {
+                    chars.next();
+                }
+                return;
+            }
+            _ => {}
+        }
+    }
+}
+
+/// `duration` as people read it: `0.42s`, `12.3s`, `3m05s`, `1h02m`.
+pub(crate) fn duration(duration: Duration) -> String {
+    let seconds = duration.as_secs();
+    match seconds {
+        0..=9 => format!("{:.2}s", duration.as_secs_f64()),
+        10..=59 => format!("{:.1}s", duration.as_secs_f64()),
+        60..=3599 => format!("{}m{:02}s", seconds / 60, seconds % 60),
+        _ => format!("{}h{:02}m", seconds / 3600, seconds / 60 % 60),
+    }
+}
+
+/// `count` things: `1 step`, `2 steps`.
+pub(crate) fn count(count: usize, noun: &str) -> String {
+    if count == 1 { format!("1 {noun}") } else { format!("{count} {noun}s") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with_colors(line: &str) -> String {
+        let mut out = String::new();
+        push_clean(&mut out, line, true);
+        out
+    }
+
+    #[test]
+    fn plain_text_stays_as_it_is() {
+        for line in ["", "hello", "a\tb", "grüße, 世界 🦀"] {
+            assert_eq!(clean(line), line);
+        }
+    }
+
+    #[test]
+    fn colors_stay_where_they_are_wanted_and_end_with_the_line() {
+        assert_eq!(with_colors("\x1b[1;31mred"), "\x1b[1;31mred\x1b[0m");
+        assert_eq!(with_colors("\x1b[38:5:1mred\x1b[m."), "\x1b[38:5:1mred\x1b[m.\x1b[0m");
+        assert_eq!(clean("\x1b[1;31mred\x1b[0m"), "red");
+    }
+
+    #[test]
+    fn everything_else_that_moves_or_sets_the_terminal_goes() {
+        for (hostile, shown) in [
+            ("\x1b[2Jcleared", "cleared"),
+            ("\x1b[1A\x1b[2Kover", "over"),
+            ("\x1b]0;title\x07text", "text"),
+            ("\x1b]52;c;ZXZpbA==\x1b\\text", "text"),
+            ("\x1b]8;;http://x\x1b\\link\x1b]8;;\x1b\\", "link"),
+            ("\x1bPdevice\x1b\\text", "text"),
+            ("\x1bcreset", "reset"),
+            ("\x1b(0charset", "charset"),
+            ("\u{9b}2Jc1", "c1"),
+            ("\u{9d}0;title\u{9c}c1", "c1"),
+            ("\x1b[?25lhidden", "hidden"),
+            ("\x1b[>4;1mkeyboard", "keyboard"),
+            ("unfinished\x1b[1;", "unfinished"),
+            ("unfinished\x1b]0;title", "unfinished"),
+            ("unfinished\x1b", "unfinished"),
+            ("bell\x07 and back\x08", "bell^G and back^H"),
+            ("nul\0del\x7f", "nul^@del^?"),
+            ("\u{202e}turned", "\u{fffd}turned"),
+        ] {
+            assert_eq!(with_colors(hostile), shown, "{hostile:?}");
+        }
+    }
+
+    #[test]
+    fn a_carriage_return_shows_what_a_terminal_would_show_last() {
+        assert_eq!(clean("10%\r50%\r100%"), "100%");
+        assert_eq!(clean("windows\r"), "windows");
+    }
+
+    #[test]
+    fn no_escape_survives_cleaning() {
+        proptest::proptest!(|(line in "(\\PC|[\\x00-\\x1f\\x7f-\\u{9f}]|\\x1b[\\[\\]P(]?){0,40}")| {
+            let shown = clean(&line);
+            assert!(!shown.chars().any(|c| c.is_control() && c != '\t'), "{line:?} -> {shown:?}");
+        });
+    }
+
+    #[test]
+    fn durations_have_the_precision_that_matters() {
+        let of = |ms| duration(Duration::from_millis(ms));
+        assert_eq!(
+            [of(4), of(420), of(12_345), of(185_000), of(3_720_000)],
+            ["0.00s", "0.42s", "12.3s", "3m05s", "1h02m"]
+        );
+    }
+}

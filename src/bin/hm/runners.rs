@@ -1,0 +1,61 @@
+//! The runners of `hm`, and where it keeps things.
+
+use std::{num::NonZeroUsize, path::PathBuf};
+
+#[cfg(target_os = "linux")]
+use hm_exec::runner::sandbox::SandboxRunner;
+use hm_exec::{
+    Engine, RunnerSet,
+    runner::process::ProcessRunner,
+    store::{Store, StoreHandle},
+};
+
+use crate::failure::{Failure, Outcome};
+
+/// The runners of `hm`, by the names that pipelines use. Where there is no sandbox there is no default either: to run
+/// without isolation is a decision, not a fallback.
+#[derive(Debug, RunnerSet)]
+pub(crate) struct Runners {
+    #[cfg(target_os = "linux")]
+    #[runner(default)]
+    sandbox: SandboxRunner,
+    process: ProcessRunner,
+}
+
+impl Runners {
+    /// The runners, on the store in [`store_dir`]; nothing is opened before one of them needs it. The sandbox shows
+    /// `host_dirs` to steps on image `host`.
+    pub(crate) fn new(host_dirs: &[PathBuf]) -> Outcome<Self> {
+        let store = StoreHandle::new(store_dir()?);
+        Ok(Self {
+            #[cfg(target_os = "linux")]
+            sandbox: host_dirs
+                .iter()
+                .fold(SandboxRunner::builder().store(store.clone()), |builder, dir| builder.host_dir(dir))
+                .build(),
+            process: ProcessRunner::new(store),
+        })
+    }
+
+    /// An engine on them that keeps its journals.
+    pub(crate) fn engine(self, jobs: Option<NonZeroUsize>) -> Outcome<Engine<Self>> {
+        let builder = Engine::builder(self).runs_dir(runs_dir()?);
+        let builder = match jobs {
+            Some(jobs) => builder.parallelism(jobs),
+            None => builder,
+        };
+        Ok(builder.build()?)
+    }
+}
+
+/// Where layers, images, journals and logs lie.
+pub(crate) fn store_dir() -> Outcome<PathBuf> {
+    Store::default_dir().map_err(|error| {
+        Failure::infrastructure("failed to find a place for the store").because(error).hint("export HM_CACHE_DIR=DIR")
+    })
+}
+
+/// Where journals and logs lie, each in a directory named after its run.
+pub(crate) fn runs_dir() -> Outcome<PathBuf> {
+    Ok(store_dir()?.join("runs"))
+}
