@@ -3,7 +3,9 @@
 #![allow(clippy::unwrap_used, clippy::needless_pass_by_value, reason = "helpers of tests panic, and take `json!(..)`")]
 
 mod attempt;
+mod backends;
 mod bind;
+mod cli;
 mod compose;
 mod engine;
 mod engine_random;

@@ -1,0 +1,13 @@
+//! Tests that need something which a machine may lack.
+
+/// Whether `what` can be used. Where it can't, says so loudly with the reason, and fails under `HM_REQUIRE_BACKENDS=1`.
+#[track_caller]
+#[allow(clippy::print_stderr, reason = "a skipped test says so")]
+pub(crate) fn usable(what: &str, is_usable: bool, why: &str) -> bool {
+    if !is_usable {
+        let required = std::env::var_os("HM_REQUIRE_BACKENDS").is_some_and(|value| value == "1");
+        assert!(!required, "{what} can't be used here, and HM_REQUIRE_BACKENDS is set: {why}");
+        eprintln!("SKIPPED: {what} can't be used here: {why}");
+    }
+    is_usable
+}

@@ -1,0 +1,10 @@
+//! The `hm` command, run as a person or a script would run it.
+
+#![cfg(feature = "cli")]
+
+mod hm;
+mod inputs;
+mod output;
+mod python;
+mod signals;
+mod verdicts;

@@ -1,0 +1,145 @@
+//! A project to run `hm` in, with a store of its own.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Output, Stdio},
+    time::{Duration, Instant, SystemTime},
+};
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+/// How long anything may take before a test gives up on it.
+pub(super) const PATIENCE: Duration = Duration::from_secs(120);
+
+/// A source directory and a store, gone with the value.
+pub(super) struct Project {
+    _root: TempDir,
+    pub(super) dir: PathBuf,
+    pub(super) store: PathBuf,
+}
+
+impl Project {
+    pub(super) fn new() -> Self {
+        let root = TempDir::new().unwrap();
+        let real = root.path().canonicalize().unwrap();
+        let (dir, store) = (real.join("src"), real.join("store"));
+        fs::create_dir_all(dir.join(".hm")).unwrap();
+        Self { _root: root, dir, store }
+    }
+
+    /// One with a pipeline `ci` of these steps.
+    pub(super) fn with_steps(steps: &[Step<'_>]) -> Self {
+        let project = Self::new();
+        project.file(".hm/ci.json", &ir(steps));
+        project
+    }
+
+    pub(super) fn file(&self, path: &str, text: &str) {
+        let path = self.dir.join(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
+    }
+
+    /// `hm ARGS` in the source directory.
+    pub(super) fn hm(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_hm"));
+        command.args(args).current_dir(&self.dir).env("HM_CACHE_DIR", &self.store).stdin(Stdio::null());
+        for variable in ["HM_PYTHON", "NO_COLOR", "CLICOLOR_FORCE", "VIRTUAL_ENV"] {
+            command.env_remove(variable);
+        }
+        command
+    }
+
+    /// `hm run --runner process ARGS`, to its end. What is tested is `hm`; the sandbox has tests of its own.
+    pub(super) fn run(&self, args: &[&str]) -> Ended {
+        Ended::of(self.hm(&["run", "--runner", "process"]).args(args))
+    }
+
+    /// Every file of the source directory with its content and time of change.
+    pub(super) fn listing(&self) -> BTreeMap<PathBuf, (SystemTime, Vec<u8>)> {
+        let mut listing = BTreeMap::new();
+        walk(&self.dir, &mut |path| {
+            let changed = fs::symlink_metadata(path).unwrap().modified().unwrap();
+            listing.insert(path.to_owned(), (changed, fs::read(path).unwrap_or_default()));
+        });
+        listing
+    }
+}
+
+/// Calls `visit` for everything in `dir`, at any depth.
+pub(super) fn walk(dir: &Path, visit: &mut impl FnMut(&Path)) {
+    for entry in fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        visit(&path);
+        if path.symlink_metadata().is_ok_and(|metadata| metadata.is_dir()) {
+            walk(&path, visit);
+        }
+    }
+}
+
+/// A step: its key, its command, and the place of its `builds_in` parent.
+pub(super) type Step<'a> = (&'a str, &'a str, Option<usize>);
+
+/// The IR of a pipeline of `steps` on the host's system.
+pub(super) fn ir(steps: &[Step<'_>]) -> String {
+    let nodes: Vec<Value> =
+        steps.iter().map(|(key, cmd, _)| json!({ "step": { "key": key, "cmd": cmd }, "env": {} })).collect();
+    let parents = steps.iter().enumerate().filter_map(|(at, step)| step.2.map(|parent| (parent, at)));
+    let edges: Vec<Value> = parents.map(|(parent, child)| json!([parent, child, "builds_in"])).collect();
+    json!({
+        "version": "0",
+        "default_image": "host",
+        "graph": { "nodes": nodes, "node_holes": [], "edge_property": "directed", "edges": edges },
+    })
+    .to_string()
+}
+
+/// A finished `hm`.
+#[derive(Debug)]
+pub(super) struct Ended {
+    pub(super) code: Option<i32>,
+    pub(super) stdout: String,
+    pub(super) stderr: String,
+}
+
+impl Ended {
+    pub(super) fn of(command: &mut Command) -> Self {
+        command.output().unwrap().into()
+    }
+
+    /// Fails with everything that `hm` said unless it ended with `code`.
+    #[track_caller]
+    pub(super) fn expect(self, code: i32) -> Self {
+        assert_eq!(self.code, Some(code), "stdout:\n{}\nstderr:\n{}", self.stdout, self.stderr);
+        self
+    }
+
+    /// The events of `--format json`.
+    #[track_caller]
+    pub(super) fn events(&self) -> Vec<Value> {
+        self.stdout.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {line}"))).collect()
+    }
+}
+
+impl From<Output> for Ended {
+    fn from(output: Output) -> Self {
+        Self {
+            code: output.status.code(),
+            stdout: String::from_utf8(output.stdout).unwrap(),
+            stderr: String::from_utf8(output.stderr).unwrap(),
+        }
+    }
+}
+
+/// Waits until `condition` holds; fails when it does not in [`PATIENCE`].
+#[track_caller]
+pub(super) fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !condition() {
+        assert!(Instant::now() < deadline, "gave up waiting: {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}

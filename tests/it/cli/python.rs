@@ -1,0 +1,121 @@
+//! Pipelines in Python, through the package `harmont`.
+
+use std::{
+    env, fs,
+    os::unix::fs::PermissionsExt,
+    process::{Command, Stdio},
+};
+
+use super::hm::{Ended, Project, ir};
+
+const PIPELINE: &str = r#"
+import os
+import harmont as hm
+
+print("printed by the file")
+os.system("echo printed by a child of it")
+
+@hm.pipeline("ci", name="Everything")
+def ci():
+    build = hm.sh("echo built | tee out.txt", label="Build", image="debian:bookworm")
+    return (build.sh("grep built out.txt", label="Test"), build.sh("wc -c out.txt", label="Count"))
+
+@hm.pipeline("other")
+def other():
+    return hm.sh("true", label="Nothing", image="debian:bookworm")
+"#;
+
+/// A Python that has harmont, or `None` after saying so.
+fn python_with_harmont() -> Option<String> {
+    let candidates = [env::var("HM_PYTHON").unwrap_or_default(), "python3".into()];
+    let has_harmont = |python: &String| {
+        let mut import = Command::new(python);
+        import.args(["-c", "import harmont"]).stdout(Stdio::null()).stderr(Stdio::null());
+        import.status().is_ok_and(|status| status.success())
+    };
+    let found = candidates.into_iter().filter(|python| !python.is_empty()).find(has_harmont);
+    let why = "no python3 with the package harmont: `pip install harmont`, or set HM_PYTHON";
+    crate::backends::usable("harmont", found.is_some(), why).then_some(found).flatten()
+}
+
+#[test]
+fn a_harmont_pipeline_runs_unchanged_on_the_hosts_system() {
+    let Some(python) = python_with_harmont() else { return };
+    let project = Project::new();
+    project.file(".hm/pipelines.py", PIPELINE);
+    project.file(".hm/_helper.py", "raise RuntimeError('a helper is not a pipeline')");
+    let before = project.listing();
+    let args = ["run", "--runner", "process", "--image", "debian:bookworm=host", "--format", "json"];
+    let ended = Ended::of(project.hm(&args).env("HM_PYTHON", &python)).expect(0);
+    let events = ended.events();
+    let passed = events.iter().filter(|event| event["kind"] == "step_end" && event["status"] == "passed").count();
+    assert_eq!(passed, 3, "{}", ended.stdout);
+    assert!(ended.stderr.contains("printed by the file"), "{}", ended.stderr);
+    assert!(ended.stderr.contains("printed by a child of it"), "{}", ended.stderr);
+    assert_eq!(project.listing(), before, "no __pycache__, nothing");
+
+    let ended = Ended::of(project.hm(&["pipelines"]).env("HM_PYTHON", &python)).expect(0);
+    assert_eq!(ended.stdout, "ci     .hm/*.py  Everything\nother  .hm/*.py\n");
+    let ended = Ended::of(project.hm(&["run", "otter"]).env("HM_PYTHON", &python)).expect(2);
+    assert!(ended.stderr.contains("did you mean `other`?"), "{}", ended.stderr);
+}
+
+#[test]
+fn without_a_substitution_the_refused_image_names_one() {
+    let Some(python) = python_with_harmont() else { return };
+    let project = Project::new();
+    project.file(".hm/pipelines.py", PIPELINE);
+    let ended = Ended::of(project.hm(&["run", "--runner", "process"]).env("HM_PYTHON", &python)).expect(2);
+    assert!(ended.stderr.contains("--image debian:bookworm=host"), "{}", ended.stderr);
+}
+
+#[test]
+fn a_script_that_raises_shows_its_traceback() {
+    let Some(python) = python_with_harmont() else { return };
+    let project = Project::new();
+    project.file(".hm/broken.py", "def f():\n    return 1 / 0\nf()\n");
+    let ended = Ended::of(project.hm(&["run"]).env("HM_PYTHON", &python)).expect(2);
+    assert!(ended.stderr.contains("ZeroDivisionError"), "{}", ended.stderr);
+    assert!(ended.stderr.contains("error: failed to render .hm/broken.py"), "{}", ended.stderr);
+    assert_eq!(ended.stdout, "");
+}
+
+#[test]
+fn two_pipelines_of_one_name_are_refused() {
+    let Some(python) = python_with_harmont() else { return };
+    let project = Project::with_steps(&[("a", "true", None)]);
+    project.file(".hm/pipelines.py", PIPELINE);
+    let ended = Ended::of(project.hm(&["pipelines"]).env("HM_PYTHON", &python)).expect(2);
+    assert!(ended.stderr.contains("two pipelines are called `ci`"), "{}", ended.stderr);
+}
+
+#[test]
+fn without_python_the_hint_says_what_to_install() {
+    let project = Project::new();
+    project.file(".hm/ci.py", PIPELINE);
+    let ended = Ended::of(project.hm(&["run"]).env("HM_PYTHON", "/no/such/python")).expect(2);
+    assert!(ended.stderr.contains("failed to start `/no/such/python`, which .hm/ci.py needs"), "{}", ended.stderr);
+    assert!(ended.stderr.contains("pip install harmont"), "{}", ended.stderr);
+}
+
+#[test]
+fn without_harmont_the_hint_says_how_to_install_it() {
+    let project = Project::new();
+    project.file(".hm/ci.py", PIPELINE);
+    // What the script answers in a Python that lacks the package.
+    let python = project.dir.join("python");
+    fs::write(&python, "#!/bin/sh\nprintf '{\"missing\": \"harmont\"}'\n").unwrap();
+    fs::set_permissions(&python, fs::Permissions::from_mode(0o755)).unwrap();
+    let ended = Ended::of(project.hm(&["run"]).env("HM_PYTHON", &python)).expect(2);
+    assert!(ended.stderr.contains("has no package `harmont`, which .hm/ci.py needs"), "{}", ended.stderr);
+    assert!(ended.stderr.contains("-m pip install harmont"), "{}", ended.stderr);
+}
+
+#[test]
+fn a_json_pipeline_needs_no_python() {
+    let project = Project::new();
+    project.file(".hm/fast.json", &ir(&[("a", "true", None)]));
+    project.file(".hm/ci.py", PIPELINE);
+    let mut hm = project.hm(&["run", "--runner", "process", "fast"]);
+    Ended::of(hm.env("HM_PYTHON", "/no/such/python")).expect(0);
+}
