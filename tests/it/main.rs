@@ -23,4 +23,5 @@ mod process;
 mod sandbox;
 mod schedule;
 mod scripted;
+mod store;
 mod ui;
