@@ -189,8 +189,12 @@ impl<R: RunnerSet> Engine<R> {
             steps: (0..).map(StepIndex).zip(&plan.steps).map(|(step, _)| step_meta(&plan, step)).collect(),
             runners: plan.runners.iter().map(|runner| Arc::clone(&runner.name)).collect(),
         };
+        let place = match &dir {
+            RunDir::Kept(dir) => format!("in {}", dir.display()),
+            RunDir::Temporary => "in the temporary directory".into(),
+        };
         let (events, bus, stream) = event::create(dir, meta, &request.secrets)
-            .map_err(|source| BackendError::Local { doing: "open the run's journal".into(), source })?;
+            .map_err(|source| BackendError::Local { doing: format!("open the run's journal {place}"), source })?;
 
         let cancel = CancellationToken::new();
         let archives = Arc::new(Archives::new(ArchiveId(run_id), request.repo_root));

@@ -37,3 +37,8 @@ pub mod __private {
         set::no_such_runner,
     };
 }
+
+/// Runs the README's example.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

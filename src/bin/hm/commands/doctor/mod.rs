@@ -16,7 +16,7 @@ use crate::{
 
 /// Checks this machine, and says how to mend what is missing
 ///
-/// Ends 0 where the default runner works here, 3 where it does not.
+/// Ends 0 where nothing is missing that a runner needs, 3 otherwise.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// How to print the checks
@@ -27,7 +27,6 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
     let mut checks = checks::all();
     let runners = runners::probe_all()?;
-    let works = runners.iter().any(|(runner, probe)| runner.is_default && matches!(probe, Probe::Usable { .. }));
     checks.extend(runners.into_iter().map(|(runner, probe)| Check {
         name: format!("runner {}", runner.name),
         finding: match probe {
@@ -35,6 +34,7 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
             Probe::Unusable { reason, hint } => Finding::Bad { what: reason, fix: hint },
         },
     }));
+    let works = !checks.iter().any(|check| matches!(check.finding, Finding::Bad { .. }));
     match args.format {
         AnswerFormat::Text => print(&as_text(&checks))?,
         AnswerFormat::Json => print_json(&checks)?,
