@@ -16,6 +16,7 @@ use super::{
     mask::Masker,
     record::{FORMAT_VERSION, MAGIC, MAX_HEADER_BYTES, encode},
     shared::{Pending, Shared},
+    temporary,
     wake::Published,
 };
 use crate::runner::Secrets;
@@ -25,7 +26,8 @@ use crate::runner::Secrets;
 pub enum RunDir {
     /// In this directory, which is made, and stays. Only its owner may enter it.
     Kept(PathBuf),
-    /// In a directory of their own that goes with the last of writer, buses and readers.
+    /// In a directory of their own that goes with the last of writer, buses and readers; where those are killed, with the
+    /// next run that has such a directory.
     Temporary,
 }
 
@@ -57,7 +59,7 @@ pub fn create(dir: RunDir, mut meta: RunMeta, secrets: &Secrets) -> io::Result<(
     let (dir, temporary) = match dir {
         RunDir::Kept(dir) => (dir, None),
         RunDir::Temporary => {
-            let temporary = tempfile::Builder::new().prefix("hm-run-").tempdir()?;
+            let temporary = temporary::create()?;
             (temporary.path().to_owned(), Some(temporary))
         }
     };

@@ -53,6 +53,10 @@ impl RunFiles {
         let logs = logs_path(dir);
         DirBuilder::new().recursive(true).mode(0o700).create(&logs)?;
         let journal = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(journal_path(dir))?;
+        // Tells others that the run is alive; the kernel drops it with the process.
+        if let Err(error) = journal.try_lock_shared() {
+            tracing::debug!(%error, "the run's journal can't be locked");
+        }
         Ok((Self { dir: dir.to_owned(), open_for_writing: Arc::default(), _temporary: temporary }, journal))
     }
 

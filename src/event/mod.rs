@@ -28,6 +28,7 @@ mod record;
 mod replay;
 mod shared;
 mod stream;
+mod temporary;
 mod types;
 mod wake;
 mod writer;

@@ -200,6 +200,42 @@ fn a_log_that_is_gone_or_cut_off_is_said_once_and_the_rest_is_shown() {
     assert_eq!(lines(&events, 0, StdStream::Stdout), ["no ne"]);
 }
 
+/// The writer is this very test in a process of its own, which it is told by a variable.
+#[test]
+fn a_writer_killed_at_any_moment_leaves_all_that_was_shown() {
+    const DIR: &str = "HM_TEST_KILLED_WRITER";
+    if let Some(dir) = std::env::var_os(DIR) {
+        let (mut writer, bus, _events) = create_in(Path::new(&dir), 1);
+        start(&mut writer, 0);
+        for line in 0.. {
+            futures_util::FutureExt::now_or_never(bus.output(id(0), StdStream::Stdout, format!("{line}\n").as_bytes()))
+                .unwrap();
+            writer.flush().unwrap();
+        }
+    }
+    for round in 1..=3 {
+        let scratch = TempDir::new().unwrap();
+        let dir = scratch.path().join("run");
+        let mut writer = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "event::journal::a_writer_killed_at_any_moment_leaves_all_that_was_shown"])
+            .env(DIR, &dir)
+            .stdout(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        while fs::metadata(dir.join("journal")).map_or(0, |journal| journal.len()) < round * 10_000 {
+            assert!(writer.try_wait().unwrap().is_none(), "the writer ended by itself");
+            std::thread::yield_now();
+        }
+        writer.kill().unwrap();
+        writer.wait().unwrap();
+        let (events, error) = read(&dir);
+        assert!(matches!(error, None | Some(JournalError::Truncated { .. })), "{error:?}");
+        let lines = lines(&events, 0, StdStream::Stdout);
+        assert!(lines.len() > 100);
+        assert!(lines.iter().enumerate().all(|(number, line)| *line == number.to_string()));
+    }
+}
+
 fn frame(payload: &[u8]) -> Vec<u8> {
     let len = u32::try_from(payload.len()).unwrap();
     [&len.to_le_bytes()[..], &crc32fast::hash(payload).to_le_bytes(), payload].concat()
