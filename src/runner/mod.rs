@@ -26,7 +26,8 @@ pub use descriptor::{
 };
 pub use dynamic::DynStepRunner;
 pub use error::{RunnerError, RunnerErrorKind};
-/// Makes a struct whose fields are runners a [`RunnerSet`](trait@RunnerSet), so that an engine runs steps on them.
+/// Makes a struct whose fields are runners a [`RunnerSet`](trait@RunnerSet), so that an [`Engine`](crate::Engine)
+/// runs steps on them.
 ///
 /// The runners keep their types: [`dispatch`](RunnerSet::dispatch) is one `match` over the field's index in one future, and
 /// neither boxes nor allocates. A runner's index is its field's place, its name is [`StepRunner::NAME`].

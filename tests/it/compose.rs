@@ -3,6 +3,7 @@
 mod cfg_on_fields;
 mod generic_set;
 mod hygiene;
+mod mixed_with_ours;
 mod only_runner_is_the_default;
 mod registry;
 mod tuple_struct;

@@ -1,7 +1,7 @@
 //! Names that depend on a parameter are checked when they are known: by `validate`, which the engine calls.
 
 use hm_exec::{
-    RunnerSet,
+    BackendError, Engine, RunnerSet,
     runner::{CompositionError, RunnerIndex, StepRunner, validate},
 };
 
@@ -31,7 +31,9 @@ fn generic_sets_are_checked_at_run_time() {
 
     let twice = Mine { local: OtherVm, remote: Vm };
     let mistake = CompositionError::DuplicateName { name: "vm".into(), first: 0, second: 1 };
-    assert_eq!(validate(&twice.descriptors()), Err(mistake));
+    assert_eq!(validate(&twice.descriptors()), Err(mistake.clone()));
+    let refused = Engine::builder(twice).build().unwrap_err();
+    assert!(matches!(refused, BackendError::Composition(why) if why == mistake));
 
     super::runners::is_set::<Unbounded<Noop>>();
 }

@@ -1,0 +1,38 @@
+//! Another crate's runners beside those of this one that it is built with.
+
+#![cfg(feature = "process")]
+
+use hm_exec::{
+    RunnerSet,
+    runner::{process::ProcessRunner, validate},
+    store::StoreHandle,
+};
+
+use super::runners::Noop;
+
+#[derive(Debug, RunnerSet)]
+struct Mine {
+    #[cfg(all(feature = "sandbox", target_os = "linux"))]
+    sandbox: hm_exec::runner::sandbox::SandboxRunner,
+    #[runner(default)]
+    process: ProcessRunner,
+    noop: Noop,
+}
+
+#[test]
+fn another_crates_runners_go_together_with_ours() {
+    let top = tempfile::tempdir().unwrap();
+    let store = StoreHandle::new(top.path().join("store"));
+    let set = Mine {
+        #[cfg(all(feature = "sandbox", target_os = "linux"))]
+        sandbox: hm_exec::runner::sandbox::SandboxRunner::builder().store(store.clone()).build(),
+        process: ProcessRunner::new(store),
+        noop: Noop,
+    };
+    assert_eq!(validate(&set.descriptors()), Ok(()));
+    let registry = set.into_registry();
+    assert_eq!(registry.default_runner_name(), Some("process"));
+    assert!(registry.resolve(Some("noop")).is_some());
+    assert_eq!(registry.resolve(Some("sandbox")).is_some(), cfg!(all(feature = "sandbox", target_os = "linux")));
+    assert!(!top.path().join("store").exists(), "composing runners opens nothing");
+}
