@@ -5,7 +5,7 @@
 
 use std::{fmt, sync::Arc};
 
-use super::text::{DidYouMean, List, Path, Quoted, Shown};
+use super::text::{DidYouMean, List, Message, Name, Path, Quoted};
 /// Everything that is wrong with a pipeline: at least one mistake, each with its place.
 ///
 /// `Display` has one line per mistake, below a heading.
@@ -171,7 +171,7 @@ impl fmt::Display for Endpoint {
 #[non_exhaustive]
 pub enum ProblemKind {
     /// The text is no JSON, or a value has the wrong type.
-    #[error("{0}")]
+    #[error("{}", Message(.0))]
     Json(String),
     /// The IR is of another version than this program reads.
     #[error("IR version {} is unknown, this program reads version `0`: upgrade it, or the DSL", Quoted(.0))]
@@ -262,7 +262,7 @@ pub enum ProblemKind {
         known: Vec<Arc<str>>,
     },
     /// The runner refuses the step's `runner_args`.
-    #[error("runner `{runner}` refuses {path}: {message}")]
+    #[error("runner `{runner}` refuses {}: {}", Name(.path), Message(.message))]
     RunnerArgs {
         /// The runner.
         runner: Arc<str>,
@@ -275,7 +275,7 @@ pub enum ProblemKind {
     #[error(
         "runner `{runner}` can't boot from image {}, only from {images}; \
          to run on this machine's system instead: `--image {}=host`",
-        Quoted(.image), Shown(.named)
+        Quoted(.image), Name(.named)
     )]
     Image {
         /// The runner.

@@ -86,12 +86,8 @@ fn problem(error: &serde_json::Error, path: String) -> InvalidPipeline {
     let (line, column) = (error.line(), error.column());
     let text = error.to_string();
     let text = text.strip_suffix(&format!(" at line {line} column {column}")).unwrap_or(&text);
-    let mut message = if error.is_data() { String::new() } else { "can't be read as JSON: ".to_owned() };
-    message.extend(text.chars().take(MESSAGE_CHARS));
+    let message = if error.is_data() { text.to_owned() } else { format!("can't be read as JSON: {text}") };
     // The root's path is a dot.
     let path = if path == "." { String::new() } else { path };
     InvalidPipeline::of(Place::Json { line, column, path }, ProblemKind::Json(message))
 }
-
-/// A message may quote a value of any length.
-const MESSAGE_CHARS: usize = 200;

@@ -5,32 +5,46 @@ use std::{
     sync::Arc,
 };
 
-/// How much of a name, or of a list of names, an error shows.
-const SHOWN_CHARS: usize = 80;
+/// How much of a name, of a message about a value, and of a list of names an error shows.
+const NAME_CHARS: usize = 80;
+const MESSAGE_CHARS: usize = 200;
 const SHOWN_NAMES: usize = 16;
 
-/// Text in backticks.
+/// A name in backticks.
 pub(super) struct Quoted<'a>(pub(super) &'a str);
 
 impl fmt::Display for Quoted<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "`{}`", Shown(self.0))
+        write!(f, "`{}`", Name(self.0))
     }
 }
 
-/// Text as part of something in backticks.
-pub(super) struct Shown<'a>(pub(super) &'a str);
+/// A name as part of something in backticks.
+pub(super) struct Name<'a>(pub(super) &'a str);
 
-impl fmt::Display for Shown<'_> {
+impl fmt::Display for Name<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (at, char) in self.0.chars().enumerate() {
-            if at == SHOWN_CHARS {
-                return f.write_str("…");
-            }
-            if is_shown_as_it_is(char) { f.write_char(char)? } else { write!(f, "{}", char.escape_default())? }
-        }
-        Ok(())
+        write_cut(f, self.0, NAME_CHARS)
     }
+}
+
+/// A decoder's message, which may quote a value of any length.
+pub(super) struct Message<'a>(pub(super) &'a str);
+
+impl fmt::Display for Message<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write_cut(f, self.0, MESSAGE_CHARS)
+    }
+}
+
+fn write_cut(f: &mut fmt::Formatter<'_>, text: &str, chars: usize) -> fmt::Result {
+    for (at, char) in text.chars().enumerate() {
+        if at == chars {
+            return f.write_str("…");
+        }
+        if is_shown_as_it_is(char) { f.write_char(char)? } else { write!(f, "{}", char.escape_default())? }
+    }
+    Ok(())
 }
 
 /// Whether a character neither controls a terminal nor turns the direction of what follows.

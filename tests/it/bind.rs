@@ -188,6 +188,10 @@ fn runner_args_are_checked_by_the_runner() {
         "step `a`: runner `docker` refuses runner_args.cpu: unknown field `cpu`, expected `cpus`",
     );
     check(
+        args("docker", json!({ "\x1b[2J": 2 })),
+        "step `a`: runner `docker` refuses runner_args.\\u{1b}[2J: unknown field `\\u{1b}[2J`, expected `cpus`",
+    );
+    check(
         args("sandbox", json!({ "cpus": 2 })),
         "step `a`: runner `sandbox` refuses runner_args: this runner takes no arguments",
     );
