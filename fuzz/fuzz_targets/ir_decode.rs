@@ -1,0 +1,12 @@
+//! Any bytes: no panic, and the published reader agrees with us.
+//!
+//! `cargo +nightly fuzz run ir_decode -- -max_len=4096`
+
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+
+#[path = "../../tests/it/ir_oracle.rs"]
+mod ir_oracle;
+
+fuzz_target!(|json: &[u8]| ir_oracle::check(json));
