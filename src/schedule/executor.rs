@@ -143,42 +143,17 @@ mod tests {
 
     use super::*;
     use crate::{
-        Plan, RunnerSet, StepResult,
-        event::{self, BuildRef, PlanSummary, RunDir, RunMeta},
         plan::StepIndex,
-        runner::{ArchiveId, CacheDecision, Secrets, StepRunner},
+        runner::{ArchiveId, RunnerIndex},
+        schedule::fixture::{Noop, Runners, journal, plan, progress},
         store::Archives,
     };
 
-    #[derive(Debug)]
-    struct Noop;
-
-    impl StepRunner for Noop {
-        const NAME: &'static str = "noop";
-
-        async fn execute(&self, _: &StepContext, _: ExecutorInput) -> Result<StepResult, RunnerError> {
-            Ok(StepResult { exit_code: 0, committed_snapshot: None, artifacts: vec![] })
-        }
-    }
-
-    #[derive(Debug, RunnerSet)]
-    struct Runners {
-        #[runner(default)]
-        noop: Noop,
-    }
-
-    fn attempt() -> (Attempt, ExecutorInput) {
-        let json = r#"{"version":"0","graph":{"nodes":[{"step":{"key":"a","cmd":"true"},"env":{}}],"node_holes":[],
-            "edge_property":"directed","edges":[]}}"#;
-        let node = Plan::parse(json).unwrap().pipeline().nodes[0].clone();
-        let meta = RunMeta {
-            build: BuildRef { run_id: Uuid::nil(), number: None, org: None, pipeline: "p".into() },
-            plan: PlanSummary { step_count: 0, chain_count: 0, default_runner: "noop".into() },
-            started_at: chrono::DateTime::UNIX_EPOCH,
-            steps: vec![],
-            runners: vec![],
-        };
-        let (_, bus, _) = event::create(RunDir::Temporary, meta, &Secrets::new()).unwrap();
+    #[test]
+    fn the_future_of_an_attempt_stays_small() {
+        let plan = plan(1, "");
+        let (writer, bus) = journal(&plan);
+        let input = progress(&plan, writer).input(StepIndex(0));
         let archives = Arc::new(Archives::new(ArchiveId(Uuid::nil()), "/"));
         let attempt = Attempt {
             start: Start { step: StepIndex(0), attempt: 1 },
@@ -186,22 +161,6 @@ mod tests {
             timeout: None,
             context: StepContext::new(bus, archives, Arc::default(), CancellationToken::new()),
         };
-        let input = ExecutorInput {
-            step: node.step,
-            workspace_archive_id: ArchiveId(Uuid::nil()),
-            env: node.env,
-            workdir: "/workspace".into(),
-            run_id: Uuid::nil(),
-            step_id: Uuid::nil(),
-            cache_lookup: CacheDecision::MissNoCommit,
-            parent_snapshot: None,
-        };
-        (attempt, input)
-    }
-
-    #[test]
-    fn the_future_of_an_attempt_stays_small() {
-        let (attempt, input) = attempt();
         let runners = Runners { noop: Noop };
         let dispatch = size_of_val(&runners.dispatch(attempt.runner, &attempt.context, input.clone()));
         let own = size_of_val(&execute(&runners, attempt, input)) - dispatch;

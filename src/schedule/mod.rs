@@ -7,6 +7,8 @@
 mod critical_path;
 mod dispatcher;
 mod executor;
+#[cfg(test)]
+mod fixture;
 mod policy;
 mod progress;
 

@@ -125,6 +125,14 @@ enum State {
     Ended(StepStatus),
 }
 
+/// All of one step, so that one cache line has it.
+#[derive(Debug)]
+struct Step {
+    state: State,
+    attempts: u32,
+    placement: Placement,
+}
+
 #[derive(Debug)]
 struct Pool {
     free: usize,
@@ -135,12 +143,10 @@ struct Pool {
 #[derive(Debug)]
 pub struct Policy<'dag> {
     dag: &'dag Dag,
-    placements: Vec<Placement>,
+    steps: Vec<Step>,
     keep_going: bool,
     retries: u32,
     backoff: Duration,
-    states: Vec<State>,
-    attempts: Vec<u32>,
     pools: Vec<Pool>,
     backing_off: BinaryHeap<Reverse<(Duration, StepIndex)>>,
     stop: Option<Stop>,
@@ -151,18 +157,21 @@ pub struct Policy<'dag> {
 }
 
 impl<'dag> Policy<'dag> {
-    /// A build that has not begun. `placements` are by step; each pool they name has a limit in `rules`.
+    /// A build that has not begun. `placements` are by step.
+    ///
+    /// # Panics
+    /// Where a step has no placement, or its pool no limit in `rules`.
     #[must_use]
     pub fn new(dag: &'dag Dag, placements: Vec<Placement>, rules: &Rules) -> Self {
-        debug_assert_eq!(placements.len(), dag.len(), "one placement for each step");
+        assert_eq!(placements.len(), dag.len(), "one placement for each step");
+        let steps =
+            placements.into_iter().map(|placement| Step { state: State::Waiting { unmet: 0 }, attempts: 0, placement });
         let mut policy = Self {
             dag,
-            placements,
+            steps: steps.collect(),
             keep_going: rules.keep_going,
             retries: rules.retries,
             backoff: rules.backoff,
-            states: vec![State::Waiting { unmet: 0 }; dag.len()],
-            attempts: vec![0; dag.len()],
             pools: rules.limits.iter().map(|limit| Pool { free: limit.get(), ready: BinaryHeap::new() }).collect(),
             backing_off: BinaryHeap::new(),
             stop: None,
@@ -174,7 +183,7 @@ impl<'dag> Policy<'dag> {
         for &step in dag.order() {
             match u32::try_from(dag.parents(step).len()).unwrap_or(u32::MAX) {
                 0 => policy.set(step, State::Ready),
-                unmet => policy.states[step.get()] = State::Waiting { unmet },
+                unmet => policy.steps[step.get()].state = State::Waiting { unmet },
             }
         }
         policy
@@ -186,12 +195,12 @@ impl<'dag> Policy<'dag> {
         let (_, pool) = with_slots.filter_map(|(at, pool)| Some((pool.ready.peek()?, at))).max()?;
         let (_, Reverse(step)) = self.pools[pool].ready.pop()?;
         self.set(step, State::Running);
-        Some(Start { step, attempt: self.attempts[step.get()] })
+        Some(Start { step, attempt: self.steps[step.get()].attempts })
     }
 
     /// Takes note that the running attempt of `step` ended, at `now`.
     pub fn attempt_ended(&mut self, step: StepIndex, end: AttemptEnd, now: Duration) -> Answer {
-        debug_assert_eq!(self.states[step.get()], State::Running, "an attempt ended that was not running");
+        debug_assert_eq!(self.steps[step.get()].state, State::Running, "an attempt ended that was not running");
         let status = match end {
             AttemptEnd::Exited(0) => StepStatus::Passed,
             AttemptEnd::Exited(_) => StepStatus::Failed,
@@ -199,7 +208,7 @@ impl<'dag> Policy<'dag> {
             AttemptEnd::Canceled => StepStatus::Canceled,
             AttemptEnd::OutOfMemory => StepStatus::OutOfMemory,
             AttemptEnd::Infrastructure { retryable } => {
-                let retries_done = self.attempts[step.get()] - 1;
+                let retries_done = self.steps[step.get()].attempts - 1;
                 if retryable && retries_done < self.retries && self.stop.is_none() {
                     let backoff = self.backoff.saturating_mul(1_u32.checked_shl(retries_done).unwrap_or(u32::MAX));
                     self.backing_off.push(Reverse((now.saturating_add(backoff), step)));
@@ -250,10 +259,10 @@ impl<'dag> Policy<'dag> {
             pool.ready.clear();
         }
         for &step in self.dag.order() {
-            match self.states[step.get()] {
-                State::Running | State::Ended(_) => {}
-                _ if self.attempts[step.get()] == 0 => self.end_bystander(step, reason.unstarted()),
-                _ => self.end_bystander(step, reason.interrupted()),
+            match self.steps[step.get()] {
+                Step { state: State::Running | State::Ended(_), .. } => {}
+                Step { attempts: 0, .. } => self.end_bystander(step, reason.unstarted()),
+                Step { .. } => self.end_bystander(step, reason.interrupted()),
             }
         }
     }
@@ -279,7 +288,7 @@ impl<'dag> Policy<'dag> {
     /// How `step` ended, if it has.
     #[must_use]
     pub fn status(&self, step: StepIndex) -> Option<StepStatus> {
-        match self.states[step.get()] {
+        match self.steps[step.get()].state {
             State::Ended(status) => Some(status),
             _ => None,
         }
@@ -288,7 +297,7 @@ impl<'dag> Policy<'dag> {
     /// How many attempts of `step` were started.
     #[must_use]
     pub fn attempts(&self, step: StepIndex) -> u32 {
-        self.attempts[step.get()]
+        self.steps[step.get()].attempts
     }
 
     /// The verdict, once every step has ended. Where all passed, the build did, however late it was told to stop.
@@ -308,7 +317,7 @@ impl<'dag> Policy<'dag> {
         let mut above = vec![step];
         while let Some(step) = above.pop() {
             for link in self.dag.children(step) {
-                if let State::Waiting { .. } = self.states[link.step.get()] {
+                if let State::Waiting { .. } = self.steps[link.step.get()].state {
                     self.end_bystander(link.step, StepStatus::Skipped);
                     above.push(link.step);
                 }
@@ -323,9 +332,9 @@ impl<'dag> Policy<'dag> {
 
     /// The one place where a step changes its state.
     fn set(&mut self, step: StepIndex, next: State) {
-        let previous = mem::replace(&mut self.states[step.get()], next);
-        let Placement { pool, priority } = self.placements[step.get()];
-        let pool = &mut self.pools[pool];
+        let Step { state, attempts, placement } = &mut self.steps[step.get()];
+        let previous = mem::replace(state, next);
+        let pool = &mut self.pools[placement.pool];
         debug_assert!(
             matches!(
                 (previous, next),
@@ -341,10 +350,10 @@ impl<'dag> Policy<'dag> {
         }
         match next {
             State::Waiting { .. } | State::BackingOff => {}
-            State::Ready => pool.ready.push((priority, Reverse(step))),
+            State::Ready => pool.ready.push((placement.priority, Reverse(step))),
             State::Running => {
                 pool.free -= 1;
-                self.attempts[step.get()] += 1;
+                *attempts += 1;
             }
             State::Ended(status) => {
                 self.unended -= 1;
@@ -358,7 +367,7 @@ impl<'dag> Policy<'dag> {
 
     fn parent_passed(&mut self, parent: StepIndex) {
         for link in self.dag.children(parent) {
-            if let State::Waiting { unmet } = &mut self.states[link.step.get()] {
+            if let State::Waiting { unmet } = &mut self.steps[link.step.get()].state {
                 *unmet -= 1;
                 if *unmet == 0 {
                     self.set(link.step, State::Ready);

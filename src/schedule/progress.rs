@@ -266,3 +266,55 @@ fn tag(step_id: Uuid) -> SnapshotRef {
     step_id.hyphenated().encode_lower(&mut text[PREFIX.len()..]);
     SnapshotRef::from(String::from_utf8_lossy(&text).as_ref())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::schedule::fixture::{build, journal, plan, progress};
+
+    const NOW: Duration = Duration::from_millis(5);
+
+    fn ends(step: u32, end: AttemptEnd) -> Report {
+        let start = Start { step: StepIndex(step), attempt: 1 };
+        Report { start, end, snapshot: None, message: None }
+    }
+
+    fn statuses(outcome: &BuildOutcome) -> Vec<StepStatus> {
+        outcome.steps.iter().map(|step| step.status).collect()
+    }
+
+    #[test]
+    fn a_failure_stops_a_build_and_what_runs_is_waited_for() {
+        let plan = plan(4, r#"[0,1,"builds_in"]"#);
+        let mut progress = progress(&plan, journal(&plan).0);
+        assert_eq!(progress.start_next(NOW).map(|start| start.step), Some(StepIndex(0)));
+        assert_eq!(progress.start_next(NOW).map(|start| start.step), Some(StepIndex(2)));
+        assert_eq!(progress.start_next(NOW), None, "two at once");
+        progress.attempt_ended(ends(0, AttemptEnd::Exited(9)), NOW * 3);
+        assert_eq!(progress.stopping(), Some(Stop::Failed));
+        assert_eq!((progress.start_next(NOW), progress.is_done()), (None, false));
+        progress.attempt_ended(ends(2, AttemptEnd::Canceled), NOW * 4);
+        assert!(progress.is_done());
+        let outcome = progress.finish(build(), DateTime::UNIX_EPOCH, NOW * 4);
+        assert_eq!(outcome.status, BuildStatus::Failed);
+        let expected = [StepStatus::Failed, StepStatus::Skipped, StepStatus::Canceled, StepStatus::Skipped];
+        assert_eq!(statuses(&outcome), expected);
+        assert_eq!((outcome.steps[0].duration_ms, outcome.steps[0].exit_code), (10, Some(9)));
+    }
+
+    #[test]
+    fn a_child_gets_its_parent_s_snapshot_and_only_a_parent_is_asked_for_one() {
+        let plan = plan(2, r#"[0,1,"builds_in"]"#);
+        let mut progress = progress(&plan, journal(&plan).0);
+        progress.start_next(NOW);
+        let input = progress.input(StepIndex(0));
+        let tag = CacheDecision::MissBuildAs { tag: format!("step:{}", input.step_id).into() };
+        assert_eq!((input.cache_lookup, input.parent_snapshot), (tag, None));
+        let snapshot = Some(SnapshotRef::from("hm1:x"));
+        progress.attempt_ended(Report { snapshot: snapshot.clone(), ..ends(0, AttemptEnd::Exited(0)) }, NOW);
+        let input = progress.input(StepIndex(1));
+        assert_eq!((input.cache_lookup, input.parent_snapshot), (CacheDecision::MissNoCommit, snapshot));
+        assert_eq!(progress.take_snapshots(), [(RunnerIndex(0), vec!["hm1:x".into()])]);
+        assert_eq!(progress.take_snapshots(), [], "once");
+    }
+}
