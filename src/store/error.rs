@@ -145,3 +145,20 @@ impl<T, E: Into<io::Error>> Doing<T> for Result<T, E> {
         self.map_err(|source| StoreError::io(doing, path, source))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_disk_is_told_with_the_way_out() {
+        for errno in [rustix::io::Errno::NOSPC, rustix::io::Errno::DQUOT] {
+            let error = Err::<(), _>(errno).doing("write", Path::new("/store/layer")).unwrap_err();
+            assert!(matches!(error, StoreError::Full { .. }));
+            assert!(
+                error.to_string().contains("/store/layer") && error.to_string().contains("HM_CACHE_DIR"),
+                "{error}"
+            );
+        }
+    }
+}

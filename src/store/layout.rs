@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! format                    the version of this layout
+//! boot                      which boot of the machine the rest was written in
 //! locks/INSTANCE            held (flock) by a process for as long as it has the store open
 //! tmp/INSTANCE/             what that process is about to make or to remove
 //! sources/SOURCE/root/      a frozen source: `workspace/...`; `manifest` beside it
@@ -13,6 +14,9 @@
 //! Everything is made in `tmp` and renamed to its place, so that a kill at any moment leaves nothing half made outside of
 //! `tmp`. Layers and snapshots are named INSTANCE + counter: of a process that ended without handing its snapshots back
 //! (its lock is free, and still there) they are found by name, and removed by the next process that opens the store.
+//!
+//! Nothing is synced to the disk: after a reboot a file may be empty that was whole before. So what was written in another
+//! boot is dropped.
 
 use std::{
     fs::{self, DirBuilder, File, OpenOptions},
@@ -102,6 +106,10 @@ impl Store {
         for name in ["locks", "tmp", "sources", "layers", "snapshots", "workspaces"] {
             make_dir(&dir.join(name))?;
         }
+        // One process at a time opens the store, so that none takes a newcomer for dead.
+        let locks = dir.join("locks");
+        let opening = File::open(&locks).doing("open", &locks)?;
+        rustix::fs::flock(&opening, FlockOperation::LockExclusive).doing("lock", &locks)?;
         let (instance, lock, locked) = register(&dir)?;
         let ops: Arc<RwLock<Arc<dyn TreeOps>>> = Arc::new(RwLock::new(Arc::new(Direct)));
         let store = Self {
@@ -115,7 +123,9 @@ impl Store {
             dir,
         };
         store.check_format()?;
-        store.reap()?;
+        if store.reap()? == 0 {
+            store.drop_other_boot()?;
+        }
         Ok(Arc::new(store))
     }
 
@@ -190,12 +200,21 @@ impl Store {
         }
     }
 
-    /// Removes what dead processes left.
-    fn reap(&self) -> Result<(), StoreError> {
+    /// Removes what dead processes left. Tells how many others are alive.
+    fn reap(&self) -> Result<usize, StoreError> {
+        let mut alive = 0;
         for name in names(&self.dir.join("locks"))? {
             let path = self.dir.join("locks").join(&name);
             let Ok(lock) = File::open(&path) else { continue };
-            if name == self.instance || rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
+            if name == self.instance {
+                continue;
+            }
+            if rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
+                alive += 1;
+                continue;
+            }
+            if lock.metadata().doing("read", &path)?.nlink() == 0 {
+                // It closed the store just now.
                 continue;
             }
             tracing::debug!(instance = name, "removing what a killed process left in the store");
@@ -204,9 +223,7 @@ impl Store {
                 self.discard_from(&self.dir.join("workspaces").join(workspace))?;
             }
             self.discard_from(&self.dir.join("tmp").join(&name))?;
-            if let Err(error) = fs::remove_file(&path) {
-                tracing::debug!(%error, "another process removed the lock of a killed one first");
-            }
+            fs::remove_file(&path).doing("remove", &path)?;
         }
         for name in names(&self.dir.join("tmp"))? {
             // A lock is made before its directory, and removed after it.
@@ -214,7 +231,22 @@ impl Store {
                 self.discard_from(&self.dir.join("tmp").join(&name))?;
             }
         }
-        Ok(())
+        Ok(alive)
+    }
+
+    /// Drops everything if it was written in another boot, or the system does not tell.
+    fn drop_other_boot(&self) -> Result<(), StoreError> {
+        let path = self.dir.join("boot");
+        let boot = fs::read("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+        if !boot.is_empty() && fs::read(&path).is_ok_and(|written| written == boot) {
+            return Ok(());
+        }
+        for kept in ["snapshots", "layers", "workspaces", "sources"].map(|name| self.dir.join(name)) {
+            for name in names(&kept)? {
+                self.discard_from(&kept.join(name))?;
+            }
+        }
+        self.write_file(&path, &boot)
     }
 }
 
@@ -231,18 +263,12 @@ impl Drop for Store {
 
 /// Makes this process known: a locked file, then a directory for what it makes.
 fn register(dir: &Path) -> Result<(String, PathBuf, File), StoreError> {
-    loop {
-        let instance = Uuid::new_v4().simple().to_string()[..24].to_owned();
-        let path = dir.join("locks").join(&instance);
-        let lock = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path).doing("make", &path)?;
-        rustix::fs::flock(&lock, FlockOperation::LockExclusive).doing("lock", &path)?;
-        // Somebody who cleans up may have had the lock first, taken us for dead, and removed it.
-        if lock.metadata().doing("read", &path)?.nlink() == 0 {
-            continue;
-        }
-        make_dir(&dir.join("tmp").join(&instance))?;
-        return Ok((instance, path, lock));
-    }
+    let instance = Uuid::new_v4().simple().to_string()[..24].to_owned();
+    let path = dir.join("locks").join(&instance);
+    let lock = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path).doing("make", &path)?;
+    rustix::fs::flock(&lock, FlockOperation::LockExclusive).doing("lock", &path)?;
+    make_dir(&dir.join("tmp").join(&instance))?;
+    Ok((instance, path, lock))
 }
 
 pub(crate) fn make_dir(path: &Path) -> Result<(), StoreError> {

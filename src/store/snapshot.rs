@@ -142,7 +142,7 @@ impl Store {
         mut layers: BTreeSet<LayerId>,
     ) -> Result<(), StoreError> {
         for path in records {
-            layers.extend(read(&path)?.into_iter().flat_map(|snapshot| snapshot.layers));
+            layers.extend(layers_of(&path)?);
             match fs::remove_file(&path) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
                     return Err(StoreError::io("remove", path, error));
@@ -155,10 +155,8 @@ impl Store {
         }
         let dir = self.dir().join("snapshots");
         for name in names(&dir)? {
-            if let Some(snapshot) = read(&dir.join(name))? {
-                for layer in &snapshot.layers {
-                    layers.remove(layer);
-                }
+            for layer in layers_of(&dir.join(name))? {
+                layers.remove(&layer);
             }
         }
         // Another process may be about to boot from a delta, which is found by what it is made of.
@@ -172,6 +170,18 @@ pub(super) fn remove_all_of(store: &Store, instance: &str) -> Result<(), StoreEr
     let of_it = |name: &String| name.starts_with(instance);
     let layers = names(&layers)?.into_iter().filter(of_it).filter_map(|name| LayerId::parse(&name)).collect();
     store.remove_records(names(&records)?.into_iter().filter(of_it).map(|name| records.join(name)), layers)
+}
+
+/// The layers in a record, of which there are none where it is gone or broken: nothing can boot from it.
+fn layers_of(record: &Path) -> Result<Vec<LayerId>, StoreError> {
+    match read(record) {
+        Ok(snapshot) => Ok(snapshot.map_or_else(Vec::new, |snapshot| snapshot.layers)),
+        Err(error @ StoreError::Corrupt { .. }) => {
+            tracing::warn!(%error, "a snapshot is lost");
+            Ok(Vec::new())
+        }
+        Err(error) => Err(error),
+    }
 }
 
 /// Reads a record; `None` where there is none.

@@ -351,6 +351,10 @@ impl ParallelVisitor for Scanner<'_> {
     fn visit(&mut self, entry: Result<DirEntry, ignore::Error>) -> WalkState {
         let entry = match entry {
             Ok(entry) => entry,
+            // Gone since its directory was listed.
+            Err(error) if error.io_error().is_some_and(|error| error.kind() == io::ErrorKind::NotFound) => {
+                return WalkState::Continue;
+            }
             Err(error) => return self.fail(walk_error(self.freeze.source, error)),
         };
         if let Some(error) = entry.error() {

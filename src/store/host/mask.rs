@@ -12,7 +12,7 @@ use crate::store::{StoreError, error::Doing, layout::make_dir, tree};
 
 /// Credentials that some programs leave readable for everybody, or that name accounts elsewhere. What is not readable for
 /// everybody needs no mention: all of `/etc` and of `/usr/local/etc` that is so is hidden.
-const HIDDEN: [&str; 36] = [
+const HIDDEN: [&str; 34] = [
     "etc/NetworkManager/system-connections",
     "etc/apt/auth.conf",
     "etc/apt/auth.conf.d",
@@ -25,12 +25,10 @@ const HIDDEN: [&str; 36] = [
     "etc/credstore.encrypted",
     "etc/docker",
     "etc/gitlab-runner",
-    "etc/hm",
     "etc/ipsec.secrets",
     "etc/krb5.keytab",
     "etc/kubernetes",
     "etc/letsencrypt",
-    "etc/machine-credentials",
     "etc/msmtprc",
     "etc/netplan",
     "etc/nomad.d",

@@ -51,6 +51,7 @@ impl Bench {
 }
 
 /// Whether overlay marks can be made here; tells where not, and fails where the environment says that they must be.
+#[expect(clippy::print_stderr, reason = "a skipped test says so")]
 pub(super) fn can_mark() -> bool {
     let top = tempfile::tempdir().unwrap();
     let marked = view::whiteout(&top.path().join("x")) && view::make_opaque(top.path());

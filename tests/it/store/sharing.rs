@@ -64,3 +64,34 @@ fn a_handle_opens_once_and_only_when_asked() {
     fs::write(top.path().join("file"), "x").unwrap();
     assert!(StoreHandle::new(top.path().join("file/store")).get().is_err());
 }
+
+#[test]
+fn broken_records_and_another_boot_do_not_keep_a_store_from_opening() {
+    let bench = Bench::new();
+    let dir = bench.store.dir().to_path_buf();
+    let source = bench.freeze();
+    let commit = |text: &str| {
+        let staging = bench.store.stage().unwrap();
+        fs::write(staging.upper().join("file"), text).unwrap();
+        let source = source.id.clone();
+        let request = CommitRequest { parent: None, base: Base::Host, source, delta: None, id_map: IdMap::Single };
+        bench.store.commit(staging, request).unwrap()
+    };
+    let (broken, whole) = (commit("a"), commit("b"));
+    fs::write(dir.join(format!("snapshots/{}.json", broken.0.trim_start_matches("hm1:"))), "").unwrap();
+    assert!(matches!(bench.store.snapshot(&broken), Err(StoreError::Corrupt { .. })));
+    bench.store.remove_snapshots(std::slice::from_ref(&broken)).unwrap();
+    assert!(matches!(bench.store.snapshot(&broken), Err(StoreError::UnknownSnapshot { .. })));
+
+    // While somebody has the store open, it can't be of another boot.
+    fs::write(dir.join("boot"), "another\n").unwrap();
+    drop(Store::open(&dir).unwrap());
+    assert!(bench.store.snapshot(&whole).is_ok());
+    let Bench { top, store } = bench;
+    drop(store);
+    drop(Store::open(&dir).unwrap());
+    for name in ["snapshots", "layers", "sources", "tmp"] {
+        assert_eq!(fs::read_dir(dir.join(name)).unwrap().count(), 0, "{name}");
+    }
+    drop(top);
+}
