@@ -125,3 +125,35 @@ pub fn no_such_runner(index: RunnerIndex) -> RunnerError {
 pub(crate) fn unusable_index(index: RunnerIndex) -> Probe {
     Probe::Unusable { reason: no_such_runner(index).to_string(), hint: "resolve names with `index_of`".into() }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::runner::{ArgsSchema, Pool, RunnerCapabilities};
+
+    fn set(runners: &[(&str, bool)]) -> Vec<RunnerDescriptor> {
+        let descriptor = |&(name, is_default): &(&str, bool)| RunnerDescriptor {
+            name: name.into(),
+            is_default,
+            capabilities: RunnerCapabilities::default(),
+            args: ArgsSchema::none(),
+            pool: Pool::Local,
+            cache_version: 1,
+        };
+        runners.iter().map(descriptor).collect()
+    }
+
+    #[test]
+    fn a_set_needs_runners_of_different_names_and_at_most_one_default() {
+        assert_eq!(validate(&set(&[("a", true), ("b", false)])), Ok(()));
+        assert_eq!(validate(&set(&[("a", false), ("b", false)])), Ok(()), "steps may all name their runner");
+
+        assert_eq!(validate(&[]), Err(CompositionError::Empty));
+        let bad = CompositionError::BadName { name: "A".into() };
+        assert_eq!(validate(&set(&[("a", true), ("A", false)])), Err(bad));
+        let twice = CompositionError::DuplicateName { name: "b".into(), first: 1, second: 2 };
+        assert_eq!(validate(&set(&[("a", true), ("b", false), ("b", false)])), Err(twice));
+        let defaults = CompositionError::TwoDefaults { first: "a".into(), second: "c".into() };
+        assert_eq!(validate(&set(&[("a", true), ("b", false), ("c", true)])), Err(defaults));
+    }
+}
