@@ -130,20 +130,22 @@ impl Cursor {
     }
 
     fn step_queued(&mut self, step: usize) -> Next {
-        let meta = self.meta.clone();
+        let meta = &*self.meta;
         let Some(StepMeta { key, display_name, chain_idx, parent, .. }) = meta.steps.get(step) else {
             self.phase = Phase::Records;
             return Next::Again;
         };
-        self.phase = Phase::StepQueued(step + 1);
-        Next::Event(BuildEvent::StepQueued {
-            seq: self.next_seq(),
+        let event = BuildEvent::StepQueued {
+            seq: self.seq,
             step_id: step_id(meta.build.run_id, StepIndex(u32::try_from(step).unwrap_or(u32::MAX))),
             key: key.clone(),
             chain_idx: *chain_idx,
             parent_key: parent.and_then(|parent| meta.steps.get(parent.get())).map(|parent| parent.key.clone()),
             display_name: display_name.clone(),
-        })
+        };
+        self.phase = Phase::StepQueued(step + 1);
+        self.seq += 1;
+        Next::Event(event)
     }
 
     fn next_record(&mut self, journal: &File, limit: u64) -> Result<Next, JournalError> {
