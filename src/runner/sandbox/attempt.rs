@@ -68,6 +68,30 @@ pub(super) async fn run(
     step.attend(ctx, step_id).await
 }
 
+/// Makes the jail of a `spec` without a command, and lets it go.
+pub(super) async fn trial(zygote: &Zygote, spec: &JailSpec) -> io::Result<Result<(), SetupError>> {
+    let (mut step, theirs) = Step::new()?;
+    let spec = match wire::to_memory_file(spec) {
+        Ok(spec) => spec,
+        Err(error) => return Ok(Err(error)),
+    };
+    let fds = [theirs.status.as_fd(), spec.as_fd(), theirs.stdout.as_fd(), theirs.stderr.as_fd()];
+    zygote.request(Request::Step { isolate_network: false }, &fds).await?;
+    drop(theirs);
+    while !step.progress.hung_up {
+        let report = next_report(&step.status).await?;
+        step.absorb(report)?;
+    }
+    if step.pid1.is_some() {
+        dead(step.pid1.as_ref()).await;
+    }
+    match (step.progress.failure.take(), &step.progress.end) {
+        (Some(error), _) => Ok(Err(error)),
+        (None, Some(_)) => Ok(Ok(())),
+        (None, None) => Err(io::Error::other("the sandbox's helper ended")),
+    }
+}
+
 /// Why there is no jail. A retry may help where the kernel was short of something.
 fn setup_error(error: SetupError) -> RunnerError {
     RunnerError::infrastructure("make the step's sandbox", error)

@@ -193,6 +193,12 @@ fn has_word(file: &Path, word: &str) -> bool {
     fs::read_to_string(file).is_ok_and(|text| text.split_ascii_whitespace().any(|found| found == word))
 }
 
+/// Which limits no control group can hold here.
+pub(super) fn missing() -> Vec<&'static str> {
+    let hierarchies = Hierarchies::of_this_process();
+    ["memory", "pids", "cpu"].into_iter().filter(|controller| hierarchies.make_group(controller).is_err()).collect()
+}
+
 /// Where this process is in each hierarchy: of version 1 by controller, of version 2 under the empty name.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Hierarchies(BTreeMap<String, PathBuf>);

@@ -15,6 +15,7 @@ mod args;
 mod attempt;
 mod boot;
 mod cgroup;
+mod checks;
 mod helper;
 mod idmap;
 pub mod jail;
@@ -23,6 +24,7 @@ mod runner;
 mod zygote;
 
 pub use args::{Cpus, MemorySize, Network, SandboxArgs};
+pub use checks::{Check, checks};
 pub use helper::{HELPER_VARIABLE, NoHelper, init};
 pub use jail::{MountApi, UserNamespace};
 pub use runner::{SandboxBuilder, SandboxRunner};

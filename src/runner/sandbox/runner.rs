@@ -19,7 +19,7 @@ use super::{
     attempt::{self, End},
     boot::{Boot, Ground, LayerDirs},
     cgroup::Limited,
-    helper,
+    checks, helper,
     idmap::IdRanges,
     jail::{JailSpec, MountApi, SecretFile, UserNamespace},
     namespace_ops::NamespaceOps,
@@ -28,10 +28,10 @@ use super::{
 use crate::{
     ir::Env,
     runner::{
-        ArgsSchema, ExecutorInput, ImageSupport, RunnerCapabilities, RunnerError, SnapshotRef, StepContext, StepResult,
-        StepRunner,
+        ArgsSchema, ExecutorInput, ImageSupport, Probe, RunnerCapabilities, RunnerError, SnapshotRef, StepContext,
+        StepResult, StepRunner,
     },
-    store::{IdMap, Store, StoreHandle},
+    store::{IdMap, Store, StoreError, StoreHandle},
 };
 
 /// Where commands are looked for, unless the step says otherwise.
@@ -124,8 +124,16 @@ impl SandboxRunner {
         SandboxBuilder::default()
     }
 
+    pub(super) fn store(&self) -> Result<Arc<Store>, StoreError> {
+        self.config.store.get()
+    }
+
+    pub(super) fn mount_api(&self) -> MountApi {
+        self.config.mount_api.unwrap_or_else(MountApi::of_this_kernel)
+    }
+
     /// The zygote, started where there is none or it died.
-    async fn zygote(&self, store: &Arc<Store>) -> Result<Arc<Zygote>, StartError> {
+    pub(super) async fn zygote(&self, store: &Arc<Store>) -> Result<Arc<Zygote>, StartError> {
         let mut slot = self.zygote.lock().await;
         if let Some(zygote) = slot.as_ref().filter(|zygote| zygote.is_alive()) {
             return Ok(Arc::clone(zygote));
@@ -158,7 +166,7 @@ impl SandboxRunner {
         };
         Ok(JailSpec {
             user_namespace: zygote.user_namespace(),
-            mount_api: self.config.mount_api.unwrap_or_else(MountApi::of_this_kernel),
+            mount_api: self.mount_api(),
             mountpoint: c_string("the store's path", store.dir().as_os_str().as_bytes())?,
             root: boot.root.clone(),
             overlays: boot.overlays.clone(),
@@ -190,7 +198,7 @@ impl StepRunner for SandboxRunner {
 
     async fn execute(&self, ctx: &StepContext, input: ExecutorInput) -> Result<StepResult, RunnerError> {
         let args = arguments(&input)?;
-        let store = self.config.store.get().map_err(|error| RunnerError::infrastructure("open the store", error))?;
+        let store = self.store().map_err(|error| RunnerError::infrastructure("open the store", error))?;
         let zygote = self.zygote(&store).await.map_err(unusable)?;
         let id_map = match zygote.user_namespace() {
             UserNamespace::None => IdMap::Root,
@@ -205,8 +213,7 @@ impl StepRunner for SandboxRunner {
         let exit_code = match end {
             End::Exited { code } => code,
             End::OutOfMemory => return Err(RunnerError::out_of_memory(args.memory.map_or(0, |memory| memory.bytes))),
-            End::TooManyProcesses => 128 + 9,
-            End::Killed => 128 + 9,
+            End::TooManyProcesses | End::Killed => 128 + 9,
         };
         if exit_code != 0
             && let Some(limit_bytes) = limited.oom_killed()
@@ -232,6 +239,10 @@ impl StepRunner for SandboxRunner {
             Ok(Err(error)) => tracing::warn!(%error, "failed to remove snapshots"),
             Err(error) => tracing::warn!(%error, "failed to remove snapshots"),
         }
+    }
+
+    async fn probe(&self) -> Probe {
+        checks::probe(self).await
     }
 
     fn capabilities(&self) -> RunnerCapabilities {
@@ -306,6 +317,6 @@ fn environment(env: &Env) -> Result<Vec<CString>, RunnerError> {
     defaults.chain(own).map(|(name, value)| c_string(name, format!("{name}={value}"))).collect()
 }
 
-fn c_string(what: &str, text: impl Into<Vec<u8>>) -> Result<CString, RunnerError> {
+pub(super) fn c_string(what: &str, text: impl Into<Vec<u8>>) -> Result<CString, RunnerError> {
     CString::new(text).map_err(|_| RunnerError::unsupported(format!("{what} has a zero byte in it")))
 }

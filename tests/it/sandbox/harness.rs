@@ -20,8 +20,45 @@ use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-/// The `hm` of this build, which the sandbox starts as its helper.
-pub(crate) const HM: &str = env!("CARGO_BIN_EXE_hm");
+/// The `hm` of this build, which the sandbox starts as its helper; a copy of it where the suite runs as another user.
+pub(crate) fn hm() -> PathBuf {
+    std::env::var_os("HM_TEST_HM").map_or_else(|| env!("CARGO_BIN_EXE_hm").into(), PathBuf::from)
+}
+
+/// Says why a test does nothing; fails where nothing may be missing.
+pub(crate) fn skip(reason: &str) {
+    assert!(std::env::var_os("HM_REQUIRE_BACKENDS").is_none(), "{reason}");
+    eprintln!("skipped: {reason}");
+}
+
+/// Whether the suite runs as root, and steps have no user namespace.
+pub(crate) fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+/// Whether any process of this machine has `marker` in its command line.
+pub(crate) fn is_running(marker: &str) -> bool {
+    let pids = std::fs::read_dir("/proc")
+        .unwrap()
+        .flatten()
+        .filter(|entry| entry.file_name().to_str().is_some_and(|name| name.bytes().all(|byte| byte.is_ascii_digit())));
+    pids.map(|entry| std::fs::read(entry.path().join("cmdline")).unwrap_or_default())
+        .any(|cmdline| cmdline.windows(marker.len()).any(|window| window == marker.as_bytes()))
+}
+
+/// Waits until `condition` holds.
+pub(crate) async fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    while !condition() {
+        assert!(std::time::Instant::now() < deadline, "not in time: {what}");
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+}
+
+/// An argument of `sleep` that no other process of this machine has.
+pub(crate) fn marker() -> String {
+    format!("{}.{:09}", 70_000 + std::process::id() % 9999, Uuid::new_v4().as_u128() % 1_000_000_000)
+}
 
 /// A sandbox over a store and a source tree of its own.
 #[derive(Debug)]
@@ -64,6 +101,11 @@ impl Ask {
         self
     }
 
+    pub(crate) fn image(mut self, image: impl Into<String>) -> Self {
+        self.image = image.into();
+        self
+    }
+
     pub(crate) fn args(mut self, args: Value) -> Self {
         self.args = Some(args);
         self
@@ -85,7 +127,7 @@ impl Bench {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(&dir.path().join("store")).unwrap();
         std::fs::create_dir(dir.path().join("source")).unwrap();
-        let builder = SandboxRunner::builder().store(Arc::clone(&store)).helper(HM);
+        let builder = SandboxRunner::builder().store(Arc::clone(&store)).helper(hm());
         Self { runner: configure(builder).build(), store, dir }
     }
 

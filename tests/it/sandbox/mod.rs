@@ -1,4 +1,11 @@
 //! The sandbox on this machine: what a step may do, what it leaves, and what it leaves behind.
+//!
+//! Run as root, the suite runs itself a second time as an ordinary user.
 
 mod files;
 mod harness;
+mod isolation;
+mod limits;
+mod output;
+mod processes;
+mod rootless;

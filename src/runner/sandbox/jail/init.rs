@@ -76,6 +76,10 @@ fn run_step(fds: StepFds, isolate_network: bool, prepared: &Prepared) -> Result<
     mounts::enter(&spec, &prepared.special_paths)?;
     rustix::process::umask(Mode::from_raw_mode(0o022));
 
+    if spec.argv.is_empty() {
+        return wire::send_value(&status, &Report::Exited { code: 0, cpu_micros: 0, max_rss_bytes: 0 }, &[])
+            .doing(|| "report".into());
+    }
     // The command is root of the same namespace; it must not attach to this process, which holds the status socket.
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable).doing(|| "close pid 1 to tracers".into())?;
     let command = match sys::clone_process(0).doing(|| "start the command".into())? {

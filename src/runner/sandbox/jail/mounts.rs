@@ -28,6 +28,11 @@ use super::{
 /// The longest string that `fsconfig` takes, in bytes, its end included.
 const MAX_FSCONFIG_BYTES: usize = 256;
 
+/// A layer is plain files and directories, whiteouts and opaque marks: nothing that names another layer. `nofollow` rather
+/// than `off`, which some kernels are configured to take as `follow`, and which then conflicts with `userxattr`.
+const OVERLAY_OPTIONS: [(&CStr, &CStr); 4] =
+    [(c"redirect_dir", c"nofollow"), (c"metacopy", c"off"), (c"index", c"off"), (c"xino", c"off")];
+
 /// Character devices of a step's `/dev`: name, major and minor number.
 const DEVICES: [(&CStr, u32, u32); 6] =
     [(c"null", 1, 3), (c"zero", 1, 5), (c"full", 1, 7), (c"random", 1, 8), (c"urandom", 1, 9), (c"tty", 5, 0)];
@@ -136,9 +141,9 @@ fn overlay_by_fsopen(spec: &JailSpec, it: &Overlay) -> Result<OwnedFd, SetupErro
     }
     set_path(c"upperdir", &it.upper)?;
     set_path(c"workdir", &it.work)?;
-    let configured = [c"redirect_dir", c"metacopy", c"index", c"xino"]
+    let configured = OVERLAY_OPTIONS
         .into_iter()
-        .try_for_each(|key| fsconfig_set_string(&fs, key, c"off"))
+        .try_for_each(|(key, value)| fsconfig_set_string(&fs, key, value))
         .and_then(|()| fsconfig_set_flag(&fs, c"volatile"))
         .and_then(|()| match spec.user_namespace {
             UserNamespace::None => Ok(()),
@@ -169,7 +174,10 @@ fn overlay_by_mount(spec: &JailSpec, it: &Overlay) -> Result<OwnedFd, SetupError
     let names: Vec<String> = lowers.iter().map(|dir| dir.as_raw_fd().to_string()).collect();
     let mut options = format!("lowerdir={}", names.join(":"));
     let _ = write!(options, ",upperdir={},workdir={}", upper.as_raw_fd(), work.as_raw_fd());
-    options.push_str(",redirect_dir=off,metacopy=off,index=off,xino=off,volatile");
+    for (key, value) in OVERLAY_OPTIONS {
+        let _ = write!(options, ",{}={}", key.to_string_lossy(), value.to_string_lossy());
+    }
+    options.push_str(",volatile");
     if spec.user_namespace != UserNamespace::None {
         options.push_str(",userxattr");
     }

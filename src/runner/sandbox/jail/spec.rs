@@ -165,7 +165,7 @@ pub struct JailSpec {
     pub watch: Option<Watch>,
     /// Where the command starts, in the step.
     pub workdir: CString,
-    /// The program, in the step, and its arguments.
+    /// The program, in the step, and its arguments. None: the jail is made and let go, as a trial.
     pub argv: Vec<CString>,
     /// The environment, as `NAME=value`.
     pub env: Vec<CString>,

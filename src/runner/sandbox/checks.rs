@@ -1,0 +1,209 @@
+//! Whether the sandbox works on this machine, and what to do where it does not.
+//!
+//! The last word is a trial: a jail is made, with everything but a command, and what fails there is what would fail for
+//! a step. The other checks are for people.
+
+use std::path::Path;
+
+use super::{
+    attempt, cgroup,
+    idmap::IdRanges,
+    jail::{JailSpec, MountApi, Overlay, SetupError, UserNamespace},
+    runner::{SandboxRunner, c_string},
+    zygote::StartError,
+};
+use crate::{
+    runner::{Probe, RunnerError},
+    store::StoreError,
+};
+
+/// What to do where nothing else helps.
+const LAST_RESORT: &str = "or run without isolation: `--runner process`";
+
+/// `statfs` of an overlay.
+const OVERLAY_MAGIC: i64 = 0x794c_7630;
+
+/// One thing that the sandbox needs, or is better with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Check {
+    /// What was looked at.
+    pub name: &'static str,
+    /// What was found, or what is wrong.
+    pub result: Result<String, String>,
+    /// What to do about it.
+    pub fix: Option<String>,
+}
+
+/// Checks this machine for a sandbox with default settings.
+pub async fn checks() -> Vec<Check> {
+    let runner = SandboxRunner::default();
+    let mut checks = vec![kernel(), user_ids(), control_groups()];
+    checks.push(match runner.trial().await {
+        Ok(user_namespace) => passed("sandbox", format!("a trial run worked ({})", describe(user_namespace))),
+        Err(failure) => Check { name: "sandbox", result: Err(failure.reason), fix: Some(failure.hint) },
+    });
+    checks
+}
+
+/// The answer for `hm runners` and the engine.
+pub(super) async fn probe(runner: &SandboxRunner) -> Probe {
+    match runner.trial().await {
+        Ok(user_namespace) => Probe::Usable { note: Some(describe(user_namespace).into()) },
+        Err(Failure { reason, hint }) => Probe::Unusable { reason, hint },
+    }
+}
+
+/// Why a trial failed.
+#[derive(Debug)]
+pub(super) struct Failure {
+    reason: String,
+    hint: String,
+}
+
+impl Failure {
+    fn new(error: impl Into<anyhow::Error>, hint: impl AsRef<str>) -> Self {
+        Self { reason: format!("{:#}", error.into()), hint: format!("{}, {LAST_RESORT}", hint.as_ref()) }
+    }
+}
+
+impl SandboxRunner {
+    /// Makes a jail and lets it go.
+    async fn trial(&self) -> Result<UserNamespace, Failure> {
+        let store_failed = |error: StoreError| Failure::new(error, "see to the store's directory (HM_CACHE_DIR)");
+        let store = self.store().map_err(store_failed)?;
+        let zygote = self.zygote(&store).await.map_err(start_failure)?;
+        let (lower, staging) = (store.stage().map_err(store_failed)?, store.stage().map_err(store_failed)?);
+        let path = |path: &Path| {
+            use std::os::unix::ffi::OsStrExt;
+            c_string("the store's path", path.as_os_str().as_bytes())
+        };
+        let spec = || -> Result<JailSpec, RunnerError> {
+            Ok(JailSpec {
+                user_namespace: zygote.user_namespace(),
+                mount_api: self.mount_api(),
+                mountpoint: path(store.dir())?,
+                root: Overlay {
+                    lowers: vec![path(&lower.upper())?],
+                    upper: path(&staging.upper())?,
+                    work: path(staging.work())?,
+                },
+                overlays: Vec::new(),
+                binds: Vec::new(),
+                secrets: Vec::new(),
+                cgroups: Vec::new(),
+                watch: None,
+                workdir: c"/".into(),
+                argv: Vec::new(),
+                env: Vec::new(),
+            })
+        };
+        let again = "try again";
+        let spec = spec().map_err(|error| Failure::new(error, "move the store (HM_CACHE_DIR)"))?;
+        match attempt::trial(&zygote, &spec).await.map_err(|error| Failure::new(error, again))? {
+            Ok(()) => Ok(zygote.user_namespace()),
+            Err(error) => Err(setup_failure(error, store.dir())),
+        }
+    }
+}
+
+fn describe(user_namespace: UserNamespace) -> &'static str {
+    match user_namespace {
+        UserNamespace::None => "as root",
+        UserNamespace::Range => "rootless, with a range of ids",
+        UserNamespace::Single => "rootless, with a single id: owners of files are lost",
+    }
+}
+
+fn passed(name: &'static str, found: impl Into<String>) -> Check {
+    Check { name, result: Ok(found.into()), fix: None }
+}
+
+fn kernel() -> Check {
+    let release = rustix::system::uname().release().to_string_lossy().into_owned();
+    match MountApi::of_this_kernel() {
+        MountApi::New => passed("kernel", format!("Linux {release}")),
+        MountApi::Legacy => passed("kernel", format!("Linux {release}: overlays are mounted in the way of before 6.7")),
+    }
+}
+
+fn user_ids() -> Check {
+    if rustix::process::geteuid().is_root() {
+        return passed("subordinate ids", "not needed: this is root");
+    }
+    match IdRanges::of_this_user() {
+        Ok(_) => passed("subordinate ids", "steps have many users"),
+        Err(reason) => Check {
+            name: "subordinate ids",
+            result: Err(format!("{reason}: steps have root alone, and owners of files are lost")),
+            fix: Some(
+                "install newuidmap (package `uidmap`) and run `sudo usermod --add-subuids 100000-165535 \
+                 --add-subgids 100000-165535 $USER`"
+                    .into(),
+            ),
+        },
+    }
+}
+
+fn control_groups() -> Check {
+    let missing = cgroup::missing();
+    if missing.is_empty() {
+        return passed("control groups", "limits on memory, processors and processes are held by the kernel");
+    }
+    Check {
+        name: "control groups",
+        result: Err(format!(
+            "no group can be made for {}: limits are held by looking now and then, if at all",
+            missing.join(", ")
+        )),
+        fix: Some("run hm in a group of its own: `systemd-run --user --scope -p Delegate=yes hm run`".into()),
+    }
+}
+
+/// What to do about a helper that does not start.
+pub(super) fn start_failure(error: StartError) -> Failure {
+    let hint = match &error {
+        StartError::NoHelper(_) | StartError::Ended { .. } => "name an `hm` of this version".to_owned(),
+        StartError::Spawn { .. } => "make the helper executable, on a file system without `noexec`".to_owned(),
+        StartError::Talk(_) => "try again".to_owned(),
+        StartError::NoRange(_) | StartError::MapIds { .. } => "check /etc/subuid and /etc/subgid".to_owned(),
+        StartError::Setup(_) => user_namespace_hint(),
+    };
+    Failure::new(error, hint)
+}
+
+/// Which of the switches that forbid user namespaces is set.
+fn user_namespace_hint() -> String {
+    let is = |file: &str, value: &str| {
+        std::fs::read_to_string(Path::new("/proc/sys").join(file)).is_ok_and(|found| found.trim() == value)
+    };
+    if is("kernel/unprivileged_userns_clone", "0") {
+        return "allow user namespaces: `sudo sysctl kernel.unprivileged_userns_clone=1`".into();
+    }
+    if is("user/max_user_namespaces", "0") {
+        return "allow user namespaces: `sudo sysctl user.max_user_namespaces=15000`".into();
+    }
+    if is("kernel/apparmor_restrict_unprivileged_userns", "1") {
+        return "allow user namespaces: `sudo sysctl kernel.apparmor_restrict_unprivileged_userns=0`, or give hm an \
+                AppArmor profile with `userns`"
+            .into();
+    }
+    "allow user namespaces: in a container, start it with `--privileged`, or with `--security-opt \
+     seccomp=unconfined --security-opt apparmor=unconfined`"
+        .into()
+}
+
+/// What to do about a jail that can't be made.
+fn setup_failure(error: SetupError, store: &Path) -> Failure {
+    let on_overlay = rustix::fs::statfs(store).is_ok_and(|stat| i64::from(stat.f_type) == OVERLAY_MAGIC);
+    let hint = if error.doing.contains("overlay") && on_overlay {
+        "the store lies on an overlay, which can't hold another's layers: set HM_CACHE_DIR to a volume of the container"
+    } else if error.doing.contains("overlay") {
+        "load the module (`sudo modprobe overlay`), and keep the store (HM_CACHE_DIR) on ext4, xfs, btrfs or tmpfs"
+    } else if error.doing.contains("proc") {
+        "this container hides parts of /proc: start it with `--privileged`, or `--security-opt systempaths=unconfined`"
+    } else {
+        "see what the kernel or the container forbids"
+    };
+    Failure::new(error, hint)
+}

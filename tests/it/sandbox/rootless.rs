@@ -1,0 +1,52 @@
+//! The same suite as an ordinary user.
+
+use std::{
+    fs,
+    os::unix::{fs::PermissionsExt, process::CommandExt},
+    process::Command,
+};
+
+use super::harness::{hm, is_root, skip};
+
+/// Any id that owns nothing here.
+const ORDINARY: u32 = 1000;
+
+#[test]
+fn the_suite_passes_as_an_ordinary_user() {
+    if !is_root() {
+        // That is what the rest of the suite just did.
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let copy = |from: std::path::PathBuf, name: &str| {
+        let to = dir.path().join(name);
+        fs::copy(from, &to).unwrap();
+        fs::set_permissions(&to, fs::Permissions::from_mode(0o755)).unwrap();
+        to
+    };
+    let (suite, hm) = (copy(std::env::current_exe().unwrap(), "suite"), copy(hm(), "hm"));
+    for name in ["home", "tmp"] {
+        let made = dir.path().join(name);
+        fs::create_dir(&made).unwrap();
+        std::os::unix::fs::chown(&made, Some(ORDINARY), Some(ORDINARY)).unwrap();
+    }
+    fs::create_dir_all(dir.path().join("home/.ssh")).unwrap();
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let output = Command::new(suite)
+        .args(["sandbox::", "--test-threads=2"])
+        .env("HM_TEST_HM", hm)
+        .env("HOME", dir.path().join("home"))
+        .env("TMPDIR", dir.path().join("tmp"))
+        .env_remove("HM_REQUIRE_BACKENDS")
+        .current_dir("/")
+        .uid(ORDINARY)
+        .gid(ORDINARY)
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    if text.contains("make a user namespace") {
+        skip("an ordinary user may not make user namespaces here");
+        return;
+    }
+    assert!(output.status.success(), "{text}");
+}
