@@ -1,6 +1,6 @@
 //! Any bytes: no panic, and the published reader agrees with us.
 //!
-//! `cargo +nightly fuzz run ir_decode -- -max_len=4096`
+//! `cargo +nightly fuzz run ir_decode -- -max_len=4096 -dict=fuzz/ir_decode.dict`
 
 #![no_main]
 
