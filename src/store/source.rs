@@ -306,8 +306,8 @@ impl Freeze<'_> {
         if *hasher.finalize().as_bytes() != hash {
             return Err(changed());
         }
-        drop(copy);
-        entry.put_attributes(target)
+        copy.set_permissions(fs::Permissions::from_mode(entry.mode)).doing("set the mode of", target)?;
+        rustix::fs::futimens(&copy, &tree::mtime(entry.mtime.0, entry.mtime.1.into())).doing("set the time of", target)
     }
 
     fn check(&self) -> Result<(), StoreError> {
