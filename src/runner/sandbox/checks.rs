@@ -195,7 +195,7 @@ fn user_namespace_hint() -> String {
 
 /// What to do about a jail that can't be made.
 fn setup_failure(error: SetupError, store: &Path) -> Failure {
-    let on_overlay = rustix::fs::statfs(store).is_ok_and(|stat| i64::from(stat.f_type) == OVERLAY_MAGIC);
+    let on_overlay = rustix::fs::statfs(store).is_ok_and(|stat| stat.f_type == OVERLAY_MAGIC);
     let hint = if error.doing.contains("overlay") && on_overlay {
         "the store lies on an overlay, which can't hold another's layers: set HM_CACHE_DIR to a volume of the container"
     } else if error.doing.contains("overlay") {

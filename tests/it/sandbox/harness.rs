@@ -26,6 +26,7 @@ pub(crate) fn hm() -> PathBuf {
 }
 
 /// Says why a test does nothing; fails where nothing may be missing.
+#[allow(clippy::print_stderr, reason = "a skipped test says so")]
 pub(crate) fn skip(reason: &str) {
     assert!(std::env::var_os("HM_REQUIRE_BACKENDS").is_none(), "{reason}");
     eprintln!("skipped: {reason}");
