@@ -73,8 +73,7 @@ impl Progress {
     pub(super) fn new(style: Style, show_logs: bool) -> Self {
         let template = |text| ProgressStyle::with_template(text).unwrap_or_else(|_| ProgressStyle::default_spinner());
         let bars = MultiProgress::with_draw_target(ProgressDrawTarget::stderr_with_hz(10));
-        // Not as wide as the terminal: it echoes `^C` behind this line, which must not wrap.
-        let total = bars.add(ProgressBar::new_spinner().with_style(template("{msg}")));
+        let total = bars.add(ProgressBar::new_spinner().with_style(template("{wide_msg}")));
         let spinner =
             if style.colors { "{spinner:.cyan} {prefix} {wide_msg:.dim}" } else { "{spinner} {prefix} {wide_msg}" };
         Self {
