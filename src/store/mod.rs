@@ -20,6 +20,7 @@ mod remover;
 mod snapshot;
 mod source;
 pub mod tree;
+#[cfg(feature = "process")]
 mod workspace;
 
 pub use archives::Archives;
