@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use crate::store::StoreError;
+
 /// What kept a command from ending by itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -47,14 +49,16 @@ impl RunnerError {
         Self::bare(RunnerErrorKind::OutOfMemory, format!("the memory limit of {limit_bytes} bytes was reached"))
     }
 
-    /// The machinery failed. `doing` completes "failed to run the step: failed to ...".
+    /// The machinery failed. `doing` completes "failed to run the step: failed to ...". Another attempt is worth it,
+    /// unless the cause is a [`StoreError`] that says otherwise.
     #[must_use]
     pub fn infrastructure(doing: impl fmt::Display, source: impl Into<anyhow::Error>) -> Self {
+        let source = source.into();
         Self {
             kind: RunnerErrorKind::Infrastructure,
             message: format!("failed to {doing}"),
-            source: Some(source.into()),
-            retry: true,
+            retry: source.downcast_ref::<StoreError>().is_none_or(StoreError::is_transient),
+            source: Some(source),
         }
     }
 
@@ -62,12 +66,6 @@ impl RunnerError {
     #[must_use]
     pub fn unsupported(message: impl Into<String>) -> Self {
         Self { retry: false, ..Self::bare(RunnerErrorKind::Infrastructure, message.into()) }
-    }
-
-    /// The same, but for a failure that another attempt would meet again.
-    #[must_use]
-    pub fn permanent(self) -> Self {
-        Self { retry: false, ..self }
     }
 
     /// What kept the command from ending by itself.

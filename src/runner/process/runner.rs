@@ -57,7 +57,7 @@ impl ProcessRunner {
         let handle = self.store.clone();
         let store = blocking("open the store", move || Ok(handle.get()?)).await?;
         let freeze = ctx.archives.freeze(&store).await;
-        let source = freeze.map_err(|error| failure("freeze the source", error.into()))?;
+        let source = freeze.map_err(|error| RunnerError::infrastructure("freeze the source", error))?;
         blocking("make the workspace", move || {
             let staging = store.stage()?;
             let workspace = staging.upper().join("workspace");
@@ -224,12 +224,5 @@ async fn blocking<T: Send + 'static>(
 ) -> Result<T, RunnerError> {
     let done = tokio::task::spawn_blocking(work).await;
     let done = done.map_err(anyhow::Error::from).and_then(|done| done);
-    done.map_err(|error| failure(doing, error))
-}
-
-/// The error of an attempt, which is not worth another one where the store says so.
-fn failure(doing: &str, error: anyhow::Error) -> RunnerError {
-    let transient = error.downcast_ref::<StoreError>().is_none_or(StoreError::is_transient);
-    let error = RunnerError::infrastructure(doing, error);
-    if transient { error } else { error.permanent() }
+    done.map_err(|error| RunnerError::infrastructure(doing, error))
 }

@@ -274,10 +274,10 @@ mod tests {
             31 23 0:27 /outer /sys/fs/cgroup/memory rw,relatime - cgroup cgroup rw,memory\n\
             32 23 0:28 / /sys/fs/cgroup/cpu,cpuacct rw - cgroup cgroup rw,cpu,cpuacct\n";
         let found = Hierarchies::parse("4:memory:/outer/inner\n2:cpu,cpuacct:/\n1:pids:/\n0::/a/b\n", mountinfo);
-        let dir = |controller: &str| found.0.get(controller).map(|dir| dir.to_str().unwrap());
-        assert_eq!(dir("memory"), Some("/sys/fs/cgroup/memory/inner"));
-        assert_eq!(dir("cpu"), Some("/sys/fs/cgroup/cpu,cpuacct"));
-        assert_eq!(dir(""), Some("/sys/fs/cgroup/unified/a/b"));
+        let dir = |controller: &str| found.0.get(controller).map(PathBuf::as_path);
+        assert_eq!(dir("memory"), Some(Path::new("/sys/fs/cgroup/memory/inner")));
+        assert_eq!(dir("cpu"), Some(Path::new("/sys/fs/cgroup/cpu,cpuacct")));
+        assert_eq!(dir(""), Some(Path::new("/sys/fs/cgroup/unified/a/b")));
         assert_eq!(dir("pids"), None);
     }
 
