@@ -39,12 +39,21 @@ pub(crate) fn is_root() -> bool {
 
 /// Whether any process of this machine has `marker` in its command line.
 pub(crate) fn is_running(marker: &str) -> bool {
-    let pids = std::fs::read_dir("/proc")
-        .unwrap()
-        .flatten()
-        .filter(|entry| entry.file_name().to_str().is_some_and(|name| name.bytes().all(|byte| byte.is_ascii_digit())));
-    pids.map(|entry| std::fs::read(entry.path().join("cmdline")).unwrap_or_default())
-        .any(|cmdline| cmdline.windows(marker.len()).any(|window| window == marker.as_bytes()))
+    command_lines().any(|cmdline| cmdline.windows(marker.len()).any(|window| window == marker.as_bytes()))
+}
+
+/// Whether a `sleep` for `marker` runs: the shell that started it has done all that stands before it.
+pub(crate) fn is_asleep(marker: &str) -> bool {
+    let sleep = format!("sleep\0{marker}\0");
+    command_lines().any(|cmdline| cmdline == sleep.as_bytes())
+}
+
+fn command_lines() -> impl Iterator<Item = Vec<u8>> {
+    let entries = std::fs::read_dir("/proc").unwrap().flatten();
+    let is_pid = |name: &str| name.bytes().all(|byte| byte.is_ascii_digit());
+    entries
+        .filter(move |entry| entry.file_name().to_str().is_some_and(is_pid))
+        .map(|entry| std::fs::read(entry.path().join("cmdline")).unwrap_or_default())
 }
 
 /// Waits until `condition` holds.

@@ -7,7 +7,7 @@ use std::{
 
 use hm_exec::runner::{CancelReason, RunnerErrorKind, StepRunner};
 
-use super::harness::{Ask, Bench, eventually, is_running, marker};
+use super::harness::{Ask, Bench, eventually, is_asleep, is_running, marker};
 
 /// Starts processes that do not want to end, in every way that a shell knows.
 fn stubborn(marker: &str) -> String {
@@ -45,7 +45,7 @@ async fn cancelling_terminates_with_grace_then_kills() {
     let ctx = run.ctx.clone();
     let input = run.input(Ask::new(format!("trap 'echo cleaned up; exit 0' TERM; echo ready; sleep {marker} & wait")));
     let watch = async {
-        eventually("the command runs", || is_running(&marker)).await;
+        eventually("the command runs", || is_asleep(&marker)).await;
         ctx.interrupt(CancelReason::Cancelled);
     };
     let (result, ()) = tokio::join!(bench.runner.execute(&run.ctx, input), watch);
@@ -58,7 +58,7 @@ async fn cancelling_terminates_with_grace_then_kills() {
     let ctx = run.ctx.clone();
     let input = run.input(Ask::new(format!("{} while :; do sleep {marker}; done", stubborn(&marker))));
     let watch = async {
-        eventually("the command runs", || is_running(&marker)).await;
+        eventually("the command runs", || is_asleep(&marker)).await;
         ctx.interrupt(CancelReason::TimedOut);
     };
     let (result, ()) = tokio::join!(bench.runner.execute(&run.ctx, input), watch);
@@ -73,7 +73,7 @@ async fn a_dropped_attempt_leaves_no_process() {
     let input = run.input(Ask::new(format!("{} sleep {marker}", stubborn(&marker))));
     tokio::select! {
         result = bench.runner.execute(&run.ctx, input) => panic!("ended: {result:?}"),
-        () = eventually("the command runs", || is_running(&marker)) => {}
+        () = eventually("the command runs", || is_asleep(&marker)) => {}
     }
     eventually("the step is gone", || !is_running(&marker)).await;
 }
@@ -84,7 +84,7 @@ async fn a_killed_helper_takes_its_steps_along_and_the_next_step_gets_another() 
     let mut run = bench.run();
     let input = run.input(Ask::new(format!("{} sleep {marker}", stubborn(&marker))));
     let kill = async {
-        eventually("the command runs", || is_running(&marker)).await;
+        eventually("the command runs", || is_asleep(&marker)).await;
         kill_helpers_of(std::process::id(), &marker);
     };
     let (result, ()) = tokio::join!(bench.runner.execute(&run.ctx, input), kill);
@@ -138,7 +138,7 @@ async fn a_killed_engine_leaves_no_process() {
         .stderr(Stdio::null())
         .spawn()
         .unwrap();
-    eventually("the command runs", || is_running(&marker)).await;
+    eventually("the command runs", || is_asleep(&marker)).await;
     engine.kill().unwrap();
     engine.wait().unwrap();
     eventually("the step is gone", || !is_running(&marker)).await;
