@@ -6,7 +6,7 @@
 //!
 //! A filter is a binary search over the numbers. The kernel converts it, and tries it on every number to learn which calls
 //! need no filter at all, each time it is installed: once per step. A chain of comparisons, which is what a rule list
-//! compiles to, costs some hundred microseconds there; the search costs about twenty.
+//! compiles to, takes about five times as long there: 675 us for 330 of them, 136 us for a search (best of 30, busy machine).
 
 use libc::{c_long, sock_filter};
 
