@@ -104,9 +104,16 @@ impl Ground<'_> {
         }
         let base = match (&parent, &input.step.image) {
             (Some(parent), _) => parent.base.clone(),
-            (None, Some(image)) => image.parse().map_err(failed("find the image"))?,
+            (None, Some(image)) => Base::parse(image).map_err(failed("find the image"))?,
             (None, None) => Base::Host,
         };
+        if let Base::Rootfs(dir) = &base
+            && self.store.dir().starts_with(dir)
+        {
+            // The kernel calls it a loop of symbolic links.
+            let (store, within) = (self.store.dir().into(), dir.clone());
+            return Err(failed("use the image")(StoreError::StoreWithinImage { store, within }));
+        }
         let delta = match &parent {
             Some(parent) if parent.source != source.id => {
                 self.store.delta(parent, &source).map_err(failed("compare the source"))?

@@ -198,3 +198,14 @@ pub(crate) fn busybox() -> Option<tempfile::TempDir> {
     }
     Some(dir)
 }
+
+#[tokio::test]
+async fn an_image_that_is_missing_or_has_the_store_in_it_is_told_and_not_tried_again() {
+    let bench = Bench::new();
+    for (image, told) in [("rootfs:/no/such/dir", "no such directory"), ("rootfs:/", "HM_CACHE_DIR")] {
+        let mut run = bench.run();
+        let error = bench.step(&mut run, Ask::new("true").image(image)).await.unwrap_err();
+        let line = error.to_line();
+        assert!(line.contains(told) && !error.is_retryable(), "{line}");
+    }
+}
