@@ -49,12 +49,8 @@ impl Store {
             return Ok(None);
         }
         let staging = self.stage()?;
-        let mut delta = Delta {
-            layers: &layers,
-            source: new.root.join("workspace"),
-            root: staging.upper().join("workspace"),
-            made: Vec::new(),
-        };
+        let mut delta =
+            Delta { layers: &layers, source: new, root: staging.upper().join("workspace"), made: Vec::new() };
         for (path, action) in &plan {
             delta.write(Path::new(OsStr::from_bytes(path)), *action)?;
         }
@@ -201,7 +197,7 @@ impl Layers {
 struct Delta<'a> {
     layers: &'a Layers,
     /// The newer source.
-    source: PathBuf,
+    source: &'a FrozenSource,
     root: PathBuf,
     /// Directories made, and what they should look like in the end.
     made: Vec<(PathBuf, Option<Metadata>)>,
@@ -220,7 +216,7 @@ impl Delta<'_> {
                 Kind::Directory => self.dir(path, true),
                 Kind::Symlink { target } => put_symlink(entry, target, &place),
                 Kind::File { .. } => {
-                    fs::copy(self.source.join(path), &place).doing("write", &place)?;
+                    fs::copy(self.source.locate(path), &place).doing("write", &place)?;
                     entry.put_attributes(&place)
                 }
             },
@@ -237,7 +233,7 @@ impl Delta<'_> {
         }
         let shown = match self.layers.look(path)? {
             Seen::Dir(layers) if !changed => self.layers.roots[layers[0]].join(path),
-            _ => self.source.join(path),
+            _ => self.source.locate(path),
         };
         self.made.push((place, stat(&shown)?));
         Ok(())

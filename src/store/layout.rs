@@ -5,8 +5,8 @@
 //! boot                      which boot of the machine the rest was written in
 //! locks/INSTANCE            held (flock) by a process for as long as it has the store open
 //! tmp/INSTANCE/             what that process is about to make or to remove
-//! sources/SOURCE/root/      a frozen source: `workspace/...`; `manifest` beside it
-//! layers/LAYER/root/        what one step changed
+//! sources/SOURCE/           a frozen source: its `manifest`, and the `stack` of layers that it is made of
+//! layers/LAYER/root/        what one step changed, or (a part of) a frozen source: `workspace/...`
 //! snapshots/SNAPSHOT.json   which layers, over which source and image
 //! workspaces/WORKSPACE/     the process runner's snapshots
 //! ```

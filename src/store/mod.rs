@@ -19,6 +19,7 @@ mod manifest;
 mod remover;
 mod snapshot;
 mod source;
+mod stack;
 pub mod tree;
 #[cfg(feature = "process")]
 mod workspace;

@@ -164,11 +164,13 @@ impl Store {
     }
 }
 
-/// Removes every snapshot and layer that the process named `instance` made, but for layers that others built on.
+/// Removes every snapshot and layer that the process named `instance` made, but for layers that others built on and frozen sources.
 pub(super) fn remove_all_of(store: &Store, instance: &str) -> Result<(), StoreError> {
     let (records, layers) = (store.dir().join("snapshots"), store.dir().join("layers"));
     let of_it = |name: &String| name.starts_with(instance);
-    let layers = names(&layers)?.into_iter().filter(of_it).filter_map(|name| LayerId::parse(&name)).collect();
+    let sources = store.source_layers()?;
+    let layers = names(&layers)?.into_iter().filter(of_it).filter_map(|name| LayerId::parse(&name));
+    let layers = layers.filter(|layer| !sources.contains(layer)).collect();
     store.remove_records(names(&records)?.into_iter().filter(of_it).map(|name| records.join(name)), layers)
 }
 

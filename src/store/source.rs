@@ -21,7 +21,7 @@ use std::{
 use ignore::{DirEntry, ParallelVisitor, ParallelVisitorBuilder, WalkBuilder, WalkState};
 
 use super::{
-    SourceId, Store, StoreError,
+    LayerId, SourceId, Store, StoreError,
     error::Doing,
     layout::make_dir,
     manifest::{Entry, Kind, Manifest},
@@ -33,14 +33,27 @@ const ATTEMPTS: usize = 3;
 
 const CHUNK_BYTES: usize = 128 << 10;
 
-/// A source tree in the store. Nobody writes to it.
+/// A source tree in the store: a stack of layers, which nobody writes to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct FrozenSource {
     /// Its name: equal content, modes and times give equal ids.
     pub id: SourceId,
-    /// A directory that has the tree at `workspace`; fit to be an overlay's lower directory.
-    pub root: PathBuf,
+    /// The layers that it is made of, topmost first: what changed since, over a whole tree.
+    pub layers: Vec<LayerId>,
+    /// Where these layers are. Each has its part of the tree at `workspace`, and marks what it removes as overlayfs does
+    /// (whiteouts, never opaque directories): fit to be an overlay's lower directories, whatever the steps' user ids.
+    pub roots: Vec<PathBuf>,
+}
+
+impl FrozenSource {
+    /// Where a file of this source lies; `path` is relative to the tree.
+    pub(super) fn locate(&self, path: &Path) -> PathBuf {
+        let within = Path::new("workspace").join(path);
+        let has_it = |root: &&PathBuf| root.join(&within).symlink_metadata().is_ok();
+        let root = self.roots.iter().find(has_it).or(self.roots.last());
+        root.map_or_else(|| within.clone(), |root| root.join(&within))
+    }
 }
 
 impl Store {
@@ -76,39 +89,22 @@ impl Store {
         let encoding =
             |error: postcard::Error| StoreError::Corrupt { path: freeze.source.into(), reason: error.to_string() };
         let id = manifest.id().map_err(encoding)?;
-        let home = self.source_home(&id);
-        let frozen = FrozenSource { root: home.join("root"), id };
-        if frozen.root.is_dir() {
+        if let Some(frozen) = self.frozen_source(&id)? {
             return Ok(frozen);
         }
         let aside = self.new_tmp();
-        let copied = self.copy_source(freeze, &manifest, &aside).and_then(|()| {
-            let path = aside.join("manifest");
-            fs::write(&path, manifest.encode().map_err(encoding)?).doing("write", &path)?;
-            match fs::rename(&aside, &home) {
-                // Another process was faster with the same tree.
-                Err(_) if frozen.root.is_dir() => {
-                    self.discard(aside.clone());
-                    Ok(())
-                }
-                renamed => renamed.doing("make the source", &home),
+        let copied = self.copy_whole(freeze, &manifest, &aside).and_then(|()| self.place(&aside));
+        let layer = match copied {
+            Ok(layer) => layer,
+            Err(error) => {
+                self.discard(aside);
+                return Err(error);
             }
-        });
-        if copied.is_err() {
-            self.discard(aside);
-        }
-        copied.map(|()| frozen)
+        };
+        self.record_source(&id, &manifest.encode().map_err(encoding)?, &[layer])
     }
 
-    pub(super) fn manifest(&self, id: &SourceId) -> Result<Manifest, StoreError> {
-        Manifest::read(&self.source_home(id).join("manifest"))
-    }
-
-    fn source_home(&self, id: &SourceId) -> PathBuf {
-        self.dir().join("sources").join(id.as_str())
-    }
-
-    fn copy_source(&self, freeze: &Freeze<'_>, manifest: &Manifest, aside: &Path) -> Result<(), StoreError> {
+    fn copy_whole(&self, freeze: &Freeze<'_>, manifest: &Manifest, aside: &Path) -> Result<(), StoreError> {
         let root = aside.join("root");
         make_dir(&root)?;
         let workspace = root.join("workspace");

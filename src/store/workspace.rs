@@ -30,6 +30,24 @@ impl Store {
         Ok(id)
     }
 
+    /// Copies a source to `into`, which must not exist.
+    pub(crate) fn copy_source(&self, source: &FrozenSource, into: &Path) -> Result<(), StoreError> {
+        let manifest = self.manifest(&source.id)?;
+        for entry in &manifest.entries {
+            let path = into.join(entry.as_path());
+            match &entry.kind {
+                Kind::Directory => DirBuilder::new().mode(0o700).create(&path).doing("make the directory", &path)?,
+                Kind::Symlink { target } => put_symlink(entry, target, &path)?,
+                Kind::File { .. } => {
+                    fs::copy(source.locate(entry.as_path()), &path).doing("write", &path)?;
+                    entry.put_attributes(&path)?;
+                }
+            }
+        }
+        let dirs = manifest.entries.iter().rev().filter(|entry| entry.is_dir());
+        dirs.into_iter().try_for_each(|entry| entry.put_attributes(&into.join(entry.as_path())))
+    }
+
     /// Copies a kept workspace to `into`, which must not exist, and makes it show `source`. `None` where there is no such
     /// workspace. Takes as long as copying does.
     pub(crate) fn copy_workspace(
@@ -74,7 +92,7 @@ impl Store {
                     }
                 }
                 Change::Added(entry) | Change::Changed(entry) => {
-                    put(entry, workspace, &new.root.join("workspace"))?;
+                    put(entry, workspace, new)?;
                 }
             }
         }
@@ -108,7 +126,7 @@ fn existing(workspace: &Path, entry: &Entry) -> Option<PathBuf> {
 }
 
 /// Puts an entry of the newer source in its place, whatever a step put there or in the place of its parents.
-fn put(entry: &Entry, workspace: &Path, source: &Path) -> Result<(), StoreError> {
+fn put(entry: &Entry, workspace: &Path, source: &FrozenSource) -> Result<(), StoreError> {
     let mut path = workspace.to_path_buf();
     let mut parts = entry.as_path().components().peekable();
     while let Some(part) = parts.next() {
@@ -127,7 +145,7 @@ fn put(entry: &Entry, workspace: &Path, source: &Path) -> Result<(), StoreError>
         Kind::Directory => entry.put_attributes(&path),
         Kind::Symlink { target } => put_symlink(entry, target, &path),
         Kind::File { .. } => {
-            fs::copy(source.join(entry.as_path()), &path).doing("write", &path)?;
+            fs::copy(source.locate(entry.as_path()), &path).doing("write", &path)?;
             entry.put_attributes(&path)
         }
     }

@@ -19,7 +19,7 @@ use crate::{
         ExecutorInput, ImageSupport, Probe, RunnerCapabilities, RunnerError, SnapshotRef, StepContext, StepResult,
         StepRunner,
     },
-    store::{FrozenSource, LayerId, Staging, Store, StoreError, StoreHandle, tree},
+    store::{FrozenSource, LayerId, Staging, Store, StoreError, StoreHandle},
 };
 
 /// How long to wait for the end of the output when all processes are dead: only who got away can still hold it.
@@ -62,7 +62,7 @@ impl ProcessRunner {
             let staging = store.stage()?;
             let workspace = staging.upper().join("workspace");
             match parent {
-                None => tree::copy_tree(&source.root.join("workspace"), &workspace)?,
+                None => store.copy_source(&source, &workspace)?,
                 Some((snapshot, id)) => store
                     .copy_workspace(&id, &workspace, &source)?
                     .ok_or_else(|| StoreError::UnknownSnapshot { snapshot, store: store.dir().into() })?,

@@ -122,7 +122,7 @@ impl Ground<'_> {
         };
         let layers = parent.iter().flat_map(|parent| &parent.layers);
         let mut lowers: Vec<PathBuf> = delta.iter().chain(layers).map(|it| self.store.layer_dir(it)).collect();
-        lowers.push(source.root.clone());
+        lowers.extend_from_slice(&source.roots);
 
         let staging = self.store.stage().map_err(failed("make the step's layer"))?;
         let mut works = Works { dir: staging.work().to_owned(), next: 0 };

@@ -29,7 +29,7 @@ use super::Bench;
 /// All paths in a frozen source.
 fn paths(frozen: &FrozenSource) -> BTreeSet<String> {
     let mut found = BTreeSet::new();
-    let workspace = frozen.root.join("workspace");
+    let workspace = frozen.roots[0].join("workspace");
     let mut dirs = vec![workspace.clone()];
     while let Some(dir) = dirs.pop() {
         for entry in fs::read_dir(dir).unwrap() {
@@ -117,7 +117,7 @@ fn modes_times_links_and_odd_names_are_kept_and_special_files_left_out() {
     }
     fs::set_permissions(bench.source("dir"), Permissions::from_mode(0o555)).unwrap();
 
-    let workspace = bench.freeze().root.join("workspace");
+    let workspace = bench.freeze().roots[0].join("workspace");
     for path in ["dir/file", "again", "dangling", "dir/loop", "dir", "empty", ""] {
         let (a, b) = (bench.source(path).symlink_metadata().unwrap(), workspace.join(path).symlink_metadata().unwrap());
         assert_eq!((a.mode(), a.mtime(), a.mtime_nsec()), (b.mode(), b.mtime(), b.mtime_nsec()), "{path}");
@@ -136,7 +136,7 @@ fn the_same_tree_is_copied_once_and_anything_that_matters_makes_another() {
     bench.put("dir/file", "one");
     bench.put(".gitignore", "ignored\n");
     let first = bench.freeze();
-    let inode = |frozen: &FrozenSource| frozen.root.join("workspace/dir/file").metadata().unwrap().ino();
+    let inode = |frozen: &FrozenSource| frozen.roots[0].join("workspace/dir/file").metadata().unwrap().ino();
     let before = inode(&first);
     bench.put("dir/ignored", "changes the time of its directory");
     assert_eq!(bench.freeze(), first);
@@ -238,7 +238,8 @@ async fn a_run_freezes_once_however_many_ask() {
     let (one, two) = tokio::join!(archives.freeze(&bench.store), archives.freeze(&bench.store));
     assert!(Arc::ptr_eq(&one.unwrap(), &two.unwrap()));
     bench.put("file", "edited while the run goes on");
-    let text = fs::read_to_string(archives.freeze(&bench.store).await.unwrap().root.join("workspace/file")).unwrap();
+    let text =
+        fs::read_to_string(archives.freeze(&bench.store).await.unwrap().roots[0].join("workspace/file")).unwrap();
     assert_eq!(text, "x");
 }
 
@@ -251,7 +252,7 @@ fn a_large_tree_is_whole() {
         }
     }
     bench.put("big", &"0123456789abcdef".repeat(100_000));
-    let workspace = bench.freeze().root.join("workspace");
+    let workspace = bench.freeze().roots[0].join("workspace");
     for path in ["big", "19/49", "0/0"] {
         assert_eq!(fs::read(workspace.join(path)).unwrap(), fs::read(bench.source(path)).unwrap());
     }

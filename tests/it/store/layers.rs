@@ -49,7 +49,7 @@ fn shown(bench: &Bench, snapshot: &SnapshotRef, source: &FrozenSource) -> View {
     let delta = bench.store.delta(&snapshot, source).unwrap();
     let mut all: Vec<_> = delta.iter().map(|layer| bench.store.layer_dir(layer)).collect();
     all.extend(dirs(bench, &snapshot));
-    all.push(source.root.clone());
+    all.extend_from_slice(&source.roots);
     view(&all)
 }
 
@@ -366,7 +366,7 @@ proptest! {
         fs::create_dir(bench.source("")).unwrap();
         write(&bench.source(""), &new);
         let new = bench.freeze();
-        let sources = |source: &FrozenSource| view(std::slice::from_ref(&source.root));
+        let sources = |source: &FrozenSource| view(&source.roots);
         let before = shown(&bench, &snapshot, &old);
         prop_assert_eq!(shown(&bench, &snapshot, &new), expected(before, &sources(&old), &sources(&new)));
     }
