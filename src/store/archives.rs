@@ -10,7 +10,7 @@ use std::{
 
 use tokio::sync::OnceCell;
 
-use super::{FrozenSource, Store, StoreError};
+use super::{FrozenSource, Lease, Store, StoreError};
 use crate::runner::ArchiveId;
 
 /// A run's source tree, frozen when the first runner asks.
@@ -18,7 +18,8 @@ use crate::runner::ArchiveId;
 pub struct Archives {
     id: ArchiveId,
     source_dir: PathBuf,
-    frozen: OnceCell<Arc<FrozenSource>>,
+    /// With what keeps it in the store.
+    frozen: OnceCell<(Arc<FrozenSource>, Lease)>,
 }
 
 impl Archives {
@@ -53,15 +54,17 @@ impl Archives {
             let (store, source_dir) = (Arc::clone(store), self.source_dir.clone());
             let abandoned = Arc::new(AtomicBool::new(false));
             let _guard = Abandon(Arc::clone(&abandoned));
-            let work = tokio::task::spawn_blocking(move || store.freeze(&source_dir, &abandoned));
-            let frozen = work.await.map_err(|error| StoreError::Io {
+            let work = tokio::task::spawn_blocking(move || {
+                let lease = store.lease()?;
+                Ok((Arc::new(store.freeze(&source_dir, &abandoned)?), lease))
+            });
+            work.await.map_err(|error| StoreError::Io {
                 doing: "freeze",
                 path: self.source_dir.clone(),
                 source: std::io::Error::other(error),
-            })?;
-            frozen.map(Arc::new)
+            })?
         });
-        frozen.await.cloned()
+        frozen.await.map(|(frozen, _)| Arc::clone(frozen))
     }
 }
 

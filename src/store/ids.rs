@@ -63,11 +63,6 @@ impl LayerId {
     pub(super) fn of_delta(hash: blake3::Hash) -> Self {
         Self(hash.to_hex().to_string())
     }
-
-    /// Whether the layer can be made again from what it is named after.
-    pub(super) fn is_delta(&self) -> bool {
-        self.0.len() == blake3::OUT_LEN * 2
-    }
 }
 
 impl SourceId {

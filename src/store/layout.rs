@@ -2,26 +2,22 @@
 //!
 //! ```text
 //! format                    the version of this layout
-//! boot                      which boot of the machine the rest was written in
-//! locks/INSTANCE            held (flock) by a process for as long as it has the store open
+//! index.db                  which layers there are, and what they are called (SQLite)
+//! locks/INSTANCE            held (flock) by a process for as long as it has the store open; its lease is in it
 //! tmp/INSTANCE/             what that process is about to make or to remove
-//! sources/SOURCE/           a frozen source: its `manifest`, and the `stack` of layers that it is made of
-//! layers/LAYER/root/        what one step changed, or (a part of) a frozen source: `workspace/...`
-//! snapshots/SNAPSHOT.json   which layers, over which source and image
+//! layers/LAYER/root/        what one step changed, a source tree or how it changed, a part of an image
+//! sources/SOURCE/           the manifest of a frozen source
 //! workspaces/WORKSPACE/     the process runner's snapshots
 //! ```
 //!
-//! Everything is made in `tmp` and renamed to its place, so that a kill at any moment leaves nothing half made outside of
-//! `tmp`. Layers and snapshots are named INSTANCE + counter: of a process that ended without handing its snapshots back
-//! (its lock is free, and still there) they are found by name, and removed by the next process that opens the store.
-//!
-//! Nothing is synced to the disk: after a reboot a file may be empty that was whole before. So what was written in another
-//! boot is dropped.
+//! Everything is made in `tmp` and renamed to its place, then its rows are written: a kill at any moment leaves nothing
+//! half made outside of `tmp`, and at worst a layer without a row, which carries its maker's name (INSTANCE + counter).
+//! `recover` finds those.
 
 use std::{
     fs::{self, DirBuilder, File, OpenOptions},
     io::{self, Write},
-    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, PoisonError, RwLock,
@@ -32,18 +28,36 @@ use std::{
 use rustix::fs::FlockOperation;
 use uuid::Uuid;
 
-use super::{IdMap, StoreError, error::Doing, host::HostImages, remover::Remover, snapshot, tree};
+use super::{
+    IdMap, StoreError,
+    error::Doing,
+    host::HostImages,
+    index::{Index, Opened},
+    keep::Intact,
+    lease::Leases,
+    remover::Remover,
+    snapshot::OwnSnapshots,
+    tree,
+};
 
-const FORMAT: &str = "hm-exec store 1\n";
+const FORMAT: &str = "hm-exec store 2\n";
+/// The layout before there was an index. What such a store has is removed, because nothing tells what it is.
+const FORMAT_1: &str = "hm-exec store 1\n";
 
 /// A store that is open. Many processes may have the same one open.
 #[derive(Debug)]
 pub struct Store {
     dir: PathBuf,
     instance: String,
-    lock: PathBuf,
+    pub(super) lock: PathBuf,
     /// Held until the store is closed.
-    _locked: File,
+    pub(super) locked: File,
+    /// Names this boot of the machine.
+    pub(super) boot: String,
+    pub(super) index: Index,
+    pub(super) own: OwnSnapshots,
+    pub(super) intact: Intact,
+    pub(super) leases: Leases,
     next: AtomicU64,
     ops: Arc<RwLock<Arc<dyn TreeOps>>>,
     remover: Mutex<Option<Remover>>,
@@ -103,28 +117,45 @@ impl Store {
     pub fn open(dir: &Path) -> Result<Arc<Self>, StoreError> {
         make_dir(dir)?;
         let dir = dir.canonicalize().doing("resolve", dir)?;
-        for name in ["locks", "tmp", "sources", "layers", "snapshots", "workspaces"] {
+        for name in ["locks", "tmp", "sources", "layers", "workspaces"] {
             make_dir(&dir.join(name))?;
         }
         // One process at a time opens the store, so that none takes a newcomer for dead.
         let locks = dir.join("locks");
         let opening = File::open(&locks).doing("open", &locks)?;
         rustix::fs::flock(&opening, FlockOperation::LockExclusive).doing("lock", &locks)?;
+        let old_format = check_format(&dir)?;
+        let (index, opened) = Index::open(&dir)?;
         let (instance, lock, locked) = register(&dir)?;
         let ops: Arc<RwLock<Arc<dyn TreeOps>>> = Arc::new(RwLock::new(Arc::new(Direct)));
-        let store = Self {
+        let mut store = Self {
             remover: Mutex::new(Some(Remover::start(Arc::clone(&ops)))),
+            boot: boot_id(&instance),
             instance,
             lock,
-            _locked: locked,
+            locked,
+            index,
+            own: OwnSnapshots::default(),
+            intact: Intact::default(),
+            leases: Leases::default(),
             next: AtomicU64::new(0),
             ops,
             hosts: HostImages::default(),
             dir,
         };
-        store.check_format()?;
-        if store.reap()? == 0 {
-            store.drop_other_boot()?;
+        if old_format {
+            for name in ["snapshots", "sources", "last-runs", "boot"] {
+                store.discard_from(&store.dir.join(name))?;
+            }
+            make_dir(&store.dir.join("sources"))?;
+            store.write_file(&store.dir.join("format"), FORMAT.as_bytes())?;
+        }
+        if let Err(error) = store.recover(opened) {
+            if !store.index.is_damaged() {
+                return Err(error);
+            }
+            store.index = Index::open(&store.dir)?.0;
+            store.recover(Opened::New)?;
         }
         Ok(Arc::new(store))
     }
@@ -190,68 +221,17 @@ impl Store {
         fs::rename(&aside, path).doing("make", path)
     }
 
-    fn check_format(&self) -> Result<(), StoreError> {
-        let path = self.dir.join("format");
-        match fs::read_to_string(&path) {
-            Ok(format) if format == FORMAT => Ok(()),
-            Ok(format) => Err(StoreError::Corrupt { path, reason: format!("its format is {:?}", format.trim()) }),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => self.write_file(&path, FORMAT.as_bytes()),
-            Err(error) => Err(StoreError::io("read", path, error)),
-        }
-    }
-
-    /// Removes what dead processes left. Tells how many others are alive.
-    fn reap(&self) -> Result<usize, StoreError> {
-        let mut alive = 0;
-        for name in names(&self.dir.join("locks"))? {
-            let path = self.dir.join("locks").join(&name);
-            let Ok(lock) = File::open(&path) else { continue };
-            if name == self.instance {
-                continue;
-            }
-            if rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
-                alive += 1;
-                continue;
-            }
-            if lock.metadata().doing("read", &path)?.nlink() == 0 {
-                // It closed the store just now.
-                continue;
-            }
-            tracing::debug!(instance = name, "removing what a killed process left in the store");
-            snapshot::remove_all_of(self, &name)?;
-            for workspace in names(&self.dir.join("workspaces"))?.iter().filter(|found| found.starts_with(&name)) {
-                self.discard_from(&self.dir.join("workspaces").join(workspace))?;
-            }
-            self.discard_from(&self.dir.join("tmp").join(&name))?;
-            fs::remove_file(&path).doing("remove", &path)?;
-        }
-        for name in names(&self.dir.join("tmp"))? {
-            // A lock is made before its directory, and removed after it.
-            if !self.dir.join("locks").join(&name).exists() {
-                self.discard_from(&self.dir.join("tmp").join(&name))?;
-            }
-        }
-        Ok(alive)
-    }
-
-    /// Drops everything if it was written in another boot, or the system does not tell.
-    fn drop_other_boot(&self) -> Result<(), StoreError> {
-        let path = self.dir.join("boot");
-        let boot = fs::read("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-        if !boot.is_empty() && fs::read(&path).is_ok_and(|written| written == boot) {
-            return Ok(());
-        }
-        for kept in ["snapshots", "layers", "workspaces", "sources"].map(|name| self.dir.join(name)) {
-            for name in names(&kept)? {
-                self.discard_from(&kept.join(name))?;
-            }
-        }
-        self.write_file(&path, &boot)
+    /// Whether this process made the thing of this name.
+    pub(super) fn made(&self, name: &str) -> bool {
+        name.starts_with(&self.instance)
     }
 }
 
 impl Drop for Store {
     fn drop(&mut self) {
+        if let Err(error) = self.remove_all_snapshots() {
+            tracing::debug!(%error, "left to the next process that opens the store");
+        }
         drop(self.remover.lock().unwrap_or_else(PoisonError::into_inner).take());
         let tmp = self.tmp();
         let removed = self.tree_ops().remove_tree(&tmp).and_then(|()| fs::remove_file(&self.lock));
@@ -259,6 +239,24 @@ impl Drop for Store {
             tracing::debug!(%error, path = %tmp.display(), "left to the next process that opens the store");
         }
     }
+}
+
+/// Whether the store has the layout of an older version; a new one has none yet, which is the same.
+fn check_format(dir: &Path) -> Result<bool, StoreError> {
+    let path = dir.join("format");
+    match fs::read_to_string(&path) {
+        Ok(format) if format == FORMAT => Ok(false),
+        Ok(format) if format == FORMAT_1 => Ok(true),
+        Ok(format) => Err(StoreError::Corrupt { path, reason: format!("its format is {:?}", format.trim()) }),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(true),
+        Err(error) => Err(StoreError::io("read", path, error)),
+    }
+}
+
+/// Names this boot of the machine. Where the system does not tell, each process has a boot of its own.
+fn boot_id(instance: &str) -> String {
+    let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    if boot.trim().is_empty() { instance.to_owned() } else { boot.trim().to_owned() }
 }
 
 /// Makes this process known: a locked file, then a directory for what it makes.

@@ -1,24 +1,29 @@
 //! Snapshots: which layers a child boots from, over which source and image.
+//!
+//! A snapshot is a value of the process that made it, until somebody [keeps](Store::keep) it: so what only a run needs
+//! costs no record on disk, and goes with the process.
 
 use std::{
-    collections::BTreeSet,
-    fs, io,
+    collections::HashMap,
+    fs,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use serde::{Deserialize, Serialize};
 
-use super::{Base, IdMap, LayerId, SourceId, Staging, Store, StoreError, error::Doing, layout::names};
+use super::{
+    Base, IdMap, LayerId, SourceId, Staging, Store, StoreError,
+    error::Doing,
+    index::{self, LayerRow},
+};
 use crate::runner::SnapshotRef;
 
 /// The scheme of [`SnapshotRef`]s made of store layers.
-const SCHEME: &str = "hm1";
+pub(super) const SCHEME: &str = "hm1";
 
 /// Snapshots never have more layers than this: a lookup of what is not there asks each of them.
 pub const MAX_LAYERS: usize = 64;
-
-const RECORD_VERSION: u32 = 1;
 
 /// A filesystem to boot from: the image, over it the source, over it the layers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -48,21 +53,39 @@ pub struct CommitRequest<'a> {
     pub id_map: IdMap,
 }
 
-#[derive(Serialize, Deserialize)]
-struct Record {
-    version: u32,
-    #[serde(flatten)]
-    snapshot: Snapshot,
+/// The snapshots that this process made.
+#[derive(Debug, Default)]
+pub(super) struct OwnSnapshots(Mutex<Own>);
+
+#[derive(Debug, Default)]
+struct Own {
+    snapshots: HashMap<String, Arc<Snapshot>>,
+    /// In how many of them each layer is. A kept layer counts once more.
+    uses: HashMap<LayerId, usize>,
+}
+
+impl OwnSnapshots {
+    fn lock(&self) -> MutexGuard<'_, Own> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Layers that have rows now are no longer this process's to remove.
+    pub(super) fn note_kept(&self, layers: &[LayerRow]) {
+        let mut own = self.lock();
+        for layer in layers {
+            *own.uses.entry(layer.id.clone()).or_default() += 1;
+        }
+    }
 }
 
 impl Store {
     /// Turns what a step wrote into a snapshot, by rename. An untouched upper makes no layer of its own.
     ///
-    /// Takes some 100 µs, but for a snapshot that would have more than [`MAX_LAYERS`]: its layers are merged into one,
+    /// Takes some 50 µs, but for a snapshot that would have more than [`MAX_LAYERS`]: its layers are merged into one,
     /// which takes as long as linking their files.
     ///
     /// # Errors
-    /// Where the layer or the record can't be put in place; then there is no snapshot.
+    /// Where the layer can't be put in place; then there is no snapshot.
     #[expect(clippy::needless_pass_by_value, reason = "a committed staging is gone")]
     pub fn commit(self: &Arc<Self>, staging: Staging, request: CommitRequest<'_>) -> Result<SnapshotRef, StoreError> {
         let written = if staging.prune()? { None } else { Some(self.place(staging.home())?) };
@@ -78,25 +101,64 @@ impl Store {
             }
         }
         let snapshot = Snapshot { base: request.base, source: request.source, layers, id_map: request.id_map };
-        self.record(snapshot)
+        let id = self.new_id();
+        let mut own = self.own.lock();
+        for layer in &snapshot.layers {
+            *own.uses.entry(layer.clone()).or_default() += 1;
+        }
+        let name = SnapshotRef::from(format!("{SCHEME}:{id}"));
+        own.snapshots.insert(id, Arc::new(snapshot));
+        Ok(name)
     }
 
-    /// Reads a snapshot.
+    /// Finds a snapshot that this process made, or one that is kept.
     ///
     /// # Errors
     /// [`StoreError::UnknownSnapshot`] where there is none of that name.
-    pub fn snapshot(&self, snapshot: &SnapshotRef) -> Result<Snapshot, StoreError> {
-        let unknown = || StoreError::UnknownSnapshot { snapshot: snapshot.clone(), store: self.dir().into() };
-        let path = self.record_path(snapshot).ok_or_else(unknown)?;
-        read(&path)?.ok_or_else(unknown)
+    pub fn snapshot(&self, snapshot: &SnapshotRef) -> Result<Arc<Snapshot>, StoreError> {
+        let id = id_of(snapshot).ok_or_else(|| self.unknown(snapshot))?;
+        if let Some(found) = self.own.lock().snapshots.get(id) {
+            return Ok(Arc::clone(found));
+        }
+        let kept = self.index.read(|connection| index::snapshots::get(connection, id))?;
+        kept.map(Arc::new).ok_or_else(|| self.unknown(snapshot))
     }
 
-    /// Removes snapshots, and the layers that no other snapshot has. Unknown ones are passed over.
+    /// Removes snapshots that this process made, and the layers that no other has. What is kept stays; unknown ones are
+    /// passed over.
     ///
     /// # Errors
     /// The first failure; some may be gone by then.
     pub fn remove_snapshots(&self, snapshots: &[SnapshotRef]) -> Result<(), StoreError> {
-        self.remove_records(snapshots.iter().filter_map(|snapshot| self.record_path(snapshot)), BTreeSet::new())
+        let mut unused = Vec::new();
+        {
+            let mut own = self.own.lock();
+            for snapshot in snapshots {
+                let Some(removed) = id_of(snapshot).and_then(|id| own.snapshots.remove(id)) else { continue };
+                for layer in &removed.layers {
+                    let Some(uses) = own.uses.get_mut(layer) else { continue };
+                    *uses -= 1;
+                    if *uses == 0 {
+                        own.uses.remove(layer);
+                        unused.push(layer.clone());
+                    }
+                }
+            }
+        }
+        // What this process did not make has a row, or is a delta that another one may be about to boot from.
+        unused.retain(|layer| self.made(layer.as_str()));
+        unused.iter().try_for_each(|layer| self.discard_from(&self.layer_home(layer)))
+    }
+
+    /// Removes what this process made and did not keep.
+    pub(super) fn remove_all_snapshots(&self) -> Result<(), StoreError> {
+        let own: Vec<SnapshotRef> =
+            self.own.lock().snapshots.keys().map(|id| SnapshotRef::from(format!("{SCHEME}:{id}"))).collect();
+        self.remove_snapshots(&own)
+    }
+
+    pub(super) fn unknown(&self, snapshot: &SnapshotRef) -> StoreError {
+        StoreError::UnknownSnapshot { snapshot: snapshot.clone(), store: self.dir().into() }
     }
 
     /// Puts a finished layer in its place.
@@ -120,83 +182,10 @@ impl Store {
         self.tree_ops().flatten(&dirs, &upper, id_map).doing("merge layers into", &upper)?;
         self.place(merged.home())
     }
-
-    fn record(&self, snapshot: Snapshot) -> Result<SnapshotRef, StoreError> {
-        let id = self.new_id();
-        let path = self.dir().join("snapshots").join(format!("{id}.json"));
-        let record = serde_json::to_vec(&Record { version: RECORD_VERSION, snapshot })
-            .map_err(|error| StoreError::Corrupt { path: path.clone(), reason: error.to_string() })?;
-        self.write_file(&path, &record)?;
-        Ok(SnapshotRef::from(format!("{SCHEME}:{id}")))
-    }
-
-    fn record_path(&self, snapshot: &SnapshotRef) -> Option<PathBuf> {
-        let id = LayerId::parse(snapshot.0.strip_prefix(SCHEME)?.strip_prefix(':')?)?;
-        Some(self.dir().join("snapshots").join(format!("{id}.json")))
-    }
-
-    /// Removes records, then those of their layers, and of `layers`, that no other record has.
-    fn remove_records(
-        &self,
-        records: impl Iterator<Item = PathBuf>,
-        mut layers: BTreeSet<LayerId>,
-    ) -> Result<(), StoreError> {
-        for path in records {
-            layers.extend(layers_of(&path)?);
-            match fs::remove_file(&path) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    return Err(StoreError::io("remove", path, error));
-                }
-                _ => {}
-            }
-        }
-        if layers.is_empty() {
-            return Ok(());
-        }
-        let dir = self.dir().join("snapshots");
-        for name in names(&dir)? {
-            for layer in layers_of(&dir.join(name))? {
-                layers.remove(&layer);
-            }
-        }
-        // Another process may be about to boot from a delta, which is found by what it is made of.
-        layers.iter().filter(|layer| !layer.is_delta()).try_for_each(|layer| self.discard_from(&self.layer_home(layer)))
-    }
 }
 
-/// Removes every snapshot and layer that the process named `instance` made, but for layers that others built on and frozen sources.
-pub(super) fn remove_all_of(store: &Store, instance: &str) -> Result<(), StoreError> {
-    let (records, layers) = (store.dir().join("snapshots"), store.dir().join("layers"));
-    let of_it = |name: &String| name.starts_with(instance);
-    let sources = store.source_layers()?;
-    let layers = names(&layers)?.into_iter().filter(of_it).filter_map(|name| LayerId::parse(&name));
-    let layers = layers.filter(|layer| !sources.contains(layer)).collect();
-    store.remove_records(names(&records)?.into_iter().filter(of_it).map(|name| records.join(name)), layers)
-}
-
-/// The layers in a record, of which there are none where it is gone or broken: nothing can boot from it.
-fn layers_of(record: &Path) -> Result<Vec<LayerId>, StoreError> {
-    match read(record) {
-        Ok(snapshot) => Ok(snapshot.map_or_else(Vec::new, |snapshot| snapshot.layers)),
-        Err(error @ StoreError::Corrupt { .. }) => {
-            tracing::warn!(%error, "a snapshot is lost");
-            Ok(Vec::new())
-        }
-        Err(error) => Err(error),
-    }
-}
-
-/// Reads a record; `None` where there is none.
-fn read(path: &Path) -> Result<Option<Snapshot>, StoreError> {
-    let bytes = match fs::read(path) {
-        Ok(bytes) => bytes,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(StoreError::io("read", path, error)),
-    };
-    let record: Record = serde_json::from_slice(&bytes)
-        .map_err(|error| StoreError::Corrupt { path: path.into(), reason: error.to_string() })?;
-    if record.version != RECORD_VERSION {
-        return Err(StoreError::Corrupt { path: path.into(), reason: format!("version {}", record.version) });
-    }
-    Ok(Some(record.snapshot))
+/// The id in a snapshot's name, where it is one of the store's.
+pub(super) fn id_of(snapshot: &SnapshotRef) -> Option<&str> {
+    let id = snapshot.0.strip_prefix(SCHEME)?.strip_prefix(':')?;
+    LayerId::parse(id).map(|_| id)
 }

@@ -31,7 +31,7 @@ pub(super) struct Boot {
     pub(super) overlays: Vec<(CString, Overlay)>,
     pub(super) binds: Vec<Bind>,
     pub(super) staging: Staging,
-    parent: Option<Snapshot>,
+    parent: Option<Arc<Snapshot>>,
     base: Base,
     source: SourceId,
     delta: Option<LayerId>,
@@ -178,7 +178,7 @@ impl Boot {
     /// [`Boot::merges`] tells.
     pub(super) fn commit(self, store: &Arc<Store>) -> Result<SnapshotRef, RunnerError> {
         let Self { staging, parent, base, source, delta, id_map, .. } = self;
-        let request = CommitRequest { parent: parent.as_ref(), base, source, delta, id_map };
+        let request = CommitRequest { parent: parent.as_deref(), base, source, delta, id_map };
         store.commit(staging, request).map_err(failed("commit the step's layer"))
     }
 

@@ -8,10 +8,12 @@ mod at;
 mod copy;
 mod flatten;
 mod remove;
+mod seal;
 
 pub use copy::copy_tree;
 pub use flatten::flatten;
 pub use remove::remove_tree;
+pub use seal::{Seal, seal};
 
 pub(crate) use at::{is_opaque_at, is_whiteout_at, join, mtime, whiteout};
 pub(crate) use copy::reflink;

@@ -24,7 +24,7 @@ fn step(bench: &Bench, source: &FrozenSource, parent: Option<&SnapshotRef>, writ
     let staging = bench.store.stage().unwrap();
     write(&staging.upper());
     let request = CommitRequest {
-        parent: parent.as_ref(),
+        parent: parent.as_deref(),
         base: Base::Host,
         source: source.id.clone(),
         delta,

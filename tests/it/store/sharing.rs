@@ -2,7 +2,8 @@
 
 use std::{fs, sync::atomic::AtomicBool};
 
-use hm_exec::store::{Base, CommitRequest, IdMap, Store, StoreError, StoreHandle};
+use hm_exec::store::{Base, Cached, CommitRequest, IdMap, KeepAs, Store, StoreError, StoreHandle};
+use uuid::Uuid;
 
 use super::Bench;
 
@@ -20,12 +21,15 @@ fn another_process_that_opens_the_store_takes_nothing_from_this_one() {
         CommitRequest { parent: None, base: Base::Host, source: source.id, delta: None, id_map: IdMap::Single };
     let snapshot = bench.store.commit(staging, request).unwrap();
     let other = Store::open(bench.store.dir()).unwrap();
+    assert!(matches!(other.snapshot(&snapshot), Err(StoreError::UnknownSnapshot { .. })), "it is not kept yet");
+    bench.store.keep(&snapshot, KeepAs::Cached { key: &[7; 32], run: Uuid::nil(), pipeline: "ci", step: "a" }).unwrap();
     assert_eq!(other.snapshot(&snapshot).unwrap(), bench.store.snapshot(&snapshot).unwrap());
+    assert!(matches!(other.cached(&[7; 32]).unwrap(), Cached::Found { snapshot: found, .. } if found == snapshot));
     assert_eq!(other.freeze(&bench.source(""), &AtomicBool::new(false)).unwrap(), bench.freeze());
 }
 
 #[test]
-fn a_closed_store_leaves_no_temporary_files_and_keeps_its_snapshots() {
+fn a_closed_store_leaves_no_temporary_files_and_keeps_what_it_was_told_to() {
     let bench = Bench::new();
     let source = bench.freeze();
     let store = Store::open(bench.store.dir()).unwrap();
@@ -33,14 +37,22 @@ fn a_closed_store_leaves_no_temporary_files_and_keeps_its_snapshots() {
     fs::create_dir_all(dropped.upper().join("a/b/c")).unwrap();
     fs::write(kept.upper().join("file"), "x").unwrap();
     let request =
-        CommitRequest { parent: None, base: Base::Host, source: source.id, delta: None, id_map: IdMap::Single };
+        CommitRequest { parent: None, base: Base::Host, source: source.id.clone(), delta: None, id_map: IdMap::Single };
     let snapshot = store.commit(kept, request).unwrap();
+    store.keep(&snapshot, KeepAs::Left { run: Uuid::nil(), step: "a", passed: true }).unwrap();
+    let forgotten = store.stage().unwrap();
+    fs::write(forgotten.upper().join("file"), "x").unwrap();
+    let request =
+        CommitRequest { parent: None, base: Base::Host, source: source.id, delta: None, id_map: IdMap::Single };
+    store.commit(forgotten, request).unwrap();
     drop(dropped);
     drop(store);
     for dir in ["tmp", "locks"] {
         assert_eq!(fs::read_dir(bench.store.dir().join(dir)).unwrap().count(), 1, "{dir}");
     }
+    assert_eq!(fs::read_dir(bench.store.dir().join("layers")).unwrap().count(), 1);
     let store = Store::open(bench.store.dir()).unwrap();
+    assert_eq!(store.left(Uuid::nil(), "a").unwrap(), Some((snapshot.clone(), true)));
     assert!(store.layer_dir(&store.snapshot(&snapshot).unwrap().layers[0]).join("file").exists());
 }
 
@@ -63,35 +75,4 @@ fn a_handle_opens_once_and_only_when_asked() {
     assert!(std::sync::Arc::ptr_eq(&store, &clone.get().unwrap()));
     fs::write(top.path().join("file"), "x").unwrap();
     assert!(StoreHandle::new(top.path().join("file/store")).get().is_err());
-}
-
-#[test]
-fn broken_records_and_another_boot_do_not_keep_a_store_from_opening() {
-    let bench = Bench::new();
-    let dir = bench.store.dir().to_path_buf();
-    let source = bench.freeze();
-    let commit = |text: &str| {
-        let staging = bench.store.stage().unwrap();
-        fs::write(staging.upper().join("file"), text).unwrap();
-        let source = source.id.clone();
-        let request = CommitRequest { parent: None, base: Base::Host, source, delta: None, id_map: IdMap::Single };
-        bench.store.commit(staging, request).unwrap()
-    };
-    let (broken, whole) = (commit("a"), commit("b"));
-    fs::write(dir.join(format!("snapshots/{}.json", broken.0.trim_start_matches("hm1:"))), "").unwrap();
-    assert!(matches!(bench.store.snapshot(&broken), Err(StoreError::Corrupt { .. })));
-    bench.store.remove_snapshots(std::slice::from_ref(&broken)).unwrap();
-    assert!(matches!(bench.store.snapshot(&broken), Err(StoreError::UnknownSnapshot { .. })));
-
-    // While somebody has the store open, it can't be of another boot.
-    fs::write(dir.join("boot"), "another\n").unwrap();
-    drop(Store::open(&dir).unwrap());
-    assert!(bench.store.snapshot(&whole).is_ok());
-    let Bench { top, store } = bench;
-    drop(store);
-    drop(Store::open(&dir).unwrap());
-    for name in ["snapshots", "layers", "sources", "tmp"] {
-        assert_eq!(fs::read_dir(dir.join(name)).unwrap().count(), 0, "{name}");
-    }
-    drop(top);
 }

@@ -1,0 +1,59 @@
+//! Rows of cached steps.
+
+use rusqlite::{Connection, OptionalExtension, Transaction, params};
+use uuid::Uuid;
+
+use super::now_ms;
+
+/// Which snapshot a key stands for, and where it came from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(in crate::store) struct CacheRow {
+    pub(in crate::store) snapshot: String,
+    pub(in crate::store) run: Uuid,
+    pub(in crate::store) pipeline: String,
+    pub(in crate::store) step: String,
+    pub(in crate::store) created_at: i64,
+}
+
+/// Makes `key` stand for a snapshot, whatever it stood for before.
+pub(in crate::store) fn put(transaction: &Transaction<'_>, key: &[u8; 32], row: &CacheRow) -> rusqlite::Result<()> {
+    let CacheRow { snapshot, run, pipeline, step, created_at } = row;
+    let mut insert = transaction.prepare_cached(
+        "INSERT OR REPLACE INTO cache (key, snapshot, run, pipeline, step, created_at, used_at)
+         VALUES (?, ?, ?, ?, ?, ?, ?)",
+    )?;
+    insert.execute(params![key, snapshot, run.to_string(), pipeline, step, created_at, now_ms()]).map(drop)
+}
+
+/// What `key` stands for.
+pub(in crate::store) fn get(connection: &Connection, key: &[u8; 32]) -> rusqlite::Result<Option<CacheRow>> {
+    let mut select =
+        connection.prepare_cached("SELECT snapshot, run, pipeline, step, created_at FROM cache WHERE key = ?")?;
+    let read = |row: &rusqlite::Row<'_>| {
+        Ok(CacheRow {
+            snapshot: row.get(0)?,
+            run: row.get_ref(1)?.as_str()?.parse().unwrap_or_default(),
+            pipeline: row.get(2)?,
+            step: row.get(3)?,
+            created_at: row.get(4)?,
+        })
+    };
+    select.query_row([key], read).optional()
+}
+
+/// Says that keys were asked for just now.
+pub(in crate::store) fn touch(transaction: &Transaction<'_>, keys: &[[u8; 32]]) -> rusqlite::Result<()> {
+    let now = now_ms();
+    let mut update = transaction.prepare_cached("UPDATE cache SET used_at = ? WHERE key = ?")?;
+    keys.iter().try_for_each(|key| update.execute(params![now, key]).map(drop))
+}
+
+/// Forgets a key.
+pub(in crate::store) fn remove(transaction: &Transaction<'_>, key: &[u8; 32]) -> rusqlite::Result<()> {
+    transaction.prepare_cached("DELETE FROM cache WHERE key = ?")?.execute([key]).map(drop)
+}
+
+/// Forgets every key whose snapshot has no row. Tells how many.
+pub(in crate::store) fn forget_broken(transaction: &Transaction<'_>) -> rusqlite::Result<usize> {
+    transaction.execute("DELETE FROM cache WHERE snapshot NOT IN (SELECT id FROM snapshots)", [])
+}

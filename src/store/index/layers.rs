@@ -1,0 +1,103 @@
+//! Rows of layers.
+
+use rusqlite::{Connection, OptionalExtension, Row, Transaction, params, types::Type};
+
+use super::now_ms;
+use crate::store::{LayerId, tree::Seal};
+
+/// What a layer holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(in crate::store) enum LayerKind {
+    /// What a step changed.
+    Step,
+    /// A source tree, or how one differs from another.
+    Source,
+    /// A part of an image.
+    Image,
+}
+
+impl LayerKind {
+    /// As rows have it.
+    pub(in crate::store) fn as_str(self) -> &'static str {
+        match self {
+            Self::Step => "step",
+            Self::Source => "source",
+            Self::Image => "image",
+        }
+    }
+}
+
+/// A layer that lies in its place.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(in crate::store) struct LayerRow {
+    pub(in crate::store) id: LayerId,
+    pub(in crate::store) kind: LayerKind,
+    pub(in crate::store) seal: Seal,
+}
+
+/// Adds a layer, unless it is there. One that was doomed is not any longer.
+pub(in crate::store) fn insert(transaction: &Transaction<'_>, boot: &str, layer: &LayerRow) -> rusqlite::Result<()> {
+    let mut insert = transaction.prepare_cached(
+        "INSERT INTO layers (id, kind, boot, created_at, bytes, seal) VALUES (?, ?, ?, ?, ?, ?)
+         ON CONFLICT (id) DO UPDATE SET doomed = NULL",
+    )?;
+    let LayerRow { id, kind, seal } = layer;
+    insert.execute(params![id.as_str(), kind.as_str(), boot, now_ms(), seal.bytes, seal.hash])?;
+    Ok(())
+}
+
+/// Takes back the doom of a layer that is named anew. False where there is no such layer.
+pub(in crate::store) fn spare(transaction: &Transaction<'_>, id: &LayerId) -> rusqlite::Result<bool> {
+    let mut update = transaction.prepare_cached("UPDATE layers SET doomed = NULL WHERE id = ?")?;
+    Ok(update.execute([id.as_str()])? > 0)
+}
+
+/// What a layer looked like when it was made; `None` where there is none.
+pub(in crate::store) fn seal(connection: &Connection, id: &LayerId) -> rusqlite::Result<Option<Seal>> {
+    let mut select = connection.prepare_cached("SELECT bytes, seal FROM layers WHERE id = ?")?;
+    select.query_row([id.as_str()], |row| Ok(Seal { bytes: row.get(0)?, hash: row.get(1)? })).optional()
+}
+
+/// Forgets every layer that another boot wrote and did not sync. Tells how many.
+pub(in crate::store) fn forget_unsynced(transaction: &Transaction<'_>, boot: &str) -> rusqlite::Result<usize> {
+    transaction.execute("DELETE FROM layers WHERE synced = 0 AND boot <> ?", [boot])
+}
+
+/// Whether there are layers that another boot wrote and did not sync.
+pub(in crate::store) fn any_of_another_boot(connection: &Connection, boot: &str) -> rusqlite::Result<bool> {
+    connection
+        .prepare_cached("SELECT EXISTS (SELECT 1 FROM layers WHERE synced = 0 AND boot <> ?)")?
+        .query_row([boot], |row| row.get(0))
+}
+
+/// The layers that are not synced: all of this boot, once the store is open.
+pub(in crate::store) fn unsynced(connection: &Connection) -> rusqlite::Result<Vec<LayerId>> {
+    let mut select = connection.prepare_cached("SELECT id FROM layers WHERE synced = 0")?;
+    select.query_map([], id_of)?.collect()
+}
+
+/// Marks layers as synced.
+pub(in crate::store) fn mark_synced(transaction: &Transaction<'_>, layers: &[LayerId]) -> rusqlite::Result<()> {
+    let mut update = transaction.prepare_cached("UPDATE layers SET synced = 1 WHERE id = ?")?;
+    layers.iter().try_for_each(|layer| update.execute([layer.as_str()]).map(drop))
+}
+
+/// Every layer's id.
+pub(in crate::store) fn all(connection: &Connection) -> rusqlite::Result<Vec<LayerId>> {
+    connection.prepare_cached("SELECT id FROM layers")?.query_map([], id_of)?.collect()
+}
+
+/// Forgets a layer.
+pub(in crate::store) fn remove(transaction: &Transaction<'_>, id: &LayerId) -> rusqlite::Result<()> {
+    transaction.prepare_cached("DELETE FROM layers WHERE id = ?")?.execute([id.as_str()]).map(drop)
+}
+
+/// The id in the first column.
+pub(super) fn id_of(row: &Row<'_>) -> rusqlite::Result<LayerId> {
+    parse(0, row.get(0)?)
+}
+
+/// An id as a row has it.
+pub(super) fn parse(column: usize, text: String) -> rusqlite::Result<LayerId> {
+    LayerId::try_from(text).map_err(|error| rusqlite::Error::FromSqlConversionFailure(column, Type::Text, error.into()))
+}

@@ -1,0 +1,202 @@
+//! The index: which layers lie on disk, and which names they have. SQLite, shared by all processes that have the store
+//! open.
+//!
+//! In go and out come rows; each file has those of one table. A row is written after what it names is in its place, in one
+//! transaction with all rows that belong together, so that a kill at any moment leaves either all of it or nothing.
+//! Writes are not synced: [`super::Store::sync`] says what survives a power cut. Knows nothing of what rows are for.
+
+pub(super) mod cache;
+pub(super) mod kept;
+pub(super) mod layers;
+mod schema;
+pub(super) mod snapshots;
+pub(super) mod sources;
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::{Duration, SystemTime},
+};
+
+pub(super) use layers::{LayerKind, LayerRow};
+use rusqlite::{Connection, ErrorCode, Transaction, TransactionBehavior};
+
+use super::{StoreError, error::Doing};
+
+/// How long a writer waits for another process's transaction. Those take well under a millisecond.
+const BUSY: Duration = Duration::from_secs(10);
+
+/// Statements kept prepared.
+const STATEMENTS: usize = 64;
+
+/// The index of an open store.
+#[derive(Debug)]
+pub(super) struct Index {
+    path: PathBuf,
+    connection: Mutex<Connection>,
+}
+
+/// How an index came to be open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Opened {
+    /// It was there.
+    Kept,
+    /// There was none, or one that can't be read, which was set aside.
+    New,
+}
+
+impl Index {
+    /// Opens the index of the store in `dir`. Called by one process at a time.
+    ///
+    /// # Errors
+    /// [`StoreError::Corrupt`] where it is of a later version; otherwise why it can't be opened. One that is damaged is
+    /// none: it is set aside, with a warning that says where.
+    pub(super) fn open(dir: &Path) -> Result<(Self, Opened), StoreError> {
+        let path = dir.join("index.db");
+        let suspect = suspect(&path);
+        let mut opened = if path.exists() { Opened::Kept } else { Opened::New };
+        if suspect.exists() {
+            set_aside(&path)?;
+            fs::remove_file(&suspect).doing("remove", &suspect)?;
+            opened = Opened::New;
+        }
+        let connection = match connect(&path) {
+            Err(error) if is_damage(&error) => {
+                set_aside(&path)?;
+                opened = Opened::New;
+                connect(&path)
+            }
+            connected => connected,
+        };
+        let connection = connection.map_err(|error| failed(&path, error))?;
+        Ok((Self { path, connection: Mutex::new(connection) }, opened))
+    }
+
+    /// Reads.
+    pub(super) fn read<T>(&self, read: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T, StoreError> {
+        read(&self.connection()).map_err(|error| self.failed(error))
+    }
+
+    /// Changes rows, all of them or none.
+    pub(super) fn write<T>(
+        &self,
+        write: impl FnOnce(&Transaction<'_>) -> rusqlite::Result<T>,
+    ) -> Result<T, StoreError> {
+        let mut connection = self.connection();
+        let done = connection.transaction_with_behavior(TransactionBehavior::Immediate).and_then(|transaction| {
+            let value = write(&transaction)?;
+            transaction.commit()?;
+            Ok(value)
+        });
+        done.map_err(|error| self.failed(error))
+    }
+
+    /// Whether damage was found since it was opened.
+    pub(super) fn is_damaged(&self) -> bool {
+        suspect(&self.path).exists()
+    }
+
+    fn connection(&self) -> MutexGuard<'_, Connection> {
+        // A transaction that panicked was rolled back.
+        self.connection.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What is found damaged is looked at when the store is opened the next time.
+    fn failed(&self, error: rusqlite::Error) -> StoreError {
+        if is_damage(&error)
+            && let Err(error) = fs::write(suspect(&self.path), "")
+        {
+            tracing::warn!(%error, "failed to mark the store's index as damaged");
+        }
+        failed(&self.path, error)
+    }
+}
+
+/// The current epoch: see [`super::lease`].
+pub(super) fn epoch(connection: &Connection) -> rusqlite::Result<u64> {
+    connection.prepare_cached("SELECT value FROM counters WHERE name = 'epoch'")?.query_row([], |row| row.get(0))
+}
+
+/// Forgets every name whose snapshot, or a layer of whose stack, has no row.
+pub(super) fn forget_nameless(transaction: &Transaction<'_>) -> rusqlite::Result<usize> {
+    Ok(cache::forget_broken(transaction)? + kept::forget_broken(transaction)? + sources::forget_broken(transaction)?)
+}
+
+/// Remembers, for people, what was removed after a process died.
+pub(super) fn note_reaped(transaction: &Transaction<'_>, reaped: &[(&str, usize)]) -> rusqlite::Result<()> {
+    let now = now_ms();
+    let mut insert = transaction.prepare_cached("INSERT INTO reaped (what, at, count) VALUES (?, ?, ?)")?;
+    reaped.iter().try_for_each(|(what, count)| insert.execute(rusqlite::params![what, now, count]).map(drop))
+}
+
+/// Now, as rows have it. A clock that stands before the epoch says 0.
+pub(super) fn now_ms() -> i64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
+}
+
+fn connect(path: &Path) -> rusqlite::Result<Connection> {
+    let mut connection = Connection::open(path)?;
+    connection.busy_timeout(BUSY)?;
+    connection.set_prepared_statement_cache_capacity(STATEMENTS);
+    connection.pragma_update(None, "journal_mode", "WAL")?;
+    // A power cut takes the last transactions, and nothing before them; what they said is not on the disk either.
+    connection.pragma_update(None, "synchronous", "NORMAL")?;
+    schema::migrate(&mut connection)?;
+    Ok(connection)
+}
+
+/// The mark of an index in which damage was found.
+fn suspect(path: &Path) -> PathBuf {
+    path.with_extension("damaged")
+}
+
+fn is_damage(error: &rusqlite::Error) -> bool {
+    match error {
+        rusqlite::Error::SqliteFailure(error, _) => {
+            // Unknown: a table or a column that is not there. It is somebody else's database, or half of ours.
+            matches!(error.code, ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase | ErrorCode::Unknown)
+        }
+        rusqlite::Error::SqlInputError { .. }
+        | rusqlite::Error::FromSqlConversionFailure(..)
+        | rusqlite::Error::InvalidColumnType(..) => true,
+        _ => false,
+    }
+}
+
+/// Moves the index, and the files that SQLite has beside it, out of the way.
+fn set_aside(path: &Path) -> Result<(), StoreError> {
+    let aside = path.with_file_name(format!("index.db-damaged-{}", now_ms()));
+    for suffix in ["-wal", "-shm", ""] {
+        let with_suffix = |path: &Path| {
+            let mut name = path.as_os_str().to_owned();
+            name.push(suffix);
+            PathBuf::from(name)
+        };
+        match fs::rename(with_suffix(path), with_suffix(&aside)) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(StoreError::io("set aside", with_suffix(path), error));
+            }
+            _ => {}
+        }
+    }
+    tracing::warn!(
+        set_aside = %aside.display(),
+        "the store's index was damaged: a new one is begun, and what the cache had is made again"
+    );
+    Ok(())
+}
+
+fn failed(path: &Path, error: rusqlite::Error) -> StoreError {
+    let path = path.to_owned();
+    match error {
+        rusqlite::Error::IntegralValueOutOfRange(_, version) => {
+            StoreError::Corrupt { path, reason: format!("it is of version {version}, which a later hm wrote") }
+        }
+        rusqlite::Error::SqliteFailure(inner, _) if inner.code == ErrorCode::DiskFull => {
+            StoreError::Full { path, source: std::io::Error::other(error) }
+        }
+        error => StoreError::Io { doing: "use the index", path, source: std::io::Error::other(error) },
+    }
+}

@@ -1,0 +1,126 @@
+//! The index's tables, and how an older index becomes one of this version.
+
+use rusqlite::{Connection, TransactionBehavior};
+
+/// Each entry turns an index of the version that is its place into the next one. Append only.
+const MIGRATIONS: [&str; 1] = [V1];
+
+/// Times are milliseconds since the Unix epoch. A `stack` is the ids of layers, topmost first, a line each. Rows of
+/// layers, and nothing else, tell what lies on disk; a name whose stack has a layer without a row is worth nothing.
+const V1: &str = "
+CREATE TABLE counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
+INSERT INTO counters VALUES ('epoch', 1);
+
+CREATE TABLE layers (
+    id         TEXT PRIMARY KEY,
+    kind       TEXT NOT NULL,                 -- step, source, image
+    boot       TEXT NOT NULL,                 -- which boot of the machine wrote it
+    synced     INTEGER NOT NULL DEFAULT 0,    -- 1: on the disk for good
+    created_at INTEGER NOT NULL,
+    bytes      INTEGER NOT NULL,              -- allocated blocks, hard links within the layer counted once
+    seal       BLOB NOT NULL,                 -- what the tree looked like: see `seal`
+    diff_id    TEXT,                          -- the digest of its OCI form, once it was packed
+    doomed     INTEGER                        -- the epoch in which the last stack that had it went
+) WITHOUT ROWID;
+CREATE INDEX layers_unsynced ON layers (boot) WHERE synced = 0;
+CREATE INDEX layers_doomed ON layers (doomed) WHERE doomed IS NOT NULL;
+
+CREATE TABLE snapshots (
+    id         TEXT PRIMARY KEY,
+    base       TEXT NOT NULL,
+    source     TEXT NOT NULL,
+    id_map     TEXT NOT NULL,
+    stack      TEXT NOT NULL,
+    created_at INTEGER NOT NULL
+) WITHOUT ROWID;
+
+CREATE TABLE sources (
+    id         TEXT PRIMARY KEY,
+    stack      TEXT NOT NULL,
+    created_at INTEGER NOT NULL,
+    used_at    INTEGER NOT NULL
+) WITHOUT ROWID;
+
+CREATE TABLE images (
+    digest     TEXT NOT NULL,
+    id_map     TEXT NOT NULL,
+    stack      TEXT NOT NULL,
+    config     TEXT NOT NULL,                 -- JSON of the OCI image configuration
+    created_at INTEGER NOT NULL,
+    used_at    INTEGER NOT NULL,
+    PRIMARY KEY (digest, id_map)
+) WITHOUT ROWID;
+
+CREATE TABLE tags (
+    reference  TEXT PRIMARY KEY,
+    digest     TEXT NOT NULL,
+    fetched_at INTEGER NOT NULL
+) WITHOUT ROWID;
+
+CREATE TABLE cache (
+    key        BLOB PRIMARY KEY,
+    snapshot   TEXT NOT NULL,
+    run        TEXT NOT NULL,
+    pipeline   TEXT NOT NULL,
+    step       TEXT NOT NULL,
+    created_at INTEGER NOT NULL,
+    used_at    INTEGER NOT NULL
+) WITHOUT ROWID;
+
+CREATE TABLE evictions (
+    key        BLOB PRIMARY KEY,
+    step       TEXT NOT NULL,
+    bytes      INTEGER NOT NULL,
+    at         INTEGER NOT NULL
+) WITHOUT ROWID;
+
+CREATE TABLE kept (
+    run        TEXT NOT NULL,
+    step       TEXT NOT NULL,
+    snapshot   TEXT NOT NULL,
+    passed     INTEGER NOT NULL,
+    created_at INTEGER NOT NULL,
+    PRIMARY KEY (run, step)
+) WITHOUT ROWID;
+
+CREATE TABLE runs (
+    id         TEXT PRIMARY KEY,
+    source_dir TEXT NOT NULL,
+    pipeline   TEXT NOT NULL,
+    started_at INTEGER NOT NULL,
+    ended_at   INTEGER,
+    exit_code  INTEGER
+) WITHOUT ROWID;
+CREATE INDEX runs_started ON runs (started_at);
+
+CREATE TABLE reaped (
+    what       TEXT NOT NULL,
+    at         INTEGER NOT NULL,
+    count      INTEGER NOT NULL
+);
+";
+
+/// Brings the tables to this version.
+///
+/// # Errors
+/// What SQLite says; [`rusqlite::Error::IntegralValueOutOfRange`] where the index is of a later version.
+pub(super) fn migrate(connection: &mut Connection) -> rusqlite::Result<()> {
+    let version =
+        |connection: &Connection| connection.pragma_query_value(None, "user_version", |row| row.get::<_, i64>(0));
+    if version(connection)? == latest() {
+        return Ok(());
+    }
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    let found = version(&transaction)?;
+    let done = usize::try_from(found).ok().filter(|done| *done <= MIGRATIONS.len());
+    let done = done.ok_or(rusqlite::Error::IntegralValueOutOfRange(0, found))?;
+    for migration in &MIGRATIONS[done..] {
+        transaction.execute_batch(migration)?;
+    }
+    transaction.pragma_update(None, "user_version", latest())?;
+    transaction.commit()
+}
+
+fn latest() -> i64 {
+    i64::try_from(MIGRATIONS.len()).unwrap_or(i64::MAX)
+}

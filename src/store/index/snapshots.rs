@@ -1,0 +1,78 @@
+//! Rows of snapshots.
+
+use rusqlite::{Connection, OptionalExtension, Transaction, params, types::Type};
+use serde::{Serialize, de::DeserializeOwned};
+
+use super::{layers, now_ms};
+use crate::store::{LayerId, Snapshot};
+
+/// Adds a snapshot, unless it is there. Its layers have their rows already.
+pub(in crate::store) fn insert(transaction: &Transaction<'_>, id: &str, snapshot: &Snapshot) -> rusqlite::Result<()> {
+    let mut insert = transaction.prepare_cached(
+        "INSERT OR IGNORE INTO snapshots (id, base, source, id_map, stack, created_at) VALUES (?, ?, ?, ?, ?, ?)",
+    )?;
+    let Snapshot { base, source, layers, id_map } = snapshot;
+    let values = params![id, base.to_string(), source.as_str(), to_text(id_map), stack(layers), now_ms()];
+    insert.execute(values).map(drop)
+}
+
+/// Reads a snapshot.
+pub(in crate::store) fn get(connection: &Connection, id: &str) -> rusqlite::Result<Option<Snapshot>> {
+    let mut select = connection.prepare_cached("SELECT base, source, id_map, stack FROM snapshots WHERE id = ?")?;
+    let read = |row: &rusqlite::Row<'_>| {
+        Ok(Snapshot {
+            base: from_text(0, row.get(0)?)?,
+            source: from_text(1, row.get(1)?)?,
+            id_map: from_text(2, row.get(2)?)?,
+            layers: parse_stack(3, row.get_ref(3)?.as_str()?)?,
+        })
+    };
+    select.query_row([id], read).optional()
+}
+
+/// Forgets a snapshot.
+pub(in crate::store) fn remove(transaction: &Transaction<'_>, id: &str) -> rusqlite::Result<()> {
+    transaction.prepare_cached("DELETE FROM snapshots WHERE id = ?")?.execute([id]).map(drop)
+}
+
+/// Forgets every snapshot that has a layer without a row. Tells how many.
+pub(in crate::store) fn forget_broken(transaction: &Transaction<'_>) -> rusqlite::Result<usize> {
+    let mut broken = Vec::new();
+    {
+        let mut select = transaction.prepare("SELECT id, stack FROM snapshots")?;
+        let mut rows = select.query([])?;
+        while let Some(row) = rows.next()? {
+            for layer in parse_stack(1, row.get_ref(1)?.as_str()?)? {
+                if layers::seal(transaction, &layer)?.is_none() {
+                    broken.push(row.get::<_, String>(0)?);
+                    break;
+                }
+            }
+        }
+    }
+    broken.iter().try_for_each(|id| remove(transaction, id))?;
+    Ok(broken.len())
+}
+
+/// A stack of layers as rows have it.
+pub(in crate::store) fn stack(layers: &[LayerId]) -> String {
+    layers.iter().map(LayerId::as_str).collect::<Vec<_>>().join("\n")
+}
+
+/// A stack of layers from a row.
+pub(in crate::store) fn parse_stack(column: usize, text: &str) -> rusqlite::Result<Vec<LayerId>> {
+    text.lines().map(|line| layers::parse(column, line.to_owned())).collect()
+}
+
+/// A value that is a text in JSON, without the quotes.
+fn to_text(value: &impl Serialize) -> String {
+    match serde_json::to_value(value) {
+        Ok(serde_json::Value::String(text)) => text,
+        other => unreachable!("names are texts: {other:?}"),
+    }
+}
+
+fn from_text<T: DeserializeOwned>(column: usize, text: String) -> rusqlite::Result<T> {
+    serde_json::from_value(serde_json::Value::String(text))
+        .map_err(|error| rusqlite::Error::FromSqlConversionFailure(column, Type::Text, error.into()))
+}

@@ -1,0 +1,42 @@
+//! Rows of frozen sources.
+
+use rusqlite::{Connection, OptionalExtension, Transaction, params};
+
+use super::{
+    layers, now_ms,
+    snapshots::{parse_stack, stack},
+};
+use crate::store::{LayerId, SourceId};
+
+/// Names a stack of layers after a source. They have their rows already.
+pub(in crate::store) fn put(transaction: &Transaction<'_>, id: &SourceId, layers: &[LayerId]) -> rusqlite::Result<()> {
+    let mut insert = transaction
+        .prepare_cached("INSERT OR REPLACE INTO sources (id, stack, created_at, used_at) VALUES (?1, ?2, ?3, ?3)")?;
+    insert.execute(params![id.as_str(), stack(layers), now_ms()]).map(drop)
+}
+
+/// The layers that show a source.
+pub(in crate::store) fn get(connection: &Connection, id: &SourceId) -> rusqlite::Result<Option<Vec<LayerId>>> {
+    let mut select = connection.prepare_cached("SELECT stack FROM sources WHERE id = ?")?;
+    select.query_row([id.as_str()], |row| parse_stack(0, row.get_ref(0)?.as_str()?)).optional()
+}
+
+/// Forgets every source that has a layer without a row. Tells how many.
+pub(in crate::store) fn forget_broken(transaction: &Transaction<'_>) -> rusqlite::Result<usize> {
+    let mut broken = Vec::new();
+    {
+        let mut select = transaction.prepare("SELECT id, stack FROM sources")?;
+        let mut rows = select.query([])?;
+        while let Some(row) = rows.next()? {
+            for layer in parse_stack(1, row.get_ref(1)?.as_str()?)? {
+                if layers::seal(transaction, &layer)?.is_none() {
+                    broken.push(row.get::<_, String>(0)?);
+                    break;
+                }
+            }
+        }
+    }
+    let mut delete = transaction.prepare_cached("DELETE FROM sources WHERE id = ?")?;
+    broken.iter().try_for_each(|id| delete.execute([id]).map(drop))?;
+    Ok(broken.len())
+}

@@ -1,0 +1,201 @@
+//! Snapshots that outlive their run: kept under a name, found again, and checked before anybody relies on them.
+
+use std::{
+    collections::HashSet,
+    sync::{Mutex, PoisonError},
+};
+
+use uuid::Uuid;
+
+use super::{
+    LayerId, SourceId, Store, StoreError,
+    error::Doing,
+    index::{self, LayerKind, LayerRow, cache::CacheRow},
+    snapshot::{SCHEME, id_of},
+    tree,
+};
+use crate::runner::SnapshotRef;
+
+/// Under which name a snapshot is kept.
+#[derive(Debug, Clone, Copy)]
+#[non_exhaustive]
+pub enum KeepAs<'a> {
+    /// As the result of a cached step.
+    Cached {
+        /// The step's cache key.
+        key: &'a [u8; 32],
+        /// The run that made it.
+        run: Uuid,
+        /// Its pipeline.
+        pipeline: &'a str,
+        /// The step's key in the pipeline.
+        step: &'a str,
+    },
+    /// As what a step of a run left, for people to look at.
+    Left {
+        /// The run.
+        run: Uuid,
+        /// The step's key in the pipeline.
+        step: &'a str,
+        /// Whether it passed.
+        passed: bool,
+    },
+}
+
+/// What a cache key stands for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Cached {
+    /// This snapshot, of which every layer is there as it was made.
+    Found {
+        /// The snapshot.
+        snapshot: SnapshotRef,
+        /// The run that made it.
+        run: Uuid,
+        /// The step's key then.
+        step: String,
+        /// When, in milliseconds since the Unix epoch.
+        created_at: i64,
+    },
+    /// Nothing.
+    Absent,
+    /// A snapshot that can't be relied on.
+    Damaged {
+        /// What is wrong with it.
+        reason: String,
+    },
+}
+
+/// Layers found whole since the store was opened.
+#[derive(Debug, Default)]
+pub(super) struct Intact(Mutex<HashSet<LayerId>>);
+
+impl Store {
+    /// Keeps a snapshot of this process, or one that is kept already, under a name. From now on only
+    /// [garbage collection](Store::gc) removes it. Takes as long as a walk over the layers that were not kept before.
+    ///
+    /// # Errors
+    /// Where there is no such snapshot, or the index can't be written; then nothing is kept.
+    pub fn keep(&self, snapshot: &SnapshotRef, name: KeepAs<'_>) -> Result<(), StoreError> {
+        let id = id_of(snapshot).ok_or_else(|| self.unknown(snapshot))?;
+        let found = self.snapshot(snapshot)?;
+        let rows = self.missing_rows(&found.layers, LayerKind::Step)?;
+        let spared = self.index.write(|transaction| {
+            rows.iter().try_for_each(|row| index::layers::insert(transaction, &self.boot, row))?;
+            for layer in &found.layers {
+                if !index::layers::spare(transaction, layer)? {
+                    return Ok(false);
+                }
+            }
+            index::snapshots::insert(transaction, id, &found)?;
+            match name {
+                KeepAs::Cached { key, run, pipeline, step } => {
+                    let (snapshot, pipeline, step) = (id.to_owned(), pipeline.to_owned(), step.to_owned());
+                    let row = CacheRow { snapshot, run, pipeline, step, created_at: index::now_ms() };
+                    index::cache::put(transaction, key, &row)?;
+                }
+                KeepAs::Left { run, step, passed } => index::kept::put(transaction, run, step, id, passed)?,
+            }
+            Ok(true)
+        })?;
+        if !spared {
+            // Collected meanwhile, which a lease prevents. What was written above has no name and goes like that.
+            return Err(self.unknown(snapshot));
+        }
+        self.own.note_kept(&rows);
+        Ok(())
+    }
+
+    /// What a cache key stands for. Takes microseconds, and a walk over each layer that was not looked at before.
+    ///
+    /// # Errors
+    /// Where the index can't be read.
+    pub fn cached(&self, key: &[u8; 32]) -> Result<Cached, StoreError> {
+        let row = self.index.read(|connection| {
+            let Some(row) = index::cache::get(connection, key)? else { return Ok(None) };
+            let snapshot = index::snapshots::get(connection, &row.snapshot)?;
+            Ok(Some((row, snapshot)))
+        })?;
+        let Some((row, snapshot)) = row else { return Ok(Cached::Absent) };
+        let Some(snapshot) = snapshot else {
+            return Ok(Cached::Damaged { reason: "its snapshot is gone".into() });
+        };
+        if let Some(reason) = self.damage(&snapshot.layers)? {
+            return Ok(Cached::Damaged { reason });
+        }
+        let CacheRow { snapshot, run, step, created_at, .. } = row;
+        Ok(Cached::Found { snapshot: SnapshotRef::from(format!("{SCHEME}:{snapshot}")), run, step, created_at })
+    }
+
+    /// Says that cached steps were used just now, so that they are not the first that garbage collection takes.
+    ///
+    /// # Errors
+    /// Where the index can't be written.
+    pub fn touch(&self, keys: &[[u8; 32]]) -> Result<(), StoreError> {
+        if keys.is_empty() {
+            return Ok(());
+        }
+        self.index.write(|transaction| index::cache::touch(transaction, keys))
+    }
+
+    /// The snapshot that a step of a run left, and whether the step passed.
+    ///
+    /// # Errors
+    /// Where the index can't be read.
+    pub fn left(&self, run: Uuid, step: &str) -> Result<Option<(SnapshotRef, bool)>, StoreError> {
+        let kept = self.index.read(|connection| index::kept::get(connection, run, step))?;
+        Ok(kept.map(|(id, passed)| (SnapshotRef::from(format!("{SCHEME}:{id}")), passed)))
+    }
+
+    /// What is missing of a kept stack of layers or no longer as it was, if anything is.
+    pub(super) fn damage(&self, layers: &[LayerId]) -> Result<Option<String>, StoreError> {
+        for layer in layers {
+            if self.intact.0.lock().unwrap_or_else(PoisonError::into_inner).contains(layer) {
+                continue;
+            }
+            let Some(made) = self.index.read(|connection| index::layers::seal(connection, layer))? else {
+                return Ok(Some(format!("its layer {layer} is gone")));
+            };
+            match tree::seal(&self.layer_dir(layer)) {
+                Ok(found) if found.hash == made.hash => {}
+                Ok(_) => return Ok(Some(format!("its layer {layer} is no longer as the step left it"))),
+                Err(error) => return Ok(Some(format!("its layer {layer} can't be read: {error}"))),
+            }
+            self.intact.0.lock().unwrap_or_else(PoisonError::into_inner).insert(layer.clone());
+        }
+        Ok(None)
+    }
+
+    /// Rows for those of some layers that have none yet.
+    fn missing_rows(&self, layers: &[LayerId], kind: LayerKind) -> Result<Vec<LayerRow>, StoreError> {
+        let mut rows = Vec::new();
+        for layer in layers {
+            if self.index.read(|connection| index::layers::seal(connection, layer))?.is_none() {
+                let root = self.layer_dir(layer);
+                let seal = tree::seal(&root).doing("read", &root)?;
+                rows.push(LayerRow { id: layer.clone(), kind, seal });
+            }
+        }
+        Ok(rows)
+    }
+}
+
+impl Store {
+    /// Names a stack of layers, topmost first, after a source. Those without a row get one, each after a walk over it.
+    pub(super) fn keep_source(&self, id: &SourceId, layers: &[LayerId]) -> Result<(), StoreError> {
+        let rows = self.missing_rows(layers, LayerKind::Source)?;
+        self.index.write(|transaction| {
+            rows.iter().try_for_each(|row| index::layers::insert(transaction, &self.boot, row))?;
+            for layer in layers {
+                index::layers::spare(transaction, layer)?;
+            }
+            index::sources::put(transaction, id, layers)
+        })
+    }
+
+    /// The layers that show a source, topmost first, where they are all there as they were made.
+    pub(super) fn kept_source(&self, id: &SourceId) -> Result<Option<Vec<LayerId>>, StoreError> {
+        let Some(layers) = self.index.read(|connection| index::sources::get(connection, id))? else { return Ok(None) };
+        Ok(if self.damage(&layers)?.is_none() { Some(layers) } else { None })
+    }
+}

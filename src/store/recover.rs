@@ -1,0 +1,146 @@
+//! Opening after somebody died: what they left goes, and what the index says is made true.
+//!
+//! A process is dead when its lock is free. What it was about to make lies in its `tmp`; layers that it put in their place
+//! and never kept carry its name and have no row. After another boot rows that were not synced are forgotten, because what
+//! they name may be half on the disk. Layers without a row that nobody can be said to have made go when no other process
+//! has the store open.
+
+use std::{
+    collections::BTreeSet,
+    fs::{self, File},
+    os::unix::fs::MetadataExt,
+};
+
+use rustix::fs::FlockOperation;
+
+use super::{
+    LayerId, Store, StoreError,
+    error::Doing,
+    index::{self, Opened},
+    layout::names,
+};
+
+/// What was removed, by kind, for people.
+#[derive(Debug, Default)]
+struct Reaped(Vec<(&'static str, usize)>);
+
+impl Reaped {
+    fn add(&mut self, what: &'static str, count: usize) {
+        if count > 0 {
+            tracing::debug!(what, count, "reaped");
+            self.0.push((what, count));
+        }
+    }
+}
+
+impl Store {
+    /// Called when the store is opened, by one process at a time.
+    pub(super) fn recover(&self, opened: Opened) -> Result<(), StoreError> {
+        let mut reaped = Reaped::default();
+        let alive = self.reap_dead(&mut reaped)?;
+        let another_boot = self.index.read(|connection| index::layers::any_of_another_boot(connection, &self.boot))?;
+        if another_boot {
+            let forgotten = self.index.write(|transaction| {
+                let layers = index::layers::forget_unsynced(transaction, &self.boot)?;
+                Ok([("unsynced layers", layers), ("snapshots", index::snapshots::forget_broken(transaction)?)])
+            })?;
+            forgotten.into_iter().for_each(|(what, count)| reaped.add(what, count));
+            self.index.write(index::forget_nameless)?;
+        }
+        if alive == 0 && (another_boot || opened == Opened::New || !reaped.0.is_empty()) {
+            self.reap_unindexed(&mut reaped)?;
+        }
+        if !reaped.0.is_empty() {
+            self.index.write(|transaction| index::note_reaped(transaction, &reaped.0))?;
+        }
+        Ok(())
+    }
+
+    /// Removes what dead processes left. Tells how many others are alive.
+    fn reap_dead(&self, reaped: &mut Reaped) -> Result<usize, StoreError> {
+        let mut alive = 0;
+        for name in names(&self.dir().join("locks"))? {
+            let path = self.dir().join("locks").join(&name);
+            let Ok(lock) = File::open(&path) else { continue };
+            if self.made(&name) {
+                continue;
+            }
+            if rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
+                alive += 1;
+                continue;
+            }
+            if lock.metadata().doing("read", &path)?.nlink() == 0 {
+                // It closed the store just now.
+                continue;
+            }
+            reaped.add("killed processes", 1);
+            let layers = names(&self.dir().join("layers"))?.into_iter().filter(|found| found.starts_with(&name));
+            reaped.add("layers", self.discard_unindexed(layers.filter_map(|layer| LayerId::parse(&layer)))?);
+            let workspaces = self.dir().join("workspaces");
+            for workspace in names(&workspaces)?.iter().filter(|found| found.starts_with(&name)) {
+                self.discard_from(&workspaces.join(workspace))?;
+                reaped.add("workspaces", 1);
+            }
+            self.discard_from(&self.dir().join("tmp").join(&name))?;
+            fs::remove_file(&path).doing("remove", &path)?;
+        }
+        for name in names(&self.dir().join("tmp"))? {
+            // A lock is made before its directory, and removed after it.
+            if !self.dir().join("locks").join(&name).exists() {
+                self.discard_from(&self.dir().join("tmp").join(&name))?;
+                reaped.add("temporary directories", 1);
+            }
+        }
+        Ok(alive)
+    }
+
+    /// Removes layers without a row, and rows without a layer. Only for a process that is alone.
+    fn reap_unindexed(&self, reaped: &mut Reaped) -> Result<(), StoreError> {
+        let found: BTreeSet<String> = names(&self.dir().join("layers"))?.into_iter().collect();
+        let gone: Vec<LayerId> = self.index.read(index::layers::all)?;
+        let gone: Vec<LayerId> = gone.into_iter().filter(|layer| !found.contains(layer.as_str())).collect();
+        if !gone.is_empty() {
+            let broken = self.index.write(|transaction| {
+                gone.iter().try_for_each(|layer| index::layers::remove(transaction, layer))?;
+                let broken = index::snapshots::forget_broken(transaction)?;
+                index::forget_nameless(transaction)?;
+                Ok(broken)
+            })?;
+            reaped.add("rows of missing layers", gone.len());
+            reaped.add("snapshots", broken);
+        }
+        let unindexed = self.discard_unindexed(found.into_iter().filter_map(|name| LayerId::parse(&name)))?;
+        reaped.add("layers", unindexed);
+        Ok(())
+    }
+
+    /// Removes those of some layers that have no row. Tells how many.
+    fn discard_unindexed(&self, layers: impl Iterator<Item = LayerId>) -> Result<usize, StoreError> {
+        let mut count = 0;
+        for layer in layers {
+            if self.index.read(|connection| index::layers::seal(connection, &layer))?.is_none() {
+                self.discard_from(&self.layer_home(&layer))?;
+                count += 1;
+            }
+        }
+        Ok(count)
+    }
+
+    /// Puts everything that was kept since the last time on the disk for good: what is not, a power cut may take. Blocks
+    /// for as long as the disk takes for whatever was written to it, by whomever.
+    ///
+    /// # Errors
+    /// Where the disk reports one, or the index can't be written.
+    pub fn sync(&self) -> Result<(), StoreError> {
+        let layers = self.index.read(index::layers::unsynced)?;
+        if layers.is_empty() {
+            return Ok(());
+        }
+        let dir = File::open(self.dir()).doing("open", self.dir())?;
+        #[cfg(target_os = "linux")]
+        rustix::fs::syncfs(&dir).doing("sync the filesystem of", self.dir())?;
+        #[cfg(not(target_os = "linux"))]
+        dir.sync_all().doing("sync", self.dir())?;
+        self.index.write(|transaction| index::layers::mark_synced(transaction, &layers))
+    }
+}

@@ -1,0 +1,111 @@
+//! What a tree looked like, to find out later whether it still does.
+
+use std::{collections::HashSet, io, path::Path};
+
+use rustix::{
+    fd::AsFd,
+    fs::{self, FileType, Stat},
+    io::Errno,
+};
+
+use super::at::{entries, join, open_below, open_dir, stat_at};
+
+/// The names, kinds, modes, sizes and times of everything in a tree, as a hash, and its size.
+///
+/// Contents are not read: the seal finds what disks, people and clean-up jobs do to a tree, at the price of a walk. It is
+/// no defence against somebody who sets times back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Seal {
+    /// The hash.
+    pub hash: [u8; 32],
+    /// Allocated blocks in bytes, hard links within the tree counted once.
+    pub bytes: u64,
+}
+
+/// Reads the tree's seal. Takes about a microsecond for each entry.
+///
+/// # Errors
+/// The first failure. A directory that the caller may not list is part of the seal by its own attributes alone.
+pub fn seal(root: &Path) -> io::Result<Seal> {
+    let top = open_dir(root)?;
+    let mut seal = Sealing { hasher: blake3::Hasher::new(), linked: HashSet::new(), bytes: 0 };
+    seal.add(b"", &fs::fstat(&top)?);
+    let mut dirs = vec![Vec::new()];
+    while let Some(path) = dirs.pop() {
+        let dir = match open_below(top.as_fd(), &path) {
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => continue,
+            dir => dir?,
+        };
+        let mut names = entries(&dir)?;
+        names.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
+        for (name, _) in names {
+            let Some(stat) = stat_at(&dir, &name)? else { return Err(Errno::STALE.into()) };
+            let path = join(&path, name.to_bytes());
+            seal.add(&path, &stat);
+            if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
+                dirs.push(path);
+            }
+        }
+    }
+    Ok(Seal { hash: *seal.hasher.finalize().as_bytes(), bytes: seal.bytes })
+}
+
+struct Sealing {
+    hasher: blake3::Hasher,
+    /// Inodes with several names.
+    linked: HashSet<(u64, u64)>,
+    bytes: u64,
+}
+
+impl Sealing {
+    fn add(&mut self, path: &[u8], stat: &Stat) {
+        let is_dir = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
+        // How large a directory is depends on its history.
+        let size = if is_dir { 0 } else { stat.st_size.cast_unsigned() };
+        self.hasher.update(&(path.len() as u64).to_le_bytes()).update(path);
+        self.hasher.update(&stat.st_mode.to_le_bytes());
+        self.hasher.update(&stat.st_uid.to_le_bytes()).update(&stat.st_gid.to_le_bytes());
+        self.hasher.update(&size.to_le_bytes());
+        self.hasher.update(&stat.st_mtime.to_le_bytes()).update(&stat.st_mtime_nsec.to_le_bytes());
+        if is_dir || stat.st_nlink < 2 || self.linked.insert((stat.st_dev, stat.st_ino)) {
+            self.bytes += stat.st_blocks.cast_unsigned() * 512;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn whatever_happens_to_a_tree_breaks_its_seal() {
+        let top = tempfile::tempdir().unwrap();
+        let path = |name: &str| top.path().join(name);
+        fs::create_dir_all(path("dir/empty")).unwrap();
+        fs::write(path("dir/file"), "0123456789").unwrap();
+        fs::hard_link(path("dir/file"), path("again")).unwrap();
+        let whole = seal(top.path()).unwrap();
+        assert_eq!(seal(top.path()).unwrap(), whole);
+        let other = tempfile::tempdir().unwrap();
+        fs::hard_link(path("dir/file"), other.path().join("elsewhere")).unwrap();
+        assert_eq!(seal(top.path()).unwrap(), whole, "a link from elsewhere changes nothing");
+
+        fs::File::options().write(true).open(path("dir/file")).unwrap().set_len(5).unwrap();
+        let cut = seal(top.path()).unwrap();
+        assert_ne!(cut.hash, whole.hash);
+        fs::remove_dir(path("dir/empty")).unwrap();
+        assert_ne!(seal(top.path()).unwrap().hash, cut.hash);
+        assert!(seal(&path("missing")).is_err());
+    }
+
+    #[test]
+    fn a_file_with_two_names_is_counted_once() {
+        let top = tempfile::tempdir().unwrap();
+        fs::write(top.path().join("a"), vec![1; 1 << 20]).unwrap();
+        let one = seal(top.path()).unwrap().bytes;
+        fs::hard_link(top.path().join("a"), top.path().join("b")).unwrap();
+        assert!(one >= 1 << 20 && seal(top.path()).unwrap().bytes - one < 8192);
+    }
+}
