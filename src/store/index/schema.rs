@@ -6,10 +6,13 @@ use rusqlite::{Connection, TransactionBehavior};
 const MIGRATIONS: [&str; 1] = [V1];
 
 /// Times are milliseconds since the Unix epoch. A `stack` is the ids of layers, topmost first, a line each. Rows of
-/// layers, and nothing else, tell what lies on disk; a name whose stack has a layer without a row is worth nothing.
+/// layers, and nothing else, tell what lies on disk; a name whose stack has a layer without a row is worth nothing. What
+/// is `doomed` goes when no process is left that may have found it before: see `gc`. It is found no more by its name,
+/// but a snapshot still by its id; keeping it again spares it.
 const V1: &str = "
 CREATE TABLE counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
 INSERT INTO counters VALUES ('epoch', 1);
+INSERT INTO counters VALUES ('collected_at', CAST(strftime('%s', 'now') AS INTEGER) * 1000);
 
 CREATE TABLE layers (
     id         TEXT PRIMARY KEY,
@@ -20,7 +23,7 @@ CREATE TABLE layers (
     bytes      INTEGER NOT NULL,              -- allocated blocks, hard links within the layer counted once
     seal       BLOB NOT NULL,                 -- what the tree looked like: see `seal`
     diff_id    TEXT,                          -- the digest of its OCI form, once it was packed
-    doomed     INTEGER                        -- the epoch in which the last stack that had it went
+    doomed     INTEGER                        -- the epoch in which the last stack that had it was doomed
 ) WITHOUT ROWID;
 CREATE INDEX layers_unsynced ON layers (boot) WHERE synced = 0;
 CREATE INDEX layers_doomed ON layers (doomed) WHERE doomed IS NOT NULL;
@@ -31,14 +34,16 @@ CREATE TABLE snapshots (
     source     TEXT NOT NULL,
     id_map     TEXT NOT NULL,
     stack      TEXT NOT NULL,
-    created_at INTEGER NOT NULL
+    created_at INTEGER NOT NULL,
+    doomed     INTEGER
 ) WITHOUT ROWID;
 
 CREATE TABLE sources (
     id         TEXT PRIMARY KEY,
     stack      TEXT NOT NULL,
     created_at INTEGER NOT NULL,
-    used_at    INTEGER NOT NULL
+    used_at    INTEGER NOT NULL,
+    doomed     INTEGER
 ) WITHOUT ROWID;
 
 CREATE TABLE images (
@@ -48,6 +53,7 @@ CREATE TABLE images (
     config     TEXT NOT NULL,                 -- JSON of the OCI image configuration
     created_at INTEGER NOT NULL,
     used_at    INTEGER NOT NULL,
+    doomed     INTEGER,
     PRIMARY KEY (digest, id_map)
 ) WITHOUT ROWID;
 
@@ -71,7 +77,8 @@ CREATE TABLE evictions (
     key        BLOB PRIMARY KEY,
     step       TEXT NOT NULL,
     bytes      INTEGER NOT NULL,
-    at         INTEGER NOT NULL
+    at         INTEGER NOT NULL,
+    cause      TEXT NOT NULL                  -- size, space, age, asked
 ) WITHOUT ROWID;
 
 CREATE TABLE kept (
@@ -96,7 +103,8 @@ CREATE INDEX runs_started ON runs (started_at);
 CREATE TABLE reaped (
     what       TEXT NOT NULL,
     at         INTEGER NOT NULL,
-    count      INTEGER NOT NULL
+    count      INTEGER NOT NULL,
+    shown      INTEGER NOT NULL DEFAULT 0     -- 1: somebody was told
 );
 ";
 

@@ -6,10 +6,11 @@ use serde::{Serialize, de::DeserializeOwned};
 use super::{layers, now_ms};
 use crate::store::{LayerId, Snapshot};
 
-/// Adds a snapshot, unless it is there. Its layers have their rows already.
+/// Adds a snapshot, unless it is there; one that was doomed is not any longer. Its layers have their rows already.
 pub(in crate::store) fn insert(transaction: &Transaction<'_>, id: &str, snapshot: &Snapshot) -> rusqlite::Result<()> {
     let mut insert = transaction.prepare_cached(
-        "INSERT OR IGNORE INTO snapshots (id, base, source, id_map, stack, created_at) VALUES (?, ?, ?, ?, ?, ?)",
+        "INSERT INTO snapshots (id, base, source, id_map, stack, created_at) VALUES (?, ?, ?, ?, ?, ?)
+         ON CONFLICT (id) DO UPDATE SET doomed = NULL",
     )?;
     let Snapshot { base, source, layers, id_map } = snapshot;
     let values = params![id, base.to_string(), source.as_str(), to_text(id_map), stack(layers), now_ms()];

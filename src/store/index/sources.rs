@@ -17,7 +17,7 @@ pub(in crate::store) fn put(transaction: &Transaction<'_>, id: &SourceId, layers
 
 /// The layers that show a source.
 pub(in crate::store) fn get(connection: &Connection, id: &SourceId) -> rusqlite::Result<Option<Vec<LayerId>>> {
-    let mut select = connection.prepare_cached("SELECT stack FROM sources WHERE id = ?")?;
+    let mut select = connection.prepare_cached("SELECT stack FROM sources WHERE id = ? AND doomed IS NULL")?;
     select.query_row([id.as_str()], |row| parse_stack(0, row.get_ref(0)?.as_str()?)).optional()
 }
 
