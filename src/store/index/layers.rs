@@ -38,11 +38,12 @@ pub(in crate::store) struct LayerRow {
 /// Adds a layer, unless it is there. One that was doomed is not any longer.
 pub(in crate::store) fn insert(transaction: &Transaction<'_>, boot: &str, layer: &LayerRow) -> rusqlite::Result<()> {
     let mut insert = transaction.prepare_cached(
-        "INSERT INTO layers (id, kind, boot, created_at, bytes, seal) VALUES (?, ?, ?, ?, ?, ?)
+        "INSERT INTO layers (id, kind, boot, created_at, bytes, seal, entries) VALUES (?, ?, ?, ?, ?, ?, ?)
          ON CONFLICT (id) DO UPDATE SET doomed = NULL",
     )?;
     let LayerRow { id, kind, seal } = layer;
-    insert.execute(params![id.as_str(), kind.as_str(), boot, now_ms(), seal.bytes, seal.hash])?;
+    let Seal { hash, bytes, entries } = seal;
+    insert.execute(params![id.as_str(), kind.as_str(), boot, now_ms(), bytes, hash, entries])?;
     Ok(())
 }
 
@@ -54,8 +55,9 @@ pub(in crate::store) fn spare(transaction: &Transaction<'_>, id: &LayerId) -> ru
 
 /// What a layer looked like when it was made; `None` where there is none.
 pub(in crate::store) fn seal(connection: &Connection, id: &LayerId) -> rusqlite::Result<Option<Seal>> {
-    let mut select = connection.prepare_cached("SELECT bytes, seal FROM layers WHERE id = ?")?;
-    select.query_row([id.as_str()], |row| Ok(Seal { bytes: row.get(0)?, hash: row.get(1)? })).optional()
+    let mut select = connection.prepare_cached("SELECT bytes, seal, entries FROM layers WHERE id = ?")?;
+    let read = |row: &Row<'_>| Ok(Seal { bytes: row.get(0)?, hash: row.get(1)?, entries: row.get(2)? });
+    select.query_row([id.as_str()], read).optional()
 }
 
 /// Forgets every layer that another boot wrote and did not sync. Tells how many.

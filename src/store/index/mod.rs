@@ -8,6 +8,7 @@
 pub(super) mod cache;
 pub(super) mod kept;
 pub(super) mod layers;
+pub(super) mod runs;
 mod schema;
 pub(super) mod snapshots;
 pub(super) mod sources;

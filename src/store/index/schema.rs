@@ -22,6 +22,7 @@ CREATE TABLE layers (
     created_at INTEGER NOT NULL,
     bytes      INTEGER NOT NULL,              -- allocated blocks, hard links within the layer counted once
     seal       BLOB NOT NULL,                 -- what the tree looked like: see `seal`
+    entries    INTEGER NOT NULL,              -- how many files and directories
     diff_id    TEXT,                          -- the digest of its OCI form, once it was packed
     doomed     INTEGER                        -- the epoch in which the last stack that had it was doomed
 ) WITHOUT ROWID;
@@ -91,14 +92,15 @@ CREATE TABLE kept (
 ) WITHOUT ROWID;
 
 CREATE TABLE runs (
-    id         TEXT PRIMARY KEY,
-    source_dir TEXT NOT NULL,
+    number     INTEGER PRIMARY KEY AUTOINCREMENT, -- their order, whatever the clock said
+    id         TEXT NOT NULL UNIQUE,
+    source_dir BLOB NOT NULL,
     pipeline   TEXT NOT NULL,
     started_at INTEGER NOT NULL,
-    ended_at   INTEGER,
+    ended_at   INTEGER,                       -- NULL: it goes on, or was killed
     exit_code  INTEGER
-) WITHOUT ROWID;
-CREATE INDEX runs_started ON runs (started_at);
+);
+CREATE INDEX runs_of ON runs (source_dir, pipeline);
 
 CREATE TABLE reaped (
     what       TEXT NOT NULL,

@@ -1,0 +1,140 @@
+//! Which runs there were, so that people can ask about the last one.
+//!
+//! In: a run's beginning and its end. Out: runs of a source directory, newest first, or by the first letters of their ids.
+//! What a run left (its journal, its logs) lies in [`Store::run_dir`]. Runs have an order of their own: the clock may jump.
+
+use std::path::{Path, PathBuf};
+
+use uuid::Uuid;
+
+use super::{Store, StoreError, index};
+
+/// A run that begins.
+#[derive(Debug, Clone, Copy)]
+pub struct NewRun<'a> {
+    /// Its id.
+    pub id: Uuid,
+    /// The source directory.
+    pub source_dir: &'a Path,
+    /// The pipeline's name.
+    pub pipeline: &'a str,
+    /// When it started, in milliseconds since the Unix epoch.
+    pub started_at: i64,
+}
+
+/// A run that the store knows of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Run {
+    /// Its id.
+    pub id: Uuid,
+    /// The source directory.
+    pub source_dir: PathBuf,
+    /// The pipeline's name.
+    pub pipeline: String,
+    /// When it started, in milliseconds since the Unix epoch.
+    pub started_at: i64,
+    /// When it ended; `None` where it goes on, or was killed.
+    pub ended_at: Option<i64>,
+    /// [`BuildStatus::exit_code`](crate::BuildStatus::exit_code).
+    pub exit_code: Option<i32>,
+}
+
+impl Store {
+    /// Takes note of a run that begins.
+    ///
+    /// # Errors
+    /// Where the index can't be written.
+    pub fn begin_run(&self, run: &NewRun<'_>) -> Result<(), StoreError> {
+        self.index.write(|transaction| index::runs::begin(transaction, run))
+    }
+
+    /// Takes note of a run's end.
+    ///
+    /// # Errors
+    /// Where the index can't be written.
+    pub fn end_run(&self, id: Uuid, exit_code: i32) -> Result<(), StoreError> {
+        self.index.write(|transaction| index::runs::end(transaction, id, exit_code))
+    }
+
+    /// The runs of a source directory (as it was given: an absolute path without links), newest first, `limit` at most;
+    /// those of one pipeline, where one is named.
+    ///
+    /// # Errors
+    /// Where the index can't be read.
+    pub fn runs_of(&self, source_dir: &Path, pipeline: Option<&str>, limit: u32) -> Result<Vec<Run>, StoreError> {
+        self.index.read(|connection| index::runs::of(connection, source_dir, pipeline, limit))
+    }
+
+    /// The newest run of a source directory; of one pipeline, where one is named.
+    ///
+    /// # Errors
+    /// Where the index can't be read.
+    pub fn last_run(&self, source_dir: &Path, pipeline: Option<&str>) -> Result<Option<Run>, StoreError> {
+        Ok(self.runs_of(source_dir, pipeline, 1)?.pop())
+    }
+
+    /// The runs whose ids begin with `prefix`, newest first, ten at most. A prefix names a run where it finds just one.
+    ///
+    /// # Errors
+    /// Where the index can't be read.
+    pub fn find_runs(&self, prefix: &str) -> Result<Vec<Run>, StoreError> {
+        let prefix = prefix.to_ascii_lowercase();
+        self.index.read(|connection| index::runs::starting_with(connection, &prefix, 10))
+    }
+
+    /// A run.
+    ///
+    /// # Errors
+    /// Where the index can't be read.
+    pub fn run(&self, id: Uuid) -> Result<Option<Run>, StoreError> {
+        self.index.read(|connection| index::runs::get(connection, id))
+    }
+
+    /// Forgets a run. What lies in its directory is the caller's to remove.
+    ///
+    /// # Errors
+    /// Where the index can't be written.
+    pub fn forget_run(&self, id: Uuid) -> Result<(), StoreError> {
+        self.index.write(|transaction| index::runs::remove(transaction, id))
+    }
+
+    /// Where `hm` keeps a run's journal and logs.
+    #[must_use]
+    pub fn run_dir(&self, id: Uuid) -> PathBuf {
+        self.dir().join("runs").join(id.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn runs_are_found_by_directory_by_pipeline_and_by_prefix_in_the_order_in_which_they_began() {
+        let top = tempfile::tempdir().unwrap();
+        let store = Store::open(top.path()).unwrap();
+        let id = |n: u128| Uuid::from_u128(n << 96);
+        // The clock jumps back.
+        for (n, dir, pipeline, started_at) in
+            [(0xab01, "/a", "ci", 900), (0xab02, "/a", "docs", 800), (0xac03, "/b", "ci", 700), (0xac04, "/a", "ci", 1)]
+        {
+            store.begin_run(&NewRun { id: id(n), source_dir: Path::new(dir), pipeline, started_at }).unwrap();
+        }
+        store.end_run(id(0xab01), 1).unwrap();
+        let last = |dir: &str, pipeline| store.last_run(Path::new(dir), pipeline).unwrap().map(|run| run.id);
+        assert_eq!(last("/a", Some("ci")), Some(id(0xac04)));
+        assert_eq!(last("/a", Some("docs")), Some(id(0xab02)));
+        assert_eq!(last("/b", None), Some(id(0xac03)));
+        assert_eq!(last("/c", None), None);
+        let ids = |runs: Vec<Run>| runs.into_iter().map(|run| run.id).collect::<Vec<_>>();
+        assert_eq!(ids(store.runs_of(Path::new("/a"), Some("ci"), 9).unwrap()), [id(0xac04), id(0xab01)]);
+        assert_eq!(ids(store.find_runs("0000ab").unwrap()), [id(0xab02), id(0xab01)]);
+        assert_eq!(ids(store.find_runs("0000AC04").unwrap()), [id(0xac04)]);
+        assert_eq!(store.find_runs("%").unwrap(), []);
+        let run = store.run(id(0xab01)).unwrap().unwrap();
+        assert!(run.exit_code == Some(1) && run.ended_at.is_some() && run.started_at == 900);
+        store.forget_run(run.id).unwrap();
+        assert_eq!(store.run(run.id).unwrap(), None);
+    }
+}
