@@ -30,9 +30,9 @@ pub use runner::{ExecutorInput, RunnerSet, SnapshotRef, StepResult};
 #[doc(hidden)]
 pub mod __private {
     pub use crate::runner::{
-        ExecutorInput, Probe, RunnerDescriptor, RunnerError, RunnerIndex, RunnerRegistry, RunnerSet, SnapshotRef,
-        StepContext, StepResult, StepRunner,
-        hlist::{NIL, cons, descriptors, into_registry, probe, probe_all, reap},
+        CacheIdentity, ExecutorInput, Probe, RunnerDescriptor, RunnerError, RunnerIndex, RunnerRegistry, RunnerSet,
+        SnapshotRef, StepContext, StepResult, StepRunner,
+        hlist::{NIL, cache_identity, cons, descriptors, into_registry, probe, probe_all, reap},
         name::{NameOf, Nameless, collide, is_bad, position},
         set::no_such_runner,
     };

@@ -92,6 +92,19 @@ pub(crate) fn expand(set: &Set<'_>) -> TokenStream {
                 ::hm_exec::__private::probe_all(#visit)
             }
 
+            fn cache_identity(
+                &self,
+                __index: ::hm_exec::__private::RunnerIndex,
+                __image: ::core::option::Option<&::core::primitive::str>,
+            ) -> impl ::core::future::Future<
+                Output = ::core::result::Result<
+                    ::core::option::Option<::hm_exec::__private::CacheIdentity>,
+                    ::hm_exec::__private::RunnerError,
+                >,
+            > + ::core::marker::Send {
+                ::hm_exec::__private::cache_identity(#visit, __index, __image)
+            }
+
             fn reap(
                 &self,
                 __index: ::hm_exec::__private::RunnerIndex,

@@ -48,6 +48,17 @@ pub(crate) fn expand(input: &DeriveInput, mistakes: &[syn::Error]) -> TokenStrea
                 ::std::vec::Vec::new()
             }
 
+            async fn cache_identity(
+                &self,
+                __index: ::hm_exec::__private::RunnerIndex,
+                __image: ::core::option::Option<&::core::primitive::str>,
+            ) -> ::core::result::Result<
+                ::core::option::Option<::hm_exec::__private::CacheIdentity>,
+                ::hm_exec::__private::RunnerError,
+            > {
+                ::hm_exec::__private::cache_identity(::hm_exec::__private::NIL, __index, __image).await
+            }
+
             async fn reap(
                 &self,
                 _: ::hm_exec::__private::RunnerIndex,

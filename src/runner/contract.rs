@@ -3,7 +3,8 @@
 use std::{fmt, future::Future};
 
 use super::{
-    ArgsSchema, ExecutorInput, Pool, Probe, RunnerCapabilities, RunnerError, SnapshotRef, StepContext, StepResult,
+    ArgsSchema, CacheIdentity, ExecutorInput, Pool, Probe, RunnerCapabilities, RunnerError, SnapshotRef, StepContext,
+    StepResult,
 };
 
 /// Runs steps: the one trait that a backend implements.
@@ -55,9 +56,29 @@ pub trait StepRunner: Send + Sync + fmt::Debug + 'static {
     }
 
     /// Tells whether the runner can work on this machine. Called by `hm runners`, `hm doctor`, and by the engine for the
-    /// runners that a plan uses, before anything runs.
+    /// runners that a plan uses, before anything runs; where the cache may have every step, before the first that it
+    /// hasn't.
     fn probe(&self) -> impl Future<Output = Probe> + Send {
         async { Probe::Usable { note: None } }
+    }
+
+    /// What goes into the cache keys of this runner's steps beside the steps themselves, just now: what `image` stands for
+    /// (`None`: the step boots from a snapshot), and how the runner works here. `None`, where steps can't be cached.
+    ///
+    /// The engine asks once a build and image, before it looks a step up, and again before a result is published, which
+    /// it is not where the answer became another. To be answered without starting anything.
+    ///
+    /// # Errors
+    /// Where the image can't be found out about: then its steps run.
+    ///
+    /// # Cancel safety
+    /// Dropping the future leaves nothing behind.
+    fn cache_identity(
+        &self,
+        image: Option<&str>,
+    ) -> impl Future<Output = Result<Option<CacheIdentity>, RunnerError>> + Send {
+        let _ = image;
+        async { Ok(None) }
     }
 
     /// What the runner promises. Called when a plan is bound.

@@ -3,8 +3,8 @@
 use std::{fmt, future::Future, pin::Pin};
 
 use super::{
-    ArgsSchema, ExecutorInput, Pool, Probe, RunnerCapabilities, RunnerError, SnapshotRef, StepContext, StepResult,
-    StepRunner,
+    ArgsSchema, CacheIdentity, ExecutorInput, Pool, Probe, RunnerCapabilities, RunnerError, SnapshotRef, StepContext,
+    StepResult, StepRunner,
 };
 
 /// A future behind a pointer.
@@ -42,6 +42,15 @@ pub trait DynStepRunner: Send + Sync + fmt::Debug {
     /// Tells whether the runner can work on this machine; see [`StepRunner::probe`].
     fn probe<'a>(&'a self) -> Pin<Box<dyn Future<Output = Probe> + Send + 'a>> {
         Box::pin(async { Probe::Usable { note: None } })
+    }
+
+    /// What goes into cache keys; see [`StepRunner::cache_identity`].
+    fn cache_identity<'a>(
+        &'a self,
+        image: Option<&'a str>,
+    ) -> Pin<Box<dyn Future<Output = Result<Option<CacheIdentity>, RunnerError>> + Send + 'a>> {
+        let _ = image;
+        Box::pin(async { Ok(None) })
     }
 
     /// What the runner promises; see [`StepRunner::capabilities`].
@@ -83,6 +92,10 @@ impl<R: StepRunner> DynStepRunner for R {
         Box::pin(StepRunner::probe(self))
     }
 
+    fn cache_identity<'a>(&'a self, image: Option<&'a str>) -> Boxed<'a, Result<Option<CacheIdentity>, RunnerError>> {
+        Box::pin(StepRunner::cache_identity(self, image))
+    }
+
     fn capabilities(&self) -> RunnerCapabilities {
         StepRunner::capabilities(self)
     }
@@ -122,6 +135,10 @@ impl<R: StepRunner> DynStepRunner for Named<R> {
 
     fn probe<'a>(&'a self) -> Boxed<'a, Probe> {
         DynStepRunner::probe(&self.runner)
+    }
+
+    fn cache_identity<'a>(&'a self, image: Option<&'a str>) -> Boxed<'a, Result<Option<CacheIdentity>, RunnerError>> {
+        DynStepRunner::cache_identity(&self.runner, image)
     }
 
     fn capabilities(&self) -> RunnerCapabilities {

@@ -9,8 +9,10 @@ use frunk::hlist::{HCons, HNil};
 use futures_util::future::join;
 
 use super::{
-    DynStepRunner, Probe, RunnerDescriptor, RunnerIndex, RunnerRegistry, SnapshotRef, StepRunner, dynamic::Named,
-    set::unusable_index,
+    CacheIdentity, DynStepRunner, Probe, RunnerDescriptor, RunnerError, RunnerIndex, RunnerRegistry, SnapshotRef,
+    StepRunner,
+    dynamic::Named,
+    set::{no_such_runner, unusable_index},
 };
 
 /// One runner of a derived set: `R` is the runner, or a reference to it.
@@ -40,6 +42,13 @@ pub trait VisitRunners: Send {
     /// Asks all runners at once.
     fn probe_all(self) -> impl Future<Output = VecDeque<Probe>> + Send;
 
+    /// Asks the runner at `index` for what goes into cache keys.
+    fn cache_identity_at(
+        self,
+        index: u16,
+        image: Option<&str>,
+    ) -> impl Future<Output = Option<Result<Option<CacheIdentity>, RunnerError>>> + Send;
+
     /// Hands snapshots to the runner at `index`.
     fn reap_at(self, index: u16, snapshots: Vec<SnapshotRef>) -> impl Future<Output = ()> + Send;
 }
@@ -53,6 +62,10 @@ impl VisitRunners for HNil {
 
     async fn probe_all(self) -> VecDeque<Probe> {
         VecDeque::new()
+    }
+
+    async fn cache_identity_at(self, _: u16, _: Option<&str>) -> Option<Result<Option<CacheIdentity>, RunnerError>> {
+        None
     }
 
     async fn reap_at(self, _: u16, _: Vec<SnapshotRef>) {}
@@ -87,6 +100,17 @@ where
         let (head, mut probes) = join(self.head.runner.probe(), self.tail.probe_all()).await;
         probes.push_front(head);
         probes
+    }
+
+    async fn cache_identity_at(
+        self,
+        index: u16,
+        image: Option<&str>,
+    ) -> Option<Result<Option<CacheIdentity>, RunnerError>> {
+        match index.checked_sub(1) {
+            None => Some(self.head.runner.cache_identity(image).await),
+            Some(index) => self.tail.cache_identity_at(index, image).await,
+        }
     }
 
     async fn reap_at(self, index: u16, snapshots: Vec<SnapshotRef>) {
@@ -137,6 +161,18 @@ pub async fn probe(runners: impl VisitRunners, index: RunnerIndex) -> Probe {
 /// Asks all runners of a list at once.
 pub async fn probe_all(runners: impl VisitRunners) -> Vec<Probe> {
     runners.probe_all().await.into()
+}
+
+/// Asks the runner at `index` of a list for what goes into cache keys.
+///
+/// # Errors
+/// Those of the runner, or that there is none.
+pub async fn cache_identity(
+    runners: impl VisitRunners,
+    index: RunnerIndex,
+    image: Option<&str>,
+) -> Result<Option<CacheIdentity>, RunnerError> {
+    runners.cache_identity_at(index.0, image).await.unwrap_or_else(|| Err(no_such_runner(index)))
 }
 
 /// Hands snapshots to the runner at `index` of a list.

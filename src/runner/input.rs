@@ -79,6 +79,15 @@ impl CacheDecision {
     }
 }
 
+/// What a runner says for cache keys: see [`StepRunner::cache_identity`](super::StepRunner::cache_identity).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CacheIdentity {
+    /// What the image stands for just now, such as its digest; `None` where no image was asked about.
+    pub image: Option<Arc<str>>,
+    /// How the runner works here, as far as it shows in what steps leave, such as how it maps user ids.
+    pub mode: Arc<str>,
+}
+
 /// One attempt's input.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -86,7 +86,7 @@ pub use error::{RunnerError, RunnerErrorKind};
 ///
 /// The set must be `Debug`, and must not be `Drop`: [`into_registry`](RunnerSet::into_registry) takes it apart.
 pub use hm_exec_macros::RunnerSet;
-pub use input::{ArchiveId, ArtifactRef, CacheDecision, ExecutorInput, SnapshotRef, StepResult};
+pub use input::{ArchiveId, ArtifactRef, CacheDecision, CacheIdentity, ExecutorInput, SnapshotRef, StepResult};
 pub use name::is_runner_name;
 pub use registry::RunnerRegistry;
 pub use set::{CompositionError, RunnerSet, validate};

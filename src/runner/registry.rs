@@ -5,8 +5,8 @@ use std::{fmt, sync::Arc};
 use futures_util::future::join_all;
 
 use super::{
-    DynStepRunner, ExecutorInput, Probe, RunnerDescriptor, RunnerError, RunnerIndex, RunnerSet, SnapshotRef,
-    StepContext, StepResult,
+    CacheIdentity, DynStepRunner, ExecutorInput, Probe, RunnerDescriptor, RunnerError, RunnerIndex, RunnerSet,
+    SnapshotRef, StepContext, StepResult,
     set::{no_such_runner, unusable_index},
 };
 
@@ -151,6 +151,17 @@ impl RunnerSet for RunnerRegistry {
 
     async fn probe_all(&self) -> Vec<Probe> {
         join_all(self.entries.iter().map(|entry| entry.runner.probe())).await
+    }
+
+    async fn cache_identity(
+        &self,
+        index: RunnerIndex,
+        image: Option<&str>,
+    ) -> Result<Option<CacheIdentity>, RunnerError> {
+        match self.get(index) {
+            Some(runner) => runner.cache_identity(image).await,
+            None => Err(no_such_runner(index)),
+        }
     }
 
     async fn reap(&self, index: RunnerIndex, snapshots: Vec<SnapshotRef>) {

@@ -3,8 +3,8 @@
 use std::{fmt, future::Future, sync::Arc};
 
 use super::{
-    ExecutorInput, Probe, RunnerDescriptor, RunnerError, RunnerIndex, RunnerRegistry, SnapshotRef, StepContext,
-    StepResult, name::is_runner_name,
+    CacheIdentity, ExecutorInput, Probe, RunnerDescriptor, RunnerError, RunnerIndex, RunnerRegistry, SnapshotRef,
+    StepContext, StepResult, name::is_runner_name,
 };
 
 /// A set of runners, composed at compile time (by `#[derive(RunnerSet)]` on a struct of runners) or at run time (a
@@ -43,6 +43,17 @@ pub trait RunnerSet: Send + Sync + fmt::Debug + 'static {
 
     /// Asks every runner at once, and answers in the order of the indices.
     fn probe_all(&self) -> impl Future<Output = Vec<Probe>> + Send;
+
+    /// Asks the runner at `index` what goes into cache keys; see
+    /// [`StepRunner::cache_identity`](super::StepRunner::cache_identity).
+    ///
+    /// # Errors
+    /// Those of the runner; an `index` that is not of this set is an infrastructure error.
+    fn cache_identity(
+        &self,
+        index: RunnerIndex,
+        image: Option<&str>,
+    ) -> impl Future<Output = Result<Option<CacheIdentity>, RunnerError>> + Send;
 
     /// Hands snapshots back to the runner at `index`, which made them.
     fn reap(&self, index: RunnerIndex, snapshots: Vec<SnapshotRef>) -> impl Future<Output = ()> + Send;

@@ -152,6 +152,37 @@ where
             ),
         )
     }
+    fn cache_identity(
+        &self,
+        __index: ::hm_exec::__private::RunnerIndex,
+        __image: ::core::option::Option<&::core::primitive::str>,
+    ) -> impl ::core::future::Future<
+        Output = ::core::result::Result<
+            ::core::option::Option<::hm_exec::__private::CacheIdentity>,
+            ::hm_exec::__private::RunnerError,
+        >,
+    > + ::core::marker::Send {
+        ::hm_exec::__private::cache_identity(
+            ::hm_exec::__private::cons(
+                <SandboxRunner as ::hm_exec::__private::StepRunner>::NAME,
+                true,
+                &self.sandbox,
+                ::hm_exec::__private::cons(
+                    <VmRunner<R> as ::hm_exec::__private::StepRunner>::NAME,
+                    false,
+                    &self.vm,
+                    ::hm_exec::__private::cons(
+                        "vm-big",
+                        false,
+                        &self.big,
+                        ::hm_exec::__private::NIL,
+                    ),
+                ),
+            ),
+            __index,
+            __image,
+        )
+    }
     fn reap(
         &self,
         __index: ::hm_exec::__private::RunnerIndex,

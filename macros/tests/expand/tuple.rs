@@ -91,6 +91,27 @@ where
             ),
         )
     }
+    fn cache_identity(
+        &self,
+        __index: ::hm_exec::__private::RunnerIndex,
+        __image: ::core::option::Option<&::core::primitive::str>,
+    ) -> impl ::core::future::Future<
+        Output = ::core::result::Result<
+            ::core::option::Option<::hm_exec::__private::CacheIdentity>,
+            ::hm_exec::__private::RunnerError,
+        >,
+    > + ::core::marker::Send {
+        ::hm_exec::__private::cache_identity(
+            ::hm_exec::__private::cons(
+                <Noop as ::hm_exec::__private::StepRunner>::NAME,
+                true,
+                &self.0,
+                ::hm_exec::__private::NIL,
+            ),
+            __index,
+            __image,
+        )
+    }
     fn reap(
         &self,
         __index: ::hm_exec::__private::RunnerIndex,

@@ -41,6 +41,17 @@ where
     async fn probe_all(&self) -> ::std::vec::Vec<::hm_exec::__private::Probe> {
         ::std::vec::Vec::new()
     }
+    async fn cache_identity(
+        &self,
+        __index: ::hm_exec::__private::RunnerIndex,
+        __image: ::core::option::Option<&::core::primitive::str>,
+    ) -> ::core::result::Result<
+        ::core::option::Option<::hm_exec::__private::CacheIdentity>,
+        ::hm_exec::__private::RunnerError,
+    > {
+        ::hm_exec::__private::cache_identity(::hm_exec::__private::NIL, __index, __image)
+            .await
+    }
     async fn reap(
         &self,
         _: ::hm_exec::__private::RunnerIndex,

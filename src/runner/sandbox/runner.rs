@@ -28,10 +28,10 @@ use super::{
 use crate::{
     ir::Env,
     runner::{
-        ArgsSchema, ExecutorInput, ImageSupport, Probe, RunnerCapabilities, RunnerError, SnapshotRef, StepContext,
-        StepResult, StepRunner,
+        ArgsSchema, CacheIdentity, ExecutorInput, ImageSupport, Probe, RunnerCapabilities, RunnerError, SnapshotRef,
+        StepContext, StepResult, StepRunner,
     },
-    store::{IdMap, Store, StoreError, StoreHandle},
+    store::{Base, IdMap, Store, StoreError, StoreHandle, image_identity},
 };
 
 /// Where commands are looked for, unless the step says otherwise.
@@ -148,6 +148,19 @@ impl SandboxRunner {
         Ok(zygote)
     }
 
+    /// How ids are mapped in steps: as the zygote does it, or, before there is one, as it will, going by what a look at this
+    /// machine tells. `start_zygote` decides in the same way.
+    async fn id_map(&self) -> IdMap {
+        let user_namespace = match (&*self.zygote.lock().await, self.config.user_namespace) {
+            (Some(zygote), _) => zygote.user_namespace(),
+            (None, Some(user_namespace)) => user_namespace,
+            (None, None) if may_mount() => UserNamespace::None,
+            (None, None) if IdRanges::of_this_user().is_ok() => UserNamespace::Range,
+            (None, None) => UserNamespace::Single,
+        };
+        id_map_of(user_namespace)
+    }
+
     /// Everything about one step's jail, apart from who runs it.
     fn spec(
         &self,
@@ -200,11 +213,7 @@ impl StepRunner for SandboxRunner {
         let args = arguments(&input)?;
         let store = self.store().map_err(|error| RunnerError::infrastructure("open the store", error))?;
         let zygote = self.zygote(&store).await.map_err(unusable)?;
-        let id_map = match zygote.user_namespace() {
-            UserNamespace::None => IdMap::Root,
-            UserNamespace::Range => IdMap::Range,
-            UserNamespace::Single => IdMap::Single,
-        };
+        let id_map = id_map_of(zygote.user_namespace());
         let ground = Ground { store: &store, layer_dirs: &self.layer_dirs, host_dirs: &self.config.host_dirs, id_map };
         let boot = ground.boot(ctx, &input).await?;
         let limited = self.limits(&args);
@@ -243,6 +252,26 @@ impl StepRunner for SandboxRunner {
 
     async fn probe(&self) -> Probe {
         checks::probe(self).await
+    }
+
+    async fn cache_identity(&self, image: Option<&str>) -> Result<Option<CacheIdentity>, RunnerError> {
+        let image = match image {
+            None => None,
+            Some(image) => {
+                let failed = |error: StoreError| RunnerError::infrastructure("tell what the image stands for", error);
+                let base = Base::parse(image).map_err(failed)?;
+                let host_dirs = self.config.host_dirs.clone();
+                let looked = tokio::task::spawn_blocking(move || image_identity(&base, &host_dirs)).await;
+                let looked = looked.map_err(|error| RunnerError::infrastructure("look at the image", error))?;
+                Some(looked.map_err(failed)?.into())
+            }
+        };
+        let mode = match self.id_map().await {
+            IdMap::Root => "root",
+            IdMap::Range => "range",
+            IdMap::Single => "single",
+        };
+        Ok(Some(CacheIdentity { image, mode: mode.into() }))
     }
 
     fn capabilities(&self) -> RunnerCapabilities {
@@ -300,6 +329,14 @@ fn start_zygote(config: &Config) -> Result<Zygote, StartError> {
             }
             started => started,
         },
+    }
+}
+
+fn id_map_of(user_namespace: UserNamespace) -> IdMap {
+    match user_namespace {
+        UserNamespace::None => IdMap::Root,
+        UserNamespace::Range => IdMap::Range,
+        UserNamespace::Single => IdMap::Single,
     }
 }
 
