@@ -80,6 +80,7 @@ impl Store {
         let id = id_of(snapshot).ok_or_else(|| self.unknown(snapshot))?;
         let found = self.snapshot(snapshot)?;
         let rows = self.missing_rows(&found.layers, LayerKind::Step)?;
+        let around = self.own.surroundings(id).and_then(|around| serde_json::to_string(&*around).ok());
         let spared = self.index.write(|transaction| {
             rows.iter().try_for_each(|row| index::layers::insert(transaction, &self.boot, row))?;
             for layer in &found.layers {
@@ -87,7 +88,7 @@ impl Store {
                     return Ok(false);
                 }
             }
-            index::snapshots::insert(transaction, id, &found)?;
+            index::snapshots::insert(transaction, id, &found, around.as_deref())?;
             match name {
                 KeepAs::Cached { key, run, pipeline, step } => {
                     let (snapshot, pipeline, step) = (id.to_owned(), pipeline.to_owned(), step.to_owned());

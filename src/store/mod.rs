@@ -26,6 +26,7 @@ mod runs;
 mod snapshot;
 mod source;
 mod stack;
+mod surroundings;
 pub mod tree;
 #[cfg(feature = "process")]
 mod workspace;
@@ -44,3 +45,4 @@ pub use lease::Lease;
 pub use runs::{NewRun, Run};
 pub use snapshot::{CommitRequest, MAX_LAYERS, Snapshot};
 pub use source::FrozenSource;
+pub use surroundings::Surroundings;

@@ -13,7 +13,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Base, IdMap, LayerId, SourceId, Staging, Store, StoreError,
+    Base, IdMap, LayerId, SourceId, Staging, Store, StoreError, Surroundings,
     error::Doing,
     index::{self, LayerRow},
 };
@@ -60,6 +60,7 @@ pub(super) struct OwnSnapshots(Mutex<Own>);
 #[derive(Debug, Default)]
 struct Own {
     snapshots: HashMap<String, Arc<Snapshot>>,
+    surroundings: HashMap<String, Arc<Surroundings>>,
     /// In how many of them each layer is. A kept layer counts once more.
     uses: HashMap<LayerId, usize>,
 }
@@ -67,6 +68,17 @@ struct Own {
 impl OwnSnapshots {
     fn lock(&self) -> MutexGuard<'_, Own> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn describe(&self, id: &str, surroundings: Arc<Surroundings>) {
+        let mut own = self.lock();
+        if own.snapshots.contains_key(id) {
+            own.surroundings.insert(id.to_owned(), surroundings);
+        }
+    }
+
+    pub(super) fn surroundings(&self, id: &str) -> Option<Arc<Surroundings>> {
+        self.lock().surroundings.get(id).map(Arc::clone)
     }
 
     /// Layers that have rows now are no longer this process's to remove.
@@ -133,8 +145,9 @@ impl Store {
         let mut unused = Vec::new();
         {
             let mut own = self.own.lock();
-            for snapshot in snapshots {
-                let Some(removed) = id_of(snapshot).and_then(|id| own.snapshots.remove(id)) else { continue };
+            for id in snapshots.iter().filter_map(id_of) {
+                own.surroundings.remove(id);
+                let Some(removed) = own.snapshots.remove(id) else { continue };
                 for layer in &removed.layers {
                     let Some(uses) = own.uses.get_mut(layer) else { continue };
                     *uses -= 1;

@@ -5,8 +5,11 @@ use std::path::PathBuf;
 use super::{FrozenSource, LayerId, SourceId, Store, StoreError, layout::make_dir, manifest::Manifest};
 
 impl Store {
-    /// A source that the store has, with all its layers as they were made.
-    pub(super) fn frozen_source(&self, id: &SourceId) -> Result<Option<FrozenSource>, StoreError> {
+    /// A source that the store has, with all its layers as they were made. `None` where it has not, or no longer.
+    ///
+    /// # Errors
+    /// Where the index can't be read.
+    pub fn frozen_source(&self, id: &SourceId) -> Result<Option<FrozenSource>, StoreError> {
         Ok(self.kept_source(id)?.map(|layers| self.source_of(id, layers)))
     }
 

@@ -35,6 +35,7 @@ CREATE TABLE snapshots (
     source     TEXT NOT NULL,
     id_map     TEXT NOT NULL,
     stack      TEXT NOT NULL,
+    around     TEXT,                          -- JSON of what its step had around it besides files
     created_at INTEGER NOT NULL,
     doomed     INTEGER
 ) WITHOUT ROWID;

@@ -7,14 +7,26 @@ use super::{layers, now_ms};
 use crate::store::{LayerId, Snapshot};
 
 /// Adds a snapshot, unless it is there; one that was doomed is not any longer. Its layers have their rows already.
-pub(in crate::store) fn insert(transaction: &Transaction<'_>, id: &str, snapshot: &Snapshot) -> rusqlite::Result<()> {
+/// `around` is JSON.
+pub(in crate::store) fn insert(
+    transaction: &Transaction<'_>,
+    id: &str,
+    snapshot: &Snapshot,
+    around: Option<&str>,
+) -> rusqlite::Result<()> {
     let mut insert = transaction.prepare_cached(
-        "INSERT INTO snapshots (id, base, source, id_map, stack, created_at) VALUES (?, ?, ?, ?, ?, ?)
+        "INSERT INTO snapshots (id, base, source, id_map, stack, around, created_at) VALUES (?, ?, ?, ?, ?, ?, ?)
          ON CONFLICT (id) DO UPDATE SET doomed = NULL",
     )?;
     let Snapshot { base, source, layers, id_map } = snapshot;
-    let values = params![id, base.to_string(), source.as_str(), to_text(id_map), stack(layers), now_ms()];
+    let values = params![id, base.to_string(), source.as_str(), to_text(id_map), stack(layers), around, now_ms()];
     insert.execute(values).map(drop)
+}
+
+/// What a snapshot's step had around it, as JSON.
+pub(in crate::store) fn surroundings(connection: &Connection, id: &str) -> rusqlite::Result<Option<String>> {
+    let mut select = connection.prepare_cached("SELECT around FROM snapshots WHERE id = ?")?;
+    Ok(select.query_row([id], |row| row.get(0)).optional()?.flatten())
 }
 
 /// Reads a snapshot.

@@ -3,11 +3,12 @@
 use std::{
     fs::{self, File},
     path::PathBuf,
+    sync::Arc,
 };
 
 use hm_exec::{
     SnapshotRef,
-    store::{Base, Cached, CommitRequest, IdMap, KeepAs, LayerId, Store},
+    store::{Base, Cached, CommitRequest, IdMap, KeepAs, LayerId, Store, Surroundings},
 };
 use rusqlite::Connection;
 use uuid::Uuid;
@@ -130,4 +131,26 @@ fn what_a_process_did_not_keep_goes_with_it_and_what_others_build_on_stays() {
     assert!(bench.store.snapshot(&kept).is_ok() && bench.store.snapshot(&other).is_err());
     let dir = bench.store.layer_dir(&bench.store.snapshot(&kept).unwrap().layers[0]);
     assert_eq!(fs::read_to_string(dir.join("file")).unwrap(), "a");
+}
+
+#[test]
+fn what_a_step_had_around_it_is_kept_with_its_snapshot() {
+    let bench = Bench::new();
+    let snapshot = commit(&bench, "a");
+    assert_eq!(bench.store.surroundings(&snapshot).unwrap(), None);
+    let around = Surroundings {
+        env: Arc::new([("GREETING".into(), "hello".into())].into()),
+        workdir: "/workspace".into(),
+        runner_args: Some(serde_json::json!({ "network": "none" })),
+        host_dirs: vec!["/opt".into()],
+        had_secrets: true,
+    };
+    bench.store.describe(&snapshot, Arc::new(around.clone()));
+    bench.store.keep(&snapshot, KeepAs::Left { run: Uuid::nil(), step: "a", passed: false }).unwrap();
+    let Bench { top: _top, store } = bench;
+    let dir = store.dir().to_owned();
+    drop(store);
+    let store = Store::open(&dir).unwrap();
+    assert_eq!(store.surroundings(&snapshot).unwrap().as_deref(), Some(&around));
+    assert_eq!(store.surroundings(&SnapshotRef::from("docker:x")).unwrap(), None);
 }
