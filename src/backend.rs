@@ -127,6 +127,9 @@ pub struct RunOptions {
     pub watch: bool,
     /// After a failure go on with what does not need the failed step.
     pub keep_going: bool,
+    /// Keep what every step leaves beyond the build's end, for people to look at: passed steps, too, and also where no
+    /// other step needs it.
+    pub keep: bool,
     /// The runner of steps that name none, instead of the engine's default.
     pub runner: Option<String>,
     /// Images to replace: what the plan says to what to use.

@@ -166,6 +166,7 @@ impl<R: RunnerSet> Engine<R> {
     pub async fn start(&self, request: RunRequest) -> Result<BackendHandle, BackendError> {
         let mut plan = self.bind(&request)?;
         plan.timeout = plan.timeout.into_iter().chain(request.options.timeout).min();
+        plan.keep = request.options.keep;
         self.probe(&plan).await?;
 
         let run_id = request.run_id.unwrap_or_else(Uuid::new_v4);
@@ -200,6 +201,7 @@ impl<R: RunnerSet> Engine<R> {
         let archives = Arc::new(Archives::new(ArchiveId(run_id), request.repo_root));
         let mut context = StepContext::new(bus, archives, Arc::new(request.secrets), cancel.child_token());
         context.grace = self.grace;
+        context.keep = request.options.keep;
         let task = schedule::run(Build {
             runners: Arc::clone(&self.runners),
             plan,

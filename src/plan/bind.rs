@@ -39,6 +39,7 @@ pub fn bind(plan: &Plan, runners: Vec<RunnerDescriptor>, options: &BindOptions) 
         // Without problems every step has its runner.
         steps: steps.into_iter().flatten().collect(),
         timeout: plan.pipeline().timeout_seconds.map(seconds),
+        keep: false,
         unused_images: options.images.keys().filter(|image| !used_images.contains(image.as_str())).cloned().collect(),
         runners,
     })

@@ -33,6 +33,8 @@ pub struct BoundPlan {
     pub runners: Vec<RunnerDescriptor>,
     /// Wall-clock budget of the whole build.
     pub timeout: Option<Duration>,
+    /// Whether what every step leaves is to outlive the build, for people to look at.
+    pub keep: bool,
     /// The [`BindOptions::images`] that no root step boots from: perhaps misspelt.
     pub unused_images: Vec<String>,
 }

@@ -30,6 +30,9 @@ pub struct StepContext {
     pub attempt: u32,
     /// How long a command may take between TERM and KILL.
     pub grace: Duration,
+    /// Whether the snapshots of passed steps are to outlive the build, for people to look at. A runner that can't do that
+    /// overlooks it.
+    pub keep: bool,
     reasons: Reasons,
 }
 
@@ -63,6 +66,7 @@ impl StepContext {
             secrets,
             attempt: 1,
             grace: Duration::from_secs(5),
+            keep: false,
             reasons: Reasons::default(),
         }
     }
@@ -77,6 +81,7 @@ impl StepContext {
             secrets: Arc::clone(&self.secrets),
             attempt,
             grace: self.grace,
+            keep: self.keep,
             reasons: Reasons { run: Arc::clone(&self.reasons.run), attempt: limited.then(Arc::default) },
         }
     }

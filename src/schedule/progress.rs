@@ -81,7 +81,7 @@ impl<'plan> Progress<'plan> {
             workdir: Arc::clone(&self.workdir),
             run_id: self.run_id,
             step_id,
-            cache_lookup: if bound.has_lineage_children {
+            cache_lookup: if bound.has_lineage_children || self.plan.keep {
                 CacheDecision::MissBuildAs { tag: tag(step_id) }
             } else {
                 CacheDecision::MissNoCommit

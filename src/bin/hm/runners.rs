@@ -31,7 +31,9 @@ impl Runners {
             #[cfg(target_os = "linux")]
             sandbox: host_dirs
                 .iter()
-                .fold(SandboxRunner::builder().store(store.clone()), |builder, dir| builder.host_dir(dir))
+                .fold(SandboxRunner::builder().store(store.clone()).keep_failed(true), |builder, dir| {
+                    builder.host_dir(dir)
+                })
                 .build(),
             process: ProcessRunner::new(store),
         })

@@ -13,7 +13,8 @@ use super::jail::{Bind, Overlay};
 use crate::{
     runner::{ExecutorInput, RunnerError, SnapshotRef, StepContext},
     store::{
-        Base, CommitRequest, HostImage, IdMap, LayerId, MAX_LAYERS, Snapshot, SourceId, Staging, Store, StoreError,
+        Base, CommitRequest, FrozenSource, HostImage, IdMap, LayerId, MAX_LAYERS, Snapshot, SourceId, Staging, Store,
+        StoreError,
     },
 };
 
@@ -93,20 +94,31 @@ impl Ground<'_> {
             Some(snapshot) => Some(self.store.snapshot(snapshot).map_err(failed("read the parent's snapshot"))?),
             None => None,
         };
-        if let Some(parent) = &parent
-            && parent.id_map != self.id_map
-        {
-            return Err(RunnerError::unsupported(format!(
-                "the parent's snapshot was made with {} ids, and here steps have {} ids: run the parent again",
-                id_map_name(parent.id_map),
-                id_map_name(self.id_map),
-            )));
-        }
         let base = match (&parent, &input.step.image) {
             (Some(parent), _) => parent.base.clone(),
             (None, Some(image)) => Base::parse(image).map_err(failed("find the image"))?,
             (None, None) => Base::Host,
         };
+        self.boot_over(&source, parent, base, !ctx.secrets.is_empty())
+    }
+
+    /// The same for a source that is frozen already. Synchronous: some 100 µs.
+    pub(super) fn boot_over(
+        &self,
+        source: &FrozenSource,
+        parent: Option<Arc<Snapshot>>,
+        base: Base,
+        has_secrets: bool,
+    ) -> Result<Boot, RunnerError> {
+        if let Some(parent) = &parent
+            && parent.id_map != self.id_map
+        {
+            return Err(RunnerError::unsupported(format!(
+                "the snapshot to start from was made with {} ids, and here steps have {} ids: run its step again",
+                id_map_name(parent.id_map),
+                id_map_name(self.id_map),
+            )));
+        }
         if let Base::Rootfs(dir) = &base
             && self.store.dir().starts_with(dir)
         {
@@ -116,7 +128,7 @@ impl Ground<'_> {
         }
         let delta = match &parent {
             Some(parent) if parent.source != source.id => {
-                self.store.delta(parent, &source).map_err(failed("compare the source"))?
+                self.store.delta(parent, source).map_err(failed("compare the source"))?
             }
             _ => None,
         };
@@ -165,7 +177,7 @@ impl Ground<'_> {
                 binds.extend(resolver(dir)?);
             }
         }
-        if !ctx.secrets.is_empty() && !lowers.iter().any(|lower| lower.join("run").is_symlink()) {
+        if has_secrets && !lowers.iter().any(|lower| lower.join("run").is_symlink()) {
             staging.premake(Path::new(SECRETS), &lowers).map_err(failed("make the step's layer"))?;
         }
         let root = overlay(&lowers, &staging.upper(), &mut works)?;
@@ -174,12 +186,15 @@ impl Ground<'_> {
 }
 
 impl Boot {
-    /// Makes the snapshot of a step that passed. Blocks for some 100 µs; for long where layers are merged, which
+    /// Makes the snapshot of a step whose processes are dead. Blocks for some 100 µs; for long where layers are merged, which
     /// [`Boot::merges`] tells.
-    pub(super) fn commit(self, store: &Arc<Store>) -> Result<SnapshotRef, RunnerError> {
+    ///
+    /// # Errors
+    /// Where the layer can't be put in place.
+    pub(super) fn commit(self, store: &Arc<Store>) -> Result<SnapshotRef, StoreError> {
         let Self { staging, parent, base, source, delta, id_map, .. } = self;
         let request = CommitRequest { parent: parent.as_deref(), base, source, delta, id_map };
-        store.commit(staging, request).map_err(failed("commit the step's layer"))
+        store.commit(staging, request)
     }
 
     /// Whether the commit may merge layers.

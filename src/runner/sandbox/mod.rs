@@ -19,6 +19,7 @@ mod checks;
 mod helper;
 mod idmap;
 pub mod jail;
+mod left;
 mod namespace_ops;
 mod runner;
 mod zygote;

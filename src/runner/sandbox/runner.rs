@@ -22,6 +22,7 @@ use super::{
     checks, helper,
     idmap::IdRanges,
     jail::{JailSpec, MountApi, SecretFile, UserNamespace},
+    left,
     namespace_ops::NamespaceOps,
     zygote::{StartError, Zygote},
 };
@@ -55,6 +56,7 @@ struct Config {
     host_dirs: Vec<PathBuf>,
     user_namespace: Option<UserNamespace>,
     mount_api: Option<MountApi>,
+    keep_failed: bool,
 }
 
 /// Makes a [`SandboxRunner`].
@@ -96,6 +98,14 @@ impl SandboxBuilder {
     #[must_use]
     pub fn mount_api(mut self, mount_api: MountApi) -> Self {
         self.config.mount_api = Some(mount_api);
+        self
+    }
+
+    /// Whether the files of steps that fail, or are interrupted, are kept in the store for a while, as
+    /// [`KeepAs::Left`](crate::store::KeepAs::Left). By default they go with the step.
+    #[must_use]
+    pub fn keep_failed(mut self, keep_failed: bool) -> Self {
+        self.config.keep_failed = keep_failed;
         self
     }
 
@@ -218,26 +228,27 @@ impl StepRunner for SandboxRunner {
         let boot = ground.boot(ctx, &input).await?;
         let limited = self.limits(&args);
         let spec = self.spec(&zygote, &store, &boot, &limited, ctx, &input)?;
-        let end = attempt::run(&zygote, &spec, args.network == Network::None, ctx, input.step_id).await?;
-        let exit_code = match end {
-            End::Exited { code } => code,
-            End::OutOfMemory => return Err(RunnerError::out_of_memory(args.memory.map_or(0, |memory| memory.bytes))),
-            End::TooManyProcesses | End::Killed => 128 + 9,
+        let ended = attempt::run(&zygote, &spec, args.network == Network::None, ctx, input.step_id).await;
+        let ended = ended.and_then(|end| exit_code(&end, &args, &limited));
+        let surroundings = || left::surroundings(ctx, &input, &self.config.host_dirs);
+        let committed_snapshot = match &ended {
+            Ok(0) if input.cache_lookup.commits() => {
+                let snapshot = commit(boot, &store).await?;
+                store.describe(&snapshot, Arc::new(surroundings()));
+                if ctx.keep {
+                    left::keep_passed(snapshot.clone(), &store, &input).await;
+                }
+                Some(snapshot)
+            }
+            Ok(0) => None,
+            ended => {
+                if self.config.keep_failed && left::is_worth_keeping(ended) {
+                    left::keep_failed(boot, &store, &input, surroundings()).await;
+                }
+                None
+            }
         };
-        if exit_code != 0
-            && let Some(limit_bytes) = limited.oom_killed()
-        {
-            return Err(RunnerError::out_of_memory(limit_bytes));
-        }
-        if matches!(end, End::Killed) {
-            return Err(RunnerError::infrastructure(
-                "keep the step running",
-                std::io::Error::other("its first process, or the sandbox's helper, was killed from outside"),
-            ));
-        }
-        let committed_snapshot =
-            if exit_code == 0 && input.cache_lookup.commits() { Some(commit(boot, &store).await?) } else { None };
-        Ok(StepResult { exit_code, committed_snapshot, artifacts: Vec::new() })
+        Ok(StepResult { exit_code: ended?, committed_snapshot, artifacts: Vec::new() })
     }
 
     async fn reap_snapshots(&self, snapshots: Vec<SnapshotRef>) {
@@ -292,6 +303,27 @@ fn arguments(input: &ExecutorInput) -> Result<SandboxArgs, RunnerError> {
     }
 }
 
+/// The command's exit code, where it ended by itself or for its processes.
+fn exit_code(end: &End, args: &SandboxArgs, limited: &Limited) -> Result<i32, RunnerError> {
+    let code = match end {
+        End::Exited { code } => *code,
+        End::OutOfMemory => return Err(RunnerError::out_of_memory(args.memory.map_or(0, |memory| memory.bytes))),
+        End::TooManyProcesses | End::Killed => 128 + 9,
+    };
+    if code != 0
+        && let Some(limit_bytes) = limited.oom_killed()
+    {
+        return Err(RunnerError::out_of_memory(limit_bytes));
+    }
+    if matches!(end, End::Killed) {
+        return Err(RunnerError::infrastructure(
+            "keep the step running",
+            std::io::Error::other("its first process, or the sandbox's helper, was killed from outside"),
+        ));
+    }
+    Ok(code)
+}
+
 /// What helps once may help again; what this machine does not allow stays so.
 fn unusable(error: StartError) -> RunnerError {
     match error {
@@ -302,13 +334,14 @@ fn unusable(error: StartError) -> RunnerError {
 
 /// Merging layers takes long enough to need a thread; a rename does not.
 async fn commit(boot: Boot, store: &Arc<Store>) -> Result<SnapshotRef, RunnerError> {
+    let doing = "commit the step's layer";
     if !boot.merges() {
-        return boot.commit(store);
+        return boot.commit(store).map_err(|error| RunnerError::infrastructure(doing, error));
     }
     let store = Arc::clone(store);
-    tokio::task::spawn_blocking(move || boot.commit(&store))
-        .await
-        .map_err(|error| RunnerError::infrastructure("commit the step's layer", error))?
+    let committed = tokio::task::spawn_blocking(move || boot.commit(&store)).await;
+    let committed = committed.map_err(|error| RunnerError::infrastructure(doing, error))?;
+    committed.map_err(|error| RunnerError::infrastructure(doing, error))
 }
 
 /// Maps ids as the builder says, else in the best way that works.

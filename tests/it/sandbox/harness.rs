@@ -193,6 +193,10 @@ impl Bench {
 }
 
 impl Run {
+    pub(crate) fn id(&self) -> Uuid {
+        self.run_id
+    }
+
     pub(crate) fn input(&mut self, ask: Ask) -> ExecutorInput {
         let step_id = step_id(self.run_id, StepIndex(self.next));
         self.next += 1;

@@ -5,6 +5,7 @@
 mod files;
 mod harness;
 mod isolation;
+mod left;
 mod limits;
 mod output;
 mod processes;

@@ -58,6 +58,10 @@ pub(crate) struct Args {
     #[arg(short, long)]
     keep_going: bool,
 
+    /// Keep what every step leaves, for `hm shell` and `hm cp`; without this, that of steps that fail or are interrupted
+    #[arg(long)]
+    keep: bool,
+
     /// Show a directory of this machine to steps on image `host`, read-only (repeatable)
     #[arg(long = "host-dir", value_name = "DIR")]
     host_dirs: Vec<PathBuf>,
@@ -100,6 +104,7 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
     request.options.images = bind.images;
     request.options.runner = bind.runner;
     request.options.keep_going = args.keep_going;
+    request.options.keep = args.keep;
     request.options.timeout = args.timeout;
     request.options.watch = true;
 
