@@ -28,6 +28,7 @@ mod source;
 mod stack;
 mod surroundings;
 pub mod tree;
+mod usage;
 #[cfg(feature = "process")]
 mod workspace;
 
@@ -46,3 +47,4 @@ pub use runs::{NewRun, Run};
 pub use snapshot::{CommitRequest, MAX_LAYERS, Snapshot};
 pub use source::FrozenSource;
 pub use surroundings::Surroundings;
+pub use usage::{Filesystem, PipelineUsage, Usage, UsageKind};

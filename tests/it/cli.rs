@@ -2,6 +2,7 @@
 
 #![cfg(feature = "cli")]
 
+mod cache;
 mod hm;
 mod inputs;
 mod output;

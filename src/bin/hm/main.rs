@@ -13,7 +13,7 @@ mod signals;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use commands::{doctor, list, plan, render as render_ir, run, runners as runner_list};
+use commands::{cache, doctor, list, plan, render as render_ir, run, runners as runner_list};
 
 /// Runs CI pipelines on this machine: a graph of shell steps, each isolated, each starting from its parent's files
 #[derive(Debug, Parser)]
@@ -30,6 +30,7 @@ enum Command {
     Pipelines(list::Args),
     Render(render_ir::Args),
     Runners(runner_list::Args),
+    Cache(cache::Args),
     Doctor(doctor::Args),
 }
 
@@ -45,6 +46,7 @@ fn main() -> ExitCode {
         Command::Pipelines(args) => list::run(&args),
         Command::Render(args) => render_ir::run(&args),
         Command::Runners(args) => runner_list::run(&args),
+        Command::Cache(args) => cache::run(&args),
         Command::Doctor(args) => doctor::run(&args),
     };
     done.unwrap_or_else(|failure| failure.report())

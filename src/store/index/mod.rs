@@ -6,6 +6,7 @@
 //! Writes are not synced: [`super::Store::sync`] says what survives a power cut. Knows nothing of what rows are for.
 
 pub(super) mod cache;
+pub(super) mod inventory;
 pub(super) mod kept;
 pub(super) mod layers;
 pub(super) mod runs;

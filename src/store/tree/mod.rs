@@ -7,6 +7,7 @@
 mod at;
 mod copy;
 mod flatten;
+mod measure;
 mod remove;
 mod seal;
 
@@ -17,3 +18,4 @@ pub use seal::{Seal, seal};
 
 pub(crate) use at::{is_opaque_at, is_whiteout_at, join, mtime, whiteout};
 pub(crate) use copy::reflink;
+pub(crate) use measure::{Extent, FileId, measure};

@@ -1,5 +1,6 @@
 //! The commands, one file each: an `Args` struct and a function.
 
+pub(crate) mod cache;
 pub(crate) mod doctor;
 pub(crate) mod list;
 pub(crate) mod plan;

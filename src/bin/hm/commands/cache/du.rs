@@ -1,0 +1,66 @@
+//! `hm cache du`.
+
+use std::process::ExitCode;
+
+use hm_exec::store::{Usage, UsageKind};
+
+use super::{open_store, size::show};
+use crate::{
+    commands::{AnswerFormat, print, print_json, table},
+    failure::{Failure, Outcome},
+    render::text,
+};
+
+/// Shows what takes the space, by kind and by pipeline
+///
+/// Sizes are allocated blocks; files with several names count once.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// How to print the sizes
+    #[arg(long, value_enum, default_value_t)]
+    format: AnswerFormat,
+}
+
+pub(super) fn run(args: &Args) -> Outcome<ExitCode> {
+    let store = open_store()?;
+    let usage = store.usage().map_err(|error| Failure::infrastructure("failed to measure the store").because(error))?;
+    match args.format {
+        AnswerFormat::Text => print(&as_text(&usage)),
+        AnswerFormat::Json => print_json(&usage),
+    }
+}
+
+fn as_text(usage: &Usage) -> String {
+    let mut rows: Vec<Vec<String>> = Vec::new();
+    for (kind, bytes) in usage.kinds.iter().filter(|(_, bytes)| **bytes > 0) {
+        rows.push(vec![name(*kind).into(), show(*bytes)]);
+    }
+    rows.push(vec!["total".into(), show(usage.bytes)]);
+    let of = &usage.filesystem;
+    rows.push(vec!["free on this filesystem".into(), format!("{} of {}", show(of.free_bytes), show(of.bytes))]);
+    let mut out = table(&rows);
+    if !usage.pipelines.is_empty() {
+        let title = ["pipeline", "cached steps", "its own", "shared with others"];
+        let mut rows = vec![title.map(String::from).to_vec()];
+        rows.extend(usage.pipelines.iter().map(|of| {
+            vec![text::clean(&of.pipeline), of.steps.to_string(), show(of.unique_bytes), show(of.shared_bytes)]
+        }));
+        out.push('\n');
+        out.push_str(&table(&rows));
+    }
+    out
+}
+
+fn name(kind: UsageKind) -> &'static str {
+    match kind {
+        UsageKind::Steps => "cached steps",
+        UsageKind::Sources => "sources",
+        UsageKind::Images => "images",
+        UsageKind::Leftovers => "left by failed steps",
+        UsageKind::Journals => "journals and logs",
+        UsageKind::Index => "index",
+        UsageKind::Waiting => "to be removed when a run ends",
+        UsageKind::Temporary => "temporary",
+        _ => "other",
+    }
+}

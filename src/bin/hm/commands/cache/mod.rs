@@ -1,0 +1,39 @@
+//! `hm cache`: what the store has, and what it shall forget.
+
+mod du;
+mod size;
+
+use std::{process::ExitCode, sync::Arc};
+
+use hm_exec::store::Store;
+
+use crate::{
+    failure::{Failure, Outcome},
+    runners::store_dir,
+};
+
+/// Shows what the store has, and makes it forget
+///
+/// The store (HM_CACHE_DIR) has the layers of cached steps, sources, images, and the journals of runs.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Command {
+    Du(du::Args),
+}
+
+pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
+    match &args.command {
+        Command::Du(args) => du::run(args),
+    }
+}
+
+/// Opens the store, which removes what killed processes left there.
+fn open_store() -> Outcome<Arc<Store>> {
+    let dir = store_dir()?;
+    Store::open(&dir).map_err(|error| Failure::infrastructure("failed to open the store").because(error))
+}

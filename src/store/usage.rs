@@ -1,0 +1,183 @@
+//! What takes the space: by kind, and by pipeline.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashSet},
+    path::Path,
+};
+
+use serde::Serialize;
+
+use super::{
+    LayerId, Store, StoreError,
+    error::Doing,
+    index::{self, inventory::Inventory},
+    layout::names,
+    tree::{self, Extent, FileId},
+};
+
+/// What the store takes on disk, in bytes of allocated blocks; a file with several names counts once.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct Usage {
+    /// All of it.
+    pub bytes: u64,
+    /// By kind; a file that two kinds have counts as the first one's.
+    pub kinds: BTreeMap<UsageKind, u64>,
+    /// The layers of cached steps, by pipeline.
+    pub pipelines: Vec<PipelineUsage>,
+    /// The filesystem that the store lies on.
+    pub filesystem: Filesystem,
+}
+
+/// What something in the store is there for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum UsageKind {
+    /// Layers of cached steps.
+    Steps,
+    /// Frozen source trees.
+    Sources,
+    /// Images.
+    Images,
+    /// Layers that are kept only for people to look at: of steps that failed or were interrupted.
+    Leftovers,
+    /// Journals of runs, and logs of theirs and of cached steps.
+    Journals,
+    /// The index, and what else is small.
+    Index,
+    /// Layers that nothing names any longer, until the last run that may use them ends.
+    Waiting,
+    /// What processes are at work on, or left.
+    Temporary,
+}
+
+/// The layers of the cached steps of one pipeline.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct PipelineUsage {
+    /// The pipeline.
+    pub pipeline: String,
+    /// How many cached steps there are.
+    pub steps: usize,
+    /// What would go with this pipeline, in bytes.
+    pub unique_bytes: u64,
+    /// What other pipelines have, too, in bytes.
+    pub shared_bytes: u64,
+}
+
+/// A filesystem's size.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct Filesystem {
+    /// How large it is, in bytes.
+    pub bytes: u64,
+    /// What an ordinary user may still write, in bytes.
+    pub free_bytes: u64,
+    /// What is written, in bytes.
+    pub used_bytes: u64,
+}
+
+impl Store {
+    /// Measures everything that the store has. Takes about a microsecond for each file.
+    ///
+    /// # Errors
+    /// Where a directory can't be read that should be readable, or the index can't.
+    pub fn usage(&self) -> Result<Usage, StoreError> {
+        let inventory = self.index.read(index::inventory::read)?;
+        let mut count = Count::default();
+        let mut layers = BTreeMap::new();
+        let cached = layers_of(&inventory, inventory.cached.iter().map(|row| row.snapshot.as_str()));
+        let dir = self.dir().join("layers");
+        for name in names(&dir)? {
+            let path = dir.join(&name);
+            let extent = tree::measure(&path).doing("measure", &path)?;
+            let id = LayerId::parse(&name);
+            let kind = match id.as_ref().and_then(|id| inventory.layers.get(id).map(|layer| (id, layer))) {
+                None => UsageKind::Temporary,
+                Some((_, layer)) if layer.doomed.is_some() => UsageKind::Waiting,
+                Some((id, layer)) => match layer.kind.as_str() {
+                    "source" => UsageKind::Sources,
+                    "image" => UsageKind::Images,
+                    _ if cached.contains(id) => UsageKind::Steps,
+                    _ => UsageKind::Leftovers,
+                },
+            };
+            layers.extend(id.map(|id| (id, extent.bytes())));
+            count.add(kind, extent);
+        }
+        for name in names(self.dir())?.iter().filter(|name| *name != "layers") {
+            let kind = match name.as_str() {
+                "sources" | "stat" => UsageKind::Sources,
+                "runs" | "logs" | "last-runs" => UsageKind::Journals,
+                "tmp" | "workspaces" => UsageKind::Temporary,
+                _ => UsageKind::Index,
+            };
+            let path = self.dir().join(name);
+            count.add(kind, tree::measure(&path).doing("measure", &path)?);
+        }
+        Ok(Usage {
+            bytes: count.kinds.values().sum(),
+            kinds: count.kinds,
+            pipelines: pipelines(&inventory, &layers),
+            filesystem: Filesystem::of(self.dir())?,
+        })
+    }
+}
+
+impl Filesystem {
+    /// The one that `path` lies on.
+    pub(super) fn of(path: &Path) -> Result<Self, StoreError> {
+        let stat = rustix::fs::statvfs(path).doing("look at the filesystem of", path)?;
+        let bytes = |blocks: u64| blocks.saturating_mul(stat.f_frsize);
+        Ok(Self {
+            bytes: bytes(stat.f_blocks),
+            free_bytes: bytes(stat.f_bavail),
+            used_bytes: bytes(stat.f_blocks.saturating_sub(stat.f_bfree)),
+        })
+    }
+}
+
+/// Sums up, each file once.
+#[derive(Debug, Default)]
+struct Count {
+    kinds: BTreeMap<UsageKind, u64>,
+    seen: HashSet<FileId>,
+}
+
+impl Count {
+    fn add(&mut self, kind: UsageKind, extent: Extent) {
+        let shared = extent.shared.into_iter().filter(|(file, _)| self.seen.insert(*file)).map(|(_, bytes)| bytes);
+        *self.kinds.entry(kind).or_default() += extent.own + shared.sum::<u64>();
+    }
+}
+
+/// The layers of some snapshots.
+fn layers_of<'a, 'b>(inventory: &'a Inventory, snapshots: impl Iterator<Item = &'b str>) -> BTreeSet<&'a LayerId> {
+    let wanted: HashSet<&str> = snapshots.collect();
+    inventory.snapshots.iter().filter(|row| wanted.contains(row.id.as_str())).flat_map(|row| &row.stack).collect()
+}
+
+fn pipelines(inventory: &Inventory, bytes: &BTreeMap<LayerId, u64>) -> Vec<PipelineUsage> {
+    let mut by_name: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    for row in &inventory.cached {
+        by_name.entry(&row.pipeline).or_default().push(&row.snapshot);
+    }
+    let by_name: Vec<_> = by_name
+        .into_iter()
+        .map(|(name, snapshots)| (name, snapshots.len(), layers_of(inventory, snapshots.into_iter())))
+        .collect();
+    let mut owners: BTreeMap<&LayerId, usize> = BTreeMap::new();
+    by_name.iter().flat_map(|(.., layers)| layers).for_each(|layer| *owners.entry(*layer).or_default() += 1);
+    by_name
+        .into_iter()
+        .map(|(name, steps, layers)| {
+            let (mut unique_bytes, mut shared_bytes) = (0, 0);
+            for layer in layers {
+                let sum = if owners.get(layer) == Some(&1) { &mut unique_bytes } else { &mut shared_bytes };
+                *sum += bytes.get(layer).copied().unwrap_or_default();
+            }
+            PipelineUsage { pipeline: name.to_owned(), steps, unique_bytes, shared_bytes }
+        })
+        .collect()
+}
