@@ -26,17 +26,16 @@ impl Runners {
     /// The runners, on the store in [`store_dir`]; nothing is opened before one of them needs it. The sandbox shows
     /// `host_dirs` to steps on image `host`.
     pub(crate) fn new(host_dirs: &[PathBuf]) -> Outcome<Self> {
-        let store = StoreHandle::new(store_dir()?);
-        Ok(Self {
+        Ok(Self::on(&store()?, host_dirs))
+    }
+
+    /// The same on a store that others use, too.
+    pub(crate) fn on(store: &StoreHandle, host_dirs: &[PathBuf]) -> Self {
+        Self {
             #[cfg(target_os = "linux")]
-            sandbox: host_dirs
-                .iter()
-                .fold(SandboxRunner::builder().store(store.clone()).keep_failed(true), |builder, dir| {
-                    builder.host_dir(dir)
-                })
-                .build(),
-            process: ProcessRunner::new(store),
-        })
+            sandbox: sandbox(store, host_dirs),
+            process: ProcessRunner::new(store.clone()),
+        }
     }
 
     /// An engine on them that keeps its journals.
@@ -48,6 +47,18 @@ impl Runners {
         };
         Ok(builder.build()?)
     }
+}
+
+/// The sandbox of `hm`.
+#[cfg(target_os = "linux")]
+fn sandbox(store: &StoreHandle, host_dirs: &[PathBuf]) -> SandboxRunner {
+    let builder = SandboxRunner::builder().store(store.clone()).keep_failed(true);
+    host_dirs.iter().fold(builder, |builder, dir| builder.host_dir(dir)).build()
+}
+
+/// The store, not opened yet.
+pub(crate) fn store() -> Outcome<StoreHandle> {
+    Ok(StoreHandle::new(store_dir()?))
 }
 
 /// Where layers, images, journals and logs lie.

@@ -1,8 +1,12 @@
 //! `hm run`.
 
-use std::{num::NonZeroUsize, path::PathBuf, pin::pin, process::ExitCode, time::Duration};
+use std::{num::NonZeroUsize, path::PathBuf, pin::pin, process::ExitCode, sync::Arc, time::Duration};
 
-use hm_exec::{BackendHandle, BuildOutcome, RunRequest};
+use hm_exec::{
+    BackendHandle, BuildOutcome, RunRequest,
+    store::{NewRun, Store, StoreHandle},
+};
+use uuid::Uuid;
 
 use crate::{
     args::{BindArgs, SourceArgs, existing_dir, parse_duration},
@@ -109,12 +113,14 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
     request.options.watch = true;
 
     let host_dirs = args.host_dirs.iter().map(|dir| existing_dir(dir)).collect::<Outcome<Vec<_>>>()?;
-    let engine = Runners::new(&host_dirs)?.engine(args.jobs)?;
+    let store = runners::store()?;
+    let engine = Runners::on(&store, &host_dirs).engine(args.jobs)?;
     let bound = engine.bind(&request).map_err(|error| definition.refused(error))?;
     for image in &bound.unused_images {
         to_stderr(&format!("warning: `--image {image}=...` changes nothing: no step starts from that image"));
     }
     drop(bound);
+    let run = RunNote::begin(&store, &mut request);
     let format = args.format.unwrap_or_else(Format::default_here);
     // One thread for the build (a build is one task), blocking ones where files are frozen, and one that renders.
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -134,18 +140,60 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
     });
     // Drops what still runs, and with it its processes.
     runtime.shutdown_timeout(SHUTDOWN_LIMIT);
-    match end? {
+    let end = match end {
+        Ok(end) => end,
+        Err(failure) => {
+            run.end(3);
+            return Err(failure);
+        }
+    };
+    match end {
         End::Killed(screen) => {
             if let Some(screen) = screen {
                 screen.close(SHUTDOWN_LIMIT);
             }
+            run.end(130);
             Ok(ExitCode::from(130))
         }
         End::Ended(outcome) => {
             if let Err(error) = history.remember(outcome.build.run_id) {
                 to_stderr(&format!("warning: failed to remember this run for the next one's order: {error}"));
             }
+            run.end(outcome.status.exit_code());
             Ok(ExitCode::from(u8::try_from(outcome.status.exit_code()).unwrap_or(u8::MAX)))
+        }
+    }
+}
+
+/// The store's note of this run, by which `hm shell` and others find it. Trouble with it is a warning: the build is the same.
+#[derive(Debug)]
+struct RunNote {
+    id: Uuid,
+    store: Option<Arc<Store>>,
+}
+
+impl RunNote {
+    fn begin(store: &StoreHandle, request: &mut RunRequest) -> Self {
+        let started_at = *request.started_at.get_or_insert_with(chrono::Utc::now);
+        let id = *request.run_id.get_or_insert_with(Uuid::new_v4);
+        let run = NewRun {
+            id,
+            source_dir: &request.repo_root,
+            pipeline: &request.pipeline_slug,
+            started_at: started_at.timestamp_millis(),
+        };
+        let begun = store.get().and_then(|store| store.begin_run(&run).map(|()| store));
+        let store = begun.inspect_err(|error| to_stderr(&format!("warning: failed to take note of this run: {error}")));
+        Self { id, store: store.ok() }
+    }
+
+    /// A build that never started, and so has no journal, is no run.
+    fn end(&self, exit_code: i32) {
+        let Some(store) = &self.store else { return };
+        let began = store.run_dir(self.id).exists();
+        let ended = if began { store.end_run(self.id, exit_code) } else { store.forget_run(self.id) };
+        if let Err(error) = ended {
+            to_stderr(&format!("warning: failed to take note of this run's end: {error}"));
         }
     }
 }
