@@ -17,7 +17,7 @@ use std::{
 use super::{
     FrozenSource, LayerId, Snapshot, Store, StoreError,
     error::Doing,
-    manifest::{Change, Entry, Kind},
+    manifest::{Change, DirTimes, Entry, Kind},
     source::put_symlink,
     tree,
 };
@@ -44,7 +44,7 @@ impl Store {
         }
         let (before, after) = (self.manifest(&old.source)?, self.manifest(&new.id)?);
         let layers = Layers { roots: old.layers.iter().map(|layer| self.layer_dir(layer).join("workspace")).collect() };
-        let plan = layers.plan(&before.changes(&after))?;
+        let plan = layers.plan(&before.changes(&after, DirTimes::PassOver))?;
         if plan.is_empty() {
             return Ok(None);
         }
@@ -84,7 +84,7 @@ enum Seen {
 /// What to write at a path.
 #[derive(Clone, Copy)]
 enum Action<'a> {
-    Put(&'a Entry),
+    Put(Entry<'a>),
     Hide,
 }
 
@@ -100,7 +100,7 @@ impl Layers {
             match *change {
                 Change::Added(entry) | Change::Changed(entry) => {
                     if !entry.is_dir() {
-                        replaced = Some(&entry.path);
+                        replaced = Some(entry.path);
                     }
                     let put = match self.look(entry.as_path())? {
                         Seen::Nothing { hidden: false } => false,
@@ -109,25 +109,25 @@ impl Layers {
                         _ => !(entry.is_dir() && matches!(change, Change::Changed(_))),
                     };
                     if put {
-                        plan.insert(&entry.path, Action::Put(entry));
+                        plan.insert(entry.path, Action::Put(entry));
                     }
                 }
                 // What was below a directory that is a file now is gone with it.
-                Change::Removed(entry) if replaced.is_some_and(|dir| is_below(&entry.path, dir)) => {}
+                Change::Removed(entry) if replaced.is_some_and(|dir| is_below(entry.path, dir)) => {}
                 Change::Removed(entry) if entry.is_dir() => removed_dirs.push(entry),
                 Change::Removed(entry) => {
                     if matches!(self.look(entry.as_path())?, Seen::Leaf) {
-                        plan.insert(&entry.path, Action::Hide);
+                        plan.insert(entry.path, Action::Hide);
                     }
                 }
             }
         }
         for dir in removed_dirs.into_iter().rev() {
             if let Seen::Dir(layers) = self.look(dir.as_path())?
-                && self.is_empty(&dir.path, &layers, &plan)?
+                && self.is_empty(dir.path, &layers, &plan)?
             {
-                plan.retain(|path, _| !is_below(path, &dir.path));
-                plan.insert(&dir.path, Action::Hide);
+                plan.retain(|path, _| !is_below(path, dir.path));
+                plan.insert(dir.path, Action::Hide);
             }
         }
         Ok(plan)
@@ -212,9 +212,9 @@ impl Delta<'_> {
         let place = self.root.join(path);
         match action {
             Action::Hide => tree::whiteout(&place).doing("hide", &place),
-            Action::Put(entry) => match &entry.kind {
+            Action::Put(entry) => match entry.kind {
                 Kind::Directory => self.dir(path, true),
-                Kind::Symlink { target } => put_symlink(entry, target, &place),
+                Kind::Symlink { target } => put_symlink(&entry, target, &place),
                 Kind::File { .. } => {
                     fs::copy(self.source.locate(path), &place).doing("write", &place)?;
                     entry.put_attributes(&place)

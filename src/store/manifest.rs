@@ -1,104 +1,267 @@
 //! Manifests: what a frozen source consists of, and how two of them differ.
 //!
-//! The file is a line with the format's version, then the entries in [postcard](https://postcard.jamesmunns.com).
+//! Kept flat, in memory as in the file, because a tree may have a hundred thousand entries: one buffer has all names, and
+//! one array has the rest. Numbers in the file are little-endian:
+//!
+//! ```text
+//! header     a line with the format's version
+//! checksum   u32, CRC-32 of what follows
+//! counts     u64 entries, u64 bytes of names
+//! entries    u32 mode with the type, u32 length of the path, i64 + u32 time of modification,
+//!            u64 size of the file or length of the link's target, [u8; 32] hash (of files alone)
+//! names      each path, followed by the link's target
+//! ```
 
-use std::{cmp::Ordering, fs, path::Path};
-
-use serde::{Deserialize, Serialize};
+use std::{cmp::Ordering, ffi::OsStr, fs, os::unix::ffi::OsStrExt, path::Path};
 
 use super::{SourceId, StoreError, error::Doing};
 
-const HEADER: &[u8] = b"hm-exec manifest 1\n";
+const HEADER: &[u8] = b"hm-exec manifest 2\n";
+
+/// What the ids of sources start from. A change gives every source another id.
+const ID_DOMAIN: &[u8] = b"hm-exec source 1\n";
+
+const TYPE_BITS: u32 = 0o170_000;
+const DIRECTORY: u32 = 0o040_000;
+const FILE: u32 = 0o100_000;
+const SYMLINK: u32 = 0o120_000;
 
 /// Everything in a source tree, by path; a directory comes before what is in it. The root has the empty path.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Default)]
 pub(super) struct Manifest {
-    pub(super) entries: Vec<Entry>,
+    names: Vec<u8>,
+    records: Vec<Record>,
 }
 
-/// One file, directory or symbolic link.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Entry {
-    /// Relative to the root of the tree; bytes, because names need not be UTF-8.
-    pub(super) path: Vec<u8>,
-    /// The permission bits.
-    pub(super) mode: u32,
-    /// When it was modified last: seconds and nanoseconds since 1970.
-    pub(super) mtime: (i64, u32),
-    pub(super) kind: Kind,
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Record {
+    /// Where the path starts in the names.
+    start: usize,
+    path_bytes: u32,
+    mode: u32,
+    mtime: Time,
+    kind: RecordKind,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) enum Kind {
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum RecordKind {
     Directory,
     File { size_bytes: u64, hash: [u8; 32] },
-    Symlink { target: Vec<u8> },
+    Symlink { target_bytes: u32 },
+}
+
+/// Seconds and nanoseconds since 1970.
+pub(super) type Time = (i64, u32);
+
+/// One file, directory or symbolic link.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Entry<'a> {
+    /// Relative to the root of the tree; bytes, because names need not be UTF-8.
+    pub(super) path: &'a [u8],
+    /// The permission bits.
+    pub(super) mode: u32,
+    /// When it was modified last.
+    pub(super) mtime: Time,
+    pub(super) kind: Kind<'a>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind<'a> {
+    Directory,
+    File { size_bytes: u64, hash: &'a [u8; 32] },
+    Symlink { target: &'a [u8] },
 }
 
 /// How an entry of a newer manifest differs from an older one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Change<'a> {
     /// In the older one alone.
-    Removed(&'a Entry),
+    Removed(Entry<'a>),
     /// In the newer one alone, or of another kind there.
-    Added(&'a Entry),
+    Added(Entry<'a>),
     /// In both, as the newer one has it.
-    Changed(&'a Entry),
+    Changed(Entry<'a>),
 }
 
-impl Entry {
+/// Whether directories differ by their times alone. They change whenever something that is ignored comes or goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum DirTimes {
+    Count,
+    PassOver,
+}
+
+impl<'a> Entry<'a> {
     pub(super) fn is_dir(&self) -> bool {
         self.kind == Kind::Directory
     }
 
-    /// What decides whether two entries are the same. Directories change their time whenever something that is ignored
-    /// comes or goes in them, so that does not count.
-    fn identity(&self) -> (&[u8], u32, Option<(i64, u32)>, &Kind) {
-        (&self.path, self.mode, (!self.is_dir()).then_some(self.mtime), &self.kind)
+    pub(super) fn as_path(&self) -> &'a Path {
+        Path::new(OsStr::from_bytes(self.path))
+    }
+
+    /// Whether two entries make no difference to a step.
+    pub(super) fn is_same(&self, other: &Self, times: DirTimes) -> bool {
+        let time_counts = times == DirTimes::Count || !self.is_dir();
+        (self.path, self.mode, &self.kind) == (other.path, other.mode, &other.kind)
+            && (!time_counts || self.mtime == other.mtime)
     }
 }
 
 impl Manifest {
-    /// Puts entries in order.
-    pub(super) fn new(mut entries: Vec<Entry>) -> Self {
-        entries.sort_unstable_by(|a, b| order(&a.path, &b.path));
-        Self { entries }
+    /// Adds an entry, which comes after all those before.
+    pub(super) fn push(&mut self, entry: Entry<'_>) {
+        let start = self.names.len();
+        self.names.extend_from_slice(entry.path);
+        let kind = match entry.kind {
+            Kind::Directory => RecordKind::Directory,
+            Kind::File { size_bytes, hash } => RecordKind::File { size_bytes, hash: *hash },
+            Kind::Symlink { target } => {
+                self.names.extend_from_slice(target);
+                RecordKind::Symlink { target_bytes: length(target) }
+            }
+        };
+        self.records.push(Record { start, path_bytes: length(entry.path), mode: entry.mode, mtime: entry.mtime, kind });
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.records.len()
+    }
+
+    pub(super) fn get(&self, index: usize) -> Option<Entry<'_>> {
+        self.records.get(index).map(|record| self.entry(record))
+    }
+
+    pub(super) fn entries(&self) -> impl DoubleEndedIterator<Item = Entry<'_>> {
+        self.records.iter().map(|record| self.entry(record))
+    }
+
+    /// The entry at a path.
+    pub(super) fn find(&self, path: &[u8]) -> Option<Entry<'_>> {
+        let index = self.records.binary_search_by(|record| order(self.path(record), path)).ok()?;
+        self.get(index)
+    }
+
+    fn path(&self, record: &Record) -> &[u8] {
+        &self.names[record.start..record.start + record.path_bytes as usize]
+    }
+
+    fn entry<'a>(&'a self, record: &'a Record) -> Entry<'a> {
+        let end = record.start + record.path_bytes as usize;
+        let kind = match &record.kind {
+            RecordKind::Directory => Kind::Directory,
+            RecordKind::File { size_bytes, hash } => Kind::File { size_bytes: *size_bytes, hash },
+            RecordKind::Symlink { target_bytes } => {
+                Kind::Symlink { target: &self.names[end..end + *target_bytes as usize] }
+            }
+        };
+        Entry { path: self.path(record), mode: record.mode, mtime: record.mtime, kind }
     }
 
     /// Names the tree by everything that makes a difference to a step.
-    pub(super) fn id(&self) -> Result<SourceId, postcard::Error> {
+    pub(super) fn id(&self) -> SourceId {
         let mut hasher = blake3::Hasher::new();
-        hasher.update(HEADER);
-        let mut bytes = Vec::new();
-        for entry in &self.entries {
-            bytes.clear();
-            bytes = postcard::to_extend(&entry.identity(), bytes)?;
-            hasher.update(&bytes);
+        hasher.update(ID_DOMAIN);
+        let mut bytes = Vec::with_capacity(1 << 17);
+        for entry in self.entries() {
+            if bytes.len() >= 1 << 16 {
+                hasher.update(&bytes);
+                bytes.clear();
+            }
+            bytes.extend(length(entry.path).to_le_bytes());
+            bytes.extend_from_slice(entry.path);
+            bytes.extend((entry.mode | type_bits(&entry.kind)).to_le_bytes());
+            match entry.kind {
+                Kind::Directory => continue,
+                Kind::File { size_bytes, hash } => {
+                    bytes.extend(size_bytes.to_le_bytes());
+                    bytes.extend(hash);
+                }
+                Kind::Symlink { target } => {
+                    bytes.extend(length(target).to_le_bytes());
+                    bytes.extend_from_slice(target);
+                }
+            }
+            bytes.extend(entry.mtime.0.to_le_bytes());
+            bytes.extend(entry.mtime.1.to_le_bytes());
         }
-        Ok(SourceId::of(hasher.finalize()))
+        hasher.update(&bytes);
+        SourceId::of(hasher.finalize())
     }
 
-    pub(super) fn encode(&self) -> Result<Vec<u8>, postcard::Error> {
-        postcard::to_extend(self, HEADER.to_vec())
+    /// The whole file.
+    pub(super) fn encode(&self) -> Vec<u8> {
+        let mut body = Vec::new();
+        self.encode_body(&mut body);
+        seal(HEADER, &body)
+    }
+
+    pub(super) fn encode_body(&self, to: &mut Vec<u8>) {
+        to.reserve(16 + self.records.len() * 60 + self.names.len());
+        to.extend((self.records.len() as u64).to_le_bytes());
+        to.extend((self.names.len() as u64).to_le_bytes());
+        for entry in self.entries() {
+            to.extend((entry.mode | type_bits(&entry.kind)).to_le_bytes());
+            to.extend(length(entry.path).to_le_bytes());
+            to.extend(entry.mtime.0.to_le_bytes());
+            to.extend(entry.mtime.1.to_le_bytes());
+            match entry.kind {
+                Kind::Directory => to.extend(0_u64.to_le_bytes()),
+                Kind::File { size_bytes, hash } => {
+                    to.extend(size_bytes.to_le_bytes());
+                    to.extend(hash);
+                }
+                Kind::Symlink { target } => to.extend((target.len() as u64).to_le_bytes()),
+            }
+        }
+        to.extend_from_slice(&self.names);
     }
 
     pub(super) fn read(path: &Path) -> Result<Self, StoreError> {
         let bytes = fs::read(path).doing("read", path)?;
-        let corrupt = |reason: String| StoreError::Corrupt { path: path.into(), reason };
-        let body = bytes.strip_prefix(HEADER).ok_or_else(|| corrupt("it is of another version".into()))?;
-        postcard::from_bytes(body).map_err(|error| corrupt(error.to_string()))
+        let corrupt = |reason: &str| StoreError::Corrupt { path: path.into(), reason: reason.into() };
+        let mut body = unseal(HEADER, &bytes).ok_or_else(|| corrupt("damaged, or of another version"))?;
+        Self::decode_body(&mut body).ok_or_else(|| corrupt("cut short"))
+    }
+
+    /// Reads what [`Manifest::encode_body`] wrote, and moves `bytes` behind it.
+    pub(super) fn decode_body(bytes: &mut &[u8]) -> Option<Self> {
+        let (count, names_bytes) = (usize::try_from(u64_of(bytes)?).ok()?, usize::try_from(u64_of(bytes)?).ok()?);
+        // No more than the bytes can have, whatever the count says.
+        let mut records = Vec::with_capacity(count.min(bytes.len() / 28));
+        let mut start = 0_usize;
+        for _ in 0..count {
+            let (mode, path_bytes) = (u32_of(bytes)?, u32_of(bytes)?);
+            let mtime = (i64_of(bytes)?, u32_of(bytes)?);
+            let extent = u64_of(bytes)?;
+            let mut end = start.checked_add(path_bytes as usize)?;
+            let kind = match mode & TYPE_BITS {
+                DIRECTORY => RecordKind::Directory,
+                FILE => RecordKind::File { size_bytes: extent, hash: take(bytes)? },
+                SYMLINK => {
+                    let target_bytes = u32::try_from(extent).ok()?;
+                    end = end.checked_add(target_bytes as usize)?;
+                    RecordKind::Symlink { target_bytes }
+                }
+                _ => return None,
+            };
+            records.push(Record { start, path_bytes, mode: mode & !TYPE_BITS, mtime, kind });
+            start = end;
+        }
+        let (names, rest) = bytes.split_at_checked(names_bytes)?;
+        *bytes = rest;
+        (start == names.len()).then(|| Self { names: names.to_vec(), records })
     }
 
     /// What to do to `self` to get `newer`, by path.
-    pub(super) fn changes<'a>(&'a self, newer: &'a Self) -> Vec<Change<'a>> {
-        let (mut old, mut new) = (self.entries.iter().peekable(), newer.entries.iter().peekable());
+    pub(super) fn changes<'a>(&'a self, newer: &'a Self, times: DirTimes) -> Vec<Change<'a>> {
+        let (mut old, mut new) = (self.entries().peekable(), newer.entries().peekable());
         let mut changes = Vec::new();
         loop {
             let side = match (old.peek(), new.peek()) {
                 (None, None) => return changes,
                 (Some(_), None) => Ordering::Less,
                 (None, Some(_)) => Ordering::Greater,
-                (Some(old), Some(new)) => order(&old.path, &new.path),
+                (Some(old), Some(new)) => order(old.path, new.path),
             };
             match side {
                 Ordering::Less => changes.extend(old.next().map(Change::Removed)),
@@ -107,7 +270,7 @@ impl Manifest {
                     if let (Some(old), Some(new)) = (old.next(), new.next()) {
                         if old.is_dir() != new.is_dir() {
                             changes.push(Change::Added(new));
-                        } else if old.identity() != new.identity() {
+                        } else if !old.is_same(&new, times) {
                             changes.push(Change::Changed(new));
                         }
                     }
@@ -117,69 +280,169 @@ impl Manifest {
     }
 }
 
-/// Orders paths name by name, so that a directory's content follows it directly.
-fn order(a: &[u8], b: &[u8]) -> Ordering {
-    let names = |path: &[u8]| !path.is_empty();
-    match (names(a), names(b)) {
-        (true, true) => a.split(|byte| *byte == b'/').cmp(b.split(|byte| *byte == b'/')),
-        (a, b) => a.cmp(&b),
+impl std::fmt::Debug for Manifest {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_list().entries(self.entries()).finish()
     }
+}
+
+/// Orders paths name by name, so that a directory's content follows it directly.
+pub(super) fn order(a: &[u8], b: &[u8]) -> Ordering {
+    match a.iter().zip(b).find(|(a, b)| a != b) {
+        None => a.len().cmp(&b.len()),
+        Some((b'/', _)) => Ordering::Less,
+        Some((_, b'/')) => Ordering::Greater,
+        Some((a, b)) => a.cmp(b),
+    }
+}
+
+/// A header, a checksum, and the body.
+pub(super) fn seal(header: &[u8], body: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(header.len() + 4 + body.len());
+    bytes.extend_from_slice(header);
+    bytes.extend(crc32fast::hash(body).to_le_bytes());
+    bytes.extend_from_slice(body);
+    bytes
+}
+
+/// The body of what [`seal`] made; `None` where it is damaged or of another version.
+pub(super) fn unseal<'a>(header: &[u8], bytes: &'a [u8]) -> Option<&'a [u8]> {
+    let mut rest = bytes.strip_prefix(header)?;
+    let checksum = u32_of(&mut rest)?;
+    (crc32fast::hash(rest) == checksum).then_some(rest)
+}
+
+fn take<const N: usize>(bytes: &mut &[u8]) -> Option<[u8; N]> {
+    let (taken, rest) = bytes.split_first_chunk::<N>()?;
+    *bytes = rest;
+    Some(*taken)
+}
+
+pub(super) fn u32_of(bytes: &mut &[u8]) -> Option<u32> {
+    take(bytes).map(u32::from_le_bytes)
+}
+
+pub(super) fn u64_of(bytes: &mut &[u8]) -> Option<u64> {
+    take(bytes).map(u64::from_le_bytes)
+}
+
+pub(super) fn i64_of(bytes: &mut &[u8]) -> Option<i64> {
+    take(bytes).map(i64::from_le_bytes)
+}
+
+fn type_bits(kind: &Kind<'_>) -> u32 {
+    match kind {
+        Kind::Directory => DIRECTORY,
+        Kind::File { .. } => FILE,
+        Kind::Symlink { .. } => SYMLINK,
+    }
+}
+
+/// The length of a path, of which the kernel takes no more than 4096 bytes.
+fn length(path: &[u8]) -> u32 {
+    u32::try_from(path.len()).unwrap_or(u32::MAX)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn file(path: &str, content: u8) -> Entry {
-        let kind = Kind::File { size_bytes: 1, hash: [content; 32] };
-        Entry { path: path.into(), mode: 0o644, mtime: (1, 2), kind }
+    fn file(path: &str, content: u8) -> Entry<'_> {
+        const HASHES: [[u8; 32]; 8] = [[0; 32], [1; 32], [2; 32], [3; 32], [4; 32], [5; 32], [6; 32], [7; 32]];
+        let kind = Kind::File { size_bytes: 1, hash: &HASHES[usize::from(content)] };
+        Entry { path: path.as_bytes(), mode: 0o644, mtime: (1, 2), kind }
     }
 
-    fn dir(path: &str) -> Entry {
-        Entry { path: path.into(), mode: 0o755, mtime: (1, 2), kind: Kind::Directory }
+    fn dir(path: &str) -> Entry<'_> {
+        Entry { path: path.as_bytes(), mode: 0o755, mtime: (1, 2), kind: Kind::Directory }
+    }
+
+    fn link<'a>(path: &'a str, target: &'a str) -> Entry<'a> {
+        Entry { path: path.as_bytes(), mode: 0o777, mtime: (-1, 2), kind: Kind::Symlink { target: target.as_bytes() } }
+    }
+
+    fn manifest(mut entries: Vec<Entry<'_>>) -> Manifest {
+        entries.sort_by(|a, b| order(a.path, b.path));
+        let mut manifest = Manifest::default();
+        entries.into_iter().for_each(|entry| manifest.push(entry));
+        manifest
     }
 
     #[test]
     fn a_directory_comes_directly_before_its_content() {
-        let manifest = Manifest::new(vec![file("a/b", 1), file("a-b", 1), dir("a"), dir("")]);
-        let paths: Vec<_> = manifest.entries.iter().map(|entry| String::from_utf8_lossy(&entry.path)).collect();
-        assert_eq!(paths, ["", "a", "a/b", "a-b"]);
+        let manifest = manifest(vec![file("a/b", 1), file("a-b", 1), file("a.b", 1), dir("a"), dir(""), file("a/", 1)]);
+        let paths: Vec<_> = manifest.entries().map(|entry| String::from_utf8_lossy(entry.path)).collect();
+        assert_eq!(paths, ["", "a", "a/", "a/b", "a-b", "a.b"]);
     }
 
     #[test]
     fn changes_tell_kinds_apart_and_pass_over_the_times_of_directories() {
-        let old =
-            Manifest::new(vec![dir(""), dir("same"), file("same/f", 1), file("edited", 1), file("gone", 1), dir("d")]);
+        let old = manifest(vec![
+            dir(""),
+            dir("same"),
+            file("same/f", 1),
+            file("edited", 1),
+            file("gone", 1),
+            dir("d"),
+            link("l", "a"),
+        ]);
         let mut touched = dir("same");
         touched.mtime = (9, 9);
-        let new =
-            Manifest::new(vec![dir(""), touched, file("same/f", 1), file("edited", 2), file("new", 1), file("d", 1)]);
-        assert_eq!(
-            old.changes(&new),
-            [
-                Change::Added(&file("d", 1)),
-                Change::Changed(&file("edited", 2)),
-                Change::Removed(&file("gone", 1)),
-                Change::Added(&file("new", 1)),
-            ]
-        );
+        let new = manifest(vec![
+            dir(""),
+            touched,
+            file("same/f", 1),
+            file("edited", 2),
+            file("new", 1),
+            file("d", 1),
+            link("l", "b"),
+        ]);
+        let mut expected = vec![
+            Change::Added(file("d", 1)),
+            Change::Changed(file("edited", 2)),
+            Change::Removed(file("gone", 1)),
+            Change::Changed(link("l", "b")),
+            Change::Added(file("new", 1)),
+        ];
+        assert_eq!(old.changes(&new, DirTimes::PassOver), expected);
+        expected.push(Change::Changed(touched));
+        assert_eq!(old.changes(&new, DirTimes::Count), expected);
         assert_ne!(old.id(), new.id());
+        assert_eq!(manifest(vec![dir("same")]).id(), manifest(vec![touched]).id());
     }
 
     #[test]
-    fn a_manifest_is_read_back_as_it_was_written() {
+    fn what_is_pushed_is_found_by_its_path() {
+        let manifest = manifest(vec![dir(""), dir("a"), link("a/l", "to"), file("a-b", 3)]);
+        assert_eq!(manifest.find(b"a/l"), Some(link("a/l", "to")));
+        assert_eq!(manifest.find(b""), Some(dir("")));
+        assert_eq!((manifest.find(b"a/"), manifest.len()), (None, 4));
+    }
+
+    #[test]
+    fn a_manifest_is_read_back_as_it_was_written_and_damage_is_told() {
         let top = tempfile::tempdir().unwrap();
         let path = top.path().join("manifest");
-        let manifest = Manifest::new(vec![dir(""), file("f", 3)]);
-        fs::write(&path, manifest.encode().unwrap()).unwrap();
+        let manifest = manifest(vec![dir(""), file("f", 3), link("l", "somewhere")]);
+        let bytes = manifest.encode();
+        fs::write(&path, &bytes).unwrap();
         assert_eq!(Manifest::read(&path).unwrap(), manifest);
-        fs::write(&path, "something else").unwrap();
-        assert!(matches!(Manifest::read(&path), Err(StoreError::Corrupt { .. })));
+        for at in 0..bytes.len() {
+            let mut damaged = bytes.clone();
+            damaged[at] ^= 0x40;
+            fs::write(&path, &damaged).unwrap();
+            assert!(matches!(Manifest::read(&path), Err(StoreError::Corrupt { .. })), "a flipped bit at {at}");
+            fs::write(&path, &bytes[..at]).unwrap();
+            assert!(matches!(Manifest::read(&path), Err(StoreError::Corrupt { .. })), "cut at {at}");
+        }
+        let body = seal(HEADER, &[0xff; 40]);
+        fs::write(&path, body).unwrap();
+        assert!(matches!(Manifest::read(&path), Err(StoreError::Corrupt { .. })), "counts beyond everything");
     }
 
     #[test]
     fn the_id_of_a_known_tree_never_changes() {
-        let manifest = Manifest::new(vec![dir(""), dir("d"), file("d/f", 7)]);
-        assert_eq!(manifest.id().unwrap().as_str(), "02bb3903b88dbaff72a7cbc3f10d48ff03476a955f92cdb53c8e886c7f8ec5c4");
+        let manifest = manifest(vec![dir(""), dir("d"), file("d/f", 7), link("l", "d/f")]);
+        assert_eq!(manifest.id().as_str(), "3628658698cfac80e60b28fb87dac1dc2058280c9f763b321a335e8e4badd2a8");
     }
 }

@@ -13,7 +13,7 @@ use std::{
 use super::{
     FrozenSource, LayerId, SourceId, Staging, Store, StoreError,
     error::Doing,
-    manifest::{Change, Entry, Kind},
+    manifest::{Change, DirTimes, Entry, Kind},
     source::put_symlink,
     tree,
 };
@@ -33,19 +33,19 @@ impl Store {
     /// Copies a source to `into`, which must not exist.
     pub(crate) fn copy_source(&self, source: &FrozenSource, into: &Path) -> Result<(), StoreError> {
         let manifest = self.manifest(&source.id)?;
-        for entry in &manifest.entries {
+        for entry in manifest.entries() {
             let path = into.join(entry.as_path());
-            match &entry.kind {
+            match entry.kind {
                 Kind::Directory => DirBuilder::new().mode(0o700).create(&path).doing("make the directory", &path)?,
-                Kind::Symlink { target } => put_symlink(entry, target, &path)?,
+                Kind::Symlink { target } => put_symlink(&entry, target, &path)?,
                 Kind::File { .. } => {
                     fs::copy(source.locate(entry.as_path()), &path).doing("write", &path)?;
                     entry.put_attributes(&path)?;
                 }
             }
         }
-        let dirs = manifest.entries.iter().rev().filter(|entry| entry.is_dir());
-        dirs.into_iter().try_for_each(|entry| entry.put_attributes(&into.join(entry.as_path())))
+        let mut dirs = manifest.entries().rev().filter(Entry::is_dir);
+        dirs.try_for_each(|entry| entry.put_attributes(&into.join(entry.as_path())))
     }
 
     /// Copies a kept workspace to `into`, which must not exist, and makes it show `source`. `None` where there is no such
@@ -80,26 +80,26 @@ impl Store {
     /// Applies the difference between two sources: what was edited or deleted wins, all else stays.
     fn update_workspace(&self, workspace: &Path, old: &SourceId, new: &FrozenSource) -> Result<(), StoreError> {
         let (before, after) = (self.manifest(old)?, self.manifest(&new.id)?);
-        let changes = before.changes(&after);
+        let changes = before.changes(&after, DirTimes::PassOver);
         for change in &changes {
             match *change {
                 Change::Removed(entry) if entry.is_dir() => {}
                 Change::Removed(entry) => {
-                    if let Some(path) = existing(workspace, entry)
+                    if let Some(path) = existing(workspace, &entry)
                         && !path.is_dir()
                     {
                         fs::remove_file(&path).doing("remove", &path)?;
                     }
                 }
                 Change::Added(entry) | Change::Changed(entry) => {
-                    put(entry, workspace, new)?;
+                    put(&entry, workspace, new)?;
                 }
             }
         }
         for change in changes.iter().rev() {
             if let Change::Removed(entry) = change
                 && entry.is_dir()
-                && let Some(path) = existing(workspace, entry)
+                && let Some(path) = existing(workspace, &entry)
             {
                 // Stays where a step put something of its own there.
                 let _ = fs::remove_dir(path);
@@ -114,7 +114,7 @@ impl Store {
 }
 
 /// Where an entry is, if every parent of it is a directory of the workspace: a step may have put links there.
-fn existing(workspace: &Path, entry: &Entry) -> Option<PathBuf> {
+fn existing(workspace: &Path, entry: &Entry<'_>) -> Option<PathBuf> {
     let mut path = workspace.to_path_buf();
     for part in entry.as_path() {
         if !fs::symlink_metadata(&path).is_ok_and(|metadata| metadata.is_dir()) {
@@ -126,7 +126,7 @@ fn existing(workspace: &Path, entry: &Entry) -> Option<PathBuf> {
 }
 
 /// Puts an entry of the newer source in its place, whatever a step put there or in the place of its parents.
-fn put(entry: &Entry, workspace: &Path, source: &FrozenSource) -> Result<(), StoreError> {
+fn put(entry: &Entry<'_>, workspace: &Path, source: &FrozenSource) -> Result<(), StoreError> {
     let mut path = workspace.to_path_buf();
     let mut parts = entry.as_path().components().peekable();
     while let Some(part) = parts.next() {
@@ -141,7 +141,7 @@ fn put(entry: &Entry, workspace: &Path, source: &FrozenSource) -> Result<(), Sto
             DirBuilder::new().mode(0o755).create(&path).doing("make the directory", &path)?;
         }
     }
-    match &entry.kind {
+    match entry.kind {
         Kind::Directory => entry.put_attributes(&path),
         Kind::Symlink { target } => put_symlink(entry, target, &path),
         Kind::File { .. } => {

@@ -16,6 +16,6 @@ pub use flatten::flatten;
 pub use remove::remove_tree;
 pub use seal::{Seal, seal};
 
-pub(crate) use at::{is_opaque_at, is_whiteout_at, join, mtime, whiteout};
+pub(crate) use at::{is_opaque_at, is_whiteout_at, join, mtime, open_below, open_dir, stat_at, whiteout};
 pub(crate) use copy::reflink;
 pub(crate) use measure::{Extent, FileId, measure};

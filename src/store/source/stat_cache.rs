@@ -1,0 +1,265 @@
+//! The stat cache of a source directory: what was seen and hashed there, so that unchanged files need not be read again.
+//!
+//! One file per directory, in the store, named after its path. It is only ever a shortcut: what is damaged or doubtful is
+//! no cache, and costs time alone. Git's rule holds: a file that was written to about when it was looked at may have been
+//! written to again without a change of its times, and so is not trusted; nor is anything where the clock went backwards.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use super::{
+    Store, StoreError,
+    walk::{FileKind, Status},
+};
+use crate::store::{
+    SourceId,
+    error::Doing,
+    layout::make_dir,
+    manifest::{Entry, Kind, Manifest, Time, i64_of, seal, u32_of, u64_of, unseal},
+};
+
+const HEADER: &[u8] = b"hm-exec stat cache 1\n";
+
+/// File times come from a clock that the kernel moves on by up to 10 ms at once.
+const CLOCK_STEP_NANOSECONDS: u32 = 50_000_000;
+
+/// File systems without fractions of seconds move on by up to two.
+const COARSE_STEP_SECONDS: i64 = 2;
+
+/// How many directories are remembered.
+const MAX_CACHES: usize = 64;
+
+/// What one directory looked like.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct StatCache {
+    /// The source that it was frozen as.
+    pub(super) last: SourceId,
+    /// How much the deltas of that source's stack have.
+    pub(super) weight: Weight,
+    /// When the look at it began.
+    pub(super) started: Time,
+    pub(super) manifest: Manifest,
+    /// For each entry of the manifest.
+    pub(super) stamps: Vec<Stamp>,
+}
+
+/// What a manifest does not say of a file, and changes when the file is written to or replaced.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Stamp {
+    device: u64,
+    inode: u64,
+    ctime: Time,
+}
+
+/// Entries, and bytes of their content.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Weight {
+    pub(super) entries: u64,
+    pub(super) bytes: u64,
+}
+
+impl Stamp {
+    pub(super) fn of(status: &Status) -> Self {
+        Self { device: status.device, inode: status.inode, ctime: status.ctime }
+    }
+}
+
+impl StatCache {
+    /// Reads a cache; `None` where there is none to be trusted.
+    pub(super) fn load(path: &Path) -> Option<Self> {
+        let bytes = match fs::read(path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
+            Err(error) => {
+                tracing::warn!(%error, path = %path.display(), "a stat cache can't be read: all files are");
+                return None;
+            }
+        };
+        let cache = unseal(HEADER, &bytes).and_then(Self::decode);
+        if cache.is_none() {
+            tracing::debug!(path = %path.display(), "a stat cache is damaged, or of another version");
+        }
+        cache
+    }
+
+    pub(super) fn encode(&self) -> Vec<u8> {
+        let mut body = Vec::with_capacity(256 + self.stamps.len() * 128);
+        body.extend((self.last.as_str().len() as u64).to_le_bytes());
+        body.extend_from_slice(self.last.as_str().as_bytes());
+        body.extend(self.weight.entries.to_le_bytes());
+        body.extend(self.weight.bytes.to_le_bytes());
+        body.extend(self.started.0.to_le_bytes());
+        body.extend(self.started.1.to_le_bytes());
+        self.manifest.encode_body(&mut body);
+        for stamp in &self.stamps {
+            body.extend(stamp.device.to_le_bytes());
+            body.extend(stamp.inode.to_le_bytes());
+            body.extend(stamp.ctime.0.to_le_bytes());
+            body.extend(stamp.ctime.1.to_le_bytes());
+        }
+        seal(HEADER, &body)
+    }
+
+    fn decode(mut bytes: &[u8]) -> Option<Self> {
+        let bytes = &mut bytes;
+        let last_bytes = usize::try_from(u64_of(bytes)?).ok()?;
+        let (last, rest) = bytes.split_at_checked(last_bytes)?;
+        let last = SourceId::parse(std::str::from_utf8(last).ok()?)?;
+        *bytes = rest;
+        let weight = Weight { entries: u64_of(bytes)?, bytes: u64_of(bytes)? };
+        let started = (i64_of(bytes)?, u32_of(bytes)?);
+        let manifest = Manifest::decode_body(bytes)?;
+        let mut stamps = Vec::with_capacity(manifest.len());
+        for _ in 0..manifest.len() {
+            stamps.push(Stamp {
+                device: u64_of(bytes)?,
+                inode: u64_of(bytes)?,
+                ctime: (i64_of(bytes)?, u32_of(bytes)?),
+            });
+        }
+        bytes.is_empty().then_some(Self { last, weight, started, manifest, stamps })
+    }
+
+    /// The entry at `index`, if a file with this status must still have the content that was hashed then.
+    pub(super) fn trusted(&self, index: usize, status: &Status) -> Option<Entry<'_>> {
+        let entry = self.manifest.get(index)?;
+        let same = match entry.kind {
+            // What is in a directory is another entry's matter.
+            Kind::Directory => return (status.kind == FileKind::Directory).then_some(entry),
+            Kind::File { size_bytes, .. } => status.kind == FileKind::File && status.size_bytes == size_bytes,
+            Kind::Symlink { .. } => status.kind == FileKind::Symlink,
+        };
+        let same = same && (entry.mode, entry.mtime) == (status.mode, status.mtime);
+        (same && self.stamps.get(index) == Some(&Stamp::of(status)) && self.is_settled(status)).then_some(entry)
+    }
+
+    /// Whether a change after this cache's look would have changed the status.
+    fn is_settled(&self, status: &Status) -> bool {
+        let latest = status.mtime.max(status.ctime);
+        let settled = if (status.mtime.1, status.ctime.1) == (0, 0) {
+            (latest.0 + COARSE_STEP_SECONDS, 0)
+        } else {
+            let nanoseconds = latest.1 + CLOCK_STEP_NANOSECONDS;
+            (latest.0 + i64::from(nanoseconds / 1_000_000_000), nanoseconds % 1_000_000_000)
+        };
+        settled < self.started
+    }
+}
+
+/// The time, as file times have it.
+pub(super) fn now() -> Time {
+    match SystemTime::now().duration_since(UNIX_EPOCH) {
+        Ok(since) => (i64::try_from(since.as_secs()).unwrap_or(i64::MAX), since.subsec_nanos()),
+        // Before all files: nothing is trusted.
+        Err(_) => (i64::MIN, 0),
+    }
+}
+
+impl Store {
+    /// Where the stat cache of a source directory is.
+    pub(super) fn stat_cache_path(&self, source: &Path) -> PathBuf {
+        let name = blake3::hash(source.as_os_str().as_encoded_bytes()).to_hex();
+        self.dir().join("stat").join(name.as_str())
+    }
+
+    /// Writes a stat cache, and forgets those of the directories that were frozen longest ago.
+    pub(super) fn save_stat_cache(&self, path: &Path, cache: &StatCache) -> Result<(), StoreError> {
+        let dir = self.dir().join("stat");
+        make_dir(&dir)?;
+        self.write_file(path, &cache.encode())?;
+        let mut known = Vec::new();
+        for entry in fs::read_dir(&dir).doing("list", &dir)? {
+            let entry = entry.doing("list", &dir)?;
+            // Another process may have removed it.
+            known.extend(entry.metadata().and_then(|it| it.modified()).map(|time| (time, entry.path())));
+        }
+        known.sort_unstable();
+        let excess = known.len().saturating_sub(MAX_CACHES);
+        for (_, path) in &known[..excess] {
+            match fs::remove_file(path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(StoreError::io("remove", path, error));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn status(ctime: Time) -> Status {
+        let kind = FileKind::File;
+        Status { kind, mode: 0o644, size_bytes: 3, mtime: (100, 5), ctime, device: 1, inode: 2 }
+    }
+
+    fn cache(started: Time, seen: &Status) -> StatCache {
+        let mut manifest = Manifest::default();
+        let kind = Kind::File { size_bytes: seen.size_bytes, hash: &[7; 32] };
+        manifest.push(Entry { path: b"f", mode: seen.mode, mtime: seen.mtime, kind });
+        let (last, stamps) = (SourceId::parse(&"0".repeat(64)).unwrap(), vec![Stamp::of(seen)]);
+        StatCache { last, weight: Weight { entries: 1, bytes: 2 }, started, manifest, stamps }
+    }
+
+    #[test]
+    fn a_file_is_trusted_only_if_a_later_write_would_show() {
+        let seen = status((200, 0));
+        let trusted = |started| cache(started, &seen).trusted(0, &seen).is_some();
+        assert!(trusted((201, 0)));
+        assert!(!trusted((200, 0)) && !trusted((200, 20_000_000)) && !trusted((150, 0)));
+        let almost = status((200, 999_999_999));
+        assert!(!cache((201, 1_000_000), &almost).trusted(0, &almost).is_some());
+        // No fractions of seconds: perhaps the file system has none.
+        let whole = Status { mtime: (100, 0), ..status((200, 0)) };
+        assert!(cache((202, 0), &whole).trusted(0, &whole).is_none());
+        assert!(cache((202, 1), &whole).trusted(0, &whole).is_some());
+        // A time in the future tells nothing.
+        let future = Status { mtime: (900, 5), ..seen };
+        assert!(cache((500, 0), &future).trusted(0, &future).is_none());
+    }
+
+    #[test]
+    fn whatever_differs_is_not_trusted() {
+        let seen = status((200, 1));
+        let cache = cache((300, 0), &seen);
+        assert!(cache.trusted(0, &seen).is_some());
+        for other in [
+            Status { kind: FileKind::Symlink, ..seen },
+            Status { kind: FileKind::Directory, ..seen },
+            Status { mode: 0o600, ..seen },
+            Status { size_bytes: 4, ..seen },
+            Status { mtime: (100, 6), ..seen },
+            Status { ctime: (200, 2), ..seen },
+            Status { device: 9, ..seen },
+            Status { inode: 9, ..seen },
+        ] {
+            assert!(cache.trusted(0, &other).is_none(), "{other:?}");
+        }
+        assert!(cache.trusted(1, &seen).is_none());
+    }
+
+    #[test]
+    fn a_damaged_cache_is_none() {
+        let top = tempfile::tempdir().unwrap();
+        let path = top.path().join("cache");
+        assert_eq!(StatCache::load(&path), None);
+        let cache = cache((300, 0), &status((200, 1)));
+        let bytes = cache.encode();
+        fs::write(&path, &bytes).unwrap();
+        assert_eq!(StatCache::load(&path), Some(cache));
+        for at in 0..bytes.len() {
+            let mut damaged = bytes.clone();
+            damaged[at] ^= 1;
+            fs::write(&path, &damaged).unwrap();
+            assert_eq!(StatCache::load(&path), None, "a flipped bit at {at}");
+            fs::write(&path, &bytes[..at]).unwrap();
+            assert_eq!(StatCache::load(&path), None, "cut at {at}");
+        }
+    }
+}

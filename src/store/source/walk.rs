@@ -1,0 +1,358 @@
+//! Walking a source tree: every path that counts and its status, in a manifest's order. No file is read.
+//!
+//! A walker of our own, because it must look at a hundred thousand entries in a fraction of a second: relative to open
+//! directories, without an allocation per entry, and with rules matched only where there are any. Directories are shared
+//! out among threads; each sorts what it lists, and in the end the lists are joined.
+
+use std::{
+    ffi::{CStr, OsStr},
+    os::{
+        fd::OwnedFd,
+        unix::ffi::{OsStrExt, OsStringExt},
+    },
+    path::Path,
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+};
+
+use rustix::{
+    fd::AsFd,
+    fs::{Dir, FileType},
+    io::Errno,
+};
+
+use super::{StoreError, rules::Rules, threads};
+use crate::store::{manifest::Time, tree};
+
+/// What is known of a file without reading it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Status {
+    pub(super) kind: FileKind,
+    /// The permission bits.
+    pub(super) mode: u32,
+    pub(super) size_bytes: u64,
+    pub(super) mtime: Time,
+    pub(super) ctime: Time,
+    pub(super) device: u64,
+    pub(super) inode: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum FileKind {
+    Directory,
+    File,
+    Symlink,
+}
+
+impl Status {
+    /// `None` for what is no part of a source: sockets, pipes, devices.
+    #[expect(clippy::unnecessary_cast, clippy::useless_conversion, reason = "types differ between systems")]
+    pub(super) fn of(stat: &rustix::fs::Stat) -> Option<Self> {
+        let kind = match FileType::from_raw_mode(stat.st_mode) {
+            FileType::Directory => FileKind::Directory,
+            FileType::RegularFile => FileKind::File,
+            FileType::Symlink => FileKind::Symlink,
+            _ => return None,
+        };
+        let nanoseconds = |value: u64| u32::try_from(value).unwrap_or(0);
+        Some(Self {
+            kind,
+            mode: if kind == FileKind::Symlink { 0o777 } else { u32::from(stat.st_mode) & 0o7777 },
+            size_bytes: u64::try_from(stat.st_size).unwrap_or(0),
+            mtime: (stat.st_mtime as i64, nanoseconds(stat.st_mtime_nsec as u64)),
+            ctime: (stat.st_ctime as i64, nanoseconds(stat.st_ctime_nsec as u64)),
+            device: stat.st_dev as u64,
+            inode: stat.st_ino as u64,
+        })
+    }
+}
+
+/// Everything in a tree, in a manifest's order.
+#[derive(Debug, Default)]
+pub(super) struct Tree {
+    paths: Vec<u8>,
+    found: Vec<(usize, Status)>,
+}
+
+impl Tree {
+    fn push(&mut self, dir: &[u8], name: &[u8], status: Status) {
+        self.paths.extend_from_slice(dir);
+        if !dir.is_empty() {
+            self.paths.push(b'/');
+        }
+        self.paths.extend_from_slice(name);
+        self.found.push((self.paths.len(), status));
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.found.len()
+    }
+
+    pub(super) fn path(&self, index: usize) -> &[u8] {
+        let start = index.checked_sub(1).map_or(0, |before| self.found[before].0);
+        &self.paths[start..self.found[index].0]
+    }
+
+    pub(super) fn status(&self, index: usize) -> &Status {
+        &self.found[index].1
+    }
+}
+
+/// What is to be walked.
+#[derive(Debug)]
+pub(super) struct Walk<'a> {
+    /// Canonical.
+    pub(super) source: &'a Path,
+    /// A directory that is no part of the source, should it lie in it.
+    pub(super) store: &'a Path,
+    pub(super) abandoned: &'a AtomicBool,
+}
+
+impl Walk<'_> {
+    /// Lists the tree.
+    ///
+    /// # Errors
+    /// [`StoreError::Unreadable`] with the directory; [`StoreError::SourceChanged`] where one goes meanwhile.
+    pub(super) fn run(&self) -> Result<Tree, StoreError> {
+        let unreadable = |source: Errno| StoreError::Unreadable { path: self.source.into(), source: source.into() };
+        let root = tree::open_dir(self.source)
+            .map_err(|source| StoreError::Unreadable { path: self.source.into(), source })?;
+        let status = Status::of(&rustix::fs::fstat(&root).map_err(unreadable)?);
+        let status = status.ok_or_else(|| StoreError::NoSource { path: self.source.into() })?;
+        let first = Job { slot: 0, path: Vec::new(), rules: Arc::new(Rules::above(self.source)) };
+        let queue = Queue {
+            state: Mutex::new(State { jobs: vec![first], open: 1, slots: 1, lists: Vec::new(), failed: None }),
+            changed: Condvar::new(),
+        };
+        thread::scope(|scope| {
+            for _ in 1..threads() {
+                scope.spawn(|| self.work(&root, &queue));
+            }
+            self.work(&root, &queue);
+        });
+        let state = queue.state.into_inner().unwrap_or_else(PoisonError::into_inner);
+        match state.failed {
+            Some(error) => Err(error),
+            None => Ok(join(state.lists, state.slots, status)),
+        }
+    }
+
+    /// Lists directories until none is left.
+    fn work(&self, root: &OwnedFd, queue: &Queue) {
+        let mut scratch = Scratch::default();
+        while let Some(job) = queue.take() {
+            let listed = self.list(root, &job, &mut scratch);
+            queue.done(job.slot, listed);
+        }
+    }
+
+    fn list(&self, root: &OwnedFd, job: &Job, scratch: &mut Scratch) -> Result<(List, Vec<SubDir>), StoreError> {
+        let dir_path = || self.source.join(OsStr::from_bytes(&job.path));
+        let unreadable = |source: std::io::Error| StoreError::Unreadable { path: dir_path(), source };
+        if self.abandoned.load(Ordering::Relaxed) {
+            return Err(StoreError::Abandoned);
+        }
+        let dir = match tree::open_below(root.as_fd(), &job.path) {
+            Ok(dir) => dir,
+            Err(error) => {
+                let went = matches!(Errno::from_io_error(&error), Some(Errno::NOENT | Errno::NOTDIR | Errno::LOOP));
+                return Err(if went { StoreError::SourceChanged { path: dir_path() } } else { unreadable(error) });
+            }
+        };
+        let (mut has_git, mut has_gitignore) = (false, false);
+        scratch.clear();
+        for entry in Dir::read_from(&dir).map_err(|error| unreadable(error.into()))? {
+            let entry = entry.map_err(|error| unreadable(error.into()))?;
+            match entry.file_name().to_bytes() {
+                b"." | b".." => {}
+                b".git" => has_git = true,
+                name => {
+                    has_gitignore |= name == b".gitignore";
+                    scratch.push(entry.file_name(), entry.file_type());
+                }
+            }
+        }
+        scratch.sort();
+        let rules = if has_git || has_gitignore {
+            Arc::new(job.rules.within(&dir_path(), has_git, has_gitignore))
+        } else {
+            Arc::clone(&job.rules)
+        };
+        let mut path = dir_path().into_os_string().into_vec();
+        if !path.ends_with(b"/") {
+            path.push(b'/');
+        }
+        let dir_bytes = path.len();
+        let has_rules = !rules.is_empty();
+        let (mut list, mut below) = (List::default(), Vec::new());
+        for &(start, end, hint) in &scratch.names {
+            let name = CStr::from_bytes_with_nul(&scratch.bytes[start..end]).unwrap_or_default();
+            path.truncate(dir_bytes);
+            path.extend_from_slice(name.to_bytes());
+            let path = Path::new(OsStr::from_bytes(&path));
+            if has_rules && hint != FileType::Unknown && rules.ignore(path, hint == FileType::Directory) {
+                continue;
+            }
+            // Gone since the directory was listed.
+            let Some(stat) = tree::stat_at(&dir, name).map_err(unreadable)? else { continue };
+            let is_dir = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
+            if has_rules && hint == FileType::Unknown && rules.ignore(path, is_dir) || is_dir && path == self.store {
+                continue;
+            }
+            let Some(status) = Status::of(&stat) else {
+                tracing::warn!(path = %path.display(), "left out of the source: neither file, directory nor symbolic link");
+                continue;
+            };
+            if status.kind == FileKind::Directory {
+                below.push(SubDir {
+                    at: list.entries.len(),
+                    job: Job { slot: 0, path: tree::join(&job.path, name.to_bytes()), rules: Arc::clone(&rules) },
+                });
+            }
+            list.names.extend_from_slice(name.to_bytes());
+            list.entries.push(Listed { name_end: list.names.len(), status, slot: 0 });
+        }
+        list.path.clone_from(&job.path);
+        Ok((list, below))
+    }
+}
+
+/// The names of one directory, sorted; reused from one to the next.
+#[derive(Default)]
+struct Scratch {
+    /// Each with its NUL.
+    bytes: Vec<u8>,
+    names: Vec<(usize, usize, FileType)>,
+}
+
+impl Scratch {
+    fn clear(&mut self) {
+        self.bytes.clear();
+        self.names.clear();
+    }
+
+    fn push(&mut self, name: &CStr, kind: FileType) {
+        let start = self.bytes.len();
+        self.bytes.extend_from_slice(name.to_bytes_with_nul());
+        self.names.push((start, self.bytes.len(), kind));
+    }
+
+    fn sort(&mut self) {
+        let bytes = &self.bytes;
+        self.names.sort_unstable_by(|a, b| bytes[a.0..a.1].cmp(&bytes[b.0..b.1]));
+    }
+}
+
+/// A directory to be listed.
+struct Job {
+    slot: usize,
+    path: Vec<u8>,
+    rules: Arc<Rules>,
+}
+
+/// A directory that was found, and where in its parent's list.
+struct SubDir {
+    at: usize,
+    job: Job,
+}
+
+/// What is in one directory, by name.
+#[derive(Default)]
+struct List {
+    path: Vec<u8>,
+    names: Vec<u8>,
+    entries: Vec<Listed>,
+}
+
+struct Listed {
+    name_end: usize,
+    status: Status,
+    /// Where the list of this directory is; 0, which is the root's, for everything else.
+    slot: usize,
+}
+
+struct Queue {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+struct State {
+    jobs: Vec<Job>,
+    /// Jobs that are waiting or being done.
+    open: usize,
+    /// How many directories there are so far.
+    slots: usize,
+    lists: Vec<(usize, List)>,
+    failed: Option<StoreError>,
+}
+
+impl Queue {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The next directory; `None` where all is done, or something failed.
+    fn take(&self) -> Option<Job> {
+        let mut state = self.lock();
+        loop {
+            if state.open == 0 || state.failed.is_some() {
+                return None;
+            }
+            if let Some(job) = state.jobs.pop() {
+                return Some(job);
+            }
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    fn done(&self, slot: usize, listed: Result<(List, Vec<SubDir>), StoreError>) {
+        let mut state = self.lock();
+        match listed {
+            Ok((mut list, below)) => {
+                for mut dir in below {
+                    dir.job.slot = state.slots;
+                    list.entries[dir.at].slot = state.slots;
+                    state.slots += 1;
+                    state.open += 1;
+                    state.jobs.push(dir.job);
+                }
+                state.lists.push((slot, list));
+            }
+            Err(error) => drop(state.failed.get_or_insert(error)),
+        }
+        state.open -= 1;
+        drop(state);
+        self.changed.notify_all();
+    }
+}
+
+/// Puts the lists behind one another, each directory's after its own entry.
+fn join(lists: Vec<(usize, List)>, slots: usize, root: Status) -> Tree {
+    let mut by_slot: Vec<List> = Vec::new();
+    by_slot.resize_with(slots, List::default);
+    let total: usize = lists.iter().map(|(_, list)| list.entries.len()).sum();
+    for (slot, list) in lists {
+        by_slot[slot] = list;
+    }
+    let mut tree = Tree { paths: Vec::with_capacity(total * 32), found: Vec::with_capacity(total + 1) };
+    tree.push(b"", b"", root);
+    // The directories that are being gone through, and how far.
+    let mut open = vec![(0, 0)];
+    while let Some((slot, next)) = open.last_mut() {
+        let list = &by_slot[*slot];
+        let Some(entry) = list.entries.get(*next) else {
+            open.pop();
+            continue;
+        };
+        let start = next.checked_sub(1).map_or(0, |before| list.entries[before].name_end);
+        tree.push(&list.path, &list.names[start..entry.name_end], entry.status);
+        *next += 1;
+        if entry.slot != 0 {
+            open.push((entry.slot, 0));
+        }
+    }
+    tree
+}
