@@ -37,7 +37,7 @@ pub use bus::EventBus;
 pub use create::{RunDir, create};
 pub use frames::JournalError;
 pub use meta::{RunMeta, StateEvent, StepMeta, step_id, step_index};
-pub use replay::{JournalReader, durations, open};
+pub use replay::{JournalReader, StepRecord, durations, open, step_records};
 pub use stream::EventStream;
 pub use types::{BuildEvent, BuildRef, EVENT_SCHEMA_VERSION, PlanSummary, StdStream};
 pub use writer::EventWriter;

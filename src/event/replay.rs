@@ -7,9 +7,12 @@ use super::{
     cursor::{Cursor, Next},
     frames::{Frames, frame_header},
     logs::{journal_path, read_at},
-    record::{FORMAT_VERSION, FRAME_HEADER_BYTES, MAGIC, MAX_HEADER_BYTES, PREAMBLE_BYTES, Record, step_status_code},
+    record::{
+        FORMAT_VERSION, FRAME_HEADER_BYTES, MAGIC, MAX_HEADER_BYTES, PREAMBLE_BYTES, Record, step_status_code,
+        step_status_of,
+    },
 };
-use crate::outcome::StepStatus;
+use crate::{outcome::StepStatus, runner::SnapshotRef};
 
 /// Opens the journal of a run in `dir`, which [`RunDir::Kept`](super::RunDir::Kept) named when it ran. What a run that is
 /// still going on writes later is not seen.
@@ -48,6 +51,62 @@ pub fn durations(dir: impl AsRef<Path>) -> Result<BTreeMap<Arc<str>, Duration>, 
         }
     }
     Ok(durations)
+}
+
+/// How far a step came in a run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct StepRecord {
+    /// The step's key.
+    pub key: Arc<str>,
+    /// The runner's name.
+    pub runner: Arc<str>,
+    /// How it ended; `None` where that is not in the journal: it still runs, or `hm` was killed.
+    pub status: Option<StepStatus>,
+    /// As in [`BuildEvent::StepEnd`].
+    pub exit_code: Option<i32>,
+    /// The snapshot that it committed, or that was found in the cache.
+    pub snapshot: Option<SnapshotRef>,
+}
+
+/// How far each step came in the run in `dir`, in the order of the plan. Logs are not read. What can't be read of a journal
+/// that breaks off is left out.
+///
+/// # Errors
+/// As [`open`].
+pub fn step_records(dir: impl AsRef<Path>) -> Result<Vec<StepRecord>, JournalError> {
+    let dir = dir.as_ref();
+    let journal = OpenJournal::open(dir)?;
+    let mut frames = Frames::new(journal_path(dir), journal.first_record);
+    let runner = |index: u16| journal.meta.runners.get(usize::from(index)).cloned().unwrap_or_default();
+    let steps = journal.meta.steps.iter();
+    let mut records: Vec<StepRecord> = steps
+        .map(|step| StepRecord {
+            key: Arc::clone(&step.key),
+            runner: runner(step.runner),
+            status: None,
+            exit_code: None,
+            snapshot: None,
+        })
+        .collect();
+    while let Ok(Some(payload)) = frames.next(&journal.file, journal.len) {
+        match Record::decode(payload) {
+            Ok(Record::StepCacheHit { step, tag, .. }) => {
+                if let Some(record) = records.get_mut(step as usize) {
+                    record.snapshot = Some(SnapshotRef::from(tag));
+                }
+            }
+            Ok(Record::StepEnd { step, status, exit_code, snapshot, .. }) => {
+                if let Some(record) = records.get_mut(step as usize) {
+                    record.status = step_status_of(status);
+                    record.exit_code = Some(exit_code);
+                    record.snapshot = snapshot.map(SnapshotRef::from).or(record.snapshot.take());
+                }
+            }
+            _ => {}
+        }
+    }
+    Ok(records)
 }
 
 /// The events of a run that is over. Iterates over the same events that a live reader saw.
