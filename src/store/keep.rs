@@ -148,6 +148,15 @@ impl Store {
         Ok(kept.map(|(id, passed)| (SnapshotRef::from(format!("{SCHEME}:{id}")), passed)))
     }
 
+    /// What is missing of a snapshot, or no longer as its steps left it, if anything is. Takes a walk over each layer that
+    /// was not looked at before.
+    ///
+    /// # Errors
+    /// Where there is no such snapshot, or the index can't be read.
+    pub fn damage_of(&self, snapshot: &SnapshotRef) -> Result<Option<String>, StoreError> {
+        self.damage(&self.snapshot(snapshot)?.layers)
+    }
+
     /// What is missing of a kept stack of layers or no longer as it was, if anything is.
     pub(super) fn damage(&self, layers: &[LayerId]) -> Result<Option<String>, StoreError> {
         for layer in layers {

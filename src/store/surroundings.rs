@@ -25,6 +25,20 @@ pub struct Surroundings {
     pub had_secrets: bool,
 }
 
+impl Surroundings {
+    /// Nothing but a directory to start in.
+    #[must_use]
+    pub fn in_workdir(workdir: &str) -> Self {
+        Self {
+            env: Arc::default(),
+            workdir: workdir.into(),
+            runner_args: None,
+            host_dirs: Vec::new(),
+            had_secrets: false,
+        }
+    }
+}
+
 impl Store {
     /// Says what the step that left a snapshot of this process had around it. [Keeping](Store::keep) the snapshot keeps
     /// that, too; a snapshot that is not this process's stays as it is.

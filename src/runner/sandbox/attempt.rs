@@ -1,9 +1,10 @@
 //! One attempt: a command from its start to the death of the last process it left.
 
 use std::{
+    fs::File,
     future::pending,
     io,
-    os::fd::{AsFd, OwnedFd},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
 };
 
 use rustix::{
@@ -70,14 +71,31 @@ pub(super) async fn run(
 
 /// Makes the jail of a `spec` without a command, and lets it go.
 pub(super) async fn trial(zygote: &Zygote, spec: &JailSpec) -> io::Result<Result<(), SetupError>> {
-    let (mut step, theirs) = Step::new()?;
+    let null = File::open("/dev/null")?;
+    let ended = run_on(zygote, spec, false, &[null.as_fd(), null.as_fd()]).await?;
+    Ok(ended.map(drop))
+}
+
+/// Runs what `spec` says on the streams of somebody else: standard output, standard error, and standard input where there
+/// is one. Returns when every process of the step is dead.
+///
+/// # Cancel safety
+/// Dropped, every process of the step gets SIGKILL.
+pub(super) async fn run_on(
+    zygote: &Zygote,
+    spec: &JailSpec,
+    isolate_network: bool,
+    streams: &[BorrowedFd<'_>],
+) -> io::Result<Result<End, SetupError>> {
+    let (status, theirs) = wire::pair()?;
+    let mut step = Step::over(status, [Stream::elsewhere(StdStream::Stdout), Stream::elsewhere(StdStream::Stderr)])?;
     let spec = match wire::to_memory_file(spec) {
         Ok(spec) => spec,
         Err(error) => return Ok(Err(error)),
     };
-    let fds = [theirs.status.as_fd(), spec.as_fd(), theirs.stdout.as_fd(), theirs.stderr.as_fd()];
-    zygote.request(Request::Step { isolate_network: false }, &fds).await?;
-    drop(theirs);
+    let fds: Vec<BorrowedFd<'_>> = [theirs.as_fd(), spec.as_fd()].into_iter().chain(streams.iter().copied()).collect();
+    zygote.request(Request::Step { isolate_network }, &fds).await?;
+    drop((theirs, spec));
     while !step.progress.hung_up {
         let report = next_report(&step.status).await?;
         step.absorb(report)?;
@@ -85,10 +103,10 @@ pub(super) async fn trial(zygote: &Zygote, spec: &JailSpec) -> io::Result<Result
     if step.pid1.is_some() {
         dead(step.pid1.as_ref()).await;
     }
-    match (step.progress.failure.take(), &step.progress.end) {
+    match (step.progress.failure.take(), step.progress.end.take()) {
         (Some(error), _) => Ok(Err(error)),
-        (None, Some(_)) => Ok(Ok(())),
-        (None, None) => Err(io::Error::other("the sandbox's helper ended")),
+        (None, Some(end)) => Ok(Ok(end)),
+        (None, None) => Err(io::Error::other("it, or the sandbox's helper, was killed from outside")),
     }
 }
 
@@ -155,8 +173,12 @@ impl Step {
         let (stdout, their_stdout) = pipe()?;
         let (stderr, their_stderr) = pipe()?;
         let streams = [Stream::new(StdStream::Stdout, stdout)?, Stream::new(StdStream::Stderr, stderr)?];
-        let step = Self { status: watched(status)?, streams, pid1: None, progress: Progress::default() };
+        let step = Self::over(status, streams)?;
         Ok((step, Theirs { status: their_status, stdout: their_stdout, stderr: their_stderr }))
+    }
+
+    fn over(status: OwnedFd, streams: [Stream; 2]) -> io::Result<Self> {
+        Ok(Self { status: watched(status)?, streams, pid1: None, progress: Progress::default() })
     }
 
     async fn attend(mut self, ctx: &StepContext, step_id: Uuid) -> Result<End, RunnerError> {
@@ -255,6 +277,11 @@ impl Drop for Step {
 impl Stream {
     fn new(name: StdStream, pipe: OwnedFd) -> io::Result<Self> {
         Ok(Self { name, pipe: Some(watched(pipe)?), buffer: vec![0; READ_BYTES] })
+    }
+
+    /// One that somebody else reads.
+    fn elsewhere(name: StdStream) -> Self {
+        Self { name, pipe: None, buffer: Vec::new() }
     }
 
     /// Waits for output, and reads up to a buffer full. Never ends after the end of the stream. Cancel-safe.

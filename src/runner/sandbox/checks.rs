@@ -95,6 +95,8 @@ impl SandboxRunner {
                 watch: None,
                 workdir: c"/".into(),
                 argv: Vec::new(),
+                pack: None,
+                terminal: false,
                 env: Vec::new(),
             })
         };

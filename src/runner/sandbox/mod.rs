@@ -22,6 +22,7 @@ pub mod jail;
 mod left;
 mod namespace_ops;
 mod runner;
+mod visit;
 mod zygote;
 
 pub use args::{Cpus, MemorySize, Network, SandboxArgs};
@@ -29,3 +30,4 @@ pub use checks::{Check, checks};
 pub use helper::{HELPER_VARIABLE, NoHelper, init};
 pub use jail::{MountApi, UserNamespace};
 pub use runner::{SandboxBuilder, SandboxRunner};
+pub use visit::{Errand, Streams, Visit, VisitError};

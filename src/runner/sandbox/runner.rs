@@ -43,17 +43,17 @@ const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 /// Needs Linux, and neither a daemon nor root. Nothing is opened or started before the first step.
 #[derive(Debug)]
 pub struct SandboxRunner {
-    config: Config,
+    pub(super) config: Config,
     zygote: Mutex<Option<Arc<Zygote>>>,
-    layer_dirs: LayerDirs,
+    pub(super) layer_dirs: LayerDirs,
     warned: AtomicBool,
 }
 
 #[derive(Debug, Clone, Default)]
-struct Config {
+pub(super) struct Config {
     store: StoreHandle,
     helper: Option<PathBuf>,
-    host_dirs: Vec<PathBuf>,
+    pub(super) host_dirs: Vec<PathBuf>,
     user_namespace: Option<UserNamespace>,
     mount_api: Option<MountApi>,
     keep_failed: bool,
@@ -199,6 +199,8 @@ impl SandboxRunner {
             watch: limited.watch(),
             workdir: c_string("the work directory", &*input.workdir)?,
             argv: vec![c"/bin/sh".into(), c"-c".into(), c_string("the command", &*input.step.cmd)?],
+            pack: None,
+            terminal: false,
             env: environment(&input.env)?,
         })
     }
@@ -220,7 +222,7 @@ impl StepRunner for SandboxRunner {
     const NAME: &'static str = "sandbox";
 
     async fn execute(&self, ctx: &StepContext, input: ExecutorInput) -> Result<StepResult, RunnerError> {
-        let args = arguments(&input)?;
+        let args = arguments_of(input.step.runner_args.as_ref())?;
         let store = self.store().map_err(|error| RunnerError::infrastructure("open the store", error))?;
         let zygote = self.zygote(&store).await.map_err(unusable)?;
         let id_map = id_map_of(zygote.user_namespace());
@@ -295,8 +297,8 @@ impl StepRunner for SandboxRunner {
 }
 
 /// The arguments of a step, which binding has checked already.
-fn arguments(input: &ExecutorInput) -> Result<SandboxArgs, RunnerError> {
-    match &input.step.runner_args {
+pub(super) fn arguments_of(args: Option<&serde_json::Value>) -> Result<SandboxArgs, RunnerError> {
+    match args {
         None | Some(serde_json::Value::Null) => Ok(SandboxArgs::default()),
         Some(args) => SandboxArgs::deserialize(args)
             .map_err(|error| RunnerError::unsupported(format!("wrong runner_args: {error}"))),
@@ -325,7 +327,7 @@ fn exit_code(end: &End, args: &SandboxArgs, limited: &Limited) -> Result<i32, Ru
 }
 
 /// What helps once may help again; what this machine does not allow stays so.
-fn unusable(error: StartError) -> RunnerError {
+pub(super) fn unusable(error: StartError) -> RunnerError {
     match error {
         StartError::Talk(_) => RunnerError::infrastructure("start the sandbox", error),
         error => RunnerError::unsupported(format!("failed to start the sandbox: {:#}", anyhow::Error::new(error))),
@@ -365,7 +367,7 @@ fn start_zygote(config: &Config) -> Result<Zygote, StartError> {
     }
 }
 
-fn id_map_of(user_namespace: UserNamespace) -> IdMap {
+pub(super) fn id_map_of(user_namespace: UserNamespace) -> IdMap {
     match user_namespace {
         UserNamespace::None => IdMap::Root,
         UserNamespace::Range => IdMap::Range,
@@ -381,7 +383,7 @@ fn may_mount() -> bool {
 }
 
 /// The command's variables: the step's own over the defaults.
-fn environment(env: &Env) -> Result<Vec<CString>, RunnerError> {
+pub(super) fn environment(env: &Env) -> Result<Vec<CString>, RunnerError> {
     let defaults = [("PATH", PATH), ("HOME", "/root")].into_iter().filter(|(name, _)| !env.contains_key(*name));
     let own = env.iter().map(|(name, value)| (name.as_str(), value.as_str()));
     defaults.chain(own).map(|(name, value)| c_string(name, format!("{name}={value}"))).collect()

@@ -1,4 +1,4 @@
-//! Operations on whole directory trees: remove, copy, flatten overlay layers.
+//! Operations on whole directory trees: remove, copy, pack, flatten overlay layers.
 //!
 //! Plain `std` and `rustix`, relative to open directories, without recursion: trees may be deeper than `PATH_MAX` and than
 //! the stack. Knows neither tokio nor the store's layout, so that a helper process in another user namespace can call the
@@ -6,13 +6,17 @@
 
 mod at;
 mod copy;
+mod extract;
 mod flatten;
 mod measure;
+mod pack;
 mod remove;
 mod seal;
 
 pub use copy::copy_tree;
+pub use extract::extract;
 pub use flatten::flatten;
+pub use pack::pack;
 pub use remove::remove_tree;
 pub use seal::{Seal, seal};
 

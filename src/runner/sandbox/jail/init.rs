@@ -24,7 +24,7 @@ use super::{
     mounts,
     spec::{Report, Watch},
     sys::{self, Cloned},
-    watch, wire,
+    tree, watch, wire,
     zygote::Prepared,
 };
 
@@ -38,12 +38,22 @@ pub(crate) struct StepFds {
     pub(crate) status: OwnedFd,
     /// The spec.
     pub(crate) spec: OwnedFd,
+    /// The command's standard input, where it has one.
+    pub(crate) stdin: Option<OwnedFd>,
     /// The command's standard output.
     pub(crate) stdout: OwnedFd,
     /// The command's standard error.
     pub(crate) stderr: OwnedFd,
     /// The zygote's pidfd.
     pub(crate) zygote: OwnedFd,
+}
+
+/// What a command reads and prints to.
+#[derive(Debug)]
+struct Streams {
+    stdin: Option<OwnedFd>,
+    stdout: OwnedFd,
+    stderr: OwnedFd,
 }
 
 /// Runs a step as pid 1 of its namespaces. Ends the process.
@@ -61,7 +71,7 @@ pub(crate) fn run(fds: StepFds, isolate_network: bool, prepared: &Prepared) -> !
 }
 
 fn run_step(fds: StepFds, isolate_network: bool, prepared: &Prepared) -> Result<(), SetupError> {
-    let StepFds { status, spec, stdout, stderr, zygote } = fds;
+    let StepFds { status, spec, stdin, stdout, stderr, zygote } = fds;
     // Requests are the zygote's: a step that held their socket would keep the engine from seeing the zygote's end.
     sys::move_to(&zygote, 0).doing(|| "let go of the request socket".into())?;
     die_with(&zygote)?;
@@ -76,7 +86,7 @@ fn run_step(fds: StepFds, isolate_network: bool, prepared: &Prepared) -> Result<
     mounts::enter(&spec, &prepared.special_paths)?;
     rustix::process::umask(Mode::from_raw_mode(0o022));
 
-    if spec.argv.is_empty() {
+    if spec.argv.is_empty() && spec.pack.is_none() {
         return wire::send_value(&status, &Report::Exited { code: 0, cpu_micros: 0, max_rss_bytes: 0 }, &[])
             .doing(|| "report".into());
     }
@@ -84,7 +94,7 @@ fn run_step(fds: StepFds, isolate_network: bool, prepared: &Prepared) -> Result<
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable).doing(|| "close pid 1 to tracers".into())?;
     let command = match sys::clone_process(0).doing(|| "start the command".into())? {
         Cloned::Child => {
-            let streams = [stdout, stderr];
+            let streams = Streams { stdin, stdout, stderr };
             // The command runs, or says why not.
             let Err(error) = exec(&spec, &streams, &cgroups, prepared);
             let _ = wire::send_value(&status, &Report::Failed(error), &[]);
@@ -92,7 +102,7 @@ fn run_step(fds: StepFds, isolate_network: bool, prepared: &Prepared) -> Result<
         }
         Cloned::Parent { pid, .. } => pid,
     };
-    drop((stdout, stderr, cgroups));
+    drop((stdin, stdout, stderr, cgroups));
     caps::limit_init()?;
     attend(command, &status, &children, &zygote, spec.watch);
     Ok(())
@@ -168,14 +178,12 @@ fn reap(command: Pid, children: &OwnedFd) -> Option<Report> {
 /// Becomes the command. Returns only on failure.
 fn exec(
     spec: &JailSpec,
-    streams: &[OwnedFd; 2],
+    streams: &Streams,
     cgroups: &[OwnedFd],
     prepared: &Prepared,
 ) -> Result<std::convert::Infallible, SetupError> {
     let argv: Vec<&CStr> = spec.argv.iter().map(CString::as_c_str).collect();
     let env: Vec<&CStr> = spec.env.iter().map(CString::as_c_str).collect();
-    let Some(program) = argv.first() else { return Err(SetupError::new("run the command", Errno::INVAL)) };
-
     for procs in cgroups {
         rustix::io::write(procs, b"0").doing(|| "enter the step's cgroup".into())?;
     }
@@ -185,10 +193,14 @@ fn exec(
     }
     let null = rustix::fs::openat(CWD, c"/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
         .doing(|| "open /dev/null".into())?;
-    for (fd, target) in [(null.as_fd(), 0), (streams[0].as_fd(), 1), (streams[1].as_fd(), 2)] {
+    let stdin = streams.stdin.as_ref().unwrap_or(&null);
+    for (fd, target) in [(stdin, 0), (&streams.stdout, 1), (&streams.stderr, 2)] {
         sys::move_to(fd, target).doing(|| "set up the command's streams".into())?;
     }
     rustix::process::setsid().doing(|| "start a session".into())?;
+    if spec.terminal {
+        rustix::process::ioctl_tiocsctty(stdin).doing(|| "take the terminal".into())?;
+    }
     rustix::process::chdir(&*spec.workdir).doing(|| format!("enter {}", spec.workdir.to_string_lossy()))?;
     caps::limit_command()?;
     rustix::thread::set_no_new_privs(true).doing(|| "set no_new_privs".into())?;
@@ -197,6 +209,11 @@ fn exec(
     for filter in prepared.filters(spec.user_namespace) {
         sys::install_seccomp(filter).doing(|| "install the system call filter".into())?;
     }
+    if let Some(path) = &spec.pack {
+        let packed = tree::pack(path, &streams.stdout);
+        return packed.and_then(|()| sys::exit(0));
+    }
+    let Some(program) = argv.first() else { return Err(SetupError::new("run the command", Errno::INVAL)) };
     let errno = sys::execve(program, &argv, &env);
     Err(SetupError::new(format!("run {}", program.to_string_lossy()), errno))
 }

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::SetupError;
 
 /// The version of every type in this file. Raised with any change to one of them.
-pub(crate) const SPEC_VERSION: u32 = 1;
+pub(crate) const SPEC_VERSION: u32 = 2;
 
 /// How ids inside the step relate to ids outside.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -49,7 +49,8 @@ fn version(release: &str) -> (u32, u32) {
 /// A request to the zygote: one message, its spec in a memory file, and where the answers go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Request {
-    /// Runs a step. Descriptors: status socket, [`JailSpec`], standard output, standard error.
+    /// Runs a step. Descriptors: status socket, [`JailSpec`], standard output, standard error, and standard input where
+    /// there is one.
     Step {
         /// In a network namespace of its own, where there is only a loopback device.
         isolate_network: bool,
@@ -167,6 +168,10 @@ pub struct JailSpec {
     pub workdir: CString,
     /// The program, in the step, and its arguments. None: the jail is made and let go, as a trial.
     pub argv: Vec<CString>,
+    /// Instead of a program: the path, in the step, of what is written to standard output as a tar stream.
+    pub pack: Option<CString>,
+    /// Standard input is a terminal, and becomes the command's controlling one.
+    pub terminal: bool,
     /// The environment, as `NAME=value`.
     pub env: Vec<CString>,
 }

@@ -2,7 +2,9 @@
 
 use std::{
     ffi::{CString, OsStr},
-    os::unix::ffi::OsStrExt,
+    fs::File,
+    io::{BufWriter, Write},
+    os::{fd::OwnedFd, unix::ffi::OsStrExt},
     path::{Path, PathBuf},
 };
 
@@ -20,6 +22,13 @@ pub(crate) fn run(op: &TreeOp) -> Result<(), SetupError> {
                 .doing(|| format!("merge layers into {}", into.to_string_lossy()))
         }
     }
+}
+
+/// Writes what is at `path` to `out` as a tar stream.
+pub(crate) fn pack(path: &CString, out: &OwnedFd) -> Result<(), SetupError> {
+    let doing = || format!("read {}", path.to_string_lossy());
+    let mut out = BufWriter::with_capacity(1 << 17, File::from(out.try_clone().doing(doing)?));
+    tree::pack(as_path(path), &mut out).and_then(|()| out.flush()).doing(doing)
 }
 
 fn as_path(text: &CString) -> &Path {

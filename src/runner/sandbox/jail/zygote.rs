@@ -140,7 +140,7 @@ fn serve(message: &[u8], fds: Vec<OwnedFd>, me: &OwnedFd, prepared: &Prepared) {
     let served = match request {
         Request::Step { isolate_network } => {
             let (Some(spec), Some(stdout), Some(stderr)) = (fds.next(), fds.next(), fds.next()) else { return };
-            step(status.as_fd(), [spec, stdout, stderr], isolate_network, me, prepared)
+            step(status.as_fd(), [spec, stdout, stderr], fds.next(), isolate_network, me, prepared)
         }
         Request::Tree => {
             let Some(op) = fds.next() else { return };
@@ -155,6 +155,7 @@ fn serve(message: &[u8], fds: Vec<OwnedFd>, me: &OwnedFd, prepared: &Prepared) {
 fn step(
     status: std::os::fd::BorrowedFd<'_>,
     [spec, stdout, stderr]: [OwnedFd; 3],
+    stdin: Option<OwnedFd>,
     isolate_network: bool,
     me: &OwnedFd,
     prepared: &Prepared,
@@ -164,6 +165,7 @@ fn step(
     let fds = StepFds {
         status: status.try_clone_to_owned().doing(doing)?,
         spec,
+        stdin,
         stdout,
         stderr,
         zygote: me.try_clone().doing(doing)?,

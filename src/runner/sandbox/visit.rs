@@ -1,0 +1,167 @@
+//! Visits to what a step left: a process in a jail like the step's own, whose changes are thrown away.
+//!
+//! In: a kept snapshot, the source it saw, and what to do there. Out: an exit code, and whatever the process wrote to the
+//! streams it was given. Knows neither runs nor terminals' settings.
+
+use std::{
+    io,
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::ffi::OsStrExt,
+    },
+    path::PathBuf,
+};
+
+use super::{
+    SandboxRunner,
+    args::Network,
+    attempt::{self, End},
+    boot::Ground,
+    jail::{JailSpec, SetupError},
+    runner::{arguments_of, c_string, environment, id_map_of, unusable},
+};
+use crate::{
+    runner::{RunnerError, SnapshotRef},
+    store::{FrozenSource, Surroundings},
+};
+
+/// What to do over a snapshot.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Errand<'a> {
+    /// Runs a program with a step's surroundings.
+    Run {
+        /// The program's path and its arguments.
+        argv: &'a [String],
+        /// What the step had around it. Its secrets are not there.
+        surroundings: &'a Surroundings,
+        /// Variables over the step's own.
+        env: &'a [(String, String)],
+    },
+    /// Writes what is at a path to standard output: see [`tree::pack`](crate::store::tree::pack).
+    Pack {
+        /// The path: absolute, in the step.
+        path: PathBuf,
+    },
+}
+
+/// What a visitor reads and writes.
+#[derive(Debug)]
+#[expect(clippy::exhaustive_structs, reason = "a process has three streams")]
+pub struct Streams {
+    /// Standard input; nothing to read where there is none.
+    pub stdin: Option<OwnedFd>,
+    /// Standard output.
+    pub stdout: OwnedFd,
+    /// Standard error.
+    pub stderr: OwnedFd,
+    /// All three are a terminal, which becomes the visitor's controlling one.
+    pub terminal: bool,
+}
+
+/// A visit. [`SandboxRunner::visit`] makes it.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Visit<'a> {
+    /// The snapshot, kept and under lease.
+    pub snapshot: &'a SnapshotRef,
+    /// The source: what the snapshot saw, or another one, whose changes then show.
+    pub source: &'a FrozenSource,
+    /// What to do.
+    pub errand: Errand<'a>,
+}
+
+impl<'a> Visit<'a> {
+    /// Says what is to be done, and where.
+    #[must_use]
+    pub fn new(snapshot: &'a SnapshotRef, source: &'a FrozenSource, errand: Errand<'a>) -> Self {
+        Self { snapshot, source, errand }
+    }
+}
+
+/// Why a visit came to nothing.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum VisitError {
+    /// The sandbox can't be made.
+    #[error("failed to make the sandbox")]
+    Sandbox(#[source] RunnerError),
+    /// The visitor failed to do what it was to do.
+    #[error("failed to {doing}")]
+    Errand {
+        /// What it was doing.
+        doing: String,
+        /// Why it failed.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl SandboxRunner {
+    /// Makes a visit to what a step left, and tells the visitor's exit code: 128+n after signal n. Returns when no process
+    /// of the visit is left.
+    ///
+    /// # Errors
+    /// Where the sandbox can't be made, or the errand not be done.
+    ///
+    /// # Cancel safety
+    /// Dropped, every process of the visit gets SIGKILL.
+    pub async fn visit(&self, visit: Visit<'_>, streams: Streams) -> Result<i32, VisitError> {
+        let failed = |doing: &'static str| move |error: io::Error| sandbox(RunnerError::infrastructure(doing, error));
+        let store =
+            self.store().map_err(|error| VisitError::Sandbox(RunnerError::infrastructure("open the store", error)))?;
+        let zygote = self.zygote(&store).await.map_err(|error| VisitError::Sandbox(unusable(error)))?;
+        let id_map = id_map_of(zygote.user_namespace());
+        let ground = Ground { store: &store, layer_dirs: &self.layer_dirs, host_dirs: &self.config.host_dirs, id_map };
+        let snapshot = store
+            .snapshot(visit.snapshot)
+            .map_err(|error| sandbox(RunnerError::infrastructure("read the snapshot", error)))?;
+        let base = snapshot.base.clone();
+        let boot = ground.boot_over(visit.source, Some(snapshot), base, false).map_err(sandbox)?;
+        let mut spec = JailSpec {
+            user_namespace: zygote.user_namespace(),
+            mount_api: self.mount_api(),
+            mountpoint: c_string("the store's path", store.dir().as_os_str().as_bytes()).map_err(sandbox)?,
+            root: boot.root.clone(),
+            overlays: boot.overlays.clone(),
+            binds: boot.binds.clone(),
+            secrets: Vec::new(),
+            cgroups: Vec::new(),
+            watch: None,
+            workdir: c"/".into(),
+            argv: Vec::new(),
+            pack: None,
+            terminal: streams.terminal,
+            env: Vec::new(),
+        };
+        let isolate_network = match visit.errand {
+            Errand::Pack { path } => {
+                spec.pack = Some(c_string("the path", path.as_os_str().as_bytes()).map_err(sandbox)?);
+                true
+            }
+            Errand::Run { argv, surroundings, env } => {
+                let mut all = (*surroundings.env).clone();
+                all.extend(env.iter().cloned());
+                spec.env = environment(&all).map_err(sandbox)?;
+                let argv = argv.iter().map(|arg| c_string("an argument", arg.as_bytes()));
+                spec.argv = argv.collect::<Result<_, _>>().map_err(sandbox)?;
+                let args = arguments_of(surroundings.runner_args.as_ref()).map_err(sandbox)?;
+                args.network == Network::None
+            }
+        };
+        let fds: Vec<_> =
+            [&streams.stdout, &streams.stderr].into_iter().chain(&streams.stdin).map(AsFd::as_fd).collect();
+        let ended = attempt::run_on(&zygote, &spec, isolate_network, &fds).await.map_err(failed("keep it running"))?;
+        match ended {
+            Ok(End::Exited { code }) => Ok(code),
+            Ok(_) => Ok(128 + 9),
+            Err(SetupError { doing, errno }) => {
+                Err(VisitError::Errand { doing, source: io::Error::from_raw_os_error(errno) })
+            }
+        }
+    }
+}
+
+fn sandbox(error: RunnerError) -> VisitError {
+    VisitError::Sandbox(error)
+}

@@ -1,0 +1,239 @@
+//! Writing what a tar stream has to a place that a person named, by the rules of `cp -a`.
+
+use std::{
+    ffi::{OsStr, OsString},
+    fs::File,
+    io::{self, Read},
+    os::unix::ffi::{OsStrExt, OsStringExt},
+    path::{Path, PathBuf},
+};
+
+use rustix::{
+    fd::{AsFd, OwnedFd},
+    fs::{self, AtFlags, CWD, FileType, Mode, OFlags},
+    io::Errno,
+};
+use tar::{Archive, Entry, EntryType};
+
+use super::{
+    at::{mtime, open_dir_at, stat_at},
+    pack::CONTENT,
+};
+
+/// What may be left of a mode: set-id bits meant somebody else's ids.
+const PERMISSIONS: u32 = 0o777;
+
+/// Writes a stream that [`pack`](super::pack) made to `to`: into it where it is a directory, else in its place.
+///
+/// Everything belongs to the caller. Modes (without set-id bits), times and links are kept; directories that are there keep
+/// theirs. Files and links that are there are replaced. Below `to` no symbolic link is followed, whoever made it, so that
+/// nothing is written elsewhere.
+///
+/// # Errors
+/// The first failure, with the path; what was written by then stays.
+pub fn extract(stream: impl Read, to: &Path) -> io::Result<()> {
+    let mut archive = Archive::new(stream);
+    let mut extraction: Option<Extraction> = None;
+    for entry in archive.entries()? {
+        let mut entry = entry?;
+        let name = entry.path_bytes().into_owned();
+        let (top, rest) = name.iter().position(|byte| *byte == b'/').map_or((&name[..], &b""[..]), |slash| {
+            let (top, rest) = name.split_at(slash);
+            (top, &rest[1..])
+        });
+        let rest = rest.strip_suffix(b"/").unwrap_or(rest);
+        let extraction = match &mut extraction {
+            Some(extraction) => extraction,
+            slot => match Extraction::start(to, top, &mut entry)? {
+                Some(started) => slot.insert(started),
+                // It was a file in the place of a file: there is no more.
+                None => return Ok(()),
+            },
+        };
+        extraction.entry(rest, &mut entry)?;
+    }
+    let Some(extraction) = extraction else { return Err(io::ErrorKind::UnexpectedEof.into()) };
+    extraction.finish()
+}
+
+struct Extraction {
+    root: OwnedFd,
+    /// Where `root` is, for error texts.
+    shown: PathBuf,
+    /// The name of the topmost entry in `root`; `None` where that is `root` itself.
+    top: Option<OsString>,
+    /// The directory that was opened last, by its path: a stream has most of a directory's entries in a row.
+    last: Option<(Vec<u8>, OwnedFd)>,
+    /// Directories made, and what they should look like in the end.
+    made: Vec<(Vec<u8>, u32, u64)>,
+}
+
+impl Extraction {
+    /// Finds out where things go. `None` where the first entry is a file that was written to a file of the user's.
+    fn start(to: &Path, top: &[u8], entry: &mut Entry<'_, impl Read>) -> io::Result<Option<Self>> {
+        let named = |error: io::Error| named(to, &error);
+        let is_dir = entry.header().entry_type() == EntryType::Directory;
+        let found = match fs::stat(to) {
+            Ok(stat) => Some(FileType::from_raw_mode(stat.st_mode)),
+            Err(Errno::NOENT) => None,
+            Err(error) => return Err(named(error.into())),
+        };
+        if found == Some(FileType::Directory) {
+            let top = (top != CONTENT).then(|| OsString::from_vec(top.to_vec()));
+            return Self::within(to, top).map(Some).map_err(named);
+        }
+        if is_dir && found.is_some() || !is_dir && to.as_os_str().as_bytes().ends_with(b"/") {
+            return Err(named(Errno::NOTDIR.into()));
+        }
+        if found.is_some() && entry.header().entry_type() == EntryType::Regular {
+            // The path is the user's own: also where it is a link, or a device.
+            let flags = OFlags::WRONLY | OFlags::TRUNC | OFlags::CLOEXEC;
+            let mut file = File::from(fs::open(to, flags, Mode::empty()).map_err(|error| named(error.into()))?);
+            io::copy(entry, &mut file).map_err(named)?;
+            return Ok(None);
+        }
+        let Some(name) = to.file_name() else { return Err(named(Errno::NOENT.into())) };
+        let parent = to.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        Self::within(parent, Some(name.to_owned())).map(Some).map_err(|error| self::named(parent, &error))
+    }
+
+    fn within(dir: &Path, top: Option<OsString>) -> io::Result<Self> {
+        let root = fs::openat(CWD, dir, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+        Ok(Self { root, shown: dir.into(), top, last: None, made: Vec::new() })
+    }
+
+    fn entry(&mut self, rest: &[u8], entry: &mut Entry<'_, impl Read>) -> io::Result<()> {
+        let path = self.path(rest)?;
+        if path.is_empty() {
+            // The directory that is there.
+            return Ok(());
+        }
+        self.put(&path, entry).map_err(|error| named(&self.shown.join(OsStr::from_bytes(&path)), &error))
+    }
+
+    /// The path below `root` of what is at `rest` below the topmost entry.
+    fn path(&self, rest: &[u8]) -> io::Result<Vec<u8>> {
+        let parts = rest.split(|byte| *byte == b'/');
+        if !rest.is_empty() && parts.into_iter().any(|part| matches!(part, b"" | b"." | b"..") || part.contains(&0)) {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "a name in the stream leads elsewhere"));
+        }
+        Ok(match &self.top {
+            Some(top) if rest.is_empty() => top.as_bytes().to_vec(),
+            Some(top) => super::join(top.as_bytes(), rest),
+            None => rest.to_vec(),
+        })
+    }
+
+    fn put(&mut self, path: &[u8], entry: &mut Entry<'_, impl Read>) -> io::Result<()> {
+        let header = entry.header();
+        let (mode, seconds) = (header.mode()? & PERMISSIONS, header.mtime()?);
+        let kind = header.entry_type();
+        let (parent, name) = split(path);
+        let name = OsStr::from_bytes(name);
+        let link = entry.link_name_bytes().map(|link| link.into_owned()).unwrap_or_default();
+        let first = match kind {
+            EntryType::Link => Some(self.first_of(&link)?),
+            _ => None,
+        };
+        let dir = self.dir(parent)?;
+        if kind == EntryType::Directory {
+            return match fs::mkdirat(dir, name, Mode::RWXU) {
+                Ok(()) => {
+                    self.made.push((path.to_vec(), mode, seconds));
+                    Ok(())
+                }
+                Err(Errno::EXIST) => open_dir_at(dir, name).map(drop),
+                Err(error) => Err(error.into()),
+            };
+        }
+        make_room(dir, name)?;
+        let times = mtime(i64::try_from(seconds).unwrap_or(0), 0);
+        match kind {
+            EntryType::Regular => {
+                let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+                let mut file = File::from(fs::openat(dir, name, flags, Mode::RUSR | Mode::WUSR)?);
+                io::copy(entry, &mut file)?;
+                fs::fchmod(&file, Mode::from_raw_mode(mode))?;
+                fs::futimens(&file, &times)?;
+            }
+            EntryType::Symlink => {
+                fs::symlinkat(OsStr::from_bytes(&link), dir, name)?;
+                fs::utimensat(dir, name, &times, AtFlags::SYMLINK_NOFOLLOW)?;
+            }
+            EntryType::Link => {
+                if let Some((first_dir, first_name)) = first {
+                    fs::linkat(&first_dir, &first_name, dir, name, AtFlags::empty())?;
+                }
+            }
+            EntryType::Fifo => {
+                fs::mkfifoat(dir, name, Mode::from_raw_mode(mode))?;
+                fs::utimensat(dir, name, &times, AtFlags::SYMLINK_NOFOLLOW)?;
+            }
+            _ => return Err(io::Error::new(io::ErrorKind::InvalidData, "the stream has an entry of a foreign kind")),
+        }
+        Ok(())
+    }
+
+    /// Where the file went that `link`, a name in the stream, stands for.
+    fn first_of(&mut self, link: &[u8]) -> io::Result<(OwnedFd, OsString)> {
+        let rest = link.iter().position(|byte| *byte == b'/').map_or(&b""[..], |slash| &link[slash + 1..]);
+        let path = self.path(rest)?;
+        let (parent, name) = split(&path);
+        let dir = self.dir(parent)?.try_clone()?;
+        Ok((dir, OsString::from_vec(name.to_vec())))
+    }
+
+    /// Opens a directory below `root`, name by name: one openat follows links in the middle of a path.
+    fn dir(&mut self, path: &[u8]) -> io::Result<&OwnedFd> {
+        let is_last = self.last.as_ref().is_some_and(|(known, _)| known == path);
+        if !is_last {
+            let mut dir = open_dir_at(&self.root, ".")?;
+            for name in path.split(|byte| *byte == b'/').filter(|name| !name.is_empty()) {
+                dir = open_dir_at(&dir, OsStr::from_bytes(name))?;
+            }
+            self.last = Some((path.to_vec(), dir));
+        }
+        match &self.last {
+            Some((_, dir)) => Ok(dir),
+            None => unreachable!("it was just opened"),
+        }
+    }
+
+    /// Gives directories their modes and times, the innermost first.
+    fn finish(mut self) -> io::Result<()> {
+        for (path, mode, seconds) in std::mem::take(&mut self.made).into_iter().rev() {
+            let dress = |dir: &OwnedFd| -> io::Result<()> {
+                fs::fchmod(dir, Mode::from_raw_mode(mode))?;
+                Ok(fs::futimens(dir, &mtime(i64::try_from(seconds).unwrap_or(0), 0))?)
+            };
+            let dressed = self.dir(&path).and_then(dress);
+            dressed.map_err(|error| named(&self.shown.join(OsStr::from_bytes(&path)), &error))?;
+        }
+        Ok(())
+    }
+}
+
+/// Takes away the file or link at a name. A directory, and a device, is refused.
+fn make_room(dir: impl AsFd, name: &OsStr) -> io::Result<()> {
+    let dir = dir.as_fd();
+    match stat_at(dir, name)?.map(|stat| FileType::from_raw_mode(stat.st_mode)) {
+        None => Ok(()),
+        Some(FileType::RegularFile | FileType::Symlink | FileType::Fifo) => {
+            Ok(fs::unlinkat(dir, name, AtFlags::empty())?)
+        }
+        Some(FileType::Directory) => Err(Errno::ISDIR.into()),
+        Some(_) => Err(Errno::EXIST.into()),
+    }
+}
+
+/// A path's directory, and its last name.
+fn split(path: &[u8]) -> (&[u8], &[u8]) {
+    match path.iter().rposition(|byte| *byte == b'/') {
+        Some(slash) => (&path[..slash], &path[slash + 1..]),
+        None => (b"", path),
+    }
+}
+
+fn named(path: &Path, error: &io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("`{}`: {error}", path.display()))
+}

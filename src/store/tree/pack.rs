@@ -1,0 +1,164 @@
+//! Writing a tree as a tar stream, for somebody who may not read it himself: see [`extract`](super::extract).
+
+use std::{
+    collections::HashMap,
+    ffi::{CStr, CString, OsStr},
+    fs::File,
+    io::{self, Read, Write},
+    os::unix::ffi::OsStrExt,
+    path::Path,
+};
+
+use rustix::{
+    fd::{AsFd, BorrowedFd, OwnedFd},
+    fs::{self, CWD, FileType, Mode, OFlags, Stat},
+};
+use tar::{Builder, EntryType, Header};
+
+use super::at::{entries, join, open_below, open_dir_at, stat_at};
+
+/// The name that entries begin with where a directory's content was asked for.
+pub(super) const CONTENT: &[u8] = b".";
+
+/// File systems that show a machine's state rather than anybody's files.
+const PSEUDO: [i64; 3] = [0x9fa0, 0x6265_6572, 0x1cd1];
+
+/// Writes what is at `path` to `out` as a GNU tar stream.
+///
+/// Names begin with the last part of `path`; with `.` where that is `.`, and means a directory's content, as for `cp`. A
+/// symbolic link at `path` is written as one, unless a `/` follows it; links further up are followed. Sockets and devices
+/// are left out, as is what `/proc` and `/sys` show. Times are whole seconds.
+///
+/// # Errors
+/// The first failure; the stream then breaks off.
+pub fn pack(path: &Path, out: impl Write) -> io::Result<()> {
+    let mut packer = Packer { tar: Builder::new(out), links: HashMap::new() };
+    let bytes = path.as_os_str().as_bytes();
+    let trimmed = bytes.iter().rposition(|byte| *byte != b'/').map_or(&b""[..], |last| &bytes[..=last]);
+    let (parent, name) = match trimmed.iter().rposition(|byte| *byte == b'/') {
+        Some(slash) => (&trimmed[..=slash], &trimmed[slash + 1..]),
+        None => (&b"."[..], trimmed),
+    };
+    if matches!(name, b"" | b"." | b"..") {
+        let root = fs::openat(CWD, path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+        packer.directory(&root, CONTENT)?;
+    } else {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let parent = fs::openat(CWD, OsStr::from_bytes(parent), flags, Mode::empty())?;
+        let c_name = CString::new(name)?;
+        let stat = fs::statat(&parent, &c_name, fs::AtFlags::SYMLINK_NOFOLLOW)?;
+        if trimmed.len() < bytes.len() {
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            packer.directory(&fs::openat(&parent, &c_name, flags, Mode::empty())?, name)?;
+        } else if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
+            packer.directory(&open_dir_at(&parent, &c_name)?, name)?;
+        } else if !packer.leaf(parent.as_fd(), &c_name, &stat, name)? {
+            return Err(io::Error::from(rustix::io::Errno::NXIO));
+        }
+    }
+    packer.tar.into_inner()?.flush()
+}
+
+struct Packer<W: Write> {
+    tar: Builder<W>,
+    /// Under which name each file with several names was written first.
+    links: HashMap<(u64, u64), Vec<u8>>,
+}
+
+impl<W: Write> Packer<W> {
+    fn directory(&mut self, root: &OwnedFd, top: &[u8]) -> io::Result<()> {
+        let mut work = vec![Vec::new()];
+        while let Some(path) = work.pop() {
+            let dir = open_below(root.as_fd(), &path)?;
+            let name = if path.is_empty() { top.to_vec() } else { join(top, &path) };
+            self.entry(EntryType::Directory, &name, &fs::fstat(&dir)?, b"", 0, io::empty())?;
+            #[cfg(target_os = "linux")]
+            if PSEUDO.contains(&fs::fstatfs(&dir)?.f_type) {
+                continue;
+            }
+            let mut found = entries(&dir)?;
+            found.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
+            let first = work.len();
+            for (entry, _) in found {
+                let Some(stat) = stat_at(&dir, &entry)? else { continue };
+                if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
+                    work.push(join(&path, entry.to_bytes()));
+                } else {
+                    self.leaf(dir.as_fd(), &entry, &stat, &join(&name, entry.to_bytes()))?;
+                }
+            }
+            work[first..].reverse();
+        }
+        Ok(())
+    }
+
+    /// Writes what is no directory. False where it is of a kind that is left out.
+    fn leaf(&mut self, dir: BorrowedFd<'_>, entry: &CStr, stat: &Stat, name: &[u8]) -> io::Result<bool> {
+        match FileType::from_raw_mode(stat.st_mode) {
+            FileType::RegularFile => {
+                if stat.st_nlink > 1 {
+                    if let Some(first) = self.links.get(&(stat.st_dev, stat.st_ino)) {
+                        let first = first.clone();
+                        return self.entry(EntryType::Link, name, stat, &first, 0, io::empty()).map(|()| true);
+                    }
+                    self.links.insert((stat.st_dev, stat.st_ino), name.to_vec());
+                }
+                let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+                let file = File::from(fs::openat(dir, entry, flags, Mode::empty())?);
+                let size_bytes = stat.st_size.cast_unsigned();
+                self.entry(EntryType::Regular, name, stat, b"", size_bytes, file.take(size_bytes))?;
+            }
+            FileType::Symlink => {
+                let target = fs::readlinkat(dir, entry, Vec::new())?;
+                self.entry(EntryType::Symlink, name, stat, target.to_bytes(), 0, io::empty())?;
+            }
+            FileType::Fifo => self.entry(EntryType::Fifo, name, stat, b"", 0, io::empty())?,
+            _ => return Ok(false),
+        }
+        Ok(true)
+    }
+
+    fn entry(
+        &mut self,
+        kind: EntryType,
+        name: &[u8],
+        stat: &Stat,
+        link: &[u8],
+        size_bytes: u64,
+        data: impl Read,
+    ) -> io::Result<()> {
+        let mut header = Header::new_gnu();
+        let Some(gnu) = header.as_gnu_mut() else { return Err(io::Error::other("a GNU header is not one")) };
+        for (text, field, long) in
+            [(name, &mut gnu.name, EntryType::GNULongName), (link, &mut gnu.linkname, EntryType::GNULongLink)]
+        {
+            let fits = text.len().min(field.len());
+            field[..fits].copy_from_slice(&text[..fits]);
+            if text.len() > fits {
+                long_text(&mut self.tar, long, text)?;
+            }
+        }
+        header.set_entry_type(kind);
+        header.set_mode(stat.st_mode & 0o7777);
+        header.set_uid(stat.st_uid.into());
+        header.set_gid(stat.st_gid.into());
+        header.set_mtime(u64::try_from(stat.st_mtime).unwrap_or(0));
+        header.set_size(size_bytes);
+        header.set_cksum();
+        self.tar.append(&header, data)
+    }
+}
+
+/// Writes a text that the next entry's header is too short for.
+fn long_text(tar: &mut Builder<impl Write>, kind: EntryType, text: &[u8]) -> io::Result<()> {
+    let mut header = Header::new_gnu();
+    let name = b"././@LongLink";
+    if let Some(gnu) = header.as_gnu_mut() {
+        gnu.name[..name.len()].copy_from_slice(name);
+    }
+    header.set_entry_type(kind);
+    header.set_mode(0o644);
+    header.set_size(text.len() as u64 + 1);
+    header.set_cksum();
+    tar.append(&header, text.chain(&b"\0"[..]))
+}
