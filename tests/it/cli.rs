@@ -3,6 +3,7 @@
 #![cfg(feature = "cli")]
 
 mod cache;
+mod cp;
 mod hm;
 mod inputs;
 mod output;

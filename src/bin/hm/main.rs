@@ -4,6 +4,8 @@ mod args;
 mod commands;
 mod failure;
 mod history;
+#[cfg(target_os = "linux")]
+mod left;
 mod log;
 mod pipelines;
 mod render;
@@ -13,6 +15,8 @@ mod signals;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+#[cfg(target_os = "linux")]
+use commands::cp;
 use commands::{cache, doctor, list, plan, render as render_ir, run, runners as runner_list};
 
 /// Runs CI pipelines on this machine: a graph of shell steps, each isolated, each starting from its parent's files
@@ -30,6 +34,8 @@ enum Command {
     Pipelines(list::Args),
     Render(render_ir::Args),
     Runners(runner_list::Args),
+    #[cfg(target_os = "linux")]
+    Cp(cp::Args),
     Cache(cache::Args),
     Doctor(doctor::Args),
 }
@@ -46,6 +52,8 @@ fn main() -> ExitCode {
         Command::Pipelines(args) => list::run(&args),
         Command::Render(args) => render_ir::run(&args),
         Command::Runners(args) => runner_list::run(&args),
+        #[cfg(target_os = "linux")]
+        Command::Cp(args) => cp::run(&args),
         Command::Cache(args) => cache::run(&args),
         Command::Doctor(args) => doctor::run(&args),
     };

@@ -51,7 +51,7 @@ impl Runners {
 
 /// The sandbox of `hm`.
 #[cfg(target_os = "linux")]
-fn sandbox(store: &StoreHandle, host_dirs: &[PathBuf]) -> SandboxRunner {
+pub(crate) fn sandbox(store: &StoreHandle, host_dirs: &[PathBuf]) -> SandboxRunner {
     let builder = SandboxRunner::builder().store(store.clone()).keep_failed(true);
     host_dirs.iter().fold(builder, |builder, dir| builder.host_dir(dir)).build()
 }

@@ -1,6 +1,8 @@
 //! The commands, one file each: an `Args` struct and a function.
 
 pub(crate) mod cache;
+#[cfg(target_os = "linux")]
+pub(crate) mod cp;
 pub(crate) mod doctor;
 pub(crate) mod list;
 pub(crate) mod plan;

@@ -217,7 +217,7 @@ fn files(dir: &Path, extension: &str) -> Outcome<Vec<PathBuf>> {
 }
 
 /// The known name that is most like `name`, where one is like it at all.
-fn nearest<'a>(name: &str, known: &'a [String]) -> Option<&'a str> {
+pub(crate) fn nearest<'a>(name: &str, known: &'a [String]) -> Option<&'a str> {
     let likeness = known.iter().map(|known| (strsim::jaro_winkler(name, known), known));
     likeness.filter(|(likeness, _)| *likeness > 0.75).max_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, name)| name.as_str())
 }

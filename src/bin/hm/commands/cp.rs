@@ -1,0 +1,108 @@
+//! `hm cp`.
+
+use std::{
+    fs::File,
+    io,
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    thread,
+};
+
+use hm_exec::{
+    runner::sandbox::{Errand, Streams},
+    store::tree,
+};
+use rustix::pipe::PipeFlags;
+
+use crate::{
+    failure::{Failure, Outcome},
+    left::{Left, is_about_the_path},
+    signals::Interrupts,
+};
+
+const LONG_HELP: &str = "\
+Examples:
+  hm cp test:report.xml .            a file of the last run's step `test`, relative to its work directory
+  hm cp test:/tmp/core-dumps dumps   a directory, under another name
+  hm cp 3fa2/test:target/. out       a directory's content, of an earlier run
+  hm cp test:coverage - | tar t      as a tar stream
+
+Failed and interrupted steps keep their files for a while, passed ones under `hm run --keep` or a cache policy.";
+
+/// Takes files out of what a step left
+///
+/// Copies as `cp -a` does, but everything belongs to you; sockets and devices are left out.
+#[derive(Debug, clap::Args)]
+#[command(after_long_help = LONG_HELP)]
+pub(crate) struct Args {
+    /// What to copy; RUN is the beginning of a run's id, by default the last run of this directory
+    #[arg(value_name = "[RUN/]STEP:PATH")]
+    from: String,
+
+    /// Where to: a directory to copy into, or a name for the copy; `-` is a tar stream on stdout
+    #[arg(value_name = "DEST")]
+    to: PathBuf,
+
+    /// The source directory of the pipeline; without it, the nearest directory upwards that has `.hm/`
+    #[arg(short, long, value_name = "DIR")]
+    dir: Option<PathBuf>,
+}
+
+pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
+    let (left, path) = Left::find_path(&args.from, args.dir.as_deref())?;
+    if path.is_empty() {
+        return Err(Failure::input("the path is empty").hint("`.` is the step's work directory, `/.` all it saw"));
+    }
+    let failed = |error: io::Error| Failure::infrastructure("failed to open a pipe").because(error);
+    let (read, write) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).map_err(|errno| failed(errno.into()))?;
+    let null = File::options().read(true).write(true).open("/dev/null").map_err(failed)?;
+    let streams = Streams { stdin: None, stdout: write, stderr: null.into(), terminal: false };
+    // `join` would drop a `/.` at the end, which says that the content is meant.
+    let path = if path.starts_with('/') { path.to_owned() } else { format!("{}/{path}", left.surroundings.workdir) };
+
+    let to = args.to.clone();
+    let writer = thread::spawn(move || write_out(read, &to));
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::infrastructure("failed to start the runtime").because(error))?;
+    let packed = runtime.block_on(async {
+        let mut interrupts = Interrupts::listen()
+            .map_err(|error| Failure::infrastructure("failed to listen for signals").because(error))?;
+        let packed = tokio::select! {
+            packed = left.visit(Errand::Pack { path: path.into() }, streams) => Some(packed),
+            () = interrupts.next() => None,
+        };
+        Outcome::Ok(packed)
+    })?;
+    let Some(packed) = packed else { return Ok(ExitCode::from(130)) };
+    let written = writer.join().unwrap_or_else(|_| Err(io::Error::other("the thread that writes panicked")));
+    match (packed, written) {
+        (Ok(0), Ok(())) => Ok(ExitCode::SUCCESS),
+        // A reader who left early has what it wanted.
+        (_, Err(error)) if args.to == Path::new("-") && error.kind() == io::ErrorKind::BrokenPipe => {
+            Ok(ExitCode::SUCCESS)
+        }
+        // Where nothing could be read, there was nothing to write either.
+        (Err(error), Ok(())) => Err(left.failed(error)),
+        (Err(error), Err(end)) if end.kind() == io::ErrorKind::UnexpectedEof => Err(left.failed(error)),
+        (_, Err(error)) => {
+            let doing = "failed to write the copy";
+            let failure =
+                if is_about_the_path(&error) { Failure::input(doing) } else { Failure::infrastructure(doing) };
+            Err(failure.because(error))
+        }
+        (Ok(code), Ok(())) => Err(Failure::infrastructure(format_args!("the copy broke off ({code})"))),
+    }
+}
+
+fn write_out(read: OwnedFd, to: &Path) -> io::Result<()> {
+    let mut stream = File::from(read);
+    if to == Path::new("-") {
+        return io::copy(&mut stream, &mut io::stdout().lock()).map(drop);
+    }
+    tree::extract(&mut stream, to)?;
+    // What follows the last entry: whoever writes it would die of a closed pipe.
+    io::copy(&mut stream, &mut io::sink()).map(drop)
+}

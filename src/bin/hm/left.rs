@@ -1,0 +1,258 @@
+//! What a step of a run left, found by `[RUN/]STEP`, and visits to it.
+
+use std::{
+    io,
+    path::Path,
+    sync::{Arc, atomic::AtomicBool},
+};
+
+use hm_exec::{
+    SnapshotRef, StepStatus,
+    event::{self, StepRecord},
+    runner::sandbox::{Errand, SandboxRunner, Streams, Visit, VisitError},
+    store::{FrozenSource, Lease, Run, Store, StoreError, Surroundings},
+};
+
+use crate::{
+    args::existing_dir,
+    failure::{Failure, Outcome},
+    pipelines::{Source, nearest},
+    render::to_stderr,
+    runners,
+};
+
+/// In how many of a directory's runs a step is looked for: the last one of each pipeline is among them.
+const RUNS: u32 = 100;
+
+/// What a step of a run left, under lease.
+#[derive(Debug)]
+pub(crate) struct Left {
+    pub(crate) run: Run,
+    pub(crate) step: StepRecord,
+    pub(crate) surroundings: Arc<Surroundings>,
+    snapshot: SnapshotRef,
+    source: FrozenSource,
+    sandbox: SandboxRunner,
+    _lease: Lease,
+}
+
+impl Left {
+    /// Finds `[RUN/]STEP`; without a run, the step in the last run of each pipeline of `dir`.
+    pub(crate) fn find(text: &str, dir: Option<&Path>) -> Outcome<Self> {
+        let store = open_store()?;
+        let lease = store.lease().map_err(unreadable)?;
+        let (run, steps, key) = find_run(&store, text, dir)?;
+        let step = find_step(&run, &steps, key)?;
+        Self::open(&store, lease, run, step)
+    }
+
+    /// Finds `[RUN/]STEP:PATH`.
+    pub(crate) fn find_path<'a>(text: &'a str, dir: Option<&Path>) -> Outcome<(Self, &'a str)> {
+        let store = open_store()?;
+        let lease = store.lease().map_err(unreadable)?;
+        let (run, steps, rest) = find_run(&store, text, dir)?;
+        // Keys may have colons, too: the longest key that fits.
+        let fits = |step: &&StepRecord| rest.strip_prefix(&*step.key).is_some_and(|rest| rest.starts_with(':'));
+        let at = steps.iter().filter(fits).map(|step| step.key.len()).max().or_else(|| rest.find(':'));
+        let Some(at) = at else {
+            return Err(Failure::input(format_args!("`{text}` names no path"))
+                .hint("write [RUN/]STEP:PATH, as in `hm cp test:report.xml .`"));
+        };
+        let step = find_step(&run, &steps, &rest[..at])?;
+        Ok((Self::open(&store, lease, run, step)?, &rest[at + 1..]))
+    }
+
+    fn open(store: &Arc<Store>, lease: Lease, run: Run, step: StepRecord) -> Outcome<Self> {
+        let snapshot = find_snapshot(store, &run, &step)?;
+        let found = store.snapshot(&snapshot).map_err(unreadable)?;
+        if let Some(reason) = store.damage_of(&snapshot).map_err(unreadable)? {
+            return Err(Failure::infrastructure(format_args!("what step `{}` left is damaged: {reason}", step.key))
+                .hint("run the pipeline again"));
+        }
+        let source = match store.frozen_source(&found.source).map_err(unreadable)? {
+            Some(source) => source,
+            None => {
+                to_stderr(&format!(
+                    "note: the source of that run is no longer in the store; {} is shown as it is now",
+                    run.source_dir.display()
+                ));
+                let frozen = store.freeze(&run.source_dir, &AtomicBool::new(false));
+                frozen.map_err(|error| Failure::infrastructure("failed to freeze the source").because(error))?
+            }
+        };
+        let surroundings = store.surroundings(&snapshot).map_err(unreadable)?.unwrap_or_else(|| {
+            // Of an older version.
+            Arc::new(Surroundings::in_workdir("/workspace"))
+        });
+        let sandbox = runners::sandbox(&Arc::clone(store).into(), &surroundings.host_dirs);
+        Ok(Self { run, step, surroundings, snapshot, source, sandbox, _lease: lease })
+    }
+
+    /// The run and the step, and how it ended, for people.
+    pub(crate) fn describe(&self) -> String {
+        let id = self.run.id.to_string();
+        format!("step `{}` of run {} ({})", self.step.key, &id[..8], describe(&self.step))
+    }
+
+    /// Makes a visit. The exit code, or why there is none.
+    pub(crate) async fn visit(&self, errand: Errand<'_>, streams: Streams) -> Result<i32, VisitError> {
+        self.sandbox.visit(Visit::new(&self.snapshot, &self.source, errand), streams).await
+    }
+
+    /// Why a visit came to nothing.
+    pub(crate) fn failed(&self, error: VisitError) -> Failure {
+        match error {
+            VisitError::Errand { doing, source } if is_about_the_path(&source) => {
+                Failure::input(format_args!("failed to {doing} in what step `{}` left", self.step.key)).because(source)
+            }
+            error => Failure::infrastructure(format_args!("failed to open what step `{}` left", self.step.key))
+                .because(error)
+                .hint("`hm doctor` shows whether the sandbox works here"),
+        }
+    }
+}
+
+/// Whether a path, rather than the machine, is what is wrong.
+pub(crate) fn is_about_the_path(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::NotFound
+            | io::ErrorKind::NotADirectory
+            | io::ErrorKind::IsADirectory
+            | io::ErrorKind::AlreadyExists
+            | io::ErrorKind::PermissionDenied
+            | io::ErrorKind::InvalidFilename
+    )
+}
+
+fn open_store() -> Outcome<Arc<Store>> {
+    runners::store()?.get().map_err(|error| Failure::infrastructure("failed to open the store").because(error))
+}
+
+fn unreadable(error: StoreError) -> Failure {
+    Failure::infrastructure("failed to read the store").because(error)
+}
+
+/// The run that a text means, its steps, and the part of the text after the run.
+fn find_run<'a>(store: &Store, text: &'a str, dir: Option<&Path>) -> Outcome<(Run, Vec<StepRecord>, &'a str)> {
+    let head = text.split_once(':').map_or(text, |(head, _)| head);
+    let is_id = |prefix: &str| prefix.len() >= 4 && prefix.bytes().all(|b| b.is_ascii_hexdigit() || b == b'-');
+    if let Some((prefix, _)) = head.split_once('/').filter(|(prefix, _)| is_id(prefix)) {
+        let mut found = store.find_runs(prefix).map_err(unreadable)?;
+        let rest = &text[prefix.len() + 1..];
+        match found.len() {
+            0 => {
+                return Err(Failure::input(format_args!("there is no run whose id begins with `{prefix}`"))
+                    .hint("the store may have forgotten it; without `RUN/`, the last run of this directory is taken"));
+            }
+            1 => {
+                let run = found.remove(0);
+                let steps = steps_of(store, &run)?;
+                return Ok((run, steps, rest));
+            }
+            _ => {
+                return Err(Failure::input(format_args!("several runs' ids begin with `{prefix}`"))
+                    .details(found.iter().map(|run| format!("{} ({})", run.id, run.pipeline)))
+                    .hint("write more of the id"));
+            }
+        }
+    }
+    let here = existing_dir(dir.unwrap_or(Path::new(".")))?;
+    let dirs = [Source::locate(dir)?.dir, here];
+    let mut runs = Vec::new();
+    for dir in if dirs[0] == dirs[1] { &dirs[..1] } else { &dirs[..] } {
+        runs.extend(store.runs_of(dir, None, RUNS).map_err(unreadable)?);
+    }
+    let mut pipelines: Vec<String> = Vec::new();
+    let mut newest = None;
+    for run in runs {
+        if pipelines.contains(&run.pipeline) {
+            continue;
+        }
+        pipelines.push(run.pipeline.clone());
+        let steps = steps_of(store, &run)?;
+        let key_of = |step: &StepRecord| {
+            let rest = text.strip_prefix(&*step.key);
+            rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(':'))
+        };
+        if steps.iter().any(key_of) {
+            return Ok((run, steps, text));
+        }
+        newest.get_or_insert((run, steps, text));
+    }
+    newest.ok_or_else(|| {
+        Failure::input(format_args!("there was no run of a pipeline of {}", dirs[0].display()))
+            .hint("run it first, say where its source is with `-d DIR`, or name a run, as in `RUN/STEP`")
+    })
+}
+
+fn steps_of(store: &Store, run: &Run) -> Outcome<Vec<StepRecord>> {
+    event::step_records(store.run_dir(run.id)).map_err(|error| {
+        Failure::infrastructure(format_args!("failed to read the journal of run {}", run.id))
+            .because(error)
+            .hint("it may have been removed for its age: run the pipeline again")
+    })
+}
+
+fn find_step(run: &Run, steps: &[StepRecord], key: &str) -> Outcome<StepRecord> {
+    if let Some(step) = steps.iter().find(|step| &*step.key == key) {
+        return Ok(step.clone());
+    }
+    let keys: Vec<String> = steps.iter().map(|step| step.key.to_string()).collect();
+    let failure = Failure::input(format_args!(
+        "there is no step `{key}` in run {} of pipeline `{}`",
+        &run.id.to_string()[..8],
+        run.pipeline
+    ));
+    let known = if keys.len() > 20 { format!("{}, ...", keys[..20].join(", ")) } else { keys.join(", ") };
+    Err(match nearest(key, &keys) {
+        Some(near) => failure.hint(format_args!("did you mean `{near}`? (known: {known})")),
+        None => failure.hint(format_args!("known: {known}")),
+    })
+}
+
+fn find_snapshot(store: &Store, run: &Run, step: &StepRecord) -> Outcome<SnapshotRef> {
+    if let Some((snapshot, _)) = store.left(run.id, &step.key).map_err(unreadable)? {
+        return Ok(snapshot);
+    }
+    if let Some(snapshot) = &step.snapshot
+        && store.snapshot(snapshot).is_ok()
+    {
+        return Ok(snapshot.clone());
+    }
+    let key = &step.key;
+    let passed = matches!(step.status, Some(StepStatus::Passed | StepStatus::CacheHit));
+    Err(if step.status.is_some() && step.exit_code == Some(-1) {
+        Failure::input(format_args!("step `{key}` never ran ({}): it left nothing", describe(step)))
+            .hint("a step before it did not pass: look at that one")
+    } else if &*step.runner != "sandbox" {
+        Failure::input(format_args!("step `{key}` ran on runner `{}`, whose files are not kept", step.runner))
+            .hint("run it on the sandbox: `hm run --runner sandbox`")
+    } else if step.status.is_none() {
+        Failure::input(format_args!("step `{key}` has not ended, or hm was killed: nothing of it is kept"))
+            .hint("`hm logs` may tell more, or run the pipeline again")
+    } else if passed {
+        Failure::input(format_args!("what step `{key}` left was not kept ({})", describe(step)))
+            .hint("`hm run --keep` keeps what every step leaves; a cache policy keeps it as long as the cache")
+    } else {
+        Failure::input(format_args!("what step `{key}` left is gone ({})", describe(step)))
+            .hint("it was removed for its age or for space, or could not be kept: run the pipeline again")
+    })
+}
+
+/// How a step ended, for people.
+fn describe(step: &StepRecord) -> String {
+    let code = || step.exit_code.unwrap_or(-1);
+    match step.status {
+        None => "not ended".into(),
+        Some(StepStatus::Passed) => "passed".into(),
+        Some(StepStatus::CacheHit) => "passed, from the cache".into(),
+        Some(StepStatus::Failed) => format!("failed with exit code {}", code()),
+        Some(StepStatus::Skipped) => "skipped".into(),
+        Some(StepStatus::Canceled) => "cancelled".into(),
+        Some(StepStatus::TimedOut) => "timed out".into(),
+        Some(StepStatus::OutOfMemory) => "out of memory".into(),
+        Some(StepStatus::Infrastructure) => "infrastructure error".into(),
+        Some(other) => format!("{other:?}").to_lowercase(),
+    }
+}
