@@ -39,7 +39,7 @@ impl Store {
         }
         let id = LayerId::of_delta(hasher.finalize());
         let home = self.layer_home(&id);
-        if home.is_dir() {
+        if self.has_delta(&id)? {
             return Ok(Some(id));
         }
         let (before, after) = (self.manifest(&old.source)?, self.manifest(&new.id)?);

@@ -63,6 +63,11 @@ impl LayerId {
     pub(super) fn of_delta(hash: blake3::Hash) -> Self {
         Self(hash.to_hex().to_string())
     }
+
+    /// Whether this is such a layer.
+    pub(super) fn is_delta(&self) -> bool {
+        self.0.len() == 64
+    }
 }
 
 impl SourceId {

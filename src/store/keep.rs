@@ -2,7 +2,7 @@
 
 use std::{
     collections::HashSet,
-    sync::{Mutex, PoisonError},
+    sync::{Mutex, PoisonError, atomic::Ordering},
 };
 
 use uuid::Uuid;
@@ -15,6 +15,9 @@ use super::{
     tree,
 };
 use crate::runner::SnapshotRef;
+
+/// Something that was used this long ago, in milliseconds, need not be written down as used again.
+const FRESH_MS: i64 = 60 * 60 * 1000;
 
 /// Under which name a snapshot is kept.
 #[derive(Debug, Clone, Copy)]
@@ -104,6 +107,7 @@ impl Store {
             return Err(self.unknown(snapshot));
         }
         self.own.note_kept(&rows);
+        self.kept_new.store(true, Ordering::Relaxed);
         Ok(())
     }
 
@@ -200,12 +204,42 @@ impl Store {
                 index::layers::spare(transaction, layer)?;
             }
             index::sources::put(transaction, id, layers)
-        })
+        })?;
+        self.kept_new.store(true, Ordering::Relaxed);
+        Ok(())
     }
 
     /// The layers that show a source, topmost first, where they are all there as they were made.
     pub(super) fn kept_source(&self, id: &SourceId) -> Result<Option<Vec<LayerId>>, StoreError> {
-        let Some(layers) = self.index.read(|connection| index::sources::get(connection, id))? else { return Ok(None) };
-        Ok(if self.damage(&layers)?.is_none() { Some(layers) } else { None })
+        let Some(row) = self.index.read(|connection| index::sources::get(connection, id))? else { return Ok(None) };
+        if self.damage(&row.stack)?.is_some() {
+            return Ok(None);
+        }
+        let is_fresh = (0..FRESH_MS).contains(&(index::now_ms() - row.used_at));
+        if row.is_doomed || !is_fresh {
+            let touched = self.index.write(|transaction| index::sources::touch(transaction, id, &row.stack));
+            match touched {
+                Ok(true) => {}
+                Err(error) if !row.is_doomed => tracing::debug!(%error, "when the source was used is not written down"),
+                // Removed just now.
+                Ok(false) => return Ok(None),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(Some(row.stack))
+    }
+
+    /// Whether a delta is there. It is ours from now on: one that was doomed is not any longer.
+    pub(super) fn has_delta(&self, id: &LayerId) -> Result<bool, StoreError> {
+        let home = self.layer_home(id);
+        if !home.is_dir() {
+            return Ok(false);
+        }
+        if self.index.read(|connection| index::layers::is_doomed(connection, id))? {
+            self.index.write(|transaction| index::layers::spare(transaction, id))?;
+            // Gone where it was removed before it was spared.
+            return Ok(home.is_dir());
+        }
+        Ok(true)
     }
 }

@@ -7,6 +7,8 @@
 //! tmp/INSTANCE/             what that process is about to make or to remove
 //! layers/LAYER/root/        what one step changed, a source tree or how it changed, a part of an image
 //! sources/SOURCE/           the manifest of a frozen source
+//! gc.lock                   held by a process that collects garbage
+//! reserve                   given up where the disk is full, so that garbage can be collected
 //! workspaces/WORKSPACE/     the process runner's snapshots
 //! ```
 //!
@@ -21,7 +23,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, PoisonError, RwLock,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
@@ -29,13 +31,14 @@ use rustix::fs::FlockOperation;
 use uuid::Uuid;
 
 use super::{
-    IdMap, StoreError,
+    Filesystem, IdMap, StoreError,
     error::Doing,
     host::HostImages,
     index::{Index, Opened},
     keep::Intact,
     lease::Leases,
     remover::Remover,
+    reserve,
     snapshot::OwnSnapshots,
     tree,
 };
@@ -58,6 +61,8 @@ pub struct Store {
     pub(super) own: OwnSnapshots,
     pub(super) intact: Intact,
     pub(super) leases: Leases,
+    /// Whether this process kept anything.
+    pub(super) kept_new: AtomicBool,
     next: AtomicU64,
     ops: Arc<RwLock<Arc<dyn TreeOps>>>,
     remover: Mutex<Option<Remover>>,
@@ -115,6 +120,13 @@ impl Store {
     /// # Errors
     /// Where a directory can't be made, or another version of the store lies there.
     pub fn open(dir: &Path) -> Result<Arc<Self>, StoreError> {
+        match Self::open_once(dir) {
+            Err(StoreError::Full { .. }) if reserve::release(dir) => Self::open_once(dir),
+            opened => opened,
+        }
+    }
+
+    fn open_once(dir: &Path) -> Result<Arc<Self>, StoreError> {
         make_dir(dir)?;
         let dir = dir.canonicalize().doing("resolve", dir)?;
         for name in ["locks", "tmp", "sources", "layers", "workspaces"] {
@@ -138,6 +150,7 @@ impl Store {
             own: OwnSnapshots::default(),
             intact: Intact::default(),
             leases: Leases::default(),
+            kept_new: AtomicBool::new(false),
             next: AtomicU64::new(0),
             ops,
             hosts: HostImages::default(),
@@ -156,6 +169,9 @@ impl Store {
             }
             store.index = Index::open(&store.dir)?.0;
             store.recover(Opened::New)?;
+        }
+        if opened == Opened::New {
+            reserve::fill(&store.dir, &Filesystem::of(&store.dir)?);
         }
         Ok(Arc::new(store))
     }

@@ -9,6 +9,7 @@
 mod archives;
 mod delta;
 mod error;
+mod gc;
 mod handle;
 mod host;
 mod identity;
@@ -22,6 +23,7 @@ mod lease;
 mod manifest;
 mod recover;
 mod remover;
+mod reserve;
 mod runs;
 mod snapshot;
 mod source;
@@ -34,6 +36,7 @@ mod workspace;
 
 pub use archives::Archives;
 pub use error::StoreError;
+pub use gc::{Forget, Forgotten, GcLimits, GcReport, GcRequest};
 pub use handle::StoreHandle;
 pub use host::{HostDir, HostImage};
 pub use identity::image_identity;

@@ -182,7 +182,7 @@ impl SecretSource {
     }
 }
 
-/// Parses `90`, `90s`, `1h30m`, `500ms`.
+/// Parses `90`, `90s`, `1h30m`, `14d`, `500ms`.
 pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
     const EXPECTED: &str = "write a duration such as 90s, 15m or 1h30m";
     let mut total = Duration::ZERO;
@@ -198,6 +198,7 @@ pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
             "" if digits == text.len() => Some(Duration::from_secs(number)),
             "m" => number.checked_mul(60).map(Duration::from_secs),
             "h" => number.checked_mul(3600).map(Duration::from_secs),
+            "d" => number.checked_mul(24 * 3600).map(Duration::from_secs),
             _ => return Err(EXPECTED.into()),
         };
         total = part.and_then(|part| total.checked_add(part)).ok_or("that is too long")?;
@@ -227,6 +228,7 @@ mod tests {
         assert_eq!(parse_duration("90"), Ok(Duration::from_secs(90)));
         assert_eq!(parse_duration("1h30m5s"), Ok(Duration::from_secs(5405)));
         assert_eq!(parse_duration("500ms"), Ok(Duration::from_millis(500)));
+        assert_eq!(parse_duration("14d"), Ok(Duration::from_secs(14 * 86_400)));
     }
 
     #[test]

@@ -29,6 +29,12 @@ pub(in crate::store) fn get(
     select.query_row(params![run.to_string(), step], |row| Ok((row.get(0)?, row.get(1)?))).optional()
 }
 
+/// Forgets what is kept of a step of a run.
+pub(in crate::store) fn remove(transaction: &Transaction<'_>, run: Uuid, step: &str) -> rusqlite::Result<()> {
+    let mut delete = transaction.prepare_cached("DELETE FROM kept WHERE run = ? AND step = ?")?;
+    delete.execute(params![run.to_string(), step]).map(drop)
+}
+
 /// Forgets what was kept whose snapshot has no row. Tells how many.
 pub(in crate::store) fn forget_broken(transaction: &Transaction<'_>) -> rusqlite::Result<usize> {
     transaction.execute("DELETE FROM kept WHERE snapshot NOT IN (SELECT id FROM snapshots)", [])

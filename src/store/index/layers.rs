@@ -39,7 +39,7 @@ pub(in crate::store) struct LayerRow {
 pub(in crate::store) fn insert(transaction: &Transaction<'_>, boot: &str, layer: &LayerRow) -> rusqlite::Result<()> {
     let mut insert = transaction.prepare_cached(
         "INSERT INTO layers (id, kind, boot, created_at, bytes, seal, entries) VALUES (?, ?, ?, ?, ?, ?, ?)
-         ON CONFLICT (id) DO UPDATE SET doomed = NULL",
+         ON CONFLICT (id) DO UPDATE SET doomed = NULL, kind = excluded.kind",
     )?;
     let LayerRow { id, kind, seal } = layer;
     let Seal { hash, bytes, entries } = seal;
@@ -51,6 +51,13 @@ pub(in crate::store) fn insert(transaction: &Transaction<'_>, boot: &str, layer:
 pub(in crate::store) fn spare(transaction: &Transaction<'_>, id: &LayerId) -> rusqlite::Result<bool> {
     let mut update = transaction.prepare_cached("UPDATE layers SET doomed = NULL WHERE id = ?")?;
     Ok(update.execute([id.as_str()])? > 0)
+}
+
+/// Whether a layer goes unless somebody spares it.
+pub(in crate::store) fn is_doomed(connection: &Connection, id: &LayerId) -> rusqlite::Result<bool> {
+    connection
+        .prepare_cached("SELECT EXISTS (SELECT 1 FROM layers WHERE id = ? AND doomed IS NOT NULL)")?
+        .query_row([id.as_str()], |row| row.get(0))
 }
 
 /// What a layer looked like when it was made; `None` where there is none.

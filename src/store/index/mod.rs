@@ -6,6 +6,7 @@
 //! Writes are not synced: [`super::Store::sync`] says what survives a power cut. Knows nothing of what rows are for.
 
 pub(super) mod cache;
+pub(super) mod collect;
 pub(super) mod inventory;
 pub(super) mod kept;
 pub(super) mod layers;
@@ -24,10 +25,13 @@ use std::{
 pub(super) use layers::{LayerKind, LayerRow};
 use rusqlite::{Connection, ErrorCode, Transaction, TransactionBehavior};
 
-use super::{StoreError, error::Doing};
+use super::{Filesystem, StoreError, error::Doing};
 
 /// How long a writer waits for another process's transaction. Those take well under a millisecond.
 const BUSY: Duration = Duration::from_secs(10);
+
+/// Where less than this is free, in bytes, files of the index can't grow.
+const NEARLY_NOTHING: u64 = 64 << 10;
 
 /// Statements kept prepared.
 const STATEMENTS: usize = 64;
@@ -142,6 +146,8 @@ fn connect(path: &Path) -> rusqlite::Result<Connection> {
     let mut connection = Connection::open(path)?;
     connection.busy_timeout(BUSY)?;
     connection.set_prepared_statement_cache_capacity(STATEMENTS);
+    // Has an effect on a new one alone: what is forgotten is given back.
+    connection.pragma_update(None, "auto_vacuum", "INCREMENTAL")?;
     connection.pragma_update(None, "journal_mode", "WAL")?;
     // A power cut takes the last transactions, and nothing before them; what they said is not on the disk either.
     connection.pragma_update(None, "synchronous", "NORMAL")?;
@@ -190,13 +196,19 @@ fn set_aside(path: &Path) -> Result<(), StoreError> {
     Ok(())
 }
 
+/// SQLite does not always tell that it was for want of space that a file could not be made or grow.
+fn is_full(code: ErrorCode, path: &Path) -> bool {
+    let no_space = || Filesystem::of(path.parent().unwrap_or(path)).is_ok_and(|of| of.free_bytes < NEARLY_NOTHING);
+    code == ErrorCode::DiskFull || matches!(code, ErrorCode::SystemIoFailure | ErrorCode::CannotOpen) && no_space()
+}
+
 fn failed(path: &Path, error: rusqlite::Error) -> StoreError {
     let path = path.to_owned();
     match error {
         rusqlite::Error::IntegralValueOutOfRange(_, version) => {
             StoreError::Corrupt { path, reason: format!("it is of version {version}, which a later hm wrote") }
         }
-        rusqlite::Error::SqliteFailure(inner, _) if inner.code == ErrorCode::DiskFull => {
+        rusqlite::Error::SqliteFailure(inner, _) if is_full(inner.code, &path) => {
             StoreError::Full { path, source: std::io::Error::other(error) }
         }
         error => StoreError::Io { doing: "use the index", path, source: std::io::Error::other(error) },

@@ -15,10 +15,41 @@ pub(in crate::store) fn put(transaction: &Transaction<'_>, id: &SourceId, layers
     insert.execute(params![id.as_str(), stack(layers), now_ms()]).map(drop)
 }
 
+/// What shows a source.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(in crate::store) struct SourceRow {
+    /// Topmost first.
+    pub(in crate::store) stack: Vec<LayerId>,
+    /// In milliseconds since the Unix epoch.
+    pub(in crate::store) used_at: i64,
+    /// Whether it goes unless somebody [touches](touch) it.
+    pub(in crate::store) is_doomed: bool,
+}
+
 /// The layers that show a source.
-pub(in crate::store) fn get(connection: &Connection, id: &SourceId) -> rusqlite::Result<Option<Vec<LayerId>>> {
-    let mut select = connection.prepare_cached("SELECT stack FROM sources WHERE id = ? AND doomed IS NULL")?;
-    select.query_row([id.as_str()], |row| parse_stack(0, row.get_ref(0)?.as_str()?)).optional()
+pub(in crate::store) fn get(connection: &Connection, id: &SourceId) -> rusqlite::Result<Option<SourceRow>> {
+    let mut select =
+        connection.prepare_cached("SELECT stack, used_at, doomed IS NOT NULL FROM sources WHERE id = ?")?;
+    let read = |row: &rusqlite::Row<'_>| {
+        let stack = parse_stack(0, row.get_ref(0)?.as_str()?)?;
+        Ok(SourceRow { stack, used_at: row.get(1)?, is_doomed: row.get(2)? })
+    };
+    select.query_row([id.as_str()], read).optional()
+}
+
+/// Says that a source was used just now, which spares it. False where it, or a layer of it, is gone.
+pub(in crate::store) fn touch(
+    transaction: &Transaction<'_>,
+    id: &SourceId,
+    stack: &[LayerId],
+) -> rusqlite::Result<bool> {
+    for layer in stack {
+        if !layers::spare(transaction, layer)? {
+            return Ok(false);
+        }
+    }
+    let mut update = transaction.prepare_cached("UPDATE sources SET used_at = ?, doomed = NULL WHERE id = ?")?;
+    Ok(update.execute(params![now_ms(), id.as_str()])? > 0)
 }
 
 /// Forgets every source that has a layer without a row. Tells how many.

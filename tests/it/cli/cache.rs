@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::hm::{Ended, Project};
+use super::hm::{Ended, Project, eventually};
 
 fn du(project: &Project) -> Value {
     let ended = Ended::of(&mut project.hm(&["cache", "du", "--format", "json"])).expect(0);
@@ -21,4 +21,73 @@ fn du_tells_what_takes_the_space() {
     assert_eq!(usage["bytes"], total);
     let text = Ended::of(&mut project.hm(&["cache", "du"])).expect(0).stdout;
     assert!(text.contains("sources") && text.contains("free on this filesystem"), "{text}");
+}
+
+fn json(project: &Project, args: &[&str]) -> Value {
+    let ended = Ended::of(project.hm(&["cache"]).args(args).args(["--format", "json"])).expect(0);
+    serde_json::from_str(&ended.stdout).unwrap()
+}
+
+#[test]
+fn clean_forgets_and_gc_tells_what_it_did() {
+    let project = Project::with_steps(&[("step", "true", None)]);
+    project.file("large", &"x".repeat(300_000));
+    project.run(&["ci"]).expect(0);
+    let text = Ended::of(&mut project.hm(&["cache", "gc"])).expect(0).stdout;
+    assert!(text.contains("nothing has to go") && text.contains("the store takes"), "{text}");
+    let dry = json(&project, &["clean", "--all", "--dry-run"]);
+    assert!(dry["sources"]["count"] == 1 && dry["sources"]["bytes"].as_u64() >= Some(300_000), "{dry}");
+    assert!(du(&project)["kinds"]["sources"].as_u64() >= Some(300_000));
+    let gone = Ended::of(&mut project.hm(&["cache", "clean", "--all"])).expect(0).stdout;
+    assert!(gone.contains("gone: sources") && gone.contains("freed"), "{gone}");
+    let usage = du(&project);
+    assert!(usage["kinds"]["sources"].as_u64() < Some(50_000), "{usage}");
+    project.run(&["ci"]).expect(0);
+}
+
+#[test]
+fn limits_come_from_arguments_or_the_environment() {
+    let project = Project::with_steps(&[("step", "true", None)]);
+    project.file("large", &"x".repeat(300_000));
+    project.run(&["ci"]).expect(0);
+    let mut gc = project.hm(&["cache", "gc", "--dry-run", "--format", "json"]);
+    let report: Value = serde_json::from_str(&Ended::of(gc.env("HM_CACHE_MAX_SIZE", "100K")).expect(0).stdout).unwrap();
+    assert_eq!(report["sources"]["count"], 1);
+    let report = json(&project, &["gc", "--max-size", "100M", "--min-free", "0", "--max-age", "14d"]);
+    assert_eq!(report["sources"]["count"], 0);
+    let wrong = Ended::of(&mut project.hm(&["cache", "gc", "--max-size", "much"])).expect(2);
+    assert!(wrong.stderr.contains("500M, 10G"), "{}", wrong.stderr);
+}
+
+#[test]
+fn a_run_collects_garbage_when_a_limit_is_passed_unless_it_is_told_not_to() {
+    let project = Project::with_steps(&[("step", "true", None)]);
+    project.file("large", &"x".repeat(300_000));
+    let sources = || du(&project)["kinds"]["sources"].as_u64().unwrap_or_default();
+    let run = |gc: &str| {
+        let mut hm = project.hm(&["run", "--runner", "process", "ci"]);
+        Ended::of(hm.env("HM_CACHE_MAX_SIZE", "100K").env("HM_CACHE_MIN_FREE", "0").env("HM_CACHE_GC", gc)).expect(0)
+    };
+    run("off");
+    assert!(sources() >= 300_000);
+    project.file("other", "x");
+    run("on");
+    eventually("the source to be collected", || sources() < 50_000);
+    let mut hm = project.hm(&["run", "--runner", "process", "ci"]);
+    let said = Ended::of(hm.env("HM_CACHE_MAX_SIZE", "much").env("HM_CACHE_GC", "on")).expect(0).stderr;
+    assert!(said.contains("HM_CACHE_MAX_SIZE"), "{said}");
+}
+
+#[test]
+fn gc_tells_once_what_a_killed_run_left() {
+    let project = Project::with_steps(&[("step", "echo up; sleep 4242", None)]);
+    let log = std::fs::File::create(project.dir.with_file_name("log")).unwrap();
+    let mut hm = project.hm(&["run", "--runner", "process", "--format", "human"]).stdout(log).spawn().unwrap();
+    let log = || std::fs::read_to_string(project.dir.with_file_name("log")).unwrap();
+    eventually("the step to be up", || log().contains("| up\n"));
+    hm.kill().unwrap();
+    hm.wait().unwrap();
+    let report = json(&project, &["gc"]);
+    assert_eq!(report["reaped"]["killed processes"], 1, "{report}");
+    assert!(json(&project, &["gc"])["reaped"].as_object().unwrap().is_empty());
 }

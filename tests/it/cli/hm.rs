@@ -47,6 +47,8 @@ impl Project {
     pub(super) fn hm(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_hm"));
         command.args(args).current_dir(&self.dir).env("HM_CACHE_DIR", &self.store).stdin(Stdio::null());
+        // The store goes with the project, at any moment.
+        command.env("HM_CACHE_GC", "off");
         for variable in ["HM_PYTHON", "NO_COLOR", "CLICOLOR_FORCE", "VIRTUAL_ENV"] {
             command.env_remove(variable);
         }

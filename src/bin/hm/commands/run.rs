@@ -10,6 +10,7 @@ use uuid::Uuid;
 
 use crate::{
     args::{BindArgs, SourceArgs, existing_dir, parse_duration},
+    commands::cache,
     failure::{Failure, Outcome},
     history::History,
     pipelines::{self, parse},
@@ -37,6 +38,7 @@ Exit codes:
 
 Environment:
   HM_CACHE_DIR   where layers, images and journals lie (default: hm in the XDG cache directory)
+  HM_CACHE_GC    off: collect no garbage after the run; see `hm cache gc --help` for the limits
   HM_PYTHON      the Python that renders .hm/*.py (default: python3)
   HM_LOG         what hm logs of itself to stderr, such as debug (default: warn)
   NO_COLOR, CLICOLOR_FORCE";
@@ -160,6 +162,7 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
                 to_stderr(&format!("warning: failed to remember this run for the next one's order: {error}"));
             }
             run.end(outcome.status.exit_code());
+            cache::collect_if_due(&store);
             Ok(ExitCode::from(u8::try_from(outcome.status.exit_code()).unwrap_or(u8::MAX)))
         }
     }

@@ -1,11 +1,16 @@
 //! `hm cache`: what the store has, and what it shall forget.
 
+mod auto;
+mod clean;
 mod du;
+mod gc;
+mod limits;
 mod size;
 
 use std::{process::ExitCode, sync::Arc};
 
-use hm_exec::store::Store;
+pub(crate) use auto::collect_if_due;
+use hm_exec::store::{GcReport, GcRequest, Store};
 
 use crate::{
     failure::{Failure, Outcome},
@@ -24,11 +29,15 @@ pub(crate) struct Args {
 #[derive(Debug, clap::Subcommand)]
 enum Command {
     Du(du::Args),
+    Gc(gc::Args),
+    Clean(clean::Args),
 }
 
 pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
     match &args.command {
         Command::Du(args) => du::run(args),
+        Command::Gc(args) => gc::run(args),
+        Command::Clean(args) => clean::run(args),
     }
 }
 
@@ -36,4 +45,9 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
 fn open_store() -> Outcome<Arc<Store>> {
     let dir = store_dir()?;
     Store::open(&dir).map_err(|error| Failure::infrastructure("failed to open the store").because(error))
+}
+
+/// Collects garbage.
+fn collect(store: &Store, request: &GcRequest) -> Outcome<Option<GcReport>> {
+    store.gc(request).map_err(|error| Failure::infrastructure("failed to collect garbage").because(error))
 }

@@ -1,0 +1,53 @@
+//! Garbage collection after a run, in a process of its own that nobody waits for.
+
+use std::process::{Command, Stdio};
+
+use hm_exec::store::StoreHandle;
+
+use super::limits::LimitArgs;
+use crate::render::to_stderr;
+
+/// Starts `hm cache gc --auto` where it is worth it, unless HM_CACHE_GC is `off`. A run that opened no store has nothing
+/// to collect.
+pub(crate) fn collect_if_due(store: &StoreHandle) {
+    if std::env::var_os("HM_CACHE_GC").is_some_and(|value| value == "off") {
+        return;
+    }
+    let Some(store) = store.get_opened() else { return };
+    let limits = match LimitArgs::from_env() {
+        Ok(limits) => limits,
+        Err(error) => return to_stderr(&format!("warning: no garbage is collected: {error}")),
+    };
+    let is_due = match limits.of(&store).map(|limits| store.gc_is_due(&limits)) {
+        Ok(Ok(is_due)) => is_due,
+        Ok(Err(error)) => return tracing::warn!(%error, "no garbage is collected"),
+        Err(error) => return tracing::warn!(%error, "no garbage is collected"),
+    };
+    if !is_due {
+        return;
+    }
+    let started = std::env::current_exe().and_then(|hm| {
+        Command::new(hm)
+            .args(["cache", "gc", "--auto"])
+            .env("HM_CACHE_DIR", store.dir())
+            .current_dir("/")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+    });
+    if let Err(error) = started {
+        tracing::warn!(%error, "no garbage is collected: the process could not be started");
+    }
+}
+
+/// Makes this process one that nobody waits for and that holds nobody up.
+pub(super) fn detach() {
+    // Neither is needed for the work: a terminal that closes, or a busy machine, is all that they are about.
+    if let Err(error) = rustix::process::setsid() {
+        tracing::debug!(%error, "no session of its own");
+    }
+    if let Err(error) = rustix::process::nice(19) {
+        tracing::debug!(%error, "no lower priority");
+    }
+}

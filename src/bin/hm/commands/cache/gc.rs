@@ -1,0 +1,104 @@
+//! `hm cache gc`.
+
+use std::process::ExitCode;
+
+use hm_exec::store::{Forgotten, GcReport, GcRequest};
+
+use super::{auto::detach, collect, limits::LimitArgs, open_store, size::show};
+use crate::{
+    commands::{AnswerFormat, print, print_json, table},
+    failure::Outcome,
+};
+
+const LONG_HELP: &str = "\
+What goes, least recently used first, until the limits hold: cached steps, source trees, images, journals and logs.
+What goes by age: what failed steps left after 3 days, journals after 14 days or beyond the last 1,000 runs, and whatever
+else nobody used for --max-age. A live run loses nothing: what it may be using is removed when it has ended.
+
+`hm run` starts this in the background, once a day and whenever a limit is passed; HM_CACHE_GC=off keeps it from that.";
+
+/// Removes what is beyond the limits, and what nothing needs
+#[derive(Debug, clap::Args)]
+#[command(after_long_help = LONG_HELP, after_help = "`hm cache gc --help` says what goes, and when.")]
+pub(super) struct Args {
+    #[command(flatten)]
+    limits: LimitArgs,
+
+    /// Only say what would go
+    #[arg(short = 'n', long)]
+    dry_run: bool,
+
+    /// Work in the background, quietly, and not at all where another process is at it
+    #[arg(long, conflicts_with = "dry_run")]
+    auto: bool,
+
+    /// How to print the report
+    #[arg(long, value_enum, default_value_t)]
+    format: AnswerFormat,
+}
+
+pub(super) fn run(args: &Args) -> Outcome<ExitCode> {
+    if args.auto {
+        detach();
+    }
+    let store = open_store()?;
+    let mut request = GcRequest::new(args.limits.of(&store)?);
+    request.dry_run = args.dry_run;
+    request.wait = !args.auto;
+    let report = collect(&store, &request)?;
+    let Some(report) = report.filter(|_| !args.auto) else { return Ok(ExitCode::SUCCESS) };
+    let code = show_report(&report, args.format, args.dry_run)?;
+    if !args.dry_run
+        && let Err(error) = store.mark_reaped_shown()
+    {
+        tracing::debug!(%error, "what was reaped will be told again");
+    }
+    Ok(code)
+}
+
+/// Prints what was done.
+pub(super) fn show_report(report: &GcReport, format: AnswerFormat, dry_run: bool) -> Outcome<ExitCode> {
+    match format {
+        AnswerFormat::Text => print(&as_text(report, dry_run)),
+        AnswerFormat::Json => print_json(report),
+    }
+}
+
+fn as_text(report: &GcReport, dry_run: bool) -> String {
+    let mut out = String::new();
+    if !report.reaped.is_empty() {
+        let reaped = report.reaped.iter().map(|(what, count)| format!("{count} {what}"));
+        out.push_str(&format!("left by killed runs, and removed since: {}\n", reaped.collect::<Vec<_>>().join(", ")));
+    }
+    let kinds = [
+        ("cached steps", report.cached),
+        ("left by failed steps", report.leftovers),
+        ("sources", report.sources),
+        ("images", report.images),
+        ("journals and logs", report.runs),
+    ];
+    let forgotten = kinds.iter().filter(|(_, forgotten)| forgotten.count > 0);
+    let rows: Vec<Vec<String>> = forgotten
+        .map(|(name, Forgotten { count, bytes, .. })| {
+            let verb = if dry_run { "would go" } else { "gone" };
+            vec![format!("{verb}: {name}"), count.to_string(), show(*bytes)]
+        })
+        .collect();
+    if rows.is_empty() {
+        out.push_str("nothing has to go\n");
+    }
+    out.push_str(&table(&rows));
+    if report.waiting_layers > 0 {
+        out.push_str(&format!(
+            "waiting for a live run to end: {} in {} layers\n",
+            show(report.waiting_bytes),
+            report.waiting_layers
+        ));
+    }
+    if !dry_run && report.freed_bytes > 0 {
+        out.push_str(&format!("freed {}\n", show(report.freed_bytes)));
+    }
+    let verb = if dry_run { "would take" } else { "takes" };
+    out.push_str(&format!("the store {verb} {}\n", show(report.bytes)));
+    out
+}

@@ -1,0 +1,56 @@
+//! How large the store may be: from arguments, from the environment, or by default.
+
+use std::time::Duration;
+
+use hm_exec::store::{GcLimits, Store};
+
+use super::size;
+use crate::{
+    args::parse_duration,
+    failure::{Failure, Outcome},
+};
+
+/// What differs from the default limits.
+#[derive(Debug, Default, clap::Args)]
+pub(super) struct LimitArgs {
+    /// The most that the store may take, as in 500M or 10G [default: a fifth of the filesystem, 100 GiB at most]
+    #[arg(long, value_name = "SIZE", value_parser = size::parse, env = "HM_CACHE_MAX_SIZE", hide_env_values = true)]
+    max_size: Option<u64>,
+
+    /// What must stay free on the store's filesystem [default: a twentieth of it, 10 GiB at most]
+    #[arg(long, value_name = "SIZE", value_parser = size::parse, env = "HM_CACHE_MIN_FREE", hide_env_values = true)]
+    min_free: Option<u64>,
+
+    /// How long cached steps, sources and images stay that nobody uses, as in 12h or 14d [default: 30d]
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration, env = "HM_CACHE_MAX_AGE", hide_env_values = true)]
+    max_age: Option<Duration>,
+}
+
+impl LimitArgs {
+    /// What the environment alone says.
+    pub(super) fn from_env() -> Result<Self, String> {
+        Ok(Self {
+            max_size: read("HM_CACHE_MAX_SIZE", size::parse)?,
+            min_free: read("HM_CACHE_MIN_FREE", size::parse)?,
+            max_age: read("HM_CACHE_MAX_AGE", parse_duration)?,
+        })
+    }
+
+    /// The limits of this store.
+    pub(super) fn of(&self, store: &Store) -> Outcome<GcLimits> {
+        let mut limits = store
+            .default_limits()
+            .map_err(|error| Failure::infrastructure("failed to set the limits of the store").because(error))?;
+        limits.max_bytes = self.max_size.unwrap_or(limits.max_bytes);
+        limits.min_free_bytes = self.min_free.unwrap_or(limits.min_free_bytes);
+        limits.max_age = self.max_age.unwrap_or(limits.max_age);
+        Ok(limits)
+    }
+}
+
+fn read<T>(variable: &str, parse: impl FnOnce(&str) -> Result<T, String>) -> Result<Option<T>, String> {
+    match std::env::var(variable) {
+        Ok(text) if !text.is_empty() => parse(&text).map(Some).map_err(|error| format!("{variable}: {error}")),
+        _ => Ok(None),
+    }
+}

@@ -1,0 +1,313 @@
+//! Garbage collection: the store stays within its limits, and never takes what somebody needs.
+//!
+//! ```text
+//!   look      sizes, runs, the time                       no lock but gc.lock: one collection at a time
+//!   forget    names, by `plan`; doom what has none left   one transaction, then a new epoch
+//!   remove    what was doomed before the oldest lease     one transaction: moved to tmp, rows deleted
+//!   delete    what lies in tmp; files that nothing names  no lock
+//! ```
+//!
+//! A kill at any point leaves names whose layers are there, or layers and rows that the next collection removes. What is
+//! doomed is looked at again in the transaction that removes it, so that whoever kept something on it meanwhile has
+//! spared it. See [`super::lease`] for what a living process may still be using.
+
+mod due;
+mod limits;
+mod plan;
+mod sweep;
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    fs::{File, OpenOptions},
+    os::unix::fs::OpenOptionsExt,
+};
+
+pub use limits::GcLimits;
+use plan::{Plan, RunFiles, Scene, Victim};
+use rustix::fs::FlockOperation;
+use serde::Serialize;
+
+use super::{
+    Filesystem, LayerId, Store, StoreError,
+    error::Doing,
+    index::{self, collect, inventory::Inventory},
+    reserve,
+    tree::{self, Extent},
+};
+
+const DAY_MS: i64 = 24 * 60 * 60 * 1000;
+
+/// The longest time between two collections that counts: of what is longer, nobody used the store, or the clock jumped.
+const MAX_GAP_MS: i64 = 2 * DAY_MS;
+
+/// How long it is remembered what was removed.
+const HISTORY_MS: i64 = 90 * DAY_MS;
+
+/// What garbage collection is to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct GcRequest {
+    /// What must hold in the end.
+    pub limits: GcLimits,
+    /// What goes whatever the limits say.
+    pub forget: Forget,
+    /// Only tell what would be done.
+    pub dry_run: bool,
+    /// Wait for another process that is at it; otherwise nothing is done where there is one.
+    pub wait: bool,
+}
+
+impl GcRequest {
+    /// Whatever is beyond these limits goes.
+    #[must_use]
+    pub fn new(limits: GcLimits) -> Self {
+        Self { limits, forget: Forget::Nothing, dry_run: false, wait: true }
+    }
+}
+
+/// What is to be forgotten whatever the limits say.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum Forget {
+    /// Nothing.
+    #[default]
+    Nothing,
+    /// What is kept of these steps, by their keys.
+    Steps(Vec<String>),
+    /// What is kept of every step.
+    Cached,
+    /// That, and sources, images, journals and logs.
+    Everything,
+}
+
+/// Why something was forgotten.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Cause {
+    Size,
+    Space,
+    Age,
+    Asked,
+}
+
+impl Cause {
+    /// As rows have it.
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Size => "size",
+            Self::Space => "space",
+            Self::Age => "age",
+            Self::Asked => "asked",
+        }
+    }
+}
+
+/// What garbage collection did, or would do.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct GcReport {
+    /// What was removed after processes that were killed, since somebody was told the last time; by kind.
+    pub reaped: BTreeMap<String, u64>,
+    /// Cached steps that were forgotten.
+    pub cached: Forgotten,
+    /// Leftovers of failed steps.
+    pub leftovers: Forgotten,
+    /// Source trees.
+    pub sources: Forgotten,
+    /// Images.
+    pub images: Forgotten,
+    /// Journals and logs of runs.
+    pub runs: Forgotten,
+    /// By how much the filesystem's free space grew, in bytes: it is shared with others.
+    pub freed_bytes: u64,
+    /// What the last run that may use it will free by its end, in bytes.
+    pub waiting_bytes: u64,
+    /// In how many layers that is.
+    pub waiting_layers: usize,
+    /// What the store takes now, what waits apart, in bytes; an estimate that is not too small.
+    pub bytes: u64,
+}
+
+/// What of one kind was forgotten.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct Forgotten {
+    /// How many.
+    pub count: usize,
+    /// What goes with them, in bytes.
+    pub bytes: u64,
+}
+
+impl Forgotten {
+    fn of(victims: &[Victim]) -> Self {
+        Self { count: victims.len(), bytes: victims.iter().map(|victim| victim.bytes).sum() }
+    }
+}
+
+/// What was measured before anything is locked.
+#[derive(Debug)]
+struct Measured {
+    extents: HashMap<LayerId, Extent>,
+    runs: Vec<RunFiles>,
+    live_runs: usize,
+    logs: BTreeMap<[u8; 32], u64>,
+    fixed_bytes: u64,
+    free_bytes: u64,
+}
+
+impl Store {
+    /// Forgets what is beyond the limits, least recently used first, and removes from the disk what nobody can be using.
+    /// `None` where another process is at it, and nobody wants to wait.
+    ///
+    /// Takes as long as removing files does, and a walk over all layers where something has to go for its size.
+    ///
+    /// # Errors
+    /// Where the index can't be written, or the disk not be read. What was done by then is done.
+    pub fn gc(&self, request: &GcRequest) -> Result<Option<GcReport>, StoreError> {
+        let Some(_lock) = self.lock_gc(request.wait)? else { return Ok(None) };
+        match self.collect(request) {
+            // What frees space needs some itself.
+            Err(StoreError::Full { .. }) if reserve::release(self.dir()) => self.collect(request),
+            collected => collected,
+        }
+        .map(Some)
+    }
+
+    fn lock_gc(&self, wait: bool) -> Result<Option<File>, StoreError> {
+        let path = self.dir().join("gc.lock");
+        let lock =
+            OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path).doing("open", &path)?;
+        let operation = if wait { FlockOperation::LockExclusive } else { FlockOperation::NonBlockingLockExclusive };
+        match rustix::fs::flock(&lock, operation) {
+            Ok(()) => Ok(Some(lock)),
+            Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
+            Err(error) => Err(StoreError::io("lock", path, error)),
+        }
+    }
+
+    fn collect(&self, request: &GcRequest) -> Result<GcReport, StoreError> {
+        let inventory = self.index.read(index::inventory::read)?;
+        let measured = self.measure(&inventory, &request.limits)?;
+        let now = index::now_ms();
+        let gap = now.saturating_sub(self.index.read(collect::collected_at)?);
+        let jumped = !(0..=MAX_GAP_MS).contains(&gap);
+        if request.dry_run {
+            let (plan, _) = measured.plan(&inventory, request, now, jumped);
+            let mut report = report(&plan);
+            report.reaped = self.index.read(collect::reaped)?;
+            (report.waiting_layers, report.waiting_bytes) = self.index.read(collect::doomed)?;
+            return Ok(report);
+        }
+        self.adopt_deltas(&inventory)?;
+        let (mut report, runs, epoch) = self.index.write(|transaction| {
+            let shift = (gap > MAX_GAP_MS).then(|| (now - gap + DAY_MS, gap - MAX_GAP_MS));
+            collect::shift_times(transaction, now, shift)?;
+            collect::set_collected_at(transaction, now)?;
+            collect::forget_history(transaction, now - HISTORY_MS)?;
+            let inventory = self.forget_missing(transaction, index::inventory::read(transaction)?)?;
+            let (plan, runs) = measured.plan(&inventory, request, now, jumped);
+            forget(transaction, &inventory, &plan, now)?;
+            collect::reconcile(transaction, &index::inventory::read(transaction)?)?;
+            let mut report = report(&plan);
+            report.reaped = collect::reaped(transaction)?;
+            Ok((report, runs, collect::next_epoch(transaction)?))
+        })?;
+        self.remove_runs(&runs)?;
+        self.remove_doomed(epoch)?;
+        self.remove_unnamed(&inventory)?;
+        report.freed_bytes = Filesystem::of(self.dir())?.free_bytes.saturating_sub(measured.free_bytes);
+        (report.waiting_layers, report.waiting_bytes) = self.index.read(collect::doomed)?;
+        self.index.read(collect::shrink)?;
+        reserve::fill(self.dir(), &Filesystem::of(self.dir())?);
+        Ok(report)
+    }
+
+    /// Says that somebody was told what [`GcReport::reaped`] has.
+    ///
+    /// # Errors
+    /// Where the index can't be written.
+    pub fn mark_reaped_shown(&self) -> Result<(), StoreError> {
+        self.index.write(collect::mark_reaped_shown)
+    }
+
+    fn measure(&self, inventory: &Inventory, limits: &GcLimits) -> Result<Measured, StoreError> {
+        let (runs, live_runs) = self.old_runs()?;
+        let logs = self.cached_logs(inventory)?;
+        let mut fixed_bytes = 0;
+        for name in ["sources", "stat", "index.db", "last-runs"] {
+            let path = self.dir().join(name);
+            fixed_bytes += tree::measure(&path).doing("measure", &path)?.bytes();
+        }
+        let free_bytes = Filesystem::of(self.dir())?.free_bytes;
+        let layers = inventory.layers.values().filter(|layer| layer.doomed.is_none()).map(|layer| layer.bytes);
+        let most = layers.sum::<u64>()
+            + fixed_bytes
+            + runs.iter().map(|run| run.bytes).sum::<u64>()
+            + logs.values().sum::<u64>();
+        let mut extents = HashMap::new();
+        if most > limits.max_bytes || free_bytes < limits.min_free_bytes {
+            for id in inventory.layers.keys() {
+                let path = self.layer_dir(id);
+                extents.insert(id.clone(), tree::measure(&path).doing("measure", &path)?);
+            }
+        }
+        Ok(Measured { extents, runs, live_runs, logs, fixed_bytes, free_bytes })
+    }
+}
+
+impl Measured {
+    /// The plan, and the runs that it has.
+    fn plan(&self, inventory: &Inventory, request: &GcRequest, now: i64, jumped: bool) -> (Plan, Vec<RunFiles>) {
+        let scene = Scene {
+            inventory,
+            extents: &self.extents,
+            runs: &self.runs,
+            live_runs: self.live_runs,
+            logs: &self.logs,
+            fixed_bytes: self.fixed_bytes,
+            free_bytes: self.free_bytes,
+            now,
+            jumped,
+        };
+        let plan = plan::plan(&scene, &request.limits, &request.forget);
+        let runs = plan.runs.iter().map(|victim| self.runs[victim.index].clone()).collect();
+        (plan, runs)
+    }
+}
+
+fn report(plan: &Plan) -> GcReport {
+    GcReport {
+        cached: Forgotten::of(&plan.cached),
+        leftovers: Forgotten::of(&plan.left),
+        sources: Forgotten::of(&plan.sources),
+        images: Forgotten::of(&plan.images),
+        runs: Forgotten::of(&plan.runs),
+        bytes: plan.bytes_after,
+        ..GcReport::default()
+    }
+}
+
+/// Writes down what the plan says.
+fn forget(
+    transaction: &rusqlite::Transaction<'_>,
+    inventory: &Inventory,
+    plan: &Plan,
+    now: i64,
+) -> rusqlite::Result<()> {
+    for victim in &plan.cached {
+        let row = &inventory.cached[victim.index];
+        let (bytes, cause) = (victim.bytes, victim.cause.as_str());
+        collect::evict(transaction, now, collect::Eviction { key: &row.key, step: &row.step, bytes, cause })?;
+    }
+    for victim in &plan.left {
+        let row = &inventory.left[victim.index];
+        index::kept::remove(transaction, row.run, &row.step)?;
+    }
+    for victim in &plan.sources {
+        collect::doom_source(transaction, &inventory.sources[victim.index].id)?;
+    }
+    for victim in &plan.images {
+        let row = &inventory.images[victim.index];
+        collect::doom_image(transaction, &row.digest, &row.id_map)?;
+    }
+    Ok(())
+}

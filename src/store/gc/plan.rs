@@ -1,0 +1,321 @@
+//! Which names are to be forgotten: a pure function of what the store has, the limits, and the time.
+//!
+//! Names go by the time of their last use until the limits hold. A name is worth what only it holds: a layer goes with the
+//! last stack that has it, a file with the last layer that has a name of it. What is doomed already is neither held nor
+//! counted.
+
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, HashMap},
+    path::PathBuf,
+    time::Duration,
+};
+
+use super::{Cause, Forget, GcLimits};
+use crate::store::{
+    LayerId,
+    index::inventory::Inventory,
+    tree::{Extent, FileId},
+};
+
+/// Runs stay, however old, when there are no more than these.
+const MIN_RUNS: usize = 20;
+
+/// Everything that the plan depends on, besides limits.
+#[derive(Debug)]
+pub(super) struct Scene<'a> {
+    pub(super) inventory: &'a Inventory,
+    /// Layers as they were measured; of others, the index knows a size that is not too small.
+    pub(super) extents: &'a HashMap<LayerId, Extent>,
+    /// Runs that have ended, newest first.
+    pub(super) runs: &'a [RunFiles],
+    /// How many others go on.
+    pub(super) live_runs: usize,
+    /// Sizes of the logs of cached steps.
+    pub(super) logs: &'a BTreeMap<[u8; 32], u64>,
+    /// What the store has besides, in bytes.
+    pub(super) fixed_bytes: u64,
+    pub(super) free_bytes: u64,
+    /// In milliseconds since the Unix epoch.
+    pub(super) now: i64,
+    /// Whether the clock has just jumped, so that ages of files mean nothing.
+    pub(super) jumped: bool,
+}
+
+/// The files of a run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct RunFiles {
+    pub(super) dir: PathBuf,
+    pub(super) bytes: u64,
+    /// When it was written to last.
+    pub(super) at: i64,
+}
+
+/// What is to be forgotten: places in the scene's lists, and what goes with each.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Plan {
+    pub(super) cached: Vec<Victim>,
+    pub(super) left: Vec<Victim>,
+    pub(super) sources: Vec<Victim>,
+    pub(super) images: Vec<Victim>,
+    pub(super) runs: Vec<Victim>,
+    /// What the store takes when all of this is gone.
+    pub(super) bytes_after: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Victim {
+    pub(super) index: usize,
+    /// What goes with it, all that went before it gone.
+    pub(super) bytes: u64,
+    pub(super) cause: Cause,
+}
+
+impl Plan {
+    fn list(&mut self, kind: Kind) -> &mut Vec<Victim> {
+        match kind {
+            Kind::Cached => &mut self.cached,
+            Kind::Left => &mut self.left,
+            Kind::Source => &mut self.sources,
+            Kind::Image => &mut self.images,
+            Kind::Run => &mut self.runs,
+        }
+    }
+}
+
+/// In the order in which they go, of those that were used at the same time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Kind {
+    Left,
+    Cached,
+    Source,
+    Run,
+    Image,
+}
+
+#[derive(Debug)]
+struct Item {
+    used_at: i64,
+    kind: Kind,
+    /// How many layers it has: a child goes before its parent, which a run that has both uses at the same time.
+    depth: usize,
+    index: usize,
+}
+
+/// Decides.
+pub(super) fn plan(scene: &Scene<'_>, limits: &GcLimits, forget: &Forget) -> Plan {
+    let mut held = Held::new(scene);
+    let waiting: u64 = scene.inventory.layers.values().filter_map(|layer| layer.doomed.map(|_| layer.bytes)).sum();
+    let mut free = scene.free_bytes.saturating_add(waiting);
+    let mut plan = Plan::default();
+    let mut items = items(scene);
+    items.sort_by_key(|item| (item.used_at, item.kind, Reverse(item.depth), item.index));
+    for item in &items {
+        if item.kind == Kind::Image && held.is_base(item.index) {
+            continue;
+        }
+        let cause = if asked(scene, forget, item) {
+            Cause::Asked
+        } else if expired(scene, limits, item) {
+            Cause::Age
+        } else if held.bytes > limits.max_bytes {
+            Cause::Size
+        } else if free < limits.min_free_bytes {
+            Cause::Space
+        } else {
+            continue;
+        };
+        let bytes = held.release(scene, item);
+        free = free.saturating_add(bytes);
+        plan.list(item.kind).push(Victim { index: item.index, bytes, cause });
+    }
+    plan.bytes_after = held.bytes;
+    plan
+}
+
+/// Everything that may go.
+fn items(scene: &Scene<'_>) -> Vec<Item> {
+    let inventory = scene.inventory;
+    let snapshots: HashMap<&str, (usize, &str)> =
+        inventory.snapshots.iter().map(|row| (row.id.as_str(), (row.stack.len(), row.base.as_str()))).collect();
+    let mut items = Vec::new();
+    // An image is used by whatever stands on it.
+    let mut bases: HashMap<&str, i64> = HashMap::new();
+    let mut named = |kind, index, snapshot: &str, used_at: i64| {
+        let used_at = used_at.min(scene.now);
+        let found = snapshots.get(snapshot);
+        if let Some((_, base)) = found {
+            let last = bases.entry(base).or_insert(used_at);
+            *last = used_at.max(*last);
+        }
+        items.push(Item { used_at, kind, depth: found.map_or(0, |(depth, _)| *depth), index });
+    };
+    for (index, row) in inventory.cached.iter().enumerate() {
+        named(Kind::Cached, index, &row.snapshot, row.used_at);
+    }
+    for (index, row) in inventory.left.iter().enumerate() {
+        named(Kind::Left, index, &row.snapshot, row.created_at);
+    }
+    let mut item = |kind, index, used_at: i64| {
+        items.push(Item { used_at: used_at.min(scene.now), kind, depth: 0, index });
+    };
+    for (index, row) in inventory.sources.iter().enumerate().filter(|(_, row)| row.doomed.is_none()) {
+        item(Kind::Source, index, row.used_at);
+    }
+    for (index, row) in inventory.images.iter().enumerate().filter(|(_, row)| row.doomed.is_none()) {
+        let by_snapshots = bases.get(row.digest.as_str()).copied().unwrap_or(i64::MIN);
+        item(Kind::Image, index, row.used_at.max(by_snapshots));
+    }
+    for (index, run) in scene.runs.iter().enumerate() {
+        item(Kind::Run, index, run.at);
+    }
+    items
+}
+
+fn asked(scene: &Scene<'_>, forget: &Forget, item: &Item) -> bool {
+    let step = match item.kind {
+        Kind::Cached => &scene.inventory.cached[item.index].step,
+        Kind::Left => &scene.inventory.left[item.index].step,
+        _ => return *forget == Forget::Everything,
+    };
+    match forget {
+        Forget::Nothing => false,
+        Forget::Steps(steps) => steps.contains(step),
+        Forget::Cached | Forget::Everything => true,
+    }
+}
+
+fn expired(scene: &Scene<'_>, limits: &GcLimits, item: &Item) -> bool {
+    let is_older = |limit: Duration| {
+        let age = u128::try_from(scene.now.saturating_sub(item.used_at)).unwrap_or_default();
+        age > limit.as_millis()
+    };
+    match item.kind {
+        Kind::Cached | Kind::Source | Kind::Image => is_older(limits.max_age),
+        Kind::Left => is_older(limits.max_age_leftovers),
+        Kind::Run => {
+            let place = item.index + scene.live_runs;
+            place >= limits.max_runs || (place >= MIN_RUNS && !scene.jumped && is_older(limits.max_age_runs))
+        }
+    }
+}
+
+/// What is held, and by how much.
+#[derive(Debug, Default)]
+struct Held<'a> {
+    /// How many names each snapshot has.
+    names: HashMap<&'a str, usize>,
+    /// How many snapshots stand on each image.
+    bases: HashMap<&'a str, usize>,
+    snapshots: HashMap<&'a str, (&'a str, &'a [LayerId])>,
+    images: Vec<&'a str>,
+    /// In how many stacks each layer is, and how large it is, files with several names apart.
+    layers: HashMap<&'a LayerId, (usize, u64)>,
+    extents: Option<&'a HashMap<LayerId, Extent>>,
+    /// In how many held layers each file is that has several names, and its size.
+    files: HashMap<FileId, (usize, u64)>,
+    bytes: u64,
+}
+
+impl<'a> Held<'a> {
+    fn new(scene: &Scene<'a>) -> Self {
+        let inventory = scene.inventory;
+        let mut held = Self { extents: Some(scene.extents), ..Self::default() };
+        held.bytes = scene.fixed_bytes + scene.runs.iter().map(|run| run.bytes).sum::<u64>();
+        held.bytes += scene.logs.values().sum::<u64>();
+        let names = inventory.cached.iter().map(|row| &row.snapshot).chain(inventory.left.iter().map(|r| &r.snapshot));
+        names.for_each(|snapshot| *held.names.entry(snapshot).or_default() += 1);
+        for row in inventory.snapshots.iter().filter(|row| held.names.contains_key(row.id.as_str())) {
+            held.snapshots.insert(&row.id, (&row.base, &row.stack));
+            *held.bases.entry(&row.base).or_default() += 1;
+        }
+        held.images = inventory.images.iter().map(|row| row.digest.as_str()).collect();
+        let stacks = held.snapshots.values().map(|(_, stack)| *stack);
+        let sources = inventory.sources.iter().filter(|row| row.doomed.is_none()).map(|row| row.stack.as_slice());
+        let bases = &held.bases;
+        let images = inventory.images.iter().filter(|row| row.doomed.is_none() || bases.contains_key(&*row.digest));
+        let stacks: Vec<_> = stacks.chain(sources).chain(images.map(|row| row.stack.as_slice())).collect();
+        stacks.into_iter().flatten().for_each(|layer| held.hold(inventory, layer));
+        held
+    }
+
+    /// Whether a snapshot stands on this image.
+    fn is_base(&self, image: usize) -> bool {
+        self.images.get(image).is_some_and(|digest| self.bases.contains_key(digest))
+    }
+
+    fn hold(&mut self, inventory: &Inventory, layer: &'a LayerId) {
+        let Some(row) = inventory.layers.get(layer) else { return };
+        let extent = self.extents.and_then(|extents| extents.get(layer));
+        let own = extent.map_or(row.bytes, |extent| extent.own);
+        let (uses, _) = self.layers.entry(layer).or_insert((0, own));
+        *uses += 1;
+        if *uses > 1 {
+            return;
+        }
+        self.bytes += own;
+        for (file, bytes) in extent.iter().flat_map(|extent| &extent.shared) {
+            let (uses, _) = self.files.entry(*file).or_insert((0, *bytes));
+            *uses += 1;
+            if *uses == 1 {
+                self.bytes += bytes;
+            }
+        }
+    }
+
+    /// Lets an item go, and tells what that frees.
+    fn release(&mut self, scene: &Scene<'a>, item: &Item) -> u64 {
+        let before = self.bytes;
+        let inventory = scene.inventory;
+        match item.kind {
+            Kind::Cached => {
+                let row = &inventory.cached[item.index];
+                self.bytes -= scene.logs.get(&row.key).copied().unwrap_or_default();
+                self.release_name(&row.snapshot);
+            }
+            Kind::Left => self.release_name(&inventory.left[item.index].snapshot),
+            Kind::Source => self.release_stack(&inventory.sources[item.index].stack),
+            Kind::Image => self.release_stack(&inventory.images[item.index].stack),
+            Kind::Run => self.bytes -= scene.runs[item.index].bytes,
+        }
+        before - self.bytes
+    }
+
+    fn release_name(&mut self, snapshot: &'a str) {
+        let Some(names) = self.names.get_mut(snapshot) else { return };
+        *names -= 1;
+        if *names > 0 {
+            return;
+        }
+        self.names.remove(snapshot);
+        let Some((base, stack)) = self.snapshots.remove(snapshot) else { return };
+        if let Some(count) = self.bases.get_mut(base) {
+            *count -= 1;
+            if *count == 0 {
+                self.bases.remove(base);
+            }
+        }
+        self.release_stack(stack);
+    }
+
+    fn release_stack(&mut self, stack: &'a [LayerId]) {
+        for layer in stack {
+            let Some((uses, own)) = self.layers.get_mut(layer) else { continue };
+            *uses -= 1;
+            if *uses > 0 {
+                continue;
+            }
+            self.bytes -= *own;
+            self.layers.remove(layer);
+            for file in self.extents.and_then(|extents| extents.get(layer)).iter().flat_map(|e| e.shared.keys()) {
+                if let Some((uses, bytes)) = self.files.get_mut(file) {
+                    *uses -= 1;
+                    if *uses == 0 {
+                        self.bytes -= *bytes;
+                        self.files.remove(file);
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,222 @@
+//! Taking from the disk what has no name any longer.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs::{self, File},
+    path::{Path, PathBuf},
+    time::{Duration, SystemTime},
+};
+
+use rusqlite::Transaction;
+use rustix::fs::FlockOperation;
+use uuid::Uuid;
+
+use super::plan::RunFiles;
+use crate::store::{
+    LayerId, Store, StoreError,
+    error::Doing,
+    index::{self, LayerKind, LayerRow, collect, inventory::Inventory},
+    layout::names,
+    tree,
+};
+
+/// What is younger may be about to get its row.
+const SETTLED: Duration = Duration::from_secs(60 * 60);
+
+/// A run's directory that is younger may be about to get its lock.
+const RUN_SETTLED: Duration = Duration::from_secs(2);
+
+impl Store {
+    /// The runs that have ended, newest first, and how many go on.
+    pub(super) fn old_runs(&self) -> Result<(Vec<RunFiles>, usize), StoreError> {
+        let dir = self.dir().join("runs");
+        let (mut old, mut live) = (Vec::new(), 0);
+        for name in names_if_any(&dir)? {
+            let dir = dir.join(name);
+            if is_live(&dir) {
+                live += 1;
+                continue;
+            }
+            let written = |path: PathBuf| fs::metadata(path).and_then(|metadata| metadata.modified()).ok();
+            let at = written(dir.join("journal")).or_else(|| written(dir.clone())).map_or(0, to_ms);
+            let bytes = tree::measure(&dir).doing("measure", &dir)?.bytes();
+            old.push(RunFiles { dir, bytes, at });
+        }
+        old.sort_by(|a, b| (b.at, &b.dir).cmp(&(a.at, &a.dir)));
+        Ok((old, live))
+    }
+
+    /// The sizes of the logs of cached steps, by key.
+    pub(super) fn cached_logs(&self, inventory: &Inventory) -> Result<BTreeMap<[u8; 32], u64>, StoreError> {
+        let mut sizes = BTreeMap::new();
+        if self.logs_dir().is_dir() {
+            for row in &inventory.cached {
+                let path = self.logs_dir().join(blake3::Hash::from_bytes(row.key).to_hex().as_str());
+                sizes.insert(row.key, tree::measure(&path).doing("measure", &path)?.bytes());
+            }
+        }
+        Ok(sizes)
+    }
+
+    /// Gives rows to deltas that no snapshot was kept with, so that they go like everything else that has no name: they
+    /// are named after their content, not after the process that made them, which therefore does not remove them.
+    pub(super) fn adopt_deltas(&self, inventory: &Inventory) -> Result<(), StoreError> {
+        let found = names(&self.dir().join("layers"))?;
+        let deltas = found.iter().filter_map(|name| LayerId::parse(name)).filter(LayerId::is_delta);
+        for id in deltas.filter(|id| !inventory.layers.contains_key(id)) {
+            match tree::seal(&self.layer_dir(&id)) {
+                Ok(seal) => {
+                    let row = LayerRow { id, kind: LayerKind::Step, seal };
+                    self.index.write(|transaction| index::layers::insert(transaction, &self.boot, &row))?;
+                }
+                Err(error) => tracing::debug!(%error, layer = %id, "a delta can't be read"),
+            }
+        }
+        Ok(())
+    }
+
+    /// Forgets the layers that somebody took from the disk, and every name that needs one of them.
+    pub(super) fn forget_missing(
+        &self,
+        transaction: &Transaction<'_>,
+        inventory: Inventory,
+    ) -> rusqlite::Result<Inventory> {
+        // What has a row was in its place before.
+        let missing: Vec<&LayerId> = inventory.layers.keys().filter(|id| !self.layer_home(id).is_dir()).collect();
+        if missing.is_empty() {
+            return Ok(inventory);
+        }
+        missing.iter().try_for_each(|id| index::layers::remove(transaction, id))?;
+        index::snapshots::forget_broken(transaction)?;
+        index::forget_nameless(transaction)?;
+        index::note_reaped(transaction, &[("rows of missing layers", missing.len())])?;
+        index::inventory::read(transaction)
+    }
+
+    /// Removes what was doomed up to `epoch` and before the oldest lease.
+    pub(super) fn remove_doomed(&self, epoch: u64) -> Result<(), StoreError> {
+        let end = self.oldest_lease()?.map_or(epoch + 1, |oldest| oldest.min(epoch + 1));
+        let mut removed = Vec::new();
+        let mut trouble = None;
+        let done = self.index.write(|transaction| {
+            let inventory = index::inventory::read(transaction)?;
+            collect::reconcile(transaction, &inventory)?;
+            for layer in collect::doomed_layers(transaction, end)? {
+                let trash = self.new_tmp();
+                match self.move_to(&self.layer_home(&layer), &trash) {
+                    Ok(moved) => {
+                        removed.extend(moved.then_some(trash));
+                        index::layers::remove(transaction, &layer)?;
+                    }
+                    // Stays, and is tried again by the next collection.
+                    Err(error) => trouble = trouble.take().or(Some(error)),
+                }
+            }
+            collect::forget_doomed(transaction, end)
+        });
+        self.delete(removed);
+        done?;
+        trouble.map_or(Ok(()), Err)
+    }
+
+    /// Removes runs that have ended.
+    pub(super) fn remove_runs(&self, runs: &[RunFiles]) -> Result<(), StoreError> {
+        let mut removed = Vec::new();
+        for run in runs {
+            if is_live(&run.dir) {
+                continue;
+            }
+            let trash = self.new_tmp();
+            if self.move_to(&run.dir, &trash)? {
+                removed.push(trash);
+            }
+            if let Some(id) = run.dir.file_name().and_then(|name| name.to_str()).and_then(|name| name.parse().ok()) {
+                let id: Uuid = id;
+                self.index.write(|transaction| index::runs::remove(transaction, id))?;
+            }
+        }
+        self.delete(removed);
+        Ok(())
+    }
+
+    /// Removes files that no row names: logs, manifests, and indexes that were set aside long ago.
+    pub(super) fn remove_unnamed(&self, before: &Inventory) -> Result<(), StoreError> {
+        let hex = |key: &[u8; 32]| blake3::Hash::from_bytes(*key).to_hex().to_string();
+        let forgotten: BTreeSet<String> = before.cached.iter().map(|row| hex(&row.key)).collect();
+        let mut removed = Vec::new();
+        // Whoever is about to write a row waits, and finds the file gone, or comes first.
+        let done = self.index.write(|transaction| {
+            let cached = index::inventory::read(transaction)?.cached;
+            let cached: BTreeSet<String> = cached.iter().map(|row| hex(&row.key)).collect();
+            let sources = collect::sources_with_manifests(transaction)?;
+            let unnamed = |dir: &Path, keep: &dyn Fn(&str) -> bool| {
+                let found = names_if_any(dir)?.into_iter().filter(|name| !keep(name));
+                found.map(|name| dir.join(name)).try_for_each(|path| {
+                    let trash = self.new_tmp();
+                    removed.extend(self.move_to(&path, &trash)?.then_some(trash));
+                    Ok::<_, StoreError>(())
+                })
+            };
+            let mut unnamed = unnamed;
+            let logs = self.logs_dir();
+            let is_young = |dir: &Path, name: &str| !is_older(&dir.join(name), SETTLED);
+            let keep_log = |name: &str| cached.contains(name) || (!forgotten.contains(name) && is_young(&logs, name));
+            let manifests = self.dir().join("sources");
+            let keep_manifest = |name: &str| sources.contains(name) || is_young(&manifests, name);
+            let aside = |name: &str| !name.starts_with("index.db-damaged-") || is_young(self.dir(), name);
+            Ok(unnamed(&logs, &keep_log)
+                .and_then(|()| unnamed(&manifests, &keep_manifest))
+                .and_then(|()| unnamed(self.dir(), &aside)))
+        });
+        self.delete(removed);
+        done?
+    }
+
+    fn logs_dir(&self) -> PathBuf {
+        self.dir().join("logs")
+    }
+
+    /// False where there is nothing at `path`.
+    fn move_to(&self, path: &Path, trash: &Path) -> Result<bool, StoreError> {
+        match fs::rename(path, trash) {
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(StoreError::io("remove", path, error)),
+        }
+    }
+
+    /// Deletes trees in this process's `tmp`. What it may not delete stays until somebody opens the store who may.
+    fn delete(&self, trees: Vec<PathBuf>) {
+        let ops = self.tree_ops();
+        for tree in trees {
+            if let Err(error) = ops.remove_tree(&tree) {
+                tracing::debug!(%error, path = %tree.display(), "could not remove a tree yet");
+                self.discard(tree);
+            }
+        }
+    }
+}
+
+/// Whether somebody writes to the run in `dir`.
+fn is_live(dir: &Path) -> bool {
+    // The journal of a young one may be about to be locked.
+    !is_older(dir, RUN_SETTLED)
+        || File::open(dir.join("journal"))
+            .is_ok_and(|journal| rustix::fs::flock(&journal, FlockOperation::NonBlockingLockExclusive).is_err())
+}
+
+/// Whether what is at `path` was changed longer ago than that, or, by a clock that jumped, longer in the future.
+fn is_older(path: &Path, limit: Duration) -> bool {
+    let Ok(changed) = fs::symlink_metadata(path).and_then(|metadata| metadata.modified()) else { return false };
+    let now = SystemTime::now();
+    now.duration_since(changed).or_else(|_| changed.duration_since(now)).is_ok_and(|age| age > limit)
+}
+
+fn names_if_any(dir: &Path) -> Result<Vec<String>, StoreError> {
+    if dir.is_dir() { names(dir) } else { Ok(Vec::new()) }
+}
+
+fn to_ms(time: SystemTime) -> i64 {
+    let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
+}
