@@ -1,0 +1,141 @@
+//! What can be wrong with a layer's archive.
+
+use std::{fmt::Write, io};
+
+use serde::{Deserialize, Serialize};
+
+use super::stream::TooLarge;
+
+/// Names in messages are cut here, in bytes: an archive may have any.
+const SHOWN_BYTES: usize = 200;
+
+/// Why a layer could not be unpacked. Travels between processes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[non_exhaustive]
+pub enum UnpackError {
+    /// An entry that no well-meant image has, or that can't be made here.
+    #[error("the entry `{entry}` is refused: {reason}")]
+    Refused {
+        /// Its name, escaped and cut.
+        entry: String,
+        /// Why.
+        reason: String,
+    },
+    /// The stream is no archive, or ends too early.
+    #[error("the archive is damaged at `{entry}`: {reason}")]
+    Damaged {
+        /// The entry in question, escaped and cut; empty between two.
+        entry: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// More bytes than the caller allows.
+    #[error(
+        "a layer has more than {limit} uncompressed bytes: where that is meant, set HM_MAX_IMAGE_BYTES to allow more"
+    )]
+    TooLarge {
+        /// In bytes.
+        limit: u64,
+    },
+    /// More entries than the caller allows.
+    #[error("a layer has more than {limit} files")]
+    TooManyEntries {
+        /// How many.
+        limit: u64,
+    },
+    /// A file operation failed.
+    #[error("failed to {doing} `{entry}`: {}", io::Error::from_raw_os_error(*errno))]
+    Io {
+        /// What was being done.
+        doing: String,
+        /// To which entry, escaped and cut.
+        entry: String,
+        /// The system's error number.
+        errno: i32,
+    },
+}
+
+impl UnpackError {
+    /// A failure that has nothing to do with an entry.
+    #[cfg(feature = "sandbox")]
+    pub(crate) fn io(doing: &str, error: &io::Error) -> Self {
+        let errno = error.raw_os_error().unwrap_or(rustix::io::Errno::IO.raw_os_error());
+        Self::Io { doing: doing.into(), entry: String::new(), errno }
+    }
+
+    /// A failure to read the archive.
+    pub(crate) fn reading(error: &io::Error) -> Self {
+        Fault::reading(error).at(b"")
+    }
+}
+
+/// What is wrong, before it is known with which entry.
+#[derive(Debug)]
+pub(super) enum Fault {
+    Refused(String),
+    Damaged(String),
+    TooLarge(u64),
+    Io(&'static str, io::Error),
+}
+
+impl Fault {
+    pub(super) fn refused(reason: impl Into<String>) -> Self {
+        Self::Refused(reason.into())
+    }
+
+    pub(super) fn damaged(reason: impl Into<String>) -> Self {
+        Self::Damaged(reason.into())
+    }
+
+    /// A failure to read the stream.
+    pub(super) fn reading(error: &io::Error) -> Self {
+        match error.get_ref().and_then(|inner| inner.downcast_ref::<TooLarge>()) {
+            Some(TooLarge { limit }) => Self::TooLarge(*limit),
+            None if error.kind() == io::ErrorKind::UnexpectedEof => Self::damaged("it ends in the middle"),
+            None => Self::damaged(error.to_string()),
+        }
+    }
+
+    /// The error, with the entry's name.
+    pub(super) fn at(self, path: &[u8]) -> UnpackError {
+        let entry = shown(path);
+        match self {
+            Self::Refused(reason) => UnpackError::Refused { entry, reason },
+            Self::Damaged(reason) => UnpackError::Damaged { entry, reason },
+            Self::TooLarge(limit) => UnpackError::TooLarge { limit },
+            Self::Io(doing, error) => match error.raw_os_error() {
+                Some(errno) => UnpackError::Io { doing: doing.into(), entry, errno },
+                None => UnpackError::Damaged { entry, reason: error.to_string() },
+            },
+        }
+    }
+}
+
+/// Adds what was being done to a failed file operation.
+pub(super) trait Doing<T> {
+    fn doing(self, doing: &'static str) -> Result<T, Fault>;
+}
+
+impl<T, E: Into<io::Error>> Doing<T> for Result<T, E> {
+    fn doing(self, doing: &'static str) -> Result<T, Fault> {
+        self.map_err(|error| Fault::Io(doing, error.into()))
+    }
+}
+
+/// A name for people: control characters escaped, and no longer than a line.
+pub(super) fn shown(name: &[u8]) -> String {
+    let mut shown = String::new();
+    for c in String::from_utf8_lossy(name).chars() {
+        if shown.len() >= SHOWN_BYTES {
+            shown.push('…');
+            break;
+        }
+        if c.is_control() {
+            // Writing to a string does not fail.
+            let _ = write!(shown, "{}", c.escape_default());
+        } else {
+            shown.push(c);
+        }
+    }
+    shown
+}

@@ -1,0 +1,86 @@
+//! Unpacking an image layer: a tar stream, maybe compressed, becomes the directory of an overlay layer.
+//!
+//! In: a stream of bytes that nobody vouches for. Out: files below one directory, and the digest of the uncompressed stream
+//! by which the caller knows whether they are the right ones. Nothing is ever written outside of that directory: names are
+//! taken apart, and each directory on the way is opened by itself, links not followed.
+//!
+//! What removes lower entries (`.wh.NAME`, `.wh..wh..opq`) becomes overlayfs' own marks. Attributes of directories are set
+//! last. Devices below `dev` are left out where the caller is not root, because steps get a `/dev` of their own; elsewhere
+//! they are refused then.
+
+mod error;
+mod reader;
+mod stream;
+mod writer;
+
+#[cfg(test)]
+mod tests;
+
+use std::{io::Read, path::Path};
+
+use serde::{Deserialize, Serialize};
+
+pub use error::UnpackError;
+pub(crate) use stream::decompress;
+
+use self::{
+    error::Fault,
+    reader::{Kind, Reader},
+    stream::Measured,
+    writer::Writer,
+};
+use crate::store::IdMap;
+
+/// How much a layer may hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UnpackLimits {
+    /// Uncompressed bytes.
+    pub bytes: u64,
+    /// Files, directories, links.
+    pub entries: u64,
+}
+
+impl Default for UnpackLimits {
+    /// 64 GiB, and four million entries.
+    fn default() -> Self {
+        Self { bytes: 64 << 30, entries: 4_000_000 }
+    }
+}
+
+/// A layer that was unpacked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Unpacked {
+    /// SHA-256 of the uncompressed stream.
+    pub diff_id: [u8; 32],
+    /// Its length in bytes.
+    pub bytes: u64,
+}
+
+/// Unpacks the tar stream `blob`, plain or compressed with gzip or zstd, into the empty directory `into`.
+///
+/// Owners are set but for [`IdMap::Single`], where everything belongs to the caller. Modes, modification times and
+/// extended attributes are those of the archive; the directory `into` itself gets a time alone.
+///
+/// # Errors
+/// The first thing that is wrong; `into` is then to be removed.
+pub fn unpack(blob: impl Read, into: &Path, id_map: IdMap, limits: UnpackLimits) -> Result<Unpacked, UnpackError> {
+    let unnamed = |fault: Fault| fault.at(b"");
+    let stream = decompress(blob).map_err(|error| UnpackError::reading(&error))?;
+    let mut reader = Reader::new(Measured::new(stream, limits.bytes));
+    let mut writer = Writer::new(into, id_map).map_err(unnamed)?;
+    let mut entries = 0;
+    while let Some(mut member) = reader.next().map_err(unnamed)? {
+        entries += 1;
+        if entries > limits.entries {
+            return Err(UnpackError::TooManyEntries { limit: limits.entries });
+        }
+        if matches!(member.kind, Kind::Skipped) {
+            continue;
+        }
+        let path = std::mem::take(&mut member.path);
+        writer.put(&path, &member, &mut reader.data()).map_err(|fault| fault.at(&path))?;
+    }
+    writer.finish().map_err(|(path, fault)| fault.at(&path))?;
+    let (diff_id, bytes) = reader.into_inner().finish().map_err(unnamed)?;
+    Ok(Unpacked { diff_id, bytes })
+}

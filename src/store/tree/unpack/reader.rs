@@ -1,0 +1,321 @@
+//! Reading a tar stream: members with their names, attributes and data.
+//!
+//! Headers are the `tar` crate's; putting members together is done here, because a stranger's archive must not make us
+//! keep an extended header of any size, and because the values in one (extended attributes) may have any bytes.
+
+use std::{
+    io::{self, BufReader, Read},
+    ops::Range,
+};
+
+use tar::{EntryType, Header};
+
+use super::{error::Fault, stream::Measured};
+
+const BLOCK_BYTES: u64 = 512;
+/// Where a header has its numbers.
+const MODE: Range<usize> = 100..108;
+const UID: Range<usize> = 108..116;
+const GID: Range<usize> = 116..124;
+const SIZE: Range<usize> = 124..136;
+const MAJOR: Range<usize> = 329..337;
+const MINOR: Range<usize> = 337..345;
+/// An extended header, or a long name: more is no honest one.
+const MAX_EXTENDED_BYTES: u64 = 1 << 20;
+
+/// A member of an archive, without its data.
+#[derive(Debug)]
+pub(super) struct Member {
+    pub(super) path: Vec<u8>,
+    pub(super) kind: Kind,
+    pub(super) uid: u64,
+    pub(super) gid: u64,
+    pub(super) mode: u32,
+    /// Seconds, and nanoseconds.
+    pub(super) mtime: (i64, i64),
+    pub(super) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+}
+
+#[derive(Debug)]
+pub(super) enum Kind {
+    File {
+        bytes: u64,
+    },
+    Directory,
+    Symlink {
+        target: Vec<u8>,
+    },
+    HardLink {
+        target: Vec<u8>,
+    },
+    Device {
+        is_block: bool,
+        major: u32,
+        minor: u32,
+    },
+    Fifo,
+    /// Says something about the archive.
+    Skipped,
+}
+
+/// Reads members one after the other.
+pub(super) struct Reader<R> {
+    stream: BufReader<Measured<R>>,
+    /// Of the current member's data.
+    unread: u64,
+    padding: u64,
+}
+
+/// The data of the current member.
+pub(super) struct Data<'a, R>(&'a mut Reader<R>);
+
+/// What extended headers say about the next member.
+#[derive(Debug, Default)]
+struct Extended {
+    path: Option<Vec<u8>>,
+    link: Option<Vec<u8>>,
+    size: Option<u64>,
+    uid: Option<u64>,
+    gid: Option<u64>,
+    mtime: Option<(i64, i64)>,
+    xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    any: bool,
+}
+
+impl<R: Read> Reader<R> {
+    pub(super) fn new(stream: Measured<R>) -> Self {
+        Self { stream: BufReader::with_capacity(1 << 16, stream), unread: 0, padding: 0 }
+    }
+
+    /// The next member; `None` at the archive's end.
+    pub(super) fn next(&mut self) -> Result<Option<Member>, Fault> {
+        let mut extended = Extended::default();
+        loop {
+            self.skip(self.unread.saturating_add(self.padding))?;
+            (self.unread, self.padding) = (0, 0);
+            let Some(header) = self.header()? else {
+                return match extended.any {
+                    true => Err(Fault::damaged("it ends with an extended header")),
+                    false => Ok(None),
+                };
+            };
+            let size = field(&header, SIZE, header.entry_size())?;
+            let kind = header.entry_type();
+            match kind {
+                EntryType::XHeader => extended.read_records(&self.extended(size)?)?,
+                EntryType::GNULongName => extended.path = Some(name(self.extended(size)?)),
+                EntryType::GNULongLink => extended.link = Some(name(self.extended(size)?)),
+                _ => return self.member(&header, size, extended).map(Some),
+            }
+            extended.any = true;
+        }
+    }
+
+    /// The data of the member that [`next`](Self::next) told last.
+    pub(super) fn data(&mut self) -> Data<'_, R> {
+        Data(self)
+    }
+
+    pub(super) fn into_inner(self) -> Measured<R> {
+        // What is left in the buffer has been hashed.
+        self.stream.into_inner()
+    }
+
+    fn member(&mut self, header: &Header, size: u64, extended: Extended) -> Result<Member, Fault> {
+        let size = extended.size.unwrap_or(size);
+        let has_data = matches!(header.entry_type(), EntryType::Regular | EntryType::Continuous);
+        let link = || extended.link.clone().or_else(|| header.link_name_bytes().map(std::borrow::Cow::into_owned));
+        let device = |is_block| {
+            let major = field(header, MAJOR, header.device_major())?;
+            let minor = field(header, MINOR, header.device_minor())?;
+            Ok(Kind::Device { is_block, major: major.unwrap_or(0), minor: minor.unwrap_or(0) })
+        };
+        let path = extended.path.clone().unwrap_or_else(|| header.path_bytes().into_owned());
+        let kind = match header.entry_type() {
+            // Archives of old times mark a directory by its name.
+            EntryType::Regular | EntryType::Continuous if path.ends_with(b"/") => Kind::Directory,
+            EntryType::Regular | EntryType::Continuous => Kind::File { bytes: size },
+            EntryType::Directory => Kind::Directory,
+            EntryType::Symlink => Kind::Symlink { target: link().unwrap_or_default() },
+            EntryType::Link => Kind::HardLink { target: link().unwrap_or_default() },
+            EntryType::Char => device(false)?,
+            EntryType::Block => device(true)?,
+            EntryType::Fifo => Kind::Fifo,
+            EntryType::XGlobalHeader => Kind::Skipped,
+            EntryType::GNUSparse => return Err(Fault::refused("it is a sparse file, of which layers have none")),
+            other => {
+                return Err(Fault::refused(format!("it is of the unknown type {:?}", char::from(other.as_byte()))));
+            }
+        };
+        // What is no file has no data whatever its size says, but for those that are skipped.
+        let stored = if has_data || matches!(kind, Kind::Skipped) { size } else { 0 };
+        self.unread = stored;
+        let end = stored.checked_next_multiple_of(BLOCK_BYTES).ok_or_else(|| Fault::damaged("a size is too large"))?;
+        self.padding = end - stored;
+        let seconds = || header.mtime().ok().and_then(|seconds| i64::try_from(seconds).ok());
+        Ok(Member {
+            path,
+            kind,
+            uid: extended.uid.map_or_else(|| field(header, UID, header.uid()), Ok)?,
+            gid: extended.gid.map_or_else(|| field(header, GID, header.gid()), Ok)?,
+            mode: field(header, MODE, header.mode())? & 0o7777,
+            mtime: extended.mtime.or_else(|| Some((seconds()?, 0))).unwrap_or((0, 0)),
+            xattrs: extended.xattrs,
+        })
+    }
+
+    /// The next header; `None` at a block of zeros, and where the stream ends.
+    fn header(&mut self) -> Result<Option<Header>, Fault> {
+        let mut header = Header::new_old();
+        let block = header.as_mut_bytes();
+        let mut filled = 0;
+        while filled < block.len() {
+            match self.stream.read(&mut block[filled..]).map_err(|error| Fault::reading(&error))? {
+                0 if filled == 0 => return Ok(None),
+                0 => return Err(Fault::damaged("it ends in the middle of a header")),
+                read => filled += read,
+            }
+        }
+        if block.iter().all(|byte| *byte == 0) {
+            return Ok(None);
+        }
+        let sum = block[..148].iter().chain(&block[156..]).map(|byte| u32::from(*byte)).sum::<u32>() + 8 * 32;
+        match header.cksum() {
+            Ok(expected) if expected == sum => Ok(Some(header)),
+            _ => Err(Fault::damaged("a header's checksum is wrong")),
+        }
+    }
+
+    /// The content of an extended header.
+    fn extended(&mut self, size: u64) -> Result<Vec<u8>, Fault> {
+        if size > MAX_EXTENDED_BYTES {
+            return Err(Fault::refused(format!("its extended header has {size} bytes")));
+        }
+        let mut content = vec![0; usize::try_from(size).unwrap_or(0)];
+        self.stream.read_exact(&mut content).map_err(|error| Fault::reading(&error))?;
+        self.skip(size.next_multiple_of(BLOCK_BYTES) - size)?;
+        Ok(content)
+    }
+
+    fn skip(&mut self, bytes: u64) -> Result<(), Fault> {
+        let skipped =
+            io::copy(&mut (&mut self.stream).take(bytes), &mut io::sink()).map_err(|error| Fault::reading(&error))?;
+        if skipped < bytes { Err(Fault::damaged("it ends in the middle of a file")) } else { Ok(()) }
+    }
+}
+
+impl<R: Read> Read for Data<'_, R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let most = buffer.len().min(usize::try_from(self.0.unread).unwrap_or(usize::MAX));
+        let read = self.0.stream.read(&mut buffer[..most])?;
+        if read == 0 && most > 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        self.0.unread -= read as u64;
+        Ok(read)
+    }
+}
+
+impl Extended {
+    /// Reads records of the form `LENGTH KEY=VALUE\n`, in which a value may have any bytes.
+    fn read_records(&mut self, mut records: &[u8]) -> Result<(), Fault> {
+        let malformed = || Fault::damaged("an extended header is malformed");
+        while !records.is_empty() && records[0] != 0 {
+            let space = records.iter().take(21).position(|byte| *byte == b' ').ok_or_else(malformed)?;
+            let length: usize = number(&records[..space]).ok_or_else(malformed)?;
+            let record = records.get(space + 1..length).and_then(|it| it.strip_suffix(b"\n")).ok_or_else(malformed)?;
+            let equals = record.iter().position(|byte| *byte == b'=').ok_or_else(malformed)?;
+            self.set(&record[..equals], &record[equals + 1..]).ok_or_else(malformed)??;
+            records = &records[length..];
+        }
+        Ok(())
+    }
+
+    /// `None` where the value is none for the key.
+    fn set(&mut self, key: &[u8], value: &[u8]) -> Option<Result<(), Fault>> {
+        match key {
+            b"path" => self.path = Some(value.to_vec()),
+            b"linkpath" => self.link = Some(value.to_vec()),
+            b"size" => self.size = Some(number(value)?),
+            b"uid" => self.uid = Some(number(value)?),
+            b"gid" => self.gid = Some(number(value)?),
+            b"mtime" => self.mtime = Some(time(value)?),
+            _ if key.starts_with(b"GNU.sparse.") => {
+                return Some(Err(Fault::refused("it is a sparse file, of which layers have none")));
+            }
+            _ => {
+                if let Some(name) = key.strip_prefix(b"SCHILY.xattr.") {
+                    self.xattrs.push((name.to_vec(), value.to_vec()));
+                }
+            }
+        }
+        Some(Ok(()))
+    }
+}
+
+/// A number of a header. Some tools leave out what they take for zero.
+fn field<T: Default>(header: &Header, at: Range<usize>, number: io::Result<T>) -> Result<T, Fault> {
+    match number {
+        Err(_) if header.as_bytes()[at].iter().all(|byte| matches!(byte, 0 | b' ')) => Ok(T::default()),
+        number => number.map_err(|error| Fault::reading(&error)),
+    }
+}
+
+fn number<T: std::str::FromStr>(digits: &[u8]) -> Option<T> {
+    std::str::from_utf8(digits).ok()?.parse().ok()
+}
+
+/// A long name ends at its first zero byte.
+fn name(mut content: Vec<u8>) -> Vec<u8> {
+    content.truncate(content.iter().position(|byte| *byte == 0).unwrap_or(content.len()));
+    content
+}
+
+/// `-1.25` is a quarter before one second before the epoch: seconds are rounded down, nanoseconds count up.
+fn time(text: &[u8]) -> Option<(i64, i64)> {
+    let text = std::str::from_utf8(text).ok()?;
+    let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
+    if !fraction.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    let seconds: i64 = whole.parse().ok()?;
+    let digits: String = fraction.chars().chain("000000000".chars()).take(9).collect();
+    let nanoseconds: i64 = digits.parse().ok()?;
+    match whole.starts_with('-') && nanoseconds > 0 {
+        true => Some((seconds.checked_sub(1)?, 1_000_000_000 - nanoseconds)),
+        false => Some((seconds, nanoseconds)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_have_fractions_and_may_lie_before_the_epoch() {
+        for (text, expected) in [
+            ("1", Some((1, 0))),
+            ("1.5", Some((1, 500_000_000))),
+            ("1.123456789999", Some((1, 123_456_789))),
+            ("-1.25", Some((-2, 750_000_000))),
+            ("-0.5", Some((-1, 500_000_000))),
+            ("1.x", None),
+            ("", None),
+        ] {
+            assert_eq!(time(text.as_bytes()), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_record_may_have_any_bytes_and_no_wrong_length() {
+        let mut extended = Extended::default();
+        extended.read_records(b"26 SCHILY.xattr.user.a=\n\n\n31 mtime=12345678901.123456789\n").unwrap();
+        assert_eq!(extended.xattrs, [(b"user.a".to_vec(), b"\n\n".to_vec())]);
+        assert_eq!(extended.mtime, Some((12_345_678_901, 123_456_789)));
+        for wrong in
+            [&b"5 a=b\n"[..], b"7 a=b\n", b"x a=b\n", b"6 ab\n", b"99999999999999999999 a=b\n", b"2 ", b"0 a=b\n"]
+        {
+            assert!(Extended::default().read_records(wrong).is_err(), "{wrong:?}");
+        }
+    }
+}

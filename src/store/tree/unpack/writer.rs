@@ -1,0 +1,406 @@
+//! Making what an archive's members say, below one directory and nowhere else.
+
+use std::{
+    collections::BTreeMap,
+    ffi::{CString, OsStr},
+    fs::File,
+    io::{self, Read},
+    os::unix::ffi::OsStrExt,
+    path::Path,
+};
+
+use rustix::{
+    fd::{AsFd, BorrowedFd, OwnedFd},
+    fs::{self, AtFlags, FileType, Mode, XattrFlags},
+    io::Errno,
+};
+
+use super::{
+    super::{
+        at::{is_whiteout, mtime, open_dir, open_dir_at, stat_at},
+        copy::create,
+    },
+    error::{Doing, Fault},
+    reader::{Kind, Member},
+};
+use crate::store::IdMap;
+
+const WHITEOUT: &[u8] = b".wh.";
+/// Marks of the storage, not of a file. Only the one for opaque directories is part of the format.
+const WHITEOUT_META: &[u8] = b".wh..wh.";
+const OPAQUE: &[u8] = b".wh..wh..opq";
+
+/// A longer name is no path for the kernel either.
+const MAX_PATH_BYTES: usize = 4096;
+/// Each directory on the way to a file is held open.
+const MAX_DEPTH: usize = 128;
+
+/// Attributes that belong to whoever mounts or guards the files, not to an image.
+const PRIVATE_XATTRS: [&[u8]; 5] =
+    [b"trusted.overlay.", b"user.overlay.", b"security.selinux", b"security.ima", b"security.evm"];
+
+pub(super) struct Writer {
+    root: OwnedFd,
+    id_map: IdMap,
+    /// The directories that lead to the last one used.
+    open: Vec<(Vec<u8>, OwnedFd)>,
+    /// What directories get when everything is in them, by path.
+    dirs: BTreeMap<Vec<u8>, Attributes>,
+    /// Of the root directory, whose other attributes are its own: so that the same archive becomes the same tree.
+    mtime: (i64, i64),
+}
+
+#[derive(Debug, Clone)]
+struct Attributes {
+    uid: u64,
+    gid: u64,
+    mode: u32,
+    mtime: (i64, i64),
+    xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+}
+
+impl Attributes {
+    fn of(member: &Member) -> Self {
+        let Member { uid, gid, mode, mtime, .. } = *member;
+        Self { uid, gid, mode, mtime, xattrs: member.xattrs.clone() }
+    }
+
+    /// Of a directory that the archive has files in, but does not have.
+    fn implied() -> Self {
+        Self { uid: 0, gid: 0, mode: 0o755, mtime: (0, 0), xattrs: Vec::new() }
+    }
+}
+
+impl Writer {
+    pub(super) fn new(into: &Path, id_map: IdMap) -> Result<Self, Fault> {
+        let root = open_dir(into).doing("open")?;
+        Ok(Self { root, id_map, open: Vec::new(), dirs: BTreeMap::new(), mtime: (0, 0) })
+    }
+
+    /// Makes one member.
+    pub(super) fn put(&mut self, path: &[u8], member: &Member, data: &mut impl Read) -> Result<(), Fault> {
+        let parts = parts(path)?;
+        let Some((&name, parents)) = parts.split_last() else {
+            return match member.kind {
+                Kind::Directory => {
+                    self.mtime = member.mtime;
+                    Ok(())
+                }
+                _ => Err(Fault::refused("it takes the place of the root directory")),
+            };
+        };
+        self.enter(parents)?;
+        if name == OPAQUE {
+            return self.make_opaque();
+        }
+        if name.starts_with(WHITEOUT_META) {
+            return Ok(());
+        }
+        if let Some(hidden) = name.strip_prefix(WHITEOUT) {
+            return self.hide(hidden);
+        }
+        let name = OsStr::from_bytes(name);
+        match &member.kind {
+            Kind::Directory => self.directory(parents, name, member),
+            Kind::HardLink { target } => self.hard_link(parents, name, target),
+            kind => {
+                let on_its_own = parents.first() == Some(&&b"dev"[..]);
+                if matches!(kind, Kind::Device { .. }) && on_its_own && self.id_map != IdMap::Root {
+                    return Ok(());
+                }
+                self.make_room(name)?;
+                self.leaf(name, member, data)
+            }
+        }
+    }
+
+    /// Gives directories their attributes, those within others first.
+    pub(super) fn finish(mut self) -> Result<(), (Vec<u8>, Fault)> {
+        for (path, attributes) in std::mem::take(&mut self.dirs).into_iter().rev() {
+            let given = self.finish_dir(&path, &attributes);
+            given.map_err(|fault| (path, fault))?;
+        }
+        let given = fs::futimens(&self.root, &mtime(self.mtime.0, self.mtime.1)).doing("set the time of");
+        given.map_err(|fault| (Vec::new(), fault))
+    }
+
+    fn finish_dir(&mut self, path: &[u8], attributes: &Attributes) -> Result<(), Fault> {
+        self.enter(&parts(path)?)?;
+        self.give(self.here(), attributes)
+    }
+
+    /// The directory that [`enter`](Self::enter) went to.
+    fn here(&self) -> BorrowedFd<'_> {
+        self.open.last().map_or(self.root.as_fd(), |(_, dir)| dir.as_fd())
+    }
+
+    /// Goes to a directory, and makes what is missing of it. What is no directory, a link to one included, ends the way.
+    fn enter(&mut self, parts: &[&[u8]]) -> Result<(), Fault> {
+        let common = self.open.iter().zip(parts).take_while(|((open, _), part)| open == *part).count();
+        self.open.truncate(common);
+        for part in &parts[common..] {
+            let name = OsStr::from_bytes(part);
+            let opened = match self.open_part(name) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    self.make_dir(name)?;
+                    let path =
+                        self.open.iter().map(|(name, _)| &name[..]).chain([*part]).collect::<Vec<_>>().join(&b'/');
+                    self.dirs.insert(path, Attributes::implied());
+                    self.open_part(name)
+                }
+                opened => opened,
+            };
+            let dir = opened.map_err(|error| match Errno::from_io_error(&error) {
+                Some(Errno::LOOP | Errno::NOTDIR) => {
+                    Fault::refused("it lies below what an earlier entry made a link or a file")
+                }
+                _ => Fault::Io("open the directory of", error),
+            })?;
+            self.open.push((part.to_vec(), dir));
+        }
+        Ok(())
+    }
+
+    fn open_part(&self, name: &OsStr) -> io::Result<OwnedFd> {
+        open_dir_at(self.here(), name)
+    }
+
+    /// Makes a directory for its owner alone.
+    fn make_dir(&self, name: &OsStr) -> Result<(), Fault> {
+        fs::mkdirat(self.here(), name, Mode::RWXU).doing("make the directory")
+    }
+
+    fn directory(&mut self, parents: &[&[u8]], name: &OsStr, member: &Member) -> Result<(), Fault> {
+        let path = [parents, &[name.as_bytes()]].concat().join(&b'/');
+        let found = stat_at(self.here(), name).doing("look at")?;
+        match found {
+            Some(stat) if FileType::from_raw_mode(stat.st_mode) == FileType::Directory => {}
+            found => {
+                let replaces = found.is_some_and(|stat| is_whiteout(&stat));
+                self.make_room(name)?;
+                self.make_dir(name)?;
+                // What was removed and made again shows nothing of what was there before.
+                if replaces {
+                    let dir = self.open_part(name).doing("open")?;
+                    self.mark_opaque(dir.as_fd())?;
+                }
+            }
+        }
+        self.dirs.insert(path, Attributes::of(member));
+        Ok(())
+    }
+
+    fn hard_link(&mut self, parents: &[&[u8]], name: &OsStr, target: &[u8]) -> Result<(), Fault> {
+        if target.starts_with(b"/") {
+            return Err(Fault::refused("it is a hard link to an absolute path"));
+        }
+        let nothing = || Fault::refused("it is a hard link to nothing in this layer");
+        let target = parts(target).map_err(|_| Fault::refused("it is a hard link that leads out of the image"))?;
+        let (&target_name, target_parents) = target.split_last().ok_or_else(nothing)?;
+        let target_name = OsStr::from_bytes(target_name);
+        if (target_parents, target_name) == (parents, name) {
+            return Err(Fault::refused("it is a hard link to itself"));
+        }
+        self.enter_existing(target_parents)?.then_some(()).ok_or_else(nothing)?;
+        let stat = stat_at(self.here(), target_name).doing("look at the target of")?.ok_or_else(nothing)?;
+        if FileType::from_raw_mode(stat.st_mode) == FileType::Directory || is_whiteout(&stat) {
+            return Err(nothing());
+        }
+        let from = self.here().try_clone_to_owned().doing("open the directory of")?;
+        self.enter(parents)?;
+        self.make_room(name)?;
+        // Not followed where it is a symbolic link.
+        fs::linkat(&from, target_name, self.here(), name, AtFlags::empty()).doing("link")
+    }
+
+    /// [`enter`](Self::enter) without making anything; false where there is no such directory.
+    fn enter_existing(&mut self, parts: &[&[u8]]) -> Result<bool, Fault> {
+        for end in 1..=parts.len() {
+            self.enter(&parts[..end - 1])?;
+            let is_dir = stat_at(self.here(), OsStr::from_bytes(parts[end - 1]))
+                .doing("look at the target of")?
+                .is_some_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Directory);
+            if !is_dir {
+                return Ok(false);
+            }
+        }
+        self.enter(parts)?;
+        Ok(true)
+    }
+
+    /// Takes away what an earlier entry of the same name made; a directory only where it is empty.
+    fn make_room(&mut self, name: &OsStr) -> Result<(), Fault> {
+        match fs::unlinkat(self.here(), name, AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => return Ok(()),
+            Err(Errno::ISDIR | Errno::PERM) => {}
+            Err(error) => return Err(error).doing("replace"),
+        }
+        match fs::unlinkat(self.here(), name, AtFlags::REMOVEDIR) {
+            Ok(()) => {
+                let path = self.open.iter().map(|(name, _)| &name[..]).chain([name.as_bytes()]);
+                let path = path.collect::<Vec<_>>().join(&b'/');
+                self.dirs.remove(&path);
+                Ok(())
+            }
+            Err(Errno::NOTEMPTY | Errno::EXIST) => {
+                Err(Fault::refused("it takes the place of a directory that an earlier entry filled"))
+            }
+            Err(error) => Err(error).doing("replace"),
+        }
+    }
+
+    /// Makes what is neither a directory nor one more name of something.
+    fn leaf(&mut self, name: &OsStr, member: &Member, data: &mut impl Read) -> Result<(), Fault> {
+        let attributes = Attributes::of(member);
+        match &member.kind {
+            Kind::File { bytes } => {
+                let name = CString::new(name.as_bytes()).map_err(|_| Fault::refused("its name has a zero byte"))?;
+                let mut file = create(self.here(), &name).doing("make")?;
+                copy(data, &mut file, *bytes)?;
+                self.give(file.as_fd(), &attributes)
+            }
+            Kind::Symlink { target } => {
+                if target.is_empty() {
+                    return Err(Fault::refused("it is a symbolic link to nothing"));
+                }
+                fs::symlinkat(OsStr::from_bytes(target), self.here(), name).doing("make the symbolic link")?;
+                self.give_by_name(name, &attributes, false)
+            }
+            Kind::Fifo => {
+                fs::mkfifoat(self.here(), name, Mode::RUSR | Mode::WUSR).doing("make the named pipe")?;
+                self.give_by_name(name, &attributes, true)
+            }
+            Kind::Device { is_block, major, minor } => {
+                if self.id_map != IdMap::Root {
+                    return Err(Fault::refused("it is a device, which only root may make"));
+                }
+                if (*major, *minor) == (0, 0) {
+                    return Err(Fault::refused("it is a device of the number 0, which marks removed files"));
+                }
+                let kind = if *is_block { FileType::BlockDevice } else { FileType::CharacterDevice };
+                fs::mknodat(self.here(), name, kind, Mode::empty(), fs::makedev(*major, *minor))
+                    .doing("make the device")?;
+                self.give_by_name(name, &attributes, true)
+            }
+            Kind::Directory | Kind::HardLink { .. } | Kind::Skipped => Ok(()),
+        }
+    }
+
+    /// Marks an entry of lower layers as removed. What this layer has of that name hides it anyway.
+    fn hide(&mut self, name: &[u8]) -> Result<(), Fault> {
+        if matches!(name, b"" | b"." | b"..") {
+            return Err(Fault::refused("it removes no file"));
+        }
+        let name = OsStr::from_bytes(name);
+        match stat_at(self.here(), name).doing("look at")? {
+            Some(stat) if FileType::from_raw_mode(stat.st_mode) == FileType::Directory => {
+                let dir = self.open_part(name).doing("open")?;
+                self.mark_opaque(dir.as_fd())
+            }
+            Some(_) => Ok(()),
+            None => {
+                fs::mknodat(self.here(), name, FileType::CharacterDevice, Mode::empty(), 0).doing("mark as removed")
+            }
+        }
+    }
+
+    fn make_opaque(&mut self) -> Result<(), Fault> {
+        self.mark_opaque(self.here())
+    }
+
+    fn mark_opaque(&self, dir: BorrowedFd<'_>) -> Result<(), Fault> {
+        fs::fsetxattr(dir, self.id_map.opaque_xattr(), b"y", XattrFlags::empty()).doing("make opaque")
+    }
+
+    /// Owner, then mode, because the first clears bits of the second, then what both of them clear, then the time.
+    fn give(&self, file: BorrowedFd<'_>, attributes: &Attributes) -> Result<(), Fault> {
+        if let Some((user, group)) = self.owner(attributes)? {
+            fs::fchown(file, Some(user), Some(group)).map_err(no_such_owner)?;
+        }
+        fs::fchmod(file, Mode::from_raw_mode(attributes.mode)).doing("set the mode of")?;
+        for (name, value) in &attributes.xattrs {
+            self.give_xattr(file, name, value)?;
+        }
+        fs::futimens(file, &mtime(attributes.mtime.0, attributes.mtime.1)).doing("set the time of")
+    }
+
+    /// [`give`](Self::give) for what is not opened. Extended attributes of such files mean nothing to a step.
+    fn give_by_name(&self, name: &OsStr, attributes: &Attributes, has_mode: bool) -> Result<(), Fault> {
+        let dir = self.here();
+        if let Some((user, group)) = self.owner(attributes)? {
+            fs::chownat(dir, name, Some(user), Some(group), AtFlags::SYMLINK_NOFOLLOW).map_err(no_such_owner)?;
+        }
+        if has_mode {
+            fs::chmodat(dir, name, Mode::from_raw_mode(attributes.mode), AtFlags::empty()).doing("set the mode of")?;
+        }
+        let times = mtime(attributes.mtime.0, attributes.mtime.1);
+        fs::utimensat(dir, name, &times, AtFlags::SYMLINK_NOFOLLOW).doing("set the time of")
+    }
+
+    /// `None` where everything belongs to the caller.
+    fn owner(&self, attributes: &Attributes) -> Result<Option<(fs::Uid, fs::Gid)>, Fault> {
+        if self.id_map == IdMap::Single {
+            return Ok(None);
+        }
+        let id = |id: u64| match u32::try_from(id) {
+            Ok(id) if id != u32::MAX => Ok(id),
+            _ => Err(Fault::refused(format!("its owner {id} is none that a system can have"))),
+        };
+        Ok(Some((fs::Uid::from_raw(id(attributes.uid)?), fs::Gid::from_raw(id(attributes.gid)?))))
+    }
+
+    fn give_xattr(&self, file: BorrowedFd<'_>, name: &[u8], value: &[u8]) -> Result<(), Fault> {
+        if PRIVATE_XATTRS.iter().any(|private| name.starts_with(private)) {
+            return Ok(());
+        }
+        let name = CString::new(name).map_err(|_| Fault::refused("an attribute's name has a zero byte"))?;
+        match fs::fsetxattr(file, &name, value, XattrFlags::empty()) {
+            Ok(()) => Ok(()),
+            // Only root may set what is not the user's, and some filesystems know no attributes of users.
+            Err(Errno::PERM | Errno::ACCESS) if self.id_map != IdMap::Root => Ok(()),
+            Err(Errno::NOTSUP) => Ok(()),
+            Err(error) => Err(error).doing("set an extended attribute of"),
+        }
+    }
+}
+
+/// The parts of a name. Slashes at its beginning and end mean nothing, and neither do `.` parts.
+fn parts(path: &[u8]) -> Result<Vec<&[u8]>, Fault> {
+    if path.len() > MAX_PATH_BYTES {
+        return Err(Fault::refused(format!("its name has {} bytes", path.len())));
+    }
+    let parts: Vec<&[u8]> = path.split(|byte| *byte == b'/').filter(|part| !part.is_empty() && *part != b".").collect();
+    if parts.contains(&&b".."[..]) {
+        return Err(Fault::refused("its name leads out of the image"));
+    }
+    if path.contains(&0) {
+        return Err(Fault::refused("its name has a zero byte"));
+    }
+    if parts.len() > MAX_DEPTH {
+        return Err(Fault::refused(format!("it lies {} directories deep", parts.len())));
+    }
+    Ok(parts)
+}
+
+/// Copies a file's data. A failure to read is told from one to write.
+fn copy(data: &mut impl Read, file: &mut File, bytes: u64) -> Result<(), Fault> {
+    use io::Write;
+    let mut buffer = vec![0; usize::try_from(bytes).unwrap_or(usize::MAX).clamp(1, 1 << 17)];
+    let mut left = bytes;
+    while left > 0 {
+        let read = data.read(&mut buffer).map_err(|error| Fault::reading(&error))?;
+        file.write_all(&buffer[..read]).doing("write")?;
+        left = left.saturating_sub(read as u64);
+    }
+    Ok(())
+}
+
+/// In a user namespace, an owner that it does not know is an invalid argument.
+fn no_such_owner(error: Errno) -> Fault {
+    match error {
+        Errno::INVAL => Fault::refused(
+            "its owner is not among the subordinate ids of this user: add more to /etc/subuid and /etc/subgid",
+        ),
+        error => Fault::Io("set the owner of", error.into()),
+    }
+}
