@@ -141,7 +141,7 @@ impl<'a> Binder<'a> {
             image = to;
         }
         let images = match runner.capabilities.images {
-            ImageSupport::Any => None,
+            ImageSupport::Any | ImageSupport::All => None,
             ImageSupport::HostOnly => (**image != *DEFAULT_IMAGE).then_some("`host`"),
             ImageSupport::Local => {
                 (**image != *DEFAULT_IMAGE && !is_rootfs(image)).then_some("`host` and `rootfs:DIR`")

@@ -38,6 +38,8 @@ pub enum ImageSupport {
     HostOnly,
     /// `host` and `rootfs:DIR`.
     Local,
+    /// Everything that names an image: those, files (`oci:DIR`, `oci-archive:F`, `docker-archive:F`), and registries.
+    All,
 }
 
 /// Which limit on concurrent steps counts a runner's steps.

@@ -39,6 +39,7 @@ const PACKAGES: [&str; 5] = [
 ///
 /// - `host`: the machine's id, the databases of its package managers, the times of its system directories two levels deep,
 ///   and the files that people put there by hand.
+/// - an image: its digest, which is what it is.
 /// - `rootfs:DIR`: every entry of the tree, by name, mode, owner, size, times and inode.
 ///
 /// Takes some milliseconds for the host, and about a microsecond for each entry of a root filesystem. Blocks.
@@ -52,6 +53,7 @@ pub fn image_identity(base: &Base, host_dirs: &[PathBuf]) -> Result<String, Stor
             let hash = rootfs(dir).map_err(|error| StoreError::io("look through", dir, error))?;
             Ok(format!("rootfs:{}:{}", dir.display(), hash.to_hex()))
         }
+        Base::Image(digest) => Ok(format!("image:{digest}")),
     }
 }
 

@@ -4,6 +4,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use super::{IdMap, ImageDigest};
+
 macro_rules! id {
     ($(#[$doc:meta])* $name:ident) => {
         $(#[$doc])*
@@ -64,9 +66,22 @@ impl LayerId {
         Self(hash.to_hex().to_string())
     }
 
-    /// Whether this is such a layer.
+    /// Whether this is such a layer, or one of an image, which is named in the same way.
     pub(super) fn is_delta(&self) -> bool {
         self.0.len() == 64
+    }
+
+    /// Names a layer of an image by the digest of its content and how its owners are to be understood. The length tells it
+    /// from a step's.
+    pub(super) fn of_image(diff_id: &ImageDigest, id_map: IdMap) -> Self {
+        let id_map = match id_map {
+            IdMap::Root => b"root",
+            IdMap::Range => b"sub ",
+            IdMap::Single => b"one ",
+        };
+        let mut hash = blake3::Hasher::new();
+        hash.update(b"layer of an image ").update(id_map).update(diff_id.as_bytes());
+        Self(hash.finalize().to_hex().to_string())
     }
 }
 

@@ -7,10 +7,12 @@ use std::{
 
 use uuid::Uuid;
 
+#[cfg(feature = "registry")]
+use super::index::images::TagRow;
 use super::{
-    LayerId, SourceId, Store, StoreError,
+    Base, IdMap, ImageDigest, LayerId, SourceId, Store, StoreError,
     error::Doing,
-    index::{self, LayerKind, LayerRow, cache::CacheRow},
+    index::{self, LayerKind, LayerRow, cache::CacheRow, images::ImageRow},
     snapshot::{SCHEME, id_of},
     tree,
 };
@@ -128,6 +130,11 @@ impl Store {
         if let Some(reason) = self.damage(&snapshot.layers)? {
             return Ok(Cached::Damaged { reason });
         }
+        if let Base::Image(digest) = &snapshot.base
+            && self.kept_image(digest, snapshot.id_map)?.is_none()
+        {
+            return Ok(Cached::Damaged { reason: format!("its image {digest} is gone") });
+        }
         let CacheRow { snapshot, run, step, created_at, .. } = row;
         Ok(Cached::Found { snapshot: SnapshotRef::from(format!("{SCHEME}:{snapshot}")), run, step, created_at })
     }
@@ -180,6 +187,16 @@ impl Store {
         Ok(None)
     }
 
+    /// Whether a layer of a known name is in its place: as it was made, or made just now and not kept yet. What another boot
+    /// wrote without keeping it was removed when the store was opened.
+    pub(super) fn is_whole(&self, layer: &LayerId) -> Result<bool, StoreError> {
+        if !self.layer_dir(layer).is_dir() {
+            return Ok(false);
+        }
+        let is_kept = self.index.read(|connection| index::layers::seal(connection, layer))?.is_some();
+        Ok(!is_kept || self.damage(std::slice::from_ref(layer))?.is_none())
+    }
+
     /// Rows for those of some layers that have none yet.
     fn missing_rows(&self, layers: &[LayerId], kind: LayerKind) -> Result<Vec<LayerRow>, StoreError> {
         let mut rows = Vec::new();
@@ -207,6 +224,48 @@ impl Store {
         })?;
         self.kept_new.store(true, Ordering::Relaxed);
         Ok(())
+    }
+
+    /// Names a stack of layers after an image. Those without a row get one, each after a walk over it.
+    pub(super) fn keep_image(&self, digest: &ImageDigest, id_map: IdMap, image: &ImageRow) -> Result<(), StoreError> {
+        let rows = self.missing_rows(&image.stack, LayerKind::Image)?;
+        self.index.write(|transaction| {
+            rows.iter().try_for_each(|row| index::layers::insert(transaction, &self.boot, row))?;
+            for layer in &image.stack {
+                index::layers::spare(transaction, layer)?;
+            }
+            index::images::put(transaction, digest, id_map, image)
+        })
+    }
+
+    /// Whether there is an image of this digest, in whatever state.
+    #[cfg(feature = "registry")]
+    pub(super) fn has_image(&self, digest: &ImageDigest) -> Result<bool, StoreError> {
+        self.index.read(|connection| index::images::exists(connection, digest))
+    }
+
+    /// What a tag stood for.
+    #[cfg(feature = "registry")]
+    pub(super) fn remembered_tag(&self, reference: &str) -> Result<Option<TagRow>, StoreError> {
+        self.index.read(|connection| index::images::tag(connection, reference))
+    }
+
+    /// Remembers what a tag stands for.
+    #[cfg(feature = "registry")]
+    pub(super) fn remember_tag(&self, reference: &str, tag: &TagRow) -> Result<(), StoreError> {
+        self.index.write(|transaction| index::images::put_tag(transaction, reference, tag))
+    }
+
+    /// Says that an image was used just now, so that it is not the first that garbage collection takes.
+    pub(super) fn touch_image(&self, digest: &ImageDigest, id_map: IdMap) -> Result<(), StoreError> {
+        self.index.write(|transaction| index::images::touch(transaction, digest, id_map))
+    }
+
+    /// An image, where all of its layers are there as they were made.
+    pub(super) fn kept_image(&self, digest: &ImageDigest, id_map: IdMap) -> Result<Option<ImageRow>, StoreError> {
+        let image = self.index.read(|connection| index::images::get(connection, digest, id_map))?;
+        let Some(image) = image else { return Ok(None) };
+        Ok(if self.damage(&image.stack)?.is_none() { Some(image) } else { None })
     }
 
     /// The layers that show a source, topmost first, where they are all there as they were made.

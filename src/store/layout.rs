@@ -9,6 +9,7 @@
 //! sources/SOURCE/           the manifest of a frozen source
 //! gc.lock                   held by a process that collects garbage
 //! reserve                   given up where the disk is full, so that garbage can be collected
+//! pulling/                  locks on making layers of images
 //! workspaces/WORKSPACE/     the process runner's snapshots
 //! ```
 //!
@@ -18,7 +19,7 @@
 
 use std::{
     fs::{self, DirBuilder, File, OpenOptions},
-    io::{self, Write},
+    io::{self, Read, Seek, SeekFrom, Write},
     os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::{Path, PathBuf},
     sync::{
@@ -40,7 +41,7 @@ use super::{
     remover::Remover,
     reserve,
     snapshot::OwnSnapshots,
-    tree,
+    tree::{self, UnpackError, UnpackLimits, Unpacked},
 };
 
 const FORMAT: &str = "hm-exec store 2\n";
@@ -85,6 +86,35 @@ pub trait TreeOps: Send + Sync + std::fmt::Debug {
     /// # Errors
     /// The first failure.
     fn flatten(&self, layers: &[PathBuf], into: &Path, id_map: IdMap) -> io::Result<()>;
+
+    /// Does what [`tree::unpack`] does, with a part of a file.
+    ///
+    /// # Errors
+    /// The first thing that is wrong.
+    fn unpack(&self, blob: BlobFile, into: &Path, id_map: IdMap, limits: UnpackLimits)
+    -> Result<Unpacked, UnpackError>;
+}
+
+/// A part of a file.
+#[derive(Debug)]
+pub struct BlobFile {
+    /// The file, open for reading, and nobody else's: its position is moved.
+    pub file: File,
+    /// Where the part begins, in bytes.
+    pub offset: u64,
+    /// How long it is, in bytes.
+    pub length: u64,
+}
+
+impl BlobFile {
+    /// The bytes of the part.
+    ///
+    /// # Errors
+    /// Where the file can't be positioned.
+    pub fn into_reader(mut self) -> io::Result<impl Read> {
+        self.file.seek(SeekFrom::Start(self.offset))?;
+        Ok(self.file.take(self.length))
+    }
 }
 
 #[derive(Debug)]
@@ -97,6 +127,16 @@ impl TreeOps for Direct {
 
     fn flatten(&self, layers: &[PathBuf], into: &Path, id_map: IdMap) -> io::Result<()> {
         tree::flatten(layers, into, id_map)
+    }
+
+    fn unpack(
+        &self,
+        blob: BlobFile,
+        into: &Path,
+        id_map: IdMap,
+        limits: UnpackLimits,
+    ) -> Result<Unpacked, UnpackError> {
+        tree::unpack(blob.into_reader().map_err(|error| UnpackError::reading(&error))?, into, id_map, limits)
     }
 }
 

@@ -1,4 +1,4 @@
-//! The store: frozen sources, layers, snapshots, and the images that need no download, in a directory.
+//! The store: frozen sources, layers, snapshots and images, in a directory.
 //!
 //! In go a source tree and what steps wrote; out come directories to mount. Everything is synchronous, and takes
 //! microseconds but for what says otherwise. Knows nothing of pipelines, nor how layers are mounted.
@@ -41,10 +41,10 @@ pub use handle::StoreHandle;
 pub use host::{HostDir, HostImage};
 pub use identity::image_identity;
 pub use ids::{LayerId, SourceId};
-pub use image::Base;
+pub use image::{Base, ImageDigest, ImageError, ImageOptions, Images, Notes, PullPolicy};
 pub use keep::{Cached, KeepAs};
 pub use layer::{IdMap, Staging};
-pub use layout::{Store, TreeOps};
+pub use layout::{BlobFile, Store, TreeOps};
 pub use lease::Lease;
 pub use runs::{NewRun, Run};
 pub use snapshot::{CommitRequest, MAX_LAYERS, Snapshot};

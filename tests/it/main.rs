@@ -12,6 +12,8 @@ mod engine_random;
 mod engine_scale;
 mod event;
 mod executor_input;
+#[cfg(target_os = "linux")]
+mod images;
 mod ir;
 mod ir_mistakes;
 mod ir_oracle;

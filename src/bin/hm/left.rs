@@ -10,7 +10,7 @@ use hm_exec::{
     SnapshotRef, StepStatus,
     event::{self, StepRecord},
     runner::sandbox::{Errand, SandboxRunner, Streams, Visit, VisitError},
-    store::{FrozenSource, Lease, Run, Store, StoreError, Surroundings},
+    store::{FrozenSource, ImageOptions, Lease, Run, Store, StoreError, Surroundings},
 };
 
 use crate::{
@@ -84,7 +84,7 @@ impl Left {
             // Of an older version.
             Arc::new(Surroundings::in_workdir("/workspace"))
         });
-        let sandbox = runners::sandbox(&Arc::clone(store).into(), &surroundings.host_dirs);
+        let sandbox = runners::sandbox(&Arc::clone(store).into(), &surroundings.host_dirs, ImageOptions::default());
         Ok(Self { run, step, surroundings, snapshot, source, sandbox, _lease: lease })
     }
 

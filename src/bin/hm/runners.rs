@@ -7,7 +7,7 @@ use hm_exec::runner::sandbox::SandboxRunner;
 use hm_exec::{
     Engine, RunnerSet,
     runner::process::ProcessRunner,
-    store::{Store, StoreHandle},
+    store::{ImageOptions, Store, StoreHandle},
 };
 
 use crate::failure::{Failure, Outcome};
@@ -26,14 +26,15 @@ impl Runners {
     /// The runners, on the store in [`store_dir`]; nothing is opened before one of them needs it. The sandbox shows
     /// `host_dirs` to steps on image `host`.
     pub(crate) fn new(host_dirs: &[PathBuf]) -> Outcome<Self> {
-        Ok(Self::on(&store()?, host_dirs))
+        Ok(Self::on(&store()?, host_dirs, ImageOptions::default()))
     }
 
-    /// The same on a store that others use, too.
-    pub(crate) fn on(store: &StoreHandle, host_dirs: &[PathBuf]) -> Self {
+    /// The same on a store that others use, too, with a word on how images are found.
+    #[cfg_attr(not(target_os = "linux"), expect(unused_variables, reason = "only the sandbox wants them"))]
+    pub(crate) fn on(store: &StoreHandle, host_dirs: &[PathBuf], images: ImageOptions) -> Self {
         Self {
             #[cfg(target_os = "linux")]
-            sandbox: sandbox(store, host_dirs),
+            sandbox: sandbox(store, host_dirs, images),
             process: ProcessRunner::new(store.clone()),
         }
     }
@@ -51,8 +52,8 @@ impl Runners {
 
 /// The sandbox of `hm`.
 #[cfg(target_os = "linux")]
-pub(crate) fn sandbox(store: &StoreHandle, host_dirs: &[PathBuf]) -> SandboxRunner {
-    let builder = SandboxRunner::builder().store(store.clone()).keep_failed(true);
+pub(crate) fn sandbox(store: &StoreHandle, host_dirs: &[PathBuf], images: ImageOptions) -> SandboxRunner {
+    let builder = SandboxRunner::builder().store(store.clone()).keep_failed(true).images(images);
     host_dirs.iter().fold(builder, |builder, dir| builder.host_dir(dir)).build()
 }
 

@@ -242,7 +242,7 @@ impl Step {
             Some((Report::Exited { code, .. }, _)) => self.progress.end = Some(End::Exited { code }),
             Some((Report::OutOfMemory, _)) => self.progress.end = Some(End::OutOfMemory),
             Some((Report::TooManyProcesses, _)) => self.progress.end = Some(End::TooManyProcesses),
-            Some((Report::Done | Report::NeedsIdMap, _)) => {}
+            Some((Report::Done | Report::NeedsIdMap | Report::Unpacked(_), _)) => {}
         }
         Ok(())
     }

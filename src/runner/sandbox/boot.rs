@@ -1,20 +1,23 @@
 //! What a step boots from: its layers as overlays.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     ffi::CString,
-    fs::DirBuilder,
+    fs::{DirBuilder, Metadata},
     os::unix::{ffi::OsStrExt, fs::DirBuilderExt},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
 };
 
+use uuid::Uuid;
+
 use super::jail::{Bind, Overlay};
 use crate::{
+    event::{EventBus, StdStream},
     runner::{ExecutorInput, RunnerError, SnapshotRef, StepContext},
     store::{
-        Base, CommitRequest, FrozenSource, HostImage, IdMap, LayerId, MAX_LAYERS, Snapshot, SourceId, Staging, Store,
-        StoreError,
+        Base, CommitRequest, FrozenSource, HostImage, IdMap, ImageError, Images, LayerId, MAX_LAYERS, Notes, Snapshot,
+        SourceId, Staging, Store, StoreError,
     },
 };
 
@@ -32,6 +35,8 @@ pub(super) struct Boot {
     pub(super) overlays: Vec<(CString, Overlay)>,
     pub(super) binds: Vec<Bind>,
     pub(super) staging: Staging,
+    /// The variables that the image sets.
+    pub(super) env: BTreeMap<String, String>,
     parent: Option<Arc<Snapshot>>,
     base: Base,
     source: SourceId,
@@ -82,6 +87,7 @@ impl LayerDirs {
 pub(super) struct Ground<'a> {
     pub(super) store: &'a Arc<Store>,
     pub(super) layer_dirs: &'a LayerDirs,
+    pub(super) images: &'a Images,
     pub(super) host_dirs: &'a [PathBuf],
     pub(super) id_map: IdMap,
 }
@@ -96,7 +102,11 @@ impl Ground<'_> {
         };
         let base = match (&parent, &input.step.image) {
             (Some(parent), _) => parent.base.clone(),
-            (None, Some(image)) => Base::parse(image).map_err(failed("find the image"))?,
+            (None, Some(image)) => {
+                let notes = StepNotes { bus: &ctx.event_bus, step_id: input.step_id };
+                // Boxed, because most steps have a parent and need no room for it.
+                Box::pin(self.images.fetch(self.store, image, self.id_map, &notes)).await.map_err(no_image)?
+            }
             (None, None) => Base::Host,
         };
         self.boot_over(&source, parent, base, !ctx.secrets.is_empty())
@@ -138,7 +148,7 @@ impl Ground<'_> {
 
         let staging = self.store.stage().map_err(failed("make the step's layer"))?;
         let mut works = Works { dir: staging.work().to_owned(), next: 0 };
-        let (mut overlays, mut binds) = (Vec::new(), Vec::new());
+        let (mut overlays, mut binds, mut env) = (Vec::new(), Vec::new(), BTreeMap::new());
         match &base {
             Base::Host => {
                 let image = self.store.host_image(self.host_dirs).map_err(failed("make the host image"))?;
@@ -174,14 +184,27 @@ impl Ground<'_> {
                     }
                 }
                 lowers.push(dir.clone());
-                binds.extend(resolver(dir)?);
+                binds.extend(resolver(std::slice::from_ref(dir))?);
+            }
+            Base::Image(digest) => {
+                let image = self.store.image(digest, self.id_map).map_err(no_image)?;
+                let dirs: Vec<PathBuf> = image.layers.iter().map(|layer| self.store.layer_dir(layer)).collect();
+                for name in MOUNT_POINTS {
+                    if !topmost(&dirs, Path::new(name)).is_some_and(|metadata| metadata.is_dir()) {
+                        staging.premake(Path::new(name), &[]).map_err(failed("make the step's layer"))?;
+                    }
+                }
+                binds.extend(resolver(&dirs)?);
+                lowers.extend(dirs);
+                env = image.env;
             }
         }
         if has_secrets && !lowers.iter().any(|lower| lower.join("run").is_symlink()) {
             staging.premake(Path::new(SECRETS), &lowers).map_err(failed("make the step's layer"))?;
         }
         let root = overlay(&lowers, &staging.upper(), &mut works)?;
-        Ok(Boot { root, overlays, binds, staging, parent, base, source: source.id.clone(), delta, id_map: self.id_map })
+        let (source, id_map) = (source.id.clone(), self.id_map);
+        Ok(Boot { root, overlays, binds, staging, env, parent, base, source, delta, id_map })
     }
 }
 
@@ -227,13 +250,45 @@ fn overlay(lowers: &[PathBuf], upper: &Path, works: &mut Works) -> Result<Overla
 }
 
 /// This machine's resolver configuration over the image's own, where both have one: names must resolve as they do here.
-fn resolver(rootfs: &Path) -> Result<Option<Bind>, RunnerError> {
-    let own = rootfs.join(RESOLVER).symlink_metadata().is_ok_and(|metadata| metadata.is_file());
+/// `dirs` are the image's layers, topmost first.
+fn resolver(dirs: &[PathBuf]) -> Result<Option<Bind>, RunnerError> {
+    let own = topmost(dirs, Path::new(RESOLVER)).is_some_and(|metadata| metadata.is_file());
     match Path::new("/").join(RESOLVER).canonicalize() {
         Ok(source) if own => {
             Ok(Some(Bind { source: c_path(&source)?, target: c_path(&Path::new("/").join(RESOLVER))? }))
         }
         _ => Ok(None),
+    }
+}
+
+/// What the topmost of some layers that knows a path has there. No link is followed on the way: a layer may have any.
+fn topmost(dirs: &[PathBuf], path: &Path) -> Option<Metadata> {
+    let parent = path.parent()?;
+    dirs.iter().find_map(|dir| {
+        let on_the_way =
+            parent.ancestors().all(|above| dir.join(above).symlink_metadata().is_ok_and(|metadata| metadata.is_dir()));
+        if on_the_way { dir.join(path).symlink_metadata().ok() } else { None }
+    })
+}
+
+/// Tells a step's user how its image is coming along.
+struct StepNotes<'a> {
+    bus: &'a EventBus,
+    step_id: Uuid,
+}
+
+impl Notes for StepNotes<'_> {
+    async fn note(&self, mut line: String) {
+        line.push('\n');
+        self.bus.output(self.step_id, StdStream::Stderr, line.as_bytes()).await;
+    }
+}
+
+/// Fetching has made all the attempts that are worth it; what is left is the store's own trouble.
+pub(super) fn no_image(error: ImageError) -> RunnerError {
+    match error {
+        ImageError::Store(error) => failed("get the image")(error),
+        error => RunnerError::unsupported(format!("failed to get the image: {:#}", anyhow::Error::new(error))),
     }
 }
 

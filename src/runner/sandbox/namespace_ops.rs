@@ -3,13 +3,19 @@
 use std::{
     ffi::CString,
     io,
-    os::unix::ffi::OsStrExt,
+    os::{fd::AsFd, unix::ffi::OsStrExt},
     path::{Path, PathBuf},
     sync::Arc,
 };
 
-use super::{jail::TreeOp, zygote::Zygote};
-use crate::store::{IdMap, TreeOps};
+use super::{
+    jail::{Report, TreeOp},
+    zygote::Zygote,
+};
+use crate::store::{
+    BlobFile, IdMap, TreeOps,
+    tree::{UnpackError, UnpackLimits, Unpacked},
+};
 
 /// Tree operations by the zygote.
 #[derive(Debug)]
@@ -25,12 +31,24 @@ impl NamespaceOps {
 
 impl TreeOps for NamespaceOps {
     fn remove_tree(&self, path: &Path) -> io::Result<()> {
-        self.zygote.tree_op(&TreeOp::Remove(c_path(path)?))
+        self.zygote.tree_op(&TreeOp::Remove(c_path(path)?), None).map(drop)
     }
 
     fn flatten(&self, layers: &[PathBuf], into: &Path, _: IdMap) -> io::Result<()> {
         let layers = layers.iter().map(|layer| c_path(layer)).collect::<io::Result<_>>()?;
-        self.zygote.tree_op(&TreeOp::Flatten { layers, into: c_path(into)? })
+        self.zygote.tree_op(&TreeOp::Flatten { layers, into: c_path(into)? }, None).map(drop)
+    }
+
+    fn unpack(&self, blob: BlobFile, into: &Path, _: IdMap, limits: UnpackLimits) -> Result<Unpacked, UnpackError> {
+        let unpack = || {
+            let op = TreeOp::Unpack { offset: blob.offset, length: blob.length, into: c_path(into)?, limits };
+            self.zygote.tree_op(&op, Some(blob.file.as_fd()))
+        };
+        let failed = |error: io::Error| UnpackError::io("have the sandbox's helper unpack a layer", &error);
+        match unpack().map_err(failed)? {
+            Report::Unpacked(unpacked) => unpacked,
+            _ => Err(failed(io::ErrorKind::InvalidData.into())),
+        }
     }
 }
 

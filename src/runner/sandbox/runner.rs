@@ -1,6 +1,7 @@
 //! The runner itself: one attempt from its input to its snapshot.
 
 use std::{
+    collections::BTreeMap,
     ffi::CString,
     os::unix::ffi::OsStrExt,
     path::PathBuf,
@@ -17,7 +18,7 @@ use tokio::sync::Mutex;
 use super::{
     args::{Network, SandboxArgs},
     attempt::{self, End},
-    boot::{Boot, Ground, LayerDirs},
+    boot::{Boot, Ground, LayerDirs, no_image},
     cgroup::Limited,
     checks, helper,
     idmap::IdRanges,
@@ -32,7 +33,7 @@ use crate::{
         ArgsSchema, CacheIdentity, ExecutorInput, ImageSupport, Probe, RunnerCapabilities, RunnerError, SnapshotRef,
         StepContext, StepResult, StepRunner,
     },
-    store::{Base, IdMap, Store, StoreError, StoreHandle, image_identity},
+    store::{IdMap, ImageOptions, Images, Store, StoreError, StoreHandle, image_identity},
 };
 
 /// Where commands are looked for, unless the step says otherwise.
@@ -46,6 +47,7 @@ pub struct SandboxRunner {
     pub(super) config: Config,
     zygote: Mutex<Option<Arc<Zygote>>>,
     pub(super) layer_dirs: LayerDirs,
+    pub(super) images: Images,
     warned: AtomicBool,
 }
 
@@ -54,6 +56,7 @@ pub(super) struct Config {
     store: StoreHandle,
     helper: Option<PathBuf>,
     pub(super) host_dirs: Vec<PathBuf>,
+    images: ImageOptions,
     user_namespace: Option<UserNamespace>,
     mount_api: Option<MountApi>,
     keep_failed: bool,
@@ -87,6 +90,13 @@ impl SandboxBuilder {
         self
     }
 
+    /// Finds and fetches images in this way.
+    #[must_use]
+    pub fn images(mut self, options: ImageOptions) -> Self {
+        self.config.images = options;
+        self
+    }
+
     /// Maps ids in this way instead of the best one that this machine allows.
     #[must_use]
     pub fn user_namespace(mut self, user_namespace: UserNamespace) -> Self {
@@ -113,6 +123,7 @@ impl SandboxBuilder {
     #[must_use]
     pub fn build(self) -> SandboxRunner {
         SandboxRunner {
+            images: Images::new(self.config.images.clone()),
             config: self.config,
             zygote: Mutex::default(),
             layer_dirs: LayerDirs::default(),
@@ -201,7 +212,7 @@ impl SandboxRunner {
             argv: vec![c"/bin/sh".into(), c"-c".into(), c_string("the command", &*input.step.cmd)?],
             pack: None,
             terminal: false,
-            env: environment(&input.env)?,
+            env: environment(&boot.env, &input.env)?,
         })
     }
 
@@ -226,7 +237,13 @@ impl StepRunner for SandboxRunner {
         let store = self.store().map_err(|error| RunnerError::infrastructure("open the store", error))?;
         let zygote = self.zygote(&store).await.map_err(unusable)?;
         let id_map = id_map_of(zygote.user_namespace());
-        let ground = Ground { store: &store, layer_dirs: &self.layer_dirs, host_dirs: &self.config.host_dirs, id_map };
+        let ground = Ground {
+            store: &store,
+            layer_dirs: &self.layer_dirs,
+            host_dirs: &self.config.host_dirs,
+            images: &self.images,
+            id_map,
+        };
         let boot = ground.boot(ctx, &input).await?;
         let limited = self.limits(&args);
         let spec = self.spec(&zygote, &store, &boot, &limited, ctx, &input)?;
@@ -272,7 +289,8 @@ impl StepRunner for SandboxRunner {
             None => None,
             Some(image) => {
                 let failed = |error: StoreError| RunnerError::infrastructure("tell what the image stands for", error);
-                let base = Base::parse(image).map_err(failed)?;
+                let store = self.store().map_err(failed)?;
+                let base = Box::pin(self.images.pin(&store, image, &())).await.map_err(no_image)?;
                 let host_dirs = self.config.host_dirs.clone();
                 let looked = tokio::task::spawn_blocking(move || image_identity(&base, &host_dirs)).await;
                 let looked = looked.map_err(|error| RunnerError::infrastructure("look at the image", error))?;
@@ -288,7 +306,7 @@ impl StepRunner for SandboxRunner {
     }
 
     fn capabilities(&self) -> RunnerCapabilities {
-        RunnerCapabilities { layers: true, secrets: true, isolation: true, limits: true, images: ImageSupport::Local }
+        RunnerCapabilities { layers: true, secrets: true, isolation: true, limits: true, images: ImageSupport::All }
     }
 
     fn args_schema(&self) -> ArgsSchema {
@@ -382,11 +400,11 @@ fn may_mount() -> bool {
             .is_ok_and(|sets| sets.effective.contains(CapabilitySet::SYS_ADMIN | CapabilitySet::MKNOD))
 }
 
-/// The command's variables: the step's own over the defaults.
-pub(super) fn environment(env: &Env) -> Result<Vec<CString>, RunnerError> {
-    let defaults = [("PATH", PATH), ("HOME", "/root")].into_iter().filter(|(name, _)| !env.contains_key(*name));
-    let own = env.iter().map(|(name, value)| (name.as_str(), value.as_str()));
-    defaults.chain(own).map(|(name, value)| c_string(name, format!("{name}={value}"))).collect()
+/// The command's variables: the step's own over the image's over the defaults.
+pub(super) fn environment(image: &Env, env: &Env) -> Result<Vec<CString>, RunnerError> {
+    let mut all = BTreeMap::from([("PATH", PATH), ("HOME", "/root")]);
+    all.extend(image.iter().chain(env).map(|(name, value)| (name.as_str(), value.as_str())));
+    all.into_iter().map(|(name, value)| c_string(name, format!("{name}={value}"))).collect()
 }
 
 pub(super) fn c_string(what: &str, text: impl Into<Vec<u8>>) -> Result<CString, RunnerError> {

@@ -112,7 +112,8 @@ impl SandboxRunner {
             self.store().map_err(|error| VisitError::Sandbox(RunnerError::infrastructure("open the store", error)))?;
         let zygote = self.zygote(&store).await.map_err(|error| VisitError::Sandbox(unusable(error)))?;
         let id_map = id_map_of(zygote.user_namespace());
-        let ground = Ground { store: &store, layer_dirs: &self.layer_dirs, host_dirs: &self.config.host_dirs, id_map };
+        let (layer_dirs, host_dirs, images) = (&self.layer_dirs, &self.config.host_dirs, &self.images);
+        let ground = Ground { store: &store, layer_dirs, host_dirs, images, id_map };
         let snapshot = store
             .snapshot(visit.snapshot)
             .map_err(|error| sandbox(RunnerError::infrastructure("read the snapshot", error)))?;
@@ -142,7 +143,7 @@ impl SandboxRunner {
             Errand::Run { argv, surroundings, env } => {
                 let mut all = (*surroundings.env).clone();
                 all.extend(env.iter().cloned());
-                spec.env = environment(&all).map_err(sandbox)?;
+                spec.env = environment(&boot.env, &all).map_err(sandbox)?;
                 let argv = argv.iter().map(|arg| c_string("an argument", arg.as_bytes()));
                 spec.argv = argv.collect::<Result<_, _>>().map_err(sandbox)?;
                 let args = arguments_of(surroundings.runner_args.as_ref()).map_err(sandbox)?;

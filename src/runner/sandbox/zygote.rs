@@ -123,17 +123,18 @@ impl Zygote {
         }
     }
 
-    /// Does `op` in the steps' user namespace, and waits for it. Blocks.
-    pub(super) fn tree_op(&self, op: &TreeOp) -> io::Result<()> {
+    /// Does `op`, which may read `file`, in the steps' user namespace, and waits for it. Blocks.
+    pub(super) fn tree_op(&self, op: &TreeOp, file: Option<BorrowedFd<'_>>) -> io::Result<Report> {
         let message = postcard::to_stdvec(&Request::Tree).map_err(io::Error::other)?;
         let spec = wire::to_memory_file(op).map_err(io::Error::other)?;
         let (ours, theirs) = wire::pair()?;
-        wire::send(self.socket(), &message, &[theirs.as_fd(), spec.as_fd()])?;
+        let fds: Vec<_> = [theirs.as_fd(), spec.as_fd()].into_iter().chain(file).collect();
+        wire::send(self.socket(), &message, &fds)?;
         drop(theirs);
         match receive_report(ours.as_fd())? {
-            Some(Report::Done) => Ok(()),
             Some(Report::Failed(error)) => Err(io::Error::from_raw_os_error(error.errno)),
-            _ => Err(io::Error::other("the sandbox's helper ended")),
+            Some(report) => Ok(report),
+            None => Err(io::Error::other("the sandbox's helper ended")),
         }
     }
 

@@ -7,6 +7,7 @@
 
 pub(super) mod cache;
 pub(super) mod collect;
+pub(super) mod images;
 pub(super) mod inventory;
 pub(super) mod kept;
 pub(super) mod layers;
@@ -126,7 +127,10 @@ pub(super) fn epoch(connection: &Connection) -> rusqlite::Result<u64> {
 
 /// Forgets every name whose snapshot, or a layer of whose stack, has no row.
 pub(super) fn forget_nameless(transaction: &Transaction<'_>) -> rusqlite::Result<usize> {
-    Ok(cache::forget_broken(transaction)? + kept::forget_broken(transaction)? + sources::forget_broken(transaction)?)
+    Ok(cache::forget_broken(transaction)?
+        + kept::forget_broken(transaction)?
+        + sources::forget_broken(transaction)?
+        + images::forget_broken(transaction)?)
 }
 
 /// Remembers, for people, what was removed after a process died.

@@ -61,7 +61,8 @@ CREATE TABLE images (
 
 CREATE TABLE tags (
     reference  TEXT PRIMARY KEY,
-    digest     TEXT NOT NULL,
+    manifest   TEXT NOT NULL,                 -- the manifest for this machine
+    digest     TEXT NOT NULL,                 -- the image
     fetched_at INTEGER NOT NULL
 ) WITHOUT ROWID;
 

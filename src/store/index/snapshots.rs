@@ -78,14 +78,14 @@ pub(in crate::store) fn parse_stack(column: usize, text: &str) -> rusqlite::Resu
 }
 
 /// A value that is a text in JSON, without the quotes.
-fn to_text(value: &impl Serialize) -> String {
+pub(super) fn to_text(value: &impl Serialize) -> String {
     match serde_json::to_value(value) {
         Ok(serde_json::Value::String(text)) => text,
         other => unreachable!("names are texts: {other:?}"),
     }
 }
 
-fn from_text<T: DeserializeOwned>(column: usize, text: String) -> rusqlite::Result<T> {
+pub(super) fn from_text<T: DeserializeOwned>(column: usize, text: String) -> rusqlite::Result<T> {
     serde_json::from_value(serde_json::Value::String(text))
         .map_err(|error| rusqlite::Error::FromSqlConversionFailure(column, Type::Text, error.into()))
 }

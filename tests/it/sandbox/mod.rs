@@ -3,7 +3,7 @@
 //! Run as root, the suite runs itself a second time as an ordinary user.
 
 mod files;
-mod harness;
+pub(crate) mod harness;
 mod isolation;
 mod left;
 mod limits;

@@ -4,7 +4,7 @@ use std::{num::NonZeroUsize, path::PathBuf, pin::pin, process::ExitCode, sync::A
 
 use hm_exec::{
     BackendHandle, BuildOutcome, RunRequest,
-    store::{NewRun, Store, StoreHandle},
+    store::{ImageOptions, NewRun, PullPolicy, Store, StoreHandle},
 };
 use uuid::Uuid;
 
@@ -40,6 +40,9 @@ Environment:
   HM_CACHE_DIR   where layers, images and journals lie (default: hm in the XDG cache directory)
   HM_CACHE_GC    off: collect no garbage after the run; see `hm cache gc --help` for the limits
   HM_PYTHON      the Python that renders .hm/*.py (default: python3)
+  HM_REGISTRY_MIRROR, HM_INSECURE_REGISTRIES, HM_MAX_IMAGE_BYTES
+                 a registry asked first for images of docker.io; those asked without encryption, by commas; a limit
+  DOCKER_CONFIG  where docker keeps credentials for registries (default: ~/.docker)
   HM_LOG         what hm logs of itself to stderr, such as debug (default: warn)
   NO_COLOR, CLICOLOR_FORCE";
 
@@ -72,6 +75,14 @@ pub(crate) struct Args {
     #[arg(long = "host-dir", value_name = "DIR")]
     host_dirs: Vec<PathBuf>,
 
+    /// When to ask a registry what a tag stands for; once in a run
+    #[arg(long, value_enum, value_name = "WHEN", default_value_t = Pull::Missing)]
+    pull: Pull,
+
+    /// Fetch nothing: images as the store has them, as with `--pull never`
+    #[arg(long, conflicts_with = "pull")]
+    offline: bool,
+
     /// Give the whole build at most this long, as in 90s, 15m or 1h30m
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     timeout: Option<Duration>,
@@ -83,6 +94,27 @@ pub(crate) struct Args {
     /// Show all output in `--format progress`, too
     #[arg(long)]
     logs: bool,
+}
+
+/// When registries are asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Pull {
+    /// In each run
+    Always,
+    /// Where the store does not have the image
+    Missing,
+    /// Not at all
+    Never,
+}
+
+impl From<Pull> for PullPolicy {
+    fn from(pull: Pull) -> Self {
+        match pull {
+            Pull::Always => Self::Always,
+            Pull::Missing => Self::Missing,
+            Pull::Never => Self::Never,
+        }
+    }
 }
 
 /// How long the end of the process may be held up by threads that still do something for a killed build.
@@ -108,6 +140,8 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
     request.secrets = secrets;
     request.durations = history.durations();
     request.options.images = bind.images;
+    let mut images = ImageOptions::from_env().map_err(Failure::input)?;
+    images.pull = if args.offline { PullPolicy::Never } else { args.pull.into() };
     request.options.runner = bind.runner;
     request.options.keep_going = args.keep_going;
     request.options.keep = args.keep;
@@ -116,7 +150,7 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
 
     let host_dirs = args.host_dirs.iter().map(|dir| existing_dir(dir)).collect::<Outcome<Vec<_>>>()?;
     let store = runners::store()?;
-    let engine = Runners::on(&store, &host_dirs).engine(args.jobs)?;
+    let engine = Runners::on(&store, &host_dirs, images).engine(args.jobs)?;
     let bound = engine.bind(&request).map_err(|error| definition.refused(error))?;
     for image in &bound.unused_images {
         to_stderr(&format!("warning: `--image {image}=...` changes nothing: no step starts from that image"));

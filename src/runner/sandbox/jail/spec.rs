@@ -7,9 +7,10 @@ use std::ffi::CString;
 use serde::{Deserialize, Serialize};
 
 use super::SetupError;
+use crate::store::tree::{UnpackError, UnpackLimits, Unpacked};
 
 /// The version of every type in this file. Raised with any change to one of them.
-pub(crate) const SPEC_VERSION: u32 = 2;
+pub(crate) const SPEC_VERSION: u32 = 3;
 
 /// How ids inside the step relate to ids outside.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -55,7 +56,8 @@ pub enum Request {
         /// In a network namespace of its own, where there is only a loopback device.
         isolate_network: bool,
     },
-    /// Runs a [`TreeOp`] in the zygote's user namespace. Descriptors: status socket, the operation.
+    /// Runs a [`TreeOp`] in the zygote's user namespace. Descriptors: status socket, the operation, and
+    /// the file that it reads, where it reads one.
     Tree,
 }
 
@@ -70,6 +72,17 @@ pub enum TreeOp {
         layers: Vec<CString>,
         /// The directory.
         into: CString,
+    },
+    /// Unpacks an image's layer, which is a part of the third descriptor's file, into a directory.
+    Unpack {
+        /// Where the part begins, in bytes.
+        offset: u64,
+        /// How long it is, in bytes.
+        length: u64,
+        /// The directory.
+        into: CString,
+        /// What the layer may hold.
+        limits: UnpackLimits,
     },
 }
 
@@ -95,6 +108,8 @@ pub enum Report {
     TooManyProcesses,
     /// A tree operation is done, or the zygote is ready.
     Done,
+    /// A layer was unpacked, or could not be.
+    Unpacked(Result<Unpacked, UnpackError>),
     /// The zygote is in its user namespace and waits for the ids to be mapped.
     NeedsIdMap,
 }

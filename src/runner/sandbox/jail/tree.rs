@@ -1,4 +1,4 @@
-//! File operations in the zygote's user namespace, for trees that the user's own ids can't remove.
+//! File operations in the zygote's user namespace, for trees that the user's own ids can neither make nor remove.
 
 use std::{
     ffi::{CString, OsStr},
@@ -8,18 +8,33 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{SetupError, error::Doing, spec::TreeOp};
-use crate::store::{IdMap, tree};
+use rustix::io::Errno;
 
-/// Does `op`.
-pub(crate) fn run(op: &TreeOp) -> Result<(), SetupError> {
+use super::{
+    SetupError,
+    error::Doing,
+    spec::{Report, TreeOp},
+};
+use crate::store::{BlobFile, IdMap, tree};
+
+/// Does `op`, which may read `file`. Only a range of ids needs a namespace for this.
+pub(crate) fn run(op: &TreeOp, file: Option<OwnedFd>) -> Result<Report, SetupError> {
     match op {
-        TreeOp::Remove(path) => tree::remove_tree(as_path(path)).doing(|| format!("remove {}", path.to_string_lossy())),
+        TreeOp::Remove(path) => {
+            tree::remove_tree(as_path(path)).doing(|| format!("remove {}", path.to_string_lossy()))?;
+            Ok(Report::Done)
+        }
         TreeOp::Flatten { layers, into } => {
             let layers: Vec<PathBuf> = layers.iter().map(|layer| as_path(layer).to_owned()).collect();
-            // Only a range of ids needs a namespace for this.
             tree::flatten(&layers, as_path(into), IdMap::Range)
-                .doing(|| format!("merge layers into {}", into.to_string_lossy()))
+                .doing(|| format!("merge layers into {}", into.to_string_lossy()))?;
+            Ok(Report::Done)
+        }
+        TreeOp::Unpack { offset, length, into, limits } => {
+            let doing = || "read the layer to unpack".into();
+            let file = File::from(file.ok_or(Errno::BADF).doing(doing)?);
+            let blob = BlobFile { file, offset: *offset, length: *length }.into_reader().doing(doing)?;
+            Ok(Report::Unpacked(tree::unpack(blob, as_path(into), IdMap::Range, *limits)))
         }
     }
 }

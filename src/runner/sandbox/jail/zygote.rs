@@ -144,7 +144,7 @@ fn serve(message: &[u8], fds: Vec<OwnedFd>, me: &OwnedFd, prepared: &Prepared) {
         }
         Request::Tree => {
             let Some(op) = fds.next() else { return };
-            tree_op(status.as_fd(), op)
+            tree_op(status.as_fd(), op, fds.next())
         }
     };
     if let Err(error) = served {
@@ -181,14 +181,12 @@ fn step(
 }
 
 /// In a child, because a large tree takes seconds.
-fn tree_op(status: std::os::fd::BorrowedFd<'_>, op: OwnedFd) -> Result<(), SetupError> {
+fn tree_op(status: std::os::fd::BorrowedFd<'_>, op: OwnedFd, file: Option<OwnedFd>) -> Result<(), SetupError> {
     match sys::clone_process(0).doing(|| "start a tree operation".into())? {
         Cloned::Parent { .. } => Ok(()),
         Cloned::Child => {
-            let report = match wire::from_memory_file(op).and_then(|op| tree::run(&op)) {
-                Ok(()) => Report::Done,
-                Err(error) => Report::Failed(error),
-            };
+            let done = wire::from_memory_file(op).and_then(|op| tree::run(&op, file));
+            let report = done.unwrap_or_else(Report::Failed);
             let _ = wire::send_value(status, &report, &[]);
             sys::exit(0)
         }

@@ -8,9 +8,10 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::StoreError;
+use super::ImageDigest;
+use crate::store::StoreError;
 
-/// An image that needs no download: what lies below the source in a step's filesystem.
+/// What lies below the source in a step's filesystem.
 ///
 /// # Examples
 /// ```
@@ -28,10 +29,13 @@ pub enum Base {
     Host,
     /// A directory with a whole root filesystem, never written to.
     Rootfs(PathBuf),
+    /// The layers of an image, named by the digest of its configuration. That names the content of each layer and the
+    /// platform, and is the same wherever the image came from and however its layers were compressed on the way.
+    Image(ImageDigest),
 }
 
 impl Base {
-    /// Reads the image of a step: `host` or `rootfs:DIR`.
+    /// Reads the image of a step that needs nothing to be fetched: `host` or `rootfs:DIR`.
     ///
     /// # Errors
     /// [`StoreError::UnsupportedImage`] for anything else, [`StoreError::BadRootfs`] where the directory is missing.
@@ -59,6 +63,7 @@ impl FromStr for Base {
         match image.strip_prefix("rootfs:") {
             Some(dir) => Ok(Self::Rootfs(dir.into())),
             None if image == "host" => Ok(Self::Host),
+            None if let Ok(digest) = image.parse() => Ok(Self::Image(digest)),
             None => Err(StoreError::UnsupportedImage { image: image.into() }),
         }
     }
@@ -83,6 +88,7 @@ impl fmt::Display for Base {
         match self {
             Self::Host => f.write_str("host"),
             Self::Rootfs(path) => write!(f, "rootfs:{}", path.display()),
+            Self::Image(digest) => digest.fmt(f),
         }
     }
 }

@@ -1,0 +1,333 @@
+//! Images in files of this machine: OCI layouts (a directory, or a tar file of one) and what `docker save` writes.
+
+use std::{
+    collections::BTreeMap,
+    fs::{self, File},
+    io::{self, BufReader, Read, Seek, SeekFrom},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use serde::Deserialize;
+
+use super::{
+    ImageDigest, ImageError,
+    aside::Aside,
+    manifest::{Document, Index, MAX_DOCUMENT_BYTES, Manifest, REF_NAME, Wrong},
+    reference::ImageName,
+};
+use crate::store::{Store, StoreError, error::Doing, tree::decompress};
+
+/// More members than this no archive of an image has.
+const MAX_MEMBERS: usize = 100_000;
+
+/// An image in files of this machine: found, its layers unread.
+#[derive(Debug)]
+pub(super) struct LocalImage {
+    pub(super) digest: ImageDigest,
+    pub(super) config: Vec<u8>,
+    /// Lowest first.
+    pub(super) layers: Vec<BlobAt>,
+    /// An archive that had to be decompressed as a whole.
+    _scratch: Option<Aside>,
+}
+
+/// Where the bytes of a layer are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct BlobAt {
+    pub(super) path: PathBuf,
+    pub(super) offset: u64,
+    pub(super) length: u64,
+}
+
+/// The files of an image by name.
+#[derive(Debug)]
+enum Files {
+    Dir(PathBuf),
+    Tar { shown: PathBuf, path: PathBuf, members: BTreeMap<String, (u64, u64)> },
+}
+
+/// One image of `manifest.json`.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Saved {
+    config: String,
+    #[serde(default)]
+    repo_tags: Option<Vec<String>>,
+    layers: Vec<String>,
+}
+
+impl LocalImage {
+    /// Finds the image that `name` says, in words `image`. Reads documents alone, but for an archive that is compressed as
+    /// a whole: `limit` bounds what it may become, in bytes.
+    pub(super) fn open(store: &Arc<Store>, image: &str, name: &ImageName, limit: u64) -> Result<Self, ImageError> {
+        match name {
+            ImageName::OciDir { path, tag } => Self::oci(&Files::Dir(absolute(path)?), image, tag.as_deref()),
+            ImageName::OciArchive { path, tag } => {
+                let (files, scratch) = Files::open_tar(store, path, limit)?;
+                Ok(Self { _scratch: scratch, ..Self::oci(&files, image, tag.as_deref())? })
+            }
+            ImageName::DockerArchive { path, tag } => {
+                let (files, scratch) = Files::open_tar(store, path, limit)?;
+                Ok(Self { _scratch: scratch, ..Self::docker(&files, image, tag.as_deref())? })
+            }
+            ImageName::Host | ImageName::Rootfs | ImageName::Registry => {
+                Err(ImageError::BadName { image: image.into(), reason: "it is no file".into() })
+            }
+        }
+    }
+
+    fn oci(files: &Files, image: &str, tag: Option<&str>) -> Result<Self, ImageError> {
+        let bad = |reason: String| files.bad(reason);
+        let wrong = |wrong: Wrong| wrong.of(image, bad);
+        let index = files.document("index.json")?.ok_or_else(|| bad("it has no index.json".into()))?;
+        let index: Index =
+            serde_json::from_slice(&index).map_err(|error| bad(format!("its index.json does not decode ({error})")))?;
+        let mut descriptor = match tag {
+            None => match &index.manifests[..] {
+                [only] => only,
+                [] => return Err(bad("it has no images".into())),
+                _ => index.for_this_machine().map_err(wrong)?,
+            },
+            Some(tag) => {
+                let named = |name: &String| name == tag || name.rsplit_once(':').is_some_and(|(_, last)| last == tag);
+                let found = index.manifests.iter().find(|entry| entry.annotations.get(REF_NAME).is_some_and(named));
+                found.ok_or_else(|| ImageError::NotFound {
+                    image: image.into(),
+                    place: Some(format!("in `{}`", files.shown().display())),
+                })?
+            }
+        };
+        let nested;
+        let mut document = Document::parse(&files.blob(image, "the manifest", &descriptor.digest)?).map_err(wrong)?;
+        if let Document::Index(index) = document {
+            nested = index;
+            descriptor = nested.for_this_machine().map_err(wrong)?;
+            document = Document::parse(&files.blob(image, "the manifest", &descriptor.digest)?).map_err(wrong)?;
+        }
+        let Document::Manifest(Manifest { config, layers }) = document else {
+            return Err(bad("its index leads to another index".into()));
+        };
+        let blobs = layers.iter().map(|layer| {
+            let name = blob_name(&layer.digest);
+            files.find(&name)?.ok_or_else(|| bad(format!("the layer {name} is missing")))
+        });
+        let layers = blobs.collect::<Result<_, _>>()?;
+        let bytes = files.blob(image, "the configuration", &config.digest)?;
+        Ok(Self { digest: config.digest, config: bytes, layers, _scratch: None })
+    }
+
+    fn docker(files: &Files, image: &str, tag: Option<&str>) -> Result<Self, ImageError> {
+        let bad = |reason: String| files.bad(reason);
+        let manifest = files.document("manifest.json")?.ok_or_else(|| bad("it has no manifest.json".into()))?;
+        let images: Vec<Saved> = serde_json::from_slice(&manifest)
+            .map_err(|error| bad(format!("its manifest.json does not decode ({error})")))?;
+        let not_found =
+            || ImageError::NotFound { image: image.into(), place: Some(format!("in `{}`", files.shown().display())) };
+        let saved = match (tag, &images[..]) {
+            (None, [only]) => only,
+            (None, []) => return Err(bad("it has no images".into())),
+            (None, several) => {
+                let names: Vec<&str> =
+                    several.iter().flat_map(|it| it.repo_tags.iter().flatten()).map(|it| &**it).collect();
+                return Err(bad(format!("it has several images: add `:NAME:TAG` of one ({})", names.join(", "))));
+            }
+            (Some(tag), images) => {
+                let is_it = |name: &String| name == tag || name.strip_prefix("docker.io/library/") == Some(tag);
+                let of_it = |saved: &&Saved| saved.repo_tags.iter().flatten().any(is_it);
+                images.iter().find(of_it).ok_or_else(not_found)?
+            }
+        };
+        let config = files.document(&saved.config)?.ok_or_else(|| bad("its configuration is missing".into()))?;
+        let blobs = saved.layers.iter().map(|name| {
+            let missing = || bad(format!("the layer {} is missing", name.escape_default()));
+            files.find(name)?.ok_or_else(missing)
+        });
+        let layers = blobs.collect::<Result<_, _>>()?;
+        Ok(Self { digest: ImageDigest::of(&config), config, layers, _scratch: None })
+    }
+}
+
+impl Files {
+    /// Looks through a tar file. Nothing of it is unpacked.
+    fn open_tar(store: &Arc<Store>, path: &Path, limit: u64) -> Result<(Self, Option<Aside>), ImageError> {
+        let shown = absolute(path)?;
+        let unreadable = |source| ImageError::Unreadable { path: shown.clone(), source };
+        let mut start = [0; 4];
+        let mut file = File::open(&shown).map_err(unreadable)?;
+        let read = file.read(&mut start).map_err(unreadable)?;
+        let is_compressed = start[..read].starts_with(&[0x1f, 0x8b]) || start == [0x28, 0xb5, 0x2f, 0xfd];
+        file.seek(SeekFrom::Start(0)).map_err(unreadable)?;
+        let (path, scratch) = if is_compressed {
+            let scratch = Aside::free(store);
+            expand(&shown, file, scratch.path(), limit)?;
+            (scratch.path().to_owned(), Some(scratch))
+        } else {
+            (shown.clone(), None)
+        };
+        let members = members(&path).map_err(|error| ImageError::BadArchive {
+            path: shown.clone(),
+            reason: format!("it is no whole tar file ({error})"),
+        })?;
+        Ok((Self::Tar { shown, path, members }, scratch))
+    }
+
+    fn shown(&self) -> &Path {
+        match self {
+            Self::Dir(path) | Self::Tar { shown: path, .. } => path,
+        }
+    }
+
+    fn bad(&self, reason: String) -> ImageError {
+        ImageError::BadArchive { path: self.shown().into(), reason }
+    }
+
+    /// Where a file is; `None` where there is none.
+    fn find(&self, name: &str) -> Result<Option<BlobAt>, ImageError> {
+        match self {
+            Self::Dir(dir) => {
+                let path = dir.join(name);
+                match fs::metadata(&path) {
+                    Ok(metadata) => Ok(Some(BlobAt { path, offset: 0, length: metadata.len() })),
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+                    Err(source) => Err(ImageError::Unreadable { path, source }),
+                }
+            }
+            Self::Tar { path, members, .. } => {
+                let found = members.get(&normal(name));
+                Ok(found.map(|&(offset, length)| BlobAt { path: path.clone(), offset, length }))
+            }
+        }
+    }
+
+    /// A small file; `None` where there is none.
+    fn document(&self, name: &str) -> Result<Option<Vec<u8>>, ImageError> {
+        let Some(at) = self.find(name)? else { return Ok(None) };
+        if at.length > MAX_DOCUMENT_BYTES {
+            return Err(self.bad(format!("{} has {} bytes", name.escape_default(), at.length)));
+        }
+        let mut bytes = Vec::new();
+        let read = at.open().and_then(|file| file.take(at.length).read_to_end(&mut bytes));
+        read.map_err(|source| ImageError::Unreadable { path: at.path, source })?;
+        Ok(Some(bytes))
+    }
+
+    /// A document that is named by its digest.
+    fn blob(&self, image: &str, what: &str, digest: &ImageDigest) -> Result<Vec<u8>, ImageError> {
+        let name = blob_name(digest);
+        let bytes = self.document(&name)?.ok_or_else(|| self.bad(format!("{what} {name} is missing")))?;
+        let found = ImageDigest::of(&bytes);
+        if found != *digest {
+            return Err(ImageError::WrongDigest {
+                image: image.into(),
+                what: what.into(),
+                expected: digest.to_string(),
+                found: found.to_string(),
+            });
+        }
+        Ok(bytes)
+    }
+}
+
+impl BlobAt {
+    /// The file, at the beginning of the blob.
+    fn open(&self) -> io::Result<File> {
+        let mut file = File::open(&self.path)?;
+        file.seek(SeekFrom::Start(self.offset))?;
+        Ok(file)
+    }
+}
+
+fn blob_name(digest: &ImageDigest) -> String {
+    format!("blobs/sha256/{}", digest.hex())
+}
+
+fn absolute(path: &Path) -> Result<PathBuf, ImageError> {
+    path.canonicalize().map_err(|source| ImageError::Unreadable { path: path.into(), source })
+}
+
+/// Decompresses an archive as a whole.
+fn expand(shown: &Path, file: File, to: &Path, limit: u64) -> Result<(), ImageError> {
+    let damaged = |error: io::Error| ImageError::BadArchive {
+        path: shown.into(),
+        reason: format!("it can't be decompressed ({error})"),
+    };
+    let mut stream = decompress(file).map_err(damaged)?;
+    let mut out = File::create_new(to).doing("make", to)?;
+    let (mut buffer, mut bytes) = (vec![0; 1 << 17], 0_u64);
+    loop {
+        let read = stream.read(&mut buffer).map_err(damaged)?;
+        if read == 0 {
+            return Ok(());
+        }
+        bytes += read as u64;
+        if bytes > limit {
+            let reason = format!("it holds more than {limit} bytes: set HM_MAX_IMAGE_BYTES to allow more");
+            return Err(ImageError::BadArchive { path: shown.into(), reason });
+        }
+        io::Write::write_all(&mut out, &buffer[..read]).map_err(|error| StoreError::io("write", to, error))?;
+    }
+}
+
+/// Where the data of each member of a tar file is. Links between members, as old archives have them, count as the member.
+fn members(path: &Path) -> io::Result<BTreeMap<String, (u64, u64)>> {
+    let mut archive = tar::Archive::new(BufReader::new(File::open(path)?));
+    let length = fs::metadata(path)?.len();
+    let (mut members, mut links) = (BTreeMap::new(), Vec::new());
+    for entry in archive.entries_with_seek()? {
+        let entry = entry?;
+        if members.len() + links.len() >= MAX_MEMBERS {
+            return Err(io::Error::other("it has too many members"));
+        }
+        let name = normal(&String::from_utf8_lossy(&entry.path_bytes()));
+        let target = || entry.link_name_bytes().map(|target| String::from_utf8_lossy(&target).into_owned());
+        match entry.header().entry_type() {
+            tar::EntryType::Regular | tar::EntryType::Continuous => {
+                let (offset, size) = (entry.raw_file_position(), entry.size());
+                if offset.checked_add(size).is_none_or(|end| end > length) {
+                    return Err(io::Error::other("it ends in the middle of a file"));
+                }
+                members.insert(name, (offset, size));
+            }
+            tar::EntryType::Symlink => {
+                let dir = name.rsplit_once('/').map_or("", |(dir, _)| dir).to_owned();
+                links.extend(target().map(|target| (name, normal(&format!("{dir}/{target}")))));
+            }
+            tar::EntryType::Link => links.extend(target().map(|target| (name, normal(&target)))),
+            _ => {}
+        }
+    }
+    for (name, target) in links {
+        if let Some(&at) = members.get(&target) {
+            members.entry(name).or_insert(at);
+        }
+    }
+    Ok(members)
+}
+
+/// A name without `.` and `..`, which never lead above the archive.
+fn normal(name: &str) -> String {
+    let mut parts = Vec::new();
+    for part in name.split('/') {
+        match part {
+            "" | "." => {}
+            ".." => drop(parts.pop()),
+            part => parts.push(part),
+        }
+    }
+    parts.join("/")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::normal;
+
+    #[test]
+    fn names_within_archives_lead_nowhere_else() {
+        for (name, expected) in
+            [("./a/b", "a/b"), ("x/../../../a", "a"), ("x/../y/layer.tar", "y/layer.tar"), ("/", "")]
+        {
+            assert_eq!(normal(name), expected);
+        }
+    }
+}

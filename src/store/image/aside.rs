@@ -1,0 +1,61 @@
+//! A layer in the making whose place is known beforehand.
+
+use std::{
+    fs, io,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use crate::store::{LayerId, Store, StoreError, error::Doing, layout::make_dir};
+
+/// A layer that is being made, or a file that is being downloaded. Dropped it goes, unless it was put in its place.
+#[derive(Debug)]
+pub(super) struct Aside {
+    store: Arc<Store>,
+    path: PathBuf,
+}
+
+impl Aside {
+    /// An empty layer.
+    pub(super) fn new(store: &Arc<Store>) -> Result<Self, StoreError> {
+        let aside = Self::free(store);
+        make_dir(&aside.path)?;
+        let root = aside.root();
+        make_dir(&root)?;
+        fs::set_permissions(&root, fs::Permissions::from_mode(0o755)).doing("set the mode of", &root)?;
+        Ok(aside)
+    }
+
+    /// A path where nothing is yet.
+    pub(super) fn free(store: &Arc<Store>) -> Self {
+        Self { path: store.new_tmp(), store: Arc::clone(store) }
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Where the layer's files go.
+    pub(super) fn root(&self) -> PathBuf {
+        self.path.join("root")
+    }
+
+    /// Makes it the layer `layer`. Where another process was faster, that one's stays: they are the same.
+    pub(super) fn place(self, layer: &LayerId) -> Result<(), StoreError> {
+        let place = self.store.layer_home(layer);
+        match fs::rename(&self.path, &place) {
+            Err(error) if matches!(error.kind(), io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::AlreadyExists) => {
+                Ok(())
+            }
+            renamed => renamed.doing("make the layer", &place),
+        }
+    }
+}
+
+impl Drop for Aside {
+    fn drop(&mut self) {
+        // Already gone where it was placed.
+        self.store.discard(std::mem::take(&mut self.path));
+    }
+}

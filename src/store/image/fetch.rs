@@ -1,0 +1,256 @@
+//! Getting the layers of a pinned image into the store.
+//!
+//! Layers are fetched and unpacked side by side, each under a lock that the kernel drops with its holder: whoever else
+//! needs the same layer, in this process or another, waits and finds it in place. The configuration is kept last.
+
+use std::{
+    collections::BTreeSet,
+    fs::{File, OpenOptions},
+    os::unix::fs::OpenOptionsExt,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::{Duration, Instant},
+};
+
+use futures_util::{StreamExt, TryStreamExt, stream};
+use rustix::fs::FlockOperation;
+
+use super::{
+    ImageDigest, ImageError, Notes,
+    archive::{BlobAt, LocalImage},
+    aside::Aside,
+    ground,
+    manifest::Config,
+};
+use crate::store::{
+    IdMap, LayerId, Store, StoreError,
+    error::Doing,
+    layout::{BlobFile, make_dir},
+    tree::{UnpackError, UnpackLimits},
+};
+
+/// Layers at a time. More connections make no pull faster, and unpacking wants a processor each.
+const AT_ONCE: usize = 4;
+/// How often a long pull is told of.
+const NOTE_EVERY: Duration = Duration::from_secs(5);
+/// How often somebody else's lock is tried.
+const LOCK_EVERY: Duration = Duration::from_millis(50);
+/// Locks are shared by the layers whose names begin alike, so that there is a bounded number of files.
+const LOCK_DIGITS: usize = 2;
+
+/// Where the layers of an image come from.
+#[derive(Debug)]
+pub(super) enum Origin {
+    /// Files of this machine.
+    Local(LocalImage),
+    /// A registry.
+    #[cfg(feature = "registry")]
+    Registry(super::registry::RemoteImage),
+}
+
+/// A layer's bytes, ready to be read, and what keeps them there.
+pub(super) struct Blob {
+    pub(super) at: BlobAt,
+    /// A download, which goes when it is unpacked.
+    pub(super) _download: Option<Aside>,
+}
+
+/// One fetch.
+pub(super) struct Fetch<'a> {
+    pub(super) store: &'a Arc<Store>,
+    /// The image in the user's words.
+    pub(super) name: &'a str,
+    pub(super) digest: ImageDigest,
+    pub(super) origin: &'a Origin,
+    pub(super) id_map: IdMap,
+    pub(super) limits: UnpackLimits,
+}
+
+/// A layer of the image that the store has not.
+struct Missing {
+    /// In the manifest, from the lowest.
+    index: usize,
+    layer: LayerId,
+    diff_id: ImageDigest,
+}
+
+impl Fetch<'_> {
+    /// Fetches what is missing.
+    ///
+    /// # Cancel safety
+    /// Dropped, downloads are gone; what is being unpacked at the moment is finished on its thread and then goes.
+    pub(super) async fn run(&self, notes: &impl Notes) -> Result<(), ImageError> {
+        ground::ensure(self.store, self.id_map)?;
+        let bytes = self.config_bytes().await?;
+        let count = self.layer_count();
+        let config =
+            Config::parse(&bytes, Some(count)).map_err(|wrong| wrong.of(self.name, |why| self.malformed(&why)))?;
+        let missing = self.missing(&config)?;
+        if !missing.is_empty() {
+            self.layers(&missing, notes).await?;
+        }
+        // Walks over the new layers.
+        let (store, digest, id_map) = (Arc::clone(self.store), self.digest, self.id_map);
+        let keep = tokio::task::spawn_blocking(move || store.keep_config(&digest, id_map, &config, bytes));
+        Ok(keep.await.map_err(|error| self.no_thread(error))??)
+    }
+
+    async fn layers(&self, missing: &[Missing], notes: &impl Notes) -> Result<(), ImageError> {
+        let total: u64 = missing.iter().map(|it| self.length(it.index)).fold(0, u64::saturating_add);
+        if total > self.limits.bytes {
+            let (image, limit) = (self.name.to_owned(), self.limits.bytes);
+            return Err(ImageError::TooLarge { image, bytes: total, limit });
+        }
+        let started = Instant::now();
+        let layers = if missing.len() == 1 { "layer" } else { "layers" };
+        let (verb, past) = self.verbs();
+        notes.note(format!("{verb} {}: {} in {} {layers}", self.name, megabytes(total), missing.len())).await;
+        let done = AtomicU64::new(0);
+        let layers: Vec<_> = missing.iter().map(|layer| self.layer(layer, &done)).collect();
+        let work = stream::iter(layers).buffer_unordered(AT_ONCE).try_for_each(|()| async { Ok(()) });
+        tokio::pin!(work);
+        loop {
+            tokio::select! {
+                worked = &mut work => break worked?,
+                () = tokio::time::sleep(NOTE_EVERY) => {
+                    let (done, total) = (megabytes(done.load(Relaxed)), megabytes(total));
+                    notes.note(format!("{verb} {}: {done} of {total}", self.name)).await;
+                }
+            }
+        }
+        notes.note(format!("{past} {} in {:.1} s", self.name, started.elapsed().as_secs_f64())).await;
+        Ok(())
+    }
+
+    /// Fetches and unpacks one layer, unless somebody else just did.
+    async fn layer(&self, missing: &Missing, done: &AtomicU64) -> Result<(), ImageError> {
+        let Missing { index, layer, diff_id } = missing;
+        let _lock = self.lock(layer).await?;
+        if self.store.is_whole(layer)? {
+            return Ok(());
+        }
+        // What is there is damaged.
+        self.store.discard_from(&self.store.layer_home(layer))?;
+        let blob = self.blob(*index, done).await?;
+        let (store, layer, diff_id) = (Arc::clone(self.store), layer.clone(), *diff_id);
+        let (id_map, limits, image) = (self.id_map, self.limits, self.name.to_owned());
+        let work = tokio::task::spawn_blocking(move || {
+            let aside = Aside::new(&store)?;
+            let file = File::open(&blob.at.path)
+                .map_err(|source| ImageError::Unreadable { path: blob.at.path.clone(), source })?;
+            let file = BlobFile { file, offset: blob.at.offset, length: blob.at.length };
+            let unpacked = store.tree_ops().unpack(file, &aside.root(), id_map, limits);
+            let unpacked = unpacked.map_err(|error| failed_to_unpack(&image, &aside, error))?;
+            let found = ImageDigest::from_bytes(unpacked.diff_id);
+            if found != diff_id {
+                let (what, expected, found) = ("a layer".into(), diff_id.to_string(), found.to_string());
+                return Err(ImageError::WrongDigest { image, what, expected, found });
+            }
+            Ok(aside.place(&layer)?)
+        });
+        work.await.map_err(|error| self.no_thread(error))?
+    }
+
+    fn no_thread(&self, error: tokio::task::JoinError) -> StoreError {
+        StoreError::io("unpack to", self.store.dir(), std::io::Error::other(error))
+    }
+
+    fn missing(&self, config: &Config) -> Result<Vec<Missing>, StoreError> {
+        let (mut seen, mut missing) = (BTreeSet::new(), Vec::new());
+        for (index, diff_id) in config.rootfs.diff_ids.iter().enumerate() {
+            let layer = LayerId::of_image(diff_id, self.id_map);
+            if seen.insert(layer.clone()) && !self.store.is_whole(&layer)? {
+                missing.push(Missing { index, layer, diff_id: *diff_id });
+            }
+        }
+        Ok(missing)
+    }
+
+    /// The lock on making a layer, tried until it is free: waiting for it in the kernel could not be given up.
+    async fn lock(&self, layer: &LayerId) -> Result<File, StoreError> {
+        let dir = self.store.dir().join("pulling");
+        make_dir(&dir)?;
+        let path = dir.join(&layer.as_str()[..LOCK_DIGITS]);
+        let lock = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path);
+        let lock = lock.doing("open", &path)?;
+        loop {
+            match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => return Ok(lock),
+                Err(rustix::io::Errno::WOULDBLOCK | rustix::io::Errno::INTR) => tokio::time::sleep(LOCK_EVERY).await,
+                Err(error) => return Err(StoreError::io("lock", path, error)),
+            }
+        }
+    }
+
+    async fn config_bytes(&self) -> Result<Vec<u8>, ImageError> {
+        match self.origin {
+            Origin::Local(image) => Ok(image.config.clone()),
+            #[cfg(feature = "registry")]
+            Origin::Registry(image) => image.config().await,
+        }
+    }
+
+    fn layer_count(&self) -> usize {
+        match self.origin {
+            Origin::Local(image) => image.layers.len(),
+            #[cfg(feature = "registry")]
+            Origin::Registry(image) => image.layers().len(),
+        }
+    }
+
+    fn length(&self, index: usize) -> u64 {
+        match self.origin {
+            Origin::Local(image) => image.layers[index].length,
+            #[cfg(feature = "registry")]
+            Origin::Registry(image) => image.layers()[index].size,
+        }
+    }
+
+    #[cfg_attr(not(feature = "registry"), expect(clippy::unused_async, reason = "registries are waited for"))]
+    async fn blob(&self, index: usize, done: &AtomicU64) -> Result<Blob, ImageError> {
+        match self.origin {
+            Origin::Local(image) => {
+                let at = image.layers[index].clone();
+                done.fetch_add(at.length, Relaxed);
+                Ok(Blob { at, _download: None })
+            }
+            #[cfg(feature = "registry")]
+            Origin::Registry(image) => image.download(self.store, index, done).await,
+        }
+    }
+
+    fn verbs(&self) -> (&'static str, &'static str) {
+        match self.origin {
+            Origin::Local(_) => ("unpacking", "unpacked"),
+            #[cfg(feature = "registry")]
+            Origin::Registry(_) => ("pulling", "pulled"),
+        }
+    }
+
+    fn malformed(&self, reason: &str) -> ImageError {
+        ImageError::UnsupportedFormat {
+            image: self.name.to_owned(),
+            what: format!("a configuration that makes no sense ({reason})"),
+            hint: "tell its owner",
+        }
+    }
+}
+
+/// A full disk is the store's own trouble, whoever met it.
+fn failed_to_unpack(image: &str, aside: &Aside, error: UnpackError) -> ImageError {
+    if let UnpackError::Io { errno, .. } = &error {
+        let store_error = StoreError::io("unpack to", aside.root(), std::io::Error::from_raw_os_error(*errno));
+        if matches!(store_error, StoreError::Full { .. }) {
+            return store_error.into();
+        }
+    }
+    ImageError::Unpack { image: image.to_owned(), source: error }
+}
+
+/// For people: whole megabytes, or a tenth where that is more than nothing.
+fn megabytes(bytes: u64) -> String {
+    let tenths = bytes / 100_000;
+    if tenths < 100 { format!("{}.{} MB", tenths / 10, tenths % 10) } else { format!("{} MB", tenths / 10) }
+}

@@ -1,0 +1,64 @@
+//! Images that the store has: their layers, and what their configurations say.
+
+use std::collections::BTreeMap;
+
+use super::{ImageDigest, ImageError, ground, manifest::Config};
+use crate::store::{IdMap, LayerId, Store, StoreError, index::images::ImageRow};
+
+/// An image that lies in the store, ready to boot from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct KeptImage {
+    /// Topmost first. The lowest one is no part of the image: it has what every step needs to find.
+    pub(crate) layers: Vec<LayerId>,
+    /// The variables that the image sets, by name.
+    pub(crate) env: BTreeMap<String, String>,
+}
+
+impl Store {
+    /// Looks up an image with all of its layers as they were unpacked.
+    ///
+    /// # Errors
+    /// [`ImageError::Lost`] where there is no such image, or something of it is missing.
+    pub(crate) fn image(&self, digest: &ImageDigest, id_map: IdMap) -> Result<KeptImage, ImageError> {
+        let lost = || ImageError::Lost { digest: *digest };
+        let ImageRow { stack, config } = self.kept_image(digest, id_map)?.ok_or_else(lost)?;
+        // A row that somebody changed is none.
+        if ImageDigest::of(config.as_bytes()) != *digest {
+            return Err(lost());
+        }
+        let config = Config::parse(config.as_bytes(), None).map_err(|_| lost())?;
+        Ok(KeptImage { layers: stack, env: config.env() })
+    }
+
+    /// Keeps an image whose layers are all in their places.
+    pub(super) fn keep_config(
+        &self,
+        digest: &ImageDigest,
+        id_map: IdMap,
+        config: &Config,
+        bytes: Vec<u8>,
+    ) -> Result<(), StoreError> {
+        let config = ImageRow {
+            stack: stack(config, id_map),
+            config: String::from_utf8(bytes).map_err(|error| StoreError::Corrupt {
+                path: self.dir().into(),
+                reason: format!("the configuration of {digest} is no text: {error}"),
+            })?,
+        };
+        self.keep_image(digest, id_map, &config)
+    }
+}
+
+/// The layers of an image, topmost first. One that comes twice counts where it lies higher: overlays take none twice, and
+/// the lower one shows nothing that the higher one does not.
+fn stack(config: &Config, id_map: IdMap) -> Vec<LayerId> {
+    let mut layers: Vec<LayerId> = Vec::new();
+    for diff_id in config.rootfs.diff_ids.iter().rev() {
+        let layer = LayerId::of_image(diff_id, id_map);
+        if !layers.contains(&layer) {
+            layers.push(layer);
+        }
+    }
+    layers.push(ground::layer_id(id_map));
+    layers
+}

@@ -1,0 +1,30 @@
+//! Images: what an image's name stands for, and getting its layers into the store.
+//!
+//! ```text
+//! the image of a step --pin--> ImageDigest (the digest of the configuration) --fetch--> layers in the store
+//!                      names and manifests only          blobs, unpacked, checked against the configuration
+//! ```
+//!
+//! `pin` and `fetch` are apart, because a run whose steps are all in the cache needs to know which image a name stands for,
+//! and none of its bytes. An image in the store is its configuration at `images/DIGEST.json`, which names the layers by the
+//! digests of their content; a layer's place follows from that digest and from how owners are mapped, so that images share
+//! layers. Nothing here knows who asks, nor how layers are mounted.
+
+mod archive;
+mod aside;
+mod base;
+mod digest;
+mod error;
+mod fetch;
+mod ground;
+mod images;
+mod kept;
+mod manifest;
+mod reference;
+#[cfg(feature = "registry")]
+mod registry;
+
+pub use base::Base;
+pub use digest::ImageDigest;
+pub use error::ImageError;
+pub use images::{ImageOptions, Images, Notes, PullPolicy};

@@ -1,0 +1,183 @@
+//! Talking to one registry about one image.
+
+use std::{net::IpAddr, time::Duration};
+
+use oci_client::{
+    Client, Reference, RegistryOperation,
+    client::{ClientConfig, ClientProtocol},
+    manifest::{
+        IMAGE_MANIFEST_LIST_MEDIA_TYPE, IMAGE_MANIFEST_MEDIA_TYPE, OCI_IMAGE_INDEX_MEDIA_TYPE, OCI_IMAGE_MEDIA_TYPE,
+    },
+    secrets::RegistryAuth,
+};
+
+use super::{
+    super::{ImageDigest, ImageError, ImageOptions, manifest::MAX_DOCUMENT_BYTES, manifest::Wrong},
+    trouble::{Attempts, Trouble},
+};
+
+/// Attempts at a request without which there is no build: seven and a half seconds of pauses.
+pub(super) const PATIENT: u32 = 6;
+/// Attempts where there is something to fall back on.
+pub(super) const IMPATIENT: u32 = 2;
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
+/// A registry that sends nothing for so long is dead.
+const READ_TIMEOUT: Duration = Duration::from_secs(60);
+
+const ACCEPTED: &[&str] =
+    &[OCI_IMAGE_MEDIA_TYPE, OCI_IMAGE_INDEX_MEDIA_TYPE, IMAGE_MANIFEST_MEDIA_TYPE, IMAGE_MANIFEST_LIST_MEDIA_TYPE];
+
+/// One registry, and one image of it.
+pub(super) struct Session {
+    /// The image in the user's words.
+    image: String,
+    pub(super) client: Client,
+    pub(super) reference: Reference,
+    auth: RegistryAuth,
+}
+
+impl std::fmt::Debug for Session {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Session").field("reference", &self.reference).finish_non_exhaustive()
+    }
+}
+
+/// A client, for registries that are asked with or without encryption. The reason, where there can be none.
+pub(super) fn client(is_plain: bool) -> Result<Client, String> {
+    // Fails where the program that embeds us has chosen one, which serves as well.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let config = ClientConfig {
+        protocol: if is_plain { ClientProtocol::Http } else { ClientProtocol::Https },
+        connect_timeout: Some(CONNECT_TIMEOUT),
+        read_timeout: Some(READ_TIMEOUT),
+        user_agent: concat!("hm-exec/", env!("CARGO_PKG_VERSION")),
+        ..ClientConfig::default()
+    };
+    Client::try_from(config)
+        .map_err(|error| format!("no secure connections here, is ca-certificates installed? {error}"))
+}
+
+/// Whether a registry, as `HOST[:PORT]`, is asked without encryption: those of this machine, and where the user says so.
+pub(super) fn is_plain(options: &ImageOptions, registry: &str) -> bool {
+    let host = match registry.rsplit_once(':') {
+        Some((host, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => host,
+        _ => registry,
+    };
+    let is_here = host.trim_matches(['[', ']']).parse::<IpAddr>().is_ok_and(|address| address.is_loopback());
+    host == "localhost" || is_here || options.insecure_registries.iter().any(|insecure| insecure == registry)
+}
+
+/// The same image on a mirror, given as `HOST[:PORT][/PATH]`.
+pub(super) fn on_mirror(mirror: &str, reference: &Reference) -> Option<Reference> {
+    let (host, prefix) = mirror.split_once('/').unwrap_or((mirror, ""));
+    let repository = [prefix, reference.repository()].join("/").trim_matches('/').to_owned();
+    let end = match (reference.tag(), reference.digest()) {
+        (_, Some(digest)) => format!("@{digest}"),
+        (tag, None) => format!(":{}", tag.unwrap_or("latest")),
+    };
+    // A host without a dot or a port would be taken for a part of the path.
+    let is_host = host.contains(['.', ':']) || host == "localhost";
+    format!("{host}/{repository}{end}").parse().ok().filter(|_| is_host)
+}
+
+impl Session {
+    pub(super) fn new(image: &str, client: Client, reference: Reference, auth: RegistryAuth) -> Self {
+        Self { image: image.to_owned(), client, reference, auth }
+    }
+
+    /// A manifest or an index, and its digest: that of this name, or another one of the same repository.
+    pub(super) async fn document(
+        &self,
+        digest: Option<ImageDigest>,
+        patience: u32,
+    ) -> Result<(Vec<u8>, ImageDigest), ImageError> {
+        let reference = match digest {
+            Some(digest) => self.reference.clone_with_digest(digest.to_string()),
+            None => self.reference.clone(),
+        };
+        let mut attempts = Attempts::new(patience);
+        let bytes = loop {
+            let answer = match self.authenticate().await {
+                Ok(()) => self.client.pull_manifest_raw(&reference, &self.auth, ACCEPTED).await.map_err(Trouble::of),
+                Err(trouble) => Err(trouble),
+            };
+            match answer {
+                Ok((bytes, _)) => break bytes.to_vec(),
+                Err(trouble) => {
+                    attempts.after(trouble).await.map_err(|trouble| self.error(trouble, "the manifest"))?;
+                }
+            }
+        };
+        if bytes.len() as u64 > MAX_DOCUMENT_BYTES {
+            return Err(self.bad_answer(format!("a manifest of {} bytes", bytes.len())));
+        }
+        let found = ImageDigest::of(&bytes);
+        if let Some(expected) = reference.digest()
+            && expected.starts_with("sha256:")
+            && expected != found.to_string()
+        {
+            let (expected, found) = (expected.to_owned(), found.to_string());
+            return Err(self.error(Trouble::WrongDigest { expected, found }, "the manifest"));
+        }
+        Ok((bytes, found))
+    }
+
+    /// Gets a token where the registry wants one; the client keeps it.
+    pub(super) async fn authenticate(&self) -> Result<(), Trouble> {
+        let done = self.client.auth(&self.reference, &self.auth, RegistryOperation::Pull).await;
+        done.map(drop).map_err(Trouble::of)
+    }
+
+    /// The error for trouble with `what`.
+    pub(super) fn error(&self, trouble: Trouble, what: &str) -> ImageError {
+        let (image, registry) = (self.image.clone(), self.reference.registry().to_owned());
+        match trouble {
+            Trouble::NotFound => ImageError::NotFound { image, place: None },
+            Trouble::Unauthorized => ImageError::Unauthorized { image, registry },
+            Trouble::RateLimited => ImageError::RateLimited { image, registry },
+            Trouble::Unreachable(reason) => ImageError::Unreachable { image, registry, reason },
+            Trouble::WrongDigest { expected, found } => {
+                ImageError::WrongDigest { image, what: what.to_owned(), expected, found }
+            }
+            Trouble::BadAnswer(reason) => ImageError::BadAnswer { image, registry, reason },
+        }
+    }
+
+    pub(super) fn bad_answer(&self, reason: String) -> ImageError {
+        self.error(Trouble::BadAnswer(reason), "")
+    }
+
+    pub(super) fn wrong(&self, wrong: Wrong) -> ImageError {
+        wrong.of(&self.image, |reason| self.bad_answer(reason))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_this_machine_is_asked_without_encryption_unless_said() {
+        let insecure_registries = vec!["registry.lan:5000".to_owned()];
+        let options = ImageOptions { insecure_registries, ..ImageOptions::default() };
+        for plain in ["localhost", "localhost:5000", "127.0.0.1:5000", "127.8.8.8", "registry.lan:5000"] {
+            assert!(is_plain(&options, plain), "{plain}");
+        }
+        for other in ["registry.lan", "registry.lan:443", "ghcr.io", "localhost.example.com", "127.0.0.1.example.com"] {
+            assert!(!is_plain(&options, other), "{other}");
+        }
+    }
+
+    #[test]
+    fn a_mirror_has_images_under_its_path() {
+        let reference: Reference = "debian:bookworm".parse().unwrap();
+        let on = |mirror: &str| on_mirror(mirror, &reference).map(|reference| reference.whole());
+        assert_eq!(on("mirror.lan").as_deref(), Some("mirror.lan/library/debian:bookworm"));
+        assert_eq!(on("mirror.lan:5000/hub").as_deref(), Some("mirror.lan:5000/hub/library/debian:bookworm"));
+        assert_eq!(on("127.0.0.1:5000").as_deref(), Some("127.0.0.1:5000/library/debian:bookworm"));
+        for wrong in ["mirror", "https://mirror.lan", ""] {
+            assert_eq!(on(wrong), None, "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,136 @@
+//! What can go wrong with a registry, in few words.
+
+use std::time::Duration;
+
+use oci_client::errors::{DigestError, OciDistributionError, OciErrorCode};
+
+use crate::store::StoreError;
+
+/// The first pause; each further one is twice as long.
+const PAUSE: Duration = Duration::from_millis(250);
+const LONGEST_PAUSE: Duration = Duration::from_secs(8);
+
+/// What went wrong with a request.
+#[derive(Debug)]
+pub(super) enum Trouble {
+    NotFound,
+    Unauthorized,
+    RateLimited,
+    /// No connection, or one that broke, or a server in trouble.
+    Unreachable(String),
+    /// The bytes are others than asked for.
+    WrongDigest {
+        expected: String,
+        found: String,
+    },
+    BadAnswer(String),
+}
+
+/// What went wrong with a download.
+#[derive(Debug)]
+pub(super) enum Failure {
+    Trouble(Trouble),
+    Store(StoreError),
+}
+
+impl From<Trouble> for Failure {
+    fn from(trouble: Trouble) -> Self {
+        Self::Trouble(trouble)
+    }
+}
+
+impl Trouble {
+    fn is_transient(&self) -> bool {
+        // Bytes are also wrong because something on the way broke them.
+        matches!(self, Self::RateLimited | Self::Unreachable(_) | Self::WrongDigest { .. })
+    }
+
+    fn of_status(code: u16) -> Self {
+        match code {
+            401 | 403 => Self::Unauthorized,
+            404 | 410 => Self::NotFound,
+            429 => Self::RateLimited,
+            408 | 500..=599 => Self::Unreachable(format!("it answers with status {code}")),
+            code => Self::BadAnswer(format!("it answers with status {code}")),
+        }
+    }
+
+    /// Texts of servers are left out, as are addresses: redirects carry signatures in theirs.
+    pub(super) fn of(error: OciDistributionError) -> Self {
+        match error {
+            OciDistributionError::ServerError { code, .. } => Self::of_status(code),
+            OciDistributionError::RegistryError { envelope, .. } => {
+                let code = envelope.errors.into_iter().next().map(|error| error.code);
+                match code {
+                    Some(OciErrorCode::Unauthorized | OciErrorCode::Denied) => Self::Unauthorized,
+                    Some(OciErrorCode::Toomanyrequests) => Self::RateLimited,
+                    Some(
+                        OciErrorCode::BlobUnknown
+                        | OciErrorCode::ManifestBlobUnknown
+                        | OciErrorCode::ManifestUnknown
+                        | OciErrorCode::NameUnknown
+                        | OciErrorCode::NameInvalid
+                        | OciErrorCode::NotFound,
+                    ) => Self::NotFound,
+                    Some(code) => Self::BadAnswer(format!("it answers with {code:?}")),
+                    None => Self::BadAnswer("it answers with an error that it does not name".into()),
+                }
+            }
+            OciDistributionError::UnauthorizedError { .. } | OciDistributionError::AuthenticationFailure(_) => {
+                Self::Unauthorized
+            }
+            OciDistributionError::ImageManifestNotFoundError(_) => Self::NotFound,
+            OciDistributionError::RequestError(error) => {
+                let error = error.without_url();
+                Self::Unreachable(format!("{:#}", anyhow::Error::new(error)))
+            }
+            OciDistributionError::IoError(error) => Self::of_stream(&error),
+            OciDistributionError::DigestError(DigestError::VerificationError { expected, actual }) => {
+                Self::WrongDigest { expected, found: actual }
+            }
+            OciDistributionError::DigestError(error) => Self::BadAnswer(error.to_string()),
+            OciDistributionError::RegistryTokenDecodeError(_) => Self::BadAnswer("its token does not decode".into()),
+            _ => Self::BadAnswer("it does not keep to the protocol".into()),
+        }
+    }
+
+    /// A download that broke off.
+    pub(super) fn of_stream(error: &std::io::Error) -> Self {
+        match error.get_ref().and_then(|inner| inner.downcast_ref::<DigestError>()) {
+            Some(DigestError::VerificationError { expected, actual }) => {
+                Self::WrongDigest { expected: expected.clone(), found: actual.clone() }
+            }
+            _ => Self::Unreachable("the connection broke".into()),
+        }
+    }
+}
+
+/// Attempts at one thing.
+#[derive(Debug)]
+pub(super) struct Attempts {
+    made: u32,
+    most: u32,
+}
+
+impl Attempts {
+    pub(super) fn new(most: u32) -> Self {
+        Self { made: 1, most }
+    }
+
+    /// Waits for the next attempt, where one is worth it; else the trouble is final.
+    pub(super) async fn after(&mut self, trouble: Trouble) -> Result<(), Trouble> {
+        if !trouble.is_transient() || self.made >= self.most {
+            return Err(trouble);
+        }
+        let pause = PAUSE.saturating_mul(1 << (self.made - 1).min(10)).min(LONGEST_PAUSE);
+        tracing::debug!(?trouble, ?pause, "asking a registry again");
+        tokio::time::sleep(pause).await;
+        self.made += 1;
+        Ok(())
+    }
+
+    /// What came since the last trouble was worth it: the count begins again.
+    pub(super) fn progressed(&mut self) {
+        self.made = 1;
+    }
+}

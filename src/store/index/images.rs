@@ -1,0 +1,118 @@
+//! Rows of images, and of what tags stood for.
+
+use rusqlite::{Connection, OptionalExtension, Transaction, params};
+
+use super::{
+    layers, now_ms,
+    snapshots::{parse_stack, stack, to_text},
+};
+use crate::store::{IdMap, ImageDigest, LayerId};
+
+/// An image that the store has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(in crate::store) struct ImageRow {
+    /// Topmost first.
+    pub(in crate::store) stack: Vec<LayerId>,
+    /// The configuration, byte for byte.
+    pub(in crate::store) config: String,
+}
+
+/// What a tag stood for.
+#[cfg(feature = "registry")]
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(in crate::store) struct TagRow {
+    /// The manifest for this machine.
+    pub(in crate::store) manifest: ImageDigest,
+    /// The image.
+    pub(in crate::store) image: ImageDigest,
+    /// When it was asked for, in milliseconds since the Unix epoch.
+    pub(in crate::store) fetched_at: i64,
+}
+
+/// Names a stack of layers after an image. They have their rows already.
+pub(in crate::store) fn put(
+    transaction: &Transaction<'_>,
+    digest: &ImageDigest,
+    id_map: IdMap,
+    image: &ImageRow,
+) -> rusqlite::Result<()> {
+    let mut insert = transaction.prepare_cached(
+        "INSERT OR REPLACE INTO images (digest, id_map, stack, config, created_at, used_at)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?5)",
+    )?;
+    let ImageRow { stack: layers, config } = image;
+    insert.execute(params![digest.to_string(), to_text(&id_map), stack(layers), config, now_ms()]).map(drop)
+}
+
+/// The layers of an image, and its configuration.
+pub(in crate::store) fn get(
+    connection: &Connection,
+    digest: &ImageDigest,
+    id_map: IdMap,
+) -> rusqlite::Result<Option<ImageRow>> {
+    let mut select = connection
+        .prepare_cached("SELECT stack, config FROM images WHERE digest = ? AND id_map = ? AND doomed IS NULL")?;
+    let read = |row: &rusqlite::Row<'_>| {
+        Ok(ImageRow { stack: parse_stack(0, row.get_ref(0)?.as_str()?)?, config: row.get(1)? })
+    };
+    select.query_row(params![digest.to_string(), to_text(&id_map)], read).optional()
+}
+
+/// Whether there is such an image, with whatever owners.
+#[cfg(feature = "registry")]
+pub(in crate::store) fn exists(connection: &Connection, digest: &ImageDigest) -> rusqlite::Result<bool> {
+    connection
+        .prepare_cached("SELECT EXISTS (SELECT 1 FROM images WHERE digest = ? AND doomed IS NULL)")?
+        .query_row([digest.to_string()], |row| row.get(0))
+}
+
+/// Says that an image was used just now.
+pub(in crate::store) fn touch(
+    transaction: &Transaction<'_>,
+    digest: &ImageDigest,
+    id_map: IdMap,
+) -> rusqlite::Result<()> {
+    let mut update = transaction.prepare_cached("UPDATE images SET used_at = ? WHERE digest = ? AND id_map = ?")?;
+    update.execute(params![now_ms(), digest.to_string(), to_text(&id_map)]).map(drop)
+}
+
+/// Forgets every image that has a layer without a row. Tells how many.
+pub(in crate::store) fn forget_broken(transaction: &Transaction<'_>) -> rusqlite::Result<usize> {
+    let mut broken = Vec::new();
+    {
+        let mut select = transaction.prepare("SELECT digest, id_map, stack FROM images")?;
+        let mut rows = select.query([])?;
+        while let Some(row) = rows.next()? {
+            for layer in parse_stack(2, row.get_ref(2)?.as_str()?)? {
+                if layers::seal(transaction, &layer)?.is_none() {
+                    broken.push((row.get::<_, String>(0)?, row.get::<_, String>(1)?));
+                    break;
+                }
+            }
+        }
+    }
+    let mut delete = transaction.prepare_cached("DELETE FROM images WHERE digest = ? AND id_map = ?")?;
+    broken.iter().try_for_each(|(digest, id_map)| delete.execute([digest, id_map]).map(drop))?;
+    Ok(broken.len())
+}
+
+/// Remembers what a tag stands for.
+#[cfg(feature = "registry")]
+pub(in crate::store) fn put_tag(transaction: &Transaction<'_>, reference: &str, tag: &TagRow) -> rusqlite::Result<()> {
+    let mut insert = transaction
+        .prepare_cached("INSERT OR REPLACE INTO tags (reference, manifest, digest, fetched_at) VALUES (?, ?, ?, ?)")?;
+    let TagRow { manifest, image, fetched_at } = tag;
+    insert.execute(params![reference, manifest.to_string(), image.to_string(), fetched_at]).map(drop)
+}
+
+/// What a tag stood for.
+#[cfg(feature = "registry")]
+pub(in crate::store) fn tag(connection: &Connection, reference: &str) -> rusqlite::Result<Option<TagRow>> {
+    use super::snapshots::from_text;
+    let mut select = connection.prepare_cached("SELECT manifest, digest, fetched_at FROM tags WHERE reference = ?")?;
+    let read = |row: &rusqlite::Row<'_>| {
+        let (manifest, image) = (from_text(0, row.get(0)?)?, from_text(1, row.get(1)?)?);
+        Ok(TagRow { manifest, image, fetched_at: row.get(2)? })
+    };
+    select.query_row([reference], read).optional()
+}

@@ -1,0 +1,204 @@
+//! Images in files of this machine.
+
+use std::{fs, path::Path};
+
+use hm_exec::store::{Base, IdMap, Images, Store};
+
+use super::{
+    super::sandbox::harness::{Ask, Bench},
+    fixture::{Image, Layer, gzip, has_busybox, tar_of},
+};
+
+/// What a step on [`Image::shell`] sees, whatever it came in.
+const LOOK: &str = "cat /etc/issue; ls /etc/gone 2>&1; ls /data; stat -c '%a' /data/new /etc/issue; \
+                    echo $PATH $FROM_IMAGE $EDITOR $HOME; stat -c %h /bin/busybox";
+const SEEN: &str = "two\nls: /etc/gone: No such file or directory\nnew\n4755\n640\n/tools:/bin yes vi /root\n2\n";
+
+#[tokio::test]
+async fn steps_boot_from_images_in_files() {
+    if !has_busybox() {
+        return;
+    }
+    let bench = Bench::new();
+    let image = Image::shell();
+    let path = |name: &str| bench.path().join(name);
+    image.write_oci(&path("oci"), "latest");
+    tar_of(&path("oci"), &path("oci.tar"));
+    image.write_docker(&path("docker.tar"), "shell:latest");
+    fs::write(path("docker.tar.gz"), gzip(&fs::read(path("docker.tar")).unwrap())).unwrap();
+    for (transport, file) in [
+        ("oci", "oci"),
+        ("oci", "oci:latest"),
+        ("oci-archive", "oci.tar:latest"),
+        ("docker-archive", "docker.tar"),
+        ("docker-archive", "docker.tar.gz:shell:latest"),
+    ] {
+        let name = format!("{transport}:{}", path(file).display());
+        let mut run = bench.run();
+        let result = bench.step(&mut run, Ask::new(LOOK).image(&name).env("EDITOR", "vi")).await.unwrap();
+        let output = run.output().await;
+        let printed: String =
+            output.lines().filter(|line| !line.starts_with("err: ")).map(|it| it.to_owned() + "\n").collect();
+        assert_eq!((result.exit_code, printed.as_str()), (0, SEEN), "{name}: {output}");
+    }
+}
+
+#[tokio::test]
+async fn children_inherit_the_image_and_what_was_done_to_it() {
+    if !has_busybox() {
+        return;
+    }
+    let bench = Bench::new();
+    fs::write(bench.source().join("source"), "source\n").unwrap();
+    Image::shell().write_oci(&bench.path().join("oci"), "latest");
+    let name = format!("oci:{}", bench.path().join("oci").display());
+    let mut run = bench.run();
+    let first = Ask::new("echo more >> /etc/issue; rm -r /data; mkdir /data; cat source").image(&name);
+    let first = bench.step(&mut run, first).await.unwrap();
+    let child = Ask::new("cat /etc/issue; ls /data; echo $FROM_IMAGE; cat /etc/hosts | wc -l").after(&first);
+    assert_eq!(bench.step(&mut run, child).await.unwrap().exit_code, 0);
+    let output = run.output().await;
+    let lines: Vec<&str> = output.lines().filter(|line| !line.starts_with("err: ")).collect();
+    assert_eq!(lines, ["source", "two", "more", "yes", "2"], "{output}");
+    assert!(output.contains("unpacking oci:"), "{output}");
+}
+
+fn store() -> (tempfile::TempDir, std::sync::Arc<Store>) {
+    let top = tempfile::tempdir().unwrap();
+    let store = Store::open(&top.path().join("store")).unwrap();
+    (top, store)
+}
+
+fn id_map() -> IdMap {
+    if rustix::process::geteuid().is_root() { IdMap::Root } else { IdMap::Single }
+}
+
+/// The names of everything that the store holds besides its own files.
+fn held(store: &Store) -> Vec<String> {
+    let mut names = Vec::new();
+    for dir in ["layers", "tmp"] {
+        let mut dirs = vec![store.dir().join(dir)];
+        while let Some(dir) = dirs.pop() {
+            for entry in fs::read_dir(&dir).unwrap() {
+                let entry = entry.unwrap();
+                names.push(entry.file_name().into_string().unwrap());
+                if entry.file_type().unwrap().is_dir() {
+                    dirs.push(entry.path());
+                }
+            }
+        }
+    }
+    names.sort();
+    names
+}
+
+async fn fetch(store: &std::sync::Arc<Store>, name: &str) -> Result<Base, String> {
+    let fetched = Images::default().fetch(store, name, id_map(), &()).await;
+    fetched.map_err(|error| format!("{:#}", anyhow::Error::new(error)))
+}
+
+#[tokio::test]
+async fn the_same_image_is_the_same_however_it_came() {
+    let (top, store) = store();
+    let image = Image { layers: vec![Layer::new().file("f", 0o644, "x").bytes()], env: vec![] };
+    image.write_oci(&top.path().join("oci"), "a");
+    image.write_docker(&top.path().join("docker.tar"), "a:b");
+    let oci = format!("oci:{}", top.path().join("oci").display());
+    let docker = format!("docker-archive:{}", top.path().join("docker.tar").display());
+    let pinned = Images::default().pin(&store, &oci, &()).await.unwrap();
+    assert_eq!(pinned, Base::Image(image.digest()));
+    assert!(!held(&store).contains(&"f".into()), "pinning unpacks nothing");
+    assert_eq!(fetch(&store, &oci).await.unwrap(), pinned);
+    fs::remove_dir_all(top.path().join("oci/blobs")).unwrap();
+    // Its layers are in the store already: those of the file are not looked at.
+    assert_eq!(fetch(&store, &docker).await.unwrap(), pinned);
+    assert_eq!(pinned.to_string().parse::<Base>().unwrap(), pinned);
+}
+
+#[tokio::test]
+async fn broken_images_are_told_and_leave_nothing() {
+    let image = Image { layers: vec![Layer::new().file("evil", 0o644, "x").bytes()], env: vec![] };
+    let hostile = {
+        let mut header = tar::Header::new_gnu();
+        header.as_mut_bytes()[..7].copy_from_slice(b"../evil");
+        header.set_size(0);
+        header.set_mode(0o644);
+        header.set_cksum();
+        let layer = [header.as_bytes(), &[0; 1024][..]].concat();
+        Image { layers: vec![layer], env: vec![] }
+    };
+    let blob = |dir: &Path, index: usize, image: &Image| {
+        dir.join("oci/blobs/sha256").join(hm_exec::store::ImageDigest::of(&image.blobs()[index]).hex())
+    };
+    type Break<'a> = Box<dyn Fn(&Path) + 'a>;
+    let cases: Vec<(&str, Image, Break<'_>, &str)> = vec![
+        ("a hostile layer", hostile.clone(), Box::new(|_| {}), "leads out of the image"),
+        (
+            "a layer that was changed",
+            image.clone(),
+            Box::new(|dir| {
+                fs::write(blob(dir, 0, &image), gzip(&Layer::new().file("evil", 0o644, "y").bytes())).unwrap()
+            }),
+            "is not what it should be",
+        ),
+        (
+            "a layer that was cut",
+            image.clone(),
+            Box::new(|dir| {
+                let whole = fs::read(blob(dir, 0, &image)).unwrap();
+                fs::write(blob(dir, 0, &image), &whole[..whole.len() / 2]).unwrap();
+            }),
+            "damaged",
+        ),
+        (
+            "a missing layer",
+            image.clone(),
+            Box::new(|dir| fs::remove_file(blob(dir, 0, &image)).unwrap()),
+            "is missing",
+        ),
+        (
+            "a configuration that was changed",
+            image.clone(),
+            Box::new(|dir| fs::write(blob(dir, 1, &image), "{}").unwrap()),
+            "is not what it should be",
+        ),
+        ("no index", image.clone(), Box::new(|dir| fs::remove_file(dir.join("oci/index.json")).unwrap()), "index.json"),
+        (
+            "a broken index",
+            image.clone(),
+            Box::new(|dir| fs::write(dir.join("oci/index.json"), "{\"manifests\":[{}]}").unwrap()),
+            "does not decode",
+        ),
+    ];
+    for (what, image, break_it, expected) in cases {
+        let (top, store) = store();
+        image.write_oci(&top.path().join("oci"), "latest");
+        break_it(top.path());
+        let error = fetch(&store, &format!("oci:{}", top.path().join("oci").display())).await.expect_err(what);
+        assert!(error.contains(expected), "{what}: {error}");
+        // Closing it waits until what is to be removed is.
+        let dir = store.dir().to_owned();
+        drop(store);
+        let store = Store::open(&dir).unwrap();
+        assert!(!held(&store).contains(&"evil".into()), "{what}: {:?}", held(&store));
+        assert!(!top.path().join("evil").exists());
+    }
+}
+
+#[tokio::test]
+async fn names_that_lead_nowhere_are_told() {
+    let (top, store) = store();
+    Image { layers: vec![], env: vec![] }.write_oci(&top.path().join("oci"), "latest");
+    fs::write(top.path().join("text"), "no archive").unwrap();
+    for (name, expected) in [
+        (format!("oci:{}:other", top.path().join("oci").display()), "there is no image"),
+        (format!("oci:{}", top.path().join("nothing").display()), "failed to read"),
+        (format!("docker-archive:{}", top.path().join("text").display()), "no whole tar file"),
+        (format!("oci-archive:{}", top.path().join("text").display()), "no whole tar file"),
+        ("oci:".into(), "write `oci:PATH`"),
+        (format!("rootfs:{}", top.path().join("nothing").display()), "no such directory"),
+    ] {
+        let error = fetch(&store, &name).await.expect_err(&name);
+        assert!(error.contains(expected), "{name}: {error}");
+    }
+}

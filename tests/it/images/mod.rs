@@ -1,0 +1,8 @@
+//! Images: from files and registries into the store, and steps that boot from them.
+
+mod archives;
+#[cfg(feature = "registry")]
+mod broken;
+mod fixture;
+#[cfg(feature = "registry")]
+mod registry;

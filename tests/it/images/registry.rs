@@ -1,0 +1,308 @@
+//! Pulls from a real registry: Debian's `docker-registry` on a free port, filled by `skopeo`.
+
+use std::{
+    fs,
+    net::{TcpListener, TcpStream},
+    path::Path,
+    process::{Child, Command, Stdio},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use hm_exec::store::{Base, IdMap, ImageOptions, Images, Notes, PullPolicy, Store};
+
+use super::{
+    super::{
+        backends::usable,
+        sandbox::harness::{Ask, Bench},
+    },
+    fixture::{Image, Layer, has_busybox},
+};
+
+/// `ann` and `sesame`, as `htpasswd -B` writes them.
+const USERS: &str = "ann:$2b$05$abcdefghijklmnopqrstuuKcS.CYWVYVaLiiCKrrc0A5s3mGesJ9O\n";
+
+/// A registry that runs as long as this.
+struct Registry {
+    child: Child,
+    dir: tempfile::TempDir,
+    pub(super) host: String,
+}
+
+impl Registry {
+    fn start(is_private: bool) -> Option<Self> {
+        for program in ["docker-registry", "skopeo"] {
+            let found = Command::new(program).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
+            if !usable(program, found.is_ok(), "install the package of that name") {
+                return None;
+            }
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let mut registry = None;
+        // The port is free when it is looked for; somebody else may be faster.
+        for _ in 0..5 {
+            let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+            let (data, users) = (dir.path().join("data"), dir.path().join("users"));
+            fs::write(&users, USERS).unwrap();
+            let auth = match is_private {
+                true => format!("auth:\n  htpasswd:\n    realm: test\n    path: {}\n", users.display()),
+                false => String::new(),
+            };
+            let config = format!(
+                "version: 0.1\nlog:\n  level: error\nstorage:\n  filesystem:\n    rootdirectory: {}\nhttp:\n  addr: 127.0.0.1:{port}\n{auth}",
+                data.display()
+            );
+            let path = dir.path().join("config.yml");
+            fs::write(&path, config).unwrap();
+            let child = Command::new("docker-registry")
+                .args(["serve", path.to_str().unwrap()])
+                .stdout(Stdio::null())
+                .stderr(Stdio::null())
+                .spawn()
+                .unwrap();
+            registry = Self::wait(child, port);
+            if registry.is_some() {
+                break;
+            }
+        }
+        let (child, host) = registry.expect("docker-registry starts");
+        Some(Self { child, dir, host })
+    }
+
+    fn wait(mut child: Child, port: u16) -> Option<(Child, String)> {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while Instant::now() < deadline {
+            if child.try_wait().unwrap().is_some() {
+                return None;
+            }
+            if TcpStream::connect(("127.0.0.1", port)).is_ok() {
+                return Some((child, format!("127.0.0.1:{port}")));
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let _ = child.kill();
+        let _ = child.wait();
+        None
+    }
+
+    /// Pushes an image; `auth` is `USER:PASSWORD`.
+    fn push(&self, image: &Image, name: &str, auth: Option<&str>) {
+        let layout = self.dir.path().join("layout");
+        let _ = fs::remove_dir_all(&layout);
+        image.write_oci(&layout, "it");
+        let mut skopeo = Command::new("skopeo");
+        skopeo.args(["--insecure-policy", "copy", "-q", "--dest-tls-verify=false"]);
+        if let Some(auth) = auth {
+            skopeo.args(["--dest-creds", auth]);
+        }
+        let pushed = skopeo
+            .arg(format!("oci:{}:it", layout.display()))
+            .arg(format!("docker://{}/{name}", self.host))
+            .env("HOME", self.dir.path())
+            .env("TMPDIR", self.dir.path())
+            .output()
+            .unwrap();
+        assert!(pushed.status.success(), "{}", String::from_utf8_lossy(&pushed.stderr));
+    }
+
+    /// Ends it; from now on nobody answers.
+    fn stop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Drop for Registry {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+fn store(top: &Path) -> Arc<Store> {
+    Store::open(&top.join("store")).unwrap()
+}
+
+fn id_map() -> IdMap {
+    if rustix::process::geteuid().is_root() { IdMap::Root } else { IdMap::Single }
+}
+
+fn options(pull: PullPolicy) -> ImageOptions {
+    let mut options = ImageOptions::default();
+    options.pull = pull;
+    options.docker_config = Some("/nonexistent".into());
+    options
+}
+
+/// Lines as they were told.
+#[derive(Default)]
+struct Lines(std::sync::Mutex<String>);
+
+impl Notes for Lines {
+    async fn note(&self, line: String) {
+        self.0.lock().unwrap().extend([line.as_str(), "\n"]);
+    }
+}
+
+/// One run: what the name stands for, its layers fetched, and what was told about it.
+async fn pull(store: &Arc<Store>, options: ImageOptions, name: &str) -> Result<(Base, String), String> {
+    let lines = Lines::default();
+    let fetched = Images::new(options).fetch(store, name, id_map(), &lines).await;
+    let base = fetched.map_err(|error| format!("{:#}", anyhow::Error::new(error)))?;
+    Ok((base, lines.0.into_inner().unwrap()))
+}
+
+fn small(text: &str) -> Image {
+    Image { layers: vec![Layer::new().dir("d").file("d/f", 0o644, text).bytes()], env: vec![] }
+}
+
+#[tokio::test]
+async fn steps_boot_from_what_a_registry_has() {
+    if !has_busybox() {
+        return;
+    }
+    let Some(registry) = Registry::start(false) else { return };
+    registry.push(&Image::shell(), "some/shell:1", None);
+    let bench = Bench::new();
+    let mut run = bench.run();
+    let name = format!("{}/some/shell:1", registry.host);
+    // Both at once: the image comes once.
+    let ask = || Ask::new("cat /etc/issue; echo $FROM_IMAGE").image(&name);
+    let (first, second) = (run.input(ask()), run.input(ask()));
+    let (first, second) = tokio::join!(
+        hm_exec::runner::StepRunner::execute(&bench.runner, &run.ctx, first),
+        hm_exec::runner::StepRunner::execute(&bench.runner, &run.ctx, second),
+    );
+    assert_eq!((first.unwrap().exit_code, second.unwrap().exit_code), (0, 0));
+    let output = run.output().await;
+    assert_eq!(output.matches("two\nyes\n").count(), 2, "{output}");
+    assert_eq!(output.matches("pulling ").count(), 1, "{output}");
+    assert!(output.contains("in 3 layers"), "{output}");
+}
+
+#[tokio::test]
+async fn a_tag_is_asked_for_as_often_as_the_policy_says() {
+    let Some(mut registry) = Registry::start(false) else { return };
+    let top = tempfile::tempdir().unwrap();
+    let store = store(top.path());
+    let name = format!("{}/it:latest", registry.host);
+    registry.push(&small("one"), "it:latest", None);
+
+    let error = pull(&store, options(PullPolicy::Never), &name).await.unwrap_err();
+    assert!(error.contains("nothing may be fetched"), "{error}");
+    let (one, told) = pull(&store, options(PullPolicy::Missing), &name).await.unwrap();
+    assert_eq!(one, Base::Image(small("one").digest()));
+    assert!(told.contains("pulling") && told.contains("pulled"), "{told}");
+
+    registry.push(&small("two"), "it:latest", None);
+    assert_eq!(pull(&store, options(PullPolicy::Missing), &name).await.unwrap(), (one.clone(), String::new()));
+    assert_eq!(pull(&store, options(PullPolicy::Never), &name).await.unwrap().0, one);
+    let (two, _) = pull(&store, options(PullPolicy::Always), &name).await.unwrap();
+    assert_eq!(two, Base::Image(small("two").digest()));
+    assert_eq!(pull(&store, options(PullPolicy::Missing), &name).await.unwrap().0, two);
+
+    registry.stop();
+    let (still, told) = pull(&store, options(PullPolicy::Always), &name).await.unwrap();
+    assert_eq!(still, two);
+    assert!(told.contains("warning") && told.contains("can't be reached"), "{told}");
+    let error = pull(&store, options(PullPolicy::Missing), &format!("{}/other", registry.host)).await.unwrap_err();
+    assert!(error.contains("can't be reached"), "{error}");
+}
+
+#[tokio::test]
+async fn pinning_fetches_no_layer_and_layers_are_shared() {
+    let Some(registry) = Registry::start(false) else { return };
+    let top = tempfile::tempdir().unwrap();
+    let store = store(top.path());
+    let mut image = small("one");
+    registry.push(&image, "it:1", None);
+    image.layers.push(Layer::new().file("more", 0o644, "more").bytes());
+    registry.push(&image, "it:2", None);
+    let (one, two) = (format!("{}/it:1", registry.host), format!("{}/it:2", registry.host));
+
+    let pinned = Images::new(options(PullPolicy::Missing)).pin(&store, &two, &()).await.unwrap();
+    assert_eq!(pinned, Base::Image(image.digest()));
+    assert_eq!(fs::read_dir(store.dir().join("layers")).unwrap().count(), 0);
+    assert!(pull(&store, options(PullPolicy::Missing), &one).await.unwrap().1.contains("in 1 layer\n"));
+    assert!(pull(&store, options(PullPolicy::Missing), &two).await.unwrap().1.contains("in 1 layer\n"));
+
+    // What was damaged comes again, and is the same.
+    for entry in fs::read_dir(store.dir().join("layers")).unwrap() {
+        fs::write(entry.unwrap().path().join("root/intruder"), "x").unwrap();
+    }
+    drop(store);
+    let store = self::store(top.path());
+    let (base, told) = pull(&store, options(PullPolicy::Missing), &two).await.unwrap();
+    assert_eq!(base, pinned);
+    assert!(told.contains("in 2 layers"), "{told}");
+    assert_eq!(pull(&store, options(PullPolicy::Never), &two).await.unwrap(), (pinned, String::new()));
+}
+
+#[tokio::test]
+async fn digests_name_images_for_good() {
+    let Some(mut registry) = Registry::start(false) else { return };
+    let top = tempfile::tempdir().unwrap();
+    let store = store(top.path());
+    registry.push(&small("one"), "it:1", None);
+    let manifest = Command::new("skopeo")
+        .args(["inspect", "--tls-verify=false", "--format", "{{.Digest}}"])
+        .arg(format!("docker://{}/it:1", registry.host))
+        .env("HOME", top.path())
+        .output()
+        .unwrap();
+    let name = format!("{}/it@{}", registry.host, String::from_utf8_lossy(&manifest.stdout).trim());
+    let (base, _) = pull(&store, options(PullPolicy::Missing), &name).await.unwrap();
+    assert_eq!(base, Base::Image(small("one").digest()));
+    registry.stop();
+    // Nobody is asked what a digest stands for.
+    assert_eq!(pull(&store, options(PullPolicy::Always), &name).await.unwrap(), (base, String::new()));
+}
+
+#[tokio::test]
+async fn private_registries_want_the_credentials_that_docker_keeps() {
+    let Some(registry) = Registry::start(true) else { return };
+    let top = tempfile::tempdir().unwrap();
+    let store = store(top.path());
+    registry.push(&small("secret"), "private/it:1", Some("ann:sesame"));
+    let name = format!("{}/private/it:1", registry.host);
+
+    let error = pull(&store, options(PullPolicy::Missing), &name).await.unwrap_err();
+    assert!(error.contains("docker login"), "{error}");
+    // `ann:wrong` and `ann:sesame` in base64.
+    for (auth, is_right) in [("YW5uOndyb25n", false), ("YW5uOnNlc2FtZQ==", true)] {
+        let config = top.path().join("config.json");
+        fs::write(&config, format!(r#"{{"auths":{{"{}":{{"auth":"{auth}"}}}}}}"#, registry.host)).unwrap();
+        let mut options = options(PullPolicy::Missing);
+        options.docker_config = Some(config);
+        let pulled = pull(&store, options, &name).await;
+        assert_eq!(pulled.is_ok(), is_right, "{pulled:?}");
+        assert!(!format!("{pulled:?}").contains("wrong"), "{pulled:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_mirror_is_asked_first_and_the_registry_of_a_name_after_it() {
+    let Some(registry) = Registry::start(false) else { return };
+    let top = tempfile::tempdir().unwrap();
+    let store = store(top.path());
+    registry.push(&small("mirrored"), "hub/library/debian:bookworm", None);
+    let mut options = options(PullPolicy::Missing);
+    options.mirror = Some(format!("{}/hub", registry.host));
+    let (base, _) = pull(&store, options, "debian:bookworm").await.unwrap();
+    assert_eq!(base, Base::Image(small("mirrored").digest()));
+}
+
+#[tokio::test]
+async fn what_a_registry_does_not_have_is_told() {
+    let Some(registry) = Registry::start(false) else { return };
+    let top = tempfile::tempdir().unwrap();
+    let store = store(top.path());
+    registry.push(&small("one"), "it:1", None);
+    for (name, expected) in [
+        (format!("{}/it:2", registry.host), "there is no image"),
+        (format!("{}/other", registry.host), "there is no image"),
+        (format!("{}/UPPER", registry.host), "names no image"),
+    ] {
+        let error = pull(&store, options(PullPolicy::Missing), &name).await.unwrap_err();
+        assert!(error.contains(expected) && error.contains(&name), "{name}: {error}");
+    }
+}
