@@ -99,7 +99,7 @@ impl Store {
         for change in changes.iter().rev() {
             if let Change::Removed(entry) = change
                 && entry.is_dir()
-                && let Some(path) = existing(workspace, &entry)
+                && let Some(path) = existing(workspace, entry)
             {
                 // Stays where a step put something of its own there.
                 let _ = fs::remove_dir(path);

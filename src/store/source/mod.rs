@@ -98,21 +98,31 @@ impl Store {
         let cache_path = self.stat_cache_path(reader.source);
         let cache = StatCache::load(&cache_path);
         let started = now();
-        let tree = Walk { source: reader.source, store: self.dir(), abandoned: reader.abandoned }.run()?;
+        let walk = Walk { source: reader.source, store: self.dir(), abandoned: reader.abandoned };
+        // Checking that the last source's layers are whole takes as long as the walk.
+        let (tree, last) = thread::scope(|scope| {
+            let last = cache.as_ref().map(|cache| scope.spawn(|| self.frozen_source(&cache.last)));
+            (walk.run(), last.map(|last| last.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))))
+        });
+        let (tree, last) = (tree?, last.transpose()?.flatten());
         // Where the clock went backwards, times tell nothing.
         let trusted = cache.as_ref().filter(|cache| cache.started <= started);
         let known = Known::of(&tree, trusted);
-        if let Some(cache) = trusted.filter(|_| known.is_everything())
-            && let Some(frozen) = self.frozen_source(&cache.last)?
-        {
-            return Ok(frozen);
-        }
+        let last = match last {
+            Some(last) if known.is_everything() => return Ok(last),
+            last => last,
+        };
         let (manifest, stamps) = reader.read_unknown(&known)?;
         let id = manifest.id();
-        let last = cache.as_ref().filter(|cache| cache.last != id);
+        let weight = cache.as_ref().map(|cache| cache.weight).unwrap_or_default();
         let (frozen, weight) = match self.frozen_source(&id)? {
-            Some(frozen) => (frozen, cache.as_ref().filter(|it| it.last == id).map(|it| it.weight).unwrap_or_default()),
-            None => self.add_source(reader, &id, &manifest, last)?,
+            Some(frozen) => {
+                (frozen, if cache.is_some_and(|cache| cache.last == id) { weight } else { Weight::default() })
+            }
+            None => {
+                let last = last.and_then(|last| self.last_source(last, weight));
+                self.add_source(reader, &id, &manifest, last.as_ref())?
+            }
         };
         let cache = StatCache { last: id, weight, started, manifest, stamps };
         if let Err(error) = self.save_stat_cache(&cache_path, &cache) {
@@ -127,17 +137,13 @@ impl Store {
         reader: &Reader<'_>,
         id: &SourceId,
         new: &Manifest,
-        last: Option<&StatCache>,
+        last: Option<&LastSource>,
     ) -> Result<(FrozenSource, Weight), StoreError> {
-        let last = match last {
-            Some(cache) => self.last_source(cache)?,
-            None => None,
-        };
-        let stored = last.as_ref().map(|(frozen, manifest, _)| (frozen, manifest));
+        let stored = last.map(|last| (&last.frozen, &last.manifest));
         let writer = LayerWriter { reader, new, stored };
         let encoded = new.encode();
         let record = |layers: &[LayerId]| self.record_source(id, &encoded, layers);
-        if let Some((last, manifest, weight)) = &last {
+        if let Some(LastSource { frozen: last, manifest, weight }) = last {
             let changes = manifest.changes(new, DirTimes::Count);
             let weight = *weight + Weight::of(&changes);
             if last.layers.len() <= MAX_DELTAS && !weight.outweighs(new) {
@@ -166,14 +172,13 @@ impl Store {
         Ok((record(&[base])?, Weight::default()))
     }
 
-    /// What a directory was frozen as the last time, if that is still there.
-    fn last_source(&self, cache: &StatCache) -> Result<Option<(FrozenSource, Manifest, Weight)>, StoreError> {
-        let Some(frozen) = self.frozen_source(&cache.last)? else { return Ok(None) };
-        match self.manifest(&cache.last) {
-            Ok(manifest) => Ok(Some((frozen, manifest, cache.weight))),
+    /// What a directory was frozen as the last time, with its manifest, if that can be read.
+    fn last_source(&self, frozen: FrozenSource, weight: Weight) -> Option<LastSource> {
+        match self.manifest(&frozen.id) {
+            Ok(manifest) => Some(LastSource { frozen, manifest, weight }),
             Err(error) => {
                 tracing::warn!(%error, "the source is copied as a whole");
-                Ok(None)
+                None
             }
         }
     }
@@ -208,6 +213,14 @@ impl Store {
     fn base_manifest(&self, base: &LayerId) -> PathBuf {
         self.layer_home(base).join("manifest")
     }
+}
+
+/// What a directory was frozen as the last time.
+struct LastSource {
+    frozen: FrozenSource,
+    manifest: Manifest,
+    /// How much the deltas of its stack have.
+    weight: Weight,
 }
 
 impl Weight {

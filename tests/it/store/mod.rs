@@ -2,9 +2,11 @@
 
 mod freeze;
 mod gc;
+mod ignored;
 mod keeping;
 mod layers;
 mod sharing;
+mod stacks;
 mod view;
 
 use std::{

@@ -1,0 +1,88 @@
+//! Which files are part of a source: held to the `ignore` crate's own walker, which knows nothing of ours.
+
+use std::{collections::BTreeSet, fs, path::Path, sync::atomic::AtomicBool};
+
+use ignore::WalkBuilder;
+use proptest::prelude::*;
+
+use super::Bench;
+
+/// The paths that the crate's walker finds inside of a repository.
+fn by_crate(source: &Path) -> BTreeSet<String> {
+    let mut walk = WalkBuilder::new(source);
+    walk.hidden(false).ignore(false).current_dir(source).filter_entry(|entry| entry.file_name() != ".git");
+    let found = walk.build().map(|entry| entry.unwrap().into_path());
+    found.map(|path| path.strip_prefix(source).unwrap().to_str().unwrap().to_owned()).collect()
+}
+
+/// The paths in a frozen source of one layer.
+fn frozen(bench: &Bench, source: &Path) -> BTreeSet<String> {
+    let frozen = bench.store.freeze(source, &AtomicBool::new(false)).unwrap();
+    assert_eq!(frozen.roots.len(), 1);
+    let workspace = frozen.roots[0].join("workspace");
+    let mut found = BTreeSet::from([String::new()]);
+    let mut dirs = vec![workspace.clone()];
+    while let Some(dir) = dirs.pop() {
+        for entry in fs::read_dir(dir).unwrap() {
+            let path = entry.unwrap().path();
+            found.insert(path.strip_prefix(&workspace).unwrap().to_str().unwrap().to_owned());
+            if path.symlink_metadata().unwrap().is_dir() {
+                dirs.push(path);
+            }
+        }
+    }
+    found
+}
+
+/// A few names, so that rules and files meet.
+fn path() -> impl Strategy<Value = String> {
+    prop::collection::vec("[ab]|[ab][.]c|[.]d", 1..4).prop_map(|names| names.join("/"))
+}
+
+fn rule() -> impl Strategy<Value = String> {
+    let pattern = prop_oneof![
+        Just("*.c".to_owned()),
+        Just("a*".to_owned()),
+        Just("**/b".to_owned()),
+        Just("a/**".to_owned()),
+        Just("[ab]".to_owned()),
+        Just("*".to_owned()),
+        Just(".d".to_owned()),
+        path(),
+    ];
+    ("!?", "/?", pattern, "/?").prop_map(|(not, root, pattern, dir)| format!("{not}{root}{pattern}{dir}"))
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 96, ..ProptestConfig::default() })]
+
+    #[test]
+    fn what_is_ignored_is_what_the_crates_walker_ignores(
+        files in prop::collection::vec(path(), 1..20),
+        rules in prop::collection::vec((prop_oneof![Just(String::new()), path()], prop::collection::vec(rule(), 1..4)), 0..4),
+        excluded in prop::collection::vec(rule(), 0..2),
+        repositories in prop::collection::vec(path(), 0..2),
+        part in prop::option::of(path()),
+    ) {
+        let bench = Bench::new();
+        let top = bench.source("");
+        fs::create_dir_all(top.join(".git/info")).unwrap();
+        fs::write(top.join(".git/info/exclude"), excluded.join("\n")).unwrap();
+        // Whatever is a file already can't be a directory as well.
+        for file in &files {
+            if fs::create_dir_all(top.join(file).parent().unwrap()).is_ok() {
+                let _ = fs::write(top.join(file), "x");
+            }
+        }
+        for repository in &repositories {
+            let _ = fs::create_dir_all(top.join(repository).join(".git"));
+        }
+        for (dir, rules) in &rules {
+            let _ = fs::write(top.join(dir).join(".gitignore"), rules.join("\n"));
+        }
+        prop_assert_eq!(frozen(&bench, &top), by_crate(&top));
+        if let Some(part) = part.map(|part| top.join(part)).filter(|part| part.is_dir()) {
+            prop_assert_eq!(frozen(&bench, &part), by_crate(&part));
+        }
+    }
+}
