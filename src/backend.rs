@@ -1,6 +1,13 @@
 //! The whole-build boundary: whoever can run a build, and what a caller holds while it runs.
 
-use std::{collections::BTreeMap, fmt, future::Future, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    future::Future,
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
 
 use chrono::{DateTime, Utc};
 use tokio::task::JoinHandle;
@@ -119,8 +126,10 @@ pub struct SourceMeta {
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct RunOptions {
-    /// Run cached steps, too.
+    /// Run cached steps, too. What they leave takes the place of what the cache had.
     pub no_cache: bool,
+    /// Run these cached steps, by key, and what builds in them. Keys that the plan does not have are overlooked.
+    pub refresh: BTreeSet<String>,
     /// Wall-clock budget of the whole build; the shorter of this and the plan's holds.
     pub timeout: Option<Duration>,
     /// Wait for the build (observers alone may do otherwise).

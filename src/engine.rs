@@ -13,12 +13,13 @@ use tracing::Instrument;
 use uuid::Uuid;
 
 use crate::{
-    backend::{BackendError, BackendHandle, Capabilities, ExecutionBackend, RunRequest},
+    backend::{BackendError, BackendHandle, Capabilities, ExecutionBackend, RunOptions, RunRequest},
+    cache::{BuildFacts, Cache},
     event::{self, BuildRef, PlanSummary, RunDir, RunMeta, StepMeta},
     plan::{BindOptions, BoundPlan, StepIndex, bind},
     runner::{ArchiveId, Probe, RunnerDescriptor, RunnerIndex, RunnerSet, StepContext, validate},
     schedule::{self, Build},
-    store::Archives,
+    store::{Archives, StoreHandle},
 };
 
 /// Runs builds in this process. Cheap to clone; builds that run at once share nothing but the runners.
@@ -72,6 +73,7 @@ pub struct Engine<R> {
     parallelism: NonZeroUsize,
     grace: Duration,
     runs_dir: Option<PathBuf>,
+    cache: Option<Cache>,
 }
 
 /// Sets up an [`Engine`].
@@ -82,6 +84,7 @@ pub struct EngineBuilder<R> {
     parallelism: Option<NonZeroUsize>,
     grace: Duration,
     runs_dir: Option<PathBuf>,
+    cache: Option<Cache>,
 }
 
 impl<R: RunnerSet> EngineBuilder<R> {
@@ -104,6 +107,13 @@ impl<R: RunnerSet> EngineBuilder<R> {
         self
     }
 
+    /// Looks cached steps up in `store`, keeps there what they leave, and takes note of runs. Steps of runners with the
+    /// `layers` capability are cached; the runners must use the same store. By default nothing is.
+    pub fn cache(mut self, store: impl Into<StoreHandle>) -> Self {
+        self.cache = Some(Cache::new(store.into()));
+        self
+    }
+
     /// The engine.
     ///
     /// # Errors
@@ -118,6 +128,7 @@ impl<R: RunnerSet> EngineBuilder<R> {
             parallelism: parallelism.unwrap_or(NonZeroUsize::MIN),
             grace: self.grace,
             runs_dir: self.runs_dir,
+            cache: self.cache,
         })
     }
 }
@@ -126,7 +137,7 @@ impl<R: RunnerSet> Engine<R> {
     /// Begins an engine on `runners`: a struct with `#[derive(RunnerSet)]`, or a
     /// [`RunnerRegistry`](crate::runner::RunnerRegistry).
     pub fn builder(runners: R) -> EngineBuilder<R> {
-        EngineBuilder { runners, parallelism: None, grace: Duration::from_secs(5), runs_dir: None }
+        EngineBuilder { runners, parallelism: None, grace: Duration::from_secs(5), runs_dir: None, cache: None }
     }
 
     /// The runners.
@@ -167,11 +178,27 @@ impl<R: RunnerSet> Engine<R> {
         let mut plan = self.bind(&request)?;
         plan.timeout = plan.timeout.into_iter().chain(request.options.timeout).min();
         plan.keep = request.options.keep;
-        self.probe(&plan).await?;
+        let unprobed = self.probe(&plan, &request.options).await?;
 
         let run_id = request.run_id.unwrap_or_else(Uuid::new_v4);
-        let build = BuildRef { run_id, number: None, org: None, pipeline: request.pipeline_slug };
+        let build = BuildRef { run_id, number: None, org: None, pipeline: request.pipeline_slug.clone() };
         let started_at = request.started_at.unwrap_or_else(Utc::now);
+        let cache = match &self.cache {
+            None => None,
+            Some(cache) => {
+                let facts = BuildFacts {
+                    run: run_id,
+                    source_dir: request.repo_root.clone(),
+                    pipeline: request.pipeline_slug.clone(),
+                    started_at_ms: started_at.timestamp_millis(),
+                    no_cache: request.options.no_cache,
+                    refresh: request.options.refresh.clone(),
+                };
+                let cache = cache.clone();
+                let opened = tokio::task::spawn_blocking(move || cache.open(facts)).await;
+                Some(opened.map_err(|error| BackendError::Other(error.into()))?)
+            }
+        };
         let durations =
             plan.steps.iter().map(|bound| request.durations.get(&bound.step.key).copied()).collect::<Vec<_>>();
 
@@ -194,7 +221,13 @@ impl<R: RunnerSet> Engine<R> {
             RunDir::Kept(dir) => format!("in {}", dir.display()),
             RunDir::Temporary => "in the temporary directory".into(),
         };
-        let (events, bus, stream) = event::create(dir, meta, &request.secrets)
+        let created = event::create(dir, meta, &request.secrets);
+        if created.is_err()
+            && let Some(cache) = &cache
+        {
+            cache.forget_run();
+        }
+        let (events, bus, stream) = created
             .map_err(|source| BackendError::Local { doing: format!("open the run's journal {place}"), source })?;
 
         let cancel = CancellationToken::new();
@@ -205,6 +238,8 @@ impl<R: RunnerSet> Engine<R> {
         let task = schedule::run(Build {
             runners: Arc::clone(&self.runners),
             plan,
+            cache,
+            unprobed,
             durations,
             parallelism: self.parallelism,
             keep_going: request.options.keep_going,
@@ -220,9 +255,17 @@ impl<R: RunnerSet> Engine<R> {
         Ok(BackendHandle::new(stream, cancel, outcome))
     }
 
-    /// Asks the runners that the plan uses whether they can work here.
-    async fn probe(&self, plan: &BoundPlan) -> Result<(), BackendError> {
-        let used: BTreeSet<RunnerIndex> = plan.steps.iter().map(|step| step.runner).collect();
+    /// Asks the runners that the plan uses whether they can work here; not those whose every step the cache may have, which
+    /// are returned.
+    async fn probe(&self, plan: &BoundPlan, options: &RunOptions) -> Result<Vec<RunnerIndex>, BackendError> {
+        let is_sure_to_run = |step: StepIndex| {
+            let refreshed = options.no_cache || options.refresh.contains(&*plan.step(step).step.key);
+            self.cache.is_none() || refreshed || !schedule::is_cached(plan, step)
+        };
+        let all: BTreeSet<RunnerIndex> = plan.steps.iter().map(|step| step.runner).collect();
+        let used: BTreeSet<RunnerIndex> =
+            plan.dag.steps().filter(|&step| is_sure_to_run(step)).map(|step| plan.step(step).runner).collect();
+        let unprobed = all.difference(&used).copied().collect();
         let probes = join_all(used.iter().map(|&runner| self.runners.probe(runner))).await;
         for (runner, probe) in used.into_iter().zip(probes) {
             if let Probe::Unusable { reason, hint } = probe {
@@ -230,7 +273,7 @@ impl<R: RunnerSet> Engine<R> {
                 return Err(BackendError::Unusable { runner, reason, hint });
             }
         }
-        Ok(())
+        Ok(unprobed)
     }
 
     fn default_runner<'a>(&'a self, asked: Option<&'a str>) -> &'a str {
@@ -248,6 +291,7 @@ impl<R> Clone for Engine<R> {
             parallelism: self.parallelism,
             grace: self.grace,
             runs_dir: self.runs_dir.clone(),
+            cache: self.cache.clone(),
         }
     }
 }
@@ -262,6 +306,7 @@ impl<R: RunnerSet> ExecutionBackend for Engine<R> {
             honors_parallelism: true,
             honors_keep_going: true,
             enforces_timeout: true,
+            reports_cache_hits: self.cache.is_some(),
             ..Capabilities::default()
         }
     }

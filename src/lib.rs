@@ -2,12 +2,13 @@
 //! boot.
 //!
 //! The modules stand in the order in which the data flows:
-//! `ir` → `plan` → `schedule` → `runner` → `store`, with `event` and `outcome` telling what happened.
+//! `ir` → `plan` → `schedule` → `runner` → `store` and `cache`, with `event` and `outcome` telling what happened.
 
 #[allow(unused_extern_crates, reason = "what `#[derive(RunnerSet)]` emits names this crate as others do")]
 extern crate self as hm_exec;
 
 pub mod backend;
+pub mod cache;
 pub mod engine;
 pub mod event;
 pub mod ir;

@@ -22,7 +22,7 @@ use super::{
     lines::{Line, LineEnd, LineSplitter},
     logs::{LogReader, journal_path},
     meta::step_id,
-    record::{Record, build_status_of, step_status_of, stream_code, stream_of},
+    record::{Record, build_status_of, miss_reason_of, step_status_of, stream_code, stream_of},
     shared::OutputRange,
 };
 use crate::plan::StepIndex;
@@ -185,6 +185,12 @@ impl Cursor {
             Record::StepCacheHit { step, tag, .. } => {
                 let (step_id, step) = step_of(step)?;
                 BuildEvent::StepCacheHit { seq, step_id, key: step.key.clone(), tag: tag.into() }
+            }
+            Record::StepCacheMiss { step, reason, message, .. } => {
+                let (step_id, step) = step_of(step)?;
+                let reason = miss_reason_of(reason).ok_or_else(|| corrupt("the reason for a miss is unknown"))?;
+                let message = message.map(Into::into);
+                BuildEvent::StepCacheMiss { seq, step_id, key: step.key.clone(), reason, message }
             }
             Record::StepEnd { at_ms, step, attempt, status, exit_code, duration_ms, snapshot, message } => {
                 let (step_id, _) = step_of(step)?;

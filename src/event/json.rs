@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 use super::BuildEvent;
 
 /// The tags that [`BuildEvent`] knows: one of these that does not decode is an error, not an unknown event.
-const KNOWN_KINDS: [&str; 11] = [
+const KNOWN_KINDS: [&str; 12] = [
     "build_start",
     "build_accepted",
     "step_queued",
@@ -14,6 +14,7 @@ const KNOWN_KINDS: [&str; 11] = [
     "step_log",
     "step_log_lost",
     "step_cache_hit",
+    "step_cache_miss",
     "step_retry",
     "step_end",
     "chain_failed",

@@ -65,10 +65,15 @@ impl RunFiles {
         &self.dir
     }
 
+    /// Where the log of an attempt lies, once something was written.
+    pub(super) fn log_path(&self, step: u32, attempt: u32) -> PathBuf {
+        log_path(&logs_path(&self.dir), step, attempt)
+    }
+
     /// The log of an attempt. Nothing is made before the first write.
     pub(super) fn log(&self, step: u32, attempt: u32) -> LogWriter {
         let open_for_writing = self.open_for_writing.clone();
-        LogWriter { path: log_path(&logs_path(&self.dir), step, attempt), len: 0, file: None, open_for_writing }
+        LogWriter { path: self.log_path(step, attempt), len: 0, file: None, open_for_writing }
     }
 }
 

@@ -6,7 +6,7 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::{BuildRef, PlanSummary};
+use super::{BuildRef, CacheMissReason, PlanSummary};
 use crate::{
     outcome::{BuildStatus, StepStatus},
     plan::StepIndex,
@@ -97,6 +97,15 @@ pub enum StateEvent {
         step: StepIndex,
         /// The snapshot found.
         tag: Arc<str>,
+    },
+    /// The cached step has to run.
+    StepCacheMiss {
+        /// The step.
+        step: StepIndex,
+        /// Why.
+        reason: CacheMissReason,
+        /// More about it.
+        message: Option<Arc<str>>,
     },
     /// The step ended. Exactly one for every step.
     StepEnd {

@@ -39,7 +39,7 @@ pub use frames::JournalError;
 pub use meta::{RunMeta, StateEvent, StepMeta, step_id, step_index};
 pub use replay::{JournalReader, StepRecord, durations, open, step_records};
 pub use stream::EventStream;
-pub use types::{BuildEvent, BuildRef, EVENT_SCHEMA_VERSION, PlanSummary, StdStream};
+pub use types::{BuildEvent, BuildRef, CacheMissReason, EVENT_SCHEMA_VERSION, PlanSummary, StdStream};
 pub use writer::EventWriter;
 
 /// Lines longer than this are given to readers in parts, in bytes.

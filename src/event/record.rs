@@ -11,7 +11,7 @@
 use postcard::ser_flavors::Flavor;
 use serde::{Deserialize, Serialize};
 
-use super::StdStream;
+use super::{CacheMissReason, StdStream};
 use crate::outcome::{BuildStatus, StepStatus};
 
 /// How every journal begins.
@@ -87,6 +87,12 @@ pub(super) enum Record<'a> {
         status: u8,
         duration_ms: u64,
     },
+    StepCacheMiss {
+        at_ms: u64,
+        step: u32,
+        reason: u8,
+        message: Option<&'a str>,
+    },
     /// Of a newer version. Never written.
     #[serde(skip)]
     Unknown {
@@ -95,7 +101,7 @@ pub(super) enum Record<'a> {
 }
 
 /// How many kinds of records there are.
-const KNOWN_KINDS: u32 = 7;
+const KNOWN_KINDS: u32 = 8;
 
 impl<'a> Record<'a> {
     /// Decodes a frame's payload.
@@ -199,6 +205,29 @@ pub(super) const fn step_status_of(code: u8) -> Option<StepStatus> {
     })
 }
 
+/// The code of a reason for a miss in the journal.
+pub(super) const fn miss_reason_code(reason: CacheMissReason) -> u8 {
+    match reason {
+        CacheMissReason::Absent => 0,
+        CacheMissReason::Expired => 1,
+        CacheMissReason::Damaged => 2,
+        CacheMissReason::Refresh => 3,
+        CacheMissReason::Unavailable => 4,
+    }
+}
+
+/// The reason for a miss that has this code.
+pub(super) const fn miss_reason_of(code: u8) -> Option<CacheMissReason> {
+    Some(match code {
+        0 => CacheMissReason::Absent,
+        1 => CacheMissReason::Expired,
+        2 => CacheMissReason::Damaged,
+        3 => CacheMissReason::Refresh,
+        4 => CacheMissReason::Unavailable,
+        _ => return None,
+    })
+}
+
 /// A build status's code in the journal.
 pub(super) const fn build_status_code(status: BuildStatus) -> u8 {
     match status {
@@ -252,11 +281,11 @@ mod tests {
 
     #[test]
     fn the_highest_known_kind_decodes_and_the_next_is_unknown() {
-        let last = Record::BuildEnd { at_ms: 1, status: 0, duration_ms: 1 };
+        let last = Record::StepCacheMiss { at_ms: 1, step: 2, reason: 0, message: None };
         let payload = payload_of(last);
         assert_eq!(u32::from(payload[0]), KNOWN_KINDS - 1);
         assert_eq!(Record::decode(&payload), Ok(last));
-        assert_eq!(Record::decode(&[7, 1, 2, 3]), Ok(Record::Unknown { kind: KNOWN_KINDS }));
+        assert_eq!(Record::decode(&[8, 1, 2, 3]), Ok(Record::Unknown { kind: KNOWN_KINDS }));
     }
 
     #[test]
@@ -276,12 +305,16 @@ mod tests {
             if let Some(status) = build_status_of(code) {
                 assert_eq!(build_status_code(status), code);
             }
+            if let Some(reason) = miss_reason_of(code) {
+                assert_eq!(miss_reason_code(reason), code);
+            }
             if let Some(stream) = stream_of(code) {
                 assert_eq!(stream_code(stream), code);
             }
         }
         assert_eq!((0..=u8::MAX).filter_map(step_status_of).count(), 8);
         assert_eq!((0..=u8::MAX).filter_map(build_status_of).count(), 5);
+        assert_eq!((0..=u8::MAX).filter_map(miss_reason_of).count(), 5);
     }
 
     #[test]

@@ -24,6 +24,23 @@ pub enum StdStream {
     Stderr,
 }
 
+/// Why a cached step runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum CacheMissReason {
+    /// The cache has nothing under its key.
+    Absent,
+    /// What the cache has is older than the step's policy allows.
+    Expired,
+    /// What the cache has is no longer as it was, or parts of it are gone.
+    Damaged,
+    /// Somebody wants it to run.
+    Refresh,
+    /// The cache can't be asked, or its key not be made.
+    Unavailable,
+}
+
 /// A build's identity.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BuildRef {
@@ -157,6 +174,21 @@ pub enum BuildEvent {
         /// The snapshot found.
         tag: Arc<str>,
     },
+    /// A cached step has to run.
+    StepCacheMiss {
+        /// Position in the stream.
+        #[serde(default)]
+        seq: u64,
+        /// The step.
+        step_id: Uuid,
+        /// The step's key.
+        key: Arc<str>,
+        /// Why.
+        reason: CacheMissReason,
+        /// More about it, for people, where there is more.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        message: Option<Arc<str>>,
+    },
     /// An attempt failed for reasons that are not the command's, and another follows.
     StepRetry {
         /// Position in the stream.
@@ -241,6 +273,7 @@ impl BuildEvent {
             | Self::StepLog { seq, .. }
             | Self::StepLogLost { seq, .. }
             | Self::StepCacheHit { seq, .. }
+            | Self::StepCacheMiss { seq, .. }
             | Self::StepRetry { seq, .. }
             | Self::StepEnd { seq, .. }
             | Self::ChainFailed { seq, .. }

@@ -1,13 +1,14 @@
 //! The dispatcher's end.
 
-use std::{borrow::Cow, io, sync::Arc};
+use std::{borrow::Cow, io, path::PathBuf, sync::Arc};
 
 use super::{
     EventStream, StateEvent,
     journal::Journal,
-    record::{Record, build_status_code, clip, step_status_code},
+    record::{Record, build_status_code, clip, miss_reason_code, step_status_code},
     shared::{Shared, lock},
 };
+use crate::plan::StepIndex;
 
 /// The dispatcher's end: the one emitter of state events. Dropped, it ends the stream, with or without a `build_end`.
 #[derive(Debug)]
@@ -47,6 +48,11 @@ impl EventWriter {
             StateEvent::StepCacheHit { step, tag } => {
                 pending.push(&Record::StepCacheHit { at_ms, step: step.0, tag: clip(&mask(&tag)) });
             }
+            StateEvent::StepCacheMiss { step, reason, message } => {
+                let message = message.as_deref().map(mask);
+                let (reason, message) = (miss_reason_code(reason), message.as_deref().map(clip));
+                pending.push(&Record::StepCacheMiss { at_ms, step: step.0, reason, message });
+            }
             StateEvent::StepEnd { step, attempt, status, exit_code, duration_ms, snapshot, message } => {
                 let snapshot = snapshot.as_ref().map(|snapshot| mask(&snapshot.0));
                 let message = message.as_deref().map(mask);
@@ -69,6 +75,16 @@ impl EventWriter {
                 pending.push(&Record::BuildEnd { at_ms, status: build_status_code(status), duration_ms });
             }
         }
+    }
+
+    /// Takes no more output of an attempt, and writes what masking held back: [`log_path`](Self::log_path) has all of it.
+    pub(crate) fn close_log(&self, step: StepIndex, attempt: u32) {
+        self.end_attempts(step.0, attempt);
+    }
+
+    /// Where the log of an attempt lies, if it printed anything.
+    pub(crate) fn log_path(&self, step: StepIndex, attempt: u32) -> PathBuf {
+        self.shared.files.log_path(step.0, attempt)
     }
 
     /// Writes the buffer, which also has the ranges of output since the last flush, with one `write`, then wakes readers.

@@ -1,6 +1,6 @@
 //! The dispatcher: the one loop of a build, on one task.
 //!
-//! It owns the attempts' futures and the build's [`Progress`]. A turn of it looks at the cancel token and the clock, takes
+//! It owns the attempts' futures, the [`Errands`] of cached steps, and the build's [`Progress`]. A turn of it looks at the cancel token and the clock, takes
 //! note of the attempts that ended, starts what can start, and writes the events of all that with one `write`; then it
 //! sleeps until something happens. Whatever wakes it, the next turn looks at everything, so that no wake-up carries
 //! a meaning. What follows from what is decided, synchronously, by `Progress` and the policy behind it.
@@ -22,14 +22,16 @@ use tracing::Instrument;
 
 use super::{
     critical_path::priorities,
+    errands::{Done, Errands, is_cached},
     executor::{self, Attempt, Report},
     policy::{Placement, Policy, Rules, Stop},
     progress::Progress,
 };
 use crate::{
+    cache::BuildCache,
     event::{BuildRef, EventWriter},
     outcome::BuildOutcome,
-    plan::BoundPlan,
+    plan::{BoundPlan, StepIndex},
     runner::{CancelReason, Pool, RunnerIndex, RunnerSet, SnapshotRef, StepContext},
 };
 
@@ -52,6 +54,10 @@ pub(crate) struct Build<R> {
     pub(crate) runners: Arc<R>,
     /// The steps.
     pub(crate) plan: BoundPlan,
+    /// Where cached steps are looked up.
+    pub(crate) cache: Option<BuildCache>,
+    /// Runners of which nobody has asked yet whether they work here.
+    pub(crate) unprobed: Vec<RunnerIndex>,
     /// How long each step took the last time.
     pub(crate) durations: Vec<Option<Duration>>,
     /// How many steps of local runners may run at once.
@@ -75,21 +81,36 @@ pub(crate) struct Build<R> {
 /// # Cancel safety
 /// Dropping the future ends running commands at once, reaps nothing, and leaves a journal without its last events.
 pub(crate) async fn run<R: RunnerSet>(build: Build<R>) -> BuildOutcome {
-    let Build { runners, plan, parallelism, durations, keep_going, events, context, cancel, build, started_at } = build;
+    let Build {
+        runners,
+        plan,
+        cache,
+        unprobed,
+        durations,
+        parallelism,
+        keep_going,
+        events,
+        context,
+        cancel,
+        build,
+        started_at,
+    } = build;
     let (limits, pool_of) = pools(&plan, parallelism);
     let priorities = priorities(&plan.dag, &durations);
-    let placements = plan
-        .steps
-        .iter()
-        .zip(priorities)
-        .map(|(step, priority)| Placement { pool: pool_of[usize::from(step.runner.0)], priority });
+    let placements =
+        plan.steps.iter().zip(priorities).zip((0..).map(StepIndex)).map(|((bound, priority), step)| Placement {
+            pool: pool_of[usize::from(bound.runner.0)],
+            priority,
+            cached: cache.is_some() && is_cached(&plan, step),
+        });
     let rules = Rules { limits, keep_going, retries: RETRIES, backoff: BACKOFF };
     let policy = Policy::new(&plan.dag, placements.collect(), &rules);
     let mut progress = Progress::new(&plan, policy, events, build.run_id, context.archives.id());
 
     let clock = Instant::now();
     let mut attempts = FuturesUnordered::new();
-    let mut ended: Option<Report> = None;
+    let mut errands = Errands::new(&*runners, &plan, cache.as_ref(), &unprobed);
+    let mut happened = None;
     loop {
         let mut now = clock.elapsed();
         if cancel.is_cancelled() {
@@ -101,13 +122,17 @@ pub(crate) async fn run<R: RunnerSet>(build: Build<R>) -> BuildOutcome {
         progress.retry_due(now);
         let mut taken = 0;
         loop {
-            if let Some(report) = ended.take() {
+            if let Some(happened) = happened.take() {
                 now = clock.elapsed();
-                progress.attempt_ended(report, now);
+                match happened {
+                    Happened::Ended(report) => errands.attempt_ended(report, &mut progress, now),
+                    Happened::Done(errand) => errands.done(errand, &mut progress, now),
+                }
                 taken += 1;
             }
             interrupt(&context, progress.stopping());
-            while let Some(start) = progress.start_next(now) {
+            taken += errands.look_up(&mut progress, now, TURN.saturating_sub(taken));
+            while let Some(start) = errands.next_start(&mut progress, now) {
                 let bound = plan.step(start.step);
                 let attempt = Attempt {
                     start,
@@ -117,17 +142,30 @@ pub(crate) async fn run<R: RunnerSet>(build: Build<R>) -> BuildOutcome {
                 };
                 let (key, runner) = (&*bound.step.key, &*plan.runner(start.step).name);
                 let span = tracing::info_span!("step", key, runner, attempt = start.attempt);
-                attempts.push(executor::execute(&*runners, attempt, progress.input(start.step)).instrument(span));
+                let input = progress.input(start.step, errands.publishes(start.step));
+                attempts.push(executor::execute(&*runners, attempt, input).instrument(span));
             }
-            if taken == TURN {
+            if taken >= TURN {
                 break;
             }
-            ended = poll_fn(|cx| match attempts.poll_next_unpin(cx) {
-                Poll::Ready(report) => Poll::Ready(report),
-                Poll::Pending => Poll::Ready(None),
-            })
-            .await;
-            if ended.is_none() {
+            happened = match errands.take_report() {
+                Some(report) => Some(Happened::Ended(report)),
+                None => {
+                    poll_fn(|cx| {
+                        if let Poll::Ready(Some(report)) = attempts.poll_next_unpin(cx) {
+                            return Poll::Ready(Some(Happened::Ended(report)));
+                        }
+                        if !errands.is_empty()
+                            && let Poll::Ready(Some(errand)) = errands.poll_next(cx)
+                        {
+                            return Poll::Ready(Some(Happened::Done(errand)));
+                        }
+                        Poll::Ready(None)
+                    })
+                    .await
+                }
+            };
+            if happened.is_none() {
                 break;
             }
         }
@@ -136,7 +174,7 @@ pub(crate) async fn run<R: RunnerSet>(build: Build<R>) -> BuildOutcome {
         if progress.is_done() {
             break;
         }
-        if taken == TURN {
+        if taken >= TURN {
             tokio::task::yield_now().await;
             continue;
         }
@@ -147,13 +185,26 @@ pub(crate) async fn run<R: RunnerSet>(build: Build<R>) -> BuildOutcome {
             biased;
             () = cancel.cancelled(), if !stopping => {}
             () = ring(alarm, clock) => {}
-            report = attempts.next(), if !attempts.is_empty() => ended = report,
+            report = attempts.next(), if !attempts.is_empty() => happened = report.map(Happened::Ended),
+            errand = poll_fn(|cx| errands.poll_next(cx)), if !errands.is_empty() => {
+                happened = errand.map(Happened::Done);
+            }
             () = progress.output_waits() => {}
         }
     }
     drop(attempts);
+    let (hits, has_published) = errands.finish();
+    if let Some(cache) = &cache {
+        cache.finish(hits, has_published, progress.verdict().exit_code()).await;
+    }
     reap(&*runners, progress.take_snapshots()).await;
     progress.finish(build, started_at, clock.elapsed())
+}
+
+/// What a turn takes note of.
+enum Happened<'a> {
+    Ended(Report),
+    Done(Done<'a>),
 }
 
 /// Tells running attempts to end, where the build stops.

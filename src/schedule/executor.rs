@@ -153,7 +153,7 @@ mod tests {
     fn the_future_of_an_attempt_stays_small() {
         let plan = plan(1, "");
         let (writer, bus) = journal(&plan);
-        let input = progress(&plan, writer).input(StepIndex(0));
+        let input = progress(&plan, writer).input(StepIndex(0), false);
         let archives = Arc::new(Archives::new(ArchiveId(Uuid::nil()), "/"));
         let attempt = Attempt {
             start: Start { step: StepIndex(0), attempt: 1 },

@@ -76,7 +76,7 @@ pub(super) fn progress(plan: &BoundPlan, events: EventWriter) -> Progress<'_> {
         retries: 1,
         backoff: Duration::from_secs(1),
     };
-    let placements = vec![Placement { pool: 0, priority: 0 }; plan.steps.len()];
+    let placements = vec![Placement { pool: 0, priority: 0, cached: false }; plan.steps.len()];
     let policy = Policy::new(&plan.dag, placements, &rules);
     Progress::new(plan, policy, events, Uuid::nil(), ArchiveId(Uuid::nil()))
 }

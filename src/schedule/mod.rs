@@ -2,10 +2,12 @@
 //!
 //! [`Policy`] decides and is pure: no runtime, no clock, no randomness, so that a property test drives it through every
 //! order of things. The dispatcher is the one loop that carries the decisions out and the one emitter of state events;
-//! the executor runs one attempt, with its time limit and its cancel token. None of them knows which runners exist.
+//! the executor runs one attempt, with its time limit and its cancel token; errands are what a cached step needs before and
+//! after. None of them knows which runners exist.
 
 mod critical_path;
 mod dispatcher;
+mod errands;
 mod executor;
 #[cfg(test)]
 mod fixture;
@@ -14,4 +16,5 @@ mod progress;
 
 pub use critical_path::priorities;
 pub(crate) use dispatcher::{Build, run};
+pub(crate) use errands::is_cached;
 pub use policy::{Answer, AttemptEnd, Placement, Policy, Rules, Start, Stop};

@@ -7,16 +7,27 @@
 //! ```text
 //!            parents passed          start_next           attempt_ended
 //!  Waiting ------------------> Ready -----------> Running -------------> Ended
-//!     |                         | ^                  |                     ^
-//!     |                         | |                  | infrastructure,     |
-//!     |                         | |    retry_due     v retries left        |
-//!     |                         | +------------- BackingOff                |
-//!     |                         |                    |                     |
-//!     +-------------------------+--------------------+---------------------+
+//!     |  |                      | ^ ^                |                    ^ ^
+//!     |  |                      | | |                | infrastructure,    | |
+//!     |  |                      | | |  retry_due     v retries left       | |
+//!     |  |                      | | +----------- BackingOff               | |
+//!     |  |                      | |                  |                    | |
+//!     |  |  of a cached step    | | not found        |                    | |
+//!     |  +------------------> LookingUp --------------------- found ------+ |
+//!     |                         | |                  |                      |
+//!     +-------------------------+-+------------------+----------------------+
 //!                        a parent did not pass, or stop
 //! ```
+//!
+//! A step that is looked up takes no slot.
 
-use std::{cmp::Reverse, collections::BinaryHeap, mem, num::NonZeroUsize, time::Duration};
+use std::{
+    cmp::Reverse,
+    collections::{BinaryHeap, VecDeque},
+    mem,
+    num::NonZeroUsize,
+    time::Duration,
+};
 
 use crate::{
     outcome::{BuildStatus, StepStatus},
@@ -43,6 +54,8 @@ pub struct Placement {
     pub pool: usize,
     /// Higher goes first; ties go by index.
     pub priority: u64,
+    /// Whether the cache is asked before the first attempt.
+    pub cached: bool,
 }
 
 /// An attempt to start now.
@@ -115,6 +128,8 @@ impl Stop {
 enum State {
     /// Parents have yet to pass.
     Waiting { unmet: u32 },
+    /// Parents have passed, and the cache is asked, or is to be.
+    LookingUp,
     /// In its pool's queue.
     Ready,
     /// In one of its pool's slots.
@@ -148,6 +163,7 @@ pub struct Policy<'dag> {
     retries: u32,
     backoff: Duration,
     pools: Vec<Pool>,
+    lookups: VecDeque<StepIndex>,
     backing_off: BinaryHeap<Reverse<(Duration, StepIndex)>>,
     stop: Option<Stop>,
     unended: usize,
@@ -173,6 +189,7 @@ impl<'dag> Policy<'dag> {
             retries: rules.retries,
             backoff: rules.backoff,
             pools: rules.limits.iter().map(|limit| Pool { free: limit.get(), ready: BinaryHeap::new() }).collect(),
+            lookups: VecDeque::new(),
             backing_off: BinaryHeap::new(),
             stop: None,
             unended: dag.len(),
@@ -182,11 +199,25 @@ impl<'dag> Policy<'dag> {
         };
         for &step in dag.order() {
             match u32::try_from(dag.parents(step).len()).unwrap_or(u32::MAX) {
-                0 => policy.set(step, State::Ready),
+                0 => policy.parents_passed(step),
                 unmet => policy.steps[step.get()].state = State::Waiting { unmet },
             }
         }
         policy
+    }
+
+    /// The next step that the cache is to be asked for.
+    pub fn look_up_next(&mut self) -> Option<StepIndex> {
+        self.lookups.pop_front()
+    }
+
+    /// Takes note of whether the cache has `step`. False, and nothing, where the build's stop has ended it meanwhile.
+    pub fn looked_up(&mut self, step: StepIndex, found: bool) -> bool {
+        if self.steps[step.get()].state != State::LookingUp {
+            return false;
+        }
+        self.set(step, if found { State::Ended(StepStatus::CacheHit) } else { State::Ready });
+        true
     }
 
     /// Starts the most urgent of the ready steps whose pool has a free slot.
@@ -255,6 +286,7 @@ impl<'dag> Policy<'dag> {
         }
         self.stop = Some(reason);
         self.backing_off.clear();
+        self.lookups.clear();
         for pool in &mut self.pools {
             pool.ready.clear();
         }
@@ -338,10 +370,14 @@ impl<'dag> Policy<'dag> {
         debug_assert!(
             matches!(
                 (previous, next),
-                (State::Waiting { unmet: 0 } | State::BackingOff, State::Ready)
+                (State::Waiting { unmet: 0 } | State::LookingUp | State::BackingOff, State::Ready)
+                    | (State::Waiting { unmet: 0 }, State::LookingUp)
                     | (State::Ready, State::Running)
                     | (State::Running, State::BackingOff)
-                    | (State::Waiting { .. } | State::Ready | State::Running | State::BackingOff, State::Ended(_))
+                    | (
+                        State::Waiting { .. } | State::LookingUp | State::Ready | State::Running | State::BackingOff,
+                        State::Ended(_)
+                    )
             ),
             "{previous:?} -> {next:?} is not in the diagram"
         );
@@ -350,6 +386,7 @@ impl<'dag> Policy<'dag> {
         }
         match next {
             State::Waiting { .. } | State::BackingOff => {}
+            State::LookingUp => self.lookups.push_back(step),
             State::Ready => pool.ready.push((placement.priority, Reverse(step))),
             State::Running => {
                 pool.free -= 1;
@@ -370,9 +407,14 @@ impl<'dag> Policy<'dag> {
             if let State::Waiting { unmet } = &mut self.steps[link.step.get()].state {
                 *unmet -= 1;
                 if *unmet == 0 {
-                    self.set(link.step, State::Ready);
+                    self.parents_passed(link.step);
                 }
             }
         }
+    }
+
+    fn parents_passed(&mut self, step: StepIndex) {
+        let cached = self.steps[step.get()].placement.cached;
+        self.set(step, if cached { State::LookingUp } else { State::Ready });
     }
 }

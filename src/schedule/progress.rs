@@ -4,7 +4,7 @@
 //! time since the start of the run. Out: attempts to start, state events, and in the end the outcome. Knows no runtime:
 //! nothing here waits.
 
-use std::{io, iter, sync::Arc, time::Duration};
+use std::{io, iter, path::PathBuf, sync::Arc, time::Duration};
 
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
@@ -14,7 +14,7 @@ use super::{
     policy::{Answer, AttemptEnd, Policy, Start, Stop},
 };
 use crate::{
-    event::{BuildRef, EventWriter, StateEvent, step_id},
+    event::{BuildRef, CacheMissReason, EventWriter, StateEvent, step_id},
     outcome::{BuildOutcome, BuildStatus, StepResultSummary, StepStatus},
     plan::{BoundPlan, StepIndex},
     runner::{ArchiveId, CacheDecision, ExecutorInput, RunnerIndex, SnapshotRef},
@@ -27,6 +27,8 @@ struct Record {
     duration_ms: u64,
     exit_code: Option<i32>,
     snapshot: Option<SnapshotRef>,
+    /// The snapshot is the cache's.
+    is_kept: bool,
 }
 
 /// A build that runs.
@@ -70,8 +72,66 @@ impl<'plan> Progress<'plan> {
         Some(start)
     }
 
-    /// What the runner gets for an attempt of `step`. Copies no text but the tag of a snapshot to be.
-    pub(super) fn input(&self, step: StepIndex) -> ExecutorInput {
+    /// The next step to look up in the cache.
+    pub(super) fn look_up_next(&mut self) -> Option<StepIndex> {
+        self.policy.look_up_next()
+    }
+
+    /// Ends a step that the cache has. False where the build's stop has ended it meanwhile.
+    pub(super) fn found(&mut self, step: StepIndex, snapshot: SnapshotRef, now: Duration) -> bool {
+        if !self.policy.looked_up(step, true) {
+            return false;
+        }
+        self.emit(now, StateEvent::StepCacheHit { step, tag: Arc::clone(&snapshot.0) });
+        let status = StepStatus::CacheHit;
+        let exit_code = code_without_exit(status, 0);
+        let record = &mut self.records[step.get()];
+        *record = Record { exit_code: Some(exit_code), snapshot: Some(snapshot.clone()), is_kept: true, ..*record };
+        let snapshot = Some(snapshot);
+        self.emit(
+            now,
+            StateEvent::StepEnd { step, attempt: 0, status, exit_code, duration_ms: 0, snapshot, message: None },
+        );
+        true
+    }
+
+    /// Lets a step start that the cache does not have.
+    pub(super) fn missed(
+        &mut self,
+        step: StepIndex,
+        reason: CacheMissReason,
+        message: Option<Arc<str>>,
+        now: Duration,
+    ) {
+        if self.policy.looked_up(step, false) {
+            self.emit(now, StateEvent::StepCacheMiss { step, reason, message });
+        }
+    }
+
+    /// The snapshot that a step left.
+    pub(super) fn snapshot(&self, step: StepIndex) -> Option<&SnapshotRef> {
+        self.records[step.get()].snapshot.as_ref()
+    }
+
+    /// Leaves the snapshot of a step to the cache.
+    pub(super) fn keep_snapshot(&mut self, step: StepIndex) {
+        self.records[step.get()].is_kept = true;
+    }
+
+    /// Whether a step has ended.
+    pub(super) fn has_ended(&self, step: StepIndex) -> bool {
+        self.policy.status(step).is_some()
+    }
+
+    /// Takes no more output of an attempt, and tells where it is, if there is any.
+    pub(super) fn close_log(&self, start: Start) -> PathBuf {
+        self.events.close_log(start.step, start.attempt);
+        self.events.log_path(start.step, start.attempt)
+    }
+
+    /// What the runner gets for an attempt of `step`, of which the cache wants a snapshot or not. Copies no text but the
+    /// tag of a snapshot to be.
+    pub(super) fn input(&self, step: StepIndex, publishes: bool) -> ExecutorInput {
         let bound = &self.plan.steps[step.get()];
         let step_id = step_id(self.run_id, step);
         ExecutorInput {
@@ -81,7 +141,7 @@ impl<'plan> Progress<'plan> {
             workdir: Arc::clone(&self.workdir),
             run_id: self.run_id,
             step_id,
-            cache_lookup: if bound.has_lineage_children || self.plan.keep {
+            cache_lookup: if bound.has_lineage_children || publishes || self.plan.keep {
                 CacheDecision::MissBuildAs { tag: tag(step_id) }
             } else {
                 CacheDecision::MissNoCommit
@@ -167,12 +227,19 @@ impl<'plan> Progress<'plan> {
         }
     }
 
-    /// The snapshots that steps committed, by the runner that made them, in the order of the plan.
+    /// How the build ends, once every step has ended.
+    pub(super) fn verdict(&self) -> BuildStatus {
+        if self.journal_error.is_some() { BuildStatus::Infrastructure } else { self.policy.verdict() }
+    }
+
+    /// The snapshots that steps committed and the cache does not have, by the runner that made them, in the order of the plan.
     pub(super) fn take_snapshots(&mut self) -> Vec<(RunnerIndex, Vec<SnapshotRef>)> {
         let mut by_runner: Vec<_> =
             (0_u16..).map(RunnerIndex).zip(iter::repeat_n(Vec::new(), self.plan.runners.len())).collect();
         for (record, step) in self.records.iter_mut().zip(&self.plan.steps) {
-            if let Some(snapshot) = record.snapshot.take() {
+            if let Some(snapshot) = record.snapshot.take()
+                && !record.is_kept
+            {
                 by_runner[usize::from(step.runner.0)].1.push(snapshot);
             }
         }
@@ -182,7 +249,7 @@ impl<'plan> Progress<'plan> {
 
     /// Ends the build: its last event, and its outcome.
     pub(super) fn finish(mut self, build: BuildRef, started_at: DateTime<Utc>, now: Duration) -> BuildOutcome {
-        let verdict = if self.journal_error.is_some() { BuildStatus::Infrastructure } else { self.policy.verdict() };
+        let verdict = self.verdict();
         self.emit(now, StateEvent::BuildEnd { status: verdict, duration_ms: millis(now) });
         self.flush(now);
         let (status, message) = match &self.journal_error {
@@ -236,8 +303,9 @@ fn millis(duration: Duration) -> u64 {
 /// The code of a step that has none of its own, as `step_end` documents it.
 fn code_without_exit(status: StepStatus, attempt: u32) -> i32 {
     match status {
+        StepStatus::CacheHit => 0,
         _ if attempt == 0 => -1,
-        StepStatus::Passed | StepStatus::CacheHit => 0,
+        StepStatus::Passed => 0,
         StepStatus::Failed => 1,
         StepStatus::TimedOut => 124,
         StepStatus::Canceled => 130,
@@ -307,12 +375,12 @@ mod tests {
         let plan = plan(2, r#"[0,1,"builds_in"]"#);
         let mut progress = progress(&plan, journal(&plan).0);
         progress.start_next(NOW);
-        let input = progress.input(StepIndex(0));
+        let input = progress.input(StepIndex(0), false);
         let tag = CacheDecision::MissBuildAs { tag: format!("step:{}", input.step_id).into() };
         assert_eq!((input.cache_lookup, input.parent_snapshot), (tag, None));
         let snapshot = Some(SnapshotRef::from("hm1:x"));
         progress.attempt_ended(Report { snapshot: snapshot.clone(), ..ends(0, AttemptEnd::Exited(0)) }, NOW);
-        let input = progress.input(StepIndex(1));
+        let input = progress.input(StepIndex(1), false);
         assert_eq!((input.cache_lookup, input.parent_snapshot), (CacheDecision::MissNoCommit, snapshot));
         assert_eq!(progress.take_snapshots(), [(RunnerIndex(0), vec!["hm1:x".into()])]);
         assert_eq!(progress.take_snapshots(), [], "once");

@@ -2,6 +2,9 @@
 
 use std::{
     collections::HashSet,
+    fs,
+    io::ErrorKind,
+    path::{Path, PathBuf},
     sync::{Mutex, PoisonError, atomic::Ordering},
 };
 
@@ -118,25 +121,39 @@ impl Store {
     /// # Errors
     /// Where the index can't be read.
     pub fn cached(&self, key: &[u8; 32]) -> Result<Cached, StoreError> {
+        // No walk is longer.
+        self.cached_within(key, u64::MAX).map(|cached| cached.unwrap_or(Cached::Absent))
+    }
+
+    /// [`cached`](Self::cached), where that takes a walk over `entries` files and directories at most; `None` otherwise.
+    ///
+    /// # Errors
+    /// Where the index can't be read.
+    pub fn cached_within(&self, key: &[u8; 32], entries: u64) -> Result<Option<Cached>, StoreError> {
         let row = self.index.read(|connection| {
             let Some(row) = index::cache::get(connection, key)? else { return Ok(None) };
             let snapshot = index::snapshots::get(connection, &row.snapshot)?;
             Ok(Some((row, snapshot)))
         })?;
-        let Some((row, snapshot)) = row else { return Ok(Cached::Absent) };
+        let Some((row, snapshot)) = row else { return Ok(Some(Cached::Absent)) };
         let Some(snapshot) = snapshot else {
-            return Ok(Cached::Damaged { reason: "its snapshot is gone".into() });
+            return Ok(Some(Cached::Damaged { reason: "its snapshot is gone".into() }));
         };
-        if let Some(reason) = self.damage(&snapshot.layers)? {
-            return Ok(Cached::Damaged { reason });
+        let mut layers = snapshot.layers;
+        if let Base::Image(digest) = &snapshot.base {
+            let image = self.index.read(|connection| index::images::get(connection, digest, snapshot.id_map))?;
+            let Some(image) = image else {
+                return Ok(Some(Cached::Damaged { reason: format!("its image {digest} is gone") }));
+            };
+            layers.extend(image.stack);
         }
-        if let Base::Image(digest) = &snapshot.base
-            && self.kept_image(digest, snapshot.id_map)?.is_none()
-        {
-            return Ok(Cached::Damaged { reason: format!("its image {digest} is gone") });
+        match self.damage_within(&layers, entries)? {
+            None => return Ok(None),
+            Some(Some(reason)) => return Ok(Some(Cached::Damaged { reason })),
+            Some(None) => {}
         }
         let CacheRow { snapshot, run, step, created_at, .. } = row;
-        Ok(Cached::Found { snapshot: SnapshotRef::from(format!("{SCHEME}:{snapshot}")), run, step, created_at })
+        Ok(Some(Cached::Found { snapshot: SnapshotRef::from(format!("{SCHEME}:{snapshot}")), run, step, created_at }))
     }
 
     /// Says that cached steps were used just now, so that they are not the first that garbage collection takes.
@@ -168,23 +185,56 @@ impl Store {
         self.damage(&self.snapshot(snapshot)?.layers)
     }
 
+    /// Keeps what a cached step printed, for as long as its entry: a link to `log`, or a copy, or nothing where there is no
+    /// such file. To be called before the entry is kept.
+    ///
+    /// # Errors
+    /// Where it can't be linked nor copied.
+    pub fn keep_log(&self, key: &[u8; 32], log: &Path) -> Result<(), StoreError> {
+        let place = self.cached_log(key);
+        let aside = self.new_tmp();
+        let linked = match fs::hard_link(log, &aside) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return self.discard_from(&place),
+            // Another file system, or one without links.
+            Err(_) => fs::copy(log, &aside).map(drop),
+            linked => linked,
+        };
+        linked.doing("keep", log)?;
+        fs::rename(&aside, &place).doing("make", &place)
+    }
+
+    /// Where the output of a cached step lies, if it printed anything.
+    #[must_use]
+    pub fn cached_log(&self, key: &[u8; 32]) -> PathBuf {
+        self.dir().join("logs").join(blake3::Hash::from_bytes(*key).to_hex().as_str())
+    }
+
     /// What is missing of a kept stack of layers or no longer as it was, if anything is.
     pub(super) fn damage(&self, layers: &[LayerId]) -> Result<Option<String>, StoreError> {
+        self.damage_within(layers, u64::MAX).map(Option::flatten)
+    }
+
+    /// The same, where it takes a walk over `entries` at most; `None` otherwise.
+    fn damage_within(&self, layers: &[LayerId], mut entries: u64) -> Result<Option<Option<String>>, StoreError> {
         for layer in layers {
             if self.intact.0.lock().unwrap_or_else(PoisonError::into_inner).contains(layer) {
                 continue;
             }
             let Some(made) = self.index.read(|connection| index::layers::seal(connection, layer))? else {
-                return Ok(Some(format!("its layer {layer} is gone")));
+                return Ok(Some(Some(format!("its layer {layer} is gone"))));
             };
+            match entries.checked_sub(made.entries) {
+                Some(left) => entries = left,
+                None => return Ok(None),
+            }
             match tree::seal(&self.layer_dir(layer)) {
                 Ok(found) if found.hash == made.hash => {}
-                Ok(_) => return Ok(Some(format!("its layer {layer} is no longer as the step left it"))),
-                Err(error) => return Ok(Some(format!("its layer {layer} can't be read: {error}"))),
+                Ok(_) => return Ok(Some(Some(format!("its layer {layer} is no longer as the step left it")))),
+                Err(error) => return Ok(Some(Some(format!("its layer {layer} can't be read: {error}")))),
             }
             self.intact.0.lock().unwrap_or_else(PoisonError::into_inner).insert(layer.clone());
         }
-        Ok(None)
+        Ok(Some(None))
     }
 
     /// Whether a layer of a known name is in its place: as it was made, or made just now and not kept yet. What another boot

@@ -10,6 +10,8 @@
 //! gc.lock                   held by a process that collects garbage
 //! reserve                   given up where the disk is full, so that garbage can be collected
 //! pulling/                  locks on making layers of images
+//! logs/KEY                  what a cached step printed
+//! runs/RUN/                 a run's journal and logs
 //! workspaces/WORKSPACE/     the process runner's snapshots
 //! ```
 //!
@@ -169,7 +171,7 @@ impl Store {
     fn open_once(dir: &Path) -> Result<Arc<Self>, StoreError> {
         make_dir(dir)?;
         let dir = dir.canonicalize().doing("resolve", dir)?;
-        for name in ["locks", "tmp", "sources", "layers", "workspaces"] {
+        for name in ["locks", "tmp", "sources", "layers", "logs", "workspaces"] {
             make_dir(&dir.join(name))?;
         }
         // One process at a time opens the store, so that none takes a newcomer for dead.

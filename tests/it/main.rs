@@ -5,6 +5,7 @@
 mod attempt;
 mod backends;
 mod bind;
+mod cache;
 mod cli;
 mod compose;
 mod engine;

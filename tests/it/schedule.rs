@@ -1,6 +1,10 @@
 //! The pure policy against the reference model, in virtual time.
 
-use std::{collections::BTreeMap, num::NonZeroUsize, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    num::NonZeroUsize,
+    time::Duration,
+};
 
 use hm_exec::{
     Plan, StepStatus,
@@ -20,6 +24,7 @@ const BACKOFFS_MS: [u64; 2] = [100, 200];
 #[derive(Debug, Clone)]
 enum Operation {
     Start,
+    LookUp { which: Index, found: bool },
     End { which: Index, end: AttemptEnd },
     Wait { ms: u64 },
     Stop(Stop),
@@ -29,6 +34,7 @@ enum Operation {
 struct Scenario {
     graph: Graph,
     pool_of: Vec<usize>,
+    cached: Vec<bool>,
     limits: Vec<usize>,
     last_run_ms: Vec<Option<u64>>,
     keep_going: bool,
@@ -51,6 +57,7 @@ fn attempt_ends() -> impl Strategy<Value = AttemptEnd> {
 fn operations() -> impl Strategy<Value = Operation> {
     prop_oneof![
         60 => Just(Operation::Start),
+        30 => (any::<Index>(), any::<bool>()).prop_map(|(which, found)| Operation::LookUp { which, found }),
         50 => (any::<Index>(), attempt_ends()).prop_map(|(which, end)| Operation::End { which, end }),
         20 => (0..250_u64).prop_map(|ms| Operation::Wait { ms }),
         1 => prop_oneof![Just(Stop::Canceled), Just(Stop::TimedOut)].prop_map(Operation::Stop),
@@ -62,14 +69,16 @@ fn scenarios() -> impl Strategy<Value = Scenario> {
         let steps = graph.len;
         (
             vec(0..limits.len(), steps),
+            vec(proptest::bool::weighted(0.3), steps),
             vec(proptest::option::of(0..5_000_u64), steps),
             any::<bool>(),
             vec(operations(), 0..300),
             vec(attempt_ends(), 1..20),
         )
-            .prop_map(move |(pool_of, last_run_ms, keep_going, operations, final_ends)| Scenario {
+            .prop_map(move |(pool_of, cached, last_run_ms, keep_going, operations, final_ends)| Scenario {
                 graph: graph.clone(),
                 pool_of,
+                cached,
                 limits: limits.clone(),
                 last_run_ms,
                 keep_going,
@@ -99,6 +108,8 @@ struct Pair<'dag> {
     model: Model,
     now: Duration,
     terminal: BTreeMap<usize, StepStatus>,
+    /// Steps that the policy has asked the cache for.
+    looking_up: BTreeSet<usize>,
 }
 
 impl Pair<'_> {
@@ -112,11 +123,37 @@ impl Pair<'_> {
         }
         if let Some(start) = started {
             for parent in &self.model.parents[start.step.get()] {
-                assert_eq!(self.terminal.get(parent), Some(&StepStatus::Passed), "started before its parent passed");
+                let parent = self.terminal.get(parent);
+                assert!(parent.is_some_and(|status| status.is_success()), "started before its parent passed");
             }
         }
         self.compare();
         started.is_some()
+    }
+
+    fn look_up(&mut self, pick: impl Fn(usize) -> usize, found: bool) -> bool {
+        while let Some(step) = self.policy.look_up_next() {
+            assert!(self.looking_up.insert(step.get()), "asked twice");
+        }
+        let waiting = self.model.looking_up();
+        self.looking_up.retain(|step| {
+            let waits = waiting.contains(step);
+            assert!(waits || !self.policy.looked_up(index(*step), found), "a stop has ended it");
+            waits
+        });
+        assert_eq!(self.looking_up.iter().copied().collect::<Vec<_>>(), waiting);
+        if waiting.is_empty() {
+            return false;
+        }
+        let step = waiting[pick(waiting.len())];
+        self.looking_up.remove(&step);
+        assert!(self.policy.looked_up(index(step), found));
+        self.model.looked_up(step, found);
+        if found {
+            self.ended(step, StepStatus::CacheHit);
+        }
+        self.compare();
+        true
     }
 
     fn end(&mut self, pick: impl Fn(usize) -> usize, end: AttemptEnd) -> bool {
@@ -178,7 +215,9 @@ fn check(scenario: &Scenario) {
     let urgency = urgency(scenario);
     assert_eq!(priorities(plan.dag(), &last_run), urgency);
 
-    let placements = scenario.pool_of.iter().zip(&urgency).map(|(&pool, &priority)| Placement { pool, priority });
+    let placements =
+        scenario.pool_of.iter().zip(&urgency).map(|(&pool, &priority)| Placement { pool, priority, cached: false });
+    let placements = placements.zip(&scenario.cached).map(|(placement, &cached)| Placement { cached, ..placement });
     let rules = Rules {
         limits: scenario.limits.iter().map(|&limit| NonZeroUsize::new(limit).unwrap()).collect(),
         keep_going: scenario.keep_going,
@@ -190,6 +229,7 @@ fn check(scenario: &Scenario) {
         model: Model {
             parents: (0..scenario.graph.len).map(|step| scenario.graph.parents(step)).collect(),
             pool_of: scenario.pool_of.clone(),
+            to_look_up: scenario.cached.clone(),
             urgency,
             limits: scenario.limits.clone(),
             keep_going: scenario.keep_going,
@@ -200,6 +240,7 @@ fn check(scenario: &Scenario) {
         },
         now: Duration::ZERO,
         terminal: BTreeMap::new(),
+        looking_up: BTreeSet::new(),
     };
     pair.compare();
 
@@ -207,6 +248,9 @@ fn check(scenario: &Scenario) {
         match operation {
             Operation::Start => {
                 pair.start();
+            }
+            Operation::LookUp { which, found } => {
+                pair.look_up(|waiting| which.index(waiting), *found);
             }
             Operation::End { which, end } => {
                 pair.end(|running| which.index(running), *end);
@@ -217,7 +261,7 @@ fn check(scenario: &Scenario) {
     }
     let mut ends = scenario.final_ends.iter().cycle();
     while !pair.policy.is_done() {
-        if !pair.start() && !pair.end(|_| 0, *ends.next().unwrap()) {
+        if !pair.look_up(|_| 0, false) && !pair.start() && !pair.end(|_| 0, *ends.next().unwrap()) {
             pair.now = pair.policy.next_retry().expect("nothing runs, nothing can start, nothing waits for a retry");
         }
     }

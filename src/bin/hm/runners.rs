@@ -39,9 +39,9 @@ impl Runners {
         }
     }
 
-    /// An engine on them that keeps its journals.
-    pub(crate) fn engine(self, jobs: Option<NonZeroUsize>) -> Outcome<Engine<Self>> {
-        let builder = Engine::builder(self).runs_dir(runs_dir()?);
+    /// An engine on them that keeps its journals, and looks cached steps up in their store.
+    pub(crate) fn engine(self, store: &StoreHandle, jobs: Option<NonZeroUsize>) -> Outcome<Engine<Self>> {
+        let builder = Engine::builder(self).runs_dir(runs_dir()?).cache(store.clone());
         let builder = match jobs {
             Some(jobs) => builder.parallelism(jobs),
             None => builder,

@@ -2,7 +2,7 @@
 
 use hm_exec::{
     BuildEvent, BuildRef, BuildStatus, StepStatus,
-    event::{EVENT_SCHEMA_VERSION, PlanSummary, StdStream},
+    event::{CacheMissReason, EVENT_SCHEMA_VERSION, PlanSummary, StdStream},
 };
 use hm_plugin_protocol::BuildEvent as Theirs;
 use serde_json::Value;
@@ -111,6 +111,13 @@ fn we_read_the_ecosystems_events_and_put_defaults_for_what_we_added() {
 fn our_events_come_back_from_json_as_they_were() {
     let own = [
         BuildEvent::StepRetry { seq: 1, step_id: id(1), attempt: 3, backoff_ms: 250, message: "lost".into() },
+        BuildEvent::StepCacheMiss {
+            seq: 1,
+            step_id: id(1),
+            key: "test".into(),
+            reason: CacheMissReason::Damaged,
+            message: Some("its layer is gone".into()),
+        },
         BuildEvent::StepLogLost { seq: 2, step_id: id(1), attempt: 3, message: "gone".into() },
     ];
     for event in shared().into_iter().chain(own) {

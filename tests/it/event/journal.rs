@@ -4,7 +4,7 @@ use std::{fs, os::unix::fs::PermissionsExt, path::Path};
 
 use hm_exec::{
     BuildEvent,
-    event::{self, JournalError, StateEvent, StdStream},
+    event::{self, CacheMissReason, JournalError, StateEvent, StdStream},
     plan::StepIndex,
     runner::Secrets,
 };
@@ -62,6 +62,31 @@ async fn the_writer_still_writes_version_1_byte_for_byte() {
     if update {
         fs::write(fixture().join("events.jsonl"), json_lines(&replay(&dir))).unwrap();
     }
+}
+
+/// Kinds of records that came to version 1 later have a fixture of their own, so that the first one stays what it was.
+#[tokio::test(start_paused = true)]
+async fn misses_are_written_byte_for_byte_as_they_were_when_they_came_to_version_1() {
+    let scratch = TempDir::new().unwrap();
+    let dir = scratch.path().join("run");
+    let (mut writer, _bus, _events) = create_in(&dir, 2);
+    for (step, reason, message) in
+        [(0, CacheMissReason::Absent, None), (1, CacheMissReason::Damaged, Some("its layer 12 is gone"))]
+    {
+        let message = message.map(Into::into);
+        writer.emit(1, StateEvent::StepCacheMiss { step: StepIndex(step), reason, message });
+        start(&mut writer, step);
+        end(&mut writer, step);
+    }
+    end_build(writer);
+    let kept = fixture().with_file_name("v1-misses");
+    if std::env::var_os("HM_UPDATE_FIXTURES").is_some() {
+        fs::create_dir_all(&kept).unwrap();
+        fs::copy(dir.join("journal"), kept.join("journal")).unwrap();
+        fs::write(kept.join("events.jsonl"), json_lines(&replay(&dir))).unwrap();
+    }
+    assert_eq!(fs::read(dir.join("journal")).unwrap(), fs::read(kept.join("journal")).unwrap());
+    assert_eq!(json_lines(&replay(&kept)), fs::read_to_string(kept.join("events.jsonl")).unwrap());
 }
 
 #[test]

@@ -20,6 +20,8 @@ pub(crate) enum Step {
 pub(crate) struct Model {
     pub(crate) parents: Vec<Vec<usize>>,
     pub(crate) pool_of: Vec<usize>,
+    /// Steps that the cache is to be asked for, and was not yet.
+    pub(crate) to_look_up: Vec<bool>,
     pub(crate) urgency: Vec<u64>,
     pub(crate) limits: Vec<usize>,
     pub(crate) keep_going: bool,
@@ -33,6 +35,7 @@ impl Model {
     pub(crate) fn start_next(&mut self) -> Option<(usize, usize)> {
         let startable = (0..self.steps.len()).filter(|&step| {
             self.steps[step] == Step::Idle
+                && !self.to_look_up[step]
                 && self.parents[step].iter().all(|&parent| self.passed(parent))
                 && self.running(self.pool_of[step]) < self.limits[self.pool_of[step]]
         });
@@ -40,6 +43,20 @@ impl Model {
         self.steps[step] = Step::Running;
         self.attempts[step] += 1;
         Some((step, self.attempts[step]))
+    }
+
+    /// The steps whose lookups may end now.
+    pub(crate) fn looking_up(&self) -> Vec<usize> {
+        let waits = |&step: &usize| self.steps[step] == Step::Idle && self.to_look_up[step];
+        let steps = (0..self.steps.len()).filter(waits);
+        steps.filter(|&step| self.parents[step].iter().all(|&parent| self.passed(parent))).collect()
+    }
+
+    pub(crate) fn looked_up(&mut self, step: usize, found: bool) {
+        self.to_look_up[step] = false;
+        if found {
+            self.steps[step] = Step::Ended(StepStatus::CacheHit);
+        }
     }
 
     pub(crate) fn attempt_ended(&mut self, step: usize, end: AttemptEnd, now: Duration) -> Answer {
@@ -124,6 +141,6 @@ impl Model {
     }
 
     fn passed(&self, step: usize) -> bool {
-        self.steps[step] == Step::Ended(StepStatus::Passed)
+        matches!(self.steps[step], Step::Ended(StepStatus::Passed | StepStatus::CacheHit))
     }
 }

@@ -1,10 +1,10 @@
 //! `hm run`.
 
-use std::{num::NonZeroUsize, path::PathBuf, pin::pin, process::ExitCode, sync::Arc, time::Duration};
+use std::{num::NonZeroUsize, path::PathBuf, pin::pin, process::ExitCode, time::Duration};
 
 use hm_exec::{
-    BackendHandle, BuildOutcome, RunRequest,
-    store::{ImageOptions, NewRun, PullPolicy, Store, StoreHandle},
+    BackendHandle, BuildOutcome, Plan, RunRequest,
+    store::{ImageOptions, PullPolicy},
 };
 use uuid::Uuid;
 
@@ -12,8 +12,8 @@ use crate::{
     args::{BindArgs, SourceArgs, existing_dir, parse_duration},
     commands::cache,
     failure::{Failure, Outcome},
-    history::History,
-    pipelines::{self, parse},
+    history,
+    pipelines::{self, nearest, parse},
     render::{Format, Screen, to_stderr},
     runners::{self, Runners},
     signals::Interrupts,
@@ -26,6 +26,7 @@ Examples:
   hm run ci --image debian:bookworm=host this machine's system instead of an image
   hm run -f ir.json --format json        a pipeline from a file, its events as JSON lines
   hm render ci | hm run -f - -d ../src   a pipeline from a pipe, another source directory
+  hm run --refresh apt-base              that step anew, and what builds in it, whatever the cache has
   hm run --secret TOKEN=file:token.txt   a file /run/secrets/TOKEN for every step
 
 Exit codes:
@@ -70,6 +71,14 @@ pub(crate) struct Args {
     /// Keep what every step leaves, for `hm shell` and `hm cp`; without this, that of steps that fail or are interrupted
     #[arg(long)]
     keep: bool,
+
+    /// Run every step, whatever the cache has; what they leave takes its place
+    #[arg(long)]
+    no_cache: bool,
+
+    /// Run this step, and the steps that build in it, whatever the cache has (repeatable)
+    #[arg(long, value_name = "STEP")]
+    refresh: Vec<String>,
 
     /// Show a directory of this machine to steps on image `host`, read-only (repeatable)
     #[arg(long = "host-dir", value_name = "DIR")]
@@ -132,13 +141,17 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
     let plan = parse(&definition)?;
     let bind = args.bind.bind_options()?;
     let secrets = args.bind.read_secrets()?;
-    let history = History::of(&runners::runs_dir()?, &source_dir, &definition.name);
+    check_steps(&plan, &args.refresh)?;
+    let store = runners::store()?;
 
     let mut request = RunRequest::new(plan, source_dir);
     request.pipeline_slug = definition.name.clone();
     request.env = bind.env;
     request.secrets = secrets;
-    request.durations = history.durations();
+    request.run_id = Some(Uuid::new_v4());
+    request.durations = history::durations(&store, &request.repo_root, &definition.name);
+    request.options.no_cache = args.no_cache;
+    request.options.refresh = args.refresh.iter().cloned().collect();
     request.options.images = bind.images;
     let mut images = ImageOptions::from_env().map_err(Failure::input)?;
     images.pull = if args.offline { PullPolicy::Never } else { args.pull.into() };
@@ -149,14 +162,13 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
     request.options.watch = true;
 
     let host_dirs = args.host_dirs.iter().map(|dir| existing_dir(dir)).collect::<Outcome<Vec<_>>>()?;
-    let store = runners::store()?;
-    let engine = Runners::on(&store, &host_dirs, images).engine(args.jobs)?;
+    let engine = Runners::on(&store, &host_dirs, images).engine(&store, args.jobs)?;
     let bound = engine.bind(&request).map_err(|error| definition.refused(error))?;
     for image in &bound.unused_images {
         to_stderr(&format!("warning: `--image {image}=...` changes nothing: no step starts from that image"));
     }
     drop(bound);
-    let run = RunNote::begin(&store, &mut request);
+    let run_id = request.run_id;
     let format = args.format.unwrap_or_else(Format::default_here);
     // One thread for the build (a build is one task), blocking ones where files are frozen, and one that renders.
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -176,63 +188,35 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
     });
     // Drops what still runs, and with it its processes.
     runtime.shutdown_timeout(SHUTDOWN_LIMIT);
-    let end = match end {
-        Ok(end) => end,
-        Err(failure) => {
-            run.end(3);
-            return Err(failure);
-        }
-    };
-    match end {
+    match end? {
         End::Killed(screen) => {
             if let Some(screen) = screen {
                 screen.close(SHUTDOWN_LIMIT);
             }
-            run.end(130);
+            // Nobody was left to say so.
+            let note = |run| store.get_opened().map_or(Ok(()), |store| store.end_run(run, 130));
+            if let Err(error) = run_id.map_or(Ok(()), note) {
+                to_stderr(&format!("warning: failed to take note of this run's end: {error}"));
+            }
             Ok(ExitCode::from(130))
         }
         End::Ended(outcome) => {
-            if let Err(error) = history.remember(outcome.build.run_id) {
-                to_stderr(&format!("warning: failed to remember this run for the next one's order: {error}"));
-            }
-            run.end(outcome.status.exit_code());
             cache::collect_if_due(&store);
             Ok(ExitCode::from(u8::try_from(outcome.status.exit_code()).unwrap_or(u8::MAX)))
         }
     }
 }
 
-/// The store's note of this run, by which `hm shell` and others find it. Trouble with it is a warning: the build is the same.
-#[derive(Debug)]
-struct RunNote {
-    id: Uuid,
-    store: Option<Arc<Store>>,
-}
-
-impl RunNote {
-    fn begin(store: &StoreHandle, request: &mut RunRequest) -> Self {
-        let started_at = *request.started_at.get_or_insert_with(chrono::Utc::now);
-        let id = *request.run_id.get_or_insert_with(Uuid::new_v4);
-        let run = NewRun {
-            id,
-            source_dir: &request.repo_root,
-            pipeline: &request.pipeline_slug,
-            started_at: started_at.timestamp_millis(),
-        };
-        let begun = store.get().and_then(|store| store.begin_run(&run).map(|()| store));
-        let store = begun.inspect_err(|error| to_stderr(&format!("warning: failed to take note of this run: {error}")));
-        Self { id, store: store.ok() }
-    }
-
-    /// A build that never started, and so has no journal, is no run.
-    fn end(&self, exit_code: i32) {
-        let Some(store) = &self.store else { return };
-        let began = store.run_dir(self.id).exists();
-        let ended = if began { store.end_run(self.id, exit_code) } else { store.forget_run(self.id) };
-        if let Err(error) = ended {
-            to_stderr(&format!("warning: failed to take note of this run's end: {error}"));
-        }
-    }
+/// Refuses names that no step has.
+fn check_steps(plan: &Plan, named: &[String]) -> Outcome<()> {
+    let keys = || plan.pipeline().nodes.iter().map(|node| node.step.key.to_string());
+    let Some(unknown) = named.iter().find(|name| !keys().any(|key| key == **name)) else { return Ok(()) };
+    let failure = Failure::input(format_args!("there is no step `{unknown}` in the pipeline"));
+    let known: Vec<String> = keys().collect();
+    Err(match nearest(unknown, &known) {
+        Some(near) => failure.hint(format_args!("did you mean `{near}`?")),
+        None => failure.hint("`hm plan` lists the steps"),
+    })
 }
 
 /// Shows a build until it ends, or until somebody insists that it does.

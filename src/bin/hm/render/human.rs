@@ -51,6 +51,10 @@ impl<W: Write> Render for Human<W> {
                 let attempt = if *attempt > 1 { format!(", attempt {attempt}") } else { String::new() };
                 self.say(&format!("=> {key} started ({runner}{image}{attempt})"));
             }
+            BuildEvent::StepCacheMiss { key, message: Some(message), .. } => {
+                let (key, message) = (style.name(&text::clean(key)), text::clean(message));
+                self.say(&format!("=> {key} {} {message}; it runs", style.odd("is not taken from the cache:")));
+            }
             BuildEvent::StepRetry { step_id, attempt, backoff_ms, message, .. } => {
                 let key = style.name(&self.steps.key(*step_id));
                 let wait = text::duration(std::time::Duration::from_millis(*backoff_ms));

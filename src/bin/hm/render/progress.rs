@@ -161,6 +161,10 @@ impl Render for Progress {
                 }
             }
             BuildEvent::StepLog { step_id, line, .. } => self.log(*step_id, line),
+            BuildEvent::StepCacheMiss { key, message: Some(message), .. } => {
+                let (mark, key) = (style.odd("!"), style.name(&text::clean(key)));
+                self.say(&format!("{mark} {key} is not taken from the cache: {}", text::clean(message)));
+            }
             BuildEvent::StepRetry { step_id, attempt, message, .. } => {
                 let key = style.name(&self.steps.key(*step_id));
                 self.say(&format!("{} {key} attempt {attempt}: {}", style.odd("!"), text::clean(message)));

@@ -1,0 +1,268 @@
+//! The cache as one build has it: lookups, publishing, and what is said of the run at its end.
+
+use std::{
+    collections::BTreeSet,
+    path::PathBuf,
+    pin::Pin,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use uuid::Uuid;
+
+use super::{
+    CacheKey,
+    flight::{Entered, Flight, Flights},
+};
+use crate::{
+    event::CacheMissReason,
+    runner::SnapshotRef,
+    store::{Cached, KeepAs, Lease, NewRun, Store, StoreError, StoreHandle},
+};
+
+/// Checking layers with more files and directories than this takes a thread of its own.
+const QUICK_ENTRIES: u64 = 256;
+
+/// How long the end of a build may wait for the disk.
+const FINISH_LIMIT: Duration = Duration::from_secs(30);
+
+/// The cache of an engine. Nothing is opened before a build starts.
+#[derive(Debug, Clone)]
+pub(crate) struct Cache {
+    store: StoreHandle,
+    flights: Flights,
+}
+
+/// The cache of one build. What it finds stays in the store for as long as this is there.
+#[derive(Debug)]
+pub(crate) struct BuildCache {
+    /// Or why there is none.
+    store: Result<(Arc<Store>, Lease), Arc<str>>,
+    flights: Flights,
+    build: BuildFacts,
+}
+
+/// What the cache knows of a build.
+#[derive(Debug)]
+pub(crate) struct BuildFacts {
+    pub(crate) run: Uuid,
+    pub(crate) source_dir: PathBuf,
+    pub(crate) pipeline: String,
+    pub(crate) started_at_ms: i64,
+    /// Everything runs.
+    pub(crate) no_cache: bool,
+    /// Steps that run whatever the cache has, by key.
+    pub(crate) refresh: BTreeSet<String>,
+}
+
+/// What is asked of the cache.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Ask {
+    pub(crate) key: CacheKey,
+    /// How old an entry may be.
+    pub(crate) max_age: Option<Duration>,
+}
+
+/// A result that can be used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Found {
+    pub(crate) snapshot: SnapshotRef,
+    /// The run that made it, its step, and when, in milliseconds since the Unix epoch.
+    pub(crate) run: Uuid,
+    pub(crate) step: Arc<str>,
+    pub(crate) created_at: i64,
+}
+
+/// What came of a lookup.
+#[derive(Debug)]
+pub(crate) enum Outcome {
+    Found(Found),
+    Missed {
+        reason: CacheMissReason,
+        message: Option<Arc<str>>,
+        /// Keeps equal steps waiting while this one runs.
+        flight: Option<Flight>,
+    },
+}
+
+/// A lookup's answer, now or in a while.
+pub(crate) enum Looked {
+    Now(Outcome),
+    Later(Pin<Box<dyn Future<Output = Outcome> + Send>>),
+}
+
+/// What a step left that passed.
+#[derive(Debug)]
+pub(crate) struct Passed {
+    pub(crate) key: CacheKey,
+    pub(crate) step: Arc<str>,
+    pub(crate) snapshot: SnapshotRef,
+    /// What it printed, if it printed anything.
+    pub(crate) log: PathBuf,
+    pub(crate) flight: Option<Flight>,
+}
+
+impl Cache {
+    pub(crate) fn new(store: StoreHandle) -> Self {
+        Self { store, flights: Flights::default() }
+    }
+
+    /// Opens the store for a build, and takes note of its run. Where that fails, every lookup says so. Blocks for a
+    /// millisecond or so.
+    pub(crate) fn open(&self, build: BuildFacts) -> BuildCache {
+        let open = || {
+            let store = self.store.get()?;
+            // Before anything is looked up.
+            let lease = store.lease()?;
+            let BuildFacts { run, source_dir, pipeline, started_at_ms, .. } = &build;
+            store.begin_run(&NewRun { id: *run, source_dir, pipeline, started_at: *started_at_ms })?;
+            Ok((store, lease))
+        };
+        let store = open().map_err(|error: StoreError| {
+            let message = in_words(error);
+            tracing::warn!("steps are not cached: {message}");
+            message
+        });
+        BuildCache { store, flights: self.flights.clone(), build }
+    }
+}
+
+impl BuildCache {
+    /// Says that there was no such run: it could not begin.
+    pub(crate) fn forget_run(&self) {
+        if let Ok((store, _)) = &self.store
+            && let Err(error) = store.forget_run(self.build.run)
+        {
+            tracing::warn!("{}", in_words(error));
+        }
+    }
+
+    /// Whether a step is to run whatever the cache has.
+    pub(crate) fn is_refreshed(&self, step: &str) -> bool {
+        self.build.no_cache || self.build.refresh.contains(step)
+    }
+
+    /// Looks a step up. Answers at once, unless an equal step is in flight, or there is much to be checked.
+    pub(crate) fn look_up(&self, ask: Ask) -> Looked {
+        let store = match &self.store {
+            Ok((store, _)) => store,
+            Err(message) => return Looked::Now(unavailable(Arc::clone(message))),
+        };
+        match self.flights.enter(ask.key) {
+            Entered::After(waiting) => {
+                let (store, flights) = (Arc::clone(store), self.flights.clone());
+                Looked::Later(Box::pin(async move {
+                    let mut waiting = waiting;
+                    loop {
+                        if let Some(found) = waiting.landed().await {
+                            return Outcome::Found(found);
+                        }
+                        match flights.enter(ask.key) {
+                            Entered::First(flight) => return check(store, ask, flight).await,
+                            Entered::After(again) => waiting = again,
+                        }
+                    }
+                }))
+            }
+            Entered::First(flight) => match store.cached_within(&ask.key.0, QUICK_ENTRIES) {
+                Ok(Some(cached)) => Looked::Now(judge(cached, ask, flight)),
+                Ok(None) => Looked::Later(Box::pin(check(Arc::clone(store), ask, flight))),
+                Err(error) => Looked::Now(unavailable(in_words(error))),
+            },
+        }
+    }
+
+    /// Keeps what a step left under its key, and hands it to those who wait for it.
+    ///
+    /// # Errors
+    /// Why it can't be kept. The snapshot stays its runner's.
+    pub(crate) async fn publish(&self, result: Passed) -> Result<(), Arc<str>> {
+        let (store, _) = self.store.as_ref().map_err(Arc::clone)?;
+        let (store, run, pipeline) = (Arc::clone(store), self.build.run, self.build.pipeline.clone());
+        let Passed { key, step, snapshot, log, flight } = result;
+        let found = Found { snapshot, run, step, created_at: now_ms() };
+        let kept = blocking(move || {
+            store.keep_log(&key.0, &log)?;
+            let name = KeepAs::Cached { key: &key.0, run, pipeline: &pipeline, step: &found.step };
+            store.keep(&found.snapshot, name)?;
+            Ok(found)
+        });
+        let found = kept.await?;
+        if let Some(flight) = flight {
+            flight.land(found);
+        }
+        Ok(())
+    }
+
+    /// Says how the run ended, that `hits` were used, and, where something was published, puts it on the disk for good.
+    pub(crate) async fn finish(&self, hits: Vec<[u8; 32]>, published: bool, exit_code: i32) {
+        let Ok((store, _)) = &self.store else { return };
+        let (store, run) = (Arc::clone(store), self.build.run);
+        let finishing = blocking(move || {
+            store.touch(&hits)?;
+            if published {
+                store.sync()?;
+            }
+            store.end_run(run, exit_code)
+        });
+        match tokio::time::timeout(FINISH_LIMIT, finishing).await {
+            Ok(Ok(())) => {}
+            Ok(Err(message)) => tracing::warn!("the cache may forget this run's results: {message}"),
+            Err(_) => tracing::warn!("the disk did not take this run's results within {FINISH_LIMIT:?}"),
+        }
+    }
+}
+
+/// A lookup that takes a while.
+async fn check(store: Arc<Store>, ask: Ask, flight: Flight) -> Outcome {
+    match blocking(move || store.cached(&ask.key.0)).await {
+        Ok(cached) => judge(cached, ask, flight),
+        Err(message) => unavailable(message),
+    }
+}
+
+/// What follows from what the store has.
+fn judge(cached: Cached, ask: Ask, flight: Flight) -> Outcome {
+    let (reason, message) = match cached {
+        Cached::Found { snapshot, run, step, created_at } => match (ask.max_age, age(created_at)) {
+            (Some(limit), age) if age.is_none_or(|age| age > limit) => (CacheMissReason::Expired, None),
+            _ => {
+                let found = Found { snapshot, run, step: step.into(), created_at };
+                flight.land(found.clone());
+                return Outcome::Found(found);
+            }
+        },
+        Cached::Absent => (CacheMissReason::Absent, None),
+        Cached::Damaged { reason } => (CacheMissReason::Damaged, Some(reason.into())),
+    };
+    Outcome::Missed { reason, message, flight: Some(flight) }
+}
+
+/// How old an entry is; `None` where the clock says that it is yet to be made, so that its age is anybody's guess.
+fn age(created_at: i64) -> Option<Duration> {
+    u64::try_from(now_ms() - created_at).ok().map(Duration::from_millis)
+}
+
+fn unavailable(message: Arc<str>) -> Outcome {
+    Outcome::Missed { reason: CacheMissReason::Unavailable, message: Some(message), flight: None }
+}
+
+/// Does `work` on a thread for it.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
+) -> Result<T, Arc<str>> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done.map_err(in_words),
+        Err(error) => Err(in_words(error)),
+    }
+}
+
+/// An error and its causes on one line.
+fn in_words(error: impl std::error::Error + Send + Sync + 'static) -> Arc<str> {
+    format!("{:#}", anyhow::Error::new(error)).into()
+}
+
+fn now_ms() -> i64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
+}

@@ -1,0 +1,98 @@
+//! Cache keys: what a step starts from, as 32 bytes.
+
+use std::fmt;
+
+use crate::ir::Env;
+
+/// Raised whenever the same parts make another key.
+const VERSION: u8 = 1;
+
+/// What a cached step is found by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct CacheKey(pub [u8; 32]);
+
+impl fmt::Display for CacheKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&blake3::Hash::from_bytes(self.0).to_hex())
+    }
+}
+
+/// What a step boots from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BasePart<'a> {
+    /// An image, by what it stands for.
+    Image(&'a str),
+    /// The snapshot of its parent, by name: a parent that ran anew left another.
+    Snapshot(&'a str),
+}
+
+/// Everything that decides what a step leaves. The source is not among it: that is what the language's key is for.
+///
+/// A key is BLAKE3 over a byte for the version and then the parts in this order, each after its length in eight bytes,
+/// little-endian. The environment is its variables in byte order, after their number; the kind of the base is a part, too.
+///
+/// ```
+/// use hm_exec::cache::{BasePart, KeyParts};
+///
+/// let parts = KeyParts {
+///     dsl_key: "43da73fe",
+///     base: BasePart::Image("sha256:9f86d081"),
+///     command: "make",
+///     env: &[("CI".to_owned(), "1".to_owned())].into(),
+///     runner: "sandbox",
+///     runner_version: 1,
+///     os: "linux",
+///     arch: "x86_64",
+///     mode: "root",
+/// };
+/// assert_eq!(parts.key(), parts.key());
+/// assert_ne!(parts.key(), KeyParts { command: "make -j", ..parts }.key());
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct KeyParts<'a> {
+    /// The key that the pipeline's language computed: `cache.key` of the IR.
+    pub dsl_key: &'a str,
+    /// What the step boots from.
+    pub base: BasePart<'a>,
+    /// The command.
+    pub command: &'a str,
+    /// The command's whole environment.
+    pub env: &'a Env,
+    /// The runner's name.
+    pub runner: &'a str,
+    /// [`StepRunner::CACHE_VERSION`](crate::runner::StepRunner::CACHE_VERSION).
+    pub runner_version: u32,
+    /// The operating system.
+    pub os: &'a str,
+    /// The processor.
+    pub arch: &'a str,
+    /// [`CacheIdentity::mode`](crate::runner::CacheIdentity::mode).
+    pub mode: &'a str,
+}
+
+impl KeyParts<'_> {
+    /// The key.
+    #[must_use]
+    pub fn key(&self) -> CacheKey {
+        let Self { dsl_key, base, command, env, runner, runner_version, os, arch, mode } = self;
+        let mut hasher = blake3::Hasher::new();
+        let mut part = |bytes: &[u8]| {
+            hasher.update(&(bytes.len() as u64).to_le_bytes()).update(bytes);
+        };
+        let (kind, base) = match base {
+            BasePart::Image(identity) => ("image", identity),
+            BasePart::Snapshot(name) => ("snapshot", name),
+        };
+        part(&[VERSION]);
+        [dsl_key, kind, base, command].into_iter().for_each(|text| part(text.as_bytes()));
+        part(&(env.len() as u64).to_le_bytes());
+        for (name, value) in *env {
+            part(name.as_bytes());
+            part(value.as_bytes());
+        }
+        part(runner.as_bytes());
+        part(&runner_version.to_le_bytes());
+        [os, arch, mode].into_iter().for_each(|text| part(text.as_bytes()));
+        CacheKey(*hasher.finalize().as_bytes())
+    }
+}

@@ -1,0 +1,15 @@
+//! The cache: which steps need not run.
+//!
+//! In: a step that is about to start, as [`KeyParts`]. Out: the snapshot that a step of the same key left, or why there is
+//! none; then, where it ran, its result is published. Equal steps in flight run once. Knows neither how layers are stored,
+//! nor runners, nor when steps start: the schedule asks, the store keeps.
+
+mod build;
+mod flight;
+mod key;
+mod policy;
+
+pub(crate) use build::{Ask, BuildCache, BuildFacts, Cache, Found, Looked, Outcome, Passed};
+pub(crate) use flight::Flight;
+pub use key::{BasePart, CacheKey, KeyParts};
+pub use policy::Cacheable;

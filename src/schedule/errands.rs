@@ -1,0 +1,369 @@
+//! Errands: what stands between a step's turn and its attempt, and between an attempt's end and the step's.
+//!
+//! - A cached step is looked up before it is ready to start. Most lookups answer at once, so that a run of hits needs no
+//!   future at all; those that wait for an equal step, or have much to check, wait here.
+//! - A runner whose every step may be found in the cache is probed before its first attempt, not before the build.
+//! - What a cached step left is published before its end is told.
+//!
+//! In: the build's [`Progress`], which is told what came of it. Knows neither how keys are made nor what the store keeps.
+
+use std::{
+    collections::BTreeMap,
+    future::Future,
+    mem,
+    panic::AssertUnwindSafe,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use futures_util::{FutureExt, StreamExt, stream::FuturesUnordered};
+
+use super::{
+    executor::Report,
+    policy::{AttemptEnd, Start, Stop},
+    progress::Progress,
+};
+use crate::{
+    cache::{Ask, BasePart, BuildCache, CacheKey, Cacheable, Flight, KeyParts, Looked, Outcome, Passed},
+    event::CacheMissReason,
+    plan::{Base, BoundPlan, StepIndex},
+    runner::{CacheIdentity, Probe, RunnerIndex, RunnerSet},
+};
+
+type Identity = Result<Option<CacheIdentity>, Arc<str>>;
+
+/// An image of a runner; `None` for what boots from a snapshot.
+type Asked<'a> = (RunnerIndex, Option<&'a str>);
+
+/// The errands of one build. Without a cache, and with every runner probed, it costs a look or two for each step.
+pub(super) struct Errands<'a, R> {
+    runners: &'a R,
+    plan: &'a BoundPlan,
+    cache: Option<&'a BuildCache>,
+    under_way: FuturesUnordered<Pin<Box<dyn Future<Output = Done<'a>> + Send + 'a>>>,
+    identities: BTreeMap<Asked<'a>, Known>,
+    /// Cached steps that run, or are about to.
+    running: BTreeMap<StepIndex, Running>,
+    /// By runner.
+    probes: Vec<Probed>,
+    /// Attempts whose runner turned out to work.
+    released: Vec<Start>,
+    /// Attempts that ended before they began.
+    reports: Vec<Report>,
+    hits: Vec<[u8; 32]>,
+    has_published: bool,
+}
+
+/// What is known of an image.
+enum Known {
+    /// It is being found out, and these steps wait for it.
+    Asked(Vec<StepIndex>),
+    Answered(Identity),
+}
+
+/// A cached step that runs.
+struct Running {
+    key: CacheKey,
+    mode: Arc<str>,
+    flight: Option<Flight>,
+}
+
+/// Whether a runner works here.
+enum Probed {
+    Usable,
+    /// Nobody has asked yet.
+    Late,
+    /// It is being asked, and these attempts wait for it.
+    Asked(Vec<Start>),
+    Unusable(Arc<str>),
+}
+
+/// An errand that is done.
+pub(super) enum Done<'a> {
+    Identified(Asked<'a>, Identity),
+    LookedUp(StepIndex, Outcome),
+    Probed(RunnerIndex, Probe),
+    /// The step's last attempt, and whether its result is in the cache now.
+    Published(Report, bool),
+}
+
+/// Whether `step` is looked up in a cache, where there is one.
+pub(crate) fn is_cached(plan: &BoundPlan, step: StepIndex) -> bool {
+    plan.runner(step).capabilities.layers && Cacheable::of(&plan.step(step).step).is_some()
+}
+
+impl<'a, R: RunnerSet> Errands<'a, R> {
+    /// `unprobed` are the runners of which nobody has asked yet whether they work here.
+    pub(super) fn new(
+        runners: &'a R,
+        plan: &'a BoundPlan,
+        cache: Option<&'a BuildCache>,
+        unprobed: &[RunnerIndex],
+    ) -> Self {
+        let probe = |index| if unprobed.contains(&index) { Probed::Late } else { Probed::Usable };
+        Self {
+            runners,
+            plan,
+            cache,
+            under_way: FuturesUnordered::new(),
+            identities: BTreeMap::new(),
+            running: BTreeMap::new(),
+            probes: (0..).map(RunnerIndex).take(plan.runners.len()).map(probe).collect(),
+            released: Vec::new(),
+            reports: Vec::new(),
+            hits: Vec::new(),
+            has_published: false,
+        }
+    }
+
+    /// Looks steps up, `limit` at most, and tells how many.
+    pub(super) fn look_up(&mut self, progress: &mut Progress<'_>, now: Duration, limit: usize) -> usize {
+        let mut count = 0;
+        while count < limit
+            && let Some(step) = progress.look_up_next()
+        {
+            self.look_up_step(step, progress, now);
+            count += 1;
+        }
+        count
+    }
+
+    /// The next attempt to start.
+    pub(super) fn next_start(&mut self, progress: &mut Progress<'_>, now: Duration) -> Option<Start> {
+        if let Some(stop) = progress.stopping() {
+            self.give_up_waiting(stop);
+        }
+        loop {
+            let start = self.released.pop().or_else(|| progress.start_next(now))?;
+            let runner = self.plan.step(start.step).runner;
+            match &mut self.probes[usize::from(runner.0)] {
+                Probed::Usable => return Some(start),
+                Probed::Asked(waiting) => waiting.push(start),
+                Probed::Unusable(message) => self.reports.push(unusable(start, message)),
+                late @ Probed::Late => {
+                    *late = Probed::Asked(vec![start]);
+                    let runners = self.runners;
+                    self.under_way.push(Box::pin(async move {
+                        let probe = caught(runners.probe(runner)).await.unwrap_or_else(|()| Probe::Unusable {
+                            reason: "its check of this machine panicked".into(),
+                            hint: "that is a bug in it".into(),
+                        });
+                        Done::Probed(runner, probe)
+                    }));
+                }
+            }
+        }
+    }
+
+    /// Whether a snapshot of `step` is wanted for the cache.
+    pub(super) fn publishes(&self, step: StepIndex) -> bool {
+        !self.running.is_empty() && self.running.contains_key(&step)
+    }
+
+    /// Takes note of an attempt's end, or publishes first what it left.
+    pub(super) fn attempt_ended(&mut self, report: Report, progress: &mut Progress<'_>, now: Duration) {
+        let step = report.start.step;
+        if !self.publishes(step) {
+            progress.attempt_ended(report, now);
+            return;
+        }
+        if report.end == AttemptEnd::Exited(0)
+            && let Some(snapshot) = report.snapshot.clone()
+            && let (Some(cache), Some(running)) = (self.cache, self.running.remove(&step))
+        {
+            let Running { key, mode, flight } = running;
+            let (runners, bound) = (self.runners, self.plan.step(step));
+            let log = progress.close_log(report.start);
+            let passed = Passed { key, step: Arc::clone(&bound.step.key), snapshot, log, flight };
+            self.under_way.push(Box::pin(async move {
+                let published = match identity(runners, (bound.runner, None)).await {
+                    Ok(Some(identity)) if identity.mode == mode => cache.publish(passed).await,
+                    Ok(_) => Err("the runner works otherwise than it said it would".into()),
+                    Err(message) => Err(message),
+                };
+                if let Err(message) = &published {
+                    tracing::warn!(step = &*bound.step.key, "a result is not cached: {message}");
+                }
+                Done::Published(report, published.is_ok())
+            }));
+            return;
+        }
+        progress.attempt_ended(report, now);
+        if progress.has_ended(step) {
+            self.running.remove(&step);
+        }
+    }
+
+    /// Takes note of an errand's end.
+    pub(super) fn done(&mut self, done: Done<'a>, progress: &mut Progress<'_>, now: Duration) {
+        match done {
+            Done::Identified(asked, identity) => {
+                let answered = self.identities.insert(asked, Known::Answered(identity));
+                if let Some(Known::Asked(waiting)) = answered {
+                    waiting.into_iter().for_each(|step| self.look_up_step(step, progress, now));
+                }
+            }
+            Done::LookedUp(step, outcome) => self.looked_up(step, outcome, progress, now),
+            Done::Probed(runner, probe) => {
+                let probed = match probe {
+                    Probe::Usable { .. } => Probed::Usable,
+                    Probe::Unusable { reason, hint } => {
+                        let name = &self.plan.runners[usize::from(runner.0)].name;
+                        Probed::Unusable(format!("runner `{name}` can't work here: {reason}; {hint}").into())
+                    }
+                };
+                if let Probed::Asked(waiting) = mem::replace(&mut self.probes[usize::from(runner.0)], probed) {
+                    self.released.extend(waiting.into_iter().rev());
+                }
+            }
+            Done::Published(report, published) => {
+                self.has_published |= published;
+                let step = report.start.step;
+                progress.attempt_ended(report, now);
+                if published {
+                    progress.keep_snapshot(step);
+                }
+            }
+        }
+    }
+
+    /// The end of an attempt that did not begin.
+    pub(super) fn take_report(&mut self) -> Option<Report> {
+        self.reports.pop()
+    }
+
+    /// Whether nothing is under way.
+    pub(super) fn is_empty(&self) -> bool {
+        self.under_way.is_empty()
+    }
+
+    /// The next errand that is done. Not to be called where nothing is under way.
+    pub(super) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Done<'a>>> {
+        self.under_way.poll_next_unpin(cx)
+    }
+
+    /// The keys of what was found, and whether anything was published.
+    pub(super) fn finish(self) -> (Vec<[u8; 32]>, bool) {
+        (self.hits, self.has_published)
+    }
+
+    fn look_up_step(&mut self, step: StepIndex, progress: &mut Progress<'_>, now: Duration) {
+        let bound = self.plan.step(step);
+        let image = match self.plan.base(step) {
+            Base::Image(image) => Some(image),
+            Base::Snapshot(_) => None,
+        };
+        let asked = (bound.runner, image);
+        let identity = match self.identities.get_mut(&asked) {
+            Some(Known::Answered(identity)) => identity.clone(),
+            Some(Known::Asked(waiting)) => return waiting.push(step),
+            None => {
+                self.identities.insert(asked, Known::Asked(vec![step]));
+                let runners = self.runners;
+                self.under_way.push(Box::pin(async move { Done::Identified(asked, identity(runners, asked).await) }));
+                return;
+            }
+        };
+        let (cache, running, ask) = match self.ask(step, identity, progress) {
+            Ok(ask) => ask,
+            Err(message) => {
+                return progress.missed(step, CacheMissReason::Unavailable, Some(message), now);
+            }
+        };
+        self.running.insert(step, running);
+        if cache.is_refreshed(&bound.step.key) {
+            return progress.missed(step, CacheMissReason::Refresh, None, now);
+        }
+        match cache.look_up(ask) {
+            Looked::Now(outcome) => self.looked_up(step, outcome, progress, now),
+            Looked::Later(outcome) => {
+                self.under_way.push(Box::pin(async move { Done::LookedUp(step, outcome.await) }));
+            }
+        }
+    }
+
+    /// What to ask the cache for `step`, or why it can't be asked.
+    fn ask(
+        &self,
+        step: StepIndex,
+        identity: Identity,
+        progress: &Progress<'_>,
+    ) -> Result<(&'a BuildCache, Running, Ask), Arc<str>> {
+        let (bound, runner) = (self.plan.step(step), self.plan.runner(step));
+        let CacheIdentity { image, mode } = identity?.ok_or("the runner's steps can't be cached")?;
+        let cache = self.cache.ok_or("there is no cache")?;
+        let Cacheable { dsl_key, max_age } = Cacheable::of(&bound.step).ok_or("the step has no cache key")?;
+        let base = match (self.plan.base(step), &image) {
+            (Base::Snapshot(parent), _) => {
+                BasePart::Snapshot(&progress.snapshot(parent).ok_or("the parent left no snapshot")?.0)
+            }
+            (Base::Image(_), Some(image)) => BasePart::Image(image),
+            (Base::Image(_), None) => return Err("the runner does not tell what the image stands for".into()),
+        };
+        let parts = KeyParts {
+            dsl_key,
+            base,
+            command: &bound.step.cmd,
+            env: &bound.env,
+            runner: &runner.name,
+            runner_version: runner.cache_version,
+            os: std::env::consts::OS,
+            arch: std::env::consts::ARCH,
+            mode: &mode,
+        };
+        let key = parts.key();
+        Ok((cache, Running { key, mode, flight: None }, Ask { key, max_age }))
+    }
+
+    fn looked_up(&mut self, step: StepIndex, outcome: Outcome, progress: &mut Progress<'_>, now: Duration) {
+        match outcome {
+            Outcome::Found(found) => {
+                if let Some(running) = self.running.remove(&step)
+                    && progress.found(step, found.snapshot, now)
+                {
+                    self.hits.push(running.key.0);
+                }
+            }
+            Outcome::Missed { reason, message, flight } => {
+                if let Some(running) = self.running.get_mut(&step) {
+                    running.flight = flight;
+                }
+                progress.missed(step, reason, message, now);
+                if progress.has_ended(step) {
+                    self.running.remove(&step);
+                }
+            }
+        }
+    }
+
+    /// Ends the attempts that wait for a probe, where the build stops.
+    fn give_up_waiting(&mut self, stop: Stop) {
+        let end = if stop == Stop::TimedOut { AttemptEnd::TimedOut } else { AttemptEnd::Canceled };
+        for probe in &mut self.probes {
+            if let Probed::Asked(waiting) = probe {
+                let given_up = waiting.drain(..).map(|start| Report { start, end, snapshot: None, message: None });
+                self.reports.extend(given_up);
+            }
+        }
+    }
+}
+
+/// Asks a runner about an image.
+async fn identity(runners: &impl RunnerSet, (runner, image): Asked<'_>) -> Identity {
+    match caught(runners.cache_identity(runner, image)).await {
+        Ok(identity) => identity.map_err(|error| error.to_line().into()),
+        Err(()) => Err("the runner panicked, which is a bug in it".into()),
+    }
+}
+
+/// A future's answer, unless it panics.
+async fn caught<T>(future: impl Future<Output = T>) -> Result<T, ()> {
+    AssertUnwindSafe(future).catch_unwind().await.map_err(drop)
+}
+
+fn unusable(start: Start, message: &Arc<str>) -> Report {
+    let end = AttemptEnd::Infrastructure { retryable: false };
+    Report { start, end, snapshot: None, message: Some(Arc::clone(message)) }
+}

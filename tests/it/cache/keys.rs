@@ -1,0 +1,127 @@
+//! Cache keys: what is committed stays what it is, and everything in a key matters.
+
+use std::{collections::BTreeMap, fs, path::Path};
+
+use hm_exec::cache::{BasePart, KeyParts};
+use proptest::prelude::*;
+use serde::{Deserialize, Serialize};
+
+/// The parts of a key, owned.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Parts {
+    dsl_key: String,
+    /// Whether the step boots from a snapshot rather than from an image.
+    is_snapshot: bool,
+    base: String,
+    command: String,
+    env: BTreeMap<String, String>,
+    runner: String,
+    runner_version: u32,
+    os: String,
+    arch: String,
+    mode: String,
+}
+
+impl Parts {
+    fn key(&self) -> String {
+        let Self { dsl_key, is_snapshot, base, command, env, runner, runner_version, os, arch, mode } = self;
+        let base = if *is_snapshot { BasePart::Snapshot(base) } else { BasePart::Image(base) };
+        KeyParts { dsl_key, base, command, env, runner, runner_version: *runner_version, os, arch, mode }
+            .key()
+            .to_string()
+    }
+
+    /// All that is text, in the order of the key.
+    fn texts(&mut self) -> Vec<&mut String> {
+        let Self { dsl_key, base, command, env, runner, os, arch, mode, .. } = self;
+        let mut texts = vec![dsl_key, base, command];
+        texts.extend(env.values_mut());
+        texts.extend([runner, os, arch, mode]);
+        texts
+    }
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Vector {
+    parts: Parts,
+    key: String,
+}
+
+/// Set `HM_UPDATE_FIXTURES` to make the keys anew, and only together with the version in the key.
+#[test]
+fn keys_are_what_they_always_were() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/cache/keys-v1.json");
+    let mut vectors: Vec<Vector> = serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
+    assert!(vectors.len() >= 5);
+    if std::env::var_os("HM_UPDATE_FIXTURES").is_some() {
+        vectors.iter_mut().for_each(|vector| vector.key = vector.parts.key());
+        fs::write(&path, serde_json::to_string_pretty(&vectors).unwrap() + "\n").unwrap();
+    }
+    for Vector { parts, key } in &vectors {
+        assert_eq!(parts.key(), *key, "{parts:?}");
+    }
+}
+
+fn parts() -> impl Strategy<Value = Parts> {
+    let text = || "[a-z\\x00é=]{0,6}";
+    let env = proptest::collection::btree_map("[A-Z=]{0,3}", text(), 0..4);
+    (text(), any::<bool>(), text(), text(), env, text(), 0..3_u32, text(), text(), text()).prop_map(
+        |(dsl_key, is_snapshot, base, command, env, runner, runner_version, os, arch, mode)| Parts {
+            dsl_key,
+            is_snapshot,
+            base,
+            command,
+            env,
+            runner,
+            runner_version,
+            os,
+            arch,
+            mode,
+        },
+    )
+}
+
+proptest! {
+    #[test]
+    fn parts_that_differ_have_keys_that_differ(a in parts(), b in parts()) {
+        prop_assert_eq!(a == b, a.key() == b.key());
+    }
+
+    #[test]
+    fn a_letter_that_moves_to_the_next_part_makes_another_key(parts in parts(), which in any::<prop::sample::Index>()) {
+        let mut moved = parts.clone();
+        {
+            let mut texts = moved.texts();
+            let at = which.index(texts.len() - 1);
+            if let Some(letter) = texts[at].pop() {
+                texts[at + 1].insert(0, letter);
+            }
+        }
+        prop_assert_eq!(parts == moved, parts.key() == moved.key());
+    }
+
+    #[test]
+    fn every_single_change_makes_another_key(parts in parts(), which in any::<prop::sample::Index>()) {
+        let key = parts.key();
+        let mut changes = vec![parts.clone(); 4];
+        changes[0].is_snapshot ^= true;
+        changes[1].runner_version += 1;
+        changes[2].env.insert("ADDED".into(), String::new());
+        let mut texts = changes[3].texts();
+        let at = which.index(texts.len());
+        texts[at].push('x');
+        for changed in changes {
+            prop_assert_ne!(changed.key(), key.clone(), "{:?}", changed);
+        }
+    }
+
+    #[test]
+    fn a_value_that_moves_to_another_name_makes_another_key(parts in parts(), value in "[a-z]{0,4}") {
+        let with = |name: &str| {
+            let mut with = parts.clone();
+            with.env.insert(name.into(), value.clone());
+            with.key()
+        };
+        prop_assert_ne!(with("NEW_A"), with("NEW_B"));
+    }
+}

@@ -1,0 +1,9 @@
+//! The cache: what is found, what is not, and what is never claimed.
+
+mod flights;
+mod hits;
+mod keys;
+#[cfg(target_os = "linux")]
+mod lineage;
+mod trouble;
+mod writer;

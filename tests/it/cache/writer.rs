@@ -1,0 +1,233 @@
+//! A runner that writes layers without any sandbox: each step's says what it was made of.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::PathBuf,
+    sync::{Arc, Mutex},
+};
+
+use hm_exec::{
+    BuildEvent, BuildOutcome, BuildStatus, Engine, EngineBuilder, ExecutorInput, Plan, RunRequest, RunnerSet,
+    SnapshotRef, StepResult, StepStatus,
+    event::{CacheMissReason, StdStream},
+    runner::{CacheIdentity, Probe, RunnerCapabilities, RunnerError, StepContext, StepRunner},
+    store::{Base, CommitRequest, IdMap, Store},
+};
+use serde_json::{Value, json};
+use tokio::sync::Notify;
+
+/// What the runner is told, and what it remembers.
+#[derive(Debug)]
+pub(super) struct State {
+    /// The steps that ran, in order.
+    pub(super) ran: Vec<String>,
+    pub(super) probes: usize,
+    /// What images stand for, beside their name.
+    pub(super) digest: String,
+    pub(super) mode: String,
+    /// How the runner works, once it does.
+    pub(super) mode_at_work: Option<String>,
+    /// Exit codes of steps, attempt by attempt, by key.
+    pub(super) exits: BTreeMap<String, Vec<i32>>,
+    pub(super) layers: bool,
+    pub(super) usable: bool,
+}
+
+#[derive(Debug, Clone)]
+pub(super) struct Writer {
+    pub(super) state: Arc<Mutex<State>>,
+    pub(super) store: Arc<Store>,
+    /// Steps whose key begins with `slow` wait for this.
+    pub(super) go: Arc<Notify>,
+    /// Told when one of them begins to wait.
+    pub(super) waits: Arc<Notify>,
+}
+
+#[derive(Debug, Clone, RunnerSet)]
+pub(super) struct Runners {
+    #[runner(default)]
+    writer: Writer,
+}
+
+impl StepRunner for Writer {
+    const NAME: &'static str = "writer";
+
+    async fn execute(&self, ctx: &StepContext, input: ExecutorInput) -> Result<StepResult, RunnerError> {
+        let key = input.step.key.to_string();
+        let exit_code = {
+            let mut state = self.state.lock().unwrap();
+            state.ran.push(key.clone());
+            let runs = state.ran.iter().filter(|ran| **ran == key).count();
+            if let Some(mode) = state.mode_at_work.clone() {
+                state.mode = mode;
+            }
+            let exits = state.exits.get(&key);
+            exits.and_then(|exits| exits.get(runs - 1).or(exits.last())).copied().unwrap_or(0)
+        };
+        ctx.event_bus.output(input.step_id, StdStream::Stdout, format!("{key} ran\n").as_bytes()).await;
+        if key.starts_with("slow") {
+            self.waits.notify_one();
+            tokio::select! {
+                () = self.go.notified() => {}
+                () = ctx.cancel.cancelled() => return Err(ctx.interrupted()),
+            }
+        }
+        let commits = exit_code == 0 && input.cache_lookup.commits();
+        Ok(StepResult { exit_code, committed_snapshot: commits.then(|| self.commit(&input)), artifacts: vec![] })
+    }
+
+    async fn reap_snapshots(&self, snapshots: Vec<SnapshotRef>) {
+        self.store.remove_snapshots(&snapshots).unwrap();
+    }
+
+    async fn probe(&self) -> Probe {
+        let mut state = self.state.lock().unwrap();
+        state.probes += 1;
+        match state.usable {
+            true => Probe::Usable { note: None },
+            false => Probe::Unusable { reason: "it is broken".into(), hint: "mend it".into() },
+        }
+    }
+
+    async fn cache_identity(&self, image: Option<&str>) -> Result<Option<CacheIdentity>, RunnerError> {
+        let state = self.state.lock().unwrap();
+        let image = image.map(|image| format!("{image}@{}", state.digest).into());
+        Ok(Some(CacheIdentity { image, mode: state.mode.as_str().into() }))
+    }
+
+    fn capabilities(&self) -> RunnerCapabilities {
+        let mut capabilities = RunnerCapabilities::default();
+        capabilities.secrets = true;
+        capabilities.layers = self.state.lock().unwrap().layers;
+        capabilities
+    }
+}
+
+impl Writer {
+    fn commit(&self, input: &ExecutorInput) -> SnapshotRef {
+        let parent = input.parent_snapshot.as_ref().map(|snapshot| self.store.snapshot(snapshot).unwrap());
+        let staging = self.store.stage().unwrap();
+        fs::write(staging.upper().join(&*input.step.key), &*input.step.cmd).unwrap();
+        let source = serde_json::from_value(json!("0123456789abcdef0123456789abcdef")).unwrap();
+        let (base, id_map) = (Base::Host, IdMap::Single);
+        let request = CommitRequest { parent: parent.as_deref(), base, source, delta: None, id_map };
+        self.store.commit(staging, request).unwrap()
+    }
+}
+
+/// A store, a runner that writes to it, and an engine on both.
+pub(super) struct Bench {
+    pub(super) writer: Writer,
+    pub(super) runs: PathBuf,
+    _top: tempfile::TempDir,
+}
+
+/// A build that ended.
+pub(super) struct Ended {
+    pub(super) events: Vec<BuildEvent>,
+    pub(super) outcome: BuildOutcome,
+}
+
+impl Bench {
+    pub(super) fn new() -> Self {
+        let top = tempfile::tempdir().unwrap();
+        let store = Store::open(&top.path().join("store")).unwrap();
+        let state = State {
+            ran: vec![],
+            probes: 0,
+            digest: "1".into(),
+            mode: "plain".into(),
+            mode_at_work: None,
+            exits: BTreeMap::new(),
+            layers: true,
+            usable: true,
+        };
+        let writer = Writer { state: Arc::new(Mutex::new(state)), store, go: Arc::default(), waits: Arc::default() };
+        Self { writer, runs: top.path().join("runs"), _top: top }
+    }
+
+    pub(super) fn builder(&self) -> EngineBuilder<Runners> {
+        Engine::builder(Runners { writer: self.writer.clone() })
+            .cache(Arc::clone(&self.writer.store))
+            .runs_dir(&self.runs)
+            .parallelism(2.try_into().unwrap())
+    }
+
+    pub(super) fn state(&self) -> std::sync::MutexGuard<'_, State> {
+        self.writer.state.lock().unwrap()
+    }
+
+    /// The steps that ran since the last call.
+    pub(super) fn take_ran(&self) -> Vec<String> {
+        std::mem::take(&mut self.state().ran)
+    }
+
+    pub(super) async fn run(&self, ir: &Value) -> Ended {
+        self.run_with(ir, |_| {}).await
+    }
+
+    pub(super) async fn run_with(&self, ir: &Value, change: impl FnOnce(&mut RunRequest)) -> Ended {
+        let mut request = request(ir);
+        change(&mut request);
+        let engine = self.builder().build().unwrap();
+        Ended::of(engine.start(request).await.unwrap()).await
+    }
+}
+
+impl Ended {
+    pub(super) async fn of(handle: hm_exec::BackendHandle) -> Self {
+        let (mut stream, control) = handle.into_parts();
+        let mut events = Vec::new();
+        while let Some(event) = stream.next().await {
+            events.push(event);
+        }
+        Self { events, outcome: control.wait().await.unwrap() }
+    }
+
+    pub(super) fn statuses(&self) -> Vec<StepStatus> {
+        self.outcome.steps.iter().map(|step| step.status).collect()
+    }
+
+    pub(super) fn passed(&self) -> bool {
+        self.outcome.status == BuildStatus::Passed
+    }
+
+    /// Why steps missed, by key.
+    pub(super) fn misses(&self) -> BTreeMap<String, (CacheMissReason, String)> {
+        let misses = self.events.iter().filter_map(|event| match event {
+            BuildEvent::StepCacheMiss { key, reason, message, .. } => {
+                Some((key.to_string(), (*reason, message.as_deref().unwrap_or_default().to_owned())))
+            }
+            _ => None,
+        });
+        misses.collect()
+    }
+}
+
+pub(super) fn request(ir: &Value) -> RunRequest {
+    RunRequest::new(Plan::parse(ir.to_string()).unwrap(), "/nonexistent/source")
+}
+
+/// A cached step.
+pub(super) fn cached(key: &str) -> Value {
+    json!({ "key": key, "cmd": format!("make {key}"), "cache": { "policy": "forever", "key": format!("dsl-{key}") } })
+}
+
+/// A step that is not.
+pub(super) fn plain(key: &str) -> Value {
+    json!({ "key": key, "cmd": format!("make {key}") })
+}
+
+/// These steps, with an environment each, and `builds_in` edges by place.
+pub(super) fn pipeline(steps: &[Value], edges: &[(usize, usize)]) -> Value {
+    let nodes: Vec<Value> = steps.iter().map(|step| json!({ "step": step, "env": { "CI": "1" } })).collect();
+    let edges: Vec<Value> = edges.iter().map(|(from, to)| json!([from, to, "builds_in"])).collect();
+    json!({ "version": "0", "default_image": "debian",
+            "graph": { "nodes": nodes, "node_holes": [], "edge_property": "directed", "edges": edges } })
+}
+
+/// `a`, on it `b`, on that `c`: all cached.
+pub(super) fn chain() -> Value {
+    pipeline(&[cached("a"), cached("b"), cached("c")], &[(0, 1), (1, 2)])
+}
