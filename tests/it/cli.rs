@@ -8,5 +8,6 @@ mod hm;
 mod inputs;
 mod output;
 mod python;
+mod shell;
 mod signals;
 mod verdicts;

@@ -15,9 +15,9 @@ mod signals;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-#[cfg(target_os = "linux")]
-use commands::cp;
 use commands::{cache, doctor, list, plan, render as render_ir, run, runners as runner_list};
+#[cfg(target_os = "linux")]
+use commands::{cp, shell};
 
 /// Runs CI pipelines on this machine: a graph of shell steps, each isolated, each starting from its parent's files
 #[derive(Debug, Parser)]
@@ -34,6 +34,8 @@ enum Command {
     Pipelines(list::Args),
     Render(render_ir::Args),
     Runners(runner_list::Args),
+    #[cfg(target_os = "linux")]
+    Shell(shell::Args),
     #[cfg(target_os = "linux")]
     Cp(cp::Args),
     Cache(cache::Args),
@@ -52,6 +54,8 @@ fn main() -> ExitCode {
         Command::Pipelines(args) => list::run(&args),
         Command::Render(args) => render_ir::run(&args),
         Command::Runners(args) => runner_list::run(&args),
+        #[cfg(target_os = "linux")]
+        Command::Shell(args) => shell::run(&args),
         #[cfg(target_os = "linux")]
         Command::Cp(args) => cp::run(&args),
         Command::Cache(args) => cache::run(&args),

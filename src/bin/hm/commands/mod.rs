@@ -9,6 +9,8 @@ pub(crate) mod plan;
 pub(crate) mod render;
 pub(crate) mod run;
 pub(crate) mod runners;
+#[cfg(target_os = "linux")]
+pub(crate) mod shell;
 
 use std::{
     io::{self, Write},

@@ -1,0 +1,258 @@
+//! `hm shell`: a shell in what a step left.
+
+use std::{
+    fs::File,
+    io::{Read, Write},
+    os::{fd::OwnedFd, unix::process::ExitStatusExt},
+    process::{Child, Stdio},
+    sync::{Arc, Mutex},
+};
+
+use rustix::{
+    fs::{Mode, OFlags},
+    process::{Pid, Signal, kill_process},
+    pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt},
+    termios::{LocalModes, OutputModes, Winsize, tcgetattr, tcsetwinsize},
+};
+use uuid::Uuid;
+
+use super::{
+    cp::failed,
+    hm::{Ended, Project, eventually},
+};
+
+/// `hm shell ARGS` with this on its standard input.
+fn shell(project: &Project, args: &[&str], stdin: &str) -> Ended {
+    let mut hm = project.hm(&["shell"]);
+    hm.args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = hm.spawn().unwrap();
+    let (mut input, text) = (child.stdin.take().unwrap(), stdin.to_owned());
+    // Both ways at once: no pipe holds it all. A command that reads nothing may be gone by now.
+    let writer = std::thread::spawn(move || input.write_all(text.as_bytes()).is_ok());
+    let ended = Ended::from(child.wait_with_output().unwrap());
+    let _ = writer.join().unwrap();
+    ended
+}
+
+/// Whether any process of this machine has `mark` in its environment.
+fn is_running(mark: &str) -> bool {
+    let pids = std::fs::read_dir("/proc").unwrap().flatten();
+    pids.filter(|entry| entry.file_name().to_string_lossy().bytes().all(|byte| byte.is_ascii_digit())).any(|entry| {
+        let environ = std::fs::read(entry.path().join("environ")).unwrap_or_default();
+        environ.windows(mark.len()).any(|window| window == mark.as_bytes())
+    })
+}
+
+#[test]
+fn scripts_see_what_the_failed_step_left_and_had_around_it() {
+    let project = Project::with_steps(&[
+        ("build", "echo built > artifact", None),
+        ("test", "mkdir sub; echo broken > sub/report; rm artifact; GREETING=x; exit 3", Some(0)),
+        ("other", "echo other > other; exit 1", Some(0)),
+    ]);
+    let run = ["run", "-k", "--format", "human", "-e", "GREETING=hello you", "--secret", "TOKEN"];
+    let ended = Ended::of(project.hm(&run).env("TOKEN", "hunter2-hunter2"));
+    if !crate::backends::usable("the sandbox", ended.code != Some(3), &ended.stderr) {
+        return;
+    }
+    ended.expect(1);
+    let script = "pwd; echo \"$GREETING\"; ls; cat sub/report; ls /run/secrets 2>/dev/null; exit 9";
+    let ended = shell(&project, &["test"], script).expect(9);
+    assert_eq!(ended.stdout, "/workspace\nhello you\nsub\nbroken\n");
+    for text in ["step `test` of run", "failed with exit code 3", "thrown away", "secrets"] {
+        assert!(ended.stderr.contains(text), "{}", ended.stderr);
+    }
+    // A command; its output is not mixed, and its code is hm's.
+    let ended = shell(&project, &["test", "--", "sh", "-c", "cat >&2; echo out; kill -TERM $$"], "in").expect(143);
+    assert_eq!(ended.stdout, "out\n");
+    assert!(ended.stderr.ends_with("in"), "{}", ended.stderr);
+    assert_eq!(shell(&project, &["other"], "cat other artifact").expect(0).stdout, "other\nbuilt\n");
+    shell(&project, &["test", "--", "no-such-command"], "").expect(127);
+    let ended = shell(&project, &["tests"], "").expect(2);
+    assert!(ended.stderr.contains("did you mean `test`?"), "{}", ended.stderr);
+    // More than any pipe holds, both ways.
+    let big = "0123456789abcde\n".repeat(1 << 16);
+    assert_eq!(shell(&project, &["test", "--", "cat"], &big).expect(0).stdout, big);
+}
+
+#[test]
+fn what_a_shell_changes_is_thrown_away_and_nothing_of_it_stays() {
+    let Some(project) = failed("echo broken > report; exit 1") else { return };
+    let mounts = || std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let before = mounts();
+    let mark = format!("MARK_{}=1", Uuid::new_v4().simple());
+    let script = format!(
+        "echo changed > report; rm source.txt; echo new > new; export {mark}; \
+         (setsid sleep 4243 || sleep 4243) > /dev/null 2>&1 & exit 0"
+    );
+    shell(&project, &["test"], &script).expect(0);
+    assert!(!is_running(&mark));
+    assert_eq!(shell(&project, &["test"], "cat report source.txt; ls").expect(0).stdout.lines().count(), 5);
+    assert_eq!(mounts(), before);
+    let tmp = std::fs::read_dir(project.store.join("tmp")).unwrap().count();
+    assert_eq!(tmp, 0, "no directory of a process that ended");
+}
+
+#[test]
+fn a_killed_hm_takes_its_shell_along() {
+    let Some(project) = failed("exit 1") else { return };
+    for signal in [Signal::KILL, Signal::TERM, Signal::HUP] {
+        let mark = format!("MARK_{}=1", Uuid::new_v4().simple());
+        let mut hm = project.hm(&["shell", "test"]);
+        let mut child = hm.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+        let mut stdin = child.stdin.take().unwrap();
+        writeln!(stdin, "export {mark}; trap '' TERM HUP; sh -c 'echo up; while :; do sleep 1; done'").unwrap();
+        let mut up = [0; 3];
+        child.stdout.as_mut().unwrap().read_exact(&mut up).unwrap();
+        assert!(&up == b"up\n" && is_running(&mark));
+        kill_process(Pid::from_child(&child), signal).unwrap();
+        let status = child.wait().unwrap();
+        match signal {
+            Signal::KILL => assert_eq!(status.signal(), Some(9)),
+            _ => assert_eq!(status.code(), Some(130)),
+        }
+        eventually("the shell is gone", || !is_running(&mark));
+    }
+    // And the store still works.
+    shell(&project, &["test", "--", "true"], "").expect(0);
+}
+
+#[test]
+fn a_removed_work_directory_is_said() {
+    let Some(project) = failed("rm -r /workspace; exit 1") else { return };
+    let ended = shell(&project, &["test"], "pwd").expect(0);
+    assert_eq!(ended.stdout, "/\n");
+    assert!(ended.stderr.contains("no directory /workspace"), "{}", ended.stderr);
+}
+
+#[test]
+fn a_step_that_timed_out_can_be_looked_into() {
+    let project = Project::with_steps(&[("slow", "echo half > f; sleep 4244", None)]);
+    let ended = Ended::of(&mut project.hm(&["run", "--timeout", "2s", "--format", "human"]));
+    if !crate::backends::usable("the sandbox", ended.code != Some(3), &ended.stderr) {
+        return;
+    }
+    ended.expect(124);
+    let ended = shell(&project, &["slow", "--", "cat", "f"], "").expect(0);
+    assert_eq!(ended.stdout, "half\n");
+    assert!(ended.stderr.contains("timed out"), "{}", ended.stderr);
+}
+
+#[test]
+fn a_source_that_is_gone_is_shown_as_it_is_now() {
+    let Some(project) = failed("echo broken > report; exit 1") else { return };
+    rusqlite::Connection::open(project.store.join("index.db")).unwrap().execute("DELETE FROM sources", []).unwrap();
+    project.file("source.txt", "edited\n");
+    let ended = shell(&project, &["test"], "cat report source.txt").expect(0);
+    assert_eq!(ended.stdout, "broken\nedited\n");
+    assert!(ended.stderr.contains("as it is now"), "{}", ended.stderr);
+}
+
+/// A terminal with `hm shell` on it.
+struct Terminal {
+    master: File,
+    slave: OwnedFd,
+    shown: Arc<Mutex<String>>,
+    hm: Child,
+}
+
+impl Terminal {
+    fn open(project: &Project, args: &[&str]) -> Self {
+        let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();
+        grantpt(&master).unwrap();
+        unlockpt(&master).unwrap();
+        let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
+        let slave = rustix::fs::open(ptsname(&master, Vec::new()).unwrap(), flags, Mode::empty()).unwrap();
+        tcsetwinsize(&slave, size(24, 80)).unwrap();
+        let mut hm = project.hm(&["shell"]);
+        hm.args(args).env("TERM", "vt100").stdin(slave.try_clone().unwrap());
+        let hm = hm.stdout(slave.try_clone().unwrap()).stderr(slave.try_clone().unwrap()).spawn().unwrap();
+        let (master, shown) = (File::from(master), Arc::<Mutex<String>>::default());
+        let (mut reader, seen) = (master.try_clone().unwrap(), Arc::clone(&shown));
+        std::thread::spawn(move || {
+            let mut buffer = [0; 4096];
+            while let Ok(length) = reader.read(&mut buffer) {
+                seen.lock().unwrap().push_str(&String::from_utf8_lossy(&buffer[..length]));
+            }
+        });
+        Self { master, slave, shown, hm }
+    }
+
+    fn keys(&mut self, keys: &str) {
+        self.master.write_all(keys.as_bytes()).unwrap();
+    }
+
+    /// Waits until this is shown.
+    #[track_caller]
+    fn expect(&mut self, text: &str) {
+        eventually(&format!("{text:?} on the terminal"), || {
+            let shown = self.shown.lock().unwrap();
+            let ended = self.hm.try_wait().unwrap().is_some();
+            assert!(!ended || shown.contains(text), "hm ended: {shown}");
+            shown.contains(text)
+        });
+    }
+
+    fn modes(&self) -> (LocalModes, OutputModes) {
+        let termios = tcgetattr(&self.slave).unwrap();
+        (termios.local_modes, termios.output_modes)
+    }
+}
+
+fn size(rows: u16, columns: u16) -> Winsize {
+    Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 }
+}
+
+#[test]
+fn on_a_terminal_the_shell_has_one_of_its_own() {
+    let Some(project) = failed("echo broken > report; exit 1") else { return };
+    let mut terminal = Terminal::open(&project, &["test"]);
+    terminal.expect("thrown away");
+    eventually("hm gives its keys away", || !terminal.modes().0.contains(LocalModes::ICANON));
+    terminal.keys("cat report; echo $((40+2)) $TERM; stty size; test -t 0 && echo a-terminal\r");
+    for text in ["broken\r\n", "42 vt100\r\n", "24 80\r\n", "a-terminal\r\n"] {
+        terminal.expect(text);
+    }
+    tcsetwinsize(&terminal.master, size(30, 100)).unwrap();
+    kill_process(Pid::from_child(&terminal.hm), Signal::WINCH).unwrap();
+    terminal.keys("until test \"$(stty size)\" = '30 100'; do sleep 0.1; done; echo re''sized\r");
+    terminal.expect("resized\r\n");
+    // Ctrl-C is the shell's, and there is job control.
+    terminal.keys("sh -c 'echo slee''ping; exec sleep 4245'\r");
+    terminal.expect("sleeping\r\n");
+    terminal.keys("\x03");
+    terminal.keys("echo in''terrupted $?\r");
+    terminal.expect("interrupted 130\r\n");
+    terminal.keys("exit 5\r");
+    assert_eq!(terminal.hm.wait().unwrap().code(), Some(5));
+}
+
+#[test]
+fn the_terminal_is_given_back_however_the_shell_ends() {
+    let Some(project) = failed("exit 1") else { return };
+    for end in ["exit", "kill", "signal"] {
+        let mut terminal = Terminal::open(&project, &["test", "--", "sh", "-c", "echo up; read x; exit 4"]);
+        let before = (LocalModes::ICANON | LocalModes::ECHO | LocalModes::ISIG, terminal.modes().1);
+        terminal.expect("up\r\n");
+        assert!(!terminal.modes().0.intersects(before.0), "raw while the shell runs");
+        match end {
+            "exit" => terminal.keys("\r"),
+            "kill" => terminal.keys("\x1c"),
+            _ => kill_process(Pid::from_child(&terminal.hm), Signal::TERM).unwrap(),
+        }
+        let code = terminal.hm.wait().unwrap().code();
+        assert_eq!(
+            code,
+            Some(if end == "exit" {
+                4
+            } else if end == "kill" {
+                131
+            } else {
+                130
+            }),
+            "{end}"
+        );
+        let after = terminal.modes();
+        assert!(after.0.contains(before.0) && after.1.contains(OutputModes::OPOST), "{end}: {after:?}");
+    }
+}
