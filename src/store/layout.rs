@@ -21,7 +21,7 @@
 
 use std::{
     fs::{self, DirBuilder, File, OpenOptions},
-    io::{self, Read, Seek, SeekFrom, Write},
+    io::{self, BufWriter, Read, Seek, SeekFrom, Write},
     os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::{Path, PathBuf},
     sync::{
@@ -89,6 +89,12 @@ pub trait TreeOps: Send + Sync + std::fmt::Debug {
     /// The first failure.
     fn flatten(&self, layers: &[PathBuf], into: &Path, id_map: IdMap) -> io::Result<()>;
 
+    /// Does what [`tree::layer_tar`] does.
+    ///
+    /// # Errors
+    /// The first failure.
+    fn layer_tar(&self, root: &Path, out: File, id_map: IdMap) -> io::Result<()>;
+
     /// Does what [`tree::unpack`] does, with a part of a file.
     ///
     /// # Errors
@@ -129,6 +135,10 @@ impl TreeOps for Direct {
 
     fn flatten(&self, layers: &[PathBuf], into: &Path, id_map: IdMap) -> io::Result<()> {
         tree::flatten(layers, into, id_map)
+    }
+
+    fn layer_tar(&self, root: &Path, out: File, id_map: IdMap) -> io::Result<()> {
+        tree::layer_tar(root, BufWriter::with_capacity(1 << 17, out), id_map)
     }
 
     fn unpack(

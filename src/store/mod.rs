@@ -9,6 +9,7 @@
 mod archives;
 mod delta;
 mod error;
+mod export;
 mod gc;
 mod handle;
 mod host;
@@ -36,6 +37,7 @@ mod workspace;
 
 pub use archives::Archives;
 pub use error::StoreError;
+pub use export::{ExportError, ExportTarget};
 pub use gc::{Forget, Forgotten, GcLimits, GcReport, GcRequest};
 pub use handle::StoreHandle;
 pub use host::{HostDir, HostImage};

@@ -9,8 +9,8 @@ use std::{
 use hm_exec::{
     SnapshotRef, StepStatus,
     event::{self, StepRecord},
-    runner::sandbox::{Errand, SandboxRunner, Streams, Visit, VisitError},
-    store::{FrozenSource, ImageOptions, Lease, Run, Store, StoreError, Surroundings},
+    runner::sandbox::{Errand, SandboxExportError, SandboxRunner, Streams, Visit, VisitError},
+    store::{ExportTarget, FrozenSource, ImageDigest, ImageOptions, Lease, Run, Store, StoreError, Surroundings},
 };
 
 use crate::{
@@ -97,6 +97,11 @@ impl Left {
     /// Makes a visit. The exit code, or why there is none.
     pub(crate) async fn visit(&self, errand: Errand<'_>, streams: Streams) -> Result<i32, VisitError> {
         self.sandbox.visit(Visit::new(&self.snapshot, &self.source, errand), streams).await
+    }
+
+    /// Writes what the step left as an image. Its digest.
+    pub(crate) async fn export(&self, to: ExportTarget) -> Result<ImageDigest, SandboxExportError> {
+        self.sandbox.export(&self.snapshot, &self.source, to).await
     }
 
     /// Why a visit came to nothing.

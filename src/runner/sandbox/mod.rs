@@ -16,6 +16,7 @@ mod attempt;
 mod boot;
 mod cgroup;
 mod checks;
+mod export;
 mod helper;
 mod idmap;
 pub mod jail;
@@ -27,6 +28,7 @@ mod zygote;
 
 pub use args::{Cpus, MemorySize, Network, SandboxArgs};
 pub use checks::{Check, checks};
+pub use export::SandboxExportError;
 pub use helper::{HELPER_VARIABLE, NoHelper, init};
 pub use jail::{MountApi, UserNamespace};
 pub use runner::{SandboxBuilder, SandboxRunner};

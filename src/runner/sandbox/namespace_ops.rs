@@ -2,6 +2,7 @@
 
 use std::{
     ffi::CString,
+    fs::File,
     io,
     os::{fd::AsFd, unix::ffi::OsStrExt},
     path::{Path, PathBuf},
@@ -37,6 +38,10 @@ impl TreeOps for NamespaceOps {
     fn flatten(&self, layers: &[PathBuf], into: &Path, _: IdMap) -> io::Result<()> {
         let layers = layers.iter().map(|layer| c_path(layer)).collect::<io::Result<_>>()?;
         self.zygote.tree_op(&TreeOp::Flatten { layers, into: c_path(into)? }, None).map(drop)
+    }
+
+    fn layer_tar(&self, root: &Path, out: File, _: IdMap) -> io::Result<()> {
+        self.zygote.tree_op(&TreeOp::LayerTar { root: c_path(root)? }, Some(out.as_fd())).map(drop)
     }
 
     fn unpack(&self, blob: BlobFile, into: &Path, _: IdMap, limits: UnpackLimits) -> Result<Unpacked, UnpackError> {

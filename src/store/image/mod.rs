@@ -27,4 +27,7 @@ mod registry;
 pub use base::Base;
 pub use digest::ImageDigest;
 pub use error::ImageError;
+pub(super) use ground::layer_id as ground_layer;
 pub use images::{ImageOptions, Images, Notes, PullPolicy};
+pub(super) use manifest::{REF_NAME, this_platform};
+pub(super) use reference::ImageName;

@@ -6,7 +6,7 @@ use super::ImageError;
 
 /// What the text that names an image asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum ImageName {
+pub(in crate::store) enum ImageName {
     /// This machine's system.
     Host,
     /// An unpacked root filesystem.
@@ -23,7 +23,7 @@ pub(super) enum ImageName {
 
 impl ImageName {
     /// Takes the text apart. A path ends at a colon that no slash follows.
-    pub(super) fn parse(image: &str) -> Result<Self, ImageError> {
+    pub(in crate::store) fn parse(image: &str) -> Result<Self, ImageError> {
         if image == "host" {
             return Ok(Self::Host);
         }

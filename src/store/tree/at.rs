@@ -143,9 +143,19 @@ fn xattr_names(file: BorrowedFd<'_>) -> io::Result<Vec<CString>> {
 
 /// Copies extended attributes, but for those that overlayfs and security modules keep to themselves.
 pub(crate) fn copy_xattrs(from: impl AsFd, to: impl AsFd) -> io::Result<()> {
-    let (from, to) = (from.as_fd(), to.as_fd());
+    for (name, value) in shared_xattrs(from.as_fd())? {
+        fs::fsetxattr(&to, &name, &value, fs::XattrFlags::empty())?;
+    }
+    Ok(())
+}
+
+/// A file's extended attributes by name, but for those that overlayfs and security modules keep to themselves.
+pub(crate) fn shared_xattrs(from: BorrowedFd<'_>) -> io::Result<Vec<(CString, Vec<u8>)>> {
+    let mut found = Vec::new();
+    let mut names = xattr_names(from)?;
+    names.sort_unstable();
     let mut value = Vec::new();
-    for name in xattr_names(from)? {
+    for name in names {
         let private =
             [&b"trusted.overlay."[..], b"user.overlay.", b"security.selinux", b"security.ima", b"security.evm"];
         if private.iter().any(|prefix| name.to_bytes().starts_with(prefix)) {
@@ -157,9 +167,9 @@ pub(crate) fn copy_xattrs(from: impl AsFd, to: impl AsFd) -> io::Result<()> {
             Err(rustix::io::Errno::NODATA) => continue,
             Err(error) => return Err(error.into()),
         };
-        fs::fsetxattr(to, &name, &value[..length], fs::XattrFlags::empty())?;
+        found.push((name, value[..length].to_vec()));
     }
-    Ok(())
+    Ok(found)
 }
 
 /// The times of a file, for [`rustix::fs::utimensat`]. The access time is left alone.

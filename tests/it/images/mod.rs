@@ -3,6 +3,7 @@
 mod archives;
 #[cfg(feature = "registry")]
 mod broken;
+mod export;
 mod fixture;
 #[cfg(feature = "registry")]
 mod registry;

@@ -10,7 +10,7 @@ use super::SetupError;
 use crate::store::tree::{UnpackError, UnpackLimits, Unpacked};
 
 /// The version of every type in this file. Raised with any change to one of them.
-pub(crate) const SPEC_VERSION: u32 = 3;
+pub(crate) const SPEC_VERSION: u32 = 4;
 
 /// How ids inside the step relate to ids outside.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -57,7 +57,7 @@ pub enum Request {
         isolate_network: bool,
     },
     /// Runs a [`TreeOp`] in the zygote's user namespace. Descriptors: status socket, the operation, and
-    /// the file that it reads, where it reads one.
+    /// the file that it reads or writes, where there is one.
     Tree,
 }
 
@@ -72,6 +72,11 @@ pub enum TreeOp {
         layers: Vec<CString>,
         /// The directory.
         into: CString,
+    },
+    /// Writes a layer, as images have it, to the third descriptor.
+    LayerTar {
+        /// Its directory.
+        root: CString,
     },
     /// Unpacks an image's layer, which is a part of the third descriptor's file, into a directory.
     Unpack {

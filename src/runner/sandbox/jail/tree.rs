@@ -17,7 +17,7 @@ use super::{
 };
 use crate::store::{BlobFile, IdMap, tree};
 
-/// Does `op`, which may read `file`. Only a range of ids needs a namespace for this.
+/// Does `op`, which may read or write `file`. Only a range of ids needs a namespace for this.
 pub(crate) fn run(op: &TreeOp, file: Option<OwnedFd>) -> Result<Report, SetupError> {
     match op {
         TreeOp::Remove(path) => {
@@ -28,6 +28,12 @@ pub(crate) fn run(op: &TreeOp, file: Option<OwnedFd>) -> Result<Report, SetupErr
             let layers: Vec<PathBuf> = layers.iter().map(|layer| as_path(layer).to_owned()).collect();
             tree::flatten(&layers, as_path(into), IdMap::Range)
                 .doing(|| format!("merge layers into {}", into.to_string_lossy()))?;
+            Ok(Report::Done)
+        }
+        TreeOp::LayerTar { root } => {
+            let doing = || format!("read the layer {}", root.to_string_lossy());
+            let out = BufWriter::with_capacity(1 << 17, File::from(file.ok_or(Errno::BADF).doing(doing)?));
+            tree::layer_tar(as_path(root), out, IdMap::Range).doing(doing)?;
             Ok(Report::Done)
         }
         TreeOp::Unpack { offset, length, into, limits } => {

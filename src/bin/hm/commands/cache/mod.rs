@@ -3,6 +3,7 @@
 mod auto;
 mod clean;
 mod du;
+mod export;
 mod gc;
 mod limits;
 mod size;
@@ -31,6 +32,7 @@ enum Command {
     Du(du::Args),
     Gc(gc::Args),
     Clean(clean::Args),
+    Export(export::Args),
 }
 
 pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
@@ -38,6 +40,7 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
         Command::Du(args) => du::run(args),
         Command::Gc(args) => gc::run(args),
         Command::Clean(args) => clean::run(args),
+        Command::Export(args) => export::run(args),
     }
 }
 

@@ -1,0 +1,72 @@
+//! `hm cache export`.
+
+use std::{path::PathBuf, process::ExitCode};
+
+use hm_exec::{
+    runner::sandbox::SandboxExportError,
+    store::{ExportError, ExportTarget},
+};
+
+use crate::{
+    commands::print,
+    failure::{Failure, Outcome},
+    left::Left,
+    signals::Interrupts,
+};
+
+const LONG_HELP: &str = "\
+Examples:
+  hm cache export build oci:image               an OCI layout in the directory `image`
+  hm cache export 3fa2/build oci:image:v1       of an earlier run, under the tag `v1`
+  hm cache export build docker-archive:app.tar:app:v1
+                                                for `docker load`, as `app:v1`
+
+`image: oci:image` boots a step from it. Steps on image `host` can't be exported.";
+
+/// Writes what a step left as a container image
+///
+/// The same step becomes the same bytes. The source is part of the image, at /workspace.
+#[derive(Debug, clap::Args)]
+#[command(after_long_help = LONG_HELP)]
+pub(super) struct Args {
+    /// Whose files; RUN is the beginning of a run's id, by default the last run of this directory
+    #[arg(value_name = "[RUN/]STEP")]
+    step: String,
+
+    /// Where to: oci:DIR[:TAG] or docker-archive:FILE[:NAME:TAG]
+    #[arg(value_name = "TARGET")]
+    to: String,
+
+    /// The source directory of the pipeline; without it, the nearest directory upwards that has `.hm/`
+    #[arg(short, long, value_name = "DIR")]
+    dir: Option<PathBuf>,
+}
+
+pub(super) fn run(args: &Args) -> Outcome<ExitCode> {
+    let target = ExportTarget::parse(&args.to).map_err(Failure::input)?;
+    let left = Left::find(&args.step, args.dir.as_deref())?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::infrastructure("failed to start the runtime").because(error))?;
+    let exported = runtime.block_on(async {
+        let mut interrupts = Interrupts::listen()
+            .map_err(|error| Failure::infrastructure("failed to listen for signals").because(error))?;
+        Outcome::Ok(tokio::select! {
+            exported = left.export(target) => Some(exported),
+            () = interrupts.next() => None,
+        })
+    })?;
+    match exported {
+        None => {
+            // The thread that packs has nothing that is worth waiting for.
+            runtime.shutdown_background();
+            Ok(ExitCode::from(130))
+        }
+        Some(Ok(digest)) => print(&format!("{digest}\n")),
+        Some(Err(SandboxExportError::Export(error @ (ExportError::Host | ExportError::Occupied { .. })))) => {
+            Err(Failure::input("nothing was exported").because(error))
+        }
+        Some(Err(error)) => Err(Failure::infrastructure("nothing was exported").because(error)),
+    }
+}

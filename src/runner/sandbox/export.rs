@@ -1,0 +1,53 @@
+//! Exporting what steps of the sandbox left.
+
+use std::sync::Arc;
+
+use super::runner::{SandboxRunner, id_map_of, unusable};
+use crate::{
+    runner::{RunnerError, SnapshotRef},
+    store::{ExportError, ExportTarget, FrozenSource, IdMap, ImageDigest},
+};
+
+/// Why a snapshot of the sandbox could not be exported.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SandboxExportError {
+    /// The sandbox's helper, which reads layers of subordinate ids, can't be started.
+    #[error("failed to start the sandbox")]
+    Sandbox(#[source] RunnerError),
+    /// Exporting failed.
+    #[error(transparent)]
+    Export(#[from] ExportError),
+}
+
+impl SandboxRunner {
+    /// Does what [`Store::export`](crate::store::Store::export) does, in the steps' user namespace where layers belong to
+    /// subordinate ids.
+    ///
+    /// # Errors
+    /// Why it can't be done.
+    ///
+    /// # Cancel safety
+    /// Dropped, the export goes on on its thread until it ends.
+    pub async fn export(
+        &self,
+        snapshot: &SnapshotRef,
+        source: &FrozenSource,
+        to: ExportTarget,
+    ) -> Result<ImageDigest, SandboxExportError> {
+        let failed = |doing: &'static str| {
+            move |error: anyhow::Error| SandboxExportError::Sandbox(RunnerError::infrastructure(doing, error))
+        };
+        let store = self.store().map_err(ExportError::Store)?;
+        if store.snapshot(snapshot).map_err(ExportError::Store)?.id_map == IdMap::Range {
+            let zygote = self.zygote(&store).await.map_err(|error| SandboxExportError::Sandbox(unusable(error)))?;
+            if id_map_of(zygote.user_namespace()) != IdMap::Range {
+                let error = anyhow::anyhow!("this user has no subordinate ids any longer, to which the layers belong");
+                return Err(failed("read the layers")(error));
+            }
+        }
+        let (store, snapshot, source) = (Arc::clone(&store), snapshot.clone(), source.clone());
+        let exported = tokio::task::spawn_blocking(move || store.export(&snapshot, &source, &to));
+        Ok(exported.await.map_err(|error| failed("export")(error.into()))??)
+    }
+}

@@ -1,0 +1,124 @@
+//! Snapshots as OCI images.
+//!
+//! In: a snapshot, and a file or directory to write. Out: an image that any tool reads, one layer for each of the store's:
+//! the base image's, the source's, the steps'. The same snapshot becomes the same bytes. Layers of the store may belong to
+//! ids that only the steps' user namespace knows; they are read through [`TreeOps`](super::TreeOps).
+
+mod archive;
+mod blobs;
+mod error;
+mod layout;
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use serde_json::json;
+
+pub use self::error::ExportError;
+use self::{archive::write_archive, blobs::Packed, layout::write_layout};
+use super::{Base, FrozenSource, ImageDigest, Snapshot, Store, image};
+use crate::runner::SnapshotRef;
+
+/// Where an exported image goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ExportTarget {
+    /// An OCI layout; one that is there gets the image added.
+    OciDir {
+        /// The directory.
+        path: PathBuf,
+        /// The image's name in it.
+        tag: String,
+    },
+    /// What `docker load` reads.
+    DockerArchive {
+        /// The file. One that is there is replaced.
+        path: PathBuf,
+        /// The image's name in it, as `NAME:TAG`.
+        name: Option<String>,
+    },
+}
+
+impl ExportTarget {
+    /// Reads `oci:DIR[:TAG]` or `docker-archive:FILE[:NAME:TAG]`.
+    ///
+    /// # Errors
+    /// [`ExportError::BadTarget`] for anything else.
+    pub fn parse(text: &str) -> Result<Self, ExportError> {
+        match image::ImageName::parse(text) {
+            Ok(image::ImageName::OciDir { path, tag }) => {
+                Ok(Self::OciDir { path, tag: tag.unwrap_or_else(|| "latest".into()) })
+            }
+            Ok(image::ImageName::DockerArchive { path, tag }) => Ok(Self::DockerArchive { path, name: tag }),
+            _ => Err(ExportError::BadTarget { target: text.into() }),
+        }
+    }
+}
+
+impl Store {
+    /// Writes a snapshot, over the source that its steps saw last, as an image. Blocks for as long as packing takes. Tells
+    /// the digest by which runs know the image.
+    ///
+    /// # Errors
+    /// Why it can't be written; what was there is then as it was, but for blobs in an OCI layout that nothing names.
+    pub fn export(
+        self: &Arc<Self>,
+        snapshot: &SnapshotRef,
+        source: &FrozenSource,
+        to: &ExportTarget,
+    ) -> Result<ImageDigest, ExportError> {
+        let snapshot = self.snapshot(snapshot)?;
+        let layers = self.layers_to_export(&snapshot, source)?;
+        let near = match to {
+            ExportTarget::OciDir { path, .. } => path,
+            ExportTarget::DockerArchive { path, .. } => {
+                path.parent().filter(|dir| *dir != Path::new("")).unwrap_or(Path::new("."))
+            }
+        };
+        let packed = blobs::pack(self, &layers, snapshot.id_map, near, matches!(to, ExportTarget::OciDir { .. }))?;
+        let config = self.config_to_export(&snapshot, &packed)?;
+        match to {
+            ExportTarget::OciDir { path, tag } => write_layout(path, tag, &config, packed)?,
+            ExportTarget::DockerArchive { path, name } => write_archive(path, name.as_deref(), &config, &packed)?,
+        }
+        Ok(ImageDigest::of(&config))
+    }
+
+    /// The directories of the layers, lowest first.
+    fn layers_to_export(&self, snapshot: &Snapshot, source: &FrozenSource) -> Result<Vec<PathBuf>, ExportError> {
+        let mut dirs: Vec<PathBuf> = snapshot.layers.iter().map(|layer| self.layer_dir(layer)).collect();
+        dirs.extend_from_slice(&source.roots);
+        match &snapshot.base {
+            Base::Host => return Err(ExportError::Host),
+            Base::Rootfs(dir) => dirs.push(dir.clone()),
+            Base::Image(digest) => {
+                let ground = image::ground_layer(snapshot.id_map);
+                let layers = self.image(digest, snapshot.id_map)?.layers;
+                dirs.extend(layers.iter().filter(|layer| **layer != ground).map(|layer| self.layer_dir(layer)));
+            }
+        }
+        dirs.reverse();
+        Ok(dirs)
+    }
+
+    /// The configuration: variables of the image at the bottom, and a time that is always the same.
+    fn config_to_export(&self, snapshot: &Snapshot, packed: &[Packed]) -> Result<Vec<u8>, ExportError> {
+        const CREATED: &str = "1970-01-01T00:00:00Z";
+        let env = match &snapshot.base {
+            Base::Image(digest) => self.image(digest, snapshot.id_map)?.env,
+            Base::Host | Base::Rootfs(_) => std::collections::BTreeMap::new(),
+        };
+        let env: Vec<String> = env.into_iter().map(|(name, value)| format!("{name}={value}")).collect();
+        let platform = image::this_platform();
+        let config = json!({
+            "created": CREATED,
+            "architecture": platform.architecture,
+            "os": platform.os,
+            "config": { "Cmd": ["/bin/sh"], "Env": env, "WorkingDir": "/workspace" },
+            "rootfs": { "type": "layers", "diff_ids": packed.iter().map(|layer| layer.diff_id).collect::<Vec<_>>() },
+            "history": packed.iter().map(|_| json!({ "created": CREATED, "created_by": "hm" })).collect::<Vec<_>>(),
+        });
+        serde_json::to_vec(&config).map_err(|error| ExportError::Encode(error.to_string()))
+    }
+}
