@@ -14,6 +14,11 @@ use tempfile::TempDir;
 /// How long anything may take before a test gives up on it.
 pub(super) const PATIENCE: Duration = Duration::from_secs(120);
 
+/// The `hm` of this build; a copy of it where the suite runs as another user.
+pub(super) fn program() -> PathBuf {
+    std::env::var_os("HM_TEST_HM").map_or_else(|| env!("CARGO_BIN_EXE_hm").into(), PathBuf::from)
+}
+
 /// A source directory and a store, gone with the value.
 pub(super) struct Project {
     _root: TempDir,
@@ -45,7 +50,7 @@ impl Project {
 
     /// `hm ARGS` in the source directory.
     pub(super) fn hm(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_hm"));
+        let mut command = Command::new(program());
         command.args(args).current_dir(&self.dir).env("HM_CACHE_DIR", &self.store).stdin(Stdio::null());
         // The store goes with the project, at any moment.
         command.env("HM_CACHE_GC", "off");
