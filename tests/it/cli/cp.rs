@@ -6,7 +6,7 @@ use std::{
     process::Command,
 };
 
-use super::hm::{Ended, Project, ir};
+use super::hm::{Ended, Project, ir, program};
 
 /// A project whose step `test` was run on the sandbox and failed; `None` where there is no sandbox here.
 #[track_caller]
@@ -17,7 +17,8 @@ pub(super) fn failed(command: &str) -> Option<Project> {
     if !crate::backends::usable("the sandbox", ended.code != Some(3), &ended.stderr) {
         return None;
     }
-    ended.expect(1);
+    let ended = ended.expect(1);
+    assert!(ended.stderr.contains("`hm shell test` opens"), "{}", ended.stderr);
     Some(project)
 }
 
@@ -100,7 +101,7 @@ fn a_dash_is_a_tar_stream() {
     assert_eq!(names, ["d", "d/f"]);
     // A reader who leaves early is no error.
     let mut early = Command::new("sh");
-    early.args(["-c", "\"$0\" cp test:/usr/bin - | head -c 100 > /dev/null"]).arg(env!("CARGO_BIN_EXE_hm"));
+    early.args(["-c", "\"$0\" cp test:/usr/bin - | head -c 100 > /dev/null"]).arg(program());
     Ended::of(early.current_dir(&project.dir).env("HM_CACHE_DIR", &project.store)).expect(0);
 }
 

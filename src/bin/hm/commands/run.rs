@@ -3,8 +3,8 @@
 use std::{num::NonZeroUsize, path::PathBuf, pin::pin, process::ExitCode, time::Duration};
 
 use hm_exec::{
-    BackendHandle, BuildOutcome, Plan, RunRequest,
-    store::{ImageOptions, PullPolicy},
+    BackendHandle, BuildOutcome, Plan, RunRequest, StepStatus,
+    store::{ImageOptions, PullPolicy, StoreHandle},
 };
 use uuid::Uuid;
 
@@ -14,7 +14,7 @@ use crate::{
     failure::{Failure, Outcome},
     history,
     pipelines::{self, nearest, parse},
-    render::{Format, Screen, to_stderr},
+    render::{Format, Screen, text, to_stderr},
     runners::{self, Runners},
     signals::Interrupts,
 };
@@ -201,6 +201,9 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
             Ok(ExitCode::from(130))
         }
         End::Ended(outcome) => {
+            if format != Format::Json {
+                point_at_what_is_left(&store, &outcome);
+            }
             cache::collect_if_due(&store);
             Ok(ExitCode::from(u8::try_from(outcome.status.exit_code()).unwrap_or(u8::MAX)))
         }
@@ -217,6 +220,19 @@ fn check_steps(plan: &Plan, named: &[String]) -> Outcome<()> {
         Some(near) => failure.hint(format_args!("did you mean `{near}`?")),
         None => failure.hint("`hm plan` lists the steps"),
     })
+}
+
+/// Says how to look into the first step that failed, where its files were kept.
+fn point_at_what_is_left(store: &StoreHandle, outcome: &BuildOutcome) {
+    let Some(store) = store.get_opened() else { return };
+    let failed = |status| matches!(status, StepStatus::Failed | StepStatus::TimedOut | StepStatus::OutOfMemory);
+    let is_kept = |key: &str| matches!(store.left(outcome.build.run_id, key), Ok(Some((_, false))));
+    if let Some(step) = outcome.steps.iter().find(|step| failed(step.status) && is_kept(&step.key)) {
+        let key = text::clean(&step.key);
+        to_stderr(&format!(
+            "hint: `hm shell {key}` opens a shell in what it left, `hm cp {key}:PATH .` takes files out"
+        ));
+    }
 }
 
 /// Shows a build until it ends, or until somebody insists that it does.
