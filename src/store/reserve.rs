@@ -16,11 +16,13 @@ use super::Filesystem;
 const NAME: &str = "reserve";
 
 /// Enough for the index's log of writes, and for a few directories.
-const BYTES: u64 = 4 << 20;
+const MAX_BYTES: u64 = 4 << 20;
+const MIN_BYTES: u64 = 512 << 10;
 
 /// Makes the reserve, unless it is there or the disk is nearly full.
 pub(super) fn fill(dir: &Path, filesystem: &Filesystem) {
-    if filesystem.free_bytes < 16 * BYTES {
+    let bytes = (filesystem.free_bytes / 16).min(MAX_BYTES);
+    if bytes < MIN_BYTES {
         return;
     }
     let path = dir.join(NAME);
@@ -28,7 +30,7 @@ pub(super) fn fill(dir: &Path, filesystem: &Filesystem) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return,
         file => file,
     };
-    let filled = file.and_then(|file| Ok(rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, BYTES)?));
+    let filled = file.and_then(|file| Ok(rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, bytes)?));
     if let Err(error) = filled {
         // Some filesystems can't. There a full disk is for people to mend.
         tracing::debug!(%error, path = %path.display(), "no space is reserved");

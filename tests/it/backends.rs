@@ -11,3 +11,9 @@ pub(crate) fn usable(what: &str, is_usable: bool, why: &str) -> bool {
     }
     is_usable
 }
+
+/// Says loudly that a test needs something that no machine is required to have.
+#[allow(clippy::print_stderr, reason = "a skipped test says so")]
+pub(crate) fn told_skip(what: &str, why: &str) {
+    eprintln!("SKIPPED: {what} can't be used here: {}", why.trim());
+}

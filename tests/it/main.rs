@@ -15,6 +15,7 @@ mod event;
 mod executor_input;
 #[cfg(target_os = "linux")]
 mod images;
+mod filesystem;
 mod ir;
 mod ir_mistakes;
 mod ir_oracle;

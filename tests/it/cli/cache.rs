@@ -3,6 +3,7 @@
 use serde_json::Value;
 
 use super::hm::{Ended, Project, eventually};
+use crate::filesystem::Filesystem;
 
 fn du(project: &Project) -> Value {
     let ended = Ended::of(&mut project.hm(&["cache", "du", "--format", "json"])).expect(0);
@@ -90,4 +91,22 @@ fn gc_tells_once_what_a_killed_run_left() {
     let report = json(&project, &["gc"]);
     assert_eq!(report["reaped"]["killed processes"], 1, "{report}");
     assert!(json(&project, &["gc"])["reaped"].as_object().unwrap().is_empty());
+}
+
+#[test]
+fn du_agrees_with_the_filesystem() {
+    for filesystem in [Filesystem::tmpfs(256), Filesystem::ext4(256)].into_iter().flatten() {
+        let mut project = Project::with_steps(&[("big", "dd if=/dev/urandom bs=1024 count=5000", None)]);
+        project.store = filesystem.dir().into();
+        for n in 0..300 {
+            project.file(&format!("dir-{}/file-{n}", n % 20), &"x".repeat(100_000 + n));
+        }
+        project.run(&["ci"]).expect(0);
+        project.file("dir-0/file-0", "changed");
+        project.run(&["ci"]).expect(0);
+        let usage = du(&project);
+        let said = usage["bytes"].as_u64().unwrap();
+        let used = rustix::fs::statvfs(filesystem.dir()).map(|of| (of.f_blocks - of.f_bfree) * of.f_frsize).unwrap();
+        assert!(used > 30_000_000 && said.abs_diff(used) * 20 < used, "du says {said}, the system {used}: {usage}");
+    }
 }

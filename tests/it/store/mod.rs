@@ -1,6 +1,7 @@
 //! The store, at the level of directories; the sandbox's tests cover mounting what it makes.
 
 mod freeze;
+mod full;
 mod gc;
 mod ignored;
 mod keeping;
