@@ -6,6 +6,7 @@ mod cache;
 mod cp;
 mod hm;
 mod inputs;
+mod killed;
 mod output;
 mod python;
 mod shell;

@@ -3,7 +3,7 @@
 //! A step without limits costs nothing here.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     ffi::CString,
     fs, io,
     os::unix::ffi::OsStrExt,
@@ -113,7 +113,7 @@ impl Limited {
 impl Group {
     fn make(parent: &Path, version: Version) -> io::Result<Self> {
         sweep(parent);
-        let dir = parent.join(format!("hm-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed)));
+        let dir = parent.join(format!("hm-{}-{}", Owner::this_process(), NEXT.fetch_add(1, Ordering::Relaxed)));
         fs::create_dir(&dir)?;
         Ok(Self { dir, version })
     }
@@ -178,15 +178,64 @@ fn ignore_missing(result: io::Result<()>) -> io::Result<()> {
     }
 }
 
-/// Removes the groups of processes that were killed. Those that are in use can't be removed.
-fn sweep(parent: &Path) {
-    for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
-        let name = entry.file_name();
-        let owner = name.to_str().and_then(|name| name.strip_prefix("hm-")?.split('-').next()?.parse::<u32>().ok());
-        if owner.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists()) {
-            let _ = fs::remove_dir(entry.path());
+/// Which process made a group. Numbers of processes are used again, but not with the same start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Owner {
+    pid: u32,
+    /// In the kernel's ticks since boot; 0 where it does not tell.
+    started: u64,
+}
+
+impl Owner {
+    fn this_process() -> Self {
+        let pid = std::process::id();
+        Self { pid, started: start_of(pid).unwrap_or_default() }
+    }
+
+    /// Of a group of this name; `None` where it is none of ours.
+    fn of(name: &str) -> Option<Self> {
+        let mut parts = name.strip_prefix("hm-")?.split('-');
+        let pid = parts.next()?.parse().ok()?;
+        Some(Self { pid, started: parts.next()?.parse().ok()? })
+    }
+
+    fn is_alive(self) -> bool {
+        match start_of(self.pid) {
+            Some(started) => started == self.started || self.started == 0,
+            None => Path::new(&format!("/proc/{}", self.pid)).exists(),
         }
     }
+}
+
+impl std::fmt::Display for Owner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}-{}", self.pid, self.started)
+    }
+}
+
+/// When a process started.
+fn start_of(pid: u32) -> Option<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name before it may have anything in it, but nothing after it has a parenthesis.
+    stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(19)?.parse().ok()
+}
+
+/// Removes the groups of processes that were killed, and tells how many. Those that are in use can't be removed.
+fn sweep(parent: &Path) -> usize {
+    let entries = fs::read_dir(parent).into_iter().flatten().flatten();
+    let dead =
+        entries.filter(|entry| entry.file_name().to_str().and_then(Owner::of).is_some_and(|owner| !owner.is_alive()));
+    dead.filter(|entry| fs::remove_dir(entry.path()).is_ok()).count()
+}
+
+/// Removes the control groups that killed processes left where this one would make its own, and tells how many.
+pub fn reap_control_groups() -> usize {
+    let hierarchies = Hierarchies::of_this_process();
+    let parents = hierarchies.0.iter().flat_map(|(controller, dir)| {
+        // Of version 2, the siblings' place is the usual one.
+        dir.ancestors().take(if controller.is_empty() { 2 } else { 1 })
+    });
+    parents.collect::<BTreeSet<_>>().into_iter().map(sweep).sum()
 }
 
 fn has_word(file: &Path, word: &str) -> bool {
@@ -279,6 +328,15 @@ mod tests {
         assert_eq!(dir("cpu"), Some(Path::new("/sys/fs/cgroup/cpu,cpuacct")));
         assert_eq!(dir(""), Some(Path::new("/sys/fs/cgroup/unified/a/b")));
         assert_eq!(dir("pids"), None);
+    }
+
+    #[test]
+    fn a_group_belongs_to_a_process_and_not_to_a_later_one_of_its_number() {
+        let this = Owner::this_process();
+        assert!(this.started > 0 && this.is_alive());
+        assert_eq!(Owner::of(&format!("hm-{this}-7")), Some(this));
+        assert!(!Owner { started: this.started - 1, ..this }.is_alive());
+        assert_eq!(["hm-", "hm-x-1-1", "docker-1-1-1", "hm-1"].map(Owner::of), [None; 4]);
     }
 
     #[test]

@@ -27,6 +27,7 @@ mod visit;
 mod zygote;
 
 pub use args::{Cpus, MemorySize, Network, SandboxArgs};
+pub use cgroup::reap_control_groups;
 pub use checks::{Check, checks};
 pub use export::SandboxExportError;
 pub use helper::{HELPER_VARIABLE, NoHelper, init};

@@ -46,7 +46,11 @@ pub(super) fn run(args: &Args) -> Outcome<ExitCode> {
     request.dry_run = args.dry_run;
     request.wait = !args.auto;
     let report = collect(&store, &request)?;
-    let Some(report) = report.filter(|_| !args.auto) else { return Ok(ExitCode::SUCCESS) };
+    let groups = if args.dry_run { 0 } else { reap_control_groups() };
+    let Some(mut report) = report.filter(|_| !args.auto) else { return Ok(ExitCode::SUCCESS) };
+    if groups > 0 {
+        report.reaped.insert("control groups".into(), groups as u64);
+    }
     let code = show_report(&report, args.format, args.dry_run)?;
     if !args.dry_run
         && let Err(error) = store.mark_reaped_shown()
@@ -54,6 +58,15 @@ pub(super) fn run(args: &Args) -> Outcome<ExitCode> {
         tracing::debug!(%error, "what was reaped will be told again");
     }
     Ok(code)
+}
+
+/// Removes the control groups that killed runs left.
+fn reap_control_groups() -> usize {
+    #[cfg(target_os = "linux")]
+    let reaped = hm_exec::runner::sandbox::reap_control_groups();
+    #[cfg(not(target_os = "linux"))]
+    let reaped = 0;
+    reaped
 }
 
 /// Prints what was done.
