@@ -13,9 +13,9 @@ mod engine_random;
 mod engine_scale;
 mod event;
 mod executor_input;
+mod filesystem;
 #[cfg(target_os = "linux")]
 mod images;
-mod filesystem;
 mod ir;
 mod ir_mistakes;
 mod ir_oracle;
