@@ -66,8 +66,8 @@ impl LayerId {
         Self(hash.to_hex().to_string())
     }
 
-    /// Whether this is such a layer, or one of an image, which is named in the same way.
-    pub(super) fn is_delta(&self) -> bool {
+    /// Whether this is such a layer, or one of an image: named after what it has, not after who made it.
+    pub(super) fn is_of_content(&self) -> bool {
         self.0.len() == 64
     }
 

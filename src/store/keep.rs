@@ -244,7 +244,7 @@ impl Store {
             return Ok(false);
         }
         let is_kept = self.index.read(|connection| index::layers::seal(connection, layer))?.is_some();
-        Ok(!is_kept || self.damage(std::slice::from_ref(layer))?.is_none())
+        Ok(!is_kept || (self.damage(std::slice::from_ref(layer))?.is_none() && self.spare(layer)?))
     }
 
     /// Rows for those of some layers that have none yet.
@@ -285,7 +285,9 @@ impl Store {
                 index::layers::spare(transaction, layer)?;
             }
             index::images::put(transaction, digest, id_map, image)
-        })
+        })?;
+        self.kept_new.store(true, Ordering::Relaxed);
+        Ok(())
     }
 
     /// Whether there is an image of this digest, in whatever state.
@@ -314,8 +316,12 @@ impl Store {
     /// An image, where all of its layers are there as they were made.
     pub(super) fn kept_image(&self, digest: &ImageDigest, id_map: IdMap) -> Result<Option<ImageRow>, StoreError> {
         let image = self.index.read(|connection| index::images::get(connection, digest, id_map))?;
-        let Some(image) = image else { return Ok(None) };
-        Ok(if self.damage(&image.stack)?.is_none() { Some(image) } else { None })
+        let Some((image, is_doomed)) = image else { return Ok(None) };
+        if self.damage(&image.stack)?.is_some() {
+            return Ok(None);
+        }
+        let spare = || self.index.write(|transaction| index::images::spare(transaction, digest, id_map, &image.stack));
+        Ok(if !is_doomed || spare()? { Some(image) } else { None })
     }
 
     /// The layers that show a source, topmost first, where they are all there as they were made.
@@ -338,17 +344,17 @@ impl Store {
         Ok(Some(row.stack))
     }
 
-    /// Whether a delta is there. It is ours from now on: one that was doomed is not any longer.
+    /// Whether a delta is there. It is ours from now on.
     pub(super) fn has_delta(&self, id: &LayerId) -> Result<bool, StoreError> {
-        let home = self.layer_home(id);
-        if !home.is_dir() {
-            return Ok(false);
+        Ok(self.layer_home(id).is_dir() && self.spare(id)?)
+    }
+
+    /// Takes back the doom of a layer that was found in its place. False where it went before.
+    fn spare(&self, id: &LayerId) -> Result<bool, StoreError> {
+        if !self.index.read(|connection| index::layers::is_doomed(connection, id))? {
+            return Ok(true);
         }
-        if self.index.read(|connection| index::layers::is_doomed(connection, id))? {
-            self.index.write(|transaction| index::layers::spare(transaction, id))?;
-            // Gone where it was removed before it was spared.
-            return Ok(home.is_dir());
-        }
-        Ok(true)
+        self.index.write(|transaction| index::layers::spare(transaction, id))?;
+        Ok(self.layer_home(id).is_dir())
     }
 }

@@ -197,7 +197,7 @@ impl Store {
             (report.waiting_layers, report.waiting_bytes) = self.index.read(collect::doomed)?;
             return Ok(report);
         }
-        self.adopt_deltas(&inventory)?;
+        self.adopt_unnamed(&inventory)?;
         let (mut report, runs, epoch) = self.index.write(|transaction| {
             let shift = (gap > MAX_GAP_MS).then(|| (now - gap + DAY_MS, gap - MAX_GAP_MS));
             collect::shift_times(transaction, now, shift)?;

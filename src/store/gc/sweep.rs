@@ -58,18 +58,19 @@ impl Store {
         Ok(sizes)
     }
 
-    /// Gives rows to deltas that no snapshot was kept with, so that they go like everything else that has no name: they
-    /// are named after their content, not after the process that made them, which therefore does not remove them.
-    pub(super) fn adopt_deltas(&self, inventory: &Inventory) -> Result<(), StoreError> {
+    /// Gives rows to deltas that no snapshot was kept with, and to layers of images that never became whole, so that they go
+    /// like everything else that has no name: those are named after what they have, not after the process that made them,
+    /// which therefore does not remove them.
+    pub(super) fn adopt_unnamed(&self, inventory: &Inventory) -> Result<(), StoreError> {
         let found = names(&self.dir().join("layers"))?;
-        let deltas = found.iter().filter_map(|name| LayerId::parse(name)).filter(LayerId::is_delta);
-        for id in deltas.filter(|id| !inventory.layers.contains_key(id)) {
+        let layers = found.iter().filter_map(|name| LayerId::parse(name)).filter(LayerId::is_of_content);
+        for id in layers.filter(|id| !inventory.layers.contains_key(id)) {
             match tree::seal(&self.layer_dir(&id)) {
                 Ok(seal) => {
                     let row = LayerRow { id, kind: LayerKind::Step, seal };
                     self.index.write(|transaction| index::layers::insert(transaction, &self.boot, &row))?;
                 }
-                Err(error) => tracing::debug!(%error, layer = %id, "a delta can't be read"),
+                Err(error) => tracing::debug!(%error, layer = %id, "a layer can't be read"),
             }
         }
         Ok(())

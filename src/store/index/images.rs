@@ -17,6 +17,22 @@ pub(in crate::store) struct ImageRow {
     pub(in crate::store) config: String,
 }
 
+/// Takes back the doom of an image. False where it, or a layer of it, is gone.
+pub(in crate::store) fn spare(
+    transaction: &Transaction<'_>,
+    digest: &ImageDigest,
+    id_map: IdMap,
+    stack: &[LayerId],
+) -> rusqlite::Result<bool> {
+    for layer in stack {
+        if !layers::spare(transaction, layer)? {
+            return Ok(false);
+        }
+    }
+    let mut update = transaction.prepare_cached("UPDATE images SET doomed = NULL WHERE digest = ? AND id_map = ?")?;
+    Ok(update.execute(params![digest.to_string(), to_text(&id_map)])? > 0)
+}
+
 /// What a tag stood for.
 #[cfg(feature = "registry")]
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,16 +60,16 @@ pub(in crate::store) fn put(
     insert.execute(params![digest.to_string(), to_text(&id_map), stack(layers), config, now_ms()]).map(drop)
 }
 
-/// The layers of an image, and its configuration.
+/// The layers of an image, its configuration, and whether it goes unless somebody [spares](spare) it.
 pub(in crate::store) fn get(
     connection: &Connection,
     digest: &ImageDigest,
     id_map: IdMap,
-) -> rusqlite::Result<Option<ImageRow>> {
+) -> rusqlite::Result<Option<(ImageRow, bool)>> {
     let mut select = connection
-        .prepare_cached("SELECT stack, config FROM images WHERE digest = ? AND id_map = ? AND doomed IS NULL")?;
+        .prepare_cached("SELECT stack, config, doomed IS NOT NULL FROM images WHERE digest = ? AND id_map = ?")?;
     let read = |row: &rusqlite::Row<'_>| {
-        Ok(ImageRow { stack: parse_stack(0, row.get_ref(0)?.as_str()?)?, config: row.get(1)? })
+        Ok((ImageRow { stack: parse_stack(0, row.get_ref(0)?.as_str()?)?, config: row.get(1)? }, row.get(2)?))
     };
     select.query_row(params![digest.to_string(), to_text(&id_map)], read).optional()
 }
