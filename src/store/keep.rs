@@ -142,7 +142,7 @@ impl Store {
         let mut layers = snapshot.layers;
         if let Base::Image(digest) = &snapshot.base {
             let image = self.index.read(|connection| index::images::get(connection, digest, snapshot.id_map))?;
-            let Some(image) = image else {
+            let Some((image, _)) = image else {
                 return Ok(Some(Cached::Damaged { reason: format!("its image {digest} is gone") }));
             };
             layers.extend(image.stack);

@@ -8,12 +8,12 @@ use crate::store::{
     index::{self, collect},
 };
 
-/// Where the disk stays full whatever is removed, nobody tries again before this has passed.
+/// Where the disk stays full whatever is removed, or a run goes on and on, nobody tries again before this has passed.
 const AGAIN_MS: i64 = 60 * 1000;
 
 impl Store {
     /// Whether garbage should be collected now: something new was kept and the limit is passed, the filesystem runs full,
-    /// or a day has gone by. Takes microseconds where nothing was kept.
+    /// something waited for a run to end, or a day has gone by. Takes microseconds where nothing was kept.
     ///
     /// # Errors
     /// Where the index can't be read, or the system does not tell what is free.
@@ -25,6 +25,9 @@ impl Store {
         let kept_new = self.kept_new.load(Ordering::Relaxed);
         if Filesystem::of(self.dir())?.free_bytes < limits.min_free_bytes {
             return Ok(kept_new || since > AGAIN_MS);
+        }
+        if since > AGAIN_MS && self.index.read(collect::is_anything_doomed)? {
+            return Ok(true);
         }
         Ok(kept_new && self.index.read(collect::layer_bytes)? > limits.max_bytes)
     }

@@ -26,6 +26,7 @@ pub use limits::GcLimits;
 use plan::{Plan, RunFiles, Scene, Victim};
 use rustix::fs::FlockOperation;
 use serde::Serialize;
+use sweep::Logs;
 
 use super::{
     Filesystem, LayerId, Store, StoreError,
@@ -149,7 +150,7 @@ struct Measured {
     extents: HashMap<LayerId, Extent>,
     runs: Vec<RunFiles>,
     live_runs: usize,
-    logs: BTreeMap<[u8; 32], u64>,
+    logs: Logs,
     fixed_bytes: u64,
     free_bytes: u64,
 }
@@ -230,8 +231,8 @@ impl Store {
     }
 
     fn measure(&self, inventory: &Inventory, limits: &GcLimits) -> Result<Measured, StoreError> {
-        let (runs, live_runs) = self.old_runs()?;
         let logs = self.cached_logs(inventory)?;
+        let (runs, live_runs) = self.old_runs(&logs)?;
         let mut fixed_bytes = 0;
         for name in ["sources", "stat", "index.db", "last-runs"] {
             let path = self.dir().join(name);
@@ -242,7 +243,7 @@ impl Store {
         let most = layers.sum::<u64>()
             + fixed_bytes
             + runs.iter().map(|run| run.bytes).sum::<u64>()
-            + logs.values().sum::<u64>();
+            + logs.sizes.values().sum::<u64>();
         let mut extents = HashMap::new();
         if most > limits.max_bytes || free_bytes < limits.min_free_bytes {
             for id in inventory.layers.keys() {
@@ -262,7 +263,7 @@ impl Measured {
             extents: &self.extents,
             runs: &self.runs,
             live_runs: self.live_runs,
-            logs: &self.logs,
+            logs: &self.logs.sizes,
             fixed_bytes: self.fixed_bytes,
             free_bytes: self.free_bytes,
             now,

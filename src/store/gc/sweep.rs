@@ -1,7 +1,7 @@
 //! Taking from the disk what has no name any longer.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     fs::{self, File},
     path::{Path, PathBuf},
     time::{Duration, SystemTime},
@@ -17,7 +17,7 @@ use crate::store::{
     error::Doing,
     index::{self, LayerKind, LayerRow, collect, inventory::Inventory},
     layout::names,
-    tree,
+    tree::{self, FileId},
 };
 
 /// What is younger may be about to get its row.
@@ -26,9 +26,19 @@ const SETTLED: Duration = Duration::from_secs(60 * 60);
 /// A run's directory that is younger may be about to get its lock.
 const RUN_SETTLED: Duration = Duration::from_secs(2);
 
+/// The logs of cached steps.
+#[derive(Debug, Default)]
+pub(super) struct Logs {
+    /// In bytes, by key.
+    pub(super) sizes: BTreeMap<[u8; 32], u64>,
+    /// Those that have other names, too.
+    files: HashSet<FileId>,
+}
+
 impl Store {
-    /// The runs that have ended, newest first, and how many go on.
-    pub(super) fn old_runs(&self) -> Result<(Vec<RunFiles>, usize), StoreError> {
+    /// The runs that have ended, newest first, and how many go on. Logs that cached steps have, too, are counted with
+    /// those.
+    pub(super) fn old_runs(&self, logs: &Logs) -> Result<(Vec<RunFiles>, usize), StoreError> {
         let dir = self.dir().join("runs");
         let (mut old, mut live) = (Vec::new(), 0);
         for name in names_if_any(&dir)? {
@@ -39,23 +49,27 @@ impl Store {
             }
             let written = |path: PathBuf| fs::metadata(path).and_then(|metadata| metadata.modified()).ok();
             let at = written(dir.join("journal")).or_else(|| written(dir.clone())).map_or(0, to_ms);
-            let bytes = tree::measure(&dir).doing("measure", &dir)?.bytes();
+            let mut extent = tree::measure(&dir).doing("measure", &dir)?;
+            extent.shared.retain(|file, _| !logs.files.contains(file));
+            let bytes = extent.bytes();
             old.push(RunFiles { dir, bytes, at });
         }
         old.sort_by(|a, b| (b.at, &b.dir).cmp(&(a.at, &a.dir)));
         Ok((old, live))
     }
 
-    /// The sizes of the logs of cached steps, by key.
-    pub(super) fn cached_logs(&self, inventory: &Inventory) -> Result<BTreeMap<[u8; 32], u64>, StoreError> {
-        let mut sizes = BTreeMap::new();
+    /// The logs of cached steps.
+    pub(super) fn cached_logs(&self, inventory: &Inventory) -> Result<Logs, StoreError> {
+        let mut logs = Logs::default();
         if self.logs_dir().is_dir() {
             for row in &inventory.cached {
-                let path = self.logs_dir().join(blake3::Hash::from_bytes(row.key).to_hex().as_str());
-                sizes.insert(row.key, tree::measure(&path).doing("measure", &path)?.bytes());
+                let path = self.cached_log(&row.key);
+                let extent = tree::measure(&path).doing("measure", &path)?;
+                logs.sizes.insert(row.key, extent.bytes());
+                logs.files.extend(extent.shared.into_keys());
             }
         }
-        Ok(sizes)
+        Ok(logs)
     }
 
     /// Gives rows to deltas that no snapshot was kept with, and to layers of images that never became whole, so that they go

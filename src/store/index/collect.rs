@@ -111,6 +111,12 @@ pub(in crate::store) fn doomed(connection: &Connection) -> rusqlite::Result<(usi
     select.query_row([], |row| Ok((row.get(0)?, row.get(1)?)))
 }
 
+/// Whether there is a doomed layer.
+pub(in crate::store) fn is_anything_doomed(connection: &Connection) -> rusqlite::Result<bool> {
+    let mut select = connection.prepare_cached("SELECT EXISTS (SELECT 1 FROM layers WHERE doomed IS NOT NULL)")?;
+    select.query_row([], |row| row.get(0))
+}
+
 /// The sources whose manifests somebody may ask for.
 pub(in crate::store) fn sources_with_manifests(connection: &Connection) -> rusqlite::Result<HashSet<String>> {
     let mut select = connection.prepare_cached("SELECT id FROM sources UNION SELECT source FROM snapshots")?;
