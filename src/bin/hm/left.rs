@@ -239,6 +239,9 @@ fn find_snapshot(store: &Store, run: &Run, step: &StepRecord) -> Outcome<Snapsho
     } else if passed {
         Failure::input(format_args!("what step `{key}` left was not kept ({})", describe(step)))
             .hint("`hm run --keep` keeps what every step leaves; a cache policy keeps it as long as the cache")
+    } else if step.status == Some(StepStatus::Infrastructure) {
+        Failure::input(format_args!("step `{key}` could not be run to its end: nothing of it is kept"))
+            .hint("see the run's output for the reason, and run the pipeline again")
     } else {
         Failure::input(format_args!("what step `{key}` left is gone ({})", describe(step)))
             .hint("it was removed for its age or for space, or could not be kept: run the pipeline again")

@@ -72,6 +72,9 @@ impl Extraction {
     /// Finds out where things go. `None` where the first entry is a file that was written to a file of the user's.
     fn start(to: &Path, top: &[u8], entry: &mut Entry<'_, impl Read>) -> io::Result<Option<Self>> {
         let named = |error: io::Error| named(to, &error);
+        if top != CONTENT && !is_name(top) {
+            return Err(leads_elsewhere());
+        }
         let is_dir = entry.header().entry_type() == EntryType::Directory;
         let found = match fs::stat(to) {
             Ok(stat) => Some(FileType::from_raw_mode(stat.st_mode)),
@@ -113,9 +116,8 @@ impl Extraction {
 
     /// The path below `root` of what is at `rest` below the topmost entry.
     fn path(&self, rest: &[u8]) -> io::Result<Vec<u8>> {
-        let parts = rest.split(|byte| *byte == b'/');
-        if !rest.is_empty() && parts.into_iter().any(|part| matches!(part, b"" | b"." | b"..") || part.contains(&0)) {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "a name in the stream leads elsewhere"));
+        if !rest.is_empty() && !rest.split(|byte| *byte == b'/').all(is_name) {
+            return Err(leads_elsewhere());
         }
         Ok(match &self.top {
             Some(top) if rest.is_empty() => top.as_bytes().to_vec(),
@@ -187,8 +189,17 @@ impl Extraction {
     fn dir(&mut self, path: &[u8]) -> io::Result<&OwnedFd> {
         let is_last = self.last.as_ref().is_some_and(|(known, _)| known == path);
         if !is_last {
-            let mut dir = open_dir_at(&self.root, ".")?;
-            for name in path.split(|byte| *byte == b'/').filter(|name| !name.is_empty()) {
+            // A stream goes down a tree name by name, too.
+            let above = self.last.take().and_then(|(known, dir)| {
+                let below = path.strip_prefix(&known[..])?;
+                let below = if known.is_empty() { below } else { below.strip_prefix(b"/")? };
+                Some((dir, below))
+            });
+            let (mut dir, below) = match above {
+                Some(above) => above,
+                None => (open_dir_at(&self.root, ".")?, path),
+            };
+            for name in below.split(|byte| *byte == b'/').filter(|name| !name.is_empty()) {
                 dir = open_dir_at(&dir, OsStr::from_bytes(name))?;
             }
             self.last = Some((path.to_vec(), dir));
@@ -234,6 +245,117 @@ fn split(path: &[u8]) -> (&[u8], &[u8]) {
     }
 }
 
+/// Whether this is the name of an entry, and of nothing else.
+fn is_name(part: &[u8]) -> bool {
+    !matches!(part, b"" | b"." | b"..") && !part.contains(&0)
+}
+
+fn leads_elsewhere() -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, "a name in the stream leads elsewhere")
+}
+
 fn named(path: &Path, error: &io::Error) -> io::Error {
     io::Error::new(error.kind(), format!("`{}`: {error}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, os::unix::fs::MetadataExt};
+
+    use tar::{Builder, Header};
+
+    use super::{super::pack, *};
+
+    /// A stream of entries: kind, name, and the target of a link.
+    fn stream(entries: &[(EntryType, &str, &str)]) -> Vec<u8> {
+        let mut tar = Builder::new(Vec::new());
+        for (kind, name, link) in entries {
+            let mut header = Header::new_gnu();
+            let gnu = header.as_gnu_mut().unwrap();
+            gnu.name[..name.len()].copy_from_slice(name.as_bytes());
+            gnu.linkname[..link.len()].copy_from_slice(link.as_bytes());
+            header.set_entry_type(*kind);
+            header.set_mode(0o755);
+            header.set_mtime(1);
+            header.set_size(if *kind == EntryType::Regular { 4 } else { 0 });
+            header.set_cksum();
+            tar.append(&header, if *kind == EntryType::Regular { &b"evil"[..] } else { b"" }).unwrap();
+        }
+        tar.into_inner().unwrap()
+    }
+
+    #[test]
+    fn nothing_is_written_outside_of_the_place_that_was_named() {
+        use EntryType::{Directory, Link, Regular, Symlink};
+        let top = tempfile::tempdir().unwrap();
+        let outside = top.path().join("outside");
+        fs::create_dir(&outside).unwrap();
+        fs::write(outside.join("kept"), "kept").unwrap();
+        let target = outside.to_str().unwrap();
+        let dir = (Directory, "d/", "");
+        let up = "d/../../outside/x";
+        for (at, entries) in [
+            vec![(Regular, "../outside/x", "")],
+            vec![(Regular, "/x", "")],
+            vec![dir, (Regular, up, "")],
+            vec![dir, (Regular, "d/./x", "")],
+            vec![dir, (Symlink, "d/l", target), (Regular, "d/l/x", "")],
+            vec![dir, (Symlink, "d/l", target), (Directory, "d/l", "")],
+            vec![dir, (Symlink, "d/l", target), (Link, "d/h", "d/l/kept")],
+            vec![dir, (Link, "d/h", "d/../../outside/kept")],
+            vec![(Symlink, "l", target), (Regular, "l/x", "")],
+            vec![dir, (EntryType::Char, "d/c", "")],
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            let into = top.path().join(format!("into-{at}"));
+            fs::create_dir(&into).unwrap();
+            let error = extract(&stream(&entries)[..], &into).unwrap_err();
+            assert_eq!(fs::read_dir(&outside).unwrap().count(), 1, "{entries:?}: {error}");
+            assert_eq!(fs::metadata(outside.join("kept")).unwrap().nlink(), 1, "{entries:?}: {error}");
+        }
+        // A file in the place of a link is one of its own.
+        let into = top.path().join("into");
+        fs::create_dir_all(into.join("d")).unwrap();
+        std::os::unix::fs::symlink(outside.join("kept"), into.join("d/f")).unwrap();
+        extract(&stream(&[dir, (Regular, "d/f", "")])[..], &into).unwrap();
+        assert_eq!(fs::read_to_string(into.join("d/f")).unwrap(), "evil");
+        assert_eq!(fs::read_to_string(outside.join("kept")).unwrap(), "kept");
+    }
+
+    #[test]
+    fn a_stream_that_breaks_off_is_an_error() {
+        let top = tempfile::tempdir().unwrap();
+        let whole = stream(&[(EntryType::Directory, "d/", ""), (EntryType::Regular, "d/f", "")]);
+        for length in [0, 100, 600, 1100] {
+            assert!(extract(&whole[..length], top.path()).is_err(), "{length}");
+        }
+    }
+
+    #[test]
+    fn what_was_packed_comes_out_as_it_was_however_deep() {
+        let top = tempfile::tempdir().unwrap();
+        let (from, to) = (top.path().join("from"), top.path().join("to"));
+        let name = "n".repeat(200);
+        let deep: PathBuf = std::iter::repeat_n(&*name, 30).collect();
+        fs::create_dir_all(&from).unwrap();
+        let mut dir = super::super::at::open_dir(&from).unwrap();
+        for part in &deep {
+            rustix::fs::mkdirat(&dir, part, Mode::RWXU).unwrap();
+            dir = open_dir_at(&dir, part).unwrap();
+        }
+        rustix::fs::symlinkat("x".repeat(300), &dir, "link").unwrap();
+        for part in ["a", "b"] {
+            fs::write(from.join(part), part).unwrap();
+        }
+        fs::hard_link(from.join("b"), from.join("z")).unwrap();
+        let mut packed = Vec::new();
+        pack(&from.join("."), &mut packed).unwrap();
+        extract(&packed[..], &to).unwrap();
+        let mut again = Vec::new();
+        pack(&to.join("."), &mut again).unwrap();
+        assert!(packed == again, "{} and {} bytes", packed.len(), again.len());
+        assert_eq!(fs::metadata(to.join("z")).unwrap().nlink(), 2);
+    }
 }

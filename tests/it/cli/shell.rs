@@ -148,6 +148,26 @@ fn a_source_that_is_gone_is_shown_as_it_is_now() {
     assert!(ended.stderr.contains("as it is now"), "{}", ended.stderr);
 }
 
+#[test]
+fn a_cached_step_can_be_looked_into_in_every_run_that_found_it() {
+    let project = Project::new();
+    let cached = r#"{"step":{"key":"a","cmd":"echo made > f","cache":{"policy":"forever","key":"1"}},"env":{"X":"y"}}"#;
+    let ir = format!(
+        r#"{{"version":"0","default_image":"host","graph":{{"nodes":[{cached}],"node_holes":[],"edge_property":"directed","edges":[]}}}}"#
+    );
+    project.file(".hm/ci.json", &ir);
+    for status in ["passed", "passed, from the cache"] {
+        let ended = Ended::of(&mut project.hm(&["run", "--format", "human"]));
+        if !crate::backends::usable("the sandbox", ended.code != Some(3), &ended.stderr) {
+            return;
+        }
+        ended.expect(0);
+        let ended = shell(&project, &["a"], "cat f; echo $X").expect(0);
+        assert_eq!(ended.stdout, "made\ny\n");
+        assert!(ended.stderr.contains(&format!("({status})")), "{}", ended.stderr);
+    }
+}
+
 /// A terminal with `hm shell` on it.
 struct Terminal {
     master: File,
