@@ -13,6 +13,7 @@ use uuid::Uuid;
 use super::{
     CacheKey,
     flight::{Entered, Flight, Flights},
+    parts::{self, Noted},
 };
 use crate::{
     event::CacheMissReason,
@@ -100,6 +101,16 @@ pub(crate) struct Passed {
     /// What it printed, if it printed anything.
     pub(crate) log: PathBuf,
     pub(crate) flight: Option<Flight>,
+}
+
+/// What is said of a build at its end.
+#[derive(Debug)]
+pub(crate) struct BuildEnd {
+    pub(crate) run_dir: PathBuf,
+    pub(crate) noted: Vec<Noted>,
+    pub(crate) hits: Vec<[u8; 32]>,
+    pub(crate) published: bool,
+    pub(crate) exit_code: i32,
 }
 
 impl Cache {
@@ -194,11 +205,18 @@ impl BuildCache {
         Ok(())
     }
 
-    /// Says how the run ended, that `hits` were used, and, where something was published, puts it on the disk for good.
-    pub(crate) async fn finish(&self, hits: Vec<[u8; 32]>, published: bool, exit_code: i32) {
+    /// Says how the run in `run_dir` ended, what was looked up and that `hits` were used, and, where something was published,
+    /// puts it on the disk for good.
+    pub(crate) async fn finish(&self, end: BuildEnd) {
         let Ok((store, _)) = &self.store else { return };
         let (store, run) = (Arc::clone(store), self.build.run);
+        let BuildEnd { run_dir, noted, hits, published, exit_code } = end;
         let finishing = blocking(move || {
+            if !noted.is_empty()
+                && let Err(error) = parts::write(&run_dir, &store.secret()?, &noted)
+            {
+                tracing::warn!(%error, "`hm why` will know nothing of this run");
+            }
             store.touch(&hits)?;
             if published {
                 store.sync()?;

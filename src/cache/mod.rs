@@ -7,9 +7,14 @@
 mod build;
 mod flight;
 mod key;
+mod parts;
 mod policy;
+mod why;
 
-pub(crate) use build::{Ask, BuildCache, BuildFacts, Cache, Found, Looked, Outcome, Passed};
+pub(crate) use build::{Ask, BuildCache, BuildEnd, BuildFacts, Cache, Found, Looked, Outcome, Passed};
 pub(crate) use flight::Flight;
 pub use key::{BasePart, CacheKey, KeyParts};
+pub use parts::{Difference, Verdict};
+pub(crate) use parts::{Noted, NotedBase};
 pub use policy::Cacheable;
+pub use why::{Explanation, WhyError, explain, key_of};

@@ -15,6 +15,8 @@ use std::{
 
 use tempfile::TempDir;
 
+use crate::plan::StepIndex;
+
 /// Logs kept open for writing; each further one is opened anew for each write.
 const MAX_OPEN_FOR_WRITING: usize = 256;
 
@@ -37,6 +39,25 @@ fn logs_path(dir: &Path) -> PathBuf {
 /// Steps have numbers here, not keys: a key may be any text.
 fn log_path(logs: &Path, step: u32, attempt: u32) -> PathBuf {
     logs.join(format!("{step}-{attempt}.log"))
+}
+
+/// The log of the last attempt of a step that printed anything, in the run's directory `dir`; `None` where none did.
+///
+/// # Errors
+/// Where the directory can't be read.
+pub fn last_log(dir: impl AsRef<Path>, step: StepIndex) -> io::Result<Option<PathBuf>> {
+    let logs = logs_path(dir.as_ref());
+    let mut last = None;
+    for entry in std::fs::read_dir(&logs)? {
+        let name = entry?.file_name();
+        let attempt = name.to_str().and_then(|name| name.strip_suffix(".log")?.split_once('-'));
+        if let Some((number, attempt)) = attempt
+            && number.parse() == Ok(step.0)
+        {
+            last = last.max(attempt.parse::<u32>().ok());
+        }
+    }
+    Ok(last.map(|attempt| log_path(&logs, step.0, attempt)))
 }
 
 /// A run's directory, and the count of its logs that are open for writing.

@@ -36,6 +36,7 @@ mod writer;
 pub use bus::EventBus;
 pub use create::{RunDir, create};
 pub use frames::JournalError;
+pub use logs::last_log;
 pub use meta::{RunMeta, StateEvent, StepMeta, step_id, step_index};
 pub use replay::{JournalReader, StepRecord, durations, open, step_records};
 pub use stream::EventStream;

@@ -87,6 +87,11 @@ impl EventWriter {
         self.shared.files.log_path(step.0, attempt)
     }
 
+    /// Where the run's files lie.
+    pub(crate) fn dir(&self) -> PathBuf {
+        self.shared.files.dir().to_owned()
+    }
+
     /// Writes the buffer, which also has the ranges of output since the last flush, with one `write`, then wakes readers.
     /// With nothing to write it costs next to nothing.
     ///

@@ -193,9 +193,9 @@ pub(crate) async fn run<R: RunnerSet>(build: Build<R>) -> BuildOutcome {
         }
     }
     drop(attempts);
-    let (hits, has_published) = errands.finish();
+    let end = errands.finish(&progress);
     if let Some(cache) = &cache {
-        cache.finish(hits, has_published, progress.verdict().exit_code()).await;
+        cache.finish(end).await;
     }
     reap(&*runners, progress.take_snapshots()).await;
     progress.finish(build, started_at, clock.elapsed())

@@ -26,7 +26,10 @@ use super::{
     progress::Progress,
 };
 use crate::{
-    cache::{Ask, BasePart, BuildCache, CacheKey, Cacheable, Flight, KeyParts, Looked, Outcome, Passed},
+    cache::{
+        Ask, BasePart, BuildCache, BuildEnd, CacheKey, Cacheable, Flight, Found, KeyParts, Looked, Noted, NotedBase,
+        Outcome, Passed, Verdict,
+    },
     event::CacheMissReason,
     plan::{Base, BoundPlan, StepIndex},
     runner::{CacheIdentity, Probe, RunnerIndex, RunnerSet},
@@ -53,6 +56,7 @@ pub(super) struct Errands<'a, R> {
     /// Attempts that ended before they began.
     reports: Vec<Report>,
     hits: Vec<[u8; 32]>,
+    noted: Vec<Noted>,
     has_published: bool,
 }
 
@@ -66,6 +70,7 @@ enum Known {
 /// A cached step that runs.
 struct Running {
     key: CacheKey,
+    base: NotedBase,
     mode: Arc<str>,
     flight: Option<Flight>,
 }
@@ -114,6 +119,7 @@ impl<'a, R: RunnerSet> Errands<'a, R> {
             released: Vec::new(),
             reports: Vec::new(),
             hits: Vec::new(),
+            noted: Vec::new(),
             has_published: false,
         }
     }
@@ -173,7 +179,7 @@ impl<'a, R: RunnerSet> Errands<'a, R> {
             && let Some(snapshot) = report.snapshot.clone()
             && let (Some(cache), Some(running)) = (self.cache, self.running.remove(&step))
         {
-            let Running { key, mode, flight } = running;
+            let Running { key, mode, flight, .. } = running;
             let (runners, bound) = (self.runners, self.plan.step(step));
             let log = progress.close_log(report.start);
             let passed = Passed { key, step: Arc::clone(&bound.step.key), snapshot, log, flight };
@@ -244,9 +250,10 @@ impl<'a, R: RunnerSet> Errands<'a, R> {
         self.under_way.poll_next_unpin(cx)
     }
 
-    /// The keys of what was found, and whether anything was published.
-    pub(super) fn finish(self) -> (Vec<[u8; 32]>, bool) {
-        (self.hits, self.has_published)
+    /// What is to be said of the build to its cache, if it has one.
+    pub(super) fn finish(self, progress: &Progress<'_>) -> BuildEnd {
+        let Self { hits, noted, has_published: published, .. } = self;
+        BuildEnd { run_dir: progress.dir(), noted, hits, published, exit_code: progress.verdict().exit_code() }
     }
 
     fn look_up_step(&mut self, step: StepIndex, progress: &mut Progress<'_>, now: Duration) {
@@ -274,7 +281,8 @@ impl<'a, R: RunnerSet> Errands<'a, R> {
         };
         self.running.insert(step, running);
         if cache.is_refreshed(&bound.step.key) {
-            return progress.missed(step, CacheMissReason::Refresh, None, now);
+            let refreshed = Outcome::Missed { reason: CacheMissReason::Refresh, message: None, flight: None };
+            return self.looked_up(step, refreshed, progress, now);
         }
         match cache.look_up(ask) {
             Looked::Now(outcome) => self.looked_up(step, outcome, progress, now),
@@ -295,16 +303,24 @@ impl<'a, R: RunnerSet> Errands<'a, R> {
         let CacheIdentity { image, mode } = identity?.ok_or("the runner's steps can't be cached")?;
         let cache = self.cache.ok_or("there is no cache")?;
         let Cacheable { dsl_key, max_age } = Cacheable::of(&bound.step).ok_or("the step has no cache key")?;
-        let base = match (self.plan.base(step), &image) {
+        let base = match (self.plan.base(step), image) {
             (Base::Snapshot(parent), _) => {
-                BasePart::Snapshot(&progress.snapshot(parent).ok_or("the parent left no snapshot")?.0)
+                let snapshot = Arc::clone(&progress.snapshot(parent).ok_or("the parent left no snapshot")?.0);
+                NotedBase::Parent { step: Arc::clone(&self.plan.step(parent).step.key), snapshot }
             }
-            (Base::Image(_), Some(image)) => BasePart::Image(image),
+            (Base::Image(name), Some(identity)) => {
+                // Without a name it is the default's, which is the plan's.
+                let name = bound.step.image.clone().unwrap_or_else(|| name.into());
+                NotedBase::Image { name, identity }
+            }
             (Base::Image(_), None) => return Err("the runner does not tell what the image stands for".into()),
         };
         let parts = KeyParts {
             dsl_key,
-            base,
+            base: match &base {
+                NotedBase::Image { identity, .. } => BasePart::Image(identity),
+                NotedBase::Parent { snapshot, .. } => BasePart::Snapshot(snapshot),
+            },
             command: &bound.step.cmd,
             env: &bound.env,
             runner: &runner.name,
@@ -314,19 +330,22 @@ impl<'a, R: RunnerSet> Errands<'a, R> {
             mode: &mode,
         };
         let key = parts.key();
-        Ok((cache, Running { key, mode, flight: None }, Ask { key, max_age }))
+        Ok((cache, Running { key, base, mode, flight: None }, Ask { key, max_age }))
     }
 
     fn looked_up(&mut self, step: StepIndex, outcome: Outcome, progress: &mut Progress<'_>, now: Duration) {
         match outcome {
             Outcome::Found(found) => {
+                let Found { snapshot, run, step: made_by, created_at } = found;
+                self.note(step, Verdict::Hit { run, step: made_by, created_at });
                 if let Some(running) = self.running.remove(&step)
-                    && progress.found(step, found.snapshot, now)
+                    && progress.found(step, snapshot, now)
                 {
                     self.hits.push(running.key.0);
                 }
             }
             Outcome::Missed { reason, message, flight } => {
+                self.note(step, Verdict::Miss { reason, message: message.clone() });
                 if let Some(running) = self.running.get_mut(&step) {
                     running.flight = flight;
                 }
@@ -336,6 +355,22 @@ impl<'a, R: RunnerSet> Errands<'a, R> {
                 }
             }
         }
+    }
+
+    /// Remembers what came of a lookup.
+    fn note(&mut self, step: StepIndex, verdict: Verdict) {
+        let Some(Running { key, base, mode, .. }) = self.running.get(&step) else { return };
+        let (bound, runner) = (self.plan.step(step), self.plan.runner(step));
+        self.noted.push(Noted {
+            step: Arc::clone(&bound.step),
+            env: Arc::clone(&bound.env),
+            base: base.clone(),
+            key: *key,
+            runner: Arc::clone(&runner.name),
+            runner_version: runner.cache_version,
+            mode: Arc::clone(mode),
+            verdict,
+        });
     }
 
     /// Ends the attempts that wait for a probe, where the build stops.

@@ -129,6 +129,11 @@ impl<'plan> Progress<'plan> {
         self.events.log_path(start.step, start.attempt)
     }
 
+    /// Where the run's files lie.
+    pub(super) fn dir(&self) -> PathBuf {
+        self.events.dir()
+    }
+
     /// What the runner gets for an attempt of `step`, of which the cache wants a snapshot or not. Copies no text but the
     /// tag of a snapshot to be.
     pub(super) fn input(&self, step: StepIndex, publishes: bool) -> ExecutorInput {

@@ -74,6 +74,18 @@ pub enum Cached {
     },
 }
 
+/// A cached step that garbage collection took.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+#[non_exhaustive]
+pub struct Evicted {
+    /// How much its layers took, in bytes.
+    pub bytes: u64,
+    /// When, in milliseconds since the Unix epoch.
+    pub at: i64,
+    /// Why: `size`, `space`, `age`, or `asked`.
+    pub cause: String,
+}
+
 /// Layers found whole since the store was opened.
 #[derive(Debug, Default)]
 pub(super) struct Intact(Mutex<HashSet<LayerId>>);
@@ -201,6 +213,31 @@ impl Store {
         };
         linked.doing("keep", log)?;
         fs::rename(&aside, &place).doing("make", &place)
+    }
+
+    /// A random key that is this store's alone, for hashes of what must not be read off them. Made at the first call.
+    ///
+    /// # Errors
+    /// Where it can't be read nor made.
+    pub fn secret(&self) -> Result<[u8; 32], StoreError> {
+        let path = self.dir().join("secret");
+        let read = || fs::read(&path).ok().and_then(|bytes| bytes.try_into().ok());
+        if let Some(secret) = read() {
+            return Ok(secret);
+        }
+        let (one, other) = (Uuid::new_v4(), Uuid::new_v4());
+        let secret = *blake3::hash(&[one.into_bytes(), other.into_bytes()].concat()).as_bytes();
+        self.write_file(&path, &secret)?;
+        // Another process may have made one at the same time: that of the last one stays.
+        Ok(read().unwrap_or(secret))
+    }
+
+    /// When garbage collection took what a cache key stood for, if it did.
+    ///
+    /// # Errors
+    /// Where the index can't be read.
+    pub fn evicted(&self, key: &[u8; 32]) -> Result<Option<Evicted>, StoreError> {
+        self.index.read(|connection| index::cache::evicted(connection, key))
     }
 
     /// Where the output of a cached step lies, if it printed anything.

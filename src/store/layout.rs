@@ -12,6 +12,7 @@
 //! pulling/                  locks on making layers of images
 //! logs/KEY                  what a cached step printed
 //! runs/RUN/                 a run's journal and logs
+//! secret                    a key for hashes of what must not be read off them
 //! workspaces/WORKSPACE/     the process runner's snapshots
 //! ```
 //!

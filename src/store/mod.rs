@@ -44,7 +44,7 @@ pub use host::{HostDir, HostImage};
 pub use identity::image_identity;
 pub use ids::{LayerId, SourceId};
 pub use image::{Base, ImageDigest, ImageError, ImageOptions, Images, Notes, PullPolicy};
-pub use keep::{Cached, KeepAs};
+pub use keep::{Cached, Evicted, KeepAs};
 pub use layer::{IdMap, Staging};
 pub use layout::{BlobFile, Store, TreeOps};
 pub use lease::Lease;

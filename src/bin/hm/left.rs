@@ -1,4 +1,4 @@
-//! What a step of a run left, found by `[RUN/]STEP`, and visits to it.
+//! Runs and steps by `[RUN/]STEP`, what a step left, and visits to it.
 
 use std::{
     io,
@@ -130,7 +130,7 @@ pub(crate) fn is_about_the_path(error: &io::Error) -> bool {
     )
 }
 
-fn open_store() -> Outcome<Arc<Store>> {
+pub(crate) fn open_store() -> Outcome<Arc<Store>> {
     runners::store()?.get().map_err(|error| Failure::infrastructure("failed to open the store").because(error))
 }
 
@@ -139,7 +139,11 @@ fn unreadable(error: StoreError) -> Failure {
 }
 
 /// The run that a text means, its steps, and the part of the text after the run.
-fn find_run<'a>(store: &Store, text: &'a str, dir: Option<&Path>) -> Outcome<(Run, Vec<StepRecord>, &'a str)> {
+pub(crate) fn find_run<'a>(
+    store: &Store,
+    text: &'a str,
+    dir: Option<&Path>,
+) -> Outcome<(Run, Vec<StepRecord>, &'a str)> {
     let head = text.split_once(':').map_or(text, |(head, _)| head);
     let is_id = |prefix: &str| prefix.len() >= 4 && prefix.bytes().all(|b| b.is_ascii_hexdigit() || b == b'-');
     if let Some((prefix, _)) = head.split_once('/').filter(|(prefix, _)| is_id(prefix)) {
@@ -191,6 +195,12 @@ fn find_run<'a>(store: &Store, text: &'a str, dir: Option<&Path>) -> Outcome<(Ru
     })
 }
 
+/// The last run of a directory, and its steps.
+pub(crate) fn last_run(store: &Store, dir: Option<&Path>) -> Outcome<(Run, Vec<StepRecord>)> {
+    // No step has an empty key: the newest run is what is left.
+    find_run(store, "", dir).map(|(run, steps, _)| (run, steps))
+}
+
 fn steps_of(store: &Store, run: &Run) -> Outcome<Vec<StepRecord>> {
     event::step_records(store.run_dir(run.id)).map_err(|error| {
         Failure::infrastructure(format_args!("failed to read the journal of run {}", run.id))
@@ -199,7 +209,7 @@ fn steps_of(store: &Store, run: &Run) -> Outcome<Vec<StepRecord>> {
     })
 }
 
-fn find_step(run: &Run, steps: &[StepRecord], key: &str) -> Outcome<StepRecord> {
+pub(crate) fn find_step(run: &Run, steps: &[StepRecord], key: &str) -> Outcome<StepRecord> {
     if let Some(step) = steps.iter().find(|step| &*step.key == key) {
         return Ok(step.clone());
     }
@@ -249,7 +259,7 @@ fn find_snapshot(store: &Store, run: &Run, step: &StepRecord) -> Outcome<Snapsho
 }
 
 /// How a step ended, for people.
-fn describe(step: &StepRecord) -> String {
+pub(crate) fn describe(step: &StepRecord) -> String {
     let code = || step.exit_code.unwrap_or(-1);
     match step.status {
         None => "not ended".into(),

@@ -17,7 +17,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use commands::{cache, doctor, list, plan, render as render_ir, run, runners as runner_list};
 #[cfg(target_os = "linux")]
-use commands::{cp, shell};
+use commands::{cp, logs, shell, why};
 
 /// Runs CI pipelines on this machine: a graph of shell steps, each isolated, each starting from its parent's files
 #[derive(Debug, Parser)]
@@ -36,6 +36,10 @@ enum Command {
     Runners(runner_list::Args),
     #[cfg(target_os = "linux")]
     Shell(shell::Args),
+    #[cfg(target_os = "linux")]
+    Logs(logs::Args),
+    #[cfg(target_os = "linux")]
+    Why(why::Args),
     #[cfg(target_os = "linux")]
     Cp(cp::Args),
     Cache(cache::Args),
@@ -56,6 +60,10 @@ fn main() -> ExitCode {
         Command::Runners(args) => runner_list::run(&args),
         #[cfg(target_os = "linux")]
         Command::Shell(args) => shell::run(&args),
+        #[cfg(target_os = "linux")]
+        Command::Logs(args) => logs::run(&args),
+        #[cfg(target_os = "linux")]
+        Command::Why(args) => why::run(&args),
         #[cfg(target_os = "linux")]
         Command::Cp(args) => cp::run(&args),
         Command::Cache(args) => cache::run(&args),

@@ -4,6 +4,7 @@ use rusqlite::{Connection, OptionalExtension, Transaction, params};
 use uuid::Uuid;
 
 use super::now_ms;
+use crate::store::Evicted;
 
 /// Which snapshot a key stands for, and where it came from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -56,4 +57,10 @@ pub(in crate::store) fn remove(transaction: &Transaction<'_>, key: &[u8; 32]) ->
 /// Forgets every key whose snapshot has no row. Tells how many.
 pub(in crate::store) fn forget_broken(transaction: &Transaction<'_>) -> rusqlite::Result<usize> {
     transaction.execute("DELETE FROM cache WHERE snapshot NOT IN (SELECT id FROM snapshots)", [])
+}
+
+/// What is known of a key that garbage collection took.
+pub(in crate::store) fn evicted(connection: &Connection, key: &[u8; 32]) -> rusqlite::Result<Option<Evicted>> {
+    let mut select = connection.prepare_cached("SELECT bytes, at, cause FROM evictions WHERE key = ?")?;
+    select.query_row([key], |row| Ok(Evicted { bytes: row.get(0)?, at: row.get(1)?, cause: row.get(2)? })).optional()
 }

@@ -6,4 +6,5 @@ mod keys;
 #[cfg(target_os = "linux")]
 mod lineage;
 mod trouble;
+mod why;
 mod writer;

@@ -143,8 +143,9 @@ impl Bench {
             layers: true,
             usable: true,
         };
+        let runs = store.dir().join("runs");
         let writer = Writer { state: Arc::new(Mutex::new(state)), store, go: Arc::default(), waits: Arc::default() };
-        Self { writer, runs: top.path().join("runs"), _top: top }
+        Self { writer, runs, _top: top }
     }
 
     pub(super) fn builder(&self) -> EngineBuilder<Runners> {

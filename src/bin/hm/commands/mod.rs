@@ -5,12 +5,16 @@ pub(crate) mod cache;
 pub(crate) mod cp;
 pub(crate) mod doctor;
 pub(crate) mod list;
+#[cfg(target_os = "linux")]
+pub(crate) mod logs;
 pub(crate) mod plan;
 pub(crate) mod render;
 pub(crate) mod run;
 pub(crate) mod runners;
 #[cfg(target_os = "linux")]
 pub(crate) mod shell;
+#[cfg(target_os = "linux")]
+pub(crate) mod why;
 
 use std::{
     io::{self, Write},

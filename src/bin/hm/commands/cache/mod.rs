@@ -6,7 +6,7 @@ mod du;
 mod export;
 mod gc;
 mod limits;
-mod size;
+pub(crate) mod size;
 
 use std::{process::ExitCode, sync::Arc};
 

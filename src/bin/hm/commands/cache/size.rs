@@ -18,7 +18,7 @@ pub(super) fn parse(text: &str) -> Result<u64, String> {
 
 /// A number of bytes for people: `0 B`, `4.0 KiB`, `1.5 GiB`.
 #[expect(clippy::cast_precision_loss, reason = "for people")]
-pub(super) fn show(bytes: u64) -> String {
+pub(crate) fn show(bytes: u64) -> String {
     if bytes < 1024 {
         return format!("{bytes} B");
     }

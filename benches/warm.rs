@@ -1,0 +1,91 @@
+//! What a run costs in which every step is found in the cache: `hm run -f IR.json` on the sandbox and the host image, as a
+//! process, on top of what `hm --version` takes. Prints one table.
+//!
+//! `cargo bench --bench warm [RUNS]`
+//!
+//! That no helper process is started is seen by naming a helper that can't be: a run that needed it would fail.
+
+#![allow(clippy::print_stdout, reason = "a bench prints its table")]
+
+use std::{
+    fmt::Write as _,
+    fs,
+    path::Path,
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
+
+/// Every so many steps a chain begins.
+const CHAIN: usize = 8;
+
+/// Cached steps in chains, each of which writes a file.
+fn ir_json(steps: usize) -> String {
+    let mut json = String::from(r#"{"version":"0","graph":{"nodes":["#);
+    for step in 0..steps {
+        let comma = if step == 0 { "" } else { "," };
+        let image = if step % CHAIN == 0 { r#","image":"host""# } else { "" };
+        let cmd = format!("echo step {step} > made-{step}; echo made {step}");
+        let cache = format!(r#"{{"policy":"forever","env_keys":[],"key":"{step:064x}"}}"#);
+        let step = format!(r#"{{"key":"step-{step}","cmd":"{cmd}","cache":{cache}{image}}}"#);
+        write!(json, r#"{comma}{{"step":{step},"env":{{"CI":"true","TERM":"dumb"}}}}"#).expect("a string");
+    }
+    json.push_str(r#"],"node_holes":[],"edge_property":"directed","edges":["#);
+    let edges = (0..steps).filter(|step| step % CHAIN > 0).map(|step| format!(r#"[{},{step},"builds_in"]"#, step - 1));
+    json.push_str(&edges.collect::<Vec<_>>().join(","));
+    json.push_str("]}}");
+    json
+}
+
+/// How long a command takes, from start to end.
+fn time(command: &mut Command) -> Duration {
+    let begin = Instant::now();
+    let output = command.stdin(Stdio::null()).output().expect("hm starts");
+    let took = begin.elapsed();
+    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+    took
+}
+
+/// The least and the median.
+fn summary(mut times: Vec<Duration>) -> (f64, f64) {
+    times.sort();
+    let ms = |duration: Duration| duration.as_secs_f64() * 1e3;
+    (ms(times[0]), ms(times[times.len() / 2]))
+}
+
+fn hm(store: &Path) -> Command {
+    let mut hm = Command::new(env!("CARGO_BIN_EXE_hm"));
+    hm.env("HM_CACHE_DIR", store).env_remove("HM_LOG");
+    hm
+}
+
+fn main() {
+    let runs = std::env::args().skip(1).find_map(|argument| argument.parse().ok()).unwrap_or(20_usize).max(1);
+    let top = tempfile::tempdir().expect("a temporary directory");
+    fs::create_dir(top.path().join("source")).expect("a directory");
+    fs::write(top.path().join("source/file"), "text").expect("a file");
+    let (base_min, base) = summary((0..runs).map(|_| time(hm(top.path()).arg("--version"))).collect());
+    println!("`hm --version`: {base:.1} ms in the median, {base_min:.1} ms at best");
+    println!(
+        "| steps, all found | cold run, s | warm, ms (median) | warm, ms (best) | on top of process start (median) | (best) |"
+    );
+    println!("|--:|--:|--:|--:|--:|--:|");
+    for steps in [8, 1000] {
+        let store = top.path().join(format!("store-{steps}"));
+        let ir = top.path().join(format!("{steps}.json"));
+        fs::write(&ir, ir_json(steps)).expect("a file");
+        let run = || {
+            let mut run = hm(&store);
+            run.args(["run", "-d"]).arg(top.path().join("source")).arg("-f").arg(&ir);
+            run
+        };
+        let cold = time(&mut run());
+        let warm = |_| time(run().env("HM_SANDBOX_HELPER", "/nonexistent/helper"));
+        let (best, median) = summary((0..runs).map(warm).collect());
+        println!(
+            "| {steps} | {:.2} | {median:.1} | {best:.1} | {:.1} | {:.1} |",
+            cold.as_secs_f64(),
+            median - base,
+            best - base_min
+        );
+    }
+}

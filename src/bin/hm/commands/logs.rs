@@ -1,0 +1,67 @@
+//! `hm logs`.
+
+use std::{
+    fs::File,
+    io::{self, ErrorKind},
+    path::PathBuf,
+    process::ExitCode,
+};
+
+use hm_exec::{StepStatus, cache, event, plan::StepIndex};
+
+use super::{print, table};
+use crate::{
+    failure::{Failure, Outcome},
+    left::{describe, find_run, find_step, last_run, open_store},
+    render::text,
+};
+
+/// Prints what a step printed, both streams as they came
+///
+/// Secrets are masked. Of a step that was found in the cache, it is what it printed when it ran.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// The step; RUN is the beginning of a run's id, by default the last run of this directory. Without a step, the steps of
+    /// the last run are listed
+    #[arg(value_name = "[RUN/]STEP")]
+    step: Option<String>,
+
+    /// The source directory of the pipeline; without it, the nearest directory upwards that has `.hm/`
+    #[arg(short, long, value_name = "DIR")]
+    dir: Option<PathBuf>,
+}
+
+pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
+    let store = open_store()?;
+    let Some(step) = &args.step else {
+        let (run, steps) = last_run(&store, args.dir.as_deref())?;
+        let rows: Vec<_> = steps.iter().map(|step| vec![text::clean(&step.key), describe(step)]).collect();
+        let head = format!("run {} of {}\n", run.id, text::clean(&run.pipeline));
+        return print(&(head + &table(&rows)));
+    };
+    let (run, steps, key) = find_run(&store, step, args.dir.as_deref())?;
+    let step = find_step(&run, &steps, key)?;
+    let unreadable = |error: anyhow::Error| {
+        Failure::infrastructure(format_args!("failed to read the log of step `{}`", step.key)).because(error)
+    };
+    let log = if step.status == Some(StepStatus::CacheHit) {
+        let key = cache::key_of(&store, &run, &step.key).map_err(|error| unreadable(error.into()))?;
+        key.map(|key| store.cached_log(&key.0))
+    } else {
+        let index = steps.iter().position(|known| known.key == step.key).and_then(|at| u32::try_from(at).ok());
+        let last = index.map(|index| event::last_log(store.run_dir(run.id), StepIndex(index))).transpose();
+        last.map_err(|error| unreadable(error.into()))?.flatten()
+    };
+    let file = match log.map(File::open) {
+        None => return Ok(ExitCode::SUCCESS),
+        // It printed nothing.
+        Some(Err(error)) if error.kind() == ErrorKind::NotFound => return Ok(ExitCode::SUCCESS),
+        Some(file) => file.map_err(|error| unreadable(error.into()))?,
+    };
+    match io::copy(&mut &file, &mut io::stdout().lock()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+            Err(Failure::infrastructure("failed to write to stdout").because(error))
+        }
+        _ => Ok(ExitCode::SUCCESS),
+    }
+}

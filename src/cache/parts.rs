@@ -1,0 +1,285 @@
+//! What went into the keys of a run's cached steps: kept in the run's directory, for whoever asks why a step ran.
+//!
+//! Commands and values of variables are there as hashes keyed with a secret of the store, never as they are: enough to see
+//! that they differ, and useless to anybody else.
+
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use super::CacheKey;
+use crate::{
+    event::CacheMissReason,
+    ir::{CommandStep, Env},
+};
+
+/// How the file begins: a name, and the version.
+const HEADER: &[u8; 8] = b"hm-keys\x01";
+
+/// A text by its keyed hash.
+type Hidden = [u8; 16];
+
+/// A cached step of a run, as the build saw it.
+#[derive(Debug)]
+pub(crate) struct Noted {
+    pub(crate) step: Arc<CommandStep>,
+    pub(crate) env: Arc<Env>,
+    pub(crate) base: NotedBase,
+    pub(crate) key: CacheKey,
+    pub(crate) runner: Arc<str>,
+    pub(crate) runner_version: u32,
+    pub(crate) mode: Arc<str>,
+    pub(crate) verdict: Verdict,
+}
+
+/// What a step booted from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum NotedBase {
+    Image { name: Arc<str>, identity: Arc<str> },
+    Parent { step: Arc<str>, snapshot: Arc<str> },
+}
+
+/// What came of looking a step up.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Verdict {
+    /// It was found.
+    Hit {
+        /// The run that made it.
+        run: Uuid,
+        /// The step's key there.
+        step: Arc<str>,
+        /// When, in milliseconds since the Unix epoch.
+        created_at: i64,
+    },
+    /// It had to run.
+    Miss {
+        /// Why.
+        reason: CacheMissReason,
+        /// More about it.
+        message: Option<Arc<str>>,
+    },
+}
+
+/// The file.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub(super) struct RunParts {
+    /// Steps that share an environment share it here, too.
+    envs: Vec<BTreeMap<String, Hidden>>,
+    steps: BTreeMap<String, StepParts>,
+}
+
+/// What went into one step's key.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct StepParts {
+    pub(super) key: [u8; 32],
+    pub(super) verdict: Verdict,
+    pub(super) dsl_key: String,
+    pub(super) base: NotedBase,
+    command: Hidden,
+    env: u32,
+    pub(super) runner: String,
+    pub(super) runner_version: u32,
+    pub(super) platform: String,
+    pub(super) mode: String,
+}
+
+/// The file in a run's directory.
+fn path(run_dir: &Path) -> PathBuf {
+    run_dir.join("cache-keys")
+}
+
+/// Writes the file of a run.
+pub(super) fn write(run_dir: &Path, secret: &[u8; 32], noted: &[Noted]) -> io::Result<()> {
+    let hide = |text: &str| {
+        let mut hidden = Hidden::default();
+        hidden.copy_from_slice(&blake3::keyed_hash(secret, text.as_bytes()).as_bytes()[..size_of::<Hidden>()]);
+        hidden
+    };
+    let mut parts = RunParts::default();
+    let mut last_env: Option<&Arc<Env>> = None;
+    for Noted { step, env, base, key, runner, runner_version, mode, verdict } in noted {
+        if last_env.is_none_or(|last| !Arc::ptr_eq(last, env)) {
+            // The name is hashed along, so that equal values of two variables do not look alike.
+            let hidden = env.iter().map(|(name, value)| (name.clone(), hide(&format!("{name}={value}"))));
+            parts.envs.push(hidden.collect());
+            last_env = Some(env);
+        }
+        let own = StepParts {
+            key: key.0,
+            verdict: verdict.clone(),
+            dsl_key: step.cache.as_ref().and_then(|cache| cache.key.as_deref()).unwrap_or_default().to_owned(),
+            base: base.clone(),
+            command: hide(&step.cmd),
+            env: u32::try_from(parts.envs.len() - 1).unwrap_or(u32::MAX),
+            runner: runner.to_string(),
+            runner_version: *runner_version,
+            platform: format!("{}/{}", std::env::consts::OS, std::env::consts::ARCH),
+            mode: mode.to_string(),
+        };
+        parts.steps.insert(step.key.to_string(), own);
+    }
+    let mut bytes = HEADER.to_vec();
+    bytes.extend(postcard::to_stdvec(&parts).map_err(io::Error::other)?);
+    fs::write(path(run_dir), bytes)
+}
+
+impl RunParts {
+    /// Reads the file of a run; `None` where it has none, for instance because no step was cached.
+    ///
+    /// # Errors
+    /// Where it can't be read, or is none that this version reads.
+    pub(super) fn read(run_dir: &Path) -> io::Result<Option<Self>> {
+        let bytes = match fs::read(path(run_dir)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            bytes => bytes?,
+        };
+        let invalid = || io::Error::new(io::ErrorKind::InvalidData, "it is no list of keys that this version reads");
+        let payload = bytes.strip_prefix(HEADER).ok_or_else(invalid)?;
+        let (parts, _later_fields) = postcard::take_from_bytes(payload).map_err(|_| invalid())?;
+        Ok(Some(parts))
+    }
+
+    pub(super) fn step(&self, key: &str) -> Option<&StepParts> {
+        self.steps.get(key)
+    }
+
+    fn env(&self, step: &StepParts) -> Option<&BTreeMap<String, Hidden>> {
+        self.envs.get(usize::try_from(step.env).ok()?)
+    }
+}
+
+/// One thing that is another than it was.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case", tag = "what")]
+#[non_exhaustive]
+pub enum Difference {
+    /// The key that the pipeline's language computed, over whatever the step's policy looks at.
+    DslKey,
+    /// The command.
+    Command,
+    /// A variable that was not there before.
+    EnvAdded {
+        /// Its name.
+        name: String,
+    },
+    /// A variable that is no longer there.
+    EnvRemoved {
+        /// Its name.
+        name: String,
+    },
+    /// A variable that has another value.
+    EnvChanged {
+        /// Its name.
+        name: String,
+    },
+    /// The image.
+    Image {
+        /// Its name before.
+        was: String,
+        /// Its name now.
+        is: String,
+    },
+    /// What the image stands for, by the same name.
+    ImageContent {
+        /// The name.
+        image: String,
+        /// What it stood for before.
+        was: String,
+        /// What it stands for now.
+        is: String,
+    },
+    /// The step that it builds in.
+    Parent {
+        /// That step's key before, where there was one.
+        was: Option<String>,
+        /// And now.
+        is: Option<String>,
+    },
+    /// What the step left that it builds in.
+    ParentSnapshot {
+        /// That step's key.
+        parent: String,
+    },
+    /// The runner, or its version.
+    Runner {
+        /// Before, as `name/version`.
+        was: String,
+        /// And now.
+        is: String,
+    },
+    /// The system.
+    Platform {
+        /// Before.
+        was: String,
+        /// And now.
+        is: String,
+    },
+    /// How the runner works, such as how it maps user ids.
+    Mode {
+        /// Before.
+        was: String,
+        /// And now.
+        is: String,
+    },
+}
+
+/// What differs between the keys of two runs' steps.
+pub(super) fn differences(
+    (old_run, old): (&RunParts, &StepParts),
+    (new_run, new): (&RunParts, &StepParts),
+) -> Vec<Difference> {
+    let mut found = Vec::new();
+    if old.dsl_key != new.dsl_key {
+        found.push(Difference::DslKey);
+    }
+    if old.command != new.command {
+        found.push(Difference::Command);
+    }
+    let (none, also_none) = (BTreeMap::new(), BTreeMap::new());
+    let (was, is) = (old_run.env(old).unwrap_or(&none), new_run.env(new).unwrap_or(&also_none));
+    for (name, value) in is {
+        match was.get(name) {
+            None => found.push(Difference::EnvAdded { name: name.clone() }),
+            Some(old) if old != value => found.push(Difference::EnvChanged { name: name.clone() }),
+            Some(_) => {}
+        }
+    }
+    let removed = was.keys().filter(|name| !is.contains_key(*name));
+    found.extend(removed.map(|name| Difference::EnvRemoved { name: name.clone() }));
+    let text = |text: &Arc<str>| text.to_string();
+    match (&old.base, &new.base) {
+        (was, is) if was == is => {}
+        (NotedBase::Image { name: was, .. }, NotedBase::Image { name: is, .. }) if was != is => {
+            found.push(Difference::Image { was: text(was), is: text(is) });
+        }
+        (NotedBase::Image { identity: was, .. }, NotedBase::Image { name, identity: is }) => {
+            found.push(Difference::ImageContent { image: text(name), was: text(was), is: text(is) });
+        }
+        (NotedBase::Parent { step: was, .. }, NotedBase::Parent { step: is, .. }) if was == is => {
+            found.push(Difference::ParentSnapshot { parent: text(is) });
+        }
+        (was, is) => {
+            let parent = |base: &NotedBase| match base {
+                NotedBase::Parent { step, .. } => Some(text(step)),
+                NotedBase::Image { .. } => None,
+            };
+            found.push(Difference::Parent { was: parent(was), is: parent(is) });
+        }
+    }
+    let runner = |step: &StepParts| format!("{}/{}", step.runner, step.runner_version);
+    let pairs: [(String, String, fn(String, String) -> Difference); 3] = [
+        (runner(old), runner(new), |was, is| Difference::Runner { was, is }),
+        (old.platform.clone(), new.platform.clone(), |was, is| Difference::Platform { was, is }),
+        (old.mode.clone(), new.mode.clone(), |was, is| Difference::Mode { was, is }),
+    ];
+    found.extend(pairs.into_iter().filter(|(was, is, _)| was != is).map(|(was, is, make)| make(was, is)));
+    found
+}
