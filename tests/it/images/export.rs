@@ -19,10 +19,11 @@ use super::{
         sandbox::harness::{Ask, Bench},
     },
     fixture::{BUSYBOX, Image, has_busybox},
+    subordinate::RANGE,
 };
 
 /// Says of everything that a step changed, and of what it came from, what it is.
-const LOOK: &str = "for f in $(find /workspace/* /data /etc/issue /made /root | sort); do stat -c '%n %A %h %Y %u' $f; \
+const LOOK: &str = "for f in $(find /workspace/* /data /etc/issue /etc/owned /made /root | sort); do stat -c '%n %A %h %Y %u' $f; \
                     test ! -f $f || test $f = /made/pipe || cat $f; done; echo $FROM_IMAGE; ls /etc/gone";
 
 /// A step over an image and a source, and one over it.
@@ -179,9 +180,12 @@ async fn root_filesystems_are_exported_with_what_is_over_them_and_the_machine_is
     let seen = look(&Bench::new(), Ask::new("busybox cat /file").image(&target)).await;
     assert_eq!(seen, "here\n");
 
-    let host = bench.step(&mut run, Ask::new("true")).await.unwrap();
-    let error = export(&bench, &host, &target).await.unwrap_err();
-    assert!(error.to_string().contains("image `host`"), "{error}");
+    // An ordinary user can't have an overlay over a directory with mounts in it, which `/etc` is there.
+    if std::env::var_os(RANGE).is_none() {
+        let host = bench.step(&mut run, Ask::new("true")).await.unwrap();
+        let error = export(&bench, &host, &target).await.unwrap_err();
+        assert!(error.to_string().contains("image `host`"), "{error}");
+    }
     fs::create_dir(path("occupied")).unwrap();
     fs::write(path("occupied/thesis"), "").unwrap();
     let error = export(&bench, &step, &format!("oci:{}", path("occupied").display())).await.unwrap_err();

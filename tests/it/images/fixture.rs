@@ -47,6 +47,17 @@ impl Layer {
         self.put(tar::EntryType::Regular, path, mode, "", data.as_ref())
     }
 
+    /// An empty file that belongs to somebody.
+    fn owned(mut self, path: &str, id: u64) -> Self {
+        let mut header = tar::Header::new_gnu();
+        header.set_mode(0o600);
+        header.set_size(0);
+        header.set_uid(id);
+        header.set_gid(id);
+        self.0.append_data(&mut header, path, &b""[..]).unwrap();
+        self
+    }
+
     pub(super) fn symlink(self, path: &str, target: &str) -> Self {
         self.put(tar::EntryType::Symlink, path, 0o777, target, b"")
     }
@@ -88,6 +99,7 @@ impl Image {
         let change = Layer::new()
             .file("etc/.wh.gone", 0o644, "")
             .file("etc/issue", 0o640, "two\n")
+            .owned("etc/owned", 1234)
             .dir("data")
             .file("data/.wh..wh..opq", 0o644, "")
             .file("data/new", 0o4755, "new\n");

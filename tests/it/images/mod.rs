@@ -7,3 +7,4 @@ mod export;
 mod fixture;
 #[cfg(feature = "registry")]
 mod registry;
+mod subordinate;
