@@ -118,7 +118,7 @@ pub struct GcReport {
     pub images: Forgotten,
     /// Journals and logs of runs.
     pub runs: Forgotten,
-    /// By how much the filesystem's free space grew, in bytes: it is shared with others.
+    /// What was removed from the disk, in bytes.
     pub freed_bytes: u64,
     /// What the last run that may use it will free by its end, in bytes.
     pub waiting_bytes: u64,
@@ -212,10 +212,9 @@ impl Store {
             report.reaped = collect::reaped(transaction)?;
             Ok((report, runs, collect::next_epoch(transaction)?))
         })?;
-        self.remove_runs(&runs)?;
-        self.remove_doomed(epoch)?;
-        self.remove_unnamed(&inventory)?;
-        report.freed_bytes = Filesystem::of(self.dir())?.free_bytes.saturating_sub(measured.free_bytes);
+        report.freed_bytes += self.remove_runs(&runs)?;
+        report.freed_bytes += self.remove_doomed(epoch)?;
+        report.freed_bytes += self.remove_unnamed(&inventory)?;
         (report.waiting_layers, report.waiting_bytes) = self.index.read(collect::doomed)?;
         self.index.read(collect::shrink)?;
         reserve::fill(self.dir(), &Filesystem::of(self.dir())?);

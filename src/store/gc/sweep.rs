@@ -108,8 +108,8 @@ impl Store {
         index::inventory::read(transaction)
     }
 
-    /// Removes what was doomed up to `epoch` and before the oldest lease.
-    pub(super) fn remove_doomed(&self, epoch: u64) -> Result<(), StoreError> {
+    /// Removes what was doomed up to `epoch` and before the oldest lease. Tells how many bytes that freed; so do the others.
+    pub(super) fn remove_doomed(&self, epoch: u64) -> Result<u64, StoreError> {
         let end = self.oldest_lease()?.map_or(epoch + 1, |oldest| oldest.min(epoch + 1));
         let mut removed = Vec::new();
         let mut trouble = None;
@@ -129,13 +129,13 @@ impl Store {
             }
             collect::forget_doomed(transaction, end)
         });
-        self.delete(removed);
+        let freed = self.delete(removed);
         done?;
-        trouble.map_or(Ok(()), Err)
+        trouble.map_or(Ok(freed), Err)
     }
 
     /// Removes runs that have ended.
-    pub(super) fn remove_runs(&self, runs: &[RunFiles]) -> Result<(), StoreError> {
+    pub(super) fn remove_runs(&self, runs: &[RunFiles]) -> Result<u64, StoreError> {
         let mut removed = Vec::new();
         for run in runs {
             if is_live(&run.dir) {
@@ -150,12 +150,11 @@ impl Store {
                 self.index.write(|transaction| index::runs::remove(transaction, id))?;
             }
         }
-        self.delete(removed);
-        Ok(())
+        Ok(self.delete(removed))
     }
 
     /// Removes files that no row names: logs, manifests, and indexes that were set aside long ago.
-    pub(super) fn remove_unnamed(&self, before: &Inventory) -> Result<(), StoreError> {
+    pub(super) fn remove_unnamed(&self, before: &Inventory) -> Result<u64, StoreError> {
         let hex = |key: &[u8; 32]| blake3::Hash::from_bytes(*key).to_hex().to_string();
         let forgotten: BTreeSet<String> = before.cached.iter().map(|row| hex(&row.key)).collect();
         let mut removed = Vec::new();
@@ -183,8 +182,9 @@ impl Store {
                 .and_then(|()| unnamed(&manifests, &keep_manifest))
                 .and_then(|()| unnamed(self.dir(), &aside)))
         });
-        self.delete(removed);
-        done?
+        let freed = self.delete(removed);
+        done??;
+        Ok(freed)
     }
 
     fn logs_dir(&self) -> PathBuf {
@@ -200,15 +200,22 @@ impl Store {
         }
     }
 
-    /// Deletes trees in this process's `tmp`. What it may not delete stays until somebody opens the store who may.
-    fn delete(&self, trees: Vec<PathBuf>) {
+    /// Deletes trees in this process's `tmp`, and tells how many bytes that freed. What it may not delete stays until
+    /// somebody opens the store who may.
+    fn delete(&self, trees: Vec<PathBuf>) -> u64 {
         let ops = self.tree_ops();
+        let mut freed = 0;
         for tree in trees {
+            // One after the other: what several of them share goes with the last.
+            let extent = tree::measure(&tree).unwrap_or_default();
+            freed += extent.own + extent.enclosed;
             if let Err(error) = ops.remove_tree(&tree) {
+                freed -= extent.own + extent.enclosed;
                 tracing::debug!(%error, path = %tree.display(), "could not remove a tree yet");
                 self.discard(tree);
             }
         }
+        freed
     }
 }
 

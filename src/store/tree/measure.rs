@@ -20,6 +20,8 @@ pub(crate) struct Extent {
     /// Files that have several names, which may all be in this tree or not: a tree that is removed frees them with their
     /// last one.
     pub(crate) shared: HashMap<FileId, u64>,
+    /// Of those, what has all of its names in this tree.
+    pub(crate) enclosed: u64,
 }
 
 impl Extent {
@@ -28,12 +30,19 @@ impl Extent {
         self.own + self.shared.values().sum::<u64>()
     }
 
-    fn add(&mut self, stat: &Stat) {
+    fn add(&mut self, stat: &Stat, names: &mut HashMap<FileId, u64>) {
         let bytes = stat.st_blocks.cast_unsigned() * 512;
         if is_dir(stat) || stat.st_nlink < 2 {
             self.own += bytes;
         } else {
-            self.shared.insert((stat.st_dev, stat.st_ino), bytes);
+            let file = (stat.st_dev, stat.st_ino);
+            self.shared.insert(file, bytes);
+            let seen = names.entry(file).or_default();
+            *seen += 1;
+            // Not more than once: further names would be those that were made meanwhile.
+            if *seen == links(stat) {
+                self.enclosed += bytes;
+            }
         }
     }
 }
@@ -44,12 +53,12 @@ impl Extent {
 /// # Errors
 /// The first failure. Nothing there is an empty extent.
 pub(crate) fn measure(path: &Path) -> io::Result<Extent> {
-    let mut extent = Extent::default();
+    let (mut extent, mut names) = (Extent::default(), HashMap::new());
     let top = match fs::statat(fs::CWD, path, AtFlags::SYMLINK_NOFOLLOW).map_err(io::Error::from) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(extent),
         stat => stat?,
     };
-    extent.add(&top);
+    extent.add(&top, &mut names);
     if !is_dir(&top) {
         return Ok(extent);
     }
@@ -65,13 +74,18 @@ pub(crate) fn measure(path: &Path) -> io::Result<Extent> {
         };
         for (name, _) in entries(&dir)? {
             let Some(stat) = stat_at(&dir, &name)? else { continue };
-            extent.add(&stat);
+            extent.add(&stat, &mut names);
             if is_dir(&stat) {
                 dirs.push(join(&path, name.to_bytes()));
             }
         }
     }
     Ok(extent)
+}
+
+#[expect(clippy::useless_conversion, reason = "its width differs by platform")]
+fn links(stat: &Stat) -> u64 {
+    u64::from(stat.st_nlink)
 }
 
 fn is_dir(stat: &Stat) -> bool {
@@ -103,6 +117,9 @@ mod tests {
         assert!((100_000..150_000).contains(&one.own), "{one:?}");
         assert_eq!((one.shared.len(), &one.shared), (1, &two.shared));
         assert!((200_000..300_000).contains(&two.bytes()), "{two:?}");
+        assert_eq!((one.enclosed, two.enclosed), (0, 0));
+        let both = measure(top.path()).unwrap();
+        assert_eq!(both.own + both.enclosed, both.bytes());
     }
 
     #[test]

@@ -40,7 +40,7 @@ fn clean_forgets_and_gc_tells_what_it_did() {
     assert!(dry["sources"]["count"] == 1 && dry["sources"]["bytes"].as_u64() >= Some(300_000), "{dry}");
     assert!(du(&project)["kinds"]["sources"].as_u64() >= Some(300_000));
     let gone = Ended::of(&mut project.hm(&["cache", "clean", "--all"])).expect(0).stdout;
-    assert!(gone.contains("gone: sources"), "{gone}");
+    assert!(gone.contains("gone: sources") && gone.contains("freed"), "{gone}");
     let usage = du(&project);
     assert!(usage["kinds"]["sources"].as_u64() < Some(50_000), "{usage}");
     project.run(&["ci"]).expect(0);
