@@ -115,8 +115,12 @@ impl Fetch<'_> {
             tokio::select! {
                 worked = &mut work => break worked?,
                 () = tokio::time::sleep(NOTE_EVERY) => {
-                    let (done, total) = (megabytes(done.load(Relaxed)), megabytes(total));
-                    notes.note(format!("{verb} {}: {done} of {total}", self.name)).await;
+                    let done = done.load(Relaxed);
+                    notes.note(match done < total {
+                        true => format!("{verb} {}: {} of {}", self.name, megabytes(done), megabytes(total)),
+                        false => format!("unpacking {}", self.name),
+                    })
+                    .await;
                 }
             }
         }
