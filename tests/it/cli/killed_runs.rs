@@ -1,0 +1,136 @@
+//! `kill -9` of `hm run` at random moments, over one shared store: whatever was under way, the next run is right.
+//!
+//! `HM_KILL_ROUNDS` sets how many (default 20), `HM_KILL_SEED` which moments.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    process::Stdio,
+    thread,
+    time::{Duration, Instant},
+};
+
+use serde_json::json;
+
+use super::hm::{Ended, Project, eventually};
+
+const VERSIONS: u64 = 4;
+
+/// A small generator (xorshift), so that a failure can be had again.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, bound: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % bound
+    }
+}
+
+fn setting(name: &str, default: u64) -> u64 {
+    std::env::var(name).map_or(default, |value| value.parse().unwrap())
+}
+
+/// A pipeline whose every step says what it was made from. The keys of the first two are what a DSL would compute from the
+/// input; the last runs always.
+fn pipeline(version: u64) -> String {
+    let step = |key: &str, cmd: &str, cached: bool| {
+        let mut step = json!({ "key": key, "cmd": cmd });
+        if cached {
+            step["cache"] = json!({ "policy": "forever", "key": format!("{key}-{version}") });
+        }
+        json!({ "step": step, "env": {} })
+    };
+    json!({
+        "version": "0",
+        "default_image": "host",
+        "graph": {
+            "nodes": [
+                step("base", "cat input > base; echo made base from $(cat input)", true),
+                step("left", "echo \"$(cat base) $(cat input)\" > left; rm -rf dir; mkdir dir; cp input dir/", true),
+                step("right", "mv base moved; ln -s moved base", true),
+                step("last", "echo base $(cat base) left $(cat left) dir $(cat dir/input) input $(cat input)", false),
+                step("other", "echo other $(cat base) $(readlink base)", false),
+            ],
+            "node_holes": [],
+            "edge_property": "directed",
+            "edges": [[0, 1, "builds_in"], [0, 2, "builds_in"], [1, 3, "builds_in"], [2, 4, "builds_in"]],
+        },
+    })
+    .to_string()
+}
+
+/// How many processes of this machine carry a mark in their environment.
+fn marked(mark: &str) -> usize {
+    let pids = fs::read_dir("/proc").unwrap().flatten();
+    let has_it = |environ: Vec<u8>| environ.split(|byte| *byte == 0).any(|variable| variable == mark.as_bytes());
+    pids.filter(|pid| fs::read(pid.path().join("environ")).is_ok_and(has_it)).count()
+}
+
+/// Fails where the store has something that its index does not know, or that a dead process was making.
+#[track_caller]
+fn expect_nothing_left(project: &Project) {
+    let names = |dir: &str| -> BTreeSet<String> {
+        let entries = fs::read_dir(project.store.join(dir)).unwrap();
+        entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+    };
+    for dir in ["tmp", "locks"] {
+        assert!(names(dir).is_empty(), "{dir}: {:?}", names(dir));
+    }
+    let index = rusqlite::Connection::open(project.store.join("index.db")).unwrap();
+    let mut rows = index.prepare("SELECT id FROM layers").unwrap();
+    let rows = rows.query_map([], |row| row.get(0)).unwrap();
+    assert_eq!(names("layers"), rows.collect::<Result<BTreeSet<String>, _>>().unwrap());
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    assert!(!mounts.contains(project.store.to_str().unwrap()), "{mounts}");
+}
+
+#[test]
+fn killed_at_any_moment_the_next_run_is_right_and_nothing_is_left() {
+    let project = Project::new();
+    let seed = setting("HM_KILL_SEED", 0x5eed_1e55);
+    let mut random = Random(seed.max(1));
+    let mark = format!("HM_TEST_MARK={}", uuid::Uuid::new_v4());
+    let edit = |version: u64| {
+        project.file("input", &format!("v{version}\n"));
+        project.file(".hm/ci.json", &pipeline(version));
+    };
+    let run = || project.hm(&["run", "--runner", "sandbox", "--format", "human", "-e", &mark, "ci"]);
+    edit(0);
+    let started = Instant::now();
+    let first = Ended::of(&mut run());
+    if !crate::backends::usable("runner sandbox", first.code != Some(3), &first.stderr) {
+        return;
+    }
+    first.expect(0);
+    let whole_run = u64::try_from(started.elapsed().as_micros()).unwrap();
+    let mut killed = 0;
+    for round in 0..setting("HM_KILL_ROUNDS", 20) {
+        let version = random.below(VERSIONS);
+        edit(version);
+        // What is there already is not always worth a kill: then everything is to be made anew.
+        let fresh = random.below(3) == 0;
+        let mut hm = run();
+        if fresh {
+            hm.arg("--no-cache");
+        }
+        let mut hm = hm.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        thread::sleep(Duration::from_micros(random.below(whole_run)));
+        killed += u32::from(hm.try_wait().unwrap().is_none());
+        hm.kill().unwrap();
+        hm.wait().unwrap();
+        let context = format!("seed {seed}, round {round}, version {version}");
+        eventually("the steps' processes to be gone", || marked(&mark) == 0);
+        // The same once more, or another version.
+        let version = if random.below(2) == 0 { version } else { random.below(VERSIONS) };
+        edit(version);
+        let ended = Ended::of(&mut run());
+        assert_eq!(ended.code, Some(0), "{context}: {ended:?}");
+        let says = |line: String| assert!(ended.stdout.contains(&line), "{context}: no `{line}` in\n{}", ended.stdout);
+        says(format!("| base v{version} left v{version} v{version} dir v{version} input v{version}\n"));
+        says(format!("| other v{version} moved\n"));
+        expect_nothing_left(&project);
+    }
+    assert!(killed > 0, "no run was killed in its course");
+}
