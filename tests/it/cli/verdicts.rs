@@ -78,8 +78,8 @@ fn a_store_that_cannot_be_opened_is_infrastructure_and_ends_3() {
     let project = Project::with_steps(&[("a", "true", None)]);
     std::fs::write(&project.store, "not a directory").unwrap();
     let ended = project.run(&[]).expect(3);
-    assert!(ended.stderr.starts_with("error: "), "{}", ended.stderr);
-    assert!(ended.stderr.contains(project.store.to_str().unwrap()), "{}", ended.stderr);
+    let error = ended.stderr.lines().find(|line| line.starts_with("error: "));
+    assert!(error.is_some_and(|line| line.contains(project.store.to_str().unwrap())), "{}", ended.stderr);
 }
 
 #[test]
@@ -110,6 +110,4 @@ fn the_next_run_knows_how_long_steps_took() {
     // With nothing known the order is that of the pipeline; then the longer path goes first.
     assert_eq!(first_started(&project.run(&["-j1", "--format", "human"]).expect(0).stdout), "short");
     assert_eq!(first_started(&project.run(&["-j1", "--format", "human"]).expect(0).stdout), "long");
-    let pointers = std::fs::read_dir(project.store.join("last-runs")).unwrap().count();
-    assert_eq!(pointers, 1, "one pointer for the one pipeline");
 }
