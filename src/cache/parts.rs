@@ -275,11 +275,13 @@ pub(super) fn differences(
         }
     }
     let runner = |step: &StepParts| format!("{}/{}", step.runner, step.runner_version);
-    let pairs: [(String, String, fn(String, String) -> Difference); 3] = [
-        (runner(old), runner(new), |was, is| Difference::Runner { was, is }),
-        (old.platform.clone(), new.platform.clone(), |was, is| Difference::Platform { was, is }),
-        (old.mode.clone(), new.mode.clone(), |was, is| Difference::Mode { was, is }),
-    ];
-    found.extend(pairs.into_iter().filter(|(was, is, _)| was != is).map(|(was, is, make)| make(was, is)));
+    let mut compare = |was: &str, is: &str, difference: fn(String, String) -> Difference| {
+        if was != is {
+            found.push(difference(was.to_owned(), is.to_owned()));
+        }
+    };
+    compare(&runner(old), &runner(new), |was, is| Difference::Runner { was, is });
+    compare(&old.platform, &new.platform, |was, is| Difference::Platform { was, is });
+    compare(&old.mode, &new.mode, |was, is| Difference::Mode { was, is });
     found
 }

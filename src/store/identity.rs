@@ -4,19 +4,29 @@
 //! Nothing is read that could be looked at instead: a walk takes about a microsecond for each entry.
 
 use std::{
+    ffi::{CStr, CString},
     fs,
     io::{self, ErrorKind},
-    os::unix::{
-        ffi::OsStrExt,
-        fs::{FileTypeExt, MetadataExt},
-    },
+    os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
+    thread,
 };
 
-use super::{Base, StoreError};
+use rustix::{
+    fd::{AsFd, BorrowedFd},
+    fs::{FileType, Stat},
+};
 
-/// Directories that are the system, and what is looked at as if it were a system of its own. Two levels are looked at.
-const SYSTEM: [&str; 8] = ["usr", "usr/local", "opt", "bin", "sbin", "lib", "lib64", "etc"];
+use super::{
+    Base, StoreError,
+    tree::{entries, join, open_below, open_dir, open_dir_at, stat_at},
+};
+
+/// How far below a system directory is looked.
+const LEVELS: u8 = 2;
+
+/// Directories that are the system beside `/etc`, and what is looked at as if it were a system of its own.
+const SYSTEM: [&str; 7] = ["usr", "usr/local", "opt", "bin", "sbin", "lib", "lib64"];
 
 /// Where people put files by hand, past any package manager: there, files count, too.
 const BY_HAND: [&str; 3] = ["etc", "opt", "usr/local"];
@@ -37,7 +47,7 @@ const PACKAGES: [&str; 5] = [
 /// What `base` stands for just now, as a text that begins with its kind. `host_dirs` are shown with the host image; their
 /// paths count, what is in them does not.
 ///
-/// - `host`: the machine's id, the databases of its package managers, the times of its system directories two levels deep,
+/// - `host`: the machine's id, the times of its package managers' databases, the times of its system directories two levels deep,
 ///   and the files that people put there by hand.
 /// - an image: its digest, which is what it is.
 /// - `rootfs:DIR`: every entry of the tree, by name, mode, owner, size, times and inode.
@@ -48,7 +58,11 @@ const PACKAGES: [&str; 5] = [
 /// Where a root filesystem can't be read.
 pub fn image_identity(base: &Base, host_dirs: &[PathBuf]) -> Result<String, StoreError> {
     match base {
-        Base::Host => Ok(format!("host:{}", host(Path::new("/"), host_dirs).to_hex())),
+        Base::Host => {
+            let machine = Path::new("/");
+            let hash = host(machine, host_dirs).map_err(|error| StoreError::io("look through", machine, error))?;
+            Ok(format!("host:{}", hash.to_hex()))
+        }
         Base::Rootfs(dir) => {
             let hash = rootfs(dir).map_err(|error| StoreError::io("look through", dir, error))?;
             Ok(format!("rootfs:{}:{}", dir.display(), hash.to_hex()))
@@ -57,89 +71,118 @@ pub fn image_identity(base: &Base, host_dirs: &[PathBuf]) -> Result<String, Stor
     }
 }
 
-fn host(machine: &Path, host_dirs: &[PathBuf]) -> blake3::Hash {
+fn host(machine: &Path, host_dirs: &[PathBuf]) -> io::Result<blake3::Hash> {
     let mut seen = Seen(blake3::Hasher::new());
+    let top = open_dir(machine)?;
     seen.text(fs::read(machine.join("etc/machine-id")).unwrap_or_default().trim_ascii());
-    for path in PACKAGES.map(|name| machine.join(name)) {
-        if let Ok(metadata) = fs::symlink_metadata(&path) {
-            seen.entry(path.as_os_str().as_bytes(), &metadata);
-            // None where it is a directory: its time says enough.
-            seen.text(&fs::read(&path).unwrap_or_default());
+    for path in PACKAGES {
+        if let Some(stat) = stat_at(&top, path).unwrap_or_default() {
+            seen.stat(path.as_bytes(), &stat);
         }
     }
-    for name in SYSTEM {
-        seen.system(machine, Path::new(name), 0);
+    // Half of it is `/etc`: two threads take half the time.
+    let look = |paths: &[&str]| -> io::Result<blake3::Hash> {
+        let mut seen = Seen(blake3::Hasher::new());
+        for path in paths {
+            let name = CString::new(*path)?;
+            seen.system(top.as_fd(), &name, path.as_bytes(), is_one_of(&BY_HAND, path.as_bytes()), 0);
+        }
+        Ok(seen.0.finalize())
+    };
+    let (settings, system) = thread::scope(|scope| {
+        let settings = scope.spawn(|| look(&["etc"]));
+        let system = look(&SYSTEM);
+        (settings.join().unwrap_or_else(|_| Err(io::Error::other("a thread panicked"))), system)
+    });
+    for part in [settings?, system?] {
+        seen.0.update(part.as_bytes());
     }
     for dir in host_dirs {
         seen.text(dir.as_os_str().as_bytes());
     }
-    seen.0.finalize()
+    Ok(seen.0.finalize())
 }
 
 fn rootfs(dir: &Path) -> io::Result<blake3::Hash> {
     let mut seen = Seen(blake3::Hasher::new());
-    seen.entry(b"", &fs::symlink_metadata(dir)?);
-    let mut dirs = vec![PathBuf::new()];
+    let top = open_dir(dir)?;
+    seen.stat(b"", &rustix::fs::fstat(&top)?);
+    let mut dirs = vec![Vec::new()];
     while let Some(path) = dirs.pop() {
-        for (name, is_dir) in list(&dir.join(&path))? {
-            let path = path.join(name);
-            match fs::symlink_metadata(dir.join(&path)) {
-                Ok(metadata) => {
-                    seen.entry(path.as_os_str().as_bytes(), &metadata);
-                    seen.0.update(&metadata.dev().to_le_bytes()).update(&metadata.ino().to_le_bytes());
-                    seen.0.update(&metadata.rdev().to_le_bytes());
-                    if is_dir {
-                        dirs.push(path);
-                    }
-                }
-                Err(error) if error.kind() == ErrorKind::NotFound => {}
-                Err(error) => return Err(error),
+        let dir = match open_below(top.as_fd(), &path) {
+            // One that may not be read is empty: its own times stand for it.
+            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::PermissionDenied) => continue,
+            dir => dir?,
+        };
+        let mut names = entries(&dir)?;
+        names.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
+        for (name, _) in names {
+            let Some(stat) = stat_at(&dir, &name)? else { continue };
+            let path = join(&path, name.to_bytes());
+            seen.stat(&path, &stat);
+            for number in [stat.st_dev, stat.st_ino, stat.st_rdev] {
+                seen.0.update(&number.to_le_bytes());
+            }
+            if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
+                dirs.push(path);
             }
         }
     }
     Ok(seen.0.finalize())
 }
 
+fn is_one_of(paths: &[&str], path: &[u8]) -> bool {
+    paths.iter().any(|known| known.as_bytes() == path)
+}
+
 /// What was looked at so far.
 struct Seen(blake3::Hasher);
 
 impl Seen {
-    /// Looks at a system directory, and at what is in it down to the second level.
-    fn system(&mut self, machine: &Path, path: &Path, level: u8) {
-        let files_count = BY_HAND.iter().any(|dir| path.starts_with(dir));
-        let Ok(metadata) = fs::symlink_metadata(machine.join(path)) else { return };
-        if metadata.is_dir() && level < 2 && files_count {
-            // Its entries are all looked at, so that its time tells nothing, but for what is restless in it.
-            self.0.update(&metadata.mode().to_le_bytes());
-            self.text(path.as_os_str().as_bytes());
-        } else {
-            self.entry(path.as_os_str().as_bytes(), &metadata);
-        }
-        if !metadata.is_dir() || level == 2 {
+    /// Looks at a system directory, and at what is in it down to the second level. In one for files that people put there
+    /// `by_hand` the files count, too.
+    fn system(&mut self, parent: BorrowedFd<'_>, name: &CStr, path: &[u8], by_hand: bool, level: u8) {
+        // What can't be looked at is not shown to steps either.
+        let Ok(Some(stat)) = stat_at(parent, name) else { return };
+        let is_dir = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
+        if !is_dir && !by_hand && level > 0 {
             return;
         }
-        // What may not be listed is not shown to steps either.
-        for (name, is_dir) in list(&machine.join(path)).unwrap_or_default() {
-            let path = path.join(name);
-            let by_hand = BY_HAND.iter().any(|dir| path.starts_with(dir) || Path::new(dir) == path);
-            if (is_dir || by_hand) && !RESTLESS.iter().any(|restless| Path::new(restless) == path) {
-                self.system(machine, &path, level + 1);
+        if is_dir && level < LEVELS && by_hand {
+            // Its entries are all looked at, so that its time tells nothing, but for what is restless in it.
+            self.0.update(&stat.st_mode.to_le_bytes());
+            self.text(path);
+        } else {
+            self.stat(path, &stat);
+        }
+        if !is_dir || level == LEVELS {
+            return;
+        }
+        let Ok(dir) = open_dir_at(parent, name) else { return };
+        let mut names = entries(&dir).unwrap_or_default();
+        names.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
+        for (name, kind) in names {
+            let path = join(path, name.to_bytes());
+            let by_hand = by_hand || is_one_of(&BY_HAND, &path);
+            let may_be_dir = matches!(kind, FileType::Directory | FileType::Unknown);
+            if (may_be_dir || by_hand) && !is_one_of(&RESTLESS, &path) {
+                self.system(dir.as_fd(), &name, &path, by_hand, level + 1);
             }
         }
     }
 
-    fn entry(&mut self, path: &[u8], metadata: &fs::Metadata) {
+    fn stat(&mut self, path: &[u8], stat: &Stat) {
         self.text(path);
-        let kind = metadata.file_type();
+        let is_dir = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
         // How large a directory is depends on its history.
-        let size = if kind.is_dir() { 0 } else { metadata.size() };
-        for number in [u64::from(metadata.mode()), u64::from(metadata.uid()), u64::from(metadata.gid()), size] {
+        let size = if is_dir { 0 } else { stat.st_size.cast_unsigned() };
+        for number in [u64::from(stat.st_mode), u64::from(stat.st_uid), u64::from(stat.st_gid), size] {
             self.0.update(&number.to_le_bytes());
         }
-        if kind.is_char_device() || kind.is_block_device() {
-            self.0.update(&metadata.rdev().to_le_bytes());
+        for number in [stat.st_mtime, stat.st_ctime] {
+            self.0.update(&number.to_le_bytes());
         }
-        for number in [metadata.mtime(), metadata.mtime_nsec(), metadata.ctime(), metadata.ctime_nsec()] {
+        for number in [stat.st_mtime_nsec, stat.st_ctime_nsec] {
             self.0.update(&number.to_le_bytes());
         }
     }
@@ -147,22 +190,6 @@ impl Seen {
     fn text(&mut self, text: &[u8]) {
         self.0.update(&(text.len() as u64).to_le_bytes()).update(text);
     }
-}
-
-/// The names in a directory, sorted, and whether each is a directory. One that may not be read is empty: its own times
-/// stand for it.
-fn list(dir: &Path) -> io::Result<Vec<(std::ffi::OsString, bool)>> {
-    let entries = match fs::read_dir(dir) {
-        Err(error) if error.kind() == ErrorKind::PermissionDenied => return Ok(Vec::new()),
-        entries => entries?,
-    };
-    let mut found = Vec::new();
-    for entry in entries {
-        let entry = entry?;
-        found.push((entry.file_name(), entry.file_type()?.is_dir()));
-    }
-    found.sort_unstable();
-    Ok(found)
 }
 
 #[cfg(test)]
@@ -192,8 +219,8 @@ mod tests {
         ] {
             put(machine, path, "1");
         }
-        let mut last = host(machine, &[]);
-        assert_eq!(host(machine, &[]), last);
+        let mut last = host(machine, &[]).unwrap();
+        assert_eq!(host(machine, &[]).unwrap(), last);
         let changes: [(&str, &dyn Fn()); 6] = [
             ("a package", &|| put(machine, "var/lib/dpkg/status", "22")),
             ("a new program", &|| put(machine, "usr/bin/other", "")),
@@ -204,14 +231,14 @@ mod tests {
         ];
         for (what, change) in changes {
             change();
-            let now = host(machine, &[]);
+            let now = host(machine, &[]).unwrap();
             assert_ne!(now, last, "{what}");
             last = now;
         }
-        assert_ne!(host(machine, &["/srv".into()]), last, "a directory more");
+        assert_ne!(host(machine, &["/srv".into()]).unwrap(), last, "a directory more");
         put(machine, "etc/resolv.conf", "another network");
         put(machine, "home/me/file", "22");
-        assert_eq!(host(machine, &[]), last, "the network, and homes");
+        assert_eq!(host(machine, &[]).unwrap(), last, "the network, and homes");
     }
 
     #[test]

@@ -24,7 +24,7 @@ use std::{
 };
 
 pub(super) use layers::{LayerKind, LayerRow};
-use rusqlite::{Connection, ErrorCode, Transaction, TransactionBehavior};
+use rusqlite::{Connection, ErrorCode, Transaction, TransactionBehavior, config::DbConfig};
 
 use super::{Filesystem, StoreError, error::Doing};
 
@@ -36,6 +36,9 @@ const NEARLY_NOTHING: u64 = 64 << 10;
 
 /// Statements kept prepared.
 const STATEMENTS: usize = 64;
+
+/// Up to this length, in bytes, the write-ahead log is left to the next process, which has to read all of it.
+const LOG_BYTES: u64 = 512 << 10;
 
 /// The index of an open store.
 #[derive(Debug)]
@@ -120,6 +123,19 @@ impl Index {
     }
 }
 
+impl Drop for Index {
+    /// Closing brings over what lies in the log, and begins a new one the next time: five syncs in all, for which a warm run
+    /// has no time. So most processes leave their log as it is.
+    fn drop(&mut self) {
+        let is_long = fs::metadata(with_suffix(&self.path, "-wal")).is_ok_and(|log| log.len() > LOG_BYTES);
+        if is_long
+            && let Err(error) = self.connection().set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false)
+        {
+            tracing::debug!(%error, "the index's log is left to the next process");
+        }
+    }
+}
+
 /// The current epoch: see [`super::lease`].
 pub(super) fn epoch(connection: &Connection) -> rusqlite::Result<u64> {
     connection.prepare_cached("SELECT value FROM counters WHERE name = 'epoch'")?.query_row([], |row| row.get(0))
@@ -155,6 +171,8 @@ fn connect(path: &Path) -> rusqlite::Result<Connection> {
     connection.pragma_update(None, "journal_mode", "WAL")?;
     // A power cut takes the last transactions, and nothing before them; what they said is not on the disk either.
     connection.pragma_update(None, "synchronous", "NORMAL")?;
+    // See `Index::drop`.
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
     schema::migrate(&mut connection)?;
     Ok(connection)
 }
@@ -181,14 +199,9 @@ fn is_damage(error: &rusqlite::Error) -> bool {
 fn set_aside(path: &Path) -> Result<(), StoreError> {
     let aside = path.with_file_name(format!("index.db-damaged-{}", now_ms()));
     for suffix in ["-wal", "-shm", ""] {
-        let with_suffix = |path: &Path| {
-            let mut name = path.as_os_str().to_owned();
-            name.push(suffix);
-            PathBuf::from(name)
-        };
-        match fs::rename(with_suffix(path), with_suffix(&aside)) {
+        match fs::rename(with_suffix(path, suffix), with_suffix(&aside, suffix)) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                return Err(StoreError::io("set aside", with_suffix(path), error));
+                return Err(StoreError::io("set aside", with_suffix(path, suffix), error));
             }
             _ => {}
         }
@@ -204,6 +217,13 @@ fn set_aside(path: &Path) -> Result<(), StoreError> {
 fn is_full(code: ErrorCode, path: &Path) -> bool {
     let no_space = || Filesystem::of(path.parent().unwrap_or(path)).is_ok_and(|of| of.free_bytes < NEARLY_NOTHING);
     code == ErrorCode::DiskFull || matches!(code, ErrorCode::SystemIoFailure | ErrorCode::CannotOpen) && no_space()
+}
+
+/// The path of what SQLite has beside the index.
+fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    PathBuf::from(name)
 }
 
 fn failed(path: &Path, error: rusqlite::Error) -> StoreError {

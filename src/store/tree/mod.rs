@@ -24,7 +24,9 @@ pub use remove::remove_tree;
 pub use seal::{Seal, seal};
 pub use unpack::{UnpackError, UnpackLimits, Unpacked, unpack};
 
-pub(crate) use at::{is_opaque_at, is_whiteout_at, join, mtime, open_below, open_dir, stat_at, whiteout};
+pub(crate) use at::{
+    entries, is_opaque_at, is_whiteout_at, join, mtime, open_below, open_dir, open_dir_at, stat_at, whiteout,
+};
 pub(crate) use copy::reflink;
 pub(crate) use measure::{Extent, FileId, measure};
 pub(crate) use unpack::decompress;
