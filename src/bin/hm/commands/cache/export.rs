@@ -33,7 +33,7 @@ pub(super) struct Args {
     #[arg(value_name = "[RUN/]STEP")]
     step: String,
 
-    /// Where to: oci:DIR[:TAG] or docker-archive:FILE[:NAME:TAG]
+    /// Where to: `oci:DIR[:TAG]` or `docker-archive:FILE[:NAME:TAG]`
     #[arg(value_name = "TARGET")]
     to: String,
 
