@@ -166,8 +166,10 @@ fn connect(path: &Path) -> rusqlite::Result<Connection> {
     let mut connection = Connection::open(path)?;
     connection.busy_timeout(BUSY)?;
     connection.set_prepared_statement_cache_capacity(STATEMENTS);
-    // Has an effect on a new one alone: what is forgotten is given back.
-    connection.pragma_update(None, "auto_vacuum", "INCREMENTAL")?;
+    if schema::is_empty(&connection)? {
+        // What is forgotten is given back. On an index with tables it would have no effect, but write to it.
+        connection.pragma_update(None, "auto_vacuum", "INCREMENTAL")?;
+    }
     connection.pragma_update(None, "journal_mode", "WAL")?;
     // A power cut takes the last transactions, and nothing before them; what they said is not on the disk either.
     connection.pragma_update(None, "synchronous", "NORMAL")?;

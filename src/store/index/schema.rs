@@ -117,8 +117,6 @@ CREATE TABLE reaped (
 /// # Errors
 /// What SQLite says; [`rusqlite::Error::IntegralValueOutOfRange`] where the index is of a later version.
 pub(super) fn migrate(connection: &mut Connection) -> rusqlite::Result<()> {
-    let version =
-        |connection: &Connection| connection.pragma_query_value(None, "user_version", |row| row.get::<_, i64>(0));
     if version(connection)? == latest() {
         return Ok(());
     }
@@ -131,6 +129,18 @@ pub(super) fn migrate(connection: &mut Connection) -> rusqlite::Result<()> {
     }
     transaction.pragma_update(None, "user_version", latest())?;
     transaction.commit()
+}
+
+/// Whether there are no tables yet.
+///
+/// # Errors
+/// What SQLite says.
+pub(super) fn is_empty(connection: &Connection) -> rusqlite::Result<bool> {
+    Ok(version(connection)? == 0)
+}
+
+fn version(connection: &Connection) -> rusqlite::Result<i64> {
+    connection.pragma_query_value(None, "user_version", |row| row.get(0))
 }
 
 fn latest() -> i64 {
