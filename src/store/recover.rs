@@ -42,10 +42,9 @@ impl Store {
         if another_boot {
             let forgotten = self.index.write(|transaction| {
                 let layers = index::layers::forget_unsynced(transaction, &self.boot)?;
-                Ok([("unsynced layers", layers), ("snapshots", index::snapshots::forget_broken(transaction)?)])
+                Ok([("unsynced layers", layers), ("snapshots", index::forget_broken(transaction)?)])
             })?;
             forgotten.into_iter().for_each(|(what, count)| reaped.add(what, count));
-            self.index.write(index::forget_nameless)?;
         }
         if alive == 0 && (another_boot || opened == Opened::New || !reaped.0.is_empty()) {
             self.reap_unindexed(&mut reaped)?;
@@ -102,9 +101,7 @@ impl Store {
         if !gone.is_empty() {
             let broken = self.index.write(|transaction| {
                 gone.iter().try_for_each(|layer| index::layers::remove(transaction, layer))?;
-                let broken = index::snapshots::forget_broken(transaction)?;
-                index::forget_nameless(transaction)?;
-                Ok(broken)
+                index::forget_broken(transaction)
             })?;
             reaped.add("rows of missing layers", gone.len());
             reaped.add("snapshots", broken);

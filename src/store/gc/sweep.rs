@@ -102,8 +102,7 @@ impl Store {
             return Ok(inventory);
         }
         missing.iter().try_for_each(|id| index::layers::remove(transaction, id))?;
-        index::snapshots::forget_broken(transaction)?;
-        index::forget_nameless(transaction)?;
+        index::forget_broken(transaction)?;
         index::note_reaped(transaction, &[("rows of missing layers", missing.len())])?;
         index::inventory::read(transaction)
     }

@@ -92,26 +92,6 @@ pub(in crate::store) fn touch(
     update.execute(params![now_ms(), digest.to_string(), to_text(&id_map)]).map(drop)
 }
 
-/// Forgets every image that has a layer without a row. Tells how many.
-pub(in crate::store) fn forget_broken(transaction: &Transaction<'_>) -> rusqlite::Result<usize> {
-    let mut broken = Vec::new();
-    {
-        let mut select = transaction.prepare("SELECT digest, id_map, stack FROM images")?;
-        let mut rows = select.query([])?;
-        while let Some(row) = rows.next()? {
-            for layer in parse_stack(2, row.get_ref(2)?.as_str()?)? {
-                if layers::seal(transaction, &layer)?.is_none() {
-                    broken.push((row.get::<_, String>(0)?, row.get::<_, String>(1)?));
-                    break;
-                }
-            }
-        }
-    }
-    let mut delete = transaction.prepare_cached("DELETE FROM images WHERE digest = ? AND id_map = ?")?;
-    broken.iter().try_for_each(|(digest, id_map)| delete.execute([digest, id_map]).map(drop))?;
-    Ok(broken.len())
-}
-
 /// Remembers what a tag stands for.
 #[cfg(feature = "registry")]
 pub(in crate::store) fn put_tag(transaction: &Transaction<'_>, reference: &str, tag: &TagRow) -> rusqlite::Result<()> {

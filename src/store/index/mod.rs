@@ -141,12 +141,15 @@ pub(super) fn epoch(connection: &Connection) -> rusqlite::Result<u64> {
     connection.prepare_cached("SELECT value FROM counters WHERE name = 'epoch'")?.query_row([], |row| row.get(0))
 }
 
-/// Forgets every name whose snapshot, or a layer of whose stack, has no row.
-pub(super) fn forget_nameless(transaction: &Transaction<'_>) -> rusqlite::Result<usize> {
-    Ok(cache::forget_broken(transaction)?
-        + kept::forget_broken(transaction)?
-        + sources::forget_broken(transaction)?
-        + images::forget_broken(transaction)?)
+/// Forgets every stack that has a layer without a row, and every name of a snapshot that has no row. Tells how many
+/// snapshots.
+pub(super) fn forget_broken(transaction: &Transaction<'_>) -> rusqlite::Result<usize> {
+    let snapshots = snapshots::forget_broken(transaction, "snapshots")?;
+    snapshots::forget_broken(transaction, "sources")?;
+    snapshots::forget_broken(transaction, "images")?;
+    cache::forget_broken(transaction)?;
+    kept::forget_broken(transaction)?;
+    Ok(snapshots)
 }
 
 /// Remembers, for people, what was removed after a process died.

@@ -43,28 +43,16 @@ pub(in crate::store) fn get(connection: &Connection, id: &str) -> rusqlite::Resu
     select.query_row([id], read).optional()
 }
 
-/// Forgets a snapshot.
-pub(in crate::store) fn remove(transaction: &Transaction<'_>, id: &str) -> rusqlite::Result<()> {
-    transaction.prepare_cached("DELETE FROM snapshots WHERE id = ?")?.execute([id]).map(drop)
-}
-
-/// Forgets every snapshot that has a layer without a row. Tells how many.
-pub(in crate::store) fn forget_broken(transaction: &Transaction<'_>) -> rusqlite::Result<usize> {
-    let mut broken = Vec::new();
-    {
-        let mut select = transaction.prepare("SELECT id, stack FROM snapshots")?;
-        let mut rows = select.query([])?;
-        while let Some(row) = rows.next()? {
-            for layer in parse_stack(1, row.get_ref(1)?.as_str()?)? {
-                if layers::seal(transaction, &layer)?.is_none() {
-                    broken.push(row.get::<_, String>(0)?);
-                    break;
-                }
-            }
-        }
-    }
-    broken.iter().try_for_each(|id| remove(transaction, id))?;
-    Ok(broken.len())
+/// Forgets every row of `table` that has a layer without a row. Tells how many.
+pub(super) fn forget_broken(transaction: &Transaction<'_>, table: &str) -> rusqlite::Result<usize> {
+    let layers = r#"json_each('["' || replace(stack, char(10), '","') || '"]')"#;
+    transaction.execute(
+        &format!(
+            "DELETE FROM {table} WHERE stack <> '' AND EXISTS
+                  (SELECT 1 FROM {layers} AS layer WHERE layer.value NOT IN (SELECT id FROM layers))"
+        ),
+        [],
+    )
 }
 
 /// A stack of layers as rows have it.

@@ -51,23 +51,3 @@ pub(in crate::store) fn touch(
     let mut update = transaction.prepare_cached("UPDATE sources SET used_at = ?, doomed = NULL WHERE id = ?")?;
     Ok(update.execute(params![now_ms(), id.as_str()])? > 0)
 }
-
-/// Forgets every source that has a layer without a row. Tells how many.
-pub(in crate::store) fn forget_broken(transaction: &Transaction<'_>) -> rusqlite::Result<usize> {
-    let mut broken = Vec::new();
-    {
-        let mut select = transaction.prepare("SELECT id, stack FROM sources")?;
-        let mut rows = select.query([])?;
-        while let Some(row) = rows.next()? {
-            for layer in parse_stack(1, row.get_ref(1)?.as_str()?)? {
-                if layers::seal(transaction, &layer)?.is_none() {
-                    broken.push(row.get::<_, String>(0)?);
-                    break;
-                }
-            }
-        }
-    }
-    let mut delete = transaction.prepare_cached("DELETE FROM sources WHERE id = ?")?;
-    broken.iter().try_for_each(|id| delete.execute([id]).map(drop))?;
-    Ok(broken.len())
-}
