@@ -30,10 +30,11 @@ pub struct Seal {
 /// The first failure. A directory that the caller may not list is part of the seal by its own attributes alone.
 pub fn seal(root: &Path) -> io::Result<Seal> {
     let top = open_dir(root)?;
-    let mut seal = Sealing { hasher: blake3::Hasher::new(), linked: HashSet::new(), bytes: 0, entries: 0 };
+    let mut seal = Sealing::default();
     seal.add(b"", &fs::fstat(&top)?);
     let mut dirs = vec![Vec::new()];
     while let Some(path) = dirs.pop() {
+        seal.begin(&path);
         let dir = match open_below(top.as_fd(), &path) {
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => continue,
             dir => dir?,
@@ -42,18 +43,21 @@ pub fn seal(root: &Path) -> io::Result<Seal> {
         names.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
         for (name, _) in names {
             let Some(stat) = stat_at(&dir, &name)? else { return Err(Errno::STALE.into()) };
-            let path = join(&path, name.to_bytes());
-            seal.add(&path, &stat);
+            seal.add(name.to_bytes(), &stat);
             if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
-                dirs.push(path);
+                dirs.push(join(&path, name.to_bytes()));
             }
         }
     }
+    seal.begin(b"");
     Ok(Seal { hash: *seal.hasher.finalize().as_bytes(), bytes: seal.bytes, entries: seal.entries })
 }
 
+#[derive(Default)]
 struct Sealing {
     hasher: blake3::Hasher,
+    /// What is to be hashed of one directory: many small pieces would take longer than the hash itself.
+    pending: Vec<u8>,
     /// Inodes with several names.
     linked: HashSet<(u64, u64)>,
     bytes: u64,
@@ -61,19 +65,33 @@ struct Sealing {
 }
 
 impl Sealing {
-    fn add(&mut self, path: &[u8], stat: &Stat) {
+    /// The entries that follow are those of the directory at `path`.
+    fn begin(&mut self, path: &[u8]) {
+        self.hasher.update(&self.pending);
+        self.pending.clear();
+        self.put_text(path);
+    }
+
+    fn add(&mut self, name: &[u8], stat: &Stat) {
         self.entries += 1;
         let is_dir = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
         // How large a directory is depends on its history.
         let size = if is_dir { 0 } else { stat.st_size.cast_unsigned() };
-        self.hasher.update(&(path.len() as u64).to_le_bytes()).update(path);
-        self.hasher.update(&stat.st_mode.to_le_bytes());
-        self.hasher.update(&stat.st_uid.to_le_bytes()).update(&stat.st_gid.to_le_bytes());
-        self.hasher.update(&size.to_le_bytes());
-        self.hasher.update(&stat.st_mtime.to_le_bytes()).update(&stat.st_mtime_nsec.to_le_bytes());
+        self.put_text(name);
+        self.pending.extend_from_slice(&stat.st_mode.to_le_bytes());
+        self.pending.extend_from_slice(&stat.st_uid.to_le_bytes());
+        self.pending.extend_from_slice(&stat.st_gid.to_le_bytes());
+        self.pending.extend_from_slice(&size.to_le_bytes());
+        self.pending.extend_from_slice(&stat.st_mtime.to_le_bytes());
+        self.pending.extend_from_slice(&stat.st_mtime_nsec.to_le_bytes());
         if is_dir || stat.st_nlink < 2 || self.linked.insert((stat.st_dev, stat.st_ino)) {
             self.bytes += stat.st_blocks.cast_unsigned() * 512;
         }
+    }
+
+    fn put_text(&mut self, text: &[u8]) {
+        self.pending.extend_from_slice(&(text.len() as u64).to_le_bytes());
+        self.pending.extend_from_slice(text);
     }
 }
 
