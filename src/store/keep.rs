@@ -8,6 +8,7 @@ use std::{
     sync::{Mutex, PoisonError, atomic::Ordering},
 };
 
+use rusqlite::Connection;
 use uuid::Uuid;
 
 #[cfg(feature = "registry")]
@@ -86,6 +87,23 @@ pub struct Evicted {
     pub cause: String,
 }
 
+/// What the index has of a cache key.
+enum Row {
+    Absent,
+    Damaged(String),
+    Found(CacheRow, Vec<Made>),
+}
+
+/// A layer, and its seal where it has a row.
+type Made = (LayerId, Option<tree::Seal>);
+
+/// What became of a look at layers.
+enum Checked {
+    Whole,
+    Damaged(String),
+    TooMuch,
+}
+
 /// Layers found whole since the store was opened.
 #[derive(Debug, Default)]
 pub(super) struct Intact(Mutex<HashSet<LayerId>>);
@@ -142,27 +160,29 @@ impl Store {
     /// # Errors
     /// Where the index can't be read.
     pub fn cached_within(&self, key: &[u8; 32], entries: u64) -> Result<Option<Cached>, StoreError> {
-        let row = self.index.read(|connection| {
-            let Some(row) = index::cache::get(connection, key)? else { return Ok(None) };
-            let snapshot = index::snapshots::get(connection, &row.snapshot)?;
-            Ok(Some((row, snapshot)))
-        })?;
-        let Some((row, snapshot)) = row else { return Ok(Some(Cached::Absent)) };
-        let Some(snapshot) = snapshot else {
-            return Ok(Some(Cached::Damaged { reason: "its snapshot is gone".into() }));
-        };
-        let mut layers = snapshot.layers;
-        if let Base::Image(digest) = &snapshot.base {
-            let image = self.index.read(|connection| index::images::get(connection, digest, snapshot.id_map))?;
-            let Some((image, _)) = image else {
-                return Ok(Some(Cached::Damaged { reason: format!("its image {digest} is gone") }));
+        let row = self.index.read_at_once(|connection| {
+            let Some(row) = index::cache::get(connection, key)? else { return Ok(Row::Absent) };
+            let Some(snapshot) = index::snapshots::get(connection, &row.snapshot)? else {
+                return Ok(Row::Damaged("its snapshot is gone".into()));
             };
-            layers.extend(image.stack);
-        }
-        match self.damage_within(&layers, entries)? {
-            None => return Ok(None),
-            Some(Some(reason)) => return Ok(Some(Cached::Damaged { reason })),
-            Some(None) => {}
+            let mut layers = snapshot.layers;
+            if let Base::Image(digest) = &snapshot.base {
+                let Some((image, _)) = index::images::get(connection, digest, snapshot.id_map)? else {
+                    return Ok(Row::Damaged(format!("its image {digest} is gone")));
+                };
+                layers.extend(image.stack);
+            }
+            Ok(Row::Found(row, self.unchecked(connection, &layers)?))
+        })?;
+        let (row, unchecked) = match row {
+            Row::Absent => return Ok(Some(Cached::Absent)),
+            Row::Damaged(reason) => return Ok(Some(Cached::Damaged { reason })),
+            Row::Found(row, unchecked) => (row, unchecked),
+        };
+        match self.check(unchecked, entries) {
+            Checked::TooMuch => return Ok(None),
+            Checked::Damaged(reason) => return Ok(Some(Cached::Damaged { reason })),
+            Checked::Whole => {}
         }
         let CacheRow { snapshot, run, step, created_at, .. } = row;
         Ok(Some(Cached::Found { snapshot: SnapshotRef::from(format!("{SCHEME}:{snapshot}")), run, step, created_at }))
@@ -248,30 +268,37 @@ impl Store {
 
     /// What is missing of a kept stack of layers or no longer as it was, if anything is.
     pub(super) fn damage(&self, layers: &[LayerId]) -> Result<Option<String>, StoreError> {
-        self.damage_within(layers, u64::MAX).map(Option::flatten)
+        let unchecked = self.index.read_at_once(|connection| self.unchecked(connection, layers))?;
+        // No walk is longer.
+        Ok(match self.check(unchecked, u64::MAX) {
+            Checked::Damaged(reason) => Some(reason),
+            Checked::Whole | Checked::TooMuch => None,
+        })
     }
 
-    /// The same, where it takes a walk over `entries` at most; `None` otherwise.
-    fn damage_within(&self, layers: &[LayerId], mut entries: u64) -> Result<Option<Option<String>>, StoreError> {
-        for layer in layers {
-            if self.intact.0.lock().unwrap_or_else(PoisonError::into_inner).contains(layer) {
-                continue;
-            }
-            let Some(made) = self.index.read(|connection| index::layers::seal(connection, layer))? else {
-                return Ok(Some(Some(format!("its layer {layer} is gone"))));
-            };
+    /// Those of some layers that were not looked at since the store was opened, with what they looked like when they were made.
+    fn unchecked(&self, connection: &Connection, layers: &[LayerId]) -> rusqlite::Result<Vec<Made>> {
+        let intact = self.intact.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let unchecked = layers.iter().filter(|layer| !intact.contains(layer));
+        unchecked.map(|layer| Ok((layer.clone(), index::layers::seal(connection, layer)?))).collect()
+    }
+
+    /// Looks at layers, by a walk over `entries` files and directories at most.
+    fn check(&self, layers: Vec<Made>, mut entries: u64) -> Checked {
+        for (layer, made) in layers {
+            let Some(made) = made else { return Checked::Damaged(format!("its layer {layer} is gone")) };
             match entries.checked_sub(made.entries) {
                 Some(left) => entries = left,
-                None => return Ok(None),
+                None => return Checked::TooMuch,
             }
-            match tree::seal(&self.layer_dir(layer)) {
+            match tree::seal(&self.layer_dir(&layer)) {
                 Ok(found) if found.hash == made.hash => {}
-                Ok(_) => return Ok(Some(Some(format!("its layer {layer} is no longer as the step left it")))),
-                Err(error) => return Ok(Some(Some(format!("its layer {layer} can't be read: {error}")))),
+                Ok(_) => return Checked::Damaged(format!("its layer {layer} is no longer as the step left it")),
+                Err(error) => return Checked::Damaged(format!("its layer {layer} can't be read: {error}")),
             }
-            self.intact.0.lock().unwrap_or_else(PoisonError::into_inner).insert(layer.clone());
+            self.intact.0.lock().unwrap_or_else(PoisonError::into_inner).insert(layer);
         }
-        Ok(Some(None))
+        Checked::Whole
     }
 
     /// Whether a layer of a known name is in its place: as it was made, or made just now and not kept yet. What another boot

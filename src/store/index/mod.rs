@@ -88,6 +88,17 @@ impl Index {
         read(&self.connection()).map_err(|error| self.failed(error))
     }
 
+    /// Reads several rows as of one moment, under one lock instead of one for each.
+    pub(super) fn read_at_once<T>(
+        &self,
+        read: impl FnOnce(&Connection) -> rusqlite::Result<T>,
+    ) -> Result<T, StoreError> {
+        let mut connection = self.connection();
+        // Nothing was written, so what ends it at its drop is no loss.
+        let done = connection.transaction().and_then(|transaction| read(&transaction));
+        done.map_err(|error| self.failed(error))
+    }
+
     /// Changes rows, all of them or none.
     pub(super) fn write<T>(
         &self,
