@@ -7,6 +7,7 @@ mod cp;
 mod hm;
 mod inputs;
 mod killed;
+#[cfg(target_os = "linux")]
 mod killed_runs;
 mod output;
 mod python;

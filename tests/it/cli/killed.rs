@@ -88,7 +88,9 @@ fn a_killed_collection_leaves_a_store_that_opens_and_never_lies() {
     let report = Ended::of(&mut project.hm(&["cache", "clean", "--format", "json"])).expect(0).stdout;
     let report: Value = serde_json::from_str(&report).unwrap();
     assert_eq!(report["waiting_layers"], 0);
-    assert_eq!((names(&project.store.join("layers")).len(), unindexed(&project.store).len()), (1, 0), "the source's");
+    // The source's may stay, where no collection took it.
+    assert!(names(&project.store.join("layers")).len() <= 1);
+    assert_eq!(unindexed(&project.store), Vec::<String>::new());
 }
 
 /// A step with limits that runs in the sandbox until `hm` is killed. `None` where there is no sandbox.

@@ -1,20 +1,29 @@
-//! `kill -9` of `hm run` at random moments, over one shared store: whatever was under way, the next run is right.
+//! `kill -9` of `hm` at random moments, over one shared store: whatever was under way (steps, what is cached, a pull, a
+//! collection beside them), the next run is right, and nothing is left.
 //!
 //! `HM_KILL_ROUNDS` sets how many (default 20), `HM_KILL_SEED` which moments.
 
 use std::{
     collections::BTreeSet,
     fs,
-    process::Stdio,
+    process::{Command, Stdio},
     thread,
     time::{Duration, Instant},
 };
 
+use hm_exec::store::Store;
 use serde_json::json;
 
-use super::hm::{Ended, Project, eventually};
+use super::{
+    super::images::{
+        fixture::{Image, Layer, has_busybox},
+        server::Registry,
+    },
+    hm::{Ended, Project, eventually},
+};
 
-const VERSIONS: u64 = 4;
+const IMAGES: u64 = 2;
+const VERSIONS: u64 = 3 * IMAGES;
 
 /// A small generator (xorshift), so that a failure can be had again.
 struct Random(u64);
@@ -32,22 +41,32 @@ fn setting(name: &str, default: u64) -> u64 {
     std::env::var(name).map_or(default, |value| value.parse().unwrap())
 }
 
+/// What is in the input of a version of the project. Two versions each have the same input, and other images.
+fn input(version: u64) -> u64 {
+    version / IMAGES
+}
+
+/// The tag of the image that it boots from.
+fn tag(version: u64) -> u64 {
+    version % IMAGES
+}
+
 /// A pipeline whose every step says what it was made from. The keys of the first two are what a DSL would compute from the
-/// input; the last runs always.
-fn pipeline(version: u64) -> String {
+/// input: like it they leave the image out. The last two run always.
+fn pipeline(version: u64, host: &str) -> String {
     let step = |key: &str, cmd: &str, cached: bool| {
         let mut step = json!({ "key": key, "cmd": cmd });
         if cached {
-            step["cache"] = json!({ "policy": "forever", "key": format!("{key}-{version}") });
+            step["cache"] = json!({ "policy": "forever", "key": format!("{key}-{}", input(version)) });
         }
         json!({ "step": step, "env": {} })
     };
     json!({
         "version": "0",
-        "default_image": "host",
+        "default_image": format!("{host}/it:{}", tag(version)),
         "graph": {
             "nodes": [
-                step("base", "cat input > base; echo made base from $(cat input)", true),
+                step("base", "echo $(cat /version) $(cat input) > base; echo made base from $(cat input)", true),
                 step("left", "echo \"$(cat base) $(cat input)\" > left; rm -rf dir; mkdir dir; cp input dir/", true),
                 step("right", "mv base moved; ln -s moved base", true),
                 step("last", "echo base $(cat base) left $(cat left) dir $(cat dir/input) input $(cat input)", false),
@@ -86,17 +105,37 @@ fn expect_nothing_left(project: &Project) {
     assert!(!mounts.contains(project.store.to_str().unwrap()), "{mounts}");
 }
 
+/// A registry with the images that the versions boot from: a shell, and what tells one from the other.
+fn registry() -> Option<Registry> {
+    if !has_busybox() {
+        return None;
+    }
+    let registry = Registry::start(false)?;
+    for tag in 0..IMAGES {
+        let mut image = Image::shell();
+        image.layers.push(Layer::new().file("version", 0o644, format!("i{tag}\n")).bytes());
+        registry.push(&image, &format!("it:{tag}"), None);
+    }
+    Some(registry)
+}
+
 #[test]
 fn killed_at_any_moment_the_next_run_is_right_and_nothing_is_left() {
+    let Some(registry) = registry() else { return };
     let project = Project::new();
     let seed = setting("HM_KILL_SEED", 0x5eed_1e55);
     let mut random = Random(seed.max(1));
     let mark = format!("HM_TEST_MARK={}", uuid::Uuid::new_v4());
     let edit = |version: u64| {
-        project.file("input", &format!("v{version}\n"));
-        project.file(".hm/ci.json", &pipeline(version));
+        project.file("input", &format!("v{}\n", input(version)));
+        project.file(".hm/ci.json", &pipeline(version, &registry.host));
     };
     let run = || project.hm(&["run", "--runner", "sandbox", "--format", "human", "-e", &mark, "ci"]);
+    let quietly = |mut hm: Command| hm.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let collect = |random: &mut Random| {
+        let limit = ["1K", "100K", "4M"][usize::try_from(random.below(3)).unwrap()];
+        quietly(project.hm(&["cache", "gc", "--max-size", limit, "--min-free", "0"]))
+    };
     edit(0);
     let started = Instant::now();
     let first = Ended::of(&mut run());
@@ -105,32 +144,50 @@ fn killed_at_any_moment_the_next_run_is_right_and_nothing_is_left() {
     }
     first.expect(0);
     let whole_run = u64::try_from(started.elapsed().as_micros()).unwrap();
-    let mut killed = 0;
+    let (mut killed, mut hits) = (0, 0);
     for round in 0..setting("HM_KILL_ROUNDS", 20) {
         let version = random.below(VERSIONS);
         edit(version);
         // What is there already is not always worth a kill: then everything is to be made anew.
-        let fresh = random.below(3) == 0;
         let mut hm = run();
-        if fresh {
+        if random.below(4) == 0 {
             hm.arg("--no-cache");
         }
-        let mut hm = hm.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let mut all = vec![quietly(hm)];
+        if random.below(3) == 0 {
+            all.push(collect(&mut random));
+        }
+        if random.below(4) == 0 {
+            // The images go, too, and are to be pulled again.
+            all.push(quietly(project.hm(&["cache", "clean", "--all"])));
+        }
         thread::sleep(Duration::from_micros(random.below(whole_run)));
-        killed += u32::from(hm.try_wait().unwrap().is_none());
-        hm.kill().unwrap();
-        hm.wait().unwrap();
+        for hm in &mut all {
+            if random.below(8) > 0 {
+                killed += u32::from(hm.try_wait().unwrap().is_none());
+                hm.kill().unwrap();
+            }
+            hm.wait().unwrap();
+        }
         let context = format!("seed {seed}, round {round}, version {version}");
         eventually("the steps' processes to be gone", || marked(&mark) == 0);
-        // The same once more, or another version.
+        // The same once more, or another version; sometimes beside a collection that lives.
         let version = if random.below(2) == 0 { version } else { random.below(VERSIONS) };
         edit(version);
+        let collection = (random.below(3) == 0).then(|| collect(&mut random));
         let ended = Ended::of(&mut run());
         assert_eq!(ended.code, Some(0), "{context}: {ended:?}");
+        let (image, input) = (format!("i{}", tag(version)), format!("v{}", input(version)));
         let says = |line: String| assert!(ended.stdout.contains(&line), "{context}: no `{line}` in\n{}", ended.stdout);
-        says(format!("| base v{version} left v{version} v{version} dir v{version} input v{version}\n"));
-        says(format!("| other v{version} moved\n"));
+        says(format!("| base {image} {input} left {image} {input} {input} dir {input} input {input}\n"));
+        says(format!("| other {image} {input} moved\n"));
+        hits += ended.stdout.matches("cached").count();
+        if let Some(mut collection) = collection {
+            assert!(collection.wait().unwrap().success(), "{context}");
+            // What it could not know to be dead goes with the next start.
+            drop(Store::open(&project.store).unwrap());
+        }
         expect_nothing_left(&project);
     }
-    assert!(killed > 0, "no run was killed in its course");
+    assert!(killed > 0 && hits > 0, "killed {killed} times, {hits} hits");
 }

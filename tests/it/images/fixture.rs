@@ -10,22 +10,22 @@ use hm_exec::store::ImageDigest;
 use serde_json::{Value, json};
 
 /// A statically linked shell with everything else, where this machine has one.
-pub(super) const BUSYBOX: &str = "/bin/busybox";
+pub(crate) const BUSYBOX: &str = "/bin/busybox";
 
 /// Whether there is a busybox to make images of; tells where not.
-pub(super) fn has_busybox() -> bool {
+pub(crate) fn has_busybox() -> bool {
     crate::backends::usable("busybox", Path::new(BUSYBOX).exists(), "install busybox-static: images are made of it")
 }
 
 /// A layer as a tar stream.
-pub(super) struct Layer(tar::Builder<Vec<u8>>);
+pub(crate) struct Layer(tar::Builder<Vec<u8>>);
 
 impl Layer {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self(tar::Builder::new(Vec::new()))
     }
 
-    pub(super) fn put(mut self, kind: tar::EntryType, path: &str, mode: u32, link: &str, data: &[u8]) -> Self {
+    pub(crate) fn put(mut self, kind: tar::EntryType, path: &str, mode: u32, link: &str, data: &[u8]) -> Self {
         let mut header = tar::Header::new_gnu();
         header.set_entry_type(kind);
         header.set_mode(mode);
@@ -39,11 +39,11 @@ impl Layer {
         self
     }
 
-    pub(super) fn dir(self, path: &str) -> Self {
+    pub(crate) fn dir(self, path: &str) -> Self {
         self.put(tar::EntryType::Directory, path, 0o755, "", b"")
     }
 
-    pub(super) fn file(self, path: &str, mode: u32, data: impl AsRef<[u8]>) -> Self {
+    pub(crate) fn file(self, path: &str, mode: u32, data: impl AsRef<[u8]>) -> Self {
         self.put(tar::EntryType::Regular, path, mode, "", data.as_ref())
     }
 
@@ -58,29 +58,29 @@ impl Layer {
         self
     }
 
-    pub(super) fn symlink(self, path: &str, target: &str) -> Self {
+    pub(crate) fn symlink(self, path: &str, target: &str) -> Self {
         self.put(tar::EntryType::Symlink, path, 0o777, target, b"")
     }
 
-    pub(super) fn hard_link(self, path: &str, target: &str) -> Self {
+    pub(crate) fn hard_link(self, path: &str, target: &str) -> Self {
         self.put(tar::EntryType::Link, path, 0o755, target, b"")
     }
 
-    pub(super) fn bytes(self) -> Vec<u8> {
+    pub(crate) fn bytes(self) -> Vec<u8> {
         self.0.into_inner().unwrap()
     }
 }
 
 /// An image: its layers as tar streams, lowest first, and the variables it sets.
 #[derive(Clone)]
-pub(super) struct Image {
-    pub(super) layers: Vec<Vec<u8>>,
-    pub(super) env: Vec<String>,
+pub(crate) struct Image {
+    pub(crate) layers: Vec<Vec<u8>>,
+    pub(crate) env: Vec<String>,
 }
 
 impl Image {
     /// A shell in three layers: the third changes and removes what the others have.
-    pub(super) fn shell() -> Self {
+    pub(crate) fn shell() -> Self {
         let base = Layer::new()
             .dir("bin")
             .file("bin/busybox", 0o755, fs::read(BUSYBOX).unwrap())
@@ -92,7 +92,10 @@ impl Image {
             .dir("data")
             .file("data/old", 0o600, "old\n")
             .dir("tools");
-        let tools = ["ls", "stat", "find", "sort", "rm", "echo", "id", "mkdir", "sleep", "touch", "wc", "env", "sh"];
+        let tools = [
+            "ls", "stat", "find", "sort", "rm", "echo", "id", "mkdir", "sleep", "touch", "wc", "env", "sh", "cp", "mv",
+            "ln", "readlink",
+        ];
         let tools = tools
             .into_iter()
             .fold(Layer::new().dir("tools"), |layer, tool| layer.symlink(&format!("tools/{tool}"), "/bin/busybox"));
@@ -107,7 +110,7 @@ impl Image {
         Self { layers: vec![base.bytes(), tools.bytes(), change.bytes()], env }
     }
 
-    pub(super) fn config(&self) -> Vec<u8> {
+    pub(crate) fn config(&self) -> Vec<u8> {
         let diff_ids: Vec<String> = self.layers.iter().map(|layer| ImageDigest::of(layer).to_string()).collect();
         let architecture = match std::env::consts::ARCH {
             "x86_64" => "amd64",
@@ -122,12 +125,12 @@ impl Image {
     }
 
     /// The digest by which the store knows it.
-    pub(super) fn digest(&self) -> ImageDigest {
+    pub(crate) fn digest(&self) -> ImageDigest {
         ImageDigest::of(&self.config())
     }
 
     /// The blobs of an OCI image, compressed: the manifest last.
-    pub(super) fn blobs(&self) -> Vec<Vec<u8>> {
+    pub(crate) fn blobs(&self) -> Vec<Vec<u8>> {
         let layers: Vec<Vec<u8>> = self.layers.iter().map(|layer| gzip(layer)).collect();
         let descriptor = |media_type: &str, blob: &[u8]| json!({ "mediaType": media_type, "digest": ImageDigest::of(blob).to_string(), "size": blob.len() });
         let config = self.config();
@@ -142,7 +145,7 @@ impl Image {
     }
 
     /// Writes an OCI layout that has the image under a tag.
-    pub(super) fn write_oci(&self, dir: &Path, tag: &str) {
+    pub(crate) fn write_oci(&self, dir: &Path, tag: &str) {
         let blobs = self.blobs();
         fs::create_dir_all(dir.join("blobs/sha256")).unwrap();
         for blob in &blobs {
@@ -160,7 +163,7 @@ impl Image {
     }
 
     /// Writes what `docker save` writes.
-    pub(super) fn write_docker(&self, file: &Path, name: &str) {
+    pub(crate) fn write_docker(&self, file: &Path, name: &str) {
         let mut archive = tar::Builder::new(fs::File::create(file).unwrap());
         let mut append = |path: &str, bytes: &[u8]| {
             let mut header = tar::Header::new_gnu();
@@ -183,14 +186,14 @@ impl Image {
     }
 }
 
-pub(super) fn gzip(bytes: &[u8]) -> Vec<u8> {
+pub(crate) fn gzip(bytes: &[u8]) -> Vec<u8> {
     let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
     gzip.write_all(bytes).unwrap();
     gzip.finish().unwrap()
 }
 
 /// Packs a directory as a tar file.
-pub(super) fn tar_of(dir: &Path, file: &Path) -> PathBuf {
+pub(crate) fn tar_of(dir: &Path, file: &Path) -> PathBuf {
     let mut archive = tar::Builder::new(fs::File::create(file).unwrap());
     archive.append_dir_all(".", dir).unwrap();
     archive.finish().unwrap();

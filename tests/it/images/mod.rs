@@ -4,7 +4,9 @@ mod archives;
 #[cfg(feature = "registry")]
 mod broken;
 mod export;
-mod fixture;
+pub(crate) mod fixture;
 #[cfg(feature = "registry")]
 mod registry;
+#[cfg(feature = "registry")]
+pub(crate) mod server;
 mod subordinate;
