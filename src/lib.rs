@@ -16,6 +16,7 @@ pub mod outcome;
 pub mod plan;
 pub mod runner;
 pub mod schedule;
+pub mod step;
 pub mod store;
 
 pub use backend::{
