@@ -9,8 +9,11 @@ mod inputs;
 mod killed;
 #[cfg(target_os = "linux")]
 mod killed_runs;
+#[cfg(target_os = "linux")]
+mod looking_back;
 mod output;
 mod python;
 mod shell;
 mod signals;
+mod terminal;
 mod verdicts;

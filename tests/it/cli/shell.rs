@@ -1,24 +1,21 @@
 //! `hm shell`: a shell in what a step left.
 
 use std::{
-    fs::File,
     io::{Read, Write},
-    os::{fd::OwnedFd, unix::process::ExitStatusExt},
-    process::{Child, Stdio},
-    sync::{Arc, Mutex},
+    os::unix::process::ExitStatusExt,
+    process::Stdio,
 };
 
 use rustix::{
-    fs::{Mode, OFlags},
     process::{Pid, Signal, kill_process},
-    pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt},
-    termios::{LocalModes, OutputModes, Winsize, tcgetattr, tcsetwinsize},
+    termios::{LocalModes, OutputModes, tcsetwinsize},
 };
 use uuid::Uuid;
 
 use super::{
     cp::failed,
     hm::{Ended, Project, eventually},
+    terminal::{Terminal, size},
 };
 
 /// `hm shell ARGS` with this on its standard input.
@@ -168,65 +165,10 @@ fn a_cached_step_can_be_looked_into_in_every_run_that_found_it() {
     }
 }
 
-/// A terminal with `hm shell` on it.
-struct Terminal {
-    master: File,
-    slave: OwnedFd,
-    shown: Arc<Mutex<String>>,
-    hm: Child,
-}
-
-impl Terminal {
-    fn open(project: &Project, args: &[&str]) -> Self {
-        let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();
-        grantpt(&master).unwrap();
-        unlockpt(&master).unwrap();
-        let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
-        let slave = rustix::fs::open(ptsname(&master, Vec::new()).unwrap(), flags, Mode::empty()).unwrap();
-        tcsetwinsize(&slave, size(24, 80)).unwrap();
-        let mut hm = project.hm(&["shell"]);
-        hm.args(args).env("TERM", "vt100").stdin(slave.try_clone().unwrap());
-        let hm = hm.stdout(slave.try_clone().unwrap()).stderr(slave.try_clone().unwrap()).spawn().unwrap();
-        let (master, shown) = (File::from(master), Arc::<Mutex<String>>::default());
-        let (mut reader, seen) = (master.try_clone().unwrap(), Arc::clone(&shown));
-        std::thread::spawn(move || {
-            let mut buffer = [0; 4096];
-            while let Ok(length) = reader.read(&mut buffer) {
-                seen.lock().unwrap().push_str(&String::from_utf8_lossy(&buffer[..length]));
-            }
-        });
-        Self { master, slave, shown, hm }
-    }
-
-    fn keys(&mut self, keys: &str) {
-        self.master.write_all(keys.as_bytes()).unwrap();
-    }
-
-    /// Waits until this is shown.
-    #[track_caller]
-    fn expect(&mut self, text: &str) {
-        eventually(&format!("{text:?} on the terminal"), || {
-            let shown = self.shown.lock().unwrap();
-            let ended = self.hm.try_wait().unwrap().is_some();
-            assert!(!ended || shown.contains(text), "hm ended: {shown}");
-            shown.contains(text)
-        });
-    }
-
-    fn modes(&self) -> (LocalModes, OutputModes) {
-        let termios = tcgetattr(&self.slave).unwrap();
-        (termios.local_modes, termios.output_modes)
-    }
-}
-
-fn size(rows: u16, columns: u16) -> Winsize {
-    Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 }
-}
-
 #[test]
 fn on_a_terminal_the_shell_has_one_of_its_own() {
     let Some(project) = failed("echo broken > report; exit 1") else { return };
-    let mut terminal = Terminal::open(&project, &["test"]);
+    let mut terminal = Terminal::open(&project, &["shell", "test"]);
     terminal.expect("thrown away");
     eventually("hm gives its keys away", || !terminal.modes().0.contains(LocalModes::ICANON));
     terminal.keys("cat report; echo $((40+2)) $TERM; stty size; test -t 0 && echo a-terminal\r");
@@ -251,7 +193,7 @@ fn on_a_terminal_the_shell_has_one_of_its_own() {
 fn the_terminal_is_given_back_however_the_shell_ends() {
     let Some(project) = failed("exit 1") else { return };
     for end in ["exit", "kill", "signal"] {
-        let mut terminal = Terminal::open(&project, &["test", "--", "sh", "-c", "echo up; read x; exit 4"]);
+        let mut terminal = Terminal::open(&project, &["shell", "test", "--", "sh", "-c", "echo up; read x; exit 4"]);
         let before = (LocalModes::ICANON | LocalModes::ECHO | LocalModes::ISIG, terminal.modes().1);
         terminal.expect("up\r\n");
         assert!(!terminal.modes().0.intersects(before.0), "raw while the shell runs");

@@ -2,7 +2,7 @@
 
 use std::{
     fs::File,
-    io::{self, ErrorKind},
+    io::{self, BufRead, BufReader, BufWriter, ErrorKind, IsTerminal, Read, Write},
     path::PathBuf,
     process::ExitCode,
 };
@@ -13,12 +13,15 @@ use super::{print, table};
 use crate::{
     failure::{Failure, Outcome},
     left::{describe, find_run, find_step, last_run, open_store},
-    render::text,
+    render::{style::Style, text},
 };
+
+/// A longer line is shown in pieces.
+const MAX_LINE_BYTES: u64 = 1 << 20;
 
 /// Prints what a step printed, both streams as they came
 ///
-/// Secrets are masked. Of a step that was found in the cache, it is what it printed when it ran.
+/// Secrets are masked. On a terminal it is shown as `hm run` does it; elsewhere it comes byte for byte. Of a step that was found in the cache, it is what it printed when it ran.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// The step; RUN is the beginning of a run's id, by default the last run of this directory. Without a step, the steps of
@@ -58,10 +61,30 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
         Some(Err(error)) if error.kind() == ErrorKind::NotFound => return Ok(ExitCode::SUCCESS),
         Some(file) => file.map_err(|error| unreadable(error.into()))?,
     };
-    match io::copy(&mut &file, &mut io::stdout().lock()) {
+    let mut stdout = io::stdout().lock();
+    let shown = match stdout.is_terminal() {
+        true => show(BufReader::new(file), stdout),
+        false => io::copy(&mut &file, &mut stdout).map(drop),
+    };
+    match shown {
         Err(error) if error.kind() != ErrorKind::BrokenPipe => {
             Err(Failure::infrastructure("failed to write to stdout").because(error))
         }
         _ => Ok(ExitCode::SUCCESS),
     }
+}
+
+/// Prints a log as `hm run` shows it, so that no step rewrites the terminal of whoever looks.
+fn show(mut log: impl BufRead, terminal: impl Write + IsTerminal) -> io::Result<()> {
+    let colors = Style::of(&terminal).colors;
+    let mut terminal = BufWriter::new(terminal);
+    let (mut line, mut shown) = (Vec::new(), String::new());
+    while log.by_ref().take(MAX_LINE_BYTES).read_until(b'\n', &mut line)? > 0 {
+        text::push_clean(&mut shown, String::from_utf8_lossy(&line).trim_end_matches('\n'), colors);
+        shown.push('\n');
+        terminal.write_all(shown.as_bytes())?;
+        line.clear();
+        shown.clear();
+    }
+    terminal.flush()
 }
