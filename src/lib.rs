@@ -3,33 +3,61 @@
 //!
 //! The modules stand in the order in which the data flows:
 //! `ir` → `plan` → `schedule` → `runner` → `store` and `cache`, with `event` and `outcome` telling what happened.
+//! `tree` and `jail` are leaves: with `step`, and with the feature of that name alone, they are all that a step on another
+//! machine needs.
+//!
+//! Features: `engine` is all that runs a pipeline but for runners, and part of each of `process`, `sandbox`, `registry` and
+//! `cli`; `step` is the `hm-step` command, without anything asynchronous.
 
+#[cfg(feature = "engine")]
 #[allow(unused_extern_crates, reason = "what `#[derive(RunnerSet)]` emits names this crate as others do")]
 extern crate self as hm_exec;
 
+#[cfg(feature = "engine")]
 pub mod backend;
+#[cfg(feature = "engine")]
 pub mod cache;
+#[cfg(feature = "engine")]
 pub mod engine;
+#[cfg(feature = "engine")]
 pub mod event;
+#[cfg(feature = "engine")]
 pub mod ir;
+#[cfg(all(feature = "step", target_os = "linux"))]
+pub mod jail;
+#[cfg(feature = "engine")]
 pub mod outcome;
+#[cfg(feature = "engine")]
 pub mod plan;
+#[cfg(feature = "engine")]
 pub mod runner;
+#[cfg(feature = "engine")]
 pub mod schedule;
+#[cfg(feature = "step")]
 pub mod step;
+#[cfg(feature = "engine")]
 pub mod store;
+#[cfg(any(feature = "engine", feature = "step"))]
+pub mod tree;
 
+#[cfg(feature = "engine")]
 pub use backend::{
     BackendError, BackendHandle, Capabilities, Control, ExecutionBackend, RunOptions, RunRequest, SourceMeta,
 };
+#[cfg(feature = "engine")]
 pub use engine::{Engine, EngineBuilder};
+#[cfg(feature = "engine")]
 pub use event::{BuildEvent, BuildRef, EventStream};
+#[cfg(feature = "engine")]
 pub use outcome::{BuildOutcome, BuildStatus, StepResultSummary, StepStatus};
+#[cfg(feature = "engine")]
 pub use plan::Plan;
+#[cfg(feature = "engine")]
 pub use runner::{ExecutorInput, RunnerSet, SnapshotRef, StepResult};
 
 /// What `#[derive(RunnerSet)]` names. Not part of the API.
 #[doc(hidden)]
+#[cfg(feature = "engine")]
 pub mod __private {
     pub use crate::runner::{
         CacheIdentity, ExecutorInput, Probe, RunnerDescriptor, RunnerError, RunnerIndex, RunnerRegistry, RunnerSet,
@@ -41,6 +69,6 @@ pub mod __private {
 }
 
 /// Runs the README's example.
-#[cfg(doctest)]
+#[cfg(all(doctest, feature = "engine"))]
 #[doc = include_str!("../README.md")]
 struct Readme;

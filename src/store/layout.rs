@@ -22,7 +22,7 @@
 
 use std::{
     fs::{self, DirBuilder, File, OpenOptions},
-    io::{self, BufWriter, Read, Seek, SeekFrom, Write},
+    io::{self, BufWriter, Write},
     os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::{Path, PathBuf},
     sync::{
@@ -44,7 +44,7 @@ use super::{
     remover::Remover,
     reserve,
     snapshot::OwnSnapshots,
-    tree::{self, UnpackError, UnpackLimits, Unpacked},
+    tree::{self, BlobFile, UnpackError, UnpackLimits, Unpacked},
 };
 
 const FORMAT: &str = "hm-exec store 2\n";
@@ -102,28 +102,6 @@ pub trait TreeOps: Send + Sync + std::fmt::Debug {
     /// The first thing that is wrong.
     fn unpack(&self, blob: BlobFile, into: &Path, id_map: IdMap, limits: UnpackLimits)
     -> Result<Unpacked, UnpackError>;
-}
-
-/// A part of a file.
-#[derive(Debug)]
-pub struct BlobFile {
-    /// The file, open for reading, and nobody else's: its position is moved.
-    pub file: File,
-    /// Where the part begins, in bytes.
-    pub offset: u64,
-    /// How long it is, in bytes.
-    pub length: u64,
-}
-
-impl BlobFile {
-    /// The bytes of the part.
-    ///
-    /// # Errors
-    /// Where the file can't be positioned.
-    pub fn into_reader(mut self) -> io::Result<impl Read> {
-        self.file.seek(SeekFrom::Start(self.offset))?;
-        Ok(self.file.take(self.length))
-    }
 }
 
 #[derive(Debug)]

@@ -30,7 +30,6 @@ mod snapshot;
 mod source;
 mod stack;
 mod surroundings;
-pub mod tree;
 mod usage;
 #[cfg(feature = "process")]
 mod workspace;
@@ -45,11 +44,13 @@ pub use identity::image_identity;
 pub use ids::{LayerId, SourceId};
 pub use image::{Base, ImageDigest, ImageError, ImageOptions, Images, Notes, PullPolicy};
 pub use keep::{Cached, Evicted, KeepAs};
-pub use layer::{IdMap, Staging};
-pub use layout::{BlobFile, Store, TreeOps};
+pub use layer::Staging;
+pub use layout::{Store, TreeOps};
 pub use lease::Lease;
 pub use runs::{NewRun, Run};
 pub use snapshot::{CommitRequest, MAX_LAYERS, Snapshot};
 pub use source::FrozenSource;
 pub use surroundings::Surroundings;
 pub use usage::{Filesystem, PipelineUsage, Usage, UsageKind};
+
+pub use crate::tree::{self, BlobFile, IdMap};

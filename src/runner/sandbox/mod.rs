@@ -19,7 +19,6 @@ mod checks;
 mod export;
 mod helper;
 mod idmap;
-pub mod jail;
 mod left;
 mod namespace_ops;
 mod runner;
@@ -31,6 +30,7 @@ pub use cgroup::reap_control_groups;
 pub use checks::{Check, checks};
 pub use export::SandboxExportError;
 pub use helper::{HELPER_VARIABLE, NoHelper, init};
-pub use jail::{MountApi, UserNamespace};
 pub use runner::{SandboxBuilder, SandboxRunner};
 pub use visit::{Errand, Streams, Visit, VisitError};
+
+pub use crate::jail::{self, MountApi, UserNamespace};

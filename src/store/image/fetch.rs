@@ -27,8 +27,8 @@ use super::{
 use crate::store::{
     IdMap, LayerId, Store, StoreError,
     error::Doing,
-    layout::{BlobFile, make_dir},
-    tree::{UnpackError, UnpackLimits},
+    layout::make_dir,
+    tree::{BlobFile, UnpackError, UnpackLimits},
 };
 
 /// Layers at a time. More connections make no pull faster, and unpacking wants a processor each.

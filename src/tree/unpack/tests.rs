@@ -9,7 +9,7 @@ use std::{
 
 use tar::{EntryType, Header};
 
-use super::{super::at, *};
+use super::{super::marks, *};
 
 /// An archive in the making.
 #[derive(Default)]
@@ -219,12 +219,12 @@ fn removed_entries_become_overlay_marks() {
         Err(UnpackError::Io { doing, .. }) if doing.contains("opaque") || doing.contains("removed") => return,
         unpacked => drop(unpacked.unwrap()),
     }
-    let is_whiteout = |path: &str| at::is_whiteout_at(&place.stat(path));
+    let is_whiteout = |path: &str| marks::is_whiteout_at(&place.stat(path));
     assert!(is_whiteout("dir/gone") && !is_whiteout("dir/new"));
     for opaque in ["opaque", "again", "before"] {
-        assert!(at::is_opaque_at(&place.root().join(opaque)).unwrap(), "{opaque}");
+        assert!(marks::is_opaque_at(&place.root().join(opaque)).unwrap(), "{opaque}");
     }
-    assert!(!at::is_opaque_at(&place.root().join("dir")).unwrap());
+    assert!(!marks::is_opaque_at(&place.root().join("dir")).unwrap());
     assert_eq!(place.read("newer"), "1");
     assert!(!place.root().join("opaque/.wh..wh..opq").exists());
 }
@@ -385,7 +385,7 @@ fn attributes_of_overlayfs_are_no_part_of_an_image() {
         &[("SCHILY.xattr.trusted.overlay.redirect", b"/etc"), ("SCHILY.xattr.user.overlay.opaque", b"y")];
     let tar = Tar::default().extended(attributes).dir("dir").end();
     place.unpack(&tar).unwrap();
-    assert!(!at::is_opaque_at(&place.root().join("dir")).unwrap());
+    assert!(!marks::is_opaque_at(&place.root().join("dir")).unwrap());
 }
 
 #[test]

@@ -5,28 +5,40 @@
 //! same functions.
 
 mod at;
+mod blob;
 mod copy;
 mod extract;
 mod flatten;
+mod id_map;
 mod layer_tar;
+#[cfg(feature = "engine")]
+mod marks;
+#[cfg(feature = "engine")]
 mod measure;
 mod pack;
 mod remove;
+#[cfg(feature = "engine")]
 mod seal;
 mod unpack;
 
+pub use blob::BlobFile;
 pub use copy::copy_tree;
 pub use extract::extract;
 pub use flatten::flatten;
+pub use id_map::IdMap;
 pub use layer_tar::layer_tar;
 pub use pack::pack;
 pub use remove::remove_tree;
+#[cfg(feature = "engine")]
 pub use seal::{Seal, seal};
 pub use unpack::{UnpackError, UnpackLimits, Unpacked, unpack};
 
-pub(crate) use at::{
-    entries, is_opaque_at, is_whiteout_at, join, mtime, open_below, open_dir, open_dir_at, stat_at, whiteout,
+pub(crate) use at::join;
+#[cfg(feature = "engine")]
+pub(crate) use {
+    at::{entries, mtime, open_below, open_dir, open_dir_at, stat_at},
+    copy::reflink,
+    marks::{is_opaque_at, is_whiteout_at, whiteout},
+    measure::{Extent, FileId, measure},
+    unpack::decompress,
 };
-pub(crate) use copy::reflink;
-pub(crate) use measure::{Extent, FileId, measure};
-pub(crate) use unpack::decompress;

@@ -3,13 +3,7 @@
 use std::{
     ffi::{CString, OsStr},
     io,
-    os::{
-        fd::OwnedFd,
-        unix::{
-            ffi::OsStrExt,
-            fs::{FileTypeExt, MetadataExt},
-        },
-    },
+    os::{fd::OwnedFd, unix::ffi::OsStrExt},
     path::Path,
 };
 
@@ -91,11 +85,6 @@ pub(crate) fn is_whiteout(stat: &Stat) -> bool {
     FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice && stat.st_rdev == 0
 }
 
-/// Makes an entry that hides what lower layers have there. Ordinary users may, from Linux 5.8 on.
-pub(crate) fn whiteout(path: &Path) -> io::Result<()> {
-    Ok(fs::mknodat(fs::CWD, path, FileType::CharacterDevice, Mode::empty(), 0)?)
-}
-
 /// Whether a directory hides what lower layers have there.
 pub(crate) fn is_opaque(dir: impl AsFd) -> io::Result<bool> {
     let dir = dir.as_fd();
@@ -114,16 +103,6 @@ pub(crate) fn is_opaque(dir: impl AsFd) -> io::Result<bool> {
         }
     }
     Ok(false)
-}
-
-/// [`is_whiteout`] of what `symlink_metadata` tells.
-pub(crate) fn is_whiteout_at(metadata: &std::fs::Metadata) -> bool {
-    metadata.file_type().is_char_device() && metadata.rdev() == 0
-}
-
-/// [`is_opaque`] by path.
-pub(crate) fn is_opaque_at(path: &Path) -> io::Result<bool> {
-    is_opaque(open_dir(path)?)
 }
 
 /// The names of a file's extended attributes.

@@ -23,7 +23,7 @@ use super::{
     error::{Doing, Fault},
     reader::{Kind, Member},
 };
-use crate::store::IdMap;
+use crate::tree::IdMap;
 
 const WHITEOUT: &[u8] = b".wh.";
 /// Marks of the storage, not of a file. Only the one for opaque directories is part of the format.

@@ -18,7 +18,7 @@ use rustix::{
 use tar::{EntryType, Header};
 
 use super::at::{entries, is_opaque, is_whiteout, join, open_below, open_dir, shared_xattrs, stat_at};
-use crate::store::IdMap;
+use crate::tree::IdMap;
 
 const BLOCK_BYTES: u64 = 512;
 /// What fits the numbers of a header: eight digits, eleven digits.

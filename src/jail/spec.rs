@@ -7,7 +7,7 @@ use std::ffi::CString;
 use serde::{Deserialize, Serialize};
 
 use super::SetupError;
-use crate::store::tree::{UnpackError, UnpackLimits, Unpacked};
+use crate::tree::{UnpackError, UnpackLimits, Unpacked};
 
 /// The version of every type in this file. Raised with any change to one of them.
 pub(crate) const SPEC_VERSION: u32 = 4;

@@ -7,7 +7,8 @@
 //! ```
 //!
 //! In: a [`JailSpec`] per step, and its status socket and streams. Out: a [`Report`] or two. Knows neither tokio nor the
-//! rest of the crate, so that it can run in a program of its own; the only `unsafe` of the crate is in `sys`.
+//! rest of the crate but for [`tree`](crate::tree), so that it can run in a program of its own; the only `unsafe` of the
+//! crate is in `sys`.
 
 mod caps;
 mod error;
@@ -18,6 +19,7 @@ mod spec;
 mod sys;
 mod tree;
 mod watch;
+#[cfg_attr(not(feature = "sandbox"), allow(dead_code, reason = "some of it is for the engine's side"))]
 pub(crate) mod wire;
 mod zygote;
 

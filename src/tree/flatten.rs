@@ -17,7 +17,7 @@ use super::{
     at::{copy_xattrs, entries, is_opaque, is_whiteout, join, open_below, open_dir, stat_at, timestamps},
     copy::{copy_data, create},
 };
-use crate::store::IdMap;
+use crate::tree::IdMap;
 
 /// Merges overlay layers, topmost first, into the empty directory `into`, so that a mount of it over any lower directory
 /// shows what a mount of all of them would.

@@ -29,7 +29,7 @@ use self::{
     stream::Measured,
     writer::Writer,
 };
-use crate::store::IdMap;
+use crate::tree::IdMap;
 
 /// How much a layer may hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

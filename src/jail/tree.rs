@@ -15,7 +15,7 @@ use super::{
     error::Doing,
     spec::{Report, TreeOp},
 };
-use crate::store::{BlobFile, IdMap, tree};
+use crate::tree::{self, BlobFile, IdMap};
 
 /// Does `op`, which may read or write `file`. Only a range of ids needs a namespace for this.
 pub(crate) fn run(op: &TreeOp, file: Option<OwnedFd>) -> Result<Report, SetupError> {
