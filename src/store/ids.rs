@@ -71,6 +71,13 @@ impl LayerId {
         self.0.len() == 64
     }
 
+    /// Names a tree that came from elsewhere by a digest of its content. The length tells it from a step's.
+    pub(super) fn of_tree(digest: &ImageDigest) -> Self {
+        let mut hash = blake3::Hasher::new();
+        hash.update(b"tree from elsewhere ").update(digest.as_bytes());
+        Self(hash.finalize().to_hex().to_string())
+    }
+
     /// Names a layer of an image by the digest of its content and how its owners are to be understood. The length tells it
     /// from a step's.
     pub(super) fn of_image(diff_id: &ImageDigest, id_map: IdMap) -> Self {

@@ -36,13 +36,13 @@ mod workspace;
 
 pub use archives::Archives;
 pub use error::StoreError;
-pub use export::{ExportError, ExportTarget};
+pub use export::{ExportError, ExportTarget, PackedLayer};
 pub use gc::{Forget, Forgotten, GcLimits, GcReport, GcRequest};
 pub use handle::StoreHandle;
 pub use host::{HostDir, HostImage};
 pub use identity::image_identity;
 pub use ids::{LayerId, SourceId};
-pub use image::{Base, ImageDigest, ImageError, ImageOptions, Images, Notes, PullPolicy};
+pub use image::{Base, ImageDigest, ImageError, ImageOptions, Images, LayerLock, Notes, PullPolicy, TreeInMaking};
 pub use keep::{Cached, Evicted, KeepAs};
 pub use layer::Staging;
 pub use layout::{Store, TreeOps};

@@ -10,7 +10,7 @@ use tar::{Builder, EntryType, Header};
 
 use super::{
     super::ImageDigest,
-    blobs::Packed,
+    blobs::PackedLayer,
     error::{ExportError, Writing},
     layout::persist,
 };
@@ -20,7 +20,7 @@ pub(super) fn write_archive(
     path: &Path,
     name: Option<&str>,
     config: &[u8],
-    layers: &[Packed],
+    layers: &[PackedLayer],
 ) -> Result<(), ExportError> {
     let dir = path.parent().filter(|dir| *dir != Path::new("")).unwrap_or(Path::new("."));
     let file = tempfile::Builder::new().prefix(".hm-export-").tempfile_in(dir).writing(path)?;

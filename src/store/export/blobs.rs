@@ -17,9 +17,23 @@ use crate::store::{IdMap, ImageDigest, Store};
 /// Fixed, because another level gives other bytes.
 const LEVEL: Compression = Compression::new(4);
 
-/// A layer in a temporary file beside its destination.
+/// How well zstd compresses: its own default.
+const ZSTD_LEVEL: i32 = 3;
+
+/// How a layer's file is compressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum LayerCompression {
+    /// Not at all.
+    Plain,
+    /// Everybody can read it.
+    Gzip,
+    /// Fast and small.
+    Zstd,
+}
+
+/// A layer in a temporary file, which goes with this.
 #[derive(Debug)]
-pub(super) struct Packed {
+pub struct PackedLayer {
     /// Of the uncompressed stream.
     pub(super) diff_id: ImageDigest,
     /// Of the file.
@@ -35,20 +49,37 @@ pub(super) fn pack(
     layers: &[PathBuf],
     id_map: IdMap,
     near: &Path,
-    compress: bool,
-) -> Result<Vec<Packed>, ExportError> {
+    compression: LayerCompression,
+) -> Result<Vec<PackedLayer>, ExportError> {
     std::fs::create_dir_all(near).writing(near)?;
-    layers.iter().map(|layer| pack_one(store, layer, id_map, near, compress)).collect()
+    layers.iter().map(|layer| pack_one(store, layer, id_map, near, compression)).collect()
 }
 
-fn pack_one(store: &Store, layer: &Path, id_map: IdMap, near: &Path, compress: bool) -> Result<Packed, ExportError> {
+impl Store {
+    /// Packs the layer whose files are in the directory `layer`, compressed with zstd, into a temporary file of the store.
+    /// Blocks.
+    ///
+    /// # Errors
+    /// Where it can't be read, or the file not be written.
+    pub fn pack_layer(&self, layer: &Path, id_map: IdMap) -> Result<PackedLayer, ExportError> {
+        pack_one(self, layer, id_map, &self.tmp(), LayerCompression::Zstd)
+    }
+}
+
+fn pack_one(
+    store: &Store,
+    layer: &Path,
+    id_map: IdMap,
+    near: &Path,
+    compression: LayerCompression,
+) -> Result<PackedLayer, ExportError> {
     let file = tempfile::Builder::new().prefix(".hm-export-").tempfile_in(near).writing(near)?;
     let (read, write) = io::pipe().writing(near)?;
     // Who packs may be another process; who hashes and compresses is this one.
     let (packed, written) = thread::scope(|scope| {
         let packing =
             scope.spawn(|| store.tree_ops().layer_tar(layer, File::from(std::os::fd::OwnedFd::from(write)), id_map));
-        let written = write_blob(read, file.as_file(), compress);
+        let written = write_blob(read, file.as_file(), compression);
         (packing.join().unwrap_or_else(|_| Err(io::Error::other("the thread that packs panicked"))), written)
     });
     // Where writing failed, packing did because of it.
@@ -57,15 +88,23 @@ fn pack_one(store: &Store, layer: &Path, id_map: IdMap, near: &Path, compress: b
         (Err(source), _) => return Err(ExportError::Read { path: layer.into(), source }),
         (Ok(()), Ok(written)) => written,
     };
-    Ok(Packed { diff_id, digest, size, file })
+    Ok(PackedLayer { diff_id, digest, size, file })
 }
 
 /// Writes a layer's stream to a file: the digests of the stream and of the file, and the file's size.
-fn write_blob(mut stream: impl Read, file: &File, compress: bool) -> io::Result<(ImageDigest, ImageDigest, u64)> {
+fn write_blob(
+    mut stream: impl Read,
+    file: &File,
+    compression: LayerCompression,
+) -> io::Result<(ImageDigest, ImageDigest, u64)> {
     let mut blob = Blob { out: BufWriter::new(file), hash: Sha256::new(), size: 0 };
     let mut hash = Sha256::new();
     let mut buffer = vec![0; 1 << 17];
-    let mut sink = if compress { Sink::Gzip(GzBuilder::new().write(blob, LEVEL)) } else { Sink::Plain(blob) };
+    let mut sink = match compression {
+        LayerCompression::Plain => Sink::Plain(blob),
+        LayerCompression::Gzip => Sink::Gzip(GzBuilder::new().write(blob, LEVEL)),
+        LayerCompression::Zstd => Sink::Zstd(zstd::Encoder::new(blob, ZSTD_LEVEL)?),
+    };
     loop {
         let read = match stream.read(&mut buffer) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
@@ -77,11 +116,13 @@ fn write_blob(mut stream: impl Read, file: &File, compress: bool) -> io::Result<
         hash.update(&buffer[..read]);
         match &mut sink {
             Sink::Gzip(gzip) => gzip.write_all(&buffer[..read])?,
+            Sink::Zstd(zstd) => zstd.write_all(&buffer[..read])?,
             Sink::Plain(blob) => blob.write_all(&buffer[..read])?,
         }
     }
     blob = match sink {
         Sink::Gzip(gzip) => gzip.finish()?,
+        Sink::Zstd(zstd) => zstd.finish()?,
         Sink::Plain(blob) => blob,
     };
     blob.flush()?;
@@ -91,6 +132,7 @@ fn write_blob(mut stream: impl Read, file: &File, compress: bool) -> io::Result<
 
 enum Sink<'a> {
     Gzip(GzEncoder<Blob<'a>>),
+    Zstd(zstd::Encoder<'static, Blob<'a>>),
     Plain(Blob<'a>),
 }
 
@@ -114,7 +156,31 @@ impl Write for Blob<'_> {
     }
 }
 
-impl Packed {
+impl PackedLayer {
+    /// The digest of its tar: the layer's name wherever it lies unpacked.
+    #[must_use]
+    pub fn diff_id(&self) -> ImageDigest {
+        self.diff_id
+    }
+
+    /// The digest of the file.
+    #[must_use]
+    pub fn digest(&self) -> ImageDigest {
+        self.digest
+    }
+
+    /// The file's length in bytes.
+    #[must_use]
+    pub fn size_bytes(&self) -> u64 {
+        self.size
+    }
+
+    /// The file.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        self.file.path()
+    }
+
     /// The file's content, from its beginning.
     pub(super) fn reader(&self) -> io::Result<File> {
         let mut file = self.file.reopen()?;

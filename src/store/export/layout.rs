@@ -12,7 +12,7 @@ use tempfile::NamedTempFile;
 
 use super::{
     super::{ImageDigest, image::REF_NAME},
-    blobs::Packed,
+    blobs::PackedLayer,
     error::{ExportError, Writing},
 };
 
@@ -21,7 +21,7 @@ const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 const LAYER: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
 
 /// Adds an image to the layout in `dir`, under `tag`. Everything is written aside and renamed, the index last.
-pub(super) fn write_layout(dir: &Path, tag: &str, config: &[u8], layers: Vec<Packed>) -> Result<(), ExportError> {
+pub(super) fn write_layout(dir: &Path, tag: &str, config: &[u8], layers: Vec<PackedLayer>) -> Result<(), ExportError> {
     let mut manifests = existing(dir)?;
     let blobs = dir.join("blobs/sha256");
     fs::create_dir_all(&blobs).writing(&blobs)?;

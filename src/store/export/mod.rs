@@ -16,8 +16,8 @@ use std::{
 
 use serde_json::json;
 
-pub use self::error::ExportError;
-use self::{archive::write_archive, blobs::Packed, layout::write_layout};
+use self::{archive::write_archive, blobs::LayerCompression, layout::write_layout};
+pub use self::{blobs::PackedLayer, error::ExportError};
 use super::{Base, FrozenSource, ImageDigest, Snapshot, Store, image};
 use crate::runner::SnapshotRef;
 
@@ -76,7 +76,11 @@ impl Store {
                 path.parent().filter(|dir| *dir != Path::new("")).unwrap_or(Path::new("."))
             }
         };
-        let packed = blobs::pack(self, &layers, snapshot.id_map, near, matches!(to, ExportTarget::OciDir { .. }))?;
+        let compression = match to {
+            ExportTarget::OciDir { .. } => LayerCompression::Gzip,
+            ExportTarget::DockerArchive { .. } => LayerCompression::Plain,
+        };
+        let packed = blobs::pack(self, &layers, snapshot.id_map, near, compression)?;
         let config = self.config_to_export(&snapshot, &packed)?;
         match to {
             ExportTarget::OciDir { path, tag } => write_layout(path, tag, &config, packed)?,
@@ -103,7 +107,7 @@ impl Store {
     }
 
     /// The configuration: variables of the image at the bottom, and a time that is always the same.
-    fn config_to_export(&self, snapshot: &Snapshot, packed: &[Packed]) -> Result<Vec<u8>, ExportError> {
+    fn config_to_export(&self, snapshot: &Snapshot, packed: &[PackedLayer]) -> Result<Vec<u8>, ExportError> {
         const CREATED: &str = "1970-01-01T00:00:00Z";
         let env = match &snapshot.base {
             Base::Image(digest) => self.image(digest, snapshot.id_map)?.env,

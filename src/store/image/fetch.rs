@@ -5,8 +5,7 @@
 
 use std::{
     collections::BTreeSet,
-    fs::{File, OpenOptions},
-    os::unix::fs::OpenOptionsExt,
+    fs::File,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -15,30 +14,23 @@ use std::{
 };
 
 use futures_util::{StreamExt, TryStreamExt, stream};
-use rustix::fs::FlockOperation;
 
 use super::{
     ImageDigest, ImageError, Notes,
     archive::{BlobAt, LocalImage},
     aside::Aside,
-    ground,
+    ground, layers,
     manifest::Config,
 };
 use crate::store::{
     IdMap, LayerId, Store, StoreError,
-    error::Doing,
-    layout::make_dir,
-    tree::{BlobFile, UnpackError, UnpackLimits},
+    tree::{BlobFile, UnpackLimits},
 };
 
 /// Layers at a time. More connections make no pull faster, and unpacking wants a processor each.
 const AT_ONCE: usize = 4;
 /// How often a long pull is told of.
 const NOTE_EVERY: Duration = Duration::from_secs(5);
-/// How often somebody else's lock is tried.
-const LOCK_EVERY: Duration = Duration::from_millis(50);
-/// Locks are shared by the layers whose names begin alike, so that there is a bounded number of files.
-const LOCK_DIGITS: usize = 2;
 
 /// Where the layers of an image come from.
 #[derive(Debug)]
@@ -131,7 +123,7 @@ impl Fetch<'_> {
     /// Fetches and unpacks one layer, unless somebody else just did.
     async fn layer(&self, missing: &Missing, done: &AtomicU64) -> Result<(), ImageError> {
         let Missing { index, layer, diff_id } = missing;
-        let _lock = self.lock(layer).await?;
+        let _lock = self.store.lock_layer(layer).await?;
         if self.store.is_whole(layer)? {
             return Ok(());
         }
@@ -141,18 +133,10 @@ impl Fetch<'_> {
         let (store, layer, diff_id) = (Arc::clone(self.store), layer.clone(), *diff_id);
         let (id_map, limits, image) = (self.id_map, self.limits, self.name.to_owned());
         let work = tokio::task::spawn_blocking(move || {
-            let aside = Aside::new(&store)?;
             let file = File::open(&blob.at.path)
                 .map_err(|source| ImageError::Unreadable { path: blob.at.path.clone(), source })?;
             let file = BlobFile { file, offset: blob.at.offset, length: blob.at.length };
-            let unpacked = store.tree_ops().unpack(file, &aside.root(), id_map, limits);
-            let unpacked = unpacked.map_err(|error| failed_to_unpack(&image, &aside, error))?;
-            let found = ImageDigest::from_bytes(unpacked.diff_id);
-            if found != diff_id {
-                let (what, expected, found) = ("a layer".into(), diff_id.to_string(), found.to_string());
-                return Err(ImageError::WrongDigest { image, what, expected, found });
-            }
-            Ok(aside.place(&layer)?)
+            layers::unpack(&store, &image, &layer, &diff_id, id_map, file, limits)
         });
         work.await.map_err(|error| self.no_thread(error))?
     }
@@ -170,22 +154,6 @@ impl Fetch<'_> {
             }
         }
         Ok(missing)
-    }
-
-    /// The lock on making a layer, tried until it is free: waiting for it in the kernel could not be given up.
-    async fn lock(&self, layer: &LayerId) -> Result<File, StoreError> {
-        let dir = self.store.dir().join("pulling");
-        make_dir(&dir)?;
-        let path = dir.join(&layer.as_str()[..LOCK_DIGITS]);
-        let lock = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path);
-        let lock = lock.doing("open", &path)?;
-        loop {
-            match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-                Ok(()) => return Ok(lock),
-                Err(rustix::io::Errno::WOULDBLOCK | rustix::io::Errno::INTR) => tokio::time::sleep(LOCK_EVERY).await,
-                Err(error) => return Err(StoreError::io("lock", path, error)),
-            }
-        }
     }
 
     async fn config_bytes(&self) -> Result<Vec<u8>, ImageError> {
@@ -240,17 +208,6 @@ impl Fetch<'_> {
             hint: "tell its owner",
         }
     }
-}
-
-/// A full disk is the store's own trouble, whoever met it.
-fn failed_to_unpack(image: &str, aside: &Aside, error: UnpackError) -> ImageError {
-    if let UnpackError::Io { errno, .. } = &error {
-        let store_error = StoreError::io("unpack to", aside.root(), std::io::Error::from_raw_os_error(*errno));
-        if matches!(store_error, StoreError::Full { .. }) {
-            return store_error.into();
-        }
-    }
-    ImageError::Unpack { image: image.to_owned(), source: error }
 }
 
 /// For people: whole megabytes, or a tenth where that is more than nothing.

@@ -19,6 +19,7 @@ mod fetch;
 mod ground;
 mod images;
 mod kept;
+mod layers;
 mod manifest;
 mod reference;
 #[cfg(feature = "registry")]
@@ -29,5 +30,6 @@ pub use digest::ImageDigest;
 pub use error::ImageError;
 pub(super) use ground::layer_id as ground_layer;
 pub use images::{ImageOptions, Images, Notes, PullPolicy};
+pub use layers::{LayerLock, TreeInMaking};
 pub(super) use manifest::{REF_NAME, this_platform};
 pub(super) use reference::ImageName;

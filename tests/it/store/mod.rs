@@ -1,5 +1,6 @@
 //! The store, at the level of directories; the sandbox's tests cover mounting what it makes.
 
+mod content;
 mod freeze;
 mod full;
 mod gc;

@@ -1,0 +1,104 @@
+//! Layers and trees that come from elsewhere, named by what they have.
+
+use std::{
+    fs::{self, File},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use hm_exec::store::{
+    BlobFile, IdMap, ImageDigest, ImageError, LayerId, PackedLayer, Store,
+    tree::{self, UnpackLimits},
+};
+
+use super::Bench;
+
+fn packed(bench: &Bench) -> PackedLayer {
+    let layer = bench.top().join("layer");
+    fs::create_dir_all(layer.join("dir")).unwrap();
+    fs::write(layer.join("dir/file"), "what a step wrote").unwrap();
+    bench.store.pack_layer(&layer, IdMap::Single).unwrap()
+}
+
+fn blob(path: &Path) -> BlobFile {
+    let file = File::open(path).unwrap();
+    let length = file.metadata().unwrap().len();
+    BlobFile { file, offset: 0, length }
+}
+
+fn find(store: &Store, digest: &ImageDigest) -> Option<PathBuf> {
+    let dir = |layer: LayerId| store.layer_dir(&layer);
+    store.layer_by_content(digest, IdMap::Single).unwrap().map(dir)
+}
+
+#[test]
+fn a_packed_layer_is_unpacked_once_and_found_by_its_content_from_then_on() {
+    let bench = Bench::new();
+    let packed = packed(&bench);
+    let bytes = fs::read(packed.path()).unwrap();
+    assert_eq!((packed.digest(), packed.size_bytes()), (ImageDigest::of(&bytes), bytes.len() as u64));
+
+    let dir = bench.top().join("other");
+    let other = Store::open(&dir).unwrap();
+    let lease = other.lease().unwrap();
+    let diff_id = packed.diff_id();
+    assert_eq!(find(&other, &diff_id), None);
+    let layer =
+        other.unpack_layer("it", &diff_id, IdMap::Single, blob(packed.path()), UnpackLimits::default()).unwrap();
+    let root = other.layer_dir(&layer);
+    assert_eq!(fs::read_to_string(root.join("dir/file")).unwrap(), "what a step wrote");
+    assert_eq!(find(&other, &diff_id), Some(root.clone()));
+    // The same again is the same file, byte for byte.
+    let again = other.pack_layer(&root, IdMap::Single).unwrap();
+    assert_eq!((again.diff_id(), again.digest()), (diff_id, packed.digest()));
+    drop((again, lease, other));
+
+    let other = Store::open(&dir).unwrap();
+    assert_eq!(find(&other, &diff_id), Some(root.clone()), "another process finds it");
+    fs::write(root.join("dir/file"), "somebody was here").unwrap();
+    drop(other);
+    let other = Store::open(&dir).unwrap();
+    assert_eq!(find(&other, &diff_id), None, "a layer that changed is none");
+    other.unpack_layer("it", &diff_id, IdMap::Single, blob(packed.path()), UnpackLimits::default()).unwrap();
+    assert_eq!(fs::read_to_string(root.join("dir/file")).unwrap(), "what a step wrote");
+}
+
+#[test]
+fn a_layer_that_is_not_what_its_name_says_is_refused() {
+    let bench = Bench::new();
+    let packed = packed(&bench);
+    let wrong = ImageDigest::of(b"something else");
+    let refused = bench.store.unpack_layer("it", &wrong, IdMap::Single, blob(packed.path()), UnpackLimits::default());
+    assert!(matches!(refused, Err(ImageError::WrongDigest { .. })), "{refused:?}");
+    assert_eq!(find(&bench.store, &wrong), None);
+}
+
+#[test]
+fn a_tree_is_kept_under_a_digest_and_goes_where_it_is_not() {
+    let bench = Bench::new();
+    let digest = ImageDigest::of(b"a directory");
+    let dropped = bench.store.new_tree().unwrap();
+    fs::write(dropped.root().join("file"), "").unwrap();
+    drop(dropped);
+    assert_eq!(bench.store.tree_by_content(&digest).unwrap(), None);
+
+    let tree = bench.store.new_tree().unwrap();
+    fs::write(tree.root().join("file"), "content").unwrap();
+    let layer = bench.store.keep_tree(tree, &digest).unwrap();
+    assert_eq!(bench.store.tree_by_content(&digest).unwrap(), Some(layer.clone()));
+    let seal = tree::seal(&bench.store.layer_dir(&layer)).unwrap();
+    assert_eq!(seal.entries, 2);
+}
+
+#[tokio::test]
+async fn who_makes_a_layer_has_it_alone() {
+    let bench = Bench::new();
+    let layer = Store::tree_id(&ImageDigest::of(b"a directory"));
+    let lock = bench.store.lock_layer(&layer).await.unwrap();
+    let store = Arc::clone(&bench.store);
+    let mut second = Box::pin(async move { store.lock_layer(&layer).await.unwrap() });
+    let waits = tokio::time::timeout(std::time::Duration::from_millis(120), &mut second).await;
+    assert!(waits.is_err());
+    drop(lock);
+    drop(second.await);
+}
