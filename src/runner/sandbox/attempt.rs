@@ -5,6 +5,7 @@ use std::{
     future::pending,
     io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
+    time::Duration,
 };
 
 use rustix::{
@@ -14,16 +15,13 @@ use rustix::{
     process::{Signal, pidfd_send_signal},
 };
 use tokio::io::{Interest, unix::AsyncFd};
-use uuid::Uuid;
+use tokio_util::sync::CancellationToken;
 
 use super::{
     jail::{JailSpec, Report, Request, SetupError, wire},
     zygote::Zygote,
 };
-use crate::{
-    event::StdStream,
-    runner::{RunnerError, StepContext},
-};
+use crate::{event::StdStream, runner::RunnerError};
 
 /// What a pipe holds while nobody reads, in bytes; less where the system allows less.
 const PIPE_BYTES: usize = 1 << 20;
@@ -44,6 +42,23 @@ pub(super) enum End {
     TooManyProcesses,
     /// It was killed together with its pid 1: by the kernel for the memory of the step, or by a person.
     Killed,
+    /// By whoever asked for it: [`Control::cancel`].
+    Interrupted,
+}
+
+/// Where a command's output goes.
+pub(crate) trait OutputSink: Sync {
+    /// Takes what the command printed. The command waits once its pipe is full.
+    fn output(&self, stream: StdStream, bytes: &[u8]) -> impl Future<Output = ()> + Send;
+}
+
+/// How a running command is ended.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Control<'a> {
+    /// Fires when it must end: TERM, grace, KILL.
+    pub(crate) cancel: &'a CancellationToken,
+    /// How long it may take between TERM and KILL.
+    pub(crate) grace: Duration,
 }
 
 /// Runs the command of `spec`. Returns when every process of the step is dead, and what it printed has been handed over.
@@ -54,8 +69,8 @@ pub(super) async fn run(
     zygote: &Zygote,
     spec: &JailSpec,
     isolate_network: bool,
-    ctx: &StepContext,
-    step_id: Uuid,
+    control: Control<'_>,
+    sink: &impl OutputSink,
 ) -> Result<End, RunnerError> {
     let failed = |doing: &'static str| move |error: io::Error| RunnerError::infrastructure(doing, error);
     let (step, theirs) = Step::new().map_err(failed("make the step's pipes"))?;
@@ -66,7 +81,7 @@ pub(super) async fn run(
         .await
         .map_err(failed("ask the sandbox's helper for a step"))?;
     drop((theirs, spec));
-    step.attend(ctx, step_id).await
+    step.attend(control, sink).await
 }
 
 /// Makes the jail of a `spec` without a command, and lets it go.
@@ -181,10 +196,10 @@ impl Step {
         Ok(Self { status: watched(status)?, streams, pid1: None, progress: Progress::default() })
     }
 
-    async fn attend(mut self, ctx: &StepContext, step_id: Uuid) -> Result<End, RunnerError> {
+    async fn attend(mut self, control: Control<'_>, sink: &impl OutputSink) -> Result<End, RunnerError> {
         let failed = |error: io::Error| RunnerError::infrastructure("attend to the step", error);
         let mut stop = Stop::No;
-        let grace = tokio::time::sleep(ctx.grace);
+        let grace = tokio::time::sleep(control.grace);
         tokio::pin!(grace);
         loop {
             let [stdout, stderr] = &mut self.streams;
@@ -193,11 +208,11 @@ impl Step {
                 report = next_report(&self.status), if !self.progress.hung_up => Event::Report(report.map_err(failed)?),
                 length = stdout.read() => Event::Output(0, length.map_err(failed)?),
                 length = stderr.read() => Event::Output(1, length.map_err(failed)?),
-                () = ctx.cancel.cancelled(), if stop == Stop::No => Event::Interrupted,
+                () = control.cancel.cancelled(), if stop == Stop::No => Event::Interrupted,
                 () = &mut grace, if stop == Stop::Terminated => Event::GraceOver,
             };
             match event {
-                Event::Output(index, length) => self.streams[index].forward(length, ctx, step_id).await,
+                Event::Output(index, length) => self.streams[index].forward(length, sink).await,
                 Event::Report(report) => {
                     self.absorb(report).map_err(failed)?;
                     if self.progress.hung_up && self.pid1.is_none() {
@@ -208,7 +223,7 @@ impl Step {
                 Event::Dead => break,
                 Event::Interrupted => {
                     stop = Stop::Terminated;
-                    grace.as_mut().reset(tokio::time::Instant::now() + ctx.grace);
+                    grace.as_mut().reset(tokio::time::Instant::now() + control.grace);
                     self.terminate();
                 }
                 Event::GraceOver => {
@@ -219,14 +234,14 @@ impl Step {
         }
         // No process of the step is left: what the pipes and the socket hold is all there is.
         for stream in &mut self.streams {
-            stream.drain(ctx, step_id).await.map_err(failed)?;
+            stream.drain(sink).await.map_err(failed)?;
         }
         while let Some(report) = take_report(self.status.get_ref()).map_err(failed)? {
             self.absorb(Some(report)).map_err(failed)?;
         }
         let Progress { end, failure, .. } = std::mem::take(&mut self.progress);
         match (failure, end) {
-            _ if stop != Stop::No => Err(ctx.interrupted()),
+            _ if stop != Stop::No => Ok(End::Interrupted),
             (Some(error), _) => Err(setup_error(error)),
             (None, Some(end)) => Ok(end),
             (None, None) => Ok(End::Killed),
@@ -297,21 +312,21 @@ impl Stream {
     }
 
     /// Hands over what was read: nothing is the end.
-    async fn forward(&mut self, length: usize, ctx: &StepContext, step_id: Uuid) {
+    async fn forward(&mut self, length: usize, sink: &impl OutputSink) {
         if length == 0 {
             self.pipe = None;
         } else {
-            ctx.event_bus.output(step_id, self.name, &self.buffer[..length]).await;
+            sink.output(self.name, &self.buffer[..length]).await;
         }
     }
 
     /// Hands over what the pipe still holds.
-    async fn drain(&mut self, ctx: &StepContext, step_id: Uuid) -> io::Result<()> {
+    async fn drain(&mut self, sink: &impl OutputSink) -> io::Result<()> {
         while let Some(pipe) = &self.pipe {
             match read(pipe.get_ref(), &mut self.buffer) {
                 // Somebody outside of the step was handed the pipe; what they write is not the step's.
                 Err(Errno::AGAIN) => break,
-                read => self.forward(read?, ctx, step_id).await,
+                read => self.forward(read?, sink).await,
             }
         }
         Ok(())

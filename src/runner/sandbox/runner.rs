@@ -14,10 +14,11 @@ use std::{
 use rustix::thread::CapabilitySet;
 use serde::Deserialize;
 use tokio::sync::Mutex;
+use uuid::Uuid;
 
 use super::{
     args::{Network, SandboxArgs},
-    attempt::{self, End},
+    attempt::{self, Control, End, OutputSink},
     boot::{Boot, Ground, LayerDirs, no_image},
     cgroup::Limited,
     checks, helper,
@@ -28,6 +29,7 @@ use super::{
     zygote::{StartError, Zygote},
 };
 use crate::{
+    event::{EventBus, StdStream},
     ir::Env,
     runner::{
         ArgsSchema, CacheIdentity, ExecutorInput, ImageSupport, Probe, RunnerCapabilities, RunnerError, SnapshotRef,
@@ -216,7 +218,7 @@ impl SandboxRunner {
         })
     }
 
-    fn limits(&self, args: &SandboxArgs) -> Limited {
+    pub(super) fn limits(&self, args: &SandboxArgs) -> Limited {
         let (limited, loose) = Limited::new(args);
         if !loose.is_empty() && !self.warned.swap(true, Ordering::Relaxed) {
             let loose = loose.join(", ");
@@ -247,8 +249,13 @@ impl StepRunner for SandboxRunner {
         let boot = ground.boot(ctx, &input).await?;
         let limited = self.limits(&args);
         let spec = self.spec(&zygote, &store, &boot, &limited, ctx, &input)?;
-        let ended = attempt::run(&zygote, &spec, args.network == Network::None, ctx, input.step_id).await;
-        let ended = ended.and_then(|end| exit_code(&end, &args, &limited));
+        let control = Control { cancel: &ctx.cancel, grace: ctx.grace };
+        let output = StepOutput { bus: &ctx.event_bus, step_id: input.step_id };
+        let ended = attempt::run(&zygote, &spec, args.network == Network::None, control, &output).await;
+        let ended = ended.and_then(|end| match end {
+            End::Interrupted => Err(ctx.interrupted()),
+            end => exit_code(&end, &args, &limited),
+        });
         let surroundings = || left::surroundings(ctx, &input, &self.config.host_dirs);
         let committed_snapshot = match &ended {
             Ok(0) if input.cache_lookup.commits() => {
@@ -314,6 +321,18 @@ impl StepRunner for SandboxRunner {
     }
 }
 
+/// A step's output, on its way to the journal.
+struct StepOutput<'a> {
+    bus: &'a EventBus,
+    step_id: Uuid,
+}
+
+impl OutputSink for StepOutput<'_> {
+    async fn output(&self, stream: StdStream, bytes: &[u8]) {
+        self.bus.output(self.step_id, stream, bytes).await;
+    }
+}
+
 /// The arguments of a step, which binding has checked already.
 pub(super) fn arguments_of(args: Option<&serde_json::Value>) -> Result<SandboxArgs, RunnerError> {
     match args {
@@ -324,11 +343,12 @@ pub(super) fn arguments_of(args: Option<&serde_json::Value>) -> Result<SandboxAr
 }
 
 /// The command's exit code, where it ended by itself or for its processes.
-fn exit_code(end: &End, args: &SandboxArgs, limited: &Limited) -> Result<i32, RunnerError> {
+pub(super) fn exit_code(end: &End, args: &SandboxArgs, limited: &Limited) -> Result<i32, RunnerError> {
     let code = match end {
         End::Exited { code } => *code,
         End::OutOfMemory => return Err(RunnerError::out_of_memory(args.memory.map_or(0, |memory| memory.bytes))),
         End::TooManyProcesses | End::Killed => 128 + 9,
+        End::Interrupted => return Err(RunnerError::cancelled()),
     };
     if code != 0
         && let Some(limit_bytes) = limited.oom_killed()
