@@ -48,7 +48,7 @@ pub enum Lower {
     },
     /// The source tree, as files, to be seen at `/workspace`. Never written to.
     Workspace {
-        /// The directory.
+        /// The directory that has it, as `workspace`, and nothing else: as it is, the lower directory of an overlay.
         path: String,
     },
 }
@@ -172,7 +172,7 @@ mod tests {
     use super::*;
 
     /// As it went out when it was version 1; what was sent then is read for ever.
-    const INPUT: &str = r#"{"version":1,"command":"make","env":{"CI":"true"},"workdir":"/workspace","stack":[{"kind":"layer","path":"layers/0.tar.zst","diff_id":"sha256:00"},{"kind":"workspace","path":"workspace"}],"commit":true,"timeout_ms":60000,"grace_ms":5000,"limits":{"memory_bytes":1073741824,"cpus":1.5,"pids":null,"network":"none"}}"#;
+    const INPUT: &str = r#"{"version":1,"command":"make","env":{"CI":"true"},"workdir":"/workspace","stack":[{"kind":"layer","path":"layers/0.tar.zst","diff_id":"sha256:00"},{"kind":"workspace","path":"source"}],"commit":true,"timeout_ms":60000,"grace_ms":5000,"limits":{"memory_bytes":1073741824,"cpus":1.5,"pids":null,"network":"none"}}"#;
     const OUTPUT: &str = r#"{"version":1,"exit":{"kind":"exited","code":0},"layer":{"diff_id":"sha256:00"}}"#;
 
     #[test]
