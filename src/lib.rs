@@ -29,6 +29,8 @@ pub mod jail;
 pub mod outcome;
 #[cfg(feature = "engine")]
 pub mod plan;
+#[cfg(feature = "cloud")]
+pub mod remote;
 #[cfg(feature = "engine")]
 pub mod runner;
 #[cfg(feature = "engine")]

@@ -7,6 +7,8 @@ mod backends;
 mod bind;
 mod cache;
 mod cli;
+#[cfg(feature = "cloud")]
+mod cloud;
 mod compose;
 mod engine;
 mod engine_random;

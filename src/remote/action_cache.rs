@@ -1,0 +1,58 @@
+//! An engine's action cache: what Actions gave.
+
+use super::{Digest, Endpoint, RemoteError, RemoteErrorKind, reapi};
+
+/// An engine's action cache.
+#[derive(Debug, Clone)]
+pub struct ActionCache {
+    endpoint: Endpoint,
+}
+
+impl ActionCache {
+    /// That of `endpoint`.
+    #[must_use]
+    pub fn new(endpoint: Endpoint) -> Self {
+        Self { endpoint }
+    }
+
+    /// What the Action of that digest gave; `None` where nobody knows.
+    ///
+    /// # Errors
+    /// Where the engine does not answer.
+    pub async fn get(&self, action: Digest) -> Result<Option<reapi::ActionResult>, RemoteError> {
+        let asked = self.endpoint.retry().run(async || {
+            let mut client = self.endpoint.action_cache_client().await;
+            let request = reapi::GetActionResultRequest {
+                instance_name: self.endpoint.instance().to_owned(),
+                action_digest: Some(action.into()),
+                ..Default::default()
+            };
+            let answer = client.get_action_result(self.endpoint.request(request)).await;
+            Ok(answer.map_err(|status| self.endpoint.error(&status))?.into_inner())
+        });
+        match asked.await {
+            Ok(result) => Ok(Some(result)),
+            Err(error) if error.kind() == RemoteErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Says what the Action of that digest gave. The Action and all that the result names must be in the engine's store.
+    ///
+    /// # Errors
+    /// Where the engine does not take it.
+    pub async fn put(&self, action: Digest, result: &reapi::ActionResult) -> Result<(), RemoteError> {
+        let put = self.endpoint.retry().run(async || {
+            let mut client = self.endpoint.action_cache_client().await;
+            let request = reapi::UpdateActionResultRequest {
+                instance_name: self.endpoint.instance().to_owned(),
+                action_digest: Some(action.into()),
+                action_result: Some(result.clone()),
+                ..Default::default()
+            };
+            let answer = client.update_action_result(self.endpoint.request(request)).await;
+            answer.map(drop).map_err(|status| self.endpoint.error(&status))
+        });
+        put.await
+    }
+}

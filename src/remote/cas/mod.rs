@@ -1,0 +1,123 @@
+//! An engine's content-addressed store: blobs by their digest.
+
+mod batch;
+mod blob;
+mod read;
+mod write;
+
+use std::collections::HashSet;
+
+use futures_util::{StreamExt, TryStreamExt, future, stream};
+
+pub use self::blob::{Blob, Content};
+use self::write::Write;
+use super::{Digest, Endpoint, RemoteError, RemoteErrorKind, reapi};
+
+/// Digests in one question: some 80 bytes each, in messages of 4 MiB.
+const ASK_AT_ONCE: usize = 16_384;
+/// Calls under way at a time. Each has a batch, or a piece of a file, in memory.
+const AT_ONCE: usize = 8;
+
+/// What an upload took.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Uploaded {
+    /// Blobs that were not there.
+    pub blobs: u64,
+    /// Their bytes.
+    pub bytes: u64,
+}
+
+/// An engine's content-addressed store.
+#[derive(Debug, Clone)]
+pub struct Cas {
+    endpoint: Endpoint,
+}
+
+impl Cas {
+    /// That of `endpoint`.
+    #[must_use]
+    pub fn new(endpoint: Endpoint) -> Self {
+        Self { endpoint }
+    }
+
+    /// Which of these blobs are not there. To the engine, those that are were used just now.
+    ///
+    /// # Errors
+    /// Where the engine does not answer.
+    pub async fn find_missing(
+        &self,
+        digests: impl IntoIterator<Item = Digest>,
+    ) -> Result<HashSet<Digest>, RemoteError> {
+        let digests: HashSet<Digest> = digests.into_iter().collect();
+        let digests: Vec<reapi::Digest> = digests.into_iter().map(Into::into).collect();
+        let asked = digests.chunks(ASK_AT_ONCE).map(|digests| async {
+            self.endpoint
+                .retry()
+                .run(async || {
+                    let mut client = self.endpoint.cas_client().await;
+                    let request = reapi::FindMissingBlobsRequest {
+                        instance_name: self.endpoint.instance().to_owned(),
+                        blob_digests: digests.to_vec(),
+                        ..Default::default()
+                    };
+                    let answer = client.find_missing_blobs(self.endpoint.request(request)).await;
+                    Ok(answer.map_err(|status| self.endpoint.error(&status))?.into_inner().missing_blob_digests)
+                })
+                .await
+        });
+        let mut missing = HashSet::new();
+        for answer in future::try_join_all(asked).await? {
+            for digest in &answer {
+                missing.insert(self.digest(digest)?);
+            }
+        }
+        Ok(missing)
+    }
+
+    /// Brings there what is not there yet. Small blobs travel together, large ones in pieces; some eight calls are under
+    /// way at a time, so that memory stays below 64 MiB besides what the blobs have in memory themselves.
+    ///
+    /// # Errors
+    /// The first failure. What is there by then stays.
+    pub async fn upload(&self, blobs: Vec<Blob>) -> Result<Uploaded, RemoteError> {
+        let missing = self.find_missing(blobs.iter().map(|blob| blob.digest)).await?;
+        self.upload_missing(blobs, missing).await
+    }
+
+    /// The same where it is known what is missing.
+    ///
+    /// # Errors
+    /// The first failure.
+    pub async fn upload_missing(
+        &self,
+        blobs: Vec<Blob>,
+        mut missing: HashSet<Digest>,
+    ) -> Result<Uploaded, RemoteError> {
+        if missing.is_empty() {
+            return Ok(Uploaded::default());
+        }
+        let limits = self.endpoint.limits().await?;
+        let blobs: Vec<Blob> = blobs.into_iter().filter(|blob| missing.remove(&blob.digest)).collect();
+        if let (Some(limit), Some(largest)) = (limits.blob_bytes, blobs.iter().map(|it| it.digest.size_bytes).max())
+            && largest > limit
+        {
+            let why = format!("a blob of {largest} bytes, where {limit} are allowed");
+            return Err(self.endpoint.own_error(RemoteErrorKind::Exhausted, why));
+        }
+        let uploaded =
+            Uploaded { blobs: blobs.len() as u64, bytes: blobs.iter().map(|blob| blob.digest.size_bytes).sum() };
+        let (batches, large) = batch::plan(blobs, limits.batch_bytes);
+        let batches = stream::iter(batches).map(|batch| future::Either::Left(self.write_batch(batch)));
+        let large = stream::iter(large).map(|blob| {
+            let write = Write::new(&self.endpoint, blob);
+            future::Either::Right(async move { write.run().await })
+        });
+        large.chain(batches).buffer_unordered(AT_ONCE).try_for_each(|()| future::ready(Ok(()))).await?;
+        Ok(uploaded)
+    }
+
+    /// A digest as the engine sent it.
+    fn digest(&self, digest: &reapi::Digest) -> Result<Digest, RemoteError> {
+        Digest::try_from(digest).map_err(|error| self.endpoint.own_error(RemoteErrorKind::Corrupt, error.to_string()))
+    }
+}

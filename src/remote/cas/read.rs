@@ -1,0 +1,130 @@
+//! Reading blobs and streams, from where an earlier attempt broke off.
+
+use std::{
+    fs::{File, OpenOptions},
+    io::{self, Write},
+    os::unix::fs::OpenOptionsExt,
+    path::Path,
+};
+
+use bazel_remote_apis::google::bytestream::ReadRequest;
+use sha2::{Digest as _, Sha256};
+
+use super::{
+    super::{Digest, RemoteError, RemoteErrorKind},
+    Cas,
+};
+
+/// How much is gathered before a thread writes it.
+const GATHER_BYTES: usize = 1 << 20;
+
+/// What stands before the names of resources.
+pub(super) fn prefix(instance: &str) -> String {
+    if instance.is_empty() { String::new() } else { format!("{instance}/") }
+}
+
+/// Where bytes go, and what they are so far.
+struct Sink {
+    file: Option<File>,
+    bytes: Vec<u8>,
+    hash: Sha256,
+    size_bytes: u64,
+}
+
+impl Sink {
+    fn take(mut self, piece: &[u8]) -> io::Result<Self> {
+        self.hash.update(piece);
+        self.size_bytes += piece.len() as u64;
+        match &mut self.file {
+            Some(file) => file.write_all(piece)?,
+            None => self.bytes.extend_from_slice(piece),
+        }
+        Ok(self)
+    }
+}
+
+impl Cas {
+    /// Reads a blob of at most `limit` bytes.
+    ///
+    /// # Errors
+    /// Where it is larger, not there ([`RemoteErrorKind::MissingBlobs`]), or something else comes.
+    pub async fn read(&self, digest: Digest, limit: u64) -> Result<Vec<u8>, RemoteError> {
+        if digest.size_bytes > limit {
+            let why = format!("a blob of {} bytes, where at most {limit} make sense", digest.size_bytes);
+            return Err(self.endpoint.own_error(RemoteErrorKind::Corrupt, why));
+        }
+        let sink = Sink { file: None, bytes: Vec::new(), hash: Sha256::new(), size_bytes: 0 };
+        Ok(self.read_to(digest, sink).await?.bytes)
+    }
+
+    /// Reads a blob into a new file, readable for its owner alone. It is in memory a megabyte at a time.
+    ///
+    /// # Errors
+    /// Where it can't be written, is not there ([`RemoteErrorKind::MissingBlobs`]), or something else comes; then what is
+    /// in the file is worth nothing.
+    ///
+    /// # Cancel safety
+    /// Dropped, a part of the file is left.
+    pub async fn read_to_file(&self, digest: Digest, path: &Path) -> Result<(), RemoteError> {
+        let failed = |error| self.endpoint.local_error(format!("writing {}", path.display()), error);
+        let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map_err(failed)?;
+        let sink = Sink { file: Some(file), bytes: Vec::new(), hash: Sha256::new(), size_bytes: 0 };
+        self.read_to(digest, sink).await.map(drop)
+    }
+
+    async fn read_to(&self, digest: Digest, sink: Sink) -> Result<Sink, RemoteError> {
+        let resource_name = format!("{}blobs/{digest}", prefix(self.endpoint.instance()));
+        let failed = |error| self.endpoint.local_error(format!("writing {digest}"), error);
+        let mut sink = Some(sink);
+        let mut gathered = Vec::new();
+        // The empty blob is everywhere, and some engines do not have it.
+        if digest.size_bytes > 0 {
+            let read = self.endpoint.retry().run(async || {
+                let mut client = self.endpoint.byte_stream_client().await;
+                let came = sink.as_ref().map_or(0, |sink| sink.size_bytes) + gathered.len() as u64;
+                let read_offset = i64::try_from(came).unwrap_or(i64::MAX);
+                let request = ReadRequest { resource_name: resource_name.clone(), read_offset, read_limit: 0 };
+                let error = |status| match self.endpoint.error(&status) {
+                    error if error.kind() == RemoteErrorKind::NotFound => self.endpoint.missing_error(vec![digest]),
+                    error => error,
+                };
+                let mut answer = client.read(request).await.map_err(error)?.into_inner();
+                while let Some(piece) = answer.message().await.map_err(error)? {
+                    gathered.extend_from_slice(&piece.data);
+                    let came = sink.as_ref().map_or(0, |sink| sink.size_bytes) + gathered.len() as u64;
+                    if came > digest.size_bytes {
+                        let why = format!("more than the {} bytes of {digest}", digest.size_bytes);
+                        return Err(self.endpoint.own_error(RemoteErrorKind::Corrupt, why));
+                    }
+                    if gathered.len() >= GATHER_BYTES
+                        && let Some(taking) = sink.take()
+                    {
+                        let bytes = std::mem::take(&mut gathered);
+                        sink = Some(on_thread(move || taking.take(&bytes)).await.map_err(failed)?);
+                    }
+                }
+                let came = sink.as_ref().map_or(0, |sink| sink.size_bytes) + gathered.len() as u64;
+                if came < digest.size_bytes {
+                    let why = format!("{came} bytes of {digest}, and then the end");
+                    return Err(self.endpoint.own_error(RemoteErrorKind::Unavailable, why));
+                }
+                Ok(())
+            });
+            read.await?;
+        }
+        let Some(taking) = sink else {
+            return Err(failed(io::Error::other("the thread that writes is gone")));
+        };
+        let sink = on_thread(move || taking.take(&gathered)).await.map_err(failed)?;
+        let came = Digest { hash: sink.hash.clone().finalize().into(), size_bytes: sink.size_bytes };
+        if came != digest {
+            let why = format!("{came} in place of {digest}");
+            return Err(self.endpoint.own_error(RemoteErrorKind::Corrupt, why));
+        }
+        Ok(sink)
+    }
+}
+
+async fn on_thread<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
+    tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?
+}

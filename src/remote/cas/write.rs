@@ -1,0 +1,102 @@
+//! Writing a large blob in pieces, from where the engine has it.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bazel_remote_apis::google::bytestream::{QueryWriteStatusRequest, WriteRequest};
+use futures_util::stream;
+
+use super::{
+    super::{Endpoint, RemoteError, RemoteErrorKind},
+    Blob,
+};
+
+/// The bytes of one message.
+const PIECE_BYTES: usize = 512 << 10;
+
+/// One blob's upload: the name stays the same over all attempts, so that the engine knows how far it came.
+pub(super) struct Write {
+    endpoint: Endpoint,
+    blob: Blob,
+    resource: String,
+}
+
+/// Where reading the blob failed: a stream of messages can't say it.
+type Failure = Arc<Mutex<Option<std::io::Error>>>;
+
+impl Write {
+    pub(super) fn new(endpoint: &Endpoint, blob: Blob) -> Self {
+        let instance = super::read::prefix(endpoint.instance());
+        let resource = format!("{instance}uploads/{}/blobs/{}", uuid::Uuid::new_v4(), blob.digest);
+        Self { endpoint: endpoint.clone(), blob, resource }
+    }
+
+    /// Writes the blob.
+    pub(super) async fn run(&self) -> Result<(), RemoteError> {
+        let mut first = true;
+        let written = self.endpoint.retry().run(async || {
+            let from = if std::mem::take(&mut first) { 0 } else { self.committed().await? };
+            if from >= self.blob.digest.size_bytes && from > 0 {
+                return Ok(());
+            }
+            self.write(from).await
+        });
+        written.await
+    }
+
+    /// How much the engine has.
+    async fn committed(&self) -> Result<u64, RemoteError> {
+        let mut client = self.endpoint.byte_stream_client().await;
+        let request = self.endpoint.request(QueryWriteStatusRequest { resource_name: self.resource.clone() });
+        match client.query_write_status(request).await {
+            Ok(answer) => {
+                let answer = answer.into_inner();
+                let committed = u64::try_from(answer.committed_size).unwrap_or(0).min(self.blob.digest.size_bytes);
+                Ok(if answer.complete { self.blob.digest.size_bytes } else { committed })
+            }
+            Err(status) => match self.endpoint.error(&status) {
+                error if error.is_transient() => Err(error),
+                // It does not keep what it does not have whole.
+                _ => Ok(0),
+            },
+        }
+    }
+
+    async fn write(&self, from: u64) -> Result<(), RemoteError> {
+        let failure = Failure::default();
+        let (blob, resource, slot) = (self.blob.clone(), self.resource.clone(), Arc::clone(&failure));
+        let pieces = stream::unfold(Some(from), move |at| {
+            let (blob, slot) = (blob.clone(), Arc::clone(&slot));
+            let resource_name = if at == Some(from) { resource.clone() } else { String::new() };
+            async move {
+                let at = at?;
+                let size = blob.digest.size_bytes;
+                let read = tokio::task::spawn_blocking(move || blob.read(at, PIECE_BYTES)).await;
+                match read.unwrap_or_else(|error| Err(std::io::Error::other(error))) {
+                    Ok(data) => {
+                        let next = at + data.len() as u64;
+                        let write_offset = i64::try_from(at).unwrap_or(i64::MAX);
+                        let finish_write = next >= size;
+                        let piece = WriteRequest { resource_name, write_offset, finish_write, data };
+                        Some((piece, (!finish_write).then_some(next)))
+                    }
+                    Err(error) => {
+                        *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+                        None
+                    }
+                }
+            }
+        });
+        let mut client = self.endpoint.byte_stream_client().await;
+        let answer = client.write(pieces).await;
+        if let Some(error) = failure.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            return Err(self.endpoint.local_error(format!("reading {}", self.blob.name()), error));
+        }
+        let committed = answer.map_err(|status| self.endpoint.error(&status))?.into_inner().committed_size;
+        // An engine that has the blob by now may say so before all was sent; -1 says it of a compressed one.
+        if committed == -1 || u64::try_from(committed) == Ok(self.blob.digest.size_bytes) {
+            return Ok(());
+        }
+        let why = format!("it took {committed} bytes of {}", self.blob.digest);
+        Err(self.endpoint.own_error(RemoteErrorKind::Unavailable, why))
+    }
+}

@@ -1,0 +1,272 @@
+//! One engine, connected to when it is first called.
+
+use std::{fmt, sync::Arc, time::Duration};
+
+use bazel_remote_apis::google::bytestream::byte_stream_client::ByteStreamClient;
+use tokio::sync::OnceCell;
+use tonic::{
+    Request, Status,
+    metadata::{Ascii, MetadataKey, MetadataValue},
+    service::{Interceptor, interceptor::InterceptedService},
+    transport::{Certificate, Channel, ClientTlsConfig, Identity},
+};
+
+use super::{
+    EndpointOptions, OptionsError, RemoteError, RemoteErrorKind, Retry,
+    capabilities::RemoteLimits,
+    reapi::{
+        action_cache_client::ActionCacheClient, capabilities_client::CapabilitiesClient,
+        content_addressable_storage_client::ContentAddressableStorageClient,
+    },
+};
+
+/// Messages are no larger than what every gRPC library takes unless told otherwise.
+pub(super) const MAX_MESSAGE_BYTES: usize = 4 << 20;
+/// How long one call of one answer may take.
+const CALL: Duration = Duration::from_secs(60);
+const CONNECT: Duration = Duration::from_secs(10);
+/// Notices a dead peer without a word to the engine.
+const TCP_KEEPALIVE: Duration = Duration::from_secs(30);
+/// Most engines hang up on clients that ping more often than every five minutes.
+const PING_EVERY: Duration = Duration::from_secs(310);
+/// How much may be under way to us before we have read it.
+const STREAM_WINDOW: u32 = 2 << 20;
+const CONNECTION_WINDOW: u32 = 8 << 20;
+/// Values shorter than this are not taken for secrets: masking them would garble every text.
+const MIN_SECRET: usize = 4;
+
+/// A client's connection with the headers that every call has.
+pub(super) type Service = InterceptedService<Channel, Headers>;
+
+/// One engine. Cheap to clone: clones share a connection, which is made at the first call, and again where it broke.
+#[derive(Clone)]
+pub struct Endpoint(Arc<Shared>);
+
+struct Shared {
+    options: EndpointOptions,
+    place: String,
+    connect: tonic::transport::Endpoint,
+    headers: Headers,
+    retry: Retry,
+    channel: OnceCell<Channel>,
+    limits: OnceCell<Arc<RemoteLimits>>,
+}
+
+/// Adds headers to calls.
+#[derive(Debug, Clone)]
+pub(super) struct Headers(Arc<[(MetadataKey<Ascii>, MetadataValue<Ascii>)]>);
+
+impl Interceptor for Headers {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        for (name, value) in &*self.0 {
+            request.metadata_mut().append(name.clone(), value.clone());
+        }
+        Ok(request)
+    }
+}
+
+impl Endpoint {
+    /// Checks the options. Nothing is connected yet.
+    ///
+    /// # Errors
+    /// What is wrong with them.
+    pub fn new(options: EndpointOptions) -> Result<Self, OptionsError> {
+        Self::with_retry(options, Retry::default())
+    }
+
+    /// The same with a word on how calls are repeated.
+    ///
+    /// # Errors
+    /// What is wrong with the options.
+    pub fn with_retry(options: EndpointOptions, retry: Retry) -> Result<Self, OptionsError> {
+        let (url, tls) = options.http_url()?;
+        let place = options.place();
+        let headers = options.headers.iter().map(|(name, value)| {
+            let wrong = || OptionsError::Header { name: name.clone() };
+            let key = MetadataKey::from_bytes(name.as_bytes()).map_err(|_| wrong())?;
+            let mut value = MetadataValue::try_from(value.as_str()).map_err(|_| wrong())?;
+            value.set_sensitive(true);
+            Ok((key, value))
+        });
+        let headers = Headers(headers.collect::<Result<Vec<_>, OptionsError>>()?.into());
+        let mut connect = Channel::from_shared(url)
+            .map_err(|_| OptionsError::Url { url: place.clone() })?
+            .connect_timeout(CONNECT)
+            .tcp_keepalive(Some(TCP_KEEPALIVE))
+            .tcp_nodelay(true)
+            .http2_keep_alive_interval(PING_EVERY)
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW);
+        if tls {
+            connect = connect
+                .tls_config(tls_of(&options))
+                .map_err(|error| OptionsError::Certificates { reason: format!("{:#}", anyhow::Error::new(error)) })?;
+        }
+        let (channel, limits) = (OnceCell::new(), OnceCell::new());
+        Ok(Self(Arc::new(Shared { options, place, connect, headers, retry, channel, limits })))
+    }
+
+    /// The engine's address, without secrets.
+    #[must_use]
+    pub fn place(&self) -> &str {
+        &self.0.place
+    }
+
+    /// The instance's name.
+    #[must_use]
+    pub fn instance(&self) -> &str {
+        &self.0.options.instance
+    }
+
+    /// How calls are repeated.
+    #[must_use]
+    pub fn retry(&self) -> Retry {
+        self.0.retry
+    }
+
+    /// What the engine allows and can do. Asked for once.
+    ///
+    /// # Errors
+    /// Where the engine does not answer, or not to us; the next call asks again.
+    pub async fn limits(&self) -> Result<Arc<RemoteLimits>, RemoteError> {
+        let limits = self.0.limits.get_or_try_init(async || {
+            let channel = self.service().await;
+            let limits = self.retry().run(async || {
+                let mut client = CapabilitiesClient::new(channel.clone());
+                let answer = client.get_capabilities(
+                    self.request(super::reapi::GetCapabilitiesRequest { instance_name: self.instance().to_owned() }),
+                );
+                Ok(RemoteLimits::of(&answer.await.map_err(|status| self.error(&status))?.into_inner()))
+            });
+            limits.await.map(Arc::new)
+        });
+        limits.await.cloned()
+    }
+
+    /// Asks once whether the engine answers, without asking again.
+    ///
+    /// # Errors
+    /// What is wrong.
+    pub async fn check(&self) -> Result<RemoteLimits, RemoteError> {
+        let mut client = CapabilitiesClient::new(self.service().await);
+        let request = super::reapi::GetCapabilitiesRequest { instance_name: self.instance().to_owned() };
+        let mut request = Request::new(request);
+        request.set_timeout(CONNECT);
+        let answer = client.get_capabilities(request).await.map_err(|status| self.error(&status))?;
+        Ok(RemoteLimits::of(&answer.into_inner()))
+    }
+
+    /// The connection, for a client of another service of the same engine.
+    pub(super) async fn service(&self) -> Service {
+        let channel = self.0.channel.get_or_init(async || self.0.connect.connect_lazy()).await;
+        InterceptedService::new(channel.clone(), self.0.headers.clone())
+    }
+
+    pub(super) async fn cas_client(&self) -> ContentAddressableStorageClient<Service> {
+        // Answers of a whole batch are a little longer than the batch.
+        ContentAddressableStorageClient::new(self.service().await)
+            .max_decoding_message_size(MAX_MESSAGE_BYTES + (1 << 20))
+    }
+
+    pub(super) async fn byte_stream_client(&self) -> ByteStreamClient<Service> {
+        ByteStreamClient::new(self.service().await).max_decoding_message_size(MAX_MESSAGE_BYTES + (1 << 20))
+    }
+
+    pub(super) async fn action_cache_client(&self) -> ActionCacheClient<Service> {
+        ActionCacheClient::new(self.service().await)
+    }
+
+    /// A request that is answered within a minute, or failed.
+    pub(super) fn request<T>(&self, message: T) -> Request<T> {
+        let mut request = Request::new(message);
+        request.set_timeout(CALL);
+        request
+    }
+
+    /// What a failed call says, without what is in headers.
+    pub(super) fn error(&self, status: &Status) -> RemoteError {
+        RemoteError::of(&self.0.place, status, |text| self.masked(text))
+    }
+
+    /// What a status within an answer says.
+    pub(super) fn answer_error(&self, status: &bazel_remote_apis::google::rpc::Status) -> RemoteError {
+        RemoteError::of_answer(&self.0.place, status, |text| self.masked(text))
+    }
+
+    pub(super) fn own_error(&self, kind: RemoteErrorKind, detail: impl Into<String>) -> RemoteError {
+        RemoteError::new(&self.0.place, kind, detail)
+    }
+
+    pub(super) fn missing_error(&self, missing: Vec<super::Digest>) -> RemoteError {
+        RemoteError::of_missing(&self.0.place, missing)
+    }
+
+    pub(super) fn local_error(&self, doing: impl Into<String>, source: std::io::Error) -> RemoteError {
+        RemoteError::local(&self.0.place, doing, source)
+    }
+
+    fn masked(&self, text: &str) -> String {
+        let mut masked = text.to_owned();
+        for (_, value) in &self.0.options.headers {
+            // The value, and what follows a scheme such as `Bearer`.
+            for secret in [Some(&**value), value.split_once(' ').map(|(_, token)| token)].into_iter().flatten() {
+                if secret.len() >= MIN_SECRET {
+                    masked = masked.replace(secret, "***");
+                }
+            }
+        }
+        masked
+    }
+}
+
+impl fmt::Debug for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Endpoint").field(&self.0.options).finish()
+    }
+}
+
+fn tls_of(options: &EndpointOptions) -> ClientTlsConfig {
+    let mut tls = ClientTlsConfig::new();
+    tls = match &options.ca_pem {
+        Some(ca) => tls.ca_certificate(Certificate::from_pem(ca)),
+        None => tls.with_native_roots(),
+    };
+    match &options.client_pem {
+        Some((certificate, key)) => tls.identity(Identity::from_pem(certificate, key)),
+        None => tls,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn endpoint() -> Endpoint {
+        let mut options = EndpointOptions::new("grpc://127.0.0.1:1");
+        options.add_header("authorization: Bearer s3cret-token").unwrap();
+        Endpoint::with_retry(options, Retry { attempts: 1, ..Retry::default() }).unwrap()
+    }
+
+    #[test]
+    fn what_is_in_headers_is_in_no_error_and_no_debug_output() {
+        let endpoint = endpoint();
+        let error = endpoint.error(&Status::unauthenticated("no such token: s3cret-token"));
+        assert!(!error.to_string().contains("s3cret"), "{error}");
+        assert!(!format!("{endpoint:?} {:?}", endpoint.0.headers).contains("s3cret"));
+    }
+
+    #[test]
+    fn a_header_that_can_not_be_sent_is_refused_without_its_value() {
+        let mut options = EndpointOptions::new("grpc://127.0.0.1:1");
+        options.headers.push(("authorization".into(), "s3cret\n".into()));
+        let error = Endpoint::new(options).unwrap_err().to_string();
+        assert!(error.contains("authorization") && !error.contains("s3cret"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn nobody_there_is_an_engine_that_can_not_be_reached() {
+        let error = endpoint().limits().await.unwrap_err();
+        assert_eq!(error.kind(), RemoteErrorKind::Unavailable, "{error}");
+        assert!(error.to_string().contains("grpc://127.0.0.1:1"), "{error}");
+    }
+}

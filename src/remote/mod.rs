@@ -1,0 +1,28 @@
+//! The client's side of the Remote Execution API: an engine's content-addressed store, its action cache, and how it runs
+//! Actions.
+//!
+//! In: an [`EndpointOptions`], blobs and trees. Out: digests, files, results, and [`RemoteError`]s that tell what is
+//! wrong. Everything that can be asked again is, within a bound: see [`Retry`]. Knows nothing of steps, runners or the store.
+
+mod action_cache;
+mod capabilities;
+mod cas;
+mod digest;
+mod endpoint;
+mod error;
+mod options;
+mod retry;
+mod tree;
+
+/// The protocol's own types.
+pub use bazel_remote_apis::build::bazel::remote::execution::v2 as reapi;
+
+pub use action_cache::ActionCache;
+pub use capabilities::RemoteLimits;
+pub use cas::{Blob, Cas, Content, Uploaded};
+pub use digest::{Digest, DigestError};
+pub use endpoint::Endpoint;
+pub use error::{RemoteError, RemoteErrorKind};
+pub use options::{EndpointOptions, OptionsError};
+pub use retry::Retry;
+pub use tree::{DirectoryTree, FileAttributes, Tree, TreeError};

@@ -1,0 +1,90 @@
+//! Asking again.
+
+use std::time::Duration;
+
+use super::RemoteError;
+
+/// How often, and after what pauses, a call is made again that failed for a passing reason. A verdict is never asked for
+/// twice: see [`RemoteError::is_transient`].
+#[derive(Debug, Clone, Copy)]
+pub struct Retry {
+    /// Attempts in all.
+    pub attempts: u32,
+    /// The pause before the second attempt. It doubles from then on.
+    pub first: Duration,
+    /// The longest pause.
+    pub longest: Duration,
+    /// A number from 0 up to 1 that shortens each pause by as much as half, so that many clients do not ask in step.
+    pub jitter: fn() -> f64,
+}
+
+impl Default for Retry {
+    /// Eight attempts over half a minute: an engine that is started again is back by then.
+    fn default() -> Self {
+        Self {
+            attempts: 8,
+            first: Duration::from_millis(100),
+            longest: Duration::from_secs(10),
+            jitter: || f64::from(uuid::Uuid::new_v4().as_fields().0) / 4_294_967_296.0,
+        }
+    }
+}
+
+impl Retry {
+    /// The pause after that many failures.
+    #[must_use]
+    pub fn pause(&self, failures: u32) -> Duration {
+        let doubled = self.first.saturating_mul(1 << failures.saturating_sub(1).min(20)).min(self.longest);
+        doubled.mul_f64(1.0 - (self.jitter)().clamp(0.0, 1.0) / 2.0)
+    }
+
+    /// Makes a call until it passes, fails for good, or the attempts are used up.
+    pub(super) async fn run<T>(self, mut call: impl AsyncFnMut() -> Result<T, RemoteError>) -> Result<T, RemoteError> {
+        let mut failures = 0;
+        loop {
+            match call().await {
+                Err(error) if error.is_transient() => {
+                    failures += 1;
+                    if failures >= self.attempts {
+                        return Err(error);
+                    }
+                    tracing::debug!(%error, failures, "asking again");
+                    tokio::time::sleep(self.pause(failures)).await;
+                }
+                done => return done,
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::remote::RemoteErrorKind;
+
+    fn failing(kind: RemoteErrorKind) -> RemoteError {
+        RemoteError::new("grpc://nowhere", kind, "no")
+    }
+
+    #[test]
+    fn pauses_double_up_to_the_longest_and_are_shortened_by_half_at_most() {
+        let retry = Retry { jitter: || 0.0, ..Retry::default() };
+        let pauses: Vec<u128> = (1..=9).map(|failures| retry.pause(failures).as_millis()).collect();
+        assert_eq!(pauses, [100, 200, 400, 800, 1600, 3200, 6400, 10_000, 10_000]);
+        assert_eq!(Retry { jitter: || 1.0, ..retry }.pause(1), Duration::from_millis(50));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_passes_over_is_asked_again_within_a_bound_and_a_verdict_never() {
+        for (kind, expected) in [(RemoteErrorKind::Unavailable, 8), (RemoteErrorKind::Denied, 1)] {
+            let mut calls = 0;
+            let ended: Result<(), _> = Retry::default()
+                .run(async || {
+                    calls += 1;
+                    Err(failing(kind))
+                })
+                .await;
+            assert_eq!((ended.unwrap_err().kind(), calls), (kind, expected));
+        }
+    }
+}

@@ -1,0 +1,99 @@
+//! Blobs to a real engine and back.
+
+use std::{fs, io::Write};
+
+use hm_exec::remote::{Blob, Digest, RemoteErrorKind, Uploaded};
+
+use super::engine::TestEngine;
+
+/// Blobs that no engine has, of these sizes.
+fn blobs(sizes: &[usize]) -> Vec<Blob> {
+    let seed = uuid::Uuid::new_v4();
+    let blob = |(index, size): (usize, &usize)| {
+        let mut bytes: Vec<u8> =
+            seed.as_bytes().iter().chain(&index.to_le_bytes()).copied().cycle().take(*size).collect();
+        bytes.rotate_left(index % size.max(&1));
+        Blob::of_bytes(bytes)
+    };
+    sizes.iter().enumerate().map(blob).collect()
+}
+
+#[tokio::test]
+async fn blobs_of_all_sizes_go_up_once_and_come_back() {
+    let Some(engine) = TestEngine::start() else { return };
+    let cas = engine.cas();
+    let mut sizes = vec![100; 500];
+    sizes.extend([1 << 20, 3 << 20, (4 << 20) - 1, 4 << 20, 9 << 20]);
+    let mut sent = blobs(&sizes);
+    sent.push(sent[0].clone());
+    let bytes: usize = sizes.iter().sum();
+    assert_eq!(cas.upload(sent.clone()).await.unwrap(), Uploaded { blobs: 505, bytes: bytes as u64 });
+    assert_eq!(cas.upload(sent.clone()).await.unwrap(), Uploaded::default());
+    let digests: Vec<Digest> = sent.iter().take(505).map(|blob| blob.digest).collect();
+    let read = cas.read_many(digests).await.unwrap();
+    assert_eq!(read.len(), 505);
+    assert!(read.iter().all(|(digest, bytes)| Digest::of(bytes) == *digest));
+}
+
+#[tokio::test]
+async fn two_hundred_megabytes_are_streamed_from_a_file_and_to_one() {
+    let Some(engine) = TestEngine::start() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("large");
+    let mut file = fs::File::create(&path).unwrap();
+    let seed = uuid::Uuid::new_v4();
+    for index in 0..200_u32 {
+        let piece: Vec<u8> =
+            seed.as_bytes().iter().chain(&index.to_le_bytes()).copied().cycle().take(1 << 20).collect();
+        file.write_all(&piece).unwrap();
+    }
+    let digest = Digest::of_file(&path).unwrap();
+    let cas = engine.cas();
+    assert_eq!(cas.upload(vec![Blob::of_file(digest, &path)]).await.unwrap().bytes, 200 << 20);
+    let back = dir.path().join("back");
+    cas.read_to_file(digest, &back).await.unwrap();
+    assert_eq!(Digest::of_file(&back).unwrap(), digest);
+}
+
+#[tokio::test]
+async fn what_is_not_there_is_named() {
+    let Some(engine) = TestEngine::start() else { return };
+    let cas = engine.cas();
+    let nowhere = Digest::of(uuid::Uuid::new_v4().as_bytes());
+    let dir = tempfile::tempdir().unwrap();
+    for error in [
+        cas.read(nowhere, 100).await.unwrap_err(),
+        cas.read_many(vec![nowhere]).await.unwrap_err(),
+        cas.read_to_file(nowhere, &dir.path().join("file")).await.unwrap_err(),
+    ] {
+        assert_eq!((error.kind(), error.missing()), (RemoteErrorKind::MissingBlobs, &[nowhere][..]), "{error}");
+    }
+    assert!(cas.find_missing([nowhere]).await.unwrap().contains(&nowhere));
+}
+
+#[tokio::test]
+async fn a_blob_that_is_not_what_its_name_says_is_refused() {
+    let Some(engine) = TestEngine::start() else { return };
+    let mut wrong = blobs(&[100, 5 << 20]);
+    for blob in &mut wrong {
+        blob.digest.hash[0] ^= 1;
+        let error = engine.cas().upload(vec![blob.clone()]).await.unwrap_err();
+        assert!(!error.is_transient(), "{error}");
+    }
+    let left = engine.cas().find_missing(wrong.iter().map(|blob| blob.digest)).await.unwrap();
+    assert_eq!(left.len(), 2);
+}
+
+#[tokio::test]
+async fn a_file_that_becomes_shorter_is_told_by_its_name() {
+    let Some(engine) = TestEngine::start() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    for size in [100, 5 << 20] {
+        let path = dir.path().join(size.to_string());
+        fs::write(&path, blobs(&[size])[0].digest.hash).unwrap();
+        let digest = Digest { size_bytes: size as u64, ..blobs(&[size])[0].digest };
+        let error = engine.cas().upload(vec![Blob::of_file(digest, &path)]).await.unwrap_err();
+        assert_eq!(error.kind(), RemoteErrorKind::Local, "{error}");
+        assert!(error.to_string().contains(path.to_str().unwrap()), "{error}");
+    }
+}

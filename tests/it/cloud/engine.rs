@@ -1,0 +1,79 @@
+//! An engine to test against: `buildbox-casd` on a free port, or the one that `HM_REAPI_ENDPOINT` names.
+
+use std::{
+    net::{TcpListener, TcpStream},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use hm_exec::remote::{Cas, Endpoint, EndpointOptions};
+
+use super::super::backends::usable;
+
+/// An engine that runs as long as this.
+pub(crate) struct TestEngine {
+    casd: Option<(Child, tempfile::TempDir)>,
+    url: String,
+}
+
+impl TestEngine {
+    /// The engine; `None` where a test is skipped for want of one.
+    pub(crate) fn start() -> Option<Self> {
+        if let Ok(url) = std::env::var("HM_REAPI_ENDPOINT") {
+            return Some(Self { casd: None, url });
+        }
+        let dir = std::env::var_os("HM_TEST_BUILDBOX").map(PathBuf::from);
+        let found = dir.as_ref().is_some_and(|dir| dir.join("buildbox-casd").exists());
+        if !usable("buildbox-casd", found, "set HM_TEST_BUILDBOX to the directory that has it: see .ci/run") {
+            return None;
+        }
+        let dir = dir?;
+        // The port is free when it is looked for; somebody else may be faster.
+        let started = (0..5).find_map(|_| Self::casd(&dir));
+        Some(started.expect("buildbox-casd starts"))
+    }
+
+    fn casd(dir: &Path) -> Option<Self> {
+        let state = tempfile::tempdir().unwrap();
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let mut child = Command::new(dir.join("buildbox-casd"))
+            .arg(format!("--bind=127.0.0.1:{port}"))
+            .arg(format!("--buildbox-run={}", dir.join("buildbox-run").display()))
+            .args(["--jobs=2", "--log-level=warning"])
+            .arg(state.path().join("cas"))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(std::fs::File::create(state.path().join("log")).unwrap())
+            .spawn()
+            .unwrap();
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while TcpStream::connect(("127.0.0.1", port)).is_err() {
+            if child.try_wait().unwrap().is_some() {
+                return None;
+            }
+            assert!(Instant::now() < deadline, "buildbox-casd does not answer");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        Some(Self { casd: Some((child, state)), url: format!("grpc://127.0.0.1:{port}") })
+    }
+
+    pub(crate) fn endpoint(&self) -> Endpoint {
+        let mut options = EndpointOptions::new(self.url.clone());
+        options.instance = std::env::var("HM_REAPI_INSTANCE").unwrap_or_default();
+        Endpoint::new(options).unwrap()
+    }
+
+    pub(crate) fn cas(&self) -> Cas {
+        Cas::new(self.endpoint())
+    }
+}
+
+impl Drop for TestEngine {
+    fn drop(&mut self) {
+        if let Some((child, _)) = &mut self.casd {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
