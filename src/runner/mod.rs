@@ -11,6 +11,7 @@ mod dynamic;
 mod error;
 pub(crate) mod hlist;
 mod input;
+mod limits;
 pub(crate) mod name;
 #[cfg(feature = "process")]
 pub mod process;
@@ -87,6 +88,7 @@ pub use error::{RunnerError, RunnerErrorKind};
 /// The set must be `Debug`, and must not be `Drop`: [`into_registry`](RunnerSet::into_registry) takes it apart.
 pub use hm_exec_macros::RunnerSet;
 pub use input::{ArchiveId, ArtifactRef, CacheDecision, CacheIdentity, ExecutorInput, SnapshotRef, StepResult};
+pub use limits::{Cpus, Limits, MemorySize, Network};
 pub use name::is_runner_name;
 pub use registry::RunnerRegistry;
 pub use set::{CompositionError, RunnerSet, validate};

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Instant};
 use hm_exec::{
     Plan,
     plan::{Base, BindOptions, BoundPlan, StepIndex, bind},
-    runner::{ArgsSchema, ImageSupport, Pool, RunnerCapabilities, RunnerDescriptor, RunnerIndex},
+    runner::{ArgsSchema, ImageSupport, Limits, Pool, RunnerCapabilities, RunnerDescriptor, RunnerIndex},
 };
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -199,6 +199,34 @@ fn runner_args_are_checked_by_the_runner() {
         let step = step("a", json!({ "runner": "docker", "runner_args": args }));
         assert_eq!(bound(&plan(&[step], json!([])), &BindOptions::default()).steps[0].runner, RunnerIndex(2));
     }
+}
+
+#[test]
+fn limits_are_checked_with_the_place_of_the_mistake() {
+    let holds_limits = || {
+        let mut runners = runners();
+        runners[0].args = ArgsSchema::of::<Limits>();
+        runners
+    };
+    let plan = |args| plan(&[step("a", json!({ "runner_args": args }))], json!([]));
+    for (args, says) in [
+        (
+            json!({ "memory": "much" }),
+            "memory: invalid value: string \"much\", expected a number of bytes of at least 4194304, or text such as \"512m\"",
+        ),
+        (
+            json!({ "cpus": 0 }),
+            "cpus: invalid value: floating point `0.0`, expected a number of processors from 0.01 to 4096",
+        ),
+        (json!({ "pids": 0 }), "pids: invalid value: integer `0`, expected a nonzero u64"),
+        (json!({ "network": "bridge" }), "network: unknown variant `bridge`, expected `host` or `none`"),
+        (json!({ "disk": 1 }), "disk: unknown field `disk`, expected one of `memory`, `cpus`, `pids`, `network`"),
+    ] {
+        let expected = format!("step `a`: runner `sandbox` refuses runner_args.{says}");
+        assert_refused(&plan(args), holds_limits(), &BindOptions::default(), &[&expected]);
+    }
+    let all = json!({ "memory": "512m", "cpus": 1.5, "pids": 100, "network": "none" });
+    bind(&plan(all), holds_limits(), &BindOptions::default()).unwrap();
 }
 
 #[test]

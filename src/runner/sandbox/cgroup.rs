@@ -11,7 +11,8 @@ use std::{
     sync::atomic::{AtomicU64, Ordering},
 };
 
-use super::{args::SandboxArgs, jail::Watch};
+use super::jail::Watch;
+use crate::runner::Limits;
 
 /// The time over which processor quotas are counted, in microseconds.
 const CPU_PERIOD_MICROS: f64 = 100_000.0;
@@ -40,13 +41,13 @@ enum Version {
 }
 
 impl Limited {
-    /// Sets up the limits that `args` asks for. What can't be held is told by the second value, as in "cpus".
-    pub(super) fn new(args: &SandboxArgs) -> (Self, Vec<&'static str>) {
-        let memory_bytes = args.memory.map(|memory| memory.bytes);
-        let pids = args.pids.map(std::num::NonZeroU64::get);
+    /// Sets up the limits that `limits` ask for. What can't be held is told by the second value, as in "cpus".
+    pub(super) fn new(limits: &Limits) -> (Self, Vec<&'static str>) {
+        let memory_bytes = limits.memory.map(|memory| memory.bytes);
+        let pids = limits.pids.map(std::num::NonZeroU64::get);
         let mut limited = Self { memory_bytes, ..Self::default() };
         let mut loose = Vec::new();
-        if memory_bytes.is_none() && pids.is_none() && args.cpus.is_none() {
+        if memory_bytes.is_none() && pids.is_none() && limits.cpus.is_none() {
             return (limited, loose);
         }
         let hierarchies = Hierarchies::of_this_process();
@@ -65,7 +66,7 @@ impl Limited {
             watch.pids = Some(pids);
             loose.push("pids");
         }
-        if let Some(cpus) = args.cpus
+        if let Some(cpus) = limits.cpus
             && let Err(error) = limited.hold(&hierarchies, "cpu", |group| group.limit_cpus(cpus.0))
         {
             tracing::debug!(%error, "no control group for processors");
@@ -341,7 +342,7 @@ mod tests {
 
     #[test]
     fn no_limits_touch_nothing() {
-        let (limited, loose) = Limited::new(&SandboxArgs::default());
+        let (limited, loose) = Limited::new(&Limits::default());
         assert!(limited.groups.is_empty() && limited.watch.is_none() && loose.is_empty());
     }
 }

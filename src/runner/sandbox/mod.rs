@@ -11,7 +11,6 @@
 //! In: an [`ExecutorInput`](crate::ExecutorInput). Out: its output on the event bus, and a snapshot in the store. Knows
 //! nothing of the plan. [`jail`] is a leaf of its own: what happens in the helper process.
 
-mod args;
 mod attempt;
 mod boot;
 mod cgroup;
@@ -25,7 +24,6 @@ mod runner;
 mod visit;
 mod zygote;
 
-pub use args::{Cpus, MemorySize, Network, SandboxArgs};
 pub use cgroup::reap_control_groups;
 pub use checks::{Check, checks};
 pub use export::SandboxExportError;

@@ -12,12 +12,10 @@ use std::{
 };
 
 use rustix::thread::CapabilitySet;
-use serde::Deserialize;
 use tokio::sync::Mutex;
 use uuid::Uuid;
 
 use super::{
-    args::{Network, SandboxArgs},
     attempt::{self, Control, End, OutputSink},
     boot::{Boot, Ground, LayerDirs, no_image},
     cgroup::Limited,
@@ -32,8 +30,8 @@ use crate::{
     event::{EventBus, StdStream},
     ir::Env,
     runner::{
-        ArgsSchema, CacheIdentity, ExecutorInput, ImageSupport, Probe, RunnerCapabilities, RunnerError, SnapshotRef,
-        StepContext, StepResult, StepRunner,
+        ArgsSchema, CacheIdentity, ExecutorInput, ImageSupport, Limits, Network, Probe, RunnerCapabilities,
+        RunnerError, SnapshotRef, StepContext, StepResult, StepRunner,
     },
     store::{IdMap, ImageOptions, Images, Store, StoreError, StoreHandle, image_identity},
 };
@@ -218,8 +216,8 @@ impl SandboxRunner {
         })
     }
 
-    pub(super) fn limits(&self, args: &SandboxArgs) -> Limited {
-        let (limited, loose) = Limited::new(args);
+    pub(super) fn hold(&self, limits: &Limits) -> Limited {
+        let (limited, loose) = Limited::new(limits);
         if !loose.is_empty() && !self.warned.swap(true, Ordering::Relaxed) {
             let loose = loose.join(", ");
             tracing::warn!(
@@ -235,7 +233,7 @@ impl StepRunner for SandboxRunner {
     const NAME: &'static str = "sandbox";
 
     async fn execute(&self, ctx: &StepContext, input: ExecutorInput) -> Result<StepResult, RunnerError> {
-        let args = arguments_of(input.step.runner_args.as_ref())?;
+        let limits = Limits::of_args(input.step.runner_args.as_ref())?;
         let store = self.store().map_err(|error| RunnerError::infrastructure("open the store", error))?;
         let zygote = self.zygote(&store).await.map_err(unusable)?;
         let id_map = id_map_of(zygote.user_namespace());
@@ -247,14 +245,14 @@ impl StepRunner for SandboxRunner {
             id_map,
         };
         let boot = ground.boot(ctx, &input).await?;
-        let limited = self.limits(&args);
+        let limited = self.hold(&limits);
         let spec = self.spec(&zygote, &store, &boot, &limited, ctx, &input)?;
         let control = Control { cancel: &ctx.cancel, grace: ctx.grace };
         let output = StepOutput { bus: &ctx.event_bus, step_id: input.step_id };
-        let ended = attempt::run(&zygote, &spec, args.network == Network::None, control, &output).await;
+        let ended = attempt::run(&zygote, &spec, limits.network == Network::None, control, &output).await;
         let ended = ended.and_then(|end| match end {
             End::Interrupted => Err(ctx.interrupted()),
-            end => exit_code(&end, &args, &limited),
+            end => exit_code(&end, &limits, &limited),
         });
         let surroundings = || left::surroundings(ctx, &input, &self.config.host_dirs);
         let committed_snapshot = match &ended {
@@ -317,7 +315,7 @@ impl StepRunner for SandboxRunner {
     }
 
     fn args_schema(&self) -> ArgsSchema {
-        ArgsSchema::of::<SandboxArgs>()
+        ArgsSchema::of::<Limits>()
     }
 }
 
@@ -333,20 +331,11 @@ impl OutputSink for StepOutput<'_> {
     }
 }
 
-/// The arguments of a step, which binding has checked already.
-pub(super) fn arguments_of(args: Option<&serde_json::Value>) -> Result<SandboxArgs, RunnerError> {
-    match args {
-        None | Some(serde_json::Value::Null) => Ok(SandboxArgs::default()),
-        Some(args) => SandboxArgs::deserialize(args)
-            .map_err(|error| RunnerError::unsupported(format!("wrong runner_args: {error}"))),
-    }
-}
-
 /// The command's exit code, where it ended by itself or for its processes.
-pub(super) fn exit_code(end: &End, args: &SandboxArgs, limited: &Limited) -> Result<i32, RunnerError> {
+pub(super) fn exit_code(end: &End, limits: &Limits, limited: &Limited) -> Result<i32, RunnerError> {
     let code = match end {
         End::Exited { code } => *code,
-        End::OutOfMemory => return Err(RunnerError::out_of_memory(args.memory.map_or(0, |memory| memory.bytes))),
+        End::OutOfMemory => return Err(RunnerError::out_of_memory(limits.memory.map_or(0, |memory| memory.bytes))),
         End::TooManyProcesses | End::Killed => 128 + 9,
         End::Interrupted => return Err(RunnerError::cancelled()),
     };

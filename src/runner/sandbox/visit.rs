@@ -14,14 +14,13 @@ use std::{
 
 use super::{
     SandboxRunner,
-    args::Network,
     attempt::{self, End},
     boot::Ground,
     jail::{JailSpec, SetupError},
-    runner::{arguments_of, c_string, environment, id_map_of, unusable},
+    runner::{c_string, environment, id_map_of, unusable},
 };
 use crate::{
-    runner::{RunnerError, SnapshotRef},
+    runner::{Limits, Network, RunnerError, SnapshotRef},
     store::{FrozenSource, Surroundings},
 };
 
@@ -146,8 +145,8 @@ impl SandboxRunner {
                 spec.env = environment(&boot.env, &all).map_err(sandbox)?;
                 let argv = argv.iter().map(|arg| c_string("an argument", arg.as_bytes()));
                 spec.argv = argv.collect::<Result<_, _>>().map_err(sandbox)?;
-                let args = arguments_of(surroundings.runner_args.as_ref()).map_err(sandbox)?;
-                args.network == Network::None
+                let limits = Limits::of_args(surroundings.runner_args.as_ref()).map_err(sandbox)?;
+                limits.network == Network::None
             }
         };
         let fds: Vec<_> =

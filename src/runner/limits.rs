@@ -1,22 +1,40 @@
-//! What a step may ask of the sandbox in `runner_args`.
+//! What a step may use, as it says in `runner_args`: one type, with one meaning, for every runner that holds steps to limits.
 
-use std::{borrow::Cow, fmt};
+use std::{borrow::Cow, fmt, num::NonZeroU64};
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, de};
+use serde_json::Value;
 
-/// A step's `runner_args`.
+use super::RunnerError;
+
+/// A step's limits: its `runner_args`, on runners with the [`limits`](super::RunnerCapabilities::limits) capability.
 #[derive(Debug, Clone, PartialEq, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
-pub struct SandboxArgs {
-    /// Most memory the step's processes may use together.
+pub struct Limits {
+    /// Most memory the step's processes may use together, swap included. A step that goes over it fails as out of memory.
     pub memory: Option<MemorySize>,
     /// Most processors they may keep busy, such as 0.5 or 2.
     pub cpus: Option<Cpus>,
     /// Most processes and threads at a time.
-    pub pids: Option<std::num::NonZeroU64>,
+    pub pids: Option<NonZeroU64>,
     /// What the step sees of the network.
     pub network: Network,
+}
+
+impl Limits {
+    /// The limits of a step with these `runner_args`, which binding has checked already.
+    ///
+    /// # Errors
+    /// Where they are something else.
+    pub fn of_args(args: Option<&Value>) -> Result<Self, RunnerError> {
+        match args {
+            None | Some(Value::Null) => Ok(Self::default()),
+            Some(args) => {
+                Self::deserialize(args).map_err(|error| RunnerError::unsupported(format!("wrong runner_args: {error}")))
+            }
+        }
+    }
 }
 
 /// What a step sees of the network.
@@ -132,7 +150,7 @@ mod tests {
 
     use super::*;
 
-    fn parse(args: Value) -> Result<SandboxArgs, String> {
+    fn parse(args: Value) -> Result<Limits, String> {
         serde_json::from_value(args).map_err(|error| error.to_string())
     }
 
@@ -157,6 +175,6 @@ mod tests {
         assert!(parse(json!({ "network": "bridge" })).unwrap_err().contains("bridge"));
         assert!(parse(json!({ "cpus": 0 })).is_err());
         assert!(parse(json!({ "pids": 0 })).is_err());
-        assert_eq!(parse(json!({})).unwrap(), SandboxArgs::default());
+        assert_eq!(parse(json!({})).unwrap(), Limits::default());
     }
 }
