@@ -17,6 +17,8 @@ extern crate self as hm_exec;
 pub mod backend;
 #[cfg(feature = "engine")]
 pub mod cache;
+#[cfg(feature = "conformance")]
+pub mod conformance;
 #[cfg(feature = "engine")]
 pub mod engine;
 #[cfg(feature = "engine")]

@@ -10,19 +10,30 @@ use serde_json::Value;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 pub struct RunnerIndex(pub u16);
 
-/// What a runner promises. Everything defaults to "no": a runner claims what it can do, and the conformance suite holds
-/// it to that.
+/// What a runner promises beside the [contract](super::StepRunner). Everything defaults to "no": a runner claims what it
+/// can do, and the conformance suite (feature `conformance`) holds it to that.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 #[non_exhaustive]
 pub struct RunnerCapabilities {
+    /// Shows steps the run's source where they start, to write to a copy of their own.
+    pub workspace: bool,
+    /// Commits snapshots, and boots children from them: contents, modes, links, times of what a step could write to.
+    pub snapshots: bool,
     /// Boots from, and commits, snapshots made of store layers (`hm1:`), so that steps can move between runners.
     pub layers: bool,
+    /// Snapshots have the owners that steps gave to files.
+    pub ownership: bool,
+    /// Snapshots have the `user` extended attributes that steps gave to files.
+    pub xattrs: bool,
     /// Shows secrets at `/run/secrets/NAME` without ever writing them to a layer.
     pub secrets: bool,
-    /// Keeps the host's processes and files apart from the step's.
+    /// Keeps the host's processes and files apart from the step's: steps have a root of their own, with the source at the
+    /// path of the work directory.
     pub isolation: bool,
-    /// Enforces memory, cpu and process limits from `runner_args`.
+    /// Holds steps to the memory, processors and processes of their `runner_args`: [`Limits`](super::Limits).
     pub limits: bool,
+    /// Gives a step no network where its `runner_args` say so: [`Limits::network`](super::Limits).
+    pub network: bool,
     /// Which images a root step may name.
     pub images: ImageSupport,
 }

@@ -10,6 +10,7 @@ mod cli;
 #[cfg(feature = "cloud")]
 mod cloud;
 mod compose;
+mod conformance;
 mod engine;
 mod engine_random;
 mod engine_scale;

@@ -14,10 +14,7 @@ use hm_exec::{
     BuildEvent, BuildRef, BuildStatus, EventStream, ExecutorInput, SnapshotRef, StepResult, StepStatus,
     event::{self, EventWriter, PlanSummary, RunDir, RunMeta, StateEvent, StdStream, StepMeta, step_id},
     plan::StepIndex,
-    runner::{
-        ArchiveId, CacheDecision, CancelReason, RunnerError, RunnerErrorKind, Secrets, StepContext, StepRunner,
-        process::ProcessRunner,
-    },
+    runner::{ArchiveId, CacheDecision, RunnerError, Secrets, StepContext, StepRunner, process::ProcessRunner},
     store::{Archives, Store, StoreHandle},
 };
 use serde_json::json;
@@ -162,38 +159,6 @@ async fn a_command_runs_in_a_copy_of_the_source_with_an_environment_of_its_own()
 }
 
 #[tokio::test]
-async fn exit_codes_and_signals_are_results() {
-    let bench = Bench::new();
-    for (cmd, code) in [("exit 3", 3), ("kill -9 $$", 137), ("kill -TERM $$", 143), ("sh -c 'kill -SEGV $$'", 139)] {
-        let result = bench.run(cmd, None).await.0.unwrap();
-        assert_eq!((result.exit_code, result.committed_snapshot), (code, None), "{cmd}");
-    }
-}
-
-#[tokio::test]
-async fn a_child_sees_exactly_what_its_parent_left_and_siblings_see_nothing_of_each_other() {
-    let bench = Bench::new();
-    for name in ["keep", "delete", "replace"] {
-        fs::write(bench.source().join(name), name).unwrap();
-    }
-    let parent = bench
-        .passes(
-            "rm delete replace; mkdir replace; echo x > new; ln new hard; ln -s new soft; chmod 711 keep; mkdir empty",
-            None,
-        )
-        .await;
-    let check = "test ! -e delete && test -d replace && test -d empty && test $(stat -c %h new) = 2 && \
-                 test \"$(readlink soft)\" = new && test $(stat -c %a keep) = 711 && test ! -e sibling && touch sibling";
-    let (one, two) = (bench.passes(check, Some(&parent)).await, bench.passes(check, Some(&parent)).await);
-    assert_ne!(one, two);
-    assert!(one.0.starts_with("process:"));
-    bench.runner.reap_snapshots(vec![parent.clone(), one, two]).await;
-    let error = bench.run("true", Some(&parent)).await.0.unwrap_err();
-    assert!(error.to_line().contains("there is no snapshot"), "{}", error.to_line());
-    assert!(!error.is_retryable());
-}
-
-#[tokio::test]
 async fn a_child_under_newer_source_gets_what_was_edited_and_deleted() {
     let bench = Bench::new();
     fs::create_dir(bench.source().join("gone")).unwrap();
@@ -212,79 +177,6 @@ async fn a_child_under_newer_source_gets_what_was_edited_and_deleted() {
                  test $(cat made) = own && test ! -L dir && test $(cat dir/hm-exec-test) = new";
     bench.passes(check, Some(&parent)).await;
     assert!(!Path::new("/etc/hm-exec-test").exists());
-}
-
-#[tokio::test]
-async fn background_children_end_with_the_main_process() {
-    let bench = Bench::new();
-    let file = bench.top.path().join("pids");
-    let cmd = format!(
-        "(trap '' TERM; echo $(sh -c 'echo $PPID') >> {0}; while :; do sleep 1; done) & \
-         setsid nohup sh -c 'echo $$ >> {0}; exec sleep 1000' & while test $(wc -l < {0} || echo 0) != 2; do :; done",
-        file.display()
-    );
-    let started = Instant::now();
-    bench.passes(&cmd, None).await;
-    assert!(started.elapsed() < Duration::from_secs(10));
-    for pid in pids(&file, 2) {
-        assert!(!is_alive(&pid), "{pid}");
-    }
-}
-
-#[tokio::test]
-async fn cancelling_asks_then_kills_and_tells_why() {
-    let bench = Bench::new();
-    let file = bench.top.path().join("pids");
-    for (cmd, grace_ms, wants) in
-        [("sleep 1000", 10_000, "polite"), ("trap '' TERM; sleep 1000; sleep 1000", 100, "deaf")]
-    {
-        let (mut ctx, writer, events) = bench.context();
-        ctx.grace = Duration::from_millis(grace_ms);
-        let cmd = format!("trap 'echo asked; exit' TERM; echo $$ >> {}; {cmd} & wait; wait", file.display());
-        let cmd = if wants == "deaf" { cmd.replace("trap 'echo asked; exit' TERM;", "trap '' TERM;") } else { cmd };
-        let interrupt = async {
-            while !file.exists() {
-                tokio::time::sleep(Duration::from_millis(2)).await;
-            }
-            ctx.interrupt(CancelReason::TimedOut);
-        };
-        let (result, ()) = tokio::join!(bench.runner.execute(&ctx, input(&cmd, None)), interrupt);
-        assert_eq!(result.unwrap_err().kind(), RunnerErrorKind::TimedOut);
-        let pid = pids(&file, 1);
-        assert!(!is_alive(&pid[0]));
-        let asked = lines(&read(writer, events).await, StdStream::Stdout).contains(&"asked");
-        assert_eq!(asked, wants == "polite");
-        fs::remove_file(&file).unwrap();
-    }
-}
-
-#[tokio::test]
-async fn dropping_the_attempt_kills_it() {
-    let bench = Bench::new();
-    let file = bench.top.path().join("pids");
-    let (ctx, _writer, _events) = bench.context();
-    let cmd = format!("echo $$ >> {0}; setsid sh -c 'echo $$ >> {0}; exec sleep 1000'", file.display());
-    let attempt = bench.runner.execute(&ctx, input(&cmd, None));
-    let written = async {
-        while fs::read_to_string(&file).unwrap_or_default().lines().count() < 2 {
-            tokio::time::sleep(Duration::from_millis(2)).await;
-        }
-    };
-    tokio::select! { _ = attempt => panic!("it ended by itself"), () = written => {} }
-    for pid in pids(&file, 2) {
-        wait_for("end", || (!is_alive(&pid)).then_some(()));
-    }
-}
-
-#[tokio::test]
-async fn floods_arrive_whole_and_in_order() {
-    let bench = Bench::new();
-    let (result, events) = bench.run("seq 200000; printf 'no newline' >&2", None).await;
-    assert_eq!(result.unwrap().exit_code, 0);
-    let out = lines(&events, StdStream::Stdout);
-    assert_eq!(out.len(), 200_000);
-    assert!(out.iter().zip(1..).all(|(line, number)| line.parse() == Ok(number)));
-    assert_eq!(lines(&events, StdStream::Stderr), ["no newline"]);
 }
 
 #[tokio::test]

@@ -122,7 +122,12 @@ impl StepRunner for ProcessRunner {
     }
 
     fn capabilities(&self) -> RunnerCapabilities {
-        RunnerCapabilities { images: ImageSupport::HostOnly, ..RunnerCapabilities::default() }
+        RunnerCapabilities {
+            workspace: true,
+            snapshots: true,
+            images: ImageSupport::HostOnly,
+            ..RunnerCapabilities::default()
+        }
     }
 }
 

@@ -171,8 +171,8 @@ impl SandboxRunner {
 
     /// How ids are mapped in steps: as the zygote does it, or, before there is one, as it will, going by what a look at this
     /// machine tells. `start_zygote` decides in the same way.
-    async fn id_map(&self) -> IdMap {
-        let user_namespace = match (&*self.zygote.lock().await, self.config.user_namespace) {
+    fn id_map(&self, zygote: Option<&Zygote>) -> IdMap {
+        let user_namespace = match (zygote, self.config.user_namespace) {
             (Some(zygote), _) => zygote.user_namespace(),
             (None, Some(user_namespace)) => user_namespace,
             (None, None) if may_mount() => UserNamespace::None,
@@ -302,7 +302,7 @@ impl StepRunner for SandboxRunner {
                 Some(looked.map_err(failed)?.into())
             }
         };
-        let mode = match self.id_map().await {
+        let mode = match self.id_map(self.zygote.lock().await.as_deref()) {
             IdMap::Root => "root",
             IdMap::Range => "range",
             IdMap::Single => "single",
@@ -311,7 +311,21 @@ impl StepRunner for SandboxRunner {
     }
 
     fn capabilities(&self) -> RunnerCapabilities {
-        RunnerCapabilities { layers: true, secrets: true, isolation: true, limits: true, images: ImageSupport::All }
+        // Where somebody holds the lock, a zygote is being started: nothing is known of it yet.
+        let zygote = self.zygote.try_lock().ok();
+        let id_map = self.id_map(zygote.as_ref().and_then(|zygote| zygote.as_deref()));
+        RunnerCapabilities {
+            workspace: true,
+            snapshots: true,
+            layers: true,
+            ownership: id_map != IdMap::Single,
+            xattrs: true,
+            secrets: true,
+            isolation: true,
+            limits: true,
+            network: true,
+            images: ImageSupport::All,
+        }
     }
 
     fn args_schema(&self) -> ArgsSchema {

@@ -1,34 +1,8 @@
-//! Limits on memory and processes.
+//! How limits are held here: control groups.
 
-use hm_exec::runner::RunnerErrorKind;
 use serde_json::json;
 
 use super::harness::{Ask, Bench, skip};
-
-/// Holds 200 MB in the shell itself.
-const GREEDY: &str = "x=$(head -c 200m /dev/zero | tr '\\0' x); sleep 1; exit 1";
-
-#[tokio::test]
-async fn a_step_over_its_memory_limit_is_told_apart() {
-    let bench = Bench::new();
-    let mut run = bench.run();
-    let result = bench.step(&mut run, Ask::new(GREEDY).args(json!({ "memory": "32m" }))).await;
-    match result {
-        Err(error) => assert_eq!(error.kind(), RunnerErrorKind::OutOfMemory, "{error}"),
-        Ok(result) => panic!("exited {}", result.exit_code),
-    }
-    let within = bench.step(&mut run, Ask::new("true").args(json!({ "memory": "64m" }))).await.unwrap();
-    assert_eq!(within.exit_code, 0);
-}
-
-#[tokio::test]
-async fn a_step_can_not_have_more_processes_than_its_limit() {
-    let bench = Bench::new();
-    let mut run = bench.run();
-    let fork = "i=0; while [ $i -lt 40 ]; do sleep 3 & i=$((i+1)); done; wait; exit 0";
-    let result = bench.step(&mut run, Ask::new(fork).args(json!({ "pids": 16 }))).await.unwrap();
-    assert_ne!(result.exit_code, 0, "{}", run.output().await);
-}
 
 #[tokio::test]
 async fn control_groups_go_with_their_step() {

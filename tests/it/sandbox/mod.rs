@@ -7,7 +7,6 @@ pub(crate) mod harness;
 mod isolation;
 mod left;
 mod limits;
-mod output;
 mod processes;
 mod rootless;
 mod source;

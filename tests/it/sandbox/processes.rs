@@ -1,11 +1,9 @@
-//! How steps end, and that nothing of them outlives their end.
+//! Steps that can't start, or lose those who run them, and that nothing of them stays. What ends by itself or is ended is the
+//! conformance suite's.
 
-use std::{
-    process::{Command, Stdio},
-    time::{Duration, Instant},
-};
+use std::process::{Command, Stdio};
 
-use hm_exec::runner::{CancelReason, RunnerErrorKind, StepRunner};
+use hm_exec::runner::{RunnerErrorKind, StepRunner};
 
 use super::harness::{Ask, Bench, eventually, is_asleep, is_running, marker};
 
@@ -15,67 +13,6 @@ fn stubborn(marker: &str) -> String {
         "trap '' TERM INT HUP; setsid sh -c \"trap '' TERM; sleep {marker} & sleep {marker}\" & \
          nohup sleep {marker} >/dev/null 2>&1 & (sleep {marker} &) ; "
     )
-}
-
-#[tokio::test]
-async fn a_command_that_dies_of_a_signal_exits_128_and_the_signal() {
-    let bench = Bench::new();
-    for (signal, code) in [("KILL", 137), ("TERM", 143), ("SEGV", 139), ("INT", 130)] {
-        let mut run = bench.run();
-        let result = bench.step(&mut run, Ask::new(format!("kill -{signal} $$"))).await.unwrap();
-        assert_eq!((result.exit_code, result.committed_snapshot), (code, None), "{signal}");
-    }
-}
-
-#[tokio::test]
-async fn a_background_process_ends_with_the_command() {
-    let (bench, marker) = (Bench::new(), marker());
-    let started = Instant::now();
-    let (code, output) = bench.sh(&format!("{} echo done", stubborn(&marker))).await;
-    assert_eq!((code, output.as_str()), (0, "done\n"));
-    assert!(!is_running(&marker));
-    assert!(started.elapsed() < Duration::from_secs(20));
-}
-
-#[tokio::test]
-async fn cancelling_terminates_with_grace_then_kills() {
-    let (bench, marker) = (Bench::new(), marker());
-    // With grace: the command cleans up, and is waited for.
-    let mut run = bench.run();
-    let ctx = run.ctx.clone();
-    let input = run.input(Ask::new(format!("trap 'echo cleaned up; exit 0' TERM; echo ready; sleep {marker} & wait")));
-    let watch = async {
-        eventually("the command runs", || is_asleep(&marker)).await;
-        ctx.interrupt(CancelReason::Cancelled);
-    };
-    let (result, ()) = tokio::join!(bench.runner.execute(&run.ctx, input), watch);
-    assert_eq!(result.unwrap_err().kind(), RunnerErrorKind::Cancelled);
-    assert!(!is_running(&marker));
-    assert_eq!(run.output().await, "ready\ncleaned up\n");
-
-    // Without: every process that ignores TERM is killed.
-    let mut run = bench.run();
-    let ctx = run.ctx.clone();
-    let input = run.input(Ask::new(format!("{} while :; do sleep {marker}; done", stubborn(&marker))));
-    let watch = async {
-        eventually("the command runs", || is_asleep(&marker)).await;
-        ctx.interrupt(CancelReason::TimedOut);
-    };
-    let (result, ()) = tokio::join!(bench.runner.execute(&run.ctx, input), watch);
-    assert_eq!(result.unwrap_err().kind(), RunnerErrorKind::TimedOut);
-    assert!(!is_running(&marker));
-}
-
-#[tokio::test]
-async fn a_dropped_attempt_leaves_no_process() {
-    let (bench, marker) = (Bench::new(), marker());
-    let mut run = bench.run();
-    let input = run.input(Ask::new(format!("{} sleep {marker}", stubborn(&marker))));
-    tokio::select! {
-        result = bench.runner.execute(&run.ctx, input) => panic!("ended: {result:?}"),
-        () = eventually("the command runs", || is_asleep(&marker)) => {}
-    }
-    eventually("the step is gone", || !is_running(&marker)).await;
 }
 
 #[tokio::test]
@@ -145,11 +82,11 @@ async fn a_killed_engine_leaves_no_process() {
 }
 
 #[tokio::test]
-async fn many_steps_run_at_once() {
+async fn what_can_not_be_run_is_said_and_not_retried_in_vain() {
     let bench = Bench::new();
     let mut run = bench.run();
-    let inputs: Vec<_> = (0..32).map(|_| run.input(Ask::new("echo here; touch f"))).collect();
-    let results = futures_util::future::join_all(inputs.into_iter().map(|it| bench.runner.execute(&run.ctx, it))).await;
-    assert!(results.into_iter().all(|result| result.unwrap().committed_snapshot.is_some()));
-    assert_eq!(run.output().await, "here\n".repeat(32));
+    let error = bench.step(&mut run, Ask::new("a\0b")).await.unwrap_err();
+    assert!(error.to_string().contains("zero byte") && !error.is_retryable(), "{error}");
+    let error = bench.step(&mut run, Ask::new(":").image("ubuntu:24.04")).await.unwrap_err();
+    assert!(error.to_line().contains("ubuntu:24.04"), "{}", error.to_line());
 }

@@ -33,7 +33,14 @@ fn the_suite_passes_as_an_ordinary_user() {
     fs::create_dir_all(dir.path().join("home/.ssh")).unwrap();
     fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
     let output = Command::new(suite)
-        .args(["sandbox::", "images::", "cli::cp", "cli::shell", "--test-threads=2"])
+        .args([
+            "sandbox::",
+            "conformance::sandbox::the_sandbox_conforms_on_this",
+            "images::",
+            "cli::cp",
+            "cli::shell",
+            "--test-threads=2",
+        ])
         .env("HM_TEST_HM", hm)
         .env("HOME", dir.path().join("home"))
         .env("TMPDIR", dir.path().join("tmp"))

@@ -1,0 +1,64 @@
+//! Steps that must end before they would.
+
+use std::time::Duration;
+
+use super::processes::{expect_gone, marker, stubborn};
+use crate::{
+    conformance::lab::{Broken, Lab, Step, expect},
+    event::StdStream,
+    runner::{CancelReason, RunnerErrorKind},
+};
+
+pub(in crate::conformance) async fn before(lab: &Lab<'_>) -> Result<(), Broken> {
+    let marker = marker();
+    for (reason, kind) in
+        [(CancelReason::Cancelled, RunnerErrorKind::Cancelled), (CancelReason::TimedOut, RunnerErrorKind::TimedOut)]
+    {
+        let mut run = lab.run()?;
+        run.ctx.interrupt(reason);
+        run.step(lab.runner, Step::new(format!("sleep {marker}"))).await?.failed_as(kind)?;
+        expect_gone(&marker)?;
+    }
+    Ok(())
+}
+
+/// TERM comes first, and a command that cleans up is waited for.
+pub(in crate::conformance) async fn during(lab: &Lab<'_>) -> Result<(), Broken> {
+    let marker = marker();
+    let mut run = lab.run()?;
+    run.ctx.grace = Duration::from_secs(60);
+    let cmd = format!("trap 'echo cleaned up; exit 0' TERM; sleep {marker} & echo ready; wait");
+    let step = Step::new(cmd).commit();
+    let done = run.step_until_ready(lab.runner, step, |ctx| ctx.interrupt(CancelReason::Cancelled)).await?;
+    done.failed_as(RunnerErrorKind::Cancelled)?;
+    expect("what the command printed", done.lines(StdStream::Stdout), ["ready", "cleaned up"])?;
+    expect_gone(&marker)
+}
+
+/// What ended in time stays so.
+pub(in crate::conformance) async fn after(lab: &Lab<'_>) -> Result<(), Broken> {
+    let mut run = lab.run()?;
+    let done = run.step(lab.runner, Step::new("echo done > made").commit()).await?;
+    run.ctx.interrupt(CancelReason::Cancelled);
+    done.passed()?;
+    if let Some(parent) = done.result.as_ref().ok().and_then(|result| result.committed_snapshot.as_ref()) {
+        lab.step(Step::new("test -e made").after(parent)).await?.passed()?;
+    }
+    // Just when the command ends, either is true.
+    let mut run = lab.run()?;
+    let done =
+        run.step_until_ready(lab.runner, Step::new("echo ready"), |ctx| ctx.interrupt(CancelReason::Cancelled)).await?;
+    match done.result {
+        Ok(_) => done.passed(),
+        Err(_) => done.failed_as(RunnerErrorKind::Cancelled).map(drop),
+    }
+}
+
+pub(in crate::conformance) async fn timeout_with_term_ignored(lab: &Lab<'_>) -> Result<(), Broken> {
+    let marker = marker();
+    let mut run = lab.run()?;
+    let step = Step::new(format!("{} echo ready; while :; do sleep {marker}; done", stubborn(&marker)));
+    let done = run.step_until_ready(lab.runner, step, |ctx| ctx.interrupt(CancelReason::TimedOut)).await?;
+    done.failed_as(RunnerErrorKind::TimedOut)?;
+    expect_gone(&marker)
+}

@@ -1,0 +1,75 @@
+//! Limits and the network, as `runner_args` ask for them: [`Limits`](crate::runner::Limits).
+
+use serde_json::json;
+
+use crate::{
+    conformance::lab::{Broken, Lab, Step, expect},
+    event::StdStream,
+    runner::RunnerErrorKind,
+};
+
+/// A step over its memory limit is told apart from one that exits 137.
+pub(in crate::conformance) async fn memory(lab: &Lab<'_>) -> Result<(), Broken> {
+    // Holds 200 MB in the shell itself, long enough for a runner that looks now and then.
+    let greedy = "x=$(head -c 209715200 /dev/zero | tr '\\0' x); sleep 1; exit 1";
+    let done = lab.step(Step::new(greedy).args(json!({ "memory": "32m" }))).await?;
+    done.failed_as(RunnerErrorKind::OutOfMemory)?;
+    lab.step(Step::new("true").args(json!({ "memory": "64m" }))).await?.passed()?;
+    let killed = lab.step(Step::new("kill -KILL $$").args(json!({ "memory": "64m" }))).await?;
+    expect("the exit code of a command that was killed within its limit", killed.exit_code()?, 137)
+}
+
+pub(in crate::conformance) async fn processes(lab: &Lab<'_>) -> Result<(), Broken> {
+    let fork = "i=0; while [ $i -lt 40 ]; do sleep 3 & i=$((i+1)); done; wait; exit 0";
+    let done = lab.step(Step::new(fork).args(json!({ "pids": 16 }))).await?;
+    if done.exit_code()? == 0 {
+        return Err(Broken::new("a step with a limit of 16 processes had 40"));
+    }
+    lab.step(Step::new("sleep 0 & wait").args(json!({ "pids": 50 }))).await?.passed()
+}
+
+/// Arguments are checked before anything runs, with the place of the mistake.
+pub(in crate::conformance) async fn arguments(lab: &Lab<'_>) -> Result<(), Broken> {
+    let schema = lab.runner.args_schema();
+    if schema.json_schema().is_none() {
+        return Err(Broken::new("a runner with limits has no schema for them"));
+    }
+    for (args, place) in [
+        (json!({ "memory": "much" }), "runner_args.memory"),
+        (json!({ "cpus": -1 }), "runner_args.cpus"),
+        (json!({ "pids": 0 }), "runner_args.pids"),
+        (json!({ "network": "bridge" }), "runner_args.network"),
+        (json!({ "memroy": "1g" }), "runner_args.memroy"),
+    ] {
+        match schema.check(&args) {
+            Ok(()) => return Err(Broken::new(format!("{args} was taken"))),
+            Err(error) => expect(&format!("the place of the mistake in {args}"), error.path.as_str(), place)?,
+        }
+    }
+    for args in
+        [json!({ "memory": "64m", "cpus": 0.5, "pids": 50, "network": "host" }), json!({ "memory": 67_108_864 })]
+    {
+        if let Err(error) = schema.check(&args) {
+            return Err(Broken::new(format!("{args} was refused: {error}")));
+        }
+        lab.step(Step::new("true").args(args)).await?.passed()?;
+    }
+    Ok(())
+}
+
+/// A loopback device alone.
+pub(in crate::conformance) async fn network_none(lab: &Lab<'_>) -> Result<(), Broken> {
+    let cmd = "tail -n +3 /proc/net/dev | cut -d: -f1 | tr -d ' '";
+    let done = lab.step(Step::new(cmd).args(json!({ "network": "none" }))).await?;
+    done.passed()?;
+    // Some kernels give every network a few tunnels that lead nowhere.
+    let leads_out =
+        |name: &String| ["eth", "en", "wl", "docker", "br", "veth"].iter().any(|kind| name.starts_with(kind));
+    let devices = done.lines(StdStream::Stdout);
+    expect(
+        "the devices that lead out",
+        devices.iter().filter(|name| leads_out(name)).collect::<Vec<_>>(),
+        Vec::<&str>::new(),
+    )?;
+    expect("whether there is a loopback device", devices.iter().any(|name| name == "lo"), true)
+}

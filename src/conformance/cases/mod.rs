@@ -1,0 +1,12 @@
+//! The cases, by what they are about.
+
+pub(super) mod cancel;
+pub(super) mod exit;
+pub(super) mod input;
+pub(super) mod isolation;
+pub(super) mod limits;
+pub(super) mod lineage;
+pub(super) mod output;
+pub(super) mod processes;
+pub(super) mod snapshots;
+pub(super) mod source;

@@ -1,0 +1,56 @@
+//! No process of a step outlives it.
+
+use std::{fs, time::Duration};
+
+use uuid::Uuid;
+
+use crate::{
+    conformance::lab::{Broken, Lab, Step, expect},
+    event::StdStream,
+};
+
+/// A time to sleep that no other process of this machine has asked for.
+pub(super) fn marker() -> String {
+    (100_000_000 + Uuid::new_v4().as_u128() % 900_000_000).to_string()
+}
+
+/// Whether a process of this machine has `marker` in its command line.
+fn is_running(marker: &str) -> bool {
+    let command_lines = fs::read_dir("/proc").into_iter().flatten().flatten().filter_map(|entry| {
+        entry.file_name().to_str()?.parse::<u32>().ok()?;
+        fs::read(entry.path().join("cmdline")).ok()
+    });
+    command_lines.into_iter().any(|line| line.windows(marker.len()).any(|window| window == marker.as_bytes()))
+}
+
+pub(super) fn expect_gone(marker: &str) -> Result<(), Broken> {
+    expect("whether a process of the step is still running", is_running(marker), false)
+}
+
+/// Commands that start processes which do not want to end.
+pub(super) fn stubborn(marker: &str) -> String {
+    format!(
+        "trap '' TERM INT HUP; setsid sh -c \"trap '' TERM; sleep {marker} & sleep {marker}\" & \
+         (sleep {marker} >/dev/null 2>&1 &) ;"
+    )
+}
+
+/// The step ends when its command does, whatever else holds its output open.
+pub(in crate::conformance) async fn background_children(lab: &Lab<'_>) -> Result<(), Broken> {
+    let marker = marker();
+    let done = lab.step(Step::new(format!("{} printf 'no newline'", stubborn(&marker)))).await?;
+    done.passed()?;
+    expect("the output", done.lines(StdStream::Stdout), ["no newline"])?;
+    expect_gone(&marker)
+}
+
+pub(in crate::conformance) async fn dropped_attempt(lab: &Lab<'_>) -> Result<(), Broken> {
+    let marker = marker();
+    let step = Step::new(format!("{} echo ready; sleep {marker}", stubborn(&marker)));
+    lab.run()?.drop_when_ready(lab.runner, step).await?;
+    // Nobody waits for a dropped attempt's processes; the suite's patience ends this.
+    while is_running(&marker) {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    Ok(())
+}

@@ -1,0 +1,94 @@
+//! Snapshots: when there are any, whose they are, and when they go.
+
+use std::fs;
+
+use crate::{
+    conformance::lab::{Broken, Lab, Step, expect},
+    event::StdStream,
+    runner::{DynStepRunner, RunnerErrorKind, SnapshotRef},
+};
+
+pub(in crate::conformance) async fn siblings(lab: &Lab<'_>) -> Result<(), Broken> {
+    let parent = lab.snapshot(Step::new("echo base > f")).await?;
+    let mut run = lab.run()?;
+    let steps = ["one", "two", "three"]
+        .map(|name| Step::new(format!("ls; touch own-{name}; echo {name} >> f; cat f")).after(&parent).commit());
+    let done = run.steps(lab.runner, steps.to_vec(), 3).await?;
+    for (name, sibling) in ["one", "two", "three"].into_iter().zip(done) {
+        let snapshot = sibling.snapshot()?;
+        expect("what a sibling saw", sibling.lines(StdStream::Stdout), ["f", "base", name])?;
+        let lines = lab.sh(Step::new("ls; cat f").after(&snapshot)).await?;
+        expect("what its child saw", lines, ["f", &format!("own-{name}"), "base", name])?;
+    }
+    expect("what another child of the parent sees", lab.sh(Step::new("ls; cat f").after(&parent)).await?, ["f", "base"])
+}
+
+pub(in crate::conformance) async fn commits_when_asked(lab: &Lab<'_>) -> Result<(), Broken> {
+    let of = |done: Result<crate::StepResult, _>| done.ok().and_then(|result| result.committed_snapshot);
+    let failed = lab.step(Step::new("echo x > f; exit 1").commit()).await?;
+    expect("the exit code", failed.exit_code()?, 1)?;
+    expect("the snapshot of a step that failed", of(failed.result), None)?;
+    let unasked = lab.step(Step::new("echo x > f")).await?;
+    unasked.passed()?;
+    expect("the snapshot that nobody asked for", of(unasked.result), None)?;
+    let snapshot = lab.snapshot(Step::new("true")).await?;
+    let scheme = if lab.runner.capabilities().layers { "hm1" } else { lab.runner.name() };
+    expect("the part of a snapshot's name before the colon", snapshot.scheme(), scheme)
+}
+
+pub(in crate::conformance) async fn unknown(lab: &Lab<'_>) -> Result<(), Broken> {
+    let real = lab.snapshot(Step::new("true")).await?;
+    let scheme = real.scheme();
+    for unknown in [format!("{scheme}:{}", "0".repeat(32)), "somebody-else:snapshot".to_owned(), scheme.to_owned()] {
+        refused(lab, &SnapshotRef::from(unknown.as_str())).await?;
+    }
+    Ok(())
+}
+
+/// That a step does not start from this one, and nobody tries again.
+async fn refused(lab: &Lab<'_>, snapshot: &SnapshotRef) -> Result<(), Broken> {
+    let done = lab.step(Step::new("true").after(snapshot)).await?;
+    let error = done.failed_as(RunnerErrorKind::Infrastructure)?;
+    expect(&format!("whether `{}` is worth a retry", error.to_line()), error.is_retryable(), false)
+}
+
+pub(in crate::conformance) async fn reaping(lab: &Lab<'_>) -> Result<(), Broken> {
+    let parent = lab.snapshot(Step::new("echo x > f")).await?;
+    let child = lab.snapshot(Step::new("echo y > g").after(&parent)).await?;
+    lab.runner.reap_snapshots(vec![parent.clone()]).await;
+    lab.step(Step::new("cat f g").after(&child)).await?.passed()?;
+    refused(lab, &parent).await?;
+    // What is gone, or never was, is passed over.
+    lab.runner.reap_snapshots(vec![parent, "somebody-else:snapshot".into(), child.clone()]).await;
+    refused(lab, &child).await
+}
+
+/// A chain moves between runners, each of which finds what the one before left.
+pub(in crate::conformance) async fn exchange(lab: &Lab<'_>) -> Result<(), Broken> {
+    fs::write(lab.source().join("source"), "source\n")?;
+    let here = lab.runner;
+    let there = lab.peer.unwrap_or(here);
+    let add = |round: usize| match round {
+        0 => "cat source > log; mkdir -p d/e; echo x > d/gone; ln -s log link; chmod 700 d".to_owned(),
+        1 => "rm d/gone; echo 1 >> log; touch d/e/one; rm source".to_owned(),
+        2 => "mv d/e d/moved; echo 2 >> log; test ! -e source".to_owned(),
+        round => format!("echo {round} >> log; chmod 6755 log"),
+    };
+    let mut parent = None;
+    for round in 0..5 {
+        let runner: &dyn DynStepRunner = if round % 2 == 0 { here } else { there };
+        let step = parent.iter().fold(Step::new(add(round)), Step::after);
+        parent = Some(lab.run()?.step(runner, step.commit()).await?.snapshot()?);
+    }
+    let look =
+        parent.iter().fold(Step::new("cat link; find . ! -name . | LC_ALL=C sort; stat -c %a log d"), Step::after);
+    for runner in [here, there] {
+        let done = lab.run()?.step(runner, look.clone()).await?;
+        done.passed()?;
+        let expected =
+            ["source", "1", "2", "3", "4", "./d", "./d/moved", "./d/moved/one", "./link", "./log", "6755", "700"];
+        let what = format!("what `{}` sees at the chain's end", runner.name());
+        expect(&what, done.lines(StdStream::Stdout), expected)?;
+    }
+    Ok(())
+}

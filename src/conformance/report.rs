@@ -1,0 +1,141 @@
+//! What a suite found.
+
+use std::{fmt, sync::Arc};
+
+use serde::Serialize;
+
+/// How one case ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case", tag = "kind")]
+#[non_exhaustive]
+pub enum Verdict {
+    /// The runner keeps the promise.
+    Passed,
+    /// It does not.
+    Failed {
+        /// What was expected, and what was found.
+        why: String,
+    },
+    /// The runner does not claim this.
+    NotPromised {
+        /// The field of [`RunnerCapabilities`](crate::runner::RunnerCapabilities) that is not set.
+        capability: &'static str,
+    },
+    /// It could not be found out with this image.
+    Unchecked {
+        /// What the image lacks.
+        why: String,
+    },
+}
+
+/// One case's result.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct CaseReport {
+    /// The case's name, as [`Suite::run_case`](super::Suite::run_case) takes it.
+    pub case: &'static str,
+    /// How it ended.
+    pub verdict: Verdict,
+}
+
+/// What a suite found, case by case. `Display` is a table.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct Report {
+    /// The runner's name.
+    pub runner: Arc<str>,
+    /// The image that the cases' root steps booted from.
+    pub image: Arc<str>,
+    /// Every case, in the suite's order.
+    pub cases: Vec<CaseReport>,
+}
+
+impl Report {
+    /// The cases that failed.
+    pub fn failed(&self) -> impl Iterator<Item = &CaseReport> {
+        self.cases.iter().filter(|case| matches!(case.verdict, Verdict::Failed { .. }))
+    }
+
+    /// The names of the cases that this image could not show.
+    pub fn unchecked(&self) -> impl Iterator<Item = &'static str> {
+        self.cases.iter().filter(|case| matches!(case.verdict, Verdict::Unchecked { .. })).map(|case| case.case)
+    }
+
+    /// The names of the cases that the runner does not promise to pass.
+    pub fn not_promised(&self) -> impl Iterator<Item = &'static str> {
+        self.cases.iter().filter(|case| matches!(case.verdict, Verdict::NotPromised { .. })).map(|case| case.case)
+    }
+
+    /// For tests: ends with the whole table where a case failed.
+    ///
+    /// # Panics
+    /// Where a case failed.
+    #[track_caller]
+    pub fn assert_passed(&self) {
+        assert!(self.failed().next().is_none(), "the runner breaks promises\n{self}");
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "conformance of runner `{}` on image `{}`", self.runner, self.image)?;
+        let width = self.cases.iter().map(|case| case.case.len()).max().unwrap_or_default();
+        for CaseReport { case, verdict } in &self.cases {
+            writeln!(f, "  {case:width$}  {verdict}")?;
+        }
+        let count = |is: fn(&Verdict) -> bool| self.cases.iter().filter(|case| is(&case.verdict)).count();
+        let passed = count(|verdict| matches!(verdict, Verdict::Passed));
+        let (not_promised, unchecked) = (self.not_promised().count(), self.unchecked().count());
+        let failed = self.failed().count();
+        write!(f, "{passed} passed, {failed} failed, {not_promised} not promised, {unchecked} not checked")
+    }
+}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Passed => f.write_str("passed"),
+            Self::Failed { why } => write!(f, "FAILED: {why}"),
+            Self::NotPromised { capability } => write!(f, "not promised: `{capability}` is not among the capabilities"),
+            Self::Unchecked { why } => write!(f, "not checked: {why}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report(verdicts: [Verdict; 3]) -> Report {
+        let cases = ["short", "quite-long", "last"].into_iter().zip(verdicts);
+        let cases = cases.map(|(case, verdict)| CaseReport { case, verdict }).collect();
+        Report { runner: "mine".into(), image: "host".into(), cases }
+    }
+
+    #[test]
+    fn the_table_tells_what_passed_what_failed_and_what_nobody_promised() {
+        let report = report([
+            Verdict::Passed,
+            Verdict::Failed { why: "exit codes: expected 3, found 0".into() },
+            Verdict::NotPromised { capability: "limits" },
+        ]);
+        let expected = "conformance of runner `mine` on image `host`\n  \
+                        short       passed\n  \
+                        quite-long  FAILED: exit codes: expected 3, found 0\n  \
+                        last        not promised: `limits` is not among the capabilities\n\
+                        1 passed, 1 failed, 1 not promised, 0 not checked";
+        assert_eq!(report.to_string(), expected);
+    }
+
+    #[test]
+    #[should_panic(expected = "quite-long  FAILED: lost")]
+    fn a_failure_ends_the_test_with_the_table() {
+        report([Verdict::Passed, Verdict::Failed { why: "lost".into() }, Verdict::Passed]).assert_passed();
+    }
+
+    #[test]
+    fn what_is_not_promised_or_not_checked_fails_nobody() {
+        let unchecked = Verdict::Unchecked { why: "no tool".into() };
+        report([Verdict::Passed, unchecked, Verdict::NotPromised { capability: "x" }]).assert_passed();
+    }
+}

@@ -1,0 +1,7 @@
+//! The conformance suite over our own runners, and over ones that break their promises.
+
+mod broken;
+#[cfg(feature = "process")]
+mod process;
+#[cfg(target_os = "linux")]
+mod sandbox;

@@ -1,0 +1,30 @@
+//! The process runner keeps what it promises, and promises no isolation.
+
+use hm_exec::{conformance::Suite, runner::process::ProcessRunner, store::StoreHandle};
+
+#[tokio::test]
+async fn the_process_runner_conforms() {
+    let dir = tempfile::tempdir().unwrap();
+    let runner = ProcessRunner::new(StoreHandle::new(dir.path()));
+    let report = Suite::new(&runner, "host").run().await;
+    println!("{report}");
+    report.assert_passed();
+    assert_eq!(
+        report.not_promised().collect::<Vec<_>>(),
+        [
+            "lineage-ownership",
+            "lineage-xattrs",
+            "lineage-system",
+            "exchange",
+            "workdir",
+            "host-files",
+            "host-processes",
+            "secrets",
+            "secrets-stay-with-their-run",
+            "memory",
+            "processes",
+            "arguments",
+            "network-none",
+        ]
+    );
+}

@@ -1,0 +1,101 @@
+//! The sandbox, on this machine's system and on a small image, as root and (see `sandbox::rootless`) without.
+
+use std::{fs, os::unix::fs::PermissionsExt, path::Path, process::Command, sync::Arc};
+
+use hm_exec::{
+    conformance::{Report, Suite, Verdict},
+    runner::sandbox::{MountApi, SandboxBuilder, SandboxRunner, UserNamespace},
+    store::Store,
+};
+use tempfile::TempDir;
+
+use crate::{
+    backends::usable,
+    sandbox::harness::{hm, is_root},
+};
+
+/// A store, and sandboxes on it.
+struct Place {
+    dir: TempDir,
+    store: Arc<Store>,
+}
+
+impl Place {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&dir.path().join("store")).unwrap();
+        Self { dir, store }
+    }
+
+    fn sandbox(&self, configure: impl FnOnce(SandboxBuilder) -> SandboxBuilder) -> SandboxRunner {
+        configure(SandboxRunner::builder().store(Arc::clone(&self.store)).helper(hm())).build()
+    }
+}
+
+/// A root with busybox, and nothing else.
+pub(crate) fn busybox(dir: &Path) -> Option<String> {
+    let image = dir.join("busybox");
+    fs::create_dir_all(image.join("bin")).unwrap();
+    fs::set_permissions(&image, fs::Permissions::from_mode(0o755)).unwrap();
+    let copied = fs::copy("/bin/busybox", image.join("bin/busybox"));
+    if !usable("busybox", copied.is_ok(), "there is no /bin/busybox: install busybox-static") {
+        return None;
+    }
+    let list = Command::new("/bin/busybox").arg("--list").output().unwrap().stdout;
+    for name in String::from_utf8(list).unwrap().lines().filter(|name| *name != "busybox") {
+        std::os::unix::fs::symlink("busybox", image.join("bin").join(name)).unwrap();
+    }
+    Some(format!("rootfs:{}", image.display()))
+}
+
+/// Which cases a report has other than as passed.
+fn others(report: &Report) -> Vec<&'static str> {
+    report.cases.iter().filter(|case| case.verdict != Verdict::Passed).map(|case| case.case).collect()
+}
+
+#[tokio::test]
+async fn the_sandbox_conforms_on_this_machines_system() {
+    let place = Place::new();
+    let (runner, peer) = (place.sandbox(|it| it), place.sandbox(|it| it.mount_api(MountApi::Legacy)));
+    let report = Suite::new(&runner, "host").peer(&peer).run().await;
+    println!("{report}");
+    report.assert_passed();
+    let has_python = report.unchecked().next().is_none();
+    usable("python3 in steps", has_python, "there is none on this machine to set extended attributes with");
+    let single = !is_root() && report.not_promised().eq(["lineage-ownership"]);
+    assert!(single || report.not_promised().next().is_none());
+}
+
+#[tokio::test]
+async fn the_sandbox_conforms_on_a_small_image() {
+    let place = Place::new();
+    let Some(image) = busybox(place.dir.path()) else { return };
+    let runner = place.sandbox(|it| it);
+    let report = Suite::new(&runner, image).run().await;
+    println!("{report}");
+    report.assert_passed();
+    assert!(report.unchecked().eq(["lineage-xattrs"]), "busybox has no tool for extended attributes");
+}
+
+#[tokio::test]
+async fn the_older_way_to_mount_keeps_files_as_they_are() {
+    let place = Place::new();
+    let runner = place.sandbox(|it| it.mount_api(MountApi::Legacy));
+    let suite = Suite::new(&runner, "host");
+    for case in ["lineage-files", "lineage-directories", "lineage-system", "siblings", "edited-source"] {
+        assert_eq!(suite.run_case(case).await, Some(Verdict::Passed), "{case}");
+    }
+}
+
+#[tokio::test]
+async fn a_sandbox_with_a_single_id_promises_no_owners() {
+    let place = Place::new();
+    let runner = place.sandbox(|it| it.user_namespace(UserNamespace::Single));
+    let suite = Suite::new(&runner, "host");
+    let verdict = suite.run_case("lineage-ownership").await;
+    assert_eq!(verdict, Some(Verdict::NotPromised { capability: "ownership" }));
+    assert_eq!(suite.run_case("no-such-case").await, None);
+    let runner = place.sandbox(|it| it);
+    let report = Suite::new(&runner, "rootfs:/no/such/dir").run().await;
+    assert!(others(&report).len() > 30, "a runner without an image passes: {report}");
+}
