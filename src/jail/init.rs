@@ -83,7 +83,7 @@ fn run_step(fds: StepFds, isolate_network: bool, prepared: &Prepared) -> Result<
         socket.and_then(sys::loopback_up).doing(|| "bring up the loopback device".into())?;
     }
     rustix::process::umask(Mode::empty());
-    mounts::enter(&spec, &prepared.special_paths)?;
+    mounts::enter(&spec, &prepared.special_paths, prepared.proc)?;
     rustix::process::umask(Mode::from_raw_mode(0o022));
 
     if spec.argv.is_empty() && spec.pack.is_none() {

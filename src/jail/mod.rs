@@ -12,17 +12,26 @@
 
 mod caps;
 mod error;
+mod hint;
 mod init;
 mod mounts;
+mod resolver;
 mod seccomp;
+mod solo;
 mod spec;
 mod sys;
 mod tree;
 mod watch;
-#[cfg_attr(not(feature = "sandbox"), allow(dead_code, reason = "some of it is for the engine's side"))]
 pub(crate) mod wire;
 mod zygote;
 
 pub use error::SetupError;
-pub use spec::{Bind, JailSpec, MountApi, Overlay, Report, Request, SecretFile, TreeOp, UserNamespace, Watch};
+pub use hint::user_namespace_hint;
+pub use resolver::resolver;
+#[cfg(feature = "sandbox")]
+pub(crate) use solo::may_mount;
+pub use solo::{Bounds, End, Solo};
+pub use spec::{
+    Bind, DEFAULT_ENV, JailSpec, MountApi, Overlay, Report, Request, SecretFile, TreeOp, UserNamespace, Watch,
+};
 pub use zygote::{MARKER, run_if_marked};

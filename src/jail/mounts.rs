@@ -79,8 +79,17 @@ impl SpecialPaths {
     }
 }
 
+/// What to do where the kernel mounts no new file system of processes, because the one that is there hides something.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Proc {
+    /// Fail: steps are to see no processes but their own.
+    Own,
+    /// Show the one that is there: it has the processes of a container that is there for the step.
+    OwnOrShared,
+}
+
 /// Mounts the step's file systems and makes them the caller's root. The host's are gone afterwards.
-pub(crate) fn enter(spec: &JailSpec, special: &SpecialPaths) -> Result<(), SetupError> {
+pub(super) fn enter(spec: &JailSpec, special: &SpecialPaths, proc: Proc) -> Result<(), SetupError> {
     let host = rustix::fs::openat(CWD, c"/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
         .doing(|| "open the host's root".into())?;
     let root = overlay(spec, &spec.root)?;
@@ -96,8 +105,7 @@ pub(crate) fn enter(spec: &JailSpec, special: &SpecialPaths) -> Result<(), Setup
     for (target, mount) in overlays.iter().chain(&binds) {
         attach(mount, target)?;
     }
-    let proc = filesystem(c"proc", &[], MountAttrFlags::empty())?;
-    attach(&proc, c"/proc")?;
+    attach(&proc_dir(&host, proc)?, c"/proc")?;
     sys_dir(&host)?;
     dev_dir(&host, spec.user_namespace)?;
     if !spec.secrets.is_empty() {
@@ -242,12 +250,35 @@ fn make_dirs(path: &CStr) {
     }
 }
 
-/// A new sysfs shows the devices of the network namespace, and only that namespace's owner may mount one.
+/// Mounts a file system in memory over a directory. Its top directory is for its owner alone.
+pub(super) fn memory_over(dir: &CStr) -> Result<(), SetupError> {
+    let doing = || format!("mount a tmpfs over {}", dir.to_string_lossy());
+    let fs = fsopen(c"tmpfs", FsOpenFlags::FSOPEN_CLOEXEC).doing(doing)?;
+    fsconfig_set_string(&fs, c"mode", c"0700").and_then(|()| fsconfig_create(&fs)).doing(doing)?;
+    let attributes = MountAttrFlags::MOUNT_ATTR_NODEV | MountAttrFlags::MOUNT_ATTR_NOSUID;
+    let mount = fsmount(&fs, FsMountFlags::FSMOUNT_CLOEXEC, attributes).doing(doing)?;
+    move_mount(&mount, c"", CWD, dir, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH).doing(doing)
+}
+
+fn proc_dir(host: &OwnedFd, proc: Proc) -> Result<OwnedFd, SetupError> {
+    match filesystem(c"proc", &[], MountAttrFlags::empty()) {
+        Err(error) if proc == Proc::OwnOrShared && error.errno == Errno::PERM.raw_os_error() => {
+            clone_tree(host, c"proc").doing(|| "show /proc to the step".into())
+        }
+        mounted => mounted,
+    }
+}
+
+/// A new sysfs shows the devices of the network namespace, and only that namespace's owner may mount one. A container without
+/// one has steps without one.
 fn sys_dir(host: &OwnedFd) -> Result<(), SetupError> {
     let sysfs = match filesystem(c"sysfs", &[], MountAttrFlags::MOUNT_ATTR_RDONLY | MountAttrFlags::MOUNT_ATTR_NODEV) {
-        Err(error) if error.errno == Errno::PERM.raw_os_error() => clone_tree(host, c"sys")
-            .and_then(|tree| sys::make_read_only(&tree).map(|()| tree))
-            .doing(|| "show /sys to the step".into())?,
+        Err(error) if error.errno == Errno::PERM.raw_os_error() => match clone_tree(host, c"sys") {
+            Err(Errno::NOENT) => return Ok(()),
+            tree => tree
+                .and_then(|tree| sys::make_read_only(&tree).map(|()| tree))
+                .doing(|| "show /sys to the step".into())?,
+        },
         sysfs => sysfs?,
     };
     attach(&sysfs, c"/sys")

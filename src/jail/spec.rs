@@ -163,6 +163,10 @@ pub struct Watch {
     pub pids: Option<u64>,
 }
 
+/// What a command's environment has unless somebody says otherwise: where programs are looked for, and root's home.
+pub const DEFAULT_ENV: [(&str, &str); 2] =
+    [("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"), ("HOME", "/root")];
+
 /// Everything about one step's jail.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct JailSpec {

@@ -161,11 +161,26 @@ fn set_blocked(signals: &[c_int]) -> Result<()> {
     check(c_long::from(unsafe { libc::sigprocmask(libc::SIG_SETMASK, &raw const set, ptr::null_mut()) })).map(drop)
 }
 
-/// Blocks SIGCHLD and gives a descriptor that becomes readable with it.
+/// Blocks SIGCHLD alone and gives a descriptor that becomes readable with it.
 pub(crate) fn child_signals() -> Result<OwnedFd> {
     set_disposition(libc::SIGCHLD, libc::SIG_DFL)?;
-    set_blocked(&[libc::SIGCHLD])?;
-    let set = signal_set(&[libc::SIGCHLD]);
+    signals(&[libc::SIGCHLD])
+}
+
+/// Blocks what asks a process to end, and nothing else, and gives a descriptor that becomes readable with it.
+pub(crate) fn end_signals() -> Result<OwnedFd> {
+    signals(&[libc::SIGTERM, libc::SIGINT, libc::SIGHUP])
+}
+
+/// Blocks no signal.
+pub(crate) fn unblock_signals() -> Result<()> {
+    set_blocked(&[])
+}
+
+/// Blocks exactly `signals` and gives a descriptor that becomes readable with them.
+fn signals(signals: &[c_int]) -> Result<OwnedFd> {
+    set_blocked(signals)?;
+    let set = signal_set(signals);
     // SAFETY: `set` outlives the call.
     let fd =
         check(c_long::from(unsafe { libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK) }))?;

@@ -1,30 +1,45 @@
 //! Limits held by looking, where there is no cgroup to hold them.
 //!
-//! Runs in the step's pid 1, whose `/proc` shows the step's processes and no others.
+//! Runs in the step's pid 1, whose `/proc` shows the step's processes, and mostly no others.
 
-use std::fs;
+use std::{
+    collections::HashMap,
+    fs::{self, DirEntry},
+};
 
 use super::spec::{Report, Watch};
 
 /// What a step over its limits is told, or `None` while it is within them.
 pub(crate) fn exceeded(watch: Watch) -> Option<Report> {
-    let mut memory_bytes = 0;
-    let mut pids = 0;
-    for entry in fs::read_dir("/proc").ok()?.flatten() {
-        let name = entry.file_name();
-        // Pid 1 is this process, and no part of the step.
-        let Some(pid) = name.to_str().and_then(|name| name.parse::<u32>().ok()).filter(|&pid| pid != 1) else {
-            continue;
-        };
-        pids += 1;
-        if watch.memory_bytes.is_some() {
-            memory_bytes += resident_bytes(pid);
-        }
-    }
-    if watch.memory_bytes.is_some_and(|limit| memory_bytes > limit) {
+    let pids = processes()?;
+    if let Some(limit) = watch.memory_bytes
+        && pids.iter().copied().map(resident_bytes).sum::<u64>() > limit
+    {
         return Some(Report::OutOfMemory);
     }
-    watch.pids.is_some_and(|limit| pids > limit).then_some(Report::TooManyProcesses)
+    watch.pids.is_some_and(|limit| pids.len() as u64 > limit).then_some(Report::TooManyProcesses)
+}
+
+/// The step's processes, apart from this one.
+fn processes() -> Option<Vec<u32>> {
+    let this: u32 = fs::read_link("/proc/self").ok()?.to_str()?.parse().ok()?;
+    let number = |entry: DirEntry| entry.file_name().to_str()?.parse().ok();
+    let mut pids: Vec<u32> = fs::read_dir("/proc").ok()?.flatten().filter_map(number).collect();
+    if this != 1 {
+        // Somebody else's `/proc`: the step's are this one's children, and theirs, because orphans become this one's.
+        let parents: HashMap<u32, u32> = pids.iter().filter_map(|&pid| Some((pid, parent(pid)?))).collect();
+        let above = |pid: &u32| parents.get(pid).copied();
+        pids.retain(|&pid| std::iter::successors(above(&pid), above).take(parents.len()).any(|above| above == this));
+    }
+    pids.retain(|&pid| pid != this);
+    Some(pids)
+}
+
+/// The parent of a process; none where it has just ended.
+fn parent(pid: u32) -> Option<u32> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name before it may have anything in it, but nothing after it has a parenthesis.
+    stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(1)?.parse().ok()
 }
 
 /// The second field of `statm`, in pages. A process that is just ending has none.

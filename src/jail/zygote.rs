@@ -17,7 +17,7 @@ use super::{
     SetupError,
     error::Doing,
     init::{self, StepFds},
-    mounts::SpecialPaths,
+    mounts::{Proc, SpecialPaths},
     seccomp,
     spec::{Report, Request, UserNamespace},
     sys::{self, Cloned},
@@ -27,20 +27,28 @@ use super::{
 /// The first argument that makes a program of ours a zygote; the second is the [`UserNamespace`] by name.
 pub const MARKER: &str = "__hm-sandbox";
 
+/// The flags that start a step's pid 1.
+pub(super) fn clone_flags(isolate_network: bool) -> u64 {
+    let network = if isolate_network { libc::CLONE_NEWNET } else { 0 };
+    u64::from((NAMESPACES | network).cast_unsigned())
+}
+
 const NAMESPACES: i32 =
     libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWUTS | libc::CLONE_NEWIPC | libc::CLONE_NEWCGROUP;
 
 /// What is the same for every step, made once.
 #[derive(Debug)]
-pub(crate) struct Prepared {
-    pub(crate) special_paths: SpecialPaths,
+pub(super) struct Prepared {
+    pub(super) special_paths: SpecialPaths,
+    pub(super) proc: Proc,
     denied: Vec<libc::sock_filter>,
     pretended: Vec<libc::sock_filter>,
 }
 
 impl Prepared {
-    fn new() -> Self {
+    pub(super) fn new(proc: Proc) -> Self {
         Self {
+            proc,
             special_paths: SpecialPaths::of_this_kernel(),
             denied: seccomp::denied(),
             pretended: seccomp::pretended(),
@@ -48,7 +56,7 @@ impl Prepared {
     }
 
     /// The filters of a step, in the order in which they are installed.
-    pub(crate) fn filters(&self, user_namespace: UserNamespace) -> impl Iterator<Item = &[libc::sock_filter]> {
+    pub(super) fn filters(&self, user_namespace: UserNamespace) -> impl Iterator<Item = &[libc::sock_filter]> {
         let pretended = (user_namespace == UserNamespace::Single).then_some(&self.pretended[..]);
         pretended.into_iter().chain([&self.denied[..]]).filter(|filter| !filter.is_empty())
     }
@@ -72,7 +80,7 @@ fn run(user_namespace: UserNamespace) -> ! {
         let _ = wire::send_value(sys::stdin(), &Report::Failed(error), &[]);
         sys::exit(1);
     }
-    let prepared = Prepared::new();
+    let prepared = Prepared::new(Proc::Own);
     let Ok(me) = pidfd_open(getpid(), PidfdFlags::empty()) else { sys::exit(1) };
     if wire::send_value(sys::stdin(), &Report::Done, &[]).is_err() {
         sys::exit(0);
@@ -85,11 +93,16 @@ fn run(user_namespace: UserNamespace) -> ! {
     }
 }
 
-/// Enters the namespaces that all steps share.
 fn start(user_namespace: UserNamespace) -> Result<(), SetupError> {
     sys::close_from(3).doing(|| "close inherited descriptors".into())?;
-    sys::ignore_children().doing(|| "ignore the ends of children".into())?;
     rustix::process::chdir(c"/").doing(|| "enter /".into())?;
+    isolate(user_namespace)
+}
+
+/// Enters the namespaces that all steps share. With [`UserNamespace::Range`], whoever is at the other end of standard input
+/// maps the ids.
+pub(super) fn isolate(user_namespace: UserNamespace) -> Result<(), SetupError> {
+    sys::ignore_children().doing(|| "ignore the ends of children".into())?;
     match user_namespace {
         UserNamespace::None => {}
         UserNamespace::Single => {
@@ -160,7 +173,6 @@ fn step(
     me: &OwnedFd,
     prepared: &Prepared,
 ) -> Result<(), SetupError> {
-    let network = if isolate_network { libc::CLONE_NEWNET } else { 0 };
     let doing = || "start a step".into();
     let fds = StepFds {
         status: status.try_clone_to_owned().doing(doing)?,
@@ -170,7 +182,7 @@ fn step(
         stderr,
         zygote: me.try_clone().doing(doing)?,
     };
-    match sys::clone_process(u64::from((NAMESPACES | network).cast_unsigned())).doing(doing)? {
+    match sys::clone_process(clone_flags(isolate_network)).doing(doing)? {
         Cloned::Child => init::run(fds, isolate_network, prepared),
         Cloned::Parent { pidfd, .. } => {
             // Where the engine has hung up, pid 1 sees the same.

@@ -11,7 +11,8 @@ pub const VERSION: u32 = 1;
 /// One attempt of one step, with everything that it starts from.
 ///
 /// All paths are relative to the directory that has `input.json`. The command's output is that of the process; its exit
-/// code, too, but what counts is in [`StepOutput`].
+/// code, too, or 124 where it timed out, 143 where it was terminated, 137 where it was killed for its memory, and 125 where
+/// it could not be run. What counts is in [`StepOutput`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct StepInput {

@@ -9,6 +9,7 @@ mod blob;
 mod copy;
 mod extract;
 mod flatten;
+mod ground;
 mod id_map;
 mod layer_tar;
 #[cfg(feature = "engine")]
@@ -19,18 +20,21 @@ mod pack;
 mod remove;
 #[cfg(feature = "engine")]
 mod seal;
+mod stack;
 mod unpack;
 
 pub use blob::BlobFile;
 pub use copy::copy_tree;
 pub use extract::extract;
 pub use flatten::flatten;
+pub use ground::make_ground;
 pub use id_map::IdMap;
 pub use layer_tar::layer_tar;
 pub use pack::pack;
 pub use remove::remove_tree;
 #[cfg(feature = "engine")]
 pub use seal::{Seal, seal};
+pub use stack::topmost;
 pub use unpack::{UnpackError, UnpackLimits, Unpacked, unpack};
 
 pub(crate) use at::join;

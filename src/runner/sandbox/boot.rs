@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     ffi::CString,
-    fs::{DirBuilder, Metadata},
+    fs::DirBuilder,
     os::unix::{ffi::OsStrExt, fs::DirBuilderExt},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
@@ -11,13 +11,13 @@ use std::{
 
 use uuid::Uuid;
 
-use super::jail::{Bind, Overlay};
+use super::jail::{self, Bind, Overlay};
 use crate::{
     event::{EventBus, StdStream},
     runner::{ExecutorInput, RunnerError, SnapshotRef, StepContext},
     store::{
         Base, CommitRequest, FrozenSource, HostImage, IdMap, ImageError, Images, LayerId, MAX_LAYERS, Notes, Snapshot,
-        SourceId, Staging, Store, StoreError,
+        SourceId, Staging, Store, StoreError, tree,
     },
 };
 
@@ -25,8 +25,6 @@ use crate::{
 const MOUNT_POINTS: [&str; 3] = ["dev", "proc", "sys"];
 /// Where secrets are.
 const SECRETS: &str = "run/secrets";
-/// Name resolution as this machine does it, for images with a file of their own.
-const RESOLVER: &str = "etc/resolv.conf";
 
 /// The file systems of one step, ready to be mounted.
 #[derive(Debug)]
@@ -184,17 +182,17 @@ impl Ground<'_> {
                     }
                 }
                 lowers.push(dir.clone());
-                binds.extend(resolver(std::slice::from_ref(dir))?);
+                binds.extend(jail::resolver(std::slice::from_ref(dir)));
             }
             Base::Image(digest) => {
                 let image = self.store.image(digest, self.id_map).map_err(no_image)?;
                 let dirs: Vec<PathBuf> = image.layers.iter().map(|layer| self.store.layer_dir(layer)).collect();
                 for name in MOUNT_POINTS {
-                    if !topmost(&dirs, Path::new(name)).is_some_and(|metadata| metadata.is_dir()) {
+                    if !tree::topmost(&dirs, Path::new(name)).is_some_and(|metadata| metadata.is_dir()) {
                         staging.premake(Path::new(name), &[]).map_err(failed("make the step's layer"))?;
                     }
                 }
-                binds.extend(resolver(&dirs)?);
+                binds.extend(jail::resolver(&dirs));
                 lowers.extend(dirs);
                 env = image.env;
             }
@@ -247,28 +245,6 @@ impl Works {
 fn overlay(lowers: &[PathBuf], upper: &Path, works: &mut Works) -> Result<Overlay, RunnerError> {
     let lowers = lowers.iter().map(|lower| c_path(lower)).collect::<Result<_, _>>()?;
     Ok(Overlay { lowers, upper: c_path(upper)?, work: c_path(&works.next()?)? })
-}
-
-/// This machine's resolver configuration over the image's own, where both have one: names must resolve as they do here.
-/// `dirs` are the image's layers, topmost first.
-fn resolver(dirs: &[PathBuf]) -> Result<Option<Bind>, RunnerError> {
-    let own = topmost(dirs, Path::new(RESOLVER)).is_some_and(|metadata| metadata.is_file());
-    match Path::new("/").join(RESOLVER).canonicalize() {
-        Ok(source) if own => {
-            Ok(Some(Bind { source: c_path(&source)?, target: c_path(&Path::new("/").join(RESOLVER))? }))
-        }
-        _ => Ok(None),
-    }
-}
-
-/// What the topmost of some layers that knows a path has there. No link is followed on the way: a layer may have any.
-fn topmost(dirs: &[PathBuf], path: &Path) -> Option<Metadata> {
-    let parent = path.parent()?;
-    dirs.iter().find_map(|dir| {
-        let on_the_way =
-            parent.ancestors().all(|above| dir.join(above).symlink_metadata().is_ok_and(|metadata| metadata.is_dir()));
-        if on_the_way { dir.join(path).symlink_metadata().ok() } else { None }
-    })
 }
 
 /// Tells a step's user how its image is coming along.

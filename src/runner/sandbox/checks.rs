@@ -8,7 +8,7 @@ use std::path::Path;
 use super::{
     attempt, cgroup,
     idmap::IdRanges,
-    jail::{JailSpec, MountApi, Overlay, SetupError, UserNamespace},
+    jail::{self, JailSpec, MountApi, Overlay, SetupError, UserNamespace},
     runner::{SandboxRunner, c_string},
     zygote::StartError,
 };
@@ -169,30 +169,9 @@ pub(super) fn start_failure(error: StartError) -> Failure {
         StartError::Spawn { .. } => "make the helper executable, on a file system without `noexec`".to_owned(),
         StartError::Talk(_) => "try again".to_owned(),
         StartError::NoRange(_) | StartError::MapIds { .. } => "check /etc/subuid and /etc/subgid".to_owned(),
-        StartError::Setup(_) => user_namespace_hint(),
+        StartError::Setup(error) => jail::user_namespace_hint(error),
     };
     Failure::new(error, hint)
-}
-
-/// Which of the switches that forbid user namespaces is set.
-fn user_namespace_hint() -> String {
-    let is = |file: &str, value: &str| {
-        std::fs::read_to_string(Path::new("/proc/sys").join(file)).is_ok_and(|found| found.trim() == value)
-    };
-    if is("kernel/unprivileged_userns_clone", "0") {
-        return "allow user namespaces: `sudo sysctl kernel.unprivileged_userns_clone=1`".into();
-    }
-    if is("user/max_user_namespaces", "0") {
-        return "allow user namespaces: `sudo sysctl user.max_user_namespaces=15000`".into();
-    }
-    if is("kernel/apparmor_restrict_unprivileged_userns", "1") {
-        return "allow user namespaces: `sudo sysctl kernel.apparmor_restrict_unprivileged_userns=0`, or give hm an \
-                AppArmor profile with `userns`"
-            .into();
-    }
-    "allow user namespaces: in a container, start it with `--privileged`, or with `--security-opt \
-     seccomp=unconfined --security-opt apparmor=unconfined`"
-        .into()
 }
 
 /// What to do about a jail that can't be made.

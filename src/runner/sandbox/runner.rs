@@ -11,7 +11,6 @@ use std::{
     },
 };
 
-use rustix::thread::CapabilitySet;
 use tokio::sync::Mutex;
 use uuid::Uuid;
 
@@ -21,7 +20,7 @@ use super::{
     cgroup::Limited,
     checks, helper,
     idmap::IdRanges,
-    jail::{JailSpec, MountApi, SecretFile, UserNamespace},
+    jail::{DEFAULT_ENV, JailSpec, MountApi, SecretFile, UserNamespace, may_mount},
     left,
     namespace_ops::NamespaceOps,
     zygote::{StartError, Zygote},
@@ -35,9 +34,6 @@ use crate::{
     },
     store::{IdMap, ImageOptions, Images, Store, StoreError, StoreHandle, image_identity},
 };
-
-/// Where commands are looked for, unless the step says otherwise.
-const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// Runs each step in namespaces of its own, over an overlay of its image, the source and its parents' layers.
 ///
@@ -416,16 +412,9 @@ pub(super) fn id_map_of(user_namespace: UserNamespace) -> IdMap {
     }
 }
 
-/// Whether this process is root in earnest, and not just in a container that lets it mount nothing.
-fn may_mount() -> bool {
-    rustix::process::geteuid().is_root()
-        && rustix::thread::capabilities(None)
-            .is_ok_and(|sets| sets.effective.contains(CapabilitySet::SYS_ADMIN | CapabilitySet::MKNOD))
-}
-
 /// The command's variables: the step's own over the image's over the defaults.
 pub(super) fn environment(image: &Env, env: &Env) -> Result<Vec<CString>, RunnerError> {
-    let mut all = BTreeMap::from([("PATH", PATH), ("HOME", "/root")]);
+    let mut all = BTreeMap::from(DEFAULT_ENV);
     all.extend(image.iter().chain(env).map(|(name, value)| (name.as_str(), value.as_str())));
     all.into_iter().map(|(name, value)| c_string(name, format!("{name}={value}"))).collect()
 }

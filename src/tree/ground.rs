@@ -1,0 +1,39 @@
+//! The lowest layer below every image: mount points, and files that name resolution wants, where an image has none.
+
+use std::{
+    fs::{self, DirBuilder, Permissions},
+    io,
+    os::unix::fs::{DirBuilderExt, PermissionsExt},
+    path::Path,
+};
+
+use super::at::mtime;
+
+/// Directories, with their modes.
+const DIRS: [(&str, u32); 7] =
+    [("dev", 0o755), ("proc", 0o555), ("sys", 0o555), ("etc", 0o755), ("tmp", 0o1777), ("root", 0o700), ("run", 0o755)];
+
+/// Files. `resolv.conf` is where this machine's is shown.
+const FILES: [(&str, &str); 2] =
+    [("etc/resolv.conf", ""), ("etc/hosts", "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost\n")];
+
+/// Makes the layer in an empty directory: the same whenever it is made.
+///
+/// # Errors
+/// The first failure.
+pub fn make_ground(root: &Path) -> io::Result<()> {
+    for (name, mode) in DIRS {
+        let path = root.join(name);
+        DirBuilder::new().mode(0o700).create(&path)?;
+        fs::set_permissions(&path, Permissions::from_mode(mode))?;
+    }
+    for (name, content) in FILES {
+        let path = root.join(name);
+        fs::write(&path, content)?;
+        fs::set_permissions(&path, Permissions::from_mode(0o644))?;
+    }
+    for name in FILES.iter().map(|(name, _)| *name).chain(DIRS.iter().map(|(name, _)| *name)).chain([""]) {
+        rustix::fs::utimensat(rustix::fs::CWD, root.join(name), &mtime(0, 0), rustix::fs::AtFlags::empty())?;
+    }
+    Ok(())
+}
