@@ -4,5 +4,7 @@
 //! [`StepInput`]. Knows neither the engine's protocol nor the runner that made the input.
 
 mod format;
+mod locate;
 
 pub use format::{Exit, FormatError, LayerOutput, Limits, Lower, Network, StepInput, StepOutput, VERSION};
+pub use locate::{NoStepProgram, STEP_VARIABLE, StepProgram, locate};

@@ -46,7 +46,22 @@ pub(super) fn all() -> Vec<Check> {
         Check { name: "kvm".into(), finding: kvm() },
         Check { name: "docker".into(), finding: docker() },
         Check { name: "python".into(), finding: python() },
+        Check { name: "hm-step".into(), finding: hm_step() },
     ]
+}
+
+/// What steps on other machines are run by.
+fn hm_step() -> Finding {
+    let needed_for =
+        "steps on remote engines need a static one: `just hm-step`, then put it beside hm or name it by HM_STEP";
+    match hm_exec::step::locate(None) {
+        Ok(program) if program.is_static => good(format!("{}: static", program.path.display())),
+        Ok(program) => lacking(
+            format!("{}: not static, runs only where this machine's libraries are", program.path.display()),
+            needed_for,
+        ),
+        Err(error) => lacking(format!("{:#}", anyhow::Error::new(error)), needed_for),
+    }
 }
 
 fn good(what: impl Into<String>) -> Finding {

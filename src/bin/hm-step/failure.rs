@@ -1,0 +1,57 @@
+//! Why a step could not be run.
+
+use std::{fmt, io};
+
+use hm_exec::{jail::SetupError, step::Exit, tree::UnpackError};
+use rustix::io::Errno;
+
+/// Why a step could not be run, and whether another attempt may do better.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    message: String,
+    retry: bool,
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for Failure {}
+
+impl Failure {
+    /// Something that no other attempt will change.
+    pub(crate) fn lasting(message: impl Into<String>) -> Self {
+        Self { message: message.into(), retry: false }
+    }
+
+    /// Something that another attempt, here or elsewhere, may not meet.
+    pub(crate) fn passing(message: impl Into<String>) -> Self {
+        Self { message: message.into(), retry: true }
+    }
+
+    /// A file operation: `doing` completes "failed to ...".
+    pub(crate) fn io(doing: impl fmt::Display, error: &io::Error) -> Self {
+        Self::passing(format!("failed to {doing}: {error}"))
+    }
+
+    /// The jail could not be made.
+    pub(crate) fn setup(error: &SetupError) -> Self {
+        // What the kernel was short of, it may have again.
+        let short = [Errno::AGAIN, Errno::NOMEM, Errno::NOSPC, Errno::MFILE, Errno::NFILE, Errno::BUSY, Errno::IO];
+        let retry = short.iter().any(|errno| errno.raw_os_error() == error.errno);
+        Self { message: format!("failed to {error}"), retry }
+    }
+
+    /// A layer could not be unpacked.
+    pub(crate) fn unpack(path: &str, error: &UnpackError) -> Self {
+        let retry = matches!(error, UnpackError::Io { .. } | UnpackError::Damaged { .. });
+        Self { message: format!("failed to unpack {path}: {error}"), retry }
+    }
+
+    /// How the result says it.
+    pub(crate) fn exit(&self) -> Exit {
+        Exit::Failed { message: self.message.clone(), retry: self.retry }
+    }
+}

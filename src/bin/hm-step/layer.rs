@@ -1,0 +1,74 @@
+//! What a step wrote, as a file that travels.
+
+use std::{
+    fmt::Write as _,
+    fs::{self, File},
+    io::{self, BufWriter, Write},
+    path::Path,
+};
+
+use hm_exec::{
+    step::LayerOutput,
+    tree::{self, IdMap},
+};
+use sha2::{Digest, Sha256};
+
+use crate::failure::Failure;
+
+/// The layer's name in the directory of the input.
+const NAME: &str = "layer.tar.zst";
+
+/// How well zstd compresses: its own default, which is what layers have elsewhere.
+const LEVEL: i32 = 3;
+
+/// Packs what was written to the upper directory `upper` as a file in `dir`. `None` where that is nothing.
+///
+/// # Errors
+/// Where it can't be read, or the file not be written.
+pub(crate) fn pack(upper: &Path, dir: &Path, id_map: IdMap) -> Result<Option<LayerOutput>, Failure> {
+    let is_empty = || -> io::Result<bool> { Ok(fs::read_dir(upper)?.next().is_none()) };
+    if is_empty().map_err(|error| Failure::io("read what the step wrote", &error))? {
+        return Ok(None);
+    }
+    let aside = dir.join(format!(".{NAME}"));
+    let write = || -> io::Result<LayerOutput> {
+        let file = File::create(&aside)?;
+        let encoder = zstd::Encoder::new(file, LEVEL)?;
+        let mut out = Hashed { out: encoder, hash: Sha256::new() };
+        tree::layer_tar(upper, BufWriter::with_capacity(1 << 17, &mut out), id_map)?;
+        out.out.finish()?;
+        fs::rename(&aside, dir.join(NAME))?;
+        Ok(LayerOutput { diff_id: digest(&out.hash.finalize()) })
+    };
+    write().map(Some).map_err(|error| {
+        // Nobody asks for it, and the disk may be full.
+        let _ = fs::remove_file(&aside);
+        Failure::io("pack what the step wrote", &error)
+    })
+}
+
+/// A SHA-256 as text.
+pub(crate) fn digest(hash: &[u8]) -> String {
+    hash.iter().fold("sha256:".to_owned(), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+/// Hashes what is written.
+struct Hashed<W> {
+    out: W,
+    hash: Sha256,
+}
+
+impl<W: Write> Write for Hashed<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.out.write(bytes)?;
+        self.hash.update(&bytes[..written]);
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
+}

@@ -1,0 +1,101 @@
+//! The lower directories of a step: layers unpacked, the source as it lies there.
+
+use std::{
+    fs::File,
+    path::{Component, Path, PathBuf},
+    sync::atomic::{AtomicUsize, Ordering},
+    thread,
+};
+
+use hm_exec::{
+    step::Lower,
+    tree::{self, IdMap, UnpackLimits},
+};
+
+use crate::{failure::Failure, scratch::Scratch};
+
+/// An overlay has no room for more, counting the one below all.
+const MAX_LOWERS: usize = 499;
+
+/// Where the parts of a step's file system lie: one for each of `stack`, in its order.
+///
+/// # Errors
+/// Where the kernel could not stack them, or one of them is not there.
+pub(crate) fn find(dir: &Path, stack: &[Lower]) -> Result<Vec<PathBuf>, Failure> {
+    if stack.len() > MAX_LOWERS {
+        return Err(Failure::lasting(format!("the step has {} layers, and at most {MAX_LOWERS} fit", stack.len())));
+    }
+    stack
+        .iter()
+        .map(|lower| {
+            let (Lower::Layer { path, .. } | Lower::Workspace { path }) = lower;
+            let within = Path::new(path).components().all(|part| matches!(part, Component::Normal(_)));
+            if path.is_empty() || !within {
+                return Err(Failure::lasting(format!("the path {path:?} does not lead to a part of the input")));
+            }
+            // A worker may have its files as links.
+            let found = dir.join(path).canonicalize();
+            found.map_err(|error| Failure::io(format_args!("find {path:?}"), &error))
+        })
+        .collect()
+}
+
+/// Unpacks the layers of `stack`, which lie at `paths`, side by side. All lower directories of the step, topmost first.
+///
+/// # Errors
+/// The first thing that is wrong with one of them.
+pub(crate) fn make(
+    stack: &[Lower],
+    paths: &[PathBuf],
+    scratch: &Scratch,
+    id_map: IdMap,
+) -> Result<Vec<PathBuf>, Failure> {
+    let next = AtomicUsize::new(0);
+    let some = || -> Result<Vec<(usize, PathBuf)>, Failure> {
+        let mut done = Vec::new();
+        loop {
+            let index = next.fetch_add(1, Ordering::Relaxed);
+            let (Some(lower), Some(path)) = (stack.get(index), paths.get(index)) else { return Ok(done) };
+            let root = match lower {
+                Lower::Workspace { .. } => path.clone(),
+                Lower::Layer { path: name, diff_id } => {
+                    let root = scratch.make_dir(&format!("layers/{index}"))?;
+                    unpack(path, name, diff_id, &root, id_map).inspect_err(|_| {
+                        // There is no use in the others.
+                        next.store(stack.len(), Ordering::Relaxed);
+                    })?;
+                    root
+                }
+            };
+            done.push((index, root));
+        }
+    };
+    let threads = thread::available_parallelism().map_or(1, usize::from).min(stack.len());
+    let done: Vec<_> = thread::scope(|scope| {
+        let others: Vec<_> = (1..threads).map(|_| scope.spawn(some)).collect();
+        let own = some();
+        let others = others.into_iter().map(|thread| {
+            thread.join().unwrap_or_else(|_| Err(Failure::passing("failed to unpack layers: a thread panicked")))
+        });
+        others.chain([own]).collect()
+    });
+    let mut lowers = Vec::new();
+    for done in done {
+        lowers.extend(done?);
+    }
+    lowers.sort_unstable_by_key(|(index, _)| std::cmp::Reverse(*index));
+    let ground = scratch.make_dir("ground")?;
+    tree::make_ground(&ground).map_err(|error| Failure::io("make the lowest layer", &error))?;
+    Ok(lowers.into_iter().map(|(_, root)| root).chain([ground]).collect())
+}
+
+fn unpack(path: &Path, name: &str, diff_id: &str, root: &Path, id_map: IdMap) -> Result<(), Failure> {
+    let file = File::open(path).map_err(|error| Failure::io(format_args!("open {name:?}"), &error))?;
+    let unpacked =
+        tree::unpack(file, root, id_map, UnpackLimits::default()).map_err(|error| Failure::unpack(name, &error))?;
+    let found = crate::layer::digest(&unpacked.diff_id);
+    if found == diff_id {
+        return Ok(());
+    }
+    Err(Failure::passing(format!("{name} is {found}, where the step expects {diff_id}: it was damaged on its way")))
+}

@@ -1,0 +1,49 @@
+//! `hm-step input.json`: runs one step on a machine that knows nothing of pipelines.
+//!
+//! In: the file, and beside it all that it names (see [`hm_exec::step`]). Out: the command's output and exit code,
+//! `result.json`, and, where it is asked for, `layer.tar.zst`. Needs nothing from the machine but a kernel that lets it make
+//! namespaces: no runtime, no store, no configuration.
+
+#[cfg(target_os = "linux")]
+mod failure;
+#[cfg(target_os = "linux")]
+mod layer;
+#[cfg(target_os = "linux")]
+mod lowers;
+#[cfg(target_os = "linux")]
+mod scratch;
+#[cfg(target_os = "linux")]
+mod step;
+
+use std::process::ExitCode;
+
+/// The exit code where the command could not be run.
+const FAILED: u8 = 125;
+
+#[allow(clippy::print_stderr, clippy::print_stdout, reason = "this is a command")]
+fn main() -> ExitCode {
+    let mut args = std::env::args_os().skip(1);
+    match (args.next(), args.next()) {
+        (Some(arg), None) if arg == "--version" => {
+            println!("hm-step {}, format {}", env!("CARGO_PKG_VERSION"), hm_exec::step::VERSION);
+            ExitCode::SUCCESS
+        }
+        #[cfg(target_os = "linux")]
+        (Some(input), None) => match step::run(std::path::Path::new(&input)) {
+            Ok(code) => ExitCode::from(code),
+            Err(failure) => {
+                eprintln!("hm-step: {failure}");
+                ExitCode::from(FAILED)
+            }
+        },
+        #[cfg(not(target_os = "linux"))]
+        (Some(_), None) => {
+            eprintln!("hm-step: steps run on Linux");
+            ExitCode::from(FAILED)
+        }
+        _ => {
+            eprintln!("usage: hm-step input.json");
+            ExitCode::from(FAILED)
+        }
+    }
+}

@@ -1,0 +1,152 @@
+//! One step from its input to its result.
+
+use std::{
+    collections::BTreeMap,
+    ffi::CString,
+    fs, io,
+    os::unix::ffi::OsStrExt,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use hm_exec::{
+    jail::{
+        self, Bounds, DEFAULT_ENV, End, JailSpec, MountApi, Overlay, Solo, UserNamespace, Watch, user_namespace_hint,
+    },
+    step::{Exit, LayerOutput, Network, StepInput, StepOutput, VERSION},
+    tree::IdMap,
+};
+
+use crate::{FAILED, failure::Failure, layer, lowers, scratch::Scratch};
+
+/// The result's name in the directory of the input.
+const RESULT: &str = "result.json";
+
+/// Exit codes where the command did not end by itself.
+const TIMED_OUT: u8 = 124;
+const KILLED: u8 = 128 + 9;
+const TERMINATED: u8 = 128 + 15;
+
+/// Runs the step that the file `input` says. The exit code for this process.
+///
+/// # Errors
+/// What the result says where the command could not be run; and where there is no result, why.
+pub(crate) fn run(input: &Path) -> Result<u8, Failure> {
+    let name = input.display();
+    let input = input.canonicalize().map_err(|error| Failure::io(format_args!("find {name}"), &error))?;
+    let dir = input.parent().unwrap_or(Path::new("/"));
+    let ran = read(&input).and_then(|input| run_in(dir, &input));
+    let (exit, layer) = match &ran {
+        Ok((exit, layer)) => (exit.clone(), layer.clone()),
+        Err(failure) => (failure.exit(), None),
+    };
+    write_result(dir, &StepOutput { version: VERSION, exit, layer })
+        .map_err(|error| Failure::io(format_args!("write {RESULT}"), &error))?;
+    Ok(match ran?.0 {
+        Exit::Exited { code } => u8::try_from(code).unwrap_or(FAILED),
+        Exit::OutOfMemory => KILLED,
+        Exit::TimedOut => TIMED_OUT,
+        Exit::Terminated => TERMINATED,
+        Exit::Failed { .. } => FAILED,
+    })
+}
+
+fn read(input: &Path) -> Result<StepInput, Failure> {
+    let json = fs::read(input).map_err(|error| Failure::io(format_args!("read {}", input.display()), &error))?;
+    StepInput::decode(&json).map_err(|error| {
+        let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}")).unwrap_or_default();
+        Failure::lasting(format!("failed to read {}: {error}{cause}", input.display()))
+    })
+}
+
+fn run_in(dir: &Path, input: &StepInput) -> Result<(Exit, Option<LayerOutput>), Failure> {
+    let paths = lowers::find(dir, &input.stack)?;
+    let solo = Solo::enter()
+        .map_err(|error| Failure::lasting(format!("failed to {error}; to do: {}", user_namespace_hint(&error))))?;
+    let id_map = match solo.user_namespace() {
+        UserNamespace::None => IdMap::Root,
+        UserNamespace::Range => IdMap::Range,
+        UserNamespace::Single => IdMap::Single,
+    };
+    let scratch = Scratch::new(&solo, dir, &paths)?;
+    let lowers = lowers::make(&input.stack, &paths, &scratch, id_map)?;
+    let upper = scratch.make_dir("upper")?;
+    let spec = spec(input, &solo, &scratch, &lowers, &upper)?;
+    let bounds =
+        Bounds { timeout: input.timeout_ms.map(Duration::from_millis), grace: Duration::from_millis(input.grace_ms) };
+    let end = solo.run(&spec, input.limits.network == Network::None, bounds).map_err(|error| Failure::setup(&error))?;
+    let exit = match end {
+        End::Exited { code } => Exit::Exited { code },
+        End::OutOfMemory => Exit::OutOfMemory,
+        End::TooManyProcesses => Exit::Exited { code: KILLED.into() },
+        End::TimedOut => Exit::TimedOut,
+        End::Terminated => Exit::Terminated,
+        End::Killed => {
+            return Err(Failure::passing("the step was killed from outside, or for want of memory on this machine"));
+        }
+    };
+    let layer = match exit {
+        Exit::Exited { code: 0 } if input.commit => layer::pack(&upper, dir, id_map)?,
+        _ => None,
+    };
+    Ok((exit, layer))
+}
+
+/// Everything about the step's jail.
+fn spec(
+    input: &StepInput,
+    solo: &Solo,
+    scratch: &Scratch,
+    lowers: &[PathBuf],
+    upper: &Path,
+) -> Result<JailSpec, Failure> {
+    if !input.workdir.starts_with('/') {
+        return Err(Failure::lasting(format!("the work directory {:?} is no absolute path", input.workdir)));
+    }
+    let limits = input.limits;
+    let watch = Watch { memory_bytes: limits.memory_bytes, pids: limits.pids };
+    let mut env = BTreeMap::from(DEFAULT_ENV);
+    env.extend(input.env.iter().map(|(name, value)| (name.as_str(), value.as_str())));
+    Ok(JailSpec {
+        user_namespace: solo.user_namespace(),
+        mount_api: MountApi::of_this_kernel(),
+        mountpoint: c_path(&scratch.make_dir("root")?)?,
+        root: Overlay {
+            lowers: lowers.iter().map(|lower| c_path(lower)).collect::<Result<_, _>>()?,
+            upper: c_path(upper)?,
+            work: c_path(&scratch.make_dir("work")?)?,
+        },
+        overlays: Vec::new(),
+        binds: jail::resolver(lowers).into_iter().collect(),
+        secrets: Vec::new(),
+        cgroups: Vec::new(),
+        watch: (watch != Watch::default()).then_some(watch),
+        workdir: c_string("the work directory", &*input.workdir)?,
+        argv: vec![c"/bin/sh".into(), c"-c".into(), c_string("the command", &*input.command)?],
+        pack: None,
+        terminal: false,
+        env: env.into_iter().map(|(name, value)| variable(name, value)).collect::<Result<_, _>>()?,
+    })
+}
+
+fn variable(name: &str, value: &str) -> Result<CString, Failure> {
+    if name.is_empty() || name.contains('=') {
+        return Err(Failure::lasting(format!("{name:?} can't be the name of a variable")));
+    }
+    c_string(name, format!("{name}={value}"))
+}
+
+fn c_path(path: &Path) -> Result<CString, Failure> {
+    c_string("a path", path.as_os_str().as_bytes())
+}
+
+fn c_string(what: &str, text: impl Into<Vec<u8>>) -> Result<CString, Failure> {
+    CString::new(text).map_err(|_| Failure::lasting(format!("{what:?} has a zero byte in it")))
+}
+
+/// Writes the result whole or not at all.
+fn write_result(dir: &Path, output: &StepOutput) -> io::Result<()> {
+    let aside = dir.join(format!(".{RESULT}"));
+    fs::write(&aside, serde_json::to_vec(output)?)?;
+    fs::rename(&aside, dir.join(RESULT))
+}
