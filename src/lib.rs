@@ -43,6 +43,8 @@ pub mod step;
 pub mod store;
 #[cfg(any(feature = "engine", feature = "step"))]
 pub mod tree;
+#[cfg(all(feature = "cloud", target_os = "linux"))]
+pub mod worker;
 
 #[cfg(feature = "engine")]
 pub use backend::{

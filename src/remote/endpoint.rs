@@ -36,7 +36,7 @@ const CONNECTION_WINDOW: u32 = 8 << 20;
 const MIN_SECRET: usize = 4;
 
 /// A client's connection with the headers that every call has.
-pub(super) type Service = InterceptedService<Channel, Headers>;
+pub(crate) type Service = InterceptedService<Channel, Headers>;
 
 /// One engine. Cheap to clone: clones share a connection, which is made at the first call, and again where it broke.
 #[derive(Clone)]
@@ -54,7 +54,7 @@ struct Shared {
 
 /// Adds headers to calls.
 #[derive(Debug, Clone)]
-pub(super) struct Headers(Arc<[(MetadataKey<Ascii>, MetadataValue<Ascii>)]>);
+pub(crate) struct Headers(Arc<[(MetadataKey<Ascii>, MetadataValue<Ascii>)]>);
 
 impl Interceptor for Headers {
     fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
@@ -157,7 +157,7 @@ impl Endpoint {
     }
 
     /// The connection, for a client of another service of the same engine.
-    pub(super) async fn service(&self) -> Service {
+    pub(crate) async fn service(&self) -> Service {
         let channel = self.0.channel.get_or_init(async || self.0.connect.connect_lazy()).await;
         InterceptedService::new(channel.clone(), self.0.headers.clone())
     }
@@ -168,7 +168,7 @@ impl Endpoint {
             .max_decoding_message_size(MAX_MESSAGE_BYTES + (1 << 20))
     }
 
-    pub(super) async fn byte_stream_client(&self) -> ByteStreamClient<Service> {
+    pub(crate) async fn byte_stream_client(&self) -> ByteStreamClient<Service> {
         ByteStreamClient::new(self.service().await).max_decoding_message_size(MAX_MESSAGE_BYTES + (1 << 20))
     }
 
@@ -177,14 +177,14 @@ impl Endpoint {
     }
 
     /// A request that is answered within a minute, or failed.
-    pub(super) fn request<T>(&self, message: T) -> Request<T> {
+    pub(crate) fn request<T>(&self, message: T) -> Request<T> {
         let mut request = Request::new(message);
         request.set_timeout(CALL);
         request
     }
 
     /// What a failed call says, without what is in headers.
-    pub(super) fn error(&self, status: &Status) -> RemoteError {
+    pub(crate) fn error(&self, status: &Status) -> RemoteError {
         RemoteError::of(&self.0.place, status, |text| self.masked(text))
     }
 

@@ -105,7 +105,7 @@ impl Staging {
     }
 
     /// Takes away premade directories that are as they were. True where nothing is left: the step changed nothing.
-    pub(super) fn prune(&self) -> Result<bool, StoreError> {
+    pub(crate) fn prune(&self) -> Result<bool, StoreError> {
         let upper = self.upper();
         let premade = self.premade.lock().unwrap_or_else(PoisonError::into_inner);
         for made in premade.iter().rev() {

@@ -17,7 +17,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use commands::{cache, doctor, list, plan, render as render_ir, run, runners as runner_list};
 #[cfg(target_os = "linux")]
-use commands::{cp, logs, shell, why};
+use commands::{cp, logs, logstream, shell, why, worker};
 
 /// Runs CI pipelines on this machine: a graph of shell steps, each isolated, each starting from its parent's files
 #[derive(Debug, Parser)]
@@ -43,6 +43,10 @@ enum Command {
     #[cfg(target_os = "linux")]
     Cp(cp::Args),
     Cache(cache::Args),
+    #[cfg(target_os = "linux")]
+    Worker(worker::Args),
+    #[cfg(target_os = "linux")]
+    Logstream(logstream::Args),
     Doctor(doctor::Args),
 }
 
@@ -67,6 +71,10 @@ fn main() -> ExitCode {
         #[cfg(target_os = "linux")]
         Command::Cp(args) => cp::run(&args),
         Command::Cache(args) => cache::run(&args),
+        #[cfg(target_os = "linux")]
+        Command::Worker(args) => worker::run(&args),
+        #[cfg(target_os = "linux")]
+        Command::Logstream(args) => logstream::run(&args),
         Command::Doctor(args) => doctor::run(&args),
     };
     done.unwrap_or_else(|failure| failure.report())

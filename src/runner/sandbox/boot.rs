@@ -22,7 +22,7 @@ use crate::{
 };
 
 /// Mount points that a root file system may lack.
-const MOUNT_POINTS: [&str; 3] = ["dev", "proc", "sys"];
+pub(super) const MOUNT_POINTS: [&str; 3] = ["dev", "proc", "sys"];
 /// Where secrets are.
 const SECRETS: &str = "run/secrets";
 
@@ -145,7 +145,7 @@ impl Ground<'_> {
         lowers.extend_from_slice(&source.roots);
 
         let staging = self.store.stage().map_err(failed("make the step's layer"))?;
-        let mut works = Works { dir: staging.work().to_owned(), next: 0 };
+        let mut works = Works::new(&staging);
         let (mut overlays, mut binds, mut env) = (Vec::new(), Vec::new(), BTreeMap::new());
         match &base {
             Base::Host => {
@@ -225,12 +225,16 @@ impl Boot {
 }
 
 /// The work directories of a step's overlays: one each.
-struct Works {
+pub(super) struct Works {
     dir: PathBuf,
     next: u32,
 }
 
 impl Works {
+    pub(super) fn new(staging: &Staging) -> Self {
+        Self { dir: staging.work().to_owned(), next: 0 }
+    }
+
     fn next(&mut self) -> Result<PathBuf, RunnerError> {
         let dir = self.dir.join(self.next.to_string());
         self.next += 1;
@@ -242,7 +246,7 @@ impl Works {
     }
 }
 
-fn overlay(lowers: &[PathBuf], upper: &Path, works: &mut Works) -> Result<Overlay, RunnerError> {
+pub(super) fn overlay(lowers: &[PathBuf], upper: &Path, works: &mut Works) -> Result<Overlay, RunnerError> {
     let lowers = lowers.iter().map(|lower| c_path(lower)).collect::<Result<_, _>>()?;
     Ok(Overlay { lowers, upper: c_path(upper)?, work: c_path(&works.next()?)? })
 }
@@ -273,7 +277,7 @@ fn c_path(path: &Path) -> Result<CString, RunnerError> {
         .map_err(|_| RunnerError::unsupported(format!("the path {} has a zero byte in it", path.display())))
 }
 
-fn failed(doing: &'static str) -> impl FnOnce(StoreError) -> RunnerError {
+pub(super) fn failed(doing: &'static str) -> impl FnOnce(StoreError) -> RunnerError {
     move |error| RunnerError::infrastructure(doing, error)
 }
 

@@ -21,14 +21,20 @@ mod idmap;
 mod left;
 mod namespace_ops;
 mod runner;
+#[cfg(feature = "cloud")]
+mod stack;
 mod visit;
 mod zygote;
 
+#[cfg(feature = "cloud")]
+pub(crate) use attempt::{Control, OutputSink};
 pub use cgroup::reap_control_groups;
 pub use checks::{Check, checks};
 pub use export::SandboxExportError;
 pub use helper::{HELPER_VARIABLE, NoHelper, init};
 pub use runner::{SandboxBuilder, SandboxRunner};
+#[cfg(feature = "cloud")]
+pub(crate) use stack::StackStep;
 pub use visit::{Errand, Streams, Visit, VisitError};
 
 pub use crate::jail::{self, MountApi, UserNamespace};

@@ -85,6 +85,12 @@ impl Store {
         Ok(layer)
     }
 
+    /// The name of the layer whose uncompressed tar has this digest, for [`Store::lock_layer`].
+    #[must_use]
+    pub fn layer_id(diff_id: &ImageDigest, id_map: IdMap) -> LayerId {
+        LayerId::of_image(diff_id, id_map)
+    }
+
     /// The name of the tree that is known by the digest `digest`, for [`Store::lock_layer`].
     pub fn tree_id(digest: &ImageDigest) -> LayerId {
         LayerId::of_tree(digest)

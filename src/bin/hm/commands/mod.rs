@@ -7,6 +7,8 @@ pub(crate) mod doctor;
 pub(crate) mod list;
 #[cfg(target_os = "linux")]
 pub(crate) mod logs;
+#[cfg(target_os = "linux")]
+pub(crate) mod logstream;
 pub(crate) mod plan;
 pub(crate) mod render;
 pub(crate) mod run;
@@ -15,6 +17,8 @@ pub(crate) mod runners;
 pub(crate) mod shell;
 #[cfg(target_os = "linux")]
 pub(crate) mod why;
+#[cfg(target_os = "linux")]
+pub(crate) mod worker;
 
 use std::{
     io::{self, Write},

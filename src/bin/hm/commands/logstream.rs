@@ -1,0 +1,43 @@
+//! `hm logstream`: shows what steps on an engine print while they run.
+
+use std::{net::SocketAddr, process::ExitCode};
+
+use hm_exec::worker::{LogStreams, Stop};
+
+use crate::{
+    failure::{Failure, Outcome},
+    render::to_stderr,
+    signals::Interrupts,
+};
+
+/// Serve log streams, for an engine such as BuildGrid that has none of its own
+///
+/// Workers write to it, and runs read from it. Whoever reaches it can make streams: let it listen where only the engine,
+/// its workers and its users are.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Where to listen
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:50052")]
+    listen: SocketAddr,
+}
+
+/// Serves until it is told to stop.
+pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::infrastructure("failed to start the runtime").because(error))?;
+    runtime.block_on(async {
+        let failed = |error| Failure::infrastructure("log streams can't be served").because(error);
+        let mut interrupts = Interrupts::listen()
+            .map_err(|error| Failure::infrastructure("failed to listen to signals").because(error))?;
+        let streams = LogStreams::bind(args.listen).await.map_err(failed)?;
+        to_stderr(&format!("log streams at grpc://{}", streams.address()));
+        let stop = Stop::default();
+        tokio::select! {
+            served = streams.serve(&stop) => served.map_err(failed)?,
+            () = interrupts.next() => {}
+        }
+        Ok(ExitCode::SUCCESS)
+    })
+}

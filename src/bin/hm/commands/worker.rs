@@ -1,0 +1,149 @@
+//! `hm worker`: runs the steps of others for an engine.
+
+use std::{num::NonZeroUsize, path::PathBuf, process::ExitCode};
+
+use hm_exec::{
+    remote::{Endpoint, EndpointOptions},
+    store::{ImageOptions, StoreHandle},
+    worker::{Stop, Worker, WorkerNote, WorkerNotes, WorkerOptions},
+};
+
+use super::cache;
+use crate::{
+    failure::{Failure, Outcome},
+    render::to_stderr,
+    runners::{sandbox, store},
+    signals::Interrupts,
+};
+
+/// Run the steps of others: a worker for an engine that hands out work by the Remote Workers API, such as BuildGrid
+///
+/// The first SIGTERM or Ctrl-C lets running steps end and takes no more; the second one ends them, too.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// The engine: grpc://HOST:PORT, or grpcs://HOST:PORT with TLS
+    #[arg(long, value_name = "URL", env = "HM_REMOTE")]
+    remote: String,
+    /// Which of the engine's instances
+    #[arg(long, value_name = "NAME", env = "HM_REMOTE_INSTANCE", default_value = "")]
+    instance: String,
+    /// Steps at a time
+    #[arg(long, value_name = "N", default_value = "1")]
+    slots: NonZeroUsize,
+    /// What this worker offers, such as `pool=large` (repeatable)
+    #[arg(long = "platform", value_name = "K=V", value_parser = property)]
+    platform: Vec<(String, String)>,
+    /// A name unlike any other worker's; by default this machine's, with the number of this process
+    #[arg(long, value_name = "NAME")]
+    name: Option<String>,
+    /// Where output is shown while steps run, if it is not the engine: see `hm logstream`
+    #[arg(long, value_name = "URL")]
+    logstream: Option<String>,
+    /// Sent with every call, such as 'authorization: Bearer TOKEN' (repeatable)
+    #[arg(long = "header", value_name = "K: V", env = "HM_REMOTE_HEADER", hide_env_values = true)]
+    headers: Vec<String>,
+    /// Certificates in PEM that vouch for the engine, instead of the system's
+    #[arg(long, value_name = "FILE", env = "HM_REMOTE_CA")]
+    ca: Option<PathBuf>,
+    /// Our certificate in PEM, where the engine wants to see one
+    #[arg(long, value_name = "FILE", env = "HM_REMOTE_CERT", requires = "key")]
+    cert: Option<PathBuf>,
+    /// The certificate's key in PEM
+    #[arg(long, value_name = "FILE", env = "HM_REMOTE_KEY", requires = "cert")]
+    key: Option<PathBuf>,
+}
+
+fn property(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.into(), value.into())),
+        _ => Err("write KEY=VALUE, as in `pool=large`".into()),
+    }
+}
+
+impl Args {
+    fn endpoint(&self, url: &str) -> Outcome<Endpoint> {
+        let read = |path: &PathBuf| {
+            let read = std::fs::read(path);
+            read.map_err(|error| Failure::input(format_args!("failed to read {}", path.display())).because(error))
+        };
+        let mut options = EndpointOptions::new(url);
+        options.instance.clone_from(&self.instance);
+        let wrong = |error| Failure::input("the engine can't be asked").because(error);
+        for header in &self.headers {
+            options.add_header(header).map_err(wrong)?;
+        }
+        if let Some(ca) = &self.ca {
+            options.ca_pem = Some(read(ca)?);
+        }
+        if let (Some(cert), Some(key)) = (&self.cert, &self.key) {
+            options.client_pem = Some((read(cert)?, read(key)?));
+        }
+        Endpoint::new(options).map_err(wrong)
+    }
+}
+
+/// Tells what happens, a line each, and collects garbage when a lease is over.
+struct Lines<'a> {
+    place: &'a str,
+    store: &'a StoreHandle,
+}
+
+impl WorkerNotes for Lines<'_> {
+    fn note(&self, note: WorkerNote) {
+        match note {
+            WorkerNote::Connected { slot } => to_stderr(&format!("slot {slot}: connected to {}", self.place)),
+            WorkerNote::Disconnected { slot, reason } => {
+                to_stderr(&format!("slot {slot}: not connected, and trying again: {reason}"));
+            }
+            WorkerNote::Ended { slot, lease, how } => {
+                to_stderr(&format!("slot {slot}: {lease}: {how}"));
+                cache::collect_if_due(self.store);
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Works until it is told to stop.
+pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
+    let engine = args.endpoint(&args.remote)?;
+    let logs = args.logstream.as_deref().map(|url| args.endpoint(url)).transpose()?;
+    let name = args.name.clone().unwrap_or_else(|| {
+        let machine = rustix::system::uname();
+        format!("{}-{}", machine.nodename().to_string_lossy(), std::process::id())
+    });
+    let place = engine.place().to_owned();
+    let options = WorkerOptions { engine, logs, slots: args.slots, name, platform: args.platform.clone() };
+    let store = store()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::infrastructure("failed to start the runtime").because(error))?;
+    runtime.block_on(async {
+        let mut interrupts = Interrupts::listen()
+            .map_err(|error| Failure::infrastructure("failed to listen to signals").because(error))?;
+        let sandbox = sandbox(&store, &[], ImageOptions::default());
+        let worker = Worker::new(options, sandbox).await.map_err(|error| {
+            Failure::infrastructure("the sandbox does not work here").because(error).hint("`hm doctor` says why")
+        })?;
+        let (stop, notes) = (Stop::default(), Lines { place: &place, store: &store });
+        let work = worker.run(&stop, &notes);
+        tokio::pin!(work);
+        let mut signals = 0;
+        loop {
+            tokio::select! {
+                () = &mut work => break,
+                () = interrupts.next() => {
+                    signals += 1;
+                    if signals == 1 {
+                        to_stderr("stopping when what runs has ended; a second signal ends it");
+                        stop.drain();
+                    } else {
+                        stop.cancel();
+                    }
+                }
+            }
+        }
+        Ok(ExitCode::SUCCESS)
+    })
+}

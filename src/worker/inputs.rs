@@ -1,0 +1,64 @@
+//! What an Action names: its Command, its input root, blobs in it.
+
+use prost::Message;
+
+use crate::remote::{Cas, Digest, DigestError, RemoteError, reapi};
+
+/// No directory or command is larger.
+const MESSAGE_BYTES: u64 = 64 << 20;
+
+/// Why an Action's input can't be had.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum InputError {
+    /// The engine's store.
+    #[error(transparent)]
+    Remote(#[from] RemoteError),
+    /// Something is not what it should be.
+    #[error("the action has {0}")]
+    Malformed(String),
+}
+
+impl From<DigestError> for InputError {
+    fn from(error: DigestError) -> Self {
+        Self::Malformed(format!("a bad digest: {error}"))
+    }
+}
+
+/// A field that every message of its kind has.
+pub(super) fn digest_of(digest: Option<&reapi::Digest>, of: &str) -> Result<Digest, InputError> {
+    let digest = digest.ok_or_else(|| InputError::Malformed(format!("no digest of {of}")))?;
+    Ok(Digest::try_from(digest)?)
+}
+
+/// Reads a message by its digest.
+pub(super) async fn message<T: Message + Default>(cas: &Cas, digest: Digest, what: &str) -> Result<T, InputError> {
+    let bytes = cas.read(digest, MESSAGE_BYTES).await?;
+    T::decode(&bytes[..]).map_err(|error| InputError::Malformed(format!("{what} that is none: {error}")))
+}
+
+/// Something in an input root.
+#[derive(Debug, Clone)]
+pub(super) enum Entry {
+    File(Digest),
+    Directory(Digest),
+}
+
+/// Looks up a path, relative with `/` between names, below the directory `root`.
+pub(super) async fn look_up(cas: &Cas, root: &reapi::Directory, path: &str) -> Result<Entry, InputError> {
+    let missing = || InputError::Malformed(format!("no `{path}` in its input root"));
+    let mut dir = std::borrow::Cow::Borrowed(root);
+    let mut names = path.split('/').peekable();
+    while let Some(name) = names.next() {
+        let node = dir.directories.iter().find(|node| node.name == name);
+        if names.peek().is_none() {
+            if let Some(file) = dir.files.iter().find(|node| node.name == name) {
+                return Ok(Entry::File(digest_of(file.digest.as_ref(), path)?));
+            }
+            let node = node.ok_or_else(missing)?;
+            return Ok(Entry::Directory(digest_of(node.digest.as_ref(), path)?));
+        }
+        let digest = digest_of(node.ok_or_else(missing)?.digest.as_ref(), path)?;
+        dir = std::borrow::Cow::Owned(message(cas, digest, "a directory").await?);
+    }
+    Err(missing())
+}

@@ -1,0 +1,493 @@
+//! One lease: an Action from its payload to its result.
+
+use std::{
+    fs, io,
+    num::NonZeroU64,
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use bazel_remote_apis::google::protobuf::Timestamp;
+use prost::Message;
+use prost_types::Any;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tonic::Code;
+
+use super::{
+    bots::Streams,
+    inputs::{Entry, InputError, digest_of, look_up, message},
+    live_log, rpc,
+    rwapi::Lease,
+    session::{Completed, Execute},
+    spool::Spool,
+    workspace::{WorkspaceError, Workspaces},
+};
+use crate::{
+    remote::{Blob, Cas, Digest, Endpoint, RemoteError, RemoteErrorKind, reapi},
+    runner::{
+        Cpus, Limits, MemorySize, Network, RunnerError, RunnerErrorKind,
+        sandbox::{Control, SandboxRunner, StackStep},
+    },
+    step::{self, Exit, LayerOutput, Lower, StepInput},
+    store::{BlobFile, ExportError, IdMap, ImageDigest, ImageError, Store, StoreError, tree::UnpackLimits},
+};
+
+/// What such an Action runs.
+const COMMAND: [&str; 2] = ["./hm-step", "input.json"];
+const ACTION: &str = "build.bazel.remote.execution.v2.Action";
+const ACTION_RESULT: &str = "type.googleapis.com/build.bazel.remote.execution.v2.ActionResult";
+const PRECONDITION_FAILURE: &str = "type.googleapis.com/google.rpc.PreconditionFailure";
+/// No input is larger.
+const INPUT_BYTES: u64 = 16 << 20;
+/// Output up to this size comes with the result.
+const INLINE_BYTES: u64 = 32 << 10;
+/// How long the live log may take to show the last of what was printed.
+const LOG_GRACE: Duration = Duration::from_secs(5);
+/// No command gets longer between TERM and KILL.
+const LONGEST_GRACE: Duration = Duration::from_secs(60);
+
+/// Runs leases in the sandbox.
+#[derive(Debug)]
+pub(super) struct LeaseRunner {
+    sandbox: SandboxRunner,
+    cas: Cas,
+    /// Where log streams are written to.
+    logs: Endpoint,
+    workspaces: Workspaces,
+    name: String,
+}
+
+/// Why a lease has no result.
+#[derive(Debug, thiserror::Error)]
+enum LeaseError {
+    #[error("{0}")]
+    NotOurs(String),
+    #[error(transparent)]
+    Input(#[from] InputError),
+    #[error("failed to read input.json")]
+    Format(#[from] step::FormatError),
+    #[error("failed to get a layer")]
+    Layer(#[source] ImageError),
+    #[error("failed to get the source")]
+    Workspace(#[from] WorkspaceError),
+    #[error("failed to pack what the command wrote")]
+    Pack(#[from] ExportError),
+    #[error("failed to {0}")]
+    Io(&'static str, #[source] io::Error),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("failed to run the command")]
+    Sandbox(#[source] RunnerError),
+    #[error("the engine's time limit for the action was reached")]
+    Deadline,
+}
+
+impl From<RemoteError> for LeaseError {
+    fn from(error: RemoteError) -> Self {
+        Self::Input(error.into())
+    }
+}
+
+/// An Action that is one of ours, and what its Command says.
+struct Task {
+    input: StepInput,
+    root: reapi::Directory,
+    timeout: Option<Duration>,
+}
+
+impl Execute for LeaseRunner {
+    async fn execute(&self, lease: Lease, streams: watch::Receiver<Streams>, cancel: CancellationToken) -> Completed {
+        let started = SystemTime::now();
+        match self.run(&lease, streams, &cancel, started).await {
+            Ok((result, how)) => {
+                let value = result.encode_to_vec();
+                let seconds = started.elapsed().unwrap_or_default().as_secs_f64();
+                Completed {
+                    result: Some(Any { type_url: ACTION_RESULT.into(), value }),
+                    status: rpc::Status::default(),
+                    how: format!("{how} in {seconds:.1} s"),
+                }
+            }
+            Err(error) => {
+                let status = status_of(&error);
+                let how = format!("not run: {}", status.message);
+                Completed { result: None, status, how }
+            }
+        }
+    }
+}
+
+impl LeaseRunner {
+    pub(super) fn new(sandbox: SandboxRunner, engine: &Endpoint, logs: Endpoint, name: String) -> Self {
+        Self { sandbox, cas: Cas::new(engine.clone()), logs, workspaces: Workspaces::default(), name }
+    }
+
+    async fn run(
+        &self,
+        lease: &Lease,
+        streams: watch::Receiver<Streams>,
+        cancel: &CancellationToken,
+        queued: SystemTime,
+    ) -> Result<(reapi::ActionResult, String), LeaseError> {
+        let task = self.task(lease).await?;
+        let (store, id_map) = self.sandbox.ready().await.map_err(LeaseError::Sandbox)?;
+        let kept = store.lease()?;
+        let dir = Scratch::new(&store)?;
+        let spool = Spool::new(&dir.0).map_err(|error| LeaseError::Io("keep what the command prints", error))?;
+        let work = async {
+            let done = self.step(&task, &store, id_map, &spool, cancel, queued).await;
+            let kept = spool.finish().map_err(|error| LeaseError::Io("keep what the command prints", error));
+            kept.and(done)
+        };
+        let done = self.showing(work, streams, &spool).await?;
+        let (mut result, layer) = done;
+        let mut blobs = vec![Blob::of_bytes(layer.output.clone())];
+        result.output_files.push(output_file("result.json", blobs[0].digest));
+        if let Some((digest, path)) = layer.packed.as_ref().map(|packed| (packed_digest(packed), packed.path())) {
+            blobs.push(Blob::of_file(digest, path));
+            result.output_files.push(output_file("layer.tar.zst", digest));
+        }
+        for (file, raw, named) in [
+            (&spool.stdout, &mut result.stdout_raw, &mut result.stdout_digest),
+            (&spool.stderr, &mut result.stderr_raw, &mut result.stderr_digest),
+        ] {
+            let path = file.path().to_owned();
+            let failed = |error| LeaseError::Io("read what the command printed", error);
+            let length = fs::metadata(&path).map_err(failed)?.len();
+            if length <= INLINE_BYTES {
+                *raw = fs::read(&path).map_err(failed)?;
+                continue;
+            }
+            let digest = on_thread(move || Digest::of_file(&path).map_err(failed)).await?;
+            *named = Some(digest.into());
+            blobs.push(Blob::of_file(digest, file.path()));
+        }
+        self.cas.upload(blobs).await?;
+        if let Some(metadata) = &mut result.execution_metadata {
+            metadata.worker_completed_timestamp = Some(timestamp(SystemTime::now()));
+        }
+        drop(kept);
+        let how = layer.how;
+        Ok((result, how))
+    }
+
+    /// Does `work`, and shows meanwhile what it prints where somebody wants to see it.
+    async fn showing<T>(&self, work: impl Future<Output = T>, streams: watch::Receiver<Streams>, spool: &Spool) -> T {
+        // The sender of each goes with this call.
+        let (stdout, stderr) = (watch::Sender::new(String::new()), watch::Sender::new(String::new()));
+        let names = async {
+            let mut streams = streams;
+            loop {
+                let known = streams.borrow_and_update().clone();
+                stdout.send_if_modified(|name| std::mem::replace(name, known.stdout.clone()) != known.stdout);
+                stderr.send_if_modified(|name| std::mem::replace(name, known.stderr.clone()) != known.stderr);
+                if streams.changed().await.is_err() {
+                    std::future::pending::<()>().await;
+                }
+            }
+        };
+        let shown = async {
+            tokio::join!(
+                live_log::follow(&self.logs, stdout.subscribe(), &spool.stdout),
+                live_log::follow(&self.logs, stderr.subscribe(), &spool.stderr),
+            );
+        };
+        tokio::pin!(work, shown, names);
+        let mut is_shown = false;
+        let done = loop {
+            tokio::select! {
+                done = &mut work => break done,
+                () = &mut shown, if !is_shown => is_shown = true,
+                () = &mut names => {}
+            }
+        };
+        if !is_shown && tokio::time::timeout(LOG_GRACE, &mut shown).await.is_err() {
+            tracing::debug!("the end of a live log was not shown in time");
+        }
+        done
+    }
+
+    /// What a lease wants.
+    async fn task(&self, lease: &Lease) -> Result<Task, LeaseError> {
+        let payload = lease.payload.as_ref().filter(|payload| payload.type_url.ends_with(ACTION));
+        let payload =
+            payload.ok_or_else(|| LeaseError::NotOurs("this worker runs Actions that come with the lease".into()))?;
+        let action = reapi::Action::decode(&payload.value[..])
+            .map_err(|error| InputError::Malformed(format!("a payload that is none: {error}")))?;
+        let command = digest_of(action.command_digest.as_ref(), "its command")?;
+        let command: reapi::Command = message(&self.cas, command, "a command").await?;
+        if command.arguments != COMMAND {
+            let why = "this worker runs hm's steps alone: Actions whose command is `./hm-step input.json`";
+            return Err(LeaseError::NotOurs(why.into()));
+        }
+        let root = digest_of(action.input_root_digest.as_ref(), "its input root")?;
+        let root: reapi::Directory = message(&self.cas, root, "a directory").await?;
+        let Entry::File(input) = look_up(&self.cas, &root, COMMAND[1]).await? else {
+            return Err(InputError::Malformed("a directory for input.json".into()).into());
+        };
+        let input = StepInput::decode(&self.cas.read(input, INPUT_BYTES).await?)?;
+        let timeout = action.timeout.and_then(|timeout| {
+            Some(Duration::new(u64::try_from(timeout.seconds).ok()?, u32::try_from(timeout.nanos).ok()?))
+        });
+        Ok(Task { input, root, timeout: timeout.filter(|timeout| !timeout.is_zero()) })
+    }
+
+    async fn step(
+        &self,
+        task: &Task,
+        store: &Arc<Store>,
+        id_map: IdMap,
+        spool: &Spool,
+        cancel: &CancellationToken,
+        queued: SystemTime,
+    ) -> Result<(reapi::ActionResult, Ended), LeaseError> {
+        let input = &task.input;
+        let fetching = SystemTime::now();
+        let mut lowers = Vec::new();
+        // Topmost first, as overlays have it.
+        for lower in input.stack.iter().rev() {
+            lowers.push(self.lower(task, store, id_map, lower).await?);
+        }
+        let fetched = SystemTime::now();
+        let limits = limits_of(&input.limits);
+        let step = StackStep {
+            lowers: &lowers,
+            command: &input.command,
+            env: &input.env,
+            workdir: &input.workdir,
+            limits: &limits,
+        };
+        let stop = cancel.child_token();
+        let control = Control { cancel: &stop, grace: Duration::from_millis(input.grace_ms).min(LONGEST_GRACE) };
+        let own = input.timeout_ms.map(Duration::from_millis);
+        let limit = own.into_iter().chain(task.timeout).min();
+        let running = self.sandbox.run_stack(step, control, spool);
+        tokio::pin!(running);
+        let mut timed_out = false;
+        let ran = loop {
+            tokio::select! {
+                ran = &mut running => break ran,
+                () = after(limit), if !timed_out => {
+                    timed_out = true;
+                    stop.cancel();
+                }
+            }
+        };
+        let ran = ran.map_err(LeaseError::Sandbox)?;
+        if timed_out && own.is_none_or(|own| limit.is_some_and(|limit| limit < own)) {
+            return Err(LeaseError::Deadline);
+        }
+        let ended = SystemTime::now();
+        let mut packed = None;
+        let exit = match &ran.ended {
+            Ok(code) => Exit::Exited { code: *code },
+            Err(error) => match error.kind() {
+                RunnerErrorKind::OutOfMemory => Exit::OutOfMemory,
+                RunnerErrorKind::Cancelled if timed_out => Exit::TimedOut,
+                RunnerErrorKind::Cancelled => Exit::Terminated,
+                _ => Exit::Failed { message: error.to_line(), retry: error.is_retryable() },
+            },
+        };
+        if matches!(exit, Exit::Exited { code: 0 }) && input.commit {
+            let packer = Arc::clone(store);
+            // The upper directory goes with `ran`, so that it goes along to the thread.
+            packed = on_thread(move || match ran.layer()? {
+                Some(layer) => Ok::<_, LeaseError>(Some(packer.pack_layer(&layer, id_map)?)),
+                None => Ok(None),
+            })
+            .await?;
+        }
+        let layer = packed.as_ref().map(|packed| LayerOutput { diff_id: packed.diff_id().to_string() });
+        let (exit_code, how) = told(&exit);
+        let output = step::StepOutput { version: step::VERSION, exit, layer };
+        let output = serde_json::to_vec(&output).map_err(|error| LeaseError::Io("write the result", error.into()))?;
+        let metadata = reapi::ExecutedActionMetadata {
+            worker: self.name.clone(),
+            worker_start_timestamp: Some(timestamp(queued)),
+            input_fetch_start_timestamp: Some(timestamp(fetching)),
+            input_fetch_completed_timestamp: Some(timestamp(fetched)),
+            execution_start_timestamp: Some(timestamp(fetched)),
+            execution_completed_timestamp: Some(timestamp(ended)),
+            ..Default::default()
+        };
+        let result = reapi::ActionResult { exit_code, execution_metadata: Some(metadata), ..Default::default() };
+        Ok((result, Ended { output, packed, how }))
+    }
+
+    /// The directory of a part of the step's filesystem, made where it is not here yet.
+    async fn lower(
+        &self,
+        task: &Task,
+        store: &Arc<Store>,
+        id_map: IdMap,
+        lower: &Lower,
+    ) -> Result<PathBuf, LeaseError> {
+        match lower {
+            Lower::Workspace { path } => match look_up(&self.cas, &task.root, path).await? {
+                Entry::Directory(digest) => Ok(self.workspaces.get(store, &self.cas, digest).await?),
+                Entry::File(_) => Err(InputError::Malformed(format!("a file for its source, `{path}`")).into()),
+            },
+            Lower::Layer { path, diff_id } => {
+                let diff_id: ImageDigest = diff_id
+                    .parse()
+                    .map_err(|_| InputError::Malformed(format!("a layer without a digest, `{path}`")))?;
+                let layer = Store::layer_id(&diff_id, id_map);
+                let _lock = store.lock_layer(&layer).await?;
+                let looker = Arc::clone(store);
+                let found = on_thread(move || Ok(looker.layer_by_content(&diff_id, id_map)?)).await?;
+                if found.is_some() {
+                    return Ok(store.layer_dir(&layer));
+                }
+                let Entry::File(digest) = look_up(&self.cas, &task.root, path).await? else {
+                    return Err(InputError::Malformed(format!("a directory for a layer, `{path}`")).into());
+                };
+                let dir = Scratch::new(store)?;
+                let blob = dir.0.join("layer");
+                self.cas.read_to_file(digest, &blob).await?;
+                let (unpacker, name) = (Arc::clone(store), path.clone());
+                on_thread(move || {
+                    let _dir = dir;
+                    let file = fs::File::open(&blob).map_err(|error| LeaseError::Io("open a layer", error))?;
+                    let blob = BlobFile { file, offset: 0, length: digest.size_bytes };
+                    let unpacked = unpacker.unpack_layer(&name, &diff_id, id_map, blob, UnpackLimits::default());
+                    unpacked.map_err(|error| match error {
+                        ImageError::Store(error) => LeaseError::Store(error),
+                        error => LeaseError::Layer(error),
+                    })
+                })
+                .await?;
+                Ok(store.layer_dir(&layer))
+            }
+        }
+    }
+}
+
+/// What a command left besides what it printed.
+struct Ended {
+    /// `result.json`.
+    output: Vec<u8>,
+    packed: Option<crate::store::PackedLayer>,
+    /// For people.
+    how: String,
+}
+
+/// A directory of the store for what a lease needs for a while.
+#[derive(Debug)]
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new(store: &Store) -> Result<Self, LeaseError> {
+        let path = store.new_tmp();
+        fs::create_dir(&path).map_err(|error| LeaseError::Io("make a directory", error))?;
+        Ok(Self(path))
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_dir_all(&self.0) {
+            tracing::debug!(%error, path = %self.0.display(), "left to the store's next opening");
+        }
+    }
+}
+
+/// Fires after that time; never without one.
+async fn after(limit: Option<Duration>) {
+    match limit {
+        Some(limit) => tokio::time::sleep(limit).await,
+        None => std::future::pending().await,
+    }
+}
+
+fn limits_of(limits: &step::Limits) -> Limits {
+    Limits {
+        memory: limits.memory_bytes.map(|bytes| MemorySize { bytes: bytes.max(MemorySize::MIN_BYTES) }),
+        cpus: limits.cpus.map(|cpus| Cpus(cpus.clamp(0.01, 4096.0))),
+        pids: limits.pids.and_then(NonZeroU64::new),
+        network: match limits.network {
+            step::Network::Host => Network::Host,
+            step::Network::None => Network::None,
+        },
+    }
+}
+
+/// The exit code of an Action, which is that of `hm-step`, and a few words for people.
+fn told(exit: &Exit) -> (i32, String) {
+    match exit {
+        Exit::Exited { code: 0 } => (0, "passed".into()),
+        Exit::Exited { code } => (*code, format!("failed with {code}")),
+        Exit::OutOfMemory => (137, "out of memory".into()),
+        Exit::TimedOut => (124, "timed out".into()),
+        Exit::Terminated => (143, "ended".into()),
+        Exit::Failed { message, .. } => (125, format!("could not be run: {message}")),
+    }
+}
+
+fn packed_digest(packed: &crate::store::PackedLayer) -> Digest {
+    Digest { hash: *packed.digest().as_bytes(), size_bytes: packed.size_bytes() }
+}
+
+fn output_file(path: &str, digest: Digest) -> reapi::OutputFile {
+    reapi::OutputFile { path: path.into(), digest: Some(digest.into()), ..Default::default() }
+}
+
+fn timestamp(time: SystemTime) -> Timestamp {
+    let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    Timestamp {
+        seconds: i64::try_from(since.as_secs()).unwrap_or(i64::MAX),
+        nanos: i32::try_from(since.subsec_nanos()).unwrap_or(0),
+    }
+}
+
+/// What the engine is told. INTERNAL and UNAVAILABLE make it try again elsewhere: they are for what may pass there.
+fn status_of(error: &LeaseError) -> rpc::Status {
+    let remote = match error {
+        LeaseError::Input(InputError::Remote(remote))
+        | LeaseError::Workspace(WorkspaceError::Input(InputError::Remote(remote))) => Some(remote),
+        _ => None,
+    };
+    let code = match (error, remote.map(RemoteError::kind)) {
+        (LeaseError::NotOurs(_), _) | (_, Some(RemoteErrorKind::MissingBlobs)) => Code::FailedPrecondition,
+        (LeaseError::Deadline, _) => Code::DeadlineExceeded,
+        (_, Some(RemoteErrorKind::Unavailable)) => Code::Unavailable,
+        (_, Some(_)) => Code::Internal,
+        (
+            LeaseError::Input(InputError::Malformed(_))
+            | LeaseError::Workspace(WorkspaceError::Input(InputError::Malformed(_)))
+            | LeaseError::Format(_)
+            | LeaseError::Layer(_),
+            None,
+        ) => Code::InvalidArgument,
+        (LeaseError::Sandbox(error), None) if !error.is_retryable() => Code::FailedPrecondition,
+        _ => Code::Internal,
+    };
+    let mut message = error.to_string();
+    let mut source = std::error::Error::source(error);
+    while let Some(error) = source {
+        message = format!("{message}: {error}");
+        source = error.source();
+    }
+    let missing = remote.map_or(&[][..], RemoteError::missing);
+    let details = if missing.is_empty() { Vec::new() } else { vec![precondition_failure(missing)] };
+    rpc::Status { code: code as i32, message, details }
+}
+
+/// Names blobs that are missing as the protocol wants it, so that whoever has them can bring them again.
+fn precondition_failure(missing: &[Digest]) -> Any {
+    let violation = |digest: &Digest| rpc::precondition_failure::Violation {
+        r#type: "MISSING".into(),
+        subject: format!("blobs/{digest}"),
+        description: String::new(),
+    };
+    let failure = rpc::PreconditionFailure { violations: missing.iter().map(violation).collect() };
+    Any { type_url: PRECONDITION_FAILURE.into(), value: failure.encode_to_vec() }
+}
+
+async fn on_thread<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, LeaseError> + Send + 'static,
+) -> Result<T, LeaseError> {
+    let failed = |error| LeaseError::Io("work on a thread", io::Error::other(error));
+    tokio::task::spawn_blocking(work).await.map_err(failed)?
+}

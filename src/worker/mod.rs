@@ -1,0 +1,27 @@
+//! A worker for engines that hand out work by the Remote Workers API, such as BuildGrid.
+//!
+//! ```text
+//!   engine ──lease = Action──▶ session (one a slot) ──▶ lease: inputs ─▶ sandbox ─▶ outputs ──▶ ActionResult ──▶ engine
+//!                                                        │  blobs, trees       └ live log ──▶ log stream
+//!                                                        ▼
+//!                                              store: layers and sources by their digests
+//! ```
+//!
+//! Runs Actions that are `./hm-step input.json`, without their executable: the sandbox of this program does what it would
+//! do, and layers and sources that were unpacked once are there the next time. Knows nothing of pipelines.
+
+mod bots;
+mod inputs;
+mod lease;
+mod live_log;
+mod logstream;
+mod pool;
+mod session;
+mod spool;
+mod workspace;
+
+pub use logstream::{LogStreamError, LogStreams};
+pub use pool::{Stop, Worker, WorkerOptions};
+pub use session::{WorkerNote, WorkerNotes};
+
+use googleapis_tonic_google_devtools_remoteworkers_v1test2::google::{devtools::remoteworkers::v1test2 as rwapi, rpc};

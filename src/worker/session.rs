@@ -1,0 +1,571 @@
+//! One slot: a bot session, and at most one lease at a time.
+//!
+//! ```text
+//!           ┌──────────────── lost ────────────────┐
+//!           ▼                                      │
+//!   create ─▶ idle ──lease in an answer──▶ running ┴─ended──▶ told ──answer──▶ idle
+//!              │                              └─lease gone: TERM, KILL, never told──▶ idle
+//!              └─draining──▶ goodbye
+//! ```
+//!
+//! The engine says what is to be done by what it answers: a lease that is new is to be run, one that is missing was
+//! cancelled, or given to somebody else. An engine that can't be reached changes nothing: the command goes on and its end
+//! is told when the engine is back. Knows neither Actions nor the connection.
+
+use std::{future::Future, pin::Pin, time::Duration};
+
+use prost_types::Any;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tonic::{Code, Status};
+
+use super::{
+    bots::{Answer, Bots, Streams},
+    pool::Stop,
+    rpc,
+    rwapi::{BotSession, BotStatus, Lease, LeaseState, Worker},
+};
+
+/// How long the engine may keep an idle session waiting for work.
+const IDLE_WAIT: Duration = Duration::from_secs(20);
+/// How long it may take to answer a busy one. Engines refuse less than some four seconds.
+const BUSY_WAIT: Duration = Duration::from_secs(20);
+/// How often a busy session asks whether its lease still stands.
+const BUSY_EVERY: Duration = Duration::from_millis(500);
+/// How long a command whose lease is gone may take to end: the session must be heard of meanwhile.
+const GONE_GRACE: Duration = Duration::from_secs(3);
+/// The pause after a call that failed. It doubles.
+const FIRST_PAUSE: Duration = Duration::from_millis(200);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
+/// What people may want to know about a worker.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum WorkerNote {
+    /// A slot can be given work.
+    Connected {
+        /// Which, from 1.
+        slot: usize,
+    },
+    /// The engine can't be reached, or refuses; the slot goes on asking.
+    Disconnected {
+        /// Which.
+        slot: usize,
+        /// Why.
+        reason: String,
+    },
+    /// A lease ended.
+    Ended {
+        /// In which slot.
+        slot: usize,
+        /// The engine's name for it.
+        lease: String,
+        /// How, in a few words.
+        how: String,
+    },
+}
+
+/// Somebody who wants to know how a worker fares.
+pub trait WorkerNotes {
+    /// Tells something. Must not block.
+    fn note(&self, note: WorkerNote);
+}
+
+/// What became of a lease.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub(super) struct Completed {
+    /// An `ActionResult`, where there is one.
+    pub(super) result: Option<Any>,
+    pub(super) status: rpc::Status,
+    /// For people.
+    pub(super) how: String,
+}
+
+/// Who runs leases.
+pub(super) trait Execute {
+    /// Runs one. `streams` tells where its output is wanted, as soon as that is known. What is returned after `cancel`
+    /// fired is told to nobody.
+    ///
+    /// # Cancel safety
+    /// Dropped, every process of the lease is killed.
+    fn execute(
+        &self,
+        lease: Lease,
+        streams: watch::Receiver<Streams>,
+        cancel: CancellationToken,
+    ) -> impl Future<Output = Completed>;
+}
+
+/// What a slot is.
+#[derive(Debug, Clone)]
+pub(super) struct Slot {
+    /// From 1.
+    pub(super) number: usize,
+    pub(super) bot_id: String,
+    pub(super) worker: Worker,
+}
+
+/// A lease that is being run, or that ended and is to be told.
+struct Job<'a> {
+    lease: Lease,
+    streams: watch::Sender<Streams>,
+    cancel: CancellationToken,
+    work: Pin<Box<dyn Future<Output = Completed> + 'a>>,
+    completed: Option<Completed>,
+}
+
+impl Job<'_> {
+    /// Waits for the end; for ever once it was seen. Cancel-safe.
+    async fn end(&mut self) {
+        match self.completed {
+            None => self.completed = Some(self.work.as_mut().await),
+            Some(_) => std::future::pending().await,
+        }
+    }
+
+    /// As the engine is told of it.
+    fn told(&self) -> Lease {
+        let mut lease = Lease { id: self.lease.id.clone(), payload: self.lease.payload.clone(), ..Lease::default() };
+        match &self.completed {
+            None => lease.state = LeaseState::Active as i32,
+            Some(completed) => {
+                lease.state = LeaseState::Completed as i32;
+                lease.result.clone_from(&completed.result);
+                lease.status = Some(completed.status.clone());
+            }
+        }
+        lease
+    }
+}
+
+/// Waits for the end of a job; for ever where there is none.
+async fn end_of(job: &mut Option<Job<'_>>) {
+    match job {
+        Some(job) => job.end().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// How a session came to its end.
+enum Over {
+    Drained,
+    Lost,
+}
+
+/// Serves a slot until it is told to stop.
+pub(super) async fn serve(slot: &Slot, bots: &impl Bots, leases: &impl Execute, stop: &Stop, notes: &impl WorkerNotes) {
+    let mut session =
+        Session { slot, bots, leases, stop, notes, state: BotSession::default(), failures: 0, told: None };
+    loop {
+        let Some(answer) = session.create().await else { return };
+        match session.run(answer).await {
+            Over::Drained => return,
+            Over::Lost => {}
+        }
+    }
+}
+
+struct Session<'a, B, E, N> {
+    slot: &'a Slot,
+    bots: &'a B,
+    leases: &'a E,
+    stop: &'a Stop,
+    notes: &'a N,
+    state: BotSession,
+    /// Calls that failed in a row.
+    failures: u32,
+    /// Whether people were told last that the engine is there, if they were told.
+    told: Option<bool>,
+}
+
+impl<'a, B: Bots, E: Execute, N: WorkerNotes> Session<'a, B, E, N> {
+    /// Begins a session; `None` where the worker is to stop.
+    async fn create(&mut self) -> Option<Answer> {
+        while !self.stop.is_draining() {
+            let session = BotSession {
+                bot_id: self.slot.bot_id.clone(),
+                status: BotStatus::Ok as i32,
+                worker: Some(self.slot.worker.clone()),
+                ..BotSession::default()
+            };
+            // A lease that comes with the first answer has no log stream: so the first call does not wait for one.
+            let session = BotSession { status: BotStatus::Initializing as i32, ..session };
+            let created = tokio::select! {
+                created = self.bots.create(session, BUSY_WAIT) => created,
+                () = self.stop.draining() => return None,
+            };
+            match created {
+                Ok(answer) => return Some(answer),
+                Err(status) => {
+                    let pause = self.failed(&status);
+                    tokio::select! {
+                        () = tokio::time::sleep(pause) => {}
+                        () = self.stop.draining() => return None,
+                    }
+                }
+            }
+        }
+        None
+    }
+
+    /// Runs leases until the session is over.
+    async fn run(&mut self, answer: Answer) -> Over {
+        let mut job: Option<Job<'a>> = None;
+        self.take(answer, &mut job, false).await;
+        loop {
+            if job.is_none() && self.stop.is_draining() {
+                self.goodbye().await;
+                return Over::Drained;
+            }
+            if let Some(job) = job.as_mut().filter(|job| job.completed.is_none()) {
+                tokio::select! {
+                    () = job.end() => {}
+                    () = tokio::time::sleep(BUSY_EVERY) => {}
+                }
+            }
+            if self.stop.is_cancelled()
+                && let Some(gone) = job.take()
+            {
+                self.give_up(gone).await;
+                continue;
+            }
+            let is_end = job.as_ref().is_some_and(|job| job.completed.is_some());
+            let session = BotSession {
+                status: if self.stop.is_draining() { BotStatus::BotTerminating } else { BotStatus::Ok } as i32,
+                leases: job.iter().map(Job::told).collect(),
+                ..self.state.clone()
+            };
+            let idle = job.is_none();
+            let answer = {
+                let update = self.bots.update(session, if idle { IDLE_WAIT } else { BUSY_WAIT });
+                tokio::pin!(update);
+                loop {
+                    tokio::select! {
+                        answer = &mut update => break Some(answer),
+                        // The command's end waits for no answer.
+                        () = end_of(&mut job), if !is_end => {}
+                        () = self.stop.draining(), if idle => break None,
+                    }
+                }
+            };
+            match answer {
+                None => {}
+                Some(Ok(answer)) => {
+                    if is_end && let Some(Job { lease, completed: Some(completed), .. }) = job.take() {
+                        self.ended(lease.id, completed.how);
+                    }
+                    self.take(answer, &mut job, is_end).await;
+                }
+                Some(Err(status)) if is_lost(&status) => {
+                    if let Some(gone) = job.take() {
+                        self.give_up(gone).await;
+                    }
+                    tokio::time::sleep(self.failed(&status)).await;
+                    return Over::Lost;
+                }
+                Some(Err(status)) => {
+                    // The command goes on, and so does what it prints.
+                    let pause = tokio::time::sleep(self.failed(&status));
+                    tokio::pin!(pause);
+                    loop {
+                        tokio::select! {
+                            () = &mut pause => break,
+                            () = end_of(&mut job) => {}
+                            () = self.stop.draining(), if job.is_none() => break,
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// Does what an answer says.
+    async fn take(&mut self, answer: Answer, job: &mut Option<Job<'a>>, was_told: bool) {
+        let Answer { mut session, streams } = answer;
+        let leases = std::mem::take(&mut session.leases);
+        self.state = BotSession { worker: Some(self.slot.worker.clone()), bot_id: self.slot.bot_id.clone(), ..session };
+        self.failures = 0;
+        if self.told != Some(true) {
+            self.told = Some(true);
+            self.notes.note(WorkerNote::Connected { slot: self.slot.number });
+        }
+        if let Some(running) = job {
+            if leases.iter().any(|lease| lease.id == running.lease.id) {
+                // What is not known yet may come later.
+                running.streams.send_if_modified(|known| {
+                    let is_news = !streams.stdout.is_empty() && *known != streams;
+                    if is_news {
+                        *known = streams;
+                    }
+                    is_news
+                });
+                return;
+            }
+            if let Some(gone) = job.take() {
+                self.give_up(gone).await;
+            }
+        }
+        let state = |lease: &Lease| LeaseState::try_from(lease.state).unwrap_or_default();
+        let new = leases.into_iter().find(|lease| matches!(state(lease), LeaseState::Active | LeaseState::Pending));
+        let Some(lease) = new else { return };
+        tracing::debug!(slot = self.slot.number, lease = %lease.id, was_told, "a lease");
+        let (sender, receiver) = watch::channel(streams);
+        let cancel = CancellationToken::new();
+        let work = Box::pin(self.leases.execute(lease.clone(), receiver, cancel.clone()));
+        *job = Some(Job { lease, streams: sender, cancel, work, completed: None });
+    }
+
+    /// Ends a command whose lease is no longer ours. What it left is told to nobody.
+    async fn give_up(&self, mut job: Job<'_>) {
+        job.cancel.cancel();
+        if job.completed.is_none() {
+            // Dropped after that, it is killed.
+            let _ = tokio::time::timeout(GONE_GRACE, job.end()).await;
+        }
+        self.ended(job.lease.id.clone(), "given up: the engine took it back".to_owned());
+    }
+
+    fn ended(&self, lease: String, how: String) {
+        self.notes.note(WorkerNote::Ended { slot: self.slot.number, lease, how });
+    }
+
+    /// Tells the engine not to wait for us. It finds out by itself where it can't be told.
+    async fn goodbye(&self) {
+        let session = BotSession { status: BotStatus::BotTerminating as i32, ..self.state.clone() };
+        if let Err(status) = self.bots.update(session, Duration::from_secs(4)).await {
+            tracing::debug!(slot = self.slot.number, error = self.bots.tell(&status), "no goodbye");
+        }
+    }
+
+    /// How long to wait after a call that failed.
+    fn failed(&mut self, status: &Status) -> Duration {
+        let pause = FIRST_PAUSE.saturating_mul(1 << self.failures.min(10)).min(LONGEST_PAUSE);
+        self.failures += 1;
+        let reason = self.bots.tell(status);
+        tracing::debug!(slot = self.slot.number, reason, "a call failed");
+        if self.told != Some(false) {
+            self.told = Some(false);
+            self.notes.note(WorkerNote::Disconnected { slot: self.slot.number, reason });
+        }
+        pause
+    }
+}
+
+/// Whether the engine no longer knows the session.
+fn is_lost(status: &Status) -> bool {
+    matches!(
+        status.code(),
+        Code::NotFound | Code::InvalidArgument | Code::FailedPrecondition | Code::DataLoss | Code::Aborted
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        collections::VecDeque,
+        sync::{Mutex, MutexGuard},
+    };
+
+    use super::*;
+
+    /// An engine that follows a script: at its end it has nothing more to do, and the worker is stopped.
+    #[derive(Default)]
+    struct Script {
+        answers: Mutex<VecDeque<Result<Answer, Status>>>,
+        /// What it was told; a creation has no name yet.
+        told: Mutex<Vec<BotSession>>,
+        stop: Stop,
+    }
+
+    fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+        mutex.lock().unwrap()
+    }
+
+    impl Script {
+        fn new(answers: impl IntoIterator<Item = Result<Answer, Status>>) -> Self {
+            Self { answers: Mutex::new(answers.into_iter().collect()), ..Self::default() }
+        }
+
+        fn next(&self, session: BotSession) -> Result<Answer, Status> {
+            let version = lock(&self.told).len().to_string();
+            lock(&self.told).push(session);
+            let answer = lock(&self.answers).pop_front().unwrap_or_else(|| {
+                self.stop.drain();
+                Ok(Answer::default())
+            });
+            answer.map(|mut answer| {
+                answer.session.name = "sessions/1".into();
+                answer.session.version = version;
+                answer
+            })
+        }
+
+        /// Identifiers and states of the leases that were told, call by call.
+        fn leases(&self) -> Vec<Vec<(String, LeaseState)>> {
+            let of = |lease: &Lease| (lease.id.clone(), LeaseState::try_from(lease.state).unwrap());
+            lock(&self.told).iter().map(|session| session.leases.iter().map(of).collect()).collect()
+        }
+
+        fn was_told_of_the_end(&self) -> bool {
+            self.leases().iter().flatten().any(|(_, state)| *state == LeaseState::Completed)
+        }
+    }
+
+    impl Bots for Script {
+        async fn create(&self, session: BotSession, _: Duration) -> Result<Answer, Status> {
+            self.next(session)
+        }
+
+        async fn update(&self, session: BotSession, _: Duration) -> Result<Answer, Status> {
+            self.next(session)
+        }
+
+        fn tell(&self, status: &Status) -> String {
+            status.message().to_owned()
+        }
+    }
+
+    /// Leases end at once, but for those that are called `long`.
+    #[derive(Default)]
+    struct Steps {
+        started: Mutex<Vec<String>>,
+        cancelled: Mutex<Vec<String>>,
+        streams: Mutex<Vec<String>>,
+    }
+
+    impl Execute for Steps {
+        async fn execute(
+            &self,
+            lease: Lease,
+            mut streams: watch::Receiver<Streams>,
+            cancel: CancellationToken,
+        ) -> Completed {
+            lock(&self.started).push(lease.id.clone());
+            if lease.id.starts_with("long") {
+                cancel.cancelled().await;
+                lock(&self.cancelled).push(lease.id);
+            } else if lease.id.starts_with("shown") {
+                let known = streams.wait_for(|known| !known.stdout.is_empty()).await.unwrap().stdout.clone();
+                lock(&self.streams).push(known);
+            }
+            Completed::default()
+        }
+    }
+
+    #[derive(Default)]
+    struct Heard(Mutex<Vec<WorkerNote>>);
+
+    impl WorkerNotes for Heard {
+        fn note(&self, note: WorkerNote) {
+            lock(&self.0).push(note);
+        }
+    }
+
+    fn with(id: &str) -> Result<Answer, Status> {
+        let lease = Lease { id: id.into(), state: LeaseState::Active as i32, ..Lease::default() };
+        Ok(Answer { session: BotSession { leases: vec![lease], ..BotSession::default() }, ..Answer::default() })
+    }
+
+    fn idle() -> Result<Answer, Status> {
+        Ok(Answer::default())
+    }
+
+    async fn play(answers: impl IntoIterator<Item = Result<Answer, Status>>) -> (Script, Steps, Heard) {
+        let (script, steps, heard) = (Script::new(answers), Steps::default(), Heard::default());
+        let slot = Slot { number: 1, bot_id: "bot.1".into(), worker: Worker::default() };
+        serve(&slot, &script, &steps, &script.stop, &heard).await;
+        (script, steps, heard)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lease_is_run_and_its_end_is_told_once() {
+        let (script, steps, heard) = play([idle(), with("a"), idle()]).await;
+        assert_eq!(*lock(&steps.started), ["a"]);
+        let ended = vec![("a".to_owned(), LeaseState::Completed)];
+        assert_eq!(script.leases(), [vec![], vec![], ended, vec![], vec![]]);
+        let told = lock(&script.told);
+        // The engine's version comes back to it, and it learns that the worker leaves.
+        assert_eq!(told.iter().map(|it| &*it.version).collect::<Vec<_>>(), ["", "0", "1", "2", "3"]);
+        assert_eq!(told.last().unwrap().status, BotStatus::BotTerminating as i32);
+        assert_eq!(lock(&heard.0).len(), 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lease_that_vanished_is_ended_and_never_told() {
+        let (script, steps, _) = play([idle(), with("long"), with("long"), idle()]).await;
+        assert_eq!(*lock(&steps.cancelled), ["long"]);
+        assert!(!script.was_told_of_the_end());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_engine_that_is_away_changes_nothing() {
+        let away = || Err(Status::unavailable("away"));
+        let (script, steps, heard) = play([away(), idle(), with("a"), away(), away(), idle()]).await;
+        assert_eq!(*lock(&steps.started), ["a"]);
+        let ends = script.leases().iter().flatten().filter(|(_, state)| *state == LeaseState::Completed).count();
+        assert_eq!(ends, 3, "told until it was heard");
+        let names: Vec<String> = lock(&script.told).iter().map(|it| it.name.clone()).collect();
+        assert_eq!(names.iter().filter(|name| name.is_empty()).count(), 2, "the session stays: {names:?}");
+        let away = lock(&heard.0).iter().filter(|note| matches!(note, WorkerNote::Disconnected { .. })).count();
+        assert_eq!(away, 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_session_that_the_engine_forgot_is_begun_anew_without_its_lease() {
+        for code in [Code::NotFound, Code::InvalidArgument, Code::DataLoss] {
+            let (script, steps, _) =
+                play([idle(), with("long"), Err(Status::new(code, "who?")), idle(), with("b")]).await;
+            assert_eq!(*lock(&steps.started), ["long", "b"]);
+            assert_eq!(*lock(&steps.cancelled), ["long"]);
+            let creations = lock(&script.told).iter().filter(|session| session.name.is_empty()).count();
+            assert_eq!(creations, 2);
+            assert!(script.leases().iter().flatten().all(|(id, state)| id != "long" || *state == LeaseState::Active));
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lease_that_comes_back_under_its_name_is_run_again() {
+        let (_, steps, _) = play([idle(), with("a"), with("a"), idle()]).await;
+        assert_eq!(*lock(&steps.started), ["a", "a"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn log_streams_that_are_told_later_are_passed_on() {
+        let shown = |name: &str| {
+            with("shown")
+                .map(|answer| Answer { streams: Streams { stdout: name.into(), stderr: String::new() }, ..answer })
+        };
+        let (script, steps, _) = play([idle(), shown(""), shown(""), shown("stream"), idle()]).await;
+        assert_eq!(*lock(&steps.streams), ["stream"]);
+        assert!(script.was_told_of_the_end());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn stopping_waits_for_what_runs_and_insisting_does_not() {
+        let (script, steps, heard) = (Script::new([idle(), with("long")]), Steps::default(), Heard::default());
+        let slot = Slot { number: 1, bot_id: "bot.1".into(), worker: Worker::default() };
+        let answer = with("long").unwrap();
+        lock(&script.answers).extend((0..10).map(|_| Ok(answer.clone())));
+        let work = serve(&slot, &script, &steps, &script.stop, &heard);
+        tokio::pin!(work);
+        script.stop.drain();
+        // Draining before there is anything to do ends it at once.
+        (&mut work).await;
+        assert!(lock(&steps.started).is_empty());
+
+        let (script, steps) = (Script::new([idle(), with("long")]), Steps::default());
+        lock(&script.answers).extend((0..10).map(|_| Ok(answer.clone())));
+        let insist = async {
+            while lock(&steps.started).is_empty() {
+                tokio::task::yield_now().await;
+            }
+            script.stop.drain();
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            assert!(lock(&steps.cancelled).is_empty());
+            script.stop.cancel();
+        };
+        tokio::join!(serve(&slot, &script, &steps, &script.stop, &heard), insist);
+        assert_eq!(*lock(&steps.cancelled), ["long"]);
+        assert!(!script.was_told_of_the_end());
+    }
+}

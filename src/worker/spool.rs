@@ -1,0 +1,105 @@
+//! What a command prints: kept in two files until it ended, and followed by whoever shows it before that.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, Write},
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use tokio::sync::watch;
+
+use crate::{event::StdStream, runner::sandbox::OutputSink};
+
+/// How far a stream has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Progress {
+    pub(super) length_bytes: u64,
+    /// Nothing follows.
+    pub(super) finished: bool,
+}
+
+/// One stream in a file.
+#[derive(Debug)]
+pub(super) struct SpoolFile {
+    path: PathBuf,
+    file: Arc<File>,
+    progress: watch::Sender<Progress>,
+}
+
+/// What a command prints.
+#[derive(Debug)]
+pub(super) struct Spool {
+    pub(super) stdout: SpoolFile,
+    pub(super) stderr: SpoolFile,
+    /// The first write that failed. The command goes on: what it does may matter more than what it says.
+    failure: std::sync::Mutex<Option<io::Error>>,
+}
+
+impl SpoolFile {
+    fn new(path: PathBuf) -> io::Result<Self> {
+        let file = OpenOptions::new().read(true).append(true).create_new(true).mode(0o600).open(&path)?;
+        Ok(Self { path, file: Arc::new(file), progress: watch::Sender::new(Progress::default()) })
+    }
+
+    fn push(&self, bytes: &[u8]) -> io::Result<()> {
+        (&*self.file).write_all(bytes)?;
+        self.progress.send_modify(|progress| progress.length_bytes += bytes.len() as u64);
+        Ok(())
+    }
+
+    /// Where it lies.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The file, to be read at any place.
+    pub(super) fn file(&self) -> Arc<File> {
+        Arc::clone(&self.file)
+    }
+
+    /// Tells how far it has come, from now on.
+    pub(super) fn follow(&self) -> watch::Receiver<Progress> {
+        self.progress.subscribe()
+    }
+}
+
+impl Spool {
+    /// Two empty files in the directory `dir`, which is there.
+    ///
+    /// # Errors
+    /// Where they can't be made.
+    pub(super) fn new(dir: &Path) -> io::Result<Self> {
+        let file = |name: &str| SpoolFile::new(dir.join(name));
+        Ok(Self { stdout: file("stdout")?, stderr: file("stderr")?, failure: std::sync::Mutex::default() })
+    }
+
+    /// Says that nothing follows.
+    ///
+    /// # Errors
+    /// The first write that failed, if one did.
+    pub(super) fn finish(&self) -> io::Result<()> {
+        for file in [&self.stdout, &self.stderr] {
+            file.progress.send_modify(|progress| progress.finished = true);
+        }
+        self.failure.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take().map_or(Ok(()), Err)
+    }
+}
+
+impl OutputSink for Spool {
+    async fn output(&self, stream: StdStream, bytes: &[u8]) {
+        let file = if stream == StdStream::Stdout { &self.stdout } else { &self.stderr };
+        if let Err(error) = file.push(bytes) {
+            self.failure.lock().unwrap_or_else(std::sync::PoisonError::into_inner).get_or_insert(error);
+        }
+    }
+}
+
+impl Drop for SpoolFile {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_file(&self.path) {
+            tracing::debug!(%error, path = %self.path.display(), "left to the store's next opening");
+        }
+    }
+}

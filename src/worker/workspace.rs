@@ -1,0 +1,322 @@
+//! Sources as trees of the engine's: made once, from files that earlier ones had and from what is fetched.
+//!
+//! A file of an earlier source is linked, so that only what changed travels, and nothing is written twice. Nobody writes
+//! to what lies in the store: steps see it below an overlay.
+
+use std::{
+    collections::HashMap,
+    fs::{self, Permissions},
+    io,
+    os::unix::fs::{PermissionsExt, symlink},
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use prost::Message;
+use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, utimensat};
+
+use super::inputs::{InputError, digest_of};
+use crate::{
+    remote::{Cas, Digest, RemoteError, reapi},
+    store::{ImageDigest, LayerId, Store, StoreError},
+};
+
+/// More entries than this make no source.
+const MAX_ENTRIES: usize = 4_000_000;
+/// More files than this are forgotten all at once: a long-lived worker must not grow with what it saw.
+const MAX_REMEMBERED: usize = 1 << 20;
+/// Files of this size and below are fetched many at a time.
+const SMALL_BYTES: u64 = 1 << 20;
+/// So much of them at a time.
+const BATCH_BYTES: u64 = 16 << 20;
+
+/// Why a source can't be made.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum WorkspaceError {
+    #[error(transparent)]
+    Input(#[from] InputError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("failed to make `{path}` of the source")]
+    Make { path: String, source: io::Error },
+}
+
+impl From<RemoteError> for WorkspaceError {
+    fn from(error: RemoteError) -> Self {
+        Self::Input(error.into())
+    }
+}
+
+/// A file as sources have it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct FileKey {
+    digest: Digest,
+    mode: u32,
+    mtime: (i64, i32),
+}
+
+/// The sources of a worker.
+#[derive(Debug, Default)]
+pub(super) struct Workspaces {
+    /// Where files of sources in the store lie.
+    files: Mutex<HashMap<FileKey, Arc<Path>>>,
+}
+
+/// A tree to be made: paths are relative, directories before what is in them.
+#[derive(Debug, Default)]
+struct Plan {
+    dirs: Vec<PathBuf>,
+    files: Vec<(PathBuf, FileKey)>,
+    links: Vec<(PathBuf, String)>,
+}
+
+impl Workspaces {
+    /// The directory with the tree `digest`, which has a source in `workspace`. To be called under a lease of the store's.
+    ///
+    /// # Errors
+    /// Where the tree can't be fetched or made.
+    ///
+    /// # Cancel safety
+    /// Dropped, nothing is left of it.
+    pub(super) async fn get(&self, store: &Arc<Store>, cas: &Cas, digest: Digest) -> Result<PathBuf, WorkspaceError> {
+        let name = ImageDigest::of(format!("workspace {digest}").as_bytes());
+        let _lock = store.lock_layer(&Store::tree_id(&name)).await?;
+        let looker = Arc::clone(store);
+        if let Some(layer) = on_thread(move || looker.tree_by_content(&name)).await?? {
+            return Ok(store.layer_dir(&layer));
+        }
+        let plan = Arc::new(plan(cas, digest).await?);
+        let tree = store.new_tree()?;
+        let root = tree.root();
+        let linked = {
+            let (plan, root, files) = (Arc::clone(&plan), root.clone(), self.known(&plan));
+            on_thread(move || make(&plan, &root, &files)).await??
+        };
+        let missing: Vec<usize> = (0..plan.files.len()).filter(|index| !linked[*index]).collect();
+        fetch(cas, &plan, &missing, &root).await?;
+        let (keeper, made, at) = (Arc::clone(store), Arc::clone(&plan), root);
+        let layer = on_thread(move || -> Result<LayerId, WorkspaceError> {
+            // From the innermost, because what is made in a directory changes its time.
+            for dir in made.dirs.iter().rev() {
+                let path = at.join(dir);
+                set_mtime(&path, (0, 0)).map_err(making(&path))?;
+            }
+            Ok(keeper.keep_tree(tree, &name)?)
+        });
+        let layer: LayerId = layer.await??;
+        self.remember(&plan, &store.layer_dir(&layer));
+        Ok(store.layer_dir(&layer))
+    }
+
+    /// Where those files of a plan lie that are known.
+    fn known(&self, plan: &Plan) -> HashMap<FileKey, Arc<Path>> {
+        let files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
+        plan.files.iter().filter_map(|(_, key)| Some((*key, Arc::clone(files.get(key)?)))).collect()
+    }
+
+    fn remember(&self, plan: &Plan, root: &Path) {
+        let mut files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
+        if files.len() + plan.files.len() > MAX_REMEMBERED {
+            files.clear();
+        }
+        files.extend(plan.files.iter().map(|(path, key)| (*key, root.join(path).into())));
+    }
+}
+
+/// Reads the directories of a tree, level by level.
+async fn plan(cas: &Cas, root: Digest) -> Result<Plan, WorkspaceError> {
+    let mut plan = Plan { dirs: vec![PathBuf::new()], ..Plan::default() };
+    let mut level = vec![(PathBuf::new(), root)];
+    while !level.is_empty() {
+        let mut wanted: Vec<Digest> = level.iter().map(|(_, digest)| *digest).collect();
+        wanted.sort_unstable();
+        wanted.dedup();
+        let mut messages = HashMap::new();
+        for (digest, bytes) in cas.read_many(wanted).await? {
+            let directory = reapi::Directory::decode(&bytes[..])
+                .map_err(|error| InputError::Malformed(format!("a directory that is none: {error}")))?;
+            messages.insert(digest, directory);
+        }
+        let mut next = Vec::new();
+        for (path, digest) in level {
+            let Some(directory) = messages.get(&digest) else { continue };
+            for node in &directory.files {
+                let properties = node.node_properties.clone().unwrap_or_default();
+                let mode = match properties.unix_mode {
+                    Some(mode) => mode.value & 0o777,
+                    None if node.is_executable => 0o755,
+                    None => 0o644,
+                };
+                let mtime = properties.mtime.map_or((0, 0), |time| (time.seconds, time.nanos));
+                let digest = digest_of(node.digest.as_ref(), &node.name)?;
+                plan.files.push((path.join(checked(&node.name)?), FileKey { digest, mode, mtime }));
+            }
+            for node in &directory.symlinks {
+                plan.links.push((path.join(checked(&node.name)?), node.target.clone()));
+            }
+            for node in &directory.directories {
+                let path = path.join(checked(&node.name)?);
+                next.push((path.clone(), digest_of(node.digest.as_ref(), &node.name)?));
+                plan.dirs.push(path);
+            }
+            if plan.files.len() + plan.links.len() + plan.dirs.len() > MAX_ENTRIES {
+                return Err(InputError::Malformed(format!("a source of more than {MAX_ENTRIES} entries")).into());
+            }
+        }
+        level = next;
+    }
+    Ok(plan)
+}
+
+/// A name from outside that leads nowhere else.
+fn checked(name: &str) -> Result<&str, InputError> {
+    if matches!(name, "" | "." | "..") || name.contains(['/', '\0']) {
+        return Err(InputError::Malformed(format!("a file of the name `{}`", name.escape_default())));
+    }
+    Ok(name)
+}
+
+/// Makes directories and links, and files as far as they are known. Tells which files. A name that comes twice is an
+/// error: everything is made where nothing is.
+fn make(plan: &Plan, root: &Path, known: &HashMap<FileKey, Arc<Path>>) -> Result<Vec<bool>, WorkspaceError> {
+    // The first is the root, which is there.
+    for dir in plan.dirs.iter().skip(1) {
+        let path = root.join(dir);
+        fs::create_dir(&path).map_err(making(&path))?;
+        fs::set_permissions(&path, Permissions::from_mode(0o755)).map_err(making(&path))?;
+    }
+    for (link, target) in &plan.links {
+        let path = root.join(link);
+        symlink(target, &path).map_err(making(&path))?;
+    }
+    let link = |(path, key): &(PathBuf, FileKey)| {
+        let path = root.join(path);
+        match known.get(key).map(|known| fs::hard_link(known, &path)) {
+            None => Ok(false),
+            Some(Ok(())) => Ok(true),
+            Some(Err(error)) if error.kind() == io::ErrorKind::AlreadyExists => Err(making(&path)(error)),
+            // Collected meanwhile, or linked too often.
+            Some(Err(_)) => Ok(false),
+        }
+    };
+    plan.files.iter().map(link).collect()
+}
+
+/// Fetches files into their places.
+async fn fetch(cas: &Cas, plan: &Arc<Plan>, missing: &[usize], root: &Path) -> Result<(), WorkspaceError> {
+    let mut batch = Vec::new();
+    let mut batch_bytes = 0;
+    for index in missing {
+        let (path, key) = &plan.files[*index];
+        if key.digest.size_bytes > SMALL_BYTES {
+            let path = root.join(path);
+            cas.read_to_file(key.digest, &path).await?;
+            finish(&path, key).map_err(making(&path))?;
+            continue;
+        }
+        batch.push(*index);
+        batch_bytes += key.digest.size_bytes;
+        if batch_bytes >= BATCH_BYTES {
+            fetch_small(cas, plan, std::mem::take(&mut batch), root).await?;
+            batch_bytes = 0;
+        }
+    }
+    fetch_small(cas, plan, batch, root).await
+}
+
+async fn fetch_small(cas: &Cas, plan: &Arc<Plan>, batch: Vec<usize>, root: &Path) -> Result<(), WorkspaceError> {
+    let mut wanted: Vec<Digest> = batch.iter().map(|index| plan.files[*index].1.digest).collect();
+    wanted.sort_unstable();
+    wanted.dedup();
+    // The empty file is nowhere to be fetched from.
+    wanted.retain(|digest| digest.size_bytes > 0);
+    let read: HashMap<Digest, Vec<u8>> = cas.read_many(wanted).await?.into_iter().collect();
+    let (plan, root) = (Arc::clone(plan), root.to_owned());
+    on_thread(move || {
+        for index in batch {
+            let (path, key) = &plan.files[index];
+            let path = root.join(path);
+            let bytes = read.get(&key.digest).map_or(&[][..], Vec::as_slice);
+            fs::File::create_new(&path)
+                .and_then(|mut file| io::Write::write_all(&mut file, bytes))
+                .and_then(|()| finish(&path, key))
+                .map_err(making(&path))?;
+        }
+        Ok(())
+    })
+    .await?
+}
+
+/// Gives a file its mode and time.
+fn finish(path: &Path, key: &FileKey) -> io::Result<()> {
+    fs::set_permissions(path, Permissions::from_mode(key.mode))?;
+    set_mtime(path, key.mtime)
+}
+
+fn set_mtime(path: &Path, (seconds, nanos): (i64, i32)) -> io::Result<()> {
+    let time = Timespec { tv_sec: seconds, tv_nsec: nanos.clamp(0, 999_999_999).into() };
+    let times = Timestamps { last_access: time, last_modification: time };
+    Ok(utimensat(CWD, path, &times, AtFlags::SYMLINK_NOFOLLOW)?)
+}
+
+fn making(path: &Path) -> impl FnOnce(io::Error) -> WorkspaceError + use<> {
+    let path = path.display().to_string();
+    move |source| WorkspaceError::Make { path, source }
+}
+
+async fn on_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, WorkspaceError> {
+    let failed = |error| WorkspaceError::Make { path: String::new(), source: io::Error::other(error) };
+    tokio::task::spawn_blocking(work).await.map_err(failed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(content: &[u8]) -> FileKey {
+        FileKey { digest: Digest::of(content), mode: 0o644, mtime: (1, 2) }
+    }
+
+    #[test]
+    fn names_lead_nowhere_else() {
+        for name in ["", ".", "..", "a/b", "/etc", "a\0b"] {
+            assert!(checked(name).is_err(), "{name:?}");
+        }
+        assert_eq!(checked("..a").unwrap(), "..a");
+    }
+
+    #[test]
+    fn what_is_known_is_linked_and_what_comes_twice_is_refused() {
+        let top = tempfile::tempdir().unwrap();
+        let old = top.path().join("old");
+        fs::write(&old, "known").unwrap();
+        let known =
+            HashMap::from([(key(b"known"), Arc::from(&*old)), (key(b"gone"), Arc::from(top.path().join("gone")))]);
+        let plan = Plan {
+            dirs: vec![PathBuf::new(), "dir".into()],
+            files: vec![("dir/a".into(), key(b"known")), ("b".into(), key(b"gone")), ("c".into(), key(b"new"))],
+            links: vec![("link".into(), "/etc".into())],
+        };
+        let root = top.path().join("new");
+        fs::create_dir(&root).unwrap();
+        assert_eq!(make(&plan, &root, &known).unwrap(), [true, false, false]);
+        assert_eq!(fs::read_to_string(root.join("dir/a")).unwrap(), "known");
+        let twice = Plan { files: vec![("dir".into(), key(b"known"))], ..plan };
+        let root = top.path().join("twice");
+        fs::create_dir(&root).unwrap();
+        assert!(make(&twice, &root, &known).is_err());
+    }
+
+    #[test]
+    fn a_link_that_is_also_a_directory_is_refused() {
+        let top = tempfile::tempdir().unwrap();
+        let plan = Plan {
+            dirs: vec![PathBuf::new(), "out".into()],
+            links: vec![("out".into(), top.path().display().to_string())],
+            files: vec![],
+        };
+        let root = top.path().join("root");
+        fs::create_dir(&root).unwrap();
+        assert!(make(&plan, &root, &HashMap::new()).is_err());
+    }
+}
