@@ -1,4 +1,10 @@
 //! Engines that speak the Remote Execution API: their content-addressed stores, and steps on them.
 
+#[cfg(target_os = "linux")]
+mod actions;
+#[cfg(target_os = "linux")]
+pub(crate) mod buildgrid;
 mod cas;
 mod engine;
+#[cfg(target_os = "linux")]
+mod worker;
