@@ -30,5 +30,7 @@ mod process;
 mod sandbox;
 mod schedule;
 mod scripted;
+#[cfg(all(feature = "step", target_os = "linux"))]
+mod step;
 mod store;
 mod ui;

@@ -1,0 +1,128 @@
+//! How steps end, and what they leave.
+
+use std::{
+    fs,
+    os::unix::fs::MetadataExt,
+    time::{Duration, Instant},
+};
+
+use hm_exec::step::Exit;
+use rustix::process::Signal;
+
+use super::harness::{Action, everybody, runs, write_script};
+
+#[test]
+fn the_commands_code_and_bytes_are_those_of_hm_step() {
+    for who in everybody() {
+        let ended = Action::new(who, r"printf 'a\0b\377'; echo wrong >&2; exit 7").run();
+        assert_eq!((ended.code, ended.exit()), (Some(7), &Exit::Exited { code: 7 }), "{ended:?}");
+        assert_eq!(ended.stdout, b"a\0b\xff");
+        assert_eq!(ended.stderr(), "wrong\n");
+        assert_eq!(ended.output.unwrap().layer, None, "what failed leaves no layer");
+    }
+}
+
+#[test]
+fn death_by_a_signal_is_a_code_above_128() {
+    for who in everybody() {
+        for (signal, code) in [("KILL", 137), ("TERM", 143), ("SEGV", 139)] {
+            let ended = Action::new(who, &format!("kill -{signal} $$")).run();
+            assert_eq!((ended.code, ended.exit()), (Some(code), &Exit::Exited { code }), "{ended:?}");
+        }
+    }
+}
+
+#[test]
+fn the_command_is_root_in_a_system_of_its_own() {
+    for who in everybody() {
+        let mut action = Action::new(who, "id -u; pwd; echo $NAME $HOME; cat /proc/1/comm; ls /; cat /etc/hosts");
+        action.input.env.insert("NAME".into(), "value".into());
+        let ended = action.run();
+        let stdout = ended.stdout();
+        let lines: Vec<&str> = stdout.lines().collect();
+        assert_eq!(lines[..4], ["0", "/workspace", "value /root", "hm-step"], "{ended:?}");
+        for name in ["bin", "data", "dev", "proc", "sys", "tmp", "tools", "workspace"] {
+            assert!(lines.contains(&name), "{name} is missing: {ended:?}");
+        }
+        assert!(!lines.contains(&"source") && stdout.contains("localhost"), "{ended:?}");
+    }
+}
+
+#[test]
+fn the_workspace_is_seen_and_never_written_through() {
+    for who in everybody() {
+        let action = Action::new(who, "cat file; echo more >> file; rm gone; ./script; mv dir/inner dir/other");
+        let workspace = action.workspace();
+        fs::write(workspace.join("file"), "from the source\n").unwrap();
+        fs::write(workspace.join("gone"), "").unwrap();
+        fs::create_dir(workspace.join("dir")).unwrap();
+        fs::write(workspace.join("dir/inner"), "").unwrap();
+        write_script(&workspace.join("script"), "#!/bin/sh\necho ran > made\n");
+        let before = fs::metadata(workspace.join("file")).unwrap();
+        let ended = action.run();
+        assert_eq!((ended.code, ended.stdout().as_str()), (Some(0), "from the source\n"), "{ended:?}");
+        let after = fs::metadata(workspace.join("file")).unwrap();
+        assert_eq!((before.ino(), before.mtime_nsec(), before.len()), (after.ino(), after.mtime_nsec(), after.len()));
+        assert!(workspace.join("gone").exists() && !workspace.join("made").exists());
+        assert!(workspace.join("dir/inner").exists() && !workspace.join("dir/other").exists());
+        assert_eq!(action.names(), ["hm-step", "input.json", "layer.tar.zst", "layers", "result.json", "source"]);
+    }
+}
+
+#[test]
+fn a_command_that_ignores_term_is_killed_when_its_time_is_up() {
+    for who in everybody() {
+        let word = format!("86400.{}1", std::process::id());
+        let mut action = Action::new(who, &format!("trap '' TERM; sleep {word} & echo began; sleep {word}"));
+        action.input.timeout_ms = Some(300);
+        action.input.grace_ms = 100;
+        let ended = action.run();
+        assert_eq!((ended.code, ended.exit()), (Some(124), &Exit::TimedOut), "{ended:?}");
+        assert_eq!(ended.stdout(), "began\n");
+        assert!(!runs(&word), "a process of the step is left");
+    }
+}
+
+#[test]
+fn term_reaches_the_command_which_may_say_goodbye() {
+    for who in everybody() {
+        let word = format!("86400.{}2", std::process::id());
+        let command = format!("trap 'echo goodbye; exit 0' TERM; sleep {word} & echo ready; wait");
+        let action = Action::new(who, &command);
+        let ended = action.start().signal(Signal::TERM);
+        assert_eq!((ended.code, ended.exit()), (Some(143), &Exit::Terminated), "{ended:?}");
+        assert_eq!(ended.stdout(), "goodbye\n");
+        assert!(!runs(&word), "a process of the step is left");
+    }
+}
+
+#[test]
+fn killing_hm_step_leaves_nothing() {
+    for who in everybody() {
+        let word = format!("86400.{}3", std::process::id());
+        let command = format!("trap '' TERM HUP; (sleep {word} &) ; echo written > file; echo ready; sleep {word}");
+        let action = Action::new(who, &command);
+        let ended = action.start().signal(Signal::KILL);
+        assert_eq!((ended.signal, &ended.output), (Some(9), &None), "{ended:?}");
+        // The kernel ends the others on its own time.
+        let started = Instant::now();
+        while runs(&word) {
+            assert!(started.elapsed() < Duration::from_secs(60), "a process of the step is left");
+            std::thread::yield_now();
+        }
+        assert_eq!(action.names(), ["hm-step", "input.json", "layers", "source"]);
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        assert!(!mounts.contains(action.dir().to_str().unwrap()), "{mounts}");
+        assert!(!action.workspace().join("file").exists());
+    }
+}
+
+#[test]
+fn going_over_the_memory_limit_is_no_failure_of_the_command() {
+    for who in everybody() {
+        let mut action = Action::new(who, "exec /bin/busybox dd if=/dev/zero of=/dev/null bs=300M");
+        action.input.limits.memory_bytes = Some(64 << 20);
+        let ended = action.run();
+        assert_eq!((ended.code, ended.exit()), (Some(137), &Exit::OutOfMemory), "{ended:?}");
+    }
+}

@@ -1,0 +1,285 @@
+//! The directory of an action, and what came of running it.
+
+use std::{
+    fs,
+    io::{BufRead, BufReader, Read, Write},
+    os::unix::{
+        fs::{PermissionsExt, lchown},
+        process::{CommandExt, ExitStatusExt},
+    },
+    path::{Path, PathBuf},
+    process::{Child, ChildStdout, Command, Stdio},
+    sync::OnceLock,
+};
+
+use hm_exec::{
+    step::{Exit, Limits, Lower, StepInput, StepOutput, VERSION},
+    store::ImageDigest,
+};
+use tempfile::TempDir;
+
+use crate::images::fixture::{Image, gzip, has_busybox};
+
+/// The user that a test which is root tries things as, too.
+const ORDINARY: u32 = 1000;
+
+/// Who runs `hm-step`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Who {
+    /// The user of the test.
+    Tester,
+    /// Somebody who may nothing.
+    Ordinary,
+}
+
+/// Everybody who can run steps here: none where this machine lets nobody, which a test is told.
+pub(super) fn everybody() -> Vec<Who> {
+    static TRIALS: OnceLock<Vec<(Who, Result<(), String>)>> = OnceLock::new();
+    if !has_busybox() {
+        return Vec::new();
+    }
+    let is_root = rustix::process::geteuid().is_root();
+    let trials = TRIALS.get_or_init(|| {
+        let who = if is_root { vec![Who::Tester, Who::Ordinary] } else { vec![Who::Tester] };
+        who.into_iter()
+            .map(|who| {
+                let ended = Action::new(who, "true").run();
+                (who, if ended.code == Some(0) { Ok(()) } else { Err(ended.stderr()) })
+            })
+            .collect()
+    });
+    let usable = |(who, trial): &(Who, Result<(), String>)| {
+        let (works, why) = (trial.is_ok(), trial.as_ref().err().map_or("", String::as_str));
+        crate::backends::usable("hm-step", works, why).then_some(*who)
+    };
+    trials.iter().filter_map(usable).collect()
+}
+
+/// The program: the static one, where the environment names it, else the one that was built with the tests.
+pub(super) fn program() -> PathBuf {
+    let named = std::env::var_os(hm_exec::step::STEP_VARIABLE).filter(|path| !path.is_empty());
+    named.map_or_else(|| env!("CARGO_BIN_EXE_hm-step").into(), PathBuf::from)
+}
+
+/// A directory with all that a step needs.
+pub(super) struct Action {
+    top: TempDir,
+    who: Who,
+    pub(super) input: StepInput,
+}
+
+/// How it ended.
+#[derive(Debug)]
+pub(super) struct Ended {
+    pub(super) code: Option<i32>,
+    pub(super) signal: Option<i32>,
+    pub(super) stdout: Vec<u8>,
+    stderr: Vec<u8>,
+    pub(super) output: Option<StepOutput>,
+}
+
+impl Action {
+    /// A command over a small image, with nothing in its workspace.
+    pub(super) fn new(who: Who, command: &str) -> Self {
+        let top = TempDir::new().unwrap();
+        let dir = top.path();
+        fs::create_dir_all(dir.join("source/workspace")).unwrap();
+        fs::create_dir(dir.join("layers")).unwrap();
+        // A copy, because a worker's files are the worker's own, and its user may not see this machine's.
+        fs::copy(program(), dir.join("hm-step")).unwrap();
+        let mut action = Self {
+            who,
+            input: StepInput {
+                version: VERSION,
+                command: command.to_owned(),
+                env: [("PATH".to_owned(), "/tools:/bin".to_owned())].into(),
+                workdir: "/workspace".into(),
+                stack: Vec::new(),
+                commit: true,
+                timeout_ms: None,
+                grace_ms: 5_000,
+                limits: Limits::default(),
+            },
+            top,
+        };
+        // In each of the ways in which layers come.
+        let [base, tools, change] = <[Vec<u8>; 3]>::try_from(Image::shell().layers).unwrap();
+        for (tar, compressed) in
+            [(&base, zstd::encode_all(&base[..], 1).unwrap()), (&tools, gzip(&tools)), (&change, change.clone())]
+        {
+            action.add_layer(&compressed, &ImageDigest::of(tar).to_string());
+        }
+        action.input.stack.push(Lower::Workspace { path: "source".into() });
+        action
+    }
+
+    pub(super) fn dir(&self) -> &Path {
+        self.top.path()
+    }
+
+    /// The source tree.
+    pub(super) fn workspace(&self) -> PathBuf {
+        self.dir().join("source/workspace")
+    }
+
+    /// Adds a layer on top of all.
+    pub(super) fn add_layer(&mut self, blob: &[u8], diff_id: &str) {
+        let path = format!("layers/{}", self.input.stack.len());
+        fs::write(self.dir().join(&path), blob).unwrap();
+        self.input.stack.push(Lower::Layer { path, diff_id: diff_id.into() });
+    }
+
+    /// The layer that a step left, with its name.
+    pub(super) fn layer(&self, ended: &Ended) -> (Vec<u8>, String) {
+        let layer = ended.output.as_ref().and_then(|output| output.layer.as_ref()).expect("the step left no layer");
+        (fs::read(self.dir().join("layer.tar.zst")).unwrap(), layer.diff_id.clone())
+    }
+
+    /// A step on top of what this one left.
+    pub(super) fn child(&self, ended: &Ended, command: &str) -> Self {
+        let mut child = Self::new(self.who, command);
+        let (blob, diff_id) = self.layer(ended);
+        child.add_layer(&blob, &diff_id);
+        child
+    }
+
+    /// Runs it as a worker does.
+    pub(super) fn run(&self) -> Ended {
+        self.run_with(&serde_json::to_vec(&self.input).unwrap())
+    }
+
+    /// Runs it with an `input.json` of somebody's own.
+    pub(super) fn run_with(&self, json: &[u8]) -> Ended {
+        self.prepare(json);
+        self.finish(self.command().spawn().unwrap())
+    }
+
+    /// Starts it, and waits for the command's first line.
+    pub(super) fn start(&self) -> Started<'_> {
+        self.prepare(&serde_json::to_vec(&self.input).unwrap());
+        let mut child = self.command().spawn().unwrap();
+        let mut stdout = BufReader::new(child.stdout.take().unwrap());
+        let mut first = String::new();
+        stdout.read_line(&mut first).unwrap();
+        assert_eq!(first, "ready\n");
+        Started { action: self, child, stdout }
+    }
+
+    /// Runs it by another program, which is given `arguments` and then the command.
+    pub(super) fn run_by(&self, program: &str, arguments: &[&str]) -> Ended {
+        self.prepare(&serde_json::to_vec(&self.input).unwrap());
+        let mut command = Command::new(program);
+        command.args(arguments).args(["./hm-step", "input.json"]).env_clear().env("PATH", "/usr/bin:/bin");
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        self.finish(command.spawn().unwrap())
+    }
+
+    fn prepare(&self, json: &[u8]) {
+        fs::write(self.dir().join("input.json"), json).unwrap();
+        if self.who == Who::Ordinary {
+            give(self.dir(), ORDINARY);
+        }
+    }
+
+    fn command(&self) -> Command {
+        let mut command = Command::new("./hm-step");
+        command.arg("input.json").current_dir(self.dir()).env_clear();
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        if self.who == Who::Ordinary {
+            command.uid(ORDINARY).gid(ORDINARY);
+        }
+        command
+    }
+
+    fn finish(&self, child: Child) -> Ended {
+        let output = child.wait_with_output().unwrap();
+        let result = fs::read(self.dir().join("result.json")).ok();
+        Ended {
+            code: output.status.code(),
+            signal: output.status.signal(),
+            stdout: output.stdout,
+            stderr: output.stderr,
+            output: result.map(|json| StepOutput::decode(&json).unwrap()),
+        }
+    }
+
+    /// The names of what is in the action's directory.
+    pub(super) fn names(&self) -> Vec<String> {
+        let entries = fs::read_dir(self.dir()).unwrap();
+        let mut names: Vec<String> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+}
+
+/// A step whose command runs.
+pub(super) struct Started<'a> {
+    action: &'a Action,
+    child: Child,
+    stdout: BufReader<ChildStdout>,
+}
+
+impl Started<'_> {
+    /// Sends `hm-step` a signal, and waits for its end.
+    pub(super) fn signal(mut self, signal: rustix::process::Signal) -> Ended {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, signal).unwrap();
+        let mut stdout = Vec::new();
+        self.stdout.read_to_end(&mut stdout).unwrap();
+        Ended { stdout, ..self.action.finish(self.child) }
+    }
+}
+
+impl Ended {
+    pub(super) fn stdout(&self) -> String {
+        String::from_utf8(self.stdout.clone()).unwrap()
+    }
+
+    pub(super) fn stderr(&self) -> String {
+        String::from_utf8_lossy(&self.stderr).into_owned()
+    }
+
+    /// How the result says that it ended.
+    #[track_caller]
+    pub(super) fn exit(&self) -> &Exit {
+        match &self.output {
+            Some(output) => &output.exit,
+            None => panic!("there is no result: {self:?}"),
+        }
+    }
+
+    /// Why the result says that it could not be run, and whether to try again.
+    #[track_caller]
+    pub(super) fn failure(&self) -> (&str, bool) {
+        assert_eq!(self.code, Some(125), "{self:?}");
+        match self.exit() {
+            Exit::Failed { message, retry } => {
+                assert!(self.stderr().contains(message), "{self:?}");
+                (message, *retry)
+            }
+            other => panic!("it ended as {other:?}: {self:?}"),
+        }
+    }
+}
+
+/// Gives a tree to a user.
+fn give(path: &Path, id: u32) {
+    lchown(path, Some(id), Some(id)).unwrap();
+    if path.is_dir() && !path.is_symlink() {
+        for entry in fs::read_dir(path).unwrap() {
+            give(&entry.unwrap().path(), id);
+        }
+    }
+}
+
+/// Makes a file that only its owner may run.
+pub(super) fn write_script(path: &Path, text: &str) {
+    fs::File::create(path).unwrap().write_all(text.as_bytes()).unwrap();
+    fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+}
+
+/// Whether some process has `word` in its command line.
+pub(super) fn runs(word: &str) -> bool {
+    let lines = fs::read_dir("/proc").unwrap().flatten().filter_map(|it| fs::read(it.path().join("cmdline")).ok());
+    lines.into_iter().any(|line| line.windows(word.len()).any(|part| part == word.as_bytes()))
+}

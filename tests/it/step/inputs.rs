@@ -1,0 +1,100 @@
+//! Inputs that nobody should send.
+
+use std::fs;
+
+use hm_exec::step::{Exit, Lower};
+use serde_json::{Value, json};
+
+use super::harness::{Action, everybody};
+
+#[test]
+fn what_is_no_input_is_told() {
+    for who in everybody().into_iter().take(1) {
+        let action = Action::new(who, "true");
+        for (text, word) in [("", "format of version 1"), ("[1, 2", "format"), (r#"{"version":7}"#, "version 7")] {
+            let ended = action.run_with(text.as_bytes());
+            let (message, retry) = ended.failure();
+            assert!(message.contains(word) && !retry, "{text}: {message}");
+        }
+    }
+}
+
+#[test]
+fn a_hostile_input_is_refused() {
+    for who in everybody().into_iter().take(1) {
+        let action = Action::new(who, "true");
+        let good = serde_json::to_value(&action.input).unwrap();
+        let layer = |path: &str| json!([{ "kind": "layer", "path": path, "diff_id": "sha256:00" }]);
+        let many: Vec<Value> = (0..600).map(|_| json!({ "kind": "workspace", "path": "source" })).collect();
+        for (key, value, word) in [
+            ("stack", layer("../outside"), "does not lead to a part of the input"),
+            ("stack", layer("/etc/passwd"), "does not lead to a part of the input"),
+            ("stack", layer("layers/./../../etc"), "does not lead to a part of the input"),
+            ("stack", layer(""), "does not lead to a part of the input"),
+            ("stack", layer("layers/missing"), "failed to find \"layers/missing\""),
+            ("stack", layer("layers"), "layers"),
+            ("stack", json!(many), "600 layers"),
+            ("stack", json!([]), "enter /workspace"),
+            ("command", json!("echo \u{0}"), "zero byte"),
+            ("workdir", json!("relative"), "no absolute path"),
+            ("workdir", json!("/nowhere"), "enter /nowhere"),
+            ("env", json!({ "A=B": "" }), "name of a variable"),
+            ("env", json!({ "": "" }), "name of a variable"),
+            ("env", json!({ "A": "\u{0}" }), "zero byte"),
+        ] {
+            let mut input = good.clone();
+            input[key] = value;
+            let ended = action.run_with(&serde_json::to_vec(&input).unwrap());
+            let (message, _) = ended.failure();
+            assert!(message.contains(word), "{key}: {message}");
+            assert_eq!(action.names(), ["hm-step", "input.json", "layers", "result.json", "source"]);
+        }
+    }
+}
+
+#[test]
+fn times_beyond_the_clock_never_come() {
+    for who in everybody().into_iter().take(1) {
+        let mut action = Action::new(who, "echo ran");
+        action.input.timeout_ms = Some(u64::MAX);
+        action.input.grace_ms = u64::MAX;
+        assert_eq!(action.run().stdout(), "ran\n");
+    }
+}
+
+#[test]
+fn a_damaged_layer_is_an_error_that_may_pass() {
+    for who in everybody() {
+        let action = Action::new(who, "true");
+        let path = action.dir().join("layers/0");
+        let whole = fs::read(&path).unwrap();
+        for damaged in [&whole[..whole.len() / 2], b"no archive at all", &[&whole[..], b"more"].concat()] {
+            fs::write(&path, damaged).unwrap();
+            let ended = action.run();
+            let (message, retry) = ended.failure();
+            assert!(message.contains("layers/0") && retry, "{message}");
+        }
+    }
+}
+
+#[test]
+fn a_layer_that_is_another_one_is_found_out() {
+    for who in everybody().into_iter().take(1) {
+        let mut action = Action::new(who, "true");
+        if let Some(Lower::Layer { diff_id, .. }) = action.input.stack.first_mut() {
+            *diff_id = format!("sha256:{}", "0".repeat(64));
+        }
+        let ended = action.run();
+        let (message, retry) = ended.failure();
+        assert!(message.contains("where the step expects sha256:000") && retry, "{message}");
+    }
+}
+
+#[test]
+fn a_result_of_an_earlier_attempt_does_not_last() {
+    for who in everybody().into_iter().take(1) {
+        let action = Action::new(who, "exit 3");
+        fs::write(action.dir().join("result.json"), "stale").unwrap();
+        assert_eq!(action.run().exit(), &Exit::Exited { code: 3 });
+    }
+}
