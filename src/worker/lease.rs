@@ -334,7 +334,7 @@ impl LeaseRunner {
                     .parse()
                     .map_err(|_| InputError::Malformed(format!("a layer without a digest, `{path}`")))?;
                 let layer = Store::layer_id(&diff_id, id_map);
-                let _lock = store.lock_layer(&layer).await?;
+                let lock = store.lock_layer(&layer).await?;
                 let looker = Arc::clone(store);
                 let found = on_thread(move || Ok(looker.layer_by_content(&diff_id, id_map)?)).await?;
                 if found.is_some() {
@@ -348,7 +348,8 @@ impl LeaseRunner {
                 self.cas.read_to_file(digest, &blob).await?;
                 let (unpacker, name) = (Arc::clone(store), path.clone());
                 on_thread(move || {
-                    let _dir = dir;
+                    // Held until the thread is done, also where nobody waits for it any longer.
+                    let _held = (dir, lock);
                     let file = fs::File::open(&blob).map_err(|error| LeaseError::Io("open a layer", error))?;
                     let blob = BlobFile { file, offset: 0, length: digest.size_bytes };
                     let unpacked = unpacker.unpack_layer(&name, &diff_id, id_map, blob, UnpackLimits::default());
@@ -490,4 +491,47 @@ async fn on_thread<T: Send + 'static>(
 ) -> Result<T, LeaseError> {
     let failed = |error| LeaseError::Io("work on a thread", io::Error::other(error));
     tokio::task::spawn_blocking(work).await.map_err(failed)?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_may_pass_elsewhere_is_tried_elsewhere() {
+        let malformed = || InputError::Malformed("nothing".into());
+        let unusable = RunnerError::unsupported("no user namespaces");
+        let passing = RunnerError::infrastructure("start the sandbox", io::Error::other("busy"));
+        let full = StoreError::io("write", "/store", io::Error::from_raw_os_error(28));
+        for (error, code) in [
+            (LeaseError::NotOurs("no step".into()), Code::FailedPrecondition),
+            (LeaseError::Deadline, Code::DeadlineExceeded),
+            (LeaseError::Input(malformed()), Code::InvalidArgument),
+            (LeaseError::Workspace(WorkspaceError::Input(malformed())), Code::InvalidArgument),
+            (LeaseError::Sandbox(unusable), Code::FailedPrecondition),
+            (LeaseError::Sandbox(passing), Code::Internal),
+            (LeaseError::Store(full), Code::Internal),
+        ] {
+            let status = status_of(&error);
+            assert_eq!(status.code, code as i32, "{error}");
+            assert!(status.message.starts_with(&error.to_string()), "{status:?}");
+        }
+    }
+
+    #[test]
+    fn blobs_that_are_missing_are_named_as_the_protocol_wants() {
+        let digest = Digest::of(b"gone");
+        let failure = precondition_failure(&[digest]);
+        let failure = rpc::PreconditionFailure::decode(&failure.value[..]).unwrap();
+        let [violation] = &failure.violations[..] else { panic!("{failure:?}") };
+        assert_eq!((&*violation.r#type, &*violation.subject), ("MISSING", &*format!("blobs/{digest}")));
+    }
+
+    #[test]
+    fn what_is_asked_for_is_within_what_the_sandbox_takes() {
+        let asked = step::Limits { memory_bytes: Some(1), cpus: Some(0.0), pids: Some(0), ..step::Limits::default() };
+        let limits = limits_of(&asked);
+        assert_eq!(limits.memory.map(|memory| memory.bytes), Some(MemorySize::MIN_BYTES));
+        assert_eq!((limits.cpus, limits.pids), (Some(Cpus(0.01)), None));
+    }
 }

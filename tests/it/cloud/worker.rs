@@ -1,6 +1,6 @@
 //! `hm worker` on BuildGrid: one engine for all of it, because starting one takes ten seconds.
 
-use hm_exec::step::Exit;
+use hm_exec::{remote::Digest, step::Exit, store::ImageDigest};
 use rustix::process::geteuid;
 
 use super::{
@@ -8,7 +8,7 @@ use super::{
         images::fixture::has_busybox,
         sandbox::harness::{is_asleep, is_running, marker},
     },
-    actions::{Actions, exited, names, read_log_until},
+    actions::{Actions, TestLayer, exited, names, read_log_until},
     buildgrid::{BuildGrid, until},
 };
 
@@ -86,6 +86,15 @@ async fn what_is_no_step_is_refused(actions: &Actions) {
     let status = refused.status.unwrap();
     assert_eq!(status.code, tonic::Code::FailedPrecondition as i32, "{status:?}");
     assert!(status.message.contains("./hm-step input.json"), "{status:?}");
+
+    // A layer that the engine lost is named, so that whoever has it can bring it again.
+    let lost = TestLayer { digest: Digest::of(b"nowhere"), diff_id: ImageDigest::of(b"nothing").to_string() };
+    let layers = [lost.clone()];
+    let refused = actions.end(actions.start("echo", &layers).await).await.unwrap_err();
+    let status = refused.status.unwrap();
+    assert_eq!(status.code, tonic::Code::FailedPrecondition as i32, "{status:?}");
+    assert!(status.message.contains(&lost.digest.to_string()), "{status:?}");
+    assert!(status.details.iter().any(|it| it.type_url.ends_with("PreconditionFailure")), "{status:?}");
 }
 
 async fn limits_in_time_are_kept(actions: &Actions) {
