@@ -19,6 +19,8 @@ mod registry;
 #[cfg(all(feature = "sandbox", target_os = "linux"))]
 pub mod sandbox;
 pub(crate) mod set;
+#[cfg(feature = "vm")]
+pub mod vm;
 
 pub use context::{CancelReason, Secrets, StepContext};
 pub use contract::StepRunner;

@@ -12,6 +12,8 @@
 mod read;
 mod rules;
 mod stat_cache;
+#[cfg(feature = "vm")]
+mod tar;
 mod walk;
 mod write;
 

@@ -5,3 +5,5 @@ mod broken;
 mod process;
 #[cfg(target_os = "linux")]
 mod sandbox;
+#[cfg(all(feature = "vm", target_os = "linux"))]
+mod vm;

@@ -1,0 +1,176 @@
+//! A runner on a backend: one machine for each attempt.
+
+use std::{
+    fs::File,
+    io::{BufWriter, Seek, Write},
+    pin::pin,
+    sync::Arc,
+};
+
+use super::{Command, Injection, Output, Vm, VmBackend};
+use crate::{
+    runner::{
+        ArgsSchema, ExecutorInput, Limits, Probe, RunnerCapabilities, RunnerError, SnapshotRef, StepContext,
+        StepResult, StepRunner,
+    },
+    store::{FrozenSource, SourceId, Store, StoreError, StoreHandle},
+};
+
+/// Runs each step in a machine of its own, which a [`VmBackend`] makes.
+///
+/// Its snapshots are the backend's, named `<runner>:<source>:<snapshot>`: a child under newer source gets what changed since
+/// the source that is in the name.
+#[derive(Debug)]
+pub struct VmRunner<B> {
+    backend: B,
+    store: StoreHandle,
+}
+
+impl<B: VmBackend> VmRunner<B> {
+    /// A runner on `backend`, with sources in `store`. Nothing is opened or started before the first step.
+    #[must_use]
+    pub fn new(backend: B, store: impl Into<StoreHandle>) -> Self {
+        Self { backend, store: store.into() }
+    }
+
+    /// The backend.
+    #[must_use]
+    pub fn backend(&self) -> &B {
+        &self.backend
+    }
+
+    /// The source that a snapshot's steps saw, and its name at the backend.
+    fn parse(snapshot: &SnapshotRef) -> Option<(SourceId, &str)> {
+        let (source, name) = snapshot.0.strip_prefix(B::NAME)?.strip_prefix(':')?.split_once(':')?;
+        Some((SourceId::parse(source)?, name))
+    }
+
+    /// A machine with this run's source in it.
+    async fn prepare(
+        &self,
+        ctx: &StepContext,
+        input: &ExecutorInput,
+        limits: &Limits,
+    ) -> Result<(B::Vm, Arc<FrozenSource>), RunnerError> {
+        let handle = self.store.clone();
+        let store = blocking("open the store", move || handle.get()).await?;
+        let source = ctx.archives.freeze(&store).await;
+        let source = source.map_err(|error| RunnerError::infrastructure("freeze the source", error))?;
+        let (mut vm, saw) = match &input.parent_snapshot {
+            None => (self.backend.create(input.step.image.as_deref().unwrap_or("host"), limits).await?, None),
+            Some(snapshot) => {
+                let unknown = || RunnerError::unsupported(format!("there is no snapshot `{snapshot}`"));
+                let (saw, name) = Self::parse(snapshot).ok_or_else(unknown)?;
+                (self.backend.restore(name, limits).await?.ok_or_else(unknown)?, Some(saw))
+            }
+        };
+        if saw.as_ref() != Some(&source.id) {
+            let workdir = input.workdir.as_ref().into();
+            let (store, source) = (Arc::clone(&store), Arc::clone(&source));
+            let (removed, archive) = blocking("pack the source", move || pack(&store, &source, saw.as_ref())).await?;
+            vm.inject(Injection { dir: workdir, removed, archive }).await?;
+        }
+        Ok((vm, source))
+    }
+}
+
+impl<B: VmBackend> StepRunner for VmRunner<B> {
+    const NAME: &'static str = B::NAME;
+    const CACHE_VERSION: u32 = B::CACHE_VERSION;
+
+    async fn execute(&self, ctx: &StepContext, input: ExecutorInput) -> Result<StepResult, RunnerError> {
+        let limits = Limits::of_args(input.step.runner_args.as_ref())?;
+        let (vm, source) = tokio::select! {
+            biased;
+            () = ctx.cancel.cancelled() => return Err(ctx.interrupted()),
+            prepared = self.prepare(ctx, &input, &limits) => prepared?,
+        };
+        match run(&vm, ctx, &input).await {
+            Ok(0) if input.cache_lookup.commits() => {
+                let snapshot = vm.snapshot().await?;
+                let name = format!("{}:{}:{snapshot}", B::NAME, source.id.as_str());
+                Ok(StepResult { exit_code: 0, committed_snapshot: Some(name.into()), artifacts: Vec::new() })
+            }
+            ended => {
+                vm.destroy().await;
+                Ok(StepResult { exit_code: ended?, committed_snapshot: None, artifacts: Vec::new() })
+            }
+        }
+    }
+
+    async fn reap_snapshots(&self, snapshots: Vec<SnapshotRef>) {
+        for (_, name) in snapshots.iter().filter_map(Self::parse) {
+            if let Err(error) = self.backend.remove(name).await {
+                tracing::warn!(error = error.to_line(), runner = B::NAME, "a snapshot stays");
+            }
+        }
+    }
+
+    async fn probe(&self) -> Probe {
+        self.backend.probe().await
+    }
+
+    fn capabilities(&self) -> RunnerCapabilities {
+        // What a backend can't do through this runner, whatever it says.
+        let (layers, secrets) = (false, false);
+        RunnerCapabilities { workspace: true, snapshots: true, layers, secrets, ..self.backend.capabilities() }
+    }
+
+    fn args_schema(&self) -> ArgsSchema {
+        let claimed = self.backend.capabilities();
+        if claimed.limits || claimed.network { ArgsSchema::of::<Limits>() } else { ArgsSchema::none() }
+    }
+}
+
+/// Runs the command, and asks it to end where it must. Who does not is left to be destroyed.
+async fn run(vm: &impl Vm, ctx: &StepContext, input: &ExecutorInput) -> Result<i32, RunnerError> {
+    let command = Command { script: &input.step.cmd, env: &input.env, workdir: &input.workdir };
+    let output = Output { bus: &ctx.event_bus, step_id: input.step_id };
+    let mut exec = pin!(vm.exec(&command, &output));
+    tokio::select! {
+        biased;
+        ended = &mut exec => return ended,
+        () = ctx.cancel.cancelled() => {}
+    }
+    let asked = async {
+        vm.terminate().await;
+        std::future::pending::<()>().await
+    };
+    let ended = async {
+        tokio::select! {
+            _ = &mut exec => {}
+            () = asked => {}
+        }
+    };
+    if tokio::time::timeout(ctx.grace, ended).await.is_err() {
+        tracing::debug!(runner = input.step.runner.as_deref(), "a command did not end in its grace");
+    }
+    Err(ctx.interrupted())
+}
+
+/// The source, or what changed since another, in a file that nobody else sees.
+fn pack(
+    store: &Store,
+    source: &FrozenSource,
+    since: Option<&SourceId>,
+) -> Result<(Vec<std::path::PathBuf>, File), StoreError> {
+    let failed = |error| StoreError::io("write", std::env::temp_dir(), error);
+    let mut file = tempfile::tempfile().map_err(failed)?;
+    let mut out = BufWriter::new(&file);
+    let removed = store.source_tar(source, since, &mut out)?;
+    out.flush().map_err(failed)?;
+    drop(out);
+    file.rewind().map_err(failed)?;
+    Ok((removed, file))
+}
+
+/// Does blocking work elsewhere.
+async fn blocking<T: Send + 'static>(
+    doing: &'static str,
+    work: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
+) -> Result<T, RunnerError> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done.map_err(|error| RunnerError::infrastructure(doing, error)),
+        Err(error) => Err(RunnerError::infrastructure(doing, error)),
+    }
+}
