@@ -39,8 +39,14 @@ pub(crate) struct Args {
     /// Where output is shown while steps run, if it is not the engine: see `hm logstream`
     #[arg(long, value_name = "URL")]
     logstream: Option<String>,
-    /// Sent with every call, such as 'authorization: Bearer TOKEN' (repeatable)
-    #[arg(long = "header", value_name = "K: V", env = "HM_REMOTE_HEADER", hide_env_values = true)]
+    /// Sent with every call, such as 'authorization: Bearer TOKEN' (repeatable; in the variable, one a line)
+    #[arg(
+        long = "header",
+        value_name = "K: V",
+        env = "HM_REMOTE_HEADER",
+        hide_env_values = true,
+        value_delimiter = '\n'
+    )]
     headers: Vec<String>,
     /// Certificates in PEM that vouch for the engine, instead of the system's
     #[arg(long, value_name = "FILE", env = "HM_REMOTE_CA")]
