@@ -143,6 +143,7 @@ impl<'a> Binder<'a> {
         let images = match runner.capabilities.images {
             ImageSupport::Any | ImageSupport::All => None,
             ImageSupport::HostOnly => (**image != *DEFAULT_IMAGE).then_some("`host`"),
+            ImageSupport::Portable => (**image == *DEFAULT_IMAGE).then_some("images other than `host`"),
             ImageSupport::Local => {
                 (**image != *DEFAULT_IMAGE && !is_rootfs(image)).then_some("`host` and `rootfs:DIR`")
             }

@@ -1,6 +1,6 @@
 //! An engine's action cache: what Actions gave.
 
-use super::{Digest, Endpoint, RemoteError, RemoteErrorKind, reapi};
+use super::{Digest, Endpoint, RemoteError, RemoteErrorKind, reapi, retry::retried};
 
 /// An engine's action cache.
 #[derive(Debug, Clone)]
@@ -20,7 +20,7 @@ impl ActionCache {
     /// # Errors
     /// Where the engine does not answer.
     pub async fn get(&self, action: Digest) -> Result<Option<reapi::ActionResult>, RemoteError> {
-        let asked = self.endpoint.retry().run(async || {
+        let asked = retried!(self.endpoint.retry(), {
             let mut client = self.endpoint.action_cache_client().await;
             let request = reapi::GetActionResultRequest {
                 instance_name: self.endpoint.instance().to_owned(),
@@ -30,7 +30,7 @@ impl ActionCache {
             let answer = client.get_action_result(self.endpoint.request(request)).await;
             Ok(answer.map_err(|status| self.endpoint.error(&status))?.into_inner())
         });
-        match asked.await {
+        match asked {
             Ok(result) => Ok(Some(result)),
             Err(error) if error.kind() == RemoteErrorKind::NotFound => Ok(None),
             Err(error) => Err(error),
@@ -42,7 +42,7 @@ impl ActionCache {
     /// # Errors
     /// Where the engine does not take it.
     pub async fn put(&self, action: Digest, result: &reapi::ActionResult) -> Result<(), RemoteError> {
-        let put = self.endpoint.retry().run(async || {
+        retried!(self.endpoint.retry(), {
             let mut client = self.endpoint.action_cache_client().await;
             let request = reapi::UpdateActionResultRequest {
                 instance_name: self.endpoint.instance().to_owned(),
@@ -52,7 +52,6 @@ impl ActionCache {
             };
             let answer = client.update_action_result(self.endpoint.request(request)).await;
             answer.map(drop).map_err(|status| self.endpoint.error(&status))
-        });
-        put.await
+        })
     }
 }

@@ -18,6 +18,7 @@ use super::{
         action_cache_client::ActionCacheClient, capabilities_client::CapabilitiesClient,
         content_addressable_storage_client::ContentAddressableStorageClient,
     },
+    retry::retried,
 };
 
 /// Messages are no larger than what every gRPC library takes unless told otherwise.
@@ -131,14 +132,14 @@ impl Endpoint {
     pub async fn limits(&self) -> Result<Arc<RemoteLimits>, RemoteError> {
         let limits = self.0.limits.get_or_try_init(async || {
             let channel = self.service().await;
-            let limits = self.retry().run(async || {
+            let limits = retried!(self.retry(), {
                 let mut client = CapabilitiesClient::new(channel.clone());
                 let answer = client.get_capabilities(
                     self.request(super::reapi::GetCapabilitiesRequest { instance_name: self.instance().to_owned() }),
                 );
                 Ok(RemoteLimits::of(&answer.await.map_err(|status| self.error(&status))?.into_inner()))
             });
-            limits.await.map(Arc::new)
+            limits.map(Arc::new)
         });
         limits.await.cloned()
     }

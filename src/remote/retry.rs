@@ -19,10 +19,10 @@ pub struct Retry {
 }
 
 impl Default for Retry {
-    /// Eight attempts over half a minute: an engine that is started again is back by then.
+    /// Ten attempts over half a minute: an engine that is started again is back by then.
     fn default() -> Self {
         Self {
-            attempts: 8,
+            attempts: 10,
             first: Duration::from_millis(100),
             longest: Duration::from_secs(10),
             jitter: || f64::from(uuid::Uuid::new_v4().as_fields().0) / 4_294_967_296.0,
@@ -38,24 +38,50 @@ impl Retry {
         doubled.mul_f64(1.0 - (self.jitter)().clamp(0.0, 1.0) / 2.0)
     }
 
-    /// Makes a call until it passes, fails for good, or the attempts are used up.
-    pub(super) async fn run<T>(self, mut call: impl AsyncFnMut() -> Result<T, RemoteError>) -> Result<T, RemoteError> {
-        let mut failures = 0;
-        loop {
-            match call().await {
-                Err(error) if error.is_transient() => {
-                    failures += 1;
-                    if failures >= self.attempts {
-                        return Err(error);
-                    }
-                    tracing::debug!(%error, failures, "asking again");
-                    tokio::time::sleep(self.pause(failures)).await;
-                }
-                done => return done,
-            }
-        }
+    pub(super) fn attempts(self) -> Attempts {
+        Attempts { retry: self, failures: 0 }
     }
 }
+
+/// The attempts at one call.
+#[derive(Debug)]
+pub(super) struct Attempts {
+    retry: Retry,
+    failures: u32,
+}
+
+impl Attempts {
+    /// Pauses before the next attempt; gives the error back where there is none.
+    pub(super) async fn again(&mut self, error: RemoteError) -> Result<(), RemoteError> {
+        self.failures += 1;
+        if !error.is_transient() || self.failures >= self.retry.attempts {
+            return Err(error);
+        }
+        tracing::debug!(%error, failures = self.failures, "asking again");
+        tokio::time::sleep(self.retry.pause(self.failures)).await;
+        Ok(())
+    }
+}
+
+/// Makes a call until it passes, fails for good, or the attempts are used up. (The futures of async closures that borrow
+/// can't be shown to be `Send`.)
+macro_rules! retried {
+    ($retry:expr, $call:block) => {{
+        let mut attempts = $retry.attempts();
+        loop {
+            let tried: Result<_, crate::remote::RemoteError> = async $call.await;
+            match tried {
+                Ok(done) => break Ok(done),
+                Err(error) => match attempts.again(error).await {
+                    Ok(()) => {}
+                    Err(error) => break Err(error),
+                },
+            }
+        }
+    }};
+}
+
+pub(super) use retried;
 
 #[cfg(test)]
 mod tests {
@@ -76,14 +102,12 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn what_passes_over_is_asked_again_within_a_bound_and_a_verdict_never() {
-        for (kind, expected) in [(RemoteErrorKind::Unavailable, 8), (RemoteErrorKind::Denied, 1)] {
+        for (kind, expected) in [(RemoteErrorKind::Unavailable, 10), (RemoteErrorKind::Denied, 1)] {
             let mut calls = 0;
-            let ended: Result<(), _> = Retry::default()
-                .run(async || {
-                    calls += 1;
-                    Err(failing(kind))
-                })
-                .await;
+            let ended: Result<(), _> = retried!(Retry::default(), {
+                calls += 1;
+                Err(failing(kind))
+            });
             assert_eq!((ended.unwrap_err().kind(), calls), (kind, expected));
         }
     }

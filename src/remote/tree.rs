@@ -58,6 +58,7 @@ pub struct DirectoryTree {
     files: BTreeMap<String, reapi::FileNode>,
     links: BTreeMap<String, reapi::SymlinkNode>,
     dirs: BTreeMap<String, Self>,
+    known: BTreeMap<String, Digest>,
 }
 
 /// A finished tree.
@@ -108,12 +109,23 @@ impl DirectoryTree {
         let mut dir = self;
         for part in path.split(|byte| *byte == b'/').filter(|part| !part.is_empty()) {
             let name = text(part)?;
-            if dir.files.contains_key(&name) || dir.links.contains_key(&name) {
+            if dir.files.contains_key(&name) || dir.links.contains_key(&name) || dir.known.contains_key(&name) {
                 return Err(TreeError::Conflict { path: String::from_utf8_lossy(path).into_owned() });
             }
             dir = dir.dirs.entry(name).or_default();
         }
         Ok(dir)
+    }
+
+    /// Adds a finished tree as a directory.
+    ///
+    /// # Errors
+    /// Where a name is no text, or something else is in the way.
+    pub fn add_tree(&mut self, path: &[u8], root: Digest) -> Result<(), TreeError> {
+        let (dir, name) = self.dir_of(path)?;
+        dir.free(&name, path)?;
+        dir.known.insert(name, root);
+        Ok(())
     }
 
     /// Adds everything below a directory of this machine: files, links, empty directories. Tells the blobs of its files.
@@ -166,7 +178,9 @@ impl DirectoryTree {
             left: std::collections::btree_map::IntoIter<String, DirectoryTree>,
         }
         let open = |name: String, tree: Self| {
+            let known = tree.known.into_iter();
             let message = reapi::Directory {
+                directories: known.map(|(name, it)| reapi::DirectoryNode { name, digest: Some(it.into()) }).collect(),
                 files: tree.files.into_values().collect(),
                 symlinks: tree.links.into_values().collect(),
                 ..Default::default()
@@ -181,7 +195,8 @@ impl DirectoryTree {
                 path.push(open(name, tree));
                 continue;
             }
-            let Some(Open { name, message, .. }) = path.pop() else { break };
+            let Some(Open { name, mut message, .. }) = path.pop() else { break };
+            message.directories.sort_by(|a, b| a.name.cmp(&b.name));
             let bytes = message.encode_to_vec();
             let digest = Digest::of(&bytes);
             directories.insert(digest, bytes.into());
@@ -206,7 +221,11 @@ impl DirectoryTree {
     }
 
     fn free(&self, name: &str, path: &[u8]) -> Result<(), TreeError> {
-        if self.dirs.contains_key(name) || self.files.contains_key(name) || self.links.contains_key(name) {
+        if self.dirs.contains_key(name)
+            || self.known.contains_key(name)
+            || self.files.contains_key(name)
+            || self.links.contains_key(name)
+        {
             return Err(TreeError::Conflict { path: String::from_utf8_lossy(path).into_owned() });
         }
         Ok(())

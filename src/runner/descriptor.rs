@@ -49,6 +49,8 @@ pub enum ImageSupport {
     HostOnly,
     /// `host` and `rootfs:DIR`.
     Local,
+    /// Everything but `host`: what can be brought to another machine.
+    Portable,
     /// Everything that names an image: those, files (`oci:DIR`, `oci-archive:F`, `docker-archive:F`), and registries.
     All,
 }

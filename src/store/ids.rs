@@ -80,7 +80,7 @@ impl LayerId {
 
     /// Names a layer of an image by the digest of its content and how its owners are to be understood. The length tells it
     /// from a step's.
-    pub(super) fn of_image(diff_id: &ImageDigest, id_map: IdMap) -> Self {
+    pub(crate) fn of_image(diff_id: &ImageDigest, id_map: IdMap) -> Self {
         let id_map = match id_map {
             IdMap::Root => b"root",
             IdMap::Range => b"sub ",

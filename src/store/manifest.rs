@@ -28,7 +28,7 @@ const SYMLINK: u32 = 0o120_000;
 
 /// Everything in a source tree, by path; a directory comes before what is in it. The root has the empty path.
 #[derive(Clone, PartialEq, Eq, Default)]
-pub(super) struct Manifest {
+pub(crate) struct Manifest {
     names: Vec<u8>,
     records: Vec<Record>,
 }
@@ -51,22 +51,22 @@ enum RecordKind {
 }
 
 /// Seconds and nanoseconds since 1970.
-pub(super) type Time = (i64, u32);
+pub(crate) type Time = (i64, u32);
 
 /// One file, directory or symbolic link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Entry<'a> {
+pub(crate) struct Entry<'a> {
     /// Relative to the root of the tree; bytes, because names need not be UTF-8.
-    pub(super) path: &'a [u8],
+    pub(crate) path: &'a [u8],
     /// The permission bits.
-    pub(super) mode: u32,
+    pub(crate) mode: u32,
     /// When it was modified last.
-    pub(super) mtime: Time,
-    pub(super) kind: Kind<'a>,
+    pub(crate) mtime: Time,
+    pub(crate) kind: Kind<'a>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind<'a> {
+pub(crate) enum Kind<'a> {
     Directory,
     File { size_bytes: u64, hash: &'a [u8; 32] },
     Symlink { target: &'a [u8] },
@@ -131,7 +131,7 @@ impl Manifest {
         self.records.get(index).map(|record| self.entry(record))
     }
 
-    pub(super) fn entries(&self) -> impl DoubleEndedIterator<Item = Entry<'_>> {
+    pub(crate) fn entries(&self) -> impl DoubleEndedIterator<Item = Entry<'_>> {
         self.records.iter().map(|record| self.entry(record))
     }
 

@@ -22,6 +22,8 @@ mod layer;
 mod layout;
 mod lease;
 mod manifest;
+#[cfg(feature = "cloud")]
+mod outside;
 mod recover;
 mod remover;
 mod reserve;
@@ -47,6 +49,10 @@ pub use keep::{Cached, Evicted, KeepAs};
 pub use layer::Staging;
 pub use layout::{Store, TreeOps};
 pub use lease::Lease;
+#[cfg(feature = "cloud")]
+pub(crate) use manifest::Kind as SourceKind;
+#[cfg(feature = "cloud")]
+pub(crate) use outside::PackedName;
 pub use runs::{NewRun, Run};
 pub use snapshot::{CommitRequest, MAX_LAYERS, Snapshot};
 pub use source::FrozenSource;

@@ -101,6 +101,27 @@ impl Store {
     #[expect(clippy::needless_pass_by_value, reason = "a committed staging is gone")]
     pub fn commit(self: &Arc<Self>, staging: Staging, request: CommitRequest<'_>) -> Result<SnapshotRef, StoreError> {
         let written = if staging.prune()? { None } else { Some(self.place(staging.home())?) };
+        self.stack(written, request)
+    }
+
+    /// Makes a snapshot whose topmost layer, where the step changed anything, came from elsewhere and lies in its place:
+    /// see [`Store::unpack_layer`]. Takes as long as [`Store::commit`].
+    ///
+    /// # Errors
+    /// Where layers can't be merged; then there is no snapshot.
+    pub fn commit_layer(
+        self: &Arc<Self>,
+        layer: Option<LayerId>,
+        request: CommitRequest<'_>,
+    ) -> Result<SnapshotRef, StoreError> {
+        self.stack(layer, request)
+    }
+
+    fn stack(
+        self: &Arc<Self>,
+        written: Option<LayerId>,
+        request: CommitRequest<'_>,
+    ) -> Result<SnapshotRef, StoreError> {
         let mut layers: Vec<LayerId> = written.iter().cloned().collect();
         layers.extend(request.delta);
         if let Some(parent) = request.parent {
@@ -108,7 +129,7 @@ impl Store {
         }
         if layers.len() > MAX_LAYERS {
             layers = vec![self.merge(&layers, request.id_map)?];
-            if let Some(written) = written {
+            if let Some(written) = written.filter(|it| self.made(it.as_str())) {
                 self.discard_from(&self.layer_home(&written))?;
             }
         }

@@ -28,7 +28,7 @@ impl Store {
     }
 
     /// What a source in the store consists of.
-    pub(super) fn manifest(&self, id: &SourceId) -> Result<Manifest, StoreError> {
+    pub(crate) fn manifest(&self, id: &SourceId) -> Result<Manifest, StoreError> {
         Manifest::read(&self.source_home(id).join("manifest"))
     }
 

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use super::{
-    super::{Digest, RemoteError, RemoteErrorKind, reapi},
+    super::{Digest, RemoteError, RemoteErrorKind, reapi, retry::retried},
     Blob, Cas,
 };
 
@@ -37,7 +37,7 @@ pub(super) fn plan(blobs: Vec<Blob>, batch_bytes: usize) -> (Vec<Vec<Blob>>, Vec
 impl Cas {
     /// Writes blobs by one call; those that the engine could not take just now once more.
     pub(super) async fn write_batch(&self, mut blobs: Vec<Blob>) -> Result<(), RemoteError> {
-        let written = self.endpoint.retry().run(async || {
+        retried!(self.endpoint.retry(), {
             let reading = blobs.clone();
             let read = tokio::task::spawn_blocking(move || {
                 let read = reading.iter().map(|blob| match blob.read(0, usize::MAX) {
@@ -81,8 +81,7 @@ impl Cas {
             }
             blobs.extend(left.into_values());
             again.map_or(Ok(()), Err)
-        });
-        written.await
+        })
     }
 
     /// Reads small blobs, many by one call. What is missing is an error that names all of it.
@@ -99,7 +98,7 @@ impl Cas {
             read.push((blob.digest, self.read(blob.digest, blob.digest.size_bytes).await?));
         }
         for batch in batches {
-            let answers = self.endpoint.retry().run(async || {
+            let answers = retried!(self.endpoint.retry(), {
                 let mut client = self.endpoint.cas_client().await;
                 let request = reapi::BatchReadBlobsRequest {
                     instance_name: self.endpoint.instance().to_owned(),
@@ -110,7 +109,7 @@ impl Cas {
                 Ok(answer.map_err(|status| self.endpoint.error(&status))?.into_inner().responses)
             });
             let mut found: HashMap<Digest, Vec<u8>> = HashMap::new();
-            for answer in answers.await? {
+            for answer in answers? {
                 let digest = answer.digest.as_ref().map(|digest| self.digest(digest)).transpose()?;
                 let Some(digest) = digest else { continue };
                 if let Some(status) = answer.status.filter(|status| status.code != 0) {

@@ -7,11 +7,15 @@ mod write;
 
 use std::collections::HashSet;
 
-use futures_util::{StreamExt, TryStreamExt, future, stream};
+use futures_util::{
+    FutureExt, StreamExt, TryStreamExt,
+    future::{self, BoxFuture},
+    stream,
+};
 
 pub use self::blob::{Blob, Content};
 use self::write::Write;
-use super::{Digest, Endpoint, RemoteError, RemoteErrorKind, reapi};
+use super::{Digest, Endpoint, RemoteError, RemoteErrorKind, reapi, retry::retried};
 
 /// Digests in one question: some 80 bytes each, in messages of 4 MiB.
 const ASK_AT_ONCE: usize = 16_384;
@@ -51,19 +55,16 @@ impl Cas {
         let digests: HashSet<Digest> = digests.into_iter().collect();
         let digests: Vec<reapi::Digest> = digests.into_iter().map(Into::into).collect();
         let asked = digests.chunks(ASK_AT_ONCE).map(|digests| async {
-            self.endpoint
-                .retry()
-                .run(async || {
-                    let mut client = self.endpoint.cas_client().await;
-                    let request = reapi::FindMissingBlobsRequest {
-                        instance_name: self.endpoint.instance().to_owned(),
-                        blob_digests: digests.to_vec(),
-                        ..Default::default()
-                    };
-                    let answer = client.find_missing_blobs(self.endpoint.request(request)).await;
-                    Ok(answer.map_err(|status| self.endpoint.error(&status))?.into_inner().missing_blob_digests)
-                })
-                .await
+            retried!(self.endpoint.retry(), {
+                let mut client = self.endpoint.cas_client().await;
+                let request = reapi::FindMissingBlobsRequest {
+                    instance_name: self.endpoint.instance().to_owned(),
+                    blob_digests: digests.to_vec(),
+                    ..Default::default()
+                };
+                let answer = client.find_missing_blobs(self.endpoint.request(request)).await;
+                Ok(answer.map_err(|status| self.endpoint.error(&status))?.into_inner().missing_blob_digests)
+            })
         });
         let mut missing = HashSet::new();
         for answer in future::try_join_all(asked).await? {
@@ -107,12 +108,15 @@ impl Cas {
         let uploaded =
             Uploaded { blobs: blobs.len() as u64, bytes: blobs.iter().map(|blob| blob.digest.size_bytes).sum() };
         let (batches, large) = batch::plan(blobs, limits.batch_bytes);
-        let batches = stream::iter(batches).map(|batch| future::Either::Left(self.write_batch(batch)));
-        let large = stream::iter(large).map(|blob| {
-            let write = Write::new(&self.endpoint, blob);
-            future::Either::Right(async move { write.run().await })
-        });
-        large.chain(batches).buffer_unordered(AT_ONCE).try_for_each(|()| future::ready(Ok(()))).await?;
+        // Boxed and gathered: a stream that makes futures as it goes can't be shown to be `Send`.
+        let mut calls: Vec<BoxFuture<'_, Result<(), RemoteError>>> = Vec::new();
+        for blob in large {
+            calls.push(Write::new(&self.endpoint, blob).run().boxed());
+        }
+        for batch in batches {
+            calls.push(self.write_batch(batch).boxed());
+        }
+        stream::iter(calls).buffer_unordered(AT_ONCE).try_for_each(|()| future::ready(Ok(()))).await?;
         Ok(uploaded)
     }
 

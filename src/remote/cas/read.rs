@@ -11,7 +11,7 @@ use bazel_remote_apis::google::bytestream::ReadRequest;
 use sha2::{Digest as _, Sha256};
 
 use super::{
-    super::{Digest, RemoteError, RemoteErrorKind},
+    super::{Digest, RemoteError, RemoteErrorKind, retry::retried},
     Cas,
 };
 
@@ -79,7 +79,7 @@ impl Cas {
         let mut gathered = Vec::new();
         // The empty blob is everywhere, and some engines do not have it.
         if digest.size_bytes > 0 {
-            let read = self.endpoint.retry().run(async || {
+            let read = retried!(self.endpoint.retry(), {
                 let mut client = self.endpoint.byte_stream_client().await;
                 let came = sink.as_ref().map_or(0, |sink| sink.size_bytes) + gathered.len() as u64;
                 let read_offset = i64::try_from(came).unwrap_or(i64::MAX);
@@ -110,7 +110,7 @@ impl Cas {
                 }
                 Ok(())
             });
-            read.await?;
+            read?;
         }
         let Some(taking) = sink else {
             return Err(failed(io::Error::other("the thread that writes is gone")));

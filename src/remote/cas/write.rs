@@ -6,7 +6,7 @@ use bazel_remote_apis::google::bytestream::{QueryWriteStatusRequest, WriteReques
 use futures_util::stream;
 
 use super::{
-    super::{Endpoint, RemoteError, RemoteErrorKind},
+    super::{Endpoint, RemoteError, RemoteErrorKind, retry::retried},
     Blob,
 };
 
@@ -31,16 +31,15 @@ impl Write {
     }
 
     /// Writes the blob.
-    pub(super) async fn run(&self) -> Result<(), RemoteError> {
+    pub(super) async fn run(self) -> Result<(), RemoteError> {
         let mut first = true;
-        let written = self.endpoint.retry().run(async || {
+        retried!(self.endpoint.retry(), {
             let from = if std::mem::take(&mut first) { 0 } else { self.committed().await? };
             if from >= self.blob.digest.size_bytes && from > 0 {
                 return Ok(());
             }
             self.write(from).await
-        });
-        written.await
+        })
     }
 
     /// How much the engine has.

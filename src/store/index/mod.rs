@@ -5,6 +5,8 @@
 //! transaction with all rows that belong together, so that a kill at any moment leaves either all of it or nothing.
 //! Writes are not synced: [`super::Store::sync`] says what survives a power cut. Knows nothing of what rows are for.
 
+#[cfg(feature = "cloud")]
+pub(super) mod blobs;
 pub(super) mod cache;
 pub(super) mod collect;
 pub(super) mod images;

@@ -3,7 +3,7 @@
 use rusqlite::{Connection, TransactionBehavior};
 
 /// Each entry turns an index of the version that is its place into the next one. Append only.
-const MIGRATIONS: [&str; 1] = [V1];
+const MIGRATIONS: [&str; 2] = [V1, V2];
 
 /// Times are milliseconds since the Unix epoch. A `stack` is the ids of layers, topmost first, a line each. Rows of
 /// layers, and nothing else, tell what lies on disk; a name whose stack has a layer without a row is worth nothing. What
@@ -110,6 +110,18 @@ CREATE TABLE reaped (
     count      INTEGER NOT NULL,
     shown      INTEGER NOT NULL DEFAULT 0     -- 1: somebody was told
 );
+";
+
+/// What layers and files are called outside of the store: digests of the packed form, and SHA-256 where we have BLAKE3.
+const V2: &str = "
+ALTER TABLE layers ADD COLUMN blob TEXT;                -- the digest of its packed form, compressed
+ALTER TABLE layers ADD COLUMN blob_bytes INTEGER;
+CREATE TABLE contents (
+    content    BLOB PRIMARY KEY,              -- the hash that manifests have
+    sha256     BLOB NOT NULL,
+    made_at    INTEGER NOT NULL
+) WITHOUT ROWID;
+CREATE INDEX contents_made ON contents (made_at);
 ";
 
 /// Brings the tables to this version.

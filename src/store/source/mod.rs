@@ -60,7 +60,7 @@ pub struct FrozenSource {
 
 impl FrozenSource {
     /// Where a file of this source lies; `path` is relative to the tree.
-    pub(super) fn locate(&self, path: &Path) -> PathBuf {
+    pub(crate) fn locate(&self, path: &Path) -> PathBuf {
         let within = Path::new("workspace").join(path);
         let has_it = |root: &&PathBuf| root.join(&within).symlink_metadata().is_ok();
         let root = self.roots.iter().find(has_it).or(self.roots.last());

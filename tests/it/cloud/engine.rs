@@ -58,14 +58,22 @@ impl TestEngine {
         Some(Self { casd: Some((child, state)), url: format!("grpc://127.0.0.1:{port}") })
     }
 
-    pub(crate) fn endpoint(&self) -> Endpoint {
+    pub(crate) fn options(&self) -> EndpointOptions {
         let mut options = EndpointOptions::new(self.url.clone());
         options.instance = std::env::var("HM_REAPI_INSTANCE").unwrap_or_default();
-        Endpoint::new(options).unwrap()
+        options
+    }
+
+    /// What its workers must be asked for, so that steps can have namespaces.
+    pub(crate) fn platform(&self) -> Vec<(String, String)> {
+        match &self.casd {
+            Some(_) => [("unixUID", "1000"), ("unixGID", "1000")].map(|(a, b)| (a.into(), b.into())).to_vec(),
+            None => Vec::new(),
+        }
     }
 
     pub(crate) fn cas(&self) -> Cas {
-        Cas::new(self.endpoint())
+        Cas::new(Endpoint::new(self.options()).unwrap())
     }
 }
 

@@ -7,4 +7,8 @@ pub(crate) mod buildgrid;
 mod cas;
 mod engine;
 #[cfg(target_os = "linux")]
+mod sources;
+#[cfg(target_os = "linux")]
+mod steps;
+#[cfg(target_os = "linux")]
 mod worker;

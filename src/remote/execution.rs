@@ -1,0 +1,196 @@
+//! Running an Action, over as many connections as it takes.
+
+use bazel_remote_apis::google::{
+    longrunning::{CancelOperationRequest, Operation, operation, operations_client::OperationsClient},
+    protobuf::Any,
+};
+use futures_util::{Stream, stream};
+use prost::Message;
+use tonic::{Request, Streaming};
+
+use super::{
+    Digest, Endpoint, RemoteError, RemoteErrorKind, endpoint::MAX_MESSAGE_BYTES, reapi,
+    reapi::execution_client::ExecutionClient, retry::retried,
+};
+
+/// An engine that forgets an Action so often does not run it.
+const MAX_RESTARTS: u32 = 5;
+
+/// What an engine tells while it runs an Action.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub enum Update {
+    /// It has the Action.
+    Progress {
+        /// By this name it is cancelled.
+        operation: String,
+        /// Whether a worker runs it now.
+        executing: bool,
+        /// Where its output can be read while it runs; empty where it can't.
+        stdout_stream: String,
+        /// The same for what it says of errors.
+        stderr_stream: String,
+    },
+    /// It ended. A status within says how, and whether there is a result.
+    Done(Box<reapi::ExecuteResponse>),
+}
+
+/// Runs Actions.
+#[derive(Debug, Clone)]
+pub struct Execution {
+    endpoint: Endpoint,
+}
+
+impl Execution {
+    /// On the engine at `endpoint`.
+    #[must_use]
+    pub fn new(endpoint: Endpoint) -> Self {
+        Self { endpoint }
+    }
+
+    /// Runs an Action whose blobs are all there, and tells how it goes until it is done. Where a connection breaks it is
+    /// waited for over another; where the engine forgot it, it is begun again. The stream ends with what is done, or the
+    /// first error that stays.
+    pub fn run(
+        &self,
+        action: Digest,
+        skip_cache_lookup: bool,
+    ) -> impl Stream<Item = Result<Update, RemoteError>> + Send + use<> {
+        let request = reapi::ExecuteRequest {
+            instance_name: self.endpoint.instance().to_owned(),
+            skip_cache_lookup,
+            action_digest: Some(action.into()),
+            inline_stdout: true,
+            inline_stderr: true,
+            inline_output_files: vec!["result.json".into()],
+            ..Default::default()
+        };
+        let running = Running {
+            endpoint: self.endpoint.clone(),
+            request,
+            operation: None,
+            answer: None,
+            failures: 0,
+            restarts: 0,
+        };
+        stream::unfold(Some(running), async |running| {
+            let mut running = running?;
+            match running.next().await {
+                Ok(done @ Update::Done(_)) => Some((Ok(done), None)),
+                Ok(update) => Some((Ok(update), Some(running))),
+                Err(error) => Some((Err(error), None)),
+            }
+        })
+    }
+
+    /// Asks the engine to end an Action.
+    ///
+    /// # Errors
+    /// Where it can't, such as [`RemoteErrorKind::Unimplemented`].
+    pub async fn cancel(&self, operation: &str) -> Result<(), RemoteError> {
+        let cancelled = retried!(self.endpoint.retry(), {
+            let mut client = OperationsClient::new(self.endpoint.service().await);
+            let request = CancelOperationRequest { name: operation.to_owned() };
+            let answer = client.cancel_operation(self.endpoint.request(request)).await;
+            answer.map(drop).map_err(|status| self.endpoint.error(&status))
+        });
+        match cancelled {
+            // It ended just now.
+            Err(error) if error.kind() == RemoteErrorKind::NotFound => Ok(()),
+            cancelled => cancelled,
+        }
+    }
+
+    /// What a status that is no success says; `None` for a success.
+    #[must_use]
+    pub fn trouble(&self, response: &reapi::ExecuteResponse) -> Option<RemoteError> {
+        response.status.as_ref().filter(|status| status.code != 0).map(|status| self.endpoint.answer_error(status))
+    }
+}
+
+/// One Action on its way.
+struct Running {
+    endpoint: Endpoint,
+    request: reapi::ExecuteRequest,
+    operation: Option<String>,
+    answer: Option<Streaming<Operation>>,
+    failures: u32,
+    restarts: u32,
+}
+
+impl Running {
+    async fn next(&mut self) -> Result<Update, RemoteError> {
+        loop {
+            let error = match self.try_next().await {
+                Ok(update) => {
+                    self.failures = 0;
+                    return Ok(update);
+                }
+                Err(error) => error,
+            };
+            self.answer = None;
+            let is_forgotten = error.kind() == RemoteErrorKind::NotFound && self.operation.is_some();
+            if is_forgotten && self.restarts < MAX_RESTARTS {
+                tracing::debug!(%error, "the engine forgot an Action: it is begun again");
+                self.restarts += 1;
+                self.operation = None;
+            } else if !error.is_transient() {
+                return Err(error);
+            }
+            self.failures += 1;
+            if self.failures >= self.endpoint.retry().attempts {
+                return Err(error);
+            }
+            tokio::time::sleep(self.endpoint.retry().pause(self.failures)).await;
+        }
+    }
+
+    async fn try_next(&mut self) -> Result<Update, RemoteError> {
+        let endpoint = self.endpoint.clone();
+        let failed = |status: tonic::Status| endpoint.error(&status);
+        let answer = match &mut self.answer {
+            Some(answer) => answer,
+            None => {
+                let mut client = ExecutionClient::new(self.endpoint.service().await)
+                    .max_decoding_message_size(2 * MAX_MESSAGE_BYTES);
+                let answer = match &self.operation {
+                    Some(name) => {
+                        client.wait_execution(Request::new(reapi::WaitExecutionRequest { name: name.clone() })).await
+                    }
+                    None => client.execute(Request::new(self.request.clone())).await,
+                };
+                self.answer.insert(answer.map_err(failed)?.into_inner())
+            }
+        };
+        let Some(operation) = answer.message().await.map_err(failed)? else {
+            let why = "it ended the stream before the Action did";
+            return Err(self.endpoint.own_error(RemoteErrorKind::Unavailable, why));
+        };
+        if !operation.name.is_empty() {
+            self.operation = Some(operation.name.clone());
+        }
+        let corrupt = |error: prost::DecodeError| endpoint.own_error(RemoteErrorKind::Corrupt, error.to_string());
+        match operation.result {
+            Some(operation::Result::Response(Any { value, .. })) if operation.done => {
+                Ok(Update::Done(Box::new(reapi::ExecuteResponse::decode(&value[..]).map_err(corrupt)?)))
+            }
+            Some(operation::Result::Error(status)) if operation.done => {
+                Ok(Update::Done(Box::new(reapi::ExecuteResponse { status: Some(status), ..Default::default() })))
+            }
+            _ if operation.done => {
+                Err(self.endpoint.own_error(RemoteErrorKind::Corrupt, "it says that the Action is done, and not how"))
+            }
+            _ => {
+                // What is no metadata of ours tells nothing, and is no reason to give up.
+                let metadata = operation.metadata.map(|any| any.value).unwrap_or_default();
+                let metadata = reapi::ExecuteOperationMetadata::decode(&metadata[..]).unwrap_or_default();
+                Ok(Update::Progress {
+                    operation: operation.name,
+                    executing: metadata.stage == reapi::execution_stage::Value::Executing as i32,
+                    stdout_stream: metadata.stdout_stream_name,
+                    stderr_stream: metadata.stderr_stream_name,
+                })
+            }
+        }
+    }
+}

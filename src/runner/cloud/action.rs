@@ -1,0 +1,158 @@
+//! A step as an Action: what it is made of, and which blobs that takes.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use prost::Message;
+
+use super::boot::{Boot, Part};
+use crate::{
+    cache::Cacheable,
+    remote::{Blob, Digest, DirectoryTree, FileAttributes, TreeError, reapi},
+    runner::{ExecutorInput, Limits, Network, RunnerError, StepContext},
+    step::{self, Lower, StepInput},
+    store::PackedName,
+};
+
+/// What a worker may take beyond the step's own time, for fetching and packing.
+const AROUND_STEP: Duration = Duration::from_secs(20 * 60);
+
+/// The files of an Action.
+pub(super) const PROGRAM: &str = "hm-step";
+const INPUT: &str = "input.json";
+pub(super) const RESULT: &str = "result.json";
+pub(super) const LAYER: &str = "layer.tar.zst";
+const SOURCE: &str = "source";
+
+/// An Action that is ready to be run, once its blobs are at the engine.
+#[derive(Debug)]
+pub(super) struct Prepared {
+    pub(super) action: Digest,
+    /// Small ones, all but the program.
+    pub(super) blobs: Vec<Blob>,
+    /// Whether the engine may answer with what an equal Action gave before.
+    pub(super) cacheable: bool,
+}
+
+/// What an Action is made of, at the engine by now.
+pub(super) struct Parts<'a> {
+    pub(super) boot: &'a Boot,
+    /// What the layers among the boot's parts are called, in their order.
+    pub(super) layers: &'a [PackedName],
+    /// The directory that has the source.
+    pub(super) source: Digest,
+    pub(super) program: Digest,
+    pub(super) platform: &'a [(String, String)],
+    pub(super) limits: &'a Limits,
+}
+
+impl Parts<'_> {
+    /// Makes the Action of one attempt.
+    pub(super) fn prepare(&self, ctx: &StepContext, input: &ExecutorInput) -> Result<Prepared, RunnerError> {
+        let step_input = self.step_input(ctx, input);
+        let json = serde_json::to_vec(&step_input)
+            .map_err(|error| RunnerError::infrastructure("encode the step's input", error))?;
+        let json = Blob::of_bytes(json);
+        let tree = self
+            .input_root(json.digest)
+            .map_err(|error| RunnerError::infrastructure("make the step's input root", anyhow::Error::new(error)))?;
+        let command = message(&self.command());
+        // A result that is too old for us may be young enough for the engine: such steps are never its to answer.
+        let cacheable = Cacheable::of(&input.step).filter(|policy| policy.max_age.is_none()).is_some();
+        let salt = match cacheable {
+            true => serde_json::to_vec(&input.step.cache).unwrap_or_default(),
+            false => uuid::Uuid::new_v4().as_bytes().to_vec(),
+        };
+        let bound = input.step.timeout_seconds.map(|it| Duration::from_secs(it.get().into()) + ctx.grace + AROUND_STEP);
+        let action = message(&reapi::Action {
+            command_digest: Some(command.digest.into()),
+            input_root_digest: Some(tree.root.into()),
+            timeout: bound.map(|bound| bazel_remote_apis::google::protobuf::Duration {
+                seconds: i64::try_from(bound.as_secs()).unwrap_or(i64::MAX),
+                nanos: 0,
+            }),
+            do_not_cache: !cacheable,
+            salt,
+            platform: Some(self.platform()),
+        });
+        let digest = action.digest;
+        let mut blobs = tree.directories;
+        blobs.extend([json, command, action]);
+        Ok(Prepared { action: digest, blobs, cacheable: cacheable && ctx.attempt == 1 })
+    }
+
+    fn step_input(&self, ctx: &StepContext, input: &ExecutorInput) -> StepInput {
+        let mut env: BTreeMap<String, String> = self.boot.env.clone();
+        env.extend(input.env.iter().map(|(name, value)| (name.to_string(), value.to_string())));
+        let mut layers = self.layers.iter().enumerate();
+        let stack = self.boot.parts.iter().filter_map(|part| match part {
+            Part::Source => Some(Lower::Workspace { path: SOURCE.into() }),
+            Part::Layer(_) | Part::Rootfs(_) => layers
+                .next()
+                .map(|(index, name)| Lower::Layer { path: layer_path(index), diff_id: name.diff_id.to_string() }),
+        });
+        let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+        StepInput {
+            version: step::VERSION,
+            command: input.step.cmd.to_string(),
+            env,
+            workdir: input.workdir.to_string(),
+            stack: stack.collect(),
+            commit: input.cache_lookup.commits(),
+            timeout_ms: input.step.timeout_seconds.map(|it| u64::from(it.get()) * 1000),
+            grace_ms: millis(ctx.grace),
+            limits: step_limits(self.limits),
+        }
+    }
+
+    fn input_root(&self, json: Digest) -> Result<crate::remote::Tree, TreeError> {
+        let mut root = DirectoryTree::default();
+        let file = FileAttributes { mode: 0o644, mtime: (0, 0) };
+        root.add_file(PROGRAM.as_bytes(), self.program, FileAttributes { mode: 0o755, ..file })?;
+        root.add_file(INPUT.as_bytes(), json, file)?;
+        root.add_tree(SOURCE.as_bytes(), self.source)?;
+        for (index, name) in self.layers.iter().enumerate() {
+            root.add_file(layer_path(index).as_bytes(), super::layers::digest(name), file)?;
+        }
+        Ok(root.finish())
+    }
+
+    #[expect(deprecated, reason = "engines of older versions look for the platform here")]
+    fn command(&self) -> reapi::Command {
+        reapi::Command {
+            arguments: vec![format!("./{PROGRAM}"), INPUT.into()],
+            output_paths: vec![LAYER.into(), RESULT.into()],
+            platform: Some(self.platform()),
+            ..Default::default()
+        }
+    }
+
+    fn platform(&self) -> reapi::Platform {
+        let mut properties: Vec<_> = self
+            .platform
+            .iter()
+            .map(|(name, value)| reapi::platform::Property { name: name.clone(), value: value.clone() })
+            .collect();
+        properties.sort_by(|a, b| (&a.name, &a.value).cmp(&(&b.name, &b.value)));
+        reapi::Platform { properties }
+    }
+}
+
+fn layer_path(index: usize) -> String {
+    format!("layers/{index}.tar.zst")
+}
+
+fn message(message: &impl Message) -> Blob {
+    Blob::of_bytes(message.encode_to_vec())
+}
+
+fn step_limits(limits: &Limits) -> step::Limits {
+    step::Limits {
+        memory_bytes: limits.memory.map(|memory| memory.bytes),
+        cpus: limits.cpus.map(|cpus| cpus.0),
+        pids: limits.pids.map(Into::into),
+        network: match limits.network {
+            Network::Host => step::Network::Host,
+            Network::None => step::Network::None,
+        },
+    }
+}

@@ -1,0 +1,128 @@
+//! What a step boots from, before any of it travels.
+
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
+
+use uuid::Uuid;
+
+use super::trouble;
+use crate::{
+    event::{EventBus, StdStream},
+    runner::{ExecutorInput, RunnerError, StepContext},
+    store::{Base, CommitRequest, FrozenSource, IdMap, ImageError, Images, LayerId, Notes, Snapshot, SourceId, Store},
+};
+
+/// A part of a step's filesystem.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Part {
+    /// A layer of the store.
+    Layer(LayerId),
+    /// A directory with a whole root filesystem.
+    Rootfs(PathBuf),
+    /// The source tree.
+    Source,
+}
+
+/// What a step boots from.
+#[derive(Debug)]
+pub(super) struct Boot {
+    /// Lowest first.
+    pub(super) parts: Vec<Part>,
+    pub(super) source: Arc<FrozenSource>,
+    /// The variables that the image sets.
+    pub(super) env: BTreeMap<String, String>,
+    pub(super) id_map: IdMap,
+    parent: Option<Arc<Snapshot>>,
+    base: Base,
+    delta: Option<LayerId>,
+}
+
+impl Boot {
+    /// Looks up what `input` boots from; an image is fetched.
+    pub(super) async fn of(
+        ctx: &StepContext,
+        input: &ExecutorInput,
+        store: &Arc<Store>,
+        images: &Images,
+        id_map: IdMap,
+    ) -> Result<Self, RunnerError> {
+        let source = ctx.archives.freeze(store).await.map_err(trouble::store("freeze the source"))?;
+        let parent = match &input.parent_snapshot {
+            Some(snapshot) => Some(store.snapshot(snapshot).map_err(trouble::store("read the parent's snapshot"))?),
+            None => None,
+        };
+        if let Some(parent) = &parent
+            && parent.id_map != id_map
+        {
+            let why = "the snapshot to start from was made with another way of mapping ids: run its step again";
+            return Err(RunnerError::unsupported(why));
+        }
+        let base = match (&parent, &input.step.image) {
+            (Some(parent), _) => parent.base.clone(),
+            (None, Some(image)) => {
+                let notes = StepNotes { bus: &ctx.event_bus, step_id: input.step_id };
+                Box::pin(images.fetch(store, image, id_map, &notes)).await.map_err(no_image)?
+            }
+            (None, None) => Base::Host,
+        };
+        let (opened, old, new) = (Arc::clone(store), parent.clone(), Arc::clone(&source));
+        let delta = trouble::on_thread("compare the source", move || match old {
+            Some(old) if old.source != new.id => opened.delta(&old, &new).map_err(trouble::store("compare the source")),
+            _ => Ok(None),
+        });
+        let delta = delta.await?;
+        let (mut parts, mut env) = (Vec::new(), BTreeMap::new());
+        match &base {
+            Base::Host => {
+                return Err(RunnerError::unsupported(
+                    "image `host` is this machine's own system, which can't travel: name another image, such as \
+                     `--image host=debian:bookworm`",
+                ));
+            }
+            Base::Rootfs(dir) => {
+                let ground = store.ground_layer(id_map).map_err(trouble::store("make the lowest layer"))?;
+                parts.extend([Part::Layer(ground), Part::Rootfs(dir.clone())]);
+            }
+            Base::Image(digest) => {
+                let image = store.image(digest, id_map).map_err(no_image)?;
+                parts.extend(image.layers.into_iter().rev().map(Part::Layer));
+                env = image.env;
+            }
+        }
+        parts.push(Part::Source);
+        parts.extend(parent.iter().flat_map(|parent| parent.layers.iter().rev()).cloned().map(Part::Layer));
+        parts.extend(delta.clone().map(Part::Layer));
+        Ok(Self { parts, source, env, id_map, parent, base, delta })
+    }
+
+    /// What a snapshot of this step stands on.
+    pub(super) fn commit_request(&self) -> CommitRequest<'_> {
+        CommitRequest {
+            parent: self.parent.as_deref(),
+            base: self.base.clone(),
+            source: SourceId::clone(&self.source.id),
+            delta: self.delta.clone(),
+            id_map: self.id_map,
+        }
+    }
+}
+
+/// Fetching has made all the attempts that are worth it; what is left is the store's own trouble.
+pub(super) fn no_image(error: ImageError) -> RunnerError {
+    match error {
+        ImageError::Store(error) => trouble::store("get the image")(error),
+        error => RunnerError::unsupported(format!("failed to get the image: {:#}", anyhow::Error::new(error))),
+    }
+}
+
+/// Tells a step's user how its image is coming along.
+struct StepNotes<'a> {
+    bus: &'a EventBus,
+    step_id: Uuid,
+}
+
+impl Notes for StepNotes<'_> {
+    async fn note(&self, mut line: String) {
+        line.push('\n');
+        self.bus.output(self.step_id, StdStream::Stderr, line.as_bytes()).await;
+    }
+}

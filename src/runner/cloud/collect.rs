@@ -1,0 +1,129 @@
+//! What an Action gave: how its command ended, and the layer that it left.
+
+use std::sync::Arc;
+
+use super::{
+    action::{LAYER, RESULT},
+    boot::Boot,
+    layers::{Layers, image_digest},
+    trouble::{self, on_thread},
+};
+use crate::{
+    remote::{Cas, Digest, reapi},
+    runner::{Limits, RunnerError, SnapshotRef, StepContext},
+    step::{Exit, StepOutput},
+    store::{BlobFile, ImageDigest, LayerId, PackedName, Store, tree::UnpackLimits},
+};
+
+/// More than `result.json` ever has.
+const MAX_RESULT_BYTES: u64 = 1 << 20;
+
+/// Reads how the command ended.
+pub(super) async fn step_output(result: &reapi::ActionResult, cas: &Cas) -> Result<StepOutput, RunnerError> {
+    let Some(file) = result.output_files.iter().find(|file| file.path == RESULT) else {
+        return Err(RunnerError::infrastructure(
+            "run the step",
+            anyhow::anyhow!(
+                "hm-step left no {RESULT} and ended with exit code {}: is it built for the worker's system, and static?",
+                result.exit_code
+            ),
+        ));
+    };
+    let bytes = if file.contents.is_empty() {
+        let digest = file_digest(file)?;
+        cas.read(digest, MAX_RESULT_BYTES).await.map_err(trouble::remote("read the step's result"))?
+    } else {
+        file.contents.clone()
+    };
+    StepOutput::decode(&bytes)
+        .map_err(|error| RunnerError::unsupported(format!("failed to read the step's result: {error}")))
+}
+
+/// The command's exit code, where it ended by itself.
+pub(super) fn exit_code(output: &StepOutput, limits: &Limits, ctx: &StepContext) -> Result<i32, RunnerError> {
+    match &output.exit {
+        Exit::Exited { code } => Ok(*code),
+        Exit::OutOfMemory => Err(RunnerError::out_of_memory(limits.memory.map_or(0, |memory| memory.bytes))),
+        Exit::TimedOut => Err(RunnerError::timed_out()),
+        Exit::Terminated if ctx.cancel.is_cancelled() => Err(ctx.interrupted()),
+        Exit::Terminated => {
+            Err(RunnerError::infrastructure("keep the step running", anyhow::anyhow!("its worker was told to end it")))
+        }
+        Exit::Failed { message, retry: true } => {
+            Err(RunnerError::infrastructure("run the step", anyhow::anyhow!("on its worker: {message}")))
+        }
+        Exit::Failed { message, retry: false } => {
+            Err(RunnerError::unsupported(format!("failed to run the step on its worker: {message}")))
+        }
+    }
+}
+
+/// Takes home the layer that the command left, and makes it a snapshot.
+pub(super) async fn snapshot(
+    result: &reapi::ActionResult,
+    output: &StepOutput,
+    boot: Boot,
+    cas: &Cas,
+    store: &Arc<Store>,
+    layers: &Layers,
+) -> Result<SnapshotRef, RunnerError> {
+    // Until the snapshot has it.
+    let _lease = store.lease().map_err(trouble::store("take a lease"))?;
+    let layer = match &output.layer {
+        None => None,
+        Some(left) => {
+            let diff_id = image_digest(&left.diff_id)?;
+            let Some(file) = result.output_files.iter().find(|file| file.path == LAYER) else {
+                let error = anyhow::anyhow!("the engine's result does not have {LAYER}");
+                return Err(RunnerError::infrastructure("take the step's layer home", error));
+            };
+            let digest = file_digest(file)?;
+            let layer = take_home(diff_id, digest, &boot, cas, store).await?;
+            let blob = ImageDigest::from_bytes(digest.hash);
+            layers.note(store, &layer, PackedName { diff_id, blob, size_bytes: digest.size_bytes }).await?;
+            Some(layer)
+        }
+    };
+    let store = Arc::clone(store);
+    on_thread("commit the step's layer", move || {
+        store.commit_layer(layer, boot.commit_request()).map_err(trouble::store("commit the step's layer"))
+    })
+    .await
+}
+
+async fn take_home(
+    diff_id: ImageDigest,
+    digest: Digest,
+    boot: &Boot,
+    cas: &Cas,
+    store: &Arc<Store>,
+) -> Result<LayerId, RunnerError> {
+    const DOING: &str = "take the step's layer home";
+    let id_map = boot.id_map;
+    let find = {
+        let store = Arc::clone(store);
+        move || store.layer_by_content(&diff_id, id_map).map_err(trouble::store(DOING))
+    };
+    let name = LayerId::of_image(&diff_id, id_map);
+    let _lock = store.lock_layer(&name).await.map_err(trouble::store(DOING))?;
+    if let Some(layer) = on_thread(DOING, find).await? {
+        return Ok(layer);
+    }
+    let path = store.new_tmp();
+    cas.read_to_file(digest, &path).await.map_err(trouble::remote(DOING))?;
+    let store = Arc::clone(store);
+    on_thread(DOING, move || {
+        let file = std::fs::File::open(&path).map_err(|error| RunnerError::infrastructure(DOING, error))?;
+        let blob = BlobFile { file, offset: 0, length: digest.size_bytes };
+        let unpacked = store.unpack_layer("the step's layer", &diff_id, id_map, blob, UnpackLimits::default());
+        store.discard(path);
+        unpacked.map_err(super::boot::no_image)
+    })
+    .await
+}
+
+fn file_digest(file: &reapi::OutputFile) -> Result<Digest, RunnerError> {
+    let digest = file.digest.as_ref().ok_or_else(|| anyhow::anyhow!("{} has no digest", file.path));
+    let digest = digest.and_then(|digest| Ok(Digest::try_from(digest)?));
+    digest.map_err(|error| RunnerError::infrastructure("read what the step left", error))
+}

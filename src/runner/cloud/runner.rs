@@ -1,0 +1,472 @@
+//! The runner itself: one attempt from its input to its snapshot.
+
+use std::{
+    num::NonZeroUsize,
+    path::PathBuf,
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use futures_util::{StreamExt, future};
+use tokio::time::Instant;
+
+use super::{
+    action::{Parts, Prepared},
+    boot::{Boot, no_image},
+    collect,
+    layers::{Ground, Layers},
+    output::Output,
+    source::Sources,
+    step_program::StepProgram,
+    trouble::{self, on_thread},
+};
+use crate::{
+    event::StdStream,
+    remote::{
+        Cas, Digest, Endpoint, EndpointOptions, Execution, OptionsError, RemoteError, RemoteErrorKind, Update,
+        Uploaded, reapi,
+    },
+    runner::{
+        ArgsSchema, CacheIdentity, ExecutorInput, ImageSupport, Limits, Pool, Probe, RunnerCapabilities, RunnerError,
+        SnapshotRef, StepContext, StepResult, StepRunner, sandbox::SandboxRunner,
+    },
+    store::{FrozenSource, IdMap, ImageOptions, Images, Store, StoreHandle, Surroundings, image_identity},
+};
+
+/// Steps in flight, unless somebody says otherwise.
+const JOBS: NonZeroUsize = NonZeroUsize::new(16).expect("not zero");
+/// How often what the engine lost is uploaded again for one attempt.
+const MAX_ROUNDS: u32 = 4;
+/// How long asking an engine to end a step may take.
+const CANCELLING: Duration = Duration::from_secs(5);
+/// What an engine may take to say that a step ended, beyond the step's grace.
+const LINGER: Duration = Duration::from_secs(2);
+
+/// Runs each step on an engine that speaks the Remote Execution API.
+///
+/// Needs an endpoint, and the static `hm-step`. Nothing is connected or opened before the first step.
+#[derive(Debug)]
+pub struct CloudRunner {
+    engine: Result<Endpoint, Unready>,
+    platform: Vec<(String, String)>,
+    jobs: NonZeroUsize,
+    store: StoreHandle,
+    images: Images,
+    program: StepProgram,
+    layers: Layers,
+    sources: Sources,
+    /// Knows how ids are mapped in this machine's steps, with which those of this runner share layers.
+    local: SandboxRunner,
+    uploaded_blobs: AtomicU64,
+    uploaded_bytes: AtomicU64,
+}
+
+/// Why there is no engine to talk to.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+enum Unready {
+    #[error("no engine is named")]
+    Nowhere,
+    #[error(transparent)]
+    Options(OptionsError),
+}
+
+const SET_ENDPOINT: &str =
+    "name one: --remote grpc://HOST:PORT, HM_REMOTE, or `endpoint` below [remote] in .hm/hm.toml";
+
+/// Makes a [`CloudRunner`].
+#[derive(Debug, Clone, Default)]
+pub struct CloudBuilder {
+    endpoint: Option<EndpointOptions>,
+    platform: Vec<(String, String)>,
+    jobs: Option<NonZeroUsize>,
+    store: StoreHandle,
+    images: ImageOptions,
+    program: Option<PathBuf>,
+    sandbox_helper: Option<PathBuf>,
+}
+
+impl CloudBuilder {
+    /// Runs steps on the engine there.
+    #[must_use]
+    pub fn endpoint(mut self, endpoint: EndpointOptions) -> Self {
+        self.endpoint = Some(endpoint);
+        self
+    }
+
+    /// Wants workers with this property.
+    #[must_use]
+    pub fn platform_property(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
+        self.platform.push((name.into(), value.into()));
+        self
+    }
+
+    /// How many steps may be in flight at once, besides those on this machine. By default 16.
+    #[must_use]
+    pub fn jobs(mut self, jobs: NonZeroUsize) -> Self {
+        self.jobs = Some(jobs);
+        self
+    }
+
+    /// Keeps layers and snapshots in this store instead of the one at its default place.
+    #[must_use]
+    pub fn store(mut self, store: impl Into<StoreHandle>) -> Self {
+        self.store = store.into();
+        self
+    }
+
+    /// Finds and fetches images in this way.
+    #[must_use]
+    pub fn images(mut self, options: ImageOptions) -> Self {
+        self.images = options;
+        self
+    }
+
+    /// Sends this `hm-step`, instead of the one that `HM_STEP` names or that lies beside this program.
+    #[must_use]
+    pub fn step_program(mut self, program: impl Into<PathBuf>) -> Self {
+        self.program = Some(program.into());
+        self
+    }
+
+    /// Starts this `hm` to read layers of subordinate ids, as [`SandboxBuilder::helper`] does.
+    ///
+    /// [`SandboxBuilder::helper`]: crate::runner::sandbox::SandboxBuilder::helper
+    #[must_use]
+    pub fn helper(mut self, program: impl Into<PathBuf>) -> Self {
+        self.sandbox_helper = Some(program.into());
+        self
+    }
+
+    /// The runner. Nothing is connected or opened yet; what is wrong with the endpoint, its probe tells.
+    #[must_use]
+    pub fn build(self) -> CloudRunner {
+        let engine = match self.endpoint {
+            Some(options) => Endpoint::new(options).map_err(Unready::Options),
+            None => Err(Unready::Nowhere),
+        };
+        let local = SandboxRunner::builder().store(self.store.clone());
+        let local = match self.sandbox_helper {
+            Some(helper) => local.helper(helper),
+            None => local,
+        };
+        CloudRunner {
+            engine,
+            platform: self.platform,
+            jobs: self.jobs.unwrap_or(JOBS),
+            images: Images::new(self.images),
+            program: StepProgram::new(self.program),
+            store: self.store,
+            layers: Layers::default(),
+            sources: Sources::default(),
+            local: local.build(),
+            uploaded_blobs: AtomicU64::new(0),
+            uploaded_bytes: AtomicU64::new(0),
+        }
+    }
+}
+
+/// An attempt's Action, and what its result is put together with.
+struct Ready {
+    boot: Boot,
+    prepared: Prepared,
+}
+
+impl CloudRunner {
+    /// A runner with settings of its own.
+    #[must_use]
+    pub fn builder() -> CloudBuilder {
+        CloudBuilder::default()
+    }
+
+    /// What was brought to the engine so far.
+    #[must_use]
+    pub fn uploaded(&self) -> Uploaded {
+        Uploaded { blobs: self.uploaded_blobs.load(Relaxed), bytes: self.uploaded_bytes.load(Relaxed) }
+    }
+
+    /// Brings a source to the engine ahead of the steps that need it. Tells the directory that has it as `workspace`.
+    ///
+    /// # Errors
+    /// Where it can't be read or uploaded.
+    pub async fn upload_source(&self, source: &Arc<FrozenSource>) -> Result<Digest, RunnerError> {
+        let store = self.store()?;
+        let cas = Cas::new(self.engine()?.clone());
+        self.sources.bring(&store, &cas, source, |uploaded| self.count(uploaded)).await
+    }
+
+    fn count(&self, uploaded: Uploaded) {
+        self.uploaded_blobs.fetch_add(uploaded.blobs, Relaxed);
+        self.uploaded_bytes.fetch_add(uploaded.bytes, Relaxed);
+    }
+
+    fn engine(&self) -> Result<&Endpoint, RunnerError> {
+        self.engine.as_ref().map_err(|error| RunnerError::unsupported(format!("{error}: {SET_ENDPOINT}")))
+    }
+
+    fn store(&self) -> Result<Arc<Store>, RunnerError> {
+        self.store.get().map_err(trouble::store("open the store"))
+    }
+
+    /// Brings everything to the engine that the attempt needs.
+    async fn prepare(
+        &self,
+        ctx: &StepContext,
+        input: &ExecutorInput,
+        limits: &Limits,
+        cas: &Cas,
+        store: &Arc<Store>,
+    ) -> Result<Ready, RunnerError> {
+        let program = self.program.blob().await?;
+        let id_map = self.local.prepare_trees(store).await?;
+        let boot = Boot::of(ctx, input, store, &self.images, id_map).await?;
+        let source = self.sources.bring(store, cas, &boot.source, |uploaded| self.count(uploaded)).await?;
+        let ground = Ground { store, cas, id_map };
+        let layers = boot.parts.iter().map(|part| self.layers.bring(&ground, part, |uploaded| self.count(uploaded)));
+        let layers: Vec<_> = future::try_join_all(layers).await?.into_iter().flatten().collect();
+        let parts =
+            Parts { boot: &boot, layers: &layers, source, program: program.digest, platform: &self.platform, limits };
+        let mut prepared = parts.prepare(ctx, input)?;
+        let mut blobs = std::mem::take(&mut prepared.blobs);
+        blobs.push(program);
+        self.count(cas.upload(blobs).await.map_err(trouble::remote("upload the step"))?);
+        Ok(Ready { boot, prepared })
+    }
+
+    /// Runs an Action to its end, or until the attempt is interrupted.
+    async fn run(
+        &self,
+        engine: &Endpoint,
+        action: Digest,
+        skip_cache_lookup: bool,
+        output: &mut Output<'_>,
+        ctx: &StepContext,
+    ) -> Result<Result<Box<reapi::ExecuteResponse>, RemoteError>, RunnerError> {
+        let execution = Execution::new(engine.clone());
+        let mut updates = pin!(execution.run(action, skip_cache_lookup));
+        let mut operation = String::new();
+        // When the attempt was interrupted: how long its end is waited for, and whether the engine was told.
+        let (mut until, mut told) = (None, false);
+        loop {
+            if until.is_some() && !told && !operation.is_empty() {
+                told = true;
+                match tokio::time::timeout(CANCELLING, execution.cancel(&operation)).await {
+                    Ok(Ok(())) => {}
+                    // It goes on, and ends by its own time limit.
+                    Ok(Err(error)) => {
+                        tracing::debug!(%error, "a cancelled step is left to the engine");
+                        return Err(ctx.interrupted());
+                    }
+                    Err(_) => return Err(ctx.interrupted()),
+                }
+            }
+            tokio::select! {
+                update = updates.next() => match update {
+                    Some(Ok(Update::Progress { operation: name, stdout_stream, stderr_stream, .. })) => {
+                        operation = name;
+                        output.follow(engine, StdStream::Stdout, &stdout_stream).await;
+                        output.follow(engine, StdStream::Stderr, &stderr_stream).await;
+                    }
+                    Some(Ok(Update::Done(response))) => return Ok(Ok(response)),
+                    Some(Err(error)) => return Ok(Err(error)),
+                    None => return Err(RunnerError::infrastructure(
+                        "run the step",
+                        anyhow::anyhow!("the engine's answers ended"),
+                    )),
+                },
+                () = output.next() => {}
+                () = ctx.cancel.cancelled(), if until.is_none() => {
+                    until = Some(Instant::now() + ctx.grace + LINGER);
+                }
+                () = tokio::time::sleep_until(until.unwrap_or_else(Instant::now)), if until.is_some() => {
+                    return Err(ctx.interrupted());
+                }
+            }
+        }
+    }
+
+    /// One attempt, up to what the engine says of it.
+    async fn attempt(
+        &self,
+        engine: &Endpoint,
+        ctx: &StepContext,
+        input: &ExecutorInput,
+        limits: &Limits,
+        store: &Arc<Store>,
+    ) -> Result<(Boot, reapi::ActionResult), RunnerError> {
+        let cas = Cas::new(engine.clone());
+        let mut output = Output::new(&ctx.event_bus, input.step_id);
+        let (mut round, mut distrust_cache) = (1, false);
+        loop {
+            let preparing = self.prepare(ctx, input, limits, &cas, store);
+            let Ready { boot, prepared } = tokio::select! {
+                ready = preparing => ready?,
+                () = ctx.cancel.cancelled() => return Err(ctx.interrupted()),
+            };
+            let skip_cache_lookup = distrust_cache || !prepared.cacheable;
+            let ended = self.run(engine, prepared.action, skip_cache_lookup, &mut output, ctx).await?;
+            let response = match ended {
+                Ok(response) => match Execution::new(engine.clone()).trouble(&response) {
+                    Some(error) => Err((error, Some(response))),
+                    None => Ok(response),
+                },
+                Err(error) => Err((error, None)),
+            };
+            let response = match response {
+                Ok(response) => response,
+                Err((error, _)) if error.kind() == RemoteErrorKind::MissingBlobs && round < MAX_ROUNDS => {
+                    tracing::debug!(%error, round, "what the engine lost is uploaded again");
+                    self.sources.forget();
+                    round += 1;
+                    continue;
+                }
+                Err((error, response)) => {
+                    if let Some(result) = response.and_then(|response| response.result) {
+                        output.finish(&result, &cas, store).await?;
+                    }
+                    if ctx.cancel.is_cancelled() {
+                        return Err(ctx.interrupted());
+                    }
+                    return Err(trouble::remote("run the step")(error));
+                }
+            };
+            let is_cached = response.cached_result;
+            let Some(result) = response.result else {
+                let error = anyhow::anyhow!("the engine says that it is done, and gives no result");
+                return Err(RunnerError::infrastructure("run the step", error));
+            };
+            // What failed once may pass now: that is why somebody runs it again.
+            if is_cached && result.exit_code != 0 && !distrust_cache {
+                distrust_cache = true;
+                continue;
+            }
+            output.finish(&result, &cas, store).await?;
+            return Ok((boot, result));
+        }
+    }
+}
+
+impl StepRunner for CloudRunner {
+    const NAME: &'static str = "cloud";
+
+    async fn execute(&self, ctx: &StepContext, input: ExecutorInput) -> Result<StepResult, RunnerError> {
+        if !ctx.secrets.is_empty() {
+            return Err(RunnerError::unsupported(
+                "secrets are not sent to other machines: run the step on the sandbox",
+            ));
+        }
+        let limits = Limits::of_args(input.step.runner_args.as_ref())?;
+        let engine = self.engine()?;
+        let store = self.store()?;
+        // Boxed, because it is large, and other runners' futures need no room for it.
+        let (boot, result) = Box::pin(self.attempt(engine, ctx, &input, &limits, &store)).await?;
+        let cas = Cas::new(engine.clone());
+        let output = collect::step_output(&result, &cas).await?;
+        let exit_code = collect::exit_code(&output, &limits, ctx)?;
+        let committed_snapshot = if exit_code == 0 && input.cache_lookup.commits() {
+            let taking = collect::snapshot(&result, &output, boot, &cas, &store, &self.layers);
+            let snapshot = Box::pin(taking).await?;
+            store.describe(&snapshot, Arc::new(surroundings(&input)));
+            Some(snapshot)
+        } else {
+            None
+        };
+        Ok(StepResult { exit_code, committed_snapshot, artifacts: Vec::new() })
+    }
+
+    async fn reap_snapshots(&self, snapshots: Vec<SnapshotRef>) {
+        let Some(store) = self.store.get_opened() else { return };
+        let removed = on_thread("remove snapshots", move || {
+            store.remove_snapshots(&snapshots).map_err(trouble::store("remove snapshots"))
+        });
+        if let Err(error) = removed.await {
+            tracing::warn!(%error, "failed to remove snapshots");
+        }
+    }
+
+    async fn probe(&self) -> Probe {
+        let unusable = |reason: String, hint: &str| Probe::Unusable { reason, hint: hint.into() };
+        let engine = match &self.engine {
+            Ok(engine) => engine,
+            Err(error) => return unusable(error.to_string(), SET_ENDPOINT),
+        };
+        let program = match self.program.locate() {
+            Ok(program) => program.path,
+            Err(error) => return unusable(error.to_string(), "`just hm-step` builds one; HM_STEP names it"),
+        };
+        match engine.check().await {
+            Err(error) => unusable(
+                error.to_string(),
+                match error.kind() {
+                    RemoteErrorKind::Denied => "set --remote-header, or --remote-cert and --remote-key",
+                    _ => SET_ENDPOINT,
+                },
+            ),
+            Ok(limits) if !limits.executes => unusable(
+                format!("{} has a cache, and runs nothing", engine.place()),
+                "name an engine that executes, or another instance (--remote-instance)",
+            ),
+            Ok(limits) if !limits.sha256 => {
+                unusable(format!("{} does not know SHA-256", engine.place()), "turn SHA-256 on at the engine")
+            }
+            Ok(_) => Probe::Usable { note: Some(format!("{}, {}", engine.place(), program.display())) },
+        }
+    }
+
+    async fn cache_identity(&self, image: Option<&str>) -> Result<Option<CacheIdentity>, RunnerError> {
+        let image = match image {
+            None => None,
+            Some(image) => {
+                let store = self.store()?;
+                let base = Box::pin(self.images.pin(&store, image, &())).await.map_err(no_image)?;
+                let identity = on_thread("look at the image", move || {
+                    image_identity(&base, &[]).map_err(trouble::store("tell what the image stands for"))
+                });
+                Some(identity.await?.into())
+            }
+        };
+        let mode = match self.local.predicted_id_map().await {
+            IdMap::Root => "root",
+            IdMap::Range => "range",
+            IdMap::Single => "single",
+        };
+        Ok(Some(CacheIdentity { image, mode: mode.into() }))
+    }
+
+    fn capabilities(&self) -> RunnerCapabilities {
+        RunnerCapabilities {
+            workspace: true,
+            snapshots: true,
+            layers: true,
+            // Who runs steps with a single id, on a worker, loses them.
+            ownership: false,
+            xattrs: true,
+            secrets: false,
+            isolation: true,
+            limits: true,
+            network: true,
+            images: ImageSupport::Portable,
+        }
+    }
+
+    fn args_schema(&self) -> ArgsSchema {
+        ArgsSchema::of::<Limits>()
+    }
+
+    fn pool(&self) -> Pool {
+        Pool::Own { limit: self.jobs }
+    }
+}
+
+fn surroundings(input: &ExecutorInput) -> Surroundings {
+    Surroundings {
+        env: Arc::clone(&input.env),
+        workdir: Arc::clone(&input.workdir),
+        runner_args: input.step.runner_args.clone(),
+        host_dirs: Vec::new(),
+        had_secrets: false,
+    }
+}

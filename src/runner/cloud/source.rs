@@ -1,0 +1,124 @@
+//! The frozen source as a tree at the engine: what is there already stays here, and no file is hashed twice.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    ffi::OsStr,
+    os::unix::ffi::OsStrExt,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use super::trouble::{self, on_thread};
+use crate::{
+    remote::{Blob, Cas, Digest, DirectoryTree, FileAttributes, Tree, TreeError, Uploaded},
+    runner::RunnerError,
+    store::{FrozenSource, SourceId, SourceKind, Store},
+};
+
+/// The tree of a source, once it is at the engine; held while it is being brought there.
+type Slot = Arc<tokio::sync::Mutex<Option<Digest>>>;
+
+/// More sources than this are forgotten all at once.
+const MAX_REMEMBERED: usize = 64;
+
+/// Sources that are at the engine, as far as this process knows.
+#[derive(Debug, Default)]
+pub(super) struct Sources(Mutex<HashMap<SourceId, Slot>>);
+
+/// A source's tree, and which file has which content.
+struct Named {
+    tree: Tree,
+    files: BTreeMap<Digest, Vec<u8>>,
+}
+
+impl Sources {
+    /// Brings a source to the engine, unless this process did so before. Tells the directory that has it as `workspace`.
+    pub(super) async fn bring(
+        &self,
+        store: &Arc<Store>,
+        cas: &Cas,
+        source: &Arc<FrozenSource>,
+        uploaded: impl Fn(Uploaded),
+    ) -> Result<Digest, RunnerError> {
+        let slot = self.slot(&source.id);
+        let mut slot = slot.lock().await;
+        if let Some(root) = *slot {
+            return Ok(root);
+        }
+        let (opened, frozen) = (Arc::clone(store), Arc::clone(source));
+        let Named { tree, files } = on_thread("name the source's files", move || name(&opened, &frozen)).await?;
+        let directories = tree.directories.iter().map(|blob| blob.digest);
+        let missing = cas.find_missing(files.keys().copied().chain(directories)).await;
+        let missing = missing.map_err(trouble::remote("ask for the source's files"))?;
+        let (frozen, wanted) = (Arc::clone(source), missing.clone());
+        let blobs = on_thread("find the source's files", move || {
+            let files = files.iter().filter(|(digest, _)| wanted.contains(digest));
+            let files = files.map(|(digest, path)| Blob::of_file(*digest, frozen.locate(&as_path(path))));
+            Ok(files.chain(tree.directories).collect::<Vec<_>>())
+        });
+        uploaded(cas.upload_missing(blobs.await?, missing).await.map_err(trouble::remote("upload the source"))?);
+        *slot = Some(tree.root);
+        Ok(tree.root)
+    }
+
+    /// Forgets that a source is at the engine, because the engine says that it is not.
+    pub(super) fn forget(&self) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
+    fn slot(&self, source: &SourceId) -> Slot {
+        let mut slots = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if slots.len() >= MAX_REMEMBERED {
+            slots.clear();
+        }
+        Arc::clone(slots.entry(source.clone()).or_default())
+    }
+}
+
+fn as_path(bytes: &[u8]) -> PathBuf {
+    Path::new(OsStr::from_bytes(bytes)).to_path_buf()
+}
+
+/// Names every file and directory of a source. Reads those files alone whose content was never named before.
+fn name(store: &Store, source: &FrozenSource) -> Result<Named, RunnerError> {
+    let failed = trouble::store("read the source's manifest");
+    let manifest = store.manifest(&source.id).map_err(failed)?;
+    let contents: Vec<[u8; 32]> = manifest
+        .entries()
+        .filter_map(|entry| if let SourceKind::File { hash, .. } = entry.kind { Some(*hash) } else { None })
+        .collect();
+    let known = store.known_sha256(&contents).map_err(trouble::store("look up what files are called"))?;
+    let mut known = known.into_iter();
+    let (mut tree, mut files, mut new) = (DirectoryTree::default(), BTreeMap::new(), Vec::new());
+    tree.add_directory(b"workspace").map_err(untravelable)?;
+    for entry in manifest.entries() {
+        let path = [b"workspace/", entry.path].concat();
+        let attributes = FileAttributes { mode: entry.mode, mtime: entry.mtime };
+        match entry.kind {
+            SourceKind::Directory => tree.add_directory(&path).map(drop).map_err(untravelable)?,
+            SourceKind::Symlink { target } => tree.add_symlink(&path, target, attributes).map_err(untravelable)?,
+            SourceKind::File { size_bytes, hash } => {
+                let digest = match known.next().flatten() {
+                    Some(sha256) => Digest { hash: sha256, size_bytes },
+                    None => {
+                        let place = source.locate(&as_path(entry.path));
+                        let digest = Digest::of_file(&place)
+                            .map_err(|error| RunnerError::infrastructure(format!("read {}", place.display()), error))?;
+                        new.push((*hash, digest.hash));
+                        digest
+                    }
+                };
+                tree.add_file(&path, digest, attributes).map_err(untravelable)?;
+                files.insert(digest, entry.path.to_vec());
+            }
+        }
+    }
+    if !new.is_empty() {
+        store.remember_sha256(&new).map_err(trouble::store("remember what files are called"))?;
+    }
+    Ok(Named { tree: tree.finish(), files })
+}
+
+fn untravelable(error: TreeError) -> RunnerError {
+    RunnerError::unsupported(format!("failed to send the source: {:#}", anyhow::Error::new(error)))
+}

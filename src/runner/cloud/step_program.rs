@@ -1,0 +1,46 @@
+//! The program that runs a step on somebody else's machine.
+
+use std::path::PathBuf;
+
+use tokio::sync::OnceCell;
+
+use super::trouble::on_thread;
+use crate::{
+    remote::{Blob, Digest},
+    runner::RunnerError,
+    step::{self, NoStepProgram},
+};
+
+/// Where the program is, and what it is called by its content once that was asked.
+#[derive(Debug, Default)]
+pub(super) struct StepProgram {
+    named: Option<PathBuf>,
+    blob: OnceCell<Blob>,
+}
+
+impl StepProgram {
+    /// The program there, or the one that is found.
+    pub(super) fn new(named: Option<PathBuf>) -> Self {
+        Self { named, blob: OnceCell::new() }
+    }
+
+    /// The program as a blob. It is read once.
+    pub(super) async fn blob(&self) -> Result<Blob, RunnerError> {
+        let blob = self.blob.get_or_try_init(async || {
+            let path = self.locate().map_err(|error| RunnerError::unsupported(error.to_string()))?.path;
+            on_thread("read hm-step", move || {
+                let digest = Digest::of_file(&path);
+                let digest = digest
+                    .map_err(|error| RunnerError::unsupported(format!("failed to read {}: {error}", path.display())))?;
+                Ok(Blob::of_file(digest, path))
+            })
+            .await
+        });
+        blob.await.cloned()
+    }
+
+    /// Where it is.
+    pub(super) fn locate(&self) -> Result<step::StepProgram, NoStepProgram> {
+        step::locate(self.named.as_deref())
+    }
+}

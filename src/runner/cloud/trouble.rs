@@ -1,0 +1,29 @@
+//! Trouble with an engine or with the store, as runners tell it.
+
+use crate::{
+    remote::{RemoteError, RemoteErrorKind},
+    runner::RunnerError,
+    store::StoreError,
+};
+
+/// What may pass is worth another attempt; a verdict stays so.
+pub(super) fn remote(doing: &'static str) -> impl FnOnce(RemoteError) -> RunnerError {
+    move |error| match error.kind() {
+        RemoteErrorKind::Unavailable | RemoteErrorKind::MissingBlobs | RemoteErrorKind::Cancelled => {
+            RunnerError::infrastructure(doing, error)
+        }
+        _ => RunnerError::unsupported(format!("failed to {doing}: {:#}", anyhow::Error::new(error))),
+    }
+}
+
+pub(super) fn store(doing: &'static str) -> impl FnOnce(StoreError) -> RunnerError {
+    move |error| RunnerError::infrastructure(doing, error)
+}
+
+/// Does work that reads or writes files on a thread for it.
+pub(super) async fn on_thread<T: Send + 'static>(
+    doing: &'static str,
+    work: impl FnOnce() -> Result<T, RunnerError> + Send + 'static,
+) -> Result<T, RunnerError> {
+    tokio::task::spawn_blocking(work).await.map_err(|error| RunnerError::infrastructure(doing, error))?
+}

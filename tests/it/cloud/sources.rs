@@ -1,0 +1,45 @@
+//! What of a large source travels.
+
+use std::{fs, sync::Arc, sync::atomic::AtomicBool};
+
+use hm_exec::{remote::Uploaded, runner::cloud::CloudRunner, store::Store};
+
+use super::engine::TestEngine;
+
+const DIRS: usize = 200;
+const FILES: usize = 100;
+
+#[tokio::test]
+async fn one_changed_file_of_twenty_thousand_uploads_itself_and_the_directories_above_it() {
+    let Some(engine) = TestEngine::start() else { return };
+    let top = tempfile::tempdir().unwrap();
+    let source = top.path().join("source");
+    let seed = uuid::Uuid::new_v4();
+    for dir in 0..DIRS {
+        let dir_path = source.join(format!("a/{dir}"));
+        fs::create_dir_all(&dir_path).unwrap();
+        for file in 0..FILES {
+            fs::write(dir_path.join(file.to_string()), format!("{seed} {dir} {file}")).unwrap();
+        }
+    }
+    let store = Store::open(&top.path().join("store")).unwrap();
+    let freeze = || Arc::new(store.freeze(&source, &AtomicBool::new(false)).unwrap());
+    let runner = || CloudRunner::builder().endpoint(engine.options()).store(Arc::clone(&store)).build();
+
+    let first = runner();
+    let frozen = freeze();
+    let whole = first.upload_source(&frozen).await.unwrap();
+    // Each file, its directory, `a`, `workspace`, and the directory that has that.
+    assert_eq!(first.uploaded().blobs, (DIRS * FILES + DIRS + 3) as u64);
+    assert_eq!(first.upload_source(&frozen).await.unwrap(), whole);
+
+    fs::write(source.join("a/7/7"), format!("{seed} changed")).unwrap();
+    let changed = freeze();
+    // By another process: nothing is known but what the store and the engine have.
+    let second = runner();
+    assert_ne!(second.upload_source(&changed).await.unwrap(), whole);
+    assert_eq!(second.uploaded().blobs, 5, "the file, `7`, `a`, `workspace`, and the directory that has that");
+    let third = runner();
+    third.upload_source(&changed).await.unwrap();
+    assert_eq!(third.uploaded(), Uploaded::default());
+}
