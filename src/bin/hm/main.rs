@@ -8,6 +8,7 @@ mod history;
 mod left;
 mod log;
 mod pipelines;
+mod remote;
 mod render;
 mod runners;
 mod signals;
@@ -29,7 +30,7 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    Run(run::Args),
+    Run(Box<run::Args>),
     Plan(plan::Args),
     Pipelines(list::Args),
     Render(render_ir::Args),

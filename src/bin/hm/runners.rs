@@ -3,14 +3,17 @@
 use std::{num::NonZeroUsize, path::PathBuf};
 
 #[cfg(target_os = "linux")]
-use hm_exec::runner::sandbox::SandboxRunner;
+use hm_exec::runner::{cloud::CloudRunner, sandbox::SandboxRunner};
 use hm_exec::{
     Engine, RunnerSet,
     runner::process::ProcessRunner,
     store::{ImageOptions, Store, StoreHandle},
 };
 
-use crate::failure::{Failure, Outcome};
+use crate::{
+    failure::{Failure, Outcome},
+    remote::Remote,
+};
 
 /// The runners of `hm`, by the names that pipelines use. Where there is no sandbox there is no default either: to run
 /// without isolation is a decision, not a fallback.
@@ -20,22 +23,26 @@ pub(crate) struct Runners {
     #[runner(default)]
     sandbox: SandboxRunner,
     process: ProcessRunner,
+    #[cfg(target_os = "linux")]
+    cloud: CloudRunner,
 }
 
 impl Runners {
-    /// The runners, on the store in [`store_dir`]; nothing is opened before one of them needs it. The sandbox shows
-    /// `host_dirs` to steps on image `host`.
-    pub(crate) fn new(host_dirs: &[PathBuf]) -> Outcome<Self> {
-        Ok(Self::on(&store()?, host_dirs, ImageOptions::default()))
+    /// The runners, on the store in [`store_dir`]; nothing is opened before one of them needs it.
+    pub(crate) fn new(remote: Remote) -> Outcome<Self> {
+        Ok(Self::on(&store()?, &[], ImageOptions::default(), remote))
     }
 
-    /// The same on a store that others use, too, with a word on how images are found.
-    #[cfg_attr(not(target_os = "linux"), expect(unused_variables, reason = "only the sandbox wants them"))]
-    pub(crate) fn on(store: &StoreHandle, host_dirs: &[PathBuf], images: ImageOptions) -> Self {
+    /// The same on a store that others use, too, with a word on how images are found. The sandbox shows `host_dirs` to
+    /// steps on image `host`.
+    #[cfg_attr(not(target_os = "linux"), expect(unused_variables, reason = "only Linux has the other runners"))]
+    pub(crate) fn on(store: &StoreHandle, host_dirs: &[PathBuf], images: ImageOptions, remote: Remote) -> Self {
         Self {
             #[cfg(target_os = "linux")]
-            sandbox: sandbox(store, host_dirs, images),
+            sandbox: sandbox(store, host_dirs, images.clone()),
             process: ProcessRunner::new(store.clone()),
+            #[cfg(target_os = "linux")]
+            cloud: cloud(store, images, remote),
         }
     }
 
@@ -55,6 +62,22 @@ impl Runners {
 pub(crate) fn sandbox(store: &StoreHandle, host_dirs: &[PathBuf], images: ImageOptions) -> SandboxRunner {
     let builder = SandboxRunner::builder().store(store.clone()).keep_failed(true).images(images);
     host_dirs.iter().fold(builder, |builder, dir| builder.host_dir(dir)).build()
+}
+
+/// The cloud runner of `hm`.
+#[cfg(target_os = "linux")]
+fn cloud(store: &StoreHandle, images: ImageOptions, remote: Remote) -> CloudRunner {
+    let Remote { endpoint, platform, jobs } = remote;
+    let builder = CloudRunner::builder().store(store.clone()).images(images);
+    let builder = platform.into_iter().fold(builder, |builder, (name, value)| builder.platform_property(name, value));
+    let builder = match jobs {
+        Some(jobs) => builder.jobs(jobs),
+        None => builder,
+    };
+    match endpoint {
+        Some(endpoint) => builder.endpoint(endpoint).build(),
+        None => builder.build(),
+    }
 }
 
 /// The store, not opened yet.

@@ -14,6 +14,7 @@ use crate::{
     args::{BindArgs, SourceArgs},
     failure::Outcome,
     pipelines::{self, parse},
+    remote::Remote,
     render::{style::Style, text},
     runners::Runners,
 };
@@ -61,7 +62,7 @@ struct ShownStep<'a> {
 pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
     let (definition, _) = pipelines::find(&args.source)?;
     let plan = parse(&definition)?;
-    let bound = plan::bind(&plan, Runners::new(&[])?.descriptors(), &args.bind.bind_options()?)
+    let bound = plan::bind(&plan, Runners::new(Remote::default())?.descriptors(), &args.bind.bind_options()?)
         .map_err(|invalid| definition.invalid(&invalid))?;
     let shown = show(&definition.name, &bound);
     match args.format {

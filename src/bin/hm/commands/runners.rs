@@ -11,6 +11,8 @@ use serde_json::json;
 use super::{AnswerFormat, print, print_json, table};
 use crate::{
     failure::{Failure, Outcome},
+    pipelines,
+    remote::{Remote, RemoteArgs},
     render::text,
     runners::Runners,
 };
@@ -21,10 +23,13 @@ pub(crate) struct Args {
     /// How to print the list
     #[arg(long, value_enum, default_value_t)]
     format: AnswerFormat,
+
+    #[command(flatten)]
+    remote: RemoteArgs,
 }
 
 pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
-    let runners = probe_all()?;
+    let runners = probe_all(resolve(&args.remote)?)?;
     match args.format {
         AnswerFormat::Text => {
             let rows = runners.iter().map(|(runner, probe)| {
@@ -56,13 +61,18 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
     }
 }
 
+/// The engine that steps would run on, where we are.
+pub(super) fn resolve(args: &RemoteArgs) -> Outcome<Remote> {
+    args.resolve(pipelines::Source::locate(None)?.hm_dir.as_deref())
+}
+
 /// Every runner, and whether it works here.
-pub(super) fn probe_all() -> Outcome<Vec<(RunnerDescriptor, Probe)>> {
+pub(super) fn probe_all(remote: Remote) -> Outcome<Vec<(RunnerDescriptor, Probe)>> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|error| Failure::infrastructure("failed to start the runtime").because(error))?;
-    let runners = Runners::new(&[])?;
+    let runners = Runners::new(remote)?;
     let probes = runtime.block_on(runners.probe_all());
     Ok(runners.descriptors().into_iter().zip(probes).collect())
 }

@@ -61,7 +61,7 @@ impl fmt::Display for Origin {
 pub(crate) struct Source {
     /// The directory that steps see.
     pub(crate) dir: PathBuf,
-    hm_dir: Option<PathBuf>,
+    pub(crate) hm_dir: Option<PathBuf>,
 }
 
 impl Source {

@@ -11,6 +11,7 @@ use super::{AnswerFormat, print, print_json};
 use crate::{
     commands::runners,
     failure::Outcome,
+    remote::RemoteArgs,
     render::{style::Style, text},
 };
 
@@ -22,15 +23,24 @@ pub(crate) struct Args {
     /// How to print the checks
     #[arg(long, value_enum, default_value_t)]
     format: AnswerFormat,
+
+    #[command(flatten)]
+    remote: RemoteArgs,
 }
 
 pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
     let mut checks = checks::all();
-    let runners = runners::probe_all()?;
+    let remote = runners::resolve(&args.remote)?;
+    let has_engine = remote.endpoint.is_some();
+    let runners = runners::probe_all(remote)?;
     checks.extend(runners.into_iter().map(|(runner, probe)| Check {
         name: format!("runner {}", runner.name),
         finding: match probe {
             Probe::Usable { note } => Finding::Good(note.unwrap_or_else(|| "works here".into())),
+            // Nobody who names no engine misses one.
+            Probe::Unusable { reason, hint } if !has_engine && *runner.name == *"cloud" => {
+                Finding::Lacking { what: reason, fix: hint }
+            }
             Probe::Unusable { reason, hint } => Finding::Bad { what: reason, fix: hint },
         },
     }));
