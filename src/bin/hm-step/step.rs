@@ -133,7 +133,7 @@ fn variable(name: &str, value: &str) -> Result<CString, Failure> {
     if name.is_empty() || name.contains('=') {
         return Err(Failure::lasting(format!("{name:?} can't be the name of a variable")));
     }
-    c_string(name, format!("{name}={value}"))
+    c_string(&format!("{name:?}"), format!("{name}={value}"))
 }
 
 fn c_path(path: &Path) -> Result<CString, Failure> {
@@ -141,7 +141,7 @@ fn c_path(path: &Path) -> Result<CString, Failure> {
 }
 
 fn c_string(what: &str, text: impl Into<Vec<u8>>) -> Result<CString, Failure> {
-    CString::new(text).map_err(|_| Failure::lasting(format!("{what:?} has a zero byte in it")))
+    CString::new(text).map_err(|_| Failure::lasting(format!("{what} has a zero byte in it")))
 }
 
 /// Writes the result whole or not at all.
