@@ -13,6 +13,8 @@ mod killed_runs;
 mod looking_back;
 mod output;
 mod python;
+#[cfg(target_os = "linux")]
+mod remote;
 mod shell;
 mod signals;
 mod terminal;

@@ -1,0 +1,113 @@
+//! `hm run --runner cloud`: a pipeline on BuildGrid with two workers, by itself and mixed with the sandbox.
+
+use std::{collections::BTreeMap, path::PathBuf, process::Stdio};
+
+use serde_json::Value;
+
+use super::{
+    super::{
+        backends::usable,
+        cloud::buildgrid::{BuildGrid, until},
+        images::fixture::{Image, has_busybox},
+        sandbox::harness::{is_asleep, is_running, marker},
+    },
+    hm::{Ended, Project},
+};
+
+/// What a run told of each step: the kinds of its events, how it ended, and its lines.
+type Told = BTreeMap<String, (Vec<String>, Value, Vec<String>)>;
+
+/// The pipeline of a repository with three components, whose steps say what they see and leave something: `before` each,
+/// and on the runner that `runner` names.
+fn pipeline(before: &str, runner: impl Fn(usize) -> Option<&'static str>) -> String {
+    let mut ir: Value = serde_json::from_str(include_str!("../../fixtures/ir/monorepo-ci.json")).unwrap();
+    for (at, node) in ir["graph"]["nodes"].as_array_mut().unwrap().iter_mut().enumerate() {
+        let step = &mut node["step"];
+        let key = step["key"].as_str().unwrap().to_owned();
+        step["cmd"] = format!(
+            "{before}; cat input; echo {key} >> /made; cat /made; mkdir -p out; echo {key} > out/{key}; chmod 750 out/{key}; \
+             ln -sf {key} out/link; rm -f /data/new; find out /data | sort | while read f; do stat -c '%n %f %u %g' $f; done"
+        )
+        .into();
+        if let Some(runner) = runner(at) {
+            step["runner"] = runner.into();
+        }
+    }
+    ir.to_string()
+}
+
+/// What a finished run told, apart from times and of images.
+#[track_caller]
+fn told(ended: Ended) -> Told {
+    let events = ended.expect(0).events();
+    let mut keys = BTreeMap::new();
+    let mut told = Told::new();
+    for event in &events {
+        let (Some(id), Some(kind)) = (event["step_id"].as_str(), event["kind"].as_str()) else { continue };
+        if let Some(key) = event["key"].as_str() {
+            keys.insert(id.to_owned(), key.to_owned());
+        }
+        let (kinds, end, lines) = told.entry(keys[id].clone()).or_default();
+        match (kind, event["line"].as_str()) {
+            ("step_log", Some(line)) if line.starts_with("unpack") => {}
+            ("step_log", Some(line)) => lines.push(line.to_owned()),
+            _ => kinds.push(kind.to_owned()),
+        }
+        if kind == "step_end" {
+            *end = event["status"].clone();
+        }
+    }
+    told
+}
+
+#[test]
+fn a_pipeline_on_two_workers_is_what_it_is_in_the_sandbox() {
+    let step = std::env::var_os("HM_STEP").map(PathBuf::from).filter(|path| path.exists());
+    if !usable("hm-step", step.is_some(), "`just hm-step` builds it; HM_STEP names it") || !has_busybox() {
+        return;
+    }
+    let Some(mut engine) = BuildGrid::start() else { return };
+    let mut workers = [engine.worker("first"), engine.worker("second")];
+    let project = Project::new();
+    Image::shell().write_oci(&project.dir.with_file_name("image"), "it");
+    let image = format!("debian:bookworm=oci:{}:it", project.dir.with_file_name("image").display());
+    project.file("input", "from the source\n");
+    let remote = engine.url();
+    let run = |runner: &str, ir: &str| {
+        project.file(".hm/ci.json", ir);
+        let mut hm = project.hm(&["run", "--runner", runner, "--remote", &remote, "--image", &image, "--no-cache"]);
+        hm.args(["--format", "json"]).stdout(Stdio::piped()).stderr(Stdio::piped());
+        hm
+    };
+    let plain = pipeline("true", |_| None);
+    let expected = told(Ended::of(&mut run("sandbox", &plain)));
+    let is_whole = |(_, end, lines): &(_, Value, Vec<_>)| end == "passed" && lines.len() >= 6;
+    assert!(expected.len() == 12 && expected.values().all(is_whole), "{expected:#?}");
+    assert_eq!(told(Ended::of(&mut run("cloud", &plain))), expected);
+    let mixed = pipeline("true", |at| (at % 2 == 1).then_some("sandbox"));
+    assert_eq!(told(Ended::of(&mut run("cloud", &mixed))), expected);
+
+    // A worker that is killed in the middle of a step: another one runs it.
+    let marker = marker();
+    let slow = pipeline(&format!("sleep 2; : {marker}"), |_| None);
+    let hm = run("cloud", &slow).spawn().unwrap();
+    assert!(until(|| is_running(&marker)));
+    workers[0].group.kill();
+    assert_eq!(told(Ended::from(hm.wait_with_output().unwrap())), expected);
+    workers[0] = engine.worker("first");
+
+    // The engine is started anew in the middle of the build.
+    let hm = run("cloud", &slow).spawn().unwrap();
+    assert!(until(|| is_running(&marker)));
+    engine.kill_server();
+    engine.serve();
+    assert_eq!(told(Ended::from(hm.wait_with_output().unwrap())), expected);
+
+    // Interrupted, the command on the worker ends.
+    let marker = super::super::sandbox::harness::marker();
+    let hm = run("cloud", &pipeline(&format!("sleep {marker}"), |_| None)).spawn().unwrap();
+    assert!(until(|| is_asleep(&marker)));
+    rustix::process::kill_process(rustix::process::Pid::from_child(&hm), rustix::process::Signal::INT).unwrap();
+    assert!(until(|| !is_running(&marker)));
+    Ended::from(hm.wait_with_output().unwrap()).expect(130);
+}
