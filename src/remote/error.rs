@@ -40,7 +40,7 @@ pub enum RemoteErrorKind {
 ///
 /// `Display` is a lowercase fragment with the engine's address and its words. What is in headers is in none of it.
 #[derive(Debug, thiserror::Error)]
-#[error("{place} {}: {detail}{}", says(*kind), hint(*kind))]
+#[error("{place} {}: {detail}{}", says(*kind), hint(*kind, place))]
 pub struct RemoteError {
     place: String,
     kind: RemoteErrorKind,
@@ -66,8 +66,12 @@ fn says(kind: RemoteErrorKind) -> &'static str {
     }
 }
 
-fn hint(kind: RemoteErrorKind) -> &'static str {
+fn hint(kind: RemoteErrorKind, place: &str) -> &'static str {
     match kind {
+        // Whoever wants to see another certificate of ours often hangs up before saying so.
+        RemoteErrorKind::Unavailable if place.starts_with("grpcs://") || place.starts_with("https://") => {
+            " (check its address, and whether it runs; where it hangs up, check the headers and the certificates that are sent)"
+        }
         RemoteErrorKind::Denied => " (check the headers and the certificates that are sent)",
         RemoteErrorKind::Unavailable => " (check its address, and whether it runs)",
         RemoteErrorKind::Refused => " (check the instance's name and the platform properties)",

@@ -4,7 +4,7 @@
 
 mod cache;
 mod cp;
-mod hm;
+pub(crate) mod hm;
 mod inputs;
 mod killed;
 #[cfg(target_os = "linux")]

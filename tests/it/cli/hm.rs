@@ -12,22 +12,22 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 /// How long anything may take before a test gives up on it.
-pub(super) const PATIENCE: Duration = Duration::from_secs(120);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 
 /// The `hm` of this build; a copy of it where the suite runs as another user.
-pub(super) fn program() -> PathBuf {
+pub(crate) fn program() -> PathBuf {
     std::env::var_os("HM_TEST_HM").map_or_else(|| env!("CARGO_BIN_EXE_hm").into(), PathBuf::from)
 }
 
 /// A source directory and a store, gone with the value.
-pub(super) struct Project {
+pub(crate) struct Project {
     _root: TempDir,
-    pub(super) dir: PathBuf,
-    pub(super) store: PathBuf,
+    pub(crate) dir: PathBuf,
+    pub(crate) store: PathBuf,
 }
 
 impl Project {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let root = TempDir::new().unwrap();
         let real = root.path().canonicalize().unwrap();
         let (dir, store) = (real.join("src"), real.join("store"));
@@ -36,20 +36,20 @@ impl Project {
     }
 
     /// One with a pipeline `ci` of these steps.
-    pub(super) fn with_steps(steps: &[Step<'_>]) -> Self {
+    pub(crate) fn with_steps(steps: &[Step<'_>]) -> Self {
         let project = Self::new();
         project.file(".hm/ci.json", &ir(steps));
         project
     }
 
-    pub(super) fn file(&self, path: &str, text: &str) {
+    pub(crate) fn file(&self, path: &str, text: &str) {
         let path = self.dir.join(path);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(path, text).unwrap();
     }
 
     /// `hm ARGS` in the source directory.
-    pub(super) fn hm(&self, args: &[&str]) -> Command {
+    pub(crate) fn hm(&self, args: &[&str]) -> Command {
         let mut command = Command::new(program());
         command.args(args).current_dir(&self.dir).env("HM_CACHE_DIR", &self.store).stdin(Stdio::null());
         // The store goes with the project, at any moment.
@@ -61,12 +61,12 @@ impl Project {
     }
 
     /// `hm run --runner process ARGS`, to its end. What is tested is `hm`; the sandbox has tests of its own.
-    pub(super) fn run(&self, args: &[&str]) -> Ended {
+    pub(crate) fn run(&self, args: &[&str]) -> Ended {
         Ended::of(self.hm(&["run", "--runner", "process"]).args(args))
     }
 
     /// Every file of the source directory with its content and time of change.
-    pub(super) fn listing(&self) -> BTreeMap<PathBuf, (SystemTime, Vec<u8>)> {
+    pub(crate) fn listing(&self) -> BTreeMap<PathBuf, (SystemTime, Vec<u8>)> {
         let mut listing = BTreeMap::new();
         walk(&self.dir, &mut |path| {
             let changed = fs::symlink_metadata(path).unwrap().modified().unwrap();
@@ -77,7 +77,7 @@ impl Project {
 }
 
 /// Calls `visit` for everything in `dir`, at any depth.
-pub(super) fn walk(dir: &Path, visit: &mut impl FnMut(&Path)) {
+pub(crate) fn walk(dir: &Path, visit: &mut impl FnMut(&Path)) {
     for entry in fs::read_dir(dir).unwrap() {
         let path = entry.unwrap().path();
         visit(&path);
@@ -88,10 +88,10 @@ pub(super) fn walk(dir: &Path, visit: &mut impl FnMut(&Path)) {
 }
 
 /// A step: its key, its command, and the place of its `builds_in` parent.
-pub(super) type Step<'a> = (&'a str, &'a str, Option<usize>);
+pub(crate) type Step<'a> = (&'a str, &'a str, Option<usize>);
 
 /// The IR of a pipeline of `steps` on the host's system.
-pub(super) fn ir(steps: &[Step<'_>]) -> String {
+pub(crate) fn ir(steps: &[Step<'_>]) -> String {
     let nodes: Vec<Value> =
         steps.iter().map(|(key, cmd, _)| json!({ "step": { "key": key, "cmd": cmd }, "env": {} })).collect();
     let parents = steps.iter().enumerate().filter_map(|(at, step)| step.2.map(|parent| (parent, at)));
@@ -106,27 +106,27 @@ pub(super) fn ir(steps: &[Step<'_>]) -> String {
 
 /// A finished `hm`.
 #[derive(Debug)]
-pub(super) struct Ended {
-    pub(super) code: Option<i32>,
-    pub(super) stdout: String,
-    pub(super) stderr: String,
+pub(crate) struct Ended {
+    pub(crate) code: Option<i32>,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
 }
 
 impl Ended {
-    pub(super) fn of(command: &mut Command) -> Self {
+    pub(crate) fn of(command: &mut Command) -> Self {
         command.output().unwrap().into()
     }
 
     /// Fails with everything that `hm` said unless it ended with `code`.
     #[track_caller]
-    pub(super) fn expect(self, code: i32) -> Self {
+    pub(crate) fn expect(self, code: i32) -> Self {
         assert_eq!(self.code, Some(code), "stdout:\n{}\nstderr:\n{}", self.stdout, self.stderr);
         self
     }
 
     /// The events of `--format json`.
     #[track_caller]
-    pub(super) fn events(&self) -> Vec<Value> {
+    pub(crate) fn events(&self) -> Vec<Value> {
         self.stdout.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {line}"))).collect()
     }
 }
@@ -143,7 +143,7 @@ impl From<Output> for Ended {
 
 /// Waits until `condition` holds; fails when it does not in [`PATIENCE`].
 #[track_caller]
-pub(super) fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+pub(crate) fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !condition() {
         assert!(Instant::now() < deadline, "gave up waiting: {what}");

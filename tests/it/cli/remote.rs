@@ -7,7 +7,10 @@ use serde_json::Value;
 use super::{
     super::{
         backends::usable,
-        cloud::buildgrid::{BuildGrid, until},
+        cloud::{
+            buildgrid::{BuildGrid, until},
+            proxy::{Proxy, Rules},
+        },
         images::fixture::{Image, has_busybox},
         sandbox::harness::{is_asleep, is_running, marker},
     },
@@ -73,12 +76,13 @@ fn a_pipeline_on_two_workers_is_what_it_is_in_the_sandbox() {
     let image = format!("debian:bookworm=oci:{}:it", project.dir.with_file_name("image").display());
     project.file("input", "from the source\n");
     let remote = engine.url();
-    let run = |runner: &str, ir: &str| {
+    let run_at = |remote: &str, runner: &str, ir: &str| {
         project.file(".hm/ci.json", ir);
-        let mut hm = project.hm(&["run", "--runner", runner, "--remote", &remote, "--image", &image, "--no-cache"]);
+        let mut hm = project.hm(&["run", "--runner", runner, "--remote", remote, "--image", &image, "--no-cache"]);
         hm.args(["--format", "json"]).stdout(Stdio::piped()).stderr(Stdio::piped());
         hm
     };
+    let run = |runner: &str, ir: &str| run_at(&remote, runner, ir);
     let plain = pipeline("true", |_| None);
     let expected = told(Ended::of(&mut run("sandbox", &plain)));
     let is_whole = |(_, end, lines): &(_, Value, Vec<_>)| end == "passed" && lines.len() >= 6;
@@ -86,6 +90,14 @@ fn a_pipeline_on_two_workers_is_what_it_is_in_the_sandbox() {
     assert_eq!(told(Ended::of(&mut run("cloud", &plain))), expected);
     let mixed = pipeline("true", |at| (at % 2 == 1).then_some("sandbox"));
     assert_eq!(told(Ended::of(&mut run("cloud", &mixed))), expected);
+
+    // Calls that fail, of the client and of a worker.
+    let proxy = Proxy::start(&remote, Rules { fail_every: Some(25), ..Rules::default() });
+    let through = format!("grpc://{}", proxy.address());
+    let third = engine.worker_at(&through, "third");
+    assert_eq!(told(Ended::of(&mut run_at(&through, "cloud", &plain))), expected);
+    assert!(proxy.failed() > 0);
+    drop(third);
 
     // A worker that is killed in the middle of a step: another one runs it.
     let marker = marker();

@@ -147,11 +147,16 @@ impl BuildGrid {
 
     /// Starts `hm worker` with a store of its own, and waits until it is connected.
     pub(crate) fn worker(&self, name: &str) -> TestWorker {
+        self.worker_at(&self.url(), name)
+    }
+
+    /// The same with another way to the engine.
+    pub(crate) fn worker_at(&self, url: &str, name: &str) -> TestWorker {
         let log = self.dir.path().join(format!("{name}.log"));
         let _ = fs::remove_file(&log);
         let mut command = Command::new(hm());
         command
-            .args(["worker", "--remote", &self.url(), "--logstream", &self.logstream_url(), "--name", name])
+            .args(["worker", "--remote", url, "--logstream", &self.logstream_url(), "--name", name])
             .env("HM_CACHE_DIR", self.dir.path().join(format!("{name}.store")))
             .env("HM_CACHE_GC", "off");
         let group = Group::start(&mut command, &log);

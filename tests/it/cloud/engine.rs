@@ -72,6 +72,11 @@ impl TestEngine {
         }
     }
 
+    /// Where it keeps what it has, where that is known.
+    pub(crate) fn dir(&self) -> Option<&Path> {
+        self.casd.as_ref().map(|(_, dir)| dir.path())
+    }
+
     pub(crate) fn cas(&self) -> Cas {
         Cas::new(Endpoint::new(self.options()).unwrap())
     }

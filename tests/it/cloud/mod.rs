@@ -2,10 +2,13 @@
 
 #[cfg(target_os = "linux")]
 mod actions;
+#[cfg(all(feature = "cli", target_os = "linux"))]
+mod admission;
 #[cfg(target_os = "linux")]
 pub(crate) mod buildgrid;
 mod cas;
 mod engine;
+pub(crate) mod proxy;
 #[cfg(target_os = "linux")]
 mod sources;
 #[cfg(target_os = "linux")]

@@ -1,0 +1,121 @@
+//! Certificates and tokens: with the right ones a step runs, without them it is told plainly, and nobody else sees them.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use rcgen::{CertificateParams, Issuer, KeyPair};
+use tokio_rustls::rustls::{
+    RootCertStore, ServerConfig,
+    crypto::ring::default_provider,
+    pki_types::{PrivateKeyDer, pem::PemObject},
+    server::WebPkiClientVerifier,
+};
+
+use super::{
+    engine::TestEngine,
+    proxy::{Proxy, Rules},
+};
+use crate::{
+    backends::usable,
+    cli::hm::{Ended, Project, walk},
+    images::fixture::{Image, has_busybox},
+};
+
+const TOKEN: &str = "s3cret-of-the-engine";
+
+/// Files in PEM: an authority, and a client's certificate and key. And the engine's side of it.
+fn certificates(dir: &Path) -> ServerConfig {
+    let authority_key = KeyPair::generate().unwrap();
+    let mut authority = CertificateParams::new(Vec::new()).unwrap();
+    authority.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    let authority_pem = authority.self_signed(&authority_key).unwrap();
+    fs::write(dir.join("ca.pem"), authority_pem.pem()).unwrap();
+    let issuer = Issuer::new(authority, authority_key);
+    let signed = |name: &str| {
+        let key = KeyPair::generate().unwrap();
+        (CertificateParams::new(vec![name.into()]).unwrap().signed_by(&key, &issuer).unwrap(), key)
+    };
+    let (client, client_key) = signed("client");
+    fs::write(dir.join("cert.pem"), client.pem()).unwrap();
+    fs::write(dir.join("key.pem"), client_key.serialize_pem()).unwrap();
+
+    let (server, server_key) = signed("127.0.0.1");
+    let mut roots = RootCertStore::empty();
+    roots.add(authority_pem.der().clone()).unwrap();
+    let provider = Arc::new(default_provider());
+    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider)).build().unwrap();
+    let config = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+    let key = PrivateKeyDer::from_pem_slice(server_key.serialize_pem().as_bytes()).unwrap();
+    let mut config =
+        config.with_client_cert_verifier(verifier).with_single_cert(vec![server.der().clone()], key).unwrap();
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    config
+}
+
+#[test]
+fn certificates_and_tokens_let_in_and_are_seen_by_nobody() {
+    let step = std::env::var_os("HM_STEP").map(PathBuf::from).filter(|path| path.exists());
+    if !usable("hm-step", step.is_some(), "`just hm-step` builds it; HM_STEP names it") || !has_busybox() {
+        return;
+    }
+    let Some(engine) = TestEngine::start() else { return };
+    let project = Project::with_steps(&[("step", "echo let in", None)]);
+    let top = project.dir.parent().unwrap().to_owned();
+    let pems = top.join("pems");
+    fs::create_dir(&pems).unwrap();
+    let tls = Some(Arc::new(certificates(&pems)));
+    let other = top.join("other");
+    fs::create_dir(&other).unwrap();
+    certificates(&other);
+    let authorization = Some(format!("Bearer {TOKEN}"));
+    let proxy = Proxy::start(&engine.options().url, Rules { authorization, tls, fail_every: None });
+    Image::shell().write_oci(&top.join("image"), "it");
+
+    let run = |ca: &Path, client: Option<&Path>, header: Option<&str>| {
+        let image = format!("host=oci:{}:it", top.join("image").display());
+        let mut hm = project.hm(&["run", "--runner", "cloud", "--format", "human", "--image", &image]);
+        hm.args(["--remote", &format!("grpcs://{}", proxy.address())]).arg("--remote-ca").arg(ca.join("ca.pem"));
+        for (name, value) in engine.platform() {
+            hm.arg("--remote-platform").arg(format!("{name}={value}"));
+        }
+        if let Some(client) = client {
+            hm.arg("--remote-cert").arg(client.join("cert.pem")).arg("--remote-key").arg(client.join("key.pem"));
+        }
+        if let Some(token) = header {
+            hm.env("HM_REMOTE_HEADER", format!("Authorization: Bearer {token}"));
+        }
+        let ended = Ended::of(&mut hm);
+        assert!(!format!("{ended:?}").contains(TOKEN), "{ended:?}");
+        ended
+    };
+    let ended = run(&pems, Some(&pems), Some(TOKEN)).expect(0);
+    assert!(ended.stdout.contains("let in"), "{ended:?}");
+    for (what, ended) in [
+        ("no token", run(&pems, Some(&pems), None)),
+        ("a wrong token", run(&pems, Some(&pems), Some("s0mething"))),
+        ("no certificate", run(&pems, None, Some(TOKEN))),
+        ("somebody else's certificate", run(&pems, Some(&other), Some(TOKEN))),
+        ("an engine that nobody vouches for", run(&other, Some(&pems), Some(TOKEN))),
+    ] {
+        let ended = ended.expect(3);
+        let told = ended.stdout + &ended.stderr;
+        assert!(told.contains("check the headers and the certificates that are sent"), "{what}: {told}");
+    }
+    // Neither what the run left, nor what the engine keeps, Actions included.
+    let mut seen = 0;
+    let mut look = |path: &Path| {
+        if path.is_file() {
+            seen += 1;
+            let bytes = fs::read(path).unwrap();
+            assert!(!bytes.windows(TOKEN.len()).any(|window| window == TOKEN.as_bytes()), "{}", path.display());
+        }
+    };
+    walk(&project.store, &mut look);
+    if let Some(dir) = engine.dir() {
+        walk(dir, &mut look);
+    }
+    assert!(seen > 10, "{seen}");
+}

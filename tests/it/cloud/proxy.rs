@@ -1,0 +1,123 @@
+//! A proxy before an engine: it asks for certificates and a bearer's token, and fails some calls.
+
+use std::{
+    net::{SocketAddr, TcpStream},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use http_body_util::{Either, Empty};
+use hyper::{
+    Request, Response, Uri,
+    body::{Bytes, Incoming},
+    client::conn::http2 as client,
+    server::conn::http2 as server,
+    service::service_fn,
+};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_rustls::{TlsAcceptor, rustls::ServerConfig};
+
+/// What a proxy does to calls.
+#[derive(Clone, Default)]
+pub(crate) struct Rules {
+    /// Every so many calls one is answered with UNAVAILABLE.
+    pub(crate) fail_every: Option<u64>,
+    /// What `authorization` must be.
+    pub(crate) authorization: Option<String>,
+    /// How it speaks TLS.
+    pub(crate) tls: Option<Arc<ServerConfig>>,
+}
+
+/// A proxy that runs as long as this, on threads of its own.
+pub(crate) struct Proxy {
+    runtime: Option<tokio::runtime::Runtime>,
+    address: SocketAddr,
+    failed: Arc<AtomicU64>,
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.runtime.take().unwrap().shutdown_background();
+    }
+}
+
+impl Proxy {
+    /// Starts one before `grpc://HOST:PORT`.
+    pub(crate) fn start(upstream: &str, rules: Rules) -> Self {
+        let upstream = upstream.strip_prefix("grpc://").unwrap().to_owned();
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let address = listener.local_addr().unwrap();
+        let failed = Arc::<AtomicU64>::default();
+        let counts = (Arc::<AtomicU64>::default(), Arc::clone(&failed));
+        runtime.spawn(async move {
+            let listener = tokio::net::TcpListener::from_std(listener).unwrap();
+            while let Ok((stream, _)) = listener.accept().await {
+                let (upstream, rules, counts) = (upstream.clone(), rules.clone(), counts.clone());
+                tokio::spawn(async move {
+                    match rules.tls.clone() {
+                        None => serve(stream, upstream, rules, counts).await,
+                        // Whoever has no right certificate was told so by the handshake.
+                        Some(tls) => match TlsAcceptor::from(tls).accept(stream).await {
+                            Ok(stream) => serve(stream, upstream, rules, counts).await,
+                            Err(_) => {}
+                        },
+                    }
+                });
+            }
+        });
+        assert!(TcpStream::connect(address).is_ok());
+        Self { runtime: Some(runtime), address, failed }
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// How many calls it failed.
+    pub(crate) fn failed(&self) -> u64 {
+        self.failed.load(Ordering::Relaxed)
+    }
+}
+
+/// One connection, over one of our own to the engine.
+async fn serve(
+    stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    upstream: String,
+    rules: Rules,
+    (calls, failed): (Arc<AtomicU64>, Arc<AtomicU64>),
+) {
+    let Ok(engine) = tokio::net::TcpStream::connect(&upstream).await else { return };
+    let Ok((engine, connection)) = client::handshake(TokioExecutor::new(), TokioIo::new(engine)).await else { return };
+    tokio::spawn(connection);
+    let service = service_fn(|mut request: Request<Incoming>| {
+        let mut engine = engine.clone();
+        let sent = request.headers().get("authorization").and_then(|value| value.to_str().ok());
+        let code = if rules.authorization.is_some() && rules.authorization.as_deref() != sent {
+            Some("16")
+        } else if rules.fail_every.is_some_and(|every| calls.fetch_add(1, Ordering::Relaxed) % every == every - 1) {
+            failed.fetch_add(1, Ordering::Relaxed);
+            Some("14")
+        } else {
+            None
+        };
+        let path = request.uri().path().to_owned();
+        *request.uri_mut() = Uri::try_from(format!("http://{upstream}{path}")).unwrap();
+        async move {
+            if let Some(code) = code {
+                let answer = Response::builder().header("content-type", "application/grpc").header("grpc-status", code);
+                return Ok(answer
+                    .header("grpc-message", "says the proxy")
+                    .body(Either::Left(Empty::<Bytes>::new()))
+                    .unwrap());
+            }
+            engine.send_request(request).await.map(|response| response.map(Either::Right))
+        }
+    });
+    // Ends with the connection, however it does.
+    let _ = server::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), service).await;
+}
