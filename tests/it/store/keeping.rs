@@ -103,11 +103,29 @@ fn a_damaged_or_missing_index_costs_the_cache_and_nothing_else() {
 #[test]
 fn an_index_of_a_later_version_is_refused_and_left_alone() {
     let Kept { top: _top, dir, .. } = kept(true);
-    Connection::open(dir.join("index.db")).unwrap().pragma_update(None, "user_version", 99).unwrap();
+    let index = || Connection::open(dir.join("index.db")).unwrap();
+    let version: u32 = index().pragma_query_value(None, "user_version", |row| row.get(0)).unwrap();
+    index().pragma_update(None, "user_version", 99).unwrap();
     let error = Store::open(&dir).unwrap_err().to_string();
     assert!(error.contains("99") && error.contains("later"), "{error}");
-    Connection::open(dir.join("index.db")).unwrap().pragma_update(None, "user_version", 1).unwrap();
+    index().pragma_update(None, "user_version", version).unwrap();
     assert!(matches!(Store::open(&dir).unwrap().cached(&KEY).unwrap(), Cached::Found { .. }));
+}
+
+#[test]
+fn an_index_of_version_1_is_brought_up_to_date_with_all_it_has() {
+    let Kept { top: _top, dir, .. } = kept(true);
+    let index = Connection::open(dir.join("index.db")).unwrap();
+    index
+        .execute_batch(
+            "ALTER TABLE layers DROP COLUMN blob; ALTER TABLE layers DROP COLUMN blob_bytes; DROP TABLE contents;
+             PRAGMA user_version = 1",
+        )
+        .unwrap();
+    assert!(matches!(Store::open(&dir).unwrap().cached(&KEY).unwrap(), Cached::Found { .. }));
+    let columns: u32 =
+        index.query_row("SELECT count(*) FROM contents, layers WHERE blob > ''", [], |row| row.get(0)).unwrap();
+    assert_eq!(columns, 0);
 }
 
 #[test]
