@@ -30,7 +30,8 @@ const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/s
 /// Runs steps as plain processes in private copies of the workspace. Isolates nothing: see the
 /// [module](crate::runner::process).
 ///
-/// Its snapshots (`process:<id>`) are workspaces, copied for each child.
+/// Its snapshots (`process:<id>`) are workspaces, copied for each child. A signal that this process ignores, as one started
+/// by a script in the background ignores the interrupt, steps ignore, too; `hm` listens for it, so that its steps don't.
 #[derive(Debug, Clone)]
 pub struct ProcessRunner {
     store: StoreHandle,

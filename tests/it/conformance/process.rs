@@ -4,6 +4,8 @@ use hm_exec::{conformance::Suite, runner::process::ProcessRunner, store::StoreHa
 
 #[tokio::test]
 async fn the_process_runner_conforms() {
+    // A signal that this process ignores, its children do, too; one that it listens for they do not.
+    let _interrupts = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::interrupt()).unwrap();
     let dir = tempfile::tempdir().unwrap();
     let runner = ProcessRunner::new(StoreHandle::new(dir.path()));
     let report = Suite::new(&runner, "host").run().await;
