@@ -22,7 +22,7 @@
 //! # let dir = tempfile::tempdir()?;
 //! let runner = ProcessRunner::new(StoreHandle::new(dir.path()));
 //! let suite = Suite::new(&runner, "host");
-//! assert_eq!(suite.run_case("death-by-signal").await, Some(Verdict::Passed));
+//! assert_eq!(suite.run_case("no-trailing-newline").await, Some(Verdict::Passed));
 //! assert_eq!(suite.run_case("host-files").await, Some(Verdict::NotPromised { capability: "isolation" }));
 //! // The whole of it, in a test of the runner's: `suite.run().await.assert_passed()`.
 //! # Ok(())
