@@ -24,6 +24,8 @@ pub mod engine;
 #[cfg(feature = "engine")]
 pub mod event;
 #[cfg(feature = "engine")]
+mod hex;
+#[cfg(feature = "engine")]
 pub mod ir;
 #[cfg(all(feature = "step", target_os = "linux"))]
 pub mod jail;

@@ -10,6 +10,7 @@ use std::{
 use sha2::{Digest as _, Sha256};
 
 use super::reapi;
+use crate::hex::{from_hex, to_hex};
 
 /// Names a blob: the SHA-256 of its bytes, and how many there are.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -63,7 +64,7 @@ impl Digest {
     /// The hash as 64 hexadecimal digits.
     #[must_use]
     pub fn hex(&self) -> String {
-        self.hash.iter().map(|byte| format!("{byte:02x}")).collect()
+        to_hex(&self.hash)
     }
 
     /// Reads the two parts as the protocol has them.
@@ -73,14 +74,7 @@ impl Digest {
     pub fn parse(hex: &str, size_bytes: i64) -> Result<Self, DigestError> {
         let wrong = || DigestError(format!("{}/{size_bytes}", hex.chars().take(100).collect::<String>()));
         let size_bytes = u64::try_from(size_bytes).map_err(|_| wrong())?;
-        let digit = |byte: u8| match byte {
-            b'0'..=b'9' => Some(byte - b'0'),
-            b'a'..=b'f' => Some(byte - b'a' + 10),
-            _ => None,
-        };
-        let bytes: Option<Vec<u8>> =
-            hex.as_bytes().chunks(2).map(|pair| Some(digit(pair[0])? << 4 | digit(*pair.get(1)?)?)).collect();
-        let hash = bytes.and_then(|bytes| bytes.try_into().ok()).ok_or_else(wrong)?;
+        let hash = from_hex(hex).ok_or_else(wrong)?;
         Ok(Self { hash, size_bytes })
     }
 }

@@ -12,6 +12,8 @@ mod descriptor;
 mod dynamic;
 mod error;
 pub(crate) mod hlist;
+#[cfg(all(feature = "sandbox", target_os = "linux"))]
+mod image_notes;
 mod input;
 mod limits;
 pub(crate) mod name;

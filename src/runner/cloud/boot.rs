@@ -2,13 +2,13 @@
 
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 
-use uuid::Uuid;
-
 use super::trouble;
 use crate::{
-    event::{EventBus, StdStream},
-    runner::{ExecutorInput, RunnerError, StepContext},
-    store::{Base, CommitRequest, FrozenSource, IdMap, ImageError, Images, LayerId, Notes, Snapshot, SourceId, Store},
+    runner::{
+        ExecutorInput, RunnerError, StepContext,
+        image_notes::{StepNotes, no_image},
+    },
+    store::{Base, CommitRequest, FrozenSource, IdMap, Images, LayerId, Snapshot, SourceId, Store},
 };
 
 /// A part of a step's filesystem.
@@ -103,26 +103,5 @@ impl Boot {
             delta: self.delta.clone(),
             id_map: self.id_map,
         }
-    }
-}
-
-/// Fetching has made all the attempts that are worth it; what is left is the store's own trouble.
-pub(super) fn no_image(error: ImageError) -> RunnerError {
-    match error {
-        ImageError::Store(error) => trouble::store("get the image")(error),
-        error => RunnerError::unsupported(format!("failed to get the image: {:#}", anyhow::Error::new(error))),
-    }
-}
-
-/// Tells a step's user how its image is coming along.
-struct StepNotes<'a> {
-    bus: &'a EventBus,
-    step_id: Uuid,
-}
-
-impl Notes for StepNotes<'_> {
-    async fn note(&self, mut line: String) {
-        line.push('\n');
-        self.bus.output(self.step_id, StdStream::Stderr, line.as_bytes()).await;
     }
 }

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     remote::{Cas, Digest, reapi},
-    runner::{Limits, RunnerError, SnapshotRef, StepContext},
+    runner::{Limits, RunnerError, SnapshotRef, StepContext, image_notes::no_image},
     step::{Exit, StepOutput},
     store::{BlobFile, ImageDigest, LayerId, PackedName, Store, tree::UnpackLimits},
 };
@@ -117,7 +117,7 @@ async fn take_home(
         let blob = BlobFile { file, offset: 0, length: digest.size_bytes };
         let unpacked = store.unpack_layer("the step's layer", &diff_id, id_map, blob, UnpackLimits::default());
         store.discard(path);
-        unpacked.map_err(super::boot::no_image)
+        unpacked.map_err(no_image)
     })
     .await
 }

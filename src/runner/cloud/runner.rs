@@ -16,7 +16,7 @@ use tokio::time::Instant;
 
 use super::{
     action::{Parts, Prepared},
-    boot::{Boot, no_image},
+    boot::Boot,
     collect,
     layers::{Ground, Layers},
     output::Output,
@@ -32,7 +32,7 @@ use crate::{
     },
     runner::{
         ArgsSchema, CacheIdentity, ExecutorInput, ImageSupport, Limits, Pool, Probe, RunnerCapabilities, RunnerError,
-        SnapshotRef, StepContext, StepResult, StepRunner, sandbox::SandboxRunner,
+        SnapshotRef, StepContext, StepResult, StepRunner, image_notes::no_image, sandbox::SandboxRunner,
     },
     store::{FrozenSource, IdMap, ImageOptions, Images, Store, StoreHandle, Surroundings, image_identity},
 };

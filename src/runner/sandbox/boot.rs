@@ -9,15 +9,15 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use uuid::Uuid;
-
 use super::jail::{self, Bind, Overlay};
 use crate::{
-    event::{EventBus, StdStream},
-    runner::{ExecutorInput, RunnerError, SnapshotRef, StepContext},
+    runner::{
+        ExecutorInput, RunnerError, SnapshotRef, StepContext,
+        image_notes::{StepNotes, no_image},
+    },
     store::{
-        Base, CommitRequest, FrozenSource, HostImage, IdMap, ImageError, Images, LayerId, MAX_LAYERS, Notes, Snapshot,
-        SourceId, Staging, Store, StoreError, tree,
+        Base, CommitRequest, FrozenSource, HostImage, IdMap, Images, LayerId, MAX_LAYERS, Snapshot, SourceId, Staging,
+        Store, StoreError, tree,
     },
 };
 
@@ -249,27 +249,6 @@ impl Works {
 pub(super) fn overlay(lowers: &[PathBuf], upper: &Path, works: &mut Works) -> Result<Overlay, RunnerError> {
     let lowers = lowers.iter().map(|lower| c_path(lower)).collect::<Result<_, _>>()?;
     Ok(Overlay { lowers, upper: c_path(upper)?, work: c_path(&works.next()?)? })
-}
-
-/// Tells a step's user how its image is coming along.
-struct StepNotes<'a> {
-    bus: &'a EventBus,
-    step_id: Uuid,
-}
-
-impl Notes for StepNotes<'_> {
-    async fn note(&self, mut line: String) {
-        line.push('\n');
-        self.bus.output(self.step_id, StdStream::Stderr, line.as_bytes()).await;
-    }
-}
-
-/// Fetching has made all the attempts that are worth it; what is left is the store's own trouble.
-pub(super) fn no_image(error: ImageError) -> RunnerError {
-    match error {
-        ImageError::Store(error) => failed("get the image")(error),
-        error => RunnerError::unsupported(format!("failed to get the image: {:#}", anyhow::Error::new(error))),
-    }
 }
 
 fn c_path(path: &Path) -> Result<CString, RunnerError> {

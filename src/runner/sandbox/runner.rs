@@ -16,7 +16,7 @@ use uuid::Uuid;
 
 use super::{
     attempt::{self, Control, End, OutputSink},
-    boot::{Boot, Ground, LayerDirs, no_image},
+    boot::{Boot, Ground, LayerDirs},
     cgroup::Limited,
     checks, helper,
     idmap::IdRanges,
@@ -30,7 +30,7 @@ use crate::{
     ir::Env,
     runner::{
         ArgsSchema, CacheIdentity, ExecutorInput, ImageSupport, Limits, Network, Probe, RunnerCapabilities,
-        RunnerError, SnapshotRef, StepContext, StepResult, StepRunner,
+        RunnerError, SnapshotRef, StepContext, StepResult, StepRunner, image_notes::no_image,
     },
     store::{IdMap, ImageOptions, Images, Store, StoreError, StoreHandle, image_identity},
 };

@@ -5,6 +5,8 @@ use std::{fmt, str::FromStr};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use crate::hex::{from_hex, to_hex};
+
 /// A SHA-256 digest: `sha256:` and 64 hexadecimal digits.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(into = "String", try_from = "String")]
@@ -33,7 +35,7 @@ impl ImageDigest {
     /// The 64 digits alone.
     #[must_use]
     pub fn hex(&self) -> String {
-        self.0.iter().map(|byte| format!("{byte:02x}")).collect()
+        to_hex(&self.0)
     }
 }
 
@@ -41,16 +43,8 @@ impl FromStr for ImageDigest {
     type Err = NoDigest;
 
     fn from_str(text: &str) -> Result<Self, NoDigest> {
-        let no_digest = || NoDigest(text.chars().take(100).collect());
-        let hex = text.strip_prefix("sha256:").ok_or_else(no_digest)?.as_bytes();
-        let digit = |byte: u8| match byte {
-            b'0'..=b'9' => Some(byte - b'0'),
-            b'a'..=b'f' => Some(byte - b'a' + 10),
-            _ => None,
-        };
-        let bytes: Option<Vec<u8>> =
-            hex.chunks(2).map(|pair| Some(digit(pair[0])? << 4 | digit(*pair.get(1)?)?)).collect();
-        bytes.and_then(|bytes| bytes.try_into().ok()).map(Self).ok_or_else(no_digest)
+        let digest = text.strip_prefix("sha256:").and_then(from_hex);
+        digest.map(Self).ok_or_else(|| NoDigest(text.chars().take(100).collect()))
     }
 }
 
