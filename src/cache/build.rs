@@ -183,26 +183,33 @@ impl BuildCache {
         }
     }
 
-    /// Keeps what a step left under its key, and hands it to those who wait for it.
+    /// Keeps what a step left under its key, and hands it to those who wait for it. Tells as what it will be found.
     ///
     /// # Errors
     /// Why it can't be kept. The snapshot stays its runner's.
-    pub(crate) async fn publish(&self, result: Passed) -> Result<(), Arc<str>> {
+    pub(crate) async fn publish(&self, result: Passed) -> Result<Found, Arc<str>> {
         let (store, _) = self.store.as_ref().map_err(Arc::clone)?;
         let (store, run, pipeline) = (Arc::clone(store), self.build.run, self.build.pipeline.clone());
         let Passed { key, step, snapshot, log, flight } = result;
         let found = Found { snapshot, run, step, created_at: now_ms() };
         let kept = blocking(move || {
             store.keep_log(&key.0, &log)?;
-            let name = KeepAs::Cached { key: &key.0, run, pipeline: &pipeline, step: &found.step };
+            let Found { step, created_at, .. } = &found;
+            let name = KeepAs::Cached { key: &key.0, run, pipeline: &pipeline, step, created_at: *created_at };
             store.keep(&found.snapshot, name)?;
             Ok(found)
         });
         let found = kept.await?;
         if let Some(flight) = flight {
-            flight.land(found);
+            flight.land(found.clone());
         }
-        Ok(())
+        Ok(found)
+    }
+
+    /// The store, where there is one, and the pipeline.
+    #[cfg(feature = "cloud")]
+    pub(crate) fn store(&self) -> Option<(&Arc<Store>, &str)> {
+        self.store.as_ref().ok().map(|(store, _)| (store, &*self.build.pipeline))
     }
 
     /// Says how the run in `run_dir` ended, what was looked up and that `hits` were used, and, where something was published,

@@ -185,7 +185,7 @@ impl<'a, R: RunnerSet> Errands<'a, R> {
             let passed = Passed { key, step: Arc::clone(&bound.step.key), snapshot, log, flight };
             self.under_way.push(Box::pin(async move {
                 let published = match identity(runners, (bound.runner, None)).await {
-                    Ok(Some(identity)) if identity.mode == mode => cache.publish(passed).await,
+                    Ok(Some(identity)) if identity.mode == mode => cache.publish(passed).await.map(drop),
                     Ok(_) => Err("the runner works otherwise than it said it would".into()),
                     Err(message) => Err(message),
                 };

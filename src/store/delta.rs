@@ -2,7 +2,8 @@
 //!
 //! The view is that of stacking "what changed between the sources" on top of the snapshot: what was edited or deleted
 //! since wins over a step's copy of it, and everything else a step wrote stays. Because the newer source lies at the
-//! bottom already, only those changes are written that a layer of the snapshot would hide; mostly there are none.
+//! bottom already, only those changes are written that a layer of the snapshot would hide; mostly there are none. A file of
+//! which no more than the time differs was not edited: on another machine all times do, and a step's own copy stays.
 
 use std::{
     collections::BTreeMap,
@@ -17,7 +18,7 @@ use std::{
 use super::{
     FrozenSource, LayerId, Snapshot, Store, StoreError,
     error::Doing,
-    manifest::{Change, DirTimes, Entry, Kind},
+    manifest::{Change, Entry, Kind, Times},
     source::put_symlink,
     tree,
 };
@@ -33,7 +34,7 @@ impl Store {
             return Ok(None);
         }
         let mut hasher = blake3::Hasher::new();
-        hasher.update(format!("hm-exec delta 1\n{}\n{}\n", old.source, new.id).as_bytes());
+        hasher.update(format!("hm-exec delta 2\n{}\n{}\n", old.source, new.id).as_bytes());
         for layer in &old.layers {
             hasher.update(format!("{layer}\n").as_bytes());
         }
@@ -44,7 +45,7 @@ impl Store {
         }
         let (before, after) = (self.manifest(&old.source)?, self.manifest(&new.id)?);
         let layers = Layers { roots: old.layers.iter().map(|layer| self.layer_dir(layer).join("workspace")).collect() };
-        let plan = layers.plan(&before.changes(&after, DirTimes::PassOver))?;
+        let plan = layers.plan(&before.changes(&after, Times::PassOver))?;
         if plan.is_empty() {
             return Ok(None);
         }

@@ -39,6 +39,8 @@ pub enum KeepAs<'a> {
         pipeline: &'a str,
         /// The step's key in the pipeline.
         step: &'a str,
+        /// When, in milliseconds since the Unix epoch.
+        created_at: i64,
     },
     /// As what a step of a run left, for people to look at.
     Left {
@@ -128,9 +130,9 @@ impl Store {
             }
             index::snapshots::insert(transaction, id, &found, around.as_deref())?;
             match name {
-                KeepAs::Cached { key, run, pipeline, step } => {
+                KeepAs::Cached { key, run, pipeline, step, created_at } => {
                     let (snapshot, pipeline, step) = (id.to_owned(), pipeline.to_owned(), step.to_owned());
-                    let row = CacheRow { snapshot, run, pipeline, step, created_at: index::now_ms() };
+                    let row = CacheRow { snapshot, run, pipeline, step, created_at };
                     index::cache::put(transaction, key, &row)?;
                 }
                 KeepAs::Left { run, step, passed } => index::kept::put(transaction, run, step, id, passed)?,

@@ -83,10 +83,12 @@ pub(super) enum Change<'a> {
     Changed(Entry<'a>),
 }
 
-/// Whether directories differ by their times alone. They change whenever something that is ignored comes or goes.
+/// Whose times of modification make a difference. Those of directories change whenever something that is ignored comes or
+/// goes, and those of files with each checkout.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum DirTimes {
+pub(super) enum Times {
     Count,
+    OfFiles,
     PassOver,
 }
 
@@ -100,8 +102,12 @@ impl<'a> Entry<'a> {
     }
 
     /// Whether two entries make no difference to a step.
-    pub(super) fn is_same(&self, other: &Self, times: DirTimes) -> bool {
-        let time_counts = times == DirTimes::Count || !self.is_dir();
+    pub(super) fn is_same(&self, other: &Self, times: Times) -> bool {
+        let time_counts = match times {
+            Times::Count => true,
+            Times::OfFiles => !self.is_dir(),
+            Times::PassOver => false,
+        };
         (self.path, self.mode, &self.kind) == (other.path, other.mode, &other.kind)
             && (!time_counts || self.mtime == other.mtime)
     }
@@ -253,7 +259,7 @@ impl Manifest {
     }
 
     /// What to do to `self` to get `newer`, by path.
-    pub(super) fn changes<'a>(&'a self, newer: &'a Self, times: DirTimes) -> Vec<Change<'a>> {
+    pub(super) fn changes<'a>(&'a self, newer: &'a Self, times: Times) -> Vec<Change<'a>> {
         let (mut old, mut new) = (self.entries().peekable(), newer.entries().peekable());
         let mut changes = Vec::new();
         loop {
@@ -404,9 +410,9 @@ mod tests {
             Change::Changed(link("l", "b")),
             Change::Added(file("new", 1)),
         ];
-        assert_eq!(old.changes(&new, DirTimes::PassOver), expected);
+        assert_eq!(old.changes(&new, Times::OfFiles), expected);
         expected.push(Change::Changed(touched));
-        assert_eq!(old.changes(&new, DirTimes::Count), expected);
+        assert_eq!(old.changes(&new, Times::Count), expected);
         assert_ne!(old.id(), new.id());
         assert_eq!(manifest(vec![dir("same")]).id(), manifest(vec![touched]).id());
     }

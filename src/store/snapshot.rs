@@ -125,7 +125,9 @@ impl Store {
         let mut layers: Vec<LayerId> = written.iter().cloned().collect();
         layers.extend(request.delta);
         if let Some(parent) = request.parent {
-            layers.extend_from_slice(&parent.layers);
+            // Overlays take no layer twice, and the lower one shows nothing that the higher one does not.
+            let below = parent.layers.iter().filter(|layer| written.as_ref() != Some(*layer));
+            layers.extend(below.cloned());
         }
         if layers.len() > MAX_LAYERS {
             layers = vec![self.merge(&layers, request.id_map)?];

@@ -13,7 +13,7 @@ use std::{
 use super::{
     FrozenSource, LayerId, SourceId, Staging, Store, StoreError,
     error::Doing,
-    manifest::{Change, DirTimes, Entry, Kind},
+    manifest::{Change, Entry, Kind, Times},
     source::put_symlink,
     tree,
 };
@@ -80,7 +80,7 @@ impl Store {
     /// Applies the difference between two sources: what was edited or deleted wins, all else stays.
     fn update_workspace(&self, workspace: &Path, old: &SourceId, new: &FrozenSource) -> Result<(), StoreError> {
         let (before, after) = (self.manifest(old)?, self.manifest(&new.id)?);
-        let changes = before.changes(&after, DirTimes::PassOver);
+        let changes = before.changes(&after, Times::OfFiles);
         for change in &changes {
             match *change {
                 Change::Removed(entry) if entry.is_dir() => {}

@@ -34,7 +34,7 @@ use super::{
     LayerId, SourceId, Store, StoreError,
     error::Doing,
     layout::make_dir,
-    manifest::{Change, DirTimes, Kind, Manifest},
+    manifest::{Change, Kind, Manifest, Times},
 };
 
 pub(super) use write::put_symlink;
@@ -146,7 +146,7 @@ impl Store {
         let encoded = new.encode();
         let record = |layers: &[LayerId]| self.record_source(id, &encoded, layers);
         if let Some(LastSource { frozen: last, manifest, weight }) = last {
-            let changes = manifest.changes(new, DirTimes::Count);
+            let changes = manifest.changes(new, Times::Count);
             let weight = *weight + Weight::of(&changes);
             if last.layers.len() <= MAX_DELTAS && !weight.outweighs(new) {
                 if let Some(delta) = self.write_layer(&writer, &changes, None)? {
@@ -156,7 +156,7 @@ impl Store {
             } else if let Some(base) = last.layers.last()
                 && let Ok(manifest) = Manifest::read(&self.base_manifest(base))
             {
-                let changes = manifest.changes(new, DirTimes::Count);
+                let changes = manifest.changes(new, Times::Count);
                 let weight = Weight::of(&changes);
                 if !weight.outnumbers(new)
                     && let Some(delta) = self.write_layer(&writer, &changes, None)?
@@ -166,7 +166,7 @@ impl Store {
             }
         }
         let nothing = Manifest::default();
-        let base = self.write_layer(&writer, &nothing.changes(new, DirTimes::Count), Some(&encoded))?;
+        let base = self.write_layer(&writer, &nothing.changes(new, Times::Count), Some(&encoded))?;
         let base = base.ok_or_else(|| StoreError::Corrupt {
             path: self.dir().into(),
             reason: "a whole tree has marks for what it lacks".into(),

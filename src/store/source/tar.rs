@@ -12,7 +12,7 @@ use tar::{Builder, EntryType, Header};
 
 use super::super::{
     FrozenSource, SourceId, Store, StoreError,
-    manifest::{Change, DirTimes, Entry, Kind},
+    manifest::{Change, Entry, Kind, Times},
 };
 
 impl Store {
@@ -35,7 +35,7 @@ impl Store {
             }
             Some(since) => {
                 let older = self.manifest(since)?;
-                for change in older.changes(&manifest, DirTimes::PassOver) {
+                for change in older.changes(&manifest, Times::OfFiles) {
                     match change {
                         Change::Removed(entry) => removed.push(entry.as_path().to_owned()),
                         Change::Added(entry) => {

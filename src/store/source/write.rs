@@ -21,7 +21,7 @@ use super::{
 use crate::store::{
     error::Doing,
     layout::make_dir,
-    manifest::{Change, DirTimes, Entry, Kind, Manifest},
+    manifest::{Change, Entry, Kind, Manifest, Times},
     tree,
 };
 
@@ -111,7 +111,7 @@ impl LayerWriter<'_> {
     /// Links a file of the stored source, if that has the same one. False where it must be copied.
     fn link(&self, entry: &Entry<'_>, place: &Path) -> bool {
         let Some((frozen, manifest)) = self.stored else { return false };
-        let is_same = manifest.find(entry.path).is_some_and(|it| it.is_same(entry, DirTimes::Count));
+        let is_same = manifest.find(entry.path).is_some_and(|it| it.is_same(entry, Times::Count));
         // A file may have too many links, or its layer be lost.
         is_same && fs::hard_link(frozen.locate(entry.as_path()), place).is_ok()
     }

@@ -28,7 +28,9 @@ fn cache(project: &Project, store: &std::sync::Arc<Store>, n: u8) {
     let request = CommitRequest { parent: None, base: Base::Host, source, delta: None, id_map: IdMap::Single };
     let snapshot = store.commit(staging, request).unwrap();
     let step = format!("step-{n}");
-    store.keep(&snapshot, KeepAs::Cached { key: &key(n), run: Uuid::nil(), pipeline: "ci", step: &step }).unwrap();
+    store
+        .keep(&snapshot, KeepAs::Cached { key: &key(n), run: Uuid::nil(), pipeline: "ci", step: &step, created_at: 0 })
+        .unwrap();
 }
 
 /// How many steps are cached; what is cached has all that its step wrote.

@@ -62,7 +62,7 @@ impl Small {
         let request =
             CommitRequest { parent: None, base: Base::Host, source: source.id, delta: None, id_map: IdMap::Single };
         let snapshot = unless_full(store.commit(staging, request))?;
-        let name = KeepAs::Cached { key: &key(n), run: Uuid::nil(), pipeline: "ci", step: "step" };
+        let name = KeepAs::Cached { key: &key(n), run: Uuid::nil(), pipeline: "ci", step: "step", created_at: 0 };
         unless_full(store.keep(&snapshot, name))?;
         Some(snapshot)
     }

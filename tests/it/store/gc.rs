@@ -37,7 +37,9 @@ fn commit(bench: &Bench, store: &Arc<Store>, parent: Option<&SnapshotRef>, bytes
 
 fn cache(store: &Store, snapshot: &SnapshotRef, n: u8) {
     let step = format!("step-{n}");
-    store.keep(snapshot, KeepAs::Cached { key: &key(n), run: Uuid::nil(), pipeline: "ci", step: &step }).unwrap();
+    store
+        .keep(snapshot, KeepAs::Cached { key: &key(n), run: Uuid::nil(), pipeline: "ci", step: &step, created_at: 0 })
+        .unwrap();
 }
 
 fn is_cached(store: &Store, n: u8) -> bool {

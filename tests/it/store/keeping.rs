@@ -28,7 +28,10 @@ struct Kept {
 fn kept(sync: bool) -> Kept {
     let bench = Bench::new();
     let snapshot = commit(&bench, "cached");
-    bench.store.keep(&snapshot, KeepAs::Cached { key: &KEY, run: Uuid::nil(), pipeline: "ci", step: "a" }).unwrap();
+    bench
+        .store
+        .keep(&snapshot, KeepAs::Cached { key: &KEY, run: Uuid::nil(), pipeline: "ci", step: "a", created_at: 0 })
+        .unwrap();
     if sync {
         bench.store.sync().unwrap();
     }

@@ -4,6 +4,7 @@ use std::{
     fs::{self, Permissions},
     os::unix::fs::{MetadataExt, PermissionsExt, symlink},
     path::{Path, PathBuf},
+    time::{Duration, UNIX_EPOCH},
 };
 
 use hm_exec::{
@@ -219,6 +220,20 @@ fn edits_that_no_layer_hides_need_no_delta() {
     bench.put("a", "new");
     bench.put("c", "new");
     let new = bench.freeze();
+    assert_eq!(bench.store.delta(&bench.store.snapshot(&parent).unwrap(), &new).unwrap(), None);
+}
+
+#[test]
+fn another_checkout_of_the_same_files_is_no_edit() {
+    let bench = Bench::new();
+    bench.put("lock", "as committed");
+    let old = bench.freeze();
+    let parent = step(&bench, &old, None, |upper| put(upper, "workspace/lock", "as the step resolved it"));
+    fs::remove_file(bench.source("lock")).unwrap();
+    bench.put("lock", "as committed");
+    fs::File::open(bench.source("lock")).unwrap().set_modified(UNIX_EPOCH + Duration::from_secs(1)).unwrap();
+    let new = bench.freeze();
+    assert_ne!(new.id, old.id, "the time is part of what steps see");
     assert_eq!(bench.store.delta(&bench.store.snapshot(&parent).unwrap(), &new).unwrap(), None);
 }
 

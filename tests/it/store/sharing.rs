@@ -22,7 +22,10 @@ fn another_process_that_opens_the_store_takes_nothing_from_this_one() {
     let snapshot = bench.store.commit(staging, request).unwrap();
     let other = Store::open(bench.store.dir()).unwrap();
     assert!(matches!(other.snapshot(&snapshot), Err(StoreError::UnknownSnapshot { .. })), "it is not kept yet");
-    bench.store.keep(&snapshot, KeepAs::Cached { key: &[7; 32], run: Uuid::nil(), pipeline: "ci", step: "a" }).unwrap();
+    bench
+        .store
+        .keep(&snapshot, KeepAs::Cached { key: &[7; 32], run: Uuid::nil(), pipeline: "ci", step: "a", created_at: 0 })
+        .unwrap();
     assert_eq!(other.snapshot(&snapshot).unwrap(), bench.store.snapshot(&snapshot).unwrap());
     assert!(matches!(other.cached(&[7; 32]).unwrap(), Cached::Found { snapshot: found, .. } if found == snapshot));
     assert_eq!(other.freeze(&bench.source(""), &AtomicBool::new(false)).unwrap(), bench.freeze());
