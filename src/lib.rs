@@ -43,6 +43,8 @@ pub mod schedule;
 pub mod step;
 #[cfg(feature = "engine")]
 pub mod store;
+#[cfg(feature = "cloud")]
+pub(crate) mod transfer;
 #[cfg(any(feature = "engine", feature = "step"))]
 pub mod tree;
 #[cfg(all(feature = "cloud", target_os = "linux"))]

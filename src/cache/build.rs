@@ -206,12 +206,6 @@ impl BuildCache {
         Ok(found)
     }
 
-    /// The store, where there is one, and the pipeline.
-    #[cfg(feature = "cloud")]
-    pub(crate) fn store(&self) -> Option<(&Arc<Store>, &str)> {
-        self.store.as_ref().ok().map(|(store, _)| (store, &*self.build.pipeline))
-    }
-
     /// Says how the run in `run_dir` ended, what was looked up and that `hits` were used, and, where something was published,
     /// puts it on the disk for good.
     pub(crate) async fn finish(&self, end: BuildEnd) {

@@ -11,6 +11,7 @@ use crate::{
     runner::{ExecutorInput, Limits, Network, RunnerError, StepContext},
     step::{self, Lower, StepInput},
     store::PackedName,
+    transfer,
 };
 
 /// What a worker may take beyond the step's own time, for fetching and packing.
@@ -111,7 +112,7 @@ impl Parts<'_> {
         root.add_file(INPUT.as_bytes(), json, file)?;
         root.add_tree(SOURCE.as_bytes(), self.source)?;
         for (index, name) in self.layers.iter().enumerate() {
-            root.add_file(layer_path(index).as_bytes(), super::layers::digest(name), file)?;
+            root.add_file(layer_path(index).as_bytes(), transfer::digest(name), file)?;
         }
         Ok(root.finish())
     }

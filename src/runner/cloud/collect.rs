@@ -5,14 +5,14 @@ use std::sync::Arc;
 use super::{
     action::{LAYER, RESULT},
     boot::Boot,
-    layers::{Layers, image_digest},
     trouble::{self, on_thread},
 };
 use crate::{
     remote::{Cas, Digest, reapi},
-    runner::{Limits, RunnerError, SnapshotRef, StepContext, image_notes::no_image},
+    runner::{Limits, RunnerError, SnapshotRef, StepContext},
     step::{Exit, StepOutput},
-    store::{BlobFile, ImageDigest, LayerId, PackedName, Store, tree::UnpackLimits},
+    store::{ImageDigest, PackedName, Store},
+    transfer::{Parcel, Uploads, fetch_layer},
 };
 
 /// More than `result.json` ever has.
@@ -65,7 +65,7 @@ pub(super) async fn snapshot(
     boot: Boot,
     cas: &Cas,
     store: &Arc<Store>,
-    layers: &Layers,
+    uploads: &Uploads,
 ) -> Result<SnapshotRef, RunnerError> {
     // Until the snapshot has it.
     let _lease = store.lease().map_err(trouble::store("take a lease"))?;
@@ -78,9 +78,12 @@ pub(super) async fn snapshot(
                 return Err(RunnerError::infrastructure("take the step's layer home", error));
             };
             let digest = file_digest(file)?;
-            let layer = take_home(diff_id, digest, &boot, cas, store).await?;
+            let parcel = Parcel { diff_id, blob: digest, id_map: boot.id_map };
+            let fetched = fetch_layer(store, cas, "the step's layer", parcel).await;
+            let layer = fetched.map_err(trouble::transfer)?;
             let blob = ImageDigest::from_bytes(digest.hash);
-            layers.note(store, &layer, PackedName { diff_id, blob, size_bytes: digest.size_bytes }).await?;
+            let name = PackedName { diff_id, blob, size_bytes: digest.size_bytes };
+            uploads.note(store, &layer, name).await.map_err(trouble::transfer)?;
             Some(layer)
         }
     };
@@ -91,35 +94,9 @@ pub(super) async fn snapshot(
     .await
 }
 
-async fn take_home(
-    diff_id: ImageDigest,
-    digest: Digest,
-    boot: &Boot,
-    cas: &Cas,
-    store: &Arc<Store>,
-) -> Result<LayerId, RunnerError> {
-    const DOING: &str = "take the step's layer home";
-    let id_map = boot.id_map;
-    let find = {
-        let store = Arc::clone(store);
-        move || store.layer_by_content(&diff_id, id_map).map_err(trouble::store(DOING))
-    };
-    let name = LayerId::of_image(&diff_id, id_map);
-    let _lock = store.lock_layer(&name).await.map_err(trouble::store(DOING))?;
-    if let Some(layer) = on_thread(DOING, find).await? {
-        return Ok(layer);
-    }
-    let path = store.new_tmp();
-    cas.read_to_file(digest, &path).await.map_err(trouble::remote(DOING))?;
-    let store = Arc::clone(store);
-    on_thread(DOING, move || {
-        let file = std::fs::File::open(&path).map_err(|error| RunnerError::infrastructure(DOING, error))?;
-        let blob = BlobFile { file, offset: 0, length: digest.size_bytes };
-        let unpacked = store.unpack_layer("the step's layer", &diff_id, id_map, blob, UnpackLimits::default());
-        store.discard(path);
-        unpacked.map_err(no_image)
-    })
-    .await
+/// A digest as images have it.
+fn image_digest(text: &str) -> Result<ImageDigest, RunnerError> {
+    text.parse().map_err(|error| RunnerError::infrastructure("read what the step left", anyhow::Error::new(error)))
 }
 
 fn file_digest(file: &reapi::OutputFile) -> Result<Digest, RunnerError> {

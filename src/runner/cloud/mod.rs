@@ -8,7 +8,6 @@
 mod action;
 mod boot;
 mod collect;
-mod layers;
 mod output;
 mod runner;
 mod source;

@@ -16,9 +16,8 @@ use tokio::time::Instant;
 
 use super::{
     action::{Parts, Prepared},
-    boot::Boot,
+    boot::{Boot, Part},
     collect,
-    layers::{Ground, Layers},
     output::Output,
     source::Sources,
     step_program::StepProgram,
@@ -34,7 +33,8 @@ use crate::{
         ArgsSchema, CacheIdentity, ExecutorInput, ImageSupport, Limits, Pool, Probe, RunnerCapabilities, RunnerError,
         SnapshotRef, StepContext, StepResult, StepRunner, image_notes::no_image, sandbox::SandboxRunner,
     },
-    store::{FrozenSource, IdMap, ImageOptions, Images, Store, StoreHandle, Surroundings, image_identity},
+    store::{Base, FrozenSource, IdMap, ImageOptions, Images, Store, StoreHandle, Surroundings, image_identity},
+    transfer::{Ground, Packable, Uploads},
 };
 
 /// Steps in flight, unless somebody says otherwise.
@@ -57,7 +57,7 @@ pub struct CloudRunner {
     store: StoreHandle,
     images: Images,
     program: StepProgram,
-    layers: Layers,
+    uploads: Uploads,
     sources: Sources,
     /// Knows how ids are mapped in this machine's steps, with which those of this runner share layers.
     local: SandboxRunner,
@@ -160,7 +160,7 @@ impl CloudBuilder {
             images: Images::new(self.images),
             program: StepProgram::new(self.program),
             store: self.store,
-            layers: Layers::default(),
+            uploads: Uploads::default(),
             sources: Sources::default(),
             local: local.build(),
             uploaded_blobs: AtomicU64::new(0),
@@ -225,7 +225,11 @@ impl CloudRunner {
         let boot = Boot::of(ctx, input, store, &self.images, id_map).await?;
         let source = self.sources.bring(store, cas, &boot.source, |uploaded| self.count(uploaded)).await?;
         let ground = Ground { store, cas, id_map };
-        let layers = boot.parts.iter().map(|part| self.layers.bring(&ground, part, |uploaded| self.count(uploaded)));
+        let layers = boot.parts.iter().map(async |part| {
+            let Some(packable) = packable(part).await? else { return Ok(None) };
+            let brought = self.uploads.bring(ground, packable, |uploaded| self.count(uploaded)).await;
+            brought.map(Some).map_err(trouble::transfer)
+        });
         let layers: Vec<_> = future::try_join_all(layers).await?.into_iter().flatten().collect();
         let parts =
             Parts { boot: &boot, layers: &layers, source, program: program.digest, platform: &self.platform, limits };
@@ -367,7 +371,7 @@ impl StepRunner for CloudRunner {
         let output = collect::step_output(&result, &cas).await?;
         let exit_code = collect::exit_code(&output, &limits, ctx)?;
         let committed_snapshot = if exit_code == 0 && input.cache_lookup.commits() {
-            let taking = collect::snapshot(&result, &output, boot, &cas, &store, &self.layers);
+            let taking = collect::snapshot(&result, &output, boot, &cas, &store, &self.uploads);
             let snapshot = Box::pin(taking).await?;
             store.describe(&snapshot, Arc::new(surroundings(&input)));
             Some(snapshot)
@@ -459,6 +463,21 @@ impl StepRunner for CloudRunner {
     fn pool(&self) -> Pool {
         Pool::Own { limit: self.jobs }
     }
+}
+
+/// What of a step's filesystem travels as a layer.
+async fn packable(part: &Part) -> Result<Option<Packable>, RunnerError> {
+    Ok(match part {
+        Part::Source => None,
+        Part::Layer(layer) => Some(Packable::Layer(layer.clone())),
+        Part::Rootfs(dir) => {
+            let base = Base::Rootfs(dir.clone());
+            let identity = on_thread("look at the image", move || {
+                image_identity(&base, &[]).map_err(trouble::store("look at the image"))
+            });
+            Some(Packable::Tree { identity: identity.await?, dir: dir.clone() })
+        }
+    })
 }
 
 fn surroundings(input: &ExecutorInput) -> Surroundings {

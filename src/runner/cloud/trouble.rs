@@ -2,8 +2,9 @@
 
 use crate::{
     remote::{RemoteError, RemoteErrorKind},
-    runner::RunnerError,
+    runner::{RunnerError, image_notes::no_image},
     store::StoreError,
+    transfer::TransferError,
 };
 
 /// What may pass is worth another attempt; a verdict stays so.
@@ -18,6 +19,16 @@ pub(super) fn remote(doing: &'static str) -> impl FnOnce(RemoteError) -> RunnerE
 
 pub(super) fn store(doing: &'static str) -> impl FnOnce(StoreError) -> RunnerError {
     move |error| RunnerError::infrastructure(doing, error)
+}
+
+pub(super) fn transfer(error: TransferError) -> RunnerError {
+    match error {
+        TransferError::Remote { doing, source } => remote(doing)(source),
+        TransferError::Store { doing, source } => store(doing)(source),
+        TransferError::Unpack(error) => no_image(error),
+        TransferError::Pack(error) => RunnerError::infrastructure("pack a layer", error),
+        TransferError::Thread { doing, source } => RunnerError::infrastructure(doing, source),
+    }
 }
 
 /// Does work that reads or writes files on a thread for it.

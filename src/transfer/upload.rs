@@ -1,0 +1,112 @@
+//! Layers on their way to an engine: packed once, uploaded where it lacks them.
+
+use std::{
+    collections::HashMap,
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use super::TransferError;
+use crate::{
+    remote::{Blob, Cas, Digest, Uploaded},
+    store::{IdMap, LayerId, PackedName, Store},
+};
+
+/// What a layer is called, once that is known; held while it is being packed, so that nobody packs it twice.
+type Slot = Arc<tokio::sync::Mutex<Option<PackedName>>>;
+
+/// More layers than this are forgotten all at once: a long-lived engine must not grow with the steps it ran.
+const MAX_REMEMBERED: usize = 1 << 14;
+
+/// What layers are called outside of the store.
+#[derive(Debug, Default)]
+pub(crate) struct Uploads(Mutex<HashMap<String, Slot>>);
+
+/// What can be packed as a layer.
+#[derive(Debug, Clone)]
+pub(crate) enum Packable {
+    /// A layer of the store.
+    Layer(LayerId),
+    /// A directory, with what stands for its state.
+    Tree { identity: String, dir: PathBuf },
+}
+
+/// What packing and uploading needs.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Ground<'a> {
+    pub(crate) store: &'a Arc<Store>,
+    pub(crate) cas: &'a Cas,
+    pub(crate) id_map: IdMap,
+}
+
+impl Uploads {
+    /// Brings a layer to the engine, where it is not there. `uploaded` counts.
+    pub(crate) async fn bring(
+        &self,
+        ground: Ground<'_>,
+        packable: Packable,
+        uploaded: impl Fn(Uploaded),
+    ) -> Result<PackedName, TransferError> {
+        let (key, dir, layer) = match packable {
+            Packable::Layer(layer) => (layer.to_string(), ground.store.layer_dir(&layer), Some(layer)),
+            Packable::Tree { identity, dir } => (identity, dir, None),
+        };
+        let slot = self.slot(key);
+        let mut slot = slot.lock().await;
+        let known = match (*slot, &layer) {
+            (Some(name), _) => Some(name),
+            (None, Some(layer)) => {
+                ground.store.packed_name(layer).map_err(TransferError::store("look the layer up"))?
+            }
+            (None, None) => None,
+        };
+        if let Some(name) = known {
+            let missing = ground.cas.find_missing([digest(&name)]).await;
+            if missing.map_err(TransferError::remote("ask for layers"))?.is_empty() {
+                *slot = Some(name);
+                return Ok(name);
+            }
+        }
+        let name = pack(ground, dir, layer, uploaded).await?;
+        *slot = Some(name);
+        Ok(name)
+    }
+
+    /// Remembers what a layer that came from the engine is called there.
+    pub(crate) async fn note(&self, store: &Store, layer: &LayerId, name: PackedName) -> Result<(), TransferError> {
+        *self.slot(layer.to_string()).lock().await = Some(name);
+        store.remember_packed(layer, &name).map_err(TransferError::store("remember the layer"))
+    }
+
+    fn slot(&self, key: String) -> Slot {
+        let mut slots = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if slots.len() >= MAX_REMEMBERED {
+            slots.clear();
+        }
+        Arc::clone(slots.entry(key).or_default())
+    }
+}
+
+/// What a packed layer is called at the engine.
+pub(crate) fn digest(name: &PackedName) -> Digest {
+    Digest { hash: *name.blob.as_bytes(), size_bytes: name.size_bytes }
+}
+
+async fn pack(
+    ground: Ground<'_>,
+    dir: PathBuf,
+    layer: Option<LayerId>,
+    uploaded: impl Fn(Uploaded),
+) -> Result<PackedName, TransferError> {
+    let (store, id_map) = (Arc::clone(ground.store), ground.id_map);
+    let packed =
+        TransferError::on_thread("pack a layer", move || store.pack_layer(&dir, id_map).map_err(TransferError::Pack));
+    let packed = packed.await?;
+    let name = PackedName { diff_id: packed.diff_id(), blob: packed.digest(), size_bytes: packed.size_bytes() };
+    let blob = Blob::of_file(digest(&name), packed.path());
+    uploaded(ground.cas.upload(vec![blob]).await.map_err(TransferError::remote("upload a layer"))?);
+    if let Some(layer) = layer {
+        ground.store.remember_packed(&layer, &name).map_err(TransferError::store("remember the layer"))?;
+    }
+    Ok(name)
+}
