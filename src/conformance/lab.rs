@@ -1,6 +1,13 @@
 //! What a case works with: a source tree, runs of steps on the runner, and what came of them.
 
-use std::{collections::HashMap, fs, io, path::PathBuf, pin::pin, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    fs, io, mem,
+    path::PathBuf,
+    pin::pin,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use chrono::DateTime;
 use futures_util::{StreamExt, stream};
@@ -79,6 +86,8 @@ pub(super) struct Lab<'r> {
     pub(super) peer: Option<&'r dyn DynStepRunner>,
     image: Arc<str>,
     dir: TempDir,
+    /// Of all runs so far.
+    contexts: Mutex<Vec<StepContext>>,
 }
 
 /// One run: its source is frozen once.
@@ -148,9 +157,17 @@ impl<'r> Lab<'r> {
         peer: Option<&'r dyn DynStepRunner>,
         image: Arc<str>,
     ) -> io::Result<Self> {
-        let lab = Self { runner, peer, image, dir: tempfile::tempdir()? };
+        let lab = Self { runner, peer, image, dir: tempfile::tempdir()?, contexts: Mutex::default() };
         fs::create_dir(lab.source())?;
         Ok(lab)
+    }
+
+    /// Ends all runs.
+    pub(super) async fn end(&self) {
+        let contexts = mem::take(&mut *self.contexts.lock().unwrap_or_else(PoisonError::into_inner));
+        for context in contexts {
+            context.end_build().await;
+        }
     }
 
     /// The user's source tree.
@@ -192,6 +209,7 @@ impl<'r> Lab<'r> {
         let archives = Arc::new(Archives::new(ArchiveId(id), self.source()));
         let mut ctx = StepContext::new(bus, archives, Arc::new(secrets), CancellationToken::new());
         ctx.grace = Duration::from_millis(300);
+        self.contexts.lock().unwrap_or_else(PoisonError::into_inner).push(ctx.clone());
         Ok(Run { id, ctx, image: Arc::clone(&self.image), writer, events, next: 0 })
     }
 

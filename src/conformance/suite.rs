@@ -75,7 +75,9 @@ impl<'r> Suite<'r> {
             Err(error) => return Verdict::Failed { why: format!("no source tree for the case: {error}") },
         };
         let checked = AssertUnwindSafe((case.check)(&lab)).catch_unwind();
-        match tokio::time::timeout(self.patience, checked).await {
+        let checked = tokio::time::timeout(self.patience, checked).await;
+        lab.end().await;
+        match checked {
             Ok(Ok(Ok(()))) => Verdict::Passed,
             Ok(Ok(Err(Broken::Promise(why)))) => Verdict::Failed { why },
             Ok(Ok(Err(Broken::Image(why)))) => Verdict::Unchecked { why },

@@ -28,9 +28,9 @@ const PROJECT_RUNNERS: [&str; 5] = ["sandbox", "process", "vm", "docker", "cloud
 /// secrets, a parent's snapshot that it can't boot from), and every option that is.
 pub fn bind(plan: &Plan, runners: Vec<RunnerDescriptor>, options: &BindOptions) -> Result<BoundPlan, InvalidPipeline> {
     let mut binder = Binder::new(plan, &runners, options);
-    let steps: Vec<_> = plan.dag().steps().map(|step| binder.step(step)).collect();
+    let mut steps: Vec<_> = plan.dag().steps().map(|step| binder.step(step)).collect();
     for step in plan.dag().steps() {
-        binder.check_lineage(step, &steps);
+        binder.check_lineage(step, &mut steps);
     }
     let Binder { mut problems, used_images, .. } = binder;
     problems.check()?;
@@ -128,6 +128,8 @@ impl<'a> Binder<'a> {
             runner,
             timeout: step.timeout_seconds.map(seconds),
             has_lineage_children: children.any(|child| child.kind == EdgeKind::BuildsIn),
+            // Known when every step has its runner.
+            has_foreign_children: false,
             step,
         })
     }
@@ -177,8 +179,12 @@ impl<'a> Binder<'a> {
     }
 
     /// A child boots from its parent's snapshot: on another runner it can do so only where both know layers.
-    fn check_lineage(&mut self, at: StepIndex, steps: &[Option<BoundStep>]) {
+    fn check_lineage(&mut self, at: StepIndex, steps: &mut [Option<BoundStep>]) {
         let Some(parent) = self.plan.dag().lineage_parent(at) else { return };
+        let Some(child_runner) = steps[at.get()].as_ref().map(|child| child.runner) else { return };
+        if let Some(parent) = &mut steps[parent.get()] {
+            parent.has_foreign_children |= parent.runner != child_runner;
+        }
         let (Some(child), Some(parent)) = (&steps[at.get()], &steps[parent.get()]) else { return };
         let runner = &self.runners[usize::from(child.runner.0)];
         let parent_runner = &self.runners[usize::from(parent.runner.0)];

@@ -87,6 +87,8 @@ pub struct BoundStep {
     pub timeout: Option<Duration>,
     /// Whether a `builds_in` child boots from this step.
     pub has_lineage_children: bool,
+    /// Whether one of them is another runner's.
+    pub has_foreign_children: bool,
 }
 
 /// The image of root steps where neither the step nor the pipeline names one: this machine's system.

@@ -2,13 +2,19 @@
 
 use std::{
     fmt,
+    future::Future,
+    mem,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU8, Ordering},
     },
     time::Duration,
 };
 
+use futures_util::{
+    FutureExt,
+    future::{BoxFuture, join_all},
+};
 use tokio_util::sync::CancellationToken;
 
 use super::RunnerError;
@@ -33,7 +39,22 @@ pub struct StepContext {
     /// Whether the snapshots of passed steps are to outlive the build, for people to look at. A runner that can't do that
     /// overlooks it.
     pub keep: bool,
+    /// Whether somebody beside this runner's own steps in this build needs the snapshot, where one is to be committed: a
+    /// child on another runner, the cache, people. Where nobody does, a runner with the `layers` capability may commit in
+    /// a form of its own, which is cheaper.
+    pub snapshot_travels: bool,
     reasons: Reasons,
+    at_end: AtEnd,
+}
+
+/// What is to be done at the end of the run.
+#[derive(Clone, Default)]
+struct AtEnd(Arc<Mutex<Vec<BoxFuture<'static, ()>>>>);
+
+impl fmt::Debug for AtEnd {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("AtEnd")
+    }
 }
 
 /// Why [`StepContext::cancel`] fired.
@@ -67,13 +88,15 @@ impl StepContext {
             attempt: 1,
             grace: Duration::from_secs(5),
             keep: false,
+            snapshot_travels: true,
             reasons: Reasons::default(),
+            at_end: AtEnd::default(),
         }
     }
 
     /// The context of one attempt within this run. Its token is a child of the run's, so that nothing a runner does to it
     /// reaches another attempt. `limited` says that it may be [interrupted](Self::interrupt) on its own.
-    pub(crate) fn for_attempt(&self, attempt: u32, limited: bool) -> Self {
+    pub(crate) fn for_attempt(&self, attempt: u32, limited: bool, snapshot_travels: bool) -> Self {
         Self {
             event_bus: self.event_bus.for_attempt(attempt),
             archives: Arc::clone(&self.archives),
@@ -82,7 +105,28 @@ impl StepContext {
             attempt,
             grace: self.grace,
             keep: self.keep,
+            snapshot_travels,
             reasons: Reasons { run: Arc::clone(&self.reasons.run), attempt: limited.then(Arc::default) },
+            at_end: self.at_end.clone(),
+        }
+    }
+
+    /// Has `work` done when the build has ended and its snapshots were reaped, within the time that all runners have for
+    /// that: for what a runner keeps for all steps of one run.
+    pub fn at_build_end(&self, work: impl Future<Output = ()> + Send + 'static) {
+        self.at_end.0.lock().unwrap_or_else(PoisonError::into_inner).push(Box::pin(work));
+    }
+
+    /// Does what [`at_build_end`](Self::at_build_end) was given. Who made the run's context calls it when no attempt runs
+    /// any longer.
+    ///
+    /// # Cancel safety
+    /// Dropping the future may leave some of it undone.
+    pub async fn end_build(&self) {
+        let work = mem::take(&mut *self.at_end.0.lock().unwrap_or_else(PoisonError::into_inner));
+        let ended = join_all(work.into_iter().map(|work| std::panic::AssertUnwindSafe(work).catch_unwind())).await;
+        if ended.iter().any(Result::is_err) {
+            tracing::error!("a runner panicked at a build's end, which is a bug in it");
         }
     }
 

@@ -134,15 +134,17 @@ pub(crate) async fn run<R: RunnerSet>(build: Build<R>) -> BuildOutcome {
             taken += errands.look_up(&mut progress, now, TURN.saturating_sub(taken));
             while let Some(start) = errands.next_start(&mut progress, now) {
                 let bound = plan.step(start.step);
+                let publishes = errands.publishes(start.step);
+                let travels = bound.has_foreign_children || publishes || plan.keep;
                 let attempt = Attempt {
                     start,
                     runner: bound.runner,
                     timeout: bound.timeout,
-                    context: context.for_attempt(start.attempt, bound.timeout.is_some()),
+                    context: context.for_attempt(start.attempt, bound.timeout.is_some(), travels),
                 };
                 let (key, runner) = (&*bound.step.key, &*plan.runner(start.step).name);
                 let span = tracing::info_span!("step", key, runner, attempt = start.attempt);
-                let input = progress.input(start.step, errands.publishes(start.step));
+                let input = progress.input(start.step, publishes);
                 attempts.push(executor::execute(&*runners, attempt, input).instrument(span));
             }
             if taken >= TURN {
@@ -197,7 +199,7 @@ pub(crate) async fn run<R: RunnerSet>(build: Build<R>) -> BuildOutcome {
     if let Some(cache) = &cache {
         cache.finish(end).await;
     }
-    reap(&*runners, progress.take_snapshots()).await;
+    reap(&*runners, progress.take_snapshots(), &context).await;
     progress.finish(build, started_at, clock.elapsed())
 }
 
@@ -238,17 +240,16 @@ async fn ring(alarm: Option<Duration>, clock: Instant) {
     }
 }
 
-/// Hands snapshots back to the runners that made them. A runner that hangs or panics keeps no build from ending.
-async fn reap<R: RunnerSet>(runners: &R, snapshots: Vec<(RunnerIndex, Vec<SnapshotRef>)>) {
-    if snapshots.is_empty() {
-        return;
-    }
+/// Hands snapshots back to the runners that made them, and lets runners put away what they have for the build. One that
+/// hangs or panics keeps no build from ending.
+async fn reap<R: RunnerSet>(runners: &R, snapshots: Vec<(RunnerIndex, Vec<SnapshotRef>)>, context: &StepContext) {
     let reaping = snapshots.into_iter().map(|(runner, snapshots)| async move {
         if AssertUnwindSafe(runners.reap(runner, snapshots)).catch_unwind().await.is_err() {
             tracing::error!(runner = runner.0, "a runner panicked while it removed snapshots");
         }
     });
-    if tokio::time::timeout(REAP_LIMIT, join_all(reaping)).await.is_err() {
+    let reaped = join_all(reaping).then(|_| context.end_build());
+    if tokio::time::timeout(REAP_LIMIT, reaped).await.is_err() {
         tracing::warn!("runners did not remove the build's snapshots within {REAP_LIMIT:?}");
     }
 }
