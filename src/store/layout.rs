@@ -268,6 +268,11 @@ impl Store {
         fs::rename(&aside, path).doing("make", path)
     }
 
+    #[cfg(feature = "docker")]
+    pub(super) fn instance_name(&self) -> &str {
+        &self.instance
+    }
+
     /// Whether this process made the thing of this name.
     pub(super) fn made(&self, name: &str) -> bool {
         name.starts_with(&self.instance)

@@ -43,6 +43,25 @@ impl Store {
         Ok(Lease { store: Arc::clone(self) })
     }
 
+    /// This process among all that have the store open, and no other ever: for marks on what it makes elsewhere.
+    #[cfg(feature = "docker")]
+    pub(crate) fn instance(&self) -> &str {
+        self.instance_name()
+    }
+
+    /// Whether the process of that mark still has the store open.
+    #[cfg(feature = "docker")]
+    pub(crate) fn is_open_in(&self, instance: &str) -> bool {
+        if self.made(instance) {
+            return true;
+        }
+        if instance.is_empty() || !instance.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+            return false;
+        }
+        let Ok(lock) = File::open(self.dir().join("locks").join(instance)) else { return false };
+        rustix::fs::flock(&lock, FlockOperation::NonBlockingLockShared).is_err()
+    }
+
     fn write_epoch(&self, epoch: u64) -> Result<(), StoreError> {
         self.locked.write_all_at(&epoch.to_le_bytes(), 0).doing("write", &self.lock)
     }

@@ -44,6 +44,8 @@ pub use handle::StoreHandle;
 pub use host::{HostDir, HostImage};
 pub use identity::image_identity;
 pub use ids::{LayerId, SourceId};
+#[cfg(feature = "docker")]
+pub(crate) use image::{ArchiveFile, SavedImage};
 pub use image::{Base, ImageDigest, ImageError, ImageOptions, Images, LayerLock, Notes, PullPolicy, TreeInMaking};
 pub use keep::{Cached, Evicted, KeepAs};
 pub use layer::Staging;

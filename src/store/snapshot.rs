@@ -4,7 +4,7 @@
 //! costs no record on disk, and goes with the process.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     fs,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -129,6 +129,10 @@ impl Store {
             let below = parent.layers.iter().filter(|layer| written.as_ref() != Some(*layer));
             layers.extend(below.cloned());
         }
+        // Layers that are named by their content may come again. Overlays take none twice, and the lower one shows nothing
+        // that the higher one does not.
+        let mut seen = HashSet::new();
+        layers.retain(|layer| seen.insert(layer.clone()));
         if layers.len() > MAX_LAYERS {
             layers = vec![self.merge(&layers, request.id_map)?];
             if let Some(written) = written.filter(|it| self.made(it.as_str())) {

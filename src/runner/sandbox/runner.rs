@@ -179,7 +179,7 @@ impl SandboxRunner {
     }
 
     /// How ids are mapped in this machine's steps, with all set up that it takes to read and write their layers.
-    #[cfg(feature = "cloud")]
+    #[cfg(any(feature = "cloud", feature = "docker"))]
     pub(crate) async fn prepare_trees(&self, store: &Arc<Store>) -> Result<IdMap, RunnerError> {
         match self.predicted_id_map().await {
             IdMap::Range => Ok(id_map_of(self.zygote(store).await.map_err(unusable)?.user_namespace())),
@@ -188,7 +188,7 @@ impl SandboxRunner {
     }
 
     /// The same as it will be, without starting anything.
-    #[cfg(feature = "cloud")]
+    #[cfg(any(feature = "cloud", feature = "docker"))]
     pub(crate) async fn predicted_id_map(&self) -> IdMap {
         self.id_map(self.zygote.lock().await.as_deref())
     }

@@ -1,13 +1,14 @@
 //! What a backend implements.
 
-use std::{fmt, fs::File, future::Future, path::PathBuf};
+use std::{fmt, fs::File, future::Future, path::PathBuf, sync::Arc};
 
 use uuid::Uuid;
 
 use crate::{
     event::{EventBus, StdStream},
     ir::Env,
-    runner::{Limits, Probe, RunnerCapabilities, RunnerError},
+    runner::{CacheIdentity, Limits, Probe, RunnerCapabilities, RunnerError, SnapshotRef, StepContext},
+    store::{FrozenSource, LayerId, Snapshot, Store},
 };
 
 /// Makes machines: virtual ones, containers, whatever starts from an image, runs commands and can be saved.
@@ -19,6 +20,10 @@ pub trait VmBackend: Send + Sync + fmt::Debug + 'static {
 
     /// Raised whenever the same command would leave another filesystem than before.
     const CACHE_VERSION: u32 = 1;
+
+    /// Whether machines start from layers of the store and leave some: by [`boot`](Self::boot), where others are
+    /// [created](Self::create), and by [`Vm::commit`], where the snapshot is needed by more than this backend's machines.
+    const LAYERS: bool = false;
 
     /// A machine.
     type Vm: Vm;
@@ -46,6 +51,40 @@ pub trait VmBackend: Send + Sync + fmt::Debug + 'static {
         limits: &Limits,
     ) -> impl Future<Output = Result<Option<Self::Vm>, RunnerError>> + Send;
 
+    /// Starts a machine that sees the source at the work directory, over an image or over a snapshot of the store. Called
+    /// where the backend has [`LAYERS`](Self::LAYERS), instead of [`create`](Self::create). What is told to `output` a
+    /// person reads as the step's.
+    ///
+    /// # Errors
+    /// As [`create`](Self::create).
+    ///
+    /// # Cancel safety
+    /// As [`create`](Self::create).
+    fn boot(
+        &self,
+        ctx: &StepContext,
+        ground: &Ground,
+        limits: &Limits,
+        output: &Output<'_>,
+    ) -> impl Future<Output = Result<Self::Vm, RunnerError>> + Send {
+        let _ = (ctx, ground, limits, output);
+        async { Err(no_layers(Self::NAME)) }
+    }
+
+    /// What goes into cache keys: see [`StepRunner::cache_identity`](crate::runner::StepRunner::cache_identity). Asked where
+    /// the backend has [`LAYERS`](Self::LAYERS).
+    ///
+    /// # Errors
+    /// Where the image can't be found out about.
+    fn cache_identity(
+        &self,
+        store: Arc<Store>,
+        image: Option<&str>,
+    ) -> impl Future<Output = Result<Option<CacheIdentity>, RunnerError>> + Send {
+        let _ = (store, image);
+        async { Ok(None) }
+    }
+
     /// Removes a snapshot; one that is not there is passed over. Machines that were started from it go on.
     ///
     /// # Errors
@@ -57,7 +96,7 @@ pub trait VmBackend: Send + Sync + fmt::Debug + 'static {
         async { Probe::Usable { note: None } }
     }
 
-    /// What the backend promises, beside `workspace` and `snapshots`, which the runner makes of its methods. Where it holds
+    /// What the backend promises, beside `workspace`, `snapshots` and `layers`, which the runner makes of its methods. Where it holds
     /// no [`Limits`], neither memory nor network, steps that ask for some are refused.
     fn capabilities(&self) -> RunnerCapabilities {
         RunnerCapabilities::default()
@@ -95,8 +134,58 @@ pub trait Vm: Send + Sync {
     /// Dropping the future leaves no machine behind; there may be a snapshot that nobody knows.
     fn snapshot(self) -> impl Future<Output = Result<String, RunnerError>> + Send;
 
+    /// Does what [`snapshot`](Self::snapshot) does, and makes it a snapshot of the store.
+    ///
+    /// # Errors
+    /// As [`snapshot`](Self::snapshot).
+    ///
+    /// # Cancel safety
+    /// As [`snapshot`](Self::snapshot).
+    fn commit(self, store: &Arc<Store>) -> impl Future<Output = Result<SnapshotRef, RunnerError>> + Send
+    where
+        Self: Sized,
+    {
+        let _ = store;
+        async { Err(no_layers("this")) }
+    }
+
     /// Ends the machine, and every process in it, before it returns.
     fn destroy(self) -> impl Future<Output = ()> + Send;
+}
+
+/// What a machine of a backend with [`LAYERS`](VmBackend::LAYERS) starts from.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct Ground {
+    /// The run that it is for.
+    pub run: Uuid,
+    /// Where layers are.
+    pub store: Arc<Store>,
+    /// The source that the machine sees: over the image, below the snapshot's layers.
+    pub source: Arc<FrozenSource>,
+    /// The rest.
+    pub base: GroundBase,
+}
+
+/// What lies below and above the source.
+#[derive(Debug, Clone)]
+pub enum GroundBase {
+    /// An image, and nothing above.
+    Image(Arc<str>),
+    /// A snapshot of the store.
+    Snapshot {
+        /// Its name.
+        name: SnapshotRef,
+        /// What it consists of.
+        snapshot: Arc<Snapshot>,
+        /// The layer to put over it, so that it shows this source instead of an older one.
+        delta: Option<LayerId>,
+    },
+}
+
+/// What is told of a backend that says that it has layers, and has not.
+fn no_layers(backend: &str) -> RunnerError {
+    RunnerError::unsupported(format!("backend `{backend}` knows no layers of the store, which is a bug in it"))
 }
 
 /// Files to put into a machine: first some go, then the archive's come.

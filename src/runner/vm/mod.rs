@@ -10,6 +10,9 @@
 //! runner owns the order of things, sources, time and cancellation; a backend knows none of them, and may be in a crate of its
 //! own. It is static: a machine's futures are not boxed.
 //!
+//! A backend that knows the store's layers starts its machines over those instead ([`VmBackend::boot`]), with the source as
+//! one of them, and makes a layer of what a machine changed ([`Vm::commit`]): then steps move between it and other runners.
+//!
 //! # Examples
 //!
 //! A backend whose machines are directories, with commands that run in them. It isolates nothing, and what a command leaves
@@ -108,5 +111,5 @@
 mod backend;
 mod runner;
 
-pub use backend::{Command, Injection, Output, Vm, VmBackend};
+pub use backend::{Command, Ground, GroundBase, Injection, Output, Vm, VmBackend};
 pub use runner::VmRunner;

@@ -7,19 +7,20 @@ use std::{
     sync::Arc,
 };
 
-use super::{Command, Injection, Output, Vm, VmBackend};
+use super::{Command, Ground, GroundBase, Injection, Output, Vm, VmBackend};
 use crate::{
     runner::{
-        ArgsSchema, ExecutorInput, Limits, Probe, RunnerCapabilities, RunnerError, SnapshotRef, StepContext,
-        StepResult, StepRunner,
+        ArgsSchema, CacheIdentity, ExecutorInput, Limits, Probe, RunnerCapabilities, RunnerError, SnapshotRef,
+        StepContext, StepResult, StepRunner,
     },
-    store::{FrozenSource, SourceId, Store, StoreError, StoreHandle},
+    store::{FrozenSource, SourceId, Store, StoreError, StoreHandle, Surroundings},
 };
 
 /// Runs each step in a machine of its own, which a [`VmBackend`] makes.
 ///
 /// Its snapshots are the backend's, named `<runner>:<source>:<snapshot>`: a child under newer source gets what changed since
-/// the source that is in the name.
+/// the source that is in the name. Those of a backend with [layers](VmBackend::LAYERS) are the store's where somebody else
+/// needs them: see [`StepContext::snapshot_travels`].
 #[derive(Debug)]
 pub struct VmRunner<B> {
     backend: B,
@@ -45,33 +46,62 @@ impl<B: VmBackend> VmRunner<B> {
         Some((SourceId::parse(source)?, name))
     }
 
+    async fn store(&self) -> Result<Arc<Store>, RunnerError> {
+        let handle = self.store.clone();
+        blocking("open the store", move || handle.get()).await
+    }
+
     /// A machine with this run's source in it.
     async fn prepare(
         &self,
         ctx: &StepContext,
         input: &ExecutorInput,
         limits: &Limits,
-    ) -> Result<(B::Vm, Arc<FrozenSource>), RunnerError> {
-        let handle = self.store.clone();
-        let store = blocking("open the store", move || handle.get()).await?;
+    ) -> Result<(B::Vm, Arc<Store>, Arc<FrozenSource>), RunnerError> {
+        let store = self.store().await?;
         let source = ctx.archives.freeze(&store).await;
         let source = source.map_err(|error| RunnerError::infrastructure("freeze the source", error))?;
+        let image = || input.step.image.clone().unwrap_or_else(|| "host".into());
         let (mut vm, saw) = match &input.parent_snapshot {
-            None => (self.backend.create(input.step.image.as_deref().unwrap_or("host"), limits).await?, None),
-            Some(snapshot) => {
-                let unknown = || RunnerError::unsupported(format!("there is no snapshot `{snapshot}`"));
-                let (saw, name) = Self::parse(snapshot).ok_or_else(unknown)?;
-                (self.backend.restore(name, limits).await?.ok_or_else(unknown)?, Some(saw))
+            Some(snapshot) if let Some((saw, name)) = Self::parse(snapshot) => {
+                let vm = self.backend.restore(name, limits).await?.ok_or_else(|| unknown(snapshot))?;
+                (vm, Some(saw))
             }
+            parent if B::LAYERS => {
+                let base = match parent {
+                    Some(snapshot) => layers(&store, snapshot, &source).await?,
+                    None => GroundBase::Image(image()),
+                };
+                let (run, output) = (input.run_id, Output { bus: &ctx.event_bus, step_id: input.step_id });
+                let ground = Ground { run, store: Arc::clone(&store), source: Arc::clone(&source), base };
+                return Ok((self.backend.boot(ctx, &ground, limits, &output).await?, store, source));
+            }
+            Some(snapshot) => return Err(unknown(snapshot)),
+            None => (self.backend.create(&image(), limits).await?, None),
         };
         if saw.as_ref() != Some(&source.id) {
             let workdir = input.workdir.as_ref().into();
-            let (store, source) = (Arc::clone(&store), Arc::clone(&source));
-            let (removed, archive) = blocking("pack the source", move || pack(&store, &source, saw.as_ref())).await?;
+            let (packer, packed) = (Arc::clone(&store), Arc::clone(&source));
+            let (removed, archive) = blocking("pack the source", move || pack(&packer, &packed, saw.as_ref())).await?;
             vm.inject(Injection { dir: workdir, removed, archive }).await?;
         }
-        Ok((vm, source))
+        Ok((vm, store, source))
     }
+}
+
+/// A snapshot of the store, as `source` is to be seen in it.
+async fn layers(store: &Arc<Store>, name: &SnapshotRef, source: &Arc<FrozenSource>) -> Result<GroundBase, RunnerError> {
+    let (store, name, source) = (Arc::clone(store), name.clone(), Arc::clone(source));
+    blocking("read the parent's snapshot", move || {
+        let snapshot = store.snapshot(&name)?;
+        let delta = if snapshot.source == source.id { None } else { store.delta(&snapshot, &source)? };
+        Ok(GroundBase::Snapshot { name, snapshot, delta })
+    })
+    .await
+}
+
+fn unknown(snapshot: &SnapshotRef) -> RunnerError {
+    RunnerError::unsupported(format!("there is no snapshot `{snapshot}`"))
 }
 
 impl<B: VmBackend> StepRunner for VmRunner<B> {
@@ -80,22 +110,29 @@ impl<B: VmBackend> StepRunner for VmRunner<B> {
 
     async fn execute(&self, ctx: &StepContext, input: ExecutorInput) -> Result<StepResult, RunnerError> {
         let limits = Limits::of_args(input.step.runner_args.as_ref())?;
-        let (vm, source) = tokio::select! {
+        let (vm, store, source) = tokio::select! {
             biased;
             () = ctx.cancel.cancelled() => return Err(ctx.interrupted()),
-            prepared = self.prepare(ctx, &input, &limits) => prepared?,
+            // Boxed, because it is large, and other runners' futures need no room for it.
+            prepared = Box::pin(self.prepare(ctx, &input, &limits)) => prepared?,
         };
-        match run(&vm, ctx, &input).await {
+        let exit_code = match run(&vm, ctx, &input).await {
             Ok(0) if input.cache_lookup.commits() => {
-                let snapshot = vm.snapshot().await?;
-                let name = format!("{}:{}:{snapshot}", B::NAME, source.id.as_str());
-                Ok(StepResult { exit_code: 0, committed_snapshot: Some(name.into()), artifacts: Vec::new() })
+                let snapshot = if B::LAYERS && ctx.snapshot_travels {
+                    let snapshot = Box::pin(vm.commit(&store)).await?;
+                    store.describe(&snapshot, Arc::new(surroundings(&input)));
+                    snapshot
+                } else {
+                    format!("{}:{}:{}", B::NAME, source.id.as_str(), vm.snapshot().await?).into()
+                };
+                return Ok(StepResult { exit_code: 0, committed_snapshot: Some(snapshot), artifacts: Vec::new() });
             }
             ended => {
                 vm.destroy().await;
-                Ok(StepResult { exit_code: ended?, committed_snapshot: None, artifacts: Vec::new() })
+                ended?
             }
-        }
+        };
+        Ok(StepResult { exit_code, committed_snapshot: None, artifacts: Vec::new() })
     }
 
     async fn reap_snapshots(&self, snapshots: Vec<SnapshotRef>) {
@@ -104,6 +141,17 @@ impl<B: VmBackend> StepRunner for VmRunner<B> {
                 tracing::warn!(error = error.to_line(), runner = B::NAME, "a snapshot stays");
             }
         }
+        let Some(store) = self.store.get_opened().filter(|_| B::LAYERS) else { return };
+        if let Err(error) = blocking("remove snapshots", move || store.remove_snapshots(&snapshots)).await {
+            tracing::warn!(error = error.to_line(), runner = B::NAME, "snapshots stay");
+        }
+    }
+
+    async fn cache_identity(&self, image: Option<&str>) -> Result<Option<CacheIdentity>, RunnerError> {
+        if !B::LAYERS {
+            return Ok(None);
+        }
+        self.backend.cache_identity(self.store().await?, image).await
     }
 
     async fn probe(&self) -> Probe {
@@ -112,7 +160,7 @@ impl<B: VmBackend> StepRunner for VmRunner<B> {
 
     fn capabilities(&self) -> RunnerCapabilities {
         // What a backend can't do through this runner, whatever it says.
-        let (layers, secrets) = (false, false);
+        let (layers, secrets) = (B::LAYERS, false);
         RunnerCapabilities { workspace: true, snapshots: true, layers, secrets, ..self.backend.capabilities() }
     }
 
@@ -146,6 +194,16 @@ async fn run(vm: &impl Vm, ctx: &StepContext, input: &ExecutorInput) -> Result<i
         tracing::debug!(runner = input.step.runner.as_deref(), "a command did not end in its grace");
     }
     Err(ctx.interrupted())
+}
+
+fn surroundings(input: &ExecutorInput) -> Surroundings {
+    Surroundings {
+        env: Arc::clone(&input.env),
+        workdir: Arc::clone(&input.workdir),
+        runner_args: input.step.runner_args.clone(),
+        host_dirs: Vec::new(),
+        had_secrets: false,
+    }
 }
 
 /// The source, or what changed since another, in a file that nobody else sees.

@@ -66,6 +66,14 @@ impl Store {
     }
 }
 
+#[cfg(feature = "docker")]
+impl Store {
+    /// [`pack_layer`](Self::pack_layer) without compression.
+    pub(crate) fn pack_layer_tar(&self, layer: &Path, id_map: IdMap) -> Result<PackedLayer, ExportError> {
+        pack_one(self, layer, id_map, &self.tmp(), LayerCompression::Plain)
+    }
+}
+
 fn pack_one(
     store: &Store,
     layer: &Path,

@@ -18,7 +18,7 @@ use serde_json::json;
 
 use self::{archive::write_archive, blobs::LayerCompression, layout::write_layout};
 pub use self::{blobs::PackedLayer, error::ExportError};
-use super::{Base, FrozenSource, ImageDigest, Snapshot, Store, image};
+use super::{Base, FrozenSource, IdMap, ImageDigest, Snapshot, Store, image};
 use crate::runner::SnapshotRef;
 
 /// Where an exported image goes.
@@ -53,6 +53,22 @@ impl ExportTarget {
             Ok(image::ImageName::DockerArchive { path, tag }) => Ok(Self::DockerArchive { path, name: tag }),
             _ => Err(ExportError::BadTarget { target: text.into() }),
         }
+    }
+}
+
+#[cfg(feature = "docker")]
+impl Store {
+    /// Writes an archive of an image with these labels to the free path `path`, for a daemon which has those layers already of
+    /// which only the digest is given. Lowest first. The digest of the image.
+    pub(crate) fn thin_archive(
+        path: &Path,
+        labels: &std::collections::HashMap<String, String>,
+        layers: &[(ImageDigest, Option<&PackedLayer>)],
+    ) -> Result<ImageDigest, ExportError> {
+        let diff_ids: Vec<_> = layers.iter().map(|(diff_id, _)| *diff_id).collect();
+        let config = configuration(&json!({ "Labels": labels }), &diff_ids)?;
+        archive::write_thin_archive(path, &config, layers)?;
+        Ok(ImageDigest::of(&config))
     }
 }
 
@@ -91,38 +107,49 @@ impl Store {
 
     /// The directories of the layers, lowest first.
     fn layers_to_export(&self, snapshot: &Snapshot, source: &FrozenSource) -> Result<Vec<PathBuf>, ExportError> {
-        let mut dirs: Vec<PathBuf> = snapshot.layers.iter().map(|layer| self.layer_dir(layer)).collect();
-        dirs.extend_from_slice(&source.roots);
-        match &snapshot.base {
-            Base::Host => return Err(ExportError::Host),
-            Base::Rootfs(dir) => dirs.push(dir.clone()),
+        let mut dirs = self.base_to_export(&snapshot.base, snapshot.id_map)?;
+        dirs.extend(source.roots.iter().rev().cloned());
+        dirs.extend(snapshot.layers.iter().rev().map(|layer| self.layer_dir(layer)));
+        Ok(dirs)
+    }
+
+    /// The directories of an image's layers, lowest first.
+    pub(crate) fn base_to_export(&self, base: &Base, id_map: IdMap) -> Result<Vec<PathBuf>, ExportError> {
+        match base {
+            Base::Host => Err(ExportError::Host),
+            Base::Rootfs(dir) => Ok(vec![dir.clone()]),
             Base::Image(digest) => {
-                let ground = image::ground_layer(snapshot.id_map);
-                let layers = self.image(digest, snapshot.id_map)?.layers;
-                dirs.extend(layers.iter().filter(|layer| **layer != ground).map(|layer| self.layer_dir(layer)));
+                let ground = image::ground_layer(id_map);
+                let layers = self.image(digest, id_map)?.layers;
+                let layers = layers.iter().rev().filter(|layer| **layer != ground);
+                Ok(layers.map(|layer| self.layer_dir(layer)).collect())
             }
         }
-        dirs.reverse();
-        Ok(dirs)
     }
 
     /// The configuration: variables of the image at the bottom, and a time that is always the same.
     fn config_to_export(&self, snapshot: &Snapshot, packed: &[PackedLayer]) -> Result<Vec<u8>, ExportError> {
-        const CREATED: &str = "1970-01-01T00:00:00Z";
         let env = match &snapshot.base {
             Base::Image(digest) => self.image(digest, snapshot.id_map)?.env,
             Base::Host | Base::Rootfs(_) => std::collections::BTreeMap::new(),
         };
         let env: Vec<String> = env.into_iter().map(|(name, value)| format!("{name}={value}")).collect();
-        let platform = image::this_platform();
-        let config = json!({
-            "created": CREATED,
-            "architecture": platform.architecture,
-            "os": platform.os,
-            "config": { "Cmd": ["/bin/sh"], "Env": env, "WorkingDir": "/workspace" },
-            "rootfs": { "type": "layers", "diff_ids": packed.iter().map(|layer| layer.diff_id).collect::<Vec<_>>() },
-            "history": packed.iter().map(|_| json!({ "created": CREATED, "created_by": "hm" })).collect::<Vec<_>>(),
-        });
-        serde_json::to_vec(&config).map_err(|error| ExportError::Encode(error.to_string()))
+        let diff_ids: Vec<_> = packed.iter().map(|layer| layer.diff_id).collect();
+        configuration(&json!({ "Cmd": ["/bin/sh"], "Env": env, "WorkingDir": "/workspace" }), &diff_ids)
     }
+}
+
+/// An image's configuration: how it runs, and its layers, lowest first.
+fn configuration(run: &serde_json::Value, diff_ids: &[ImageDigest]) -> Result<Vec<u8>, ExportError> {
+    const CREATED: &str = "1970-01-01T00:00:00Z";
+    let platform = image::this_platform();
+    let config = json!({
+        "created": CREATED,
+        "architecture": platform.architecture,
+        "os": platform.os,
+        "config": run,
+        "rootfs": { "type": "layers", "diff_ids": diff_ids },
+        "history": diff_ids.iter().map(|_| json!({ "created": CREATED, "created_by": "hm" })).collect::<Vec<_>>(),
+    });
+    serde_json::to_vec(&config).map_err(|error| ExportError::Encode(error.to_string()))
 }

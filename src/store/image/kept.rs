@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+#[cfg(feature = "docker")]
+use super::Base;
 use super::{ImageDigest, ImageError, ground, manifest::Config};
 use crate::store::{IdMap, LayerId, Store, StoreError, index::images::ImageRow};
 
@@ -28,6 +30,24 @@ impl Store {
         }
         let config = Config::parse(config.as_bytes(), None).map_err(|_| lost())?;
         Ok(KeptImage { layers: stack, env: config.env() })
+    }
+
+    /// Whether an image is there, with all of its layers.
+    #[cfg(feature = "docker")]
+    pub(crate) fn has_whole_image(&self, digest: &ImageDigest, id_map: IdMap) -> bool {
+        self.image(digest, id_map).is_ok()
+    }
+
+    /// The variables that an image sets, by name.
+    ///
+    /// # Errors
+    /// [`ImageError::Lost`], as [`image`](Self::image).
+    #[cfg(feature = "docker")]
+    pub(crate) fn image_env(&self, base: &Base, id_map: IdMap) -> Result<BTreeMap<String, String>, ImageError> {
+        match base {
+            Base::Image(digest) => Ok(self.image(digest, id_map)?.env),
+            Base::Host | Base::Rootfs(_) => Ok(BTreeMap::new()),
+        }
     }
 
     /// Keeps an image whose layers are all in their places.

@@ -24,6 +24,8 @@ mod manifest;
 mod reference;
 #[cfg(feature = "registry")]
 mod registry;
+#[cfg(feature = "docker")]
+mod saved;
 
 pub use base::Base;
 pub use digest::ImageDigest;
@@ -33,3 +35,5 @@ pub use images::{ImageOptions, Images, Notes, PullPolicy};
 pub use layers::{LayerLock, TreeInMaking};
 pub(super) use manifest::{REF_NAME, this_platform};
 pub(super) use reference::ImageName;
+#[cfg(feature = "docker")]
+pub(crate) use saved::{ArchiveFile, SavedImage};
