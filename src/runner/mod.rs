@@ -9,6 +9,8 @@ pub mod cloud;
 mod context;
 mod contract;
 mod descriptor;
+#[cfg(feature = "docker")]
+pub mod docker;
 mod dynamic;
 mod error;
 pub(crate) mod hlist;

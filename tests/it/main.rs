@@ -11,6 +11,8 @@ mod cli;
 mod cloud;
 mod compose;
 mod conformance;
+#[cfg(all(feature = "docker", target_os = "linux"))]
+mod docker;
 mod engine;
 mod engine_random;
 mod engine_scale;

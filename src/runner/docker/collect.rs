@@ -1,0 +1,109 @@
+//! Images of the daemon on their way to the store: saved as a whole, of which only the missing layers are unpacked.
+
+use std::{fs::File, io::Write, pin::pin, sync::Arc};
+
+use bollard::Docker;
+use bytes::Bytes;
+use futures_util::StreamExt;
+
+use super::{
+    footing::Footing,
+    trouble::{self, on_thread},
+};
+use crate::{
+    runner::{RunnerError, SnapshotRef},
+    store::{
+        ArchiveFile, Base, CommitRequest, IdMap, ImageDigest, LayerId, SavedImage, Snapshot, Store, tree::UnpackLimits,
+    },
+};
+
+const DOING: &str = "take the container's layer home";
+
+/// Chunks of an archive that wait for the disk.
+const QUEUE: usize = 16;
+
+/// The tar of a layer that changes nothing, as daemons write it.
+const EMPTY_TAR: [u8; 1024] = [0; 1024];
+
+/// Brings an image here.
+pub(super) async fn save(docker: &Docker, store: &Arc<Store>, image: &str) -> Result<SavedImage, RunnerError> {
+    let file = ArchiveFile::new(store);
+    let path = file.path().to_owned();
+    let (sender, mut chunks) = tokio::sync::mpsc::channel::<Bytes>(QUEUE);
+    let writing = on_thread(DOING, move || {
+        let mut write = || {
+            let mut out = File::create_new(&path)?;
+            while let Some(chunk) = chunks.blocking_recv() {
+                out.write_all(&chunk)?;
+            }
+            Ok(())
+        };
+        let failed = |error: std::io::Error| crate::store::StoreError::io("write", &path, error);
+        write().map_err(failed).map_err(trouble::store(DOING))
+    });
+    let reading = async {
+        let mut stream = pin!(docker.export_image(image));
+        while let Some(chunk) = stream.next().await {
+            if sender.send(chunk.map_err(trouble::daemon(DOING))?).await.is_err() {
+                break;
+            }
+        }
+        drop(sender);
+        Ok::<_, RunnerError>(())
+    };
+    let (read, written) = tokio::join!(reading, writing);
+    // Where writing failed, reading broke off because of it.
+    written.and(read)?;
+    let store = Arc::clone(store);
+    on_thread(DOING, move || SavedImage::open(&store, file).map_err(trouble::image(DOING))).await
+}
+
+/// Makes a snapshot of an image that stands on a footing, with `footing.made + 1` layers that the store does not have.
+pub(super) async fn snapshot(
+    saved: SavedImage,
+    footing: &Footing,
+    base: Base,
+    store: &Arc<Store>,
+) -> Result<SnapshotRef, RunnerError> {
+    // Until the snapshot has them.
+    let _lease = store.lease().map_err(trouble::store("take a lease"))?;
+    let expected = footing.layer_count() + 1;
+    if saved.diff_ids().len() != expected {
+        let error = anyhow::anyhow!("the image has {} layers instead of {expected}", saved.diff_ids().len());
+        return Err(RunnerError::infrastructure(DOING, error));
+    }
+    let saved = Arc::new(saved);
+    let mut layers = footing.layers.clone();
+    for index in footing.known..expected {
+        if saved.diff_ids()[index] != ImageDigest::of(&EMPTY_TAR) {
+            layers.insert(0, take_home(&saved, index, footing.id_map, store).await?);
+        }
+    }
+    let (store, source, id_map) = (Arc::clone(store), footing.source.clone(), footing.id_map);
+    on_thread(DOING, move || {
+        let parent = Snapshot { base: base.clone(), source: source.clone(), layers, id_map };
+        let request = CommitRequest { parent: Some(&parent), base, source, delta: None, id_map };
+        store.commit_layer(None, request).map_err(trouble::store("commit the container's layer"))
+    })
+    .await
+}
+
+async fn take_home(
+    saved: &Arc<SavedImage>,
+    index: usize,
+    id_map: IdMap,
+    store: &Arc<Store>,
+) -> Result<LayerId, RunnerError> {
+    let diff_id = saved.diff_ids()[index];
+    let _lock = store.lock_layer(&Store::layer_id(&diff_id, id_map)).await.map_err(trouble::store(DOING))?;
+    let (saved, store) = (Arc::clone(saved), Arc::clone(store));
+    on_thread(DOING, move || {
+        if let Some(layer) = store.layer_by_content(&diff_id, id_map).map_err(trouble::store(DOING))? {
+            return Ok(layer);
+        }
+        let blob = saved.layer(index).map_err(|error| RunnerError::infrastructure(DOING, error))?;
+        let unpacked = store.unpack_layer("the container's layer", &diff_id, id_map, blob, UnpackLimits::default());
+        unpacked.map_err(trouble::image(DOING))
+    })
+    .await
+}

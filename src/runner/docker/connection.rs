@@ -1,0 +1,65 @@
+//! The daemon: where it is, and whether it will do.
+
+use std::{env, path::PathBuf, time::Duration};
+
+use bollard::{API_DEFAULT_VERSION, Docker, errors::Error};
+
+use crate::runner::Probe;
+
+/// How long a daemon may take to answer: loading an image of many gigabytes takes minutes. Attempts are given up by being
+/// cancelled, not by this.
+const PATIENCE_SECONDS: u64 = 60 * 60;
+/// How long a probe waits.
+const PROBE_PATIENCE: Duration = Duration::from_secs(10);
+
+const HINT: &str = "start Docker or Podman's service, or say where it is: --docker-host, DOCKER_HOST, or `host` below \
+                    [docker] in .hm/hm.toml";
+
+/// Where the daemon listens: as the caller says, as `DOCKER_HOST` says, or the first socket that is there.
+pub(super) fn place(host: Option<&str>) -> String {
+    let variable = env::var("DOCKER_HOST").ok();
+    if let Some(host) = host.or(variable.as_deref()).filter(|host| !host.is_empty()) {
+        return host.to_owned();
+    }
+    let dir = |name: &str| env::var_os(name).map(PathBuf::from).filter(|dir| dir.is_absolute());
+    let (run, home) = (dir("XDG_RUNTIME_DIR"), dir("HOME"));
+    let sockets = [
+        Some("/var/run/docker.sock".into()),
+        run.as_ref().map(|dir| dir.join("docker.sock")),
+        home.as_ref().map(|dir| dir.join(".docker/run/docker.sock")),
+        run.as_ref().map(|dir| dir.join("podman/podman.sock")),
+        Some("/run/podman/podman.sock".into()),
+    ];
+    let found = sockets.iter().flatten().find(|socket| socket.exists());
+    let socket = found.cloned().unwrap_or_else(|| "/var/run/docker.sock".into());
+    format!("unix://{}", socket.display())
+}
+
+/// Connects, and agrees on a version of the protocol.
+pub(super) async fn connect(place: &str) -> Result<Docker, Error> {
+    let docker = match place.strip_prefix("unix://") {
+        Some(path) => Docker::connect_with_unix(path, PATIENCE_SECONDS, API_DEFAULT_VERSION)?,
+        None => Docker::connect_with_host(place)?.with_timeout(Duration::from_secs(PATIENCE_SECONDS)),
+    };
+    docker.negotiate_version().await
+}
+
+/// Whether the daemon there will do.
+pub(super) async fn probe(place: &str) -> Probe {
+    let asked = async {
+        let docker = connect(place).await?;
+        docker.info().await
+    };
+    let unusable = |reason: String, hint: &str| Probe::Unusable { reason, hint: hint.into() };
+    let info = match tokio::time::timeout(PROBE_PATIENCE, asked).await {
+        Err(_) => return unusable(format!("{place} does not answer"), HINT),
+        Ok(Err(error)) => return unusable(format!("{place}: {error}"), HINT),
+        Ok(Ok(info)) => info,
+    };
+    if info.os_type.as_deref().is_some_and(|os| os != "linux") {
+        return unusable(format!("{place} does not run Linux containers"), "switch the daemon to Linux containers");
+    }
+    let version = info.server_version.unwrap_or_else(|| "of an unknown version".into());
+    let driver = info.driver.map(|driver| format!(", {driver}")).unwrap_or_default();
+    Probe::Usable { note: Some(format!("{version} at {place}{driver}")) }
+}

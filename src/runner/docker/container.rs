@@ -1,0 +1,252 @@
+//! One container: a step's command from its start to its snapshot.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+};
+
+use bollard::{
+    Docker,
+    container::LogOutput,
+    errors::Error,
+    exec::{CreateExecOptions, StartExecOptions},
+    models::{ContainerConfig, ContainerCreateBody, HealthConfig, HostConfig, HostConfigLogConfig},
+    query_parameters::{
+        AttachContainerOptionsBuilder, CommitContainerOptionsBuilder, CreateContainerOptionsBuilder,
+        KillContainerOptionsBuilder,
+    },
+};
+use futures_util::StreamExt;
+use uuid::Uuid;
+
+use super::{
+    backend::Shared,
+    collect,
+    footing::{Footing, MAX_LAYERS},
+    sweep::{remove_container, remove_image},
+    trouble::{self, is_missing},
+};
+use crate::{
+    event::StdStream,
+    runner::{
+        Limits, Network, RunnerError, SnapshotRef,
+        vm::{Command, Injection, Output, Vm},
+    },
+    store::Store,
+};
+
+/// What every step has, unless its image or the step itself says otherwise.
+const DEFAULT_ENV: [(&str, &str); 2] =
+    [("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"), ("HOME", "/root")];
+
+/// Users of images differ; steps are root's, as in the sandbox.
+const USER: &str = "0:0";
+
+/// A container. The daemon knows of it from [`exec`](Vm::exec) on.
+#[derive(Debug)]
+pub struct Container {
+    shared: Arc<Shared>,
+    docker: Docker,
+    name: String,
+    footing: Arc<Footing>,
+    limits: Limits,
+    /// The daemon may have it.
+    may_exist: AtomicBool,
+    /// The names of the step's own variables.
+    env: OnceLock<BTreeSet<String>>,
+}
+
+impl Container {
+    pub(super) fn new(shared: Arc<Shared>, docker: Docker, footing: Arc<Footing>, limits: Limits) -> Self {
+        let name = format!("hm-{}", Uuid::new_v4().simple());
+        Self { shared, docker, name, footing, limits, may_exist: AtomicBool::new(false), env: OnceLock::new() }
+    }
+
+    fn body(&self, command: &Command<'_>) -> Result<ContainerCreateBody, RunnerError> {
+        let mut env = BTreeMap::from(DEFAULT_ENV);
+        let variables = self.footing.env.iter().chain(command.env);
+        env.extend(variables.map(|(name, value)| (name.as_str(), value.as_str())));
+        // A name alone takes a variable away, which the daemon would hand on from the step that left the image.
+        let stray = self.footing.stray.iter().filter(|name| !env.contains_key(name.as_str())).cloned();
+        let stray: Vec<_> = stray.collect();
+        let env = env.into_iter().map(|(name, value)| format!("{name}={value}")).chain(stray).collect();
+        let bytes = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
+        let memory = self.limits.memory.map(|memory| bytes(memory.bytes));
+        // Beyond this it would be more than any machine has; the type's range is checked where it is read.
+        #[expect(clippy::cast_possible_truncation, reason = "at most 4096e9")]
+        let nano_cpus = self.limits.cpus.map(|cpus| (cpus.0 * 1e9) as i64);
+        let network = match self.limits.network {
+            Network::Host => "host",
+            Network::None => "none",
+        };
+        let host_config = HostConfig {
+            memory,
+            // Both together: no swap.
+            memory_swap: memory,
+            nano_cpus,
+            pids_limit: self.limits.pids.map(|pids| bytes(pids.get())),
+            network_mode: Some(network.into()),
+            // Else the command would be process 1, which signals do not end.
+            init: Some(true),
+            log_config: Some(HostConfigLogConfig { typ: Some("none".into()), config: None }),
+            ..HostConfig::default()
+        };
+        Ok(ContainerCreateBody {
+            image: Some(self.footing.image.clone()),
+            entrypoint: Some(vec!["/bin/sh".into(), "-c".into()]),
+            cmd: Some(vec![command.script.to_owned()]),
+            env: Some(env),
+            working_dir: Some(command.workdir.to_owned()),
+            user: Some(USER.into()),
+            attach_stdout: Some(true),
+            attach_stderr: Some(true),
+            healthcheck: Some(HealthConfig { test: Some(vec!["NONE".into()]), ..HealthConfig::default() }),
+            labels: Some(self.shared.labels(self.footing.run)?),
+            host_config: Some(host_config),
+            ..ContainerCreateBody::default()
+        })
+    }
+
+    /// The exit code of a container that has ended, or is about to.
+    async fn exit_code(&self) -> Result<i32, RunnerError> {
+        let mut waiting = Box::pin(self.docker.wait_container(&self.name, None));
+        let code = match waiting.next().await {
+            Some(Ok(ended)) => ended.status_code,
+            Some(Err(Error::DockerContainerWaitError { error, code })) if error.is_empty() => code,
+            Some(Err(error)) => return Err(trouble::daemon("wait for the container")(error)),
+            None => {
+                let error = anyhow::anyhow!("the daemon gave no exit code");
+                return Err(RunnerError::infrastructure("wait for the container", error));
+            }
+        };
+        if code != 0
+            && let Some(memory) = self.limits.memory
+        {
+            let found = self.docker.inspect_container(&self.name, None).await;
+            let state = found.map_err(trouble::daemon("look at the container"))?.state;
+            if state.and_then(|state| state.oom_killed).unwrap_or(false) {
+                return Err(RunnerError::out_of_memory(memory.bytes));
+            }
+        }
+        i32::try_from(code).map_err(|error| RunnerError::infrastructure("read the exit code", error))
+    }
+
+    async fn remove(&self) -> Result<(), RunnerError> {
+        let removed = remove_container(&self.docker, &self.name).await;
+        removed.map_err(trouble::daemon("remove the container"))?;
+        self.may_exist.store(false, Relaxed);
+        Ok(())
+    }
+
+    /// The image that the container's files become. The container goes.
+    async fn image(&self) -> Result<Footing, RunnerError> {
+        let options = CommitContainerOptionsBuilder::default().container(&self.name).pause(false).build();
+        let labels = Some(self.shared.labels(self.footing.run)?);
+        let config = ContainerConfig { labels, ..ContainerConfig::default() };
+        let committed = self.docker.commit_container(options, config).await;
+        let image = committed.map_err(trouble::daemon("commit the container"))?.id;
+        let none = BTreeSet::new();
+        let footing = self.footing.above(image, self.env.get().unwrap_or(&none));
+        self.remove().await?;
+        Ok(footing)
+    }
+}
+
+impl Vm for Container {
+    /// A container gets its source as a layer of its image: none is put into it.
+    async fn inject(&mut self, _: Injection) -> Result<(), RunnerError> {
+        Err(RunnerError::unsupported("the snapshot was made over another source, in a run that has ended"))
+    }
+
+    async fn exec(&self, command: &Command<'_>, output: &Output<'_>) -> Result<i32, RunnerError> {
+        let _ = self.env.set(command.env.keys().cloned().collect());
+        let body = self.body(command)?;
+        let options = CreateContainerOptionsBuilder::default().name(&self.name).build();
+        self.may_exist.store(true, Relaxed);
+        if let Err(error) = self.docker.create_container(Some(options), body).await {
+            if is_missing(&error) {
+                // Somebody removed it: the next attempt makes it anew.
+                self.shared.forget(&self.footing);
+            }
+            return Err(trouble::daemon("create the container")(error));
+        }
+        let options = AttachContainerOptionsBuilder::default().stream(true).stdout(true).stderr(true).build();
+        let attached = self.docker.attach_container(&self.name, Some(options)).await;
+        let mut printed = attached.map_err(trouble::daemon("attach to the container"))?.output;
+        let started = self.docker.start_container(&self.name, None).await;
+        started.map_err(trouble::daemon("start the container"))?;
+        while let Some(chunk) = printed.next().await {
+            match chunk.map_err(trouble::daemon("read the container's output"))? {
+                LogOutput::StdErr { message } => output.write(StdStream::Stderr, &message).await,
+                LogOutput::StdOut { message } | LogOutput::Console { message } => {
+                    output.write(StdStream::Stdout, &message).await;
+                }
+                LogOutput::StdIn { .. } => {}
+            }
+        }
+        self.exit_code().await
+    }
+
+    /// From within, because a signal to the container goes to its first process alone, which hands it to the command's
+    /// shell alone.
+    async fn terminate(&self) {
+        let options = CreateExecOptions {
+            cmd: Some(vec!["/bin/sh", "-c", "kill -TERM -1"]),
+            user: Some(USER),
+            ..CreateExecOptions::default()
+        };
+        let detached = StartExecOptions { detach: true, ..StartExecOptions::default() };
+        let all = async {
+            let exec = self.docker.create_exec(&self.name, options).await?;
+            self.docker.start_exec(&exec.id, Some(detached)).await.map(drop)
+        };
+        if let Err(error) = all.await {
+            tracing::debug!(%error, "the container's first process alone is told to end");
+            let options = KillContainerOptionsBuilder::default().signal("TERM").build();
+            if let Err(error) = self.docker.kill_container(&self.name, Some(options)).await {
+                tracing::debug!(%error, "the container is not told to end");
+            }
+        }
+    }
+
+    async fn snapshot(self) -> Result<String, RunnerError> {
+        let footing = self.image().await?;
+        let name = footing.image.clone();
+        self.shared.keep(footing);
+        Ok(name)
+    }
+
+    async fn commit(self, store: &Arc<Store>) -> Result<SnapshotRef, RunnerError> {
+        let base = self.shared.base_in_store(&self.docker, store, &self.footing).await?;
+        let footing = self.image().await?;
+        let saved = collect::save(&self.docker, store, &footing.image).await?;
+        let name = collect::snapshot(saved, &self.footing, base.clone(), store).await?;
+        let snapshot = store.snapshot(&name).map_err(trouble::store("read the snapshot"))?;
+        if footing.layer_count() > MAX_LAYERS {
+            // A child gets one that is loaded anew, in which the store has merged layers.
+            if let Err(error) = remove_image(&self.docker, &footing.image).await {
+                tracing::debug!(%error, "an image stays until the build's end");
+            }
+        } else {
+            self.shared.put(&name, footing, base, &snapshot);
+        }
+        Ok(name)
+    }
+
+    async fn destroy(self) {
+        if let Err(error) = self.remove().await {
+            tracing::warn!(error = error.to_line(), "the container is removed later");
+        }
+    }
+}
+
+impl Drop for Container {
+    fn drop(&mut self) {
+        if *self.may_exist.get_mut() {
+            self.shared.remover.remove(&self.docker, std::mem::take(&mut self.name));
+        }
+    }
+}

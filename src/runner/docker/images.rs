@@ -1,0 +1,122 @@
+//! Images that a pipeline names: found at the daemon, which pulls those that it does not have.
+
+use std::time::Instant;
+
+use bollard::{Docker, models::ImageInspect, query_parameters::CreateImageOptionsBuilder};
+use futures_util::StreamExt;
+
+use super::trouble::{self, is_missing};
+use crate::{
+    event::StdStream,
+    ir::Env,
+    runner::{RunnerError, vm::Output},
+    store::{ImageDigest, PullPolicy},
+};
+
+/// An image at the daemon.
+#[derive(Debug, Clone)]
+pub(super) struct DaemonImage {
+    /// As the daemon calls it, whatever becomes of the name.
+    pub(super) id: String,
+    /// The digests of its uncompressed layers, lowest first.
+    pub(super) diff_ids: Vec<ImageDigest>,
+    /// The variables that it sets.
+    pub(super) env: Env,
+}
+
+/// Whether the store, rather than the daemon, knows what an image of this name is.
+pub(super) fn is_the_stores(name: &str) -> bool {
+    ["rootfs:", "oci:", "oci-archive:", "docker-archive:"].iter().any(|form| name.starts_with(form))
+}
+
+/// Looks an image up; `None` where the daemon has none of that name.
+pub(super) async fn find(docker: &Docker, name: &str) -> Result<Option<DaemonImage>, RunnerError> {
+    match docker.inspect_image(name).await {
+        Ok(found) => Ok(Some(described(name, found)?)),
+        Err(error) if is_missing(&error) => Ok(None),
+        Err(error) => Err(trouble::daemon("look at the image")(error)),
+    }
+}
+
+/// The image of a root step, pulled where that is asked for or needed. Says so.
+pub(super) async fn get(
+    docker: &Docker,
+    name: &str,
+    pull: PullPolicy,
+    output: &Output<'_>,
+) -> Result<DaemonImage, RunnerError> {
+    if pull != PullPolicy::Always
+        && let Some(found) = find(docker, name).await?
+    {
+        return Ok(found);
+    }
+    if pull == PullPolicy::Never {
+        return Err(RunnerError::unsupported(format!(
+            "the daemon does not have image `{name}`, and may not pull it: pull it beforehand, or leave --offline out"
+        )));
+    }
+    let note = async |line: String| output.write(StdStream::Stderr, line.as_bytes()).await;
+    note(format!("pulling {name}\n")).await;
+    let started = Instant::now();
+    let (image, tag) = reference(name);
+    let options = CreateImageOptionsBuilder::default().from_image(image).tag(tag).build();
+    let mut pulling = docker.create_image(Some(options), None, None);
+    while let Some(progress) = pulling.next().await {
+        // A registry that is away for a moment is the daemon's to try again.
+        progress.map_err(|error| {
+            RunnerError::unsupported(format!(
+                "failed to get the image: the daemon can't pull `{name}` ({error}): check its name, or `docker pull` or \
+                 `docker import` it beforehand"
+            ))
+        })?;
+    }
+    note(format!("pulled {name} in {:.1} s\n", started.elapsed().as_secs_f64())).await;
+    find(docker, name).await?.ok_or_else(|| {
+        RunnerError::infrastructure("get the image", anyhow::anyhow!("the daemon pulled `{name}` and does not have it"))
+    })
+}
+
+/// The part of a name before the tag, and the tag: without one the daemon would pull them all.
+fn reference(name: &str) -> (&str, &str) {
+    let last = name.rfind('/').map_or(0, |slash| slash + 1);
+    match name[last..].find([':', '@']) {
+        Some(at) if name[last + at..].starts_with(':') && !name.contains('@') => {
+            (&name[..last + at], &name[last + at + 1..])
+        }
+        // A digest is part of the name.
+        Some(_) => (name, ""),
+        None => (name, "latest"),
+    }
+}
+
+fn described(name: &str, found: ImageInspect) -> Result<DaemonImage, RunnerError> {
+    let odd = |what: &str| RunnerError::unsupported(format!("the daemon's image `{name}` has no {what}"));
+    let layers = found.root_fs.and_then(|root| root.layers).ok_or_else(|| odd("layers"))?;
+    let diff_ids = layers.iter().map(|layer| layer.parse()).collect::<Result<_, _>>().map_err(|_| odd("digests"))?;
+    let env = found.config.and_then(|config| config.env).unwrap_or_default();
+    let env = env.iter().filter_map(|variable| variable.split_once('='));
+    Ok(DaemonImage {
+        id: found.id.ok_or_else(|| odd("id"))?,
+        diff_ids,
+        env: env.map(|(name, value)| (name.to_owned(), value.to_owned())).collect(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::reference;
+
+    #[test]
+    fn a_name_without_a_tag_means_one_image() {
+        for (name, expected) in [
+            ("debian", ("debian", "latest")),
+            ("debian:bookworm", ("debian", "bookworm")),
+            ("host:5000/a/b", ("host:5000/a/b", "latest")),
+            ("host:5000/a/b:c", ("host:5000/a/b", "c")),
+            ("a@sha256:00", ("a@sha256:00", "")),
+            ("a:b@sha256:00", ("a:b@sha256:00", "")),
+        ] {
+            assert_eq!(reference(name), expected);
+        }
+    }
+}

@@ -1,0 +1,86 @@
+//! Layers of the store on their way to the daemon, as an image.
+
+use std::{collections::HashMap, fs::File, io, io::Read, path::PathBuf, pin::pin, sync::Arc};
+
+use bollard::{Docker, body_try_stream, errors::Error, query_parameters::ImportImageOptionsBuilder};
+use bytes::Bytes;
+use futures_util::{Stream, StreamExt, stream};
+
+use super::trouble::{self, on_thread};
+use crate::{
+    runner::RunnerError,
+    store::{ArchiveFile, IdMap, ImageDigest, Store},
+};
+
+/// How much of an archive is read at a time, in bytes.
+const CHUNK: usize = 1 << 20;
+
+const DOING: &str = "load an image into the daemon";
+
+/// A layer of the image.
+#[derive(Debug, Clone)]
+pub(super) enum Part {
+    /// The daemon has it, over the ones before.
+    There(ImageDigest),
+    /// The files are in this directory.
+    Dir(PathBuf),
+}
+
+/// Makes an image of layers, lowest first. Its id.
+pub(super) async fn load(
+    docker: &Docker,
+    store: &Arc<Store>,
+    parts: Vec<Part>,
+    id_map: IdMap,
+    labels: HashMap<String, String>,
+) -> Result<String, RunnerError> {
+    let opened = Arc::clone(store);
+    let (file, digest) = on_thread(DOING, move || {
+        let failed = trouble::export;
+        let mut layers = Vec::with_capacity(parts.len());
+        for part in parts {
+            layers.push(match part {
+                Part::There(diff_id) => (diff_id, None),
+                Part::Dir(dir) => {
+                    let packed = opened.pack_layer_tar(&dir, id_map).map_err(failed("pack a layer"))?;
+                    (packed.diff_id(), Some(packed))
+                }
+            });
+        }
+        let file = ArchiveFile::new(&opened);
+        let layers: Vec<_> = layers.iter().map(|(diff_id, packed)| (*diff_id, packed.as_ref())).collect();
+        let digest = Store::thin_archive(file.path(), &labels, &layers).map_err(failed("pack an image"))?;
+        Ok((file, digest))
+    })
+    .await?;
+    let archive = File::open(file.path()).map_err(|error| RunnerError::infrastructure(DOING, error))?;
+    let options = ImportImageOptionsBuilder::default().quiet(true).build();
+    let mut answers = pin!(docker.import_image(options, body_try_stream(chunks(archive)), None));
+    let mut id = None;
+    while let Some(answer) = answers.next().await {
+        let answer = answer.and_then(|answer| match answer.error_detail.and_then(|detail| detail.message) {
+            Some(error) => Err(Error::DockerStreamError { error }),
+            None => Ok(answer.stream),
+        });
+        let said = answer.map_err(trouble::daemon(DOING))?;
+        // Podman says the same in its own words.
+        id = id.or(said
+            .as_deref()
+            .and_then(|said| said.trim().split("sha256:").nth(1))
+            .map(|hex| format!("sha256:{hex}")));
+    }
+    Ok(id.unwrap_or_else(|| digest.to_string()))
+}
+
+/// A file's bytes.
+fn chunks(file: File) -> impl Stream<Item = io::Result<Bytes>> + Send + 'static {
+    stream::try_unfold(file, |mut file| async {
+        let read = tokio::task::spawn_blocking(move || {
+            let mut chunk = Vec::with_capacity(CHUNK);
+            (&mut file).take(CHUNK as u64).read_to_end(&mut chunk)?;
+            Ok::<_, io::Error>((chunk, file))
+        });
+        let (chunk, file) = read.await.map_err(io::Error::other)??;
+        Ok(if chunk.is_empty() { None } else { Some((Bytes::from(chunk), file)) })
+    })
+}

@@ -1,0 +1,34 @@
+//! The docker runner: each step is a container of a Docker or Podman daemon.
+//!
+//! ```text
+//!   image at the daemon ─┐                              ┌─ docker:   an image at the daemon, for this run's containers
+//!   snapshot (hm1:) ─────┴▶ image with the source ▶ container ─┤
+//!                           once in a run                └─ hm1:      its new layer, taken into the store
+//! ```
+//!
+//! In: what [`VmRunner`] makes of an attempt. A container starts from an image that has the base, then the source, then the
+//! snapshot's layers, so that what a command changed is one layer over them, as in the sandbox. Such an image is loaded once
+//! in a run, without the layers that the daemon has. Only what somebody else needs travels back ([`Vm::commit`]).
+//!
+//! Whatever is made at the daemon carries the run, the store and the process that made it; the next process of that store
+//! removes what a dead one left, and the end of a build what is the build's. Knows nothing of plans, nor who needs what.
+//!
+//! [`Vm::commit`]: super::vm::Vm::commit
+
+mod backend;
+mod collect;
+mod connection;
+mod container;
+mod footing;
+mod images;
+mod load;
+mod marks;
+mod remover;
+mod sweep;
+mod trouble;
+
+pub use backend::{Docker, DockerBuilder};
+pub use sweep::Swept;
+
+/// Runs each step in a container.
+pub type DockerRunner = super::vm::VmRunner<Docker>;

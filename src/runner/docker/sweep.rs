@@ -1,0 +1,93 @@
+//! Removing what was made at a daemon, by its labels.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    pin::pin,
+};
+
+use bollard::{
+    Docker,
+    errors::Error,
+    query_parameters::{
+        ListContainersOptionsBuilder, ListImagesOptionsBuilder, RemoveContainerOptionsBuilder,
+        RemoveImageOptionsBuilder, WaitContainerOptionsBuilder,
+    },
+};
+use futures_util::StreamExt;
+
+use super::{marks::PROCESS, trouble::is_missing};
+
+/// What was removed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub struct Swept {
+    /// Containers, with all their processes.
+    pub containers: usize,
+    /// Images.
+    pub images: usize,
+}
+
+/// Removes the containers and images with the label `label` whose process `is_left` names.
+pub(super) async fn remove(docker: &Docker, label: &str, is_left: impl Fn(&str) -> bool) -> Result<Swept, Error> {
+    let left = |labels: &HashMap<String, String>| is_left(labels.get(PROCESS).map_or("", |process| process));
+    let filters = HashMap::from([("label", vec![label])]);
+    let list = ListContainersOptionsBuilder::default().all(true).filters(&filters).build();
+    let mut swept = Swept::default();
+    for container in docker.list_containers(Some(list)).await? {
+        if let Some(id) = container.id
+            && left(&container.labels.unwrap_or_default())
+        {
+            remove_container(docker, &id).await?;
+            swept.containers += 1;
+        }
+    }
+    let list = ListImagesOptionsBuilder::default().all(true).filters(&filters).build();
+    let images = docker.list_images(Some(list)).await?;
+    // Newest first: an image can't go before those that were made from it.
+    let images: BTreeSet<(i64, String)> =
+        images.into_iter().filter(|image| left(&image.labels)).map(|image| (-image.created, image.id)).collect();
+    let mut images: Vec<String> = images.into_iter().map(|(_, id)| id).collect();
+    loop {
+        let before = images.len();
+        let mut kept = Vec::new();
+        for id in images {
+            match remove_image(docker, &id).await {
+                Ok(()) => swept.images += 1,
+                // Others stand on it, perhaps some that are yet to go; or a container that somebody else made.
+                Err(Error::DockerResponseServerError { status_code: 409, .. }) => kept.push(id),
+                Err(error) => return Err(error),
+            }
+        }
+        if kept.is_empty() || kept.len() == before {
+            return Ok(swept);
+        }
+        images = kept;
+    }
+}
+
+/// Kills and removes a container; one that is not there is passed over.
+pub(super) async fn remove_container(docker: &Docker, name: &str) -> Result<(), Error> {
+    let options = RemoveContainerOptionsBuilder::default().force(true).v(true).build();
+    match docker.remove_container(name, Some(options)).await {
+        // Somebody is at it: the thread for attempts that were dropped.
+        Err(Error::DockerResponseServerError { status_code: 409, .. }) => {
+            let options = WaitContainerOptionsBuilder::default().condition("removed").build();
+            match pin!(docker.wait_container(name, Some(options))).next().await {
+                Some(Ok(_) | Err(Error::DockerContainerWaitError { .. })) | None => Ok(()),
+                Some(Err(error)) if is_missing(&error) => Ok(()),
+                Some(Err(error)) => Err(error),
+            }
+        }
+        Err(error) if !is_missing(&error) => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Removes an image, and none that it was made from; one that is not there is passed over.
+pub(super) async fn remove_image(docker: &Docker, id: &str) -> Result<(), Error> {
+    let options = RemoveImageOptionsBuilder::default().force(true).noprune(true).build();
+    match docker.remove_image(id, Some(options), None).await {
+        Err(error) if !is_missing(&error) => Err(error),
+        _ => Ok(()),
+    }
+}

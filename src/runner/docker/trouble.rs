@@ -1,0 +1,50 @@
+//! Trouble with the daemon or with the store, as runners tell it.
+
+use bollard::errors::Error;
+
+use crate::{
+    runner::RunnerError,
+    store::{ExportError, ImageError, StoreError},
+};
+
+/// What the daemon calls a bad request stays one; everything else may pass.
+pub(super) fn daemon(doing: &'static str) -> impl FnOnce(Error) -> RunnerError {
+    move |error| match error {
+        Error::DockerResponseServerError { status_code: 400, message } => {
+            RunnerError::unsupported(format!("failed to {doing}: {message}"))
+        }
+        error => RunnerError::infrastructure(doing, error),
+    }
+}
+
+/// Whether the daemon says that there is no such thing.
+pub(super) fn is_missing(error: &Error) -> bool {
+    matches!(error, Error::DockerResponseServerError { status_code: 404, .. })
+}
+
+pub(super) fn store(doing: &'static str) -> impl FnOnce(StoreError) -> RunnerError {
+    move |error| RunnerError::infrastructure(doing, error)
+}
+
+pub(super) fn export(doing: &'static str) -> impl FnOnce(ExportError) -> RunnerError {
+    move |error| match error {
+        ExportError::Store(error) => RunnerError::infrastructure(doing, error),
+        error @ ExportError::Write { .. } => RunnerError::infrastructure(doing, error),
+        error => RunnerError::unsupported(format!("failed to {doing}: {:#}", anyhow::Error::new(error))),
+    }
+}
+
+pub(super) fn image(doing: &'static str) -> impl FnOnce(ImageError) -> RunnerError {
+    move |error| match error {
+        ImageError::Store(error) => RunnerError::infrastructure(doing, error),
+        error => RunnerError::unsupported(format!("failed to {doing}: {:#}", anyhow::Error::new(error))),
+    }
+}
+
+/// Does work that reads or writes files on a thread for it.
+pub(super) async fn on_thread<T: Send + 'static>(
+    doing: &'static str,
+    work: impl FnOnce() -> Result<T, RunnerError> + Send + 'static,
+) -> Result<T, RunnerError> {
+    tokio::task::spawn_blocking(work).await.map_err(|error| RunnerError::infrastructure(doing, error))?
+}

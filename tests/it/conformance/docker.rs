@@ -1,0 +1,36 @@
+//! The docker runner on an image of the daemon, with the sandbox on the same store as its peer.
+
+use std::sync::Arc;
+
+use hm_exec::{
+    conformance::Suite,
+    runner::{docker::Docker, sandbox::SandboxRunner},
+    store::Store,
+};
+
+use crate::{
+    docker::daemon::{Daemon, IMAGE},
+    sandbox::harness::{hm, is_root},
+};
+
+#[tokio::test]
+async fn the_docker_runner_conforms() {
+    let Some(daemon) = Daemon::get() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(&dir.path().join("store")).unwrap();
+    let sandbox = || SandboxRunner::builder().store(Arc::clone(&store)).helper(hm());
+    let runner = Docker::builder().host(&daemon.host).local(sandbox()).build(Arc::clone(&store));
+    let peer = sandbox().build();
+    let report = Suite::new(&runner, IMAGE).peer(&peer).run().await;
+    println!("{report}");
+    report.assert_passed();
+    assert!(report.unchecked().next().is_none(), "{report}");
+    let mut lacks = vec!["lineage-xattrs", "secrets", "secrets-stay-with-their-run"];
+    if !is_root() {
+        lacks.insert(0, "lineage-ownership");
+    }
+    assert!(report.not_promised().eq(lacks), "{report}");
+    // Runs have ended, and attempts that were dropped are forgotten.
+    drop(runner);
+    assert_eq!(daemon.ours(store.dir()).await, (vec![], vec![]));
+}
