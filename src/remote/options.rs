@@ -67,6 +67,21 @@ impl EndpointOptions {
         Ok(())
     }
 
+    /// Another service of the same people, at `url`: the same headers and certificates go there, unless they would travel
+    /// without TLS to it and with TLS to this one.
+    #[must_use]
+    pub fn beside(&self, url: impl Into<String>) -> Self {
+        let other = Self::new(url);
+        match (self.has_tls(), other.has_tls()) {
+            (true, false) => other,
+            _ => Self { url: other.url, ..self.clone() },
+        }
+    }
+
+    fn has_tls(&self) -> bool {
+        ["grpcs://", "https://"].iter().any(|scheme| self.url.starts_with(scheme))
+    }
+
     /// The address without what nobody should read, for people.
     pub(super) fn place(&self) -> String {
         match self.url.split_once("://") {
@@ -122,6 +137,19 @@ mod tests {
         }
         let with_ca = EndpointOptions { ca_pem: Some(b"x".to_vec()), ..EndpointOptions::new("grpc://host:1") };
         assert!(matches!(with_ca.http_url(), Err(OptionsError::NoTls { .. })));
+    }
+
+    #[test]
+    fn what_goes_with_tls_here_goes_nowhere_without_it() {
+        let mut options = EndpointOptions::new("grpcs://host:1");
+        options.add_header("authorization: Bearer s3cret").unwrap();
+        options.client_pem = Some((b"cert".to_vec(), b"key".to_vec()));
+        assert_eq!(options.beside("grpc://logs:1"), EndpointOptions::new("grpc://logs:1"));
+        let with_tls = options.beside("grpcs://logs:1");
+        assert_eq!((&*with_tls.url, &with_tls.headers), ("grpcs://logs:1", &options.headers));
+        assert_eq!(with_tls.client_pem, options.client_pem);
+        let plain = EndpointOptions { client_pem: None, url: "grpc://host:1".into(), ..options };
+        assert_eq!(plain.beside("grpc://logs:1").headers, plain.headers);
     }
 
     #[test]

@@ -1,11 +1,21 @@
-//! A step's output: read while it runs, where the engine allows it, and the rest when it has ended. Never twice.
+//! A step's output: read while it runs, where a log service allows it, and the rest when it has ended. Never twice.
+//!
+//! The result of a step has all of its output, so a log service is trusted with nothing: what it showed is compared with the
+//! result, and nobody waits for what it did not show.
 
-use std::{fs::File, io::Read, sync::Arc, time::Duration};
+use std::{
+    fs::File,
+    io::{self, Read, Seek, SeekFrom},
+    path::Path,
+    pin::pin,
+    sync::Arc,
+};
 
 use futures_util::{
-    StreamExt,
-    stream::{self, BoxStream, SelectAll},
+    StreamExt, future,
+    stream::{self, BoxStream},
 };
+use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
 use super::trouble::{self, on_thread};
@@ -16,51 +26,97 @@ use crate::{
     store::Store,
 };
 
-/// How long the end of a live log is waited for once the step has ended.
-const LATE: Duration = Duration::from_secs(3);
 const PIECE_BYTES: usize = 256 << 10;
+/// What is read of one stream while a step runs: as much as `hm logstream` keeps.
+const MAX_LIVE_BYTES: u64 = 4 << 30;
 
 /// The output of one attempt.
 pub(super) struct Output<'a> {
     bus: &'a EventBus,
     step_id: Uuid,
-    live: SelectAll<BoxStream<'static, (StdStream, Vec<u8>)>>,
     logs: [Log; 2],
 }
 
 /// One stream's.
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct Log {
-    /// Where it is being read.
+    /// Where it is read while the step runs.
     name: String,
-    /// How much of it was shown.
+    live: Option<BoxStream<'static, Vec<u8>>>,
+    /// How much of it was shown, and the hash of that.
     shown: u64,
+    hash: Sha256,
+    /// Where the step runs again: how much of what was shown has not come again, and the hash of what has.
+    again: Option<(u64, Sha256)>,
+}
+
+impl Log {
+    /// The next piece; never comes where nothing is read.
+    async fn next(&mut self) -> Vec<u8> {
+        while let Some(live) = &mut self.live {
+            let piece = live.next().await.filter(|_| self.shown < MAX_LIVE_BYTES);
+            match piece.and_then(|piece| self.news(piece)) {
+                Some(news) if news.is_empty() => {}
+                Some(news) => return news,
+                // What is shown when the step has ended is right in any case.
+                None => self.live = None,
+            }
+        }
+        future::pending().await
+    }
+
+    /// What of a piece was not shown yet. `None` where the step, run again, prints something else than before.
+    fn news(&mut self, mut piece: Vec<u8>) -> Option<Vec<u8>> {
+        let Some((left, hash)) = &mut self.again else { return Some(piece) };
+        let known = piece.len().min(usize::try_from(*left).unwrap_or(usize::MAX));
+        hash.update(&piece[..known]);
+        *left -= known as u64;
+        if *left == 0 {
+            let is_same = hash.clone().finalize() == self.hash.clone().finalize();
+            self.again = None;
+            if !is_same {
+                return None;
+            }
+        }
+        piece.drain(..known);
+        Some(piece)
+    }
+
+    /// Whether what was shown is how these bytes begin.
+    fn begins(&self, bytes: &[u8]) -> bool {
+        let begin = usize::try_from(self.shown).ok().and_then(|shown| bytes.get(..shown));
+        begin.is_some_and(|begin| Sha256::digest(begin) == self.hash.clone().finalize())
+    }
 }
 
 impl<'a> Output<'a> {
     pub(super) fn new(bus: &'a EventBus, step_id: Uuid) -> Self {
-        Self { bus, step_id, live: SelectAll::new(), logs: Default::default() }
+        Self { bus, step_id, logs: Default::default() }
     }
 
     /// Begins to read a stream that the engine named, unless it is read already.
-    pub(super) async fn follow(&mut self, endpoint: &Endpoint, stream: StdStream, name: &str) {
+    pub(super) async fn follow(&mut self, logs: &Endpoint, stream: StdStream, name: &str) {
         let log = &mut self.logs[stream as usize];
         if name.is_empty() || log.name == name {
             return;
         }
-        if log.shown > 0 {
-            // Its worker was lost. What another one makes of the step is another output.
+        let runs_again = !log.name.is_empty() && stream == StdStream::Stdout;
+        name.clone_into(&mut log.name);
+        log.live = Some(read_log(logs, name.to_owned()).boxed());
+        log.again = (log.shown > 0).then(|| (log.shown, Sha256::new()));
+        if runs_again {
+            // A worker or the engine was lost.
             self.say("hm: the engine runs the step again\n").await;
         }
-        self.logs[stream as usize] = Log { name: name.to_owned(), shown: 0 };
-        self.live.push(read_log(endpoint, name.to_owned()).map(move |piece| (stream, piece)).boxed());
     }
 
-    /// Shows what comes next while the step runs; never ends where nothing is read.
-    pub(super) async fn next(&mut self) {
-        match self.live.next().await {
-            Some((stream, piece)) => self.show(stream, &piece).await,
-            None => std::future::pending().await,
+    /// What comes next while the step runs; never comes where nothing is read. Dropped, it has taken nothing.
+    pub(super) async fn next(&mut self) -> (StdStream, Vec<u8>) {
+        let [stdout, stderr] = &mut self.logs;
+        let (stdout, stderr) = (pin!(stdout.next()), pin!(stderr.next()));
+        match future::select(stdout, stderr).await {
+            future::Either::Left((piece, _)) => (StdStream::Stdout, piece),
+            future::Either::Right((piece, _)) => (StdStream::Stderr, piece),
         }
     }
 
@@ -71,75 +127,132 @@ impl<'a> Output<'a> {
         cas: &Cas,
         store: &Arc<Store>,
     ) -> Result<(), RunnerError> {
-        let late = async {
-            while let Some((stream, piece)) = self.live.next().await {
-                self.show(stream, &piece).await;
-            }
-        };
-        // Where it does not end, the rest is in the result.
-        let _ = tokio::time::timeout(LATE, late).await;
         let outputs = [
             (StdStream::Stdout, &result.stdout_raw, &result.stdout_digest),
             (StdStream::Stderr, &result.stderr_raw, &result.stderr_digest),
         ];
         for (stream, raw, digest) in outputs {
-            let shown = self.logs[stream as usize].shown;
+            // What is still under way is in the result.
+            self.logs[stream as usize].live = None;
             match digest {
                 _ if !raw.is_empty() => {
-                    let rest = usize::try_from(shown).ok().and_then(|shown| raw.get(shown..)).unwrap_or_default();
-                    self.show(stream, rest).await;
+                    if !self.logs[stream as usize].begins(raw) {
+                        self.begin_again(stream).await;
+                    }
+                    let shown = usize::try_from(self.logs[stream as usize].shown).unwrap_or(usize::MAX);
+                    self.show(stream, raw.get(shown..).unwrap_or_default()).await;
                 }
                 Some(digest) => {
                     let digest = Digest::try_from(digest)
                         .map_err(|error| RunnerError::infrastructure("read the step's output", error))?;
-                    if digest.size_bytes > shown {
-                        self.show_blob(stream, digest, shown, cas, store).await?;
-                    }
+                    self.finish_blob(stream, digest, cas, store).await?;
                 }
+                // An engine that tells nothing of a step's output has none, or has shown it.
                 None => {}
             }
         }
         Ok(())
     }
 
-    async fn show_blob(
+    async fn finish_blob(
         &mut self,
         stream: StdStream,
         digest: Digest,
-        shown: u64,
         cas: &Cas,
         store: &Arc<Store>,
     ) -> Result<(), RunnerError> {
+        let log = &self.logs[stream as usize];
+        if digest.size_bytes == log.shown && digest.hash == *log.hash.clone().finalize() {
+            return Ok(());
+        }
         let path = store.new_tmp();
         cas.read_to_file(digest, &path).await.map_err(trouble::remote("read the step's output"))?;
+        let shown = self.show_file(stream, &path).await;
+        store.discard(path);
+        shown
+    }
+
+    /// Shows what was not shown yet of a file that has all of a stream.
+    async fn show_file(&mut self, stream: StdStream, path: &Path) -> Result<(), RunnerError> {
         let failed = |error| RunnerError::infrastructure("read the step's output", error);
-        let mut file = File::open(&path).map_err(failed)?;
-        std::io::Seek::seek(&mut file, std::io::SeekFrom::Start(shown)).map_err(failed)?;
+        let mut file = File::open(path).map_err(failed)?;
+        let Log { shown, hash, .. } = &self.logs[stream as usize];
+        let (shown, hash) = (*shown, hash.clone().finalize());
+        let (begins, mut file) = on_thread("read the step's output", move || {
+            let mut begin = Sha256::new();
+            let read = io::copy(&mut (&mut file).take(shown), &mut begin).map_err(failed)?;
+            Ok((read == shown && begin.finalize() == hash, file))
+        })
+        .await?;
+        if !begins {
+            self.begin_again(stream).await;
+            file.seek(SeekFrom::Start(0)).map_err(failed)?;
+        }
         let pieces = stream::try_unfold(file, |mut file| async {
             on_thread("read the step's output", move || {
                 let mut piece = vec![0; PIECE_BYTES];
-                let read = file.read(&mut piece);
-                let read = read.map_err(|error| RunnerError::infrastructure("read the step's output", error))?;
+                let read = file.read(&mut piece).map_err(failed)?;
                 piece.truncate(read);
                 Ok((read > 0).then_some((piece, file)))
             })
             .await
         });
-        let mut pieces = std::pin::pin!(pieces);
+        let mut pieces = pin!(pieces);
         while let Some(piece) = pieces.next().await {
             self.show(stream, &piece?).await;
         }
-        store.discard(path);
         Ok(())
     }
 
-    async fn show(&mut self, stream: StdStream, bytes: &[u8]) {
-        self.logs[stream as usize].shown += bytes.len() as u64;
+    /// What was shown is not what the step printed.
+    async fn begin_again(&mut self, stream: StdStream) {
+        self.logs[stream as usize] = Log::default();
+        self.say("hm: what was shown of the step is not what it printed; that is:\n").await;
+    }
+
+    pub(super) async fn show(&mut self, stream: StdStream, bytes: &[u8]) {
+        let log = &mut self.logs[stream as usize];
+        log.shown += bytes.len() as u64;
+        log.hash.update(bytes);
         self.bus.output(self.step_id, stream, bytes).await;
     }
 
     /// A word of ours among the step's.
-    pub(super) async fn say(&mut self, line: &str) {
+    async fn say(&mut self, line: &str) {
         self.bus.output(self.step_id, StdStream::Stderr, line.as_bytes()).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is shown of pieces that come after `shown`, when the step runs again.
+    fn shown_again(shown: &[u8], pieces: &[&[u8]]) -> Option<Vec<u8>> {
+        let mut log = Log { shown: shown.len() as u64, hash: Sha256::new_with_prefix(shown), ..Log::default() };
+        log.again = Some((log.shown, Sha256::new()));
+        let mut news = Vec::new();
+        for piece in pieces {
+            news.extend(log.news(piece.to_vec())?);
+        }
+        Some(news)
+    }
+
+    #[test]
+    fn what_a_step_prints_again_is_not_shown_again() {
+        assert_eq!(
+            shown_again(b"one\ntwo\n", &[b"on", b"e\nt", b"wo\nthree\n", b"four\n"]),
+            Some(b"three\nfour\n".to_vec())
+        );
+        assert_eq!(shown_again(b"one\n", &[b"on"]), Some(Vec::new()));
+        assert_eq!(shown_again(b"one\n", &[b"one\n"]), Some(Vec::new()));
+    }
+
+    #[test]
+    fn what_differs_from_what_was_shown_is_left_to_the_result() {
+        assert_eq!(shown_again(b"one\n", &[b"on", b"ce\n"]), None);
+        let log = Log { shown: 3, hash: Sha256::new_with_prefix(b"one"), ..Log::default() };
+        assert!(log.begins(b"one and more") && log.begins(b"one"));
+        assert!(!log.begins(b"on") && !log.begins(b"two and more"));
     }
 }

@@ -51,7 +51,7 @@ const LINGER: Duration = Duration::from_secs(2);
 /// Needs an endpoint, and the static `hm-step`. Nothing is connected or opened before the first step.
 #[derive(Debug)]
 pub struct CloudRunner {
-    engine: Result<Endpoint, Unready>,
+    engine: Result<RemoteEngine, Unready>,
     platform: Vec<(String, String)>,
     jobs: NonZeroUsize,
     store: StoreHandle,
@@ -65,6 +65,13 @@ pub struct CloudRunner {
     uploaded_bytes: AtomicU64,
 }
 
+/// An engine, and where its log streams are.
+#[derive(Debug)]
+struct RemoteEngine {
+    endpoint: Endpoint,
+    logs: Endpoint,
+}
+
 /// Why there is no engine to talk to.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 enum Unready {
@@ -72,6 +79,8 @@ enum Unready {
     Nowhere,
     #[error(transparent)]
     Options(OptionsError),
+    #[error("the engine's log service: {0}")]
+    Logs(OptionsError),
 }
 
 const SET_ENDPOINT: &str =
@@ -81,6 +90,7 @@ const SET_ENDPOINT: &str =
 #[derive(Debug, Clone, Default)]
 pub struct CloudBuilder {
     endpoint: Option<EndpointOptions>,
+    logs: Option<EndpointOptions>,
     platform: Vec<(String, String)>,
     jobs: Option<NonZeroUsize>,
     store: StoreHandle,
@@ -94,6 +104,14 @@ impl CloudBuilder {
     #[must_use]
     pub fn endpoint(mut self, endpoint: EndpointOptions) -> Self {
         self.endpoint = Some(endpoint);
+        self
+    }
+
+    /// Reads output of running steps there, instead of at the engine's own address. Whatever is wrong with what comes from
+    /// there, output is whole when a step has ended.
+    #[must_use]
+    pub fn log_service(mut self, logs: EndpointOptions) -> Self {
+        self.logs = Some(logs);
         self
     }
 
@@ -148,6 +166,10 @@ impl CloudBuilder {
             Some(options) => Endpoint::new(options).map_err(Unready::Options),
             None => Err(Unready::Nowhere),
         };
+        let engine = engine.and_then(|endpoint| {
+            let logs = self.logs.map(Endpoint::new).transpose().map_err(Unready::Logs)?;
+            Ok(RemoteEngine { logs: logs.unwrap_or_else(|| endpoint.clone()), endpoint })
+        });
         let local = SandboxRunner::builder().store(self.store.clone());
         let local = match self.sandbox_helper {
             Some(helper) => local.helper(helper),
@@ -194,7 +216,7 @@ impl CloudRunner {
     /// Where it can't be read or uploaded.
     pub async fn upload_source(&self, source: &Arc<FrozenSource>) -> Result<Digest, RunnerError> {
         let store = self.store()?;
-        let cas = Cas::new(self.engine()?.clone());
+        let cas = Cas::new(self.engine()?.endpoint.clone());
         self.sources.bring(&store, &cas, source, |uploaded| self.count(uploaded)).await
     }
 
@@ -203,7 +225,7 @@ impl CloudRunner {
         self.uploaded_bytes.fetch_add(uploaded.bytes, Relaxed);
     }
 
-    fn engine(&self) -> Result<&Endpoint, RunnerError> {
+    fn engine(&self) -> Result<&RemoteEngine, RunnerError> {
         self.engine.as_ref().map_err(|error| RunnerError::unsupported(format!("{error}: {SET_ENDPOINT}")))
     }
 
@@ -243,13 +265,13 @@ impl CloudRunner {
     /// Runs an Action to its end, or until the attempt is interrupted.
     async fn run(
         &self,
-        engine: &Endpoint,
+        engine: &RemoteEngine,
         action: Digest,
         skip_cache_lookup: bool,
         output: &mut Output<'_>,
         ctx: &StepContext,
     ) -> Result<Result<Box<reapi::ExecuteResponse>, RemoteError>, RunnerError> {
-        let execution = Execution::new(engine.clone());
+        let execution = Execution::new(engine.endpoint.clone());
         let mut updates = pin!(execution.run(action, skip_cache_lookup));
         let mut operation = String::new();
         // When the attempt was interrupted: how long its end is waited for, and whether the engine was told.
@@ -271,8 +293,8 @@ impl CloudRunner {
                 update = updates.next() => match update {
                     Some(Ok(Update::Progress { operation: name, stdout_stream, stderr_stream, .. })) => {
                         operation = name;
-                        output.follow(engine, StdStream::Stdout, &stdout_stream).await;
-                        output.follow(engine, StdStream::Stderr, &stderr_stream).await;
+                        output.follow(&engine.logs, StdStream::Stdout, &stdout_stream).await;
+                        output.follow(&engine.logs, StdStream::Stderr, &stderr_stream).await;
                     }
                     Some(Ok(Update::Done(response))) => return Ok(Ok(response)),
                     Some(Err(error)) => return Ok(Err(error)),
@@ -281,7 +303,7 @@ impl CloudRunner {
                         anyhow::anyhow!("the engine's answers ended"),
                     )),
                 },
-                () = output.next() => {}
+                (stream, piece) = output.next() => output.show(stream, &piece).await,
                 () = ctx.cancel.cancelled(), if until.is_none() => {
                     until = Some(Instant::now() + ctx.grace + LINGER);
                 }
@@ -295,13 +317,13 @@ impl CloudRunner {
     /// One attempt, up to what the engine says of it.
     async fn attempt(
         &self,
-        engine: &Endpoint,
+        engine: &RemoteEngine,
         ctx: &StepContext,
         input: &ExecutorInput,
         limits: &Limits,
         store: &Arc<Store>,
     ) -> Result<(Boot, reapi::ActionResult), RunnerError> {
-        let cas = Cas::new(engine.clone());
+        let cas = Cas::new(engine.endpoint.clone());
         let mut output = Output::new(&ctx.event_bus, input.step_id);
         let (mut round, mut distrust_cache) = (1, false);
         loop {
@@ -313,7 +335,7 @@ impl CloudRunner {
             let skip_cache_lookup = distrust_cache || !prepared.cacheable;
             let ended = self.run(engine, prepared.action, skip_cache_lookup, &mut output, ctx).await?;
             let response = match ended {
-                Ok(response) => match Execution::new(engine.clone()).trouble(&response) {
+                Ok(response) => match Execution::new(engine.endpoint.clone()).trouble(&response) {
                     Some(error) => Err((error, Some(response))),
                     None => Ok(response),
                 },
@@ -367,7 +389,7 @@ impl StepRunner for CloudRunner {
         let store = self.store()?;
         // Boxed, because it is large, and other runners' futures need no room for it.
         let (boot, result) = Box::pin(self.attempt(engine, ctx, &input, &limits, &store)).await?;
-        let cas = Cas::new(engine.clone());
+        let cas = Cas::new(engine.endpoint.clone());
         let output = collect::step_output(&result, &cas).await?;
         let exit_code = collect::exit_code(&output, &limits, ctx)?;
         let committed_snapshot = if exit_code == 0 && input.cache_lookup.commits() {
@@ -394,7 +416,7 @@ impl StepRunner for CloudRunner {
     async fn probe(&self) -> Probe {
         let unusable = |reason: String, hint: &str| Probe::Unusable { reason, hint: hint.into() };
         let engine = match &self.engine {
-            Ok(engine) => engine,
+            Ok(engine) => &engine.endpoint,
             Err(error) => return unusable(error.to_string(), SET_ENDPOINT),
         };
         let program = match self.program.locate() {
