@@ -10,6 +10,8 @@ mod killed;
 #[cfg(target_os = "linux")]
 mod killed_runs;
 #[cfg(target_os = "linux")]
+mod live_output;
+#[cfg(target_os = "linux")]
 mod looking_back;
 mod output;
 mod python;

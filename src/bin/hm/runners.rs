@@ -67,15 +67,19 @@ pub(crate) fn sandbox(store: &StoreHandle, host_dirs: &[PathBuf], images: ImageO
 /// The cloud runner of `hm`.
 #[cfg(target_os = "linux")]
 fn cloud(store: &StoreHandle, images: ImageOptions, remote: Remote) -> CloudRunner {
-    let Remote { endpoint, platform, jobs } = remote;
+    let Remote { endpoint, logs, platform, jobs } = remote;
     let builder = CloudRunner::builder().store(store.clone()).images(images);
     let builder = platform.into_iter().fold(builder, |builder, (name, value)| builder.platform_property(name, value));
     let builder = match jobs {
         Some(jobs) => builder.jobs(jobs),
         None => builder,
     };
-    match endpoint {
-        Some(endpoint) => builder.endpoint(endpoint).build(),
+    let builder = match endpoint {
+        Some(endpoint) => builder.endpoint(endpoint),
+        None => builder,
+    };
+    match logs {
+        Some(logs) => builder.log_service(logs).build(),
         None => builder.build(),
     }
 }

@@ -1,10 +1,6 @@
 //! Certificates and tokens: with the right ones a step runs, without them it is told plainly, and nobody else sees them.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::{fs, path::Path, sync::Arc};
 
 use rcgen::{CertificateParams, Issuer, KeyPair};
 use tokio_rustls::rustls::{
@@ -15,13 +11,12 @@ use tokio_rustls::rustls::{
 };
 
 use super::{
-    engine::TestEngine,
+    engine::{TestEngine, step_program},
     proxy::{Proxy, Rules},
 };
 use crate::{
-    backends::usable,
     cli::hm::{Ended, Project, walk},
-    images::fixture::{Image, has_busybox},
+    images::fixture::Image,
 };
 
 const TOKEN: &str = "s3cret-of-the-engine";
@@ -57,8 +52,7 @@ fn certificates(dir: &Path) -> ServerConfig {
 
 #[test]
 fn certificates_and_tokens_let_in_and_are_seen_by_nobody() {
-    let step = std::env::var_os("HM_STEP").map(PathBuf::from).filter(|path| path.exists());
-    if !usable("hm-step", step.is_some(), "`just hm-step` builds it; HM_STEP names it") || !has_busybox() {
+    if step_program().is_none() {
         return;
     }
     let Some(engine) = TestEngine::start() else { return };

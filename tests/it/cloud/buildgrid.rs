@@ -145,6 +145,12 @@ impl BuildGrid {
         drop(self.server.take());
     }
 
+    /// SIGKILL to the log service.
+    pub(crate) fn kill_logstream(&mut self) {
+        self.logstream.0.kill().unwrap();
+        self.logstream.0.wait().unwrap();
+    }
+
     /// Starts `hm worker` with a store of its own, and waits until it is connected.
     pub(crate) fn worker(&self, name: &str) -> TestWorker {
         self.worker_at(&self.url(), name)
@@ -156,7 +162,7 @@ impl BuildGrid {
         let _ = fs::remove_file(&log);
         let mut command = Command::new(hm());
         command
-            .args(["worker", "--remote", url, "--logstream", &self.logstream_url(), "--name", name])
+            .args(["worker", "--remote", url, "--remote-logs", &self.logstream_url(), "--name", name])
             .env("HM_CACHE_DIR", self.dir.path().join(format!("{name}.store")))
             .env("HM_CACHE_GC", "off");
         let group = Group::start(&mut command, &log);

@@ -11,6 +11,14 @@ use hm_exec::remote::{Cas, Endpoint, EndpointOptions};
 
 use super::super::backends::usable;
 
+/// The static `hm-step`; `None` where a test of steps is skipped for want of it, or of a shell for them.
+#[cfg(target_os = "linux")]
+pub(crate) fn step_program() -> Option<PathBuf> {
+    let program = std::env::var_os("HM_STEP").map(PathBuf::from).filter(|path| path.exists());
+    let found = usable("hm-step", program.is_some(), "`just hm-step` builds it; HM_STEP names it");
+    program.filter(|_| found && super::super::images::fixture::has_busybox())
+}
+
 /// An engine that runs as long as this.
 pub(crate) struct TestEngine {
     casd: Option<(Child, tempfile::TempDir)>,

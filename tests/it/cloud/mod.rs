@@ -7,7 +7,9 @@ mod admission;
 #[cfg(target_os = "linux")]
 pub(crate) mod buildgrid;
 mod cas;
-mod engine;
+pub(crate) mod engine;
+#[cfg(all(feature = "cli", target_os = "linux"))]
+pub(crate) mod log_service;
 pub(crate) mod proxy;
 #[cfg(target_os = "linux")]
 mod sources;

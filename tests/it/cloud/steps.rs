@@ -1,6 +1,6 @@
 //! Steps on a real engine, by themselves and in chains with the sandbox's.
 
-use std::{fs, path::PathBuf, sync::Arc};
+use std::{fs, sync::Arc};
 
 use hm_exec::{
     StepResult,
@@ -10,11 +10,10 @@ use hm_exec::{
 
 use super::{
     super::{
-        backends::usable,
-        images::fixture::{Image, has_busybox},
+        images::fixture::Image,
         sandbox::harness::{Ask, Bench, Run, eventually, hm},
     },
-    engine::TestEngine,
+    engine::{TestEngine, step_program},
 };
 
 /// A sandbox and a cloud runner over one store.
@@ -27,10 +26,7 @@ struct Mixed {
 
 impl Mixed {
     async fn start() -> Option<Self> {
-        let program = std::env::var_os("HM_STEP").map(PathBuf::from).filter(|path| path.exists());
-        if !usable("hm-step", program.is_some(), "`just hm-step` builds it; HM_STEP names it") || !has_busybox() {
-            return None;
-        }
+        let program = step_program()?;
         let engine = TestEngine::start()?;
         let bench = Bench::new();
         let layout = bench.path().join("image");
@@ -40,7 +36,7 @@ impl Mixed {
             .platform()
             .into_iter()
             .fold(builder, |builder, (name, value)| builder.platform_property(name, value));
-        let cloud = builder.images(ImageOptions::default()).step_program(program?).build();
+        let cloud = builder.images(ImageOptions::default()).step_program(program).build();
         let mixed = Self { image: format!("oci:{}:it", layout.display()), bench, cloud, _engine: engine };
         // A run of its own, so that what is said of the image is in no other's output.
         let mut run = mixed.bench.run();

@@ -45,8 +45,8 @@ Environment:
   HM_REGISTRY_MIRROR, HM_INSECURE_REGISTRIES, HM_MAX_IMAGE_BYTES
                  a registry asked first for images of docker.io; those asked without encryption, by commas; a limit
   DOCKER_CONFIG  where docker keeps credentials for registries (default: ~/.docker)
-  HM_REMOTE, HM_REMOTE_INSTANCE, HM_REMOTE_HEADER, HM_REMOTE_JOBS, HM_REMOTE_CA, HM_REMOTE_CERT, HM_REMOTE_KEY
-                 the engine of runner cloud, as the options of these names; or [remote] in .hm/hm.toml
+  HM_REMOTE, HM_REMOTE_INSTANCE, HM_REMOTE_LOGS, HM_REMOTE_HEADER, HM_REMOTE_JOBS, HM_REMOTE_CA, HM_REMOTE_CERT,
+  HM_REMOTE_KEY  the engine of runner cloud, as the options of these names; or [remote] in .hm/hm.toml
   HM_STEP        the hm-step that runs steps there (default: the one beside hm)
   HM_LOG         what hm logs of itself to stderr, such as debug (default: warn)
   NO_COLOR, CLICOLOR_FORCE";

@@ -1,9 +1,9 @@
 //! `hm worker`: runs the steps of others for an engine.
 
-use std::{num::NonZeroUsize, path::PathBuf, process::ExitCode};
+use std::{num::NonZeroUsize, process::ExitCode};
 
 use hm_exec::{
-    remote::{Endpoint, EndpointOptions},
+    remote::Endpoint,
     store::{ImageOptions, StoreHandle},
     worker::{Stop, Worker, WorkerNote, WorkerNotes, WorkerOptions},
 };
@@ -11,6 +11,7 @@ use hm_exec::{
 use super::cache;
 use crate::{
     failure::{Failure, Outcome},
+    remote::{EngineArgs, Named},
     render::to_stderr,
     runners::{sandbox, store},
     signals::Interrupts,
@@ -21,12 +22,8 @@ use crate::{
 /// The first SIGTERM or Ctrl-C lets running steps end and takes no more; the second one ends them, too.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// The engine: grpc://HOST:PORT, or grpcs://HOST:PORT with TLS
-    #[arg(long, value_name = "URL", env = "HM_REMOTE")]
-    remote: String,
-    /// Which of the engine's instances
-    #[arg(long, value_name = "NAME", env = "HM_REMOTE_INSTANCE", default_value = "")]
-    instance: String,
+    #[command(flatten)]
+    engine: EngineArgs,
     /// Steps at a time
     #[arg(long, value_name = "N", default_value = "1")]
     slots: NonZeroUsize,
@@ -36,55 +33,12 @@ pub(crate) struct Args {
     /// A name unlike any other worker's; by default this machine's, with the number of this process
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
-    /// Where output is shown while steps run, if it is not the engine: see `hm logstream`
-    #[arg(long, value_name = "URL")]
-    logstream: Option<String>,
-    /// Sent with every call, such as 'authorization: Bearer TOKEN' (repeatable; in the variable, one a line)
-    #[arg(
-        long = "header",
-        value_name = "K: V",
-        env = "HM_REMOTE_HEADER",
-        hide_env_values = true,
-        value_delimiter = '\n'
-    )]
-    headers: Vec<String>,
-    /// Certificates in PEM that vouch for the engine, instead of the system's
-    #[arg(long, value_name = "FILE", env = "HM_REMOTE_CA")]
-    ca: Option<PathBuf>,
-    /// Our certificate in PEM, where the engine wants to see one
-    #[arg(long, value_name = "FILE", env = "HM_REMOTE_CERT", requires = "key")]
-    cert: Option<PathBuf>,
-    /// The certificate's key in PEM
-    #[arg(long, value_name = "FILE", env = "HM_REMOTE_KEY", requires = "cert")]
-    key: Option<PathBuf>,
 }
 
 fn property(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((key, value)) if !key.is_empty() => Ok((key.into(), value.into())),
         _ => Err("write KEY=VALUE, as in `pool=large`".into()),
-    }
-}
-
-impl Args {
-    fn endpoint(&self, url: &str) -> Outcome<Endpoint> {
-        let read = |path: &PathBuf| {
-            let read = std::fs::read(path);
-            read.map_err(|error| Failure::input(format_args!("failed to read {}", path.display())).because(error))
-        };
-        let mut options = EndpointOptions::new(url);
-        options.instance.clone_from(&self.instance);
-        let wrong = |error| Failure::input("the engine can't be asked").because(error);
-        for header in &self.headers {
-            options.add_header(header).map_err(wrong)?;
-        }
-        if let Some(ca) = &self.ca {
-            options.ca_pem = Some(read(ca)?);
-        }
-        if let (Some(cert), Some(key)) = (&self.cert, &self.key) {
-            options.client_pem = Some((read(cert)?, read(key)?));
-        }
-        Endpoint::new(options).map_err(wrong)
     }
 }
 
@@ -112,8 +66,12 @@ impl WorkerNotes for Lines<'_> {
 
 /// Works until it is told to stop.
 pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
-    let engine = args.endpoint(&args.remote)?;
-    let logs = args.logstream.as_deref().map(|url| args.endpoint(url)).transpose()?;
+    let Some(Named { engine, logs }) = args.engine.endpoint()? else {
+        return Err(Failure::input("no engine is named").hint("--remote grpc://HOST:PORT, or HM_REMOTE"));
+    };
+    let endpoint =
+        |options| Endpoint::new(options).map_err(|error| Failure::input("the engine can't be asked").because(error));
+    let (engine, logs) = (endpoint(engine)?, logs.map(endpoint).transpose()?);
     let name = args.name.clone().unwrap_or_else(|| {
         let machine = rustix::system::uname();
         format!("{}-{}", machine.nodename().to_string_lossy(), std::process::id())

@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    env, fmt, fs, io,
+    env, fs, io,
     num::NonZeroUsize,
     path::{Path, PathBuf},
     str::FromStr,
@@ -11,29 +11,15 @@ use std::{
 use hm_exec::remote::EndpointOptions;
 use serde::Deserialize;
 
+use super::engine_args::{EngineArgs, given, read_pems};
 use crate::failure::{Failure, Outcome};
 
 /// The engine of runner `cloud`.
 #[derive(Debug, Default, clap::Args)]
 #[command(next_help_heading = "Remote execution (runner cloud)")]
 pub(crate) struct RemoteArgs {
-    /// The engine: grpc://HOST:PORT, or grpcs://HOST:PORT with TLS
-    #[arg(long = "remote", value_name = "URL", env = "HM_REMOTE")]
-    url: Option<String>,
-
-    /// Which of the engine's instances
-    #[arg(long = "remote-instance", value_name = "NAME", env = "HM_REMOTE_INSTANCE")]
-    instance: Option<String>,
-
-    /// Send a header with every call (repeatable; in the variable, one a line)
-    #[arg(
-        long = "remote-header",
-        value_name = "NAME: VALUE",
-        env = "HM_REMOTE_HEADER",
-        hide_env_values = true,
-        value_delimiter = '\n'
-    )]
-    headers: Vec<Header>,
+    #[command(flatten)]
+    engine: EngineArgs,
 
     /// Want workers with a platform property (repeatable)
     #[arg(long = "remote-platform", value_name = "NAME=VALUE", value_parser = Property::from_str)]
@@ -42,37 +28,6 @@ pub(crate) struct RemoteArgs {
     /// How many steps may be in flight there, apart from `-j` [default: 16]
     #[arg(id = "remote-jobs", long = "remote-jobs", value_name = "N", env = "HM_REMOTE_JOBS")]
     jobs: Option<NonZeroUsize>,
-
-    /// Certificates that vouch for the engine, in PEM, instead of the system's
-    #[arg(long = "remote-ca", value_name = "FILE", env = "HM_REMOTE_CA")]
-    ca: Option<PathBuf>,
-
-    /// Our certificate, in PEM
-    #[arg(long = "remote-cert", value_name = "FILE", env = "HM_REMOTE_CERT")]
-    cert: Option<PathBuf>,
-
-    /// Its key, in PEM
-    #[arg(long = "remote-key", value_name = "FILE", env = "HM_REMOTE_KEY")]
-    key: Option<PathBuf>,
-}
-
-/// `NAME: VALUE`, of which nobody is shown the value.
-#[derive(Clone, PartialEq, Eq)]
-struct Header(String);
-
-impl FromStr for Header {
-    type Err = std::convert::Infallible;
-
-    /// What is wrong with it is told later: here the text would be repeated.
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        Ok(Self(text.to_owned()))
-    }
-}
-
-impl fmt::Debug for Header {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.0.split_once(':').map_or("(no header)", |(name, _)| name))
-    }
 }
 
 /// `NAME=VALUE`.
@@ -103,12 +58,19 @@ struct File {
 struct Table {
     endpoint: Option<String>,
     instance: Option<String>,
+    logs: Option<String>,
     headers: BTreeMap<String, String>,
     platform: BTreeMap<String, String>,
     jobs: Option<NonZeroUsize>,
     ca: Option<PathBuf>,
     cert: Option<PathBuf>,
     key: Option<PathBuf>,
+    /// Whether the project alone names the engine.
+    #[serde(skip)]
+    engine_is_projects: bool,
+    /// Whether the project alone names the log service.
+    #[serde(skip)]
+    logs_are_projects: bool,
 }
 
 /// What all of it comes to.
@@ -116,6 +78,8 @@ struct Table {
 pub(crate) struct Remote {
     /// The engine; `None` where nobody named one.
     pub(crate) endpoint: Option<EndpointOptions>,
+    /// Where its log streams are, if not there.
+    pub(crate) logs: Option<EndpointOptions>,
     /// Properties of its workers, by name.
     pub(crate) platform: BTreeMap<String, String>,
     /// Steps in flight.
@@ -133,37 +97,37 @@ impl RemoteArgs {
             Some(path) => read(&path)?,
             None => Table::default(),
         };
-        let mut table = over(project, user);
-        let given = |text: &Option<String>| text.clone().filter(|text| !text.is_empty());
-        if let Some(url) = given(&self.url) {
-            table = Table { endpoint: Some(url), ..table };
+        self.combine(over(project, user))
+    }
+
+    /// The arguments over what the files say.
+    fn combine(&self, mut table: Table) -> Outcome<Remote> {
+        let args = &self.engine;
+        if let Some(url) = given(&args.url) {
+            // What the files say of another engine's log streams is of no use.
+            let is_other = table.endpoint.as_ref().is_some_and(|endpoint| *endpoint != url);
+            table.logs = table.logs.filter(|_| !is_other);
+            (table.endpoint, table.engine_is_projects) = (Some(url), false);
         }
         let mut remote = Remote { jobs: self.jobs.or(table.jobs), ..Remote::default() };
         remote.platform = table.platform;
         remote.platform.extend(self.platform.iter().map(|Property(name, value)| (name.clone(), value.clone())));
         let Some(url) = table.endpoint.filter(|url| !url.is_empty()) else { return Ok(remote) };
         let mut options = EndpointOptions::new(url);
-        options.instance = given(&self.instance).or(table.instance).unwrap_or_default();
+        options.instance = given(&args.instance).or(table.instance).unwrap_or_default();
         let mut headers: BTreeMap<String, String> =
             table.headers.into_iter().map(|(name, value)| (name.to_ascii_lowercase(), value)).collect();
-        for Header(text) in self.headers.iter().filter(|header| !header.0.trim().is_empty()) {
-            let mut one = EndpointOptions::default();
-            one.add_header(text).map_err(|error| Failure::input(format_args!("--remote-header: {error}")))?;
-            headers.extend(one.headers);
-        }
+        headers.extend(args.read_headers()?);
         options.headers = headers.into_iter().collect();
-        let (ca, cert, key) =
-            (self.ca.clone().or(table.ca), self.cert.clone().or(table.cert), self.key.clone().or(table.key));
-        options.ca_pem = ca.map(|path| pem(&path)).transpose()?;
-        options.client_pem = match (cert, key) {
-            (Some(cert), Some(key)) => Some((pem(&cert)?, pem(&key)?)),
+        let (ca, cert, key) = (table.ca.as_deref(), table.cert.as_deref(), table.key.as_deref());
+        (options.ca_pem, options.client_pem) =
+            read_pems(args.ca.as_deref().or(ca), args.cert.as_deref().or(cert), args.key.as_deref().or(key))?;
+        // What goes to an engine that the user named goes to no other place that a project's file names.
+        let is_foreign = table.logs_are_projects && !table.engine_is_projects;
+        remote.logs = match (given(&args.logs), table.logs) {
+            (None, Some(url)) if is_foreign => Some(EndpointOptions::new(url)),
+            (Some(url), _) | (None, Some(url)) => Some(options.beside(url)),
             (None, None) => None,
-            (Some(_), None) => {
-                return Err(Failure::input("a certificate for the engine, and no key: set --remote-key"));
-            }
-            (None, Some(_)) => {
-                return Err(Failure::input("a key for the engine, and no certificate: set --remote-cert"));
-            }
         };
         remote.endpoint = Some(options);
         Ok(remote)
@@ -174,7 +138,7 @@ impl RemoteArgs {
 /// sent there: whoever writes a repository's files could else have it sent to himself.
 fn over(project: Table, user: Table) -> Table {
     if project.endpoint.is_some() && project.endpoint != user.endpoint {
-        return project;
+        return Table { engine_is_projects: true, logs_are_projects: true, ..project };
     }
     let (mut headers, mut platform) = (user.headers, user.platform);
     headers.extend(project.headers);
@@ -182,6 +146,9 @@ fn over(project: Table, user: Table) -> Table {
     Table {
         endpoint: project.endpoint.or(user.endpoint),
         instance: project.instance.or(user.instance),
+        engine_is_projects: false,
+        logs_are_projects: project.logs.is_some() && project.logs != user.logs,
+        logs: project.logs.or(user.logs),
         headers,
         platform,
         jobs: project.jobs.or(user.jobs),
@@ -218,10 +185,6 @@ fn read(path: &Path) -> Outcome<Table> {
     Ok(table)
 }
 
-fn pem(path: &Path) -> Outcome<Vec<u8>> {
-    fs::read(path).map_err(|error| Failure::input(format_args!("failed to read {}", path.display())).because(error))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -243,15 +206,57 @@ mod tests {
     }
 
     #[test]
+    fn a_log_service_that_a_project_names_gets_nothing_that_is_kept_for_the_engine_of_a_user() {
+        let argument = |url: &str, logs: &str| RemoteArgs {
+            engine: EngineArgs {
+                url: Some(url.into()).filter(|url: &String| !url.is_empty()),
+                logs: Some(logs.into()).filter(|logs: &String| !logs.is_empty()),
+                headers: vec!["authorization: s3cret".parse().unwrap()],
+                ..EngineArgs::default()
+            },
+            ..RemoteArgs::default()
+        };
+        let ours = || table("[remote]\nendpoint = 'grpc://ours:1'\nlogs = 'grpc://ours:2'");
+        let project = |endpoint: &str| table(&format!("[remote]\n{endpoint}\nlogs = 'grpc://theirs:2'"));
+        let theirs = "endpoint = 'grpc://theirs:1'";
+        for (what, args, table, expected) in [
+            ("the user's file", argument("", ""), ours(), Some(("grpc://ours:2", true))),
+            ("the project's", argument("", ""), over(project(theirs), ours()), Some(("grpc://theirs:2", true))),
+            ("beside ours", argument("", ""), over(project(""), ours()), Some(("grpc://theirs:2", false))),
+            (
+                "argument",
+                argument("grpc://theirs:1", ""),
+                over(project(theirs), ours()),
+                Some(("grpc://theirs:2", false)),
+            ),
+            ("elsewhere", argument("grpc://other:1", ""), over(project(theirs), ours()), None),
+            (
+                "all arguments",
+                argument("grpc://a:1", "grpc://a:2"),
+                over(project(theirs), ours()),
+                Some(("grpc://a:2", true)),
+            ),
+        ] {
+            let remote = args.combine(table).unwrap();
+            assert!(!remote.endpoint.unwrap().headers.is_empty(), "{what}");
+            let logs = remote.logs.as_ref().map(|logs| (&*logs.url, !logs.headers.is_empty()));
+            assert_eq!(logs, expected, "{what}");
+        }
+    }
+
+    #[test]
     fn arguments_win_over_the_project() {
         let top = tempfile::tempdir().unwrap();
         let text = "[remote]\nendpoint = 'grpc://project:1'\ninstance = 'main'\nplatform = { a = '1', b = '2' }\n";
         fs::write(top.path().join("hm.toml"), text).unwrap();
         let args = RemoteArgs {
-            url: Some("grpc://argument:1".into()),
+            engine: EngineArgs {
+                url: Some("grpc://argument:1".into()),
+                headers: vec!["X-Token: t".parse().unwrap()],
+                ..EngineArgs::default()
+            },
             platform: vec!["b=3".parse().unwrap()],
-            headers: vec![Header("X-Token: t".into())],
-            ..RemoteArgs::default()
+            jobs: None,
         };
         let remote = args.resolve(Some(top.path())).unwrap();
         let endpoint = remote.endpoint.unwrap();
@@ -267,6 +272,5 @@ mod tests {
         fs::write(&path, "[remote]\nendpoint = 'grpc://a:1'\nheaders = { authorization = Bearer s3cret }\n").unwrap();
         let error = format!("{:?}", read(&path).err().unwrap());
         assert!(error.contains("line 3") && !error.contains("s3cret"), "{error}");
-        assert!(!format!("{:?}", Header("authorization: s3cret".into())).contains("s3cret"));
     }
 }
