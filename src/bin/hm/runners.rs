@@ -6,7 +6,10 @@ use std::{num::NonZeroUsize, path::PathBuf};
 use hm_exec::runner::{cloud::CloudRunner, sandbox::SandboxRunner};
 use hm_exec::{
     Engine, RunnerSet,
-    runner::process::ProcessRunner,
+    runner::{
+        docker::{Docker, DockerRunner},
+        process::ProcessRunner,
+    },
     store::{ImageOptions, Store, StoreHandle},
 };
 
@@ -23,6 +26,7 @@ pub(crate) struct Runners {
     #[runner(default)]
     sandbox: SandboxRunner,
     process: ProcessRunner,
+    docker: DockerRunner,
     #[cfg(target_os = "linux")]
     cloud: CloudRunner,
 }
@@ -35,12 +39,13 @@ impl Runners {
 
     /// The same on a store that others use, too, with a word on how images are found. The sandbox shows `host_dirs` to
     /// steps on image `host`.
-    #[cfg_attr(not(target_os = "linux"), expect(unused_variables, reason = "only Linux has the other runners"))]
+    #[cfg_attr(not(target_os = "linux"), expect(unused_variables, reason = "only Linux has the sandbox"))]
     pub(crate) fn on(store: &StoreHandle, host_dirs: &[PathBuf], images: ImageOptions, remote: Remote) -> Self {
         Self {
             #[cfg(target_os = "linux")]
             sandbox: sandbox(store, host_dirs, images.clone()),
             process: ProcessRunner::new(store.clone()),
+            docker: docker(store, images.clone(), remote.docker_host.clone()),
             #[cfg(target_os = "linux")]
             cloud: cloud(store, images, remote),
         }
@@ -64,10 +69,19 @@ pub(crate) fn sandbox(store: &StoreHandle, host_dirs: &[PathBuf], images: ImageO
     host_dirs.iter().fold(builder, |builder, dir| builder.host_dir(dir)).build()
 }
 
+/// The docker runner of `hm`, at the daemon that somebody named, or the one that is there.
+pub(crate) fn docker(store: &StoreHandle, images: ImageOptions, host: Option<String>) -> DockerRunner {
+    let builder = Docker::builder().images(images);
+    match host {
+        Some(host) => builder.host(host).build(store.clone()),
+        None => builder.build(store.clone()),
+    }
+}
+
 /// The cloud runner of `hm`.
 #[cfg(target_os = "linux")]
 fn cloud(store: &StoreHandle, images: ImageOptions, remote: Remote) -> CloudRunner {
-    let Remote { endpoint, logs, platform, jobs } = remote;
+    let Remote { endpoint, logs, platform, jobs, docker_host: _ } = remote;
     let builder = CloudRunner::builder().store(store.clone()).images(images);
     let builder = platform.into_iter().fold(builder, |builder, (name, value)| builder.platform_property(name, value));
     let builder = match jobs {

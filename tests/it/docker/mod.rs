@@ -1,3 +1,7 @@
 //! The docker runner, on a daemon of the tests' own.
 
+mod bench;
+mod chains;
 pub(crate) mod daemon;
+#[cfg(feature = "cli")]
+mod left;

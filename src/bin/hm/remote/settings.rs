@@ -1,4 +1,5 @@
-//! Which engine the cloud runner talks to: arguments over variables over `.hm/hm.toml` over the user's own `hm.toml`.
+//! Which engine the cloud runner talks to, and which daemon the docker runner: arguments over variables over `.hm/hm.toml`
+//! over the user's own `hm.toml`.
 
 use std::{
     collections::BTreeMap,
@@ -28,6 +29,10 @@ pub(crate) struct RemoteArgs {
     /// How many steps may be in flight there, apart from `-j` [default: 16]
     #[arg(id = "remote-jobs", long = "remote-jobs", value_name = "N", env = "HM_REMOTE_JOBS")]
     jobs: Option<NonZeroUsize>,
+
+    /// The daemon of runner docker: unix://PATH, or tcp://HOST:PORT [default: the socket of Docker, else of Podman]
+    #[arg(help_heading = "Containers (runner docker)", long = "docker-host", value_name = "URL", env = "DOCKER_HOST")]
+    docker_host: Option<String>,
 }
 
 /// `NAME=VALUE`.
@@ -50,6 +55,14 @@ impl FromStr for Property {
 #[serde(deny_unknown_fields, default)]
 struct File {
     remote: Table,
+    docker: DockerTable,
+}
+
+/// `[docker]`.
+#[derive(Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct DockerTable {
+    host: Option<String>,
 }
 
 /// `[remote]`. Paths are relative to the file.
@@ -84,6 +97,8 @@ pub(crate) struct Remote {
     pub(crate) platform: BTreeMap<String, String>,
     /// Steps in flight.
     pub(crate) jobs: Option<NonZeroUsize>,
+    /// The daemon that makes containers; `None` where nobody named one.
+    pub(crate) docker_host: Option<String>,
 }
 
 impl RemoteArgs {
@@ -91,13 +106,14 @@ impl RemoteArgs {
     pub(crate) fn resolve(&self, hm_dir: Option<&Path>) -> Outcome<Remote> {
         let project = match hm_dir {
             Some(dir) => read(&dir.join("hm.toml"))?,
-            None => Table::default(),
+            None => File::default(),
         };
         let user = match user_file() {
             Some(path) => read(&path)?,
-            None => Table::default(),
+            None => File::default(),
         };
-        self.combine(over(project, user))
+        let docker_host = given(&self.docker_host).or(project.docker.host).or(user.docker.host);
+        Ok(Remote { docker_host, ..self.combine(over(project.remote, user.remote))? })
     }
 
     /// The arguments over what the files say.
@@ -164,25 +180,26 @@ fn user_file() -> Option<PathBuf> {
     Some(config.join("hm/hm.toml"))
 }
 
-fn read(path: &Path) -> Outcome<Table> {
+fn read(path: &Path) -> Outcome<File> {
     let text = match fs::read_to_string(path) {
         Ok(text) => text,
         Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
-            return Ok(Table::default());
+            return Ok(File::default());
         }
         Err(error) => {
             return Err(Failure::input(format_args!("failed to read {}", path.display())).because(error));
         }
     };
     // The parser's own words come with the line, which may have a token in it.
-    let file: File = toml::from_str(&text).map_err(|error| {
+    let mut file: File = toml::from_str(&text).map_err(|error| {
         let line = error.span().map_or(1, |span| text[..span.start].lines().count().max(1));
         Failure::input(format_args!("{}, line {line}: {}", path.display(), error.message()))
     })?;
-    let mut table = file.remote;
-    let beside = |file: Option<PathBuf>| file.map(|file| path.parent().unwrap_or(Path::new(".")).join(file));
-    (table.ca, table.cert, table.key) = (beside(table.ca), beside(table.cert), beside(table.key));
-    Ok(table)
+    let table = &mut file.remote;
+    for named in [&mut table.ca, &mut table.cert, &mut table.key] {
+        *named = named.take().map(|named| path.parent().unwrap_or(Path::new(".")).join(named));
+    }
+    Ok(file)
 }
 
 #[cfg(test)]
@@ -247,7 +264,8 @@ mod tests {
     #[test]
     fn arguments_win_over_the_project() {
         let top = tempfile::tempdir().unwrap();
-        let text = "[remote]\nendpoint = 'grpc://project:1'\ninstance = 'main'\nplatform = { a = '1', b = '2' }\n";
+        let text = "[docker]\nhost = 'unix:///project'\n\
+                    [remote]\nendpoint = 'grpc://project:1'\ninstance = 'main'\nplatform = { a = '1', b = '2' }\n";
         fs::write(top.path().join("hm.toml"), text).unwrap();
         let args = RemoteArgs {
             engine: EngineArgs {
@@ -256,9 +274,12 @@ mod tests {
                 ..EngineArgs::default()
             },
             platform: vec!["b=3".parse().unwrap()],
-            jobs: None,
+            ..RemoteArgs::default()
         };
         let remote = args.resolve(Some(top.path())).unwrap();
+        assert_eq!(remote.docker_host.as_deref(), Some("unix:///project"));
+        let named = RemoteArgs { docker_host: Some("unix:///argument".into()), ..RemoteArgs::default() };
+        assert_eq!(named.resolve(Some(top.path())).unwrap().docker_host.as_deref(), Some("unix:///argument"));
         let endpoint = remote.endpoint.unwrap();
         assert_eq!((&*endpoint.url, &*endpoint.instance), ("grpc://argument:1", "main"));
         assert_eq!(endpoint.headers, [("x-token".to_owned(), "t".to_owned())]);

@@ -1,14 +1,21 @@
 //! `hm cache gc`.
 
-use std::process::ExitCode;
+use std::{process::ExitCode, sync::Arc, time::Duration};
 
-use hm_exec::store::{Forgotten, GcReport, GcRequest};
+use hm_exec::{
+    runner::docker::Swept,
+    store::{Forgotten, GcReport, GcRequest, ImageOptions, Store},
+};
 
 use super::{auto::detach, collect, limits::LimitArgs, open_store, size::show};
 use crate::{
     commands::{AnswerFormat, print, print_json, table},
     failure::Outcome,
+    runners,
 };
+
+/// How long a daemon may take to let go of what killed runs left.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 const LONG_HELP: &str = "\
 What goes, least recently used first, until the limits hold: cached steps, source trees, images, journals and logs.
@@ -46,11 +53,9 @@ pub(super) fn run(args: &Args) -> Outcome<ExitCode> {
     request.dry_run = args.dry_run;
     request.wait = !args.auto;
     let report = collect(&store, &request)?;
-    let groups = if args.dry_run { 0 } else { reap_control_groups() };
+    let reaped = if args.dry_run { Vec::new() } else { reap_outside(&store) };
     let Some(mut report) = report.filter(|_| !args.auto) else { return Ok(ExitCode::SUCCESS) };
-    if groups > 0 {
-        report.reaped.insert("control groups".into(), groups as u64);
-    }
+    report.reaped.extend(reaped.into_iter().filter(|(_, count)| *count > 0).map(|(what, count)| (what.into(), count)));
     let code = show_report(&report, args.format, args.dry_run)?;
     if !args.dry_run
         && let Err(error) = store.mark_reaped_shown()
@@ -58,6 +63,28 @@ pub(super) fn run(args: &Args) -> Outcome<ExitCode> {
         tracing::debug!(%error, "what was reaped will be told again");
     }
     Ok(code)
+}
+
+/// Removes what killed runs left outside of the store.
+fn reap_outside(store: &Arc<Store>) -> Vec<(&'static str, u64)> {
+    let swept = sweep_containers(store).unwrap_or_else(|error| {
+        // Most machines have no daemon.
+        tracing::debug!(%error, "containers are not looked for");
+        Swept::default()
+    });
+    vec![
+        ("control groups", reap_control_groups() as u64),
+        ("containers", swept.containers as u64),
+        ("images of containers", swept.images as u64),
+    ]
+}
+
+/// Removes the containers, and their images, that killed runs left at the daemon.
+fn sweep_containers(store: &Arc<Store>) -> anyhow::Result<Swept> {
+    let docker = runners::docker(&Arc::clone(store).into(), ImageOptions::default(), None);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let swept = runtime.block_on(async { tokio::time::timeout(PATIENCE, docker.backend().sweep(store)).await });
+    Ok(swept??)
 }
 
 /// Removes the control groups that killed runs left.

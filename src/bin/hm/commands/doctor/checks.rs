@@ -4,11 +4,8 @@
 
 use std::{
     env, fs,
-    io::{Read, Write},
-    os::unix::net::UnixStream,
     path::{Path, PathBuf},
     process::{Command, Stdio},
-    time::Duration,
 };
 
 use serde::Serialize;
@@ -44,7 +41,6 @@ pub(super) fn all() -> Vec<Check> {
         Check { name: "uid ranges".into(), finding: uid_ranges() },
         Check { name: "cgroups".into(), finding: cgroups() },
         Check { name: "kvm".into(), finding: kvm() },
-        Check { name: "docker".into(), finding: docker() },
         Check { name: "python".into(), finding: python() },
         Check { name: "hm-step".into(), finding: hm_step() },
     ]
@@ -208,30 +204,6 @@ fn kvm() -> Finding {
         Err(error) if device.exists() => lacking(format!("/dev/kvm: {error}; {USE}"), "sudo usermod -aG kvm $USER"),
         Err(error) => lacking(format!("/dev/kvm: {error}; {USE}"), "enable virtualisation in the firmware or the host"),
     }
-}
-
-fn docker() -> Finding {
-    const USE: &str = "only containers would need it";
-    let host = env::var("DOCKER_HOST").unwrap_or_else(|_| "unix:///var/run/docker.sock".into());
-    let Some(path) = host.strip_prefix("unix://") else {
-        return lacking(format!("DOCKER_HOST is {host}, which is not looked at"), "use a unix:// socket");
-    };
-    match ping(path) {
-        Ok(true) => good(format!("{path} answers")),
-        Ok(false) => lacking(format!("{path} gives no sensible answer; {USE}"), "restart the Docker daemon"),
-        Err(error) => lacking(format!("{path}: {error}; {USE}"), "install and start Docker, or set DOCKER_HOST"),
-    }
-}
-
-fn ping(path: &str) -> std::io::Result<bool> {
-    let limit = Some(Duration::from_secs(2));
-    let mut socket = UnixStream::connect(path)?;
-    socket.set_read_timeout(limit)?;
-    socket.set_write_timeout(limit)?;
-    socket.write_all(b"GET /_ping HTTP/1.0\r\nHost: docker\r\n\r\n")?;
-    let mut answer = [0; 16];
-    socket.read_exact(&mut answer)?;
-    Ok(answer.starts_with(b"HTTP/1.") && answer[8..].starts_with(b" 200"))
 }
 
 fn python() -> Finding {

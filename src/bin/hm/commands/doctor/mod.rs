@@ -31,14 +31,16 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
     let mut checks = checks::all();
     let remote = runners::resolve(&args.remote)?;
-    let has_engine = remote.endpoint.is_some();
+    let (has_engine, has_daemon) = (remote.endpoint.is_some(), remote.docker_host.is_some());
     let runners = runners::probe_all(remote)?;
     checks.extend(runners.into_iter().map(|(runner, probe)| Check {
         name: format!("runner {}", runner.name),
         finding: match probe {
             Probe::Usable { note } => Finding::Good(note.unwrap_or_else(|| "works here".into())),
-            // Nobody who names no engine misses one.
-            Probe::Unusable { reason, hint } if !has_engine && *runner.name == *"cloud" => {
+            // Nobody who names no engine, or no daemon, misses one.
+            Probe::Unusable { reason, hint }
+                if !has_engine && *runner.name == *"cloud" || !has_daemon && *runner.name == *"docker" =>
+            {
                 Finding::Lacking { what: reason, fix: hint }
             }
             Probe::Unusable { reason, hint } => Finding::Bad { what: reason, fix: hint },
