@@ -23,9 +23,9 @@ use futures_util::StreamExt;
 use uuid::Uuid;
 
 use super::{
-    backend::Shared,
     collect,
     footing::{Footing, MAX_LAYERS},
+    shared::Shared,
     sweep::{remove_container, remove_image},
     trouble::{self, is_missing},
 };

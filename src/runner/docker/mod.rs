@@ -22,8 +22,10 @@ mod container;
 mod footing;
 mod images;
 mod load;
+mod make;
 mod marks;
 mod remover;
+mod shared;
 mod sweep;
 mod trouble;
 

@@ -215,8 +215,8 @@ pub struct Command<'a> {
 /// Where a command's output goes.
 #[derive(Debug, Clone, Copy)]
 pub struct Output<'a> {
-    pub(super) bus: &'a EventBus,
-    pub(super) step_id: Uuid,
+    pub(in crate::runner) bus: &'a EventBus,
+    pub(in crate::runner) step_id: Uuid,
 }
 
 impl Output<'_> {

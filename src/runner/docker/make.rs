@@ -1,0 +1,139 @@
+//! Making the image that containers start from: of what a step boots from, once in a run.
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use bollard::Docker as Client;
+
+use super::{
+    collect,
+    footing::{Footing, FootingBase},
+    images::{self, DaemonImage, is_the_stores},
+    load::{self, Part},
+    shared::{Connection, Shared, lock},
+    trouble,
+};
+use crate::{
+    ir::Env,
+    runner::{
+        RunnerError,
+        image_notes::StepNotes,
+        vm::{Ground, GroundBase, Output},
+    },
+    store::{Base, IdMap, Store},
+};
+
+/// What is told of image `host`.
+pub(super) fn no_host() -> RunnerError {
+    RunnerError::unsupported(
+        "image `host` is this machine's own system, which is no image: name another one, such as \
+         `--image host=debian:bookworm`",
+    )
+}
+
+impl Shared {
+    /// The base of a footing as the store's own, taken there where only the daemon has it.
+    pub(super) async fn base_in_store(
+        &self,
+        client: &Client,
+        store: &Arc<Store>,
+        footing: &Footing,
+    ) -> Result<Base, RunnerError> {
+        match &footing.base {
+            FootingBase::Store(base) => Ok(base.clone()),
+            FootingBase::Daemon(id) => self.daemon_base(client, store, id, footing.id_map).await,
+        }
+    }
+
+    async fn daemon_base(
+        &self,
+        client: &Client,
+        store: &Arc<Store>,
+        id: &str,
+        id_map: IdMap,
+    ) -> Result<Base, RunnerError> {
+        let cell = Arc::clone(lock(&self.bases).entry(id.to_owned()).or_default());
+        let base = cell.get_or_try_init(async || {
+            // Most daemons call an image as the store does.
+            if let Ok(digest) = id.parse()
+                && store.has_whole_image(&digest, id_map)
+            {
+                return Ok(Base::Image(digest));
+            }
+            let saved = collect::save(client, store, id).await?;
+            saved.keep(id_map).await.map_err(trouble::image("take the image home"))
+        });
+        base.await.cloned()
+    }
+
+    /// Makes the image that containers start from.
+    pub(super) async fn make_footing(
+        &self,
+        connection: &Connection,
+        ground: &Ground,
+        output: &Output<'_>,
+    ) -> Result<Arc<Footing>, RunnerError> {
+        let (store, client) = (&ground.store, &connection.client);
+        let id_map = self.id_map(store).await?;
+        let (base, image, layers) = match &ground.base {
+            GroundBase::Image(name) if &**name == "host" => return Err(no_host()),
+            GroundBase::Image(name) if is_the_stores(name) => {
+                let notes = StepNotes { bus: output.bus, step_id: output.step_id };
+                let base = Box::pin(self.images.fetch(store, name, id_map, &notes)).await;
+                (FootingBase::Store(base.map_err(trouble::image("get the image"))?), None, Vec::new())
+            }
+            GroundBase::Image(name) => {
+                let image = images::get(client, name, self.options.pull, output).await?;
+                (FootingBase::Daemon(image.id.clone()), Some(image), Vec::new())
+            }
+            GroundBase::Snapshot { snapshot, delta, .. } => {
+                if snapshot.id_map != id_map {
+                    let why = "the snapshot to start from was made with another way of mapping ids: run its step again";
+                    return Err(RunnerError::unsupported(why));
+                }
+                let image = match &snapshot.base {
+                    Base::Host => return Err(no_host()),
+                    Base::Rootfs(_) => None,
+                    Base::Image(digest) => images::find(client, &digest.to_string()).await?,
+                };
+                let layers = delta.iter().chain(&snapshot.layers).cloned().collect();
+                (FootingBase::Store(snapshot.base.clone()), image, layers)
+            }
+        };
+        let above = ground.source.roots.iter().rev().cloned();
+        let above: Vec<Part> =
+            above.chain(layers.iter().rev().map(|layer| store.layer_dir(layer))).map(Part::Dir).collect();
+        let labels = connection.marks.labels(ground.run);
+        let loaded = match &image {
+            Some(DaemonImage { diff_ids, .. }) => {
+                let parts = diff_ids.iter().map(|diff_id| Part::There(*diff_id)).chain(above.iter().cloned()).collect();
+                match load::load(client, store, parts, id_map, labels.clone()).await {
+                    Ok(id) => Some((id, diff_ids.len() + above.len())),
+                    // Not every daemon takes an image without the layers that it has.
+                    Err(error) => {
+                        tracing::debug!(error = error.to_line(), "the image is loaded with all its layers");
+                        None
+                    }
+                }
+            }
+            None => None,
+        };
+        let mut env = image.map_or_else(Env::new, |image| image.env);
+        let (image, known) = match loaded {
+            Some(loaded) => loaded,
+            None => {
+                let whole = match &base {
+                    FootingBase::Store(base) => base.clone(),
+                    FootingBase::Daemon(id) => self.daemon_base(client, store, id, id_map).await?,
+                };
+                let lower = store.base_to_export(&whole, id_map).map_err(trouble::export("read the image"))?;
+                env = store.image_env(&whole, id_map).map_err(trouble::image("read the image"))?;
+                let parts: Vec<Part> = lower.into_iter().map(Part::Dir).chain(above).collect();
+                let known = parts.len();
+                (load::load(client, store, parts, id_map, labels).await?, known)
+            }
+        };
+        let (run, source) = (ground.run, ground.source.id.clone());
+        let stray = BTreeSet::new();
+        Ok(Arc::new(Footing { image, run, base, source, known, layers, made: 0, env, stray, id_map }))
+    }
+}

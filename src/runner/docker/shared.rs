@@ -1,0 +1,143 @@
+//! What all containers of a runner share: the daemon, and what is at it for each run.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use bollard::Docker as Client;
+use tokio::sync::OnceCell;
+use uuid::Uuid;
+
+use super::{
+    connection,
+    footing::{Footing, FootingBase, Footings},
+    marks::{self, Marks},
+    remover::Remover,
+    sweep::{self, Swept},
+    trouble,
+};
+use crate::{
+    runner::{RunnerError, SnapshotRef, StepContext},
+    store::{Base, IdMap, ImageOptions, Images, Snapshot, Store},
+};
+
+/// What all containers share.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) host: Option<String>,
+    pub(super) options: ImageOptions,
+    pub(super) images: Images,
+    pub(super) connection: OnceCell<Connection>,
+    pub(super) runs: Mutex<HashMap<Uuid, Arc<Footings>>>,
+    /// Images that are snapshots of their own, by id.
+    pub(super) own: Mutex<HashMap<String, Arc<Footing>>>,
+    /// What images of the daemon became in the store, by id.
+    pub(super) bases: Mutex<HashMap<String, Arc<OnceCell<Base>>>>,
+    pub(super) remover: Remover,
+    /// Knows how ids are mapped in this machine's steps, with which containers share layers.
+    #[cfg(target_os = "linux")]
+    pub(super) local: crate::runner::sandbox::SandboxRunner,
+}
+
+/// The daemon, once this process has talked to it.
+#[derive(Debug)]
+pub(super) struct Connection {
+    pub(super) client: Client,
+    pub(super) marks: Marks,
+}
+
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Shared {
+    /// The daemon. The first to ask for it removes what dead processes left there.
+    pub(super) async fn connection(&self, store: &Arc<Store>) -> Result<&Connection, RunnerError> {
+        let connecting = self.connection.get_or_try_init(async || {
+            let place = connection::place(self.host.as_deref());
+            let client = connection::connect(&place).await.map_err(trouble::daemon("talk to the daemon"))?;
+            let marks = Marks::of(store).map_err(trouble::store("read the store's name"))?;
+            match sweep::remove(&client, &marks.of_store(), |process| !store.is_open_in(process)).await {
+                Ok(swept) if swept == Swept::default() => {}
+                Ok(Swept { containers, images }) => {
+                    tracing::info!(containers, images, "left by killed runs, and removed")
+                }
+                Err(error) => tracing::warn!(%error, "what killed runs left at the daemon stays"),
+            }
+            Ok(Connection { client, marks })
+        });
+        connecting.await
+    }
+
+    /// The labels of what is made for a run.
+    pub(super) fn labels(&self, run: Uuid) -> Result<HashMap<String, String>, RunnerError> {
+        let connection = self.connection.get();
+        let connection = connection.ok_or_else(|| RunnerError::unsupported("nobody has talked to the daemon yet"))?;
+        Ok(connection.marks.labels(run))
+    }
+
+    /// What a run has at the daemon. It goes with the run.
+    pub(super) fn run(self: &Arc<Self>, ctx: &StepContext, run: Uuid) -> Arc<Footings> {
+        let mut runs = lock(&self.runs);
+        Arc::clone(runs.entry(run).or_insert_with(|| {
+            let shared = Arc::clone(self);
+            ctx.at_build_end(async move { shared.end_run(run).await });
+            Arc::default()
+        }))
+    }
+
+    async fn end_run(&self, run: Uuid) {
+        lock(&self.runs).remove(&run);
+        lock(&self.own).retain(|_, footing| footing.run != run);
+        let Some(Connection { client, .. }) = self.connection.get() else { return };
+        match sweep::remove(client, &marks::of_run(run), |_| true).await {
+            Ok(swept) => tracing::debug!(?swept, %run, "removed at the build's end"),
+            Err(error) => {
+                tracing::warn!(%error, "what the build made at the daemon is left for the next one to remove")
+            }
+        }
+    }
+
+    /// Takes note of an image that is a snapshot.
+    pub(super) fn keep(&self, footing: Footing) {
+        lock(&self.own).insert(footing.image.clone(), Arc::new(footing));
+    }
+
+    /// Takes note of an image that has what a snapshot of the store has, so that its children need not load it.
+    pub(super) fn put(&self, name: &SnapshotRef, image: Footing, base: Base, snapshot: &Snapshot) {
+        let Some(footings) = lock(&self.runs).get(&image.run).map(Arc::clone) else { return };
+        let (known, layers) = (image.layer_count(), snapshot.layers.clone());
+        footings.put(&name.0, Arc::new(Footing { base: FootingBase::Store(base), known, layers, made: 0, ..image }));
+    }
+
+    /// Forgets an image that the daemon does not have any more.
+    pub(super) fn forget(&self, footing: &Footing) {
+        if let Some(footings) = lock(&self.runs).get(&footing.run) {
+            footings.forget(&footing.image);
+        }
+    }
+
+    /// How ids are mapped in the layers that the store gets.
+    pub(super) async fn id_map(&self, store: &Arc<Store>) -> Result<IdMap, RunnerError> {
+        #[cfg(target_os = "linux")]
+        return self.local.prepare_trees(store).await;
+        #[cfg(not(target_os = "linux"))]
+        {
+            let _ = store;
+            Ok(IdMap::Single)
+        }
+    }
+
+    pub(super) async fn mode(&self) -> &'static str {
+        #[cfg(target_os = "linux")]
+        let id_map = self.local.predicted_id_map().await;
+        #[cfg(not(target_os = "linux"))]
+        let id_map = IdMap::Single;
+        match id_map {
+            IdMap::Root => "root",
+            IdMap::Range => "range",
+            IdMap::Single => "single",
+        }
+    }
+}
