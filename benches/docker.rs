@@ -1,0 +1,150 @@
+//! What a step that does nothing costs in a container: through `hm`, through the published `hm` 0.0.9 where `HM_PEER` names
+//! it, and by `docker run` alone, turn by turn on one daemon. Prints one table.
+//!
+//! `HM_PEER=.../bin/hm cargo bench --bench docker`
+
+#![expect(clippy::print_stdout, reason = "a bench prints its table")]
+#![allow(clippy::unwrap_used, reason = "a bench has nobody to report to")]
+
+#[path = "../tests/it/backends.rs"]
+#[allow(dead_code, reason = "the bench needs less of it than the tests")]
+mod backends;
+#[path = "../tests/it/docker/daemon.rs"]
+#[allow(dead_code, reason = "the bench needs less of it than the tests")]
+mod daemon;
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use daemon::{Daemon, IMAGE};
+use serde_json::{Value, json};
+
+/// Steps of the longer pipeline.
+const STEPS: usize = 6;
+const ROUNDS: usize = 5;
+const CLI_ROUNDS: usize = 10;
+
+fn main() {
+    let Some(daemon) = Daemon::get() else {
+        println!("docker: skipped, there is no daemon");
+        return;
+    };
+    let top = tempfile::tempdir().unwrap();
+    let source = top.path().join("source");
+    fs::create_dir_all(source.join(".hm")).unwrap();
+    fs::write(source.join("file"), "one file\n").unwrap();
+    let host = daemon.host.as_str();
+    let ours = |chain: bool, steps: usize| {
+        let ir = top.path().join(format!("{chain}-{steps}.json"));
+        fs::write(&ir, pipeline(chain, steps).to_string()).unwrap();
+        let mut hm = Command::new(env!("CARGO_BIN_EXE_hm"));
+        hm.args(["run", "-j", "1", "--runner", "docker", "--docker-host", host, "-f"]).arg(ir).arg("-d").arg(&source);
+        hm.env("HM_CACHE_DIR", top.path().join("store")).env("HM_CACHE_GC", "off");
+        hm
+    };
+    let peer = std::env::var_os("HM_PEER").map(PathBuf::from);
+    let mut rows = Vec::new();
+    for (shape, chain) in [("apart", false), ("each in the one before", true)] {
+        let mine = per_step(|steps| ours(chain, steps));
+        rows.push((format!("hm, {STEPS} steps, {shape}"), Some(mine)));
+        let theirs = peer.as_deref().map(|peer| {
+            let dirs =
+                [1, STEPS].map(|steps| peer_source(&top.path().join(format!("peer-{chain}-{steps}")), chain, steps));
+            let theirs = per_step(|steps| theirs(peer, &dirs[usize::from(steps > 1)], host));
+            println!(
+                "{shape}: hm / hm 0.0.9 = {:.2} (at most 0.60 is the goal)",
+                mine.as_secs_f64() / theirs.as_secs_f64()
+            );
+            theirs
+        });
+        rows.push((format!("hm 0.0.9, {STEPS} steps, {shape}"), theirs));
+    }
+    let docker = |args: &[&str]| timed(Command::new("docker").args(["--host", host]).args(args));
+    let (mut runs, mut commits) = (Vec::new(), Vec::new());
+    for round in 0..CLI_ROUNDS {
+        let name = format!("bench-{}-{round}", std::process::id());
+        let run = docker(&["run", "--network", "host", "--init", "--name", &name, IMAGE, "true"]);
+        let commit = docker(&["commit", &name, &name]);
+        let removed = docker(&["rm", "--force", "--volumes", &name]);
+        docker(&["rmi", &name]);
+        runs.push(run + removed);
+        commits.push(run + commit + removed);
+    }
+    rows.push(("docker run, docker rm".into(), Some(median(&mut runs))));
+    rows.push(("docker run, docker commit, docker rm".into(), Some(median(&mut commits))));
+    println!("{:<50} {:>9}", "per step that does nothing, in ms", "median");
+    for (name, time) in rows {
+        match time {
+            Some(time) => println!("{name:<50} {:>9.0}", time.as_secs_f64() * 1e3),
+            None => println!("{name:<50} {:>9}  (HM_PEER names none)", "skipped"),
+        }
+    }
+}
+
+/// What each step beyond the first adds.
+fn per_step(command: impl Fn(usize) -> Command) -> Duration {
+    let (mut one, mut many) = (Vec::new(), Vec::new());
+    for round in 0..=ROUNDS {
+        let (short, long) = (timed(&mut command(1)), timed(&mut command(STEPS)));
+        // The first fills caches.
+        if round > 0 {
+            one.push(short);
+            many.push(long);
+        }
+    }
+    median(&mut many).saturating_sub(median(&mut one)) / u32::try_from(STEPS - 1).unwrap()
+}
+
+fn timed(command: &mut Command) -> Duration {
+    let started = Instant::now();
+    let output = command.stdin(Stdio::null()).output().unwrap();
+    let took = started.elapsed();
+    let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{command:?}: {said}");
+    took
+}
+
+fn median(times: &mut [Duration]) -> Duration {
+    times.sort_unstable();
+    times[times.len() / 2]
+}
+
+fn pipeline(chain: bool, steps: usize) -> Value {
+    let node = |step: usize| {
+        let image = (!chain || step == 0).then_some(IMAGE);
+        json!({ "step": { "key": format!("step-{step}"), "cmd": "true", "image": image }, "env": {} })
+    };
+    let edges: Vec<Value> = (1..steps).filter(|_| chain).map(|step| json!([step - 1, step, "builds_in"])).collect();
+    let nodes: Vec<Value> = (0..steps).map(node).collect();
+    json!({ "version": "0", "graph": { "nodes": nodes, "node_holes": [], "edge_property": "directed", "edges": edges } })
+}
+
+/// The same pipeline in the words of the published `hm`, which takes no IR.
+fn peer_source(dir: &Path, chain: bool, steps: usize) -> PathBuf {
+    let returned = match chain {
+        true => format!(
+            "    for at in range(1, {steps}):\n        step = step.sh(\"true\", label=f\"{{at}}\")\n    return (step,)\n"
+        ),
+        false => {
+            let more = format!("hm.sh(\"true\", label=f\"{{at}}\", image=\"{IMAGE}\") for at in range(1, {steps})");
+            format!("    return (step, *({more}))\n")
+        }
+    };
+    let step = format!("    step = hm.sh(\"true\", label=\"0\", image=\"{IMAGE}\")\n");
+    let text = format!("import harmont as hm\n\n\n@hm.pipeline(\"ci\")\ndef ci():\n{step}{returned}");
+    fs::create_dir_all(dir.join(".hm")).unwrap();
+    fs::write(dir.join("file"), "one file\n").unwrap();
+    fs::write(dir.join(".hm/ci.py"), text).unwrap();
+    dir.into()
+}
+
+fn theirs(peer: &Path, dir: &Path, host: &str) -> Command {
+    let mut hm = Command::new(peer);
+    hm.args(["run", "ci", "--parallelism", "1", "--dir"]).arg(dir).current_dir(dir);
+    hm.env("DOCKER_HOST", host).env("HOME", dir).env("XDG_CACHE_HOME", dir);
+    hm
+}
