@@ -218,7 +218,7 @@ impl<'a> Output<'a> {
     }
 
     /// A word of ours among the step's.
-    async fn say(&mut self, line: &str) {
+    pub(super) async fn say(&mut self, line: &str) {
         self.bus.output(self.step_id, StdStream::Stderr, line.as_bytes()).await;
     }
 }

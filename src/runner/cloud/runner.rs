@@ -34,7 +34,7 @@ use crate::{
         SnapshotRef, StepContext, StepResult, StepRunner, image_notes::no_image, sandbox::SandboxRunner,
     },
     store::{Base, FrozenSource, IdMap, ImageOptions, Images, Store, StoreHandle, Surroundings, image_identity},
-    transfer::{Ground, Packable, Uploads},
+    transfer::{self, Ground, Packable, Uploads},
 };
 
 /// Steps in flight, unless somebody says otherwise.
@@ -195,6 +195,8 @@ impl CloudBuilder {
 struct Ready {
     boot: Boot,
     prepared: Prepared,
+    /// What the engine had when the Action was ready, but for the source's files.
+    needs: Vec<Digest>,
 }
 
 impl CloudRunner {
@@ -258,8 +260,10 @@ impl CloudRunner {
         let mut prepared = parts.prepare(ctx, input)?;
         let mut blobs = std::mem::take(&mut prepared.blobs);
         blobs.push(program);
+        let needs =
+            blobs.iter().map(|blob| blob.digest).chain(layers.iter().map(transfer::digest)).chain([source]).collect();
         self.count(cas.upload(blobs).await.map_err(trouble::remote("upload the step"))?);
-        Ok(Ready { boot, prepared })
+        Ok(Ready { boot, prepared, needs })
     }
 
     /// Runs an Action to its end, or until the attempt is interrupted.
@@ -328,7 +332,7 @@ impl CloudRunner {
         let (mut round, mut distrust_cache) = (1, false);
         loop {
             let preparing = self.prepare(ctx, input, limits, &cas, store);
-            let Ready { boot, prepared } = tokio::select! {
+            let Ready { boot, prepared, needs } = tokio::select! {
                 ready = preparing => ready?,
                 () = ctx.cancel.cancelled() => return Err(ctx.interrupted()),
             };
@@ -343,8 +347,9 @@ impl CloudRunner {
             };
             let response = match response {
                 Ok(response) => response,
-                Err((error, _)) if error.kind() == RemoteErrorKind::MissingBlobs && round < MAX_ROUNDS => {
+                Err((error, _)) if round < MAX_ROUNDS && comes_of_loss(&error, &cas, needs).await => {
                     tracing::debug!(%error, round, "what the engine lost is uploaded again");
+                    output.say("hm: the engine lost what was uploaded, and gets it again\n").await;
                     self.sources.forget();
                     round += 1;
                     continue;
@@ -372,6 +377,17 @@ impl CloudRunner {
             output.finish(&result, &cas, store).await?;
             return Ok((boot, result));
         }
+    }
+}
+
+/// Whether an engine refuses an Action because of blobs that it lost meanwhile. Not every engine says so as the protocol wants.
+async fn comes_of_loss(error: &RemoteError, cas: &Cas, needs: Vec<Digest>) -> bool {
+    match error.kind() {
+        RemoteErrorKind::MissingBlobs => true,
+        RemoteErrorKind::NotFound | RemoteErrorKind::Refused | RemoteErrorKind::Internal => {
+            cas.find_missing(needs).await.is_ok_and(|missing| !missing.is_empty())
+        }
+        _ => false,
     }
 }
 
