@@ -17,6 +17,8 @@ mod output;
 mod python;
 #[cfg(target_os = "linux")]
 mod remote;
+#[cfg(target_os = "linux")]
+mod remote_losses;
 mod shell;
 mod signals;
 mod terminal;

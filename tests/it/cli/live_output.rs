@@ -26,7 +26,7 @@ use super::{
 type Lines = Arc<Mutex<Vec<(String, String)>>>;
 
 /// A run whose step waits in its middle until the test lets it go on.
-struct Waiting {
+pub(crate) struct Waiting {
     hm: Child,
     lines: Lines,
     reader: JoinHandle<()>,
@@ -34,7 +34,7 @@ struct Waiting {
 }
 
 impl Waiting {
-    fn start(project: &Project, arguments: &[&str]) -> Self {
+    pub(crate) fn start(project: &Project, arguments: &[&str]) -> Self {
         let gate = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = gate.local_addr().unwrap().port();
         let command = format!(
@@ -58,7 +58,7 @@ impl Waiting {
     }
 
     /// Waits until the run has shown these lines.
-    fn shows(&mut self, lines: &[&str]) {
+    pub(crate) fn shows(&mut self, lines: &[&str]) {
         assert!(until(|| {
             assert_eq!(self.hm.try_wait().unwrap(), None, "the run waits for its step");
             let shown = self.lines.lock().unwrap();
@@ -67,7 +67,7 @@ impl Waiting {
     }
 
     /// Waits until the step has come to its middle, and gives what lets it go on.
-    fn middle(&mut self) -> TcpStream {
+    pub(crate) fn middle(&mut self) -> TcpStream {
         self.gate.set_nonblocking(true).unwrap();
         let mut middle = None;
         assert!(until(|| {
@@ -79,7 +79,7 @@ impl Waiting {
     }
 
     /// Lets the step go on, and gives what the run showed.
-    fn go_on(mut self, mut middle: TcpStream) -> (Vec<String>, Vec<String>) {
+    pub(crate) fn go_on(mut self, mut middle: TcpStream) -> (Vec<String>, Vec<String>) {
         middle.write_all(b"go on\n").unwrap();
         drop(middle);
         assert!(self.hm.wait().unwrap().success());
@@ -92,7 +92,7 @@ impl Waiting {
 }
 
 /// What the step prints.
-fn printed() -> Vec<String> {
+pub(crate) fn printed() -> Vec<String> {
     let numbers = |from: u32, to: u32| (from..=to).map(|number| number.to_string());
     numbers(1, 300).chain(["go on".into()]).chain(numbers(301, 20_000)).collect()
 }

@@ -1,6 +1,6 @@
 //! `hm run --runner cloud`: a pipeline on BuildGrid with two workers, by itself and mixed with the sandbox.
 
-use std::{collections::BTreeMap, process::Stdio};
+use std::{collections::BTreeMap, process::Stdio, time::Instant};
 
 use serde_json::Value;
 
@@ -8,7 +8,7 @@ use super::{
     super::{
         cloud::{
             buildgrid::{BuildGrid, until},
-            engine::step_program,
+            engine::{TestEngine, step_program},
             proxy::{Proxy, Rules},
         },
         images::fixture::Image,
@@ -119,7 +119,32 @@ fn a_pipeline_on_two_workers_is_what_it_is_in_the_sandbox() {
     let marker = super::super::sandbox::harness::marker();
     let hm = run("cloud", &pipeline(&format!("sleep {marker}"), |_| None)).spawn().unwrap();
     assert!(until(|| is_asleep(&marker)));
+    let interrupted = Instant::now();
     rustix::process::kill_process(rustix::process::Pid::from_child(&hm), rustix::process::Signal::INT).unwrap();
     assert!(until(|| !is_running(&marker)));
+    eprintln!("cancelled on BuildGrid: the command was dead after {} ms", interrupted.elapsed().as_millis());
     Ended::from(hm.wait_with_output().unwrap()).expect(130);
+}
+
+#[test]
+fn a_pipeline_on_an_engine_with_workers_of_its_own_is_what_it_is_in_the_sandbox() {
+    if step_program().is_none() {
+        return;
+    }
+    let Some(engine) = TestEngine::start() else { return };
+    let project = Project::new();
+    Image::shell().write_oci(&project.dir.with_file_name("image"), "it");
+    let image = format!("debian:bookworm=oci:{}:it", project.dir.with_file_name("image").display());
+    project.file("input", "from the source\n");
+    let run = |runner: &str, ir: &str| {
+        project.file(".hm/ci.json", ir);
+        let mut hm = project.hm(&["run", "--runner", runner, "--image", &image, "--no-cache", "--format", "json"]);
+        hm.args(engine.arguments());
+        told(Ended::of(&mut hm))
+    };
+    let plain = pipeline("true", |_| None);
+    let expected = run("sandbox", &plain);
+    assert_eq!(expected.len(), 12);
+    assert_eq!(run("cloud", &plain), expected);
+    assert_eq!(run("cloud", &pipeline("true", |at| (at % 2 == 1).then_some("sandbox"))), expected);
 }

@@ -129,6 +129,11 @@ impl BuildGrid {
         format!("grpc://{}", self.logstream.1)
     }
 
+    /// Where its blobs lie.
+    pub(crate) fn blobs(&self) -> PathBuf {
+        self.dir.path().join("cas")
+    }
+
     /// Starts the server, and waits until it answers.
     pub(crate) fn serve(&mut self) {
         let mut command = Command::new(&self.bgd);

@@ -80,6 +80,16 @@ impl TestEngine {
         }
     }
 
+    /// The same as arguments of `hm`.
+    #[cfg(feature = "cli")]
+    pub(crate) fn arguments(&self) -> Vec<String> {
+        let options = self.options();
+        let platform = self.platform().into_iter().map(|(name, value)| format!("--remote-platform={name}={value}"));
+        platform
+            .chain([format!("--remote={}", options.url), format!("--remote-instance={}", options.instance)])
+            .collect()
+    }
+
     /// Where it keeps what it has, where that is known.
     pub(crate) fn dir(&self) -> Option<&Path> {
         self.casd.as_ref().map(|(_, dir)| dir.path())

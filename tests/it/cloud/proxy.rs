@@ -5,7 +5,7 @@
 use std::{
     net::{SocketAddr, TcpStream},
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicU64, Ordering},
     },
 };
@@ -22,9 +22,14 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::{TlsAcceptor, rustls::ServerConfig};
 
+/// What is done before a call is passed on, with its path.
+pub(crate) type Before = Arc<dyn Fn(&str) + Send + Sync>;
+
 /// What a proxy does to calls.
 #[derive(Clone, Default)]
 pub(crate) struct Rules {
+    /// What happens before each call.
+    pub(crate) before: Option<Before>,
     /// Every so many calls one is answered with UNAVAILABLE.
     pub(crate) fail_every: Option<u64>,
     /// What `authorization` must be.
@@ -38,7 +43,10 @@ pub(crate) struct Proxy {
     runtime: Option<tokio::runtime::Runtime>,
     address: SocketAddr,
     failed: Arc<AtomicU64>,
+    connections: Connections,
 }
+
+type Connections = Arc<Mutex<Vec<tokio::task::AbortHandle>>>;
 
 impl Drop for Proxy {
     fn drop(&mut self) {
@@ -56,11 +64,13 @@ impl Proxy {
         let address = listener.local_addr().unwrap();
         let failed = Arc::<AtomicU64>::default();
         let counts = (Arc::<AtomicU64>::default(), Arc::clone(&failed));
+        let connections = Connections::default();
+        let open = Arc::clone(&connections);
         runtime.spawn(async move {
             let listener = tokio::net::TcpListener::from_std(listener).unwrap();
             while let Ok((stream, _)) = listener.accept().await {
                 let (upstream, rules, counts) = (upstream.clone(), rules.clone(), counts.clone());
-                tokio::spawn(async move {
+                let connection = tokio::spawn(async move {
                     match rules.tls.clone() {
                         None => serve(stream, upstream, rules, counts).await,
                         // Whoever has no right certificate was told so by the handshake.
@@ -71,14 +81,22 @@ impl Proxy {
                         }
                     }
                 });
+                open.lock().unwrap().push(connection.abort_handle());
             }
         });
         assert!(TcpStream::connect(address).is_ok());
-        Self { runtime: Some(runtime), address, failed }
+        Self { runtime: Some(runtime), address, failed, connections }
     }
 
     pub(crate) fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Breaks every connection, with all calls on it. New ones are let in.
+    pub(crate) fn cut(&self) {
+        for connection in self.connections.lock().unwrap().drain(..) {
+            connection.abort();
+        }
     }
 
     /// How many calls it failed.
@@ -109,6 +127,9 @@ async fn serve(
             None
         };
         let path = request.uri().path().to_owned();
+        if let Some(before) = &rules.before {
+            before(&path);
+        }
         *request.uri_mut() = Uri::try_from(format!("http://{upstream}{path}")).unwrap();
         async move {
             if let Some(code) = code {
