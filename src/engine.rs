@@ -17,6 +17,7 @@ use crate::{
     cache::{BuildFacts, Cache},
     event::{self, BuildRef, PlanSummary, RunDir, RunMeta, StepMeta},
     plan::{BindOptions, BoundPlan, StepIndex, bind},
+    remote_cache::RemoteCache,
     runner::{ArchiveId, Probe, RunnerDescriptor, RunnerIndex, RunnerSet, StepContext, validate},
     schedule::{self, Build},
     store::{Archives, StoreHandle},
@@ -74,6 +75,7 @@ pub struct Engine<R> {
     grace: Duration,
     runs_dir: Option<PathBuf>,
     cache: Option<Cache>,
+    remote: Option<Arc<RemoteCache>>,
 }
 
 /// Sets up an [`Engine`].
@@ -85,6 +87,7 @@ pub struct EngineBuilder<R> {
     grace: Duration,
     runs_dir: Option<PathBuf>,
     cache: Option<Cache>,
+    remote: Option<Arc<RemoteCache>>,
 }
 
 impl<R: RunnerSet> EngineBuilder<R> {
@@ -114,6 +117,13 @@ impl<R: RunnerSet> EngineBuilder<R> {
         self
     }
 
+    /// Looks cached steps up there, too, and shares what they leave. Needs a [`cache`](Self::cache), which has what is found.
+    #[cfg(all(feature = "cloud", target_os = "linux"))]
+    pub fn remote_cache(mut self, remote: RemoteCache) -> Self {
+        self.remote = Some(Arc::new(remote));
+        self
+    }
+
     /// The engine.
     ///
     /// # Errors
@@ -129,6 +139,7 @@ impl<R: RunnerSet> EngineBuilder<R> {
             grace: self.grace,
             runs_dir: self.runs_dir,
             cache: self.cache,
+            remote: self.remote,
         })
     }
 }
@@ -137,7 +148,14 @@ impl<R: RunnerSet> Engine<R> {
     /// Begins an engine on `runners`: a struct with `#[derive(RunnerSet)]`, or a
     /// [`RunnerRegistry`](crate::runner::RunnerRegistry).
     pub fn builder(runners: R) -> EngineBuilder<R> {
-        EngineBuilder { runners, parallelism: None, grace: Duration::from_secs(5), runs_dir: None, cache: None }
+        EngineBuilder {
+            runners,
+            parallelism: None,
+            grace: Duration::from_secs(5),
+            runs_dir: None,
+            cache: None,
+            remote: None,
+        }
     }
 
     /// The runners.
@@ -239,6 +257,7 @@ impl<R: RunnerSet> Engine<R> {
             runners: Arc::clone(&self.runners),
             plan,
             cache,
+            remote: self.remote.clone(),
             unprobed,
             durations,
             parallelism: self.parallelism,
@@ -292,6 +311,7 @@ impl<R> Clone for Engine<R> {
             grace: self.grace,
             runs_dir: self.runs_dir.clone(),
             cache: self.cache.clone(),
+            remote: self.remote.clone(),
         }
     }
 }

@@ -36,6 +36,8 @@ pub mod plan;
 #[cfg(feature = "cloud")]
 pub mod remote;
 #[cfg(feature = "engine")]
+pub mod remote_cache;
+#[cfg(feature = "engine")]
 pub mod runner;
 #[cfg(feature = "engine")]
 pub mod schedule;
@@ -43,7 +45,7 @@ pub mod schedule;
 pub mod step;
 #[cfg(feature = "engine")]
 pub mod store;
-#[cfg(feature = "cloud")]
+#[cfg(all(feature = "cloud", target_os = "linux"))]
 pub(crate) mod transfer;
 #[cfg(any(feature = "engine", feature = "step"))]
 pub mod tree;

@@ -206,6 +206,11 @@ impl BuildCache {
         Ok(found)
     }
 
+    /// The store, where there is one, and the pipeline.
+    pub(crate) fn store(&self) -> Option<(&Arc<Store>, &str)> {
+        self.store.as_ref().ok().map(|(store, _)| (store, &*self.build.pipeline))
+    }
+
     /// Says how the run in `run_dir` ended, what was looked up and that `hits` were used, and, where something was published,
     /// puts it on the disk for good.
     pub(crate) async fn finish(&self, end: BuildEnd) {
@@ -243,23 +248,22 @@ async fn check(store: Arc<Store>, ask: Ask, flight: Flight) -> Outcome {
 /// What follows from what the store has.
 fn judge(cached: Cached, ask: Ask, flight: Flight) -> Outcome {
     let (reason, message) = match cached {
-        Cached::Found { snapshot, run, step, created_at } => match (ask.max_age, age(created_at)) {
-            (Some(limit), age) if age.is_none_or(|age| age > limit) => (CacheMissReason::Expired, None),
-            _ => {
-                let found = Found { snapshot, run, step: step.into(), created_at };
-                flight.land(found.clone());
-                return Outcome::Found(found);
-            }
-        },
+        Cached::Found { created_at, .. } if !is_young(created_at, ask.max_age) => (CacheMissReason::Expired, None),
+        Cached::Found { snapshot, run, step, created_at } => {
+            let found = Found { snapshot, run, step: step.into(), created_at };
+            flight.land(found.clone());
+            return Outcome::Found(found);
+        }
         Cached::Absent => (CacheMissReason::Absent, None),
         Cached::Damaged { reason } => (CacheMissReason::Damaged, Some(reason.into())),
     };
     Outcome::Missed { reason, message, flight: Some(flight) }
 }
 
-/// How old an entry is; `None` where the clock says that it is yet to be made, so that its age is anybody's guess.
-fn age(created_at: i64) -> Option<Duration> {
-    u64::try_from(now_ms() - created_at).ok().map(Duration::from_millis)
+/// Whether an entry is young enough. One that, by the clock, is yet to be made is of no known age.
+pub(crate) fn is_young(created_at: i64, max_age: Option<Duration>) -> bool {
+    let age = u64::try_from(now_ms() - created_at).ok().map(Duration::from_millis);
+    max_age.is_none_or(|limit| age.is_some_and(|age| age <= limit))
 }
 
 fn unavailable(message: Arc<str>) -> Outcome {

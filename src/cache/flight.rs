@@ -51,7 +51,7 @@ impl Flights {
 
 impl Flight {
     /// Hands the result to all who wait.
-    pub(super) fn land(self, found: Found) {
+    pub(crate) fn land(self, found: Found) {
         self.landing.send_replace(Some(found));
     }
 }

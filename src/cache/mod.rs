@@ -11,6 +11,8 @@ mod parts;
 mod policy;
 mod why;
 
+#[cfg(all(feature = "cloud", target_os = "linux"))]
+pub(crate) use build::is_young;
 pub(crate) use build::{Ask, BuildCache, BuildEnd, BuildFacts, Cache, Found, Looked, Outcome, Passed};
 pub(crate) use flight::Flight;
 pub use key::{BasePart, CacheKey, KeyParts};

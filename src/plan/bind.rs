@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 
 use super::{
     BindOptions, BoundPlan, BoundStep, Plan, StepIndex,
-    bound::{DEFAULT_IMAGE, display_name},
+    bound::{DEFAULT_IMAGE, display_name, is_rootfs},
 };
 use crate::{
     ir::{CommandStep, EdgeKind, Env, InvalidPipeline, Place, ProblemKind, Problems, check_env},
@@ -230,10 +230,6 @@ fn nearest(name: &str, known: &[Arc<str>]) -> Option<Arc<str>> {
         (2 * distance <= known.len()).then_some((distance, known))
     });
     similar.min().map(|(_, known)| Arc::clone(known))
-}
-
-fn is_rootfs(image: &str) -> bool {
-    image.strip_prefix("rootfs:").is_some_and(|dir| !dir.is_empty())
 }
 
 fn seconds(seconds: NonZeroU32) -> Duration {

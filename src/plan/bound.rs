@@ -60,6 +60,24 @@ impl BoundPlan {
             None => Base::Image(self.step(step).step.image.as_deref().unwrap_or(DEFAULT_IMAGE)),
         }
     }
+
+    /// The image at the bottom of `step`.
+    #[must_use]
+    pub fn root_image(&self, mut step: StepIndex) -> &str {
+        loop {
+            match self.base(step) {
+                Base::Snapshot(parent) => step = parent,
+                Base::Image(image) => return image,
+            }
+        }
+    }
+
+    /// Whether what is at the bottom of `step` is the same on another machine: an image, and no directory of this one.
+    #[must_use]
+    pub fn is_portable(&self, step: StepIndex) -> bool {
+        let image = self.root_image(step);
+        image != DEFAULT_IMAGE && !is_rootfs(image)
+    }
 }
 
 /// What a step boots from.
@@ -93,6 +111,11 @@ pub struct BoundStep {
 
 /// The image of root steps where neither the step nor the pipeline names one: this machine's system.
 pub(super) const DEFAULT_IMAGE: &str = "host";
+
+/// Whether an image is a directory of this machine.
+pub(super) fn is_rootfs(image: &str) -> bool {
+    image.strip_prefix("rootfs:").is_some_and(|dir| !dir.is_empty())
+}
 
 /// How many characters of a command stand for it where there is no label.
 const DISPLAY_CHARS: usize = 40;

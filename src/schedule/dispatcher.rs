@@ -32,6 +32,7 @@ use crate::{
     event::{BuildRef, EventWriter},
     outcome::BuildOutcome,
     plan::{BoundPlan, StepIndex},
+    remote_cache::RemoteCache,
     runner::{CancelReason, Pool, RunnerIndex, RunnerSet, SnapshotRef, StepContext},
 };
 
@@ -56,6 +57,8 @@ pub(crate) struct Build<R> {
     pub(crate) plan: BoundPlan,
     /// Where cached steps are looked up.
     pub(crate) cache: Option<BuildCache>,
+    /// Where those are looked up that it does not have.
+    pub(crate) remote: Option<Arc<RemoteCache>>,
     /// Runners of which nobody has asked yet whether they work here.
     pub(crate) unprobed: Vec<RunnerIndex>,
     /// How long each step took the last time.
@@ -85,6 +88,7 @@ pub(crate) async fn run<R: RunnerSet>(build: Build<R>) -> BuildOutcome {
         runners,
         plan,
         cache,
+        remote,
         unprobed,
         durations,
         parallelism,
@@ -109,7 +113,7 @@ pub(crate) async fn run<R: RunnerSet>(build: Build<R>) -> BuildOutcome {
 
     let clock = Instant::now();
     let mut attempts = FuturesUnordered::new();
-    let mut errands = Errands::new(&*runners, &plan, cache.as_ref(), &unprobed);
+    let mut errands = Errands::new(&*runners, &plan, cache.as_ref(), remote.as_deref(), &unprobed);
     let mut happened = None;
     loop {
         let mut now = clock.elapsed();
@@ -195,7 +199,7 @@ pub(crate) async fn run<R: RunnerSet>(build: Build<R>) -> BuildOutcome {
         }
     }
     drop(attempts);
-    let end = errands.finish(&progress);
+    let end = errands.finish(&progress, &cancel).await;
     if let Some(cache) = &cache {
         cache.finish(end).await;
     }

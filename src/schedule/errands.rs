@@ -1,7 +1,7 @@
 //! Errands: what stands between a step's turn and its attempt, and between an attempt's end and the step's.
 //!
 //! - A cached step is looked up before it is ready to start. Most lookups answer at once, so that a run of hits needs no
-//!   future at all; those that wait for an equal step, or have much to check, wait here.
+//!   future at all; those that wait for an equal step, have much to check, or ask a remote cache, wait here.
 //! - A runner whose every step may be found in the cache is probed before its first attempt, not before the build.
 //! - What a cached step left is published before its end is told.
 //!
@@ -19,11 +19,13 @@ use std::{
 };
 
 use futures_util::{FutureExt, StreamExt, stream::FuturesUnordered};
+use tokio_util::sync::CancellationToken;
 
 use super::{
     executor::Report,
     policy::{AttemptEnd, Start, Stop},
     progress::Progress,
+    sharing::Sharing,
 };
 use crate::{
     cache::{
@@ -32,6 +34,7 @@ use crate::{
     },
     event::CacheMissReason,
     plan::{Base, BoundPlan, StepIndex},
+    remote_cache::RemoteCache,
     runner::{CacheIdentity, Probe, RunnerIndex, RunnerSet},
 };
 
@@ -58,6 +61,7 @@ pub(super) struct Errands<'a, R> {
     hits: Vec<[u8; 32]>,
     noted: Vec<Noted>,
     has_published: bool,
+    sharing: Sharing<'a>,
 }
 
 /// What is known of an image.
@@ -89,14 +93,38 @@ enum Probed {
 pub(super) enum Done<'a> {
     Identified(Asked<'a>, Identity),
     LookedUp(StepIndex, Outcome),
+    /// A step that this machine's cache does not have was looked up in the remote one.
+    AskedFor(StepIndex, Outcome),
     Probed(RunnerIndex, Probe),
-    /// The step's last attempt, and whether its result is in the cache now.
-    Published(Report, bool),
+    /// The step's last attempt, and what it will be found as, where that is in the cache now.
+    Published(Report, Option<(CacheKey, Found)>),
 }
 
 /// Whether `step` is looked up in a cache, where there is one.
 pub(crate) fn is_cached(plan: &BoundPlan, step: StepIndex) -> bool {
     plan.runner(step).capabilities.layers && Cacheable::of(&plan.step(step).step).is_some()
+}
+
+/// What decides what `step` leaves over `base`.
+pub(super) fn key_parts<'a>(
+    plan: &'a BoundPlan,
+    step: StepIndex,
+    dsl_key: &'a str,
+    base: BasePart<'a>,
+    mode: &'a str,
+) -> KeyParts<'a> {
+    let (bound, runner) = (plan.step(step), plan.runner(step));
+    KeyParts {
+        dsl_key,
+        base,
+        command: &bound.step.cmd,
+        env: &bound.env,
+        runner: &runner.name,
+        runner_version: runner.cache_version,
+        os: std::env::consts::OS,
+        arch: std::env::consts::ARCH,
+        mode,
+    }
 }
 
 impl<'a, R: RunnerSet> Errands<'a, R> {
@@ -105,6 +133,7 @@ impl<'a, R: RunnerSet> Errands<'a, R> {
         runners: &'a R,
         plan: &'a BoundPlan,
         cache: Option<&'a BuildCache>,
+        remote: Option<&'a RemoteCache>,
         unprobed: &[RunnerIndex],
     ) -> Self {
         let probe = |index| if unprobed.contains(&index) { Probed::Late } else { Probed::Usable };
@@ -121,6 +150,7 @@ impl<'a, R: RunnerSet> Errands<'a, R> {
             hits: Vec::new(),
             noted: Vec::new(),
             has_published: false,
+            sharing: Sharing::new(plan, cache, remote),
         }
     }
 
@@ -185,14 +215,14 @@ impl<'a, R: RunnerSet> Errands<'a, R> {
             let passed = Passed { key, step: Arc::clone(&bound.step.key), snapshot, log, flight };
             self.under_way.push(Box::pin(async move {
                 let published = match identity(runners, (bound.runner, None)).await {
-                    Ok(Some(identity)) if identity.mode == mode => cache.publish(passed).await.map(drop),
+                    Ok(Some(identity)) if identity.mode == mode => cache.publish(passed).await,
                     Ok(_) => Err("the runner works otherwise than it said it would".into()),
                     Err(message) => Err(message),
                 };
-                if let Err(message) = &published {
+                let found = published.inspect_err(|message| {
                     tracing::warn!(step = &*bound.step.key, "a result is not cached: {message}");
-                }
-                Done::Published(report, published.is_ok())
+                });
+                Done::Published(report, found.ok().map(|found| (key, found)))
             }));
             return;
         }
@@ -212,6 +242,7 @@ impl<'a, R: RunnerSet> Errands<'a, R> {
                 }
             }
             Done::LookedUp(step, outcome) => self.looked_up(step, outcome, progress, now),
+            Done::AskedFor(step, outcome) => self.decided(step, outcome, progress, now),
             Done::Probed(runner, probe) => {
                 let probed = match probe {
                     Probe::Usable { .. } => Probed::Usable,
@@ -225,11 +256,12 @@ impl<'a, R: RunnerSet> Errands<'a, R> {
                 }
             }
             Done::Published(report, published) => {
-                self.has_published |= published;
                 let step = report.start.step;
                 progress.attempt_ended(report, now);
-                if published {
+                if let Some((key, found)) = published {
+                    self.has_published = true;
                     progress.keep_snapshot(step);
+                    self.sharing.share(step, key, found);
                 }
             }
         }
@@ -242,16 +274,23 @@ impl<'a, R: RunnerSet> Errands<'a, R> {
 
     /// Whether nothing is under way.
     pub(super) fn is_empty(&self) -> bool {
-        self.under_way.is_empty()
+        self.under_way.is_empty() && self.sharing.is_empty()
     }
 
     /// The next errand that is done. Not to be called where nothing is under way.
     pub(super) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Done<'a>>> {
-        self.under_way.poll_next_unpin(cx)
+        self.sharing.poll(cx);
+        match self.under_way.poll_next_unpin(cx) {
+            // Nothing that anybody waits for: results are being shared.
+            Poll::Ready(None) => Poll::Pending,
+            polled => polled,
+        }
     }
 
-    /// What is to be said of the build to its cache, if it has one.
-    pub(super) fn finish(self, progress: &Progress<'_>) -> BuildEnd {
+    /// Waits for what the build's end has to wait for, and tells what is to be said of the build to its cache, if it has one.
+    pub(super) async fn finish(mut self, progress: &Progress<'_>, cancel: &CancellationToken) -> BuildEnd {
+        self.under_way.clear();
+        self.sharing.finish(cancel).await;
         let Self { hits, noted, has_published: published, .. } = self;
         BuildEnd { run_dir: progress.dir(), noted, hits, published, exit_code: progress.verdict().exit_code() }
     }
@@ -282,7 +321,7 @@ impl<'a, R: RunnerSet> Errands<'a, R> {
         self.running.insert(step, running);
         if cache.is_refreshed(&bound.step.key) {
             let refreshed = Outcome::Missed { reason: CacheMissReason::Refresh, message: None, flight: None };
-            return self.looked_up(step, refreshed, progress, now);
+            return self.decided(step, refreshed, progress, now);
         }
         match cache.look_up(ask) {
             Looked::Now(outcome) => self.looked_up(step, outcome, progress, now),
@@ -299,7 +338,7 @@ impl<'a, R: RunnerSet> Errands<'a, R> {
         identity: Identity,
         progress: &Progress<'_>,
     ) -> Result<(&'a BuildCache, Running, Ask), Arc<str>> {
-        let (bound, runner) = (self.plan.step(step), self.plan.runner(step));
+        let bound = self.plan.step(step);
         let CacheIdentity { image, mode } = identity?.ok_or("the runner's steps can't be cached")?;
         let cache = self.cache.ok_or("there is no cache")?;
         let Cacheable { dsl_key, max_age } = Cacheable::of(&bound.step).ok_or("the step has no cache key")?;
@@ -315,27 +354,60 @@ impl<'a, R: RunnerSet> Errands<'a, R> {
             }
             (Base::Image(_), None) => return Err("the runner does not tell what the image stands for".into()),
         };
-        let parts = KeyParts {
-            dsl_key,
-            base: match &base {
-                NotedBase::Image { identity, .. } => BasePart::Image(identity),
-                NotedBase::Parent { snapshot, .. } => BasePart::Snapshot(snapshot),
-            },
-            command: &bound.step.cmd,
-            env: &bound.env,
-            runner: &runner.name,
-            runner_version: runner.cache_version,
-            os: std::env::consts::OS,
-            arch: std::env::consts::ARCH,
-            mode: &mode,
+        let part = match &base {
+            NotedBase::Image { identity, .. } => BasePart::Image(identity),
+            NotedBase::Parent { snapshot, .. } => BasePart::Snapshot(snapshot),
         };
-        let key = parts.key();
+        let key = key_parts(self.plan, step, dsl_key, part, &mode).key();
         Ok((cache, Running { key, base, mode, flight: None }, Ask { key, max_age }))
     }
 
+    /// Takes note of what this machine's cache has, and asks another one where it has nothing.
     fn looked_up(&mut self, step: StepIndex, outcome: Outcome, progress: &mut Progress<'_>, now: Duration) {
+        let key = self.running.get(&step).map(|running| running.key);
+        match (outcome, key) {
+            (Outcome::Missed { reason, message, flight }, Some(key)) => {
+                let parent = match self.plan.base(step) {
+                    Base::Snapshot(parent) => progress.snapshot(parent).cloned(),
+                    Base::Image(_) => None,
+                };
+                let Some(asking) = self.sharing.ask(step, key, parent, |runner| self.mode(runner)) else {
+                    return self.decided(step, Outcome::Missed { reason, message, flight }, progress, now);
+                };
+                self.under_way.push(Box::pin(async move {
+                    let outcome = match asking.await {
+                        None => Outcome::Missed { reason, message, flight },
+                        Some(found) => {
+                            if let Some(flight) = flight {
+                                flight.land(found.clone());
+                            }
+                            Outcome::Found(found)
+                        }
+                    };
+                    Done::AskedFor(step, outcome)
+                }));
+            }
+            (outcome, key) => {
+                if let (Outcome::Found(found), Some(key)) = (&outcome, key) {
+                    self.sharing.found_here(step, key, found);
+                }
+                self.decided(step, outcome, progress, now);
+            }
+        }
+    }
+
+    /// How a runner works here, where somebody asked it.
+    fn mode(&self, runner: RunnerIndex) -> Option<Arc<str>> {
+        self.identities.iter().find_map(|((asked, _), known)| match known {
+            Known::Answered(Ok(Some(identity))) if *asked == runner => Some(Arc::clone(&identity.mode)),
+            _ => None,
+        })
+    }
+
+    fn decided(&mut self, step: StepIndex, outcome: Outcome, progress: &mut Progress<'_>, now: Duration) {
         match outcome {
             Outcome::Found(found) => {
+                self.sharing.found(step);
                 let Found { snapshot, run, step: made_by, created_at } = found;
                 self.note(step, Verdict::Hit { run, step: made_by, created_at });
                 if let Some(running) = self.running.remove(&step)

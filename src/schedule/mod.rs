@@ -3,7 +3,7 @@
 //! [`Policy`] decides and is pure: no runtime, no clock, no randomness, so that a property test drives it through every
 //! order of things. The dispatcher is the one loop that carries the decisions out and the one emitter of state events;
 //! the executor runs one attempt, with its time limit and its cancel token; errands are what a cached step needs before and
-//! after. None of them knows which runners exist.
+//! after, and what it shares with other machines. None of them knows which runners exist.
 
 mod critical_path;
 mod dispatcher;
@@ -13,6 +13,7 @@ mod executor;
 mod fixture;
 mod policy;
 mod progress;
+mod sharing;
 
 pub use critical_path::priorities;
 pub(crate) use dispatcher::{Build, run};

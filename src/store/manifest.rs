@@ -88,6 +88,10 @@ pub(super) enum Change<'a> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Times {
     Count,
+    #[cfg_attr(
+        not(any(feature = "process", feature = "vm")),
+        allow(dead_code, reason = "for runners that write sources out")
+    )]
     OfFiles,
     PassOver,
 }
@@ -194,6 +198,18 @@ impl Manifest {
         SourceId::of(hasher.finalize())
     }
 
+    /// Whether its paths are such as a walk finds: below the root, each once, in order.
+    #[cfg(feature = "cloud")]
+    pub(super) fn is_well_formed(&self) -> bool {
+        let is_plain = |name: &[u8]| !matches!(name, b"" | b"." | b"..") && !name.contains(&0);
+        let plain = |(at, entry): (usize, Entry<'_>)| match entry.path {
+            b"" => at == 0 && entry.is_dir(),
+            path => path.split(|byte| *byte == b'/').all(is_plain),
+        };
+        self.entries().enumerate().all(plain)
+            && self.entries().zip(self.entries().skip(1)).all(|(a, b)| order(a.path, b.path) == Ordering::Less)
+    }
+
     /// The whole file.
     pub(super) fn encode(&self) -> Vec<u8> {
         let mut body = Vec::new();
@@ -223,9 +239,13 @@ impl Manifest {
     }
 
     pub(super) fn read(path: &Path) -> Result<Self, StoreError> {
-        let bytes = fs::read(path).doing("read", path)?;
+        Self::decode(&fs::read(path).doing("read", path)?, path)
+    }
+
+    /// Reads what [`Manifest::encode`] wrote, and lay or is to lie at `path`.
+    pub(super) fn decode(bytes: &[u8], path: &Path) -> Result<Self, StoreError> {
         let corrupt = |reason: &str| StoreError::Corrupt { path: path.into(), reason: reason.into() };
-        let mut body = unseal(HEADER, &bytes).ok_or_else(|| corrupt("damaged, or of another version"))?;
+        let mut body = unseal(HEADER, bytes).ok_or_else(|| corrupt("damaged, or of another version"))?;
         Self::decode_body(&mut body).ok_or_else(|| corrupt("cut short"))
     }
 

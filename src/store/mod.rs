@@ -6,6 +6,8 @@
 //! A step sees, topmost first: its own upper directory, the [delta](Store::delta) from the source that its parent saw to
 //! this run's, the parent's [layers](Snapshot::layers), the [frozen source](FrozenSource), the image ([`Base`]).
 
+#[cfg(feature = "cloud")]
+mod adopt;
 mod archives;
 mod delta;
 mod error;

@@ -13,6 +13,13 @@ pub(crate) struct PackedName {
     pub(crate) size_bytes: u64,
 }
 
+impl PackedName {
+    /// A layer by the digest of its tar, and the SHA-256 and size of that when compressed.
+    pub(crate) fn new(diff_id: ImageDigest, blob: [u8; 32], size_bytes: u64) -> Self {
+        Self { diff_id, blob: ImageDigest::from_bytes(blob), size_bytes }
+    }
+}
+
 impl Store {
     /// What a layer became when it was packed, where that is known.
     pub(crate) fn packed_name(&self, layer: &LayerId) -> Result<Option<PackedName>, StoreError> {

@@ -4,7 +4,7 @@
 //! costs no record on disk, and goes with the process.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{HashMap, HashSet, hash_map::Entry},
     fs,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -125,9 +125,7 @@ impl Store {
         let mut layers: Vec<LayerId> = written.iter().cloned().collect();
         layers.extend(request.delta);
         if let Some(parent) = request.parent {
-            // Overlays take no layer twice, and the lower one shows nothing that the higher one does not.
-            let below = parent.layers.iter().filter(|layer| written.as_ref() != Some(*layer));
-            layers.extend(below.cloned());
+            layers.extend_from_slice(&parent.layers);
         }
         // Layers that are named by their content may come again. Overlays take none twice, and the lower one shows nothing
         // that the higher one does not.
@@ -140,14 +138,21 @@ impl Store {
             }
         }
         let snapshot = Snapshot { base: request.base, source: request.source, layers, id_map: request.id_map };
-        let id = self.new_id();
-        let mut own = self.own.lock();
-        for layer in &snapshot.layers {
-            *own.uses.entry(layer.clone()).or_default() += 1;
-        }
+        Ok(self.add_own(self.new_id(), snapshot))
+    }
+
+    /// Makes a snapshot one of this process, unless it is.
+    pub(super) fn add_own(&self, id: String, snapshot: Snapshot) -> SnapshotRef {
         let name = SnapshotRef::from(format!("{SCHEME}:{id}"));
-        own.snapshots.insert(id, Arc::new(snapshot));
-        Ok(name)
+        let mut own = self.own.lock();
+        let own = &mut *own;
+        if let Entry::Vacant(place) = own.snapshots.entry(id) {
+            for layer in &snapshot.layers {
+                *own.uses.entry(layer.clone()).or_default() += 1;
+            }
+            place.insert(Arc::new(snapshot));
+        }
+        name
     }
 
     /// Finds a snapshot that this process made, or one that is kept.

@@ -37,7 +37,7 @@ impl Store {
         FrozenSource { id: id.clone(), layers, roots }
     }
 
-    fn source_home(&self, id: &SourceId) -> PathBuf {
+    pub(super) fn source_home(&self, id: &SourceId) -> PathBuf {
         self.dir().join("sources").join(id.as_str())
     }
 }

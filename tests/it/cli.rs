@@ -18,6 +18,8 @@ mod python;
 #[cfg(target_os = "linux")]
 mod remote;
 #[cfg(target_os = "linux")]
+mod remote_cache;
+#[cfg(target_os = "linux")]
 mod remote_losses;
 mod shell;
 mod signals;

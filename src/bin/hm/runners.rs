@@ -2,8 +2,6 @@
 
 use std::{num::NonZeroUsize, path::PathBuf};
 
-#[cfg(target_os = "linux")]
-use hm_exec::runner::{cloud::CloudRunner, sandbox::SandboxRunner};
 use hm_exec::{
     Engine, RunnerSet,
     runner::{
@@ -12,10 +10,15 @@ use hm_exec::{
     },
     store::{ImageOptions, Store, StoreHandle},
 };
+#[cfg(target_os = "linux")]
+use hm_exec::{
+    remote_cache::RemoteCache,
+    runner::{cloud::CloudRunner, sandbox::SandboxRunner},
+};
 
 use crate::{
     failure::{Failure, Outcome},
-    remote::Remote,
+    remote::{Remote, Sharing},
 };
 
 /// The runners of `hm`, by the names that pipelines use. Where there is no sandbox there is no default either: to run
@@ -52,15 +55,54 @@ impl Runners {
     }
 
     /// An engine on them that keeps its journals, and looks cached steps up in their store.
-    pub(crate) fn engine(self, store: &StoreHandle, jobs: Option<NonZeroUsize>) -> Outcome<Engine<Self>> {
-        let builder = Engine::builder(self).runs_dir(runs_dir()?).cache(store.clone());
-        let builder = match jobs {
-            Some(jobs) => builder.parallelism(jobs),
-            None => builder,
-        };
+    #[cfg_attr(not(target_os = "linux"), expect(unused_variables, reason = "only Linux has the remote cache"))]
+    pub(crate) fn engine(
+        self,
+        store: &StoreHandle,
+        jobs: Option<NonZeroUsize>,
+        remote: Option<RemoteCache>,
+    ) -> Outcome<Engine<Self>> {
+        let mut builder = Engine::builder(self).runs_dir(runs_dir()?).cache(store.clone());
+        if let Some(jobs) = jobs {
+            builder = builder.parallelism(jobs);
+        }
+        #[cfg(target_os = "linux")]
+        if let Some(remote) = remote {
+            builder = builder.remote_cache(remote);
+        }
         Ok(builder.build()?)
     }
 }
+
+/// What the engine's cache is used for: for steps of runner `cloud`, unless somebody said more.
+#[cfg(target_os = "linux")]
+pub(crate) fn remote_cache(images: &ImageOptions, remote: &Remote) -> Outcome<Option<RemoteCache>> {
+    let (reads, writes) = match remote.cache {
+        Some(Sharing::Off) => return Ok(None),
+        Some(Sharing::Read) => (true, false),
+        Some(Sharing::Write) => (false, true),
+        Some(Sharing::Both) | None => (true, true),
+    };
+    let Some(endpoint) = &remote.endpoint else { return Ok(None) };
+    match RemoteCache::new(endpoint.clone()) {
+        Ok(cache) => {
+            let cache = cache.read(reads).write(writes).local_steps(remote.cache.is_some());
+            Ok(Some(cache.images(images.clone())))
+        }
+        // The cloud runner says it, where a step needs that.
+        Err(_) if remote.cache.is_none() => Ok(None),
+        Err(error) => Err(Failure::input(format_args!("--remote-cache: {error}"))),
+    }
+}
+
+/// There is none.
+#[cfg(not(target_os = "linux"))]
+pub(crate) fn remote_cache(_: &ImageOptions, _: &Remote) -> Outcome<Option<RemoteCache>> {
+    Ok(None)
+}
+
+#[cfg(not(target_os = "linux"))]
+pub(crate) enum RemoteCache {}
 
 /// The sandbox of `hm`.
 #[cfg(target_os = "linux")]
@@ -81,7 +123,7 @@ pub(crate) fn docker(store: &StoreHandle, images: ImageOptions, host: Option<Str
 /// The cloud runner of `hm`.
 #[cfg(target_os = "linux")]
 fn cloud(store: &StoreHandle, images: ImageOptions, remote: Remote) -> CloudRunner {
-    let Remote { endpoint, logs, platform, jobs, docker_host: _ } = remote;
+    let Remote { endpoint, logs, platform, jobs, cache: _, docker_host: _ } = remote;
     let builder = CloudRunner::builder().store(store.clone()).images(images);
     let builder = platform.into_iter().fold(builder, |builder, (name, value)| builder.platform_property(name, value));
     let builder = match jobs {

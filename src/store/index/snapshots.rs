@@ -6,7 +6,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use super::{layers, now_ms};
 use crate::store::{LayerId, Snapshot};
 
-/// Adds a snapshot, unless it is there; one that was doomed is not any longer. Its layers have their rows already.
+/// Adds a snapshot; one that was doomed is not any longer, and one that lost layers has those of now. Its layers have their rows already.
 /// `around` is JSON.
 pub(in crate::store) fn insert(
     transaction: &Transaction<'_>,
@@ -16,7 +16,7 @@ pub(in crate::store) fn insert(
 ) -> rusqlite::Result<()> {
     let mut insert = transaction.prepare_cached(
         "INSERT INTO snapshots (id, base, source, id_map, stack, around, created_at) VALUES (?, ?, ?, ?, ?, ?, ?)
-         ON CONFLICT (id) DO UPDATE SET doomed = NULL",
+         ON CONFLICT (id) DO UPDATE SET doomed = NULL, stack = excluded.stack",
     )?;
     let Snapshot { base, source, layers, id_map } = snapshot;
     let values = params![id, base.to_string(), source.as_str(), to_text(id_map), stack(layers), around, now_ms()];

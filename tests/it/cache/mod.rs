@@ -7,4 +7,4 @@ mod keys;
 mod lineage;
 mod trouble;
 mod why;
-mod writer;
+pub(crate) mod writer;

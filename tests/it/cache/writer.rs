@@ -124,9 +124,9 @@ pub(super) struct Bench {
 }
 
 /// A build that ended.
-pub(super) struct Ended {
-    pub(super) events: Vec<BuildEvent>,
-    pub(super) outcome: BuildOutcome,
+pub(crate) struct Ended {
+    pub(crate) events: Vec<BuildEvent>,
+    pub(crate) outcome: BuildOutcome,
 }
 
 impl Bench {
@@ -177,7 +177,7 @@ impl Bench {
 }
 
 impl Ended {
-    pub(super) async fn of(handle: hm_exec::BackendHandle) -> Self {
+    pub(crate) async fn of(handle: hm_exec::BackendHandle) -> Self {
         let (mut stream, control) = handle.into_parts();
         let mut events = Vec::new();
         while let Some(event) = stream.next().await {
@@ -186,8 +186,21 @@ impl Ended {
         Self { events, outcome: control.wait().await.unwrap() }
     }
 
-    pub(super) fn statuses(&self) -> Vec<StepStatus> {
+    pub(crate) fn statuses(&self) -> Vec<StepStatus> {
         self.outcome.steps.iter().map(|step| step.status).collect()
+    }
+
+    /// What a step printed, line by line.
+    pub(crate) fn lines(&self, key: &str) -> Vec<&str> {
+        let id = self.events.iter().find_map(|event| match event {
+            BuildEvent::StepQueued { step_id, key: of, .. } if **of == *key => Some(*step_id),
+            _ => None,
+        });
+        let lines = self.events.iter().filter_map(|event| match event {
+            BuildEvent::StepLog { step_id, line, .. } if Some(*step_id) == id => Some(&**line),
+            _ => None,
+        });
+        lines.collect()
     }
 
     pub(super) fn passed(&self) -> bool {

@@ -12,6 +12,8 @@ pub(crate) mod engine;
 pub(crate) mod log_service;
 pub(crate) mod proxy;
 #[cfg(target_os = "linux")]
+mod remote_cache;
+#[cfg(target_os = "linux")]
 mod sources;
 #[cfg(target_os = "linux")]
 mod steps;

@@ -45,8 +45,9 @@ Environment:
   HM_REGISTRY_MIRROR, HM_INSECURE_REGISTRIES, HM_MAX_IMAGE_BYTES
                  a registry asked first for images of docker.io; those asked without encryption, by commas; a limit
   DOCKER_CONFIG  where docker keeps credentials for registries (default: ~/.docker)
-  HM_REMOTE, HM_REMOTE_INSTANCE, HM_REMOTE_LOGS, HM_REMOTE_HEADER, HM_REMOTE_JOBS, HM_REMOTE_CA, HM_REMOTE_CERT,
-  HM_REMOTE_KEY  the engine of runner cloud, as the options of these names; or [remote] in .hm/hm.toml
+  HM_REMOTE, HM_REMOTE_INSTANCE, HM_REMOTE_LOGS, HM_REMOTE_HEADER, HM_REMOTE_JOBS, HM_REMOTE_CACHE,
+  HM_REMOTE_CA, HM_REMOTE_CERT, HM_REMOTE_KEY
+                 the engine of runner cloud, as the options of these names; or [remote] in .hm/hm.toml
   HM_STEP        the hm-step that runs steps there (default: the one beside hm)
   HM_LOG         what hm logs of itself to stderr, such as debug (default: warn)
   NO_COLOR, CLICOLOR_FORCE";
@@ -171,7 +172,8 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
     request.options.watch = true;
 
     let host_dirs = args.host_dirs.iter().map(|dir| existing_dir(dir)).collect::<Outcome<Vec<_>>>()?;
-    let engine = Runners::on(&store, &host_dirs, images, remote).engine(&store, args.jobs)?;
+    let shared = runners::remote_cache(&images, &remote)?;
+    let engine = Runners::on(&store, &host_dirs, images, remote).engine(&store, args.jobs, shared)?;
     let bound = engine.bind(&request).map_err(|error| definition.refused(error))?;
     for image in &bound.unused_images {
         to_stderr(&format!("warning: `--image {image}=...` changes nothing: no step starts from that image"));

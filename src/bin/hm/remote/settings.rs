@@ -30,9 +30,27 @@ pub(crate) struct RemoteArgs {
     #[arg(id = "remote-jobs", long = "remote-jobs", value_name = "N", env = "HM_REMOTE_JOBS")]
     jobs: Option<NonZeroUsize>,
 
+    /// Share what cached steps leave with other machines, of all runners [default: both, of runner cloud alone]
+    #[arg(id = "remote-cache", long = "remote-cache", value_enum, value_name = "HOW", env = "HM_REMOTE_CACHE")]
+    cache: Option<Sharing>,
+
     /// The daemon of runner docker: unix://PATH, or tcp://HOST:PORT [default: the socket of Docker, else of Podman]
     #[arg(help_heading = "Containers (runner docker)", long = "docker-host", value_name = "URL", env = "DOCKER_HOST")]
     docker_host: Option<String>,
+}
+
+/// How the engine's cache is used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Sharing {
+    /// Look steps up there
+    Read,
+    /// Bring there what steps leave
+    Write,
+    /// Both
+    Both,
+    /// Neither
+    Off,
 }
 
 /// `NAME=VALUE`.
@@ -75,6 +93,7 @@ struct Table {
     headers: BTreeMap<String, String>,
     platform: BTreeMap<String, String>,
     jobs: Option<NonZeroUsize>,
+    cache: Option<Sharing>,
     ca: Option<PathBuf>,
     cert: Option<PathBuf>,
     key: Option<PathBuf>,
@@ -97,6 +116,8 @@ pub(crate) struct Remote {
     pub(crate) platform: BTreeMap<String, String>,
     /// Steps in flight.
     pub(crate) jobs: Option<NonZeroUsize>,
+    /// How its cache is used, where somebody said so.
+    pub(crate) cache: Option<Sharing>,
     /// The daemon that makes containers; `None` where nobody named one.
     pub(crate) docker_host: Option<String>,
 }
@@ -125,10 +146,18 @@ impl RemoteArgs {
             table.logs = table.logs.filter(|_| !is_other);
             (table.endpoint, table.engine_is_projects) = (Some(url), false);
         }
-        let mut remote = Remote { jobs: self.jobs.or(table.jobs), ..Remote::default() };
+        let cache = self.cache.or(table.cache);
+        let mut remote = Remote { jobs: self.jobs.or(table.jobs), cache, ..Remote::default() };
         remote.platform = table.platform;
         remote.platform.extend(self.platform.iter().map(|Property(name, value)| (name.clone(), value.clone())));
-        let Some(url) = table.endpoint.filter(|url| !url.is_empty()) else { return Ok(remote) };
+        let Some(url) = table.endpoint.filter(|url| !url.is_empty()) else {
+            return match self.cache {
+                None | Some(Sharing::Off) => Ok(remote),
+                Some(_) => {
+                    Err(Failure::input("--remote-cache, and no engine that has one").hint("name it: --remote URL"))
+                }
+            };
+        };
         let mut options = EndpointOptions::new(url);
         options.instance = given(&args.instance).or(table.instance).unwrap_or_default();
         let mut headers: BTreeMap<String, String> =
@@ -168,6 +197,7 @@ fn over(project: Table, user: Table) -> Table {
         headers,
         platform,
         jobs: project.jobs.or(user.jobs),
+        cache: project.cache.or(user.cache),
         ca: project.ca.or(user.ca),
         cert: project.cert.or(user.cert),
         key: project.key.or(user.key),

@@ -1,0 +1,139 @@
+//! What a result looks like at the engine: an Action that nobody runs, named after our key, whose result has `entry.json`
+//! and whatever that names.
+
+use prost::Message;
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
+use uuid::Uuid;
+
+use super::trouble::Trouble;
+use crate::{
+    cache::CacheKey,
+    remote::{Blob, Digest, reapi},
+    store::{IdMap, ImageDigest, SourceId},
+};
+
+/// Raised whenever an older `hm` would misunderstand an entry. It is part of the Action, so that each finds its own.
+pub(super) const VERSION: u32 = 1;
+/// The file of the result that has the rest.
+const ENTRY: &str = "entry.json";
+/// More than an entry ever has: some 200 bytes for each layer.
+pub(super) const MAX_ENTRY_BYTES: u64 = 1 << 20;
+
+/// A shared result.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Entry {
+    pub(super) version: u32,
+    /// The snapshot's id, which keys of steps that build on it are made of.
+    pub(super) snapshot: String,
+    pub(super) id_map: IdMap,
+    /// The run that made it, its pipeline and step, and when, in milliseconds since the Unix epoch.
+    pub(super) run: Uuid,
+    pub(super) pipeline: String,
+    pub(super) step: String,
+    pub(super) created_at: i64,
+    /// The source that it saw, and that one's manifest.
+    pub(super) source: SourceId,
+    pub(super) manifest: BlobName,
+    /// The image at the bottom. Who wants to boot from this has its name, and gets it as any step would.
+    pub(super) image: ImageDigest,
+    /// What steps changed, topmost first.
+    pub(super) layers: Vec<LayerName>,
+    /// What the step printed.
+    pub(super) log: Option<BlobName>,
+}
+
+/// A layer: the digest of its tar, and the compressed tar.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct LayerName {
+    pub(super) diff_id: ImageDigest,
+    pub(super) blob: BlobName,
+}
+
+/// `HASH/SIZE`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct BlobName(pub(super) Digest);
+
+impl Serialize for BlobName {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for BlobName {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let parts = text.split_once('/').and_then(|(hex, size)| Some((hex, size.parse().ok()?)));
+        let (hex, size) = parts.ok_or_else(|| D::Error::custom("a blob is HASH/SIZE"))?;
+        Digest::parse(hex, size).map(Self).map_err(D::Error::custom)
+    }
+}
+
+/// An Action, and the blobs that it is made of.
+pub(super) struct KeyAction {
+    pub(super) digest: Digest,
+    pub(super) blobs: Vec<Blob>,
+}
+
+/// The Action that stands for a key. It is never run; who would run it finds no such command.
+pub(super) fn action_of(key: &CacheKey) -> KeyAction {
+    let command = blob(&reapi::Command {
+        arguments: vec![format!("hm-exec-remote-cache-{VERSION}")],
+        output_paths: vec![ENTRY.into()],
+        ..Default::default()
+    });
+    // Some engines do not have the empty directory.
+    let target = blake3::Hash::from_bytes(key.0).to_hex().to_string();
+    let link = reapi::SymlinkNode { name: "key".into(), target, ..Default::default() };
+    let root = blob(&reapi::Directory { symlinks: vec![link], ..Default::default() });
+    let action = blob(&reapi::Action {
+        command_digest: Some(command.digest.into()),
+        input_root_digest: Some(root.digest.into()),
+        salt: key.0.to_vec(),
+        ..Default::default()
+    });
+    KeyAction { digest: action.digest, blobs: vec![command, root, action] }
+}
+
+/// The file that has the entry, in a result.
+pub(super) fn entry_blob(result: &reapi::ActionResult) -> Result<Digest, Trouble> {
+    let file = result.output_files.iter().find(|file| file.path == ENTRY);
+    let digest = file.and_then(|file| file.digest.as_ref()).and_then(|digest| Digest::try_from(digest).ok());
+    digest.ok_or_else(|| Trouble::Foreign(format!("a result without {ENTRY}")))
+}
+
+impl Entry {
+    /// Reads what [`Entry::encode`] wrote.
+    pub(super) fn decode(bytes: &[u8]) -> Result<Self, Trouble> {
+        let entry: Self = serde_json::from_slice(bytes).map_err(|error| Trouble::Foreign(error.to_string()))?;
+        match entry.version {
+            VERSION => Ok(entry),
+            version => Err(Trouble::Foreign(format!("an entry of version {version}"))),
+        }
+    }
+
+    /// The entry as a blob, and the result that names it and everything that it names: engines that look after their caches
+    /// know by that what belongs together.
+    pub(super) fn encode(&self) -> Result<(Blob, reapi::ActionResult), Trouble> {
+        let json = serde_json::to_vec(self).map_err(|error| Trouble::Foreign(error.to_string()))?;
+        let blob = Blob::of_bytes(json);
+        let file = |(path, digest): (String, Digest)| reapi::OutputFile {
+            path,
+            digest: Some(digest.into()),
+            ..Default::default()
+        };
+        let named = self.blobs().enumerate().map(|(index, digest)| (format!("blobs/{index}"), digest));
+        let mut output_files: Vec<_> = named.map(file).collect();
+        output_files.push(file((ENTRY.into(), blob.digest)));
+        Ok((blob, reapi::ActionResult { output_files, ..Default::default() }))
+    }
+
+    /// Every blob that it names.
+    pub(super) fn blobs(&self) -> impl Iterator<Item = Digest> {
+        let layers = self.layers.iter().map(|layer| layer.blob.0);
+        [self.manifest.0].into_iter().chain(layers).chain(self.log.map(|log| log.0))
+    }
+}
+
+fn blob(message: &impl Message) -> Blob {
+    Blob::of_bytes(message.encode_to_vec())
+}

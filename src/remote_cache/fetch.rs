@@ -1,0 +1,104 @@
+//! Fetching what a shared result is made of.
+
+use std::{collections::HashSet, fs::OpenOptions, os::unix::fs::OpenOptionsExt, sync::Arc};
+
+use futures_util::{FutureExt, StreamExt, TryStreamExt, future::BoxFuture, stream};
+
+use super::{
+    entry::{Entry, LayerName},
+    options::RemoteCache,
+    trouble::Trouble,
+};
+use crate::{
+    cache::CacheKey,
+    store::{Base, IdMap, KeepAs, LayerId, PackedName, Snapshot, Store},
+    transfer::{Parcel, fetch_layer},
+};
+
+/// Layers of one result at a time: unpacking wants a processor each.
+const LAYERS: usize = 4;
+/// The manifest of a source of some two million files.
+const MAX_MANIFEST_BYTES: u64 = 256 << 20;
+
+impl RemoteCache {
+    /// Brings a result's files into the store, and keeps it under its key as if its step had run here.
+    pub(super) async fn fetch(
+        &self,
+        store: &Arc<Store>,
+        pipeline: &str,
+        image: &str,
+        key: &CacheKey,
+        entry: &Arc<Entry>,
+    ) -> Result<(), Trouble> {
+        let _turn = self.moves.acquire().await;
+        // Until the result has its row.
+        let _lease = store.lease()?;
+        let id_map = self.trees.prepare_trees(store).await?;
+        if id_map != entry.id_map {
+            return Err(Trouble::Foreign("owners of files are mapped in another way there".into()));
+        }
+        if self.images.fetch(store, image, id_map, &()).await? != Base::Image(entry.image) {
+            return Err(Trouble::Foreign(format!("{image} stands for another image here")));
+        }
+        let mut layers = self.fetch_layers(store, id_map, &entry.layers).await?;
+        // Overlays take no layer twice, and the lower one shows nothing that the higher one does not.
+        let mut seen = HashSet::new();
+        layers.retain(|layer| seen.insert(layer.clone()));
+        let manifest = match store.has_manifest(&entry.source) {
+            true => None,
+            false => Some(self.cas.read(entry.manifest.0, MAX_MANIFEST_BYTES).await?),
+        };
+        self.fetch_log(store, key, entry).await?;
+        let (store, entry, key, pipeline) = (Arc::clone(store), Arc::clone(entry), *key, pipeline.to_owned());
+        tokio::task::spawn_blocking(move || {
+            if let Some(manifest) = manifest {
+                store.adopt_manifest(&entry.source, &manifest)?;
+            }
+            let Entry { run, step, created_at, .. } = &*entry;
+            let snapshot = Snapshot { base: Base::Image(entry.image), source: entry.source.clone(), layers, id_map };
+            let snapshot = store.adopt_snapshot(&entry.snapshot, snapshot)?;
+            let name = KeepAs::Cached { key: &key.0, run: *run, pipeline: &pipeline, step, created_at: *created_at };
+            Ok(store.keep(&snapshot, name)?)
+        })
+        .await?
+    }
+
+    /// Fetches what a step printed.
+    pub(super) async fn fetch_log(&self, store: &Arc<Store>, key: &CacheKey, entry: &Entry) -> Result<(), Trouble> {
+        let aside = store.new_tmp();
+        match entry.log {
+            Some(log) => self.cas.read_to_file(log.0, &aside).await?,
+            // It printed nothing: the file says so, where an older one would say something else.
+            None => OpenOptions::new()
+                .write(true)
+                .create_new(true)
+                .mode(0o600)
+                .open(&aside)
+                .map(drop)
+                .map_err(|source| Trouble::Read { what: "a log", source })?,
+        }
+        Ok(store.adopt_log(&key.0, &aside)?)
+    }
+
+    async fn fetch_layers(
+        &self,
+        store: &Arc<Store>,
+        id_map: IdMap,
+        layers: &[LayerName],
+    ) -> Result<Vec<LayerId>, Trouble> {
+        // Boxed and gathered: a stream that makes futures as it goes can't be shown to be `Send`.
+        let fetches: Vec<BoxFuture<'_, Result<LayerId, Trouble>>> =
+            layers.iter().map(|name| self.fetch_one(store, id_map, *name).boxed()).collect();
+        stream::iter(fetches).buffered(LAYERS).try_collect().await
+    }
+
+    async fn fetch_one(&self, store: &Arc<Store>, id_map: IdMap, name: LayerName) -> Result<LayerId, Trouble> {
+        let LayerName { diff_id, blob } = name;
+        let parcel = Parcel { diff_id, blob: blob.0, id_map };
+        let layer = fetch_layer(store, &self.cas, "the cached step's layer", parcel).await?;
+        // So that it is not packed again where a step that builds on it is shared.
+        let name = PackedName::new(diff_id, blob.0.hash, blob.0.size_bytes);
+        self.uploads.note(store, &layer, name).await?;
+        Ok(layer)
+    }
+}

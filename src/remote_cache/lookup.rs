@@ -1,0 +1,235 @@
+//! Looking results up.
+//!
+//! A result's files are needed where a step boots from them, and that step is not found, or is found and its own files are
+//! needed and do not come. So the steps that build on a result are looked up with it, downwards, and files are fetched from
+//! there upwards: whatever can't be had turns into a miss of the step that left it, while that one can still run.
+
+use std::sync::Arc;
+
+use futures_util::{FutureExt, StreamExt, TryStreamExt, future::BoxFuture, stream};
+
+use super::{
+    Candidate, LookedAhead, Question,
+    entry::{Entry, MAX_ENTRY_BYTES, action_of, entry_blob},
+    options::{Absent, RemoteCache, lock},
+    trouble::{Trouble, Verdict},
+};
+use crate::{
+    cache::{CacheKey, Found, is_young},
+    runner::SnapshotRef,
+    store::{Cached, LayerId, Store},
+};
+
+/// Steps of one question that are looked up at a time.
+const AT_ONCE: usize = 32;
+/// More than this is forgotten all at once: a long-lived engine must not grow with the steps it looked up. Of one build,
+/// no more are ever without their files.
+const MAX_ABSENT: usize = 1 << 17;
+
+/// What is known of a candidate.
+enum State {
+    Unknown,
+    /// In this machine's cache.
+    Here,
+    Missed,
+    Shared(CacheKey, Arc<Entry>),
+}
+
+impl RemoteCache {
+    /// Looks a step up; `None` is a miss, whatever the reason. What comes to light of others is in `ahead`. `pipeline` is
+    /// whose result it becomes here.
+    ///
+    /// # Cancel safety
+    /// Dropping the future leaves at most layers that were in place already, and results that are kept.
+    pub(crate) async fn find(
+        &self,
+        store: &Arc<Store>,
+        pipeline: &str,
+        question: Question<'_>,
+        ahead: &LookedAhead,
+    ) -> Option<Found> {
+        if self.is_resting() {
+            return None;
+        }
+        match self.resolve(store, pipeline, &question, ahead).await {
+            Ok(found) => found,
+            Err(trouble) => {
+                self.note("look a step up in the remote cache", trouble);
+                None
+            }
+        }
+    }
+
+    async fn resolve(
+        &self,
+        store: &Arc<Store>,
+        pipeline: &str,
+        question: &Question<'_>,
+        ahead: &LookedAhead,
+    ) -> Result<Option<Found>, Trouble> {
+        let mut states = self.look(store, question).await?;
+        let mut is_needed: Vec<bool> = question.candidates.iter().map(|candidate| candidate.is_needed).collect();
+        // Its layers are here in any case: those of what builds on it.
+        let mut is_cheap = vec![false; is_needed.len()];
+        let mut answer = None;
+        for (at, candidate) in question.candidates.iter().enumerate().rev() {
+            let found = match &states[at] {
+                State::Unknown => continue,
+                State::Here => None,
+                State::Missed => None,
+                State::Shared(key, entry) => {
+                    let image = question.image;
+                    let mut here = match is_needed[at] || is_cheap[at] {
+                        true => self.fetch(store, pipeline, image, key, entry).await.map(|()| true),
+                        false => Ok(false),
+                    };
+                    if !is_needed[at] && !matches!(here, Ok(true)) {
+                        here = self.do_without(store, image, key, entry).await.map(|()| false);
+                    }
+                    match here {
+                        Ok(is_here) => {
+                            if let Some(parent) = candidate.parent {
+                                is_cheap[parent] |= is_here;
+                            }
+                            Some(found(entry))
+                        }
+                        // What was there a moment ago is not any longer.
+                        Err(trouble) if trouble.verdict() == Verdict::Miss => {
+                            self.note("use a shared result", trouble);
+                            None
+                        }
+                        Err(trouble) => return Err(trouble),
+                    }
+                }
+            };
+            let is_usable = found.is_some() || matches!(states[at], State::Here);
+            if let (Some(parent), false) = (candidate.parent, is_usable) {
+                is_needed[parent] = true;
+            }
+            match &states[at] {
+                State::Shared(key, _) if at > 0 => drop(lock(ahead).insert(*key, found)),
+                _ if at == 0 => answer = found,
+                _ => {}
+            }
+            states[at] = State::Unknown;
+        }
+        Ok(answer)
+    }
+
+    /// Looks up the first candidate, and those above each that is found.
+    async fn look(&self, store: &Arc<Store>, question: &Question<'_>) -> Result<Vec<State>, Trouble> {
+        let candidates = &question.candidates;
+        let mut above = vec![Vec::new(); candidates.len()];
+        for (at, candidate) in candidates.iter().enumerate() {
+            if let Some(parent) = candidate.parent {
+                above[parent].push(at);
+            }
+        }
+        let mut states: Vec<State> = candidates.iter().map(|_| State::Unknown).collect();
+        let mut level = vec![(0, question.key)];
+        while !level.is_empty() {
+            // Boxed and gathered: a stream that makes futures as it goes can't be shown to be `Send`.
+            let looks: Vec<BoxFuture<'_, Result<(usize, State), Trouble>>> =
+                level.drain(..).map(|(at, key)| self.look_at(store, at, &candidates[at], key).boxed()).collect();
+            let looked: Vec<(usize, State)> = stream::iter(looks).buffer_unordered(AT_ONCE).try_collect().await?;
+            for (at, state) in looked {
+                if let State::Shared(_, entry) = &state {
+                    let snapshot = reference(entry);
+                    let keys = above[at].iter().map(|&at| (at, (question.key_over)(&candidates[at], &snapshot.0)));
+                    level.extend(keys);
+                }
+                states[at] = state;
+            }
+        }
+        Ok(states)
+    }
+
+    async fn look_at(
+        &self,
+        store: &Arc<Store>,
+        at: usize,
+        candidate: &Candidate,
+        key: CacheKey,
+    ) -> Result<(usize, State), Trouble> {
+        let max_age = candidate.max_age;
+        // The first one was looked up here.
+        if at > 0 {
+            let here = Arc::clone(store);
+            let here = tokio::task::spawn_blocking(move || here.cached(&key.0)).await?;
+            if matches!(here, Ok(Cached::Found { created_at, .. }) if is_young(created_at, max_age)) {
+                return Ok((at, State::Here));
+            }
+        }
+        let entry = match self.entry(&key).await {
+            Err(trouble) if trouble.verdict() == Verdict::Miss => {
+                self.note("read a shared result", trouble);
+                None
+            }
+            entry => entry?,
+        };
+        let id_map = self.trees.predicted_id_map().await;
+        let usable = entry.filter(|entry| is_young(entry.created_at, max_age) && entry.id_map == id_map);
+        Ok((at, usable.map_or(State::Missed, |entry| State::Shared(key, entry))))
+    }
+
+    /// What the engine has of a key, with every blob that it names.
+    async fn entry(&self, key: &CacheKey) -> Result<Option<Arc<Entry>>, Trouble> {
+        let _turn = self.questions.acquire().await;
+        let Some(result) = self.actions.get(action_of(key).digest).await? else { return Ok(None) };
+        let bytes = self.cas.read(entry_blob(&result)?, MAX_ENTRY_BYTES).await?;
+        let entry = Entry::decode(&bytes)?;
+        if LayerId::parse(&entry.snapshot).is_none() {
+            return Err(Trouble::Foreign("a snapshot without an id".into()));
+        }
+        let missing = self.cas.find_missing(entry.blobs()).await?;
+        Ok(missing.is_empty().then(|| Arc::new(entry)))
+    }
+
+    /// Uses a result without its files.
+    async fn do_without(
+        &self,
+        store: &Arc<Store>,
+        image: &str,
+        key: &CacheKey,
+        entry: &Arc<Entry>,
+    ) -> Result<(), Trouble> {
+        self.fetch_log(store, key, entry).await?;
+        let is_here = tokio::sync::Mutex::new(false);
+        let absent = Absent { key: *key, image: image.to_owned(), entry: Arc::clone(entry), is_here };
+        let mut all = lock(&self.absent);
+        if all.len() >= MAX_ABSENT {
+            all.clear();
+        }
+        all.insert(entry.snapshot.clone(), Arc::new(absent));
+        Ok(())
+    }
+
+    /// Fetches the files of a result that was used without them, where a step is about to boot from it after all: what was
+    /// found above it has aged since. A failure is told; the step's runner will not find its snapshot.
+    pub(crate) async fn complete(&self, store: &Arc<Store>, pipeline: &str, snapshot: &SnapshotRef) {
+        let id = snapshot.0.strip_prefix(SCHEME).unwrap_or_default();
+        let Some(absent) = lock(&self.absent).get(id).cloned() else { return };
+        let mut is_here = absent.is_here.lock().await;
+        if *is_here {
+            return;
+        }
+        match self.fetch(store, pipeline, &absent.image, &absent.key, &absent.entry).await {
+            Ok(()) => {
+                *is_here = true;
+                lock(&self.absent).remove(id);
+            }
+            Err(trouble) => self.note("fetch what a cached step left (`--remote-cache=off` runs it again)", trouble),
+        }
+    }
+}
+
+/// What stands before a snapshot's id in its name.
+const SCHEME: &str = "hm1:";
+
+fn reference(entry: &Entry) -> SnapshotRef {
+    SnapshotRef::from(format!("{SCHEME}{}", entry.snapshot))
+}
+
+fn found(entry: &Entry) -> Found {
+    Found { snapshot: reference(entry), run: entry.run, step: entry.step.as_str().into(), created_at: entry.created_at }
+}

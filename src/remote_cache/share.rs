@@ -1,0 +1,90 @@
+//! Sharing results.
+
+use std::{path::PathBuf, sync::Arc};
+
+use super::{
+    entry::{BlobName, Entry, LayerName, VERSION, action_of},
+    options::RemoteCache,
+    trouble::{Trouble, Verdict},
+};
+use crate::{
+    cache::{CacheKey, Found},
+    remote::{Blob, Digest},
+    store::{Base, LayerId, Store},
+    transfer::{Ground, Packable, digest},
+};
+
+impl RemoteCache {
+    /// Shares what a step left that is in this machine's cache. What stands on an image of this machine alone stays here.
+    ///
+    /// # Cancel safety
+    /// Dropping the future leaves blobs at the engine that nobody asks for.
+    pub(crate) async fn share(&self, store: &Arc<Store>, pipeline: &str, key: CacheKey, found: Found) {
+        if self.is_read_only() || self.is_resting() {
+            return;
+        }
+        let _turn = self.moves.acquire().await;
+        match self.try_share(store, pipeline, key, &found).await {
+            Ok(()) => {}
+            // A layer that garbage collection took meanwhile, say.
+            Err(trouble) if trouble.verdict() == Verdict::Miss => {
+                tracing::warn!(step = &*found.step, "a result is not shared: {}", trouble.in_words());
+            }
+            Err(trouble) => self.note(&format!("share a result at {}", self.place), trouble),
+        }
+    }
+
+    async fn try_share(&self, store: &Arc<Store>, pipeline: &str, key: CacheKey, found: &Found) -> Result<(), Trouble> {
+        let snapshot = store.snapshot(&found.snapshot)?;
+        let Base::Image(image) = snapshot.base else { return Ok(()) };
+        let _lease = store.lease()?;
+        let id_map = self.trees.prepare_trees(store).await?;
+        if id_map != snapshot.id_map {
+            return Ok(());
+        }
+        let ground = Ground { store, cas: &self.cas, id_map };
+        let mut layers = Vec::new();
+        for layer in &snapshot.layers {
+            layers.push(self.bring(ground, layer.clone()).await?);
+        }
+        let (manifest, log) = (store.manifest_bytes(&snapshot.source)?, store.cached_log(&key.0));
+        let (manifest, log) = (Blob::of_bytes(manifest), blob_of(log).await?);
+        let entry = Entry {
+            version: VERSION,
+            snapshot: found.snapshot.0.strip_prefix("hm1:").unwrap_or_default().to_owned(),
+            id_map,
+            run: found.run,
+            pipeline: pipeline.to_owned(),
+            step: found.step.to_string(),
+            created_at: found.created_at,
+            source: snapshot.source.clone(),
+            manifest: BlobName(manifest.digest),
+            image,
+            layers,
+            log: log.as_ref().map(|log| BlobName(log.digest)),
+        };
+        let (json, result) = entry.encode()?;
+        let action = action_of(&key);
+        let mut blobs = action.blobs;
+        blobs.extend([manifest, json]);
+        blobs.extend(log);
+        self.cas.upload(blobs).await?;
+        Ok(self.actions.put(action.digest, &result).await?)
+    }
+
+    async fn bring(&self, ground: Ground<'_>, layer: LayerId) -> Result<LayerName, Trouble> {
+        let name = self.uploads.bring(ground, Packable::Layer(layer), |_| {}).await?;
+        Ok(LayerName { diff_id: name.diff_id, blob: BlobName(digest(&name)) })
+    }
+}
+
+/// What a step printed, if it printed anything.
+async fn blob_of(log: PathBuf) -> Result<Option<Blob>, Trouble> {
+    tokio::task::spawn_blocking(move || match Digest::of_file(&log) {
+        Ok(digest) if digest.size_bytes == 0 => Ok(None),
+        Ok(digest) => Ok(Some(Blob::of_file(digest, log))),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(Trouble::Read { what: "a log", source }),
+    })
+    .await?
+}

@@ -1,0 +1,216 @@
+//! Sharing: which steps are looked up in a remote cache, and which results go there.
+//!
+//! A result that goes there takes along those that it stands on and that were found in this machine's cache: its key has
+//! their snapshots' ids. What is shared holds up no step; the build's end waits for it.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    future::Future,
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use futures_util::{StreamExt, stream::FuturesUnordered};
+use tokio_util::sync::CancellationToken;
+
+use super::errands::{is_cached, key_parts};
+use crate::{
+    cache::{BasePart, BuildCache, CacheKey, Cacheable, Found},
+    ir::EdgeKind,
+    plan::{Base, BoundPlan, StepIndex},
+    remote_cache::{Candidate, LookedAhead, Question, RemoteCache},
+    runner::{RunnerIndex, SnapshotRef},
+    store::Store,
+};
+
+/// How long the end of a build may wait for results to be shared.
+const FINISH_LIMIT: Duration = Duration::from_secs(10 * 60);
+
+/// What came of a question.
+pub(super) type Asked<'a> = Pin<Box<dyn Future<Output = Option<Found>> + Send + 'a>>;
+
+/// Where results are shared, and what of one build goes there.
+pub(super) struct Sharing<'a> {
+    plan: &'a BoundPlan,
+    cache: Option<&'a BuildCache>,
+    place: Option<Place<'a>>,
+    /// Found in this machine's cache alone.
+    found_here: BTreeMap<StepIndex, (CacheKey, Found)>,
+    /// Found, here or there: nobody elsewhere knows what a step left that ran just now, nor what stands on that.
+    found: BTreeSet<StepIndex>,
+    /// Ran, and shared or about to be.
+    shared: BTreeSet<StepIndex>,
+    ahead: LookedAhead,
+    under_way: FuturesUnordered<Pin<Box<dyn Future<Output = ()> + Send + 'a>>>,
+}
+
+/// A remote cache, the store that shares with it, and the pipeline.
+#[derive(Clone, Copy)]
+struct Place<'a> {
+    remote: &'a RemoteCache,
+    store: &'a Arc<Store>,
+    pipeline: &'a str,
+}
+
+impl<'a> Sharing<'a> {
+    pub(super) fn new(plan: &'a BoundPlan, cache: Option<&'a BuildCache>, remote: Option<&'a RemoteCache>) -> Self {
+        let store = cache.and_then(BuildCache::store);
+        let place = remote.zip(store).map(|(remote, (store, pipeline))| Place { remote, store, pipeline });
+        Self {
+            plan,
+            cache,
+            place,
+            found_here: BTreeMap::new(),
+            found: BTreeSet::new(),
+            shared: BTreeSet::new(),
+            ahead: LookedAhead::default(),
+            under_way: FuturesUnordered::new(),
+        }
+    }
+
+    /// Asks for a step that this machine's cache does not have; `None` where that makes no sense. `mode` tells how a runner
+    /// works here, where that is known by now. Where nothing is found, the files of `parent`, which the step boots from, are
+    /// brought here if they are not.
+    pub(super) fn ask(
+        &self,
+        step: StepIndex,
+        key: CacheKey,
+        parent: Option<SnapshotRef>,
+        mode: impl Fn(RunnerIndex) -> Option<Arc<str>>,
+    ) -> Option<Asked<'a>> {
+        let Place { remote, store, pipeline } = self.place.filter(|_| self.is_asked_for(step))?;
+        if let Base::Snapshot(parent) = self.plan.base(step)
+            && !self.found.contains(&parent)
+        {
+            return None;
+        }
+        let known = lock(&self.ahead).remove(&key);
+        let question = match known {
+            Some(_) => None,
+            None if self.plan.is_portable(step) => Some(self.question(step, key, mode)?),
+            None => return None,
+        };
+        let ahead = Arc::clone(&self.ahead);
+        Some(Box::pin(async move {
+            let found = match question {
+                None => known.flatten(),
+                Some(question) => remote.find(store, pipeline, question, &ahead).await,
+            };
+            if found.is_none()
+                && let Some(parent) = parent
+            {
+                remote.complete(store, pipeline, &parent).await;
+            }
+            found
+        }))
+    }
+
+    /// Takes note that a step need not run.
+    pub(super) fn found(&mut self, step: StepIndex) {
+        if self.place.is_some() {
+            self.found.insert(step);
+        }
+    }
+
+    /// Takes note of a step that was found here.
+    pub(super) fn found_here(&mut self, step: StepIndex, key: CacheKey, found: &Found) {
+        if self.place.is_some_and(|place| place.remote.writes(&self.plan.runner(step).pool)) {
+            self.found_here.insert(step, (key, found.clone()));
+        }
+    }
+
+    /// Shares what a step left, and what it stands on.
+    pub(super) fn share(&mut self, step: StepIndex, key: CacheKey, found: Found) {
+        let Some(Place { remote, store, pipeline }) = self.place else { return };
+        if !remote.writes(&self.plan.runner(step).pool) {
+            return;
+        }
+        self.shared.insert(step);
+        let mut lineage = vec![(key, found)];
+        let mut at = step;
+        // What is below a step that was shared is, too.
+        while let Some(parent) = self.plan.dag.lineage_parent(at).filter(|parent| !self.shared.contains(parent)) {
+            lineage.extend(self.found_here.remove(&parent));
+            at = parent;
+        }
+        for (key, found) in lineage.into_iter().rev() {
+            self.under_way.push(Box::pin(remote.share(store, pipeline, key, found)));
+        }
+    }
+
+    /// Whether nothing is being shared.
+    pub(super) fn is_empty(&self) -> bool {
+        self.under_way.is_empty()
+    }
+
+    /// Goes on with what is being shared.
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>) {
+        while let Poll::Ready(Some(())) = self.under_way.poll_next_unpin(cx) {}
+    }
+
+    /// Waits until everything is shared, or nobody wants that any longer.
+    pub(super) async fn finish(&mut self, cancel: &CancellationToken) {
+        if self.is_empty() {
+            return;
+        }
+        let sharing = async { while self.under_way.next().await.is_some() {} };
+        tokio::select! {
+            biased;
+            () = cancel.cancelled() => tracing::warn!("cancelled: what this run left is not all shared"),
+            shared = tokio::time::timeout(FINISH_LIMIT, sharing) => if shared.is_err() {
+                tracing::warn!("what this run left could not all be shared within {FINISH_LIMIT:?}");
+            }
+        }
+    }
+
+    fn is_asked_for(&self, step: StepIndex) -> bool {
+        let is_served = self.place.is_some_and(|place| place.remote.reads(&self.plan.runner(step).pool));
+        let is_refreshed = self.cache.is_none_or(|cache| cache.is_refreshed(&self.plan.step(step).step.key));
+        is_served && !is_refreshed && is_cached(self.plan, step)
+    }
+
+    /// What to ask for `step`, and for the cached steps that build on it.
+    fn question(
+        &self,
+        step: StepIndex,
+        key: CacheKey,
+        mode: impl Fn(RunnerIndex) -> Option<Arc<str>>,
+    ) -> Option<Question<'a>> {
+        let plan = self.plan;
+        let mut candidates = vec![self.candidate(step, None, &mode)?];
+        let mut at = 0;
+        while let Some(step) = candidates.get(at).map(|candidate| candidate.step) {
+            for link in plan.dag.children(step).iter().filter(|link| link.kind == EdgeKind::BuildsIn) {
+                match self.candidate(link.step, Some(at), &mode) {
+                    Some(candidate) => candidates.push(candidate),
+                    None => candidates[at].is_needed = true,
+                }
+            }
+            at += 1;
+        }
+        let key_over = Box::new(move |candidate: &Candidate, snapshot: &str| {
+            let (step, base) = (candidate.step, BasePart::Snapshot(snapshot));
+            let dsl_key = Cacheable::of(&plan.step(step).step).map_or("", |policy| policy.dsl_key);
+            key_parts(plan, step, dsl_key, base, &candidate.mode).key()
+        });
+        Some(Question { key, image: plan.root_image(step), candidates, key_over })
+    }
+
+    fn candidate(
+        &self,
+        step: StepIndex,
+        parent: Option<usize>,
+        mode: impl Fn(RunnerIndex) -> Option<Arc<str>>,
+    ) -> Option<Candidate> {
+        let bound = self.plan.step(step);
+        let mode = mode(bound.runner).filter(|_| self.is_asked_for(step))?;
+        let Cacheable { max_age, .. } = Cacheable::of(&bound.step)?;
+        Some(Candidate { step, parent, mode, max_age, is_needed: false })
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,105 @@
+//! Snapshots that another store made, once their layers are in place, and what goes with them.
+
+use std::{fs, path::Path};
+
+use super::{LayerId, Snapshot, SourceId, Store, StoreError, error::Doing, layout::make_dir, manifest::Manifest};
+use crate::runner::SnapshotRef;
+
+impl Store {
+    /// Takes in a snapshot of another store under the id that it has there. Its layers, image and manifest have to be here.
+    ///
+    /// # Errors
+    /// Where `id` is none that a store gives.
+    pub(crate) fn adopt_snapshot(&self, id: &str, snapshot: Snapshot) -> Result<SnapshotRef, StoreError> {
+        if LayerId::parse(id).is_none() {
+            return Err(StoreError::Corrupt {
+                path: self.dir().into(),
+                reason: format!("`{}` is no id", id.escape_debug()),
+            });
+        }
+        Ok(self.add_own(id.to_owned(), snapshot))
+    }
+
+    /// The manifest of a source, byte for byte.
+    ///
+    /// # Errors
+    /// Where it is not here, or damaged.
+    pub(crate) fn manifest_bytes(&self, id: &SourceId) -> Result<Vec<u8>, StoreError> {
+        Ok(self.manifest(id)?.encode())
+    }
+
+    /// Whether the manifest of a source is here.
+    pub(crate) fn has_manifest(&self, id: &SourceId) -> bool {
+        self.source_home(id).join("manifest").is_file()
+    }
+
+    /// Takes in the manifest of a source whose files are not here: enough to tell what was edited since.
+    ///
+    /// # Errors
+    /// [`StoreError::Corrupt`] where it is not that of `id`; else where it can't be written.
+    pub(crate) fn adopt_manifest(&self, id: &SourceId, bytes: &[u8]) -> Result<(), StoreError> {
+        let home = self.source_home(id);
+        let path = home.join("manifest");
+        let manifest = Manifest::decode(bytes, &path)?;
+        if manifest.id() != *id {
+            return Err(StoreError::Corrupt { path, reason: "the manifest of another source".into() });
+        }
+        // Deltas are written where its paths say.
+        if !manifest.is_well_formed() {
+            return Err(StoreError::Corrupt { path, reason: "a manifest with paths that no source has".into() });
+        }
+        make_dir(&home)?;
+        self.write_file(&path, bytes)
+    }
+
+    /// Keeps what a cached step printed, as [`Store::keep_log`] does, from bytes that came from elsewhere and lie in `log`.
+    ///
+    /// # Errors
+    /// Where the file can't be put in its place.
+    pub(crate) fn adopt_log(&self, key: &[u8; 32], log: &Path) -> Result<(), StoreError> {
+        let place = self.cached_log(key);
+        fs::rename(log, &place).doing("make", &place)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::manifest::{Entry, Kind};
+
+    fn manifest(paths: &[&str]) -> Manifest {
+        let mut manifest = Manifest::default();
+        for path in paths {
+            let kind = if path.is_empty() { Kind::Directory } else { Kind::Symlink { target: b"target" } };
+            manifest.push(Entry { path: path.as_bytes(), mode: 0o755, mtime: (1, 0), kind });
+        }
+        manifest
+    }
+
+    #[test]
+    fn a_manifest_with_paths_that_lead_elsewhere_is_refused() {
+        let top = tempfile::tempdir().unwrap();
+        let store = Store::open(&top.path().join("store")).unwrap();
+        let adopt = |manifest: &Manifest| store.adopt_manifest(&manifest.id(), &manifest.encode());
+        let honest = manifest(&["", "a", "b"]);
+        adopt(&honest).unwrap();
+        assert_eq!(store.manifest_bytes(&honest.id()).unwrap(), honest.encode());
+        for paths in [
+            &["", "../a"][..],
+            &["", "/a"],
+            &["", "a/../../b"],
+            &["", "."],
+            &["", "a", "a"],
+            &["", "b", "a"],
+            &["", "a\0"],
+            &["", ""],
+        ] {
+            let hostile = manifest(paths);
+            assert!(matches!(adopt(&hostile), Err(StoreError::Corrupt { .. })), "{paths:?}");
+            assert!(!store.has_manifest(&hostile.id()));
+        }
+        let other = manifest(&["", "c"]);
+        assert!(store.adopt_manifest(&honest.id(), &other.encode()).is_err());
+        assert!(store.adopt_manifest(&honest.id(), b"no manifest").is_err());
+    }
+}

@@ -1,0 +1,130 @@
+//! `hm run` on a second machine, with an empty store: what a first one left is found at the engine, and nothing runs.
+
+use std::path::Path;
+
+use serde_json::Value;
+
+use super::{
+    super::{
+        cloud::{
+            buildgrid::BuildGrid,
+            engine::{TestEngine, step_program},
+        },
+        images::fixture::Image,
+    },
+    hm::{Ended, Project, ir},
+};
+
+/// The pipeline of a repository with three components, every step cached under a key of `name`'s, on the runner that `runner`
+/// names.
+fn pipeline(name: &str, runner: impl Fn(usize) -> &'static str) -> String {
+    let mut ir: Value = serde_json::from_str(include_str!("../../fixtures/ir/monorepo-ci.json")).unwrap();
+    for (at, node) in ir["graph"]["nodes"].as_array_mut().unwrap().iter_mut().enumerate() {
+        let step = &mut node["step"];
+        let key = step["key"].as_str().unwrap().to_owned();
+        step["cmd"] = format!("cat input; echo {key} >> /made; cat /made; mkdir -p out; echo {key} > out/{key}").into();
+        step["cache"] = serde_json::json!({ "policy": "forever", "key": format!("{name} {key}") });
+        step["runner"] = runner(at).into();
+    }
+    ir.to_string()
+}
+
+/// The runner of a step.
+type Runner = fn(usize) -> &'static str;
+
+/// Names of pipelines, and each step's runner in them.
+const PIPELINES: [(&str, Runner); 2] =
+    [("cloud", |_| "cloud"), ("mixed", |at| if at % 2 == 1 { "sandbox" } else { "cloud" })];
+
+/// How often each kind of event was told.
+fn count(events: &[Value], kind: &str) -> usize {
+    events.iter().filter(|event| event["kind"] == kind).count()
+}
+
+fn run(project: &Project, store: &str, image: &str, args: &[&str]) -> Ended {
+    let mut hm = project.hm(&["run", "--format", "json", "--image", image]);
+    Ended::of(hm.args(args).env("HM_CACHE_DIR", project.store.with_file_name(store)))
+}
+
+fn layers(project: &Project, store: &str) -> usize {
+    let dir = project.store.with_file_name(store).join("layers");
+    std::fs::read_dir(dir).map_or(0, Iterator::count)
+}
+
+fn write_image(project: &Project) -> String {
+    let layout = project.dir.with_file_name("image");
+    Image::shell().write_oci(&layout, "it");
+    format!("debian:bookworm=oci:{}:it", Path::display(&layout))
+}
+
+#[test]
+fn a_second_machine_runs_nothing_of_what_a_first_one_ran_on_an_engine() {
+    if step_program().is_none() {
+        return;
+    }
+    let Some(engine) = BuildGrid::start() else { return };
+    let workers = [engine.worker("first"), engine.worker("second")];
+    let project = Project::new();
+    let image = write_image(&project);
+    project.file("input", "from the source\n");
+    let remote = engine.url();
+    for (name, runner) in PIPELINES {
+        project.file(".hm/ci.json", &pipeline(name, runner));
+        let args = ["--remote", &remote, "--remote-cache", "both"];
+        // Steps of the engine's runner are shared without a word.
+        let args = if name == "cloud" { &args[..2] } else { &args[..] };
+        let cold = run(&project, &format!("{name}-first"), &image, args).expect(0).events();
+        assert_eq!((count(&cold, "step_start"), count(&cold, "step_cache_hit")), (12, 0), "{name}");
+    }
+    // Nobody is left who could run anything.
+    drop(workers);
+    for (name, runner) in PIPELINES {
+        project.file(".hm/ci.json", &pipeline(name, runner));
+        let args = ["--remote", &remote, "--remote-cache", "read"];
+        let store = format!("{name}-second");
+        let warm = run(&project, &store, &image, &args).expect(0).events();
+        assert_eq!((count(&warm, "step_start"), count(&warm, "step_cache_hit")), (0, 12), "{name}");
+        assert_eq!(layers(&project, &store), 0, "nobody needed a file");
+        // What the steps printed came along.
+        let step = warm.iter().find_map(|event| event["key"].as_str()).unwrap();
+        let mut hm = project.hm(&["logs", step]);
+        let log = Ended::of(hm.env("HM_CACHE_DIR", project.store.with_file_name(&store))).expect(0);
+        assert!(log.stdout.contains("from the source\n"), "{}", log.stdout);
+    }
+}
+
+#[test]
+fn a_cache_that_is_wrong_is_told_of_and_one_that_is_away_costs_a_warning() {
+    let Some(engine) = TestEngine::start() else { return };
+    let project = Project::new();
+    let image = write_image(&project);
+    let step = |cmd: &str| {
+        let mut ir: Value = serde_json::from_str(&ir(&[("step", cmd, None)])).unwrap();
+        ir["graph"]["nodes"][0]["step"]["image"] = "debian:bookworm".into();
+        ir["graph"]["nodes"][0]["step"]["cache"] = serde_json::json!({ "policy": "forever", "key": project.dir });
+        project.file(".hm/ci.json", &ir.to_string());
+    };
+    step("echo made");
+    let url = &engine.options().url;
+    let cold = run(&project, "first", &image, &["--remote", url, "--remote-cache", "write"]).expect(0).events();
+    assert_eq!(count(&cold, "step_start"), 1);
+    // Nobody asked for it to be read, nor for this machine's steps.
+    for args in [
+        &["--remote", url, "--remote-cache", "write"][..],
+        &["--remote", url],
+        &["--remote", url, "--remote-cache", "off"],
+    ] {
+        let store = format!("apart-{}-{}", args.len(), args.last().unwrap().len());
+        let again = run(&project, &store, &image, args).expect(0).events();
+        assert_eq!(count(&again, "step_start"), 1, "{args:?}");
+    }
+    let warm = run(&project, "second", &image, &["--remote", url, "--remote-cache", "read"]).expect(0).events();
+    assert_eq!(count(&warm, "step_cache_hit"), 1);
+    let away = run(&project, "third", &image, &["--remote", "grpc://127.0.0.1:1", "--remote-cache", "both"]).expect(0);
+    assert!(away.stderr.contains("goes on without the remote cache"), "{}", away.stderr);
+    assert_eq!(count(&away.events(), "step_start"), 1);
+    let nowhere = run(&project, "third", &image, &["--remote-cache", "both"]).expect(2);
+    assert!(nowhere.stderr.contains("--remote URL"), "{}", nowhere.stderr);
+    let wrong = run(&project, "third", &image, &["--remote", "engine:80", "--remote-cache", "both"]).expect(2);
+    assert!(wrong.stderr.contains("grpc://HOST:PORT"), "{}", wrong.stderr);
+}

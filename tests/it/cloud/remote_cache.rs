@@ -1,0 +1,253 @@
+//! The remote cache: what one machine's steps left, another one's need not run for.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use hm_exec::{
+    BuildStatus, Engine, Plan, RunRequest,
+    StepStatus::{CacheHit, Passed},
+    remote_cache::RemoteCache,
+    runner::sandbox::SandboxRunner,
+    store::{Store, StoreHandle},
+};
+use serde_json::{Value, json};
+
+use super::{
+    super::{
+        backends::usable,
+        cache::writer::Ended,
+        images::fixture::{Image, has_busybox},
+        sandbox::harness::hm,
+    },
+    engine::TestEngine,
+    proxy::{Proxy, Rules},
+};
+
+#[derive(Debug, hm_exec::RunnerSet)]
+struct Sandboxed {
+    sandbox: SandboxRunner,
+}
+
+/// A team: an engine, and an image that all have.
+struct Team {
+    engine: TestEngine,
+    image: String,
+    top: tempfile::TempDir,
+}
+
+/// One of its machines, with a checkout and a store of its own.
+struct Machine<'a> {
+    team: &'a Team,
+    dir: PathBuf,
+}
+
+impl Team {
+    fn gather() -> Option<Self> {
+        let engine = TestEngine::start().filter(|_| has_busybox())?;
+        let top = tempfile::tempdir().unwrap();
+        let layout = top.path().join("image");
+        Image::shell().write_oci(&layout, "it");
+        Some(Self { engine, image: format!("oci:{}:it", layout.display()), top })
+    }
+
+    fn machine(&self, name: &str) -> Machine<'_> {
+        let dir = self.top.path().join(name);
+        fs::create_dir_all(dir.join("source")).unwrap();
+        fs::write(dir.join("source/lock"), "as committed\n").unwrap();
+        Machine { team: self, dir }
+    }
+
+    /// A chain of three steps that write to the image's files, the source's and their own, with `last` as its end. Keys
+    /// are this run's alone, because an engine may outlive a test.
+    fn chain(&self, last: &str, policy: &str) -> Value {
+        let run = self.top.path().display();
+        let step = |key: &str, cmd: &str| {
+            let cache = json!({ "policy": policy, "key": format!("{run} {key}"), "duration_seconds": 3600 });
+            json!({ "step": { "key": key, "cmd": cmd, "image": self.image, "cache": cache }, "env": {} })
+        };
+        let first = "echo resolved > lock; rm /data/new; mkdir -p /out/dir; echo 1 > /out/dir/a; chmod 2750 /out/dir; echo said";
+        let second = "ln /out/dir/a /out/b; ln -s b /out/c; rm -r /data; mkdir /data; echo 2 > /data/two";
+        let nodes = [step("one", first), step("two", second), step("three", last)];
+        json!({ "version": "0", "graph": { "nodes": nodes, "node_holes": [], "edge_property": "directed",
+                "edges": [[0, 1, "builds_in"], [1, 2, "builds_in"]] } })
+    }
+}
+
+impl Machine<'_> {
+    fn store(&self) -> PathBuf {
+        self.dir.join("store")
+    }
+
+    async fn run(&self, ir: &Value) -> Ended {
+        self.run_with(ir, |request| request).await
+    }
+
+    async fn run_with(&self, ir: &Value, change: impl FnOnce(RunRequest) -> RunRequest) -> Ended {
+        self.run_at(self.team.engine.options(), ir, change).await
+    }
+
+    /// Runs a pipeline as another process of this machine would.
+    async fn run_at(
+        &self,
+        remote: hm_exec::remote::EndpointOptions,
+        ir: &Value,
+        change: impl FnOnce(RunRequest) -> RunRequest,
+    ) -> Ended {
+        let store = StoreHandle::from(Store::open(&self.store()).unwrap());
+        let sandbox = SandboxRunner::builder().store(store.clone()).helper(hm()).build();
+        let remote = RemoteCache::new(remote).unwrap().local_steps(true).helper(hm());
+        let engine = Engine::builder(Sandboxed { sandbox }).cache(store).remote_cache(remote).build().unwrap();
+        let request = RunRequest::new(Plan::parse(ir.to_string()).unwrap(), self.dir.join("source"));
+        Ended::of(engine.start(change(request)).await.unwrap()).await
+    }
+
+    /// Everything that lies in the store's layers, by how many files there are.
+    fn layers(&self) -> usize {
+        count(&self.store().join("layers"))
+    }
+}
+
+fn count(dir: &Path) -> usize {
+    fs::read_dir(dir).map_or(0, |entries| entries.count())
+}
+
+/// Whether steps can run here at all; CI wants them to.
+fn can_run(ended: &Ended) -> bool {
+    let can = ended.outcome.status != BuildStatus::Infrastructure;
+    usable("the sandbox", can, &format!("{:?}", ended.events))
+}
+
+const LOOK: &str = "cat lock /data/two /out/c && test $(stat -c %a /out/dir) = 2750 && test ! -e /data/new && \
+                    test $(stat -c %h /out/b) = 2";
+
+#[tokio::test]
+async fn a_machine_with_an_empty_store_runs_nothing_and_fetches_files_only_where_a_step_needs_them() {
+    let Some(team) = Team::gather() else { return };
+    let ir = team.chain(LOOK, "forever");
+    let cold = team.machine("first").run(&ir).await;
+    if !can_run(&cold) {
+        return;
+    }
+    assert_eq!(cold.statuses(), [Passed; 3], "{:?}", cold.events);
+
+    let second = team.machine("second");
+    let warm = second.run(&ir).await;
+    assert_eq!(warm.statuses(), [CacheHit; 3], "{:?}", warm.events);
+    assert_eq!(second.layers(), 0, "nobody needed a file");
+
+    // Another end of the chain: the two steps below it are found, and their files are needed.
+    let changed = team.chain(&format!("{LOOK} && echo changed"), "forever");
+    let ended = second.run(&changed).await;
+    assert_eq!(ended.statuses(), [CacheHit, CacheHit, Passed], "{:?}", ended.events);
+    let seen = ended.lines("three");
+    assert_eq!(seen, ["resolved", "2", "1", "changed"]);
+
+    // What was shared on top of what was fetched is found by a third one, and by the second without the engine.
+    assert_eq!(team.machine("third").run(&changed).await.statuses(), [CacheHit; 3]);
+    let away = hm_exec::remote::EndpointOptions::new("grpc://127.0.0.1:1");
+    assert_eq!(second.run_at(away, &changed, |request| request).await.statuses()[1..], [CacheHit; 2]);
+}
+
+#[tokio::test]
+async fn a_result_that_was_refreshed_takes_the_place_of_what_was_shared() {
+    let Some(team) = Team::gather() else { return };
+    let ir = team.chain("cat /out/b", "forever");
+    let (first, second) = (team.machine("first"), team.machine("second"));
+    if !can_run(&first.run(&ir).await) {
+        return;
+    }
+    let refreshed = second.run_with(&ir, |mut request| {
+        request.options.refresh.insert("two".into());
+        request
+    });
+    assert_eq!(refreshed.await.statuses(), [CacheHit, Passed, Passed]);
+    // The step that ran anew left another snapshot, and so did the one above it.
+    assert_eq!(team.machine("third").run(&ir).await.statuses(), [CacheHit; 3]);
+    assert_eq!(second.run(&ir).await.statuses(), [CacheHit; 3]);
+}
+
+#[tokio::test]
+async fn what_was_found_on_this_machine_is_shared_with_what_stands_on_it() {
+    let Some(team) = Team::gather() else { return };
+    let (first, second) = (team.machine("first"), team.machine("second"));
+    // Ran here before anybody spoke of sharing: the engine is away.
+    let away = hm_exec::remote::EndpointOptions::new("grpc://127.0.0.1:1");
+    let alone = first.run_at(away, &team.chain("true", "forever"), |request| request).await;
+    if !can_run(&alone) {
+        return;
+    }
+    assert_eq!(alone.statuses(), [Passed; 3], "trouble is a miss: {:?}", alone.events);
+    let ir = team.chain("cat /out/b", "forever");
+    assert_eq!(first.run(&ir).await.statuses(), [CacheHit, CacheHit, Passed]);
+    assert_eq!(second.run(&ir).await.statuses(), [CacheHit; 3]);
+}
+
+#[tokio::test]
+async fn results_that_age_do_so_on_every_machine() {
+    let Some(team) = Team::gather() else { return };
+    let ir = team.chain("true", "ttl");
+    if !can_run(&team.machine("first").run(&ir).await) {
+        return;
+    }
+    assert_eq!(team.machine("second").run(&ir).await.statuses(), [CacheHit; 3]);
+    let mut old = ir.clone();
+    for node in old["graph"]["nodes"].as_array_mut().unwrap() {
+        node["step"]["cache"]["duration_seconds"] = 0.into();
+    }
+    assert_eq!(team.machine("third").run(&old).await.statuses(), [Passed; 3]);
+}
+
+#[tokio::test]
+async fn results_whose_blobs_are_gone_or_damaged_are_misses_and_wrong_ones_never_used() {
+    let Some(team) = Team::gather() else { return };
+    let Some(dir) = team.engine.dir().map(Path::to_owned) else { return };
+    let ir = team.chain("cat /out/b", "forever");
+    if !can_run(&team.machine("first").run(&ir).await) {
+        return;
+    }
+    let mut blobs = Vec::new();
+    walk(&dir.join("cas"), &mut |path| blobs.push(path.to_owned()));
+    assert!(blobs.len() > 6, "{blobs:?}");
+    // Each blob by itself, gone or another: whatever it was, the run passes with the same output.
+    for (number, blob) in blobs.iter().enumerate() {
+        let bytes = fs::read(blob).unwrap();
+        for (how, put) in [("lost", None), ("damaged", Some(vec![b'?'; bytes.len()]))] {
+            fs::remove_file(blob).unwrap();
+            if let Some(other) = put {
+                fs::write(blob, other).unwrap();
+            }
+            let changed = team.chain(&format!("cat /out/b; : {how} {number}"), "forever");
+            let ended = team.machine(&format!("{how}-{number}")).run(&changed).await;
+            assert_eq!(ended.outcome.status, BuildStatus::Passed, "{how} {} {:?}", blob.display(), ended.events);
+            assert_eq!(ended.lines("three"), ["1"]);
+            fs::write(blob, &bytes).unwrap();
+        }
+    }
+}
+
+#[tokio::test]
+async fn calls_that_fail_now_and_then_are_made_again() {
+    let Some(team) = Team::gather() else { return };
+    let proxy = Proxy::start(&team.engine.options().url, Rules { fail_every: Some(7), ..Rules::default() });
+    let mut through = team.engine.options();
+    through.url = format!("grpc://{}", proxy.address());
+    let ir = team.chain("cat /out/b", "forever");
+    if !can_run(&team.machine("first").run_at(through.clone(), &ir, |request| request).await) {
+        return;
+    }
+    let warm = team.machine("second").run_at(through, &ir, |request| request).await;
+    assert_eq!(warm.statuses(), [CacheHit; 3]);
+    assert!(proxy.failed() > 0);
+}
+
+fn walk(dir: &Path, visit: &mut impl FnMut(&Path)) {
+    for entry in fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        match path.is_dir() {
+            true => walk(&path, visit),
+            false => visit(&path),
+        }
+    }
+}
