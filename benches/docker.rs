@@ -1,5 +1,5 @@
 //! What a step that does nothing costs in a container: through `hm`, through the published `hm` 0.0.9 where `HM_PEER` names
-//! it, and by `docker run` alone, turn by turn on one daemon. Prints one table.
+//! it, and by `docker run` alone, on one daemon. Prints one table.
 //!
 //! `HM_PEER=.../bin/hm cargo bench --bench docker`
 
@@ -49,19 +49,19 @@ fn main() {
     let peer = std::env::var_os("HM_PEER").map(PathBuf::from);
     let mut rows = Vec::new();
     for (shape, chain) in [("apart", false), ("each in the one before", true)] {
-        let mine = per_step(|steps| ours(chain, steps));
-        rows.push((format!("hm, {STEPS} steps, {shape}"), Some(mine)));
-        let theirs = peer.as_deref().map(|peer| {
-            let dirs =
-                [1, STEPS].map(|steps| peer_source(&top.path().join(format!("peer-{chain}-{steps}")), chain, steps));
-            let theirs = per_step(|steps| theirs(peer, &dirs[usize::from(steps > 1)], host));
-            println!(
-                "{shape}: hm / hm 0.0.9 = {:.2} (at most 0.60 is the goal)",
-                mine.as_secs_f64() / theirs.as_secs_f64()
-            );
-            theirs
-        });
-        rows.push((format!("hm 0.0.9, {STEPS} steps, {shape}"), theirs));
+        let dirs = [1, STEPS].map(|steps| top.path().join(format!("peer-{chain}-{steps}")));
+        let mut contenders: Vec<Box<dyn Fn(usize) -> Command + '_>> = vec![Box::new(|steps| ours(chain, steps))];
+        if let Some(peer) = peer.as_deref() {
+            dirs.iter().zip([1, STEPS]).for_each(|(dir, steps)| peer_source(dir, chain, steps));
+            contenders.push(Box::new(|steps| theirs(peer, &dirs[usize::from(steps > 1)], host)));
+        }
+        let times = per_step(&contenders);
+        if let [mine, theirs] = &times[..] {
+            let ratio = mine.as_secs_f64() / theirs.as_secs_f64();
+            println!("{shape}: hm / hm 0.0.9 = {ratio:.2} (at most 0.60 is the goal)");
+        }
+        rows.push((format!("hm, {STEPS} steps, {shape}"), times.first().copied()));
+        rows.push((format!("hm 0.0.9, {STEPS} steps, {shape}"), times.get(1).copied()));
     }
     let docker = |args: &[&str]| timed(Command::new("docker").args(["--host", host]).args(args));
     let (mut runs, mut commits) = (Vec::new(), Vec::new());
@@ -85,18 +85,21 @@ fn main() {
     }
 }
 
-/// What each step beyond the first adds.
-fn per_step(command: impl Fn(usize) -> Command) -> Duration {
-    let (mut one, mut many) = (Vec::new(), Vec::new());
+/// What each step beyond the first adds, for each of the commands, turn by turn.
+fn per_step(contenders: &[Box<dyn Fn(usize) -> Command + '_>]) -> Vec<Duration> {
+    let mut times = vec![(Vec::new(), Vec::new()); contenders.len()];
     for round in 0..=ROUNDS {
-        let (short, long) = (timed(&mut command(1)), timed(&mut command(STEPS)));
-        // The first fills caches.
-        if round > 0 {
-            one.push(short);
-            many.push(long);
+        for (command, (one, many)) in contenders.iter().zip(&mut times) {
+            let (short, long) = (timed(&mut command(1)), timed(&mut command(STEPS)));
+            // The first round fills caches.
+            if round > 0 {
+                one.push(short);
+                many.push(long);
+            }
         }
     }
-    median(&mut many).saturating_sub(median(&mut one)) / u32::try_from(STEPS - 1).unwrap()
+    let steps = u32::try_from(STEPS - 1).unwrap();
+    times.iter_mut().map(|(one, many)| median(many).saturating_sub(median(one)) / steps).collect()
 }
 
 fn timed(command: &mut Command) -> Duration {
@@ -124,7 +127,7 @@ fn pipeline(chain: bool, steps: usize) -> Value {
 }
 
 /// The same pipeline in the words of the published `hm`, which takes no IR.
-fn peer_source(dir: &Path, chain: bool, steps: usize) -> PathBuf {
+fn peer_source(dir: &Path, chain: bool, steps: usize) {
     let returned = match chain {
         true => format!(
             "    for at in range(1, {steps}):\n        step = step.sh(\"true\", label=f\"{{at}}\")\n    return (step,)\n"
@@ -139,7 +142,6 @@ fn peer_source(dir: &Path, chain: bool, steps: usize) -> PathBuf {
     fs::create_dir_all(dir.join(".hm")).unwrap();
     fs::write(dir.join("file"), "one file\n").unwrap();
     fs::write(dir.join(".hm/ci.py"), text).unwrap();
-    dir.into()
 }
 
 fn theirs(peer: &Path, dir: &Path, host: &str) -> Command {
