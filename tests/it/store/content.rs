@@ -6,9 +6,12 @@ use std::{
     sync::Arc,
 };
 
-use hm_exec::store::{
-    BlobFile, IdMap, ImageDigest, ImageError, LayerId, PackedLayer, Store,
-    tree::{self, UnpackLimits},
+use hm_exec::{
+    SnapshotRef,
+    store::{
+        Base, BlobFile, CommitRequest, IdMap, ImageDigest, ImageError, LayerId, PackedLayer, Store,
+        tree::{self, UnpackLimits},
+    },
 };
 
 use super::Bench;
@@ -101,4 +104,33 @@ async fn who_makes_a_layer_has_it_alone() {
     assert!(waits.is_err());
     drop(lock);
     drop(second.await);
+}
+
+/// Overlays take no directory twice.
+#[test]
+fn a_layer_that_comes_again_lies_where_it_came_last() {
+    let bench = Bench::new();
+    let source = bench.freeze().id;
+    let _lease = bench.store.lease().unwrap();
+    let layers = ["one", "two"].map(|name| {
+        let dir = bench.top().join(name);
+        fs::create_dir(&dir).unwrap();
+        fs::write(dir.join(name), "").unwrap();
+        let packed = bench.store.pack_layer(&dir, IdMap::Single).unwrap();
+        let (diff_id, blob) = (packed.diff_id(), blob(packed.path()));
+        bench.store.unpack_layer(name, &diff_id, IdMap::Single, blob, UnpackLimits::default()).unwrap()
+    });
+    let mut parent: Option<SnapshotRef> = None;
+    for layer in [0, 1, 0] {
+        let below = parent.as_ref().map(|parent| bench.store.snapshot(parent).unwrap());
+        let request = CommitRequest {
+            parent: below.as_deref(),
+            base: Base::Host,
+            source: source.clone(),
+            delta: None,
+            id_map: IdMap::Single,
+        };
+        parent = Some(bench.store.commit_layer(Some(layers[layer].clone()), request).unwrap());
+    }
+    assert_eq!(bench.store.snapshot(&parent.unwrap()).unwrap().layers, layers);
 }
