@@ -113,8 +113,8 @@ impl VmBackend for Docker {
 
     async fn restore(&self, snapshot: &str, limits: &Limits) -> Result<Option<Container>, RunnerError> {
         let Some(footing) = lock(&self.shared.own).get(snapshot).map(Arc::clone) else { return Ok(None) };
-        let Some(Connection { client, .. }) = self.shared.connection.get() else { return Ok(None) };
-        Ok(Some(Container::new(Arc::clone(&self.shared), client.clone(), footing, limits.clone())))
+        let connection = self.shared.connection.get();
+        Ok(connection.map(|connection| Container::new(&self.shared, connection, &footing, limits)))
     }
 
     async fn boot(
@@ -127,8 +127,7 @@ impl VmBackend for Docker {
         let connection = self.shared.connection(&ground.store).await?;
         let cell = self.shared.run(ctx, ground.run).cell(ground);
         let footing = cell.get_or_try_init(|| Box::pin(self.shared.make_footing(connection, ground, output))).await?;
-        let (shared, client) = (Arc::clone(&self.shared), connection.client.clone());
-        Ok(Container::new(shared, client, Arc::clone(footing), limits.clone()))
+        Ok(Container::new(&self.shared, connection, footing, limits))
     }
 
     async fn cache_identity(

@@ -9,7 +9,6 @@ use std::{
 };
 
 use bollard::{
-    Docker,
     container::LogOutput,
     errors::Error,
     exec::{CreateExecOptions, StartExecOptions},
@@ -25,7 +24,7 @@ use uuid::Uuid;
 use super::{
     collect,
     footing::{Footing, MAX_LAYERS},
-    shared::Shared,
+    shared::{Connection, Shared},
     sweep::{remove_container, remove_image},
     trouble::{self, is_missing},
 };
@@ -49,7 +48,7 @@ const USER: &str = "0:0";
 #[derive(Debug)]
 pub struct Container {
     shared: Arc<Shared>,
-    docker: Docker,
+    connection: Connection,
     name: String,
     footing: Arc<Footing>,
     limits: Limits,
@@ -60,12 +59,19 @@ pub struct Container {
 }
 
 impl Container {
-    pub(super) fn new(shared: Arc<Shared>, docker: Docker, footing: Arc<Footing>, limits: Limits) -> Self {
-        let name = format!("hm-{}", Uuid::new_v4().simple());
-        Self { shared, docker, name, footing, limits, may_exist: AtomicBool::new(false), env: OnceLock::new() }
+    pub(super) fn new(shared: &Arc<Shared>, connection: &Connection, footing: &Arc<Footing>, limits: &Limits) -> Self {
+        Self {
+            shared: Arc::clone(shared),
+            connection: connection.clone(),
+            name: format!("hm-{}", Uuid::new_v4().simple()),
+            footing: Arc::clone(footing),
+            limits: limits.clone(),
+            may_exist: AtomicBool::new(false),
+            env: OnceLock::new(),
+        }
     }
 
-    fn body(&self, command: &Command<'_>) -> Result<ContainerCreateBody, RunnerError> {
+    fn body(&self, command: &Command<'_>) -> ContainerCreateBody {
         let mut env = BTreeMap::from(DEFAULT_ENV);
         let variables = self.footing.env.iter().chain(command.env);
         env.extend(variables.map(|(name, value)| (name.as_str(), value.as_str())));
@@ -94,7 +100,7 @@ impl Container {
             log_config: Some(HostConfigLogConfig { typ: Some("none".into()), config: None }),
             ..HostConfig::default()
         };
-        Ok(ContainerCreateBody {
+        ContainerCreateBody {
             image: Some(self.footing.image.clone()),
             entrypoint: Some(vec!["/bin/sh".into(), "-c".into()]),
             cmd: Some(vec![command.script.to_owned()]),
@@ -104,15 +110,15 @@ impl Container {
             attach_stdout: Some(true),
             attach_stderr: Some(true),
             healthcheck: Some(HealthConfig { test: Some(vec!["NONE".into()]), ..HealthConfig::default() }),
-            labels: Some(self.shared.labels(self.footing.run)?),
+            labels: Some(self.connection.marks.labels(self.footing.run)),
             host_config: Some(host_config),
             ..ContainerCreateBody::default()
-        })
+        }
     }
 
     /// The exit code of a container that has ended, or is about to.
     async fn exit_code(&self) -> Result<i32, RunnerError> {
-        let mut waiting = Box::pin(self.docker.wait_container(&self.name, None));
+        let mut waiting = Box::pin(self.connection.client.wait_container(&self.name, None));
         let code = match waiting.next().await {
             Some(Ok(ended)) => ended.status_code,
             Some(Err(Error::DockerContainerWaitError { error, code })) if error.is_empty() => code,
@@ -125,7 +131,7 @@ impl Container {
         if code != 0
             && let Some(memory) = self.limits.memory
         {
-            let found = self.docker.inspect_container(&self.name, None).await;
+            let found = self.connection.client.inspect_container(&self.name, None).await;
             let state = found.map_err(trouble::daemon("look at the container"))?.state;
             if state.and_then(|state| state.oom_killed).unwrap_or(false) {
                 return Err(RunnerError::out_of_memory(memory.bytes));
@@ -135,7 +141,7 @@ impl Container {
     }
 
     async fn remove(&self) -> Result<(), RunnerError> {
-        let removed = remove_container(&self.docker, &self.name).await;
+        let removed = remove_container(&self.connection.client, &self.name).await;
         removed.map_err(trouble::daemon("remove the container"))?;
         self.may_exist.store(false, Relaxed);
         Ok(())
@@ -144,13 +150,15 @@ impl Container {
     /// The image that the container's files become. The container goes.
     async fn image(&self) -> Result<Footing, RunnerError> {
         let options = CommitContainerOptionsBuilder::default().container(&self.name).pause(false).build();
-        let labels = Some(self.shared.labels(self.footing.run)?);
+        let labels = Some(self.connection.marks.labels(self.footing.run));
         let config = ContainerConfig { labels, ..ContainerConfig::default() };
-        let committed = self.docker.commit_container(options, config).await;
+        let committed = self.connection.client.commit_container(options, config).await;
         let image = committed.map_err(trouble::daemon("commit the container"))?.id;
         let none = BTreeSet::new();
         let footing = self.footing.above(image, self.env.get().unwrap_or(&none));
-        self.remove().await?;
+        if let Err(error) = self.remove().await {
+            tracing::warn!(error = error.to_line(), "the container is removed later");
+        }
         Ok(footing)
     }
 }
@@ -163,10 +171,10 @@ impl Vm for Container {
 
     async fn exec(&self, command: &Command<'_>, output: &Output<'_>) -> Result<i32, RunnerError> {
         let _ = self.env.set(command.env.keys().cloned().collect());
-        let body = self.body(command)?;
+        let body = self.body(command);
         let options = CreateContainerOptionsBuilder::default().name(&self.name).build();
         self.may_exist.store(true, Relaxed);
-        if let Err(error) = self.docker.create_container(Some(options), body).await {
+        if let Err(error) = self.connection.client.create_container(Some(options), body).await {
             if is_missing(&error) {
                 // Somebody removed it: the next attempt makes it anew.
                 self.shared.forget(&self.footing);
@@ -174,9 +182,9 @@ impl Vm for Container {
             return Err(trouble::daemon("create the container")(error));
         }
         let options = AttachContainerOptionsBuilder::default().stream(true).stdout(true).stderr(true).build();
-        let attached = self.docker.attach_container(&self.name, Some(options)).await;
+        let attached = self.connection.client.attach_container(&self.name, Some(options)).await;
         let mut printed = attached.map_err(trouble::daemon("attach to the container"))?.output;
-        let started = self.docker.start_container(&self.name, None).await;
+        let started = self.connection.client.start_container(&self.name, None).await;
         started.map_err(trouble::daemon("start the container"))?;
         while let Some(chunk) = printed.next().await {
             match chunk.map_err(trouble::daemon("read the container's output"))? {
@@ -200,16 +208,20 @@ impl Vm for Container {
         };
         let detached = StartExecOptions { detach: true, ..StartExecOptions::default() };
         let all = async {
-            let exec = self.docker.create_exec(&self.name, options).await?;
-            self.docker.start_exec(&exec.id, Some(detached)).await.map(drop)
+            let exec = self.connection.client.create_exec(&self.name, options).await?;
+            self.connection.client.start_exec(&exec.id, Some(detached)).await.map(drop)
         };
         if let Err(error) = all.await {
             tracing::debug!(%error, "the container's first process alone is told to end");
             let options = KillContainerOptionsBuilder::default().signal("TERM").build();
-            if let Err(error) = self.docker.kill_container(&self.name, Some(options)).await {
+            if let Err(error) = self.connection.client.kill_container(&self.name, Some(options)).await {
                 tracing::debug!(%error, "the container is not told to end");
             }
         }
+    }
+
+    fn wants_commit(&self) -> bool {
+        self.footing.layer_count() >= MAX_LAYERS
     }
 
     async fn snapshot(self) -> Result<String, RunnerError> {
@@ -220,14 +232,14 @@ impl Vm for Container {
     }
 
     async fn commit(self, store: &Arc<Store>) -> Result<SnapshotRef, RunnerError> {
-        let base = self.shared.base_in_store(&self.docker, store, &self.footing).await?;
+        let base = self.shared.base_in_store(&self.connection.client, store, &self.footing).await?;
         let footing = self.image().await?;
-        let saved = collect::save(&self.docker, store, &footing.image).await?;
+        let saved = collect::save(&self.connection.client, store, &footing.image).await?;
         let name = collect::snapshot(saved, &self.footing, base.clone(), store).await?;
         let snapshot = store.snapshot(&name).map_err(trouble::store("read the snapshot"))?;
         if footing.layer_count() > MAX_LAYERS {
             // A child gets one that is loaded anew, in which the store has merged layers.
-            if let Err(error) = remove_image(&self.docker, &footing.image).await {
+            if let Err(error) = remove_image(&self.connection.client, &footing.image).await {
                 tracing::debug!(%error, "an image stays until the build's end");
             }
         } else {
@@ -246,7 +258,7 @@ impl Vm for Container {
 impl Drop for Container {
     fn drop(&mut self) {
         if *self.may_exist.get_mut() {
-            self.shared.remover.remove(&self.docker, std::mem::take(&mut self.name));
+            self.shared.remover.remove(&self.connection.client, std::mem::take(&mut self.name));
         }
     }
 }

@@ -31,6 +31,12 @@ pub(super) fn is_the_stores(name: &str) -> bool {
 
 /// Looks an image up; `None` where the daemon has none of that name.
 pub(super) async fn find(docker: &Docker, name: &str) -> Result<Option<DaemonImage>, RunnerError> {
+    if !is_reference(name) {
+        let name = name.escape_debug();
+        return Err(RunnerError::unsupported(format!(
+            "`{name}` is no name of an image: write it as in `debian:bookworm`"
+        )));
+    }
     match docker.inspect_image(name).await {
         Ok(found) => Ok(Some(described(name, found)?)),
         Err(error) if is_missing(&error) => Ok(None),
@@ -76,6 +82,12 @@ pub(super) async fn get(
     })
 }
 
+/// Whether a name may become a part of a request's path, where dots would lead elsewhere.
+fn is_reference(name: &str) -> bool {
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._-:/@".contains(&byte);
+    name.bytes().all(is_plain) && name.split('/').all(|part| !part.is_empty() && !part.starts_with('.'))
+}
+
 /// The part of a name before the tag, and the tag: without one the daemon would pull them all.
 fn reference(name: &str) -> (&str, &str) {
     let last = name.rfind('/').map_or(0, |slash| slash + 1);
@@ -104,7 +116,17 @@ fn described(name: &str, found: ImageInspect) -> Result<DaemonImage, RunnerError
 
 #[cfg(test)]
 mod tests {
-    use super::reference;
+    use super::{is_reference, reference};
+
+    #[test]
+    fn names_lead_nowhere_else_in_the_api() {
+        for name in ["debian", "debian:bookworm", "h:5000/a/b@sha256:00", "sha256:0a"] {
+            assert!(is_reference(name), "{name}");
+        }
+        for name in ["", "a?b", "../containers/x", "a/../../x", "/a", "a b", "a%2e", "a#b", "a\n"] {
+            assert!(!is_reference(name), "{name:?}");
+        }
+    }
 
     #[test]
     fn a_name_without_a_tag_means_one_image() {

@@ -51,18 +51,19 @@ impl Shared {
         id: &str,
         id_map: IdMap,
     ) -> Result<Base, RunnerError> {
-        let cell = Arc::clone(lock(&self.bases).entry(id.to_owned()).or_default());
-        let base = cell.get_or_try_init(async || {
-            // Most daemons call an image as the store does.
-            if let Ok(digest) = id.parse()
-                && store.has_whole_image(&digest, id_map)
-            {
-                return Ok(Base::Image(digest));
-            }
-            let saved = collect::save(client, store, id).await?;
-            saved.keep(id_map).await.map_err(trouble::image("take the image home"))
-        });
-        base.await.cloned()
+        let slot = Arc::clone(lock(&self.bases).entry(id.to_owned()).or_default());
+        let mut known = slot.lock().await;
+        // Most daemons call an image as the store does.
+        let digest = known.or_else(|| id.parse().ok());
+        if let Some(digest) = digest
+            && store.find_image(&digest, id_map).map_err(trouble::store("look for the image"))?
+        {
+            return Ok(Base::Image(digest));
+        }
+        let saved = collect::save(client, store, id).await?;
+        let digest = saved.keep(id_map).await.map_err(trouble::image("take the image home"))?;
+        *known = Some(digest);
+        Ok(Base::Image(digest))
     }
 
     /// Makes the image that containers start from.

@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     runner::{RunnerError, SnapshotRef, StepContext},
-    store::{Base, IdMap, ImageOptions, Images, Snapshot, Store},
+    store::{Base, IdMap, ImageDigest, ImageOptions, Images, Snapshot, Store},
 };
 
 /// What all containers share.
@@ -33,15 +33,18 @@ pub(super) struct Shared {
     /// Images that are snapshots of their own, by id.
     pub(super) own: Mutex<HashMap<String, Arc<Footing>>>,
     /// What images of the daemon became in the store, by id.
-    pub(super) bases: Mutex<HashMap<String, Arc<OnceCell<Base>>>>,
+    pub(super) bases: Mutex<HashMap<String, Slot>>,
     pub(super) remover: Remover,
     /// Knows how ids are mapped in this machine's steps, with which containers share layers.
     #[cfg(target_os = "linux")]
     pub(super) local: crate::runner::sandbox::SandboxRunner,
 }
 
+/// What an image became in the store, once that is known; held while it is being taken there.
+pub(super) type Slot = Arc<tokio::sync::Mutex<Option<ImageDigest>>>;
+
 /// The daemon, once this process has talked to it.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Connection {
     pub(super) client: Client,
     pub(super) marks: Marks,
@@ -68,13 +71,6 @@ impl Shared {
             Ok(Connection { client, marks })
         });
         connecting.await
-    }
-
-    /// The labels of what is made for a run.
-    pub(super) fn labels(&self, run: Uuid) -> Result<HashMap<String, String>, RunnerError> {
-        let connection = self.connection.get();
-        let connection = connection.ok_or_else(|| RunnerError::unsupported("nobody has talked to the daemon yet"))?;
-        Ok(connection.marks.labels(run))
     }
 
     /// What a run has at the daemon. It goes with the run.

@@ -134,6 +134,11 @@ pub trait Vm: Send + Sync {
     /// Dropping the future leaves no machine behind; there may be a snapshot that nobody knows.
     fn snapshot(self) -> impl Future<Output = Result<String, RunnerError>> + Send;
 
+    /// Whether the snapshot is to be the store's, whoever needs it: where the backend can pile up no more of its own.
+    fn wants_commit(&self) -> bool {
+        false
+    }
+
     /// Does what [`snapshot`](Self::snapshot) does, and makes it a snapshot of the store.
     ///
     /// # Errors

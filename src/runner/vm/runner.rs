@@ -118,7 +118,7 @@ impl<B: VmBackend> StepRunner for VmRunner<B> {
         };
         let exit_code = match run(&vm, ctx, &input).await {
             Ok(0) if input.cache_lookup.commits() => {
-                let snapshot = if B::LAYERS && ctx.snapshot_travels {
+                let snapshot = if B::LAYERS && (ctx.snapshot_travels || vm.wants_commit()) {
                     let snapshot = Box::pin(vm.commit(&store)).await?;
                     store.describe(&snapshot, Arc::new(surroundings(&input)));
                     snapshot

@@ -32,10 +32,17 @@ impl Store {
         Ok(KeptImage { layers: stack, env: config.env() })
     }
 
-    /// Whether an image is there, with all of its layers.
+    /// Whether an image is there, with all of its layers. It counts as used. Take a [lease](Store::lease) first.
+    ///
+    /// # Errors
+    /// Where the index can't be written.
     #[cfg(feature = "docker")]
-    pub(crate) fn has_whole_image(&self, digest: &ImageDigest, id_map: IdMap) -> bool {
-        self.image(digest, id_map).is_ok()
+    pub(crate) fn find_image(&self, digest: &ImageDigest, id_map: IdMap) -> Result<bool, StoreError> {
+        if self.image(digest, id_map).is_err() {
+            return Ok(false);
+        }
+        self.touch_image(digest, id_map)?;
+        Ok(true)
     }
 
     /// The variables that an image sets, by name.

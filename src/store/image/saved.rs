@@ -3,7 +3,7 @@
 use std::{fs::File, io, path::Path, sync::Arc};
 
 use super::{
-    Base, ImageDigest, ImageError,
+    ImageDigest, ImageError,
     archive::LocalImage,
     aside::Aside,
     fetch::{Fetch, Origin},
@@ -78,11 +78,11 @@ impl SavedImage {
     ///
     /// # Cancel safety
     /// Dropped, layers that were in place already stay.
-    pub(crate) async fn keep(self, id_map: IdMap) -> Result<Base, ImageError> {
+    pub(crate) async fn keep(self, id_map: IdMap) -> Result<ImageDigest, ImageError> {
         let Self { store, image, _file, .. } = self;
         let (digest, limits) = (image.digest, UnpackLimits::default());
         let origin = Origin::Local(image);
         Fetch { store: &store, name: NAME, digest, origin: &origin, id_map, limits }.run(&()).await?;
-        Ok(Base::Image(digest))
+        Ok(digest)
     }
 }
