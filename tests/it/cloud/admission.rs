@@ -11,6 +11,7 @@ use tokio_rustls::rustls::{
 };
 
 use super::{
+    buildgrid::BuildGrid,
     engine::{TestEngine, step_program},
     proxy::{Proxy, Rules},
 };
@@ -112,4 +113,34 @@ fn certificates_and_tokens_let_in_and_are_seen_by_nobody() {
         walk(dir, &mut look);
     }
     assert!(seen > 10, "{seen}");
+}
+
+#[test]
+fn a_worker_is_let_in_by_certificates_and_a_token_and_says_so_where_it_is_not() {
+    if step_program().is_none() {
+        return;
+    }
+    let Some(engine) = BuildGrid::start() else { return };
+    let project = Project::with_steps(&[("step", "echo run by the worker", None)]);
+    let top = project.dir.parent().unwrap().to_owned();
+    let tls = Some(Arc::new(certificates(&top)));
+    let authorization = Some(format!("Bearer {TOKEN}"));
+    let proxy = Proxy::start(&engine.url(), Rules { authorization, tls, ..Rules::default() });
+    Image::shell().write_oci(&top.join("image"), "it");
+    let url = format!("--remote=grpcs://{}", proxy.address());
+    let pems = ["ca", "cert", "key"].map(|name| format!("--remote-{name}={}", top.join(name).display()) + ".pem");
+    let header = format!("--remote-header=Authorization: Bearer {TOKEN}");
+    let logs = format!("--remote-logs={}", engine.logstream_url());
+    let known = [&*url, &*pems[0], &*pems[1], &*pems[2], &*header, &*logs];
+
+    let mut unknown = engine.start_worker(&known[..4], "unknown");
+    unknown.says("does not let us in");
+    let mut worker = engine.start_worker(&known, "known");
+    worker.says("slot 1: connected");
+    let image = format!("host=oci:{}:it", top.join("image").display());
+    let mut hm = project.hm(&["run", "--runner", "cloud", "--format", "human", "--image", &image]);
+    let ended = Ended::of(hm.args(known)).expect(0);
+    assert!(ended.stdout.contains("run by the worker"), "{ended:?}");
+    let said = format!("{ended:?} {} {}", worker.log(), unknown.log());
+    assert!(!said.contains(TOKEN) && !unknown.log().contains("connected to"), "{said}");
 }

@@ -163,18 +163,22 @@ impl BuildGrid {
 
     /// The same with another way to the engine.
     pub(crate) fn worker_at(&self, url: &str, name: &str) -> TestWorker {
+        let mut worker = self.start_worker(&["--remote", url, "--remote-logs", &self.logstream_url()], name);
+        worker.says("slot 1: connected");
+        worker
+    }
+
+    /// Starts one with these arguments, and waits for nothing.
+    pub(crate) fn start_worker(&self, arguments: &[&str], name: &str) -> TestWorker {
         let log = self.dir.path().join(format!("{name}.log"));
         let _ = fs::remove_file(&log);
         let mut command = Command::new(hm());
         command
-            .args(["worker", "--remote", url, "--remote-logs", &self.logstream_url(), "--name", name])
+            .args(["worker", "--name", name])
+            .args(arguments)
             .env("HM_CACHE_DIR", self.dir.path().join(format!("{name}.store")))
             .env("HM_CACHE_GC", "off");
-        let group = Group::start(&mut command, &log);
-        let mut worker = TestWorker { group, log };
-        let is_up = until(|| worker.group.has_ended() || worker.log().contains("slot 1: connected"));
-        assert!(is_up && !worker.group.has_ended(), "{}", worker.log());
-        worker
+        TestWorker { group: Group::start(&mut command, &log), log }
     }
 }
 
@@ -185,6 +189,13 @@ pub(crate) struct TestWorker {
 }
 
 impl TestWorker {
+    /// Waits until it has said that.
+    #[track_caller]
+    pub(crate) fn says(&mut self, text: &str) {
+        let said = until(|| self.group.has_ended() || self.log().contains(text));
+        assert!(said && !self.group.has_ended(), "{}", self.log());
+    }
+
     /// What it said.
     pub(crate) fn log(&self) -> String {
         fs::read_to_string(&self.log).unwrap_or_default()
