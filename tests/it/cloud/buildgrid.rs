@@ -72,17 +72,23 @@ impl Drop for Group {
 /// An engine that runs as long as this. Fields end in this order.
 pub(crate) struct BuildGrid {
     server: Option<Group>,
-    logstream: (Child, String),
+    logstream: LogService,
     _database: Group,
     bgd: PathBuf,
     port: u16,
     dir: tempfile::TempDir,
 }
 
-impl Drop for BuildGrid {
+/// `hm logstream`, and its address.
+struct LogService {
+    child: Child,
+    address: String,
+}
+
+impl Drop for LogService {
     fn drop(&mut self) {
-        let _ = self.logstream.0.kill();
-        let _ = self.logstream.0.wait();
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
 
@@ -104,19 +110,18 @@ impl BuildGrid {
         }
         let dir = tempfile::Builder::new().prefix("hm-buildgrid-").tempdir().unwrap();
         let database = start_database(&programs?, dir.path());
-        let (logstream, log_address) = start_logstream();
+        let logstream = start_logstream();
         let bgd = bgd?;
         let port = free_port();
         let config = CONFIG
             .replace("PORT", &port.to_string())
             .replace("ROOT", dir.path().to_str().unwrap())
             .replace("DATABASE", &database.1)
-            .replace("LOGSTREAM", &log_address);
+            .replace("LOGSTREAM", &logstream.address);
         fs::write(dir.path().join("buildgrid.yml"), config).unwrap();
         let migrated = Command::new(&bgd).args(["migrate", "apply", &database.1]).output().unwrap();
         assert!(migrated.status.success(), "{}", String::from_utf8_lossy(&migrated.stderr));
-        let mut engine =
-            Self { server: None, logstream: (logstream, log_address), _database: database.0, bgd, port, dir };
+        let mut engine = Self { server: None, logstream, _database: database.0, bgd, port, dir };
         engine.serve();
         Some(engine)
     }
@@ -126,7 +131,7 @@ impl BuildGrid {
     }
 
     pub(crate) fn logstream_url(&self) -> String {
-        format!("grpc://{}", self.logstream.1)
+        format!("grpc://{}", self.logstream.address)
     }
 
     /// Where its blobs lie.
@@ -152,8 +157,8 @@ impl BuildGrid {
 
     /// SIGKILL to the log service.
     pub(crate) fn kill_logstream(&mut self) {
-        self.logstream.0.kill().unwrap();
-        self.logstream.0.wait().unwrap();
+        self.logstream.child.kill().unwrap();
+        self.logstream.child.wait().unwrap();
     }
 
     /// Starts `hm worker` with a store of its own, and waits until it is connected.
@@ -273,7 +278,7 @@ fn start_database(programs: &Path, dir: &Path) -> (Group, String) {
     (group, format!("postgresql+psycopg2://bgd@127.0.0.1:{port}/bgd"))
 }
 
-fn start_logstream() -> (Child, String) {
+fn start_logstream() -> LogService {
     let mut child = Command::new(hm())
         .args(["logstream", "--listen", "127.0.0.1:0"])
         .stdin(Stdio::null())
@@ -283,5 +288,5 @@ fn start_logstream() -> (Child, String) {
     let mut line = String::new();
     BufReader::new(child.stderr.take().unwrap()).read_line(&mut line).unwrap();
     let address = line.trim().strip_prefix("log streams at grpc://").unwrap_or_else(|| panic!("{line}"));
-    (child, address.to_owned())
+    LogService { address: address.to_owned(), child }
 }
