@@ -12,7 +12,7 @@ use bollard::{
     container::LogOutput,
     errors::Error,
     exec::{CreateExecOptions, StartExecOptions},
-    models::{ContainerConfig, ContainerCreateBody, HealthConfig, HostConfig, HostConfigLogConfig},
+    models::{ContainerConfig, ContainerCreateBody, HostConfig, HostConfigLogConfig},
     query_parameters::{
         AttachContainerOptionsBuilder, CommitContainerOptionsBuilder, CreateContainerOptionsBuilder,
         KillContainerOptionsBuilder,
@@ -75,9 +75,10 @@ impl Container {
         let mut env = BTreeMap::from(DEFAULT_ENV);
         let variables = self.footing.env.iter().chain(command.env);
         env.extend(variables.map(|(name, value)| (name.as_str(), value.as_str())));
-        // A name alone takes a variable away, which the daemon would hand on from the step that left the image.
+        // What the daemon would hand on from the step that left the image. A name alone takes a variable away at Docker.
         let stray = self.footing.stray.iter().filter(|name| !env.contains_key(name.as_str())).cloned();
         let stray: Vec<_> = stray.collect();
+        let cmd = argument(command.script, &stray);
         let env = env.into_iter().map(|(name, value)| format!("{name}={value}")).chain(stray).collect();
         let bytes = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
         let memory = self.limits.memory.map(|memory| bytes(memory.bytes));
@@ -103,13 +104,12 @@ impl Container {
         ContainerCreateBody {
             image: Some(self.footing.image.clone()),
             entrypoint: Some(vec!["/bin/sh".into(), "-c".into()]),
-            cmd: Some(vec![command.script.to_owned()]),
+            cmd: Some(cmd),
             env: Some(env),
             working_dir: Some(command.workdir.to_owned()),
             user: Some(USER.into()),
             attach_stdout: Some(true),
             attach_stderr: Some(true),
-            healthcheck: Some(HealthConfig { test: Some(vec!["NONE".into()]), ..HealthConfig::default() }),
             labels: Some(self.connection.marks.labels(self.footing.run)),
             host_config: Some(host_config),
             ..ContainerCreateBody::default()
@@ -161,6 +161,20 @@ impl Container {
         }
         Ok(footing)
     }
+}
+
+/// What `/bin/sh -c` gets: the command, without the variables `stray`, for which Podman wants a shell to take them away.
+fn argument(script: &str, stray: &[String]) -> Vec<String> {
+    let is_name = |name: &&String| {
+        let mut bytes = name.bytes();
+        bytes.next().is_some_and(|first| first.is_ascii_alphabetic() || first == b'_')
+            && bytes.all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
+    };
+    let names: Vec<&str> = stray.iter().filter(is_name).map(String::as_str).collect();
+    if names.is_empty() {
+        return vec![script.to_owned()];
+    }
+    vec![format!("unset {}; exec /bin/sh -c \"$0\"", names.join(" ")), script.to_owned()]
 }
 
 impl Vm for Container {
@@ -260,5 +274,17 @@ impl Drop for Container {
         if *self.may_exist.get_mut() {
             self.shared.remover.remove(&self.connection.client, std::mem::take(&mut self.name));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::argument;
+
+    #[test]
+    fn variables_of_other_steps_are_taken_away_where_a_shell_can() {
+        assert_eq!(argument("echo \"$0\"", &[]), ["echo \"$0\""]);
+        let stray = ["A".to_owned(), "x.y".to_owned(), "_b2".to_owned(), "2c".to_owned(), "a b".to_owned()];
+        assert_eq!(argument("true", &stray), ["unset A _b2; exec /bin/sh -c \"$0\"", "true"]);
     }
 }

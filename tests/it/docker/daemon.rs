@@ -84,8 +84,13 @@ impl Daemon {
     }
 
     fn answers(host: &str) -> bool {
-        let output = Command::new("docker").args(["--host", host, "version"]).output();
-        output.is_ok_and(|output| output.status.success())
+        // On a thread of its own, because the caller may be on a runtime.
+        let asked = || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            let docker = Docker::connect_with_unix(host, 10, API_DEFAULT_VERSION);
+            docker.is_ok_and(|docker| runtime.block_on(docker.negotiate_version()).is_ok())
+        };
+        std::thread::scope(|scope| scope.spawn(asked).join().unwrap())
     }
 
     /// A client of its own.
