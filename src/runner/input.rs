@@ -111,6 +111,20 @@ pub struct ExecutorInput {
     pub parent_snapshot: Option<SnapshotRef>,
 }
 
+#[cfg(any(feature = "sandbox", feature = "vm"))]
+impl ExecutorInput {
+    /// What the step has around it besides its files, on a runner that shows it neither the machine's nor secrets.
+    pub(super) fn surroundings(&self) -> crate::store::Surroundings {
+        crate::store::Surroundings {
+            env: Arc::clone(&self.env),
+            workdir: Arc::clone(&self.workdir),
+            runner_args: self.step.runner_args.clone(),
+            host_dirs: Vec::new(),
+            had_secrets: false,
+        }
+    }
+}
+
 /// How a command ended by itself. A non-zero exit is a result, not an error.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StepResult {

@@ -33,7 +33,7 @@ use crate::{
         ArgsSchema, CacheIdentity, ExecutorInput, ImageSupport, Limits, Pool, Probe, RunnerCapabilities, RunnerError,
         SnapshotRef, StepContext, StepResult, StepRunner, image_notes::no_image, sandbox::SandboxRunner,
     },
-    store::{Base, FrozenSource, IdMap, ImageOptions, Images, Store, StoreHandle, Surroundings, image_identity},
+    store::{Base, FrozenSource, IdMap, ImageOptions, Images, Store, StoreHandle, image_identity},
     transfer::{self, Ground, Packable, Uploads},
 };
 
@@ -411,7 +411,7 @@ impl StepRunner for CloudRunner {
         let committed_snapshot = if exit_code == 0 && input.cache_lookup.commits() {
             let taking = collect::snapshot(&result, &output, boot, &cas, &store, &self.uploads);
             let snapshot = Box::pin(taking).await?;
-            store.describe(&snapshot, Arc::new(surroundings(&input)));
+            store.describe(&snapshot, Arc::new(input.surroundings()));
             Some(snapshot)
         } else {
             None
@@ -516,14 +516,4 @@ async fn packable(part: &Part) -> Result<Option<Packable>, RunnerError> {
             Some(Packable::Tree { identity: identity.await?, dir: dir.clone() })
         }
     })
-}
-
-fn surroundings(input: &ExecutorInput) -> Surroundings {
-    Surroundings {
-        env: Arc::clone(&input.env),
-        workdir: Arc::clone(&input.workdir),
-        runner_args: input.step.runner_args.clone(),
-        host_dirs: Vec::new(),
-        had_secrets: false,
-    }
 }

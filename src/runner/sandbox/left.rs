@@ -21,13 +21,8 @@ pub(super) fn is_worth_keeping(ended: &Result<i32, RunnerError>) -> bool {
 
 /// What a step has around it besides its files.
 pub(super) fn surroundings(ctx: &StepContext, input: &ExecutorInput, host_dirs: &[std::path::PathBuf]) -> Surroundings {
-    Surroundings {
-        env: Arc::clone(&input.env),
-        workdir: Arc::clone(&input.workdir),
-        runner_args: input.step.runner_args.clone(),
-        host_dirs: host_dirs.to_vec(),
-        had_secrets: !ctx.secrets.is_empty(),
-    }
+    let (host_dirs, had_secrets) = (host_dirs.to_vec(), !ctx.secrets.is_empty());
+    Surroundings { host_dirs, had_secrets, ..input.surroundings() }
 }
 
 /// Keeps the files of a step that did not pass, when all its processes are dead. That it can't be done is a warning: the

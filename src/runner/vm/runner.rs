@@ -120,7 +120,7 @@ impl<B: VmBackend> StepRunner for VmRunner<B> {
             Ok(0) if input.cache_lookup.commits() => {
                 let snapshot = if B::LAYERS && (ctx.snapshot_travels || vm.wants_commit()) {
                     let snapshot = Box::pin(vm.commit(&store)).await?;
-                    store.describe(&snapshot, Arc::new(surroundings(&input)));
+                    store.describe(&snapshot, Arc::new(input.surroundings()));
                     snapshot
                 } else {
                     format!("{}:{}:{}", B::NAME, source.id.as_str(), vm.snapshot().await?).into()
@@ -194,16 +194,6 @@ async fn run(vm: &impl Vm, ctx: &StepContext, input: &ExecutorInput) -> Result<i
         tracing::debug!(runner = input.step.runner.as_deref(), "a command did not end in its grace");
     }
     Err(ctx.interrupted())
-}
-
-fn surroundings(input: &ExecutorInput) -> Surroundings {
-    Surroundings {
-        env: Arc::clone(&input.env),
-        workdir: Arc::clone(&input.workdir),
-        runner_args: input.step.runner_args.clone(),
-        host_dirs: Vec::new(),
-        had_secrets: false,
-    }
 }
 
 /// The source, or what changed since another, in a file that nobody else sees.
