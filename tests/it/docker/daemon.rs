@@ -13,7 +13,10 @@ use bollard::{
     query_parameters::{CreateImageOptionsBuilder, ListContainersOptionsBuilder, ListImagesOptionsBuilder},
 };
 use futures_util::TryStreamExt;
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::{
+    mount::{UnmountFlags, unmount},
+    process::{Pid, Signal, kill_process},
+};
 use tempfile::TempDir;
 
 use crate::backends::usable;
@@ -26,7 +29,7 @@ pub(crate) struct Daemon {
     pub(crate) host: String,
     /// Ends before its directory goes.
     started: Option<Child>,
-    _dir: Option<TempDir>,
+    dir: Option<TempDir>,
 }
 
 /// Shared by the tests that run at the same time.
@@ -40,7 +43,7 @@ impl Daemon {
             return Some(daemon);
         }
         let daemon = match std::env::var("HM_TEST_DOCKER") {
-            Ok(host) => Ok(Self { host, started: None, _dir: None }),
+            Ok(host) => Ok(Self { host, started: None, dir: None }),
             Err(_) => Self::start(),
         };
         let daemon = match daemon {
@@ -75,7 +78,7 @@ impl Daemon {
         let patience = Instant::now() + Duration::from_secs(60);
         while Instant::now() < patience && started.try_wait().is_ok_and(|ended| ended.is_none()) {
             if Path::new(&path("docker.sock")).exists() && Self::answers(&host) {
-                return Ok(Self { host, started: Some(started), _dir: Some(dir) });
+                return Ok(Self { host, started: Some(started), dir: Some(dir) });
             }
             std::thread::sleep(Duration::from_millis(50));
         }
@@ -146,6 +149,10 @@ impl Drop for Daemon {
     fn drop(&mut self) {
         if let Some(started) = &mut self.started {
             end(started);
+        }
+        if let Some(dir) = &self.dir {
+            // The daemon leaves a name of its own network mounted, if it had containers without one.
+            let _ = unmount(dir.path().join("exec/netns/default"), UnmountFlags::DETACH);
         }
     }
 }
