@@ -13,7 +13,7 @@ use crate::{
         ArgsSchema, CacheIdentity, ExecutorInput, Limits, Probe, RunnerCapabilities, RunnerError, SnapshotRef,
         StepContext, StepResult, StepRunner,
     },
-    store::{FrozenSource, SourceId, Store, StoreError, StoreHandle, Surroundings},
+    store::{FrozenSource, SourceId, Store, StoreError, StoreHandle},
 };
 
 /// Runs each step in a machine of its own, which a [`VmBackend`] makes.
