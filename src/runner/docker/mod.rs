@@ -14,6 +14,7 @@
 //! removes what a dead one left, and the end of a build what is the build's. Knows nothing of plans, nor who needs what.
 //!
 //! [`Vm::commit`]: super::vm::Vm::commit
+//! [`VmRunner`]: super::vm::VmRunner
 
 mod backend;
 mod collect;
