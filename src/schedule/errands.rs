@@ -371,7 +371,7 @@ impl<'a, R: RunnerSet> Errands<'a, R> {
                     Base::Snapshot(parent) => progress.snapshot(parent).cloned(),
                     Base::Image(_) => None,
                 };
-                let Some(asking) = self.sharing.ask(step, key, parent, |runner| self.mode(runner)) else {
+                let Some(asking) = self.sharing.ask(step, key, parent, self.modes()) else {
                     return self.decided(step, Outcome::Missed { reason, message, flight }, progress, now);
                 };
                 self.under_way.push(Box::pin(async move {
@@ -396,12 +396,23 @@ impl<'a, R: RunnerSet> Errands<'a, R> {
         }
     }
 
-    /// How a runner works here, where somebody asked it.
-    fn mode(&self, runner: RunnerIndex) -> Option<Arc<str>> {
-        self.identities.iter().find_map(|((asked, _), known)| match known {
-            Known::Answered(Ok(Some(identity))) if *asked == runner => Some(Arc::clone(&identity.mode)),
+    /// How the runners work here: those that nobody asked yet are.
+    fn modes(&self) -> impl Future<Output = BTreeMap<RunnerIndex, Arc<str>>> + use<'a, R> {
+        let known = self.identities.iter().filter_map(|((runner, _), known)| match known {
+            Known::Answered(Ok(Some(identity))) => Some((*runner, Arc::clone(&identity.mode))),
             _ => None,
-        })
+        });
+        let mut modes: BTreeMap<_, _> = known.collect();
+        let unknown: Vec<_> = self.sharing.runners().filter(|runner| !modes.contains_key(runner)).collect();
+        let runners = self.runners;
+        async move {
+            for runner in unknown {
+                if let Ok(Some(identity)) = identity(runners, (runner, None)).await {
+                    modes.insert(runner, identity.mode);
+                }
+            }
+            modes
+        }
     }
 
     fn decided(&mut self, step: StepIndex, outcome: Outcome, progress: &mut Progress<'_>, now: Duration) {

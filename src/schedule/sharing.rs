@@ -33,9 +33,9 @@ pub(super) type Asked<'a> = Pin<Box<dyn Future<Output = Option<Found>> + Send + 
 
 /// Where results are shared, and what of one build goes there.
 pub(super) struct Sharing<'a> {
-    plan: &'a BoundPlan,
-    cache: Option<&'a BuildCache>,
-    place: Option<Place<'a>>,
+    scope: Scope<'a>,
+    /// Whose steps the plan has, where they may be shared.
+    runners: BTreeSet<RunnerIndex>,
     /// Found in this machine's cache alone.
     found_here: BTreeMap<StepIndex, (CacheKey, Found)>,
     /// Found, here or there: nobody elsewhere knows what a step left that ran just now, nor what stands on that.
@@ -44,6 +44,14 @@ pub(super) struct Sharing<'a> {
     shared: BTreeSet<StepIndex>,
     ahead: LookedAhead,
     under_way: FuturesUnordered<Pin<Box<dyn Future<Output = ()> + Send + 'a>>>,
+}
+
+/// What does not change while a build runs.
+#[derive(Clone, Copy)]
+struct Scope<'a> {
+    plan: &'a BoundPlan,
+    cache: Option<&'a BuildCache>,
+    place: Option<Place<'a>>,
 }
 
 /// A remote cache, the store that shares with it, and the pipeline.
@@ -58,10 +66,13 @@ impl<'a> Sharing<'a> {
     pub(super) fn new(plan: &'a BoundPlan, cache: Option<&'a BuildCache>, remote: Option<&'a RemoteCache>) -> Self {
         let store = cache.and_then(BuildCache::store);
         let place = remote.zip(store).map(|(remote, (store, pipeline))| Place { remote, store, pipeline });
+        let runners = match place {
+            Some(_) => plan.steps.iter().map(|step| step.runner).collect(),
+            None => BTreeSet::new(),
+        };
         Self {
-            plan,
-            cache,
-            place,
+            scope: Scope { plan, cache, place },
+            runners,
             found_here: BTreeMap::new(),
             found: BTreeSet::new(),
             shared: BTreeSet::new(),
@@ -70,33 +81,39 @@ impl<'a> Sharing<'a> {
         }
     }
 
-    /// Asks for a step that this machine's cache does not have; `None` where that makes no sense. `mode` tells how a runner
-    /// works here, where that is known by now. Where nothing is found, the files of `parent`, which the step boots from, are
-    /// brought here if they are not.
+    /// The runners whose ways of working here an answer depends on.
+    pub(super) fn runners(&self) -> impl Iterator<Item = RunnerIndex> {
+        self.runners.iter().copied()
+    }
+
+    /// Asks for a step that this machine's cache does not have; `None` where that makes no sense. `modes` tells how runners
+    /// work here. Where nothing is found, the files of `parent`, which the step boots from, are brought here if they are not.
     pub(super) fn ask(
         &self,
         step: StepIndex,
         key: CacheKey,
         parent: Option<SnapshotRef>,
-        mode: impl Fn(RunnerIndex) -> Option<Arc<str>>,
+        modes: impl Future<Output = BTreeMap<RunnerIndex, Arc<str>>> + Send + 'a,
     ) -> Option<Asked<'a>> {
-        let Place { remote, store, pipeline } = self.place.filter(|_| self.is_asked_for(step))?;
-        if let Base::Snapshot(parent) = self.plan.base(step)
+        let scope = self.scope;
+        let Place { remote, store, pipeline } = scope.place.filter(|_| scope.is_asked_for(step))?;
+        if let Base::Snapshot(parent) = scope.plan.base(step)
             && !self.found.contains(&parent)
         {
             return None;
         }
         let known = lock(&self.ahead).remove(&key);
-        let question = match known {
-            Some(_) => None,
-            None if self.plan.is_portable(step) => Some(self.question(step, key, mode)?),
-            None => return None,
-        };
+        if known.is_none() && !scope.plan.is_portable(step) {
+            return None;
+        }
         let ahead = Arc::clone(&self.ahead);
         Some(Box::pin(async move {
-            let found = match question {
-                None => known.flatten(),
-                Some(question) => remote.find(store, pipeline, question, &ahead).await,
+            let found = match known {
+                Some(known) => known,
+                None => match scope.question(step, key, &modes.await) {
+                    Some(question) => remote.find(store, pipeline, question, &ahead).await,
+                    None => None,
+                },
             };
             if found.is_none()
                 && let Some(parent) = parent
@@ -109,29 +126,30 @@ impl<'a> Sharing<'a> {
 
     /// Takes note that a step need not run.
     pub(super) fn found(&mut self, step: StepIndex) {
-        if self.place.is_some() {
+        if self.scope.place.is_some() {
             self.found.insert(step);
         }
     }
 
     /// Takes note of a step that was found here.
     pub(super) fn found_here(&mut self, step: StepIndex, key: CacheKey, found: &Found) {
-        if self.place.is_some_and(|place| place.remote.writes(&self.plan.runner(step).pool)) {
+        let pool = &self.scope.plan.runner(step).pool;
+        if self.scope.place.is_some_and(|place| place.remote.writes(pool)) {
             self.found_here.insert(step, (key, found.clone()));
         }
     }
 
     /// Shares what a step left, and what it stands on.
     pub(super) fn share(&mut self, step: StepIndex, key: CacheKey, found: Found) {
-        let Some(Place { remote, store, pipeline }) = self.place else { return };
-        if !remote.writes(&self.plan.runner(step).pool) {
+        let Some(Place { remote, store, pipeline }) = self.scope.place else { return };
+        if !remote.writes(&self.scope.plan.runner(step).pool) {
             return;
         }
         self.shared.insert(step);
         let mut lineage = vec![(key, found)];
         let mut at = step;
         // What is below a step that was shared is, too.
-        while let Some(parent) = self.plan.dag.lineage_parent(at).filter(|parent| !self.shared.contains(parent)) {
+        while let Some(parent) = self.scope.plan.dag.lineage_parent(at).filter(|parent| !self.shared.contains(parent)) {
             lineage.extend(self.found_here.remove(&parent));
             at = parent;
         }
@@ -164,7 +182,9 @@ impl<'a> Sharing<'a> {
             }
         }
     }
+}
 
+impl<'a> Scope<'a> {
     fn is_asked_for(&self, step: StepIndex) -> bool {
         let is_served = self.place.is_some_and(|place| place.remote.reads(&self.plan.runner(step).pool));
         let is_refreshed = self.cache.is_none_or(|cache| cache.is_refreshed(&self.plan.step(step).step.key));
@@ -176,14 +196,14 @@ impl<'a> Sharing<'a> {
         &self,
         step: StepIndex,
         key: CacheKey,
-        mode: impl Fn(RunnerIndex) -> Option<Arc<str>>,
+        modes: &BTreeMap<RunnerIndex, Arc<str>>,
     ) -> Option<Question<'a>> {
         let plan = self.plan;
-        let mut candidates = vec![self.candidate(step, None, &mode)?];
+        let mut candidates = vec![self.candidate(step, None, modes)?];
         let mut at = 0;
         while let Some(step) = candidates.get(at).map(|candidate| candidate.step) {
             for link in plan.dag.children(step).iter().filter(|link| link.kind == EdgeKind::BuildsIn) {
-                match self.candidate(link.step, Some(at), &mode) {
+                match self.candidate(link.step, Some(at), modes) {
                     Some(candidate) => candidates.push(candidate),
                     None => candidates[at].is_needed = true,
                 }
@@ -202,10 +222,10 @@ impl<'a> Sharing<'a> {
         &self,
         step: StepIndex,
         parent: Option<usize>,
-        mode: impl Fn(RunnerIndex) -> Option<Arc<str>>,
+        modes: &BTreeMap<RunnerIndex, Arc<str>>,
     ) -> Option<Candidate> {
         let bound = self.plan.step(step);
-        let mode = mode(bound.runner).filter(|_| self.is_asked_for(step))?;
+        let mode = modes.get(&bound.runner).filter(|_| self.is_asked_for(step)).cloned()?;
         let Cacheable { max_age, .. } = Cacheable::of(&bound.step)?;
         Some(Candidate { step, parent, mode, max_age, is_needed: false })
     }

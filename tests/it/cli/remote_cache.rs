@@ -84,7 +84,7 @@ fn a_second_machine_runs_nothing_of_what_a_first_one_ran_on_an_engine() {
         let store = format!("{name}-second");
         let warm = run(&project, &store, &image, &args).expect(0).events();
         assert_eq!((count(&warm, "step_start"), count(&warm, "step_cache_hit")), (0, 12), "{name}");
-        assert_eq!(layers(&project, &store), 0, "nobody needed a file");
+        assert_eq!(layers(&project, &store), 0, "{name}: nobody needed a file");
         // What the steps printed came along.
         let step = warm.iter().find_map(|event| event["key"].as_str()).unwrap();
         let mut hm = project.hm(&["logs", step]);
