@@ -4,3 +4,9 @@ hm-step:
         cargo build --locked --profile step --target {{arch()}}-unknown-linux-gnu \
         --no-default-features --features step --bin hm-step
     @echo "export HM_STEP=$PWD/target/{{arch()}}-unknown-linux-gnu/step/hm-step"
+
+# One target of `cargo fuzz list`, for as many seconds as you like; what it finds new stays out of the committed seeds.
+fuzz target seconds="1200":
+    mkdir -p fuzz/artifacts/corpus-{{target}}
+    RUSTC_BOOTSTRAP=1 cargo fuzz run {{target}} fuzz/artifacts/corpus-{{target}} fuzz/corpus/{{target}} -- \
+        -max_total_time={{seconds}} -rss_limit_mb=2048 -timeout=20

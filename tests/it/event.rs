@@ -3,6 +3,7 @@
 mod compat;
 mod journal;
 mod masking;
+mod oracle;
 
 use std::{fs, path::Path, time::Duration};
 
@@ -344,30 +345,8 @@ proptest! {
         chunks in prop::collection::vec((any::<bool>(), prop::collection::vec(
             prop_oneof![4 => Just(b'\n'), 2 => Just(b'\r'), 10 => any::<u8>()], 0..60)), 0..20),
     ) {
-        let dir = tempfile::tempdir().unwrap();
-        let (mut writer, bus, _events) = create_in(dir.path(), 1);
-        start(&mut writer, 0);
-        for (is_stderr, chunk) in &chunks {
-            let stream = if *is_stderr { StdStream::Stderr } else { StdStream::Stdout };
-            bus.output(id(0), stream, chunk).now_or_never().unwrap();
-        }
-        end(&mut writer, 0);
-        end_build(writer);
-        let written: Vec<u8> = chunks.iter().flat_map(|(_, chunk)| chunk).copied().collect();
-        prop_assert_eq!(fs::read(dir.path().join("logs/0-1.log")).unwrap_or_default(), written);
-        let events = replay(dir.path());
-        for (is_stderr, stream) in [(false, StdStream::Stdout), (true, StdStream::Stderr)] {
-            let of_stream = chunks.iter().filter(|(of, _)| *of == is_stderr);
-            let bytes: Vec<u8> = of_stream.flat_map(|(_, chunk)| chunk).copied().collect();
-            let mut expected: Vec<String> = bytes
-                .split(|&byte| byte == b'\n')
-                .map(|line| String::from_utf8_lossy(line.strip_suffix(b"\r").unwrap_or(line)).into_owned())
-                .collect();
-            // What follows the last line end is no line where it is empty, and keeps its carriage return.
-            let last = bytes.rsplit(|&byte| byte == b'\n').next().unwrap_or_default();
-            expected.pop();
-            expected.extend((!last.is_empty()).then(|| String::from_utf8_lossy(last).into_owned()));
-            prop_assert_eq!(lines(&events, 0, stream), expected);
-        }
+        let stream = |is_stderr| if is_stderr { StdStream::Stderr } else { StdStream::Stdout };
+        let chunks: Vec<_> = chunks.iter().map(|(is_stderr, chunk)| (stream(*is_stderr), &chunk[..])).collect();
+        oracle::check_output(&chunks);
     }
 }

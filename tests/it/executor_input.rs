@@ -2,8 +2,11 @@
 
 use hm_exec::{ExecutorInput, StepResult};
 use hm_plugin_protocol as theirs;
+use proptest::prelude::*;
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
+
+use crate::input_oracle;
 
 /// Reads `value` as `A`, what that writes as `B`, and what that writes must be `value` again.
 fn round_trip<A: Serialize + DeserializeOwned, B: Serialize + DeserializeOwned>(value: &Value) {
@@ -62,6 +65,17 @@ fn inputs_without_a_parent_or_with_an_unknown_field_are_treated_like_the_publish
 }
 
 #[test]
+fn parameters_of_a_cache_policy_are_kept_that_the_published_crate_drops() {
+    let mut value = input(&json!({ "kind": "miss_no_commit" }), &Value::Null);
+    let known = value["step"]["cache"].clone();
+    value["step"]["cache"]["duration_seconds"] = json!(1.5);
+    input_oracle::check(value.to_string().as_bytes());
+    round_trip::<ExecutorInput, ExecutorInput>(&value);
+    let theirs: theirs::ExecutorInput = serde_json::from_value(value).unwrap();
+    assert_eq!(serde_json::to_value(theirs).unwrap()["step"]["cache"], known);
+}
+
+#[test]
 fn results_are_read_and_written_alike_by_us_and_the_published_crate() {
     for value in [
         json!({ "exit_code": 0, "committed_snapshot": "hm1:3", "artifacts": [] }),
@@ -70,5 +84,47 @@ fn results_are_read_and_written_alike_by_us_and_the_published_crate() {
     ] {
         round_trip::<StepResult, theirs::StepResult>(&value);
         round_trip::<theirs::StepResult, StepResult>(&value);
+    }
+}
+
+/// Some JSON of any shape.
+fn json_values() -> impl Strategy<Value = Value> {
+    let leaf = prop_oneof![
+        Just(Value::Null),
+        any::<bool>().prop_map(Value::from),
+        any::<i64>().prop_map(Value::from),
+        any::<f64>().prop_map(Value::from),
+        "[a-z:]{0,4}".prop_map(Value::from),
+        Just(json!("67e55044-10b1-426f-9247-bb680e5fe0c8")),
+    ];
+    leaf.prop_recursive(2, 8, 3, |inner| {
+        prop_oneof![
+            proptest::collection::vec(inner.clone(), 0..3).prop_map(Value::from),
+            proptest::collection::btree_map("[a-z]{1,2}|kind|tag", inner, 0..3).prop_map(Value::from_iter),
+        ]
+    })
+}
+
+/// A field of `value`, of a field of it, and so on.
+fn place<'a>(value: &'a mut Value, at: &[prop::sample::Index]) -> &'a mut Value {
+    match at {
+        [first, rest @ ..] if value.as_object().is_some_and(|fields| !fields.is_empty()) => {
+            let fields = value.as_object_mut().unwrap();
+            let nth = first.index(fields.len());
+            place(fields.values_mut().nth(nth).unwrap(), rest)
+        }
+        _ => value,
+    }
+}
+
+proptest! {
+    #[test]
+    fn whatever_a_field_is_replaced_by_an_input_is_read_by_both_or_by_none(
+        at in prop::collection::vec(any::<prop::sample::Index>(), 0..4),
+        replacement in json_values(),
+    ) {
+        let mut value = input(&json!({ "kind": "miss_build_as", "tag": "hm1:2" }), &json!("hm1:0"));
+        *place(&mut value, &at) = replacement;
+        input_oracle::check(value.to_string().as_bytes());
     }
 }

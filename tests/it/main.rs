@@ -21,6 +21,7 @@ mod executor_input;
 mod filesystem;
 #[cfg(target_os = "linux")]
 mod images;
+mod input_oracle;
 mod ir;
 mod ir_mistakes;
 mod ir_oracle;
@@ -36,3 +37,5 @@ mod scripted;
 mod step;
 mod store;
 mod ui;
+#[cfg(target_os = "linux")]
+mod unpack_oracle;

@@ -11,7 +11,7 @@ use hm_exec::{
     plan::StepIndex,
     schedule::{Answer, AttemptEnd, Placement, Policy, Rules, Stop, priorities},
 };
-use proptest::{collection::vec, prelude::*, sample::Index};
+use proptest::{collection::vec, prelude::*};
 
 use crate::{
     model::{Model, Step},
@@ -24,14 +24,14 @@ const BACKOFFS_MS: [u64; 2] = [100, 200];
 #[derive(Debug, Clone)]
 enum Operation {
     Start,
-    LookUp { which: Index, found: bool },
-    End { which: Index, end: AttemptEnd },
+    LookUp { which: usize, found: bool },
+    End { which: usize, end: AttemptEnd },
     Wait { ms: u64 },
     Stop(Stop),
 }
 
 #[derive(Debug, Clone)]
-struct Scenario {
+pub(crate) struct Scenario {
     graph: Graph,
     pool_of: Vec<usize>,
     cached: Vec<bool>,
@@ -42,29 +42,32 @@ struct Scenario {
     final_ends: Vec<AttemptEnd>,
 }
 
-fn attempt_ends() -> impl Strategy<Value = AttemptEnd> {
-    prop_oneof![
-        8 => Just(AttemptEnd::Exited(0)),
-        2 => (1..=255).prop_map(AttemptEnd::Exited),
-        3 => Just(AttemptEnd::Infrastructure { retryable: true }),
-        1 => Just(AttemptEnd::Infrastructure { retryable: false }),
-        1 => Just(AttemptEnd::OutOfMemory),
-        1 => Just(AttemptEnd::TimedOut),
-        1 => Just(AttemptEnd::Canceled),
-    ]
+/// How an attempt ends, the likelier the more bytes stand for it.
+fn end_of(byte: u8) -> AttemptEnd {
+    match byte % 17 {
+        0..8 => AttemptEnd::Exited(0),
+        8..10 => AttemptEnd::Exited(i32::from(byte) + 1),
+        10..13 => AttemptEnd::Infrastructure { retryable: true },
+        13 => AttemptEnd::Infrastructure { retryable: false },
+        14 => AttemptEnd::OutOfMemory,
+        15 => AttemptEnd::TimedOut,
+        _ => AttemptEnd::Canceled,
+    }
 }
 
-fn operations() -> impl Strategy<Value = Operation> {
-    prop_oneof![
-        60 => Just(Operation::Start),
-        30 => (any::<Index>(), any::<bool>()).prop_map(|(which, found)| Operation::LookUp { which, found }),
-        50 => (any::<Index>(), attempt_ends()).prop_map(|(which, end)| Operation::End { which, end }),
-        20 => (0..250_u64).prop_map(|ms| Operation::Wait { ms }),
-        1 => prop_oneof![Just(Stop::Canceled), Just(Stop::TimedOut)].prop_map(Operation::Stop),
-    ]
+/// What happens, three bytes each.
+fn operations_of(bytes: &[u8]) -> Vec<Operation> {
+    let operation = |&[kind, which, value]: &[u8; 3]| match kind % 161 {
+        0..60 => Operation::Start,
+        60..90 => Operation::LookUp { which: which.into(), found: value % 2 == 1 },
+        90..140 => Operation::End { which: which.into(), end: end_of(value) },
+        140..160 => Operation::Wait { ms: value.into() },
+        _ => Operation::Stop(if value % 2 == 1 { Stop::Canceled } else { Stop::TimedOut }),
+    };
+    bytes.as_chunks().0.iter().map(operation).collect()
 }
 
-fn scenarios() -> impl Strategy<Value = Scenario> {
+pub(crate) fn scenarios() -> impl Strategy<Value = Scenario> {
     (graphs(0..=60), vec(1..=4_usize, 3)).prop_flat_map(|(graph, limits)| {
         let steps = graph.len;
         (
@@ -72,8 +75,8 @@ fn scenarios() -> impl Strategy<Value = Scenario> {
             vec(proptest::bool::weighted(0.3), steps),
             vec(proptest::option::of(0..5_000_u64), steps),
             any::<bool>(),
-            vec(operations(), 0..300),
-            vec(attempt_ends(), 1..20),
+            vec(any::<u8>(), 0..900).prop_map(|bytes| operations_of(&bytes)),
+            vec(any::<u8>().prop_map(end_of), 1..20),
         )
             .prop_map(move |(pool_of, cached, last_run_ms, keep_going, operations, final_ends)| Scenario {
                 graph: graph.clone(),
@@ -86,6 +89,14 @@ fn scenarios() -> impl Strategy<Value = Scenario> {
                 final_ends,
             })
     })
+}
+
+impl Scenario {
+    /// The same with what happens as these bytes say.
+    #[allow(dead_code, reason = "for the fuzz target")]
+    pub(crate) fn with_operations(self, bytes: &[u8]) -> Self {
+        Self { operations: operations_of(bytes), ..self }
+    }
 }
 
 /// The longest remaining path by definition: relax every edge as often as there are steps.
@@ -209,7 +220,7 @@ fn index(step: usize) -> StepIndex {
     StepIndex(u32::try_from(step).unwrap())
 }
 
-fn check(scenario: &Scenario) {
+pub(crate) fn check(scenario: &Scenario) {
     let plan = Plan::parse(scenario.graph.to_ir_json()).unwrap();
     let last_run: Vec<_> = scenario.last_run_ms.iter().map(|ms| ms.map(Duration::from_millis)).collect();
     let urgency = urgency(scenario);
@@ -250,10 +261,10 @@ fn check(scenario: &Scenario) {
                 pair.start();
             }
             Operation::LookUp { which, found } => {
-                pair.look_up(|waiting| which.index(waiting), *found);
+                pair.look_up(|waiting| which % waiting, *found);
             }
             Operation::End { which, end } => {
-                pair.end(|running| which.index(running), *end);
+                pair.end(|running| which % running, *end);
             }
             Operation::Wait { ms } => pair.now += Duration::from_millis(*ms),
             Operation::Stop(reason) => pair.stop(*reason),

@@ -11,7 +11,11 @@ use hm_exec::{
 use proptest::prelude::*;
 use tempfile::TempDir;
 
-use super::{create_in, end, end_build, id, kinds, lines, meta, replay, start};
+use super::{
+    create_in, end, end_build, id, kinds, lines, meta,
+    oracle::{check_journal, frame, read, with_records},
+    replay, start,
+};
 
 /// A run with one of every kind of record, the same bytes every time.
 async fn record(dir: &Path) {
@@ -132,22 +136,6 @@ fn with_journal(journal: &[u8]) -> TempDir {
     dir
 }
 
-/// The events up to the first error, and that.
-fn read(dir: &Path) -> (Vec<BuildEvent>, Option<JournalError>) {
-    let mut events = Vec::new();
-    let reader = match event::open(dir) {
-        Ok(reader) => reader,
-        Err(error) => return (events, Some(error)),
-    };
-    for event in reader {
-        match event {
-            Ok(event) => events.push(event),
-            Err(error) => return (events, Some(error)),
-        }
-    }
-    (events, None)
-}
-
 #[test]
 fn any_beginning_of_a_journal_gives_whole_events_and_tells_a_torn_record() {
     let journal = fs::read(fixture().join("journal")).unwrap();
@@ -261,11 +249,6 @@ fn a_writer_killed_at_any_moment_leaves_all_that_was_shown() {
     }
 }
 
-fn frame(payload: &[u8]) -> Vec<u8> {
-    let len = u32::try_from(payload.len()).unwrap();
-    [&len.to_le_bytes()[..], &crc32fast::hash(payload).to_le_bytes(), payload].concat()
-}
-
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
@@ -283,16 +266,12 @@ proptest! {
     #[test]
     fn hostile_records_give_events_or_a_typed_error(
         payloads in prop::collection::vec((0u8..9, prop::collection::vec(any::<u8>(), 0..40)), 0..20),
+        cut: prop::sample::Index,
     ) {
-        let mut journal = fs::read(fixture().join("journal")).unwrap();
-        journal.truncate(20 + u32::from_le_bytes(journal[12..16].try_into().unwrap()) as usize);
-        for (kind, rest) in payloads {
-            journal.extend(frame(&[&[kind], &rest[..]].concat()));
-        }
-        let dir = with_journal(&journal);
-        let (events, _) = read(dir.path());
-        prop_assert!(events.iter().map(BuildEvent::seq).eq(0..events.len() as u64));
-        let _ = event::durations(dir.path());
+        let payloads: Vec<Vec<u8>> = payloads.into_iter().map(|(kind, rest)| [&[kind], &rest[..]].concat()).collect();
+        let journal = fs::read(fixture().join("journal")).unwrap();
+        let journal = with_records(&journal, payloads.iter().map(Vec::as_slice));
+        check_journal(&journal, cut.index(journal.len()));
     }
 
     #[test]

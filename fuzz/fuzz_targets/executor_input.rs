@@ -1,0 +1,10 @@
+//! Any bytes as a runner's input: the published crate and we agree.
+
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+
+#[path = "../../tests/it/input_oracle.rs"]
+mod input_oracle;
+
+fuzz_target!(|json: &[u8]| input_oracle::check(json));

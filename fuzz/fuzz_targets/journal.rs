@@ -1,0 +1,19 @@
+//! Any journal, cut off anywhere: whole events, or a typed error. Its first two bytes say where it is cut, and whether the
+//! rest is a journal or records that zero bytes divide.
+
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+
+#[path = "../../tests/it/event/oracle.rs"]
+#[allow(dead_code)]
+mod oracle;
+
+const FIXTURE: &[u8] = include_bytes!("../../tests/fixtures/journal/v1/journal");
+
+fuzz_target!(|bytes: &[u8]| {
+    let [cut, is_raw, rest @ ..] = bytes else { return };
+    let records = || oracle::with_records(FIXTURE, rest.split(|byte| *byte == 0xff));
+    let journal = if is_raw % 2 == 1 { rest.to_vec() } else { records() };
+    oracle::check_journal(&journal, journal.len() * usize::from(*cut) / 256);
+});

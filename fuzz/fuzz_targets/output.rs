@@ -1,0 +1,18 @@
+//! Any output in any pieces: every byte is kept, and readers get its lines. Bytes of 0xfe and 0xff divide the pieces, and
+//! say of which stream the next one is.
+
+#![no_main]
+
+use hm_exec::event::StdStream::{Stderr, Stdout};
+use libfuzzer_sys::fuzz_target;
+
+#[path = "../../tests/it/event/oracle.rs"]
+#[allow(dead_code)]
+mod oracle;
+
+fuzz_target!(|bytes: &[u8]| {
+    let pieces = bytes.split_inclusive(|byte| *byte >= 0xfe);
+    let pieces: Vec<_> =
+        pieces.map(|piece| (if piece.last() == Some(&0xff) { Stderr } else { Stdout }, piece)).collect();
+    oracle::check_output(&pieces);
+});

@@ -1,0 +1,18 @@
+//! Any graph and any course of a build: the policy agrees with the model. Its first eight bytes stand for the graph.
+
+#![no_main]
+#![allow(dead_code)]
+
+use libfuzzer_sys::fuzz_target;
+
+#[path = "../../tests/it/model/mod.rs"]
+mod model;
+#[path = "../../tests/it/pipelines.rs"]
+mod pipelines;
+#[path = "../../tests/it/schedule.rs"]
+mod schedule;
+
+fuzz_target!(|bytes: &[u8]| {
+    let Some((seed, operations)) = bytes.split_first_chunk() else { return };
+    schedule::check(&hm_exec_fuzz::value_of(&schedule::scenarios(), *seed).with_operations(operations));
+});

@@ -1,0 +1,10 @@
+//! Any archive: it becomes the tree that the model says, or is refused, and nothing is written elsewhere.
+
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+
+#[path = "../../tests/it/unpack_oracle.rs"]
+mod unpack_oracle;
+
+fuzz_target!(|bytes: &[u8]| unpack_oracle::check(&unpack_oracle::members_of(bytes)));

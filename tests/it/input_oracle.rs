@@ -1,0 +1,30 @@
+//! What must hold for any bytes that are given as a runner's input, with the published crate as the reference. The property
+//! test and the fuzz target share it.
+
+use hm_exec::ExecutorInput;
+use hm_plugin_protocol as theirs;
+use serde::{Serialize, de::DeserializeOwned};
+use serde_json::Value;
+
+/// Checks one input: what we read, the published crate reads, and the same from it; what it reads, we read. What it does
+/// not know of a cache policy, it drops and we keep.
+pub(crate) fn check(json: &[u8]) {
+    let ours = serde_json::from_slice::<ExecutorInput>(json);
+    let theirs = serde_json::from_slice::<theirs::ExecutorInput>(json);
+    match (ours, theirs) {
+        (Ok(ours), Ok(theirs)) => {
+            let (ours, theirs) = (serde_json::to_value(&ours).unwrap(), serde_json::to_value(&theirs).unwrap());
+            assert_eq!(rewritten::<theirs::ExecutorInput>(&ours), theirs, "what they read of what we wrote");
+            assert_eq!(rewritten::<ExecutorInput>(&ours), ours, "what we read of what we wrote");
+            assert_eq!(rewritten::<ExecutorInput>(&theirs), theirs, "what we read of what they wrote");
+        }
+        (Ok(_), Err(error)) => panic!("the published crate refuses what we read: {error}"),
+        (Err(error), Ok(_)) => panic!("the published crate reads what we refuse: {error}"),
+        (Err(_), Err(_)) => {}
+    }
+}
+
+/// What a `T` that is read from `value` writes.
+fn rewritten<T: Serialize + DeserializeOwned>(value: &Value) -> Value {
+    serde_json::to_value(serde_json::from_value::<T>(value.clone()).unwrap()).unwrap()
+}
