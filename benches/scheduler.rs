@@ -1,20 +1,31 @@
 //! What a step costs beside what it does: no-op steps on a current-thread runtime, with a subscriber that reads every
-//! event. Prints one table.
+//! event; beside the published hm-exec 0.0.9 on the same graphs, where it was built.
 //!
-//! `cargo bench --bench scheduler [STEPS...]`
+//! `cargo build --release --manifest-path benches/peers/Cargo.toml && cargo bench --bench scheduler [-- STEPS...]`
 
-#![allow(clippy::print_stdout, reason = "a bench prints its table")]
+#![allow(clippy::unwrap_used, reason = "a bench has nobody to report to")]
+
+mod common;
+#[path = "common/shapes.rs"]
+mod shapes;
 
 use std::{
-    fmt::Write as _,
-    fs,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
+use common::{Effort, Figure, Table};
 use hm_exec::{
     BuildEvent, BuildStatus, Engine, ExecutorInput, Plan, RunRequest, RunnerSet, StepResult,
     runner::{RunnerError, StepContext, StepRunner},
 };
+use shapes::{SHAPES, forget_peak, ir_json, peak_rss_mib};
+
+/// Each figure is that of the best of so many rounds: interruptions only ever add.
+const ROUNDS: usize = 5;
+/// How long the peer may take for all its rounds.
+const PATIENCE: Duration = Duration::from_secs(300);
 
 #[derive(Debug)]
 struct Noop;
@@ -33,132 +44,128 @@ struct Runners {
     noop: Noop,
 }
 
-type Shape = fn(usize) -> Vec<(usize, usize)>;
-
-const SHAPES: [(&str, Shape); 4] = [("chain", chain), ("fan", fan), ("layers", layers), ("random", random)];
-
-fn chain(steps: usize) -> Vec<(usize, usize)> {
-    (1..steps).map(|step| (step - 1, step)).collect()
-}
-
-fn fan(steps: usize) -> Vec<(usize, usize)> {
-    (1..steps).map(|step| (0, step)).collect()
-}
-
-/// Layers of a hundred, each step after three of the layer before.
-fn layers(steps: usize) -> Vec<(usize, usize)> {
-    let parents = |step: usize| (0..3).map(move |nth| (step / 100 - 1) * 100 + (step + nth * 31) % 100);
-    (100..steps).flat_map(|step| parents(step).map(move |parent| (parent, step))).collect()
-}
-
-/// Up to three parents anywhere before.
-fn random(steps: usize) -> Vec<(usize, usize)> {
-    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
-    let mut below = |limit: usize| {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        usize::try_from(state >> 33).expect("31 bits") % limit
-    };
-    let mut edges = Vec::new();
-    for step in 1..steps {
-        let mut parents: Vec<_> = (0..=below(3)).map(|_| below(step)).collect();
-        parents.sort_unstable();
-        parents.dedup();
-        edges.extend(parents.into_iter().map(|parent| (parent, step)));
-    }
-    edges
-}
-
-/// The IR. A step builds in its first parent.
-fn ir_json(steps: usize, edges: &[(usize, usize)]) -> String {
-    let mut json = String::from(r#"{"version":"0","graph":{"nodes":["#);
-    for step in 0..steps {
-        let comma = if step == 0 { "" } else { "," };
-        write!(json, r#"{comma}{{"step":{{"key":"s{step}","cmd":"true"}},"env":{{}}}}"#).expect("a string");
-    }
-    json.push_str(r#"],"node_holes":[],"edge_property":"directed","edges":["#);
-    let mut last = None;
-    for (at, (from, to)) in edges.iter().enumerate() {
-        let comma = if at == 0 { "" } else { "," };
-        let kind = if last.replace(to) == Some(to) { "depends_on" } else { "builds_in" };
-        write!(json, r#"{comma}[{from},{to},"{kind}"]"#).expect("a string");
-    }
-    json.push_str("]}}");
-    json
-}
-
 struct Measured {
     parse: Duration,
     run: Duration,
-    cpu: Duration,
     events: u64,
 }
 
 fn measure(json: &str) -> Measured {
     let begin = Instant::now();
-    let plan = Plan::parse(json).expect("a valid plan");
+    let plan = Plan::parse(json).unwrap();
     let parse = begin.elapsed();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
     runtime.block_on(async {
-        let engine = Engine::builder(Runners { noop: Noop }).build().expect("an engine");
-        let (begin, begin_cpu) = (Instant::now(), cpu_time());
-        let handle = engine.start(RunRequest::new(plan, "/")).await.expect("a build");
+        let engine = Engine::builder(Runners { noop: Noop }).build().unwrap();
+        let begin = Instant::now();
+        let handle = engine.start(RunRequest::new(plan, "/")).await.unwrap();
         let (mut stream, control) = handle.into_parts();
         let (mut events, mut last) = (0, None);
         while let Some(event) = stream.next().await {
             events += 1;
             last = Some(event);
         }
-        let outcome = control.wait().await.expect("an outcome");
-        let (run, cpu) = (begin.elapsed(), cpu_time() - begin_cpu);
+        let outcome = control.wait().await.unwrap();
+        let run = begin.elapsed();
         assert_eq!(outcome.status, BuildStatus::Passed);
         assert!(matches!(last, Some(BuildEvent::BuildEnd { seq, .. }) if seq + 1 == events));
-        Measured { parse, run, cpu, events }
+        Measured { parse, run, events }
     })
 }
 
-/// The processor time of this process: beside the wall clock's it tells how busy the machine was with other things.
-fn cpu_time() -> Duration {
-    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
-    Duration::new(time.tv_sec.unsigned_abs(), time.tv_nsec.try_into().expect("less than a second"))
+/// The published crate, as `benches/peers` runs it.
+struct Peer {
+    program: PathBuf,
+    /// Where it may keep what it calls its cache.
+    home: tempfile::TempDir,
 }
 
-/// The most memory the process has had since [`forget_peak`], in MiB.
-fn peak_rss_mib() -> Option<u64> {
-    let status = fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-    Some(line.trim().trim_end_matches(" kB").parse::<u64>().ok()? / 1024)
+/// How a run of the peer ended.
+enum Ended {
+    Measured {
+        ns: f64,
+        events: u64,
+        peak_mib: u64,
+    },
+    /// Not: why.
+    Failed(String),
 }
 
-fn forget_peak() {
-    // Where the system doesn't let us, peaks are those of the process so far.
-    let _ = fs::write("/proc/self/clear_refs", "5");
+impl Peer {
+    fn built() -> Option<Self> {
+        let program = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/peers/target/release/hm-exec-peers");
+        program.exists().then(|| Self { program, home: tempfile::tempdir().unwrap() })
+    }
+
+    fn run(&self, shape: &str, steps: usize, rounds: usize) -> Ended {
+        let mut peer = Command::new(&self.program)
+            .args([shape, &steps.to_string(), &rounds.to_string()])
+            .env("HOME", self.home.path())
+            .env("XDG_CACHE_HOME", self.home.path())
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let begin = Instant::now();
+        while peer.try_wait().unwrap().is_none() {
+            if begin.elapsed() > PATIENCE {
+                peer.kill().unwrap();
+                peer.wait().unwrap();
+                return Ended::Failed(format!("not done in {} s", PATIENCE.as_secs()));
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let output = peer.wait_with_output().unwrap();
+        let error = String::from_utf8_lossy(&output.stderr);
+        if error.contains("overflowed its stack") {
+            return Ended::Failed("stack overflow".into());
+        }
+        let line = String::from_utf8_lossy(&output.stdout).into_owned();
+        let figures: Vec<u64> = line.split_whitespace().filter_map(|figure| figure.parse().ok()).collect();
+        match figures[..] {
+            #[expect(clippy::cast_precision_loss, reason = "nanoseconds of one step")]
+            [ns, events, peak_mib] => Ended::Measured { ns: ns as f64, events, peak_mib },
+            _ => Ended::Failed(format!("{}: {}", output.status, error.lines().next_back().unwrap_or_default())),
+        }
+    }
 }
 
 fn main() {
+    let effort = Effort::asked();
     let asked: Vec<usize> = std::env::args().skip(1).filter_map(|argument| argument.parse().ok()).collect();
-    let sizes = if asked.is_empty() { vec![1_000, 10_000, 100_000] } else { asked };
-    println!(
-        "| shape | steps | edges | events | parse, ns/step | run, ns/step (best of 5) | its CPU time | peak RSS, MiB |"
-    );
-    println!("|---|--:|--:|--:|--:|--:|--:|--:|");
-    for (name, shape) in SHAPES {
+    let sizes = match asked.is_empty() {
+        true => effort.pick(vec![1_000, 10_000, 100_000], vec![1_000]),
+        false => asked,
+    };
+    let rounds = effort.pick(ROUNDS, 1);
+    let peer = Peer::built();
+    let table = Table::new("scheduler");
+    for (shape, edges) in SHAPES {
         for &steps in &sizes {
-            let edges = shape(steps);
+            let edges = edges(steps);
             let json = ir_json(steps, &edges);
             forget_peak();
-            let best = (0..5).map(|_| measure(&json)).min_by_key(|measured| measured.run).expect("five runs");
-            let per_step = |duration: Duration| duration.as_nanos() / steps as u128;
-            println!(
-                "| {name} | {steps} | {} | {} | {} | {} | {} | {} |",
+            let best = (0..rounds).map(|_| measure(&json)).min_by_key(|measured| measured.run).unwrap();
+            let peak = peak_rss_mib().map_or_else(|| "?".to_owned(), |mib| mib.to_string());
+            #[expect(clippy::cast_precision_loss, reason = "few steps")]
+            let per_step = |time: Duration| Figure::ns(time.as_secs_f64() * 1e9 / steps as f64);
+            let what = format!("{shape}, {steps} no-op steps: each");
+            let besides = format!(
+                "{} edges, {} events, peak {peak} MiB; {} a step for parsing",
                 edges.len(),
                 best.events,
-                per_step(best.parse),
-                per_step(best.run),
-                per_step(best.cpu),
-                peak_rss_mib().map_or_else(|| "?".to_owned(), |mib| mib.to_string()),
+                per_step(best.parse)
             );
+            let ours = per_step(best.run);
+            match peer.as_ref().map(|peer| peer.run(shape, steps, rounds.min(3))) {
+                Some(Ended::Measured { ns, events, peak_mib }) => {
+                    let besides = format!("{besides}; theirs: {events} events seen, peak {peak_mib} MiB");
+                    table.against(what, &ours, &Figure::ns(ns).of("hm-exec 0.0.9"), besides);
+                }
+                Some(Ended::Failed(why)) => table.alone(what, &ours, format!("hm-exec 0.0.9: {why}"), besides),
+                None => table.alone(what, &ours, "hm-exec 0.0.9: not built", besides),
+            }
         }
     }
 }
