@@ -1,3 +1,7 @@
+# Every bench, into one table: benches/RESULTS.md.
+bench:
+    benches/run
+
 # What a step on another machine is run by: static, and the same bytes for the same source.
 hm-step:
     RUSTFLAGS="-C target-feature=+crt-static --remap-path-prefix=${CARGO_HOME:-$HOME/.cargo}=/cargo --remap-path-prefix=$PWD=/hm-exec" \

@@ -1,12 +1,11 @@
-//! What it costs to hand a step to its runner: a derived set against a registry of `Arc<dyn DynStepRunner>`. Prints one
-//! table.
+//! What it costs to hand a step to its runner: a derived set against a registry of `Arc<dyn DynStepRunner>`. Both less the
+//! time that cloning the step's input takes.
 //!
 //! `cargo bench --bench dispatch`
 
-#![expect(clippy::print_stdout, reason = "a bench prints its table")]
-
 #[path = "../tests/it/attempt.rs"]
 mod attempt;
+mod common;
 
 use std::{
     hint::black_box,
@@ -21,6 +20,7 @@ use hm_exec::{
 };
 
 use attempt::attempt;
+use common::{Effort, Figure, Table, median};
 
 /// Ends at once. `N` makes each one a type, and a field of the set, of its own.
 #[derive(Debug, Clone, Copy)]
@@ -51,7 +51,6 @@ struct Eight {
 const EIGHT: Eight = Eight { n0: Noop, n1: Noop, n2: Noop, n3: Noop, n4: Noop, n5: Noop, n6: Noop, n7: Noop };
 
 const BATCHES: usize = 21;
-const STEPS: u32 = 100_000;
 
 struct Cost {
     ns: f64,
@@ -60,19 +59,19 @@ struct Cost {
 
 /// The median batch's time, and what one batch allocates, per step.
 fn cost(mut step: impl FnMut(u32)) -> Cost {
+    let steps: u32 = Effort::asked().pick(100_000, 1_000);
     let mut batch = || {
         let started = Instant::now();
-        (0..STEPS).for_each(&mut step);
+        (0..steps).for_each(&mut step);
         started.elapsed()
     };
     let mut times: Vec<Duration> = (0..BATCHES).map(|_| batch()).collect();
-    times.sort_unstable();
     let allocations = measure(|| {
         batch();
     });
-    let steps = f64::from(STEPS);
+    let steps = f64::from(steps);
     Cost {
-        ns: times[BATCHES / 2].as_secs_f64() * 1e9 / steps,
+        ns: median(&mut times).as_secs_f64() * 1e9 / steps,
         allocations: f64::from(u32::try_from(allocations.count_total).expect("few allocations")) / steps,
     }
 }
@@ -92,19 +91,15 @@ fn main() {
     // All eight in an order that a branch predictor can't learn by heart.
     let mixed = |step: u32| u16::try_from((step.wrapping_mul(0x9e37_79b1) >> 29) & 7).expect("three bits");
     let rows = [
-        ("first of 8", dispatches(&EIGHT, |_| 0), dispatches(&registry, |_| 0)),
-        ("last of 8", dispatches(&EIGHT, |_| 7), dispatches(&registry, |_| 7)),
-        ("all 8, mixed", dispatches(&EIGHT, mixed), dispatches(&registry, mixed)),
+        ("first of 8 runners", dispatches(&EIGHT, |_| 0), dispatches(&registry, |_| 0)),
+        ("last of 8 runners", dispatches(&EIGHT, |_| 7), dispatches(&registry, |_| 7)),
+        ("8 runners, mixed", dispatches(&EIGHT, mixed), dispatches(&registry, mixed)),
     ];
-
-    println!("per step, less the {:.1} ns that cloning its input takes; {STEPS} steps, median of {BATCHES}", floor.ns);
-    println!("{:14} {:>10} {:>8} {:>10} {:>8} {:>8}", "runner", "typed ns", "allocs", "dyn ns", "allocs", "dyn/typed");
-    for (runner, typed, boxed) in rows {
-        let [typed_ns, boxed_ns] = [&typed, &boxed].map(|cost| cost.ns - floor.ns);
-        let ratio = boxed_ns / typed_ns;
-        let (typed_allocations, boxed_allocations) = (typed.allocations, boxed.allocations);
-        println!(
-            "{runner:14} {typed_ns:>10.1} {typed_allocations:>8.2} {boxed_ns:>10.1} {boxed_allocations:>8.2} {ratio:>8.1}x"
-        );
+    let table = Table::new("dispatch");
+    for (what, typed, boxed) in rows {
+        let ours = Figure::ns(typed.ns - floor.ns);
+        let theirs = Figure::ns(boxed.ns - floor.ns).of("`Arc<dyn>`");
+        let besides = format!("{:.2} allocations a step, theirs: {:.2}", typed.allocations, boxed.allocations);
+        table.against(what, &ours, &theirs, besides);
     }
 }

@@ -1,14 +1,14 @@
 //! What a step that does nothing costs in a container: through `hm`, through the published `hm` 0.0.9 where `HM_PEER` names
-//! it, and by `docker run` alone, on one daemon. Prints one table.
+//! it, and by `docker run` and `docker commit`, on one daemon.
 //!
 //! `HM_PEER=.../bin/hm cargo bench --bench docker`
 
-#![expect(clippy::print_stdout, reason = "a bench prints its table")]
 #![allow(clippy::unwrap_used, reason = "a bench has nobody to report to")]
 
 #[path = "../tests/it/backends.rs"]
 #[allow(dead_code, reason = "the bench needs less of it than the tests")]
 mod backends;
+mod common;
 #[path = "../tests/it/docker/daemon.rs"]
 #[allow(dead_code, reason = "the bench needs less of it than the tests")]
 mod daemon;
@@ -20,17 +20,17 @@ use std::{
     time::{Duration, Instant},
 };
 
+use common::{Effort, Figure, Table, median};
 use daemon::{Daemon, IMAGE};
 use serde_json::{Value, json};
 
 /// Steps of the longer pipeline.
 const STEPS: usize = 6;
-const ROUNDS: usize = 5;
-const CLI_ROUNDS: usize = 10;
 
 fn main() {
+    let (rounds, cli_rounds) = Effort::asked().pick((5, 10), (1, 1));
+    let table = Table::new("docker");
     let Some(daemon) = Daemon::get() else {
-        println!("docker: skipped, there is no daemon");
         return;
     };
     let top = tempfile::tempdir().unwrap();
@@ -47,7 +47,19 @@ fn main() {
         hm
     };
     let peer = std::env::var_os("HM_PEER").map(PathBuf::from);
-    let mut rows = Vec::new();
+    let docker = |args: &[&str]| timed(Command::new("docker").args(["--host", host]).args(args));
+    let mut by_hand = Vec::new();
+    for round in 0..=cli_rounds {
+        let name = format!("bench-{}-{round}", std::process::id());
+        let run = docker(&["run", "--network", "host", "--init", "--name", &name, IMAGE, "true"]);
+        let commit = docker(&["commit", &name, &name]);
+        let removed = docker(&["rm", "--force", "--volumes", &name]);
+        docker(&["rmi", &name]);
+        if round > 0 {
+            by_hand.push(run + commit + removed);
+        }
+    }
+    let by_hand = Figure::ms(median(&mut by_hand)).of("docker run, commit, rm");
     for (shape, chain) in [("apart", false), ("each in the one before", true)] {
         let dirs = [1, STEPS].map(|steps| top.path().join(format!("peer-{chain}-{steps}")));
         let mut contenders: Vec<Box<dyn Fn(usize) -> Command + '_>> = vec![Box::new(|steps| ours(chain, steps))];
@@ -55,40 +67,23 @@ fn main() {
             dirs.iter().zip([1, STEPS]).for_each(|(dir, steps)| peer_source(dir, chain, steps));
             contenders.push(Box::new(|steps| theirs(peer, &dirs[usize::from(steps > 1)], host)));
         }
-        let times = per_step(&contenders);
-        if let [mine, theirs] = &times[..] {
-            let ratio = mine.as_secs_f64() / theirs.as_secs_f64();
-            println!("{shape}: hm / hm 0.0.9 = {ratio:.2} (at most 0.60 is the goal)");
-        }
-        rows.push((format!("hm, {STEPS} steps, {shape}"), times.first().copied()));
-        rows.push((format!("hm 0.0.9, {STEPS} steps, {shape}"), times.get(1).copied()));
-    }
-    let docker = |args: &[&str]| timed(Command::new("docker").args(["--host", host]).args(args));
-    let (mut runs, mut commits) = (Vec::new(), Vec::new());
-    for round in 0..CLI_ROUNDS {
-        let name = format!("bench-{}-{round}", std::process::id());
-        let run = docker(&["run", "--network", "host", "--init", "--name", &name, IMAGE, "true"]);
-        let commit = docker(&["commit", &name, &name]);
-        let removed = docker(&["rm", "--force", "--volumes", &name]);
-        docker(&["rmi", &name]);
-        runs.push(run + removed);
-        commits.push(run + commit + removed);
-    }
-    rows.push(("docker run, docker rm".into(), Some(median(&mut runs))));
-    rows.push(("docker run, docker commit, docker rm".into(), Some(median(&mut commits))));
-    println!("{:<50} {:>9}", "per step that does nothing, in ms", "median");
-    for (name, time) in rows {
-        match time {
-            Some(time) => println!("{name:<50} {:>9.0}", time.as_secs_f64() * 1e3),
-            None => println!("{name:<50} {:>9}  (HM_PEER names none)", "skipped"),
+        let times = per_step(&contenders, rounds);
+        let what = format!("container step that does nothing, {STEPS} {shape}");
+        let ours = Figure::ms(times[0]);
+        table.against(&what, &ours, &by_hand, "what a step adds to a run");
+        match times.get(1) {
+            Some(&theirs) => {
+                table.against(&what, &ours, &Figure::ms(theirs).of("hm 0.0.9"), "what a step adds to a run")
+            }
+            None => table.alone(&what, &ours, "hm 0.0.9: `HM_PEER` names none", ""),
         }
     }
 }
 
 /// What each step beyond the first adds, for each of the commands, turn by turn.
-fn per_step(contenders: &[Box<dyn Fn(usize) -> Command + '_>]) -> Vec<Duration> {
+fn per_step(contenders: &[Box<dyn Fn(usize) -> Command + '_>], rounds: usize) -> Vec<Duration> {
     let mut times = vec![(Vec::new(), Vec::new()); contenders.len()];
-    for round in 0..=ROUNDS {
+    for round in 0..=rounds {
         for (command, (one, many)) in contenders.iter().zip(&mut times) {
             let (short, long) = (timed(&mut command(1)), timed(&mut command(STEPS)));
             // The first round fills caches.
@@ -109,11 +104,6 @@ fn timed(command: &mut Command) -> Duration {
     let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{command:?}: {said}");
     took
-}
-
-fn median(times: &mut [Duration]) -> Duration {
-    times.sort_unstable();
-    times[times.len() / 2]
 }
 
 fn pipeline(chain: bool, steps: usize) -> Value {

@@ -1,9 +1,22 @@
-//! What events and output cost: `cargo bench --bench logs`.
+//! What events and output cost: lines from a step to the JSON stream of `hm run` beside `cat` through a pipe; lines kept
+//! beside lines in a plain file; state events.
+//!
+//! `cargo bench --bench logs`
 
-#![expect(clippy::print_stdout, clippy::unwrap_used, reason = "a bench prints, and may panic")]
+#![allow(clippy::unwrap_used, reason = "a bench has nobody to report to")]
 
-use std::{fs::File, os::unix::fs::FileExt, sync::Arc, time::Duration};
+mod common;
 
+use std::{
+    fs::{self, File},
+    io::Read,
+    os::unix::fs::FileExt,
+    process::{Command, Stdio},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use common::{Effort, Figure, Table, median, spread};
 use futures_util::{FutureExt, StreamExt};
 use hm_exec::{
     BuildRef, BuildStatus, EventStream, StepStatus,
@@ -15,37 +28,92 @@ use rustix::time::{ClockId, clock_gettime};
 use uuid::Uuid;
 
 const RUN: Uuid = Uuid::from_u128(0x1234_5678_9abc_def0_1234_5678_9abc_def0);
-
-/// Each figure is the least of so many runs: interruptions only ever add.
-const RUNS: usize = 7;
+const LINE: &[u8] = b"the quick brown fox jumps over the lazy dog, number 0123456789\n";
 
 fn main() {
-    for steps_per_flush in [1, 8, 1000] {
-        let [header, written, read] = least(|| states(100_000, steps_per_flush));
-        println!(
-            "state events, {steps_per_flush:>4} steps a flush: {:>4} ns a step (header {header}, emit and flush {written}, \
-             read {read})",
-            header + written + read
-        );
-    }
+    let effort = Effort::asked();
+    let lines = effort.pick(1_000_000, 20_000);
+    // Of figures of this thread's own time the least counts: interruptions only ever add.
+    let rounds = effort.pick(7, 1);
+    let table = Table::new("logs");
+    stream(&table, lines, rounds);
     let mut secrets = Secrets::new();
     secrets.insert("TOKEN", "hunter2-hunter2-hunter2");
     secrets.insert("KEY", "-----BEGIN KEY-----\n".to_owned() + &"MIIEowIBAAKCAQEA0123456789abcdef\n".repeat(50));
     for (secrets, what) in [(Secrets::new(), "no secrets"), (secrets, "two secrets")] {
-        let [plain, written, read] = least(|| lines(&secrets));
-        println!("lines, {what}: {written} ns a line written (plain file {plain}), {read} ns a line read as an event");
+        let [plain, written, read] = least(rounds, || kept(&secrets, lines));
+        let theirs = Figure::ns(plain).of("plain file");
+        let besides = format!("{} to read it as an event", Figure::ns(read));
+        table.against(format!("a line of output kept, {what}"), &Figure::ns(written), &theirs, besides);
+    }
+    for steps_per_flush in [1, 8, 1000] {
+        let [header, written, read] = least(rounds, || states(effort.pick(100_000, 1000), steps_per_flush));
+        let what = format!("three state events of a step, {steps_per_flush} steps a write");
+        let besides = format!(
+            "{} of it to write, {} to read, {} for the header",
+            Figure::ns(written),
+            Figure::ns(read),
+            Figure::ns(header)
+        );
+        table.alone(what, &Figure::ns(header + written + read), "", besides);
     }
 }
 
-fn least(mut run: impl FnMut() -> [u128; 3]) -> [u128; 3] {
-    let mut least = [u128::MAX; 3];
-    for _ in 0..RUNS {
-        least = std::array::from_fn({
-            let run = run();
-            move |at| least[at].min(run[at])
-        });
+/// From a step to a reader of `hm run --format json`, and from `cat` to the same reader.
+fn stream(table: &Table, lines: u32, rounds: usize) {
+    let top = tempfile::tempdir().unwrap();
+    let path = |name: &str| top.path().join(name);
+    fs::create_dir(path("source")).unwrap();
+    fs::write(path("source/lines"), LINE.repeat(lines as usize)).unwrap();
+    let step = r#"{"step":{"key":"lines","cmd":"cat /workspace/lines","image":"host"},"env":{}}"#;
+    let graph = format!(r#"{{"nodes":[{step}],"node_holes":[],"edge_property":"directed","edges":[]}}"#);
+    fs::write(path("ir.json"), format!(r#"{{"version":"0","graph":{graph}}}"#)).unwrap();
+    let mut hm = Command::new(env!("CARGO_BIN_EXE_hm"));
+    hm.args(["run", "--format", "json", "-f"]).arg(path("ir.json")).arg("-d").arg(path("source"));
+    hm.env("HM_CACHE_DIR", path("store")).env("HM_CACHE_GC", "off");
+    let mut cat = Command::new("cat");
+    cat.arg(path("source/lines"));
+    let (mut ours, mut theirs) = (vec![], vec![]);
+    for round in 0..=rounds {
+        let (took, seen) = read(&mut hm);
+        assert!(seen > lines as usize, "{seen} events");
+        let (plain, seen) = read(&mut cat);
+        assert_eq!(seen, lines as usize);
+        // The first round freezes the source.
+        if round > 0 {
+            ours.push(took);
+            theirs.push(plain);
+        }
     }
-    least
+    let (us, them) = (median(&mut ours), median(&mut theirs));
+    let rate = |time: Duration| format!("{:.2} million lines a second", f64::from(lines) / time.as_secs_f64() / 1e6);
+    let besides = format!("{}, theirs: {}; {}", rate(us), rate(them), spread(&mut ours));
+    let what = format!("{lines} lines from a step to JSON, `hm run` and all");
+    table.against(what, &Figure::ms(us), &Figure::ms(them).of("`cat` to a pipe"), besides);
+}
+
+/// How long `command` takes to end, and how many lines it prints to a pipe.
+fn read(command: &mut Command) -> (Duration, usize) {
+    let begin = Instant::now();
+    let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut stdout = child.stdout.take().unwrap();
+    let (mut buffer, mut lines) = (vec![0; 64 << 10], 0);
+    loop {
+        match stdout.read(&mut buffer).unwrap() {
+            0 => break,
+            read => lines += memchr::memchr_iter(b'\n', &buffer[..read]).count(),
+        }
+    }
+    assert!(child.wait().unwrap().success(), "{command:?}");
+    (begin.elapsed(), lines)
+}
+
+/// The least of each figure.
+fn least(rounds: usize, mut round: impl FnMut() -> [f64; 3]) -> [f64; 3] {
+    (0..rounds).fold([f64::INFINITY; 3], |least, _| {
+        let round = round();
+        std::array::from_fn(|at| least[at].min(round[at]))
+    })
 }
 
 fn meta(steps: u32) -> RunMeta {
@@ -69,7 +137,7 @@ fn meta(steps: u32) -> RunMeta {
 }
 
 /// The three events of a step's life (`step_queued`, `step_start`, `step_end`), written and read.
-fn states(steps: u32, steps_per_flush: u32) -> [u128; 3] {
+fn states(steps: u32, steps_per_flush: u32) -> [f64; 3] {
     let meta = meta(steps);
     let mut clock = Clock::new(steps);
     let (mut writer, _bus, events) = create(RunDir::Temporary, meta, &Secrets::new()).unwrap();
@@ -93,15 +161,11 @@ fn states(steps: u32, steps_per_flush: u32) -> [u128; 3] {
     [header, written, read]
 }
 
-/// A million lines from one step, in chunks as a pipe gives them.
-fn lines(secrets: &Secrets) -> [u128; 3] {
-    const LINES: u32 = 1_000_000;
-    let mut chunk = Vec::new();
-    while chunk.len() < 64 << 10 {
-        chunk.extend_from_slice(b"the quick brown fox jumps over the lazy dog, number 0123456789\n");
-    }
-    let per_chunk = u32::try_from(chunk.iter().filter(|&&byte| byte == b'\n').count()).unwrap();
-    let chunks = LINES / per_chunk;
+/// Lines of one step, in chunks as a pipe gives them: in a plain file, in a journal, and read from there.
+fn kept(secrets: &Secrets, lines: u32) -> [f64; 3] {
+    let per_chunk = u32::try_from((64 << 10) / LINE.len() + 1).unwrap();
+    let chunk = LINE.repeat(per_chunk as usize);
+    let chunks = lines / per_chunk;
 
     let dir = tempfile::tempdir().unwrap();
     let mut clock = Clock::new(chunks * per_chunk);
@@ -150,9 +214,9 @@ impl Clock {
         Self { items, last: thread_time() }
     }
 
-    fn lap(&mut self) -> u128 {
+    fn lap(&mut self) -> f64 {
         let now = thread_time();
-        (now - std::mem::replace(&mut self.last, now)).as_nanos() / u128::from(self.items)
+        (now - std::mem::replace(&mut self.last, now)).as_secs_f64() * 1e9 / f64::from(self.items)
     }
 }
 

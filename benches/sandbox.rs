@@ -1,146 +1,167 @@
 //! What a step costs in the sandbox, from its start to its committed snapshot, beside `bwrap` over the same overlay with
-//! the same namespaces. Prints one table.
+//! the same namespaces, and beside `docker run` and `docker commit` where a daemon answers.
 //!
 //! `cargo bench --bench sandbox` (as root, for `bwrap` 0.8 mounts no overlay itself: the bench does, for it)
 
-#![expect(clippy::print_stdout, reason = "a bench prints its table")]
 #![allow(clippy::unwrap_used, reason = "a bench has nobody to report to")]
 
+#[path = "../tests/it/backends.rs"]
+#[allow(dead_code, reason = "the bench needs less of it than the tests")]
+mod backends;
+#[path = "sandbox/bubblewrap.rs"]
+mod bubblewrap;
+mod common;
+#[path = "sandbox/containers.rs"]
+mod containers;
+#[path = "../tests/it/docker/daemon.rs"]
+#[allow(dead_code, reason = "the bench needs less of it than the tests")]
+mod daemon;
 #[path = "../tests/it/sandbox/harness.rs"]
 #[allow(dead_code, reason = "the bench needs less of it than the tests")]
 mod harness;
 
 use std::{
     fs,
-    path::{Path, PathBuf},
-    process::{Command, Stdio},
+    path::Path,
+    process::Command,
     time::{Duration, Instant},
 };
 
+use bubblewrap::Bubblewrap;
+use common::{Effort, Figure, Table, median, spread};
+use containers::Containers;
 use harness::{Ask, Bench};
 use hm_exec::runner::sandbox::UserNamespace;
-use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+use tokio::runtime::Runtime;
 
-const ROUNDS: usize = 300;
-const WARM_UP: usize = 20;
+/// What steps are asked to do.
+struct Work {
+    what: String,
+    cmd: String,
+    rounds: usize,
+    container_rounds: usize,
+}
 
 fn main() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let rootfs = shell_rootfs();
     let image = format!("rootfs:{}", rootfs.path().display());
-    let ours = Bench::new();
-    let single = Bench::with(|builder| builder.user_namespace(UserNamespace::Single));
-    let theirs = Bubblewrap::new(rootfs.path());
+    let containers = Containers::new(rootfs.path());
+    let table = Table::new("sandbox");
+    for work in work(rootfs.path()) {
+        // Of its own for each, because all that its steps leave goes with it.
+        let (ours, theirs) = (Bench::new(), Bubblewrap::new(rootfs.path()));
+        let [mut ours, mut theirs] = by_turns(
+            work.rounds,
+            [&mut || step(&runtime, &ours, &image, &work.cmd), &mut || {
+                theirs.as_ref().map_or(Duration::ZERO, |theirs| theirs.step(&work.cmd))
+            }],
+        );
+        let (figure, besides) = (Figure::ms(median(&mut ours)), spread(&mut ours));
+        match median(&mut theirs) {
+            Duration::ZERO => table.alone(&work.what, &figure, "bwrap: not installed, or this is not root", besides),
+            theirs => table.against(&work.what, &figure, &Figure::ms(theirs).of("bwrap"), besides),
+        }
+        let Some(containers) = &containers else {
+            table.alone(&work.what, &figure, "docker run, commit: no daemon", "");
+            continue;
+        };
+        let [mut theirs] = by_turns(work.container_rounds, [&mut || containers.step(&work.cmd)]);
+        let (theirs, besides) = (Figure::ms(median(&mut theirs)), format!("theirs: {}", spread(&mut theirs)));
+        table.against(&work.what, &figure, &theirs.of("docker run, commit"), besides);
+    }
 
-    let mut times: [Vec<Duration>; 5] = Default::default();
-    // Turn by turn, so that whatever else the machine does hits all alike.
-    for round in 0..ROUNDS + WARM_UP {
-        let took = [
-            runtime.block_on(step(&ours, &image, "touch")),
-            theirs.as_ref().map_or(Duration::ZERO, |theirs| theirs.step(round)),
-            runtime.block_on(step(&ours, &image, "none")),
-            runtime.block_on(step(&ours, "host", "none")),
-            runtime.block_on(step(&single, &image, "none")),
-        ];
-        if round >= WARM_UP {
-            times.iter_mut().zip(took).for_each(|(times, took)| times.push(took));
+    let (plain, single) = (Bench::new(), Bench::with(|builder| builder.user_namespace(UserNamespace::Single)));
+    let [mut plain, mut host, mut single] = by_turns(
+        Effort::asked().pick(300, 2),
+        [&mut || step(&runtime, &plain, &image, ":"), &mut || step(&runtime, &plain, "host", ":"), &mut || {
+            step(&runtime, &single, &image, ":")
+        }],
+    );
+    let rootfs = Figure::ms(median(&mut plain)).of("image `rootfs:`, as root");
+    for (what, times) in
+        [("no-op step, image `host`", &mut host), ("no-op step, single-id user namespace", &mut single)]
+    {
+        table.against(what, &Figure::ms(median(times)), &rootfs, spread(times));
+    }
+}
+
+/// The steps, from nothing to a gigabyte.
+fn work(dir: &Path) -> [Work; 3] {
+    let effort = Effort::asked();
+    let disk = rustix::fs::statvfs(dir).unwrap();
+    // What is written lies there up to three times while a container's image is made.
+    let mib = (disk.f_bavail * disk.f_frsize / 6 / (1 << 20)).min(effort.pick(1024, 16));
+    [
+        Work {
+            what: "no-op step".into(),
+            cmd: ":".into(),
+            rounds: effort.pick(300, 2),
+            container_rounds: effort.pick(20, 1),
+        },
+        Work {
+            what: "step that writes 100 files".into(),
+            cmd: "i=0; while [ $i -lt 100 ]; do echo $i > /workspace/$i; i=$((i+1)); done".into(),
+            rounds: effort.pick(300, 2),
+            container_rounds: effort.pick(20, 1),
+        },
+        Work {
+            what: format!("step that writes {mib} MiB"),
+            cmd: format!("dd if=/dev/zero of=/workspace/big bs=1M count={mib} 2>/dev/null"),
+            rounds: effort.pick(7, 1),
+            container_rounds: effort.pick(5, 1),
+        },
+    ]
+}
+
+/// What each contender took in each round, by turns, so that whatever else the machine does hits all alike.
+fn by_turns<const N: usize>(rounds: usize, mut contenders: [&mut dyn FnMut() -> Duration; N]) -> [Vec<Duration>; N] {
+    let mut times: [Vec<Duration>; N] = std::array::from_fn(|_| vec![]);
+    let warm_up = rounds.div_ceil(15);
+    for round in 0..warm_up + rounds {
+        for (contender, times) in contenders.iter_mut().zip(&mut times) {
+            // Nobody pays for what another one has left to be written to the disk.
+            if rounds < 20 {
+                rustix::fs::sync();
+            }
+            let took = contender();
+            if round >= warm_up {
+                times.push(took);
+            }
         }
     }
-    let names = [
-        "sandbox, rootfs, one file written",
-        "bwrap over the same overlay, one file written",
-        "sandbox, rootfs, nothing written",
-        "sandbox, host image, nothing written",
-        "sandbox, rootfs, single-id user namespace",
-    ];
-    println!("{:<50} {:>9} {:>9} {:>9}", "per step, in ms", "min", "median", "p90");
-    for (name, times) in names.into_iter().zip(&mut times) {
-        times.sort_unstable();
-        let ms = |at: usize| times[at].as_secs_f64() * 1e3;
-        println!("{name:<50} {:>9.2} {:>9.2} {:>9.2}", ms(0), ms(times.len() / 2), ms(times.len() * 9 / 10));
-    }
-    if theirs.is_some() {
-        let median = |times: &[Duration]| times[times.len() / 2].as_secs_f64();
-        println!("\nsandbox / bwrap: {:.2} (at most 1.00 is the goal)", median(&times[0]) / median(&times[1]));
-    } else {
-        println!("\nbwrap: skipped, it is not installed or this is not root");
-    }
+    times
 }
 
 /// One step, with its snapshot.
-async fn step(bench: &Bench, image: &str, what: &str) -> Duration {
-    let mut run = bench.run();
-    // Freezing an empty source is no part of a step.
-    run.ctx.archives.freeze(&bench.store).await.unwrap();
-    let cmd = if what == "touch" { ": > /workspace/f" } else { ":" };
-    let ask = Ask::new(cmd).image(image);
-    let started = Instant::now();
-    let result = bench.step(&mut run, ask).await.unwrap();
-    let took = started.elapsed();
-    assert!(result.exit_code == 0 && result.committed_snapshot.is_some());
-    took
-}
-
-/// The same by `bwrap`: mount, run, unmount, rename.
-struct Bubblewrap {
-    dir: tempfile::TempDir,
-    rootfs: PathBuf,
-}
-
-impl Bubblewrap {
-    fn new(rootfs: &Path) -> Option<Self> {
-        let found = Command::new("bwrap").arg("--version").stdout(Stdio::null()).status().is_ok_and(|it| it.success());
-        if !found || !rustix::process::geteuid().is_root() {
-            return None;
-        }
-        let dir = tempfile::tempdir().unwrap();
-        for name in ["source/workspace", "merged", "layers"] {
-            fs::create_dir_all(dir.path().join(name)).unwrap();
-        }
-        Some(Self { dir, rootfs: rootfs.into() })
-    }
-
-    fn step(&self, round: usize) -> Duration {
-        let path = |name: &str| self.dir.path().join(name).display().to_string();
-        let merged = path("merged");
+fn step(runtime: &Runtime, bench: &Bench, image: &str, cmd: &str) -> Duration {
+    runtime.block_on(async {
+        let mut run = bench.run();
+        // Freezing an empty source is no part of a step.
+        run.ctx.archives.freeze(&bench.store).await.unwrap();
+        let ask = Ask::new(cmd).image(image);
         let started = Instant::now();
-        let (upper, work) = (path(&format!("upper{round}")), path(&format!("work{round}")));
-        fs::create_dir(&upper).unwrap();
-        fs::create_dir(&work).unwrap();
-        let options = format!(
-            "lowerdir={}:{},upperdir={upper},workdir={work},redirect_dir=nofollow,metacopy=off,index=off,xino=off,volatile",
-            path("source"),
-            self.rootfs.display(),
-        );
-        let options = std::ffi::CString::new(options).unwrap();
-        mount("overlay", &merged, "overlay", MountFlags::NODEV, options.as_c_str()).unwrap();
-        let output = Command::new("bwrap")
-            .args(["--bind", &merged, "/", "--proc", "/proc", "--dev", "/dev", "--ro-bind", "/sys", "/sys"])
-            .args(["--unshare-pid", "--unshare-uts", "--unshare-ipc", "--unshare-cgroup", "--new-session"])
-            .args(["--die-with-parent", "--chdir", "/workspace", "/bin/sh", "-c", ": > /workspace/f"])
-            .stdin(Stdio::null())
-            .output()
-            .unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        unmount(&merged, UnmountFlags::empty()).unwrap();
-        fs::rename(&upper, path(&format!("layers/{round}"))).unwrap();
-        started.elapsed()
-    }
+        let result = bench.step(&mut run, ask).await.unwrap();
+        let took = started.elapsed();
+        assert!(result.exit_code == 0 && result.committed_snapshot.is_some());
+        took
+    })
 }
 
-/// A root file system with a shell, its libraries, and the mount points that both want.
+/// A root file system with a shell, `dd`, their libraries, and the mount points that all want.
 fn shell_rootfs() -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     for name in ["bin", "dev", "proc", "sys", "tmp", "run", "workspace"] {
         fs::create_dir(dir.path().join(name)).unwrap();
     }
-    let ldd = Command::new("ldd").arg("/bin/sh").output().unwrap();
-    let ldd = String::from_utf8_lossy(&ldd.stdout).into_owned();
-    let files = ldd.split_whitespace().filter(|word| word.starts_with('/')).chain(["/bin/sh"]);
-    for file in files {
-        let to = dir.path().join(&file[1..]);
-        fs::create_dir_all(to.parent().unwrap()).unwrap();
-        fs::copy(fs::canonicalize(file).unwrap(), to).unwrap();
+    for program in ["/bin/sh", "/bin/dd"] {
+        let ldd = Command::new("ldd").arg(program).output().unwrap();
+        let ldd = String::from_utf8_lossy(&ldd.stdout).into_owned();
+        for file in ldd.split_whitespace().filter(|word| word.starts_with('/')).chain([program]) {
+            let to = dir.path().join(&file[1..]);
+            fs::create_dir_all(to.parent().unwrap()).unwrap();
+            fs::copy(fs::canonicalize(file).unwrap(), to).unwrap();
+        }
     }
     dir
 }

@@ -1,9 +1,10 @@
-//! What freezing a source tree of 100,000 files costs, beside `git status` on the same tree. Prints one table.
+//! What freezing a source tree of 100,000 files costs, beside `git status` on the same tree.
 //!
 //! `cargo bench --bench source` (writes some 900 MB to the temporary directory)
 
-#![expect(clippy::print_stdout, reason = "a bench prints its table")]
 #![allow(clippy::unwrap_used, reason = "a bench has nobody to report to")]
+
+mod common;
 
 use std::{
     fs,
@@ -13,16 +14,16 @@ use std::{
     time::{Duration, Instant},
 };
 
+use common::{Effort, Figure, Table, median, spread};
 use hm_exec::store::Store;
 
-const DIRS: usize = 100;
 const FILES_PER_DIR: usize = 1000;
-const ROUNDS: usize = 15;
 
 fn main() {
+    let (dirs, rounds) = Effort::asked().pick((100, 15), (2, 2));
     let top = tempfile::tempdir().unwrap();
     let source = top.path().join("source");
-    make_tree(&source);
+    make_tree(&source, dirs);
     let has_git = git(&source, &["init", "--quiet"])
         && git(&source, &["add", "."])
         && git(&source, &["-c", "user.name=b", "-c", "user.email=b@b", "commit", "--quiet", "--message", "all"]);
@@ -34,13 +35,13 @@ fn main() {
         (started.elapsed(), frozen)
     };
     let (first, mut last) = freeze();
-    let edited = source.join("dir-42/sub-3/file-300");
+    let edited = source.join("dir-1/sub-3/file-300");
     // What was written just before the first freeze is read once more by the second.
     freeze();
 
     let (mut unchanged, mut one_changed, mut git_unchanged, mut git_changed) = (vec![], vec![], vec![], vec![]);
     // Turn by turn, so that whatever else the machine does hits all alike.
-    for round in 0..ROUNDS {
+    for round in 0..rounds {
         let (took, frozen) = freeze();
         assert_eq!(frozen, last);
         unchanged.push(took);
@@ -53,22 +54,22 @@ fn main() {
         git_changed.extend(status(&source, has_git));
         freeze();
     }
-    println!("{:<44} {:>9} {:>9} {:>9}", "100,000 files, in ms", "min", "median", "p90");
-    println!("{:<44} {:>9} {:>9.1}", "frozen for the first time", "", first.as_secs_f64() * 1e3);
-    let unchanged = row("unchanged", &mut unchanged);
-    let one_changed = row("one file changed", &mut one_changed);
-    if has_git {
-        let git_unchanged = row("git status, unchanged", &mut git_unchanged);
-        let git_changed = row("git status, one file changed", &mut git_changed);
-        println!("\nunchanged / git status: {:.2}", unchanged / git_unchanged);
-        println!("one file changed / git status: {:.2}", one_changed / git_changed);
-    } else {
-        println!("\ngit status: skipped, git is not installed");
-    }
+    let table = Table::new("source");
+    let files = dirs * FILES_PER_DIR;
+    let row = |what: &str, times: &mut [Duration], git: &mut [Duration]| {
+        let (ours, besides) = (Figure::ms(median(times)), spread(times));
+        match has_git {
+            true => table.against(what, &ours, &Figure::ms(median(git)).of("git status"), besides),
+            false => table.alone(what, &ours, "git status: not installed", besides),
+        }
+    };
+    row(&format!("freezing {files} files, unchanged"), &mut unchanged, &mut git_unchanged);
+    row(&format!("freezing {files} files, one changed"), &mut one_changed, &mut git_changed);
+    table.alone(format!("freezing {files} files for the first time"), &Figure::ms(first), "", "once");
 }
 
-fn make_tree(source: &Path) {
-    for dir in 0..DIRS {
+fn make_tree(source: &Path, dirs: usize) {
+    for dir in 0..dirs {
         for file in 0..FILES_PER_DIR {
             let sub = source.join(format!("dir-{dir}/sub-{}", file / 100));
             if file % 100 == 0 {
@@ -89,12 +90,4 @@ fn git(source: &Path, args: &[&str]) -> bool {
 fn status(source: &Path, has_git: bool) -> Option<Duration> {
     let started = Instant::now();
     (has_git && git(source, &["status", "--porcelain"])).then(|| started.elapsed())
-}
-
-/// Prints a row, and tells its median in ms.
-fn row(name: &str, times: &mut [Duration]) -> f64 {
-    times.sort_unstable();
-    let ms = |at: usize| times[at].as_secs_f64() * 1e3;
-    println!("{name:<44} {:>9.1} {:>9.1} {:>9.1}", ms(0), ms(times.len() / 2), ms(times.len() * 9 / 10));
-    ms(times.len() / 2)
 }

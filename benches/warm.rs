@@ -1,11 +1,11 @@
 //! What a run costs in which every step is found in the cache: `hm run -f IR.json` on the sandbox and the host image, as a
-//! process, on top of what `hm --version` takes. Prints one table.
+//! process, beside the run that filled the cache. `hm --version` tells what of it is the start of a process.
 //!
-//! `cargo bench --bench warm [RUNS]`
+//! `cargo bench --bench warm [-- RUNS]`
 //!
 //! That no helper process is started is seen by naming a helper that can't be: a run that needed it would fail.
 
-#![allow(clippy::print_stdout, reason = "a bench prints its table")]
+mod common;
 
 use std::{
     fmt::Write as _,
@@ -14,6 +14,8 @@ use std::{
     process::{Command, Stdio},
     time::{Duration, Instant},
 };
+
+use common::{Effort, Figure, Table, median, spread};
 
 /// Every so many steps a chain begins.
 const CHAIN: usize = 8;
@@ -45,13 +47,6 @@ fn time(command: &mut Command) -> Duration {
     took
 }
 
-/// The least and the median.
-fn summary(mut times: Vec<Duration>) -> (f64, f64) {
-    times.sort();
-    let ms = |duration: Duration| duration.as_secs_f64() * 1e3;
-    (ms(times[0]), ms(times[times.len() / 2]))
-}
-
 fn hm(store: &Path) -> Command {
     let mut hm = Command::new(env!("CARGO_BIN_EXE_hm"));
     hm.env("HM_CACHE_DIR", store).env_remove("HM_LOG");
@@ -59,17 +54,16 @@ fn hm(store: &Path) -> Command {
 }
 
 fn main() {
-    let runs = std::env::args().skip(1).find_map(|argument| argument.parse().ok()).unwrap_or(20_usize).max(1);
+    let effort = Effort::asked();
+    let asked = std::env::args().skip(1).find_map(|argument| argument.parse().ok());
+    let runs = asked.unwrap_or_else(|| effort.pick(20_usize, 2)).max(1);
     let top = tempfile::tempdir().expect("a temporary directory");
     fs::create_dir(top.path().join("source")).expect("a directory");
     fs::write(top.path().join("source/file"), "text").expect("a file");
-    let (base_min, base) = summary((0..runs).map(|_| time(hm(top.path()).arg("--version"))).collect());
-    println!("`hm --version`: {base:.1} ms in the median, {base_min:.1} ms at best");
-    println!(
-        "| steps, all found | cold run, s | warm, ms (median) | warm, ms (best) | on top of process start (median) | (best) |"
-    );
-    println!("|--:|--:|--:|--:|--:|--:|");
-    for steps in [8, 1000] {
+    let table = Table::new("warm");
+    let mut starts: Vec<Duration> = (0..runs).map(|_| time(hm(top.path()).arg("--version"))).collect();
+    let start = median(&mut starts);
+    for steps in effort.pick([8, 1000], [8, 16]) {
         let store = top.path().join(format!("store-{steps}"));
         let ir = top.path().join(format!("{steps}.json"));
         fs::write(&ir, ir_json(steps)).expect("a file");
@@ -80,12 +74,9 @@ fn main() {
         };
         let cold = time(&mut run());
         let warm = |_| time(run().env("HM_SANDBOX_HELPER", "/nonexistent/helper"));
-        let (best, median) = summary((0..runs).map(warm).collect());
-        println!(
-            "| {steps} | {:.2} | {median:.1} | {best:.1} | {:.1} | {:.1} |",
-            cold.as_secs_f64(),
-            median - base,
-            best - base_min
-        );
+        let mut warm: Vec<Duration> = (0..runs).map(warm).collect();
+        let besides = format!("`hm --version`: {}; {}", Figure::ms(start), spread(&mut warm));
+        let what = format!("run of {steps} steps, all found");
+        table.against(what, &Figure::ms(median(&mut warm)), &Figure::ms(cold).of("the run that made them"), besides);
     }
 }
