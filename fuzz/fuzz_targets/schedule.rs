@@ -5,7 +5,7 @@
 
 use libfuzzer_sys::fuzz_target;
 
-#[path = "../../tests/it/model/mod.rs"]
+#[path = "../../tests/it/model/policy.rs"]
 mod model;
 #[path = "../../tests/it/pipelines.rs"]
 mod pipelines;

@@ -278,7 +278,7 @@ async fn snapshots_are_handed_back_whatever_the_verdict_and_a_hanging_runner_doe
         runner.reaping_hangs = true;
         let (_, outcome) = run(runner.engine(), request(&Graph::chain(4))).await.unwrap();
         assert_eq!(outcome.status, verdict);
-        let expected = ["scripted:s0", "scripted:s1", "scripted:s2"];
+        let expected = ["s0", "s1", "s2"].map(|key| ("scripted", format!("scripted:{key}")));
         let made = if verdict == BuildStatus::Passed { 3 } else { 2 };
         assert_eq!(runner.memory.lock().unwrap().reaped, expected[..made]);
     }

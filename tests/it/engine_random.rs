@@ -1,150 +1,241 @@
-//! Random builds on the paused clock: what must hold of each, whatever its steps do.
+//! Random builds on the paused clock, held to the model of a build and to what must hold of any events.
 
-use std::{collections::BTreeMap, num::NonZeroUsize, time::Duration};
-
-use hm_exec::{BuildEvent, BuildOutcome, BuildStatus, StepStatus::Passed};
-use proptest::{collection::vec, prelude::*};
-
-use crate::{
-    pipelines::{Graph, graphs},
-    scripted::{Act, Memory, PASS, Scripted, Seen, json_lines, request, statuses},
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    mem,
+    num::NonZeroUsize,
+    sync::Arc,
+    time::Duration,
 };
 
-fn acts() -> impl Strategy<Value = Act> {
-    prop_oneof![
-        6 => (0..3_i32, 0..50_u64).prop_map(|(code, after_ms)| Act::Exit { code: (code - 1).max(0), after_ms }),
-        4 => Just(PASS),
-        2 => Just(Act::Print(b"some\noutput")),
-        1 => Just(Act::Break),
+use hm_exec::{
+    BuildEvent, BuildOutcome, BuildStatus, Engine, Plan, RunnerSet, StepResultSummary, StepStatus::Passed, runner::Pool,
+};
+use proptest::{collection::vec, option::weighted, prelude::*};
+use uuid::Uuid;
+
+use crate::{
+    model::{Build, Played, RUNNERS},
+    pipelines::{cases, graphs},
+    scripted::{Act, Memory, PASS, Scripted, json_lines, request, statuses},
+};
+
+/// The runners of [`RUNNERS`].
+#[derive(Debug, RunnerSet)]
+struct Three {
+    #[runner(default)]
+    scripted: Scripted,
+    #[runner(name = "beside")]
+    beside: Scripted,
+    #[runner(name = "apart")]
+    apart: Scripted,
+}
+
+/// Acts, of which about one in `calm` does not just pass. Times are whole hundredths of a second, for [`builds`].
+fn acts(calm: u32) -> impl Strategy<Value = Act> {
+    let at_once = prop_oneof![
+        4 => (1..3_i32).prop_map(|code| Act::Exit { code, after_ms: 0 }),
+        3 => Just(Act::Break),
         1 => Just(Act::BreakForGood),
         1 => Just(Act::Swell),
+        1 => Just(Act::Panic),
+        1 => Just(Act::Desert),
         1 => Just(Act::OwnLimit),
+    ];
+    let pass = prop_oneof![Just(PASS), Just(Act::Print(b"some\noutput"))];
+    let hang =
+        prop_oneof![(0..2_400_u64).prop_map(|hundredths| Act::Linger { ms: hundredths * 10 }), Just(Act::Ignore)];
+    prop_oneof![
+        20 * calm => (0..100_000_u64, pass).prop_map(later),
+        15 => (0..100_000_u64, at_once).prop_map(later),
+        2 => hang,
     ]
 }
 
-#[derive(Debug, Clone)]
-struct Scenario {
-    graph: Graph,
-    scripts: Vec<Vec<Act>>,
-    parallelism: usize,
-    keep_going: bool,
-    cancel_after_ms: Option<u64>,
-    timeout_ms: Option<u64>,
+/// The act, after a time, or just now.
+fn later((hundredths, act): (u64, Act)) -> Act {
+    if hundredths % 3 == 0 { act } else { Act::After(hundredths * 10, Box::new(act)) }
 }
 
-fn scenarios() -> impl Strategy<Value = Scenario> {
-    let options = (
-        1..5_usize,
-        any::<bool>(),
-        proptest::option::weighted(0.3, 0..200_u64),
-        proptest::option::weighted(0.3, 0..200_u64),
-    );
-    (graphs(0..=30), options).prop_flat_map(|(graph, (parallelism, keep_going, cancel_after_ms, timeout_ms))| {
-        vec(vec(acts(), 1..4), graph.len).prop_map(move |scripts| Scenario {
-            graph: graph.clone(),
-            scripts,
-            parallelism,
-            keep_going,
-            cancel_after_ms,
-            timeout_ms,
-        })
+/// A moment of a build, early ones as likely as late ones.
+fn moments() -> impl Strategy<Value = u64> {
+    (4..24_u32, any::<u64>()).prop_map(|(bits, random)| random % (1 << bits) * 10)
+}
+
+/// Steps do everything at whole hundredths of a second, cancels and the build's time limit come between those: so it is
+/// rare that two things happen at once, and the model needs not say which comes first.
+fn builds() -> impl Strategy<Value = Build> {
+    let graph = prop_oneof![4 => graphs(0..=12), 3 => graphs(0..=60), 1 => graphs(0..=300)];
+    let limits = (1..6_usize, 1..4_usize).prop_map(|(local, apart)| [local, apart]);
+    let stops = (weighted(0.4, moments()), weighted(0.3, moments()));
+    (graph, limits, stops, any::<bool>(), 0..3_u32).prop_flat_map(|(graph, limits, stops, keep_going, calm)| {
+        let steps = graph.len;
+        (
+            vec(vec(acts(10_u32.pow(calm)), 1..4), steps),
+            vec(0..RUNNERS.len(), steps),
+            vec(weighted(0.15, 1..1_500_u64), steps),
+            vec(weighted(0.5, 0..5_000_u64), steps),
+        )
+            .prop_map(move |(scripts, runner_of, timeout_seconds, last_run_ms)| Build {
+                graph: graph.clone(),
+                scripts,
+                runner_of,
+                timeout_seconds,
+                last_run_ms,
+                limits,
+                keep_going,
+                cancel_after: stops.0.map(|ms| Duration::from_millis(ms + 3)),
+                timeout: Duration::from_millis(stops.1.unwrap_or(1_000_000_000) + 7),
+            })
     })
 }
 
-fn play(scenario: &Scenario) -> (Vec<BuildEvent>, BuildOutcome, Memory) {
+/// The engine's side of a build.
+struct Run {
+    events: Vec<BuildEvent>,
+    outcome: BuildOutcome,
+    /// What the runners of each pool remember.
+    memories: [Memory; 2],
+}
+
+/// Runs a build on what `compose` makes of the runners.
+fn run<R: RunnerSet>(build: &Build, compose: fn(Three) -> R) -> Run {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
     runtime.block_on(async {
-        let mut runner = Scripted::new([]);
-        runner.script =
-            scenario.scripts.iter().enumerate().map(|(step, acts)| (format!("s{step}"), acts.clone())).collect();
-        let mut request = request(&scenario.graph);
-        request.options.keep_going = scenario.keep_going;
-        request.options.timeout = scenario.timeout_ms.map(Duration::from_millis);
-        let engine = runner.engine().parallelism(NonZeroUsize::new(scenario.parallelism).unwrap()).build().unwrap();
-        let (mut events, control) = engine.start(request).await.unwrap().into_parts();
+        let mut scripted = Scripted::new([]);
+        scripted.script = (0..).zip(&build.scripts).map(|(step, acts)| (format!("s{step}"), acts.clone())).collect();
+        scripted.capabilities.layers = true;
+        let beside = Scripted { name: RUNNERS[1], ..scripted.clone() };
+        let limit = NonZeroUsize::new(build.limits[1]).unwrap();
+        let apart =
+            Scripted { name: RUNNERS[2], pool: Pool::Own { limit }, memory: Arc::default(), ..scripted.clone() };
+        let memories = [scripted.memory.clone(), apart.memory.clone()];
+
+        let mut request = request(&build.graph);
+        let json = build.graph.to_ir_json_with(|step| {
+            let limit = build.timeout_seconds[step].map(|seconds| format!(r#","timeout_seconds":{seconds}"#));
+            format!(r#","runner":"{}"{}"#, RUNNERS[build.runner_of[step]], limit.unwrap_or_default())
+        });
+        request.plan = Plan::parse(json).unwrap();
+        request.options.keep_going = build.keep_going;
+        request.options.timeout = Some(build.timeout);
+        let durations = (0..).zip(&build.last_run_ms).filter_map(|(step, ms)| Some((step, (*ms)?)));
+        request.durations =
+            durations.map(|(step, ms): (usize, _)| (format!("s{step}").into(), Duration::from_millis(ms))).collect();
+
+        let builder = Engine::builder(compose(Three { scripted, beside, apart }));
+        let builder = builder.parallelism(NonZeroUsize::new(build.limits[0]).unwrap()).grace(Duration::from_secs(2));
+        let (mut stream, control) = builder.build().unwrap().start(request).await.unwrap().into_parts();
         let cancelling = async {
-            if let Some(ms) = scenario.cancel_after_ms {
-                tokio::time::sleep(Duration::from_millis(ms)).await;
+            if let Some(after) = build.cancel_after {
+                tokio::time::sleep(after).await;
                 control.cancel();
             }
         };
-        let mut seen = Vec::new();
+        let mut events = Vec::new();
         let reading = async {
-            while let Some(event) = events.next().await {
-                seen.push(event);
+            while let Some(event) = stream.next().await {
+                events.push(event);
             }
         };
         tokio::join!(reading, cancelling);
         let outcome = control.wait().await.unwrap();
-        let memory = std::mem::take(&mut *runner.memory.lock().unwrap());
-        (seen, outcome, memory)
+        Run { events, outcome, memories: memories.map(|memory| mem::take(&mut *memory.lock().unwrap())) }
     })
 }
 
-fn check(scenario: &Scenario) {
-    let (events, outcome, memory) = play(scenario);
-    let ids: BTreeMap<_, _> = outcome.steps.iter().enumerate().map(|(step, summary)| (summary.step_id, step)).collect();
-    assert_eq!(ids.len(), scenario.graph.len);
+impl Run {
+    /// Which step each event is about.
+    fn steps(&self) -> BTreeMap<Uuid, usize> {
+        self.outcome.steps.iter().enumerate().map(|(step, summary)| (summary.step_id, step)).collect()
+    }
 
-    let mut ended = BTreeMap::new();
-    let mut started = vec![0; scenario.graph.len];
-    for (at, event) in events.iter().enumerate() {
-        match event {
-            BuildEvent::StepStart { step_id, attempt, .. } => {
-                let step = ids[step_id];
-                started[step] += 1;
-                assert_eq!(*attempt, started[step]);
-                for parent in scenario.graph.parents(step) {
-                    assert_eq!(ended.get(&parent), Some(&Passed), "s{step} started before s{parent} passed");
+    /// What came of the build, in the model's words.
+    fn played(self) -> Played {
+        let steps = self.steps();
+        let retries = self.events.iter().filter_map(|event| match event {
+            BuildEvent::StepRetry { step_id, attempt, .. } => Some((steps[step_id], *attempt as usize)),
+            _ => None,
+        });
+        let retries = retries.collect();
+        let [local, apart] = self.memories;
+        let summary = |step: &StepResultSummary| (step.status, step.attempts as usize, step.duration_ms.into());
+        let played = Played {
+            attempts: [local.seen, apart.seen].concat(),
+            retries,
+            steps: self.outcome.steps.iter().map(summary).collect(),
+            dropped: [local.dropped, apart.dropped].concat(),
+            reaped: [local.reaped, apart.reaped].concat(),
+            verdict: self.outcome.status,
+            took: (self.outcome.finished_at - self.outcome.started_at).to_std().unwrap(),
+        };
+        played.sorted()
+    }
+
+    /// What holds of the events of any build, also where several courses of it are right.
+    fn check(&self, build: &Build) {
+        let ids = self.steps();
+        assert_eq!(ids.len(), build.graph.len);
+        let mut ended = BTreeMap::new();
+        let mut started = vec![0; build.graph.len];
+        let mut running = BTreeSet::new();
+        let pool_of = |step: usize| usize::from(build.runner_of[step] == 2);
+        for (at, event) in self.events.iter().enumerate() {
+            match event {
+                BuildEvent::StepStart { step_id, attempt, .. } => {
+                    let step = ids[step_id];
+                    started[step] += 1;
+                    assert_eq!(*attempt, started[step]);
+                    for parent in build.graph.parents(step) {
+                        assert_eq!(ended.get(&parent), Some(&Passed), "s{step} started before s{parent} passed");
+                    }
+                    assert!(running.insert(step), "two attempts of s{step} at once");
+                    let in_pool = running.iter().filter(|other| pool_of(**other) == pool_of(step)).count();
+                    assert!(in_pool <= build.limits[pool_of(step)], "{in_pool} attempts run");
                 }
+                BuildEvent::StepLog { step_id, .. } => assert!(running.contains(&ids[step_id])),
+                BuildEvent::StepRetry { step_id, .. } => assert!(running.remove(&ids[step_id])),
+                BuildEvent::StepEnd { step_id, status, .. } => {
+                    running.remove(&ids[step_id]);
+                    assert_eq!(ended.insert(ids[step_id], *status), None, "ended twice");
+                }
+                BuildEvent::BuildEnd { status, .. } => {
+                    assert_eq!((at + 1, *status), (self.events.len(), self.outcome.status));
+                }
+                _ => {}
             }
-            BuildEvent::StepLog { step_id, .. } | BuildEvent::StepRetry { step_id, .. } => {
-                assert!(started[ids[step_id]] > 0 && !ended.contains_key(&ids[step_id]));
-            }
-            BuildEvent::StepEnd { step_id, status, .. } => {
-                assert_eq!(ended.insert(ids[step_id], *status), None, "ended twice");
-            }
-            BuildEvent::BuildEnd { status, .. } => {
-                assert_eq!((at + 1, *status), (events.len(), outcome.status));
-            }
-            _ => {}
+        }
+        assert!(matches!(self.events.last(), Some(BuildEvent::BuildEnd { .. })));
+        assert_eq!(ended.into_values().collect::<Vec<_>>(), statuses(&self.outcome));
+        let all_passed = statuses(&self.outcome).iter().all(|status| *status == Passed);
+        assert_eq!(self.outcome.status == BuildStatus::Passed, all_passed);
+        for (memory, limit) in self.memories.iter().zip(build.limits) {
+            assert_eq!(memory.running, 0);
+            assert!(memory.most_running <= limit);
         }
     }
-    assert!(matches!(events.last(), Some(BuildEvent::BuildEnd { .. })));
-    assert_eq!(ended.values().copied().collect::<Vec<_>>(), statuses(&outcome));
-    assert_eq!(started, outcome.steps.iter().map(|step| step.attempts).collect::<Vec<_>>());
-    assert_eq!(outcome.status == BuildStatus::Passed, statuses(&outcome).iter().all(|status| *status == Passed));
-
-    assert!(memory.most_running <= scenario.parallelism);
-    assert_eq!((memory.running, memory.dropped), (0, vec![]));
-    let mut made: Vec<String> = Vec::new();
-    for Seen { key, parent, .. } in &memory.seen {
-        let step = key[1..].parse::<usize>().unwrap();
-        let lineage = scenario.graph.edges.iter().find(|edge| edge.1 == step && edge.2);
-        assert_eq!(*parent, lineage.map(|(parent, ..)| format!("scripted:s{parent}")));
-    }
-    for &(parent, _, builds_in) in &scenario.graph.edges {
-        if builds_in && ended[&parent] == Passed {
-            made.push(format!("scripted:s{parent}"));
-        }
-    }
-    made.sort();
-    made.dedup();
-    let mut reaped = memory.reaped;
-    reaped.sort();
-    assert_eq!(reaped, made, "each snapshot is handed back once");
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
+    #![proptest_config(cases(200))]
 
     #[test]
-    fn every_build_keeps_the_rules(scenario in scenarios()) {
-        check(&scenario);
+    fn every_build_goes_as_the_model_says(build in builds()) {
+        let run = run(&build, |runners| runners);
+        run.check(&build);
+        if let Some(expected) = build.play() {
+            prop_assert_eq!(run.played(), expected);
+        }
     }
+}
+
+proptest! {
+    #![proptest_config(cases(64))]
 
     #[test]
-    fn the_same_random_build_twice_gives_the_same_bytes(scenario in scenarios()) {
-        prop_assert_eq!(json_lines(&play(&scenario).0), json_lines(&play(&scenario).0));
+    fn the_same_build_twice_gives_the_same_bytes_with_types_and_with_a_registry(build in builds()) {
+        let first = json_lines(&run(&build, |runners| runners).events);
+        prop_assert_eq!(&json_lines(&run(&build, |runners| runners).events), &first);
+        prop_assert_eq!(&json_lines(&run(&build, Three::into_registry).events), &first);
     }
 }

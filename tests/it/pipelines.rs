@@ -75,3 +75,9 @@ pub(crate) fn graphs(len: RangeInclusive<usize>) -> impl Strategy<Value = Graph>
         })
     })
 }
+
+/// So many random cases, or as many as `PROPTEST_CASES` says.
+pub(crate) fn cases(cases: u32) -> ProptestConfig {
+    let default = ProptestConfig::default();
+    if std::env::var_os("PROPTEST_CASES").is_some() { default } else { ProptestConfig { cases, ..default } }
+}

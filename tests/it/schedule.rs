@@ -14,7 +14,7 @@ use hm_exec::{
 use proptest::{collection::vec, prelude::*};
 
 use crate::{
-    model::{Model, Step},
+    model::{Model, Step, urgency},
     pipelines::{Graph, graphs},
 };
 
@@ -97,20 +97,6 @@ impl Scenario {
     pub(crate) fn with_operations(self, bytes: &[u8]) -> Self {
         Self { operations: operations_of(bytes), ..self }
     }
-}
-
-/// The longest remaining path by definition: relax every edge as often as there are steps.
-fn urgency(scenario: &Scenario) -> Vec<u64> {
-    let known: Vec<u64> = scenario.last_run_ms.iter().flatten().map(|ms| (ms * 1_000).max(1)).collect();
-    let average = if known.is_empty() { 1 } else { known.iter().sum::<u64>() / known.len() as u64 };
-    let weights: Vec<u64> = scenario.last_run_ms.iter().map(|ms| ms.map_or(average, |ms| ms * 1_000).max(1)).collect();
-    let mut paths = weights.clone();
-    for _ in 0..scenario.graph.len {
-        for &(from, to, _) in &scenario.graph.edges {
-            paths[from] = paths[from].max(weights[from] + paths[to]);
-        }
-    }
-    paths
 }
 
 /// The policy and the model side by side, and what was seen of them.
@@ -223,7 +209,7 @@ fn index(step: usize) -> StepIndex {
 pub(crate) fn check(scenario: &Scenario) {
     let plan = Plan::parse(scenario.graph.to_ir_json()).unwrap();
     let last_run: Vec<_> = scenario.last_run_ms.iter().map(|ms| ms.map(Duration::from_millis)).collect();
-    let urgency = urgency(scenario);
+    let urgency = urgency(&scenario.graph.edges, &scenario.last_run_ms);
     assert_eq!(priorities(plan.dag(), &last_run), urgency);
 
     let placements =
@@ -283,7 +269,7 @@ pub(crate) fn check(scenario: &Scenario) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 512, ..ProptestConfig::default() })]
+    #![proptest_config(crate::pipelines::cases(512))]
 
     #[test]
     fn the_policy_agrees_with_the_model(scenario in scenarios()) {

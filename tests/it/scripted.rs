@@ -3,7 +3,9 @@
 use std::{
     collections::BTreeMap,
     future::pending,
+    panic::resume_unwind,
     sync::{Arc, Mutex},
+    thread,
     time::Duration,
 };
 
@@ -12,7 +14,7 @@ use hm_exec::{
     BackendError, BuildEvent, BuildOutcome, Engine, EngineBuilder, ExecutorInput, Plan, RunRequest, RunnerSet,
     SnapshotRef, StepResult, StepStatus,
     event::StdStream,
-    runner::{Pool, Probe, RunnerError, StepContext, StepRunner},
+    runner::{Pool, Probe, RunnerCapabilities, RunnerError, StepContext, StepRunner},
 };
 use tokio::time::{Instant, sleep};
 use uuid::Uuid;
@@ -42,12 +44,14 @@ pub(crate) enum Act {
     Desert,
     /// Says that a limit of its own was reached.
     OwnLimit,
+    /// Does something after some milliseconds; ends early when cancelled.
+    After(u64, Box<Act>),
 }
 
 pub(crate) const PASS: Act = Act::Exit { code: 0, after_ms: 0 };
 
 /// One attempt as the runner saw it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Seen {
     pub(crate) key: String,
     pub(crate) attempt: u32,
@@ -64,19 +68,23 @@ pub(crate) struct Memory {
     pub(crate) most_running: usize,
     /// Attempts whose future was dropped before it ended.
     pub(crate) dropped: Vec<String>,
-    pub(crate) reaped: Vec<String>,
+    /// Snapshots that were handed back, and to whom.
+    pub(crate) reaped: Vec<(&'static str, String)>,
 }
 
 /// A runner that follows a script.
 #[derive(Debug, Clone)]
 pub(crate) struct Scripted {
+    /// What its snapshots are named after.
+    pub(crate) name: &'static str,
     /// What the attempts of a step do, one after the other. A step that is not here passes at once.
     pub(crate) script: BTreeMap<String, Vec<Act>>,
     pub(crate) memory: Arc<Mutex<Memory>>,
     pub(crate) reaping_hangs: bool,
     pub(crate) probe: Probe,
     pub(crate) pool: Pool,
-    started: Instant,
+    pub(crate) capabilities: RunnerCapabilities,
+    pub(crate) started: Instant,
 }
 
 #[derive(Debug, Clone, RunnerSet)]
@@ -91,11 +99,13 @@ impl Scripted {
     /// Must be called within a runtime, whose clock it reads.
     pub(crate) fn new<const N: usize>(script: [(&str, Vec<Act>); N]) -> Self {
         Self {
+            name: Self::NAME,
             script: script.map(|(key, acts)| (key.to_owned(), acts)).into(),
             memory: Arc::default(),
             reaping_hangs: false,
             probe: Probe::Usable { note: None },
             pool: Pool::Local,
+            capabilities: RunnerCapabilities::default(),
             started: Instant::now(),
         }
     }
@@ -113,11 +123,15 @@ impl Scripted {
     async fn act(&self, act: Act, ctx: &StepContext, input: &ExecutorInput) -> Result<i32, RunnerError> {
         match act {
             Act::Exit { code, after_ms: 0 } => Ok(code),
-            Act::Exit { code, after_ms } => {
+            Act::Exit { code, after_ms: ms } => {
+                let act = Act::After(ms, Box::new(Act::Exit { code, after_ms: 0 }));
+                Box::pin(self.act(act, ctx, input)).await
+            }
+            Act::After(ms, act) => {
                 tokio::select! {
                     biased;
                     () = ctx.cancel.cancelled() => Err(ctx.interrupted()),
-                    () = sleep(Duration::from_millis(after_ms)) => Ok(code),
+                    () = sleep(Duration::from_millis(ms)) => Box::pin(self.act(*act, ctx, input)).await,
                 }
             }
             Act::Print(bytes) => {
@@ -133,7 +147,8 @@ impl Scripted {
                 Err(ctx.interrupted())
             }
             Act::Ignore => pending().await,
-            Act::Panic => panic!("scripted"),
+            // Says nothing on stderr.
+            Act::Panic => resume_unwind(Box::new("scripted")),
             Act::Desert => Err(RunnerError::cancelled()),
             Act::OwnLimit => Err(RunnerError::timed_out()),
         }
@@ -164,12 +179,13 @@ impl StepRunner for Scripted {
         presence.key = None;
         let exit_code = result?;
         let commits = exit_code == 0 && input.cache_lookup.commits();
-        let committed_snapshot = commits.then(|| SnapshotRef::from(format!("scripted:{key}")));
+        let committed_snapshot = commits.then(|| SnapshotRef::from(format!("{}:{key}", self.name)));
         Ok(StepResult { exit_code, committed_snapshot, artifacts: vec![] })
     }
 
     async fn reap_snapshots(&self, snapshots: Vec<SnapshotRef>) {
-        self.memory.lock().unwrap().reaped.extend(snapshots.iter().map(ToString::to_string));
+        let reaped = snapshots.iter().map(|snapshot| (self.name, snapshot.to_string()));
+        self.memory.lock().unwrap().reaped.extend(reaped);
         if self.reaping_hangs {
             pending::<()>().await;
         }
@@ -182,9 +198,13 @@ impl StepRunner for Scripted {
     fn pool(&self) -> Pool {
         self.pool
     }
+
+    fn capabilities(&self) -> RunnerCapabilities {
+        self.capabilities
+    }
 }
 
-/// Counts an attempt as running, and as dropped where it is gone with its key.
+/// Counts an attempt as running, and as dropped where it goes with its key and without a panic.
 struct Presence<'a> {
     memory: &'a Mutex<Memory>,
     key: Option<String>,
@@ -194,7 +214,9 @@ impl Drop for Presence<'_> {
     fn drop(&mut self) {
         let mut memory = self.memory.lock().unwrap();
         memory.running -= 1;
-        memory.dropped.extend(self.key.take());
+        if !thread::panicking() {
+            memory.dropped.extend(self.key.take());
+        }
     }
 }
 

@@ -1,0 +1,165 @@
+//! A scheduler that is plainly right: readiness, skipping and urgency by definition, every question answered by looking at
+//! every step. The policy must agree with it after each operation.
+
+use std::{cmp::Reverse, time::Duration};
+
+use hm_exec::{
+    BuildStatus, StepStatus,
+    schedule::{Answer, AttemptEnd, Stop},
+};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Step {
+    Idle,
+    Running,
+    BackingOff { due: Duration },
+    Ended(StepStatus),
+}
+
+#[derive(Debug)]
+pub(crate) struct Model {
+    pub(crate) parents: Vec<Vec<usize>>,
+    pub(crate) pool_of: Vec<usize>,
+    /// Steps that the cache is to be asked for, and was not yet.
+    pub(crate) to_look_up: Vec<bool>,
+    pub(crate) urgency: Vec<u64>,
+    pub(crate) limits: Vec<usize>,
+    pub(crate) keep_going: bool,
+    pub(crate) backoffs: Vec<Duration>,
+    pub(crate) steps: Vec<Step>,
+    pub(crate) attempts: Vec<usize>,
+    pub(crate) stop: Option<Stop>,
+}
+
+impl Model {
+    pub(crate) fn start_next(&mut self) -> Option<(usize, usize)> {
+        let startable = (0..self.steps.len()).filter(|&step| {
+            self.steps[step] == Step::Idle
+                && !self.to_look_up[step]
+                && self.parents[step].iter().all(|&parent| self.passed(parent))
+                && self.running(self.pool_of[step]) < self.limits[self.pool_of[step]]
+        });
+        let step = startable.max_by_key(|&step| (self.urgency[step], Reverse(step)))?;
+        self.steps[step] = Step::Running;
+        self.attempts[step] += 1;
+        Some((step, self.attempts[step]))
+    }
+
+    /// The steps whose lookups may end now.
+    pub(crate) fn looking_up(&self) -> Vec<usize> {
+        let waits = |&step: &usize| self.steps[step] == Step::Idle && self.to_look_up[step];
+        let steps = (0..self.steps.len()).filter(waits);
+        steps.filter(|&step| self.parents[step].iter().all(|&parent| self.passed(parent))).collect()
+    }
+
+    pub(crate) fn looked_up(&mut self, step: usize, found: bool) {
+        self.to_look_up[step] = false;
+        if found {
+            self.steps[step] = Step::Ended(StepStatus::CacheHit);
+        }
+    }
+
+    pub(crate) fn attempt_ended(&mut self, step: usize, end: AttemptEnd, now: Duration) -> Answer {
+        let status = match end {
+            AttemptEnd::Infrastructure { retryable: true } if self.stop.is_none() => {
+                if let Some(&backoff) = self.backoffs.get(self.attempts[step] - 1) {
+                    self.steps[step] = Step::BackingOff { due: now + backoff };
+                    return Answer::Retry(backoff);
+                }
+                StepStatus::Infrastructure
+            }
+            AttemptEnd::Infrastructure { .. } => StepStatus::Infrastructure,
+            AttemptEnd::Exited(0) => StepStatus::Passed,
+            AttemptEnd::Exited(_) => StepStatus::Failed,
+            AttemptEnd::TimedOut => StepStatus::TimedOut,
+            AttemptEnd::Canceled => StepStatus::Canceled,
+            AttemptEnd::OutOfMemory => StepStatus::OutOfMemory,
+        };
+        self.steps[step] = Step::Ended(status);
+        if status != StepStatus::Passed && !self.keep_going {
+            self.stop(Stop::Failed);
+        }
+        while let Some(doomed) = (0..self.steps.len()).find(|&step| {
+            self.steps[step] == Step::Idle
+                && self.parents[step].iter().any(|&parent| self.ended(parent) && !self.passed(parent))
+        }) {
+            self.steps[doomed] = Step::Ended(StepStatus::Skipped);
+        }
+        Answer::Ended(status)
+    }
+
+    pub(crate) fn stop(&mut self, reason: Stop) {
+        if self.stop.is_some() || self.is_done() {
+            return;
+        }
+        self.stop = Some(reason);
+        for step in 0..self.steps.len() {
+            if matches!(self.steps[step], Step::Idle | Step::BackingOff { .. }) {
+                self.steps[step] = Step::Ended(match (reason, self.attempts[step]) {
+                    (Stop::Canceled, _) => StepStatus::Canceled,
+                    (Stop::Failed | Stop::TimedOut, 0) => StepStatus::Skipped,
+                    (Stop::Failed, _) => StepStatus::Canceled,
+                    (Stop::TimedOut, _) => StepStatus::TimedOut,
+                });
+            }
+        }
+    }
+
+    pub(crate) fn retry_due(&mut self, now: Duration) {
+        for step in &mut self.steps {
+            if matches!(step, Step::BackingOff { due } if *due <= now) {
+                *step = Step::Idle;
+            }
+        }
+    }
+
+    pub(crate) fn verdict(&self) -> BuildStatus {
+        let any = |wanted: &[StepStatus]| self.steps.iter().any(|s| matches!(s, Step::Ended(s) if wanted.contains(s)));
+        if (0..self.steps.len()).all(|step| self.passed(step)) {
+            BuildStatus::Passed
+        } else if self.stop == Some(Stop::Canceled) {
+            BuildStatus::Canceled
+        } else if self.stop == Some(Stop::TimedOut) {
+            BuildStatus::TimedOut
+        } else if any(&[StepStatus::Failed, StepStatus::TimedOut, StepStatus::OutOfMemory]) {
+            BuildStatus::Failed
+        } else {
+            BuildStatus::Infrastructure
+        }
+    }
+
+    pub(crate) fn running(&self, pool: usize) -> usize {
+        (0..self.steps.len()).filter(|&step| self.steps[step] == Step::Running && self.pool_of[step] == pool).count()
+    }
+
+    pub(crate) fn is_done(&self) -> bool {
+        (0..self.steps.len()).all(|step| self.ended(step))
+    }
+
+    fn ended(&self, step: usize) -> bool {
+        matches!(self.steps[step], Step::Ended(_))
+    }
+
+    fn passed(&self, step: usize) -> bool {
+        matches!(self.steps[step], Step::Ended(StepStatus::Passed | StepStatus::CacheHit))
+    }
+}
+
+/// The longest remaining path by definition, in microseconds: relax every edge until nothing grows. A step that has
+/// no duration counts as an average one.
+pub(crate) fn urgency(edges: &[(usize, usize, bool)], last_run_ms: &[Option<u64>]) -> Vec<u64> {
+    let known: Vec<u64> = last_run_ms.iter().flatten().map(|ms| (ms * 1_000).max(1)).collect();
+    let average = if known.is_empty() { 1 } else { known.iter().sum::<u64>() / known.len() as u64 };
+    let weights: Vec<u64> = last_run_ms.iter().map(|ms| ms.map_or(average, |ms| ms * 1_000).max(1)).collect();
+    let mut paths = weights.clone();
+    let mut has_grown = true;
+    while has_grown {
+        has_grown = false;
+        for &(from, to, _) in edges {
+            let path = weights[from] + paths[to];
+            has_grown |= path > paths[from];
+            paths[from] = paths[from].max(path);
+        }
+    }
+    paths
+}
