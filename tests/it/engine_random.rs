@@ -16,8 +16,9 @@ use uuid::Uuid;
 
 use crate::{
     model::{Build, Played, RUNNERS},
-    pipelines::{cases, graphs},
+    pipelines::{Graph, cases, graphs},
     scripted::{Act, Memory, PASS, Scripted, json_lines, request, statuses},
+    workloads::Workload,
 };
 
 /// The runners of [`RUNNERS`].
@@ -142,6 +143,25 @@ fn run<R: RunnerSet>(build: &Build, compose: fn(Three) -> R) -> Run {
         let outcome = control.wait().await.unwrap();
         Run { events, outcome, memories: memories.map(|memory| mem::take(&mut *memory.lock().unwrap())) }
     })
+}
+
+/// The milliseconds that the engine takes for a build whose steps all pass, on one pool.
+pub(crate) fn pass_only(work: &Workload, slots: usize) -> u64 {
+    let steps = work.durations_ms.len();
+    let build = Build {
+        graph: Graph { len: steps, edges: work.edges.iter().map(|&(from, to)| (from, to, false)).collect() },
+        scripts: work.durations_ms.iter().map(|&after_ms| vec![Act::Exit { code: 0, after_ms }]).collect(),
+        runner_of: vec![0; steps],
+        timeout_seconds: vec![None; steps],
+        last_run_ms: work.durations_ms.iter().copied().map(Some).collect(),
+        limits: [slots, 1],
+        keep_going: false,
+        cancel_after: None,
+        timeout: Duration::MAX,
+    };
+    let outcome = run(&build, |runners| runners).outcome;
+    assert_eq!(outcome.status, BuildStatus::Passed);
+    (outcome.finished_at - outcome.started_at).num_milliseconds().unsigned_abs()
 }
 
 impl Run {

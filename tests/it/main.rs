@@ -19,12 +19,14 @@ mod engine_scale;
 mod event;
 mod executor_input;
 mod filesystem;
+mod greedy;
 #[cfg(target_os = "linux")]
 mod images;
 mod input_oracle;
 mod ir;
 mod ir_mistakes;
 mod ir_oracle;
+mod makespan;
 mod model;
 mod pipelines;
 #[cfg(feature = "process")]
@@ -39,3 +41,4 @@ mod store;
 mod ui;
 #[cfg(target_os = "linux")]
 mod unpack_oracle;
+mod workloads;
