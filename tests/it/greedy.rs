@@ -74,7 +74,9 @@ fn forty_builds_of_ci_are_shorter_than_first_in_first_out() {
     for slots in [2, 4, 8] {
         let (mut by_path, mut by_age) = (0.0, 0.0);
         for work in forty() {
-            by_path += ratio(&work, slots, &mut ours(&dag(&work), &known(&work.durations_ms), slots));
+            let ours = ratio(&work, slots, &mut ours(&dag(&work), &known(&work.durations_ms), slots));
+            assert!((1.0..1.5).contains(&ours), "{}: {ours} times the bound", work.family);
+            by_path += ours;
             by_age += ratio(&work, slots, &mut Fifo::new(&work, slots));
         }
         assert!(by_path < by_age, "on average {} and {} times the bound", by_path / 40.0, by_age / 40.0);
