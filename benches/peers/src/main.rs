@@ -1,7 +1,7 @@
 //! Runs no-op steps on the published hm-exec 0.0.9: `hm-exec-peers SHAPE STEPS ROUNDS`.
 //!
 //! Prints one line: nanoseconds a step in the best round, events seen there, peak memory in MiB. A process of its own for
-//! each graph, because long chains end it: futures of steps hold those of their parents, and are dropped recursively.
+//! each graph, because long chains overflow its stack.
 
 #[path = "../../common/shapes.rs"]
 mod shapes;
