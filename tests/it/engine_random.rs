@@ -32,9 +32,9 @@ struct Three {
     apart: Scripted,
 }
 
-/// Acts, of which about one in `calm` does not just pass. Times are whole hundredths of a second, for [`builds`].
-fn acts(calm: u32) -> impl Strategy<Value = Act> {
-    let at_once = prop_oneof![
+/// What is not just passing.
+fn mishaps() -> impl Strategy<Value = Act> {
+    prop_oneof![
         4 => (1..3_i32).prop_map(|code| Act::Exit { code, after_ms: 0 }),
         3 => Just(Act::Break),
         1 => Just(Act::BreakForGood),
@@ -42,14 +42,21 @@ fn acts(calm: u32) -> impl Strategy<Value = Act> {
         1 => Just(Act::Panic),
         1 => Just(Act::Desert),
         1 => Just(Act::OwnLimit),
-    ];
+    ]
+}
+
+/// Acts, which the calmer pass the more often. Times are whole hundredths of a second, for [`builds`].
+fn acts(calm: u32) -> impl Strategy<Value = Act> {
     let pass = prop_oneof![Just(PASS), Just(Act::Print(b"some\noutput"))];
-    let hang =
-        prop_oneof![(0..2_400_u64).prop_map(|hundredths| Act::Linger { ms: hundredths * 10 }), Just(Act::Ignore)];
+    let hang = prop_oneof![
+        (0..2_400_u64).prop_map(|hundredths| Act::Linger { ms: hundredths * 10 }),
+        Just(Act::Ignore),
+        prop_oneof![Just(PASS), mishaps()].prop_map(|act| Act::OnceTold(Box::new(act))),
+    ];
     prop_oneof![
         20 * calm => (0..100_000_u64, pass).prop_map(later),
-        15 => (0..100_000_u64, at_once).prop_map(later),
-        2 => hang,
+        15 => (0..100_000_u64, mishaps()).prop_map(later),
+        4 => hang,
     ]
 }
 

@@ -46,6 +46,8 @@ pub(crate) enum Act {
     OwnLimit,
     /// Does something after some milliseconds; ends early when cancelled.
     After(u64, Box<Act>),
+    /// Waits to be cancelled, and does something else than saying so.
+    OnceTold(Box<Act>),
 }
 
 pub(crate) const PASS: Act = Act::Exit { code: 0, after_ms: 0 };
@@ -145,6 +147,10 @@ impl Scripted {
                 ctx.cancel.cancelled().await;
                 sleep(Duration::from_millis(ms)).await;
                 Err(ctx.interrupted())
+            }
+            Act::OnceTold(act) => {
+                ctx.cancel.cancelled().await;
+                Box::pin(self.act(*act, ctx, input)).await
             }
             Act::Ignore => pending().await,
             // Says nothing on stderr.

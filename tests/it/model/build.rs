@@ -95,17 +95,30 @@ impl Attempt<'_> {
                 end(at + Duration::from_millis(*ms), how)
             }
             (Act::Linger { .. } | Act::Ignore, Some((at, how))) => End { is_dropped: true, ..end(at + PATIENCE, how) },
-            (Act::Linger { .. } | Act::Ignore, None) => end(Duration::MAX, AttemptEnd::TimedOut),
+            (Act::OnceTold(act), Some((at, how))) => end(at, if says_it_was_told(act) { how } else { outcome(act) }),
+            (Act::Linger { .. } | Act::Ignore | Act::OnceTold(_), None) => end(Duration::MAX, AttemptEnd::TimedOut),
             (_, Some((at, how))) if at < done => end(at, how),
-            (Act::OwnLimit | Act::Desert, _) if let Some((_, how)) = by_build => end(done, how),
-            (Act::Exit { code, .. }, _) => end(done, AttemptEnd::Exited(*code)),
-            (Act::Print(_), _) => end(done, AttemptEnd::Exited(0)),
-            (Act::Break | Act::Desert, _) => end(done, AttemptEnd::Infrastructure { retryable: true }),
-            (Act::BreakForGood | Act::Panic, _) => end(done, AttemptEnd::Infrastructure { retryable: false }),
-            (Act::Swell, _) => end(done, AttemptEnd::OutOfMemory),
-            (Act::OwnLimit, _) => end(done, AttemptEnd::TimedOut),
-            (Act::After(..), _) => unreachable!("scripts have one delay"),
+            (act, _) if let (true, Some((_, how))) = (says_it_was_told(act), by_build) => end(done, how),
+            (act, _) => end(done, outcome(act)),
         }
+    }
+}
+
+/// Whether the runner gives back what it does when it was told to end, which is believed where it was.
+fn says_it_was_told(act: &Act) -> bool {
+    matches!(act, Act::OwnLimit | Act::Desert)
+}
+
+/// What an act comes to, by itself.
+fn outcome(act: &Act) -> AttemptEnd {
+    match act {
+        Act::Exit { code, .. } => AttemptEnd::Exited(*code),
+        Act::Print(_) => AttemptEnd::Exited(0),
+        Act::Break | Act::Desert => AttemptEnd::Infrastructure { retryable: true },
+        Act::BreakForGood | Act::Panic => AttemptEnd::Infrastructure { retryable: false },
+        Act::Swell => AttemptEnd::OutOfMemory,
+        Act::OwnLimit => AttemptEnd::TimedOut,
+        Act::Linger { .. } | Act::Ignore | Act::After(..) | Act::OnceTold(_) => unreachable!("it waits for something"),
     }
 }
 
