@@ -70,9 +70,14 @@ fn moments() -> impl Strategy<Value = u64> {
     (4..24_u32, any::<u64>()).prop_map(|(bits, random)| random % (1 << bits) * 10)
 }
 
+/// Builds in which two things hardly ever happen at once, and some in which they mostly do.
+fn builds() -> impl Strategy<Value = Build> {
+    prop_oneof![3 => sparse_builds(), 1 => sparse_builds().prop_map(crowded)]
+}
+
 /// Steps do everything at whole hundredths of a second, cancels and the build's time limit come between those: so it is
 /// rare that two things happen at once, and the model needs not say which comes first.
-fn builds() -> impl Strategy<Value = Build> {
+fn sparse_builds() -> impl Strategy<Value = Build> {
     let graph = prop_oneof![4 => graphs(0..=12), 3 => graphs(0..=60), 1 => graphs(0..=300)];
     let limits = (1..6_usize, 1..4_usize).prop_map(|(local, apart)| [local, apart]);
     let stops = (weighted(0.4, moments()), weighted(0.3, moments()));
@@ -96,6 +101,24 @@ fn builds() -> impl Strategy<Value = Build> {
                 timeout: Duration::from_millis(stops.1.unwrap_or(1_000_000_000) + 7),
             })
     })
+}
+
+/// The same with everything at whole half seconds, within few of them.
+fn crowded(build: Build) -> Build {
+    let halves = |ms: u64, limit: u64| ms % limit * 500;
+    let act = |act| match act {
+        Act::After(ms, act) => Act::After(halves(ms / 10, 6), act),
+        Act::Linger { ms } => Act::Linger { ms: halves(ms / 10, 30) },
+        act => act,
+    };
+    let moment = |at: Duration| Duration::from_millis(500 + halves(at.as_secs(), 40));
+    Build {
+        scripts: build.scripts.into_iter().map(|acts| acts.into_iter().map(act).collect()).collect(),
+        timeout_seconds: build.timeout_seconds.iter().map(|limit| limit.map(|seconds| 1 + seconds % 3)).collect(),
+        cancel_after: build.cancel_after.map(moment),
+        timeout: moment(build.timeout),
+        ..build
+    }
 }
 
 /// The engine's side of a build.
