@@ -15,7 +15,7 @@ use proptest::{collection::vec, option::weighted, prelude::*};
 use uuid::Uuid;
 
 use crate::{
-    model::{Build, Played, RUNNERS},
+    model::{Build, GRACE, Played, RUNNERS},
     pipelines::{Graph, cases, graphs},
     scripted::{Act, Memory, PASS, Scripted, json_lines, request, statuses},
     workloads::Workload,
@@ -155,7 +155,7 @@ fn run<R: RunnerSet>(build: &Build, compose: fn(Three) -> R) -> Run {
             durations.map(|(step, ms): (usize, _)| (format!("s{step}").into(), Duration::from_millis(ms))).collect();
 
         let builder = Engine::builder(compose(Three { scripted, beside, apart }));
-        let builder = builder.parallelism(NonZeroUsize::new(build.limits[0]).unwrap()).grace(Duration::from_secs(2));
+        let builder = builder.parallelism(NonZeroUsize::new(build.limits[0]).unwrap()).grace(GRACE);
         let (mut stream, control) = builder.build().unwrap().start(request).await.unwrap().into_parts();
         let cancelling = async {
             if let Some(after) = build.cancel_after {

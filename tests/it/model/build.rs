@@ -14,10 +14,11 @@ use crate::{
     scripted::{Act, PASS, Seen},
 };
 
-/// How long a runner may take to return once it is told to end: the grace of [`Scripted::engine`] and ten seconds.
-///
-/// [`Scripted::engine`]: crate::scripted::Scripted::engine
-const PATIENCE: Duration = Duration::from_secs(2 + 10);
+/// The time between TERM and KILL in these builds.
+pub(crate) const GRACE: Duration = Duration::from_secs(2);
+
+/// How long a runner may take to return once it is told to end: the grace, and ten seconds.
+const PATIENCE: Duration = GRACE.saturating_add(Duration::from_secs(10));
 
 /// The runners that steps have, by number. The first two share a pool.
 pub(crate) const RUNNERS: [&str; 3] = ["scripted", "beside", "apart"];

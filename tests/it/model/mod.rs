@@ -3,5 +3,5 @@
 mod build;
 mod policy;
 
-pub(crate) use build::{Build, Played, RUNNERS};
+pub(crate) use build::{Build, GRACE, Played, RUNNERS};
 pub(crate) use policy::{Model, Step, urgency};
