@@ -209,7 +209,8 @@ impl Run {
         });
         let retries = retries.collect();
         let [local, apart] = self.memories;
-        let summary = |step: &StepResultSummary| (step.status, step.attempts as usize, step.duration_ms.into());
+        let summary =
+            |step: &StepResultSummary| (step.status, step.exit_code, step.attempts as usize, step.duration_ms.into());
         let played = Played {
             attempts: [local.seen, apart.seen].concat(),
             retries,

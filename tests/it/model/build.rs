@@ -46,8 +46,9 @@ pub(crate) struct Played {
     pub(crate) attempts: Vec<Seen>,
     /// `(step, attempt)` of each that is followed by another.
     pub(crate) retries: Vec<(usize, usize)>,
-    /// By step: its status, how many attempts it had, and the milliseconds from the start of the first to its end.
-    pub(crate) steps: Vec<(StepStatus, usize, u128)>,
+    /// By step: its status, its command's code, how many attempts it had, and the milliseconds from the start of the first to
+    /// its end.
+    pub(crate) steps: Vec<(StepStatus, Option<i32>, usize, u128)>,
     /// The steps whose runner did not return.
     pub(crate) dropped: Vec<String>,
     /// Which runner got which snapshots back.
@@ -151,6 +152,7 @@ impl Build {
         let mut model = self.model();
         let (mut attempts, mut retries, mut dropped) = (Vec::new(), Vec::new(), Vec::new());
         let (mut begun, mut ended) = (vec![None; self.graph.len], vec![None; self.graph.len]);
+        let mut codes = vec![None; self.graph.len];
         let mut running: Vec<Attempt<'_>> = Vec::new();
         let (mut now, mut stopped) = (Duration::ZERO, None);
         loop {
@@ -200,6 +202,9 @@ impl Build {
                 if let Answer::Retry(_) = model.attempt_ended(step, ends[first].how, now) {
                     retries.push((step, model.attempts[step]));
                 }
+                if let AttemptEnd::Exited(code) = ends[first].how {
+                    codes[step] = Some(code);
+                }
                 if ends[first].is_dropped {
                     dropped.push(key(step));
                 }
@@ -212,7 +217,7 @@ impl Build {
         let steps = model.steps.iter().enumerate().map(|(step, state)| {
             let Step::Ended(status) = *state else { unreachable!("the build is done") };
             let took = begun[step].map_or(0, |begun| (ended[step].unwrap() - begun).as_millis());
-            (status, model.attempts[step], took)
+            (status, codes[step], model.attempts[step], took)
         });
         let steps = steps.collect();
         let played =
