@@ -40,6 +40,8 @@ struct Work {
     cmd: String,
     rounds: usize,
     container_rounds: usize,
+    /// Whether it writes so much that others would pay for its way to the disk.
+    is_large: bool,
 }
 
 fn main() {
@@ -49,13 +51,28 @@ fn main() {
     let containers = Containers::new(rootfs.path());
     let table = Table::new("sandbox");
     for work in work(rootfs.path()) {
-        // Of its own for each, because all that its steps leave goes with it.
-        let (ours, theirs) = (Bench::new(), Bubblewrap::new(rootfs.path()));
+        let mut ours = warm(&runtime, &image);
+        let mut theirs = Bubblewrap::new(rootfs.path());
         let [mut ours, mut theirs] = by_turns(
             work.rounds,
-            [&mut || step(&runtime, &ours, &image, &work.cmd), &mut || {
-                theirs.as_ref().map_or(Duration::ZERO, |theirs| theirs.step(&work.cmd))
-            }],
+            work.is_large,
+            [
+                &mut || {
+                    let took = step(&runtime, &ours, &image, &work.cmd);
+                    if work.is_large {
+                        // With all that the step left.
+                        ours = warm(&runtime, &image);
+                    }
+                    took
+                },
+                &mut || {
+                    let took = theirs.as_ref().map_or(Duration::ZERO, |theirs| theirs.step(&work.cmd));
+                    if work.is_large {
+                        theirs = Bubblewrap::new(rootfs.path());
+                    }
+                    took
+                },
+            ],
         );
         let (figure, besides) = (Figure::ms(median(&mut ours)), spread(&mut ours));
         match median(&mut theirs) {
@@ -66,7 +83,7 @@ fn main() {
             table.alone(&work.what, &figure, "docker run, commit: no daemon", "");
             continue;
         };
-        let [mut theirs] = by_turns(work.container_rounds, [&mut || containers.step(&work.cmd)]);
+        let [mut theirs] = by_turns(work.container_rounds, work.is_large, [&mut || containers.step(&work.cmd)]);
         let (theirs, besides) = (Figure::ms(median(&mut theirs)), format!("theirs: {}", spread(&mut theirs)));
         table.against(&work.what, &figure, &theirs.of("docker run, commit"), besides);
     }
@@ -74,6 +91,7 @@ fn main() {
     let (plain, single) = (Bench::new(), Bench::with(|builder| builder.user_namespace(UserNamespace::Single)));
     let [mut plain, mut host, mut single] = by_turns(
         Effort::asked().pick(300, 2),
+        false,
         [&mut || step(&runtime, &plain, &image, ":"), &mut || step(&runtime, &plain, "host", ":"), &mut || {
             step(&runtime, &single, &image, ":")
         }],
@@ -98,30 +116,37 @@ fn work(dir: &Path) -> [Work; 3] {
             cmd: ":".into(),
             rounds: effort.pick(300, 2),
             container_rounds: effort.pick(20, 1),
+            is_large: false,
         },
         Work {
             what: "step that writes 100 files".into(),
             cmd: "i=0; while [ $i -lt 100 ]; do echo $i > /workspace/$i; i=$((i+1)); done".into(),
             rounds: effort.pick(300, 2),
             container_rounds: effort.pick(20, 1),
+            is_large: false,
         },
         Work {
             what: format!("step that writes {mib} MiB"),
             cmd: format!("dd if=/dev/zero of=/workspace/big bs=1M count={mib} 2>/dev/null"),
             rounds: effort.pick(7, 1),
             container_rounds: effort.pick(5, 1),
+            is_large: true,
         },
     ]
 }
 
-/// What each contender took in each round, by turns, so that whatever else the machine does hits all alike.
-fn by_turns<const N: usize>(rounds: usize, mut contenders: [&mut dyn FnMut() -> Duration; N]) -> [Vec<Duration>; N] {
+/// What each contender took in each round, by turns, so that whatever else the machine does hits all alike. The
+/// disk is quiet before each turn where what is written `is_large`.
+fn by_turns<const N: usize>(
+    rounds: usize,
+    is_large: bool,
+    mut contenders: [&mut dyn FnMut() -> Duration; N],
+) -> [Vec<Duration>; N] {
     let mut times: [Vec<Duration>; N] = std::array::from_fn(|_| vec![]);
     let warm_up = rounds.div_ceil(15);
     for round in 0..warm_up + rounds {
         for (contender, times) in contenders.iter_mut().zip(&mut times) {
-            // Nobody pays for what another one has left to be written to the disk.
-            if rounds < 20 {
+            if is_large {
                 rustix::fs::sync();
             }
             let took = contender();
@@ -131,6 +156,13 @@ fn by_turns<const N: usize>(rounds: usize, mut contenders: [&mut dyn FnMut() -> 
         }
     }
     times
+}
+
+/// A sandbox over a store of its own that has run a step.
+fn warm(runtime: &Runtime, image: &str) -> Bench {
+    let bench = Bench::new();
+    step(runtime, &bench, image, ":");
+    bench
 }
 
 /// One step, with its snapshot.

@@ -3,6 +3,7 @@
 //!
 //! `cargo build --release --manifest-path benches/peers/Cargo.toml && cargo bench --bench scheduler [-- STEPS...]`
 
+#![allow(clippy::print_stdout, reason = "a bench prints its figures")]
 #![allow(clippy::unwrap_used, reason = "a bench has nobody to report to")]
 
 mod common;
@@ -24,8 +25,12 @@ use shapes::{SHAPES, forget_peak, ir_json, peak_rss_mib};
 
 /// Each figure is that of the best of so many rounds: interruptions only ever add.
 const ROUNDS: usize = 5;
+/// From so many steps on the peer has one round.
+const MANY: usize = 10_000;
 /// How long the peer may take for all its rounds.
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_secs(60);
+/// What the bench, started again for one graph, is told first: peaks of memory would else be those of earlier graphs.
+const ONE: &str = "--one-graph";
 /// The peer unpacks the source, empty as it is, for each step; on a disk that would be all that is measured.
 const MEMORY: &str = "/dev/shm";
 
@@ -46,13 +51,25 @@ struct Runners {
     noop: Noop,
 }
 
+/// What a graph took, as a process tells it that ran nothing else.
 struct Measured {
-    parse: Duration,
-    run: Duration,
+    ns: f64,
     events: u64,
+    peak_mib: u64,
 }
 
-fn measure(json: &str) -> Measured {
+/// Runs a graph, and tells nanoseconds a step, events, peak memory in MiB, and nanoseconds a step for parsing.
+fn run_one(shape: &str, steps: usize, rounds: usize) {
+    let (_, edges) = SHAPES.iter().find(|(name, _)| *name == shape).unwrap();
+    let json = ir_json(steps, &edges(steps));
+    forget_peak();
+    let (run, parse, events) = (0..rounds).map(|_| measure(&json)).min().unwrap();
+    let per_step = |time: Duration| time.as_nanos() / steps as u128;
+    println!("{} {events} {} {}", per_step(run), peak_rss_mib().unwrap_or_default(), per_step(parse));
+}
+
+/// How long a build takes and its plan's parsing, and how many events it has.
+fn measure(json: &str) -> (Duration, Duration, u64) {
     let begin = Instant::now();
     let plan = Plan::parse(json).unwrap();
     let parse = begin.elapsed();
@@ -71,8 +88,40 @@ fn measure(json: &str) -> Measured {
         let run = begin.elapsed();
         assert_eq!(outcome.status, BuildStatus::Passed);
         assert!(matches!(last, Some(BuildEvent::BuildEnd { seq, .. }) if seq + 1 == events));
-        Measured { parse, run, events }
+        (run, parse, events)
     })
+}
+
+/// Starts `command` on a graph, and reads the figures that it prints. Else tells why there are none.
+fn figures(command: &mut Command, shape: &str, steps: usize, rounds: usize) -> Result<(Measured, Vec<u64>), String> {
+    let mut child = command
+        .args([shape, &steps.to_string(), &rounds.to_string()])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let begin = Instant::now();
+    while child.try_wait().unwrap().is_none() {
+        if begin.elapsed() > PATIENCE {
+            child.kill().unwrap();
+            child.wait().unwrap();
+            return Err(format!("not done in {} s", PATIENCE.as_secs()));
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let output = child.wait_with_output().unwrap();
+    let error = String::from_utf8_lossy(&output.stderr);
+    if error.contains("overflowed its stack") {
+        return Err("stack overflow".into());
+    }
+    let line = String::from_utf8_lossy(&output.stdout).into_owned();
+    let figures: Vec<u64> = line.split_whitespace().filter_map(|figure| figure.parse().ok()).collect();
+    match &figures[..] {
+        #[expect(clippy::cast_precision_loss, reason = "nanoseconds of one step")]
+        &[ns, events, peak_mib, ref more @ ..] => Ok((Measured { ns: ns as f64, events, peak_mib }, more.to_vec())),
+        _ => Err(format!("{}: {}", output.status, error.lines().next_back().unwrap_or_default())),
+    }
 }
 
 /// The published crate, as `benches/peers` runs it.
@@ -82,17 +131,6 @@ struct Peer {
     home: tempfile::TempDir,
 }
 
-/// How a run of the peer ended.
-enum Ended {
-    Measured {
-        ns: f64,
-        events: u64,
-        peak_mib: u64,
-    },
-    /// Not: why.
-    Failed(String),
-}
-
 impl Peer {
     fn built() -> Option<Self> {
         let program = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/peers/target/release/hm-exec-peers");
@@ -100,44 +138,23 @@ impl Peer {
         program.exists().then(|| Self { program, home: tempfile::tempdir_in(memory).unwrap() })
     }
 
-    fn run(&self, shape: &str, steps: usize, rounds: usize) -> Ended {
-        let mut peer = Command::new(&self.program)
-            .args([shape, &steps.to_string(), &rounds.to_string()])
-            .env("HOME", self.home.path())
-            .env("XDG_CACHE_HOME", self.home.path())
-            .env("TMPDIR", self.home.path())
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let begin = Instant::now();
-        while peer.try_wait().unwrap().is_none() {
-            if begin.elapsed() > PATIENCE {
-                peer.kill().unwrap();
-                peer.wait().unwrap();
-                return Ended::Failed(format!("not done in {} s", PATIENCE.as_secs()));
-            }
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        let output = peer.wait_with_output().unwrap();
-        let error = String::from_utf8_lossy(&output.stderr);
-        if error.contains("overflowed its stack") {
-            return Ended::Failed("stack overflow".into());
-        }
-        let line = String::from_utf8_lossy(&output.stdout).into_owned();
-        let figures: Vec<u64> = line.split_whitespace().filter_map(|figure| figure.parse().ok()).collect();
-        match figures[..] {
-            #[expect(clippy::cast_precision_loss, reason = "nanoseconds of one step")]
-            [ns, events, peak_mib] => Ended::Measured { ns: ns as f64, events, peak_mib },
-            _ => Ended::Failed(format!("{}: {}", output.status, error.lines().next_back().unwrap_or_default())),
-        }
+    fn command(&self) -> Command {
+        let mut peer = Command::new(&self.program);
+        let home = self.home.path();
+        peer.env("HOME", home).env("XDG_CACHE_HOME", home).env("TMPDIR", home);
+        peer
     }
 }
 
 fn main() {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    if let [one, shape, steps, rounds] = &arguments[..]
+        && one == ONE
+    {
+        return run_one(shape, steps.parse().unwrap(), rounds.parse().unwrap());
+    }
     let effort = Effort::asked();
-    let asked: Vec<usize> = std::env::args().skip(1).filter_map(|argument| argument.parse().ok()).collect();
+    let asked: Vec<usize> = arguments.iter().filter_map(|argument| argument.parse().ok()).collect();
     let sizes = match asked.is_empty() {
         true => effort.pick(vec![1_000, 10_000, 100_000], vec![1_000]),
         false => asked,
@@ -145,30 +162,30 @@ fn main() {
     let rounds = effort.pick(ROUNDS, 1);
     let peer = Peer::built();
     let table = Table::new("scheduler");
-    for (shape, edges) in SHAPES {
+    for (shape, _) in SHAPES {
+        // What it did not survive once, it is not asked to do with more steps.
+        let mut failed = None;
         for &steps in &sizes {
-            let edges = edges(steps);
-            let json = ir_json(steps, &edges);
-            forget_peak();
-            let best = (0..rounds).map(|_| measure(&json)).min_by_key(|measured| measured.run).unwrap();
-            let peak = peak_rss_mib().map_or_else(|| "?".to_owned(), |mib| mib.to_string());
-            #[expect(clippy::cast_precision_loss, reason = "few steps")]
-            let per_step = |time: Duration| Figure::ns(time.as_secs_f64() * 1e9 / steps as f64);
+            let ours = figures(Command::new(std::env::current_exe().unwrap()).arg(ONE), shape, steps, rounds);
+            let (ours, more) = ours.unwrap();
             let what = format!("{shape}, {steps} no-op steps: each");
-            let besides = format!(
-                "{} edges, {} events, peak {peak} MiB; {} a step for parsing",
-                edges.len(),
-                best.events,
-                per_step(best.parse)
-            );
-            let ours = per_step(best.run);
-            match peer.as_ref().map(|peer| peer.run(shape, steps, rounds.min(3))) {
-                Some(Ended::Measured { ns, events, peak_mib }) => {
+            let besides =
+                format!("{} events, peak {} MiB; {} ns a step for parsing", ours.events, ours.peak_mib, more[0]);
+            let ours = Figure::ns(ours.ns);
+            let theirs = match (&peer, &failed) {
+                (None, _) => Err("not built".to_owned()),
+                (Some(_), Some(why)) => Err(format!("{why} with fewer")),
+                (Some(peer), None) => figures(&mut peer.command(), shape, steps, if steps < MANY { rounds } else { 1 }),
+            };
+            match theirs {
+                Ok((Measured { ns, events, peak_mib }, _)) => {
                     let besides = format!("{besides}; theirs: {events} events seen, peak {peak_mib} MiB");
                     table.against(what, &ours, &Figure::ns(ns).of("hm-exec 0.0.9"), besides);
                 }
-                Some(Ended::Failed(why)) => table.alone(what, &ours, format!("hm-exec 0.0.9: {why}"), besides),
-                None => table.alone(what, &ours, "hm-exec 0.0.9: not built", besides),
+                Err(why) => {
+                    table.alone(what, &ours, format!("hm-exec 0.0.9: {why}"), besides);
+                    failed = failed.or(Some(why));
+                }
             }
         }
     }
