@@ -23,6 +23,8 @@ pub mod conformance;
 pub mod engine;
 #[cfg(feature = "engine")]
 pub mod event;
+#[cfg(all(feature = "step", target_os = "linux"))]
+pub mod guest;
 #[cfg(feature = "engine")]
 mod hex;
 #[cfg(feature = "engine")]

@@ -22,7 +22,7 @@ use super::{
     JailSpec, SetupError, caps,
     error::Doing,
     mounts,
-    spec::{Report, Watch},
+    spec::{FIRST_FD, Report, Watch},
     sys::{self, Cloned},
     tree, watch, wire,
     zygote::Prepared,
@@ -44,6 +44,8 @@ pub(crate) struct StepFds {
     pub(crate) stdout: OwnedFd,
     /// The command's standard error.
     pub(crate) stderr: OwnedFd,
+    /// What it gets beside its streams.
+    pub(crate) more: Vec<OwnedFd>,
     /// The zygote's pidfd.
     pub(crate) zygote: OwnedFd,
 }
@@ -54,6 +56,7 @@ struct Streams {
     stdin: Option<OwnedFd>,
     stdout: OwnedFd,
     stderr: OwnedFd,
+    more: Vec<OwnedFd>,
 }
 
 /// Runs a step as pid 1 of its namespaces. Ends the process.
@@ -71,7 +74,7 @@ pub(crate) fn run(fds: StepFds, isolate_network: bool, prepared: &Prepared) -> !
 }
 
 fn run_step(fds: StepFds, isolate_network: bool, prepared: &Prepared) -> Result<(), SetupError> {
-    let StepFds { status, spec, stdin, stdout, stderr, zygote } = fds;
+    let StepFds { status, spec, stdin, stdout, stderr, more, zygote } = fds;
     // Requests are the zygote's: a step that held their socket would keep the engine from seeing the zygote's end.
     sys::move_to(&zygote, 0).doing(|| "let go of the request socket".into())?;
     die_with(&zygote)?;
@@ -94,7 +97,7 @@ fn run_step(fds: StepFds, isolate_network: bool, prepared: &Prepared) -> Result<
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable).doing(|| "close pid 1 to tracers".into())?;
     let command = match sys::clone_process(0).doing(|| "start the command".into())? {
         Cloned::Child => {
-            let streams = Streams { stdin, stdout, stderr };
+            let streams = Streams { stdin, stdout, stderr, more };
             // The command runs, or says why not.
             let Err(error) = exec(&spec, &streams, &cgroups, prepared);
             let _ = wire::send_value(&status, &Report::Failed(error), &[]);
@@ -102,7 +105,7 @@ fn run_step(fds: StepFds, isolate_network: bool, prepared: &Prepared) -> Result<
         }
         Cloned::Parent { pid, .. } => pid,
     };
-    drop((stdin, stdout, stderr, cgroups));
+    drop((stdin, stdout, stderr, more, cgroups));
     caps::limit_init()?;
     attend(command, &status, &children, &zygote, spec.watch);
     Ok(())
@@ -206,6 +209,9 @@ fn exec(
     rustix::thread::set_no_new_privs(true).doing(|| "set no_new_privs".into())?;
     sys::reset_signals().doing(|| "reset signals".into())?;
     sys::close_on_exec_from(3).doing(|| "close the jail's descriptors".into())?;
+    for (fd, target) in streams.more.iter().zip(FIRST_FD..) {
+        sys::move_to(fd, target.cast_signed()).doing(|| "hand over descriptors".into())?;
+    }
     for filter in prepared.filters(spec.user_namespace) {
         sys::install_seccomp(filter).doing(|| "install the system call filter".into())?;
     }

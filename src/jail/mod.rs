@@ -25,6 +25,13 @@ mod watch;
 pub(crate) mod wire;
 mod zygote;
 
+/// What a machine's first process asks of the kernel.
+pub(crate) mod guest_ops {
+    pub(crate) use super::sys::{
+        Cloned, clone_process, default_route, exit, interface_up, load_module, loopback_up, move_to, reseed,
+    };
+}
+
 pub use error::SetupError;
 pub use hint::user_namespace_hint;
 pub use resolver::resolver;
@@ -32,6 +39,7 @@ pub use resolver::resolver;
 pub(crate) use solo::may_mount;
 pub use solo::{Bounds, End, Solo};
 pub use spec::{
-    Bind, DEFAULT_ENV, JailSpec, MountApi, Overlay, Report, Request, SecretFile, TreeOp, UserNamespace, Watch,
+    Bind, DEFAULT_ENV, FIRST_FD, JailSpec, MountApi, Overlay, Place, Report, Request, Root, SecretFile, TreeOp,
+    UserNamespace, Watch,
 };
 pub use zygote::{MARKER, run_if_marked};

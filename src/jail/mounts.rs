@@ -21,7 +21,7 @@ use rustix::{
 use super::{
     JailSpec, SetupError,
     error::Doing,
-    spec::{Bind, MountApi, Overlay, SecretFile, UserNamespace},
+    spec::{Bind, MountApi, Overlay, Place, Root, SecretFile, UserNamespace},
     sys,
 };
 
@@ -88,22 +88,34 @@ pub(super) enum Proc {
     OwnOrShared,
 }
 
-/// Mounts the step's file systems and makes them the caller's root. The host's are gone afterwards.
+/// Mounts the step's file systems. They become the caller's root, and the host's are gone; or the caller stays where it is,
+/// and they are at the mount point, without those that every kernel makes for itself.
 pub(super) fn enter(spec: &JailSpec, special: &SpecialPaths, proc: Proc) -> Result<(), SetupError> {
     let host = rustix::fs::openat(CWD, c"/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
         .doing(|| "open the host's root".into())?;
-    let root = overlay(spec, &spec.root)?;
+    let root = match &spec.root {
+        Root::Overlay(it) => overlay(spec, it)?,
+        Root::Dir(dir) => clone_tree(CWD, dir).doing(|| format!("mount {}", dir.to_string_lossy()))?,
+    };
     let overlays =
         spec.overlays.iter().map(|(target, it)| Ok((target, overlay(spec, it)?))).collect::<Result<Vec<_>, _>>()?;
     let binds = spec.binds.iter().map(|it| Ok((&it.target, view(it)?))).collect::<Result<Vec<_>, _>>()?;
 
     attach(&root, &spec.mountpoint)?;
     rustix::process::fchdir(&root).doing(|| "enter the new root".into())?;
-    rustix::process::pivot_root(c".", c".").doing(|| "make the new root the root".into())?;
+    match spec.place {
+        Place::Root => rustix::process::pivot_root(c".", c".").doing(|| "make the new root the root".into())?,
+        // For as long as paths of the step are looked up: a link in a layer must not lead to the host's files.
+        Place::Beside => rustix::process::chroot(c".").doing(|| "look into the new root".into())?,
+    }
     rustix::process::chdir(c"/").doing(|| "enter the new root".into())?;
 
     for (target, mount) in overlays.iter().chain(&binds) {
         attach(mount, target)?;
+    }
+    if spec.place == Place::Beside {
+        rustix::process::fchdir(&host).doing(|| "enter the host's root".into())?;
+        return rustix::process::chroot(c".").doing(|| "go back to the host's root".into());
     }
     attach(&proc_dir(&host, proc)?, c"/proc")?;
     sys_dir(&host)?;

@@ -125,6 +125,7 @@ impl Solo {
             stdin: None,
             stdout: std::io::stdout().as_fd().try_clone_to_owned().doing(doing)?,
             stderr: std::io::stderr().as_fd().try_clone_to_owned().doing(doing)?,
+            more: Vec::new(),
             zygote: self.me.try_clone().doing(doing)?,
         };
         match sys::clone_process(zygote::clone_flags(isolate_network)).doing(doing)? {

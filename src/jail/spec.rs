@@ -10,7 +10,7 @@ use super::SetupError;
 use crate::tree::{UnpackError, UnpackLimits, Unpacked};
 
 /// The version of every type in this file. Raised with any change to one of them.
-pub(crate) const SPEC_VERSION: u32 = 4;
+pub(crate) const SPEC_VERSION: u32 = 5;
 
 /// How ids inside the step relate to ids outside.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -47,11 +47,14 @@ fn version(release: &str) -> (u32, u32) {
     (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
 }
 
+/// The number of the first descriptor that a command gets beside its three streams.
+pub const FIRST_FD: u32 = 32;
+
 /// A request to the zygote: one message, its spec in a memory file, and where the answers go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Request {
-    /// Runs a step. Descriptors: status socket, [`JailSpec`], standard output, standard error, and standard input where
-    /// there is one.
+    /// Runs a step. Descriptors: status socket, [`JailSpec`], standard output, standard error, then, where there are some,
+    /// standard input, and those that the command finds from [`FIRST_FD`] on.
     Step {
         /// In a network namespace of its own, where there is only a loopback device.
         isolate_network: bool,
@@ -130,6 +133,24 @@ pub struct Overlay {
     pub work: CString,
 }
 
+/// What the root of a step's files is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Root {
+    /// An overlay, made for the step.
+    Overlay(Overlay),
+    /// A directory as it is, with all that is mounted in it.
+    Dir(CString),
+}
+
+/// Who sees a step's files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Place {
+    /// The command, as its root. Nothing else is there.
+    Root,
+    /// Whoever the command shows them to: it runs on the host's own files, and finds the step's at the mount point.
+    Beside,
+}
+
 /// A read-only view of a file or a directory of the host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Bind {
@@ -177,7 +198,9 @@ pub struct JailSpec {
     /// Any directory of the host: the new root is mounted over it, in the step's mount namespace alone.
     pub mountpoint: CString,
     /// The root.
-    pub root: Overlay,
+    pub root: Root,
+    /// Who sees it.
+    pub place: Place,
     /// Overlays below it: where in the step, and what.
     pub overlays: Vec<(CString, Overlay)>,
     /// Read-only views of the host.
@@ -188,9 +211,9 @@ pub struct JailSpec {
     pub cgroups: Vec<CString>,
     /// Limits held by polling, where there are no cgroups.
     pub watch: Option<Watch>,
-    /// Where the command starts, in the step.
+    /// Where the command starts, on the files that it runs on.
     pub workdir: CString,
-    /// The program, in the step, and its arguments. None: the jail is made and let go, as a trial.
+    /// The program, on the same files, and its arguments. None: the jail is made and let go, as a trial.
     pub argv: Vec<CString>,
     /// Instead of a program: the path, in the step, of what is written to standard output as a tar stream.
     pub pack: Option<CString>,

@@ -5,6 +5,7 @@
 use std::{
     ffi::{CStr, c_char, c_int, c_long, c_uint},
     mem,
+    net::Ipv4Addr,
     os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
     ptr,
 };
@@ -85,7 +86,8 @@ pub(crate) fn unshare(flags: rustix::thread::UnshareFlags) -> Result<()> {
 
 /// Makes `fd` the descriptor `target`, which stays open across `execve`.
 pub(crate) fn move_to(fd: impl AsFd, target: c_int) -> Result<()> {
-    // SAFETY: takes no pointers. `target` is one of the three standard descriptors, which no `OwnedFd` owns.
+    // SAFETY: takes no pointers. `target` is one of the three standard descriptors, or above all that this process has opened:
+    // no `OwnedFd` owns it.
     check(c_long::from(unsafe { libc::dup2(fd.as_fd().as_raw_fd(), target) })).map(drop)
 }
 
@@ -255,13 +257,75 @@ pub(crate) fn make_read_only(tree: impl AsFd) -> Result<()> {
 
 /// Brings up the loopback device of the caller's network namespace.
 pub(crate) fn loopback_up(socket: impl AsFd) -> Result<()> {
+    link_up(socket, b"lo")
+}
+
+fn link_up(socket: impl AsFd, name: &[u8]) -> Result<()> {
+    let mut request = interface(name);
+    request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as i16;
+    interface_ioctl(socket, libc::SIOCSIFFLAGS, &request)
+}
+
+/// Gives a network card an address, and brings it up.
+pub(crate) fn interface_up(socket: impl AsFd, name: &[u8], address: Ipv4Addr, netmask: Ipv4Addr) -> Result<()> {
+    for (number, value) in [(libc::SIOCSIFADDR, address), (libc::SIOCSIFNETMASK, netmask)] {
+        let mut request = interface(name);
+        request.ifr_ifru.ifru_addr = socket_address(value);
+        interface_ioctl(&socket, number, &request)?;
+    }
+    link_up(socket, name)
+}
+
+/// Sends what has no other way to `gateway`.
+pub(crate) fn default_route(socket: impl AsFd, gateway: Ipv4Addr) -> Result<()> {
+    // SAFETY: all-zero is a valid `rtentry`.
+    let mut route: libc::rtentry = unsafe { mem::zeroed() };
+    route.rt_dst = socket_address(Ipv4Addr::UNSPECIFIED);
+    route.rt_genmask = socket_address(Ipv4Addr::UNSPECIFIED);
+    route.rt_gateway = socket_address(gateway);
+    route.rt_flags = libc::RTF_UP | libc::RTF_GATEWAY;
+    let fd = socket.as_fd().as_raw_fd();
+    // SAFETY: `route` is an `rtentry` without a device name that outlives the call.
+    check(c_long::from(unsafe { libc::ioctl(fd, libc::SIOCADDRT as _, &raw const route) })).map(drop)
+}
+
+fn interface(name: &[u8]) -> libc::ifreq {
     // SAFETY: all-zero is a valid `ifreq`.
     let mut request: libc::ifreq = unsafe { mem::zeroed() };
-    for (to, from) in request.ifr_name.iter_mut().zip(b"lo") {
+    // The last byte stays zero.
+    for (to, from) in request.ifr_name.iter_mut().take(libc::IFNAMSIZ - 1).zip(name) {
         *to = from.cast_signed() as c_char;
     }
-    request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as i16;
+    request
+}
+
+fn interface_ioctl(socket: impl AsFd, number: libc::c_ulong, request: &libc::ifreq) -> Result<()> {
     let fd = socket.as_fd().as_raw_fd();
-    // SAFETY: `request` is an `ifreq` that outlives the call.
-    check(c_long::from(unsafe { libc::ioctl(fd, libc::SIOCSIFFLAGS as _, &raw const request) })).map(drop)
+    // SAFETY: every `number` that this is called with takes an `ifreq`, which outlives the call.
+    check(c_long::from(unsafe { libc::ioctl(fd, number as _, ptr::from_ref(request)) })).map(drop)
+}
+
+/// An address, as the kernel's older interfaces take one.
+fn socket_address(address: Ipv4Addr) -> libc::sockaddr {
+    let mut data = [0; 14];
+    // After a port.
+    for (to, from) in data[2..6].iter_mut().zip(address.octets()) {
+        *to = from.cast_signed() as c_char;
+    }
+    libc::sockaddr { sa_family: libc::AF_INET as libc::sa_family_t, sa_data: data }
+}
+
+/// Loads a kernel module, which the kernel is to unpack where it is compressed.
+pub(crate) fn load_module(file: impl AsFd, compressed: bool) -> Result<()> {
+    const COMPRESSED_FILE: c_int = 4;
+    let flags = if compressed { COMPRESSED_FILE } else { 0 };
+    // SAFETY: the parameters are an empty C string; the kernel reads the file itself.
+    check(unsafe { libc::syscall(libc::SYS_finit_module, file.as_fd().as_raw_fd(), c"".as_ptr(), flags) }).map(drop)
+}
+
+/// Lets the random generator, which `file` is, take in at once what was written to it.
+pub(crate) fn reseed(file: impl AsFd) -> Result<()> {
+    const RNDRESEEDCRNG: libc::c_ulong = 0x5207;
+    // SAFETY: takes no argument.
+    check(c_long::from(unsafe { libc::ioctl(file.as_fd().as_raw_fd(), RNDRESEEDCRNG as _) })).map(drop)
 }

@@ -23,7 +23,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use super::{SetupError, error::Doing, spec::SPEC_VERSION};
 
 /// The most descriptors in one message.
-const MAX_FDS: usize = 5;
+const MAX_FDS: usize = 12;
 /// The longest message, in bytes. Error texts are cut to fit.
 pub(crate) const MAX_MESSAGE_BYTES: usize = 4096;
 

@@ -153,7 +153,8 @@ fn serve(message: &[u8], fds: Vec<OwnedFd>, me: &OwnedFd, prepared: &Prepared) {
     let served = match request {
         Request::Step { isolate_network } => {
             let (Some(spec), Some(stdout), Some(stderr)) = (fds.next(), fds.next(), fds.next()) else { return };
-            step(status.as_fd(), [spec, stdout, stderr], fds.next(), isolate_network, me, prepared)
+            let (stdin, more) = (fds.next(), fds.collect());
+            step(status.as_fd(), [spec, stdout, stderr], (stdin, more), isolate_network, me, prepared)
         }
         Request::Tree => {
             let Some(op) = fds.next() else { return };
@@ -168,7 +169,7 @@ fn serve(message: &[u8], fds: Vec<OwnedFd>, me: &OwnedFd, prepared: &Prepared) {
 fn step(
     status: std::os::fd::BorrowedFd<'_>,
     [spec, stdout, stderr]: [OwnedFd; 3],
-    stdin: Option<OwnedFd>,
+    (stdin, more): (Option<OwnedFd>, Vec<OwnedFd>),
     isolate_network: bool,
     me: &OwnedFd,
     prepared: &Prepared,
@@ -180,6 +181,7 @@ fn step(
         stdin,
         stdout,
         stderr,
+        more,
         zygote: me.try_clone().doing(doing)?,
     };
     match sys::clone_process(clone_flags(isolate_network)).doing(doing)? {

@@ -1,7 +1,8 @@
 //! `hm-step input.json`: runs one step on a machine that knows nothing of pipelines.
 //!
 //! In: the file, and beside it all that it names (see [`hm_exec::step`]). Out: the command's output and exit code,
-//! `result.json`, and, where it is asked for, `layer.tar.zst`. Needs nothing from the machine but a kernel that lets it make
+//! `result.json`, and, where it is asked for, `layer.tar.zst`. `hm-step guest`, as the
+//! first process of a virtual machine, does the same for the runner `vm` (see [`hm_exec::guest`]). Needs nothing from the machine but a kernel that lets it make
 //! namespaces: no runtime, no store, no configuration.
 
 #[cfg(target_os = "linux")]
@@ -27,6 +28,14 @@ fn main() -> ExitCode {
         (Some(arg), None) if arg == "--version" => {
             println!("hm-step {}, format {}", env!("CARGO_PKG_VERSION"), hm_exec::step::VERSION);
             ExitCode::SUCCESS
+        }
+        #[cfg(target_os = "linux")]
+        (Some(arg), None) if arg == hm_exec::guest::MARKER && std::process::id() == 1 => {
+            // The end of the machine's first process is the machine's.
+            if let Err(why) = hm_exec::guest::run() {
+                eprintln!("hm-step: {why}");
+            }
+            ExitCode::from(FAILED)
         }
         #[cfg(target_os = "linux")]
         (Some(input), None) => match step::run(std::path::Path::new(&input)) {

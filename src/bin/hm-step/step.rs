@@ -11,7 +11,8 @@ use std::{
 
 use hm_exec::{
     jail::{
-        self, Bounds, DEFAULT_ENV, End, JailSpec, MountApi, Overlay, Solo, UserNamespace, Watch, user_namespace_hint,
+        self, Bounds, DEFAULT_ENV, End, JailSpec, MountApi, Overlay, Place, Root, Solo, UserNamespace, Watch,
+        user_namespace_hint,
     },
     step::{Exit, LayerOutput, Network, StepInput, StepOutput, VERSION},
     tree::IdMap,
@@ -111,11 +112,12 @@ fn spec(
         user_namespace: solo.user_namespace(),
         mount_api: MountApi::of_this_kernel(),
         mountpoint: c_path(&scratch.make_dir("root")?)?,
-        root: Overlay {
+        root: Root::Overlay(Overlay {
             lowers: lowers.iter().map(|lower| c_path(lower)).collect::<Result<_, _>>()?,
             upper: c_path(upper)?,
             work: c_path(&scratch.make_dir("work")?)?,
-        },
+        }),
+        place: Place::Root,
         overlays: Vec::new(),
         binds: jail::resolver(lowers).into_iter().collect(),
         secrets: Vec::new(),

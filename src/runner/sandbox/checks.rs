@@ -8,7 +8,7 @@ use std::path::Path;
 use super::{
     attempt, cgroup,
     idmap::IdRanges,
-    jail::{self, JailSpec, MountApi, Overlay, SetupError, UserNamespace},
+    jail::{self, JailSpec, MountApi, Overlay, Place, Root, SetupError, UserNamespace},
     runner::{SandboxRunner, c_string},
     zygote::StartError,
 };
@@ -83,11 +83,12 @@ impl SandboxRunner {
                 user_namespace: zygote.user_namespace(),
                 mount_api: self.mount_api(),
                 mountpoint: path(store.dir())?,
-                root: Overlay {
+                root: Root::Overlay(Overlay {
                     lowers: vec![path(&lower.upper())?],
                     upper: path(&staging.upper())?,
                     work: path(staging.work())?,
-                },
+                }),
+                place: Place::Root,
                 overlays: Vec::new(),
                 binds: Vec::new(),
                 secrets: Vec::new(),

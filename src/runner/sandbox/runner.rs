@@ -20,7 +20,7 @@ use super::{
     cgroup::Limited,
     checks, helper,
     idmap::IdRanges,
-    jail::{DEFAULT_ENV, JailSpec, MountApi, SecretFile, UserNamespace, may_mount},
+    jail::{DEFAULT_ENV, JailSpec, MountApi, Place, Root, SecretFile, UserNamespace, may_mount},
     left,
     namespace_ops::NamespaceOps,
     zygote::{StartError, Zygote},
@@ -213,7 +213,8 @@ impl SandboxRunner {
             user_namespace: zygote.user_namespace(),
             mount_api: self.mount_api(),
             mountpoint: c_string("the store's path", store.dir().as_os_str().as_bytes())?,
-            root: boot.root.clone(),
+            root: Root::Overlay(boot.root.clone()),
+            place: Place::Root,
             overlays: boot.overlays.clone(),
             binds: boot.binds.clone(),
             secrets: ctx.secrets.iter().map(secret).collect::<Result<_, _>>()?,
@@ -387,7 +388,7 @@ pub(super) fn unusable(error: StartError) -> RunnerError {
 }
 
 /// Merging layers takes long enough to need a thread; a rename does not.
-async fn commit(boot: Boot, store: &Arc<Store>) -> Result<SnapshotRef, RunnerError> {
+pub(super) async fn commit(boot: Boot, store: &Arc<Store>) -> Result<SnapshotRef, RunnerError> {
     let doing = "commit the step's layer";
     if !boot.merges() {
         return boot.commit(store).map_err(|error| RunnerError::infrastructure(doing, error));
@@ -434,6 +435,6 @@ pub(super) fn environment(image: &Env, env: &Env) -> Result<Vec<CString>, Runner
     all.into_iter().map(|(name, value)| c_string(name, format!("{name}={value}"))).collect()
 }
 
-pub(super) fn c_string(what: &str, text: impl Into<Vec<u8>>) -> Result<CString, RunnerError> {
+pub(crate) fn c_string(what: &str, text: impl Into<Vec<u8>>) -> Result<CString, RunnerError> {
     CString::new(text).map_err(|_| RunnerError::unsupported(format!("{what} has a zero byte in it")))
 }

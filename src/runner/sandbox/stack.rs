@@ -10,7 +10,7 @@ use std::{
 use super::{
     attempt::{self, Control, End, OutputSink},
     boot::{MOUNT_POINTS, Works, failed, overlay},
-    jail::{self, JailSpec},
+    jail::{self, JailSpec, Place, Root},
     runner::{SandboxRunner, c_string, environment, exit_code, id_map_of, unusable},
 };
 use crate::{
@@ -96,7 +96,8 @@ impl SandboxRunner {
             user_namespace: zygote.user_namespace(),
             mount_api: self.mount_api(),
             mountpoint: c_string("the store's path", store.dir().as_os_str().as_bytes())?,
-            root,
+            root: Root::Overlay(root),
+            place: Place::Root,
             overlays: Vec::new(),
             binds: jail::resolver(&lowers).into_iter().collect(),
             secrets: Vec::new(),

@@ -16,7 +16,7 @@ use super::{
     SandboxRunner,
     attempt::{self, End},
     boot::Ground,
-    jail::{JailSpec, SetupError},
+    jail::{JailSpec, Place, Root, SetupError},
     runner::{c_string, environment, id_map_of, unusable},
 };
 use crate::{
@@ -122,7 +122,8 @@ impl SandboxRunner {
             user_namespace: zygote.user_namespace(),
             mount_api: self.mount_api(),
             mountpoint: c_string("the store's path", store.dir().as_os_str().as_bytes()).map_err(sandbox)?,
-            root: boot.root.clone(),
+            root: Root::Overlay(boot.root.clone()),
+            place: Place::Root,
             overlays: boot.overlays.clone(),
             binds: boot.binds.clone(),
             secrets: Vec::new(),

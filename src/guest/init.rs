@@ -1,0 +1,198 @@
+//! The machine's first process: what every machine needs, one job, and what becomes of it.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, Read},
+    path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
+};
+
+use rustix::{
+    event::{PollFd, PollFlags, poll},
+    fs::Mode,
+    io::Errno,
+    mount::{MountFlags, UnmountFlags, mount, mount_move, unmount},
+    process::{Signal, pidfd_send_signal},
+    time::{ClockId, Timespec, clock_settime},
+};
+
+use super::{
+    FILES, MODULES, VERSION, job, network,
+    wire::{self, Ended, Job, Order, Word},
+};
+use crate::jail::guest_ops as sys;
+
+/// Where the step's files are mounted.
+pub(super) const ROOT: &str = "/root";
+/// The step's control group.
+pub(super) const GROUP: &str = "/cgroup/step";
+/// What is read of a pipe at a time.
+const READ_BYTES: usize = 1 << 16;
+/// How long it may take until a device that was plugged in is there.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// What became of an attempt at something, as text for the host.
+type Outcome<T> = Result<T, String>;
+
+trait Doing<T> {
+    fn doing(self, what: &str) -> Outcome<T>;
+}
+
+impl<T, E: Into<io::Error>> Doing<T> for Result<T, E> {
+    fn doing(self, what: &str) -> Outcome<T> {
+        self.map_err(|error| format!("failed to {what}: {}", error.into()))
+    }
+}
+
+/// Runs the one job of this machine. Returns where the machine can't be used, with why; the host ends it in every case.
+///
+/// # Errors
+/// What the kernel refused, in words.
+pub fn run() -> Result<(), String> {
+    load_modules()?;
+    enter_memory()?;
+    network::up().doing("bring up the network")?;
+    let port = open_port()?;
+    wire::write(&port, &Word::Ready { version: VERSION }).doing("tell that this machine is ready")?;
+    let order = wire::read(&port).doing("read an order")?;
+    let Order::Run(job) = order else { return Err("there is nothing to end yet".into()) };
+    let last = match attempt(&job, &port) {
+        Ok(ended) => Word::Ended(ended),
+        Err(why) => Word::Failed(why),
+    };
+    wire::write(&port, &last).doing("tell the end")?;
+    // Nobody listens any more; the host ends the machine.
+    wire::read::<Order>(&port).map(drop).doing("wait for the end")
+}
+
+fn load_modules() -> Outcome<()> {
+    let dir = Path::new("/").join(MODULES);
+    let mut modules: Vec<PathBuf> =
+        fs::read_dir(dir).doing("list modules")?.filter_map(|entry| Some(entry.ok()?.path())).collect();
+    modules.sort();
+    for path in modules {
+        let file = File::open(&path).doing("open a module")?;
+        let compressed = path.extension().is_none_or(|extension| extension != "ko");
+        match sys::load_module(&file, compressed) {
+            // Somebody needed it before.
+            Ok(()) | Err(Errno::EXIST) => {}
+            Err(error) => return Err(format!("failed to load {}: {error}", path.display())),
+        }
+    }
+    Ok(())
+}
+
+/// Moves to a file system in memory: nothing can take the place of the one that the kernel unpacked, and a jail takes the
+/// place of its root.
+fn enter_memory() -> Outcome<()> {
+    let make = |dir: &str| rustix::fs::mkdir(dir, Mode::from_raw_mode(0o755)).doing(dir);
+    let mount_at = |source: &str, target: &str, kind: &str| {
+        let none: Option<&std::ffi::CStr> = None;
+        mount(source, target, kind, MountFlags::empty(), none).doing(&format!("mount {target}"))
+    };
+    make("/new")?;
+    mount_at("tmpfs", "/new", "tmpfs")?;
+    rustix::process::chdir("/new").doing("enter the new root")?;
+    mount_move(".", "/").doing("move the new root")?;
+    rustix::process::chroot(".").doing("enter the new root")?;
+    for dir in ["/proc", "/sys", "/dev", "/cgroup", "/etc", "/tmp", ROOT] {
+        make(dir)?;
+    }
+    for (target, kind) in [("/proc", "proc"), ("/sys", "sysfs"), ("/dev", "devtmpfs"), ("/cgroup", "cgroup2")] {
+        mount_at(kind, target, kind)?;
+    }
+    fs::write("/cgroup/cgroup.subtree_control", "+memory +pids +cpu").doing("turn on control groups")?;
+    make(GROUP)
+}
+
+/// The port to the host. It is there as soon as its driver is.
+fn open_port() -> Outcome<File> {
+    let found = within_patience("find the port to the host", || {
+        let names = fs::read_dir("/dev")?.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+        let name = names.into_iter().find(|name| name.starts_with("vport"));
+        name.ok_or(io::ErrorKind::NotFound.into())
+    })?;
+    OpenOptions::new().read(true).write(true).open(Path::new("/dev").join(found)).doing("open the port to the host")
+}
+
+/// Tries until it works. The kernel tells of devices by other ways, too, none of which is worth its code here.
+fn within_patience<T>(what: &str, mut attempt: impl FnMut() -> io::Result<T>) -> Outcome<T> {
+    let until = Instant::now() + PATIENCE;
+    loop {
+        match attempt() {
+            Err(error) if Instant::now() > until => return Err(error).doing(what),
+            Err(_) => thread::sleep(Duration::from_millis(2)),
+            done => return done.doing(what),
+        }
+    }
+}
+
+/// Runs a job, with its output on the port as it comes.
+fn attempt(job: &Job, port: &File) -> Outcome<Ended> {
+    let since_epoch = Duration::from_nanos(job.now_nanos);
+    let now = Timespec::try_from(since_epoch).map_err(io::Error::other).doing("read the time")?;
+    clock_settime(ClockId::Realtime, now).doing("set the clock")?;
+    fs::write("/dev/urandom", job.seed).doing("seed the random generator")?;
+    sys::reseed(File::open("/dev/urandom").doing("open the random generator")?).doing("seed the random generator")?;
+    let group = |file: &str, value: &str| fs::write(Path::new(GROUP).join(file), value).doing("limit the step");
+    group("memory.max", &job.memory_bytes.to_string())?;
+    if let Some(pids) = job.pids {
+        group("pids.max", &pids.to_string())?;
+    }
+    if let Some(micro_cpus) = job.micro_cpus {
+        // Of a tenth of a second, in microseconds.
+        group("cpu.max", &format!("{} 100000", (micro_cpus / 10).max(1000)))?;
+    }
+    let none: Option<&std::ffi::CStr> = None;
+    within_patience("mount the step's files", || Ok(mount(FILES, ROOT, "virtiofs", MountFlags::empty(), none)?))?;
+    let ended = pass_on(job, port)?;
+    // What it wrote through memory maps goes to the host with this; the file systems below it are going, each by itself.
+    rustix::fs::sync();
+    unmount(ROOT, UnmountFlags::empty()).doing("hand over the step's files")?;
+    let events = fs::read_to_string(Path::new(GROUP).join("memory.events")).doing("look at the step's memory")?;
+    let kills = events.lines().filter_map(|line| line.strip_prefix("oom_kill ")?.parse::<u64>().ok()).sum::<u64>();
+    Ok(if kills > 0 && ended != Ended::Exited(0) { Ended::OutOfMemory } else { ended })
+}
+
+/// Passes on what the command prints, and TERM from the host, until the job is gone with all its processes: it holds the
+/// pipes open for as long.
+fn pass_on(job: &Job, port: &File) -> Outcome<Ended> {
+    let job::Started { process, stdout, stderr, mut end } = job::start(job)?;
+    let mut outputs = [Some(stdout), Some(stderr)];
+    let mut buffer = vec![0; READ_BYTES];
+    while let Some(idle) = outputs.iter().flatten().next() {
+        let mut fds = vec![PollFd::new(port, PollFlags::IN)];
+        fds.extend(outputs.iter().map(|pipe| match pipe {
+            Some(pipe) => PollFd::new(pipe, PollFlags::IN),
+            None => PollFd::new(idle, PollFlags::empty()),
+        }));
+        match poll(&mut fds, None) {
+            Ok(_) => {}
+            Err(Errno::INTR) => continue,
+            Err(error) => return Err(error).doing("wait for the step"),
+        }
+        let ready: Vec<bool> = fds.iter().map(|fd| !fd.revents().is_empty()).collect();
+        drop(fds);
+        for (index, stderr) in [false, true].into_iter().enumerate() {
+            let Some(pipe) = outputs[index].as_mut().filter(|_| ready[index + 1]) else { continue };
+            match pipe.read(&mut buffer).doing("read what the step printed")? {
+                0 => outputs[index] = None,
+                length => {
+                    let word = Word::Output { stderr, bytes: buffer[..length].to_vec() };
+                    wire::write(port, &word).doing("pass on what the step printed")?;
+                }
+            }
+        }
+        if ready[0] {
+            match wire::read(port).doing("read an order")? {
+                // Where it is gone it needs no signal.
+                Order::Terminate => drop(pidfd_send_signal(&process, Signal::TERM)),
+                Order::Run(_) => return Err("this machine runs a step already".into()),
+            }
+        }
+    }
+    let mut told = Vec::new();
+    end.read_to_end(&mut told).doing("read the step's end")?;
+    job::end(&told)
+}

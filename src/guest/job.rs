@@ -1,0 +1,91 @@
+//! The step itself: a process that makes the sandbox's jail over the files that the host serves.
+
+use std::{ffi::CString, fs::File, io, os::fd::OwnedFd, path::PathBuf, time::Duration};
+
+use rustix::{
+    io::Errno,
+    pipe::{PipeFlags, pipe_with},
+};
+
+use super::{
+    init::{GROUP, ROOT},
+    wire::{Ended, Job},
+};
+use crate::jail::{
+    self, Bounds, End, JailSpec, MountApi, Place, Root, SetupError, Solo,
+    guest_ops::{self as sys, Cloned},
+};
+
+/// A job that runs.
+pub(super) struct Started {
+    /// Its process: TERM to it is TERM to every process of the step.
+    pub(super) process: OwnedFd,
+    /// What the command prints.
+    pub(super) stdout: File,
+    /// What it prints elsewhere.
+    pub(super) stderr: File,
+    /// Has the encoded end when the job is gone with all its processes.
+    pub(super) end: File,
+}
+
+/// How a job ends, as its process tells.
+type Told = Result<Ended, String>;
+
+/// Starts a job. This process must have one thread.
+pub(super) fn start(job: &Job) -> Result<Started, String> {
+    let failed = |errno: Errno| format!("failed to start the step: {errno}");
+    let pipe = || pipe_with(PipeFlags::CLOEXEC).map_err(failed);
+    let ((stdout, to_stdout), (stderr, to_stderr), (end, to_end)) = (pipe()?, pipe()?, pipe()?);
+    match sys::clone_process(0).map_err(failed)? {
+        Cloned::Parent { pidfd, .. } => {
+            Ok(Started { process: pidfd, stdout: stdout.into(), stderr: stderr.into(), end: end.into() })
+        }
+        Cloned::Child => {
+            let streams = sys::move_to(&to_stdout, 1).and_then(|()| sys::move_to(&to_stderr, 2));
+            let told: Told = match streams {
+                Ok(()) => run(job).map_err(|error| format!("failed to {error}")),
+                Err(errno) => Err(failed(errno)),
+            };
+            let told = postcard::to_stdvec(&told).unwrap_or_default();
+            let _ = io::Write::write_all(&mut File::from(to_end), &told);
+            sys::exit(0)
+        }
+    }
+}
+
+/// What the job's process told at its end: nothing where it was killed.
+pub(super) fn end(told: &[u8]) -> Result<Ended, String> {
+    if told.is_empty() { Ok(Ended::Killed) } else { postcard::from_bytes(told).unwrap_or(Ok(Ended::Killed)) }
+}
+
+fn run(job: &Job) -> Result<Ended, SetupError> {
+    let solo = Solo::enter()?;
+    let spec = JailSpec {
+        user_namespace: solo.user_namespace(),
+        mount_api: MountApi::New,
+        mountpoint: c"/tmp".into(),
+        root: Root::Dir(c_string(ROOT)?),
+        place: Place::Root,
+        overlays: Vec::new(),
+        binds: jail::resolver(&[PathBuf::from(ROOT)]).into_iter().collect(),
+        secrets: Vec::new(),
+        cgroups: vec![c_string(&format!("{GROUP}/cgroup.procs"))?],
+        watch: None,
+        workdir: job.workdir.clone(),
+        argv: vec![c"/bin/sh".into(), c"-c".into(), job.script.clone()],
+        pack: None,
+        terminal: false,
+        env: job.env.clone(),
+    };
+    // The host counts the time, and ends the machine when it is up.
+    let bounds = Bounds { timeout: None, grace: Duration::MAX };
+    Ok(match solo.run(&spec, false, bounds)? {
+        End::Exited { code } => Ended::Exited(code),
+        End::OutOfMemory => Ended::OutOfMemory,
+        End::TooManyProcesses | End::Killed | End::TimedOut | End::Terminated => Ended::Killed,
+    })
+}
+
+fn c_string(text: &str) -> Result<CString, SetupError> {
+    CString::new(text).map_err(|_| SetupError::new("name a path", Errno::INVAL))
+}
