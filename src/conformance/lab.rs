@@ -84,6 +84,8 @@ fn clipped(value: &impl std::fmt::Debug) -> String {
 pub(super) struct Lab<'r> {
     pub(super) runner: &'r dyn DynStepRunner,
     pub(super) peer: Option<&'r dyn DynStepRunner>,
+    /// Whether a few steps are to stand for many.
+    pub(super) sampled: bool,
     image: Arc<str>,
     dir: TempDir,
     /// Of all runs so far.
@@ -156,8 +158,9 @@ impl<'r> Lab<'r> {
         runner: &'r dyn DynStepRunner,
         peer: Option<&'r dyn DynStepRunner>,
         image: Arc<str>,
+        sampled: bool,
     ) -> io::Result<Self> {
-        let lab = Self { runner, peer, image, dir: tempfile::tempdir()?, contexts: Mutex::default() };
+        let lab = Self { runner, peer, sampled, image, dir: tempfile::tempdir()?, contexts: Mutex::default() };
         fs::create_dir(lab.source())?;
         Ok(lab)
     }

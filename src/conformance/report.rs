@@ -46,6 +46,8 @@ pub struct Report {
     pub runner: Arc<str>,
     /// The image that the cases' root steps booted from.
     pub image: Arc<str>,
+    /// Whether cases with many steps were given a [sample](super::Suite::sample) of them.
+    pub sampled: bool,
     /// Every case, in the suite's order.
     pub cases: Vec<CaseReport>,
 }
@@ -78,7 +80,8 @@ impl Report {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "conformance of runner `{}` on image `{}`", self.runner, self.image)?;
+        let sampled = if self.sampled { ", a sample where cases have many steps" } else { "" };
+        writeln!(f, "conformance of runner `{}` on image `{}`{sampled}", self.runner, self.image)?;
         let width = self.cases.iter().map(|case| case.case.len()).max().unwrap_or_default();
         for CaseReport { case, verdict } in &self.cases {
             writeln!(f, "  {case:width$}  {verdict}")?;
@@ -109,7 +112,7 @@ mod tests {
     fn report(verdicts: [Verdict; 3]) -> Report {
         let cases = ["short", "quite-long", "last"].into_iter().zip(verdicts);
         let cases = cases.map(|(case, verdict)| CaseReport { case, verdict }).collect();
-        Report { runner: "mine".into(), image: "host".into(), cases }
+        Report { runner: "mine".into(), image: "host".into(), sampled: false, cases }
     }
 
     #[test]

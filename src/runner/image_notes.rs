@@ -9,7 +9,7 @@ use crate::{
 };
 
 /// Tells a step's user how its image is coming along.
-pub(super) struct StepNotes<'a> {
+pub(crate) struct StepNotes<'a> {
     pub(super) bus: &'a EventBus,
     pub(super) step_id: Uuid,
 }

@@ -21,6 +21,8 @@ mod limits;
 pub(crate) mod name;
 #[cfg(feature = "process")]
 pub mod process;
+#[cfg(all(feature = "qemu", target_os = "linux"))]
+pub mod qemu;
 mod registry;
 #[cfg(all(feature = "sandbox", target_os = "linux"))]
 pub mod sandbox;

@@ -14,6 +14,7 @@
 //! runs/RUN/                 a run's journal and logs
 //! secret                    a key for hashes of what must not be read off them
 //! workspaces/WORKSPACE/     the process runner's snapshots
+//! vm/TEMPLATE/              machines that booted, and are copied for each step
 //! ```
 //!
 //! Everything is made in `tmp` and renamed to its place, then its rows are written: a kill at any moment leaves nothing
@@ -266,6 +267,12 @@ impl Store {
             OpenOptions::new().write(true).create_new(true).mode(0o600).open(&aside).doing("make", &aside)?;
         file.write_all(bytes).doing("write", &aside)?;
         fs::rename(&aside, path).doing("make", path)
+    }
+
+    /// Names this boot of the machine.
+    #[cfg(feature = "qemu")]
+    pub(crate) fn boot_name(&self) -> &str {
+        &self.boot
     }
 
     #[cfg(feature = "docker")]

@@ -21,7 +21,7 @@ mod image;
 mod index;
 mod keep;
 mod layer;
-mod layout;
+pub(crate) mod layout;
 mod lease;
 mod manifest;
 #[cfg(feature = "cloud")]

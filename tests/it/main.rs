@@ -31,6 +31,8 @@ mod model;
 mod pipelines;
 #[cfg(feature = "process")]
 mod process;
+#[cfg(all(feature = "qemu", target_os = "linux"))]
+mod qemu;
 #[cfg(target_os = "linux")]
 mod sandbox;
 mod schedule;

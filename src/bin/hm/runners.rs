@@ -13,12 +13,17 @@ use hm_exec::{
 #[cfg(target_os = "linux")]
 use hm_exec::{
     remote_cache::RemoteCache,
-    runner::{cloud::CloudRunner, sandbox::SandboxRunner},
+    runner::{
+        RunnerError,
+        cloud::CloudRunner,
+        qemu::{Accelerator, Qemu, QemuBuilder, QemuRunner},
+        sandbox::SandboxRunner,
+    },
 };
 
 use crate::{
     failure::{Failure, Outcome},
-    remote::{Remote, Sharing},
+    remote::{Remote, Sharing, VmTable},
 };
 
 /// The runners of `hm`, by the names that pipelines use. Where there is no sandbox there is no default either: to run
@@ -31,6 +36,8 @@ pub(crate) struct Runners {
     process: ProcessRunner,
     docker: DockerRunner,
     #[cfg(target_os = "linux")]
+    vm: QemuRunner,
+    #[cfg(target_os = "linux")]
     cloud: CloudRunner,
 }
 
@@ -38,6 +45,12 @@ impl Runners {
     /// The runners, on the store in [`store_dir`]; nothing is opened before one of them needs it.
     pub(crate) fn new(remote: Remote) -> Outcome<Self> {
         Ok(Self::on(&store()?, &[], ImageOptions::default(), remote))
+    }
+
+    /// Boots a machine for the runner `vm`, where none has booted yet.
+    #[cfg(target_os = "linux")]
+    pub(crate) async fn boot_machine(&self) -> Result<Accelerator, RunnerError> {
+        self.vm.backend().trial().await
     }
 
     /// The same on a store that others use, too, with a word on how images are found. The sandbox shows `host_dirs` to
@@ -49,6 +62,8 @@ impl Runners {
             sandbox: sandbox(store, host_dirs, images.clone()),
             process: ProcessRunner::new(store.clone()),
             docker: docker(store, images.clone(), remote.docker_host.clone()),
+            #[cfg(target_os = "linux")]
+            vm: vm(store, host_dirs, images.clone(), remote.vm.clone()),
             #[cfg(target_os = "linux")]
             cloud: cloud(store, images, remote),
         }
@@ -120,10 +135,39 @@ pub(crate) fn docker(store: &StoreHandle, images: ImageOptions, host: Option<Str
     }
 }
 
+/// The runner of virtual machines of `hm`.
+#[cfg(target_os = "linux")]
+fn vm(store: &StoreHandle, host_dirs: &[PathBuf], images: ImageOptions, table: VmTable) -> QemuRunner {
+    let VmTable { memory, cpus, qemu, virtiofsd, kernel, modules, templates } = table;
+    let local = SandboxRunner::builder().images(images);
+    let local = host_dirs.iter().fold(local, |builder, dir| builder.host_dir(dir));
+    let mut builder = Qemu::builder().local(local);
+    if let Some(memory) = memory {
+        builder = builder.memory(memory.bytes);
+    }
+    if let Some(cpus) = cpus {
+        builder = builder.cpus(cpus);
+    }
+    type Set = fn(QemuBuilder, PathBuf) -> QemuBuilder;
+    let paths: [(Option<PathBuf>, Set); 5] = [
+        (qemu, QemuBuilder::qemu),
+        (virtiofsd, QemuBuilder::virtiofsd),
+        (kernel, QemuBuilder::kernel),
+        (modules, QemuBuilder::modules),
+        (templates, QemuBuilder::templates),
+    ];
+    for (path, set) in paths {
+        if let Some(path) = path {
+            builder = set(builder, path);
+        }
+    }
+    builder.build(store.clone())
+}
+
 /// The cloud runner of `hm`.
 #[cfg(target_os = "linux")]
 fn cloud(store: &StoreHandle, images: ImageOptions, remote: Remote) -> CloudRunner {
-    let Remote { endpoint, logs, platform, jobs, cache: _, docker_host: _ } = remote;
+    let Remote { endpoint, logs, platform, jobs, cache: _, docker_host: _, vm: _ } = remote;
     let builder = CloudRunner::builder().store(store.clone()).images(images);
     let builder = platform.into_iter().fold(builder, |builder, (name, value)| builder.platform_property(name, value));
     let builder = match jobs {

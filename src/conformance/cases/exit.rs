@@ -7,9 +7,11 @@ use crate::event::StdStream;
 const AT_ONCE: usize = 8;
 
 pub(in crate::conformance) async fn codes(lab: &Lab<'_>) -> Result<(), Broken> {
-    let steps = (0..=255).map(|code| Step::new(format!("exit {code}"))).collect();
+    // The sample has 0, 145 and 174, which signals would give, and ends with 232.
+    let codes = || (0..=255).step_by(if lab.sampled { 29 } else { 1 });
+    let steps = codes().map(|code| Step::new(format!("exit {code}"))).collect();
     let done = lab.run()?.steps(lab.runner, steps, AT_ONCE).await?;
-    for (code, done) in (0..=255).zip(done) {
+    for (code, done) in codes().zip(done) {
         expect("the exit code", done.exit_code()?, code)?;
     }
     Ok(())
@@ -29,9 +31,10 @@ pub(in crate::conformance) async fn signals(lab: &Lab<'_>) -> Result<(), Broken>
 }
 
 pub(in crate::conformance) async fn many_at_once(lab: &Lab<'_>) -> Result<(), Broken> {
-    let steps = (0..32).map(|step| Step::new(format!("echo {step} > mine; cat mine"))).collect();
-    let done = lab.run()?.steps(lab.runner, steps, 32).await?;
-    for (step, done) in (0..32).zip(done) {
+    let count = if lab.sampled { AT_ONCE } else { 32 };
+    let steps = (0..count).map(|step| Step::new(format!("echo {step} > mine; cat mine"))).collect();
+    let done = lab.run()?.steps(lab.runner, steps, count).await?;
+    for (step, done) in (0..count).zip(done) {
         done.passed()?;
         expect("what a step printed", done.lines(StdStream::Stdout), [step.to_string()])?;
     }

@@ -102,8 +102,25 @@ pub(super) async fn run_on(
     isolate_network: bool,
     streams: &[BorrowedFd<'_>],
 ) -> io::Result<Result<End, SetupError>> {
+    match start_on(zygote, spec, isolate_network, streams).await? {
+        Ok(mut step) => step.ended().await,
+        Err(error) => Ok(Err(error)),
+    }
+}
+
+/// Starts what `spec` says, with descriptors of somebody else: standard output, standard error, standard input, and what
+/// the command gets beside them; the last two where there are some.
+///
+/// # Cancel safety
+/// Dropped, every process of the step gets SIGKILL.
+pub(super) async fn start_on(
+    zygote: &Zygote,
+    spec: &JailSpec,
+    isolate_network: bool,
+    streams: &[BorrowedFd<'_>],
+) -> io::Result<Result<Step, SetupError>> {
     let (status, theirs) = wire::pair()?;
-    let mut step = Step::over(status, [Stream::elsewhere(StdStream::Stdout), Stream::elsewhere(StdStream::Stderr)])?;
+    let step = Step::over(status, [Stream::elsewhere(StdStream::Stdout), Stream::elsewhere(StdStream::Stderr)])?;
     let spec = match wire::to_memory_file(spec) {
         Ok(spec) => spec,
         Err(error) => return Ok(Err(error)),
@@ -111,28 +128,17 @@ pub(super) async fn run_on(
     let fds: Vec<BorrowedFd<'_>> = [theirs.as_fd(), spec.as_fd()].into_iter().chain(streams.iter().copied()).collect();
     zygote.request(Request::Step { isolate_network }, &fds).await?;
     drop((theirs, spec));
-    while !step.progress.hung_up {
-        let report = next_report(&step.status).await?;
-        step.absorb(report)?;
-    }
-    if step.pid1.is_some() {
-        dead(step.pid1.as_ref()).await;
-    }
-    match (step.progress.failure.take(), step.progress.end.take()) {
-        (Some(error), _) => Ok(Err(error)),
-        (None, Some(end)) => Ok(Ok(end)),
-        (None, None) => Err(io::Error::other("it, or the sandbox's helper, was killed from outside")),
-    }
+    Ok(Ok(step))
 }
 
 /// Why there is no jail. A retry may help where the kernel was short of something.
-fn setup_error(error: SetupError) -> RunnerError {
+pub(super) fn setup_error(error: SetupError) -> RunnerError {
     RunnerError::infrastructure("make the step's sandbox", error)
 }
 
 /// The engine's ends of a step. Dropped, the step is killed: pid 1 ends when its status socket does.
 #[derive(Debug)]
-struct Step {
+pub(super) struct Step {
     status: AsyncFd<OwnedFd>,
     streams: [Stream; 2],
     /// The step's pid 1, once it is known.
@@ -194,6 +200,22 @@ impl Step {
 
     fn over(status: OwnedFd, streams: [Stream; 2]) -> io::Result<Self> {
         Ok(Self { status: watched(status)?, streams, pid1: None, progress: Progress::default() })
+    }
+
+    /// Waits until every process of the step is dead, for one whose output is somebody else's. Cancel-safe.
+    pub(super) async fn ended(&mut self) -> io::Result<Result<End, SetupError>> {
+        while !self.progress.hung_up {
+            let report = next_report(&self.status).await?;
+            self.absorb(report)?;
+        }
+        if self.pid1.is_some() {
+            dead(self.pid1.as_ref()).await;
+        }
+        match (self.progress.failure.take(), self.progress.end.take()) {
+            (Some(error), _) => Ok(Err(error)),
+            (None, Some(end)) => Ok(Ok(end)),
+            (None, None) => Err(io::Error::other("it, or the sandbox's helper, was killed from outside")),
+        }
     }
 
     async fn attend(mut self, control: Control<'_>, sink: &impl OutputSink) -> Result<End, RunnerError> {
@@ -272,7 +294,7 @@ impl Step {
         }
     }
 
-    fn kill(&self) {
+    pub(super) fn kill(&self) {
         if let Some(pid1) = &self.pid1
             && let Err(error) = pidfd_send_signal(pid1.get_ref(), Signal::KILL)
             && error != Errno::SRCH

@@ -21,6 +21,8 @@ mod idmap;
 mod left;
 mod namespace_ops;
 mod runner;
+#[cfg(feature = "qemu")]
+mod serve;
 #[cfg(feature = "cloud")]
 mod stack;
 mod visit;
@@ -32,7 +34,11 @@ pub use cgroup::reap_control_groups;
 pub use checks::{Check, checks};
 pub use export::SandboxExportError;
 pub use helper::{HELPER_VARIABLE, NoHelper, init};
+#[cfg(feature = "qemu")]
+pub(crate) use runner::c_string;
 pub use runner::{SandboxBuilder, SandboxRunner};
+#[cfg(feature = "qemu")]
+pub(crate) use serve::{Files, Program, Serving};
 #[cfg(feature = "cloud")]
 pub(crate) use stack::StackStep;
 pub use visit::{Errand, Streams, Visit, VisitError};

@@ -164,9 +164,17 @@ fn runners_and_doctor_answer_as_text_and_as_json() {
     let doctor = Ended::of(&mut project.hm(&["doctor"]));
     let code = if doctor.stdout.contains("FAIL") { 3 } else { 0 };
     let ended = doctor.expect(code);
-    for check in
-        ["user namespaces", "overlay", "store", "uid ranges", "cgroups", "kvm", "runner docker", "runner process"]
-    {
+    for check in [
+        "user namespaces",
+        "overlay",
+        "store",
+        "uid ranges",
+        "cgroups",
+        "kvm",
+        "runner vm",
+        "runner docker",
+        "runner process",
+    ] {
         assert!(ended.stdout.contains(check), "{check}: {}", ended.stdout);
     }
     let ended = Ended::of(&mut project.hm(&["doctor", "--format", "json"])).expect(code);

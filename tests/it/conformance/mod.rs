@@ -5,6 +5,8 @@ mod broken;
 mod docker;
 #[cfg(feature = "process")]
 mod process;
+#[cfg(all(feature = "qemu", target_os = "linux"))]
+mod qemu;
 #[cfg(target_os = "linux")]
 mod sandbox;
 #[cfg(all(feature = "vm", target_os = "linux"))]

@@ -18,28 +18,28 @@ use super::daemon::{Daemon, IMAGE};
 use crate::{images::fixture::Image, sandbox::harness::hm};
 
 #[derive(Debug, RunnerSet)]
-pub(super) struct Both {
+pub(crate) struct Both {
     sandbox: SandboxRunner,
     #[runner(default)]
     docker: DockerRunner,
 }
 
 /// A daemon, a store, and a source.
-pub(super) struct Bench {
-    pub(super) daemon: Arc<Daemon>,
-    pub(super) dir: TempDir,
-    pub(super) store: Arc<Store>,
+pub(crate) struct Bench {
+    pub(crate) daemon: Arc<Daemon>,
+    pub(crate) dir: TempDir,
+    pub(crate) store: Arc<Store>,
 }
 
 /// A build that ended.
-pub(super) struct Built {
-    pub(super) outcome: BuildOutcome,
-    pub(super) events: Vec<BuildEvent>,
+pub(crate) struct Built {
+    pub(crate) outcome: BuildOutcome,
+    pub(crate) events: Vec<BuildEvent>,
 }
 
 impl Bench {
     /// `None` where there is no daemon: the test then skips.
-    pub(super) fn new() -> Option<Self> {
+    pub(crate) fn new() -> Option<Self> {
         let daemon = Daemon::get()?;
         let dir = tempfile::tempdir().unwrap();
         std::fs::create_dir(dir.path().join("source")).unwrap();
@@ -48,12 +48,12 @@ impl Bench {
     }
 
     /// A file of the source.
-    pub(super) fn file(&self, name: &str, text: &str) {
+    pub(crate) fn file(&self, name: &str, text: &str) {
         std::fs::write(self.dir.path().join("source").join(name), text).unwrap();
     }
 
     /// An image that the sandbox boots, too.
-    pub(super) fn shared_image(&self) -> String {
+    pub(crate) fn shared_image(&self) -> String {
         let archive = self.dir.path().join("image.tar");
         if !archive.exists() {
             Image::shell().write_docker(&archive, "shell:latest");
@@ -62,34 +62,39 @@ impl Bench {
     }
 
     /// An engine with runners of its own.
-    pub(super) fn engine(&self) -> EngineBuilder<Both> {
+    pub(crate) fn engine(&self) -> EngineBuilder<Both> {
         let sandbox = || SandboxRunner::builder().store(Arc::clone(&self.store)).helper(hm());
         let docker = Docker::builder().host(&self.daemon.host).local(sandbox()).build(Arc::clone(&self.store));
         let runners = Both { sandbox: sandbox().build(), docker };
         Engine::builder(runners).parallelism(4.try_into().unwrap()).cache(Arc::clone(&self.store))
     }
 
-    pub(super) fn request(&self, ir: &Value) -> RunRequest {
+    pub(crate) fn request(&self, ir: &Value) -> RunRequest {
         RunRequest::new(Plan::parse(ir.to_string()).unwrap(), self.dir.path().join("source"))
     }
 
     /// Runs a pipeline on an engine of its own.
-    pub(super) async fn build(&self, ir: &Value) -> Built {
-        let engine = self.engine().build().unwrap();
+    pub(crate) async fn build(&self, ir: &Value) -> Built {
+        self.build_on(self.engine(), ir).await
+    }
+
+    /// Runs a pipeline.
+    pub(crate) async fn build_on<R: RunnerSet>(&self, engine: EngineBuilder<R>, ir: &Value) -> Built {
+        let engine = engine.build().unwrap();
         let (events, control) = engine.start(self.request(ir)).await.unwrap().into_parts();
         let (events, outcome) = tokio::join!(events.collect(), control.wait());
         Built { outcome: outcome.unwrap(), events }
     }
 
     /// What is left at the daemon: containers, and images.
-    pub(super) async fn left(&self) -> (Vec<String>, Vec<String>) {
+    pub(crate) async fn left(&self) -> (Vec<String>, Vec<String>) {
         self.daemon.ours(self.store.dir()).await
     }
 }
 
 impl Built {
     /// What a step printed.
-    pub(super) fn lines(&self, key: &str) -> Vec<&str> {
+    pub(crate) fn lines(&self, key: &str) -> Vec<&str> {
         let id = self.outcome.steps.iter().find(|step| &*step.key == key).unwrap().step_id;
         let lines = self.events.iter().filter_map(|event| match event {
             BuildEvent::StepLog { step_id, line, .. } if *step_id == id => Some(line.as_str()),
@@ -99,7 +104,7 @@ impl Built {
     }
 
     /// The snapshots that steps left.
-    pub(super) fn snapshots(&self) -> Vec<String> {
+    pub(crate) fn snapshots(&self) -> Vec<String> {
         let snapshots = self.events.iter().filter_map(|event| match event {
             BuildEvent::StepEnd { snapshot, .. } => snapshot.as_ref().map(ToString::to_string),
             _ => None,
@@ -109,22 +114,22 @@ impl Built {
 }
 
 /// A step on docker.
-pub(super) fn step(key: &str, cmd: &str) -> Value {
+pub(crate) fn step(key: &str, cmd: &str) -> Value {
     json!({ "step": { "key": key, "cmd": cmd }, "env": {} })
 }
 
 /// The same where its result is to be cached.
-pub(super) fn cached(key: &str, cmd: &str) -> Value {
+pub(crate) fn cached(key: &str, cmd: &str) -> Value {
     json!({ "step": { "key": key, "cmd": cmd, "cache": { "policy": "forever", "key": format!("key-{key}") } }, "env": {} })
 }
 
 /// A pipeline of steps, each built in the one before.
-pub(super) fn chain(steps: &[Value]) -> Value {
+pub(crate) fn chain(steps: &[Value]) -> Value {
     let edges: Vec<Value> = (1..steps.len()).map(|child| json!([child - 1, child, "builds_in"])).collect();
     pipeline(steps, &edges)
 }
 
-pub(super) fn pipeline(steps: &[Value], edges: &[Value]) -> Value {
+pub(crate) fn pipeline(steps: &[Value], edges: &[Value]) -> Value {
     json!({
         "version": "0",
         "default_image": IMAGE,

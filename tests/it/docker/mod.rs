@@ -1,6 +1,6 @@
 //! The docker runner, on a daemon of the tests' own.
 
-mod bench;
+pub(crate) mod bench;
 mod chains;
 pub(crate) mod daemon;
 #[cfg(feature = "cli")]

@@ -7,6 +7,7 @@ use hm_exec::{
     runner::{Probe, RunnerDescriptor},
 };
 use serde_json::json;
+use tokio::runtime::Runtime;
 
 use super::{AnswerFormat, print, print_json, table};
 use crate::{
@@ -68,11 +69,37 @@ pub(super) fn resolve(args: &RemoteArgs) -> Outcome<Remote> {
 
 /// Every runner, and whether it works here.
 pub(super) fn probe_all(remote: Remote) -> Outcome<Vec<(RunnerDescriptor, Probe)>> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(|error| Failure::infrastructure("failed to start the runtime").because(error))?;
-    let runners = Runners::new(remote)?;
+    probe(&Runners::new(remote)?, &runtime()?)
+}
+
+/// The same, where a virtual machine is booted to find out whether that works, and how.
+pub(super) fn try_all(remote: Remote) -> Outcome<Vec<(RunnerDescriptor, Probe)>> {
+    let (runtime, runners) = (runtime()?, Runners::new(remote)?);
+    let mut probes = probe(&runners, &runtime)?;
+    #[cfg(target_os = "linux")]
+    for (_, probe) in
+        probes.iter_mut().filter(|(runner, probe)| *runner.name == *"vm" && matches!(probe, Probe::Usable { .. }))
+    {
+        let booted = runtime.block_on(runners.boot_machine());
+        *probe = match booted {
+            Ok(accelerator) => Probe::Usable { note: Some(format!("a machine booted, by {accelerator}")) },
+            Err(error) => {
+                let hint = "see what it printed; `HM_LOG=debug` tells more".into();
+                Probe::Unusable { reason: error.to_line(), hint }
+            }
+        };
+    }
+    Ok(probes)
+}
+
+fn probe(runners: &Runners, runtime: &Runtime) -> Outcome<Vec<(RunnerDescriptor, Probe)>> {
     let probes = runtime.block_on(runners.probe_all());
     Ok(runners.descriptors().into_iter().zip(probes).collect())
+}
+
+fn runtime() -> Outcome<Runtime> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::infrastructure("failed to start the runtime").because(error))
 }

@@ -7,4 +7,4 @@ mod engine_args;
 mod settings;
 
 pub(crate) use engine_args::{EngineArgs, Named};
-pub(crate) use settings::{Remote, RemoteArgs, Sharing};
+pub(crate) use settings::{Remote, RemoteArgs, Sharing, VmTable};

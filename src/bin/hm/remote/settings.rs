@@ -1,4 +1,4 @@
-//! Which engine the cloud runner talks to, and which daemon the docker runner: arguments over variables over `.hm/hm.toml`
+//! Which engine the cloud runner talks to, which daemon the docker runner, and what virtual machines are like: arguments over variables over `.hm/hm.toml`
 //! over the user's own `hm.toml`.
 
 use std::{
@@ -9,7 +9,7 @@ use std::{
     str::FromStr,
 };
 
-use hm_exec::remote::EndpointOptions;
+use hm_exec::{remote::EndpointOptions, runner::MemorySize};
 use serde::Deserialize;
 
 use super::engine_args::{EngineArgs, given, read_pems};
@@ -74,6 +74,7 @@ impl FromStr for Property {
 struct File {
     remote: Table,
     docker: DockerTable,
+    vm: VmTable,
 }
 
 /// `[docker]`.
@@ -81,6 +82,39 @@ struct File {
 #[serde(deny_unknown_fields, default)]
 struct DockerTable {
     host: Option<String>,
+}
+
+/// `[vm]`: machines where no step says more, and what they are made of. Whoever writes a repository's files must not choose
+/// programs to be run outside of any sandbox: what names a path is for the user's own file.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct VmTable {
+    /// As in `2g`.
+    pub(crate) memory: Option<MemorySize>,
+    /// How many processors.
+    pub(crate) cpus: Option<NonZeroUsize>,
+    /// `qemu-system-x86_64`.
+    pub(crate) qemu: Option<PathBuf>,
+    /// `virtiofsd`.
+    pub(crate) virtiofsd: Option<PathBuf>,
+    /// `vmlinuz-VERSION`.
+    pub(crate) kernel: Option<PathBuf>,
+    /// The kernel's modules.
+    pub(crate) modules: Option<PathBuf>,
+    /// Where machines are kept that booted.
+    pub(crate) templates: Option<PathBuf>,
+}
+
+impl VmTable {
+    /// The project's table over the user's.
+    fn over(project: &Self, user: Self) -> Outcome<Self> {
+        let paths = [&project.qemu, &project.virtiofsd, &project.kernel, &project.modules, &project.templates];
+        if paths.into_iter().any(Option::is_some) {
+            return Err(Failure::input("`[vm]` of a project's hm.toml says memory and cpus only")
+                .hint("name programs and files in your own hm.toml, in ~/.config/hm"));
+        }
+        Ok(Self { memory: project.memory.or(user.memory), cpus: project.cpus.or(user.cpus), ..user })
+    }
 }
 
 /// `[remote]`. Paths are relative to the file.
@@ -120,6 +154,8 @@ pub(crate) struct Remote {
     pub(crate) cache: Option<Sharing>,
     /// The daemon that makes containers; `None` where nobody named one.
     pub(crate) docker_host: Option<String>,
+    /// Virtual machines.
+    pub(crate) vm: VmTable,
 }
 
 impl RemoteArgs {
@@ -134,7 +170,8 @@ impl RemoteArgs {
             None => File::default(),
         };
         let docker_host = given(&self.docker_host).or(project.docker.host).or(user.docker.host);
-        Ok(Remote { docker_host, ..self.combine(over(project.remote, user.remote))? })
+        let vm = VmTable::over(&project.vm, user.vm)?;
+        Ok(Remote { docker_host, vm, ..self.combine(over(project.remote, user.remote))? })
     }
 
     /// The arguments over what the files say.

@@ -32,14 +32,16 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
     let mut checks = checks::all();
     let remote = runners::resolve(&args.remote)?;
     let (has_engine, has_daemon) = (remote.endpoint.is_some(), remote.docker_host.is_some());
-    let runners = runners::probe_all(remote)?;
+    let runners = runners::try_all(remote)?;
     checks.extend(runners.into_iter().map(|(runner, probe)| Check {
         name: format!("runner {}", runner.name),
         finding: match probe {
             Probe::Usable { note } => Finding::Good(note.unwrap_or_else(|| "works here".into())),
-            // Nobody who names no engine, or no daemon, misses one.
+            // Nobody who names no engine, or no daemon, misses one; virtual machines are for those who want some.
             Probe::Unusable { reason, hint }
-                if !has_engine && *runner.name == *"cloud" || !has_daemon && *runner.name == *"docker" =>
+                if !has_engine && *runner.name == *"cloud"
+                    || !has_daemon && *runner.name == *"docker"
+                    || *runner.name == *"vm" =>
             {
                 Finding::Lacking { what: reason, fix: hint }
             }

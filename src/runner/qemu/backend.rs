@@ -1,0 +1,261 @@
+//! The backend, as the runner of machines knows it.
+
+use std::{
+    collections::HashMap,
+    num::NonZeroUsize,
+    path::PathBuf,
+    sync::{Arc, Mutex as StdMutex, PoisonError},
+};
+
+use tokio::sync::{Mutex, OnceCell};
+
+use super::{
+    accel::Accelerator,
+    machine::Machine,
+    programs::{Places, Programs},
+    shape::{Defaults, Shape},
+    template::{Template, Templates},
+    trouble::NoMachine,
+};
+use crate::{
+    runner::{
+        CacheIdentity, ImageSupport, Limits, Probe, RunnerCapabilities, RunnerError, StepContext, StepRunner,
+        image_notes::StepNotes,
+        sandbox::{SandboxBuilder, SandboxRunner},
+        vm::{Ground, Output, VmBackend},
+    },
+    store::{Store, StoreHandle},
+};
+
+/// Makes virtual machines with QEMU.
+#[derive(Debug)]
+pub struct Qemu {
+    places: Places,
+    defaults: Defaults,
+    /// Puts a step's files together, and runs QEMU beside them.
+    local: SandboxRunner,
+    store: StoreHandle,
+    programs: OnceCell<Arc<Programs>>,
+    place: Option<PathBuf>,
+    templates: StdMutex<HashMap<Shape, Slot>>,
+}
+
+/// The template of a shape, once there is one; held while it is made.
+type Slot = Arc<Mutex<Option<Template>>>;
+
+/// Makes a [`Qemu`].
+#[derive(Debug, Clone, Default)]
+pub struct QemuBuilder {
+    places: Places,
+    defaults: Defaults,
+    local: SandboxBuilder,
+    place: Option<PathBuf>,
+}
+
+impl QemuBuilder {
+    /// Runs this `qemu-system-x86_64`, instead of the one on the `PATH`.
+    #[must_use]
+    pub fn qemu(mut self, program: impl Into<PathBuf>) -> Self {
+        self.places.qemu = Some(program.into());
+        self
+    }
+
+    /// Runs this `virtiofsd`, instead of the one on the `PATH`, or where distributions put it.
+    #[must_use]
+    pub fn virtiofsd(mut self, program: impl Into<PathBuf>) -> Self {
+        self.places.virtiofsd = Some(program.into());
+        self
+    }
+
+    /// Boots this kernel (`vmlinuz-VERSION`), instead of the newest in `/boot`, of which one for virtual machines is
+    /// preferred.
+    #[must_use]
+    pub fn kernel(mut self, image: impl Into<PathBuf>) -> Self {
+        self.places.kernel = Some(image.into());
+        self
+    }
+
+    /// Takes the kernel's modules from there, instead of `/lib/modules/VERSION`.
+    #[must_use]
+    pub fn modules(mut self, dir: impl Into<PathBuf>) -> Self {
+        self.places.modules = Some(dir.into());
+        self
+    }
+
+    /// Runs this static `hm-step` in machines, instead of the one that is found: see [`step::locate`](crate::step::locate).
+    #[must_use]
+    pub fn guest(mut self, program: impl Into<PathBuf>) -> Self {
+        self.places.guest = Some(program.into());
+        self
+    }
+
+    /// Gives machines so much memory, in bytes, where a step asks for no more. By default 2 GiB; what no step touches costs
+    /// nothing.
+    #[must_use]
+    pub fn memory(mut self, bytes: u64) -> Self {
+        self.defaults.memory_bytes = Some(bytes.max(MIN_MEMORY_BYTES).next_multiple_of(1 << 20));
+        self
+    }
+
+    /// Gives machines so many processors, where a step asks for no more. By default as many as this machine has.
+    #[must_use]
+    pub fn cpus(mut self, cpus: NonZeroUsize) -> Self {
+        self.defaults.cpus = Some(cpus);
+        self
+    }
+
+    /// Keeps machines that booted there, some 150 MB each, instead of in the store's directory.
+    #[must_use]
+    pub fn templates(mut self, dir: impl Into<PathBuf>) -> Self {
+        self.place = Some(dir.into());
+        self
+    }
+
+    /// Reads and writes layers in the store as this sandbox's steps would. It should be on the same store.
+    #[must_use]
+    pub fn local(mut self, sandbox: SandboxBuilder) -> Self {
+        self.local = sandbox;
+        self
+    }
+
+    /// A runner on this backend, with layers in `store`. Nothing is opened or started yet.
+    #[must_use]
+    pub fn build(self, store: impl Into<StoreHandle>) -> super::QemuRunner {
+        let store = store.into();
+        let backend = Qemu {
+            places: self.places,
+            defaults: self.defaults,
+            local: self.local.store(store.clone()).build(),
+            store: store.clone(),
+            programs: OnceCell::new(),
+            place: self.place,
+            templates: StdMutex::default(),
+        };
+        super::QemuRunner::new(backend, store)
+    }
+}
+
+/// A kernel and the guest need that much, in bytes.
+const MIN_MEMORY_BYTES: u64 = 384 << 20;
+
+impl Qemu {
+    /// A backend with settings of its own.
+    #[must_use]
+    pub fn builder() -> QemuBuilder {
+        QemuBuilder::default()
+    }
+
+    /// Boots a machine of the usual size, or looks at the one that booted before, and tells what runs its instructions.
+    ///
+    /// # Errors
+    /// Why there is none.
+    pub async fn trial(&self) -> Result<Accelerator, RunnerError> {
+        let store = self.store.get().map_err(|error| RunnerError::infrastructure("open the store", error))?;
+        let shape = Shape::of(&Limits::default(), &self.defaults);
+        Ok(self.template(&store, self.programs().await?, shape).await?.accelerator)
+    }
+
+    /// Where templates are.
+    fn place(&self, store: &Store) -> PathBuf {
+        self.place.clone().unwrap_or_else(|| store.dir().join("vm"))
+    }
+
+    async fn programs(&self) -> Result<&Arc<Programs>, RunnerError> {
+        let places = || self.places.clone();
+        let find = async || {
+            let places = places();
+            let found = tokio::task::spawn_blocking(move || Programs::find(&places)).await;
+            let found = found.map_err(|error| RunnerError::infrastructure("look for QEMU", error))?;
+            Ok::<_, RunnerError>(Arc::new(found?))
+        };
+        self.programs.get_or_try_init(find).await
+    }
+
+    async fn template(
+        &self,
+        store: &Arc<Store>,
+        programs: &Arc<Programs>,
+        shape: Shape,
+    ) -> Result<Template, NoMachine> {
+        let slot = Arc::clone(self.templates.lock().unwrap_or_else(PoisonError::into_inner).entry(shape).or_default());
+        let mut known = slot.lock().await;
+        match &*known {
+            Some(template) if template.is_there() => Ok(template.clone()),
+            _ => {
+                let place = self.place(store);
+                let templates = Templates { place: &place, local: &self.local, store, programs };
+                let template = templates.get(shape).await?;
+                Ok(known.insert(template).clone())
+            }
+        }
+    }
+}
+
+impl VmBackend for Qemu {
+    const NAME: &'static str = "vm";
+    const LAYERS: bool = true;
+    type Vm = Machine;
+
+    async fn create(&self, image: &str, _: &Limits) -> Result<Machine, RunnerError> {
+        Err(RunnerError::unsupported(format!("a machine of `{image}` needs the source as a layer")))
+    }
+
+    async fn restore(&self, _: &str, _: &Limits) -> Result<Option<Machine>, RunnerError> {
+        // All snapshots are the store's.
+        Ok(None)
+    }
+
+    async fn boot(
+        &self,
+        _: &StepContext,
+        ground: &Ground,
+        limits: &Limits,
+        output: &Output<'_>,
+    ) -> Result<Machine, RunnerError> {
+        let programs = self.programs().await?;
+        let notes = StepNotes { bus: output.bus, step_id: output.step_id };
+        let files = self.local.files(ground, notes).await?;
+        let template = self.template(&ground.store, programs, Shape::of(limits, &self.defaults)).await?;
+        Ok(Machine::start(&self.local, &ground.store, programs, &template, files, limits).await?)
+    }
+
+    async fn cache_identity(&self, _: Arc<Store>, image: Option<&str>) -> Result<Option<CacheIdentity>, RunnerError> {
+        self.local.cache_identity(image).await
+    }
+
+    async fn remove(&self, _: &str) -> Result<(), RunnerError> {
+        Ok(())
+    }
+
+    async fn probe(&self) -> Probe {
+        if let unusable @ Probe::Unusable { .. } = self.local.probe().await {
+            return unusable;
+        }
+        match (self.programs().await, self.store.get()) {
+            (Ok(_), Ok(store)) => {
+                let accelerator = Accelerator::first_choice(&self.place(&store), &store);
+                Probe::Usable { note: Some(accelerator.to_string()) }
+            }
+            (Err(error), _) => {
+                Probe::Unusable { reason: error.to_line(), hint: "or use another runner, such as `sandbox`".into() }
+            }
+            (_, Err(error)) => Probe::Unusable {
+                reason: error.to_string(),
+                hint: "see to the store's directory (HM_CACHE_DIR)".into(),
+            },
+        }
+    }
+
+    fn capabilities(&self) -> RunnerCapabilities {
+        let RunnerCapabilities { ownership, xattrs, .. } = self.local.capabilities();
+        RunnerCapabilities {
+            ownership,
+            xattrs,
+            isolation: true,
+            limits: true,
+            network: true,
+            images: ImageSupport::All,
+            ..RunnerCapabilities::default()
+        }
+    }
+}

@@ -1,0 +1,70 @@
+//! The programs that make a machine, as they are found on this one.
+
+use std::{
+    env,
+    path::{Path, PathBuf},
+};
+
+use super::{kernel::Kernel, trouble::Missing};
+use crate::step;
+
+/// Where distributions put `virtiofsd`, which is for programs rather than for people.
+const VIRTIOFSD_PLACES: [&str; 3] = ["/usr/libexec/virtiofsd", "/usr/lib/qemu/virtiofsd", "/usr/lib/virtiofsd"];
+
+/// Where somebody says that things are.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Places {
+    pub(super) qemu: Option<PathBuf>,
+    pub(super) virtiofsd: Option<PathBuf>,
+    pub(super) kernel: Option<PathBuf>,
+    pub(super) modules: Option<PathBuf>,
+    pub(super) guest: Option<PathBuf>,
+}
+
+/// All that a machine is made of.
+#[derive(Debug)]
+pub(super) struct Programs {
+    pub(super) qemu: PathBuf,
+    pub(super) virtiofsd: PathBuf,
+    pub(super) kernel: Kernel,
+    /// A static `hm-step`.
+    pub(super) guest: PathBuf,
+}
+
+impl Programs {
+    /// Finds them.
+    pub(super) fn find(places: &Places) -> Result<Self, Missing> {
+        if !cfg!(target_arch = "x86_64") {
+            return Err(Missing::Architecture);
+        }
+        let qemu = places.qemu.clone().or_else(|| on_path("qemu-system-x86_64"));
+        let qemu = qemu.filter(|path| path.is_file()).ok_or(Missing::Program {
+            program: "qemu-system-x86_64",
+            hint: "install QEMU (Debian's `qemu-system-x86`)",
+        })?;
+        let usual = || VIRTIOFSD_PLACES.iter().map(PathBuf::from).find(|path| path.is_file());
+        let virtiofsd = places.virtiofsd.clone().or_else(|| on_path("virtiofsd")).or_else(usual);
+        let virtiofsd = virtiofsd.filter(|path| path.is_file()).ok_or(Missing::Program {
+            program: "virtiofsd",
+            hint: "install it (Debian's `virtiofsd`, or in release 12 `qemu-system-common`)",
+        })?;
+        let kernel = Kernel::find(places.kernel.as_deref(), places.modules.as_deref())?;
+        let guest = step::locate(places.guest.as_deref())?;
+        if !guest.is_static {
+            return Err(Missing::NotStatic { path: guest.path });
+        }
+        Ok(Self { qemu, virtiofsd, kernel, guest: guest.path })
+    }
+}
+
+fn on_path(name: &str) -> Option<PathBuf> {
+    let paths = env::var_os("PATH")?;
+    env::split_paths(&paths)
+        .filter(|dir| dir.is_absolute())
+        .map(|dir: PathBuf| dir.join(name))
+        .find(|it| is_program(it))
+}
+
+fn is_program(path: &Path) -> bool {
+    rustix::fs::access(path, rustix::fs::Access::EXEC_OK).is_ok() && path.is_file()
+}

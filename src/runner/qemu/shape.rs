@@ -1,0 +1,71 @@
+//! The sizes of machines: as few as possible, because each has a template of its own.
+
+use std::{num::NonZeroUsize, thread};
+
+use crate::runner::{Limits, Network};
+
+/// What a machine has unless somebody says otherwise, in bytes. Memory that no step touches costs nothing.
+pub(super) const DEFAULT_MEMORY_BYTES: u64 = 2 << 30;
+
+/// What the machine's kernel and the guest take, in bytes, and then some.
+const RESERVED_BYTES: u64 = 256 << 20;
+
+/// What all machines have where no step says more.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Defaults {
+    pub(super) memory_bytes: Option<u64>,
+    pub(super) cpus: Option<NonZeroUsize>,
+}
+
+/// A machine's size.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct Shape {
+    /// All its memory.
+    pub(super) memory_bytes: u64,
+    /// Its processors.
+    pub(super) cpus: usize,
+    /// Whether it has a network card.
+    pub(super) network: bool,
+}
+
+impl Shape {
+    /// The smallest that holds what the step may use. Limits are held inside of the machine.
+    pub(super) fn of(limits: &Limits, defaults: &Defaults) -> Self {
+        let usual = defaults.memory_bytes.unwrap_or(DEFAULT_MEMORY_BYTES);
+        let wanted = limits.memory.map_or(0, |memory| memory.bytes.saturating_add(RESERVED_BYTES));
+        let memory_bytes = if wanted <= usual { usual } else { wanted.checked_next_power_of_two().unwrap_or(wanted) };
+        let usual = defaults.cpus.or_else(|| thread::available_parallelism().ok()).map_or(1, NonZeroUsize::get);
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "at most 4096, and above zero")]
+        let wanted = limits.cpus.map_or(0, |cpus| cpus.0.ceil() as usize);
+        Self { memory_bytes, cpus: usual.max(wanted), network: limits.network == Network::Host }
+    }
+
+    /// What the step's processes may use together, in bytes.
+    pub(super) fn memory_limit(&self, limits: &Limits) -> u64 {
+        let all = self.memory_bytes.saturating_sub(RESERVED_BYTES).max(RESERVED_BYTES / 2);
+        limits.memory.map_or(all, |memory| memory.bytes.min(all))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn limits(args: &serde_json::Value) -> Limits {
+        Limits::of_args(Some(args)).unwrap()
+    }
+
+    #[test]
+    fn steps_share_shapes_where_they_can() {
+        let defaults = Defaults { memory_bytes: Some(1 << 30), cpus: NonZeroUsize::new(2) };
+        let usual = Shape::of(&limits(&json!({})), &defaults);
+        assert_eq!(usual, Shape { memory_bytes: 1 << 30, cpus: 2, network: true });
+        assert_eq!(Shape::of(&limits(&json!({ "memory": "700m", "cpus": 0.5, "pids": 9 })), &defaults), usual);
+        let large = Shape::of(&limits(&json!({ "memory": "1g", "cpus": 2.5, "network": "none" })), &defaults);
+        assert_eq!(large, Shape { memory_bytes: 2 << 30, cpus: 3, network: false });
+        assert_eq!(usual.memory_limit(&limits(&json!({ "memory": "64m" }))), 64 << 20);
+        assert_eq!(usual.memory_limit(&limits(&json!({}))), 768 << 20);
+    }
+}

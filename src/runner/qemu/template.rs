@@ -1,0 +1,252 @@
+//! Machines that booted once, and are copied for each step: their memory in a file, the rest of their state in another.
+//!
+//! ```text
+//! PLACE/BOOT-KEY/memory, state, initrd
+//! ```
+//!
+//! A template is made aside and renamed to its place, as all that a store has. It counts until this machine is started
+//! anew: nothing is synced, and another kernel may see another processor.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, BufWriter},
+    os::{fd::OwnedFd, unix::fs::MetadataExt},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use rustix::fs::{MemfdFlags, SeekFrom};
+use serde_json::json;
+
+use super::{
+    accel::Accelerator,
+    channel, initrd,
+    launch::{Launch, Launched, Log},
+    programs::Programs,
+    qmp::Qmp,
+    shape::Shape,
+    trouble::{Doing, NoMachine},
+};
+use crate::{
+    guest::{self, Word},
+    runner::sandbox::{SandboxRunner, Serving},
+    store::{Store, layout::make_dir},
+};
+
+/// How long a machine may take to boot, under each accelerator: on a busy host as well, but not for ever.
+const BOOT_PATIENCE: [(Accelerator, Duration); 2] =
+    [(Accelerator::Kvm, Duration::from_secs(10)), (Accelerator::Tcg, Duration::from_secs(180))];
+
+/// Templates that were not used for so long go when another is made.
+const KEPT_FOR: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// Where templates come from: as they are in a directory, else made now, which takes as long as a machine takes to boot.
+#[derive(Debug)]
+pub(super) struct Templates<'a> {
+    /// Has a directory for each.
+    pub(super) place: &'a Path,
+    /// Runs QEMU.
+    pub(super) local: &'a SandboxRunner,
+    pub(super) store: &'a Arc<Store>,
+    pub(super) programs: &'a Arc<Programs>,
+}
+
+/// A machine that booted.
+#[derive(Debug, Clone)]
+pub(super) struct Template {
+    dir: PathBuf,
+    pub(super) shape: Shape,
+    pub(super) accelerator: Accelerator,
+}
+
+impl Templates<'_> {
+    /// The template of a shape.
+    pub(super) async fn get(&self, shape: Shape) -> Result<Template, NoMachine> {
+        let first = Accelerator::first_choice(self.place, self.store);
+        match self.get_with(shape, first).await {
+            Err(error) if first == Accelerator::Kvm => {
+                tracing::info!(error = &error as &dyn std::error::Error, "KVM is no use here");
+                let template = self.get_with(shape, Accelerator::Tcg).await?;
+                // What is wrong with both is not KVM's fault.
+                Accelerator::avoid_kvm(self.place, self.store);
+                Ok(template)
+            }
+            got => got,
+        }
+    }
+
+    async fn get_with(&self, shape: Shape, accelerator: Accelerator) -> Result<Template, NoMachine> {
+        let (programs, store) = (Arc::clone(self.programs), Arc::clone(self.store));
+        let key = on_thread(move || key(&store, &programs, shape, accelerator)).await.doing("look at QEMU's files")?;
+        let aside = self.place.join(format!("{key}.{}", self.store.new_id()));
+        let template = Template { dir: self.place.join(key), shape, accelerator };
+        if template.touch() {
+            return Ok(template);
+        }
+        let made = self.make(&template, &aside).await;
+        let (dir, boot) = (template.dir.clone(), boot(self.store).to_owned());
+        let placed = on_thread(move || {
+            let renamed = made.and_then(|()| fs::rename(&aside, &dir).doing("put a template in its place"));
+            // Another process may have been faster; what failed is not to be kept.
+            let removed = if renamed.is_err() { fs::remove_dir_all(&aside) } else { Ok(()) };
+            remove_old(&dir, &boot);
+            match renamed {
+                Err(NoMachine::Io { .. }) if dir.is_dir() => removed.doing("remove a template"),
+                renamed => renamed,
+            }
+        });
+        placed.await.map(|()| template)
+    }
+
+    async fn make(&self, template: &Template, dir: &Path) -> Result<(), NoMachine> {
+        let Template { shape, accelerator, .. } = *template;
+        let (place, contents, memory_bytes) = (dir.to_owned(), Arc::clone(self.programs), shape.memory_bytes);
+        let prepared = on_thread(move || {
+            make_dir(&place).map_err(io::Error::other)?;
+            initrd::write(&contents, BufWriter::new(File::create_new(place.join("initrd"))?))?;
+            let memory = OpenOptions::new().read(true).write(true).create_new(true).open(place.join("memory"))?;
+            memory.set_len(memory_bytes)?;
+            Ok::<_, io::Error>((memory, File::create_new(place.join("state"))?))
+        });
+        let (memory, state) = prepared.await.doing("make a template's files")?;
+        let launch = Launch {
+            programs: self.programs,
+            accelerator,
+            shape,
+            initrd: &dir.join("initrd"),
+            memory: memory.into(),
+            state: None,
+            files: None,
+        };
+        let Launched { mut serving, guest, qmp, log, .. } = launch.start(self.local, self.store).await?;
+        let patience = BOOT_PATIENCE.iter().find(|(of, _)| *of == accelerator).map_or(Duration::ZERO, |it| it.1);
+        let (mut words, _orders) = channel::split(guest);
+        let saving = async {
+            match words.next().await.map_err(|source| NoMachine::Guest { source, log: log.tail() })? {
+                Word::Ready { version: guest::VERSION } => {}
+                Word::Ready { version } => return Err(NoMachine::Version { version }),
+                _ => return Err(NoMachine::Version { version: 0 }),
+            }
+            let mut qmp = Qmp::open(qmp).await?;
+            qmp.run("stop", json!({})).await?;
+            qmp.run("migrate-set-capabilities", capabilities()).await?;
+            qmp.hand_over("state", &state).await?;
+            qmp.run("migrate", json!({ "uri": "fd:state" })).await?;
+            qmp.migrated().await
+        };
+        let saved = attend(&mut serving, &log, patience, saving).await;
+        serving.end().await;
+        saved
+    }
+}
+
+impl Template {
+    /// Whether it is there; it counts as used now.
+    fn touch(&self) -> bool {
+        let used = File::open(&self.dir).and_then(|dir| dir.set_modified(SystemTime::now()));
+        used.is_ok() && self.dir.join("state").exists()
+    }
+
+    pub(super) fn is_there(&self) -> bool {
+        self.dir.join("state").exists()
+    }
+
+    pub(super) fn initrd(&self) -> PathBuf {
+        self.dir.join("initrd")
+    }
+
+    /// The machine's state, to be read from its beginning.
+    pub(super) fn state(&self) -> io::Result<OwnedFd> {
+        Ok(File::open(self.dir.join("state"))?.into())
+    }
+
+    /// A copy of its memory, which is in memory itself. Blocks for some 50 ms.
+    pub(super) fn memory(&self) -> io::Result<OwnedFd> {
+        let from = File::open(self.dir.join("memory"))?;
+        let to = rustix::fs::memfd_create(c"hm-vm", MemfdFlags::CLOEXEC)?;
+        rustix::fs::ftruncate(&to, from.metadata()?.len())?;
+        let mut at = 0;
+        loop {
+            let start = match rustix::fs::seek(&from, SeekFrom::Data(at)) {
+                // Only a hole is left.
+                Err(rustix::io::Errno::NXIO) => return Ok(to),
+                start => start?,
+            };
+            at = rustix::fs::seek(&from, SeekFrom::Hole(start))?;
+            rustix::fs::seek(&to, SeekFrom::Start(start))?;
+            let mut offset = start;
+            while offset < at {
+                let left = usize::try_from(at - offset).map_err(io::Error::other)?;
+                if rustix::fs::sendfile(&to, &from, Some(&mut offset), left)? == 0 {
+                    return Err(io::ErrorKind::UnexpectedEof.into());
+                }
+            }
+        }
+    }
+}
+
+/// How state is saved and restored: without the memory, which is in a file that both have.
+pub(super) fn capabilities() -> serde_json::Value {
+    let on = |name: &str| json!({ "capability": name, "state": true });
+    json!({ "capabilities": [on("x-ignore-shared"), on("events")] })
+}
+
+/// Does something with a machine, unless it ends, or takes too long.
+pub(super) async fn attend<T>(
+    serving: &mut Serving,
+    log: &Log,
+    patience: Duration,
+    work: impl Future<Output = Result<T, NoMachine>>,
+) -> Result<T, NoMachine> {
+    tokio::select! {
+        biased;
+        how = serving.ended() => Err(NoMachine::Ended { how, log: log.tail() }),
+        done = tokio::time::timeout(patience, work) => {
+            done.unwrap_or_else(|_| Err(NoMachine::Late { after: patience, log: log.tail() }))
+        }
+    }
+}
+
+/// All that a template depends on, in a name.
+fn key(store: &Store, programs: &Programs, shape: Shape, accelerator: Accelerator) -> io::Result<String> {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update_reader(File::open(&programs.guest)?)?;
+    let files = [&programs.qemu, &programs.kernel.image];
+    let described = files.into_iter().chain(&programs.kernel.modules).map(|path| {
+        let metadata = fs::metadata(path)?;
+        Ok((path.clone(), metadata.len(), metadata.mtime(), metadata.mtime_nsec()))
+    });
+    let described = described.collect::<io::Result<Vec<_>>>()?;
+    hasher.update(format!("{} {described:?} {shape:?} {accelerator:?}", guest::VERSION).as_bytes());
+    Ok(format!("{}-{}", boot(store), &hasher.finalize().to_hex()[..32]))
+}
+
+/// The beginning of the names of templates that count.
+fn boot(store: &Store) -> &str {
+    let name = store.boot_name();
+    name.get(..8).unwrap_or(name)
+}
+
+/// Removes what is beside `dir` from before this machine was started, and what nobody used for long.
+fn remove_old(dir: &Path, boot: &str) {
+    let Some(Ok(entries)) = dir.parent().map(fs::read_dir) else { return };
+    for path in entries.filter_map(|entry| Some(entry.ok()?.path())) {
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        let used = fs::metadata(&path).and_then(|metadata| metadata.modified());
+        let is_old = used.is_ok_and(|used| used.elapsed().is_ok_and(|age| age > KEPT_FOR));
+        if path.is_dir()
+            && (is_old || !name.starts_with(boot))
+            && let Err(error) = fs::remove_dir_all(&path)
+        {
+            tracing::debug!(%error, path = %path.display(), "an old template stays");
+        }
+    }
+}
+
+/// Does work on files on a thread for it.
+pub(super) async fn on_thread<T: Send + 'static, E: From<io::Error> + Send + 'static>(
+    work: impl FnOnce() -> Result<T, E> + Send + 'static,
+) -> Result<T, E> {
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(io::Error::other(error).into()))
+}

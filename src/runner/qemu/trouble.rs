@@ -1,0 +1,82 @@
+//! Why there is no machine.
+
+use std::{io, path::PathBuf, time::Duration};
+
+use crate::{runner::RunnerError, step::NoStepProgram};
+
+/// What this machine lacks, so that no virtual one can be made: another attempt would end in the same way.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Missing {
+    #[error("virtual machines are for x86-64 hosts only, so far")]
+    Architecture,
+    #[error("found no {program}: {hint}")]
+    Program { program: &'static str, hint: &'static str },
+    #[error("found no kernel that can be read, with its modules, in /boot: {KERNEL_HINT}")]
+    Kernel,
+    #[error("the kernel {} has neither a module {module} nor the same built in: {KERNEL_HINT}", kernel.display())]
+    Module { kernel: PathBuf, module: &'static str },
+    #[error("the modules of kernel {} can't be read in {}", kernel.display(), modules.display())]
+    Modules { kernel: PathBuf, modules: PathBuf, source: io::Error },
+    #[error(transparent)]
+    Guest(#[from] NoStepProgram),
+    #[error("{} is linked with libraries, which a new machine does not have: build a static one by `just hm-step`", path.display())]
+    NotStatic { path: PathBuf },
+}
+
+pub(super) const KERNEL_HINT: &str = "install one, such as Debian's `linux-image-cloud-amd64`";
+
+/// Why a machine did not come up.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum NoMachine {
+    #[error("QEMU ended ({how}){}", told(log))]
+    Ended { how: String, log: String },
+    #[error("it was not ready after {} s{}", after.as_secs(), told(log))]
+    Late { after: Duration, log: String },
+    #[error("QEMU refused {command}: {why}")]
+    Refused { command: &'static str, why: String },
+    #[error("failed to talk to QEMU")]
+    Talk(#[source] io::Error),
+    #[error("failed to talk to the machine{}", told(log))]
+    Guest { source: io::Error, log: String },
+    #[error("the machine has a guest of version {version}, and should have {}", crate::guest::VERSION)]
+    Version { version: u32 },
+    #[error("failed to {doing}")]
+    Io { doing: &'static str, source: io::Error },
+    #[error(transparent)]
+    Sandbox(#[from] RunnerError),
+}
+
+fn told(log: &str) -> String {
+    if log.is_empty() { String::new() } else { format!(": it printed {log:?}") }
+}
+
+pub(super) trait Doing<T> {
+    fn doing(self, doing: &'static str) -> Result<T, NoMachine>;
+}
+
+impl<T, E: Into<io::Error>> Doing<T> for Result<T, E> {
+    fn doing(self, doing: &'static str) -> Result<T, NoMachine> {
+        self.map_err(|error| NoMachine::Io { doing, source: error.into() })
+    }
+}
+
+impl From<io::Error> for NoMachine {
+    fn from(source: io::Error) -> Self {
+        Self::Io { doing: "work on a machine's files", source }
+    }
+}
+
+impl From<NoMachine> for RunnerError {
+    fn from(error: NoMachine) -> Self {
+        match error {
+            NoMachine::Sandbox(error) => error,
+            error => Self::infrastructure("start a virtual machine", error),
+        }
+    }
+}
+
+impl From<Missing> for RunnerError {
+    fn from(error: Missing) -> Self {
+        Self::unsupported(format!("failed to start a virtual machine: {:#}", anyhow::Error::new(error)))
+    }
+}

@@ -1,0 +1,168 @@
+//! Programs of this machine that show a step's files to somebody else: to a virtual machine.
+//!
+//! Such a program runs beside the files instead of in them, in the step's namespaces and with no more rights than a step's
+//! command. So it dies with the engine, whatever happens to that.
+
+use std::{
+    ffi::CString,
+    os::{
+        fd::{AsFd, BorrowedFd, OwnedFd},
+        unix::ffi::OsStrExt,
+    },
+    path::Path,
+    sync::Arc,
+};
+
+use super::{
+    attempt::{self, End},
+    boot::{Boot, Ground, failed},
+    jail::{JailSpec, Place, Root},
+    runner::{SandboxRunner, c_string, commit, environment, id_map_of, unusable},
+};
+use crate::{
+    ir::Env,
+    runner::{
+        RunnerError, SnapshotRef,
+        image_notes::{StepNotes, no_image},
+        vm::{self, GroundBase},
+    },
+    store::{Store, StoreError, layout::make_dir},
+};
+
+/// A step's files, before and after somebody changed them.
+#[derive(Debug)]
+pub(crate) struct Files(Boot);
+
+impl Files {
+    /// The environment of a command over them: its own variables over the image's over the defaults.
+    ///
+    /// # Errors
+    /// Where a variable has a zero byte in it.
+    pub(crate) fn environment(&self, env: &Env) -> Result<Vec<CString>, RunnerError> {
+        environment(&self.0.env, env)
+    }
+
+    /// Makes the snapshot of what was changed, once nobody changes them any more.
+    ///
+    /// # Errors
+    /// Where the layer can't be put in place.
+    pub(crate) async fn commit(self, store: &Arc<Store>) -> Result<SnapshotRef, RunnerError> {
+        commit(self.0, store).await
+    }
+}
+
+/// A program to be run beside a step's files, which are its working directory.
+#[derive(Debug)]
+pub(crate) struct Program {
+    /// Its path and arguments.
+    pub(crate) argv: Vec<CString>,
+    /// What it gets from [`FIRST_FD`](super::jail::FIRST_FD) on.
+    pub(crate) fds: Vec<OwnedFd>,
+    /// Where it prints to.
+    pub(crate) log: OwnedFd,
+    /// Whether it gets a network of its own, with nothing in it.
+    pub(crate) isolate_network: bool,
+}
+
+/// A program that runs. Dropped, it is killed with all its processes.
+#[derive(Debug)]
+pub(crate) struct Serving(attempt::Step);
+
+impl Serving {
+    /// Waits for the program's end, and tells of it.
+    ///
+    /// # Cancel safety
+    /// Nothing is lost.
+    pub(crate) async fn ended(&mut self) -> String {
+        match self.0.ended().await {
+            Ok(Ok(End::Exited { code })) => format!("it exited with code {code}"),
+            Ok(Ok(_)) => "it was killed".into(),
+            Ok(Err(error)) => format!("failed to {error}"),
+            Err(error) => error.to_string(),
+        }
+    }
+
+    /// Ends the program, and returns when no process of it is left.
+    pub(crate) async fn end(mut self) {
+        self.0.kill();
+        // However it ended, it has.
+        let _ = self.0.ended().await;
+    }
+}
+
+impl SandboxRunner {
+    /// Puts the files together that a step starts from.
+    ///
+    /// # Errors
+    /// Where there are none.
+    pub(crate) async fn files(&self, ground: &vm::Ground, notes: StepNotes<'_>) -> Result<Files, RunnerError> {
+        let zygote = self.zygote(&ground.store).await.map_err(unusable)?;
+        let here = Ground {
+            store: &ground.store,
+            layer_dirs: &self.layer_dirs,
+            images: &self.images,
+            host_dirs: &self.config.host_dirs,
+            id_map: id_map_of(zygote.user_namespace()),
+        };
+        let (parent, base) = match &ground.base {
+            GroundBase::Snapshot { snapshot, .. } => (Some(Arc::clone(snapshot)), snapshot.base.clone()),
+            GroundBase::Image(image) => {
+                let fetched = Box::pin(self.images.fetch(&ground.store, image, here.id_map, &notes)).await;
+                (None, fetched.map_err(no_image)?)
+            }
+        };
+        here.boot_over(&ground.source, parent, base, false).map(Files)
+    }
+
+    /// Starts a program beside a step's files; beside an empty directory where there are none.
+    ///
+    /// # Errors
+    /// Where the sandbox can't be made. That the program can't be started is told by [`Serving::ended`].
+    ///
+    /// # Cancel safety
+    /// Dropped, the program is killed.
+    pub(crate) async fn serve(
+        &self,
+        store: &Arc<Store>,
+        files: Option<&Files>,
+        program: Program,
+    ) -> Result<Serving, RunnerError> {
+        let zygote = self.zygote(store).await.map_err(unusable)?;
+        let place = match files {
+            Some(Files(boot)) => boot.staging.work().join("served"),
+            None => store.new_tmp(),
+        };
+        make_dir(&place).map_err(failed("make a directory to serve"))?;
+        let path = |path: &Path| c_string("the store's path", path.as_os_str().as_bytes());
+        let (root, overlays, binds) = match files {
+            Some(Files(boot)) => (Root::Overlay(boot.root.clone()), boot.overlays.clone(), boot.binds.clone()),
+            None => (Root::Dir(path(&place)?), Vec::new(), Vec::new()),
+        };
+        let spec = JailSpec {
+            user_namespace: zygote.user_namespace(),
+            mount_api: self.mount_api(),
+            mountpoint: path(&place)?,
+            root,
+            place: Place::Beside,
+            overlays,
+            binds,
+            secrets: Vec::new(),
+            cgroups: Vec::new(),
+            watch: None,
+            workdir: path(&place)?,
+            argv: program.argv,
+            pack: None,
+            terminal: false,
+            env: environment(&Env::new(), &Env::new())?,
+        };
+        let null = std::fs::File::open("/dev/null").map_err(|error| {
+            let path = "/dev/null".into();
+            failed("start a program")(StoreError::Io { doing: "open", path, source: error })
+        })?;
+        let mut fds: Vec<BorrowedFd<'_>> = vec![program.log.as_fd(), program.log.as_fd(), null.as_fd()];
+        fds.extend(program.fds.iter().map(AsFd::as_fd));
+        let started = attempt::start_on(&zygote, &spec, program.isolate_network, &fds).await;
+        let started = started.map_err(|error| RunnerError::infrastructure("ask the sandbox's helper", error))?;
+        started.map(Serving).map_err(attempt::setup_error)
+    }
+}

@@ -1,0 +1,71 @@
+//! Virtual machines of tests: one that booted serves them all.
+
+use std::{
+    path::Path,
+    sync::{Arc, Mutex, PoisonError, Weak},
+};
+
+use hm_exec::{
+    runner::{
+        Probe, StepRunner,
+        qemu::{Qemu, QemuRunner},
+        sandbox::SandboxRunner,
+    },
+    store::Store,
+};
+use tempfile::TempDir;
+
+use crate::{backends::usable, sandbox::harness::hm};
+
+/// A store, and where machines are that booted.
+pub(crate) struct Bench {
+    pub(crate) store: Arc<Store>,
+    /// Goes after the store.
+    _dir: TempDir,
+    templates: Arc<TempDir>,
+}
+
+/// Shared by the tests that run at the same time.
+static TEMPLATES: Mutex<Weak<TempDir>> = Mutex::new(Weak::new());
+
+impl Bench {
+    /// `None` where no machine can be made: the test then skips.
+    pub(crate) fn new() -> Option<Self> {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&dir.path().join("store")).unwrap();
+        let mut shared = TEMPLATES.lock().unwrap_or_else(PoisonError::into_inner);
+        let templates = shared.upgrade().unwrap_or_else(|| Arc::new(tempfile::tempdir().unwrap()));
+        *shared = Arc::downgrade(&templates);
+        let bench = Self { store, _dir: dir, templates };
+        let vm = bench.vm();
+        // Of its own, because the caller's runtime may be one of several, or none.
+        let probe = std::thread::scope(|scope| {
+            let probing = scope.spawn(|| {
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+                runtime.block_on(vm.probe())
+            });
+            probing.join().unwrap()
+        });
+        match probe {
+            Probe::Unusable { reason, .. } => {
+                usable("vm", false, &reason);
+                None
+            }
+            _ => Some(bench),
+        }
+    }
+
+    pub(crate) fn sandbox(&self) -> SandboxRunner {
+        SandboxRunner::builder().store(Arc::clone(&self.store)).helper(hm()).build()
+    }
+
+    /// The runner, with small machines: tests have many at once.
+    pub(crate) fn vm(&self) -> QemuRunner {
+        let builder = Qemu::builder().local(SandboxRunner::builder().helper(hm())).templates(self.templates.path());
+        builder.memory(512 << 20).cpus(2.try_into().unwrap()).build(Arc::clone(&self.store))
+    }
+
+    pub(crate) fn templates(&self) -> &Path {
+        self.templates.path()
+    }
+}

@@ -1,0 +1,83 @@
+//! What stays of machines: nothing, however a run ended.
+
+use std::fs;
+
+use serde_json::json;
+
+use super::bench::Bench;
+use crate::cli::hm::{Ended, Project, eventually};
+
+/// A project whose only step runs in a machine, with the templates of other tests.
+fn project(bench: &Bench, cmd: &str) -> Project {
+    let project = Project::new();
+    let ir = json!({
+        "version": "0",
+        "graph": {
+            "nodes": [{ "step": { "key": "step", "cmd": cmd, "image": "host", "runner": "vm" }, "env": {} }],
+            "node_holes": [], "edge_property": "directed", "edges": [],
+        },
+    });
+    project.file(".hm/ci.json", &ir.to_string());
+    project.file(".hm/hm.toml", "[vm]\nmemory = '512m'\ncpus = 2\n");
+    let templates = bench.templates().display();
+    project.file("config/hm/hm.toml", &format!("[vm]\ntemplates = '{templates}'\nmemory = '9g'\n"));
+    project
+}
+
+fn run(project: &Project) -> std::process::Command {
+    let mut hm = project.hm(&["run", "--format", "human"]);
+    hm.env("XDG_CONFIG_HOME", project.dir.join("config"));
+    hm
+}
+
+/// Starts a run, and waits for its step to print `up`.
+fn start(project: &Project) -> std::process::Child {
+    let log = project.dir.with_file_name("log");
+    let file = std::fs::File::create(&log).unwrap();
+    let hm = run(project).stdout(file.try_clone().unwrap()).stderr(file).spawn().unwrap();
+    eventually("the step to be up", || std::fs::read_to_string(&log).unwrap().contains("| up\n"));
+    hm
+}
+
+/// How many machines run over files of the project's store: that is where QEMU works.
+fn machines(project: &Project) -> usize {
+    let store = project.store.canonicalize().unwrap();
+    let pids = fs::read_dir("/proc").unwrap().filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok());
+    let of = |pid: u32, what: &str| fs::read_link(format!("/proc/{pid}/{what}")).unwrap_or_default();
+    pids.filter(|pid| of(*pid, "cwd").starts_with(&store) && of(*pid, "exe").to_string_lossy().contains("qemu-system"))
+        .count()
+}
+
+#[test]
+fn a_step_that_hangs_is_ended_with_its_machine_when_its_time_is_up() {
+    let Some(bench) = Bench::new() else { return };
+    let project = project(&bench, "trap '' TERM; echo up; while :; do sleep 1; done");
+    let ended = Ended::of(run(&project).args(["--timeout", "20s"])).expect(124);
+    let said = ended.stdout + &ended.stderr;
+    assert!(said.contains("| up") && said.contains("timed out"), "{said}");
+    assert_eq!(machines(&project), 0);
+}
+
+#[test]
+fn a_killed_run_takes_its_machines_along() {
+    let Some(bench) = Bench::new() else { return };
+    let project = project(&bench, "echo up; sleep 1000");
+    let mut hm = start(&project);
+    assert_eq!(machines(&project), 1);
+    hm.kill().unwrap();
+    hm.wait().unwrap();
+    eventually("the machine to end", || machines(&project) == 0);
+}
+
+#[test]
+fn an_interrupted_step_may_end_by_itself() {
+    let Some(bench) = Bench::new() else { return };
+    let project = project(&bench, "trap 'echo asked; exit 0' TERM; echo up; while :; do sleep 0.1; done");
+    let mut hm = start(&project);
+    let pid = rustix::process::Pid::from_child(&hm);
+    rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+    hm.wait().unwrap();
+    let log = std::fs::read_to_string(project.dir.with_file_name("log")).unwrap();
+    assert!(log.contains("| asked"), "{log}");
+    assert_eq!(machines(&project), 0);
+}
