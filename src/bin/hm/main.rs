@@ -55,6 +55,7 @@ fn main() -> ExitCode {
     // First of all: this process may be the sandbox's helper, started again.
     #[cfg(target_os = "linux")]
     hm_exec::runner::sandbox::init();
+    hm_exec::runner::docker::init();
     let command = Cli::parse().command;
     log::init();
     let done = match command {

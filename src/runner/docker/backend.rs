@@ -1,6 +1,9 @@
 //! The backend, as the runner of machines knows it.
 
-use std::sync::{Arc, Mutex};
+use std::{
+    path::PathBuf,
+    sync::{Arc, Mutex, OnceLock},
+};
 
 use tokio::sync::OnceCell;
 
@@ -33,6 +36,7 @@ pub struct Docker {
 #[derive(Debug, Clone, Default)]
 pub struct DockerBuilder {
     host: Option<String>,
+    helper: Option<PathBuf>,
     images: ImageOptions,
     #[cfg(target_os = "linux")]
     local: crate::runner::sandbox::SandboxBuilder,
@@ -44,6 +48,14 @@ impl DockerBuilder {
     #[must_use]
     pub fn host(mut self, host: impl Into<String>) -> Self {
         self.host = Some(host.into());
+        self
+    }
+
+    /// Starts this `hm`, to remove the containers of this process where it is killed. By default it is this program, where that
+    /// called [`init`](super::init).
+    #[must_use]
+    pub fn helper(mut self, program: impl Into<PathBuf>) -> Self {
+        self.helper = Some(program.into());
         self
     }
 
@@ -68,6 +80,8 @@ impl DockerBuilder {
         let store = store.into();
         let shared = Shared {
             host: self.host,
+            helper: self.helper,
+            reaper: OnceLock::new(),
             images: Images::new(self.images.clone()),
             options: self.images,
             connection: OnceCell::new(),

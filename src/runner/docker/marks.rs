@@ -33,6 +33,11 @@ impl Marks {
         labels.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
     }
 
+    /// This process, as labels name it.
+    pub(super) fn process(&self) -> &str {
+        &self.process
+    }
+
     /// The filter that finds what processes of this store made.
     pub(super) fn of_store(&self) -> String {
         format!("{STORE}={}", self.store)

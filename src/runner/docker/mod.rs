@@ -10,8 +10,8 @@
 //! snapshot's layers, so that what a command changed is one layer over them, as in the sandbox. Such an image is loaded once
 //! in a run, without the layers that the daemon has. Only what somebody else needs travels back ([`Vm::commit`]).
 //!
-//! Whatever is made at the daemon carries the run, the store and the process that made it; the next process of that store
-//! removes what a dead one left, and the end of a build what is the build's. Knows nothing of plans, nor who needs what.
+//! Whatever is made at the daemon carries the run, the store and the process that made it. The end of a build removes what is the
+//! build's, and a process of its own what a killed engine left; failing that, the next process of that store does. Knows nothing of plans, nor who needs what.
 //!
 //! [`Vm::commit`]: super::vm::Vm::commit
 //! [`VmRunner`]: super::vm::VmRunner
@@ -25,12 +25,14 @@ mod images;
 mod load;
 mod make;
 mod marks;
+mod reaper;
 mod remover;
 mod shared;
 mod sweep;
 mod trouble;
 
 pub use backend::{Docker, DockerBuilder};
+pub use reaper::init;
 pub use sweep::Swept;
 
 /// Runs each step in a container.

@@ -2,7 +2,8 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
 };
 
 use bollard::Docker as Client;
@@ -13,6 +14,7 @@ use super::{
     connection,
     footing::{Footing, FootingBase, Footings},
     marks::{self, Marks},
+    reaper::{self, Reaper},
     remover::Remover,
     sweep::{self, Swept},
     trouble,
@@ -26,6 +28,7 @@ use crate::{
 #[derive(Debug)]
 pub(super) struct Shared {
     pub(super) host: Option<String>,
+    pub(super) helper: Option<PathBuf>,
     pub(super) options: ImageOptions,
     pub(super) images: Images,
     pub(super) connection: OnceCell<Connection>,
@@ -35,6 +38,7 @@ pub(super) struct Shared {
     /// What images of the daemon became in the store, by id.
     pub(super) bases: Mutex<HashMap<String, Slot>>,
     pub(super) remover: Remover,
+    pub(super) reaper: OnceLock<Reaper>,
     /// Knows how ids are mapped in this machine's steps, with which containers share layers.
     #[cfg(target_os = "linux")]
     pub(super) local: crate::runner::sandbox::SandboxRunner,
@@ -67,6 +71,12 @@ impl Shared {
                     tracing::info!(containers, images, "left by killed runs, and removed")
                 }
                 Err(error) => tracing::warn!(%error, "what killed runs left at the daemon stays"),
+            }
+            if let Some(program) = reaper::locate(self.helper.as_deref()) {
+                match Reaper::start(&program, &place, &marks) {
+                    Ok(reaper) => drop(self.reaper.set(reaper)),
+                    Err(error) => tracing::warn!(%error, "containers will stay where this process is killed"),
+                }
             }
             Ok(Connection { client, marks })
         });

@@ -10,7 +10,7 @@
 //!
 //! In: what [`VmRunner`] makes of an attempt. The host mounts the step's overlay as the sandbox does, and `virtiofsd` shows it
 //! to the machine, so that what a command changes lands in a layer of the store, whiteouts and all. Machines boot once for
-//! each [shape](shape) and store; a step's machine is a copy of the one that booted ([`template`]). Both programs run in the
+//! each shape and store; a step's machine is a copy of the one that booted. Both programs run in the
 //! namespaces of a step, and die with the engine.
 //!
 //! Knows nothing of plans. What happens inside of a machine is [`guest`](crate::guest)'s.
