@@ -76,6 +76,17 @@ fn parameters_of_a_cache_policy_are_kept_that_the_published_crate_drops() {
 }
 
 #[test]
+fn a_parameter_that_cannot_be_said_is_refused_though_the_published_crate_skips_it() {
+    let mut value = input(&json!({ "kind": "miss_no_commit" }), &Value::Null);
+    value["step"]["cache"]["note"] = json!("x");
+    let json = value.to_string().replace(r#""note":"x""#, r#""note":"\ud800""#);
+    input_oracle::check(json.as_bytes());
+    assert!(serde_json::from_str::<theirs::ExecutorInput>(&json).is_ok());
+    let error = serde_json::from_str::<ExecutorInput>(&json).unwrap_err();
+    assert!(error.to_string().starts_with("unexpected end of hex escape"), "{error}");
+}
+
+#[test]
 fn results_are_read_and_written_alike_by_us_and_the_published_crate() {
     for value in [
         json!({ "exit_code": 0, "committed_snapshot": "hm1:3", "artifacts": [] }),

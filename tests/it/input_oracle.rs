@@ -7,7 +7,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
 
 /// Checks one input: what we read, the published crate reads, and the same from it; what it reads, we read. What it does
-/// not know of a cache policy, it drops and we keep.
+/// not know of a cache policy, it skips without looking whether it can be said (half a surrogate pair can't), and we keep.
 pub(crate) fn check(json: &[u8]) {
     let ours = serde_json::from_slice::<ExecutorInput>(json);
     let theirs = serde_json::from_slice::<theirs::ExecutorInput>(json);
@@ -19,7 +19,12 @@ pub(crate) fn check(json: &[u8]) {
             assert_eq!(rewritten::<ExecutorInput>(&theirs), theirs, "what we read of what they wrote");
         }
         (Ok(_), Err(error)) => panic!("the published crate refuses what we read: {error}"),
-        (Err(error), Ok(_)) => panic!("the published crate reads what we refuse: {error}"),
+        (Err(error), Ok(_)) => {
+            assert!(
+                serde_json::from_slice::<Value>(json).is_err(),
+                "the published crate reads what we refuse: {error}"
+            );
+        }
         (Err(_), Err(_)) => {}
     }
 }
