@@ -23,6 +23,7 @@ mod keep;
 mod layer;
 pub(crate) mod layout;
 mod lease;
+mod machines;
 mod manifest;
 #[cfg(feature = "cloud")]
 mod outside;

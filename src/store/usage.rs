@@ -42,6 +42,8 @@ pub enum UsageKind {
     Images,
     /// Layers that are kept only for people to look at: of steps that failed or were interrupted.
     Leftovers,
+    /// Virtual machines that booted.
+    Machines,
     /// Journals of runs, and logs of theirs and of cached steps.
     Journals,
     /// The index, and what else is small.
@@ -111,6 +113,7 @@ impl Store {
                 "sources" | "stat" => UsageKind::Sources,
                 "runs" | "logs" | "last-runs" => UsageKind::Journals,
                 "tmp" | "workspaces" => UsageKind::Temporary,
+                "vm" => UsageKind::Machines,
                 _ => UsageKind::Index,
             };
             let path = self.dir().join(name);

@@ -157,7 +157,7 @@ impl Qemu {
 
     /// Where templates are.
     fn place(&self, store: &Store) -> PathBuf {
-        self.place.clone().unwrap_or_else(|| store.dir().join("vm"))
+        self.place.clone().unwrap_or_else(|| store.machines_dir())
     }
 
     async fn programs(&self) -> Result<&Arc<Programs>, RunnerError> {

@@ -38,9 +38,6 @@ use crate::{
 const BOOT_PATIENCE: [(Accelerator, Duration); 2] =
     [(Accelerator::Kvm, Duration::from_secs(10)), (Accelerator::Tcg, Duration::from_secs(180))];
 
-/// Templates that were not used for so long go when another is made.
-const KEPT_FOR: Duration = Duration::from_secs(24 * 60 * 60);
-
 /// Where templates come from: as they are in a directory, else made now, which takes as long as a machine takes to boot.
 #[derive(Debug)]
 pub(super) struct Templates<'a> {
@@ -85,12 +82,14 @@ impl Templates<'_> {
             return Ok(template);
         }
         let made = self.make(&template, &aside).await;
-        let (dir, boot) = (template.dir.clone(), boot(self.store).to_owned());
+        let (dir, store) = (template.dir.clone(), Arc::clone(self.store));
         let placed = on_thread(move || {
             let renamed = made.and_then(|()| fs::rename(&aside, &dir).doing("put a template in its place"));
             // Another process may have been faster; what failed is not to be kept.
             let removed = if renamed.is_err() { fs::remove_dir_all(&aside) } else { Ok(()) };
-            remove_old(&dir, &boot);
+            if let Some(Err(error)) = dir.parent().map(|place| store.remove_old_machines(place)) {
+                tracing::debug!(%error, "old templates stay");
+            }
             match renamed {
                 Err(NoMachine::Io { .. }) if dir.is_dir() => removed.doing("remove a template"),
                 renamed => renamed,
@@ -219,29 +218,7 @@ fn key(store: &Store, programs: &Programs, shape: Shape, accelerator: Accelerato
     });
     let described = described.collect::<io::Result<Vec<_>>>()?;
     hasher.update(format!("{} {described:?} {shape:?} {accelerator:?}", guest::VERSION).as_bytes());
-    Ok(format!("{}-{}", boot(store), &hasher.finalize().to_hex()[..32]))
-}
-
-/// The beginning of the names of templates that count.
-fn boot(store: &Store) -> &str {
-    let name = store.boot_name();
-    name.get(..8).unwrap_or(name)
-}
-
-/// Removes what is beside `dir` from before this machine was started, and what nobody used for long.
-fn remove_old(dir: &Path, boot: &str) {
-    let Some(Ok(entries)) = dir.parent().map(fs::read_dir) else { return };
-    for path in entries.filter_map(|entry| Some(entry.ok()?.path())) {
-        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-        let used = fs::metadata(&path).and_then(|metadata| metadata.modified());
-        let is_old = used.is_ok_and(|used| used.elapsed().is_ok_and(|age| age > KEPT_FOR));
-        if path.is_dir()
-            && (is_old || !name.starts_with(boot))
-            && let Err(error) = fs::remove_dir_all(&path)
-        {
-            tracing::debug!(%error, path = %path.display(), "an old template stays");
-        }
-    }
+    Ok(format!("{}-{}", store.boot_prefix(), &hasher.finalize().to_hex()[..32]))
 }
 
 /// Does work on files on a thread for it.

@@ -215,6 +215,7 @@ impl Store {
         report.freed_bytes += self.remove_runs(&runs)?;
         report.freed_bytes += self.remove_doomed(epoch)?;
         report.freed_bytes += self.remove_unnamed(&inventory)?;
+        report.freed_bytes += self.collect_machines(request)?;
         (report.waiting_layers, report.waiting_bytes) = self.index.read(collect::doomed)?;
         self.index.read(collect::shrink)?;
         reserve::fill(self.dir(), &Filesystem::of(self.dir())?);

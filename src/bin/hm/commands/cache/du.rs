@@ -57,6 +57,7 @@ fn name(kind: UsageKind) -> &'static str {
         UsageKind::Sources => "sources",
         UsageKind::Images => "images",
         UsageKind::Leftovers => "left by failed steps",
+        UsageKind::Machines => "machines that booted",
         UsageKind::Journals => "journals and logs",
         UsageKind::Index => "index",
         UsageKind::Waiting => "to be removed when a run ends",
