@@ -27,6 +27,7 @@ impl fmt::Debug for Case {
 /// A field of [`RunnerCapabilities`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Capability {
+    Grace,
     Workspace,
     Snapshots,
     Layers,
@@ -41,6 +42,7 @@ pub(super) enum Capability {
 impl Capability {
     pub(super) fn name(self) -> &'static str {
         match self {
+            Self::Grace => "grace",
             Self::Workspace => "workspace",
             Self::Snapshots => "snapshots",
             Self::Layers => "layers",
@@ -55,6 +57,7 @@ impl Capability {
 
     pub(super) fn is_in(self, claimed: &RunnerCapabilities) -> bool {
         match self {
+            Self::Grace => claimed.grace,
             Self::Workspace => claimed.workspace,
             Self::Snapshots => claimed.snapshots,
             Self::Layers => claimed.layers,
@@ -92,9 +95,9 @@ pub(super) const CASES: &[Case] = cases! {
     "background-children" [] processes::background_children;
     "dropped-attempt" [] processes::dropped_attempt;
     "cancel-before" [] cancel::before;
-    "cancel-during" [] cancel::during;
+    "cancel-during" [Grace] cancel::during;
     "cancel-after" [] cancel::after;
-    "timeout-with-term-ignored" [] cancel::timeout_with_term_ignored;
+    "timeout-with-term-ignored" [Grace] cancel::timeout_with_term_ignored;
     "source" [Workspace] source::is_there;
     "root-steps-are-apart" [Workspace] source::root_steps_are_apart;
     "lineage-files" [Workspace Snapshots] lineage::files;

@@ -107,6 +107,20 @@ impl Endpoint {
         Ok(Self(Arc::new(Shared { options, place, connect, headers, retry, channel, limits })))
     }
 
+    /// The same engine over a connection of its own: one lives no longer than the runtime that it was made in.
+    pub(crate) fn apart(&self) -> Self {
+        let Shared { options, place, connect, headers, retry, .. } = &*self.0;
+        Self(Arc::new(Shared {
+            options: options.clone(),
+            place: place.clone(),
+            connect: connect.clone(),
+            headers: headers.clone(),
+            retry: *retry,
+            channel: OnceCell::new(),
+            limits: OnceCell::new(),
+        }))
+    }
+
     /// The engine's address, without secrets.
     #[must_use]
     pub fn place(&self) -> &str {

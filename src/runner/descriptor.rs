@@ -15,6 +15,9 @@ pub struct RunnerIndex(pub u16);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 #[non_exhaustive]
 pub struct RunnerCapabilities {
+    /// An interrupted step's command gets TERM and its grace, with what it prints meanwhile; when the attempt returns, none of
+    /// its processes is left. Without it the step is given up, and ends elsewhere, by itself or when it is told.
+    pub grace: bool,
     /// Shows steps the run's source where they start, to write to a copy of their own.
     pub workspace: bool,
     /// Commits snapshots, and boots children from them: contents, modes, links, times of what a step could write to.

@@ -4,6 +4,8 @@
 //! [`RunnerRegistry`] are the same by name at run time, and each runner of our own has a folder. Knows nothing of the plan
 //! or the schedule: an attempt is an [`ExecutorInput`] and a [`StepContext`].
 
+#[cfg(any(all(feature = "cloud", target_os = "linux"), feature = "docker"))]
+mod afterwards;
 #[cfg(all(feature = "cloud", target_os = "linux"))]
 pub mod cloud;
 mod context;

@@ -31,7 +31,8 @@ use crate::{
     },
     runner::{
         ArgsSchema, CacheIdentity, ExecutorInput, ImageSupport, Limits, Pool, Probe, RunnerCapabilities, RunnerError,
-        SnapshotRef, StepContext, StepResult, StepRunner, image_notes::no_image, sandbox::SandboxRunner,
+        SnapshotRef, StepContext, StepResult, StepRunner, afterwards::Afterwards, image_notes::no_image,
+        sandbox::SandboxRunner,
     },
     store::{Base, FrozenSource, IdMap, ImageOptions, Images, Store, StoreHandle, image_identity},
     transfer::{self, Ground, Packable, Uploads},
@@ -51,6 +52,8 @@ const LINGER: Duration = Duration::from_secs(2);
 /// Needs an endpoint, and the static `hm-step`. Nothing is connected or opened before the first step.
 #[derive(Debug)]
 pub struct CloudRunner {
+    /// Ends what dropped attempts left at the engine.
+    afterwards: Afterwards,
     engine: Result<RemoteEngine, Unready>,
     platform: Vec<(String, String)>,
     jobs: NonZeroUsize,
@@ -176,6 +179,7 @@ impl CloudBuilder {
             None => local,
         };
         CloudRunner {
+            afterwards: Afterwards::default(),
             engine,
             platform: self.platform,
             jobs: self.jobs.unwrap_or(JOBS),
@@ -277,17 +281,19 @@ impl CloudRunner {
     ) -> Result<Result<Box<reapi::ExecuteResponse>, RemoteError>, RunnerError> {
         let execution = Execution::new(engine.endpoint.clone());
         let mut updates = pin!(execution.run(action, skip_cache_lookup));
-        let mut operation = String::new();
+        let mut begun = Begun { runner: self, endpoint: &engine.endpoint, operation: String::new() };
         // When the attempt was interrupted: how long its end is waited for, and whether the engine was told.
         let (mut until, mut told) = (None, false);
         loop {
-            if until.is_some() && !told && !operation.is_empty() {
+            if until.is_some() && !told && !begun.operation.is_empty() {
                 told = true;
-                match tokio::time::timeout(CANCELLING, execution.cancel(&operation)).await {
+                let cancelled = tokio::time::timeout(CANCELLING, execution.cancel(&begun.operation)).await;
+                match cancelled {
                     Ok(Ok(())) => {}
                     // It goes on, and ends by its own time limit.
                     Ok(Err(error)) => {
                         tracing::debug!(%error, "a cancelled step is left to the engine");
+                        begun.end();
                         return Err(ctx.interrupted());
                     }
                     Err(_) => return Err(ctx.interrupted()),
@@ -296,12 +302,18 @@ impl CloudRunner {
             tokio::select! {
                 update = updates.next() => match update {
                     Some(Ok(Update::Progress { operation: name, stdout_stream, stderr_stream, .. })) => {
-                        operation = name;
+                        begun.operation = name;
                         output.follow(&engine.logs, StdStream::Stdout, &stdout_stream).await;
                         output.follow(&engine.logs, StdStream::Stderr, &stderr_stream).await;
                     }
-                    Some(Ok(Update::Done(response))) => return Ok(Ok(response)),
-                    Some(Err(error)) => return Ok(Err(error)),
+                    Some(Ok(Update::Done(response))) => {
+                        begun.end();
+                        return Ok(Ok(response));
+                    }
+                    Some(Err(error)) => {
+                        begun.end();
+                        return Ok(Err(error));
+                    }
                     None => return Err(RunnerError::infrastructure(
                         "run the step",
                         anyhow::anyhow!("the engine's answers ended"),
@@ -377,6 +389,32 @@ impl CloudRunner {
             output.finish(&result, &cas, store).await?;
             return Ok((boot, result));
         }
+    }
+}
+
+/// An Action that the engine has. Dropped before its end, the engine is told that nobody waits for it any more.
+struct Begun<'a> {
+    runner: &'a CloudRunner,
+    endpoint: &'a Endpoint,
+    /// Its name there; empty before that is known, and after its end.
+    operation: String,
+}
+
+impl Begun<'_> {
+    fn end(&mut self) {
+        self.operation.clear();
+    }
+}
+
+impl Drop for Begun<'_> {
+    fn drop(&mut self) {
+        if self.operation.is_empty() {
+            return;
+        }
+        let (endpoint, operation) = (self.endpoint.apart(), std::mem::take(&mut self.operation));
+        let what = format!("cancel the step {operation}, which runs on at {}", endpoint.place());
+        let cancelling = async move { Execution::new(endpoint).cancel(&operation).await };
+        self.runner.afterwards.run(what, cancelling);
     }
 }
 
@@ -480,6 +518,8 @@ impl StepRunner for CloudRunner {
 
     fn capabilities(&self) -> RunnerCapabilities {
         RunnerCapabilities {
+            // The engine is told; what it and its worker make of that is theirs.
+            grace: false,
             workspace: true,
             snapshots: true,
             layers: true,

@@ -13,7 +13,6 @@ use super::{
     images::{self, is_the_stores},
     make::no_host,
     marks::Marks,
-    remover::Remover,
     shared::{Connection, Shared, lock},
     sweep::{self, Swept},
     trouble,
@@ -21,6 +20,7 @@ use super::{
 use crate::{
     runner::{
         CacheIdentity, ImageSupport, Limits, Probe, RunnerCapabilities, RunnerError, StepContext,
+        afterwards::Afterwards,
         vm::{Ground, Output, VmBackend},
     },
     store::{ImageOptions, Images, Store, StoreHandle, image_identity},
@@ -88,7 +88,7 @@ impl DockerBuilder {
             runs: Mutex::default(),
             own: Mutex::default(),
             bases: Mutex::default(),
-            remover: Remover::default(),
+            afterwards: Afterwards::default(),
             #[cfg(target_os = "linux")]
             local: self.local.store(store.clone()).build(),
         };

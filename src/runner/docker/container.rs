@@ -272,7 +272,9 @@ impl Vm for Container {
 impl Drop for Container {
     fn drop(&mut self) {
         if *self.may_exist.get_mut() {
-            self.shared.remover.remove(&self.connection.client, std::mem::take(&mut self.name));
+            let (client, name) = (self.connection.client.clone(), std::mem::take(&mut self.name));
+            let what = format!("remove container {name}, which is left for the next run to do");
+            self.shared.afterwards.run(what, async move { remove_container(&client, &name).await });
         }
     }
 }

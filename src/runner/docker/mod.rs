@@ -26,7 +26,6 @@ mod load;
 mod make;
 mod marks;
 mod reaper;
-mod remover;
 mod shared;
 mod sweep;
 mod trouble;

@@ -15,12 +15,11 @@ use super::{
     footing::{Footing, FootingBase, Footings},
     marks::{self, Marks},
     reaper::{self, Reaper},
-    remover::Remover,
     sweep::{self, Swept},
     trouble,
 };
 use crate::{
-    runner::{RunnerError, SnapshotRef, StepContext},
+    runner::{RunnerError, SnapshotRef, StepContext, afterwards::Afterwards},
     store::{Base, IdMap, ImageDigest, ImageOptions, Images, Snapshot, Store},
 };
 
@@ -37,7 +36,7 @@ pub(super) struct Shared {
     pub(super) own: Mutex<HashMap<String, Arc<Footing>>>,
     /// What images of the daemon became in the store, by id.
     pub(super) bases: Mutex<HashMap<String, Slot>>,
-    pub(super) remover: Remover,
+    pub(super) afterwards: Afterwards,
     pub(super) reaper: OnceLock<Reaper>,
     /// Knows how ids are mapped in this machine's steps, with which containers share layers.
     #[cfg(target_os = "linux")]

@@ -124,6 +124,7 @@ impl StepRunner for ProcessRunner {
 
     fn capabilities(&self) -> RunnerCapabilities {
         RunnerCapabilities {
+            grace: true,
             workspace: true,
             snapshots: true,
             images: ImageSupport::HostOnly,

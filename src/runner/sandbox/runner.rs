@@ -327,6 +327,7 @@ impl StepRunner for SandboxRunner {
         let zygote = self.zygote.try_lock().ok();
         let id_map = self.id_map(zygote.as_ref().and_then(|zygote| zygote.as_deref()));
         RunnerCapabilities {
+            grace: true,
             workspace: true,
             snapshots: true,
             layers: true,

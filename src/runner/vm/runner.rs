@@ -161,7 +161,8 @@ impl<B: VmBackend> StepRunner for VmRunner<B> {
     fn capabilities(&self) -> RunnerCapabilities {
         // What a backend can't do through this runner, whatever it says.
         let (layers, secrets) = (B::LAYERS, false);
-        RunnerCapabilities { workspace: true, snapshots: true, layers, secrets, ..self.backend.capabilities() }
+        let grace = true;
+        RunnerCapabilities { grace, workspace: true, snapshots: true, layers, secrets, ..self.backend.capabilities() }
     }
 
     fn args_schema(&self) -> ArgsSchema {

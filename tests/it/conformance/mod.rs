@@ -1,6 +1,8 @@
 //! The conformance suite over our own runners, and over ones that break their promises.
 
 mod broken;
+#[cfg(all(feature = "cloud", target_os = "linux"))]
+mod cloud;
 #[cfg(all(feature = "docker", target_os = "linux"))]
 mod docker;
 #[cfg(feature = "process")]
