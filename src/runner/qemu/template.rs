@@ -76,22 +76,28 @@ impl Templates<'_> {
     async fn get_with(&self, shape: Shape, accelerator: Accelerator) -> Result<Template, NoMachine> {
         let (programs, store) = (Arc::clone(self.programs), Arc::clone(self.store));
         let key = on_thread(move || key(&store, &programs, shape, accelerator)).await.doing("look at QEMU's files")?;
-        let aside = self.place.join(format!("{key}.{}", self.store.new_id()));
-        let template = Template { dir: self.place.join(key), shape, accelerator };
+        let template = Template { dir: self.place.join(&key), shape, accelerator };
         if template.touch() {
             return Ok(template);
         }
-        let made = self.make(&template, &aside).await;
+        let place = self.place.to_owned();
+        let aside = on_thread(move || {
+            fs::create_dir_all(&place)?;
+            tempfile::Builder::new().prefix(&format!("{key}.")).tempdir_in(&place)
+        });
+        // Goes with this where it does not get to its place: also where nobody waits for it any more.
+        let aside = aside.await.doing("make a template's files")?;
+        let made = self.make(&template, aside.path()).await;
         let (dir, store) = (template.dir.clone(), Arc::clone(self.store));
         let placed = on_thread(move || {
-            let renamed = made.and_then(|()| fs::rename(&aside, &dir).doing("put a template in its place"));
-            // Another process may have been faster; what failed is not to be kept.
-            let removed = if renamed.is_err() { fs::remove_dir_all(&aside) } else { Ok(()) };
+            let renamed = made.and_then(|()| fs::rename(aside.path(), &dir).doing("put a template in its place"));
+            drop(aside);
             if let Some(Err(error)) = dir.parent().map(|place| store.remove_old_machines(place)) {
                 tracing::debug!(%error, "old templates stay");
             }
             match renamed {
-                Err(NoMachine::Io { .. }) if dir.is_dir() => removed.doing("remove a template"),
+                // Another process was faster.
+                Err(NoMachine::Io { .. }) if dir.is_dir() => Ok(()),
                 renamed => renamed,
             }
         });

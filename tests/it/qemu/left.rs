@@ -1,6 +1,6 @@
 //! What stays of machines: nothing, however a run ended.
 
-use std::fs;
+use std::{fs, path::Path};
 
 use serde_json::json;
 
@@ -9,6 +9,10 @@ use crate::cli::hm::{Ended, Project, eventually};
 
 /// A project whose only step runs in a machine, with the templates of other tests.
 fn project(bench: &Bench, cmd: &str) -> Project {
+    project_with(bench.templates(), cmd)
+}
+
+fn project_with(templates: &Path, cmd: &str) -> Project {
     let project = Project::new();
     let ir = json!({
         "version": "0",
@@ -19,7 +23,7 @@ fn project(bench: &Bench, cmd: &str) -> Project {
     });
     project.file(".hm/ci.json", &ir.to_string());
     project.file(".hm/hm.toml", "[vm]\nmemory = '512m'\ncpus = 2\n");
-    let templates = bench.templates().display();
+    let templates = templates.display();
     project.file("config/hm/hm.toml", &format!("[vm]\ntemplates = '{templates}'\nmemory = '9g'\n"));
     project
 }
@@ -80,4 +84,18 @@ fn an_interrupted_step_may_end_by_itself() {
     let log = std::fs::read_to_string(project.dir.with_file_name("log")).unwrap();
     assert!(log.contains("| asked"), "{log}");
     assert_eq!(machines(&project), 0);
+}
+
+#[test]
+fn a_boot_that_is_interrupted_leaves_no_template() {
+    let Some(_) = Bench::new() else { return };
+    let templates = tempfile::tempdir().unwrap();
+    let project = project_with(templates.path(), "true");
+    let made =
+        || fs::read_dir(templates.path()).unwrap().filter(|entry| entry.as_ref().unwrap().path().is_dir()).count();
+    let mut hm = run(&project).spawn().unwrap();
+    eventually("a machine to boot", || made() > 0);
+    rustix::process::kill_process(rustix::process::Pid::from_child(&hm), rustix::process::Signal::INT).unwrap();
+    hm.wait().unwrap();
+    assert_eq!((made(), machines(&project)), (0, 0));
 }
