@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    pin::pin,
     sync::{
         Arc, OnceLock,
         atomic::{AtomicBool, Ordering::Relaxed},
@@ -54,6 +55,8 @@ pub struct Container {
     limits: Limits,
     /// The daemon may have it.
     may_exist: AtomicBool,
+    /// Its command, and so every process in it, has ended.
+    ended: AtomicBool,
     /// The names of the step's own variables.
     env: OnceLock<BTreeSet<String>>,
 }
@@ -67,6 +70,7 @@ impl Container {
             footing: Arc::clone(footing),
             limits: limits.clone(),
             may_exist: AtomicBool::new(false),
+            ended: AtomicBool::new(false),
             env: OnceLock::new(),
         }
     }
@@ -118,7 +122,7 @@ impl Container {
 
     /// The exit code of a container that has ended, or is about to.
     async fn exit_code(&self) -> Result<i32, RunnerError> {
-        let mut waiting = Box::pin(self.connection.client.wait_container(&self.name, None));
+        let mut waiting = pin!(self.connection.client.wait_container(&self.name, None));
         let code = match waiting.next().await {
             Some(Ok(ended)) => ended.status_code,
             Some(Err(Error::DockerContainerWaitError { error, code })) if error.is_empty() => code,
@@ -128,6 +132,7 @@ impl Container {
                 return Err(RunnerError::infrastructure("wait for the container", error));
             }
         };
+        self.ended.store(true, Relaxed);
         if code != 0
             && let Some(memory) = self.limits.memory
         {
@@ -140,26 +145,33 @@ impl Container {
         i32::try_from(code).map_err(|error| RunnerError::infrastructure("read the exit code", error))
     }
 
-    async fn remove(&self) -> Result<(), RunnerError> {
-        let removed = remove_container(&self.connection.client, &self.name).await;
-        removed.map_err(trouble::daemon("remove the container"))?;
-        self.may_exist.store(false, Relaxed);
-        Ok(())
+    /// Kills what still runs in it.
+    async fn kill(&self) -> Result<(), Error> {
+        let client = &self.connection.client;
+        match client.kill_container(&self.name, None).await {
+            // It ended by itself meanwhile.
+            Err(Error::DockerResponseServerError { status_code: 409, .. }) => Ok(()),
+            killed => killed,
+        }?;
+        match pin!(client.wait_container(&self.name, None)).next().await {
+            Some(Err(error @ Error::DockerResponseServerError { .. })) => Err(error),
+            _ => Ok(()),
+        }
     }
 
-    /// The image that the container's files become. The container goes.
-    async fn image(&self) -> Result<Footing, RunnerError> {
+    /// The image that the container's files become. The container goes soon after: its removal is not waited for, because
+    /// nothing runs in it any more.
+    async fn image(self) -> Result<Footing, RunnerError> {
+        if !self.ended.load(Relaxed) {
+            self.kill().await.map_err(trouble::daemon("kill the container"))?;
+        }
         let options = CommitContainerOptionsBuilder::default().container(&self.name).pause(false).build();
         let labels = Some(self.connection.marks.labels(self.footing.run));
         let config = ContainerConfig { labels, ..ContainerConfig::default() };
         let committed = self.connection.client.commit_container(options, config).await;
         let image = committed.map_err(trouble::daemon("commit the container"))?.id;
         let none = BTreeSet::new();
-        let footing = self.footing.above(image, self.env.get().unwrap_or(&none));
-        if let Err(error) = self.remove().await {
-            tracing::warn!(error = error.to_line(), "the container is removed later");
-        }
-        Ok(footing)
+        Ok(self.footing.above(image, self.env.get().unwrap_or(&none)))
     }
 }
 
@@ -239,32 +251,40 @@ impl Vm for Container {
     }
 
     async fn snapshot(self) -> Result<String, RunnerError> {
+        let shared = Arc::clone(&self.shared);
         let footing = self.image().await?;
         let name = footing.image.clone();
-        self.shared.keep(footing);
+        shared.keep(footing);
         Ok(name)
     }
 
     async fn commit(self, store: &Arc<Store>) -> Result<SnapshotRef, RunnerError> {
-        let base = self.shared.base_in_store(&self.connection.client, store, &self.footing).await?;
+        let (shared, client, below) =
+            (Arc::clone(&self.shared), self.connection.client.clone(), Arc::clone(&self.footing));
+        let base = shared.base_in_store(&client, store, &below).await?;
         let footing = self.image().await?;
-        let saved = collect::save(&self.connection.client, store, &footing.image).await?;
-        let name = collect::snapshot(saved, &self.footing, base.clone(), store).await?;
+        let saved = collect::save(&client, store, &footing.image).await?;
+        let name = collect::snapshot(saved, &below, base.clone(), store).await?;
         let snapshot = store.snapshot(&name).map_err(trouble::store("read the snapshot"))?;
         if footing.layer_count() > MAX_LAYERS {
             // A child gets one that is loaded anew, in which the store has merged layers.
-            if let Err(error) = remove_image(&self.connection.client, &footing.image).await {
+            if let Err(error) = remove_image(&client, &footing.image).await {
                 tracing::debug!(%error, "an image stays until the build's end");
             }
         } else {
-            self.shared.put(&name, footing, base, &snapshot);
+            shared.put(&name, footing, base, &snapshot);
         }
         Ok(name)
     }
 
-    async fn destroy(self) {
-        if let Err(error) = self.remove().await {
-            tracing::warn!(error = error.to_line(), "the container is removed later");
+    async fn destroy(mut self) {
+        if *self.ended.get_mut() || !*self.may_exist.get_mut() {
+            // Nothing runs in it: its removal is nobody's to wait for.
+            return;
+        }
+        match remove_container(&self.connection.client, &self.name).await {
+            Ok(()) => *self.may_exist.get_mut() = false,
+            Err(error) => tracing::debug!(%error, "a container is not removed at once"),
         }
     }
 }
@@ -273,7 +293,7 @@ impl Drop for Container {
     fn drop(&mut self) {
         if *self.may_exist.get_mut() {
             let (client, name) = (self.connection.client.clone(), std::mem::take(&mut self.name));
-            let what = format!("remove container {name}, which is left for the next run to do");
+            let what = format!("remove container {name}, which is left for the build's end, or the next run");
             self.shared.afterwards.run(what, async move { remove_container(&client, &name).await });
         }
     }
