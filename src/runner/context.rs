@@ -36,8 +36,8 @@ pub struct StepContext {
     pub attempt: u32,
     /// How long a command may take between TERM and KILL.
     pub grace: Duration,
-    /// Whether the snapshots of passed steps are to outlive the build, for people to look at. A runner that can't do that
-    /// overlooks it.
+    /// Whether what steps leave is to outlive the build, for people to look at: those that pass, and those whose command did
+    /// not or was interrupted. A runner that can't do that overlooks it.
     pub keep: bool,
     /// Whether somebody beside this runner's own steps in this build needs the snapshot, where one is to be committed: a
     /// child on another runner, the cache, people. Where nobody does, a runner with the `layers` capability may commit in

@@ -19,6 +19,8 @@ pub(crate) mod hlist;
 #[cfg(all(feature = "sandbox", target_os = "linux"))]
 mod image_notes;
 mod input;
+#[cfg(any(all(feature = "sandbox", target_os = "linux"), feature = "vm"))]
+mod left;
 mod limits;
 pub(crate) mod name;
 #[cfg(feature = "process")]

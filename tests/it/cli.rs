@@ -21,7 +21,7 @@ mod remote;
 mod remote_cache;
 #[cfg(target_os = "linux")]
 mod remote_losses;
-mod shell;
+pub(crate) mod shell;
 mod signals;
 mod terminal;
 mod verdicts;

@@ -240,18 +240,25 @@ fn find_snapshot(store: &Store, run: &Run, step: &StepRecord) -> Outcome<Snapsho
     Err(if step.status.is_some() && step.exit_code == Some(-1) {
         Failure::input(format_args!("step `{key}` never ran ({}): it left nothing", describe(step)))
             .hint("a step before it did not pass: look at that one")
-    } else if &*step.runner != "sandbox" {
-        Failure::input(format_args!("step `{key}` ran on runner `{}`, whose files are not kept", step.runner))
-            .hint("run it on the sandbox: `hm run --runner sandbox`")
     } else if step.status.is_none() {
         Failure::input(format_args!("step `{key}` has not ended, or hm was killed: nothing of it is kept"))
             .hint("`hm logs` may tell more, or run the pipeline again")
+    } else if &*step.runner == "process" || &*step.runner == "cloud" && !passed {
+        Failure::input(format_args!(
+            "what step `{key}` left on runner `{}` is not kept ({})",
+            step.runner,
+            describe(step)
+        ))
+        .hint("run it on the sandbox: `hm run --runner sandbox`")
     } else if passed {
         Failure::input(format_args!("what step `{key}` left was not kept ({})", describe(step)))
             .hint("`hm run --keep` keeps what every step leaves; a cache policy keeps it as long as the cache")
     } else if step.status == Some(StepStatus::Infrastructure) {
         Failure::input(format_args!("step `{key}` could not be run to its end: nothing of it is kept"))
             .hint("see the run's output for the reason, and run the pipeline again")
+    } else if &*step.runner == "docker" {
+        Failure::input(format_args!("what step `{key}` left in its container was not kept ({})", describe(step)))
+            .hint("`hm run --keep` keeps what every step leaves; on docker that takes time")
     } else {
         Failure::input(format_args!("what step `{key}` left is gone ({})", describe(step)))
             .hint("it was removed for its age or for space, or could not be kept: run the pipeline again")

@@ -126,7 +126,8 @@ pub(crate) fn sandbox(store: &StoreHandle, host_dirs: &[PathBuf], images: ImageO
     host_dirs.iter().fold(builder, |builder, dir| builder.host_dir(dir)).build()
 }
 
-/// The docker runner of `hm`, at the daemon that somebody named, or the one that is there.
+/// The docker runner of `hm`, at the daemon that somebody named, or the one that is there. A failed step's files are kept only
+/// where the run asks for it: daemons hand out an image as a whole, which may take longer than the step.
 pub(crate) fn docker(store: &StoreHandle, images: ImageOptions, host: Option<String>) -> DockerRunner {
     let builder = Docker::builder().images(images);
     match host {
@@ -161,7 +162,7 @@ fn vm(store: &StoreHandle, host_dirs: &[PathBuf], images: ImageOptions, table: V
             builder = set(builder, path);
         }
     }
-    builder.build(store.clone())
+    builder.build(store.clone()).keep_failed(true)
 }
 
 /// The cloud runner of `hm`.

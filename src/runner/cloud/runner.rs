@@ -31,7 +31,7 @@ use crate::{
     },
     runner::{
         ArgsSchema, CacheIdentity, ExecutorInput, ImageSupport, Limits, Pool, Probe, RunnerCapabilities, RunnerError,
-        SnapshotRef, StepContext, StepResult, StepRunner, afterwards::Afterwards, image_notes::no_image,
+        SnapshotRef, StepContext, StepResult, StepRunner, afterwards::Afterwards, image_notes::no_image, left,
         sandbox::SandboxRunner,
     },
     store::{Base, FrozenSource, IdMap, ImageOptions, Images, Store, StoreHandle, image_identity},
@@ -450,6 +450,9 @@ impl StepRunner for CloudRunner {
             let taking = collect::snapshot(&result, &output, boot, &cas, &store, &self.uploads);
             let snapshot = Box::pin(taking).await?;
             store.describe(&snapshot, Arc::new(input.surroundings()));
+            if ctx.keep {
+                left::keep_passed(snapshot.clone(), &store, &input).await;
+            }
             Some(snapshot)
         } else {
             None

@@ -18,7 +18,6 @@ mod checks;
 mod export;
 mod helper;
 mod idmap;
-mod left;
 mod namespace_ops;
 mod runner;
 #[cfg(feature = "qemu")]

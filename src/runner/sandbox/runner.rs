@@ -21,7 +21,6 @@ use super::{
     checks, helper,
     idmap::IdRanges,
     jail::{DEFAULT_ENV, JailSpec, MountApi, Place, Root, SecretFile, UserNamespace, may_mount},
-    left,
     namespace_ops::NamespaceOps,
     zygote::{StartError, Zygote},
 };
@@ -30,9 +29,9 @@ use crate::{
     ir::Env,
     runner::{
         ArgsSchema, CacheIdentity, ExecutorInput, ImageSupport, Limits, Network, Probe, RunnerCapabilities,
-        RunnerError, SnapshotRef, StepContext, StepResult, StepRunner, image_notes::no_image,
+        RunnerError, SnapshotRef, StepContext, StepResult, StepRunner, image_notes::no_image, left,
     },
-    store::{IdMap, ImageOptions, Images, Store, StoreError, StoreHandle, image_identity},
+    store::{IdMap, ImageOptions, Images, Store, StoreError, StoreHandle, Surroundings, image_identity},
 };
 
 /// Runs each step in namespaces of its own, over an overlay of its image, the source and its parents' layers.
@@ -108,7 +107,7 @@ impl SandboxBuilder {
     }
 
     /// Whether the files of steps that fail, or are interrupted, are kept in the store for a while, as
-    /// [`KeepAs::Left`](crate::store::KeepAs::Left). By default they go with the step.
+    /// [`KeepAs::Left`](crate::store::KeepAs::Left). By default they are where [the build asks](StepContext::keep) for it.
     #[must_use]
     pub fn keep_failed(mut self, keep_failed: bool) -> Self {
         self.config.keep_failed = keep_failed;
@@ -266,7 +265,11 @@ impl StepRunner for SandboxRunner {
             End::Interrupted => Err(ctx.interrupted()),
             end => exit_code(&end, &limits, &limited),
         });
-        let surroundings = || left::surroundings(ctx, &input, &self.config.host_dirs);
+        let surroundings = || Surroundings {
+            host_dirs: self.config.host_dirs.clone(),
+            had_secrets: !ctx.secrets.is_empty(),
+            ..input.surroundings()
+        };
         let committed_snapshot = match &ended {
             Ok(0) if input.cache_lookup.commits() => {
                 let snapshot = commit(boot, &store).await?;
@@ -276,10 +279,9 @@ impl StepRunner for SandboxRunner {
                 }
                 Some(snapshot)
             }
-            Ok(0) => None,
             ended => {
-                if self.config.keep_failed && left::is_worth_keeping(ended) {
-                    left::keep_failed(boot, &store, &input, surroundings()).await;
+                if (self.config.keep_failed || ctx.keep) && left::is_worth_keeping(ended) {
+                    left::keep_failed(commit(boot, &store).await, &store, &input, surroundings()).await;
                 }
                 None
             }

@@ -139,7 +139,8 @@ pub trait Vm: Send + Sync {
         false
     }
 
-    /// Does what [`snapshot`](Self::snapshot) does, and makes it a snapshot of the store.
+    /// Does what [`snapshot`](Self::snapshot) does, and makes it a snapshot of the store. Called also after a command that
+    /// failed, or that still runs because it did not end in its grace.
     ///
     /// # Errors
     /// As [`snapshot`](Self::snapshot).

@@ -11,7 +11,7 @@ use super::{Command, Ground, GroundBase, Injection, Output, Vm, VmBackend};
 use crate::{
     runner::{
         ArgsSchema, CacheIdentity, ExecutorInput, Limits, Probe, RunnerCapabilities, RunnerError, SnapshotRef,
-        StepContext, StepResult, StepRunner,
+        StepContext, StepResult, StepRunner, left,
     },
     store::{FrozenSource, SourceId, Store, StoreError, StoreHandle},
 };
@@ -25,13 +25,23 @@ use crate::{
 pub struct VmRunner<B> {
     backend: B,
     store: StoreHandle,
+    keep_failed: bool,
 }
 
 impl<B: VmBackend> VmRunner<B> {
     /// A runner on `backend`, with sources in `store`. Nothing is opened or started before the first step.
     #[must_use]
     pub fn new(backend: B, store: impl Into<StoreHandle>) -> Self {
-        Self { backend, store: store.into() }
+        Self { backend, store: store.into(), keep_failed: false }
+    }
+
+    /// Whether the files of steps that fail, or are interrupted, are kept in the store for a while, as
+    /// [`KeepAs::Left`](crate::store::KeepAs::Left). By default they are where [the build asks](StepContext::keep) for it.
+    /// Without [layers](VmBackend::LAYERS) there is nothing to keep.
+    #[must_use]
+    pub fn keep_failed(mut self, keep_failed: bool) -> Self {
+        self.keep_failed = keep_failed;
+        self
     }
 
     /// The backend.
@@ -116,23 +126,31 @@ impl<B: VmBackend> StepRunner for VmRunner<B> {
             // Boxed, because it is large, and other runners' futures need no room for it.
             prepared = Box::pin(self.prepare(ctx, &input, &limits)) => prepared?,
         };
-        let exit_code = match run(&vm, ctx, &input).await {
+        let ended = run(&vm, ctx, &input).await;
+        let committed_snapshot = match &ended {
             Ok(0) if input.cache_lookup.commits() => {
-                let snapshot = if B::LAYERS && (ctx.snapshot_travels || vm.wants_commit()) {
+                if B::LAYERS && (ctx.snapshot_travels || vm.wants_commit()) {
                     let snapshot = Box::pin(vm.commit(&store)).await?;
                     store.describe(&snapshot, Arc::new(input.surroundings()));
-                    snapshot
+                    if ctx.keep {
+                        left::keep_passed(snapshot.clone(), &store, &input).await;
+                    }
+                    Some(snapshot)
                 } else {
-                    format!("{}:{}:{}", B::NAME, source.id.as_str(), vm.snapshot().await?).into()
-                };
-                return Ok(StepResult { exit_code: 0, committed_snapshot: Some(snapshot), artifacts: Vec::new() });
+                    Some(format!("{}:{}:{}", B::NAME, source.id.as_str(), vm.snapshot().await?).into())
+                }
             }
             ended => {
-                vm.destroy().await;
-                ended?
+                if B::LAYERS && (self.keep_failed || ctx.keep) && left::is_worth_keeping(ended) {
+                    let committed = Box::pin(vm.commit(&store)).await;
+                    left::keep_failed(committed, &store, &input, input.surroundings()).await;
+                } else {
+                    vm.destroy().await;
+                }
+                None
             }
         };
-        Ok(StepResult { exit_code, committed_snapshot: None, artifacts: Vec::new() })
+        Ok(StepResult { exit_code: ended?, committed_snapshot, artifacts: Vec::new() })
     }
 
     async fn reap_snapshots(&self, snapshots: Vec<SnapshotRef>) {

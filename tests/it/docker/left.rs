@@ -12,9 +12,9 @@ use super::{
 };
 use crate::cli::hm::{Ended, Project, eventually};
 
-type Left = (Vec<String>, Vec<String>);
+pub(super) type Left = (Vec<String>, Vec<String>);
 
-fn nothing() -> Left {
+pub(super) fn nothing() -> Left {
     (vec![], vec![])
 }
 
@@ -67,7 +67,7 @@ async fn an_engine_that_is_dropped_takes_its_containers_along() {
 }
 
 /// A project whose only step is on docker.
-fn project(cmd: &str) -> Project {
+pub(super) fn project(cmd: &str) -> Project {
     let project = Project::new();
     write(&project, cmd);
     project
@@ -78,7 +78,7 @@ fn write(project: &Project, cmd: &str) {
     project.file(".hm/ci.json", &ir.to_string());
 }
 
-fn run(project: &Project, daemon: &Daemon) -> std::process::Command {
+pub(super) fn run(project: &Project, daemon: &Daemon) -> std::process::Command {
     project.hm(&["run", "--runner", "docker", "--format", "human", "--docker-host", &daemon.host])
 }
 
@@ -91,7 +91,7 @@ fn start(project: &Project, daemon: &Daemon) -> Child {
     hm
 }
 
-fn left(daemon: &Daemon, store: &Path) -> Left {
+pub(super) fn left(daemon: &Daemon, store: &Path) -> Left {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(daemon.ours(store))
 }

@@ -4,4 +4,6 @@ pub(crate) mod bench;
 mod chains;
 pub(crate) mod daemon;
 #[cfg(feature = "cli")]
+mod kept;
+#[cfg(feature = "cli")]
 mod left;

@@ -1,11 +1,14 @@
-//! What stays of machines: nothing, however a run ended.
+//! What stays of machines, however a run ended: nothing but the files of steps that failed.
 
 use std::{fs, path::Path};
 
 use serde_json::json;
 
 use super::bench::Bench;
-use crate::cli::hm::{Ended, Project, eventually};
+use crate::cli::{
+    hm::{Ended, Project, eventually},
+    shell::shell,
+};
 
 /// A project whose only step runs in a machine, with the templates of other tests.
 fn project(bench: &Bench, cmd: &str) -> Project {
@@ -55,11 +58,23 @@ fn machines(project: &Project) -> usize {
 #[test]
 fn a_step_that_hangs_is_ended_with_its_machine_when_its_time_is_up() {
     let Some(bench) = Bench::new() else { return };
-    let project = project(&bench, "trap '' TERM; echo up; while :; do sleep 1; done");
+    let project = project(&bench, "trap '' TERM; echo half > report; echo up; while :; do sleep 1; done");
     let ended = Ended::of(run(&project).args(["--timeout", "20s"])).expect(124);
     let said = ended.stdout + &ended.stderr;
     assert!(said.contains("| up") && said.contains("timed out"), "{said}");
     assert_eq!(machines(&project), 0);
+    assert_eq!(shell(&project, &["step"], "cat report").expect(0).stdout, "half\n");
+}
+
+#[test]
+fn a_failed_step_s_files_are_kept() {
+    let Some(bench) = Bench::new() else { return };
+    let project = project(&bench, "mkdir -m 700 sub; echo broken > sub/report; rm source.txt; exit 3");
+    project.file("source.txt", "source\n");
+    Ended::of(&mut run(&project)).expect(1);
+    assert_eq!(machines(&project), 0);
+    let script = "pwd; ls; cat sub/report; stat -c %a sub";
+    assert_eq!(shell(&project, &["step"], script).expect(0).stdout, "/workspace\nconfig\nsub\nbroken\n700\n");
 }
 
 #[test]
