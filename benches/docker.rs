@@ -28,7 +28,7 @@ use serde_json::{Value, json};
 const STEPS: usize = 6;
 
 fn main() {
-    let (rounds, cli_rounds) = Effort::asked().pick((5, 10), (1, 1));
+    let (rounds, cli_rounds) = Effort::asked().pick((9, 10), (1, 1));
     let table = Table::new("docker");
     let Some(daemon) = Daemon::get() else {
         return;
@@ -80,21 +80,20 @@ fn main() {
     }
 }
 
-/// What each step beyond the first adds, for each of the commands, turn by turn.
+/// What each step beyond the first adds, for each of the commands, turn by turn: the median over the rounds.
 fn per_step(contenders: &[Box<dyn Fn(usize) -> Command + '_>], rounds: usize) -> Vec<Duration> {
-    let mut times = vec![(Vec::new(), Vec::new()); contenders.len()];
+    let steps = u32::try_from(STEPS - 1).unwrap();
+    let mut times = vec![Vec::new(); contenders.len()];
     for round in 0..=rounds {
-        for (command, (one, many)) in contenders.iter().zip(&mut times) {
+        for (command, times) in contenders.iter().zip(&mut times) {
             let (short, long) = (timed(&mut command(1)), timed(&mut command(STEPS)));
             // The first round fills caches.
             if round > 0 {
-                one.push(short);
-                many.push(long);
+                times.push(long.saturating_sub(short) / steps);
             }
         }
     }
-    let steps = u32::try_from(STEPS - 1).unwrap();
-    times.iter_mut().map(|(one, many)| median(many).saturating_sub(median(one)) / steps).collect()
+    times.iter_mut().map(|times| median(times)).collect()
 }
 
 fn timed(command: &mut Command) -> Duration {
