@@ -22,7 +22,7 @@ use super::{
     lines::{Line, LineEnd, LineSplitter},
     logs::{LogReader, journal_path},
     meta::step_id,
-    record::{Record, build_status_of, miss_reason_of, step_status_of, stream_code, stream_of},
+    record::{Record, build_status_of, miss_reason_of, step_status_of, stream_of},
     shared::OutputRange,
 };
 use crate::plan::StepIndex;
@@ -39,8 +39,8 @@ pub(super) struct Cursor {
     last_at_ms: u64,
     /// Events that came of one record, after the first.
     ready: VecDeque<BuildEvent>,
-    /// What is being split into lines.
-    range: Option<OutputRange>,
+    /// What is being split into lines, and what these have in common.
+    range: Option<(OutputRange, LineOf)>,
     /// By step and attempt: the lines that stdout and stderr have begun.
     lines: BTreeMap<(u32, u32), [LineSplitter; 2]>,
     /// Attempts whose log can't be read, which was said once.
@@ -109,7 +109,7 @@ impl Cursor {
             }
             Phase::StepQueued(step) => Ok(self.step_queued(step)),
             Phase::Records => match self.range {
-                Some(range) => Ok(self.next_line(range)),
+                Some((range, of)) => Ok(self.next_line(range, of)),
                 None => self.next_record(journal, limit),
             },
             Phase::Ended | Phase::BrokenOff => Ok(Next::End),
@@ -161,13 +161,14 @@ impl Cursor {
         };
         let event = match record {
             Record::Output { at_ms, step, attempt, stream, offset, len } => {
-                step_of(step)?;
-                stream_of(stream).ok_or_else(|| corrupt("output is of an unknown stream"))?;
+                let (step_id, _) = step_of(step)?;
+                let name = stream_of(stream).ok_or_else(|| corrupt("output is of an unknown stream"))?;
                 if offset.checked_add(len).is_none() {
                     return Err(corrupt("a range of output is too long"));
                 }
                 self.last_at_ms = at_ms;
-                self.range = Some(OutputRange { at_ms, step, attempt, stream, offset, len });
+                let of = LineOf { step_id, attempt, stream: name, ts: timestamp(meta, at_ms) };
+                self.range = Some((OutputRange { at_ms, step, attempt, stream, offset, len }, of));
                 return Ok(Next::Again);
             }
             Record::StepStart { step, attempt, .. } => {
@@ -237,8 +238,8 @@ impl Cursor {
     }
 
     /// The next line of `range`, the one in work.
-    fn next_line(&mut self, range: OutputRange) -> Next {
-        let OutputRange { at_ms, step, attempt, stream, offset, len } = range;
+    fn next_line(&mut self, range: OutputRange, of: LineOf) -> Next {
+        let OutputRange { step, attempt, stream, offset, len, .. } = range;
         if len == 0 || self.lost.contains(&(step, attempt)) {
             self.range = None;
             return Next::Again;
@@ -253,7 +254,7 @@ impl Cursor {
                     io::ErrorKind::UnexpectedEof => "the log was cut off".into(),
                     _ => format!("failed to read the log: {error}").into(),
                 };
-                let step_id = step_id(self.meta.build.run_id, StepIndex(step));
+                let step_id = of.step_id;
                 return Next::Event(BuildEvent::StepLogLost { seq: self.next_seq(), step_id, attempt, message });
             }
         };
@@ -262,12 +263,12 @@ impl Cursor {
         let line = splitter.next(&mut bytes);
         let used = (before - bytes.len()) as u64;
         let event = line.map(|line| {
-            let event = LineOf { meta: &self.meta, step, attempt, stream, at_ms }.event(self.seq, line);
+            let event = of.event(self.seq, line);
             self.seq += 1;
             event
         });
         let rest = OutputRange { offset: offset + used, len: len - used, ..range };
-        self.range = (rest.len > 0).then_some(rest);
+        self.range = (rest.len > 0).then_some((rest, of));
         event.map_or(Next::Again, Next::Event)
     }
 
@@ -305,10 +306,10 @@ impl Cursor {
     fn finish_lines(&mut self, (step, attempt): (u32, u32), at_ms: u64) {
         self.logs.close(step, attempt);
         let Some(splitters) = self.lines.remove(&(step, attempt)) else { return };
+        let (step_id, ts) = (step_id(self.meta.build.run_id, StepIndex(step)), timestamp(&self.meta, at_ms));
         for (mut splitter, stream) in splitters.into_iter().zip([StdStream::Stdout, StdStream::Stderr]) {
             if let Some(line) = splitter.finish() {
-                let of = LineOf { meta: &self.meta, step, attempt, stream: stream_code(stream), at_ms };
-                self.ready.push_back(of.event(self.seq, line));
+                self.ready.push_back(LineOf { step_id, attempt, stream, ts }.event(self.seq, line));
                 self.seq += 1;
             }
         }
@@ -320,33 +321,24 @@ impl Cursor {
     }
 }
 
-/// Where a line comes from.
-struct LineOf<'a> {
-    meta: &'a RunMeta,
-    step: u32,
+/// Where a line comes from: the same for all of a range.
+#[derive(Debug, Clone, Copy)]
+struct LineOf {
+    step_id: Uuid,
     attempt: u32,
-    stream: u8,
-    at_ms: u64,
+    stream: StdStream,
+    ts: DateTime<Utc>,
 }
 
-impl LineOf<'_> {
-    fn event(&self, seq: u64, line: Line<'_>) -> BuildEvent {
-        BuildEvent::StepLog {
-            seq,
-            step_id: self.step_id(),
-            stream: stream_of(self.stream).unwrap_or(StdStream::Stdout),
-            line: match str::from_utf8(line.bytes) {
-                Ok(line) => line.to_owned(),
-                Err(_) => String::from_utf8_lossy(line.bytes).into_owned(),
-            },
-            ts: timestamp(self.meta, self.at_ms),
-            attempt: self.attempt,
-            partial: line.end == LineEnd::Cut,
-        }
-    }
-
-    fn step_id(&self) -> Uuid {
-        step_id(self.meta.build.run_id, StepIndex(self.step))
+impl LineOf {
+    fn event(self, seq: u64, line: Line<'_>) -> BuildEvent {
+        let Self { step_id, attempt, stream, ts } = self;
+        let partial = line.end == LineEnd::Cut;
+        let line = match str::from_utf8(line.bytes) {
+            Ok(line) => line.to_owned(),
+            Err(_) => String::from_utf8_lossy(line.bytes).into_owned(),
+        };
+        BuildEvent::StepLog { seq, step_id, stream, line, ts, attempt, partial }
     }
 }
 

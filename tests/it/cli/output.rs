@@ -1,9 +1,12 @@
 //! What appears where: purity of the JSON, completeness under floods, readers that stop or leave, secrets, terminals.
 
 use std::{
+    fs,
     io::{BufRead, BufReader, Read},
     process::Stdio,
 };
+
+use hm_exec::{BuildEvent, event::MAX_LINE_BYTES};
 
 use super::hm::{Ended, Project, eventually, walk};
 
@@ -38,6 +41,28 @@ fn a_flood_of_lines_arrives_complete_and_in_order() {
         count += 1;
     }
     assert_eq!(count, LINES);
+}
+
+#[test]
+fn hostile_output_is_json_as_serde_writes_it_and_no_byte_is_lost() {
+    let mut hostile: Vec<u8> = (0..=255).collect();
+    hostile.extend(b"\n\n\r\n\"quoted\" \\ \x1b[31mred\x1b[0m\xe2\x80\xa8\xf0\x9f\xa6\x80 \xf0\x9f\xa6\n");
+    hostile.extend("\"\t".repeat(MAX_LINE_BYTES).bytes());
+    hostile.extend(b"\nno newline\xff");
+    let project = Project::with_steps(&[("hostile", "cat hostile", None)]);
+    fs::write(project.dir.join("hostile"), &hostile).unwrap();
+    let ended = project.run(&["--format", "json"]).expect(0);
+    let mut text = String::new();
+    for json in ended.stdout.lines() {
+        let event: BuildEvent = serde_json::from_str(json).unwrap();
+        assert_eq!(json, serde_json::to_string(&event).unwrap());
+        if let BuildEvent::StepLog { line, partial, .. } = event {
+            text.push_str(&line);
+            text.push_str(if partial { "" } else { "\n" });
+        }
+    }
+    let expected = String::from_utf8_lossy(&hostile).replace("\r\n", "\n") + "\n";
+    assert!(text == expected, "{:.1000?}", text);
 }
 
 #[test]

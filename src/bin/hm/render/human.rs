@@ -38,15 +38,14 @@ impl<W: Write> Render for Human<W> {
         match event {
             BuildEvent::StepLog { step_id, line, .. } => {
                 self.line.clear();
-                self.line.push_str(&style.name(&self.steps.key(*step_id)));
+                self.line.push_str(&self.steps.name(*step_id));
                 self.line.push_str(" | ");
                 text::push_clean(&mut self.line, line, style.colors);
-                let line = std::mem::take(&mut self.line);
-                self.say(&line);
-                self.line = line;
+                self.line.push('\n');
+                self.out.push(|buffer| buffer.extend_from_slice(self.line.as_bytes()));
             }
             BuildEvent::StepStart { step_id, runner, image, attempt, .. } => {
-                let key = style.name(&self.steps.key(*step_id));
+                let key = self.steps.name(*step_id);
                 let image = image.as_ref().map(|image| format!(", image {}", text::clean(image))).unwrap_or_default();
                 let attempt = if *attempt > 1 { format!(", attempt {attempt}") } else { String::new() };
                 self.say(&format!("=> {key} started ({runner}{image}{attempt})"));
@@ -56,7 +55,7 @@ impl<W: Write> Render for Human<W> {
                 self.say(&format!("=> {key} {} {message}; it runs", style.odd("is not taken from the cache:")));
             }
             BuildEvent::StepRetry { step_id, attempt, backoff_ms, message, .. } => {
-                let key = style.name(&self.steps.key(*step_id));
+                let key = self.steps.name(*step_id);
                 let wait = text::duration(std::time::Duration::from_millis(*backoff_ms));
                 let message = text::clean(message);
                 self.say(&format!(
@@ -65,7 +64,7 @@ impl<W: Write> Render for Human<W> {
                 ));
             }
             BuildEvent::StepEnd { step_id, status, exit_code, duration_ms, message, .. } => {
-                let key = style.name(&self.steps.key(*step_id));
+                let key = self.steps.name(*step_id);
                 let ending = ending(*status, *exit_code, *duration_ms, message.as_deref());
                 let ending = match status {
                     status if status.is_success() => style.good(&ending),

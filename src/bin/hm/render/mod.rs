@@ -5,6 +5,7 @@
 
 mod human;
 mod json;
+mod json_line;
 mod out;
 mod progress;
 mod steps;
@@ -18,10 +19,17 @@ use std::{
 };
 
 use clap::ValueEnum;
+use futures_util::FutureExt;
 use hm_exec::{BuildEvent, EventStream};
 pub(crate) use out::Out;
 use style::Style;
-use tokio::sync::{mpsc, oneshot};
+use tokio::{
+    sync::{mpsc, oneshot},
+    task::unconstrained,
+};
+
+/// How many events are shown in one go, where so many are there.
+const BURST: usize = 256;
 
 /// How to show a build.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -84,7 +92,8 @@ impl Screen {
         let (ended, done) = oneshot::channel();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         std::thread::Builder::new().name("render".into()).spawn(move || {
-            let shown = runtime.block_on(show(events, inbox, format.renderer(show_logs)));
+            // Alone on its thread, it need not make way for anybody.
+            let shown = runtime.block_on(unconstrained(show(events, inbox, format.renderer(show_logs))));
             // The receiver is gone where `hm` could not wait any longer.
             let _ = ended.send(shown);
         })?;
@@ -130,10 +139,13 @@ async fn show(
         tokio::select! {
             biased;
             Some(text) = notices.recv() => renderer.notice(&text),
-            event = events.next() => match event {
-                Some(event) => renderer.event(&event),
-                None => break,
-            },
+            event = events.next() => {
+                let Some(event) = event else { break };
+                renderer.event(&event);
+                // To ask the clock and everybody else before each would cost as much as to show it.
+                let there = std::iter::from_fn(|| events.next().now_or_never().flatten());
+                there.take(BURST).for_each(|event| renderer.event(&event));
+            }
             // Nothing has happened since: a good time to write, then to wait.
             () = ready(()), if renderer.is_dirty() => renderer.flush(),
             () = tokio::time::sleep_until(next_tick.into()) => {}

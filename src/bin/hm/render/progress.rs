@@ -3,7 +3,6 @@
 use std::{
     collections::{HashMap, VecDeque},
     io::{self, Write},
-    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -100,7 +99,7 @@ impl Progress {
 
     fn log(&mut self, step_id: Uuid, line: &str) {
         if self.show_logs {
-            let mut shown = format!("{} | ", self.style.name(&self.steps.key(step_id)));
+            let mut shown = format!("{} | ", self.steps.name(step_id));
             text::push_clean(&mut shown, line, self.style.colors);
             self.say(&shown);
         } else if let Some(running) = self.running.get_mut(&step_id) {
@@ -166,11 +165,11 @@ impl Render for Progress {
                 self.say(&format!("{mark} {key} is not taken from the cache: {}", text::clean(message)));
             }
             BuildEvent::StepRetry { step_id, attempt, message, .. } => {
-                let key = style.name(&self.steps.key(*step_id));
+                let key = self.steps.name(*step_id);
                 self.say(&format!("{} {key} attempt {attempt}: {}", style.odd("!"), text::clean(message)));
             }
             BuildEvent::StepEnd { step_id, status, exit_code, duration_ms, message, .. } => {
-                let key: Arc<str> = style.name(&self.steps.key(*step_id)).into();
+                let key = self.steps.name(*step_id);
                 let ending = ending(*status, *exit_code, *duration_ms, message.as_deref());
                 let (mark, ending) = match status {
                     status if status.is_success() => (style.good("✓"), ending),
@@ -201,7 +200,7 @@ impl Render for Progress {
         self.show_running();
         for (step_id, running) in &self.running {
             let Some(bar) = &running.bar else { continue };
-            let key = self.style.name(&self.steps.key(*step_id));
+            let key = self.steps.name(*step_id);
             bar.set_prefix(format!("{key} {}", text::duration(running.since.elapsed())));
             if let Some(line) = running.tail.back() {
                 bar.set_message(text::clean(line).replace('\t', " "));

@@ -10,7 +10,8 @@ use super::{style::Style, text};
 /// The steps of a build, learnt from its events.
 #[derive(Debug, Default)]
 pub(super) struct Steps {
-    keys: HashMap<Uuid, Arc<str>>,
+    /// Steps' keys, safe to print and coloured.
+    names: HashMap<Uuid, Arc<str>>,
     ended: Tally,
     failures: Vec<String>,
 }
@@ -29,7 +30,7 @@ impl Steps {
     pub(super) fn learn(&mut self, event: &BuildEvent, style: Style) {
         match event {
             BuildEvent::StepQueued { step_id, key, .. } => {
-                self.keys.insert(*step_id, text::clean(key).into());
+                self.names.insert(*step_id, style.name(&text::clean(key)).into());
             }
             BuildEvent::StepEnd { step_id, status, exit_code, duration_ms, message, .. } => {
                 let count = match status {
@@ -42,21 +43,21 @@ impl Steps {
                 *count += 1;
                 if is_failure(*status) {
                     let ending = ending(*status, *exit_code, *duration_ms, message.as_deref());
-                    self.failures.push(format!("{} {}", style.name(&self.key(*step_id)), style.bad(&ending)));
+                    self.failures.push(format!("{} {}", self.name(*step_id), style.bad(&ending)));
                 }
             }
             _ => {}
         }
     }
 
-    /// A step's key, safe to print.
-    pub(super) fn key(&self, step_id: Uuid) -> Arc<str> {
-        self.keys.get(&step_id).map_or_else(|| step_id.to_string().into(), Arc::clone)
+    /// A step's key, safe to print and coloured.
+    pub(super) fn name(&self, step_id: Uuid) -> Arc<str> {
+        self.names.get(&step_id).map_or_else(|| step_id.to_string().into(), Arc::clone)
     }
 
     /// How many steps there are.
     pub(super) fn len(&self) -> usize {
-        self.keys.len()
+        self.names.len()
     }
 
     /// How many steps have ended.

@@ -1,0 +1,100 @@
+//! Lines of output as JSON, fast: they come by the million.
+//!
+//! Lines that arrived together differ in their number and their text alone. The rest is serialized once, by serde, and
+//! copied for each; a test holds the result to what serde makes of the whole event. Knows nothing of where it goes.
+
+use chrono::{DateTime, Utc};
+use hm_exec::{BuildEvent, event::StdStream};
+use uuid::Uuid;
+
+/// How lines of one origin are written.
+#[derive(Debug)]
+pub(super) struct JsonLine {
+    origin: Origin,
+    /// The event with number 0 and no text.
+    json: String,
+    /// Where the number is in that.
+    number_at: usize,
+    /// Where the text goes.
+    text_at: usize,
+}
+
+/// All but a line's number and text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Origin {
+    step_id: Uuid,
+    stream: StdStream,
+    ts: DateTime<Utc>,
+    attempt: u32,
+    partial: bool,
+}
+
+impl JsonLine {
+    /// For lines of the same origin as `event`; `None` where it is no line.
+    pub(super) fn like(event: &BuildEvent) -> Option<Self> {
+        let (_, _, origin) = parts(event)?;
+        let Origin { step_id, stream, ts, attempt, partial } = origin;
+        let empty = BuildEvent::StepLog { seq: 0, step_id, stream, line: String::new(), ts, attempt, partial };
+        let json = serde_json::to_string(&empty).ok()?;
+        let behind = |name: &str| Some(json.find(name)? + name.len());
+        let (number_at, text_at) = (behind(r#","seq":"#)?, behind(r#","line":""#)?);
+        Some(Self { origin, json, number_at, text_at })
+    }
+
+    /// Appends `event` where it is a line of this origin; says whether it is.
+    pub(super) fn push(&self, buffer: &mut Vec<u8>, event: &BuildEvent) -> bool {
+        let Some((seq, text, origin)) = parts(event) else { return false };
+        if origin != self.origin {
+            return false;
+        }
+        let json = self.json.as_bytes();
+        buffer.extend_from_slice(&json[..self.number_at]);
+        // Writing a number into memory does not fail.
+        let _ = serde_json::to_writer(&mut *buffer, &seq);
+        buffer.extend_from_slice(&json[self.number_at + 1..self.text_at]);
+        push_escaped(buffer, text.as_bytes());
+        buffer.extend_from_slice(&json[self.text_at..]);
+        true
+    }
+}
+
+fn parts(event: &BuildEvent) -> Option<(u64, &str, Origin)> {
+    match *event {
+        BuildEvent::StepLog { seq, step_id, stream, ref line, ts, attempt, partial } => {
+            Some((seq, line, Origin { step_id, stream, ts, attempt, partial }))
+        }
+        _ => None,
+    }
+}
+
+/// Appends what stands between the quotes of a JSON string.
+fn push_escaped(buffer: &mut Vec<u8>, mut text: &[u8]) {
+    loop {
+        let (plain, rest) = text.split_at(plain_len(text));
+        buffer.extend_from_slice(plain);
+        let Some((&byte, rest)) = rest.split_first() else { return };
+        match byte {
+            b'"' | b'\\' => buffer.extend_from_slice(&[b'\\', byte]),
+            b'\n' => buffer.extend_from_slice(br"\n"),
+            b'\r' => buffer.extend_from_slice(br"\r"),
+            b'\t' => buffer.extend_from_slice(br"\t"),
+            0x08 => buffer.extend_from_slice(br"\b"),
+            0x0c => buffer.extend_from_slice(br"\f"),
+            _ => {
+                let digit = |nibble: u8| b"0123456789abcdef"[usize::from(nibble)];
+                buffer.extend_from_slice(&[b'\\', b'u', b'0', b'0', digit(byte >> 4), digit(byte & 15)]);
+            }
+        }
+        text = rest;
+    }
+}
+
+/// How many bytes at the beginning of `text` stand for themselves.
+fn plain_len(text: &[u8]) -> usize {
+    let must_escape = |byte: &u8| *byte < b' ' || *byte == b'"' || *byte == b'\\';
+    // Looks at all of a block, which compilers turn into a few instructions.
+    let is_plain = |block: &&[u8; 16]| !block.iter().fold(false, |found, byte| found | must_escape(byte));
+    let (blocks, _) = text.as_chunks::<16>();
+    let plain = 16 * blocks.iter().take_while(is_plain).count();
+    plain + text[plain..].iter().position(must_escape).unwrap_or(text.len() - plain)
+}
