@@ -13,6 +13,7 @@ use super::{
 /// - `Ok(StepResult)`: the user's command ended by itself. A non-zero exit is a result; death by signal n is `128 + n`.
 /// - `Err(RunnerError)`: it did not. Of the [kinds](super::RunnerErrorKind) only `Infrastructure` is retried, a bounded
 ///   number of times, with backoff, from the parent's snapshot; what the failed attempt wrote is dropped, its log kept.
+///   Not where the attempt had been told that its time was up: then the step has timed out, whatever went wrong besides.
 /// - The executor owns time: where a deadline passes or the build is cancelled it fires `ctx.cancel`, and the runner
 ///   sends TERM, waits `ctx.grace`, sends KILL, and returns [`ctx.interrupted()`](StepContext::interrupted). A runner
 ///   that returns `Ok` because its command happened to end just then is believed.

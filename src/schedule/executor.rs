@@ -104,6 +104,11 @@ fn report(attempt: &Attempt, ended: Option<Caught>) -> Report {
         }
         Some(Ok(Err(error))) => match error.kind() {
             RunnerErrorKind::TimedOut | RunnerErrorKind::Cancelled if context.cancel.is_cancelled() => interrupted(),
+            // Another attempt would take the step past the limit that this one has reached.
+            RunnerErrorKind::Infrastructure if context.interrupted_alone() => {
+                let (end, why) = interrupted();
+                (end, why.map(|why| format!("{why}; {}", error.to_line())))
+            }
             RunnerErrorKind::TimedOut => (AttemptEnd::TimedOut, Some(error.to_line())),
             RunnerErrorKind::OutOfMemory => (AttemptEnd::OutOfMemory, Some(error.to_line())),
             RunnerErrorKind::Cancelled => (

@@ -122,6 +122,18 @@ async fn a_step_whose_time_is_up_is_told_so_and_ends_as_timed_out() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_step_whose_time_is_up_is_not_tried_again_whatever_its_runner_says() {
+    let runner = Scripted::new([("s0", vec![Act::OnceTold(Box::new(Act::Break)), PASS])]);
+    let json = graph(1, &[]).to_ir_json_with(|_| r#","timeout_seconds":7"#.to_owned());
+    let mut request = request(&Graph::default());
+    request.plan = Plan::parse(json).unwrap();
+    let (events, outcome) = run(runner.engine(), request).await.unwrap();
+    assert_eq!((outcome.status, statuses(&outcome)), (BuildStatus::Failed, vec![TimedOut]));
+    let message = "the step's time limit of 7s was reached; failed to reach the worker: no route";
+    assert_eq!(step_ends(&events, &outcome), [("s0", 124, 1, message)]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn when_the_build_s_time_is_up_running_steps_time_out_and_the_rest_is_skipped() {
     let runner = Scripted::new([("s0", exit(0, 100)), ("s1", exit(0, 60_000)), ("s3", vec![Act::Break])]);
     let mut request = request(&graph(5, &[(0, 1, true), (1, 2, true)]));

@@ -97,7 +97,16 @@ impl Attempt<'_> {
                 end(at + Duration::from_millis(*ms), how)
             }
             (Act::Linger { .. } | Act::Ignore, Some((at, how))) => End { is_dropped: true, ..end(at + PATIENCE, how) },
-            (Act::OnceTold(act), Some((at, how))) => end(at, if says_it_was_told(act) { how } else { outcome(act) }),
+            (Act::OnceTold(act), Some((at, how))) => {
+                let by_build = by_build.is_some_and(|(by_build, _)| by_build == at);
+                let how = match outcome(act) {
+                    _ if says_it_was_told(act) => how,
+                    // Its own time is up: whatever is broken, there is none for another attempt.
+                    AttemptEnd::Infrastructure { .. } if !by_build && !matches!(**act, Act::Panic) => how,
+                    outcome => outcome,
+                };
+                end(at, how)
+            }
             (Act::Linger { .. } | Act::Ignore | Act::OnceTold(_), None) => end(Duration::MAX, AttemptEnd::TimedOut),
             (_, Some((at, how))) if at < done => end(at, how),
             (act, _) if let (true, Some((_, how))) = (says_it_was_told(act), by_build) => end(done, how),
