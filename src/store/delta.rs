@@ -18,6 +18,7 @@ use std::{
 use super::{
     FrozenSource, LayerId, Snapshot, Store, StoreError,
     error::Doing,
+    layout::stat,
     manifest::{Change, Entry, Kind, Times},
     source::put_symlink,
     tree,
@@ -251,12 +252,4 @@ impl Delta<'_> {
 
 fn is_below(path: &[u8], dir: &[u8]) -> bool {
     path.strip_prefix(dir).is_some_and(|rest| rest.starts_with(b"/"))
-}
-
-fn stat(path: &Path) -> Result<Option<Metadata>, StoreError> {
-    match path.symlink_metadata() {
-        Ok(metadata) => Ok(Some(metadata)),
-        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(None),
-        Err(error) => Err(StoreError::io("read", path, error)),
-    }
 }

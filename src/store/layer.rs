@@ -10,6 +10,8 @@ use std::{
 
 use rustix::fs::{Gid, Uid};
 
+#[cfg(feature = "sandbox")]
+use super::layout::stat;
 use super::{LayerId, Store, StoreError, error::Doing, layout::make_dir};
 
 /// The mode of a fresh upper directory, which a step sees as that of `/`.
@@ -53,6 +55,15 @@ impl Store {
     #[must_use]
     pub fn layer_dir(&self, layer: &LayerId) -> PathBuf {
         self.layer_home(layer).join("root")
+    }
+
+    /// Whether a layer has a directory at `path`.
+    ///
+    /// # Errors
+    /// Where that can't be told: the step that wrote the layer may have closed a directory above it to this user.
+    #[cfg(feature = "sandbox")]
+    pub(crate) fn layer_has_dir(&self, layer: &LayerId, path: &Path) -> Result<bool, StoreError> {
+        Ok(stat(&self.layer_dir(layer).join(path))?.is_some_and(|metadata| metadata.is_dir()))
     }
 
     pub(super) fn layer_home(&self, layer: &LayerId) -> PathBuf {

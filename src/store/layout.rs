@@ -22,7 +22,7 @@
 //! `recover` finds those.
 
 use std::{
-    fs::{self, DirBuilder, File, OpenOptions},
+    fs::{self, DirBuilder, File, Metadata, OpenOptions},
     io::{self, BufWriter, Write},
     os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::{Path, PathBuf},
@@ -330,6 +330,15 @@ fn register(dir: &Path) -> Result<(String, PathBuf, File), StoreError> {
 
 pub(crate) fn make_dir(path: &Path) -> Result<(), StoreError> {
     DirBuilder::new().recursive(true).mode(0o700).create(path).doing("make the directory", path)
+}
+
+/// What is at a path itself: `None` where nothing is.
+pub(super) fn stat(path: &Path) -> Result<Option<Metadata>, StoreError> {
+    match path.symlink_metadata() {
+        Ok(metadata) => Ok(Some(metadata)),
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(None),
+        Err(error) => Err(StoreError::io("read", path, error)),
+    }
 }
 
 /// The names in a directory that are ours (all are UTF-8), sorted.

@@ -59,24 +59,23 @@ struct Touched {
 const MAX_REMEMBERED: usize = 1 << 16;
 
 impl LayerDirs {
-    fn of(&self, store: &Store, layer: &LayerId, image: &HostImage) -> Touched {
+    fn of(&self, store: &Store, layer: &LayerId, image: &HostImage) -> Result<Touched, StoreError> {
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(touched) = known.get(layer) {
-            return *touched;
+            return Ok(*touched);
         }
-        let root = store.layer_dir(layer);
-        let is_dir = |path: &Path| path.symlink_metadata().is_ok_and(|metadata| metadata.is_dir());
         let mut touched = Touched::default();
         for (index, dir) in image.dirs.iter().enumerate() {
-            let first = dir.path.components().next().is_some_and(|first| is_dir(&root.join(first)));
-            touched.parents |= u64::from(first) << index;
-            touched.dirs |= u64::from(first && is_dir(&root.join(&dir.path))) << index;
+            let first = dir.path.iter().next().map_or(Path::new(""), Path::new);
+            let has_first = store.layer_has_dir(layer, first)?;
+            touched.parents |= u64::from(has_first) << index;
+            touched.dirs |= u64::from(has_first && store.layer_has_dir(layer, &dir.path)?) << index;
         }
         if known.len() >= MAX_REMEMBERED {
             known.clear();
         }
         known.insert(layer.clone(), touched);
-        touched
+        Ok(touched)
     }
 }
 
@@ -154,8 +153,9 @@ impl Ground<'_> {
                 let touched: Vec<(PathBuf, Touched)> = parent
                     .iter()
                     .flat_map(|parent| &parent.layers)
-                    .map(|it| (self.store.layer_dir(it), self.layer_dirs.of(self.store, it, &image)))
-                    .collect();
+                    .map(|it| Ok((self.store.layer_dir(it), self.layer_dirs.of(self.store, it, &image)?)))
+                    .collect::<Result<_, _>>()
+                    .map_err(failed("read the parent's layers"))?;
                 for (index, dir) in image.dirs.iter().enumerate() {
                     let target = c_path(&Path::new("/").join(&dir.path))?;
                     if dir.read_only {
