@@ -30,7 +30,7 @@ use std::{
 use bubblewrap::Bubblewrap;
 use common::{Effort, Figure, Table, median, spread};
 use containers::Containers;
-use harness::{Ask, Bench};
+use harness::{Ask, Bench, Run};
 use hm_exec::runner::sandbox::UserNamespace;
 use tokio::runtime::Runtime;
 
@@ -58,7 +58,7 @@ fn main() {
             work.is_large,
             [
                 &mut || {
-                    let took = step(&runtime, &ours, &image, &work.cmd);
+                    let took = ours.step(&runtime, &work.cmd);
                     if work.is_large {
                         // With all that the step left.
                         ours = warm(&runtime, &image);
@@ -88,13 +88,13 @@ fn main() {
         table.against(&work.what, &figure, &theirs.of("docker run, commit"), besides);
     }
 
-    let (plain, single) = (Bench::new(), Bench::with(|builder| builder.user_namespace(UserNamespace::Single)));
+    let (mut plain, mut host) = (warm(&runtime, &image), warm(&runtime, "host"));
+    let single = Bench::with(|builder| builder.user_namespace(UserNamespace::Single));
+    let mut single = Build::of(&runtime, single, &image);
     let [mut plain, mut host, mut single] = by_turns(
         Effort::asked().pick(300, 2),
         false,
-        [&mut || step(&runtime, &plain, &image, ":"), &mut || step(&runtime, &plain, "host", ":"), &mut || {
-            step(&runtime, &single, &image, ":")
-        }],
+        [&mut || plain.step(&runtime, ":"), &mut || host.step(&runtime, ":"), &mut || single.step(&runtime, ":")],
     );
     let rootfs = Figure::ms(median(&mut plain)).of("image `rootfs:`, as root");
     for (what, times) in
@@ -158,26 +158,35 @@ fn by_turns<const N: usize>(
     times
 }
 
-/// A sandbox over a store of its own that has run a step.
-fn warm(runtime: &Runtime, image: &str) -> Bench {
-    let bench = Bench::new();
-    step(runtime, &bench, image, ":");
-    bench
+/// A build on a sandbox over a store of its own, of which the first step has run.
+struct Build {
+    bench: Bench,
+    run: Run,
+    image: String,
 }
 
-/// One step, with its snapshot.
-fn step(runtime: &Runtime, bench: &Bench, image: &str, cmd: &str) -> Duration {
-    runtime.block_on(async {
-        let mut run = bench.run();
-        // Freezing an empty source is no part of a step.
-        run.ctx.archives.freeze(&bench.store).await.unwrap();
-        let ask = Ask::new(cmd).image(image);
-        let started = Instant::now();
-        let result = bench.step(&mut run, ask).await.unwrap();
-        let took = started.elapsed();
-        assert!(result.exit_code == 0 && result.committed_snapshot.is_some());
-        took
-    })
+fn warm(runtime: &Runtime, image: &str) -> Build {
+    Build::of(runtime, Bench::new(), image)
+}
+
+impl Build {
+    fn of(runtime: &Runtime, bench: Bench, image: &str) -> Self {
+        let mut build = Self { run: bench.run(), bench, image: image.into() };
+        build.step(runtime, ":");
+        build
+    }
+
+    /// One step, with its snapshot.
+    fn step(&mut self, runtime: &Runtime, cmd: &str) -> Duration {
+        let ask = Ask::new(cmd).image(&*self.image);
+        runtime.block_on(async {
+            let started = Instant::now();
+            let result = self.bench.step(&mut self.run, ask).await.unwrap();
+            let took = started.elapsed();
+            assert!(result.exit_code == 0 && result.committed_snapshot.is_some());
+            took
+        })
+    }
 }
 
 /// A root file system with a shell, `dd`, their libraries, and the mount points that all want.

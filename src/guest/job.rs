@@ -66,7 +66,6 @@ fn run(job: &Job) -> Result<Ended, SetupError> {
         mountpoint: c"/tmp".into(),
         root: Root::Dir(c_string(ROOT)?),
         place: Place::Root,
-        overlays: Vec::new(),
         binds: jail::resolver(&[PathBuf::from(ROOT)]).into_iter().collect(),
         secrets: Vec::new(),
         cgroups: vec![c_string(&format!("{GROUP}/cgroup.procs"))?],

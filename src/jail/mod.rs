@@ -39,7 +39,7 @@ pub use resolver::resolver;
 pub(crate) use solo::may_mount;
 pub use solo::{Bounds, End, Solo};
 pub use spec::{
-    Bind, DEFAULT_ENV, FIRST_FD, JailSpec, MountApi, Overlay, Place, Report, Request, Root, SecretFile, TreeOp,
-    UserNamespace, Watch,
+    Bind, DEFAULT_ENV, FIRST_FD, JailSpec, MountApi, MountedOverlay, Overlay, Place, Report, Request, Root, SecretFile,
+    TreeOp, UserNamespace, Watch,
 };
 pub use zygote::{MARKER, run_if_marked};

@@ -10,7 +10,7 @@ use std::{
 };
 
 use rustix::{
-    fs::{CWD, FileType, Mode, OFlags},
+    fs::{CWD, FileType, Gid, Mode, OFlags, Uid},
     io::Errno,
     mount::{
         FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags,
@@ -21,7 +21,7 @@ use rustix::{
 use super::{
     JailSpec, SetupError,
     error::Doing,
-    spec::{Bind, MountApi, Overlay, Place, Root, SecretFile, UserNamespace},
+    spec::{Bind, MountApi, MountedOverlay, Overlay, Place, Root, SecretFile, UserNamespace},
     sys,
 };
 
@@ -94,11 +94,9 @@ pub(super) fn enter(spec: &JailSpec, special: &SpecialPaths, proc: Proc) -> Resu
     let host = rustix::fs::openat(CWD, c"/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
         .doing(|| "open the host's root".into())?;
     let root = match &spec.root {
-        Root::Overlay(it) => overlay(spec, it)?,
+        Root::Overlay(it) => overlay(it, spec.user_namespace, spec.mount_api, &spec.mountpoint)?,
         Root::Dir(dir) => clone_tree(CWD, dir).doing(|| format!("mount {}", dir.to_string_lossy()))?,
     };
-    let overlays =
-        spec.overlays.iter().map(|(target, it)| Ok((target, overlay(spec, it)?))).collect::<Result<Vec<_>, _>>()?;
     let binds = spec.binds.iter().map(|it| Ok((&it.target, view(it)?))).collect::<Result<Vec<_>, _>>()?;
 
     attach(&root, &spec.mountpoint)?;
@@ -110,7 +108,7 @@ pub(super) fn enter(spec: &JailSpec, special: &SpecialPaths, proc: Proc) -> Resu
     }
     rustix::process::chdir(c"/").doing(|| "enter the new root".into())?;
 
-    for (target, mount) in overlays.iter().chain(&binds) {
+    for (target, mount) in &binds {
         attach(mount, target)?;
     }
     if spec.place == Place::Beside {
@@ -130,17 +128,38 @@ pub(super) fn enter(spec: &JailSpec, special: &SpecialPaths, proc: Proc) -> Resu
     rustix::process::chdir(c"/").doing(|| "enter the new root".into())
 }
 
-/// Makes an overlay that is attached nowhere yet. Device nodes in it are dead: `/dev` is a file system of its own.
+/// Mounts an overlay for steps that start later.
+pub(super) fn mount(it: &MountedOverlay, user_namespace: UserNamespace, api: MountApi) -> Result<(), SetupError> {
+    let MountedOverlay { overlay: it, on, takes_owner } = it;
+    if *takes_owner && let Some(model) = it.lowers.first() {
+        let doing = || format!("give {} the owner of {}", it.upper.to_string_lossy(), model.to_string_lossy());
+        let model = rustix::fs::lstat(model).doing(doing)?;
+        let (owner, group) = (Uid::from_raw(model.st_uid), Gid::from_raw(model.st_gid));
+        rustix::fs::chown(&it.upper, Some(owner), Some(group)).doing(doing)?;
+    }
+    let mount = overlay(it, user_namespace, api, on)?;
+    // Not `attach`: where the directory is gone, nobody wants the overlay any more.
+    move_mount(&mount, c"", CWD, on, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
+        .doing(|| format!("mount {}", on.to_string_lossy()))
+}
+
+/// Makes an overlay that is attached nowhere yet; on the way it may be mounted on `mountpoint` for a moment. Device nodes
+/// in it are dead: `/dev` is a file system of its own.
 ///
 /// `volatile`: the layer is thrown away unless the whole step passes, and unmounting would else flush the whole disk.
-fn overlay(spec: &JailSpec, it: &Overlay) -> Result<OwnedFd, SetupError> {
-    match spec.mount_api {
-        MountApi::New => overlay_by_fsopen(spec, it),
-        MountApi::Legacy => overlay_by_mount(spec, it),
+fn overlay(
+    it: &Overlay,
+    user_namespace: UserNamespace,
+    api: MountApi,
+    mountpoint: &CStr,
+) -> Result<OwnedFd, SetupError> {
+    match api {
+        MountApi::New => overlay_by_fsopen(it, user_namespace),
+        MountApi::Legacy => overlay_by_mount(it, user_namespace, mountpoint),
     }
 }
 
-fn overlay_by_fsopen(spec: &JailSpec, it: &Overlay) -> Result<OwnedFd, SetupError> {
+fn overlay_by_fsopen(it: &Overlay, user_namespace: UserNamespace) -> Result<OwnedFd, SetupError> {
     let fs = fsopen(c"overlay", FsOpenFlags::FSOPEN_CLOEXEC).doing(|| "open the overlay file system".into())?;
     let mut held = Vec::new();
     let mut set_path = |key: &CStr, path: &CStr| -> Result<(), SetupError> {
@@ -165,7 +184,7 @@ fn overlay_by_fsopen(spec: &JailSpec, it: &Overlay) -> Result<OwnedFd, SetupErro
         .into_iter()
         .try_for_each(|(key, value)| fsconfig_set_string(&fs, key, value))
         .and_then(|()| fsconfig_set_flag(&fs, c"volatile"))
-        .and_then(|()| match spec.user_namespace {
+        .and_then(|()| match user_namespace {
             UserNamespace::None => Ok(()),
             UserNamespace::Range | UserNamespace::Single => fsconfig_set_flag(&fs, c"userxattr"),
         })
@@ -186,7 +205,7 @@ fn refused(fs: &OwnedFd, doing: &str, errno: Errno) -> SetupError {
     }
 }
 
-fn overlay_by_mount(spec: &JailSpec, it: &Overlay) -> Result<OwnedFd, SetupError> {
+fn overlay_by_mount(it: &Overlay, user_namespace: UserNamespace, mountpoint: &CStr) -> Result<OwnedFd, SetupError> {
     let doing = || format!("mount the overlay over {}", it.upper.to_string_lossy());
     // From /proc/self/fd a layer's name is a number: no escapes, and 500 of them fit a page.
     let lowers = it.lowers.iter().map(|path| open_dir(path)).collect::<Result<Vec<_>, _>>()?;
@@ -198,17 +217,17 @@ fn overlay_by_mount(spec: &JailSpec, it: &Overlay) -> Result<OwnedFd, SetupError
         let _ = write!(options, ",{}={}", key.to_string_lossy(), value.to_string_lossy());
     }
     options.push_str(",volatile");
-    if spec.user_namespace != UserNamespace::None {
+    if user_namespace != UserNamespace::None {
         options.push_str(",userxattr");
     }
     let options = CString::new(options).map_err(|_| SetupError::new(doing(), Errno::INVAL))?;
     rustix::process::chdir(c"/proc/self/fd").doing(doing)?;
-    let mounted = rustix::mount::mount(c"overlay", &spec.mountpoint, c"overlay", MountFlags::NODEV, options.as_c_str());
+    let mounted = rustix::mount::mount(c"overlay", mountpoint, c"overlay", MountFlags::NODEV, options.as_c_str());
     rustix::process::chdir(c"/").doing(doing)?;
     mounted.doing(doing)?;
-    let clone = open_tree(CWD, &spec.mountpoint, OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC)
-        .doing(doing)?;
-    unmount(&spec.mountpoint, UnmountFlags::DETACH).doing(doing)?;
+    let clone =
+        open_tree(CWD, mountpoint, OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC).doing(doing)?;
+    unmount(mountpoint, UnmountFlags::DETACH).doing(doing)?;
     Ok(clone)
 }
 
@@ -217,10 +236,10 @@ fn open_dir(path: &CStr) -> Result<OwnedFd, SetupError> {
         .doing(|| format!("open {}", path.to_string_lossy()))
 }
 
-/// A read-only copy of a mount, with all that is mounted below it: a user namespace may not copy less.
+/// A copy of a mount, with all that is mounted below it: a user namespace may not copy less.
 fn view(it: &Bind) -> Result<OwnedFd, SetupError> {
     clone_tree(CWD, &it.source)
-        .and_then(|tree| sys::make_read_only(&tree).map(|()| tree))
+        .and_then(|tree| if it.writable { Ok(tree) } else { sys::make_read_only(&tree).map(|()| tree) })
         .doing(|| format!("show {} to the step", it.source.to_string_lossy()))
 }
 

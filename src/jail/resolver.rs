@@ -19,5 +19,5 @@ pub fn resolver(dirs: &[PathBuf]) -> Option<Bind> {
     let target = Path::new("/").join(RESOLVER);
     let source = target.canonicalize().ok().filter(|_| own)?;
     let c_path = |path: &Path| CString::new(path.as_os_str().as_bytes()).ok();
-    Some(Bind { source: c_path(&source)?, target: c_path(&target)? })
+    Some(Bind { source: c_path(&source)?, target: c_path(&target)?, writable: false })
 }

@@ -10,7 +10,7 @@ use super::SetupError;
 use crate::tree::{UnpackError, UnpackLimits, Unpacked};
 
 /// The version of every type in this file. Raised with any change to one of them.
-pub(crate) const SPEC_VERSION: u32 = 5;
+pub(crate) const SPEC_VERSION: u32 = 6;
 
 /// How ids inside the step relate to ids outside.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -69,6 +69,23 @@ pub enum Request {
 pub enum TreeOp {
     /// Removes a tree.
     Remove(CString),
+    /// Renames a file or a directory.
+    Rename {
+        /// What it is called.
+        from: CString,
+        /// What it is called afterwards.
+        to: CString,
+    },
+    /// Mounts overlays where steps that start later find them, until somebody removes the directories that they are mounted
+    /// on.
+    Mount {
+        /// The overlays.
+        overlays: Vec<MountedOverlay>,
+        /// How ids are mapped.
+        user_namespace: UserNamespace,
+        /// How overlays are mounted.
+        mount_api: MountApi,
+    },
     /// Merges layers, topmost first, into a directory.
     Flatten {
         /// The layers.
@@ -133,6 +150,17 @@ pub struct Overlay {
     pub work: CString,
 }
 
+/// An overlay that is there before the steps that it is shown to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MountedOverlay {
+    /// The overlay.
+    pub overlay: Overlay,
+    /// The directory that it is mounted on.
+    pub on: CString,
+    /// The upper directory gets the owner of the topmost lower one, whom only the steps' user namespace may know.
+    pub takes_owner: bool,
+}
+
 /// What the root of a step's files is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Root {
@@ -151,13 +179,15 @@ pub enum Place {
     Beside,
 }
 
-/// A read-only view of a file or a directory of the host.
+/// A view of a file or a directory of the host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Bind {
     /// On the host.
     pub source: CString,
     /// In the step.
     pub target: CString,
+    /// Whether the step may write to it.
+    pub writable: bool,
 }
 
 /// A file at `/run/secrets`.
@@ -201,9 +231,7 @@ pub struct JailSpec {
     pub root: Root,
     /// Who sees it.
     pub place: Place,
-    /// Overlays below it: where in the step, and what.
-    pub overlays: Vec<(CString, Overlay)>,
-    /// Read-only views of the host.
+    /// Views of the host below it, parents before children.
     pub binds: Vec<Bind>,
     /// Files at `/run/secrets`.
     pub secrets: Vec<SecretFile>,

@@ -13,15 +13,25 @@ use rustix::io::Errno;
 use super::{
     SetupError,
     error::Doing,
+    mounts,
     spec::{Report, TreeOp},
 };
 use crate::tree::{self, BlobFile, IdMap};
 
-/// Does `op`, which may read or write `file`. Only a range of ids needs a namespace for this.
+/// Does `op`, which may read or write `file`. All but mounting is done here for a range of ids only.
 pub(crate) fn run(op: &TreeOp, file: Option<OwnedFd>) -> Result<Report, SetupError> {
     match op {
         TreeOp::Remove(path) => {
             tree::remove_tree(as_path(path)).doing(|| format!("remove {}", path.to_string_lossy()))?;
+            Ok(Report::Done)
+        }
+        TreeOp::Rename { from, to } => {
+            std::fs::rename(as_path(from), as_path(to))
+                .doing(|| format!("rename {} to {}", from.to_string_lossy(), to.to_string_lossy()))?;
+            Ok(Report::Done)
+        }
+        TreeOp::Mount { overlays, user_namespace, mount_api } => {
+            overlays.iter().try_for_each(|it| mounts::mount(it, *user_namespace, *mount_api))?;
             Ok(Report::Done)
         }
         TreeOp::Flatten { layers, into } => {

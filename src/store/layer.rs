@@ -122,13 +122,13 @@ impl Staging {
         for made in premade.iter().rev() {
             let path = upper.join(&made.path);
             let is_as_made = attributes(&path).is_ok_and(|found| found == made.attributes);
-            if is_as_made && !marked(&path) {
+            if is_as_made && !is_marked(&path) {
                 // Fails where it is not empty, which is just what is to be found out.
                 let _ = fs::remove_dir(&path);
             }
         }
         let metadata = fs::symlink_metadata(&upper).doing("read", &upper)?;
-        if metadata.mode() & 0o7777 != ROOT_MODE || marked(&upper) {
+        if metadata.mode() & 0o7777 != ROOT_MODE || is_marked(&upper) {
             return Ok(false);
         }
         match fs::read_dir(&upper) {
@@ -154,7 +154,7 @@ fn attributes(path: &Path) -> io::Result<(u32, u32, u32)> {
 }
 
 /// Whether a directory has extended attributes that a step set, or that change what it shows.
-fn marked(path: &Path) -> bool {
+pub(super) fn is_marked(path: &Path) -> bool {
     let mut names = [0_u8; 1024];
     // What has so many attributes, or does not tell, is no longer as it was made.
     let Ok(length) = rustix::fs::llistxattr(path, &mut names[..]) else { return true };

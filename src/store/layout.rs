@@ -85,6 +85,12 @@ pub trait TreeOps: Send + Sync + std::fmt::Debug {
     /// The first failure.
     fn remove_tree(&self, path: &Path) -> io::Result<()>;
 
+    /// Renames a file or a directory.
+    ///
+    /// # Errors
+    /// Why it has the old name.
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
+
     /// Does what [`tree::flatten`] does.
     ///
     /// # Errors
@@ -111,6 +117,10 @@ struct Direct;
 impl TreeOps for Direct {
     fn remove_tree(&self, path: &Path) -> io::Result<()> {
         tree::remove_tree(path)
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        fs::rename(from, to)
     }
 
     fn flatten(&self, layers: &[PathBuf], into: &Path, id_map: IdMap) -> io::Result<()> {
@@ -244,6 +254,14 @@ impl Store {
     pub(crate) fn discard(&self, path: PathBuf) {
         if let Some(remover) = &*self.remover.lock().unwrap_or_else(PoisonError::into_inner) {
             remover.remove(path);
+        }
+    }
+
+    /// Unmounts a directory that is mounted for steps, and removes it, soon.
+    #[cfg(feature = "sandbox")]
+    pub(super) fn discard_mounted(&self, home: PathBuf) {
+        if let Some(remover) = &*self.remover.lock().unwrap_or_else(PoisonError::into_inner) {
+            remover.unmount(home);
         }
     }
 

@@ -34,6 +34,8 @@ mod runs;
 mod snapshot;
 mod source;
 mod stack;
+#[cfg(feature = "sandbox")]
+mod staged;
 mod surroundings;
 mod usage;
 #[cfg(feature = "process")]
@@ -61,6 +63,8 @@ pub(crate) use outside::PackedName;
 pub use runs::{NewRun, Run};
 pub use snapshot::{CommitRequest, MAX_LAYERS, Snapshot};
 pub use source::FrozenSource;
+#[cfg(feature = "sandbox")]
+pub(crate) use staged::{StagedDir, Touched};
 pub use surroundings::Surroundings;
 pub use usage::{Filesystem, PipelineUsage, Usage, UsageKind};
 

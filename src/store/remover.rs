@@ -20,6 +20,9 @@ pub(super) struct Remover {
 #[derive(Debug)]
 enum Order {
     Remove(PathBuf),
+    /// The directories of an overlay, after it was unmounted.
+    #[cfg(feature = "sandbox")]
+    Unmount(PathBuf),
     Retry,
 }
 
@@ -38,6 +41,12 @@ impl Remover {
 
     pub(super) fn remove(&self, path: PathBuf) {
         self.send(Order::Remove(path));
+    }
+
+    /// Unmounts a [`StagedDir`](super::StagedDir), and removes it.
+    #[cfg(feature = "sandbox")]
+    pub(super) fn unmount(&self, home: PathBuf) {
+        self.send(Order::Unmount(home));
     }
 
     /// Tries again what could not be removed: the means have changed.
@@ -67,6 +76,15 @@ fn work(inbox: &mpsc::Receiver<Order>, ops: &RwLock<Arc<dyn TreeOps>>) {
     while let Ok(order) = inbox.recv() {
         let paths = match order {
             Order::Remove(path) => vec![path],
+            #[cfg(feature = "sandbox")]
+            Order::Unmount(home) => {
+                if let Err(error) = super::staged::unmount(&home) {
+                    // What is mounted is not to be removed: that would be a write to what steps see.
+                    report(&error, &home);
+                    continue;
+                }
+                vec![home]
+            }
             Order::Retry => std::mem::take(&mut stuck),
         };
         let ops = Arc::clone(&ops.read().unwrap_or_else(PoisonError::into_inner));

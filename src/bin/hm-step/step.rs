@@ -118,7 +118,6 @@ fn spec(
             work: c_path(&scratch.make_dir("work")?)?,
         }),
         place: Place::Root,
-        overlays: Vec::new(),
         binds: jail::resolver(lowers).into_iter().collect(),
         secrets: Vec::new(),
         cgroups: Vec::new(),

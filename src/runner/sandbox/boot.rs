@@ -9,7 +9,12 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use super::jail::{self, Bind, Overlay};
+use super::{
+    jail::{self, Bind, MountApi, Overlay},
+    overlays::{self, BuildOverlays, HostOverlay, HostOverlaySpec, Overlays},
+    runner::id_map_of,
+    zygote::Zygote,
+};
 use crate::{
     runner::{
         ExecutorInput, RunnerError, SnapshotRef, StepContext,
@@ -30,7 +35,6 @@ const SECRETS: &str = "run/secrets";
 #[derive(Debug)]
 pub(super) struct Boot {
     pub(super) root: Overlay,
-    pub(super) overlays: Vec<(CString, Overlay)>,
     pub(super) binds: Vec<Bind>,
     pub(super) staging: Staging,
     /// The variables that the image sets.
@@ -40,42 +44,36 @@ pub(super) struct Boot {
     source: SourceId,
     delta: Option<LayerId>,
     id_map: IdMap,
+    /// What `binds` shows of the host image.
+    overlays: Vec<HostOverlay>,
+    /// Whose other steps may have the overlays afterwards.
+    build: Option<BuildOverlays>,
 }
 
 /// Which directories of the host image a layer has something for, so that a chain does not look again at every step.
 #[derive(Debug, Default)]
-pub(super) struct LayerDirs(Mutex<HashMap<LayerId, Touched>>);
-
-/// A bit for each of the image's directories.
-#[derive(Debug, Clone, Copy, Default)]
-struct Touched {
-    /// The layer has the directory.
-    dirs: u64,
-    /// The layer has the first part of its path.
-    parents: u64,
-}
+pub(super) struct LayerDirs(Mutex<HashMap<LayerId, u64>>);
 
 /// More layers than this are forgotten all at once: a long-lived engine must not grow with the steps it ran.
 const MAX_REMEMBERED: usize = 1 << 16;
 
 impl LayerDirs {
-    fn of(&self, store: &Store, layer: &LayerId, image: &HostImage) -> Result<Touched, StoreError> {
+    /// A bit for each directory of `image` that steps may write to, set where the layer has it.
+    fn of(&self, store: &Store, layer: &LayerId, image: &HostImage) -> Result<u64, StoreError> {
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(touched) = known.get(layer) {
-            return Ok(*touched);
+        if let Some(dirs) = known.get(layer) {
+            return Ok(*dirs);
         }
-        let mut touched = Touched::default();
-        for (index, dir) in image.dirs.iter().enumerate() {
-            let first = dir.path.iter().next().map_or(Path::new(""), Path::new);
-            let has_first = store.layer_has_dir(layer, first)?;
-            touched.parents |= u64::from(has_first) << index;
-            touched.dirs |= u64::from(has_first && store.layer_has_dir(layer, &dir.path)?) << index;
+        let mut dirs = 0;
+        // Those come first, and are fewer than bits.
+        for (index, dir) in image.dirs.iter().enumerate().filter(|(_, dir)| !dir.read_only) {
+            dirs |= u64::from(store.layer_has_dir(layer, &dir.path)?) << index;
         }
         if known.len() >= MAX_REMEMBERED {
             known.clear();
         }
-        known.insert(layer.clone(), touched);
-        Ok(touched)
+        known.insert(layer.clone(), dirs);
+        Ok(dirs)
     }
 }
 
@@ -86,7 +84,19 @@ pub(super) struct Ground<'a> {
     pub(super) layer_dirs: &'a LayerDirs,
     pub(super) images: &'a Images,
     pub(super) host_dirs: &'a [PathBuf],
-    pub(super) id_map: IdMap,
+    pub(super) overlays: &'a Arc<Overlays>,
+    pub(super) zygote: &'a Arc<Zygote>,
+    pub(super) mount_api: MountApi,
+}
+
+/// The file systems of a step, of which the host image's are still to be mounted.
+struct Plan {
+    root: Overlay,
+    binds: Vec<Bind>,
+    staging: Staging,
+    env: BTreeMap<String, String>,
+    delta: Option<LayerId>,
+    host: Vec<HostOverlaySpec>,
 }
 
 impl Ground<'_> {
@@ -102,38 +112,64 @@ impl Ground<'_> {
             (None, Some(image)) => {
                 let notes = StepNotes { bus: &ctx.event_bus, step_id: input.step_id };
                 // Boxed, because most steps have a parent and need no room for it.
-                Box::pin(self.images.fetch(self.store, image, self.id_map, &notes)).await.map_err(no_image)?
+                Box::pin(self.images.fetch(self.store, image, self.id_map(), &notes)).await.map_err(no_image)?
             }
             (None, None) => Base::Host,
         };
-        self.boot_over(&source, parent, base, !ctx.secrets.is_empty())
+        let build = (base == Base::Host).then(|| self.overlays.of_build(ctx, input.run_id));
+        self.boot_over(&source, parent, base, !ctx.secrets.is_empty(), build).await
     }
 
-    /// The same for a source that is frozen already. Synchronous: some 100 µs.
-    pub(super) fn boot_over(
+    /// The same for a source that is frozen already. Takes some 100 µs; on the host image some milliseconds where overlays
+    /// are to be mounted, because none of `build` wait for a step.
+    pub(super) async fn boot_over(
         &self,
         source: &FrozenSource,
         parent: Option<Arc<Snapshot>>,
         base: Base,
         has_secrets: bool,
+        build: Option<BuildOverlays>,
     ) -> Result<Boot, RunnerError> {
-        if let Some(parent) = &parent
-            && parent.id_map != self.id_map
+        let Plan { root, mut binds, staging, env, delta, host } =
+            self.plan(source, parent.as_deref(), &base, has_secrets)?;
+        let mounting = overlays::obtain(host, build.as_ref(), self.store, self.zygote, self.mount_api);
+        let overlays = mounting.await?;
+        let shown = overlays.iter().map(HostOverlay::bind).collect::<Result<Vec<_>, _>>()?;
+        // Directories of the machine may lie below them.
+        binds.splice(0..0, shown);
+        let (source, id_map) = (source.id.clone(), self.id_map());
+        Ok(Boot { root, binds, staging, env, parent, base, source, delta, id_map, overlays, build })
+    }
+
+    fn id_map(&self) -> IdMap {
+        id_map_of(self.zygote.user_namespace())
+    }
+
+    fn plan(
+        &self,
+        source: &FrozenSource,
+        parent: Option<&Snapshot>,
+        base: &Base,
+        has_secrets: bool,
+    ) -> Result<Plan, RunnerError> {
+        let id_map = self.id_map();
+        if let Some(parent) = parent
+            && parent.id_map != id_map
         {
             return Err(RunnerError::unsupported(format!(
                 "the snapshot to start from was made with {} ids, and here steps have {} ids: run its step again",
                 id_map_name(parent.id_map),
-                id_map_name(self.id_map),
+                id_map_name(id_map),
             )));
         }
-        if let Base::Rootfs(dir) = &base
+        if let Base::Rootfs(dir) = base
             && self.store.dir().starts_with(dir)
         {
             // The kernel calls it a loop of symbolic links.
             let (store, within) = (self.store.dir().into(), dir.clone());
             return Err(failed("use the image")(StoreError::StoreWithinImage { store, within }));
         }
-        let delta = match &parent {
+        let delta = match parent {
             Some(parent) if parent.source != source.id => {
                 self.store.delta(parent, source).map_err(failed("compare the source"))?
             }
@@ -145,34 +181,30 @@ impl Ground<'_> {
 
         let staging = self.store.stage().map_err(failed("make the step's layer"))?;
         let mut works = Works::new(&staging);
-        let (mut overlays, mut binds, mut env) = (Vec::new(), Vec::new(), BTreeMap::new());
-        match &base {
+        let (mut host, mut binds, mut env) = (Vec::new(), Vec::new(), BTreeMap::new());
+        match base {
             Base::Host => {
                 let image = self.store.host_image(self.host_dirs).map_err(failed("make the host image"))?;
                 lowers.push(image.skeleton.clone());
-                let touched: Vec<(PathBuf, Touched)> = parent
+                let touched: Vec<(PathBuf, u64)> = parent
                     .iter()
                     .flat_map(|parent| &parent.layers)
                     .map(|it| Ok((self.store.layer_dir(it), self.layer_dirs.of(self.store, it, &image)?)))
                     .collect::<Result<_, _>>()
                     .map_err(failed("read the parent's layers"))?;
                 for (index, dir) in image.dirs.iter().enumerate() {
-                    let target = c_path(&Path::new("/").join(&dir.path))?;
                     if dir.read_only {
                         if let Some(source) = dir.lowers.first() {
-                            binds.push(Bind { source: c_path(source)?, target: target.clone() });
+                            let target = c_path(&Path::new("/").join(&dir.path))?;
+                            binds.push(Bind { source: c_path(source)?, target, writable: false });
                         }
                         continue;
                     }
-                    let with = |bits: fn(&Touched) -> u64| {
-                        touched.iter().filter(move |(_, it)| bits(it) >> index & 1 == 1).map(|(root, _)| root)
-                    };
-                    let mut models: Vec<PathBuf> = with(|it| it.parents).cloned().collect();
-                    models.push("/".into());
-                    let upper = staging.premake(&dir.path, &models).map_err(failed("make the step's layer"))?;
-                    let mut dir_lowers: Vec<PathBuf> = with(|it| it.dirs).map(|root| root.join(&dir.path)).collect();
+                    let touching = touched.iter().filter(|(_, dirs)| dirs >> index & 1 == 1);
+                    let mut dir_lowers: Vec<PathBuf> = touching.map(|(root, _)| root.join(&dir.path)).collect();
+                    let layers = dir_lowers.len();
                     dir_lowers.extend_from_slice(&dir.lowers);
-                    overlays.push((target, overlay(&dir_lowers, &upper, &mut works)?));
+                    host.push(HostOverlaySpec { path: dir.path.clone(), lowers: dir_lowers, layers });
                 }
             }
             Base::Rootfs(dir) => {
@@ -185,7 +217,7 @@ impl Ground<'_> {
                 binds.extend(jail::resolver(std::slice::from_ref(dir)));
             }
             Base::Image(digest) => {
-                let image = self.store.image(digest, self.id_map).map_err(no_image)?;
+                let image = self.store.image(digest, id_map).map_err(no_image)?;
                 let dirs: Vec<PathBuf> = image.layers.iter().map(|layer| self.store.layer_dir(layer)).collect();
                 for name in MOUNT_POINTS {
                     if !tree::topmost(&dirs, Path::new(name)).is_some_and(|metadata| metadata.is_dir()) {
@@ -201,8 +233,7 @@ impl Ground<'_> {
             staging.premake(Path::new(SECRETS), &lowers).map_err(failed("make the step's layer"))?;
         }
         let root = overlay(&lowers, &staging.upper(), &mut works)?;
-        let (source, id_map) = (source.id.clone(), self.id_map);
-        Ok(Boot { root, overlays, binds, staging, env, parent, base, source, delta, id_map })
+        Ok(Plan { root, binds, staging, env, delta, host })
     }
 }
 
@@ -213,9 +244,21 @@ impl Boot {
     /// # Errors
     /// Where the layer can't be put in place.
     pub(super) fn commit(self, store: &Arc<Store>) -> Result<SnapshotRef, StoreError> {
-        let Self { staging, parent, base, source, delta, id_map, .. } = self;
+        let Self { staging, parent, base, source, delta, id_map, overlays, build, .. } = self;
+        let lowers = || {
+            let layers = parent.iter().flat_map(|parent| &parent.layers).map(|layer| store.layer_dir(layer));
+            layers.chain(["/".into()]).collect()
+        };
+        overlays::commit(overlays, build.as_ref(), &staging, lowers)?;
         let request = CommitRequest { parent: parent.as_deref(), base, source, delta, id_map };
         store.commit(staging, request)
+    }
+
+    /// Throws away what a step wrote whose processes are dead.
+    pub(super) fn discard(self) {
+        if let Some(build) = &self.build {
+            overlays::give_back(self.overlays, build);
+        }
     }
 
     /// Whether the commit may merge layers.
@@ -251,7 +294,7 @@ pub(super) fn overlay(lowers: &[PathBuf], upper: &Path, works: &mut Works) -> Re
     Ok(Overlay { lowers, upper: c_path(upper)?, work: c_path(&works.next()?)? })
 }
 
-fn c_path(path: &Path) -> Result<CString, RunnerError> {
+pub(super) fn c_path(path: &Path) -> Result<CString, RunnerError> {
     CString::new(path.as_os_str().as_bytes())
         .map_err(|_| RunnerError::unsupported(format!("the path {} has a zero byte in it", path.display())))
 }

@@ -89,7 +89,6 @@ impl SandboxRunner {
                     work: path(staging.work())?,
                 }),
                 place: Place::Root,
-                overlays: Vec::new(),
                 binds: Vec::new(),
                 secrets: Vec::new(),
                 cgroups: Vec::new(),

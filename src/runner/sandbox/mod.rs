@@ -19,6 +19,7 @@ mod export;
 mod helper;
 mod idmap;
 mod namespace_ops;
+mod overlays;
 mod runner;
 #[cfg(feature = "qemu")]
 mod serve;

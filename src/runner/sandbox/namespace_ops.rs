@@ -35,6 +35,10 @@ impl TreeOps for NamespaceOps {
         self.zygote.tree_op(&TreeOp::Remove(c_path(path)?), None).map(drop)
     }
 
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.zygote.tree_op(&TreeOp::Rename { from: c_path(from)?, to: c_path(to)? }, None).map(drop)
+    }
+
     fn flatten(&self, layers: &[PathBuf], into: &Path, _: IdMap) -> io::Result<()> {
         let layers = layers.iter().map(|layer| c_path(layer)).collect::<io::Result<_>>()?;
         self.zygote.tree_op(&TreeOp::Flatten { layers, into: c_path(into)? }, None).map(drop)

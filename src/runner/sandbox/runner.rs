@@ -22,6 +22,7 @@ use super::{
     idmap::IdRanges,
     jail::{DEFAULT_ENV, JailSpec, MountApi, Place, Root, SecretFile, UserNamespace, may_mount},
     namespace_ops::NamespaceOps,
+    overlays::Overlays,
     zygote::{StartError, Zygote},
 };
 use crate::{
@@ -42,6 +43,7 @@ pub struct SandboxRunner {
     pub(super) config: Config,
     zygote: Mutex<Option<Arc<Zygote>>>,
     pub(super) layer_dirs: LayerDirs,
+    pub(super) overlays: Arc<Overlays>,
     pub(super) images: Images,
     warned: AtomicBool,
 }
@@ -122,6 +124,7 @@ impl SandboxBuilder {
             config: self.config,
             zygote: Mutex::default(),
             layer_dirs: LayerDirs::default(),
+            overlays: Arc::default(),
             warned: AtomicBool::new(false),
         }
     }
@@ -192,6 +195,19 @@ impl SandboxRunner {
         self.id_map(self.zygote.lock().await.as_deref())
     }
 
+    /// What steps' file systems are made of.
+    pub(super) fn ground<'a>(&'a self, store: &'a Arc<Store>, zygote: &'a Arc<Zygote>) -> Ground<'a> {
+        Ground {
+            store,
+            layer_dirs: &self.layer_dirs,
+            images: &self.images,
+            host_dirs: &self.config.host_dirs,
+            overlays: &self.overlays,
+            zygote,
+            mount_api: self.mount_api(),
+        }
+    }
+
     /// Everything about one step's jail, apart from who runs it.
     fn spec(
         &self,
@@ -214,7 +230,6 @@ impl SandboxRunner {
             mountpoint: c_string("the store's path", store.dir().as_os_str().as_bytes())?,
             root: Root::Overlay(boot.root.clone()),
             place: Place::Root,
-            overlays: boot.overlays.clone(),
             binds: boot.binds.clone(),
             secrets: ctx.secrets.iter().map(secret).collect::<Result<_, _>>()?,
             cgroups: limited.procs(),
@@ -247,20 +262,13 @@ impl StepRunner for SandboxRunner {
         let limits = Limits::of_args(input.step.runner_args.as_ref())?;
         let store = self.store().map_err(|error| RunnerError::infrastructure("open the store", error))?;
         let zygote = self.zygote(&store).await.map_err(unusable)?;
-        let id_map = id_map_of(zygote.user_namespace());
-        let ground = Ground {
-            store: &store,
-            layer_dirs: &self.layer_dirs,
-            host_dirs: &self.config.host_dirs,
-            images: &self.images,
-            id_map,
-        };
-        let boot = ground.boot(ctx, &input).await?;
+        let boot = self.ground(&store, &zygote).boot(ctx, &input).await?;
         let limited = self.hold(&limits);
         let spec = self.spec(&zygote, &store, &boot, &limited, ctx, &input)?;
         let control = Control { cancel: &ctx.cancel, grace: ctx.grace };
         let output = StepOutput { bus: &ctx.event_bus, step_id: input.step_id };
         let ended = attempt::run(&zygote, &spec, limits.network == Network::None, control, &output).await;
+        let all_dead = ended.is_ok();
         let ended = ended.and_then(|end| match end {
             End::Interrupted => Err(ctx.interrupted()),
             end => exit_code(&end, &limits, &limited),
@@ -282,6 +290,8 @@ impl StepRunner for SandboxRunner {
             ended => {
                 if (self.config.keep_failed || ctx.keep) && left::is_worth_keeping(ended) {
                     left::keep_failed(commit(boot, &store).await, &store, &input, surroundings()).await;
+                } else if all_dead {
+                    boot.discard();
                 }
                 None
             }

@@ -15,7 +15,7 @@ use std::{
 
 use super::{
     attempt::{self, End},
-    boot::{Boot, Ground, failed},
+    boot::{Boot, failed},
     jail::{JailSpec, Place, Root},
     runner::{SandboxRunner, c_string, commit, environment, id_map_of, unusable},
 };
@@ -97,21 +97,16 @@ impl SandboxRunner {
     /// Where there are none.
     pub(crate) async fn files(&self, ground: &vm::Ground, notes: StepNotes<'_>) -> Result<Files, RunnerError> {
         let zygote = self.zygote(&ground.store).await.map_err(unusable)?;
-        let here = Ground {
-            store: &ground.store,
-            layer_dirs: &self.layer_dirs,
-            images: &self.images,
-            host_dirs: &self.config.host_dirs,
-            id_map: id_map_of(zygote.user_namespace()),
-        };
+        let here = self.ground(&ground.store, &zygote);
         let (parent, base) = match &ground.base {
             GroundBase::Snapshot { snapshot, .. } => (Some(Arc::clone(snapshot)), snapshot.base.clone()),
             GroundBase::Image(image) => {
-                let fetched = Box::pin(self.images.fetch(&ground.store, image, here.id_map, &notes)).await;
+                let fetched =
+                    Box::pin(self.images.fetch(&ground.store, image, id_map_of(zygote.user_namespace()), &notes)).await;
                 (None, fetched.map_err(no_image)?)
             }
         };
-        here.boot_over(&ground.source, parent, base, false).map(Files)
+        here.boot_over(&ground.source, parent, base, false, None).await.map(Files)
     }
 
     /// Starts a program beside a step's files; beside an empty directory where there are none.
@@ -134,9 +129,9 @@ impl SandboxRunner {
         };
         make_dir(&place).map_err(failed("make a directory to serve"))?;
         let path = |path: &Path| c_string("the store's path", path.as_os_str().as_bytes());
-        let (root, overlays, binds) = match files {
-            Some(Files(boot)) => (Root::Overlay(boot.root.clone()), boot.overlays.clone(), boot.binds.clone()),
-            None => (Root::Dir(path(&place)?), Vec::new(), Vec::new()),
+        let (root, binds) = match files {
+            Some(Files(boot)) => (Root::Overlay(boot.root.clone()), boot.binds.clone()),
+            None => (Root::Dir(path(&place)?), Vec::new()),
         };
         let spec = JailSpec {
             user_namespace: zygote.user_namespace(),
@@ -144,7 +139,6 @@ impl SandboxRunner {
             mountpoint: path(&place)?,
             root,
             place: Place::Beside,
-            overlays,
             binds,
             secrets: Vec::new(),
             cgroups: Vec::new(),

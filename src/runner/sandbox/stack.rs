@@ -98,7 +98,6 @@ impl SandboxRunner {
             mountpoint: c_string("the store's path", store.dir().as_os_str().as_bytes())?,
             root: Root::Overlay(root),
             place: Place::Root,
-            overlays: Vec::new(),
             binds: jail::resolver(&lowers).into_iter().collect(),
             secrets: Vec::new(),
             cgroups: limited.procs(),

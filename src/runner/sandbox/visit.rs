@@ -15,9 +15,8 @@ use std::{
 use super::{
     SandboxRunner,
     attempt::{self, End},
-    boot::Ground,
     jail::{JailSpec, Place, Root, SetupError},
-    runner::{c_string, environment, id_map_of, unusable},
+    runner::{c_string, environment, unusable},
 };
 use crate::{
     runner::{Limits, Network, RunnerError, SnapshotRef},
@@ -110,21 +109,18 @@ impl SandboxRunner {
         let store =
             self.store().map_err(|error| VisitError::Sandbox(RunnerError::infrastructure("open the store", error)))?;
         let zygote = self.zygote(&store).await.map_err(|error| VisitError::Sandbox(unusable(error)))?;
-        let id_map = id_map_of(zygote.user_namespace());
-        let (layer_dirs, host_dirs, images) = (&self.layer_dirs, &self.config.host_dirs, &self.images);
-        let ground = Ground { store: &store, layer_dirs, host_dirs, images, id_map };
         let snapshot = store
             .snapshot(visit.snapshot)
             .map_err(|error| sandbox(RunnerError::infrastructure("read the snapshot", error)))?;
         let base = snapshot.base.clone();
-        let boot = ground.boot_over(visit.source, Some(snapshot), base, false).map_err(sandbox)?;
+        let ground = self.ground(&store, &zygote);
+        let boot = ground.boot_over(visit.source, Some(snapshot), base, false, None).await.map_err(sandbox)?;
         let mut spec = JailSpec {
             user_namespace: zygote.user_namespace(),
             mount_api: self.mount_api(),
             mountpoint: c_string("the store's path", store.dir().as_os_str().as_bytes()).map_err(sandbox)?,
             root: Root::Overlay(boot.root.clone()),
             place: Place::Root,
-            overlays: boot.overlays.clone(),
             binds: boot.binds.clone(),
             secrets: Vec::new(),
             cgroups: Vec::new(),

@@ -18,7 +18,7 @@ use super::{
     attempt,
     helper::NoHelper,
     idmap::IdRanges,
-    jail::{MARKER, Report, Request, SetupError, TreeOp, UserNamespace, wire},
+    jail::{MARKER, MountApi, MountedOverlay, Report, Request, SetupError, TreeOp, UserNamespace, wire},
 };
 
 /// A running zygote. Dropped, it ends, and every step of it.
@@ -125,17 +125,33 @@ impl Zygote {
 
     /// Does `op`, which may read `file`, in the steps' user namespace, and waits for it. Blocks.
     pub(super) fn tree_op(&self, op: &TreeOp, file: Option<BorrowedFd<'_>>) -> io::Result<Report> {
+        match self.ask(op, file)? {
+            Report::Failed(error) => Err(io::Error::from_raw_os_error(error.errno)),
+            report => Ok(report),
+        }
+    }
+
+    /// Mounts overlays where the steps that are asked for afterwards find them, and waits for that. Blocks: a millisecond
+    /// for each.
+    pub(super) fn mount(
+        &self,
+        overlays: Vec<MountedOverlay>,
+        mount_api: MountApi,
+    ) -> io::Result<Result<(), SetupError>> {
+        match self.ask(&TreeOp::Mount { overlays, user_namespace: self.user_namespace, mount_api }, None)? {
+            Report::Failed(error) => Ok(Err(error)),
+            _ => Ok(Ok(())),
+        }
+    }
+
+    fn ask(&self, op: &TreeOp, file: Option<BorrowedFd<'_>>) -> io::Result<Report> {
         let message = postcard::to_stdvec(&Request::Tree).map_err(io::Error::other)?;
         let spec = wire::to_memory_file(op).map_err(io::Error::other)?;
         let (ours, theirs) = wire::pair()?;
         let fds: Vec<_> = [theirs.as_fd(), spec.as_fd()].into_iter().chain(file).collect();
         wire::send(self.socket(), &message, &fds)?;
         drop(theirs);
-        match receive_report(ours.as_fd())? {
-            Some(Report::Failed(error)) => Err(io::Error::from_raw_os_error(error.errno)),
-            Some(report) => Ok(report),
-            None => Err(io::Error::other("the sandbox's helper ended")),
-        }
+        receive_report(ours.as_fd())?.ok_or_else(|| io::Error::other("the sandbox's helper ended"))
     }
 
     fn socket(&self) -> BorrowedFd<'_> {

@@ -7,6 +7,7 @@ pub(crate) mod harness;
 mod isolation;
 mod left;
 mod limits;
+mod overlays;
 mod processes;
 mod rootless;
 mod source;

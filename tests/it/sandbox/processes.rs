@@ -19,6 +19,10 @@ fn stubborn(marker: &str) -> String {
 async fn a_killed_helper_takes_its_steps_along_and_the_next_step_gets_another() {
     let (bench, marker) = (Bench::new(), marker());
     let mut run = bench.run();
+    // What the helper mounted for steps to come goes with it.
+    let parent = bench.step(&mut run, Ask::new("echo text > /opt/hm-file")).await.unwrap();
+    let child = Ask::new("cat /opt/hm-file").after(&parent);
+    assert_eq!(bench.step(&mut run, child.clone()).await.unwrap().exit_code, 0);
     let input = run.input(Ask::new(format!("{} sleep {marker}", stubborn(&marker))));
     let kill = async {
         eventually("the command runs", || is_asleep(&marker)).await;
@@ -28,7 +32,8 @@ async fn a_killed_helper_takes_its_steps_along_and_the_next_step_gets_another() 
     let error = result.unwrap_err();
     assert_eq!((error.kind(), error.is_retryable()), (RunnerErrorKind::Infrastructure, true), "{error}");
     eventually("the step is gone", || !is_running(&marker)).await;
-    assert_eq!(bench.sh("echo again").await, (0, "again\n".into()));
+    let again = bench.step(&mut run, child).await.unwrap();
+    assert_eq!((again.exit_code, run.output().await), (0, "text\ntext\n".into()));
 }
 
 /// Kills the zygote whose step has `marker`: the grandparent, by way of the step's pid 1, of a process with it.

@@ -1,0 +1,197 @@
+//! The overlays of the host image's directories, which the steps of a build hand on to each other.
+//!
+//! Making and removing an overlay takes a millisecond, and there are nine; most steps write to none of them. So they are
+//! mounted in the zygote's mount namespace, and a step gets copies of the mounts. What it did not write to is the next
+//! step's; what it did is renamed into its layer. In no moment do two steps have the same one.
+
+use std::{
+    collections::{HashMap, hash_map::Entry},
+    ffi::CString,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+};
+
+use uuid::Uuid;
+
+use super::{
+    attempt::setup_error,
+    boot::{c_path, failed},
+    jail::{Bind, MountApi, MountedOverlay, Overlay, UserNamespace},
+    zygote::Zygote,
+};
+use crate::{
+    runner::{RunnerError, StepContext},
+    store::{StagedDir, Staging, Store, StoreError, Touched},
+};
+
+/// How many overlays wait for a step of their build, at the most: every step's mount namespace starts with a copy of each.
+const MAX_WAITING: usize = 128;
+
+/// The overlays that wait for a step, by the build that they are for.
+#[derive(Debug, Default)]
+pub(super) struct Overlays(Mutex<HashMap<Uuid, Vec<HostOverlay>>>);
+
+/// The overlays of one build.
+#[derive(Debug, Clone)]
+pub(super) struct BuildOverlays {
+    all: Arc<Overlays>,
+    build: Uuid,
+}
+
+/// A directory of the host image that a step gets an overlay for.
+#[derive(Debug)]
+pub(super) struct HostOverlaySpec {
+    /// Where, relative to the step's root.
+    pub(super) path: PathBuf,
+    /// The lower directories, topmost first.
+    pub(super) lowers: Vec<PathBuf>,
+    /// How many of them are of layers.
+    pub(super) layers: usize,
+}
+
+/// A mounted overlay. Dropped, it is unmounted and goes, with all that was written to it.
+#[derive(Debug)]
+pub(super) struct HostOverlay {
+    spec: HostOverlaySpec,
+    dir: StagedDir,
+    /// In whose mount namespace it is.
+    zygote: Weak<Zygote>,
+}
+
+impl Overlays {
+    /// Those of the build that `ctx` belongs to. They go with it.
+    pub(super) fn of_build(self: &Arc<Self>, ctx: &StepContext, build: Uuid) -> BuildOverlays {
+        if let Entry::Vacant(place) = self.lock().entry(build) {
+            place.insert(Vec::new());
+            let all = Arc::clone(self);
+            ctx.at_build_end(async move { drop(all.take_all(build)) });
+        }
+        BuildOverlays { all: Arc::clone(self), build }
+    }
+
+    fn take_all(&self, build: Uuid) -> Option<Vec<HostOverlay>> {
+        self.lock().remove(&build)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<Uuid, Vec<HostOverlay>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl BuildOverlays {
+    /// The overlay as `spec` says, where one waits.
+    fn take(&self, spec: &HostOverlaySpec, zygote: &Arc<Zygote>) -> Option<HostOverlay> {
+        let mut builds = self.all.lock();
+        let waiting = builds.get_mut(&self.build)?;
+        let fits = |it: &HostOverlay| it.is_of(zygote) && it.spec.path == spec.path && it.spec.lowers == spec.lowers;
+        // The last that came back, whose directories the kernel still remembers.
+        let found = waiting.iter().rposition(fits)?;
+        Some(waiting.remove(found))
+    }
+
+    /// Lets another step have overlays that look as if nobody had written to them.
+    fn put_back(&self, overlays: Vec<HostOverlay>) {
+        let mut builds = self.all.lock();
+        // Where the build has ended meanwhile, they go.
+        let Some(waiting) = builds.get_mut(&self.build) else { return };
+        waiting.extend(overlays);
+        let surplus = waiting.len().saturating_sub(MAX_WAITING);
+        waiting.drain(..surplus);
+    }
+}
+
+impl HostOverlay {
+    fn is_of(&self, zygote: &Arc<Zygote>) -> bool {
+        Weak::as_ptr(&self.zygote) == Arc::as_ptr(zygote)
+    }
+
+    /// How a step gets it.
+    pub(super) fn bind(&self) -> Result<Bind, RunnerError> {
+        let target = c_path(&Path::new("/").join(&self.spec.path))?;
+        Ok(Bind { source: c_path(&self.dir.mountpoint())?, target, writable: true })
+    }
+
+    fn mounted(&self, user_namespace: UserNamespace) -> Result<MountedOverlay, RunnerError> {
+        let (upper, work) = (c_path(&self.dir.upper())?, c_path(&self.dir.work())?);
+        let lowers: Vec<CString> = self.spec.lowers.iter().map(|lower| c_path(lower)).collect::<Result<_, _>>()?;
+        // What looks like the machine's own directories belongs to root, or to whoever is root in the step.
+        let takes_owner = self.spec.layers > 0 && user_namespace == UserNamespace::Range;
+        Ok(MountedOverlay {
+            overlay: Overlay { lowers, upper, work },
+            on: c_path(&self.dir.mountpoint())?,
+            takes_owner,
+        })
+    }
+}
+
+/// The overlays as `specs` say, in their order: those of the build that wait, and new ones.
+///
+/// # Cancel safety
+/// Dropped, all are given up.
+pub(super) async fn obtain(
+    specs: Vec<HostOverlaySpec>,
+    build: Option<&BuildOverlays>,
+    store: &Arc<Store>,
+    zygote: &Arc<Zygote>,
+    mount_api: MountApi,
+) -> Result<Vec<HostOverlay>, RunnerError> {
+    let (mut overlays, mut wanted) = (Vec::with_capacity(specs.len()), Vec::new());
+    for spec in specs {
+        if let Some(overlay) = build.and_then(|build| build.take(&spec, zygote)) {
+            overlays.push(overlay);
+            continue;
+        }
+        let machine = Path::new("/").join(&spec.path);
+        let models: Vec<PathBuf> = spec.lowers[..spec.layers].iter().cloned().chain([machine]).collect();
+        let dir = store.stage_dir(&models).map_err(failed("make the step's layer"))?;
+        let overlay = HostOverlay { spec, dir, zygote: Arc::downgrade(zygote) };
+        wanted.push((overlays.len(), overlay.mounted(zygote.user_namespace())?));
+        overlays.push(overlay);
+    }
+    if wanted.is_empty() {
+        return Ok(overlays);
+    }
+    let zygote = Arc::clone(zygote);
+    // They go along: where nobody waits any more, they are mounted first and unmounted then.
+    let mounting = tokio::task::spawn_blocking(move || {
+        let (new, mounts): (Vec<usize>, Vec<MountedOverlay>) = wanted.into_iter().unzip();
+        let asked = zygote.mount(mounts, mount_api);
+        asked.map_err(|error| RunnerError::infrastructure("ask the sandbox's helper", error))?.map_err(setup_error)?;
+        for index in new {
+            overlays[index].dir.ready().map_err(failed("make the step's layer"))?;
+        }
+        Ok(overlays)
+    });
+    mounting.await.map_err(|error| RunnerError::infrastructure("mount the host image", error))?
+}
+
+/// Puts what a step wrote into its layer, and lets the next step have the rest. No process of the step may be left.
+///
+/// # Errors
+/// Where what was written can't be put there.
+pub(super) fn commit(
+    overlays: Vec<HostOverlay>,
+    build: Option<&BuildOverlays>,
+    staging: &Staging,
+    lowers: impl Fn() -> Vec<PathBuf>,
+) -> Result<(), StoreError> {
+    let mut untouched = Vec::with_capacity(overlays.len());
+    for overlay in overlays {
+        match overlay.dir.touched()? {
+            Touched::No => untouched.push(overlay),
+            Touched::InPassing => {}
+            Touched::Yes => staging.adopt(&overlay.spec.path, &overlay.dir, &lowers())?,
+        }
+    }
+    if let Some(build) = build {
+        build.put_back(untouched);
+    }
+    Ok(())
+}
+
+/// Throws away what a step wrote, and lets the next step have the rest. No process of the step may be left.
+pub(super) fn give_back(mut overlays: Vec<HostOverlay>, build: &BuildOverlays) {
+    // What can't be looked at can't be trusted, either.
+    overlays.retain(|overlay| matches!(overlay.dir.touched(), Ok(Touched::No)));
+    build.put_back(overlays);
+}

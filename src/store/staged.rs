@@ -1,0 +1,216 @@
+//! Directories of layers in the making that are mounted on their own, and outlive the step where it did not write to them.
+
+use std::{
+    fs::{self, DirBuilder},
+    io,
+    os::unix::fs::{DirBuilderExt, MetadataExt},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use super::{
+    Staging, Store, StoreError,
+    error::Doing,
+    layer::{imitate, is_marked},
+};
+
+/// A directory that an overlay has for its upper one, at a path of its own. Dropped, it goes, and is unmounted before.
+#[derive(Debug)]
+pub(crate) struct StagedDir {
+    store: Arc<Store>,
+    home: PathBuf,
+    made: Option<Looks>,
+}
+
+/// What a step sees of an empty directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Looks {
+    mode: u32,
+    owner: (u32, u32),
+    mtime: (i64, i64),
+}
+
+/// What a step did to a directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Touched {
+    /// Nothing that anybody could see.
+    No,
+    /// It wrote, and left nothing but another time.
+    InPassing,
+    /// It wrote: what the directory has is part of the layer.
+    Yes,
+}
+
+impl Store {
+    /// Makes a directory that looks like the topmost of `models` that there is.
+    ///
+    /// # Errors
+    /// Where a directory can't be made.
+    pub(crate) fn stage_dir(self: &Arc<Self>, models: &[PathBuf]) -> Result<StagedDir, StoreError> {
+        let staged = StagedDir { store: Arc::clone(self), home: self.new_tmp(), made: None };
+        let upper = staged.upper();
+        for dir in [&staged.home, &upper, &staged.work(), &staged.mountpoint()] {
+            DirBuilder::new().mode(0o700).create(dir).doing("make the directory", dir)?;
+        }
+        let model = models.iter().find_map(|model| fs::symlink_metadata(model).ok()).filter(fs::Metadata::is_dir);
+        imitate(&upper, model.as_ref()).doing("set the attributes of", &upper)?;
+        Ok(staged)
+    }
+}
+
+impl StagedDir {
+    /// Where writes go.
+    pub(crate) fn upper(&self) -> PathBuf {
+        self.home.join("upper")
+    }
+
+    /// An empty directory on the same filesystem, for overlayfs' own needs.
+    pub(crate) fn work(&self) -> PathBuf {
+        self.home.join("work")
+    }
+
+    /// The directory that the overlay is to be mounted on, in a mount namespace that is not this process's.
+    pub(crate) fn mountpoint(&self) -> PathBuf {
+        self.home.join("on")
+    }
+
+    /// Remembers what it looks like, once it is mounted and before a step sees it.
+    ///
+    /// # Errors
+    /// Where it can't be looked at.
+    pub(crate) fn ready(&mut self) -> Result<(), StoreError> {
+        let upper = self.upper();
+        self.made = Some(Looks::of(&upper).doing("read", &upper)?);
+        Ok(())
+    }
+
+    /// What a step did to it whose processes are dead.
+    ///
+    /// # Errors
+    /// Where it can't be looked at.
+    pub(crate) fn touched(&self) -> Result<Touched, StoreError> {
+        let upper = self.upper();
+        let (Some(made), found) = (self.made, Looks::of(&upper).doing("read", &upper)?) else {
+            return Ok(Touched::Yes);
+        };
+        if (found.mode, found.owner) != (made.mode, made.owner) || is_marked(&upper) {
+            return Ok(Touched::Yes);
+        }
+        let is_empty = match fs::read_dir(&upper) {
+            Ok(mut entries) => entries.next().is_none(),
+            // It belongs to somebody else, who may have closed what is in it.
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => false,
+            Err(error) => return Err(StoreError::io("list", upper, error)),
+        };
+        Ok(match is_empty {
+            false => Touched::Yes,
+            true if found.mtime == made.mtime => Touched::No,
+            true => Touched::InPassing,
+        })
+    }
+
+    /// Unmounts it everywhere: the kernel does, where a directory is removed on which something is mounted in other mount
+    /// namespaces only.
+    fn unmount(&self) -> io::Result<()> {
+        unmount(&self.home)
+    }
+}
+
+impl Drop for StagedDir {
+    fn drop(&mut self) {
+        self.store.discard_mounted(std::mem::take(&mut self.home));
+    }
+}
+
+impl Staging {
+    /// Makes what a step wrote to a directory of its own the directory `path` of its layer. Directories above it that the
+    /// layer lacks get the attributes of the topmost of `lowers` that has them.
+    ///
+    /// # Errors
+    /// Where it can't be put in its place.
+    pub(crate) fn adopt(&self, path: &Path, dir: &StagedDir, lowers: &[PathBuf]) -> Result<(), StoreError> {
+        // Before its children have it for a lower directory.
+        dir.unmount().doing("unmount", &dir.mountpoint())?;
+        if let Some(parent) = path.parent() {
+            self.premake(parent, lowers)?;
+        }
+        let (from, to) = (dir.upper(), self.upper().join(path));
+        match fs::rename(&from, &to) {
+            // The step gave it to somebody else.
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => dir.store.tree_ops().rename(&from, &to),
+            renamed => renamed,
+        }
+        .doing("make a part of the layer", &to)
+    }
+}
+
+impl Looks {
+    fn of(dir: &Path) -> io::Result<Self> {
+        let metadata = fs::symlink_metadata(dir)?;
+        Ok(Self {
+            mode: metadata.mode(),
+            owner: (metadata.uid(), metadata.gid()),
+            mtime: (metadata.mtime(), metadata.mtime_nsec()),
+        })
+    }
+}
+
+/// Unmounts the staged directory at `home`. One that never was mounted, or is no longer, is success.
+pub(super) fn unmount(home: &Path) -> io::Result<()> {
+    match fs::remove_dir(home.join("on")) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        removed => removed,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn what_a_step_did_to_a_directory_is_seen() {
+        let top = tempfile::tempdir().unwrap();
+        let store = Store::open(&top.path().join("store")).unwrap();
+        let model = top.path().join("model");
+        fs::create_dir(&model).unwrap();
+        fs::set_permissions(&model, fs::Permissions::from_mode(0o751)).unwrap();
+        let models = [top.path().join("none"), model.clone()];
+        let check = |act: fn(&Path), touched: Touched| {
+            let mut dir = store.stage_dir(&models).unwrap();
+            assert_eq!(Looks::of(&dir.upper()).unwrap(), Looks::of(&model).unwrap());
+            assert_eq!(dir.touched().unwrap(), Touched::Yes, "nobody said what it looks like");
+            dir.ready().unwrap();
+            act(&dir.upper());
+            assert_eq!(dir.touched().unwrap(), touched);
+        };
+        check(|_| {}, Touched::No);
+        check(|upper| fs::write(upper.join("f"), "text").unwrap(), Touched::Yes);
+        check(
+            |upper| fs::create_dir(upper.join("d")).and_then(|()| fs::remove_dir(upper.join("d"))).unwrap(),
+            Touched::InPassing,
+        );
+        check(|upper| fs::set_permissions(upper, fs::Permissions::from_mode(0o700)).unwrap(), Touched::Yes);
+        check(
+            |upper| rustix::fs::setxattr(upper, "user.note", b"x", rustix::fs::XattrFlags::empty()).unwrap(),
+            Touched::Yes,
+        );
+    }
+
+    #[test]
+    fn what_a_step_wrote_becomes_a_part_of_its_layer_and_nothing_else_is_left() {
+        let top = tempfile::tempdir().unwrap();
+        let store = Store::open(&top.path().join("store")).unwrap();
+        let (staging, dir) = (store.stage().unwrap(), store.stage_dir(&[]).unwrap());
+        fs::write(dir.upper().join("f"), "text").unwrap();
+        staging.adopt(Path::new("var/lib/it"), &dir, &[]).unwrap();
+        assert_eq!(fs::read_to_string(staging.upper().join("var/lib/it/f")).unwrap(), "text");
+        assert!(!staging.prune().unwrap());
+        let home = dir.home.clone();
+        drop((staging, dir));
+        let tmp = store.tmp();
+        drop(store);
+        assert!(!home.exists() && !tmp.exists());
+    }
+}

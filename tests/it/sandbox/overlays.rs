@@ -1,0 +1,165 @@
+//! The host image's overlays, which steps of one build hand on to each other.
+
+use std::fs;
+
+use hm_exec::{
+    runner::{CancelReason, StepRunner},
+    store::Store,
+};
+
+use super::harness::{Ask, Bench, eventually, is_asleep, is_root, marker};
+
+/// How many overlays there are on the disk, mounted or about to be.
+fn overlays(store: &Store) -> usize {
+    let dirs = |dir: std::path::PathBuf| fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path());
+    dirs(store.dir().join("tmp")).flat_map(dirs).filter(|home| home.join("on").is_dir()).count()
+}
+
+/// Whether any process that this one may look at has something of the store mounted.
+fn is_mounted(store: &Store) -> bool {
+    let store = store.dir().to_str().unwrap();
+    let processes = fs::read_dir("/proc").unwrap().flatten();
+    let tables = processes.filter_map(|process| fs::read_to_string(process.path().join("mountinfo")).ok());
+    tables.into_iter().any(|table| table.contains(store))
+}
+
+async fn printed(bench: &Bench, run: &mut super::harness::Run, cmd: &str) -> String {
+    let ask = Ask::new(format!("({cmd}) > /workspace/said 2>&1"));
+    let result = bench.step(run, ask).await.unwrap();
+    let snapshot = bench.store.snapshot(&result.committed_snapshot.unwrap()).unwrap();
+    fs::read_to_string(bench.store.layer_dir(&snapshot.layers[0]).join("workspace/said")).unwrap()
+}
+
+#[tokio::test]
+async fn steps_that_write_to_no_system_directory_hand_their_overlays_on() {
+    let bench = Bench::new();
+    let mut run = bench.run();
+    let devices = printed(&bench, &mut run, "stat -c %d /usr /etc").await;
+    let made = overlays(&bench.store);
+    assert!(made > 0);
+    for _ in 0..3 {
+        assert_eq!(printed(&bench, &mut run, "stat -c %d /usr /etc").await, devices);
+        assert_eq!(overlays(&bench.store), made);
+    }
+    // Those of a child over a parent that wrote elsewhere are the same.
+    let parent = bench.step(&mut run, Ask::new("echo > /workspace/f")).await.unwrap();
+    bench.step(&mut run, Ask::new(":").after(&parent)).await.unwrap();
+    assert_eq!(overlays(&bench.store), made);
+    if is_root() {
+        assert!(is_mounted(&bench.store), "a test of what follows");
+    }
+    run.ctx.end_build().await;
+    eventually("the build's overlays are gone", || overlays(&bench.store) == 0).await;
+    assert!(!is_mounted(&bench.store));
+}
+
+#[tokio::test]
+async fn no_two_steps_have_the_same_overlay_at_a_time() {
+    let bench = Bench::new();
+    let mut run = bench.run();
+    let asks = ["a", "b", "c"].map(|name| {
+        run.input(Ask::new(format!(
+            "echo {name} > /opt/hm-{name}; sleep 0.3; [ \"$(cd /opt; echo hm-*)\" = hm-{name} ]"
+        )))
+    });
+    let [a, b, c] = asks.map(|input| bench.runner.execute(&run.ctx, input));
+    let ended = tokio::join!(a, b, c);
+    let ended = [ended.0, ended.1, ended.2].map(Result::unwrap);
+    assert_eq!(ended.each_ref().map(|result| result.exit_code), [0; 3]);
+    for (parent, name) in ended.iter().zip(["a", "b", "c"]) {
+        let child = Ask::new(format!("cd /opt; [ \"$(echo hm-*)\" = hm-{name} ] && [ \"$(cat hm-*)\" = {name} ]"));
+        assert_eq!(bench.step(&mut run, child.after(parent)).await.unwrap().exit_code, 0, "{name}");
+    }
+    assert_eq!(bench.step(&mut run, Ask::new("cd /opt; [ \"$(echo hm-*)\" = 'hm-*' ]")).await.unwrap().exit_code, 0);
+}
+
+#[tokio::test]
+async fn what_a_step_wrote_and_took_away_again_shows_nowhere() {
+    let bench = Bench::new();
+    let mut run = bench.run();
+    let looks = "stat -c '%a %u %g %y' /opt /var /var/lib";
+    let before = printed(&bench, &mut run, looks).await;
+    let passing = bench.step(&mut run, Ask::new("touch /opt/f && rm /opt/f")).await.unwrap();
+    let snapshot = bench.store.snapshot(passing.committed_snapshot.as_ref().unwrap()).unwrap();
+    assert!(snapshot.layers.is_empty(), "{snapshot:?}");
+    assert_eq!(printed(&bench, &mut run, looks).await, before);
+}
+
+#[tokio::test]
+async fn what_steps_wrote_that_did_not_pass_is_gone() {
+    let bench = Bench::new();
+    let mut run = bench.run();
+    let failed = bench.step(&mut run, Ask::new("echo > /opt/hm-left; exit 3")).await.unwrap();
+    assert_eq!(failed.exit_code, 3);
+    let marker = marker();
+    let input = run.input(Ask::new(format!("trap '' TERM; echo > /opt/hm-left; sleep {marker}; sleep {marker}")));
+    let attempt = run.ctx.clone();
+    let watch = async {
+        eventually("the command runs", || is_asleep(&marker)).await;
+        attempt.interrupt(CancelReason::Cancelled);
+    };
+    let (ended, ()) = tokio::join!(bench.runner.execute(&attempt, input), watch);
+    ended.unwrap_err();
+    let mut run = bench.run();
+    // Dropped while it runs: nothing tells when its processes are dead.
+    let input = run.input(Ask::new(format!("echo > /opt/hm-left; sleep {marker}")));
+    {
+        let dropped = bench.runner.execute(&run.ctx, input);
+        let started = eventually("the command runs", || is_asleep(&marker));
+        tokio::select! {
+            ended = dropped => panic!("{ended:?}"),
+            () = started => {}
+        }
+    }
+    for _ in 0..3 {
+        assert_eq!(bench.step(&mut run, Ask::new("[ ! -e /opt/hm-left ]")).await.unwrap().exit_code, 0);
+    }
+}
+
+#[tokio::test]
+async fn a_system_directory_s_own_attributes_are_a_child_s_and_nobody_else_s() {
+    let bench = Bench::new();
+    let mut run = bench.run();
+    let one_id = printed(&bench, &mut run, "cat /proc/self/uid_map").await.split_whitespace().last() == Some("1");
+    let before = printed(&bench, &mut run, "stat -c '%a %u %g' /opt").await;
+    let owner = if one_id { "0 0" } else { "7 8" };
+    let chown = if one_id { ":" } else { "chown 7:8 /opt" };
+    let parent = bench.step(&mut run, Ask::new(format!("chmod 2751 /opt; {chown}"))).await.unwrap();
+    let check = |what: &str| Ask::new(format!("[ \"$(stat -c '%a %u %g' /opt)\" = '{what}' ]"));
+    let expected = format!("2751 {owner}");
+    // One that changes it further, and one that does not.
+    let child = bench.step(&mut run, check(&expected).after(&parent)).await.unwrap();
+    assert_eq!(child.exit_code, 0);
+    let mut writing = check(&expected).after(&child);
+    writing.cmd += " && echo text > /opt/hm-file";
+    let child = bench.step(&mut run, writing).await.unwrap();
+    assert_eq!(child.exit_code, 0);
+    let mut reading = check(&expected).after(&child);
+    reading.cmd += " && [ \"$(cat /opt/hm-file)\" = text ]";
+    assert_eq!(bench.step(&mut run, reading).await.unwrap().exit_code, 0);
+    assert_eq!(printed(&bench, &mut run, "stat -c '%a %u %g' /opt").await, before);
+}
+
+#[tokio::test]
+async fn what_is_written_below_var_is_a_child_s_with_all_above_it_as_it_was() {
+    let bench = Bench::new();
+    let mut run = bench.run();
+    let looks = "stat -c '%a %u %g' /var /var/lib";
+    let before = printed(&bench, &mut run, looks).await;
+    let Some(dir) =
+        ["/var/lib/dpkg", "/var/lib/rpm", "/var/lib/pacman"].into_iter().find(|dir| fs::metadata(dir).is_ok())
+    else {
+        super::harness::skip("this machine has no database of packages that is known here");
+        return;
+    };
+    let parent = bench.step(&mut run, Ask::new(format!("echo text > {dir}/hm-file"))).await.unwrap();
+    assert_eq!(parent.exit_code, 0);
+    let mut check =
+        Ask::new(format!("[ \"$(cat {dir}/hm-file)\" = text ] && {looks} > /workspace/looks")).after(&parent);
+    check.cmd += &format!(" && ls {dir} | grep -qv hm-file");
+    let child = bench.step(&mut run, check).await.unwrap();
+    assert_eq!(child.exit_code, 0);
+    let snapshot = bench.store.snapshot(child.committed_snapshot.as_ref().unwrap()).unwrap();
+    let looks = fs::read_to_string(bench.store.layer_dir(&snapshot.layers[0]).join("workspace/looks")).unwrap();
+    assert_eq!(looks, before);
+}
