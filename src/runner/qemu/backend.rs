@@ -219,6 +219,10 @@ impl VmBackend for Qemu {
         Ok(Machine::start(&self.local, &ground.store, programs, &template, files, limits).await?)
     }
 
+    fn host_dirs(&self) -> &[PathBuf] {
+        self.local.host_dirs()
+    }
+
     async fn cache_identity(&self, _: Arc<Store>, image: Option<&str>) -> Result<Option<CacheIdentity>, RunnerError> {
         self.local.cache_identity(image).await
     }

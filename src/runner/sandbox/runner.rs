@@ -195,6 +195,12 @@ impl SandboxRunner {
         self.id_map(self.zygote.lock().await.as_deref())
     }
 
+    /// Directories of this machine that steps on the `host` image are shown.
+    #[cfg(feature = "qemu")]
+    pub(crate) fn host_dirs(&self) -> &[PathBuf] {
+        &self.config.host_dirs
+    }
+
     /// What steps' file systems are made of.
     pub(super) fn ground<'a>(&'a self, store: &'a Arc<Store>, zygote: &'a Arc<Zygote>) -> Ground<'a> {
         Ground {

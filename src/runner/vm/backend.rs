@@ -96,6 +96,12 @@ pub trait VmBackend: Send + Sync + fmt::Debug + 'static {
         async { Probe::Usable { note: None } }
     }
 
+    /// Directories of this machine that its machines show at the same place, so that whoever looks at what a step left
+    /// finds them, too.
+    fn host_dirs(&self) -> &[PathBuf] {
+        &[]
+    }
+
     /// What the backend promises, beside `workspace`, `snapshots` and `layers`, which the runner makes of its methods. Where it holds
     /// no [`Limits`], neither memory nor network, steps that ask for some are refused.
     fn capabilities(&self) -> RunnerCapabilities {

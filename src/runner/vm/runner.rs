@@ -13,7 +13,7 @@ use crate::{
         ArgsSchema, CacheIdentity, ExecutorInput, Limits, Probe, RunnerCapabilities, RunnerError, SnapshotRef,
         StepContext, StepResult, StepRunner, left,
     },
-    store::{FrozenSource, SourceId, Store, StoreError, StoreHandle},
+    store::{FrozenSource, SourceId, Store, StoreError, StoreHandle, Surroundings},
 };
 
 /// Runs each step in a machine of its own, which a [`VmBackend`] makes.
@@ -127,11 +127,12 @@ impl<B: VmBackend> StepRunner for VmRunner<B> {
             prepared = Box::pin(self.prepare(ctx, &input, &limits)) => prepared?,
         };
         let ended = run(&vm, ctx, &input).await;
+        let surroundings = || Surroundings { host_dirs: self.backend.host_dirs().to_vec(), ..input.surroundings() };
         let committed_snapshot = match &ended {
             Ok(0) if input.cache_lookup.commits() => {
                 if B::LAYERS && (ctx.snapshot_travels || vm.wants_commit()) {
                     let snapshot = Box::pin(vm.commit(&store)).await?;
-                    store.describe(&snapshot, Arc::new(input.surroundings()));
+                    store.describe(&snapshot, Arc::new(surroundings()));
                     if ctx.keep {
                         left::keep_passed(snapshot.clone(), &store, &input).await;
                     }
@@ -143,7 +144,7 @@ impl<B: VmBackend> StepRunner for VmRunner<B> {
             ended => {
                 if B::LAYERS && (self.keep_failed || ctx.keep) && left::is_worth_keeping(ended) {
                     let committed = Box::pin(vm.commit(&store)).await;
-                    left::keep_failed(committed, &store, &input, input.surroundings()).await;
+                    left::keep_failed(committed, &store, &input, surroundings()).await;
                 } else {
                     vm.destroy().await;
                 }

@@ -69,12 +69,17 @@ fn a_step_that_hangs_is_ended_with_its_machine_when_its_time_is_up() {
 #[test]
 fn a_failed_step_s_files_are_kept() {
     let Some(bench) = Bench::new() else { return };
-    let project = project(&bench, "mkdir -m 700 sub; echo broken > sub/report; rm source.txt; exit 3");
+    let tools = tempfile::tempdir().unwrap();
+    let tool = tools.path().join("tool");
+    fs::write(&tool, "of the machine\n").unwrap();
+    let cmd = format!("mkdir -m 700 sub; cat {} > sub/report; rm source.txt; exit 3", tool.display());
+    let project = project(&bench, &cmd);
     project.file("source.txt", "source\n");
-    Ended::of(&mut run(&project)).expect(1);
+    Ended::of(run(&project).arg("--host-dir").arg(tools.path())).expect(1);
     assert_eq!(machines(&project), 0);
-    let script = "pwd; ls; cat sub/report; stat -c %a sub";
-    assert_eq!(shell(&project, &["step"], script).expect(0).stdout, "/workspace\nconfig\nsub\nbroken\n700\n");
+    let script = format!("pwd; ls; cat sub/report; stat -c %a sub; cat {}", tool.display());
+    let expected = "/workspace\nconfig\nsub\nof the machine\n700\nof the machine\n";
+    assert_eq!(shell(&project, &["step"], &script).expect(0).stdout, expected);
 }
 
 #[test]
