@@ -160,18 +160,13 @@ impl Reader<'_> {
             let Some(mut file) = open(path)? else { return Ok(None) };
             let before = status(&file, path)?;
             let mut hasher = blake3::Hasher::new();
-            let mut size_bytes = 0;
-            loop {
-                let length = file.read(buffer).map_err(unreadable)?;
-                if length == 0 {
-                    break;
-                }
-                self.check()?;
-                hasher.update(&buffer[..length]);
-                size_bytes += length as u64;
-            }
+            let hash = |bytes: &[u8]| {
+                hasher.update(bytes);
+                self.check()
+            };
+            let whole = read_whole(&mut file, before.size_bytes, buffer, unreadable, hash)?;
             let after = status(&file, path)?;
-            if before == after && size_bytes == after.size_bytes {
+            if whole && before == after {
                 return Ok(Some((after, Content::Hash(*hasher.finalize().as_bytes()))));
             }
         }
@@ -196,22 +191,22 @@ impl Reader<'_> {
             .doing("make", target)?;
         let mut hasher = blake3::Hasher::new();
         let shared = size_bytes >= CHUNK_BYTES as u64 && tree::reflink(&source, &copy);
-        loop {
-            let length = if shared {
-                copy.read(buffer).doing("read", target)?
-            } else {
-                source.read(buffer).map_err(|source| StoreError::Unreadable { path: path.clone(), source })?
-            };
-            if length == 0 {
-                break;
-            }
-            self.check()?;
-            hasher.update(&buffer[..length]);
-            if !shared {
-                copy.write_all(&buffer[..length]).doing("write", target)?;
-            }
-        }
-        if hasher.finalize().as_bytes() != hash {
+        let whole = if shared {
+            // Read back, because it is the copy that counts.
+            let unreadable = |error| StoreError::io("read", target, error);
+            read_whole(&mut copy, size_bytes, buffer, unreadable, |bytes| {
+                hasher.update(bytes);
+                self.check()
+            })?
+        } else {
+            let unreadable = |source| StoreError::Unreadable { path: path.clone(), source };
+            read_whole(&mut source, size_bytes, buffer, unreadable, |bytes| {
+                hasher.update(bytes);
+                copy.write_all(bytes).doing("write", target)?;
+                self.check()
+            })?
+        };
+        if !whole || hasher.finalize().as_bytes() != hash {
             return Err(changed(&path));
         }
         copy.set_permissions(fs::Permissions::from_mode(entry.mode)).doing("set the mode of", target)?;
@@ -220,6 +215,26 @@ impl Reader<'_> {
 
     pub(super) fn check(&self) -> Result<(), StoreError> {
         if self.abandoned.load(Ordering::Relaxed) { Err(StoreError::Abandoned) } else { Ok(()) }
+    }
+}
+
+/// Hands on what a file has that should be `size_bytes` long, and tells whether it is. One that grows is not read on: it
+/// may do so for as long as it is read.
+fn read_whole(
+    file: &mut impl Read,
+    size_bytes: u64,
+    buffer: &mut [u8],
+    unreadable: impl Fn(io::Error) -> StoreError,
+    mut each: impl FnMut(&[u8]) -> Result<(), StoreError>,
+) -> Result<bool, StoreError> {
+    let mut read_bytes = 0;
+    loop {
+        let length = file.read(buffer).map_err(&unreadable)?;
+        read_bytes += length as u64;
+        if length == 0 || read_bytes > size_bytes {
+            return Ok(read_bytes == size_bytes);
+        }
+        each(&buffer[..length])?;
     }
 }
 
@@ -284,4 +299,29 @@ fn status(file: &File, path: &Path) -> Result<Status, StoreError> {
     let unreadable = |error: Errno| StoreError::Unreadable { path: path.into(), source: error.into() };
     let status = Status::of(&rustix::fs::fstat(file).map_err(unreadable)?);
     status.filter(|it| it.kind == FileKind::File).ok_or_else(|| changed(path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_grows_is_not_read_to_its_end() {
+        let mut buffer = [0; 16];
+        let mut read = |file: &mut dyn Read, size_bytes| {
+            let mut seen = Vec::new();
+            let each = |bytes: &[u8]| {
+                seen.extend_from_slice(bytes);
+                Ok(())
+            };
+            let unreadable = |source| StoreError::Unreadable { path: "f".into(), source };
+            let whole = read_whole(&mut { file }, size_bytes, &mut buffer, unreadable, each).unwrap();
+            (whole, seen.len())
+        };
+        assert_eq!(read(&mut &[7; 40][..], 40), (true, 40));
+        assert_eq!(read(&mut &[][..], 0), (true, 0));
+        assert_eq!(read(&mut &[7; 40][..], 41), (false, 40));
+        assert_eq!(read(&mut &[7; 40][..], 39), (false, 32));
+        assert_eq!(read(&mut io::repeat(7), 40), (false, 32));
+    }
 }
