@@ -9,4 +9,4 @@ pub(crate) mod fixture;
 mod registry;
 #[cfg(feature = "registry")]
 pub(crate) mod server;
-mod subordinate;
+pub(crate) mod subordinate;

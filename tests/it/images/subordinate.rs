@@ -1,4 +1,4 @@
-//! The same with a range of subordinate ids, where layers are unpacked and packed in the steps' user namespace.
+//! The same with a range of subordinate ids, where layers are unpacked, packed and put together in the steps' user namespace.
 
 use std::{
     fs,
@@ -12,14 +12,14 @@ use super::super::{
 };
 
 /// Set where steps have such a range.
-pub(super) const RANGE: &str = "HM_TEST_RANGE";
+pub(crate) const RANGE: &str = "HM_TEST_RANGE";
 
 /// Any id that owns nothing here, and ids that nobody has.
 const ORDINARY: u32 = 1000;
 const IDS: &str = "1000:2000000:65536\n";
 
 #[test]
-fn images_have_owners_where_the_user_has_subordinate_ids() {
+fn images_and_overlays_have_owners_where_the_user_has_subordinate_ids() {
     if !is_root() {
         return;
     }
@@ -42,9 +42,11 @@ fn images_have_owners_where_the_user_has_subordinate_ids() {
     }
     fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
     fs::write(path("ids"), IDS).unwrap();
-    // The machine's own files stay as they are: these lie over them for this process alone.
-    let script = "mount --bind \"$1/ids\" /etc/subuid && mount --bind \"$1/ids\" /etc/subgid && \
-                  exec setpriv --reuid 1000 --regid 1000 --clear-groups \"$1/suite\" images::archives images::export";
+    // The machine's own files stay as they are: a copy lies over them for this process alone. Not over the two files, for
+    // nobody but root can make an overlay of a directory on whose files something is mounted.
+    let script = "cp -a /etc \"$1/etc\" && cp \"$1/ids\" \"$1/etc/subuid\" && cp \"$1/ids\" \"$1/etc/subgid\" && \
+                  mount --bind \"$1/etc\" /etc && exec setpriv --reuid 1000 --regid 1000 --clear-groups \
+                  \"$1/suite\" images::archives images::export sandbox::overlays";
     let output = Command::new("unshare")
         .args(["--mount", "--propagation", "private", "sh", "-c", script, "sh"])
         .arg(dir.path())
