@@ -64,7 +64,7 @@ pub enum Request {
     Tree,
 }
 
-/// File operations on trees whose owners exist only in the step's user namespace.
+/// Operations on file trees whose owners, or mounts, exist only in the zygote's namespaces.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum TreeOp {
     /// Removes a tree.

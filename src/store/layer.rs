@@ -78,7 +78,7 @@ impl Staging {
         self.dir.join("root")
     }
 
-    /// An empty directory on the same filesystem, for overlayfs' own needs. Several mounts want one each, below it.
+    /// An empty directory on the same filesystem, for overlayfs' own needs.
     #[must_use]
     pub fn work(&self) -> &Path {
         &self.work
@@ -104,7 +104,7 @@ impl Staging {
             let model = lowers.iter().find_map(|lower| fs::symlink_metadata(lower.join(&relative)).ok());
             let model = model.filter(fs::Metadata::is_dir);
             imitate(&made, model.as_ref()).doing("set the attributes of", &made)?;
-            let attributes = attributes(&made).doing("read", &made)?;
+            let attributes = attributes(&fs::symlink_metadata(&made).doing("read", &made)?);
             premade.push(Premade { path: relative.clone(), attributes });
         }
         Ok(upper.join(relative))
@@ -121,7 +121,7 @@ impl Staging {
         let premade = self.premade.lock().unwrap_or_else(PoisonError::into_inner);
         for made in premade.iter().rev() {
             let path = upper.join(&made.path);
-            let is_as_made = attributes(&path).is_ok_and(|found| found == made.attributes);
+            let is_as_made = fs::symlink_metadata(&path).is_ok_and(|found| attributes(&found) == made.attributes);
             if is_as_made && !is_marked(&path) {
                 // Fails where it is not empty, which is just what is to be found out.
                 let _ = fs::remove_dir(&path);
@@ -131,12 +131,7 @@ impl Staging {
         if metadata.mode() & 0o7777 != ROOT_MODE || is_marked(&upper) {
             return Ok(false);
         }
-        match fs::read_dir(&upper) {
-            Ok(mut entries) => Ok(entries.next().is_none()),
-            // The step gave it to somebody else.
-            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(false),
-            Err(error) => Err(StoreError::io("list", upper, error)),
-        }
+        is_empty(&upper)
     }
 }
 
@@ -148,9 +143,19 @@ impl Drop for Staging {
     }
 }
 
-fn attributes(path: &Path) -> io::Result<(u32, u32, u32)> {
-    let metadata = fs::symlink_metadata(path)?;
-    Ok((metadata.mode(), metadata.uid(), metadata.gid()))
+/// Mode, owner and group.
+pub(super) fn attributes(metadata: &fs::Metadata) -> (u32, u32, u32) {
+    (metadata.mode(), metadata.uid(), metadata.gid())
+}
+
+/// Whether a directory that a step wrote to has nothing in it.
+pub(super) fn is_empty(dir: &Path) -> Result<bool, StoreError> {
+    match fs::read_dir(dir) {
+        Ok(mut entries) => Ok(entries.next().is_none()),
+        // The step gave it to somebody else, and had a reason.
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(false),
+        Err(error) => Err(StoreError::io("list", dir, error)),
+    }
 }
 
 /// Whether a directory has extended attributes that a step set, or that change what it shows.

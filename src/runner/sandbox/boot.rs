@@ -2,17 +2,13 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    ffi::CString,
-    fs::DirBuilder,
-    os::unix::{ffi::OsStrExt, fs::DirBuilderExt},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
 };
 
 use super::{
     jail::{self, Bind, MountApi, Overlay},
-    overlays::{self, BuildOverlays, HostOverlay, HostOverlaySpec, Overlays},
-    runner::id_map_of,
+    overlays::{self, BuildOverlays, HostOverlay, HostOverlaySpec, Overlays, c_path, overlay},
     zygote::Zygote,
 };
 use crate::{
@@ -112,7 +108,7 @@ impl Ground<'_> {
             (None, Some(image)) => {
                 let notes = StepNotes { bus: &ctx.event_bus, step_id: input.step_id };
                 // Boxed, because most steps have a parent and need no room for it.
-                Box::pin(self.images.fetch(self.store, image, self.id_map(), &notes)).await.map_err(no_image)?
+                Box::pin(self.images.fetch(self.store, image, self.zygote.id_map(), &notes)).await.map_err(no_image)?
             }
             (None, None) => Base::Host,
         };
@@ -137,12 +133,8 @@ impl Ground<'_> {
         let shown = overlays.iter().map(HostOverlay::bind).collect::<Result<Vec<_>, _>>()?;
         // Directories of the machine may lie below them.
         binds.splice(0..0, shown);
-        let (source, id_map) = (source.id.clone(), self.id_map());
+        let (source, id_map) = (source.id.clone(), self.zygote.id_map());
         Ok(Boot { root, binds, staging, env, parent, base, source, delta, id_map, overlays, build })
-    }
-
-    fn id_map(&self) -> IdMap {
-        id_map_of(self.zygote.user_namespace())
     }
 
     fn plan(
@@ -152,7 +144,7 @@ impl Ground<'_> {
         base: &Base,
         has_secrets: bool,
     ) -> Result<Plan, RunnerError> {
-        let id_map = self.id_map();
+        let id_map = self.zygote.id_map();
         if let Some(parent) = parent
             && parent.id_map != id_map
         {
@@ -180,7 +172,6 @@ impl Ground<'_> {
         lowers.extend_from_slice(&source.roots);
 
         let staging = self.store.stage().map_err(failed("make the step's layer"))?;
-        let mut works = Works::new(&staging);
         let (mut host, mut binds, mut env) = (Vec::new(), Vec::new(), BTreeMap::new());
         match base {
             Base::Host => {
@@ -232,7 +223,7 @@ impl Ground<'_> {
         if has_secrets && !lowers.iter().any(|lower| lower.join("run").is_symlink()) {
             staging.premake(Path::new(SECRETS), &lowers).map_err(failed("make the step's layer"))?;
         }
-        let root = overlay(&lowers, &staging.upper(), &mut works)?;
+        let root = overlay(&lowers, &staging.upper(), staging.work())?;
         Ok(Plan { root, binds, staging, env, delta, host })
     }
 }
@@ -265,38 +256,6 @@ impl Boot {
     pub(super) fn merges(&self) -> bool {
         self.parent.as_ref().is_some_and(|parent| parent.layers.len() + 2 > MAX_LAYERS)
     }
-}
-
-/// The work directories of a step's overlays: one each.
-pub(super) struct Works {
-    dir: PathBuf,
-    next: u32,
-}
-
-impl Works {
-    pub(super) fn new(staging: &Staging) -> Self {
-        Self { dir: staging.work().to_owned(), next: 0 }
-    }
-
-    fn next(&mut self) -> Result<PathBuf, RunnerError> {
-        let dir = self.dir.join(self.next.to_string());
-        self.next += 1;
-        DirBuilder::new()
-            .mode(0o700)
-            .create(&dir)
-            .map_err(|error| RunnerError::infrastructure("make a work directory", error))?;
-        Ok(dir)
-    }
-}
-
-pub(super) fn overlay(lowers: &[PathBuf], upper: &Path, works: &mut Works) -> Result<Overlay, RunnerError> {
-    let lowers = lowers.iter().map(|lower| c_path(lower)).collect::<Result<_, _>>()?;
-    Ok(Overlay { lowers, upper: c_path(upper)?, work: c_path(&works.next()?)? })
-}
-
-pub(super) fn c_path(path: &Path) -> Result<CString, RunnerError> {
-    CString::new(path.as_os_str().as_bytes())
-        .map_err(|_| RunnerError::unsupported(format!("the path {} has a zero byte in it", path.display())))
 }
 
 pub(super) fn failed(doing: &'static str) -> impl FnOnce(StoreError) -> RunnerError {

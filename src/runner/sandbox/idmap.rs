@@ -8,6 +8,18 @@ use std::{
 
 use rustix::process::{getegid, geteuid};
 
+use super::jail::UserNamespace;
+use crate::store::IdMap;
+
+/// How the owners of a layer are to be understood that is written by a step in this user namespace.
+pub(super) fn id_map_of(user_namespace: UserNamespace) -> IdMap {
+    match user_namespace {
+        UserNamespace::None => IdMap::Root,
+        UserNamespace::Range => IdMap::Range,
+        UserNamespace::Single => IdMap::Single,
+    }
+}
+
 /// A user's subordinate user and group ids. Inside of steps the user is 0, and these are 1 and up.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct IdRanges {

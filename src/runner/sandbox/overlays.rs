@@ -7,6 +7,7 @@
 use std::{
     collections::{HashMap, hash_map::Entry},
     ffi::CString,
+    os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
 };
@@ -15,7 +16,6 @@ use uuid::Uuid;
 
 use super::{
     attempt::setup_error,
-    boot::{c_path, failed},
     jail::{Bind, MountApi, MountedOverlay, Overlay, UserNamespace},
     zygote::Zygote,
 };
@@ -112,15 +112,10 @@ impl HostOverlay {
     }
 
     fn mounted(&self, user_namespace: UserNamespace) -> Result<MountedOverlay, RunnerError> {
-        let (upper, work) = (c_path(&self.dir.upper())?, c_path(&self.dir.work())?);
-        let lowers: Vec<CString> = self.spec.lowers.iter().map(|lower| c_path(lower)).collect::<Result<_, _>>()?;
         // What looks like the machine's own directories belongs to root, or to whoever is root in the step.
         let takes_owner = self.spec.layers > 0 && user_namespace == UserNamespace::Range;
-        Ok(MountedOverlay {
-            overlay: Overlay { lowers, upper, work },
-            on: c_path(&self.dir.mountpoint())?,
-            takes_owner,
-        })
+        let overlay = overlay(&self.spec.lowers, &self.dir.upper(), &self.dir.work())?;
+        Ok(MountedOverlay { overlay, on: c_path(&self.dir.mountpoint())?, takes_owner })
     }
 }
 
@@ -135,6 +130,7 @@ pub(super) async fn obtain(
     zygote: &Arc<Zygote>,
     mount_api: MountApi,
 ) -> Result<Vec<HostOverlay>, RunnerError> {
+    let unmade = |error: StoreError| RunnerError::infrastructure("make the step's layer", error);
     let (mut overlays, mut wanted) = (Vec::with_capacity(specs.len()), Vec::new());
     for spec in specs {
         if let Some(overlay) = build.and_then(|build| build.take(&spec, zygote)) {
@@ -143,7 +139,7 @@ pub(super) async fn obtain(
         }
         let machine = Path::new("/").join(&spec.path);
         let models: Vec<PathBuf> = spec.lowers[..spec.layers].iter().cloned().chain([machine]).collect();
-        let dir = store.stage_dir(&models).map_err(failed("make the step's layer"))?;
+        let dir = store.stage_dir(&models).map_err(unmade)?;
         let overlay = HostOverlay { spec, dir, zygote: Arc::downgrade(zygote) };
         wanted.push((overlays.len(), overlay.mounted(zygote.user_namespace())?));
         overlays.push(overlay);
@@ -158,7 +154,7 @@ pub(super) async fn obtain(
         let asked = zygote.mount(mounts, mount_api);
         asked.map_err(|error| RunnerError::infrastructure("ask the sandbox's helper", error))?.map_err(setup_error)?;
         for index in new {
-            overlays[index].dir.ready().map_err(failed("make the step's layer"))?;
+            overlays[index].dir.ready().map_err(unmade)?;
         }
         Ok(overlays)
     });
@@ -194,4 +190,15 @@ pub(super) fn give_back(mut overlays: Vec<HostOverlay>, build: &BuildOverlays) {
     // What can't be looked at can't be trusted, either.
     overlays.retain(|overlay| matches!(overlay.dir.touched(), Ok(Touched::No)));
     build.put_back(overlays);
+}
+
+/// An overlay of directories, topmost first.
+pub(super) fn overlay(lowers: &[PathBuf], upper: &Path, work: &Path) -> Result<Overlay, RunnerError> {
+    let lowers = lowers.iter().map(|lower| c_path(lower)).collect::<Result<_, _>>()?;
+    Ok(Overlay { lowers, upper: c_path(upper)?, work: c_path(work)? })
+}
+
+pub(super) fn c_path(path: &Path) -> Result<CString, RunnerError> {
+    CString::new(path.as_os_str().as_bytes())
+        .map_err(|_| RunnerError::unsupported(format!("the path {} has a zero byte in it", path.display())))
 }

@@ -19,7 +19,7 @@ use super::{
     boot::{Boot, Ground, LayerDirs},
     cgroup::Limited,
     checks, helper,
-    idmap::IdRanges,
+    idmap::{IdRanges, id_map_of},
     jail::{DEFAULT_ENV, JailSpec, MountApi, Place, Root, SecretFile, UserNamespace, may_mount},
     namespace_ops::NamespaceOps,
     overlays::Overlays,
@@ -184,7 +184,7 @@ impl SandboxRunner {
     #[cfg(any(feature = "cloud", feature = "docker"))]
     pub(crate) async fn prepare_trees(&self, store: &Arc<Store>) -> Result<IdMap, RunnerError> {
         match self.predicted_id_map().await {
-            IdMap::Range => Ok(id_map_of(self.zygote(store).await.map_err(unusable)?.user_namespace())),
+            IdMap::Range => Ok(self.zygote(store).await.map_err(unusable)?.id_map()),
             id_map => Ok(id_map),
         }
     }
@@ -436,14 +436,6 @@ fn start_zygote(config: &Config) -> Result<Zygote, StartError> {
             }
             started => started,
         },
-    }
-}
-
-pub(super) fn id_map_of(user_namespace: UserNamespace) -> IdMap {
-    match user_namespace {
-        UserNamespace::None => IdMap::Root,
-        UserNamespace::Range => IdMap::Range,
-        UserNamespace::Single => IdMap::Single,
     }
 }
 

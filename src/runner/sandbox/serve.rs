@@ -17,7 +17,7 @@ use super::{
     attempt::{self, End},
     boot::{Boot, failed},
     jail::{JailSpec, Place, Root},
-    runner::{SandboxRunner, c_string, commit, environment, id_map_of, unusable},
+    runner::{SandboxRunner, c_string, commit, environment, unusable},
 };
 use crate::{
     ir::Env,
@@ -101,8 +101,7 @@ impl SandboxRunner {
         let (parent, base) = match &ground.base {
             GroundBase::Snapshot { snapshot, .. } => (Some(Arc::clone(snapshot)), snapshot.base.clone()),
             GroundBase::Image(image) => {
-                let fetched =
-                    Box::pin(self.images.fetch(&ground.store, image, id_map_of(zygote.user_namespace()), &notes)).await;
+                let fetched = Box::pin(self.images.fetch(&ground.store, image, zygote.id_map(), &notes)).await;
                 (None, fetched.map_err(no_image)?)
             }
         };

@@ -9,9 +9,10 @@ use std::{
 
 use super::{
     attempt::{self, Control, End, OutputSink},
-    boot::{MOUNT_POINTS, Works, failed, overlay},
+    boot::{MOUNT_POINTS, failed},
     jail::{self, JailSpec, Place, Root},
-    runner::{SandboxRunner, c_string, environment, exit_code, id_map_of, unusable},
+    overlays::overlay,
+    runner::{SandboxRunner, c_string, environment, exit_code, unusable},
 };
 use crate::{
     ir::Env,
@@ -60,7 +61,7 @@ impl SandboxRunner {
     pub(crate) async fn ready(&self) -> Result<(Arc<Store>, IdMap), RunnerError> {
         let store = self.store().map_err(|error| RunnerError::infrastructure("open the store", error))?;
         let zygote = self.zygote(&store).await.map_err(unusable)?;
-        let id_map = id_map_of(zygote.user_namespace());
+        let id_map = zygote.id_map();
         Ok((store, id_map))
     }
 
@@ -79,7 +80,7 @@ impl SandboxRunner {
     ) -> Result<StackEnd, RunnerError> {
         let store = self.store().map_err(|error| RunnerError::infrastructure("open the store", error))?;
         let zygote = self.zygote(&store).await.map_err(unusable)?;
-        let ground = store.ground_layer(id_map_of(zygote.user_namespace())).map_err(failed("make the lowest layer"))?;
+        let ground = store.ground_layer(zygote.id_map()).map_err(failed("make the lowest layer"))?;
         let mut seen = BTreeSet::new();
         let ground = [store.layer_dir(&ground)];
         // An overlay takes no directory twice; what lies higher hides what lies lower.
@@ -90,7 +91,7 @@ impl SandboxRunner {
                 staging.premake(Path::new(name), &[]).map_err(failed("make the step's layer"))?;
             }
         }
-        let root = overlay(&lowers, &staging.upper(), &mut Works::new(&staging))?;
+        let root = overlay(&lowers, &staging.upper(), staging.work())?;
         let limited = self.hold(step.limits);
         let spec = JailSpec {
             user_namespace: zygote.user_namespace(),

@@ -17,9 +17,10 @@ use tokio::io::Interest;
 use super::{
     attempt,
     helper::NoHelper,
-    idmap::IdRanges,
+    idmap::{IdRanges, id_map_of},
     jail::{MARKER, MountApi, MountedOverlay, Report, Request, SetupError, TreeOp, UserNamespace, wire},
 };
+use crate::store::IdMap;
 
 /// A running zygote. Dropped, it ends, and every step of it.
 #[derive(Debug)]
@@ -100,6 +101,11 @@ impl Zygote {
     /// How ids are mapped in its steps.
     pub(super) fn user_namespace(&self) -> UserNamespace {
         self.user_namespace
+    }
+
+    /// The same for the store.
+    pub(super) fn id_map(&self) -> IdMap {
+        id_map_of(self.user_namespace)
     }
 
     /// Sends a request. Waits only where hundreds are under way.
