@@ -1,4 +1,5 @@
-//! The same with a range of subordinate ids, where layers are unpacked, packed and put together in the steps' user namespace.
+//! The same with a range of subordinate ids, where layers are unpacked, packed and put together in the steps' user
+//! namespace.
 
 use std::{
     fs,
@@ -42,8 +43,8 @@ fn images_and_overlays_have_owners_where_the_user_has_subordinate_ids() {
     }
     fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
     fs::write(path("ids"), IDS).unwrap();
-    // The machine's own files stay as they are: a copy lies over them for this process alone. Not over the two files, for
-    // nobody but root can make an overlay of a directory on whose files something is mounted.
+    // The machine's own files stay as they are: a copy lies over them for this process alone. Not over the two files,
+    // for nobody but root can make an overlay of a directory on whose files something is mounted.
     let script = "cp -a /etc \"$1/etc\" && cp \"$1/ids\" \"$1/etc/subuid\" && cp \"$1/ids\" \"$1/etc/subgid\" && \
                   mount --bind \"$1/etc\" /etc && exec setpriv --reuid 1000 --regid 1000 --clear-groups \
                   \"$1/suite\" images::archives images::export sandbox::overlays";
