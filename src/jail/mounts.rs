@@ -190,7 +190,13 @@ fn overlay_by_fsopen(it: &Overlay, user_namespace: UserNamespace) -> Result<Owne
         })
         .and_then(|()| fsconfig_create(&fs))
         .and_then(|()| fsmount(&fs, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::MOUNT_ATTR_NODEV));
-    configured.map_err(|errno| refused(&fs, &format!("mount the overlay over {}", it.upper.to_string_lossy()), errno))
+    configured.map_err(|errno| refused(&fs, &mounting(it), errno))
+}
+
+/// What is being mounted, by the directory that people know: the lowest.
+fn mounting(it: &Overlay) -> String {
+    let lowest = it.lowers.last().map_or_else(String::new, |lowest| lowest.to_string_lossy().into_owned());
+    format!("mount the overlay of {lowest} over {}", it.upper.to_string_lossy())
 }
 
 /// The kernel's own words about a refusal lie in the context's log.
@@ -206,7 +212,7 @@ fn refused(fs: &OwnedFd, doing: &str, errno: Errno) -> SetupError {
 }
 
 fn overlay_by_mount(it: &Overlay, user_namespace: UserNamespace, mountpoint: &CStr) -> Result<OwnedFd, SetupError> {
-    let doing = || format!("mount the overlay over {}", it.upper.to_string_lossy());
+    let doing = || mounting(it);
     // From /proc/self/fd a layer's name is a number: no escapes, and 500 of them fit a page.
     let lowers = it.lowers.iter().map(|path| open_dir(path)).collect::<Result<Vec<_>, _>>()?;
     let (upper, work) = (open_dir(&it.upper)?, open_dir(&it.work)?);
