@@ -4,9 +4,12 @@
 //! published `hm-pipeline-ir` 0.0.9: what it writes decodes here and the other way round. Strings and maps that every
 //! attempt needs sit behind an [`Arc`], so that handing a step to a runner copies no text.
 
-use std::{collections::BTreeMap, num::NonZeroU32, sync::Arc};
+use std::{collections::BTreeMap, fmt, num::NonZeroU32, sync::Arc};
 
-use serde::{Deserialize, Serialize};
+use serde::{
+    Deserialize, Deserializer, Serialize,
+    de::{Error, MapAccess, SeqAccess, Visitor, value::MapAccessDeserializer},
+};
 
 /// A step's environment: names to values, in byte order of the names.
 pub type Env = BTreeMap<String, String>;
@@ -42,17 +45,51 @@ pub struct CommandStep {
 }
 
 /// A step's cache policy. The DSL has resolved it into `key` by the time the IR is written.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(expecting = "an object with `policy`")]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Cache {
     /// `none`, `forever`, `ttl`, `on_change` or `compose`.
     pub policy: Arc<str>,
     /// The resolved key, a hex SHA-256 over whatever the policy looks at.
-    #[serde(default)]
     pub key: Option<Arc<str>>,
     /// The policy's own parameters (`env_keys`, `paths`, `duration_seconds`, ...), kept as they came.
     #[serde(flatten)]
     pub parameters: BTreeMap<String, serde_json::Value>,
+}
+
+/// An object, or what the published crate takes for one, too: an array of the policy and the key.
+impl<'de> Deserialize<'de> for Cache {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(CacheVisitor)
+    }
+}
+
+struct CacheVisitor;
+
+impl<'de> Visitor<'de> for CacheVisitor {
+    type Value = Cache;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object with `policy`")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Cache, A::Error> {
+        #[derive(Deserialize)]
+        struct Fields {
+            policy: Arc<str>,
+            #[serde(default)]
+            key: Option<Arc<str>>,
+            #[serde(flatten)]
+            parameters: BTreeMap<String, serde_json::Value>,
+        }
+        let Fields { policy, key, parameters } = Fields::deserialize(MapAccessDeserializer::new(map))?;
+        Ok(Cache { policy, key, parameters })
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Cache, A::Error> {
+        let policy = seq.next_element()?.ok_or_else(|| A::Error::invalid_length(0, &self))?;
+        let key = seq.next_element()?.flatten();
+        Ok(Cache { policy, key, parameters: BTreeMap::new() })
+    }
 }
 
 /// How a child depends on its parent.

@@ -139,3 +139,14 @@ proptest! {
         input_oracle::check(value.to_string().as_bytes());
     }
 }
+
+#[test]
+fn a_cache_policy_as_an_array_is_read_by_both_or_by_none() {
+    for cache in
+        [json!([]), json!([""]), json!(["ttl", "key"]), json!(["ttl", null]), json!(["ttl", "key", 1]), json!([1])]
+    {
+        let mut value = input(&json!({ "kind": "miss_build_as", "tag": "hm1:2" }), &json!("hm1:0"));
+        value["step"]["cache"] = cache;
+        input_oracle::check(value.to_string().as_bytes());
+    }
+}
