@@ -35,6 +35,8 @@ pub mod jail;
 pub mod outcome;
 #[cfg(feature = "engine")]
 pub mod plan;
+#[cfg(feature = "engine")]
+pub mod project;
 #[cfg(feature = "cloud")]
 pub mod remote;
 #[cfg(feature = "engine")]

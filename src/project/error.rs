@@ -1,0 +1,106 @@
+//! Why a file of a project is not read.
+
+use std::{io, path::PathBuf};
+
+use rustix::{fs::FileType, io::Errno};
+
+/// What kind of trouble it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ProjectFileErrorKind {
+    /// There is no such file.
+    Missing,
+    /// The path leads out of the project.
+    Outside,
+    /// It is a directory, a FIFO, a device or a socket.
+    NotRegular,
+    /// It has more bytes than are read.
+    TooLarge,
+    /// It is not UTF-8.
+    NotText,
+    /// The system refuses to read it.
+    Unreadable,
+}
+
+/// Why a file of a project is not read. The text names the file and the remedy.
+#[derive(Debug, thiserror::Error)]
+#[error("{}: {reason}", path.display())]
+pub struct ProjectFileError {
+    path: PathBuf,
+    kind: ProjectFileErrorKind,
+    reason: String,
+    #[source]
+    source: Option<io::Error>,
+}
+
+impl ProjectFileError {
+    /// What kind of trouble it is.
+    #[must_use]
+    pub fn kind(&self) -> ProjectFileErrorKind {
+        self.kind
+    }
+
+    /// The file.
+    #[must_use]
+    pub fn path(&self) -> &std::path::Path {
+        &self.path
+    }
+
+    /// What is wrong and what to do, without the file's name.
+    #[must_use]
+    pub fn reason(&self) -> &str {
+        &self.reason
+    }
+
+    fn new(path: PathBuf, kind: ProjectFileErrorKind, reason: impl Into<String>) -> Self {
+        Self { path, kind, reason: reason.into(), source: None }
+    }
+
+    pub(super) fn outside(path: PathBuf) -> Self {
+        let reason = "it leads out of the project, which is not followed; put a copy of the file into the project";
+        Self::new(path, ProjectFileErrorKind::Outside, reason)
+    }
+
+    pub(super) fn not_regular(path: PathBuf, found: FileType) -> Self {
+        let what = match found {
+            FileType::Directory => "a directory",
+            FileType::Fifo => "a FIFO",
+            FileType::Socket => "a socket",
+            FileType::CharacterDevice | FileType::BlockDevice => "a device",
+            _ => "no regular file",
+        };
+        let reason = format!("it is {what}, and only regular files are read; replace it by one, or remove it");
+        Self::new(path, ProjectFileErrorKind::NotRegular, reason)
+    }
+
+    pub(super) fn too_large(path: PathBuf, limit: u64) -> Self {
+        let limit = if limit >= 1 << 20 { format!("{} MiB", limit >> 20) } else { format!("{limit} bytes") };
+        let reason = format!("it is larger than {limit}, the most that is read; make it smaller, or remove it");
+        Self::new(path, ProjectFileErrorKind::TooLarge, reason)
+    }
+
+    pub(super) fn not_text(path: PathBuf) -> Self {
+        Self::new(path, ProjectFileErrorKind::NotText, "it is not UTF-8; save it as UTF-8")
+    }
+
+    pub(super) fn of_errno(path: PathBuf, errno: Errno) -> Self {
+        match errno {
+            Errno::NOENT | Errno::NOTDIR => {
+                Self::new(path, ProjectFileErrorKind::Missing, "there is no such file or directory")
+            }
+            Errno::XDEV => Self::outside(path),
+            // Opening a socket, and a device without a driver.
+            Errno::NXIO | Errno::NODEV => Self::not_regular(path, FileType::Unknown),
+            Errno::LOOP => {
+                let reason = "it is a symbolic link that leads to itself; remove it";
+                Self::new(path, ProjectFileErrorKind::Outside, reason)
+            }
+            errno => Self::of_io(path, errno.into()),
+        }
+    }
+
+    pub(super) fn of_io(path: PathBuf, error: io::Error) -> Self {
+        let reason = "it can't be read; check its permissions";
+        Self { source: Some(error), ..Self::new(path, ProjectFileErrorKind::Unreadable, reason) }
+    }
+}
