@@ -150,9 +150,20 @@ fn attempt(job: &Job, port: &File) -> Outcome<Ended> {
     // What it wrote through memory maps goes to the host with this; the file systems below it are going, each by itself.
     rustix::fs::sync();
     unmount(ROOT, UnmountFlags::empty()).doing("hand over the step's files")?;
-    let events = fs::read_to_string(Path::new(GROUP).join("memory.events")).doing("look at the step's memory")?;
-    let kills = events.lines().filter_map(|line| line.strip_prefix("oom_kill ")?.parse::<u64>().ok()).sum::<u64>();
-    Ok(if kills > 0 && ended != Ended::Exited(0) { Ended::OutOfMemory } else { ended })
+    let has_counted = |file: &str, event: &str| -> Outcome<bool> {
+        let events = fs::read_to_string(Path::new(GROUP).join(file)).doing("look at the step's limits")?;
+        let counts = events.lines().filter_map(|line| line.strip_prefix(event)?.parse::<u64>().ok());
+        Ok(counts.sum::<u64>() > 0)
+    };
+    if ended != Ended::Exited(0) && has_counted("memory.events", "oom_kill ")? {
+        return Ok(Ended::OutOfMemory);
+    }
+    Ok(match ended {
+        Ended::Exited(code) if code != 0 && job.pids.is_some() && has_counted("pids.events", "max ")? => {
+            Ended::TooManyProcesses(code)
+        }
+        ended => ended,
+    })
 }
 
 /// Passes on what the command prints, and TERM from the host, until the job is gone with all its processes: it holds the

@@ -12,7 +12,7 @@ use super::{
     wire::{Ended, Job},
 };
 use crate::jail::{
-    self, Bounds, End, JailSpec, MountApi, Place, Root, SetupError, Solo,
+    self, Bounds, End, GroupView, JailSpec, MountApi, Place, Root, SetupError, Solo,
     guest_ops::{self as sys, Cloned},
 };
 
@@ -69,7 +69,9 @@ fn run(job: &Job) -> Result<Ended, SetupError> {
         binds: jail::resolver(&[PathBuf::from(ROOT)]).into_iter().collect(),
         secrets: Vec::new(),
         cgroups: vec![c_string(&format!("{GROUP}/cgroup.procs"))?],
+        group_views: vec![GroupView { dir: c_string(GROUP)?, name: CString::default() }],
         watch: None,
+        memory_bytes: Some(job.memory_bytes),
         workdir: job.workdir.clone(),
         argv: vec![c"/bin/sh".into(), c"-c".into(), job.script.clone()],
         pack: None,
@@ -81,6 +83,7 @@ fn run(job: &Job) -> Result<Ended, SetupError> {
     Ok(match solo.run(&spec, false, bounds)? {
         End::Exited { code } => Ended::Exited(code),
         End::OutOfMemory => Ended::OutOfMemory,
+        // Counted by the control group, and not by looking.
         End::TooManyProcesses | End::Killed | End::TimedOut | End::Terminated => Ended::Killed,
     })
 }

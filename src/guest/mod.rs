@@ -23,7 +23,7 @@ pub(crate) use wire::{MAX_FRAME_BYTES, encode};
 pub const MARKER: &str = "guest";
 
 /// The version of what host and guest tell each other, and of what the guest prepares.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// The name of the file system that the host serves.
 pub const FILES: &str = "hm";

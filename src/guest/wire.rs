@@ -71,6 +71,8 @@ pub enum Ended {
     OutOfMemory,
     /// It was killed with all that belongs to it.
     Killed,
+    /// By itself with this exit code, after it had reached its limit on processes.
+    TooManyProcesses(i32),
 }
 
 /// A value as a frame.

@@ -30,6 +30,9 @@ const COMMAND: CapabilitySet = CapabilitySet::AUDIT_WRITE
 /// Pid 1 forwards signals, also to processes that changed their user; nothing else.
 const INIT: CapabilitySet = CapabilitySet::KILL;
 
+/// Pid 1 that counts memory by looking reads which files the step's processes have open, whoever they belong to.
+const WATCHING_INIT: CapabilitySet = INIT.union(CapabilitySet::SYS_PTRACE).union(CapabilitySet::DAC_READ_SEARCH);
+
 /// Leaves the calling thread, which is about to run the command, with what a command may hold.
 pub(crate) fn limit_command() -> Result<(), SetupError> {
     let doing = || "drop capabilities".to_owned();
@@ -50,8 +53,8 @@ fn remove_unless_granted(capability: CapabilitySet) -> Result<(), Errno> {
 }
 
 /// Leaves pid 1 with what it needs.
-pub(crate) fn limit_init() -> Result<(), SetupError> {
-    set(INIT)
+pub(crate) fn limit_init(counts_memory: bool) -> Result<(), SetupError> {
+    set(if counts_memory { WATCHING_INIT } else { INIT })
 }
 
 fn set(held: CapabilitySet) -> Result<(), SetupError> {

@@ -21,10 +21,12 @@ use rustix::{
 use super::{
     JailSpec, SetupError, caps,
     error::Doing,
-    mounts,
-    spec::{FIRST_FD, Report, Watch},
+    groups, mounts,
+    spec::{FIRST_FD, Place, Report, UserNamespace, Watch},
     sys::{self, Cloned},
-    tree, watch, wire,
+    tree,
+    watch::Watcher,
+    wire,
     zygote::Prepared,
 };
 
@@ -106,7 +108,7 @@ fn run_step(fds: StepFds, isolate_network: bool, prepared: &Prepared) -> Result<
         Cloned::Parent { pid, .. } => pid,
     };
     drop((stdin, stdout, stderr, more, cgroups));
-    caps::limit_init()?;
+    caps::limit_init(spec.watch.is_some_and(|watch| watch.memory_bytes.is_some()))?;
     attend(command, &status, &children, &zygote, spec.watch);
     Ok(())
 }
@@ -129,6 +131,7 @@ fn open_cgroup(procs: &CStr) -> Result<OwnedFd, SetupError> {
 /// Waits for the end of the command, and reports it.
 fn attend(command: Pid, status: &OwnedFd, children: &OwnedFd, zygote: &OwnedFd, watch: Option<Watch>) {
     let timeout = watch.map(|_| WATCH_INTERVAL);
+    let mut watcher = watch.map(Watcher::new);
     loop {
         let mut fds = [status, children, zygote].map(|fd| PollFd::from_borrowed_fd(fd.as_fd(), PollFlags::IN));
         match poll(&mut fds, timeout.as_ref()) {
@@ -143,7 +146,7 @@ fn attend(command: Pid, status: &OwnedFd, children: &OwnedFd, zygote: &OwnedFd, 
             let _ = wire::send_value(status, &report, &[]);
             return;
         }
-        if let Some(report) = watch.and_then(watch::exceeded) {
+        if let Some(report) = watcher.as_mut().and_then(Watcher::exceeded) {
             let _ = wire::send_value(status, &report, &[]);
             return;
         }
@@ -178,6 +181,31 @@ fn reap(command: Pid, children: &OwnedFd) -> Option<Report> {
     None
 }
 
+/// Takes from this process what a command may not do.
+///
+/// The filters go in while the capability to install them is still held. The other way to be allowed to, `no_new_privs`,
+/// would make setuid programs and file capabilities do nothing, with which `su`, `sudo` and `ping` fail. No program can take
+/// a filter off again, and the bounding set caps what a program may gain: a step that runs a setuid program has at most what
+/// it started with.
+///
+/// Two kinds of commands gain nothing and keep the stricter rule. Where there is a single id, nobody else could use such a
+/// program, and the filters, which pretend that `capset` and `setuid` succeed, must come last. A command beside the step's
+/// files is a program of the machine.
+fn confine(spec: &JailSpec, prepared: &Prepared) -> Result<(), SetupError> {
+    let filter = || {
+        prepared
+            .filters(spec.user_namespace)
+            .try_for_each(|filter| sys::install_seccomp(filter).doing(|| "install the system call filter".into()))
+    };
+    if spec.place == Place::Root && spec.user_namespace != UserNamespace::Single {
+        filter()?;
+        return caps::limit_command();
+    }
+    caps::limit_command()?;
+    rustix::thread::set_no_new_privs(true).doing(|| "set no_new_privs".into())?;
+    filter()
+}
+
 /// Becomes the command. Returns only on failure.
 fn exec(
     spec: &JailSpec,
@@ -205,16 +233,15 @@ fn exec(
         rustix::process::ioctl_tiocsctty(stdin).doing(|| "take the terminal".into())?;
     }
     rustix::process::chdir(&*spec.workdir).doing(|| format!("enter {}", spec.workdir.to_string_lossy()))?;
-    caps::limit_command()?;
-    rustix::thread::set_no_new_privs(true).doing(|| "set no_new_privs".into())?;
     sys::reset_signals().doing(|| "reset signals".into())?;
     sys::close_on_exec_from(3).doing(|| "close the jail's descriptors".into())?;
     for (fd, target) in streams.more.iter().zip(FIRST_FD..) {
         sys::move_to(fd, target.cast_signed()).doing(|| "hand over descriptors".into())?;
     }
-    for filter in prepared.filters(spec.user_namespace) {
-        sys::install_seccomp(filter).doing(|| "install the system call filter".into())?;
+    if spec.place == Place::Root && spec.user_namespace != UserNamespace::Single {
+        groups::join_those_of_root()?;
     }
+    confine(spec, prepared)?;
     if let Some(path) = &spec.pack {
         let packed = tree::pack(path, &streams.stdout);
         return packed.and_then(|()| sys::exit(0));

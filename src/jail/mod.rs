@@ -12,11 +12,16 @@
 
 mod caps;
 mod error;
+mod groups;
 mod hint;
+mod hosts;
+mod identity;
 mod init;
+mod memory;
 mod mounts;
 mod resolver;
 mod seccomp;
+mod small;
 mod solo;
 mod spec;
 mod sys;
@@ -39,7 +44,7 @@ pub use resolver::resolver;
 pub(crate) use solo::may_mount;
 pub use solo::{Bounds, End, Solo};
 pub use spec::{
-    Bind, DEFAULT_ENV, FIRST_FD, JailSpec, MountApi, MountedOverlay, Overlay, Place, Report, Request, Root, SecretFile,
-    TreeOp, UserNamespace, Watch,
+    Bind, DEFAULT_ENV, FIRST_FD, GroupView, JailSpec, MountApi, MountedOverlay, Overlay, Place, Report, Request, Root,
+    SecretFile, TreeOp, UserNamespace, Watch,
 };
 pub use zygote::{MARKER, run_if_marked};

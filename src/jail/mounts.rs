@@ -21,7 +21,8 @@ use rustix::{
 use super::{
     JailSpec, SetupError,
     error::Doing,
-    spec::{Bind, MountApi, MountedOverlay, Overlay, Place, Root, SecretFile, UserNamespace},
+    identity,
+    spec::{Bind, GroupView, MountApi, MountedOverlay, Overlay, Place, Root, SecretFile, UserNamespace},
     sys,
 };
 
@@ -36,6 +37,9 @@ const OVERLAY_OPTIONS: [(&CStr, &CStr); 4] =
 /// Character devices of a step's `/dev`: name, major and minor number.
 const DEVICES: [(&CStr, u32, u32); 6] =
     [(c"null", 1, 3), (c"zero", 1, 5), (c"full", 1, 7), (c"random", 1, 8), (c"urandom", 1, 9), (c"tty", 5, 0)];
+
+/// What the jail itself keeps in the step's memory takes no more than this.
+const MIN_MEMORY_BYTES: u64 = 1 << 20;
 
 /// What a step must not read, though it is root in its namespaces: hidden under `/dev/null` or an empty directory.
 const HIDDEN: [&CStr; 11] = [
@@ -98,6 +102,7 @@ pub(super) fn enter(spec: &JailSpec, special: &SpecialPaths, proc: Proc) -> Resu
         Root::Dir(dir) => clone_tree(CWD, dir).doing(|| format!("mount {}", dir.to_string_lossy()))?,
     };
     let binds = spec.binds.iter().map(|it| Ok((&it.target, view(it)?))).collect::<Result<Vec<_>, _>>()?;
+    let groups = spec.group_views.iter().map(group).collect::<Result<Vec<_>, _>>()?;
 
     attach(&root, &spec.mountpoint)?;
     rustix::process::fchdir(&root).doing(|| "enter the new root".into())?;
@@ -116,8 +121,9 @@ pub(super) fn enter(spec: &JailSpec, special: &SpecialPaths, proc: Proc) -> Resu
         return rustix::process::chroot(c".").doing(|| "go back to the host's root".into());
     }
     attach(&proc_dir(&host, proc)?, c"/proc")?;
-    sys_dir(&host)?;
-    dev_dir(&host, spec.user_namespace)?;
+    let shows_groups = sys_dir(&host)?;
+    identity::show_limits(&groups, shows_groups)?;
+    dev_dir(&host, spec.user_namespace, spec.memory_bytes)?;
     if !spec.secrets.is_empty() {
         secrets_dir(&spec.secrets)?;
     }
@@ -242,6 +248,12 @@ fn open_dir(path: &CStr) -> Result<OwnedFd, SetupError> {
         .doing(|| format!("open {}", path.to_string_lossy()))
 }
 
+/// A control group, to be shown under a name.
+fn group(it: &GroupView) -> Result<(CString, OwnedFd), SetupError> {
+    let source = it.dir.clone();
+    Ok((it.name.clone(), view(&Bind { source, target: c"/".into(), writable: false })?))
+}
+
 /// A copy of a mount, with all that is mounted below it: a user namespace may not copy less.
 fn view(it: &Bind) -> Result<OwnedFd, SetupError> {
     clone_tree(CWD, &it.source)
@@ -249,12 +261,16 @@ fn view(it: &Bind) -> Result<OwnedFd, SetupError> {
         .doing(|| format!("show {} to the step", it.source.to_string_lossy()))
 }
 
-fn clone_tree(dir: impl AsFd, path: &CStr) -> Result<OwnedFd, Errno> {
+pub(super) fn clone_tree(dir: impl AsFd, path: &CStr) -> Result<OwnedFd, Errno> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_RECURSIVE;
     open_tree(dir, path, flags)
 }
 
-fn filesystem(kind: &CStr, options: &[(&CStr, &CStr)], attributes: MountAttrFlags) -> Result<OwnedFd, SetupError> {
+pub(super) fn filesystem(
+    kind: &CStr,
+    options: &[(&CStr, &CStr)],
+    attributes: MountAttrFlags,
+) -> Result<OwnedFd, SetupError> {
     let doing = || format!("mount a {}", kind.to_string_lossy());
     let fs = fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC).doing(doing)?;
     for (key, value) in options {
@@ -266,7 +282,7 @@ fn filesystem(kind: &CStr, options: &[(&CStr, &CStr)], attributes: MountAttrFlag
 }
 
 /// Attaches a mount. A mount point that no layer has is made, and so becomes part of the step's layer.
-fn attach(mount: &OwnedFd, target: &CStr) -> Result<(), SetupError> {
+pub(super) fn attach(mount: &OwnedFd, target: &CStr) -> Result<(), SetupError> {
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_SYMLINKS;
     let attached = match move_mount(mount, c"", CWD, target, flags) {
         Err(Errno::NOENT) => {
@@ -307,23 +323,37 @@ fn proc_dir(host: &OwnedFd, proc: Proc) -> Result<OwnedFd, SetupError> {
 }
 
 /// A new sysfs shows the devices of the network namespace, and only that namespace's owner may mount one. A container without
-/// one has steps without one.
-fn sys_dir(host: &OwnedFd) -> Result<(), SetupError> {
+/// one has steps without one. Returns whether it is the machine's, which shows the machine's control groups.
+fn sys_dir(host: &OwnedFd) -> Result<bool, SetupError> {
+    let mut shared = false;
     let sysfs = match filesystem(c"sysfs", &[], MountAttrFlags::MOUNT_ATTR_RDONLY | MountAttrFlags::MOUNT_ATTR_NODEV) {
         Err(error) if error.errno == Errno::PERM.raw_os_error() => match clone_tree(host, c"sys") {
-            Err(Errno::NOENT) => return Ok(()),
-            tree => tree
-                .and_then(|tree| sys::make_read_only(&tree).map(|()| tree))
-                .doing(|| "show /sys to the step".into())?,
+            Err(Errno::NOENT) => return Ok(false),
+            tree => {
+                shared = true;
+                tree.and_then(|tree| sys::make_read_only(&tree).map(|()| tree))
+                    .doing(|| "show /sys to the step".into())?
+            }
         },
         sysfs => sysfs?,
     };
-    attach(&sysfs, c"/sys")
+    attach(&sysfs, c"/sys").map(|()| shared)
 }
 
-fn dev_dir(host: &OwnedFd, user_namespace: UserNamespace) -> Result<(), SetupError> {
+/// A file system in memory that is not larger than the step's memory: what lies in it counts as that.
+fn memory(mode: &CStr, memory_bytes: Option<u64>, attributes: MountAttrFlags) -> Result<OwnedFd, SetupError> {
+    match memory_bytes {
+        None => filesystem(c"tmpfs", &[(c"mode", mode)], attributes),
+        Some(bytes) => {
+            let size = path(bytes.max(MIN_MEMORY_BYTES).to_string());
+            filesystem(c"tmpfs", &[(c"mode", mode), (c"size", &size)], attributes)
+        }
+    }
+}
+
+fn dev_dir(host: &OwnedFd, user_namespace: UserNamespace, memory_bytes: Option<u64>) -> Result<(), SetupError> {
     let doing = || "fill /dev".into();
-    let dev = filesystem(c"tmpfs", &[(c"mode", c"0755")], MountAttrFlags::empty())?;
+    let dev = memory(c"0755", memory_bytes, MountAttrFlags::empty())?;
     rustix::fs::mkdirat(&dev, c"pts", Mode::from_raw_mode(0o755)).doing(doing)?;
     // Of the tmpfs itself: programs want a tmpfs at /dev/shm, not one of its own.
     rustix::fs::mkdirat(&dev, c"shm", Mode::from_raw_mode(0o1777)).doing(doing)?;
@@ -353,6 +383,7 @@ fn dev_dir(host: &OwnedFd, user_namespace: UserNamespace) -> Result<(), SetupErr
             attach(&tree, &path(format!("/dev/{name}")))?;
         }
     }
+    identity::name_the_host(c"/dev/pts")?;
     let terminals: &[_] = match user_namespace {
         UserNamespace::Single => &[(c"ptmxmode", c"0666"), (c"mode", c"0620")],
         UserNamespace::None | UserNamespace::Range => &[(c"ptmxmode", c"0666"), (c"mode", c"0620"), (c"gid", c"5")],

@@ -10,7 +10,7 @@ use super::SetupError;
 use crate::tree::{UnpackError, UnpackLimits, Unpacked};
 
 /// The version of every type in this file. Raised with any change to one of them.
-pub(crate) const SPEC_VERSION: u32 = 6;
+pub(crate) const SPEC_VERSION: u32 = 7;
 
 /// How ids inside the step relate to ids outside.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -214,9 +214,20 @@ pub struct Watch {
     pub pids: Option<u64>,
 }
 
-/// What a command's environment has unless somebody says otherwise: where programs are looked for, and root's home.
-pub const DEFAULT_ENV: [(&str, &str); 2] =
-    [("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"), ("HOME", "/root")];
+/// A control group of the step, as the step sees it: read-only.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GroupView {
+    /// Its directory on the host.
+    pub dir: CString,
+    /// The name of its hierarchy below `/sys/fs/cgroup`. Empty: that directory itself, as with version 2.
+    pub name: CString,
+}
+
+/// What a command's environment has unless the image or the step sets it: where programs are looked for, root's home, and
+/// the mark that programs look for to learn that they run in a container. The same for every step, so that no cache key has
+/// it.
+pub const DEFAULT_ENV: [(&str, &str); 3] =
+    [("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"), ("HOME", "/root"), ("container", "hm")];
 
 /// Everything about one step's jail.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -237,8 +248,12 @@ pub struct JailSpec {
     pub secrets: Vec<SecretFile>,
     /// `cgroup.procs` files that the command enters before it runs.
     pub cgroups: Vec<CString>,
+    /// The control groups that it enters, as it sees them.
+    pub group_views: Vec<GroupView>,
     /// Limits held by polling, where there are no cgroups.
     pub watch: Option<Watch>,
+    /// How large its file systems in memory may be together with everything else, in bytes.
+    pub memory_bytes: Option<u64>,
     /// Where the command starts, on the files that it runs on.
     pub workdir: CString,
     /// The program, on the same files, and its arguments. None: the jail is made and let go, as a trial.

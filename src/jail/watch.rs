@@ -7,17 +7,34 @@ use std::{
     fs::{self, DirEntry},
 };
 
-use super::spec::{Report, Watch};
+use super::{
+    memory::Memory,
+    spec::{Report, Watch},
+};
 
-/// What a step over its limits is told, or `None` while it is within them.
-pub(crate) fn exceeded(watch: Watch) -> Option<Report> {
-    let pids = processes()?;
-    if let Some(limit) = watch.memory_bytes
-        && pids.iter().copied().map(resident_bytes).sum::<u64>() > limit
-    {
-        return Some(Report::OutOfMemory);
+/// Looks at a step that has limits.
+#[derive(Debug)]
+pub(crate) struct Watcher {
+    memory: Option<Memory>,
+    pids: Option<u64>,
+}
+
+impl Watcher {
+    pub(crate) fn new(watch: Watch) -> Self {
+        Self { memory: watch.memory_bytes.map(Memory::new), pids: watch.pids }
     }
-    watch.pids.is_some_and(|limit| pids.len() as u64 > limit).then_some(Report::TooManyProcesses)
+
+    /// Returns what to report of a step over its limits, or `None` while it is within them.
+    pub(crate) fn exceeded(&mut self) -> Option<Report> {
+        let pids = processes()?;
+        if let Some(memory) = &mut self.memory
+            && memory.is_exceeded(&pids)
+        {
+            return Some(Report::OutOfMemory);
+        }
+        let limit = self.pids?;
+        (pids.iter().copied().map(threads).sum::<u64>() > limit).then_some(Report::TooManyProcesses)
+    }
 }
 
 /// The step's processes, apart from this one.
@@ -37,14 +54,17 @@ fn processes() -> Option<Vec<u32>> {
 
 /// The parent of a process; none where it has just ended.
 fn parent(pid: u32) -> Option<u32> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The name before it may have anything in it, but nothing after it has a parenthesis.
-    stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(1)?.parse().ok()
+    stat_field(pid, 1)
 }
 
-/// The second field of `statm`, in pages. A process that is just ending has none.
-fn resident_bytes(pid: u32) -> u64 {
-    let statm = fs::read_to_string(format!("/proc/{pid}/statm")).unwrap_or_default();
-    let pages: u64 = statm.split_ascii_whitespace().nth(1).and_then(|field| field.parse().ok()).unwrap_or(0);
-    pages * rustix::param::page_size() as u64
+/// How many threads a process has. One that is just ending still counts.
+fn threads(pid: u32) -> u64 {
+    stat_field(pid, 17).unwrap_or(1)
+}
+
+/// A field of `/proc/PID/stat`, counted from the first one behind the name.
+fn stat_field<T: std::str::FromStr>(pid: u32, index: usize) -> Option<T> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name before it may have anything in it, but nothing after it has a parenthesis.
+    stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(index)?.parse().ok()
 }

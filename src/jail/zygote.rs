@@ -7,6 +7,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::{
+    fs::Gid,
     mount::{MountPropagationFlags, mount_change},
     net::RecvFlags,
     process::{PidfdFlags, getegid, geteuid, getpid, pidfd_open},
@@ -127,7 +128,7 @@ pub(super) fn isolate(user_namespace: UserNamespace) -> Result<(), SetupError> {
         }
     }
     if user_namespace != UserNamespace::Single {
-        set_thread_groups(&[]).doing(|| "leave the user's groups".into())?;
+        set_thread_groups(&[Gid::ROOT]).doing(|| "leave the user's groups".into())?;
     }
     sys::unshare(UnshareFlags::NEWNS).doing(|| "make a mount namespace".into())?;
     mount_change(c"/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
@@ -139,7 +140,7 @@ fn unshare_users() -> Result<(), SetupError> {
 }
 
 fn become_root() -> Result<(), SetupError> {
-    let (uid, gid) = (rustix::process::Uid::ROOT, rustix::process::Gid::ROOT);
+    let (uid, gid) = (rustix::process::Uid::ROOT, Gid::ROOT);
     set_thread_res_gid(gid, gid, gid)
         .and_then(|()| set_thread_res_uid(uid, uid, uid))
         .doing(|| "become root of the user namespace".into())

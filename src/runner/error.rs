@@ -14,6 +14,8 @@ pub enum RunnerErrorKind {
     Cancelled,
     /// The command went over its memory limit and was killed for it.
     OutOfMemory,
+    /// The command reached its limit on processes, and failed or was killed for it: [`RunnerError::exit_code`].
+    TooManyProcesses,
     /// Everything that is not the command's fault. Retried, within a bound.
     Infrastructure,
 }
@@ -28,6 +30,7 @@ pub struct RunnerError {
     message: String,
     source: Option<anyhow::Error>,
     retry: bool,
+    exit_code: Option<i32>,
 }
 
 impl RunnerError {
@@ -49,6 +52,13 @@ impl RunnerError {
         Self::bare(RunnerErrorKind::OutOfMemory, format!("the memory limit of {limit_bytes} bytes was reached"))
     }
 
+    /// The command reached its limit of `limit` processes, and ended with `exit_code` for it.
+    #[must_use]
+    pub fn too_many_processes(limit: u64, exit_code: i32) -> Self {
+        let message = format!("the limit of {limit} processes was reached");
+        Self { exit_code: Some(exit_code), ..Self::bare(RunnerErrorKind::TooManyProcesses, message) }
+    }
+
     /// The machinery failed. `doing` completes "failed to run the step: failed to ...". Another attempt is worth it,
     /// unless the cause is a [`StoreError`] that says otherwise.
     #[must_use]
@@ -59,6 +69,7 @@ impl RunnerError {
             message: format!("failed to {doing}"),
             retry: source.downcast_ref::<StoreError>().is_none_or(StoreError::is_transient),
             source: Some(source),
+            exit_code: None,
         }
     }
 
@@ -72,6 +83,12 @@ impl RunnerError {
     #[must_use]
     pub fn kind(&self) -> RunnerErrorKind {
         self.kind
+    }
+
+    /// How the command ended, or `None` if that is not the command's doing.
+    #[must_use]
+    pub fn exit_code(&self) -> Option<i32> {
+        self.exit_code
     }
 
     /// Whether another attempt could end otherwise.
@@ -90,7 +107,7 @@ impl RunnerError {
     }
 
     fn bare(kind: RunnerErrorKind, message: String) -> Self {
-        Self { kind, message, source: None, retry: kind == RunnerErrorKind::Infrastructure }
+        Self { kind, message, source: None, retry: kind == RunnerErrorKind::Infrastructure, exit_code: None }
     }
 }
 

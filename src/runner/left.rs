@@ -14,7 +14,10 @@ pub(super) fn is_worth_keeping(ended: &Result<i32, RunnerError>) -> bool {
         Ok(code) => *code != 0,
         Err(error) => matches!(
             error.kind(),
-            RunnerErrorKind::TimedOut | RunnerErrorKind::Cancelled | RunnerErrorKind::OutOfMemory
+            RunnerErrorKind::TimedOut
+                | RunnerErrorKind::Cancelled
+                | RunnerErrorKind::OutOfMemory
+                | RunnerErrorKind::TooManyProcesses
         ),
     }
 }

@@ -110,6 +110,10 @@ fn report(attempt: &Attempt, ended: Option<Caught>) -> Report {
                 (end, why.map(|why| format!("{why}; {}", error.to_line())))
             }
             RunnerErrorKind::TimedOut => (AttemptEnd::TimedOut, Some(error.to_line())),
+            // The command failed, and this is why.
+            RunnerErrorKind::TooManyProcesses => {
+                (AttemptEnd::Exited(error.exit_code().unwrap_or(137)), Some(error.to_line()))
+            }
             RunnerErrorKind::OutOfMemory => (AttemptEnd::OutOfMemory, Some(error.to_line())),
             RunnerErrorKind::Cancelled => (
                 AttemptEnd::Infrastructure { retryable: true },

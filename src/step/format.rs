@@ -98,6 +98,9 @@ pub enum Exit {
     Exited {
         /// Its code, or 128+n after signal n.
         code: i32,
+        /// It reached its limit on processes. Absent otherwise, and from older builds.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        too_many_processes: bool,
     },
     /// It was killed for going over its memory limit.
     OutOfMemory,
@@ -112,6 +115,14 @@ pub enum Exit {
         /// Whether another attempt, here or elsewhere, may end otherwise.
         retry: bool,
     },
+}
+
+impl Exit {
+    /// By itself, within its limits.
+    #[must_use]
+    pub fn exited(code: i32) -> Self {
+        Self::Exited { code, too_many_processes: false }
+    }
 }
 
 /// A layer that a step left.
@@ -182,6 +193,10 @@ mod tests {
         assert_eq!(serde_json::to_string(&input).unwrap(), INPUT);
         let output = StepOutput::decode(OUTPUT.as_bytes()).unwrap();
         assert_eq!(serde_json::to_string(&output).unwrap(), OUTPUT);
+        assert_eq!(output.exit, Exit::exited(0));
+        let full = r#"{"version":1,"exit":{"kind":"exited","code":137,"too_many_processes":true},"layer":null}"#;
+        let output = StepOutput::decode(full.as_bytes()).unwrap();
+        assert_eq!(serde_json::to_string(&output).unwrap(), full);
     }
 
     #[test]

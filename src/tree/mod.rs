@@ -27,6 +27,7 @@ pub use blob::BlobFile;
 pub use copy::copy_tree;
 pub use extract::extract;
 pub use flatten::flatten;
+pub(crate) use ground::CONTAINER_MARK;
 pub use ground::make_ground;
 pub use id_map::IdMap;
 pub use layer_tar::layer_tar;

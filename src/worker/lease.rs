@@ -282,15 +282,18 @@ impl LeaseRunner {
         let ended = SystemTime::now();
         let mut packed = None;
         let exit = match &ran.ended {
-            Ok(code) => Exit::Exited { code: *code },
+            Ok(code) => Exit::exited(*code),
             Err(error) => match error.kind() {
                 RunnerErrorKind::OutOfMemory => Exit::OutOfMemory,
+                RunnerErrorKind::TooManyProcesses => {
+                    Exit::Exited { code: error.exit_code().unwrap_or(137), too_many_processes: true }
+                }
                 RunnerErrorKind::Cancelled if timed_out => Exit::TimedOut,
                 RunnerErrorKind::Cancelled => Exit::Terminated,
                 _ => Exit::Failed { message: error.to_line(), retry: error.is_retryable() },
             },
         };
-        if matches!(exit, Exit::Exited { code: 0 }) && input.commit {
+        if matches!(exit, Exit::Exited { code: 0, .. }) && input.commit {
             let packer = Arc::clone(store);
             // The upper directory goes with `ran`, so that it goes along to the thread.
             packed = on_thread(move || match ran.layer()? {
@@ -417,8 +420,9 @@ fn limits_of(limits: &step::Limits) -> Limits {
 /// The exit code of an Action, which is that of `hm-step`, and a few words for people.
 fn told(exit: &Exit) -> (i32, String) {
     match exit {
-        Exit::Exited { code: 0 } => (0, "passed".into()),
-        Exit::Exited { code } => (*code, format!("failed with {code}")),
+        Exit::Exited { code: 0, .. } => (0, "passed".into()),
+        Exit::Exited { code, too_many_processes: true } => (*code, "too many processes".into()),
+        Exit::Exited { code, .. } => (*code, format!("failed with {code}")),
         Exit::OutOfMemory => (137, "out of memory".into()),
         Exit::TimedOut => (124, "timed out".into()),
         Exit::Terminated => (143, "ended".into()),

@@ -44,7 +44,7 @@ pub(crate) fn run(input: &Path) -> Result<u8, Failure> {
     write_result(dir, &StepOutput { version: VERSION, exit, layer })
         .map_err(|error| Failure::io(format_args!("write {RESULT}"), &error))?;
     Ok(match ran?.0 {
-        Exit::Exited { code } => u8::try_from(code).unwrap_or(FAILED),
+        Exit::Exited { code, .. } => u8::try_from(code).unwrap_or(FAILED),
         Exit::OutOfMemory => KILLED,
         Exit::TimedOut => TIMED_OUT,
         Exit::Terminated => TERMINATED,
@@ -77,9 +77,9 @@ fn run_in(dir: &Path, input: &StepInput) -> Result<(Exit, Option<LayerOutput>), 
         Bounds { timeout: input.timeout_ms.map(Duration::from_millis), grace: Duration::from_millis(input.grace_ms) };
     let end = solo.run(&spec, input.limits.network == Network::None, bounds).map_err(|error| Failure::setup(&error))?;
     let exit = match end {
-        End::Exited { code } => Exit::Exited { code },
+        End::Exited { code } => Exit::exited(code),
         End::OutOfMemory => Exit::OutOfMemory,
-        End::TooManyProcesses => Exit::Exited { code: KILLED.into() },
+        End::TooManyProcesses => Exit::Exited { code: KILLED.into(), too_many_processes: true },
         End::TimedOut => Exit::TimedOut,
         End::Terminated => Exit::Terminated,
         End::Killed => {
@@ -87,7 +87,7 @@ fn run_in(dir: &Path, input: &StepInput) -> Result<(Exit, Option<LayerOutput>), 
         }
     };
     let layer = match exit {
-        Exit::Exited { code: 0 } if input.commit => layer::pack(&upper, dir, id_map)?,
+        Exit::Exited { code: 0, .. } if input.commit => layer::pack(&upper, dir, id_map)?,
         _ => None,
     };
     Ok((exit, layer))
@@ -121,7 +121,9 @@ fn spec(
         binds: jail::resolver(lowers).into_iter().collect(),
         secrets: Vec::new(),
         cgroups: Vec::new(),
+        group_views: Vec::new(),
         watch: (watch != Watch::default()).then_some(watch),
+        memory_bytes: limits.memory_bytes,
         workdir: c_string("the work directory", &*input.workdir)?,
         argv: vec![c"/bin/sh".into(), c"-c".into(), c_string("the command", &*input.command)?],
         pack: None,

@@ -42,7 +42,11 @@ pub(super) async fn step_output(result: &reapi::ActionResult, cas: &Cas) -> Resu
 /// The command's exit code, where it ended by itself.
 pub(super) fn exit_code(output: &StepOutput, limits: &Limits, ctx: &StepContext) -> Result<i32, RunnerError> {
     match &output.exit {
-        Exit::Exited { code } => Ok(*code),
+        Exit::Exited { code, too_many_processes: true } => {
+            let limit = limits.pids.map_or(0, std::num::NonZeroU64::get);
+            Err(RunnerError::too_many_processes(limit, *code))
+        }
+        Exit::Exited { code, .. } => Ok(*code),
         Exit::OutOfMemory => Err(RunnerError::out_of_memory(limits.memory.map_or(0, |memory| memory.bytes))),
         Exit::TimedOut => Err(RunnerError::timed_out()),
         Exit::Terminated if ctx.cancel.is_cancelled() => Err(ctx.interrupted()),

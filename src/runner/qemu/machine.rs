@@ -128,6 +128,10 @@ impl Machine {
                 }
                 Word::Ended(Ended::Exited(code)) => return Ok(code),
                 Word::Ended(Ended::OutOfMemory) => return Err(RunnerError::out_of_memory(self.memory_limit)),
+                Word::Ended(Ended::TooManyProcesses(code)) => {
+                    let limit = self.limits.pids.map_or(0, std::num::NonZeroU64::get);
+                    return Err(RunnerError::too_many_processes(limit, code));
+                }
                 Word::Ended(Ended::Killed) => {
                     let error = io::Error::other("its first process was killed");
                     return Err(RunnerError::infrastructure("keep the step running", error));

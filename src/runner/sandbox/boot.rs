@@ -206,6 +206,9 @@ impl Ground<'_> {
                 }
                 lowers.push(dir.clone());
                 binds.extend(jail::resolver(std::slice::from_ref(dir)));
+                // Mount points for what the directory lacks, such as `/etc/hosts`.
+                let ground = self.store.ground_layer(id_map).map_err(failed("make the lowest layer"))?;
+                lowers.push(self.store.layer_dir(&ground));
             }
             Base::Image(digest) => {
                 let image = self.store.image(digest, id_map).map_err(no_image)?;

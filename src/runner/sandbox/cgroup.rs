@@ -4,18 +4,24 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    ffi::CString,
+    ffi::{CString, OsString},
     fs, io,
     os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
     sync::atomic::{AtomicU64, Ordering},
 };
 
-use super::jail::Watch;
+use super::jail::{GroupView, Watch};
 use crate::runner::Limits;
 
 /// The time over which processor quotas are counted, in microseconds.
 const CPU_PERIOD_MICROS: f64 = 100_000.0;
+
+/// What else a step with limits is shown, of version 1.
+const COMPANIONS: [&str; 4] = ["memory", "cpu", "cpuacct", "cpuset"];
+
+/// Where control groups are mounted.
+const MOUNTED_AT: &str = "/sys/fs/cgroup";
 
 static NEXT: AtomicU64 = AtomicU64::new(0);
 
@@ -25,6 +31,7 @@ pub(super) struct Limited {
     groups: Vec<Group>,
     watch: Option<Watch>,
     memory_bytes: Option<u64>,
+    pids: Option<u64>,
 }
 
 /// A control group of one step.
@@ -32,6 +39,8 @@ pub(super) struct Limited {
 struct Group {
     dir: PathBuf,
     version: Version,
+    /// Under which name below `/sys/fs/cgroup` its hierarchy is mounted.
+    name: OsString,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,7 +54,7 @@ impl Limited {
     pub(super) fn new(limits: &Limits) -> (Self, Vec<&'static str>) {
         let memory_bytes = limits.memory.map(|memory| memory.bytes);
         let pids = limits.pids.map(std::num::NonZeroU64::get);
-        let mut limited = Self { memory_bytes, ..Self::default() };
+        let mut limited = Self { memory_bytes, pids, ..Self::default() };
         let mut loose = Vec::new();
         if memory_bytes.is_none() && pids.is_none() && limits.cpus.is_none() {
             return (limited, loose);
@@ -73,6 +82,7 @@ impl Limited {
             loose.push("cpus");
         }
         limited.watch = (watch != Watch::default()).then_some(watch);
+        limited.accompany(&hierarchies);
         (limited, loose)
     }
 
@@ -80,6 +90,39 @@ impl Limited {
     pub(super) fn procs(&self) -> Vec<CString> {
         let path = |group: &Group| CString::new(group.dir.join("cgroup.procs").as_os_str().as_bytes()).ok();
         self.groups.iter().filter_map(path).collect()
+    }
+
+    /// The groups as the step sees them. A runtime that sizes itself by its limits finds them here.
+    pub(super) fn views(&self) -> Vec<GroupView> {
+        let view = |group: &Group| {
+            let name = match group.version {
+                Version::V1 => CString::new(group.name.as_bytes()).ok()?,
+                Version::V2 => CString::default(),
+            };
+            Some(GroupView { dir: CString::new(group.dir.as_os_str().as_bytes()).ok()?, name })
+        };
+        // Version 2 beside version 1 has no place of its own to be shown at, and holds none of these limits.
+        let mixed = self.groups.iter().any(|group| group.version == Version::V1);
+        self.groups.iter().filter(|group| !mixed || group.version == Version::V1).filter_map(view).collect()
+    }
+
+    /// Makes groups in the hierarchies of version 1 that hold none of the limits, because the Java runtime takes the machine
+    /// for its own unless it finds all four. A step that gets none of them still has its limits.
+    fn accompany(&mut self, hierarchies: &Hierarchies) {
+        if !self.groups.iter().any(|group| group.version == Version::V1) {
+            return;
+        }
+        for controller in COMPANIONS {
+            let Some(parent) = hierarchies.0.get(controller) else { continue };
+            if self.groups.iter().any(|group| group.dir.parent() == Some(parent)) {
+                continue;
+            }
+            let made = Group::make(parent, Version::V1).and_then(|group| group.inherit(parent).map(|()| group));
+            match made {
+                Ok(group) => self.groups.push(group),
+                Err(error) => tracing::debug!(%error, controller, "no control group to show to the step"),
+            }
+        }
     }
 
     /// What is to be held by looking.
@@ -90,6 +133,11 @@ impl Limited {
     /// The memory limit in bytes, where the kernel killed a process of the step for it.
     pub(super) fn oom_killed(&self) -> Option<u64> {
         self.memory_bytes.filter(|_| self.groups.iter().any(Group::oom_killed))
+    }
+
+    /// The limit on processes, where the kernel refused the step one for it.
+    pub(super) fn too_many_processes(&self) -> Option<u64> {
+        self.pids.filter(|_| self.groups.iter().any(Group::refused_processes))
     }
 
     /// Applies `set` to the group that holds `controller`, which is made where the step has none yet.
@@ -116,7 +164,17 @@ impl Group {
         sweep(parent);
         let dir = parent.join(format!("hm-{}-{}", Owner::this_process(), NEXT.fetch_add(1, Ordering::Relaxed)));
         fs::create_dir(&dir)?;
-        Ok(Self { dir, version })
+        Ok(Self { dir, version, name: hierarchy_name(parent) })
+    }
+
+    /// Takes on what a group of processors and memory nodes must have before a process may enter it.
+    fn inherit(&self, parent: &Path) -> io::Result<()> {
+        for file in ["cpuset.cpus", "cpuset.mems"] {
+            if self.dir.join(file).exists() {
+                self.set(file, fs::read_to_string(parent.join(file))?.trim())?;
+            }
+        }
+        Ok(())
     }
 
     fn controls(&self, controller: &str) -> bool {
@@ -157,9 +215,17 @@ impl Group {
             Version::V1 => "memory.oom_control",
             Version::V2 => "memory.events",
         };
+        self.has_counted(file, "oom_kill ")
+    }
+
+    fn refused_processes(&self) -> bool {
+        self.has_counted("pids.events", "max ")
+    }
+
+    fn has_counted(&self, file: &str, event: &str) -> bool {
         let text = fs::read_to_string(self.dir.join(file)).unwrap_or_default();
-        let kills = text.lines().find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse::<u64>().ok());
-        kills.is_some_and(|kills| kills > 0)
+        let count = text.lines().find_map(|line| line.strip_prefix(event)?.trim().parse::<u64>().ok());
+        count.is_some_and(|count| count > 0)
     }
 }
 
@@ -170,6 +236,12 @@ impl Drop for Group {
             tracing::debug!(%error, dir = %self.dir.display(), "failed to remove a control group");
         }
     }
+}
+
+/// The name below [`MOUNTED_AT`] of the hierarchy that has `dir`; that of `dir` itself where it is mounted elsewhere.
+fn hierarchy_name(dir: &Path) -> OsString {
+    let below = dir.strip_prefix(MOUNTED_AT).ok().and_then(|below| below.components().next());
+    below.map(|name| name.as_os_str()).or_else(|| dir.file_name()).unwrap_or_default().to_owned()
 }
 
 fn ignore_missing(result: io::Result<()>) -> io::Result<()> {
@@ -338,6 +410,13 @@ mod tests {
         assert_eq!(Owner::of(&format!("hm-{this}-7")), Some(this));
         assert!(!Owner { started: this.started - 1, ..this }.is_alive());
         assert_eq!(["hm-", "hm-x-1-1", "docker-1-1-1", "hm-1"].map(Owner::of), [None; 4]);
+    }
+
+    #[test]
+    fn a_hierarchy_has_the_name_that_it_is_mounted_under() {
+        assert_eq!(hierarchy_name(Path::new("/sys/fs/cgroup/cpu,cpuacct/docker/1")), "cpu,cpuacct");
+        assert_eq!(hierarchy_name(Path::new("/sys/fs/cgroup/memory")), "memory");
+        assert_eq!(hierarchy_name(Path::new("/mnt/pids")), "pids");
     }
 
     #[test]

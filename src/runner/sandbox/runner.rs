@@ -220,7 +220,7 @@ impl SandboxRunner {
         zygote: &Zygote,
         store: &Store,
         boot: &Boot,
-        limited: &Limited,
+        (limits, limited): (&Limits, &Limited),
         ctx: &StepContext,
         input: &ExecutorInput,
     ) -> Result<JailSpec, RunnerError> {
@@ -239,7 +239,9 @@ impl SandboxRunner {
             binds: boot.binds.clone(),
             secrets: ctx.secrets.iter().map(secret).collect::<Result<_, _>>()?,
             cgroups: limited.procs(),
+            group_views: limited.views(),
             watch: limited.watch(),
+            memory_bytes: limits.memory.map(|memory| memory.bytes),
             workdir: c_string("the work directory", &*input.workdir)?,
             argv: vec![c"/bin/sh".into(), c"-c".into(), c_string("the command", &*input.step.cmd)?],
             pack: None,
@@ -270,7 +272,7 @@ impl StepRunner for SandboxRunner {
         let zygote = self.zygote(&store).await.map_err(unusable)?;
         let boot = self.ground(&store, &zygote).boot(ctx, &input).await?;
         let limited = self.hold(&limits);
-        let spec = self.spec(&zygote, &store, &boot, &limited, ctx, &input)?;
+        let spec = self.spec(&zygote, &store, &boot, (&limits, &limited), ctx, &input)?;
         let control = Control { cancel: &ctx.cancel, grace: ctx.grace };
         let output = StepOutput { bus: &ctx.event_bus, step_id: input.step_id };
         let ended = attempt::run(&zygote, &spec, limits.network == Network::None, control, &output).await;
@@ -376,18 +378,30 @@ impl OutputSink for StepOutput<'_> {
     }
 }
 
-/// The command's exit code, where it ended by itself or for its processes.
+/// The exit code of a command that was killed.
+const KILLED: i32 = 128 + 9;
+
+/// The command's exit code, where it ended by itself.
 pub(super) fn exit_code(end: &End, limits: &Limits, limited: &Limited) -> Result<i32, RunnerError> {
     let code = match end {
         End::Exited { code } => *code,
         End::OutOfMemory => return Err(RunnerError::out_of_memory(limits.memory.map_or(0, |memory| memory.bytes))),
-        End::TooManyProcesses | End::Killed => 128 + 9,
+        End::TooManyProcesses => {
+            let limit = limits.pids.map_or(0, std::num::NonZeroU64::get);
+            return Err(RunnerError::too_many_processes(limit, KILLED));
+        }
+        End::Killed => KILLED,
         End::Interrupted => return Err(RunnerError::cancelled()),
     };
     if code != 0
         && let Some(limit_bytes) = limited.oom_killed()
     {
         return Err(RunnerError::out_of_memory(limit_bytes));
+    }
+    if code != 0
+        && let Some(limit) = limited.too_many_processes()
+    {
+        return Err(RunnerError::too_many_processes(limit, code));
     }
     if matches!(end, End::Killed) {
         return Err(RunnerError::infrastructure(

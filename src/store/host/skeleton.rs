@@ -59,6 +59,10 @@ pub(super) fn make(machine: &Path, skeleton: &Path, dirs: &[HostDir]) -> Result<
     for (name, mode) in EMPTY {
         empty(&skeleton.join(name), mode)?;
     }
+    let (mark, content) = tree::CONTAINER_MARK;
+    let mark = skeleton.join(mark);
+    fs::write(&mark, content).doing("write", &mark)?;
+    fs::set_permissions(&mark, Permissions::from_mode(0o644)).doing("set the mode of", &mark)?;
     for name in SYSTEM {
         if let Ok(target) = fs::read_link(machine.join(name)) {
             link(&target, &skeleton.join(name))?;

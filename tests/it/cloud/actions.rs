@@ -231,7 +231,7 @@ pub(crate) async fn channel(url: &str) -> Channel {
 /// How a command ended, where it exited by itself.
 pub(crate) fn exited(done: &Done) -> Option<i32> {
     match done.output.exit {
-        Exit::Exited { code } => Some(code),
+        Exit::Exited { code, .. } => Some(code),
         _ => None,
     }
 }

@@ -66,7 +66,7 @@ async fn children_inherit_the_image_and_what_was_done_to_it() {
     assert_eq!(bench.step(&mut run, child).await.unwrap().exit_code, 0);
     let output = run.output().await;
     let lines: Vec<&str> = output.lines().filter(|line| !line.starts_with("err: ")).collect();
-    assert_eq!(lines, ["source", "two", "more", "yes", "2"], "{output}");
+    assert_eq!(lines, ["source", "two", "more", "yes", "8"], "{output}");
     assert!(output.contains("unpacking oci:"), "{output}");
 }
 

@@ -1,8 +1,79 @@
 //! How limits are held here: control groups.
 
-use serde_json::json;
+use hm_exec::runner::{RunnerError, RunnerErrorKind};
+use serde_json::{Value, json};
 
-use super::harness::{Ask, Bench, skip};
+use super::harness::{Ask, Bench, is_root, skip};
+
+/// How a step with limits failed.
+async fn failure(cmd: &str, args: Value) -> RunnerError {
+    let bench = Bench::new();
+    let mut run = bench.run();
+    match bench.step(&mut run, Ask::new(cmd).args(args)).await {
+        Err(error) => error,
+        Ok(result) => panic!("{cmd} ended with {}: {result:?}", result.exit_code),
+    }
+}
+
+#[tokio::test]
+async fn memory_in_file_systems_counts() {
+    let greedy = "head -c 209715200 /dev/zero > /dev/shm/a; head -c 209715200 /dev/zero > /dev/b; sleep 5; exit 1";
+    let error = failure(greedy, json!({ "memory": "48m" })).await;
+    assert_eq!(error.kind(), RunnerErrorKind::OutOfMemory, "{error}");
+}
+
+#[tokio::test]
+async fn memory_files_count_though_nobody_maps_them() {
+    let number = if cfg!(target_arch = "x86_64") { 319 } else { 279 };
+    let greedy = format!(
+        "exec perl -e 'my $name = q(x); my $fd = syscall({number}, $name, 0); $fd >= 0 or exit 3; \
+         open(my $file, q(>&=), $fd) or exit 4; my $block = q(x) x (1 << 20); \
+         for (1 .. 200) {{ syswrite($file, $block) }} sleep 5; exit 1'"
+    );
+    let error = failure(&greedy, json!({ "memory": "64m" })).await;
+    assert_eq!(error.kind(), RunnerErrorKind::OutOfMemory, "{error}");
+}
+
+#[tokio::test]
+async fn mapped_memory_is_counted_once() {
+    // 40 MB that four processes share: within 100 MB, though each has it in its resident set.
+    let cmd = "head -c 41943040 /dev/zero > /dev/shm/shared && for i in 1 2 3 4; do perl -e \
+               'open(my $f, q(<:mmap), q(/dev/shm/shared)) or exit 1; my $n = 0; while (read($f, my $b, 65536)) { $n++ } \
+               select undef, undef, undef, 0.5; exit($n == 640 ? 0 : 2)' || exit 9 & done; wait";
+    let bench = Bench::new();
+    let mut run = bench.run();
+    let result = bench.step(&mut run, Ask::new(cmd).args(json!({ "memory": "100m" }))).await;
+    assert_eq!(result.unwrap().exit_code, 0);
+}
+
+#[tokio::test]
+async fn too_many_processes_are_told_as_that() {
+    let fork = "i=0; while [ $i -lt 60 ]; do sleep 5 & i=$((i+1)); done; wait; exit 0";
+    let error = failure(fork, json!({ "pids": 16 })).await;
+    assert_eq!(error.kind(), RunnerErrorKind::TooManyProcesses, "{error}");
+    assert_eq!(error.to_line(), "the limit of 16 processes was reached");
+    assert!(error.exit_code().is_some_and(|code| code != 0));
+}
+
+#[tokio::test]
+async fn a_step_sees_its_own_limits_and_no_others() {
+    let bench = Bench::new();
+    let mut run = bench.run();
+    let cmd = "cd /sys/fs/cgroup; cat memory/memory.limit_in_bytes pids/pids.max cpu/cpu.cfs_quota_us 2>/dev/null || \
+               cat memory.max pids.max cpu.max; ls -A | grep -c hm-; mkdir mine 2>/dev/null && echo made; \
+               for f in cgroup.procs */cgroup.procs; do echo 1 2>/dev/null > $f && echo written; done; \
+               find . -name 'hm-*' -o -name docker -o -name '*.slice'; true";
+    let ask = Ask::new(cmd).args(json!({ "memory": "64m", "pids": 50, "cpus": 0.5 }));
+    assert_eq!(bench.step(&mut run, ask).await.unwrap().exit_code, 0);
+    let output = run.output().await;
+    let seen: String =
+        output.lines().filter(|line| !line.starts_with("err: ")).map(|it| it.to_owned() + "\n").collect();
+    let shown = ["67108864\n50\n50000\n0\n", "67108864\n50\n50000 100000\n0\n"].contains(&seen.as_str());
+    // Without a control group of its own it sees none.
+    assert!(shown || (!is_root() && seen == "0\n"), "{output}");
+    let (_, output) = bench.sh("ls -A /sys/fs/cgroup 2>/dev/null").await;
+    assert_eq!(output, "", "a step without limits sees the machine's");
+}
 
 #[tokio::test]
 async fn control_groups_go_with_their_step() {

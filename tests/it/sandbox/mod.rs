@@ -4,6 +4,7 @@
 
 mod files;
 pub(crate) mod harness;
+mod identity;
 mod isolation;
 mod left;
 mod limits;

@@ -15,7 +15,7 @@ use super::harness::{Action, everybody, runs, write_script};
 fn the_commands_code_and_bytes_are_those_of_hm_step() {
     for who in everybody() {
         let ended = Action::new(who, r"printf 'a\0b\377'; echo wrong >&2; exit 7").run();
-        assert_eq!((ended.code, ended.exit()), (Some(7), &Exit::Exited { code: 7 }), "{ended:?}");
+        assert_eq!((ended.code, ended.exit()), (Some(7), &Exit::exited(7)), "{ended:?}");
         assert_eq!(ended.stdout, b"a\0b\xff");
         assert_eq!(ended.stderr(), "wrong\n");
         assert_eq!(ended.output.unwrap().layer, None, "what failed leaves no layer");
@@ -27,7 +27,7 @@ fn death_by_a_signal_is_a_code_above_128() {
     for who in everybody() {
         for (signal, code) in [("KILL", 137), ("TERM", 143), ("SEGV", 139)] {
             let ended = Action::new(who, &format!("kill -{signal} $$")).run();
-            assert_eq!((ended.code, ended.exit()), (Some(code), &Exit::Exited { code }), "{ended:?}");
+            assert_eq!((ended.code, ended.exit()), (Some(code), &Exit::exited(code)), "{ended:?}");
         }
     }
 }

@@ -95,6 +95,6 @@ fn a_result_of_an_earlier_attempt_does_not_last() {
     for who in everybody().into_iter().take(1) {
         let action = Action::new(who, "exit 3");
         fs::write(action.dir().join("result.json"), "stale").unwrap();
-        assert_eq!(action.run().exit(), &Exit::Exited { code: 3 });
+        assert_eq!(action.run().exit(), &Exit::exited(3));
     }
 }

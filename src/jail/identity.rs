@@ -1,0 +1,88 @@
+//! What tells a step who and where it is: its host name, and its own limits.
+
+use std::{
+    ffi::{CStr, CString},
+    os::fd::OwnedFd,
+};
+
+use rustix::{
+    fs::{CWD, Mode, OFlags},
+    io::Errno,
+    mount::{MountAttrFlags, MoveMountFlags, move_mount},
+};
+
+use super::{
+    SetupError,
+    error::Doing,
+    hosts,
+    mounts::{attach, clone_tree, filesystem},
+    small, sys,
+};
+
+const HOSTS: &CStr = c"/etc/hosts";
+/// Where control groups are shown.
+const CGROUPS: &CStr = c"/sys/fs/cgroup";
+
+/// Mounts a file in memory over the step's `/etc/hosts`, so that the host name resolves and no layer has it. The step may
+/// write to it, as in a container.
+///
+/// `aside` is a directory of a file system in memory that another mount is about to hide. A step without an `/etc/hosts`
+/// stays without one: every image but a root file system of its own has the file.
+pub(super) fn name_the_host(aside: &CStr) -> Result<(), SetupError> {
+    let doing = || "show the step's host name in /etc/hosts".to_owned();
+    let own = small::read(HOSTS, hosts::MAX_BYTES).unwrap_or_default();
+    let uname = rustix::system::uname();
+    let content = hosts::complete(&own, &uname.nodename().to_string_lossy());
+    let path =
+        CString::new([aside.to_bytes(), b"/hosts"].concat()).map_err(|_| SetupError::new(doing(), Errno::INVAL))?;
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+    let file = rustix::fs::openat(CWD, &path, flags, Mode::from_raw_mode(0o644)).doing(doing)?;
+    let mut rest = &content[..];
+    while !rest.is_empty() {
+        let written = rustix::io::write(&file, rest).doing(doing)?;
+        rest = &rest[written..];
+    }
+    let mount = clone_tree(CWD, &path).doing(doing)?;
+    // Not `attach`, which would make a mount point that is then part of the step's layer. A link that leads nowhere, or to a
+    // directory, is the image's own fault.
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_SYMLINKS;
+    match move_mount(&mount, c"", CWD, HOSTS, flags) {
+        Err(Errno::NOENT | Errno::NOTDIR | Errno::INVAL | Errno::LOOP) => Ok(()),
+        mounted => mounted.doing(doing),
+    }
+}
+
+/// Shows the step the control groups that hold it, read-only, each under the name of its hierarchy; with version 2 there is
+/// one, without a name. Without any, those of the machine are hidden if they are `visible`.
+pub(super) fn show_limits(groups: &[(CString, OwnedFd)], visible: bool) -> Result<(), SetupError> {
+    if let [(name, group)] = groups
+        && name.is_empty()
+    {
+        return attach(group, CGROUPS);
+    }
+    if groups.is_empty() && !visible {
+        return Ok(());
+    }
+    if rustix::fs::stat(CGROUPS).is_err() {
+        // A kernel, or a container, without control groups.
+        return Ok(());
+    }
+    let doing = || "show the step its limits".to_owned();
+    let top = filesystem(c"tmpfs", &[(c"mode", c"0755"), (c"size", c"64k")], MountAttrFlags::MOUNT_ATTR_NODEV)?;
+    let named: Vec<_> = groups.iter().filter(|(name, _)| !name.is_empty()).collect();
+    for (name, _) in &named {
+        rustix::fs::mkdirat(&top, name.as_c_str(), Mode::from_raw_mode(0o755)).doing(doing)?;
+        // As on every machine that mounts two of them together.
+        let parts = name.to_bytes().split(|byte| *byte == b',').filter(|part| *part != name.to_bytes());
+        for part in parts {
+            rustix::fs::symlinkat(name.as_c_str(), &top, part).doing(doing)?;
+        }
+    }
+    attach(&top, CGROUPS)?;
+    for (name, group) in named {
+        let path = [CGROUPS.to_bytes(), b"/", name.to_bytes()].concat();
+        let path = CString::new(path).map_err(|_| SetupError::new(doing(), Errno::INVAL))?;
+        attach(group, &path)?;
+    }
+    sys::make_read_only(&top).doing(doing)
+}
