@@ -13,6 +13,8 @@
 #[allow(unused_extern_crates, reason = "what `#[derive(RunnerSet)]` emits names this crate as others do")]
 extern crate self as hm_exec;
 
+#[cfg(any(feature = "engine", all(feature = "step", target_os = "linux")))]
+pub(crate) mod awake;
 #[cfg(feature = "engine")]
 pub mod backend;
 #[cfg(feature = "engine")]
@@ -49,6 +51,8 @@ pub mod schedule;
 pub mod step;
 #[cfg(feature = "engine")]
 pub mod store;
+#[cfg(all(any(feature = "process", feature = "step"), target_os = "linux"))]
+pub(crate) mod streams;
 #[cfg(all(feature = "cloud", target_os = "linux"))]
 pub(crate) mod transfer;
 #[cfg(any(feature = "engine", feature = "step"))]

@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeSet,
     path::PathBuf,
-    pin::Pin,
+    pin::{Pin, pin},
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -16,6 +16,7 @@ use super::{
     parts::{self, Noted},
 };
 use crate::{
+    awake,
     event::CacheMissReason,
     runner::SnapshotRef,
     store::{Cached, KeepAs, Lease, NewRun, Store, StoreError, StoreHandle},
@@ -229,10 +230,10 @@ impl BuildCache {
             }
             store.end_run(run, exit_code)
         });
-        match tokio::time::timeout(FINISH_LIMIT, finishing).await {
-            Ok(Ok(())) => {}
-            Ok(Err(message)) => tracing::warn!("the cache may forget this run's results: {message}"),
-            Err(_) => tracing::warn!("the disk did not take this run's results within {FINISH_LIMIT:?}"),
+        match awake::timeout(FINISH_LIMIT, pin!(finishing)).await {
+            Some(Ok(())) => {}
+            Some(Err(message)) => tracing::warn!("the cache may forget this run's results: {message}"),
+            None => tracing::warn!("the disk did not take this run's results within {FINISH_LIMIT:?}"),
         }
     }
 }

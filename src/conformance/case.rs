@@ -96,6 +96,7 @@ pub(super) const CASES: &[Case] = cases! {
     "dropped-attempt" [] processes::dropped_attempt;
     "cancel-before" [] cancel::before;
     "cancel-during" [Grace] cancel::during;
+    "grace-of-children" [Grace] cancel::grace_of_children;
     "cancel-after" [] cancel::after;
     "timeout-with-term-ignored" [Grace] cancel::timeout_with_term_ignored;
     "source" [Workspace] source::is_there;

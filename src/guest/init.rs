@@ -21,7 +21,7 @@ use super::{
     FILES, MODULES, VERSION, job, network,
     wire::{self, Ended, Job, Order, Word},
 };
-use crate::jail::guest_ops as sys;
+use crate::{jail::guest_ops as sys, streams::Streams};
 
 /// Where the step's files are mounted.
 pub(super) const ROOT: &str = "/root";
@@ -170,32 +170,23 @@ fn attempt(job: &Job, port: &File) -> Outcome<Ended> {
 /// pipes open for as long.
 fn pass_on(job: &Job, port: &File) -> Outcome<Ended> {
     let job::Started { process, stdout, stderr, mut end } = job::start(job)?;
-    let mut outputs = [Some(stdout), Some(stderr)];
-    let mut buffer = vec![0; READ_BYTES];
-    while let Some(idle) = outputs.iter().flatten().next() {
-        let mut fds = vec![PollFd::new(port, PollFlags::IN)];
-        fds.extend(outputs.iter().map(|pipe| match pipe {
-            Some(pipe) => PollFd::new(pipe, PollFlags::IN),
-            None => PollFd::new(idle, PollFlags::empty()),
-        }));
-        match poll(&mut fds, None) {
+    let mut outputs = Streams::new(stdout.into(), stderr.into(), READ_BYTES).doing("watch what the step prints")?;
+    while !outputs.is_over() {
+        let mut fds = [PollFd::new(port, PollFlags::IN), PollFd::new(&outputs, PollFlags::IN)];
+        // What was left of a flood is there, whatever the descriptor says.
+        let limit = outputs.is_unfinished().then(Timespec::default);
+        match poll(&mut fds, limit.as_ref()) {
             Ok(_) => {}
             Err(Errno::INTR) => continue,
             Err(error) => return Err(error).doing("wait for the step"),
         }
-        let ready: Vec<bool> = fds.iter().map(|fd| !fd.revents().is_empty()).collect();
-        drop(fds);
-        for (index, stderr) in [false, true].into_iter().enumerate() {
-            let Some(pipe) = outputs[index].as_mut().filter(|_| ready[index + 1]) else { continue };
-            match pipe.read(&mut buffer).doing("read what the step printed")? {
-                0 => outputs[index] = None,
-                length => {
-                    let word = Word::Output { stderr, bytes: buffer[..length].to_vec() };
-                    wire::write(port, &word).doing("pass on what the step printed")?;
-                }
-            }
+        let has_order = !fds[0].revents().is_empty();
+        outputs.look().doing("look at what the step prints")?;
+        while let Some(piece) = outputs.read().doing("read what the step printed")? {
+            let word = Word::Output { stderr: piece.stderr, bytes: outputs.bytes(piece).to_vec() };
+            wire::write(port, &word).doing("pass on what the step printed")?;
         }
-        if ready[0] {
+        if has_order {
             match wire::read(port).doing("read an order")? {
                 // Where it is gone it needs no signal.
                 Order::Terminate => drop(pidfd_send_signal(&process, Signal::TERM)),

@@ -2,7 +2,8 @@
 //!
 //! Pid 1 makes the jail, starts the command, reaps, forwards TERM, and reports how the command ended. When it ends, for
 //! whatever reason, the kernel ends every process of the step: daemons, traps and new sessions change nothing about that.
-//! It ends when the command does, when the engine hangs up, and when the zygote is gone.
+//! It ends when the command does (after TERM, when the last process does), when the engine hangs up, and when the zygote is
+//! gone.
 
 use std::{
     ffi::{CStr, CString},
@@ -23,7 +24,7 @@ use super::{
     error::Doing,
     groups, mounts,
     spec::{FIRST_FD, Place, Report, UserNamespace, Watch},
-    sys::{self, Cloned},
+    sys::{self, Cloned, Reap},
     tree,
     watch::Watcher,
     wire,
@@ -128,10 +129,12 @@ fn open_cgroup(procs: &CStr) -> Result<OwnedFd, SetupError> {
         .doing(|| format!("open {}", procs.to_string_lossy()))
 }
 
-/// Waits for the end of the command, and reports it.
+/// Waits for the end of the command, and reports it. After TERM the end is that of the last process of the step, because
+/// each of them has the grace to clean up; a step that ends by itself does not wait for what it started.
 fn attend(command: Pid, status: &OwnedFd, children: &OwnedFd, zygote: &OwnedFd, watch: Option<Watch>) {
     let timeout = watch.map(|_| WATCH_INTERVAL);
     let mut watcher = watch.map(Watcher::new);
+    let (mut report, mut asked_to_end) = (None, false);
     loop {
         let mut fds = [status, children, zygote].map(|fd| PollFd::from_borrowed_fd(fd.as_fd(), PollFlags::IN));
         match poll(&mut fds, timeout.as_ref()) {
@@ -139,12 +142,23 @@ fn attend(command: Pid, status: &OwnedFd, children: &OwnedFd, zygote: &OwnedFd, 
             Err(_) => return,
         }
         let [from_engine, from_children, from_zygote] = fds.map(|fd| !fd.revents().is_empty());
-        if from_zygote || (from_engine && !forward(status)) {
+        if from_zygote {
             return;
         }
-        if from_children && let Some(report) = reap(command, children) {
-            let _ = wire::send_value(status, &report, &[]);
-            return;
+        // Before the engine's word: a command that has ended by now did so by itself.
+        if from_children {
+            let left = reap(command, children, &mut report);
+            if let Some(report) = report.as_ref().filter(|_| !asked_to_end || left == Left::Nothing) {
+                let _ = wire::send_value(status, report, &[]);
+                return;
+            }
+        }
+        if from_engine {
+            match forward(status) {
+                Forwarded::HungUp => return,
+                Forwarded::Signal(signal) => asked_to_end |= signal == Signal::TERM.as_raw(),
+                Forwarded::Nothing => {}
+            }
         }
         if let Some(report) = watcher.as_mut().and_then(Watcher::exceeded) {
             let _ = wire::send_value(status, &report, &[]);
@@ -153,32 +167,55 @@ fn attend(command: Pid, status: &OwnedFd, children: &OwnedFd, zygote: &OwnedFd, 
     }
 }
 
-/// Passes a signal from the engine on to every process of the step. False when the engine hung up.
-fn forward(status: &OwnedFd) -> bool {
+/// What the engine wanted.
+enum Forwarded {
+    /// Nothing that makes sense.
+    Nothing,
+    /// This signal, which every process of the step has got.
+    Signal(i32),
+    /// To be rid of the step.
+    HungUp,
+}
+
+/// Passes a signal from the engine on to every process of the step.
+fn forward(status: &OwnedFd) -> Forwarded {
     match wire::receive(status, RecvFlags::DONTWAIT) {
-        Ok(Some((message, _))) => {
-            if let [signal] = message[..] {
+        Ok(Some((message, _))) => match message[..] {
+            [signal] => {
                 sys::signal_all(i32::from(signal));
+                Forwarded::Signal(i32::from(signal))
             }
-            true
-        }
-        Err(Errno::AGAIN) => true,
-        Ok(None) | Err(_) => false,
+            _ => Forwarded::Nothing,
+        },
+        Err(Errno::AGAIN) => Forwarded::Nothing,
+        Ok(None) | Err(_) => Forwarded::HungUp,
     }
 }
 
-/// Reaps everything that ended. The report, when the command is among it.
-fn reap(command: Pid, children: &OwnedFd) -> Option<Report> {
+/// Whether processes of the step are left.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Left {
+    Some,
+    Nothing,
+}
+
+/// Reaps everything that ended, and keeps the command's report when the command is among it.
+fn reap(command: Pid, children: &OwnedFd, report: &mut Option<Report>) -> Left {
     let mut info = [0; size_of::<libc::signalfd_siginfo>()];
     // Several children may share one signal, so the signal is taken first and the children are asked for one by one.
     let _ = rustix::io::read(children, &mut info[..]);
-    while let Ok(Some(child)) = sys::reap() {
-        if child.pid == command {
-            let (cpu_micros, max_rss_bytes) = (child.cpu_micros, child.max_rss_bytes);
-            return Some(Report::Exited { code: child.code, cpu_micros, max_rss_bytes });
+    loop {
+        match sys::reap() {
+            Ok(Reap::Ended(child)) if child.pid == command => {
+                let (cpu_micros, max_rss_bytes) = (child.cpu_micros, child.max_rss_bytes);
+                *report = Some(Report::Exited { code: child.code, cpu_micros, max_rss_bytes });
+            }
+            Ok(Reap::Ended(_)) => {}
+            // Orphans become children of this process, so that without a child there is no process.
+            Ok(Reap::NoChild) => return Left::Nothing,
+            Ok(Reap::NoneYet) | Err(_) => return Left::Some,
         }
     }
-    None
 }
 
 /// Takes from this process what a command may not do.

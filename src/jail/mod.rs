@@ -47,4 +47,6 @@ pub use spec::{
     Bind, DEFAULT_ENV, FIRST_FD, GroupView, JailSpec, MountApi, MountedOverlay, Overlay, Place, Report, Request, Root,
     SecretFile, TreeOp, UserNamespace, Watch,
 };
+#[cfg(feature = "sandbox")]
+pub(crate) use spec::{GREETING, greeting};
 pub use zygote::{MARKER, run_if_marked};

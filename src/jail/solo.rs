@@ -31,6 +31,7 @@ use super::{
     wire,
     zygote::{self, Prepared},
 };
+use crate::awake::Awake;
 
 /// What `/proc/self/uid_map` has where this is no user namespace but the first one.
 const ALL_IDS: [&str; 3] = ["0", "0", "4294967295"];
@@ -162,44 +163,50 @@ struct Running {
 /// How far ending the command has come.
 enum Stop {
     No,
-    /// It was asked to end, for this reason, and is killed at that time; never, where the clock has no such time.
-    Asked(End, Option<Instant>),
+    /// It was asked to end, for this reason.
+    Asked(End),
     Killed(End),
 }
 
 impl Running {
     fn attend(mut self, signals: &OwnedFd, bounds: Bounds) -> Result<End, SetupError> {
-        let times_up = bounds.timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+        // Until TERM, then until KILL.
+        let mut limit = bounds.timeout.map(Awake::new);
         let mut stop = Stop::No;
         let mut hung_up = false;
         loop {
-            let next = match stop {
-                Stop::No => times_up,
-                Stop::Asked(_, kill_at) => kill_at,
-                Stop::Killed(_) => None,
-            };
-            let [from_status, dead, signalled] = self.wait(signals, hung_up, next)?;
+            let since = Instant::now();
+            let slice = limit.map(|limit| limit.next().unwrap_or_default());
+            let [from_status, dead, signalled] = self.wait(signals, hung_up, slice)?;
+            if let Some(limit) = &mut limit {
+                limit.pass(since.elapsed());
+            }
             if from_status {
                 hung_up = !self.absorb();
             }
             if dead {
                 break;
             }
-            let now = Instant::now();
-            let reason = if signalled {
+            if signalled {
                 take(signals);
-                Some(End::Terminated)
-            } else {
-                next.filter(|next| *next <= now).map(|_| End::TimedOut)
-            };
+            }
+            if self.end.is_some() {
+                // It has ended by itself, and pid 1 is about to.
+                limit = None;
+                continue;
+            }
+            let is_over = limit.is_some_and(|limit| limit.next().is_none());
+            let reason = if signalled { Some(End::Terminated) } else { is_over.then_some(End::TimedOut) };
             stop = match (stop, reason) {
                 (Stop::No, Some(reason)) => {
                     self.terminate();
-                    Stop::Asked(reason, now.checked_add(bounds.grace))
+                    limit = Some(Awake::new(bounds.grace));
+                    Stop::Asked(reason)
                 }
                 // Being asked once more changes nothing: grace is what the caller set.
-                (Stop::Asked(reason, Some(kill_at)), _) if kill_at <= now => {
+                (Stop::Asked(reason), _) if is_over => {
                     self.kill();
+                    limit = None;
                     Stop::Killed(reason)
                 }
                 (stop, _) => stop,
@@ -208,7 +215,7 @@ impl Running {
         // No process of the step is left: what the socket holds is all there is.
         while self.absorb() {}
         match (stop, self.failure.take(), self.end) {
-            (Stop::Asked(reason, _) | Stop::Killed(reason), ..) => Ok(reason),
+            (Stop::Asked(reason) | Stop::Killed(reason), ..) => Ok(reason),
             (Stop::No, Some(error), _) => Err(error),
             (Stop::No, None, Some(end)) => Ok(end),
             (Stop::No, None, None) => Ok(End::Killed),
@@ -216,19 +223,22 @@ impl Running {
     }
 
     /// Waits for a report, the end of the step, or a signal: which of them there is.
-    fn wait(&self, signals: &OwnedFd, hung_up: bool, until: Option<Instant>) -> Result<[bool; 3], SetupError> {
+    fn wait(&self, signals: &OwnedFd, hung_up: bool, limit: Option<Duration>) -> Result<[bool; 3], SetupError> {
         let doing = || "wait for the step".to_owned();
-        let timeout = until.map(|until| until.saturating_duration_since(Instant::now()));
-        let timeout =
-            timeout.map(Timespec::try_from).transpose().map_err(|_| SetupError::new(doing(), Errno::INVAL))?;
+        let since = Instant::now();
         // The end of the socket would be told for ever.
         let status = if hung_up { PollFlags::empty() } else { PollFlags::IN };
         let mut fds = [(&self.status, status), (&self.pid1, PollFlags::IN), (signals, PollFlags::IN)]
             .map(|(fd, flags)| PollFd::from_borrowed_fd(fd.as_fd(), flags));
-        match poll(&mut fds, timeout.as_ref()) {
-            Ok(_) => {}
-            Err(Errno::INTR) => return Ok([false; 3]),
-            Err(errno) => return Err(SetupError::new(doing(), errno)),
+        loop {
+            let left = limit.map(|limit| limit.saturating_sub(since.elapsed()));
+            let left = left.map(Timespec::try_from).transpose().map_err(|_| SetupError::new(doing(), Errno::INVAL))?;
+            match poll(&mut fds, left.as_ref()) {
+                Ok(_) => break,
+                // Also after this process was stopped for a while: the clock alone would not tell what happened meanwhile.
+                Err(Errno::INTR) => {}
+                Err(errno) => return Err(SetupError::new(doing(), errno)),
+            }
         }
         let [status, dead, signalled] = fds.map(|fd| !fd.revents().is_empty());
         Ok([status && !hung_up, dead, signalled])

@@ -12,6 +12,14 @@ use crate::tree::{UnpackError, UnpackLimits, Unpacked};
 /// The version of every type in this file. Raised with any change to one of them.
 pub(crate) const SPEC_VERSION: u32 = 7;
 
+/// What a helper begins its greeting with. What follows is [`greeting`]'s.
+pub(crate) const GREETING: &str = "hm-sandbox ";
+
+/// The first message of a helper, as text so that every version can read it: the versions of this protocol and of the crate.
+pub(crate) fn greeting() -> String {
+    format!("{GREETING}{SPEC_VERSION} {}", env!("CARGO_PKG_VERSION"))
+}
+
 /// How ids inside the step relate to ids outside.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum UserNamespace {

@@ -178,9 +178,19 @@ pub(crate) fn child_signals() -> Result<OwnedFd> {
     signals(&[libc::SIGCHLD])
 }
 
-/// Blocks what asks a process to end, and nothing else, and gives a descriptor that becomes readable with it.
+/// Blocks what asks a process to end, and nothing else, and gives a descriptor that becomes readable with it. A hang-up that
+/// is ignored, as under `nohup`, stays so.
 pub(crate) fn end_signals() -> Result<OwnedFd> {
-    signals(&[libc::SIGTERM, libc::SIGINT, libc::SIGHUP])
+    let all = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP];
+    signals(if is_ignored(libc::SIGHUP)? { &all[..2] } else { &all })
+}
+
+fn is_ignored(signal: c_int) -> Result<bool> {
+    // SAFETY: all-zero is a valid `sigaction`.
+    let mut action: libc::sigaction = unsafe { mem::zeroed() };
+    // SAFETY: `action` outlives the call, which changes nothing else.
+    check(c_long::from(unsafe { libc::sigaction(signal, ptr::null(), &raw mut action) }))?;
+    Ok(action.sa_sigaction == libc::SIG_IGN)
 }
 
 /// Blocks no signal.
@@ -212,20 +222,31 @@ pub(crate) struct Reaped {
     pub(crate) max_rss_bytes: u64,
 }
 
-/// Reaps one ended child, where there is one.
-pub(crate) fn reap() -> Result<Option<Reaped>> {
+/// What asking for an ended child came to.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Reap {
+    /// This one has ended, and is gone now.
+    Ended(Reaped),
+    /// There are children, and none has ended.
+    NoneYet,
+    /// There is no child.
+    NoChild,
+}
+
+/// Reaps one ended child, if there is one.
+pub(crate) fn reap() -> Result<Reap> {
     let mut status: c_int = 0;
     // SAFETY: all-zero is a valid `rusage`.
     let mut usage: libc::rusage = unsafe { mem::zeroed() };
     // SAFETY: both pointers outlive the call.
     let pid = match check(c_long::from(unsafe { libc::wait4(-1, &raw mut status, libc::WNOHANG, &raw mut usage) })) {
-        Err(Errno::CHILD) => return Ok(None),
+        Err(Errno::CHILD) => return Ok(Reap::NoChild),
         pid => pid?,
     };
-    let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { return Ok(None) };
+    let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { return Ok(Reap::NoneYet) };
     let code = if libc::WIFSIGNALED(status) { 128 + libc::WTERMSIG(status) } else { libc::WEXITSTATUS(status) };
     let micros = |t: libc::timeval| u64::try_from(t.tv_sec * 1_000_000 + t.tv_usec).unwrap_or(0);
-    Ok(Some(Reaped {
+    Ok(Reap::Ended(Reaped {
         pid,
         code,
         cpu_micros: micros(usage.ru_utime) + micros(usage.ru_stime),

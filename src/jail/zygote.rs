@@ -20,7 +20,7 @@ use super::{
     init::{self, StepFds},
     mounts::{Proc, SpecialPaths},
     seccomp,
-    spec::{Report, Request, UserNamespace},
+    spec::{Report, Request, UserNamespace, greeting},
     sys::{self, Cloned},
     tree, wire,
 };
@@ -77,6 +77,9 @@ pub fn run_if_marked() {
 }
 
 fn run(user_namespace: UserNamespace) -> ! {
+    if wire::send(sys::stdin(), greeting().as_bytes(), &[]).is_err() {
+        sys::exit(0);
+    }
     if let Err(error) = start(user_namespace) {
         let _ = wire::send_value(sys::stdin(), &Report::Failed(error), &[]);
         sys::exit(1);

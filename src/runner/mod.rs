@@ -23,6 +23,8 @@ mod input;
 mod left;
 mod limits;
 pub(crate) mod name;
+#[cfg(all(any(feature = "process", feature = "sandbox"), target_os = "linux"))]
+mod pipes;
 #[cfg(feature = "process")]
 pub mod process;
 #[cfg(all(feature = "qemu", target_os = "linux"))]

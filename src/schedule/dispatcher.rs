@@ -1,14 +1,15 @@
 //! The dispatcher: the one loop of a build, on one task.
 //!
-//! It owns the attempts' futures, the [`Errands`] of cached steps, and the build's [`Progress`]. A turn of it looks at the cancel token and the clock, takes
-//! note of the attempts that ended, starts what can start, and writes the events of all that with one `write`; then it
-//! sleeps until something happens. Whatever wakes it, the next turn looks at everything, so that no wake-up carries
+//! It owns the attempts' futures, the [`Errands`] of cached steps, and the build's [`Progress`]. A turn of it looks at the
+//! cancel token and the clock, takes note of the attempts that ended, starts what can start, and writes the events of all
+//! that with one `write`; then it sleeps until something happens. Whatever wakes it, the next turn looks at everything, so that no wake-up carries
 //! a meaning. What follows from what is decided, synchronously, by `Progress` and the policy behind it.
 
 use std::{
     future::{pending, poll_fn},
     num::NonZeroUsize,
     panic::AssertUnwindSafe,
+    pin::pin,
     sync::Arc,
     task::Poll,
     time::Duration,
@@ -28,6 +29,7 @@ use super::{
     progress::Progress,
 };
 use crate::{
+    awake::{self, Awake},
     cache::BuildCache,
     event::{BuildRef, EventWriter},
     outcome::BuildOutcome,
@@ -114,13 +116,25 @@ pub(crate) async fn run<R: RunnerSet>(build: Build<R>) -> BuildOutcome {
     let clock = Instant::now();
     let mut attempts = FuturesUnordered::new();
     let mut errands = Errands::new(&*runners, &plan, cache.as_ref(), remote.as_deref(), &unprobed);
+    let mut deadline = plan.timeout.map(Deadline::new);
     let mut happened = None;
     loop {
         let mut now = clock.elapsed();
         if cancel.is_cancelled() {
             progress.stop(Stop::Canceled, now);
         }
-        if plan.timeout.is_some_and(|timeout| timeout <= now) {
+        if deadline.as_mut().is_some_and(|deadline| deadline.is_over(now)) && progress.stopping().is_none() {
+            // What has ended by now did so in time, and nothing starts after it.
+            loop {
+                match happened.take() {
+                    Some(Happened::Ended(report)) => errands.attempt_ended(report, &mut progress, now),
+                    Some(Happened::Done(errand)) => errands.done(errand, &mut progress, now),
+                    None => {}
+                }
+                let ended = poll_fn(|cx| Poll::Ready(attempts.poll_next_unpin(cx))).await;
+                let Poll::Ready(Some(report)) = ended else { break };
+                happened = Some(Happened::Ended(report));
+            }
             progress.stop(Stop::TimedOut, now);
         }
         progress.retry_due(now);
@@ -185,7 +199,7 @@ pub(crate) async fn run<R: RunnerSet>(build: Build<R>) -> BuildOutcome {
             continue;
         }
         let stopping = progress.stopping().is_some();
-        let deadline = plan.timeout.filter(|_| !stopping);
+        let deadline = deadline.as_ref().filter(|_| !stopping).and_then(Deadline::alarm);
         let alarm = deadline.into_iter().chain(progress.next_retry()).min();
         tokio::select! {
             biased;
@@ -205,6 +219,30 @@ pub(crate) async fn run<R: RunnerSet>(build: Build<R>) -> BuildOutcome {
     }
     reap(&*runners, progress.take_snapshots(), &context).await;
     progress.finish(build, started_at, clock.elapsed())
+}
+
+/// The build's time limit.
+struct Deadline {
+    awake: Awake,
+    /// When it was looked at last.
+    looked: Duration,
+}
+
+impl Deadline {
+    fn new(limit: Duration) -> Self {
+        Self { awake: Awake::new(limit), looked: Duration::ZERO }
+    }
+
+    fn is_over(&mut self, now: Duration) -> bool {
+        self.awake.pass(now.saturating_sub(self.looked));
+        self.looked = now;
+        self.awake.next().is_none()
+    }
+
+    /// When it is to be looked at again.
+    fn alarm(&self) -> Option<Duration> {
+        Some(self.looked.saturating_add(self.awake.next()?))
+    }
 }
 
 /// What a turn takes note of.
@@ -253,7 +291,7 @@ async fn reap<R: RunnerSet>(runners: &R, snapshots: Vec<(RunnerIndex, Vec<Snapsh
         }
     });
     let reaped = join_all(reaping).then(|_| context.end_build());
-    if tokio::time::timeout(REAP_LIMIT, reaped).await.is_err() {
+    if awake::timeout(REAP_LIMIT, pin!(reaped)).await.is_none() {
         tracing::warn!("runners did not remove the build's snapshots within {REAP_LIMIT:?}");
     }
 }

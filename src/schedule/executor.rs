@@ -16,9 +16,12 @@ use std::{
 use futures_util::FutureExt;
 
 use super::policy::{AttemptEnd, Start};
-use crate::runner::{
-    CancelReason, ExecutorInput, RunnerError, RunnerErrorKind, RunnerIndex, RunnerSet, SnapshotRef, StepContext,
-    StepResult,
+use crate::{
+    awake,
+    runner::{
+        CancelReason, ExecutorInput, RunnerError, RunnerErrorKind, RunnerIndex, RunnerSet, SnapshotRef, StepContext,
+        StepResult,
+    },
 };
 
 /// How long, after the grace between TERM and KILL, a runner may take to return before its future is dropped.
@@ -74,7 +77,7 @@ async fn supervise(
 ) -> Option<Caught> {
     let time_is_up = async {
         match timeout {
-            Some(timeout) => tokio::time::sleep(timeout).await,
+            Some(timeout) => awake::sleep(timeout).await,
             None => pending().await,
         }
     };
@@ -84,7 +87,7 @@ async fn supervise(
         () = context.cancel.cancelled() => {}
         () = time_is_up => context.interrupt(CancelReason::TimedOut),
     }
-    tokio::time::timeout(context.grace.saturating_add(LINGER), running).await.ok()
+    awake::timeout(context.grace.saturating_add(LINGER), running).await
 }
 
 /// Says how an attempt ended. `ended` is `None` where the runner had to be given up on.

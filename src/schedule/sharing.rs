@@ -6,7 +6,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     future::Future,
-    pin::Pin,
+    pin::{Pin, pin},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll},
     time::Duration,
@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::errands::{is_cached, key_parts};
 use crate::{
+    awake,
     cache::{BasePart, BuildCache, CacheKey, Cacheable, Found},
     ir::EdgeKind,
     plan::{Base, BoundPlan, StepIndex},
@@ -173,11 +174,11 @@ impl<'a> Sharing<'a> {
         if self.is_empty() {
             return;
         }
-        let sharing = async { while self.under_way.next().await.is_some() {} };
+        let sharing = pin!(async { while self.under_way.next().await.is_some() {} });
         tokio::select! {
             biased;
             () = cancel.cancelled() => tracing::warn!("cancelled: what this run left is not all shared"),
-            shared = tokio::time::timeout(FINISH_LIMIT, sharing) => if shared.is_err() {
+            shared = awake::timeout(FINISH_LIMIT, sharing) => if shared.is_none() {
                 tracing::warn!("what this run left could not all be shared within {FINISH_LIMIT:?}");
             }
         }

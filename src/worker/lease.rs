@@ -25,6 +25,7 @@ use super::{
     workspace::{WorkspaceError, Workspaces},
 };
 use crate::{
+    awake,
     remote::{Blob, Cas, Digest, Endpoint, RemoteError, RemoteErrorKind, reapi},
     runner::{
         Cpus, Limits, MemorySize, Network, RunnerError, RunnerErrorKind,
@@ -400,7 +401,7 @@ impl Drop for Scratch {
 /// Fires after that time; never without one.
 async fn after(limit: Option<Duration>) {
     match limit {
-        Some(limit) => tokio::time::sleep(limit).await,
+        Some(limit) => awake::sleep(limit).await,
         None => std::future::pending().await,
     }
 }

@@ -4,6 +4,8 @@
 
 mod cache;
 mod cp;
+#[cfg(target_os = "linux")]
+pub(crate) mod ends;
 pub(crate) mod hm;
 mod inputs;
 mod killed;

@@ -37,6 +37,7 @@ mod qemu;
 mod sandbox;
 mod schedule;
 mod scripted;
+mod standstill;
 #[cfg(all(feature = "step", target_os = "linux"))]
 mod step;
 mod store;

@@ -35,6 +35,24 @@ pub(in crate::conformance) async fn during(lab: &Lab<'_>) -> Result<(), Broken> 
     expect_gone(&marker)
 }
 
+/// TERM reaches every process once, and the grace ends with the last one, not with the shell. A command that the shell has not
+/// come to is not run any more.
+pub(in crate::conformance) async fn grace_of_children(lab: &Lab<'_>) -> Result<(), Broken> {
+    const CLEANS_UP: &str = "sh -c 'trap \"echo TERM; sleep 0.3; echo cleaned up; exit 0\" TERM; echo ready; \
+                             while :; do sleep 0.1; done'";
+    for cmd in
+        [format!("{CLEANS_UP}; echo after"), format!("exec {CLEANS_UP}"), format!("{CLEANS_UP} & wait; echo after")]
+    {
+        let mut run = lab.run()?;
+        run.ctx.grace = Duration::from_secs(60);
+        let step = Step::new(&*cmd);
+        let done = run.step_until_ready(lab.runner, step, |ctx| ctx.interrupt(CancelReason::Cancelled)).await?;
+        done.failed_as(RunnerErrorKind::Cancelled)?;
+        expect(&format!("what `{cmd}` printed"), done.lines(StdStream::Stdout), ["ready", "TERM", "cleaned up"])?;
+    }
+    Ok(())
+}
+
 /// What ended in time stays so.
 pub(in crate::conformance) async fn after(lab: &Lab<'_>) -> Result<(), Broken> {
     let mut run = lab.run()?;

@@ -12,7 +12,6 @@ use std::{
 };
 
 use futures_util::{StreamExt, future};
-use tokio::time::Instant;
 
 use super::{
     action::{Parts, Prepared},
@@ -24,6 +23,7 @@ use super::{
     trouble::{self, on_thread},
 };
 use crate::{
+    awake,
     event::StdStream,
     remote::{
         Cas, Digest, Endpoint, EndpointOptions, Execution, OptionsError, RemoteError, RemoteErrorKind, Update,
@@ -282,10 +282,12 @@ impl CloudRunner {
         let execution = Execution::new(engine.endpoint.clone());
         let mut updates = pin!(execution.run(action, skip_cache_lookup));
         let mut begun = Begun { runner: self, endpoint: &engine.endpoint, operation: String::new() };
-        // When the attempt was interrupted: how long its end is waited for, and whether the engine was told.
-        let (mut until, mut told) = (None, false);
+        // Whether the attempt was interrupted, and the engine was told.
+        let (mut interrupted, mut told) = (false, false);
+        // How long the end of one that was interrupted is waited for: counts from when it is asked first.
+        let mut patience = pin!(awake::sleep(ctx.grace.saturating_add(LINGER)));
         loop {
-            if until.is_some() && !told && !begun.operation.is_empty() {
+            if interrupted && !told && !begun.operation.is_empty() {
                 told = true;
                 let cancelled = tokio::time::timeout(CANCELLING, execution.cancel(&begun.operation)).await;
                 match cancelled {
@@ -320,12 +322,8 @@ impl CloudRunner {
                     )),
                 },
                 (stream, piece) = output.next() => output.show(stream, &piece).await,
-                () = ctx.cancel.cancelled(), if until.is_none() => {
-                    until = Some(Instant::now() + ctx.grace + LINGER);
-                }
-                () = tokio::time::sleep_until(until.unwrap_or_else(Instant::now)), if until.is_some() => {
-                    return Err(ctx.interrupted());
-                }
+                () = ctx.cancel.cancelled(), if !interrupted => interrupted = true,
+                () = &mut patience, if interrupted => return Err(ctx.interrupted()),
             }
         }
     }

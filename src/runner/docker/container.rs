@@ -45,6 +45,40 @@ const DEFAULT_ENV: [(&str, &str); 2] =
 /// Users of images differ; steps are root's, as in the sandbox.
 const USER: &str = "0:0";
 
+/// Sends TERM to every process of the container but its first, which ends the container when the command's shell ends. So a
+/// shell that TERM would end at once is stopped until all others have ended: they have the same grace. Only `/bin/sh` and
+/// its builtins are sure to be there.
+const TERMINATE: &str = r#"
+main=
+{ read -r main _ </proc/1/task/1/children; } 2>/dev/null
+if [ "$main" ]; then
+    while read -r name mask; do
+        case $name in
+            # The bit of signal 15 is in the fourth digit from the right.
+            SigIgn:|SigCgt:) case ${mask%???} in *[4567cdef]) main=; break ;; esac ;;
+        esac
+    done 2>/dev/null <"/proc/$main/status" || main=
+fi
+if [ -z "$main" ] || ! kill -STOP "$main"; then
+    kill -TERM -1
+    exit
+fi
+kill -TERM -1
+while :; do
+    others=
+    for stat in /proc/[0-9]*/stat; do
+        process=${stat#/proc/}
+        process=${process%/stat}
+        case $process in 1|"$main"|"$$") continue ;; esac
+        { read -r line <"$stat"; } 2>/dev/null || continue
+        case ${line##*) } in [ZX]*) ;; *) others=1 ;; esac
+    done
+    [ "$others" ] || break
+    sleep 0.05 || sleep 1
+done 2>/dev/null
+kill -CONT "$main"
+"#;
+
 /// A container. The daemon knows of it from [`exec`](Vm::exec) on.
 #[derive(Debug)]
 pub struct Container {
@@ -228,7 +262,7 @@ impl Vm for Container {
     /// shell alone.
     async fn terminate(&self) {
         let options = CreateExecOptions {
-            cmd: Some(vec!["/bin/sh", "-c", "kill -TERM -1"]),
+            cmd: Some(vec!["/bin/sh", "-c", TERMINATE]),
             user: Some(USER),
             ..CreateExecOptions::default()
         };

@@ -25,14 +25,28 @@ impl Group {
         Self { leader, mark, waited: false, gone: false }
     }
 
-    /// Sends a signal to all of them.
+    /// Sends a signal to all of them, and once to each: a second TERM means more than the first to some.
     pub(super) fn signal(&self, signal: Signal) {
-        if kill_process_group(self.leader, signal) == Err(Errno::SRCH) && !self.waited {
+        // Those of the group at once, so that none is missed that is just being started.
+        let has_no_group = kill_process_group(self.leader, signal) == Err(Errno::SRCH);
+        if has_no_group && !self.waited {
             // It has no session of its own yet.
             let _ = kill_process(self.leader, signal);
         }
         for process in survivors::find(self.leader, &self.mark) {
-            process.signal(signal);
+            let has_it = if has_no_group { process.is_leader() } else { process.is_in_group() };
+            if !has_it {
+                process.signal(signal);
+            }
+        }
+    }
+
+    /// Waits until none of them is left, apart from the watchdog. Cancel-safe.
+    pub(super) async fn ended(&self) {
+        let mut pause = Duration::from_millis(1);
+        while survivors::find(self.leader, &self.mark).iter().any(|process| !process.is_watchdog()) {
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(Duration::from_millis(50));
         }
     }
 
@@ -81,24 +95,49 @@ mod survivors {
         process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal},
     };
 
-    use crate::runner::process::supervisor::MARK;
+    use crate::runner::process::supervisor::{MARK, WATCHDOG_NAME};
 
     /// A process that was found, and can't be mistaken for a later one of the same number.
     #[derive(Debug)]
-    pub(super) struct Process(OwnedFd);
+    pub(super) struct Process {
+        fd: OwnedFd,
+        is_leader: bool,
+        is_in_group: bool,
+        is_watchdog: bool,
+    }
 
     impl Process {
         pub(super) fn signal(&self, signal: Signal) {
             // Fails where it has ended, or became another user's.
-            let _ = pidfd_send_signal(&self.0, signal);
+            let _ = pidfd_send_signal(&self.fd, signal);
+        }
+
+        pub(super) fn is_leader(&self) -> bool {
+            self.is_leader
+        }
+
+        pub(super) fn is_in_group(&self) -> bool {
+            self.is_in_group
+        }
+
+        /// It ends with this process, and not with the step.
+        pub(super) fn is_watchdog(&self) -> bool {
+            self.is_watchdog
         }
     }
 
     /// Every process in the session or the group of `leader`, or with its mark in its environment; not those that have
     /// ended and were not waited for.
     pub(super) fn find(leader: Pid, mark: &str) -> Vec<Process> {
-        let mark = format!("{MARK}={mark}").into_bytes();
-        let belongs = |pid: &str| in_session(pid, leader).unwrap_or(false) || is_marked(pid, &mark).unwrap_or(false);
+        let variable = format!("{MARK}={mark}").into_bytes();
+        let watchdog = format!("\0{WATCHDOG_NAME}\0{}\0{mark}\0", leader.as_raw_nonzero()).into_bytes();
+        let leader = leader.as_raw_nonzero().to_string();
+        let belongs = |pid: &str| match membership(pid, &leader) {
+            Membership::Ended => None,
+            Membership::None => is_marked(pid, &variable).unwrap_or(false).then_some(false),
+            Membership::Session => Some(false),
+            Membership::Group => Some(true),
+        };
         let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
         let mut found = Vec::new();
         for entry in entries.flatten() {
@@ -106,27 +145,43 @@ mod survivors {
             let Some(pid) = name.to_str().filter(|name| name.bytes().all(|byte| byte.is_ascii_digit())) else {
                 continue;
             };
-            if belongs(pid)
+            if belongs(pid).is_some()
                 && let Some(id) = pid.parse().ok().and_then(Pid::from_raw)
-                && let Ok(process) = pidfd_open(id, PidfdFlags::empty())
-                && belongs(pid)
+                && let Ok(fd) = pidfd_open(id, PidfdFlags::empty())
+                && let Some(is_in_group) = belongs(pid)
             {
-                found.push(Process(process));
+                let is_watchdog =
+                    fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|command| command.ends_with(&watchdog));
+                found.push(Process { fd, is_leader: pid == leader, is_in_group, is_watchdog });
             }
         }
         found
     }
 
-    fn in_session(pid: &str, leader: Pid) -> Option<bool> {
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        // The name of the program may have anything in it, parentheses too.
-        let mut fields = stat.rsplit_once(") ")?.1.split(' ');
-        if matches!(fields.next()?, "Z" | "X") {
-            return Some(false);
-        }
-        let leader = leader.as_raw_nonzero().to_string();
-        let (group, session) = (fields.nth(1)?, fields.next()?);
-        Some(group == leader || session == leader)
+    /// What a process is to a leader, as far as its identifiers tell.
+    enum Membership {
+        Ended,
+        None,
+        Session,
+        Group,
+    }
+
+    fn membership(pid: &str, leader: &str) -> Membership {
+        let read = || {
+            let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+            // The name of the program may have anything in it, parentheses too.
+            let mut fields = stat.rsplit_once(") ")?.1.split(' ');
+            if matches!(fields.next()?, "Z" | "X") {
+                return None;
+            }
+            let (group, session) = (fields.nth(1)?, fields.next()?);
+            Some(match (group == leader, session == leader) {
+                (true, _) => Membership::Group,
+                (false, true) => Membership::Session,
+                (false, false) => Membership::None,
+            })
+        };
+        read().unwrap_or(Membership::Ended)
     }
 
     fn is_marked(pid: &str, mark: &[u8]) -> Option<bool> {
@@ -145,6 +200,18 @@ mod survivors {
 
     impl Process {
         pub(super) fn signal(&self, _: Signal) {
+            match *self {}
+        }
+
+        pub(super) fn is_leader(&self) -> bool {
+            match *self {}
+        }
+
+        pub(super) fn is_in_group(&self) -> bool {
+            match *self {}
+        }
+
+        pub(super) fn is_watchdog(&self) -> bool {
             match *self {}
         }
     }

@@ -1,9 +1,9 @@
 //! From a step's pipes to the events.
 
-use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::process::{ChildStderr, ChildStdout};
 use uuid::Uuid;
 
-use crate::event::{EventBus, StdStream};
+use crate::event::EventBus;
 
 /// How much is read at once, which is what a pipe holds.
 const CHUNK_BYTES: usize = 64 << 10;
@@ -11,18 +11,67 @@ const CHUNK_BYTES: usize = 64 << 10;
 /// Hands on everything that comes until the last writer is gone.
 ///
 /// # Cancel safety
-/// What was read was handed on; what was not stays in the pipe.
-pub(super) async fn pump(pipe: Option<impl AsyncRead + Unpin>, bus: &EventBus, step_id: Uuid, stream: StdStream) {
-    let Some(mut pipe) = pipe else { return };
-    let mut buffer = vec![0; CHUNK_BYTES];
-    loop {
-        match pipe.read(&mut buffer).await {
-            Ok(0) => return,
-            Ok(length) => bus.output(step_id, stream, &buffer[..length]).await,
-            Err(error) => {
-                tracing::warn!(%error, "the rest of a step's output can't be read");
-                return;
+/// What was read was handed on; what was not stays in the pipes.
+pub(super) async fn pump(pipes: Option<(ChildStdout, ChildStderr)>, bus: &EventBus, step_id: Uuid) {
+    let Some((stdout, stderr)) = pipes else { return };
+    if let Err(error) = ordered::pump(stdout, stderr, bus, step_id).await {
+        tracing::warn!(%error, "the rest of a step's output can't be read");
+    }
+}
+
+/// In the order in which it was there.
+#[cfg(target_os = "linux")]
+mod ordered {
+    use std::io;
+
+    use super::{CHUNK_BYTES, ChildStderr, ChildStdout, EventBus, Uuid};
+    use crate::runner::pipes::Pipes;
+
+    pub(super) async fn pump(
+        stdout: ChildStdout,
+        stderr: ChildStderr,
+        bus: &EventBus,
+        step_id: Uuid,
+    ) -> io::Result<()> {
+        let mut pipes = Pipes::new(stdout.into_owned_fd()?, stderr.into_owned_fd()?, CHUNK_BYTES)?;
+        while let Some(piece) = pipes.next().await? {
+            let (stream, bytes) = pipes.bytes(piece);
+            bus.output(step_id, stream, bytes).await;
+        }
+        Ok(())
+    }
+}
+
+/// Standard output first where there is something on both.
+#[cfg(not(target_os = "linux"))]
+mod ordered {
+    use std::io;
+
+    use tokio::io::AsyncReadExt;
+
+    use super::{CHUNK_BYTES, ChildStderr, ChildStdout, EventBus, Uuid};
+    use crate::event::StdStream;
+
+    pub(super) async fn pump(
+        mut stdout: ChildStdout,
+        mut stderr: ChildStderr,
+        bus: &EventBus,
+        step_id: Uuid,
+    ) -> io::Result<()> {
+        let mut buffers = [vec![0; CHUNK_BYTES], vec![0; CHUNK_BYTES]];
+        let mut open = [true; 2];
+        while open != [false; 2] {
+            let [from_stdout, from_stderr] = &mut buffers;
+            let (index, stream, length) = tokio::select! {
+                biased;
+                length = stdout.read(from_stdout), if open[0] => (0, StdStream::Stdout, length?),
+                length = stderr.read(from_stderr), if open[1] => (1, StdStream::Stderr, length?),
+            };
+            match length {
+                0 => open[index] = false,
+                length => bus.output(step_id, stream, &buffers[index][..length]).await,
             }
         }
+        Ok(())
     }
 }

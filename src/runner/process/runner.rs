@@ -14,7 +14,7 @@ use super::{
     supervisor::{Launch, start},
 };
 use crate::{
-    event::StdStream,
+    awake,
     runner::{
         ExecutorInput, ImageSupport, Probe, RunnerCapabilities, RunnerError, SnapshotRef, StepContext, StepResult,
         StepRunner,
@@ -165,24 +165,19 @@ async fn run(ctx: &StepContext, input: &ExecutorInput, prepared: &Prepared) -> R
     let _lifeline = child.stdin.take();
     let mut group = Group::new(leader, mark);
     let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
-    let mut output = pin!(async {
-        tokio::join!(
-            pump(stdout, &ctx.event_bus, input.step_id, StdStream::Stdout),
-            pump(stderr, &ctx.event_bus, input.step_id, StdStream::Stderr),
-        )
-    });
+    let mut output = pin!(pump(stdout.zip(stderr), &ctx.event_bus, input.step_id));
     let mut drained = false;
     let ended = {
         let mut ended = pin!(end(ctx, &mut child, &group));
         loop {
             tokio::select! {
                 ended = &mut ended => break ended,
-                _ = &mut output, if !drained => drained = true,
+                () = &mut output, if !drained => drained = true,
             }
         }
     };
     group.end().await;
-    if !drained && tokio::time::timeout(DRAIN, output).await.is_err() {
+    if !drained && awake::timeout(DRAIN, output).await.is_none() {
         tracing::warn!("a process that left the step still holds its output");
     }
     ended
@@ -198,9 +193,21 @@ async fn end(ctx: &StepContext, child: &mut Child, group: &Group) -> Result<Exit
         status = child.wait() => return waited(status),
         () = ctx.cancel.cancelled() => group.signal(Signal::TERM),
     }
-    if tokio::time::timeout(ctx.grace, child.wait()).await.is_err() {
-        group.signal(Signal::KILL);
-        waited(child.wait().await)?;
+    // The shell may be the first to go: the others have the same grace.
+    let ended = {
+        let last = pin!(async {
+            let shell = child.wait().await;
+            group.ended().await;
+            shell
+        });
+        awake::timeout(ctx.grace, last).await
+    };
+    match ended {
+        Some(shell) => drop(waited(shell)?),
+        None => {
+            group.signal(Signal::KILL);
+            waited(child.wait().await)?;
+        }
     }
     Err(ctx.interrupted())
 }

@@ -21,6 +21,9 @@ use tokio::process::{Child, Command};
 /// The variable by which a step's processes are found.
 pub(super) const MARK: &str = "HM_STEP_MARK";
 
+/// What the watchdog calls itself.
+pub(super) const WATCHDOG_NAME: &str = "hm-watchdog";
+
 /// `$0` is the shell, `$1` the option, `$2` its argument: `-c COMMAND`, or a file. Standard input is the pipe.
 const SUPERVISOR: &str = r#"
 exec 3<&0 </dev/null

@@ -12,6 +12,7 @@ use std::{
     io::{self, BufWriter},
     os::{fd::OwnedFd, unix::fs::MetadataExt},
     path::{Path, PathBuf},
+    pin::pin,
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -29,6 +30,7 @@ use super::{
     trouble::{Doing, NoMachine},
 };
 use crate::{
+    awake,
     guest::{self, Word},
     runner::sandbox::{SandboxRunner, Serving},
     store::{Store, layout::make_dir},
@@ -204,11 +206,12 @@ pub(super) async fn attend<T>(
     patience: Duration,
     work: impl Future<Output = Result<T, NoMachine>>,
 ) -> Result<T, NoMachine> {
+    let work = pin!(work);
     tokio::select! {
         biased;
         how = serving.ended() => Err(NoMachine::Ended { how, log: log.tail() }),
-        done = tokio::time::timeout(patience, work) => {
-            done.unwrap_or_else(|_| Err(NoMachine::Late { after: patience, log: log.tail() }))
+        done = awake::timeout(patience, work) => {
+            done.unwrap_or_else(|| Err(NoMachine::Late { after: patience, log: log.tail() }))
         }
     }
 }

@@ -21,7 +21,12 @@ use super::{
     jail::{JailSpec, Report, Request, SetupError, wire},
     zygote::Zygote,
 };
-use crate::{event::StdStream, runner::RunnerError};
+use crate::{
+    awake,
+    event::StdStream,
+    runner::{RunnerError, pipes::Pipes},
+    streams::Piece,
+};
 
 /// What a pipe holds while nobody reads, in bytes; less where the system allows less.
 const PIPE_BYTES: usize = 1 << 20;
@@ -120,7 +125,7 @@ pub(super) async fn start_on(
     streams: &[BorrowedFd<'_>],
 ) -> io::Result<Result<Step, SetupError>> {
     let (status, theirs) = wire::pair()?;
-    let step = Step::over(status, [Stream::elsewhere(StdStream::Stdout), Stream::elsewhere(StdStream::Stderr)])?;
+    let step = Step::over(status, None)?;
     let spec = match wire::to_memory_file(spec) {
         Ok(spec) => spec,
         Err(error) => return Ok(Err(error)),
@@ -140,7 +145,8 @@ pub(super) fn setup_error(error: SetupError) -> RunnerError {
 #[derive(Debug)]
 pub(super) struct Step {
     status: AsyncFd<OwnedFd>,
-    streams: [Stream; 2],
+    /// `None` if what it prints is for others.
+    output: Option<Pipes>,
     /// The step's pid 1, once it is known.
     pid1: Option<AsyncFd<OwnedFd>>,
     progress: Progress,
@@ -152,14 +158,6 @@ struct Theirs {
     status: OwnedFd,
     stdout: OwnedFd,
     stderr: OwnedFd,
-}
-
-#[derive(Debug)]
-struct Stream {
-    name: StdStream,
-    /// `None` after its end.
-    pipe: Option<AsyncFd<OwnedFd>>,
-    buffer: Vec<u8>,
 }
 
 /// What the status socket told.
@@ -180,8 +178,7 @@ enum Stop {
 
 /// What woke the attempt.
 enum Event {
-    /// So many bytes on that stream.
-    Output(usize, usize),
+    Output(Piece),
     Report(Option<(Report, Option<OwnedFd>)>),
     Dead,
     Interrupted,
@@ -193,13 +190,12 @@ impl Step {
         let (status, their_status) = wire::pair()?;
         let (stdout, their_stdout) = pipe()?;
         let (stderr, their_stderr) = pipe()?;
-        let streams = [Stream::new(StdStream::Stdout, stdout)?, Stream::new(StdStream::Stderr, stderr)?];
-        let step = Self::over(status, streams)?;
+        let step = Self::over(status, Some(Pipes::new(stdout, stderr, READ_BYTES)?))?;
         Ok((step, Theirs { status: their_status, stdout: their_stdout, stderr: their_stderr }))
     }
 
-    fn over(status: OwnedFd, streams: [Stream; 2]) -> io::Result<Self> {
-        Ok(Self { status: watched(status)?, streams, pid1: None, progress: Progress::default() })
+    fn over(status: OwnedFd, output: Option<Pipes>) -> io::Result<Self> {
+        Ok(Self { status: watched(status)?, output, pid1: None, progress: Progress::default() })
     }
 
     /// Waits until every process of the step is dead, for one whose output is somebody else's. Cancel-safe.
@@ -221,20 +217,20 @@ impl Step {
     async fn attend(mut self, control: Control<'_>, sink: &impl OutputSink) -> Result<End, RunnerError> {
         let failed = |error: io::Error| RunnerError::infrastructure("attend to the step", error);
         let mut stop = Stop::No;
-        let grace = tokio::time::sleep(control.grace);
+        // Counts from when it is asked first.
+        let grace = awake::sleep(control.grace);
         tokio::pin!(grace);
         loop {
-            let [stdout, stderr] = &mut self.streams;
             let event = tokio::select! {
                 () = dead(self.pid1.as_ref()) => Event::Dead,
                 report = next_report(&self.status), if !self.progress.hung_up => Event::Report(report.map_err(failed)?),
-                length = stdout.read() => Event::Output(0, length.map_err(failed)?),
-                length = stderr.read() => Event::Output(1, length.map_err(failed)?),
-                () = control.cancel.cancelled(), if stop == Stop::No => Event::Interrupted,
+                piece = printed(&mut self.output) => Event::Output(piece.map_err(failed)?),
+                // One that has told its end did so by itself.
+                () = control.cancel.cancelled(), if stop == Stop::No && self.progress.end.is_none() => Event::Interrupted,
                 () = &mut grace, if stop == Stop::Terminated => Event::GraceOver,
             };
             match event {
-                Event::Output(index, length) => self.streams[index].forward(length, sink).await,
+                Event::Output(piece) => self.hand_on(piece, sink).await,
                 Event::Report(report) => {
                     self.absorb(report).map_err(failed)?;
                     if self.progress.hung_up && self.pid1.is_none() {
@@ -245,7 +241,6 @@ impl Step {
                 Event::Dead => break,
                 Event::Interrupted => {
                     stop = Stop::Terminated;
-                    grace.as_mut().reset(tokio::time::Instant::now() + control.grace);
                     self.terminate();
                 }
                 Event::GraceOver => {
@@ -255,8 +250,10 @@ impl Step {
             }
         }
         // No process of the step is left: what the pipes and the socket hold is all there is.
-        for stream in &mut self.streams {
-            stream.drain(sink).await.map_err(failed)?;
+        while let Some(output) = &mut self.output
+            && let Some(piece) = output.next_now().map_err(failed)?
+        {
+            self.hand_on(piece, sink).await;
         }
         while let Some(report) = take_report(self.status.get_ref()).map_err(failed)? {
             self.absorb(Some(report)).map_err(failed)?;
@@ -267,6 +264,13 @@ impl Step {
             (Some(error), _) => Err(setup_error(error)),
             (None, Some(end)) => Ok(end),
             (None, None) => Ok(End::Killed),
+        }
+    }
+
+    async fn hand_on(&self, piece: Piece, sink: &impl OutputSink) {
+        if let Some(output) = &self.output {
+            let (stream, bytes) = output.bytes(piece);
+            sink.output(stream, bytes).await;
         }
     }
 
@@ -311,58 +315,19 @@ impl Drop for Step {
     }
 }
 
-impl Stream {
-    fn new(name: StdStream, pipe: OwnedFd) -> io::Result<Self> {
-        Ok(Self { name, pipe: Some(watched(pipe)?), buffer: vec![0; READ_BYTES] })
+/// Waits for a piece of what the step prints; never ends if that is for others, or if there is no more. Cancel-safe.
+async fn printed(output: &mut Option<Pipes>) -> io::Result<Piece> {
+    if let Some(output) = output
+        && let Some(piece) = output.next().await?
+    {
+        return Ok(piece);
     }
-
-    /// One that somebody else reads.
-    fn elsewhere(name: StdStream) -> Self {
-        Self { name, pipe: None, buffer: Vec::new() }
-    }
-
-    /// Waits for output, and reads up to a buffer full. Never ends after the end of the stream. Cancel-safe.
-    async fn read(&mut self) -> io::Result<usize> {
-        let Some(pipe) = &self.pipe else { return pending().await };
-        loop {
-            let mut ready = pipe.readable().await?;
-            match read(pipe.get_ref(), &mut self.buffer) {
-                Err(Errno::AGAIN) => ready.clear_ready(),
-                read => return Ok(read?),
-            }
-        }
-    }
-
-    /// Hands over what was read: nothing is the end.
-    async fn forward(&mut self, length: usize, sink: &impl OutputSink) {
-        if length == 0 {
-            self.pipe = None;
-        } else {
-            sink.output(self.name, &self.buffer[..length]).await;
-        }
-    }
-
-    /// Hands over what the pipe still holds.
-    async fn drain(&mut self, sink: &impl OutputSink) -> io::Result<()> {
-        while let Some(pipe) = &self.pipe {
-            match read(pipe.get_ref(), &mut self.buffer) {
-                // Somebody outside of the step was handed the pipe; what they write is not the step's.
-                Err(Errno::AGAIN) => break,
-                read => self.forward(read?, sink).await,
-            }
-        }
-        Ok(())
-    }
+    pending().await
 }
 
-fn read(pipe: &OwnedFd, buffer: &mut [u8]) -> Result<usize, Errno> {
-    rustix::io::retry_on_intr(|| rustix::io::read(pipe, &mut *buffer))
-}
-
-/// A pipe: our end, which does not block, and the step's, which does.
+/// A pipe: our end, and the step's.
 fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
     let (ours, theirs) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
-    rustix::io::ioctl_fionbio(&ours, true)?;
     // A user's pipes may be limited to less: then it stays as it was.
     let _ = rustix::pipe::fcntl_setpipe_size(&ours, PIPE_BYTES);
     Ok((ours, theirs))

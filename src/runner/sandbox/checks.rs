@@ -167,7 +167,10 @@ fn control_groups() -> Check {
 /// What to do about a helper that does not start.
 pub(super) fn start_failure(error: StartError) -> Failure {
     let hint = match &error {
-        StartError::NoHelper(_) | StartError::Ended { .. } => "name an `hm` of this version".to_owned(),
+        StartError::NoHelper(_)
+        | StartError::Ended { .. }
+        | StartError::Silent { .. }
+        | StartError::OtherVersion { .. } => "name an `hm` of this version".to_owned(),
         StartError::Spawn { .. } => "make the helper executable, on a file system without `noexec`".to_owned(),
         StartError::Talk(_) => "try again".to_owned(),
         StartError::NoRange(_) | StartError::MapIds { .. } => "check /etc/subuid and /etc/subgid".to_owned(),

@@ -9,18 +9,28 @@ use std::{
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
 };
 
-use rustix::{io::Errno, net::RecvFlags};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    io::Errno,
+    net::RecvFlags,
+};
 use tokio::io::Interest;
 
 use super::{
     attempt,
     helper::NoHelper,
     idmap::{IdRanges, id_map_of},
-    jail::{MARKER, MountApi, MountedOverlay, Report, Request, SetupError, TreeOp, UserNamespace, wire},
+    jail::{
+        GREETING, MARKER, MountApi, MountedOverlay, Report, Request, SetupError, TreeOp, UserNamespace, greeting, wire,
+    },
 };
-use crate::store::IdMap;
+use crate::{awake::Awake, store::IdMap};
+
+/// How long a helper may take for each thing that it says until it is ready.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A running zygote. Dropped, it ends, and every step of it.
 #[derive(Debug)]
@@ -39,6 +49,16 @@ pub(super) enum StartError {
     Spawn { path: PathBuf, source: io::Error },
     #[error("the sandbox's helper {} ended before it was ready; is it an `hm` of this version?", path.display())]
     Ended { path: PathBuf },
+    #[error(
+        "the sandbox's helper {} did not answer within {} s; is it an `hm` of this version?",
+        path.display(), patience.as_secs_f64()
+    )]
+    Silent { path: PathBuf, patience: Duration },
+    #[error(
+        "the sandbox's helper {} is of {theirs}, and this program is of {}: they must be of the same version",
+        path.display(), version(&greeting())
+    )]
+    OtherVersion { path: PathBuf, theirs: String },
     #[error("failed to talk to the sandbox's helper")]
     Talk(#[source] io::Error),
     #[error("the sandbox's helper failed to {0}")]
@@ -52,6 +72,15 @@ pub(super) enum StartError {
 impl Zygote {
     /// Starts one, and waits until it is ready. Blocks for a few milliseconds; some twenty with [`UserNamespace::Range`].
     pub(super) fn start(
+        helper: &Path,
+        user_namespace: UserNamespace,
+        ranges: Option<&IdRanges>,
+    ) -> Result<Self, StartError> {
+        Self::start_within(PATIENCE, helper, user_namespace, ranges)
+    }
+
+    fn start_within(
+        patience: Duration,
         helper: &Path,
         user_namespace: UserNamespace,
         ranges: Option<&IdRanges>,
@@ -75,19 +104,43 @@ impl Zygote {
             .spawn()
             .map_err(|source| StartError::Spawn { path: helper.into(), source })?;
         let zygote = Self { socket: Some(ours), child: Mutex::new(child), user_namespace };
+        if let Err(error) = zygote.prepare(patience, helper, ranges) {
+            // One that does not answer may not see the end of the stream, either.
+            if let Err(error) = zygote.child.lock().unwrap_or_else(PoisonError::into_inner).kill() {
+                tracing::debug!(%error, "failed to kill what is not the sandbox's helper");
+            }
+            return Err(error);
+        }
+        Ok(zygote)
+    }
+
+    /// Waits until the helper is ready, and maps its ids when it asks for that.
+    fn prepare(&self, patience: Duration, helper: &Path, ranges: Option<&IdRanges>) -> Result<(), StartError> {
+        let talk = |errno: Errno| StartError::Talk(errno.into());
+        let next = || -> Result<Vec<u8>, StartError> {
+            if !is_readable_within(self.socket(), patience).map_err(talk)? {
+                return Err(StartError::Silent { path: helper.into(), patience });
+            }
+            let received = wire::receive(self.socket(), RecvFlags::empty()).map_err(talk)?;
+            received.map(|(message, _)| message).ok_or_else(|| StartError::Ended { path: helper.into() })
+        };
+        let theirs = next()?;
+        if theirs != greeting().as_bytes() {
+            let theirs = version(&String::from_utf8_lossy(&theirs));
+            return Err(StartError::OtherVersion { path: helper.into(), theirs });
+        }
         loop {
-            match receive_report(zygote.socket()).map_err(|errno| StartError::Talk(errno.into()))? {
-                Some(Report::Done) => return Ok(zygote),
-                Some(Report::NeedsIdMap) => {
-                    let pid = zygote.child.lock().unwrap_or_else(PoisonError::into_inner).id();
+            match postcard::from_bytes(&next()?).map_err(|_| talk(Errno::PROTO))? {
+                Report::Done => return Ok(()),
+                Report::NeedsIdMap => {
+                    let pid = self.child.lock().unwrap_or_else(PoisonError::into_inner).id();
                     ranges
                         .map_or(Ok(()), |ranges| ranges.map(pid))
                         .map_err(|(command, reason)| StartError::MapIds { command, reason })?;
-                    wire::send(zygote.socket(), b"m", &[]).map_err(|errno| StartError::Talk(errno.into()))?;
+                    wire::send(self.socket(), b"m", &[]).map_err(talk)?;
                 }
-                Some(Report::Failed(error)) => return Err(StartError::Setup(error)),
-                Some(_) => {}
-                None => return Err(StartError::Ended { path: helper.into() }),
+                Report::Failed(error) => return Err(StartError::Setup(error)),
+                _ => {}
             }
         }
     }
@@ -179,9 +232,76 @@ impl Drop for Zygote {
     }
 }
 
+/// What a greeting says of its sender, for people. The first versions had none.
+fn version(greeting: &str) -> String {
+    let versions = greeting.strip_prefix(GREETING).and_then(|versions| versions.split_once(' '));
+    let is_plain = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic());
+    match versions.filter(|(protocol, release)| is_plain(protocol) && is_plain(release)) {
+        Some((protocol, release)) => format!("hm {release} (protocol {protocol})"),
+        None => "an older version, or no hm".to_owned(),
+    }
+}
+
+/// Waits until there is something to receive, or the end of the stream. False if there is nothing for so long.
+fn is_readable_within(socket: BorrowedFd<'_>, limit: Duration) -> Result<bool, Errno> {
+    let mut awake = Awake::new(limit);
+    while let Some(slice) = awake.next() {
+        let since = Instant::now();
+        let timeout = Timespec::try_from(slice).map_err(|_| Errno::INVAL)?;
+        match poll(&mut [PollFd::from_borrowed_fd(socket, PollFlags::IN)], Some(&timeout)) {
+            Ok(0) | Err(Errno::INTR) => awake.pass(since.elapsed()),
+            Ok(_) => return Ok(true),
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(false)
+}
+
 fn receive_report(socket: BorrowedFd<'_>) -> Result<Option<Report>, Errno> {
     match wire::receive(socket, RecvFlags::empty())? {
         Some((message, _)) => postcard::from_bytes(&message).map(Some).map_err(|_| Errno::PROTO),
         None => Ok(None),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, os::unix::fs::PermissionsExt};
+
+    use super::*;
+
+    /// What a program that is no helper of this version comes to.
+    fn start(script: &str) -> StartError {
+        let dir = tempfile::tempdir().unwrap();
+        let helper = dir.path().join("helper");
+        fs::write(&helper, format!("#!/bin/sh\n{script}\n")).unwrap();
+        fs::set_permissions(&helper, fs::Permissions::from_mode(0o755)).unwrap();
+        loop {
+            match Zygote::start_within(Duration::from_millis(500), &helper, UserNamespace::None, None) {
+                // Another test's child still holds the script open to write.
+                Err(StartError::Spawn { source, .. }) if source.kind() == io::ErrorKind::ExecutableFileBusy => {}
+                started => return started.unwrap_err(),
+            }
+        }
+    }
+
+    #[test]
+    fn a_helper_that_does_not_answer_is_given_up_on() {
+        // Also one that does not see the end of the stream, and ignores being asked to end.
+        let error = start("trap '' TERM HUP; exec sleep 100");
+        assert!(matches!(&error, StartError::Silent { .. }), "{error:?}");
+        let text = error.to_string();
+        assert!(text.contains("/helper did not answer within 0.5 s"), "{text}");
+    }
+
+    #[test]
+    fn a_helper_of_another_version_is_refused_and_both_versions_are_named() {
+        let text = start("printf 'hm-sandbox 1 0.0.7' >&0; exec sleep 100").to_string();
+        assert!(text.contains("is of hm 0.0.7 (protocol 1)"), "{text}");
+        assert!(text.contains(concat!("this program is of hm ", env!("CARGO_PKG_VERSION"), " (protocol ")), "{text}");
+        // As those that had no greeting begin.
+        let text = start("printf '\\005' >&0; exec sleep 100").to_string();
+        assert!(text.contains("is of an older version, or no hm"), "{text}");
+        assert!(matches!(start("exit 0"), StartError::Ended { .. }));
     }
 }

@@ -9,6 +9,7 @@ use std::{
 
 use super::{Command, Ground, GroundBase, Injection, Output, Vm, VmBackend};
 use crate::{
+    awake,
     runner::{
         ArgsSchema, CacheIdentity, ExecutorInput, Limits, Probe, RunnerCapabilities, RunnerError, SnapshotRef,
         StepContext, StepResult, StepRunner, left,
@@ -210,7 +211,7 @@ async fn run(vm: &impl Vm, ctx: &StepContext, input: &ExecutorInput) -> Result<i
             () = asked => {}
         }
     };
-    if tokio::time::timeout(ctx.grace, ended).await.is_err() {
+    if awake::timeout(ctx.grace, pin!(ended)).await.is_none() {
         tracing::debug!(runner = input.step.runner.as_deref(), "a command did not end in its grace");
     }
     Err(ctx.interrupted())

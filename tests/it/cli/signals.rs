@@ -1,4 +1,4 @@
-//! Ctrl-C, SIGTERM and SIGKILL of `hm`: no process of a step outlives it.
+//! Ctrl-C, SIGTERM, SIGHUP and SIGKILL of `hm`: no process of a step outlives it.
 
 use std::{
     fs,
@@ -82,7 +82,7 @@ fn for_each_runner(command: &str, test: impl Fn(&Project, Running)) {
 
 #[test]
 fn ctrl_c_cancels_the_build_and_ends_130() {
-    for signal in [Signal::INT, Signal::TERM] {
+    for signal in [Signal::INT, Signal::TERM, Signal::HUP] {
         for_each_runner(POLITE, |project, mut running| {
             running.signal(signal);
             assert_eq!(running.child.wait().unwrap().code(), Some(130));

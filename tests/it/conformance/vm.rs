@@ -5,6 +5,7 @@ use std::{
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::{Command as Program, ExitStatus, Stdio},
+    sync::atomic::{AtomicBool, Ordering::Relaxed},
 };
 
 use hm_exec::{
@@ -32,6 +33,8 @@ struct Directories(PathBuf);
 struct Directory {
     root: tempfile::TempDir,
     saved: PathBuf,
+    /// It was asked to end.
+    is_ending: AtomicBool,
 }
 
 fn failed(error: std::io::Error) -> RunnerError {
@@ -44,6 +47,10 @@ impl Directory {
     }
 
     fn signal(&self, signal: Signal) -> usize {
+        self.processes().into_iter().filter(|pid| kill_process(*pid, signal).is_ok()).count()
+    }
+
+    fn processes(&self) -> Vec<Pid> {
         let mark = self.mark();
         let entries = fs::read_dir("/proc").unwrap().flatten();
         let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
@@ -51,7 +58,7 @@ impl Directory {
             let environ = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
             environ.split(|byte| *byte == 0).any(|variable| variable == mark.as_bytes())
         });
-        ours.filter(|pid| kill_process(Pid::from_raw(*pid).unwrap(), signal).is_ok()).count()
+        ours.filter_map(Pid::from_raw).collect()
     }
 
     fn kill(&self) {
@@ -77,7 +84,7 @@ impl VmBackend for Directories {
         let root = tempfile::tempdir_in(&self.0).map_err(failed)?;
         fs::create_dir(root.path().join("tmp")).map_err(failed)?;
         fs::set_permissions(root.path(), fs::Permissions::from_mode(0o755)).map_err(failed)?;
-        Ok(Directory { root, saved: self.0.join("saved") })
+        Ok(Directory { root, saved: self.0.join("saved"), is_ending: AtomicBool::new(false) })
     }
 
     async fn restore(&self, snapshot: &str, limits: &Limits) -> Result<Option<Directory>, RunnerError> {
@@ -115,6 +122,10 @@ impl Vm for Directory {
         let (stdout, stderr) = (child.stdout.take().unwrap(), child.stderr.take().unwrap());
         let ended = async {
             let status = child.wait().await;
+            // After TERM the last process is waited for.
+            while self.is_ending.load(Relaxed) && !self.processes().is_empty() {
+                tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+            }
             // Who is left holds the pipes open.
             self.kill();
             status
@@ -127,6 +138,7 @@ impl Vm for Directory {
     }
 
     async fn terminate(&self) {
+        self.is_ending.store(true, Relaxed);
         self.signal(Signal::TERM);
     }
 

@@ -7,7 +7,7 @@ use hm_exec::{
 use serde_json::{Value, json};
 
 use super::bench::{Bench, Built, cached, chain, pipeline, step};
-use crate::sandbox::harness::is_root;
+use crate::{cli::ends::FAILS_LATE, sandbox::harness::is_root};
 
 fn statuses(built: &Built) -> Vec<StepStatus> {
     built.outcome.steps.iter().map(|step| step.status).collect()
@@ -37,6 +37,20 @@ async fn a_chain_on_docker_alone_stays_at_the_daemon() {
     let snapshots = built.snapshots();
     assert!(snapshots.len() == 2 && snapshots.iter().all(|name| name.starts_with("docker:")), "{snapshots:?}");
     assert_eq!(bench.left().await, (vec![], vec![]));
+}
+
+/// The daemon copies each stream by itself: which comes first is not known here, and not promised.
+#[tokio::test]
+async fn nothing_is_missing_of_what_was_printed_on_two_streams() {
+    let Some(bench) = Bench::new() else { return };
+    let keys = ["a", "b", "c", "d", "e"];
+    let built = bench.build(&pipeline(&keys.map(|key| step(key, FAILS_LATE)), &[])).await;
+    passed(&built);
+    for key in keys {
+        let (out, err): (Vec<_>, Vec<_>) = built.lines(key).into_iter().partition(|line| line.starts_with("line "));
+        assert!(out.iter().map(|line| line[5..].parse::<i32>().unwrap()).eq(1..=30), "{out:?}");
+        assert_eq!(err, ["BOOM", "and", "more"]);
+    }
 }
 
 #[tokio::test]

@@ -195,13 +195,19 @@ impl Build {
                 Step::BackingOff { due } => Some(*due),
                 _ => None,
             });
-            let alarms = [self.cancel_after, Some(self.timeout), due.min()];
+            let alarms = [self.cancel_after, due.min()];
             let alarms = alarms.into_iter().flatten().filter(|_| stopped.is_none());
-            let next = alarms.clone().chain(first.map(|first| ends[first].at)).min().expect("something is to happen");
+            let time_is_up = Some(self.timeout).filter(|_| stopped.is_none());
+            let next = alarms.clone().chain(time_is_up).chain(first.map(|first| ends[first].at)).min();
+            let next = next.expect("something is to happen");
             if next > now && stopped.is_none() {
                 let happens = |(attempt, end): &(&Attempt<'_>, &End)| end.at == next || attempt.own_limit == Some(next);
-                let happening = alarms.filter(|alarm| *alarm == next).count();
-                if happening + running.iter().zip(&ends).filter(happens).count() > 1 {
+                let attempts = running.iter().zip(&ends).filter(happens).count();
+                let reaches_limit = running.iter().any(|attempt| attempt.own_limit == Some(next));
+                let happening = attempts + alarms.filter(|alarm| *alarm == next).count();
+                // When the build's time is up, what ends by itself just then has ended in time.
+                let is_late = time_is_up == Some(next) && (happening > attempts || reaches_limit);
+                if happening > 1 || is_late {
                     return None;
                 }
             }

@@ -6,6 +6,7 @@ use serde_json::json;
 
 use super::bench::Bench;
 use crate::cli::{
+    ends::{FAILS_LATE, out_of_order},
     hm::{Ended, Project, eventually},
     shell::shell,
 };
@@ -35,6 +36,22 @@ fn run(project: &Project) -> std::process::Command {
     let mut hm = project.hm(&["run", "--format", "human"]);
     hm.env("XDG_CONFIG_HOME", project.dir.join("config"));
     hm
+}
+
+#[test]
+fn what_was_printed_first_on_two_streams_comes_first() {
+    let Some(bench) = Bench::new() else { return };
+    let runs = 5;
+    let project = project(&bench, ":");
+    let node = |number: usize| {
+        let key = format!("s{number}");
+        json!({ "step": { "key": key, "cmd": FAILS_LATE, "image": "host", "runner": "vm" }, "env": {} })
+    };
+    let nodes: Vec<_> = (0..runs).map(node).collect();
+    let graph = json!({ "nodes": nodes, "node_holes": [], "edge_property": "directed", "edges": [] });
+    project.file(".hm/ci.json", &json!({ "version": "0", "graph": graph }).to_string());
+    let ended = Ended::of(run(&project).args(["-j", "2"])).expect(0);
+    assert_eq!(out_of_order(&ended.stdout, runs), 0, "{}", ended.stdout);
 }
 
 /// Starts a run, and waits for its step to print `up`.

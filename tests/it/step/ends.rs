@@ -97,6 +97,42 @@ fn term_reaches_the_command_which_may_say_goodbye() {
 }
 
 #[test]
+fn after_term_every_process_has_its_grace() {
+    for who in everybody() {
+        let child = "trap 'echo TERM; sleep 1; echo goodbye; exit 0' TERM; echo ready; while :; do sleep 1; done";
+        let action = Action::new(who, &format!("sh -c \"{child}\"; echo after"));
+        for signal in [Signal::TERM, Signal::HUP] {
+            let ended = action.start().signal(signal);
+            assert_eq!((ended.code, ended.exit()), (Some(143), &Exit::Terminated), "{ended:?}");
+            assert_eq!(ended.stdout(), "TERM\ngoodbye\n");
+        }
+    }
+}
+
+#[test]
+fn what_ended_while_hm_step_was_stopped_ended_in_time() {
+    for who in everybody() {
+        let mut action = Action::new(who, "echo ready; sleep 1; echo finished");
+        action.input.timeout_ms = Some(3_000);
+        let started = action.start();
+        started.send(Signal::STOP);
+        std::thread::sleep(Duration::from_millis(3_500));
+        let ended = started.signal(Signal::CONT);
+        assert_eq!((ended.code, ended.exit()), (Some(0), &Exit::exited(0)), "{ended:?}");
+        assert_eq!(ended.stdout(), "finished\n");
+    }
+}
+
+#[test]
+fn a_hangup_that_is_ignored_stays_ignored() {
+    for who in everybody() {
+        let action = Action::new(who, "echo ready; sleep 1; echo finished");
+        let ended = action.start_with("trap '' HUP; exec ./hm-step input.json").signal(Signal::HUP);
+        assert_eq!((ended.code, ended.stdout().as_str()), (Some(0), "finished\n"), "{ended:?}");
+    }
+}
+
+#[test]
 fn killing_hm_step_leaves_nothing() {
     for who in everybody() {
         let word = format!("86400.{}3", std::process::id());

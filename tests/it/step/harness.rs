@@ -156,8 +156,17 @@ impl Action {
 
     /// Starts it, and waits for the command's first line.
     pub(super) fn start(&self) -> Started<'_> {
+        self.start_by(self.command())
+    }
+
+    /// The same from a shell's script.
+    pub(super) fn start_with(&self, script: &str) -> Started<'_> {
+        self.start_by(self.command_of(&["/bin/sh", "-c", script]))
+    }
+
+    fn start_by(&self, mut command: Command) -> Started<'_> {
         self.prepare(&serde_json::to_vec(&self.input).unwrap());
-        let mut child = self.command().spawn().unwrap();
+        let mut child = command.spawn().unwrap();
         let mut stdout = BufReader::new(child.stdout.take().unwrap());
         let mut first = String::new();
         stdout.read_line(&mut first).unwrap();
@@ -182,8 +191,12 @@ impl Action {
     }
 
     fn command(&self) -> Command {
-        let mut command = Command::new("./hm-step");
-        command.arg("input.json").current_dir(self.dir()).env_clear();
+        self.command_of(&["./hm-step", "input.json"])
+    }
+
+    fn command_of(&self, argv: &[&str]) -> Command {
+        let mut command = Command::new(argv[0]);
+        command.args(&argv[1..]).current_dir(self.dir()).env_clear();
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         if self.who == Who::Ordinary {
             command.uid(ORDINARY).gid(ORDINARY);
@@ -220,10 +233,15 @@ pub(super) struct Started<'a> {
 }
 
 impl Started<'_> {
-    /// Sends `hm-step` a signal, and waits for its end.
-    pub(super) fn signal(mut self, signal: rustix::process::Signal) -> Ended {
+    /// Sends `hm-step` a signal.
+    pub(super) fn send(&self, signal: rustix::process::Signal) {
         let pid = rustix::process::Pid::from_child(&self.child);
         rustix::process::kill_process(pid, signal).unwrap();
+    }
+
+    /// Sends `hm-step` a signal, and waits for its end.
+    pub(super) fn signal(mut self, signal: rustix::process::Signal) -> Ended {
+        self.send(signal);
         let mut stdout = Vec::new();
         self.stdout.read_to_end(&mut stdout).unwrap();
         Ended { stdout, ..self.action.finish(self.child) }

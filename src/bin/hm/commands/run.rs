@@ -36,7 +36,7 @@ Exit codes:
   2    wrong usage or an invalid pipeline; nothing has run
   3    this machine, not the pipeline: a runner that can't work here, a full disk, ...
   124  the build's time was up
-  130  cancelled (Ctrl-C or SIGTERM; a second one kills every step at once)
+  130  cancelled (Ctrl-C, SIGTERM or SIGHUP; a second Ctrl-C or SIGTERM kills every step at once)
 
 Environment:
   HM_CACHE_DIR   where layers, images and journals lie (default: hm in the XDG cache directory)

@@ -22,6 +22,7 @@ use clap::ValueEnum;
 use futures_util::FutureExt;
 use hm_exec::{BuildEvent, EventStream};
 pub(crate) use out::Out;
+use out::Stream;
 use style::Style;
 use tokio::{
     sync::{mpsc, oneshot},
@@ -50,9 +51,9 @@ impl Format {
 
     fn renderer(self, show_logs: bool) -> Box<dyn Render> {
         match self {
-            Self::Human => Box::new(human::Human::new(io::stdout(), Style::of(&io::stdout()))),
+            Self::Human => Box::new(human::Human::new(Stream::new(io::stdout()), Style::of(&io::stdout()))),
             Self::Progress => Box::new(progress::Progress::new(Style::of(&io::stderr()), show_logs)),
-            Self::Json => Box::new(json::Json::new(io::stdout())),
+            Self::Json => Box::new(json::Json::new(Stream::new(io::stdout()))),
         }
     }
 }

@@ -1,9 +1,45 @@
 //! Where rendered text goes: in big chunks, and no further than a reader wants it.
 
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
+
+use rustix::io::Errno;
 
 /// Text waits until there is this much of it, or nothing else to do.
 const CHUNK_BYTES: usize = 64 * 1024;
+
+/// A stream of hm's own. A terminal that is gone is a reader who left.
+#[derive(Debug)]
+pub(crate) struct Stream<W> {
+    stream: W,
+    is_terminal: bool,
+}
+
+impl<W: IsTerminal> Stream<W> {
+    /// To be made while the terminal is there: one that is gone is none.
+    pub(crate) fn new(stream: W) -> Self {
+        Self { is_terminal: stream.is_terminal(), stream }
+    }
+}
+
+impl<W> Stream<W> {
+    /// Makes the error of a terminal that is gone one of a reader who left.
+    pub(crate) fn judge<T>(&self, written: io::Result<T>) -> io::Result<T> {
+        let is_gone = |error: &io::Error| self.is_terminal && error.raw_os_error() == Some(Errno::IO.raw_os_error());
+        written.map_err(|error| if is_gone(&error) { io::ErrorKind::BrokenPipe.into() } else { error })
+    }
+}
+
+impl<W: Write> Write for Stream<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.stream.write(bytes);
+        self.judge(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        let flushed = self.stream.flush();
+        self.judge(flushed)
+    }
+}
 
 /// A buffered sink whose reader may leave (`| head`): what is written afterwards is dropped, and the build goes on.
 #[derive(Debug)]

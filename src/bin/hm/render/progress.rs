@@ -11,7 +11,7 @@ use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use uuid::Uuid;
 
 use super::{
-    Out, Render,
+    Out, Render, Stream,
     steps::{Steps, ending, is_failure},
     style::Style,
     text,
@@ -52,15 +52,28 @@ struct Running {
 #[derive(Debug)]
 struct Above {
     bars: MultiProgress,
+    total: ProgressBar,
+    stream: Stream<io::Stderr>,
+}
+
+impl Above {
+    /// As `MultiProgress::suspend`, which panics when the terminal is gone.
+    fn write_between<T>(&mut self, write: impl FnOnce(&mut Stream<io::Stderr>) -> io::Result<T>) -> io::Result<T> {
+        let cleared = self.bars.clear();
+        self.stream.judge(cleared)?;
+        let written = write(&mut self.stream)?;
+        self.total.force_draw();
+        Ok(written)
+    }
 }
 
 impl Write for Above {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.bars.suspend(|| io::stderr().write(bytes))
+        self.write_between(|stream| stream.write(bytes))
     }
 
     fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.bars.suspend(|| io::stderr().write_all(bytes))
+        self.write_between(|stream| stream.write_all(bytes))
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -76,7 +89,7 @@ impl Progress {
         let spinner =
             if style.colors { "{spinner:.cyan} {prefix} {wide_msg:.dim}" } else { "{spinner} {prefix} {wide_msg}" };
         Self {
-            out: Out::new(Above { bars: bars.clone() }),
+            out: Out::new(Above { bars: bars.clone(), total: total.clone(), stream: Stream::new(io::stderr()) }),
             bars,
             total,
             bar_style: template(spinner),

@@ -11,20 +11,12 @@ pub(crate) fn push_clean(out: &mut String, line: &str, colors: bool) {
         out.push_str(line);
         return;
     }
-    let line = line.trim_end_matches(['\r', '\n']);
-    let visible = line.rfind('\r').map_or(line, |at| &line[at + 1..]);
-    let mut chars = visible.chars();
+    let mut chars = last_shown(line).chars();
     let mut colored = false;
     while let Some(c) = chars.next() {
         match c {
             '\t' => out.push('\t'),
-            '\x1b' => match chars.next() {
-                Some('[') => colored |= control_sequence(out, &mut chars, colors),
-                Some(']' | 'P' | 'X' | '^' | '_') => skip_string(&mut chars),
-                // An escape with intermediate characters, such as a choice of character set, ends with one more.
-                Some(' '..='/') => drop(chars.by_ref().find(|c| !matches!(c, ' '..='/'))),
-                _ => {}
-            },
+            '\x1b' => colored |= skip_sequence(out, &mut chars, colors),
             '\u{9b}' => colored |= control_sequence(out, &mut chars, colors),
             '\u{90}' | '\u{98}' | '\u{9d}'..='\u{9f}' => skip_string(&mut chars),
             '\0'..='\x1f' => out.extend(['^', char::from(c as u8 + b'@')]),
@@ -48,8 +40,41 @@ pub(crate) fn clean(line: &str) -> String {
     out
 }
 
+/// What is left to see of a line with carriage returns: what follows the last one after which there is something to see.
+/// A line whose end is dressed up (`\r\n`, or a colour between the two) loses nothing, and a progress bar is shown once.
+fn last_shown(line: &str) -> &str {
+    let mut parts = line.trim_end_matches(['\r', '\n']).rsplit('\r');
+    let last = parts.next().unwrap_or_default();
+    if shows_something(last) { last } else { parts.find(|part| shows_something(part)).unwrap_or(last) }
+}
+
+/// Whether there is more than control characters, sequences, and blanks.
+fn shows_something(text: &str) -> bool {
+    let (mut chars, mut unused) = (text.chars(), String::new());
+    while let Some(c) = chars.next() {
+        match c {
+            '\x1b' => skip_sequence(&mut unused, &mut chars, false),
+            c if c.is_whitespace() || c.is_control() => false,
+            _ => return true,
+        };
+    }
+    false
+}
+
 fn is_plain(byte: u8) -> bool {
     matches!(byte, b' '..=b'~' | b'\t')
+}
+
+/// Reads what an escape character begins to its end, and keeps it where it only sets colours.
+fn skip_sequence(out: &mut String, chars: &mut std::str::Chars<'_>, colors: bool) -> bool {
+    match chars.next() {
+        Some('[') => return control_sequence(out, chars, colors),
+        Some(']' | 'P' | 'X' | '^' | '_') => skip_string(chars),
+        // An escape with intermediate characters, such as a choice of character set, ends with one more.
+        Some(' '..='/') => drop(chars.by_ref().find(|c| !matches!(c, ' '..='/'))),
+        _ => {}
+    }
+    false
 }
 
 /// Reads a control sequence to its end and keeps it where it only sets colours.
@@ -156,7 +181,20 @@ mod tests {
     #[test]
     fn a_carriage_return_shows_what_a_terminal_would_show_last() {
         assert_eq!(clean("10%\r50%\r100%"), "100%");
-        assert_eq!(clean("windows\r"), "windows");
+        assert_eq!(clean("10%\r50%\r100%\r"), "100%");
+        assert_eq!(clean("\r 10%\r 50%\r\x1b[K"), " 50%");
+    }
+
+    #[test]
+    fn a_line_that_ends_in_a_carriage_return_is_kept_whole() {
+        for end in ["", "\r", "\r\r", "\r\n", "\r\x1b[0m", "\r\x1b[0m\r", "\r ", "\r\x1b]0;title\x07", "\r\x1b(B\x1b[m"]
+        {
+            assert_eq!(clean(&format!("windows{end}")), "windows", "{end:?}");
+        }
+        assert_eq!(with_colors("\x1b[31mred\r\x1b[0m"), "\x1b[31mred\x1b[0m");
+        for blank in ["", "\r", "\r\r", "\x1b[0m\r"] {
+            assert_eq!(clean(blank), "", "{blank:?}");
+        }
     }
 
     #[test]

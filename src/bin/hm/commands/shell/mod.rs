@@ -86,7 +86,6 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
     let ended = runtime.block_on(async {
         let listening = |error| Failure::infrastructure("failed to listen for signals").because(error);
         let mut interrupts = Interrupts::listen().map_err(listening)?;
-        let mut hangup = signal(SignalKind::hangup()).map_err(listening)?;
         let mut resized = signal(SignalKind::window_change()).map_err(listening)?;
         let mut visit = pin!(left.visit(errand, streams));
         let ended = loop {
@@ -94,7 +93,6 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
                 ended = &mut visit => break Some(ended),
                 _ = resized.recv() => relay.resize(),
                 () = interrupts.next() => break None,
-                _ = hangup.recv() => break None,
             }
         };
         Outcome::Ok(ended)

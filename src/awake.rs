@@ -1,0 +1,170 @@
+//! Time in which this process ran: what limits and graces are counted in.
+//!
+//! A process that is stopped (Ctrl-Z, a frozen control group, a paused container) misses the ends of its steps for as long,
+//! and wakes up with all of its timers due. A limit that counted that time would end steps that had ended long before, and
+//! a grace would be over before anything could be looked at. So long waits are cut into slices, and a slice that took much
+//! longer than it was asked to counts as what it was asked to. In: limits. Out: when they are over. Knows of no runtime but
+//! in the functions that wait.
+
+use std::time::Duration;
+
+/// A slice that ends later than this was not just late.
+const LATE: Duration = Duration::from_millis(50);
+/// What is left, at least, when the process goes on after it stood still: time to look at what happened meanwhile.
+const LOOK: Duration = Duration::from_millis(100);
+/// How often in a row that is granted, so that a machine that is always late ends steps, too.
+const LOOKS: u8 = 3;
+/// No slice is shorter, unless the limit is.
+const SHORTEST: Duration = Duration::from_secs(1);
+/// A limit has at most this many slices: a process that stands still for less than a slice may not be noticed.
+const SLICES: u32 = 64;
+
+/// A limit on the time in which this process ran, and how much of it is used up.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Awake {
+    left: Duration,
+    slice: Duration,
+    looks: u8,
+}
+
+impl Awake {
+    /// A limit that begins now.
+    pub(crate) fn new(limit: Duration) -> Self {
+        Self { left: limit, slice: SHORTEST.max(limit / SLICES), looks: LOOKS }
+    }
+
+    /// How long to wait, at most, until [`pass`](Self::pass) is called; `None` when the limit is reached.
+    pub(crate) fn next(&self) -> Option<Duration> {
+        (!self.left.is_zero()).then(|| self.left.min(self.slice))
+    }
+
+    /// Counts the time since the last call, or since the beginning, which is what the wait took.
+    pub(crate) fn pass(&mut self, took: Duration) {
+        let Some(asked) = self.next() else { return };
+        if took <= asked.saturating_add(LATE) {
+            self.left = self.left.saturating_sub(took);
+            return;
+        }
+        self.left = self.left.saturating_sub(asked);
+        if self.left < LOOK && self.looks > 0 {
+            self.looks -= 1;
+            self.left = LOOK;
+        }
+    }
+}
+
+#[cfg(feature = "engine")]
+mod wait {
+    use std::{
+        future::Future,
+        pin::Pin,
+        task::{Context, Poll},
+        time::Duration,
+    };
+
+    use futures_util::FutureExt;
+    use tokio::time::Instant;
+
+    use super::Awake;
+
+    /// Waits until this process ran for so long.
+    ///
+    /// # Cancel safety
+    /// Nothing is lost but the time.
+    pub(crate) async fn sleep(limit: Duration) {
+        let mut awake = Awake::new(limit);
+        while let Some(slice) = awake.next() {
+            let since = Instant::now();
+            tokio::time::sleep(slice).await;
+            awake.pass(since.elapsed());
+        }
+    }
+
+    /// Waits for `work` while this process runs for so long. `None` if the time was up first.
+    ///
+    /// # Cancel safety
+    /// That of `work`.
+    pub(crate) fn timeout<F: Future + Unpin>(limit: Duration, work: F) -> Timeout<F> {
+        Timeout { work, time_is_up: Box::pin(sleep(limit)) }
+    }
+
+    /// The future of [`timeout`]. A type with a name, because an `async fn` over borrowed futures is not known to be `Send`.
+    pub(crate) struct Timeout<F> {
+        work: F,
+        time_is_up: Pin<Box<dyn Future<Output = ()> + Send>>,
+    }
+
+    impl<F: Future + Unpin> Future for Timeout<F> {
+        type Output = Option<F::Output>;
+
+        fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+            // What is done was done in time.
+            if let Poll::Ready(done) = self.work.poll_unpin(cx) {
+                return Poll::Ready(Some(done));
+            }
+            self.time_is_up.as_mut().poll(cx).map(|()| None)
+        }
+    }
+}
+
+#[cfg(feature = "engine")]
+pub(crate) use wait::{sleep, timeout};
+
+#[cfg(test)]
+mod tests {
+    use proptest::{collection::vec, prelude::*};
+
+    use super::*;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    /// Waits until the limit is reached, the n-th wait taking that much longer than asked: how long all of them took.
+    fn play(limit: Duration, stood_still: &[Duration]) -> Duration {
+        let mut awake = Awake::new(limit);
+        let mut took = Duration::ZERO;
+        let mut stood_still = stood_still.iter();
+        while let Some(slice) = awake.next() {
+            let wait = slice + stood_still.next().copied().unwrap_or_default();
+            awake.pass(wait);
+            took += wait;
+        }
+        took
+    }
+
+    #[test]
+    fn a_process_that_never_stands_still_waits_as_long_as_it_was_told() {
+        for ms in [0, 1, 99, 1_000, 1_001, 4_000, 3_600_000, u64::MAX] {
+            assert_eq!(play(MS * 1, &[]), MS);
+            assert_eq!(play(Duration::from_millis(ms), &[]), Duration::from_millis(ms));
+        }
+    }
+
+    #[test]
+    fn a_standstill_is_not_counted() {
+        let seconds = Duration::from_secs;
+        assert_eq!(play(seconds(4), &[Duration::ZERO, seconds(5)]), seconds(9));
+        // In the last slice there is time to look at what happened.
+        assert_eq!(play(seconds(1), &[seconds(5)]), seconds(6) + LOOK);
+    }
+
+    proptest! {
+        #[test]
+        fn no_limit_is_reached_early_or_never(
+            limit in (0..10_000_000_u64).prop_map(Duration::from_millis),
+            late in vec((0..100_000_u64).prop_map(Duration::from_millis), 0..100),
+        ) {
+            let took = play(limit, &late);
+            let stood_still = late.iter().sum::<Duration>();
+            prop_assert!(took >= limit, "{took:?}");
+            prop_assert!(took <= limit + stood_still + LOOK * u32::from(LOOKS), "{took:?}");
+        }
+
+        #[test]
+        fn what_is_late_by_a_little_is_counted(
+            limit in (0..10_000_000_u64).prop_map(Duration::from_millis),
+            late in vec((0..50_u64).prop_map(Duration::from_millis), 0..100),
+        ) {
+            prop_assert!(play(limit, &late) <= limit + LATE);
+        }
+    }
+}
