@@ -271,6 +271,9 @@ pub enum ProblemKind {
         /// What.
         message: String,
     },
+    /// The image's name is none, or leads to nothing on this machine.
+    #[error("{0}")]
+    BadImage(String),
     /// The runner can't boot from the step's image.
     #[error(
         "runner `{runner}` can't boot from image {}, only from {images}; \

@@ -55,6 +55,8 @@ struct Binder<'a> {
     default_image: Arc<str>,
     images: BTreeMap<&'a str, Arc<str>>,
     used_images: BTreeSet<&'a str>,
+    /// What is wrong with each image that was checked; with most, nothing is.
+    checked_images: BTreeMap<(Arc<str>, RunnerIndex), Result<(), String>>,
     /// Runners of which it was told that they can't show secrets.
     without_secrets: BTreeSet<RunnerIndex>,
     /// The last step's own environment and what came of it: most steps share theirs.
@@ -74,6 +76,7 @@ impl<'a> Binder<'a> {
             default_image: plan.pipeline().default_image.clone().unwrap_or_else(|| DEFAULT_IMAGE.into()),
             images: options.images.iter().map(|(from, to)| (from.as_str(), to.as_str().into())).collect(),
             used_images: BTreeSet::new(),
+            checked_images: BTreeMap::new(),
             without_secrets: BTreeSet::new(),
             last_env: None,
             no_args: Value::Object(Map::new()),
@@ -119,7 +122,7 @@ impl<'a> Binder<'a> {
         }
         let step = match self.plan.dag().lineage_parent(at) {
             Some(_) => Arc::clone(step),
-            None => self.root(step, descriptor, place),
+            None => self.root(step, runner, place),
         };
         let mut children = self.plan.dag().children(at).iter();
         Some(BoundStep {
@@ -135,7 +138,8 @@ impl<'a> Binder<'a> {
     }
 
     /// Resolves a root step's image.
-    fn root(&mut self, step: &'a Arc<CommandStep>, runner: &RunnerDescriptor, place: Place) -> Arc<CommandStep> {
+    fn root(&mut self, step: &'a Arc<CommandStep>, at: RunnerIndex, place: Place) -> Arc<CommandStep> {
+        let runner = &self.runners[usize::from(at.0)];
         let named = step.image.as_ref().unwrap_or(&self.default_image);
         let mut image = named;
         if let Some((from, to)) = self.images.get_key_value(&**named) {
@@ -154,6 +158,11 @@ impl<'a> Binder<'a> {
             let (image, named) = (Arc::clone(image), Arc::clone(named));
             let kind = ProblemKind::Image { runner: Arc::clone(&runner.name), image, images, named };
             self.problems.add(place, kind);
+        } else {
+            let checked = self.checked_images.entry((Arc::clone(image), at));
+            if let Err(reason) = checked.or_insert_with(|| runner.capabilities.images.check(image)) {
+                self.problems.add(place, ProblemKind::BadImage(reason.clone()));
+            }
         }
         if step.image.as_ref() == Some(image) {
             Arc::clone(step)

@@ -58,6 +58,17 @@ pub enum ImageSupport {
     All,
 }
 
+impl ImageSupport {
+    /// Checks what can be known of an image before anything is started; the reason if nothing could boot from it.
+    pub(crate) fn check(self, image: &str) -> Result<(), String> {
+        // Only such runners get their images from the store or a registry.
+        if matches!(self, Self::Any | Self::HostOnly) {
+            return Ok(());
+        }
+        crate::store::check_image(image).map_err(|error| format!("{:#}", anyhow::Error::new(error)))
+    }
+}
+
 /// Which limit on concurrent steps counts a runner's steps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case", tag = "kind")]

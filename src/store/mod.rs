@@ -49,6 +49,7 @@ pub use handle::StoreHandle;
 pub use host::{HostDir, HostImage};
 pub use identity::image_identity;
 pub use ids::{LayerId, SourceId};
+pub(crate) use image::check_image;
 #[cfg(feature = "docker")]
 pub(crate) use image::{ArchiveFile, SavedImage};
 pub use image::{Base, ImageDigest, ImageError, ImageOptions, Images, LayerLock, Notes, PullPolicy, TreeInMaking};

@@ -251,6 +251,39 @@ fn images_that_a_runner_cannot_boot_are_told_with_the_way_out() {
 }
 
 #[test]
+fn images_that_are_none_or_lead_to_nothing_are_told() {
+    let everywhere = || {
+        let images = [ImageSupport::All, ImageSupport::Portable, ImageSupport::Any];
+        let mut runners: Vec<_> = ["all", "portable", "any"]
+            .into_iter()
+            .zip(images)
+            .map(|(name, images)| runner(name, |it| it.images = images))
+            .collect();
+        runners[0].is_default = true;
+        runners
+    };
+    let wrong = ["oci:/no/such/dir", "rootfs:/no/such/dir", "docker-archive:/no/such/file:a:b", "oci:"];
+    let steps: Vec<_> = wrong.iter().map(|image| step(image, json!({ "image": image }))).collect();
+    let expected = [
+        "step `oci:/no/such/dir`: `oci:/no/such/dir` names no image: there is no `/no/such/dir`",
+        "step `rootfs:/no/such/dir`: `/no/such/dir` can't be a root filesystem: there is no such \
+         directory",
+        "step `docker-archive:/no/such/file:a:b`: `docker-archive:/no/such/file:a:b` names no image: there is no \
+         `/no/such/file`",
+        "step `oci:`: `oci:` names no image: write `oci:PATH` or `oci:PATH:TAG`",
+    ];
+    assert_refused(&plan(&steps, json!([])), everywhere(), &BindOptions::default(), &expected);
+    for on in ["portable", "any"] {
+        let plan = plan(&[step("a", json!({ "image": "a//b", "runner": on }))], json!([]));
+        let bound = bind(&plan, everywhere(), &BindOptions::default());
+        assert_eq!(bound.is_ok(), on == "any" || cfg!(not(feature = "registry")), "{on}");
+    }
+    // Children boot from something else.
+    let plan = plan(&[step("a", json!({})), step("b", json!({ "image": "oci:" }))], json!([[0, 1, "builds_in"]]));
+    bind(&plan, everywhere(), &BindOptions::default()).unwrap();
+}
+
+#[test]
 fn secrets_need_a_runner_that_can_show_them() {
     let of = |runner| step(runner, json!({ "runner": runner }));
     let plan = plan(&[of("sandbox"), of("process"), step("more", json!({ "runner": "process" }))], json!([]));

@@ -28,10 +28,22 @@ pub(crate) struct Member {
 #[derive(Debug, Clone)]
 enum Kind {
     File(Vec<u8>),
+    /// A file with a hole before each part, and one at its end, in one of GNU tar's formats.
+    Sparse(Vec<Vec<u8>>, Format),
     Directory,
     Symlink(String),
     HardLink(String),
 }
+
+#[derive(Debug, Clone, Copy)]
+enum Format {
+    Header,
+    Records,
+    Data,
+}
+
+/// How long holes are, in bytes.
+const HOLE: usize = 700;
 
 /// Stands for a directory beside the one that is unpacked to.
 const OUTSIDE: &str = "OUTSIDE";
@@ -74,7 +86,7 @@ const NAMES: [&str; 32] = [
 ];
 
 /// Where links lead, beside those that lead to a path.
-const TARGETS: [&str; 4] = ["../out", OUTSIDE, "/", "."];
+const TARGETS: [&str; 8] = ["../out", OUTSIDE, "/", ".", "/a", "/b/../c", "../a/../../b", "c/./"];
 
 /// The archive's members for which these bytes stand; any do for some.
 pub(crate) fn members_of(bytes: &[u8]) -> Vec<Member> {
@@ -89,6 +101,11 @@ pub(crate) fn members_of(bytes: &[u8]) -> Vec<Member> {
             4..8 => Kind::Directory,
             8..10 => Kind::Symlink(path_of(&mut bytes)),
             10 => Kind::Symlink(TARGETS[usize::from(kind / 14) % TARGETS.len()].into()),
+            11 => {
+                let format = [Format::Header, Format::Records, Format::Data][usize::from(kind / 14) % 3];
+                let parts = usize::from(bytes.next().unwrap_or(0) % 40);
+                Kind::Sparse((0..parts).map(|at| vec![b'x'; at % 3]).collect(), format)
+            }
             _ => Kind::HardLink(path_of(&mut bytes)),
         };
         members.push(Member { path, kind });
@@ -122,17 +139,17 @@ struct Refused;
 impl Model {
     fn put(&mut self, Member { path, kind }: &Member) -> Result<(), Refused> {
         // Archives of old times mark a directory by its name.
-        let kind = if matches!(kind, Kind::File(_)) && path.ends_with('/') { &Kind::Directory } else { kind };
+        let kind =
+            if matches!(kind, Kind::File(_) | Kind::Sparse(_, Format::Records | Format::Data)) && path.ends_with('/') {
+                &Kind::Directory
+            } else {
+                kind
+            };
         let parts = parts(path)?;
         let Some((name, parents)) = parts.split_last() else {
             return if matches!(kind, Kind::Directory) { Ok(()) } else { Err(Refused) };
         };
-        for depth in 1..=parents.len() {
-            match self.0.entry(parents[..depth].to_vec()).or_insert(Node::Directory { is_opaque: false }) {
-                Node::Directory { .. } => {}
-                _ => return Err(Refused),
-            }
-        }
+        let parents = &self.real(parents, true)?[..];
         match name.strip_prefix(".wh.") {
             Some(".wh..opq") => self.make_opaque(parents),
             Some(meta) if meta.starts_with(".wh.") => {}
@@ -145,7 +162,7 @@ impl Model {
                     Some(_) => {}
                 }
             }
-            None => self.make(&parts, kind)?,
+            None => self.make(&[parents, std::slice::from_ref(name)].concat(), kind)?,
         }
         Ok(())
     }
@@ -157,28 +174,62 @@ impl Model {
                 found => Node::Directory { is_opaque: found == Some(&Node::Whiteout) },
             },
             Kind::File(content) => Node::File(content.clone()),
+            Kind::Sparse(parts, _) => {
+                let hole = [0; HOLE];
+                let content = parts.iter().flat_map(|part| [&hole[..], part]).chain([&hole[..]]);
+                Node::File(content.collect::<Vec<_>>().concat())
+            }
             Kind::Symlink(target) if target.is_empty() => return Err(Refused),
             Kind::Symlink(target) => Node::Symlink(target.clone()),
-            Kind::HardLink(target) if target.starts_with('/') => return Err(Refused),
             Kind::HardLink(target) => {
                 let target = parts(target)?;
-                let leads_there = (1..target.len()).all(|depth| self.is_directory(&target[..depth]));
+                let (name, parents) = target.split_last().ok_or(Refused)?;
+                let target = [self.real(parents, false)?, vec![name.clone()]].concat();
                 match self.0.get(&target) {
-                    Some(node @ (Node::File(_) | Node::Symlink(_))) if leads_there && target != path => node.clone(),
+                    // It goes before the link is made, if it lies in what the link replaces.
+                    Some(node @ (Node::File(_) | Node::Symlink(_))) if !target.starts_with(path) => node.clone(),
                     _ => return Err(Refused),
                 }
             }
         };
-        let is_filled = self.0.keys().any(|other| other.len() > path.len() && other.starts_with(path));
-        if is_filled && self.is_directory(path) {
-            return Err(Refused);
-        }
+        self.0.retain(|other, _| !other.starts_with(path));
         self.0.insert(path.to_vec(), node);
         Ok(())
     }
 
-    fn is_directory(&self, path: &[String]) -> bool {
-        matches!(self.0.get(path), Some(Node::Directory { .. }))
+    /// The directory that a path means, the links on it followed as if the model were all there is.
+    fn real(&mut self, path: &[String], makes: bool) -> Result<Vec<String>, Refused> {
+        let (mut at, mut links) = (Vec::new(), 0);
+        self.follow(path, makes, &mut at, &mut links)?;
+        Ok(at)
+    }
+
+    fn follow(&mut self, path: &[String], makes: bool, at: &mut Vec<String>, links: &mut u32) -> Result<(), Refused> {
+        for name in path {
+            if name == ".." {
+                at.pop();
+                continue;
+            }
+            at.push(name.clone());
+            match self.0.get(at) {
+                Some(Node::Directory { .. }) => {}
+                Some(Node::Symlink(target)) => {
+                    *links += 1;
+                    if *links > 40 {
+                        return Err(Refused);
+                    }
+                    at.pop();
+                    if target.starts_with('/') {
+                        at.clear();
+                    }
+                    let target: Vec<String> = names(target).map(String::from).collect();
+                    self.follow(&target, makes, at, links)?;
+                }
+                None if makes => drop(self.0.insert(at.clone(), Node::Directory { is_opaque: false })),
+                _ => return Err(Refused),
+            }
+        }
+        Ok(())
     }
 
     fn make_opaque(&mut self, path: &[String]) {
@@ -187,9 +238,19 @@ impl Model {
     }
 }
 
+fn names(path: &str) -> impl Iterator<Item = &str> {
+    path.split('/').filter(|name| !matches!(*name, "" | "."))
+}
+
 fn parts(path: &str) -> Result<Vec<String>, Refused> {
-    let parts: Vec<String> = path.split('/').filter(|part| !matches!(*part, "" | ".")).map(String::from).collect();
-    if parts.iter().any(|part| part == "..") { Err(Refused) } else { Ok(parts) }
+    let mut parts = Vec::new();
+    for name in names(path) {
+        match name {
+            ".." => drop(parts.pop().ok_or(Refused)?),
+            name => parts.push(name.to_owned()),
+        }
+    }
+    Ok(parts)
 }
 
 /// Unpacks the archive that has these members, and compares.
@@ -236,32 +297,124 @@ impl Member {
 
 fn archive(members: &[Member]) -> Vec<u8> {
     let mut builder = tar::Builder::new(Vec::new());
-    for Member { path, kind } in members {
-        // The name as it is, which the crate's own methods would refuse.
-        let mut name = tar::Header::new_gnu();
-        name.set_entry_type(tar::EntryType::GNULongName);
-        append(&mut builder, &mut name, format!("{path}\0").as_bytes());
+    for (at, Member { path, kind }) in members.iter().enumerate() {
         let mut header = tar::Header::new_gnu();
         header.set_mode(0o755);
+        let (mut records, mut all, mut map) = (Vec::new(), Vec::new(), 0);
         let (kind, link, data) = match kind {
             Kind::File(data) => (tar::EntryType::Regular, "", &data[..]),
+            Kind::Sparse(parts, format) => {
+                let kind = sparse(parts, *format, &mut header, &mut records, &mut all);
+                // The blocks with the rest of a header's map are no part of its size.
+                map = if let Format::Header = format { all.len() - parts.concat().len() } else { 0 };
+                (kind, "", &all[..])
+            }
             Kind::Directory => (tar::EntryType::Directory, "", &[][..]),
             Kind::Symlink(target) => (tar::EntryType::Symlink, &target[..], &[][..]),
             Kind::HardLink(target) => (tar::EntryType::Link, &target[..], &[][..]),
         };
-        if !link.is_empty() {
+        // The names as they are, which the crate's own methods would refuse. In pax headers, where the last one counts, or
+        // in GNU's way.
+        let is_pax = at % 2 == 1 && !path.is_empty();
+        if is_pax {
+            extended(&mut builder, &[("path".into(), "decoy".into()), ("linkpath".into(), "decoy".into())]);
+            records.push(("path".into(), path.clone()));
+            records.extend((!link.is_empty()).then(|| ("linkpath".into(), link.into())));
+        }
+        if !records.is_empty() {
+            extended(&mut builder, &records);
+        }
+        if !is_pax {
             let mut name = tar::Header::new_gnu();
-            name.set_entry_type(tar::EntryType::GNULongLink);
-            append(&mut builder, &mut name, format!("{link}\0").as_bytes());
+            name.set_entry_type(tar::EntryType::GNULongName);
+            append(&mut builder, &mut name, format!("{path}\0").as_bytes());
+            if !link.is_empty() {
+                let mut name = tar::Header::new_gnu();
+                name.set_entry_type(tar::EntryType::GNULongLink);
+                append(&mut builder, &mut name, format!("{link}\0").as_bytes());
+            }
         }
         header.set_entry_type(kind);
-        append(&mut builder, &mut header, data);
+        append_sized(&mut builder, &mut header, data.len() - map, data);
     }
     builder.into_inner().unwrap()
 }
 
+/// What an archive has for a sparse file: fields of its header, records, data.
+fn sparse(
+    parts: &[Vec<u8>],
+    format: Format,
+    header: &mut tar::Header,
+    records: &mut Vec<(String, String)>,
+    data: &mut Vec<u8>,
+) -> tar::EntryType {
+    let (mut pairs, mut end) = (Vec::new(), 0);
+    for part in parts {
+        end += HOLE;
+        pairs.push((end, part.len()));
+        end += part.len();
+    }
+    let size = end + HOLE;
+    let numbers = || pairs.iter().flat_map(|(offset, bytes)| [offset, bytes]);
+    let mut kind = tar::EntryType::Regular;
+    match format {
+        Format::Header => {
+            kind = tar::EntryType::GNUSparse;
+            let gnu = header.as_gnu_mut().unwrap();
+            let fill = |to: &mut tar::GnuSparseHeader, &(offset, bytes): &(usize, usize)| {
+                to.offset.copy_from_slice(format!("{offset:011o}\0").as_bytes());
+                to.numbytes.copy_from_slice(format!("{bytes:011o}\0").as_bytes());
+            };
+            gnu.realsize.copy_from_slice(format!("{size:011o}\0").as_bytes());
+            gnu.sparse.iter_mut().zip(&pairs).for_each(|(to, pair)| fill(to, pair));
+            let rest = &pairs[pairs.len().min(4)..];
+            gnu.isextended[0] = u8::from(!rest.is_empty());
+            for (at, pairs) in rest.chunks(21).enumerate() {
+                let mut more = tar::GnuExtSparseHeader::new();
+                more.sparse.iter_mut().zip(pairs).for_each(|(to, pair)| fill(to, pair));
+                more.isextended[0] = u8::from((at + 1) * 21 < rest.len());
+                data.extend_from_slice(more.as_bytes());
+            }
+        }
+        Format::Records => {
+            let map: Vec<String> = numbers().map(ToString::to_string).collect();
+            records.push(("GNU.sparse.size".into(), size.to_string()));
+            // Without a map, it would be no sparse file.
+            records.push(("GNU.sparse.map".into(), if map.is_empty() { "0,0".into() } else { map.join(",") }));
+        }
+        Format::Data => {
+            for (key, value) in [("major", "1".into()), ("minor", "0".into()), ("realsize", size.to_string())] {
+                records.push((format!("GNU.sparse.{key}"), value));
+            }
+            let count = pairs.len();
+            let map = std::iter::once(&count).chain(numbers()).map(|number| format!("{number}\n"));
+            data.extend(map.collect::<String>().into_bytes());
+            data.resize(data.len().next_multiple_of(512), 0);
+        }
+    }
+    data.extend(parts.concat());
+    kind
+}
+
+fn extended(builder: &mut tar::Builder<Vec<u8>>, records: &[(String, String)]) {
+    let mut text = String::new();
+    for (key, value) in records {
+        let rest = key.len() + value.len() + 3;
+        let mut length = rest + rest.to_string().len();
+        length = rest + length.to_string().len();
+        text += &format!("{length} {key}={value}\n");
+    }
+    let mut header = tar::Header::new_gnu();
+    header.set_entry_type(tar::EntryType::XHeader);
+    append(builder, &mut header, text.as_bytes());
+}
+
 fn append(builder: &mut tar::Builder<Vec<u8>>, header: &mut tar::Header, data: &[u8]) {
-    header.set_size(data.len() as u64);
+    append_sized(builder, header, data.len(), data);
+}
+
+fn append_sized(builder: &mut tar::Builder<Vec<u8>>, header: &mut tar::Header, size: usize, data: &[u8]) {
+    header.set_size(size as u64);
     header.set_cksum();
     builder.append(header, data).unwrap();
 }

@@ -1,7 +1,7 @@
 //! Images in files of this machine: OCI layouts (a directory, or a tar file of one) and what `docker save` writes.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs::{self, File},
     io::{self, BufReader, Read, Seek, SeekFrom},
     path::{Path, PathBuf},
@@ -13,8 +13,9 @@ use serde::Deserialize;
 use super::{
     ImageDigest, ImageError,
     aside::Aside,
-    manifest::{Document, Index, MAX_DOCUMENT_BYTES, Manifest, REF_NAME, Wrong},
+    manifest::{Config, Descriptor, Document, Index, MAX_DOCUMENT_BYTES, Manifest, REF_NAME, Wrong, candidates},
     reference::ImageName,
+    search::Search,
 };
 use crate::store::{Store, StoreError, error::Doing, tree::decompress};
 
@@ -83,30 +84,21 @@ impl LocalImage {
         let index = files.document("index.json")?.ok_or_else(|| bad("it has no index.json".into()))?;
         let index: Index =
             serde_json::from_slice(&index).map_err(|error| bad(format!("its index.json does not decode ({error})")))?;
-        let mut descriptor = match tag {
-            None => match &index.manifests[..] {
-                [only] => only,
-                [] => return Err(bad("it has no images".into())),
-                _ => index.for_this_machine().map_err(wrong)?,
-            },
-            Some(tag) => {
-                let named = |name: &String| name == tag || name.rsplit_once(':').is_some_and(|(_, last)| last == tag);
-                let found = index.manifests.iter().find(|entry| entry.annotations.get(REF_NAME).is_some_and(named));
-                found.ok_or_else(|| ImageError::NotFound {
-                    image: image.into(),
-                    place: Some(format!("in `{}`", files.shown().display())),
-                })?
+        let mut search = files.entry(image, &index, tag)?;
+        let Manifest { config, layers } = loop {
+            let at = search.next().map_err(wrong)?;
+            match Document::parse(&files.blob(image, "the manifest", &at.digest)?).map_err(wrong)? {
+                Document::Index(index) => search.descend(at, &index),
+                Document::Manifest(manifest) if at.is_certain => break manifest,
+                Document::Manifest(manifest) => {
+                    let bytes = files.blob(image, "the configuration", &manifest.config.digest)?;
+                    match Config::parse(&bytes, None) {
+                        Ok(_) => break manifest,
+                        Err(Wrong::Platform { found, .. }) => search.reject(found),
+                        Err(other) => return Err(wrong(other)),
+                    }
+                }
             }
-        };
-        let nested;
-        let mut document = Document::parse(&files.blob(image, "the manifest", &descriptor.digest)?).map_err(wrong)?;
-        if let Document::Index(index) = document {
-            nested = index;
-            descriptor = nested.for_this_machine().map_err(wrong)?;
-            document = Document::parse(&files.blob(image, "the manifest", &descriptor.digest)?).map_err(wrong)?;
-        }
-        let Document::Manifest(Manifest { config, layers }) = document else {
-            return Err(bad("its index leads to another index".into()));
         };
         let blobs = layers.iter().map(|layer| {
             let name = blob_name(&layer.digest);
@@ -125,8 +117,8 @@ impl LocalImage {
         let not_found =
             || ImageError::NotFound { image: image.into(), place: Some(format!("in `{}`", files.shown().display())) };
         let saved = match (tag, &images[..]) {
-            (None, [only]) => only,
             (None, []) => return Err(bad("it has no images".into())),
+            (None, [first, others @ ..]) if others.iter().all(|other| other.config == first.config) => first,
             (None, several) => {
                 let names: Vec<&str> =
                     several.iter().flat_map(|it| it.repo_tags.iter().flatten()).map(|it| &**it).collect();
@@ -153,6 +145,9 @@ impl Files {
     fn open_tar(store: &Arc<Store>, path: &Path, limit: u64) -> Result<(Self, Option<Aside>), ImageError> {
         let shown = absolute(path)?;
         let unreadable = |source| ImageError::Unreadable { path: shown.clone(), source };
+        if !fs::metadata(&shown).map_err(unreadable)?.is_file() {
+            return Err(ImageError::BadArchive { path: shown, reason: "it is no regular file".into() });
+        }
         let mut start = [0; 4];
         let mut file = File::open(&shown).map_err(unreadable)?;
         let read = file.read(&mut start).map_err(unreadable)?;
@@ -172,6 +167,42 @@ impl Files {
         Ok((Self::Tar { shown, path, members }, scratch))
     }
 
+    /// Where in an index the image begins that is called `tag`, or the only one.
+    fn entry(&self, image: &str, index: &Index, tag: Option<&str>) -> Result<Search, ImageError> {
+        let name = |entry: &Descriptor| entry.annotations.get(REF_NAME).cloned();
+        let is_it = |entry: &&Descriptor| {
+            let name = entry.annotations.get(REF_NAME);
+            let is_named =
+                |tag: &str| name.is_some_and(|name| name == tag || name.rsplit_once(':').is_some_and(|it| it.1 == tag));
+            tag.is_none_or(is_named)
+        };
+        let entries: Vec<_> = index.manifests.iter().filter(is_it).collect();
+        let [first, others @ ..] = &entries[..] else {
+            return Err(match tag {
+                None => self.bad("it has no images".into()),
+                Some(_) => {
+                    let place = Some(format!("in `{}`", self.shown().display()));
+                    ImageError::NotFound { image: image.into(), place }
+                }
+            });
+        };
+        // However often it is named.
+        if others.iter().all(|other| other.digest == first.digest) {
+            return Ok(Search::at(first.digest));
+        }
+        // Images for several machines, side by side.
+        let here: Vec<_> = candidates(entries.iter().copied().filter(|entry| entry.platform.is_some()));
+        let names: BTreeSet<_> = entries.iter().filter_map(|entry| name(entry)).collect();
+        if names.len() > 1 && (here.is_empty() || here.iter().any(|entry| name(entry) != name(here[0]))) {
+            let names = names.into_iter().take(20).collect::<Vec<_>>().join(", ");
+            return Err(self.bad(format!("it has several images: add `:TAG` of one ({names})")));
+        }
+        if names.is_empty() && entries.iter().all(|entry| entry.platform.is_none()) {
+            return Err(self.bad("it has several images, none of which has a name or says what it is for".into()));
+        }
+        Ok(Search::among(&candidates(entries.iter().copied()), index.platforms()))
+    }
+
     fn shown(&self) -> &Path {
         match self {
             Self::Dir(path) | Self::Tar { shown: path, .. } => path,
@@ -188,6 +219,10 @@ impl Files {
             Self::Dir(dir) => {
                 let path = dir.join(name);
                 match fs::metadata(&path) {
+                    // To open a named pipe could take for ever.
+                    Ok(metadata) if !metadata.is_file() => {
+                        Err(self.bad(format!("{} is no file", name.escape_default())))
+                    }
                     Ok(metadata) => Ok(Some(BlobAt { path, offset: 0, length: metadata.len() })),
                     Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
                     Err(source) => Err(ImageError::Unreadable { path, source }),

@@ -6,7 +6,10 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::{ImageDigest, ImageError};
+use super::{
+    ImageDigest, ImageError,
+    platform::{Platform, this_machine, this_platform},
+};
 
 /// A manifest or configuration beyond this is no honest one.
 pub(super) const MAX_DOCUMENT_BYTES: u64 = 8 << 20;
@@ -28,13 +31,6 @@ pub(crate) struct Descriptor {
     pub(crate) platform: Option<Platform>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub(crate) annotations: BTreeMap<String, String>,
-}
-
-/// What an image runs on.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Platform {
-    pub(crate) os: String,
-    pub(crate) architecture: String,
 }
 
 /// What a name may stand for.
@@ -91,6 +87,11 @@ pub(super) enum Wrong {
 }
 
 impl Wrong {
+    /// There is only what is for `found`.
+    pub(super) fn platform(found: String) -> Self {
+        Self::Platform { wanted: this_machine(), found }
+    }
+
     /// The error, for an image of a registry or an archive: `malformed` makes the one for what makes no sense.
     pub(super) fn of(self, image: &str, malformed: impl FnOnce(String) -> ImageError) -> ImageError {
         let image = image.to_owned();
@@ -124,23 +125,30 @@ impl Document {
 }
 
 impl Index {
-    /// The image for this machine.
-    pub(super) fn for_this_machine(&self) -> Result<&Descriptor, Wrong> {
-        let wanted = this_platform();
-        let fits = |entry: &&Descriptor| entry.platform.as_ref().is_none_or(|platform| *platform == wanted);
-        if let Some(entry) = self.manifests.iter().find(|entry| entry.platform.as_ref() == Some(&wanted)) {
-            return Ok(entry);
-        }
-        if let [only] = &self.manifests[..]
-            && fits(&only)
-        {
-            return Ok(only);
-        }
+    /// The entries that may be for this machine: those that say so, what makes most of its processor first, then those
+    /// that do not say what they are for.
+    pub(super) fn candidates(&self) -> Vec<&Descriptor> {
+        candidates(self.manifests.iter())
+    }
+
+    /// For what the entries are, for people.
+    pub(super) fn platforms(&self) -> String {
         let platforms = self.manifests.iter().filter_map(|entry| entry.platform.as_ref()).take(20);
         let found = platforms.map(Platform::to_text).collect::<Vec<_>>().join(", ");
-        let found = if found.is_empty() { "no platform that it names".into() } else { found };
-        Err(Wrong::Platform { wanted: wanted.to_text(), found })
+        if found.is_empty() { "no platform that it names".into() } else { found }
     }
+}
+
+/// [`Index::candidates`] of some entries.
+pub(super) fn candidates<'a>(entries: impl Iterator<Item = &'a Descriptor>) -> Vec<&'a Descriptor> {
+    let ranked = entries.filter_map(|entry| match &entry.platform {
+        Some(platform) => platform.rank().map(|rank| (Some(rank), entry)),
+        None => Some((None, entry)),
+    });
+    let mut ranked: Vec<_> = ranked.collect();
+    // Of equals, the first that the index has stays first.
+    ranked.sort_by_key(|(rank, _)| std::cmp::Reverse(*rank));
+    ranked.into_iter().map(|(_, entry)| entry).collect()
 }
 
 impl Manifest {
@@ -175,11 +183,12 @@ impl Config {
         if found > MAX_LAYERS {
             return Err(Wrong::Unsupported(format!("{found} layers"), "at most 256 can be mounted: squash it"));
         }
-        let platform = Platform { os: config.os.clone(), architecture: config.architecture.clone() };
-        let wanted = this_platform();
+        // Whether the processor has the level that a variant asks for is not looked at: here there is nothing to choose.
+        let (os, architecture) = (config.os.clone(), config.architecture.clone());
+        let platform = Platform { os, architecture, variant: None };
         let says_nothing = platform.os.is_empty() || platform.architecture.is_empty();
-        if !says_nothing && platform != wanted {
-            return Err(Wrong::Platform { wanted: wanted.to_text(), found: platform.to_text() });
+        if !says_nothing && platform != this_platform() {
+            return Err(Wrong::platform(platform.to_text()));
         }
         Ok(config)
     }
@@ -191,25 +200,6 @@ impl Config {
     }
 }
 
-impl Platform {
-    fn to_text(&self) -> String {
-        format!("{}/{}", self.os.escape_default(), self.architecture.escape_default())
-    }
-}
-
-/// This machine, in the words of images.
-pub(crate) fn this_platform() -> Platform {
-    let architecture = match std::env::consts::ARCH {
-        "x86_64" => "amd64",
-        "aarch64" => "arm64",
-        "x86" => "386",
-        "powerpc64" => "ppc64le",
-        "loongarch64" => "loong64",
-        other => other,
-    };
-    Platform { os: "linux".into(), architecture: architecture.into() }
-}
-
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -217,7 +207,7 @@ mod tests {
     use super::*;
 
     fn descriptor(digest: &str, arch: Option<&str>) -> serde_json::Value {
-        let platform = arch.map(|arch| json!({ "os": "linux", "architecture": arch, "variant": "v8" }));
+        let platform = arch.map(|arch| json!({ "os": "linux", "architecture": arch }));
         let digest = ImageDigest::of(digest.as_bytes());
         let mut descriptor = json!({ "mediaType": "application/x.tar", "digest": digest.to_string(), "size": 1 });
         if let Some(platform) = platform {
@@ -234,14 +224,30 @@ mod tests {
     }
 
     #[test]
-    fn an_index_has_one_image_for_this_machine() {
+    fn an_index_offers_what_runs_here_the_best_first() {
         let here = this_platform().architecture;
-        let found = index(&[descriptor("a", Some("other")), descriptor("b", Some(&here)), descriptor("c", None)]);
-        assert_eq!(found.for_this_machine().unwrap().digest, ImageDigest::of(b"b"));
-        assert!(index(&[descriptor("a", None)]).for_this_machine().is_ok());
-        let wrong = index(&[descriptor("a", Some("other"))]).for_this_machine().unwrap_err();
-        assert!(matches!(wrong, Wrong::Platform { found, .. } if found == "linux/other"));
-        assert!(index(&[]).for_this_machine().is_err());
+        let found = index(&[descriptor("a", Some("other")), descriptor("c", None), descriptor("b", Some(&here))]);
+        let digests = |index: &Index| index.candidates().into_iter().map(|it| it.digest).collect::<Vec<_>>();
+        assert_eq!(digests(&found), [ImageDigest::of(b"b"), ImageDigest::of(b"c")]);
+        let other = index(&[descriptor("a", Some("other"))]);
+        assert_eq!((digests(&other), other.platforms()), (vec![], "linux/other".into()));
+        assert_eq!(index(&[]).platforms(), "no platform that it names");
+        if here != "amd64" {
+            return;
+        }
+        let leveled = |digest: &str, variant: &str| {
+            let mut entry = descriptor(digest, Some("amd64"));
+            entry["platform"]["variant"] = variant.into();
+            entry
+        };
+        // Nobody has the first one.
+        let levels =
+            index(&[leveled("a", "v99"), descriptor("b", Some(&here)), leveled("c", "v1"), leveled("d", "v2")]);
+        let mut expected = ["b", "c"].map(|digest| ImageDigest::of(digest.as_bytes())).to_vec();
+        if std::arch::is_x86_feature_detected!("sse4.2") {
+            expected.insert(0, ImageDigest::of(b"d"));
+        }
+        assert_eq!(digests(&levels), expected);
     }
 
     #[test]

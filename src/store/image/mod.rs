@@ -21,11 +21,13 @@ mod images;
 mod kept;
 mod layers;
 mod manifest;
+mod platform;
 mod reference;
 #[cfg(feature = "registry")]
 mod registry;
 #[cfg(feature = "docker")]
 mod saved;
+mod search;
 
 pub use base::Base;
 pub use digest::ImageDigest;
@@ -33,7 +35,9 @@ pub use error::ImageError;
 pub(super) use ground::layer_id as ground_layer;
 pub use images::{ImageOptions, Images, Notes, PullPolicy};
 pub use layers::{LayerLock, TreeInMaking};
-pub(super) use manifest::{REF_NAME, this_platform};
+pub(super) use manifest::REF_NAME;
+pub(super) use platform::this_platform;
 pub(super) use reference::ImageName;
+pub(crate) use reference::check_image;
 #[cfg(feature = "docker")]
 pub(crate) use saved::{ArchiveFile, SavedImage};

@@ -1,8 +1,11 @@
 //! The text that names an image.
 
-use std::path::PathBuf;
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
 
-use super::ImageError;
+use super::{Base, ImageError};
 
 /// What the text that names an image asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -58,9 +61,81 @@ impl ImageName {
     }
 }
 
+/// Checks what can be known of an image without reading it: that the text can be a name, and that there is such a file or
+/// directory on this machine if it is to be in one. Registries are not asked.
+///
+/// # Errors
+/// What is wrong with the name.
+pub(crate) fn check_image(image: &str) -> Result<(), ImageError> {
+    let wrong = |reason: String| ImageError::BadName { image: image.into(), reason };
+    let found = |path: &Path| {
+        fs::metadata(path).map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => wrong(format!("there is no `{}`", path.display())),
+            _ => wrong(format!("failed to look at `{}`: {error}", path.display())),
+        })
+    };
+    match ImageName::parse(image)? {
+        ImageName::Host => Ok(()),
+        ImageName::Rootfs => Ok(Base::parse(image).map(drop)?),
+        ImageName::OciDir { path, .. } if !found(&path)?.is_dir() => {
+            Err(wrong(format!("`{}` is no directory", path.display())))
+        }
+        ImageName::OciDir { path, .. } => found(&path.join("index.json")).map(drop),
+        ImageName::OciArchive { path, .. } | ImageName::DockerArchive { path, .. } => match found(&path)?.is_file() {
+            true => Ok(()),
+            false => Err(wrong(format!("`{}` is no regular file", path.display()))),
+        },
+        #[cfg(feature = "registry")]
+        ImageName::Registry => super::registry::reference(image).map(drop),
+        #[cfg(not(feature = "registry"))]
+        ImageName::Registry => Ok(()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_no_name_or_leads_to_nothing_is_told() {
+        let top = tempfile::tempdir().unwrap();
+        let path = |name: &str| top.path().join(name).display().to_string();
+        fs::create_dir_all(path("layout")).unwrap();
+        fs::write(path("layout/index.json"), "").unwrap();
+        fs::create_dir(path("empty")).unwrap();
+        fs::write(path("file"), "").unwrap();
+        for good in [
+            "host".to_owned(),
+            format!("rootfs:{}", path("empty")),
+            format!("oci:{}", path("layout")),
+            format!("oci:{}:tag", path("layout")),
+            format!("docker-archive:{}:a:b", path("file")),
+            "debian".into(),
+            "localhost:5000/a/b:c".into(),
+        ] {
+            check_image(&good).unwrap_or_else(|error| panic!("{good}: {error}"));
+        }
+        for (wrong, expected) in [
+            ("oci:".to_owned(), "write `oci:PATH`"),
+            (format!("oci:{}", path("none")), "there is no `/"),
+            (format!("oci:{}", path("empty")), "there is no `/"),
+            (format!("oci:{}", path("file")), "is no directory"),
+            (format!("oci-archive:{}", path("layout")), "is no regular file"),
+            (format!("docker-archive:{}:tag", path("none")), "there is no `/"),
+            (format!("rootfs:{}", path("none")), "there is no such directory"),
+            (format!("rootfs:{}", path("file")), "it is not a directory"),
+            ("rootfs:".into(), "there is no such directory"),
+        ] {
+            let error = check_image(&wrong).expect_err(&wrong).to_string();
+            assert!(error.contains(expected), "{wrong}: {error}");
+        }
+        if cfg!(feature = "registry") {
+            for wrong in ["", "UPPER", "a//b", "a b", "debian:", "debian@sha256:12", ":tag", "debian:a:b"] {
+                let error = check_image(wrong).expect_err(wrong).to_string();
+                assert!(error.contains("names no image"), "{wrong}: {error}");
+            }
+        }
+    }
 
     #[test]
     fn names_have_a_transport_a_path_and_a_tag() {

@@ -22,9 +22,9 @@ pub enum UnpackError {
         reason: String,
     },
     /// The stream is no archive, or ends too early.
-    #[error("the archive is damaged at `{entry}`: {reason}")]
+    #[error("the archive is damaged{}: {reason}", at(" at", .entry))]
     Damaged {
-        /// The entry in question, escaped and cut; empty between two.
+        /// The entry in question, escaped and cut, or the one before; empty at the beginning.
         entry: String,
         /// What is wrong.
         reason: String,
@@ -44,7 +44,7 @@ pub enum UnpackError {
         limit: u64,
     },
     /// A file operation failed.
-    #[error("failed to {doing} `{entry}`: {}", io::Error::from_raw_os_error(*errno))]
+    #[error("failed to {doing}{}: {}", at("", .entry), io::Error::from_raw_os_error(*errno))]
     Io {
         /// What was being done.
         doing: String,
@@ -67,6 +67,11 @@ impl UnpackError {
     pub(crate) fn reading(error: &io::Error) -> Self {
         Fault::reading(error).at(b"")
     }
+}
+
+/// The name of an entry within a message, if there is one.
+fn at(before: &str, entry: &str) -> String {
+    if entry.is_empty() { String::new() } else { format!("{before} `{entry}`") }
 }
 
 /// What is wrong, before it is known with which entry.

@@ -2,7 +2,8 @@
 //!
 //! In: a stream of bytes that nobody vouches for. Out: files below one directory, and the digest of the uncompressed stream
 //! by which the caller knows whether they are the right ones. Nothing is ever written outside of that directory: names are
-//! taken apart, and each directory on the way is opened by itself, links not followed.
+//! taken apart, each directory on the way is opened by itself, and a link on the way is read and followed from there, with
+//! that directory as its root. That is what a `chroot` would do, and what docker does; see `docs/design/image.md`.
 //!
 //! What removes lower entries (`.wh.NAME`, `.wh..wh..opq`) becomes overlayfs' own marks. Attributes of directories are set
 //! last. Devices below `dev` are left out where the caller is not root, because steps get a `/dev` of their own; elsewhere
@@ -10,7 +11,9 @@
 
 mod error;
 mod reader;
+mod sparse;
 mod stream;
+mod way;
 mod writer;
 
 #[cfg(test)]
@@ -69,16 +72,23 @@ pub fn unpack(blob: impl Read, into: &Path, id_map: IdMap, limits: UnpackLimits)
     let mut reader = Reader::new(Measured::new(stream, limits.bytes));
     let mut writer = Writer::new(into, id_map).map_err(unnamed)?;
     let mut entries = 0;
-    while let Some(mut member) = reader.next().map_err(unnamed)? {
+    // Holes cost nothing here, but whoever copies such a file may pay for them.
+    let mut sparse_bytes = 0_u64;
+    while let Some(mut member) = reader.next().map_err(|(path, fault)| fault.at(&path))? {
         entries += 1;
-        if entries > limits.entries {
-            return Err(UnpackError::TooManyEntries { limit: limits.entries });
-        }
-        if matches!(member.kind, Kind::Skipped) {
-            continue;
+        if let Kind::File { bytes, pieces: Some(_) } = member.kind {
+            sparse_bytes = sparse_bytes.saturating_add(bytes);
+            if sparse_bytes > limits.bytes {
+                return Err(UnpackError::TooLarge { limit: limits.bytes });
+            }
         }
         let path = std::mem::take(&mut member.path);
-        writer.put(&path, &member, &mut reader.data()).map_err(|fault| fault.at(&path))?;
+        if !matches!(member.kind, Kind::Skipped) {
+            writer.put(&path, &member, &mut reader.data()).map_err(|fault| fault.at(&path))?;
+        }
+        if entries + writer.implied > limits.entries {
+            return Err(UnpackError::TooManyEntries { limit: limits.entries });
+        }
     }
     writer.finish().map_err(|(path, fault)| fault.at(&path))?;
     let (diff_id, bytes) = reader.into_inner().finish().map_err(unnamed)?;

@@ -10,7 +10,11 @@ use std::{
 
 use tar::{EntryType, Header};
 
-use super::{error::Fault, stream::Measured};
+use super::{
+    error::Fault,
+    sparse::{self, Map, Piece},
+    stream::Measured,
+};
 
 const BLOCK_BYTES: u64 = 512;
 /// Where a header has its numbers.
@@ -40,6 +44,8 @@ pub(super) struct Member {
 pub(super) enum Kind {
     File {
         bytes: u64,
+        /// What of a sparse file the archive has data for; the rest of it is holes.
+        pieces: Option<Vec<Piece>>,
     },
     Directory,
     Symlink {
@@ -64,6 +70,8 @@ pub(super) struct Reader<R> {
     /// Of the current member's data.
     unread: u64,
     padding: u64,
+    /// The name of the member that was read last, for errors.
+    name: Vec<u8>,
 }
 
 /// The data of the current member.
@@ -72,6 +80,16 @@ pub(super) struct Data<'a, R>(&'a mut Reader<R>);
 /// What extended headers say about the next member.
 #[derive(Debug, Default)]
 struct Extended {
+    pax: Pax,
+    /// Long names as GNU tar writes them. They win over those of pax headers, as in Go's reader.
+    long_path: Option<Vec<u8>>,
+    long_link: Option<Vec<u8>>,
+    any: bool,
+}
+
+/// The records of a pax header.
+#[derive(Debug, Default)]
+struct Pax {
     path: Option<Vec<u8>>,
     link: Option<Vec<u8>>,
     size: Option<u64>,
@@ -79,16 +97,21 @@ struct Extended {
     gid: Option<u64>,
     mtime: Option<(i64, i64)>,
     xattrs: Vec<(Vec<u8>, Vec<u8>)>,
-    any: bool,
+    sparse: sparse::Records,
 }
 
 impl<R: Read> Reader<R> {
     pub(super) fn new(stream: Measured<R>) -> Self {
-        Self { stream: BufReader::with_capacity(1 << 16, stream), unread: 0, padding: 0 }
+        Self { stream: BufReader::with_capacity(1 << 16, stream), unread: 0, padding: 0, name: Vec::new() }
     }
 
-    /// The next member; `None` at the archive's end.
-    pub(super) fn next(&mut self) -> Result<Option<Member>, Fault> {
+    /// The next member; `None` at the archive's end. A fault comes with the name of the member that it is about, or of
+    /// the one before it if the archive breaks off between two.
+    pub(super) fn next(&mut self) -> Result<Option<Member>, (Vec<u8>, Fault)> {
+        self.advance().map_err(|fault| (std::mem::take(&mut self.name), fault))
+    }
+
+    fn advance(&mut self) -> Result<Option<Member>, Fault> {
         let mut extended = Extended::default();
         loop {
             self.skip(self.unread.saturating_add(self.padding))?;
@@ -99,12 +122,13 @@ impl<R: Read> Reader<R> {
                     false => Ok(None),
                 };
             };
+            self.name = extended.path(&header);
             let size = field(&header, SIZE, header.entry_size())?;
-            let kind = header.entry_type();
-            match kind {
-                EntryType::XHeader => extended.read_records(&self.extended(size)?)?,
-                EntryType::GNULongName => extended.path = Some(name(self.extended(size)?)),
-                EntryType::GNULongLink => extended.link = Some(name(self.extended(size)?)),
+            match header.entry_type() {
+                // The last one counts, and it alone.
+                EntryType::XHeader => extended.pax = Pax::read(&self.extended(size)?)?,
+                EntryType::GNULongName => extended.long_path = Some(name(self.extended(size)?)),
+                EntryType::GNULongLink => extended.long_link = Some(name(self.extended(size)?)),
                 _ => return self.member(&header, size, extended).map(Some),
             }
             extended.any = true;
@@ -121,47 +145,74 @@ impl<R: Read> Reader<R> {
         self.stream.into_inner()
     }
 
-    fn member(&mut self, header: &Header, size: u64, extended: Extended) -> Result<Member, Fault> {
-        let size = extended.size.unwrap_or(size);
-        let has_data = matches!(header.entry_type(), EntryType::Regular | EntryType::Continuous);
-        let link = || extended.link.clone().or_else(|| header.link_name_bytes().map(std::borrow::Cow::into_owned));
+    fn member(&mut self, header: &Header, size: u64, mut extended: Extended) -> Result<Member, Fault> {
+        let path = self.name.clone();
+        let size = extended.pax.size.unwrap_or(size);
+        // What is no file has no data whatever its size says, but for what says something about the archive.
+        self.unread = match header.entry_type() {
+            EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse | EntryType::XGlobalHeader => size,
+            _ => 0,
+        };
+        let map = match header.entry_type() {
+            EntryType::GNUSparse => Some(Map::of_header(header, || self.block())?),
+            EntryType::Regular | EntryType::Continuous => self.sparse_map(std::mem::take(&mut extended.pax.sparse))?,
+            _ => None,
+        };
+        let end = self.unread.checked_next_multiple_of(BLOCK_BYTES);
+        self.padding = end.ok_or_else(|| Fault::damaged("a size is too large"))? - self.unread;
         let device = |is_block| {
             let major = field(header, MAJOR, header.device_major())?;
             let minor = field(header, MINOR, header.device_minor())?;
             Ok(Kind::Device { is_block, major: major.unwrap_or(0), minor: minor.unwrap_or(0) })
         };
-        let path = extended.path.clone().unwrap_or_else(|| header.path_bytes().into_owned());
         let kind = match header.entry_type() {
             // Archives of old times mark a directory by its name.
             EntryType::Regular | EntryType::Continuous if path.ends_with(b"/") => Kind::Directory,
-            EntryType::Regular | EntryType::Continuous => Kind::File { bytes: size },
+            EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => match map {
+                Some(map) => Kind::File { bytes: map.size, pieces: Some(map.pieces(self.unread)?) },
+                None => Kind::File { bytes: size, pieces: None },
+            },
             EntryType::Directory => Kind::Directory,
-            EntryType::Symlink => Kind::Symlink { target: link().unwrap_or_default() },
-            EntryType::Link => Kind::HardLink { target: link().unwrap_or_default() },
+            EntryType::Symlink => Kind::Symlink { target: extended.link(header) },
+            EntryType::Link => Kind::HardLink { target: extended.link(header) },
             EntryType::Char => device(false)?,
             EntryType::Block => device(true)?,
             EntryType::Fifo => Kind::Fifo,
             EntryType::XGlobalHeader => Kind::Skipped,
-            EntryType::GNUSparse => return Err(Fault::refused("it is a sparse file, of which layers have none")),
             other => {
                 return Err(Fault::refused(format!("it is of the unknown type {:?}", char::from(other.as_byte()))));
             }
         };
-        // What is no file has no data whatever its size says, but for those that are skipped.
-        let stored = if has_data || matches!(kind, Kind::Skipped) { size } else { 0 };
-        self.unread = stored;
-        let end = stored.checked_next_multiple_of(BLOCK_BYTES).ok_or_else(|| Fault::damaged("a size is too large"))?;
-        self.padding = end - stored;
         let seconds = || header.mtime().ok().and_then(|seconds| i64::try_from(seconds).ok());
+        let pax = extended.pax;
         Ok(Member {
             path,
             kind,
-            uid: extended.uid.map_or_else(|| field(header, UID, header.uid()), Ok)?,
-            gid: extended.gid.map_or_else(|| field(header, GID, header.gid()), Ok)?,
+            uid: pax.uid.map_or_else(|| field(header, UID, header.uid()), Ok)?,
+            gid: pax.gid.map_or_else(|| field(header, GID, header.gid()), Ok)?,
             mode: field(header, MODE, header.mode())? & 0o7777,
-            mtime: extended.mtime.or_else(|| Some((seconds()?, 0))).unwrap_or((0, 0)),
-            xattrs: extended.xattrs,
+            mtime: pax.mtime.or_else(|| Some((seconds()?, 0))).unwrap_or((0, 0)),
+            xattrs: pax.xattrs,
         })
+    }
+
+    /// The map of a file that pax records call sparse. It may be at the beginning of the data, which is then read.
+    fn sparse_map(&mut self, records: sparse::Records) -> Result<Option<Map>, Fault> {
+        if !records.is_in_data()? {
+            return records.map();
+        }
+        let map = records.read_map(|| {
+            self.unread = self.unread.checked_sub(BLOCK_BYTES).ok_or_else(sparse::malformed)?;
+            self.block()
+        });
+        map.map(Some)
+    }
+
+    /// One block of the archive.
+    fn block(&mut self) -> Result<sparse::Block, Fault> {
+        let mut block = [0; BLOCK_BYTES as usize];
+        self.stream.read_exact(&mut block).map_err(|error| Fault::reading(&error))?;
+        Ok(block)
     }
 
     /// The next header; `None` at a block of zeros, and where the stream ends.
@@ -172,7 +223,7 @@ impl<R: Read> Reader<R> {
         while filled < block.len() {
             match self.stream.read(&mut block[filled..]).map_err(|error| Fault::reading(&error))? {
                 0 if filled == 0 => return Ok(None),
-                0 => return Err(Fault::damaged("it ends in the middle of a header")),
+                0 => return Err(self.at_header("is cut off")),
                 read => filled += read,
             }
         }
@@ -182,8 +233,14 @@ impl<R: Read> Reader<R> {
         let sum = block[..148].iter().chain(&block[156..]).map(|byte| u32::from(*byte)).sum::<u32>() + 8 * 32;
         match header.cksum() {
             Ok(expected) if expected == sum => Ok(Some(header)),
-            _ => Err(Fault::damaged("a header's checksum is wrong")),
+            _ => Err(self.at_header("has a wrong checksum")),
         }
+    }
+
+    /// A fault of the header that is being read, for the name of the member before it.
+    fn at_header(&self, what: &str) -> Fault {
+        let which = if self.name.is_empty() { "its first header" } else { "the header after it" };
+        Fault::damaged(format!("{which} {what}"))
     }
 
     /// The content of an extended header.
@@ -217,22 +274,46 @@ impl<R: Read> Read for Data<'_, R> {
 }
 
 impl Extended {
+    /// The name of the member that has this header.
+    fn path(&self, header: &Header) -> Vec<u8> {
+        let long = self.pax.sparse.name().or(self.long_path.as_ref()).or(self.pax.path.as_ref());
+        long.cloned().unwrap_or_else(|| header.path_bytes().into_owned())
+    }
+
+    /// What the link that has this header leads to.
+    fn link(&self, header: &Header) -> Vec<u8> {
+        let long = self.long_link.as_ref().or(self.pax.link.as_ref());
+        let short = || header.link_name_bytes().map(std::borrow::Cow::into_owned).unwrap_or_default();
+        long.cloned().unwrap_or_else(short)
+    }
+}
+
+impl Pax {
     /// Reads records of the form `LENGTH KEY=VALUE\n`, in which a value may have any bytes.
-    fn read_records(&mut self, mut records: &[u8]) -> Result<(), Fault> {
+    fn read(mut records: &[u8]) -> Result<Self, Fault> {
         let malformed = || Fault::damaged("an extended header is malformed");
+        let mut pax = Self::default();
         while !records.is_empty() && records[0] != 0 {
             let space = records.iter().take(21).position(|byte| *byte == b' ').ok_or_else(malformed)?;
             let length: usize = number(&records[..space]).ok_or_else(malformed)?;
             let record = records.get(space + 1..length).and_then(|it| it.strip_suffix(b"\n")).ok_or_else(malformed)?;
             let equals = record.iter().position(|byte| *byte == b'=').ok_or_else(malformed)?;
-            self.set(&record[..equals], &record[equals + 1..]).ok_or_else(malformed)??;
+            pax.set(&record[..equals], &record[equals + 1..]).ok_or_else(malformed)?;
             records = &records[length..];
         }
-        Ok(())
+        Ok(pax)
     }
 
-    /// `None` where the value is none for the key.
-    fn set(&mut self, key: &[u8], value: &[u8]) -> Option<Result<(), Fault>> {
+    /// `None` if the value is none for the key.
+    fn set(&mut self, key: &[u8], value: &[u8]) -> Option<()> {
+        if let Some(name) = key.strip_prefix(b"SCHILY.xattr.") {
+            self.xattrs.push((name.to_vec(), value.to_vec()));
+            return Some(());
+        }
+        // Without a value, what the header says counts.
+        if value.is_empty() {
+            return Some(());
+        }
         match key {
             b"path" => self.path = Some(value.to_vec()),
             b"linkpath" => self.link = Some(value.to_vec()),
@@ -240,16 +321,13 @@ impl Extended {
             b"uid" => self.uid = Some(number(value)?),
             b"gid" => self.gid = Some(number(value)?),
             b"mtime" => self.mtime = Some(time(value)?),
-            _ if key.starts_with(b"GNU.sparse.") => {
-                return Some(Err(Fault::refused("it is a sparse file, of which layers have none")));
-            }
             _ => {
-                if let Some(name) = key.strip_prefix(b"SCHILY.xattr.") {
-                    self.xattrs.push((name.to_vec(), value.to_vec()));
+                if let Some(key) = key.strip_prefix(b"GNU.sparse.") {
+                    self.sparse.set(key, value)?;
                 }
             }
         }
-        Some(Ok(()))
+        Some(())
     }
 }
 
@@ -261,7 +339,7 @@ fn field<T: Default>(header: &Header, at: Range<usize>, number: io::Result<T>) -
     }
 }
 
-fn number<T: std::str::FromStr>(digits: &[u8]) -> Option<T> {
+pub(super) fn number<T: std::str::FromStr>(digits: &[u8]) -> Option<T> {
     std::str::from_utf8(digits).ok()?.parse().ok()
 }
 
@@ -308,14 +386,14 @@ mod tests {
 
     #[test]
     fn a_record_may_have_any_bytes_and_no_wrong_length() {
-        let mut extended = Extended::default();
-        extended.read_records(b"26 SCHILY.xattr.user.a=\n\n\n31 mtime=12345678901.123456789\n").unwrap();
-        assert_eq!(extended.xattrs, [(b"user.a".to_vec(), b"\n\n".to_vec())]);
-        assert_eq!(extended.mtime, Some((12_345_678_901, 123_456_789)));
+        let pax = Pax::read(b"26 SCHILY.xattr.user.a=\n\n\n31 mtime=12345678901.123456789\n8 path=\n").unwrap();
+        assert_eq!(pax.path, None, "a value that is empty says nothing");
+        assert_eq!(pax.xattrs, [(b"user.a".to_vec(), b"\n\n".to_vec())]);
+        assert_eq!(pax.mtime, Some((12_345_678_901, 123_456_789)));
         for wrong in
             [&b"5 a=b\n"[..], b"7 a=b\n", b"x a=b\n", b"6 ab\n", b"99999999999999999999 a=b\n", b"2 ", b"0 a=b\n"]
         {
-            assert!(Extended::default().read_records(wrong).is_err(), "{wrong:?}");
+            assert!(Pax::read(wrong).is_err(), "{wrong:?}");
         }
     }
 }

@@ -1,27 +1,32 @@
 //! Making what an archive's members say, below one directory and nowhere else.
+//!
+//! A member may lie behind a symbolic link that an earlier one made (`lib -> usr/lib`, then `lib/x`). [`Way`] finds the
+//! directory that is meant. Here a directory's path is always the real one, without links.
 
 use std::{
     collections::BTreeMap,
     ffi::{CString, OsStr},
     fs::File,
-    io::{self, Read},
+    io::{self, Read, Seek, SeekFrom},
     os::unix::ffi::OsStrExt,
     path::Path,
 };
 
 use rustix::{
-    fd::{AsFd, BorrowedFd, OwnedFd},
+    fd::{AsFd, BorrowedFd},
     fs::{self, AtFlags, FileType, Mode, XattrFlags},
     io::Errno,
 };
 
 use super::{
     super::{
-        at::{is_whiteout, mtime, open_dir, open_dir_at, stat_at},
+        at::{entries, is_whiteout, join, mtime, open_below, open_dir, open_dir_at, stat_at},
         copy::create,
     },
     error::{Doing, Fault},
     reader::{Kind, Member},
+    sparse::Piece,
+    way::{Way, parts},
 };
 use crate::tree::IdMap;
 
@@ -30,20 +35,16 @@ const WHITEOUT: &[u8] = b".wh.";
 const WHITEOUT_META: &[u8] = b".wh..wh.";
 const OPAQUE: &[u8] = b".wh..wh..opq";
 
-/// A longer name is no path for the kernel either.
-const MAX_PATH_BYTES: usize = 4096;
-/// Each directory on the way to a file is held open.
-const MAX_DEPTH: usize = 128;
-
 /// Attributes that belong to whoever mounts or guards the files, not to an image.
 const PRIVATE_XATTRS: [&[u8]; 5] =
     [b"trusted.overlay.", b"user.overlay.", b"security.selinux", b"security.ima", b"security.evm"];
 
 pub(super) struct Writer {
-    root: OwnedFd,
     id_map: IdMap,
-    /// The directories that lead to the last one used.
-    open: Vec<(Vec<u8>, OwnedFd)>,
+    /// Leads to the directory that is being written to.
+    way: Way,
+    /// How many directories were made that the archive only has files in.
+    pub(super) implied: u64,
     /// What directories get when everything is in them, by path.
     dirs: BTreeMap<Vec<u8>, Attributes>,
     /// Of the root directory, whose other attributes are its own: so that the same archive becomes the same tree.
@@ -74,7 +75,7 @@ impl Attributes {
 impl Writer {
     pub(super) fn new(into: &Path, id_map: IdMap) -> Result<Self, Fault> {
         let root = open_dir(into).doing("open")?;
-        Ok(Self { root, id_map, open: Vec::new(), dirs: BTreeMap::new(), mtime: (0, 0) })
+        Ok(Self { id_map, way: Way::new(root), implied: 0, dirs: BTreeMap::new(), mtime: (0, 0) })
     }
 
     /// Makes one member.
@@ -101,11 +102,11 @@ impl Writer {
         }
         let name = OsStr::from_bytes(name);
         match &member.kind {
-            Kind::Directory => self.directory(parents, name, member),
+            Kind::Directory => self.directory(name, member),
             Kind::HardLink { target } => self.hard_link(parents, name, target),
             kind => {
-                let on_its_own = parents.first() == Some(&&b"dev"[..]);
-                if matches!(kind, Kind::Device { .. }) && on_its_own && self.id_map != IdMap::Root {
+                let is_for_root = matches!(kind, Kind::Device { .. }) && self.id_map != IdMap::Root;
+                if is_for_root && self.way.top() == Some(b"dev") {
                     return Ok(());
                 }
                 self.make_room(name)?;
@@ -120,115 +121,81 @@ impl Writer {
             let given = self.finish_dir(&path, &attributes);
             given.map_err(|fault| (path, fault))?;
         }
-        let given = fs::futimens(&self.root, &mtime(self.mtime.0, self.mtime.1)).doing("set the time of");
+        let given = fs::futimens(self.way.root(), &mtime(self.mtime.0, self.mtime.1)).doing("set the time of");
         given.map_err(|fault| (Vec::new(), fault))
     }
 
     fn finish_dir(&mut self, path: &[u8], attributes: &Attributes) -> Result<(), Fault> {
         self.enter(&parts(path)?)?;
-        self.give(self.here(), attributes)
+        self.give(self.way.here(), attributes)
     }
 
-    /// The directory that [`enter`](Self::enter) went to.
-    fn here(&self) -> BorrowedFd<'_> {
-        self.open.last().map_or(self.root.as_fd(), |(_, dir)| dir.as_fd())
-    }
-
-    /// Goes to a directory, and makes what is missing of it. What is no directory, a link to one included, ends the way.
+    /// Goes to a directory, and makes what is missing of it.
     fn enter(&mut self, parts: &[&[u8]]) -> Result<(), Fault> {
-        let common = self.open.iter().zip(parts).take_while(|((open, _), part)| open == *part).count();
-        self.open.truncate(common);
-        for part in &parts[common..] {
-            let name = OsStr::from_bytes(part);
-            let opened = match self.open_part(name) {
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                    self.make_dir(name)?;
-                    let path =
-                        self.open.iter().map(|(name, _)| &name[..]).chain([*part]).collect::<Vec<_>>().join(&b'/');
-                    self.dirs.insert(path, Attributes::implied());
-                    self.open_part(name)
-                }
-                opened => opened,
-            };
-            let dir = opened.map_err(|error| match Errno::from_io_error(&error) {
-                Some(Errno::LOOP | Errno::NOTDIR) => {
-                    Fault::refused("it lies below what an earlier entry made a link or a file")
-                }
-                _ => Fault::Io("open the directory of", error),
-            })?;
-            self.open.push((part.to_vec(), dir));
-        }
+        let (dirs, implied) = (&mut self.dirs, &mut self.implied);
+        self.way.enter(parts, |way, name| {
+            way.make_dir(name)?;
+            dirs.insert(way.path_of(name), Attributes::implied());
+            *implied += 1;
+            Ok(true)
+        })?;
         Ok(())
     }
 
-    fn open_part(&self, name: &OsStr) -> io::Result<OwnedFd> {
-        open_dir_at(self.here(), name)
+    /// Goes to a directory if there is one.
+    fn enter_existing(&mut self, parts: &[&[u8]]) -> Result<bool, Fault> {
+        self.way.enter(parts, |_, _| Ok(false))
     }
 
-    /// Makes a directory for its owner alone.
-    fn make_dir(&self, name: &OsStr) -> Result<(), Fault> {
-        fs::mkdirat(self.here(), name, Mode::RWXU).doing("make the directory")
-    }
-
-    fn directory(&mut self, parents: &[&[u8]], name: &OsStr, member: &Member) -> Result<(), Fault> {
-        let path = [parents, &[name.as_bytes()]].concat().join(&b'/');
+    fn directory(&mut self, name: &OsStr, member: &Member) -> Result<(), Fault> {
         let found = stat_at(self.here(), name).doing("look at")?;
         match found {
             Some(stat) if FileType::from_raw_mode(stat.st_mode) == FileType::Directory => {}
             found => {
                 let replaces = found.is_some_and(|stat| is_whiteout(&stat));
                 self.make_room(name)?;
-                self.make_dir(name)?;
+                self.way.make_dir(name)?;
                 // What was removed and made again shows nothing of what was there before.
                 if replaces {
-                    let dir = self.open_part(name).doing("open")?;
+                    let dir = open_dir_at(self.here(), name).doing("open")?;
                     self.mark_opaque(dir.as_fd())?;
                 }
             }
         }
-        self.dirs.insert(path, Attributes::of(member));
+        self.dirs.insert(self.way.path_of(name), Attributes::of(member));
         Ok(())
     }
 
     fn hard_link(&mut self, parents: &[&[u8]], name: &OsStr, target: &[u8]) -> Result<(), Fault> {
-        if target.starts_with(b"/") {
-            return Err(Fault::refused("it is a hard link to an absolute path"));
-        }
         let nothing = || Fault::refused("it is a hard link to nothing in this layer");
         let target = parts(target).map_err(|_| Fault::refused("it is a hard link that leads out of the image"))?;
         let (&target_name, target_parents) = target.split_last().ok_or_else(nothing)?;
         let target_name = OsStr::from_bytes(target_name);
-        if (target_parents, target_name) == (parents, name) {
-            return Err(Fault::refused("it is a hard link to itself"));
-        }
         self.enter_existing(target_parents)?.then_some(()).ok_or_else(nothing)?;
         let stat = stat_at(self.here(), target_name).doing("look at the target of")?.ok_or_else(nothing)?;
         if FileType::from_raw_mode(stat.st_mode) == FileType::Directory || is_whiteout(&stat) {
             return Err(nothing());
         }
         let from = self.here().try_clone_to_owned().doing("open the directory of")?;
+        let target_path = self.way.path_of(target_name);
         self.enter(parents)?;
-        self.make_room(name)?;
-        // Not followed where it is a symbolic link.
-        fs::linkat(&from, target_name, self.here(), name, AtFlags::empty()).doing("link")
-    }
-
-    /// [`enter`](Self::enter) without making anything; false where there is no such directory.
-    fn enter_existing(&mut self, parts: &[&[u8]]) -> Result<bool, Fault> {
-        for end in 1..=parts.len() {
-            self.enter(&parts[..end - 1])?;
-            let is_dir = stat_at(self.here(), OsStr::from_bytes(parts[end - 1]))
-                .doing("look at the target of")?
-                .is_some_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Directory);
-            if !is_dir {
-                return Ok(false);
-            }
+        if self.way.path_of(name) == target_path {
+            return Err(Fault::refused("it is a hard link to itself"));
         }
-        self.enter(parts)?;
-        Ok(true)
+        self.make_room(name)?;
+        // Not followed if it is a symbolic link.
+        match fs::linkat(&from, target_name, self.here(), name, AtFlags::empty()) {
+            // The link takes the place of a directory that had its target.
+            Err(Errno::NOENT) => Err(nothing()),
+            linked => linked.doing("link"),
+        }
     }
 
-    /// Takes away what an earlier entry of the same name made; a directory only where it is empty.
+    fn here(&self) -> BorrowedFd<'_> {
+        self.way.here()
+    }
+
+    /// Takes away what earlier entries made at a name.
     fn make_room(&mut self, name: &OsStr) -> Result<(), Fault> {
         match fs::unlinkat(self.here(), name, AtFlags::empty()) {
             Ok(()) | Err(Errno::NOENT) => return Ok(()),
@@ -236,27 +203,59 @@ impl Writer {
             Err(error) => return Err(error).doing("replace"),
         }
         match fs::unlinkat(self.here(), name, AtFlags::REMOVEDIR) {
-            Ok(()) => {
-                let path = self.open.iter().map(|(name, _)| &name[..]).chain([name.as_bytes()]);
-                let path = path.collect::<Vec<_>>().join(&b'/');
-                self.dirs.remove(&path);
-                Ok(())
-            }
-            Err(Errno::NOTEMPTY | Errno::EXIST) => {
-                Err(Fault::refused("it takes the place of a directory that an earlier entry filled"))
-            }
-            Err(error) => Err(error).doing("replace"),
+            Err(Errno::NOTEMPTY | Errno::EXIST) => self.remove_filled(name)?,
+            removed => removed.doing("replace")?,
         }
+        let path = self.way.path_of(name);
+        self.dirs.remove(&path);
+        // What lies below it sorts right after it and a slash.
+        let below = join(&path, b"");
+        let gone: Vec<_> = self
+            .dirs
+            .range(below.clone()..)
+            .map(|(path, _)| path)
+            .take_while(|it| it.starts_with(&below))
+            .cloned()
+            .collect();
+        for path in gone {
+            self.dirs.remove(&path);
+        }
+        Ok(())
+    }
+
+    /// Removes a directory with what is in it. All directories in it can be entered, because modes are set last.
+    fn remove_filled(&self, name: &OsStr) -> Result<(), Fault> {
+        let top = open_dir_at(self.here(), name).doing("replace")?;
+        let (mut work, mut found) = (vec![Vec::new()], Vec::new());
+        while let Some(path) = work.pop() {
+            let dir = open_below(top.as_fd(), &path).doing("replace")?;
+            for (name, _) in entries(&dir).doing("replace")? {
+                match fs::unlinkat(&dir, &name, AtFlags::empty()) {
+                    Ok(()) => {}
+                    Err(Errno::ISDIR | Errno::PERM) => work.push(join(&path, name.to_bytes())),
+                    Err(error) => return Err(error).doing("replace"),
+                }
+            }
+            found.push(path);
+        }
+        // Whatever is in a directory was found after it. The first one is the top.
+        for path in found.iter().skip(1).rev() {
+            fs::unlinkat(&top, OsStr::from_bytes(path), AtFlags::REMOVEDIR).doing("replace")?;
+        }
+        fs::unlinkat(self.here(), name, AtFlags::REMOVEDIR).doing("replace")
     }
 
     /// Makes what is neither a directory nor one more name of something.
     fn leaf(&mut self, name: &OsStr, member: &Member, data: &mut impl Read) -> Result<(), Fault> {
         let attributes = Attributes::of(member);
         match &member.kind {
-            Kind::File { bytes } => {
+            Kind::File { bytes, pieces } => {
                 let name = CString::new(name.as_bytes()).map_err(|_| Fault::refused("its name has a zero byte"))?;
                 let mut file = create(self.here(), &name).doing("make")?;
-                copy(data, &mut file, *bytes)?;
+                match pieces {
+                    None => copy(data, &mut file, *bytes)?,
+                    Some(pieces) => copy_pieces(data, &mut file, *bytes, pieces)?,
+                }
                 self.give(file.as_fd(), &attributes)
             }
             Kind::Symlink { target } => {
@@ -294,7 +293,7 @@ impl Writer {
         let name = OsStr::from_bytes(name);
         match stat_at(self.here(), name).doing("look at")? {
             Some(stat) if FileType::from_raw_mode(stat.st_mode) == FileType::Directory => {
-                let dir = self.open_part(name).doing("open")?;
+                let dir = open_dir_at(self.here(), name).doing("open")?;
                 self.mark_opaque(dir.as_fd())
             }
             Some(_) => Ok(()),
@@ -364,24 +363,6 @@ impl Writer {
     }
 }
 
-/// The parts of a name. Slashes at its beginning and end mean nothing, and neither do `.` parts.
-fn parts(path: &[u8]) -> Result<Vec<&[u8]>, Fault> {
-    if path.len() > MAX_PATH_BYTES {
-        return Err(Fault::refused(format!("its name has {} bytes", path.len())));
-    }
-    let parts: Vec<&[u8]> = path.split(|byte| *byte == b'/').filter(|part| !part.is_empty() && *part != b".").collect();
-    if parts.contains(&&b".."[..]) {
-        return Err(Fault::refused("its name leads out of the image"));
-    }
-    if path.contains(&0) {
-        return Err(Fault::refused("its name has a zero byte"));
-    }
-    if parts.len() > MAX_DEPTH {
-        return Err(Fault::refused(format!("it lies {} directories deep", parts.len())));
-    }
-    Ok(parts)
-}
-
 /// Copies a file's data. A failure to read is told from one to write.
 fn copy(data: &mut impl Read, file: &mut File, bytes: u64) -> Result<(), Fault> {
     use io::Write;
@@ -391,6 +372,16 @@ fn copy(data: &mut impl Read, file: &mut File, bytes: u64) -> Result<(), Fault> 
         let read = data.read(&mut buffer).map_err(|error| Fault::reading(&error))?;
         file.write_all(&buffer[..read]).doing("write")?;
         left = left.saturating_sub(read as u64);
+    }
+    Ok(())
+}
+
+/// Makes a sparse file: what the archive has no data for stays a hole.
+fn copy_pieces(data: &mut impl Read, file: &mut File, bytes: u64, pieces: &[Piece]) -> Result<(), Fault> {
+    file.set_len(bytes).doing("set the size of")?;
+    for piece in pieces {
+        file.seek(SeekFrom::Start(piece.offset)).doing("write")?;
+        copy(data, file, piece.bytes)?;
     }
     Ok(())
 }

@@ -93,6 +93,29 @@ fn an_unknown_runner_is_told_before_anything_runs() {
 }
 
 #[test]
+fn an_image_that_is_none_or_is_missing_is_told_before_anything_runs() {
+    let project = Project::new();
+    project.file("empty/file", "");
+    for (image, expected) in [
+        ("oci:missing", "there is no `missing`"),
+        ("oci:empty:tag", "there is no `empty/index.json`"),
+        ("oci-archive:empty", "`empty` is no regular file"),
+        ("docker-archive:missing.tar", "there is no `missing.tar`"),
+        ("rootfs:missing", "there is no such directory"),
+        ("a//b", "`a//b` names no image"),
+        ("UPPER:case", "`UPPER:case` names no image"),
+    ] {
+        let mut pipeline: Value = serde_json::from_str(&ir(TRUE)).unwrap();
+        pipeline["default_image"] = image.into();
+        project.file(".hm/ci.json", &pipeline.to_string());
+        for command in ["run", "plan"] {
+            let ended = Ended::of(&mut project.hm(&[command])).expect(2);
+            assert!(ended.stderr.contains(expected) && ended.stderr.contains("step `a`"), "{}", ended.stderr);
+        }
+    }
+}
+
+#[test]
 fn a_missing_secret_is_told_before_anything_runs() {
     let project = Project::with_steps(TRUE);
     let ended = project.run(&["--secret", "HM_TEST_NO_SUCH_VARIABLE"]).expect(2);

@@ -7,3 +7,4 @@ pub(crate) mod daemon;
 mod kept;
 #[cfg(feature = "cli")]
 mod left;
+mod odd_layers;

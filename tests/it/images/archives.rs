@@ -7,6 +7,7 @@ use hm_exec::store::{Base, IdMap, Images, Store};
 use super::{
     super::sandbox::harness::{Ask, Bench},
     fixture::{Image, Layer, gzip, has_busybox, tar_of},
+    odd,
     subordinate::RANGE,
 };
 
@@ -68,6 +69,30 @@ async fn children_inherit_the_image_and_what_was_done_to_it() {
     let lines: Vec<&str> = output.lines().filter(|line| !line.starts_with("err: ")).collect();
     assert_eq!(lines, ["source", "two", "more", "yes", "8"], "{output}");
     assert!(output.contains("unpacking oci:"), "{output}");
+}
+
+/// Beside the daemon, where there is one, `docker::odd_layers` looks at the same.
+#[tokio::test]
+async fn steps_boot_from_what_other_builders_write() {
+    if !has_busybox() {
+        return;
+    }
+    let bench = Bench::new();
+    let mut image = Image::shell();
+    image.layers.extend(odd::layers().map(odd::Odd::end));
+    image.write_oci(&bench.path().join("oci"), "latest");
+    let look = "cd /odd; stat -c %h usr/bin/perlthanks inner usr/lib/x; echo $(cat usr/bin/perlthanks inner y lib/z abs/dir/f \
+                usr/o second filled plain merged/own usr/sbin/s turned/t); readlink usr/link; ls merged turned; \
+                test -e kept || echo gone; stat -c %s sparse; test $(stat -c %b sparse) -lt 100 && echo holes; \
+                test -L lib && test -L sbin && test ! -L merged && echo links";
+    let mut run = bench.run();
+    let name = format!("oci:{}", bench.path().join("oci").display());
+    let result = bench.step(&mut run, Ask::new(look).image(&name)).await.unwrap();
+    let output = run.output().await;
+    let lines: Vec<&str> = output.lines().filter(|line| !line.starts_with("err: ")).collect();
+    let expected = "3 3 3 perlperlXXFO2no morePownST usr/lib merged: own  turned: t gone 5242880 holes links";
+    let seen = lines.join(" ");
+    assert_eq!((result.exit_code, seen.as_str()), (0, expected), "{output}");
 }
 
 fn store() -> (tempfile::TempDir, std::sync::Arc<Store>) {

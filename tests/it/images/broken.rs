@@ -114,6 +114,60 @@ fn image() -> Image {
     Image { layers, env: vec![] }
 }
 
+/// Pulls what `name` is at `fake`.
+async fn fetch(fake: &Fake, name: &str, docker_config: &str) -> Result<Base, String> {
+    let top = tempfile::tempdir().unwrap();
+    let store = Store::open(&top.path().join("store")).unwrap();
+    let mut options = ImageOptions::default();
+    options.docker_config = Some(docker_config.into());
+    let id_map = if rustix::process::geteuid().is_root() { IdMap::Root } else { IdMap::Single };
+    let fetched = Images::new(options).fetch(&store, &format!("{}/{name}", fake.host), id_map, &()).await;
+    fetched.map_err(|error| format!("{:#}", anyhow::Error::new(error)))
+}
+
+#[tokio::test]
+async fn indexes_may_lead_to_indexes() {
+    let fake = Fake::start(&image(), &[]).await;
+    let put = |bytes: &[u8], platform: serde_json::Value| {
+        let digest = ImageDigest::of(bytes).to_string();
+        fake.script.lock().unwrap().bodies.insert(digest.clone(), bytes.to_vec());
+        let mut entry = serde_json::json!({ "mediaType": "application/x", "digest": digest, "size": bytes.len() });
+        if !platform.is_null() {
+            entry["platform"] = platform;
+        }
+        entry
+    };
+    let index = |entries: &[serde_json::Value]| {
+        serde_json::to_vec(&serde_json::json!({ "schemaVersion": 2, "manifests": entries })).unwrap()
+    };
+    let none = || serde_json::Value::Null;
+    let other = serde_json::json!({ "os": "linux", "architecture": "other" });
+    let manifest = image().blobs().pop().unwrap();
+    // The manifest of another machine comes first, and its index does not say so.
+    let mut config: serde_json::Value = serde_json::from_slice(&image().config()).unwrap();
+    config["architecture"] = "other".into();
+    let config = put(&serde_json::to_vec(&config).unwrap(), none());
+    let foreign = serde_json::json!({ "schemaVersion": 2, "config": config, "layers": [] });
+    let foreign = put(&serde_json::to_vec(&foreign).unwrap(), none());
+    let first = index(&[put(&manifest, other)]);
+    let second = index(&[foreign, put(&manifest, none())]);
+    let top = index(&[put(&first, none()), put(&second, none())]);
+    fake.script.lock().unwrap().bodies.insert("manifests/nested".into(), top);
+    assert_eq!(fetch(&fake, "it:nested", "/nonexistent").await, Ok(Base::Image(image().digest())));
+}
+
+#[tokio::test]
+async fn a_credential_helper_that_is_missing_is_done_without() {
+    let fake = Fake::start(&image(), &[]).await;
+    let dir = tempfile::tempdir().unwrap();
+    let config = dir.path().join("config.json");
+    for helper in [r#""credsStore":"hm-is-missing""#, &format!(r#""credHelpers":{{"{}":"hm-is-missing"}}"#, fake.host)]
+    {
+        std::fs::write(&config, format!(r#"{{"auths":{{}},{helper}}}"#)).unwrap();
+        assert_eq!(fetch(&fake, "it:1", config.to_str().unwrap()).await, Ok(Base::Image(image().digest())));
+    }
+}
+
 /// Pulls from a registry that first gives these answers.
 async fn pull(answers: &[(&str, Answer)]) -> (Result<Base, String>, Fake) {
     let fake = Fake::start(&image(), answers).await;

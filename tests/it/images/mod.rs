@@ -5,6 +5,8 @@ mod archives;
 mod broken;
 mod export;
 pub(crate) mod fixture;
+mod layouts;
+pub(crate) mod odd;
 #[cfg(feature = "registry")]
 mod registry;
 #[cfg(feature = "registry")]

@@ -3,10 +3,11 @@
 //! What is found is given to the registry alone: it is in no error, log or `Debug` of ours.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs, io,
     path::{Path, PathBuf},
     process::{Command, Stdio},
+    sync::{Mutex, PoisonError},
 };
 
 use base64::{Engine, engine::general_purpose::STANDARD};
@@ -43,7 +44,8 @@ struct Answer {
     secret: String,
 }
 
-/// The credentials for a registry: those of `file`, or of docker's own configuration.
+/// The credentials for a registry: those of `file`, or of docker's own configuration. If a helper that it names does not
+/// work there are none, as docker has it: most images need none.
 ///
 /// # Errors
 /// [`ImageError::Unreadable`] where there is a file that can't be read.
@@ -52,10 +54,21 @@ pub(super) async fn look_up(file: Option<PathBuf>, registry: &str) -> Result<Reg
     let registry = registry.to_owned();
     // Helpers ask keyrings, and those ask people.
     let found = tokio::task::spawn_blocking(move || read(&path, &registry));
-    found.await.unwrap_or_else(|error| {
-        tracing::warn!(%error, "credentials could not be looked up");
-        Ok(RegistryAuth::Anonymous)
-    })
+    let (auth, warning) = found.await.unwrap_or_else(|error| {
+        Ok((RegistryAuth::Anonymous, Some(format!("credentials could not be looked up: {error}"))))
+    })?;
+    if let Some(warning) = warning
+        && is_new(&warning)
+    {
+        tracing::warn!("{warning}");
+    }
+    Ok(auth)
+}
+
+/// Whether a warning was not given yet: each image of a build has its credentials looked up.
+fn is_new(warning: &str) -> bool {
+    static GIVEN: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+    GIVEN.lock().unwrap_or_else(PoisonError::into_inner).insert(warning.to_owned())
 }
 
 fn default_file() -> Option<PathBuf> {
@@ -64,12 +77,13 @@ fn default_file() -> Option<PathBuf> {
     dir.map(|dir| dir.join("config.json"))
 }
 
-fn read(path: &Path, registry: &str) -> Result<RegistryAuth, ImageError> {
+/// The credentials that the file `path` leads to, and what people should know of them.
+fn read(path: &Path, registry: &str) -> Result<(RegistryAuth, Option<String>), ImageError> {
     let unreadable = |source| ImageError::Unreadable { path: path.to_owned(), source };
     let bytes = match fs::read(path) {
         Ok(bytes) => bytes,
         Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
-            return Ok(RegistryAuth::Anonymous);
+            return Ok((RegistryAuth::Anonymous, None));
         }
         Err(error) => return Err(unreadable(error)),
     };
@@ -78,15 +92,25 @@ fn read(path: &Path, registry: &str) -> Result<RegistryAuth, ImageError> {
         .map_err(|error| unreadable(io::Error::other(format!("it does not decode at line {}", error.line()))))?;
     let keys = keys(registry);
     let helper = keys.iter().find_map(|key| config.cred_helpers.get(key)).or(config.creds_store.as_ref());
+    let mut warning = None;
     if let Some(helper) = helper {
         for key in &keys {
-            if let Some(auth) = ask(helper, key).map_err(unreadable)? {
-                return Ok(auth);
+            match ask(helper, key) {
+                Ok(Some(auth)) => return Ok((auth, None)),
+                Ok(None) => {}
+                Err(reason) => {
+                    let path = path.display();
+                    warning = Some(format!(
+                        "`{path}` names a credential helper that does not work ({reason}): asking {registry} without \
+                         its credentials; install it, or take it out of the file"
+                    ));
+                    break;
+                }
             }
         }
     }
     let found = config.auths.iter().find(|(key, _)| keys.contains(key) || keys.contains(&host(key)));
-    Ok(found.and_then(|(_, entry)| entry.auth()).unwrap_or(RegistryAuth::Anonymous))
+    Ok((found.and_then(|(_, entry)| entry.auth()).unwrap_or(RegistryAuth::Anonymous), warning))
 }
 
 /// The names under which a registry's credentials may be kept.
@@ -115,14 +139,17 @@ impl Entry {
     }
 }
 
-/// Asks `docker-credential-HELPER`; `None` where it knows nothing.
-fn ask(helper: &str, key: &str) -> io::Result<Option<RegistryAuth>> {
+/// Asks `docker-credential-HELPER`; `None` if it knows nothing. The reason if it does not work.
+fn ask(helper: &str, key: &str) -> Result<Option<RegistryAuth>, String> {
     let is_name = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
     if helper.is_empty() || !helper.bytes().all(is_name) {
-        return Err(io::Error::other("it names a credential helper that can't be one"));
+        return Err(format!("`{}` is no name of one", helper.escape_debug()));
     }
     let program = format!("docker-credential-{helper}");
-    let failed = |error: io::Error| io::Error::new(error.kind(), format!("failed to run {program}: {error}"));
+    let failed = |error: io::Error| match error.kind() {
+        io::ErrorKind::NotFound => format!("{program} is not installed"),
+        _ => format!("failed to run {program}: {error}"),
+    };
     let mut child = Command::new(&program)
         .arg("get")
         .stdin(Stdio::piped())
@@ -131,15 +158,15 @@ fn ask(helper: &str, key: &str) -> io::Result<Option<RegistryAuth>> {
         .spawn()
         .map_err(failed)?;
     if let Some(mut stdin) = child.stdin.take() {
-        // Where it reads nothing it says what it has to say by its exit.
+        // If it reads nothing, its exit says what it has to say.
         let _ = io::Write::write_all(&mut stdin, key.as_bytes());
     }
     let output = child.wait_with_output().map_err(failed)?;
     if !output.status.success() {
         return Ok(None);
     }
-    let answer: Answer = serde_json::from_slice(&output.stdout)
-        .map_err(|_| io::Error::other(format!("{program} gave an answer that does not decode")))?;
+    let answer: Answer =
+        serde_json::from_slice(&output.stdout).map_err(|_| format!("{program} gave an answer that does not decode"))?;
     if answer.username == "<token>" {
         tracing::warn!("{program} has an identity token for {key}, which is not supported: asking without");
         return Ok(None);
@@ -155,7 +182,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("config.json");
         fs::write(&path, config).unwrap();
-        read(&path, registry)
+        read(&path, registry).map(|(auth, warning)| {
+            assert_eq!(warning, None);
+            auth
+        })
     }
 
     #[test]
@@ -174,7 +204,7 @@ mod tests {
             assert_eq!(look(&config, "elsewhere.io").unwrap(), RegistryAuth::Anonymous);
         }
         assert_eq!(look("{}", "ghcr.io").unwrap(), RegistryAuth::Anonymous);
-        assert_eq!(read(Path::new("/nonexistent"), "x").unwrap(), RegistryAuth::Anonymous);
+        assert_eq!(read(Path::new("/nonexistent"), "x").unwrap(), (RegistryAuth::Anonymous, None));
     }
 
     #[test]
@@ -182,7 +212,32 @@ mod tests {
         let error = look(r#"{"auths": {"x": {"auth": "geheim"#, "x").unwrap_err();
         let text = format!("{:#}", anyhow::Error::new(error));
         assert!(text.contains("config.json") && !text.contains("geheim"), "{text}");
-        let error = look(r#"{"credsStore": "../../evil"}"#, "x").unwrap_err();
-        assert!(format!("{:#}", anyhow::Error::new(error)).contains("helper"));
+    }
+
+    #[test]
+    fn a_helper_that_does_not_work_is_reported_and_done_without() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("config.json");
+        let secret = STANDARD.encode("ann:pass");
+        for (config, expected) in [
+            (r#"{"credsStore":"hm-is-not-installed"}"#, "docker-credential-hm-is-not-installed is not installed"),
+            (r#"{"credHelpers":{"ghcr.io":"hm-no"}}"#, "docker-credential-hm-no is not installed"),
+            (r#"{"credsStore":"../../evil"}"#, "is no name of one"),
+        ] {
+            fs::write(&path, config).unwrap();
+            let (auth, warning) = read(&path, "ghcr.io").unwrap();
+            let warning = warning.unwrap();
+            assert_eq!(auth, RegistryAuth::Anonymous);
+            assert!(warning.contains(expected) && warning.contains("config.json"), "{warning}");
+        }
+        // What the file has itself counts nevertheless.
+        let config = format!(r#"{{"credsStore":"hm-no","auths":{{"ghcr.io":{{"auth":"{secret}"}}}}}}"#);
+        fs::write(&path, config).unwrap();
+        let (auth, warning) = read(&path, "ghcr.io").unwrap();
+        assert_eq!(auth, RegistryAuth::Basic("ann".into(), "pass".into()));
+        assert!(warning.is_some_and(|warning| !warning.contains("pass")));
+        // Others need no helper.
+        fs::write(&path, r#"{"credHelpers":{"ghcr.io":"hm-no"}}"#).unwrap();
+        assert_eq!(read(&path, "quay.io").unwrap(), (RegistryAuth::Anonymous, None));
     }
 }

@@ -27,7 +27,8 @@ use super::{
     archive::BlobAt,
     aside::Aside,
     fetch::Blob,
-    manifest::{Descriptor, Document, MAX_DOCUMENT_BYTES, Manifest, Wrong},
+    manifest::{Config, Descriptor, Document, MAX_DOCUMENT_BYTES, Manifest, Wrong},
+    search::Search,
 };
 use crate::store::{Store, index::images::TagRow};
 
@@ -60,6 +61,14 @@ pub(super) struct RemoteImage {
     manifest: OnceCell<Manifest>,
 }
 
+/// Takes apart the name of an image of a registry.
+pub(super) fn reference(image: &str) -> Result<Reference, ImageError> {
+    image.parse().map_err(|error: oci_client::ParseError| ImageError::BadName {
+        image: image.to_owned(),
+        reason: format!("{error}; write it as in `debian:bookworm` or `ghcr.io/owner/name:tag`"),
+    })
+}
+
 impl Registries {
     /// Finds out what `image` stands for: which manifest, and which configuration.
     pub(super) async fn pin(
@@ -69,10 +78,7 @@ impl Registries {
         image: &str,
         notes: &impl Notes,
     ) -> Result<(ImageDigest, RemoteImage), ImageError> {
-        let reference: Reference = image.parse().map_err(|error: oci_client::ParseError| ImageError::BadName {
-            image: image.to_owned(),
-            reason: error.to_string(),
-        })?;
+        let reference = reference(image)?;
         let full = reference.whole();
         let remembered = store.remembered_tag(&full)?;
         let sessions = self.sessions(options, image, &reference).await?;
@@ -168,21 +174,65 @@ async fn ask(image: &str, sessions: &[Session], patience: u32) -> Result<(ImageD
 }
 
 async fn ask_one(image: &str, session: &Session, patience: u32) -> Result<(ImageDigest, Manifest), ImageError> {
-    let parse = |bytes: &[u8]| Document::parse(bytes).map_err(|wrong| session.wrong(wrong));
+    let wrong = |wrong| session.wrong(wrong);
     let (bytes, digest) = session.document(None, patience).await?;
-    match parse(&bytes)? {
-        Document::Manifest(manifest) => Ok((digest, manifest)),
-        Document::Index(index) => {
-            let digest = index.for_this_machine().map_err(|wrong| session.wrong(wrong))?.digest;
-            match parse(&session.document(Some(digest), patience).await?.0)? {
-                Document::Manifest(manifest) => Ok((digest, manifest)),
-                Document::Index(_) => {
-                    let wrong = Wrong::Malformed("its index leads to another index".into());
-                    Err(wrong.of(image, |reason| session.bad_answer(reason)))
+    let index = match Document::parse(&bytes).map_err(wrong)? {
+        Document::Manifest(manifest) => return Ok((digest, manifest)),
+        Document::Index(index) => index,
+    };
+    let mut search = Search::among(&index.candidates(), index.platforms());
+    loop {
+        let at = search.next().map_err(wrong)?;
+        let (bytes, _) = session.document(Some(at.digest), patience).await?;
+        match Document::parse(&bytes).map_err(wrong)? {
+            Document::Index(index) => search.descend(at, &index),
+            Document::Manifest(manifest) if at.is_certain => return Ok((at.digest, manifest)),
+            Document::Manifest(manifest) => {
+                match config_of(image, &[session], &manifest).await.map(|bytes| Config::parse(&bytes, None))? {
+                    Ok(_) => return Ok((at.digest, manifest)),
+                    Err(Wrong::Platform { found, .. }) => search.reject(found),
+                    Err(other) => return Err(wrong(other)),
                 }
             }
         }
     }
+}
+
+/// Gets a configuration from the first of these that has it, checked against its digest.
+async fn config_of(image: &str, sessions: &[&Session], manifest: &Manifest) -> Result<Vec<u8>, ImageError> {
+    let config = &manifest.config;
+    if config.size > MAX_DOCUMENT_BYTES {
+        let (image, bytes, limit) = (image.to_owned(), config.size, MAX_DOCUMENT_BYTES);
+        return Err(ImageError::TooLarge { image, bytes, limit });
+    }
+    let mut sink = Sink::Memory(Vec::new());
+    blob_of(image, sessions, config, "the configuration", &mut sink, &AtomicU64::new(0)).await?;
+    match sink {
+        Sink::Memory(bytes) => Ok(bytes),
+        Sink::File(..) => Ok(Vec::new()),
+    }
+}
+
+/// Downloads a blob from the first of these that has it. Adds what has come to `done`.
+async fn blob_of(
+    image: &str,
+    sessions: &[&Session],
+    descriptor: &Descriptor,
+    what: &str,
+    sink: &mut Sink,
+    done: &AtomicU64,
+) -> Result<(), ImageError> {
+    let mut failed = None;
+    for session in sessions {
+        let before = done.load(Relaxed);
+        match session.blob(descriptor, sink, done).await {
+            Ok(()) => return Ok(()),
+            Err(Failure::Store(error)) => return Err(error.into()),
+            Err(Failure::Trouble(trouble)) => failed = Some(session.error(trouble, what)),
+        }
+        done.fetch_sub(done.load(Relaxed).saturating_sub(before).min(descriptor.size), Relaxed);
+    }
+    Err(failed.unwrap_or_else(|| ImageError::NotFound { image: image.to_owned(), place: None }))
 }
 
 impl RemoteImage {
@@ -212,19 +262,14 @@ impl RemoteImage {
     /// The configuration, checked against its digest.
     pub(super) async fn config(&self) -> Result<Vec<u8>, ImageError> {
         self.complete().await?;
-        let Some(Manifest { config, .. }) = self.manifest.get() else {
+        let Some(manifest) = self.manifest.get() else {
             return Err(ImageError::NotFound { image: self.name.clone(), place: None });
         };
-        if config.size > MAX_DOCUMENT_BYTES {
-            let (image, bytes, limit) = (self.name.clone(), config.size, MAX_DOCUMENT_BYTES);
-            return Err(ImageError::TooLarge { image, bytes, limit });
-        }
-        let mut sink = Sink::Memory(Vec::new());
-        self.blob(config, "the configuration", &mut sink, &AtomicU64::new(0)).await?;
-        match sink {
-            Sink::Memory(bytes) => Ok(bytes),
-            Sink::File(..) => Ok(Vec::new()),
-        }
+        config_of(&self.name, &self.sessions(), manifest).await
+    }
+
+    fn sessions(&self) -> Vec<&Session> {
+        self.sessions.iter().collect()
     }
 
     /// Downloads a layer to a file of the store, checked against its digest. Adds what has come to `done`.
@@ -238,28 +283,8 @@ impl RemoteImage {
         let layer = self.layers().get(index).ok_or_else(not_found)?;
         let aside = Aside::free(store);
         let mut sink = Sink::file(aside.path())?;
-        self.blob(layer, "a layer", &mut sink, done).await?;
+        blob_of(&self.name, &self.sessions(), layer, "a layer", &mut sink, done).await?;
         let at = BlobAt { path: aside.path().to_owned(), offset: 0, length: layer.size };
         Ok(Blob { at, _download: Some(aside) })
-    }
-
-    async fn blob(
-        &self,
-        descriptor: &Descriptor,
-        what: &str,
-        sink: &mut Sink,
-        done: &AtomicU64,
-    ) -> Result<(), ImageError> {
-        let mut failed = None;
-        for session in &self.sessions {
-            let before = done.load(Relaxed);
-            match session.blob(descriptor, sink, done).await {
-                Ok(()) => return Ok(()),
-                Err(Failure::Store(error)) => return Err(error.into()),
-                Err(Failure::Trouble(trouble)) => failed = Some(session.error(trouble, what)),
-            }
-            done.fetch_sub(done.load(Relaxed).saturating_sub(before).min(descriptor.size), Relaxed);
-        }
-        Err(failed.unwrap_or_else(|| ImageError::NotFound { image: self.name.clone(), place: None }))
     }
 }

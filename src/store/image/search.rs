@@ -1,0 +1,114 @@
+//! Finding the image for this machine through indexes, which may lead to further indexes.
+
+use super::{
+    ImageDigest,
+    manifest::{Descriptor, Index, Wrong},
+};
+
+/// Indexes within indexes, and documents in all: more have no honest images.
+const MAX_DEPTH: u32 = 8;
+const MAX_DOCUMENTS: u32 = 64;
+
+/// A document to look at.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Candidate {
+    pub(super) digest: ImageDigest,
+    /// Whether it is taken as it is: its entry says that it is for this machine, or there is no other. If not, its
+    /// configuration must say that it is.
+    pub(super) is_certain: bool,
+    depth: u32,
+}
+
+/// What is still to be looked at, and what was found to be for others.
+#[derive(Debug)]
+pub(super) struct Search {
+    /// The next one is the last.
+    next: Vec<Candidate>,
+    seen: u32,
+    found: Vec<String>,
+}
+
+impl Search {
+    /// A search that begins at this document.
+    pub(super) fn at(digest: ImageDigest) -> Self {
+        Self { next: vec![Candidate { digest, is_certain: true, depth: 0 }], seen: 0, found: Vec::new() }
+    }
+
+    /// A search that begins among these entries.
+    pub(super) fn among(entries: &[&Descriptor], platforms: String) -> Self {
+        let mut search = Self { next: Vec::new(), seen: 0, found: Vec::new() };
+        search.add(entries, 0, platforms);
+        search
+    }
+
+    /// The next document to look at. It is an error if there is none, because all are for other machines.
+    pub(super) fn next(&mut self) -> Result<Candidate, Wrong> {
+        self.seen += 1;
+        match self.next.pop() {
+            Some(next) if next.depth > MAX_DEPTH || self.seen > MAX_DOCUMENTS => {
+                Err(Wrong::Malformed("its indexes lead to too many further ones".into()))
+            }
+            Some(next) => Ok(next),
+            None => Err(Wrong::platform(self.found.join(", "))),
+        }
+    }
+
+    /// Goes on in the index that `at` turned out to be.
+    pub(super) fn descend(&mut self, at: Candidate, index: &Index) {
+        self.add(&index.candidates(), at.depth + 1, index.platforms());
+    }
+
+    /// Goes on without what turned out to be for `platform`.
+    pub(super) fn reject(&mut self, platform: String) {
+        self.found.push(platform);
+    }
+
+    fn add(&mut self, entries: &[&Descriptor], depth: u32, platforms: String) {
+        if entries.is_empty() {
+            self.found.push(platforms);
+        }
+        let is_only = entries.len() == 1 && self.next.is_empty();
+        self.next.extend(entries.iter().rev().map(|entry| Candidate {
+            digest: entry.digest,
+            is_certain: entry.platform.is_some() || is_only,
+            depth,
+        }));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_search_goes_down_before_it_goes_on_and_ends() {
+        let entry = |digest: &str| Descriptor {
+            media_type: String::new(),
+            digest: ImageDigest::of(digest.as_bytes()),
+            size: 1,
+            platform: None,
+            annotations: Default::default(),
+        };
+        let (a, b, c) = (entry("a"), entry("b"), entry("c"));
+        let mut search = Search::among(&[&a, &b], String::new());
+        let first = search.next().unwrap();
+        assert!(first.digest == a.digest && !first.is_certain);
+        search.descend(first, &Index { manifests: vec![c.clone()] });
+        assert_eq!(search.next().unwrap().digest, c.digest);
+        search.reject("linux/other".into());
+        assert_eq!(search.next().unwrap().digest, b.digest);
+        assert!(matches!(search.next(), Err(Wrong::Platform { found, .. }) if found == "linux/other"));
+
+        // An index cannot have its own digest in it, but a registry may say anything.
+        let mut search = Search::at(a.digest);
+        let endless = Index { manifests: vec![a.clone(), a] };
+        let error = (0..1000).find_map(|_| match search.next() {
+            Ok(at) => {
+                search.descend(at, &endless);
+                None
+            }
+            Err(wrong) => Some(wrong),
+        });
+        assert!(matches!(error, Some(Wrong::Malformed(_))), "{error:?}");
+    }
+}
