@@ -68,6 +68,7 @@ fn run(job: &Job) -> Result<Ended, SetupError> {
         place: Place::Root,
         binds: jail::resolver(&[PathBuf::from(ROOT)]).into_iter().collect(),
         secrets: Vec::new(),
+        shares_network: false,
         cgroups: vec![c_string(&format!("{GROUP}/cgroup.procs"))?],
         group_views: vec![GroupView { dir: c_string(GROUP)?, name: CString::default() }],
         watch: None,

@@ -12,13 +12,16 @@ use super::{SetupError, error::Doing};
 
 /// What a command may hold: enough to install packages and to serve a port, as container engines grant by default.
 /// Nothing that mounts, loads modules, or reaches into other processes.
+///
+/// Engines grant MKNOD as well, because a control group keeps what is made from being opened. Here every file system of
+/// a step is `nodev`, so that a device node would be of no use: the kernel refuses to make one, by whatever system call.
+/// Whiteouts (0:0), which tools for images make, take no capability.
 const COMMAND: CapabilitySet = CapabilitySet::AUDIT_WRITE
     .union(CapabilitySet::CHOWN)
     .union(CapabilitySet::DAC_OVERRIDE)
     .union(CapabilitySet::FOWNER)
     .union(CapabilitySet::FSETID)
     .union(CapabilitySet::KILL)
-    .union(CapabilitySet::MKNOD)
     .union(CapabilitySet::NET_BIND_SERVICE)
     .union(CapabilitySet::NET_RAW)
     .union(CapabilitySet::SETFCAP)
@@ -33,11 +36,17 @@ const INIT: CapabilitySet = CapabilitySet::KILL;
 /// Pid 1 that counts memory by looking reads which files the step's processes have open, whoever they belong to.
 const WATCHING_INIT: CapabilitySet = INIT.union(CapabilitySet::SYS_PTRACE).union(CapabilitySet::DAC_READ_SEARCH);
 
+/// Returns what a command may hold. Raw sockets, which read what others send, are for a network of the step's own.
+fn of_command(shares_network: bool) -> CapabilitySet {
+    if shares_network { COMMAND.difference(CapabilitySet::NET_RAW) } else { COMMAND }
+}
+
 /// Leaves the calling thread, which is about to run the command, with what a command may hold.
-pub(crate) fn limit_command() -> Result<(), SetupError> {
+pub(crate) fn limit_command(shares_network: bool) -> Result<(), SetupError> {
+    let granted = of_command(shares_network);
     let doing = || "drop capabilities".to_owned();
     for capability in (0..u64::BITS).map(|bit| CapabilitySet::from_bits_retain(1 << bit)) {
-        match remove_unless_granted(capability) {
+        match remove_unless(granted.contains(capability), capability) {
             Ok(()) => {}
             // The first that this kernel does not know: there are no more.
             Err(Errno::INVAL) => break,
@@ -45,11 +54,11 @@ pub(crate) fn limit_command() -> Result<(), SetupError> {
         }
     }
     clear_ambient_capability_set().doing(doing)?;
-    set(COMMAND)
+    set(granted)
 }
 
-fn remove_unless_granted(capability: CapabilitySet) -> Result<(), Errno> {
-    if COMMAND.contains(capability) { Ok(()) } else { remove_capability_from_bounding_set(capability) }
+fn remove_unless(granted: bool, capability: CapabilitySet) -> Result<(), Errno> {
+    if granted { Ok(()) } else { remove_capability_from_bounding_set(capability) }
 }
 
 /// Leaves pid 1 with what it needs.

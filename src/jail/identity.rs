@@ -84,5 +84,5 @@ pub(super) fn show_limits(groups: &[(CString, OwnedFd)], visible: bool) -> Resul
         let path = CString::new(path).map_err(|_| SetupError::new(doing(), Errno::INVAL))?;
         attach(group, &path)?;
     }
-    sys::make_read_only(&top).doing(doing)
+    sys::restrict_mounts(&top, MountAttrFlags::MOUNT_ATTR_RDONLY).doing(doing)
 }

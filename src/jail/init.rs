@@ -22,7 +22,7 @@ use rustix::{
 use super::{
     JailSpec, SetupError, caps,
     error::Doing,
-    groups, mounts,
+    groups, landlock, mounts,
     spec::{FIRST_FD, Place, Report, UserNamespace, Watch},
     sys::{self, Cloned, Reap},
     tree,
@@ -229,16 +229,20 @@ fn reap(command: Pid, children: &OwnedFd, report: &mut Option<Report>) -> Left {
 /// program, and the filters, which pretend that `capset` and `setuid` succeed, must come last. A command beside the step's
 /// files is a program of the machine.
 fn confine(spec: &JailSpec, prepared: &Prepared) -> Result<(), SetupError> {
+    // While the capability to do so is there.
+    if spec.shares_network && prepared.has_landlock_scopes {
+        landlock::scope()?;
+    }
     let filter = || {
         prepared
-            .filters(spec.user_namespace)
+            .filters(spec.user_namespace, spec.shares_network)
             .try_for_each(|filter| sys::install_seccomp(filter).doing(|| "install the system call filter".into()))
     };
     if spec.place == Place::Root && spec.user_namespace != UserNamespace::Single {
         filter()?;
-        return caps::limit_command();
+        return caps::limit_command(spec.shares_network);
     }
-    caps::limit_command()?;
+    caps::limit_command(spec.shares_network)?;
     rustix::thread::set_no_new_privs(true).doing(|| "set no_new_privs".into())?;
     filter()
 }

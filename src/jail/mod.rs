@@ -11,12 +11,14 @@
 //! crate is in `sys`.
 
 mod caps;
+mod dev;
 mod error;
 mod groups;
 mod hint;
 mod hosts;
 mod identity;
 mod init;
+mod landlock;
 mod memory;
 mod mounts;
 mod resolver;

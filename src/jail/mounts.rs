@@ -19,7 +19,7 @@ use rustix::{
 };
 
 use super::{
-    JailSpec, SetupError,
+    JailSpec, SetupError, dev,
     error::Doing,
     identity,
     spec::{Bind, GroupView, MountApi, MountedOverlay, Overlay, Place, Root, SecretFile, UserNamespace},
@@ -34,17 +34,14 @@ const MAX_FSCONFIG_BYTES: usize = 256;
 const OVERLAY_OPTIONS: [(&CStr, &CStr); 4] =
     [(c"redirect_dir", c"nofollow"), (c"metacopy", c"off"), (c"index", c"off"), (c"xino", c"off")];
 
-/// Character devices of a step's `/dev`: name, major and minor number.
-const DEVICES: [(&CStr, u32, u32); 6] =
-    [(c"null", 1, 3), (c"zero", 1, 5), (c"full", 1, 7), (c"random", 1, 8), (c"urandom", 1, 9), (c"tty", 5, 0)];
-
 /// What the jail itself keeps in the step's memory takes no more than this.
 const MIN_MEMORY_BYTES: u64 = 1 << 20;
 
 /// What a step must not read, though it is root in its namespaces: hidden under `/dev/null` or an empty directory.
-const HIDDEN: [&CStr; 11] = [
+const HIDDEN: [&CStr; 12] = [
     c"/proc/acpi",
     c"/proc/asound",
+    c"/proc/interrupts",
     c"/proc/kcore",
     c"/proc/keys",
     c"/proc/latency_stats",
@@ -62,6 +59,8 @@ const READ_ONLY: [&CStr; 5] = [c"/proc/bus", c"/proc/fs", c"/proc/irq", c"/proc/
 /// Which of the paths above this kernel has. The same for every step, so the zygote looks once.
 #[derive(Debug)]
 pub(crate) struct SpecialPaths {
+    /// Whether there are POSIX message queues.
+    message_queues: bool,
     hidden_files: Vec<&'static CStr>,
     hidden_dirs: Vec<&'static CStr>,
     read_only: Vec<&'static CStr>,
@@ -70,7 +69,12 @@ pub(crate) struct SpecialPaths {
 impl SpecialPaths {
     pub(crate) fn of_this_kernel() -> Self {
         let kind = |path: &CStr| rustix::fs::stat(path).ok().map(|stat| FileType::from_raw_mode(stat.st_mode));
-        let mut paths = Self { hidden_files: Vec::new(), hidden_dirs: Vec::new(), read_only: Vec::new() };
+        let mut paths = Self {
+            message_queues: kind(c"/proc/sys/fs/mqueue").is_some(),
+            hidden_files: Vec::new(),
+            hidden_dirs: Vec::new(),
+            read_only: Vec::new(),
+        };
         for path in HIDDEN {
             match kind(path) {
                 Some(FileType::Directory) => paths.hidden_dirs.push(path),
@@ -99,7 +103,9 @@ pub(super) fn enter(spec: &JailSpec, special: &SpecialPaths, proc: Proc) -> Resu
         .doing(|| "open the host's root".into())?;
     let root = match &spec.root {
         Root::Overlay(it) => overlay(it, spec.user_namespace, spec.mount_api, &spec.mountpoint)?,
-        Root::Dir(dir) => clone_tree(CWD, dir).doing(|| format!("mount {}", dir.to_string_lossy()))?,
+        Root::Dir(dir) => clone_tree(CWD, dir)
+            .and_then(|tree| restricted(tree, MountAttrFlags::MOUNT_ATTR_NODEV))
+            .doing(|| format!("mount {}", dir.to_string_lossy()))?,
     };
     let binds = spec.binds.iter().map(|it| Ok((&it.target, view(it)?))).collect::<Result<Vec<_>, _>>()?;
     let groups = spec.group_views.iter().map(group).collect::<Result<Vec<_>, _>>()?;
@@ -123,11 +129,11 @@ pub(super) fn enter(spec: &JailSpec, special: &SpecialPaths, proc: Proc) -> Resu
     attach(&proc_dir(&host, proc)?, c"/proc")?;
     let shows_groups = sys_dir(&host)?;
     identity::show_limits(&groups, shows_groups)?;
-    dev_dir(&host, spec.user_namespace, spec.memory_bytes)?;
+    let empty = dev::mount(&host, spec, special.message_queues)?;
     if !spec.secrets.is_empty() {
         secrets_dir(&spec.secrets)?;
     }
-    mask(&host, special)?;
+    mask(special, empty)?;
 
     rustix::process::fchdir(&host).doing(|| "enter the host's root".into())?;
     unmount(c".", UnmountFlags::DETACH).doing(|| "leave the host's root".into())?;
@@ -254,11 +260,19 @@ fn group(it: &GroupView) -> Result<(CString, OwnedFd), SetupError> {
     Ok((it.name.clone(), view(&Bind { source, target: c"/".into(), writable: false })?))
 }
 
-/// A copy of a mount, with all that is mounted below it: a user namespace may not copy less.
+/// A copy of a mount, with all that is mounted below it: a user namespace may not copy less. Device nodes in it are dead:
+/// what is writable is an overlay of [`mount`], which has none to begin with. If it is read-only, owners, modes, times and
+/// attributes can't be changed through it, either.
 fn view(it: &Bind) -> Result<OwnedFd, SetupError> {
+    let attributes = MountAttrFlags::MOUNT_ATTR_NODEV | MountAttrFlags::MOUNT_ATTR_RDONLY;
     clone_tree(CWD, &it.source)
-        .and_then(|tree| if it.writable { Ok(tree) } else { sys::make_read_only(&tree).map(|()| tree) })
+        .and_then(|tree| if it.writable { Ok(tree) } else { restricted(tree, attributes) })
         .doing(|| format!("show {} to the step", it.source.to_string_lossy()))
+}
+
+/// Adds `attributes` to a mount that is not attached yet, and to those below it.
+pub(super) fn restricted(tree: OwnedFd, attributes: MountAttrFlags) -> Result<OwnedFd, Errno> {
+    sys::restrict_mounts(&tree, attributes).map(|()| tree)
 }
 
 pub(super) fn clone_tree(dir: impl AsFd, path: &CStr) -> Result<OwnedFd, Errno> {
@@ -314,7 +328,7 @@ pub(super) fn memory_over(dir: &CStr) -> Result<(), SetupError> {
 }
 
 fn proc_dir(host: &OwnedFd, proc: Proc) -> Result<OwnedFd, SetupError> {
-    match filesystem(c"proc", &[], MountAttrFlags::empty()) {
+    match filesystem(c"proc", &[], MountAttrFlags::MOUNT_ATTR_NODEV) {
         Err(error) if proc == Proc::OwnOrShared && error.errno == Errno::PERM.raw_os_error() => {
             clone_tree(host, c"proc").doing(|| "show /proc to the step".into())
         }
@@ -331,8 +345,8 @@ fn sys_dir(host: &OwnedFd) -> Result<bool, SetupError> {
             Err(Errno::NOENT) => return Ok(false),
             tree => {
                 shared = true;
-                tree.and_then(|tree| sys::make_read_only(&tree).map(|()| tree))
-                    .doing(|| "show /sys to the step".into())?
+                let attributes = MountAttrFlags::MOUNT_ATTR_RDONLY | MountAttrFlags::MOUNT_ATTR_NODEV;
+                tree.and_then(|tree| restricted(tree, attributes)).doing(|| "show /sys to the step".into())?
             }
         },
         sysfs => sysfs?,
@@ -341,7 +355,11 @@ fn sys_dir(host: &OwnedFd) -> Result<bool, SetupError> {
 }
 
 /// A file system in memory that is not larger than the step's memory: what lies in it counts as that.
-fn memory(mode: &CStr, memory_bytes: Option<u64>, attributes: MountAttrFlags) -> Result<OwnedFd, SetupError> {
+pub(super) fn memory(
+    mode: &CStr,
+    memory_bytes: Option<u64>,
+    attributes: MountAttrFlags,
+) -> Result<OwnedFd, SetupError> {
     match memory_bytes {
         None => filesystem(c"tmpfs", &[(c"mode", mode)], attributes),
         Some(bytes) => {
@@ -351,48 +369,8 @@ fn memory(mode: &CStr, memory_bytes: Option<u64>, attributes: MountAttrFlags) ->
     }
 }
 
-fn dev_dir(host: &OwnedFd, user_namespace: UserNamespace, memory_bytes: Option<u64>) -> Result<(), SetupError> {
-    let doing = || "fill /dev".into();
-    let dev = memory(c"0755", memory_bytes, MountAttrFlags::empty())?;
-    rustix::fs::mkdirat(&dev, c"pts", Mode::from_raw_mode(0o755)).doing(doing)?;
-    // Of the tmpfs itself: programs want a tmpfs at /dev/shm, not one of its own.
-    rustix::fs::mkdirat(&dev, c"shm", Mode::from_raw_mode(0o1777)).doing(doing)?;
-    for (target, name) in [
-        (c"/proc/self/fd", c"fd"),
-        (c"/proc/self/fd/0", c"stdin"),
-        (c"/proc/self/fd/1", c"stdout"),
-        (c"/proc/self/fd/2", c"stderr"),
-        (c"pts/ptmx", c"ptmx"),
-    ] {
-        rustix::fs::symlinkat(target, &dev, name).doing(doing)?;
-    }
-    let own_nodes = user_namespace == UserNamespace::None;
-    for (name, major, minor) in DEVICES {
-        let (kind, number) = match own_nodes {
-            true => (FileType::CharacterDevice, rustix::fs::makedev(major, minor)),
-            false => (FileType::RegularFile, 0),
-        };
-        rustix::fs::mknodat(&dev, name, kind, Mode::from_raw_mode(0o666), number).doing(doing)?;
-    }
-    attach(&dev, c"/dev")?;
-    if !own_nodes {
-        for (name, ..) in DEVICES {
-            let name = name.to_string_lossy();
-            let node = path(format!("dev/{name}"));
-            let tree = clone_tree(host, &node).doing(|| format!("show /dev/{name} to the step"))?;
-            attach(&tree, &path(format!("/dev/{name}")))?;
-        }
-    }
-    identity::name_the_host(c"/dev/pts")?;
-    let terminals: &[_] = match user_namespace {
-        UserNamespace::Single => &[(c"ptmxmode", c"0666"), (c"mode", c"0620")],
-        UserNamespace::None | UserNamespace::Range => &[(c"ptmxmode", c"0666"), (c"mode", c"0620"), (c"gid", c"5")],
-    };
-    attach(&filesystem(c"devpts", terminals, MountAttrFlags::empty())?, c"/dev/pts")
-}
-
-/// A path made of literals and device names.
-fn path(text: String) -> CString {
+/// A C string of literals, device names and numbers.
+pub(super) fn path(text: String) -> CString {
     CString::new(text).unwrap_or_default()
 }
 
@@ -408,22 +386,36 @@ fn secrets_dir(secrets: &[SecretFile]) -> Result<(), SetupError> {
             rest = &rest[written..];
         }
     }
-    sys::make_read_only(&dir).doing(|| "make /run/secrets read-only".into())?;
+    sys::restrict_mounts(&dir, MountAttrFlags::MOUNT_ATTR_RDONLY).doing(|| "make /run/secrets read-only".into())?;
     attach(&dir, c"/run/secrets")
 }
 
-fn mask(host: &OwnedFd, special: &SpecialPaths) -> Result<(), SetupError> {
-    for path in &special.hidden_files {
-        let null = clone_tree(host, c"dev/null").doing(|| format!("hide {}", path.to_string_lossy()))?;
-        attach(&null, path)?;
+/// Attaches a mount at the first of `paths`, and copies of it, which are restricted as it is, at the others.
+fn cover(first: OwnedFd, paths: &[&'static CStr]) -> Result<(), SetupError> {
+    let mut mount = Some(first);
+    for path in paths {
+        let mount = match mount.take() {
+            Some(first) => first,
+            None => clone_tree(CWD, paths[0]).doing(|| format!("hide {}", path.to_string_lossy()))?,
+        };
+        attach(&mount, path)?;
     }
-    for path in &special.hidden_dirs {
-        attach(&filesystem(c"tmpfs", &[(c"mode", c"0555")], MountAttrFlags::MOUNT_ATTR_RDONLY)?, path)?;
+    Ok(())
+}
+
+/// Hides files under the step's own `/dev/null`, and directories under an empty one, all of them read-only.
+fn mask(special: &SpecialPaths, empty: OwnedFd) -> Result<(), SetupError> {
+    if !special.hidden_files.is_empty() {
+        let null = clone_tree(CWD, c"/dev/null")
+            .and_then(|null| restricted(null, MountAttrFlags::MOUNT_ATTR_RDONLY))
+            .doing(|| "hide files of the kernel".into())?;
+        cover(null, &special.hidden_files)?;
     }
+    cover(empty, &special.hidden_dirs)?;
     for path in &special.read_only {
         let doing = || format!("make {} read-only", path.to_string_lossy());
-        let tree = clone_tree(CWD, path).doing(doing)?;
-        sys::make_read_only(&tree).doing(doing)?;
+        let tree =
+            clone_tree(CWD, path).and_then(|tree| restricted(tree, MountAttrFlags::MOUNT_ATTR_RDONLY)).doing(doing)?;
         attach(&tree, path)?;
     }
     Ok(())

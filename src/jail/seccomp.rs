@@ -16,7 +16,6 @@ const JUMP_EQUAL: u16 = 0x15;
 const JUMP_GREATER_OR_EQUAL: u16 = 0x35;
 const JUMP_ANY_BIT: u16 = 0x45;
 const RETURN: u16 = 0x06;
-const AND: u16 = 0x54;
 
 const NUMBER: u32 = 0;
 const ARCHITECTURE: u32 = 4;
@@ -36,17 +35,10 @@ enum Verdict {
         argument: u32,
         bits: u32,
     },
-    /// Denied where this argument is this value.
-    DenyValue {
-        argument: u32,
-        value: u32,
-    },
+    /// Denied if the first argument is one of these values.
+    DenyValues(&'static [u32]),
     /// Allowed where the first argument is one of these values.
     AllowValues(&'static [u32]),
-    /// Success without effect where this argument is the mode of a device node.
-    PretendDevice {
-        argument: u32,
-    },
 }
 
 const PERM: Verdict = Verdict::Errno(libc::EPERM as u16);
@@ -68,7 +60,15 @@ const PERSONALITIES: &[u32] = &[0, 8, 0x2_0000, 0x2_0008, 0x4_0000, u32::MAX];
 
 const CLONE: Verdict = Verdict::DenyBits { argument: 0, bits: NAMESPACE_BITS };
 const UNSHARE: Verdict = Verdict::DenyBits { argument: 0, bits: NAMESPACE_BITS | NEWTIME };
-const SOCKET: Verdict = Verdict::DenyValue { argument: 0, value: libc::AF_VSOCK.cast_unsigned() };
+/// Sockets to the hypervisor, which no network namespace has a say in.
+const SOCKET: Verdict = Verdict::DenyValues(&[libc::AF_VSOCK.cast_unsigned()]);
+/// On a network that is not the step's alone also those that read what others send. They take CAP_NET_RAW, which the step
+/// does not have there: this is the second wall.
+const SHARED_SOCKET: Verdict = Verdict::DenyValues(&[
+    libc::AF_VSOCK.cast_unsigned(),
+    libc::AF_PACKET.cast_unsigned(),
+    libc::AF_XDP.cast_unsigned(),
+]);
 
 /// The first number that this list has not looked at (after `listns`).
 const FIRST_UNKNOWN: u32 = 471;
@@ -85,8 +85,11 @@ const COMMON: &[(u32, Verdict)] = &[
     (432, PERM),  // fsmount
     (433, PERM),  // fspick
     (435, NOSYS), // clone3
+    (438, PERM),  // pidfd_getfd
+    (440, PERM),  // process_madvise
     (442, PERM),  // mount_setattr
     (443, PERM),  // quotactl_fd
+    (450, PERM),  // set_mempolicy_home_node
     (467, PERM),  // open_tree_attr
 ];
 
@@ -103,11 +106,15 @@ const DENIED: &[c_long] = numbers![
     SYS_delete_module,
     SYS_fanotify_init,
     SYS_finit_module,
+    SYS_get_mempolicy,
     SYS_init_module,
+    SYS_kcmp,
     SYS_kexec_file_load,
     SYS_kexec_load,
     SYS_keyctl,
     SYS_lookup_dcookie,
+    SYS_mbind,
+    SYS_migrate_pages,
     SYS_mount,
     SYS_move_pages,
     SYS_nfsservctl,
@@ -117,6 +124,7 @@ const DENIED: &[c_long] = numbers![
     SYS_quotactl,
     SYS_reboot,
     SYS_request_key,
+    SYS_set_mempolicy,
     SYS_setns,
     SYS_settimeofday,
     SYS_swapoff,
@@ -149,19 +157,15 @@ mod arch {
     pub(super) const NATIVE: u32 = 0xC000_003E;
     pub(super) const DENIED: &[libc::c_long] =
         numbers![SYS__sysctl, SYS_ioperm, SYS_iopl, SYS_sysfs, SYS_uselib, SYS_ustat,];
-    pub(super) const PRETENDED: &[(libc::c_long, Verdict)] = &[
-        (libc::SYS_chown, PRETEND),
-        (libc::SYS_lchown, PRETEND),
-        (libc::SYS_mknod, Verdict::PretendDevice { argument: 1 }),
-    ];
+    pub(super) const PRETENDED: &[(libc::c_long, Verdict)] = &[(libc::SYS_chown, PRETEND), (libc::SYS_lchown, PRETEND)];
 
     /// 32-bit programs.
     pub(super) const COMPAT: Option<u32> = Some(0x4000_0003);
+    pub(super) const COMPAT_SOCKET: u32 = 359;
     pub(super) const COMPAT_DENIED: &[(u32, Verdict)] = &[
         (120, CLONE),
         (310, UNSHARE),
         (136, Verdict::AllowValues(PERSONALITIES)),
-        (359, super::SOCKET),
         (21, PERM),  // mount
         (22, PERM),  // umount
         (25, PERM),  // stime
@@ -191,16 +195,21 @@ mod arch {
         (217, PERM), // pivot_root
         (253, PERM), // lookup_dcookie
         (264, PERM), // clock_settime
+        (274, PERM), // mbind
+        (275, PERM), // get_mempolicy
+        (276, PERM), // set_mempolicy
         (283, PERM), // kexec_load
         (286, PERM), // add_key
         (287, PERM), // request_key
         (288, PERM), // keyctl
+        (294, PERM), // migrate_pages
         (317, PERM), // move_pages
         (336, PERM), // perf_event_open
         (338, PERM), // fanotify_init
         (342, PERM), // open_by_handle_at
         (343, PERM), // clock_adjtime
         (346, PERM), // setns
+        (349, PERM), // kcmp
         (350, PERM), // finit_module
         (357, PERM), // bpf
         (374, PERM), // userfaultfd
@@ -208,34 +217,32 @@ mod arch {
         (405, PERM), // clock_adjtime64
     ];
     pub(super) const COMPAT_PRETENDED: &[(u32, Verdict)] = &[
-        (14, Verdict::PretendDevice { argument: 1 }),  // mknod
-        (297, Verdict::PretendDevice { argument: 2 }), // mknodat
-        (16, PRETEND),                                 // lchown16
-        (23, PRETEND),                                 // setuid16
-        (46, PRETEND),                                 // setgid16
-        (70, PRETEND),                                 // setreuid16
-        (71, PRETEND),                                 // setregid16
-        (81, PRETEND),                                 // setgroups16
-        (95, PRETEND),                                 // fchown16
-        (138, PRETEND),                                // setfsuid16
-        (139, PRETEND),                                // setfsgid16
-        (164, PRETEND),                                // setresuid16
-        (170, PRETEND),                                // setresgid16
-        (182, PRETEND),                                // chown16
-        (185, PRETEND),                                // capset
-        (198, PRETEND),                                // lchown
-        (203, PRETEND),                                // setreuid
-        (204, PRETEND),                                // setregid
-        (206, PRETEND),                                // setgroups
-        (207, PRETEND),                                // fchown
-        (208, PRETEND),                                // setresuid
-        (210, PRETEND),                                // setresgid
-        (212, PRETEND),                                // chown
-        (213, PRETEND),                                // setuid
-        (214, PRETEND),                                // setgid
-        (215, PRETEND),                                // setfsuid
-        (216, PRETEND),                                // setfsgid
-        (298, PRETEND),                                // fchownat
+        (16, PRETEND),  // lchown16
+        (23, PRETEND),  // setuid16
+        (46, PRETEND),  // setgid16
+        (70, PRETEND),  // setreuid16
+        (71, PRETEND),  // setregid16
+        (81, PRETEND),  // setgroups16
+        (95, PRETEND),  // fchown16
+        (138, PRETEND), // setfsuid16
+        (139, PRETEND), // setfsgid16
+        (164, PRETEND), // setresuid16
+        (170, PRETEND), // setresgid16
+        (182, PRETEND), // chown16
+        (185, PRETEND), // capset
+        (198, PRETEND), // lchown
+        (203, PRETEND), // setreuid
+        (204, PRETEND), // setregid
+        (206, PRETEND), // setgroups
+        (207, PRETEND), // fchown
+        (208, PRETEND), // setresuid
+        (210, PRETEND), // setresgid
+        (212, PRETEND), // chown
+        (213, PRETEND), // setuid
+        (214, PRETEND), // setgid
+        (215, PRETEND), // setfsuid
+        (216, PRETEND), // setfsgid
+        (298, PRETEND), // fchownat
     ];
 }
 
@@ -248,6 +255,7 @@ mod arch {
     pub(super) const PRETENDED: &[(libc::c_long, Verdict)] = &[];
     /// 32-bit programs get ENOSYS for everything: there is no list for them.
     pub(super) const COMPAT: Option<u32> = None;
+    pub(super) const COMPAT_SOCKET: u32 = super::FIRST_UNKNOWN;
     pub(super) const COMPAT_DENIED: &[(u32, Verdict)] = &[];
     pub(super) const COMPAT_PRETENDED: &[(u32, Verdict)] = &[];
 }
@@ -255,16 +263,17 @@ mod arch {
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 compile_error!("the sandbox has no system call filter for this architecture");
 
-/// What every step is denied.
-pub(crate) fn denied() -> Vec<sock_filter> {
+/// What every step is denied, or one whose network is not its own.
+pub(crate) fn denied(shares_network: bool) -> Vec<sock_filter> {
+    let socket = if shares_network { SHARED_SOCKET } else { SOCKET };
     let native = natives(DENIED.iter().chain(arch::DENIED), PERM).chain([
         (number(libc::SYS_clone), CLONE),
         (number(libc::SYS_unshare), UNSHARE),
         (number(libc::SYS_personality), Verdict::AllowValues(PERSONALITIES)),
-        (number(libc::SYS_socket), SOCKET),
+        (number(libc::SYS_socket), socket),
         (FIRST_UNKNOWN, NOSYS),
     ]);
-    let compat = arch::COMPAT_DENIED.iter().copied().chain([(FIRST_UNKNOWN, NOSYS)]);
+    let compat = arch::COMPAT_DENIED.iter().copied().chain([(arch::COMPAT_SOCKET, socket), (FIRST_UNKNOWN, NOSYS)]);
     let common = || COMMON.iter().copied();
     program(native.chain(common()).collect(), compat.chain(common()).collect(), NOSYS)
 }
@@ -272,8 +281,7 @@ pub(crate) fn denied() -> Vec<sock_filter> {
 /// What succeeds without effect where there is one id alone: whoever owns everything may not care who owns what.
 pub(crate) fn pretended() -> Vec<sock_filter> {
     let native = natives(PRETENDED.iter(), PRETEND)
-        .chain(arch::PRETENDED.iter().map(|&(call, verdict)| (number(call), verdict)))
-        .chain([(number(libc::SYS_mknodat), Verdict::PretendDevice { argument: 2 })]);
+        .chain(arch::PRETENDED.iter().map(|&(call, verdict)| (number(call), verdict)));
     program(native.collect(), arch::COMPAT_PRETENDED.to_vec(), Verdict::Allow)
 }
 
@@ -361,8 +369,11 @@ fn leaf(verdict: Verdict) -> Vec<sock_filter> {
         Verdict::DenyBits { argument: index, bits } => {
             vec![instruction(LOAD, argument(index)), branch(JUMP_ANY_BIT, bits, 0, 1), perm, allow]
         }
-        Verdict::DenyValue { argument: index, value } => {
-            vec![instruction(LOAD, argument(index)), branch(JUMP_EQUAL, value, 0, 1), perm, allow]
+        Verdict::DenyValues(values) => {
+            let mut code = vec![instruction(LOAD, argument(0))];
+            code.extend(values.iter().flat_map(|&value| [branch(JUMP_EQUAL, value, 0, 1), perm]));
+            code.push(allow);
+            code
         }
         Verdict::AllowValues(values) => {
             let mut code = vec![instruction(LOAD, argument(0))];
@@ -370,14 +381,6 @@ fn leaf(verdict: Verdict) -> Vec<sock_filter> {
             code.push(perm);
             code
         }
-        Verdict::PretendDevice { argument: index } => vec![
-            instruction(LOAD, argument(index)),
-            instruction(AND, libc::S_IFMT),
-            branch(JUMP_EQUAL, libc::S_IFCHR, 1, 0),
-            branch(JUMP_EQUAL, libc::S_IFBLK, 0, 1),
-            errno(0),
-            allow,
-        ],
     }
 }
 
@@ -400,7 +403,6 @@ mod tests {
                         offset => args[(offset as usize - 16) / 8],
                     }
                 }
-                AND => accumulator &= it.k,
                 JUMP => at += it.k as usize,
                 JUMP_EQUAL => jump(accumulator == it.k),
                 JUMP_GREATER_OR_EQUAL => jump(accumulator >= it.k),
@@ -418,7 +420,7 @@ mod tests {
 
     #[test]
     fn every_number_gets_the_verdict_of_its_rule() {
-        let program = denied();
+        let program = denied(true);
         let native = |call| run(&program, arch::NATIVE, call, [0; 3]);
         for call in 0..FIRST_UNKNOWN {
             let denied = DENIED.iter().chain(arch::DENIED).any(|&nr| number(nr) == call);
@@ -438,39 +440,53 @@ mod tests {
 
     #[test]
     fn namespaces_can_not_be_made() {
-        let program = denied();
+        let program = denied(false);
         let native = |call, argument| run(&program, arch::NATIVE, number(call), [argument, 0, 0]);
         assert_eq!(native(libc::SYS_clone, libc::SIGCHLD.cast_unsigned()), ALLOW);
         assert_eq!(native(libc::SYS_clone, libc::CLONE_NEWUSER.cast_unsigned()), EPERM);
         assert_eq!(native(libc::SYS_unshare, libc::CLONE_FS.cast_unsigned()), ALLOW);
         assert_eq!(native(libc::SYS_unshare, NEWTIME), EPERM);
         assert_eq!(native(libc::SYS_personality, 0x0400_0000), EPERM);
-        assert_eq!(native(libc::SYS_socket, libc::AF_INET.cast_unsigned()), ALLOW);
-        assert_eq!(native(libc::SYS_socket, libc::AF_VSOCK.cast_unsigned()), EPERM);
+    }
+
+    #[test]
+    fn sockets_that_read_what_others_send_are_for_a_network_of_ones_own() {
+        let socket = |shares_network, family: i32| {
+            run(&denied(shares_network), arch::NATIVE, number(libc::SYS_socket), [family.cast_unsigned(), 0, 0])
+        };
+        for (family, own, shared) in [
+            (libc::AF_INET, ALLOW, ALLOW),
+            (libc::AF_UNIX, ALLOW, ALLOW),
+            (libc::AF_NETLINK, ALLOW, ALLOW),
+            (libc::AF_PACKET, ALLOW, EPERM),
+            (libc::AF_XDP, ALLOW, EPERM),
+            (libc::AF_VSOCK, EPERM, EPERM),
+        ] {
+            assert_eq!((socket(false, family), socket(true, family)), (own, shared), "family {family}");
+        }
     }
 
     #[test]
     fn another_architecture_gets_no_calls() {
-        assert_eq!(run(&denied(), 0x1234, 0, [0; 3]), ENOSYS);
+        assert_eq!(run(&denied(false), 0x1234, 0, [0; 3]), ENOSYS);
     }
 
     #[cfg(target_arch = "x86_64")]
     #[test]
     fn programs_of_32_bits_have_a_list_of_their_own() {
-        let compat = |call, argument| run(&denied(), 0x4000_0003, call, [argument, 0, 0]);
+        let compat = |call, argument| run(&denied(true), 0x4000_0003, call, [argument, 0, 0]);
         assert_eq!(compat(21, 0), EPERM);
         assert_eq!(compat(120, libc::CLONE_NEWNET.cast_unsigned()), EPERM);
         assert_eq!(compat(4, 0), ALLOW);
+        assert_eq!(compat(359, libc::AF_INET.cast_unsigned()), ALLOW);
+        assert_eq!(compat(359, libc::AF_PACKET.cast_unsigned()), EPERM);
         assert_eq!(compat(435, 0), ENOSYS);
     }
 
     #[test]
-    fn only_device_nodes_are_pretended() {
+    fn owners_are_pretended_and_nothing_that_can_be_looked_at() {
         let program = pretended();
-        let mknod = |mode| run(&program, arch::NATIVE, number(libc::SYS_mknodat), [0, 0, mode]);
-        assert_eq!(mknod(libc::S_IFCHR | 0o600), SUCCESS);
-        assert_eq!(mknod(libc::S_IFBLK), SUCCESS);
-        assert_eq!(mknod(libc::S_IFIFO), ALLOW);
+        assert_eq!(run(&program, arch::NATIVE, number(libc::SYS_mknodat), [0, 0, libc::S_IFCHR]), ALLOW);
         assert_eq!(run(&program, arch::NATIVE, number(libc::SYS_fchownat), [0; 3]), SUCCESS);
         assert_eq!(run(&program, arch::NATIVE, number(libc::SYS_write), [0; 3]), ALLOW);
         assert_eq!(run(&program, arch::NATIVE, 5000, [0; 3]), ALLOW);

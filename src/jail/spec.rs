@@ -10,7 +10,7 @@ use super::SetupError;
 use crate::tree::{UnpackError, UnpackLimits, Unpacked};
 
 /// The version of every type in this file. Raised with any change to one of them.
-pub(crate) const SPEC_VERSION: u32 = 7;
+pub(crate) const SPEC_VERSION: u32 = 8;
 
 /// What a helper begins its greeting with. What follows is [`greeting`]'s.
 pub(crate) const GREETING: &str = "hm-sandbox ";
@@ -254,6 +254,9 @@ pub struct JailSpec {
     pub binds: Vec<Bind>,
     /// Files at `/run/secrets`.
     pub secrets: Vec<SecretFile>,
+    /// Whether processes that are not the step's use its network. It then gets no raw sockets, and no abstract unix
+    /// sockets of others.
+    pub shares_network: bool,
     /// `cgroup.procs` files that the command enters before it runs.
     pub cgroups: Vec<CString>,
     /// The control groups that it enters, as it sees them.

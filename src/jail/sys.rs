@@ -10,7 +10,7 @@ use std::{
     ptr,
 };
 
-use rustix::{io::Errno, process::Pid};
+use rustix::{io::Errno, mount::MountAttrFlags, process::Pid};
 
 type Result<T> = std::result::Result<T, Errno>;
 
@@ -260,8 +260,8 @@ pub(crate) fn signal_all(signal: c_int) {
     unsafe { libc::kill(-1, signal) };
 }
 
-/// Makes the mount at the root of `tree` read-only, and those below it.
-pub(crate) fn make_read_only(tree: impl AsFd) -> Result<()> {
+/// Adds `attributes` to the mount at the root of `tree`, and to those below it.
+pub(crate) fn restrict_mounts(tree: impl AsFd, attributes: MountAttrFlags) -> Result<()> {
     #[repr(C)]
     struct MountAttr {
         set: u64,
@@ -269,8 +269,7 @@ pub(crate) fn make_read_only(tree: impl AsFd) -> Result<()> {
         propagation: u64,
         userns_fd: u64,
     }
-    const RDONLY: u64 = 1;
-    let attr = MountAttr { set: RDONLY, clear: 0, propagation: 0, userns_fd: 0 };
+    let attr = MountAttr { set: attributes.bits().into(), clear: 0, propagation: 0, userns_fd: 0 };
     // SAFETY: the path is an empty C string, and `attr` has the size given and outlives the call.
     check(unsafe {
         libc::syscall(
@@ -283,6 +282,37 @@ pub(crate) fn make_read_only(tree: impl AsFd) -> Result<()> {
         )
     })
     .map(drop)
+}
+
+/// Returns the version of the kernel's Landlock interface, or an error if it has none or has it switched off.
+pub(crate) fn landlock_version() -> Result<u32> {
+    const VERSION: c_uint = 1;
+    // SAFETY: with this flag the kernel takes a null pointer and a size of zero, and reads neither.
+    let version = check(unsafe {
+        libc::syscall(libc::SYS_landlock_create_ruleset, ptr::null::<LandlockRuleset>(), 0_usize, VERSION)
+    })?;
+    u32::try_from(version).map_err(|_| Errno::OVERFLOW)
+}
+
+/// What a Landlock ruleset handles, as version 6 of the interface has it.
+#[repr(C)]
+struct LandlockRuleset {
+    access_fs: u64,
+    access_net: u64,
+    scoped: u64,
+}
+
+/// Puts the calling thread, and all that it will start, into a Landlock domain that what `scoped` names does not leave.
+/// `no_new_privs` must be set, or CAP_SYS_ADMIN held.
+pub(crate) fn landlock_scope(scoped: u64) -> Result<()> {
+    let ruleset = LandlockRuleset { access_fs: 0, access_net: 0, scoped };
+    let size = mem::size_of::<LandlockRuleset>();
+    // SAFETY: `ruleset` has the size given and outlives the call.
+    let fd = check(unsafe { libc::syscall(libc::SYS_landlock_create_ruleset, &raw const ruleset, size, 0) })?;
+    // SAFETY: the kernel made a new descriptor that nobody else owns.
+    let fd = unsafe { OwnedFd::from_raw_fd(i32::try_from(fd).map_err(|_| Errno::OVERFLOW)?) };
+    // SAFETY: takes no pointers.
+    check(unsafe { libc::syscall(libc::SYS_landlock_restrict_self, fd.as_raw_fd(), 0) }).map(drop)
 }
 
 /// Brings up the loopback device of the caller's network namespace.

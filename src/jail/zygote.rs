@@ -18,6 +18,7 @@ use super::{
     SetupError,
     error::Doing,
     init::{self, StepFds},
+    landlock,
     mounts::{Proc, SpecialPaths},
     seccomp,
     spec::{Report, Request, UserNamespace, greeting},
@@ -42,7 +43,10 @@ const NAMESPACES: i32 =
 pub(super) struct Prepared {
     pub(super) special_paths: SpecialPaths,
     pub(super) proc: Proc,
+    /// Whether connections and signals can be kept within a step.
+    pub(super) has_landlock_scopes: bool,
     denied: Vec<libc::sock_filter>,
+    denied_on_shared_network: Vec<libc::sock_filter>,
     pretended: Vec<libc::sock_filter>,
 }
 
@@ -51,15 +55,22 @@ impl Prepared {
         Self {
             proc,
             special_paths: SpecialPaths::of_this_kernel(),
-            denied: seccomp::denied(),
+            has_landlock_scopes: landlock::has_scopes(),
+            denied: seccomp::denied(false),
+            denied_on_shared_network: seccomp::denied(true),
             pretended: seccomp::pretended(),
         }
     }
 
     /// The filters of a step, in the order in which they are installed.
-    pub(super) fn filters(&self, user_namespace: UserNamespace) -> impl Iterator<Item = &[libc::sock_filter]> {
+    pub(super) fn filters(
+        &self,
+        user_namespace: UserNamespace,
+        shares_network: bool,
+    ) -> impl Iterator<Item = &[libc::sock_filter]> {
         let pretended = (user_namespace == UserNamespace::Single).then_some(&self.pretended[..]);
-        pretended.into_iter().chain([&self.denied[..]]).filter(|filter| !filter.is_empty())
+        let denied = if shares_network { &self.denied_on_shared_network } else { &self.denied };
+        pretended.into_iter().chain([&denied[..]]).filter(|filter| !filter.is_empty())
     }
 }
 

@@ -120,6 +120,7 @@ fn spec(
         place: Place::Root,
         binds: jail::resolver(lowers).into_iter().collect(),
         secrets: Vec::new(),
+        shares_network: limits.network == Network::Host,
         cgroups: Vec::new(),
         group_views: Vec::new(),
         watch: (watch != Watch::default()).then_some(watch),

@@ -91,6 +91,7 @@ impl SandboxRunner {
                 place: Place::Root,
                 binds: Vec::new(),
                 secrets: Vec::new(),
+                shares_network: true,
                 cgroups: Vec::new(),
                 group_views: Vec::new(),
                 watch: None,

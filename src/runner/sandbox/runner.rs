@@ -238,6 +238,7 @@ impl SandboxRunner {
             place: Place::Root,
             binds: boot.binds.clone(),
             secrets: ctx.secrets.iter().map(secret).collect::<Result<_, _>>()?,
+            shares_network: limits.network == Network::Host,
             cgroups: limited.procs(),
             group_views: limited.views(),
             watch: limited.watch(),

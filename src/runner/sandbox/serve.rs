@@ -140,6 +140,7 @@ impl SandboxRunner {
             place: Place::Beside,
             binds,
             secrets: Vec::new(),
+            shares_network: false,
             cgroups: Vec::new(),
             group_views: Vec::new(),
             watch: None,

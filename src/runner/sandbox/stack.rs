@@ -101,6 +101,7 @@ impl SandboxRunner {
             place: Place::Root,
             binds: jail::resolver(&lowers).into_iter().collect(),
             secrets: Vec::new(),
+            shares_network: step.limits.network == Network::Host,
             cgroups: limited.procs(),
             group_views: limited.views(),
             watch: limited.watch(),

@@ -123,6 +123,7 @@ impl SandboxRunner {
             place: Place::Root,
             binds: boot.binds.clone(),
             secrets: Vec::new(),
+            shares_network: false,
             cgroups: Vec::new(),
             group_views: Vec::new(),
             watch: None,
@@ -148,6 +149,7 @@ impl SandboxRunner {
                 limits.network == Network::None
             }
         };
+        spec.shares_network = !isolate_network;
         let fds: Vec<_> =
             [&streams.stdout, &streams.stderr].into_iter().chain(&streams.stdin).map(AsFd::as_fd).collect();
         let ended = attempt::run_on(&zygote, &spec, isolate_network, &fds).await.map_err(failed("keep it running"))?;

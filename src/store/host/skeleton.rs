@@ -11,11 +11,12 @@ use super::{HostDir, SYSTEM};
 use crate::store::{StoreError, error::Doing, layout::make_dir, tree};
 
 /// Empty, with these modes.
-const EMPTY: [(&str, u32); 13] = [
+const EMPTY: [(&str, u32); 14] = [
     ("root", 0o700),
     ("home", 0o755),
     ("tmp", 0o1777),
     ("run", 0o755),
+    ("run/lock", 0o1777),
     ("workspace", 0o755),
     ("proc", 0o555),
     ("sys", 0o555),

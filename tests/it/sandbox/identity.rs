@@ -80,7 +80,7 @@ async fn what_a_program_gains_has_the_bounds_and_the_filter_of_the_step() {
                unshare -m true; mount -t tmpfs x /tmp; echo x > /proc/sys/kernel/printk; true'\" 2>&1";
     let (code, output) = on_an_image(&bench, cmd).await;
     assert_eq!(code, 0, "{output}");
-    for line in ["CapPrm:\t00000000a80425fb", "CapBnd:\t00000000a80425fb", "NoNewPrivs:\t0", "Seccomp:\t2"] {
+    for line in ["CapPrm:\t00000000a00425fb", "CapBnd:\t00000000a00425fb", "NoNewPrivs:\t0", "Seccomp:\t2"] {
         assert!(output.lines().any(|found| found == line), "{line}: {output}");
     }
     assert_eq!(output.matches("ermitted").count() + output.matches("ermission denied").count(), 2, "{output}");

@@ -1,0 +1,86 @@
+//! A step's `/dev`: harmless devices, terminals, shared memory and message queues.
+
+use std::{ffi::CStr, os::fd::OwnedFd};
+
+use rustix::{
+    fs::{FileType, Mode},
+    mount::MountAttrFlags,
+};
+
+use super::{
+    JailSpec, SetupError,
+    error::Doing,
+    identity,
+    mounts::{attach, clone_tree, filesystem, memory, path, restricted},
+    spec::UserNamespace,
+    sys,
+};
+
+/// Character devices of a step: name, major and minor number. None of them leads to the machine.
+const DEVICES: [(&CStr, u32, u32); 6] =
+    [(c"null", 1, 3), (c"zero", 1, 5), (c"full", 1, 7), (c"random", 1, 8), (c"urandom", 1, 9), (c"tty", 5, 0)];
+
+/// Mounts `/dev`, a file system in memory.
+///
+/// The tmpfs is `nodev`, so that a node which the step makes is dead; the known ones are shown on mounts of their own. As
+/// root they are the step's own inodes. A user namespace can make none: it shows the machine's, read-only, because what
+/// is changed about an inode is changed for the machine. Data goes through a read-only mount of a device all the same.
+///
+/// Returns a directory that stays empty: no path leads to it.
+pub(super) fn mount(host: &OwnedFd, spec: &JailSpec, message_queues: bool) -> Result<OwnedFd, SetupError> {
+    let doing = || "fill /dev".into();
+    let dev = memory(c"0755", spec.memory_bytes, MountAttrFlags::empty())?;
+    let dirs = [(c"pts", 0o755), (c"pts/empty", 0o555), (c"shm", 0o1777)];
+    for (name, mode) in dirs.into_iter().chain(message_queues.then_some((c"mqueue", 0o1777))) {
+        rustix::fs::mkdirat(&dev, name, Mode::from_raw_mode(mode)).doing(doing)?;
+    }
+    for (target, name) in [
+        (c"/proc/self/fd", c"fd"),
+        (c"/proc/self/fd/0", c"stdin"),
+        (c"/proc/self/fd/1", c"stdout"),
+        (c"/proc/self/fd/2", c"stderr"),
+        (c"pts/ptmx", c"ptmx"),
+    ] {
+        rustix::fs::symlinkat(target, &dev, name).doing(doing)?;
+    }
+    let own_nodes = spec.user_namespace == UserNamespace::None;
+    for (name, major, minor) in DEVICES {
+        let (kind, number) = match own_nodes {
+            true => (FileType::CharacterDevice, rustix::fs::makedev(major, minor)),
+            false => (FileType::RegularFile, 0),
+        };
+        rustix::fs::mknodat(&dev, name, kind, Mode::from_raw_mode(0o666), number).doing(doing)?;
+    }
+    attach(&dev, c"/dev")?;
+    let node = |name: &CStr| {
+        let tree = if own_nodes {
+            clone_tree(&dev, name)
+        } else {
+            clone_tree(host, &path(format!("dev/{}", name.to_string_lossy())))
+                .and_then(|tree| restricted(tree, MountAttrFlags::MOUNT_ATTR_RDONLY))
+        };
+        tree.doing(|| format!("show /dev/{} to the step", name.to_string_lossy()))
+    };
+    let nodes = DEVICES.iter().map(|&(name, ..)| Ok((name, node(name)?))).collect::<Result<Vec<_>, _>>()?;
+    // After the nodes' mounts were copied from it, and before anything is mounted below it.
+    sys::restrict_mounts(&dev, MountAttrFlags::MOUNT_ATTR_NODEV).doing(doing)?;
+    for (name, node) in &nodes {
+        attach(node, &path(format!("/dev/{}", name.to_string_lossy())))?;
+    }
+    // A mount of the same file system: another one would cost as much as all the nodes.
+    attach(&clone_tree(&dev, c"shm").doing(doing)?, c"/dev/shm")?;
+    let empty = clone_tree(&dev, c"pts/empty")
+        .and_then(|tree| restricted(tree, MountAttrFlags::MOUNT_ATTR_RDONLY))
+        .doing(doing)?;
+    identity::name_the_host(c"/dev/pts")?;
+    let terminals: &[_] = match spec.user_namespace {
+        UserNamespace::Single => &[(c"ptmxmode", c"0666"), (c"mode", c"0620")],
+        UserNamespace::None | UserNamespace::Range => &[(c"ptmxmode", c"0666"), (c"mode", c"0620"), (c"gid", c"5")],
+    };
+    // Hides what the two lines above have put there.
+    attach(&filesystem(c"devpts", terminals, MountAttrFlags::empty())?, c"/dev/pts")?;
+    if message_queues {
+        attach(&filesystem(c"mqueue", &[], MountAttrFlags::MOUNT_ATTR_NODEV)?, c"/dev/mqueue")?;
+    }
+    Ok(empty)
+}
