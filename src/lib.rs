@@ -34,11 +34,17 @@ pub mod ir;
 #[cfg(all(feature = "step", target_os = "linux"))]
 pub mod jail;
 #[cfg(feature = "engine")]
+#[doc(hidden)]
+pub mod open_files;
+#[cfg(feature = "engine")]
 pub mod outcome;
 #[cfg(feature = "engine")]
 pub mod plan;
 #[cfg(feature = "engine")]
 pub mod project;
+#[cfg(feature = "engine")]
+#[doc(hidden)]
+pub mod quote;
 #[cfg(feature = "cloud")]
 pub mod remote;
 #[cfg(feature = "engine")]

@@ -5,7 +5,9 @@
 
 use std::{
     collections::BTreeMap,
-    fs, io,
+    fs,
+    io::{self, Write},
+    os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -128,7 +130,8 @@ pub(super) fn write(run_dir: &Path, secret: &[u8; 32], noted: &[Noted]) -> io::R
     }
     let mut bytes = HEADER.to_vec();
     bytes.extend(postcard::to_stdvec(&parts).map_err(io::Error::other)?);
-    fs::write(path(run_dir), bytes)
+    let mut options = fs::OpenOptions::new();
+    options.write(true).create(true).truncate(true).mode(0o600).open(path(run_dir))?.write_all(&bytes)
 }
 
 impl RunParts {

@@ -73,11 +73,17 @@ impl RunFiles {
     pub(super) fn create(dir: &Path, temporary: Option<TempDir>) -> io::Result<(Self, File)> {
         let logs = logs_path(dir);
         DirBuilder::new().recursive(true).mode(0o700).create(&logs)?;
-        let journal = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(journal_path(dir))?;
-        // Tells others that the run is alive; the kernel drops it with the process.
+        let (path, unlocked) = (journal_path(dir), journal_path(dir).with_extension("new"));
+        if path.try_exists()? {
+            return Err(io::ErrorKind::AlreadyExists.into());
+        }
+        let journal = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&unlocked)?;
+        // Tells others that the run is alive; the kernel drops it with the process. Locked before it has its name, so that
+        // a journal without a lock is always that of a run which has ended.
         if let Err(error) = journal.try_lock_shared() {
             tracing::debug!(%error, "the run's journal can't be locked");
         }
+        std::fs::rename(&unlocked, &path)?;
         Ok((Self { dir: dir.to_owned(), open_for_writing: Arc::default(), _temporary: temporary }, journal))
     }
 

@@ -42,6 +42,7 @@ pub use replay::{JournalReader, StepRecord, durations, open, step_records};
 pub use stream::EventStream;
 pub use types::{BuildEvent, BuildRef, CacheMissReason, EVENT_SCHEMA_VERSION, PlanSummary, StdStream};
 pub use writer::EventWriter;
+pub(crate) use writer::is_full;
 
 /// Lines longer than this are given to readers in parts, in bytes.
 pub const MAX_LINE_BYTES: usize = 1 << 20;

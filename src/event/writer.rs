@@ -10,6 +10,11 @@ use super::{
 };
 use crate::plan::StepIndex;
 
+/// Whether an error comes from a disk, or a quota, without any room left.
+pub(crate) fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
 /// The dispatcher's end: the one emitter of state events. Dropped, it ends the stream, with or without a `build_end`.
 #[derive(Debug)]
 pub struct EventWriter {
@@ -151,7 +156,12 @@ impl Drop for EventWriter {
     fn drop(&mut self) {
         self.end_all_attempts();
         if let Err(error) = self.flush() {
-            tracing::error!(%error, "the end of the build's events is lost");
+            // The outcome has said it.
+            if is_full(&error) {
+                tracing::debug!(%error, "the end of the build's events is lost");
+            } else {
+                tracing::error!(%error, "the end of the build's events is lost");
+            }
         }
         self.shared.published.close();
     }

@@ -47,7 +47,7 @@ pub(crate) use solo::may_mount;
 pub use solo::{Bounds, End, Solo};
 pub use spec::{
     Bind, DEFAULT_ENV, FIRST_FD, GroupView, JailSpec, MountApi, MountedOverlay, Overlay, Place, Report, Request, Root,
-    SecretFile, TreeOp, UserNamespace, Watch,
+    Screen, SecretFile, TreeOp, UserNamespace, Watch,
 };
 #[cfg(feature = "sandbox")]
 pub(crate) use spec::{GREETING, greeting};

@@ -22,7 +22,7 @@ use super::{
     JailSpec, SetupError, dev,
     error::Doing,
     identity,
-    spec::{Bind, GroupView, MountApi, MountedOverlay, Overlay, Place, Root, SecretFile, UserNamespace},
+    spec::{Bind, GroupView, MountApi, MountedOverlay, Overlay, Place, Root, Screen, SecretFile, UserNamespace},
     sys,
 };
 
@@ -153,6 +153,23 @@ pub(super) fn mount(it: &MountedOverlay, user_namespace: UserNamespace, api: Mou
     // Not `attach`: where the directory is gone, nobody wants the overlay any more.
     move_mount(&mount, c"", CWD, on, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
         .doing(|| format!("mount {}", on.to_string_lossy()))
+}
+
+/// Mounts a screen. Overlayfs asks for whoever mounted it, too, before it shows a file: so that is a user who owns nothing,
+/// without the capabilities of root. All directories are opened as root, because the store is closed to others.
+pub(super) fn screen(it: &Screen) -> Result<(), SetupError> {
+    let doing = || format!("mount {} without what others may not read", it.dir.to_string_lossy());
+    let (dir, empty, on) = (open_dir(&it.dir)?, open_dir(&it.empty)?, open_dir(&it.on)?);
+    let path = |fd: &OwnedFd| format!("/proc/self/fd/{}", fd.as_raw_fd());
+    let mut options = format!("lowerdir={}:{}", path(&dir), path(&empty));
+    for (key, value) in OVERLAY_OPTIONS {
+        let _ = write!(options, ",{}={}", key.to_string_lossy(), value.to_string_lossy());
+    }
+    let options = CString::new(options).map_err(|_| SetupError::new(doing(), Errno::INVAL))?;
+    let flags = MountFlags::NODEV | MountFlags::RDONLY;
+    sys::as_owner_of_nothing(|| rustix::mount::mount(c"overlay", path(&on), c"overlay", flags, options.as_c_str()))
+        .and_then(|mounted| mounted)
+        .doing(doing)
 }
 
 /// Makes an overlay that is attached nowhere yet; on the way it may be mounted on `mountpoint` for a moment. Device nodes

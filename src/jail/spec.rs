@@ -87,6 +87,8 @@ pub enum TreeOp {
     /// Mounts overlays where steps that start later find them, until somebody removes the directories that they are mounted
     /// on.
     Mount {
+        /// What is mounted first, for the overlays to show.
+        screens: Vec<Screen>,
         /// The overlays.
         overlays: Vec<MountedOverlay>,
         /// How ids are mapped.
@@ -167,6 +169,17 @@ pub struct MountedOverlay {
     pub on: CString,
     /// The upper directory gets the owner of the topmost lower one, whom only the steps' user namespace may know.
     pub takes_owner: bool,
+}
+
+/// A read-only view of a directory through which root sees and reads what others may, and nothing else.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Screen {
+    /// The directory.
+    pub dir: CString,
+    /// An empty directory that others may read: an overlay has at least two.
+    pub empty: CString,
+    /// The directory that it is mounted on.
+    pub on: CString,
 }
 
 /// What the root of a step's files is.

@@ -10,7 +10,12 @@ use std::{
     ptr,
 };
 
-use rustix::{io::Errno, mount::MountAttrFlags, process::Pid};
+use rustix::{
+    io::Errno,
+    mount::MountAttrFlags,
+    process::Pid,
+    thread::{CapabilitySet, capabilities},
+};
 
 type Result<T> = std::result::Result<T, Errno>;
 
@@ -119,6 +124,26 @@ pub(crate) fn install_seccomp(program: &[libc::sock_filter]) -> Result<()> {
         }
     }
     Err(Errno::INVAL)
+}
+
+/// Does something with files as a user and a group who own none, without the capabilities that let root pass by modes. The
+/// caller must be root, and have a single thread.
+pub(crate) fn as_owner_of_nothing<T>(act: impl FnOnce() -> T) -> Result<T> {
+    /// No account has it: the largest id that is one.
+    const NONE: libc::uid_t = libc::uid_t::MAX - 2;
+    // SAFETY: takes no pointers, and changes the calling thread alone, the only one.
+    let set = |id: libc::uid_t| unsafe { (libc::setfsgid(id), libc::setfsuid(id)) };
+    set(NONE);
+    // What it was before is all that these calls tell.
+    let is_set = set(NONE) == (NONE.cast_signed(), NONE.cast_signed());
+    let passes_by = CapabilitySet::DAC_OVERRIDE | CapabilitySet::DAC_READ_SEARCH;
+    let done = match capabilities(None) {
+        Ok(sets) if is_set && !sets.effective.intersects(passes_by) => Ok(act()),
+        Ok(_) => Err(Errno::PERM),
+        Err(error) => Err(error),
+    };
+    set(0);
+    done
 }
 
 /// Lets the kernel reap children itself.

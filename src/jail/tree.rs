@@ -30,7 +30,8 @@ pub(crate) fn run(op: &TreeOp, file: Option<OwnedFd>) -> Result<Report, SetupErr
                 .doing(|| format!("rename {} to {}", from.to_string_lossy(), to.to_string_lossy()))?;
             Ok(Report::Done)
         }
-        TreeOp::Mount { overlays, user_namespace, mount_api } => {
+        TreeOp::Mount { screens, overlays, user_namespace, mount_api } => {
+            screens.iter().try_for_each(mounts::screen)?;
             overlays.iter().try_for_each(|it| mounts::mount(it, *user_namespace, *mount_api))?;
             Ok(Report::Done)
         }

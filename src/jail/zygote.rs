@@ -10,7 +10,7 @@ use rustix::{
     fs::Gid,
     mount::{MountPropagationFlags, mount_change},
     net::RecvFlags,
-    process::{PidfdFlags, getegid, geteuid, getpid, pidfd_open},
+    process::{PidfdFlags, Resource, Rlimit, getegid, geteuid, getpid, getrlimit, pidfd_open, setrlimit},
     thread::{UnshareFlags, set_thread_groups, set_thread_res_gid, set_thread_res_uid},
 };
 
@@ -83,15 +83,16 @@ pub fn run_if_marked() {
             Some("single") => UserNamespace::Single,
             _ => UserNamespace::None,
         };
-        run(user_namespace);
+        let open_files = args.next().and_then(|limit| limit.to_str()?.parse().ok());
+        run(user_namespace, open_files);
     }
 }
 
-fn run(user_namespace: UserNamespace) -> ! {
+fn run(user_namespace: UserNamespace, open_files: Option<u64>) -> ! {
     if wire::send(sys::stdin(), greeting().as_bytes(), &[]).is_err() {
         sys::exit(0);
     }
-    if let Err(error) = start(user_namespace) {
+    if let Err(error) = limit_open_files(open_files).and_then(|()| start(user_namespace)) {
         let _ = wire::send_value(sys::stdin(), &Report::Failed(error), &[]);
         sys::exit(1);
     }
@@ -106,6 +107,13 @@ fn run(user_namespace: UserNamespace) -> ! {
             Ok(None) | Err(_) => sys::exit(0),
         }
     }
+}
+
+/// Gives the steps the soft limit on open files that the engine had before it raised its own.
+fn limit_open_files(limit: Option<u64>) -> Result<(), SetupError> {
+    let Some(limit) = limit else { return Ok(()) };
+    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: Some(limit), maximum }).doing(|| "limit open files".into())
 }
 
 fn start(user_namespace: UserNamespace) -> Result<(), SetupError> {

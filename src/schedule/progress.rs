@@ -14,7 +14,7 @@ use super::{
     policy::{Answer, AttemptEnd, Policy, Start, Stop},
 };
 use crate::{
-    event::{BuildRef, CacheMissReason, EventWriter, StateEvent, step_id},
+    event::{BuildRef, CacheMissReason, EventWriter, StateEvent, is_full, step_id},
     outcome::{BuildOutcome, BuildStatus, StepResultSummary, StepStatus},
     plan::{BoundPlan, StepIndex},
     runner::{ArchiveId, CacheDecision, ExecutorInput, RunnerIndex, SnapshotRef},
@@ -226,7 +226,12 @@ impl<'plan> Progress<'plan> {
         if let Err(error) = self.events.flush()
             && self.journal_error.is_none()
         {
-            tracing::error!(%error, "failed to record the run");
+            // The outcome says it.
+            if is_full(&error) {
+                tracing::debug!(%error, "failed to record the run");
+            } else {
+                tracing::error!(%error, "failed to record the run");
+            }
             self.journal_error = Some(error);
             self.stop(Stop::Failed, now);
         }

@@ -218,7 +218,7 @@ impl Delta<'_> {
                 Kind::Directory => self.dir(path, true),
                 Kind::Symlink { target } => put_symlink(&entry, target, &place),
                 Kind::File { .. } => {
-                    fs::copy(self.source.locate(path), &place).doing("write", &place)?;
+                    tree::copy_file(&self.source.locate(path), &place).doing("write", &place)?;
                     entry.put_attributes(&place)
                 }
             },

@@ -5,6 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use super::Filesystem;
 use crate::runner::SnapshotRef;
 
 /// Why the store could not do something.
@@ -25,10 +26,7 @@ pub enum StoreError {
         source: io::Error,
     },
     /// The store's filesystem, or the user's quota there, is full.
-    #[error(
-        "no space is left for the store at `{}`: free some, or set HM_CACHE_DIR to a directory on a larger disk",
-        path.display()
-    )]
+    #[error("no space left on {}", room(path))]
     Full {
         /// The file that could not be written.
         path: PathBuf,
@@ -52,6 +50,15 @@ pub enum StoreError {
     )]
     SourceChanged {
         /// The file.
+        path: PathBuf,
+    },
+    /// A directory of the source tree lies so deep that steps could not open it.
+    #[error(
+        "a directory of the source tree lies too deep, with a path of {} bytes: remove it, or name it in .gitignore ({}...)",
+        path.as_os_str().len(), path.to_string_lossy().chars().take(100).collect::<String>()
+    )]
+    TooDeep {
+        /// The directory.
         path: PathBuf,
     },
     /// The source tree is no directory.
@@ -118,10 +125,19 @@ pub enum StoreError {
 }
 
 impl StoreError {
-    /// Whether the same request can succeed when nothing but time has passed.
+    /// Whether the same request can succeed when nothing but time has passed. A full disk stays full until something is
+    /// removed from it.
     #[must_use]
     pub fn is_transient(&self) -> bool {
-        matches!(self, Self::Io { .. } | Self::Full { .. } | Self::SourceChanged { .. } | Self::Abandoned)
+        matches!(self, Self::Io { .. } | Self::SourceChanged { .. } | Self::Abandoned)
+    }
+
+    /// What happened and why, on one line.
+    pub(crate) fn to_line(&self) -> String {
+        match std::error::Error::source(self) {
+            Some(source) => format!("{self}: {source}"),
+            None => self.to_string(),
+        }
     }
 
     /// The error of an operation on `path`, with a full disk told apart.
@@ -131,6 +147,15 @@ impl StoreError {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::Full { path, source },
             _ => Self::Io { doing, path, source },
         }
+    }
+}
+
+/// The directory of a file that could not be written, and how much room its filesystem has.
+fn room(path: &Path) -> String {
+    let dir = path.ancestors().skip(1).find(|dir| dir.is_dir()).unwrap_or(path);
+    match Filesystem::of(dir) {
+        Ok(of) => format!("{} ({})", dir.display(), of.room()),
+        Err(_) => dir.display().to_string(),
     }
 }
 
@@ -151,14 +176,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_full_disk_is_told_with_the_way_out() {
+    fn a_full_disk_is_told_with_its_room_and_not_tried_again() {
         for errno in [rustix::io::Errno::NOSPC, rustix::io::Errno::DQUOT] {
             let error = Err::<(), _>(errno).doing("write", Path::new("/store/layer")).unwrap_err();
             assert!(matches!(error, StoreError::Full { .. }));
-            assert!(
-                error.to_string().contains("/store/layer") && error.to_string().contains("HM_CACHE_DIR"),
-                "{error}"
-            );
+            assert!(error.to_string().starts_with("no space left on / (") && !error.is_transient(), "{error}");
         }
     }
 }

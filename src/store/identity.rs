@@ -19,7 +19,7 @@ use rustix::{
 
 use super::{
     Base, StoreError,
-    tree::{entries, join, open_below, open_dir, open_dir_at, stat_at},
+    tree::{Descent, entries, join, open_dir, open_dir_at, stat_at},
 };
 
 /// How far below a system directory is looked.
@@ -107,24 +107,22 @@ fn rootfs(dir: &Path) -> io::Result<blake3::Hash> {
     let mut seen = Seen(blake3::Hasher::new());
     let top = open_dir(dir)?;
     seen.stat(b"", &rustix::fs::fstat(&top)?);
-    let mut dirs = vec![Vec::new()];
-    while let Some(path) = dirs.pop() {
-        let dir = match open_below(top.as_fd(), &path) {
-            // One that may not be read is empty: its own times stand for it.
-            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::PermissionDenied) => continue,
-            dir => dir?,
+    let mut walk = Descent::new(top);
+    // The names of directories to enter; `None` is the way up again.
+    let mut work: Vec<Option<CString>> = Vec::new();
+    seen.directory(&walk, &mut work)?;
+    while let Some(next) = work.pop() {
+        let Some(name) = next else {
+            drop(walk.leave()?);
+            continue;
         };
-        let mut names = entries(&dir)?;
-        names.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
-        for (name, _) in names {
-            let Some(stat) = stat_at(&dir, &name)? else { continue };
-            let path = join(&path, name.to_bytes());
-            seen.stat(&path, &stat);
-            for number in [stat.st_dev, stat.st_ino, stat.st_rdev] {
-                seen.0.update(&number.to_le_bytes());
-            }
-            if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
-                dirs.push(path);
+        match walk.enter(&name) {
+            // One that may not be read is empty: its own times stand for it.
+            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::PermissionDenied) => {}
+            entered => {
+                entered?;
+                work.push(None);
+                seen.directory(&walk, &mut work)?;
             }
         }
     }
@@ -139,6 +137,23 @@ fn is_one_of(paths: &[&str], path: &[u8]) -> bool {
 struct Seen(blake3::Hasher);
 
 impl Seen {
+    /// What is in a directory of a root filesystem.
+    fn directory(&mut self, walk: &Descent, work: &mut Vec<Option<CString>>) -> io::Result<()> {
+        let mut names = entries(walk.dir())?;
+        names.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
+        for (name, _) in names {
+            let Some(stat) = stat_at(walk.dir(), &name)? else { continue };
+            self.stat(&join(walk.path(), name.to_bytes()), &stat);
+            for number in [stat.st_dev, stat.st_ino, stat.st_rdev] {
+                self.0.update(&number.to_le_bytes());
+            }
+            if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
+                work.push(Some(name));
+            }
+        }
+        Ok(())
+    }
+
     /// Looks at a system directory, and at what is in it down to the second level. In one for files that people put there
     /// `by_hand` the files count, too.
     fn system(&mut self, parent: BorrowedFd<'_>, name: &CStr, path: &[u8], by_hand: bool, level: u8) {

@@ -38,8 +38,8 @@ use uuid::Uuid;
 use super::{
     Filesystem, IdMap, StoreError,
     error::Doing,
-    host::HostImages,
-    index::{Index, Opened},
+    exposure::{self, Exposure},
+    index::{self, Index, Opened},
     keep::Intact,
     lease::Leases,
     remover::Remover,
@@ -49,6 +49,7 @@ use super::{
 };
 
 const FORMAT: &str = "hm-exec store 2\n";
+const FORMAT_NAME: &str = "hm-exec store ";
 /// The layout before there was an index. What such a store has is removed, because nothing tells what it is.
 const FORMAT_1: &str = "hm-exec store 1\n";
 
@@ -71,7 +72,7 @@ pub struct Store {
     next: AtomicU64,
     ops: Arc<RwLock<Arc<dyn TreeOps>>>,
     remover: Mutex<Option<Remover>>,
-    pub(super) hosts: HostImages,
+    exposure: Option<Exposure>,
 }
 
 /// Work on trees whose files may belong to other user ids than the caller's.
@@ -171,6 +172,7 @@ impl Store {
     fn open_once(dir: &Path) -> Result<Arc<Self>, StoreError> {
         make_dir(dir)?;
         let dir = dir.canonicalize().doing("resolve", dir)?;
+        let exposure = exposure::close(&dir)?;
         for name in ["locks", "tmp", "sources", "layers", "logs", "workspaces"] {
             make_dir(&dir.join(name))?;
         }
@@ -178,7 +180,7 @@ impl Store {
         let locks = dir.join("locks");
         let opening = File::open(&locks).doing("open", &locks)?;
         rustix::fs::flock(&opening, FlockOperation::LockExclusive).doing("lock", &locks)?;
-        let old_format = check_format(&dir)?;
+        let format = check_format(&dir)?;
         let (index, opened) = Index::open(&dir)?;
         let (instance, lock, locked) = register(&dir)?;
         let ops: Arc<RwLock<Arc<dyn TreeOps>>> = Arc::new(RwLock::new(Arc::new(Direct)));
@@ -195,14 +197,16 @@ impl Store {
             kept_new: AtomicBool::new(false),
             next: AtomicU64::new(0),
             ops,
-            hosts: HostImages::default(),
+            exposure,
             dir,
         };
-        if old_format {
+        if format == Format::Older {
             for name in ["snapshots", "sources", "last-runs", "boot"] {
                 store.discard_from(&store.dir.join(name))?;
             }
             make_dir(&store.dir.join("sources"))?;
+        }
+        if format != Format::This {
             store.write_file(&store.dir.join("format"), FORMAT.as_bytes())?;
         }
         if let Err(error) = store.recover(opened) {
@@ -222,6 +226,12 @@ impl Store {
     #[must_use]
     pub fn dir(&self) -> &Path {
         &self.dir
+    }
+
+    /// Whether other users could reach into the store before it was opened. What could be closed to them was.
+    #[must_use]
+    pub fn exposure(&self) -> Option<&Exposure> {
+        self.exposure.as_ref()
     }
 
     /// Lets `ops` do all further work on trees that steps wrote.
@@ -278,12 +288,23 @@ impl Store {
         }
     }
 
+    /// [`discard_from`](Self::discard_from), but for what can't be moved: a mount point, or what is immutable. Returns false,
+    /// after a warning, if it stays.
+    pub(super) fn try_discard_from(&self, path: &Path) -> Result<bool, StoreError> {
+        match self.discard_from(path) {
+            Ok(()) => Ok(true),
+            Err(error @ StoreError::Full { .. }) => Err(error),
+            Err(error) => {
+                tracing::warn!(error = %error.to_line(), "what a killed process left can't be removed");
+                Ok(false)
+            }
+        }
+    }
+
     /// Writes a small file whole or not at all.
     pub(crate) fn write_file(&self, path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
         let aside = self.new_tmp();
-        let mut file =
-            OpenOptions::new().write(true).create_new(true).mode(0o600).open(&aside).doing("make", &aside)?;
-        file.write_all(bytes).doing("write", &aside)?;
+        write_new(&aside, bytes)?;
         fs::rename(&aside, path).doing("make", path)
     }
 
@@ -318,16 +339,40 @@ impl Drop for Store {
     }
 }
 
-/// Whether the store has the layout of an older version; a new one has none yet, which is the same.
-fn check_format(dir: &Path) -> Result<bool, StoreError> {
+/// The layout of a store's directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Format {
+    /// What this version writes.
+    This,
+    /// That of an earlier version, or none yet.
+    Older,
+    /// The file that said it was damaged. It was this version's: no other has an index.
+    Lost,
+}
+
+/// Reads which layout the store has. A file that no version wrote is set aside: it must not lock its owner out for good.
+fn check_format(dir: &Path) -> Result<Format, StoreError> {
     let path = dir.join("format");
-    match fs::read_to_string(&path) {
-        Ok(format) if format == FORMAT => Ok(false),
-        Ok(format) if format == FORMAT_1 => Ok(true),
-        Ok(format) => Err(StoreError::Corrupt { path, reason: format!("its format is {:?}", format.trim()) }),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(true),
-        Err(error) => Err(StoreError::io("read", path, error)),
+    let found = match fs::read(&path) {
+        Ok(found) if found == FORMAT.as_bytes() => return Ok(Format::This),
+        Ok(found) if found == FORMAT_1.as_bytes() => return Ok(Format::Older),
+        Ok(found) => found,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Format::Older),
+        Err(error) if error.kind() == io::ErrorKind::IsADirectory => Vec::new(),
+        Err(error) => return Err(StoreError::io("read", path, error)),
+    };
+    let text = String::from_utf8_lossy(&found);
+    let version = text.strip_suffix('\n').and_then(|text| text.strip_prefix(FORMAT_NAME)).map(str::parse::<u64>);
+    if let Some(Ok(version)) = version {
+        return Err(StoreError::Corrupt {
+            path,
+            reason: format!("it is of version {version}, which a later hm wrote"),
+        });
     }
+    let aside = dir.join(format!("format-damaged-{}", index::now_ms()));
+    fs::rename(&path, &aside).doing("set aside", &path)?;
+    tracing::warn!(set_aside = %aside.display(), "the store's file `format` was damaged: a new one is written");
+    Ok(if dir.join("index.db").exists() { Format::Lost } else { Format::Older })
 }
 
 /// Names this boot of the machine. Where the system does not tell, each process has a boot of its own.
@@ -344,6 +389,16 @@ fn register(dir: &Path) -> Result<(String, PathBuf, File), StoreError> {
     rustix::fs::flock(&lock, FlockOperation::LockExclusive).doing("lock", &path)?;
     make_dir(&dir.join("tmp").join(&instance))?;
     Ok((instance, path, lock))
+}
+
+/// Writes a file that is not there yet, for its owner alone.
+pub(crate) fn write_new(path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
+    create_new(path).and_then(|mut file| file.write_all(bytes)).doing("write", path)
+}
+
+/// Makes a file that is not there yet, for its owner alone.
+pub(crate) fn create_new(path: &Path) -> io::Result<File> {
+    OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path)
 }
 
 pub(crate) fn make_dir(path: &Path) -> Result<(), StoreError> {

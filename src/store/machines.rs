@@ -48,8 +48,11 @@ impl Store {
             let Ok(metadata) = fs::symlink_metadata(&path) else { continue };
             let age = metadata.modified().ok().and_then(|used| used.elapsed().ok()).unwrap_or_default();
             if metadata.is_dir() && is_due(name, age) {
-                freed += tree::measure(&path).doing("measure", &path)?.bytes();
-                tree::remove_tree(&path).doing("remove", &path)?;
+                let bytes = tree::measure(&path).doing("measure", &path)?.bytes();
+                match tree::remove_tree(&path) {
+                    Ok(()) => freed += bytes,
+                    Err(error) => tracing::warn!(%error, path = %path.display(), "a machine's files can't be removed"),
+                }
             }
         }
         Ok(freed)

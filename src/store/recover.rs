@@ -77,20 +77,37 @@ impl Store {
             reaped.add("layers", self.discard_unindexed(layers.filter_map(|layer| LayerId::parse(&layer)))?);
             let workspaces = self.dir().join("workspaces");
             for workspace in names(&workspaces)?.iter().filter(|found| found.starts_with(&name)) {
-                self.discard_from(&workspaces.join(workspace))?;
-                reaped.add("workspaces", 1);
+                reaped.add("workspaces", usize::from(self.try_discard_from(&workspaces.join(workspace))?));
             }
-            self.discard_from(&self.dir().join("tmp").join(&name))?;
+            self.discard_dead_tmp(&name)?;
             fs::remove_file(&path).doing("remove", &path)?;
         }
         for name in names(&self.dir().join("tmp"))? {
             // A lock is made before its directory, and removed after it.
             if !self.dir().join("locks").join(&name).exists() {
-                self.discard_from(&self.dir().join("tmp").join(&name))?;
-                reaped.add("temporary directories", 1);
+                let gone = self.discard_dead_tmp(&name)?;
+                reaped.add("temporary directories", usize::from(gone));
             }
         }
         Ok(alive)
+    }
+
+    /// Removes the directory of a dead process, entry by entry: what can't be deleted then moves from one process to the next
+    /// without getting deeper each time. Returns whether it is gone.
+    fn discard_dead_tmp(&self, name: &str) -> Result<bool, StoreError> {
+        let dir = self.dir().join("tmp").join(name);
+        if !dir.is_dir() {
+            return Ok(true);
+        }
+        for entry in names(&dir)? {
+            if let Err(error @ StoreError::Full { .. }) = self.discard_from(&dir.join(entry)) {
+                return Err(error);
+            }
+        }
+        match fs::remove_dir(&dir) {
+            Ok(()) => Ok(true),
+            Err(_) => self.try_discard_from(&dir),
+        }
     }
 
     /// Removes layers without a row, and rows without a layer. Only for a process that is alone.
@@ -116,8 +133,7 @@ impl Store {
         let mut count = 0;
         for layer in layers {
             if self.index.read(|connection| index::layers::seal(connection, &layer))?.is_none() {
-                self.discard_from(&self.layer_home(&layer))?;
-                count += 1;
+                count += usize::from(self.try_discard_from(&self.layer_home(&layer))?);
             }
         }
         Ok(count)

@@ -129,8 +129,17 @@ impl Store {
 }
 
 impl Filesystem {
+    /// What is free of all, for people: `6.0 MiB free of 6.0 MiB`.
+    #[must_use]
+    pub fn room(&self) -> String {
+        format!("{} free of {}", binary(self.free_bytes), binary(self.bytes))
+    }
+
     /// The one that `path` lies on.
-    pub(super) fn of(path: &Path) -> Result<Self, StoreError> {
+    ///
+    /// # Errors
+    /// Returns an error if the system does not tell.
+    pub fn of(path: &Path) -> Result<Self, StoreError> {
         let stat = rustix::fs::statvfs(path).doing("look at the filesystem of", path)?;
         let bytes = |blocks: u64| blocks.saturating_mul(stat.f_frsize);
         Ok(Self {
@@ -139,6 +148,17 @@ impl Filesystem {
             used_bytes: bytes(stat.f_blocks.saturating_sub(stat.f_bfree)),
         })
     }
+}
+
+/// A size with a binary unit.
+#[expect(clippy::cast_precision_loss, reason = "for people")]
+fn binary(bytes: u64) -> String {
+    const UNITS: [&str; 5] = ["KiB", "MiB", "GiB", "TiB", "PiB"];
+    let (mut size, mut unit) = (bytes as f64 / 1024.0, 0);
+    while size >= 1023.95 && unit + 1 < UNITS.len() {
+        (size, unit) = (size / 1024.0, unit + 1);
+    }
+    format!("{size:.1} {}", UNITS[unit])
 }
 
 /// Sums up, each file once.

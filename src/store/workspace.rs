@@ -13,6 +13,7 @@ use std::{
 use super::{
     FrozenSource, LayerId, SourceId, Staging, Store, StoreError,
     error::Doing,
+    layout::write_new,
     manifest::{Change, Entry, Kind, Times},
     source::put_symlink,
     tree,
@@ -22,7 +23,7 @@ impl Store {
     /// Keeps the `workspace` of a staging under an id, by rename.
     pub(crate) fn keep_workspace(&self, staging: Staging, source: &SourceId) -> Result<LayerId, StoreError> {
         let path = staging.home().join("source");
-        fs::write(&path, source.as_str()).doing("write", &path)?;
+        write_new(&path, source.as_str().as_bytes())?;
         let id = self.new_layer_id()?;
         let place = self.workspace_home(&id);
         fs::rename(staging.home(), &place).doing("keep the workspace", &place)?;
@@ -39,7 +40,7 @@ impl Store {
                 Kind::Directory => DirBuilder::new().mode(0o700).create(&path).doing("make the directory", &path)?,
                 Kind::Symlink { target } => put_symlink(&entry, target, &path)?,
                 Kind::File { .. } => {
-                    fs::copy(source.locate(entry.as_path()), &path).doing("write", &path)?;
+                    tree::copy_file(&source.locate(entry.as_path()), &path).doing("write", &path)?;
                     entry.put_attributes(&path)?;
                 }
             }
@@ -145,7 +146,7 @@ fn put(entry: &Entry<'_>, workspace: &Path, source: &FrozenSource) -> Result<(),
         Kind::Directory => entry.put_attributes(&path),
         Kind::Symlink { target } => put_symlink(entry, target, &path),
         Kind::File { .. } => {
-            fs::copy(source.locate(entry.as_path()), &path).doing("write", &path)?;
+            tree::copy_file(&source.locate(entry.as_path()), &path).doing("write", &path)?;
             entry.put_attributes(&path)
         }
     }

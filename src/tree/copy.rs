@@ -4,18 +4,21 @@ use std::{
     collections::HashMap,
     ffi::{CStr, CString, OsStr},
     fs::File,
-    io,
+    io::{self, Read, Seek, SeekFrom},
     os::unix::ffi::OsStrExt,
     path::Path,
 };
 
 use rustix::{
-    fd::{AsFd, BorrowedFd},
+    fd::{AsFd, BorrowedFd, OwnedFd},
     fs::{self, AtFlags, FileType, Mode, OFlags, Stat},
     io::Errno,
 };
 
-use super::at::{copy_xattrs, entries, join, open_below, open_dir, stat_at, timestamps};
+use super::{
+    at::{copy_xattrs, entries, join, open_dir, stat_at, timestamps},
+    descent::Descent,
+};
 
 /// Copies the directory `from` to `to`, which must not exist.
 ///
@@ -28,26 +31,19 @@ use super::at::{copy_xattrs, entries, join, open_below, open_dir, stat_at, times
 pub fn copy_tree(from: &Path, to: &Path) -> io::Result<()> {
     let source = open_dir(from)?;
     fs::mkdir(to, Mode::RWXU)?;
-    let target = open_dir(to)?;
-    let mut copy = Copy { as_root: rustix::process::geteuid().is_root(), links: HashMap::new() };
-    let mut work = vec![Work::Fill(Vec::new())];
+    let root = open_dir(to)?;
+    let (mut source, mut target) = (Descent::new(source), Descent::new(root.try_clone()?));
+    let mut copy = Copy { root, as_root: rustix::process::geteuid().is_root(), links: HashMap::new() };
+    let mut work = copy.fill(&source, &target)?;
     while let Some(next) = work.pop() {
         match next {
-            Work::Fill(path) => {
-                let (from, to) = (open_below(source.as_fd(), &path)?, open_below(target.as_fd(), &path)?);
-                work.push(Work::Finish(path.clone()));
-                for (name, _) in entries(&from)? {
-                    let Some(stat) = stat_at(&from, &name)? else { continue };
-                    if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
-                        fs::mkdirat(&to, &name, Mode::RWXU)?;
-                        work.push(Work::Fill(join(&path, name.to_bytes())));
-                    } else {
-                        copy.entry(from.as_fd(), to.as_fd(), target.as_fd(), &name, &stat, &path)?;
-                    }
-                }
+            Work::Enter(name) => {
+                source.enter(&name)?;
+                target.enter(&name)?;
+                work.append(&mut copy.fill(&source, &target)?);
             }
-            Work::Finish(path) => {
-                let (from, to) = (open_below(source.as_fd(), &path)?, open_below(target.as_fd(), &path)?);
+            Work::Leave => {
+                let (from, to) = (source.leave()?, target.leave()?);
                 let stat = fs::fstat(&from)?;
                 copy_xattrs(&from, &to)?;
                 copy.own(&to, &stat)?;
@@ -60,25 +56,43 @@ pub fn copy_tree(from: &Path, to: &Path) -> io::Result<()> {
 }
 
 enum Work {
-    Fill(Vec<u8>),
-    Finish(Vec<u8>),
+    /// Copy the directory of this name.
+    Enter(CString),
+    /// The directory is filled: it gets its attributes.
+    Leave,
 }
 
 /// Device and inode; not of the same types on every system.
 type Identity = (rustix::fs::Dev, u64);
 
 struct Copy {
+    /// The copy.
+    root: OwnedFd,
     as_root: bool,
     /// Where the first name of each file with several names went.
     links: HashMap<Identity, Vec<u8>>,
 }
 
 impl Copy {
+    /// Copies what is in a directory. Returns what is left to do there.
+    fn fill(&mut self, from: &Descent, to: &Descent) -> io::Result<Vec<Work>> {
+        let mut work = vec![Work::Leave];
+        for (name, _) in entries(from.dir())? {
+            let Some(stat) = stat_at(from.dir(), &name)? else { continue };
+            if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
+                fs::mkdirat(to.dir(), &name, Mode::RWXU)?;
+                work.push(Work::Enter(name));
+            } else {
+                self.entry(from.dir(), to.dir(), &name, &stat, from.path())?;
+            }
+        }
+        Ok(work)
+    }
+
     fn entry(
         &mut self,
         from: BorrowedFd<'_>,
         to: BorrowedFd<'_>,
-        root: BorrowedFd<'_>,
         name: &CString,
         stat: &Stat,
         parent: &[u8],
@@ -86,7 +100,7 @@ impl Copy {
         let identity = (stat.st_dev, stat.st_ino);
         if stat.st_nlink > 1 {
             if let Some(first) = self.links.get(&identity) {
-                match fs::linkat(root, OsStr::from_bytes(first), to, name, AtFlags::empty()) {
+                match fs::linkat(&self.root, OsStr::from_bytes(first), to, name, AtFlags::empty()) {
                     Ok(()) => return Ok(()),
                     Err(Errno::MLINK | Errno::NAMETOOLONG) => {}
                     Err(error) => return Err(error.into()),
@@ -136,12 +150,52 @@ pub(super) fn create(dir: impl AsFd, name: &CStr) -> io::Result<File> {
     Ok(File::from(fs::openat(dir, name, flags, Mode::RUSR | Mode::WUSR)?))
 }
 
-/// Fills an empty file with the data of another one.
-pub(super) fn copy_data(mut from: &File, mut to: &File) -> io::Result<()> {
+/// Copies the content of a file to one that must not exist, which is its owner's alone.
+#[cfg(feature = "engine")]
+pub(crate) fn copy_file(from: &Path, to: &Path) -> io::Result<()> {
+    use std::os::unix::fs::OpenOptionsExt;
+
+    let to = File::options().write(true).create_new(true).mode(0o600).open(to)?;
+    copy_data(&File::open(from)?, &to)
+}
+
+/// Fills an empty file with the data of another one. Holes stay holes.
+pub(super) fn copy_data(from: &File, to: &File) -> io::Result<()> {
     if reflink(from, to) {
         return Ok(());
     }
-    io::copy(&mut from, &mut to).map(drop)
+    let size = from.metadata()?.len();
+    let mut at = 0;
+    while let Some((start, end)) = next_data(from, at)? {
+        copy_range(from, to, start, end)?;
+        at = end;
+    }
+    // What is a hole at the end was never written. A file that grew meanwhile is as long as it was found.
+    if at < size {
+        to.set_len(size)?;
+    }
+    Ok(())
+}
+
+/// Returns where the next part of a file is that has data, from `at` on. `None` if only a hole is left.
+fn next_data(file: &File, at: u64) -> io::Result<Option<(u64, u64)>> {
+    let start = match fs::seek(file, fs::SeekFrom::Data(at)) {
+        Ok(start) => start,
+        Err(Errno::NXIO) => return Ok(None),
+        // A filesystem that knows no holes: all of it is data.
+        Err(Errno::INVAL | Errno::NOTSUP) => {
+            let size = file.metadata()?.len();
+            return Ok((at < size).then_some((at, size)));
+        }
+        Err(error) => return Err(error.into()),
+    };
+    Ok(Some((start, fs::seek(file, fs::SeekFrom::Hole(start))?)))
+}
+
+fn copy_range(mut from: &File, mut to: &File, start: u64, end: u64) -> io::Result<()> {
+    from.seek(SeekFrom::Start(start))?;
+    to.seek(SeekFrom::Start(start))?;
+    io::copy(&mut from.take(end - start), &mut to).map(drop)
 }
 
 /// Shares the data of one file with another, empty one. False where that can't be, for any reason.
@@ -160,10 +214,42 @@ pub(crate) fn reflink(_: &File, _: &File) -> bool {
 mod tests {
     use std::{
         fs,
-        os::unix::fs::{MetadataExt, PermissionsExt},
+        os::unix::fs::{FileExt, MetadataExt, PermissionsExt},
     };
 
     use super::*;
+
+    #[test]
+    fn holes_stay_holes() {
+        let top = tempfile::tempdir().unwrap();
+        let path = |name: &str| top.path().join(name);
+        fs::create_dir(path("from")).unwrap();
+        for (name, size, data) in [
+            ("sparse", 1_u64 << 30, Some(1_u64 << 20)),
+            ("empty", 0, None),
+            ("hole", 1 << 30, None),
+            ("end", 5, Some(0)),
+        ] {
+            let file = File::create(path("from").join(name)).unwrap();
+            file.set_len(size).unwrap();
+            if let Some(at) = data {
+                file.write_all_at(b"data!", at).unwrap();
+            }
+        }
+        copy_tree(&path("from"), &path("to")).unwrap();
+        for name in ["sparse", "empty", "hole", "end"] {
+            let (from, to) = (path("from").join(name), path("to").join(name));
+            let (a, b) = (fs::metadata(&from).unwrap(), fs::metadata(&to).unwrap());
+            assert!(a.len() == b.len() && b.blocks() <= a.blocks().max(64), "{name}: {} blocks", b.blocks());
+            for at in [0, 1 << 20] {
+                let read = |path| File::open(path).unwrap().read_at(&mut [0; 8], at).unwrap();
+                assert_eq!(read(&from), read(&to), "{name}");
+            }
+        }
+        let mut data = [0; 5];
+        File::open(path("to/sparse")).unwrap().read_exact_at(&mut data, 1 << 20).unwrap();
+        assert_eq!(&data, b"data!");
+    }
 
     #[test]
     fn a_copy_has_modes_times_links_and_nothing_of_the_original_inodes() {

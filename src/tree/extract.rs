@@ -1,15 +1,18 @@
 //! Writing what a tar stream has to a place that a person named, by the rules of `cp -a`.
 
 use std::{
-    ffi::{OsStr, OsString},
+    ffi::{CString, OsStr, OsString},
     fs::File,
     io::{self, Read},
-    os::unix::ffi::{OsStrExt, OsStringExt},
+    os::unix::{
+        ffi::{OsStrExt, OsStringExt},
+        fs::FileExt,
+    },
     path::{Path, PathBuf},
 };
 
 use rustix::{
-    fd::{AsFd, OwnedFd},
+    fd::{AsFd, BorrowedFd, OwnedFd},
     fs::{self, AtFlags, CWD, FileType, Mode, OFlags},
     io::Errno,
 };
@@ -17,6 +20,7 @@ use tar::{Archive, Entry, EntryType};
 
 use super::{
     at::{mtime, open_dir_at, stat_at},
+    descent::Descent,
     pack::CONTENT,
 };
 
@@ -57,13 +61,12 @@ pub fn extract(stream: impl Read, to: &Path) -> io::Result<()> {
 }
 
 struct Extraction {
-    root: OwnedFd,
-    /// Where `root` is, for error texts.
+    /// Stands in the directory that was opened last: a stream has most of a directory's entries in a row.
+    walk: Descent,
+    /// Where the walk's top is, for error texts.
     shown: PathBuf,
-    /// The name of the topmost entry in `root`; `None` where that is `root` itself.
+    /// The name of the topmost entry in the top; `None` where that is the top itself.
     top: Option<OsString>,
-    /// The directory that was opened last, by its path: a stream has most of a directory's entries in a row.
-    last: Option<(Vec<u8>, OwnedFd)>,
     /// Directories made, and what they should look like in the end.
     made: Vec<(Vec<u8>, u32, u64)>,
 }
@@ -102,7 +105,7 @@ impl Extraction {
 
     fn within(dir: &Path, top: Option<OsString>) -> io::Result<Self> {
         let root = fs::openat(CWD, dir, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
-        Ok(Self { root, shown: dir.into(), top, last: None, made: Vec::new() })
+        Ok(Self { walk: Descent::new(root), shown: dir.into(), top, made: Vec::new() })
     }
 
     fn entry(&mut self, rest: &[u8], entry: &mut Entry<'_, impl Read>) -> io::Result<()> {
@@ -114,7 +117,7 @@ impl Extraction {
         self.put(&path, entry).map_err(|error| named(&self.shown.join(OsStr::from_bytes(&path)), &error))
     }
 
-    /// The path below `root` of what is at `rest` below the topmost entry.
+    /// The path below the top of what is at `rest` below the topmost entry.
     fn path(&self, rest: &[u8]) -> io::Result<Vec<u8>> {
         if !rest.is_empty() && !rest.split(|byte| *byte == b'/').all(is_name) {
             return Err(leads_elsewhere());
@@ -154,7 +157,7 @@ impl Extraction {
             EntryType::Regular => {
                 let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
                 let mut file = File::from(fs::openat(dir, name, flags, Mode::RUSR | Mode::WUSR)?);
-                io::copy(entry, &mut file)?;
+                copy_sparse(entry, &mut file)?;
                 fs::fchmod(&file, Mode::from_raw_mode(mode))?;
                 fs::futimens(&file, &times)?;
             }
@@ -181,47 +184,66 @@ impl Extraction {
         let rest = link.iter().position(|byte| *byte == b'/').map_or(&b""[..], |slash| &link[slash + 1..]);
         let path = self.path(rest)?;
         let (parent, name) = split(&path);
-        let dir = self.dir(parent)?.try_clone()?;
+        let dir = self.dir(parent)?.try_clone_to_owned()?;
         Ok((dir, OsString::from_vec(name.to_vec())))
     }
 
-    /// Opens a directory below `root`, name by name: one openat follows links in the middle of a path.
-    fn dir(&mut self, path: &[u8]) -> io::Result<&OwnedFd> {
-        let is_last = self.last.as_ref().is_some_and(|(known, _)| known == path);
-        if !is_last {
-            // A stream goes down a tree name by name, too.
-            let above = self.last.take().and_then(|(known, dir)| {
-                let below = path.strip_prefix(&known[..])?;
-                let below = if known.is_empty() { below } else { below.strip_prefix(b"/")? };
-                Some((dir, below))
-            });
-            let (mut dir, below) = match above {
-                Some(above) => above,
-                None => (open_dir_at(&self.root, ".")?, path),
-            };
-            for name in below.split(|byte| *byte == b'/').filter(|name| !name.is_empty()) {
-                dir = open_dir_at(&dir, OsStr::from_bytes(name))?;
-            }
-            self.last = Some((path.to_vec(), dir));
+    /// Goes to a directory below the top, name by name: one openat follows links in the middle of a path.
+    fn dir(&mut self, path: &[u8]) -> io::Result<BorrowedFd<'_>> {
+        let is_within = |above: &[u8]| {
+            above.is_empty() || path.strip_prefix(above).is_some_and(|rest| rest.is_empty() || rest.starts_with(b"/"))
+        };
+        while !is_within(self.walk.path()) {
+            self.walk.leave()?;
         }
-        match &self.last {
-            Some((_, dir)) => Ok(dir),
-            None => unreachable!("it was just opened"),
+        let below = &path[self.walk.path().len()..];
+        for name in below.split(|byte| *byte == b'/').filter(|name| !name.is_empty()) {
+            self.walk.enter(&CString::new(name)?)?;
         }
+        Ok(self.walk.dir())
     }
 
     /// Gives directories their modes and times, the innermost first.
     fn finish(mut self) -> io::Result<()> {
         for (path, mode, seconds) in std::mem::take(&mut self.made).into_iter().rev() {
-            let dress = |dir: &OwnedFd| -> io::Result<()> {
-                fs::fchmod(dir, Mode::from_raw_mode(mode))?;
-                Ok(fs::futimens(dir, &mtime(i64::try_from(seconds).unwrap_or(0), 0))?)
-            };
-            let dressed = self.dir(&path).and_then(dress);
+            let dressed = self.dir(&path).map(|_| ()).and_then(|()| {
+                // Left first: there may be no way out of a directory of this mode.
+                let dir = self.walk.leave()?;
+                fs::fchmod(&dir, Mode::from_raw_mode(mode))?;
+                Ok(fs::futimens(&dir, &mtime(i64::try_from(seconds).unwrap_or(0), 0))?)
+            });
             dressed.map_err(|error| named(&self.shown.join(OsStr::from_bytes(&path)), &error))?;
         }
         Ok(())
     }
+}
+
+/// Writes a file that is empty yet. Blocks of zeros become holes: a stream does not tell which were.
+fn copy_sparse(from: &mut impl Read, to: &mut File) -> io::Result<()> {
+    const BLOCK: usize = 1 << 16;
+    let (mut buffer, mut length, mut written) = (vec![0; BLOCK], 0, 0);
+    loop {
+        let mut filled = 0;
+        while filled < BLOCK {
+            match from.read(&mut buffer[filled..]) {
+                Ok(0) => break,
+                Ok(read) => filled += read,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        let block = &buffer[..filled];
+        let end = length + filled as u64;
+        if filled < BLOCK || block.iter().any(|byte| *byte != 0) {
+            to.write_all_at(block, length)?;
+            written = if filled > 0 { end } else { written };
+        }
+        length = end;
+        if filled < BLOCK {
+            break;
+        }
+    }
+    if written < length { to.set_len(length) } else { Ok(()) }
 }
 
 /// Takes away the file or link at a name. A directory, and a device, is refused.
@@ -322,6 +344,22 @@ mod tests {
         extract(&stream(&[dir, (Regular, "d/f", "")])[..], &into).unwrap();
         assert_eq!(fs::read_to_string(into.join("d/f")).unwrap(), "evil");
         assert_eq!(fs::read_to_string(outside.join("kept")).unwrap(), "kept");
+    }
+
+    #[test]
+    fn blocks_of_zeros_become_holes_and_no_byte_is_lost() {
+        let top = tempfile::tempdir().unwrap();
+        for (at, size, data) in
+            [(0, 0, 0..0), (1, 1 << 16, 0..0), (2, (1 << 16) + 1, 0..0), (3, 1 << 20, 7..9), (4, 3 << 16, 0..1 << 16)]
+        {
+            let mut content = vec![0; size];
+            content[data].fill(b'x');
+            let path = top.path().join(at.to_string());
+            let mut file = File::create(&path).unwrap();
+            copy_sparse(&mut &content[..], &mut file).unwrap();
+            assert!(fs::read(&path).unwrap() == content, "{at}");
+            assert!(file.metadata().unwrap().blocks() <= 160, "{at}");
+        }
     }
 
     #[test]

@@ -2,20 +2,21 @@
 
 use std::{
     collections::BTreeMap,
-    ffi::CString,
+    ffi::{CStr, CString},
     io,
     path::{Path, PathBuf},
 };
 
 use rustix::{
-    fd::{AsFd, BorrowedFd, OwnedFd},
+    fd::{AsFd, BorrowedFd},
     fs::{self, AtFlags, FileType, Mode, Stat},
     io::Errno,
 };
 
 use super::{
-    at::{copy_xattrs, entries, is_opaque, is_whiteout, join, open_below, open_dir, stat_at, timestamps},
+    at::{copy_xattrs, entries, is_opaque, is_whiteout, open_dir, stat_at, timestamps},
     copy::{copy_data, create},
+    descent::Descent,
 };
 use crate::tree::IdMap;
 
@@ -28,29 +29,30 @@ use crate::tree::IdMap;
 /// # Errors
 /// The first failure; `into` is then to be removed.
 pub fn flatten(layers: &[PathBuf], into: &Path, id_map: IdMap) -> io::Result<()> {
-    let roots = layers.iter().map(|layer| open_dir(layer)).collect::<io::Result<Vec<_>>>()?;
-    let target = open_dir(into)?;
-    let merge = Merge { roots, target, opaque: id_map.opaque_xattr() };
-    let mut work = vec![Work::Fill { path: Vec::new(), layers: (0..layers.len()).collect(), opaque: false }];
+    let walks = layers.iter().map(|layer| open_dir(layer).map(Descent::new)).collect::<io::Result<Vec<_>>>()?;
+    let mut merge = Merge { walks, target: Descent::new(open_dir(into)?), opaque: id_map.opaque_xattr() };
+    let mut work = Vec::new();
+    merge.fill(&mut work, None, &(0..layers.len()).collect::<Vec<_>>(), false)?;
     while let Some(next) = work.pop() {
         match next {
-            Work::Fill { path, layers, opaque } => merge.fill(&mut work, path, &layers, opaque)?,
-            Work::Finish { path, topmost, opaque } => merge.finish(&path, topmost, opaque)?,
+            Work::Fill { name, layers, opaque } => merge.fill(&mut work, Some(&name), &layers, opaque)?,
+            Work::Finish { layers, opaque } => merge.finish(&layers, opaque)?,
         }
     }
     Ok(())
 }
 
 enum Work {
-    /// Fill the directory at `path` from those `layers` that take part in it. `opaque`: what lies below them is hidden.
-    Fill { path: Vec<u8>, layers: Vec<usize>, opaque: bool },
-    /// Give a filled directory its attributes.
-    Finish { path: Vec<u8>, topmost: usize, opaque: bool },
+    /// Fill the directory `name` from those `layers` that take part in it. `opaque`: what lies below them is hidden.
+    Fill { name: CString, layers: Vec<usize>, opaque: bool },
+    /// Give a filled directory its attributes, those of the first of `layers`, and leave it.
+    Finish { layers: Vec<usize>, opaque: bool },
 }
 
 struct Merge {
-    roots: Vec<OwnedFd>,
-    target: OwnedFd,
+    /// Each layer's own.
+    walks: Vec<Descent>,
+    target: Descent,
     opaque: &'static str,
 }
 
@@ -63,13 +65,22 @@ enum Entry {
 }
 
 impl Merge {
-    fn fill(&self, work: &mut Vec<Work>, path: Vec<u8>, layers: &[usize], mut opaque: bool) -> io::Result<()> {
+    /// Fills a directory below the one where the walks stand; without a name, that one.
+    fn fill(
+        &mut self,
+        work: &mut Vec<Work>,
+        name: Option<&CStr>,
+        layers: &[usize],
+        mut opaque: bool,
+    ) -> io::Result<()> {
         let mut names: BTreeMap<CString, Entry> = BTreeMap::new();
-        let mut dirs = BTreeMap::new();
+        let mut entered = Vec::new();
         for &layer in layers {
-            let dir = open_below(self.roots[layer].as_fd(), &path)?;
-            for (name, _) in entries(&dir)? {
-                let Some(stat) = stat_at(&dir, &name)? else { continue };
+            name.map_or(Ok(()), |name| self.walks[layer].enter(name))?;
+            entered.push(layer);
+            let dir = self.walks[layer].dir();
+            for (name, _) in entries(dir)? {
+                let Some(stat) = stat_at(dir, &name)? else { continue };
                 let is_dir = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
                 match names.get_mut(&name) {
                     None if is_dir => drop(names.insert(name, Entry::Dir { layers: vec![layer], hides: false })),
@@ -79,34 +90,38 @@ impl Merge {
                     Some(Entry::Leaf { .. }) => {}
                 }
             }
-            let stops = is_opaque(&dir)?;
-            dirs.insert(layer, dir);
-            if stops {
+            if is_opaque(dir)? {
                 opaque = true;
                 break;
             }
         }
-        let target = open_below(self.target.as_fd(), &path)?;
+        name.map_or(Ok(()), |name| self.target.enter(name))?;
+        let target = self.target.dir();
         let mut below = Vec::new();
         for (name, entry) in names {
             match entry {
                 // Nothing shows from below, so there is nothing to mark as removed.
                 Entry::Leaf { stat, .. } if opaque && is_whiteout(&stat) => {}
-                Entry::Leaf { layer, stat } => link(dirs[&layer].as_fd(), target.as_fd(), &name, &stat)?,
+                Entry::Leaf { layer, stat } => link(self.walks[layer].dir(), target, &name, &stat)?,
                 Entry::Dir { layers, hides } => {
-                    fs::mkdirat(&target, &name, Mode::RWXU)?;
-                    below.push(Work::Fill { path: join(&path, name.to_bytes()), layers, opaque: hides });
+                    fs::mkdirat(target, &name, Mode::RWXU)?;
+                    below.push(Work::Fill { name, layers, opaque: hides });
                 }
             }
         }
-        work.push(Work::Finish { path, topmost: layers[0], opaque });
+        work.push(Work::Finish { layers: entered, opaque });
         work.append(&mut below);
         Ok(())
     }
 
-    fn finish(&self, path: &[u8], topmost: usize, opaque: bool) -> io::Result<()> {
-        let target = open_below(self.target.as_fd(), path)?;
-        let model = open_below(self.roots[topmost].as_fd(), path)?;
+    fn finish(&mut self, layers: &[usize], opaque: bool) -> io::Result<()> {
+        let target = self.target.leave()?;
+        let mut model = None;
+        for &layer in layers {
+            let left = self.walks[layer].leave()?;
+            model.get_or_insert(left);
+        }
+        let Some(model) = model else { return Ok(()) };
         let stat = fs::fstat(&model)?;
         copy_xattrs(&model, &target)?;
         if opaque {

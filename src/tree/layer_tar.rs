@@ -17,7 +17,10 @@ use rustix::{
 };
 use tar::{EntryType, Header};
 
-use super::at::{entries, is_opaque, is_whiteout, join, open_below, open_dir, shared_xattrs, stat_at};
+use super::{
+    at::{entries, is_opaque, is_whiteout, join, open_dir, shared_xattrs, stat_at},
+    descent::Descent,
+};
 use crate::tree::IdMap;
 
 const BLOCK_BYTES: u64 = 512;
@@ -37,32 +40,19 @@ pub fn layer_tar(root: &Path, out: impl Write, id_map: IdMap) -> io::Result<()> 
     let device = fs::fstat(&top)?.st_dev;
     let mut writer = Writer { out, single: id_map == IdMap::Single, links: HashMap::new() };
     // Depth first, so that a directory stands right before what is in it.
-    let mut work = vec![Vec::new()];
-    while let Some(path) = work.pop() {
-        let dir = open_below(top.as_fd(), &path)?;
-        if !path.is_empty() {
-            let stat = fs::fstat(&dir)?;
-            writer.entry(&path, &stat, EntryType::Directory, b"", 0, &shared_xattrs(dir.as_fd())?)?;
-            if stat.st_dev != device {
-                continue;
+    let mut walk = Descent::new(top);
+    // The names of directories to enter; `None` is the way up again.
+    let mut work: Vec<Option<CString>> = Vec::new();
+    writer.directory(&walk, device, &mut work)?;
+    while let Some(next) = work.pop() {
+        match next {
+            None => drop(walk.leave()?),
+            Some(name) => {
+                walk.enter(&name)?;
+                work.push(None);
+                writer.directory(&walk, device, &mut work)?;
             }
         }
-        if is_opaque(&dir)? {
-            writer.mark(&join(&path, b".wh..wh..opq"))?;
-        }
-        let mut names = entries(&dir)?;
-        names.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
-        let mut below = Vec::new();
-        for (name, _) in names {
-            let Some(stat) = stat_at(&dir, &name)? else { continue };
-            let path = join(&path, name.to_bytes());
-            if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
-                below.push(path);
-            } else {
-                writer.leaf(dir.as_fd(), &name, &path, &stat)?;
-            }
-        }
-        work.extend(below.into_iter().rev());
     }
     writer.out.write_all(&[0; 2 * BLOCK_BYTES as usize])?;
     writer.out.flush()
@@ -78,6 +68,34 @@ struct Writer<W> {
 type Xattrs = Vec<(CString, Vec<u8>)>;
 
 impl<W: Write> Writer<W> {
+    /// Writes the directory that a walk stands in, and what is in it but for directories.
+    fn directory(&mut self, walk: &Descent, device: fs::Dev, work: &mut Vec<Option<CString>>) -> io::Result<()> {
+        let (dir, path) = (walk.dir(), walk.path());
+        if !path.is_empty() {
+            let stat = fs::fstat(dir)?;
+            self.entry(path, &stat, EntryType::Directory, b"", 0, &shared_xattrs(dir)?)?;
+            if stat.st_dev != device {
+                return Ok(());
+            }
+        }
+        if is_opaque(dir)? {
+            self.mark(&join(path, b".wh..wh..opq"))?;
+        }
+        let mut names = entries(dir)?;
+        names.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
+        let first = work.len();
+        for (name, _) in names {
+            let Some(stat) = stat_at(dir, &name)? else { continue };
+            if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
+                work.push(Some(name));
+            } else {
+                self.leaf(dir, &name, &join(path, name.to_bytes()), &stat)?;
+            }
+        }
+        work[first..].reverse();
+        Ok(())
+    }
+
     fn leaf(&mut self, dir: BorrowedFd<'_>, name: &CStr, path: &[u8], stat: &Stat) -> io::Result<()> {
         // Before links: all marks of a layer may be one inode.
         if is_whiteout(stat) {

@@ -1,13 +1,13 @@
 //! How much disk a tree takes.
 
-use std::{collections::HashMap, io, path::Path};
+use std::{collections::HashMap, ffi::CString, io, path::Path};
 
-use rustix::{
-    fd::AsFd,
-    fs::{self, AtFlags, FileType, Stat},
+use rustix::fs::{self, AtFlags, FileType, Stat};
+
+use super::{
+    at::{entries, open_dir, stat_at},
+    descent::Descent,
 };
-
-use super::at::{entries, join, open_below, open_dir, stat_at};
 
 /// A file, whatever its names: device and inode number.
 pub(crate) type FileId = (u64, u64);
@@ -66,21 +66,36 @@ pub(crate) fn measure(path: &Path) -> io::Result<Extent> {
         Err(error) if is_unreadable(&error) => return Ok(extent),
         root => root?,
     };
-    let mut dirs = vec![Vec::new()];
-    while let Some(path) = dirs.pop() {
-        let dir = match open_below(root.as_fd(), &path) {
-            Err(error) if is_unreadable(&error) => continue,
-            dir => dir?,
-        };
-        for (name, _) in entries(&dir)? {
-            let Some(stat) = stat_at(&dir, &name)? else { continue };
-            extent.add(&stat, &mut names);
-            if is_dir(&stat) {
-                dirs.push(join(&path, name.to_bytes()));
+    let mut walk = Descent::new(root);
+    // The names of directories to enter; `None` is the way up again.
+    let mut work: Vec<Option<CString>> = vec![None];
+    let mut entered = true;
+    loop {
+        if entered {
+            for (name, _) in entries(walk.dir())? {
+                let Some(stat) = stat_at(walk.dir(), &name)? else { continue };
+                extent.add(&stat, &mut names);
+                if is_dir(&stat) {
+                    work.push(Some(name));
+                }
             }
         }
+        entered = match work.pop() {
+            None => return Ok(extent),
+            Some(None) => {
+                drop(walk.leave()?);
+                false
+            }
+            Some(Some(name)) => match walk.enter(&name) {
+                Err(error) if is_unreadable(&error) => false,
+                down => {
+                    down?;
+                    work.push(None);
+                    true
+                }
+            },
+        };
     }
-    Ok(extent)
 }
 
 #[expect(clippy::useless_conversion, reason = "its width differs by platform")]

@@ -7,6 +7,7 @@
 mod at;
 mod blob;
 mod copy;
+mod descent;
 mod extract;
 mod flatten;
 mod ground;
@@ -40,9 +41,11 @@ pub use unpack::{UnpackError, UnpackLimits, Unpacked, unpack};
 
 pub(crate) use at::join;
 #[cfg(feature = "engine")]
+pub(crate) use descent::Descent;
+#[cfg(feature = "engine")]
 pub(crate) use {
     at::{entries, mtime, open_below, open_dir, open_dir_at, stat_at},
-    copy::reflink,
+    copy::{copy_file, reflink},
     marks::{is_opaque_at, is_whiteout_at, whiteout},
     measure::{Extent, FileId, measure},
     unpack::decompress,

@@ -15,7 +15,10 @@ use rustix::{
 };
 use tar::{Builder, EntryType, Header};
 
-use super::at::{entries, join, open_below, open_dir_at, stat_at};
+use super::{
+    at::{entries, join, open_dir_at, stat_at},
+    descent::Descent,
+};
 
 /// The name that entries begin with where a directory's content was asked for.
 pub(super) const CONTENT: &[u8] = b".";
@@ -67,28 +70,44 @@ struct Packer<W: Write> {
 
 impl<W: Write> Packer<W> {
     fn directory(&mut self, root: &OwnedFd, top: &[u8]) -> io::Result<()> {
-        let mut work = vec![Vec::new()];
-        while let Some(path) = work.pop() {
-            let dir = open_below(root.as_fd(), &path)?;
-            let name = if path.is_empty() { top.to_vec() } else { join(top, &path) };
-            self.entry(EntryType::Directory, &name, &fs::fstat(&dir)?, b"", 0, io::empty())?;
-            #[cfg(target_os = "linux")]
-            if PSEUDO.contains(&fs::fstatfs(&dir)?.f_type) {
-                continue;
-            }
-            let mut found = entries(&dir)?;
-            found.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
-            let first = work.len();
-            for (entry, _) in found {
-                let Some(stat) = stat_at(&dir, &entry)? else { continue };
-                if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
-                    work.push(join(&path, entry.to_bytes()));
-                } else {
-                    self.leaf(dir.as_fd(), &entry, &stat, &join(&name, entry.to_bytes()))?;
+        let mut walk = Descent::new(root.try_clone()?);
+        // The names of directories to enter; `None` is the way up again.
+        let mut work: Vec<Option<CString>> = Vec::new();
+        self.content(&walk, top, &mut work)?;
+        while let Some(next) = work.pop() {
+            match next {
+                None => drop(walk.leave()?),
+                Some(name) => {
+                    walk.enter(&name)?;
+                    work.push(None);
+                    self.content(&walk, top, &mut work)?;
                 }
             }
-            work[first..].reverse();
         }
+        Ok(())
+    }
+
+    /// Writes the directory that a walk stands in, and what is in it but for directories.
+    fn content(&mut self, walk: &Descent, top: &[u8], work: &mut Vec<Option<CString>>) -> io::Result<()> {
+        let dir = walk.dir();
+        let name = if walk.path().is_empty() { top.to_vec() } else { join(top, walk.path()) };
+        self.entry(EntryType::Directory, &name, &fs::fstat(dir)?, b"", 0, io::empty())?;
+        #[cfg(target_os = "linux")]
+        if PSEUDO.contains(&fs::fstatfs(dir)?.f_type) {
+            return Ok(());
+        }
+        let mut found = entries(dir)?;
+        found.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
+        let first = work.len();
+        for (entry, _) in found {
+            let Some(stat) = stat_at(dir, &entry)? else { continue };
+            if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
+                work.push(Some(entry));
+            } else {
+                self.leaf(dir, &entry, &stat, &join(&name, entry.to_bytes()))?;
+            }
+        }
+        work[first..].reverse();
         Ok(())
     }
 

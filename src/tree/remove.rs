@@ -17,7 +17,7 @@ use super::at::{entries, join, open_below, open_dir_at};
 
 /// Directories whose path below the root is longer than this are first moved up to the root, so that every step of the
 /// work costs the same however deep the tree is.
-const DEEP_BYTES: usize = 1024;
+const DEEP_BYTES: usize = 128;
 
 /// Removes whatever is at `path`, and everything below it. Nothing there is success.
 ///
@@ -25,7 +25,8 @@ const DEEP_BYTES: usize = 1024;
 /// caller may do is done: files of other user ids need a caller who may act for them.
 ///
 /// # Errors
-/// The first failure; what could be removed before it is gone.
+/// The first failure. Everything else that could be removed is gone: one immutable file, or a mount point, keeps itself and
+/// the directories above it, and no others.
 pub fn remove_tree(path: &Path) -> io::Result<()> {
     let root = match open_unlocked(fs::CWD, path.as_os_str().as_bytes()) {
         Ok(root) => root,
@@ -33,43 +34,93 @@ pub fn remove_tree(path: &Path) -> io::Result<()> {
         Err(Errno::NOTDIR | Errno::LOOP) => return Ok(fs::unlink(path)?),
         Err(error) => return Err(error.into()),
     };
-    let mut moved = 0_u64;
+    let mut removal = Removal { root, moved: 0, failure: None };
     let mut work = vec![Work::Empty(Vec::new())];
     while let Some(next) = work.pop() {
         match next {
             Work::Empty(path) => {
-                let dir = open_below(root.as_fd(), &path)?;
-                work.push(Work::Remove(path.clone()));
-                for (name, kind) in entries(&dir)? {
-                    if kind != FileType::Directory {
-                        match fs::unlinkat(&dir, &name, AtFlags::empty()) {
-                            Ok(()) | Err(Errno::NOENT) => continue,
-                            Err(Errno::ISDIR | Errno::PERM) => {}
-                            Err(error) => return Err(error.into()),
-                        }
-                    }
-                    drop(open_unlocked(dir.as_fd(), name.to_bytes())?);
-                    let below = join(&path, name.to_bytes());
-                    if below.len() > DEEP_BYTES {
-                        let up = move_up(root.as_fd(), dir.as_fd(), &name, &mut moved)?;
-                        work.push(Work::Empty(up));
-                    } else {
-                        work.push(Work::Empty(below));
-                    }
-                }
+                let emptied = removal.empty(&path, &mut work);
+                removal.note(emptied);
             }
-            Work::Remove(path) if path.is_empty() => {}
-            Work::Remove(path) => match fs::unlinkat(&root, OsStr::from_bytes(&path), AtFlags::REMOVEDIR) {
-                Ok(()) | Err(Errno::NOENT) => {}
-                Err(error) => return Err(error.into()),
-            },
+            Work::Remove(path) => {
+                let removed = fs::unlinkat(&removal.root, OsStr::from_bytes(&path), AtFlags::REMOVEDIR);
+                removal.note(removed);
+            }
         }
     }
-    drop(root);
+    if let Some(failure) = removal.failure {
+        return Err(failure.into());
+    }
+    drop(removal);
     match fs::rmdir(path) {
         Ok(()) | Err(Errno::NOENT) => Ok(()),
         Err(error) => Err(error.into()),
     }
+}
+
+struct Removal {
+    root: OwnedFd,
+    /// How many directories were moved up.
+    moved: u64,
+    /// The first.
+    failure: Option<Errno>,
+}
+
+impl Removal {
+    fn note(&mut self, done: Result<(), Errno>) {
+        if let Err(error) = done
+            && error != Errno::NOENT
+        {
+            self.failure.get_or_insert(error);
+        }
+    }
+
+    /// Removes the files of the directory at `path`, and leaves the rest to `work`.
+    fn empty(&mut self, path: &[u8], work: &mut Vec<Work>) -> Result<(), Errno> {
+        let errno = |error: io::Error| Errno::from_io_error(&error).unwrap_or(Errno::IO);
+        let dir = open_below(self.root.as_fd(), path).map_err(errno)?;
+        if !path.is_empty() {
+            work.push(Work::Remove(path.to_vec()));
+        }
+        for (name, kind) in entries(&dir).map_err(errno)? {
+            let below = self.entry(&dir, path, &name, kind);
+            match below {
+                Ok(below) => work.extend(below.map(Work::Empty)),
+                Err(error) => self.note(Err(error)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes an entry. Returns where it is if it is a directory, which is to be emptied first.
+    fn entry(&mut self, dir: &OwnedFd, path: &[u8], name: &CString, kind: FileType) -> Result<Option<Vec<u8>>, Errno> {
+        if kind != FileType::Directory {
+            match fs::unlinkat(dir, name, AtFlags::empty()) {
+                Ok(()) | Err(Errno::NOENT) => return Ok(None),
+                Err(Errno::ISDIR) => {}
+                // Of a directory, some systems say so.
+                Err(error @ Errno::PERM) if !is_dir(dir, name) => return Err(error),
+                Err(Errno::PERM) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        drop(open_unlocked(dir.as_fd(), name.to_bytes())?);
+        let below = join(path, name.to_bytes());
+        if below.len() <= DEEP_BYTES {
+            return Ok(Some(below));
+        }
+        match move_up(self.root.as_fd(), dir.as_fd(), name, &mut self.moved) {
+            Ok(up) => Ok(Some(up)),
+            // It can be emptied, although neither moved nor removed.
+            Err(Errno::PERM | Errno::BUSY) => Ok(Some(below)),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+fn is_dir(dir: &OwnedFd, name: &CString) -> bool {
+    fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW)
+        .is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Directory)
 }
 
 enum Work {

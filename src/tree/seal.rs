@@ -1,14 +1,16 @@
 //! What a tree looked like, to find out later whether it still does.
 
-use std::{collections::HashSet, io, path::Path};
+use std::{collections::HashSet, ffi::CString, io, path::Path};
 
 use rustix::{
-    fd::AsFd,
     fs::{self, FileType, Stat},
     io::Errno,
 };
 
-use super::at::{entries, join, open_below, open_dir, stat_at};
+use super::{
+    at::{entries, join, open_dir, stat_at},
+    descent::Descent,
+};
 
 /// The names, kinds, modes, sizes and times of everything in a tree, as a hash, and its size.
 ///
@@ -32,20 +34,25 @@ pub fn seal(root: &Path) -> io::Result<Seal> {
     let top = open_dir(root)?;
     let mut seal = Sealing::default();
     seal.add(b"", &fs::fstat(&top)?);
-    let mut dirs = vec![Vec::new()];
-    while let Some(path) = dirs.pop() {
-        seal.begin(&path);
-        let dir = match open_below(top.as_fd(), &path) {
-            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => continue,
-            dir => dir?,
+    let mut walk = Descent::new(top);
+    // The names of directories to enter; `None` is the way up again.
+    let mut work: Vec<Option<CString>> = Vec::new();
+    seal.begin(b"");
+    seal.directory(&walk, &mut work)?;
+    while let Some(next) = work.pop() {
+        let Some(name) = next else {
+            drop(walk.leave()?);
+            continue;
         };
-        let mut names = entries(&dir)?;
-        names.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
-        for (name, _) in names {
-            let Some(stat) = stat_at(&dir, &name)? else { return Err(Errno::STALE.into()) };
-            seal.add(name.to_bytes(), &stat);
-            if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
-                dirs.push(join(&path, name.to_bytes()));
+        match walk.enter(&name) {
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                seal.begin(&join(walk.path(), name.to_bytes()));
+            }
+            entered => {
+                entered?;
+                seal.begin(walk.path());
+                work.push(None);
+                seal.directory(&walk, &mut work)?;
             }
         }
     }
@@ -70,6 +77,20 @@ impl Sealing {
         self.hasher.update(&self.pending);
         self.pending.clear();
         self.put_text(path);
+    }
+
+    /// Adds what is in a directory.
+    fn directory(&mut self, walk: &Descent, work: &mut Vec<Option<CString>>) -> io::Result<()> {
+        let mut names = entries(walk.dir())?;
+        names.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
+        for (name, _) in names {
+            let Some(stat) = stat_at(walk.dir(), &name)? else { return Err(Errno::STALE.into()) };
+            self.add(name.to_bytes(), &stat);
+            if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
+                work.push(Some(name));
+            }
+        }
+        Ok(())
     }
 
     fn add(&mut self, name: &[u8], stat: &Stat) {

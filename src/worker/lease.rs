@@ -1,8 +1,10 @@
 //! One lease: an Action from its payload to its result.
 
 use std::{
-    fs, io,
+    fs::{self, DirBuilder},
+    io,
     num::NonZeroU64,
+    os::unix::fs::DirBuilderExt,
     path::PathBuf,
     sync::Arc,
     time::{Duration, SystemTime},
@@ -385,7 +387,7 @@ struct Scratch(PathBuf);
 impl Scratch {
     fn new(store: &Store) -> Result<Self, LeaseError> {
         let path = store.new_tmp();
-        fs::create_dir(&path).map_err(|error| LeaseError::Io("make a directory", error))?;
+        DirBuilder::new().mode(0o700).create(&path).map_err(|error| LeaseError::Io("make a directory", error))?;
         Ok(Self(path))
     }
 }

@@ -5,6 +5,8 @@
 mod cache;
 mod cp;
 #[cfg(target_os = "linux")]
+mod disks;
+#[cfg(target_os = "linux")]
 pub(crate) mod ends;
 pub(crate) mod hm;
 mod inputs;
@@ -16,6 +18,8 @@ mod live_output;
 #[cfg(target_os = "linux")]
 mod looking_back;
 mod output;
+#[cfg(target_os = "linux")]
+mod private_files;
 mod python;
 #[cfg(target_os = "linux")]
 mod remote;

@@ -2,9 +2,12 @@
 
 use std::{fmt::Display, io::Write, process::ExitCode};
 
-use hm_exec::BackendError;
+use hm_exec::{
+    BackendError,
+    store::{Filesystem, StoreError},
+};
 
-use crate::render::text;
+use crate::{render::text, runners};
 
 /// The result of every command.
 pub(crate) type Outcome<T> = Result<T, Failure>;
@@ -48,8 +51,28 @@ impl Failure {
         self
     }
 
+    /// A full disk below the store: exit code 3.
+    pub(crate) fn full_store() -> Self {
+        let place = runners::store_dir().map_or_else(
+            |_| "the store's disk".into(),
+            |dir| {
+                let room = Filesystem::of(&dir).map(|of| format!(" ({})", of.room())).unwrap_or_default();
+                format!("{}{room}", dir.display())
+            },
+        );
+        Self::infrastructure(format_args!("no space left on {place}")).hint("hm cache gc, or set HM_CACHE_DIR")
+    }
+
+    /// Whether it all comes from a full disk below the store.
+    fn is_full_store(&self) -> bool {
+        self.error.chain().any(|cause| matches!(cause.downcast_ref(), Some(StoreError::Full { .. })))
+    }
+
     /// Tells it on stderr.
     pub(crate) fn report(&self) -> ExitCode {
+        if self.is_full_store() {
+            return Self::full_store().report();
+        }
         let mut message = String::from("error: ");
         text::push_clean(&mut message, &self.error.to_string(), false);
         for cause in self.error.chain().skip(1) {

@@ -56,6 +56,7 @@ fn main() -> ExitCode {
     #[cfg(target_os = "linux")]
     hm_exec::runner::sandbox::init();
     hm_exec::runner::docker::init();
+    hm_exec::open_files::raise_limit();
     let command = Cli::parse().command;
     log::init();
     let done = match command {

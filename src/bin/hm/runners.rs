@@ -3,7 +3,7 @@
 use std::{num::NonZeroUsize, path::PathBuf};
 
 use hm_exec::{
-    Engine, RunnerSet,
+    Engine, RunnerSet, open_files,
     runner::{
         docker::{Docker, DockerRunner},
         process::ProcessRunner,
@@ -24,6 +24,7 @@ use hm_exec::{
 use crate::{
     failure::{Failure, Outcome},
     remote::{Remote, Sharing, VmTable},
+    render::to_stderr,
 };
 
 /// The runners of `hm`, by the names that pipelines use. Where there is no sandbox there is no default either: to run
@@ -78,8 +79,17 @@ impl Runners {
         remote: Option<RemoteCache>,
     ) -> Outcome<Engine<Self>> {
         let mut builder = Engine::builder(self).runs_dir(runs_dir()?).cache(store.clone());
+        // Steps beyond that wait for a slot: without files to open they would fail.
+        let most = open_files::enough_for();
         if let Some(jobs) = jobs {
-            builder = builder.parallelism(jobs);
+            if most < jobs {
+                to_stderr(&format!(
+                    "warning: {most} steps run at once, not {jobs}: hm may open no more files (ulimit -n)"
+                ));
+            }
+            builder = builder.parallelism(jobs.min(most));
+        } else if let Ok(here) = std::thread::available_parallelism() {
+            builder = builder.parallelism(here.min(most));
         }
         #[cfg(target_os = "linux")]
         if let Some(remote) = remote {

@@ -1,6 +1,6 @@
 //! Images of the daemon on their way to the store: saved as a whole, of which only the missing layers are unpacked.
 
-use std::{fs::File, io::Write, pin::pin, sync::Arc};
+use std::{io::Write, pin::pin, sync::Arc};
 
 use bollard::Docker;
 use bytes::Bytes;
@@ -13,7 +13,8 @@ use super::{
 use crate::{
     runner::{RunnerError, SnapshotRef},
     store::{
-        ArchiveFile, Base, CommitRequest, IdMap, ImageDigest, LayerId, SavedImage, Snapshot, Store, tree::UnpackLimits,
+        ArchiveFile, Base, CommitRequest, IdMap, ImageDigest, LayerId, SavedImage, Snapshot, Store, layout::create_new,
+        tree::UnpackLimits,
     },
 };
 
@@ -32,7 +33,7 @@ pub(super) async fn save(docker: &Docker, store: &Arc<Store>, image: &str) -> Re
     let (sender, mut chunks) = tokio::sync::mpsc::channel::<Bytes>(QUEUE);
     let writing = on_thread(DOING, move || {
         let mut write = || {
-            let mut out = File::create_new(&path)?;
+            let mut out = create_new(&path)?;
             while let Some(chunk) = chunks.blocking_recv() {
                 out.write_all(&chunk)?;
             }

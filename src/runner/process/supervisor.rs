@@ -18,6 +18,8 @@ use std::{
 
 use tokio::process::{Child, Command};
 
+use crate::open_files;
+
 /// The variable by which a step's processes are found.
 pub(super) const MARK: &str = "HM_STEP_MARK";
 
@@ -80,7 +82,8 @@ pub(super) fn start(launch: Launch<'_>) -> io::Result<Child> {
             command
         }
     };
-    command.args(["-c", SUPERVISOR, "/bin/sh"]);
+    let limit = open_files::for_steps().map(|limit| format!("ulimit -Sn {limit}")).unwrap_or_default();
+    command.args(["-c", &format!("{limit}{SUPERVISOR}"), "/bin/sh"]);
     if launch.command.len() <= MAX_ARGUMENT_BYTES {
         command.args(["-c", launch.command]);
     } else {

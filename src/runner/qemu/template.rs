@@ -8,7 +8,7 @@
 //! anew: nothing is synced, and another kernel may see another processor.
 
 use std::{
-    fs::{self, File, OpenOptions},
+    fs::{self, File},
     io::{self, BufWriter},
     os::{fd::OwnedFd, unix::fs::MetadataExt},
     path::{Path, PathBuf},
@@ -33,7 +33,10 @@ use crate::{
     awake,
     guest::{self, Word},
     runner::sandbox::{SandboxRunner, Serving},
-    store::{Store, layout::make_dir},
+    store::{
+        Store,
+        layout::{create_new, make_dir},
+    },
 };
 
 /// How long a machine may take to boot, under each accelerator: on a busy host as well, but not for ever.
@@ -84,7 +87,7 @@ impl Templates<'_> {
         }
         let place = self.place.to_owned();
         let aside = on_thread(move || {
-            fs::create_dir_all(&place)?;
+            make_dir(&place).map_err(io::Error::other)?;
             tempfile::Builder::new().prefix(&format!("{key}.")).tempdir_in(&place)
         });
         // Goes with this where it does not get to its place: also where nobody waits for it any more.
@@ -111,10 +114,10 @@ impl Templates<'_> {
         let (place, contents, memory_bytes) = (dir.to_owned(), Arc::clone(self.programs), shape.memory_bytes);
         let prepared = on_thread(move || {
             make_dir(&place).map_err(io::Error::other)?;
-            initrd::write(&contents, BufWriter::new(File::create_new(place.join("initrd"))?))?;
-            let memory = OpenOptions::new().read(true).write(true).create_new(true).open(place.join("memory"))?;
+            initrd::write(&contents, BufWriter::new(create_new(&place.join("initrd"))?))?;
+            let memory = create_new(&place.join("memory"))?;
             memory.set_len(memory_bytes)?;
-            Ok::<_, io::Error>((memory, File::create_new(place.join("state"))?))
+            Ok::<_, io::Error>((memory, create_new(&place.join("state"))?))
         });
         let (memory, state) = prepared.await.doing("make a template's files")?;
         let launch = Launch {

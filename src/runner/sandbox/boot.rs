@@ -42,13 +42,22 @@ pub(super) struct Boot {
     id_map: IdMap,
     /// What `binds` shows of the host image.
     overlays: Vec<HostOverlay>,
+    /// What the root stands on, if that is the host image.
+    _image: Option<Arc<HostImage>>,
     /// Whose other steps may have the overlays afterwards.
     build: Option<BuildOverlays>,
 }
 
 /// Which directories of the host image a layer has something for, so that a chain does not look again at every step.
 #[derive(Debug, Default)]
-pub(super) struct LayerDirs(Mutex<HashMap<LayerId, u64>>);
+pub(super) struct LayerDirs(Mutex<Looked>);
+
+/// Which directories were looked for, and in which layers they are.
+#[derive(Debug, Default)]
+struct Looked {
+    dirs: Vec<PathBuf>,
+    layers: HashMap<LayerId, u64>,
+}
 
 /// More layers than this are forgotten all at once: a long-lived engine must not grow with the steps it ran.
 const MAX_REMEMBERED: usize = 1 << 16;
@@ -56,7 +65,12 @@ const MAX_REMEMBERED: usize = 1 << 16;
 impl LayerDirs {
     /// A bit for each directory of `image` that steps may write to, set where the layer has it.
     fn of(&self, store: &Store, layer: &LayerId, image: &HostImage) -> Result<u64, StoreError> {
-        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut looked = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if !looked.dirs.iter().eq(image.dirs.iter().map(|dir| &dir.path)) {
+            // The machine has changed between two builds.
+            *looked = Looked { dirs: image.dirs.iter().map(|dir| dir.path.clone()).collect(), ..Looked::default() };
+        }
+        let known = &mut looked.layers;
         if let Some(dirs) = known.get(layer) {
             return Ok(*dirs);
         }
@@ -126,15 +140,33 @@ impl Ground<'_> {
         has_secrets: bool,
         build: Option<BuildOverlays>,
     ) -> Result<Boot, RunnerError> {
+        let image = match base {
+            Base::Host => Some(self.host_image(build.as_ref()).await?),
+            _ => None,
+        };
         let Plan { root, mut binds, staging, env, delta, host } =
-            self.plan(source, parent.as_deref(), &base, has_secrets)?;
+            self.plan(source, parent.as_deref(), &base, image.as_deref(), has_secrets)?;
         let mounting = overlays::obtain(host, build.as_ref(), self.store, self.zygote, self.mount_api);
         let overlays = mounting.await?;
         let shown = overlays.iter().map(HostOverlay::bind).collect::<Result<Vec<_>, _>>()?;
         // Directories of the machine may lie below them.
         binds.splice(0..0, shown);
         let (source, id_map) = (source.id.clone(), self.zygote.id_map());
-        Ok(Boot { root, binds, staging, env, parent, base, source, delta, id_map, overlays, build })
+        Ok(Boot { root, binds, staging, env, parent, base, source, delta, id_map, overlays, _image: image, build })
+    }
+
+    /// The machine as it is now; for the steps of a build, as it was for the first of them.
+    async fn host_image(&self, build: Option<&BuildOverlays>) -> Result<Arc<HostImage>, RunnerError> {
+        let make = || async {
+            let (store, dirs, id_map) = (Arc::clone(self.store), self.host_dirs.to_vec(), self.zygote.id_map());
+            let making = tokio::task::spawn_blocking(move || store.host_image(&dirs, id_map)).await;
+            let made = making.map_err(|error| RunnerError::infrastructure("make the host image", error))?;
+            made.map(Arc::new).map_err(failed("make the host image"))
+        };
+        match build {
+            Some(build) => build.image(make).await,
+            None => make().await,
+        }
     }
 
     fn plan(
@@ -142,6 +174,7 @@ impl Ground<'_> {
         source: &FrozenSource,
         parent: Option<&Snapshot>,
         base: &Base,
+        host_image: Option<&HostImage>,
         has_secrets: bool,
     ) -> Result<Plan, RunnerError> {
         let id_map = self.zygote.id_map();
@@ -173,31 +206,32 @@ impl Ground<'_> {
 
         let staging = self.store.stage().map_err(failed("make the step's layer"))?;
         let (mut host, mut binds, mut env) = (Vec::new(), Vec::new(), BTreeMap::new());
-        match base {
-            Base::Host => {
-                let image = self.store.host_image(self.host_dirs).map_err(failed("make the host image"))?;
-                lowers.push(image.skeleton.clone());
-                let touched: Vec<(PathBuf, u64)> = parent
-                    .iter()
-                    .flat_map(|parent| &parent.layers)
-                    .map(|it| Ok((self.store.layer_dir(it), self.layer_dirs.of(self.store, it, &image)?)))
-                    .collect::<Result<_, _>>()
-                    .map_err(failed("read the parent's layers"))?;
-                for (index, dir) in image.dirs.iter().enumerate() {
-                    if dir.read_only {
-                        if let Some(source) = dir.lowers.first() {
-                            let target = c_path(&Path::new("/").join(&dir.path))?;
-                            binds.push(Bind { source: c_path(source)?, target, writable: false });
-                        }
-                        continue;
+        if let Some(image) = host_image {
+            lowers.push(image.skeleton.clone());
+            let touched: Vec<(PathBuf, u64)> = parent
+                .iter()
+                .flat_map(|parent| &parent.layers)
+                .map(|it| Ok((self.store.layer_dir(it), self.layer_dirs.of(self.store, it, image)?)))
+                .collect::<Result<_, _>>()
+                .map_err(failed("read the parent's layers"))?;
+            for (index, dir) in image.dirs.iter().enumerate() {
+                if dir.read_only {
+                    if let Some(source) = dir.lowers.first() {
+                        let target = c_path(&Path::new("/").join(&dir.path))?;
+                        binds.push(Bind { source: c_path(source)?, target, writable: false });
                     }
-                    let touching = touched.iter().filter(|(_, dirs)| dirs >> index & 1 == 1);
-                    let mut dir_lowers: Vec<PathBuf> = touching.map(|(root, _)| root.join(&dir.path)).collect();
-                    let layers = dir_lowers.len();
-                    dir_lowers.extend_from_slice(&dir.lowers);
-                    host.push(HostOverlaySpec { path: dir.path.clone(), lowers: dir_lowers, layers });
+                    continue;
                 }
+                let touching = touched.iter().filter(|(_, dirs)| dirs >> index & 1 == 1);
+                let mut dir_lowers: Vec<PathBuf> = touching.map(|(root, _)| root.join(&dir.path)).collect();
+                let layers = dir_lowers.len();
+                dir_lowers.extend_from_slice(&dir.lowers);
+                let (path, screened) = (dir.path.clone(), dir.screened);
+                host.push(HostOverlaySpec { path, lowers: dir_lowers, layers, screened });
             }
+        }
+        match base {
+            Base::Host => {}
             Base::Rootfs(dir) => {
                 for name in MOUNT_POINTS {
                     if dir.join(name).symlink_metadata().is_err() {

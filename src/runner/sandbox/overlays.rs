@@ -3,6 +3,9 @@
 //! Making and removing an overlay takes a millisecond, and there are nine; most steps write to none of them. So they are
 //! mounted in the zygote's mount namespace, and a step gets copies of the mounts. What it did not write to is the next
 //! step's; what it did is renamed into its layer. In no moment do two steps have the same one.
+//!
+//! Below the overlay of a large directory there is a screen, which all overlays of it share: it shows root what others may
+//! read, and is made once in a build.
 
 use std::{
     collections::{HashMap, hash_map::Entry},
@@ -12,24 +15,36 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
 };
 
+use tokio::sync::OnceCell;
 use uuid::Uuid;
 
 use super::{
     attempt::setup_error,
-    jail::{Bind, MountApi, MountedOverlay, Overlay, UserNamespace},
+    jail::{Bind, MountApi, MountedOverlay, Overlay, Screen, UserNamespace},
     zygote::Zygote,
 };
 use crate::{
     runner::{RunnerError, StepContext},
-    store::{StagedDir, Staging, Store, StoreError, Touched},
+    store::{HostImage, StagedDir, Staging, Store, StoreError, Touched},
 };
 
 /// How many overlays wait for a step of their build, at the most: every step's mount namespace starts with a copy of each.
 const MAX_WAITING: usize = 128;
 
-/// The overlays that wait for a step, by the build that they are for.
+/// What steps of a build share, by the build.
 #[derive(Debug, Default)]
-pub(super) struct Overlays(Mutex<HashMap<Uuid, Vec<HostOverlay>>>);
+pub(super) struct Overlays(Mutex<HashMap<Uuid, Build>>);
+
+/// What the steps of one build share.
+#[derive(Debug, Default)]
+struct Build {
+    /// Overlays that wait for a step.
+    waiting: Vec<HostOverlay>,
+    /// Screens that are mounted.
+    screens: Vec<Arc<MountedScreen>>,
+    /// The machine as it was when the build began. The last to go: overlays stand on it.
+    image: Arc<OnceCell<Arc<HostImage>>>,
+}
 
 /// The overlays of one build.
 #[derive(Debug, Clone)]
@@ -47,6 +62,8 @@ pub(super) struct HostOverlaySpec {
     pub(super) lowers: Vec<PathBuf>,
     /// How many of them are of layers.
     pub(super) layers: usize,
+    /// The lowest is shown through a screen.
+    pub(super) screened: bool,
 }
 
 /// A mounted overlay. Dropped, it is unmounted and goes, with all that was written to it.
@@ -54,35 +71,82 @@ pub(super) struct HostOverlaySpec {
 pub(super) struct HostOverlay {
     spec: HostOverlaySpec,
     dir: StagedDir,
+    screen: Option<Arc<MountedScreen>>,
     /// In whose mount namespace it is.
     zygote: Weak<Zygote>,
+}
+
+/// A mounted screen. Dropped, it is unmounted.
+#[derive(Debug)]
+struct MountedScreen {
+    /// What it shows.
+    shows: PathBuf,
+    dir: StagedDir,
+    zygote: Weak<Zygote>,
+}
+
+impl MountedScreen {
+    fn new(shows: &Path, store: &Arc<Store>, zygote: &Arc<Zygote>) -> Result<Self, StoreError> {
+        Ok(Self { shows: shows.into(), dir: store.stage_dir(&[])?, zygote: Arc::downgrade(zygote) })
+    }
+
+    fn mounted(&self) -> Result<Screen, RunnerError> {
+        let on = c_path(&self.dir.mountpoint())?;
+        Ok(Screen { dir: c_path(&self.shows)?, empty: c_path(&self.dir.upper())?, on })
+    }
 }
 
 impl Overlays {
     /// Those of the build that `ctx` belongs to. They go with it.
     pub(super) fn of_build(self: &Arc<Self>, ctx: &StepContext, build: Uuid) -> BuildOverlays {
         if let Entry::Vacant(place) = self.lock().entry(build) {
-            place.insert(Vec::new());
+            place.insert(Build::default());
             let all = Arc::clone(self);
             ctx.at_build_end(async move { drop(all.take_all(build)) });
         }
         BuildOverlays { all: Arc::clone(self), build }
     }
 
-    fn take_all(&self, build: Uuid) -> Option<Vec<HostOverlay>> {
+    fn take_all(&self, build: Uuid) -> Option<Build> {
         self.lock().remove(&build)
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<Uuid, Vec<HostOverlay>>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<Uuid, Build>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl BuildOverlays {
+    /// The machine as the steps of this build see it: `make` is called by the first of them.
+    ///
+    /// # Errors
+    /// Those of `make`. The next step tries again.
+    pub(super) async fn image<F>(&self, make: impl FnOnce() -> F) -> Result<Arc<HostImage>, RunnerError>
+    where
+        F: Future<Output = Result<Arc<HostImage>, RunnerError>>,
+    {
+        // A build that has ended meanwhile shares with no one.
+        let shared = self.all.lock().get(&self.build).map(|build| Arc::clone(&build.image)).unwrap_or_default();
+        shared.get_or_try_init(make).await.map(Arc::clone)
+    }
+
+    /// The screen of a directory, if there is one already.
+    fn screen(&self, shows: &Path, zygote: &Arc<Zygote>) -> Option<Arc<MountedScreen>> {
+        let fits = |it: &&Arc<MountedScreen>| it.shows == shows && Weak::as_ptr(&it.zygote) == Arc::as_ptr(zygote);
+        self.all.lock().get(&self.build)?.screens.iter().find(fits).map(Arc::clone)
+    }
+
+    /// Lets later steps have screens that are mounted.
+    fn share(&self, screens: Vec<Arc<MountedScreen>>) {
+        if let Some(build) = self.all.lock().get_mut(&self.build) {
+            build.screens.extend(screens);
+        }
+    }
+
     /// The overlay as `spec` says, where one waits.
     fn take(&self, spec: &HostOverlaySpec, zygote: &Arc<Zygote>) -> Option<HostOverlay> {
         let mut builds = self.all.lock();
-        let waiting = builds.get_mut(&self.build)?;
+        let waiting = &mut builds.get_mut(&self.build)?.waiting;
         let fits = |it: &HostOverlay| it.is_of(zygote) && it.spec.path == spec.path && it.spec.lowers == spec.lowers;
         // The last that came back, whose directories the kernel still remembers.
         let found = waiting.iter().rposition(fits)?;
@@ -93,7 +157,7 @@ impl BuildOverlays {
     fn put_back(&self, overlays: Vec<HostOverlay>) {
         let mut builds = self.all.lock();
         // Where the build has ended meanwhile, they go.
-        let Some(waiting) = builds.get_mut(&self.build) else { return };
+        let Some(Build { waiting, .. }) = builds.get_mut(&self.build) else { return };
         waiting.extend(overlays);
         let surplus = waiting.len().saturating_sub(MAX_WAITING);
         waiting.drain(..surplus);
@@ -114,7 +178,11 @@ impl HostOverlay {
     fn mounted(&self, user_namespace: UserNamespace) -> Result<MountedOverlay, RunnerError> {
         // What looks like the machine's own directories belongs to root, or to whoever is root in the step.
         let takes_owner = self.spec.layers > 0 && user_namespace == UserNamespace::Range;
-        let overlay = overlay(&self.spec.lowers, &self.dir.upper(), &self.dir.work())?;
+        let mut lowers = self.spec.lowers.clone();
+        if let (Some(lowest), Some(screen)) = (lowers.last_mut(), &self.screen) {
+            *lowest = screen.dir.mountpoint();
+        }
+        let overlay = overlay(&lowers, &self.dir.upper(), &self.dir.work())?;
         Ok(MountedOverlay { overlay, on: c_path(&self.dir.mountpoint())?, takes_owner })
     }
 }
@@ -132,6 +200,7 @@ pub(super) async fn obtain(
 ) -> Result<Vec<HostOverlay>, RunnerError> {
     let unmade = |error: StoreError| RunnerError::infrastructure("make the step's layer", error);
     let (mut overlays, mut wanted) = (Vec::with_capacity(specs.len()), Vec::new());
+    let (mut screens, mut new_screens) = (Vec::new(), Vec::new());
     for spec in specs {
         if let Some(overlay) = build.and_then(|build| build.take(&spec, zygote)) {
             overlays.push(overlay);
@@ -139,22 +208,37 @@ pub(super) async fn obtain(
         }
         let machine = Path::new("/").join(&spec.path);
         let models: Vec<PathBuf> = spec.lowers[..spec.layers].iter().cloned().chain([machine]).collect();
+        let screen = match spec.lowers.last().filter(|_| spec.screened) {
+            None => None,
+            Some(shows) => Some(match build.and_then(|build| build.screen(shows, zygote)) {
+                Some(screen) => screen,
+                None => {
+                    let screen = Arc::new(MountedScreen::new(shows, store, zygote).map_err(unmade)?);
+                    screens.push(screen.mounted()?);
+                    new_screens.push(Arc::clone(&screen));
+                    screen
+                }
+            }),
+        };
         let dir = store.stage_dir(&models).map_err(unmade)?;
-        let overlay = HostOverlay { spec, dir, zygote: Arc::downgrade(zygote) };
+        let overlay = HostOverlay { spec, dir, screen, zygote: Arc::downgrade(zygote) };
         wanted.push((overlays.len(), overlay.mounted(zygote.user_namespace())?));
         overlays.push(overlay);
     }
     if wanted.is_empty() {
         return Ok(overlays);
     }
-    let zygote = Arc::clone(zygote);
+    let (zygote, build) = (Arc::clone(zygote), build.cloned());
     // They go along: where nobody waits any more, they are mounted first and unmounted then.
     let mounting = tokio::task::spawn_blocking(move || {
         let (new, mounts): (Vec<usize>, Vec<MountedOverlay>) = wanted.into_iter().unzip();
-        let asked = zygote.mount(mounts, mount_api);
+        let asked = zygote.mount(screens, mounts, mount_api);
         asked.map_err(|error| RunnerError::infrastructure("ask the sandbox's helper", error))?.map_err(setup_error)?;
         for index in new {
             overlays[index].dir.ready().map_err(unmade)?;
+        }
+        if let Some(build) = build {
+            build.share(new_screens);
         }
         Ok(overlays)
     });

@@ -24,10 +24,11 @@ use super::{
     helper::NoHelper,
     idmap::{IdRanges, id_map_of},
     jail::{
-        GREETING, MARKER, MountApi, MountedOverlay, Report, Request, SetupError, TreeOp, UserNamespace, greeting, wire,
+        GREETING, MARKER, MountApi, MountedOverlay, Report, Request, Screen, SetupError, TreeOp, UserNamespace,
+        greeting, wire,
     },
 };
-use crate::{awake::Awake, store::IdMap};
+use crate::{awake::Awake, open_files, store::IdMap};
 
 /// How long a helper may take for each thing that it says until it is ready.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -94,6 +95,7 @@ impl Zygote {
         let child = Command::new(helper)
             .arg0("hm-sandbox")
             .args([MARKER, mode])
+            .args(open_files::for_steps().map(|limit| limit.to_string()))
             // What the engine's environment holds is none of a step's business.
             .env_clear()
             .stdin(theirs)
@@ -194,10 +196,11 @@ impl Zygote {
     /// for each.
     pub(super) fn mount(
         &self,
+        screens: Vec<Screen>,
         overlays: Vec<MountedOverlay>,
         mount_api: MountApi,
     ) -> io::Result<Result<(), SetupError>> {
-        match self.ask(&TreeOp::Mount { overlays, user_namespace: self.user_namespace, mount_api }, None)? {
+        match self.ask(&TreeOp::Mount { screens, overlays, user_namespace: self.user_namespace, mount_api }, None)? {
             Report::Failed(error) => Ok(Err(error)),
             _ => Ok(Ok(())),
         }

@@ -2,7 +2,7 @@
 //!
 //! Names go by the time of their last use until the limits hold. A name is worth what only it holds: a layer goes with the
 //! last stack that has it, a file with the last layer that has a name of it. What is doomed already is neither held nor
-//! counted.
+//! counted. The logs of a run that take a large part of the store come first: they are what filled it.
 
 use std::{
     cmp::Reverse,
@@ -20,6 +20,10 @@ use crate::store::{
 
 /// Runs stay, however old, when there are no more than these.
 const MIN_RUNS: usize = 20;
+
+/// A run's files are large if they take more than this, and more than a part of all that is held.
+const LARGE_RUN_BYTES: u64 = 1 << 20;
+const LARGE_RUN_PART: u64 = 4;
 
 /// Everything that the plan depends on, besides limits.
 #[derive(Debug)]
@@ -109,7 +113,9 @@ pub(super) fn plan(scene: &Scene<'_>, limits: &GcLimits, forget: &Forget) -> Pla
     let mut free = scene.free_bytes.saturating_add(waiting);
     let mut plan = Plan::default();
     let mut items = items(scene);
-    items.sort_by_key(|item| (item.used_at, item.kind, Reverse(item.depth), item.index));
+    let large = LARGE_RUN_BYTES.max(held.bytes / LARGE_RUN_PART);
+    let is_large = |item: &Item| item.kind == Kind::Run && scene.runs[item.index].bytes > large;
+    items.sort_by_key(|item| (!is_large(item), item.used_at, item.kind, Reverse(item.depth), item.index));
     for item in &items {
         if item.kind == Kind::Image && held.is_base(item.index) {
             continue;

@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
     fs::{self, File},
+    io,
     path::{Path, PathBuf},
     time::{Duration, SystemTime},
 };
@@ -23,7 +24,7 @@ use crate::store::{
 /// What is younger may be about to get its row.
 const SETTLED: Duration = Duration::from_secs(60 * 60);
 
-/// A run's directory that is younger may be about to get its lock.
+/// A run's directory without a journal that is younger may be about to get one.
 const RUN_SETTLED: Duration = Duration::from_secs(2);
 
 /// The logs of cached steps.
@@ -122,8 +123,7 @@ impl Store {
                         removed.extend(moved.then_some(trash));
                         index::layers::remove(transaction, &layer)?;
                     }
-                    // Stays, and is tried again by the next collection.
-                    Err(error) => trouble = trouble.take().or(Some(error)),
+                    Err(error) => trouble = trouble.take().or_else(|| stays(error)),
                 }
             }
             collect::forget_doomed(transaction, end)
@@ -141,8 +141,15 @@ impl Store {
                 continue;
             }
             let trash = self.new_tmp();
-            if self.move_to(&run.dir, &trash)? {
-                removed.push(trash);
+            match self.move_to(&run.dir, &trash) {
+                Ok(moved) => removed.extend(moved.then_some(trash)),
+                Err(error) => match stays(error) {
+                    None => continue,
+                    Some(full) => {
+                        self.delete(removed);
+                        return Err(full);
+                    }
+                },
             }
             if let Some(id) = run.dir.file_name().and_then(|name| name.to_str()).and_then(|name| name.parse().ok()) {
                 let id: Uuid = id;
@@ -166,7 +173,10 @@ impl Store {
                 let found = names_if_any(dir)?.into_iter().filter(|name| !keep(name));
                 found.map(|name| dir.join(name)).try_for_each(|path| {
                     let trash = self.new_tmp();
-                    removed.extend(self.move_to(&path, &trash)?.then_some(trash));
+                    match self.move_to(&path, &trash) {
+                        Ok(moved) => removed.extend(moved.then_some(trash)),
+                        Err(error) => return stays(error).map_or(Ok(()), Err),
+                    }
                     Ok::<_, StoreError>(())
                 })
             };
@@ -199,8 +209,8 @@ impl Store {
         }
     }
 
-    /// Deletes trees in this process's `tmp`, and tells how many bytes that freed. What it may not delete stays until
-    /// somebody opens the store who may.
+    /// Deletes trees in this process's `tmp`, and tells how many bytes that freed. What it may not delete is reported, and
+    /// stays until the store is opened by a process that may.
     fn delete(&self, trees: Vec<PathBuf>) -> u64 {
         let ops = self.tree_ops();
         let mut freed = 0;
@@ -209,21 +219,32 @@ impl Store {
             let extent = tree::measure(&tree).unwrap_or_default();
             freed += extent.own + extent.enclosed;
             if let Err(error) = ops.remove_tree(&tree) {
-                freed -= extent.own + extent.enclosed;
-                tracing::debug!(%error, path = %tree.display(), "could not remove a tree yet");
-                self.discard(tree);
+                let left = tree::measure(&tree).unwrap_or_default();
+                freed = freed.saturating_sub(left.own + left.enclosed);
+                tracing::warn!(%error, path = %tree.display(), "a part of the garbage can't be removed");
             }
         }
         freed
     }
 }
 
-/// Whether somebody writes to the run in `dir`.
+/// Reports what can't be moved out of its place, such as a mount point or an immutable directory: the next collection tries
+/// again. An error that ends the collection is returned: there are means against a full disk.
+fn stays(error: StoreError) -> Option<StoreError> {
+    if matches!(error, StoreError::Full { .. }) {
+        return Some(error);
+    }
+    tracing::warn!(error = %error.to_line(), "a part of the garbage can't be removed");
+    None
+}
+
+/// Whether the run in `dir` goes on. Its journal is locked from the moment it is there.
 fn is_live(dir: &Path) -> bool {
-    // The journal of a young one may be about to be locked.
-    !is_older(dir, RUN_SETTLED)
-        || File::open(dir.join("journal"))
-            .is_ok_and(|journal| rustix::fs::flock(&journal, FlockOperation::NonBlockingLockExclusive).is_err())
+    match File::open(dir.join("journal")) {
+        Ok(journal) => rustix::fs::flock(&journal, FlockOperation::NonBlockingLockExclusive).is_err(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => !is_older(dir, RUN_SETTLED),
+        Err(_) => true,
+    }
 }
 
 /// Whether what is at `path` was changed longer ago than that, or, by a clock that jumped, longer in the future.

@@ -1,6 +1,7 @@
 //! What of the machine's system directories steps must not see.
 
 use std::{
+    collections::VecDeque,
     fmt::Write,
     fs::{self, Metadata, Permissions},
     io,
@@ -8,10 +9,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use super::redact;
 use crate::store::{StoreError, error::Doing, layout::make_dir, tree};
 
 /// Credentials that some programs leave readable for everybody, or that name accounts elsewhere. What is not readable for
-/// everybody needs no mention: all of `/etc` and of `/usr/local/etc` that is so is hidden.
+/// everybody needs no mention: all of that is hidden.
 const HIDDEN: [&str; 34] = [
     "etc/NetworkManager/system-connections",
     "etc/apt/auth.conf",
@@ -49,11 +51,14 @@ const HIDDEN: [&str; 34] = [
     "var/cache/debconf/passwords.dat",
 ];
 
-/// Where everything that is not readable for everybody is hidden.
-const SEARCHED: [&str; 2] = ["etc", "usr/local/etc"];
+/// Directories of too many files to look at each in every run.
+const LARGE: [&str; 8] = ["usr", "opt", "bin", "sbin", "lib", "lib32", "lib64", "libx32"];
 
-/// Shown although not everybody may read it: rules without secrets, which `sudo` refuses to work without.
-const SHOWN: [&str; 2] = ["etc/sudoers", "etc/sudoers.d"];
+/// Where people put files by hand, past any package manager.
+const BY_HAND: [&str; 2] = ["opt", "usr/local"];
+
+/// Programs that some systems let others run but not read.
+const PROGRAMS: [&str; 4] = ["usr/bin/sudo", "usr/bin/sudoreplay", "usr/bin/userhelper", "usr/sbin/userhelper"];
 
 /// Files with a password for each account, and what stands for a locked one.
 const SHADOWS: [(&str, &str, &str); 4] = [
@@ -63,9 +68,33 @@ const SHADOWS: [(&str, &str, &str); 4] = [
     ("gshadow-", "group", ":*::"),
 ];
 
-/// Makes the mask over the directory `name` of the machine. False where it needs none.
-pub(super) fn make(machine: &Path, name: &Path, mask: &Path) -> Result<bool, StoreError> {
-    let mut layer = Layer { machine, name, mask, empty: true };
+/// How much is looked at to find what others may not read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Reach {
+    /// Of the large directories only places where people put files by hand are looked through: up to this many entries of
+    /// each, those nearest to its top first.
+    pub(super) entries: usize,
+    /// The kernel keeps the content of the rest from steps.
+    pub(super) screened: bool,
+}
+
+impl Reach {
+    /// Everything.
+    pub(super) const ALL: Self = Self { entries: usize::MAX, screened: false };
+}
+
+/// What [`make`] made.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Made {
+    /// The mask has something in it.
+    pub(super) masks: bool,
+    /// It hides everything that others may not read.
+    pub(super) complete: bool,
+}
+
+/// Makes the mask over the directory `name` of the machine.
+pub(super) fn make(machine: &Path, name: &Path, mask: &Path, reach: Reach) -> Result<Made, StoreError> {
+    let mut layer = Layer { machine, name, mask, screened: reach.screened, empty: true };
     for hidden in HIDDEN {
         layer.hide(Path::new(hidden))?;
     }
@@ -76,12 +105,19 @@ pub(super) fn make(machine: &Path, name: &Path, mask: &Path) -> Result<bool, Sto
         layer.accounts()?;
         layer.network()?;
     }
-    for dir in SEARCHED.map(Path::new) {
-        if dir.starts_with(name) {
-            layer.search(dir)?;
+    let complete = if reach == Reach::ALL || !LARGE.map(Path::new).contains(&name) {
+        layer.search(name, usize::MAX)?
+    } else {
+        let mut complete = BY_HAND.map(Path::new).contains(&name);
+        for dir in BY_HAND.map(Path::new).into_iter().filter(|dir| dir.starts_with(name)) {
+            complete &= layer.search(dir, reach.entries)?;
         }
+        complete
+    };
+    if reach.screened && !complete {
+        layer.programs()?;
     }
-    Ok(!layer.empty)
+    Ok(Made { masks: !layer.empty, complete })
 }
 
 /// The homes of people, as paths relative to the root, wherever they are.
@@ -103,13 +139,15 @@ struct Layer<'a> {
     machine: &'a Path,
     name: &'a Path,
     mask: &'a Path,
+    /// Whether the kernel may keep from steps what the machine lets only some read.
+    screened: bool,
     empty: bool,
 }
 
 impl Layer<'_> {
     /// Hides what is at `path`, if it is in this directory and there.
     fn hide(&mut self, path: &Path) -> Result<(), StoreError> {
-        if path == self.name || !path.starts_with(self.name) || SHOWN.map(Path::new).contains(&path) {
+        if path == self.name || !path.starts_with(self.name) {
             return Ok(());
         }
         if fs::symlink_metadata(self.machine.join(path)).is_err() {
@@ -119,20 +157,65 @@ impl Layer<'_> {
         tree::whiteout(&place).doing("hide", &self.machine.join(path))
     }
 
-    /// Hides what not everybody may read below the directory at `path`.
-    fn search(&mut self, path: &Path) -> Result<(), StoreError> {
-        let mut dirs = vec![path.to_path_buf()];
-        while let Some(dir) = dirs.pop() {
-            // Whoever can't list it can't show it to a step either.
+    /// Hides what others may not read in the directory at `path` and below it, and passwords in addresses. Directories are
+    /// looked through in the order of their depth, until `budget` entries were seen. Returns whether those were all.
+    fn search(&mut self, path: &Path, mut budget: usize) -> Result<bool, StoreError> {
+        let Ok(top) = fs::symlink_metadata(self.machine.join(path)) else { return Ok(true) };
+        let mut dirs = VecDeque::from([path.to_path_buf()]);
+        while let Some(dir) = dirs.pop_front() {
+            // A caller who can't list it can't show it to a step either.
             let Ok(entries) = fs::read_dir(self.machine.join(&dir)) else { continue };
             for entry in entries.flatten() {
+                let Some(left) = budget.checked_sub(1) else { return Ok(false) };
+                budget = left;
+                if entry.file_type().is_ok_and(|kind| kind.is_symlink()) {
+                    continue;
+                }
                 let Ok(metadata) = entry.metadata() else { continue };
                 let path = dir.join(entry.file_name());
-                if is_secret(&metadata) {
-                    self.hide(&path)?;
+                if is_private(&metadata) {
+                    // Locks and the like tell nothing, and programs want them. No screen lets root open them.
+                    let tells = metadata.is_dir() || metadata.len() > 0;
+                    match tells {
+                        true => self.hide(&path)?,
+                        false if self.screened => self.put_like(&path, b"", &metadata)?,
+                        false => {}
+                    }
                 } else if metadata.is_dir() {
-                    dirs.push(path);
+                    // Overlays do not cross mount points.
+                    if metadata.dev() == top.dev() {
+                        dirs.push_back(path);
+                    }
+                } else if redact::may_have_passwords(&path) && metadata.is_file() {
+                    self.redact(&path, &metadata)?;
                 }
+            }
+        }
+        Ok(true)
+    }
+
+    /// Takes names and passwords out of the addresses in a file.
+    fn redact(&mut self, path: &Path, metadata: &Metadata) -> Result<(), StoreError> {
+        let from = self.machine.join(path);
+        if metadata.len() > redact::MAX_BYTES {
+            return self.hide(path);
+        }
+        let text = fs::read(&from).doing("read", &from)?;
+        match redact::without_passwords(&text) {
+            Some(clean) => self.put_like(path, &clean, metadata),
+            None => Ok(()),
+        }
+    }
+
+    /// Copies programs that others may run but not read, which no screen lets anyone run.
+    fn programs(&mut self) -> Result<(), StoreError> {
+        let name = self.name;
+        for program in PROGRAMS.map(Path::new).into_iter().filter(|path| path.starts_with(name)) {
+            let from = self.machine.join(program);
+            let Ok(metadata) = fs::symlink_metadata(&from) else { continue };
+            if metadata.is_file() && metadata.mode() & 0o005 == 0o001 {
+                let content = fs::read(&from).doing("read", &from)?;
+                self.put_like(program, &content, &metadata)?;
             }
         }
         Ok(())
@@ -150,7 +233,7 @@ impl Layer<'_> {
                     let _ = writeln!(text, "{name}{locked}");
                 }
             }
-            self.put(&path, text.as_bytes(), 0o640, Some(metadata.gid()))?;
+            self.put(&path, text.as_bytes(), 0o640, (None, Some(metadata.gid())))?;
         }
         Ok(())
     }
@@ -159,11 +242,15 @@ impl Layer<'_> {
     fn network(&mut self) -> Result<(), StoreError> {
         for name in ["resolv.conf", "hosts", "hostname"] {
             let path = self.name.join(name);
-            match fs::read(self.machine.join(&path)) {
-                Ok(text) => self.put(&path, &text, 0o644, None)?,
+            let from = self.machine.join(&path);
+            let is_public = fs::metadata(&from).is_ok_and(|metadata| metadata.is_file() && !is_private(&metadata));
+            match fs::read(&from) {
+                Ok(text) if is_public => self.put(&path, &text, 0o644, (None, None))?,
                 // Where the step's own is mounted.
-                Err(_) if name == "hosts" && self.name == Path::new("etc") => self.put(&path, b"", 0o644, None)?,
-                Err(_) => {}
+                _ if name == "hosts" && self.name == Path::new("etc") => {
+                    self.put(&path, b"", 0o644, (None, None))?;
+                }
+                _ => {}
             }
         }
         if let Some(mtab) = self.place(&self.name.join("mtab"))? {
@@ -172,11 +259,22 @@ impl Layer<'_> {
         Ok(())
     }
 
-    fn put(&mut self, path: &Path, text: &[u8], mode: u32, group: Option<u32>) -> Result<(), StoreError> {
+    /// Puts a file into the mask that differs from the machine's in its content alone.
+    fn put_like(&mut self, path: &Path, content: &[u8], model: &Metadata) -> Result<(), StoreError> {
+        self.put(path, content, model.mode() & 0o7777, (Some(model.uid()), Some(model.gid())))
+    }
+
+    fn put(
+        &mut self,
+        path: &Path,
+        content: &[u8],
+        mode: u32,
+        (owner, group): (Option<u32>, Option<u32>),
+    ) -> Result<(), StoreError> {
         let Some(place) = self.place(path)? else { return Ok(()) };
-        fs::write(&place, text).doing("write", &place)?;
+        fs::write(&place, content).doing("write", &place)?;
         if rustix::process::geteuid().is_root() {
-            std::os::unix::fs::chown(&place, None, group).doing("own", &place)?;
+            std::os::unix::fs::chown(&place, owner, group).doing("own", &place)?;
         }
         fs::set_permissions(&place, Permissions::from_mode(mode)).doing("set the mode of", &place)
     }
@@ -218,11 +316,8 @@ impl Layer<'_> {
     }
 }
 
-/// Whether the machine does not let everybody read this. Empty files, such as locks, tell nothing.
-fn is_secret(metadata: &Metadata) -> bool {
-    if metadata.is_dir() {
-        metadata.mode() & 0o005 != 0o005
-    } else {
-        metadata.is_file() && metadata.mode() & 0o004 == 0 && metadata.len() > 0
-    }
+/// Whether others than the owner and the group may not read this, or not enter it. What they may run is a program, and shown.
+fn is_private(metadata: &Metadata) -> bool {
+    let others = metadata.mode() & 0o005;
+    if metadata.is_dir() { others != 0o005 } else { metadata.is_file() && others == 0 }
 }

@@ -6,16 +6,18 @@
 //! directory does not show either, because overlays do not cross them.
 
 mod mask;
+mod redact;
 mod skeleton;
 
 use std::{
-    collections::BTreeMap,
     fs,
     path::{Component, Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
 };
 
-use super::{Store, StoreError, error::Doing, layout::make_dir};
+use mask::{Made, Reach};
+
+use super::{IdMap, Store, StoreError, error::Doing, layout::make_dir};
 
 /// Top-level directories that are the system, where they are directories. Where they are links (`/bin` to `usr/bin`), the
 /// skeleton has the link.
@@ -34,17 +36,35 @@ const PACKAGES: [&str; 9] = [
     "var/cache/ldconfig",
 ];
 
+/// How many entries of `/opt`, and of `/usr/local`, are looked at: a few milliseconds' worth.
+const SEARCHED: usize = 2000;
+
 /// Shown read-only where they are there: package stores that nobody but their own daemon may write to.
 const READ_ONLY: [&str; 2] = ["nix", "gnu"];
 
-/// This machine's system as a set of lower directories.
-#[derive(Debug, PartialEq, Eq)]
+/// This machine's system as a set of lower directories. What was made for it goes when this is dropped: not before the last
+/// step that is shown it has ended.
+#[derive(Debug)]
 #[non_exhaustive]
 pub struct HostImage {
     /// The lowest lower directory of the step's root, with a mount point for each of `dirs`.
     pub skeleton: PathBuf,
     /// What to mount over it, parents before children.
     pub dirs: Vec<HostDir>,
+    _home: Home,
+}
+
+/// The directory with all that was made for an image.
+#[derive(Debug)]
+struct Home {
+    store: Arc<Store>,
+    path: PathBuf,
+}
+
+impl Drop for Home {
+    fn drop(&mut self) {
+        self.store.discard(std::mem::take(&mut self.path));
+    }
 }
 
 /// One directory of the machine.
@@ -57,57 +77,69 @@ pub struct HostDir {
     pub lowers: Vec<PathBuf>,
     /// Steps see it as it is and can't write to it: a read-only bind mount of the one lower directory.
     pub read_only: bool,
+    /// The lowest lower directory must be shown through a mount that root can't read through what others may not: its
+    /// files are too many to look at each.
+    pub screened: bool,
 }
 
-/// The images made so far, by the extra directories they have.
-#[derive(Debug, Default)]
-pub(super) struct HostImages(Mutex<BTreeMap<Vec<PathBuf>, Arc<HostImage>>>);
-
 impl Store {
-    /// This machine's system, with `extra_dirs` shown read-only. Made once for as long as the store is open, in some
-    /// milliseconds.
+    /// This machine's system as it is now, with `extra_dirs` shown read-only. `id_map` says how steps see owners. Takes some
+    /// milliseconds; much longer if steps are root and the kernel can't screen the large directories.
     ///
     /// # Errors
     /// [`StoreError::StoreWithinImage`] where the store itself would be visible, [`StoreError::BadHostDir`] for an extra
     /// directory that can't be shown.
-    pub fn host_image(&self, extra_dirs: &[PathBuf]) -> Result<Arc<HostImage>, StoreError> {
-        let mut images = self.hosts.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(image) = images.get(extra_dirs) {
-            return Ok(Arc::clone(image));
-        }
-        let image = Arc::new(self.make_host_image(Path::new("/"), extra_dirs)?);
-        images.insert(extra_dirs.to_vec(), Arc::clone(&image));
-        Ok(image)
+    pub fn host_image(self: &Arc<Self>, extra_dirs: &[PathBuf], id_map: IdMap) -> Result<HostImage, StoreError> {
+        self.make_host_image(Path::new("/"), extra_dirs, id_map)
     }
 
-    fn make_host_image(&self, machine: &Path, extra_dirs: &[PathBuf]) -> Result<HostImage, StoreError> {
-        let home = self.new_tmp();
-        make_dir(&home)?;
+    fn make_host_image(
+        self: &Arc<Self>,
+        machine: &Path,
+        extra_dirs: &[PathBuf],
+        id_map: IdMap,
+    ) -> Result<HostImage, StoreError> {
+        let home = Home { store: Arc::clone(self), path: self.new_tmp() };
+        make_dir(&home.path)?;
         let mut dirs = Vec::new();
         for name in SYSTEM.iter().chain(&PACKAGES) {
             let dir = machine.join(name);
             if fs::symlink_metadata(&dir).is_ok_and(|metadata| metadata.is_dir()) {
-                let mask = home.join(format!("mask-{}", name.replace('/', "-")));
-                let mut lowers = Vec::new();
-                if mask::make(machine, Path::new(name), &mask)? {
-                    lowers.push(mask);
-                }
-                lowers.push(self.visible(&dir)?);
-                dirs.push(HostDir { path: name.into(), lowers, read_only: false });
+                let real = self.visible(&dir)?;
+                let screened = id_map == IdMap::Root && can_screen(&real);
+                let reach = match id_map {
+                    IdMap::Root if !screened => Reach::ALL,
+                    // Of others' files, the kernel shows ordinary users nothing that they may not read.
+                    _ => Reach { entries: SEARCHED, screened },
+                };
+                let mask = home.path.join(format!("mask-{}", name.replace('/', "-")));
+                let Made { masks, complete } = mask::make(machine, Path::new(name), &mask, reach)?;
+                let lowers = masks.then_some(mask).into_iter().chain([real]).collect();
+                dirs.push(HostDir { path: name.into(), lowers, read_only: false, screened: screened && !complete });
             }
         }
         for name in READ_ONLY {
             let dir = machine.join(name);
             if dir.is_dir() {
-                dirs.push(HostDir { path: name.into(), lowers: vec![self.visible(&dir)?], read_only: true });
+                dirs.push(HostDir {
+                    path: name.into(),
+                    lowers: vec![self.visible(&dir)?],
+                    read_only: true,
+                    screened: false,
+                });
             }
         }
         for dir in extra_dirs {
-            dirs.push(HostDir { path: extra_path(dir)?, lowers: vec![self.visible(dir)?], read_only: true });
+            dirs.push(HostDir {
+                path: extra_path(dir)?,
+                lowers: vec![self.visible(dir)?],
+                read_only: true,
+                screened: false,
+            });
         }
-        let skeleton = home.join("skeleton");
+        let skeleton = home.path.join("skeleton");
         skeleton::make(machine, &skeleton, &dirs)?;
-        Ok(HostImage { skeleton, dirs })
+        Ok(HostImage { skeleton, dirs, _home: home })
     }
 
     /// The real path of a directory that steps will see, which must not have the store in it.
@@ -121,6 +153,18 @@ impl Store {
         }
         Ok(real)
     }
+}
+
+/// Whether a directory can be shown through a screen: an overlay, made by a user of no files, below the overlay that steps
+/// write to. Overlays stack twice at the most, and that user must have an id here.
+fn can_screen(dir: &Path) -> bool {
+    const OVERLAY: u64 = 0x794c_7630;
+    const ECRYPTFS: u64 = 0xf15f;
+    let is_plain = rustix::fs::statfs(dir).is_ok_and(|of| ![OVERLAY, ECRYPTFS].contains(&(of.f_type as u64)));
+    is_plain
+        && rustix::process::geteuid().is_root()
+        && fs::read_to_string("/proc/self/uid_map")
+            .is_ok_and(|map| map.split_ascii_whitespace().eq(["0", "0", "4294967295"]))
 }
 
 /// Where an extra directory is mounted: where it is on the machine.
@@ -172,15 +216,15 @@ mod tests {
         machine
     }
 
-    fn image(store: &Store, machine: &Path) -> HostImage {
-        store.make_host_image(machine, &[]).unwrap()
+    fn image(store: &Arc<Store>, machine: &Path) -> HostImage {
+        store.make_host_image(machine, &[], IdMap::Single).unwrap()
     }
 
     #[test]
     fn the_skeleton_has_links_and_mount_points_but_nobodys_files() {
         let top = tempfile::tempdir().unwrap();
         let (store, machine) = (Store::open(&top.path().join("store")).unwrap(), machine(top.path()));
-        let HostImage { skeleton, dirs } = image(&store, &machine);
+        let HostImage { skeleton, dirs, .. } = &image(&store, &machine);
         let paths: Vec<_> = dirs.iter().map(|dir| dir.path.to_str().unwrap()).collect();
         assert_eq!(paths, ["usr", "etc", "opt", "var/lib/dpkg"]);
         assert_eq!(fs::read_link(skeleton.join("bin")).unwrap().to_str(), Some("usr/bin"));
@@ -221,7 +265,7 @@ mod tests {
         let top = tempfile::tempdir().unwrap();
         let machine = machine(top.path());
         let store = Store::open(&machine.join("opt/cache")).unwrap();
-        let error = store.make_host_image(&machine, &[]).unwrap_err();
+        let error = store.make_host_image(&machine, &[], IdMap::Single).unwrap_err();
         assert!(matches!(error, StoreError::StoreWithinImage { .. }));
         assert!(error.to_string().contains("HM_CACHE_DIR"), "{error}");
     }
@@ -232,17 +276,20 @@ mod tests {
         let (store, machine) = (Store::open(&top.path().join("store")).unwrap(), machine(top.path()));
         let tools = top.path().join("tools");
         fs::create_dir(&tools).unwrap();
-        let image = store.make_host_image(&machine, std::slice::from_ref(&tools)).unwrap();
+        let image = store.make_host_image(&machine, std::slice::from_ref(&tools), IdMap::Single).unwrap();
         let shown = image.dirs.last().unwrap();
         assert!(shown.read_only && shown.path == tools.strip_prefix("/").unwrap());
         assert!(image.skeleton.join(&shown.path).is_dir());
         let store_dir = store.dir().to_path_buf();
         for bad in ["relative".into(), "/".into(), "/proc/self".into(), "/nowhere/at/all".into(), "/tmp/../etc".into()]
         {
-            assert!(matches!(store.make_host_image(&machine, &[bad]), Err(StoreError::BadHostDir { .. })));
+            assert!(matches!(
+                store.make_host_image(&machine, &[bad], IdMap::Single),
+                Err(StoreError::BadHostDir { .. })
+            ));
         }
         assert!(matches!(
-            store.make_host_image(&machine, &[store_dir.parent().unwrap().into()]),
+            store.make_host_image(&machine, &[store_dir.parent().unwrap().into()], IdMap::Single),
             Err(StoreError::StoreWithinImage { .. })
         ));
     }

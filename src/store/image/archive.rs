@@ -17,7 +17,7 @@ use super::{
     reference::ImageName,
     search::Search,
 };
-use crate::store::{Store, StoreError, error::Doing, tree::decompress};
+use crate::store::{Store, StoreError, error::Doing, layout::create_new, tree::decompress};
 
 /// More members than this no archive of an image has.
 const MAX_MEMBERS: usize = 100_000;
@@ -288,7 +288,7 @@ fn expand(shown: &Path, file: File, to: &Path, limit: u64) -> Result<(), ImageEr
         reason: format!("it can't be decompressed ({error})"),
     };
     let mut stream = decompress(file).map_err(damaged)?;
-    let mut out = File::create_new(to).doing("make", to)?;
+    let mut out = create_new(to).doing("make", to)?;
     let (mut buffer, mut bytes) = (vec![0; 1 << 17], 0_u64);
     loop {
         let read = stream.read(&mut buffer).map_err(damaged)?;

@@ -20,6 +20,7 @@ pub(super) mod sources;
 
 use std::{
     fs,
+    os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, SystemTime},
@@ -128,7 +129,7 @@ impl Index {
     /// What is found damaged is looked at when the store is opened the next time.
     fn failed(&self, error: rusqlite::Error) -> StoreError {
         if is_damage(&error)
-            && let Err(error) = fs::write(suspect(&self.path), "")
+            && let Err(error) = make_private(&suspect(&self.path))
         {
             tracing::warn!(%error, "failed to mark the store's index as damaged");
         }
@@ -179,6 +180,10 @@ pub(super) fn now_ms() -> i64 {
 }
 
 fn connect(path: &Path) -> rusqlite::Result<Connection> {
+    // SQLite's own files are for everybody, as far as the umask lets them be; what it makes beside a file is like that.
+    if let Err(error) = make_private(path) {
+        tracing::debug!(%error, path = %path.display(), "SQLite tells what is wrong");
+    }
     let mut connection = Connection::open(path)?;
     connection.busy_timeout(BUSY)?;
     connection.set_prepared_statement_cache_capacity(STATEMENTS);
@@ -193,6 +198,11 @@ fn connect(path: &Path) -> rusqlite::Result<Connection> {
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
     schema::migrate(&mut connection)?;
     Ok(connection)
+}
+
+/// Makes an empty file for its owner alone, unless there is one.
+fn make_private(path: &Path) -> std::io::Result<()> {
+    fs::OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path).map(drop)
 }
 
 /// The mark of an index in which damage was found.

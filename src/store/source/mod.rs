@@ -18,7 +18,6 @@ mod walk;
 mod write;
 
 use std::{
-    fs,
     path::{Path, PathBuf},
     sync::atomic::AtomicBool,
     thread,
@@ -32,8 +31,7 @@ use self::{
 };
 use super::{
     LayerId, SourceId, Store, StoreError,
-    error::Doing,
-    layout::make_dir,
+    layout::{make_dir, write_new},
     manifest::{Change, Kind, Manifest, Times},
 };
 
@@ -201,7 +199,7 @@ impl Store {
             }
             if let Some(manifest) = manifest {
                 let path = aside.join("manifest");
-                fs::write(&path, manifest).doing("write", &path)?;
+                write_new(&path, manifest)?;
             }
             self.place(&aside).map(Some)
         };

@@ -4,10 +4,10 @@ use std::{
     cmp::Ordering as Order,
     ffi::OsStr,
     fs::{self, File, OpenOptions},
-    io::{self, Read, Write},
+    io::{self, Read},
     os::unix::{
         ffi::{OsStrExt, OsStringExt},
-        fs::{OpenOptionsExt, PermissionsExt},
+        fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt},
     },
     path::Path,
     sync::{
@@ -200,11 +200,21 @@ impl Reader<'_> {
             })?
         } else {
             let unreadable = |source| StoreError::Unreadable { path: path.clone(), source };
-            read_whole(&mut source, size_bytes, buffer, unreadable, |bytes| {
+            let is_sparse = source.metadata().is_ok_and(|metadata| metadata.blocks() * 512 < size_bytes);
+            let mut length = 0;
+            let whole = read_whole(&mut source, size_bytes, buffer, unreadable, |bytes| {
                 hasher.update(bytes);
-                copy.write_all(bytes).doing("write", target)?;
+                // What is a hole stays one.
+                if !is_sparse || bytes.iter().any(|byte| *byte != 0) {
+                    copy.write_all_at(bytes, length).doing("write", target)?;
+                }
+                length += bytes.len() as u64;
                 self.check()
-            })?
+            })?;
+            if is_sparse {
+                copy.set_len(length).doing("write", target)?;
+            }
+            whole
         };
         if !whole || hasher.finalize().as_bytes() != hash {
             return Err(changed(&path));

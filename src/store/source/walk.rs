@@ -27,6 +27,10 @@ use rustix::{
 use super::{StoreError, rules::Rules, threads};
 use crate::store::{manifest::Time, tree};
 
+/// The longest path of a directory in a source, in bytes. Longer ones can't be opened at once where they are shown to steps:
+/// the kernel's limit is 4096 bytes, the file's name and the way to the store included.
+const MAX_PATH_BYTES: usize = 3500;
+
 /// What is known of a file without reading it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Status {
@@ -207,6 +211,9 @@ impl Walk<'_> {
                 continue;
             };
             if status.kind == FileKind::Directory {
+                if job.path.len() + name.to_bytes().len() > MAX_PATH_BYTES {
+                    return Err(StoreError::TooDeep { path: path.into() });
+                }
                 below.push(SubDir {
                     at: list.entries.len(),
                     job: Job { slot: 0, path: tree::join(&job.path, name.to_bytes()), rules: Arc::clone(&rules) },

@@ -3,8 +3,9 @@
 use std::{num::NonZeroUsize, path::PathBuf, pin::pin, process::ExitCode, time::Duration};
 
 use hm_exec::{
-    BackendHandle, BuildOutcome, Plan, RunRequest, StepStatus,
-    store::{ImageOptions, PullPolicy, StoreHandle},
+    BackendHandle, BuildOutcome, BuildStatus, Plan, RunRequest, StepStatus,
+    quote::quote,
+    store::{Filesystem, ImageOptions, PullPolicy, StoreHandle},
 };
 use uuid::Uuid;
 
@@ -153,6 +154,7 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
     check_steps(&plan, &args.refresh)?;
     let remote = args.remote.resolve(Some(&source_dir.join(".hm")))?;
     let store = runners::store()?;
+    warn_of_exposure(&store);
 
     let mut request = RunRequest::new(plan, source_dir);
     request.pipeline_slug = definition.name.clone();
@@ -212,13 +214,33 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
             Ok(ExitCode::from(130))
         }
         End::Ended(outcome) => {
-            if format != Format::Json {
+            if outcome.status == BuildStatus::Infrastructure && is_full(&store) {
+                Failure::full_store().report();
+            } else if format != Format::Json {
                 point_at_what_is_left(&store, &outcome);
             }
             cache::collect_if_due(&store);
             Ok(ExitCode::from(u8::try_from(outcome.status.exit_code()).unwrap_or(u8::MAX)))
         }
     }
+}
+
+/// Warns once if other users can reach into the store, or could until now.
+fn warn_of_exposure(store: &StoreHandle) {
+    // A store that can't be opened is reported by what needs it.
+    let Ok(store) = store.get() else { return };
+    if let Some(exposure) = store.exposure() {
+        let fix = exposure.mended_by().map(|fix| format!("\nhint: {fix}")).unwrap_or_default();
+        to_stderr(&format!("warning: {exposure}{fix}"));
+    }
+}
+
+/// Whether the store's disk has no room for anything.
+fn is_full(store: &StoreHandle) -> bool {
+    /// Less than a step's log, a layer and their rows.
+    const NOTHING: u64 = 256 << 10;
+    let dir = store.get_opened().map(|store| store.dir().to_owned()).or_else(|| runners::store_dir().ok());
+    dir.is_some_and(|dir| Filesystem::of(&dir).is_ok_and(|of| of.free_bytes < NOTHING))
 }
 
 /// Refuses names that no step has.
@@ -239,10 +261,12 @@ fn point_at_what_is_left(store: &StoreHandle, outcome: &BuildOutcome) {
     let failed = |status| matches!(status, StepStatus::Failed | StepStatus::TimedOut | StepStatus::OutOfMemory);
     let is_kept = |key: &str| matches!(store.left(outcome.build.run_id, key), Ok(Some((_, false))));
     if let Some(step) = outcome.steps.iter().find(|step| failed(step.status) && is_kept(&step.key)) {
-        let key = text::clean(&step.key);
-        to_stderr(&format!(
-            "hint: `hm shell {key}` opens a shell in what it left, `hm cp {key}:PATH .` takes files out"
-        ));
+        // After `--`, `hm shell` has a command: a name that looks like an option comes behind its run's.
+        let run = outcome.build.run_id.to_string();
+        let name = if step.key.starts_with('-') { format!("{}/{}", &run[..8], step.key) } else { step.key.to_string() };
+        let (step, path) = (quote(&name), format!("{} .", quote(&format!("{name}:PATH"))));
+        let (step, path) = (text::clean(&step), text::clean(&path));
+        to_stderr(&format!("hint: `hm shell {step}` opens a shell in what it left, `hm cp {path}` takes files out"));
     }
 }
 

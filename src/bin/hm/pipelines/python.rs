@@ -9,6 +9,7 @@ use std::{
     process::{Command, ExitStatus, Stdio},
 };
 
+use hm_exec::quote::quote;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
@@ -57,7 +58,10 @@ pub(super) fn render(files: &[PathBuf], source_dir: &Path) -> Outcome<Vec<Defini
         .map_err(|error| Failure::input(format_args!("`{shown}` ended without naming its pipelines")).because(error))?;
     let Some(envelope) = answer.envelope else {
         return Err(Failure::input(format_args!("`{shown}` has no package `harmont`, which {} needs", list(files)))
-            .hint(format_args!("`{shown} -m pip install harmont`, or name a Python that has it in HM_PYTHON")));
+            .hint(format_args!(
+                "`{} -m pip install harmont`, or name a Python that has it in HM_PYTHON",
+                quote(&shown)
+            )));
     };
     let envelope: Envelope = serde_json::from_str(&envelope).map_err(|error| {
         Failure::input("failed to read what harmont made of the pipelines")

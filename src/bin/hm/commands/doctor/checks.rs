@@ -8,6 +8,7 @@ use std::{
     process::{Command, Stdio},
 };
 
+use hm_exec::store::Store;
 use serde::Serialize;
 
 use crate::{pipelines, runners};
@@ -131,6 +132,11 @@ fn store() -> Finding {
     let Ok(stat) = rustix::fs::statfs(existing) else {
         return bad(format!("{shown} can't be examined"), CHOOSE);
     };
+    match Store::exposure_of(&dir) {
+        Ok(Some(exposure)) => return lacking(exposure.to_string(), exposure.mended_by().unwrap_or_default()),
+        Ok(None) => {}
+        Err(error) => return bad(format!("{:#}", anyhow::Error::new(error)), CHOOSE),
+    }
     // The type of `f_type` differs between targets; the numbers have 32 bits.
     let kind = stat.f_type as u64 & 0xffff_ffff;
     if let Some((_, name)) = UNFIT.iter().find(|(magic, _)| *magic == kind) {

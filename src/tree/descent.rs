@@ -1,0 +1,142 @@
+//! Going down a tree and up again, one level at a time.
+//!
+//! Opening each directory by its path from the top takes time that grows with the square of the depth, and paths longer
+//! than `PATH_MAX` can't be opened at once. So a walk stands in one directory, goes down by a name and up by `..`, and
+//! makes sure that it arrives where it came from: a tree that changes meanwhile leads nowhere else.
+
+use std::{ffi::CStr, io};
+
+use rustix::{
+    fd::{AsFd, BorrowedFd, OwnedFd},
+    fs::{self, Dev},
+    io::Errno,
+};
+
+use super::at::{open_below, open_dir_at};
+
+/// A walk that stands in a directory of a tree.
+#[derive(Debug)]
+pub(crate) struct Descent {
+    /// Where it started; `None` while it stands there.
+    top: Option<OwnedFd>,
+    dir: OwnedFd,
+    /// The directory's path below the top.
+    path: Vec<u8>,
+    /// The directories above, and how long their paths are.
+    above: Vec<(Dev, u64, usize)>,
+}
+
+impl Descent {
+    /// A walk that starts at a directory.
+    pub(crate) fn new(top: OwnedFd) -> Self {
+        Self { top: None, dir: top, path: Vec::new(), above: Vec::new() }
+    }
+
+    /// Returns the directory.
+    pub(crate) fn dir(&self) -> BorrowedFd<'_> {
+        self.dir.as_fd()
+    }
+
+    /// Returns its path below the top; the top's is empty.
+    pub(crate) fn path(&self) -> &[u8] {
+        &self.path
+    }
+
+    /// Goes down to the directory `name`, which must not be a link. On an error the walk stays where it is.
+    pub(crate) fn enter(&mut self, name: &CStr) -> io::Result<()> {
+        let below = open_dir_at(&self.dir, name)?;
+        let here = fs::fstat(&self.dir)?;
+        self.above.push((here.st_dev, here.st_ino, self.path.len()));
+        if !self.path.is_empty() {
+            self.path.push(b'/');
+        }
+        self.path.extend_from_slice(name.to_bytes());
+        let above = std::mem::replace(&mut self.dir, below);
+        self.top.get_or_insert(above);
+        Ok(())
+    }
+
+    /// Goes up again, and returns the directory that the walk stood in. At the top it stays there.
+    ///
+    /// # Errors
+    /// Returns an error if the directory was moved meanwhile.
+    pub(crate) fn leave(&mut self) -> io::Result<OwnedFd> {
+        let Some(&(device, inode, length)) = self.above.last() else { return Ok(self.dir.try_clone()?) };
+        let up = match (open_dir_at(&self.dir, c".."), &self.top) {
+            // A directory that may be read but not entered has no way out.
+            (Err(error), Some(top)) if error.kind() == io::ErrorKind::PermissionDenied => {
+                open_below(top.as_fd(), &self.path[..length])?
+            }
+            (up, _) => up?,
+        };
+        let found = fs::fstat(&up)?;
+        if (found.st_dev, found.st_ino) != (device, inode) {
+            return Err(Errno::STALE.into());
+        }
+        self.above.pop();
+        self.path.truncate(length);
+        Ok(std::mem::replace(&mut self.dir, up))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        super::{IdMap, at::open_dir, copy_tree, flatten, layer_tar, pack, remove_tree},
+        *,
+    };
+
+    /// By the path from the top for each level, this took minutes, and gigabytes for the paths.
+    #[test]
+    fn a_tree_of_twenty_thousand_levels_is_a_matter_of_seconds() {
+        const LEVELS: usize = 20_000;
+        let top = tempfile::tempdir().unwrap();
+        let path = |name: &str| top.path().join(name);
+        std::fs::create_dir(path("tree")).unwrap();
+        let mut dir = open_dir(&path("tree")).unwrap();
+        for _ in 0..LEVELS {
+            fs::mkdirat(&dir, c"d", fs::Mode::RWXU).unwrap();
+            dir = open_dir_at(&dir, c"d").unwrap();
+        }
+        drop(dir);
+        copy_tree(&path("tree"), &path("copy")).unwrap();
+        std::fs::create_dir(path("flat")).unwrap();
+        flatten(&[path("tree"), path("copy")], &path("flat"), IdMap::Single).unwrap();
+        for name in ["copy", "flat"] {
+            let mut walk = Descent::new(open_dir(&path(name)).unwrap());
+            while walk.enter(c"d").is_ok() {}
+            assert_eq!(walk.path().len(), 2 * LEVELS - 1, "{name}");
+        }
+        #[cfg(feature = "engine")]
+        {
+            let entries = super::super::seal(&path("tree")).unwrap().entries;
+            assert_eq!(entries, LEVELS as u64 + 1);
+            assert!(super::super::measure(&path("tree")).unwrap().own > 0);
+        }
+        // Streams have every path in full: a part of the levels will do.
+        let mut part = Descent::new(open_dir(&path("copy")).unwrap());
+        (0..LEVELS - 3000).for_each(|_| part.enter(c"d").unwrap());
+        fs::renameat(part.dir(), c"d", fs::CWD, path("part")).unwrap();
+        layer_tar(&path("part"), std::io::sink(), IdMap::Single).unwrap();
+        pack(&path("part"), std::io::sink()).unwrap();
+        for name in ["tree", "copy", "flat", "part"] {
+            remove_tree(&path(name)).unwrap();
+        }
+    }
+
+    #[test]
+    fn the_way_up_is_the_way_down() {
+        let top = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(top.path().join("a/b")).unwrap();
+        let mut walk = Descent::new(open_dir(top.path()).unwrap());
+        walk.enter(c"a").unwrap();
+        walk.enter(c"b").unwrap();
+        assert_eq!(walk.path(), b"a/b");
+        assert!(walk.enter(c"none").is_err());
+        drop(walk.leave().unwrap());
+        assert_eq!(walk.path(), b"a");
+        walk.enter(c"b").unwrap();
+        std::fs::rename(top.path().join("a/b"), top.path().join("b")).unwrap();
+        assert!(walk.leave().is_err(), "it was moved");
+    }
+}
