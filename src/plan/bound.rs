@@ -110,7 +110,7 @@ pub struct BoundStep {
 }
 
 /// The image of root steps where neither the step nor the pipeline names one: this machine's system.
-pub(super) const DEFAULT_IMAGE: &str = "host";
+pub const DEFAULT_IMAGE: &str = "host";
 
 /// Whether an image is a directory of this machine.
 pub(super) fn is_rootfs(image: &str) -> bool {

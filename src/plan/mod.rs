@@ -10,7 +10,7 @@ mod dag;
 use std::sync::Arc;
 
 pub use bind::bind;
-pub use bound::{Base, BindOptions, BoundPlan, BoundStep};
+pub use bound::{Base, BindOptions, BoundPlan, BoundStep, DEFAULT_IMAGE};
 pub use dag::{Dag, Link, StepIndex};
 
 use crate::ir::{InvalidPipeline, Pipeline};

@@ -1,6 +1,6 @@
 //! Where an engine is, and how it knows us.
 
-use std::fmt;
+use std::{fmt, net::IpAddr};
 
 /// Where an engine is, and how it knows us. `Debug` shows neither keys nor what is in headers.
 #[derive(Clone, Default, PartialEq, Eq)]
@@ -30,6 +30,17 @@ pub enum OptionsError {
     /// Certificates without TLS.
     #[error("certificates are of no use with {url}: write grpcs:// for TLS")]
     NoTls {
+        /// The address.
+        url: String,
+    },
+    /// A header would travel over a network without TLS.
+    #[error(
+        "the header `{name}` is not sent to {url} without encryption: write grpcs:// for TLS, or go through a tunnel on \
+         this machine"
+    )]
+    Unencrypted {
+        /// The header's name.
+        name: String,
         /// The address.
         url: String,
     },
@@ -68,14 +79,26 @@ impl EndpointOptions {
     }
 
     /// Another service of the same people, at `url`: the same headers and certificates go there, unless they would travel
-    /// without TLS to it and with TLS to this one.
+    /// over a network without TLS, or without TLS to it and with TLS to this one.
     #[must_use]
     pub fn beside(&self, url: impl Into<String>) -> Self {
         let other = Self::new(url);
-        match (self.has_tls(), other.has_tls()) {
-            (true, false) => other,
-            _ => Self { url: other.url, ..self.clone() },
+        if other.has_tls() || !self.has_tls() && other.is_loopback() {
+            Self { url: other.url, ..self.clone() }
+        } else {
+            other
         }
+    }
+
+    /// Whether the engine is on this machine, by its address.
+    fn is_loopback(&self) -> bool {
+        let rest = self.url.split_once("://").map_or(&*self.url, |(_, rest)| rest);
+        let authority = rest.strip_suffix('/').unwrap_or(rest);
+        let host = match authority.strip_prefix('[') {
+            Some(rest) => rest.split_once(']').map_or(rest, |(host, _)| host),
+            None => authority.rsplit_once(':').map_or(authority, |(host, _)| host),
+        };
+        host.eq_ignore_ascii_case("localhost") || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
     }
 
     fn has_tls(&self) -> bool {
@@ -83,7 +106,8 @@ impl EndpointOptions {
     }
 
     /// The address without what nobody should read, for people.
-    pub(super) fn place(&self) -> String {
+    #[must_use]
+    pub fn place(&self) -> String {
         match self.url.split_once("://") {
             Some((scheme, rest)) => format!("{scheme}://{}", rest.rsplit_once('@').map_or(rest, |(_, host)| host)),
             None => self.url.rsplit_once('@').map_or(&*self.url, |(_, host)| host).to_owned(),
@@ -105,6 +129,10 @@ impl EndpointOptions {
         }
         if !tls && (self.ca_pem.is_some() || self.client_pem.is_some()) {
             return Err(OptionsError::NoTls { url: self.place() });
+        }
+        // Any of them may be a secret, whatever it is called: that is what they are for.
+        if let Some((name, _)) = self.headers.first().filter(|_| !tls && !self.is_loopback()) {
+            return Err(OptionsError::Unencrypted { name: name.clone(), url: self.place() });
         }
         // Without a port, TLS means 443 as everywhere.
         Ok((format!("{}://{authority}", if tls { "https" } else { "http" }), tls))
@@ -148,8 +176,35 @@ mod tests {
         let with_tls = options.beside("grpcs://logs:1");
         assert_eq!((&*with_tls.url, &with_tls.headers), ("grpcs://logs:1", &options.headers));
         assert_eq!(with_tls.client_pem, options.client_pem);
-        let plain = EndpointOptions { client_pem: None, url: "grpc://host:1".into(), ..options };
-        assert_eq!(plain.beside("grpc://logs:1").headers, plain.headers);
+        let plain = EndpointOptions { client_pem: None, url: "grpc://127.0.0.1:1".into(), ..options };
+        assert_eq!(plain.beside("grpc://localhost:2").headers, plain.headers);
+        assert_eq!(plain.beside("grpcs://logs:2").headers, plain.headers);
+        assert_eq!(plain.beside("grpc://logs:1"), EndpointOptions::new("grpc://logs:1"));
+    }
+
+    #[test]
+    fn headers_go_over_no_network_without_tls() {
+        let with_header = |url: &str| {
+            let mut options = EndpointOptions::new(url);
+            options.add_header("authorization: Bearer s3cret").unwrap();
+            options.http_url()
+        };
+        for here in ["grpc://localhost:1", "grpc://127.0.0.1", "http://127.8.8.8:1/", "grpc://[::1]:1", "grpcs://host"]
+        {
+            assert!(with_header(here).is_ok(), "{here}");
+        }
+        for there in [
+            "grpc://host:1",
+            "http://10.0.0.1",
+            "grpc://[fe80::1]:1",
+            "grpc://localhost.example:1",
+            "grpc://127.0.0.1.example",
+        ] {
+            let error = with_header(there).unwrap_err();
+            assert!(matches!(error, OptionsError::Unencrypted { .. }), "{there}: {error}");
+            assert!(error.to_string().contains("`authorization`") && !error.to_string().contains("s3cret"), "{error}");
+            assert!(EndpointOptions::new(there).http_url().is_ok(), "{there}");
+        }
     }
 
     #[test]

@@ -54,7 +54,9 @@ pub use ids::{LayerId, SourceId};
 pub(crate) use image::check_image;
 #[cfg(feature = "docker")]
 pub(crate) use image::{ArchiveFile, SavedImage};
-pub use image::{Base, ImageDigest, ImageError, ImageOptions, Images, LayerLock, Notes, PullPolicy, TreeInMaking};
+pub use image::{
+    Base, ImageDigest, ImageError, ImageOptions, Images, LayerLock, Notes, PullPolicy, TreeInMaking, image_path,
+};
 pub use keep::{Cached, Evicted, KeepAs};
 pub use layer::Staging;
 pub use layout::{Store, TreeOps};

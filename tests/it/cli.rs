@@ -22,6 +22,8 @@ mod output;
 mod private_files;
 mod python;
 #[cfg(target_os = "linux")]
+mod recorder;
+#[cfg(target_os = "linux")]
 mod remote;
 #[cfg(target_os = "linux")]
 mod remote_cache;
@@ -30,4 +32,8 @@ mod remote_losses;
 pub(crate) mod shell;
 mod signals;
 mod terminal;
+#[cfg(target_os = "linux")]
+mod trust;
+#[cfg(target_os = "linux")]
+mod untrusted;
 mod verdicts;

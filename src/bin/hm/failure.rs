@@ -4,6 +4,7 @@ use std::{fmt::Display, io::Write, process::ExitCode};
 
 use hm_exec::{
     BackendError,
+    project::ProjectFileError,
     store::{Filesystem, StoreError},
 };
 
@@ -97,6 +98,12 @@ impl Failure {
 impl Display for Failure {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{:#}", self.error)
+    }
+}
+
+impl From<ProjectFileError> for Failure {
+    fn from(error: ProjectFileError) -> Self {
+        Self { error: anyhow::Error::new(error).context("failed to read a file of the project"), ..Self::input("") }
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod args;
 mod commands;
+mod consent;
 mod failure;
 mod history;
 #[cfg(target_os = "linux")]
@@ -16,7 +17,7 @@ mod signals;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use commands::{cache, doctor, list, plan, render as render_ir, run, runners as runner_list};
+use commands::{cache, doctor, list, plan, render as render_ir, run, runners as runner_list, trust};
 #[cfg(target_os = "linux")]
 use commands::{cp, logs, logstream, shell, why, worker};
 
@@ -35,6 +36,7 @@ enum Command {
     Pipelines(list::Args),
     Render(render_ir::Args),
     Runners(runner_list::Args),
+    Trust(trust::Args),
     #[cfg(target_os = "linux")]
     Shell(shell::Args),
     #[cfg(target_os = "linux")]
@@ -65,6 +67,7 @@ fn main() -> ExitCode {
         Command::Pipelines(args) => list::run(&args),
         Command::Render(args) => render_ir::run(&args),
         Command::Runners(args) => runner_list::run(&args),
+        Command::Trust(args) => trust::run(&args),
         #[cfg(target_os = "linux")]
         Command::Shell(args) => shell::run(&args),
         #[cfg(target_os = "linux")]

@@ -219,9 +219,9 @@ impl Files {
             Self::Dir(dir) => {
                 let path = dir.join(name);
                 match fs::metadata(&path) {
-                    // To open a named pipe could take for ever.
+                    // A FIFO would be waited for, and a device has no end.
                     Ok(metadata) if !metadata.is_file() => {
-                        Err(self.bad(format!("{} is no file", name.escape_default())))
+                        Err(self.bad(format!("{} is no regular file", name.escape_default())))
                     }
                     Ok(metadata) => Ok(Some(BlobAt { path, offset: 0, length: metadata.len() })),
                     Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),

@@ -39,5 +39,6 @@ pub(super) use manifest::REF_NAME;
 pub(super) use platform::this_platform;
 pub(super) use reference::ImageName;
 pub(crate) use reference::check_image;
+pub use reference::image_path;
 #[cfg(feature = "docker")]
 pub(crate) use saved::{ArchiveFile, SavedImage};

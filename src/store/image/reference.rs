@@ -92,6 +92,27 @@ pub(crate) fn check_image(image: &str) -> Result<(), ImageError> {
     }
 }
 
+/// The file or directory of this machine that the image's name has in it, if it has one.
+///
+/// # Examples
+/// ```
+/// use hm_exec::store::image_path;
+///
+/// assert_eq!(image_path("oci:/images/it:latest"), Some("/images/it".into()));
+/// assert_eq!(image_path("rootfs:/"), Some("/".into()));
+/// assert_eq!(image_path("debian:bookworm"), None);
+/// ```
+#[must_use]
+pub fn image_path(image: &str) -> Option<PathBuf> {
+    match ImageName::parse(image).ok()? {
+        ImageName::Host | ImageName::Registry => None,
+        ImageName::Rootfs => image.strip_prefix("rootfs:").map(PathBuf::from),
+        ImageName::OciDir { path, .. } | ImageName::OciArchive { path, .. } | ImageName::DockerArchive { path, .. } => {
+            Some(path)
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

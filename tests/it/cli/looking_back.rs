@@ -33,7 +33,8 @@ fn project(command: &str) -> Option<Project> {
 }
 
 fn run(project: &Project) -> Ended {
-    Ended::of(&mut project.hm(&["run", "--format", "human"]))
+    // The image lies outside of the project.
+    Ended::of(&mut project.hm(&["run", "--trust", "--format", "human"]))
 }
 
 fn why(project: &Project) -> (String, Value) {

@@ -26,6 +26,11 @@ pub(super) struct Terminal {
 
 impl Terminal {
     pub(super) fn open(project: &Project, args: &[&str]) -> Self {
+        Self::open_with(project, args, |_| {})
+    }
+
+    /// The same with more that is said of the command.
+    pub(super) fn open_with(project: &Project, args: &[&str], more: impl FnOnce(&mut std::process::Command)) -> Self {
         let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();
         grantpt(&master).unwrap();
         unlockpt(&master).unwrap();
@@ -33,6 +38,7 @@ impl Terminal {
         let slave = rustix::fs::open(ptsname(&master, Vec::new()).unwrap(), flags, Mode::empty()).unwrap();
         tcsetwinsize(&slave, size(24, 80)).unwrap();
         let mut hm = project.hm(args);
+        more(&mut hm);
         hm.env("TERM", "vt100").stdin(slave.try_clone().unwrap());
         let hm = hm.stdout(slave.try_clone().unwrap()).stderr(slave.try_clone().unwrap()).spawn().unwrap();
         let (master, shown) = (File::from(master), Arc::<Mutex<String>>::default());

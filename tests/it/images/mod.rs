@@ -3,6 +3,8 @@
 mod archives;
 #[cfg(feature = "registry")]
 mod broken;
+#[cfg(feature = "registry")]
+mod credentials;
 mod export;
 pub(crate) mod fixture;
 mod layouts;

@@ -2,10 +2,16 @@
 
 use std::{path::PathBuf, process::ExitCode};
 
+use hm_exec::{Plan, plan::BindOptions};
 use serde_json::json;
 
-use super::{AnswerFormat, print, print_json, table};
-use crate::{failure::Outcome, pipelines::Source, render::text};
+use super::{AnswerFormat, note_ignored, print, print_json, table};
+use crate::{
+    consent,
+    failure::Outcome,
+    pipelines::Source,
+    render::{text, to_stderr},
+};
 
 /// Lists the pipelines of a source directory
 ///
@@ -22,7 +28,15 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
-    let found = Source::locate(args.dir.as_deref())?.list()?;
+    let source = Source::locate(args.dir.as_deref())?;
+    let found = source.list()?;
+    let project = source.project()?;
+    // What is invalid does not run, and is listed nevertheless.
+    let plans = found.iter().filter_map(|definition| Plan::parse(&*definition.ir_json).ok());
+    let asks = plans.flat_map(|plan| consent::of_plan(&plan, &BindOptions::default(), project.path()));
+    if let Err(failure) = note_ignored(&project, asks) {
+        to_stderr(&format!("warning: {failure}"));
+    }
     match args.format {
         AnswerFormat::Text => {
             let rows = found.iter().map(|definition| {

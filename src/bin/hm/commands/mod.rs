@@ -15,6 +15,7 @@ pub(crate) mod run;
 pub(crate) mod runners;
 #[cfg(target_os = "linux")]
 pub(crate) mod shell;
+pub(crate) mod trust;
 #[cfg(target_os = "linux")]
 pub(crate) mod why;
 #[cfg(target_os = "linux")]
@@ -26,9 +27,14 @@ use std::{
 };
 
 use clap::ValueEnum;
+use hm_exec::project::ProjectDir;
 use serde::Serialize;
 
-use crate::failure::{Failure, Outcome};
+use crate::{
+    consent::{self, Ask},
+    failure::{Failure, Outcome},
+    remote::RemoteArgs,
+};
 
 /// How a command that answers at once prints its answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
@@ -49,6 +55,17 @@ fn print(answer: &str) -> Outcome<ExitCode> {
         }
         _ => Ok(ExitCode::SUCCESS),
     }
+}
+
+/// Says in one line what a project asks for that counts for nothing here: `asks` of its pipelines, and what its `hm.toml` does.
+fn note_ignored(project: &ProjectDir, asks: impl IntoIterator<Item = Ask>) -> Outcome<()> {
+    let mut all = RemoteArgs::default().read(Some(project))?.asks(Some(project))?;
+    for ask in asks {
+        if !all.contains(&ask) {
+            all.push(ask);
+        }
+    }
+    consent::ignored(project.path(), &all).map(drop)
 }
 
 fn print_json(answer: &impl Serialize) -> Outcome<ExitCode> {

@@ -9,7 +9,7 @@ use hm_exec::{
 };
 use serde::Serialize;
 
-use super::{AnswerFormat, print, print_json};
+use super::{AnswerFormat, note_ignored, print, print_json};
 use crate::{
     args::{BindArgs, SourceArgs},
     failure::Outcome,
@@ -60,10 +60,13 @@ struct ShownStep<'a> {
 }
 
 pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
-    let (definition, _) = pipelines::find(&args.source)?;
-    let plan = parse(&definition)?;
-    let bound = plan::bind(&plan, Runners::new(Remote::default())?.descriptors(), &args.bind.bind_options()?)
+    let found = pipelines::find(&args.source)?;
+    let definition = &found.definition;
+    let plan = parse(definition)?;
+    let options = args.bind.bind_options()?;
+    let bound = plan::bind(&plan, Runners::new(Remote::default())?.descriptors(), &options)
         .map_err(|invalid| definition.invalid(&invalid))?;
+    note_ignored(&found.project, found.asks(&plan, &options))?;
     let shown = show(&definition.name, &bound);
     match args.format {
         AnswerFormat::Json => print_json(&shown),

@@ -2,13 +2,15 @@
 
 use std::process::ExitCode;
 
+use hm_exec::plan::BindOptions;
 use serde_json::value::RawValue;
 
-use super::print;
+use super::{note_ignored, print};
 use crate::{
     args::SourceArgs,
     failure::Outcome,
     pipelines::{self, parse},
+    render::to_stderr,
 };
 
 /// Prints a pipeline's v0 IR, and says what is wrong with it
@@ -21,11 +23,16 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
-    let (definition, _) = pipelines::find(&args.source)?;
+    let found = pipelines::find(&args.source)?;
+    let definition = &found.definition;
     // What is no JSON at all is better told by the decoder, below.
     if serde_json::from_str::<&RawValue>(&definition.ir_json).is_ok() {
         print(&format!("{}\n", definition.ir_json.trim_end()))?;
     }
-    parse(&definition)?;
+    let plan = parse(definition)?;
+    // The pipeline is shown whatever the project's other file says.
+    if let Err(failure) = note_ignored(&found.project, found.asks(&plan, &BindOptions::default())) {
+        to_stderr(&format!("warning: {failure}"));
+    }
     Ok(ExitCode::SUCCESS)
 }

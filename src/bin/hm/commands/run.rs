@@ -12,6 +12,7 @@ use uuid::Uuid;
 use crate::{
     args::{BindArgs, SourceArgs, existing_dir, parse_duration},
     commands::cache,
+    consent,
     failure::{Failure, Outcome},
     history,
     pipelines::{self, nearest, parse},
@@ -49,6 +50,7 @@ Environment:
   HM_REMOTE, HM_REMOTE_INSTANCE, HM_REMOTE_LOGS, HM_REMOTE_HEADER, HM_REMOTE_JOBS, HM_REMOTE_CACHE,
   HM_REMOTE_CA, HM_REMOTE_CERT, HM_REMOTE_KEY
                  the engine of runner cloud, as the options of these names; or [remote] in .hm/hm.toml
+  HM_TRUST       1: allow what the project asks for beyond the sandbox, as --trust; see `hm trust --help`
   HM_STEP        the hm-step that runs steps there (default: the one beside hm)
   HM_LOG         what hm logs of itself to stderr, such as debug (default: warn)
   NO_COLOR, CLICOLOR_FORCE";
@@ -110,6 +112,10 @@ pub(crate) struct Args {
     #[arg(long)]
     logs: bool,
 
+    /// Allow what the project asks for beyond the sandbox, in this run (`hm trust` does for good) [env: HM_TRUST=1]
+    #[arg(long)]
+    trust: bool,
+
     // Last, because its heading stays for what follows.
     #[command(flatten)]
     remote: RemoteArgs,
@@ -147,16 +153,21 @@ enum End {
 }
 
 pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
-    let (definition, source_dir) = pipelines::find(&args.source)?;
-    let plan = parse(&definition)?;
+    let found = pipelines::find(&args.source)?;
+    let definition = &found.definition;
+    let plan = parse(definition)?;
     let bind = args.bind.bind_options()?;
     let secrets = args.bind.read_secrets()?;
     check_steps(&plan, &args.refresh)?;
-    let remote = args.remote.resolve(Some(&source_dir.join(".hm")))?;
+    let settings = args.remote.read(Some(&found.project))?;
+    let mut asks = settings.asks(Some(&found.project))?;
+    asks.extend(found.asks(&plan, &bind));
+    consent::require(found.project.path(), &asks, args.trust, &consent::line(&args.source))?;
+    let remote = settings.resolve(Some(&found.project))?;
     let store = runners::store()?;
     warn_of_exposure(&store);
 
-    let mut request = RunRequest::new(plan, source_dir);
+    let mut request = RunRequest::new(plan, &found.dir);
     request.pipeline_slug = definition.name.clone();
     request.env = bind.env;
     request.secrets = secrets;

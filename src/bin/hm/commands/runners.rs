@@ -11,6 +11,7 @@ use tokio::runtime::Runtime;
 
 use super::{AnswerFormat, print, print_json, table};
 use crate::{
+    consent,
     failure::{Failure, Outcome},
     pipelines,
     remote::{Remote, RemoteArgs},
@@ -64,7 +65,15 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
 
 /// The engine that steps would run on, where we are.
 pub(super) fn resolve(args: &RemoteArgs) -> Outcome<Remote> {
-    args.resolve(pipelines::Source::locate(None)?.hm_dir.as_deref())
+    let source = pipelines::Source::locate(None)?;
+    let project = source.hm_dir.is_some().then(|| source.project()).transpose()?;
+    let mut settings = args.read(project.as_ref())?;
+    if let Some(project) = &project
+        && consent::ignored(project.path(), &settings.asks(Some(project))?)?
+    {
+        settings.ignore_asks();
+    }
+    settings.resolve(project.as_ref())
 }
 
 /// Every runner, and whether it works here.

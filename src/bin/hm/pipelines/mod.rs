@@ -12,10 +12,16 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use hm_exec::{BackendError, Plan, ir::InvalidPipeline};
+use hm_exec::{
+    BackendError, Plan,
+    ir::InvalidPipeline,
+    plan::BindOptions,
+    project::{PIPELINE_BYTES, ProjectDir, ProjectFileErrorKind},
+};
 
 use crate::{
     args::{SourceArgs, existing_dir},
+    consent::{self, Ask},
     failure::{Failure, Outcome},
 };
 
@@ -38,8 +44,10 @@ pub(crate) struct Definition {
 /// Where a pipeline came from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Origin {
-    /// An IR file.
+    /// An IR file of the project.
     File(PathBuf),
+    /// An IR file outside of the project, which the user named.
+    Given(PathBuf),
     /// `-f -`.
     Stdin,
     /// The `.hm/*.py` files.
@@ -49,9 +57,40 @@ pub(crate) enum Origin {
 impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::File(path) => path.display().fmt(f),
+            Self::File(path) | Self::Given(path) => path.display().fmt(f),
             Self::Stdin => f.write_str("stdin"),
             Self::Python => f.write_str(".hm/*.py"),
+        }
+    }
+}
+
+impl Origin {
+    /// Whether whoever writes the checkout writes this, too; else it is the user's word.
+    pub(crate) fn is_projects(&self) -> bool {
+        match self {
+            Self::File(_) | Self::Python => true,
+            Self::Given(_) | Self::Stdin => false,
+        }
+    }
+}
+
+/// A pipeline that was found, and where.
+#[derive(Debug)]
+pub(crate) struct Found {
+    pub(crate) definition: Definition,
+    /// The directory that steps see.
+    pub(crate) dir: PathBuf,
+    /// The directory of `.hm`.
+    pub(crate) project: ProjectDir,
+}
+
+impl Found {
+    /// What the pipeline asks for beyond the sandbox: nothing if it is the user's own word.
+    pub(crate) fn asks(&self, plan: &Plan, options: &BindOptions) -> Vec<Ask> {
+        if self.definition.origin.is_projects() {
+            consent::of_plan(plan, options, self.project.path())
+        } else {
+            Vec::new()
         }
     }
 }
@@ -80,14 +119,38 @@ impl Source {
         Ok(Self { dir, hm_dir })
     }
 
+    /// The source that the arguments mean. With a file, `.hm` above the directory is none of its business.
+    pub(crate) fn of(args: &SourceArgs) -> Outcome<Self> {
+        match &args.file {
+            Some(_) => Ok(Self { dir: existing_dir(args.dir.as_deref().unwrap_or(Path::new(".")))?, hm_dir: None }),
+            None => Self::locate(args.dir.as_deref()),
+        }
+    }
+
+    /// The directory that the user trusts, or does not: that of `.hm`, else the source directory.
+    pub(crate) fn root(&self) -> &Path {
+        self.hm_dir.as_deref().and_then(Path::parent).unwrap_or(&self.dir)
+    }
+
+    /// The same, to read files of.
+    pub(crate) fn project(&self) -> Outcome<ProjectDir> {
+        Ok(ProjectDir::open(self.root())?)
+    }
+
     /// Every pipeline of `.hm/`, by name.
     pub(crate) fn list(&self) -> Outcome<Vec<Definition>> {
-        let hm_dir = self.hm_dir()?;
+        self.hm_dir()?;
+        let project = self.project()?;
         let mut found = Vec::new();
-        for path in files(hm_dir, "json")? {
-            found.push(read_ir(&path)?);
+        for path in files(&project, "json")? {
+            found.push(read_ir(&project, &path)?);
         }
-        let scripts = files(hm_dir, "py")?;
+        let scripts = files(&project, "py")?;
+        for script in &scripts {
+            // It is read by another program, which would wait for a FIFO.
+            project.open_file(script, PIPELINE_BYTES)?;
+        }
+        let scripts: Vec<PathBuf> = scripts.iter().map(|script| project.path().join(script)).collect();
         if !scripts.is_empty() {
             found.extend(python::render(&scripts, &self.dir)?);
         }
@@ -105,9 +168,13 @@ impl Source {
         let hm_dir = self.hm_dir()?;
         if let Some(path) = name.map(|name| hm_dir.join(format!("{name}.json")))
             && path.parent() == Some(hm_dir)
-            && path.is_file()
         {
-            return read_ir(&path);
+            let project = self.project()?;
+            match project.open_file(&path, PIPELINE_BYTES) {
+                Err(error) if error.kind() == ProjectFileErrorKind::Missing => {}
+                Err(error) => return Err(error.into()),
+                Ok(_) => return read_ir(&project, &path),
+            }
         }
         let mut known = self.list()?;
         let names: Vec<String> = known.iter().map(|definition| definition.name.clone()).collect();
@@ -171,49 +238,77 @@ pub(crate) fn parse(definition: &Definition) -> Outcome<Plan> {
 }
 
 /// Finds the pipeline that the arguments mean, and its source directory.
-pub(crate) fn find(args: &SourceArgs) -> Outcome<(Definition, PathBuf)> {
-    match &args.file {
-        Some(file) => {
-            let dir = existing_dir(args.dir.as_deref().unwrap_or(Path::new(".")))?;
-            let definition = if file == Path::new("-") { read_stdin()? } else { read_ir(file)? };
-            Ok((definition, dir))
-        }
-        None => {
-            let source = Source::locate(args.dir.as_deref())?;
-            Ok((source.select(args.pipeline.as_deref())?, source.dir))
-        }
-    }
+pub(crate) fn find(args: &SourceArgs) -> Outcome<Found> {
+    let source = Source::of(args)?;
+    let project = source.project()?;
+    let definition = match &args.file {
+        Some(file) if file == Path::new("-") => read_stdin()?,
+        Some(file) => read_given(file, &source.dir)?,
+        None => source.select(args.pipeline.as_deref())?,
+    };
+    Ok(Found { definition, dir: source.dir, project })
 }
 
-fn read_ir(path: &Path) -> Outcome<Definition> {
-    let ir_json = fs::read_to_string(path)
-        .map_err(|error| Failure::input(format_args!("failed to read {}", path.display())).because(error))?;
+/// Reads a file of the project.
+fn read_ir(project: &ProjectDir, path: &Path) -> Outcome<Definition> {
+    let ir_json = project.read_text(path, PIPELINE_BYTES)?;
+    Ok(definition(Origin::File(project.path().join(path)), path, ir_json))
+}
+
+/// Reads a file that the user named: with the care that a project's files take if it lies in the checkout of `dir`, and
+/// whatever it is elsewhere, such as a pipe.
+fn read_given(path: &Path, dir: &Path) -> Outcome<Definition> {
+    let failed =
+        |error: anyhow::Error| Failure::input(format_args!("failed to read {}", path.display())).because(error);
+    // A home directory that is a repository does not make every file in it a project's.
+    let home = env::var_os("HOME").and_then(|home| Path::new(&home).canonicalize().ok());
+    let is_home = |dir: &Path| home.as_ref().is_some_and(|home| home.starts_with(dir));
+    let root = dir.ancestors().find(|ancestor| ancestor.join(".git").exists());
+    let checkout = root.filter(|root| !is_home(root)).unwrap_or(dir);
+    let absolute = std::path::absolute(path).map_err(|error| failed(error.into()))?;
+    // Both where it is written and where it leads.
+    let named = absolute.parent().and_then(|parent| parent.canonicalize().ok());
+    let named = named.zip(absolute.file_name()).map(|(parent, name)| parent.join(name));
+    let within = [named, absolute.canonicalize().ok()].into_iter().flatten().find(|place| place.starts_with(checkout));
+    if let Some(place) = within {
+        let text = ProjectDir::open(checkout).and_then(|project| project.read_text(place, PIPELINE_BYTES));
+        let text = text.map_err(|error| failed(anyhow::anyhow!("{}", error.reason())))?;
+        return Ok(definition(Origin::File(path.to_owned()), path, text));
+    }
+    let mut text = String::new();
+    let file = fs::File::open(path).map_err(|error| failed(error.into()))?;
+    file.take(PIPELINE_BYTES + 1).read_to_string(&mut text).map_err(|error| failed(error.into()))?;
+    if text.len() as u64 > PIPELINE_BYTES {
+        return Err(failed(anyhow::anyhow!("it is larger than {} MiB", PIPELINE_BYTES >> 20)));
+    }
+    Ok(definition(Origin::Given(path.to_owned()), path, text))
+}
+
+fn definition(origin: Origin, path: &Path, ir_json: String) -> Definition {
     let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-    Ok(Definition { name, title: None, ir_json, origin: Origin::File(path.to_owned()) })
+    Definition { name, title: None, ir_json, origin }
 }
 
 fn read_stdin() -> Outcome<Definition> {
     let mut ir_json = String::new();
     io::stdin()
+        .take(PIPELINE_BYTES + 1)
         .read_to_string(&mut ir_json)
         .map_err(|error| Failure::input("failed to read the pipeline from stdin").because(error))?;
+    if ir_json.len() as u64 > PIPELINE_BYTES {
+        return Err(Failure::input(format_args!("the pipeline on stdin is larger than {} MiB", PIPELINE_BYTES >> 20)));
+    }
     Ok(Definition { name: "stdin".into(), title: None, ir_json, origin: Origin::Stdin })
 }
 
-/// The files in `dir` that end in `.extension`, by name; those that start with `_` or `.` are helpers.
-fn files(dir: &Path, extension: &str) -> Outcome<Vec<PathBuf>> {
-    let failed =
-        |error| Failure::input(format_args!("failed to list {}", dir.display())).because(anyhow::Error::from(error));
-    let mut found = Vec::new();
-    for entry in fs::read_dir(dir).map_err(failed)? {
-        let path = entry.map_err(failed)?.path();
+/// The files of the project's `.hm` that end in `.extension`, by name; those that start with `_` or `.` are helpers.
+fn files(project: &ProjectDir, extension: &str) -> Outcome<Vec<PathBuf>> {
+    let names = project.names(".hm")?.into_iter().map(|name| Path::new(".hm").join(name));
+    let is_wanted = |path: &PathBuf| {
         let hidden = path.file_name().is_none_or(|name| matches!(name.as_encoded_bytes()[0], b'_' | b'.'));
-        if !hidden && path.extension().is_some_and(|found| found == extension) && path.is_file() {
-            found.push(path);
-        }
-    }
-    found.sort();
-    Ok(found)
+        !hidden && path.extension().is_some_and(|found| found == extension)
+    };
+    Ok(names.filter(is_wanted).collect())
 }
 
 /// The known name that is most like `name`, where one is like it at all.

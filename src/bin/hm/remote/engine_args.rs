@@ -1,73 +1,121 @@
-//! The arguments of every command that talks to an engine.
+//! The arguments of every command that talks to an engine, and the variables that say the same.
 
 use std::{
+    collections::BTreeMap,
     convert::Infallible,
-    fmt, fs,
+    env, fmt,
     path::{Path, PathBuf},
     str::FromStr,
 };
 
 use hm_exec::remote::EndpointOptions;
 
-use crate::failure::{Failure, Outcome};
+use super::table::{Layers, Place, Table};
+use crate::{
+    failure::{Failure, Outcome},
+    render::to_stderr,
+};
 
 /// Where an engine is, and how it knows us.
 #[derive(Debug, Default, clap::Args)]
 pub(crate) struct EngineArgs {
-    /// The engine: grpc://HOST:PORT, or grpcs://HOST:PORT with TLS
-    #[arg(long = "remote", value_name = "URL", env = "HM_REMOTE")]
+    /// The engine: grpc://HOST:PORT, or grpcs://HOST:PORT with TLS [env: HM_REMOTE]
+    #[arg(long = "remote", value_name = "URL")]
     pub(super) url: Option<String>,
 
-    /// Which of the engine's instances
-    #[arg(long = "remote-instance", value_name = "NAME", env = "HM_REMOTE_INSTANCE")]
+    /// Which of the engine's instances [env: HM_REMOTE_INSTANCE]
+    #[arg(long = "remote-instance", value_name = "NAME")]
     pub(super) instance: Option<String>,
 
-    /// Where output is shown while steps run, where the engine does not do that itself: see `hm logstream`
-    #[arg(id = "remote-logs", long = "remote-logs", value_name = "URL", env = "HM_REMOTE_LOGS")]
+    /// Where output is shown while steps run, if the engine does not do that itself: see `hm logstream`
+    /// [env: HM_REMOTE_LOGS]
+    #[arg(id = "remote-logs", long = "remote-logs", value_name = "URL")]
     pub(super) logs: Option<String>,
 
-    /// Send a header with every call, such as 'authorization: Bearer TOKEN' (repeatable; in the variable, one a line)
-    #[arg(
-        long = "remote-header",
-        value_name = "NAME: VALUE",
-        env = "HM_REMOTE_HEADER",
-        hide_env_values = true,
-        value_delimiter = '\n'
-    )]
+    /// Send a header with every call, such as 'authorization: Bearer TOKEN' (repeatable) [env: HM_REMOTE_HEADER, one a
+    /// line]. Headers of the environment go to the engine that HM_REMOTE or your own hm.toml names, and to no other
+    #[arg(long = "remote-header", value_name = "NAME: VALUE", value_delimiter = '\n')]
     pub(super) headers: Vec<Header>,
 
-    /// Certificates that vouch for the engine, in PEM, instead of the system's
-    #[arg(long = "remote-ca", value_name = "FILE", env = "HM_REMOTE_CA")]
+    /// Certificates that vouch for the engine, in PEM, instead of the system's [env: HM_REMOTE_CA]
+    #[arg(long = "remote-ca", value_name = "FILE")]
     pub(super) ca: Option<PathBuf>,
 
-    /// Our certificate, in PEM
-    #[arg(long = "remote-cert", value_name = "FILE", env = "HM_REMOTE_CERT")]
+    /// Our certificate, in PEM [env: HM_REMOTE_CERT]
+    #[arg(long = "remote-cert", value_name = "FILE")]
     pub(super) cert: Option<PathBuf>,
 
-    /// Its key, in PEM
-    #[arg(long = "remote-key", value_name = "FILE", env = "HM_REMOTE_KEY")]
+    /// Its key, in PEM [env: HM_REMOTE_KEY]
+    #[arg(long = "remote-key", value_name = "FILE")]
     pub(super) key: Option<PathBuf>,
 }
 
 impl EngineArgs {
-    /// The engine that the arguments name, and its log service; `None` where they name none. No file is looked into for it.
+    /// The engine that arguments or variables name, and its log service; `None` if they name none. No file is looked into
+    /// for it.
     pub(crate) fn endpoint(&self) -> Outcome<Option<Named>> {
-        let Some(url) = given(&self.url) else { return Ok(None) };
-        let mut engine = EndpointOptions::new(url);
-        engine.instance = given(&self.instance).unwrap_or_default();
-        engine.headers = self.read_headers()?;
-        (engine.ca_pem, engine.client_pem) = read_pems(self.ca.as_deref(), self.cert.as_deref(), self.key.as_deref())?;
-        let logs = given(&self.logs).map(|url| engine.beside(url));
-        Ok(Some(Named { engine, logs }))
+        let layers = Layers { arguments: self.table()?, environment: environment()?, ..Layers::default() };
+        note_withheld(&layers);
+        layers.named(None)
     }
 
-    pub(super) fn read_headers(&self) -> Outcome<Vec<(String, String)>> {
-        let mut read = EndpointOptions::default();
-        for Header(text) in self.headers.iter().filter(|header| !header.0.trim().is_empty()) {
-            read.add_header(text).map_err(|error| Failure::input(format_args!("--remote-header: {error}")))?;
-        }
-        Ok(read.headers)
+    /// What the arguments say.
+    pub(super) fn table(&self) -> Outcome<Table> {
+        Ok(Table {
+            endpoint: given(self.url.clone()),
+            instance: given(self.instance.clone()),
+            logs: given(self.logs.clone()),
+            headers: headers("--remote-header", self.headers.iter().map(|header| &*header.0))?,
+            ca: self.ca.clone(),
+            cert: self.cert.clone(),
+            key: self.key.clone(),
+            ..Table::default()
+        })
     }
+}
+
+/// What variables say.
+pub(super) fn environment() -> Outcome<Table> {
+    let text = |name: &str| match env::var(name) {
+        Ok(text) => Ok(given(Some(text))),
+        Err(env::VarError::NotPresent) => Ok(None),
+        Err(env::VarError::NotUnicode(_)) => Err(Failure::input(format_args!("{name} is not UTF-8"))),
+    };
+    let path = |name: &str| env::var_os(name).filter(|path| !path.is_empty()).map(PathBuf::from);
+    Ok(Table {
+        endpoint: text("HM_REMOTE")?,
+        instance: text("HM_REMOTE_INSTANCE")?,
+        logs: text("HM_REMOTE_LOGS")?,
+        headers: headers("HM_REMOTE_HEADER", text("HM_REMOTE_HEADER")?.unwrap_or_default().lines())?,
+        ca: path("HM_REMOTE_CA"),
+        cert: path("HM_REMOTE_CERT"),
+        key: path("HM_REMOTE_KEY"),
+        ..Table::default()
+    })
+}
+
+/// Tells which headers and keys are not sent.
+pub(super) fn note_withheld(layers: &Layers) {
+    let Some((url, _)) = layers.url() else { return };
+    let place = EndpointOptions::new(url).place();
+    for withheld in layers.withheld() {
+        let what = match withheld {
+            Place::Environment => "HM_REMOTE_HEADER, HM_REMOTE_CA, HM_REMOTE_CERT and HM_REMOTE_KEY",
+            _ => "--remote-header, --remote-ca, --remote-cert and --remote-key",
+        };
+        to_stderr(&format!(
+            "note: {what} are not used for {place}, which was not named together with them: name it by --remote or HM_REMOTE"
+        ));
+    }
+}
+
+/// Reads headers; later ones win.
+fn headers<'a>(source: &str, texts: impl Iterator<Item = &'a str>) -> Outcome<BTreeMap<String, String>> {
+    let mut read = EndpointOptions::default();
+    for text in texts.filter(|text| !text.trim().is_empty()) {
+        read.add_header(text).map_err(|error| Failure::input(format_args!("{source}: {error}")))?;
+    }
+    Ok(read.headers.into_iter().collect())
 }
 
 /// An engine that was named.
@@ -78,7 +126,7 @@ pub(crate) struct Named {
     pub(crate) logs: Option<EndpointOptions>,
 }
 
-/// `NAME: VALUE`, of which nobody is shown the value.
+/// `NAME: VALUE`; its `Debug` does not show the value.
 #[derive(Clone, PartialEq, Eq)]
 pub(super) struct Header(pub(super) String);
 
@@ -97,19 +145,24 @@ impl fmt::Debug for Header {
     }
 }
 
-/// What an argument says; a variable that is empty says nothing.
-pub(super) fn given(text: &Option<String>) -> Option<String> {
-    text.clone().filter(|text| !text.is_empty())
+/// What an argument or a variable says; an empty one says nothing.
+pub(super) fn given(text: Option<String>) -> Option<String> {
+    text.filter(|text| !text.is_empty())
 }
 
 /// Certificates that vouch for an engine, and our own with its key.
-pub(super) type Pems = (Option<Vec<u8>>, Option<(Vec<u8>, Vec<u8>)>);
+type Pems = (Option<Vec<u8>>, Option<(Vec<u8>, Vec<u8>)>);
+
+/// A file in PEM, and whether the project names it.
+pub(super) type PemAt<'a> = Option<(&'a Path, bool)>;
 
 /// Reads files in PEM.
-pub(super) fn read_pems(ca: Option<&Path>, cert: Option<&Path>, key: Option<&Path>) -> Outcome<Pems> {
-    let read = |path: &Path| {
-        fs::read(path).map_err(|error| Failure::input(format_args!("failed to read {}", path.display())).because(error))
-    };
+pub(super) fn pems(
+    ca: PemAt<'_>,
+    cert: PemAt<'_>,
+    key: PemAt<'_>,
+    read: impl Fn((&Path, bool)) -> Outcome<Vec<u8>>,
+) -> Outcome<Pems> {
     let client = match (cert, key) {
         (Some(cert), Some(key)) => Some((read(cert)?, read(key)?)),
         (None, None) => None,

@@ -1,10 +1,40 @@
 //! Which engine is talked to, and how it knows us.
 //!
 //! [`EngineArgs`] is what every command takes that talks to one. [`RemoteArgs`] adds what a run asks for, and looks into the
-//! files `hm.toml`, too: arguments win over variables, those over `.hm/hm.toml`, and that over the user's own file.
+//! files `hm.toml`, too: arguments win over variables, those over `.hm/hm.toml`, and that over the user's own file. What the
+//! project's file says counts only with the user's consent, apart from what reaches nothing outside.
 
+mod asks;
 mod engine_args;
 mod settings;
+mod table;
+
+use std::{
+    fs::File,
+    io::Read,
+    path::{Path, PathBuf},
+};
 
 pub(crate) use engine_args::{EngineArgs, Named};
-pub(crate) use settings::{Remote, RemoteArgs, Sharing, VmTable};
+use hm_exec::project::CONFIG_BYTES;
+pub(crate) use settings::{Remote, RemoteArgs, Sharing, VmTable, all_asks};
+
+use crate::failure::{Failure, Outcome};
+
+/// A path that the project's `.hm/hm.toml` names: relative to that file.
+fn in_hm(path: &Path) -> PathBuf {
+    if path.is_absolute() { path.to_owned() } else { Path::new(".hm").join(path) }
+}
+
+/// Reads a file that the user names: whatever it is, but no more of it than a configuration has.
+fn read_users(path: &Path) -> Outcome<Vec<u8>> {
+    let failed =
+        |error: anyhow::Error| Failure::input(format_args!("failed to read {}", path.display())).because(error);
+    let mut bytes = Vec::new();
+    let file = File::open(path).map_err(|error| failed(anyhow::Error::from(error)))?;
+    file.take(CONFIG_BYTES + 1).read_to_end(&mut bytes).map_err(|error| failed(error.into()))?;
+    if bytes.len() as u64 > CONFIG_BYTES {
+        return Err(failed(anyhow::anyhow!("it is larger than {} MiB", CONFIG_BYTES >> 20)));
+    }
+    Ok(bytes)
+}

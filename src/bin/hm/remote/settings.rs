@@ -1,19 +1,29 @@
-//! Which engine the cloud runner talks to, which daemon the docker runner, and what virtual machines are like: arguments over variables over `.hm/hm.toml`
-//! over the user's own `hm.toml`.
+//! What arguments, variables, the project's `.hm/hm.toml` and the user's own `hm.toml` say: which engine the cloud runner talks
+//! to, which daemon the docker runner, and what virtual machines are like.
 
 use std::{
     collections::BTreeMap,
-    env, fs, io,
+    env, io,
     num::NonZeroUsize,
     path::{Path, PathBuf},
     str::FromStr,
 };
 
-use hm_exec::{remote::EndpointOptions, runner::MemorySize};
+use hm_exec::{
+    project::{CONFIG_BYTES, ProjectDir},
+    remote::EndpointOptions,
+    runner::MemorySize,
+};
 use serde::Deserialize;
 
-use super::engine_args::{EngineArgs, given, read_pems};
-use crate::failure::{Failure, Outcome};
+use super::{
+    engine_args::{EngineArgs, Named, environment, given, note_withheld},
+    table::{Layers, Table},
+};
+use crate::{
+    consent::Ask,
+    failure::{Failure, Outcome},
+};
 
 /// The engine of runner `cloud`.
 #[derive(Debug, Default, clap::Args)]
@@ -69,23 +79,23 @@ impl FromStr for Property {
 }
 
 /// `hm.toml`.
-#[derive(Default, Deserialize)]
+#[derive(Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-struct File {
-    remote: Table,
-    docker: DockerTable,
-    vm: VmTable,
+pub(super) struct File {
+    pub(super) remote: Table,
+    pub(super) docker: DockerTable,
+    pub(super) vm: VmTable,
 }
 
 /// `[docker]`.
 #[derive(Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-struct DockerTable {
-    host: Option<String>,
+pub(super) struct DockerTable {
+    pub(super) host: Option<String>,
 }
 
-/// `[vm]`: machines where no step says more, and what they are made of. Whoever writes a repository's files must not choose
-/// programs to be run outside of any sandbox: what names a path is for the user's own file.
+/// `[vm]`: machines where no step says more, and what they are made of. What names a path takes the user's consent if it
+/// stands in a project's file, because it is run, or read, outside of any sandbox.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct VmTable {
@@ -106,37 +116,40 @@ pub(crate) struct VmTable {
 }
 
 impl VmTable {
-    /// The project's table over the user's.
-    fn over(project: &Self, user: Self) -> Outcome<Self> {
-        let paths = [&project.qemu, &project.virtiofsd, &project.kernel, &project.modules, &project.templates];
-        if paths.into_iter().any(Option::is_some) {
-            return Err(Failure::input("`[vm]` of a project's hm.toml says memory and cpus only")
-                .hint("name programs and files in your own hm.toml, in ~/.config/hm"));
-        }
-        Ok(Self { memory: project.memory.or(user.memory), cpus: project.cpus.or(user.cpus), ..user })
+    /// What names a path, by its key.
+    pub(super) fn paths(&self) -> [(&'static str, &Option<PathBuf>); 5] {
+        [
+            ("qemu", &self.qemu),
+            ("virtiofsd", &self.virtiofsd),
+            ("kernel", &self.kernel),
+            ("modules", &self.modules),
+            ("templates", &self.templates),
+        ]
     }
-}
 
-/// `[remote]`. Paths are relative to the file.
-#[derive(Clone, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct Table {
-    endpoint: Option<String>,
-    instance: Option<String>,
-    logs: Option<String>,
-    headers: BTreeMap<String, String>,
-    platform: BTreeMap<String, String>,
-    jobs: Option<NonZeroUsize>,
-    cache: Option<Sharing>,
-    ca: Option<PathBuf>,
-    cert: Option<PathBuf>,
-    key: Option<PathBuf>,
-    /// Whether the project alone names the engine.
-    #[serde(skip)]
-    engine_is_projects: bool,
-    /// Whether the project alone names the log service.
-    #[serde(skip)]
-    logs_are_projects: bool,
+    /// The project's table over the user's. What it names in the project itself is refused: consent is to a path, and what
+    /// lies there could become something else with every commit.
+    fn over(project: Self, user: Self, root: Option<&Path>) -> Outcome<Self> {
+        for (key, path) in project.paths() {
+            let Some(path) = path else { continue };
+            let real = path.canonicalize().unwrap_or_else(|_| path.clone());
+            if !path.is_absolute() || root.is_some_and(|root| real.starts_with(root)) {
+                return Err(Failure::input(format_args!(
+                    "`[vm] {key}` of a project must be an absolute path outside of it"
+                ))
+                .hint("or name it in your own hm.toml, in ~/.config/hm"));
+            }
+        }
+        Ok(Self {
+            memory: project.memory.or(user.memory),
+            cpus: project.cpus.or(user.cpus),
+            qemu: project.qemu.or(user.qemu),
+            virtiofsd: project.virtiofsd.or(user.virtiofsd),
+            kernel: project.kernel.or(user.kernel),
+            modules: project.modules.or(user.modules),
+            templates: project.templates.or(user.templates),
+        })
+    }
 }
 
 /// What all of it comes to.
@@ -159,85 +172,79 @@ pub(crate) struct Remote {
 }
 
 impl RemoteArgs {
-    /// Reads the files, and puts all together. `hm_dir` is the project's `.hm`.
-    pub(crate) fn resolve(&self, hm_dir: Option<&Path>) -> Outcome<Remote> {
-        let project = match hm_dir {
-            Some(dir) => read(&dir.join("hm.toml"))?,
-            None => File::default(),
-        };
+    /// Reads the files. `project` is the directory that has the project's `.hm`.
+    pub(crate) fn read(&self, project: Option<&ProjectDir>) -> Outcome<Settings> {
+        let file = project.map_or_else(|| Ok(File::default()), read_project_file)?;
         let user = match user_file() {
-            Some(path) => read(&path)?,
+            Some(path) => read_user_file(&path)?,
             None => File::default(),
         };
-        let docker_host = given(&self.docker_host).or(project.docker.host).or(user.docker.host);
-        let vm = VmTable::over(&project.vm, user.vm)?;
-        Ok(Remote { docker_host, vm, ..self.combine(over(project.remote, user.remote))? })
+        self.over(environment()?, file, user)
     }
 
-    /// The arguments over what the files say.
-    fn combine(&self, mut table: Table) -> Outcome<Remote> {
-        let args = &self.engine;
-        if let Some(url) = given(&args.url) {
-            // What the files say of another engine's log streams is of no use.
-            let is_other = table.endpoint.as_ref().is_some_and(|endpoint| *endpoint != url);
-            table.logs = table.logs.filter(|_| !is_other);
-            (table.endpoint, table.engine_is_projects) = (Some(url), false);
-        }
-        let cache = self.cache.or(table.cache);
-        let mut remote = Remote { jobs: self.jobs.or(table.jobs), cache, ..Remote::default() };
-        remote.platform = table.platform;
-        remote.platform.extend(self.platform.iter().map(|Property(name, value)| (name.clone(), value.clone())));
-        let Some(url) = table.endpoint.filter(|url| !url.is_empty()) else {
-            return match self.cache {
-                None | Some(Sharing::Off) => Ok(remote),
-                Some(_) => {
-                    Err(Failure::input("--remote-cache, and no engine that has one").hint("name it: --remote URL"))
-                }
-            };
-        };
-        let mut options = EndpointOptions::new(url);
-        options.instance = given(&args.instance).or(table.instance).unwrap_or_default();
-        let mut headers: BTreeMap<String, String> =
-            table.headers.into_iter().map(|(name, value)| (name.to_ascii_lowercase(), value)).collect();
-        headers.extend(args.read_headers()?);
-        options.headers = headers.into_iter().collect();
-        let (ca, cert, key) = (table.ca.as_deref(), table.cert.as_deref(), table.key.as_deref());
-        (options.ca_pem, options.client_pem) =
-            read_pems(args.ca.as_deref().or(ca), args.cert.as_deref().or(cert), args.key.as_deref().or(key))?;
-        // What goes to an engine that the user named goes to no other place that a project's file names.
-        let is_foreign = table.logs_are_projects && !table.engine_is_projects;
-        remote.logs = match (given(&args.logs), table.logs) {
-            (None, Some(url)) if is_foreign => Some(EndpointOptions::new(url)),
-            (Some(url), _) | (None, Some(url)) => Some(options.beside(url)),
-            (None, None) => None,
-        };
-        remote.endpoint = Some(options);
-        Ok(remote)
+    /// The arguments, with what variables and files say.
+    fn over(&self, environment: Table, project: File, user: File) -> Outcome<Settings> {
+        let mut arguments = self.engine.table()?;
+        arguments.platform = self.platform.iter().map(|Property(name, value)| (name.clone(), value.clone())).collect();
+        (arguments.jobs, arguments.cache) = (self.jobs, self.cache);
+        let docker_host = given(self.docker_host.clone());
+        Ok(Settings { arguments, environment, docker_host, project, user })
     }
 }
 
-/// The project's table over the user's. Where the project names another engine than the user, nothing of the user's is
-/// sent there: whoever writes a repository's files could else have it sent to himself.
-fn over(project: Table, user: Table) -> Table {
-    if project.endpoint.is_some() && project.endpoint != user.endpoint {
-        return Table { engine_is_projects: true, logs_are_projects: true, ..project };
+/// The project's file, below its directory.
+const PROJECT_FILE: &str = ".hm/hm.toml";
+
+/// What is said, each place by itself.
+#[derive(Default)]
+pub(crate) struct Settings {
+    pub(super) arguments: Table,
+    pub(super) environment: Table,
+    /// The daemon that arguments or variables name.
+    pub(super) docker_host: Option<String>,
+    pub(super) project: File,
+    pub(super) user: File,
+}
+
+impl Settings {
+    /// What the project asks for beyond the sandbox, apart from what counts for nothing because the user says otherwise.
+    pub(crate) fn asks(&self, project: Option<&ProjectDir>) -> Outcome<Vec<Ask>> {
+        super::asks::of(self, project, false)
     }
-    let (mut headers, mut platform) = (user.headers, user.platform);
-    headers.extend(project.headers);
-    platform.extend(project.platform);
-    Table {
-        endpoint: project.endpoint.or(user.endpoint),
-        instance: project.instance.or(user.instance),
-        engine_is_projects: false,
-        logs_are_projects: project.logs.is_some() && project.logs != user.logs,
-        logs: project.logs.or(user.logs),
-        headers,
-        platform,
-        jobs: project.jobs.or(user.jobs),
-        cache: project.cache.or(user.cache),
-        ca: project.ca.or(user.ca),
-        cert: project.cert.or(user.cert),
-        key: project.key.or(user.key),
+
+    /// Takes away all that the project asks for.
+    pub(crate) fn ignore_asks(&mut self) {
+        let File { remote, vm, .. } = std::mem::take(&mut self.project);
+        // Less sharing is no more than the user wants.
+        let cache = remote.cache.filter(|cache| *cache == Sharing::Off);
+        self.project.remote = Table { jobs: remote.jobs, cache, ..Table::default() };
+        self.project.vm = VmTable { memory: vm.memory, cpus: vm.cpus, ..VmTable::default() };
+    }
+
+    pub(super) fn layers(&self) -> Layers {
+        let (arguments, environment) = (self.arguments.clone(), self.environment.clone());
+        Layers { arguments, environment, project: self.project.remote.clone(), user: self.user.remote.clone() }
+    }
+
+    /// What all of it comes to. What the project asks for must have been consented to.
+    pub(crate) fn resolve(self, project: Option<&ProjectDir>) -> Outcome<Remote> {
+        let layers = self.layers();
+        let Self { arguments, docker_host, project: projects, user, .. } = self;
+        let named = layers.named(project)?;
+        if named.is_none() && arguments.cache.is_some_and(|cache| cache != Sharing::Off) {
+            return Err(Failure::input("--remote-cache, and no engine that has one").hint("name it: --remote URL"));
+        }
+        note_withheld(&layers);
+        let (endpoint, logs) = named.map_or((None, None), |Named { engine, logs }| (Some(engine), logs));
+        Ok(Remote {
+            endpoint,
+            logs,
+            platform: layers.platform(),
+            jobs: layers.first(|table| table.jobs.as_ref()).copied(),
+            cache: layers.first(|table| table.cache.as_ref()).copied(),
+            docker_host: docker_host.or(projects.docker.host).or(user.docker.host),
+            vm: VmTable::over(projects.vm, user.vm, project.map(ProjectDir::path))?,
+        })
     }
 }
 
@@ -247,21 +254,30 @@ fn user_file() -> Option<PathBuf> {
     Some(config.join("hm/hm.toml"))
 }
 
-fn read(path: &Path) -> Outcome<File> {
-    let text = match fs::read_to_string(path) {
-        Ok(text) => text,
+/// All that a project's `hm.toml` asks for, whatever the user says.
+pub(crate) fn all_asks(project: &ProjectDir) -> Outcome<Vec<Ask>> {
+    let settings = Settings { project: read_project_file(project)?, ..Settings::default() };
+    super::asks::of(&settings, Some(project), true)
+}
+
+fn read_project_file(project: &ProjectDir) -> Outcome<File> {
+    match project.read_text_if_any(PROJECT_FILE, CONFIG_BYTES)? {
+        Some(text) => parse(&project.path().join(PROJECT_FILE), &text),
+        None => Ok(File::default()),
+    }
+}
+
+/// Reads the user's own file. Its paths are relative to it.
+fn read_user_file(path: &Path) -> Outcome<File> {
+    match path.metadata() {
         Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
             return Ok(File::default());
         }
-        Err(error) => {
-            return Err(Failure::input(format_args!("failed to read {}", path.display())).because(error));
-        }
-    };
-    // The parser's own words come with the line, which may have a token in it.
-    let mut file: File = toml::from_str(&text).map_err(|error| {
-        let line = error.span().map_or(1, |span| text[..span.start].lines().count().max(1));
-        Failure::input(format_args!("{}, line {line}: {}", path.display(), error.message()))
-    })?;
+        _ => {}
+    }
+    let bytes = super::read_users(path)?;
+    let text = String::from_utf8(bytes).map_err(|_| Failure::input(format_args!("{} is not UTF-8", path.display())))?;
+    let mut file = parse(path, &text)?;
     let table = &mut file.remote;
     for named in [&mut table.ca, &mut table.cert, &mut table.key] {
         *named = named.take().map(|named| path.parent().unwrap_or(Path::new(".")).join(named));
@@ -269,71 +285,107 @@ fn read(path: &Path) -> Outcome<File> {
     Ok(file)
 }
 
+fn parse(path: &Path, text: &str) -> Outcome<File> {
+    // The parser's own words come with the line, which may have a token in it.
+    let mut file: File = toml::from_str(text).map_err(|error| {
+        let line = error.span().map_or(1, |span| text[..span.start].lines().count().max(1));
+        Failure::input(format_args!("{}, line {line}: {}", path.display(), error.message()))
+    })?;
+    // What is empty says nothing.
+    let table = &mut file.remote;
+    for text in [&mut table.endpoint, &mut table.instance, &mut table.logs, &mut file.docker.host] {
+        *text = given(text.take());
+    }
+    let names = table.headers.keys().map(|name| name.to_ascii_lowercase()).collect::<Vec<_>>();
+    table.headers = names.into_iter().zip(std::mem::take(&mut table.headers).into_values()).collect();
+    Ok(file)
+}
+
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
+    use crate::consent::Ask;
 
-    fn table(text: &str) -> Table {
-        toml::from_str::<File>(text).unwrap().remote
+    const HOSTILE: &str = "[docker]\nhost = 'tcp://evil:2375'\n\
+        [vm]\nmemory = '1g'\nqemu = '/evil/qemu'\n\
+        [remote]\nendpoint = 'grpc://evil:1'\nlogs = 'grpc://evil:2'\ninstance = 'evil'\njobs = 3\ncache = 'both'\n\
+        headers = { X-Key = 's3cret' }\nplatform = { a = '1' }\nca = 'ca.pem'\n";
+
+    fn settings(args: &RemoteArgs, project: &str, user: &str) -> Settings {
+        let file = |text| parse(Path::new("hm.toml"), text).unwrap();
+        args.over(Table::default(), file(project), file(user)).unwrap()
+    }
+
+    fn keys(settings: &Settings) -> Vec<String> {
+        settings.asks(None).unwrap().iter().map(Ask::name).collect()
     }
 
     #[test]
-    fn what_the_user_keeps_for_one_engine_is_sent_to_no_other() {
-        let user = table(
-            "[remote]\nendpoint = 'grpcs://ours:1'\nheaders = { authorization = 'Bearer s3cret' }\nkey = 'key.pem'",
+    fn all_that_reaches_outside_asks() {
+        let asked = settings(&RemoteArgs::default(), HOSTILE, "");
+        let expected = [
+            "[docker] host",
+            "[remote] ca",
+            "[remote] cache",
+            "[remote] endpoint",
+            "[remote] headers.x-key",
+            "[remote] instance",
+            "[remote] logs",
+            "[remote] platform.a",
+            "[vm] qemu",
+        ];
+        let mut found = keys(&asked);
+        found.sort();
+        assert_eq!(found, expected);
+        let lines: Vec<String> = asked.asks(None).unwrap().iter().map(Ask::line).collect();
+        assert!(lines.iter().any(|line| line.contains("grpc://evil:1")), "{lines:?}");
+        assert!(!lines.iter().any(|line| line.contains("s3cret")), "{lines:?}");
+        let harmless = "[remote]\njobs = 2\ncache = 'off'\n[vm]\nmemory = '1g'\ncpus = 2\n";
+        assert_eq!(keys(&settings(&RemoteArgs::default(), harmless, "[remote]\nendpoint = 'grpc://ours:1'")), [""; 0]);
+    }
+
+    #[test]
+    fn what_the_user_says_as_well_asks_for_nothing() {
+        let same = settings(
+            &RemoteArgs::default(),
+            "[docker]\nhost = 'unix:///ours'\n[remote]\nendpoint = 'grpc://ours:1'\nlogs = 'grpc://ours:2'\n\
+             platform = { a = '1' }\n",
+            "[docker]\nhost = 'unix:///ours'\n[remote]\nendpoint = 'grpc://ours:1'\nlogs = 'grpc://ours:2'\n\
+             platform = { a = '1' }\n",
         );
-        let theirs = over(table("[remote]\nendpoint = 'grpcs://theirs:1'"), user.clone());
-        assert!(theirs.headers.is_empty() && theirs.key.is_none());
-        let ours = over(table("[remote]\nendpoint = 'grpcs://ours:1'\njobs = 3"), user.clone());
-        assert!(ours.headers.contains_key("authorization") && ours.jobs == NonZeroUsize::new(3));
-        assert!(over(table("[remote]\njobs = 3"), user).headers.contains_key("authorization"));
-    }
-
-    #[test]
-    fn a_log_service_that_a_project_names_gets_nothing_that_is_kept_for_the_engine_of_a_user() {
-        let argument = |url: &str, logs: &str| RemoteArgs {
+        assert_eq!(keys(&same), [""; 0]);
+        let args = RemoteArgs {
             engine: EngineArgs {
-                url: Some(url.into()).filter(|url: &String| !url.is_empty()),
-                logs: Some(logs.into()).filter(|logs: &String| !logs.is_empty()),
-                headers: vec!["authorization: s3cret".parse().unwrap()],
+                url: Some("grpc://argument:1".into()),
+                logs: Some("grpc://argument:2".into()),
+                instance: Some("argument".into()),
                 ..EngineArgs::default()
             },
+            cache: Some(Sharing::Read),
+            docker_host: Some("unix:///argument".into()),
             ..RemoteArgs::default()
         };
-        let ours = || table("[remote]\nendpoint = 'grpc://ours:1'\nlogs = 'grpc://ours:2'");
-        let project = |endpoint: &str| table(&format!("[remote]\n{endpoint}\nlogs = 'grpc://theirs:2'"));
-        let theirs = "endpoint = 'grpc://theirs:1'";
-        for (what, args, table, expected) in [
-            ("the user's file", argument("", ""), ours(), Some(("grpc://ours:2", true))),
-            ("the project's", argument("", ""), over(project(theirs), ours()), Some(("grpc://theirs:2", true))),
-            ("beside ours", argument("", ""), over(project(""), ours()), Some(("grpc://theirs:2", false))),
-            (
-                "argument",
-                argument("grpc://theirs:1", ""),
-                over(project(theirs), ours()),
-                Some(("grpc://theirs:2", false)),
-            ),
-            ("elsewhere", argument("grpc://other:1", ""), over(project(theirs), ours()), None),
-            (
-                "all arguments",
-                argument("grpc://a:1", "grpc://a:2"),
-                over(project(theirs), ours()),
-                Some(("grpc://a:2", true)),
-            ),
-        ] {
-            let remote = args.combine(table).unwrap();
-            assert!(!remote.endpoint.unwrap().headers.is_empty(), "{what}");
-            let logs = remote.logs.as_ref().map(|logs| (&*logs.url, !logs.headers.is_empty()));
-            assert_eq!(logs, expected, "{what}");
-        }
+        // Headers and certificates are for the engine that the project names, and go nowhere else.
+        assert_eq!(keys(&settings(&args, HOSTILE, "")), ["[remote] platform.a", "[vm] qemu"]);
+    }
+
+    #[test]
+    fn what_is_ignored_leaves_what_reaches_nothing() {
+        let mut ignored = settings(&RemoteArgs::default(), HOSTILE, "[docker]\nhost = 'unix:///ours'");
+        ignored.ignore_asks();
+        assert_eq!(keys(&ignored), [""; 0]);
+        let remote = ignored.resolve(None).unwrap();
+        assert!(remote.endpoint.is_none() && remote.logs.is_none() && remote.platform.is_empty());
+        assert_eq!((remote.docker_host.as_deref(), remote.jobs), (Some("unix:///ours"), NonZeroUsize::new(3)));
+        assert!(remote.vm.memory.is_some() && remote.vm.qemu.is_none());
     }
 
     #[test]
     fn arguments_win_over_the_project() {
-        let top = tempfile::tempdir().unwrap();
         let text = "[docker]\nhost = 'unix:///project'\n\
                     [remote]\nendpoint = 'grpc://project:1'\ninstance = 'main'\nplatform = { a = '1', b = '2' }\n";
-        fs::write(top.path().join("hm.toml"), text).unwrap();
         let args = RemoteArgs {
             engine: EngineArgs {
                 url: Some("grpc://argument:1".into()),
@@ -343,10 +395,11 @@ mod tests {
             platform: vec!["b=3".parse().unwrap()],
             ..RemoteArgs::default()
         };
-        let remote = args.resolve(Some(top.path())).unwrap();
+        let remote = settings(&args, text, "").resolve(None).unwrap();
         assert_eq!(remote.docker_host.as_deref(), Some("unix:///project"));
         let named = RemoteArgs { docker_host: Some("unix:///argument".into()), ..RemoteArgs::default() };
-        assert_eq!(named.resolve(Some(top.path())).unwrap().docker_host.as_deref(), Some("unix:///argument"));
+        let named = settings(&named, text, "").resolve(None).unwrap();
+        assert_eq!(named.docker_host.as_deref(), Some("unix:///argument"));
         let endpoint = remote.endpoint.unwrap();
         assert_eq!((&*endpoint.url, &*endpoint.instance), ("grpc://argument:1", "main"));
         assert_eq!(endpoint.headers, [("x-token".to_owned(), "t".to_owned())]);
@@ -354,11 +407,22 @@ mod tests {
     }
 
     #[test]
-    fn a_mistake_in_a_file_is_told_with_its_line_and_without_it() {
+    fn a_program_in_the_project_is_run_with_no_consent() {
         let top = tempfile::tempdir().unwrap();
-        let path = top.path().join("hm.toml");
-        fs::write(&path, "[remote]\nendpoint = 'grpc://a:1'\nheaders = { authorization = Bearer s3cret }\n").unwrap();
-        let error = format!("{:?}", read(&path).err().unwrap());
+        let root = top.path().canonicalize().unwrap();
+        fs::write(root.join("qemu"), "").unwrap();
+        let project = ProjectDir::open(&root).unwrap();
+        for path in ["qemu".to_owned(), root.join("qemu").display().to_string()] {
+            let text = format!("[vm]\nqemu = '{path}'\n");
+            let error = settings(&RemoteArgs::default(), &text, "").resolve(Some(&project)).unwrap_err();
+            assert!(error.to_string().contains("`[vm] qemu`"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_mistake_in_a_file_is_told_with_its_line_and_without_it() {
+        let text = "[remote]\nendpoint = 'grpc://a:1'\nheaders = { authorization = Bearer s3cret }\n";
+        let error = format!("{:?}", parse(Path::new("hm.toml"), text).err().unwrap());
         assert!(error.contains("line 3") && !error.contains("s3cret"), "{error}");
     }
 }

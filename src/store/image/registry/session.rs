@@ -54,8 +54,22 @@ pub(super) fn client(is_plain: bool) -> Result<Client, String> {
         user_agent: concat!("hm-exec/", env!("CARGO_PKG_VERSION")),
         ..ClientConfig::default()
     };
+    let config = if is_plain { past_proxies(config, |name| std::env::var(name).ok()) } else { config };
     Client::try_from(config)
         .map_err(|error| format!("no secure connections here, is ca-certificates installed? {error}"))
+}
+
+/// Asks registries of this machine past the environment's proxy, as programs written in Go do: without encryption, the proxy
+/// would read what is kept for them. Others are asked through it.
+fn past_proxies(config: ClientConfig, variable: impl Fn(&str) -> Option<String>) -> ClientConfig {
+    let first = |names: [&str; 2]| names.into_iter().find_map(|name| variable(name).filter(|value| !value.is_empty()));
+    let all = || first(["all_proxy", "ALL_PROXY"]);
+    let Some(http_proxy) = first(["http_proxy", "HTTP_PROXY"]).or_else(all) else { return config };
+    // Where one is said, the environment is asked for none.
+    let https_proxy = first(["https_proxy", "HTTPS_PROXY"]).or_else(all);
+    let own = first(["no_proxy", "NO_PROXY"]).map(|own| format!("{own},")).unwrap_or_default();
+    let no_proxy = Some(format!("{own}localhost,127.0.0.0/8,::1"));
+    ClientConfig { http_proxy: Some(http_proxy), https_proxy, no_proxy, ..config }
 }
 
 /// Whether a registry, as `HOST[:PORT]`, is asked without encryption: those of this machine, and where the user says so.
@@ -167,6 +181,23 @@ mod tests {
         for other in ["registry.lan", "registry.lan:443", "ghcr.io", "localhost.example.com", "127.0.0.1.example.com"] {
             assert!(!is_plain(&options, other), "{other}");
         }
+    }
+
+    #[test]
+    fn a_proxy_is_not_asked_for_registries_of_this_machine() {
+        let of = |variables: &[(&str, &str)]| {
+            let named =
+                |name: &str| variables.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).into());
+            let config = past_proxies(ClientConfig::default(), named);
+            (config.http_proxy, config.no_proxy)
+        };
+        let here = "localhost,127.0.0.0/8,::1";
+        assert_eq!(of(&[("https_proxy", "http://p:1"), ("http_proxy", "")]), (None, None));
+        assert_eq!(of(&[("ALL_PROXY", "http://p:1")]), (Some("http://p:1".into()), Some(here.into())));
+        assert_eq!(
+            of(&[("HTTP_PROXY", "http://p:2"), ("all_proxy", "http://p:1"), ("no_proxy", "a,b")]),
+            (Some("http://p:2".into()), Some(format!("a,b,{here}")))
+        );
     }
 
     #[test]

@@ -1,0 +1,187 @@
+//! Recorded consent: a file for each project in `$XDG_STATE_HOME/hm/trust`, named after the project's path.
+//!
+//! Files are replaced as a whole under a lock, so that two processes lose nothing of each other's, and a reader needs no lock.
+//! What another user owns, or may write to, is believed by no one.
+
+use std::{
+    collections::BTreeSet,
+    env,
+    fs::{self, DirBuilder, File, Permissions},
+    io::{self, Read, Write},
+    os::unix::{
+        ffi::OsStrExt,
+        fs::{DirBuilderExt, MetadataExt, PermissionsExt},
+    },
+    path::{Path, PathBuf},
+};
+
+use chrono::{DateTime, Utc};
+use rustix::fs::{FlockOperation, Mode, OFlags, flock};
+use serde::{Deserialize, Serialize};
+
+use super::Ask;
+use crate::{
+    failure::{Failure, Outcome},
+    render::to_stderr,
+};
+
+const VERSION: u32 = 1;
+/// No file of ours is larger.
+const MAX_BYTES: u64 = 1 << 20;
+
+/// What a user consented to for one project.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Record {
+    version: u32,
+    /// The project's directory, for people: the file's name is what finds it.
+    pub(crate) project: String,
+    pub(crate) granted: Vec<Granted>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Granted {
+    /// The key and the value, without secrets.
+    pub(crate) what: String,
+    digest: String,
+    pub(crate) since: DateTime<Utc>,
+}
+
+/// The digests of what the user consented to for `project`.
+pub(crate) fn of(project: &Path) -> Outcome<BTreeSet<String>> {
+    let Some(dir) = place() else { return Ok(BTreeSet::new()) };
+    let record = read(&dir, &file_name(project))?;
+    Ok(record.into_iter().flat_map(|record| record.granted).map(|granted| granted.digest).collect())
+}
+
+/// Records consent to `asks`, beside what was recorded before.
+pub(crate) fn grant(project: &Path, asks: &[&Ask]) -> Outcome<()> {
+    let dir = place().ok_or_else(|| {
+        Failure::input("there is no place to record consent: neither XDG_STATE_HOME nor HOME is set")
+            .hint("set one of them, or say HM_TRUST=1")
+    })?;
+    let _lock = lock(&dir)?;
+    let name = file_name(project);
+    let granted = read(&dir, &name)?.map_or_else(Vec::new, |record| record.granted);
+    let mut record = Record { version: VERSION, project: project.to_string_lossy().into_owned(), granted };
+    let since = Utc::now();
+    for ask in asks {
+        let digest = ask.digest();
+        if !record.granted.iter().any(|granted| granted.digest == digest) {
+            record.granted.push(Granted { what: ask.what(), digest, since });
+        }
+    }
+    write(&dir, &name, &record).map_err(|error| failed("record consent in", &dir, error))
+}
+
+/// Forgets all consent for `project`. Whether there was any.
+pub(crate) fn revoke(project: &Path) -> Outcome<bool> {
+    let Some(dir) = place().filter(|dir| dir.exists()) else { return Ok(false) };
+    let _lock = lock(&dir)?;
+    match fs::remove_file(dir.join(file_name(project))) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(failed("revoke consent in", &dir, error)),
+    }
+}
+
+/// All that is recorded, by project.
+pub(crate) fn all() -> Outcome<Vec<Record>> {
+    let Some(dir) = place() else { return Ok(Vec::new()) };
+    let entries = match fs::read_dir(&dir) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(failed("read consent in", &dir, error)),
+    };
+    let mut records = Vec::new();
+    for entry in entries {
+        let name = entry.map_err(|error| failed("read consent in", &dir, error))?.file_name();
+        if let Some(name) = name.to_str().filter(|name| name.ends_with(".json") && !name.starts_with('.')) {
+            records.extend(read(&dir, name)?);
+        }
+    }
+    records.sort_by(|a, b| a.project.cmp(&b.project));
+    Ok(records)
+}
+
+fn failed(doing: &str, dir: &Path, error: io::Error) -> Failure {
+    Failure::infrastructure(format_args!("failed to {doing} {}", dir.display())).because(error)
+}
+
+fn place() -> Option<PathBuf> {
+    let variable = |name| env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    let state = variable("XDG_STATE_HOME").or_else(|| variable("HOME").map(|home| home.join(".local/state")))?;
+    Some(state.join("hm/trust"))
+}
+
+fn file_name(project: &Path) -> String {
+    format!("{}.json", &blake3::hash(project.as_os_str().as_bytes()).to_hex()[..32])
+}
+
+/// Makes the directory where it is missing, for its owner alone, and waits for others that write.
+fn lock(dir: &Path) -> Outcome<File> {
+    let locked = || -> io::Result<File> {
+        DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+        if dir.metadata()?.mode() & 0o777 != 0o700 {
+            fs::set_permissions(dir, Permissions::from_mode(0o700))?;
+        }
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let file = File::from(rustix::fs::open(dir.join(".lock"), flags, Mode::RUSR | Mode::WUSR)?);
+        rustix::io::retry_on_intr(|| flock(&file, FlockOperation::LockExclusive))?;
+        Ok(file)
+    };
+    let file = locked().map_err(|error| failed("record consent in", dir, error))?;
+    believed(dir, &dir.metadata().map_err(|error| failed("record consent in", dir, error))?)?;
+    Ok(file)
+}
+
+/// Refuses what another user owns or may write to.
+fn believed(path: &Path, metadata: &fs::Metadata) -> Outcome<()> {
+    let own = rustix::process::geteuid().as_raw();
+    if metadata.uid() == own && metadata.mode() & 0o022 == 0 {
+        return Ok(());
+    }
+    Err(Failure::input(format_args!(
+        "recorded consent is not believed: {} belongs to another user, or others may write to it",
+        path.display()
+    ))
+    .hint("remove it, or make it yours alone (chmod go-rwx); or say HM_TRUST=1"))
+}
+
+/// A project's record. One that is damaged counts as none, after a warning.
+fn read(dir: &Path, name: &str) -> Outcome<Option<Record>> {
+    let path = dir.join(name);
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = match rustix::fs::open(&path, flags, Mode::empty()) {
+        Ok(file) => File::from(file),
+        Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR) => return Ok(None),
+        Err(errno) => return Err(failed("read consent in", dir, errno.into())),
+    };
+    let unreadable = |error| failed("read consent in", dir, error);
+    believed(dir, &dir.metadata().map_err(unreadable)?)?;
+    let metadata = file.metadata().map_err(unreadable)?;
+    believed(&path, &metadata)?;
+    let mut bytes = Vec::new();
+    if metadata.is_file() {
+        file.take(MAX_BYTES).read_to_end(&mut bytes).map_err(unreadable)?;
+    }
+    match serde_json::from_slice::<Record>(&bytes) {
+        Ok(record) if record.version == VERSION => Ok(Some(record)),
+        _ => {
+            to_stderr(&format!(
+                "warning: {} is damaged, or of another version of hm: what it allowed is asked for again",
+                path.display()
+            ));
+            Ok(None)
+        }
+    }
+}
+
+/// Puts a record in the place of the old one.
+fn write(dir: &Path, name: &str, record: &Record) -> io::Result<()> {
+    let mut file =
+        tempfile::Builder::new().prefix(".new-").permissions(Permissions::from_mode(0o600)).tempfile_in(dir)?;
+    file.write_all(&serde_json::to_vec_pretty(record)?)?;
+    file.as_file().sync_all()?;
+    file.persist(dir.join(name)).map_err(|error| error.error)?;
+    Ok(())
+}

@@ -1,0 +1,137 @@
+//! The user's consent to what a project asks for beyond the sandbox, as `direnv allow` and `mise trust` have it.
+//!
+//! Whoever has what a project asks for (from its `hm.toml`, from a pipeline) makes a list of [`Ask`]s, and calls [`require`]
+//! before anything happens, or [`ignored`] where nothing is ever asked. Consent is recorded for a directory and for each ask by
+//! itself, by [`grants`]: an edited step asks for nothing new, and a new ask is shown alone.
+
+mod ask;
+pub(crate) mod grants;
+mod plan;
+
+use std::{
+    env,
+    io::{self, IsTerminal, Write},
+    path::Path,
+};
+
+pub(crate) use ask::Ask;
+pub(crate) use plan::of_plan;
+
+use crate::{
+    args::SourceArgs,
+    failure::{Failure, Outcome},
+    render::{text, to_stderr},
+};
+
+/// The variable that consents for as long as it is set.
+const VARIABLE: &str = "HM_TRUST";
+
+/// Ends unless the user consents to all of `asks`, by `--trust` (`trusts`), by [`VARIABLE`], by a recorded consent, or by an
+/// answer on the terminal, which is recorded. `project` is the directory that asks, `line` what gives consent from then on.
+pub(crate) fn require(project: &Path, asks: &[Ask], trusts: bool, line: &str) -> Outcome<()> {
+    let missing = missing(project, asks, trusts)?;
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let head = format!("{} asks for more than the sandbox gives to a project", project.display());
+    let terminal = io::stdin().is_terminal() && io::stderr().is_terminal();
+    if terminal && allows(&head, &missing)? {
+        if let Err(failure) = grants::grant(project, &missing) {
+            to_stderr(&format!("warning: this is asked for again the next time: {failure}"));
+        }
+        return Ok(());
+    }
+    Err(Failure::input(format_args!("{head}, and you have not allowed that"))
+        .details(missing.iter().map(|ask| ask.line()))
+        .hint(format_args!("if you trust this project: `{line}`, or for one run `hm run --trust` or {VARIABLE}=1")))
+}
+
+/// Whether any of `asks` is without consent: then one line says that they are ignored.
+pub(crate) fn ignored(project: &Path, asks: &[Ask]) -> Outcome<bool> {
+    let missing = missing(project, asks, false)?;
+    if missing.is_empty() {
+        return Ok(false);
+    }
+    let names: Vec<String> = missing.iter().map(|ask| ask.name()).collect();
+    to_stderr(&format!(
+        "note: ignored, because you have not allowed it (`hm trust` does): {}",
+        text::clean(&names.join(", "))
+    ));
+    Ok(true)
+}
+
+/// The asks that nothing consents to.
+fn missing<'a>(project: &Path, asks: &'a [Ask], trusts: bool) -> Outcome<Vec<&'a Ask>> {
+    // Without a question nothing is looked for.
+    if asks.is_empty() || trusts || variable_trusts()? {
+        return Ok(Vec::new());
+    }
+    let granted = grants::of(project)?;
+    Ok(asks.iter().filter(|ask| !granted.contains(&ask.digest())).collect())
+}
+
+fn variable_trusts() -> Outcome<bool> {
+    match env::var_os(VARIABLE).as_deref().map(|value| value.to_str()) {
+        None | Some(Some("" | "0")) => Ok(false),
+        Some(Some("1")) => Ok(true),
+        Some(_) => Err(Failure::input(format_args!("{VARIABLE} is neither 1 nor 0"))
+            .hint(format_args!("{VARIABLE}=1 allows what the project asks for, in this call of hm"))),
+    }
+}
+
+/// Asks on the terminal.
+fn allows(head: &str, asks: &[&Ask]) -> Outcome<bool> {
+    let mut question = format!("{}:\n", text::clean(head));
+    for ask in asks {
+        question.push_str(&format!("  - {}\n", text::clean(&ask.line())));
+    }
+    question.push_str("Allow that, now and later? [y/N] ");
+    let failed = |error| Failure::infrastructure("failed to ask on the terminal").because(anyhow::Error::from(error));
+    let mut stderr = io::stderr().lock();
+    stderr.write_all(question.as_bytes()).and_then(|()| stderr.flush()).map_err(failed)?;
+    let mut answer = String::new();
+    io::stdin().read_line(&mut answer).map_err(failed)?;
+    Ok(matches!(answer.trim().to_ascii_lowercase().as_str(), "y" | "yes"))
+}
+
+/// The line that gives consent to what these arguments mean.
+pub(crate) fn line(args: &SourceArgs) -> String {
+    let mut line = "hm trust".to_owned();
+    if let Some(dir) = &args.dir {
+        line.push_str(&format!(" -d {}", quoted(&dir.to_string_lossy())));
+    }
+    match (&args.file, &args.pipeline) {
+        (Some(file), _) => line.push_str(&format!(" -f {}", quoted(&file.to_string_lossy()))),
+        (None, Some(pipeline)) => line.push_str(&format!(" -- {}", quoted(pipeline))),
+        (None, None) => {}
+    }
+    line
+}
+
+/// `text` as a shell takes it for one word.
+fn quoted(text: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:@%+,".contains(c);
+    match text {
+        "" => "''".into(),
+        text if text.chars().all(plain) && !text.starts_with('-') => text.into(),
+        text => format!("'{}'", text.replace('\'', r"'\''")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_line_to_type_can_be_pasted() {
+        let args = |pipeline: Option<&str>, dir: Option<&str>, file: Option<&str>| SourceArgs {
+            pipeline: pipeline.map(Into::into),
+            dir: dir.map(Into::into),
+            file: file.map(Into::into),
+        };
+        assert_eq!(line(&args(None, None, None)), "hm trust");
+        assert_eq!(line(&args(Some("ci"), Some("/a b"), None)), "hm trust -d '/a b' -- ci");
+        assert_eq!(line(&args(None, None, Some("it's.json"))), r"hm trust -f 'it'\''s.json'");
+        assert_eq!(line(&args(Some("-rf"), None, None)), "hm trust -- '-rf'");
+    }
+}

@@ -1,0 +1,128 @@
+//! What a pipeline asks for beyond the sandbox.
+
+use std::{
+    collections::BTreeSet,
+    path::{Component, Path, PathBuf},
+};
+
+use hm_exec::{
+    Plan,
+    plan::{BindOptions, DEFAULT_IMAGE},
+    store::image_path,
+};
+
+use super::Ask;
+
+/// Runners whose steps run outside of any sandbox of this machine's, and are not the user's own services.
+const OUTSIDE: [(&str, &str); 1] = [("process", "its steps run as you, with your files and your network")];
+
+/// What a project's `plan` asks for. What the command line names is the user's word: `options.runner`, and the images that are
+/// put in the place of others.
+pub(crate) fn of_plan(plan: &Plan, options: &BindOptions, project: &Path) -> Vec<Ask> {
+    let nodes = &plan.pipeline().nodes;
+    let mut asks = Vec::new();
+    for (runner, effect) in OUTSIDE {
+        let named = nodes.iter().any(|node| node.step.runner.as_deref() == Some(runner));
+        if named && options.runner.as_deref() != Some(runner) {
+            asks.push(Ask::new("runner", runner, effect));
+        }
+    }
+    let default = plan.pipeline().default_image.as_deref().unwrap_or(DEFAULT_IMAGE);
+    let roots = plan.dag().steps().filter(|step| plan.dag().lineage_parent(*step).is_none());
+    let images: BTreeSet<&str> = roots.map(|step| nodes[step.get()].step.image.as_deref().unwrap_or(default)).collect();
+    for image in images {
+        let is_users = options.images.contains_key(image) || options.images.values().any(|named| named == image);
+        if let Some(place) = image_path(image).and_then(|path| outside(&path, project)).filter(|_| !is_users) {
+            // The same words may mean another place in another directory.
+            let transport = image.split_once(':').map_or(image, |(transport, _)| transport);
+            let value = format!("{transport}:{}", place.display());
+            asks.push(Ask::new("image", value, "its steps see these files, which are not the project's"));
+        }
+    }
+    asks
+}
+
+/// Where `path` leads, if that is not in the project.
+fn outside(path: &Path, project: &Path) -> Option<PathBuf> {
+    let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    // What is not there is looked at as it is written.
+    let place = absolute.canonicalize().unwrap_or_else(|_| {
+        absolute.components().fold(PathBuf::new(), |mut place, part| {
+            match part {
+                Component::ParentDir => drop(place.pop()),
+                part => place.push(part),
+            }
+            place
+        })
+    });
+    (!place.starts_with(project)).then_some(place)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, os::unix::fs::symlink};
+
+    use super::*;
+
+    fn asks(steps: &str, edges: &str, options: &BindOptions, project: &Path) -> Vec<String> {
+        let ir = format!(
+            r#"{{"version":"0","graph":{{"nodes":[{steps}],"node_holes":[],"edge_property":"directed","edges":[{edges}]}}}}"#
+        );
+        of_plan(&Plan::parse(ir).unwrap(), options, project).iter().map(Ask::what).collect()
+    }
+
+    fn step(key: &str, more: &str) -> String {
+        format!(r#"{{"step":{{"key":"{key}","cmd":"true"{more}}},"env":{{}}}}"#)
+    }
+
+    #[test]
+    fn a_runner_that_isolates_nothing_asks_unless_the_user_names_it() {
+        let steps = [step("a", r#","runner":"process""#), step("b", r#","runner":"docker""#)].join(",");
+        let here = Path::new("/project");
+        assert_eq!(asks(&steps, "", &BindOptions::default(), here), [r#"runner = "process""#]);
+        let named = BindOptions { runner: Some("process".into()), ..BindOptions::default() };
+        assert_eq!(asks(&steps, "", &named, here), [""; 0]);
+        let other = BindOptions { runner: Some("sandbox".into()), ..BindOptions::default() };
+        assert_eq!(asks(&steps, "", &other, here).len(), 1);
+        let plain = [step("a", ""), step("b", r#","image":"debian:bookworm","runner":"sandbox""#)].join(",");
+        assert_eq!(asks(&plain, "", &BindOptions::default(), here), [""; 0]);
+    }
+
+    #[test]
+    fn images_in_files_outside_of_the_project_ask() {
+        let top = tempfile::tempdir().unwrap();
+        let top = top.path().canonicalize().unwrap();
+        let (project, beside) = (top.join("in"), top.join("beside"));
+        fs::create_dir_all(project.join("root")).unwrap();
+        fs::create_dir(&beside).unwrap();
+        symlink("../beside", project.join("link")).unwrap();
+        let of = |image: &str, options: &BindOptions| {
+            asks(&step("a", &format!(r#","image":"{image}""#)), "", options, &project)
+        };
+        let (here, out) = (project.display().to_string(), beside.display().to_string());
+        for inside in ["host", "debian:bookworm", &format!("rootfs:{here}/root"), &format!("oci:{here}/missing:tag")] {
+            assert_eq!(of(inside, &BindOptions::default()), [""; 0], "{inside}");
+        }
+        for (image, place) in [
+            (format!("rootfs:{out}"), format!("rootfs:{out}")),
+            ("rootfs:/".into(), "rootfs:/".into()),
+            (format!("oci:{here}/../beside:tag"), format!("oci:{out}")),
+            (format!("oci-archive:{here}/link"), format!("oci-archive:{out}")),
+            (format!("docker-archive:{here}/missing/../../x:a:b"), format!("docker-archive:{}/x", top.display())),
+        ] {
+            assert_eq!(of(&image, &BindOptions::default()), [format!("image = \"{place}\"")], "{image}");
+            let put = |from: &str, to: &str| BindOptions {
+                images: [(from.to_owned(), to.to_owned())].into(),
+                ..BindOptions::default()
+            };
+            assert_eq!(of(&image, &put(&image, "host")), [""; 0], "{image}");
+            assert_eq!(of(&image, &put("other", &image)), [""; 0], "{image}");
+        }
+        let default = r#"{"version":"0","default_image":"rootfs:/","graph":{"nodes":[STEP],"node_holes":[],"edge_property":"directed","edges":[]}}"#;
+        let plan = Plan::parse(default.replace("STEP", &step("a", ""))).unwrap();
+        assert_eq!(of_plan(&plan, &BindOptions::default(), &project).len(), 1);
+        // A child boots from what its parent left.
+        let steps = [step("a", ""), step("b", r#","image":"rootfs:/""#)].join(",");
+        assert_eq!(asks(&steps, r#"[0,1,"builds_in"]"#, &BindOptions::default(), &project), [""; 0]);
+    }
+}

@@ -1,0 +1,91 @@
+//! What a project's `.hm/hm.toml` asks for beyond the sandbox: the list that stands in `docs/design/trust.md`.
+//!
+//! A key that sends anything to a machine that the user did not name, or runs or reads a file of the machine outside of a
+//! sandbox, asks. A key that counts for nothing, because the user says the same or something else, does not.
+
+use std::path::PathBuf;
+
+use hm_exec::project::{CONFIG_BYTES, ProjectDir};
+
+use super::{
+    settings::{File, Settings, Sharing},
+    table::Place,
+};
+use crate::{consent::Ask, failure::Outcome};
+
+/// The asks of the project's file; `all` of them, also those that count for nothing without an engine.
+pub(super) fn of(settings: &Settings, project: Option<&ProjectDir>, all: bool) -> Outcome<Vec<Ask>> {
+    let File { docker, vm, .. } = &settings.project;
+    let mut asks = Vec::new();
+    remote(settings, project, all, &mut asks)?;
+    if let Some(host) = &docker.host
+        && settings.docker_host.is_none()
+        && settings.user.docker.host.as_ref() != Some(host)
+    {
+        asks.push(Ask::new("[docker] host", host, "this daemon makes containers, and gets the source"));
+    }
+    for ((key, path), (_, users)) in vm.paths().into_iter().zip(settings.user.vm.paths()) {
+        if let Some(path) = path
+            && users.as_ref() != Some(path)
+        {
+            asks.push(Ask::new(format!("[vm] {key}"), path.display(), "it is used as you, outside of any sandbox"));
+        }
+    }
+    Ok(asks)
+}
+
+/// Those of `[remote]`: all of it but `jobs` and `cache = "off"`.
+fn remote(settings: &Settings, project: Option<&ProjectDir>, all: bool, asks: &mut Vec<Ask>) -> Outcome<()> {
+    let layers = settings.layers();
+    let (own, user) = (&layers.project, &layers.user);
+    // Where no engine is named, nothing of it counts.
+    let (url, place) = match layers.url() {
+        Some(named) => named,
+        None if all => ("", Place::User),
+        None => return Ok(()),
+    };
+    if place == Place::Project && !layers.is_users(url) {
+        asks.push(Ask::new("[remote] endpoint", url, "steps, the source and results are sent to this engine"));
+    }
+    // What stands above the project's file.
+    let above = [&layers.arguments, &layers.environment];
+    let belongs = layers.belongs(Place::Project, url);
+    if let Some(logs) = own.logs.as_ref().filter(|_| belongs && above.iter().all(|table| table.logs.is_none()))
+        && user.logs.as_ref() != Some(logs)
+    {
+        asks.push(Ask::new("[remote] logs", logs, "steps' output is asked for at this address"));
+    }
+    if let Some(instance) = own.instance.as_ref().filter(|_| above.iter().all(|table| table.instance.is_none()))
+        && user.instance.as_ref() != Some(instance)
+    {
+        asks.push(Ask::new("[remote] instance", instance, "this part of the engine gets what is sent there"));
+    }
+    for (name, value) in own.headers.iter().filter(|_| belongs) {
+        if user.headers.get(name) != Some(value) {
+            asks.push(Ask::secret(format!("[remote] headers.{name}"), value, "sent with every call to the engine"));
+        }
+    }
+    for (name, value) in &own.platform {
+        if !above.iter().any(|table| table.platform.contains_key(name)) && user.platform.get(name) != Some(value) {
+            asks.push(Ask::new(format!("[remote] platform.{name}"), value, "chooses the workers that run steps"));
+        }
+    }
+    if own.cache.is_some_and(|cache| cache != Sharing::Off && user.cache != Some(cache))
+        && above.iter().all(|table| table.cache.is_none())
+    {
+        let how = format!("{:?}", own.cache.unwrap_or(Sharing::Both)).to_lowercase();
+        asks.push(Ask::new("[remote] cache", how, "results are shared with others through the engine"));
+    }
+    let files: [(&str, &Option<PathBuf>); 3] = [("ca", &own.ca), ("cert", &own.cert), ("key", &own.key)];
+    for (key, path) in files.into_iter().filter(|_| belongs) {
+        let Some(path) = path else { continue };
+        // Who is believed may change with the file's content.
+        let content = match project {
+            Some(project) => project.read(super::in_hm(path), CONFIG_BYTES)?,
+            None => Vec::new(),
+        };
+        let effect = "this file decides which engine is believed, or who you are there";
+        asks.push(Ask::new(format!("[remote] {key}"), path.display(), effect).with_content(&content));
+    }
+    Ok(())
+}

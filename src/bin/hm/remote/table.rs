@@ -1,0 +1,291 @@
+//! `[remote]` of `hm.toml`, and the same from arguments and from variables; which of them say where the engine is, and what of
+//! them may be sent there.
+//!
+//! Four places can name an engine: the command line, the environment, the project, and the user's own `hm.toml`. Headers,
+//! certificates and keys belong to the engine that was named in the same place, and are sent to no other one.
+
+use std::{
+    collections::BTreeMap,
+    num::NonZeroUsize,
+    path::{Path, PathBuf},
+};
+
+use hm_exec::{
+    project::{CONFIG_BYTES, ProjectDir},
+    remote::EndpointOptions,
+};
+use serde::Deserialize;
+
+use super::{
+    engine_args::{Named, pems},
+    settings::Sharing,
+};
+use crate::failure::Outcome;
+
+/// What one place says of an engine. Paths of the user's file are absolute, those of the project's are as it has them.
+#[derive(Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Table {
+    pub(super) endpoint: Option<String>,
+    pub(super) instance: Option<String>,
+    pub(super) logs: Option<String>,
+    pub(super) headers: BTreeMap<String, String>,
+    pub(super) platform: BTreeMap<String, String>,
+    pub(super) jobs: Option<NonZeroUsize>,
+    pub(super) cache: Option<Sharing>,
+    pub(super) ca: Option<PathBuf>,
+    pub(super) cert: Option<PathBuf>,
+    pub(super) key: Option<PathBuf>,
+}
+
+impl Table {
+    /// Whether it has anything that identifies the user to an engine.
+    fn has_credentials(&self) -> bool {
+        !self.headers.is_empty() || self.ca.is_some() || self.cert.is_some() || self.key.is_some()
+    }
+}
+
+/// Who says something.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Place {
+    Arguments,
+    Environment,
+    Project,
+    User,
+}
+
+/// All that is said of an engine, each place by itself.
+#[derive(Clone, Default)]
+pub(super) struct Layers {
+    pub(super) arguments: Table,
+    pub(super) environment: Table,
+    pub(super) project: Table,
+    pub(super) user: Table,
+}
+
+/// The places from the one that wins over all others to the one that gives way to all.
+const ORDER: [Place; 4] = [Place::Arguments, Place::Environment, Place::Project, Place::User];
+
+impl Layers {
+    pub(super) fn table(&self, place: Place) -> &Table {
+        match place {
+            Place::Arguments => &self.arguments,
+            Place::Environment => &self.environment,
+            Place::Project => &self.project,
+            Place::User => &self.user,
+        }
+    }
+
+    /// The engine's address, and who names it.
+    pub(super) fn url(&self) -> Option<(&str, Place)> {
+        ORDER.into_iter().find_map(|place| Some((self.table(place).endpoint.as_deref()?, place)))
+    }
+
+    /// The first that says something, of all places but the user's where the engine is the project's own.
+    pub(super) fn first<T>(&self, of: impl Fn(&Table) -> Option<&T>) -> Option<&T> {
+        let is_projects = self.url().is_some_and(|(url, _)| !self.is_users(url));
+        let mut places = ORDER.into_iter().filter(|place| !is_projects || *place != Place::User);
+        places.find_map(|place| of(self.table(place)))
+    }
+
+    /// Platform properties, by name.
+    pub(super) fn platform(&self) -> BTreeMap<String, String> {
+        let is_projects = self.url().is_some_and(|(url, _)| !self.is_users(url));
+        let mut platform = BTreeMap::new();
+        for place in ORDER.into_iter().rev().filter(|place| !is_projects || *place != Place::User) {
+            platform.extend(self.table(place).platform.clone());
+        }
+        platform
+    }
+
+    /// The engine and its log service, with what is sent to each. `None` if no place names an engine.
+    pub(super) fn named(&self, project: Option<&ProjectDir>) -> Outcome<Option<Named>> {
+        let Some((url, _)) = self.url() else { return Ok(None) };
+        let read = |places: &[Place]| self.options(url, places, project);
+        let engine = read(&ORDER)?;
+        let logs = match self.logs(url) {
+            None => None,
+            // What goes to an engine that the user named goes to no log service that a project names.
+            Some((logs, Place::Project)) if self.is_users(url) => Some(EndpointOptions::new(logs)),
+            Some((logs, Place::Project)) => Some(read(&[Place::Project])?.beside(logs)),
+            Some((logs, _)) => {
+                let users = ORDER.into_iter().filter(|place| *place != Place::Project);
+                Some(read(&users.collect::<Vec<_>>())?.beside(logs))
+            }
+        };
+        Ok(Some(Named { engine, logs }))
+    }
+
+    /// The places whose headers and keys are not sent, because they are kept for another engine; of those that the user may
+    /// expect to hold for this call.
+    pub(super) fn withheld(&self) -> Vec<Place> {
+        let Some((url, _)) = self.url() else { return Vec::new() };
+        let places = [Place::Arguments, Place::Environment].into_iter();
+        places.filter(|place| self.table(*place).has_credentials() && !self.belongs(*place, url)).collect()
+    }
+
+    /// Whether the user names this engine.
+    pub(super) fn is_users(&self, url: &str) -> bool {
+        [&self.arguments, &self.environment, &self.user].into_iter().any(|table| names(table, url))
+    }
+
+    /// Whether what a place keeps belongs to the engine at `url`: the one that it names itself. A place that names none means
+    /// the one that the user names less emphatically, else any that the user names.
+    pub(super) fn belongs(&self, place: Place, url: &str) -> bool {
+        let below: &[&Table] = match place {
+            // What a project keeps is no secret of the user's.
+            Place::Project => return self.project.endpoint.is_none() || names(&self.project, url),
+            Place::Arguments => &[&self.arguments, &self.environment, &self.user],
+            Place::Environment => &[&self.environment, &self.user],
+            Place::User => &[&self.user],
+        };
+        match below.iter().find(|table| table.endpoint.is_some()) {
+            Some(table) => names(table, url),
+            None => self.is_users(url),
+        }
+    }
+
+    /// The log service, and who names it.
+    fn logs(&self, url: &str) -> Option<(&str, Place)> {
+        let may = |place: &Place| *place == Place::Arguments || self.belongs(*place, url);
+        ORDER.into_iter().filter(may).find_map(|place| Some((self.table(place).logs.as_deref()?, place)))
+    }
+
+    /// The engine at `url`, with what those of the `places` say that keep something for it.
+    fn options(&self, url: &str, places: &[Place], project: Option<&ProjectDir>) -> Outcome<EndpointOptions> {
+        let mut options = EndpointOptions::new(url);
+        options.instance = self.first(|table| table.instance.as_ref()).cloned().unwrap_or_default();
+        let places: Vec<Place> = places.iter().copied().filter(|place| self.belongs(*place, url)).collect();
+        let mut headers = BTreeMap::new();
+        for place in places.iter().rev() {
+            let own = self.table(*place).headers.iter();
+            headers.extend(own.map(|(name, value)| (name.to_ascii_lowercase(), value.clone())));
+        }
+        options.headers = headers.into_iter().collect();
+        let first = |of: fn(&Table) -> Option<&PathBuf>| {
+            places.iter().find_map(|place| Some((of(self.table(*place))?.as_path(), *place == Place::Project)))
+        };
+        let read = |(path, is_projects): (&Path, bool)| match project.filter(|_| is_projects) {
+            Some(project) => Ok(project.read(super::in_hm(path), CONFIG_BYTES)?),
+            None => super::read_users(path),
+        };
+        let (ca, cert, key) = (first(|it| it.ca.as_ref()), first(|it| it.cert.as_ref()), first(|it| it.key.as_ref()));
+        (options.ca_pem, options.client_pem) = pems(ca, cert, key, read)?;
+        Ok(options)
+    }
+}
+
+/// Whether a place names the engine at `url`.
+fn names(table: &Table, url: &str) -> bool {
+    let plain = |url: &str| url.trim_end_matches('/').to_ascii_lowercase();
+    table.endpoint.as_deref().is_some_and(|own| plain(own) == plain(url))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn table(endpoint: &str, logs: &str, token: &str) -> Table {
+        let some = |text: &str| Some(text.to_owned()).filter(|text| !text.is_empty());
+        let headers = some(token).map(|token| ("authorization".to_owned(), token));
+        Table { endpoint: some(endpoint), logs: some(logs), headers: headers.into_iter().collect(), ..Table::default() }
+    }
+
+    const A: &str = "grpcs://a:1";
+    const B: &str = "grpcs://b:1";
+    const P: &str = "grpcs://project:1";
+
+    /// What is sent to the engine, and to its log service, by the four places' (engine, token).
+    #[track_caller]
+    fn sent(places: [(&str, &str); 4]) -> (String, Option<String>) {
+        let [arguments, environment, project, user] = places.map(|(endpoint, token)| table(endpoint, "", token));
+        let layers = Layers { arguments, environment, project, user };
+        let named = layers.named(None).unwrap().unwrap();
+        (named.engine.url, named.engine.headers.into_iter().map(|(_, value)| value).next())
+    }
+
+    #[test]
+    fn what_is_kept_for_one_engine_is_sent_to_no_other() {
+        let token = |text: &str| Some(text.to_owned());
+        for (what, places, url, expected) in [
+            ("all of the file", [("", ""), ("", ""), ("", ""), (A, "file")], A, token("file")),
+            ("of the environment", [("", ""), (A, "env"), ("", ""), ("", "")], A, token("env")),
+            (
+                "an argument for an engine of the environment",
+                [("", "arg"), (A, ""), ("", ""), ("", "")],
+                A,
+                token("arg"),
+            ),
+            ("an argument for one of the file", [("", "arg"), ("", ""), ("", ""), (A, "file")], A, token("arg")),
+            ("a variable for one of the file", [("", ""), ("", "env"), ("", ""), (A, "file")], A, token("env")),
+            ("a variable for one of the arguments", [(A, ""), ("", "env"), ("", ""), ("", "")], A, token("env")),
+            ("a file's for one of the environment", [("", ""), (A, ""), ("", ""), ("", "file")], A, token("file")),
+            ("another engine on the command line", [(B, ""), (A, "env"), ("", ""), ("", "")], B, None),
+            (
+                "the same engine there",
+                [("grpcs://A:1/", ""), (A, "env"), ("", ""), ("", "")],
+                "grpcs://A:1/",
+                token("env"),
+            ),
+            ("another one than the file's", [(B, ""), ("", ""), ("", ""), (A, "file")], B, None),
+            ("a variable, and another one than the file's", [(B, ""), ("", "env"), ("", ""), (A, "")], B, None),
+            ("another one in the environment", [("", ""), (B, ""), ("", ""), (A, "file")], B, None),
+            ("the project's, and a variable", [("", ""), ("", "env"), (P, ""), ("", "")], P, None),
+            ("the project's, and an argument", [("", "arg"), ("", ""), (P, ""), ("", "")], P, None),
+            ("the project's, and the file", [("", ""), ("", ""), (P, ""), (A, "file")], P, None),
+            ("the project's, and a file without an engine", [("", ""), ("", ""), (P, ""), ("", "file")], P, None),
+            ("the project's own header", [("", ""), ("", "env"), (P, "own"), (A, "file")], P, token("own")),
+            ("the project's header for another engine", [(A, ""), ("", ""), (P, "own"), ("", "")], A, None),
+            ("the project names what the file names", [("", ""), ("", ""), (A, ""), (A, "file")], A, token("file")),
+            ("and what the environment names", [("", ""), (P, "env"), (P, ""), (A, "file")], P, token("env")),
+            ("the project's header over the file's", [("", ""), ("", ""), ("", "own"), (A, "file")], A, token("own")),
+        ] {
+            assert_eq!(sent(places), (url.to_owned(), expected), "{what}");
+        }
+    }
+
+    #[test]
+    fn a_log_service_gets_what_belongs_to_the_people_who_name_it() {
+        for (what, layers, expected) in [
+            ("the user's file", [("", "", ""), ("", "", ""), (A, "grpcs://a:2", "file")], Some(("grpcs://a:2", true))),
+            (
+                "the project's",
+                [("", "", ""), (P, "grpcs://p:2", "own"), (A, "grpcs://a:2", "f")],
+                Some(("grpcs://p:2", true)),
+            ),
+            (
+                "beside ours",
+                [("", "", ""), ("", "grpcs://p:2", ""), (A, "grpcs://a:2", "f")],
+                Some(("grpcs://p:2", false)),
+            ),
+            ("named by both", [(P, "", "arg"), (P, "grpcs://p:2", "own"), (A, "", "")], Some(("grpcs://p:2", false))),
+            ("elsewhere", [(B, "", "arg"), (P, "grpcs://p:2", "own"), (A, "grpcs://a:2", "f")], None),
+            (
+                "all arguments",
+                [(B, "grpcs://b:2", "arg"), (P, "grpcs://p:2", ""), (A, "", "")],
+                Some(("grpcs://b:2", true)),
+            ),
+            (
+                "our logs, their engine",
+                [("", "grpcs://b:2", "arg"), (P, "", "own"), (A, "", "f")],
+                Some(("grpcs://b:2", false)),
+            ),
+            ("no encryption", [(B, "grpc://b:2", "arg"), ("", "", ""), ("", "", "")], Some(("grpc://b:2", false))),
+        ] {
+            let [arguments, project, user] = layers.map(|(endpoint, logs, token)| table(endpoint, logs, token));
+            let layers = Layers { arguments, project, user, ..Layers::default() };
+            let logs = layers.named(None).unwrap().unwrap().logs;
+            assert_eq!(logs.as_ref().map(|logs| (&*logs.url, !logs.headers.is_empty())), expected, "{what}");
+        }
+    }
+
+    #[test]
+    fn headers_and_keys_that_are_not_sent_are_told() {
+        let environment = Table { key: Some("/key.pem".into()), ..table("", "", "") };
+        let layers = Layers { environment, project: table(P, "", ""), ..Layers::default() };
+        assert_eq!(layers.withheld(), [Place::Environment]);
+        let layers = Layers { arguments: table(P, "", "mine"), environment: table(A, "", "env"), ..layers };
+        assert_eq!(layers.withheld(), [Place::Environment]);
+        assert!(Layers { environment: Table::default(), ..layers }.withheld().is_empty());
+    }
+}
