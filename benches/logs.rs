@@ -147,7 +147,16 @@ fn states(steps: u32, steps_per_flush: u32) -> [f64; 3] {
         writer.emit(at_ms, StateEvent::StepStart { step, attempt: 1 });
         let status = StepStatus::Passed;
         let (snapshot, message) = (None, None);
-        let ended = StateEvent::StepEnd { step, attempt: 1, status, exit_code: 0, duration_ms: 1, snapshot, message };
+        let ended = StateEvent::StepEnd {
+            step,
+            attempt: 1,
+            status,
+            exit_code: 0,
+            duration_ms: 1,
+            snapshot,
+            message,
+            artifacts: vec![],
+        };
         writer.emit(at_ms, ended);
         if step.0 % steps_per_flush == 0 {
             writer.flush().unwrap();

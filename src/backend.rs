@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::{
+    cache::ProjectId,
     event::EventStream,
     ir::{Env, InvalidPipeline},
     outcome::BuildOutcome,
@@ -71,6 +72,9 @@ pub struct RunRequest {
     pub repo_root: PathBuf,
     /// The pipeline's name.
     pub pipeline_slug: String,
+    /// Which project's cached results are used and made. By default those of the canonical source directory;
+    /// [`ProjectId::of_checkout`] makes all clones of a repository one project.
+    pub project: Option<ProjectId>,
     /// Variables for every step, over those of the plan.
     pub env: Env,
     /// What is known of the source.
@@ -98,6 +102,7 @@ impl RunRequest {
             plan,
             repo_root,
             pipeline_slug,
+            project: None,
             env: Env::new(),
             source: SourceMeta::default(),
             options: RunOptions::default(),

@@ -207,6 +207,7 @@ impl<R: RunnerSet> Engine<R> {
                 let facts = BuildFacts {
                     run: run_id,
                     source_dir: request.repo_root.clone(),
+                    project: request.project.clone(),
                     pipeline: request.pipeline_slug.clone(),
                     started_at_ms: started_at.timestamp_millis(),
                     no_cache: request.options.no_cache,

@@ -6,7 +6,7 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::event::BuildRef;
+use crate::{event::BuildRef, runner::ArtifactRef};
 
 /// A build's verdict.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -93,6 +93,9 @@ pub struct StepResultSummary {
     pub duration_ms: u64,
     /// How many attempts were started.
     pub attempts: u32,
+    /// Files that the step left for people.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub artifacts: Vec<ArtifactRef>,
 }
 
 /// A finished build.

@@ -11,7 +11,7 @@ use std::{
 use uuid::Uuid;
 
 use super::{
-    CacheKey,
+    CacheKey, ProjectId,
     flight::{Entered, Flight, Flights},
     parts::{self, Noted},
 };
@@ -42,6 +42,7 @@ pub(crate) struct BuildCache {
     store: Result<(Arc<Store>, Lease), Arc<str>>,
     flights: Flights,
     build: BuildFacts,
+    project: ProjectId,
 }
 
 /// What the cache knows of a build.
@@ -49,6 +50,8 @@ pub(crate) struct BuildCache {
 pub(crate) struct BuildFacts {
     pub(crate) run: Uuid,
     pub(crate) source_dir: PathBuf,
+    /// Whose results these are. By default the source directory's.
+    pub(crate) project: Option<ProjectId>,
     pub(crate) pipeline: String,
     pub(crate) started_at_ms: i64,
     /// Everything runs.
@@ -135,7 +138,8 @@ impl Cache {
             tracing::warn!("steps are not cached: {message}");
             message
         });
-        BuildCache { store, flights: self.flights.clone(), build }
+        let project = build.project.clone().unwrap_or_else(|| ProjectId::of_directory(&build.source_dir));
+        BuildCache { store, flights: self.flights.clone(), build, project }
     }
 }
 
@@ -207,6 +211,11 @@ impl BuildCache {
         Ok(found)
     }
 
+    /// Whose results these are.
+    pub(crate) fn project(&self) -> &ProjectId {
+        &self.project
+    }
+
     /// The store, where there is one, and the pipeline.
     pub(crate) fn store(&self) -> Option<(&Arc<Store>, &str)> {
         self.store.as_ref().ok().map(|(store, _)| (store, &*self.build.pipeline))
@@ -218,9 +227,10 @@ impl BuildCache {
         let Ok((store, _)) = &self.store else { return };
         let (store, run) = (Arc::clone(store), self.build.run);
         let BuildEnd { run_dir, noted, hits, published, exit_code } = end;
+        let project = self.project.clone();
         let finishing = blocking(move || {
             if !noted.is_empty()
-                && let Err(error) = parts::write(&run_dir, &store.secret()?, &noted)
+                && let Err(error) = parts::write(&run_dir, &store.secret()?, project.as_str(), &noted)
             {
                 tracing::warn!(%error, "`hm why` will know nothing of this run");
             }

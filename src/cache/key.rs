@@ -5,7 +5,7 @@ use std::fmt;
 use crate::ir::Env;
 
 /// Raised whenever the same parts make another key.
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 
 /// What a cached step is found by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -26,10 +26,11 @@ pub enum BasePart<'a> {
     Snapshot(&'a str),
 }
 
-/// Everything that decides what a step leaves. The source is not among it: that is what the language's key is for.
+/// Everything that decides what a step leaves. Of the source there is what the step's policy looks at, and no more.
 ///
 /// A key is BLAKE3 over a byte for the version and then the parts in this order, each after its length in eight bytes,
 /// little-endian. The environment is its variables in byte order, after their number; the kind of the base is a part, too.
+/// Without inputs their part is empty.
 ///
 /// ```
 /// use hm_exec::cache::{BasePart, KeyParts};
@@ -44,9 +45,13 @@ pub enum BasePart<'a> {
 ///     os: "linux",
 ///     arch: "x86_64",
 ///     mode: "root",
+///     runner_args: r#"{"network":"none"}"#,
+///     project: "git:github.com/owner/repo",
+///     inputs: None,
 /// };
 /// assert_eq!(parts.key(), parts.key());
 /// assert_ne!(parts.key(), KeyParts { command: "make -j", ..parts }.key());
+/// assert_ne!(parts.key(), KeyParts { project: "path:/home/alice/repo", ..parts }.key());
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct KeyParts<'a> {
@@ -68,13 +73,21 @@ pub struct KeyParts<'a> {
     pub arch: &'a str,
     /// [`CacheIdentity::mode`](crate::runner::CacheIdentity::mode).
     pub mode: &'a str,
+    /// The arguments that change what the step sees or may do:
+    /// [`ArgsSchema::in_keys`](crate::runner::ArgsSchema::in_keys).
+    pub runner_args: &'a str,
+    /// The [`ProjectId`](super::ProjectId).
+    pub project: &'a str,
+    /// The digest of what `on_change` paths match in the source.
+    pub inputs: Option<&'a [u8; 32]>,
 }
 
 impl KeyParts<'_> {
     /// The key.
     #[must_use]
     pub fn key(&self) -> CacheKey {
-        let Self { dsl_key, base, command, env, runner, runner_version, os, arch, mode } = self;
+        let Self { dsl_key, base, command, env, runner, runner_version, os, arch, mode, .. } = self;
+        let Self { runner_args, project, inputs, .. } = self;
         let mut hasher = blake3::Hasher::new();
         let mut part = |bytes: &[u8]| {
             hasher.update(&(bytes.len() as u64).to_le_bytes()).update(bytes);
@@ -92,7 +105,8 @@ impl KeyParts<'_> {
         }
         part(runner.as_bytes());
         part(&runner_version.to_le_bytes());
-        [os, arch, mode].into_iter().for_each(|text| part(text.as_bytes()));
+        [os, arch, mode, runner_args, project].into_iter().for_each(|text| part(text.as_bytes()));
+        part(inputs.map_or(&[], |digest| &digest[..]));
         CacheKey(*hasher.finalize().as_bytes())
     }
 }

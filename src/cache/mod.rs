@@ -9,6 +9,7 @@ mod flight;
 mod key;
 mod parts;
 mod policy;
+mod project;
 mod why;
 
 #[cfg(all(feature = "cloud", target_os = "linux"))]
@@ -19,4 +20,5 @@ pub use key::{BasePart, CacheKey, KeyParts};
 pub use parts::{Difference, Verdict};
 pub(crate) use parts::{Noted, NotedBase};
 pub use policy::Cacheable;
+pub use project::ProjectId;
 pub use why::{Explanation, WhyError, explain, key_of};

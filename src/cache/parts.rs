@@ -22,7 +22,7 @@ use crate::{
 };
 
 /// How the file begins: a name, and the version.
-const HEADER: &[u8; 8] = b"hm-keys\x01";
+const HEADER: &[u8; 8] = b"hm-keys\x02";
 
 /// A text by its keyed hash.
 type Hidden = [u8; 16];
@@ -37,6 +37,8 @@ pub(crate) struct Noted {
     pub(crate) runner: Arc<str>,
     pub(crate) runner_version: u32,
     pub(crate) mode: Arc<str>,
+    pub(crate) runner_args: String,
+    pub(crate) inputs: Option<[u8; 32]>,
     pub(crate) verdict: Verdict,
 }
 
@@ -76,6 +78,7 @@ pub(super) struct RunParts {
     /// Steps that share an environment share it here, too.
     envs: Vec<BTreeMap<String, Hidden>>,
     steps: BTreeMap<String, StepParts>,
+    project: String,
 }
 
 /// What went into one step's key.
@@ -91,6 +94,8 @@ pub(super) struct StepParts {
     pub(super) runner_version: u32,
     pub(super) platform: String,
     pub(super) mode: String,
+    runner_args: Hidden,
+    inputs: Option<[u8; 32]>,
 }
 
 /// The file in a run's directory.
@@ -99,15 +104,15 @@ fn path(run_dir: &Path) -> PathBuf {
 }
 
 /// Writes the file of a run.
-pub(super) fn write(run_dir: &Path, secret: &[u8; 32], noted: &[Noted]) -> io::Result<()> {
+pub(super) fn write(run_dir: &Path, secret: &[u8; 32], project: &str, noted: &[Noted]) -> io::Result<()> {
     let hide = |text: &str| {
         let mut hidden = Hidden::default();
         hidden.copy_from_slice(&blake3::keyed_hash(secret, text.as_bytes()).as_bytes()[..size_of::<Hidden>()]);
         hidden
     };
-    let mut parts = RunParts::default();
+    let mut parts = RunParts { project: project.to_owned(), ..RunParts::default() };
     let mut last_env: Option<&Arc<Env>> = None;
-    for Noted { step, env, base, key, runner, runner_version, mode, verdict } in noted {
+    for Noted { step, env, base, key, runner, runner_version, mode, runner_args, inputs, verdict } in noted {
         if last_env.is_none_or(|last| !Arc::ptr_eq(last, env)) {
             // The name is hashed along, so that equal values of two variables do not look alike.
             let hidden = env.iter().map(|(name, value)| (name.clone(), hide(&format!("{name}={value}"))));
@@ -125,6 +130,8 @@ pub(super) fn write(run_dir: &Path, secret: &[u8; 32], noted: &[Noted]) -> io::R
             runner_version: *runner_version,
             platform: format!("{}/{}", std::env::consts::OS, std::env::consts::ARCH),
             mode: mode.to_string(),
+            runner_args: hide(runner_args),
+            inputs: *inputs,
         };
         parts.steps.insert(step.key.to_string(), own);
     }
@@ -164,8 +171,17 @@ impl RunParts {
 #[serde(rename_all = "snake_case", tag = "what")]
 #[non_exhaustive]
 pub enum Difference {
+    /// The project: its origin, or where it lies.
+    Project {
+        /// Before.
+        was: String,
+        /// And now.
+        is: String,
+    },
     /// The key that the pipeline's language computed, over whatever the step's policy looks at.
     DslKey,
+    /// What the paths of `on_change` match: names, types, modes, targets of links, contents.
+    Inputs,
     /// The command.
     Command,
     /// A variable that was not there before.
@@ -225,6 +241,8 @@ pub enum Difference {
         /// And now.
         is: String,
     },
+    /// The arguments for the runner.
+    RunnerArgs,
     /// How the runner works, such as how it maps user ids.
     Mode {
         /// Before.
@@ -240,8 +258,14 @@ pub(super) fn differences(
     (new_run, new): (&RunParts, &StepParts),
 ) -> Vec<Difference> {
     let mut found = Vec::new();
+    if old_run.project != new_run.project {
+        found.push(Difference::Project { was: old_run.project.clone(), is: new_run.project.clone() });
+    }
     if old.dsl_key != new.dsl_key {
         found.push(Difference::DslKey);
+    }
+    if old.inputs != new.inputs {
+        found.push(Difference::Inputs);
     }
     if old.command != new.command {
         found.push(Difference::Command);
@@ -286,5 +310,8 @@ pub(super) fn differences(
     compare(&runner(old), &runner(new), |was, is| Difference::Runner { was, is });
     compare(&old.platform, &new.platform, |was, is| Difference::Platform { was, is });
     compare(&old.mode, &new.mode, |was, is| Difference::Mode { was, is });
+    if old.runner_args != new.runner_args {
+        found.push(Difference::RunnerArgs);
+    }
     found
 }

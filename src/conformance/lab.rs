@@ -348,7 +348,16 @@ impl Run {
                 Ok(result) => (StepStatus::Passed, result.exit_code, result.committed_snapshot.clone(), None),
                 Err(error) => (StepStatus::Infrastructure, 3, None, Some(error.to_line().into())),
             };
-            let ended = StateEvent::StepEnd { step, attempt: 1, status, exit_code, duration_ms: 0, snapshot, message };
+            let ended = StateEvent::StepEnd {
+                step,
+                attempt: 1,
+                status,
+                exit_code,
+                duration_ms: 0,
+                snapshot,
+                message,
+                artifacts: vec![],
+            };
             self.writer.emit(0, ended);
         }
         self.writer.flush()?;

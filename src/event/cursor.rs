@@ -22,7 +22,7 @@ use super::{
     lines::{Line, LineEnd, LineSplitter},
     logs::{LogReader, journal_path},
     meta::step_id,
-    record::{Record, build_status_of, miss_reason_of, step_status_of, stream_of},
+    record::{Record, build_status_of, decode_artifacts, miss_reason_of, step_status_of, stream_of},
     shared::OutputRange,
 };
 use crate::plan::StepIndex;
@@ -193,10 +193,11 @@ impl Cursor {
                 let message = message.map(Into::into);
                 BuildEvent::StepCacheMiss { seq, step_id, key: step.key.clone(), reason, message }
             }
-            Record::StepEnd { at_ms, step, attempt, status, exit_code, duration_ms, snapshot, message } => {
+            Record::StepEnd { at_ms, step, attempt, status, exit_code, duration_ms, snapshot, message, artifacts } => {
                 let (step_id, _) = step_of(step)?;
                 let status = step_status_of(status).ok_or_else(|| corrupt("a step's status is unknown"))?;
                 let (snapshot, message) = (snapshot.map(Into::into), message.map(Into::into));
+                let artifacts = decode_artifacts(artifacts).map_err(|_| corrupt("a step's artifacts can't be read"))?;
                 let seq = self.finish_attempts(step, 0..=u32::MAX, at_ms);
                 return Ok(self.last(BuildEvent::StepEnd {
                     seq,
@@ -207,6 +208,7 @@ impl Cursor {
                     status,
                     attempt,
                     message,
+                    artifacts,
                 }));
             }
             Record::ChainFailed { at_ms, step, exit_code, message } => {

@@ -10,7 +10,7 @@ use super::{BuildRef, CacheMissReason, PlanSummary};
 use crate::{
     outcome::{BuildStatus, StepStatus},
     plan::StepIndex,
-    runner::SnapshotRef,
+    runner::{ArtifactRef, SnapshotRef},
 };
 
 /// What never changes about a run; the journal's header. Step ids derive from the run's id and the index.
@@ -123,6 +123,8 @@ pub enum StateEvent {
         snapshot: Option<SnapshotRef>,
         /// Why, where the status alone does not tell.
         message: Option<Arc<str>>,
+        /// Files that the step left for people.
+        artifacts: Vec<ArtifactRef>,
     },
     /// The step's chain stops here.
     ChainFailed {

@@ -12,7 +12,10 @@ use postcard::ser_flavors::Flavor;
 use serde::{Deserialize, Serialize};
 
 use super::{CacheMissReason, StdStream};
-use crate::outcome::{BuildStatus, StepStatus};
+use crate::{
+    outcome::{BuildStatus, StepStatus},
+    runner::ArtifactRef,
+};
 
 /// How every journal begins.
 pub(super) const MAGIC: [u8; 8] = *b"hm-jrnl\0";
@@ -31,6 +34,12 @@ pub(super) const MAX_RECORD_BYTES: usize = 1 << 20;
 
 /// No preamble and header are longer, in bytes. (100,000 steps take some ten million.)
 pub(super) const MAX_HEADER_BYTES: usize = 256 << 20;
+
+/// What the artifacts of one step may take in a record, in bytes.
+const MAX_ARTIFACTS_BYTES: usize = 512 << 10;
+
+/// What the numbers of one artifact take at most, in bytes.
+const MAX_NUMBERS_BYTES: usize = 20;
 
 /// Texts in records are clipped to this, in bytes.
 pub(super) const MAX_TEXT_BYTES: usize = 64 << 10;
@@ -75,6 +84,9 @@ pub(super) enum Record<'a> {
         duration_ms: u64,
         snapshot: Option<&'a str>,
         message: Option<&'a str>,
+        /// [`encode_artifacts`], behind the other fields. Records without any, as older versions wrote them, end before it.
+        #[serde(skip)]
+        artifacts: &'a [u8],
     },
     ChainFailed {
         at_ms: u64,
@@ -110,16 +122,63 @@ impl<'a> Record<'a> {
         if kind >= KNOWN_KINDS {
             return Ok(Self::Unknown { kind });
         }
-        let (record, _later_fields) = postcard::take_from_bytes(payload)?;
+        let (mut record, later_fields) = postcard::take_from_bytes(payload)?;
+        if let Self::StepEnd { artifacts, .. } = &mut record {
+            *artifacts = later_fields;
+        }
         Ok(record)
     }
+
+    /// Appends the record to `buffer` as one frame. On failure the buffer is as before.
+    pub(super) fn append_to(&self, buffer: &mut Vec<u8>) -> Result<(), postcard::Error> {
+        match self {
+            Self::StepEnd { artifacts, .. } => encode_with(buffer, self, artifacts),
+            record => encode_with(buffer, record, &[]),
+        }
+    }
+}
+
+/// A step's artifacts as a trailing field: nothing if there are none.
+pub(super) fn encode_artifacts<'a>(artifacts: impl Iterator<Item = (&'a str, &'a str, u64)>) -> Vec<u8> {
+    let (mut bytes, mut all, mut left_out) = (0, Vec::new(), 0_usize);
+    for artifact in artifacts {
+        bytes += artifact.0.len() + artifact.1.len() + MAX_NUMBERS_BYTES;
+        if bytes > MAX_ARTIFACTS_BYTES {
+            left_out += 1;
+        } else {
+            all.push(artifact);
+        }
+    }
+    if left_out > 0 {
+        tracing::warn!("{left_out} artifacts of a step are not recorded: their names are too long together");
+    }
+    if all.is_empty() {
+        return Vec::new();
+    }
+    // Nothing here that postcard refuses.
+    postcard::to_stdvec(&all).unwrap_or_default()
+}
+
+/// The artifacts behind a record's other fields. Bytes behind them are a later version's.
+pub(super) fn decode_artifacts(bytes: &[u8]) -> Result<Vec<ArtifactRef>, postcard::Error> {
+    if bytes.is_empty() {
+        return Ok(Vec::new());
+    }
+    let (all, _later_fields) = postcard::take_from_bytes::<Vec<(String, String, u64)>>(bytes)?;
+    Ok(all.into_iter().map(|(key, mime, size_bytes)| ArtifactRef { key, mime, size_bytes }).collect())
 }
 
 /// Appends `value` to `buffer` as one frame. On failure the buffer is as before.
 pub(super) fn encode<T: Serialize>(buffer: &mut Vec<u8>, value: &T) -> Result<(), postcard::Error> {
+    encode_with(buffer, value, &[])
+}
+
+/// As [`encode`], with a trailing field.
+fn encode_with<T: Serialize>(buffer: &mut Vec<u8>, value: &T, trailing: &[u8]) -> Result<(), postcard::Error> {
     let start = buffer.len();
     buffer.extend_from_slice(&[0; FRAME_HEADER_BYTES]);
     let written = postcard::serialize_with_flavor(value, Append(buffer)).and_then(|()| {
+        buffer.extend_from_slice(trailing);
         let payload = &buffer[start + FRAME_HEADER_BYTES..];
         let len = u32::try_from(payload.len()).map_err(|_| postcard::Error::SerializeBufferFull)?;
         let crc = crc32fast::hash(payload);
@@ -274,8 +333,9 @@ mod tests {
             duration_ms: 10,
             snapshot: None,
             message: None,
+            artifacts: &[],
         };
-        encode(&mut buffer, &end).unwrap();
+        end.append_to(&mut buffer).unwrap();
         assert!(buffer.len() <= 50, "{}", buffer.len());
     }
 
@@ -294,6 +354,42 @@ mod tests {
         let mut payload = payload_of(record);
         payload.extend_from_slice(b"later");
         assert_eq!(Record::decode(&payload), Ok(record));
+    }
+
+    #[test]
+    fn artifacts_are_a_trailing_field_that_older_records_lack_and_that_later_ones_may_follow() {
+        let end = |artifacts| Record::StepEnd {
+            at_ms: 1,
+            step: 2,
+            attempt: 1,
+            status: 0,
+            exit_code: 0,
+            duration_ms: 1,
+            snapshot: None,
+            message: None,
+            artifacts,
+        };
+        let mut frame = Vec::new();
+        end(&[]).append_to(&mut frame).unwrap();
+        assert_eq!(frame[FRAME_HEADER_BYTES..], payload_of(end(&[])), "as it was without the field");
+        let artifacts = [("out/a.txt", "text/plain", 3), ("b", "", u64::MAX)];
+        let mut field = encode_artifacts(artifacts.into_iter());
+        field.extend_from_slice(b"later");
+        frame.clear();
+        end(&field).append_to(&mut frame).unwrap();
+        let Ok(Record::StepEnd { artifacts: found, .. }) = Record::decode(&frame[FRAME_HEADER_BYTES..]) else {
+            panic!("another record");
+        };
+        let found = decode_artifacts(found).unwrap();
+        let found: Vec<_> = found.iter().map(|it| (&*it.key, &*it.mime, it.size_bytes)).collect();
+        assert_eq!(found, artifacts);
+        assert_eq!(decode_artifacts(&[]).unwrap(), []);
+        assert!(decode_artifacts(&[200]).is_err());
+        // Too many for a record: those that have room are kept.
+        let long = "x".repeat(100_000);
+        let field = encode_artifacts((0..20).map(|size| (&*long, "", size)));
+        assert!(field.len() < MAX_RECORD_BYTES / 2);
+        assert_eq!(decode_artifacts(&field).unwrap().len(), 5);
     }
 
     #[test]

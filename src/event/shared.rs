@@ -10,14 +10,7 @@ use std::{
 
 use tokio::{sync::Notify, time::Instant};
 
-use super::{
-    RunMeta,
-    attempt::Attempts,
-    logs::RunFiles,
-    mask::Masker,
-    record::{Record, encode},
-    wake::Published,
-};
+use super::{RunMeta, attempt::Attempts, logs::RunFiles, mask::Masker, record::Record, wake::Published};
 
 /// What the writer, the bus and the readers of one run share. The run's temporary directory goes with it.
 #[derive(Debug)]
@@ -110,7 +103,7 @@ impl Pending {
     }
 
     fn encode(&mut self, record: &Record<'_>) {
-        if let Err(error) = encode(&mut self.buffer, record) {
+        if let Err(error) = record.append_to(&mut self.buffer) {
             self.fail("encode an event", &io::Error::new(io::ErrorKind::InvalidData, error));
         }
     }

@@ -9,7 +9,10 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::{outcome::StepStatus, runner::SnapshotRef};
+use crate::{
+    outcome::StepStatus,
+    runner::{ArtifactRef, SnapshotRef},
+};
 
 /// The version of the event schema, in every `build_start`. Raised when a field changes its meaning or goes.
 pub const EVENT_SCHEMA_VERSION: u32 = 1;
@@ -225,6 +228,9 @@ pub enum BuildEvent {
         /// Why, where the status alone does not tell. Secrets masked.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         message: Option<Arc<str>>,
+        /// Files that the step left for people. Secrets masked.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        artifacts: Vec<ArtifactRef>,
     },
     /// A chain stops here, because this step of it failed.
     ChainFailed {

@@ -5,7 +5,7 @@ use std::{borrow::Cow, io, path::PathBuf, sync::Arc};
 use super::{
     EventStream, StateEvent,
     journal::Journal,
-    record::{Record, build_status_code, clip, miss_reason_code, step_status_code},
+    record::{Record, build_status_code, clip, encode_artifacts, miss_reason_code, step_status_code},
     shared::{Shared, lock},
 };
 use crate::plan::StepIndex;
@@ -58,9 +58,12 @@ impl EventWriter {
                 let (reason, message) = (miss_reason_code(reason), message.as_deref().map(clip));
                 pending.push(&Record::StepCacheMiss { at_ms, step: step.0, reason, message });
             }
-            StateEvent::StepEnd { step, attempt, status, exit_code, duration_ms, snapshot, message } => {
+            StateEvent::StepEnd { step, attempt, status, exit_code, duration_ms, snapshot, message, artifacts } => {
                 let snapshot = snapshot.as_ref().map(|snapshot| mask(&snapshot.0));
                 let message = message.as_deref().map(mask);
+                let artifacts: Vec<_> =
+                    artifacts.iter().map(|it| (mask(&it.key), mask(&it.mime), it.size_bytes)).collect();
+                let artifacts = encode_artifacts(artifacts.iter().map(|(key, mime, size)| (&**key, &**mime, *size)));
                 pending.push(&Record::StepEnd {
                     at_ms,
                     step: step.0,
@@ -70,6 +73,7 @@ impl EventWriter {
                     duration_ms,
                     snapshot: snapshot.as_deref().map(clip),
                     message: message.as_deref().map(clip),
+                    artifacts: &artifacts,
                 });
             }
             StateEvent::ChainFailed { step, exit_code, message } => {

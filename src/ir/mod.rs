@@ -5,6 +5,7 @@
 
 mod csr;
 mod cycles;
+mod on_change;
 mod pipeline;
 mod problem;
 mod raw;
@@ -13,6 +14,7 @@ mod validate;
 mod wire;
 
 pub(crate) use csr::Csr;
+pub(crate) use on_change::on_change_paths;
 pub use pipeline::Pipeline;
 pub(crate) use problem::Problems;
 pub use problem::{Endpoint, InvalidPipeline, Place, Problem, ProblemKind};

@@ -6,6 +6,10 @@
 use std::{fmt, sync::Arc};
 
 use super::text::{DidYouMean, List, Message, Name, Path, Quoted};
+
+/// The longest argument or variable that Linux gives to a program, in bytes: `MAX_ARG_STRLEN` without the final NUL.
+pub(super) const MAX_ARG_BYTES: usize = 128 * 1024 - 1;
+
 /// Everything that is wrong with a pipeline: at least one mistake, each with its place.
 ///
 /// `Display` has one line per mistake, below a heading.
@@ -237,6 +241,23 @@ pub enum ProblemKind {
     /// The value of the environment variable of this name has a NUL byte.
     #[error("the variable {} has a NUL byte, which can't be passed to a program", Quoted(.0))]
     VariableValue(String),
+    /// A command that is longer than a program's argument may be.
+    #[error("`cmd` has {bytes} bytes, and a program can be given {max}: put it into a file of the project", max = MAX_ARG_BYTES)]
+    CommandTooLong {
+        /// How long it is.
+        bytes: usize,
+    },
+    /// A variable that is longer than a program can be given, with its name.
+    #[error(
+        "the variable {} has {bytes} bytes, and a program can be given {max}: put it into a file of the project",
+        Quoted(.name), max = MAX_ARG_BYTES
+    )]
+    VariableTooLong {
+        /// Its name.
+        name: String,
+        /// How long it is, with its name.
+        bytes: usize,
+    },
     /// A step, or the options, name a runner that the engine does not have.
     #[error("there is no runner {}{} (known: {})", Quoted(.name), DidYouMean(.nearest), List(.known))]
     UnknownRunner {
@@ -274,6 +295,14 @@ pub enum ProblemKind {
     /// The image's name is none, or leads to nothing on this machine.
     #[error("{0}")]
     BadImage(String),
+    /// A path of the step's `on_change` policy is none.
+    #[error("`on_change` can't look at {}: {message}", Name(.path))]
+    OnChangePath {
+        /// The path.
+        path: String,
+        /// Why.
+        message: &'static str,
+    },
     /// The runner can't boot from the step's image.
     #[error(
         "runner `{runner}` can't boot from image {}, only from {images}; \

@@ -12,7 +12,7 @@ use super::{
     CommandStep, Edge, EdgeKind, Env, InvalidPipeline, Node, Pipeline,
     csr::Csr,
     cycles,
-    problem::{Endpoint, Place, ProblemKind, Problems},
+    problem::{Endpoint, MAX_ARG_BYTES, Place, ProblemKind, Problems},
     raw::{RawEdge, RawGraph, RawNode, RawPipeline},
 };
 
@@ -55,6 +55,10 @@ pub(crate) fn check_env(env: &Env, place: &Place, problems: &mut Problems) {
         if value.contains('\0') {
             problems.add(place.clone(), ProblemKind::VariableValue(name.clone()));
         }
+        let bytes = name.len() + 1 + value.len();
+        if bytes > MAX_ARG_BYTES {
+            problems.add(place.clone(), ProblemKind::VariableTooLong { name: name.clone(), bytes });
+        }
     }
 }
 
@@ -90,6 +94,9 @@ fn check_nodes(raw: Vec<RawNode>, problems: &mut Problems) -> Vec<Node> {
         }
         check_nul(Some(&step.key), "key", &place, problems);
         check_nul(Some(&step.cmd), "cmd", &place, problems);
+        if step.cmd.len() > MAX_ARG_BYTES {
+            problems.add(place.clone(), ProblemKind::CommandTooLong { bytes: step.cmd.len() });
+        }
         check_nul(step.image.as_deref(), "image", &place, problems);
         let timeout_seconds = check_timeout(step.timeout_seconds.as_ref(), &place, problems);
         check_env(&env, &place, problems);

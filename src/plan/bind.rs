@@ -14,7 +14,7 @@ use super::{
     bound::{DEFAULT_IMAGE, display_name, is_rootfs},
 };
 use crate::{
-    ir::{CommandStep, EdgeKind, Env, InvalidPipeline, Place, ProblemKind, Problems, check_env},
+    ir::{CommandStep, EdgeKind, Env, InvalidPipeline, Place, ProblemKind, Problems, check_env, on_change_paths},
     runner::{ImageSupport, RunnerDescriptor, RunnerIndex},
 };
 
@@ -115,6 +115,9 @@ impl<'a> Binder<'a> {
                 message: error.message,
             };
             self.problems.add(place.clone(), kind);
+        }
+        if let Some(Err(wrong)) = step.cache.as_ref().map(on_change_paths) {
+            self.problems.add(place.clone(), ProblemKind::OnChangePath { path: wrong.path, message: wrong.message });
         }
         if self.options.has_secrets && !descriptor.capabilities.secrets && self.without_secrets.insert(runner) {
             let kind = ProblemKind::Secrets { runner: Arc::clone(&descriptor.name) };

@@ -6,6 +6,7 @@
 
 mod beneath;
 mod error;
+mod plain;
 
 use std::{
     ffi::{OsStr, OsString},
@@ -21,6 +22,7 @@ use rustix::{
 };
 
 pub use error::{ProjectFileError, ProjectFileErrorKind};
+pub(crate) use plain::read_plain;
 
 /// The most bytes of a configuration file such as `.hm/hm.toml` or `.git/config`.
 pub const CONFIG_BYTES: u64 = 1 << 20;

@@ -62,6 +62,8 @@ pub(crate) struct Candidate {
     pub(crate) parent: Option<usize>,
     /// How its runner works here.
     pub(crate) mode: Arc<str>,
+    /// The digest of what it looks at in the source.
+    pub(crate) inputs: Option<[u8; 32]>,
     /// How old a result may be.
     pub(crate) max_age: Option<Duration>,
     /// Whether a step boots from it that is sure to run.

@@ -62,6 +62,7 @@ impl RemoteCache {
             image,
             layers,
             log: log.as_ref().map(|log| BlobName(log.digest)),
+            scope: None,
         };
         let (json, result) = entry.encode()?;
         let action = action_of(&key);

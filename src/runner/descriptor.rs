@@ -1,6 +1,6 @@
 //! What a runner says of itself before it runs anything. `plan::bind` and `hm runners` read it.
 
-use std::{fmt, num::NonZeroUsize, sync::Arc};
+use std::{collections::BTreeMap, fmt, num::NonZeroUsize, sync::Arc};
 
 use schemars::{JsonSchema, Schema};
 use serde::{Serialize, de::DeserializeOwned};
@@ -107,6 +107,7 @@ pub enum Probe {
 pub struct ArgsSchema {
     schema: fn() -> Option<Schema>,
     check: fn(&Value) -> Result<(), ArgsError>,
+    not_in_keys: &'static [&'static str],
 }
 
 /// What is wrong with a step's `runner_args`.
@@ -130,6 +131,7 @@ impl ArgsSchema {
                 Value::Object(fields) if fields.is_empty() => Ok(()),
                 _ => Err(ArgsError { path: "runner_args".into(), message: "this runner takes no arguments".into() }),
             },
+            not_in_keys: &[],
         }
     }
 
@@ -146,6 +148,39 @@ impl ArgsSchema {
                     Err(ArgsError { path, message: error.into_inner().to_string() })
                 }
             },
+            not_in_keys: &[],
+        }
+    }
+
+    /// Leaves these arguments out of cache keys: those that change nothing of what a step sees or may do. By default all
+    /// are in the keys.
+    #[must_use]
+    pub fn not_in_keys(self, names: &'static [&'static str]) -> Self {
+        Self { not_in_keys: names, ..self }
+    }
+
+    /// What goes into the cache key of a step with these arguments: JSON with sorted names, empty without any.
+    ///
+    /// ```
+    /// use hm_exec::runner::ArgsSchema;
+    /// use serde_json::json;
+    ///
+    /// let args = ArgsSchema::none().not_in_keys(&["priority"]);
+    /// let given = json!({ "memory": "1g", "cpus": 2, "priority": 3 });
+    /// assert_eq!(args.in_keys(Some(&given)), r#"{"cpus":2,"memory":"1g"}"#);
+    /// assert_eq!(args.in_keys(Some(&json!({ "priority": 3 }))), "");
+    /// ```
+    #[must_use]
+    pub fn in_keys(&self, args: Option<&Value>) -> String {
+        match args {
+            None | Some(Value::Null) => String::new(),
+            Some(Value::Object(fields)) => {
+                let counts = |(name, _): &(&String, &Value)| !self.not_in_keys.contains(&name.as_str());
+                let counted: BTreeMap<&String, Value> =
+                    fields.iter().filter(counts).map(|(name, value)| (name, sorted(value))).collect();
+                if counted.is_empty() { String::new() } else { json(&counted) }
+            }
+            Some(other) => json(&sorted(other)),
         }
     }
 
@@ -162,6 +197,23 @@ impl ArgsSchema {
     pub fn check(&self, args: &Value) -> Result<(), ArgsError> {
         (self.check)(args)
     }
+}
+
+/// A value whose objects are sorted by name, whatever order the map keeps.
+fn sorted(value: &Value) -> Value {
+    match value {
+        Value::Object(fields) => {
+            let sorted: BTreeMap<&String, Value> = fields.iter().map(|(name, value)| (name, sorted(value))).collect();
+            sorted.into_iter().map(|(name, value)| (name.clone(), value)).collect()
+        }
+        Value::Array(items) => items.iter().map(sorted).collect(),
+        plain => plain.clone(),
+    }
+}
+
+/// A value as text. Writing JSON values fails never.
+fn json(value: &impl Serialize) -> String {
+    serde_json::to_string(value).unwrap_or_default()
 }
 
 impl fmt::Debug for ArgsSchema {

@@ -23,7 +23,7 @@ use tracing::Instrument;
 
 use super::{
     critical_path::priorities,
-    errands::{Done, Errands, is_cached},
+    errands::{Done, Errands, Scope, is_cached},
     executor::{self, Attempt, Report},
     policy::{Placement, Policy, Rules, Stop},
     progress::Progress,
@@ -115,7 +115,9 @@ pub(crate) async fn run<R: RunnerSet>(build: Build<R>) -> BuildOutcome {
 
     let clock = Instant::now();
     let mut attempts = FuturesUnordered::new();
-    let mut errands = Errands::new(&*runners, &plan, cache.as_ref(), remote.as_deref(), &unprobed);
+    let archives = Arc::clone(&context.archives);
+    let scope = Scope { plan: &plan, cache: cache.as_ref(), remote: remote.as_deref(), archives: &archives };
+    let mut errands = Errands::new(&*runners, scope, &unprobed);
     let mut deadline = plan.timeout.map(Deadline::new);
     let mut happened = None;
     loop {

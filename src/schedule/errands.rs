@@ -23,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     executor::Report,
+    inputs::Inputs,
     policy::{AttemptEnd, Start, Stop},
     progress::Progress,
     sharing::Sharing,
@@ -30,12 +31,13 @@ use super::{
 use crate::{
     cache::{
         Ask, BasePart, BuildCache, BuildEnd, CacheKey, Cacheable, Flight, Found, KeyParts, Looked, Noted, NotedBase,
-        Outcome, Passed, Verdict,
+        Outcome, Passed, ProjectId, Verdict,
     },
     event::CacheMissReason,
     plan::{Base, BoundPlan, StepIndex},
     remote_cache::RemoteCache,
     runner::{CacheIdentity, Probe, RunnerIndex, RunnerSet},
+    store::Archives,
 };
 
 type Identity = Result<Option<CacheIdentity>, Arc<str>>;
@@ -61,7 +63,18 @@ pub(super) struct Errands<'a, R> {
     hits: Vec<[u8; 32]>,
     noted: Vec<Noted>,
     has_published: bool,
+    inputs: Arc<Inputs<'a>>,
+    /// Steps that wait for their inputs to be found.
+    without_inputs: Vec<StepIndex>,
     sharing: Sharing<'a>,
+}
+
+/// What a build's errands are about.
+pub(super) struct Scope<'a> {
+    pub(super) plan: &'a BoundPlan,
+    pub(super) cache: Option<&'a BuildCache>,
+    pub(super) remote: Option<&'a RemoteCache>,
+    pub(super) archives: &'a Archives,
 }
 
 /// What is known of an image.
@@ -76,6 +89,7 @@ struct Running {
     key: CacheKey,
     base: NotedBase,
     mode: Arc<str>,
+    inputs: Option<[u8; 32]>,
     flight: Option<Flight>,
 }
 
@@ -92,6 +106,8 @@ enum Probed {
 /// An errand that is done.
 pub(super) enum Done<'a> {
     Identified(Asked<'a>, Identity),
+    /// What steps look at in the source is known.
+    InputsFound,
     LookedUp(StepIndex, Outcome),
     /// A step that this machine's cache does not have was looked up in the remote one.
     AskedFor(StepIndex, Outcome),
@@ -105,16 +121,20 @@ pub(crate) fn is_cached(plan: &BoundPlan, step: StepIndex) -> bool {
     plan.runner(step).capabilities.layers && Cacheable::of(&plan.step(step).step).is_some()
 }
 
-/// What decides what `step` leaves over `base`.
-pub(super) fn key_parts<'a>(
-    plan: &'a BoundPlan,
-    step: StepIndex,
-    dsl_key: &'a str,
-    base: BasePart<'a>,
-    mode: &'a str,
-) -> KeyParts<'a> {
+/// What is not in the plan of what decides what a step leaves.
+pub(super) struct Surroundings<'a> {
+    pub(super) base: BasePart<'a>,
+    pub(super) mode: &'a str,
+    pub(super) project: &'a ProjectId,
+    pub(super) inputs: Option<&'a [u8; 32]>,
+}
+
+/// The key of `step`, whose policy has `dsl_key`.
+pub(super) fn key_of(plan: &BoundPlan, step: StepIndex, dsl_key: &str, surroundings: &Surroundings<'_>) -> CacheKey {
+    let Surroundings { base, mode, project, inputs } = *surroundings;
     let (bound, runner) = (plan.step(step), plan.runner(step));
-    KeyParts {
+    let runner_args = runner.args.in_keys(bound.step.runner_args.as_ref());
+    let parts = KeyParts {
         dsl_key,
         base,
         command: &bound.step.cmd,
@@ -124,18 +144,18 @@ pub(super) fn key_parts<'a>(
         os: std::env::consts::OS,
         arch: std::env::consts::ARCH,
         mode,
-    }
+        runner_args: &runner_args,
+        project: project.as_str(),
+        inputs,
+    };
+    parts.key()
 }
 
 impl<'a, R: RunnerSet> Errands<'a, R> {
     /// `unprobed` are the runners of which nobody has asked yet whether they work here.
-    pub(super) fn new(
-        runners: &'a R,
-        plan: &'a BoundPlan,
-        cache: Option<&'a BuildCache>,
-        remote: Option<&'a RemoteCache>,
-        unprobed: &[RunnerIndex],
-    ) -> Self {
+    pub(super) fn new(runners: &'a R, scope: Scope<'a>, unprobed: &[RunnerIndex]) -> Self {
+        let Scope { plan, cache, remote, archives } = scope;
+        let inputs = Arc::new(Inputs::new(plan, cache, archives));
         let probe = |index| if unprobed.contains(&index) { Probed::Late } else { Probed::Usable };
         Self {
             runners,
@@ -150,7 +170,9 @@ impl<'a, R: RunnerSet> Errands<'a, R> {
             hits: Vec::new(),
             noted: Vec::new(),
             has_published: false,
-            sharing: Sharing::new(plan, cache, remote),
+            sharing: Sharing::new(plan, cache, remote, Arc::clone(&inputs)),
+            inputs,
+            without_inputs: Vec::new(),
         }
     }
 
@@ -241,6 +263,10 @@ impl<'a, R: RunnerSet> Errands<'a, R> {
                     waiting.into_iter().for_each(|step| self.look_up_step(step, progress, now));
                 }
             }
+            Done::InputsFound => {
+                let waiting = mem::take(&mut self.without_inputs);
+                waiting.into_iter().for_each(|step| self.look_up_step(step, progress, now));
+            }
             Done::LookedUp(step, outcome) => self.looked_up(step, outcome, progress, now),
             Done::AskedFor(step, outcome) => self.decided(step, outcome, progress, now),
             Done::Probed(runner, probe) => {
@@ -312,7 +338,21 @@ impl<'a, R: RunnerSet> Errands<'a, R> {
                 return;
             }
         };
-        let (cache, running, ask) = match self.ask(step, identity, progress) {
+        let Some(inputs) = self.inputs.get(step) else {
+            self.without_inputs.push(step);
+            if self.without_inputs.len() == 1 {
+                let inputs = Arc::clone(&self.inputs);
+                self.under_way.push(Box::pin(async move {
+                    inputs.find().await;
+                    Done::InputsFound
+                }));
+            }
+            return;
+        };
+        if let Err(message) = &inputs {
+            tracing::warn!("step `{}` runs, and is not cached: {message}", bound.step.key.escape_debug());
+        }
+        let (cache, running, ask) = match inputs.and_then(|inputs| self.ask(step, identity, inputs, progress)) {
             Ok(ask) => ask,
             Err(message) => {
                 return progress.missed(step, CacheMissReason::Unavailable, Some(message), now);
@@ -336,6 +376,7 @@ impl<'a, R: RunnerSet> Errands<'a, R> {
         &self,
         step: StepIndex,
         identity: Identity,
+        inputs: Option<[u8; 32]>,
         progress: &Progress<'_>,
     ) -> Result<(&'a BuildCache, Running, Ask), Arc<str>> {
         let bound = self.plan.step(step);
@@ -358,8 +399,9 @@ impl<'a, R: RunnerSet> Errands<'a, R> {
             NotedBase::Image { identity, .. } => BasePart::Image(identity),
             NotedBase::Parent { snapshot, .. } => BasePart::Snapshot(snapshot),
         };
-        let key = key_parts(self.plan, step, dsl_key, part, &mode).key();
-        Ok((cache, Running { key, base, mode, flight: None }, Ask { key, max_age }))
+        let surroundings = Surroundings { base: part, mode: &mode, project: cache.project(), inputs: inputs.as_ref() };
+        let key = key_of(self.plan, step, dsl_key, &surroundings);
+        Ok((cache, Running { key, base, mode, inputs, flight: None }, Ask { key, max_age }))
     }
 
     /// Takes note of what this machine's cache has, and asks another one where it has nothing.
@@ -442,7 +484,7 @@ impl<'a, R: RunnerSet> Errands<'a, R> {
 
     /// Remembers what came of a lookup.
     fn note(&mut self, step: StepIndex, verdict: Verdict) {
-        let Some(Running { key, base, mode, .. }) = self.running.get(&step) else { return };
+        let Some(Running { key, base, mode, inputs, .. }) = self.running.get(&step) else { return };
         let (bound, runner) = (self.plan.step(step), self.plan.runner(step));
         self.noted.push(Noted {
             step: Arc::clone(&bound.step),
@@ -452,6 +494,8 @@ impl<'a, R: RunnerSet> Errands<'a, R> {
             runner: Arc::clone(&runner.name),
             runner_version: runner.cache_version,
             mode: Arc::clone(mode),
+            runner_args: runner.args.in_keys(bound.step.runner_args.as_ref()),
+            inputs: *inputs,
             verdict,
         });
     }
@@ -461,7 +505,13 @@ impl<'a, R: RunnerSet> Errands<'a, R> {
         let end = if stop == Stop::TimedOut { AttemptEnd::TimedOut } else { AttemptEnd::Canceled };
         for probe in &mut self.probes {
             if let Probed::Asked(waiting) = probe {
-                let given_up = waiting.drain(..).map(|start| Report { start, end, snapshot: None, message: None });
+                let given_up = waiting.drain(..).map(|start| Report {
+                    start,
+                    end,
+                    snapshot: None,
+                    artifacts: Vec::new(),
+                    message: None,
+                });
                 self.reports.extend(given_up);
             }
         }
@@ -483,5 +533,5 @@ async fn caught<T>(future: impl Future<Output = T>) -> Result<T, ()> {
 
 fn unusable(start: Start, message: &Arc<str>) -> Report {
     let end = AttemptEnd::Infrastructure { retryable: false };
-    Report { start, end, snapshot: None, message: Some(Arc::clone(message)) }
+    Report { start, end, snapshot: None, artifacts: Vec::new(), message: Some(Arc::clone(message)) }
 }

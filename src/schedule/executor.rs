@@ -19,8 +19,8 @@ use super::policy::{AttemptEnd, Start};
 use crate::{
     awake,
     runner::{
-        CancelReason, ExecutorInput, RunnerError, RunnerErrorKind, RunnerIndex, RunnerSet, SnapshotRef, StepContext,
-        StepResult,
+        ArtifactRef, CancelReason, ExecutorInput, RunnerError, RunnerErrorKind, RunnerIndex, RunnerSet, SnapshotRef,
+        StepContext, StepResult,
     },
 };
 
@@ -42,6 +42,7 @@ pub(super) struct Report {
     pub(super) start: Start,
     pub(super) end: AttemptEnd,
     pub(super) snapshot: Option<SnapshotRef>,
+    pub(super) artifacts: Vec<ArtifactRef>,
     pub(super) message: Option<Arc<str>>,
 }
 
@@ -101,9 +102,9 @@ fn report(attempt: &Attempt, ended: Option<Caught>) -> Report {
         (CancelReason::TimedOut, _) => (AttemptEnd::TimedOut, Some("the build's time limit was reached".to_owned())),
     };
     let (end, message) = match ended {
-        Some(Ok(Ok(StepResult { exit_code, committed_snapshot, .. }))) => {
+        Some(Ok(Ok(StepResult { exit_code, committed_snapshot: snapshot, artifacts }))) => {
             let end = AttemptEnd::Exited(exit_code);
-            return Report { start: *start, end, snapshot: committed_snapshot, message: None };
+            return Report { start: *start, end, snapshot, artifacts, message: None };
         }
         Some(Ok(Err(error))) => match error.kind() {
             RunnerErrorKind::TimedOut | RunnerErrorKind::Cancelled if context.cancel.is_cancelled() => interrupted(),
@@ -137,7 +138,7 @@ fn report(attempt: &Attempt, ended: Option<Caught>) -> Report {
             (end, Some(format!("{why}, and the runner, which did not return within {patience:?}, was dropped")))
         }
     };
-    Report { start: *start, end, snapshot: None, message: message.map(Arc::from) }
+    Report { start: *start, end, snapshot: None, artifacts: Vec::new(), message: message.map(Arc::from) }
 }
 
 fn panic_message(panic: &(dyn Any + Send)) -> &str {

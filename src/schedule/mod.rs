@@ -11,6 +11,7 @@ mod errands;
 mod executor;
 #[cfg(test)]
 mod fixture;
+mod inputs;
 mod policy;
 mod progress;
 mod sharing;

@@ -17,7 +17,7 @@ use crate::{
     event::{BuildRef, CacheMissReason, EventWriter, StateEvent, is_full, step_id},
     outcome::{BuildOutcome, BuildStatus, StepResultSummary, StepStatus},
     plan::{BoundPlan, StepIndex},
-    runner::{ArchiveId, CacheDecision, ExecutorInput, RunnerIndex, SnapshotRef},
+    runner::{ArchiveId, ArtifactRef, CacheDecision, ExecutorInput, RunnerIndex, SnapshotRef},
 };
 
 /// What happened to one step.
@@ -27,6 +27,7 @@ struct Record {
     duration_ms: u64,
     exit_code: Option<i32>,
     snapshot: Option<SnapshotRef>,
+    artifacts: Vec<ArtifactRef>,
     /// The snapshot is the cache's.
     is_kept: bool,
 }
@@ -86,12 +87,20 @@ impl<'plan> Progress<'plan> {
         let status = StepStatus::CacheHit;
         let exit_code = code_without_exit(status, 0);
         let record = &mut self.records[step.get()];
-        *record = Record { exit_code: Some(exit_code), snapshot: Some(snapshot.clone()), is_kept: true, ..*record };
-        let snapshot = Some(snapshot);
-        self.emit(
-            now,
-            StateEvent::StepEnd { step, attempt: 0, status, exit_code, duration_ms: 0, snapshot, message: None },
-        );
+        record.exit_code = Some(exit_code);
+        record.snapshot = Some(snapshot.clone());
+        record.is_kept = true;
+        let end = StateEvent::StepEnd {
+            step,
+            attempt: 0,
+            status,
+            exit_code,
+            duration_ms: 0,
+            snapshot: Some(snapshot),
+            message: None,
+            artifacts: Vec::new(),
+        };
+        self.emit(now, end);
         true
     }
 
@@ -161,7 +170,7 @@ impl<'plan> Progress<'plan> {
 
     /// Takes note of an attempt's end, and of whatever follows from it for other steps.
     pub(super) fn attempt_ended(&mut self, report: Report, now: Duration) {
-        let Report { start: Start { step, attempt }, end, snapshot, message } = report;
+        let Report { start: Start { step, attempt }, end, snapshot, artifacts, message } = report;
         let record = &mut self.records[step.get()];
         let started = record.started.unwrap_or(now);
         if let AttemptEnd::Exited(code) = end {
@@ -178,9 +187,11 @@ impl<'plan> Progress<'plan> {
         };
         let duration_ms = millis(now.saturating_sub(started));
         self.records[step.get()].duration_ms = duration_ms;
+        self.records[step.get()].artifacts.clone_from(&artifacts);
         let exit_code = self.records[step.get()].exit_code.unwrap_or_else(|| code_without_exit(status, attempt));
         let chain_message = chain_message(status, exit_code, message.as_deref());
-        self.emit(now, StateEvent::StepEnd { step, attempt, status, exit_code, duration_ms, snapshot, message });
+        let end = StateEvent::StepEnd { step, attempt, status, exit_code, duration_ms, snapshot, message, artifacts };
+        self.emit(now, end);
         if let Some(message) = chain_message {
             self.emit(now, StateEvent::ChainFailed { step, exit_code, message });
         }
@@ -275,6 +286,7 @@ impl<'plan> Progress<'plan> {
                     exit_code: record.exit_code,
                     duration_ms: record.duration_ms,
                     attempts: self.policy.attempts(step),
+                    artifacts: record.artifacts.clone(),
                 }
             });
         BuildOutcome {
@@ -295,8 +307,16 @@ impl<'plan> Progress<'plan> {
             record.duration_ms = record.started.map_or(0, |started| millis(now.saturating_sub(started)));
             let duration_ms = record.duration_ms;
             let exit_code = code_without_exit(status, attempt);
-            let end =
-                StateEvent::StepEnd { step, attempt, status, exit_code, duration_ms, snapshot: None, message: None };
+            let end = StateEvent::StepEnd {
+                step,
+                attempt,
+                status,
+                exit_code,
+                duration_ms,
+                snapshot: None,
+                message: None,
+                artifacts: Vec::new(),
+            };
             self.emit(now, end);
         }
     }
@@ -354,7 +374,7 @@ mod tests {
 
     fn ends(step: u32, end: AttemptEnd) -> Report {
         let start = Start { step: StepIndex(step), attempt: 1 };
-        Report { start, end, snapshot: None, message: None }
+        Report { start, end, snapshot: None, artifacts: Vec::new(), message: None }
     }
 
     fn statuses(outcome: &BuildOutcome) -> Vec<StepStatus> {

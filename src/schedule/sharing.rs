@@ -15,7 +15,10 @@ use std::{
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use tokio_util::sync::CancellationToken;
 
-use super::errands::{is_cached, key_parts};
+use super::{
+    errands::{Surroundings, is_cached, key_of},
+    inputs::Inputs,
+};
 use crate::{
     awake,
     cache::{BasePart, BuildCache, CacheKey, Cacheable, Found},
@@ -44,6 +47,7 @@ pub(super) struct Sharing<'a> {
     /// Ran, and shared or about to be.
     shared: BTreeSet<StepIndex>,
     ahead: LookedAhead,
+    inputs: Arc<Inputs<'a>>,
     under_way: FuturesUnordered<Pin<Box<dyn Future<Output = ()> + Send + 'a>>>,
 }
 
@@ -64,7 +68,12 @@ struct Place<'a> {
 }
 
 impl<'a> Sharing<'a> {
-    pub(super) fn new(plan: &'a BoundPlan, cache: Option<&'a BuildCache>, remote: Option<&'a RemoteCache>) -> Self {
+    pub(super) fn new(
+        plan: &'a BoundPlan,
+        cache: Option<&'a BuildCache>,
+        remote: Option<&'a RemoteCache>,
+        inputs: Arc<Inputs<'a>>,
+    ) -> Self {
         let store = cache.and_then(BuildCache::store);
         let place = remote.zip(store).map(|(remote, (store, pipeline))| Place { remote, store, pipeline });
         let runners = match place {
@@ -78,6 +87,7 @@ impl<'a> Sharing<'a> {
             found: BTreeSet::new(),
             shared: BTreeSet::new(),
             ahead: LookedAhead::default(),
+            inputs,
             under_way: FuturesUnordered::new(),
         }
     }
@@ -107,14 +117,17 @@ impl<'a> Sharing<'a> {
         if known.is_none() && !scope.plan.is_portable(step) {
             return None;
         }
-        let ahead = Arc::clone(&self.ahead);
+        let (ahead, inputs) = (Arc::clone(&self.ahead), Arc::clone(&self.inputs));
         Some(Box::pin(async move {
             let found = match known {
                 Some(known) => known,
-                None => match scope.question(step, key, &modes.await) {
-                    Some(question) => remote.find(store, pipeline, question, &ahead).await,
-                    None => None,
-                },
+                None => {
+                    inputs.find().await;
+                    match scope.question(step, key, &modes.await, &inputs) {
+                        Some(question) => remote.find(store, pipeline, question, &ahead).await,
+                        None => None,
+                    }
+                }
             };
             if found.is_none()
                 && let Some(parent) = parent
@@ -198,13 +211,15 @@ impl<'a> Scope<'a> {
         step: StepIndex,
         key: CacheKey,
         modes: &BTreeMap<RunnerIndex, Arc<str>>,
+        inputs: &Inputs<'_>,
     ) -> Option<Question<'a>> {
         let plan = self.plan;
-        let mut candidates = vec![self.candidate(step, None, modes)?];
+        let project = self.cache?.project();
+        let mut candidates = vec![self.candidate(step, None, modes, inputs)?];
         let mut at = 0;
         while let Some(step) = candidates.get(at).map(|candidate| candidate.step) {
             for link in plan.dag.children(step).iter().filter(|link| link.kind == EdgeKind::BuildsIn) {
-                match self.candidate(link.step, Some(at), modes) {
+                match self.candidate(link.step, Some(at), modes, inputs) {
                     Some(candidate) => candidates.push(candidate),
                     None => candidates[at].is_needed = true,
                 }
@@ -214,7 +229,8 @@ impl<'a> Scope<'a> {
         let key_over = Box::new(move |candidate: &Candidate, snapshot: &str| {
             let (step, base) = (candidate.step, BasePart::Snapshot(snapshot));
             let dsl_key = Cacheable::of(&plan.step(step).step).map_or("", |policy| policy.dsl_key);
-            key_parts(plan, step, dsl_key, base, &candidate.mode).key()
+            let inputs = candidate.inputs.as_ref();
+            key_of(plan, step, dsl_key, &Surroundings { base, mode: &candidate.mode, project, inputs })
         });
         Some(Question { key, image: plan.root_image(step), candidates, key_over })
     }
@@ -224,11 +240,13 @@ impl<'a> Scope<'a> {
         step: StepIndex,
         parent: Option<usize>,
         modes: &BTreeMap<RunnerIndex, Arc<str>>,
+        inputs: &Inputs<'_>,
     ) -> Option<Candidate> {
         let bound = self.plan.step(step);
         let mode = modes.get(&bound.runner).filter(|_| self.is_asked_for(step)).cloned()?;
         let Cacheable { max_age, .. } = Cacheable::of(&bound.step)?;
-        Some(Candidate { step, parent, mode, max_age, is_needed: false })
+        let inputs = inputs.get(step)?.ok()?;
+        Some(Candidate { step, parent, mode, inputs, max_age, is_needed: false })
     }
 }
 

@@ -147,8 +147,22 @@ impl Manifest {
 
     /// The entry at a path.
     pub(super) fn find(&self, path: &[u8]) -> Option<Entry<'_>> {
-        let index = self.records.binary_search_by(|record| order(self.path(record), path)).ok()?;
-        self.get(index)
+        self.get(self.position(path)?)
+    }
+
+    /// Which entry is the one at a path.
+    pub(super) fn position(&self, path: &[u8]) -> Option<usize> {
+        self.records.binary_search_by(|record| order(self.path(record), path)).ok()
+    }
+
+    /// The first entry behind everything in the directory at `index`.
+    pub(super) fn end_of(&self, index: usize) -> usize {
+        let (Some(dir), next) = (self.get(index), index + 1) else { return index };
+        let is_below = |record: &Record| {
+            let rest = self.path(record).strip_prefix(dir.path);
+            rest.is_some_and(|rest| dir.path.is_empty() || rest.starts_with(b"/"))
+        };
+        next + self.records[next..].partition_point(is_below)
     }
 
     fn path(&self, record: &Record) -> &[u8] {

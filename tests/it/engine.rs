@@ -3,9 +3,9 @@
 use std::{fs, num::NonZeroUsize, time::Duration};
 
 use hm_exec::{
-    BackendError, BuildEvent, BuildOutcome, BuildStatus, Engine, ExecutionBackend, Plan,
+    BackendError, BuildEvent, BuildOutcome, BuildStatus, Engine, ExecutionBackend, ExecutorInput, Plan, StepResult,
     StepStatus::{Canceled, Failed, Infrastructure, OutOfMemory, Passed, Skipped, TimedOut},
-    runner::{Pool, Probe, RunnerRegistry, RunnerSet},
+    runner::{ArtifactRef, Pool, Probe, RunnerError, RunnerRegistry, RunnerSet, StepContext, StepRunner},
 };
 use tokio::time::Instant;
 
@@ -13,6 +13,48 @@ use crate::{
     pipelines::Graph,
     scripted::{Act, PASS, Runners, Scripted, json_lines, request, run, statuses},
 };
+
+/// Leaves a file for people, passes, and fails where the key says so.
+#[derive(Debug)]
+struct Leaves;
+
+impl StepRunner for Leaves {
+    const NAME: &'static str = "leaves";
+
+    async fn execute(&self, _: &StepContext, input: ExecutorInput) -> Result<StepResult, RunnerError> {
+        let key = format!("out/{}.xml", input.step.key);
+        let artifacts = vec![ArtifactRef { key, mime: "text/xml".into(), size_bytes: 7 }];
+        Ok(StepResult { exit_code: i32::from(*input.step.key == *"s1"), committed_snapshot: None, artifacts })
+    }
+}
+
+#[tokio::test]
+async fn artifacts_are_in_the_events_the_journal_and_the_outcome_of_passed_and_failed_steps() {
+    let runs = tempfile::tempdir().unwrap();
+    let mut registry = RunnerRegistry::new();
+    registry.register(std::sync::Arc::new(Leaves), true);
+    let engine = Engine::builder(registry).runs_dir(runs.path());
+    let mut request = request(&Graph { len: 2, edges: vec![] });
+    request.options.keep_going = true;
+    let (events, outcome) = run(engine, request).await.unwrap();
+    assert_eq!(statuses(&outcome), [Passed, Failed]);
+    let of = |events: &[BuildEvent]| {
+        let artifacts = events.iter().filter_map(|event| match event {
+            BuildEvent::StepEnd { artifacts, .. } => Some(artifacts.clone()),
+            _ => None,
+        });
+        let mut all: Vec<_> = artifacts.flatten().map(|it| (it.key, it.mime, it.size_bytes)).collect();
+        all.sort_unstable();
+        all
+    };
+    let leaves = |key: &str| (format!("out/{key}.xml"), "text/xml".to_owned(), 7);
+    assert_eq!(of(&events), [leaves("s0"), leaves("s1")]);
+    let dir = runs.path().join(outcome.build.run_id.to_string());
+    let kept: Vec<BuildEvent> = hm_exec::event::open(dir).unwrap().map(Result::unwrap).collect();
+    assert_eq!(of(&kept), of(&events));
+    let json = serde_json::to_value(&outcome).unwrap();
+    assert_eq!(json["steps"][1]["artifacts"][0]["key"], "out/s1.xml");
+}
 
 /// `(key, exit code, attempt, message)` of each `step_end`, in the order of the events.
 fn step_ends<'a>(events: &'a [BuildEvent], outcome: &'a BuildOutcome) -> Vec<(&'a str, i32, u32, &'a str)> {
@@ -56,6 +98,17 @@ async fn each_child_boots_from_the_snapshot_of_its_builds_in_parent() {
             expect("s3", Some("scripted:s0"), false),
         ]
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_run_without_a_runs_dir_removes_nothing_that_is_not_its_own() {
+    let mine = tempfile::Builder::new().prefix("hm-run-").tempdir().unwrap();
+    fs::write(mine.path().join("thesis.txt"), "years of work").unwrap();
+    let long_ago = std::time::SystemTime::now() - Duration::from_secs(3600);
+    fs::File::open(mine.path()).unwrap().set_modified(long_ago).unwrap();
+    let (_, outcome) = run(Scripted::new([]).engine(), request(&Graph::chain(1))).await.unwrap();
+    assert_eq!(outcome.status, BuildStatus::Passed);
+    assert!(mine.path().join("thesis.txt").is_file());
 }
 
 #[tokio::test(start_paused = true)]

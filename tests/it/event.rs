@@ -16,7 +16,7 @@ use hm_exec::{
         step_id,
     },
     plan::StepIndex,
-    runner::Secrets,
+    runner::{ArtifactRef, Secrets},
 };
 use proptest::prelude::*;
 use uuid::Uuid;
@@ -69,6 +69,7 @@ fn end(writer: &mut EventWriter, step: u32) {
             duration_ms: 5 + u64::from(step),
             snapshot: None,
             message: None,
+            artifacts: vec![],
         },
     );
 }
@@ -118,6 +119,7 @@ async fn a_build_is_told_from_its_start_to_its_end_to_every_reader_alike() {
         duration_ms: 0,
         snapshot: Some("hm1:abc".into()),
         message: Some("as before".into()),
+        artifacts: vec![ArtifactRef { key: "out/report.html".into(), mime: "text/html".into(), size_bytes: 9 }],
     };
     writer.emit(6, skipped);
     writer.emit(7, StateEvent::ChainFailed { step: StepIndex(1), exit_code: 1, message: "no".into() });

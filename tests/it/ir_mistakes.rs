@@ -269,3 +269,17 @@ fn names_can_neither_flood_nor_steer_a_terminal() {
     let line = refusal(&ir(&cmd, &json!([])).to_string()).problems()[0].to_string();
     assert!(line.len() < 400 && !line.contains('\x1b'), "{line}");
 }
+
+#[test]
+fn what_is_longer_than_a_program_can_be_given_is_refused() {
+    const MOST: usize = 128 * 1024 - 1;
+    let with = |cmd: usize, value: usize| {
+        let node = json!({ "step": { "key": "a", "cmd": "x".repeat(cmd) }, "env": { "A": "x".repeat(value) } });
+        ir(&json!([node]), &json!([]))
+    };
+    Pipeline::decode(with(MOST, MOST - 2).to_string().as_bytes()).unwrap();
+    let command =
+        "step `a`: `cmd` has 131072 bytes, and a program can be given 131071: put it into a file of the project";
+    let variable = "step `a`: the variable `A` has 131072 bytes, and a program can be given 131071: put it into a file of the project";
+    assert_refused(&with(MOST + 1, MOST - 1), &[command, variable]);
+}

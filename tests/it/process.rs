@@ -81,7 +81,16 @@ async fn read(mut writer: EventWriter, mut events: EventStream) -> Vec<BuildEven
     let (status, step) = (StepStatus::Passed, StepIndex(0));
     writer.emit(
         1,
-        StateEvent::StepEnd { step, attempt: 1, status, exit_code: 0, duration_ms: 1, snapshot: None, message: None },
+        StateEvent::StepEnd {
+            step,
+            attempt: 1,
+            status,
+            exit_code: 0,
+            duration_ms: 1,
+            snapshot: None,
+            message: None,
+            artifacts: vec![],
+        },
     );
     writer.emit(1, StateEvent::BuildEnd { status: BuildStatus::Passed, duration_ms: 1 });
     writer.flush().unwrap();

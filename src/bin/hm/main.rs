@@ -13,6 +13,7 @@ mod remote;
 mod render;
 mod runners;
 mod signals;
+mod warnings;
 
 use std::process::ExitCode;
 

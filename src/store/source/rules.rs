@@ -1,10 +1,12 @@
-//! What git would ignore: which rules hold in a directory, and what they say of a path.
+//! What is left out of a source: which rules hold in a directory, and what they say of a path.
 //!
-//! The nearest `.gitignore` with an opinion decides, up to the top of the repository; then its `info/exclude`; then the
-//! user's own excludes. A repository within the tree starts anew. Matching itself is the `ignore` crate's.
+//! The nearest `.ignore` with an opinion decides; then the nearest `.gitignore`, up to the top of the repository; then its
+//! `info/exclude`; then the user's own excludes. For git's files a repository within the tree starts anew. Matching itself is
+//! the `ignore` crate's. Files of rules are plain files of a limited size: what is something else has no effect.
 
 use std::{
-    fs,
+    ffi::OsStr,
+    os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -14,9 +16,40 @@ use ignore::{
     gitignore::{Gitignore, GitignoreBuilder},
 };
 
+use crate::project::read_plain;
+
+/// The most bytes of a file of rules.
+const MAX_BYTES: u64 = 4 << 20;
+
+/// Files that directories may have.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Found {
+    pub(super) git: bool,
+    pub(super) gitignore: bool,
+    pub(super) ignore: bool,
+}
+
+impl Found {
+    /// Takes note of an entry's name.
+    pub(super) fn note(&mut self, name: &[u8]) {
+        match name {
+            b".git" => self.git = true,
+            b".gitignore" => self.gitignore = true,
+            b".ignore" => self.ignore = true,
+            _ => {}
+        }
+    }
+
+    pub(super) fn any(self) -> bool {
+        self.git || self.gitignore || self.ignore
+    }
+}
+
 /// The rules for what is directly in one directory.
 #[derive(Debug, Clone)]
 pub(super) struct Rules {
+    /// Those of the `.ignore` files, the nearest one last.
+    ignores: Vec<Arc<Gitignore>>,
     /// Those of the `.gitignore` files, the nearest one last.
     levels: Vec<Arc<Gitignore>>,
     exclude: Option<Arc<Gitignore>>,
@@ -28,44 +61,51 @@ impl Rules {
     pub(super) fn above(source: &Path) -> Self {
         let (global, error) = GitignoreBuilder::new(source).build_global();
         warn(error);
-        let mut rules = Self { levels: Vec::new(), exclude: None, global: kept(global) };
+        let mut rules = Self { ignores: Vec::new(), levels: Vec::new(), exclude: None, global: kept(global) };
         let above: Vec<&Path> = source.ancestors().skip(1).collect();
         let is_top = |dir: &Path| dir.join(".git").symlink_metadata().is_ok();
+        // Those of `.ignore` hold in repositories within, too.
+        if let Some(outermost) = above.iter().rposition(|dir| is_top(dir)) {
+            let dirs = above[..=outermost].iter().rev();
+            rules.ignores.extend(dirs.filter_map(|dir| read(dir, &dir.join(".ignore"))));
+        }
         if is_top(source) {
             return rules;
         }
         if let Some(top) = above.iter().position(|dir| is_top(dir)) {
             rules.exclude = exclude_of(above[top]);
             for dir in above[..=top].iter().rev() {
-                if dir.join(".gitignore").symlink_metadata().is_ok() {
-                    rules.levels.extend(read(dir, &dir.join(".gitignore")));
-                }
+                rules.levels.extend(read(dir, &dir.join(".gitignore")));
             }
         }
         rules
     }
 
-    /// The rules within `dir`, which has a `.git` or a `.gitignore` or both.
-    pub(super) fn within(&self, dir: &Path, has_git: bool, has_gitignore: bool) -> Self {
+    /// The rules within `dir`, where these files were found.
+    pub(super) fn within(&self, dir: &Path, found: Found) -> Self {
         let mut rules = self.clone();
-        if has_git {
+        if found.git {
             rules.levels.clear();
             rules.exclude = exclude_of(dir);
         }
-        if has_gitignore {
+        if found.gitignore {
             rules.levels.extend(read(dir, &dir.join(".gitignore")));
+        }
+        if found.ignore {
+            rules.ignores.extend(read(dir, &dir.join(".ignore")));
         }
         rules
     }
 
     /// Whether there is no rule at all.
     pub(super) fn is_empty(&self) -> bool {
-        self.levels.is_empty() && self.exclude.is_none() && self.global.is_none()
+        self.ignores.is_empty() && self.levels.is_empty() && self.exclude.is_none() && self.global.is_none()
     }
 
-    /// Whether git would ignore the absolute `path`, none of whose parents is ignored.
+    /// Whether the absolute `path` is left out, none of whose parents is.
     pub(super) fn ignore(&self, path: &Path, is_dir: bool) -> bool {
-        let nearest_first = self.levels.iter().rev().chain(&self.exclude).chain(&self.global);
+        let nearest_first =
+            self.ignores.iter().rev().chain(self.levels.iter().rev()).chain(&self.exclude).chain(&self.global);
         for rules in nearest_first {
             match rules.matched(path, is_dir) {
                 Match::None => {}
@@ -77,10 +117,20 @@ impl Rules {
     }
 }
 
-/// The rules of one file, which hold below `dir`.
+/// The rules of one file, which hold below `dir`; none if there is no such file.
 fn read(dir: &Path, file: &Path) -> Option<Arc<Gitignore>> {
+    let text = match read_plain(file, MAX_BYTES) {
+        Ok(text) => text?,
+        Err(error) => {
+            tracing::warn!(%error, "the rules of an ignore file have no effect");
+            return None;
+        }
+    };
+    let text = String::from_utf8_lossy(&text);
     let mut builder = GitignoreBuilder::new(dir);
-    warn(builder.add(file));
+    for line in text.strip_prefix('\u{feff}').unwrap_or(&text).lines() {
+        warn(builder.add_line(Some(file.to_owned()), line).err());
+    }
     match builder.build() {
         Ok(rules) => kept(rules),
         Err(error) => {
@@ -96,19 +146,22 @@ fn kept(rules: Gitignore) -> Option<Arc<Gitignore>> {
 
 /// The excludes of the repository whose top is `dir`.
 fn exclude_of(dir: &Path) -> Option<Arc<Gitignore>> {
-    let file = git_dir(dir).join("info/exclude");
-    file.is_file().then(|| read(dir, &file)).flatten()
+    read(dir, &git_dir(dir).join("info/exclude"))
 }
 
 /// Where a repository's own files are: worktrees and submodules name another place in a file `.git`.
 fn git_dir(top: &Path) -> PathBuf {
     let git = top.join(".git");
-    let Ok(text) = fs::read_to_string(&git) else { return git };
-    let Some(named) = text.strip_prefix("gitdir:") else { return git };
-    let named = top.join(named.trim());
-    match fs::read_to_string(named.join("commondir")) {
-        Ok(common) => named.join(common.trim()),
-        Err(_) => named,
+    if git.is_dir() {
+        return git;
+    }
+    let path_in = |text: &[u8]| OsStr::from_bytes(text.trim_ascii()).to_owned();
+    let Ok(Some(text)) = read_plain(&git, MAX_BYTES) else { return git };
+    let Some(named) = text.strip_prefix(b"gitdir:") else { return git };
+    let named = top.join(path_in(named));
+    match read_plain(&named.join("commondir"), MAX_BYTES) {
+        Ok(Some(common)) => named.join(path_in(&common)),
+        _ => named,
     }
 }
 

@@ -24,7 +24,12 @@ use rustix::{
     io::Errno,
 };
 
-use super::{StoreError, rules::Rules, threads};
+use super::{
+    StoreError,
+    rules::{Found, Rules},
+    threads,
+    watched::PIPELINES,
+};
 use crate::store::{manifest::Time, tree};
 
 /// The longest path of a directory in a source, in bytes. Longer ones can't be opened at once where they are shown to steps:
@@ -166,25 +171,21 @@ impl Walk<'_> {
                 return Err(if went { StoreError::SourceChanged { path: dir_path() } } else { unreadable(error) });
             }
         };
-        let (mut has_git, mut has_gitignore) = (false, false);
+        let mut found = Found::default();
         scratch.clear();
         for entry in Dir::read_from(&dir).map_err(|error| unreadable(error.into()))? {
             let entry = entry.map_err(|error| unreadable(error.into()))?;
-            match entry.file_name().to_bytes() {
-                b"." | b".." => {}
-                b".git" => has_git = true,
-                name => {
-                    has_gitignore |= name == b".gitignore";
-                    scratch.push(entry.file_name(), entry.file_type());
-                }
+            let name = entry.file_name().to_bytes();
+            found.note(name);
+            // Pipelines are not part of what they run on: editing one would else change every step's source.
+            let is_left_out = matches!(name, b"." | b".." | b".git")
+                || job.path.is_empty() && name == PIPELINES.as_bytes() && entry.file_type() != FileType::RegularFile;
+            if !is_left_out {
+                scratch.push(entry.file_name(), entry.file_type());
             }
         }
         scratch.sort();
-        let rules = if has_git || has_gitignore {
-            Arc::new(job.rules.within(&dir_path(), has_git, has_gitignore))
-        } else {
-            Arc::clone(&job.rules)
-        };
+        let rules = if found.any() { Arc::new(job.rules.within(&dir_path(), found)) } else { Arc::clone(&job.rules) };
         let mut path = dir_path().into_os_string().into_vec();
         if !path.ends_with(b"/") {
             path.push(b'/');

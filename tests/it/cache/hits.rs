@@ -42,7 +42,7 @@ type Change = dyn Fn(&Bench, &mut Value);
 /// environment.
 #[tokio::test]
 async fn one_cache_key_with_another_image_environment_command_or_runner_mode_is_a_miss() {
-    let changes: [(&str, &Change); 7] = [
+    let changes: [(&str, &Change); 9] = [
         ("image", &|_, ir| ir["graph"]["nodes"][0]["step"]["image"] = "alpine".into()),
         ("what the image stands for", &|bench, _| bench.state().digest = "2".into()),
         ("value", &|_, ir| ir["graph"]["nodes"][0]["env"]["CI"] = "2".into()),
@@ -50,6 +50,8 @@ async fn one_cache_key_with_another_image_environment_command_or_runner_mode_is_
         ("command", &|_, ir| ir["graph"]["nodes"][0]["step"]["cmd"] = "make it".into()),
         ("key", &|_, ir| ir["graph"]["nodes"][0]["step"]["cache"]["key"] = "dsl-x".into()),
         ("mode", &|bench, _| bench.state().mode = "other".into()),
+        ("network", &|_, ir| ir["graph"]["nodes"][0]["step"]["runner_args"] = json!({ "network": "none" })),
+        ("limit", &|_, ir| ir["graph"]["nodes"][0]["step"]["runner_args"] = json!({ "cpus": 1, "speed": 9 })),
     ];
     for (what, change) in changes {
         let bench = Bench::new();

@@ -20,23 +20,40 @@ struct Parts {
     os: String,
     arch: String,
     mode: String,
+    runner_args: String,
+    project: String,
+    inputs: Option<[u8; 32]>,
 }
 
 impl Parts {
     fn key(&self) -> String {
-        let Self { dsl_key, is_snapshot, base, command, env, runner, runner_version, os, arch, mode } = self;
+        let Self { dsl_key, is_snapshot, base, command, env, runner, runner_version, os, arch, mode, .. } = self;
+        let Self { runner_args, project, inputs, .. } = self;
         let base = if *is_snapshot { BasePart::Snapshot(base) } else { BasePart::Image(base) };
-        KeyParts { dsl_key, base, command, env, runner, runner_version: *runner_version, os, arch, mode }
-            .key()
-            .to_string()
+        let (runner_version, inputs) = (*runner_version, inputs.as_ref());
+        let parts = KeyParts {
+            dsl_key,
+            base,
+            command,
+            env,
+            runner,
+            runner_version,
+            os,
+            arch,
+            mode,
+            runner_args,
+            project,
+            inputs,
+        };
+        parts.key().to_string()
     }
 
     /// All that is text, in the order of the key.
     fn texts(&mut self) -> Vec<&mut String> {
-        let Self { dsl_key, base, command, env, runner, os, arch, mode, .. } = self;
+        let Self { dsl_key, base, command, env, runner, os, arch, mode, runner_args, project, .. } = self;
         let mut texts = vec![dsl_key, base, command];
         texts.extend(env.values_mut());
-        texts.extend([runner, os, arch, mode]);
+        texts.extend([runner, os, arch, mode, runner_args, project]);
         texts
     }
 }
@@ -50,7 +67,7 @@ struct Vector {
 /// Set `HM_UPDATE_FIXTURES` to make the keys anew, and only together with the version in the key.
 #[test]
 fn keys_are_what_they_always_were() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/cache/keys-v1.json");
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/cache/keys-v2.json");
     let mut vectors: Vec<Vector> = serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
     assert!(vectors.len() >= 5);
     if std::env::var_os("HM_UPDATE_FIXTURES").is_some() {
@@ -65,8 +82,10 @@ fn keys_are_what_they_always_were() {
 fn parts() -> impl Strategy<Value = Parts> {
     let text = || "[a-z\\x00é=]{0,6}";
     let env = proptest::collection::btree_map("[A-Z=]{0,3}", text(), 0..4);
-    (text(), any::<bool>(), text(), text(), env, text(), 0..3_u32, text(), text(), text()).prop_map(
-        |(dsl_key, is_snapshot, base, command, env, runner, runner_version, os, arch, mode)| Parts {
+    let inputs = prop::option::of(prop::array::uniform32(0..2_u8));
+    let more = (text(), text(), inputs);
+    (text(), any::<bool>(), text(), text(), env, text(), 0..3_u32, text(), text(), text(), more).prop_map(
+        |(dsl_key, is_snapshot, base, command, env, runner, runner_version, os, arch, mode, more)| Parts {
             dsl_key,
             is_snapshot,
             base,
@@ -77,6 +96,9 @@ fn parts() -> impl Strategy<Value = Parts> {
             os,
             arch,
             mode,
+            runner_args: more.0,
+            project: more.1,
+            inputs: more.2,
         },
     )
 }
@@ -103,10 +125,14 @@ proptest! {
     #[test]
     fn every_single_change_makes_another_key(parts in parts(), which in any::<prop::sample::Index>()) {
         let key = parts.key();
-        let mut changes = vec![parts.clone(); 4];
+        let mut changes = vec![parts.clone(); 5];
         changes[0].is_snapshot ^= true;
         changes[1].runner_version += 1;
         changes[2].env.insert("ADDED".into(), String::new());
+        changes[4].inputs = match parts.inputs {
+            Some(_) => None,
+            None => Some([0; 32]),
+        };
         let mut texts = changes[3].texts();
         let at = which.index(texts.len());
         texts[at].push('x');

@@ -11,9 +11,11 @@ use hm_exec::{
     BuildEvent, BuildOutcome, BuildStatus, Engine, EngineBuilder, ExecutorInput, Plan, RunRequest, RunnerSet,
     SnapshotRef, StepResult, StepStatus,
     event::{CacheMissReason, StdStream},
-    runner::{CacheIdentity, Probe, RunnerCapabilities, RunnerError, StepContext, StepRunner},
+    runner::{ArgsSchema, CacheIdentity, Probe, RunnerCapabilities, RunnerError, StepContext, StepRunner},
     store::{Base, CommitRequest, IdMap, Store},
 };
+use schemars::JsonSchema;
+use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::sync::Notify;
 
@@ -42,6 +44,17 @@ pub(super) struct Writer {
     pub(super) go: Arc<Notify>,
     /// Told when one of them begins to wait.
     pub(super) waits: Arc<Notify>,
+}
+
+/// What the runner takes; it does nothing with it.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[expect(dead_code, reason = "only its shape is checked")]
+struct Args {
+    network: Option<String>,
+    cpus: Option<u32>,
+    /// Makes no difference to what a step leaves.
+    speed: Option<u32>,
 }
 
 #[derive(Debug, Clone, RunnerSet)]
@@ -94,6 +107,10 @@ impl StepRunner for Writer {
         let state = self.state.lock().unwrap();
         let image = image.map(|image| format!("{image}@{}", state.digest).into());
         Ok(Some(CacheIdentity { image, mode: state.mode.as_str().into() }))
+    }
+
+    fn args_schema(&self) -> ArgsSchema {
+        ArgsSchema::of::<Args>().not_in_keys(&["speed"])
     }
 
     fn capabilities(&self) -> RunnerCapabilities {

@@ -204,3 +204,61 @@ fn runners_and_doctor_answer_as_text_and_as_json() {
     let checks: Value = serde_json::from_str(&ended.stdout).unwrap();
     assert!(checks.as_array().unwrap().iter().all(|check| check["state"].is_string()), "{checks}");
 }
+
+#[test]
+fn a_step_that_names_the_pipelines_directory_is_warned_of_by_plan_and_run() {
+    let project = Project::with_steps(&[("lint", "test ! -e .hm/ci.json", None), ("other", "true", None)]);
+    for command in ["plan", "run"] {
+        let ended = Ended::of(&mut project.hm(&[command, "--runner", "process"])).expect(0);
+        assert!(ended.stderr.contains("`.hm/` is not part of the source"), "{}", ended.stderr);
+        assert!(ended.stderr.contains("`lint`") && !ended.stderr.contains("`other`"), "{}", ended.stderr);
+    }
+}
+
+#[test]
+fn clones_of_one_repository_share_results_and_other_directories_do_not() {
+    let projects =
+        [Some("git@github.com:o/r.git"), Some("https://token@github.com/o/r"), Some("git@github.com:o/x"), None];
+    let store = tempfile::tempdir().unwrap();
+    let mut ir: serde_json::Value = serde_json::from_str(&ir(&[("made", "echo made > made", None)])).unwrap();
+    ir["graph"]["nodes"][0]["step"]["cache"] = serde_json::json!({ "policy": "forever", "key": "k" });
+    let mut hits = Vec::new();
+    for origin in projects {
+        let project = Project::new();
+        project.file(".hm/ci.json", &ir.to_string());
+        if let Some(url) = origin {
+            project.file(".git/config", &format!("[remote \"origin\"]\n\turl = {url}\n"));
+        }
+        let ended = Ended::of(project.hm(&["run", "--format", "json"]).env("HM_CACHE_DIR", store.path()));
+        if ended.code == Some(3) {
+            assert!(!crate::backends::usable("the sandbox", false, &ended.stderr));
+            return;
+        }
+        hits.push(ended.expect(0).events().iter().any(|event| event["kind"] == "step_cache_hit"));
+    }
+    assert_eq!(hits, [false, true, false, false]);
+}
+
+#[test]
+fn commands_and_variables_of_the_greatest_length_work_and_longer_ones_end_2() {
+    const MOST: usize = 128 * 1024 - 1;
+    let project = Project::new();
+    let pipeline = |cmd: usize, value: usize| {
+        let mut ir: Value = serde_json::from_str(&ir(&[("a", "echo ${#A}\n#", None)])).unwrap();
+        let node = &mut ir["graph"]["nodes"][0];
+        let command = node["step"]["cmd"].as_str().unwrap().to_owned();
+        node["step"]["cmd"] = format!("{command}{}", "x".repeat(cmd - command.len())).into();
+        node["env"]["A"] = "x".repeat(value - 2).into();
+        project.file(".hm/ci.json", &ir.to_string());
+    };
+    pipeline(MOST, MOST);
+    let ended = project.run(&["--format", "human"]).expect(0);
+    assert!(ended.stdout.contains(&format!("| {}\n", MOST - 2)), "{}", ended.stdout);
+    for (cmd, value, named) in [(MOST + 1, MOST, "step `a`: `cmd`"), (MOST, MOST + 1, "the variable `A`")] {
+        pipeline(cmd, value);
+        for command in ["plan", "run"] {
+            let ended = Ended::of(&mut project.hm(&[command])).expect(2);
+            assert!(ended.stderr.contains(named), "{}", ended.stderr);
+        }
+    }
+}

@@ -8,6 +8,7 @@ use std::{
 use hm_exec::{
     BuildStatus, Engine, Plan, RunRequest,
     StepStatus::{CacheHit, Passed},
+    cache::ProjectId,
     remote_cache::RemoteCache,
     runner::sandbox::SandboxRunner,
     store::{Store, StoreHandle},
@@ -99,7 +100,8 @@ impl Machine<'_> {
         let sandbox = SandboxRunner::builder().store(store.clone()).helper(hm()).build();
         let remote = RemoteCache::new(remote).unwrap().local_steps(true).helper(hm());
         let engine = Engine::builder(Sandboxed { sandbox }).cache(store).remote_cache(remote).build().unwrap();
-        let request = RunRequest::new(Plan::parse(ir.to_string()).unwrap(), self.dir.join("source"));
+        let mut request = RunRequest::new(Plan::parse(ir.to_string()).unwrap(), self.dir.join("source"));
+        request.project = Some(ProjectId::named("team"));
         Ended::of(engine.start(change(request)).await.unwrap()).await
     }
 
@@ -148,6 +150,36 @@ async fn a_machine_with_an_empty_store_runs_nothing_and_fetches_files_only_where
     assert_eq!(team.machine("third").run(&changed).await.statuses(), [CacheHit; 3]);
     let away = hm_exec::remote::EndpointOptions::new("grpc://127.0.0.1:1");
     assert_eq!(second.run_at(away, &changed, |request| request).await.statuses()[1..], [CacheHit; 2]);
+}
+
+#[tokio::test]
+async fn clones_of_one_repository_share_results_and_other_projects_do_not() {
+    let Some(team) = Team::gather() else { return };
+    let ir = team.chain(LOOK, "forever");
+    let run = async |name: &str, url: &str| {
+        let machine = team.machine(name);
+        let source = machine.dir.join("source");
+        fs::create_dir_all(source.join(".git")).unwrap();
+        fs::write(source.join(".git/config"), format!("[remote \"origin\"]\nurl = {url}\n")).unwrap();
+        let change = |mut request: RunRequest| {
+            request.project = Some(ProjectId::of_checkout(&source));
+            request
+        };
+        machine.run_with(&ir, change).await
+    };
+    let cold = run("first", "git@github.com:owner/repo.git").await;
+    if !can_run(&cold) {
+        return;
+    }
+    assert_eq!(cold.statuses(), [Passed; 3], "{:?}", cold.events);
+    assert_eq!(run("fork", "git@github.com:other/repo.git").await.statuses(), [Passed; 3]);
+    assert_eq!(run("second", "https://token@github.com/owner/repo").await.statuses(), [CacheHit; 3]);
+    // Without an origin each checkout is a project of its own.
+    let without = |mut request: RunRequest| {
+        request.project = None;
+        request
+    };
+    assert_eq!(team.machine("no-origin").run_with(&ir, without).await.statuses(), [Passed; 3]);
 }
 
 #[tokio::test]

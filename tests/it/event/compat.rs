@@ -3,6 +3,7 @@
 use hm_exec::{
     BuildEvent, BuildRef, BuildStatus, StepStatus,
     event::{CacheMissReason, EVENT_SCHEMA_VERSION, PlanSummary, StdStream},
+    runner::ArtifactRef,
 };
 use hm_plugin_protocol::BuildEvent as Theirs;
 use serde_json::Value;
@@ -59,6 +60,7 @@ fn shared() -> Vec<BuildEvent> {
             status: StepStatus::Failed,
             attempt: 2,
             message: Some("no".into()),
+            artifacts: vec![ArtifactRef { key: "out/a".into(), mime: "text/plain".into(), size_bytes: 3 }],
         },
         BuildEvent::ChainFailed {
             seq: 8,
@@ -75,7 +77,7 @@ fn shared() -> Vec<BuildEvent> {
 
 #[test]
 fn the_ecosystem_reads_our_events_and_loses_only_what_we_added() {
-    let added = ["seq", "schema_version", "attempt", "partial", "status", "message"];
+    let added = ["seq", "schema_version", "attempt", "partial", "status", "message", "artifacts"];
     for event in shared() {
         let ours = serde_json::to_value(&event).unwrap();
         let theirs = serde_json::to_value(serde_json::from_value::<Theirs>(ours.clone()).unwrap()).unwrap();

@@ -52,7 +52,19 @@ async fn a_secret_is_masked_in_output_in_every_text_and_in_every_file() {
     writer.emit(1, StateEvent::StepCacheHit { step, tag: message.clone() });
     writer.emit(1, StateEvent::ChainFailed { step, exit_code: 1, message: message.clone() });
     let (status, snapshot, message) = (StepStatus::Failed, Some(text.as_str().into()), Some(message));
-    writer.emit(2, StateEvent::StepEnd { step, attempt: 1, status, exit_code: 1, duration_ms: 1, snapshot, message });
+    writer.emit(
+        2,
+        StateEvent::StepEnd {
+            step,
+            attempt: 1,
+            status,
+            exit_code: 1,
+            duration_ms: 1,
+            snapshot,
+            message,
+            artifacts: vec![],
+        },
+    );
     assert!(!format!("{writer:?} {bus:?}").contains(SECRET));
     writer.emit(3, StateEvent::BuildEnd { status: BuildStatus::Failed, duration_ms: 3 });
     writer.flush().unwrap();

@@ -10,7 +10,7 @@ use super::Bench;
 /// The paths that the crate's walker finds inside of a repository.
 fn by_crate(source: &Path) -> BTreeSet<String> {
     let mut walk = WalkBuilder::new(source);
-    walk.hidden(false).ignore(false).current_dir(source).filter_entry(|entry| entry.file_name() != ".git");
+    walk.hidden(false).current_dir(source).filter_entry(|entry| entry.file_name() != ".git");
     let found = walk.build().map(|entry| entry.unwrap().into_path());
     found.map(|path| path.strip_prefix(source).unwrap().to_str().unwrap().to_owned()).collect()
 }
@@ -59,7 +59,8 @@ proptest! {
     #[test]
     fn what_is_ignored_is_what_the_crates_walker_ignores(
         files in prop::collection::vec(path(), 1..20),
-        rules in prop::collection::vec((prop_oneof![Just(String::new()), path()], prop::collection::vec(rule(), 1..4)), 0..4),
+        rules in prop::collection::vec(
+            (prop_oneof![Just(String::new()), path()], prop::collection::vec(rule(), 1..4), any::<bool>()), 0..5),
         excluded in prop::collection::vec(rule(), 0..2),
         repositories in prop::collection::vec(path(), 0..2),
         part in prop::option::of(path()),
@@ -77,12 +78,44 @@ proptest! {
         for repository in &repositories {
             let _ = fs::create_dir_all(top.join(repository).join(".git"));
         }
-        for (dir, rules) in &rules {
-            let _ = fs::write(top.join(dir).join(".gitignore"), rules.join("\n"));
+        for (dir, rules, of_git) in &rules {
+            let name = if *of_git { ".gitignore" } else { ".ignore" };
+            let _ = fs::write(top.join(dir).join(name), rules.join("\n"));
         }
         prop_assert_eq!(frozen(&bench, &top), by_crate(&top));
         if let Some(part) = part.map(|part| top.join(part)).filter(|part| part.is_dir()) {
             prop_assert_eq!(frozen(&bench, &part), by_crate(&part));
         }
     }
+}
+
+#[test]
+fn pipelines_are_no_part_of_the_source_and_those_of_other_directories_are() {
+    let bench = Bench::new();
+    let source = bench.source("");
+    for file in [".hm/ci.py", ".hm/deep/x", "sub/.hm/ci.py", "kept"] {
+        fs::create_dir_all(source.join(file).parent().unwrap()).unwrap();
+        fs::write(source.join(file), "x").unwrap();
+    }
+    let expected = ["", "kept", "sub", "sub/.hm", "sub/.hm/ci.py"].map(str::to_owned);
+    assert_eq!(frozen(&bench, &source), BTreeSet::from(expected));
+    let before = bench.store.freeze(&source, &AtomicBool::new(false)).unwrap().id;
+    fs::write(source.join(".hm/ci.py"), "edited").unwrap();
+    assert_eq!(bench.store.freeze(&source, &AtomicBool::new(false)).unwrap().id, before);
+}
+
+#[test]
+fn files_of_rules_that_are_pipes_devices_or_links_have_no_effect_and_hold_up_nothing() {
+    let bench = Bench::new();
+    let source = bench.source("");
+    fs::write(source.join("kept"), "x").unwrap();
+    fs::create_dir_all(source.join("a")).unwrap();
+    fs::create_dir_all(source.join("b/.git/info")).unwrap();
+    std::os::unix::fs::symlink("/dev/zero", source.join(".gitignore")).unwrap();
+    for pipe in [".ignore", "a/.git", "b/.git/info/exclude"] {
+        let (kind, mode) = (rustix::fs::FileType::Fifo, rustix::fs::Mode::RUSR);
+        rustix::fs::mknodat(rustix::fs::CWD, source.join(pipe), kind, mode, 0).unwrap();
+    }
+    let expected = ["", ".gitignore", "a", "b", "kept"].map(str::to_owned);
+    assert_eq!(frozen(&bench, &source), BTreeSet::from(expected));
 }

@@ -17,6 +17,7 @@ use crate::{
     remote::Remote,
     render::{style::Style, text},
     runners::Runners,
+    warnings,
 };
 
 /// Shows what would run, in which order, and where, without running it
@@ -67,6 +68,7 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
     let bound = plan::bind(&plan, Runners::new(Remote::default())?.descriptors(), &options)
         .map_err(|invalid| definition.invalid(&invalid))?;
     note_ignored(&found.project, found.asks(&plan, &options))?;
+    warnings::of_plan(&bound);
     let shown = show(&definition.name, &bound);
     match args.format {
         AnswerFormat::Json => print_json(&shown),

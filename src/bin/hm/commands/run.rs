@@ -4,6 +4,7 @@ use std::{num::NonZeroUsize, path::PathBuf, pin::pin, process::ExitCode, time::D
 
 use hm_exec::{
     BackendHandle, BuildOutcome, BuildStatus, Plan, RunRequest, StepStatus,
+    cache::ProjectId,
     quote::quote,
     store::{Filesystem, ImageOptions, PullPolicy, StoreHandle},
 };
@@ -20,6 +21,7 @@ use crate::{
     render::{Format, Screen, text, to_stderr},
     runners::{self, Runners},
     signals::Interrupts,
+    warnings,
 };
 
 const LONG_HELP: &str = "\
@@ -169,6 +171,7 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
 
     let mut request = RunRequest::new(plan, &found.dir);
     request.pipeline_slug = definition.name.clone();
+    request.project = Some(ProjectId::of_checkout(&request.repo_root));
     request.env = bind.env;
     request.secrets = secrets;
     request.run_id = Some(Uuid::new_v4());
@@ -191,6 +194,7 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
     for image in &bound.unused_images {
         to_stderr(&format!("warning: `--image {image}=...` changes nothing: no step starts from that image"));
     }
+    warnings::of_plan(&bound);
     drop(bound);
     let run_id = request.run_id;
     let format = args.format.unwrap_or_else(Format::default_here);

@@ -139,6 +139,13 @@ fn tell_differences(out: &mut String, explanation: &Explanation) {
             Difference::DslKey => {
                 "what its cache policy looks at is another (the key that the pipeline's language computed)".into()
             }
+            Difference::Project { was, is } => {
+                format!("the project is {}, and was {}", text::clean(is), text::clean(was))
+            }
+            Difference::Inputs => {
+                "what its `on_change` paths match is another: a name, a mode, a link or a content".into()
+            }
+            Difference::RunnerArgs => "its `runner_args` are others".into(),
             Difference::Command => "its command is another".into(),
             Difference::EnvAdded { name } => format!("variable {} is new", text::clean(name)),
             Difference::EnvRemoved { name } => format!("variable {} is gone", text::clean(name)),

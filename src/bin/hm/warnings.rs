@@ -1,0 +1,48 @@
+//! What is worth a warning in a pipeline that is valid.
+
+use hm_exec::plan::BoundPlan;
+
+use crate::render::{text, to_stderr};
+
+/// Steps that are named in a warning; of more there is the number.
+const NAMED: usize = 5;
+
+/// Warns of steps whose commands name `.hm/`: it is not part of the source that they see.
+pub(crate) fn of_plan(bound: &BoundPlan) {
+    let found: Vec<_> =
+        bound.steps.iter().filter(|step| names_pipelines(&step.step.cmd)).map(|step| &*step.step.key).collect();
+    if found.is_empty() {
+        return;
+    }
+    let mut names: Vec<String> = found.iter().take(NAMED).map(|key| format!("`{}`", text::clean(key))).collect();
+    if found.len() > NAMED {
+        names.push(format!("{} more", found.len() - NAMED));
+    }
+    to_stderr(&format!(
+        "warning: `.hm/` is not part of the source that steps see, but is named by {}: move what they need elsewhere",
+        names.join(", ")
+    ));
+}
+
+/// Whether a command has `.hm/` as a path, or in one.
+fn names_pipelines(command: &str) -> bool {
+    command.match_indices(".hm/").any(|(at, _)| {
+        let before = command[..at].chars().next_back();
+        before.is_none_or(|c| !c.is_alphanumeric() && !matches!(c, '.' | '_' | '-' | '*'))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_in_the_pipelines_directory_are_found_and_names_that_end_alike_are_not() {
+        for command in [".hm/x", "sh ./.hm/x.sh", "cat '.hm/x'", "A=.hm/x make", "cd /workspace/.hm/", "é;.hm/x"] {
+            assert!(names_pipelines(command), "{command}");
+        }
+        for command in ["make", "cat a.hm/x", "cat ..hm/x", "rm *.hm/", "echo .hm", "ls .hmx/"] {
+            assert!(!names_pipelines(command), "{command}");
+        }
+    }
+}

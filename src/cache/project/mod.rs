@@ -1,0 +1,195 @@
+//! Which project a cached result belongs to.
+//!
+//! ```text
+//! source directory ─▶ its repository (`.git` upwards) ─▶ URL of `origin` ─▶ git:github.com/owner/repo//directory
+//!                                                   └──▶ none           ─▶ path:/canonical/directory
+//! ```
+//!
+//! Files are read, and git is never run: a checkout's configuration may name programs for it. What is read decides a name
+//! alone, so that a checkout that lies about its origin reaches the results of another project and nothing else.
+
+mod config;
+mod url;
+
+use std::{
+    ffi::OsStr,
+    fmt, fs, io,
+    os::unix::{ffi::OsStrExt, fs::MetadataExt},
+    path::{Component, Path, PathBuf},
+    sync::Arc,
+};
+
+use self::url::Origin;
+use crate::project::read_plain;
+
+/// More than any configuration has.
+const MAX_CONFIG_BYTES: u64 = 1 << 20;
+/// More than a path has.
+const MAX_LINK_BYTES: u64 = 8 << 10;
+/// How many local clones of local clones are followed.
+const MAX_CLONES: u32 = 16;
+
+/// The project that results belong to: part of every cache key, so that no project takes another one's results.
+///
+/// ```
+/// use hm_exec::cache::ProjectId;
+///
+/// assert_eq!(ProjectId::named("monorepo").as_str(), "id:monorepo");
+/// let here = ProjectId::of_checkout(std::path::Path::new("."));
+/// assert!(here.as_str().starts_with("git:") || here.as_str().starts_with("path:"));
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ProjectId(Arc<str>);
+
+impl ProjectId {
+    /// The project that is checked out at `dir`: its repository's `origin`, and where `dir` is in the repository. Without an
+    /// origin that can be told, [`of_directory`](Self::of_directory). Blocks for a few small files.
+    #[must_use]
+    pub fn of_checkout(dir: &Path) -> Self {
+        let dir = canonical(dir);
+        let Some(top) = repository_above(&dir) else { return Self::of_directory(&dir) };
+        let below = dir.strip_prefix(top).unwrap_or(Path::new("")).to_owned();
+        Self::of_repository(top.to_owned(), top.join(".git"), &below, MAX_CLONES)
+    }
+
+    /// The project of a directory that is no checkout of anything: its canonical path.
+    #[must_use]
+    pub fn of_directory(dir: &Path) -> Self {
+        Self::of_path("path", &canonical(dir))
+    }
+
+    /// A project that the user gave a name to.
+    #[must_use]
+    pub fn named(id: &str) -> Self {
+        Self(format!("id:{id}").into())
+    }
+
+    /// What several projects share on purpose.
+    #[must_use]
+    pub fn shared(name: &str) -> Self {
+        Self(format!("share:{name}").into())
+    }
+
+    /// This project's part in a directory below its top.
+    #[must_use]
+    pub fn below(self, path: &Path) -> Self {
+        let named = path.components().any(|part| matches!(part, Component::Normal(_)));
+        // Nothing before it has two slashes: origins and paths are normalised.
+        if named { Self(format!("{}//{}", self.0, text_of(path)).into()) } else { self }
+    }
+
+    /// The project as text: `git:`, `path:`, `id:` or `share:`, and what it is.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    fn of_path(kind: &str, path: &Path) -> Self {
+        Self(format!("{kind}:{}", text_of(path)).into())
+    }
+
+    fn of_repository(top: PathBuf, git: PathBuf, below: &Path, clones: u32) -> Self {
+        let itself = || Self::of_directory(&top.join(below));
+        let url = match read_origin(&top, &git) {
+            Ok(Some(url)) => url,
+            Ok(None) => return itself(),
+            Err(error) => {
+                tracing::warn!(%error, "the project's origin can't be told; cached results are those of its directory");
+                return itself();
+            }
+        };
+        let local = match url::parse(&url) {
+            Origin::Remote(origin) => return Self(format!("git:{origin}").into()).below(below),
+            Origin::Opaque => return itself(),
+            Origin::Local(local) => top.join(local),
+        };
+        let Some(next) = clones.checked_sub(1) else { return itself() };
+        match Place::of(&local) {
+            Place::Repository { top, git } => Self::of_repository(top, git, below, next),
+            Place::Directory(dir) => Self::of_directory(&dir.join(below)),
+        }
+    }
+}
+
+impl fmt::Display for ProjectId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// What a local origin names.
+enum Place {
+    Repository { top: PathBuf, git: PathBuf },
+    Directory(PathBuf),
+}
+
+impl Place {
+    /// Looks where git would: at the path, or at the path with `.git`.
+    fn of(path: &Path) -> Self {
+        let with_suffix = || {
+            let mut name = path.as_os_str().to_owned();
+            name.push(".git");
+            PathBuf::from(name)
+        };
+        let path = if path.exists() { path.to_owned() } else { with_suffix() };
+        let dir = canonical(&path);
+        match (dir.file_name(), dir.parent()) {
+            (Some(name), Some(top)) if name == ".git" => Self::Repository { top: top.to_owned(), git: dir.clone() },
+            _ if dir.join(".git").symlink_metadata().is_ok() => Self::Repository { git: dir.join(".git"), top: dir },
+            _ if dir.join("HEAD").is_file() => Self::Repository { git: dir.clone(), top: dir },
+            _ => Self::Directory(dir),
+        }
+    }
+}
+
+/// The top of the repository that `dir` is in. What another user left in a directory above is not looked at.
+fn repository_above(dir: &Path) -> Option<&Path> {
+    let user = rustix::process::geteuid().as_raw();
+    let owner = fs::metadata(dir).map_or(user, |dir| dir.uid());
+    dir.ancestors().find(|top| {
+        let git = top.join(".git").symlink_metadata();
+        git.is_ok_and(|git| [user, owner, 0].contains(&git.uid()))
+    })
+}
+
+/// The URL of a repository's origin, if it has one.
+fn read_origin(top: &Path, git: &Path) -> io::Result<Option<String>> {
+    let path = common_dir(top, git)?.join("config");
+    let Some(config) = read_plain(&path, MAX_CONFIG_BYTES)? else { return Ok(None) };
+    config::origin_url(&String::from_utf8_lossy(&config)).map_err(|malformed| {
+        let text = format!("{}, line {}: not what git writes", path.display(), malformed.line);
+        io::Error::new(io::ErrorKind::InvalidData, text)
+    })
+}
+
+/// Where a repository's configuration is: worktrees and submodules name another place in a file `.git`.
+fn common_dir(top: &Path, git: &Path) -> io::Result<PathBuf> {
+    if fs::metadata(git).is_ok_and(|git| git.is_dir()) {
+        return Ok(git.to_owned());
+    }
+    let named = read_plain(git, MAX_LINK_BYTES)?.unwrap_or_default();
+    let Some(dir) = named.strip_prefix(b"gitdir:") else {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, format!("{}: no `gitdir:` in it", git.display())));
+    };
+    let dir = top.join(OsStr::from_bytes(dir.trim_ascii()));
+    match read_plain(&dir.join("commondir"), MAX_LINK_BYTES)? {
+        Some(common) => Ok(dir.join(OsStr::from_bytes(common.trim_ascii()))),
+        None => Ok(dir),
+    }
+}
+
+/// The path without links, or, if it can't be resolved, an absolute one.
+fn canonical(path: &Path) -> PathBuf {
+    path.canonicalize().or_else(|_| std::path::absolute(path)).unwrap_or_else(|_| path.to_owned())
+}
+
+/// A path as text; one that is no text is told apart from all that are.
+fn text_of(path: &Path) -> String {
+    match path.to_str() {
+        Some(text) => text.to_owned(),
+        None => format!("\0{}", path.as_os_str().as_bytes().escape_ascii()),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,96 @@
+//! Inputs: what the `on_change` paths of cached steps match in the source.
+//!
+//! Looked at once a build, in the frozen source, so that what goes into a key is what the step sees. A build without such
+//! paths pays nothing. Knows neither how keys are made nor how paths are matched.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use tokio::sync::OnceCell;
+
+use super::errands::is_cached;
+use crate::{
+    cache::BuildCache,
+    ir::on_change_paths,
+    plan::{BoundPlan, StepIndex},
+    store::{Archives, Store, StoreError},
+};
+
+/// The digest of what a step's paths match, or why there is none.
+pub(super) type Digest = Result<[u8; 32], Arc<str>>;
+
+/// The inputs of all cached steps of a build that name any.
+pub(super) struct Inputs<'a> {
+    paths: BTreeMap<StepIndex, Vec<&'a str>>,
+    archives: &'a Archives,
+    store: Option<&'a Arc<Store>>,
+    found: OnceCell<BTreeMap<StepIndex, Digest>>,
+}
+
+impl<'a> Inputs<'a> {
+    pub(super) fn new(plan: &'a BoundPlan, cache: Option<&'a BuildCache>, archives: &'a Archives) -> Self {
+        let store = cache.and_then(BuildCache::store).map(|(store, _)| store);
+        let paths_of = |step: StepIndex| {
+            let cache = plan.step(step).step.cache.as_ref()?;
+            // Binding has refused what is no list of paths.
+            let paths = on_change_paths(cache).ok().filter(|paths| !paths.is_empty())?;
+            is_cached(plan, step).then_some((step, paths))
+        };
+        let paths = if store.is_some() { plan.dag.steps().filter_map(paths_of).collect() } else { BTreeMap::new() };
+        Self { paths, archives, store, found: OnceCell::new() }
+    }
+
+    /// A step's digest, `None` within if it names no paths; `None` as long as it was not [found](Self::find).
+    pub(super) fn get(&self, step: StepIndex) -> Option<Result<Option<[u8; 32]>, Arc<str>>> {
+        if !self.paths.contains_key(&step) {
+            return Some(Ok(None));
+        }
+        self.found.get()?.get(&step).map(|digest| digest.clone().map(Some))
+    }
+
+    /// Finds all digests. The first caller freezes the source, the others wait.
+    ///
+    /// # Cancel safety
+    /// Dropped, the next caller begins anew.
+    pub(super) async fn find(&self) {
+        if !self.paths.is_empty() {
+            self.found.get_or_init(|| self.look()).await;
+        }
+    }
+
+    async fn look(&self) -> BTreeMap<StepIndex, Digest> {
+        match self.digests().await {
+            Ok(digests) => self.paths.iter().map(|(step, paths)| (*step, of_step(paths, &digests))).collect(),
+            Err(message) => self.paths.keys().map(|step| (*step, Err(Arc::clone(&message)))).collect(),
+        }
+    }
+
+    /// What each path matches.
+    async fn digests(&self) -> Result<BTreeMap<String, Option<[u8; 32]>>, Arc<str>> {
+        let (archives, Some(store)) = (self.archives, self.store) else { return Ok(BTreeMap::new()) };
+        let in_words = |error: StoreError| -> Arc<str> {
+            format!("failed to look at the paths of `on_change`: {:#}", anyhow::Error::new(error)).into()
+        };
+        let frozen = archives.freeze(store).await.map_err(in_words)?;
+        let patterns: BTreeSet<String> = self.paths.values().flatten().map(|path| (*path).to_owned()).collect();
+        let (store, checkout) = (Arc::clone(store), archives.source_dir().to_owned());
+        let looking = tokio::task::spawn_blocking(move || store.watched(&frozen.id, &checkout, patterns));
+        looking.await.map_err(|error| Arc::from(error.to_string()))?.map_err(in_words)
+    }
+}
+
+/// The digest over what all of a step's paths match. A path that matches nothing may be misspelt: what the step depends on
+/// is then not known.
+fn of_step(paths: &[&str], digests: &BTreeMap<String, Option<[u8; 32]>>) -> Digest {
+    let mut hasher = blake3::Hasher::new();
+    for path in paths {
+        let Some(digest) = digests.get(*path).copied().flatten() else {
+            let path = path.escape_debug();
+            return Err(format!("its `on_change` path `{path}` matches nothing in the source").into());
+        };
+        hasher.update(&(path.len() as u64).to_le_bytes()).update(path.as_bytes()).update(&digest);
+    }
+    Ok(*hasher.finalize().as_bytes())
+}
