@@ -2,13 +2,14 @@
 
 use rustix::{
     io::Errno,
+    process::{Gid, Uid},
     thread::{
         CapabilitySet, CapabilitySets, clear_ambient_capability_set, remove_capability_from_bounding_set,
-        set_capabilities,
+        set_capabilities, set_thread_groups, set_thread_res_gid, set_thread_res_uid,
     },
 };
 
-use super::{SetupError, error::Doing};
+use super::{SetupError, error::Doing, spec::UserNamespace};
 
 /// What a command may hold: enough to install packages and to serve a port, as container engines grant by default.
 /// Nothing that mounts, loads modules, or reaches into other processes.
@@ -43,7 +44,27 @@ fn of_command(shares_network: bool) -> CapabilitySet {
 
 /// Leaves the calling thread, which is about to run the command, with what a command may hold.
 pub(crate) fn limit_command(shares_network: bool) -> Result<(), SetupError> {
-    let granted = of_command(shares_network);
+    limit_to(of_command(shares_network))
+}
+
+/// Leaves the calling thread, which is about to run a command that only reads, without capabilities. `run_as` is the user and
+/// the group that it becomes before.
+pub(crate) fn limit_reader(user_namespace: UserNamespace, run_as: Option<(u32, u32)>) -> Result<(), SetupError> {
+    let doing = || "become the owner of the files".to_owned();
+    if user_namespace != UserNamespace::Single {
+        set_thread_groups(&[]).doing(doing)?;
+    }
+    // The bounding set can no longer be changed once this is another user.
+    limit_to(if run_as.is_some() { CapabilitySet::SETUID | CapabilitySet::SETGID } else { CapabilitySet::empty() })?;
+    if let Some((user, group)) = run_as {
+        let (user, group) = (Uid::from_raw(user), Gid::from_raw(group));
+        set_thread_res_gid(group, group, group).doing(doing)?;
+        set_thread_res_uid(user, user, user).doing(doing)?;
+    }
+    set(CapabilitySet::empty())
+}
+
+fn limit_to(granted: CapabilitySet) -> Result<(), SetupError> {
     let doing = || "drop capabilities".to_owned();
     for capability in (0..u64::BITS).map(|bit| CapabilitySet::from_bits_retain(1 << bit)) {
         match remove_unless(granted.contains(capability), capability) {

@@ -22,7 +22,7 @@ use rustix::{
 use super::{
     JailSpec, SetupError, caps,
     error::Doing,
-    groups, landlock, mounts,
+    groups, landlock, mounts, seccomp,
     spec::{FIRST_FD, Place, Report, UserNamespace, Watch},
     sys::{self, Cloned, Reap},
     tree,
@@ -225,9 +225,9 @@ fn reap(command: Pid, children: &OwnedFd, report: &mut Option<Report>) -> Left {
 /// a filter off again, and the bounding set caps what a program may gain: a step that runs a setuid program has at most what
 /// it started with.
 ///
-/// Two kinds of commands gain nothing and keep the stricter rule. Where there is a single id, nobody else could use such a
+/// Three kinds of commands gain nothing and keep the stricter rule. Where there is a single id, nobody else could use such a
 /// program, and the filters, which pretend that `capset` and `setuid` succeed, must come last. A command beside the step's
-/// files is a program of the machine.
+/// files is a program of the machine. One over a root in memory only reads, and has no rights at all.
 fn confine(spec: &JailSpec, prepared: &Prepared) -> Result<(), SetupError> {
     // While the capability to do so is there.
     if spec.shares_network && prepared.has_landlock_scopes {
@@ -238,13 +238,25 @@ fn confine(spec: &JailSpec, prepared: &Prepared) -> Result<(), SetupError> {
             .filters(spec.user_namespace, spec.shares_network)
             .try_for_each(|filter| sys::install_seccomp(filter).doing(|| "install the system call filter".into()))
     };
-    if spec.place == Place::Root && spec.user_namespace != UserNamespace::Single {
+    if gains_rights(spec) {
         filter()?;
         return caps::limit_command(spec.shares_network);
     }
-    caps::limit_command(spec.shares_network)?;
+    match spec.root.memory() {
+        None => caps::limit_command(spec.shares_network)?,
+        Some(root) => caps::limit_reader(spec.user_namespace, root.run_as)?,
+    }
     rustix::thread::set_no_new_privs(true).doing(|| "set no_new_privs".into())?;
-    filter()
+    filter()?;
+    if spec.root.memory().is_some() {
+        sys::install_seccomp(&seccomp::for_readers()).doing(|| "install the system call filter".into())?;
+    }
+    Ok(())
+}
+
+/// Whether the command may gain rights by programs that give some.
+fn gains_rights(spec: &JailSpec) -> bool {
+    spec.place == Place::Root && spec.user_namespace != UserNamespace::Single && spec.root.memory().is_none()
 }
 
 /// Becomes the command. Returns only on failure.
@@ -279,7 +291,7 @@ fn exec(
     for (fd, target) in streams.more.iter().zip(FIRST_FD..) {
         sys::move_to(fd, target.cast_signed()).doing(|| "hand over descriptors".into())?;
     }
-    if spec.place == Place::Root && spec.user_namespace != UserNamespace::Single {
+    if gains_rights(spec) {
         groups::join_those_of_root()?;
     }
     confine(spec, prepared)?;

@@ -20,6 +20,7 @@ mod identity;
 mod init;
 mod landlock;
 mod memory;
+mod memory_root;
 mod mounts;
 mod resolver;
 mod seccomp;
@@ -46,9 +47,11 @@ pub use resolver::resolver;
 pub(crate) use solo::may_mount;
 pub use solo::{Bounds, End, Solo};
 pub use spec::{
-    Bind, DEFAULT_ENV, FIRST_FD, GroupView, JailSpec, MountApi, MountedOverlay, Overlay, Place, Report, Request, Root,
-    Screen, SecretFile, TreeOp, UserNamespace, Watch,
+    Bind, DEFAULT_ENV, FIRST_FD, GroupView, JailSpec, MemoryEntry, MemoryRoot, MountApi, MountedOverlay, Overlay,
+    Place, Report, Request, Root, Screen, SecretFile, TreeOp, UserNamespace, Watch,
 };
 #[cfg(feature = "sandbox")]
 pub(crate) use spec::{GREETING, greeting};
+#[cfg(feature = "sandbox")]
+pub(crate) use sys::close_from;
 pub use zygote::{MARKER, run_if_marked};

@@ -21,7 +21,7 @@ use rustix::{
 use super::{
     JailSpec, SetupError, dev,
     error::Doing,
-    identity,
+    identity, memory_root,
     spec::{Bind, GroupView, MountApi, MountedOverlay, Overlay, Place, Root, Screen, SecretFile, UserNamespace},
     sys,
 };
@@ -106,6 +106,7 @@ pub(super) fn enter(spec: &JailSpec, special: &SpecialPaths, proc: Proc) -> Resu
         Root::Dir(dir) => clone_tree(CWD, dir)
             .and_then(|tree| restricted(tree, MountAttrFlags::MOUNT_ATTR_NODEV))
             .doing(|| format!("mount {}", dir.to_string_lossy()))?,
+        Root::Memory(root) => memory_root::make(root)?,
     };
     let binds = spec.binds.iter().map(|it| Ok((&it.target, view(it)?))).collect::<Result<Vec<_>, _>>()?;
     let groups = spec.group_views.iter().map(group).collect::<Result<Vec<_>, _>>()?;
@@ -127,8 +128,10 @@ pub(super) fn enter(spec: &JailSpec, special: &SpecialPaths, proc: Proc) -> Resu
         return rustix::process::chroot(c".").doing(|| "go back to the host's root".into());
     }
     attach(&proc_dir(&host, proc)?, c"/proc")?;
-    let shows_groups = sys_dir(&host)?;
-    identity::show_limits(&groups, shows_groups)?;
+    if spec.root.memory().is_none() {
+        let shows_groups = sys_dir(&host)?;
+        identity::show_limits(&groups, shows_groups)?;
+    }
     let empty = dev::mount(&host, spec, special.message_queues)?;
     if !spec.secrets.is_empty() {
         secrets_dir(&spec.secrets)?;

@@ -69,6 +69,7 @@ const SHARED_SOCKET: Verdict = Verdict::DenyValues(&[
     libc::AF_PACKET.cast_unsigned(),
     libc::AF_XDP.cast_unsigned(),
 ]);
+const UNIX_SOCKET: Verdict = Verdict::DenyValues(&[libc::AF_UNIX.cast_unsigned()]);
 
 /// The first number that this list has not looked at (after `listns`).
 const FIRST_UNKNOWN: u32 = 471;
@@ -162,6 +163,8 @@ mod arch {
     /// 32-bit programs.
     pub(super) const COMPAT: Option<u32> = Some(0x4000_0003);
     pub(super) const COMPAT_SOCKET: u32 = 359;
+    /// `socket`. The older `socketcall` keeps its arguments in memory, where no filter sees them.
+    pub(super) const COMPAT_SOCKETS: &[(u32, Verdict)] = &[(359, super::UNIX_SOCKET), (102, super::PERM)];
     pub(super) const COMPAT_DENIED: &[(u32, Verdict)] = &[
         (120, CLONE),
         (310, UNSHARE),
@@ -256,6 +259,7 @@ mod arch {
     /// 32-bit programs get ENOSYS for everything: there is no list for them.
     pub(super) const COMPAT: Option<u32> = None;
     pub(super) const COMPAT_SOCKET: u32 = super::FIRST_UNKNOWN;
+    pub(super) const COMPAT_SOCKETS: &[(u32, Verdict)] = &[];
     pub(super) const COMPAT_DENIED: &[(u32, Verdict)] = &[];
     pub(super) const COMPAT_PRETENDED: &[(u32, Verdict)] = &[];
 }
@@ -283,6 +287,12 @@ pub(crate) fn pretended() -> Vec<sock_filter> {
     let native = natives(PRETENDED.iter(), PRETEND)
         .chain(arch::PRETENDED.iter().map(|&(call, verdict)| (number(call), verdict)));
     program(native.collect(), arch::COMPAT_PRETENDED.to_vec(), Verdict::Allow)
+}
+
+/// What a command is denied besides that only reads: sockets that lie among the files that it is shown lead to programs
+/// outside, whatever its network namespace.
+pub(crate) fn for_readers() -> Vec<sock_filter> {
+    program(vec![(number(libc::SYS_socket), UNIX_SOCKET)], arch::COMPAT_SOCKETS.to_vec(), Verdict::Allow)
 }
 
 fn natives<'a>(calls: impl Iterator<Item = &'a c_long>, verdict: Verdict) -> impl Iterator<Item = (u32, Verdict)> {
@@ -463,6 +473,19 @@ mod tests {
             (libc::AF_VSOCK, EPERM, EPERM),
         ] {
             assert_eq!((socket(false, family), socket(true, family)), (own, shared), "family {family}");
+        }
+    }
+
+    #[test]
+    fn readers_get_pairs_of_unix_sockets_but_none_that_connects() {
+        let program = for_readers();
+        let native = |call, argument| run(&program, arch::NATIVE, number(call), [argument, 0, 0]);
+        assert_eq!(native(libc::SYS_socket, libc::AF_UNIX.cast_unsigned()), EPERM);
+        assert_eq!(native(libc::SYS_socket, libc::AF_INET.cast_unsigned()), ALLOW);
+        assert_eq!(native(libc::SYS_socketpair, libc::AF_UNIX.cast_unsigned()), ALLOW);
+        if let Some(compat) = arch::COMPAT {
+            assert_eq!(run(&program, compat, 359, [libc::AF_UNIX.cast_unsigned(), 0, 0]), EPERM);
+            assert_eq!(run(&program, compat, 102, [0; 3]), EPERM);
         }
     }
 

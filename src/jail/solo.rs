@@ -80,10 +80,24 @@ impl Solo {
     /// # Errors
     /// What the kernel refused; the process is then to end.
     pub fn enter() -> Result<Self, SetupError> {
+        Self::enter_with(Proc::OwnOrShared)
+    }
+
+    /// The same for a command that must not see the processes around it: it fails in [`Solo::run`] where the kernel mounts no
+    /// new `/proc`.
+    ///
+    /// # Errors
+    /// What the kernel refused; the process is then to end.
+    #[cfg(feature = "sandbox")]
+    pub(crate) fn enter_unseeing() -> Result<Self, SetupError> {
+        Self::enter_with(Proc::Own)
+    }
+
+    fn enter_with(proc: Proc) -> Result<Self, SetupError> {
         let user_namespace = if is_root_of_the_machine() { UserNamespace::None } else { UserNamespace::Single };
         zygote::isolate(user_namespace)?;
         let me = pidfd_open(getpid(), PidfdFlags::empty()).doing(|| "open this process".into())?;
-        Ok(Self { user_namespace, prepared: Prepared::new(Proc::OwnOrShared), me })
+        Ok(Self { user_namespace, prepared: Prepared::new(proc), me })
     }
 
     /// How ids are mapped.

@@ -40,6 +40,17 @@ pub enum MountApi {
     Legacy,
 }
 
+impl Root {
+    /// Whether it is a [`MemoryRoot`], and which.
+    #[must_use]
+    pub(crate) fn memory(&self) -> Option<&MemoryRoot> {
+        match self {
+            Self::Memory(root) => Some(root),
+            Self::Overlay(_) | Self::Dir(_) => None,
+        }
+    }
+}
+
 impl MountApi {
     /// The best one that the running kernel has, by its version.
     #[must_use]
@@ -189,6 +200,48 @@ pub enum Root {
     Overlay(Overlay),
     /// A directory as it is, with all that is mounted in it.
     Dir(CString),
+    /// A small file system in memory, for a command that only reads what is bound into it.
+    Memory(MemoryRoot),
+}
+
+/// A root in memory. Its command gets no capabilities, no sysfs and no unix sockets: the files that it is shown are the
+/// machine's own, with their real owners.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemoryRoot {
+    /// The most that may be written to it, in bytes.
+    pub max_bytes: u64,
+    /// The most files and directories that it may hold.
+    pub max_files: u64,
+    /// What it holds at the start, parents before children.
+    pub entries: Vec<MemoryEntry>,
+    /// The user and the group that the command runs as, if they are not the jail's root.
+    pub run_as: Option<(u32, u32)>,
+}
+
+/// A file of a root in memory. Paths are relative to the root.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum MemoryEntry {
+    /// A directory.
+    Dir {
+        /// Where.
+        path: CString,
+        /// Its mode.
+        mode: u32,
+    },
+    /// A symbolic link.
+    Link {
+        /// Where.
+        path: CString,
+        /// What it says.
+        target: CString,
+    },
+    /// A regular file, readable for everybody.
+    File {
+        /// Where.
+        path: CString,
+        /// What it holds.
+        content: Vec<u8>,
+    },
 }
 
 /// Who sees a step's files.

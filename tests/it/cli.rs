@@ -29,6 +29,8 @@ mod remote;
 mod remote_cache;
 #[cfg(target_os = "linux")]
 mod remote_losses;
+#[cfg(target_os = "linux")]
+mod rendering;
 pub(crate) mod shell;
 mod signals;
 mod terminal;

@@ -1,12 +1,9 @@
 //! The programs that make a machine, as they are found on this one.
 
-use std::{
-    env,
-    path::{Path, PathBuf},
-};
+use std::path::PathBuf;
 
 use super::{kernel::Kernel, trouble::Missing};
-use crate::step;
+use crate::{programs::find as on_path, step};
 
 /// Where distributions put `virtiofsd`, which is for programs rather than for people.
 const VIRTIOFSD_PLACES: [&str; 3] = ["/usr/libexec/virtiofsd", "/usr/lib/qemu/virtiofsd", "/usr/lib/virtiofsd"];
@@ -55,16 +52,4 @@ impl Programs {
         }
         Ok(Self { qemu, virtiofsd, kernel, guest: guest.path })
     }
-}
-
-fn on_path(name: &str) -> Option<PathBuf> {
-    let paths = env::var_os("PATH")?;
-    env::split_paths(&paths)
-        .filter(|dir| dir.is_absolute())
-        .map(|dir: PathBuf| dir.join(name))
-        .find(|it| is_program(it))
-}
-
-fn is_program(path: &Path) -> bool {
-    rustix::fs::access(path, rustix::fs::Access::EXEC_OK).is_ok() && path.is_file()
 }

@@ -8,7 +8,7 @@ use std::{
     sync::atomic::{AtomicBool, Ordering},
 };
 
-use super::jail;
+use super::{confined, jail};
 
 /// Names the helper program, over every other way but the builder's.
 pub const HELPER_VARIABLE: &str = "HM_SANDBOX_HELPER";
@@ -19,6 +19,7 @@ static INITIALIZED: AtomicBool = AtomicBool::new(false);
 /// started: in the helper it never returns.
 pub fn init() {
     jail::run_if_marked();
+    confined::run_if_marked();
     INITIALIZED.store(true, Ordering::Release);
 }
 

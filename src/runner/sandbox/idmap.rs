@@ -2,14 +2,13 @@
 
 use std::{
     fs,
-    path::Path,
     process::{Command, Stdio},
 };
 
 use rustix::process::{getegid, geteuid};
 
 use super::jail::UserNamespace;
-use crate::store::IdMap;
+use crate::{programs, store::IdMap};
 
 /// How the owners of a layer are to be understood that is written by a step in this user namespace.
 pub(super) fn id_map_of(user_namespace: UserNamespace) -> IdMap {
@@ -44,7 +43,7 @@ impl IdRanges {
         };
         let ranges = Self { users: range("/etc/subuid")?, groups: range("/etc/subgid")? };
         for program in ["newuidmap", "newgidmap"] {
-            if !in_path(program) {
+            if programs::find(program).is_none() {
                 return Err(format!("{program} is not installed"));
             }
         }
@@ -57,7 +56,9 @@ impl IdRanges {
             [("newuidmap", geteuid().as_raw(), self.users), ("newgidmap", getegid().as_raw(), self.groups)]
         {
             let numbers = [pid, 0, own, 1, 1, range.first, range.count];
-            let output = Command::new(program)
+            let found = programs::find(program).ok_or_else(|| (program, "it is not installed".to_owned()))?;
+            let output = Command::new(found)
+                .current_dir("/")
                 .args(numbers.map(|number| number.to_string()))
                 .stdin(Stdio::null())
                 .output()
@@ -68,11 +69,6 @@ impl IdRanges {
         }
         Ok(())
     }
-}
-
-fn in_path(program: &str) -> bool {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path).any(|dir: std::path::PathBuf| Path::new(&dir).join(program).is_file())
 }
 
 fn user_name(uid: u32, passwd: &str) -> Option<String> {

@@ -15,6 +15,7 @@ mod attempt;
 mod boot;
 mod cgroup;
 mod checks;
+mod confined;
 mod export;
 mod helper;
 mod idmap;
@@ -32,6 +33,7 @@ mod zygote;
 pub(crate) use attempt::{Control, OutputSink};
 pub use cgroup::reap_control_groups;
 pub use checks::{Check, checks};
+pub use confined::{ConfinedCommand, ConfinedEnd, ConfinedError, ConfinedLimits, ConfinedOutput, OutputStream};
 pub use export::SandboxExportError;
 pub use helper::{HELPER_VARIABLE, NoHelper, init};
 #[cfg(feature = "qemu")]

@@ -2,6 +2,7 @@
 //!
 //! Run as root, the suite runs itself a second time as an ordinary user.
 
+mod confined;
 mod files;
 pub(crate) mod harness;
 mod identity;

@@ -18,8 +18,14 @@ fn the_suite_passes_as_an_ordinary_user() {
         // That is what the rest of the suite just did.
         return;
     }
-    let filters =
-        ["sandbox::", "conformance::sandbox::the_sandbox_conforms_on_this", "images::", "cli::cp", "cli::shell"];
+    let filters = [
+        "sandbox::",
+        "conformance::sandbox::the_sandbox_conforms_on_this",
+        "images::",
+        "cli::cp",
+        "cli::rendering",
+        "cli::shell",
+    ];
     let passed = run_again(&[&filters[..], &["--test-threads=2"]].concat(), &[]);
     // A filter that matches nothing would succeed as well.
     assert!(passed.is_none_or(|passed| passed > 20), "{passed:?}");

@@ -1,7 +1,7 @@
 """Prints the pipelines that the given files register, as one JSON object on what was stdout at the start.
 
-Run by `hm` as `python3 -B -c SOURCE FILE...`. From the first line on, stdout is stderr for the files themselves, so
-that whatever they print cannot mix with the answer.
+Run by `hm` as `python3 -B -c SOURCE FILE...`, in a sandbox. From the first line on, stdout is stderr for the files
+themselves, so that whatever they print cannot mix with the answer.
 """
 
 import os
@@ -15,6 +15,9 @@ sys.stdout = sys.stderr
 if sys.path[0] == "":
     sys.path.append(sys.path.pop(0))
 
+import importlib.util
+import json
+
 try:
     import harmont
 except ModuleNotFoundError as error:
@@ -24,8 +27,22 @@ except ModuleNotFoundError as error:
     answer.close()
     sys.exit(0)
 
-import importlib.util
-import json
+missed = set()
+
+
+class Environ(type(os.environ)):
+    """The environment, which notes the names that are asked for in vain: few variables are shown to a pipeline."""
+
+    def __getitem__(self, name):
+        try:
+            return super().__getitem__(name)
+        except KeyError:
+            if len(missed) < 64 and len(name) < 256:
+                missed.add(name)
+            raise
+
+
+os.environ.__class__ = Environ
 
 files = sys.argv[1:]
 for file in files:
@@ -43,5 +60,6 @@ for file in files:
     elif os.path.realpath(getattr(sys.modules[name], "__file__", None) or "") != os.path.realpath(file):
         spec.loader.exec_module(module)
 
-answer.write('{"envelope": ' + json.dumps(harmont.dump_registry_json()) + "}")
+envelope = harmont.dump_registry_json()
+answer.write(json.dumps({"envelope": envelope, "missed": sorted(missed)}))
 answer.close()

@@ -2,12 +2,13 @@
 //!
 //! In: the shared [`SourceArgs`]. Out: IR text and the source directory. Does not look into the IR: that is the library's.
 
+mod environment;
+pub(crate) mod interpreter;
 mod python;
+pub(crate) mod rendering;
 
 use std::{
-    env,
-    ffi::OsString,
-    fmt, fs, io,
+    env, fmt, fs, io,
     io::Read,
     path::{Path, PathBuf},
 };
@@ -101,6 +102,8 @@ pub(crate) struct Source {
     /// The directory that steps see.
     pub(crate) dir: PathBuf,
     pub(crate) hm_dir: Option<PathBuf>,
+    /// What came together with the source: the repository that it is part of. Nothing in there is run outside of a sandbox.
+    pub(crate) checkout: PathBuf,
 }
 
 impl Source {
@@ -112,17 +115,24 @@ impl Source {
         let within = |ancestor: &&Path| root.map_or(*ancestor == start, |root| ancestor.starts_with(root));
         let found = start.ancestors().take_while(within).find(|ancestor| ancestor.join(".hm").is_dir());
         let hm_dir = found.map(|found| found.join(".hm"));
+        // A home directory that is a repository does not make every project in it a part of itself.
+        let home = env::var_os("HOME").and_then(|home| Path::new(&home).canonicalize().ok());
+        let is_home = |dir: &Path| home.as_ref().is_some_and(|home| home.starts_with(dir));
+        let checkout = root.filter(|root| !is_home(root)).or(found).unwrap_or(&start).to_owned();
         let dir = match (dir, found) {
             (None, Some(found)) => found.to_owned(),
             _ => start,
         };
-        Ok(Self { dir, hm_dir })
+        Ok(Self { dir, hm_dir, checkout })
     }
 
     /// The source that the arguments mean. With a file, `.hm` above the directory is none of its business.
     pub(crate) fn of(args: &SourceArgs) -> Outcome<Self> {
         match &args.file {
-            Some(_) => Ok(Self { dir: existing_dir(args.dir.as_deref().unwrap_or(Path::new(".")))?, hm_dir: None }),
+            Some(_) => {
+                let dir = existing_dir(args.dir.as_deref().unwrap_or(Path::new(".")))?;
+                Ok(Self { checkout: dir.clone(), dir, hm_dir: None })
+            }
             None => Self::locate(args.dir.as_deref()),
         }
     }
@@ -139,7 +149,7 @@ impl Source {
 
     /// Every pipeline of `.hm/`, by name.
     pub(crate) fn list(&self) -> Outcome<Vec<Definition>> {
-        self.hm_dir()?;
+        let hm_dir = self.hm_dir()?;
         let project = self.project()?;
         let mut found = Vec::new();
         for path in files(&project, "json")? {
@@ -152,7 +162,9 @@ impl Source {
         }
         let scripts: Vec<PathBuf> = scripts.iter().map(|script| project.path().join(script)).collect();
         if !scripts.is_empty() {
-            found.extend(python::render(&scripts, &self.dir)?);
+            let dir = hm_dir.parent().unwrap_or(hm_dir);
+            let project = python::Project { dir, source: &self.dir, checkout: &self.checkout };
+            found.extend(python::render(&scripts, &project)?);
         }
         found.sort_by(|a, b| a.name.cmp(&b.name));
         if let Some(pair) = found.windows(2).find(|pair| pair[0].name == pair[1].name) {
@@ -225,11 +237,6 @@ impl Definition {
         Failure::input(format_args!("pipeline `{}` ({}) is invalid", self.name, self.origin))
             .details(invalid.problems())
     }
-}
-
-/// The Python that renders pipelines: `$HM_PYTHON`, or `python3`.
-pub(crate) fn python() -> OsString {
-    env::var_os("HM_PYTHON").unwrap_or_else(|| "python3".into())
 }
 
 /// Decodes and checks a definition.

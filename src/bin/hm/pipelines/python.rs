@@ -1,20 +1,26 @@
 //! Pipelines written in Python: `.hm/*.py`, rendered by the package `harmont` in the user's `python3`.
 //!
-//! The files run with the source directory as their working directory, write no bytecode into it, and may print what
-//! they like: it goes to stderr.
+//! The files run in a sandbox with the source directory as their working directory, and may print what they like: it goes to
+//! stderr.
 
 use std::{
-    io,
+    env, fs, io,
     path::{Path, PathBuf},
-    process::{Command, ExitStatus, Stdio},
 };
 
 use hm_exec::quote::quote;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::{Definition, Origin};
-use crate::failure::{Failure, Outcome};
+use super::{
+    Definition, Origin, environment,
+    interpreter::{self, Interpreter, Program},
+    rendering::Rendering,
+};
+use crate::{
+    failure::{Failure, Outcome},
+    render::to_stderr,
+};
 
 /// The version of `harmont`'s envelope that this understands.
 const ENVELOPE_VERSION: &str = "1";
@@ -22,6 +28,9 @@ const ENVELOPE_VERSION: &str = "1";
 #[derive(Deserialize)]
 struct Answer {
     envelope: Option<String>,
+    /// Variables that were asked for in vain.
+    #[serde(default)]
+    missed: Vec<String>,
 }
 
 #[derive(Deserialize)]
@@ -38,24 +47,40 @@ struct Registered {
     definition: Box<RawValue>,
 }
 
+/// Where the files are.
+#[derive(Debug)]
+pub(super) struct Project<'a> {
+    /// What has `.hm/` in it.
+    pub(super) dir: &'a Path,
+    /// The source directory.
+    pub(super) source: &'a Path,
+    /// What came with the project: the repository that it is part of.
+    pub(super) checkout: &'a Path,
+}
+
 /// Runs `files` and collects what they register.
-pub(super) fn render(files: &[PathBuf], source_dir: &Path) -> Outcome<Vec<Definition>> {
-    let python = super::python();
-    let shown = python.to_string_lossy().into_owned();
-    // `-B`: no `__pycache__` in the user's tree.
-    let output = Command::new(&python)
-        .args(["-B", "-c", include_str!("dump.py")])
-        .args(files)
-        .current_dir(source_dir)
-        .stdin(Stdio::null())
-        .stderr(Stdio::inherit())
-        .output()
-        .map_err(|error| cannot_start(&shown, files, error))?;
-    if !output.status.success() {
-        return Err(raised(files, output.status));
+pub(super) fn render(files: &[PathBuf], project: &Project<'_>) -> Outcome<Vec<Definition>> {
+    for file in files {
+        check(file, project.dir)?;
     }
-    let answer: Answer = serde_json::from_slice(&output.stdout)
+    let name = interpreter::name();
+    let shown = name.to_string_lossy().into_owned();
+    let program =
+        interpreter::find(&name, Some(project.checkout)).map_err(|error| cannot_start(&shown, files, error))?;
+    let is_of_the_checkout = matches!(program, Program::OfTheCheckout(_));
+    let python = Interpreter::of(program, project.checkout)?;
+    let output = rendering(python, files, project, is_of_the_checkout).run()?;
+    let answer: Answer = serde_json::from_slice(&output)
         .map_err(|error| Failure::input(format_args!("`{shown}` ended without naming its pipelines")).because(error))?;
+    let withheld = environment::withheld(&answer.missed);
+    if !withheld.is_empty() {
+        let names = withheld.join(",");
+        to_stderr(&format!(
+            "note: {} asked for variables that are set, but not shown to pipelines: {}={names} shows them",
+            list(files),
+            environment::MORE
+        ));
+    }
     let Some(envelope) = answer.envelope else {
         return Err(Failure::input(format_args!("`{shown}` has no package `harmont`, which {} needs", list(files)))
             .hint(format_args!(
@@ -84,18 +109,64 @@ pub(super) fn render(files: &[PathBuf], source_dir: &Path) -> Outcome<Vec<Defini
     Ok(definitions.collect())
 }
 
+fn rendering<'a>(
+    python: Interpreter,
+    files: &[PathBuf],
+    project: &Project<'a>,
+    is_of_the_checkout: bool,
+) -> Rendering<'a> {
+    let Interpreter { program, mut places, user_base } = python;
+    let mut env = environment::shown(&program);
+    env.extend(user_base.map(|base| ("PYTHONUSERBASE".into(), base.into())));
+    // Where the user has packages, and the libraries of an interpreter that is not installed.
+    for (name, only_shown) in [("PYTHONPATH", false), ("LD_LIBRARY_PATH", true)] {
+        let dirs = env::var_os(name).unwrap_or_default();
+        let dirs = environment::absolute(&dirs);
+        let dirs: Vec<PathBuf> =
+            dirs.filter(|dir| !only_shown || places.iter().any(|place| dir.starts_with(place))).collect();
+        if let Ok(value) = env::join_paths(&dirs)
+            && !dirs.is_empty()
+        {
+            env.push((name.into(), value));
+            places.extend(dirs);
+        }
+    }
+    let mut argv = vec![program.into_os_string(), "-B".into(), "-c".into(), include_str!("dump.py").into()];
+    argv.extend(files.iter().map(|file| file.clone().into_os_string()));
+    Rendering {
+        files: list(files),
+        language: "python",
+        argv,
+        env,
+        project: project.dir,
+        dir: project.source,
+        places,
+        is_of_the_checkout,
+    }
+}
+
+/// Refuses what is no file of the project.
+fn check(file: &Path, project: &Path) -> Outcome<()> {
+    let shown = list(std::slice::from_ref(&file));
+    let real = file.canonicalize();
+    let real = real.map_err(|error| Failure::input(format_args!("failed to read {shown}")).because(error))?;
+    if !real.starts_with(project) {
+        return Err(Failure::input(format_args!("{shown} leads out of the project, to {}", real.display()))
+            .hint("put the file itself into .hm"));
+    }
+    if fs::metadata(&real).is_ok_and(|metadata| metadata.is_file()) {
+        return Ok(());
+    }
+    Err(Failure::input(format_args!("{shown} is not a regular file")).hint("put a Python file there, or remove it"))
+}
+
 fn cannot_start(python: &str, files: &[PathBuf], error: io::Error) -> Failure {
     let failure =
         Failure::input(format_args!("failed to start `{python}`, which {} needs", list(files))).because(error);
     failure.hint("install Python 3 and its package harmont (`pip install harmont`), or name a Python in HM_PYTHON")
 }
 
-fn raised(files: &[PathBuf], status: ExitStatus) -> Failure {
-    Failure::input(format_args!("failed to render {}: python ended with {status}", list(files)))
-        .hint("its traceback is above; correct the file, then look at the result with `hm render`")
-}
-
-fn list(files: &[PathBuf]) -> String {
-    let names = files.iter().map(|file| file.file_name().unwrap_or(file.as_os_str()).to_string_lossy());
-    names.map(|name| format!(".hm/{name}")).collect::<Vec<_>>().join(", ")
+fn list(files: &[impl AsRef<Path>]) -> String {
+    let name = |file: &Path| file.file_name().unwrap_or(file.as_os_str()).to_string_lossy().into_owned();
+    files.iter().map(|file| format!(".hm/{}", name(file.as_ref()))).collect::<Vec<_>>().join(", ")
 }

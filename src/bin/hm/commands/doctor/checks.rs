@@ -5,13 +5,19 @@
 use std::{
     env, fs,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
 };
 
 use hm_exec::store::Store;
 use serde::Serialize;
 
-use crate::{pipelines, runners};
+use crate::{
+    pipelines::{
+        Source,
+        interpreter::{self, Interpreter, Program},
+        rendering::trial,
+    },
+    runners,
+};
 
 /// One thing that was looked at.
 #[derive(Debug, Serialize)]
@@ -43,6 +49,7 @@ pub(super) fn all() -> Vec<Check> {
         Check { name: "cgroups".into(), finding: cgroups() },
         Check { name: "kvm".into(), finding: kvm() },
         Check { name: "python".into(), finding: python() },
+        Check { name: "rendering".into(), finding: rendering() },
         Check { name: "hm-step".into(), finding: hm_step() },
     ]
 }
@@ -214,19 +221,33 @@ fn kvm() -> Finding {
 
 fn python() -> Finding {
     const USE: &str = "only pipelines in Python need it";
-    let python = pipelines::python().to_string_lossy().into_owned();
-    let version = Command::new(&python)
-        .args(["-c", "import harmont, importlib.metadata as m; print(m.version('harmont'))"])
-        .current_dir("/")
-        .stdin(Stdio::null())
-        .stderr(Stdio::null())
-        .output();
-    match version {
-        Ok(output) if output.status.success() => {
-            good(format!("harmont {}", String::from_utf8_lossy(&output.stdout).trim()))
-        }
-        Ok(_) => lacking(format!("{python} has no package harmont; {USE}"), format!("{python} -m pip install harmont")),
-        Err(error) => lacking(format!("{python}: {error}; {USE}"), "install Python 3, then `pip install harmont`"),
+    const INSTALL: &str = "install Python 3, then `pip install harmont`";
+    let name = interpreter::name();
+    let python = name.to_string_lossy();
+    let checkout = Source::locate(None).map(|source| source.checkout).unwrap_or_default();
+    let program = match interpreter::find(&name, Some(&checkout).filter(|dir| dir.is_absolute()).map(PathBuf::as_path))
+    {
+        Ok(program) => program,
+        Err(error) => return lacking(format!("{python}: {error}; {USE}"), INSTALL),
+    };
+    if let Program::OfTheCheckout(program) = &program {
+        return good(format!("{}: part of this checkout, so it is run in the sandbox only", program.display()));
+    }
+    match Interpreter::of(program, &checkout) {
+        Ok(found) => match found.harmont() {
+            Some(version) => good(format!("harmont {version}")),
+            None => {
+                lacking(format!("{python} has no package harmont; {USE}"), format!("{python} -m pip install harmont"))
+            }
+        },
+        Err(failure) => lacking(format!("{failure}; {USE}"), INSTALL),
+    }
+}
+
+fn rendering() -> Finding {
+    match trial() {
+        Ok(()) => good("pipelines in Python are rendered in a sandbox"),
+        Err((reason, hint)) => lacking(format!("{reason}; only pipelines in Python need it"), hint),
     }
 }
 

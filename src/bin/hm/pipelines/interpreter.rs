@@ -1,0 +1,298 @@
+//! The Python that renders pipelines: which one it is, and where it finds its packages.
+//!
+//! A program of the checkout is never run outside of the sandbox, and no other one with the checkout as its working directory
+//! or in its search path. So an interpreter of the user's is asked for its paths, from `/`; one that lies in the checkout, such
+//! as a virtual environment's, is not asked: its paths are told by where its links lead.
+
+use std::{
+    env,
+    ffi::{OsStr, OsString},
+    fs,
+    io::{self, Read},
+    os::unix::fs::{OpenOptionsExt, PermissionsExt},
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+use serde::Deserialize;
+
+use super::environment::absolute;
+use crate::failure::{Failure, Outcome};
+
+/// The longest `pyvenv.cfg` that is read, in bytes.
+const MAX_CONFIG_BYTES: u64 = 64 << 10;
+
+/// What of a prefix that is more than an interpreter's belongs to the interpreter.
+const OF_A_PREFIX: [&str; 4] = ["bin", "lib", "lib64", "pyvenv.cfg"];
+
+/// Directories that are more than an interpreter's, though one may be installed in them.
+const BROAD: [&str; 8] = ["/", "/home", "/opt", "/root", "/srv", "/usr", "/usr/local", "/var"];
+
+/// An interpreter, and what it needs to be shown.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Interpreter {
+    /// Its absolute path.
+    pub(super) program: PathBuf,
+    /// Its directories and packages.
+    pub(super) places: Vec<PathBuf>,
+    /// Below which the user's own packages lie, if they count.
+    pub(super) user_base: Option<PathBuf>,
+}
+
+/// Where a program was found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Program {
+    /// The user installed it.
+    OfTheUser(PathBuf),
+    /// It is part of the checkout: to be run in the sandbox only.
+    OfTheCheckout(PathBuf),
+}
+
+/// What the user calls the interpreter: `$HM_PYTHON`, or `python3`.
+pub(crate) fn name() -> OsString {
+    env::var_os("HM_PYTHON").filter(|name| !name.is_empty()).unwrap_or_else(|| "python3".into())
+}
+
+/// Finds a program by a path, or by a name in the absolute directories of `PATH`.
+pub(crate) fn find(name: &OsStr, checkout: Option<&Path>) -> io::Result<Program> {
+    let named = Path::new(name);
+    let found = if named.components().count() > 1 || named.is_absolute() {
+        Some(std::path::absolute(named)?)
+    } else {
+        let path = env::var_os("PATH").unwrap_or_default();
+        absolute(&path).map(|dir| dir.join(named)).find(|path| is_executable(path))
+    };
+    let program = found.ok_or(io::ErrorKind::NotFound)?;
+    let real = program.canonicalize()?;
+    let folder = program.parent().map(Path::canonicalize).transpose()?;
+    let is_inside = |path: &Path| checkout.is_some_and(|checkout| path.starts_with(checkout));
+    Ok(if is_inside(&real) || folder.is_some_and(|folder| is_inside(&folder)) {
+        Program::OfTheCheckout(program)
+    } else {
+        Program::OfTheUser(program)
+    })
+}
+
+fn is_executable(path: &Path) -> bool {
+    fs::metadata(path).is_ok_and(|metadata| metadata.is_file() && metadata.permissions().mode() & 0o111 != 0)
+}
+
+#[derive(Debug, Deserialize)]
+struct Answer {
+    executable: Option<PathBuf>,
+    prefixes: Vec<PathBuf>,
+    places: Vec<PathBuf>,
+    user_base: Option<PathBuf>,
+}
+
+impl Interpreter {
+    /// Learns what `program` needs.
+    pub(crate) fn of(program: Program, checkout: &Path) -> Outcome<Self> {
+        match program {
+            Program::OfTheUser(program) => ask(&program, checkout),
+            Program::OfTheCheckout(program) => {
+                let homes: Vec<PathBuf> = bases(&program).into_iter().filter(|base| is_python(base)).collect();
+                let places = homes.iter().flat_map(|home| of_prefix(home)).collect();
+                Ok(Self { program, places, user_base: None })
+            }
+        }
+    }
+}
+
+impl Interpreter {
+    /// The version of its package `harmont`, if it has one, as far as its directories tell.
+    pub(crate) fn harmont(&self) -> Option<String> {
+        let python_path = env::var_os("PYTHONPATH").unwrap_or_default();
+        let dirs = self.places.iter().cloned().chain(absolute(&python_path)).collect::<Vec<_>>();
+        let names = |dir: &PathBuf| {
+            let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+            entries.filter_map(|entry| entry.file_name().into_string().ok()).collect::<Vec<_>>()
+        };
+        let version = |name: &String| {
+            let rest = name.strip_prefix("harmont-")?;
+            Some(rest.strip_suffix(".dist-info")?.to_owned())
+        };
+        let installed = dirs.iter().find_map(|dir| names(dir).iter().find_map(version));
+        let is_package = |dir: &PathBuf| dir.ends_with("harmont") || dir.join("harmont/__init__.py").is_file();
+        installed.or_else(|| dirs.iter().any(is_package).then(|| "of an unknown version".to_owned()))
+    }
+}
+
+/// Asks an interpreter of the user's where it finds its packages.
+fn ask(program: &Path, checkout: &Path) -> Outcome<Interpreter> {
+    let shown = program.display();
+    let path: Vec<PathBuf> = absolute(&env::var_os("PATH").unwrap_or_default())
+        .filter(|dir| !dir.canonicalize().is_ok_and(|dir| dir.starts_with(checkout)))
+        .collect();
+    let path = env::join_paths(path).unwrap_or_default();
+    let output = Command::new(program)
+        .args(["-I", "-S", "-B", "-c", include_str!("ask.py")])
+        .env("PATH", path)
+        .env_remove("PWD")
+        .env_remove("OLDPWD")
+        .current_dir("/")
+        .stdin(Stdio::null())
+        .output()
+        .map_err(|error| Failure::input(format_args!("failed to start `{shown}`")).because(error))?;
+    let answer = output.stdout.rsplit(|byte| *byte == b'\n').find(|line| !line.is_empty()).unwrap_or_default();
+    let answer: Answer = match serde_json::from_slice(answer) {
+        Ok(answer) if output.status.success() => answer,
+        _ => {
+            let words = String::from_utf8_lossy(&output.stderr);
+            return Err(Failure::input(format_args!(
+                "`{shown}` does not say where its packages are ({})",
+                output.status
+            ))
+            .details(words.lines().rev().find(|line| !line.trim().is_empty()))
+            .hint("name a Python 3 that works in HM_PYTHON"));
+        }
+    };
+    let mut places: Vec<PathBuf> = answer.prefixes.iter().flat_map(|prefix| of_prefix(prefix)).collect();
+    for place in answer.places {
+        if place.is_absolute() && is_broad(&place) {
+            tracing::warn!(place = %place.display(), "not shown to pipelines: it is more than packages");
+        } else {
+            places.push(place);
+        }
+    }
+    let program = answer.executable.filter(|path| path.is_absolute()).unwrap_or_else(|| program.into());
+    places.push(program.clone());
+    Ok(Interpreter { program, places, user_base: answer.user_base })
+}
+
+/// What to show of a prefix.
+fn of_prefix(prefix: &Path) -> Vec<PathBuf> {
+    match is_broad(prefix) {
+        true => OF_A_PREFIX.map(|name| prefix.join(name)).into(),
+        false => vec![prefix.into()],
+    }
+}
+
+/// Whether a directory is more than an interpreter's: the home directory is, and what holds it.
+fn is_broad(dir: &Path) -> bool {
+    let dir = dir.canonicalize().unwrap_or_else(|_| dir.into());
+    let home = env::var_os("HOME").map(PathBuf::from).filter(|home| home.is_absolute());
+    let home = home.map(|home| home.canonicalize().unwrap_or(home));
+    BROAD.iter().any(|broad| dir == Path::new(broad))
+        || home.is_some_and(|home| home.starts_with(&dir) || dir == home.join(".local"))
+}
+
+/// Where the links of a checkout's interpreter lead, and what its `pyvenv.cfg` says: candidates, no more. The directories
+/// two above the programs.
+fn bases(program: &Path) -> Vec<PathBuf> {
+    let two_above = |path: &Path| path.parent().and_then(Path::parent).map(Path::to_path_buf);
+    let mut found: Vec<PathBuf> = Vec::new();
+    let mut at = program.to_path_buf();
+    // As many links as the kernel follows.
+    for _ in 0..40 {
+        let Ok(target) = fs::read_link(&at) else { break };
+        at = at.parent().unwrap_or(Path::new("/")).join(target);
+        found.extend(two_above(&at));
+    }
+    found.extend(program.canonicalize().ok().and_then(|real| two_above(&real)));
+    if let Some(own) = two_above(program) {
+        let home = config_home(&own.join("pyvenv.cfg"));
+        found.extend(home.filter(|home| home.is_absolute()).and_then(|home| home.parent().map(Path::to_path_buf)));
+        // Shown with the project, but for one that lies beside it in the same repository.
+        found.push(own);
+    }
+    found
+}
+
+/// `home = DIR` of a `pyvenv.cfg`.
+fn config_home(path: &Path) -> Option<PathBuf> {
+    // Neither a link is followed nor a pipe waited for: the file is the checkout's.
+    let flags = rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK;
+    let file = fs::OpenOptions::new().read(true).custom_flags(flags.bits().cast_signed()).open(path).ok()?;
+    if !file.metadata().is_ok_and(|metadata| metadata.is_file()) {
+        return None;
+    }
+    let mut text = String::new();
+    file.take(MAX_CONFIG_BYTES).read_to_string(&mut text).ok()?;
+    text.lines().find_map(|line| {
+        let (key, value) = line.split_once('=')?;
+        (key.trim() == "home").then(|| PathBuf::from(value.trim()))
+    })
+}
+
+/// Whether an interpreter is installed in a directory, or it is a virtual environment: a link of the checkout must not show
+/// any other directory of the user's.
+fn is_python(prefix: &Path) -> bool {
+    let is_version = |name: &OsStr| name.as_encoded_bytes().starts_with(b"python3.");
+    let Ok(entries) = fs::read_dir(prefix.join("lib")) else { return false };
+    entries.flatten().any(|entry| is_version(&entry.file_name()) && entry.path().join("os.py").is_file())
+        || prefix.join("pyvenv.cfg").is_file() && !is_broad(prefix)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    fn executable(path: &Path) {
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, "").unwrap();
+        fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+
+    #[test]
+    fn a_program_of_the_checkout_is_known_by_its_place_and_by_its_links() {
+        let top = tempfile::tempdir().unwrap();
+        let top = top.path().canonicalize().unwrap();
+        let checkout = top.join("checkout");
+        executable(&top.join("user/python3"));
+        executable(&checkout.join("bin/python3"));
+        symlink(top.join("user/python3"), checkout.join("bin/linked")).unwrap();
+        symlink(checkout.join("bin/python3"), top.join("user/linked")).unwrap();
+        symlink(checkout.join("bin"), top.join("dir")).unwrap();
+        let find = |path: &str| find(top.join(path).as_os_str(), Some(&checkout)).unwrap();
+        assert_eq!(find("user/python3"), Program::OfTheUser(top.join("user/python3")));
+        for path in ["checkout/bin/python3", "checkout/bin/linked", "user/linked", "dir/python3"] {
+            assert_eq!(find(path), Program::OfTheCheckout(top.join(path)));
+        }
+    }
+
+    #[test]
+    fn an_environment_of_the_checkout_shows_the_interpreter_that_it_is_of_and_nothing_else() {
+        let top = tempfile::tempdir().unwrap();
+        let top = top.path().canonicalize().unwrap();
+        let (checkout, python, other) = (top.join("checkout"), top.join("python"), top.join("secrets"));
+        executable(&python.join("bin/python3.12"));
+        executable(&other.join("bin/tool"));
+        fs::create_dir_all(python.join("lib/python3.12")).unwrap();
+        fs::write(python.join("lib/python3.12/os.py"), "").unwrap();
+        fs::create_dir_all(checkout.join(".venv/bin")).unwrap();
+        let program = checkout.join(".venv/bin/python3");
+        let places = || {
+            let found = Interpreter::of(Program::OfTheCheckout(program.clone()), &checkout).unwrap();
+            found.places.into_iter().filter(|place| !place.starts_with(&checkout)).collect::<Vec<_>>()
+        };
+        symlink(other.join("bin/tool"), &program).unwrap();
+        assert_eq!(places(), Vec::<PathBuf>::new());
+        fs::write(checkout.join(".venv/pyvenv.cfg"), format!("home = {}\n", other.join("bin").display())).unwrap();
+        assert_eq!(places(), Vec::<PathBuf>::new());
+        fs::write(checkout.join(".venv/pyvenv.cfg"), format!("x = y\nhome = {}/bin\n", python.display())).unwrap();
+        assert_eq!(places(), [python.clone()]);
+        fs::remove_file(&program).unwrap();
+        fs::remove_file(checkout.join(".venv/pyvenv.cfg")).unwrap();
+        symlink(python.join("bin/python3.12"), &program).unwrap();
+        assert_eq!(places()[0], python);
+        rustix::fs::mknodat(
+            rustix::fs::CWD,
+            checkout.join(".venv/pyvenv.cfg"),
+            rustix::fs::FileType::Fifo,
+            rustix::fs::Mode::from_raw_mode(0o600),
+            0,
+        )
+        .unwrap();
+        assert_eq!(places()[0], python);
+    }
+
+    #[test]
+    fn a_prefix_that_holds_more_shows_its_libraries_alone() {
+        assert_eq!(of_prefix(Path::new("/usr/local"))[1], Path::new("/usr/local/lib"));
+        assert!(is_broad(Path::new("/")) && is_broad(&PathBuf::from(env::var_os("HOME").unwrap())));
+        assert!(!is_broad(Path::new("/opt/python")));
+    }
+}

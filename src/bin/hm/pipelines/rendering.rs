@@ -1,0 +1,326 @@
+//! Running code of the project that makes pipelines: in a sandbox, where it reads the project and its language, and no more.
+//!
+//! In: a program, its arguments, and what it needs to be shown. Out: what it printed to stdout. What it prints to stderr
+//! goes to hm's, as it comes, and can't do anything to a terminal. Everything that renders goes through [`Rendering::run`].
+
+use std::{
+    env,
+    ffi::OsString,
+    io,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    time::Duration,
+};
+
+#[cfg(target_os = "linux")]
+use hm_exec::runner::sandbox::{ConfinedCommand, ConfinedEnd, ConfinedError, ConfinedLimits, OutputStream};
+
+use crate::{
+    failure::{Failure, Outcome},
+    render::{text, to_stderr},
+};
+
+/// How long a rendering may take, in seconds, and what says otherwise.
+const SECONDS: u64 = 60;
+const TIMEOUT: &str = "HM_RENDER_TIMEOUT";
+/// How much memory it may use.
+const MEMORY_BYTES: u64 = 1 << 30;
+/// How many processes it may have.
+const PROCESSES: u64 = 256;
+/// How large its answer may be.
+const ANSWER_BYTES: u64 = 64 << 20;
+/// How much it may print.
+const PRINTED_BYTES: u64 = 16 << 20;
+
+/// The longest line that is held back until it ends, in bytes.
+const MAX_LINE_BYTES: usize = 16 << 10;
+
+/// Lets projects render where there is no sandbox.
+const TRUST: &str = "HM_TRUST";
+
+/// What errors look like whose reason is the sandbox.
+#[cfg(target_os = "linux")]
+const SIGNS: [&str; 6] = [
+    "PermissionError",
+    "Read-only file system",
+    "No such file or directory",
+    "unreachable",
+    "name resolution",
+    "ModuleNotFoundError",
+];
+
+/// A program that renders pipelines.
+#[derive(Debug)]
+pub(super) struct Rendering<'a> {
+    /// What is rendered, for messages: `.hm/ci.py`.
+    pub(super) files: String,
+    /// What people call the program.
+    pub(super) language: &'a str,
+    /// The program's absolute path, and its arguments.
+    pub(super) argv: Vec<OsString>,
+    /// Its variables.
+    pub(super) env: Vec<(OsString, OsString)>,
+    /// The project: what has `.hm/` in it.
+    pub(super) project: &'a Path,
+    /// The source directory: where it starts.
+    pub(super) dir: &'a Path,
+    /// What else it reads.
+    pub(super) places: Vec<PathBuf>,
+    /// Whether the program is part of the checkout.
+    pub(super) is_of_the_checkout: bool,
+}
+
+impl Rendering<'_> {
+    /// Runs the program: what it printed to stdout, if it succeeded.
+    pub(super) fn run(&self) -> Outcome<Vec<u8>> {
+        #[cfg(target_os = "linux")]
+        match self.confined() {
+            Err(ConfinedError::NoSandbox { reason, hint }) => {
+                self.without_sandbox(&format!("failed to {reason}"), &hint)
+            }
+            Err(ConfinedError::Program(error)) => {
+                let failure = Failure::input(format_args!("failed to {error}, which {} needs", self.files));
+                let here = "it is run in a sandbox that shows the project and the interpreter's own directories";
+                Err(failure.hint(format_args!("{here}\nname an interpreter outside of the project in HM_PYTHON")))
+            }
+            Err(error @ ConfinedError::Path { .. }) => {
+                Err(Failure::input(format_args!("failed to render {}", self.files))
+                    .because(error)
+                    .hint("move the project to a directory of its own"))
+            }
+            Err(error) => Err(Failure::infrastructure(format_args!("failed to render {}", self.files)).because(error)),
+            Ok(answer) => answer,
+        }
+        #[cfg(not(target_os = "linux"))]
+        self.without_sandbox(
+            "there is a sandbox for it on Linux only",
+            "render on Linux: `hm render` prints the result",
+        )
+    }
+
+    /// In the sandbox. The outer error is why there was none.
+    #[cfg(target_os = "linux")]
+    fn confined(&self) -> Result<Outcome<Vec<u8>>, ConfinedError> {
+        let mut show = self.places.clone();
+        show.push(self.project.into());
+        let command = ConfinedCommand {
+            argv: self.argv.clone(),
+            env: self.env.clone(),
+            dir: self.dir.into(),
+            show,
+            hide: git_configs(self.project),
+            limits: limits(),
+            helper: None,
+        };
+        let mut printed = Printed::default();
+        let output = command.run(&mut |bytes| printed.push(bytes))?;
+        printed.end();
+        let because = |what: String| Failure::input(format_args!("failed to render {}: {what}", self.files));
+        let language = self.language;
+        let only_describe = "a pipeline's file describes the pipeline: what takes long, or much, belongs into a step";
+        Ok(match output.end {
+            ConfinedEnd::Exited { code: 0 } => Ok(output.stdout),
+            ConfinedEnd::Exited { code } => {
+                let failure = because(format!("{language} ended with {}", status(code)));
+                let correct = "its traceback is above; correct the file, then look at the result with `hm render`";
+                Err(if SIGNS.iter().any(|sign| printed.tail.contains(sign)) {
+                    let sandboxed = "it reads the project and its language only: there is no network, no home directory, \
+                                     nothing to write to but /tmp, and few variables (HM_RENDER_ENV names more)";
+                    failure.hint(format_args!("{correct}\n{sandboxed}"))
+                } else {
+                    failure.hint(correct)
+                })
+            }
+            ConfinedEnd::TimedOut => {
+                Err(because(format!("{language} had not ended after {} s, and was ended", time().as_secs()))
+                    .hint(format_args!("{only_describe}\n{TIMEOUT}=SECONDS gives it longer")))
+            }
+            ConfinedEnd::OutOfMemory => {
+                Err(because(format!("{language} used more than {} MiB of memory, and was ended", MEMORY_BYTES >> 20))
+                    .hint(only_describe))
+            }
+            ConfinedEnd::TooManyProcesses => {
+                Err(because(format!("it had more than {PROCESSES} processes, and was ended")).hint(only_describe))
+            }
+            ConfinedEnd::TooMuchOutput(OutputStream::Stderr) => {
+                Err(because(format!("it printed more than {} MiB, and was ended", PRINTED_BYTES >> 20))
+                    .hint("print less: what a file prints is shown to whoever runs hm"))
+            }
+            ConfinedEnd::TooMuchOutput(OutputStream::Stdout) => {
+                Err(because(format!("its pipelines take more than {} MiB", ANSWER_BYTES >> 20))
+                    .hint("leave large files out of the pipeline: steps read them from /workspace"))
+            }
+            _ => Err(Failure::infrastructure(format_args!(
+                "failed to render {}: {language} was killed from outside",
+                self.files
+            ))
+            .hint("try again; if this machine is short of memory, make room")),
+        })
+    }
+
+    /// As the user, because they said so.
+    fn without_sandbox(&self, reason: &str, hint: &str) -> Outcome<Vec<u8>> {
+        let no_sandbox = format!("there is no sandbox here to render {} in: {reason}", self.files);
+        if !is_trusted() {
+            return Err(Failure::input(no_sandbox).hint(format_args!(
+                "{hint}\nor, if you trust this project with everything that you may do, let it render outside of one: \
+                 `{TRUST}=1`"
+            )));
+        }
+        to_stderr(&format!("warning: {}: it renders as you, because of {TRUST}", text::clean(&no_sandbox)));
+        if self.is_of_the_checkout {
+            tracing::warn!("the interpreter is part of the project");
+        }
+        let (program, args) = self.argv.split_first().ok_or_else(|| Failure::input("there is nothing to run"))?;
+        let output = Command::new(program)
+            .args(args)
+            .env_clear()
+            .envs(self.env.iter().map(|(name, value)| (name, value)))
+            .envs(env::var_os("HOME").map(|home| ("HOME", home)))
+            .current_dir(self.dir)
+            .stdin(Stdio::null())
+            .stderr(Stdio::inherit())
+            .output()
+            .map_err(|error| {
+                Failure::input(format_args!("failed to start `{}`", program.to_string_lossy())).because(error)
+            })?;
+        if output.status.success() {
+            return Ok(output.stdout);
+        }
+        let what = format_args!("failed to render {}: {} ended with {}", self.files, self.language, output.status);
+        Err(Failure::input(what)
+            .hint("its traceback is above; correct the file, then look at the result with `hm render`"))
+    }
+}
+
+/// Runs a program that does nothing in the sandbox. The error is why there is none, and what to do about it.
+pub(crate) fn trial() -> Result<(), (String, String)> {
+    #[cfg(target_os = "linux")]
+    {
+        let nothing = ConfinedCommand {
+            argv: vec!["/bin/sh".into(), "-c".into(), ":".into()],
+            env: Vec::new(),
+            dir: "/usr/bin".into(),
+            show: Vec::new(),
+            hide: Vec::new(),
+            limits: limits(),
+            helper: None,
+        };
+        match nothing.run(&mut |_| {}) {
+            Ok(output) if output.end == (ConfinedEnd::Exited { code: 0 }) => Ok(()),
+            Ok(output) => Err((format!("a program in it ended so: {:?}", output.end), "report this".into())),
+            Err(ConfinedError::NoSandbox { reason, hint }) => {
+                Err((format!("there is no sandbox for them: failed to {reason}"), hint))
+            }
+            Err(error) => Err((format!("{:#}", anyhow::Error::new(error)), "see `hm doctor`'s other checks".into())),
+        }
+    }
+    #[cfg(not(target_os = "linux"))]
+    Err(("there is a sandbox for them on Linux only".into(), format!("{TRUST}=1 renders without one")))
+}
+
+/// How long a rendering may take.
+#[cfg(target_os = "linux")]
+fn time() -> Duration {
+    let seconds = env::var(TIMEOUT).ok().and_then(|value| value.parse().ok());
+    Duration::from_secs(seconds.filter(|seconds| (1..=86_400).contains(seconds)).unwrap_or(SECONDS))
+}
+
+#[cfg(target_os = "linux")]
+fn limits() -> ConfinedLimits {
+    ConfinedLimits {
+        time: time(),
+        memory_bytes: MEMORY_BYTES,
+        processes: PROCESSES,
+        stdout_bytes: ANSWER_BYTES,
+        stderr_bytes: PRINTED_BYTES,
+    }
+}
+
+/// Whether the user lets the project act as them.
+fn is_trusted() -> bool {
+    env::var_os(TRUST).is_some_and(|value| value == "1")
+}
+
+#[cfg(target_os = "linux")]
+fn status(code: i32) -> String {
+    if code > 128 { format!("signal {}", code - 128) } else { format!("exit code {code}") }
+}
+
+/// Where git keeps credentials: checkouts made by continuous integration have a token there.
+#[cfg(target_os = "linux")]
+fn git_configs(project: &Path) -> Vec<PathBuf> {
+    let git = project.join(".git");
+    let mut found = vec![git.join("config"), git.join("config.worktree"), git.join("credentials")];
+    let modules = std::fs::read_dir(git.join("modules")).into_iter().flatten().flatten();
+    found.extend(modules.map(|module| module.path().join("config")));
+    found
+}
+
+/// What a rendering prints: whole lines go to stderr, and what is left at its end.
+#[cfg(target_os = "linux")]
+#[derive(Debug, Default)]
+struct Printed {
+    line: Vec<u8>,
+    /// The last of it, for a look at what went wrong.
+    tail: String,
+}
+
+#[cfg(target_os = "linux")]
+impl Printed {
+    fn push(&mut self, bytes: &[u8]) {
+        let mut out = String::new();
+        for part in bytes.split_inclusive(|byte| *byte == b'\n') {
+            self.line.extend_from_slice(part);
+            if part.ends_with(b"\n") || self.line.len() > MAX_LINE_BYTES {
+                self.take(&mut out);
+            }
+        }
+        write(&out);
+    }
+
+    fn end(&mut self) {
+        let mut out = String::new();
+        if !self.line.is_empty() {
+            self.take(&mut out);
+        }
+        write(&out);
+    }
+
+    fn take(&mut self, out: &mut String) {
+        let line = std::mem::take(&mut self.line);
+        let start = out.len();
+        text::push_clean(out, String::from_utf8_lossy(&line).trim_end_matches(['\r', '\n']), false);
+        if self.tail.len() > MAX_LINE_BYTES {
+            self.tail.clear();
+        }
+        self.tail.push_str(&out[start..]);
+        out.push('\n');
+    }
+}
+
+#[cfg(target_os = "linux")]
+fn write(text: &str) {
+    // A stderr that is gone has no reader to tell.
+    let _ = io::Write::write_all(&mut io::stderr(), text.as_bytes());
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_printed_is_cut_into_lines_and_can_not_hold_memory() {
+        let mut printed = Printed::default();
+        printed.push(b"half");
+        assert_eq!((printed.line.len(), printed.tail.as_str()), (4, ""));
+        printed.push(b" a line\n\x1b]0;title\x07rest");
+        assert_eq!(printed.tail, "half a line");
+        for _ in 0..100 {
+            printed.push(&[b'x'; 1 << 12]);
+        }
+        assert!(printed.line.len() <= 2 * MAX_LINE_BYTES && printed.tail.len() <= 3 * MAX_LINE_BYTES);
+        printed.end();
+        assert!(printed.line.is_empty());
+    }
+}

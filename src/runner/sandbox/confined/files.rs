@@ -1,0 +1,312 @@
+//! What a confined program finds: views of the machine, and a root in memory around them.
+//!
+//! The system is named, not subtracted from: programs, libraries, and the few files of `/etc` that they can't do without.
+//! So there is nothing to mask, and nothing to search for what should be.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    ffi::OsString,
+    fs, io,
+    os::unix::ffi::OsStrExt,
+    path::{Component, Path, PathBuf},
+};
+
+use super::{ConfinedError, c_path, failed};
+use crate::jail::{Bind, MemoryEntry};
+
+/// The most that the root in memory takes, in bytes and in files.
+pub(super) const MAX_BYTES: u64 = 64 << 20;
+pub(super) const MAX_FILES: u64 = 16 << 10;
+
+/// The most links on the way to a file, as the kernel counts them.
+const MAX_LINKS: usize = 40;
+
+/// Programs and libraries, and what the C library and interpreters read at their start.
+const SYSTEM: [&str; 36] = [
+    "/usr/bin",
+    "/usr/sbin",
+    "/usr/lib",
+    "/usr/lib32",
+    "/usr/lib64",
+    "/usr/libx32",
+    "/usr/libexec",
+    "/usr/local/bin",
+    "/usr/local/sbin",
+    "/usr/local/lib",
+    "/usr/local/lib64",
+    "/usr/share/git-core",
+    "/usr/share/i18n",
+    "/usr/share/locale",
+    "/usr/share/nodejs",
+    "/usr/share/python3",
+    "/usr/share/terminfo",
+    "/usr/share/zoneinfo",
+    "/bin",
+    "/sbin",
+    "/lib",
+    "/lib32",
+    "/lib64",
+    "/libx32",
+    "/etc/alternatives",
+    "/etc/ld.so.cache",
+    "/etc/ld.so.conf",
+    "/etc/ld.so.conf.d",
+    "/etc/ld-musl-x86_64.path",
+    "/etc/localtime",
+    "/etc/os-release",
+    "/etc/python3",
+    // The system of those that keep it elsewhere.
+    "/gnu/store",
+    "/nix/store",
+    "/run/current-system/sw",
+    "/home/linuxbrew/.linuxbrew",
+];
+
+/// Where a jail has file systems of its own.
+const OWN: [&str; 3] = ["/dev", "/proc", "/sys"];
+
+/// The two users that there are.
+const PASSWD: &str = "root:x:0:0:root:/tmp:/bin/sh\nnobody:x:65534:65534:nobody:/tmp:/bin/sh\n";
+const GROUP: &str = "root:x:0:\nnogroup:x:65534:\n";
+
+/// The files of one root. Every path is absolute.
+#[derive(Debug, Default)]
+pub(super) struct Files {
+    links: BTreeMap<PathBuf, PathBuf>,
+    /// Real paths, and whether each is a directory.
+    views: BTreeMap<PathBuf, bool>,
+    hidden: BTreeSet<PathBuf>,
+}
+
+impl Files {
+    /// What every program needs.
+    pub(super) fn of_the_system() -> Result<Self, ConfinedError> {
+        let mut files = Self::default();
+        for path in SYSTEM {
+            files.show(Path::new(path))?;
+        }
+        // Debian's `sitecustomize` is a link to this.
+        for entry in fs::read_dir("/etc").into_iter().flatten().flatten() {
+            if entry.file_name().as_bytes().starts_with(b"python3.") {
+                files.show(&entry.path())?;
+            }
+        }
+        Ok(files)
+    }
+
+    /// Shows what is at `path`, with the links that lead there. What is not there is left out.
+    pub(super) fn show(&mut self, path: &Path) -> Result<(), ConfinedError> {
+        let refused = |reason| Err(ConfinedError::Path { path: path.into(), reason });
+        if !path.is_absolute() {
+            return refused("its path is not absolute");
+        }
+        let mut rest: VecDeque<OsString> = parts(path).collect();
+        let mut real = PathBuf::from("/");
+        let mut links = 0;
+        while let Some(part) = rest.pop_front() {
+            if part == ".." {
+                real.pop();
+                continue;
+            }
+            let next = real.join(&part);
+            let metadata = match fs::symlink_metadata(&next) {
+                Ok(metadata) => metadata,
+                // What this user can't reach is as good as not there.
+                Err(error) if is_absent(&error) => return Ok(()),
+                Err(error) => return Err(failed("look at what a confined program is to see")(error)),
+            };
+            if !metadata.is_symlink() {
+                real = next;
+                continue;
+            }
+            links += 1;
+            if links > MAX_LINKS {
+                return Ok(());
+            }
+            let target = match fs::read_link(&next) {
+                Ok(target) => target,
+                Err(error) if is_absent(&error) => return Ok(()),
+                Err(error) => return Err(failed("look at what a confined program is to see")(error)),
+            };
+            if target.is_absolute() {
+                real = PathBuf::from("/");
+            }
+            parts(&target).rev().for_each(|part| rest.push_front(part));
+            if !self.is_shown(&next) {
+                self.links.insert(next, target);
+            }
+        }
+        if real == Path::new("/") {
+            return refused("it is the whole machine");
+        }
+        if OWN.iter().any(|own| real.starts_with(own)) {
+            return refused("a confined program has file systems of its own there");
+        }
+        if !self.is_shown(&real) {
+            let is_dir = real.is_dir();
+            self.views.insert(real, is_dir);
+        }
+        Ok(())
+    }
+
+    /// Lets the file at `path` be empty, if there is one in what is shown.
+    pub(super) fn hide(&mut self, path: &Path) -> Result<(), ConfinedError> {
+        match fs::symlink_metadata(path) {
+            Ok(metadata) if metadata.is_file() => {}
+            Ok(_) => return Ok(()),
+            Err(error) if is_absent(&error) => return Ok(()),
+            Err(error) => return Err(failed("look at what a confined program is not to see")(error)),
+        }
+        let real = path.canonicalize().map_err(failed("look at what a confined program is not to see"))?;
+        if self.is_shown(&real) {
+            self.hidden.insert(real);
+        }
+        Ok(())
+    }
+
+    /// Whether `path` is part of a view.
+    fn is_shown(&self, path: &Path) -> bool {
+        path.ancestors().any(|ancestor| self.views.contains_key(ancestor))
+    }
+
+    /// What the root in memory holds, and what is bound into it.
+    pub(super) fn into_parts(self) -> Result<(Vec<MemoryEntry>, Vec<Bind>), ConfinedError> {
+        // A link, or a file, that a later view covers stays out of the way of the view's own mount point.
+        let covered = |path: &Path| path.ancestors().skip(1).any(|ancestor| self.views.contains_key(ancestor));
+        let mut dirs: BTreeSet<PathBuf> = ["/tmp", "/proc", "/dev", "/etc"].map(PathBuf::from).into();
+        let mut others = Vec::new();
+        for (path, target) in self.links.iter().filter(|(path, _)| !covered(path)) {
+            dirs.extend(above(path));
+            others.push(MemoryEntry::Link { path: relative(path)?, target: c_path(target)? });
+        }
+        for (path, is_dir) in self.views.iter().filter(|(path, _)| !covered(path)) {
+            dirs.extend(above(path));
+            if *is_dir {
+                dirs.insert(path.clone());
+            } else {
+                others.push(MemoryEntry::File { path: relative(path)?, content: Vec::new() });
+            }
+        }
+        for (path, content) in [("/etc/passwd", PASSWD), ("/etc/group", GROUP)] {
+            if !self.is_shown(Path::new(path)) {
+                others.push(MemoryEntry::File { path: relative(Path::new(path))?, content: content.into() });
+            }
+        }
+        let dirs = dirs.iter().map(|path| {
+            let mode = if path == Path::new("/tmp") { 0o1777 } else { 0o755 };
+            Ok(MemoryEntry::Dir { path: relative(path)?, mode })
+        });
+        let entries = dirs.chain(others.into_iter().map(Ok)).collect::<Result<_, ConfinedError>>()?;
+        let views = self.views.keys().map(|path| (path.as_path(), path.as_path()));
+        let hidden = self.hidden.iter().map(|path| (Path::new("/dev/null"), path.as_path()));
+        let binds = views
+            .chain(hidden)
+            .map(|(source, target)| Ok(Bind { source: c_path(source)?, target: c_path(target)?, writable: false }));
+        Ok((entries, binds.collect::<Result<_, ConfinedError>>()?))
+    }
+}
+
+fn is_absent(error: &io::Error) -> bool {
+    use io::ErrorKind::{NotADirectory, NotFound, PermissionDenied};
+    matches!(error.kind(), NotFound | NotADirectory | PermissionDenied)
+}
+
+/// The names in a path, and its `..`.
+fn parts(path: &Path) -> impl DoubleEndedIterator<Item = OsString> {
+    path.components().filter_map(|part| match part {
+        Component::Normal(name) => Some(name.to_owned()),
+        Component::ParentDir => Some("..".into()),
+        Component::RootDir | Component::CurDir | Component::Prefix(_) => None,
+    })
+}
+
+/// The directories above `path`, but for the root.
+fn above(path: &Path) -> impl Iterator<Item = PathBuf> {
+    path.ancestors().skip(1).filter(|dir| dir.parent().is_some()).map(Path::to_path_buf)
+}
+
+fn relative(path: &Path) -> Result<std::ffi::CString, ConfinedError> {
+    c_path(path.strip_prefix("/").unwrap_or(path))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    fn parts_of(files: Files) -> (BTreeMap<String, &'static str>, Vec<String>) {
+        let (entries, binds) = files.into_parts().unwrap();
+        let text = |path: &std::ffi::CString| path.to_str().unwrap().to_owned();
+        let entries = entries.iter().map(|entry| match entry {
+            MemoryEntry::Dir { path, .. } => (text(path), "dir"),
+            MemoryEntry::Link { path, .. } => (text(path), "link"),
+            MemoryEntry::File { path, .. } => (text(path), "file"),
+        });
+        (entries.collect(), binds.iter().map(|bind| text(&bind.target)).collect())
+    }
+
+    #[test]
+    fn links_on_the_way_are_made_and_their_ends_are_bound() {
+        let top = tempfile::tempdir().unwrap();
+        let top = top.path().canonicalize().unwrap();
+        fs::create_dir_all(top.join("real/bin")).unwrap();
+        fs::write(top.join("real/bin/tool"), "").unwrap();
+        symlink("real", top.join("alias")).unwrap();
+        symlink("../alias/bin", top.join("real/elsewhere")).unwrap();
+        symlink(top.join("alias/elsewhere/tool"), top.join("tool")).unwrap();
+        let mut files = Files::default();
+        files.show(&top.join("tool")).unwrap();
+        files.show(&top.join("not/there")).unwrap();
+        let (entries, binds) = parts_of(files);
+        let within = |name: &str| top.join(name).to_str().unwrap().trim_start_matches('/').to_owned();
+        assert_eq!(binds, [format!("/{}", within("real/bin/tool"))]);
+        for link in ["tool", "alias", "real/elsewhere"] {
+            assert_eq!(entries[&within(link)], "link");
+        }
+        assert_eq!(entries[&within("real/bin")], "dir");
+        assert_eq!(entries[&within("real/bin/tool")], "file");
+    }
+
+    #[test]
+    fn a_view_covers_what_was_made_for_an_earlier_one() {
+        let top = tempfile::tempdir().unwrap();
+        let top = top.path().canonicalize().unwrap();
+        fs::create_dir_all(top.join("a/b")).unwrap();
+        symlink("b", top.join("a/link")).unwrap();
+        let mut files = Files::default();
+        for path in ["a/link", "a", "a/b"] {
+            files.show(&top.join(path)).unwrap();
+        }
+        let (entries, binds) = parts_of(files);
+        let name = top.join("a").to_str().unwrap().to_owned();
+        assert_eq!(binds, [name.clone(), format!("{name}/b")]);
+        assert!(!entries.contains_key(&format!("{}/link", name.trim_start_matches('/'))));
+        assert!(!entries.contains_key(&format!("{}/b", name.trim_start_matches('/'))));
+    }
+
+    #[test]
+    fn what_a_jail_has_itself_and_the_whole_machine_are_refused() {
+        for path in ["/", "/proc/self", "/usr/..", "relative"] {
+            let shown = Files::default().show(Path::new(path));
+            assert!(matches!(shown, Err(ConfinedError::Path { .. })), "{path}: {shown:?}");
+        }
+    }
+
+    #[test]
+    fn only_files_of_what_is_shown_are_hidden() {
+        let top = tempfile::tempdir().unwrap();
+        let top = top.path().canonicalize().unwrap();
+        fs::create_dir(top.join("shown")).unwrap();
+        for name in ["shown/config", "other"] {
+            fs::write(top.join(name), "secret").unwrap();
+        }
+        let mut files = Files::default();
+        files.show(&top.join("shown")).unwrap();
+        for name in ["shown/config", "shown/absent", "shown", "other"] {
+            files.hide(&top.join(name)).unwrap();
+        }
+        let hidden: Vec<_> = files.hidden.iter().collect();
+        assert_eq!(hidden, [&top.join("shown/config")]);
+    }
+}

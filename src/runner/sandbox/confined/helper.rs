@@ -1,0 +1,130 @@
+//! The helper's side: a process of one thread that makes the jail, holds the limits, and ends with its caller.
+
+use std::{ffi::OsStr, os::fd::OwnedFd};
+
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    io::Errno,
+    net::RecvFlags,
+    process::{Resource, Rlimit, Signal, set_parent_process_death_signal, setrlimit},
+};
+
+use super::{Answer, ConfinedEnd, Order, files};
+use crate::runner::{
+    Limits, MemorySize,
+    sandbox::{
+        cgroup::Limited,
+        jail::{Bounds, End, JailSpec, MountApi, Place, Root, SetupError, Solo, close_from, wire},
+    },
+};
+
+/// The first argument that makes a program of ours this helper.
+pub(super) const MARKER: &str = "__hm-confined";
+
+/// The longest text of an error that fits the answer, in bytes.
+const MAX_DOING_BYTES: usize = 2048;
+
+/// Becomes the helper if the process was started as one: never returns then.
+pub(in crate::runner::sandbox) fn run_if_marked() {
+    if std::env::args_os().nth(1).is_some_and(|arg| arg == OsStr::new(MARKER)) {
+        let code = match serve() {
+            Ok(()) => 0,
+            Err(_) => 1,
+        };
+        std::process::exit(code);
+    }
+}
+
+/// Serves the one order that comes on standard input.
+fn serve() -> Result<(), Errno> {
+    close_from(3)?;
+    // The caller's end is this process' end, and that the command's.
+    set_parent_process_death_signal(Some(Signal::TERM))?;
+    let socket = std::io::stdin();
+    if hung_up(&socket)? {
+        return Ok(());
+    }
+    let Some((_, fds)) = wire::receive(&socket, RecvFlags::empty())? else { return Ok(()) };
+    let answer = match fds.into_iter().next() {
+        Some(order) => answer(order),
+        None => return Err(Errno::INVAL),
+    };
+    wire::send_value(&socket, &answer, &[])
+}
+
+fn hung_up(socket: &std::io::Stdin) -> Result<bool, Errno> {
+    let mut fds = [PollFd::new(socket, PollFlags::empty())];
+    poll(&mut fds, Some(&Timespec::default()))?;
+    Ok(fds[0].revents().contains(PollFlags::HUP))
+}
+
+fn answer(order: OwnedFd) -> Answer {
+    let cut = |mut error: SetupError| {
+        while error.doing.len() > MAX_DOING_BYTES {
+            error.doing.pop();
+        }
+        error
+    };
+    let order: Order = match wire::from_memory_file(order) {
+        Ok(order) => order,
+        Err(error) => return Answer::NoSandbox(cut(error)),
+    };
+    let running = order.argv.first().map(|program| format!("run {}", program.to_string_lossy()));
+    match run(order) {
+        Ok(end) => Answer::Ended(end),
+        Err(error) if Some(&error.doing) == running.as_ref() => Answer::Program(cut(error)),
+        Err(error) => Answer::NoSandbox(cut(error)),
+    }
+}
+
+fn run(order: Order) -> Result<ConfinedEnd, SetupError> {
+    let solo = Solo::enter_unseeing()?;
+    limit_files()
+        .map_err(|errno| SetupError { doing: "limit the command's files".into(), errno: errno.raw_os_error() })?;
+    let limits = Limits {
+        memory: Some(MemorySize { bytes: order.memory_bytes }),
+        pids: std::num::NonZeroU64::new(order.processes),
+        ..Limits::default()
+    };
+    // What no control group holds is held by looking.
+    let (limited, _) = Limited::new(&limits);
+    let spec = JailSpec {
+        user_namespace: solo.user_namespace(),
+        mount_api: MountApi::of_this_kernel(),
+        mountpoint: c"/usr".into(),
+        root: Root::Memory(order.root),
+        place: Place::Root,
+        shares_network: false,
+        binds: order.binds,
+        secrets: Vec::new(),
+        cgroups: limited.procs(),
+        group_views: Vec::new(),
+        watch: limited.watch(),
+        memory_bytes: Some(order.memory_bytes),
+        workdir: order.workdir,
+        argv: order.argv,
+        pack: None,
+        terminal: false,
+        env: order.env,
+    };
+    let bounds = Bounds { timeout: Some(order.time), grace: std::time::Duration::ZERO };
+    let end = solo.run(&spec, true, bounds)?;
+    Ok(match end {
+        End::Exited { code: 0 } => ConfinedEnd::Exited { code: 0 },
+        End::Exited { .. } | End::Killed if limited.oom_killed().is_some() => ConfinedEnd::OutOfMemory,
+        End::Exited { .. } if limited.too_many_processes().is_some() => ConfinedEnd::TooManyProcesses,
+        End::Exited { code } => ConfinedEnd::Exited { code },
+        End::OutOfMemory => ConfinedEnd::OutOfMemory,
+        End::TooManyProcesses => ConfinedEnd::TooManyProcesses,
+        End::TimedOut => ConfinedEnd::TimedOut,
+        End::Killed | End::Terminated => ConfinedEnd::Killed,
+    })
+}
+
+/// No core dumps, which a handler outside would get, and no large files in memory.
+fn limit_files() -> Result<(), Errno> {
+    for (resource, limit) in [(Resource::Core, 0), (Resource::Fsize, files::MAX_BYTES)] {
+        setrlimit(resource, Rlimit { current: Some(limit), maximum: Some(limit) })?;
+    }
+    Ok(())
+}

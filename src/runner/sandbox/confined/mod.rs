@@ -1,0 +1,423 @@
+//! Programs of this machine that only read: what they print is their result, and nothing else comes of them.
+//!
+//! ```text
+//!   ConfinedCommand::run ─▶ helper (this program, started again) ─▶ jail: a small root in memory, views of the machine
+//!        │   ▲                 limits, time, the end of all                 read-only, no network, no capabilities
+//!        │   └─ stdout, up to a limit
+//!        └───── stderr, as it comes
+//! ```
+//!
+//! In: a command, and what of the machine it may read. Out: what it printed, and how it ended. Uses no store, no layer and no
+//! runtime, so that it costs some milliseconds. The code that renders a project's pipelines runs in here.
+
+mod files;
+mod helper;
+
+use std::{
+    ffi::{CString, OsString},
+    io::{self, Read},
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::{ffi::OsStringExt, fs::MetadataExt, process::CommandExt},
+    },
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    io::Errno,
+    net::RecvFlags,
+    process::{Pid, Signal, kill_process},
+};
+use serde::{Deserialize, Serialize};
+
+use self::files::Files;
+pub(super) use self::helper::run_if_marked;
+use super::{
+    helper::{NoHelper, locate},
+    jail::{self, Bind, MemoryRoot, SetupError, may_mount, user_namespace_hint, wire},
+};
+
+/// How long the helper may take beyond the command's own time before it is ended itself.
+const HELPER_PATIENCE: Duration = Duration::from_secs(10);
+/// What is read from a pipe at a time.
+const READ_BYTES: usize = 1 << 16;
+
+/// A program to run where it can read what it is shown and change nothing.
+///
+/// It gets: the system's programs and libraries, what [`show`](Self::show) names, a small file system in memory for
+/// everything else, a `/proc` and a loopback device of its own. It does not get: the network, sockets of other programs,
+/// home directories, `/etc`, capabilities, or any variable but those in `env`.
+#[derive(Debug, Clone)]
+#[expect(clippy::exhaustive_structs, reason = "a caller says all of it")]
+pub struct ConfinedCommand {
+    /// The program's absolute path, and its arguments.
+    pub argv: Vec<OsString>,
+    /// Its environment, all of it.
+    pub env: Vec<(OsString, OsString)>,
+    /// Where it starts: a directory below one that is shown.
+    pub dir: PathBuf,
+    /// Directories and files of the machine that it may read, with all that is mounted in them. Links on the way to them are
+    /// shown, too. What is not there is left out.
+    pub show: Vec<PathBuf>,
+    /// Files below those that it finds empty.
+    pub hide: Vec<PathBuf>,
+    /// When it is ended.
+    pub limits: ConfinedLimits,
+    /// Starts this `hm` as the helper, instead of the one that is found.
+    pub helper: Option<PathBuf>,
+}
+
+/// What a [`ConfinedCommand`] may use before it is ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(clippy::exhaustive_structs, reason = "a caller says all of it")]
+pub struct ConfinedLimits {
+    /// How long it may run.
+    pub time: Duration,
+    /// How much memory its processes may use together, in bytes.
+    pub memory_bytes: u64,
+    /// How many processes and threads there may be at a time.
+    pub processes: u64,
+    /// How much it may print to standard output, in bytes.
+    pub stdout_bytes: u64,
+    /// How much it may print to standard error, in bytes.
+    pub stderr_bytes: u64,
+}
+
+/// What became of a [`ConfinedCommand`]. No process of it is left.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ConfinedOutput {
+    /// How it ended.
+    pub end: ConfinedEnd,
+    /// What it printed to standard output, up to the limit.
+    pub stdout: Vec<u8>,
+}
+
+/// How a [`ConfinedCommand`] ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum ConfinedEnd {
+    /// By itself.
+    Exited {
+        /// Its exit code, or 128+n after signal n.
+        code: i32,
+    },
+    /// Its time was up.
+    TimedOut,
+    /// It used more memory than it may.
+    OutOfMemory,
+    /// It had more processes than it may.
+    TooManyProcesses,
+    /// It printed more than it may.
+    TooMuchOutput(OutputStream),
+    /// It was killed from outside.
+    Killed,
+}
+
+/// Where a program prints to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[expect(clippy::exhaustive_enums, reason = "there are no others")]
+pub enum OutputStream {
+    /// Standard output.
+    Stdout,
+    /// Standard error.
+    Stderr,
+}
+
+/// Why a [`ConfinedCommand`] did not run.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConfinedError {
+    /// This machine does not allow what confining takes.
+    #[error("failed to {reason}")]
+    NoSandbox {
+        /// What failed: completes "failed to ...".
+        reason: SetupError,
+        /// What to do about it.
+        hint: String,
+    },
+    /// No program can become the helper.
+    #[error(transparent)]
+    NoHelper(#[from] NoHelper),
+    /// The program itself can't be run.
+    #[error("failed to {0}")]
+    Program(SetupError),
+    /// A path can't be shown.
+    #[error("{} can't be shown to a confined program: {reason}", path.display())]
+    Path {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        reason: &'static str,
+    },
+    /// Something else failed.
+    #[error("failed to {doing}")]
+    Io {
+        /// What was being done.
+        doing: &'static str,
+        /// Why it failed.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// What the helper is asked to do.
+#[derive(Debug, Serialize, Deserialize)]
+struct Order {
+    root: MemoryRoot,
+    binds: Vec<Bind>,
+    argv: Vec<CString>,
+    env: Vec<CString>,
+    workdir: CString,
+    time: Duration,
+    memory_bytes: u64,
+    processes: u64,
+}
+
+/// What it answers.
+#[derive(Debug, Serialize, Deserialize)]
+enum Answer {
+    Ended(ConfinedEnd),
+    NoSandbox(SetupError),
+    Program(SetupError),
+}
+
+impl ConfinedCommand {
+    /// Runs the program to the death of its last process. `on_stderr` gets what it prints to standard error, as it comes.
+    ///
+    /// Blocks. If the calling process dies meanwhile, for whatever reason, so does every process of the command.
+    ///
+    /// # Errors
+    /// Returns an error if the program did not run. That it failed, or went over a limit, is no error.
+    pub fn run(&self, on_stderr: &mut dyn FnMut(&[u8])) -> Result<ConfinedOutput, ConfinedError> {
+        let order = self.order()?;
+        let order = wire::to_memory_file(&order).map_err(setup_failed)?;
+        let (ours, theirs) = wire::pair().map_err(|errno| failed("make a socket")(errno.into()))?;
+        let program = locate(self.helper.as_deref())?;
+        let child = Command::new(&program)
+            .arg0("hm-confined")
+            .arg(helper::MARKER)
+            .env_clear()
+            .stdin(theirs)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .current_dir("/")
+            // A terminal's Ctrl-C ends the caller, whose end is the helper's.
+            .process_group(0)
+            .spawn()
+            .map_err(failed("start the sandbox's helper"))?;
+        let mut running = Running { child, ended: false };
+        wire::send(&ours, b"o", &[order.as_fd()])
+            .map_err(|errno| failed("talk to the sandbox's helper")(errno.into()))?;
+        drop(order);
+        let watched = running.watch(&ours, self.limits, on_stderr)?;
+        let answer = receive(&ours)?;
+        running.reap()?;
+        let end = match (watched.over, answer) {
+            (Some(stream), _) => ConfinedEnd::TooMuchOutput(stream),
+            (None, Some(Answer::Ended(end))) => end,
+            (None, Some(Answer::NoSandbox(reason))) => {
+                let hint = if reason.doing.contains("user namespace") || reason.doing.contains("/proc/self/") {
+                    user_namespace_hint(&reason)
+                } else {
+                    "see what the kernel, or the container around hm, forbids; `hm doctor` shows every check".into()
+                };
+                return Err(ConfinedError::NoSandbox { reason, hint });
+            }
+            (None, Some(Answer::Program(error))) => return Err(ConfinedError::Program(error)),
+            (None, None) => ConfinedEnd::Killed,
+        };
+        Ok(ConfinedOutput { end, stdout: watched.stdout })
+    }
+
+    fn order(&self) -> Result<Order, ConfinedError> {
+        let mut files = Files::of_the_system()?;
+        for path in &self.show {
+            files.show(path)?;
+        }
+        files.show(&self.dir)?;
+        for path in &self.hide {
+            files.hide(path)?;
+        }
+        let (entries, binds) = files.into_parts()?;
+        let owner = std::fs::metadata(&self.dir).map_err(failed("read the owner of the directory"))?;
+        // Root without capabilities is no more than the owner of root's files.
+        let run_as = (may_mount() && owner.uid() != 0).then(|| (owner.uid(), owner.gid()));
+        let variable = |(name, value): &(OsString, OsString)| {
+            let mut text = name.clone().into_vec();
+            text.push(b'=');
+            text.extend_from_slice(value.as_encoded_bytes());
+            c_string(text)
+        };
+        Ok(Order {
+            root: MemoryRoot { max_bytes: files::MAX_BYTES, max_files: files::MAX_FILES, entries, run_as },
+            binds,
+            argv: self.argv.iter().map(|arg| c_string(arg.clone().into_vec())).collect::<Result<_, _>>()?,
+            env: self.env.iter().map(variable).collect::<Result<_, _>>()?,
+            workdir: c_path(&self.dir)?,
+            time: self.limits.time,
+            memory_bytes: self.limits.memory_bytes,
+            processes: self.limits.processes,
+        })
+    }
+}
+
+/// The helper. Dropped, it ends, and every process of the command.
+#[derive(Debug)]
+struct Running {
+    child: Child,
+    ended: bool,
+}
+
+/// What came out of the command.
+#[derive(Debug, Default)]
+struct Watched {
+    stdout: Vec<u8>,
+    over: Option<OutputStream>,
+}
+
+impl Running {
+    /// Reads both streams until the helper has answered and both have ended, or what they hold is over the limit.
+    fn watch(
+        &mut self,
+        status: &OwnedFd,
+        limits: ConfinedLimits,
+        on_stderr: &mut dyn FnMut(&[u8]),
+    ) -> Result<Watched, ConfinedError> {
+        let doing = "read what a confined program prints";
+        let (mut stdout, mut stderr) = (self.child.stdout.take(), self.child.stderr.take());
+        let mut watched = Watched::default();
+        let mut stderr_bytes = 0;
+        let mut buffer = vec![0; READ_BYTES];
+        let deadline = Instant::now() + limits.time + HELPER_PATIENCE;
+        let mut answered = false;
+        // Once the helper has answered, no process of the command is left: what a pipe does not hold now never comes.
+        while stdout.is_some() || stderr.is_some() || !answered {
+            let none = PollFlags::empty();
+            let mut fds = [
+                PollFd::from_borrowed_fd(stdout.as_ref().map_or(status.as_fd(), AsFd::as_fd), flag(stdout.is_some())),
+                PollFd::from_borrowed_fd(stderr.as_ref().map_or(status.as_fd(), AsFd::as_fd), flag(stderr.is_some())),
+                PollFd::from_borrowed_fd(status.as_fd(), if answered { none } else { PollFlags::IN }),
+            ];
+            let left = if answered { Duration::ZERO } else { deadline.saturating_duration_since(Instant::now()) };
+            if left.is_zero() && !answered {
+                self.end()?;
+                return Err(failed("wait for the sandbox's helper")(io::ErrorKind::TimedOut.into()));
+            }
+            let timeout = Timespec::try_from(left).unwrap_or_default();
+            match poll(&mut fds, Some(&timeout)) {
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(errno) => return Err(failed(doing)(errno.into())),
+            }
+            let [from_stdout, from_stderr, from_helper] = fds.map(|fd| !fd.revents().is_empty());
+            // A stream that ended has lent its place to the socket.
+            let (from_stdout, from_stderr) = (from_stdout && stdout.is_some(), from_stderr && stderr.is_some());
+            if let Some(pipe) = stdout.as_mut().filter(|_| from_stdout) {
+                let length = read(pipe, &mut buffer).map_err(failed(doing))?;
+                if watched.stdout.len() as u64 + length as u64 > limits.stdout_bytes {
+                    watched.over = Some(OutputStream::Stdout);
+                }
+                watched.stdout.extend_from_slice(&buffer[..length]);
+                if length == 0 {
+                    stdout = None;
+                }
+            }
+            if let Some(pipe) = stderr.as_mut().filter(|_| from_stderr) {
+                let length = read(pipe, &mut buffer).map_err(failed(doing))?;
+                on_stderr(&buffer[..length]);
+                stderr_bytes += length as u64;
+                if stderr_bytes > limits.stderr_bytes {
+                    watched.over = watched.over.or(Some(OutputStream::Stderr));
+                }
+                if length == 0 {
+                    stderr = None;
+                }
+            }
+            if watched.over.is_some() {
+                self.end()?;
+                watched.stdout.truncate(usize::try_from(limits.stdout_bytes).unwrap_or(usize::MAX));
+                return Ok(watched);
+            }
+            if answered && !from_stdout && !from_stderr {
+                break;
+            }
+            answered |= from_helper;
+        }
+        Ok(watched)
+    }
+
+    /// Ends the command, and returns when none of its processes is left.
+    fn end(&mut self) -> Result<(), ConfinedError> {
+        if !self.ended
+            && let Some(pid) = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw)
+        {
+            // The helper kills the command, and waits for its end. It is not reaped yet: the number is its own.
+            match kill_process(pid, Signal::TERM) {
+                Ok(()) | Err(Errno::SRCH) => {}
+                Err(errno) => return Err(failed("end the sandbox's helper")(errno.into())),
+            }
+        }
+        self.reap()
+    }
+
+    fn reap(&mut self) -> Result<(), ConfinedError> {
+        if !self.ended {
+            self.child.wait().map_err(failed("wait for the sandbox's helper"))?;
+            self.ended = true;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if let Err(error) = self.end() {
+            tracing::warn!(error = &error as &dyn std::error::Error, "a confined program may still run");
+        }
+    }
+}
+
+fn flag(wanted: bool) -> PollFlags {
+    if wanted { PollFlags::IN } else { PollFlags::empty() }
+}
+
+fn read(pipe: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
+    loop {
+        match pipe.read(buffer) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            read => return read,
+        }
+    }
+}
+
+/// The helper's answer; `None` if it ended without one.
+fn receive(status: &OwnedFd) -> Result<Option<Answer>, ConfinedError> {
+    let doing = "hear from the sandbox's helper";
+    match wire::receive(status, RecvFlags::DONTWAIT) {
+        Ok(Some((message, _))) => match postcard::from_bytes(&message) {
+            Ok(answer) => Ok(Some(answer)),
+            Err(_) => Err(failed(doing)(io::Error::other("is it an `hm` of this version?"))),
+        },
+        Ok(None) | Err(Errno::AGAIN | Errno::CONNRESET) => Ok(None),
+        Err(errno) => Err(failed(doing)(errno.into())),
+    }
+}
+
+fn failed(doing: &'static str) -> impl Fn(io::Error) -> ConfinedError {
+    move |source| ConfinedError::Io { doing, source }
+}
+
+fn setup_failed(error: jail::SetupError) -> ConfinedError {
+    ConfinedError::Io { doing: "hand the command over", source: io::Error::from_raw_os_error(error.errno) }
+}
+
+fn c_path(path: &Path) -> Result<CString, ConfinedError> {
+    c_string(path.as_os_str().to_owned().into_vec())
+}
+
+fn c_string(text: Vec<u8>) -> Result<CString, ConfinedError> {
+    CString::new(text).map_err(|_| failed("hand the command over")(io::Error::other("it has a zero byte in it")))
+}

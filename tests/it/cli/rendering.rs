@@ -1,0 +1,433 @@
+//! Code of a project that makes pipelines: it reads the project and its language, and that is all that it can do.
+
+use std::{
+    fs,
+    io::{BufRead, BufReader},
+    net::TcpListener,
+    os::{
+        linux::net::SocketAddrExt,
+        unix::{
+            fs::{PermissionsExt, symlink},
+            net::{SocketAddr, UnixListener},
+            process::ExitStatusExt,
+        },
+    },
+    path::PathBuf,
+    process::{Command, Stdio},
+};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use super::hm::{Ended, Project, eventually};
+use crate::{
+    backends::usable,
+    sandbox::harness::{is_asleep, is_running, marker},
+};
+
+/// What of `harmont` a rendering needs, so that any Python will do.
+const HARMONT: &str = r#"
+import json
+pipelines = []
+def pipeline(slug, name=None):
+    definition = {"version": "0", "default_image": "host", "graph": {"nodes": [
+        {"step": {"key": "a", "cmd": "true"}, "env": {}}],
+        "node_holes": [], "edge_property": "directed", "edges": []}}
+    pipelines.append({"slug": slug, "name": name, "definition": definition})
+def dump_registry_json():
+    return json.dumps({"schema_version": "1", "pipelines": pipelines})
+"#;
+
+/// A project whose code is not to be trusted, and what lies around it.
+struct Hostile {
+    project: Project,
+    /// The user's own: a home, a package, and the place for what must not happen.
+    around: tempfile::TempDir,
+}
+
+impl Hostile {
+    /// `None` after saying so where there is no Python, or no sandbox.
+    fn new() -> Option<Self> {
+        let around = tempfile::tempdir().unwrap();
+        for dir in ["home/.ssh", "home/.config/hm", "packages/harmont", "marks"] {
+            fs::create_dir_all(around.path().join(dir)).unwrap();
+        }
+        fs::write(around.path().join("home/.ssh/id_rsa"), "SECRET-KEY").unwrap();
+        fs::write(around.path().join("packages/harmont/__init__.py"), HARMONT).unwrap();
+        let hostile = Self { project: Project::new(), around };
+        if !usable("python3", python().exists(), "there is no /usr/bin/python3") {
+            return None;
+        }
+        hostile.script("harmont.pipeline('ci')");
+        let ended = hostile.pipelines();
+        let usable = usable("the sandbox for pipelines", !ended.stderr.contains("there is no sandbox"), &ended.stderr);
+        usable.then(|| {
+            assert_eq!((ended.code, ended.stdout.as_str()), (Some(0), "ci  .hm/*.py\n"), "{}", ended.stderr);
+            hostile
+        })
+    }
+
+    fn script(&self, text: &str) {
+        self.project.file(".hm/ci.py", &format!("import harmont, os, sys\n{text}\n"));
+    }
+
+    fn hm(&self, args: &[&str]) -> Command {
+        let mut hm = self.project.hm(args);
+        hm.env("HM_PYTHON", python())
+            .env("PYTHONPATH", self.around.path().join("packages"))
+            .env("HOME", self.around.path().join("home"))
+            .env_remove("HM_TRUST");
+        hm
+    }
+
+    fn pipelines(&self) -> Ended {
+        Ended::of(&mut self.hm(&["pipelines"]))
+    }
+
+    /// What a script prints, which must end well.
+    #[track_caller]
+    fn prints(&self, text: &str) -> String {
+        self.script(&format!("{text}\nharmont.pipeline('ci')"));
+        self.pipelines().expect(0).stderr
+    }
+
+    /// Whether code of the project ran where it can write.
+    fn marks(&self) -> Vec<PathBuf> {
+        let marks = fs::read_dir(self.around.path().join("marks")).unwrap();
+        marks.map(|mark| mark.unwrap().path()).collect()
+    }
+
+    /// Python that leaves a mark, if it can.
+    fn marking(&self, name: &str) -> String {
+        format!("try:\n    open({:?}, 'w')\nexcept OSError:\n    pass\n", self.around.path().join("marks").join(name))
+    }
+}
+
+fn python() -> PathBuf {
+    "/usr/bin/python3".into()
+}
+
+/// Python that prints what it can read of `paths`.
+fn reading(paths: &[String]) -> String {
+    format!(
+        "for path in {paths:?}:\n    try:\n        text = os.listdir(path) if os.path.isdir(path) else open(path).read()\n        \
+         print('read', path, text)\n    except OSError as error:\n        print('no', path)\n"
+    )
+}
+
+#[test]
+fn a_pipeline_reads_no_file_of_the_user_and_none_of_the_machine() {
+    let Some(hostile) = Hostile::new() else { return };
+    let others = hostile.around.path().join("others");
+    fs::write(&others, "SECRET-FILE").unwrap();
+    hostile.project.file(".git/config", "[http]\n\textraheader = SECRET-TOKEN\n");
+    hostile.project.file(".git/HEAD", "ref: refs/heads/main\n");
+    hostile.project.file("data/own.txt", "own");
+    let home = hostile.around.path().join("home").display().to_string();
+    let paths = [
+        format!("{home}/.ssh/id_rsa"),
+        home,
+        others.display().to_string(),
+        "/root/.ssh".into(),
+        "/etc/shadow".into(),
+        "/etc/ssh".into(),
+        "/etc/machine-id".into(),
+        "/var/lib".into(),
+        "/run".into(),
+        "/srv".into(),
+        "/proc/1/environ".into(),
+        "/proc/1/root/etc".into(),
+        "/proc/self/root/home".into(),
+        "/proc/kcore".into(),
+        "/dev/mem".into(),
+    ];
+    let printed = hostile.prints(&reading(&paths));
+    assert!(!printed.contains("SECRET") && !printed.contains("read /"), "{printed}");
+    assert_eq!(printed.matches("no /").count(), paths.len(), "{printed}");
+    let own = ["data/own.txt", ".git/HEAD", ".git/config"].map(str::to_owned);
+    let printed = hostile.prints(&reading(&own));
+    assert!(printed.contains("own.txt own") && printed.contains("refs/heads/main"), "{printed}");
+    assert!(printed.contains("read .git/config \n"), "{printed}");
+}
+
+#[test]
+fn a_pipeline_sees_few_variables_and_says_which_it_missed() {
+    let Some(hostile) = Hostile::new() else { return };
+    hostile.script(
+        "print(dict(os.environ))\nos.environ.get('DEPLOY_KEY')\nos.getenv('NEVER_SET')\nharmont.pipeline('ci')",
+    );
+    let hm = || {
+        let mut hm = hostile.hm(&["pipelines"]);
+        hm.env("DEPLOY_KEY", "SECRET-VALUE").env("GITHUB_SHA", "abc123").env("GITHUB_TOKEN", "SECRET-TOKEN");
+        hm
+    };
+    let ended = Ended::of(&mut hm()).expect(0);
+    assert!(!ended.stderr.contains("SECRET") && ended.stderr.contains("abc123"), "{}", ended.stderr);
+    let note = "note: .hm/ci.py asked for variables that are set, but not shown to pipelines: HM_RENDER_ENV=DEPLOY_KEY";
+    assert!(ended.stderr.contains(note), "{}", ended.stderr);
+    let ended = Ended::of(hm().env("HM_RENDER_ENV", "OTHER,DEPLOY_KEY")).expect(0);
+    assert!(ended.stderr.contains("SECRET-VALUE") && !ended.stderr.contains("note:"), "{}", ended.stderr);
+}
+
+#[test]
+fn a_pipeline_reaches_no_network_and_no_socket() {
+    let Some(hostile) = Hostile::new() else { return };
+    let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
+    let name = format!("hm-test-{}", marker());
+    let abstract_socket = UnixListener::bind_addr(&SocketAddr::from_abstract_name(&name).unwrap()).unwrap();
+    let in_project = UnixListener::bind(hostile.project.dir.join("socket")).unwrap();
+    let port = tcp.local_addr().unwrap().port();
+    let printed = hostile.prints(&format!(
+        "import socket\n\
+         for family, address in ((socket.AF_INET, ('127.0.0.1', {port})), (socket.AF_UNIX, '\\0{name}'), (socket.AF_UNIX, 'socket'),\n        \
+             (socket.AF_INET, ('192.0.2.1', 80))):\n    \
+             try:\n        s = socket.socket(family); s.settimeout(5); s.connect(address); print('connected', address)\n    \
+             except OSError as error: print('no connection')\n"
+    ));
+    assert!(!printed.contains("connected") && printed.matches("no connection").count() == 4, "{printed}");
+    tcp.set_nonblocking(true).unwrap();
+    assert!(tcp.accept().is_err());
+    for listener in [abstract_socket, in_project] {
+        listener.set_nonblocking(true).unwrap();
+        assert!(listener.accept().is_err());
+    }
+}
+
+#[test]
+fn a_pipeline_writes_nothing_and_gets_no_descriptor_but_its_streams() {
+    let Some(hostile) = Hostile::new() else { return };
+    hostile.project.file("own.txt", "own");
+    let before = hostile.project.listing();
+    let home = hostile.around.path().join("home");
+    let printed = hostile.prints(&format!(
+        "home = {home:?}\n\
+         for path in ('own.txt', 'new.txt', '.hm/new.py', '.git/hooks/post-checkout', home + '/.profile', '/usr/bin/new', sys.prefix + '/new'):\n    \
+             try:\n        open(path, 'w'); print('wrote', path)\n    except OSError: print('no')\n\
+         for change in (lambda: os.chmod('own.txt', 0o777), lambda: os.utime('own.txt'), lambda: os.remove('own.txt'),\n        \
+             lambda: os.symlink('x', 'link'), lambda: os.mkdir('.hm/dir')):\n    \
+             try:\n        change(); print('changed')\n    except OSError: print('no')\n\
+         print([os.readlink('/proc/self/fd/' + fd).split(':')[0] for fd in os.listdir('/proc/self/fd') if os.path.lexists('/proc/self/fd/' + fd)])\n\
+         print(os.isatty(0), os.isatty(1), os.isatty(2))\n"
+    ));
+    assert!(!printed.contains("wrote") && !printed.contains("changed"), "{printed}");
+    assert_eq!(printed.matches("no\n").count(), 12, "{printed}");
+    // The answer's pipe is there a second time; what the script opened itself is its own.
+    let streams = printed.lines().find(|line| line.starts_with('[')).unwrap();
+    let rest =
+        ["'pipe'", "'/dev/null'", "[", "]", ",", " "].iter().fold(streams.to_owned(), |text, it| text.replace(it, ""));
+    assert!(rest.is_empty() || rest.starts_with("'/proc/"), "{streams}");
+    assert!(printed.contains("False False False"), "{printed}");
+    hostile.script("harmont.pipeline('ci')");
+    fs::write(hostile.project.dir.join(".hm/ci.py"), &before[&hostile.project.dir.join(".hm/ci.py")].1).unwrap();
+    let after = hostile.project.listing();
+    let differs = |path: &PathBuf| path.ends_with("ci.py") || before.get(path) == after.get(path);
+    assert!(after.keys().all(differs) && after.len() == before.len());
+    assert_eq!(fs::read_dir(&home).unwrap().count(), 2);
+}
+
+#[test]
+fn nothing_of_the_checkout_runs_outside_whatever_it_is_called() {
+    let Some(hostile) = Hostile::new() else { return };
+    let modules = [
+        "sitecustomize",
+        "usercustomize",
+        "harmont",
+        "json",
+        "site",
+        "os",
+        "encodings",
+        "importlib",
+        "site-packages/x",
+    ];
+    for module in modules {
+        for dir in ["", ".hm/"] {
+            let path = format!("{dir}{module}.py");
+            hostile
+                .project
+                .file(&path, &(hostile.marking(module.rsplit('/').next().unwrap()) + "raise SystemExit(9)\n"));
+        }
+    }
+    for program in
+        ["python3", "python", "git", "sh", "bash", "env", "newuidmap", "newgidmap", "setsid", "bin/python3", "bin/env"]
+    {
+        let path = hostile.project.dir.join(program);
+        let mark = hostile.around.path().join("marks").join(program.replace('/', "-"));
+        hostile.project.file(program, &format!("#!/bin/sh\ntouch {}\n", mark.display()));
+        fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    let fsmonitor = hostile.project.dir.join("git");
+    hostile.project.file(".git/config", &format!("[core]\n\tfsmonitor = {}\n\tpager = ./git\n", fsmonitor.display()));
+    for (file, text) in [("HEAD", "ref: refs/heads/main\n"), ("objects/x", ""), ("refs/x", "")] {
+        hostile.project.file(&format!(".git/{file}"), text);
+    }
+    hostile.project.file("pyvenv.cfg", "home = /tmp\n");
+    hostile.project.file(".python-version", "evil\n");
+    // Only the files that a pipeline is in are asked for pipelines.
+    for module in modules.iter().filter(|module| !module.contains('/')) {
+        fs::remove_file(hostile.project.dir.join(format!(".hm/{module}.py"))).unwrap();
+    }
+    let path = std::env::var("PATH").unwrap_or_default();
+    let own = hostile.project.dir.join("bin");
+    for command in [&["pipelines"][..], &["plan"], &["render"], &["doctor"], &["runners"], &["run"]] {
+        let mut hm = hostile.hm(command);
+        hm.env("PATH", format!(".:bin::{}:{path}", own.display())).env_remove("HM_PYTHON");
+        let ended = Ended::of(&mut hm);
+        assert_eq!(hostile.marks(), Vec::<PathBuf>::new(), "{command:?}: {}", ended.stderr);
+        let mut hm = hostile.hm(command);
+        let ended = Ended::of(hm.env("PATH", format!(".:bin::{path}")));
+        assert_eq!(hostile.marks(), Vec::<PathBuf>::new(), "{command:?}: {}", ended.stderr);
+        if matches!(command[0], "pipelines" | "plan" | "render") {
+            ended.expect(0);
+        }
+    }
+}
+
+#[test]
+fn an_interpreter_of_the_checkout_is_run_in_the_sandbox() {
+    let Some(hostile) = Hostile::new() else { return };
+    hostile.project.file(".git/HEAD", "ref: refs/heads/main\n");
+    let venv = hostile.project.dir.join(".venv");
+    let made = Command::new(python()).args(["-m", "venv", "--without-pip"]).arg(&venv).output().unwrap();
+    if !usable("python3 -m venv", made.status.success(), "the package python3-venv is missing") {
+        return;
+    }
+    let packages = fs::read_dir(venv.join("lib")).unwrap().next().unwrap().unwrap().path().join("site-packages");
+    fs::create_dir(packages.join("harmont")).unwrap();
+    fs::write(packages.join("harmont/__init__.py"), HARMONT).unwrap();
+    fs::write(packages.join("sitecustomize.py"), hostile.marking("sitecustomize")).unwrap();
+    hostile.script("print(sys.prefix)\nharmont.pipeline('ci')");
+    let path = format!("{}:{}", venv.join("bin").display(), std::env::var("PATH").unwrap_or_default());
+    let hm = || {
+        let mut hm = hostile.hm(&["pipelines"]);
+        hm.env("PATH", &path).env_remove("HM_PYTHON").env_remove("PYTHONPATH");
+        hm
+    };
+    let ended = Ended::of(&mut hm()).expect(0);
+    assert!(ended.stderr.contains(venv.to_str().unwrap()), "{}", ended.stderr);
+    let mut relative = hostile.hm(&["pipelines"]);
+    Ended::of(relative.env_remove("PYTHONPATH").env("HM_PYTHON", ".venv/bin/python3")).expect(0);
+    assert_eq!(hostile.marks(), Vec::<PathBuf>::new());
+    // Anything may stand in its place.
+    fs::remove_file(venv.join("bin/python3")).unwrap();
+    let mark = hostile.around.path().join("marks/python3");
+    fs::write(venv.join("bin/python3"), format!("#!/bin/sh\necho it ran >&2\ntouch {}\n", mark.display())).unwrap();
+    fs::set_permissions(venv.join("bin/python3"), fs::Permissions::from_mode(0o755)).unwrap();
+    let ended = Ended::of(&mut hm()).expect(2);
+    assert!(ended.stderr.contains("it ran"), "{}", ended.stderr);
+    assert_eq!(hostile.marks(), Vec::<PathBuf>::new());
+}
+
+#[test]
+fn what_is_no_file_of_the_project_is_refused_at_once() {
+    let Some(hostile) = Hostile::new() else { return };
+    let file = hostile.project.dir.join(".hm/ci.py");
+    let outside = hostile.around.path().join("outside.py");
+    fs::write(&outside, "print('SECRET')").unwrap();
+    fs::remove_file(&file).unwrap();
+    symlink(&outside, &file).unwrap();
+    let ended = hostile.pipelines().expect(2);
+    assert!(ended.stderr.contains(".hm/ci.py leads out of the project"), "{}", ended.stderr);
+    fs::remove_file(&file).unwrap();
+    rustix::fs::mknodat(rustix::fs::CWD, &file, rustix::fs::FileType::Fifo, rustix::fs::Mode::from_raw_mode(0o600), 0)
+        .unwrap();
+    let ended = hostile.pipelines().expect(2);
+    assert!(ended.stderr.contains(".hm/ci.py is not a regular file"), "{}", ended.stderr);
+    fs::remove_file(&file).unwrap();
+    symlink("../ci/pipeline.py", &file).unwrap();
+    hostile.project.file("ci/pipeline.py", "import harmont\nharmont.pipeline('ci')\n");
+    hostile.pipelines().expect(0);
+}
+
+#[test]
+fn a_pipeline_can_do_nothing_to_a_terminal_and_its_answer_is_only_an_answer() {
+    let Some(hostile) = Hostile::new() else { return };
+    let printed = hostile.prints("print('\\x1b]0;title\\x07\\x1b[2Jcleared')\nsys.stderr.write('no end')");
+    assert!(printed.contains("cleared\n") && printed.contains("no end\n") && !printed.contains('\x1b'), "{printed}");
+    // Whoever finds the answer's descriptor answers for the project, as the project may.
+    for (answer, code) in [
+        ("nonsense", 2),
+        ("{}", 2),
+        (r#"{"envelope": "{}"}"#, 2),
+        (r#"{"envelope": "{\"schema_version\": \"9\", \"pipelines\": []}"}"#, 2),
+    ] {
+        hostile.script(&format!("os.write(3, {answer:?}.encode()); os._exit(0)"));
+        hostile.pipelines().expect(code);
+    }
+}
+
+#[test]
+fn a_pipeline_that_hangs_is_ended_with_all_that_it_started() {
+    let Some(hostile) = Hostile::new() else { return };
+    let marker = marker();
+    hostile.script(&format!(
+        "import signal\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n\
+         os.system(\"trap '' TERM; setsid sleep {marker} & :\")\nwhile True: pass"
+    ));
+    let ended = Ended::of(hostile.hm(&["run"]).env("HM_RENDER_TIMEOUT", "2")).expect(2);
+    let said = "error: failed to render .hm/ci.py: python had not ended after 2 s, and was ended";
+    assert!(ended.stderr.contains(said) && ended.stderr.contains("HM_RENDER_TIMEOUT"), "{}", ended.stderr);
+    assert!(!is_running(&marker));
+}
+
+#[test]
+fn hm_that_is_interrupted_or_killed_takes_the_rendering_with_it() {
+    let Some(hostile) = Hostile::new() else { return };
+    for signal in [Signal::INT, Signal::KILL] {
+        let marker = marker();
+        hostile.script(&format!(
+            "import signal\nfor it in (2, 15): signal.signal(it, signal.SIG_IGN)\nprint('here', flush=True)\n\
+             os.system(\"trap '' INT TERM; sleep {marker}\")"
+        ));
+        let mut hm = hostile.hm(&["pipelines"]);
+        let mut hm = hm.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut lines = BufReader::new(hm.stderr.take().unwrap()).lines();
+        assert_eq!(lines.next().unwrap().unwrap(), "here");
+        eventually("a sleeping rendering", || is_asleep(&marker));
+        kill_process(Pid::from_child(&hm), signal).unwrap();
+        assert_eq!(hm.wait().unwrap().signal(), Some(signal.as_raw()));
+        eventually("the end of the rendering", || !is_running(&marker));
+    }
+}
+
+#[test]
+fn several_renderings_at_once_do_not_meet() {
+    let Some(hostile) = Hostile::new() else { return };
+    hostile.script("open('/tmp/mine', 'x')\nharmont.pipeline('ci')");
+    let hm = || hostile.hm(&["pipelines"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let all: Vec<_> = (0..6).map(|_| hm()).collect();
+    for mut hm in all {
+        assert!(hm.wait().unwrap().success());
+    }
+}
+
+#[test]
+fn without_a_sandbox_a_project_renders_only_with_the_users_word() {
+    let Some(hostile) = Hostile::new() else { return };
+    let hm = |trust: &str| {
+        let of = hostile.hm(&["pipelines"]);
+        let script = "echo 0 > /proc/sys/user/max_user_namespaces && exec \"$0\" \"$@\"";
+        let mut hm = Command::new("unshare");
+        hm.args(["--user", "--map-root-user", "sh", "-c", script]).arg(of.get_program()).args(of.get_args());
+        for (name, value) in of.get_envs() {
+            match value {
+                Some(value) => hm.env(name, value),
+                None => hm.env_remove(name),
+            };
+        }
+        hm.current_dir(&hostile.project.dir).env("HM_TRUST", trust).stdin(Stdio::null());
+        Ended::of(&mut hm)
+    };
+    hostile.script("print('ran')\nharmont.pipeline('ci')");
+    let ended = hm("0");
+    if !usable("a user namespace without others", ended.code == Some(2), &ended.stderr) {
+        return;
+    }
+    let said = "error: there is no sandbox here to render .hm/ci.py in";
+    assert!(ended.stderr.contains(said) && ended.stderr.contains("HM_TRUST=1"), "{}", ended.stderr);
+    assert!(!ended.stderr.contains("ran"), "{}", ended.stderr);
+    let ended = hm("1").expect(0);
+    assert!(
+        ended.stderr.contains("warning: there is no sandbox here") && ended.stderr.contains("ran"),
+        "{}",
+        ended.stderr
+    );
+}
