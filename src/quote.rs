@@ -13,7 +13,8 @@ pub fn quote(word: &str) -> Cow<'_, str> {
     Cow::Owned(format!("'{}'", word.replace('\'', r"'\''")))
 }
 
-/// Words that a command is to take as what they are, not as options: those that begin with `-` come after `--`.
+/// Words that a command is to take as what they are, not as options: those that begin with `-` come after
+/// `--`.
 #[must_use]
 pub fn operands<'a>(words: impl IntoIterator<Item = &'a str>) -> String {
     let words: Vec<&str> = words.into_iter().collect();

@@ -78,8 +78,8 @@ impl RunFiles {
             return Err(io::ErrorKind::AlreadyExists.into());
         }
         let journal = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&unlocked)?;
-        // Tells others that the run is alive; the kernel drops it with the process. Locked before it has its name, so that
-        // a journal without a lock is always that of a run which has ended.
+        // Tells others that the run is alive; the kernel drops it with the process. Locked before it has its
+        // name, so that a journal without a lock is always that of a run which has ended.
         if let Err(error) = journal.try_lock_shared() {
             tracing::debug!(%error, "the run's journal can't be locked");
         }

@@ -47,8 +47,8 @@ pub(crate) fn limit_command(shares_network: bool) -> Result<(), SetupError> {
     limit_to(of_command(shares_network))
 }
 
-/// Leaves the calling thread, which is about to run a command that only reads, without capabilities. `run_as` is the user and
-/// the group that it becomes before.
+/// Leaves the calling thread, which is about to run a command that only reads, without capabilities. `run_as`
+/// is the user and the group that it becomes before.
 pub(crate) fn limit_reader(user_namespace: UserNamespace, run_as: Option<(u32, u32)>) -> Result<(), SetupError> {
     let doing = || "become the owner of the files".to_owned();
     if user_namespace != UserNamespace::Single {

@@ -55,17 +55,14 @@ pub(super) fn name_the_host(aside: &CStr) -> Result<(), SetupError> {
 /// Shows the step the control groups that hold it, read-only, each under the name of its hierarchy; with version 2 there is
 /// one, without a name. Without any, those of the machine are hidden if they are `visible`.
 pub(super) fn show_limits(groups: &[(CString, OwnedFd)], visible: bool) -> Result<(), SetupError> {
+    // A kernel, or a container, may be without control groups.
+    if (groups.is_empty() && !visible) || rustix::fs::stat(CGROUPS).is_err() {
+        return Ok(());
+    }
     if let [(name, group)] = groups
         && name.is_empty()
     {
         return attach(group, CGROUPS);
-    }
-    if groups.is_empty() && !visible {
-        return Ok(());
-    }
-    if rustix::fs::stat(CGROUPS).is_err() {
-        // A kernel, or a container, without control groups.
-        return Ok(());
     }
     let doing = || "show the step its limits".to_owned();
     let top = filesystem(c"tmpfs", &[(c"mode", c"0755"), (c"size", c"64k")], MountAttrFlags::MOUNT_ATTR_NODEV)?;

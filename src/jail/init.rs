@@ -225,9 +225,10 @@ fn reap(command: Pid, children: &OwnedFd, report: &mut Option<Report>) -> Left {
 /// a filter off again, and the bounding set caps what a program may gain: a step that runs a setuid program has at most what
 /// it started with.
 ///
-/// Three kinds of commands gain nothing and keep the stricter rule. Where there is a single id, nobody else could use such a
-/// program, and the filters, which pretend that `capset` and `setuid` succeed, must come last. A command beside the step's
-/// files is a program of the machine. One over a root in memory only reads, and has no rights at all.
+/// Three kinds of commands gain nothing and keep the stricter rule. Where there is a single id, nobody else
+/// could use such a program, and the filters, which pretend that `capset` and `setuid` succeed, must come
+/// last. A command beside the step's files is a program of the machine. One over a root in memory only reads,
+/// and has no rights at all.
 fn confine(spec: &JailSpec, prepared: &Prepared) -> Result<(), SetupError> {
     // While the capability to do so is there.
     if spec.shares_network && prepared.has_landlock_scopes {

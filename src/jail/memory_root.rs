@@ -13,7 +13,8 @@ use super::{
     spec::{MemoryEntry, MemoryRoot},
 };
 
-/// Makes the file system and what it holds at the start. It is attached nowhere yet, and goes with its last user.
+/// Makes the file system and what it holds at the start. It is attached nowhere yet, and goes with its last
+/// user.
 pub(super) fn make(root: &MemoryRoot) -> Result<OwnedFd, SetupError> {
     let doing = || "make a root in memory".to_owned();
     let fs = fsopen(c"tmpfs", FsOpenFlags::FSOPEN_CLOEXEC).doing(doing)?;

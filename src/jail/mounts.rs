@@ -137,6 +137,7 @@ pub(super) fn enter(spec: &JailSpec, special: &SpecialPaths, proc: Proc) -> Resu
         secrets_dir(&spec.secrets)?;
     }
     mask(special, empty)?;
+    spec.root.memory().map_or(Ok(()), |root| hide(&root.hidden))?;
 
     rustix::process::fchdir(&host).doing(|| "enter the host's root".into())?;
     unmount(c".", UnmountFlags::DETACH).doing(|| "leave the host's root".into())?;
@@ -158,8 +159,9 @@ pub(super) fn mount(it: &MountedOverlay, user_namespace: UserNamespace, api: Mou
         .doing(|| format!("mount {}", on.to_string_lossy()))
 }
 
-/// Mounts a screen. Overlayfs asks for whoever mounted it, too, before it shows a file: so that is a user who owns nothing,
-/// without the capabilities of root. All directories are opened as root, because the store is closed to others.
+/// Mounts a screen. Before overlayfs shows a file it also checks the rights of the user who mounted it: so that
+/// is a user who owns nothing, without the capabilities of root. All directories are opened as root, because
+/// the store is closed to others.
 pub(super) fn screen(it: &Screen) -> Result<(), SetupError> {
     let doing = || format!("mount {} without what others may not read", it.dir.to_string_lossy());
     let (dir, empty, on) = (open_dir(&it.dir)?, open_dir(&it.empty)?, open_dir(&it.on)?);
@@ -421,6 +423,16 @@ fn cover(first: OwnedFd, paths: &[&'static CStr]) -> Result<(), SetupError> {
         attach(&mount, path)?;
     }
     Ok(())
+}
+
+/// Shows files empty: as the step's own `/dev/null`.
+fn hide(files: &[CString]) -> Result<(), SetupError> {
+    files.iter().try_for_each(|path| {
+        let null = clone_tree(CWD, c"/dev/null")
+            .and_then(|null| restricted(null, MountAttrFlags::MOUNT_ATTR_RDONLY))
+            .doing(|| format!("hide {}", path.to_string_lossy()))?;
+        attach(&null, path)
+    })
 }
 
 /// Hides files under the step's own `/dev/null`, and directories under an empty one, all of them read-only.

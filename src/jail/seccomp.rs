@@ -289,8 +289,8 @@ pub(crate) fn pretended() -> Vec<sock_filter> {
     program(native.collect(), arch::COMPAT_PRETENDED.to_vec(), Verdict::Allow)
 }
 
-/// What a command is denied besides that only reads: sockets that lie among the files that it is shown lead to programs
-/// outside, whatever its network namespace.
+/// What a command is denied besides that only reads: sockets that lie among the files that it is shown lead
+/// to programs outside, whatever its network namespace.
 pub(crate) fn for_readers() -> Vec<sock_filter> {
     program(vec![(number(libc::SYS_socket), UNIX_SOCKET)], arch::COMPAT_SOCKETS.to_vec(), Verdict::Allow)
 }

@@ -83,8 +83,8 @@ impl Solo {
         Self::enter_with(Proc::OwnOrShared)
     }
 
-    /// The same for a command that must not see the processes around it: it fails in [`Solo::run`] where the kernel mounts no
-    /// new `/proc`.
+    /// The same for a command that must not see the processes around it: it fails in [`Solo::run`] where the
+    /// kernel mounts no new `/proc`.
     ///
     /// # Errors
     /// What the kernel refused; the process is then to end.

@@ -10,7 +10,7 @@ use super::SetupError;
 use crate::tree::{UnpackError, UnpackLimits, Unpacked};
 
 /// The version of every type in this file. Raised with any change to one of them.
-pub(crate) const SPEC_VERSION: u32 = 8;
+pub(crate) const SPEC_VERSION: u32 = 9;
 
 /// What a helper begins its greeting with. What follows is [`greeting`]'s.
 pub(crate) const GREETING: &str = "hm-sandbox ";
@@ -204,8 +204,8 @@ pub enum Root {
     Memory(MemoryRoot),
 }
 
-/// A root in memory. Its command gets no capabilities, no sysfs and no unix sockets: the files that it is shown are the
-/// machine's own, with their real owners.
+/// A root in memory. Its command gets no capabilities, no sysfs and no unix sockets: the files that it is
+/// shown are the machine's own, with their real owners.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MemoryRoot {
     /// The most that may be written to it, in bytes.
@@ -214,6 +214,8 @@ pub struct MemoryRoot {
     pub max_files: u64,
     /// What it holds at the start, parents before children.
     pub entries: Vec<MemoryEntry>,
+    /// Files of the views that are shown empty.
+    pub hidden: Vec<CString>,
     /// The user and the group that the command runs as, if they are not the jail's root.
     pub run_as: Option<(u32, u32)>,
 }

@@ -14,7 +14,7 @@ use rustix::{
     io::Errno,
     mount::MountAttrFlags,
     process::Pid,
-    thread::{CapabilitySet, capabilities},
+    thread::{CapabilitySet, capabilities, set_thread_groups},
 };
 
 type Result<T> = std::result::Result<T, Errno>;
@@ -126,11 +126,13 @@ pub(crate) fn install_seccomp(program: &[libc::sock_filter]) -> Result<()> {
     Err(Errno::INVAL)
 }
 
-/// Does something with files as a user and a group who own none, without the capabilities that let root pass by modes. The
-/// caller must be root, and have a single thread.
+/// Does something with files as a user and a group who own none, without the capabilities that let root pass
+/// by modes. The caller must be root, and have a single thread.
 pub(crate) fn as_owner_of_nothing<T>(act: impl FnOnce() -> T) -> Result<T> {
     /// No account has it: the largest id that is one.
     const NONE: libc::uid_t = libc::uid_t::MAX - 2;
+    // A file of root's group is no more for this user than one of root's. They do not come back.
+    set_thread_groups(&[])?;
     // SAFETY: takes no pointers, and changes the calling thread alone, the only one.
     let set = |id: libc::uid_t| unsafe { (libc::setfsgid(id), libc::setfsuid(id)) };
     set(NONE);

@@ -149,3 +149,41 @@ impl Entry {
 fn blob(message: &impl Message) -> Blob {
     Blob::of_bytes(message.encode_to_vec())
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn entry() -> Entry {
+        Entry {
+            version: VERSION,
+            snapshot: "0123456789abcdef0123456789abcdef".into(),
+            id_map: IdMap::Root,
+            run: Uuid::nil(),
+            pipeline: "ci".into(),
+            step: "build".into(),
+            created_at: 5,
+            source: serde_json::from_value(json!("0123456789abcdef0123456789abcdef")).unwrap(),
+            manifest: BlobName(Blob::of_bytes(b"manifest".to_vec()).digest),
+            image: ImageDigest::of(b"image"),
+            layers: Vec::new(),
+            log: None,
+            scope: None,
+        }
+    }
+
+    #[test]
+    fn an_entry_without_a_scope_is_what_it_was_and_one_with_a_scope_is_not_used() {
+        let mut json = serde_json::to_value(entry()).unwrap();
+        assert_eq!(json.get("scope"), None);
+        let decode = |json: &Value| Entry::decode(json.to_string().as_bytes());
+        assert_eq!(decode(&json).ok(), Some(entry()));
+        json["scope"] = json!({ "version": 1, "name": "trusted", "signature": "AAAA" });
+        match decode(&json) {
+            Err(Trouble::Foreign(why)) => assert!(why.contains("scope of version 1"), "{why}"),
+            _ => panic!("it is used"),
+        }
+    }
+}

@@ -70,6 +70,7 @@ pub(super) struct Errands<'a, R> {
 }
 
 /// What a build's errands are about.
+#[derive(Clone, Copy)]
 pub(super) struct Scope<'a> {
     pub(super) plan: &'a BoundPlan,
     pub(super) cache: Option<&'a BuildCache>,
@@ -349,9 +350,6 @@ impl<'a, R: RunnerSet> Errands<'a, R> {
             }
             return;
         };
-        if let Err(message) = &inputs {
-            tracing::warn!("step `{}` runs, and is not cached: {message}", bound.step.key.escape_debug());
-        }
         let (cache, running, ask) = match inputs.and_then(|inputs| self.ask(step, identity, inputs, progress)) {
             Ok(ask) => ask,
             Err(message) => {

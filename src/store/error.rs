@@ -125,8 +125,8 @@ pub enum StoreError {
 }
 
 impl StoreError {
-    /// Whether the same request can succeed when nothing but time has passed. A full disk stays full until something is
-    /// removed from it.
+    /// Whether the same request can succeed when nothing but time has passed. A full disk stays full until
+    /// something is removed from it.
     #[must_use]
     pub fn is_transient(&self) -> bool {
         matches!(self, Self::Io { .. } | Self::SourceChanged { .. } | Self::Abandoned)

@@ -1,8 +1,8 @@
 //! A store that other users can reach into, and how it is closed to them.
 //!
-//! All that the store makes is its owner's alone. What an earlier version made, or what a person opened, is closed when the
-//! store is opened: the directory itself if nothing but a store is in it, and all that lies directly in it. What lies
-//! deeper is then out of reach.
+//! All that the store makes is its owner's alone. What an earlier version made, or what a person opened, is
+//! closed when the store is opened: the directory itself if nothing but a store is in it, and all that lies
+//! directly in it. What lies deeper is then out of reach.
 
 use std::{
     fs::{self, Metadata, Permissions},
@@ -82,7 +82,8 @@ impl Exposure {
 }
 
 impl Store {
-    /// Looks whether other users can reach into the store at `dir`, and changes nothing. A store that is not there is closed.
+    /// Looks whether other users can reach into the store at `dir`, and changes nothing. A store that is not
+    /// there is closed.
     ///
     /// # Errors
     /// Returns an error if the directory can't be examined.
@@ -103,7 +104,8 @@ fn exposure(dir: &Path, metadata: &Metadata) -> Option<Exposure> {
     (mode & 0o077 != 0).then(|| Exposure::Open { dir: dir.into(), mode })
 }
 
-/// Closes the store at `dir` to other users, as far as it belongs to this one. Returns how they could reach into it.
+/// Closes the store at `dir` to other users, as far as it belongs to this one. Returns how they could reach
+/// into it.
 pub(super) fn close(dir: &Path) -> Result<Option<Exposure>, StoreError> {
     let found = exposure(dir, &fs::metadata(dir).doing("look at", dir)?);
     let me = rustix::process::geteuid().as_raw();

@@ -288,8 +288,8 @@ impl Store {
         }
     }
 
-    /// [`discard_from`](Self::discard_from), but for what can't be moved: a mount point, or what is immutable. Returns false,
-    /// after a warning, if it stays.
+    /// [`discard_from`](Self::discard_from), but for what can't be moved: a mount point, or what is
+    /// immutable. Returns false, after a warning, if it stays.
     pub(super) fn try_discard_from(&self, path: &Path) -> Result<bool, StoreError> {
         match self.discard_from(path) {
             Ok(()) => Ok(true),
@@ -350,7 +350,8 @@ enum Format {
     Lost,
 }
 
-/// Reads which layout the store has. A file that no version wrote is set aside: it must not lock its owner out for good.
+/// Reads which layout the store has. A file that no version wrote is set aside: it must not lock its owner
+/// out for good.
 fn check_format(dir: &Path) -> Result<Format, StoreError> {
     let path = dir.join("format");
     let found = match fs::read(&path) {

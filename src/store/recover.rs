@@ -92,8 +92,8 @@ impl Store {
         Ok(alive)
     }
 
-    /// Removes the directory of a dead process, entry by entry: what can't be deleted then moves from one process to the next
-    /// without getting deeper each time. Returns whether it is gone.
+    /// Removes the directory of a dead process, entry by entry: what can't be deleted then moves from one
+    /// process to the next without getting deeper each time. Returns whether it is gone.
     fn discard_dead_tmp(&self, name: &str) -> Result<bool, StoreError> {
         let dir = self.dir().join("tmp").join(name);
         if !dir.is_dir() {

@@ -1,8 +1,9 @@
 //! Going down a tree and up again, one level at a time.
 //!
-//! Opening each directory by its path from the top takes time that grows with the square of the depth, and paths longer
-//! than `PATH_MAX` can't be opened at once. So a walk stands in one directory, goes down by a name and up by `..`, and
-//! makes sure that it arrives where it came from: a tree that changes meanwhile leads nowhere else.
+//! Opening each directory by its path from the top takes time that grows with the square of the depth, and
+//! paths longer than `PATH_MAX` can't be opened at once. So a walk stands in one directory, goes down by a
+//! name and up by `..`, and makes sure that it arrives where it came from: a tree that changes meanwhile
+//! leads nowhere else.
 
 use std::{ffi::CStr, io};
 
@@ -61,7 +62,7 @@ impl Descent {
     /// # Errors
     /// Returns an error if the directory was moved meanwhile.
     pub(crate) fn leave(&mut self) -> io::Result<OwnedFd> {
-        let Some(&(device, inode, length)) = self.above.last() else { return Ok(self.dir.try_clone()?) };
+        let Some(&(device, inode, length)) = self.above.last() else { return self.dir.try_clone() };
         let up = match (open_dir_at(&self.dir, c".."), &self.top) {
             // A directory that may be read but not entered has no way out.
             (Err(error), Some(top)) if error.kind() == io::ErrorKind::PermissionDenied => {
@@ -86,10 +87,9 @@ mod tests {
         *,
     };
 
-    /// By the path from the top for each level, this took minutes, and gigabytes for the paths.
     #[test]
-    fn a_tree_of_twenty_thousand_levels_is_a_matter_of_seconds() {
-        const LEVELS: usize = 20_000;
+    fn a_tree_deeper_than_any_path_is_copied_merged_measured_packed_and_removed() {
+        const LEVELS: usize = 4_000;
         let top = tempfile::tempdir().unwrap();
         let path = |name: &str| top.path().join(name);
         std::fs::create_dir(path("tree")).unwrap();
@@ -111,11 +111,12 @@ mod tests {
         {
             let entries = super::super::seal(&path("tree")).unwrap().entries;
             assert_eq!(entries, LEVELS as u64 + 1);
-            assert!(super::super::measure(&path("tree")).unwrap().own > 0);
+            let own = |name| super::super::measure(&path(name)).unwrap().own;
+            assert_eq!(own("tree"), own("flat"));
         }
         // Streams have every path in full: a part of the levels will do.
         let mut part = Descent::new(open_dir(&path("copy")).unwrap());
-        (0..LEVELS - 3000).for_each(|_| part.enter(c"d").unwrap());
+        (0..LEVELS - 1000).for_each(|_| part.enter(c"d").unwrap());
         fs::renameat(part.dir(), c"d", fs::CWD, path("part")).unwrap();
         layer_tar(&path("part"), std::io::sink(), IdMap::Single).unwrap();
         pack(&path("part"), std::io::sink()).unwrap();

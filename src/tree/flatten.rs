@@ -43,7 +43,8 @@ pub fn flatten(layers: &[PathBuf], into: &Path, id_map: IdMap) -> io::Result<()>
 }
 
 enum Work {
-    /// Fill the directory `name` from those `layers` that take part in it. `opaque`: what lies below them is hidden.
+    /// Fill the directory `name` from those `layers` that take part in it. `opaque`: what lies below them is
+    /// hidden.
     Fill { name: CString, layers: Vec<usize>, opaque: bool },
     /// Give a filled directory its attributes, those of the first of `layers`, and leave it.
     Finish { layers: Vec<usize>, opaque: bool },

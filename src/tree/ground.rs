@@ -22,7 +22,7 @@ const FILES: [(&str, &str); 3] = [
 ];
 
 /// The file by which programs learn that they run in a container, and what is in it: as in other engines' containers.
-pub(crate) const CONTAINER_MARK: (&str, &str) = ("run/.containerenv", "engine=\"hm\"\n");
+pub const CONTAINER_MARK: (&str, &str) = ("run/.containerenv", "engine=\"hm\"\n");
 
 /// Makes the layer in an empty directory: the same whenever it is made.
 ///

@@ -25,8 +25,8 @@ const DEEP_BYTES: usize = 128;
 /// caller may do is done: files of other user ids need a caller who may act for them.
 ///
 /// # Errors
-/// The first failure. Everything else that could be removed is gone: one immutable file, or a mount point, keeps itself and
-/// the directories above it, and no others.
+/// The first failure. Everything else that could be removed is gone: one immutable file, or a mount point,
+/// keeps itself and the directories above it, and no others.
 pub fn remove_tree(path: &Path) -> io::Result<()> {
     let root = match open_unlocked(fs::CWD, path.as_os_str().as_bytes()) {
         Ok(root) => root,

@@ -9,6 +9,7 @@ mod history;
 mod left;
 mod log;
 mod pipelines;
+mod project_id;
 mod remote;
 mod render;
 mod runners;

@@ -178,7 +178,7 @@ fn vm(store: &StoreHandle, host_dirs: &[PathBuf], images: ImageOptions, table: V
 /// The cloud runner of `hm`.
 #[cfg(target_os = "linux")]
 fn cloud(store: &StoreHandle, images: ImageOptions, remote: Remote) -> CloudRunner {
-    let Remote { endpoint, logs, platform, jobs, cache: _, docker_host: _, vm: _ } = remote;
+    let Remote { endpoint, logs, platform, jobs, .. } = remote;
     let builder = CloudRunner::builder().store(store.clone()).images(images);
     let builder = platform.into_iter().fold(builder, |builder, (name, value)| builder.platform_property(name, value));
     let builder = match jobs {

@@ -49,7 +49,7 @@ impl ProjectId {
         let dir = canonical(dir);
         let Some(top) = repository_above(&dir) else { return Self::of_directory(&dir) };
         let below = dir.strip_prefix(top).unwrap_or(Path::new("")).to_owned();
-        Self::of_repository(top.to_owned(), top.join(".git"), &below, MAX_CLONES)
+        Self::of_repository(top, &top.join(".git"), &below, MAX_CLONES)
     }
 
     /// The project of a directory that is no checkout of anything: its canonical path.
@@ -88,9 +88,9 @@ impl ProjectId {
         Self(format!("{kind}:{}", text_of(path)).into())
     }
 
-    fn of_repository(top: PathBuf, git: PathBuf, below: &Path, clones: u32) -> Self {
+    fn of_repository(top: &Path, git: &Path, below: &Path, clones: u32) -> Self {
         let itself = || Self::of_directory(&top.join(below));
-        let url = match read_origin(&top, &git) {
+        let url = match read_origin(top, git) {
             Ok(Some(url)) => url,
             Ok(None) => return itself(),
             Err(error) => {
@@ -105,7 +105,7 @@ impl ProjectId {
         };
         let Some(next) = clones.checked_sub(1) else { return itself() };
         match Place::of(&local) {
-            Place::Repository { top, git } => Self::of_repository(top, git, below, next),
+            Place::Repository { top, git } => Self::of_repository(&top, &git, below, next),
             Place::Directory(dir) => Self::of_directory(&dir.join(below)),
         }
     }

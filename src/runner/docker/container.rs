@@ -25,6 +25,7 @@ use uuid::Uuid;
 use super::{
     collect,
     footing::{Footing, MAX_LAYERS},
+    processes::Processes,
     shared::{Connection, Shared},
     sweep::{remove_container, remove_image},
     trouble::{self, is_missing},
@@ -179,6 +180,13 @@ impl Container {
         i32::try_from(code).map_err(|error| RunnerError::infrastructure("read the exit code", error))
     }
 
+    /// The counter of its processes, if they are limited and this machine has it.
+    async fn processes(&self, id: &str) -> Option<Processes> {
+        self.limits.pids?;
+        let state = self.connection.client.inspect_container(&self.name, None).await.ok()?.state?;
+        Processes::of(id, state.pid.filter(|pid| *pid > 0)?)
+    }
+
     /// Kills what still runs in it.
     async fn kill(&self) -> Result<(), Error> {
         let client = &self.connection.client;
@@ -223,6 +231,14 @@ fn argument(script: &str, stray: &[String]) -> Vec<String> {
     vec![format!("unset {}; exec /bin/sh -c \"$0\"", names.join(" ")), script.to_owned()]
 }
 
+/// Returns when a container is refused a process; never without its counter.
+async fn refused_any(processes: Option<&Processes>) {
+    match processes {
+        Some(processes) => processes.refused().await,
+        None => std::future::pending().await,
+    }
+}
+
 impl Vm for Container {
     /// A container gets its source as a layer of its image: none is put into it.
     async fn inject(&mut self, _: Injection) -> Result<(), RunnerError> {
@@ -234,19 +250,33 @@ impl Vm for Container {
         let body = self.body(command);
         let options = CreateContainerOptionsBuilder::default().name(&self.name).build();
         self.may_exist.store(true, Relaxed);
-        if let Err(error) = self.connection.client.create_container(Some(options), body).await {
-            if is_missing(&error) {
-                // Somebody removed it: the next attempt makes it anew.
-                self.shared.forget(&self.footing);
+        let created = match self.connection.client.create_container(Some(options), body).await {
+            Ok(created) => created,
+            Err(error) => {
+                if is_missing(&error) {
+                    // Somebody removed it: the next attempt makes it anew.
+                    self.shared.forget(&self.footing);
+                }
+                return Err(trouble::daemon("create the container")(error));
             }
-            return Err(trouble::daemon("create the container")(error));
-        }
+        };
         let options = AttachContainerOptionsBuilder::default().stream(true).stdout(true).stderr(true).build();
         let attached = self.connection.client.attach_container(&self.name, Some(options)).await;
         let mut printed = attached.map_err(trouble::daemon("attach to the container"))?.output;
         let started = self.connection.client.start_container(&self.name, None).await;
         started.map_err(trouble::daemon("start the container"))?;
-        while let Some(chunk) = printed.next().await {
+        let processes = self.processes(&created.id).await;
+        let mut refused = false;
+        loop {
+            let chunk = tokio::select! {
+                biased;
+                () = refused_any(processes.as_ref()), if !refused => {
+                    refused = true;
+                    continue;
+                }
+                chunk = printed.next() => chunk,
+            };
+            let Some(chunk) = chunk else { break };
             match chunk.map_err(trouble::daemon("read the container's output"))? {
                 LogOutput::StdErr { message } => output.write(StdStream::Stderr, &message).await,
                 LogOutput::StdOut { message } | LogOutput::Console { message } => {
@@ -255,7 +285,12 @@ impl Vm for Container {
                 LogOutput::StdIn { .. } => {}
             }
         }
-        self.exit_code().await
+        refused = refused || processes.is_some_and(|processes| processes.were_refused());
+        let code = self.exit_code().await?;
+        match self.limits.pids {
+            Some(limit) if refused && code != 0 => Err(RunnerError::too_many_processes(limit.get(), code)),
+            _ => Ok(code),
+        }
     }
 
     /// From within, because a signal to the container goes to its first process alone, which hands it to the command's

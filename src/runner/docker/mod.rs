@@ -25,6 +25,7 @@ mod images;
 mod load;
 mod make;
 mod marks;
+mod processes;
 mod reaper;
 mod shared;
 mod sweep;

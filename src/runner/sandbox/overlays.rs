@@ -4,8 +4,8 @@
 //! mounted in the zygote's mount namespace, and a step gets copies of the mounts. What it did not write to is the next
 //! step's; what it did is renamed into its layer. In no moment do two steps have the same one.
 //!
-//! Below the overlay of a large directory there is a screen, which all overlays of it share: it shows root what others may
-//! read, and is made once in a build.
+//! Below the overlay of a large directory there is a screen, which all overlays of it share: it shows root
+//! what others may read, and is made once in a build.
 
 use std::{
     collections::{HashMap, hash_map::Entry},

@@ -165,7 +165,8 @@ impl Store {
     /// Where the index can't be written, or the disk not be read. What was done by then is done.
     pub fn gc(&self, request: &GcRequest) -> Result<Option<GcReport>, StoreError> {
         let Some(_lock) = self.lock_gc(request.wait)? else { return Ok(None) };
-        // What frees space needs some itself. Given up before anything is removed, so that the report has all of it.
+        // What frees space needs some itself. Given up before anything is removed, so that the report has all
+        // of it.
         if !request.dry_run && Filesystem::of(self.dir())?.free_bytes < reserve::MIN_BYTES {
             reserve::release(self.dir());
         }

@@ -209,8 +209,8 @@ impl Store {
         }
     }
 
-    /// Deletes trees in this process's `tmp`, and tells how many bytes that freed. What it may not delete is reported, and
-    /// stays until the store is opened by a process that may.
+    /// Deletes trees in this process's `tmp`, and tells how many bytes that freed. What it may not delete is
+    /// reported, and stays until the store is opened by a process that may.
     fn delete(&self, trees: Vec<PathBuf>) -> u64 {
         let ops = self.tree_ops();
         let mut freed = 0;
@@ -228,8 +228,9 @@ impl Store {
     }
 }
 
-/// Reports what can't be moved out of its place, such as a mount point or an immutable directory: the next collection tries
-/// again. An error that ends the collection is returned: there are means against a full disk.
+/// Reports what can't be moved out of its place, such as a mount point or an immutable directory: the next
+/// collection tries again. An error that ends the collection is returned: there are means against a full
+/// disk.
 fn stays(error: StoreError) -> Option<StoreError> {
     if matches!(error, StoreError::Full { .. }) {
         return Some(error);

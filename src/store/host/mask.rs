@@ -71,8 +71,8 @@ const SHADOWS: [(&str, &str, &str); 4] = [
 /// How much is looked at to find what others may not read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Reach {
-    /// Of the large directories only places where people put files by hand are looked through: up to this many entries of
-    /// each, those nearest to its top first.
+    /// Of the large directories only places where people put files by hand are looked through: up to this
+    /// many entries of each, those nearest to its top first.
     pub(super) entries: usize,
     /// The kernel keeps the content of the rest from steps.
     pub(super) screened: bool,
@@ -157,8 +157,9 @@ impl Layer<'_> {
         tree::whiteout(&place).doing("hide", &self.machine.join(path))
     }
 
-    /// Hides what others may not read in the directory at `path` and below it, and passwords in addresses. Directories are
-    /// looked through in the order of their depth, until `budget` entries were seen. Returns whether those were all.
+    /// Hides what others may not read in the directory at `path` and below it, and passwords in addresses.
+    /// Directories are looked through in the order of their depth, until `budget` entries were seen. Returns
+    /// whether those were all.
     fn search(&mut self, path: &Path, mut budget: usize) -> Result<bool, StoreError> {
         let Ok(top) = fs::symlink_metadata(self.machine.join(path)) else { return Ok(true) };
         let mut dirs = VecDeque::from([path.to_path_buf()]);
@@ -316,7 +317,8 @@ impl Layer<'_> {
     }
 }
 
-/// Whether others than the owner and the group may not read this, or not enter it. What they may run is a program, and shown.
+/// Whether others than the owner and the group may not read this, or not enter it. What they may run is a
+/// program, and shown.
 fn is_private(metadata: &Metadata) -> bool {
     let others = metadata.mode() & 0o005;
     if metadata.is_dir() { others != 0o005 } else { metadata.is_file() && others == 0 }

@@ -42,8 +42,8 @@ const SEARCHED: usize = 2000;
 /// Shown read-only where they are there: package stores that nobody but their own daemon may write to.
 const READ_ONLY: [&str; 2] = ["nix", "gnu"];
 
-/// This machine's system as a set of lower directories. What was made for it goes when this is dropped: not before the last
-/// step that is shown it has ended.
+/// This machine's system as a set of lower directories. What was made for it goes when this is dropped: not
+/// before the last step that is shown it has ended.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct HostImage {
@@ -77,14 +77,15 @@ pub struct HostDir {
     pub lowers: Vec<PathBuf>,
     /// Steps see it as it is and can't write to it: a read-only bind mount of the one lower directory.
     pub read_only: bool,
-    /// The lowest lower directory must be shown through a mount that root can't read through what others may not: its
-    /// files are too many to look at each.
+    /// The lowest lower directory must be shown through a mount that root can't read through what others may
+    /// not: its files are too many to look at each.
     pub screened: bool,
 }
 
 impl Store {
-    /// This machine's system as it is now, with `extra_dirs` shown read-only. `id_map` says how steps see owners. Takes some
-    /// milliseconds; much longer if steps are root and the kernel can't screen the large directories.
+    /// This machine's system as it is now, with `extra_dirs` shown read-only. `id_map` says how steps see
+    /// owners. Takes some milliseconds; much longer if steps are root and the kernel can't screen the large
+    /// directories.
     ///
     /// # Errors
     /// [`StoreError::StoreWithinImage`] where the store itself would be visible, [`StoreError::BadHostDir`] for an extra
@@ -155,8 +156,8 @@ impl Store {
     }
 }
 
-/// Whether a directory can be shown through a screen: an overlay, made by a user of no files, below the overlay that steps
-/// write to. Overlays stack twice at the most, and that user must have an id here.
+/// Whether a directory can be shown through a screen: an overlay, made by a user of no files, below the
+/// overlay that steps write to. Overlays stack twice at the most, and that user must have an id here.
 fn can_screen(dir: &Path) -> bool {
     const OVERLAY: u64 = 0x794c_7630;
     const ECRYPTFS: u64 = 0xf15f;

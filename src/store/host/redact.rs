@@ -1,4 +1,5 @@
-//! Files that name servers, and may have a user's name and password in the addresses: `https://user:password@host/`.
+//! Files that name servers, and may have a user's name and password in the addresses:
+//! `https://user:password@host/`.
 
 use std::path::Path;
 

@@ -180,7 +180,8 @@ pub(super) fn now_ms() -> i64 {
 }
 
 fn connect(path: &Path) -> rusqlite::Result<Connection> {
-    // SQLite's own files are for everybody, as far as the umask lets them be; what it makes beside a file is like that.
+    // SQLite's own files are for everybody, as far as the umask lets them be; what it makes beside a file is
+    // like that.
     if let Err(error) = make_private(path) {
         tracing::debug!(%error, path = %path.display(), "SQLite tells what is wrong");
     }

@@ -32,8 +32,8 @@ use super::{
 };
 use crate::store::{manifest::Time, tree};
 
-/// The longest path of a directory in a source, in bytes. Longer ones can't be opened at once where they are shown to steps:
-/// the kernel's limit is 4096 bytes, the file's name and the way to the store included.
+/// The longest path of a directory in a source, in bytes. Longer ones can't be opened at once where they are
+/// shown to steps: the kernel's limit is 4096 bytes, the file's name and the way to the store included.
 const MAX_PATH_BYTES: usize = 3500;
 
 /// What is known of a file without reading it.

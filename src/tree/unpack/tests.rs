@@ -408,7 +408,7 @@ fn links_that_lead_out_stay_within_the_image() {
             for path in ["outside/kept", "outside/again", "one", "inner", "outside/more"] {
                 assert_eq!(place.read(path), "evil", "{path}");
             }
-            assert_eq!(place.read(outside.trim_start_matches('/')), "evil");
+            assert_eq!(place.read(&format!("{}/kept", outside.trim_start_matches('/'))), "evil");
         }
     }
     place.assert_nothing_outside("links");
@@ -581,7 +581,7 @@ fn attributes_of_overlayfs_are_no_part_of_an_image() {
 
 #[test]
 fn names_in_errors_are_made_harmless() {
-    let error = Place::new().unpack(&Tar::default().file("a\x1b[31m/../b", "").end()).unwrap_err();
+    let error = Place::new().unpack(&Tar::default().file("a\x1b[31m/../../b", "").end()).unwrap_err();
     assert!(!error.to_string().contains('\x1b'), "{error}");
     assert!(error.to_string().contains("\\u{1b}"), "{error}");
 }

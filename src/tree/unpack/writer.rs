@@ -369,7 +369,12 @@ fn copy(data: &mut impl Read, file: &mut File, bytes: u64) -> Result<(), Fault> 
     let mut buffer = vec![0; usize::try_from(bytes).unwrap_or(usize::MAX).clamp(1, 1 << 17)];
     let mut left = bytes;
     while left > 0 {
-        let read = data.read(&mut buffer).map_err(|error| Fault::reading(&error))?;
+        // No more than is left: what follows may be another part of the file.
+        let most = buffer.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+        let read = data.read(&mut buffer[..most]).map_err(|error| Fault::reading(&error))?;
+        if read == 0 {
+            return Err(Fault::damaged("it ends in the middle"));
+        }
         file.write_all(&buffer[..read]).doing("write")?;
         left = left.saturating_sub(read as u64);
     }

@@ -1,4 +1,5 @@
-//! Full disks, damaged and immutable files, too few open files, and names that a shell would take for something else.
+//! Full disks, damaged and immutable files, too few open files, and names that a shell would take for
+//! something else.
 
 use std::{fs, process::Command};
 

@@ -262,3 +262,15 @@ fn commands_and_variables_of_the_greatest_length_work_and_longer_ones_end_2() {
         }
     }
 }
+
+#[test]
+fn the_user_names_projects_and_a_project_does_not() {
+    let project = Project::with_steps(TRUE);
+    for (text, said) in
+        [("[project.'/x']\nid = 'y'\n", "`[project]` of a project's hm.toml"), ("[cache]\nshare = 'y'\n", "hm trust")]
+    {
+        project.file(".hm/hm.toml", text);
+        let ended = project.run(&[]).expect(2);
+        assert!(ended.stderr.contains(said), "{}", ended.stderr);
+    }
+}

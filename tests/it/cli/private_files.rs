@@ -38,7 +38,7 @@ impl Drop for Deep {
 
 #[test]
 fn root_steps_read_below_usr_what_others_may_read_and_nothing_else() {
-    let (Some(private), Some(public)) = (Deep::new("s3cret", 0o600), Deep::new("public\n", 0o604)) else {
+    let (Some(private), Some(public)) = (Deep::new("s3cret", 0o640), Deep::new("public\n", 0o604)) else {
         crate::backends::told_skip("files below /usr", "only root can make them");
         return;
     };

@@ -1,4 +1,5 @@
-//! Code of a project that makes pipelines: it reads the project and its language, and that is all that it can do.
+//! Code of a project that makes pipelines: it reads the project and its language, and that is all that it can
+//! do.
 
 use std::{
     fs,
@@ -75,6 +76,8 @@ impl Hostile {
         hm.env("HM_PYTHON", python())
             .env("PYTHONPATH", self.around.path().join("packages"))
             .env("HOME", self.around.path().join("home"))
+            // `hm doctor` boots no virtual machine then, which is not what is tested.
+            .env("HM_STEP", "/nowhere")
             .env_remove("HM_TRUST");
         hm
     }
@@ -137,7 +140,6 @@ fn a_pipeline_reads_no_file_of_the_user_and_none_of_the_machine() {
         "/proc/1/environ".into(),
         "/proc/1/root/etc".into(),
         "/proc/self/root/home".into(),
-        "/proc/kcore".into(),
         "/dev/mem".into(),
     ];
     let printed = hostile.prints(&reading(&paths));
@@ -200,7 +202,7 @@ fn a_pipeline_writes_nothing_and_gets_no_descriptor_but_its_streams() {
     let home = hostile.around.path().join("home");
     let printed = hostile.prints(&format!(
         "home = {home:?}\n\
-         for path in ('own.txt', 'new.txt', '.hm/new.py', '.git/hooks/post-checkout', home + '/.profile', '/usr/bin/new', sys.prefix + '/new'):\n    \
+         for path in ('own.txt', 'new.txt', '.hm/new.py', '.git/hooks/post-checkout', home + '/.profile', '/usr/bin/new', sys.prefix + '/lib/new'):\n    \
              try:\n        open(path, 'w'); print('wrote', path)\n    except OSError: print('no')\n\
          for change in (lambda: os.chmod('own.txt', 0o777), lambda: os.utime('own.txt'), lambda: os.remove('own.txt'),\n        \
              lambda: os.symlink('x', 'link'), lambda: os.mkdir('.hm/dir')):\n    \
@@ -267,16 +269,15 @@ fn nothing_of_the_checkout_runs_outside_whatever_it_is_called() {
     }
     let path = std::env::var("PATH").unwrap_or_default();
     let own = hostile.project.dir.join("bin");
-    for command in [&["pipelines"][..], &["plan"], &["render"], &["doctor"], &["runners"], &["run"]] {
+    for command in [&["pipelines"][..], &["plan"], &["render"], &["doctor"], &["run"]] {
         let mut hm = hostile.hm(command);
         hm.env("PATH", format!(".:bin::{}:{path}", own.display())).env_remove("HM_PYTHON");
         let ended = Ended::of(&mut hm);
         assert_eq!(hostile.marks(), Vec::<PathBuf>::new(), "{command:?}: {}", ended.stderr);
-        let mut hm = hostile.hm(command);
-        let ended = Ended::of(hm.env("PATH", format!(".:bin::{path}")));
-        assert_eq!(hostile.marks(), Vec::<PathBuf>::new(), "{command:?}: {}", ended.stderr);
         if matches!(command[0], "pipelines" | "plan" | "render") {
-            ended.expect(0);
+            let mut hm = hostile.hm(command);
+            let ended = Ended::of(hm.env("PATH", format!(".:bin::{path}"))).expect(0);
+            assert_eq!(hostile.marks(), Vec::<PathBuf>::new(), "{command:?}: {}", ended.stderr);
         }
     }
 }
@@ -325,12 +326,12 @@ fn what_is_no_file_of_the_project_is_refused_at_once() {
     fs::remove_file(&file).unwrap();
     symlink(&outside, &file).unwrap();
     let ended = hostile.pipelines().expect(2);
-    assert!(ended.stderr.contains(".hm/ci.py leads out of the project"), "{}", ended.stderr);
+    assert!(ended.stderr.contains("leads out of the project") && !ended.stderr.contains("SECRET"), "{}", ended.stderr);
     fs::remove_file(&file).unwrap();
     rustix::fs::mknodat(rustix::fs::CWD, &file, rustix::fs::FileType::Fifo, rustix::fs::Mode::from_raw_mode(0o600), 0)
         .unwrap();
     let ended = hostile.pipelines().expect(2);
-    assert!(ended.stderr.contains(".hm/ci.py is not a regular file"), "{}", ended.stderr);
+    assert!(ended.stderr.contains("only regular files are read"), "{}", ended.stderr);
     fs::remove_file(&file).unwrap();
     symlink("../ci/pipeline.py", &file).unwrap();
     hostile.project.file("ci/pipeline.py", "import harmont\nharmont.pipeline('ci')\n");

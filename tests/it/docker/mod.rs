@@ -7,4 +7,5 @@ pub(crate) mod daemon;
 mod kept;
 #[cfg(feature = "cli")]
 mod left;
+mod limits;
 mod odd_layers;

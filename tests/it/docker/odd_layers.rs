@@ -27,16 +27,17 @@ use crate::{
     sandbox::harness::is_root,
 };
 
-/// Random trees, or as many as this variable says.
-const CASES: u32 = 8;
+/// Random trees beside the layers that are written down, or as many as this variable says.
+const CASES: u32 = 0;
 const CASES_VARIABLE: &str = "HM_ODD_LAYERS";
 
 /// What the daemon calls the image of one case.
 const CASE: &str = "hm-exec-test/odd:case";
 
 /// What is at each path: type, mode, owner, links and content; the names of one inode have the path of the first.
-const LOOK: &str = "cd / && /bin/busybox find odd c[0-9]* -exec /bin/busybox stat -c '%n|%f|%u:%g|%h|%i|%N' {} + && \
-                    /bin/busybox find odd c[0-9]* -type f -exec /bin/busybox md5sum {} +";
+const LOOK: &str = "cd /; for top in odd c[0-9]*; do test -e $top || continue; \
+                    /bin/busybox find $top -exec /bin/busybox stat -c '%n|%f|%u:%g|%h|%i|%N' {} +; \
+                    /bin/busybox find $top -type f -exec /bin/busybox md5sum {} +; done";
 
 /// Has the daemon load an image; why it does not take it.
 async fn load(docker: &Docker, image: &Image, name: &str) -> Result<(), String> {

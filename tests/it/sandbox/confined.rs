@@ -43,12 +43,12 @@ fn run(command: &ConfinedCommand) -> Option<(ConfinedEnd, String, String)> {
             skip(&reason.to_string());
             None
         }
-        Err(error) => panic!("{:#}", anyhow(error)),
+        Err(error) => panic!("{:#}", described(&error)),
     }
 }
 
-fn anyhow(error: ConfinedError) -> String {
-    let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}")).unwrap_or_default();
+fn described(error: &ConfinedError) -> String {
+    let cause = std::error::Error::source(error).map(|cause| format!(": {cause}")).unwrap_or_default();
     format!("{error}{cause}")
 }
 

@@ -162,3 +162,14 @@ fn going_over_the_memory_limit_is_no_failure_of_the_command() {
         assert_eq!((ended.code, ended.exit()), (Some(137), &Exit::OutOfMemory), "{ended:?}");
     }
 }
+
+#[test]
+fn going_over_the_limit_on_processes_is_told() {
+    for who in everybody() {
+        let mut action = Action::new(who, "for i in 1 2 3 4 5 6 7 8; do sleep 60 & done; wait");
+        action.input.limits.pids = Some(4);
+        let ended = action.run();
+        let told = Exit::Exited { code: 137, too_many_processes: true };
+        assert_eq!((ended.code, ended.exit()), (Some(137), &told), "{ended:?}");
+    }
+}

@@ -4,7 +4,6 @@ use std::{num::NonZeroUsize, path::PathBuf, pin::pin, process::ExitCode, time::D
 
 use hm_exec::{
     BackendHandle, BuildOutcome, BuildStatus, Plan, RunRequest, StepStatus,
-    cache::ProjectId,
     quote::quote,
     store::{Filesystem, ImageOptions, PullPolicy, StoreHandle},
 };
@@ -17,6 +16,7 @@ use crate::{
     failure::{Failure, Outcome},
     history,
     pipelines::{self, nearest, parse},
+    project_id,
     remote::RemoteArgs,
     render::{Format, Screen, text, to_stderr},
     runners::{self, Runners},
@@ -46,6 +46,8 @@ Environment:
   HM_CACHE_DIR   where layers, images and journals lie (default: hm in the XDG cache directory)
   HM_CACHE_GC    off: collect no garbage after the run; see `hm cache gc --help` for the limits
   HM_PYTHON      the Python that renders .hm/*.py (default: python3)
+  HM_RENDER_ENV, HM_RENDER_TIMEOUT
+                 variables that it sees besides those of a CI, by commas; its time in seconds (default: 60)
   HM_REGISTRY_MIRROR, HM_INSECURE_REGISTRIES, HM_MAX_IMAGE_BYTES
                  a registry asked first for images of docker.io; those asked without encryption, by commas; a limit
   DOCKER_CONFIG  where docker keeps credentials for registries (default: ~/.docker)
@@ -171,7 +173,7 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
 
     let mut request = RunRequest::new(plan, &found.dir);
     request.pipeline_slug = definition.name.clone();
-    request.project = Some(ProjectId::of_checkout(&request.repo_root));
+    request.project = Some(project_id::of_source(&request.repo_root, &remote.projects, remote.share.as_ref()));
     request.env = bind.env;
     request.secrets = secrets;
     request.run_id = Some(Uuid::new_v4());

@@ -24,7 +24,7 @@ use crate::{
 };
 
 /// The variable that consents for as long as it is set.
-const VARIABLE: &str = "HM_TRUST";
+pub(crate) const VARIABLE: &str = "HM_TRUST";
 
 /// Ends unless the user consents to all of `asks`, by `--trust` (`trusts`), by [`VARIABLE`], by a recorded consent, or by an
 /// answer on the terminal, which is recorded. `project` is the directory that asks, `line` what gives consent from then on.
@@ -70,7 +70,8 @@ fn missing<'a>(project: &Path, asks: &'a [Ask], trusts: bool) -> Outcome<Vec<&'a
     Ok(asks.iter().filter(|ask| !granted.contains(&ask.digest())).collect())
 }
 
-fn variable_trusts() -> Outcome<bool> {
+/// Whether [`VARIABLE`] consents to everything.
+pub(crate) fn variable_trusts() -> Outcome<bool> {
     match env::var_os(VARIABLE).as_deref().map(|value| value.to_str()) {
         None | Some(Some("" | "0")) => Ok(false),
         Some(Some("1")) => Ok(true),

@@ -1,7 +1,7 @@
 //! The variables that code of the project sees while it renders pipelines.
 //!
-//! A variable that is not named here may be a secret, so it is not shown: a pipeline could put it into a step, and a step
-//! has the network. What continuous integration says about the commit is no secret.
+//! A variable that is not named here may be a secret, so it is not shown: a pipeline could put it into a
+//! step, and a step has the network. What continuous integration says about the commit is no secret.
 
 use std::{
     collections::BTreeSet,

@@ -1,26 +1,32 @@
 //! The Python that renders pipelines: which one it is, and where it finds its packages.
 //!
-//! A program of the checkout is never run outside of the sandbox, and no other one with the checkout as its working directory
-//! or in its search path. So an interpreter of the user's is asked for its paths, from `/`; one that lies in the checkout, such
-//! as a virtual environment's, is not asked: its paths are told by where its links lead.
+//! A program of the checkout is never run outside of the sandbox, and no other one with the checkout as its
+//! working directory or in its search path. So an interpreter of the user's is asked for its paths, from `/`;
+//! one that lies in the checkout, such as a virtual environment's, is not asked: its paths are told by where
+//! its links lead.
 
 use std::{
     env,
     ffi::{OsStr, OsString},
     fs,
     io::{self, Read},
-    os::unix::fs::{OpenOptionsExt, PermissionsExt},
+    os::unix::{
+        ffi::OsStrExt,
+        fs::{OpenOptionsExt, PermissionsExt},
+    },
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
-
-use serde::Deserialize;
 
 use super::environment::absolute;
 use crate::failure::{Failure, Outcome};
 
 /// The longest `pyvenv.cfg` that is read, in bytes.
 const MAX_CONFIG_BYTES: u64 = 64 << 10;
+
+/// What stands before the fields of an interpreter's answer, and how many prefixes are among them.
+const MARK: &[u8] = b"\nhm-paths\n";
+const PREFIXES: usize = 4;
 
 /// What of a prefix that is more than an interpreter's belongs to the interpreter.
 const OF_A_PREFIX: [&str; 4] = ["bin", "lib", "lib64", "pyvenv.cfg"];
@@ -77,12 +83,31 @@ fn is_executable(path: &Path) -> bool {
     fs::metadata(path).is_ok_and(|metadata| metadata.is_file() && metadata.permissions().mode() & 0o111 != 0)
 }
 
-#[derive(Debug, Deserialize)]
+/// What an interpreter says of itself.
+#[derive(Debug, PartialEq, Eq)]
 struct Answer {
-    executable: Option<PathBuf>,
+    executable: PathBuf,
+    user_base: Option<PathBuf>,
     prefixes: Vec<PathBuf>,
     places: Vec<PathBuf>,
-    user_base: Option<PathBuf>,
+}
+
+impl Answer {
+    /// Reads the fields behind the last `hm-paths`: what is installed may print before.
+    fn parse(stdout: &[u8]) -> Option<Self> {
+        let start = stdout.windows(MARK.len()).rposition(|window| window == MARK)? + MARK.len();
+        let fields = stdout[start..].strip_suffix(b"\0")?;
+        let mut fields = fields.split(|byte| *byte == 0).map(|field| PathBuf::from(OsStr::from_bytes(field)));
+        let (executable, user_base) = (fields.next()?, fields.next()?);
+        let prefixes: Vec<PathBuf> = fields.by_ref().take(PREFIXES).collect();
+        let is_absolute = |path: &PathBuf| path.is_absolute();
+        (prefixes.len() == PREFIXES && is_absolute(&executable)).then(|| Self {
+            executable,
+            user_base: Some(user_base).filter(is_absolute),
+            prefixes: prefixes.into_iter().filter(is_absolute).collect(),
+            places: fields.filter(is_absolute).collect(),
+        })
+    }
 }
 
 impl Interpreter {
@@ -134,9 +159,8 @@ fn ask(program: &Path, checkout: &Path) -> Outcome<Interpreter> {
         .stdin(Stdio::null())
         .output()
         .map_err(|error| Failure::input(format_args!("failed to start `{shown}`")).because(error))?;
-    let answer = output.stdout.rsplit(|byte| *byte == b'\n').find(|line| !line.is_empty()).unwrap_or_default();
-    let answer: Answer = match serde_json::from_slice(answer) {
-        Ok(answer) if output.status.success() => answer,
+    let answer = match Answer::parse(&output.stdout) {
+        Some(answer) if output.status.success() => answer,
         _ => {
             let words = String::from_utf8_lossy(&output.stderr);
             return Err(Failure::input(format_args!(
@@ -149,13 +173,13 @@ fn ask(program: &Path, checkout: &Path) -> Outcome<Interpreter> {
     };
     let mut places: Vec<PathBuf> = answer.prefixes.iter().flat_map(|prefix| of_prefix(prefix)).collect();
     for place in answer.places {
-        if place.is_absolute() && is_broad(&place) {
+        if is_broad(&place) {
             tracing::warn!(place = %place.display(), "not shown to pipelines: it is more than packages");
         } else {
             places.push(place);
         }
     }
-    let program = answer.executable.filter(|path| path.is_absolute()).unwrap_or_else(|| program.into());
+    let program = answer.executable;
     places.push(program.clone());
     Ok(Interpreter { program, places, user_base: answer.user_base })
 }
@@ -177,8 +201,8 @@ fn is_broad(dir: &Path) -> bool {
         || home.is_some_and(|home| home.starts_with(&dir) || dir == home.join(".local"))
 }
 
-/// Where the links of a checkout's interpreter lead, and what its `pyvenv.cfg` says: candidates, no more. The directories
-/// two above the programs.
+/// Where the links of a checkout's interpreter lead, and what its `pyvenv.cfg` says: candidates, no more. The
+/// directories two above the programs.
 fn bases(program: &Path) -> Vec<PathBuf> {
     let two_above = |path: &Path| path.parent().and_then(Path::parent).map(Path::to_path_buf);
     let mut found: Vec<PathBuf> = Vec::new();
@@ -215,8 +239,8 @@ fn config_home(path: &Path) -> Option<PathBuf> {
     })
 }
 
-/// Whether an interpreter is installed in a directory, or it is a virtual environment: a link of the checkout must not show
-/// any other directory of the user's.
+/// Whether an interpreter is installed in a directory, or it is a virtual environment: a link of the checkout
+/// must not show any other directory of the user's.
 fn is_python(prefix: &Path) -> bool {
     let is_version = |name: &OsStr| name.as_encoded_bytes().starts_with(b"python3.");
     let Ok(entries) = fs::read_dir(prefix.join("lib")) else { return false };
@@ -273,7 +297,7 @@ mod tests {
         fs::write(checkout.join(".venv/pyvenv.cfg"), format!("home = {}\n", other.join("bin").display())).unwrap();
         assert_eq!(places(), Vec::<PathBuf>::new());
         fs::write(checkout.join(".venv/pyvenv.cfg"), format!("x = y\nhome = {}/bin\n", python.display())).unwrap();
-        assert_eq!(places(), [python.clone()]);
+        assert_eq!(places(), std::slice::from_ref(&python));
         fs::remove_file(&program).unwrap();
         fs::remove_file(checkout.join(".venv/pyvenv.cfg")).unwrap();
         symlink(python.join("bin/python3.12"), &program).unwrap();
@@ -287,6 +311,18 @@ mod tests {
         )
         .unwrap();
         assert_eq!(places()[0], python);
+    }
+
+    #[test]
+    fn an_answer_is_read_whatever_is_printed_before_it() {
+        let fields = "/bin/py\0\0/p\0/p\0/b\0/b\0/p/lib\0relative\0/p/z.zip\0";
+        let answer = Answer::parse(format!("noise\nhm-paths\nmore\nhm-paths\n{fields}").as_bytes()).unwrap();
+        assert_eq!((answer.executable, answer.user_base), (PathBuf::from("/bin/py"), None));
+        assert_eq!(answer.prefixes, ["/p", "/p", "/b", "/b"].map(PathBuf::from));
+        assert_eq!(answer.places, ["/p/lib", "/p/z.zip"].map(PathBuf::from));
+        for cut in ["", "\nhm-paths\n", "\nhm-paths\n/bin/py\0", "\nhm-paths\npy\0\0/p\0/p\0/b\0/b\0"] {
+            assert_eq!(Answer::parse(cut.as_bytes()), None);
+        }
     }
 
     #[test]

@@ -102,7 +102,8 @@ pub(crate) struct Source {
     /// The directory that steps see.
     pub(crate) dir: PathBuf,
     pub(crate) hm_dir: Option<PathBuf>,
-    /// What came together with the source: the repository that it is part of. Nothing in there is run outside of a sandbox.
+    /// What came together with the source: the repository that it is part of. Nothing in there is run outside
+    /// of a sandbox.
     pub(crate) checkout: PathBuf,
 }
 

@@ -1,7 +1,7 @@
 //! Pipelines written in Python: `.hm/*.py`, rendered by the package `harmont` in the user's `python3`.
 //!
-//! The files run in a sandbox with the source directory as their working directory, and may print what they like: it goes to
-//! stderr.
+//! The files run in a sandbox with the source directory as their working directory, and may print what they
+//! like: it goes to stderr.
 
 use std::{
     env, fs, io,

@@ -1,7 +1,9 @@
-//! Running code of the project that makes pipelines: in a sandbox, where it reads the project and its language, and no more.
+//! Running code of the project that makes pipelines: in a sandbox, where it reads the project and its
+//! language, and no more.
 //!
-//! In: a program, its arguments, and what it needs to be shown. Out: what it printed to stdout. What it prints to stderr
-//! goes to hm's, as it comes, and can't do anything to a terminal. Everything that renders goes through [`Rendering::run`].
+//! In: a program, its arguments, and what it needs to be shown. Out: what it printed to stdout. What it
+//! prints to stderr goes to hm's, as it comes, and can't do anything to a terminal. Everything that renders
+//! goes through [`Rendering::run`].
 
 use std::{
     env,
@@ -16,6 +18,7 @@ use std::{
 use hm_exec::runner::sandbox::{ConfinedCommand, ConfinedEnd, ConfinedError, ConfinedLimits, OutputStream};
 
 use crate::{
+    consent::{self, VARIABLE as TRUST},
     failure::{Failure, Outcome},
     render::{text, to_stderr},
 };
@@ -34,9 +37,6 @@ const PRINTED_BYTES: u64 = 16 << 20;
 
 /// The longest line that is held back until it ends, in bytes.
 const MAX_LINE_BYTES: usize = 16 << 10;
-
-/// Lets projects render where there is no sandbox.
-const TRUST: &str = "HM_TRUST";
 
 /// What errors look like whose reason is the sandbox.
 #[cfg(target_os = "linux")]
@@ -161,7 +161,7 @@ impl Rendering<'_> {
     /// As the user, because they said so.
     fn without_sandbox(&self, reason: &str, hint: &str) -> Outcome<Vec<u8>> {
         let no_sandbox = format!("there is no sandbox here to render {} in: {reason}", self.files);
-        if !is_trusted() {
+        if !consent::variable_trusts()? {
             return Err(Failure::input(no_sandbox).hint(format_args!(
                 "{hint}\nor, if you trust this project with everything that you may do, let it render outside of one: \
                  `{TRUST}=1`"
@@ -235,11 +235,6 @@ fn limits() -> ConfinedLimits {
         stdout_bytes: ANSWER_BYTES,
         stderr_bytes: PRINTED_BYTES,
     }
-}
-
-/// Whether the user lets the project act as them.
-fn is_trusted() -> bool {
-    env::var_os(TRUST).is_some_and(|value| value == "1")
 }
 
 #[cfg(target_os = "linux")]

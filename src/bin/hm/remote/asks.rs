@@ -15,7 +15,7 @@ use crate::{consent::Ask, failure::Outcome};
 
 /// The asks of the project's file; `all` of them, also those that count for nothing without an engine.
 pub(super) fn of(settings: &Settings, project: Option<&ProjectDir>, all: bool) -> Outcome<Vec<Ask>> {
-    let File { docker, vm, .. } = &settings.project;
+    let File { docker, vm, cache, .. } = &settings.project;
     let mut asks = Vec::new();
     remote(settings, project, all, &mut asks)?;
     if let Some(host) = &docker.host
@@ -23,6 +23,10 @@ pub(super) fn of(settings: &Settings, project: Option<&ProjectDir>, all: bool) -
         && settings.user.docker.host.as_ref() != Some(host)
     {
         asks.push(Ask::new("[docker] host", host, "this daemon makes containers, and gets the source"));
+    }
+    if let Some(name) = &cache.share {
+        let effect = "results are shared with every project that says the same";
+        asks.push(Ask::new("[cache] share", name, effect));
     }
     for ((key, path), (_, users)) in vm.paths().into_iter().zip(settings.user.vm.paths()) {
         if let Some(path) = path

@@ -23,6 +23,7 @@ use super::{
 use crate::{
     consent::Ask,
     failure::{Failure, Outcome},
+    project_id::{CacheTable, Name, ProjectTables},
 };
 
 /// The engine of runner `cloud`.
@@ -85,6 +86,10 @@ pub(super) struct File {
     pub(super) remote: Table,
     pub(super) docker: DockerTable,
     pub(super) vm: VmTable,
+    pub(super) cache: CacheTable,
+    /// Names of directories, in the user's file alone.
+    #[serde(rename = "project")]
+    pub(super) projects: ProjectTables,
 }
 
 /// `[docker]`.
@@ -169,6 +174,10 @@ pub(crate) struct Remote {
     pub(crate) docker_host: Option<String>,
     /// Virtual machines.
     pub(crate) vm: VmTable,
+    /// What the user calls projects.
+    pub(crate) projects: ProjectTables,
+    /// Whose results are shared with the project's.
+    pub(crate) share: Option<Name>,
 }
 
 impl RemoteArgs {
@@ -229,7 +238,15 @@ impl Settings {
     /// What all of it comes to. What the project asks for must have been consented to.
     pub(crate) fn resolve(self, project: Option<&ProjectDir>) -> Outcome<Remote> {
         let layers = self.layers();
-        let Self { arguments, docker_host, project: projects, user, .. } = self;
+        let Self { arguments, docker_host, project: own, user, .. } = self;
+        if !own.projects.is_empty() {
+            return Err(Failure::input("`[project]` of a project's hm.toml would take other projects' results")
+                .hint("put it into your own hm.toml, in ~/.config/hm"));
+        }
+        if user.cache.share.is_some() {
+            return Err(Failure::input("`[cache] share` in your own hm.toml would merge all projects' results")
+                .hint("give the directories one name there: `[project.\"/path\"] id = \"NAME\"`"));
+        }
         let named = layers.named(project)?;
         if named.is_none() && arguments.cache.is_some_and(|cache| cache != Sharing::Off) {
             return Err(Failure::input("--remote-cache, and no engine that has one").hint("name it: --remote URL"));
@@ -242,8 +259,10 @@ impl Settings {
             platform: layers.platform(),
             jobs: layers.first(|table| table.jobs.as_ref()).copied(),
             cache: layers.first(|table| table.cache.as_ref()).copied(),
-            docker_host: docker_host.or(projects.docker.host).or(user.docker.host),
-            vm: VmTable::over(projects.vm, user.vm, project.map(ProjectDir::path))?,
+            docker_host: docker_host.or(own.docker.host).or(user.docker.host),
+            vm: VmTable::over(own.vm, user.vm, project.map(ProjectDir::path))?,
+            projects: user.projects,
+            share: own.cache.share,
         })
     }
 }
@@ -308,7 +327,7 @@ mod tests {
     use super::*;
     use crate::consent::Ask;
 
-    const HOSTILE: &str = "[docker]\nhost = 'tcp://evil:2375'\n\
+    const HOSTILE: &str = "[cache]\nshare = 'all'\n[docker]\nhost = 'tcp://evil:2375'\n\
         [vm]\nmemory = '1g'\nqemu = '/evil/qemu'\n\
         [remote]\nendpoint = 'grpc://evil:1'\nlogs = 'grpc://evil:2'\ninstance = 'evil'\njobs = 3\ncache = 'both'\n\
         headers = { X-Key = 's3cret' }\nplatform = { a = '1' }\nca = 'ca.pem'\n";
@@ -326,6 +345,7 @@ mod tests {
     fn all_that_reaches_outside_asks() {
         let asked = settings(&RemoteArgs::default(), HOSTILE, "");
         let expected = [
+            "[cache] share",
             "[docker] host",
             "[remote] ca",
             "[remote] cache",
@@ -368,7 +388,7 @@ mod tests {
             ..RemoteArgs::default()
         };
         // Headers and certificates are for the engine that the project names, and go nowhere else.
-        assert_eq!(keys(&settings(&args, HOSTILE, "")), ["[remote] platform.a", "[vm] qemu"]);
+        assert_eq!(keys(&settings(&args, HOSTILE, "")), ["[remote] platform.a", "[cache] share", "[vm] qemu"]);
     }
 
     #[test]

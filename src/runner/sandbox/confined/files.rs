@@ -1,11 +1,11 @@
 //! What a confined program finds: views of the machine, and a root in memory around them.
 //!
-//! The system is named, not subtracted from: programs, libraries, and the few files of `/etc` that they can't do without.
-//! So there is nothing to mask, and nothing to search for what should be.
+//! The system is named, not subtracted from: programs, libraries, and the few files of `/etc` that they can't
+//! do without. So there is nothing to mask, and nothing to search for what should be.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
-    ffi::OsString,
+    ffi::{CString, OsString},
     fs, io,
     os::unix::ffi::OsStrExt,
     path::{Component, Path, PathBuf},
@@ -68,6 +68,9 @@ const OWN: [&str; 3] = ["/dev", "/proc", "/sys"];
 /// The two users that there are.
 const PASSWD: &str = "root:x:0:0:root:/tmp:/bin/sh\nnobody:x:65534:65534:nobody:/tmp:/bin/sh\n";
 const GROUP: &str = "root:x:0:\nnogroup:x:65534:\n";
+
+/// Entries, binds, and hidden files.
+type Parts = (Vec<MemoryEntry>, Vec<Bind>, Vec<CString>);
 
 /// The files of one root. Every path is absolute.
 #[derive(Debug, Default)]
@@ -169,8 +172,8 @@ impl Files {
         path.ancestors().any(|ancestor| self.views.contains_key(ancestor))
     }
 
-    /// What the root in memory holds, and what is bound into it.
-    pub(super) fn into_parts(self) -> Result<(Vec<MemoryEntry>, Vec<Bind>), ConfinedError> {
+    /// What the root in memory holds, what is bound into it, and what of that is hidden.
+    pub(super) fn into_parts(self) -> Result<Parts, ConfinedError> {
         // A link, or a file, that a later view covers stays out of the way of the view's own mount point.
         let covered = |path: &Path| path.ancestors().skip(1).any(|ancestor| self.views.contains_key(ancestor));
         let mut dirs: BTreeSet<PathBuf> = ["/tmp", "/proc", "/dev", "/etc"].map(PathBuf::from).into();
@@ -197,12 +200,13 @@ impl Files {
             Ok(MemoryEntry::Dir { path: relative(path)?, mode })
         });
         let entries = dirs.chain(others.into_iter().map(Ok)).collect::<Result<_, ConfinedError>>()?;
-        let views = self.views.keys().map(|path| (path.as_path(), path.as_path()));
-        let hidden = self.hidden.iter().map(|path| (Path::new("/dev/null"), path.as_path()));
-        let binds = views
-            .chain(hidden)
-            .map(|(source, target)| Ok(Bind { source: c_path(source)?, target: c_path(target)?, writable: false }));
-        Ok((entries, binds.collect::<Result<_, ConfinedError>>()?))
+        let binds = self.views.keys().map(|path| {
+            let path = c_path(path)?;
+            Ok(Bind { source: path.clone(), target: path, writable: false })
+        });
+        let binds = binds.collect::<Result<_, ConfinedError>>()?;
+        let hidden = self.hidden.iter().map(|path| c_path(path)).collect::<Result<_, _>>()?;
+        Ok((entries, binds, hidden))
     }
 }
 
@@ -225,7 +229,7 @@ fn above(path: &Path) -> impl Iterator<Item = PathBuf> {
     path.ancestors().skip(1).filter(|dir| dir.parent().is_some()).map(Path::to_path_buf)
 }
 
-fn relative(path: &Path) -> Result<std::ffi::CString, ConfinedError> {
+fn relative(path: &Path) -> Result<CString, ConfinedError> {
     c_path(path.strip_prefix("/").unwrap_or(path))
 }
 
@@ -236,8 +240,8 @@ mod tests {
     use super::*;
 
     fn parts_of(files: Files) -> (BTreeMap<String, &'static str>, Vec<String>) {
-        let (entries, binds) = files.into_parts().unwrap();
-        let text = |path: &std::ffi::CString| path.to_str().unwrap().to_owned();
+        let (entries, binds, _) = files.into_parts().unwrap();
+        let text = |path: &CString| path.to_str().unwrap().to_owned();
         let entries = entries.iter().map(|entry| match entry {
             MemoryEntry::Dir { path, .. } => (text(path), "dir"),
             MemoryEntry::Link { path, .. } => (text(path), "link"),

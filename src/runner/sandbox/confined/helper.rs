@@ -1,4 +1,5 @@
-//! The helper's side: a process of one thread that makes the jail, holds the limits, and ends with its caller.
+//! The helper's side: a process of one thread that makes the jail, holds the limits, and ends with its
+//! caller.
 
 use std::{ffi::OsStr, os::fd::OwnedFd};
 
@@ -14,7 +15,7 @@ use crate::runner::{
     Limits, MemorySize,
     sandbox::{
         cgroup::Limited,
-        jail::{Bounds, End, JailSpec, MountApi, Place, Root, SetupError, Solo, close_from, wire},
+        jail::{Bounds, End, JailSpec, MountApi, Place, Root, SetupError, Solo, UserNamespace, close_from, wire},
     },
 };
 
@@ -77,8 +78,12 @@ fn answer(order: OwnedFd) -> Answer {
     }
 }
 
-fn run(order: Order) -> Result<ConfinedEnd, SetupError> {
+fn run(mut order: Order) -> Result<ConfinedEnd, SetupError> {
     let solo = Solo::enter_unseeing()?;
+    if solo.user_namespace() != UserNamespace::None {
+        // There is one user, who is whoever started this.
+        order.root.run_as = None;
+    }
     limit_files()
         .map_err(|errno| SetupError { doing: "limit the command's files".into(), errno: errno.raw_os_error() })?;
     let limits = Limits {

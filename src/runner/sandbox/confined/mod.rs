@@ -7,8 +7,9 @@
 //!        └───── stderr, as it comes
 //! ```
 //!
-//! In: a command, and what of the machine it may read. Out: what it printed, and how it ended. Uses no store, no layer and no
-//! runtime, so that it costs some milliseconds. The code that renders a project's pipelines runs in here.
+//! In: a command, and what of the machine it may read. Out: what it printed, and how it ended. Uses no store,
+//! no layer and no runtime, so that it costs some milliseconds. The code that renders a project's pipelines
+//! runs in here.
 
 mod files;
 mod helper;
@@ -37,7 +38,7 @@ use self::files::Files;
 pub(super) use self::helper::run_if_marked;
 use super::{
     helper::{NoHelper, locate},
-    jail::{self, Bind, MemoryRoot, SetupError, may_mount, user_namespace_hint, wire},
+    jail::{self, Bind, MemoryRoot, SetupError, user_namespace_hint, wire},
 };
 
 /// How long the helper may take beyond the command's own time before it is ended itself.
@@ -47,9 +48,9 @@ const READ_BYTES: usize = 1 << 16;
 
 /// A program to run where it can read what it is shown and change nothing.
 ///
-/// It gets: the system's programs and libraries, what [`show`](Self::show) names, a small file system in memory for
-/// everything else, a `/proc` and a loopback device of its own. It does not get: the network, sockets of other programs,
-/// home directories, `/etc`, capabilities, or any variable but those in `env`.
+/// It gets: the system's programs and libraries, what [`show`](Self::show) names, a small file system in
+/// memory for everything else, a `/proc` and a loopback device of its own. It does not get: the network,
+/// sockets of other programs, home directories, `/etc`, capabilities, or any variable but those in `env`.
 #[derive(Debug, Clone)]
 #[expect(clippy::exhaustive_structs, reason = "a caller says all of it")]
 pub struct ConfinedCommand {
@@ -59,8 +60,8 @@ pub struct ConfinedCommand {
     pub env: Vec<(OsString, OsString)>,
     /// Where it starts: a directory below one that is shown.
     pub dir: PathBuf,
-    /// Directories and files of the machine that it may read, with all that is mounted in them. Links on the way to them are
-    /// shown, too. What is not there is left out.
+    /// Directories and files of the machine that it may read, with all that is mounted in them. Links on the
+    /// way to them are shown, too. What is not there is left out.
     pub show: Vec<PathBuf>,
     /// Files below those that it finds empty.
     pub hide: Vec<PathBuf>,
@@ -186,15 +187,17 @@ enum Answer {
 }
 
 impl ConfinedCommand {
-    /// Runs the program to the death of its last process. `on_stderr` gets what it prints to standard error, as it comes.
+    /// Runs the program to the death of its last process. `on_stderr` gets what it prints to standard error,
+    /// as it comes.
     ///
-    /// Blocks. If the calling process dies meanwhile, for whatever reason, so does every process of the command.
+    /// Blocks. If the calling process dies meanwhile, for whatever reason, so does every process of the
+    /// command.
     ///
     /// # Errors
     /// Returns an error if the program did not run. That it failed, or went over a limit, is no error.
     pub fn run(&self, on_stderr: &mut dyn FnMut(&[u8])) -> Result<ConfinedOutput, ConfinedError> {
         let order = self.order()?;
-        let order = wire::to_memory_file(&order).map_err(setup_failed)?;
+        let order = wire::to_memory_file(&order).map_err(|error| setup_failed(&error))?;
         let (ours, theirs) = wire::pair().map_err(|errno| failed("make a socket")(errno.into()))?;
         let program = locate(self.helper.as_deref())?;
         let child = Command::new(&program)
@@ -242,10 +245,10 @@ impl ConfinedCommand {
         for path in &self.hide {
             files.hide(path)?;
         }
-        let (entries, binds) = files.into_parts()?;
+        let (entries, binds, hidden) = files.into_parts()?;
         let owner = std::fs::metadata(&self.dir).map_err(failed("read the owner of the directory"))?;
         // Root without capabilities is no more than the owner of root's files.
-        let run_as = (may_mount() && owner.uid() != 0).then(|| (owner.uid(), owner.gid()));
+        let run_as = (owner.uid() != 0).then(|| (owner.uid(), owner.gid()));
         let variable = |(name, value): &(OsString, OsString)| {
             let mut text = name.clone().into_vec();
             text.push(b'=');
@@ -253,7 +256,7 @@ impl ConfinedCommand {
             c_string(text)
         };
         Ok(Order {
-            root: MemoryRoot { max_bytes: files::MAX_BYTES, max_files: files::MAX_FILES, entries, run_as },
+            root: MemoryRoot { max_bytes: files::MAX_BYTES, max_files: files::MAX_FILES, entries, hidden, run_as },
             binds,
             argv: self.argv.iter().map(|arg| c_string(arg.clone().into_vec())).collect::<Result<_, _>>()?,
             env: self.env.iter().map(variable).collect::<Result<_, _>>()?,
@@ -280,7 +283,8 @@ struct Watched {
 }
 
 impl Running {
-    /// Reads both streams until the helper has answered and both have ended, or what they hold is over the limit.
+    /// Reads both streams until the helper has answered and both have ended, or what they hold is over the
+    /// limit.
     fn watch(
         &mut self,
         status: &OwnedFd,
@@ -294,7 +298,8 @@ impl Running {
         let mut buffer = vec![0; READ_BYTES];
         let deadline = Instant::now() + limits.time + HELPER_PATIENCE;
         let mut answered = false;
-        // Once the helper has answered, no process of the command is left: what a pipe does not hold now never comes.
+        // Once the helper has answered, no process of the command is left: what a pipe does not hold now
+        // never comes.
         while stdout.is_some() || stderr.is_some() || !answered {
             let none = PollFlags::empty();
             let mut fds = [
@@ -354,7 +359,8 @@ impl Running {
         if !self.ended
             && let Some(pid) = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw)
         {
-            // The helper kills the command, and waits for its end. It is not reaped yet: the number is its own.
+            // The helper kills the command, and waits for its end. It is not reaped yet: the number is its
+            // own.
             match kill_process(pid, Signal::TERM) {
                 Ok(()) | Err(Errno::SRCH) => {}
                 Err(errno) => return Err(failed("end the sandbox's helper")(errno.into())),
@@ -410,7 +416,7 @@ fn failed(doing: &'static str) -> impl Fn(io::Error) -> ConfinedError {
     move |source| ConfinedError::Io { doing, source }
 }
 
-fn setup_failed(error: jail::SetupError) -> ConfinedError {
+fn setup_failed(error: &jail::SetupError) -> ConfinedError {
     ConfinedError::Io { doing: "hand the command over", source: io::Error::from_raw_os_error(error.errno) }
 }
 

@@ -16,6 +16,7 @@ use std::{
         },
     },
     path::Path,
+    process::Command,
 };
 
 use bollard::{
@@ -76,6 +77,8 @@ enum Network {
     Any,
     Machine,
 }
+
+const ABSTRACT_SOCKET: &str = "abstract socket of the machine";
 
 type Answers = BTreeMap<String, String>;
 
@@ -161,6 +164,7 @@ async fn in_container(daemon: &Daemon, bait: &Bait) -> Answers {
 async fn compare(answered: &Answers, bait: &Bait) {
     assert!(answered.len() > 250, "{answered:?}");
     let bench = Bench::new();
+    let scopes = has_landlock_scopes();
     for (network, name) in [(Network::Machine, "host"), (Network::Any, "none")] {
         let mut run = bench.run();
         let cmd = format!("{PYTHON} -c \"$PROBES\"; exit $?");
@@ -170,13 +174,17 @@ async fn compare(answered: &Answers, bait: &Bait) {
         let output = run.output().await;
         assert_eq!(result.exit_code, 0, "{output}");
         let ours = answers(&output);
-        if let Ok(dir) = std::env::var("HM_TEST_SHOW_ANSWERS") {
-            fs::write(format!("{dir}/{name}-{}", is_root()), output).unwrap();
-        }
         let denied = |answers: &Answers, probe: &str| {
             answers.get(probe).is_some_and(|answer| DENIALS.contains(&answer.as_str()))
         };
         let excused = |probe: &str| {
+            if probe == ABSTRACT_SOCKET && !scopes {
+                told_skip(
+                    "the probe of abstract sockets",
+                    "this kernel has no Landlock scopes: they are of Linux 6.12",
+                );
+                return true;
+            }
             DEVIATIONS.iter().any(|(name, on, _)| *name == probe && (*on == Network::Any || *on == network))
         };
         let wrong: Vec<_> = answered
@@ -186,6 +194,13 @@ async fn compare(answered: &Answers, bait: &Bait) {
             .collect();
         assert!(wrong.is_empty(), "on network {name}, root {}:\n{}", is_root(), wrong.join("\n"));
     }
+}
+
+/// Whether this kernel can keep a step that is on the machine's network from its abstract sockets.
+fn has_landlock_scopes() -> bool {
+    let ask = "import ctypes; print(ctypes.CDLL(None).syscall(444, None, 0, 1))";
+    let version = Command::new(PYTHON).args(["-c", ask]).output().unwrap().stdout;
+    String::from_utf8_lossy(&version).trim().parse::<i32>().unwrap() >= 6
 }
 
 fn answers(output: &str) -> Answers {

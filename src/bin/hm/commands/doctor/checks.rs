@@ -224,9 +224,9 @@ fn python() -> Finding {
     const INSTALL: &str = "install Python 3, then `pip install harmont`";
     let name = interpreter::name();
     let python = name.to_string_lossy();
-    let checkout = Source::locate(None).map(|source| source.checkout).unwrap_or_default();
-    let program = match interpreter::find(&name, Some(&checkout).filter(|dir| dir.is_absolute()).map(PathBuf::as_path))
-    {
+    // Nothing lies below a file: without a checkout there is none to keep out of.
+    let checkout = Source::locate(None).map_or_else(|_| "/dev/null".into(), |source| source.checkout);
+    let program = match interpreter::find(&name, Some(&checkout)) {
         Ok(program) => program,
         Err(error) => return lacking(format!("{python}: {error}; {USE}"), INSTALL),
     };
