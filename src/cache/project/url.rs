@@ -45,9 +45,7 @@ pub(super) fn parse(url: &str) -> Origin {
     }
     match url.split_once(':') {
         // The helper's address may be anything, even a command.
-        Some((before, after)) if !before.contains('/') && after.starts_with(':') && !before.starts_with('[') => {
-            Origin::Opaque
-        }
+        Some((before, after)) if !before.contains(['/', '[']) && after.starts_with(':') => Origin::Opaque,
         Some((before, _)) if !before.contains('/') => like_scp(url),
         _ => Origin::Local(url.into()),
     }
