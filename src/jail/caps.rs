@@ -9,7 +9,11 @@ use rustix::{
     },
 };
 
-use super::{SetupError, error::Doing, spec::UserNamespace};
+use super::{
+    SetupError,
+    error::Doing,
+    spec::{Place, UserNamespace},
+};
 
 /// What a command may hold: enough to install packages and to serve a port, as container engines grant by default.
 /// Nothing that mounts, loads modules, or reaches into other processes.
@@ -38,13 +42,20 @@ const INIT: CapabilitySet = CapabilitySet::KILL;
 const WATCHING_INIT: CapabilitySet = INIT.union(CapabilitySet::SYS_PTRACE).union(CapabilitySet::DAC_READ_SEARCH);
 
 /// Returns what a command may hold. Raw sockets, which read what others send, are for a network of the step's own.
-fn of_command(shares_network: bool) -> CapabilitySet {
-    if shares_network { COMMAND.difference(CapabilitySet::NET_RAW) } else { COMMAND }
+///
+/// A command beside the step's files is a program of the machine that serves these files to a virtual machine.
+/// It does not start without MKNOD. The file systems that it serves are `nodev`, too.
+fn of_command(shares_network: bool, place: Place) -> CapabilitySet {
+    let granted = if shares_network { COMMAND.difference(CapabilitySet::NET_RAW) } else { COMMAND };
+    match place {
+        Place::Root => granted,
+        Place::Beside => granted.union(CapabilitySet::MKNOD),
+    }
 }
 
 /// Leaves the calling thread, which is about to run the command, with what a command may hold.
-pub(crate) fn limit_command(shares_network: bool) -> Result<(), SetupError> {
-    limit_to(of_command(shares_network))
+pub(crate) fn limit_command(shares_network: bool, place: Place) -> Result<(), SetupError> {
+    limit_to(of_command(shares_network, place))
 }
 
 /// Leaves the calling thread, which is about to run a command that only reads, without capabilities. `run_as`

@@ -241,10 +241,10 @@ fn confine(spec: &JailSpec, prepared: &Prepared) -> Result<(), SetupError> {
     };
     if gains_rights(spec) {
         filter()?;
-        return caps::limit_command(spec.shares_network);
+        return caps::limit_command(spec.shares_network, spec.place);
     }
     match spec.root.memory() {
-        None => caps::limit_command(spec.shares_network)?,
+        None => caps::limit_command(spec.shares_network, spec.place)?,
         Some(root) => caps::limit_reader(spec.user_namespace, root.run_as)?,
     }
     rustix::thread::set_no_new_privs(true).doing(|| "set no_new_privs".into())?;

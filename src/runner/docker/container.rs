@@ -64,6 +64,10 @@ if [ -z "$main" ] || ! kill -STOP "$main"; then
     kill -TERM -1
     exit
 fi
+# Of two signals that are pending the kernel hands over the one with the lower number first, which is TERM.
+while { read -r line <"/proc/$main/stat"; } 2>/dev/null; do
+    case ${line##*) } in [TtZX]*) break ;; esac
+done
 kill -TERM -1
 while :; do
     others=

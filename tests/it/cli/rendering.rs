@@ -369,10 +369,19 @@ fn a_pipeline_that_hangs_is_ended_with_all_that_it_started() {
     assert!(!is_running(&marker));
 }
 
+/// Whether this process ignores SIGINT.
+fn ignores_interrupts() -> bool {
+    let status = fs::read_to_string("/proc/self/status").unwrap();
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:")).unwrap();
+    u64::from_str_radix(ignored.trim(), 16).unwrap() & (1 << (Signal::INT.as_raw() - 1)) != 0
+}
+
 #[test]
 fn hm_that_is_interrupted_or_killed_takes_the_rendering_with_it() {
     let Some(hostile) = Hostile::new() else { return };
-    for signal in [Signal::INT, Signal::KILL] {
+    // A program that a script starts in the background ignores SIGINT, and so does what it starts.
+    let interrupts = (!ignores_interrupts()).then_some(Signal::INT);
+    for signal in [Signal::TERM, Signal::KILL].into_iter().chain(interrupts) {
         let marker = marker();
         hostile.script(&format!(
             "import signal\nfor it in (2, 15): signal.signal(it, signal.SIG_IGN)\nprint('here', flush=True)\n\

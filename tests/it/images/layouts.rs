@@ -161,7 +161,7 @@ async fn nothing_but_files_is_read() {
         index(&[entry])
     });
     let error = error.await.unwrap_err();
-    assert!(error.contains("is no file"), "{error}");
+    assert!(error.contains("is no regular file"), "{error}");
     let top = tempfile::tempdir().unwrap();
     let pipe = top.path().join("pipe");
     rustix::fs::mkfifoat(rustix::fs::CWD, &pipe, rustix::fs::Mode::RUSR).unwrap();
