@@ -1,22 +1,24 @@
 //! Time in which this process ran: what limits and graces are counted in.
 //!
-//! A process that is stopped (Ctrl-Z, a frozen control group, a paused container) misses the ends of its steps for as long,
-//! and wakes up with all of its timers due. A limit that counted that time would end steps that had ended long before, and
-//! a grace would be over before anything could be looked at. So long waits are cut into slices, and a slice that took much
-//! longer than it was asked to counts as what it was asked to. In: limits. Out: when they are over. Knows of no runtime but
-//! in the functions that wait.
+//! A process that is stopped (Ctrl-Z, a frozen control group, a paused container) misses the ends of its
+//! steps for as long, and wakes up with all of its timers due. A limit that counted that time would end steps
+//! that had ended long before, and a grace would be over before anything could be looked at. So long waits
+//! are cut into slices, and a slice that took much longer than it was asked to counts as what it was asked
+//! to. In: limits. Out: when they are over. Knows of no runtime but in the functions that wait.
 
 use std::time::Duration;
 
 /// A slice that ends later than this was not just late.
 const LATE: Duration = Duration::from_millis(50);
-/// What is left, at least, when the process goes on after it stood still: time to look at what happened meanwhile.
+/// What is left, at least, when the process goes on after it stood still: time to look at what happened
+/// meanwhile.
 const LOOK: Duration = Duration::from_millis(100);
 /// How often in a row that is granted, so that a machine that is always late ends steps, too.
 const LOOKS: u8 = 3;
 /// No slice is shorter, unless the limit is.
 const SHORTEST: Duration = Duration::from_secs(1);
-/// A limit has at most this many slices: a process that stands still for less than a slice may not be noticed.
+/// A limit has at most this many slices: a process that stands still for less than a slice may not be
+/// noticed.
 const SLICES: u32 = 64;
 
 /// A limit on the time in which this process ran, and how much of it is used up.
@@ -28,12 +30,13 @@ pub(crate) struct Awake {
 }
 
 impl Awake {
-    /// A limit that begins now.
+    /// Returns a limit that begins now.
     pub(crate) fn new(limit: Duration) -> Self {
         Self { left: limit, slice: SHORTEST.max(limit / SLICES), looks: LOOKS }
     }
 
-    /// How long to wait, at most, until [`pass`](Self::pass) is called; `None` when the limit is reached.
+    /// Returns how long to wait, at most, until [`pass`](Self::pass) is called; `None` when the limit is
+    /// reached.
     pub(crate) fn next(&self) -> Option<Duration> {
         (!self.left.is_zero()).then(|| self.left.min(self.slice))
     }
@@ -88,7 +91,8 @@ mod wait {
         Timeout { work, time_is_up: Box::pin(sleep(limit)) }
     }
 
-    /// The future of [`timeout`]. A type with a name, because an `async fn` over borrowed futures is not known to be `Send`.
+    /// The future of [`timeout`]. A type with a name, because an `async fn` over borrowed futures is not
+    /// known to be `Send`.
     pub(crate) struct Timeout<F> {
         work: F,
         time_is_up: Pin<Box<dyn Future<Output = ()> + Send>>,
@@ -118,7 +122,8 @@ mod tests {
 
     const MS: Duration = Duration::from_millis(1);
 
-    /// Waits until the limit is reached, the n-th wait taking that much longer than asked: how long all of them took.
+    /// Waits until the limit is reached, the n-th wait taking that much longer than asked: how long all of
+    /// them took.
     fn play(limit: Duration, stood_still: &[Duration]) -> Duration {
         let mut awake = Awake::new(limit);
         let mut took = Duration::ZERO;

@@ -30,7 +30,7 @@ pub fn raise_limit() {
     }
 }
 
-/// The soft limit that steps get. `None` if they get that of this process.
+/// Returns the soft limit that steps get. `None` if they get that of this process.
 pub(crate) fn for_steps() -> Option<u64> {
     INHERITED.get().copied().flatten()
 }

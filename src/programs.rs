@@ -5,9 +5,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// The program of this name in `PATH`: in its absolute directories, and in none of the checkout around the
-/// working directory. A project must not decide what runs in the user's name by a file that happens to be
-/// called like it.
+/// Returns the program of this name in `PATH`: in its absolute directories, and in none of the checkout
+/// around the working directory. A project must not decide what runs in the user's name by a file that
+/// happens to be called like it.
 pub(crate) fn find(name: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH")?;
     let checkout = env::current_dir().ok().and_then(|dir| checkout(&dir, home().as_deref()));
@@ -28,8 +28,8 @@ fn home() -> Option<PathBuf> {
     env::var_os("HOME").and_then(|home| PathBuf::from(home).canonicalize().ok())
 }
 
-/// The outermost directory around `dir` that is a repository or has pipelines, but for the home directory and
-/// what holds it.
+/// Returns the outermost directory around `dir` that is a repository or has pipelines, but for the home
+/// directory and what holds it.
 fn checkout(dir: &Path, home: Option<&Path>) -> Option<PathBuf> {
     let is_home = |dir: &Path| dir.parent().is_none() || home.is_some_and(|home| home.starts_with(dir));
     let above = dir.ancestors().take_while(|dir| !is_home(dir));

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-/// A word as a POSIX shell reads it. Plain names stay as they are.
+/// Returns a word as a POSIX shell reads it. Plain names stay as they are.
 #[must_use]
 pub fn quote(word: &str) -> Cow<'_, str> {
     let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"%+,-./:@_".contains(&byte);

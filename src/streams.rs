@@ -1,10 +1,10 @@
 //! What a step prints on two pipes, in the order in which it was there as far as that can be known.
 //!
-//! The kernel keeps no time of writes, but an epoll instance lists what became readable in the order in which it did. So
-//! both pipes are in an instance of their own, edge-triggered: a pipe is listed again with the first write after the one
-//! that was listed before. When both are listed, the first is read up to what it holds then, because what comes later came
-//! after the other's first write. What was written to both between two looks stays unknown: then the whole of the first
-//! goes first.
+//! The kernel keeps no time of writes, but an epoll instance lists what became readable in the order in which
+//! it did. So both pipes are in an instance of their own, edge-triggered: a pipe is listed again with the
+//! first write after the one that was listed before. When both are listed, the first is read up to what it
+//! holds then, because what comes later came after the other's first write. What was written to both between
+//! two looks stays unknown: then the whole of the first goes first.
 //!
 //! In: two pipes. Out: pieces of what they held. Knows no runtime: [`Streams`] is a descriptor to wait for.
 
@@ -66,18 +66,18 @@ impl Streams {
         })
     }
 
-    /// Whether both have come to their end.
+    /// Returns whether both have come to their end.
     pub(crate) fn is_over(&self) -> bool {
         self.pipes.iter().all(Option::is_none)
     }
 
-    /// What a piece is.
+    /// Returns what a piece is.
     pub(crate) fn bytes(&self, piece: Piece) -> &[u8] {
         &self.buffer[..piece.len]
     }
 
-    /// Looks at what can be read, which [`read`](Self::read) reads then. Called when the descriptor is readable; never
-    /// waits.
+    /// Looks at what can be read, which [`read`](Self::read) reads then. Called when the descriptor is
+    /// readable; never waits.
     pub(crate) fn look(&mut self) -> Result<(), Errno> {
         // What was left has been there for longer than what is listed now.
         for (index, unfinished) in self.unfinished.iter_mut().enumerate() {
@@ -107,7 +107,7 @@ impl Streams {
         Ok(())
     }
 
-    /// Whether [`look`](Self::look) finds something, whatever the descriptor says.
+    /// Returns whether [`look`](Self::look) finds something, even if the descriptor is not ready.
     pub(crate) fn is_unfinished(&self) -> bool {
         self.unfinished.iter().any(Option::is_some)
     }
@@ -199,7 +199,7 @@ mod tests {
             assert_eq!(rustix::io::write(self.writers[index].as_ref().unwrap(), bytes), Ok(bytes.len()));
         }
 
-        /// All that is there: on standard error behind an exclamation mark.
+        /// Returns all that is there: on standard error behind an exclamation mark.
         fn read(&mut self) -> String {
             let mut text = String::new();
             while let Some(piece) = self.streams.read_now().unwrap() {
@@ -286,8 +286,8 @@ mod tests {
                 }
             };
             for (index, len, look) in writes {
-                // A pipe has 16 pages. A write that does not fit into the last one begins another, so that half of
-                // them may be wasted.
+                // A pipe has 16 pages. A write that does not fit into the last one begins another, so that
+                // half of them may be wasted.
                 if written[index] - read[index] + len > 30_000 {
                     take(&mut rig, &mut read, true);
                 }

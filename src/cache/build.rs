@@ -211,7 +211,7 @@ impl BuildCache {
         Ok(found)
     }
 
-    /// Whose results these are.
+    /// Returns the project that the results belong to.
     pub(crate) fn project(&self) -> &ProjectId {
         &self.project
     }

@@ -26,7 +26,8 @@ pub enum BasePart<'a> {
     Snapshot(&'a str),
 }
 
-/// Everything that decides what a step leaves. Of the source there is what the step's policy looks at, and no more.
+/// Everything that decides what a step leaves. It has only that part of the source at which the step's policy
+/// looks.
 ///
 /// A key is BLAKE3 over a byte for the version and then the parts in this order, each after its length in eight bytes,
 /// little-endian. The environment is its variables in byte order, after their number; the kind of the base is a part, too.

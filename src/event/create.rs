@@ -26,8 +26,8 @@ use crate::runner::Secrets;
 pub enum RunDir {
     /// In this directory, which is made, and stays. Only its owner may enter it.
     Kept(PathBuf),
-    /// In a directory of their own that goes with the last of writer, buses and readers. If those are killed, a later
-    /// process of the same user removes it.
+    /// In a directory of their own that goes with the last of writer, buses and readers. If those are killed,
+    /// a later process of the same user removes it.
     Temporary,
 }
 

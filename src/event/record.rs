@@ -84,7 +84,8 @@ pub(super) enum Record<'a> {
         duration_ms: u64,
         snapshot: Option<&'a str>,
         message: Option<&'a str>,
-        /// [`encode_artifacts`], behind the other fields. Records without any, as older versions wrote them, end before it.
+        /// [`encode_artifacts`], behind the other fields. Records without any, as older versions wrote them,
+        /// end before it.
         #[serde(skip)]
         artifacts: &'a [u8],
     },
@@ -138,7 +139,7 @@ impl<'a> Record<'a> {
     }
 }
 
-/// A step's artifacts as a trailing field: nothing if there are none.
+/// Encodes a step's artifacts as a trailing field: nothing if there are none.
 pub(super) fn encode_artifacts<'a>(artifacts: impl Iterator<Item = (&'a str, &'a str, u64)>) -> Vec<u8> {
     let (mut bytes, mut all, mut left_out) = (0, Vec::new(), 0_usize);
     for artifact in artifacts {
@@ -159,7 +160,7 @@ pub(super) fn encode_artifacts<'a>(artifacts: impl Iterator<Item = (&'a str, &'a
     postcard::to_stdvec(&all).unwrap_or_default()
 }
 
-/// The artifacts behind a record's other fields. Bytes behind them are a later version's.
+/// Decodes the artifacts behind a record's other fields. Bytes behind them are a later version's.
 pub(super) fn decode_artifacts(bytes: &[u8]) -> Result<Vec<ArtifactRef>, postcard::Error> {
     if bytes.is_empty() {
         return Ok(Vec::new());
@@ -173,7 +174,7 @@ pub(super) fn encode<T: Serialize>(buffer: &mut Vec<u8>, value: &T) -> Result<()
     encode_with(buffer, value, &[])
 }
 
-/// As [`encode`], with a trailing field.
+/// Encodes like [`encode`], with a trailing field.
 fn encode_with<T: Serialize>(buffer: &mut Vec<u8>, value: &T, trailing: &[u8]) -> Result<(), postcard::Error> {
     let start = buffer.len();
     buffer.extend_from_slice(&[0; FRAME_HEADER_BYTES]);

@@ -31,7 +31,7 @@ use crate::tree::{entries, open_dir, open_dir_at};
 /// How the names of run directories begin in the private directory.
 const PREFIX: &str = "run-";
 
-/// The same in `$TMPDIR` itself, where there is no private directory. These are never looked for again.
+/// The same in `$TMPDIR` itself, if there is no private directory. These are never looked for again.
 const UNSWEPT_PREFIX: &str = "hm-run-";
 
 /// The marker's name, and what it says.
@@ -43,8 +43,8 @@ const MIN_AGE: Duration = Duration::from_secs(60);
 
 static SWEPT: Once = Once::new();
 
-/// Makes a directory for a run among the system's temporary files. The first call in a process also starts a thread that
-/// removes the directories of runs that were killed.
+/// Makes a directory for a run among the system's temporary files. The first call in a process also starts a
+/// thread that removes the directories of runs that were killed.
 pub(super) fn create() -> io::Result<TempDir> {
     let top = std::env::temp_dir();
     match private_dir(&top) {

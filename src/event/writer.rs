@@ -10,7 +10,7 @@ use super::{
 };
 use crate::plan::StepIndex;
 
-/// Whether an error comes from a disk, or a quota, without any room left.
+/// Returns whether an error comes from a disk, or a quota, without any room left.
 pub(crate) fn is_full(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }

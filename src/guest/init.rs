@@ -173,7 +173,7 @@ fn pass_on(job: &Job, port: &File) -> Outcome<Ended> {
     let mut outputs = Streams::new(stdout.into(), stderr.into(), READ_BYTES).doing("watch what the step prints")?;
     while !outputs.is_over() {
         let mut fds = [PollFd::new(port, PollFlags::IN), PollFd::new(&outputs, PollFlags::IN)];
-        // What was left of a flood is there, whatever the descriptor says.
+        // What was left of a flood is there, even if the descriptor is not ready.
         let limit = outputs.is_unfinished().then(Timespec::default);
         match poll(&mut fds, limit.as_ref()) {
             Ok(_) => {}

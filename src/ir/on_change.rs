@@ -12,7 +12,7 @@ pub(crate) struct WrongPath {
     pub(crate) message: &'static str,
 }
 
-/// The paths of a policy and of those that it is composed of, sorted, each once.
+/// Returns the paths of a policy and of those that it is composed of, sorted, each once.
 pub(crate) fn on_change_paths(cache: &Cache) -> Result<Vec<&str>, WrongPath> {
     let (mut paths, mut rest) = (Vec::new(), Vec::new());
     visit(&cache.policy, |name| cache.parameters.get(name), &mut paths, &mut rest)?;

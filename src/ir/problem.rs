@@ -7,7 +7,8 @@ use std::{fmt, sync::Arc};
 
 use super::text::{DidYouMean, List, Message, Name, Path, Quoted};
 
-/// The longest argument or variable that Linux gives to a program, in bytes: `MAX_ARG_STRLEN` without the final NUL.
+/// The longest argument or variable that Linux gives to a program, in bytes: `MAX_ARG_STRLEN` without the
+/// final NUL.
 pub(super) const MAX_ARG_BYTES: usize = 128 * 1024 - 1;
 
 /// Everything that is wrong with a pipeline: at least one mistake, each with its place.

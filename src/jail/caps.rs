@@ -18,9 +18,9 @@ use super::{
 /// What a command may hold: enough to install packages and to serve a port, as container engines grant by default.
 /// Nothing that mounts, loads modules, or reaches into other processes.
 ///
-/// Engines grant MKNOD as well, because a control group keeps what is made from being opened. Here every file system of
-/// a step is `nodev`, so that a device node would be of no use: the kernel refuses to make one, by whatever system call.
-/// Whiteouts (0:0), which tools for images make, take no capability.
+/// Engines grant MKNOD as well, because a control group keeps what is made from being opened. Here every file
+/// system of a step is `nodev`, so that a device node would be of no use: the kernel refuses to make one, by
+/// any system call. Whiteouts (0:0), which tools for images make, take no capability.
 const COMMAND: CapabilitySet = CapabilitySet::AUDIT_WRITE
     .union(CapabilitySet::CHOWN)
     .union(CapabilitySet::DAC_OVERRIDE)
@@ -38,7 +38,8 @@ const COMMAND: CapabilitySet = CapabilitySet::AUDIT_WRITE
 /// Pid 1 forwards signals, also to processes that changed their user; nothing else.
 const INIT: CapabilitySet = CapabilitySet::KILL;
 
-/// Pid 1 that counts memory by looking reads which files the step's processes have open, whoever they belong to.
+/// Pid 1 that counts memory by looking reads which files the step's processes have open, also those of other
+/// users.
 const WATCHING_INIT: CapabilitySet = INIT.union(CapabilitySet::SYS_PTRACE).union(CapabilitySet::DAC_READ_SEARCH);
 
 /// Returns what a command may hold. Raw sockets, which read what others send, are for a network of the step's own.

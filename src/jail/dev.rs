@@ -22,9 +22,10 @@ const DEVICES: [(&CStr, u32, u32); 6] =
 
 /// Mounts `/dev`, a file system in memory.
 ///
-/// The tmpfs is `nodev`, so that a node which the step makes is dead; the known ones are shown on mounts of their own. As
-/// root they are the step's own inodes. A user namespace can make none: it shows the machine's, read-only, because what
-/// is changed about an inode is changed for the machine. Data goes through a read-only mount of a device all the same.
+/// The tmpfs is `nodev`, so that a node which the step makes is dead; the known ones are shown on mounts of
+/// their own. As root they are the step's own inodes. A user namespace can make none: it shows the machine's,
+/// read-only, because what is changed about an inode is changed for the machine. Data goes through a
+/// read-only mount of a device all the same.
 ///
 /// Returns a directory that stays empty: no path leads to it.
 pub(super) fn mount(host: &OwnedFd, spec: &JailSpec, message_queues: bool) -> Result<OwnedFd, SetupError> {

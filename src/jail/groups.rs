@@ -9,8 +9,8 @@ const MAX_BYTES: u64 = 1 << 20;
 /// The most groups that the kernel takes.
 const MAX_GROUPS: usize = 65_536;
 
-/// Joins root's own group and those in which the step's `/etc/group` lists root, as container engines do. Call this with
-/// the step's files as the root.
+/// Joins root's own group and those in which the step's `/etc/group` lists root, as container engines do.
+/// Call this with the step's files as the root.
 pub(crate) fn join_those_of_root() -> Result<(), SetupError> {
     let own = [Gid::ROOT];
     let groups = match small::read(c"/etc/group", MAX_BYTES) {
@@ -26,7 +26,7 @@ pub(crate) fn join_those_of_root() -> Result<(), SetupError> {
     .doing(|| "join root's groups".into())
 }
 
-/// The groups of root by a file of lines `name:password:id:members`.
+/// Returns the groups of root by a file of lines `name:password:id:members`.
 fn of_root(file: &[u8]) -> Vec<Gid> {
     let listed = file.split(|byte| *byte == b'\n').filter_map(|line| {
         let mut fields = line.split(|byte| *byte == b':');

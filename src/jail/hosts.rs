@@ -1,4 +1,5 @@
-//! The step's `/etc/hosts`: what its image has, completed with the host name and the names that every machine has.
+//! The step's `/etc/hosts`: what its image has, completed with the host name and the names that every machine
+//! has.
 
 use std::fmt::Write as _;
 
@@ -15,8 +16,8 @@ const USUAL: [(&str, &[&str]); 6] = [
     ("ff02::2", &["ip6-allrouters"]),
 ];
 
-/// The address of the host name: on the loopback device of every network, and apart from `localhost`, to which
-/// `hostname -f` would else resolve.
+/// The address of the host name: on the loopback device of every network, and apart from `localhost`, to
+/// which `hostname -f` would else resolve.
 const OWN_ADDRESS: &str = "127.0.1.1";
 
 /// Returns `own`, the file of the step's image, followed by lines for the names that it lacks.
@@ -48,7 +49,7 @@ pub(crate) fn complete(own: &[u8], hostname: &str) -> Vec<u8> {
     file
 }
 
-/// The names on a line, without its address and its comment.
+/// Returns the names on a line, without its address and its comment.
 fn names(line: &[u8]) -> impl Iterator<Item = &[u8]> {
     let text = line.split(|byte| *byte == b'#').next().unwrap_or_default();
     text.split(u8::is_ascii_whitespace).filter(|word| !word.is_empty()).skip(1)

@@ -23,11 +23,11 @@ const HOSTS: &CStr = c"/etc/hosts";
 /// Where control groups are shown.
 const CGROUPS: &CStr = c"/sys/fs/cgroup";
 
-/// Mounts a file in memory over the step's `/etc/hosts`, so that the host name resolves and no layer has it. The step may
-/// write to it, as in a container.
+/// Mounts a file in memory over the step's `/etc/hosts`, so that the host name resolves and no layer has it.
+/// The step may write to it, as in a container.
 ///
-/// `aside` is a directory of a file system in memory that another mount is about to hide. A step without an `/etc/hosts`
-/// stays without one: every image but a root file system of its own has the file.
+/// `aside` is a directory of a file system in memory that another mount is about to hide. A step without an
+/// `/etc/hosts` stays without one: every image but a root file system of its own has the file.
 pub(super) fn name_the_host(aside: &CStr) -> Result<(), SetupError> {
     let doing = || "show the step's host name in /etc/hosts".to_owned();
     let own = small::read(HOSTS, hosts::MAX_BYTES).unwrap_or_default();
@@ -43,8 +43,8 @@ pub(super) fn name_the_host(aside: &CStr) -> Result<(), SetupError> {
         rest = &rest[written..];
     }
     let mount = clone_tree(CWD, &path).doing(doing)?;
-    // Not `attach`, which would make a mount point that is then part of the step's layer. A link that leads nowhere, or to a
-    // directory, is the image's own fault.
+    // Not `attach`, which would make a mount point that is then part of the step's layer. A link that leads
+    // nowhere, or to a directory, is the image's own fault.
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_SYMLINKS;
     match move_mount(&mount, c"", CWD, HOSTS, flags) {
         Err(Errno::NOENT | Errno::NOTDIR | Errno::INVAL | Errno::LOOP) => Ok(()),
@@ -52,8 +52,9 @@ pub(super) fn name_the_host(aside: &CStr) -> Result<(), SetupError> {
     }
 }
 
-/// Shows the step the control groups that hold it, read-only, each under the name of its hierarchy; with version 2 there is
-/// one, without a name. Without any, those of the machine are hidden if they are `visible`.
+/// Shows the step the control groups that hold it, read-only, each under the name of its hierarchy; with
+/// version 2 there is one, without a name. Without any, those of the machine are hidden if they are
+/// `visible`.
 pub(super) fn show_limits(groups: &[(CString, OwnedFd)], visible: bool) -> Result<(), SetupError> {
     // A kernel, or a container, may be without control groups.
     if (groups.is_empty() && !visible) || rustix::fs::stat(CGROUPS).is_err() {

@@ -2,8 +2,8 @@
 //!
 //! Pid 1 makes the jail, starts the command, reaps, forwards TERM, and reports how the command ended. When it ends, for
 //! whatever reason, the kernel ends every process of the step: daemons, traps and new sessions change nothing about that.
-//! It ends when the command does (after TERM, when the last process does), when the engine hangs up, and when the zygote is
-//! gone.
+//! It ends when the command does (after TERM, when the last process does), when the engine hangs up, and when
+//! the zygote is gone.
 
 use std::{
     ffi::{CStr, CString},
@@ -129,8 +129,9 @@ fn open_cgroup(procs: &CStr) -> Result<OwnedFd, SetupError> {
         .doing(|| format!("open {}", procs.to_string_lossy()))
 }
 
-/// Waits for the end of the command, and reports it. After TERM the end is that of the last process of the step, because
-/// each of them has the grace to clean up; a step that ends by itself does not wait for what it started.
+/// Waits for the end of the command, and reports it. After TERM the end is that of the last process of the
+/// step, because each of them has the grace to clean up; a step that ends by itself does not wait for what it
+/// started.
 fn attend(command: Pid, status: &OwnedFd, children: &OwnedFd, zygote: &OwnedFd, watch: Option<Watch>) {
     let timeout = watch.map(|_| WATCH_INTERVAL);
     let mut watcher = watch.map(Watcher::new);
@@ -220,12 +221,12 @@ fn reap(command: Pid, children: &OwnedFd, report: &mut Option<Report>) -> Left {
 
 /// Takes from this process what a command may not do.
 ///
-/// The filters go in while the capability to install them is still held. The other way to be allowed to, `no_new_privs`,
-/// would make setuid programs and file capabilities do nothing, with which `su`, `sudo` and `ping` fail. No program can take
-/// a filter off again, and the bounding set caps what a program may gain: a step that runs a setuid program has at most what
-/// it started with.
+/// The filters go in while the capability to install them is still held. The other way to be allowed to,
+/// `no_new_privs`, would make setuid programs and file capabilities do nothing, with which `su`, `sudo` and
+/// `ping` fail. No program can take a filter off again, and the bounding set caps what a program may gain: a
+/// step that runs a setuid program has at most what it started with.
 ///
-/// Three kinds of commands gain nothing and keep the stricter rule. Where there is a single id, nobody else
+/// Three kinds of commands gain nothing and keep the stricter rule. With a single id, no other user
 /// could use such a program, and the filters, which pretend that `capset` and `setuid` succeed, must come
 /// last. A command beside the step's files is a program of the machine. One over a root in memory only reads,
 /// and has no rights at all.
@@ -255,7 +256,7 @@ fn confine(spec: &JailSpec, prepared: &Prepared) -> Result<(), SetupError> {
     Ok(())
 }
 
-/// Whether the command may gain rights by programs that give some.
+/// Returns whether the command may gain rights by programs that give some.
 fn gains_rights(spec: &JailSpec) -> bool {
     spec.place == Place::Root && spec.user_namespace != UserNamespace::Single && spec.root.memory().is_none()
 }

@@ -1,8 +1,9 @@
 //! Landlock: what the network that a step shares with the machine must not carry.
 //!
-//! Abstract unix sockets and the ids of their users belong to the network namespace, so that a step on the machine's
-//! network could talk to the X server, to the session bus, and to other steps. A Landlock domain ends at the step: its
-//! processes connect to each other's abstract sockets and to none from outside. Needs Linux 6.12.
+//! Abstract unix sockets and the ids of their users belong to the network namespace, so that a step on the
+//! machine's network could talk to the X server, to the session bus, and to other steps. A Landlock domain
+//! ends at the step: its processes connect to each other's abstract sockets and to none from outside. Needs
+//! Linux 6.12.
 
 use super::{SetupError, error::Doing, sys};
 

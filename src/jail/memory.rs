@@ -1,9 +1,9 @@
-//! How much memory a step uses, where no control group counts it.
+//! How much memory a step uses, when no control group counts it.
 //!
-//! What its processes have mapped is in `/proc/PID/statm`. What lies in file systems in memory, in memory files and in
-//! System V segments is nobody's, and a step could keep any amount there. Counting it means a look at every descriptor of
-//! every process, which takes milliseconds, so that it is done only while the machine as a whole has enough of such memory
-//! to matter.
+//! What its processes have mapped is in `/proc/PID/statm`. What lies in file systems in memory, in memory
+//! files and in System V segments belongs to no process, and a step could keep any amount there. Counting it
+//! means a look at every descriptor of every process, which takes milliseconds, so that it is done only while
+//! the machine as a whole has enough of such memory to matter.
 
 use std::{
     collections::HashSet,
@@ -16,7 +16,7 @@ use std::{
 /// File systems in memory that a step may write to.
 const FILE_SYSTEMS: [&str; 2] = ["/dev", "/dev/shm"];
 
-/// Of the time that passes, this share may go into looks: one tenth.
+/// Looks may take up to one part in this many of the time that passes.
 const PATIENCE: u32 = 10;
 
 /// Looks at a step's memory now and then.
@@ -31,7 +31,7 @@ impl Memory {
         Self { limit, next_look: None }
     }
 
-    /// Whether the processes `pids` and what they keep in memory exceed the limit.
+    /// Returns whether the processes `pids` and what they keep in memory exceed the limit.
     pub(crate) fn is_exceeded(&mut self, pids: &[u32]) -> bool {
         let mapped: u64 = pids.iter().copied().map(mapped_bytes).sum();
         let shared = shared_of_the_machine();
@@ -49,30 +49,31 @@ impl Memory {
     }
 }
 
-/// What a process has mapped, in bytes: the second field of `statm`, in pages. A process that is just ending has none.
+/// Returns what a process has mapped, in bytes: the second field of `statm`, in pages. A process that is just
+/// ending has none.
 fn mapped_bytes(pid: u32) -> u64 {
     let statm = fs::read_to_string(format!("/proc/{pid}/statm")).unwrap_or_default();
     let pages: u64 = statm.split_ascii_whitespace().nth(1).and_then(|field| field.parse().ok()).unwrap_or(0);
     pages * rustix::param::page_size() as u64
 }
 
-/// All memory of this machine that is shared, or a file's in memory: an upper bound of a step's.
+/// Returns all memory of this machine that is shared, or a file's in memory: an upper bound of a step's.
 fn shared_of_the_machine() -> Option<u64> {
     field(&fs::read_to_string("/proc/meminfo").ok()?, "Shmem:")
 }
 
-/// The field `name` of a text with a line `name  12 kB`, in bytes.
+/// Returns the field `name` of a text with a line `name  12 kB`, in bytes.
 fn field(text: &str, name: &str) -> Option<u64> {
     let value = text.lines().find_map(|line| line.strip_prefix(name))?;
     value.split_ascii_whitespace().next()?.parse::<u64>().ok()?.checked_mul(1024)
 }
 
-/// Everything that is not shared, by process, and everything that is, once.
+/// Returns everything that is not shared, by process, and everything that is, once.
 fn used_bytes(pids: &[u32]) -> u64 {
     let mut sum = file_systems() + segments();
     let mut sharing = Vec::new();
     for &pid in pids {
-        // Of a process that is just ending there is nothing.
+        // A process that is just ending has none.
         let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
         let of = |name| field(&status, name).unwrap_or(0);
         sum += of("RssAnon:") + of("RssFile:");
@@ -86,7 +87,7 @@ fn used_bytes(pids: &[u32]) -> u64 {
     sum + sharing.into_iter().map(|(pid, shared)| unnamed(pid, &seen).unwrap_or(shared)).sum::<u64>()
 }
 
-/// What the step's file systems in memory hold.
+/// Returns what the step's file systems in memory hold.
 fn file_systems() -> u64 {
     let mut devices = HashSet::new();
     let mut used = 0;
@@ -101,14 +102,14 @@ fn file_systems() -> u64 {
     used
 }
 
-/// What System V segments hold: the columns `rss` and `swap`.
+/// Returns what System V segments hold: the columns `rss` and `swap`.
 fn segments() -> u64 {
     let table = fs::read_to_string("/proc/sysvipc/shm").unwrap_or_default();
     let bytes = |line: &str| line.split_ascii_whitespace().rev().take(2).filter_map(|it| it.parse::<u64>().ok()).sum();
     table.lines().skip(1).map(|line| -> u64 { bytes(line) }).sum()
 }
 
-/// What the memory files hold that a process has open and that were not `seen` before.
+/// Returns what the memory files hold that a process has open and that were not `seen` before.
 fn open_files(pid: u32, seen: &mut HashSet<(u64, u64)>) -> u64 {
     let mut sum = 0;
     for entry in fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten() {
@@ -127,7 +128,8 @@ fn is_memory_file(target: &Path) -> bool {
     target.to_str().is_some_and(|target| target.starts_with("/memfd:"))
 }
 
-/// What a process shares of memory that has no name and is in no file that was `seen`: its fair share of each mapping.
+/// Returns what a process shares of memory that has no name and is in no file that was `seen`: its fair share
+/// of each mapping.
 fn unnamed(pid: u32, seen: &HashSet<(u64, u64)>) -> Option<u64> {
     let maps = fs::read_to_string(format!("/proc/{pid}/smaps")).ok()?;
     Some(unnamed_in(&maps, seen))
@@ -149,7 +151,8 @@ fn unnamed_in(smaps: &str, seen: &HashSet<(u64, u64)>) -> u64 {
     sum
 }
 
-/// The file that a mapping's first line names, by device and inode, and its path: `7f00-7f10 rw-s 00000000 00:01 1035 /memfd:x`.
+/// Returns the file that a mapping's first line names, by device and inode, and its path:
+/// `7f00-7f10 rw-s 00000000 00:01 1035 /memfd:x`.
 fn mapping(line: &str) -> Option<((u64, u64), &str)> {
     let mut fields = line.splitn(6, ' ');
     let (_range, _mode, _offset) = (fields.next().filter(|it| it.contains('-'))?, fields.next()?, fields.next()?);

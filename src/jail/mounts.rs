@@ -159,9 +159,9 @@ pub(super) fn mount(it: &MountedOverlay, user_namespace: UserNamespace, api: Mou
         .doing(|| format!("mount {}", on.to_string_lossy()))
 }
 
-/// Mounts a screen. Before overlayfs shows a file it also checks the rights of the user who mounted it: so that
-/// is a user who owns nothing, without the capabilities of root. All directories are opened as root, because
-/// the store is closed to others.
+/// Mounts a screen. Before overlayfs shows a file it also checks the rights of the user who mounted it: so
+/// that is a user who owns nothing, without the capabilities of root. All directories are opened as root,
+/// because the store is closed to others.
 pub(super) fn screen(it: &Screen) -> Result<(), SetupError> {
     let doing = || format!("mount {} without what others may not read", it.dir.to_string_lossy());
     let (dir, empty, on) = (open_dir(&it.dir)?, open_dir(&it.empty)?, open_dir(&it.on)?);
@@ -276,15 +276,15 @@ fn open_dir(path: &CStr) -> Result<OwnedFd, SetupError> {
         .doing(|| format!("open {}", path.to_string_lossy()))
 }
 
-/// A control group, to be shown under a name.
+/// Returns a control group, to be shown under a name.
 fn group(it: &GroupView) -> Result<(CString, OwnedFd), SetupError> {
     let source = it.dir.clone();
     Ok((it.name.clone(), view(&Bind { source, target: c"/".into(), writable: false })?))
 }
 
-/// A copy of a mount, with all that is mounted below it: a user namespace may not copy less. Device nodes in it are dead:
-/// what is writable is an overlay of [`mount`], which has none to begin with. If it is read-only, owners, modes, times and
-/// attributes can't be changed through it, either.
+/// Copies a mount, with all that is mounted below it: a user namespace may not copy less. Device nodes in it
+/// are dead: what is writable is an overlay of [`mount`], which has none to begin with. If it is read-only,
+/// owners, modes, times and attributes can't be changed through it, either.
 fn view(it: &Bind) -> Result<OwnedFd, SetupError> {
     let attributes = MountAttrFlags::MOUNT_ATTR_NODEV | MountAttrFlags::MOUNT_ATTR_RDONLY;
     clone_tree(CWD, &it.source)
@@ -376,7 +376,7 @@ fn sys_dir(host: &OwnedFd) -> Result<bool, SetupError> {
     attach(&sysfs, c"/sys").map(|()| shared)
 }
 
-/// A file system in memory that is not larger than the step's memory: what lies in it counts as that.
+/// Makes a file system in memory that is not larger than the step's memory: what lies in it counts as that.
 pub(super) fn memory(
     mode: &CStr,
     memory_bytes: Option<u64>,
@@ -391,7 +391,7 @@ pub(super) fn memory(
     }
 }
 
-/// A C string of literals, device names and numbers.
+/// Returns a C string of literals, device names and numbers.
 pub(super) fn path(text: String) -> CString {
     CString::new(text).unwrap_or_default()
 }

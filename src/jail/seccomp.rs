@@ -62,8 +62,8 @@ const CLONE: Verdict = Verdict::DenyBits { argument: 0, bits: NAMESPACE_BITS };
 const UNSHARE: Verdict = Verdict::DenyBits { argument: 0, bits: NAMESPACE_BITS | NEWTIME };
 /// Sockets to the hypervisor, which no network namespace has a say in.
 const SOCKET: Verdict = Verdict::DenyValues(&[libc::AF_VSOCK.cast_unsigned()]);
-/// On a network that is not the step's alone also those that read what others send. They take CAP_NET_RAW, which the step
-/// does not have there: this is the second wall.
+/// On a network that is not the step's alone also those that read what others send. They take CAP_NET_RAW,
+/// which the step does not have there: this is the second wall.
 const SHARED_SOCKET: Verdict = Verdict::DenyValues(&[
     libc::AF_VSOCK.cast_unsigned(),
     libc::AF_PACKET.cast_unsigned(),
@@ -267,7 +267,7 @@ mod arch {
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 compile_error!("the sandbox has no system call filter for this architecture");
 
-/// What every step is denied, or one whose network is not its own.
+/// Returns what every step is denied, or one whose network is not its own.
 pub(crate) fn denied(shares_network: bool) -> Vec<sock_filter> {
     let socket = if shares_network { SHARED_SOCKET } else { SOCKET };
     let native = natives(DENIED.iter().chain(arch::DENIED), PERM).chain([
@@ -289,8 +289,8 @@ pub(crate) fn pretended() -> Vec<sock_filter> {
     program(native.collect(), arch::COMPAT_PRETENDED.to_vec(), Verdict::Allow)
 }
 
-/// What a command is denied besides that only reads: sockets that lie among the files that it is shown lead
-/// to programs outside, whatever its network namespace.
+/// Returns what a command is denied besides that only reads: sockets that lie among the files that it is
+/// shown lead to programs outside, in every network namespace.
 pub(crate) fn for_readers() -> Vec<sock_filter> {
     program(vec![(number(libc::SYS_socket), UNIX_SOCKET)], arch::COMPAT_SOCKETS.to_vec(), Verdict::Allow)
 }

@@ -83,11 +83,11 @@ impl Solo {
         Self::enter_with(Proc::OwnOrShared)
     }
 
-    /// The same for a command that must not see the processes around it: it fails in [`Solo::run`] where the
-    /// kernel mounts no new `/proc`.
+    /// Enters as `enter` does, for a command that must not see the processes around it: it fails in
+    /// [`Solo::run`] if the kernel mounts no new `/proc`.
     ///
     /// # Errors
-    /// What the kernel refused; the process is then to end.
+    /// Returns an error if the kernel refused something. The process must then end.
     #[cfg(feature = "sandbox")]
     pub(crate) fn enter_unseeing() -> Result<Self, SetupError> {
         Self::enter_with(Proc::Own)
@@ -249,7 +249,8 @@ impl Running {
             let left = left.map(Timespec::try_from).transpose().map_err(|_| SetupError::new(doing(), Errno::INVAL))?;
             match poll(&mut fds, left.as_ref()) {
                 Ok(_) => break,
-                // Also after this process was stopped for a while: the clock alone would not tell what happened meanwhile.
+                // Also after this process was stopped for a while: the clock alone would not tell what
+                // happened meanwhile.
                 Err(Errno::INTR) => {}
                 Err(errno) => return Err(SetupError::new(doing(), errno)),
             }

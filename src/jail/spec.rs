@@ -15,7 +15,8 @@ pub(crate) const SPEC_VERSION: u32 = 9;
 /// What a helper begins its greeting with. What follows is [`greeting`]'s.
 pub(crate) const GREETING: &str = "hm-sandbox ";
 
-/// The first message of a helper, as text so that every version can read it: the versions of this protocol and of the crate.
+/// Returns the first message of a helper, as text so that every version can read it: the versions of this
+/// protocol and of the crate.
 pub(crate) fn greeting() -> String {
     format!("{GREETING}{SPEC_VERSION} {}", env!("CARGO_PKG_VERSION"))
 }
@@ -41,7 +42,7 @@ pub enum MountApi {
 }
 
 impl Root {
-    /// Whether it is a [`MemoryRoot`], and which.
+    /// Returns whether it is a [`MemoryRoot`], and which.
     #[must_use]
     pub(crate) fn memory(&self) -> Option<&MemoryRoot> {
         match self {
@@ -299,9 +300,9 @@ pub struct GroupView {
     pub name: CString,
 }
 
-/// What a command's environment has unless the image or the step sets it: where programs are looked for, root's home, and
-/// the mark that programs look for to learn that they run in a container. The same for every step, so that no cache key has
-/// it.
+/// What a command's environment has unless the image or the step sets it: where programs are looked for,
+/// root's home, and the mark that programs look for to learn that they run in a container. The same for every
+/// step, so that no cache key has it.
 pub const DEFAULT_ENV: [(&str, &str); 3] =
     [("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"), ("HOME", "/root"), ("container", "hm")];
 
@@ -322,8 +323,8 @@ pub struct JailSpec {
     pub binds: Vec<Bind>,
     /// Files at `/run/secrets`.
     pub secrets: Vec<SecretFile>,
-    /// Whether processes that are not the step's use its network. It then gets no raw sockets, and no abstract unix
-    /// sockets of others.
+    /// Whether processes that are not the step's use its network. It then gets no raw sockets, and no
+    /// abstract unix sockets of others.
     pub shares_network: bool,
     /// `cgroup.procs` files that the command enters before it runs.
     pub cgroups: Vec<CString>,

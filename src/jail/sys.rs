@@ -108,7 +108,8 @@ pub(crate) fn exit(code: c_int) -> ! {
     unsafe { libc::_exit(code) }
 }
 
-/// Installs a seccomp filter on the calling thread. CAP_SYS_ADMIN must be held in its user namespace, or `no_new_privs` set.
+/// Installs a seccomp filter on the calling thread. CAP_SYS_ADMIN must be held in its user namespace, or
+/// `no_new_privs` set.
 pub(crate) fn install_seccomp(program: &[libc::sock_filter]) -> Result<()> {
     const SET_MODE_FILTER: c_uint = 1;
     let prog = libc::sock_fprog {
@@ -129,7 +130,7 @@ pub(crate) fn install_seccomp(program: &[libc::sock_filter]) -> Result<()> {
 /// Does something with files as a user and a group who own none, without the capabilities that let root pass
 /// by modes. The caller must be root, and have a single thread.
 pub(crate) fn as_owner_of_nothing<T>(act: impl FnOnce() -> T) -> Result<T> {
-    /// No account has it: the largest id that is one.
+    /// The largest valid id, which no account has.
     const NONE: libc::uid_t = libc::uid_t::MAX - 2;
     // A file of root's group is no more for this user than one of root's. They do not come back.
     set_thread_groups(&[])?;
@@ -155,15 +156,16 @@ pub(crate) fn ignore_children() -> Result<()> {
 
 /// Gives every signal its default action and blocks none: what a command expects to find.
 ///
-/// Not by the C library, which keeps signals 32 and 33 to itself: a step may inherit them ignored all the same.
+/// Not by the C library, which keeps signals 32 and 33 to itself: a step may inherit them ignored all the
+/// same.
 pub(crate) fn reset_signals() -> Result<()> {
     /// The kernel's `sigaction`, all zero: SIG_DFL, no flags, an empty mask.
     const DEFAULT: [u64; 4] = [0; 4];
     /// How long the kernel's set of signals is, in bytes.
     const SET_BYTES: usize = 8;
     for signal in (1..=64).filter(|signal| ![libc::SIGKILL, libc::SIGSTOP].contains(signal)) {
-        // SAFETY: `DEFAULT` is as long as the structure on every architecture here, and outlives the call; nothing is
-        // written back, and no code of ours runs on a signal.
+        // SAFETY: `DEFAULT` is as long as the structure on every architecture here, and outlives the call;
+        // nothing is written back, and no code of ours runs on a signal.
         let set = unsafe {
             libc::syscall(libc::SYS_rt_sigaction, signal, DEFAULT.as_ptr(), ptr::null_mut::<u64>(), SET_BYTES)
         };
@@ -205,8 +207,8 @@ pub(crate) fn child_signals() -> Result<OwnedFd> {
     signals(&[libc::SIGCHLD])
 }
 
-/// Blocks what asks a process to end, and nothing else, and gives a descriptor that becomes readable with it. A hang-up that
-/// is ignored, as under `nohup`, stays so.
+/// Blocks what asks a process to end, and nothing else, and gives a descriptor that becomes readable with it.
+/// A hang-up that is ignored, as under `nohup`, stays so.
 pub(crate) fn end_signals() -> Result<OwnedFd> {
     let all = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP];
     signals(if is_ignored(libc::SIGHUP)? { &all[..2] } else { &all })
@@ -329,14 +331,14 @@ struct LandlockRuleset {
     scoped: u64,
 }
 
-/// Puts the calling thread, and all that it will start, into a Landlock domain that what `scoped` names does not leave.
-/// `no_new_privs` must be set, or CAP_SYS_ADMIN held.
+/// Puts the calling thread, and all that it will start, into a Landlock domain that what `scoped` names does
+/// not leave. `no_new_privs` must be set, or CAP_SYS_ADMIN held.
 pub(crate) fn landlock_scope(scoped: u64) -> Result<()> {
     let ruleset = LandlockRuleset { access_fs: 0, access_net: 0, scoped };
     let size = mem::size_of::<LandlockRuleset>();
     // SAFETY: `ruleset` has the size given and outlives the call.
     let fd = check(unsafe { libc::syscall(libc::SYS_landlock_create_ruleset, &raw const ruleset, size, 0) })?;
-    // SAFETY: the kernel made a new descriptor that nobody else owns.
+    // SAFETY: the kernel made a new descriptor that nothing else owns.
     let fd = unsafe { OwnedFd::from_raw_fd(i32::try_from(fd).map_err(|_| Errno::OVERFLOW)?) };
     // SAFETY: takes no pointers.
     check(unsafe { libc::syscall(libc::SYS_landlock_restrict_self, fd.as_raw_fd(), 0) }).map(drop)

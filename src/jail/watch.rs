@@ -57,12 +57,12 @@ fn parent(pid: u32) -> Option<u32> {
     stat_field(pid, 1)
 }
 
-/// How many threads a process has. One that is just ending still counts.
+/// Returns how many threads a process has. One that is just ending still counts.
 fn threads(pid: u32) -> u64 {
     stat_field(pid, 17).unwrap_or(1)
 }
 
-/// A field of `/proc/PID/stat`, counted from the first one behind the name.
+/// Returns a field of `/proc/PID/stat`, counted from the first one behind the name.
 fn stat_field<T: std::str::FromStr>(pid: u32, index: usize) -> Option<T> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The name before it may have anything in it, but nothing after it has a parenthesis.

@@ -35,14 +35,16 @@ pub(super) fn open(dir: impl AsFd, path: &Path, flags: OFlags) -> Result<OwnedFd
     walk(dir, path, flags)
 }
 
-/// The same, a name at a time. Symbolic links are not followed at all: that they stay inside could not be known.
+/// Opens like [`open`], a name at a time. Symbolic links are not followed at all: that they stay inside could
+/// not be known.
 pub(super) fn walk(dir: impl AsFd, path: &Path, flags: OFlags) -> Result<OwnedFd, Errno> {
     let mut names = Vec::new();
     for part in path.components() {
         match part {
             Component::Normal(name) => names.push(name),
             Component::CurDir => {}
-            // `a/..` is another place than `.` if `a` is a link, which is refused below; `..` at the top leads out.
+            // `a/..` is another place than `.` if `a` is a link, which is refused below; `..` at the top
+            // leads out.
             Component::ParentDir => {
                 names.pop().ok_or(Errno::XDEV)?;
             }
@@ -63,7 +65,7 @@ pub(super) fn walk(dir: impl AsFd, path: &Path, flags: OFlags) -> Result<OwnedFd
     fs::openat(dir, *last, flags | OFlags::NOFOLLOW, Mode::empty()).map_err(|errno| refused(dir, last, errno))
 }
 
-/// A link that was not followed is `XDEV`, whatever the open said of it.
+/// Returns the error of an open that failed: `XDEV` for a link that was not followed, else `errno`.
 fn refused(dir: impl AsFd, name: &std::ffi::OsStr, errno: Errno) -> Errno {
     match fs::statat(dir, name, fs::AtFlags::SYMLINK_NOFOLLOW) {
         Ok(stat) if FileType::from_raw_mode(stat.st_mode) == FileType::Symlink => Errno::XDEV,

@@ -34,19 +34,19 @@ pub struct ProjectFileError {
 }
 
 impl ProjectFileError {
-    /// What kind of trouble it is.
+    /// Returns what kind of trouble it is.
     #[must_use]
     pub fn kind(&self) -> ProjectFileErrorKind {
         self.kind
     }
 
-    /// The file.
+    /// Returns the file.
     #[must_use]
     pub fn path(&self) -> &std::path::Path {
         &self.path
     }
 
-    /// What is wrong and what to do, without the file's name.
+    /// Returns what is wrong and what to do, without the file's name.
     #[must_use]
     pub fn reason(&self) -> &str {
         &self.reason

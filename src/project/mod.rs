@@ -1,8 +1,9 @@
-//! Files that a project names, read with care: whoever writes a checkout must not be able to hang `hm`, to eat its memory,
+//! Files that a project names, read with care: a checkout must not be able to hang `hm`, to eat its memory,
 //! or to have files read that lie elsewhere.
 //!
-//! A [`ProjectDir`] is opened once, and everything is looked up below it: regular files only, up to a limit, and never
-//! through a symbolic link that leads out of the directory. [`ProjectFileError`] names the file and the remedy.
+//! A [`ProjectDir`] is opened once, and everything is looked up below it: regular files only, up to a limit,
+//! and never through a symbolic link that leads out of the directory. [`ProjectFileError`] names the file and
+//! the remedy.
 
 mod beneath;
 mod error;
@@ -63,14 +64,14 @@ impl ProjectDir {
         }
     }
 
-    /// The directory's path, as it was given.
+    /// Returns the directory's path, as it was given.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Opens a regular file of at most `limit` bytes, to be read. `path` is relative to the project, or an absolute path
-    /// that begins with the project's own.
+    /// Opens a regular file of at most `limit` bytes, to be read. `path` is relative to the project, or an
+    /// absolute path that begins with the project's own.
     ///
     /// A file may still grow while it is read: [`read`](Self::read) holds the limit then, too.
     ///
@@ -94,7 +95,7 @@ impl ProjectDir {
     /// Reads a whole regular file of at most `limit` bytes.
     ///
     /// # Errors
-    /// As [`open_file`](Self::open_file), and if reading fails.
+    /// Returns the errors of [`open_file`](Self::open_file), and one if reading fails.
     pub fn read(&self, path: impl AsRef<Path>, limit: u64) -> Result<Vec<u8>, ProjectFileError> {
         let path = path.as_ref();
         let file = self.open_file(path, limit)?;
@@ -109,10 +110,10 @@ impl ProjectDir {
         Ok(bytes)
     }
 
-    /// The same, as text.
+    /// Reads a file as text.
     ///
     /// # Errors
-    /// As [`read`](Self::read), and if the file is not UTF-8.
+    /// Returns the errors of [`read`](Self::read), and one if the file is not UTF-8.
     pub fn read_text(&self, path: impl AsRef<Path>, limit: u64) -> Result<String, ProjectFileError> {
         let path = path.as_ref();
         let bytes = self.read(path, limit)?;
@@ -122,7 +123,7 @@ impl ProjectDir {
     /// Reads a file that need not be there: `None` if it, or a directory on the way to it, does not exist.
     ///
     /// # Errors
-    /// As [`read_text`](Self::read_text), apart from that.
+    /// Returns the other errors of [`read_text`](Self::read_text).
     pub fn read_text_if_any(&self, path: impl AsRef<Path>, limit: u64) -> Result<Option<String>, ProjectFileError> {
         match self.read_text(path, limit) {
             Err(error) if error.kind() == ProjectFileErrorKind::Missing => Ok(None),
@@ -130,7 +131,7 @@ impl ProjectDir {
         }
     }
 
-    /// The names of a directory's entries, sorted.
+    /// Returns the names of a directory's entries, sorted.
     ///
     /// # Errors
     /// Returns an error if the path leads out of the project, or to no directory.
@@ -149,7 +150,7 @@ impl ProjectDir {
         Ok(names)
     }
 
-    /// The path below the project, and the one that people are shown.
+    /// Returns the path below the project, and the one that people are shown.
     fn resolve(&self, path: &Path) -> Result<(PathBuf, PathBuf), ProjectFileError> {
         let shown = self.path.join(path);
         let inside = if path.is_absolute() {

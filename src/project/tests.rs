@@ -7,7 +7,7 @@ use super::*;
 
 const LIMIT: u64 = 1000;
 
-/// A project `in/` with one file of each kind, and a file beside it.
+/// Makes a project `in/` with one file of each kind, and a file beside it.
 fn project() -> (tempfile::TempDir, ProjectDir) {
     let top = tempfile::tempdir().unwrap();
     let inside = top.path().canonicalize().unwrap().join("in");

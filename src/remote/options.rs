@@ -90,7 +90,7 @@ impl EndpointOptions {
         }
     }
 
-    /// Whether the engine is on this machine, by its address.
+    /// Returns whether the engine is on this machine, by its address.
     fn is_loopback(&self) -> bool {
         let rest = self.url.split_once("://").map_or(&*self.url, |(_, rest)| rest);
         let authority = rest.strip_suffix('/').unwrap_or(rest);
@@ -130,7 +130,7 @@ impl EndpointOptions {
         if !tls && (self.ca_pem.is_some() || self.client_pem.is_some()) {
             return Err(OptionsError::NoTls { url: self.place() });
         }
-        // Any of them may be a secret, whatever it is called: that is what they are for.
+        // Any of them may be a secret, under any name: that is what they are for.
         if let Some((name, _)) = self.headers.first().filter(|_| !tls && !self.is_loopback()) {
             return Err(OptionsError::Unencrypted { name: name.clone(), url: self.place() });
         }

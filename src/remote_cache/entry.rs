@@ -40,7 +40,8 @@ pub(super) struct Entry {
     pub(super) layers: Vec<LayerName>,
     /// What the step printed.
     pub(super) log: Option<BlobName>,
-    /// Who made it, for readers that trust some makers alone. Not written yet; an entry that has one is not used.
+    /// Who made it, for readers that trust some makers alone. Not written yet; an entry that has one is not
+    /// used.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) scope: Option<Scope>,
 }

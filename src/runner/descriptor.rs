@@ -59,7 +59,8 @@ pub enum ImageSupport {
 }
 
 impl ImageSupport {
-    /// Checks what can be known of an image before anything is started; the reason if nothing could boot from it.
+    /// Checks what can be known of an image before anything is started; the reason if nothing could boot from
+    /// it.
     pub(crate) fn check(self, image: &str) -> Result<(), String> {
         // Only such runners get their images from the store or a registry.
         if matches!(self, Self::Any | Self::HostOnly) {
@@ -152,14 +153,15 @@ impl ArgsSchema {
         }
     }
 
-    /// Leaves these arguments out of cache keys: those that change nothing of what a step sees or may do. By default all
-    /// are in the keys.
+    /// Leaves these arguments out of cache keys: those that change nothing of what a step sees or may do. By
+    /// default all are in the keys.
     #[must_use]
     pub fn not_in_keys(self, names: &'static [&'static str]) -> Self {
         Self { not_in_keys: names, ..self }
     }
 
-    /// What goes into the cache key of a step with these arguments: JSON with sorted names, empty without any.
+    /// Returns what goes into the cache key of a step with these arguments: JSON with sorted names, empty
+    /// without any.
     ///
     /// ```
     /// use hm_exec::runner::ArgsSchema;
@@ -199,7 +201,7 @@ impl ArgsSchema {
     }
 }
 
-/// A value whose objects are sorted by name, whatever order the map keeps.
+/// Returns a value whose objects are sorted by name, also if maps keep another order.
 fn sorted(value: &Value) -> Value {
     match value {
         Value::Object(fields) => {
@@ -211,7 +213,7 @@ fn sorted(value: &Value) -> Value {
     }
 }
 
-/// A value as text. Writing JSON values fails never.
+/// Returns a value as text. Writing JSON values fails never.
 fn json(value: &impl Serialize) -> String {
     serde_json::to_string(value).unwrap_or_default()
 }

@@ -14,7 +14,8 @@ pub enum RunnerErrorKind {
     Cancelled,
     /// The command went over its memory limit and was killed for it.
     OutOfMemory,
-    /// The command reached its limit on processes, and failed or was killed for it: [`RunnerError::exit_code`].
+    /// The command reached its limit on processes, and failed or was killed for it:
+    /// [`RunnerError::exit_code`].
     TooManyProcesses,
     /// Everything that is not the command's fault. Retried, within a bound.
     Infrastructure,
@@ -52,7 +53,8 @@ impl RunnerError {
         Self::bare(RunnerErrorKind::OutOfMemory, format!("the memory limit of {limit_bytes} bytes was reached"))
     }
 
-    /// The command reached its limit of `limit` processes, and ended with `exit_code` for it.
+    /// Returns the error of a command that reached its limit of `limit` processes, and ended with `exit_code`
+    /// for it.
     #[must_use]
     pub fn too_many_processes(limit: u64, exit_code: i32) -> Self {
         let message = format!("the limit of {limit} processes was reached");
@@ -85,7 +87,7 @@ impl RunnerError {
         self.kind
     }
 
-    /// How the command ended, or `None` if that is not the command's doing.
+    /// Returns how the command ended, or `None` if that is not the command's doing.
     #[must_use]
     pub fn exit_code(&self) -> Option<i32> {
         self.exit_code

@@ -44,12 +44,12 @@ impl Pipes {
         }
     }
 
-    /// A piece that is there already.
+    /// Returns a piece that is there already.
     pub(crate) fn next_now(&mut self) -> io::Result<Option<Piece>> {
         Ok(self.0.get_mut().read_now()?)
     }
 
-    /// What a piece is, and where it was printed.
+    /// Returns what a piece is, and where it was printed.
     pub(crate) fn bytes(&self, piece: Piece) -> (StdStream, &[u8]) {
         let stream = if piece.stderr { StdStream::Stderr } else { StdStream::Stdout };
         (stream, self.0.get_ref().bytes(piece))

@@ -1,9 +1,10 @@
 //! The dispatcher: the one loop of a build, on one task.
 //!
-//! It owns the attempts' futures, the [`Errands`] of cached steps, and the build's [`Progress`]. A turn of it looks at the
-//! cancel token and the clock, takes note of the attempts that ended, starts what can start, and writes the events of all
-//! that with one `write`; then it sleeps until something happens. Whatever wakes it, the next turn looks at everything, so that no wake-up carries
-//! a meaning. What follows from what is decided, synchronously, by `Progress` and the policy behind it.
+//! It owns the attempts' futures, the [`Errands`] of cached steps, and the build's [`Progress`]. A turn of it
+//! looks at the cancel token and the clock, takes note of the attempts that ended, starts what can start, and
+//! writes the events of all that with one `write`; then it sleeps until something happens. The next turn
+//! looks at everything, so that no wake-up carries a meaning. What follows from what is decided,
+//! synchronously, by `Progress` and the policy behind it.
 
 use std::{
     future::{pending, poll_fn},
@@ -241,7 +242,7 @@ impl Deadline {
         self.awake.next().is_none()
     }
 
-    /// When it is to be looked at again.
+    /// Returns when it is to be looked at again.
     fn alarm(&self) -> Option<Duration> {
         Some(self.looked.saturating_add(self.awake.next()?))
     }

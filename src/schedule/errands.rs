@@ -130,7 +130,7 @@ pub(super) struct Surroundings<'a> {
     pub(super) inputs: Option<&'a [u8; 32]>,
 }
 
-/// The key of `step`, whose policy has `dsl_key`.
+/// Returns the key of `step`, whose policy has `dsl_key`.
 pub(super) fn key_of(plan: &BoundPlan, step: StepIndex, dsl_key: &str, surroundings: &Surroundings<'_>) -> CacheKey {
     let Surroundings { base, mode, project, inputs } = *surroundings;
     let (bound, runner) = (plan.step(step), plan.runner(step));

@@ -1,7 +1,7 @@
 //! Inputs: what the `on_change` paths of cached steps match in the source.
 //!
-//! Looked at once a build, in the frozen source, so that what goes into a key is what the step sees. A build without such
-//! paths pays nothing. Knows neither how keys are made nor how paths are matched.
+//! Looked at once a build, in the frozen source, so that what goes into a key is what the step sees. A build
+//! without such paths pays nothing. Knows neither how keys are made nor how paths are matched.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -42,7 +42,8 @@ impl<'a> Inputs<'a> {
         Self { paths, archives, store, found: OnceCell::new() }
     }
 
-    /// A step's digest, `None` within if it names no paths; `None` as long as it was not [found](Self::find).
+    /// Returns a step's digest, `None` within if it names no paths; `None` as long as it was not
+    /// [found](Self::find).
     pub(super) fn get(&self, step: StepIndex) -> Option<Result<Option<[u8; 32]>, Arc<str>>> {
         if !self.paths.contains_key(&step) {
             return Some(Ok(None));
@@ -67,7 +68,7 @@ impl<'a> Inputs<'a> {
         }
     }
 
-    /// What each path matches.
+    /// Returns what each path matches.
     async fn digests(&self) -> Result<BTreeMap<String, Option<[u8; 32]>>, Arc<str>> {
         let (archives, Some(store)) = (self.archives, self.store) else { return Ok(BTreeMap::new()) };
         let in_words = |error: StoreError| -> Arc<str> {
@@ -81,8 +82,8 @@ impl<'a> Inputs<'a> {
     }
 }
 
-/// The digest over what all of a step's paths match. A path that matches nothing may be misspelt: what the step depends on
-/// is then not known.
+/// Returns the digest over what all of a step's paths match. A path that matches nothing may be misspelt:
+/// what the step depends on is then not known.
 fn of_step(paths: &[&str], digests: &BTreeMap<String, Option<[u8; 32]>>) -> Digest {
     let mut hasher = blake3::Hasher::new();
     for path in paths {

@@ -118,7 +118,7 @@ pub enum Exit {
 }
 
 impl Exit {
-    /// By itself, within its limits.
+    /// Returns the exit of a command that ended by itself, within its limits.
     #[must_use]
     pub fn exited(code: i32) -> Self {
         Self::Exited { code, too_many_processes: false }

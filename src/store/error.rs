@@ -125,14 +125,14 @@ pub enum StoreError {
 }
 
 impl StoreError {
-    /// Whether the same request can succeed when nothing but time has passed. A full disk stays full until
-    /// something is removed from it.
+    /// Returns whether the same request can succeed when nothing but time has passed. A full disk stays full
+    /// until something is removed from it.
     #[must_use]
     pub fn is_transient(&self) -> bool {
         matches!(self, Self::Io { .. } | Self::SourceChanged { .. } | Self::Abandoned)
     }
 
-    /// What happened and why, on one line.
+    /// Returns what happened and why, on one line.
     pub(crate) fn to_line(&self) -> String {
         match std::error::Error::source(self) {
             Some(source) => format!("{self}: {source}"),
@@ -150,7 +150,7 @@ impl StoreError {
     }
 }
 
-/// The directory of a file that could not be written, and how much room its filesystem has.
+/// Returns the directory of a file that could not be written, and how much room its filesystem has.
 fn room(path: &Path) -> String {
     let dir = path.ancestors().skip(1).find(|dir| dir.is_dir()).unwrap_or(path);
     match Filesystem::of(dir) {

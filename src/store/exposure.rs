@@ -70,7 +70,7 @@ pub enum Exposure {
 }
 
 impl Exposure {
-    /// What to do about it: a command, or words. `None` if nothing is left to do.
+    /// Returns what to do about it: a command, or words. `None` if nothing is left to do.
     #[must_use]
     pub fn mended_by(&self) -> Option<String> {
         match self {

@@ -137,7 +137,7 @@ fn is_one_of(paths: &[&str], path: &[u8]) -> bool {
 struct Seen(blake3::Hasher);
 
 impl Seen {
-    /// What is in a directory of a root filesystem.
+    /// Adds what is in a directory of a root filesystem to the digest.
     fn directory(&mut self, walk: &Descent, work: &mut Vec<Option<CString>>) -> io::Result<()> {
         let mut names = entries(walk.dir())?;
         names.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));

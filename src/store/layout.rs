@@ -228,7 +228,8 @@ impl Store {
         &self.dir
     }
 
-    /// Whether other users could reach into the store before it was opened. What could be closed to them was.
+    /// Returns whether other users could reach into the store before it was opened. What could be closed to
+    /// them was.
     #[must_use]
     pub fn exposure(&self) -> Option<&Exposure> {
         self.exposure.as_ref()
@@ -288,8 +289,8 @@ impl Store {
         }
     }
 
-    /// [`discard_from`](Self::discard_from), but for what can't be moved: a mount point, or what is
-    /// immutable. Returns false, after a warning, if it stays.
+    /// Discards like [`discard_from`](Self::discard_from), but for what can't be moved: a mount point, or
+    /// what is immutable. Returns false, after a warning, if it stays.
     pub(super) fn try_discard_from(&self, path: &Path) -> Result<bool, StoreError> {
         match self.discard_from(path) {
             Ok(()) => Ok(true),

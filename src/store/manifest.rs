@@ -150,12 +150,12 @@ impl Manifest {
         self.get(self.position(path)?)
     }
 
-    /// Which entry is the one at a path.
+    /// Returns which entry is the one at a path.
     pub(super) fn position(&self, path: &[u8]) -> Option<usize> {
         self.records.binary_search_by(|record| order(self.path(record), path)).ok()
     }
 
-    /// The first entry behind everything in the directory at `index`.
+    /// Returns the first entry behind everything in the directory at `index`.
     pub(super) fn end_of(&self, index: usize) -> usize {
         let (Some(dir), next) = (self.get(index), index + 1) else { return index };
         let is_below = |record: &Record| {

@@ -17,7 +17,7 @@ const NAME: &str = "reserve";
 
 /// Enough for the index's log of writes, and for a few directories.
 const MAX_BYTES: u64 = 4 << 20;
-/// Where less is free, a collection may fail for want of space.
+/// If less is free, a collection may fail for want of space.
 pub(super) const MIN_BYTES: u64 = 512 << 10;
 
 /// Makes the reserve, unless it is there or the disk is nearly full.

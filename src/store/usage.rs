@@ -129,7 +129,7 @@ impl Store {
 }
 
 impl Filesystem {
-    /// What is free of all, for people: `6.0 MiB free of 6.0 MiB`.
+    /// Returns what is free of all, for people: `6.0 MiB free of 6.0 MiB`.
     #[must_use]
     pub fn room(&self) -> String {
         format!("{} free of {}", binary(self.free_bytes), binary(self.bytes))
@@ -150,7 +150,7 @@ impl Filesystem {
     }
 }
 
-/// A size with a binary unit.
+/// Returns a size with a binary unit.
 #[expect(clippy::cast_precision_loss, reason = "for people")]
 fn binary(bytes: u64) -> String {
     const UNITS: [&str; 5] = ["KiB", "MiB", "GiB", "TiB", "PiB"];

@@ -28,7 +28,7 @@ pub(crate) struct Descent {
 }
 
 impl Descent {
-    /// A walk that starts at a directory.
+    /// Returns a walk that starts at a directory.
     pub(crate) fn new(top: OwnedFd) -> Self {
         Self { top: None, dir: top, path: Vec::new(), above: Vec::new() }
     }

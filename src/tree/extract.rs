@@ -65,7 +65,7 @@ struct Extraction {
     walk: Descent,
     /// Where the walk's top is, for error texts.
     shown: PathBuf,
-    /// The name of the topmost entry in the top; `None` where that is the top itself.
+    /// The name of the topmost entry in the top; `None` if that is the top itself.
     top: Option<OsString>,
     /// Directories made, and what they should look like in the end.
     made: Vec<(Vec<u8>, u32, u64)>,
@@ -117,7 +117,7 @@ impl Extraction {
         self.put(&path, entry).map_err(|error| named(&self.shown.join(OsStr::from_bytes(&path)), &error))
     }
 
-    /// The path below the top of what is at `rest` below the topmost entry.
+    /// Returns the path below the top of what is at `rest` below the topmost entry.
     fn path(&self, rest: &[u8]) -> io::Result<Vec<u8>> {
         if !rest.is_empty() && !rest.split(|byte| *byte == b'/').all(is_name) {
             return Err(leads_elsewhere());

@@ -66,7 +66,7 @@ enum Entry {
 }
 
 impl Merge {
-    /// Fills a directory below the one where the walks stand; without a name, that one.
+    /// Fills a directory below the one in which the walks stand; without a name, that one.
     fn fill(
         &mut self,
         work: &mut Vec<Work>,

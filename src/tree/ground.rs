@@ -13,15 +13,16 @@ use super::at::mtime;
 const DIRS: [(&str, u32); 7] =
     [("dev", 0o755), ("proc", 0o555), ("sys", 0o555), ("etc", 0o755), ("tmp", 0o1777), ("root", 0o700), ("run", 0o755)];
 
-/// Files. Over `resolv.conf` this machine's is shown, over `hosts` one with the step's host name. By `.containerenv`
-/// programs learn that they run in a container.
+/// Files. Over `resolv.conf` this machine's is shown, over `hosts` one with the step's host name. By
+/// `.containerenv` programs learn that they run in a container.
 const FILES: [(&str, &str); 3] = [
     ("etc/resolv.conf", ""),
     ("etc/hosts", "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost\n"),
     (CONTAINER_MARK.0, CONTAINER_MARK.1),
 ];
 
-/// The file by which programs learn that they run in a container, and what is in it: as in other engines' containers.
+/// The file by which programs learn that they run in a container, and what is in it: as in other engines'
+/// containers.
 pub const CONTAINER_MARK: (&str, &str) = ("run/.containerenv", "engine=\"hm\"\n");
 
 /// Makes the layer in an empty directory: the same whenever it is made.

@@ -25,8 +25,8 @@ const DEEP_BYTES: usize = 128;
 /// caller may do is done: files of other user ids need a caller who may act for them.
 ///
 /// # Errors
-/// The first failure. Everything else that could be removed is gone: one immutable file, or a mount point,
-/// keeps itself and the directories above it, and no others.
+/// Returns the first failure. Everything else that could be removed is gone: one immutable file, or a mount
+/// point, keeps itself and the directories above it, and no others.
 pub fn remove_tree(path: &Path) -> io::Result<()> {
     let root = match open_unlocked(fs::CWD, path.as_os_str().as_bytes()) {
         Ok(root) => root,
@@ -98,7 +98,7 @@ impl Removal {
             match fs::unlinkat(dir, name, AtFlags::empty()) {
                 Ok(()) | Err(Errno::NOENT) => return Ok(None),
                 Err(Errno::ISDIR) => {}
-                // Of a directory, some systems say so.
+                // Some systems say so about a directory.
                 Err(error @ Errno::PERM) if !is_dir(dir, name) => return Err(error),
                 Err(Errno::PERM) => {}
                 Err(error) => return Err(error),

@@ -14,7 +14,7 @@ use crate::{
     scripted::{Act, PASS, Runners, Scripted, json_lines, request, run, statuses},
 };
 
-/// Leaves a file for people, passes, and fails where the key says so.
+/// Leaves a file for people, passes, and fails if the key says so.
 #[derive(Debug)]
 struct Leaves;
 

@@ -1,4 +1,5 @@
-//! Builds whose engine stands still for a while, as a stopped process does: time passes, and no timer is heard.
+//! Builds whose engine stands still for a while, as a stopped process does: time passes, and no timer is
+//! heard.
 
 use std::time::Duration;
 
@@ -88,8 +89,8 @@ fn a_grace_does_not_pass_while_nobody_looks() {
 proptest! {
     #![proptest_config(cases(300))]
 
-    /// To the millisecond: a step that ends by itself in the time that it has, not counting the standstill, passes; one that
-    /// does not is interrupted, and not before that time.
+    /// To the millisecond: a step that ends by itself in the time that it has, not counting the standstill,
+    /// passes; one that does not is interrupted, and not before that time.
     #[test]
     fn limits_count_the_time_in_which_the_engine_runs(
         is_step in any::<bool>(),

@@ -197,7 +197,7 @@ impl Model {
         Ok(())
     }
 
-    /// The directory that a path means, the links on it followed as if the model were all there is.
+    /// Returns the directory that a path means, the links on it followed as if the model were all there is.
     fn real(&mut self, path: &[String], makes: bool) -> Result<Vec<String>, Refused> {
         let (mut at, mut links) = (Vec::new(), 0);
         self.follow(path, makes, &mut at, &mut links)?;
@@ -313,8 +313,8 @@ fn archive(members: &[Member]) -> Vec<u8> {
             Kind::Symlink(target) => (tar::EntryType::Symlink, &target[..], &[][..]),
             Kind::HardLink(target) => (tar::EntryType::Link, &target[..], &[][..]),
         };
-        // The names as they are, which the crate's own methods would refuse. In pax headers, where the last one counts, or
-        // in GNU's way.
+        // The names as they are, which the crate's own methods would refuse. In pax headers, of which the
+        // last one counts, or in GNU's way.
         let is_pax = at % 2 == 1 && !path.is_empty();
         if is_pax {
             extended(&mut builder, &[("path".into(), "decoy".into()), ("linkpath".into(), "decoy".into())]);
@@ -340,7 +340,7 @@ fn archive(members: &[Member]) -> Vec<u8> {
     builder.into_inner().unwrap()
 }
 
-/// What an archive has for a sparse file: fields of its header, records, data.
+/// Returns what an archive has for a sparse file: fields of its header, records, data.
 fn sparse(
     parts: &[Vec<u8>],
     format: Format,

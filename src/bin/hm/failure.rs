@@ -52,7 +52,7 @@ impl Failure {
         self
     }
 
-    /// A full disk below the store: exit code 3.
+    /// Returns the failure for a full disk below the store: exit code 3.
     pub(crate) fn full_store() -> Self {
         let place = runners::store_dir().map_or_else(
             |_| "the store's disk".into(),
@@ -64,7 +64,7 @@ impl Failure {
         Self::infrastructure(format_args!("no space left on {place}")).hint("hm cache gc, or set HM_CACHE_DIR")
     }
 
-    /// Whether it all comes from a full disk below the store.
+    /// Returns whether it all comes from a full disk below the store.
     fn is_full_store(&self) -> bool {
         self.error.chain().any(|cause| matches!(cause.downcast_ref(), Some(StoreError::Full { .. })))
     }

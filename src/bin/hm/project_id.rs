@@ -1,4 +1,5 @@
-//! Whose cached results a run finds and makes: the project's own, those of a name that the user gave it, or shared ones.
+//! Whose cached results a run finds and makes: the project's own, those of a name that the user gave it, or
+//! shared ones.
 
 use std::{
     collections::BTreeMap,
@@ -51,7 +52,7 @@ impl<'de> Deserialize<'de> for Name {
     }
 }
 
-/// The project at `source`: what it shares, else what the user calls it, else what it is by itself.
+/// Returns the project at `source`: what it shares, else what the user calls it, else what it is by itself.
 pub(crate) fn of_source(source: &Path, named: &ProjectTables, share: Option<&Name>) -> ProjectId {
     if let Some(Name(name)) = share {
         return ProjectId::shared(name);

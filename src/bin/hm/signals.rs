@@ -1,4 +1,5 @@
-//! Ctrl-C, what process managers send instead, and a terminal that goes: the first one asks, the second one insists.
+//! Ctrl-C, what process managers send instead, and a terminal that goes: the first one asks, the second one
+//! insists.
 
 use std::{fs, io};
 
@@ -6,8 +7,8 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// SIGINT, SIGTERM and SIGHUP.
 ///
-/// A hang-up asks and never insists: when a terminal goes, its shell sends one, and the kernel another. One that was ignored
-/// when this process started, as under `nohup`, stays ignored.
+/// A hang-up asks and never insists: when a terminal goes, its shell sends one, and the kernel another. One
+/// that was ignored when this process started, as under `nohup`, stays ignored.
 #[derive(Debug)]
 pub(crate) struct Interrupts {
     int: Signal,
@@ -47,8 +48,8 @@ impl Interrupts {
     }
 }
 
-/// Whether SIGHUP is ignored, as far as `/proc` tells. Without it, the signal is believed to be ignored: it is not listened
-/// for, and does what it did when this process started.
+/// Returns whether SIGHUP is ignored, as far as `/proc` tells. Without it, the signal is believed to be
+/// ignored: it is not listened for, and does what it did when this process started.
 fn ignores_hangup() -> bool {
     const HANGUP: u64 = 1;
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();

@@ -24,7 +24,7 @@ pub(crate) fn of_plan(bound: &BoundPlan) {
     ));
 }
 
-/// Whether a command has `.hm/` as a path, or in one.
+/// Returns whether a command has `.hm/` as a path, or in one.
 fn names_pipelines(command: &str) -> bool {
     command.match_indices(".hm/").any(|(at, _)| {
         let before = command[..at].chars().next_back();

@@ -6,7 +6,7 @@ pub(super) struct Malformed {
     pub(super) line: usize,
 }
 
-/// The URL of the remote `origin`: the first one, as git fetches from it.
+/// Returns the URL of the remote `origin`: the first one, as git fetches from it.
 pub(super) fn origin_url(text: &str) -> Result<Option<String>, Malformed> {
     let mut reader = Reader { text: text.strip_prefix('\u{feff}').unwrap_or(text), at: 0 };
     let (mut is_origin, mut found) = (false, None);
@@ -38,7 +38,7 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    /// The next character. A line ends in LF or CR LF.
+    /// Reads the next character. A line ends in LF or CR LF.
     fn next(&mut self) -> Option<char> {
         if self.text[self.at..].starts_with("\r\n") {
             self.at += 1;
@@ -60,7 +60,7 @@ impl Reader<'_> {
         while self.next().is_some_and(|c| c != '\n') {}
     }
 
-    /// The rest of `[section "subsection"]`: whether it is the remote `origin`.
+    /// Reads the rest of `[section "subsection"]`, and returns whether it is the remote `origin`.
     fn section(&mut self) -> Result<bool, Malformed> {
         let mut name = String::new();
         loop {
@@ -92,7 +92,7 @@ impl Reader<'_> {
         Ok(name == "remote" && subsection == "origin")
     }
 
-    /// The rest of `name = value`; no value if there is no `=`.
+    /// Reads the rest of `name = value`; no value if there is no `=`.
     fn variable(&mut self, first: char) -> Result<(String, Option<String>), Malformed> {
         let mut name = String::from(first.to_ascii_lowercase());
         loop {

@@ -1,12 +1,13 @@
 //! Which project a cached result belongs to.
 //!
 //! ```text
-//! source directory ─▶ its repository (`.git` upwards) ─▶ URL of `origin` ─▶ git:github.com/owner/repo//directory
-//!                                                   └──▶ none           ─▶ path:/canonical/directory
+//! source ─▶ its repository (`.git` upwards) ─▶ URL of `origin` ─▶ git:github.com/owner/repo//directory
+//!                                         └──▶ none           ─▶ path:/canonical/directory
 //! ```
 //!
-//! Files are read, and git is never run: a checkout's configuration may name programs for it. What is read decides a name
-//! alone, so that a checkout that lies about its origin reaches the results of another project and nothing else.
+//! Files are read, and git is never run: a checkout's configuration may name programs for it. What is read
+//! decides a name alone, so that a checkout that lies about its origin reaches the results of another project
+//! and nothing else.
 
 mod config;
 mod url;
@@ -29,7 +30,8 @@ const MAX_LINK_BYTES: u64 = 8 << 10;
 /// How many local clones of local clones are followed.
 const MAX_CLONES: u32 = 16;
 
-/// The project that results belong to: part of every cache key, so that no project takes another one's results.
+/// The project that results belong to: part of every cache key, so that no project takes another one's
+/// results.
 ///
 /// ```
 /// use hm_exec::cache::ProjectId;
@@ -42,8 +44,9 @@ const MAX_CLONES: u32 = 16;
 pub struct ProjectId(Arc<str>);
 
 impl ProjectId {
-    /// The project that is checked out at `dir`: its repository's `origin`, and where `dir` is in the repository. Without an
-    /// origin that can be told, [`of_directory`](Self::of_directory). Blocks for a few small files.
+    /// Returns the project that is checked out at `dir`: its repository's `origin`, and where `dir` is in the
+    /// repository. Without an origin that can be told, [`of_directory`](Self::of_directory). Blocks for a few
+    /// small files.
     #[must_use]
     pub fn of_checkout(dir: &Path) -> Self {
         let dir = canonical(dir);
@@ -52,19 +55,19 @@ impl ProjectId {
         Self::of_repository(top, &top.join(".git"), &below, MAX_CLONES)
     }
 
-    /// The project of a directory that is no checkout of anything: its canonical path.
+    /// Returns the project of a directory that is no checkout of anything: its canonical path.
     #[must_use]
     pub fn of_directory(dir: &Path) -> Self {
         Self::of_path("path", &canonical(dir))
     }
 
-    /// A project that the user gave a name to.
+    /// Returns a project that the user gave a name to.
     #[must_use]
     pub fn named(id: &str) -> Self {
         Self(format!("id:{id}").into())
     }
 
-    /// What several projects share on purpose.
+    /// Returns what several projects share on purpose.
     #[must_use]
     pub fn shared(name: &str) -> Self {
         Self(format!("share:{name}").into())
@@ -78,7 +81,7 @@ impl ProjectId {
         if named { Self(format!("{}//{}", self.0, text_of(path)).into()) } else { self }
     }
 
-    /// The project as text: `git:`, `path:`, `id:` or `share:`, and what it is.
+    /// Returns the project as text: `git:`, `path:`, `id:` or `share:`, and what it is.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
@@ -142,7 +145,8 @@ impl Place {
     }
 }
 
-/// The top of the repository that `dir` is in. What another user left in a directory above is not looked at.
+/// Returns the top of the repository that `dir` is in. What another user left in a directory above is not
+/// looked at.
 fn repository_above(dir: &Path) -> Option<&Path> {
     let user = rustix::process::geteuid().as_raw();
     let owner = fs::metadata(dir).map_or(user, |dir| dir.uid());
@@ -152,7 +156,7 @@ fn repository_above(dir: &Path) -> Option<&Path> {
     })
 }
 
-/// The URL of a repository's origin, if it has one.
+/// Returns the URL of a repository's origin, if it has one.
 fn read_origin(top: &Path, git: &Path) -> io::Result<Option<String>> {
     let path = common_dir(top, git)?.join("config");
     let Some(config) = read_plain(&path, MAX_CONFIG_BYTES)? else { return Ok(None) };
@@ -162,7 +166,8 @@ fn read_origin(top: &Path, git: &Path) -> io::Result<Option<String>> {
     })
 }
 
-/// Where a repository's configuration is: worktrees and submodules name another place in a file `.git`.
+/// Returns where a repository's configuration is: worktrees and submodules name another place in a file
+/// `.git`.
 fn common_dir(top: &Path, git: &Path) -> io::Result<PathBuf> {
     if fs::metadata(git).is_ok_and(|git| git.is_dir()) {
         return Ok(git.to_owned());
@@ -178,12 +183,12 @@ fn common_dir(top: &Path, git: &Path) -> io::Result<PathBuf> {
     }
 }
 
-/// The path without links, or, if it can't be resolved, an absolute one.
+/// Returns the path without links, or, if it can't be resolved, an absolute one.
 fn canonical(path: &Path) -> PathBuf {
     path.canonicalize().or_else(|_| std::path::absolute(path)).unwrap_or_else(|_| path.to_owned())
 }
 
-/// A path as text; one that is no text is told apart from all that are.
+/// Returns a path as text; one that is no text gets a text that no other path has.
 fn text_of(path: &Path) -> String {
     match path.to_str() {
         Some(text) => text.to_owned(),

@@ -23,7 +23,7 @@ impl Bench {
         fs::write(path, text).unwrap();
     }
 
-    /// A repository with this origin.
+    /// Makes a repository with this origin.
     fn clone(&self, path: &str, url: &str) -> PathBuf {
         self.write(&format!("{path}/.git/HEAD"), "ref: refs/heads/main\n");
         self.write(&format!("{path}/.git/config"), &format!("[remote \"origin\"]\n\turl = {url}\n"));
@@ -109,7 +109,7 @@ fn what_is_no_plain_configuration_leaves_the_directory() {
     itself(&broken);
     let helper = bench.clone("helper", "ext::sh -c 'touch /tmp/pwned'");
     itself(&helper);
-    // A pipe that nobody writes to, a device without end, a link, and far too much.
+    // A pipe without a writer, a device without end, a link, and far too much.
     let pipe = bench.clone("pipe", "x");
     fs::remove_file(config("pipe")).unwrap();
     rustix::fs::mknodat(rustix::fs::CWD, config("pipe"), rustix::fs::FileType::Fifo, Mode::RUSR, 0).unwrap();

@@ -1,4 +1,5 @@
-//! URLs of git remotes, in one spelling: what every clone of a repository has in common, without anything secret.
+//! URLs of git remotes, in one spelling: what every clone of a repository has in common, without anything
+//! secret.
 
 use std::path::PathBuf;
 
@@ -51,7 +52,7 @@ pub(super) fn parse(url: &str) -> Origin {
     }
 }
 
-/// `file://[HOST]/PATH`.
+/// Reads `file://[HOST]/PATH`.
 fn local(rest: &str) -> Origin {
     match rest.find('/') {
         Some(at) if matches!(&rest[..at], "" | "localhost") => Origin::Local(decode(&rest[at..]).into()),
@@ -59,7 +60,7 @@ fn local(rest: &str) -> Origin {
     }
 }
 
-/// `SCHEME://[USER[:PASSWORD]@]HOST[:PORT]/PATH`.
+/// Reads `SCHEME://[USER[:PASSWORD]@]HOST[:PORT]/PATH`.
 fn with_scheme(scheme: &str, rest: &str) -> Origin {
     let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
     let (authority, path) = rest.split_at(end);
@@ -77,7 +78,7 @@ fn with_scheme(scheme: &str, rest: &str) -> Origin {
     }
 }
 
-/// `[USER@]HOST:PATH`.
+/// Reads `[USER@]HOST:PATH`.
 fn like_scp(url: &str) -> Origin {
     let (user, rest) = match url.split_once('@') {
         Some((user, rest)) if !user.contains([':', '/']) => (Some(user), rest),
@@ -107,7 +108,8 @@ fn split_port(host: &str) -> (&str, Option<&str>) {
     }
 }
 
-/// Joins what is left. A path in a user's home directory is that user's, unless the user is a git server's own.
+/// Joins what is left. A path in a user's home directory is that user's, unless the user is a git server's
+/// own.
 fn join(host: &str, port: Option<&str>, home: Option<(Option<&str>, &str)>, path: &str) -> Option<String> {
     let host = host.trim_end_matches('.');
     if host.is_empty() || host.contains(|c: char| c.is_whitespace() || c == '/') {
@@ -146,7 +148,7 @@ fn join(host: &str, port: Option<&str>, home: Option<(Option<&str>, &str)>, path
     Some(joined)
 }
 
-/// A user's name without a password.
+/// Returns a user's name without a password.
 fn name_of(user: &str) -> &str {
     user.split(':').next().unwrap_or_default()
 }

@@ -35,8 +35,8 @@ pub(in crate::conformance) async fn during(lab: &Lab<'_>) -> Result<(), Broken> 
     expect_gone(&marker)
 }
 
-/// TERM reaches every process once, and the grace ends with the last one, not with the shell. A command that the shell has not
-/// come to is not run any more.
+/// Checks that TERM reaches every process once, and that the grace ends with the last one, not with the
+/// shell. A command that the shell has not come to is not run any more.
 pub(in crate::conformance) async fn grace_of_children(lab: &Lab<'_>) -> Result<(), Broken> {
     const CLEANS_UP: &str = "sh -c 'trap \"echo TERM; sleep 0.3; echo cleaned up; exit 0\" TERM; echo ready; \
                              while :; do sleep 0.1; done'";

@@ -46,9 +46,9 @@ const DEFAULT_ENV: [(&str, &str); 2] =
 /// Users of images differ; steps are root's, as in the sandbox.
 const USER: &str = "0:0";
 
-/// Sends TERM to every process of the container but its first, which ends the container when the command's shell ends. So a
-/// shell that TERM would end at once is stopped until all others have ended: they have the same grace. Only `/bin/sh` and
-/// its builtins are sure to be there.
+/// Sends TERM to every process of the container but its first, which ends the container when the command's
+/// shell ends. So a shell that TERM would end at once is stopped until all others have ended: they have the
+/// same grace. Only `/bin/sh` and its builtins are sure to be there.
 const TERMINATE: &str = r#"
 main=
 { read -r main _ </proc/1/task/1/children; } 2>/dev/null
@@ -184,7 +184,7 @@ impl Container {
         i32::try_from(code).map_err(|error| RunnerError::infrastructure("read the exit code", error))
     }
 
-    /// The counter of its processes, if they are limited and this machine has it.
+    /// Returns the counter of its processes, if they are limited and this machine has it.
     async fn processes(&self, id: &str) -> Option<Processes> {
         self.limits.pids?;
         let state = self.connection.client.inspect_container(&self.name, None).await.ok()?.state?;
@@ -258,7 +258,7 @@ impl Vm for Container {
             Ok(created) => created,
             Err(error) => {
                 if is_missing(&error) {
-                    // Somebody removed it: the next attempt makes it anew.
+                    // It was removed from outside: the next attempt makes it anew.
                     self.shared.forget(&self.footing);
                 }
                 return Err(trouble::daemon("create the container")(error));

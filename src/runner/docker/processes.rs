@@ -1,8 +1,8 @@
 //! Whether a container reached its limit on processes.
 //!
-//! In: a running container. Out: whether the kernel refused it a process. The daemon does not tell, and the container's control
-//! group goes with its last process; so the group's counter is watched while the container runs. That takes a daemon on
-//! this machine. Elsewhere the exit code is all there is.
+//! In: a running container. Out: whether the kernel refused it a process. The daemon does not tell, and the
+//! container's control group goes with its last process; so the group's counter is watched while the
+//! container runs. That takes a daemon on this machine. Elsewhere the exit code is all there is.
 
 use std::{fs, io, os::fd::OwnedFd};
 
@@ -19,8 +19,8 @@ pub(super) struct Processes {
 }
 
 impl Processes {
-    /// The counter of the container `id`, whose first process is `pid` on the daemon's machine. `None` if that is another
-    /// machine, or this one does not show the container's control group.
+    /// Returns the counter of the container `id`, whose first process is `pid` on the daemon's machine.
+    /// `None` if that is another machine, or this one does not show the container's control group.
     #[allow(deprecated, reason = "tokio's successor is unsafe, for descriptors that change; an `OwnedFd` does not")]
     pub(super) fn of(id: &str, pid: i64) -> Option<Self> {
         let groups = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
@@ -33,7 +33,7 @@ impl Processes {
         Some(Self { events: AsyncFd::with_interest(events, Interest::PRIORITY).ok()? })
     }
 
-    /// Whether the container was refused a process so far.
+    /// Returns whether the container was refused a process so far.
     pub(super) fn were_refused(&self) -> bool {
         self.count().is_ok_and(|count| count > 0)
     }
@@ -63,7 +63,8 @@ impl Processes {
     }
 }
 
-/// The path of the group that counts processes, by `/proc/PID/cgroup`, if it is that of the container `id`.
+/// Returns the path of the group that counts processes, by `/proc/PID/cgroup`, if it is that of the container
+/// `id`.
 fn group<'a>(groups: &'a str, id: &str) -> Option<&'a str> {
     let of = |controller: &str| {
         groups.lines().find_map(|line| {

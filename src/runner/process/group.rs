@@ -120,7 +120,7 @@ mod survivors {
             self.is_in_group
         }
 
-        /// It ends with this process, and not with the step.
+        /// Returns whether it ends with this process, and not with the step.
         pub(super) fn is_watchdog(&self) -> bool {
             self.is_watchdog
         }

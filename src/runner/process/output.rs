@@ -42,7 +42,7 @@ mod ordered {
     }
 }
 
-/// Standard output first where there is something on both.
+/// Standard output first if there is something on both.
 #[cfg(not(target_os = "linux"))]
 mod ordered {
     use std::io;

@@ -315,7 +315,8 @@ impl Drop for Step {
     }
 }
 
-/// Waits for a piece of what the step prints; never ends if that is for others, or if there is no more. Cancel-safe.
+/// Waits for a piece of what the step prints; never ends if that is for others, or if there is no more.
+/// Cancel-safe.
 async fn printed(output: &mut Option<Pipes>) -> io::Result<Piece> {
     if let Some(output) = output
         && let Some(piece) = output.next().await?
@@ -325,7 +326,7 @@ async fn printed(output: &mut Option<Pipes>) -> io::Result<Piece> {
     pending().await
 }
 
-/// A pipe: our end, and the step's.
+/// Makes a pipe: our end, and the step's.
 fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
     let (ours, theirs) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
     // A user's pipes may be limited to less: then it stays as it was.

@@ -155,7 +155,7 @@ impl Ground<'_> {
         Ok(Boot { root, binds, staging, env, parent, base, source, delta, id_map, overlays, _image: image, build })
     }
 
-    /// The machine as it is now; for the steps of a build, as it was for the first of them.
+    /// Returns the machine as it is now; for the steps of a build, as it was for the first of them.
     async fn host_image(&self, build: Option<&BuildOverlays>) -> Result<Arc<HostImage>, RunnerError> {
         let make = || async {
             let (store, dirs, id_map) = (Arc::clone(self.store), self.host_dirs.to_vec(), self.zygote.id_map());

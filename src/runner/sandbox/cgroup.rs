@@ -92,7 +92,7 @@ impl Limited {
         self.groups.iter().filter_map(path).collect()
     }
 
-    /// The groups as the step sees them. A runtime that sizes itself by its limits finds them here.
+    /// Returns the groups as the step sees them. A runtime that sizes itself by its limits finds them here.
     pub(super) fn views(&self) -> Vec<GroupView> {
         let view = |group: &Group| {
             let name = match group.version {
@@ -106,8 +106,9 @@ impl Limited {
         self.groups.iter().filter(|group| !mixed || group.version == Version::V1).filter_map(view).collect()
     }
 
-    /// Makes groups in the hierarchies of version 1 that hold none of the limits, because the Java runtime takes the machine
-    /// for its own unless it finds all four. A step that gets none of them still has its limits.
+    /// Makes groups in the hierarchies of version 1 that hold none of the limits, because the Java runtime
+    /// takes the machine for its own unless it finds all four. A step that gets none of them still has its
+    /// limits.
     fn accompany(&mut self, hierarchies: &Hierarchies) {
         if !self.groups.iter().any(|group| group.version == Version::V1) {
             return;
@@ -135,7 +136,7 @@ impl Limited {
         self.memory_bytes.filter(|_| self.groups.iter().any(Group::oom_killed))
     }
 
-    /// The limit on processes, where the kernel refused the step one for it.
+    /// Returns the limit on processes, if the kernel refused the step one for it.
     pub(super) fn too_many_processes(&self) -> Option<u64> {
         self.pids.filter(|_| self.groups.iter().any(Group::refused_processes))
     }
@@ -238,7 +239,8 @@ impl Drop for Group {
     }
 }
 
-/// The name below [`MOUNTED_AT`] of the hierarchy that has `dir`; that of `dir` itself where it is mounted elsewhere.
+/// Returns the name below [`MOUNTED_AT`] of the hierarchy that has `dir`; that of `dir` itself if it is
+/// mounted elsewhere.
 fn hierarchy_name(dir: &Path) -> OsString {
     let below = dir.strip_prefix(MOUNTED_AT).ok().and_then(|below| below.components().next());
     below.map(|name| name.as_os_str()).or_else(|| dir.file_name()).unwrap_or_default().to_owned()

@@ -117,10 +117,10 @@ impl Overlays {
 }
 
 impl BuildOverlays {
-    /// The machine as the steps of this build see it: `make` is called by the first of them.
+    /// Returns the machine as the steps of this build see it: `make` is called by the first of them.
     ///
     /// # Errors
-    /// Those of `make`. The next step tries again.
+    /// Returns the errors of `make`. The next step tries again.
     pub(super) async fn image<F>(&self, make: impl FnOnce() -> F) -> Result<Arc<HostImage>, RunnerError>
     where
         F: Future<Output = Result<Arc<HostImage>, RunnerError>>,
@@ -130,7 +130,7 @@ impl BuildOverlays {
         shared.get_or_try_init(make).await.map(Arc::clone)
     }
 
-    /// The screen of a directory, if there is one already.
+    /// Returns the screen of a directory, if there is one already.
     fn screen(&self, shows: &Path, zygote: &Arc<Zygote>) -> Option<Arc<MountedScreen>> {
         let fits = |it: &&Arc<MountedScreen>| it.shows == shows && Weak::as_ptr(&it.zygote) == Arc::as_ptr(zygote);
         self.all.lock().get(&self.build)?.screens.iter().find(fits).map(Arc::clone)

@@ -382,7 +382,7 @@ impl OutputSink for StepOutput<'_> {
 /// The exit code of a command that was killed.
 const KILLED: i32 = 128 + 9;
 
-/// The command's exit code, where it ended by itself.
+/// Returns the command's exit code, if it ended by itself.
 pub(super) fn exit_code(end: &End, limits: &Limits, limited: &Limited) -> Result<i32, RunnerError> {
     let code = match end {
         End::Exited { code } => *code,

@@ -235,7 +235,7 @@ impl Drop for Zygote {
     }
 }
 
-/// What a greeting says of its sender, for people. The first versions had none.
+/// Returns what a greeting says of its sender, for people. The first versions had none.
 fn version(greeting: &str) -> String {
     let versions = greeting.strip_prefix(GREETING).and_then(|versions| versions.split_once(' '));
     let is_plain = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic());
@@ -245,7 +245,8 @@ fn version(greeting: &str) -> String {
     }
 }
 
-/// Waits until there is something to receive, or the end of the stream. False if there is nothing for so long.
+/// Waits until there is something to receive, or the end of the stream. False if there is nothing for so
+/// long.
 fn is_readable_within(socket: BorrowedFd<'_>, limit: Duration) -> Result<bool, Errno> {
     let mut awake = Awake::new(limit);
     while let Some(slice) = awake.next() {
@@ -273,7 +274,7 @@ mod tests {
 
     use super::*;
 
-    /// What a program that is no helper of this version comes to.
+    /// Returns the error for a program that is no helper of this version.
     fn start(script: &str) -> StartError {
         let dir = tempfile::tempdir().unwrap();
         let helper = dir.path().join("helper");

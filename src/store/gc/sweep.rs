@@ -239,7 +239,7 @@ fn stays(error: StoreError) -> Option<StoreError> {
     None
 }
 
-/// Whether the run in `dir` goes on. Its journal is locked from the moment it is there.
+/// Returns whether the run in `dir` goes on. Its journal is locked from the moment it is there.
 fn is_live(dir: &Path) -> bool {
     match File::open(dir.join("journal")) {
         Ok(journal) => rustix::fs::flock(&journal, FlockOperation::NonBlockingLockExclusive).is_err(),

@@ -71,7 +71,7 @@ const SHADOWS: [(&str, &str, &str); 4] = [
 /// How much is looked at to find what others may not read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Reach {
-    /// Of the large directories only places where people put files by hand are looked through: up to this
+    /// Large directories are looked through only in places where people put files by hand: up to this
     /// many entries of each, those nearest to its top first.
     pub(super) entries: usize,
     /// The kernel keeps the content of the rest from steps.
@@ -317,8 +317,8 @@ impl Layer<'_> {
     }
 }
 
-/// Whether others than the owner and the group may not read this, or not enter it. What they may run is a
-/// program, and shown.
+/// Returns whether others than the owner and the group may not read this, or not enter it. What they may run
+/// is a program, and shown.
 fn is_private(metadata: &Metadata) -> bool {
     let others = metadata.mode() & 0o005;
     if metadata.is_dir() { others != 0o005 } else { metadata.is_file() && others == 0 }

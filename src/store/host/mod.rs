@@ -110,7 +110,7 @@ impl Store {
                 let screened = id_map == IdMap::Root && can_screen(&real);
                 let reach = match id_map {
                     IdMap::Root if !screened => Reach::ALL,
-                    // Of others' files, the kernel shows ordinary users nothing that they may not read.
+                    // The kernel shows ordinary users no files of others that they may not read.
                     _ => Reach { entries: SEARCHED, screened },
                 };
                 let mask = home.path.join(format!("mask-{}", name.replace('/', "-")));
@@ -156,8 +156,8 @@ impl Store {
     }
 }
 
-/// Whether a directory can be shown through a screen: an overlay, made by a user of no files, below the
-/// overlay that steps write to. Overlays stack twice at the most, and that user must have an id here.
+/// Returns whether a directory can be shown through a screen: an overlay, made by a user of no files, below
+/// the overlay that steps write to. Overlays stack twice at the most, and that user must have an id here.
 fn can_screen(dir: &Path) -> bool {
     const OVERLAY: u64 = 0x794c_7630;
     const ECRYPTFS: u64 = 0xf15f;

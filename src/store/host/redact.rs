@@ -26,12 +26,13 @@ const FILES: [&str; 16] = [
     "etc/zypp",
 ];
 
-/// Whether the file at `path`, relative to the root, is one of those.
+/// Returns whether the file at `path`, relative to the root, is one of those.
 pub(super) fn may_have_passwords(path: &Path) -> bool {
     FILES.iter().any(|file| path.starts_with(file))
 }
 
-/// The text without what stands before the `@` of an address. `None` if there is nothing of that kind.
+/// Returns the text without what stands before the `@` of an address. `None` if there is nothing of that
+/// kind.
 pub(super) fn without_passwords(text: &[u8]) -> Option<Vec<u8>> {
     let mut clean = Vec::new();
     let (mut kept, mut at) = (0, 0);

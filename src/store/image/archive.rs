@@ -167,7 +167,7 @@ impl Files {
         Ok((Self::Tar { shown, path, members }, scratch))
     }
 
-    /// Where in an index the image begins that is called `tag`, or the only one.
+    /// Returns a search that begins at the image called `tag` in an index, or at the only one.
     fn entry(&self, image: &str, index: &Index, tag: Option<&str>) -> Result<Search, ImageError> {
         let name = |entry: &Descriptor| entry.annotations.get(REF_NAME).cloned();
         let is_it = |entry: &&Descriptor| {

@@ -87,7 +87,7 @@ pub(super) enum Wrong {
 }
 
 impl Wrong {
-    /// There is only what is for `found`.
+    /// Returns the error for an image that is only for `found`.
     pub(super) fn platform(found: String) -> Self {
         Self::Platform { wanted: this_machine(), found }
     }
@@ -125,13 +125,13 @@ impl Document {
 }
 
 impl Index {
-    /// The entries that may be for this machine: those that say so, what makes most of its processor first, then those
-    /// that do not say what they are for.
+    /// Returns the entries that may be for this machine: those that say so, what makes most of its processor
+    /// first, then those that do not say what they are for.
     pub(super) fn candidates(&self) -> Vec<&Descriptor> {
         candidates(self.manifests.iter())
     }
 
-    /// For what the entries are, for people.
+    /// Lists the platforms of the entries, for people.
     pub(super) fn platforms(&self) -> String {
         let platforms = self.manifests.iter().filter_map(|entry| entry.platform.as_ref()).take(20);
         let found = platforms.map(Platform::to_text).collect::<Vec<_>>().join(", ");
@@ -139,14 +139,14 @@ impl Index {
     }
 }
 
-/// [`Index::candidates`] of some entries.
+/// Returns [`Index::candidates`] of some entries.
 pub(super) fn candidates<'a>(entries: impl Iterator<Item = &'a Descriptor>) -> Vec<&'a Descriptor> {
     let ranked = entries.filter_map(|entry| match &entry.platform {
         Some(platform) => platform.rank().map(|rank| (Some(rank), entry)),
         None => Some((None, entry)),
     });
     let mut ranked: Vec<_> = ranked.collect();
-    // Of equals, the first that the index has stays first.
+    // Equals stay in the order of the index.
     ranked.sort_by_key(|(rank, _)| std::cmp::Reverse(*rank));
     ranked.into_iter().map(|(_, entry)| entry).collect()
 }
@@ -183,7 +183,8 @@ impl Config {
         if found > MAX_LAYERS {
             return Err(Wrong::Unsupported(format!("{found} layers"), "at most 256 can be mounted: squash it"));
         }
-        // Whether the processor has the level that a variant asks for is not looked at: here there is nothing to choose.
+        // Whether the processor has the level that a variant asks for is not looked at: here there is nothing
+        // to choose.
         let (os, architecture) = (config.os.clone(), config.architecture.clone());
         let platform = Platform { os, architecture, variant: None };
         let says_nothing = platform.os.is_empty() || platform.architecture.is_empty();
@@ -240,7 +241,7 @@ mod tests {
             entry["platform"]["variant"] = variant.into();
             entry
         };
-        // Nobody has the first one.
+        // No machine has the first one.
         let levels =
             index(&[leveled("a", "v99"), descriptor("b", Some(&here)), leveled("c", "v1"), leveled("d", "v2")]);
         let mut expected = ["b", "c"].map(|digest| ImageDigest::of(digest.as_bytes())).to_vec();

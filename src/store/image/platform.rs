@@ -15,7 +15,8 @@ pub(crate) struct Platform {
 }
 
 impl Platform {
-    /// How much of this machine's processor an image makes use of: the more, the better. `None` if it does not run here.
+    /// Returns how much of this machine's processor an image makes use of: the more, the better. `None` if it
+    /// does not run here.
     pub(super) fn rank(&self) -> Option<u32> {
         let here = this_platform();
         let is_same = self.os == here.os && self.architecture == here.architecture;
@@ -36,7 +37,7 @@ impl Platform {
         (wanted <= level).then_some(wanted)
     }
 
-    /// As in `linux/arm/v7`.
+    /// Formats it as in `linux/arm/v7`.
     pub(super) fn to_text(&self) -> String {
         let variant = self.variant.as_deref().filter(|variant| !variant.is_empty());
         let variant = variant.map(|variant| format!("/{}", variant.escape_default())).unwrap_or_default();
@@ -63,7 +64,7 @@ pub(super) fn this_machine() -> String {
     Platform { variant, ..this_platform() }.to_text()
 }
 
-/// The level of this machine's processor, in the numbers of variants; 0 if its architecture has none.
+/// Returns the level of this machine's processor, in the numbers of variants; 0 if its architecture has none.
 fn level() -> u32 {
     static LEVEL: OnceLock<u32> = OnceLock::new();
     *LEVEL.get_or_init(find_level)

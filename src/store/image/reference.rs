@@ -61,11 +61,11 @@ impl ImageName {
     }
 }
 
-/// Checks what can be known of an image without reading it: that the text can be a name, and that there is such a file or
-/// directory on this machine if it is to be in one. Registries are not asked.
+/// Checks what can be known of an image without reading it: that the text can be a name, and that there is
+/// such a file or directory on this machine if it is to be in one. Registries are not asked.
 ///
 /// # Errors
-/// What is wrong with the name.
+/// Returns an error that tells what is wrong with the name.
 pub(crate) fn check_image(image: &str) -> Result<(), ImageError> {
     let wrong = |reason: String| ImageError::BadName { image: image.into(), reason };
     let found = |path: &Path| {
@@ -92,7 +92,7 @@ pub(crate) fn check_image(image: &str) -> Result<(), ImageError> {
     }
 }
 
-/// The file or directory of this machine that the image's name has in it, if it has one.
+/// Returns the file or directory of this machine that the image's name has in it, if it has one.
 ///
 /// # Examples
 /// ```

@@ -13,8 +13,8 @@ const MAX_DOCUMENTS: u32 = 64;
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Candidate {
     pub(super) digest: ImageDigest,
-    /// Whether it is taken as it is: its entry says that it is for this machine, or there is no other. If not, its
-    /// configuration must say that it is.
+    /// Whether it is taken as it is: its entry says that it is for this machine, or there is no other. If
+    /// not, its configuration must say that it is.
     pub(super) is_certain: bool,
     depth: u32,
 }
@@ -29,19 +29,20 @@ pub(super) struct Search {
 }
 
 impl Search {
-    /// A search that begins at this document.
+    /// Returns a search that begins at this document.
     pub(super) fn at(digest: ImageDigest) -> Self {
         Self { next: vec![Candidate { digest, is_certain: true, depth: 0 }], seen: 0, found: Vec::new() }
     }
 
-    /// A search that begins among these entries.
+    /// Returns a search that begins among these entries.
     pub(super) fn among(entries: &[&Descriptor], platforms: String) -> Self {
         let mut search = Self { next: Vec::new(), seen: 0, found: Vec::new() };
         search.add(entries, 0, platforms);
         search
     }
 
-    /// The next document to look at. It is an error if there is none, because all are for other machines.
+    /// Returns the next document to look at. It is an error if there is none, because all are for other
+    /// machines.
     pub(super) fn next(&mut self) -> Result<Candidate, Wrong> {
         self.seen += 1;
         match self.next.pop() {

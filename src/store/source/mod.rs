@@ -1,4 +1,5 @@
-//! Freezing a source tree: look at it by the rules of ignore files, name it by its content, keep what changed.
+//! Freezing a source tree: look at it by the rules of ignore files, name it by its content, keep what
+//! changed.
 //!
 //! ```text
 //! walk (by rules)  every path and its status, no file read
@@ -71,9 +72,9 @@ impl Store {
     /// Brings the tree at `dir` into the store, unless it is there already. Blocks for as long as looking at every path
     /// takes, and reading those files that changed since the last time.
     ///
-    /// Left out: what git would ignore and what `.ignore` files name, `.git`, the pipelines of `dir` itself (`.hm`),
-    /// sockets, pipes, devices, and the store itself. Hidden files, empty directories, symbolic links, modes and times are
-    /// kept.
+    /// Left out: what git would ignore and what `.ignore` files name, `.git`, the pipelines of `dir` itself
+    /// (`.hm`), sockets, pipes, devices, and the store itself. Hidden files, empty directories, symbolic
+    /// links, modes and times are kept.
     ///
     /// # Errors
     /// [`StoreError::Unreadable`] and [`StoreError::SourceChanged`] name the file; [`StoreError::Abandoned`] where

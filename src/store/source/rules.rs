@@ -1,8 +1,9 @@
 //! What is left out of a source: which rules hold in a directory, and what they say of a path.
 //!
-//! The nearest `.ignore` with an opinion decides; then the nearest `.gitignore`, up to the top of the repository; then its
-//! `info/exclude`; then the user's own excludes. For git's files a repository within the tree starts anew. Matching itself is
-//! the `ignore` crate's. Files of rules are plain files of a limited size: what is something else has no effect.
+//! The nearest `.ignore` with an opinion decides; then the nearest `.gitignore`, up to the top of the
+//! repository; then its `info/exclude`; then the user's own excludes. For git's files a repository within the
+//! tree starts anew. Matching itself is the `ignore` crate's. Files of rules are plain files of a limited
+//! size: what is something else has no effect.
 
 use std::{
     ffi::OsStr,
@@ -81,7 +82,7 @@ impl Rules {
         rules
     }
 
-    /// The rules within `dir`, where these files were found.
+    /// Returns the rules within `dir`, where these files were found.
     pub(super) fn within(&self, dir: &Path, found: Found) -> Self {
         let mut rules = self.clone();
         if found.git {
@@ -102,7 +103,7 @@ impl Rules {
         self.ignores.is_empty() && self.levels.is_empty() && self.exclude.is_none() && self.global.is_none()
     }
 
-    /// Whether the absolute `path` is left out, none of whose parents is.
+    /// Returns whether the absolute `path` is left out. None of its parents may be.
     pub(super) fn ignore(&self, path: &Path, is_dir: bool) -> bool {
         let nearest_first =
             self.ignores.iter().rev().chain(self.levels.iter().rev()).chain(&self.exclude).chain(&self.global);
@@ -117,7 +118,7 @@ impl Rules {
     }
 }
 
-/// The rules of one file, which hold below `dir`; none if there is no such file.
+/// Returns the rules of one file, which hold below `dir`; none if there is no such file.
 fn read(dir: &Path, file: &Path) -> Option<Arc<Gitignore>> {
     let text = match read_plain(file, MAX_BYTES) {
         Ok(text) => text?,

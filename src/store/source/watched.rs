@@ -1,9 +1,11 @@
-//! What a path of a cache policy matches in a frozen source, as a digest: names, types, modes, targets of links, contents.
+//! What a path of a cache policy matches in a frozen source, as a digest: names, types, modes, targets of
+//! links, contents.
 //!
-//! Paths are globs as harmont has them, which are those of Python's `pathlib`: `*`, `?` and `[..]` within a name, `**` for any
-//! directories, hidden names included. A directory counts with everything in it, a link with its target and with what
-//! it leads to in the source. Everything is looked up in a manifest, so that a pipe or a device is never opened. `.hm/` is
-//! no part of sources: paths that begin with it look at the checkout.
+//! Paths are globs as harmont has them, which are those of Python's `pathlib`: `*`, `?` and `[..]` within a
+//! name, `**` for any directories, hidden names included. A directory counts with everything in it, a link
+//! with its target and with what it leads to in the source. Everything is looked up in a manifest, so that a
+//! pipe or a device is never opened. `.hm/` is no part of sources: paths that begin with it look at the
+//! checkout.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
@@ -28,8 +30,8 @@ pub(super) const PIPELINES: &str = ".hm";
 const MAX_LINKS: usize = 40;
 
 impl Store {
-    /// The digest of what each of `patterns` matches in a frozen source of the directory `checkout`; `None` for one that
-    /// matches nothing. Blocks.
+    /// Returns the digest of what each of `patterns` matches in a frozen source of the directory `checkout`;
+    /// `None` for one that matches nothing. Blocks.
     ///
     /// # Errors
     /// Returns an error if the source's manifest, or the checkout's `.hm/`, can't be read.
@@ -62,7 +64,7 @@ impl Store {
         Ok(digests)
     }
 
-    /// What is in `.hm/` of a checkout just now; nothing if it is no directory.
+    /// Returns what is in `.hm/` of a checkout just now; nothing if it is no directory.
     fn pipelines_manifest(&self, checkout: &Path) -> Result<Manifest, StoreError> {
         let dir = checkout.join(PIPELINES);
         if !dir.symlink_metadata().is_ok_and(|dir| dir.is_dir()) {
@@ -76,14 +78,14 @@ impl Store {
     }
 }
 
-/// The names of a pattern, without those that mean nothing.
+/// Returns the names of a pattern, without those that mean nothing.
 fn names_of(pattern: &str) -> Vec<&str> {
     let mut names: Vec<&str> = pattern.split('/').filter(|name| !matches!(*name, "" | ".")).collect();
     names.dedup_by(|a, b| a == b && *a == "**");
     names
 }
 
-/// The digest of what a pattern's names match; `None` if that is nothing.
+/// Returns the digest of what a pattern's names match; `None` if that is nothing.
 fn digest(manifest: &Manifest, names: &[&str]) -> Option<[u8; 32]> {
     let (seen, followed, records) = (HashSet::new(), HashSet::new(), BTreeMap::new());
     let mut search = Search { manifest, names, seen, followed, matched: false, records };
@@ -97,7 +99,8 @@ fn digest(manifest: &Manifest, names: &[&str]) -> Option<[u8; 32]> {
 struct Search<'a> {
     manifest: &'a Manifest,
     names: &'a [&'a str],
-    /// Where was looked already: a directory, and how many names of the pattern led there. Links may lead to one twice.
+    /// What was looked at already: a directory, and how many names of the pattern led there. Links may lead
+    /// to one twice.
     seen: HashSet<(Vec<u8>, usize)>,
     /// Links that are matched, and whose targets count. One on the way counts by itself alone.
     followed: HashSet<Vec<u8>>,
@@ -168,8 +171,8 @@ impl<'a> Search<'a> {
         }
     }
 
-    /// Where an entry leads, links followed within the source. Each link on the way counts; `None` if there is no end, or
-    /// it is outside.
+    /// Returns where an entry leads, links followed within the source. Each link on the way counts; `None` if
+    /// there is no end, or it is outside.
     fn resolve(&mut self, entry: Entry<'a>) -> Option<Vec<u8>> {
         let Kind::Symlink { target } = entry.kind else { return Some(entry.path.to_vec()) };
         let parent = |path: &[u8]| path.iter().rposition(|byte| *byte == b'/').map_or(0, |end| end);
@@ -231,7 +234,7 @@ impl<'a> Search<'a> {
     }
 }
 
-/// A link's names, the last one first; `None` if it leads out of the source.
+/// Returns a link's names, the last one first; `None` if it leads out of the source.
 fn split_reversed(target: &[u8]) -> Option<Vec<&[u8]>> {
     (!target.starts_with(b"/")).then(|| target.split(|byte| *byte == b'/').rev().collect())
 }
@@ -248,7 +251,7 @@ fn has_magic(name: &str) -> bool {
     name.contains(['*', '?', '['])
 }
 
-/// Whether a name matches a pattern, as Python's `fnmatch` has it.
+/// Returns whether a name matches a pattern, as Python's `fnmatch` does.
 fn matches(pattern: &[char], name: &[u8]) -> bool {
     let name: Vec<char> = String::from_utf8_lossy(name).chars().collect();
     let (mut p, mut n) = (0, 0);
@@ -283,7 +286,7 @@ fn matches(pattern: &[char], name: &[u8]) -> bool {
     pattern[p..].iter().all(|c| *c == '*')
 }
 
-/// Where the class at `start` ends, and whether it has `c`; `None` if it has no end.
+/// Returns where the class at `start` ends, and whether it has `c`; `None` if it has no end.
 fn class(pattern: &[char], start: usize, c: char) -> Option<(usize, bool)> {
     let is_negated = pattern.get(start + 1) == Some(&'!');
     let first = start + 1 + usize::from(is_negated);

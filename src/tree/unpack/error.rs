@@ -69,7 +69,7 @@ impl UnpackError {
     }
 }
 
-/// The name of an entry within a message, if there is one.
+/// Returns the name of an entry within a message, if there is one.
 fn at(before: &str, entry: &str) -> String {
     if entry.is_empty() { String::new() } else { format!("{before} `{entry}`") }
 }

@@ -2,8 +2,9 @@
 //!
 //! In: a stream of bytes that nobody vouches for. Out: files below one directory, and the digest of the uncompressed stream
 //! by which the caller knows whether they are the right ones. Nothing is ever written outside of that directory: names are
-//! taken apart, each directory on the way is opened by itself, and a link on the way is read and followed from there, with
-//! that directory as its root. That is what a `chroot` would do, and what docker does; see `docs/design/image.md`.
+//! taken apart, each directory on the way is opened by itself, and a link on the way is read and followed
+//! from there, with that directory as its root. That is what a `chroot` would do, and what docker does; see
+//! `docs/design/image.md`.
 //!
 //! What removes lower entries (`.wh.NAME`, `.wh..wh..opq`) becomes overlayfs' own marks. Attributes of directories are set
 //! last. Devices below `dev` are left out where the caller is not root, because steps get a `/dev` of their own; elsewhere
@@ -72,7 +73,7 @@ pub fn unpack(blob: impl Read, into: &Path, id_map: IdMap, limits: UnpackLimits)
     let mut reader = Reader::new(Measured::new(stream, limits.bytes));
     let mut writer = Writer::new(into, id_map).map_err(unnamed)?;
     let mut entries = 0;
-    // Holes cost nothing here, but whoever copies such a file may pay for them.
+    // Holes cost nothing here, but a copy of such a file may have to write them.
     let mut sparse_bytes = 0_u64;
     while let Some(mut member) = reader.next().map_err(|(path, fault)| fault.at(&path))? {
         entries += 1;

@@ -105,8 +105,8 @@ impl<R: Read> Reader<R> {
         Self { stream: BufReader::with_capacity(1 << 16, stream), unread: 0, padding: 0, name: Vec::new() }
     }
 
-    /// The next member; `None` at the archive's end. A fault comes with the name of the member that it is about, or of
-    /// the one before it if the archive breaks off between two.
+    /// Reads the next member; `None` at the archive's end. A fault comes with the name of the member that it
+    /// is about, or of the one before it if the archive breaks off between two.
     pub(super) fn next(&mut self) -> Result<Option<Member>, (Vec<u8>, Fault)> {
         self.advance().map_err(|fault| (std::mem::take(&mut self.name), fault))
     }
@@ -148,7 +148,7 @@ impl<R: Read> Reader<R> {
     fn member(&mut self, header: &Header, size: u64, mut extended: Extended) -> Result<Member, Fault> {
         let path = self.name.clone();
         let size = extended.pax.size.unwrap_or(size);
-        // What is no file has no data whatever its size says, but for what says something about the archive.
+        // Only files and members about the archive have data. The size of others means nothing.
         self.unread = match header.entry_type() {
             EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse | EntryType::XGlobalHeader => size,
             _ => 0,
@@ -196,7 +196,8 @@ impl<R: Read> Reader<R> {
         })
     }
 
-    /// The map of a file that pax records call sparse. It may be at the beginning of the data, which is then read.
+    /// Returns the map of a file that pax records call sparse. It may be at the beginning of the data, which
+    /// is then read.
     fn sparse_map(&mut self, records: sparse::Records) -> Result<Option<Map>, Fault> {
         if !records.is_in_data()? {
             return records.map();
@@ -208,7 +209,7 @@ impl<R: Read> Reader<R> {
         map.map(Some)
     }
 
-    /// One block of the archive.
+    /// Reads one block of the archive.
     fn block(&mut self) -> Result<sparse::Block, Fault> {
         let mut block = [0; BLOCK_BYTES as usize];
         self.stream.read_exact(&mut block).map_err(|error| Fault::reading(&error))?;
@@ -237,7 +238,7 @@ impl<R: Read> Reader<R> {
         }
     }
 
-    /// A fault of the header that is being read, for the name of the member before it.
+    /// Returns a fault of the header that is being read, for the name of the member before it.
     fn at_header(&self, what: &str) -> Fault {
         let which = if self.name.is_empty() { "its first header" } else { "the header after it" };
         Fault::damaged(format!("{which} {what}"))
@@ -274,13 +275,13 @@ impl<R: Read> Read for Data<'_, R> {
 }
 
 impl Extended {
-    /// The name of the member that has this header.
+    /// Returns the name of the member that has this header.
     fn path(&self, header: &Header) -> Vec<u8> {
         let long = self.pax.sparse.name().or(self.long_path.as_ref()).or(self.pax.path.as_ref());
         long.cloned().unwrap_or_else(|| header.path_bytes().into_owned())
     }
 
-    /// What the link that has this header leads to.
+    /// Returns what the link that has this header leads to.
     fn link(&self, header: &Header) -> Vec<u8> {
         let long = self.long_link.as_ref().or(self.pax.link.as_ref());
         let short = || header.link_name_bytes().map(std::borrow::Cow::into_owned).unwrap_or_default();
@@ -304,7 +305,7 @@ impl Pax {
         Ok(pax)
     }
 
-    /// `None` if the value is none for the key.
+    /// Sets a key. Returns `None` if the value is not valid for it.
     fn set(&mut self, key: &[u8], value: &[u8]) -> Option<()> {
         if let Some(name) = key.strip_prefix(b"SCHILY.xattr.") {
             self.xattrs.push((name.to_vec(), value.to_vec()));

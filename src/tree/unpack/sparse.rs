@@ -1,7 +1,7 @@
 //! Sparse files in archives: which parts of a file the archive has data for.
 //!
-//! GNU tar writes them in four ways: in fields of a header of the type `S`, and in pax records of the versions 0.0, 0.1
-//! and 1.0, the last of which has its map at the beginning of the data.
+//! GNU tar writes them in four ways: in fields of a header of the type `S`, and in pax records of the
+//! versions 0.0, 0.1 and 1.0, the last of which has its map at the beginning of the data.
 
 use tar::{GnuExtSparseHeader, GnuSparseHeader, Header};
 
@@ -22,7 +22,7 @@ pub(super) struct Piece {
 /// What a sparse file consists of, as the archive says it.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Map {
-    /// Of the whole file, with its holes.
+    /// The size of the whole file, with its holes.
     pub(super) size: u64,
     /// Offsets and lengths in turn.
     numbers: Vec<u64>,
@@ -73,8 +73,8 @@ impl Map {
         Ok(())
     }
 
-    /// The parts of the file for which there are `stored` bytes of data. They lie one after the other, and within the
-    /// file.
+    /// Returns the parts of the file for which there are `stored` bytes of data. They lie one after the
+    /// other, and within the file.
     pub(super) fn pieces(self, stored: u64) -> Result<Vec<Piece>, Fault> {
         if !self.numbers.len().is_multiple_of(2) {
             return Err(malformed());
@@ -118,12 +118,12 @@ impl Records {
         Some(())
     }
 
-    /// The name of the file, if the archive has it under one that old programs make do with.
+    /// Returns the name of the file, if the archive has it under one that old programs make do with.
     pub(super) fn name(&self) -> Option<&Vec<u8>> {
         self.name.as_ref()
     }
 
-    /// Whether the map is at the beginning of the data.
+    /// Returns whether the map is at the beginning of the data.
     pub(super) fn is_in_data(&self) -> Result<bool, Fault> {
         match (self.major, self.minor) {
             (None, None) | (Some(0), Some(0 | 1)) => Ok(false),
@@ -135,15 +135,15 @@ impl Records {
         }
     }
 
-    /// The map that the records have; `None` if the file is not sparse.
+    /// Returns the map that the records have; `None` if the file is not sparse.
     pub(super) fn map(self) -> Result<Option<Map>, Fault> {
         let Some(numbers) = self.numbers else { return Ok(None) };
         let size = self.size.or(self.real_size).ok_or_else(malformed)?;
         Ok(Some(Map { size, numbers }))
     }
 
-    /// Reads the map at the beginning of the data: a count, then as many pairs, each number on a line of its own. `next`
-    /// is to read the blocks of the data.
+    /// Reads the map at the beginning of the data: a count, then as many pairs, each number on a line of its
+    /// own. `next` is to read the blocks of the data.
     pub(super) fn read_map(self, mut next: impl FnMut() -> Result<Block, Fault>) -> Result<Map, Fault> {
         let size = self.real_size.or(self.size).ok_or_else(malformed)?;
         let (mut numbers, mut count) = (Vec::new(), None);

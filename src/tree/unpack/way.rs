@@ -1,9 +1,10 @@
 //! The way to a directory below the root of a layer, through the links on it, never out of it.
 //!
-//! Each directory is opened from the one before, links not followed; what turns out to be a link is read, and its target
-//! takes its place on the way. `..` in a target leads to the directory that was opened before, and stays at the root: the
-//! kernel is never asked to follow a link or `..`. `openat2` with `RESOLVE_IN_ROOT` arrives at the same place, but it does
-//! not tell the path, by which directories get their attributes in the end, and it makes no directories on the way.
+//! Each directory is opened from the one before, links not followed; what turns out to be a link is read, and
+//! its target takes its place on the way. `..` in a target leads to the directory that was opened before, and
+//! stays at the root: the kernel is never asked to follow a link or `..`. `openat2` with `RESOLVE_IN_ROOT`
+//! arrives at the same place, but it does not tell the path, by which directories get their attributes in the
+//! end, and it makes no directories on the way.
 
 use std::{ffi::OsStr, io, os::unix::ffi::OsStrExt};
 
@@ -22,7 +23,7 @@ use super::{
 const MAX_PATH_BYTES: usize = 4096;
 /// The kernel follows as many.
 const MAX_LINKS: usize = 40;
-/// Of a longer way, only the last directory is held open besides these.
+/// If the way is longer, only its last directory is held open besides these.
 const HELD_OPEN: usize = 64;
 
 /// The directory that was entered last, and those that lead to it. None of their names is a link.
@@ -46,17 +47,17 @@ impl Way {
         self.root.as_fd()
     }
 
-    /// The directory that was entered last.
+    /// Returns the directory that was entered last.
     pub(super) fn here(&self) -> BorrowedFd<'_> {
         self.levels.last().and_then(|level| level.dir.as_ref()).unwrap_or(&self.root).as_fd()
     }
 
-    /// The directory of the root in which that one lies.
+    /// Returns the directory of the root in which that one lies.
     pub(super) fn top(&self) -> Option<&[u8]> {
         self.levels.first().map(|level| &level.name[..])
     }
 
-    /// The path of an entry of that directory.
+    /// Returns the path of an entry of that directory.
     pub(super) fn path_of(&self, name: &OsStr) -> Vec<u8> {
         let names = self.levels.iter().map(|level| &level.name[..]).chain([name.as_bytes()]);
         names.collect::<Vec<_>>().join(&b'/')
@@ -71,8 +72,9 @@ impl Way {
         fs::mkdirat(self.here(), name, Mode::RWXU).doing("make the directory")
     }
 
-    /// Goes to the directory that `parts` lead to from the root. `missing` is called for each directory that is missing,
-    /// in the one before it: it makes the directory, or returns false, which ends the way and is returned.
+    /// Goes to the directory that `parts` lead to from the root. `missing` is called for each directory that
+    /// is missing, in the one before it: it makes the directory, or returns false, which ends the way and is
+    /// returned.
     pub(super) fn enter(
         &mut self,
         parts: &[&[u8]],
@@ -155,8 +157,8 @@ impl Way {
     }
 }
 
-/// The parts of a name. Slashes at its beginning and end mean nothing, and neither do `.` parts. `..` takes away the part
-/// before it without a look at what that is, a link or not, as docker has it.
+/// Returns the parts of a name. Slashes at its beginning and end mean nothing, and neither do `.` parts. `..`
+/// takes away the part before it without a look at what that is, a link or not, as docker has it.
 pub(super) fn parts(path: &[u8]) -> Result<Vec<&[u8]>, Fault> {
     if path.len() > MAX_PATH_BYTES {
         return Err(Fault::refused(format!("its name has {} bytes", path.len())));

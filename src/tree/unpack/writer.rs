@@ -1,7 +1,7 @@
 //! Making what an archive's members say, below one directory and nowhere else.
 //!
-//! A member may lie behind a symbolic link that an earlier one made (`lib -> usr/lib`, then `lib/x`). [`Way`] finds the
-//! directory that is meant. Here a directory's path is always the real one, without links.
+//! A member may lie behind a symbolic link that an earlier one made (`lib -> usr/lib`, then `lib/x`). [`Way`]
+//! finds the directory that is meant. Here a directory's path is always the real one, without links.
 
 use std::{
     collections::BTreeMap,
@@ -223,7 +223,8 @@ impl Writer {
         Ok(())
     }
 
-    /// Removes a directory with what is in it. All directories in it can be entered, because modes are set last.
+    /// Removes a directory with what is in it. All directories in it can be entered, because modes are set
+    /// last.
     fn remove_filled(&self, name: &OsStr) -> Result<(), Fault> {
         let top = open_dir_at(self.here(), name).doing("replace")?;
         let (mut work, mut found) = (vec![Vec::new()], Vec::new());
@@ -238,7 +239,7 @@ impl Writer {
             }
             found.push(path);
         }
-        // Whatever is in a directory was found after it. The first one is the top.
+        // All entries of a directory were found after it. The first one is the top.
         for path in found.iter().skip(1).rev() {
             fs::unlinkat(&top, OsStr::from_bytes(path), AtFlags::REMOVEDIR).doing("replace")?;
         }

@@ -16,7 +16,8 @@ use serde_json::{Value, json};
 
 use super::writer::{Bench, Ended, pipeline};
 
-/// A source tree, and the cached step that looks at `paths` in it. The key of the language is always the same.
+/// A source tree, and the cached step that looks at `paths` in it. The key of the language is always the
+/// same.
 struct Watch {
     bench: Bench,
     source: tempfile::TempDir,
@@ -61,7 +62,7 @@ impl Watch {
         self.bench.run_with(&self.ir, |request| request.repo_root = self.source.path().into()).await
     }
 
-    /// Whether the step is found.
+    /// Returns whether the step is found.
     async fn hits(&self) -> bool {
         let ended = self.run().await;
         assert!(ended.passed(), "{:?}", ended.events);

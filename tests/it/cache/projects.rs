@@ -12,7 +12,7 @@ use super::writer::{Bench, cached, chain, pipeline};
 struct Checkouts(tempfile::TempDir);
 
 impl Checkouts {
-    /// A directory; with an origin where one is named.
+    /// Makes a directory; with an origin if one is named.
     fn make(&self, name: &str, origin: Option<&str>) -> PathBuf {
         let dir = self.0.path().join(name);
         fs::create_dir_all(dir.join(".git")).unwrap();

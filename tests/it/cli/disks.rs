@@ -6,7 +6,7 @@ use std::{fs, process::Command};
 use super::hm::{Ended, Project, program};
 use crate::filesystem::Filesystem;
 
-/// `hm ARGS` with the store on a filesystem of its own.
+/// Runs `hm ARGS` with the store on a filesystem of its own.
 fn hm_on(project: &Project, filesystem: &Filesystem, args: &[&str]) -> Ended {
     Ended::of(project.hm(args).env("HM_CACHE_DIR", filesystem.dir().join("store")))
 }

@@ -1,4 +1,5 @@
-//! How steps of `hm run` end when `hm`, its terminal or the machine does not stand by, and in which order it says things.
+//! How steps of `hm run` end when `hm`, its terminal or the machine does not stand by, and in which order it
+//! says things.
 
 use std::{
     collections::BTreeMap,
@@ -20,7 +21,7 @@ use super::hm::{Ended, Project, eventually};
 
 const RUNNERS: [&str; 2] = ["sandbox", "process"];
 
-/// Whether the runner works here, as far as the end of a run tells.
+/// Returns whether the runner works here, as far as the end of a run tells.
 fn is_usable(runner: &str, ended: &Ended) -> bool {
     crate::backends::usable(&format!("runner {runner}"), ended.code != Some(3), &ended.stderr)
 }
@@ -134,7 +135,7 @@ fn a_hangup_that_is_ignored_stays_ignored() {
     }
 }
 
-/// A terminal of one's own, and its far end.
+/// Opens a terminal of one's own, and its far end.
 fn terminal() -> (fs::File, OwnedFd) {
     let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();
     grantpt(&master).unwrap();
@@ -171,8 +172,8 @@ fn a_terminal_that_is_gone_keeps_no_step_from_its_grace() {
 pub(crate) const FAILS_LATE: &str =
     "i=1; while [ $i -le 30 ]; do echo line $i; i=$((i+1)); done; echo BOOM >&2; echo and >&2; echo more >&2";
 
-/// Of so many steps with that command, in how many something came before what was printed before it. `stdout` is that of
-/// `--format human`. Nothing may be missing.
+/// Returns in how many of so many steps with that command something came before what was printed before it.
+/// `stdout` is that of `--format human`. Nothing may be missing.
 #[track_caller]
 pub(crate) fn out_of_order(stdout: &str, runs: usize) -> usize {
     let mut printed: BTreeMap<&str, Vec<&str>> = BTreeMap::new();

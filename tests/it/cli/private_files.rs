@@ -17,7 +17,7 @@ fn mode(path: &Path) -> u32 {
 struct Deep(PathBuf);
 
 impl Deep {
-    /// `None` if this process may not write there.
+    /// Makes the file. Returns `None` if this process may not write there.
     fn new(content: &str, mode: u32) -> Option<Self> {
         let dir =
             fs::read_dir("/usr/share/doc").ok()?.flatten().map(|entry| entry.path()).find(|path| path.is_dir())?;

@@ -1,4 +1,4 @@
-//! A server that writes down all that reaches it: calls of gRPC with their headers, and whatever else comes as it came.
+//! A server that writes down all that reaches it: calls of gRPC with their headers, and all else as it came.
 
 #![allow(clippy::disallowed_methods, reason = "a server in the test's process has tasks of its own")]
 
@@ -35,7 +35,7 @@ impl Recorder {
         Self::on([127, 0, 0, 1].into())
     }
 
-    /// One at an address of this machine that is not the loopback; `None` if it has none.
+    /// Starts one at an address of this machine that is not the loopback; `None` if it has none.
     pub(crate) fn on_the_network() -> Option<Self> {
         // Nothing is sent: the kernel chooses the address from which it would be.
         let socket = UdpSocket::bind("0.0.0.0:0").ok()?;
@@ -65,7 +65,7 @@ impl Recorder {
         self.address
     }
 
-    /// All that came since the last time, a line for each connection, header and body.
+    /// Returns all that came since the last time, a line for each connection, header and body.
     pub(crate) fn take(&self) -> Vec<String> {
         std::mem::take(&mut *self.seen.lock().unwrap())
     }
@@ -87,7 +87,7 @@ async fn serve(mut stream: TcpStream, seen: Seen) {
                     if let Ok(body) = body.collect().await {
                         seen.lock().unwrap().push(String::from_utf8_lossy(&body.to_bytes()).into_owned());
                     }
-                    // UNIMPLEMENTED, which nobody tries again.
+                    // UNIMPLEMENTED, which clients do not try again.
                     let answer =
                         Response::builder().header("content-type", "application/grpc").header("grpc-status", "12");
                     answer.body(Empty::<Bytes>::new())

@@ -46,7 +46,7 @@ struct Hostile {
 }
 
 impl Hostile {
-    /// `None` after saying so where there is no Python, or no sandbox.
+    /// Makes a project. Prints a note and returns `None` if there is no Python, or no sandbox.
     fn new() -> Option<Self> {
         let around = tempfile::tempdir().unwrap();
         for dir in ["home/.ssh", "home/.config/hm", "packages/harmont", "marks"] {
@@ -86,20 +86,20 @@ impl Hostile {
         Ended::of(&mut self.hm(&["pipelines"]))
     }
 
-    /// What a script prints, which must end well.
+    /// Returns what a script prints, which must end well.
     #[track_caller]
     fn prints(&self, text: &str) -> String {
         self.script(&format!("{text}\nharmont.pipeline('ci')"));
         self.pipelines().expect(0).stderr
     }
 
-    /// Whether code of the project ran where it can write.
+    /// Returns the marks that code of the project left where it could write.
     fn marks(&self) -> Vec<PathBuf> {
         let marks = fs::read_dir(self.around.path().join("marks")).unwrap();
         marks.map(|mark| mark.unwrap().path()).collect()
     }
 
-    /// Python that leaves a mark, if it can.
+    /// Returns Python that leaves a mark, if it can.
     fn marking(&self, name: &str) -> String {
         format!("try:\n    open({:?}, 'w')\nexcept OSError:\n    pass\n", self.around.path().join("marks").join(name))
     }
@@ -109,7 +109,7 @@ fn python() -> PathBuf {
     "/usr/bin/python3".into()
 }
 
-/// Python that prints what it can read of `paths`.
+/// Returns Python that prints what it can read of `paths`.
 fn reading(paths: &[String]) -> String {
     format!(
         "for path in {paths:?}:\n    try:\n        text = os.listdir(path) if os.path.isdir(path) else open(path).read()\n        \
@@ -343,7 +343,7 @@ fn a_pipeline_can_do_nothing_to_a_terminal_and_its_answer_is_only_an_answer() {
     let Some(hostile) = Hostile::new() else { return };
     let printed = hostile.prints("print('\\x1b]0;title\\x07\\x1b[2Jcleared')\nsys.stderr.write('no end')");
     assert!(printed.contains("cleared\n") && printed.contains("no end\n") && !printed.contains('\x1b'), "{printed}");
-    // Whoever finds the answer's descriptor answers for the project, as the project may.
+    // Code that finds the answer's descriptor answers for the project, as the project may.
     for (answer, code) in [
         ("nonsense", 2),
         ("{}", 2),

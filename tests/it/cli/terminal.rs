@@ -29,7 +29,7 @@ impl Terminal {
         Self::open_with(project, args, |_| {})
     }
 
-    /// The same with more that is said of the command.
+    /// Opens a terminal like `open`; `more` changes the command first.
     pub(super) fn open_with(project: &Project, args: &[&str], more: impl FnOnce(&mut std::process::Command)) -> Self {
         let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();
         grantpt(&master).unwrap();

@@ -15,7 +15,7 @@ use super::{
     terminal::Terminal,
 };
 
-/// A pipeline of one step on runner `process`, which leaves a file `ran`.
+/// Returns a pipeline of one step on runner `process`, which leaves a file `ran`.
 fn on_process(project: &Project, word: &str) -> String {
     let ran = project.store.with_file_name("ran");
     let cmd = format!("echo {word} > {}", ran.display());
@@ -31,7 +31,7 @@ fn ir_of(step: Value) -> String {
     .to_string()
 }
 
-/// What the step of [`on_process`] left, and takes it away.
+/// Takes what the step of [`on_process`] left.
 fn ran(project: &Project) -> Option<String> {
     let path = project.store.with_file_name("ran");
     let word = fs::read_to_string(&path).ok();
@@ -39,7 +39,7 @@ fn ran(project: &Project) -> Option<String> {
     word.map(|word| word.trim().to_owned())
 }
 
-/// `hm ARGS` with a home and a place for consent of its own.
+/// Returns `hm ARGS` with a home and a place for consent of its own.
 fn hm(project: &Project, args: &[&str]) -> Command {
     let mut hm = project.hm(args);
     at_home(&mut hm, project);
@@ -55,7 +55,7 @@ fn at_home(hm: &mut Command, project: &Project) {
         .env_remove("HM_TRUST");
 }
 
-/// The same as a limited program: what hangs is killed, and fails.
+/// Runs `hm` as a limited program: what hangs is killed, and fails.
 fn limited(hm: &Command) -> Ended {
     let mut limited = Command::new("timeout");
     limited.args(["-s", "KILL", "100"]).arg(hm.get_program()).args(hm.get_args()).stdin(Stdio::null());
@@ -109,7 +109,7 @@ fn a_project_runs_nothing_outside_of_the_sandbox_before_the_user_allows_it() {
     let odd = Ended::of(hm(&project, &["run"]).env("HM_TRUST", "yes")).expect(2);
     assert!(odd.stderr.contains("HM_TRUST is neither 1 nor 0"), "{}", odd.stderr);
 
-    // For good, whatever the steps become.
+    // For good, even if the steps change.
     let told = Ended::of(&mut hm(&project, &["trust"])).expect(0).stdout;
     assert!(told.contains("runner = \"process\""), "{told}");
     Ended::of(&mut hm(&project, &["run"])).expect(0);
@@ -141,7 +141,7 @@ fn a_project_runs_nothing_outside_of_the_sandbox_before_the_user_allows_it() {
 fn what_the_user_names_is_the_users_word() {
     let project = Project::new();
     let ir = on_process(&project, "word");
-    // In the checkout, whatever it is called by.
+    // In the checkout, by any name.
     project.file("ir.json", &ir);
     fs::create_dir(project.dir.join(".git")).unwrap();
     project.file("sub/file", "");

@@ -1,5 +1,5 @@
-//! What leaves the machine from a checkout that nobody trusts, and what is sent along with what may leave: a recorder listens
-//! wherever the checkout points.
+//! What leaves the machine from a checkout that is not trusted, and what is sent along with what may leave: a
+//! recorder listens wherever the checkout points.
 
 use std::{
     fs,
@@ -68,7 +68,7 @@ impl Checkout {
         self.project.file(&format!(".hm/{name}.json"), &ir.to_string());
     }
 
-    /// `hm ARGS`, as a user has it who keeps a token for an engine.
+    /// Returns `hm ARGS` for a user who keeps a token for an engine.
     fn hm(&self, args: &[&str]) -> Command {
         let mut hm = self.project.hm(args);
         for name in ["HM_REMOTE", "HM_REMOTE_LOGS", "HM_TRUST", "DOCKER_HOST", "XDG_CONFIG_HOME", "XDG_RUNTIME_DIR"] {
@@ -136,7 +136,8 @@ fn what_the_user_keeps_for_one_engine_is_sent_to_no_other() {
     let (at, our) = (format!("grpc://{}", recorder.address()), format!("grpc://{}", ours.address()));
     let text = format!("{NO_MACHINES}[remote]\nendpoint = '{our}'\nheaders = {{ x-kept = '{SECRET}' }}\n");
     fs::write(checkout.home.join(".config/hm/hm.toml"), text).unwrap();
-    // To an engine that the project names, with consent; and to one that the user names beside the one of the variables.
+    // To an engine that the project names, with consent; and to one that the user names beside the one of the
+    // variables.
     checkout.pipeline("ci", json!({ "key": "it", "cmd": "true", "runner": "cloud", "image": "oci:image:it" }));
     let run = |args: &[&str], engine: Option<&str>| {
         let mut hm = checkout.hm(args);

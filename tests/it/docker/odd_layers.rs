@@ -1,4 +1,5 @@
-//! Odd layers, unpacked by the daemon and by us: what it takes, we take, and a step sees the same tree on both runners.
+//! Odd layers, unpacked by the daemon and by us: what it takes, we take, and a step sees the same tree on
+//! both runners.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -34,7 +35,8 @@ const CASES_VARIABLE: &str = "HM_ODD_LAYERS";
 /// What the daemon calls the image of one case.
 const CASE: &str = "hm-exec-test/odd:case";
 
-/// What is at each path: type, mode, owner, links and content; the names of one inode have the path of the first.
+/// What is at each path: type, mode, owner, links and content; the names of one inode have the path of the
+/// first.
 const LOOK: &str = "cd /; for top in odd c[0-9]*; do test -e $top || continue; \
                     /bin/busybox find $top -exec /bin/busybox stat -c '%n|%f|%u:%g|%h|%i|%N' {} +; \
                     /bin/busybox find $top -type f -exec /bin/busybox md5sum {} +; done";
@@ -61,7 +63,8 @@ async fn remove(docker: &Docker, name: &str) {
     docker.remove_image(name, Some(options), None).await.unwrap();
 }
 
-/// What a step printed, by path, without what may differ: the numbers of inodes, and links of directories.
+/// Returns what a step printed, by path, without what may differ: the numbers of inodes, and links of
+/// directories.
 fn tree(lines: &[&str]) -> BTreeMap<String, String> {
     let (mut tree, mut inodes) = (BTreeMap::<String, String>::new(), BTreeMap::new());
     let stats = lines.iter().filter_map(|line| line.split('|').collect::<Vec<_>>().try_into().ok());
@@ -110,8 +113,8 @@ impl Random {
         }
     }
 
-    /// Adds a member below `top`. Most links lead to one of `dirs`, because the daemon takes nothing behind the others.
-    /// `names` are taken already: the daemon takes no name twice.
+    /// Adds a member below `top`. Most links lead to one of `dirs`, because the daemon takes nothing behind
+    /// the others. `names` are taken already: the daemon takes no name twice.
     fn member(&mut self, layer: Odd, top: &str, dirs: &[String], names: &mut BTreeSet<String>) -> Odd {
         let mut name = self.path();
         while !names.insert(plain(&name)) {
@@ -130,8 +133,8 @@ impl Random {
         }
     }
 
-    /// A layer of members below `top` that we take, because most random ones nobody takes; and the same with one more that
-    /// we do not take.
+    /// Makes a layer of members below `top` that we take, because most random ones are refused; and the same
+    /// with one more that we do not take.
     fn layer(&mut self, top: &str) -> (Odd, Option<Odd>) {
         let (mut layer, mut refused) = (Odd::default().dir(top), None);
         let (mut dirs, mut names) = (vec![top.to_owned()], BTreeSet::new());
@@ -150,7 +153,7 @@ impl Random {
     }
 }
 
-/// A name as the daemon has it, without `.` and `..`.
+/// Returns a name as the daemon has it, without `.` and `..`.
 fn plain(name: &str) -> String {
     let mut parts = Vec::new();
     for part in name.split('/').filter(|part| *part != ".") {
@@ -163,7 +166,7 @@ fn plain(name: &str) -> String {
     parts.join("/")
 }
 
-/// All directories below `root/top`, that one included, relative to `root`.
+/// Returns all directories below `root/top`, that one included, relative to `root`.
 fn directories(root: &Path, top: &str) -> Vec<String> {
     let mut found = vec![top.to_owned()];
     let mut at = 0;
@@ -178,7 +181,7 @@ fn directories(root: &Path, top: &str) -> Vec<String> {
     found
 }
 
-/// The members of a layer, for people.
+/// Returns the members of a layer, for people.
 fn names(layer: Odd) -> Vec<String> {
     let bytes = layer.end();
     let mut archive = tar::Archive::new(&bytes[..]);

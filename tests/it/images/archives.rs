@@ -71,7 +71,7 @@ async fn children_inherit_the_image_and_what_was_done_to_it() {
     assert!(output.contains("unpacking oci:"), "{output}");
 }
 
-/// Beside the daemon, where there is one, `docker::odd_layers` looks at the same.
+/// If there is a daemon, `docker::odd_layers` compares the same with it.
 #[tokio::test]
 async fn steps_boot_from_what_other_builders_write() {
     if !has_busybox() {

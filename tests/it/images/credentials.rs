@@ -1,4 +1,4 @@
-//! Credentials of one registry are sent to no other, whatever registries answer.
+//! Credentials of one registry are sent to no other, for any answer of a registry.
 
 use std::{
     fs,
@@ -89,7 +89,7 @@ async fn what_is_kept_for_one_registry_goes_to_no_other() {
         r#"{{"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.v1+json","config":{{"mediaType":"application/vnd.oci.image.config.v1+json","digest":"{}","size":2}},"layers":[]}}"#,
         digest(config)
     );
-    // Ours wants credentials, gives a token for them, and sends whoever wants a blob to theirs.
+    // Ours wants credentials, gives a token for them, and redirects requests for blobs to theirs.
     let (known, there, own_challenge) = (basic.clone(), theirs.host.clone(), challenge.clone());
     ours.serve(move |path, authorization| match path {
         path if path.starts_with("/token") && authorization == Some(&known) => {
@@ -122,7 +122,8 @@ async fn what_is_kept_for_one_registry_goes_to_no_other() {
         authorization.as_ref().is_some_and(|sent| *sent == basic || sent.contains("t0ken-of-ours"))
     };
 
-    // What the image lacks does not matter here: its blob was asked for, and the other registry was asked without a word.
+    // What the image lacks does not matter here: its blob was asked for, and the other registry was asked
+    // without a word.
     let _ = pull(&ours.host).await;
     assert!(ours.take().iter().any(|(line, sent)| line.contains("/token") && sent.as_deref() == Some(&*basic)));
     let asked = theirs.take();

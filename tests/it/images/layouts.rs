@@ -46,7 +46,7 @@ fn index(entries: &[Value]) -> Vec<u8> {
     serde_json::to_vec(&json!({ "schemaVersion": 2, "manifests": entries })).unwrap()
 }
 
-/// What `name` stands for in the layout that `make` writes: `Err` with the words of the error.
+/// Returns what `name` stands for in the layout that `make` writes: `Err` with the words of the error.
 async fn pinned(tag: &str, make: impl FnOnce(&Path) -> Vec<u8>) -> Result<Base, String> {
     let top = tempfile::tempdir().unwrap();
     let store = Store::open(&top.path().join("store")).unwrap();

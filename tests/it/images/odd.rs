@@ -1,5 +1,5 @@
-//! Layers with odd members, made byte for byte, that docker takes: what kaniko writes, packages of merged-usr systems, and
-//! GNU tar.
+//! Layers with odd members, made byte for byte, that docker takes: what kaniko writes, packages of merged-usr
+//! systems, and GNU tar.
 
 use tar::{EntryType, Header};
 
@@ -46,7 +46,7 @@ impl Odd {
         self.entry(EntryType::Link, path, target, b"")
     }
 
-    /// A pax header.
+    /// Adds a pax header.
     pub(crate) fn extended(self, records: &[(&str, &[u8])]) -> Self {
         let mut text = Vec::new();
         for (key, value) in records {
@@ -60,7 +60,7 @@ impl Odd {
         self.entry(EntryType::XHeader, "PaxHeaders.0/pax", "", &text)
     }
 
-    /// A sparse file as GNU tar writes it in its latest format: `text` at `offset` of `size` bytes.
+    /// Adds a sparse file as GNU tar writes it in its latest format: `text` at `offset` of `size` bytes.
     pub(crate) fn sparse(self, path: &str, offset: u64, text: &str, size: u64) -> Self {
         let mut data = format!("2\n{offset}\n{}\n{size}\n0\n", text.len()).into_bytes();
         data.resize(512, 0);
@@ -75,7 +75,7 @@ impl Odd {
         self.extended(records).entry(EntryType::Regular, "GNUSparseFile.0/sparse", "", &data)
     }
 
-    /// The members alone, to be put together with others.
+    /// Returns the members alone, to be put together with others.
     pub(crate) fn members(&self) -> &[u8] {
         &self.0
     }
@@ -91,7 +91,7 @@ impl Odd {
     }
 }
 
-/// Two layers, all below `odd`.
+/// Makes two layers, all below `odd`.
 pub(crate) fn layers() -> [Odd; 2] {
     let deep = "odd/".to_owned() + &"d/".repeat(140);
     let lower = Odd::default()
@@ -119,7 +119,7 @@ pub(crate) fn layers() -> [Odd; 2] {
         .symlink("odd/self", ".")
         .dir("odd/self/turned")
         .file("odd/turned/t", "T")
-        // Of several headers, the last one counts.
+        // The last one of several headers counts.
         .extended(&[("path", b"odd/first"), ("mtime", b"5")])
         .extended(&[("path", b"odd/second")])
         .file("odd/third", "2")

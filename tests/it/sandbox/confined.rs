@@ -31,7 +31,8 @@ fn sh(dir: &Path, script: &str) -> ConfinedCommand {
     }
 }
 
-/// How it ended, and both streams. `None` after saying so where this machine has no sandbox.
+/// Runs the command. Returns how it ended, and both streams; prints a note and returns `None` if this machine
+/// has no sandbox.
 fn run(command: &ConfinedCommand) -> Option<(ConfinedEnd, String, String)> {
     let mut stderr = Vec::new();
     match command.run(&mut |bytes| stderr.extend_from_slice(bytes)) {

@@ -13,12 +13,13 @@ use super::{
     harness::{Ask, Bench, hm, is_root, skip},
 };
 
-/// Whether steps have other users than root.
+/// Returns whether steps have other users than root.
 fn has_users() -> bool {
     is_root() || std::env::var_os(RANGE).is_some()
 }
 
-/// Runs `cmd` on an image with a shell, a user `tuser`, `su` and `ping` with the setuid bit, and a `cat` with a capability.
+/// Runs `cmd` on an image with a shell, a user `tuser`, `su` and `ping` with the setuid bit, and a `cat` with
+/// a capability.
 async fn on_an_image(bench: &Bench, cmd: &str) -> (i32, String) {
     // CAP_CHOWN, permitted and effective, as `setcap` writes it: version 2, little endian.
     const CHOWN: [u8; 20] = [1, 0, 0, 2, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
@@ -46,7 +47,7 @@ async fn on_an_image(bench: &Bench, cmd: &str) -> (i32, String) {
     (result.exit_code, lines.map(|line| line.to_owned() + "\n").collect())
 }
 
-/// A record of an extended header, which begins with its own length.
+/// Returns a record of an extended header, which begins with its own length.
 fn record(key: &str, value: &[u8]) -> Vec<u8> {
     let rest = [b" ", key.as_bytes(), b"=", value, b"\n"].concat();
     let length = (rest.len()..).find(|length| length.to_string().len() + rest.len() == *length).unwrap();
@@ -181,7 +182,8 @@ async fn a_step_inherits_neither_ignored_nor_blocked_signals() {
     let (action, mask) = if cfg!(target_arch = "x86_64") { (13, 14) } else { (134, 135) };
     let dir = tempfile::tempdir().unwrap();
     let helper = dir.path().join("helper");
-    // The real-time signals that the C library keeps to itself are among them: only the kernel's own call takes those.
+    // The real-time signals that the C library keeps to itself are among them: only the kernel's own call
+    // takes those.
     let script = format!(
         "#!/bin/sh\nPATH=/usr/bin:/bin exec perl -e 'my $ignore = pack(q(Q4), 1, 0, 0, 0); my $block = pack(q(Q), 1 << 11 | 1 << 32); \
          for my $signal (1, 2, 13, 32, 33, 40, 64) {{ syscall({action}, $signal, $ignore, 0, 8) == 0 or die }} \
@@ -195,7 +197,7 @@ async fn a_step_inherits_neither_ignored_nor_blocked_signals() {
         return;
     }
     let bench = Bench::with(|builder| builder.helper(helper));
-    // Of a program, because a shell sets some itself.
+    // A program is asked, because a shell sets some itself.
     let (code, output) = bench.sh("grep -E '^Sig(Ign|Blk)' /proc/self/status").await;
     assert_eq!((code, output.as_str()), (0, "SigBlk:\t0000000000000000\nSigIgn:\t0000000000000000\n"));
 }

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use super::harness::{Ask, Bench, is_root, skip};
 
-/// How a step with limits failed.
+/// Returns how a step with limits failed.
 async fn failure(cmd: &str, args: Value) -> RunnerError {
     let bench = Bench::new();
     let mut run = bench.run();

@@ -10,13 +10,14 @@ use hm_exec::{
 use super::harness::{Ask, Bench, Run, eventually, is_asleep, is_root, marker, skip};
 use crate::images::subordinate::RANGE;
 
-/// The directories of mounts: of overlays, and of the screens below some.
+/// Returns the directories of mounts: of overlays, and of the screens below some.
 fn mounts(store: &Store) -> impl Iterator<Item = std::path::PathBuf> {
     let dirs = |dir: std::path::PathBuf| fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path());
     dirs(store.dir().join("tmp")).flat_map(dirs).filter(|home| home.join("on").is_dir())
 }
 
-/// How many overlays there are on the disk. Overlayfs makes a directory for each that can be written to.
+/// Returns how many overlays there are on the disk. Overlayfs makes a directory for each that can be written
+/// to.
 fn overlays(store: &Store) -> usize {
     mounts(store).filter(|home| home.join("work/work").is_dir()).count()
 }

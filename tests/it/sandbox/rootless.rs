@@ -31,8 +31,8 @@ fn the_suite_passes_as_an_ordinary_user() {
     assert!(passed.is_none_or(|passed| passed > 20), "{passed:?}");
 }
 
-/// Runs tests of this suite as an ordinary user, who must be able to read the files that variables name. Returns how many
-/// passed, all of them, or `None` if an ordinary user can't make user namespaces here.
+/// Runs tests of this suite as an ordinary user, who must be able to read the files that variables name.
+/// Returns how many passed, all of them, or `None` if an ordinary user can't make user namespaces here.
 pub(super) fn run_again(args: &[&str], env: &[(&str, &Path)]) -> Option<u32> {
     let dir = tempfile::tempdir().unwrap();
     let copy = |from: std::path::PathBuf, name: &str| {

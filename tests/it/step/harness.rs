@@ -159,7 +159,7 @@ impl Action {
         self.start_by(self.command())
     }
 
-    /// The same from a shell's script.
+    /// Starts the step from a shell's script.
     pub(super) fn start_with(&self, script: &str) -> Started<'_> {
         self.start_by(self.command_of(&["/bin/sh", "-c", script]))
     }

@@ -57,7 +57,8 @@ fn print(answer: &str) -> Outcome<ExitCode> {
     }
 }
 
-/// Says in one line what a project asks for that counts for nothing here: `asks` of its pipelines, and what its `hm.toml` does.
+/// Says in one line what a project asks for that counts for nothing here: `asks` of its pipelines, and what
+/// its `hm.toml` does.
 fn note_ignored(project: &ProjectDir, asks: impl IntoIterator<Item = Ask>) -> Outcome<()> {
     let mut all = RemoteArgs::default().read(Some(project))?.asks(Some(project))?;
     for ask in asks {

@@ -30,7 +30,7 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
         print(&format!("{}\n", definition.ir_json.trim_end()))?;
     }
     let plan = parse(definition)?;
-    // The pipeline is shown whatever the project's other file says.
+    // The pipeline is shown even if the project's other file is wrong.
     if let Err(failure) = note_ignored(&found.project, found.asks(&plan, &BindOptions::default())) {
         to_stderr(&format!("warning: {failure}"));
     }

@@ -116,7 +116,8 @@ pub(crate) struct Args {
     #[arg(long)]
     logs: bool,
 
-    /// Allow what the project asks for beyond the sandbox, in this run (`hm trust` does for good) [env: HM_TRUST=1]
+    /// Allow what the project asks for beyond the sandbox, in this run (`hm trust` does for good) [env:
+    /// HM_TRUST=1]
     #[arg(long)]
     trust: bool,
 
@@ -252,7 +253,7 @@ fn warn_of_exposure(store: &StoreHandle) {
     }
 }
 
-/// Whether the store's disk has no room for anything.
+/// Returns whether the store's disk has no room for anything.
 fn is_full(store: &StoreHandle) -> bool {
     /// Less than a step's log, a layer and their rows.
     const NOTHING: u64 = 256 << 10;

@@ -19,7 +19,8 @@ use crate::{
 
 /// Run the steps of others: a worker for an engine that hands out work by the Remote Workers API, such as BuildGrid
 ///
-/// The first SIGTERM, SIGHUP or Ctrl-C lets running steps end and takes no more; a second SIGTERM or Ctrl-C ends them, too.
+/// The first SIGTERM, SIGHUP or Ctrl-C lets running steps end and takes no more; a second SIGTERM or Ctrl-C
+/// ends them, too.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]

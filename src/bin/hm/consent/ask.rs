@@ -2,14 +2,14 @@
 
 use std::fmt::Display;
 
-/// One thing that a project asks for beyond the sandbox: a key, its value, and what comes of it. Consent is to the key and to
-/// the value.
+/// One thing that a project asks for beyond the sandbox: a key, its value, and what comes of it. Consent is
+/// to the key and to the value.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct Ask {
     key: String,
     value: String,
     is_secret: bool,
-    /// What it says now where the value is a file's name.
+    /// What the file says now, if the value is a file's name.
     content: Option<blake3::Hash>,
     effect: &'static str,
 }
@@ -21,12 +21,12 @@ impl std::fmt::Debug for Ask {
 }
 
 impl Ask {
-    /// `key` is to be `value`, with an `effect` that people understand.
+    /// Makes an ask that `key` is `value`, with an `effect` that people understand.
     pub(crate) fn new(key: impl Into<String>, value: impl Display, effect: &'static str) -> Self {
         Self { key: key.into(), value: value.to_string(), is_secret: false, content: None, effect }
     }
 
-    /// The same with a value that is shown nowhere.
+    /// Makes an ask whose value is never shown.
     pub(crate) fn secret(key: impl Into<String>, value: impl Display, effect: &'static str) -> Self {
         Self { is_secret: true, ..Self::new(key, value, effect) }
     }
@@ -37,22 +37,22 @@ impl Ask {
         self
     }
 
-    /// The key alone, or with its value if that is what makes the difference between asks of one key.
+    /// Returns the key alone, or with its value if that is what makes the difference between asks of one key.
     pub(crate) fn name(&self) -> String {
         if self.key.starts_with('[') { self.key.clone() } else { self.what() }
     }
 
-    /// The key and its value, where that may be seen.
+    /// Returns the key, and its value unless it is secret.
     pub(crate) fn what(&self) -> String {
         if self.is_secret { self.key.clone() } else { format!("{} = \"{}\"", self.key, self.value) }
     }
 
-    /// All of it, for people.
+    /// Returns the whole ask, for people.
     pub(crate) fn line(&self) -> String {
         format!("{}: {}", self.what(), self.effect)
     }
 
-    /// What consent is recorded for. The values of headers are in it, and can't be had back from it.
+    /// Returns what consent is recorded for. The values of headers are in it, and can't be had back from it.
     pub(crate) fn digest(&self) -> String {
         let mut hasher = blake3::Hasher::new();
         // With its length in front, each part is told from the next one.

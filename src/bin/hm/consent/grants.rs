@@ -1,7 +1,7 @@
 //! Recorded consent: a file for each project in `$XDG_STATE_HOME/hm/trust`, named after the project's path.
 //!
-//! Files are replaced as a whole under a lock, so that two processes lose nothing of each other's, and a reader needs no lock.
-//! What another user owns, or may write to, is believed by no one.
+//! Files are replaced as a whole under a lock, so that two processes lose nothing of each other's, and a
+//! reader needs no lock. What another user owns, or may write to, is believed by no one.
 
 use std::{
     collections::BTreeSet,
@@ -46,7 +46,7 @@ pub(crate) struct Granted {
     pub(crate) since: DateTime<Utc>,
 }
 
-/// The digests of what the user consented to for `project`.
+/// Returns the digests of what the user consented to for `project`.
 pub(crate) fn of(project: &Path) -> Outcome<BTreeSet<String>> {
     let Some(dir) = place() else { return Ok(BTreeSet::new()) };
     let record = read(&dir, &file_name(project))?;
@@ -84,7 +84,7 @@ pub(crate) fn revoke(project: &Path) -> Outcome<bool> {
     }
 }
 
-/// All that is recorded, by project.
+/// Returns all that is recorded, by project.
 pub(crate) fn all() -> Outcome<Vec<Record>> {
     let Some(dir) = place() else { return Ok(Vec::new()) };
     let entries = match fs::read_dir(&dir) {
@@ -117,7 +117,7 @@ fn file_name(project: &Path) -> String {
     format!("{}.json", &blake3::hash(project.as_os_str().as_bytes()).to_hex()[..32])
 }
 
-/// Makes the directory where it is missing, for its owner alone, and waits for others that write.
+/// Makes the directory if it is missing, for its owner alone, and waits for others that write.
 fn lock(dir: &Path) -> Outcome<File> {
     let locked = || -> io::Result<File> {
         DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
@@ -147,7 +147,7 @@ fn believed(path: &Path, metadata: &fs::Metadata) -> Outcome<()> {
     .hint("remove it, or make it yours alone (chmod go-rwx); or say HM_TRUST=1"))
 }
 
-/// A project's record. One that is damaged counts as none, after a warning.
+/// Returns a project's record. One that is damaged counts as none, after a warning.
 fn read(dir: &Path, name: &str) -> Outcome<Option<Record>> {
     let path = dir.join(name);
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;

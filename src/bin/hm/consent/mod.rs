@@ -1,8 +1,10 @@
-//! The user's consent to what a project asks for beyond the sandbox, as `direnv allow` and `mise trust` have it.
+//! The user's consent to what a project asks for beyond the sandbox, as `direnv allow` and `mise trust` have
+//! it.
 //!
-//! Whoever has what a project asks for (from its `hm.toml`, from a pipeline) makes a list of [`Ask`]s, and calls [`require`]
-//! before anything happens, or [`ignored`] where nothing is ever asked. Consent is recorded for a directory and for each ask by
-//! itself, by [`grants`]: an edited step asks for nothing new, and a new ask is shown alone.
+//! Code that knows what a project asks for (from its `hm.toml`, from a pipeline) makes a list of [`Ask`]s,
+//! and calls [`require`] before anything happens, or [`ignored`] in commands that never ask. Consent is
+//! recorded for a directory and for each ask by itself, by [`grants`]: an edited step asks for nothing new,
+//! and a new ask is shown alone.
 
 mod ask;
 pub(crate) mod grants;
@@ -26,8 +28,9 @@ use crate::{
 /// The variable that consents for as long as it is set.
 pub(crate) const VARIABLE: &str = "HM_TRUST";
 
-/// Ends unless the user consents to all of `asks`, by `--trust` (`trusts`), by [`VARIABLE`], by a recorded consent, or by an
-/// answer on the terminal, which is recorded. `project` is the directory that asks, `line` what gives consent from then on.
+/// Ends unless the user consents to all of `asks`, by `--trust` (`trusts`), by [`VARIABLE`], by a recorded
+/// consent, or by an answer on the terminal, which is recorded. `project` is the directory that asks, `line`
+/// what gives consent from then on.
 pub(crate) fn require(project: &Path, asks: &[Ask], trusts: bool, line: &str) -> Outcome<()> {
     let missing = missing(project, asks, trusts)?;
     if missing.is_empty() {
@@ -46,7 +49,7 @@ pub(crate) fn require(project: &Path, asks: &[Ask], trusts: bool, line: &str) ->
         .hint(format_args!("if you trust this project: `{line}`, or for one run `hm run --trust` or {VARIABLE}=1")))
 }
 
-/// Whether any of `asks` is without consent: then one line says that they are ignored.
+/// Returns whether any of `asks` is without consent: then one line says that they are ignored.
 pub(crate) fn ignored(project: &Path, asks: &[Ask]) -> Outcome<bool> {
     let missing = missing(project, asks, false)?;
     if missing.is_empty() {
@@ -60,7 +63,7 @@ pub(crate) fn ignored(project: &Path, asks: &[Ask]) -> Outcome<bool> {
     Ok(true)
 }
 
-/// The asks that nothing consents to.
+/// Returns the asks that nothing consents to.
 fn missing<'a>(project: &Path, asks: &'a [Ask], trusts: bool) -> Outcome<Vec<&'a Ask>> {
     // Without a question nothing is looked for.
     if asks.is_empty() || trusts || variable_trusts()? {
@@ -70,7 +73,7 @@ fn missing<'a>(project: &Path, asks: &'a [Ask], trusts: bool) -> Outcome<Vec<&'a
     Ok(asks.iter().filter(|ask| !granted.contains(&ask.digest())).collect())
 }
 
-/// Whether [`VARIABLE`] consents to everything.
+/// Returns whether [`VARIABLE`] consents to everything.
 pub(crate) fn variable_trusts() -> Outcome<bool> {
     match env::var_os(VARIABLE).as_deref().map(|value| value.to_str()) {
         None | Some(Some("" | "0")) => Ok(false),
@@ -95,7 +98,7 @@ fn allows(head: &str, asks: &[&Ask]) -> Outcome<bool> {
     Ok(matches!(answer.trim().to_ascii_lowercase().as_str(), "y" | "yes"))
 }
 
-/// The line that gives consent to what these arguments mean.
+/// Returns the line that gives consent to what these arguments mean.
 pub(crate) fn line(args: &SourceArgs) -> String {
     let mut line = "hm trust".to_owned();
     if let Some(dir) = &args.dir {
@@ -109,7 +112,7 @@ pub(crate) fn line(args: &SourceArgs) -> String {
     line
 }
 
-/// `text` as a shell takes it for one word.
+/// Quotes `text` as one word of a shell.
 fn quoted(text: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:@%+,".contains(c);
     match text {

@@ -16,8 +16,8 @@ use super::Ask;
 /// Runners whose steps run outside of any sandbox of this machine's, and are not the user's own services.
 const OUTSIDE: [(&str, &str); 1] = [("process", "its steps run as you, with your files and your network")];
 
-/// What a project's `plan` asks for. What the command line names is the user's word: `options.runner`, and the images that are
-/// put in the place of others.
+/// Returns what a project's `plan` asks for. What the command line names is the user's word:
+/// `options.runner`, and the images that are put in the place of others.
 pub(crate) fn of_plan(plan: &Plan, options: &BindOptions, project: &Path) -> Vec<Ask> {
     let nodes = &plan.pipeline().nodes;
     let mut asks = Vec::new();
@@ -42,7 +42,7 @@ pub(crate) fn of_plan(plan: &Plan, options: &BindOptions, project: &Path) -> Vec
     asks
 }
 
-/// Where `path` leads, if that is not in the project.
+/// Returns where `path` leads, if that is not in the project.
 fn outside(path: &Path, project: &Path) -> Option<PathBuf> {
     let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
     // What is not there is looked at as it is written.

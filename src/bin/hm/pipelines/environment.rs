@@ -100,7 +100,7 @@ const OWN: [&str; 2] = ["HOME", "PATH"];
 /// What the standard library asks for by itself, and does without.
 const INCIDENTAL: [&str; 8] = ["COLUMNS", "LINES", "LOGNAME", "TEMP", "TERM", "TMP", "TMPDIR", "USER"];
 
-/// The variables of a rendering by the interpreter `program`.
+/// Returns the variables of a rendering by the interpreter `program`.
 pub(super) fn shown(program: &Path) -> Vec<(OsString, OsString)> {
     let mut path = program.parent().map(Path::as_os_str).unwrap_or_default().to_owned();
     path.push(":/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
@@ -110,7 +110,7 @@ pub(super) fn shown(program: &Path) -> Vec<(OsString, OsString)> {
     own.into_iter().chain(of_the_user.filter_map(|name| env::var_os(&name).map(|value| (name, value)))).collect()
 }
 
-/// Those of `missed`, which a rendering asked for in vain, that are set here.
+/// Returns those of `missed`, which a rendering asked for in vain, that are set here.
 pub(super) fn withheld(missed: &[String]) -> Vec<&str> {
     let is_withheld = |name: &&str| {
         !INCIDENTAL.contains(name) && !name.is_empty() && !name.contains(['=', '\0']) && env::var_os(name).is_some()
@@ -118,7 +118,7 @@ pub(super) fn withheld(missed: &[String]) -> Vec<&str> {
     missed.iter().map(String::as_str).filter(is_withheld).collect()
 }
 
-/// What the user wants shown besides.
+/// Returns what the user wants shown besides.
 fn more() -> impl Iterator<Item = OsString> {
     let names = env::var_os(MORE).unwrap_or_default().to_string_lossy().into_owned();
     let names: Vec<OsString> = names.split([',', ' ']).filter(|name| is_name(name)).map(OsString::from).collect();
@@ -129,7 +129,8 @@ fn is_name(name: &str) -> bool {
     !name.is_empty() && !name.contains(['=', '\0'])
 }
 
-/// The absolute entries of a list of directories such as `PATH`: others would be found in the checkout.
+/// Returns the absolute entries of a list of directories such as `PATH`: others would be found in the
+/// checkout.
 pub(super) fn absolute(list: &OsStr) -> impl Iterator<Item = std::path::PathBuf> {
     env::split_paths(list).filter(|dir| dir.is_absolute()).collect::<Vec<_>>().into_iter()
 }

@@ -2,7 +2,7 @@
 //!
 //! A program of the checkout is never run outside of the sandbox, and no other one with the checkout as its
 //! working directory or in its search path. So an interpreter of the user's is asked for its paths, from `/`;
-//! one that lies in the checkout, such as a virtual environment's, is not asked: its paths are told by where
+//! one that lies in the checkout, such as a virtual environment's, is not asked: its paths are found by where
 //! its links lead.
 
 use std::{
@@ -54,7 +54,7 @@ pub(crate) enum Program {
     OfTheCheckout(PathBuf),
 }
 
-/// What the user calls the interpreter: `$HM_PYTHON`, or `python3`.
+/// Returns what the user calls the interpreter: `$HM_PYTHON`, or `python3`.
 pub(crate) fn name() -> OsString {
     env::var_os("HM_PYTHON").filter(|name| !name.is_empty()).unwrap_or_else(|| "python3".into())
 }
@@ -125,7 +125,7 @@ impl Interpreter {
 }
 
 impl Interpreter {
-    /// The version of its package `harmont`, if it has one, as far as its directories tell.
+    /// Returns the version of its package `harmont`, if it has one, as far as its directories tell.
     pub(crate) fn harmont(&self) -> Option<String> {
         let python_path = env::var_os("PYTHONPATH").unwrap_or_default();
         let dirs = self.places.iter().cloned().chain(absolute(&python_path)).collect::<Vec<_>>();
@@ -184,7 +184,7 @@ fn ask(program: &Path, checkout: &Path) -> Outcome<Interpreter> {
     Ok(Interpreter { program, places, user_base: answer.user_base })
 }
 
-/// What to show of a prefix.
+/// Returns what to show of a prefix.
 fn of_prefix(prefix: &Path) -> Vec<PathBuf> {
     match is_broad(prefix) {
         true => OF_A_PREFIX.map(|name| prefix.join(name)).into(),
@@ -192,7 +192,7 @@ fn of_prefix(prefix: &Path) -> Vec<PathBuf> {
     }
 }
 
-/// Whether a directory is more than an interpreter's: the home directory is, and what holds it.
+/// Returns whether a directory is more than an interpreter's: the home directory is, and what holds it.
 fn is_broad(dir: &Path) -> bool {
     let dir = dir.canonicalize().unwrap_or_else(|_| dir.into());
     let home = env::var_os("HOME").map(PathBuf::from).filter(|home| home.is_absolute());
@@ -201,8 +201,8 @@ fn is_broad(dir: &Path) -> bool {
         || home.is_some_and(|home| home.starts_with(&dir) || dir == home.join(".local"))
 }
 
-/// Where the links of a checkout's interpreter lead, and what its `pyvenv.cfg` says: candidates, no more. The
-/// directories two above the programs.
+/// Returns where the links of a checkout's interpreter lead, and what its `pyvenv.cfg` says: candidates, no
+/// more. The directories two above the programs.
 fn bases(program: &Path) -> Vec<PathBuf> {
     let two_above = |path: &Path| path.parent().and_then(Path::parent).map(Path::to_path_buf);
     let mut found: Vec<PathBuf> = Vec::new();
@@ -223,7 +223,7 @@ fn bases(program: &Path) -> Vec<PathBuf> {
     found
 }
 
-/// `home = DIR` of a `pyvenv.cfg`.
+/// Reads `home = DIR` of a `pyvenv.cfg`.
 fn config_home(path: &Path) -> Option<PathBuf> {
     // Neither a link is followed nor a pipe waited for: the file is the checkout's.
     let flags = rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK;
@@ -239,8 +239,8 @@ fn config_home(path: &Path) -> Option<PathBuf> {
     })
 }
 
-/// Whether an interpreter is installed in a directory, or it is a virtual environment: a link of the checkout
-/// must not show any other directory of the user's.
+/// Returns whether an interpreter is installed in a directory, or it is a virtual environment: a link of the
+/// checkout must not show any other directory of the user's.
 fn is_python(prefix: &Path) -> bool {
     let is_version = |name: &OsStr| name.as_encoded_bytes().starts_with(b"python3.");
     let Ok(entries) = fs::read_dir(prefix.join("lib")) else { return false };

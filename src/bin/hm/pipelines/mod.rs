@@ -66,7 +66,7 @@ impl fmt::Display for Origin {
 }
 
 impl Origin {
-    /// Whether whoever writes the checkout writes this, too; else it is the user's word.
+    /// Returns whether this comes from the checkout's author; if not, the user gave it.
     pub(crate) fn is_projects(&self) -> bool {
         match self {
             Self::File(_) | Self::Python => true,
@@ -86,7 +86,7 @@ pub(crate) struct Found {
 }
 
 impl Found {
-    /// What the pipeline asks for beyond the sandbox: nothing if it is the user's own word.
+    /// Returns what the pipeline asks for beyond the sandbox: nothing if it is the user's own word.
     pub(crate) fn asks(&self, plan: &Plan, options: &BindOptions) -> Vec<Ask> {
         if self.definition.origin.is_projects() {
             consent::of_plan(plan, options, self.project.path())
@@ -127,7 +127,8 @@ impl Source {
         Ok(Self { dir, hm_dir, checkout })
     }
 
-    /// The source that the arguments mean. With a file, `.hm` above the directory is none of its business.
+    /// Returns the source that the arguments mean. With a file, `.hm` above the directory is not
+    /// looked at.
     pub(crate) fn of(args: &SourceArgs) -> Outcome<Self> {
         match &args.file {
             Some(_) => {
@@ -138,12 +139,12 @@ impl Source {
         }
     }
 
-    /// The directory that the user trusts, or does not: that of `.hm`, else the source directory.
+    /// Returns the directory that the user trusts, or does not: that of `.hm`, else the source directory.
     pub(crate) fn root(&self) -> &Path {
         self.hm_dir.as_deref().and_then(Path::parent).unwrap_or(&self.dir)
     }
 
-    /// The same, to read files of.
+    /// Opens [`root`](Self::root) to read its files.
     pub(crate) fn project(&self) -> Outcome<ProjectDir> {
         Ok(ProjectDir::open(self.root())?)
     }
@@ -263,8 +264,8 @@ fn read_ir(project: &ProjectDir, path: &Path) -> Outcome<Definition> {
     Ok(definition(Origin::File(project.path().join(path)), path, ir_json))
 }
 
-/// Reads a file that the user named: with the care that a project's files take if it lies in the checkout of `dir`, and
-/// whatever it is elsewhere, such as a pipe.
+/// Reads a file that the user named: with the care that a project's files take if it lies in the checkout of
+/// `dir`, and without that care elsewhere, where it may be a pipe.
 fn read_given(path: &Path, dir: &Path) -> Outcome<Definition> {
     let failed =
         |error: anyhow::Error| Failure::input(format_args!("failed to read {}", path.display())).because(error);
@@ -274,7 +275,7 @@ fn read_given(path: &Path, dir: &Path) -> Outcome<Definition> {
     let root = dir.ancestors().find(|ancestor| ancestor.join(".git").exists());
     let checkout = root.filter(|root| !is_home(root)).unwrap_or(dir);
     let absolute = std::path::absolute(path).map_err(|error| failed(error.into()))?;
-    // Both where it is written and where it leads.
+    // Both the path as given and the path that its links lead to.
     let named = absolute.parent().and_then(|parent| parent.canonicalize().ok());
     let named = named.zip(absolute.file_name()).map(|(parent, name)| parent.join(name));
     let within = [named, absolute.canonicalize().ok()].into_iter().flatten().find(|place| place.starts_with(checkout));
@@ -309,7 +310,8 @@ fn read_stdin() -> Outcome<Definition> {
     Ok(Definition { name: "stdin".into(), title: None, ir_json, origin: Origin::Stdin })
 }
 
-/// The files of the project's `.hm` that end in `.extension`, by name; those that start with `_` or `.` are helpers.
+/// Returns the files of the project's `.hm` that end in `.extension`, by name; those that start with `_` or
+/// `.` are helpers.
 fn files(project: &ProjectDir, extension: &str) -> Outcome<Vec<PathBuf>> {
     let names = project.names(".hm")?.into_iter().map(|name| Path::new(".hm").join(name));
     let is_wanted = |path: &PathBuf| {

@@ -98,7 +98,7 @@ impl Rendering<'_> {
         )
     }
 
-    /// In the sandbox. The outer error is why there was none.
+    /// Renders in the sandbox. The outer error is why there was none.
     #[cfg(target_os = "linux")]
     fn confined(&self) -> Result<Outcome<Vec<u8>>, ConfinedError> {
         let mut show = self.places.clone();
@@ -158,7 +158,7 @@ impl Rendering<'_> {
         })
     }
 
-    /// As the user, because they said so.
+    /// Renders as the user, because they said so.
     fn without_sandbox(&self, reason: &str, hint: &str) -> Outcome<Vec<u8>> {
         let no_sandbox = format!("there is no sandbox here to render {} in: {reason}", self.files);
         if !consent::variable_trusts()? {
@@ -219,7 +219,7 @@ pub(crate) fn trial() -> Result<(), (String, String)> {
     Err(("there is a sandbox for them on Linux only".into(), format!("{TRUST}=1 renders without one")))
 }
 
-/// How long a rendering may take.
+/// Returns how long a rendering may take.
 #[cfg(target_os = "linux")]
 fn time() -> Duration {
     let seconds = env::var(TIMEOUT).ok().and_then(|value| value.parse().ok());
@@ -242,7 +242,8 @@ fn status(code: i32) -> String {
     if code > 128 { format!("signal {}", code - 128) } else { format!("exit code {code}") }
 }
 
-/// Where git keeps credentials: checkouts made by continuous integration have a token there.
+/// Returns the files in which git keeps credentials: checkouts made by continuous integration have a token
+/// there.
 #[cfg(target_os = "linux")]
 fn git_configs(project: &Path) -> Vec<PathBuf> {
     let git = project.join(".git");

@@ -1,7 +1,9 @@
-//! What a project's `.hm/hm.toml` asks for beyond the sandbox: the list that stands in `docs/design/trust.md`.
+//! What a project's `.hm/hm.toml` asks for beyond the sandbox: the list that stands in
+//! `docs/design/trust.md`.
 //!
-//! A key that sends anything to a machine that the user did not name, or runs or reads a file of the machine outside of a
-//! sandbox, asks. A key that counts for nothing, because the user says the same or something else, does not.
+//! A key that sends anything to a machine that the user did not name, or runs or reads a file of the machine
+//! outside of a sandbox, asks. A key that counts for nothing, because the user says the same or something
+//! else, does not.
 
 use std::path::PathBuf;
 
@@ -13,7 +15,8 @@ use super::{
 };
 use crate::{consent::Ask, failure::Outcome};
 
-/// The asks of the project's file; `all` of them, also those that count for nothing without an engine.
+/// Returns the asks of the project's file; `all` of them, also those that count for nothing without an
+/// engine.
 pub(super) fn of(settings: &Settings, project: Option<&ProjectDir>, all: bool) -> Outcome<Vec<Ask>> {
     let File { docker, vm, cache, .. } = &settings.project;
     let mut asks = Vec::new();
@@ -38,11 +41,11 @@ pub(super) fn of(settings: &Settings, project: Option<&ProjectDir>, all: bool) -
     Ok(asks)
 }
 
-/// Those of `[remote]`: all of it but `jobs` and `cache = "off"`.
+/// Adds the asks of `[remote]`: all of it but `jobs` and `cache = "off"`.
 fn remote(settings: &Settings, project: Option<&ProjectDir>, all: bool, asks: &mut Vec<Ask>) -> Outcome<()> {
     let layers = settings.layers();
     let (own, user) = (&layers.project, &layers.user);
-    // Where no engine is named, nothing of it counts.
+    // If no engine is named, nothing of it counts.
     let (url, place) = match layers.url() {
         Some(named) => named,
         None if all => ("", Place::User),

@@ -32,8 +32,9 @@ pub(crate) struct EngineArgs {
     #[arg(id = "remote-logs", long = "remote-logs", value_name = "URL")]
     pub(super) logs: Option<String>,
 
-    /// Send a header with every call, such as 'authorization: Bearer TOKEN' (repeatable) [env: HM_REMOTE_HEADER, one a
-    /// line]. Headers of the environment go to the engine that HM_REMOTE or your own hm.toml names, and to no other
+    /// Send a header with every call, such as 'authorization: Bearer TOKEN' (repeatable) [env:
+    /// HM_REMOTE_HEADER, one a line]. Headers of the environment go to the engine that HM_REMOTE or your own
+    /// hm.toml names, and to no other
     #[arg(long = "remote-header", value_name = "NAME: VALUE", value_delimiter = '\n')]
     pub(super) headers: Vec<Header>,
 
@@ -51,15 +52,15 @@ pub(crate) struct EngineArgs {
 }
 
 impl EngineArgs {
-    /// The engine that arguments or variables name, and its log service; `None` if they name none. No file is looked into
-    /// for it.
+    /// Returns the engine that arguments or variables name, and its log service; `None` if they name none. No
+    /// file is looked into for it.
     pub(crate) fn endpoint(&self) -> Outcome<Option<Named>> {
         let layers = Layers { arguments: self.table()?, environment: environment()?, ..Layers::default() };
         note_withheld(&layers);
         layers.named(None)
     }
 
-    /// What the arguments say.
+    /// Returns what the arguments say.
     pub(super) fn table(&self) -> Outcome<Table> {
         Ok(Table {
             endpoint: given(self.url.clone()),
@@ -74,7 +75,7 @@ impl EngineArgs {
     }
 }
 
-/// What variables say.
+/// Returns what variables say.
 pub(super) fn environment() -> Outcome<Table> {
     let text = |name: &str| match env::var(name) {
         Ok(text) => Ok(given(Some(text))),
@@ -145,7 +146,7 @@ impl fmt::Debug for Header {
     }
 }
 
-/// What an argument or a variable says; an empty one says nothing.
+/// Returns what an argument or a variable says; an empty one says nothing.
 pub(super) fn given(text: Option<String>) -> Option<String> {
     text.filter(|text| !text.is_empty())
 }

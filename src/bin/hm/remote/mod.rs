@@ -1,8 +1,9 @@
 //! Which engine is talked to, and how it knows us.
 //!
 //! [`EngineArgs`] is what every command takes that talks to one. [`RemoteArgs`] adds what a run asks for, and looks into the
-//! files `hm.toml`, too: arguments win over variables, those over `.hm/hm.toml`, and that over the user's own file. What the
-//! project's file says counts only with the user's consent, apart from what reaches nothing outside.
+//! files `hm.toml`, too: arguments win over variables, those over `.hm/hm.toml`, and that over the user's own
+//! file. What the project's file says counts only with the user's consent, apart from what reaches nothing
+//! outside.
 
 mod asks;
 mod engine_args;
@@ -21,12 +22,12 @@ pub(crate) use settings::{Remote, RemoteArgs, Sharing, VmTable, all_asks};
 
 use crate::failure::{Failure, Outcome};
 
-/// A path that the project's `.hm/hm.toml` names: relative to that file.
+/// Returns a path that the project's `.hm/hm.toml` names: relative to that file.
 fn in_hm(path: &Path) -> PathBuf {
     if path.is_absolute() { path.to_owned() } else { Path::new(".hm").join(path) }
 }
 
-/// Reads a file that the user names: whatever it is, but no more of it than a configuration has.
+/// Reads a file of any kind that the user names, but no more of it than a configuration has.
 fn read_users(path: &Path) -> Outcome<Vec<u8>> {
     let failed =
         |error: anyhow::Error| Failure::input(format_args!("failed to read {}", path.display())).because(error);

@@ -1,5 +1,5 @@
-//! What arguments, variables, the project's `.hm/hm.toml` and the user's own `hm.toml` say: which engine the cloud runner talks
-//! to, which daemon the docker runner, and what virtual machines are like.
+//! What arguments, variables, the project's `.hm/hm.toml` and the user's own `hm.toml` say: which engine the
+//! cloud runner talks to, which daemon the docker runner, and what virtual machines are like.
 
 use std::{
     collections::BTreeMap,
@@ -99,8 +99,8 @@ pub(super) struct DockerTable {
     pub(super) host: Option<String>,
 }
 
-/// `[vm]`: machines where no step says more, and what they are made of. What names a path takes the user's consent if it
-/// stands in a project's file, because it is run, or read, outside of any sandbox.
+/// `[vm]`: machines of steps that say no more, and what they are made of. What names a path takes the user's
+/// consent if it stands in a project's file, because it is run, or read, outside of any sandbox.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct VmTable {
@@ -121,7 +121,7 @@ pub(crate) struct VmTable {
 }
 
 impl VmTable {
-    /// What names a path, by its key.
+    /// Returns what names a path, by its key.
     pub(super) fn paths(&self) -> [(&'static str, &Option<PathBuf>); 5] {
         [
             ("qemu", &self.qemu),
@@ -132,8 +132,8 @@ impl VmTable {
         ]
     }
 
-    /// The project's table over the user's. What it names in the project itself is refused: consent is to a path, and what
-    /// lies there could become something else with every commit.
+    /// Returns the project's table over the user's. What it names in the project itself is refused: consent
+    /// is to a path, and what lies there could become something else with every commit.
     fn over(project: Self, user: Self, root: Option<&Path>) -> Outcome<Self> {
         for (key, path) in project.paths() {
             let Some(path) = path else { continue };
@@ -191,7 +191,7 @@ impl RemoteArgs {
         self.over(environment()?, file, user)
     }
 
-    /// The arguments, with what variables and files say.
+    /// Returns the arguments, with what variables and files say.
     fn over(&self, environment: Table, project: File, user: File) -> Outcome<Settings> {
         let mut arguments = self.engine.table()?;
         arguments.platform = self.platform.iter().map(|Property(name, value)| (name.clone(), value.clone())).collect();
@@ -216,7 +216,8 @@ pub(crate) struct Settings {
 }
 
 impl Settings {
-    /// What the project asks for beyond the sandbox, apart from what counts for nothing because the user says otherwise.
+    /// Returns what the project asks for beyond the sandbox, apart from what counts for nothing because the
+    /// user says otherwise.
     pub(crate) fn asks(&self, project: Option<&ProjectDir>) -> Outcome<Vec<Ask>> {
         super::asks::of(self, project, false)
     }
@@ -235,7 +236,7 @@ impl Settings {
         Layers { arguments, environment, project: self.project.remote.clone(), user: self.user.remote.clone() }
     }
 
-    /// What all of it comes to. What the project asks for must have been consented to.
+    /// Returns what all of it comes to. What the project asks for must have been consented to.
     pub(crate) fn resolve(self, project: Option<&ProjectDir>) -> Outcome<Remote> {
         let layers = self.layers();
         let Self { arguments, docker_host, project: own, user, .. } = self;
@@ -273,7 +274,7 @@ fn user_file() -> Option<PathBuf> {
     Some(config.join("hm/hm.toml"))
 }
 
-/// All that a project's `hm.toml` asks for, whatever the user says.
+/// Returns all that a project's `hm.toml` asks for, also what the user's settings override.
 pub(crate) fn all_asks(project: &ProjectDir) -> Outcome<Vec<Ask>> {
     let settings = Settings { project: read_project_file(project)?, ..Settings::default() };
     super::asks::of(&settings, Some(project), true)

@@ -1,8 +1,9 @@
-//! `[remote]` of `hm.toml`, and the same from arguments and from variables; which of them say where the engine is, and what of
-//! them may be sent there.
+//! `[remote]` of `hm.toml`, and the same from arguments and from variables: which of them name the engine,
+//! and what of them may be sent there.
 //!
-//! Four places can name an engine: the command line, the environment, the project, and the user's own `hm.toml`. Headers,
-//! certificates and keys belong to the engine that was named in the same place, and are sent to no other one.
+//! Four places can name an engine: the command line, the environment, the project, and the user's own
+//! `hm.toml`. Headers, certificates and keys belong to the engine that was named in the same place, and are
+//! sent to no other one.
 
 use std::{
     collections::BTreeMap,
@@ -22,7 +23,8 @@ use super::{
 };
 use crate::failure::Outcome;
 
-/// What one place says of an engine. Paths of the user's file are absolute, those of the project's are as it has them.
+/// What one place says of an engine. Paths of the user's file are absolute, those of the project's are as it
+/// has them.
 #[derive(Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct Table {
@@ -39,7 +41,7 @@ pub(super) struct Table {
 }
 
 impl Table {
-    /// Whether it has anything that identifies the user to an engine.
+    /// Returns whether it has anything that identifies the user to an engine.
     fn has_credentials(&self) -> bool {
         !self.headers.is_empty() || self.ca.is_some() || self.cert.is_some() || self.key.is_some()
     }
@@ -76,19 +78,20 @@ impl Layers {
         }
     }
 
-    /// The engine's address, and who names it.
+    /// Returns the engine's address, and who names it.
     pub(super) fn url(&self) -> Option<(&str, Place)> {
         ORDER.into_iter().find_map(|place| Some((self.table(place).endpoint.as_deref()?, place)))
     }
 
-    /// The first that says something, of all places but the user's where the engine is the project's own.
+    /// Returns the first value that a place gives. The user's place is left out if the engine is the
+    /// project's own.
     pub(super) fn first<T>(&self, of: impl Fn(&Table) -> Option<&T>) -> Option<&T> {
         let is_projects = self.url().is_some_and(|(url, _)| !self.is_users(url));
         let mut places = ORDER.into_iter().filter(|place| !is_projects || *place != Place::User);
         places.find_map(|place| of(self.table(place)))
     }
 
-    /// Platform properties, by name.
+    /// Returns platform properties, by name.
     pub(super) fn platform(&self) -> BTreeMap<String, String> {
         let is_projects = self.url().is_some_and(|(url, _)| !self.is_users(url));
         let mut platform = BTreeMap::new();
@@ -98,7 +101,7 @@ impl Layers {
         platform
     }
 
-    /// The engine and its log service, with what is sent to each. `None` if no place names an engine.
+    /// Returns the engine and its log service, with what is sent to each. `None` if no place names an engine.
     pub(super) fn named(&self, project: Option<&ProjectDir>) -> Outcome<Option<Named>> {
         let Some((url, _)) = self.url() else { return Ok(None) };
         let read = |places: &[Place]| self.options(url, places, project);
@@ -116,21 +119,22 @@ impl Layers {
         Ok(Some(Named { engine, logs }))
     }
 
-    /// The places whose headers and keys are not sent, because they are kept for another engine; of those that the user may
-    /// expect to hold for this call.
+    /// Returns the places whose headers and keys are not sent, because they are kept for another engine; of
+    /// those that the user may expect to hold for this call.
     pub(super) fn withheld(&self) -> Vec<Place> {
         let Some((url, _)) = self.url() else { return Vec::new() };
         let places = [Place::Arguments, Place::Environment].into_iter();
         places.filter(|place| self.table(*place).has_credentials() && !self.belongs(*place, url)).collect()
     }
 
-    /// Whether the user names this engine.
+    /// Returns whether the user names this engine.
     pub(super) fn is_users(&self, url: &str) -> bool {
         [&self.arguments, &self.environment, &self.user].into_iter().any(|table| names(table, url))
     }
 
-    /// Whether what a place keeps belongs to the engine at `url`: the one that it names itself. A place that names none means
-    /// the one that the user names less emphatically, else any that the user names.
+    /// Returns whether what a place keeps belongs to the engine at `url`: the one that it names itself. A
+    /// place that names none means the one that the user names less emphatically, else any that the user
+    /// names.
     pub(super) fn belongs(&self, place: Place, url: &str) -> bool {
         let below: &[&Table] = match place {
             // What a project keeps is no secret of the user's.
@@ -145,13 +149,13 @@ impl Layers {
         }
     }
 
-    /// The log service, and who names it.
+    /// Returns the log service, and who names it.
     fn logs(&self, url: &str) -> Option<(&str, Place)> {
         let may = |place: &Place| *place == Place::Arguments || self.belongs(*place, url);
         ORDER.into_iter().filter(may).find_map(|place| Some((self.table(place).logs.as_deref()?, place)))
     }
 
-    /// The engine at `url`, with what those of the `places` say that keep something for it.
+    /// Returns the engine at `url`, with what those of the `places` say that keep something for it.
     fn options(&self, url: &str, places: &[Place], project: Option<&ProjectDir>) -> Outcome<EndpointOptions> {
         let mut options = EndpointOptions::new(url);
         options.instance = self.first(|table| table.instance.as_ref()).cloned().unwrap_or_default();
@@ -175,7 +179,7 @@ impl Layers {
     }
 }
 
-/// Whether a place names the engine at `url`.
+/// Returns whether a place names the engine at `url`.
 fn names(table: &Table, url: &str) -> bool {
     let plain = |url: &str| url.trim_end_matches('/').to_ascii_lowercase();
     table.endpoint.as_deref().is_some_and(|own| plain(own) == plain(url))
@@ -195,7 +199,7 @@ mod tests {
     const B: &str = "grpcs://b:1";
     const P: &str = "grpcs://project:1";
 
-    /// What is sent to the engine, and to its log service, by the four places' (engine, token).
+    /// Returns what is sent to the engine, and to its log service, by the four places' (engine, token).
     #[track_caller]
     fn sent(places: [(&str, &str); 4]) -> (String, Option<String>) {
         let [arguments, environment, project, user] = places.map(|(endpoint, token)| table(endpoint, "", token));

@@ -15,7 +15,7 @@ pub(crate) struct Stream<W> {
 }
 
 impl<W: IsTerminal> Stream<W> {
-    /// To be made while the terminal is there: one that is gone is none.
+    /// Makes a stream. Call it while the terminal is there: one that is gone is not recognised as a terminal.
     pub(crate) fn new(stream: W) -> Self {
         Self { is_terminal: stream.is_terminal(), stream }
     }

@@ -57,7 +57,7 @@ struct Above {
 }
 
 impl Above {
-    /// As `MultiProgress::suspend`, which panics when the terminal is gone.
+    /// Writes like `MultiProgress::suspend`, which panics when the terminal is gone.
     fn write_between<T>(&mut self, write: impl FnOnce(&mut Stream<io::Stderr>) -> io::Result<T>) -> io::Result<T> {
         let cleared = self.bars.clear();
         self.stream.judge(cleared)?;

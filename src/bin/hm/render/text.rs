@@ -40,15 +40,16 @@ pub(crate) fn clean(line: &str) -> String {
     out
 }
 
-/// What is left to see of a line with carriage returns: what follows the last one after which there is something to see.
-/// A line whose end is dressed up (`\r\n`, or a colour between the two) loses nothing, and a progress bar is shown once.
+/// Returns what is left to see of a line with carriage returns: what follows the last one after which there
+/// is something to see. A line whose end is dressed up (`\r\n`, or a colour between the two) loses nothing,
+/// and a progress bar is shown once.
 fn last_shown(line: &str) -> &str {
     let mut parts = line.trim_end_matches(['\r', '\n']).rsplit('\r');
     let last = parts.next().unwrap_or_default();
     if shows_something(last) { last } else { parts.find(|part| shows_something(part)).unwrap_or(last) }
 }
 
-/// Whether there is more than control characters, sequences, and blanks.
+/// Returns whether there is more than control characters, sequences, and blanks.
 fn shows_something(text: &str) -> bool {
     let (mut chars, mut unused) = (text.chars(), String::new());
     while let Some(c) = chars.next() {
@@ -65,7 +66,7 @@ fn is_plain(byte: u8) -> bool {
     matches!(byte, b' '..=b'~' | b'\t')
 }
 
-/// Reads what an escape character begins to its end, and keeps it where it only sets colours.
+/// Reads what an escape character begins to its end, and keeps it if it only sets colours.
 fn skip_sequence(out: &mut String, chars: &mut std::str::Chars<'_>, colors: bool) -> bool {
     match chars.next() {
         Some('[') => return control_sequence(out, chars, colors),

@@ -82,7 +82,7 @@ pub(super) struct Files {
 }
 
 impl Files {
-    /// What every program needs.
+    /// Returns what every program needs.
     pub(super) fn of_the_system() -> Result<Self, ConfinedError> {
         let mut files = Self::default();
         for path in SYSTEM {
@@ -167,12 +167,12 @@ impl Files {
         Ok(())
     }
 
-    /// Whether `path` is part of a view.
+    /// Returns whether `path` is part of a view.
     fn is_shown(&self, path: &Path) -> bool {
         path.ancestors().any(|ancestor| self.views.contains_key(ancestor))
     }
 
-    /// What the root in memory holds, what is bound into it, and what of that is hidden.
+    /// Returns what the root in memory holds, what is bound into it, and what of that is hidden.
     pub(super) fn into_parts(self) -> Result<Parts, ConfinedError> {
         // A link, or a file, that a later view covers stays out of the way of the view's own mount point.
         let covered = |path: &Path| path.ancestors().skip(1).any(|ancestor| self.views.contains_key(ancestor));
@@ -215,7 +215,7 @@ fn is_absent(error: &io::Error) -> bool {
     matches!(error.kind(), NotFound | NotADirectory | PermissionDenied)
 }
 
-/// The names in a path, and its `..`.
+/// Returns the names in a path, and its `..`.
 fn parts(path: &Path) -> impl DoubleEndedIterator<Item = OsString> {
     path.components().filter_map(|part| match part {
         Component::Normal(name) => Some(name.to_owned()),
@@ -224,7 +224,7 @@ fn parts(path: &Path) -> impl DoubleEndedIterator<Item = OsString> {
     })
 }
 
-/// The directories above `path`, but for the root.
+/// Returns the directories above `path`, but for the root.
 fn above(path: &Path) -> impl Iterator<Item = PathBuf> {
     path.ancestors().skip(1).filter(|dir| dir.parent().is_some()).map(Path::to_path_buf)
 }

@@ -81,7 +81,7 @@ fn answer(order: OwnedFd) -> Answer {
 fn run(mut order: Order) -> Result<ConfinedEnd, SetupError> {
     let solo = Solo::enter_unseeing()?;
     if solo.user_namespace() != UserNamespace::None {
-        // There is one user, who is whoever started this.
+        // There is one user: the one who started this.
         order.root.run_as = None;
     }
     limit_files()
@@ -126,7 +126,7 @@ fn run(mut order: Order) -> Result<ConfinedEnd, SetupError> {
     })
 }
 
-/// No core dumps, which a handler outside would get, and no large files in memory.
+/// Forbids core dumps, which a handler outside would get, and large files in memory.
 fn limit_files() -> Result<(), Errno> {
     for (resource, limit) in [(Resource::Core, 0), (Resource::Fsize, files::MAX_BYTES)] {
         setrlimit(resource, Rlimit { current: Some(limit), maximum: Some(limit) })?;

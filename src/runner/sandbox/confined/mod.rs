@@ -1,10 +1,10 @@
 //! Programs of this machine that only read: what they print is their result, and nothing else comes of them.
 //!
 //! ```text
-//!   ConfinedCommand::run ─▶ helper (this program, started again) ─▶ jail: a small root in memory, views of the machine
-//!        │   ▲                 limits, time, the end of all                 read-only, no network, no capabilities
-//!        │   └─ stdout, up to a limit
-//!        └───── stderr, as it comes
+//! ConfinedCommand::run ─▶ helper (this program again) ─▶ jail: a root in memory, views of the machine
+//!      │   ▲                 limits, time, the end of all        read-only, no network, no capabilities
+//!      │   └─ stdout, up to a limit
+//!      └───── stderr, as it comes
 //! ```
 //!
 //! In: a command, and what of the machine it may read. Out: what it printed, and how it ended. Uses no store,
@@ -46,7 +46,7 @@ const HELPER_PATIENCE: Duration = Duration::from_secs(10);
 /// What is read from a pipe at a time.
 const READ_BYTES: usize = 1 << 16;
 
-/// A program to run where it can read what it is shown and change nothing.
+/// A program to run that can read what it is shown and change nothing.
 ///
 /// It gets: the system's programs and libraries, what [`show`](Self::show) names, a small file system in
 /// memory for everything else, a `/proc` and a loopback device of its own. It does not get: the network,
@@ -190,7 +190,7 @@ impl ConfinedCommand {
     /// Runs the program to the death of its last process. `on_stderr` gets what it prints to standard error,
     /// as it comes.
     ///
-    /// Blocks. If the calling process dies meanwhile, for whatever reason, so does every process of the
+    /// Blocks. If the calling process dies meanwhile, for any reason, so does every process of the
     /// command.
     ///
     /// # Errors
@@ -399,7 +399,7 @@ fn read(pipe: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
     }
 }
 
-/// The helper's answer; `None` if it ended without one.
+/// Receives the helper's answer; `None` if it ended without one.
 fn receive(status: &OwnedFd) -> Result<Option<Answer>, ConfinedError> {
     let doing = "hear from the sandbox's helper";
     match wire::receive(status, RecvFlags::DONTWAIT) {

@@ -44,8 +44,8 @@ struct Answer {
     secret: String,
 }
 
-/// The credentials for a registry: those of `file`, or of docker's own configuration. If a helper that it names does not
-/// work there are none, as docker has it: most images need none.
+/// Returns the credentials for a registry: those of `file`, or of docker's own configuration. If a helper
+/// that it names does not work, there are none, as in docker: most images need none.
 ///
 /// # Errors
 /// [`ImageError::Unreadable`] where there is a file that can't be read.
@@ -65,7 +65,7 @@ pub(super) async fn look_up(file: Option<PathBuf>, registry: &str) -> Result<Reg
     Ok(auth)
 }
 
-/// Whether a warning was not given yet: each image of a build has its credentials looked up.
+/// Returns whether a warning was not given yet: each image of a build has its credentials looked up.
 fn is_new(warning: &str) -> bool {
     static GIVEN: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
     GIVEN.lock().unwrap_or_else(PoisonError::into_inner).insert(warning.to_owned())
@@ -77,7 +77,7 @@ fn default_file() -> Option<PathBuf> {
     dir.map(|dir| dir.join("config.json"))
 }
 
-/// The credentials that the file `path` leads to, and what people should know of them.
+/// Returns the credentials that the file `path` leads to, and what people should know of them.
 fn read(path: &Path, registry: &str) -> Result<(RegistryAuth, Option<String>), ImageError> {
     let unreadable = |source| ImageError::Unreadable { path: path.to_owned(), source };
     let bytes = match fs::read(path) {

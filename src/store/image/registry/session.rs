@@ -59,13 +59,13 @@ pub(super) fn client(is_plain: bool) -> Result<Client, String> {
         .map_err(|error| format!("no secure connections here, is ca-certificates installed? {error}"))
 }
 
-/// Asks registries of this machine past the environment's proxy, as programs written in Go do: without encryption, the proxy
-/// would read what is kept for them. Others are asked through it.
+/// Asks registries of this machine past the environment's proxy, as programs written in Go do: without
+/// encryption, the proxy would read what is kept for them. Others are asked through it.
 fn past_proxies(config: ClientConfig, variable: impl Fn(&str) -> Option<String>) -> ClientConfig {
     let first = |names: [&str; 2]| names.into_iter().find_map(|name| variable(name).filter(|value| !value.is_empty()));
     let all = || first(["all_proxy", "ALL_PROXY"]);
     let Some(http_proxy) = first(["http_proxy", "HTTP_PROXY"]).or_else(all) else { return config };
-    // Where one is said, the environment is asked for none.
+    // If one is given here, the environment is not asked for any.
     let https_proxy = first(["https_proxy", "HTTPS_PROXY"]).or_else(all);
     let own = first(["no_proxy", "NO_PROXY"]).map(|own| format!("{own},")).unwrap_or_default();
     let no_proxy = Some(format!("{own}localhost,127.0.0.0/8,::1"));

@@ -1,8 +1,9 @@
-//! Whatever a default container denies, the sandbox denies: some 300 probes, in both.
+//! All that a default container denies, the sandbox denies: some 300 probes, in both.
 //!
-//! The probes are a program of Python's, because they are system calls with odd arguments, and a default container is
-//! shown the machine's `/usr` to run it. Each place is one process, so that the whole takes seconds. Run as root, the test
-//! runs itself a second time as an ordinary user, who has no daemon and is handed what the container answered.
+//! The probes are a program of Python's, because they are system calls with odd arguments, and a default
+//! container is shown the machine's `/usr` to run it. Each place is one process, so that the whole takes
+//! seconds. Run as root, the test runs itself a second time as an ordinary user, who has no daemon and is
+//! handed what the container answered.
 
 use std::{
     collections::BTreeMap,
@@ -40,8 +41,8 @@ const PYTHON: &str = "/usr/bin/python3";
 /// Names a file that has what the container answered, and what it was asked with.
 const ANSWERED: &str = "HM_TEST_CONTAINER_ANSWERED";
 
-/// How a probe ends that was kept from what it tried: refused, or there was nothing. The rest (success, a wrong argument,
-/// a bad address) came as far as what it tried.
+/// How a probe ends that was kept from what it tried: refused, or there was nothing. The rest (success, a
+/// wrong argument, a bad address) came as far as what it tried.
 const DENIALS: [&str; 13] = [
     "EPERM",
     "EACCES",
@@ -196,7 +197,7 @@ async fn compare(answered: &Answers, bait: &Bait) {
     }
 }
 
-/// Whether this kernel can keep a step that is on the machine's network from its abstract sockets.
+/// Returns whether this kernel can keep a step that is on the machine's network from its abstract sockets.
 fn has_landlock_scopes() -> bool {
     let ask = "import ctypes; print(ctypes.CDLL(None).syscall(444, None, 0, 1))";
     let version = Command::new(PYTHON).args(["-c", ask]).output().unwrap().stdout;
