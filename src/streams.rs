@@ -149,7 +149,7 @@ impl Streams {
     }
 
     /// Reads a piece of what is there. `None` if there is nothing.
-    #[cfg(any(test, feature = "process", feature = "sandbox"))]
+    #[cfg(any(test, feature = "sandbox"))]
     pub(crate) fn read_now(&mut self) -> Result<Option<Piece>, Errno> {
         loop {
             if let Some(piece) = self.read()? {

@@ -45,6 +45,7 @@ impl Pipes {
     }
 
     /// Returns a piece that is there already.
+    #[cfg(feature = "sandbox")]
     pub(crate) fn next_now(&mut self) -> io::Result<Option<Piece>> {
         Ok(self.0.get_mut().read_now()?)
     }
