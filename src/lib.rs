@@ -40,7 +40,7 @@ pub mod open_files;
 pub mod outcome;
 #[cfg(feature = "engine")]
 pub mod plan;
-#[cfg(all(feature = "sandbox", target_os = "linux"))]
+#[cfg(any(feature = "registry", all(feature = "sandbox", target_os = "linux")))]
 mod programs;
 #[cfg(feature = "engine")]
 pub mod project;

@@ -6,6 +6,7 @@
 //! the remedy.
 
 mod beneath;
+mod checkout;
 mod error;
 mod plain;
 
@@ -22,6 +23,7 @@ use rustix::{
     io::Errno,
 };
 
+pub use checkout::{checkout, is_own};
 pub use error::{ProjectFileError, ProjectFileErrorKind};
 pub(crate) use plain::read_plain;
 

@@ -11,7 +11,7 @@ use std::{
 use tokio::sync::mpsc;
 use tracing_subscriber::{EnvFilter, fmt::MakeWriter};
 
-use crate::render::to_stderr;
+use crate::render::{text, to_stderr};
 
 /// Where lines go while a build is shown.
 static SCREEN: Mutex<Option<mpsc::UnboundedSender<String>>> = Mutex::new(None);
@@ -55,7 +55,8 @@ impl io::Write for Line {
 
 impl Drop for Line {
     fn drop(&mut self) {
-        let text = String::from_utf8_lossy(&self.0).trim_end().to_owned();
+        // Names of a checkout's files may have anything in them.
+        let text = text::clean(String::from_utf8_lossy(&self.0).trim_end());
         let screen = SCREEN.lock().unwrap_or_else(PoisonError::into_inner);
         let unsent = match &*screen {
             Some(screen) => screen.send(text).err().map(|error| error.0),

@@ -15,13 +15,13 @@ mod url;
 use std::{
     ffi::OsStr,
     fmt, fs, io,
-    os::unix::{ffi::OsStrExt, fs::MetadataExt},
+    os::unix::ffi::OsStrExt,
     path::{Component, Path, PathBuf},
     sync::Arc,
 };
 
 use self::url::Origin;
-use crate::project::read_plain;
+use crate::project::{is_own, read_plain};
 
 /// More than any configuration has.
 const MAX_CONFIG_BYTES: u64 = 1 << 20;
@@ -148,12 +148,7 @@ impl Place {
 /// Returns the top of the repository that `dir` is in. What another user left in a directory above is not
 /// looked at.
 fn repository_above(dir: &Path) -> Option<&Path> {
-    let user = rustix::process::geteuid().as_raw();
-    let owner = fs::metadata(dir).map_or(user, |dir| dir.uid());
-    dir.ancestors().find(|top| {
-        let git = top.join(".git").symlink_metadata();
-        git.is_ok_and(|git| [user, owner, 0].contains(&git.uid()))
-    })
+    dir.ancestors().find(|top| is_own(&top.join(".git"), dir))
 }
 
 /// Returns the URL of a repository's origin, if it has one.

@@ -154,6 +154,11 @@ fn what_the_user_names_is_the_users_word() {
         assert!(ended.stderr.contains(&format!("`hm trust -d {dir} -f {file}`")), "{}", ended.stderr);
         assert_eq!(ran(&project), None);
     }
+    // A repository in the checkout does not make the rest of it the user's.
+    fs::create_dir(project.dir.join("sub/.git")).unwrap();
+    Ended::of(&mut hm(&project, &["run", "-f", "ir.json", "-d", "sub"])).expect(2);
+    assert_eq!(ran(&project), None);
+    fs::remove_dir(project.dir.join("sub/.git")).unwrap();
     Ended::of(&mut hm(&project, &["trust", "-f", "ir.json"])).expect(0);
     Ended::of(&mut hm(&project, &["run", "-f", "ir.json"])).expect(0);
     assert_eq!(ran(&project).as_deref(), Some("word"));
@@ -181,6 +186,45 @@ fn what_the_user_names_is_the_users_word() {
     project.file(".hm/hm.toml", "[docker]\nhost = 'tcp://192.0.2.1:1'\n");
     project.file(".hm/ci.json", &ir);
     Ended::of(&mut hm(&project, &["run", "--runner", "process"])).expect(0);
+}
+
+#[test]
+fn what_another_user_put_above_is_not_taken_for_the_users() {
+    const STRANGER: u32 = 1234;
+    if !rustix::process::geteuid().is_root() {
+        // Only root gives files away.
+        return;
+    }
+    let project = Project::with_steps(&[("a", "true", None)]);
+    fs::create_dir(project.dir.join(".git")).unwrap();
+    fs::create_dir(project.dir.join("mine")).unwrap();
+    let list = || Ended::of(&mut hm(&project, &["pipelines", "-d", "mine"]));
+    list().expect(0);
+    for given_away in [".hm", ".git"] {
+        let give = |user| std::os::unix::fs::chown(project.dir.join(given_away), Some(user), None).unwrap();
+        give(STRANGER);
+        let ended = list().expect(2);
+        assert!(ended.stderr.contains("there is no directory .hm"), "{given_away}: {}", ended.stderr);
+        give(0);
+    }
+    list().expect(0);
+}
+
+#[test]
+fn a_credential_helper_in_the_checkout_is_not_run() {
+    let project = Project::new();
+    let ran = project.store.with_file_name("ran");
+    project.file("docker-credential-evil", &format!("#!/bin/sh\necho > {}\n", ran.display()));
+    fs::set_permissions(project.dir.join("docker-credential-evil"), fs::Permissions::from_mode(0o755)).unwrap();
+    project.file("docker/config.json", r#"{ "credsStore": "evil" }"#);
+    // Nobody listens at that port.
+    project.file(".hm/ci.json", &ir_of(json!({ "key": "a", "cmd": "true", "image": "127.0.0.1:1/x/y:z" })));
+    let paths = [Path::new("."), Path::new(""), &project.dir, Path::new("/usr/bin"), Path::new("/bin")];
+    let mut run = hm(&project, &["run", "ci"]);
+    run.env("PATH", std::env::join_paths(paths).unwrap()).env("DOCKER_CONFIG", project.dir.join("docker"));
+    let ended = Ended::of(&mut run).expect(3);
+    assert!(ended.stderr.contains("docker-credential-evil is not installed"), "{}", ended.stderr);
+    assert!(!ran.exists());
 }
 
 #[test]

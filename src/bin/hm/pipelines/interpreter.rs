@@ -193,7 +193,7 @@ fn of_prefix(prefix: &Path) -> Vec<PathBuf> {
 }
 
 /// Returns whether a directory is more than an interpreter's: the home directory is, and what holds it.
-fn is_broad(dir: &Path) -> bool {
+pub(super) fn is_broad(dir: &Path) -> bool {
     let dir = dir.canonicalize().unwrap_or_else(|_| dir.into());
     let home = env::var_os("HOME").map(PathBuf::from).filter(|home| home.is_absolute());
     let home = home.map(|home| home.canonicalize().unwrap_or(home));

@@ -8,7 +8,7 @@ mod python;
 pub(crate) mod rendering;
 
 use std::{
-    env, fmt, fs, io,
+    fmt, fs, io,
     io::Read,
     path::{Path, PathBuf},
 };
@@ -17,7 +17,7 @@ use hm_exec::{
     BackendError, Plan,
     ir::InvalidPipeline,
     plan::BindOptions,
-    project::{PIPELINE_BYTES, ProjectDir, ProjectFileErrorKind},
+    project::{PIPELINE_BYTES, ProjectDir, ProjectFileErrorKind, checkout, is_own},
 };
 
 use crate::{
@@ -112,14 +112,15 @@ impl Source {
     /// repository. Outside of one, only the directory itself is looked at: a stray `.hm/` far above is nobody's wish.
     pub(crate) fn locate(dir: Option<&Path>) -> Outcome<Self> {
         let start = existing_dir(dir.unwrap_or(Path::new(".")))?;
-        let root = start.ancestors().find(|ancestor| ancestor.join(".git").exists());
+        // What another user put into a directory above is not what this user means.
+        let root = start.ancestors().find(|ancestor| is_own(&ancestor.join(".git"), &start));
         let within = |ancestor: &&Path| root.map_or(*ancestor == start, |root| ancestor.starts_with(root));
-        let found = start.ancestors().take_while(within).find(|ancestor| ancestor.join(".hm").is_dir());
+        let found = start.ancestors().take_while(within).find(|ancestor| {
+            let hm_dir = ancestor.join(".hm");
+            hm_dir.is_dir() && (*ancestor == start || is_own(&hm_dir, &start))
+        });
         let hm_dir = found.map(|found| found.join(".hm"));
-        // A home directory that is a repository does not make every project in it a part of itself.
-        let home = env::var_os("HOME").and_then(|home| Path::new(&home).canonicalize().ok());
-        let is_home = |dir: &Path| home.as_ref().is_some_and(|home| home.starts_with(dir));
-        let checkout = root.filter(|root| !is_home(root)).or(found).unwrap_or(&start).to_owned();
+        let checkout = checkout(&start).unwrap_or_else(|| found.unwrap_or(&start).to_owned());
         let dir = match (dir, found) {
             (None, Some(found)) => found.to_owned(),
             _ => start,
@@ -133,7 +134,7 @@ impl Source {
         match &args.file {
             Some(_) => {
                 let dir = existing_dir(args.dir.as_deref().unwrap_or(Path::new(".")))?;
-                Ok(Self { checkout: dir.clone(), dir, hm_dir: None })
+                Ok(Self { checkout: checkout(&dir).unwrap_or_else(|| dir.clone()), dir, hm_dir: None })
             }
             None => Self::locate(args.dir.as_deref()),
         }
@@ -252,7 +253,7 @@ pub(crate) fn find(args: &SourceArgs) -> Outcome<Found> {
     let project = source.project()?;
     let definition = match &args.file {
         Some(file) if file == Path::new("-") => read_stdin()?,
-        Some(file) => read_given(file, &source.dir)?,
+        Some(file) => read_given(file, &source.checkout)?,
         None => source.select(args.pipeline.as_deref())?,
     };
     Ok(Found { definition, dir: source.dir, project })
@@ -264,16 +265,10 @@ fn read_ir(project: &ProjectDir, path: &Path) -> Outcome<Definition> {
     Ok(definition(Origin::File(project.path().join(path)), path, ir_json))
 }
 
-/// Reads a file that the user named: with the care that a project's files take if it lies in the checkout of
-/// `dir`, and without that care elsewhere, where it may be a pipe.
-fn read_given(path: &Path, dir: &Path) -> Outcome<Definition> {
+/// Reads a file that the user named: with the care that a project's files take if it lies in the `checkout`, and without that care elsewhere, where it may be a pipe.
+fn read_given(path: &Path, checkout: &Path) -> Outcome<Definition> {
     let failed =
         |error: anyhow::Error| Failure::input(format_args!("failed to read {}", path.display())).because(error);
-    // A home directory that is a repository does not make every file in it a project's.
-    let home = env::var_os("HOME").and_then(|home| Path::new(&home).canonicalize().ok());
-    let is_home = |dir: &Path| home.as_ref().is_some_and(|home| home.starts_with(dir));
-    let root = dir.ancestors().find(|ancestor| ancestor.join(".git").exists());
-    let checkout = root.filter(|root| !is_home(root)).unwrap_or(dir);
     let absolute = std::path::absolute(path).map_err(|error| failed(error.into()))?;
     // Both the path as given and the path that its links lead to.
     let named = absolute.parent().and_then(|parent| parent.canonicalize().ok());

@@ -122,8 +122,11 @@ fn rendering<'a>(
     for (name, only_shown) in [("PYTHONPATH", false), ("LD_LIBRARY_PATH", true)] {
         let dirs = env::var_os(name).unwrap_or_default();
         let dirs = environment::absolute(&dirs);
-        let dirs: Vec<PathBuf> =
-            dirs.filter(|dir| !only_shown || places.iter().any(|place| dir.starts_with(place))).collect();
+        let dirs = dirs.filter(|dir| !only_shown || places.iter().any(|place| dir.starts_with(place)));
+        let (broad, dirs): (Vec<PathBuf>, Vec<PathBuf>) = dirs.partition(|dir| interpreter::is_broad(dir));
+        for dir in broad {
+            tracing::warn!(dir = %dir.display(), "not shown to pipelines, though {name} names it: it is more than packages");
+        }
         if let Ok(value) = env::join_paths(&dirs)
             && !dirs.is_empty()
         {

@@ -15,6 +15,7 @@ use oci_client::secrets::RegistryAuth;
 use serde::Deserialize;
 
 use super::super::ImageError;
+use crate::programs;
 
 /// Under what name docker.io's credentials are kept.
 const DOCKER_HUB_KEY: &str = "https://index.docker.io/v1/";
@@ -150,8 +151,12 @@ fn ask(helper: &str, key: &str) -> Result<Option<RegistryAuth>, String> {
         io::ErrorKind::NotFound => format!("{program} is not installed"),
         _ => format!("failed to run {program}: {error}"),
     };
-    let mut child = Command::new(&program)
+    let found = programs::find(&program).ok_or_else(|| failed(io::ErrorKind::NotFound.into()))?;
+    let mut child = Command::new(found)
         .arg("get")
+        .env("PATH", programs::search_path())
+        // The checkout is no place for a program that runs in the user's name.
+        .current_dir("/")
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::null())

@@ -1,0 +1,51 @@
+//! Which directories came together: nothing of them is the user's word, and nothing in them runs in the user's name.
+
+use std::{
+    env,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+};
+
+/// Returns the outermost directory around `dir` that is a repository or has pipelines, but for the home directory
+/// and what holds it. The outermost, because a checkout can have repositories of its own in it.
+#[must_use]
+pub fn checkout(dir: &Path) -> Option<PathBuf> {
+    let home = env::var_os("HOME").and_then(|home| PathBuf::from(home).canonicalize().ok());
+    checkout_below(dir, home.as_deref())
+}
+
+fn checkout_below(dir: &Path, home: Option<&Path>) -> Option<PathBuf> {
+    let is_home = |dir: &Path| dir.parent().is_none() || home.is_some_and(|home| home.starts_with(dir));
+    let above = dir.ancestors().take_while(|dir| !is_home(dir));
+    above.filter(|dir| dir.join(".git").exists() || dir.join(".hm").exists()).last().map(Path::to_path_buf)
+}
+
+/// Returns whether `path` exists and belongs to this user, to root, or to the owner of `dir`. In a directory that all
+/// users may write to, another user can put a repository or pipelines above `dir`.
+#[must_use]
+pub fn is_own(path: &Path, dir: &Path) -> bool {
+    let user = rustix::process::geteuid().as_raw();
+    let owner = dir.metadata().map_or(user, |dir| dir.uid());
+    path.symlink_metadata().is_ok_and(|path| [user, owner, 0].contains(&path.uid()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn the_outermost_repository_is_the_checkout_but_no_home() {
+        let top = tempfile::tempdir().unwrap();
+        let top = top.path().canonicalize().unwrap();
+        for dir in ["home/.git", "home/project/.hm", "home/project/sub/.git", "home/project/sub/deep", "elsewhere"] {
+            fs::create_dir_all(top.join(dir)).unwrap();
+        }
+        let home = top.join("home");
+        let of = |dir: &str| checkout_below(&top.join(dir), Some(&home)).filter(|found| found.starts_with(&top));
+        assert_eq!(of("home/project/sub/deep"), Some(top.join("home/project")));
+        assert_eq!(of("home"), None);
+        assert_eq!(of("elsewhere"), None);
+    }
+}
