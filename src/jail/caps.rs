@@ -42,10 +42,11 @@ const INIT: CapabilitySet = CapabilitySet::KILL;
 /// users.
 const WATCHING_INIT: CapabilitySet = INIT.union(CapabilitySet::SYS_PTRACE).union(CapabilitySet::DAC_READ_SEARCH);
 
-/// Returns what a command may hold. Raw sockets, which read what others send, are for a network of the step's own.
+/// Returns what a command may hold. Raw sockets, which read what others send, are for a network of the
+/// step's own.
 ///
-/// A command beside the step's files is a program of the machine that serves these files to a virtual machine.
-/// It does not start without MKNOD. The file systems that it serves are `nodev`, too.
+/// A command beside the step's files is a program of the machine that serves these files to a virtual
+/// machine. It does not start without MKNOD. The file systems that it serves are `nodev`, too.
 fn of_command(shares_network: bool, place: Place) -> CapabilitySet {
     let granted = if shares_network { COMMAND.difference(CapabilitySet::NET_RAW) } else { COMMAND };
     match place {

@@ -1,4 +1,5 @@
-//! Which directories came together: nothing of them is the user's word, and nothing in them runs in the user's name.
+//! Which directories came together: nothing of them is the user's word, and nothing in them runs in the
+//! user's name.
 
 use std::{
     env,
@@ -6,8 +7,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Returns the outermost directory around `dir` that is a repository or has pipelines, but for the home directory
-/// and what holds it. The outermost, because a checkout can have repositories of its own in it.
+/// Returns the outermost directory around `dir` that is a repository or has pipelines, but for the home
+/// directory and what holds it. The outermost, because a checkout can have repositories of its own in it.
 #[must_use]
 pub fn checkout(dir: &Path) -> Option<PathBuf> {
     let home = env::var_os("HOME").and_then(|home| PathBuf::from(home).canonicalize().ok());
@@ -20,8 +21,8 @@ fn checkout_below(dir: &Path, home: Option<&Path>) -> Option<PathBuf> {
     above.filter(|dir| dir.join(".git").exists() || dir.join(".hm").exists()).last().map(Path::to_path_buf)
 }
 
-/// Returns whether `path` exists and belongs to this user, to root, or to the owner of `dir`. In a directory that all
-/// users may write to, another user can put a repository or pipelines above `dir`.
+/// Returns whether `path` exists and belongs to this user, to root, or to the owner of `dir`. In a directory
+/// that all users may write to, another user can put a repository or pipelines above `dir`.
 #[must_use]
 pub fn is_own(path: &Path, dir: &Path) -> bool {
     let user = rustix::process::geteuid().as_raw();

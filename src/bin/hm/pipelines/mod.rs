@@ -265,7 +265,8 @@ fn read_ir(project: &ProjectDir, path: &Path) -> Outcome<Definition> {
     Ok(definition(Origin::File(project.path().join(path)), path, ir_json))
 }
 
-/// Reads a file that the user named: with the care that a project's files take if it lies in the `checkout`, and without that care elsewhere, where it may be a pipe.
+/// Reads a file that the user named: with the care that a project's files take if it lies in the `checkout`,
+/// and without that care elsewhere, where it may be a pipe.
 fn read_given(path: &Path, checkout: &Path) -> Outcome<Definition> {
     let failed =
         |error: anyhow::Error| Failure::input(format_args!("failed to read {}", path.display())).because(error);
