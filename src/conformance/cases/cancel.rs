@@ -27,7 +27,8 @@ pub(in crate::conformance) async fn during(lab: &Lab<'_>) -> Result<(), Broken> 
     let marker = marker();
     let mut run = lab.run()?;
     run.ctx.grace = Duration::from_secs(60);
-    let cmd = format!("trap 'echo cleaned up; exit 0' TERM; sleep {marker} & echo ready; wait");
+    // A child that was just forked still has the shell's handler, and loses the signal when it executes its program.
+    let cmd = format!("trap 'echo cleaned up; exit 0' TERM; sh -c 'echo ready; exec sleep {marker}' & wait");
     let step = Step::new(cmd).commit();
     let done = run.step_until_ready(lab.runner, step, |ctx| ctx.interrupt(CancelReason::Cancelled)).await?;
     done.failed_as(RunnerErrorKind::Cancelled)?;

@@ -87,7 +87,7 @@ fn a_command_that_ignores_term_is_killed_when_its_time_is_up() {
 fn term_reaches_the_command_which_may_say_goodbye() {
     for who in everybody() {
         let word = format!("86400.{}2", std::process::id());
-        let command = format!("trap 'echo goodbye; exit 0' TERM; sleep {word} & echo ready; wait");
+        let command = format!("trap 'echo goodbye; exit 0' TERM; sh -c 'echo ready; exec sleep {word}' & wait");
         let action = Action::new(who, &command);
         let ended = action.start().signal(Signal::TERM);
         assert_eq!((ended.code, ended.exit()), (Some(143), &Exit::Terminated), "{ended:?}");
