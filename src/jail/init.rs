@@ -12,7 +12,7 @@ use std::{
 
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
-    fs::{CWD, Mode, OFlags},
+    fs::{CWD, Mode, OFlags, ResolveFlags},
     io::Errno,
     net::RecvFlags,
     process::{DumpableBehavior, Pid, Signal},
@@ -261,6 +261,14 @@ fn gains_rights(spec: &JailSpec) -> bool {
     spec.place == Place::Root && spec.user_namespace != UserNamespace::Single && spec.root.memory().is_none()
 }
 
+/// Makes `dir` the work directory, which links below `/proc` do not lead to: the jail's descriptors are still
+/// open.
+fn enter(dir: &CStr) -> Result<(), Errno> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let dir = rustix::fs::openat2(CWD, dir, flags, Mode::empty(), ResolveFlags::NO_MAGICLINKS)?;
+    rustix::process::fchdir(dir)
+}
+
 /// Becomes the command. Returns only on failure.
 fn exec(
     spec: &JailSpec,
@@ -287,7 +295,7 @@ fn exec(
     if spec.terminal {
         rustix::process::ioctl_tiocsctty(stdin).doing(|| "take the terminal".into())?;
     }
-    rustix::process::chdir(&*spec.workdir).doing(|| format!("enter {}", spec.workdir.to_string_lossy()))?;
+    enter(&spec.workdir).doing(|| format!("enter {}", spec.workdir.to_string_lossy()))?;
     sys::reset_signals().doing(|| "reset signals".into())?;
     sys::close_on_exec_from(3).doing(|| "close the jail's descriptors".into())?;
     for (fd, target) in streams.more.iter().zip(FIRST_FD..) {

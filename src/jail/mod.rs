@@ -13,6 +13,7 @@
 mod caps;
 mod dev;
 mod error;
+mod exe;
 mod groups;
 mod hint;
 mod hosts;
@@ -41,6 +42,7 @@ pub(crate) mod guest_ops {
 }
 
 pub use error::SetupError;
+pub use exe::protect_by_copy;
 pub use hint::user_namespace_hint;
 pub use resolver::resolver;
 #[cfg(feature = "sandbox")]

@@ -24,6 +24,7 @@ use rustix::{
 use super::{
     JailSpec, SetupError,
     error::Doing,
+    exe,
     init::{self, StepFds},
     mounts::{self, Proc},
     spec::{Report, UserNamespace},
@@ -80,22 +81,28 @@ impl Solo {
     /// # Errors
     /// What the kernel refused; the process is then to end.
     pub fn enter() -> Result<Self, SetupError> {
-        Self::enter_with(Proc::OwnOrShared)
+        let user_namespace = user_namespace_of_this_process();
+        zygote::isolate(user_namespace)?;
+        Self::inside(user_namespace, Proc::OwnOrShared)
     }
 
     /// Enters as `enter` does, for a command that must not see the processes around it: it fails in
-    /// [`Solo::run`] if the kernel mounts no new `/proc`.
+    /// [`Solo::run`] if the kernel mounts no new `/proc`. Runs this program again from a file that the command
+    /// can't change, unless that was done.
     ///
     /// # Errors
     /// Returns an error if the kernel refused something. The process must then end.
     #[cfg(feature = "sandbox")]
     pub(crate) fn enter_unseeing() -> Result<Self, SetupError> {
-        Self::enter_with(Proc::Own)
+        let user_namespace = user_namespace_of_this_process();
+        if !exe::is_again() {
+            zygote::isolate(user_namespace)?;
+        }
+        exe::protect()?;
+        Self::inside(user_namespace, Proc::Own)
     }
 
-    fn enter_with(proc: Proc) -> Result<Self, SetupError> {
-        let user_namespace = if is_root_of_the_machine() { UserNamespace::None } else { UserNamespace::Single };
-        zygote::isolate(user_namespace)?;
+    fn inside(user_namespace: UserNamespace, proc: Proc) -> Result<Self, SetupError> {
         let me = pidfd_open(getpid(), PidfdFlags::empty()).doing(|| "open this process".into())?;
         Ok(Self { user_namespace, prepared: Prepared::new(proc), me })
     }
@@ -151,6 +158,11 @@ impl Solo {
             Cloned::Parent { pidfd, .. } => Ok(Running { status, pid1: pidfd, end: None, failure: None }),
         }
     }
+}
+
+/// Returns what steps of this process have: the same before and after it entered their namespaces.
+fn user_namespace_of_this_process() -> UserNamespace {
+    if is_root_of_the_machine() { UserNamespace::None } else { UserNamespace::Single }
 }
 
 /// Whether this process is root of the machine with all that takes, and not just of a container.

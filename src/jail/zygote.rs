@@ -17,6 +17,7 @@ use rustix::{
 use super::{
     SetupError,
     error::Doing,
+    exe,
     init::{self, StepFds},
     landlock,
     mounts::{Proc, SpecialPaths},
@@ -89,10 +90,12 @@ pub fn run_if_marked() {
 }
 
 fn run(user_namespace: UserNamespace, open_files: Option<u64>) -> ! {
-    if wire::send(sys::stdin(), greeting().as_bytes(), &[]).is_err() {
+    let is_again = exe::is_again();
+    if !is_again && wire::send(sys::stdin(), greeting().as_bytes(), &[]).is_err() {
         sys::exit(0);
     }
-    if let Err(error) = limit_open_files(open_files).and_then(|()| start(user_namespace)) {
+    let started = if is_again { Ok(()) } else { limit_open_files(open_files).and_then(|()| start(user_namespace)) };
+    if let Err(error) = started.and_then(|()| exe::protect()) {
         let _ = wire::send_value(sys::stdin(), &Report::Failed(error), &[]);
         sys::exit(1);
     }

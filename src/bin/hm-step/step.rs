@@ -33,6 +33,7 @@ const TERMINATED: u8 = 128 + 15;
 /// # Errors
 /// What the result says where the command could not be run; and where there is no result, why.
 pub(crate) fn run(input: &Path) -> Result<u8, Failure> {
+    jail::protect_by_copy().map_err(|error| Failure::setup(&error))?;
     let name = input.display();
     let input = input.canonicalize().map_err(|error| Failure::io(format_args!("find {name}"), &error))?;
     let dir = input.parent().unwrap_or(Path::new("/"));

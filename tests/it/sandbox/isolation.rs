@@ -3,6 +3,7 @@
 #[cfg(feature = "docker")]
 mod as_docker;
 mod mounts;
+mod own_file;
 
 use std::fs;
 

@@ -3,6 +3,7 @@
 use std::{
     fs,
     os::unix::fs::MetadataExt,
+    path::Path,
     time::{Duration, Instant},
 };
 
@@ -129,6 +130,16 @@ fn a_hangup_that_is_ignored_stays_ignored() {
         let action = Action::new(who, "echo ready; sleep 1; echo finished");
         let ended = action.start_with("trap '' HUP; exec ./hm-step input.json").signal(Signal::HUP);
         assert_eq!((ended.code, ended.stdout().as_str()), (Some(0), "finished\n"), "{ended:?}");
+    }
+}
+
+#[test]
+fn no_step_reaches_the_file_that_the_worker_gave() {
+    for who in everybody() {
+        let action = Action::new(who, "echo ready; sleep 60");
+        let started = action.start();
+        assert_eq!(started.exe(), Path::new("/memfd:hm (deleted)"));
+        assert_eq!(started.signal(Signal::TERM).code, Some(143));
     }
 }
 

@@ -233,6 +233,11 @@ pub(super) struct Started<'a> {
 }
 
 impl Started<'_> {
+    /// The file that `hm-step` runs from.
+    pub(super) fn exe(&self) -> PathBuf {
+        fs::read_link(format!("/proc/{}/exe", self.child.id())).unwrap()
+    }
+
     /// Sends `hm-step` a signal.
     pub(super) fn send(&self, signal: rustix::process::Signal) {
         let pid = rustix::process::Pid::from_child(&self.child);

@@ -45,9 +45,11 @@ fn serve() -> Result<(), Errno> {
     if hung_up(&socket)? {
         return Ok(());
     }
+    // Before the order comes: its descriptor would be lost with this run of the program.
+    let solo = Solo::enter_unseeing();
     let Some((_, fds)) = wire::receive(&socket, RecvFlags::empty())? else { return Ok(()) };
     let answer = match fds.into_iter().next() {
-        Some(order) => answer(order),
+        Some(order) => answer(solo, order),
         None => return Err(Errno::INVAL),
     };
     wire::send_value(&socket, &answer, &[])
@@ -59,27 +61,26 @@ fn hung_up(socket: &std::io::Stdin) -> Result<bool, Errno> {
     Ok(fds[0].revents().contains(PollFlags::HUP))
 }
 
-fn answer(order: OwnedFd) -> Answer {
+fn answer(solo: Result<Solo, SetupError>, order: OwnedFd) -> Answer {
     let cut = |mut error: SetupError| {
         while error.doing.len() > MAX_DOING_BYTES {
             error.doing.pop();
         }
         error
     };
-    let order: Order = match wire::from_memory_file(order) {
-        Ok(order) => order,
+    let (solo, order) = match solo.and_then(|solo| Ok((solo, wire::from_memory_file::<Order>(order)?))) {
+        Ok(both) => both,
         Err(error) => return Answer::NoSandbox(cut(error)),
     };
     let running = order.argv.first().map(|program| format!("run {}", program.to_string_lossy()));
-    match run(order) {
+    match run(&solo, order) {
         Ok(end) => Answer::Ended(end),
         Err(error) if Some(&error.doing) == running.as_ref() => Answer::Program(cut(error)),
         Err(error) => Answer::NoSandbox(cut(error)),
     }
 }
 
-fn run(mut order: Order) -> Result<ConfinedEnd, SetupError> {
-    let solo = Solo::enter_unseeing()?;
+fn run(solo: &Solo, mut order: Order) -> Result<ConfinedEnd, SetupError> {
     if solo.user_namespace() != UserNamespace::None {
         // There is one user: the one who started this.
         order.root.run_as = None;
