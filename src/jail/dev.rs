@@ -1,17 +1,20 @@
 //! A step's `/dev`: harmless devices, terminals, shared memory and message queues.
 
-use std::{ffi::CStr, os::fd::OwnedFd};
+use std::{
+    ffi::{CStr, CString},
+    os::fd::OwnedFd,
+};
 
 use rustix::{
     fs::{FileType, Mode},
-    mount::MountAttrFlags,
+    mount::{MountAttrFlags, MountFlags, mount_bind},
 };
 
 use super::{
     JailSpec, SetupError,
     error::Doing,
     identity,
-    mounts::{attach, clone_tree, filesystem, memory, path, restricted},
+    mounts::{attach, clone_tree, filesystem_at, memory, path, restricted},
     spec::UserNamespace,
     sys,
 };
@@ -53,35 +56,40 @@ pub(super) fn mount(host: &OwnedFd, spec: &JailSpec, message_queues: bool) -> Re
         rustix::fs::mknodat(&dev, name, kind, Mode::from_raw_mode(0o666), number).doing(doing)?;
     }
     attach(&dev, c"/dev")?;
-    let node = |name: &CStr| {
-        let tree = if own_nodes {
-            clone_tree(&dev, name)
-        } else {
-            clone_tree(host, &path(format!("dev/{}", name.to_string_lossy())))
-                .and_then(|tree| restricted(tree, MountAttrFlags::MOUNT_ATTR_RDONLY))
-        };
-        tree.doing(|| format!("show /dev/{} to the step", name.to_string_lossy()))
-    };
-    let nodes = DEVICES.iter().map(|&(name, ..)| Ok((name, node(name)?))).collect::<Result<Vec<_>, _>>()?;
-    // After the nodes' mounts were copied from it, and before anything is mounted below it.
-    sys::restrict_mounts(&dev, MountAttrFlags::MOUNT_ATTR_NODEV).doing(doing)?;
-    for (name, node) in &nodes {
-        attach(node, &path(format!("/dev/{}", name.to_string_lossy())))?;
+    let showing = |node: &CStr| format!("show {} to the step", node.to_string_lossy());
+    if own_nodes {
+        for node in DEVICES.map(|(name, ..)| at_dev(name)) {
+            mount_bind(&*node, &*node).doing(|| showing(&node))?;
+        }
+    }
+    // Not the nodes' mounts, which were copied from it before.
+    sys::restrict_mount(&dev, MountAttrFlags::MOUNT_ATTR_NODEV).doing(doing)?;
+    if !own_nodes {
+        for (name, ..) in DEVICES {
+            let node = clone_tree(host, &path(format!("dev/{}", name.to_string_lossy())))
+                .and_then(|node| restricted(node, MountAttrFlags::MOUNT_ATTR_RDONLY))
+                .doing(|| showing(name))?;
+            attach(&node, &at_dev(name))?;
+        }
     }
     // A mount of the same file system: another one would cost as much as all the nodes.
-    attach(&clone_tree(&dev, c"shm").doing(doing)?, c"/dev/shm")?;
+    mount_bind(c"/dev/shm", c"/dev/shm").doing(doing)?;
     let empty = clone_tree(&dev, c"pts/empty")
         .and_then(|tree| restricted(tree, MountAttrFlags::MOUNT_ATTR_RDONLY))
         .doing(doing)?;
     identity::name_the_host(c"/dev/pts")?;
-    let terminals: &[_] = match spec.user_namespace {
-        UserNamespace::Single => &[(c"ptmxmode", c"0666"), (c"mode", c"0620")],
-        UserNamespace::None | UserNamespace::Range => &[(c"ptmxmode", c"0666"), (c"mode", c"0620"), (c"gid", c"5")],
+    let terminals = match spec.user_namespace {
+        UserNamespace::Single => c"ptmxmode=0666,mode=0620",
+        UserNamespace::None | UserNamespace::Range => c"ptmxmode=0666,mode=0620,gid=5",
     };
     // Hides what the two lines above have put there.
-    attach(&filesystem(c"devpts", terminals, MountAttrFlags::empty())?, c"/dev/pts")?;
+    filesystem_at(c"/dev/pts", c"devpts", MountFlags::empty(), terminals)?;
     if message_queues {
-        attach(&filesystem(c"mqueue", &[], MountAttrFlags::MOUNT_ATTR_NODEV)?, c"/dev/mqueue")?;
+        filesystem_at(c"/dev/mqueue", c"mqueue", MountFlags::NODEV, c"")?;
     }
     Ok(empty)
+}
+
+fn at_dev(name: &CStr) -> CString {
+    path(format!("/dev/{}", name.to_string_lossy()))
 }

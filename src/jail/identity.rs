@@ -8,14 +8,14 @@ use std::{
 use rustix::{
     fs::{CWD, Mode, OFlags},
     io::Errno,
-    mount::{MountAttrFlags, MoveMountFlags, move_mount},
+    mount::{MountAttrFlags, mount_bind},
 };
 
 use super::{
     SetupError,
     error::Doing,
     hosts,
-    mounts::{attach, clone_tree, filesystem},
+    mounts::{attach, filesystem},
     small, sys,
 };
 
@@ -42,11 +42,9 @@ pub(super) fn name_the_host(aside: &CStr) -> Result<(), SetupError> {
         let written = rustix::io::write(&file, rest).doing(doing)?;
         rest = &rest[written..];
     }
-    let mount = clone_tree(CWD, &path).doing(doing)?;
-    // Not `attach`, which would make a mount point that is then part of the step's layer. A link that leads
-    // nowhere, or to a directory, is the image's own fault.
-    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_SYMLINKS;
-    match move_mount(&mount, c"", CWD, HOSTS, flags) {
+    // A mount point that is not there would be made as a part of the step's layer. A link that leads nowhere, or
+    // to a directory, is the image's own fault.
+    match mount_bind(&*path, HOSTS) {
         Err(Errno::NOENT | Errno::NOTDIR | Errno::INVAL | Errno::LOOP) => Ok(()),
         mounted => mounted.doing(doing),
     }

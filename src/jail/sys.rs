@@ -291,6 +291,20 @@ pub(crate) fn signal_all(signal: c_int) {
 
 /// Adds `attributes` to the mount at the root of `tree`, and to those below it.
 pub(crate) fn restrict_mounts(tree: impl AsFd, attributes: MountAttrFlags) -> Result<()> {
+    set_mount_attributes(tree, c"", libc::AT_RECURSIVE, attributes)
+}
+
+/// Adds `attributes` to the mount at the root of `tree` alone.
+pub(crate) fn restrict_mount(tree: impl AsFd, attributes: MountAttrFlags) -> Result<()> {
+    set_mount_attributes(tree, c"", 0, attributes)
+}
+
+/// Adds `attributes` to the mount at `path`, and to those below it.
+pub(crate) fn restrict_mounts_at(path: &CStr, attributes: MountAttrFlags) -> Result<()> {
+    set_mount_attributes(rustix::fs::CWD, path, libc::AT_RECURSIVE, attributes)
+}
+
+fn set_mount_attributes(dir: impl AsFd, path: &CStr, flags: c_int, attributes: MountAttrFlags) -> Result<()> {
     #[repr(C)]
     struct MountAttr {
         set: u64,
@@ -299,13 +313,13 @@ pub(crate) fn restrict_mounts(tree: impl AsFd, attributes: MountAttrFlags) -> Re
         userns_fd: u64,
     }
     let attr = MountAttr { set: attributes.bits().into(), clear: 0, propagation: 0, userns_fd: 0 };
-    // SAFETY: the path is an empty C string, and `attr` has the size given and outlives the call.
+    // SAFETY: `path` is a C string, and `attr` has the size given; both outlive the call.
     check(unsafe {
         libc::syscall(
             libc::SYS_mount_setattr,
-            tree.as_fd().as_raw_fd(),
-            c"".as_ptr(),
-            libc::AT_EMPTY_PATH | libc::AT_RECURSIVE,
+            dir.as_fd().as_raw_fd(),
+            path.as_ptr(),
+            libc::AT_EMPTY_PATH | flags,
             &raw const attr,
             mem::size_of::<MountAttr>(),
         )
