@@ -15,10 +15,14 @@ use super::{
     blobs::PackedLayer,
     error::{ExportError, Writing},
 };
+use crate::project::{ProjectDir, ProjectFileErrorKind};
 
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 const LAYER: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
+
+/// The most bytes of an index that is added to.
+const INDEX_BYTES: u64 = 64 << 20;
 
 /// Adds an image to the layout in `dir`, under `tag`. Everything is written aside and renamed, the index last.
 pub(super) fn write_layout(dir: &Path, tag: &str, config: &[u8], layers: Vec<PackedLayer>) -> Result<(), ExportError> {
@@ -51,11 +55,18 @@ pub(super) fn write_layout(dir: &Path, tag: &str, config: &[u8], layers: Vec<Pac
 
 /// The images of the layout in `dir`; none where there is nothing yet but what we are writing.
 fn existing(dir: &Path) -> Result<Vec<Value>, ExportError> {
-    let path = dir.join("index.json");
     let occupied = || ExportError::Occupied { path: dir.into() };
-    let bytes = match fs::read(&path) {
+    let unreadable = |error: io::Error| ExportError::Read { path: dir.join("index.json"), source: error };
+    let layout = ProjectDir::open(dir).map_err(|error| unreadable(io::Error::other(error)))?;
+    // The directory may have come with a checkout: what is written must not end elsewhere.
+    for blobs in ["blobs", "blobs/sha256"] {
+        if layout.names(blobs).is_err_and(|error| error.kind() != ProjectFileErrorKind::Missing) {
+            return Err(occupied());
+        }
+    }
+    let bytes = match layout.read("index.json", INDEX_BYTES) {
         Ok(bytes) => bytes,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+        Err(error) if error.kind() == ProjectFileErrorKind::Missing => {
             let foreign = fs::read_dir(dir).writing(dir)?.flatten().any(|entry| {
                 let name = entry.file_name();
                 let name = name.as_encoded_bytes();
@@ -63,7 +74,10 @@ fn existing(dir: &Path) -> Result<Vec<Value>, ExportError> {
             });
             return if foreign { Err(occupied()) } else { Ok(Vec::new()) };
         }
-        Err(source) => return Err(ExportError::Read { path, source }),
+        Err(error) if error.kind() == ProjectFileErrorKind::Unreadable => {
+            return Err(unreadable(io::Error::other(error)));
+        }
+        Err(_) => return Err(occupied()),
     };
     let mut index: Value = serde_json::from_slice(&bytes).map_err(|_| occupied())?;
     match index["manifests"].take() {

@@ -17,7 +17,15 @@ use super::{
     reference::ImageName,
     search::Search,
 };
-use crate::store::{Store, StoreError, error::Doing, layout::create_new, tree::decompress};
+use crate::{
+    project::{ProjectDir, ProjectFileError, ProjectFileErrorKind},
+    store::{
+        Store, StoreError,
+        error::Doing,
+        layout::create_new,
+        tree::{BlobFile, decompress},
+    },
+};
 
 /// More members than this no archive of an image has.
 const MAX_MEMBERS: usize = 100_000;
@@ -34,18 +42,31 @@ pub(super) struct LocalImage {
 }
 
 /// Where the bytes of a layer are.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub(super) struct BlobAt {
-    pub(super) path: PathBuf,
-    pub(super) offset: u64,
+    place: Place,
+    offset: u64,
     pub(super) length: u64,
+}
+
+/// The file that a blob is in.
+#[derive(Debug, Clone)]
+enum Place {
+    Path(PathBuf),
+    /// Looked up anew beneath the layout, so that an image of many layers holds one descriptor.
+    Beneath(Arc<ProjectDir>, String),
 }
 
 /// The files of an image by name.
 #[derive(Debug)]
 enum Files {
-    Dir(PathBuf),
-    Tar { shown: PathBuf, path: PathBuf, members: BTreeMap<String, (u64, u64)> },
+    /// The links of a layout are not the user's: it may have come with a checkout.
+    Dir(Arc<ProjectDir>),
+    Tar {
+        shown: PathBuf,
+        path: PathBuf,
+        members: BTreeMap<String, (u64, u64)>,
+    },
 }
 
 /// One image of `manifest.json`.
@@ -63,7 +84,7 @@ impl LocalImage {
     /// a whole: `limit` bounds what it may become, in bytes.
     pub(super) fn open(store: &Arc<Store>, image: &str, name: &ImageName, limit: u64) -> Result<Self, ImageError> {
         match name {
-            ImageName::OciDir { path, tag } => Self::oci(&Files::Dir(absolute(path)?), image, tag.as_deref()),
+            ImageName::OciDir { path, tag } => Self::oci(&Files::open_dir(path)?, image, tag.as_deref()),
             ImageName::OciArchive { path, tag } => {
                 let (files, scratch) = Files::open_tar(store, path, limit)?;
                 Ok(Self { _scratch: scratch, ..Self::oci(&files, image, tag.as_deref())? })
@@ -141,6 +162,15 @@ impl LocalImage {
 }
 
 impl Files {
+    /// Opens a layout. Links in the path to it are followed: that is the caller's word.
+    fn open_dir(path: &Path) -> Result<Self, ImageError> {
+        let path = absolute(path)?;
+        match ProjectDir::open(&path) {
+            Ok(dir) => Ok(Self::Dir(Arc::new(dir))),
+            Err(error) => Err(refused(&path, "it", error)),
+        }
+    }
+
     /// Looks through a tar file. Nothing of it is unpacked.
     fn open_tar(store: &Arc<Store>, path: &Path, limit: u64) -> Result<(Self, Option<Aside>), ImageError> {
         let shown = absolute(path)?;
@@ -205,7 +235,8 @@ impl Files {
 
     fn shown(&self) -> &Path {
         match self {
-            Self::Dir(path) | Self::Tar { shown: path, .. } => path,
+            Self::Dir(dir) => dir.path(),
+            Self::Tar { shown, .. } => shown,
         }
     }
 
@@ -216,21 +247,19 @@ impl Files {
     /// Where a file is; `None` where there is none.
     fn find(&self, name: &str) -> Result<Option<BlobAt>, ImageError> {
         match self {
-            Self::Dir(dir) => {
-                let path = dir.join(name);
-                match fs::metadata(&path) {
-                    // A FIFO would be waited for, and a device has no end.
-                    Ok(metadata) if !metadata.is_file() => {
-                        Err(self.bad(format!("{} is no regular file", name.escape_default())))
-                    }
-                    Ok(metadata) => Ok(Some(BlobAt { path, offset: 0, length: metadata.len() })),
-                    Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-                    Err(source) => Err(ImageError::Unreadable { path, source }),
+            Self::Dir(dir) => match dir.open_file(name, u64::MAX) {
+                Ok(file) => {
+                    let path = || dir.path().join(name);
+                    let metadata = file.metadata().map_err(|source| ImageError::Unreadable { path: path(), source })?;
+                    let place = Place::Beneath(Arc::clone(dir), name.to_owned());
+                    Ok(Some(BlobAt { place, offset: 0, length: metadata.len() }))
                 }
-            }
+                Err(error) if error.kind() == ProjectFileErrorKind::Missing => Ok(None),
+                Err(error) => Err(refused(dir.path(), name, error)),
+            },
             Self::Tar { path, members, .. } => {
                 let found = members.get(&normal(name));
-                Ok(found.map(|&(offset, length)| BlobAt { path: path.clone(), offset, length }))
+                Ok(found.map(|&(offset, length)| BlobAt { place: Place::Path(path.clone()), offset, length }))
             }
         }
     }
@@ -241,9 +270,10 @@ impl Files {
         if at.length > MAX_DOCUMENT_BYTES {
             return Err(self.bad(format!("{} has {} bytes", name.escape_default(), at.length)));
         }
+        let BlobFile { mut file, offset, length } = at.open()?;
         let mut bytes = Vec::new();
-        let read = at.open().and_then(|file| file.take(at.length).read_to_end(&mut bytes));
-        read.map_err(|source| ImageError::Unreadable { path: at.path, source })?;
+        let read = file.seek(SeekFrom::Start(offset)).and_then(|_| file.take(length).read_to_end(&mut bytes));
+        read.map_err(|source| ImageError::Unreadable { path: self.shown().join(name), source })?;
         Ok(Some(bytes))
     }
 
@@ -265,12 +295,37 @@ impl Files {
 }
 
 impl BlobAt {
-    /// The file, at the beginning of the blob.
-    fn open(&self) -> io::Result<File> {
-        let mut file = File::open(&self.path)?;
-        file.seek(SeekFrom::Start(self.offset))?;
-        Ok(file)
+    /// A file of the store, as a whole.
+    #[cfg(feature = "registry")]
+    pub(super) fn file(path: PathBuf, length: u64) -> Self {
+        Self { place: Place::Path(path), offset: 0, length }
     }
+
+    /// Opens the file that the blob is in.
+    pub(super) fn open(&self) -> Result<BlobFile, ImageError> {
+        let file = match &self.place {
+            Place::Path(path) => {
+                File::open(path).map_err(|source| ImageError::Unreadable { path: path.clone(), source })?
+            }
+            Place::Beneath(dir, name) => {
+                dir.open_file(name, u64::MAX).map_err(|error| refused(dir.path(), name, error))?
+            }
+        };
+        Ok(BlobFile { file, offset: self.offset, length: self.length })
+    }
+}
+
+/// Says why `name` of the layout at `dir` is not read.
+fn refused(dir: &Path, name: &str, error: ProjectFileError) -> ImageError {
+    let name = name.escape_default();
+    let reason = match error.kind() {
+        ProjectFileErrorKind::Outside => {
+            format!("{name} is a link that leads out of it, which is not followed; `cp -rL` makes a copy without links")
+        }
+        ProjectFileErrorKind::NotRegular => format!("{name} is no regular file"),
+        _ => return ImageError::Unreadable { path: error.path().into(), source: io::Error::other(error) },
+    };
+    ImageError::BadArchive { path: dir.into(), reason }
 }
 
 fn blob_name(digest: &ImageDigest) -> String {

@@ -5,7 +5,6 @@
 
 use std::{
     collections::BTreeSet,
-    fs::File,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -22,10 +21,7 @@ use super::{
     ground, layers,
     manifest::Config,
 };
-use crate::store::{
-    IdMap, LayerId, Store, StoreError,
-    tree::{BlobFile, UnpackLimits},
-};
+use crate::store::{IdMap, LayerId, Store, StoreError, tree::UnpackLimits};
 
 /// Layers at a time. More connections make no pull faster, and unpacking wants a processor each.
 const AT_ONCE: usize = 4;
@@ -133,10 +129,7 @@ impl Fetch<'_> {
         let (store, layer, diff_id) = (Arc::clone(self.store), layer.clone(), *diff_id);
         let (id_map, limits, image) = (self.id_map, self.limits, self.name.to_owned());
         let work = tokio::task::spawn_blocking(move || {
-            let file = File::open(&blob.at.path)
-                .map_err(|source| ImageError::Unreadable { path: blob.at.path.clone(), source })?;
-            let file = BlobFile { file, offset: blob.at.offset, length: blob.at.length };
-            layers::unpack(&store, &image, &layer, &diff_id, id_map, file, limits)
+            layers::unpack(&store, &image, &layer, &diff_id, id_map, blob.at.open()?, limits)
         });
         work.await.map_err(|error| self.no_thread(error))?
     }

@@ -1,6 +1,6 @@
 //! What a daemon saved: an archive in a file of the store, to take layers from.
 
-use std::{fs::File, io, path::Path, sync::Arc};
+use std::{io, path::Path, sync::Arc};
 
 use super::{
     ImageDigest, ImageError,
@@ -68,7 +68,7 @@ impl SavedImage {
     /// Where there is no such layer, or the file can't be opened.
     pub(crate) fn layer(&self, index: usize) -> io::Result<BlobFile> {
         let at = self.image.layers.get(index).ok_or_else(|| io::Error::other("the saved image has fewer layers"))?;
-        Ok(BlobFile { file: File::open(&at.path)?, offset: at.offset, length: at.length })
+        at.open().map_err(io::Error::other)
     }
 
     /// Takes the whole of it into the store, as an image to boot from.

@@ -218,6 +218,36 @@ async fn broken_images_are_told_and_leave_nothing() {
 }
 
 #[tokio::test]
+async fn links_within_a_layout_are_followed_and_those_that_lead_out_are_not() {
+    let image = Image { layers: vec![Layer::new().file("f", 0o644, "x").bytes()], env: vec![] };
+    let layer = hm_exec::store::ImageDigest::of(&image.blobs()[0]).hex();
+    // What is moved, and where to; `inside/` is a directory of the layout.
+    for (what, name) in [
+        ("the index", "index.json".to_owned()),
+        ("all blobs", "blobs".into()),
+        ("a layer", format!("blobs/sha256/{layer}")),
+    ] {
+        for (to, is_inside) in [("oci/inside/it", true), ("outside", false)] {
+            let (top, store) = store();
+            let dir = top.path().join("oci");
+            image.write_oci(&dir, "latest");
+            fs::create_dir(dir.join("inside")).unwrap();
+            fs::rename(dir.join(&name), top.path().join(to)).unwrap();
+            let up = "../".repeat(name.matches('/').count());
+            let target = if is_inside { format!("{up}inside/it") } else { format!("{up}../outside") };
+            std::os::unix::fs::symlink(target, dir.join(&name)).unwrap();
+            let fetched = fetch(&store, &format!("oci:{}", dir.display())).await;
+            if is_inside {
+                assert_eq!(fetched.unwrap(), Base::Image(image.digest()), "{what}");
+            } else {
+                let error = fetched.expect_err(what);
+                assert!(error.contains("leads out of it") && error.contains("cp -rL"), "{what}: {error}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
 async fn names_that_lead_nowhere_are_told() {
     let (top, store) = store();
     Image { layers: vec![], env: vec![] }.write_oci(&top.path().join("oci"), "latest");

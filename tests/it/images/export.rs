@@ -192,4 +192,12 @@ async fn root_filesystems_are_exported_with_what_is_over_them_and_the_machine_is
     assert!(error.to_string().contains("no OCI layout"), "{error}");
     assert_eq!(files(&path("occupied")).len(), 1, "nothing was left there");
     assert!(ExportTarget::parse("elsewhere").is_err());
+
+    // A layout that came with a checkout.
+    fs::create_dir(path("beside")).unwrap();
+    fs::create_dir(path("linked")).unwrap();
+    std::os::unix::fs::symlink("../beside", path("linked/blobs")).unwrap();
+    let error = export(&bench, &step, &format!("oci:{}", path("linked").display())).await.unwrap_err();
+    assert!(error.to_string().contains("no OCI layout"), "{error}");
+    assert!(files(&path("beside")).is_empty(), "something was written beside it");
 }

@@ -284,7 +284,7 @@ impl RemoteImage {
         let aside = Aside::free(store);
         let mut sink = Sink::file(aside.path())?;
         blob_of(&self.name, &self.sessions(), layer, "a layer", &mut sink, done).await?;
-        let at = BlobAt { path: aside.path().to_owned(), offset: 0, length: layer.size };
+        let at = BlobAt::file(aside.path().to_owned(), layer.size);
         Ok(Blob { at, _download: Some(aside) })
     }
 }
