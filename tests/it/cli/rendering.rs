@@ -152,6 +152,45 @@ fn a_pipeline_reads_no_file_of_the_user_and_none_of_the_machine() {
 }
 
 #[test]
+fn a_pipeline_reads_commits_of_every_repository_of_the_checkout_and_no_token() {
+    let Some(hostile) = Hostile::new() else { return };
+    let secret = [
+        ".git/config.worktree",
+        ".git/FETCH_HEAD",
+        ".git/logs/HEAD",
+        ".git/worktrees/w/config.worktree",
+        ".git/modules/group/deep/config",
+        ".git/modules/group/deep/modules/deeper/config",
+        "third/party/.git/config",
+    ];
+    for path in secret {
+        hostile.project.file(path, "url = https://bob:SECRET-TOKEN@host/\n");
+    }
+    // The same as a link to a file that nobody would look for.
+    hostile.project.file("third/shared", "url = https://SECRET-TOKEN@host/\n");
+    hostile.project.file("third/.git/HEAD", "ref: refs/heads/main\n");
+    symlink("../shared", hostile.project.dir.join("third/.git/config")).unwrap();
+    let git = |args: &[&str]| {
+        let mut git = Command::new("git");
+        git.args(["-c", "user.name=x", "-c", "user.email=x@y"]).args(args).current_dir(&hostile.project.dir);
+        git.env_remove("GIT_DIR").output().is_ok_and(|output| output.status.success())
+    };
+    let has_git = git(&["init", "-q"])
+        && git(&["commit", "-q", "--allow-empty", "-m", "x"])
+        && git(&["tag", "-a", "v1.5", "-m", "x"])
+        && git(&["config", "remote.origin.url", "https://SECRET-TOKEN@host/"]);
+    let mut paths: Vec<String> = secret.iter().map(|path| (*path).to_owned()).collect();
+    paths.extend(["third/shared", "third/.git/config", ".git/config"].map(str::to_owned));
+    let describe =
+        "import subprocess\nprint(subprocess.run(['git', 'describe', '--tags'], capture_output=True, text=True))\n";
+    let printed = hostile.prints(&(reading(&paths) + describe));
+    assert!(!printed.contains("SECRET") && printed.matches("read ").count() == paths.len(), "{printed}");
+    if usable("git", has_git, "`git init` or `git commit` failed") {
+        assert!(printed.contains("v1.5"), "{printed}");
+    }
+}
+
+#[test]
 fn a_pipeline_sees_few_variables_and_says_which_it_missed() {
     let Some(hostile) = Hostile::new() else { return };
     hostile.script(

@@ -3,6 +3,8 @@
 //! In: the shared [`SourceArgs`]. Out: IR text and the source directory. Does not look into the IR: that is the library's.
 
 mod environment;
+#[cfg(target_os = "linux")]
+mod git;
 pub(crate) mod interpreter;
 mod python;
 pub(crate) mod rendering;

@@ -17,6 +17,8 @@ use std::{
 #[cfg(target_os = "linux")]
 use hm_exec::runner::sandbox::{ConfinedCommand, ConfinedEnd, ConfinedError, ConfinedLimits, OutputStream};
 
+#[cfg(target_os = "linux")]
+use super::git;
 use crate::{
     consent::{self, VARIABLE as TRUST},
     failure::{Failure, Outcome},
@@ -108,7 +110,8 @@ impl Rendering<'_> {
             env: self.env.clone(),
             dir: self.dir.into(),
             show,
-            hide: git_configs(self.project),
+            hide: git::secret_files(self.project)
+                .map_err(|source| ConfinedError::Io { doing: "look for repositories in the project", source })?,
             limits: limits(),
             helper: None,
         };
@@ -240,17 +243,6 @@ fn limits() -> ConfinedLimits {
 #[cfg(target_os = "linux")]
 fn status(code: i32) -> String {
     if code > 128 { format!("signal {}", code - 128) } else { format!("exit code {code}") }
-}
-
-/// Returns the files in which git keeps credentials: checkouts made by continuous integration have a token
-/// there.
-#[cfg(target_os = "linux")]
-fn git_configs(project: &Path) -> Vec<PathBuf> {
-    let git = project.join(".git");
-    let mut found = vec![git.join("config"), git.join("config.worktree"), git.join("credentials")];
-    let modules = std::fs::read_dir(git.join("modules")).into_iter().flatten().flatten();
-    found.extend(modules.map(|module| module.path().join("config")));
-    found
 }
 
 /// What a rendering prints: whole lines go to stderr, and what is left at its end.

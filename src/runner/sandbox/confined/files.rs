@@ -18,6 +18,9 @@ use crate::jail::{Bind, MemoryEntry};
 pub(super) const MAX_BYTES: u64 = 64 << 20;
 pub(super) const MAX_FILES: u64 = 16 << 10;
 
+/// The error of links that lead nowhere.
+const ELOOP: i32 = rustix::io::Errno::LOOP.raw_os_error();
+
 /// The most links on the way to a file, as the kernel counts them.
 const MAX_LINKS: usize = 40;
 
@@ -152,16 +155,14 @@ impl Files {
         Ok(())
     }
 
-    /// Lets the file at `path` be empty, if there is one in what is shown.
+    /// Lets the file at `path`, or where its links lead, be empty, if there is one in what is shown.
     pub(super) fn hide(&mut self, path: &Path) -> Result<(), ConfinedError> {
-        match fs::symlink_metadata(path) {
-            Ok(metadata) if metadata.is_file() => {}
-            Ok(_) => return Ok(()),
-            Err(error) if is_absent(&error) => return Ok(()),
+        let real = match path.canonicalize() {
+            Ok(real) => real,
+            Err(error) if is_absent(&error) || error.raw_os_error() == Some(ELOOP) => return Ok(()),
             Err(error) => return Err(failed("look at what a confined program is not to see")(error)),
-        }
-        let real = path.canonicalize().map_err(failed("look at what a confined program is not to see"))?;
-        if self.is_shown(&real) {
+        };
+        if real.is_file() && self.is_shown(&real) {
             self.hidden.insert(real);
         }
         Ok(())
@@ -307,10 +308,14 @@ mod tests {
         }
         let mut files = Files::default();
         files.show(&top.join("shown")).unwrap();
-        for name in ["shown/config", "shown/absent", "shown", "other"] {
+        fs::write(top.join("shown/real"), "secret").unwrap();
+        symlink("real", top.join("shown/link")).unwrap();
+        symlink("loop", top.join("shown/loop")).unwrap();
+        symlink("../other", top.join("shown/out")).unwrap();
+        for name in ["shown/config", "shown/absent", "shown", "other", "shown/link", "shown/loop", "shown/out"] {
             files.hide(&top.join(name)).unwrap();
         }
         let hidden: Vec<_> = files.hidden.iter().collect();
-        assert_eq!(hidden, [&top.join("shown/config")]);
+        assert_eq!(hidden, [&top.join("shown/config"), &top.join("shown/real")]);
     }
 }
