@@ -116,8 +116,7 @@ impl Interpreter {
         match program {
             Program::OfTheUser(program) => ask(&program, checkout),
             Program::OfTheCheckout(program) => {
-                let homes: Vec<PathBuf> = bases(&program).into_iter().filter(|base| is_python(base)).collect();
-                let places = homes.iter().flat_map(|home| of_prefix(home)).collect();
+                let places = bases(&program).iter().flat_map(|base| of_named_prefix(base)).collect();
                 Ok(Self { program, places, user_base: None })
             }
         }
@@ -192,13 +191,38 @@ fn of_prefix(prefix: &Path) -> Vec<PathBuf> {
     }
 }
 
+/// Returns what to show of a prefix that the checkout names: its programs and libraries, if it is a Python's,
+/// and neither somebody's home directory nor what holds one. Links of those that lead elsewhere show nothing:
+/// the prefix may be the checkout's own.
+fn of_named_prefix(prefix: &Path) -> Vec<PathBuf> {
+    let Ok(real) = prefix.canonicalize() else { return Vec::new() };
+    if holds_a_home(&real) || !is_python(&real) {
+        return Vec::new();
+    }
+    let parts = OF_A_PREFIX.map(|name| prefix.join(name)).into_iter();
+    parts.filter(|part| part.canonicalize().is_ok_and(|part| part.starts_with(&real))).collect()
+}
+
 /// Returns whether a directory is more than an interpreter's: the home directory is, and what holds it.
 pub(super) fn is_broad(dir: &Path) -> bool {
     let dir = dir.canonicalize().unwrap_or_else(|_| dir.into());
-    let home = env::var_os("HOME").map(PathBuf::from).filter(|home| home.is_absolute());
-    let home = home.map(|home| home.canonicalize().unwrap_or(home));
     BROAD.iter().any(|broad| dir == Path::new(broad))
-        || home.is_some_and(|home| home.starts_with(&dir) || dir == home.join(".local"))
+        || home().is_some_and(|home| home.starts_with(&dir) || dir == home.join(".local"))
+}
+
+/// Returns whether a directory, without links, is a home directory or has one in it.
+fn holds_a_home(dir: &Path) -> bool {
+    let homes = Path::new("/home");
+    homes.starts_with(dir)
+        || dir.parent() == Some(homes)
+        || Path::new("/root").starts_with(dir)
+        || home().is_some_and(|home| home.starts_with(dir))
+}
+
+/// Returns the home directory of the user, without links.
+fn home() -> Option<PathBuf> {
+    let home = env::var_os("HOME").map(PathBuf::from).filter(|home| home.is_absolute())?;
+    Some(home.canonicalize().unwrap_or(home))
 }
 
 /// Returns where the links of a checkout's interpreter lead, and what its `pyvenv.cfg` says: candidates, no
@@ -297,11 +321,16 @@ mod tests {
         fs::write(checkout.join(".venv/pyvenv.cfg"), format!("home = {}\n", other.join("bin").display())).unwrap();
         assert_eq!(places(), Vec::<PathBuf>::new());
         fs::write(checkout.join(".venv/pyvenv.cfg"), format!("x = y\nhome = {}/bin\n", python.display())).unwrap();
-        assert_eq!(places(), std::slice::from_ref(&python));
+        // Whatever else lies there.
+        fs::create_dir(python.join("private")).unwrap();
+        let parts = ["bin", "lib"].map(|part| python.join(part));
+        assert_eq!(places(), parts);
+        symlink(&other, python.join("lib64")).unwrap();
+        assert_eq!(places(), parts);
         fs::remove_file(&program).unwrap();
         fs::remove_file(checkout.join(".venv/pyvenv.cfg")).unwrap();
         symlink(python.join("bin/python3.12"), &program).unwrap();
-        assert_eq!(places()[0], python);
+        assert_eq!(places()[..2], parts);
         rustix::fs::mknodat(
             rustix::fs::CWD,
             checkout.join(".venv/pyvenv.cfg"),
@@ -310,7 +339,25 @@ mod tests {
             0,
         )
         .unwrap();
-        assert_eq!(places()[0], python);
+        assert_eq!(places()[..2], parts);
+    }
+
+    #[test]
+    fn a_prefix_that_the_checkout_names_is_nobodys_home() {
+        let home = PathBuf::from(env::var_os("HOME").unwrap()).canonicalize().unwrap();
+        for dir in ["/", "/home", "/home/bob", "/root"].map(Path::new).into_iter().chain(home.ancestors()) {
+            assert!(holds_a_home(dir), "{}", dir.display());
+            assert_eq!(of_named_prefix(dir), Vec::<PathBuf>::new(), "{}", dir.display());
+        }
+        let top = tempfile::tempdir().unwrap();
+        let top = top.path().canonicalize().unwrap();
+        for prefix in ["checkout/fake", "python"] {
+            executable(&top.join(prefix).join("lib/python3.12/os.py"));
+        }
+        fs::create_dir(top.join("secrets")).unwrap();
+        symlink("../../secrets", top.join("checkout/fake/bin")).unwrap();
+        assert_eq!(of_named_prefix(&top.join("checkout/fake")), [top.join("checkout/fake/lib")]);
+        assert_eq!(of_named_prefix(&top.join("python")), [top.join("python/lib")]);
     }
 
     #[test]
