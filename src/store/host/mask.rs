@@ -57,7 +57,8 @@ const LARGE: [&str; 8] = ["usr", "opt", "bin", "sbin", "lib", "lib32", "lib64", 
 /// Where people put files by hand, past any package manager.
 const BY_HAND: [&str; 2] = ["opt", "usr/local"];
 
-/// Programs that some systems let others run but not read.
+/// Programs that some systems let others run but not read, and that steps want. Any other such file is
+/// hidden.
 const PROGRAMS: [&str; 4] = ["usr/bin/sudo", "usr/bin/sudoreplay", "usr/bin/userhelper", "usr/sbin/userhelper"];
 
 /// Files with a password for each account, and what stands for a locked one.
@@ -174,7 +175,7 @@ impl Layer<'_> {
                 }
                 let Ok(metadata) = entry.metadata() else { continue };
                 let path = dir.join(entry.file_name());
-                if is_private(&metadata) {
+                if is_private(&metadata) && !is_program(&path, &metadata) {
                     // Locks and the like tell nothing, and programs want them. No screen lets root open them.
                     let tells = metadata.is_dir() || metadata.len() > 0;
                     match tells {
@@ -214,7 +215,7 @@ impl Layer<'_> {
         for program in PROGRAMS.map(Path::new).into_iter().filter(|path| path.starts_with(name)) {
             let from = self.machine.join(program);
             let Ok(metadata) = fs::symlink_metadata(&from) else { continue };
-            if metadata.is_file() && metadata.mode() & 0o005 == 0o001 {
+            if is_program(program, &metadata) {
                 let content = fs::read(&from).doing("read", &from)?;
                 self.put_like(program, &content, &metadata)?;
             }
@@ -317,9 +318,14 @@ impl Layer<'_> {
     }
 }
 
-/// Returns whether others than the owner and the group may not read this, or not enter it. What they may run
-/// is a program, and shown.
+/// Returns whether others than the owner and the group may not read this file; or not list this directory, or
+/// not enter it. That they may run a file does not count: root's steps would read it, too.
 fn is_private(metadata: &Metadata) -> bool {
     let others = metadata.mode() & 0o005;
-    if metadata.is_dir() { others != 0o005 } else { metadata.is_file() && others == 0 }
+    if metadata.is_dir() { others != 0o005 } else { metadata.is_file() && others & 0o004 == 0 }
+}
+
+/// Returns whether this is one of [`PROGRAMS`], which tells nothing that the package does not.
+fn is_program(path: &Path, metadata: &Metadata) -> bool {
+    PROGRAMS.iter().any(|program| path == Path::new(program)) && metadata.is_file() && metadata.mode() & 0o001 != 0
 }

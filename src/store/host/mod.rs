@@ -206,6 +206,12 @@ mod tests {
         put(&machine, "etc/ssh/ssh_config", "config", 0o644);
         put(&machine, "etc/daemon/token", "token", 0o600);
         put(&machine, "etc/docker/config.json", "auth", 0o644);
+        put(&machine, "etc/daemon/run", "token", 0o711);
+        put(&machine, "etc/daemon/own", "token", 0o611);
+        put(&machine, "etc/daemon/write", "token", 0o602);
+        put(&machine, "etc/daemon/public", "", 0o755);
+        put(&machine, "etc/names/file", "token", 0o644);
+        fs::set_permissions(machine.join("etc/names"), fs::Permissions::from_mode(0o711)).unwrap();
         put(&machine, "etc/resolv.conf", "nameserver 192.0.2.1\n", 0o644);
         put(&machine, "opt/me/.netrc", "login", 0o644);
         put(&machine, "var/lib/dpkg/status", "Package: x\n", 0o644);
@@ -251,10 +257,20 @@ mod tests {
             assert_eq!(dir.lowers.len(), 2, "{path}");
             dir.lowers[0].join(Path::new(path).strip_prefix(&dir.path).unwrap())
         };
-        for path in ["etc/ssh/ssh_host_rsa_key", "etc/daemon/token", "etc/docker", "opt/me"] {
+        for path in [
+            "etc/ssh/ssh_host_rsa_key",
+            "etc/daemon/token",
+            "etc/daemon/run",
+            "etc/daemon/own",
+            "etc/daemon/write",
+            "etc/names",
+            "etc/docker",
+            "opt/me",
+        ] {
             assert!(fs::symlink_metadata(mask(path)).unwrap().file_type().is_char_device(), "{path}");
         }
         assert!(!mask("etc/ssh/ssh_config").exists() && !mask("etc/passwd").exists());
+        assert!(!mask("etc/daemon/public").exists());
         let shadow = fs::read_to_string(mask("etc/shadow")).unwrap();
         assert!(shadow.starts_with("root:*:") && shadow.contains("\nme:*:") && !shadow.contains("hash"), "{shadow}");
         assert_eq!(fs::read_to_string(mask("etc/resolv.conf")).unwrap(), "nameserver 192.0.2.1\n");

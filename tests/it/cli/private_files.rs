@@ -59,9 +59,12 @@ mount -t tmpfs opt /opt && mkdir -p /opt/app /opt/shut /opt/open && mount -t tmp
 mount -t overlay etc /etc -o "lowerdir=/etc,upperdir=$1/u,workdir=$1/w"
 echo s3cret > /opt/app/.env && chmod 640 /opt/app/.env
 echo s3cret > /opt/shut/file && chmod 750 /opt/shut
-echo later > /opt/open/later && chmod 711 /opt/open/later
+echo later > /opt/open/later && chmod 604 /opt/open/later
+echo s3cret > /opt/app/run && chmod 711 /opt/app/run
+mkdir /opt/names && echo s3cret > /opt/names/file && chmod 711 /opt/names
 echo public > /opt/app/public
 echo s3cret > /etc/hm-test-token && chmod 600 /etc/hm-test-token
+echo s3cret > /etc/hm-test-run && chmod 611 /etc/hm-test-run
 mkdir -p /etc/apt/sources.list.d
 echo 'deb https://bob:s3cret@apt.example/debian stable main' > /etc/apt/sources.list.d/hm-test.list
 printf 'URIs: https://bob:s3cret@apt.example/x\nSuites: y\n' > /etc/apt/sources.list.d/hm-test.sources
@@ -76,7 +79,7 @@ fn what_others_may_not_read_is_not_there_on_the_host_image_and_each_run_looks_ag
         crate::backends::told_skip("a mount namespace", "only root may make one");
         return;
     }
-    let first = "for p in /opt/app/.env /opt/shut /opt/shut/file /etc/hm-test-token /etc/sudoers; do test ! -e $p || echo SEEN $p; done; \
+    let first = "for p in /opt/app/.env /opt/app/run /opt/names /opt/shut /opt/shut/file /etc/hm-test-run /etc/hm-test-token /etc/sudoers; do test ! -e $p || echo SEEN $p; done; \
                  ls -A /opt /opt/app | tr -s '\\n' ' '; echo; cat /opt/app/public /opt/open/later /etc/apt/sources.list.d/hm-test.*; \
                  grep -rs s3cret /opt /etc; true";
     let second = "test ! -e /opt/open/later && cat /opt/app/.env";
