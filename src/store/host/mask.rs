@@ -14,7 +14,7 @@ use crate::store::{StoreError, error::Doing, layout::make_dir, tree};
 
 /// Credentials that some programs leave readable for everybody, or that name accounts elsewhere. What is not readable for
 /// everybody needs no mention: all of that is hidden.
-const HIDDEN: [&str; 34] = [
+const HIDDEN: [&str; 36] = [
     "etc/NetworkManager/system-connections",
     "etc/apt/auth.conf",
     "etc/apt/auth.conf.d",
@@ -47,6 +47,8 @@ const HIDDEN: [&str; 34] = [
     "etc/wpa_supplicant",
     "etc/netrc",
     "etc/.netrc",
+    "usr/local/cargo/credentials",
+    "usr/local/cargo/credentials.toml",
     "usr/local/etc/ssl/private",
     "var/cache/debconf/passwords.dat",
 ];
@@ -117,6 +119,10 @@ pub(super) fn make(machine: &Path, name: &Path, mask: &Path, reach: Reach) -> Re
     };
     if reach.screened && !complete {
         layer.programs()?;
+    }
+    // Deep in directories that nobody looks through.
+    for file in redact::named(name) {
+        layer.redact_named(file)?;
     }
     Ok(Made { masks: !layer.empty, complete })
 }
@@ -196,17 +202,29 @@ impl Layer<'_> {
         Ok(true)
     }
 
-    /// Takes names and passwords out of the addresses in a file.
+    /// Takes names and passwords out of the addresses in a file, and settings that are secrets.
     fn redact(&mut self, path: &Path, metadata: &Metadata) -> Result<(), StoreError> {
         let from = self.machine.join(path);
         if metadata.len() > redact::MAX_BYTES {
             return self.hide(path);
         }
         let text = fs::read(&from).doing("read", &from)?;
-        match redact::without_passwords(&text) {
+        match redact::without_secrets(path, &text) {
             Some(clean) => self.put_like(path, &clean, metadata),
             None => Ok(()),
         }
+    }
+
+    /// Does the same to one file, if it is there and everybody may read it.
+    fn redact_named(&mut self, path: &Path) -> Result<(), StoreError> {
+        let from = self.machine.join(path);
+        let Ok(metadata) = fs::symlink_metadata(&from) else { return Ok(()) };
+        // The mask would make a directory of a link on the way: what is behind it is looked at where it is.
+        let is_straight = match (from.canonicalize(), self.machine.canonicalize()) {
+            (Ok(real), Ok(machine)) => real == machine.join(path),
+            _ => false,
+        };
+        if is_straight && metadata.is_file() && !is_private(&metadata) { self.redact(path, &metadata) } else { Ok(()) }
     }
 
     /// Copies programs that others may run but not read, which no screen lets anyone run.

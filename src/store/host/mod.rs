@@ -206,6 +206,8 @@ mod tests {
         put(&machine, "etc/ssh/ssh_config", "config", 0o644);
         put(&machine, "etc/daemon/token", "token", 0o600);
         put(&machine, "etc/docker/config.json", "auth", 0o644);
+        put(&machine, "etc/gitconfig", "[url \"https://t0ken@git.example/\"]\n\tinsteadOf = x:\n", 0o644);
+        put(&machine, "usr/lib/node_modules/npm/npmrc", "a=b\n//npm.example/:_authToken=s3cret\n", 0o644);
         put(&machine, "etc/daemon/run", "token", 0o711);
         put(&machine, "etc/daemon/own", "token", 0o611);
         put(&machine, "etc/daemon/write", "token", 0o602);
@@ -271,6 +273,9 @@ mod tests {
         }
         assert!(!mask("etc/ssh/ssh_config").exists() && !mask("etc/passwd").exists());
         assert!(!mask("etc/daemon/public").exists());
+        let gitconfig = fs::read_to_string(mask("etc/gitconfig")).unwrap();
+        assert_eq!(gitconfig, "[url \"https://git.example/\"]\n\tinsteadOf = x:\n");
+        assert_eq!(fs::read_to_string(mask("usr/lib/node_modules/npm/npmrc")).unwrap(), "a=b\n");
         let shadow = fs::read_to_string(mask("etc/shadow")).unwrap();
         assert!(shadow.starts_with("root:*:") && shadow.contains("\nme:*:") && !shadow.contains("hash"), "{shadow}");
         assert_eq!(fs::read_to_string(mask("etc/resolv.conf")).unwrap(), "nameserver 192.0.2.1\n");

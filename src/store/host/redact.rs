@@ -1,39 +1,149 @@
-//! Files that name servers, and may have a user's name and password in the addresses:
-//! `https://user:password@host/`.
+//! Files that everybody may read, and that may have a user's name and password in addresses, as in
+//! `https://user:password@host/`, or a token in a setting.
 
 use std::path::Path;
 
 /// Larger files are no lists of servers.
 pub(super) const MAX_BYTES: u64 = 1 << 20;
 
-/// Package managers' lists of servers, and where proxies are set. All below a directory counts.
-const FILES: [&str; 16] = [
-    "etc/apt",
-    "etc/apk",
-    "etc/bash.bashrc",
-    "etc/conda",
-    "etc/dnf",
-    "etc/environment",
-    "etc/gemrc",
-    "etc/npmrc",
-    "etc/pacman.conf",
-    "etc/pacman.d",
-    "etc/pip.conf",
-    "etc/profile.d",
-    "etc/wgetrc",
-    "etc/yum.conf",
-    "etc/yum.repos.d",
-    "etc/zypp",
+/// What else than addresses is looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// Nothing.
+    Addresses,
+    /// A setting on each line: one that names a secret is left out.
+    Settings,
+    /// A script for a shell: an assignment that names a secret becomes a command that does nothing.
+    Script,
+}
+
+/// Where package managers and the like are told of servers, proxies and tokens. All below a directory counts.
+/// Files of large directories are looked at though nothing else there is.
+const FILES: [(&str, Kind); 35] = [
+    ("etc/apt", Kind::Addresses),
+    ("etc/apk", Kind::Addresses),
+    ("etc/bash.bashrc", Kind::Script),
+    ("etc/bashrc", Kind::Script),
+    ("etc/conda", Kind::Settings),
+    ("etc/curlrc", Kind::Settings),
+    ("etc/dnf", Kind::Settings),
+    ("etc/environment", Kind::Settings),
+    ("etc/environment.d", Kind::Settings),
+    ("etc/gemrc", Kind::Settings),
+    ("etc/gitconfig", Kind::Settings),
+    ("etc/hgrc", Kind::Settings),
+    ("etc/mercurial", Kind::Settings),
+    ("etc/npmrc", Kind::Settings),
+    ("etc/pacman.conf", Kind::Settings),
+    ("etc/pacman.d", Kind::Settings),
+    ("etc/pip.conf", Kind::Settings),
+    ("etc/pip", Kind::Settings),
+    ("etc/profile", Kind::Script),
+    ("etc/profile.d", Kind::Script),
+    ("etc/subversion", Kind::Settings),
+    ("etc/svn", Kind::Settings),
+    ("etc/uv", Kind::Settings),
+    ("etc/wgetrc", Kind::Settings),
+    ("etc/xdg/pip/pip.conf", Kind::Settings),
+    ("etc/yum.conf", Kind::Settings),
+    ("etc/yum.repos.d", Kind::Settings),
+    ("etc/zypp", Kind::Settings),
+    ("usr/etc/gitconfig", Kind::Settings),
+    ("usr/etc/npmrc", Kind::Settings),
+    ("usr/lib/node_modules/npm/npmrc", Kind::Settings),
+    ("usr/local/cargo/config.toml", Kind::Settings),
+    ("usr/local/etc/gitconfig", Kind::Settings),
+    ("usr/local/etc/npmrc", Kind::Settings),
+    ("usr/local/lib/node_modules/npm/npmrc", Kind::Settings),
 ];
+
+/// What the names of secrets have in them, in small letters: npm's `_authToken` and `_password`, git's
+/// `extraHeader`, curl's `proxy-user`.
+const SECRET: [&str; 10] = [
+    "_auth",
+    "api_key",
+    "apikey",
+    "extraheader",
+    "passwd",
+    "password",
+    "proxy-user",
+    "secret",
+    "token",
+    "oauth2-bearer",
+];
+
+/// Names of curl's that are secrets as a whole.
+const WHOLE: [&str; 2] = ["user", "u"];
+
+/// What values have in them that are secrets whatever their names: a header, what a helper of git's prints.
+const IN_VALUES: [&str; 3] = ["authorization:", "password=", "-token:"];
 
 /// Returns whether the file at `path`, relative to the root, is one of those.
 pub(super) fn may_have_passwords(path: &Path) -> bool {
-    FILES.iter().any(|file| path.starts_with(file))
+    kind(path).is_some()
+}
+
+/// Returns the files below `dir` that are named one by one.
+pub(super) fn named(dir: &Path) -> impl Iterator<Item = &'static Path> {
+    FILES.iter().map(|(file, _)| Path::new(*file)).filter(move |file| file.starts_with(dir))
+}
+
+/// Returns the text of the file at `path` without passwords. `None` if there are none.
+pub(super) fn without_secrets(path: &Path, text: &[u8]) -> Option<Vec<u8>> {
+    let settings = match kind(path)? {
+        Kind::Addresses => None,
+        Kind::Settings => without_settings(text, b""),
+        Kind::Script => without_settings(text, b":\n"),
+    };
+    let addresses = without_passwords(settings.as_deref().unwrap_or(text));
+    addresses.or(settings)
+}
+
+fn kind(path: &Path) -> Option<Kind> {
+    FILES.iter().find(|(file, _)| path.starts_with(file)).map(|(_, kind)| *kind)
+}
+
+/// Returns the text with `instead` in the place of each line that sets a secret, and of the lines that go on
+/// with it. `None` if there is none.
+fn without_settings(text: &[u8], instead: &[u8]) -> Option<Vec<u8>> {
+    let mut clean = Vec::new();
+    let (mut found, mut goes_on) = (false, false);
+    for line in text.split_inclusive(|byte| *byte == b'\n') {
+        let is_secret = goes_on || sets_secret(line, !instead.is_empty());
+        goes_on = is_secret && line.trim_ascii_end().ends_with(b"\\");
+        found |= is_secret;
+        clean.extend_from_slice(if is_secret { instead } else { line });
+    }
+    found.then_some(clean)
+}
+
+/// Returns whether a line sets a secret. In a script that is an assignment and nothing else, its quotes
+/// closed: anything else may be part of a longer command.
+fn sets_secret(line: &[u8], in_script: bool) -> bool {
+    let line = String::from_utf8_lossy(line).to_ascii_lowercase();
+    let line = line.trim();
+    if in_script {
+        let line = line.strip_prefix("export ").unwrap_or(line).trim_start();
+        let Some((name, value)) = line.split_once('=') else { return false };
+        let is_name = !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
+        let is_whole = ['"', '\''].iter().all(|quote| value.matches(*quote).count() % 2 == 0) && !value.ends_with('\\');
+        return is_name && is_whole && SECRET.iter().any(|word| name.contains(word));
+    }
+    // Git takes a setting beside the name of its section.
+    let setting = match line.strip_prefix('[') {
+        Some(section) => section.split_once(']').map_or("", |(_, setting)| setting),
+        None => line,
+    };
+    let name = setting.split('=').next().unwrap_or_default().trim_start_matches(['-', '#', ';', ' ', '\t']);
+    let name = name.split_ascii_whitespace().next().unwrap_or_default();
+    SECRET.iter().any(|word| name.contains(word))
+        || WHOLE.contains(&name)
+        || IN_VALUES.iter().any(|word| setting.contains(word))
 }
 
 /// Returns the text without what stands before the `@` of an address. `None` if there is nothing of that
 /// kind.
-pub(super) fn without_passwords(text: &[u8]) -> Option<Vec<u8>> {
+fn without_passwords(text: &[u8]) -> Option<Vec<u8>> {
     let mut clean = Vec::new();
     let (mut kept, mut at) = (0, 0);
     while let Some(found) = text[at..].windows(3).position(|three| three == b"://") {
@@ -73,6 +183,47 @@ mod tests {
         for text in ["", "deb http://deb.debian.org/debian bookworm main", "mail@host ://", "http://h/path@2.0", "://"]
         {
             assert_eq!(clean(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_setting_that_names_a_secret_is_left_out_with_all_of_its_lines() {
+        let clean = |path: &str, text: &str| {
+            without_secrets(Path::new(path), text.as_bytes()).map(|text| String::from_utf8(text).unwrap())
+        };
+        for (path, text, wanted) in [
+            (
+                "etc/npmrc",
+                "registry=https://u:p@npm.example/\n//npm.example/:_authToken=s3cret\n_password = s3cret\nca=x",
+                "registry=https://npm.example/\nca=x",
+            ),
+            (
+                "etc/gitconfig",
+                "[url \"https://t0ken@git.example/\"]\n\tinsteadOf = x:\n[http \"https://token.example\"]\n\
+                 \textraHeader = AUTHORIZATION: \\\n  basic s3cret\n\tsslVerify = true\n",
+                "[url \"https://git.example/\"]\n\tinsteadOf = x:\n[http \"https://token.example\"]\n\tsslVerify = true\n",
+            ),
+            ("etc/curlrc", "user = \"bob:s3cret\"\nuser-agent = x\n--proxy-user a:b\n", "user-agent = x\n"),
+            ("etc/curlrc", "header = \"PRIVATE-TOKEN: s3cret\"\nheader \"Authorization: x\"\n# a\n", "# a\n"),
+            ("etc/gitconfig", "a\n[http] extraheader = x: y\n\thelper = \"!echo password=s3cret\"\n", "a\n"),
+            ("etc/environment", "PATH=/bin\nNPM_TOKEN=s3cret", "PATH=/bin\n"),
+            (
+                "etc/profile.d/x.sh",
+                "if true; then\n  export NPM_TOKEN='s3cret'\nfi\nX=https://u:p@h/\n",
+                "if true; then\n:\nfi\nX=https://h/\n",
+            ),
+        ] {
+            assert_eq!(clean(path, text).as_deref(), Some(wanted), "{path}");
+        }
+        // What may be part of a longer command stays.
+        let script = "if [ -n \"$TOKEN\" ]; then :; fi\nTOKEN=\"a\nb\"\nX=1 \\\n";
+        assert_eq!(clean("etc/profile.d/x.sh", script), None);
+        for (path, text) in [
+            ("etc/apt/apt.conf", "token=1"),
+            ("etc/pip.conf", "index-url = https://h/token/x"),
+            ("etc/passwd", "password=x"),
+        ] {
+            assert_eq!(clean(path, text), None, "{path}");
         }
     }
 
