@@ -7,7 +7,7 @@
 
 use std::path::PathBuf;
 
-use hm_exec::project::{CONFIG_BYTES, ProjectDir};
+use hm_exec::project::ProjectDir;
 
 use super::{
     settings::{File, Settings, Sharing},
@@ -88,7 +88,7 @@ fn remote(settings: &Settings, project: Option<&ProjectDir>, all: bool, asks: &m
         let Some(path) = path else { continue };
         // Who is believed may change with the file's content.
         let content = match project {
-            Some(project) => project.read(super::in_hm(path), CONFIG_BYTES)?,
+            Some(project) => layers.files.read(project, path)?,
             None => Vec::new(),
         };
         let effect = "this file decides which engine is believed, or who you are there";

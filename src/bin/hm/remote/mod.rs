@@ -11,16 +11,36 @@ mod settings;
 mod table;
 
 use std::{
+    cell::RefCell,
+    collections::BTreeMap,
     fs::File,
     io::Read,
     path::{Path, PathBuf},
 };
 
 pub(crate) use engine_args::{EngineArgs, Named};
-use hm_exec::project::CONFIG_BYTES;
+use hm_exec::project::{CONFIG_BYTES, ProjectDir};
 pub(crate) use settings::{Remote, RemoteArgs, Sharing, VmTable, all_asks};
 
 use crate::failure::{Failure, Outcome};
+
+/// The files that the project's `.hm/hm.toml` names, each of them read once: the bytes that the user consents
+/// to are the bytes that are used.
+#[derive(Debug, Default)]
+struct ProjectFiles(RefCell<BTreeMap<PathBuf, Vec<u8>>>);
+
+impl ProjectFiles {
+    /// Returns what the file said when it was first asked for.
+    fn read(&self, project: &ProjectDir, path: &Path) -> Outcome<Vec<u8>> {
+        let path = in_hm(path);
+        if let Some(bytes) = self.0.borrow().get(&path) {
+            return Ok(bytes.clone());
+        }
+        let bytes = project.read(&path, CONFIG_BYTES)?;
+        self.0.borrow_mut().insert(path, bytes.clone());
+        Ok(bytes)
+    }
+}
 
 /// Returns a path that the project's `.hm/hm.toml` names: relative to that file.
 fn in_hm(path: &Path) -> PathBuf {

@@ -6,6 +6,7 @@ use std::{
     env, io,
     num::NonZeroUsize,
     path::{Path, PathBuf},
+    rc::Rc,
     str::FromStr,
 };
 
@@ -17,6 +18,7 @@ use hm_exec::{
 use serde::Deserialize;
 
 use super::{
+    ProjectFiles,
     engine_args::{EngineArgs, Named, environment, given, note_withheld},
     table::{Layers, Table},
 };
@@ -197,7 +199,7 @@ impl RemoteArgs {
         arguments.platform = self.platform.iter().map(|Property(name, value)| (name.clone(), value.clone())).collect();
         (arguments.jobs, arguments.cache) = (self.jobs, self.cache);
         let docker_host = given(self.docker_host.clone());
-        Ok(Settings { arguments, environment, docker_host, project, user })
+        Ok(Settings { arguments, environment, docker_host, project, user, files: Rc::default() })
     }
 }
 
@@ -213,6 +215,7 @@ pub(crate) struct Settings {
     pub(super) docker_host: Option<String>,
     pub(super) project: File,
     pub(super) user: File,
+    files: Rc<ProjectFiles>,
 }
 
 impl Settings {
@@ -233,7 +236,13 @@ impl Settings {
 
     pub(super) fn layers(&self) -> Layers {
         let (arguments, environment) = (self.arguments.clone(), self.environment.clone());
-        Layers { arguments, environment, project: self.project.remote.clone(), user: self.user.remote.clone() }
+        Layers {
+            arguments,
+            environment,
+            project: self.project.remote.clone(),
+            user: self.user.remote.clone(),
+            files: Rc::clone(&self.files),
+        }
     }
 
     /// Returns what all of it comes to. What the project asks for must have been consented to.
@@ -438,6 +447,29 @@ mod tests {
             let error = settings(&RemoteArgs::default(), &text, "").resolve(Some(&project)).unwrap_err();
             assert!(error.to_string().contains("`[vm] qemu`"), "{error}");
         }
+    }
+
+    #[test]
+    fn what_the_user_consents_to_is_what_is_used() {
+        let top = tempfile::tempdir().unwrap();
+        let root = top.path().canonicalize().unwrap();
+        fs::create_dir(root.join(".hm")).unwrap();
+        let project = ProjectDir::open(&root).unwrap();
+        let write = |text: &str| {
+            for name in ["ca", "cert", "key"] {
+                fs::write(root.join(".hm").join(name), text).unwrap();
+            }
+        };
+        write("first");
+        let text = "[remote]\nendpoint = 'grpcs://theirs:1'\nca = 'ca'\ncert = 'cert'\nkey = 'key'\n";
+        let settings = settings(&RemoteArgs::default(), text, "");
+        let digests = |asks: Vec<Ask>| asks.iter().map(Ask::digest).collect::<Vec<_>>();
+        let asked = digests(settings.asks(Some(&project)).unwrap());
+        write("second");
+        assert_eq!(digests(settings.asks(Some(&project)).unwrap()), asked);
+        let endpoint = settings.resolve(Some(&project)).unwrap().endpoint.unwrap();
+        assert_eq!(endpoint.ca_pem.as_deref(), Some(&b"first"[..]));
+        assert_eq!(endpoint.client_pem, Some((b"first".to_vec(), b"first".to_vec())));
     }
 
     #[test]

@@ -9,15 +9,14 @@ use std::{
     collections::BTreeMap,
     num::NonZeroUsize,
     path::{Path, PathBuf},
+    rc::Rc,
 };
 
-use hm_exec::{
-    project::{CONFIG_BYTES, ProjectDir},
-    remote::EndpointOptions,
-};
+use hm_exec::{project::ProjectDir, remote::EndpointOptions};
 use serde::Deserialize;
 
 use super::{
+    ProjectFiles,
     engine_args::{Named, pems},
     settings::Sharing,
 };
@@ -63,6 +62,7 @@ pub(super) struct Layers {
     pub(super) environment: Table,
     pub(super) project: Table,
     pub(super) user: Table,
+    pub(super) files: Rc<ProjectFiles>,
 }
 
 /// The places from the one that wins over all others to the one that gives way to all.
@@ -170,7 +170,7 @@ impl Layers {
             places.iter().find_map(|place| Some((of(self.table(*place))?.as_path(), *place == Place::Project)))
         };
         let read = |(path, is_projects): (&Path, bool)| match project.filter(|_| is_projects) {
-            Some(project) => Ok(project.read(super::in_hm(path), CONFIG_BYTES)?),
+            Some(project) => self.files.read(project, path),
             None => super::read_users(path),
         };
         let (ca, cert, key) = (first(|it| it.ca.as_ref()), first(|it| it.cert.as_ref()), first(|it| it.key.as_ref()));
@@ -203,7 +203,7 @@ mod tests {
     #[track_caller]
     fn sent(places: [(&str, &str); 4]) -> (String, Option<String>) {
         let [arguments, environment, project, user] = places.map(|(endpoint, token)| table(endpoint, "", token));
-        let layers = Layers { arguments, environment, project, user };
+        let layers = Layers { arguments, environment, project, user, ..Layers::default() };
         let named = layers.named(None).unwrap().unwrap();
         (named.engine.url, named.engine.headers.into_iter().map(|(_, value)| value).next())
     }
