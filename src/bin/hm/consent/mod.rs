@@ -17,6 +17,7 @@ use std::{
 };
 
 pub(crate) use ask::Ask;
+use hm_exec::quote::quote;
 pub(crate) use plan::of_plan;
 
 use crate::{
@@ -102,23 +103,24 @@ fn allows(head: &str, asks: &[&Ask]) -> Outcome<bool> {
 pub(crate) fn line(args: &SourceArgs) -> String {
     let mut line = "hm trust".to_owned();
     if let Some(dir) = &args.dir {
-        line.push_str(&format!(" -d {}", quoted(&dir.to_string_lossy())));
+        line.push_str(&format!(" -d {}", path_word(dir)));
     }
     match (&args.file, &args.pipeline) {
-        (Some(file), _) => line.push_str(&format!(" -f {}", quoted(&file.to_string_lossy()))),
-        (None, Some(pipeline)) => line.push_str(&format!(" -- {}", quoted(pipeline))),
+        (Some(file), _) => line.push_str(&format!(" -f {}", path_word(file))),
+        (None, Some(pipeline)) => line.push_str(&format!(" -- {}", quote(pipeline))),
         (None, None) => {}
     }
     line
 }
 
-/// Quotes `text` as one word of a shell.
-fn quoted(text: &str) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:@%+,".contains(c);
-    match text {
-        "" => "''".into(),
-        text if text.chars().all(plain) && !text.starts_with('-') => text.into(),
-        text => format!("'{}'", text.replace('\'', r"'\''")),
+/// Returns a path as the value of an option: one that begins with `-` would be taken for an option itself,
+/// however it is quoted. `-` alone is a value, and means standard input.
+fn path_word(path: &Path) -> String {
+    let path = path.to_string_lossy();
+    if path.starts_with('-') && path != "-" {
+        quote(&format!("./{path}")).into_owned()
+    } else {
+        quote(&path).into_owned()
     }
 }
 
@@ -136,6 +138,8 @@ mod tests {
         assert_eq!(line(&args(None, None, None)), "hm trust");
         assert_eq!(line(&args(Some("ci"), Some("/a b"), None)), "hm trust -d '/a b' -- ci");
         assert_eq!(line(&args(None, None, Some("it's.json"))), r"hm trust -f 'it'\''s.json'");
-        assert_eq!(line(&args(Some("-rf"), None, None)), "hm trust -- '-rf'");
+        assert_eq!(line(&args(Some("-rf"), None, None)), "hm trust -- -rf");
+        assert_eq!(line(&args(None, Some("-rf"), Some("-a b"))), "hm trust -d ./-rf -f './-a b'");
+        assert_eq!(line(&args(None, None, Some("-"))), "hm trust -f -");
     }
 }
