@@ -8,6 +8,7 @@
 mod beneath;
 mod checkout;
 mod error;
+mod gitdir;
 mod plain;
 
 use std::{
@@ -25,6 +26,7 @@ use rustix::{
 
 pub use checkout::{checkout, is_own};
 pub use error::{ProjectFileError, ProjectFileErrorKind};
+pub(crate) use gitdir::common_dir;
 pub(crate) use plain::read_plain;
 
 /// The most bytes of a configuration file such as `.hm/hm.toml` or `.git/config`.

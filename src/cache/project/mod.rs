@@ -13,20 +13,17 @@ mod config;
 mod url;
 
 use std::{
-    ffi::OsStr,
-    fmt, fs, io,
+    fmt, io,
     os::unix::ffi::OsStrExt,
     path::{Component, Path, PathBuf},
     sync::Arc,
 };
 
 use self::url::Origin;
-use crate::project::{is_own, read_plain};
+use crate::project::{common_dir, is_own, read_plain};
 
 /// More than any configuration has.
 const MAX_CONFIG_BYTES: u64 = 1 << 20;
-/// More than a path has.
-const MAX_LINK_BYTES: u64 = 8 << 10;
 /// How many local clones of local clones are followed.
 const MAX_CLONES: u32 = 16;
 
@@ -159,23 +156,6 @@ fn read_origin(top: &Path, git: &Path) -> io::Result<Option<String>> {
         let text = format!("{}, line {}: not what git writes", path.display(), malformed.line);
         io::Error::new(io::ErrorKind::InvalidData, text)
     })
-}
-
-/// Returns where a repository's configuration is: worktrees and submodules name another place in a file
-/// `.git`.
-fn common_dir(top: &Path, git: &Path) -> io::Result<PathBuf> {
-    if fs::metadata(git).is_ok_and(|git| git.is_dir()) {
-        return Ok(git.to_owned());
-    }
-    let named = read_plain(git, MAX_LINK_BYTES)?.unwrap_or_default();
-    let Some(dir) = named.strip_prefix(b"gitdir:") else {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, format!("{}: no `gitdir:` in it", git.display())));
-    };
-    let dir = top.join(OsStr::from_bytes(dir.trim_ascii()));
-    match read_plain(&dir.join("commondir"), MAX_LINK_BYTES)? {
-        Some(common) => Ok(dir.join(OsStr::from_bytes(common.trim_ascii()))),
-        None => Ok(dir),
-    }
 }
 
 /// Returns the path without links, or, if it can't be resolved, an absolute one.

@@ -1,4 +1,4 @@
-use std::os::unix::fs::symlink;
+use std::{ffi::OsStr, fs, os::unix::fs::symlink};
 
 use rustix::fs::Mode;
 

@@ -5,19 +5,14 @@
 //! tree starts anew. Matching itself is the `ignore` crate's. Files of rules are plain files of a limited
 //! size: what is something else has no effect.
 
-use std::{
-    ffi::OsStr,
-    os::unix::ffi::OsStrExt,
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::{path::Path, sync::Arc};
 
 use ignore::{
     Match,
     gitignore::{Gitignore, GitignoreBuilder},
 };
 
-use crate::project::read_plain;
+use crate::project::{common_dir, read_plain};
 
 /// The most bytes of a file of rules.
 const MAX_BYTES: u64 = 4 << 20;
@@ -147,22 +142,12 @@ fn kept(rules: Gitignore) -> Option<Arc<Gitignore>> {
 
 /// The excludes of the repository whose top is `dir`.
 fn exclude_of(dir: &Path) -> Option<Arc<Gitignore>> {
-    read(dir, &git_dir(dir).join("info/exclude"))
-}
-
-/// Where a repository's own files are: worktrees and submodules name another place in a file `.git`.
-fn git_dir(top: &Path) -> PathBuf {
-    let git = top.join(".git");
-    if git.is_dir() {
-        return git;
-    }
-    let path_in = |text: &[u8]| OsStr::from_bytes(text.trim_ascii()).to_owned();
-    let Ok(Some(text)) = read_plain(&git, MAX_BYTES) else { return git };
-    let Some(named) = text.strip_prefix(b"gitdir:") else { return git };
-    let named = top.join(path_in(named));
-    match read_plain(&named.join("commondir"), MAX_BYTES) {
-        Ok(Some(common)) => named.join(path_in(&common)),
-        _ => named,
+    match common_dir(dir, &dir.join(".git")) {
+        Ok(git) => read(dir, &git.join("info/exclude")),
+        Err(error) => {
+            tracing::debug!(%error, "no repository, and no excludes of one");
+            None
+        }
     }
 }
 

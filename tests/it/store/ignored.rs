@@ -119,3 +119,18 @@ fn files_of_rules_that_are_pipes_devices_or_links_have_no_effect_and_hold_up_not
     let expected = ["", ".gitignore", "a", "b", "kept"].map(str::to_owned);
     assert_eq!(frozen(&bench, &source), BTreeSet::from(expected));
 }
+
+#[test]
+fn a_worktree_leaves_out_what_its_repository_does() {
+    let bench = Bench::new();
+    for (path, text) in [
+        ("main/.git/info/exclude", "skipped\n"),
+        ("main/.git/worktrees/w/commondir", "../..\n"),
+        ("tree/.git", "gitdir: ../main/.git/worktrees/w\n"),
+        ("tree/kept", "x"),
+        ("tree/skipped", "x"),
+    ] {
+        bench.put(path, text);
+    }
+    assert_eq!(frozen(&bench, &bench.source("tree")), BTreeSet::from(["", "kept"].map(str::to_owned)));
+}

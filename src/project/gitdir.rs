@@ -1,0 +1,30 @@
+//! Where a repository's own files are.
+
+use std::{
+    ffi::OsStr,
+    fs, io,
+    os::unix::ffi::OsStrExt,
+    path::{Path, PathBuf},
+};
+
+use super::read_plain;
+
+/// More than a path has.
+const MAX_LINK_BYTES: u64 = 8 << 10;
+
+/// Returns the directory that has the `config` and the `info` of the repository whose top is `top` and whose
+/// `.git` is `git`: worktrees and submodules name another place in a file `.git`.
+pub(crate) fn common_dir(top: &Path, git: &Path) -> io::Result<PathBuf> {
+    if fs::metadata(git).is_ok_and(|git| git.is_dir()) {
+        return Ok(git.to_owned());
+    }
+    let named = read_plain(git, MAX_LINK_BYTES)?.unwrap_or_default();
+    let Some(dir) = named.strip_prefix(b"gitdir:") else {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, format!("{}: no `gitdir:` in it", git.display())));
+    };
+    let dir = top.join(OsStr::from_bytes(dir.trim_ascii()));
+    match read_plain(&dir.join("commondir"), MAX_LINK_BYTES)? {
+        Some(common) => Ok(dir.join(OsStr::from_bytes(common.trim_ascii()))),
+        None => Ok(dir),
+    }
+}
