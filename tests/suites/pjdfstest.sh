@@ -29,7 +29,7 @@ check() {
     mkdir -p /var/tmp/pjdfstest
     pjdfstest -c /src/pjdfstest.toml -p /var/tmp/pjdfstest >/tmp/pjdfstest.log 2>&1 || true
     cat /tmp/pjdfstest.log
-    sed -n -e 's/^\([a-z_:0-9]\+\) *\t*success$/RESULT PASS \1/p' -e 's/^\([a-z_:0-9]\+\) *\t*FAILED.*/RESULT FAIL \1/p' \
+    sed -n -e 's/^\([a-z_:0-9]\+\) *\t*ok$/RESULT PASS \1/p' -e 's/^\([a-z_:0-9]\+\) *\t*FAILED.*/RESULT FAIL \1/p' \
         -e 's/^\([a-z_:0-9]\+\) *\t*skipped.*/RESULT SKIP \1/p' /tmp/pjdfstest.log
 }
 
