@@ -429,30 +429,27 @@ fn secrets_dir(secrets: &[SecretFile]) -> Result<(), SetupError> {
 }
 
 /// Attaches a mount at the first of `paths`, and shows it, with its restrictions, at the others.
-fn cover(mount: &OwnedFd, paths: &[&'static CStr]) -> Result<(), SetupError> {
-    let Some((first, others)) = paths.split_first() else { return Ok(()) };
+fn cover(mount: &OwnedFd, paths: &[impl AsRef<CStr>]) -> Result<(), SetupError> {
+    let mut paths = paths.iter().map(AsRef::as_ref);
+    let Some(first) = paths.next() else { return Ok(()) };
     attach(mount, first)?;
-    others.iter().try_for_each(|path| at_mount_point(path, || mount_bind(*first, *path)))
+    paths.try_for_each(|path| at_mount_point(path, || mount_bind(first, path)))
 }
 
-/// Shows files empty: as the step's own `/dev/null`.
-fn hide(files: &[CString]) -> Result<(), SetupError> {
-    files.iter().try_for_each(|path| {
-        let null = clone_tree(CWD, c"/dev/null")
-            .and_then(|null| restricted(null, MountAttrFlags::MOUNT_ATTR_RDONLY))
-            .doing(|| format!("hide {}", path.to_string_lossy()))?;
-        attach(&null, path)
-    })
-}
-
-/// Hides files under the step's own `/dev/null`, and directories under an empty one, all of them read-only.
-fn mask(special: &SpecialPaths, empty: &OwnedFd) -> Result<(), SetupError> {
-    if !special.hidden_files.is_empty() {
-        let null = clone_tree(CWD, c"/dev/null")
-            .and_then(|null| restricted(null, MountAttrFlags::MOUNT_ATTR_RDONLY))
-            .doing(|| "hide files of the kernel".into())?;
-        cover(&null, &special.hidden_files)?;
+/// Shows files empty: as the step's own `/dev/null`, read-only.
+fn hide(files: &[impl AsRef<CStr>]) -> Result<(), SetupError> {
+    if files.is_empty() {
+        return Ok(());
     }
+    let null = clone_tree(CWD, c"/dev/null")
+        .and_then(|null| restricted(null, MountAttrFlags::MOUNT_ATTR_RDONLY))
+        .doing(|| "hide files".into())?;
+    cover(&null, files)
+}
+
+/// Hides files, and directories under an empty one, all of them read-only.
+fn mask(special: &SpecialPaths, empty: &OwnedFd) -> Result<(), SetupError> {
+    hide(&special.hidden_files)?;
     cover(empty, &special.hidden_dirs)?;
     for path in &special.read_only {
         // With what is mounted below it, if `/proc` is shared.
