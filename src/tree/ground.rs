@@ -3,7 +3,7 @@
 use std::{
     fs::{self, DirBuilder, Permissions},
     io,
-    os::unix::fs::{DirBuilderExt, PermissionsExt},
+    os::unix::fs::{DirBuilderExt, PermissionsExt, symlink},
     path::Path,
 };
 
@@ -20,6 +20,9 @@ const FILES: [(&str, &str); 3] = [
     ("etc/hosts", "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost\n"),
     (CONTAINER_MARK.0, CONTAINER_MARK.1),
 ];
+
+/// Links. Programs that do not know `/proc/self/mountinfo` read the mounts there, and container engines make it.
+const LINKS: [(&str, &str); 1] = [("etc/mtab", "/proc/mounts")];
 
 /// The file by which programs learn that they run in a container, and what is in it: as in other engines'
 /// containers.
@@ -40,8 +43,12 @@ pub fn make_ground(root: &Path) -> io::Result<()> {
         fs::write(&path, content)?;
         fs::set_permissions(&path, Permissions::from_mode(0o644))?;
     }
-    for name in FILES.iter().map(|(name, _)| *name).chain(DIRS.iter().map(|(name, _)| *name)).chain([""]) {
-        rustix::fs::utimensat(rustix::fs::CWD, root.join(name), &mtime(0, 0), rustix::fs::AtFlags::empty())?;
+    for (name, target) in LINKS {
+        symlink(target, root.join(name))?;
+    }
+    let names = LINKS.iter().chain(&FILES).map(|(name, _)| *name);
+    for name in names.chain(DIRS.iter().map(|(name, _)| *name)).chain([""]) {
+        rustix::fs::utimensat(rustix::fs::CWD, root.join(name), &mtime(0, 0), rustix::fs::AtFlags::SYMLINK_NOFOLLOW)?;
     }
     Ok(())
 }

@@ -6,7 +6,7 @@ use super::{ImageDigest, aside::Aside};
 use crate::store::{IdMap, LayerId, Store, StoreError, error::Doing, tree};
 
 /// Raised with any change to what the layer has.
-const VERSION: &[u8] = b"hm-exec ground 2";
+const VERSION: &[u8] = b"hm-exec ground 3";
 
 /// Which layer it is.
 pub(crate) fn layer_id(id_map: IdMap) -> LayerId {

@@ -167,6 +167,17 @@ async fn the_host_name_is_known_on_images_with_and_without_a_file() {
 }
 
 #[tokio::test]
+async fn programs_that_read_the_mounts_in_etc_find_them_on_every_image() {
+    let cmd = "grep -c '^proc /proc proc' /etc/mtab";
+    assert_eq!(Bench::new().sh(cmd).await, (0, "1\n".into()), "the host image");
+    if !has_busybox() {
+        return;
+    }
+    let bench = Bench::new();
+    assert_eq!(on_an_image(&bench, cmd).await, (0, "1\n".into()));
+}
+
+#[tokio::test]
 async fn a_step_sees_that_it_runs_in_a_container_and_may_say_otherwise() {
     let bench = Bench::new();
     let (code, output) = bench.sh("cat /run/.containerenv; echo $container").await;
