@@ -30,8 +30,8 @@ const DEVICES: [(&CStr, u32, u32); 6] =
 /// read-only, because what is changed about an inode is changed for the machine. Data goes through a
 /// read-only mount of a device all the same.
 ///
-/// Returns a directory that stays empty: no path leads to it.
-pub(super) fn mount(host: &OwnedFd, spec: &JailSpec, message_queues: bool) -> Result<OwnedFd, SetupError> {
+/// Returns two mounts of a directory that stays empty: no path leads to it.
+pub(super) fn mount(host: &OwnedFd, spec: &JailSpec, message_queues: bool) -> Result<[OwnedFd; 2], SetupError> {
     let doing = || "fill /dev".into();
     let dev = memory(c"0755", spec.memory_bytes, MountAttrFlags::empty())?;
     let dirs = [(c"pts", 0o755), (c"pts/empty", 0o555), (c"shm", 0o1777)];
@@ -74,9 +74,10 @@ pub(super) fn mount(host: &OwnedFd, spec: &JailSpec, message_queues: bool) -> Re
     }
     // A mount of the same file system: another one would cost as much as all the nodes.
     mount_bind(c"/dev/shm", c"/dev/shm").doing(doing)?;
-    let empty = clone_tree(&dev, c"pts/empty")
-        .and_then(|tree| restricted(tree, MountAttrFlags::MOUNT_ATTR_RDONLY))
-        .doing(doing)?;
+    let empty = || {
+        clone_tree(&dev, c"pts/empty").and_then(|tree| restricted(tree, MountAttrFlags::MOUNT_ATTR_RDONLY)).doing(doing)
+    };
+    let empty = [empty()?, empty()?];
     identity::name_the_host(c"/dev/pts")?;
     let terminals = match spec.user_namespace {
         UserNamespace::Single => c"ptmxmode=0666,mode=0620",

@@ -4,7 +4,7 @@
 //! command, its interpreter or its loader is a link to `/proc/self/exe`, the kernel opens the file of this
 //! program, and the step has a descriptor of it: one that can't be written to while the program runs, but
 //! through which root of the step could change the file's mode, owner, times and attributes. So a program that
-//! makes jails runs from a file that nothing can change: its own behind a read-only mount, or a copy in memory.
+//! makes jails runs from a read-only mount that only it has: of its own file, or of a copy in memory.
 
 use std::{
     ffi::{CStr, CString, OsString},
@@ -18,10 +18,12 @@ use std::{
 };
 
 use rustix::{
-    fs::{CWD, MemfdFlags, SealFlags, StatVfsMountFlags, fcntl_add_seals, fcntl_get_seals, memfd_create, statvfs},
+    fs::{CWD, Mode, OFlags, StatVfsMountFlags, statvfs},
     io::Errno,
-    mount::{MountAttrFlags, MoveMountFlags, OpenTreeFlags, move_mount, open_tree},
-    thread::set_name,
+    mount::{
+        FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create, fsconfig_set_string,
+        fsmount, fsopen, move_mount, open_tree,
+    },
 };
 
 use super::{SetupError, error::Doing, mounts, sys};
@@ -30,38 +32,15 @@ use super::{SetupError, error::Doing, mounts, sys};
 const AGAIN: &str = "again";
 /// This process' file, whatever its name is by now.
 const EXE: &CStr = c"/proc/self/exe";
-/// What makes a copy as unchangeable as the file of a read-only mount.
-const SEALS: SealFlags = SealFlags::WRITE.union(SealFlags::GROW).union(SealFlags::SHRINK).union(SealFlags::SEAL);
 
 /// Returns whether [`protect`] ran this program.
-pub(crate) fn is_again() -> bool {
+#[must_use]
+pub fn is_again() -> bool {
     std::env::args_os().next_back().is_some_and(|arg| arg == AGAIN)
 }
 
-/// Returns whether nothing can be changed through a descriptor of this process' file.
-fn is_protected() -> bool {
-    statvfs(EXE).is_ok_and(|at| at.f_flag.contains(StatVfsMountFlags::RDONLY)) || is_copy()
-}
-
-/// Returns whether this process runs from a copy in memory, and gives it back its name then.
-fn is_copy() -> bool {
-    let is_copy = File::open("/proc/self/exe").and_then(|file| Ok(fcntl_get_seals(file)?.contains(SEALS)));
-    let is_copy = is_copy.unwrap_or(false);
-    if is_copy {
-        // The kernel named it after a descriptor. A wrong name does no harm.
-        let _ = set_name(&name());
-    }
-    is_copy
-}
-
-fn name() -> CString {
-    let path = std::env::args_os().next().unwrap_or_default();
-    let name = Path::new(&path).file_name().unwrap_or_default();
-    CString::new(name.as_bytes()).unwrap_or_default()
-}
-
-/// Returns if this program runs from a file that nothing can change. Runs it again from such a file otherwise,
-/// with the same arguments and one more, which [`is_again`] sees.
+/// Returns if this program runs from a read-only mount. Runs it again from one otherwise, with the same
+/// arguments and one more, which [`is_again`] sees.
 ///
 /// This process must have one thread, a mount namespace of its own with private mounts, and no descriptor
 /// that matters but the three standard ones.
@@ -69,40 +48,23 @@ fn name() -> CString {
 /// # Errors
 /// Returns an error if there is neither a mount nor a copy.
 pub(crate) fn protect() -> Result<(), SetupError> {
-    if is_protected() {
+    if statvfs(EXE).is_ok_and(|at| at.f_flag.contains(StatVfsMountFlags::RDONLY)) {
         return Ok(());
     }
     let mut args: Vec<_> = std::env::args_os().skip(1).collect();
     if !is_again() {
         args.push(AGAIN.into());
-        // There is no mount if the file was replaced since this process started, or if the kernel is older
-        // than 5.12.
+        // There is no mount if the file was replaced since this process started.
         if let Ok(path) = mount_over_itself() {
             let _ = run(&path, &args);
         }
     }
     // If this is the second time, the file was replaced between the mount and the start.
-    run_copy(&args)
-}
-
-/// Returns if this program runs from a file that nothing can change. Runs it again from a copy in memory
-/// otherwise, with the same arguments: this process must have one thread.
-///
-/// # Errors
-/// Returns an error if there is no copy.
-pub fn protect_by_copy() -> Result<(), SetupError> {
-    if is_protected() {
-        return Ok(());
-    }
-    let args: Vec<_> = std::env::args_os().skip(1).collect();
-    run_copy(&args)
-}
-
-fn run_copy(args: &[OsString]) -> Result<(), SetupError> {
     let doing = || "run this program from a copy in memory".to_owned();
-    let copy = copy().doing(doing)?;
-    let path = CString::new(format!("/proc/self/fd/{}", copy.as_raw_fd())).map_err(io::Error::from).doing(doing)?;
-    Err(SetupError::new(doing(), run(&path, args)))
+    let (dir, name) = copy().doing(doing)?;
+    let path = [format!("/proc/self/fd/{}/", dir.as_raw_fd()).as_bytes(), name.as_bytes()].concat();
+    let path = CString::new(path).map_err(io::Error::from).doing(doing)?;
+    Err(SetupError::new(doing(), run(&path, &args)))
 }
 
 /// Mounts the file of this process over itself, read-only, and returns its path.
@@ -120,19 +82,22 @@ fn mount_over_itself() -> Result<CString, Errno> {
     Ok(path)
 }
 
-/// Copies the file of this process.
-fn copy() -> io::Result<OwnedFd> {
-    let mut file = File::open("/proc/self/exe")?;
-    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
-    // Where such files may not be executed unless it is said, it is said; older kernels don't know the word.
-    let memory = match memfd_create(c"hm", flags | MemfdFlags::EXEC) {
-        Err(Errno::INVAL) => memfd_create(c"hm", flags)?,
-        made => made?,
-    };
-    let mut memory = File::from(memory);
-    io::copy(&mut file, &mut memory)?;
-    fcntl_add_seals(&memory, SEALS)?;
-    Ok(memory.into())
+/// Copies the file of this process to a file system in memory, and returns that, read-only, with the file's
+/// name in it.
+fn copy() -> io::Result<(OwnedFd, OsString)> {
+    let path = std::env::args_os().next().unwrap_or_default();
+    // What the process is called once it runs from there.
+    let name = Path::new(&path).file_name().unwrap_or("hm".as_ref()).to_owned();
+    let fs = fsopen(c"tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    fsconfig_set_string(&fs, c"mode", c"0755")?;
+    fsconfig_create(&fs)?;
+    let attributes = MountAttrFlags::MOUNT_ATTR_NODEV | MountAttrFlags::MOUNT_ATTR_NOSUID;
+    let dir = fsmount(&fs, FsMountFlags::FSMOUNT_CLOEXEC, attributes)?;
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+    let copy = rustix::fs::openat(&dir, &*name, flags, Mode::from_raw_mode(0o755))?;
+    // Closed before it is executed.
+    io::copy(&mut File::open("/proc/self/exe")?, &mut File::from(copy))?;
+    Ok((mounts::restricted(dir, MountAttrFlags::MOUNT_ATTR_RDONLY)?, name))
 }
 
 /// Executes `path` under this process' name. Returns only on failure.

@@ -42,7 +42,7 @@ pub(crate) mod guest_ops {
 }
 
 pub use error::SetupError;
-pub use exe::protect_by_copy;
+pub use exe::is_again;
 pub use hint::user_namespace_hint;
 pub use resolver::resolver;
 #[cfg(feature = "sandbox")]

@@ -63,7 +63,10 @@ pub(crate) struct SpecialPaths {
     /// Whether there are POSIX message queues.
     message_queues: bool,
     hidden_files: Vec<&'static CStr>,
-    hidden_dirs: Vec<&'static CStr>,
+    /// Directories.
+    hidden_in_proc: Vec<&'static CStr>,
+    /// Directories.
+    hidden_in_sys: Vec<&'static CStr>,
     read_only: Vec<&'static CStr>,
 }
 
@@ -73,12 +76,14 @@ impl SpecialPaths {
         let mut paths = Self {
             message_queues: kind(c"/proc/sys/fs/mqueue").is_some(),
             hidden_files: Vec::new(),
-            hidden_dirs: Vec::new(),
+            hidden_in_proc: Vec::new(),
+            hidden_in_sys: Vec::new(),
             read_only: Vec::new(),
         };
         for path in HIDDEN {
             match kind(path) {
-                Some(FileType::Directory) => paths.hidden_dirs.push(path),
+                Some(FileType::Directory) if path.to_bytes().starts_with(b"/sys/") => paths.hidden_in_sys.push(path),
+                Some(FileType::Directory) => paths.hidden_in_proc.push(path),
                 Some(_) => paths.hidden_files.push(path),
                 None => {}
             }
@@ -128,17 +133,23 @@ pub(super) fn enter(spec: &JailSpec, special: &SpecialPaths, proc: Proc) -> Resu
         rustix::process::fchdir(&host).doing(|| "enter the host's root".into())?;
         return rustix::process::chroot(c".").doing(|| "go back to the host's root".into());
     }
-    proc_dir(&host, proc)?;
-    if spec.root.memory().is_none() {
+    // All that an image may have links for comes before `/proc`: in there are links to the host's root, which is
+    // still open.
+    let has_sys = spec.root.memory().is_none();
+    if has_sys {
         let shows_groups = sys_dir(&host)?;
         identity::show_limits(&groups, shows_groups)?;
     }
-    let empty = dev::mount(&host, spec, special.message_queues)?;
+    let [empty, another] = dev::mount(&host, spec, special.message_queues)?;
     if !spec.secrets.is_empty() {
         secrets_dir(&spec.secrets)?;
     }
-    mask(special, &empty)?;
+    if has_sys {
+        cover(&empty, &special.hidden_in_sys)?;
+    }
     spec.root.memory().map_or(Ok(()), |root| hide(&root.hidden))?;
+    proc_dir(&host, proc)?;
+    mask_proc(special, &another)?;
 
     rustix::process::fchdir(&host).doing(|| "enter the host's root".into())?;
     unmount(c".", UnmountFlags::DETACH).doing(|| "leave the host's root".into())?;
@@ -447,10 +458,10 @@ fn hide(files: &[impl AsRef<CStr>]) -> Result<(), SetupError> {
     cover(&null, files)
 }
 
-/// Hides files, and directories under an empty one, all of them read-only.
-fn mask(special: &SpecialPaths, empty: &OwnedFd) -> Result<(), SetupError> {
+/// Hides files of the kernel, and directories under an empty one, all of them read-only.
+fn mask_proc(special: &SpecialPaths, empty: &OwnedFd) -> Result<(), SetupError> {
     hide(&special.hidden_files)?;
-    cover(empty, &special.hidden_dirs)?;
+    cover(empty, &special.hidden_in_proc)?;
     for path in &special.read_only {
         // With what is mounted below it, if `/proc` is shared.
         mount_bind_recursive(*path, *path)

@@ -78,31 +78,46 @@ impl Solo {
     /// Moves this process into the namespaces of a step: as root with all capabilities a mount namespace, else a user
     /// namespace, too, in which there is a single id. The process must have one thread.
     ///
+    /// The step can reach this program's file: enter like this on a machine that is the step's alone.
+    ///
     /// # Errors
-    /// What the kernel refused; the process is then to end.
+    /// Returns an error if the kernel refused something. The process must then end.
     pub fn enter() -> Result<Self, SetupError> {
         let user_namespace = user_namespace_of_this_process();
         zygote::isolate(user_namespace)?;
         Self::inside(user_namespace, Proc::OwnOrShared)
     }
 
-    /// Enters as `enter` does, for a command that must not see the processes around it: it fails in
-    /// [`Solo::run`] if the kernel mounts no new `/proc`. Runs this program again from a file that the command
-    /// can't change, unless that was done.
+    /// Enters as [`Solo::enter`] does, and runs this program again from a file that the step can't change, with
+    /// one more argument, unless [`is_again`](super::is_again) says that this was done.
+    ///
+    /// # Errors
+    /// Returns an error if the kernel refused something. The process must then end.
+    pub fn enter_protected() -> Result<Self, SetupError> {
+        Self::enter_and_protect(Proc::OwnOrShared)
+    }
+
+    /// Enters as [`Solo::enter_protected`] does, for a command that must not see the processes around it: it fails
+    /// in [`Solo::run`] if the kernel mounts no new `/proc`.
     ///
     /// # Errors
     /// Returns an error if the kernel refused something. The process must then end.
     #[cfg(feature = "sandbox")]
     pub(crate) fn enter_unseeing() -> Result<Self, SetupError> {
+        Self::enter_and_protect(Proc::Own)
+    }
+
+    fn enter_and_protect(proc: Proc) -> Result<Self, SetupError> {
         let user_namespace = user_namespace_of_this_process();
         if !exe::is_again() {
             zygote::isolate(user_namespace)?;
         }
         exe::protect()?;
-        Self::inside(user_namespace, Proc::Own)
+        Self::inside(user_namespace, proc)
     }
 
     fn inside(user_namespace: UserNamespace, proc: Proc) -> Result<Self, SetupError> {
+        zygote::leave_groups(user_namespace)?;
         let me = pidfd_open(getpid(), PidfdFlags::empty()).doing(|| "open this process".into())?;
         Ok(Self { user_namespace, prepared: Prepared::new(proc), me })
     }

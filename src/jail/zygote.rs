@@ -95,7 +95,8 @@ fn run(user_namespace: UserNamespace, open_files: Option<u64>) -> ! {
         sys::exit(0);
     }
     let started = if is_again { Ok(()) } else { limit_open_files(open_files).and_then(|()| start(user_namespace)) };
-    if let Err(error) = started.and_then(|()| exe::protect()) {
+    let started = started.and_then(|()| exe::protect()).and_then(|()| leave_groups(user_namespace));
+    if let Err(error) = started {
         let _ = wire::send_value(sys::stdin(), &Report::Failed(error), &[]);
         sys::exit(1);
     }
@@ -152,12 +153,20 @@ pub(super) fn isolate(user_namespace: UserNamespace) -> Result<(), SetupError> {
             become_root()?;
         }
     }
-    if user_namespace != UserNamespace::Single {
-        set_thread_groups(&[Gid::ROOT]).doing(|| "leave the user's groups".into())?;
-    }
     sys::unshare(UnshareFlags::NEWNS).doing(|| "make a mount namespace".into())?;
     mount_change(c"/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
         .doing(|| "make mounts private".into())
+}
+
+/// Leaves the groups of the user, as far as that is allowed. By then nothing needs them: one of them may be
+/// what this program can be read by.
+pub(super) fn leave_groups(user_namespace: UserNamespace) -> Result<(), SetupError> {
+    match user_namespace {
+        UserNamespace::Single => Ok(()),
+        UserNamespace::None | UserNamespace::Range => {
+            set_thread_groups(&[Gid::ROOT]).doing(|| "leave the user's groups".into())
+        }
+    }
 }
 
 fn unshare_users() -> Result<(), SetupError> {

@@ -38,13 +38,15 @@ fn main() -> ExitCode {
             ExitCode::from(FAILED)
         }
         #[cfg(target_os = "linux")]
-        (Some(input), None) => match step::run(std::path::Path::new(&input)) {
-            Ok(code) => ExitCode::from(code),
-            Err(failure) => {
-                eprintln!("hm-step: {failure}");
-                ExitCode::from(FAILED)
+        (Some(input), again) if again.is_none() || hm_exec::jail::is_again() => {
+            match step::run(std::path::Path::new(&input)) {
+                Ok(code) => ExitCode::from(code),
+                Err(failure) => {
+                    eprintln!("hm-step: {failure}");
+                    ExitCode::from(FAILED)
+                }
             }
-        },
+        }
         #[cfg(not(target_os = "linux"))]
         (Some(_), None) => {
             eprintln!("hm-step: steps run on Linux");

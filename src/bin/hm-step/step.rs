@@ -33,11 +33,13 @@ const TERMINATED: u8 = 128 + 15;
 /// # Errors
 /// What the result says where the command could not be run; and where there is no result, why.
 pub(crate) fn run(input: &Path) -> Result<u8, Failure> {
-    jail::protect_by_copy().map_err(|error| Failure::setup(&error))?;
+    // First of all, because it may run this program again.
+    let solo = Solo::enter_protected()
+        .map_err(|error| Failure::lasting(format!("failed to {error}; to do: {}", user_namespace_hint(&error))));
     let name = input.display();
     let input = input.canonicalize().map_err(|error| Failure::io(format_args!("find {name}"), &error))?;
     let dir = input.parent().unwrap_or(Path::new("/"));
-    let ran = read(&input).and_then(|input| run_in(dir, &input));
+    let ran = read(&input).and_then(|input| run_in(dir, &input, &solo?));
     let (exit, layer) = match &ran {
         Ok((exit, layer)) => (exit.clone(), layer.clone()),
         Err(failure) => (failure.exit(), None),
@@ -61,19 +63,17 @@ fn read(input: &Path) -> Result<StepInput, Failure> {
     })
 }
 
-fn run_in(dir: &Path, input: &StepInput) -> Result<(Exit, Option<LayerOutput>), Failure> {
+fn run_in(dir: &Path, input: &StepInput, solo: &Solo) -> Result<(Exit, Option<LayerOutput>), Failure> {
     let paths = lowers::find(dir, &input.stack)?;
-    let solo = Solo::enter()
-        .map_err(|error| Failure::lasting(format!("failed to {error}; to do: {}", user_namespace_hint(&error))))?;
     let id_map = match solo.user_namespace() {
         UserNamespace::None => IdMap::Root,
         UserNamespace::Range => IdMap::Range,
         UserNamespace::Single => IdMap::Single,
     };
-    let scratch = Scratch::new(&solo, dir, &paths)?;
+    let scratch = Scratch::new(solo, dir, &paths)?;
     let lowers = lowers::make(&input.stack, &paths, &scratch, id_map)?;
     let upper = scratch.make_dir("upper")?;
-    let spec = spec(input, &solo, &scratch, &lowers, &upper)?;
+    let spec = spec(input, solo, &scratch, &lowers, &upper)?;
     let bounds =
         Bounds { timeout: input.timeout_ms.map(Duration::from_millis), grace: Duration::from_millis(input.grace_ms) };
     let end = solo.run(&spec, input.limits.network == Network::None, bounds).map_err(|error| Failure::setup(&error))?;

@@ -40,7 +40,7 @@ fn an_ordinary_user_runs_steps_there() {
         assert_eq!((ended.code, ended.stdout().as_str()), (Some(0), "source\n0\n"), "{ended:?}");
         let child = action.child(&ended, "ls -d /opt; ls /etc; cat file");
         let ended = run(&child, "1000");
-        assert_eq!(ended.stdout(), "/opt\nhosts\nowned\nresolv.conf\nsource\nmore\n", "{ended:?}");
+        assert_eq!(ended.stdout(), "/opt\nhosts\nmtab\nowned\nresolv.conf\nsource\nmore\n", "{ended:?}");
     }
 }
 

@@ -3,7 +3,6 @@
 use std::{
     fs,
     os::unix::fs::MetadataExt,
-    path::Path,
     time::{Duration, Instant},
 };
 
@@ -138,7 +137,8 @@ fn no_step_reaches_the_file_that_the_worker_gave() {
     for who in everybody() {
         let action = Action::new(who, "echo ready; sleep 60");
         let started = action.start();
-        assert_eq!(started.exe(), Path::new("/memfd:hm (deleted)"));
+        let at = rustix::fs::statvfs(started.exe()).unwrap();
+        assert!(at.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY));
         assert_eq!(started.signal(Signal::TERM).code, Some(143));
     }
 }
