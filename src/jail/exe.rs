@@ -33,7 +33,7 @@ const AGAIN: &str = "again";
 /// This process' file, whatever its name is by now.
 const EXE: &CStr = c"/proc/self/exe";
 
-/// Returns whether [`protect`] ran this program.
+/// Returns whether this program was run again, from a file that steps cannot change.
 #[must_use]
 pub fn is_again() -> bool {
     std::env::args_os().next_back().is_some_and(|arg| arg == AGAIN)
