@@ -1,4 +1,4 @@
-//! Snapshots that another store made, once their layers are in place, and what goes with them.
+//! Takes in snapshots that another store made, once their layers are in place, with their manifests and logs.
 
 use std::{fs, path::Path};
 
@@ -6,10 +6,11 @@ use super::{LayerId, Snapshot, SourceId, Store, StoreError, error::Doing, layout
 use crate::runner::SnapshotRef;
 
 impl Store {
-    /// Takes in a snapshot of another store under the id that it has there. Its layers, image and manifest have to be here.
+    /// Takes in a snapshot of another store under the id that it has there. Its layers, image and manifest
+    /// must be in this store.
     ///
     /// # Errors
-    /// Where `id` is none that a store gives.
+    /// Returns an error if `id` is not a valid id of a store.
     pub(crate) fn adopt_snapshot(&self, id: &str, snapshot: Snapshot) -> Result<SnapshotRef, StoreError> {
         if LayerId::parse(id).is_none() {
             return Err(StoreError::Corrupt {
@@ -20,23 +21,25 @@ impl Store {
         Ok(self.add_own(id.to_owned(), snapshot))
     }
 
-    /// The manifest of a source, byte for byte.
+    /// Returns the manifest of a source, byte for byte.
     ///
     /// # Errors
-    /// Where it is not here, or damaged.
+    /// Returns an error if the manifest is missing or damaged.
     pub(crate) fn manifest_bytes(&self, id: &SourceId) -> Result<Vec<u8>, StoreError> {
         Ok(self.manifest(id)?.encode())
     }
 
-    /// Whether the manifest of a source is here.
+    /// Returns whether the store has the manifest of a source.
     pub(crate) fn has_manifest(&self, id: &SourceId) -> bool {
         self.source_home(id).join("manifest").is_file()
     }
 
-    /// Takes in the manifest of a source whose files are not here: enough to tell what was edited since.
+    /// Takes in the manifest of a source whose files are not in this store. The manifest is enough to find
+    /// out which files were edited since.
     ///
     /// # Errors
-    /// [`StoreError::Corrupt`] where it is not that of `id`; else where it can't be written.
+    /// Returns [`StoreError::Corrupt`] if it is not the manifest of `id`, or another error if it cannot be
+    /// written.
     pub(crate) fn adopt_manifest(&self, id: &SourceId, bytes: &[u8]) -> Result<(), StoreError> {
         let home = self.source_home(id);
         let path = home.join("manifest");
@@ -44,7 +47,7 @@ impl Store {
         if manifest.id() != *id {
             return Err(StoreError::Corrupt { path, reason: "the manifest of another source".into() });
         }
-        // Deltas are written where its paths say.
+        // Deltas are written to the paths in the manifest.
         if !manifest.is_well_formed() {
             return Err(StoreError::Corrupt { path, reason: "a manifest with paths that no source has".into() });
         }
@@ -52,10 +55,11 @@ impl Store {
         self.write_file(&path, bytes)
     }
 
-    /// Keeps what a cached step printed, as [`Store::keep_log`] does, from bytes that came from elsewhere and lie in `log`.
+    /// Keeps the output of a cached step as [`Store::keep_log`] does, from a file `log` that came from
+    /// elsewhere.
     ///
     /// # Errors
-    /// Where the file can't be put in its place.
+    /// Returns an error if the file cannot be put in its place.
     pub(crate) fn adopt_log(&self, key: &[u8; 32], log: &Path) -> Result<(), StoreError> {
         let place = self.cached_log(key);
         fs::rename(log, &place).doing("make", &place)

@@ -1,4 +1,4 @@
-//! A run's source tree, as runners ask for it.
+//! A run's source tree, as runners request it.
 
 use std::{
     path::{Path, PathBuf},
@@ -13,42 +13,42 @@ use tokio::sync::OnceCell;
 use super::{FrozenSource, Lease, Store, StoreError};
 use crate::runner::ArchiveId;
 
-/// A run's source tree, frozen when the first runner asks.
+/// A run's source tree, frozen when the first runner requests it.
 #[derive(Debug)]
 pub struct Archives {
     id: ArchiveId,
     source_dir: PathBuf,
-    /// With what keeps it in the store.
+    /// Together with the lease that keeps the tree in the store.
     frozen: OnceCell<(Arc<FrozenSource>, Lease)>,
 }
 
 impl Archives {
-    /// Names the tree; nothing is read yet.
+    /// Names the tree. Nothing is read yet.
     #[must_use]
     pub fn new(id: ArchiveId, source_dir: impl Into<PathBuf>) -> Self {
         Self { id, source_dir: source_dir.into(), frozen: OnceCell::new() }
     }
 
-    /// The id that [`ExecutorInput::workspace_archive_id`](crate::ExecutorInput) has.
+    /// Returns the id in [`ExecutorInput::workspace_archive_id`](crate::ExecutorInput).
     #[must_use]
     pub fn id(&self) -> ArchiveId {
         self.id
     }
 
-    /// The user's directory. Never written to.
+    /// Returns the user's directory, which is never written to.
     #[must_use]
     pub fn source_dir(&self) -> &Path {
         &self.source_dir
     }
 
-    /// The tree in the store: frozen by the first caller, on a thread for blocking work, while the others wait. All runners
-    /// of a run share one store.
+    /// Returns the tree in the store. The first caller freezes it on a thread for blocking work, while the
+    /// other callers wait. All runners of a run share one store.
     ///
     /// # Errors
-    /// Why it can't be read or copied. The next caller tries again.
+    /// Returns an error if the tree cannot be read or copied. The next caller tries again.
     ///
     /// # Cancel safety
-    /// Where all callers drop their futures the work stops soon, and leaves nothing.
+    /// If all callers drop their futures, the work stops soon and leaves nothing behind.
     pub async fn freeze(&self, store: &Arc<Store>) -> Result<Arc<FrozenSource>, StoreError> {
         let frozen = self.frozen.get_or_try_init(async || {
             let (store, source_dir) = (Arc::clone(store), self.source_dir.clone());
@@ -68,7 +68,7 @@ impl Archives {
     }
 }
 
-/// Stops the work when nobody waits for it any longer.
+/// Stops the work when no caller waits for it any more.
 struct Abandon(Arc<AtomicBool>);
 
 impl Drop for Abandon {

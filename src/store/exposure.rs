@@ -1,8 +1,9 @@
-//! A store that other users can reach into, and how it is closed to them.
+//! Detects a store that other users can access, and closes it to them.
 //!
-//! All that the store makes is its owner's alone. What an earlier version made, or what a person opened, is
-//! closed when the store is opened: the directory itself if nothing but a store is in it, and all that lies
-//! directly in it. What lies deeper is then out of reach.
+//! Everything that the store creates is accessible to its owner only. Files of an earlier version, and files
+//! that a person made accessible, are closed when the store is opened: every entry directly in the store's
+//! directory, and the directory itself if it contains nothing but the store. Deeper entries are then
+//! unreachable.
 
 use std::{
     fs::{self, Metadata, Permissions},
@@ -14,7 +15,7 @@ use std::{
 use super::{Store, StoreError, error::Doing};
 use crate::quote::quote;
 
-/// What a store's directory has. Names end here or go on.
+/// The entries of a store's directory. A name is either one of these or begins with one of them.
 const OWN: [&str; 19] = [
     "boot",
     "format",
@@ -37,13 +38,13 @@ const OWN: [&str; 19] = [
     "workspaces",
 ];
 
-/// How others can reach into a store.
+/// How other users can access a store.
 ///
-/// `Display` is a sentence that begins with the directory.
+/// `Display` is a sentence that begins with the path of the directory.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Exposure {
-    /// The store belongs to another user, who may read and change what steps leave.
+    /// The store belongs to another user, who can read and change the filesystems of steps.
     #[error("the store at {} belongs to user {owner}, who can change what cached steps left", dir.display())]
     Owner {
         /// The store.
@@ -64,13 +65,13 @@ pub enum Exposure {
     Closed {
         /// The store.
         dir: PathBuf,
-        /// What the directory's mode was.
+        /// The directory's previous mode.
         mode: u32,
     },
 }
 
 impl Exposure {
-    /// Returns what to do about it: a command, or words. `None` if nothing is left to do.
+    /// Returns a command or an instruction that closes the exposure, or `None` if nothing is left to do.
     #[must_use]
     pub fn mended_by(&self) -> Option<String> {
         match self {
@@ -82,11 +83,11 @@ impl Exposure {
 }
 
 impl Store {
-    /// Looks whether other users can reach into the store at `dir`, and changes nothing. A store that is not
-    /// there is closed.
+    /// Checks whether other users can access the store at `dir`, without changing anything. A store that does
+    /// not exist counts as closed.
     ///
     /// # Errors
-    /// Returns an error if the directory can't be examined.
+    /// Returns an error if the directory cannot be examined.
     pub fn exposure_of(dir: &Path) -> Result<Option<Exposure>, StoreError> {
         match fs::metadata(dir) {
             Ok(metadata) => Ok(exposure(dir, &metadata)),
@@ -104,8 +105,7 @@ fn exposure(dir: &Path, metadata: &Metadata) -> Option<Exposure> {
     (mode & 0o077 != 0).then(|| Exposure::Open { dir: dir.into(), mode })
 }
 
-/// Closes the store at `dir` to other users, as far as it belongs to this one. Returns how they could reach
-/// into it.
+/// Closes the store at `dir` to other users, as far as this user owns it. Returns how they could access it.
 pub(super) fn close(dir: &Path) -> Result<Option<Exposure>, StoreError> {
     let found = exposure(dir, &fs::metadata(dir).doing("look at", dir)?);
     let me = rustix::process::geteuid().as_raw();
@@ -117,7 +117,7 @@ pub(super) fn close(dir: &Path) -> Result<Option<Exposure>, StoreError> {
             only_ours = false;
             continue;
         }
-        // Another process may have removed it.
+        // Another process may have removed the entry.
         let Ok(metadata) = entry.metadata() else { continue };
         let wanted = match metadata.file_type() {
             kind if kind.is_dir() => 0o700,
@@ -129,9 +129,9 @@ pub(super) fn close(dir: &Path) -> Result<Option<Exposure>, StoreError> {
         }
     }
     match found {
-        // A directory that others have their files in was not made for the store.
+        // A directory that also contains files of others was not created for the store.
         Some(Exposure::Open { dir, mode }) if only_ours && mode & 0o1000 == 0 && set_mode(&dir, 0o700) => {
-            // One that was never a store's tells nothing.
+            // A directory that never was a store needs no report.
             Ok(dir.join("format").exists().then_some(Exposure::Closed { dir, mode }))
         }
         found => Ok(found),
@@ -143,7 +143,7 @@ fn set_mode(path: &Path, mode: u32) -> bool {
     if let Err(error) = &set {
         tracing::debug!(%error, path = %path.display(), "can't be closed to other users");
     }
-    // Some filesystems have no modes, and say so in no other way.
+    // Some filesystems do not support modes and ignore the change without an error.
     set.is_ok() && fs::symlink_metadata(path).is_ok_and(|metadata| metadata.mode() & 0o077 == 0)
 }
 

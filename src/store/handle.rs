@@ -1,4 +1,4 @@
-//! A store that is opened when somebody needs it.
+//! A store that is opened on first use.
 
 use std::{
     path::PathBuf,
@@ -7,8 +7,8 @@ use std::{
 
 use super::{Store, StoreError};
 
-/// Names a store, and opens it at the first use. Clones share what was opened. Runners hold one of these, so that an
-/// engine whose steps need no store pays for none.
+/// Names a store, and opens it on first use. Clones share the open store. Runners hold a handle, so that an
+/// engine whose steps need no store does not open one.
 #[derive(Debug, Clone, Default)]
 pub struct StoreHandle {
     dir: Option<PathBuf>,
@@ -16,22 +16,23 @@ pub struct StoreHandle {
 }
 
 impl StoreHandle {
-    /// The store in `dir`. Nothing is touched yet.
+    /// Creates a handle to the store in `dir`. Nothing is touched yet.
     #[must_use]
     pub fn new(dir: impl Into<PathBuf>) -> Self {
         Self { dir: Some(dir.into()), ..Self::default() }
     }
 
-    /// The store at [`Store::default_dir`], as the environment is at the first use.
+    /// Creates a handle to the store at [`Store::default_dir`], which is determined from the environment on
+    /// first use.
     #[must_use]
     pub fn at_default_dir() -> Self {
         Self::default()
     }
 
-    /// The store, opened now or before. Opening takes a millisecond or so.
+    /// Returns the store, and opens it if necessary. Opening takes about a millisecond.
     ///
     /// # Errors
-    /// Why it can't be opened. The next call tries again.
+    /// Returns an error if the store cannot be opened. The next call tries again.
     pub fn get(&self) -> Result<Arc<Store>, StoreError> {
         let mut opened = self.opened.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(store) = &*opened {
@@ -43,7 +44,7 @@ impl StoreHandle {
         Ok(store)
     }
 
-    /// The store where it is open already, for work that is not worth opening it.
+    /// Returns the store if it is already open, for work that does not justify opening it.
     #[must_use]
     pub fn get_opened(&self) -> Option<Arc<Store>> {
         self.opened.lock().unwrap_or_else(PoisonError::into_inner).clone()

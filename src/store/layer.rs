@@ -1,4 +1,4 @@
-//! Layers: what one step changed, and the place where it is being changed.
+//! Layers: the changes of one step, and the directory where a step makes them.
 
 use std::{
     fs::{self, DirBuilder},
@@ -14,20 +14,20 @@ use rustix::fs::{Gid, Uid};
 use super::layout::stat;
 use super::{LayerId, Store, StoreError, error::Doing, layout::make_dir};
 
-/// The mode of a fresh upper directory, which a step sees as that of `/`.
+/// The mode of a new upper directory, which a step sees as the mode of `/`.
 const ROOT_MODE: u32 = 0o755;
 
-/// A layer in the making, at a path of its own. Dropped without a commit it goes.
+/// A layer that is being written, at a path of its own. It is removed if it is dropped without a commit.
 #[derive(Debug)]
 pub struct Staging {
     store: Arc<Store>,
-    /// Has the layer's tree at `root`.
+    /// Contains the layer's tree in `root`.
     dir: PathBuf,
     work: PathBuf,
     premade: Mutex<Vec<Premade>>,
 }
 
-/// A directory that was made before the step ran, and what it looked like.
+/// A directory that was created before the step ran, and its original attributes.
 #[derive(Debug)]
 struct Premade {
     path: PathBuf,
@@ -35,10 +35,10 @@ struct Premade {
 }
 
 impl Store {
-    /// Makes an empty layer to write to.
+    /// Creates an empty layer to write to.
     ///
     /// # Errors
-    /// Where a directory can't be made.
+    /// Returns an error if a directory cannot be created.
     pub fn stage(self: &Arc<Self>) -> Result<Staging, StoreError> {
         let dir = self.new_tmp();
         let work = dir.with_extension("work");
@@ -51,16 +51,17 @@ impl Store {
         Ok(staging)
     }
 
-    /// Where the files of a layer are, relative to the root of a step's filesystem.
+    /// Returns the directory of a layer's files, which corresponds to the root of a step's filesystem.
     #[must_use]
     pub fn layer_dir(&self, layer: &LayerId) -> PathBuf {
         self.layer_home(layer).join("root")
     }
 
-    /// Whether a layer has a directory at `path`.
+    /// Returns whether a layer has a directory at `path`.
     ///
     /// # Errors
-    /// Where that can't be told: the step that wrote the layer may have closed a directory above it to this user.
+    /// Returns an error if the path cannot be examined: the step that wrote the layer may have made a
+    /// directory above it inaccessible to this user.
     #[cfg(feature = "sandbox")]
     pub(crate) fn layer_has_dir(&self, layer: &LayerId, path: &Path) -> Result<bool, StoreError> {
         Ok(stat(&self.layer_dir(layer).join(path))?.is_some_and(|metadata| metadata.is_dir()))
@@ -72,23 +73,24 @@ impl Store {
 }
 
 impl Staging {
-    /// The directory that becomes the layer: relative to the root of the step's filesystem.
+    /// Returns the directory that becomes the layer. It corresponds to the root of the step's filesystem.
     #[must_use]
     pub fn upper(&self) -> PathBuf {
         self.dir.join("root")
     }
 
-    /// An empty directory on the same filesystem, for overlayfs' own needs.
+    /// Returns an empty directory on the same filesystem, for overlayfs's own use.
     #[must_use]
     pub fn work(&self) -> &Path {
         &self.work
     }
 
-    /// Makes the directory `path` of the layer, and its parents, with the attributes that a step would see there: those of
-    /// the topmost of `lowers` that has it. An untouched empty one does not become part of the layer.
+    /// Creates the directory `path` in the layer, and its parents, with the attributes that a step would see
+    /// there: those of the topmost of `lowers` that contains it. A directory that stays untouched and empty
+    /// does not become part of the layer.
     ///
     /// # Errors
-    /// Where a directory can't be made.
+    /// Returns an error if a directory cannot be created.
     pub fn premake(&self, path: &Path, lowers: &[PathBuf]) -> Result<PathBuf, StoreError> {
         let mut premade = self.premade.lock().unwrap_or_else(PoisonError::into_inner);
         let upper = self.upper();
@@ -110,12 +112,13 @@ impl Staging {
         Ok(upper.join(relative))
     }
 
-    /// Where the layer lies before it has a place, for [`Store::commit`].
+    /// Returns the path of the layer before it is in place, for [`Store::commit`].
     pub(super) fn home(&self) -> &Path {
         &self.dir
     }
 
-    /// Takes away premade directories that are as they were. True where nothing is left: the step changed nothing.
+    /// Removes premade directories that are unchanged. Returns true if nothing is left, which means that the
+    /// step changed nothing.
     pub(crate) fn prune(&self) -> Result<bool, StoreError> {
         let upper = self.upper();
         let premade = self.premade.lock().unwrap_or_else(PoisonError::into_inner);
@@ -123,7 +126,7 @@ impl Staging {
             let path = upper.join(&made.path);
             let is_as_made = fs::symlink_metadata(&path).is_ok_and(|found| attributes(&found) == made.attributes);
             if is_as_made && !is_marked(&path) {
-                // Fails where it is not empty, which is just what is to be found out.
+                // Fails if the directory is not empty, which is exactly the check needed here.
                 let _ = fs::remove_dir(&path);
             }
         }
@@ -138,30 +141,30 @@ impl Staging {
 impl Drop for Staging {
     fn drop(&mut self) {
         self.store.discard(std::mem::take(&mut self.work));
-        // Already gone where it was committed.
+        // Already gone if it was committed.
         self.store.discard(std::mem::take(&mut self.dir));
     }
 }
 
-/// Mode, owner and group.
+/// Returns the mode, the owner and the group.
 pub(super) fn attributes(metadata: &fs::Metadata) -> (u32, u32, u32) {
     (metadata.mode(), metadata.uid(), metadata.gid())
 }
 
-/// Whether a directory that a step wrote to has nothing in it.
+/// Returns whether a directory that a step wrote to is empty.
 pub(super) fn is_empty(dir: &Path) -> Result<bool, StoreError> {
     match fs::read_dir(dir) {
         Ok(mut entries) => Ok(entries.next().is_none()),
-        // The step gave it to somebody else, and had a reason.
+        // The step gave the directory to another user on purpose.
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(false),
         Err(error) => Err(StoreError::io("list", dir, error)),
     }
 }
 
-/// Whether a directory has extended attributes that a step set, or that change what it shows.
+/// Returns whether a directory has extended attributes that a step set, or that change what it shows.
 pub(super) fn is_marked(path: &Path) -> bool {
     let mut names = [0_u8; 1024];
-    // What has so many attributes, or does not tell, is no longer as it was made.
+    // A directory with so many attributes, or whose attributes cannot be read, is not as it was created.
     let Ok(length) = rustix::fs::llistxattr(path, &mut names[..]) else { return true };
     let harmless = [
         &b"trusted.overlay.impure"[..],
@@ -175,7 +178,7 @@ pub(super) fn is_marked(path: &Path) -> bool {
     names[..length].split(|byte| *byte == 0).any(|name| !name.is_empty() && !harmless.contains(&name))
 }
 
-/// Gives a fresh directory the mode, the time and, where that may be, the owner of another one.
+/// Gives a new directory the mode, the time and, if permitted, the owner of another one.
 pub(super) fn imitate(path: &Path, model: Option<&fs::Metadata>) -> io::Result<()> {
     let Some(model) = model else {
         return fs::set_permissions(path, fs::Permissions::from_mode(0o755));

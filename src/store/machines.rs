@@ -1,4 +1,5 @@
-//! Virtual machines that booted: made and used by runner `vm`, which names them `BOOT-KEY`. Here they only take space.
+//! Booted virtual machines, which runner `vm` creates, uses and names `BOOT-KEY`. This module only limits the
+//! space that they take.
 
 use std::{
     fs,
@@ -8,22 +9,23 @@ use std::{
 
 use super::{GcRequest, Store, StoreError, error::Doing, gc::Forget, tree};
 
-/// Those that were not used for so long go.
+/// Machines that were not used for this long are removed.
 const KEPT_FOR: Duration = Duration::from_secs(24 * 60 * 60);
 
 impl Store {
-    /// Where they are, unless somebody says otherwise.
+    /// Returns the default directory of virtual machines.
     pub(crate) fn machines_dir(&self) -> PathBuf {
         self.dir().join("vm")
     }
 
-    /// What the names of those begin with that count: they do until this machine is started anew.
+    /// Returns the prefix of the names of valid machines. It changes when the host reboots.
     pub(crate) fn boot_prefix(&self) -> &str {
         self.boot.get(..8).unwrap_or(&self.boot)
     }
 
-    /// Removes those of `place` that do not count any more, and those that nobody used for long. Who is just starting from one
-    /// has its files open, or makes a new one. In bytes.
+    /// Removes the machines in `place` that are no longer valid, and those that were not used for a long
+    /// time. Returns the bytes freed. A process that is just starting from a machine has its files open, or
+    /// creates a new machine.
     pub(crate) fn remove_old_machines(&self, place: &Path) -> Result<u64, StoreError> {
         self.remove_machines(place, |name, age| age > KEPT_FOR || !name.starts_with(self.boot_prefix()))
     }
@@ -44,7 +46,7 @@ impl Store {
         for entry in entries {
             let path = entry.doing("list", place)?.path();
             let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-            // Another process may be at it.
+            // Another process may be removing it.
             let Ok(metadata) = fs::symlink_metadata(&path) else { continue };
             let age = metadata.modified().ok().and_then(|used| used.elapsed().ok()).unwrap_or_default();
             if metadata.is_dir() && is_due(name, age) {

@@ -1,10 +1,12 @@
-//! The store: frozen sources, layers, snapshots and images, in a directory.
+//! The store: frozen sources, layers, snapshots and images in a directory.
 //!
-//! In go a source tree and what steps wrote; out come directories to mount. Everything is synchronous, and takes
-//! microseconds but for what says otherwise. Knows nothing of pipelines, nor how layers are mounted.
+//! Source trees and the files that steps wrote go in, and directories to mount come out. Everything is
+//! synchronous. Operations take microseconds unless their documentation says otherwise. This module knows
+//! nothing about pipelines or about how layers are mounted.
 //!
-//! A step sees, topmost first: its own upper directory, the [delta](Store::delta) from the source that its parent saw to
-//! this run's, the parent's [layers](Snapshot::layers), the [frozen source](FrozenSource), the image ([`Base`]).
+//! A step sees, from top to bottom: its own upper directory, the [delta](Store::delta) from the source that
+//! its parent saw to the source of this run, the [layers](Snapshot::layers) of its parent, the [frozen
+//! source](FrozenSource), and the image ([`Base`]).
 
 #[cfg(feature = "cloud")]
 mod adopt;

@@ -1,4 +1,4 @@
-//! A thread that removes trees, so that no step waits for it.
+//! A thread that removes trees, so that no step has to wait for that.
 
 use std::{
     io,
@@ -9,10 +9,10 @@ use std::{
 
 use super::TreeOps;
 
-/// Removes trees in the order in which they come. Dropping it waits until all are gone.
+/// Removes trees in the order of the requests. Dropping it waits until all are removed.
 #[derive(Debug)]
 pub(super) struct Remover {
-    // Unbounded: the paths of trees that exist on disk anyway.
+    // Unbounded, because its length is limited by the number of trees on disk.
     orders: Option<mpsc::Sender<Order>>,
     thread: Option<JoinHandle<()>>,
 }
@@ -20,7 +20,7 @@ pub(super) struct Remover {
 #[derive(Debug)]
 enum Order {
     Remove(PathBuf),
-    /// The directories of an overlay, after it was unmounted.
+    /// The directories of an overlay, which have to be unmounted first.
     #[cfg(feature = "sandbox")]
     Unmount(PathBuf),
     Retry,
@@ -43,20 +43,20 @@ impl Remover {
         self.send(Order::Remove(path));
     }
 
-    /// Unmounts a [`StagedDir`](super::StagedDir), and removes it.
+    /// Unmounts a [`StagedDir`](super::StagedDir) and removes it.
     #[cfg(feature = "sandbox")]
     pub(super) fn unmount(&self, home: PathBuf) {
         self.send(Order::Unmount(home));
     }
 
-    /// Tries again what could not be removed: the means have changed.
+    /// Retries failed removals, after the [`TreeOps`](super::TreeOps) have changed.
     pub(super) fn retry(&self) {
         self.send(Order::Retry);
     }
 
     fn send(&self, order: Order) {
         if let Some(orders) = &self.orders {
-            // Fails where the thread panicked; the store's closing removes what is left.
+            // Fails if the thread panicked. Closing the store then removes what is left.
             let _ = orders.send(order);
         }
     }
@@ -79,7 +79,7 @@ fn work(inbox: &mpsc::Receiver<Order>, ops: &RwLock<Arc<dyn TreeOps>>) {
             #[cfg(feature = "sandbox")]
             Order::Unmount(home) => {
                 if let Err(error) = super::staged::unmount(&home) {
-                    // What is mounted is not to be removed: that would be a write to what steps see.
+                    // A mounted directory must not be removed: that would write to files that steps see.
                     report(&error, &home);
                     continue;
                 }

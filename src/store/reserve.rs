@@ -1,6 +1,7 @@
-//! A few megabytes kept aside for when the disk is full: removing things takes some room, too.
+//! A few megabytes reserved for when the disk is full, because removing files also needs some space.
 //!
-//! A process that can't open the store, or not collect garbage, for want of space removes the file and tries again.
+//! A process that cannot open the store or collect garbage for lack of space removes the file and tries
+//! again.
 
 use std::{
     fs::{self, OpenOptions},
@@ -15,12 +16,12 @@ use super::Filesystem;
 
 const NAME: &str = "reserve";
 
-/// Enough for the index's log of writes, and for a few directories.
+/// Enough for the index's write-ahead log and for a few directories.
 const MAX_BYTES: u64 = 4 << 20;
-/// If less is free, a collection may fail for want of space.
+/// A collection may fail for lack of space if less than this is free.
 pub(super) const MIN_BYTES: u64 = 512 << 10;
 
-/// Makes the reserve, unless it is there or the disk is nearly full.
+/// Creates the reserve, unless it exists or the disk is nearly full.
 pub(super) fn fill(dir: &Path, filesystem: &Filesystem) {
     let bytes = (filesystem.free_bytes / 16).min(MAX_BYTES);
     if bytes < MIN_BYTES {
@@ -33,12 +34,12 @@ pub(super) fn fill(dir: &Path, filesystem: &Filesystem) {
     };
     let filled = file.and_then(|file| Ok(rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, bytes)?));
     if let Err(error) = filled {
-        // Some filesystems can't. There a full disk is for people to mend.
+        // Some filesystems do not support this. There, the user has to free space on a full disk.
         tracing::debug!(%error, path = %path.display(), "no space is reserved");
     }
 }
 
-/// Gives the reserve up. False where there is none.
+/// Removes the reserve. Returns false if there is none.
 pub(super) fn release(dir: &Path) -> bool {
     fs::remove_file(dir.join(NAME)).is_ok()
 }

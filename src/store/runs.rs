@@ -1,7 +1,8 @@
-//! Which runs there were, so that people can ask about the last one.
+//! The history of runs, so that users can ask about the last one.
 //!
-//! In: a run's beginning and its end. Out: runs of a source directory, newest first, or by the first letters of their ids.
-//! What a run left (its journal, its logs) lies in [`Store::run_dir`]. Runs have an order of their own: the clock may jump.
+//! Callers record the beginning and the end of a run. They can list the runs of a source directory, newest
+//! first, or find runs by a prefix of their ids. A run's files (its journal, its logs) are in
+//! [`Store::run_dir`]. Runs are ordered independently of the clock, because it may jump.
 
 use std::path::{Path, PathBuf};
 
@@ -12,7 +13,7 @@ use super::{Store, StoreError, index};
 /// A run that begins.
 #[derive(Debug, Clone, Copy)]
 pub struct NewRun<'a> {
-    /// Its id.
+    /// The run's id.
     pub id: Uuid,
     /// The source directory.
     pub source_dir: &'a Path,
@@ -22,11 +23,11 @@ pub struct NewRun<'a> {
     pub started_at: i64,
 }
 
-/// A run that the store knows of.
+/// A run that the store knows.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Run {
-    /// Its id.
+    /// The run's id.
     pub id: Uuid,
     /// The source directory.
     pub source_dir: PathBuf,
@@ -34,72 +35,73 @@ pub struct Run {
     pub pipeline: String,
     /// When it started, in milliseconds since the Unix epoch.
     pub started_at: i64,
-    /// When it ended; `None` where it goes on, or was killed.
+    /// When it ended, or `None` if it is still running or was killed.
     pub ended_at: Option<i64>,
     /// [`BuildStatus::exit_code`](crate::BuildStatus::exit_code).
     pub exit_code: Option<i32>,
 }
 
 impl Store {
-    /// Takes note of a run that begins.
+    /// Records the beginning of a run.
     ///
     /// # Errors
-    /// Where the index can't be written.
+    /// Returns an error if the index cannot be written.
     pub fn begin_run(&self, run: &NewRun<'_>) -> Result<(), StoreError> {
         self.index.write(|transaction| index::runs::begin(transaction, run))
     }
 
-    /// Takes note of a run's end.
+    /// Records the end of a run.
     ///
     /// # Errors
-    /// Where the index can't be written.
+    /// Returns an error if the index cannot be written.
     pub fn end_run(&self, id: Uuid, exit_code: i32) -> Result<(), StoreError> {
         self.index.write(|transaction| index::runs::end(transaction, id, exit_code))
     }
 
-    /// The runs of a source directory (as it was given: an absolute path without links), newest first, `limit` at most;
-    /// those of one pipeline, where one is named.
+    /// Returns the runs of a source directory (as given: an absolute path without symbolic links), newest
+    /// first, at most `limit`. If a pipeline is named, returns only its runs.
     ///
     /// # Errors
-    /// Where the index can't be read.
+    /// Returns an error if the index cannot be read.
     pub fn runs_of(&self, source_dir: &Path, pipeline: Option<&str>, limit: u32) -> Result<Vec<Run>, StoreError> {
         self.index.read(|connection| index::runs::of(connection, source_dir, pipeline, limit))
     }
 
-    /// The newest run of a source directory; of one pipeline, where one is named.
+    /// Returns the newest run of a source directory. If a pipeline is named, only its runs count.
     ///
     /// # Errors
-    /// Where the index can't be read.
+    /// Returns an error if the index cannot be read.
     pub fn last_run(&self, source_dir: &Path, pipeline: Option<&str>) -> Result<Option<Run>, StoreError> {
         Ok(self.runs_of(source_dir, pipeline, 1)?.pop())
     }
 
-    /// The runs whose ids begin with `prefix`, newest first, ten at most. A prefix names a run where it finds just one.
+    /// Returns the runs whose ids begin with `prefix`, newest first, at most ten. A prefix identifies a run
+    /// if it matches exactly one.
     ///
     /// # Errors
-    /// Where the index can't be read.
+    /// Returns an error if the index cannot be read.
     pub fn find_runs(&self, prefix: &str) -> Result<Vec<Run>, StoreError> {
         let prefix = prefix.to_ascii_lowercase();
         self.index.read(|connection| index::runs::starting_with(connection, &prefix, 10))
     }
 
-    /// A run.
+    /// Returns a run by its id.
     ///
     /// # Errors
-    /// Where the index can't be read.
+    /// Returns an error if the index cannot be read.
     pub fn run(&self, id: Uuid) -> Result<Option<Run>, StoreError> {
         self.index.read(|connection| index::runs::get(connection, id))
     }
 
-    /// Forgets a run. What lies in its directory is the caller's to remove.
+    /// Forgets a run. The caller has to remove the files in its directory.
     ///
     /// # Errors
-    /// Where the index can't be written.
+    /// Returns an error if the index cannot be written.
     pub fn forget_run(&self, id: Uuid) -> Result<(), StoreError> {
         self.index.write(|transaction| index::runs::remove(transaction, id))
     }
 
-    /// Where `hm` keeps a run's journal and logs.
+    /// Returns the directory where `hm` keeps a run's journal and logs.
     #[must_use]
     pub fn run_dir(&self, id: Uuid) -> PathBuf {
         self.dir().join("runs").join(id.to_string())

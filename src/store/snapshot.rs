@@ -1,7 +1,7 @@
-//! Snapshots: which layers a child boots from, over which source and image.
+//! Snapshots: the layers, the source and the image that a child boots from.
 //!
-//! A snapshot is a value of the process that made it, until somebody [keeps](Store::keep) it: so what only a run needs
-//! costs no record on disk, and goes with the process.
+//! A snapshot exists only in the process that made it until it is [kept](Store::keep). A snapshot that only
+//! one run needs thus takes no record on disk, and goes away with the process.
 
 use std::{
     collections::{HashMap, HashSet, hash_map::Entry},
@@ -19,26 +19,26 @@ use super::{
 };
 use crate::runner::SnapshotRef;
 
-/// The scheme of [`SnapshotRef`]s made of store layers.
+/// The scheme of [`SnapshotRef`]s that refer to layers of the store.
 pub(super) const SCHEME: &str = "hm1";
 
-/// Snapshots never have more layers than this: a lookup of what is not there asks each of them.
+/// The maximum number of layers in a snapshot. The lookup of a missing file has to search each layer.
 pub const MAX_LAYERS: usize = 64;
 
-/// A filesystem to boot from: the image, over it the source, over it the layers.
+/// A filesystem to boot from: the image, the source on top of it, and the layers on top of that.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Snapshot {
     /// The image at the bottom.
     pub base: Base,
     /// The source that its steps saw last.
     pub source: SourceId,
-    /// What its steps changed, topmost first.
+    /// The changes of its steps, topmost first.
     pub layers: Vec<LayerId>,
-    /// How the layers' owners are to be understood.
+    /// How to interpret the owners of files in the layers.
     pub id_map: IdMap,
 }
 
-/// What a new snapshot is made of, besides the layer just written.
+/// The parts of a new snapshot, besides the layer just written.
 #[derive(Debug)]
 pub struct CommitRequest<'a> {
     /// The snapshot that the step booted from.
@@ -47,9 +47,9 @@ pub struct CommitRequest<'a> {
     pub base: Base,
     /// The source that the step saw.
     pub source: SourceId,
-    /// The layer that turned the source the parent saw into this one: see [`Store::delta`].
+    /// The layer that turns the source that the parent saw into this one: see [`Store::delta`].
     pub delta: Option<LayerId>,
-    /// How the layer's owners are to be understood.
+    /// How to interpret the owners of files in the layer.
     pub id_map: IdMap,
 }
 
@@ -61,7 +61,7 @@ pub(super) struct OwnSnapshots(Mutex<Own>);
 struct Own {
     snapshots: HashMap<String, Arc<Snapshot>>,
     surroundings: HashMap<String, Arc<Surroundings>>,
-    /// In how many of them each layer is. A kept layer counts once more.
+    /// The number of these snapshots that contain each layer. A kept layer counts once more.
     uses: HashMap<LayerId, usize>,
 }
 
@@ -81,7 +81,7 @@ impl OwnSnapshots {
         self.lock().surroundings.get(id).map(Arc::clone)
     }
 
-    /// Layers that have rows now are no longer this process's to remove.
+    /// Records that layers have rows now, so that this process no longer removes them.
     pub(super) fn note_kept(&self, layers: &[LayerRow]) {
         let mut own = self.lock();
         for layer in layers {
@@ -91,24 +91,25 @@ impl OwnSnapshots {
 }
 
 impl Store {
-    /// Turns what a step wrote into a snapshot, by rename. An untouched upper makes no layer of its own.
+    /// Turns a step's changes into a snapshot, by rename. An untouched upper directory does not become a
+    /// layer.
     ///
-    /// Takes some 50 µs, but for a snapshot that would have more than [`MAX_LAYERS`]: its layers are merged into one,
-    /// which takes as long as linking their files.
+    /// Takes about 50 µs. If the snapshot would have more than [`MAX_LAYERS`] layers, they are merged into
+    /// one, which takes as long as linking their files.
     ///
     /// # Errors
-    /// Where the layer can't be put in place; then there is no snapshot.
+    /// Returns an error if the layer cannot be put in place. No snapshot is made then.
     #[expect(clippy::needless_pass_by_value, reason = "a committed staging is gone")]
     pub fn commit(self: &Arc<Self>, staging: Staging, request: CommitRequest<'_>) -> Result<SnapshotRef, StoreError> {
         let written = if staging.prune()? { None } else { Some(self.place(staging.home())?) };
         self.stack(written, request)
     }
 
-    /// Makes a snapshot whose topmost layer, where the step changed anything, came from elsewhere and lies in its place:
-    /// see [`Store::unpack_layer`]. Takes as long as [`Store::commit`].
+    /// Makes a snapshot whose topmost layer, if the step changed anything, came from elsewhere and is already
+    /// in place: see [`Store::unpack_layer`]. Takes as long as [`Store::commit`].
     ///
     /// # Errors
-    /// Where layers can't be merged; then there is no snapshot.
+    /// Returns an error if layers cannot be merged. No snapshot is made then.
     pub fn commit_layer(
         self: &Arc<Self>,
         layer: Option<LayerId>,
@@ -127,8 +128,8 @@ impl Store {
         if let Some(parent) = request.parent {
             layers.extend_from_slice(&parent.layers);
         }
-        // Layers that are named by their content may come again. Overlays take none twice, and the lower one shows nothing
-        // that the higher one does not.
+        // Layers that are named by their content may occur again. Overlayfs rejects duplicates, and the lower
+        // copy shows nothing that the higher one does not.
         let mut seen = HashSet::new();
         layers.retain(|layer| seen.insert(layer.clone()));
         if layers.len() > MAX_LAYERS {
@@ -141,7 +142,7 @@ impl Store {
         Ok(self.add_own(self.new_id(), snapshot))
     }
 
-    /// Makes a snapshot one of this process, unless it is.
+    /// Registers a snapshot as made by this process, unless it is registered already.
     pub(super) fn add_own(&self, id: String, snapshot: Snapshot) -> SnapshotRef {
         let name = SnapshotRef::from(format!("{SCHEME}:{id}"));
         let mut own = self.own.lock();
@@ -158,7 +159,7 @@ impl Store {
     /// Finds a snapshot that this process made, or one that is kept.
     ///
     /// # Errors
-    /// [`StoreError::UnknownSnapshot`] where there is none of that name.
+    /// Returns [`StoreError::UnknownSnapshot`] if there is none of that name.
     pub fn snapshot(&self, snapshot: &SnapshotRef) -> Result<Arc<Snapshot>, StoreError> {
         let id = id_of(snapshot).ok_or_else(|| self.unknown(snapshot))?;
         if let Some(found) = self.own.lock().snapshots.get(id) {
@@ -168,11 +169,11 @@ impl Store {
         kept.map(Arc::new).ok_or_else(|| self.unknown(snapshot))
     }
 
-    /// Removes snapshots that this process made, and the layers that no other has. What is kept stays; unknown ones are
-    /// passed over.
+    /// Removes snapshots that this process made, and the layers that no other snapshot uses. Kept layers
+    /// stay, and unknown snapshots are ignored.
     ///
     /// # Errors
-    /// The first failure; some may be gone by then.
+    /// Returns the first failure. Some snapshots may be gone by then.
     pub fn remove_snapshots(&self, snapshots: &[SnapshotRef]) -> Result<(), StoreError> {
         let mut unused = Vec::new();
         {
@@ -190,12 +191,13 @@ impl Store {
                 }
             }
         }
-        // What this process did not make has a row, or is a delta that another one may be about to boot from.
+        // A layer that this process did not make has a row, or is a delta that another process may be about
+        // to boot from.
         unused.retain(|layer| self.made(layer.as_str()));
         unused.iter().try_for_each(|layer| self.discard_from(&self.layer_home(layer)))
     }
 
-    /// Removes what this process made and did not keep.
+    /// Removes snapshots that this process made and did not keep.
     pub(super) fn remove_all_snapshots(&self) -> Result<(), StoreError> {
         let own: Vec<SnapshotRef> =
             self.own.lock().snapshots.keys().map(|id| SnapshotRef::from(format!("{SCHEME}:{id}"))).collect();
@@ -229,7 +231,7 @@ impl Store {
     }
 }
 
-/// The id in a snapshot's name, where it is one of the store's.
+/// Returns the id in a snapshot's name, if it is one of the store's.
 pub(super) fn id_of(snapshot: &SnapshotRef) -> Option<&str> {
     let id = snapshot.0.strip_prefix(SCHEME)?.strip_prefix(':')?;
     LayerId::parse(id).map(|_| id)

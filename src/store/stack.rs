@@ -5,16 +5,17 @@ use std::path::PathBuf;
 use super::{FrozenSource, LayerId, SourceId, Store, StoreError, layout::make_dir, manifest::Manifest};
 
 impl Store {
-    /// A source that the store has, with all its layers as they were made. `None` where it has not, or no longer.
+    /// Returns a source whose layers are all in the store, unchanged. Returns `None` if there is no such
+    /// source, or not any more.
     ///
     /// # Errors
-    /// Where the index can't be read.
+    /// Returns an error if the index cannot be read.
     pub fn frozen_source(&self, id: &SourceId) -> Result<Option<FrozenSource>, StoreError> {
         Ok(self.kept_source(id)?.map(|layers| self.source_of(id, layers)))
     }
 
-    /// Names a stack of layers, all of which are in place. The manifest outlives the layers: snapshots that saw this
-    /// source need it to tell what was edited since.
+    /// Names a stack of layers, all of which are in place. The manifest outlives the layers: snapshots over
+    /// this source need it to find out which files were edited since.
     pub(super) fn record_source(
         &self,
         id: &SourceId,
@@ -27,7 +28,7 @@ impl Store {
         Ok(self.source_of(id, layers.to_vec()))
     }
 
-    /// What a source in the store consists of.
+    /// Returns the manifest of a source in the store.
     pub(crate) fn manifest(&self, id: &SourceId) -> Result<Manifest, StoreError> {
         Manifest::read(&self.source_home(id).join("manifest"))
     }

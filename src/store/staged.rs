@@ -1,4 +1,5 @@
-//! Directories of layers in the making that are mounted on their own, and outlive the step where it did not write to them.
+//! Directories of layers in the making that are mounted separately, and that outlive the step if it did not
+//! write to them.
 
 use std::{
     fs::{self, DirBuilder},
@@ -14,7 +15,8 @@ use super::{
     layer::{attributes, imitate, is_empty, is_marked},
 };
 
-/// A directory that an overlay has for its upper one, at a path of its own. Dropped, it goes, and is unmounted before.
+/// A directory that serves as the upper directory of an overlay, at a path of its own. When dropped, it is
+/// unmounted and removed.
 #[derive(Debug)]
 pub(crate) struct StagedDir {
     store: Arc<Store>,
@@ -22,29 +24,29 @@ pub(crate) struct StagedDir {
     made: Option<Looks>,
 }
 
-/// What a step sees of an empty directory.
+/// The attributes of an empty directory that are visible to a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Looks {
     attributes: (u32, u32, u32),
     mtime: (i64, i64),
 }
 
-/// What a step did to a directory.
+/// How a step changed a directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Touched {
-    /// Nothing that anybody could see.
+    /// There is no visible change.
     No,
-    /// It wrote, and left nothing but another time.
+    /// The step wrote to the directory, but only the time differs afterwards.
     InPassing,
-    /// It wrote: what the directory has is part of the layer.
+    /// The step wrote to the directory, and its contents are part of the layer.
     Yes,
 }
 
 impl Store {
-    /// Makes a directory that looks like the topmost of `models` that there is.
+    /// Creates a directory with the attributes of the topmost of `models` that exists.
     ///
     /// # Errors
-    /// Where a directory can't be made.
+    /// Returns an error if a directory cannot be created.
     pub(crate) fn stage_dir(self: &Arc<Self>, models: &[PathBuf]) -> Result<StagedDir, StoreError> {
         let staged = StagedDir { store: Arc::clone(self), home: self.new_tmp(), made: None };
         let upper = staged.upper();
@@ -58,35 +60,35 @@ impl Store {
 }
 
 impl StagedDir {
-    /// Where writes go.
+    /// Returns the directory that receives writes.
     pub(crate) fn upper(&self) -> PathBuf {
         self.home.join("upper")
     }
 
-    /// An empty directory on the same filesystem, for overlayfs' own needs.
+    /// Returns an empty directory on the same filesystem, for overlayfs's own use.
     pub(crate) fn work(&self) -> PathBuf {
         self.home.join("work")
     }
 
-    /// The directory that the overlay is to be mounted on, in a mount namespace that is not this process's.
+    /// Returns the directory to mount the overlay on, in a mount namespace other than this process's.
     pub(crate) fn mountpoint(&self) -> PathBuf {
         self.home.join("on")
     }
 
-    /// Remembers what it looks like, once it is mounted and before a step sees it.
+    /// Records the directory's attributes after it is mounted and before a step sees it.
     ///
     /// # Errors
-    /// Where it can't be looked at.
+    /// Returns an error if the directory cannot be examined.
     pub(crate) fn ready(&mut self) -> Result<(), StoreError> {
         let upper = self.upper();
         self.made = Some(Looks::of(&upper).doing("read", &upper)?);
         Ok(())
     }
 
-    /// What a step did to it whose processes are dead.
+    /// Returns how a step changed the directory. All processes of the step must have ended.
     ///
     /// # Errors
-    /// Where it can't be looked at.
+    /// Returns an error if the directory cannot be examined.
     pub(crate) fn touched(&self) -> Result<Touched, StoreError> {
         let upper = self.upper();
         let (Some(made), found) = (self.made, Looks::of(&upper).doing("read", &upper)?) else {
@@ -98,8 +100,8 @@ impl StagedDir {
         Ok(if found.mtime == made.mtime { Touched::No } else { Touched::InPassing })
     }
 
-    /// Unmounts it everywhere: the kernel does, where a directory is removed on which something is mounted in other mount
-    /// namespaces only.
+    /// Unmounts the overlay everywhere: when a directory is removed that is a mount point only in other mount
+    /// namespaces, the kernel unmounts it there.
     fn unmount(&self) -> io::Result<()> {
         unmount(&self.home)
     }
@@ -112,20 +114,20 @@ impl Drop for StagedDir {
 }
 
 impl Staging {
-    /// Makes what a step wrote to a directory of its own the directory `path` of its layer. Directories above it that the
-    /// layer lacks get the attributes of the topmost of `lowers` that has them.
+    /// Makes a separately mounted directory of a step the directory `path` of the step's layer. Parent
+    /// directories that the layer lacks get the attributes of the topmost of `lowers` that contains them.
     ///
     /// # Errors
-    /// Where it can't be put in its place.
+    /// Returns an error if the directory cannot be put in place.
     pub(crate) fn adopt(&self, path: &Path, dir: &StagedDir, lowers: &[PathBuf]) -> Result<(), StoreError> {
-        // Before its children have it for a lower directory.
+        // This must happen before the directory becomes a lower directory of the step's children.
         dir.unmount().doing("unmount", &dir.mountpoint())?;
         if let Some(parent) = path.parent() {
             self.premake(parent, lowers)?;
         }
         let (from, to) = (dir.upper(), self.upper().join(path));
         match fs::rename(&from, &to) {
-            // The step gave it to somebody else.
+            // The step gave the directory to another user.
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => dir.store.tree_ops().rename(&from, &to),
             renamed => renamed,
         }
@@ -140,7 +142,7 @@ impl Looks {
     }
 }
 
-/// Unmounts the staged directory at `home`. One that never was mounted, or is no longer, is success.
+/// Unmounts the staged directory at `home`. Succeeds if it was never mounted or is no longer mounted.
 pub(super) fn unmount(home: &Path) -> io::Result<()> {
     match fs::remove_dir(home.join("on")) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),

@@ -1,4 +1,4 @@
-//! What a step had around it besides its files, kept with its snapshot so that somebody can look at both later.
+//! A step's environment besides its files, kept with its snapshot so that a user can inspect both later.
 
 use std::{path::PathBuf, sync::Arc};
 
@@ -7,26 +7,26 @@ use serde::{Deserialize, Serialize};
 use super::{Store, StoreError, index, snapshot::id_of};
 use crate::{ir::Env, runner::SnapshotRef};
 
-/// What a step had around it besides its files. The values of its secrets are never part of this.
+/// A step's environment besides its files. It never contains the values of secrets.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Surroundings {
-    /// Its variables, apart from those that the runner set.
+    /// The environment variables, except those that the runner sets.
     pub env: Arc<Env>,
-    /// Where it started.
+    /// The working directory.
     pub workdir: Arc<str>,
-    /// Its `runner_args`.
+    /// The step's `runner_args`.
     #[serde(default)]
     pub runner_args: Option<serde_json::Value>,
-    /// Directories of the machine that it was shown.
+    /// The directories of the host that are visible to the step.
     #[serde(default)]
     pub host_dirs: Vec<PathBuf>,
-    /// Whether it could read secrets.
+    /// Whether the step could read secrets.
     #[serde(default)]
     pub had_secrets: bool,
 }
 
 impl Surroundings {
-    /// Nothing but a directory to start in.
+    /// Returns surroundings that consist only of a working directory.
     #[must_use]
     pub fn in_workdir(workdir: &str) -> Self {
         Self {
@@ -40,25 +40,25 @@ impl Surroundings {
 }
 
 impl Store {
-    /// Says what the step that left a snapshot of this process had around it. [Keeping](Store::keep) the snapshot keeps
-    /// that, too; a snapshot that is not this process's stays as it is.
+    /// Records the surroundings of the step that made a snapshot of this process. [Keeping](Store::keep) the
+    /// snapshot also keeps its surroundings. The call has no effect on a snapshot that another process made.
     pub fn describe(&self, snapshot: &SnapshotRef, surroundings: Arc<Surroundings>) {
         if let Some(id) = id_of(snapshot) {
             self.own.describe(id, surroundings);
         }
     }
 
-    /// What the step that left a snapshot had around it, where that is known.
+    /// Returns the surroundings of the step that made a snapshot, if they are known.
     ///
     /// # Errors
-    /// Where the index can't be read.
+    /// Returns an error if the index cannot be read.
     pub fn surroundings(&self, snapshot: &SnapshotRef) -> Result<Option<Arc<Surroundings>>, StoreError> {
         let Some(id) = id_of(snapshot) else { return Ok(None) };
         if let Some(found) = self.own.surroundings(id) {
             return Ok(Some(found));
         }
         let text = self.index.read(|connection| index::snapshots::surroundings(connection, id))?;
-        // A text that a later version wrote in another way is as good as none.
+        // A text in the format of a later version is treated as missing.
         Ok(text.and_then(|text| serde_json::from_str(&text).ok()).map(Arc::new))
     }
 }

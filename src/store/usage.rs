@@ -1,4 +1,4 @@
-//! What takes the space: by kind, and by pipeline.
+//! Disk usage of the store, by kind and by pipeline.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
@@ -15,21 +15,21 @@ use super::{
     tree::{self, Extent, FileId},
 };
 
-/// What the store takes on disk, in bytes of allocated blocks; a file with several names counts once.
+/// The store's disk usage, in bytes of allocated blocks. A file with several hard links counts once.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Usage {
-    /// All of it.
+    /// The total.
     pub bytes: u64,
-    /// By kind; a file that two kinds have counts as the first one's.
+    /// Usage by kind. A file that belongs to two kinds counts toward the first.
     pub kinds: BTreeMap<UsageKind, u64>,
     /// The layers of cached steps, by pipeline.
     pub pipelines: Vec<PipelineUsage>,
-    /// The filesystem that the store lies on.
+    /// The filesystem that contains the store.
     pub filesystem: Filesystem,
 }
 
-/// What something in the store is there for.
+/// The purpose of something in the store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
@@ -40,17 +40,17 @@ pub enum UsageKind {
     Sources,
     /// Images.
     Images,
-    /// Layers that are kept only for people to look at: of steps that failed or were interrupted.
+    /// Layers kept only for inspection: those of failed or interrupted steps.
     Leftovers,
-    /// Virtual machines that booted.
+    /// Templates of virtual machines that have booted.
     Machines,
-    /// Journals of runs, and logs of theirs and of cached steps.
+    /// Journals and logs of runs, and logs of cached steps.
     Journals,
-    /// The index, and what else is small.
+    /// The index and other small files.
     Index,
-    /// Layers that nothing names any longer, until the last run that may use them ends.
+    /// Layers without a name, until the last run that may use them ends.
     Waiting,
-    /// What processes are at work on, or left.
+    /// Files that processes are working on, or that dead processes left behind.
     Temporary,
 }
 
@@ -60,11 +60,11 @@ pub enum UsageKind {
 pub struct PipelineUsage {
     /// The pipeline.
     pub pipeline: String,
-    /// How many cached steps there are.
+    /// The number of cached steps.
     pub steps: usize,
-    /// What would go with this pipeline, in bytes.
+    /// The bytes that would be freed by removing this pipeline.
     pub unique_bytes: u64,
-    /// What other pipelines have, too, in bytes.
+    /// The bytes shared with other pipelines.
     pub shared_bytes: u64,
 }
 
@@ -72,19 +72,19 @@ pub struct PipelineUsage {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Filesystem {
-    /// How large it is, in bytes.
+    /// The total size, in bytes.
     pub bytes: u64,
-    /// What an ordinary user may still write, in bytes.
+    /// The bytes that an unprivileged user can still write.
     pub free_bytes: u64,
-    /// What is written, in bytes.
+    /// The bytes in use.
     pub used_bytes: u64,
 }
 
 impl Store {
-    /// Measures everything that the store has. Takes about a microsecond for each file.
+    /// Measures the disk usage of the entire store. Takes about a microsecond for each file.
     ///
     /// # Errors
-    /// Where a directory can't be read that should be readable, or the index can't.
+    /// Returns an error if the index, or a directory that should be readable, cannot be read.
     pub fn usage(&self) -> Result<Usage, StoreError> {
         let inventory = self.index.read(index::inventory::read)?;
         let mut count = Count::default();
@@ -129,16 +129,16 @@ impl Store {
 }
 
 impl Filesystem {
-    /// Returns what is free of all, for people: `6.0 MiB free of 6.0 MiB`.
+    /// Returns the free and the total size as text for users: `6.0 MiB free of 6.0 MiB`.
     #[must_use]
     pub fn room(&self) -> String {
         format!("{} free of {}", binary(self.free_bytes), binary(self.bytes))
     }
 
-    /// The one that `path` lies on.
+    /// Returns the filesystem that contains `path`.
     ///
     /// # Errors
-    /// Returns an error if the system does not tell.
+    /// Returns an error if the system does not report it.
     pub fn of(path: &Path) -> Result<Self, StoreError> {
         let stat = rustix::fs::statvfs(path).doing("look at the filesystem of", path)?;
         let bytes = |blocks: u64| blocks.saturating_mul(stat.f_frsize);
@@ -161,7 +161,7 @@ fn binary(bytes: u64) -> String {
     format!("{size:.1} {}", UNITS[unit])
 }
 
-/// Sums up, each file once.
+/// A sum of file sizes that counts each file once.
 #[derive(Debug, Default)]
 struct Count {
     kinds: BTreeMap<UsageKind, u64>,
@@ -175,7 +175,7 @@ impl Count {
     }
 }
 
-/// The layers of some snapshots.
+/// Returns the layers of some snapshots.
 fn layers_of<'a, 'b>(inventory: &'a Inventory, snapshots: impl Iterator<Item = &'b str>) -> BTreeSet<&'a LayerId> {
     let wanted: HashSet<&str> = snapshots.collect();
     inventory.snapshots.iter().filter(|row| wanted.contains(row.id.as_str())).flat_map(|row| &row.stack).collect()

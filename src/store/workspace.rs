@@ -1,7 +1,8 @@
 //! Workspaces kept whole: the snapshots of a runner that has no layers.
 //!
-//! A workspace is a plain directory, changed in place by one step, then kept by rename and copied for each child. It
-//! carries the id of the source that it was made from, so that a child under a newer source gets the difference.
+//! A workspace is a plain directory. One step changes it in place, then it is kept by rename and copied for
+//! each child. It carries the id of the source that it was made from, so that a child with a newer source
+//! gets the difference.
 
 use std::{
     fs::{self, DirBuilder},
@@ -49,8 +50,8 @@ impl Store {
         dirs.try_for_each(|entry| entry.put_attributes(&into.join(entry.as_path())))
     }
 
-    /// Copies a kept workspace to `into`, which must not exist, and makes it show `source`. `None` where there is no such
-    /// workspace. Takes as long as copying does.
+    /// Copies a kept workspace to `into`, which must not exist, and updates it to `source`. Returns `None` if
+    /// there is no such workspace. Takes as long as copying the workspace.
     pub(crate) fn copy_workspace(
         &self,
         id: &LayerId,
@@ -73,12 +74,13 @@ impl Store {
         Ok(Some(()))
     }
 
-    /// Removes a kept workspace. Nothing there is success.
+    /// Removes a kept workspace. Succeeds if there is none.
     pub(crate) fn remove_workspace(&self, id: &LayerId) -> Result<(), StoreError> {
         self.discard_from(&self.workspace_home(id))
     }
 
-    /// Applies the difference between two sources: what was edited or deleted wins, all else stays.
+    /// Applies the difference between two sources. Edits and deletions override the step's changes, and
+    /// everything else stays.
     fn update_workspace(&self, workspace: &Path, old: &SourceId, new: &FrozenSource) -> Result<(), StoreError> {
         let (before, after) = (self.manifest(old)?, self.manifest(&new.id)?);
         let changes = before.changes(&after, Times::OfFiles);
@@ -102,7 +104,7 @@ impl Store {
                 && entry.is_dir()
                 && let Some(path) = existing(workspace, entry)
             {
-                // Stays where a step put something of its own there.
+                // Stays if a step put files of its own there.
                 let _ = fs::remove_dir(path);
             }
         }
@@ -114,7 +116,8 @@ impl Store {
     }
 }
 
-/// Where an entry is, if every parent of it is a directory of the workspace: a step may have put links there.
+/// Returns the path of an entry if every parent of it is a directory of the workspace. A step may have
+/// replaced parents with symbolic links.
 fn existing(workspace: &Path, entry: &Entry<'_>) -> Option<PathBuf> {
     let mut path = workspace.to_path_buf();
     for part in entry.as_path() {
@@ -126,7 +129,8 @@ fn existing(workspace: &Path, entry: &Entry<'_>) -> Option<PathBuf> {
     fs::symlink_metadata(&path).is_ok().then_some(path)
 }
 
-/// Puts an entry of the newer source in its place, whatever a step put there or in the place of its parents.
+/// Puts an entry of the newer source in its place, and replaces any file that a step put there or in the
+/// place of its parents.
 fn put(entry: &Entry<'_>, workspace: &Path, source: &FrozenSource) -> Result<(), StoreError> {
     let mut path = workspace.to_path_buf();
     let mut parts = entry.as_path().components().peekable();
