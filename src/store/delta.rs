@@ -1,9 +1,10 @@
-//! Deltas: the layer that lets a snapshot made over an older source show a newer one.
+//! Deltas: the layer that makes a snapshot over an older source show a newer one.
 //!
-//! The view is that of stacking "what changed between the sources" on top of the snapshot: what was edited or deleted
-//! since wins over a step's copy of it, and everything else a step wrote stays. Because the newer source lies at the
-//! bottom already, only those changes are written that a layer of the snapshot would hide; mostly there are none. A file of
-//! which no more than the time differs was not edited: on another machine all times do, and a step's own copy stays.
+//! The result is the same as stacking the changes between the two sources on top of the snapshot: edits and
+//! deletions override a step's copy of a file, and everything else that a step wrote stays. The newer source
+//! is at the bottom already, so the delta contains only those changes that a layer of the snapshot would
+//! hide. Usually there are none. A file that differs only in its time does not count as edited: on another
+//! machine all times differ, and a step's own copy stays.
 
 use std::{
     collections::BTreeMap,
@@ -25,11 +26,12 @@ use super::{
 };
 
 impl Store {
-    /// The layer to put over those of a snapshot so that a step sees the source `new`. `None` where it needs none. Made
-    /// once for the same layers and sources; takes as long as reading two manifests.
+    /// Returns the layer to put over those of a snapshot so that a step sees the source `new`, or `None` if
+    /// none is needed. The layer is made once for the same layers and sources. Takes as long as reading two
+    /// manifests.
     ///
     /// # Errors
-    /// Where a manifest can't be read, or the layer not be written.
+    /// Returns an error if a manifest cannot be read, or if the layer cannot be written.
     pub fn delta(self: &Arc<Self>, old: &Snapshot, new: &FrozenSource) -> Result<Option<LayerId>, StoreError> {
         if old.source == new.id || old.layers.is_empty() {
             return Ok(None);
@@ -58,7 +60,7 @@ impl Store {
         }
         delta.finish()?;
         match fs::rename(staging.home(), &home) {
-            // Another process was faster with the same delta.
+            // Another process made the same delta first.
             Err(_) if home.is_dir() => {}
             renamed => renamed.doing("make the layer", &home)?,
         }
@@ -66,16 +68,16 @@ impl Store {
     }
 }
 
-/// The `workspace` of each layer of a snapshot, topmost first.
+/// The `workspace` directories of a snapshot's layers, topmost first.
 struct Layers {
     roots: Vec<PathBuf>,
 }
 
-/// What the layers have at a path.
+/// What the layers contain at a path.
 enum Seen {
-    /// Nothing; the source shows, unless it is `hidden` by what they have further up.
+    /// No entry. The source is visible, unless it is `hidden` by an entry of the layers at a parent path.
     Nothing { hidden: bool },
-    /// The mark of something removed.
+    /// The mark of a removed entry.
     Whiteout,
     /// A file or a link.
     Leaf,
@@ -83,7 +85,7 @@ enum Seen {
     Dir(Vec<usize>),
 }
 
-/// What to write at a path.
+/// The change to write at a path.
 #[derive(Clone, Copy)]
 enum Action<'a> {
     Put(Entry<'a>),
@@ -93,7 +95,7 @@ enum Action<'a> {
 type Plan<'a> = BTreeMap<&'a [u8], Action<'a>>;
 
 impl Layers {
-    /// Finds those changes that the layers would keep from showing.
+    /// Finds the changes that the layers would hide.
     fn plan<'a>(&self, changes: &[Change<'a>]) -> Result<Plan<'a>, StoreError> {
         let mut plan = Plan::new();
         let mut removed_dirs = Vec::new();
@@ -107,14 +109,14 @@ impl Layers {
                     let put = match self.look(entry.as_path())? {
                         Seen::Nothing { hidden: false } => false,
                         Seen::Dir(_) => true,
-                        // A step took away a directory of which no more than the mode was changed since.
+                        // A step removed a directory of which only the mode changed since.
                         _ => !(entry.is_dir() && matches!(change, Change::Changed(_))),
                     };
                     if put {
                         plan.insert(entry.path, Action::Put(entry));
                     }
                 }
-                // What was below a directory that is a file now is gone with it.
+                // The former contents of a directory that is now a file are removed with it.
                 Change::Removed(entry) if replaced.is_some_and(|dir| is_below(entry.path, dir)) => {}
                 Change::Removed(entry) if entry.is_dir() => removed_dirs.push(entry),
                 Change::Removed(entry) => {
@@ -135,7 +137,7 @@ impl Layers {
         Ok(plan)
     }
 
-    /// Whether nothing shows in a directory any longer after the plan.
+    /// Returns whether a directory is empty after the plan.
     fn is_empty(&self, path: &[u8], layers: &[usize], plan: &Plan<'_>) -> Result<bool, StoreError> {
         let mut seen: Vec<OsString> = Vec::new();
         for &layer in layers {
@@ -157,7 +159,7 @@ impl Layers {
         Ok(true)
     }
 
-    /// What the layers have at a path, as overlayfs would look it up.
+    /// Looks up a path in the layers, as overlayfs would.
     fn look(&self, path: &Path) -> Result<Seen, StoreError> {
         let mut layers: Vec<usize> = (0..self.roots.len()).collect();
         let mut hidden = false;
@@ -195,13 +197,13 @@ impl Layers {
     }
 }
 
-/// The layer being written.
+/// The layer that is being written.
 struct Delta<'a> {
     layers: &'a Layers,
     /// The newer source.
     source: &'a FrozenSource,
     root: PathBuf,
-    /// Directories made, and what they should look like in the end.
+    /// The created directories, and their final attributes.
     made: Vec<(PathBuf, Option<Metadata>)>,
 }
 
@@ -225,7 +227,8 @@ impl Delta<'_> {
         }
     }
 
-    /// Makes a directory, like the source's where that changed, and else like the one that showed so far.
+    /// Creates a directory, with the attributes of the source's directory if that changed, or else of the
+    /// directory that was visible so far.
     fn dir(&mut self, path: &Path, changed: bool) -> Result<(), StoreError> {
         let place = self.root.join(path);
         match DirBuilder::new().mode(0o700).create(&place) {

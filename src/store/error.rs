@@ -1,4 +1,4 @@
-//! What can go wrong in the store.
+//! Errors of the store.
 
 use std::{
     io,
@@ -8,20 +8,21 @@ use std::{
 use super::Filesystem;
 use crate::runner::SnapshotRef;
 
-/// Why the store could not do something.
+/// The reason why an operation of the store failed.
 ///
-/// `Display` is a lowercase fragment with the path in question; the cause is in [`source`](std::error::Error::source).
+/// `Display` is a lowercase fragment with the path concerned. The cause is in
+/// [`source`](std::error::Error::source).
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StoreError {
     /// A file operation failed.
     #[error("failed to {doing} `{}`", path.display())]
     Io {
-        /// What was being done, as in "read".
+        /// The operation, as in "read".
         doing: &'static str,
-        /// To what.
+        /// The path that it was applied to.
         path: PathBuf,
-        /// Why it failed.
+        /// The cause.
         #[source]
         source: io::Error,
     },
@@ -30,7 +31,7 @@ pub enum StoreError {
     Full {
         /// The file that could not be written.
         path: PathBuf,
-        /// As the system said it.
+        /// The system's error.
         #[source]
         source: io::Error,
     },
@@ -39,7 +40,7 @@ pub enum StoreError {
     Unreadable {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         #[source]
         source: io::Error,
     },
@@ -52,7 +53,7 @@ pub enum StoreError {
         /// The file.
         path: PathBuf,
     },
-    /// A directory of the source tree lies so deep that steps could not open it.
+    /// A directory of the source tree is nested so deeply that steps could not open it.
     #[error(
         "a directory of the source tree lies too deep, with a path of {} bytes: remove it, or name it in .gitignore ({}...)",
         path.as_os_str().len(), path.to_string_lossy().chars().take(100).collect::<String>()
@@ -61,35 +62,35 @@ pub enum StoreError {
         /// The directory.
         path: PathBuf,
     },
-    /// The source tree is no directory.
+    /// The source tree is not a directory.
     #[error("the source tree `{}` is not a directory", path.display())]
     NoSource {
-        /// What was given.
+        /// The given path.
         path: PathBuf,
     },
-    /// The caller no longer wants the answer.
+    /// The caller no longer needs the result.
     #[error("freezing the source tree was abandoned")]
     Abandoned,
     /// There is no such snapshot.
     #[error("there is no snapshot `{snapshot}` in the store at `{}`", store.display())]
     UnknownSnapshot {
-        /// What was asked for.
+        /// The requested snapshot.
         snapshot: SnapshotRef,
         /// The store.
         store: PathBuf,
     },
-    /// The image is none that lies on this machine.
+    /// The image does not refer to this machine's system or to a directory on it.
     #[error("unsupported image `{image}`: use `host` or `rootfs:DIR`, for instance with `--image {image}=host`")]
     UnsupportedImage {
-        /// What was asked for.
+        /// The requested image.
         image: String,
     },
-    /// The directory of a `rootfs:DIR` image can't serve as one.
+    /// The directory of a `rootfs:DIR` image cannot be used as a root filesystem.
     #[error("`{}` can't be a root filesystem: {reason}", path.display())]
     BadRootfs {
         /// The directory.
         path: PathBuf,
-        /// Why.
+        /// The reason.
         reason: &'static str,
     },
     /// The store lies within a directory that steps would boot from.
@@ -103,18 +104,18 @@ pub enum StoreError {
         /// The directory.
         within: PathBuf,
     },
-    /// A directory asked for with the host image can't be shown to steps.
+    /// A directory requested with the host image cannot be shown to steps.
     #[error("`{}` can't be shown to steps: {reason}", path.display())]
     BadHostDir {
         /// The directory.
         path: PathBuf,
-        /// Why.
+        /// The reason.
         reason: &'static str,
     },
-    /// No place is known for the store.
+    /// No directory is known for the store.
     #[error("no place for the store: set HM_CACHE_DIR, XDG_CACHE_HOME or HOME")]
     NoHome,
-    /// A record of the store does not decode.
+    /// A record of the store cannot be decoded.
     #[error("`{}` is not a record that this version reads ({reason}): remove the store, or use another HM_CACHE_DIR", path.display())]
     Corrupt {
         /// The record.
@@ -125,14 +126,14 @@ pub enum StoreError {
 }
 
 impl StoreError {
-    /// Returns whether the same request can succeed when nothing but time has passed. A full disk stays full
+    /// Returns whether the same request can succeed later without any other change. A full disk stays full
     /// until something is removed from it.
     #[must_use]
     pub fn is_transient(&self) -> bool {
         matches!(self, Self::Io { .. } | Self::SourceChanged { .. } | Self::Abandoned)
     }
 
-    /// Returns what happened and why, on one line.
+    /// Returns the error and its cause on one line.
     pub(crate) fn to_line(&self) -> String {
         match std::error::Error::source(self) {
             Some(source) => format!("{self}: {source}"),
@@ -140,7 +141,7 @@ impl StoreError {
         }
     }
 
-    /// The error of an operation on `path`, with a full disk told apart.
+    /// Creates the error of an operation on `path`, with a separate variant for a full disk.
     pub(crate) fn io(doing: &'static str, path: impl Into<PathBuf>, source: impl Into<io::Error>) -> Self {
         let (path, source) = (path.into(), source.into());
         match source.kind() {
@@ -150,7 +151,7 @@ impl StoreError {
     }
 }
 
-/// Returns the directory of a file that could not be written, and how much room its filesystem has.
+/// Returns the parent directory of a file that could not be written, and the free space of its filesystem.
 fn room(path: &Path) -> String {
     let dir = path.ancestors().skip(1).find(|dir| dir.is_dir()).unwrap_or(path);
     match Filesystem::of(dir) {
@@ -159,9 +160,9 @@ fn room(path: &Path) -> String {
     }
 }
 
-/// Adds what was being done, and to what, to an error of the system.
+/// Adds the operation and its path to an error of the system.
 pub(crate) trait Doing<T> {
-    /// As in `fs::read(path).doing("read", path)`.
+    /// Adds the context, as in `fs::read(path).doing("read", path)`.
     fn doing(self, doing: &'static str, path: &Path) -> Result<T, StoreError>;
 }
 

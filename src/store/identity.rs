@@ -1,7 +1,8 @@
-//! What an image of this machine stands for just now, for cache keys: equal only where nothing that a step could see of it
-//! has changed.
+//! The identity of an image of this machine at the current time, for cache keys. Two identities are equal
+//! only if nothing that a step could see of the image has changed.
 //!
-//! Nothing is read that could be looked at instead: a walk takes about a microsecond for each entry.
+//! Files are examined by their metadata instead of being read, if that suffices. A walk takes about a
+//! microsecond for each entry.
 
 use std::{
     ffi::{CStr, CString},
@@ -22,20 +23,21 @@ use super::{
     tree::{Descent, entries, join, open_dir, open_dir_at, stat_at},
 };
 
-/// How far below a system directory is looked.
+/// The depth to which a system directory is examined.
 const LEVELS: u8 = 2;
 
-/// Directories that are the system beside `/etc`, and what is looked at as if it were a system of its own.
+/// Directories that belong to the system besides `/etc`, and directories that are treated like a system of
+/// their own.
 const SYSTEM: [&str; 7] = ["usr", "usr/local", "opt", "bin", "sbin", "lib", "lib64"];
 
-/// Where people put files by hand, past any package manager: there, files count, too.
+/// Directories where users install files by hand, outside of any package manager. There, files count too.
 const BY_HAND: [&str; 3] = ["etc", "opt", "usr/local"];
 
-/// Rewritten now and then without anybody's doing, and copied into each step as they are.
+/// Files that change now and then without a user's action, and that are copied into each step as they are.
 const RESTLESS: [&str; 6] =
     ["etc/resolv.conf", "etc/hosts", "etc/hostname", "etc/mtab", "etc/adjtime", "etc/ld.so.cache"];
 
-/// What package managers say is installed.
+/// The databases of package managers.
 const PACKAGES: [&str; 5] = [
     "var/lib/dpkg/status",
     "var/lib/rpm/rpmdb.sqlite",
@@ -44,18 +46,19 @@ const PACKAGES: [&str; 5] = [
     "var/lib/pacman/local",
 ];
 
-/// What `base` stands for just now, as a text that begins with its kind. `host_dirs` are shown with the host image; their
-/// paths count, what is in them does not.
+/// Returns the current identity of `base`, as a text that begins with its kind. `host_dirs` are visible to
+/// steps with the host image. Their paths count, their contents do not.
 ///
-/// - `host`: the machine's id, the times of its package managers' databases, the times of its system directories two levels deep,
-///   and the files that people put there by hand.
-/// - an image: its digest, which is what it is.
+/// - `host`: the machine's id, the times of its package managers' databases, the times of its system
+///   directories two levels deep, and the files that users installed there by hand.
+/// - an image: its digest, which identifies it completely.
 /// - `rootfs:DIR`: every entry of the tree, by name, mode, owner, size, times and inode.
 ///
-/// Takes some milliseconds for the host, and about a microsecond for each entry of a root filesystem. Blocks.
+/// Takes a few milliseconds for the host, and about a microsecond for each entry of a root filesystem.
+/// Blocks.
 ///
 /// # Errors
-/// Where a root filesystem can't be read.
+/// Returns an error if a root filesystem cannot be read.
 pub fn image_identity(base: &Base, host_dirs: &[PathBuf]) -> Result<String, StoreError> {
     match base {
         Base::Host => {
@@ -80,7 +83,7 @@ fn host(machine: &Path, host_dirs: &[PathBuf]) -> io::Result<blake3::Hash> {
             seen.stat(path.as_bytes(), &stat);
         }
     }
-    // Half of it is `/etc`: two threads take half the time.
+    // `/etc` takes half of the time, so two threads finish in half the time.
     let look = |paths: &[&str]| -> io::Result<blake3::Hash> {
         let mut seen = Seen(blake3::Hasher::new());
         for path in paths {
@@ -108,7 +111,7 @@ fn rootfs(dir: &Path) -> io::Result<blake3::Hash> {
     let top = open_dir(dir)?;
     seen.stat(b"", &rustix::fs::fstat(&top)?);
     let mut walk = Descent::new(top);
-    // The names of directories to enter; `None` is the way up again.
+    // The names of directories to enter. `None` stands for returning to the parent.
     let mut work: Vec<Option<CString>> = Vec::new();
     seen.directory(&walk, &mut work)?;
     while let Some(next) = work.pop() {
@@ -117,7 +120,7 @@ fn rootfs(dir: &Path) -> io::Result<blake3::Hash> {
             continue;
         };
         match walk.enter(&name) {
-            // One that may not be read is empty: its own times stand for it.
+            // A directory that may not be read counts as empty. Its own times represent it.
             Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::PermissionDenied) => {}
             entered => {
                 entered?;
@@ -133,11 +136,11 @@ fn is_one_of(paths: &[&str], path: &[u8]) -> bool {
     paths.iter().any(|known| known.as_bytes() == path)
 }
 
-/// What was looked at so far.
+/// A hash of everything examined so far.
 struct Seen(blake3::Hasher);
 
 impl Seen {
-    /// Adds what is in a directory of a root filesystem to the digest.
+    /// Adds the entries of a directory of a root filesystem to the digest.
     fn directory(&mut self, walk: &Descent, work: &mut Vec<Option<CString>>) -> io::Result<()> {
         let mut names = entries(walk.dir())?;
         names.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
@@ -154,17 +157,18 @@ impl Seen {
         Ok(())
     }
 
-    /// Looks at a system directory, and at what is in it down to the second level. In one for files that people put there
-    /// `by_hand` the files count, too.
+    /// Examines a system directory, and its entries down to the second level. In a directory where users
+    /// install files `by_hand`, the files count too.
     fn system(&mut self, parent: BorrowedFd<'_>, name: &CStr, path: &[u8], by_hand: bool, level: u8) {
-        // What can't be looked at is not shown to steps either.
+        // What cannot be examined is not visible to steps either.
         let Ok(Some(stat)) = stat_at(parent, name) else { return };
         let is_dir = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
         if !is_dir && !by_hand && level > 0 {
             return;
         }
         if is_dir && level < LEVELS && by_hand {
-            // Its entries are all looked at, so that its time tells nothing, but for what is restless in it.
+            // All of its entries are examined, so its time adds nothing except changes to restless files in
+            // it.
             self.0.update(&stat.st_mode.to_le_bytes());
             self.text(path);
         } else {
@@ -189,7 +193,7 @@ impl Seen {
     fn stat(&mut self, path: &[u8], stat: &Stat) {
         self.text(path);
         let is_dir = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
-        // How large a directory is depends on its history.
+        // The size of a directory depends on its history.
         let size = if is_dir { 0 } else { stat.st_size.cast_unsigned() };
         for number in [u64::from(stat.st_mode), u64::from(stat.st_uid), u64::from(stat.st_gid), size] {
             self.0.update(&number.to_le_bytes());

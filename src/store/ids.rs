@@ -1,4 +1,4 @@
-//! Names of things in the store: hexadecimal, so that no text from outside becomes a path.
+//! Names of things in the store. They are hexadecimal, so that no external text becomes a path.
 
 use std::fmt;
 
@@ -14,14 +14,14 @@ macro_rules! id {
         pub struct $name(String);
 
         impl $name {
-            /// Reads an id; `None` where the text is none.
+            /// Parses an id. Returns `None` if the text is not an id.
             #[must_use]
             pub fn parse(text: &str) -> Option<Self> {
                 let hexadecimal = |byte: u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
                 (matches!(text.len(), 32..=64) && text.bytes().all(hexadecimal)).then(|| Self(text.into()))
             }
 
-            /// The id as text.
+            /// Returns the id as text.
             #[must_use]
             pub fn as_str(&self) -> &str {
                 &self.0
@@ -51,35 +51,38 @@ macro_rules! id {
 }
 
 id! {
-    /// Names a frozen source by its content.
+    /// The name of a frozen source, derived from its content.
     SourceId
 }
 
 id! {
-    /// Names a layer: what one step changed. Random, and travels with the layer.
+    /// The name of a layer, which contains the changes of one step. It is random and stays with the layer.
     LayerId
 }
 
 impl LayerId {
-    /// Names the layer that makes the difference between two sources. The length tells it from a step's.
+    /// Names the layer that holds the difference between two sources. The length distinguishes it from a
+    /// step's layer.
     pub(super) fn of_delta(hash: blake3::Hash) -> Self {
         Self(hash.to_hex().to_string())
     }
 
-    /// Whether this is such a layer, or one of an image: named after what it has, not after who made it.
+    /// Returns whether the name is derived from the content, as those of deltas and of images' layers are,
+    /// and not from the process that made the layer.
     pub(super) fn is_of_content(&self) -> bool {
         self.0.len() == 64
     }
 
-    /// Names a tree that came from elsewhere by a digest of its content. The length tells it from a step's.
+    /// Names a tree that came from elsewhere by a digest of its content. The length distinguishes it from a
+    /// step's layer.
     pub(super) fn of_tree(digest: &ImageDigest) -> Self {
         let mut hash = blake3::Hasher::new();
         hash.update(b"tree from elsewhere ").update(digest.as_bytes());
         Self(hash.finalize().to_hex().to_string())
     }
 
-    /// Names a layer of an image by the digest of its content and how its owners are to be understood. The length tells it
-    /// from a step's.
+    /// Names a layer of an image by the digest of its content and by how its owners are interpreted. The
+    /// length distinguishes it from a step's layer.
     pub(crate) fn of_image(diff_id: &ImageDigest, id_map: IdMap) -> Self {
         let id_map = match id_map {
             IdMap::Root => b"root",

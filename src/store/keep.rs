@@ -1,4 +1,4 @@
-//! Snapshots that outlive their run: kept under a name, found again, and checked before anybody relies on them.
+//! Snapshots that outlive their run: kept under a name, found again, and checked before they are used.
 
 use std::{
     collections::HashSet,
@@ -22,10 +22,10 @@ use super::{
 };
 use crate::runner::SnapshotRef;
 
-/// Something that was used this long ago, in milliseconds, need not be written down as used again.
+/// A use is not recorded if the last recorded one is more recent than this, in milliseconds.
 const FRESH_MS: i64 = 60 * 60 * 1000;
 
-/// Under which name a snapshot is kept.
+/// The name under which a snapshot is kept.
 #[derive(Debug, Clone, Copy)]
 #[non_exhaustive]
 pub enum KeepAs<'a> {
@@ -35,87 +35,89 @@ pub enum KeepAs<'a> {
         key: &'a [u8; 32],
         /// The run that made it.
         run: Uuid,
-        /// Its pipeline.
+        /// The pipeline of the run.
         pipeline: &'a str,
         /// The step's key in the pipeline.
         step: &'a str,
-        /// When, in milliseconds since the Unix epoch.
+        /// When it was made, in milliseconds since the Unix epoch.
         created_at: i64,
     },
-    /// As what a step of a run left, for people to look at.
+    /// As the final filesystem of a run's step, for inspection.
     Left {
         /// The run.
         run: Uuid,
         /// The step's key in the pipeline.
         step: &'a str,
-        /// Whether it passed.
+        /// Whether the step passed.
         passed: bool,
     },
 }
 
-/// What a cache key stands for.
+/// The result of looking up a cache key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Cached {
-    /// This snapshot, of which every layer is there as it was made.
+    /// A snapshot whose layers are all present and unchanged.
     Found {
         /// The snapshot.
         snapshot: SnapshotRef,
         /// The run that made it.
         run: Uuid,
-        /// The step's key then.
+        /// The step's key at that time.
         step: String,
-        /// When, in milliseconds since the Unix epoch.
+        /// When it was made, in milliseconds since the Unix epoch.
         created_at: i64,
     },
-    /// Nothing.
+    /// There is no entry.
     Absent,
-    /// A snapshot that can't be relied on.
+    /// A snapshot that cannot be relied on.
     Damaged {
         /// What is wrong with it.
         reason: String,
     },
 }
 
-/// A cached step that garbage collection took.
+/// A cached step that garbage collection removed.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 #[non_exhaustive]
 pub struct Evicted {
-    /// How much its layers took, in bytes.
+    /// The size of its layers, in bytes.
     pub bytes: u64,
-    /// When, in milliseconds since the Unix epoch.
+    /// When it was removed, in milliseconds since the Unix epoch.
     pub at: i64,
-    /// Why: `size`, `space`, `age`, or `asked`.
+    /// The cause: `size`, `space`, `age`, or `asked`.
     pub cause: String,
 }
 
-/// What the index has of a cache key.
+/// The index's entry for a cache key.
 enum Row {
     Absent,
     Damaged(String),
     Found(CacheRow, Vec<Made>),
 }
 
-/// A layer, and its seal where it has a row.
+/// A layer, and its seal if it has a row.
 type Made = (LayerId, Option<tree::Seal>);
 
-/// What became of a look at layers.
+/// The result of checking layers.
 enum Checked {
     Whole,
     Damaged(String),
     TooMuch,
 }
 
-/// Layers found whole since the store was opened.
+/// Layers that were found intact since the store was opened.
 #[derive(Debug, Default)]
 pub(super) struct Intact(Mutex<HashSet<LayerId>>);
 
 impl Store {
-    /// Keeps a snapshot of this process, or one that is kept already, under a name. From now on only
-    /// [garbage collection](Store::gc) removes it. Takes as long as a walk over the layers that were not kept before.
+    /// Keeps a snapshot of this process, or one that is already kept, under a name. From then on only
+    /// [garbage collection](Store::gc) removes it. Takes as long as walking the layers that were not kept
+    /// before.
     ///
     /// # Errors
-    /// Where there is no such snapshot, or the index can't be written; then nothing is kept.
+    /// Returns an error if there is no such snapshot, or if the index cannot be written. Nothing is kept
+    /// then.
     pub fn keep(&self, snapshot: &SnapshotRef, name: KeepAs<'_>) -> Result<(), StoreError> {
         let id = id_of(snapshot).ok_or_else(|| self.unknown(snapshot))?;
         let found = self.snapshot(snapshot)?;
@@ -140,7 +142,8 @@ impl Store {
             Ok(true)
         })?;
         if !spared {
-            // Collected meanwhile, which a lease prevents. What was written above has no name and goes like that.
+            // The layers were collected in the meantime, which a lease prevents. The files written above have
+            // no name and are collected the same way.
             return Err(self.unknown(snapshot));
         }
         self.own.note_kept(&rows);
@@ -148,19 +151,20 @@ impl Store {
         Ok(())
     }
 
-    /// What a cache key stands for. Takes microseconds, and a walk over each layer that was not looked at before.
+    /// Looks up a cache key. Takes microseconds, plus a walk over each layer that was not checked before.
     ///
     /// # Errors
-    /// Where the index can't be read.
+    /// Returns an error if the index cannot be read.
     pub fn cached(&self, key: &[u8; 32]) -> Result<Cached, StoreError> {
         // No walk is longer.
         self.cached_within(key, u64::MAX).map(|cached| cached.unwrap_or(Cached::Absent))
     }
 
-    /// [`cached`](Self::cached), where that takes a walk over `entries` files and directories at most; `None` otherwise.
+    /// Does the same as [`cached`](Self::cached), but returns `None` if that takes a walk over more than
+    /// `entries` files and directories.
     ///
     /// # Errors
-    /// Where the index can't be read.
+    /// Returns an error if the index cannot be read.
     pub fn cached_within(&self, key: &[u8; 32], entries: u64) -> Result<Option<Cached>, StoreError> {
         let row = self.index.read_at_once(|connection| {
             let Some(row) = index::cache::get(connection, key)? else { return Ok(Row::Absent) };
@@ -190,10 +194,10 @@ impl Store {
         Ok(Some(Cached::Found { snapshot: SnapshotRef::from(format!("{SCHEME}:{snapshot}")), run, step, created_at }))
     }
 
-    /// Says that cached steps were used just now, so that they are not the first that garbage collection takes.
+    /// Records that cached steps were just used, so that garbage collection does not remove them first.
     ///
     /// # Errors
-    /// Where the index can't be written.
+    /// Returns an error if the index cannot be written.
     pub fn touch(&self, keys: &[[u8; 32]]) -> Result<(), StoreError> {
         if keys.is_empty() {
             return Ok(());
@@ -201,35 +205,35 @@ impl Store {
         self.index.write(|transaction| index::cache::touch(transaction, keys))
     }
 
-    /// The snapshot that a step of a run left, and whether the step passed.
+    /// Returns the snapshot of a run's step, and whether the step passed.
     ///
     /// # Errors
-    /// Where the index can't be read.
+    /// Returns an error if the index cannot be read.
     pub fn left(&self, run: Uuid, step: &str) -> Result<Option<(SnapshotRef, bool)>, StoreError> {
         let kept = self.index.read(|connection| index::kept::get(connection, run, step))?;
         Ok(kept.map(|(id, passed)| (SnapshotRef::from(format!("{SCHEME}:{id}")), passed)))
     }
 
-    /// What is missing of a snapshot, or no longer as its steps left it, if anything is. Takes a walk over each layer that
-    /// was not looked at before.
+    /// Returns which part of a snapshot is missing or changed, if any. Takes a walk over each layer that was
+    /// not checked before.
     ///
     /// # Errors
-    /// Where there is no such snapshot, or the index can't be read.
+    /// Returns an error if there is no such snapshot, or if the index cannot be read.
     pub fn damage_of(&self, snapshot: &SnapshotRef) -> Result<Option<String>, StoreError> {
         self.damage(&self.snapshot(snapshot)?.layers)
     }
 
-    /// Keeps what a cached step printed, for as long as its entry: a link to `log`, or a copy, or nothing where there is no
-    /// such file. To be called before the entry is kept.
+    /// Keeps the output of a cached step for as long as the step's entry: as a hard link to `log`, or as a
+    /// copy. Keeps nothing if there is no such file. Call this before keeping the entry.
     ///
     /// # Errors
-    /// Where it can't be linked nor copied.
+    /// Returns an error if the file can be neither linked nor copied.
     pub fn keep_log(&self, key: &[u8; 32], log: &Path) -> Result<(), StoreError> {
         let place = self.cached_log(key);
         let aside = self.new_tmp();
         let linked = match fs::hard_link(log, &aside) {
             Err(error) if error.kind() == ErrorKind::NotFound => return self.discard_from(&place),
-            // Another file system, or one without links.
+            // The file is on another filesystem, or the filesystem does not support hard links.
             Err(_) => fs::copy(log, &aside).map(drop),
             linked => linked,
         };
@@ -237,10 +241,11 @@ impl Store {
         fs::rename(&aside, &place).doing("make", &place)
     }
 
-    /// A random key that is this store's alone, for hashes of what must not be read off them. Made at the first call.
+    /// Returns a random key that only this store has, for hashes that must not reveal their input. It is
+    /// created by the first call.
     ///
     /// # Errors
-    /// Where it can't be read nor made.
+    /// Returns an error if the key can be neither read nor created.
     pub fn secret(&self) -> Result<[u8; 32], StoreError> {
         let path = self.dir().join("secret");
         let read = || fs::read(&path).ok().and_then(|bytes| bytes.try_into().ok());
@@ -250,25 +255,25 @@ impl Store {
         let (one, other) = (Uuid::new_v4(), Uuid::new_v4());
         let secret = *blake3::hash(&[one.into_bytes(), other.into_bytes()].concat()).as_bytes();
         self.write_file(&path, &secret)?;
-        // Another process may have made one at the same time: that of the last one stays.
+        // Another process may have created a key at the same time. The last one written stays.
         Ok(read().unwrap_or(secret))
     }
 
-    /// When garbage collection took what a cache key stood for, if it did.
+    /// Returns when and why garbage collection removed the entry of a cache key, if it did.
     ///
     /// # Errors
-    /// Where the index can't be read.
+    /// Returns an error if the index cannot be read.
     pub fn evicted(&self, key: &[u8; 32]) -> Result<Option<Evicted>, StoreError> {
         self.index.read(|connection| index::cache::evicted(connection, key))
     }
 
-    /// Where the output of a cached step lies, if it printed anything.
+    /// Returns the path of a cached step's output. There is no file if the step printed nothing.
     #[must_use]
     pub fn cached_log(&self, key: &[u8; 32]) -> PathBuf {
         self.dir().join("logs").join(blake3::Hash::from_bytes(*key).to_hex().as_str())
     }
 
-    /// What is missing of a kept stack of layers or no longer as it was, if anything is.
+    /// Returns which part of a kept stack of layers is missing or changed, if any.
     pub(super) fn damage(&self, layers: &[LayerId]) -> Result<Option<String>, StoreError> {
         let unchecked = self.index.read_at_once(|connection| self.unchecked(connection, layers))?;
         // No walk is longer.
@@ -278,14 +283,15 @@ impl Store {
         })
     }
 
-    /// Those of some layers that were not looked at since the store was opened, with what they looked like when they were made.
+    /// Returns those of some layers that were not checked since the store was opened, with the seals recorded
+    /// when they were made.
     fn unchecked(&self, connection: &Connection, layers: &[LayerId]) -> rusqlite::Result<Vec<Made>> {
         let intact = self.intact.0.lock().unwrap_or_else(PoisonError::into_inner);
         let unchecked = layers.iter().filter(|layer| !intact.contains(layer));
         unchecked.map(|layer| Ok((layer.clone(), index::layers::seal(connection, layer)?))).collect()
     }
 
-    /// Looks at layers, by a walk over `entries` files and directories at most.
+    /// Checks layers by a walk over at most `entries` files and directories.
     fn check(&self, layers: Vec<Made>, mut entries: u64) -> Checked {
         for (layer, made) in layers {
             let Some(made) = made else { return Checked::Damaged(format!("its layer {layer} is gone")) };
@@ -303,8 +309,9 @@ impl Store {
         Checked::Whole
     }
 
-    /// Whether a layer of a known name is in its place: as it was made, or made just now and not kept yet. What another boot
-    /// wrote without keeping it was removed when the store was opened.
+    /// Returns whether a layer with a known name is in its place and either unchanged, or just made and not
+    /// kept yet. Layers that were written during another boot and not kept were removed when the store was
+    /// opened.
     pub(super) fn is_whole(&self, layer: &LayerId) -> Result<bool, StoreError> {
         if !self.layer_dir(layer).is_dir() {
             return Ok(false);
@@ -313,7 +320,7 @@ impl Store {
         Ok(!is_kept || (self.damage(std::slice::from_ref(layer))?.is_none() && self.spare(layer)?))
     }
 
-    /// Rows for those of some layers that have none yet.
+    /// Returns rows for those of some layers that do not have one yet.
     fn missing_rows(&self, layers: &[LayerId], kind: LayerKind) -> Result<Vec<LayerRow>, StoreError> {
         let mut rows = Vec::new();
         for layer in layers {
@@ -328,7 +335,8 @@ impl Store {
 }
 
 impl Store {
-    /// Names a stack of layers, topmost first, after a source. Those without a row get one, each after a walk over it.
+    /// Names a stack of layers, topmost first, after a source. A layer without a row gets one, after a walk
+    /// over it.
     pub(super) fn keep_source(&self, id: &SourceId, layers: &[LayerId]) -> Result<(), StoreError> {
         let rows = self.missing_rows(layers, LayerKind::Source)?;
         self.index.write(|transaction| {
@@ -342,7 +350,7 @@ impl Store {
         Ok(())
     }
 
-    /// Names a stack of layers after an image. Those without a row get one, each after a walk over it.
+    /// Names a stack of layers after an image. A layer without a row gets one, after a walk over it.
     pub(super) fn keep_image(&self, digest: &ImageDigest, id_map: IdMap, image: &ImageRow) -> Result<(), StoreError> {
         let rows = self.missing_rows(&image.stack, LayerKind::Image)?;
         self.index.write(|transaction| {
@@ -356,30 +364,30 @@ impl Store {
         Ok(())
     }
 
-    /// Whether there is an image of this digest, in whatever state.
+    /// Returns whether there is an image of this digest, in any state.
     #[cfg(feature = "registry")]
     pub(super) fn has_image(&self, digest: &ImageDigest) -> Result<bool, StoreError> {
         self.index.read(|connection| index::images::exists(connection, digest))
     }
 
-    /// What a tag stood for.
+    /// Returns the image that a tag was last resolved to.
     #[cfg(feature = "registry")]
     pub(super) fn remembered_tag(&self, reference: &str) -> Result<Option<TagRow>, StoreError> {
         self.index.read(|connection| index::images::tag(connection, reference))
     }
 
-    /// Remembers what a tag stands for.
+    /// Remembers the image that a tag resolves to.
     #[cfg(feature = "registry")]
     pub(super) fn remember_tag(&self, reference: &str, tag: &TagRow) -> Result<(), StoreError> {
         self.index.write(|transaction| index::images::put_tag(transaction, reference, tag))
     }
 
-    /// Says that an image was used just now, so that it is not the first that garbage collection takes.
+    /// Records that an image was just used, so that garbage collection does not remove it first.
     pub(super) fn touch_image(&self, digest: &ImageDigest, id_map: IdMap) -> Result<(), StoreError> {
         self.index.write(|transaction| index::images::touch(transaction, digest, id_map))
     }
 
-    /// An image, where all of its layers are there as they were made.
+    /// Returns an image if all of its layers are present and unchanged.
     pub(super) fn kept_image(&self, digest: &ImageDigest, id_map: IdMap) -> Result<Option<ImageRow>, StoreError> {
         let image = self.index.read(|connection| index::images::get(connection, digest, id_map))?;
         let Some((image, is_doomed)) = image else { return Ok(None) };
@@ -390,7 +398,7 @@ impl Store {
         Ok(if !is_doomed || spare()? { Some(image) } else { None })
     }
 
-    /// The layers that show a source, topmost first, where they are all there as they were made.
+    /// Returns the layers of a source, topmost first, if all of them are present and unchanged.
     pub(super) fn kept_source(&self, id: &SourceId) -> Result<Option<Vec<LayerId>>, StoreError> {
         let Some(row) = self.index.read(|connection| index::sources::get(connection, id))? else { return Ok(None) };
         if self.damage(&row.stack)?.is_some() {
@@ -402,7 +410,7 @@ impl Store {
             match touched {
                 Ok(true) => {}
                 Err(error) if !row.is_doomed => tracing::debug!(%error, "when the source was used is not written down"),
-                // Removed just now.
+                // The row was just removed.
                 Ok(false) => return Ok(None),
                 Err(error) => return Err(error),
             }
@@ -410,12 +418,13 @@ impl Store {
         Ok(Some(row.stack))
     }
 
-    /// Whether a delta is there. It is ours from now on.
+    /// Returns whether a delta exists, and protects it from removal if it does.
     pub(super) fn has_delta(&self, id: &LayerId) -> Result<bool, StoreError> {
         Ok(self.layer_home(id).is_dir() && self.spare(id)?)
     }
 
-    /// Takes back the doom of a layer that was found in its place. False where it went before.
+    /// Cancels the doom of a layer that was found in its place. Returns false if the layer was already
+    /// removed.
     fn spare(&self, id: &LayerId) -> Result<bool, StoreError> {
         if !self.index.read(|connection| index::layers::is_doomed(connection, id))? {
             return Ok(true);

@@ -1,25 +1,25 @@
-//! The store's directory, and who owns what in it.
+//! The store's directory, and which process owns which part of it.
 //!
 //! ```text
 //! format                    the version of this layout
-//! index.db                  which layers there are, and what they are called (SQLite)
-//! locks/INSTANCE            held (flock) by a process for as long as it has the store open; its lease is in it
-//! tmp/INSTANCE/             what that process is about to make or to remove
-//! layers/LAYER/root/        what one step changed, a source tree or how it changed, a part of an image
+//! index.db                  the layers and their names (SQLite)
+//! locks/INSTANCE            locked (flock) by a process while it has the store open; contains its lease
+//! tmp/INSTANCE/             files that the process is about to create or to remove
+//! layers/LAYER/root/        the changes of a step, a source tree or its changes, a part of an image
 //! sources/SOURCE/           the manifest of a frozen source
-//! gc.lock                   held by a process that collects garbage
-//! reserve                   given up where the disk is full, so that garbage can be collected
-//! pulling/                  locks on making layers of images
-//! logs/KEY                  what a cached step printed
+//! gc.lock                   locked by a process that collects garbage
+//! reserve                   deleted when the disk is full, so that garbage can be collected
+//! pulling/                  locks for creating layers of images
+//! logs/KEY                  the output of a cached step
 //! runs/RUN/                 a run's journal and logs
-//! secret                    a key for hashes of what must not be read off them
+//! secret                    a key for hashes that must not reveal their input
 //! workspaces/WORKSPACE/     the process runner's snapshots
-//! vm/TEMPLATE/              machines that booted, and are copied for each step
+//! vm/TEMPLATE/              booted virtual machines, which are copied for each step
 //! ```
 //!
-//! Everything is made in `tmp` and renamed to its place, then its rows are written: a kill at any moment leaves nothing
-//! half made outside of `tmp`, and at worst a layer without a row, which carries its maker's name (INSTANCE + counter).
-//! `recover` finds those.
+//! Everything is created in `tmp`, then renamed to its place, and then its rows are written. If the process
+//! is killed at any moment, nothing incomplete remains outside of `tmp`. At worst there is a layer without a
+//! row, and its name identifies the process that made it (INSTANCE + counter). `recover` finds such layers.
 
 use std::{
     fs::{self, DirBuilder, File, Metadata, OpenOptions},
@@ -50,10 +50,11 @@ use super::{
 
 const FORMAT: &str = "hm-exec store 2\n";
 const FORMAT_NAME: &str = "hm-exec store ";
-/// The layout before there was an index. What such a store has is removed, because nothing tells what it is.
+/// The layout before there was an index. The contents of such a store are removed, because there is no record
+/// of what they are.
 const FORMAT_1: &str = "hm-exec store 1\n";
 
-/// A store that is open. Many processes may have the same one open.
+/// An open store. Several processes may have the same store open.
 #[derive(Debug)]
 pub struct Store {
     dir: PathBuf,
@@ -61,13 +62,13 @@ pub struct Store {
     pub(super) lock: PathBuf,
     /// Held until the store is closed.
     pub(super) locked: File,
-    /// Names this boot of the machine.
+    /// Identifies this boot of the machine.
     pub(super) boot: String,
     pub(super) index: Index,
     pub(super) own: OwnSnapshots,
     pub(super) intact: Intact,
     pub(super) leases: Leases,
-    /// Whether this process kept anything.
+    /// Whether this process has kept anything.
     pub(super) kept_new: AtomicBool,
     next: AtomicU64,
     ops: Arc<RwLock<Arc<dyn TreeOps>>>,
@@ -75,39 +76,39 @@ pub struct Store {
     exposure: Option<Exposure>,
 }
 
-/// Work on trees whose files may belong to other user ids than the caller's.
+/// Operations on trees whose files may belong to other user ids than the caller's.
 ///
-/// The default does it directly. Where steps run with a range of subordinate user ids, the sandbox installs one that does
-/// it inside of the steps' user namespace.
+/// The default performs them directly. If steps run with a range of subordinate user ids, the sandbox
+/// installs an implementation that performs them inside the steps' user namespace.
 pub trait TreeOps: Send + Sync + std::fmt::Debug {
-    /// Does what [`tree::remove_tree`] does.
+    /// Removes a tree as [`tree::remove_tree`] does.
     ///
     /// # Errors
-    /// The first failure.
+    /// Returns the first failure.
     fn remove_tree(&self, path: &Path) -> io::Result<()>;
 
     /// Renames a file or a directory.
     ///
     /// # Errors
-    /// Why it has the old name.
+    /// Returns an error if it cannot be renamed. It keeps its old name then.
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
 
-    /// Does what [`tree::flatten`] does.
+    /// Merges layers as [`tree::flatten`] does.
     ///
     /// # Errors
-    /// The first failure.
+    /// Returns the first failure.
     fn flatten(&self, layers: &[PathBuf], into: &Path, id_map: IdMap) -> io::Result<()>;
 
-    /// Does what [`tree::layer_tar`] does.
+    /// Packs a layer as [`tree::layer_tar`] does.
     ///
     /// # Errors
-    /// The first failure.
+    /// Returns the first failure.
     fn layer_tar(&self, root: &Path, out: File, id_map: IdMap) -> io::Result<()>;
 
-    /// Does what [`tree::unpack`] does, with a part of a file.
+    /// Unpacks a part of a file as [`tree::unpack`] does.
     ///
     /// # Errors
-    /// The first thing that is wrong.
+    /// Returns the first problem found.
     fn unpack(&self, blob: BlobFile, into: &Path, id_map: IdMap, limits: UnpackLimits)
     -> Result<Unpacked, UnpackError>;
 }
@@ -144,10 +145,10 @@ impl TreeOps for Direct {
 }
 
 impl Store {
-    /// Where the store is unless somebody says otherwise: `$HM_CACHE_DIR`, or `hm` in the user's cache directory.
+    /// Returns the default directory of the store: `$HM_CACHE_DIR`, or `hm` in the user's cache directory.
     ///
     /// # Errors
-    /// [`StoreError::NoHome`] where no environment variable tells.
+    /// Returns [`StoreError::NoHome`] if no environment variable specifies a directory.
     pub fn default_dir() -> Result<PathBuf, StoreError> {
         let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
         let absolute = |path: &PathBuf| path.is_absolute();
@@ -157,11 +158,12 @@ impl Store {
             .ok_or(StoreError::NoHome)
     }
 
-    /// Opens the store in `dir`, which is made where it is missing, readable for its owner alone. What processes that
-    /// were killed left behind goes.
+    /// Opens the store in `dir`. The directory is created if it is missing, accessible to its owner only.
+    /// Files that killed processes left behind are removed.
     ///
     /// # Errors
-    /// Where a directory can't be made, or another version of the store lies there.
+    /// Returns an error if a directory cannot be created, or if the directory contains another version of the
+    /// store.
     pub fn open(dir: &Path) -> Result<Arc<Self>, StoreError> {
         match Self::open_once(dir) {
             Err(StoreError::Full { .. }) if reserve::release(dir) => Self::open_once(dir),
@@ -176,7 +178,8 @@ impl Store {
         for name in ["locks", "tmp", "sources", "layers", "logs", "workspaces"] {
             make_dir(&dir.join(name))?;
         }
-        // One process at a time opens the store, so that none takes a newcomer for dead.
+        // One process at a time opens the store, so that a process that is just starting is not mistaken for
+        // a dead one.
         let locks = dir.join("locks");
         let opening = File::open(&locks).doing("open", &locks)?;
         rustix::fs::flock(&opening, FlockOperation::LockExclusive).doing("lock", &locks)?;
@@ -222,20 +225,20 @@ impl Store {
         Ok(Arc::new(store))
     }
 
-    /// The store's directory.
+    /// Returns the store's directory.
     #[must_use]
     pub fn dir(&self) -> &Path {
         &self.dir
     }
 
-    /// Returns whether other users could reach into the store before it was opened. What could be closed to
-    /// them was.
+    /// Returns whether other users could access the store before it was opened. It was closed to them as far
+    /// as possible.
     #[must_use]
     pub fn exposure(&self) -> Option<&Exposure> {
         self.exposure.as_ref()
     }
 
-    /// Lets `ops` do all further work on trees that steps wrote.
+    /// Uses `ops` for all further operations on trees that steps wrote.
     pub fn set_tree_ops(&self, ops: Arc<dyn TreeOps>) {
         *self.ops.write().unwrap_or_else(PoisonError::into_inner) = ops;
         if let Some(remover) = &*self.remover.lock().unwrap_or_else(PoisonError::into_inner) {
@@ -247,12 +250,13 @@ impl Store {
         Arc::clone(&self.ops.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// A name that nothing in any store has: 32 hexadecimal digits, of which the first 24 are this process's.
+    /// Returns a name that is unique across all stores: 32 hexadecimal digits, of which the first 24 identify
+    /// this process.
     pub(crate) fn new_id(&self) -> String {
         format!("{}{:08x}", self.instance, self.next.fetch_add(1, Ordering::Relaxed))
     }
 
-    /// A free path for something to be made, on the store's filesystem. Nothing is there yet.
+    /// Returns a free path on the store's filesystem for something to be created. Nothing exists there yet.
     pub(crate) fn new_tmp(&self) -> PathBuf {
         self.tmp().join(self.next.fetch_add(1, Ordering::Relaxed).to_string())
     }
@@ -261,14 +265,14 @@ impl Store {
         self.dir.join("tmp").join(&self.instance)
     }
 
-    /// Removes a tree below this process's `tmp`, soon, on a thread of its own.
+    /// Removes a tree below this process's `tmp` soon, on a separate thread.
     pub(crate) fn discard(&self, path: PathBuf) {
         if let Some(remover) = &*self.remover.lock().unwrap_or_else(PoisonError::into_inner) {
             remover.remove(path);
         }
     }
 
-    /// Unmounts a directory that is mounted for steps, and removes it, soon.
+    /// Unmounts a directory that is mounted for steps and removes it soon.
     #[cfg(feature = "sandbox")]
     pub(super) fn discard_mounted(&self, home: PathBuf) {
         if let Some(remover) = &*self.remover.lock().unwrap_or_else(PoisonError::into_inner) {
@@ -276,7 +280,8 @@ impl Store {
         }
     }
 
-    /// Moves a tree of the store to this process's `tmp` at once, and removes it soon. Nothing there is success.
+    /// Moves a tree of the store to this process's `tmp` immediately, and removes it soon. Succeeds if there
+    /// is nothing at `path`.
     pub(crate) fn discard_from(&self, path: &Path) -> Result<(), StoreError> {
         let trash = self.new_tmp();
         match fs::rename(path, &trash) {
@@ -289,8 +294,8 @@ impl Store {
         }
     }
 
-    /// Discards like [`discard_from`](Self::discard_from), but for what can't be moved: a mount point, or
-    /// what is immutable. Returns false, after a warning, if it stays.
+    /// Discards like [`discard_from`](Self::discard_from), but also handles what cannot be moved: a mount
+    /// point or an immutable file. Returns false, after a warning, if it stays.
     pub(super) fn try_discard_from(&self, path: &Path) -> Result<bool, StoreError> {
         match self.discard_from(path) {
             Ok(()) => Ok(true),
@@ -302,14 +307,14 @@ impl Store {
         }
     }
 
-    /// Writes a small file whole or not at all.
+    /// Writes a small file atomically.
     pub(crate) fn write_file(&self, path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
         let aside = self.new_tmp();
         write_new(&aside, bytes)?;
         fs::rename(&aside, path).doing("make", path)
     }
 
-    /// Names this boot of the machine.
+    /// Returns the name of this boot of the machine.
     #[cfg(feature = "qemu")]
     pub(crate) fn boot_name(&self) -> &str {
         &self.boot
@@ -320,7 +325,7 @@ impl Store {
         &self.instance
     }
 
-    /// Whether this process made the thing of this name.
+    /// Returns whether this process made the layer or file with this name.
     pub(super) fn made(&self, name: &str) -> bool {
         name.starts_with(&self.instance)
     }
@@ -343,16 +348,16 @@ impl Drop for Store {
 /// The layout of a store's directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Format {
-    /// What this version writes.
+    /// The layout that this version writes.
     This,
-    /// That of an earlier version, or none yet.
+    /// The layout of an earlier version, or no layout yet.
     Older,
-    /// The file that said it was damaged. It was this version's: no other has an index.
+    /// The format file was damaged. The store has an index, so it was written by this version.
     Lost,
 }
 
-/// Reads which layout the store has. A file that no version wrote is set aside: it must not lock its owner
-/// out for good.
+/// Reads the layout version of the store. A file that no version wrote is set aside, because it must not lock
+/// its owner out permanently.
 fn check_format(dir: &Path) -> Result<Format, StoreError> {
     let path = dir.join("format");
     let found = match fs::read(&path) {
@@ -377,13 +382,14 @@ fn check_format(dir: &Path) -> Result<Format, StoreError> {
     Ok(if dir.join("index.db").exists() { Format::Lost } else { Format::Older })
 }
 
-/// Names this boot of the machine. Where the system does not tell, each process has a boot of its own.
+/// Returns the name of this boot of the machine. If the system does not report one, each process counts as a
+/// boot of its own.
 fn boot_id(instance: &str) -> String {
     let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     if boot.trim().is_empty() { instance.to_owned() } else { boot.trim().to_owned() }
 }
 
-/// Makes this process known: a locked file, then a directory for what it makes.
+/// Registers this process: creates a locked file, then a directory for what the process makes.
 fn register(dir: &Path) -> Result<(String, PathBuf, File), StoreError> {
     let instance = Uuid::new_v4().simple().to_string()[..24].to_owned();
     let path = dir.join("locks").join(&instance);
@@ -393,12 +399,12 @@ fn register(dir: &Path) -> Result<(String, PathBuf, File), StoreError> {
     Ok((instance, path, lock))
 }
 
-/// Writes a file that is not there yet, for its owner alone.
+/// Writes a new file, accessible to its owner only. Fails if the file exists.
 pub(crate) fn write_new(path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
     create_new(path).and_then(|mut file| file.write_all(bytes)).doing("write", path)
 }
 
-/// Makes a file that is not there yet, for its owner alone.
+/// Creates a new file, accessible to its owner only. Fails if the file exists.
 pub(crate) fn create_new(path: &Path) -> io::Result<File> {
     OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path)
 }
@@ -407,7 +413,7 @@ pub(crate) fn make_dir(path: &Path) -> Result<(), StoreError> {
     DirBuilder::new().recursive(true).mode(0o700).create(path).doing("make the directory", path)
 }
 
-/// What is at a path itself: `None` where nothing is.
+/// Returns the metadata at a path without following links, or `None` if there is nothing.
 pub(super) fn stat(path: &Path) -> Result<Option<Metadata>, StoreError> {
     match path.symlink_metadata() {
         Ok(metadata) => Ok(Some(metadata)),
@@ -416,7 +422,7 @@ pub(super) fn stat(path: &Path) -> Result<Option<Metadata>, StoreError> {
     }
 }
 
-/// The names in a directory that are ours (all are UTF-8), sorted.
+/// Returns the names in a directory that belong to the store (all are UTF-8), sorted.
 pub(super) fn names(dir: &Path) -> Result<Vec<String>, StoreError> {
     let mut found = Vec::new();
     for entry in fs::read_dir(dir).doing("list", dir)? {

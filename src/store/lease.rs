@@ -1,9 +1,9 @@
-//! Leases: what a process may be using, garbage collection leaves on disk.
+//! Leases: garbage collection does not remove what a process may be using.
 //!
-//! The index counts epochs. Garbage collection first forgets names, dooming layers that have none left, and begins a new
-//! epoch; a doomed layer is removed when every process that took its lease in that epoch or an earlier one has let go.
-//! So nobody writes down which layers it uses, and a lease costs a few bytes in the process's lock file. The kernel ends
-//! it with the process.
+//! The index counts epochs. Garbage collection first forgets names, dooms layers that have none left, and
+//! begins a new epoch. A doomed layer is removed when every process that took its lease in that epoch or an
+//! earlier one has released it. Processes therefore need not record which layers they use, and a lease costs
+//! a few bytes in the process's lock file. The kernel releases it when the process ends.
 
 use std::{
     fs::{self, File},
@@ -16,26 +16,27 @@ use rustix::fs::FlockOperation;
 
 use super::{Store, StoreError, error::Doing, index};
 
-/// Held by what relies on kept snapshots, sources or images. Leases of one process are one.
+/// A lease on kept snapshots, sources and images. All leases of one process count as one.
 #[derive(Debug)]
 #[must_use = "what is used without a lease may be removed"]
 pub struct Lease {
     store: Arc<Store>,
 }
 
-/// How many leases this process has.
+/// The number of leases that this process has.
 #[derive(Debug, Default)]
 pub(super) struct Leases(Mutex<usize>);
 
 impl Store {
-    /// Keeps whatever can be found from now on from being removed, until the lease is dropped. Take it first, then look.
+    /// Protects everything that can be found from now on from removal, until the lease is dropped. Take the
+    /// lease first, then look things up.
     ///
     /// # Errors
-    /// Where the lock file can't be written, or the index not be read.
+    /// Returns an error if the lock file cannot be written, or if the index cannot be read.
     pub fn lease(self: &Arc<Self>) -> Result<Lease, StoreError> {
         let mut count = self.leases.0.lock().unwrap_or_else(PoisonError::into_inner);
         if *count == 0 {
-            // Before the epoch is known, everything is protected.
+            // Everything is protected until the epoch is known.
             self.write_epoch(0)?;
             self.write_epoch(self.index.read(index::epoch)?)?;
         }
@@ -43,13 +44,14 @@ impl Store {
         Ok(Lease { store: Arc::clone(self) })
     }
 
-    /// This process among all that have the store open, and no other ever: for marks on what it makes elsewhere.
+    /// Returns a name that identifies this process among all processes that ever open the store, for marks on
+    /// what it creates elsewhere.
     #[cfg(feature = "docker")]
     pub(crate) fn instance(&self) -> &str {
         self.instance_name()
     }
 
-    /// Whether the process of that mark still has the store open.
+    /// Returns whether the process with that name still has the store open.
     #[cfg(feature = "docker")]
     pub(crate) fn is_open_in(&self, instance: &str) -> bool {
         if self.made(instance) {
@@ -66,7 +68,7 @@ impl Store {
         self.locked.write_all_at(&epoch.to_le_bytes(), 0).doing("write", &self.lock)
     }
 
-    /// The epoch of the oldest lease that any living process has.
+    /// Returns the epoch of the oldest lease of any living process.
     pub(super) fn oldest_lease(&self) -> Result<Option<u64>, StoreError> {
         let mut oldest: Option<u64> = None;
         for name in super::layout::names(&self.dir().join("locks"))? {
@@ -96,7 +98,7 @@ impl Drop for Lease {
     }
 }
 
-/// The epoch in a lock file; `None` where its process has no lease.
+/// Returns the epoch in a lock file, or `None` if its process has no lease.
 fn read_epoch(path: &Path) -> Result<Option<u64>, StoreError> {
     let bytes = fs::read(path).doing("read", path)?;
     if bytes.is_empty() {

@@ -1,7 +1,7 @@
-//! Manifests: what a frozen source consists of, and how two of them differ.
+//! Manifests: the contents of a frozen source, and the differences between two of them.
 //!
-//! Kept flat, in memory as in the file, because a tree may have a hundred thousand entries: one buffer has all names, and
-//! one array has the rest. Numbers in the file are little-endian:
+//! A manifest is flat, both in memory and in the file, because a tree may have a hundred thousand entries:
+//! one buffer contains all names, and one array contains the rest. Numbers in the file are little-endian:
 //!
 //! ```text
 //! header     a line with the format's version
@@ -18,7 +18,7 @@ use super::{SourceId, StoreError, error::Doing};
 
 const HEADER: &[u8] = b"hm-exec manifest 2\n";
 
-/// What the ids of sources start from. A change gives every source another id.
+/// The prefix that is hashed into the ids of sources. Changing it gives every source another id.
 const ID_DOMAIN: &[u8] = b"hm-exec source 1\n";
 
 const TYPE_BITS: u32 = 0o170_000;
@@ -26,7 +26,7 @@ const DIRECTORY: u32 = 0o040_000;
 const FILE: u32 = 0o100_000;
 const SYMLINK: u32 = 0o120_000;
 
-/// Everything in a source tree, by path; a directory comes before what is in it. The root has the empty path.
+/// Everything in a source tree, by path. A directory comes before its contents. The root has the empty path.
 #[derive(Clone, PartialEq, Eq, Default)]
 pub(crate) struct Manifest {
     names: Vec<u8>,
@@ -35,7 +35,7 @@ pub(crate) struct Manifest {
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Record {
-    /// Where the path starts in the names.
+    /// The start of the path in the names.
     start: usize,
     path_bytes: u32,
     mode: u32,
@@ -56,11 +56,11 @@ pub(crate) type Time = (i64, u32);
 /// One file, directory or symbolic link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Entry<'a> {
-    /// Relative to the root of the tree; bytes, because names need not be UTF-8.
+    /// Relative to the root of the tree. A byte string, because names need not be UTF-8.
     pub(crate) path: &'a [u8],
     /// The permission bits.
     pub(crate) mode: u32,
-    /// When it was modified last.
+    /// The time of the last modification.
     pub(crate) mtime: Time,
     pub(crate) kind: Kind<'a>,
 }
@@ -75,16 +75,16 @@ pub(crate) enum Kind<'a> {
 /// How an entry of a newer manifest differs from an older one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Change<'a> {
-    /// In the older one alone.
+    /// Present only in the older one.
     Removed(Entry<'a>),
-    /// In the newer one alone, or of another kind there.
+    /// Present only in the newer one, or of another kind there.
     Added(Entry<'a>),
-    /// In both, as the newer one has it.
+    /// Present in both, with the newer one's attributes.
     Changed(Entry<'a>),
 }
 
-/// Whose times of modification make a difference. Those of directories change whenever something that is ignored comes or
-/// goes, and those of files with each checkout.
+/// Which modification times count as differences. Those of directories change whenever an ignored file is
+/// created or removed, and those of files change with each checkout.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Times {
     Count,
@@ -105,7 +105,7 @@ impl<'a> Entry<'a> {
         Path::new(OsStr::from_bytes(self.path))
     }
 
-    /// Whether two entries make no difference to a step.
+    /// Returns whether two entries are the same for a step.
     pub(super) fn is_same(&self, other: &Self, times: Times) -> bool {
         let time_counts = match times {
             Times::Count => true,
@@ -118,7 +118,7 @@ impl<'a> Entry<'a> {
 }
 
 impl Manifest {
-    /// Adds an entry, which comes after all those before.
+    /// Adds an entry, which must come after all previous ones.
     pub(super) fn push(&mut self, entry: Entry<'_>) {
         let start = self.names.len();
         self.names.extend_from_slice(entry.path);
@@ -145,17 +145,17 @@ impl Manifest {
         self.records.iter().map(|record| self.entry(record))
     }
 
-    /// The entry at a path.
+    /// Returns the entry at a path.
     pub(super) fn find(&self, path: &[u8]) -> Option<Entry<'_>> {
         self.get(self.position(path)?)
     }
 
-    /// Returns which entry is the one at a path.
+    /// Returns the index of the entry at a path.
     pub(super) fn position(&self, path: &[u8]) -> Option<usize> {
         self.records.binary_search_by(|record| order(self.path(record), path)).ok()
     }
 
-    /// Returns the first entry behind everything in the directory at `index`.
+    /// Returns the index of the first entry after the contents of the directory at `index`.
     pub(super) fn end_of(&self, index: usize) -> usize {
         let (Some(dir), next) = (self.get(index), index + 1) else { return index };
         let is_below = |record: &Record| {
@@ -181,7 +181,7 @@ impl Manifest {
         Entry { path: self.path(record), mode: record.mode, mtime: record.mtime, kind }
     }
 
-    /// Names the tree by everything that makes a difference to a step.
+    /// Returns the name of the tree, derived from everything that makes a difference to a step.
     pub(super) fn id(&self) -> SourceId {
         let mut hasher = blake3::Hasher::new();
         hasher.update(ID_DOMAIN);
@@ -212,7 +212,7 @@ impl Manifest {
         SourceId::of(hasher.finalize())
     }
 
-    /// Whether its paths are such as a walk finds: below the root, each once, in order.
+    /// Returns whether the paths are those that a walk finds: below the root, each once, in order.
     #[cfg(feature = "cloud")]
     pub(super) fn is_well_formed(&self) -> bool {
         let is_plain = |name: &[u8]| !matches!(name, b"" | b"." | b"..") && !name.contains(&0);
@@ -224,7 +224,7 @@ impl Manifest {
             && self.entries().zip(self.entries().skip(1)).all(|(a, b)| order(a.path, b.path) == Ordering::Less)
     }
 
-    /// The whole file.
+    /// Encodes the whole file.
     pub(super) fn encode(&self) -> Vec<u8> {
         let mut body = Vec::new();
         self.encode_body(&mut body);
@@ -256,17 +256,17 @@ impl Manifest {
         Self::decode(&fs::read(path).doing("read", path)?, path)
     }
 
-    /// Reads what [`Manifest::encode`] wrote, and lay or is to lie at `path`.
+    /// Decodes the output of [`Manifest::encode`]. `path` is the path of the file, for errors.
     pub(super) fn decode(bytes: &[u8], path: &Path) -> Result<Self, StoreError> {
         let corrupt = |reason: &str| StoreError::Corrupt { path: path.into(), reason: reason.into() };
         let mut body = unseal(HEADER, bytes).ok_or_else(|| corrupt("damaged, or of another version"))?;
         Self::decode_body(&mut body).ok_or_else(|| corrupt("cut short"))
     }
 
-    /// Reads what [`Manifest::encode_body`] wrote, and moves `bytes` behind it.
+    /// Decodes the output of [`Manifest::encode_body`], and advances `bytes` past it.
     pub(super) fn decode_body(bytes: &mut &[u8]) -> Option<Self> {
         let (count, names_bytes) = (usize::try_from(u64_of(bytes)?).ok()?, usize::try_from(u64_of(bytes)?).ok()?);
-        // No more than the bytes can have, whatever the count says.
+        // Limited by the number of bytes, because the count may be wrong.
         let mut records = Vec::with_capacity(count.min(bytes.len() / 28));
         let mut start = 0_usize;
         for _ in 0..count {
@@ -292,7 +292,7 @@ impl Manifest {
         (start == names.len()).then(|| Self { names: names.to_vec(), records })
     }
 
-    /// What to do to `self` to get `newer`, by path.
+    /// Returns the changes that turn `self` into `newer`, by path.
     pub(super) fn changes<'a>(&'a self, newer: &'a Self, times: Times) -> Vec<Change<'a>> {
         let (mut old, mut new) = (self.entries().peekable(), newer.entries().peekable());
         let mut changes = Vec::new();
@@ -326,7 +326,7 @@ impl std::fmt::Debug for Manifest {
     }
 }
 
-/// Orders paths name by name, so that a directory's content follows it directly.
+/// Orders paths name by name, so that a directory's contents follow it directly.
 pub(super) fn order(a: &[u8], b: &[u8]) -> Ordering {
     match a.iter().zip(b).find(|(a, b)| a != b) {
         None => a.len().cmp(&b.len()),
@@ -336,7 +336,7 @@ pub(super) fn order(a: &[u8], b: &[u8]) -> Ordering {
     }
 }
 
-/// A header, a checksum, and the body.
+/// Returns a header, a checksum, and the body.
 pub(super) fn seal(header: &[u8], body: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(header.len() + 4 + body.len());
     bytes.extend_from_slice(header);
@@ -345,7 +345,7 @@ pub(super) fn seal(header: &[u8], body: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// The body of what [`seal`] made; `None` where it is damaged or of another version.
+/// Returns the body of the output of [`seal`], or `None` if it is damaged or of another version.
 pub(super) fn unseal<'a>(header: &[u8], bytes: &'a [u8]) -> Option<&'a [u8]> {
     let mut rest = bytes.strip_prefix(header)?;
     let checksum = u32_of(&mut rest)?;
@@ -378,7 +378,7 @@ fn type_bits(kind: &Kind<'_>) -> u32 {
     }
 }
 
-/// The length of a path, of which the kernel takes no more than 4096 bytes.
+/// Returns the length of a path. The kernel accepts at most 4096 bytes.
 fn length(path: &[u8]) -> u32 {
     u32::try_from(path.len()).unwrap_or(u32::MAX)
 }

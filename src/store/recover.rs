@@ -1,9 +1,10 @@
-//! Opening after somebody died: what they left goes, and what the index says is made true.
+//! Recovery when the store is opened after a process died: its files are removed, and the index is made
+//! consistent.
 //!
-//! A process is dead when its lock is free. What it was about to make lies in its `tmp`; layers that it put in their place
-//! and never kept carry its name and have no row. After another boot rows that were not synced are forgotten, because what
-//! they name may be half on the disk. Layers without a row that nobody can be said to have made go when no other process
-//! has the store open.
+//! A process is dead if its lock is free. Files that it was creating are in its `tmp`. Layers that it put in
+//! place and never kept carry its name and have no row. After a reboot, rows that were not synced are
+//! forgotten, because their layers may be only partly on disk. Layers without a row whose maker is unknown
+//! are removed when no other process has the store open.
 
 use std::{
     collections::BTreeSet,
@@ -20,7 +21,7 @@ use super::{
     layout::names,
 };
 
-/// What was removed, by kind, for people.
+/// Counts of what was removed, by kind, for messages to users.
 #[derive(Debug, Default)]
 struct Reaped(Vec<(&'static str, usize)>);
 
@@ -34,7 +35,7 @@ impl Reaped {
 }
 
 impl Store {
-    /// Called when the store is opened, by one process at a time.
+    /// Recovers the store. Called when the store is opened, by one process at a time.
     pub(super) fn recover(&self, opened: Opened) -> Result<(), StoreError> {
         let mut reaped = Reaped::default();
         let alive = self.reap_dead(&mut reaped)?;
@@ -55,7 +56,7 @@ impl Store {
         Ok(())
     }
 
-    /// Removes what dead processes left. Tells how many others are alive.
+    /// Removes the files of dead processes. Returns how many other processes are alive.
     fn reap_dead(&self, reaped: &mut Reaped) -> Result<usize, StoreError> {
         let mut alive = 0;
         for name in names(&self.dir().join("locks"))? {
@@ -69,7 +70,7 @@ impl Store {
                 continue;
             }
             if lock.metadata().doing("read", &path)?.nlink() == 0 {
-                // It closed the store just now.
+                // The process closed the store just now.
                 continue;
             }
             reaped.add("killed processes", 1);
@@ -83,7 +84,7 @@ impl Store {
             fs::remove_file(&path).doing("remove", &path)?;
         }
         for name in names(&self.dir().join("tmp"))? {
-            // A lock is made before its directory, and removed after it.
+            // A lock is created before its directory, and removed after it.
             if !self.dir().join("locks").join(&name).exists() {
                 let gone = self.discard_dead_tmp(&name)?;
                 reaped.add("temporary directories", usize::from(gone));
@@ -92,8 +93,9 @@ impl Store {
         Ok(alive)
     }
 
-    /// Removes the directory of a dead process, entry by entry: what can't be deleted then moves from one
-    /// process to the next without getting deeper each time. Returns whether it is gone.
+    /// Removes the directory of a dead process, entry by entry. Entries that cannot be deleted then move from
+    /// one process to the next without being nested more deeply each time. Returns whether the directory is
+    /// gone.
     fn discard_dead_tmp(&self, name: &str) -> Result<bool, StoreError> {
         let dir = self.dir().join("tmp").join(name);
         if !dir.is_dir() {
@@ -110,7 +112,8 @@ impl Store {
         }
     }
 
-    /// Removes layers without a row, and rows without a layer. Only for a process that is alone.
+    /// Removes layers without a row, and rows without a layer. Requires that no other process has the store
+    /// open.
     fn reap_unindexed(&self, reaped: &mut Reaped) -> Result<(), StoreError> {
         let found: BTreeSet<String> = names(&self.dir().join("layers"))?.into_iter().collect();
         let gone: Vec<LayerId> = self.index.read(index::layers::all)?;
@@ -128,7 +131,7 @@ impl Store {
         Ok(())
     }
 
-    /// Removes those of some layers that have no row. Tells how many.
+    /// Removes those of some layers that have no row. Returns how many.
     fn discard_unindexed(&self, layers: impl Iterator<Item = LayerId>) -> Result<usize, StoreError> {
         let mut count = 0;
         for layer in layers {
@@ -139,11 +142,12 @@ impl Store {
         Ok(count)
     }
 
-    /// Puts everything that was kept since the last time on the disk for good: what is not, a power cut may take. Blocks
-    /// for as long as the disk takes for whatever was written to it, by whomever.
+    /// Syncs everything that was kept since the last call to the disk. Data that is not synced may be lost in
+    /// a power failure. Blocks until the disk has written all pending data, including that of other
+    /// processes.
     ///
     /// # Errors
-    /// Where the disk reports one, or the index can't be written.
+    /// Returns an error if the disk reports one, or if the index cannot be written.
     pub fn sync(&self) -> Result<(), StoreError> {
         let layers = self.index.read(index::layers::unsynced)?;
         if layers.is_empty() {

@@ -1,4 +1,4 @@
-//! Writing what `docker load` reads.
+//! Writes archives for `docker load`.
 
 use std::{
     io::{self, BufWriter, Read, Write},
@@ -15,7 +15,8 @@ use super::{
     layout::persist,
 };
 
-/// Writes an archive of one image: layers as plain tar files, the configuration, and a manifest that names them.
+/// Writes an archive of one image: layers as plain tar files, the configuration, and a manifest that names
+/// them.
 pub(super) fn write_archive(
     path: &Path,
     name: Option<&str>,
@@ -29,7 +30,7 @@ pub(super) fn write_archive(
     persist(file, path)
 }
 
-/// Writes an archive for a daemon, which has those layers already of which only the digest is given.
+/// Writes an archive for a daemon. The layers given only by digest are those that the daemon has already.
 #[cfg(feature = "docker")]
 pub(super) fn write_thin_archive(
     path: &Path,
@@ -61,7 +62,7 @@ fn write_members(
         append(&mut archive, &config_name, config.len() as u64, config)?;
         let mut written = Vec::new();
         for ((diff_id, layer), name) in layers.iter().zip(&layer_names) {
-            // The same layer twice is one file.
+            // The same layer twice becomes one file.
             if let Some(layer) = layer
                 && !written.contains(diff_id)
             {

@@ -1,4 +1,4 @@
-//! Layers as files: packed, hashed, and compressed where that is wanted.
+//! Layers as files: packed, hashed, and optionally compressed.
 
 use std::{
     fs::File,
@@ -14,36 +14,37 @@ use tempfile::NamedTempFile;
 use super::error::{ExportError, Writing};
 use crate::store::{IdMap, ImageDigest, Store};
 
-/// Fixed, because another level gives other bytes.
+/// Fixed, because another level produces different bytes.
 const LEVEL: Compression = Compression::new(4);
 
-/// How well zstd compresses: its own default.
+/// The compression level of zstd, which is its own default.
 const ZSTD_LEVEL: i32 = 3;
 
-/// How a layer's file is compressed.
+/// The compression of a layer's file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum LayerCompression {
-    /// Not at all.
+    /// No compression.
     Plain,
-    /// Everybody can read it.
+    /// Readable by all tools.
     Gzip,
     /// Fast and small.
     Zstd,
 }
 
-/// A layer in a temporary file, which goes with this.
+/// A layer in a temporary file, which is removed when this is dropped.
 #[derive(Debug)]
 pub struct PackedLayer {
-    /// Of the uncompressed stream.
+    /// The digest of the uncompressed stream.
     pub(super) diff_id: ImageDigest,
-    /// Of the file.
+    /// The digest of the file.
     pub(super) digest: ImageDigest,
-    /// Of the file, in bytes.
+    /// The size of the file, in bytes.
     pub(super) size: u64,
     pub(super) file: NamedTempFile,
 }
 
-/// Packs layers, lowest first, into temporary files in the directory `near`, which is made where it is missing.
+/// Packs layers, lowest first, into temporary files in the directory `near`, which is created if it is
+/// missing.
 pub(super) fn pack(
     store: &Store,
     layers: &[PathBuf],
@@ -56,11 +57,11 @@ pub(super) fn pack(
 }
 
 impl Store {
-    /// Packs the layer whose files are in the directory `layer`, compressed with zstd, into a temporary file of the store.
+    /// Packs the layer in the directory `layer` into a temporary file of the store, compressed with zstd.
     /// Blocks.
     ///
     /// # Errors
-    /// Where it can't be read, or the file not be written.
+    /// Returns an error if the layer cannot be read, or if the file cannot be written.
     pub fn pack_layer(&self, layer: &Path, id_map: IdMap) -> Result<PackedLayer, ExportError> {
         pack_one(self, layer, id_map, &self.tmp(), LayerCompression::Zstd)
     }
@@ -68,7 +69,7 @@ impl Store {
 
 #[cfg(feature = "docker")]
 impl Store {
-    /// [`pack_layer`](Self::pack_layer) without compression.
+    /// Packs a layer as [`pack_layer`](Self::pack_layer) does, without compression.
     pub(crate) fn pack_layer_tar(&self, layer: &Path, id_map: IdMap) -> Result<PackedLayer, ExportError> {
         pack_one(self, layer, id_map, &self.tmp(), LayerCompression::Plain)
     }
@@ -83,14 +84,14 @@ fn pack_one(
 ) -> Result<PackedLayer, ExportError> {
     let file = tempfile::Builder::new().prefix(".hm-export-").tempfile_in(near).writing(near)?;
     let (read, write) = io::pipe().writing(near)?;
-    // Who packs may be another process; who hashes and compresses is this one.
+    // Packing may happen in another process. Hashing and compressing happen in this one.
     let (packed, written) = thread::scope(|scope| {
         let packing =
             scope.spawn(|| store.tree_ops().layer_tar(layer, File::from(std::os::fd::OwnedFd::from(write)), id_map));
         let written = write_blob(read, file.as_file(), compression);
         (packing.join().unwrap_or_else(|_| Err(io::Error::other("the thread that packs panicked"))), written)
     });
-    // Where writing failed, packing did because of it.
+    // If writing failed, packing failed as a consequence.
     let (diff_id, digest, size) = match (packed, written) {
         (_, Err(source)) => return Err(ExportError::Write { path: file.path().into(), source }),
         (Err(source), _) => return Err(ExportError::Read { path: layer.into(), source }),
@@ -99,7 +100,7 @@ fn pack_one(
     Ok(PackedLayer { diff_id, digest, size, file })
 }
 
-/// Writes a layer's stream to a file: the digests of the stream and of the file, and the file's size.
+/// Writes a layer's stream to a file. Returns the digests of the stream and of the file, and the file's size.
 fn write_blob(
     mut stream: impl Read,
     file: &File,
@@ -165,31 +166,31 @@ impl Write for Blob<'_> {
 }
 
 impl PackedLayer {
-    /// The digest of its tar: the layer's name wherever it lies unpacked.
+    /// Returns the digest of the layer's tar, which is the layer's name wherever it is unpacked.
     #[must_use]
     pub fn diff_id(&self) -> ImageDigest {
         self.diff_id
     }
 
-    /// The digest of the file.
+    /// Returns the digest of the file.
     #[must_use]
     pub fn digest(&self) -> ImageDigest {
         self.digest
     }
 
-    /// The file's length in bytes.
+    /// Returns the file's length in bytes.
     #[must_use]
     pub fn size_bytes(&self) -> u64 {
         self.size
     }
 
-    /// The file.
+    /// Returns the path of the file.
     #[must_use]
     pub fn path(&self) -> &Path {
         self.file.path()
     }
 
-    /// The file's content, from its beginning.
+    /// Opens the file at its beginning.
     pub(super) fn reader(&self) -> io::Result<File> {
         let mut file = self.file.reopen()?;
         file.rewind()?;

@@ -1,4 +1,4 @@
-//! Writing an OCI layout.
+//! Writes OCI layouts.
 
 use std::{
     fs,
@@ -21,10 +21,11 @@ const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 const LAYER: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
 
-/// The most bytes of an index that is added to.
+/// The maximum size of an existing index, in bytes.
 const INDEX_BYTES: u64 = 64 << 20;
 
-/// Adds an image to the layout in `dir`, under `tag`. Everything is written aside and renamed, the index last.
+/// Adds an image to the layout in `dir`, under `tag`. Each file is written to a temporary file and renamed,
+/// the index last.
 pub(super) fn write_layout(dir: &Path, tag: &str, config: &[u8], layers: Vec<PackedLayer>) -> Result<(), ExportError> {
     let mut manifests = existing(dir)?;
     let blobs = dir.join("blobs/sha256");
@@ -53,12 +54,12 @@ pub(super) fn write_layout(dir: &Path, tag: &str, config: &[u8], layers: Vec<Pac
     put(dir, &dir.join("index.json"), &encode(&json!({ "schemaVersion": 2, "manifests": manifests }))?)
 }
 
-/// The images of the layout in `dir`; none where there is nothing yet but what we are writing.
+/// Returns the images of the layout in `dir`, or none if the directory contains only what we are writing.
 fn existing(dir: &Path) -> Result<Vec<Value>, ExportError> {
     let occupied = || ExportError::Occupied { path: dir.into() };
     let unreadable = |error: io::Error| ExportError::Read { path: dir.join("index.json"), source: error };
     let layout = ProjectDir::open(dir).map_err(|error| unreadable(io::Error::other(error)))?;
-    // The directory may have come with a checkout: what is written must not end elsewhere.
+    // The directory may have come with a checkout, so links in it must not redirect the writes.
     for blobs in ["blobs", "blobs/sha256"] {
         if layout.names(blobs).is_err_and(|error| error.kind() != ProjectFileErrorKind::Missing) {
             return Err(occupied());
@@ -90,14 +91,14 @@ fn encode(document: &Value) -> Result<Vec<u8>, ExportError> {
     serde_json::to_vec(document).map_err(|error| ExportError::Encode(error.to_string()))
 }
 
-/// Writes a small file whole or not at all.
+/// Writes a small file atomically.
 fn put(dir: &Path, path: &Path, bytes: &[u8]) -> Result<(), ExportError> {
     let mut file = tempfile::Builder::new().prefix(".hm-export-").tempfile_in(dir).writing(path)?;
     file.write_all(bytes).writing(path)?;
     persist(file, path)
 }
 
-/// Puts a file in its place, readable as images are.
+/// Puts a file in its place, readable by all users as is usual for images.
 pub(super) fn persist(file: NamedTempFile, path: &Path) -> Result<(), ExportError> {
     file.as_file().set_permissions(fs::Permissions::from_mode(0o644)).writing(path)?;
     file.persist(path).map_err(|error| error.error).writing(path).map(drop)

@@ -1,8 +1,9 @@
-//! Snapshots as OCI images.
+//! Exports snapshots as OCI images.
 //!
-//! In: a snapshot, and a file or directory to write. Out: an image that any tool reads, one layer for each of the store's:
-//! the base image's, the source's, the steps'. The same snapshot becomes the same bytes. Layers of the store may belong to
-//! ids that only the steps' user namespace knows; they are read through [`TreeOps`](super::TreeOps).
+//! The input is a snapshot and a file or directory to write. The output is an image that any tool can read,
+//! with one layer for each layer of the store: those of the base image, of the source, and of the steps. The
+//! same snapshot produces the same bytes. Layers of the store may belong to user ids that exist only in the
+//! steps' user namespace, so they are read through [`TreeOps`](super::TreeOps).
 
 mod archive;
 mod blobs;
@@ -21,30 +22,30 @@ pub use self::{blobs::PackedLayer, error::ExportError};
 use super::{Base, FrozenSource, IdMap, ImageDigest, Snapshot, Store, image};
 use crate::runner::SnapshotRef;
 
-/// Where an exported image goes.
+/// The target of an export.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ExportTarget {
-    /// An OCI layout; one that is there gets the image added.
+    /// An OCI layout. The image is added to an existing layout.
     OciDir {
         /// The directory.
         path: PathBuf,
-        /// The image's name in it.
+        /// The image's name in the layout.
         tag: String,
     },
-    /// What `docker load` reads.
+    /// An archive for `docker load`.
     DockerArchive {
-        /// The file. One that is there is replaced.
+        /// The file. An existing file is replaced.
         path: PathBuf,
-        /// The image's name in it, as `NAME:TAG`.
+        /// The image's name in the archive, as `NAME:TAG`.
         name: Option<String>,
     },
 }
 
 impl ExportTarget {
-    /// Reads `oci:DIR[:TAG]` or `docker-archive:FILE[:NAME:TAG]`.
+    /// Parses `oci:DIR[:TAG]` or `docker-archive:FILE[:NAME:TAG]`.
     ///
     /// # Errors
-    /// [`ExportError::BadTarget`] for anything else.
+    /// Returns [`ExportError::BadTarget`] for anything else.
     pub fn parse(text: &str) -> Result<Self, ExportError> {
         match image::ImageName::parse(text) {
             Ok(image::ImageName::OciDir { path, tag }) => {
@@ -58,8 +59,9 @@ impl ExportTarget {
 
 #[cfg(feature = "docker")]
 impl Store {
-    /// Writes an archive of an image with these labels to the free path `path`, for a daemon which has those layers already of
-    /// which only the digest is given. Lowest first. The digest of the image.
+    /// Writes an archive of an image with these labels to the free path `path`, for a daemon. The layers
+    /// given only by digest are those that the daemon has already. Layers are in order from the lowest.
+    /// Returns the digest of the image.
     pub(crate) fn thin_archive(
         path: &Path,
         labels: &std::collections::HashMap<String, String>,
@@ -73,11 +75,12 @@ impl Store {
 }
 
 impl Store {
-    /// Writes a snapshot, over the source that its steps saw last, as an image. Blocks for as long as packing takes. Tells
-    /// the digest by which runs know the image.
+    /// Writes a snapshot, over the source that its steps saw last, as an image. Blocks for as long as packing
+    /// takes. Returns the digest by which runs identify the image.
     ///
     /// # Errors
-    /// Why it can't be written; what was there is then as it was, but for blobs in an OCI layout that nothing names.
+    /// Returns an error if the image cannot be written. The target is then unchanged, except for blobs in an
+    /// OCI layout that nothing refers to.
     pub fn export(
         self: &Arc<Self>,
         snapshot: &SnapshotRef,
@@ -105,7 +108,7 @@ impl Store {
         Ok(ImageDigest::of(&config))
     }
 
-    /// The directories of the layers, lowest first.
+    /// Returns the directories of the layers, lowest first.
     fn layers_to_export(&self, snapshot: &Snapshot, source: &FrozenSource) -> Result<Vec<PathBuf>, ExportError> {
         let mut dirs = self.base_to_export(&snapshot.base, snapshot.id_map)?;
         dirs.extend(source.roots.iter().rev().cloned());
@@ -113,7 +116,7 @@ impl Store {
         Ok(dirs)
     }
 
-    /// The directories of an image's layers, lowest first.
+    /// Returns the directories of an image's layers, lowest first.
     pub(crate) fn base_to_export(&self, base: &Base, id_map: IdMap) -> Result<Vec<PathBuf>, ExportError> {
         match base {
             Base::Host => Err(ExportError::Host),
@@ -127,7 +130,7 @@ impl Store {
         }
     }
 
-    /// The configuration: variables of the image at the bottom, and a time that is always the same.
+    /// Returns the configuration: the variables of the base image, and a constant time.
     fn config_to_export(&self, snapshot: &Snapshot, packed: &[PackedLayer]) -> Result<Vec<u8>, ExportError> {
         let env = match &snapshot.base {
             Base::Image(digest) => self.image(digest, snapshot.id_map)?.env,
@@ -139,7 +142,7 @@ impl Store {
     }
 }
 
-/// An image's configuration: how it runs, and its layers, lowest first.
+/// Returns an image's configuration: how it runs, and its layers, lowest first.
 fn configuration(run: &serde_json::Value, diff_ids: &[ImageDigest]) -> Result<Vec<u8>, ExportError> {
     const CREATED: &str = "1970-01-01T00:00:00Z";
     let platform = image::this_platform();

@@ -1,4 +1,4 @@
-//! Whether a collection is worth a process.
+//! Whether a collection is worth running.
 
 use std::sync::atomic::Ordering;
 
@@ -8,15 +8,17 @@ use crate::store::{
     index::{self, collect},
 };
 
-/// Where the disk stays full whatever is removed, or a run goes on and on, nobody tries again before this has passed.
+/// The minimum time between collections while the disk stays full regardless of what is removed, or while a
+/// run continues.
 const AGAIN_MS: i64 = 60 * 1000;
 
 impl Store {
-    /// Whether garbage should be collected now: something new was kept and the limit is passed, the filesystem runs full,
-    /// something waited for a run to end, or a day has gone by. Takes microseconds where nothing was kept.
+    /// Returns whether garbage should be collected now: something new was kept and the limit is exceeded, the
+    /// filesystem is nearly full, something was waiting for a run to end, or a day has passed. Takes
+    /// microseconds if nothing was kept.
     ///
     /// # Errors
-    /// Where the index can't be read, or the system does not tell what is free.
+    /// Returns an error if the index cannot be read, or if the system does not report the free space.
     pub fn gc_is_due(&self, limits: &GcLimits) -> Result<bool, StoreError> {
         let since = index::now_ms().saturating_sub(self.index.read(collect::collected_at)?);
         if !(0..DAY_MS).contains(&since) {

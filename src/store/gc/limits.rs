@@ -1,4 +1,4 @@
-//! How much the store may have, and for how long.
+//! Limits on the size of the store and on the age of its contents.
 
 use std::time::Duration;
 
@@ -6,27 +6,28 @@ use crate::store::{Filesystem, Store, StoreError};
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// When garbage collection takes what.
+/// The limits that garbage collection enforces.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct GcLimits {
-    /// The most that the store may take, in bytes of allocated blocks.
+    /// The maximum size of the store, in bytes of allocated blocks.
     pub max_bytes: u64,
-    /// What must stay free on its filesystem, in bytes.
+    /// The minimum free space on the store's filesystem, in bytes.
     pub min_free_bytes: u64,
-    /// How long cached steps, sources and images stay that nobody uses.
+    /// How long unused cached steps, sources and images are kept.
     pub max_age: Duration,
-    /// How long that stays which failed and interrupted steps left.
+    /// How long the snapshots of failed and interrupted steps are kept.
     pub max_age_leftovers: Duration,
-    /// How long journals and logs of runs stay.
+    /// How long journals and logs of runs are kept.
     pub max_age_runs: Duration,
-    /// How many runs are remembered.
+    /// The number of runs that are remembered.
     pub max_runs: usize,
 }
 
 impl GcLimits {
-    /// What holds unless somebody says otherwise, on a filesystem of this size: a fifth of it, 100 GiB at most; a
-    /// twentieth of it free, 10 GiB at most; 30 days, leftovers of failed steps 3; 14 days and 1,000 runs for journals.
+    /// Returns the default limits for a filesystem of this size: a fifth of it, at most 100 GiB; a twentieth
+    /// of it free, at most 10 GiB; 30 days, or 3 for leftovers of failed steps; 14 days and 1,000 runs for
+    /// journals.
     #[must_use]
     pub fn for_filesystem(filesystem: &Filesystem) -> Self {
         const GIB: u64 = 1 << 30;
@@ -42,10 +43,10 @@ impl GcLimits {
 }
 
 impl Store {
-    /// [`GcLimits::for_filesystem`] of the store's.
+    /// Returns [`GcLimits::for_filesystem`] for the store's filesystem.
     ///
     /// # Errors
-    /// Where the system does not tell how large that is.
+    /// Returns an error if the system does not report the filesystem's size.
     pub fn default_limits(&self) -> Result<GcLimits, StoreError> {
         Ok(GcLimits::for_filesystem(&Filesystem::of(self.dir())?))
     }

@@ -1,4 +1,4 @@
-//! Garbage collection: the store stays within its limits, and never takes what somebody needs.
+//! Garbage collection: keeps the store within its limits, and never removes what a process is using.
 //!
 //! ```text
 //!   look      sizes, runs, the time                       no lock but gc.lock: one collection at a time
@@ -7,9 +7,10 @@
 //!   delete    what lies in tmp; files that nothing names  no lock
 //! ```
 //!
-//! A kill at any point leaves names whose layers are there, or layers and rows that the next collection removes. What is
-//! doomed is looked at again in the transaction that removes it, so that whoever kept something on it meanwhile has
-//! spared it. See [`super::lease`] for what a living process may still be using.
+//! A kill at any point leaves names whose layers are present, or layers and rows that the next collection
+//! removes. Doomed layers are checked again in the transaction that removes them, because another process may
+//! have kept something that uses one in the meantime, which cancels the doom. See [`super::lease`] for what a
+//! living process may still be using.
 
 mod due;
 mod limits;
@@ -38,46 +39,47 @@ use super::{
 
 const DAY_MS: i64 = 24 * 60 * 60 * 1000;
 
-/// The longest time between two collections that counts: of what is longer, nobody used the store, or the clock jumped.
+/// The longest time between two collections that counts. If it is longer, the store was not used, or the
+/// clock jumped.
 const MAX_GAP_MS: i64 = 2 * DAY_MS;
 
-/// How long it is remembered what was removed.
+/// How long a record of removed entries is kept.
 const HISTORY_MS: i64 = 90 * DAY_MS;
 
-/// What garbage collection is to do.
+/// A request for garbage collection.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct GcRequest {
-    /// What must hold in the end.
+    /// The limits that must hold in the end.
     pub limits: GcLimits,
-    /// What goes whatever the limits say.
+    /// What to forget regardless of the limits.
     pub forget: Forget,
-    /// Only tell what would be done.
+    /// Only reports what would be done.
     pub dry_run: bool,
-    /// Wait for another process that is at it; otherwise nothing is done where there is one.
+    /// Waits for another process that is collecting. Otherwise nothing is done if there is one.
     pub wait: bool,
 }
 
 impl GcRequest {
-    /// Whatever is beyond these limits goes.
+    /// Creates a request to remove everything beyond these limits.
     #[must_use]
     pub fn new(limits: GcLimits) -> Self {
         Self { limits, forget: Forget::Nothing, dry_run: false, wait: true }
     }
 }
 
-/// What is to be forgotten whatever the limits say.
+/// What to forget regardless of the limits.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum Forget {
     /// Nothing.
     #[default]
     Nothing,
-    /// What is kept of these steps, by their keys.
+    /// Everything kept of these steps, by their keys.
     Steps(Vec<String>),
-    /// What is kept of every step.
+    /// Everything kept of every step.
     Cached,
-    /// That, and sources, images, journals and logs.
+    /// Everything kept of every step, and sources, images, journals and logs.
     Everything,
 }
 
@@ -91,7 +93,7 @@ enum Cause {
 }
 
 impl Cause {
-    /// As rows have it.
+    /// Returns the cause as it is stored in rows.
     fn as_str(self) -> &'static str {
         match self {
             Self::Size => "size",
@@ -106,7 +108,8 @@ impl Cause {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct GcReport {
-    /// What was removed after processes that were killed, since somebody was told the last time; by kind.
+    /// The numbers of things that were removed after processes were killed, since they were last shown to the
+    /// user, by kind.
     pub reaped: BTreeMap<String, u64>,
     /// Cached steps that were forgotten.
     pub cached: Forgotten,
@@ -118,23 +121,23 @@ pub struct GcReport {
     pub images: Forgotten,
     /// Journals and logs of runs.
     pub runs: Forgotten,
-    /// What was removed from the disk, in bytes.
+    /// The bytes freed on disk.
     pub freed_bytes: u64,
-    /// What the last run that may use it will free by its end, in bytes.
+    /// The bytes that will be freed when the last run that may use them ends.
     pub waiting_bytes: u64,
-    /// In how many layers that is.
+    /// The number of layers with these bytes.
     pub waiting_layers: usize,
-    /// What the store takes now, what waits apart, in bytes; an estimate that is not too small.
+    /// The current size of the store without what is waiting, in bytes. An estimate that is not too small.
     pub bytes: u64,
 }
 
-/// What of one kind was forgotten.
+/// The forgotten entries of one kind.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Forgotten {
-    /// How many.
+    /// The number of entries.
     pub count: usize,
-    /// What goes with them, in bytes.
+    /// The bytes that are removed with them.
     pub bytes: u64,
 }
 
@@ -144,7 +147,7 @@ impl Forgotten {
     }
 }
 
-/// What was measured before anything is locked.
+/// Sizes that were measured before anything is locked.
 #[derive(Debug)]
 struct Measured {
     extents: HashMap<LayerId, Extent>,
@@ -156,17 +159,19 @@ struct Measured {
 }
 
 impl Store {
-    /// Forgets what is beyond the limits, least recently used first, and removes from the disk what nobody can be using.
-    /// `None` where another process is at it, and nobody wants to wait.
+    /// Forgets what is beyond the limits, least recently used first, and removes from the disk what no
+    /// process can be using. Returns `None` if another process is collecting and the request does not wait.
     ///
-    /// Takes as long as removing files does, and a walk over all layers where something has to go for its size.
+    /// Takes as long as removing files, plus a walk over all layers if something has to be removed because of
+    /// the size limit.
     ///
     /// # Errors
-    /// Where the index can't be written, or the disk not be read. What was done by then is done.
+    /// Returns an error if the index cannot be written, or if the disk cannot be read. What was removed by
+    /// then stays removed.
     pub fn gc(&self, request: &GcRequest) -> Result<Option<GcReport>, StoreError> {
         let Some(_lock) = self.lock_gc(request.wait)? else { return Ok(None) };
-        // What frees space needs some itself. Given up before anything is removed, so that the report has all
-        // of it.
+        // Freeing space needs some space itself. The reserve is released before anything is removed, so that
+        // the report includes all of it.
         if !request.dry_run && Filesystem::of(self.dir())?.free_bytes < reserve::MIN_BYTES {
             reserve::release(self.dir());
         }
@@ -226,10 +231,10 @@ impl Store {
         Ok(report)
     }
 
-    /// Says that somebody was told what [`GcReport::reaped`] has.
+    /// Records that [`GcReport::reaped`] was shown to the user.
     ///
     /// # Errors
-    /// Where the index can't be written.
+    /// Returns an error if the index cannot be written.
     pub fn mark_reaped_shown(&self) -> Result<(), StoreError> {
         self.index.write(collect::mark_reaped_shown)
     }
@@ -260,7 +265,7 @@ impl Store {
 }
 
 impl Measured {
-    /// The plan, and the runs that it has.
+    /// Returns the plan, and the runs that it refers to.
     fn plan(&self, inventory: &Inventory, request: &GcRequest, now: i64, jumped: bool) -> (Plan, Vec<RunFiles>) {
         let scene = Scene {
             inventory,
@@ -291,7 +296,7 @@ fn report(plan: &Plan) -> GcReport {
     }
 }
 
-/// Writes down what the plan says.
+/// Records the plan in the index.
 fn forget(
     transaction: &rusqlite::Transaction<'_>,
     inventory: &Inventory,

@@ -1,8 +1,9 @@
-//! Which names are to be forgotten: a pure function of what the store has, the limits, and the time.
+//! Decides which names to forget, as a pure function of the store's contents, the limits, and the time.
 //!
-//! Names go by the time of their last use until the limits hold. A name is worth what only it holds: a layer goes with the
-//! last stack that has it, a file with the last layer that has a name of it. What is doomed already is neither held nor
-//! counted. The logs of a run that take a large part of the store come first: they are what filled it.
+//! Names are forgotten by the time of their last use until the limits hold. The size of a name is that of
+//! what only it holds: a layer is removed with the last stack that contains it, and a file with the last
+//! layer that has a hard link to it. What is already doomed is neither held nor counted. Logs of a run that
+//! take a large part of the store are removed first, because they are what filled it.
 
 use std::{
     cmp::Reverse,
@@ -18,7 +19,7 @@ use crate::store::{
     tree::{Extent, FileId},
 };
 
-/// Runs stay, however old, when there are no more than these.
+/// Runs stay, regardless of their age, if there are no more than these.
 const MIN_RUNS: usize = 20;
 
 /// A run's files are large if they take more than this, and more than a part of all that is held.
@@ -29,20 +30,20 @@ const LARGE_RUN_PART: u64 = 4;
 #[derive(Debug)]
 pub(super) struct Scene<'a> {
     pub(super) inventory: &'a Inventory,
-    /// Layers as they were measured; of others, the index knows a size that is not too small.
+    /// The measured layers. For other layers the index knows a size that is not too small.
     pub(super) extents: &'a HashMap<LayerId, Extent>,
     /// Runs that have ended, newest first.
     pub(super) runs: &'a [RunFiles],
-    /// How many others go on.
+    /// The number of runs that are still going on.
     pub(super) live_runs: usize,
     /// Sizes of the logs of cached steps.
     pub(super) logs: &'a BTreeMap<[u8; 32], u64>,
-    /// What the store has besides, in bytes.
+    /// The size of everything else in the store, in bytes.
     pub(super) fixed_bytes: u64,
     pub(super) free_bytes: u64,
     /// In milliseconds since the Unix epoch.
     pub(super) now: i64,
-    /// Whether the clock has just jumped, so that ages of files mean nothing.
+    /// Whether the clock has just jumped, so that the ages of files are meaningless.
     pub(super) jumped: bool,
 }
 
@@ -51,11 +52,11 @@ pub(super) struct Scene<'a> {
 pub(super) struct RunFiles {
     pub(super) dir: PathBuf,
     pub(super) bytes: u64,
-    /// When it was written to last.
+    /// The time of the last write.
     pub(super) at: i64,
 }
 
-/// What is to be forgotten: places in the scene's lists, and what goes with each.
+/// What to forget: indexes into the scene's lists, with the sizes.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Plan {
     pub(super) cached: Vec<Victim>,
@@ -63,14 +64,14 @@ pub(super) struct Plan {
     pub(super) sources: Vec<Victim>,
     pub(super) images: Vec<Victim>,
     pub(super) runs: Vec<Victim>,
-    /// What the store takes when all of this is gone.
+    /// The size of the store after all of this is removed.
     pub(super) bytes_after: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Victim {
     pub(super) index: usize,
-    /// What goes with it, all that went before it gone.
+    /// The bytes freed by removing it, after everything before it is removed.
     pub(super) bytes: u64,
     pub(super) cause: Cause,
 }
@@ -87,7 +88,7 @@ impl Plan {
     }
 }
 
-/// In the order in which they go, of those that were used at the same time.
+/// The order of removal among items that were used at the same time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Kind {
     Left,
@@ -101,12 +102,13 @@ enum Kind {
 struct Item {
     used_at: i64,
     kind: Kind,
-    /// How many layers it has: a child goes before its parent, which a run that has both uses at the same time.
+    /// The number of its layers. A child is removed before its parent, because a run that has both uses them
+    /// at the same time.
     depth: usize,
     index: usize,
 }
 
-/// Decides.
+/// Decides what to forget.
 pub(super) fn plan(scene: &Scene<'_>, limits: &GcLimits, forget: &Forget) -> Plan {
     let mut held = Held::new(scene);
     let waiting: u64 = scene.inventory.layers.values().filter_map(|layer| layer.doomed.map(|_| layer.bytes)).sum();
@@ -139,13 +141,13 @@ pub(super) fn plan(scene: &Scene<'_>, limits: &GcLimits, forget: &Forget) -> Pla
     plan
 }
 
-/// Everything that may go.
+/// Returns everything that may be removed.
 fn items(scene: &Scene<'_>) -> Vec<Item> {
     let inventory = scene.inventory;
     let snapshots: HashMap<&str, (usize, &str)> =
         inventory.snapshots.iter().map(|row| (row.id.as_str(), (row.stack.len(), row.base.as_str()))).collect();
     let mut items = Vec::new();
-    // An image is used by whatever stands on it.
+    // An image is used by every snapshot based on it.
     let mut bases: HashMap<&str, i64> = HashMap::new();
     let mut named = |kind, index, snapshot: &str, used_at: i64| {
         let used_at = used_at.min(scene.now);
@@ -206,19 +208,19 @@ fn expired(scene: &Scene<'_>, limits: &GcLimits, item: &Item) -> bool {
     }
 }
 
-/// What is held, and by how much.
+/// What is held, with reference counts.
 #[derive(Debug, Default)]
 struct Held<'a> {
-    /// How many names each snapshot has.
+    /// The number of names of each snapshot.
     names: HashMap<&'a str, usize>,
-    /// How many snapshots stand on each image.
+    /// The number of snapshots based on each image.
     bases: HashMap<&'a str, usize>,
     snapshots: HashMap<&'a str, (&'a str, &'a [LayerId])>,
     images: Vec<&'a str>,
-    /// In how many stacks each layer is, and how large it is, files with several names apart.
+    /// For each layer, the number of stacks that contain it, and its size without hard-linked files.
     layers: HashMap<&'a LayerId, (usize, u64)>,
     extents: Option<&'a HashMap<LayerId, Extent>>,
-    /// In how many held layers each file is that has several names, and its size.
+    /// For each hard-linked file, the number of held layers that contain it, and its size.
     files: HashMap<FileId, (usize, u64)>,
     bytes: u64,
 }
@@ -245,7 +247,7 @@ impl<'a> Held<'a> {
         held
     }
 
-    /// Whether a snapshot stands on this image.
+    /// Returns whether a snapshot is based on this image.
     fn is_base(&self, image: usize) -> bool {
         self.images.get(image).is_some_and(|digest| self.bases.contains_key(digest))
     }
@@ -269,7 +271,7 @@ impl<'a> Held<'a> {
         }
     }
 
-    /// Lets an item go, and tells what that frees.
+    /// Releases an item. Returns the bytes that this frees.
     fn release(&mut self, scene: &Scene<'a>, item: &Item) -> u64 {
         let before = self.bytes;
         let inventory = scene.inventory;

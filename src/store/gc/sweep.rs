@@ -1,4 +1,4 @@
-//! Taking from the disk what has no name any longer.
+//! Removes from the disk what no longer has a name.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
@@ -21,24 +21,24 @@ use crate::store::{
     tree::{self, FileId},
 };
 
-/// What is younger may be about to get its row.
+/// A younger file may be about to get its row.
 const SETTLED: Duration = Duration::from_secs(60 * 60);
 
-/// A run's directory without a journal that is younger may be about to get one.
+/// A younger run directory without a journal may be about to get one.
 const RUN_SETTLED: Duration = Duration::from_secs(2);
 
 /// The logs of cached steps.
 #[derive(Debug, Default)]
 pub(super) struct Logs {
-    /// In bytes, by key.
+    /// Sizes in bytes, by key.
     pub(super) sizes: BTreeMap<[u8; 32], u64>,
-    /// Those that have other names, too.
+    /// The log files that have other hard links.
     files: HashSet<FileId>,
 }
 
 impl Store {
-    /// The runs that have ended, newest first, and how many go on. Logs that cached steps have, too, are counted with
-    /// those.
+    /// Returns the runs that have ended, newest first, and the number of those still going on. Logs that are
+    /// also logs of cached steps are counted with those.
     pub(super) fn old_runs(&self, logs: &Logs) -> Result<(Vec<RunFiles>, usize), StoreError> {
         let dir = self.dir().join("runs");
         let (mut old, mut live) = (Vec::new(), 0);
@@ -59,7 +59,7 @@ impl Store {
         Ok((old, live))
     }
 
-    /// The logs of cached steps.
+    /// Returns the logs of cached steps.
     pub(super) fn cached_logs(&self, inventory: &Inventory) -> Result<Logs, StoreError> {
         let mut logs = Logs::default();
         if self.logs_dir().is_dir() {
@@ -73,9 +73,9 @@ impl Store {
         Ok(logs)
     }
 
-    /// Gives rows to deltas that no snapshot was kept with, and to layers of images that never became whole, so that they go
-    /// like everything else that has no name: those are named after what they have, not after the process that made them,
-    /// which therefore does not remove them.
+    /// Adds rows for deltas that were not kept with any snapshot, and for layers of images that were never
+    /// completed, so that they are removed like everything else without a name. They are named after their
+    /// content, not after the process that made them, and so that process does not remove them.
     pub(super) fn adopt_unnamed(&self, inventory: &Inventory) -> Result<(), StoreError> {
         let found = names(&self.dir().join("layers"))?;
         let layers = found.iter().filter_map(|name| LayerId::parse(name)).filter(LayerId::is_of_content);
@@ -91,13 +91,13 @@ impl Store {
         Ok(())
     }
 
-    /// Forgets the layers that somebody took from the disk, and every name that needs one of them.
+    /// Forgets layers that were removed from the disk by other means, and every name that needs one of them.
     pub(super) fn forget_missing(
         &self,
         transaction: &Transaction<'_>,
         inventory: Inventory,
     ) -> rusqlite::Result<Inventory> {
-        // What has a row was in its place before.
+        // A layer with a row was in its place before.
         let missing: Vec<&LayerId> = inventory.layers.keys().filter(|id| !self.layer_home(id).is_dir()).collect();
         if missing.is_empty() {
             return Ok(inventory);
@@ -108,7 +108,8 @@ impl Store {
         index::inventory::read(transaction)
     }
 
-    /// Removes what was doomed up to `epoch` and before the oldest lease. Tells how many bytes that freed; so do the others.
+    /// Removes what was doomed up to `epoch` and before the oldest lease. Returns the freed bytes, as the
+    /// other functions here do.
     pub(super) fn remove_doomed(&self, epoch: u64) -> Result<u64, StoreError> {
         let end = self.oldest_lease()?.map_or(epoch + 1, |oldest| oldest.min(epoch + 1));
         let mut removed = Vec::new();
@@ -164,7 +165,8 @@ impl Store {
         let hex = |key: &[u8; 32]| blake3::Hash::from_bytes(*key).to_hex().to_string();
         let forgotten: BTreeSet<String> = before.cached.iter().map(|row| hex(&row.key)).collect();
         let mut removed = Vec::new();
-        // Whoever is about to write a row waits, and finds the file gone, or comes first.
+        // A process that is about to write a row either waits and then finds the file gone, or writes the row
+        // first.
         let done = self.index.write(|transaction| {
             let cached = index::inventory::read(transaction)?.cached;
             let cached: BTreeSet<String> = cached.iter().map(|row| hex(&row.key)).collect();
@@ -200,7 +202,7 @@ impl Store {
         self.dir().join("logs")
     }
 
-    /// False where there is nothing at `path`.
+    /// Moves `path` to `trash`. Returns false if there is nothing at `path`.
     fn move_to(&self, path: &Path, trash: &Path) -> Result<bool, StoreError> {
         match fs::rename(path, trash) {
             Ok(()) => Ok(true),
@@ -209,13 +211,13 @@ impl Store {
         }
     }
 
-    /// Deletes trees in this process's `tmp`, and tells how many bytes that freed. What it may not delete is
-    /// reported, and stays until the store is opened by a process that may.
+    /// Deletes trees in this process's `tmp`, and returns the freed bytes. What it is not permitted to delete
+    /// is reported, and stays until the store is opened by a process that has the permission.
     fn delete(&self, trees: Vec<PathBuf>) -> u64 {
         let ops = self.tree_ops();
         let mut freed = 0;
         for tree in trees {
-            // One after the other: what several of them share goes with the last.
+            // One after the other, because files that several trees share are freed with the last.
             let extent = tree::measure(&tree).unwrap_or_default();
             freed += extent.own + extent.enclosed;
             if let Err(error) = ops.remove_tree(&tree) {
@@ -228,9 +230,9 @@ impl Store {
     }
 }
 
-/// Reports what can't be moved out of its place, such as a mount point or an immutable directory: the next
-/// collection tries again. An error that ends the collection is returned: there are means against a full
-/// disk.
+/// Reports what cannot be moved out of its place, such as a mount point or an immutable directory. The next
+/// collection tries again. Returns an error that ends the collection if the disk is full, because the caller
+/// can handle that.
 fn stays(error: StoreError) -> Option<StoreError> {
     if matches!(error, StoreError::Full { .. }) {
         return Some(error);
@@ -239,7 +241,7 @@ fn stays(error: StoreError) -> Option<StoreError> {
     None
 }
 
-/// Returns whether the run in `dir` goes on. Its journal is locked from the moment it is there.
+/// Returns whether the run in `dir` is still going on. Its journal is locked as soon as it exists.
 fn is_live(dir: &Path) -> bool {
     match File::open(dir.join("journal")) {
         Ok(journal) => rustix::fs::flock(&journal, FlockOperation::NonBlockingLockExclusive).is_err(),
@@ -248,7 +250,8 @@ fn is_live(dir: &Path) -> bool {
     }
 }
 
-/// Whether what is at `path` was changed longer ago than that, or, by a clock that jumped, longer in the future.
+/// Returns whether the file at `path` was changed longer ago than `limit`, or, if the clock jumped, by more
+/// than that in the future.
 fn is_older(path: &Path, limit: Duration) -> bool {
     let Ok(changed) = fs::symlink_metadata(path).and_then(|metadata| metadata.modified()) else { return false };
     let now = SystemTime::now();

@@ -1,4 +1,4 @@
-//! What of the machine's system directories steps must not see.
+//! Hides the parts of the machine's system directories that steps must not see.
 
 use std::{
     collections::VecDeque,
@@ -12,8 +12,8 @@ use std::{
 use super::redact;
 use crate::store::{StoreError, error::Doing, layout::make_dir, tree};
 
-/// Credentials that some programs leave readable for everybody, or that name accounts elsewhere. What is not readable for
-/// everybody needs no mention: all of that is hidden.
+/// Credentials that some programs leave world-readable, or that name accounts elsewhere. Files that are not
+/// world-readable need not be listed, because all of them are hidden.
 const HIDDEN: [&str; 36] = [
     "etc/NetworkManager/system-connections",
     "etc/apt/auth.conf",
@@ -53,17 +53,17 @@ const HIDDEN: [&str; 36] = [
     "var/cache/debconf/passwords.dat",
 ];
 
-/// Directories of too many files to look at each in every run.
+/// Directories with too many files to examine each of them in every run.
 const LARGE: [&str; 8] = ["usr", "opt", "bin", "sbin", "lib", "lib32", "lib64", "libx32"];
 
-/// Where people put files by hand, past any package manager.
+/// Directories where users install files by hand, outside of any package manager.
 const BY_HAND: [&str; 2] = ["opt", "usr/local"];
 
-/// Programs that some systems let others run but not read, and that steps want. Any other such file is
+/// Programs that some systems let other users run but not read, and that steps need. Any other such file is
 /// hidden.
 const PROGRAMS: [&str; 4] = ["usr/bin/sudo", "usr/bin/sudoreplay", "usr/bin/userhelper", "usr/sbin/userhelper"];
 
-/// Files with a password for each account, and what stands for a locked one.
+/// Files with a password for each account, and the entry of a locked account.
 const SHADOWS: [(&str, &str, &str); 4] = [
     ("shadow", "passwd", ":*:19000:0:99999:7:::"),
     ("shadow-", "passwd", ":*:19000:0:99999:7:::"),
@@ -71,31 +71,31 @@ const SHADOWS: [(&str, &str, &str); 4] = [
     ("gshadow-", "group", ":*::"),
 ];
 
-/// How much is looked at to find what others may not read.
+/// How much is examined to find what other users may not read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Reach {
-    /// Large directories are looked through only in places where people put files by hand: up to this
-    /// many entries of each, those nearest to its top first.
+    /// Large directories are searched only in places where users install files by hand: up to this many
+    /// entries of each, those nearest to its top first.
     pub(super) entries: usize,
-    /// The kernel keeps the content of the rest from steps.
+    /// Whether the kernel hides the content of the rest from steps.
     pub(super) screened: bool,
 }
 
 impl Reach {
-    /// Everything.
+    /// Examines everything.
     pub(super) const ALL: Self = Self { entries: usize::MAX, screened: false };
 }
 
-/// What [`make`] made.
+/// The result of [`make`].
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Made {
     /// The mask has something in it.
     pub(super) masks: bool,
-    /// It hides everything that others may not read.
+    /// Whether the mask hides everything that other users may not read.
     pub(super) complete: bool,
 }
 
-/// Makes the mask over the directory `name` of the machine.
+/// Creates the mask over the directory `name` of the machine.
 pub(super) fn make(machine: &Path, name: &Path, mask: &Path, reach: Reach) -> Result<Made, StoreError> {
     let mut layer = Layer { machine, name, mask, screened: reach.screened, empty: true };
     for hidden in HIDDEN {
@@ -120,14 +120,14 @@ pub(super) fn make(machine: &Path, name: &Path, mask: &Path, reach: Reach) -> Re
     if reach.screened && !complete {
         layer.programs()?;
     }
-    // Deep in directories that nobody looks through.
+    // These files are deep in directories that are not searched.
     for file in redact::named(name) {
         layer.redact_named(file)?;
     }
     Ok(Made { masks: !layer.empty, complete })
 }
 
-/// The homes of people, as paths relative to the root, wherever they are.
+/// Returns the home directories of users, as paths relative to the root, wherever they are.
 fn homes(machine: &Path) -> Vec<PathBuf> {
     let passwd = fs::read(machine.join("etc/passwd")).unwrap_or_default();
     let passwd = String::from_utf8_lossy(&passwd);
@@ -146,13 +146,13 @@ struct Layer<'a> {
     machine: &'a Path,
     name: &'a Path,
     mask: &'a Path,
-    /// Whether the kernel may keep from steps what the machine lets only some read.
+    /// Whether the kernel may hide from steps what only some users of the machine may read.
     screened: bool,
     empty: bool,
 }
 
 impl Layer<'_> {
-    /// Hides what is at `path`, if it is in this directory and there.
+    /// Hides the file at `path`, if it exists in this directory.
     fn hide(&mut self, path: &Path) -> Result<(), StoreError> {
         if path == self.name || !path.starts_with(self.name) {
             return Ok(());
@@ -164,14 +164,14 @@ impl Layer<'_> {
         tree::whiteout(&place).doing("hide", &self.machine.join(path))
     }
 
-    /// Hides what others may not read in the directory at `path` and below it, and passwords in addresses.
-    /// Directories are looked through in the order of their depth, until `budget` entries were seen. Returns
+    /// Hides what other users may not read in the directory at `path` and below it, and removes passwords
+    /// from addresses. Directories are searched breadth-first, until `budget` entries were seen. Returns
     /// whether those were all.
     fn search(&mut self, path: &Path, mut budget: usize) -> Result<bool, StoreError> {
         let Ok(top) = fs::symlink_metadata(self.machine.join(path)) else { return Ok(true) };
         let mut dirs = VecDeque::from([path.to_path_buf()]);
         while let Some(dir) = dirs.pop_front() {
-            // A caller who can't list it can't show it to a step either.
+            // A caller who cannot list it cannot show it to a step either.
             let Ok(entries) = fs::read_dir(self.machine.join(&dir)) else { continue };
             for entry in entries.flatten() {
                 let Some(left) = budget.checked_sub(1) else { return Ok(false) };
@@ -182,7 +182,8 @@ impl Layer<'_> {
                 let Ok(metadata) = entry.metadata() else { continue };
                 let path = dir.join(entry.file_name());
                 if is_private(&metadata) && !is_program(&path, &metadata) {
-                    // Locks and the like tell nothing, and programs want them. No screen lets root open them.
+                    // Empty files such as locks contain no secrets, and programs need them. A screen does not
+                    // let root open them.
                     let tells = metadata.is_dir() || metadata.len() > 0;
                     match tells {
                         true => self.hide(&path)?,
@@ -202,7 +203,7 @@ impl Layer<'_> {
         Ok(true)
     }
 
-    /// Takes names and passwords out of the addresses in a file, and settings that are secrets.
+    /// Removes user names and passwords from the addresses in a file, and settings that are secrets.
     fn redact(&mut self, path: &Path, metadata: &Metadata) -> Result<(), StoreError> {
         let from = self.machine.join(path);
         if metadata.len() > redact::MAX_BYTES {
@@ -215,11 +216,12 @@ impl Layer<'_> {
         }
     }
 
-    /// Does the same to one file, if it is there and everybody may read it.
+    /// Does the same for one file, if it exists and is world-readable.
     fn redact_named(&mut self, path: &Path) -> Result<(), StoreError> {
         let from = self.machine.join(path);
         let Ok(metadata) = fs::symlink_metadata(&from) else { return Ok(()) };
-        // The mask would make a directory of a link on the way: what is behind it is looked at where it is.
+        // The mask would turn a link on the way into a directory. The link's target is handled at its own
+        // path.
         let is_straight = match (from.canonicalize(), self.machine.canonicalize()) {
             (Ok(real), Ok(machine)) => real == machine.join(path),
             _ => false,
@@ -227,7 +229,7 @@ impl Layer<'_> {
         if is_straight && metadata.is_file() && !is_private(&metadata) { self.redact(path, &metadata) } else { Ok(()) }
     }
 
-    /// Copies programs that others may run but not read, which no screen lets anyone run.
+    /// Copies the programs that other users may run but not read. No step could run them through a screen.
     fn programs(&mut self) -> Result<(), StoreError> {
         let name = self.name;
         for program in PROGRAMS.map(Path::new).into_iter().filter(|path| path.starts_with(name)) {
@@ -241,7 +243,7 @@ impl Layer<'_> {
         Ok(())
     }
 
-    /// Accounts without passwords.
+    /// Adds account files without passwords.
     fn accounts(&mut self) -> Result<(), StoreError> {
         for (shadow, list, locked) in SHADOWS {
             let path = self.name.join(shadow);
@@ -258,7 +260,8 @@ impl Layer<'_> {
         Ok(())
     }
 
-    /// Files that are links to what steps do not have, or, in containers, mount points that overlays do not cross.
+    /// Adds files that are links to what steps lack or, in containers, mount points that overlays do not
+    /// cross.
     fn network(&mut self) -> Result<(), StoreError> {
         for name in ["resolv.conf", "hosts", "hostname"] {
             let path = self.name.join(name);

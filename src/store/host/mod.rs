@@ -1,9 +1,10 @@
-//! The `host` image: this machine's system, to be shown to steps copy-on-write.
+//! The `host` image: this machine's system, shown to steps copy-on-write.
 //!
-//! An overlay of `/` cannot be: the store lies below it, and ordinary users may not mount one. So the root of a step is a
-//! skeleton of empty directories, and every system directory gets an overlay of its own on top. Home directories, the
-//! store, credentials, and the state of daemons are not in it. What mount points of the machine lie within a system
-//! directory does not show either, because overlays do not cross them.
+//! An overlay of `/` is not possible: the store is below it, and unprivileged users may not mount one. The
+//! root of a step is therefore a skeleton of empty directories, and every system directory gets a separate
+//! overlay on top. Home directories, the store, credentials, and the state of daemons are not included. Mount
+//! points of the machine within a system directory are not visible either, because overlays do not cross
+//! them.
 
 mod mask;
 mod redact;
@@ -19,11 +20,11 @@ use mask::{Made, Reach};
 
 use super::{IdMap, Store, StoreError, error::Doing, layout::make_dir};
 
-/// Top-level directories that are the system, where they are directories. Where they are links (`/bin` to `usr/bin`), the
-/// skeleton has the link.
+/// Top-level directories of the system, if they are directories. If they are links (`/bin` to `usr/bin`), the
+/// skeleton contains the link.
 const SYSTEM: [&str; 9] = ["usr", "etc", "opt", "bin", "sbin", "lib", "lib32", "lib64", "libx32"];
 
-/// Databases of package managers: what is installed must not disagree with what is there.
+/// Databases of package managers. They must be consistent with the installed files.
 const PACKAGES: [&str; 9] = [
     "var/lib/dpkg",
     "var/lib/apt",
@@ -36,25 +37,25 @@ const PACKAGES: [&str; 9] = [
     "var/cache/ldconfig",
 ];
 
-/// How many entries of `/opt`, and of `/usr/local`, are looked at: a few milliseconds' worth.
+/// The number of entries of `/opt`, and of `/usr/local`, that are examined. This takes a few milliseconds.
 const SEARCHED: usize = 2000;
 
-/// Shown read-only where they are there: package stores that nobody but their own daemon may write to.
+/// Shown read-only if they exist: package stores that only their own daemon may write to.
 const READ_ONLY: [&str; 2] = ["nix", "gnu"];
 
-/// This machine's system as a set of lower directories. What was made for it goes when this is dropped: not
-/// before the last step that is shown it has ended.
+/// This machine's system as a set of lower directories. The directories made for it are removed when this is
+/// dropped, which must not happen before the last step that sees it has ended.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct HostImage {
     /// The lowest lower directory of the step's root, with a mount point for each of `dirs`.
     pub skeleton: PathBuf,
-    /// What to mount over it, parents before children.
+    /// The directories to mount over it, parents before children.
     pub dirs: Vec<HostDir>,
     _home: Home,
 }
 
-/// The directory with all that was made for an image.
+/// The directory that contains everything created for an image.
 #[derive(Debug)]
 struct Home {
     store: Arc<Store>,
@@ -71,25 +72,26 @@ impl Drop for Home {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct HostDir {
-    /// Where, relative to the step's root: `usr`, `var/lib/dpkg`.
+    /// The path relative to the step's root: `usr`, `var/lib/dpkg`.
     pub path: PathBuf,
-    /// The lower directories of its overlay, topmost first: a mask over what the machine has.
+    /// The lower directories of its overlay, topmost first: a mask over the machine's directory.
     pub lowers: Vec<PathBuf>,
-    /// Steps see it as it is and can't write to it: a read-only bind mount of the one lower directory.
+    /// Whether steps see the directory as it is and cannot write to it: a read-only bind mount of the one
+    /// lower directory.
     pub read_only: bool,
-    /// The lowest lower directory must be shown through a mount that root can't read through what others may
-    /// not: its files are too many to look at each.
+    /// Whether the lowest lower directory must be shown through a mount in which root cannot read what other
+    /// users may not read. This is the case if it has too many files to examine each of them.
     pub screened: bool,
 }
 
 impl Store {
-    /// This machine's system as it is now, with `extra_dirs` shown read-only. `id_map` says how steps see
-    /// owners. Takes some milliseconds; much longer if steps are root and the kernel can't screen the large
-    /// directories.
+    /// Returns this machine's current system, with `extra_dirs` shown read-only. `id_map` defines how steps
+    /// see owners. Takes a few milliseconds, and much longer if steps are root and the kernel cannot screen
+    /// the large directories.
     ///
     /// # Errors
-    /// [`StoreError::StoreWithinImage`] where the store itself would be visible, [`StoreError::BadHostDir`] for an extra
-    /// directory that can't be shown.
+    /// Returns [`StoreError::StoreWithinImage`] if the store itself would be visible, or
+    /// [`StoreError::BadHostDir`] for an extra directory that cannot be shown.
     pub fn host_image(self: &Arc<Self>, extra_dirs: &[PathBuf], id_map: IdMap) -> Result<HostImage, StoreError> {
         self.make_host_image(Path::new("/"), extra_dirs, id_map)
     }
@@ -110,7 +112,8 @@ impl Store {
                 let screened = id_map == IdMap::Root && can_screen(&real);
                 let reach = match id_map {
                     IdMap::Root if !screened => Reach::ALL,
-                    // The kernel shows ordinary users no files of others that they may not read.
+                    // The kernel prevents unprivileged users from reading files of other users that they may
+                    // not read.
                     _ => Reach { entries: SEARCHED, screened },
                 };
                 let mask = home.path.join(format!("mask-{}", name.replace('/', "-")));
@@ -143,7 +146,7 @@ impl Store {
         Ok(HostImage { skeleton, dirs, _home: home })
     }
 
-    /// The real path of a directory that steps will see, which must not have the store in it.
+    /// Returns the real path of a directory that steps will see. It must not contain the store.
     fn visible(&self, dir: &Path) -> Result<PathBuf, StoreError> {
         let real = dir.canonicalize().doing("resolve", dir)?;
         if self.dir().starts_with(&real) {
@@ -156,8 +159,9 @@ impl Store {
     }
 }
 
-/// Returns whether a directory can be shown through a screen: an overlay, made by a user of no files, below
-/// the overlay that steps write to. Overlays stack twice at the most, and that user must have an id here.
+/// Returns whether a directory can be shown through a screen: an overlay that is mounted by a user without
+/// files, below the overlay that steps write to. Overlays can be stacked at most twice, and that user must
+/// have an id in this user namespace.
 fn can_screen(dir: &Path) -> bool {
     const OVERLAY: u64 = 0x794c_7630;
     const ECRYPTFS: u64 = 0xf15f;
@@ -168,7 +172,7 @@ fn can_screen(dir: &Path) -> bool {
             .is_ok_and(|map| map.split_ascii_whitespace().eq(["0", "0", "4294967295"]))
 }
 
-/// Where an extra directory is mounted: where it is on the machine.
+/// Returns the mount point of an extra directory, which is its path on the machine.
 fn extra_path(dir: &Path) -> Result<PathBuf, StoreError> {
     let bad = |reason| StoreError::BadHostDir { path: dir.into(), reason };
     let relative = dir.strip_prefix("/").map_err(|_| bad("its path is not absolute"))?;

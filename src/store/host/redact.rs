@@ -1,24 +1,24 @@
-//! Files that everybody may read, and that may have a user's name and password in addresses, as in
+//! Redacts world-readable files that may contain a user's name and password in addresses, as in
 //! `https://user:password@host/`, or a token in a setting.
 
 use std::path::Path;
 
-/// Larger files are no lists of servers.
+/// Larger files are not lists of servers.
 pub(super) const MAX_BYTES: u64 = 1 << 20;
 
-/// What else than addresses is looked at.
+/// What is examined in a file besides addresses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
     /// Nothing.
     Addresses,
-    /// A setting on each line: one that names a secret is left out.
+    /// Each line is a setting. A setting that names a secret is removed.
     Settings,
-    /// A script for a shell: an assignment that names a secret becomes a command that does nothing.
+    /// A shell script. An assignment that names a secret is replaced by a command that does nothing.
     Script,
 }
 
-/// Where package managers and the like are told of servers, proxies and tokens. All below a directory counts.
-/// Files of large directories are looked at though nothing else there is.
+/// Files where package managers and similar programs find servers, proxies and tokens. Everything below a
+/// listed directory counts. Listed files in large directories are examined even though nothing else there is.
 const FILES: [(&str, Kind); 35] = [
     ("etc/apt", Kind::Addresses),
     ("etc/apk", Kind::Addresses),
@@ -57,8 +57,8 @@ const FILES: [(&str, Kind); 35] = [
     ("usr/local/lib/node_modules/npm/npmrc", Kind::Settings),
 ];
 
-/// What the names of secrets have in them, in small letters: npm's `_authToken` and `_password`, git's
-/// `extraHeader`, curl's `proxy-user`.
+/// Parts of the names of secrets, in lower case: npm's `_authToken` and `_password`, git's `extraHeader`,
+/// curl's `proxy-user`.
 const SECRET: [&str; 10] = [
     "_auth",
     "api_key",
@@ -72,23 +72,24 @@ const SECRET: [&str; 10] = [
     "oauth2-bearer",
 ];
 
-/// Names of curl's that are secrets as a whole.
+/// Settings of curl that are secrets if the whole name matches.
 const WHOLE: [&str; 2] = ["user", "u"];
 
-/// What values have in them that are secrets whatever their names: a header, what a helper of git's prints.
+/// Parts of values that are secrets regardless of their names: a header, the output of a git credential
+/// helper.
 const IN_VALUES: [&str; 3] = ["authorization:", "password=", "-token:"];
 
-/// Returns whether the file at `path`, relative to the root, is one of those.
+/// Returns whether the file at `path`, relative to the root, is one of these files.
 pub(super) fn may_have_passwords(path: &Path) -> bool {
     kind(path).is_some()
 }
 
-/// Returns the files below `dir` that are named one by one.
+/// Returns the files below `dir` that are listed individually.
 pub(super) fn named(dir: &Path) -> impl Iterator<Item = &'static Path> {
     FILES.iter().map(|(file, _)| Path::new(*file)).filter(move |file| file.starts_with(dir))
 }
 
-/// Returns the text of the file at `path` without passwords. `None` if there are none.
+/// Returns the text of the file at `path` without passwords, or `None` if there are none.
 pub(super) fn without_secrets(path: &Path, text: &[u8]) -> Option<Vec<u8>> {
     let settings = match kind(path)? {
         Kind::Addresses => None,
@@ -103,8 +104,8 @@ fn kind(path: &Path) -> Option<Kind> {
     FILES.iter().find(|(file, _)| path.starts_with(file)).map(|(_, kind)| *kind)
 }
 
-/// Returns the text with `instead` in the place of each line that sets a secret, and of the lines that go on
-/// with it. `None` if there is none.
+/// Returns the text with each line that sets a secret, and its continuation lines, replaced by `instead`.
+/// Returns `None` if there is no such line.
 fn without_settings(text: &[u8], instead: &[u8]) -> Option<Vec<u8>> {
     let mut clean = Vec::new();
     let (mut found, mut goes_on) = (false, false);
@@ -117,8 +118,8 @@ fn without_settings(text: &[u8], instead: &[u8]) -> Option<Vec<u8>> {
     found.then_some(clean)
 }
 
-/// Returns whether a line sets a secret. In a script that is an assignment and nothing else, its quotes
-/// closed: anything else may be part of a longer command.
+/// Returns whether a line sets a secret. In a script, the line must be an assignment and nothing else, with
+/// its quotes closed: anything else may be part of a longer command.
 fn sets_secret(line: &[u8], in_script: bool) -> bool {
     let line = String::from_utf8_lossy(line).to_ascii_lowercase();
     let line = line.trim();
@@ -129,7 +130,7 @@ fn sets_secret(line: &[u8], in_script: bool) -> bool {
         let is_whole = ['"', '\''].iter().all(|quote| value.matches(*quote).count() % 2 == 0) && !value.ends_with('\\');
         return is_name && is_whole && SECRET.iter().any(|word| name.contains(word));
     }
-    // Git takes a setting beside the name of its section.
+    // Git accepts a setting on the same line as the section's name.
     let setting = match line.strip_prefix('[') {
         Some(section) => section.split_once(']').map_or("", |(_, setting)| setting),
         None => line,
@@ -141,8 +142,7 @@ fn sets_secret(line: &[u8], in_script: bool) -> bool {
         || IN_VALUES.iter().any(|word| setting.contains(word))
 }
 
-/// Returns the text without what stands before the `@` of an address. `None` if there is nothing of that
-/// kind.
+/// Returns the text without the part before the `@` of each address, or `None` if there is no such part.
 fn without_passwords(text: &[u8]) -> Option<Vec<u8>> {
     let mut clean = Vec::new();
     let (mut kept, mut at) = (0, 0);
@@ -150,7 +150,7 @@ fn without_passwords(text: &[u8]) -> Option<Vec<u8>> {
         let start = at + found + 3;
         let ends = |byte: &u8| byte.is_ascii_whitespace() || b"/\"'<>?#]".contains(byte);
         let end = text[start..].iter().position(ends).map_or(text.len(), |len| start + len);
-        // A password may itself have an `@` in it.
+        // A password may itself contain an `@`.
         if let Some(len) = text[start..end].iter().rposition(|byte| *byte == b'@') {
             clean.extend_from_slice(&text[kept..start]);
             kept = start + len + 1;
@@ -215,7 +215,7 @@ mod tests {
         ] {
             assert_eq!(clean(path, text).as_deref(), Some(wanted), "{path}");
         }
-        // What may be part of a longer command stays.
+        // What may be part of a longer command is not changed.
         let script = "if [ -n \"$TOKEN\" ]; then :; fi\nTOKEN=\"a\nb\"\nX=1 \\\n";
         assert_eq!(clean("etc/profile.d/x.sh", script), None);
         for (path, text) in [

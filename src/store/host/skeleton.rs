@@ -1,4 +1,4 @@
-//! The directories that a step's root has besides those of the system.
+//! The directories of a step's root besides those of the system.
 
 use std::{
     fs::{self, Permissions},
@@ -10,7 +10,7 @@ use std::{
 use super::{HostDir, SYSTEM};
 use crate::store::{StoreError, error::Doing, layout::make_dir, tree};
 
-/// Empty, with these modes.
+/// Empty directories, with these modes.
 const EMPTY: [(&str, u32); 14] = [
     ("root", 0o700),
     ("home", 0o755),
@@ -28,7 +28,8 @@ const EMPTY: [(&str, u32); 14] = [
     ("boot", 0o755),
 ];
 
-/// Small state of package scripts, copied: without it they take the system for half installed.
+/// Small state of package scripts, which is copied. Without it they consider the system incompletely
+/// installed.
 const STATE: [&str; 14] = [
     "var/lib/alternatives",
     "var/lib/ca-certificates-java",
@@ -46,11 +47,11 @@ const STATE: [&str; 14] = [
     "var/lib/xml-core",
 ];
 
-/// What is copied must be small: these are limits on one of [`STATE`].
+/// Only small state is copied: these limits apply to each entry of [`STATE`].
 const MAX_STATE_FILES: u32 = 512;
 const MAX_STATE_BYTES: u64 = 1 << 20;
 
-/// Makes the skeleton at `skeleton`.
+/// Creates the skeleton at `skeleton`.
 pub(super) fn make(machine: &Path, skeleton: &Path, dirs: &[HostDir]) -> Result<(), StoreError> {
     let empty = |path: &Path, mode| {
         make_dir(path)?;
@@ -89,14 +90,14 @@ pub(super) fn make(machine: &Path, skeleton: &Path, dirs: &[HostDir]) -> Result<
     Ok(())
 }
 
-/// Makes the links and, empty, the directories that the machine has at `dir`: packages expect them.
+/// Recreates the links and, empty, the directories of the machine's `dir`, because packages expect them.
 fn mirror(machine: &Path, skeleton: &Path, dir: &Path) -> Result<(), StoreError> {
     let made = skeleton.join(dir);
     if !made.is_dir() {
         make_dir(&made)?;
         fs::set_permissions(&made, Permissions::from_mode(0o755)).doing("set the mode of", &made)?;
     }
-    // What can't be listed is not missed: the directory stays empty.
+    // A directory that cannot be listed is not needed: it stays empty.
     let Ok(entries) = fs::read_dir(machine.join(dir)) else { return Ok(()) };
     for entry in entries.flatten() {
         let (from, to) = (entry.path(), made.join(entry.file_name()));
@@ -118,14 +119,14 @@ fn link(target: &Path, path: &Path) -> Result<(), StoreError> {
     std::os::unix::fs::symlink(target, path).doing("make the link", path)
 }
 
-/// Copies a file or a tree that others may read, if it is small.
+/// Copies a file or a tree that other users may read, if it is small.
 fn copy_state(from: &Path, to: &Path) -> Result<(), StoreError> {
     let mut budget = (MAX_STATE_FILES, MAX_STATE_BYTES);
     if !fits(from, &mut budget) {
         return Ok(());
     }
     if from.is_dir() {
-        // Already there, empty, if it is on the first level of what is mirrored.
+        // It exists already, empty, if it is on the first level of a mirrored directory.
         match fs::remove_dir(to) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(StoreError::io("replace", to, error)),
             _ => {}

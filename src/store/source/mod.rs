@@ -1,14 +1,15 @@
-//! Freezing a source tree: look at it by the rules of ignore files, name it by its content, keep what
+//! Freezing a source tree: walks it by the rules of ignore files, names it by its content, and stores what
 //! changed.
 //!
 //! ```text
-//! walk (by rules)  every path and its status, no file read
-//! read             the stat cache vouches for what is as it was; the rest is read and hashed: a manifest, and so the name
-//! write            a tree that the store does not have becomes one layer over those of the directory's last source, or a
-//!                  stack of its own; every byte is compared with the manifest, so that what was edited meanwhile is noticed
+//! walk   the status of every path that the rules admit; no file is read
+//! read   unchanged files are taken from the stat cache, the others are read and hashed: this yields the
+//!        manifest, and with it the name
+//! write  a tree that is not in the store becomes one layer over those of the directory's last source, or a
+//!        stack of its own; every byte is compared with the manifest, so that concurrent edits are noticed
 //! ```
 //!
-//! Knows nothing of steps; [`Store::delta`] brings snapshots made over an older source up to date.
+//! This module knows nothing about steps. [`Store::delta`] updates snapshots made over an older source.
 
 mod read;
 mod rules;
@@ -39,27 +40,29 @@ use super::{
 
 pub(super) use write::put_symlink;
 
-/// A stack with more deltas than this is compacted: each is one more place where a step's lookup of a name asks.
+/// A stack with more deltas than this is compacted, because each layer makes a step's lookup of a name
+/// slower.
 const MAX_DELTAS: usize = 8;
 
-/// Deltas of no more than this never outweigh their base.
+/// Deltas up to this size never outweigh their base.
 const LIGHT: Weight = Weight { entries: 1000, bytes: 16 << 20 };
 
-/// A source tree in the store: a stack of layers, which nobody writes to.
+/// A source tree in the store: a stack of read-only layers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct FrozenSource {
-    /// Its name: equal content, modes and times give equal ids.
+    /// The name. Equal content, modes and times give equal ids.
     pub id: SourceId,
-    /// The layers that it is made of, topmost first: what changed since, over a whole tree.
+    /// The layers of the source, topmost first: later changes, over a whole tree.
     pub layers: Vec<LayerId>,
-    /// Where these layers are. Each has its part of the tree at `workspace`, and marks what it removes as overlayfs does
-    /// (whiteouts, never opaque directories): fit to be an overlay's lower directories, whatever the steps' user ids.
+    /// The directories of these layers. Each contains its part of the tree at `workspace`, and marks removed
+    /// entries as overlayfs does (with whiteouts, never with opaque directories). They can be an overlay's
+    /// lower directories for any user ids of the steps.
     pub roots: Vec<PathBuf>,
 }
 
 impl FrozenSource {
-    /// Where a file of this source lies; `path` is relative to the tree.
+    /// Returns the path of a file of this source in the store. `path` is relative to the tree.
     pub(crate) fn locate(&self, path: &Path) -> PathBuf {
         let within = Path::new("workspace").join(path);
         let has_it = |root: &&PathBuf| root.join(&within).symlink_metadata().is_ok();
@@ -69,16 +72,16 @@ impl FrozenSource {
 }
 
 impl Store {
-    /// Brings the tree at `dir` into the store, unless it is there already. Blocks for as long as looking at every path
-    /// takes, and reading those files that changed since the last time.
+    /// Stores the tree at `dir`, unless it is in the store already. Blocks while every path is examined and
+    /// the files that changed since the last time are read.
     ///
-    /// Left out: what git would ignore and what `.ignore` files name, `.git`, the pipelines of `dir` itself
-    /// (`.hm`), sockets, pipes, devices, and the store itself. Hidden files, empty directories, symbolic
-    /// links, modes and times are kept.
+    /// The following are left out: what git would ignore and what `.ignore` files name, `.git`, the pipelines
+    /// of `dir` itself (`.hm`), sockets, pipes, devices, and the store itself. Hidden files, empty
+    /// directories, symbolic links, modes and times are kept.
     ///
     /// # Errors
-    /// [`StoreError::Unreadable`] and [`StoreError::SourceChanged`] name the file; [`StoreError::Abandoned`] where
-    /// `abandoned` was set meanwhile.
+    /// Returns [`StoreError::Unreadable`] or [`StoreError::SourceChanged`] with the file concerned, or
+    /// [`StoreError::Abandoned`] if `abandoned` was set in the meantime.
     pub fn freeze(&self, dir: &Path, abandoned: &AtomicBool) -> Result<FrozenSource, StoreError> {
         let no_source = || StoreError::NoSource { path: dir.into() };
         let source = dir.canonicalize().map_err(|_| no_source())?;
@@ -102,13 +105,13 @@ impl Store {
         let cache = StatCache::load(&cache_path);
         let started = now();
         let walk = Walk { source: reader.source, store: self.dir(), abandoned: reader.abandoned };
-        // Checking that the last source's layers are whole takes as long as the walk.
+        // Checking that the last source's layers are intact takes as long as the walk.
         let (tree, last) = thread::scope(|scope| {
             let last = cache.as_ref().map(|cache| scope.spawn(|| self.frozen_source(&cache.last)));
             (walk.run(), last.map(|last| last.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))))
         });
         let (tree, last) = (tree?, last.transpose()?.flatten());
-        // Where the clock went backwards, times tell nothing.
+        // If the clock went backwards, times are meaningless.
         let trusted = cache.as_ref().filter(|cache| cache.started <= started);
         let known = Known::of(&tree, trusted);
         let last = match last {
@@ -134,7 +137,7 @@ impl Store {
         Ok(frozen)
     }
 
-    /// Makes a source that the store does not have.
+    /// Adds a source that is not in the store.
     fn add_source(
         &self,
         reader: &Reader<'_>,
@@ -175,7 +178,7 @@ impl Store {
         Ok((record(&[base])?, Weight::default()))
     }
 
-    /// What a directory was frozen as the last time, with its manifest, if that can be read.
+    /// Returns the source that a directory was last frozen as, with its manifest if that can be read.
     fn last_source(&self, frozen: FrozenSource, weight: Weight) -> Option<LastSource> {
         match self.manifest(&frozen.id) {
             Ok(manifest) => Some(LastSource { frozen, manifest, weight }),
@@ -186,8 +189,9 @@ impl Store {
         }
     }
 
-    /// Writes a layer and puts it in its place; `None` where what is removed can't be marked. One that has a whole tree
-    /// keeps that tree's manifest beside it, so that deltas over it can be compacted when its source is gone.
+    /// Writes a layer and puts it in its place. Returns `None` if removed entries cannot be marked. A layer
+    /// that contains a whole tree keeps that tree's manifest beside it, so that deltas over it can be
+    /// compacted after its source is gone.
     fn write_layer(
         &self,
         writer: &LayerWriter<'_>,
@@ -218,16 +222,16 @@ impl Store {
     }
 }
 
-/// What a directory was frozen as the last time.
+/// The source that a directory was last frozen as.
 struct LastSource {
     frozen: FrozenSource,
     manifest: Manifest,
-    /// How much the deltas of its stack have.
+    /// The weight of the deltas in its stack.
     weight: Weight,
 }
 
 impl Weight {
-    /// How much a layer made of these changes has.
+    /// Returns the weight of a layer made of these changes.
     fn of(changes: &[Change<'_>]) -> Self {
         let bytes = changes.iter().map(|change| match change {
             Change::Removed(_) => 0,
@@ -239,7 +243,7 @@ impl Weight {
         Self { entries: changes.len() as u64, bytes: bytes.sum() }
     }
 
-    /// Whether this is more than a quarter of a tree.
+    /// Returns whether the weight is more than a quarter of a tree.
     fn outweighs(self, tree: &Manifest) -> bool {
         let bytes: u64 = tree
             .entries()
@@ -248,7 +252,7 @@ impl Weight {
         self.outnumbers(tree) || self.bytes > LIGHT.bytes.max(bytes / 4)
     }
 
-    /// Whether these are more entries than a quarter of a tree's.
+    /// Returns whether there are more entries than a quarter of a tree's.
     fn outnumbers(self, tree: &Manifest) -> bool {
         self.entries > LIGHT.entries.max(tree.len() as u64 / 4)
     }

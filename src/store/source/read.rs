@@ -1,4 +1,5 @@
-//! Reading a source tree: hashes for what the stat cache does not know, and copies that are checked against them.
+//! Reading a source tree: hashes of files that the stat cache does not know, and copies that are verified
+//! against them.
 
 use std::{
     cmp::Ordering as Order,
@@ -31,31 +32,31 @@ use crate::store::{
     tree,
 };
 
-/// How often a file, and then the whole tree, is read again where something changed meanwhile.
+/// How often a file, and then the whole tree, is read again if something changed in the meantime.
 pub(super) const ATTEMPTS: usize = 3;
 
 const CHUNK_BYTES: usize = 128 << 10;
 
-/// One attempt at a tree.
+/// One attempt to read a tree.
 #[derive(Debug)]
 pub(super) struct Reader<'a> {
-    /// Canonical.
+    /// The canonical path.
     pub(super) source: &'a Path,
     pub(super) abandoned: &'a AtomicBool,
 }
 
-/// What is known of a walked tree without reading a file.
+/// What is known about a walked tree without reading a file.
 #[derive(Debug)]
 pub(super) struct Known<'a> {
     tree: &'a Tree,
-    /// For each path of the tree what the cache vouches for.
+    /// For each path of the tree, the entry that the cache confirms.
     entries: Vec<Option<Entry<'a>>>,
-    /// How many entries the cache has.
+    /// The number of entries in the cache.
     cached: usize,
 }
 
 impl<'a> Known<'a> {
-    /// Compares a tree with the cache, both of which are in the same order.
+    /// Compares a tree with the cache. Both are in the same order.
     pub(super) fn of(tree: &'a Tree, cache: Option<&'a StatCache>) -> Self {
         let Some(cache) = cache else { return Self { tree, entries: vec![None; tree.len()], cached: 0 } };
         let mut next = 0;
@@ -73,7 +74,7 @@ impl<'a> Known<'a> {
         Self { tree, entries: (0..tree.len()).map(find).collect(), cached: cache.manifest.len() }
     }
 
-    /// Whether the tree is what the cache has, no more and no less.
+    /// Returns whether the tree is exactly what the cache contains.
     pub(super) fn is_everything(&self) -> bool {
         let same = |(index, entry): (usize, &Option<Entry<'_>>)| {
             entry.is_some_and(|entry| entry.mode == self.tree.status(index).mode)
@@ -82,17 +83,17 @@ impl<'a> Known<'a> {
     }
 }
 
-/// What decides whether a file or link is the same.
+/// The content that determines whether a file or link is the same.
 enum Content {
     Hash([u8; 32]),
     Target(Vec<u8>),
 }
 
 impl Reader<'_> {
-    /// Finds out what a walked tree consists of, reading what is not known yet.
+    /// Determines the manifest of a walked tree, reading what is not known yet.
     ///
     /// # Errors
-    /// [`StoreError::Unreadable`] and [`StoreError::SourceChanged`] with the file.
+    /// Returns [`StoreError::Unreadable`] or [`StoreError::SourceChanged`] with the file.
     pub(super) fn read_unknown(&self, known: &Known<'_>) -> Result<(Manifest, Vec<Stamp>), StoreError> {
         let tree = known.tree;
         let is_unknown =
@@ -125,7 +126,8 @@ impl Reader<'_> {
         Ok((manifest, stamps))
     }
 
-    /// What a file or link has in it, and its status at the time; `None` where it is gone by now.
+    /// Returns the content of a file or link, and its status at the time. Returns `None` if it is gone by
+    /// now.
     fn read(&self, path: &[u8], kind: FileKind, buffer: &mut [u8]) -> Result<Option<(Status, Content)>, StoreError> {
         self.check()?;
         let path = &self.source.join(OsStr::from_bytes(path));
@@ -143,7 +145,8 @@ impl Reader<'_> {
             Err(error) if error.kind() == io::ErrorKind::InvalidInput => return Err(changed(path)),
             Err(error) => return Err(unreadable(error)),
         };
-        // Looked at after it was read: were it replaced in between, the target would not be as long, or its time as late.
+        // The status is read after the target: if the link had been replaced in between, the length of the
+        // target or the time would differ.
         let stat = tree::stat_at(rustix::fs::CWD, path).map_err(unreadable)?;
         let status = stat.as_ref().and_then(Status::of).filter(|it| it.kind == FileKind::Symlink);
         let again = fs::read_link(path).map(|again| again.into_os_string().into_vec());
@@ -153,7 +156,7 @@ impl Reader<'_> {
         }
     }
 
-    /// Hashes a file that nobody writes to meanwhile.
+    /// Hashes a file, provided that no process writes to it in the meantime.
     fn read_file(&self, path: &Path, buffer: &mut [u8]) -> Result<Option<(Status, Content)>, StoreError> {
         let unreadable = |source: io::Error| StoreError::Unreadable { path: path.into(), source };
         for _ in 0..ATTEMPTS {
@@ -173,10 +176,10 @@ impl Reader<'_> {
         Err(changed(path))
     }
 
-    /// Copies one file, and makes sure that it is the one of the manifest.
+    /// Copies one file, and verifies that it is the one in the manifest.
     ///
     /// # Errors
-    /// [`StoreError::SourceChanged`] where it no longer is.
+    /// Returns [`StoreError::SourceChanged`] if it is a different file by now.
     pub(super) fn copy(&self, entry: &Entry<'_>, target: &Path, buffer: &mut [u8]) -> Result<(), StoreError> {
         self.check()?;
         let path = self.source.join(entry.as_path());
@@ -192,7 +195,7 @@ impl Reader<'_> {
         let mut hasher = blake3::Hasher::new();
         let shared = size_bytes >= CHUNK_BYTES as u64 && tree::reflink(&source, &copy);
         let whole = if shared {
-            // Read back, because it is the copy that counts.
+            // The copy is read back, because it is what counts.
             let unreadable = |error| StoreError::io("read", target, error);
             read_whole(&mut copy, size_bytes, buffer, unreadable, |bytes| {
                 hasher.update(bytes);
@@ -204,7 +207,7 @@ impl Reader<'_> {
             let mut length = 0;
             let whole = read_whole(&mut source, size_bytes, buffer, unreadable, |bytes| {
                 hasher.update(bytes);
-                // What is a hole stays one.
+                // Keeps holes as holes.
                 if !is_sparse || bytes.iter().any(|byte| *byte != 0) {
                     copy.write_all_at(bytes, length).doing("write", target)?;
                 }
@@ -228,8 +231,8 @@ impl Reader<'_> {
     }
 }
 
-/// Hands on what a file has that should be `size_bytes` long, and tells whether it is. One that grows is not read on: it
-/// may do so for as long as it is read.
+/// Passes on the content of a file that should be `size_bytes` long, and returns whether it is. Reading stops
+/// if the file is longer, because it may keep growing for as long as it is read.
 fn read_whole(
     file: &mut impl Read,
     size_bytes: u64,
@@ -248,12 +251,13 @@ fn read_whole(
     }
 }
 
-/// Does `work` for every item on several threads, each with a buffer. The results come in any order.
+/// Calls `work` for every item on several threads, each with a buffer. The results are in no particular
+/// order.
 pub(super) fn in_parallel<T: Sync, R: Send>(
     items: &[T],
     work: impl Fn(&T, &mut [u8]) -> Result<R, StoreError> + Sync,
 ) -> Result<Vec<R>, StoreError> {
-    /// So few are done faster than a thread is started.
+    /// So few items are processed faster than a thread is started.
     const FEW: usize = 16;
 
     let next = AtomicUsize::new(0);
@@ -290,13 +294,13 @@ fn changed(path: &Path) -> StoreError {
     StoreError::SourceChanged { path: path.into() }
 }
 
-/// Opens a file to read it, without waiting should it have become a pipe. `None` where it is gone.
+/// Opens a file for reading, without blocking if it has become a pipe. Returns `None` if it is gone.
 fn open(path: &Path) -> Result<Option<File>, StoreError> {
     let flags = rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK;
     match OpenOptions::new().read(true).custom_flags(flags.bits().cast_signed()).open(path) {
         Ok(file) => Ok(Some(file)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        // It, or a directory above it, became something else.
+        // The file or a directory above it was replaced by something else.
         Err(error) if matches!(Errno::from_io_error(&error), Some(Errno::LOOP | Errno::NOTDIR | Errno::NXIO)) => {
             Err(changed(path))
         }
@@ -304,7 +308,7 @@ fn open(path: &Path) -> Result<Option<File>, StoreError> {
     }
 }
 
-/// The status of an open file, which must be one.
+/// Returns the status of an open file, which must be a regular file.
 fn status(file: &File, path: &Path) -> Result<Status, StoreError> {
     let unreadable = |error: Errno| StoreError::Unreadable { path: path.into(), source: error.into() };
     let status = Status::of(&rustix::fs::fstat(file).map_err(unreadable)?);

@@ -1,9 +1,9 @@
-//! What is left out of a source: which rules hold in a directory, and what they say of a path.
+//! The ignore rules of a source: which rules apply in a directory, and whether they exclude a path.
 //!
-//! The nearest `.ignore` with an opinion decides; then the nearest `.gitignore`, up to the top of the
-//! repository; then its `info/exclude`; then the user's own excludes. For git's files a repository within the
-//! tree starts anew. Matching itself is the `ignore` crate's. Files of rules are plain files of a limited
-//! size: what is something else has no effect.
+//! The nearest `.ignore` with a matching rule decides; then the nearest `.gitignore`, up to the top of the
+//! repository; then the repository's `info/exclude`; then the user's global excludes. A repository within the
+//! tree starts anew for git's files. The `ignore` crate does the matching itself. Rule files are regular
+//! files of a limited size. Anything else has no effect.
 
 use std::{path::Path, sync::Arc};
 
@@ -14,10 +14,10 @@ use ignore::{
 
 use crate::project::{common_dir, read_plain};
 
-/// The most bytes of a file of rules.
+/// The maximum size of a rule file, in bytes.
 const MAX_BYTES: u64 = 4 << 20;
 
-/// Files that directories may have.
+/// The rule files found in a directory.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Found {
     pub(super) git: bool,
@@ -26,7 +26,7 @@ pub(super) struct Found {
 }
 
 impl Found {
-    /// Takes note of an entry's name.
+    /// Records an entry's name.
     pub(super) fn note(&mut self, name: &[u8]) {
         match name {
             b".git" => self.git = true,
@@ -41,26 +41,27 @@ impl Found {
     }
 }
 
-/// The rules for what is directly in one directory.
+/// The rules for the entries directly in one directory.
 #[derive(Debug, Clone)]
 pub(super) struct Rules {
-    /// Those of the `.ignore` files, the nearest one last.
+    /// Rules of the `.ignore` files, the nearest one last.
     ignores: Vec<Arc<Gitignore>>,
-    /// Those of the `.gitignore` files, the nearest one last.
+    /// Rules of the `.gitignore` files, the nearest one last.
     levels: Vec<Arc<Gitignore>>,
     exclude: Option<Arc<Gitignore>>,
     global: Option<Arc<Gitignore>>,
 }
 
 impl Rules {
-    /// What the directories above `source` say, which is absolute. Nothing outside of a repository.
+    /// Returns the rules of the directories above `source`, which is absolute. Returns no rules outside of a
+    /// repository.
     pub(super) fn above(source: &Path) -> Self {
         let (global, error) = GitignoreBuilder::new(source).build_global();
         warn(error);
         let mut rules = Self { ignores: Vec::new(), levels: Vec::new(), exclude: None, global: kept(global) };
         let above: Vec<&Path> = source.ancestors().skip(1).collect();
         let is_top = |dir: &Path| dir.join(".git").symlink_metadata().is_ok();
-        // Those of `.ignore` hold in repositories within, too.
+        // Rules of `.ignore` files also apply in nested repositories.
         if let Some(outermost) = above.iter().rposition(|dir| is_top(dir)) {
             let dirs = above[..=outermost].iter().rev();
             rules.ignores.extend(dirs.filter_map(|dir| read(dir, &dir.join(".ignore"))));
@@ -77,7 +78,7 @@ impl Rules {
         rules
     }
 
-    /// Returns the rules within `dir`, where these files were found.
+    /// Returns the rules within `dir`, which contains the `found` rule files.
     pub(super) fn within(&self, dir: &Path, found: Found) -> Self {
         let mut rules = self.clone();
         if found.git {
@@ -93,12 +94,12 @@ impl Rules {
         rules
     }
 
-    /// Whether there is no rule at all.
+    /// Returns whether there are no rules.
     pub(super) fn is_empty(&self) -> bool {
         self.ignores.is_empty() && self.levels.is_empty() && self.exclude.is_none() && self.global.is_none()
     }
 
-    /// Returns whether the absolute `path` is left out. None of its parents may be.
+    /// Returns whether the absolute `path` is excluded. None of its parents may be excluded.
     pub(super) fn ignore(&self, path: &Path, is_dir: bool) -> bool {
         let nearest_first =
             self.ignores.iter().rev().chain(self.levels.iter().rev()).chain(&self.exclude).chain(&self.global);
@@ -113,7 +114,7 @@ impl Rules {
     }
 }
 
-/// Returns the rules of one file, which hold below `dir`; none if there is no such file.
+/// Returns the rules of one file, which apply below `dir`. Returns `None` if there is no such file.
 fn read(dir: &Path, file: &Path) -> Option<Arc<Gitignore>> {
     let text = match read_plain(file, MAX_BYTES) {
         Ok(text) => text?,
@@ -140,7 +141,7 @@ fn kept(rules: Gitignore) -> Option<Arc<Gitignore>> {
     (!rules.is_empty()).then(|| Arc::new(rules))
 }
 
-/// The excludes of the repository whose top is `dir`.
+/// Returns the excludes of the repository whose top is `dir`.
 fn exclude_of(dir: &Path) -> Option<Arc<Gitignore>> {
     match common_dir(dir, &dir.join(".git")) {
         Ok(git) => read(dir, &git.join("info/exclude")),

@@ -1,8 +1,10 @@
-//! The stat cache of a source directory: what was seen and hashed there, so that unchanged files need not be read again.
+//! The stat cache of a source directory: the status and hash of each file, so that unchanged files need not
+//! be read again.
 //!
-//! One file per directory, in the store, named after its path. It is only ever a shortcut: what is damaged or doubtful is
-//! no cache, and costs time alone. Git's rule holds: a file that was written to about when it was looked at may have been
-//! written to again without a change of its times, and so is not trusted; nor is anything where the clock went backwards.
+//! There is one file per directory, in the store, named after the directory's path. It is only an
+//! optimization: a damaged or doubtful cache is ignored, which only costs time. Git's rule applies: a file
+//! that was modified at about the time when it was examined may have been modified again without a change of
+//! its times, and so it is not trusted. Nothing is trusted if the clock went backwards.
 
 use std::{
     fs, io,
@@ -23,30 +25,31 @@ use crate::store::{
 
 const HEADER: &[u8] = b"hm-exec stat cache 1\n";
 
-/// File times come from a clock that the kernel moves on by up to 10 ms at once.
+/// File times come from a clock that the kernel advances in steps of up to 10 ms.
 const CLOCK_STEP_NANOSECONDS: u32 = 50_000_000;
 
-/// File systems without fractions of seconds move on by up to two.
+/// File systems without fractions of seconds advance in steps of up to two seconds.
 const COARSE_STEP_SECONDS: i64 = 2;
 
-/// How many directories are remembered.
+/// The number of directories that are remembered.
 const MAX_CACHES: usize = 64;
 
-/// What one directory looked like.
+/// The last known state of one directory.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct StatCache {
     /// The source that it was frozen as.
     pub(super) last: SourceId,
-    /// How much the deltas of that source's stack have.
+    /// The weight of the deltas in that source's stack.
     pub(super) weight: Weight,
-    /// When the look at it began.
+    /// The time when the walk began.
     pub(super) started: Time,
     pub(super) manifest: Manifest,
-    /// For each entry of the manifest.
+    /// The stamp of each entry of the manifest.
     pub(super) stamps: Vec<Stamp>,
 }
 
-/// What a manifest does not say of a file, and changes when the file is written to or replaced.
+/// The parts of a file's status that are not in the manifest, and that change when the file is written to or
+/// replaced.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Stamp {
     device: u64,
@@ -54,7 +57,7 @@ pub(super) struct Stamp {
     ctime: Time,
 }
 
-/// Entries, and bytes of their content.
+/// A number of entries, and the bytes of their content.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) struct Weight {
     pub(super) entries: u64,
@@ -68,7 +71,7 @@ impl Stamp {
 }
 
 impl StatCache {
-    /// Reads a cache; `None` where there is none to be trusted.
+    /// Reads a cache. Returns `None` if there is none that can be trusted.
     pub(super) fn load(path: &Path) -> Option<Self> {
         let bytes = match fs::read(path) {
             Ok(bytes) => bytes,
@@ -123,11 +126,11 @@ impl StatCache {
         bytes.is_empty().then_some(Self { last, weight, started, manifest, stamps })
     }
 
-    /// The entry at `index`, if a file with this status must still have the content that was hashed then.
+    /// Returns the entry at `index` if a file with this status must still have the hashed content.
     pub(super) fn trusted(&self, index: usize, status: &Status) -> Option<Entry<'_>> {
         let entry = self.manifest.get(index)?;
         let same = match entry.kind {
-            // What is in a directory is another entry's matter.
+            // The contents of a directory are separate entries.
             Kind::Directory => return (status.kind == FileKind::Directory).then_some(entry),
             Kind::File { size_bytes, .. } => status.kind == FileKind::File && status.size_bytes == size_bytes,
             Kind::Symlink { .. } => status.kind == FileKind::Symlink,
@@ -136,7 +139,7 @@ impl StatCache {
         (same && self.stamps.get(index) == Some(&Stamp::of(status)) && self.is_settled(status)).then_some(entry)
     }
 
-    /// Whether a change after this cache's look would have changed the status.
+    /// Returns whether a change after this cache was recorded would have changed the status.
     fn is_settled(&self, status: &Status) -> bool {
         let latest = status.mtime.max(status.ctime);
         let settled = if (status.mtime.1, status.ctime.1) == (0, 0) {
@@ -149,23 +152,23 @@ impl StatCache {
     }
 }
 
-/// The time, as file times have it.
+/// Returns the current time in the format of file times.
 pub(super) fn now() -> Time {
     match SystemTime::now().duration_since(UNIX_EPOCH) {
         Ok(since) => (i64::try_from(since.as_secs()).unwrap_or(i64::MAX), since.subsec_nanos()),
-        // Before all files: nothing is trusted.
+        // Before all files, so nothing is trusted.
         Err(_) => (i64::MIN, 0),
     }
 }
 
 impl Store {
-    /// Where the stat cache of a source directory is.
+    /// Returns the path of a source directory's stat cache.
     pub(super) fn stat_cache_path(&self, source: &Path) -> PathBuf {
         let name = blake3::hash(source.as_os_str().as_encoded_bytes()).to_hex();
         self.dir().join("stat").join(name.as_str())
     }
 
-    /// Writes a stat cache, and forgets those of the directories that were frozen longest ago.
+    /// Writes a stat cache, and removes those of the directories that were frozen longest ago.
     pub(super) fn save_stat_cache(&self, path: &Path, cache: &StatCache) -> Result<(), StoreError> {
         let dir = self.dir().join("stat");
         make_dir(&dir)?;
@@ -173,7 +176,7 @@ impl Store {
         let mut known = Vec::new();
         for entry in fs::read_dir(&dir).doing("list", &dir)? {
             let entry = entry.doing("list", &dir)?;
-            // Another process may have removed it.
+            // Another process may have removed the file.
             known.extend(entry.metadata().and_then(|it| it.modified()).map(|time| (time, entry.path())));
         }
         known.sort_unstable();
@@ -215,11 +218,11 @@ mod tests {
         assert!(!trusted((200, 0)) && !trusted((200, 20_000_000)) && !trusted((150, 0)));
         let almost = status((200, 999_999_999));
         assert!(cache((201, 1_000_000), &almost).trusted(0, &almost).is_none());
-        // No fractions of seconds: perhaps the file system has none.
+        // The times have no fractions of seconds: perhaps the filesystem does not store them.
         let whole = Status { mtime: (100, 0), ..status((200, 0)) };
         assert!(cache((202, 0), &whole).trusted(0, &whole).is_none());
         assert!(cache((202, 1), &whole).trusted(0, &whole).is_some());
-        // A time in the future tells nothing.
+        // A time in the future is meaningless.
         let future = Status { mtime: (900, 5), ..seen };
         assert!(cache((500, 0), &future).trusted(0, &future).is_none());
     }

@@ -1,4 +1,4 @@
-//! A source as a tar stream, for runners that can't mount layers.
+//! Packs a source as a tar stream, for runners that cannot mount layers.
 
 use std::{
     ffi::OsStr,
@@ -16,8 +16,9 @@ use super::super::{
 };
 
 impl Store {
-    /// Writes `source`, or what of it differs from the older source `since`, as a tar stream with paths relative to the
-    /// tree. Tells what is to be removed before it is unpacked over the older one: what a directory has goes before it.
+    /// Writes `source`, or its differences from the older source `since`, as a tar stream with paths relative
+    /// to the tree. Returns the paths to remove before the stream is unpacked over the older source, the
+    /// contents of a directory before the directory itself.
     pub(crate) fn source_tar(
         &self,
         source: &FrozenSource,
@@ -39,7 +40,7 @@ impl Store {
                     match change {
                         Change::Removed(entry) => removed.push(entry.as_path().to_owned()),
                         Change::Added(entry) => {
-                            // It may take the place of something of another kind.
+                            // The entry may replace one of another kind.
                             removed.push(entry.as_path().to_owned());
                             append(&mut archive, &entry, source)?;
                         }
@@ -56,7 +57,7 @@ impl Store {
 }
 
 fn append(archive: &mut Builder<impl Write>, entry: &Entry<'_>, source: &FrozenSource) -> Result<(), StoreError> {
-    // The root of the tree is where it is unpacked.
+    // The root of the tree is the directory where the stream is unpacked.
     let path = if entry.path.is_empty() { Path::new(".") } else { entry.as_path() };
     append_to(archive, entry, path, source)
         .map_err(|error| StoreError::io("pack", source.locate(entry.as_path()), error))

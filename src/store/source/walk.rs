@@ -1,8 +1,10 @@
-//! Walking a source tree: every path that counts and its status, in a manifest's order. No file is read.
+//! Walks a source tree: returns every relevant path and its status, in the order of a manifest. No file is
+//! read.
 //!
-//! A walker of our own, because it must look at a hundred thousand entries in a fraction of a second: relative to open
-//! directories, without an allocation per entry, and with rules matched only where there are any. Directories are shared
-//! out among threads; each sorts what it lists, and in the end the lists are joined.
+//! This is a custom walker, because it must examine a hundred thousand entries in a fraction of a second:
+//! relative to open directories, without an allocation per entry, and matching rules only if there are any.
+//! Directories are distributed among threads. Each thread sorts what it lists, and in the end the lists are
+//! joined.
 
 use std::{
     ffi::{CStr, OsStr},
@@ -32,11 +34,12 @@ use super::{
 };
 use crate::store::{manifest::Time, tree};
 
-/// The longest path of a directory in a source, in bytes. Longer ones can't be opened at once where they are
-/// shown to steps: the kernel's limit is 4096 bytes, the file's name and the way to the store included.
+/// The longest path of a directory in a source, in bytes. Longer ones cannot be opened with a single call
+/// where steps see them: the kernel's limit is 4096 bytes, including the file's name and the path of the
+/// store.
 const MAX_PATH_BYTES: usize = 3500;
 
-/// What is known of a file without reading it.
+/// The metadata of a file, known without reading it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Status {
     pub(super) kind: FileKind,
@@ -57,7 +60,7 @@ pub(super) enum FileKind {
 }
 
 impl Status {
-    /// `None` for what is no part of a source: sockets, pipes, devices.
+    /// Returns `None` for what is not part of a source: sockets, pipes, devices.
     #[expect(clippy::unnecessary_cast, clippy::useless_conversion, reason = "types differ between systems")]
     pub(super) fn of(stat: &rustix::fs::Stat) -> Option<Self> {
         let kind = match FileType::from_raw_mode(stat.st_mode) {
@@ -79,7 +82,7 @@ impl Status {
     }
 }
 
-/// Everything in a tree, in a manifest's order.
+/// Everything in a tree, in the order of a manifest.
 #[derive(Debug, Default)]
 pub(super) struct Tree {
     paths: Vec<u8>,
@@ -110,12 +113,12 @@ impl Tree {
     }
 }
 
-/// What is to be walked.
+/// The directory to walk.
 #[derive(Debug)]
 pub(super) struct Walk<'a> {
-    /// Canonical.
+    /// The canonical path.
     pub(super) source: &'a Path,
-    /// A directory that is no part of the source, should it lie in it.
+    /// A directory that is not part of the source, even if it is inside it.
     pub(super) store: &'a Path,
     pub(super) abandoned: &'a AtomicBool,
 }
@@ -124,7 +127,8 @@ impl Walk<'_> {
     /// Lists the tree.
     ///
     /// # Errors
-    /// [`StoreError::Unreadable`] with the directory; [`StoreError::SourceChanged`] where one goes meanwhile.
+    /// Returns [`StoreError::Unreadable`] with the directory, or [`StoreError::SourceChanged`] if one is
+    /// removed in the meantime.
     pub(super) fn run(&self) -> Result<Tree, StoreError> {
         let unreadable = |source: Errno| StoreError::Unreadable { path: self.source.into(), source: source.into() };
         let root = tree::open_dir(self.source)
@@ -149,7 +153,7 @@ impl Walk<'_> {
         }
     }
 
-    /// Lists directories until none is left.
+    /// Lists directories until none are left.
     fn work(&self, root: &OwnedFd, queue: &Queue) {
         let mut scratch = Scratch::default();
         while let Some(job) = queue.take() {
@@ -177,7 +181,8 @@ impl Walk<'_> {
             let entry = entry.map_err(|error| unreadable(error.into()))?;
             let name = entry.file_name().to_bytes();
             found.note(name);
-            // Pipelines are not part of what they run on: editing one would else change every step's source.
+            // Pipelines are not part of the source that they run on. Otherwise, editing one would change
+            // every step's source.
             let is_left_out = matches!(name, b"." | b".." | b".git")
                 || job.path.is_empty() && name == PIPELINES.as_bytes() && entry.file_type() != FileType::RegularFile;
             if !is_left_out {
@@ -201,7 +206,7 @@ impl Walk<'_> {
             if has_rules && hint != FileType::Unknown && rules.ignore(path, hint == FileType::Directory) {
                 continue;
             }
-            // Gone since the directory was listed.
+            // The entry was removed after the directory was listed.
             let Some(stat) = tree::stat_at(&dir, name).map_err(unreadable)? else { continue };
             let is_dir = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
             if has_rules && hint == FileType::Unknown && rules.ignore(path, is_dir) || is_dir && path == self.store {
@@ -228,10 +233,10 @@ impl Walk<'_> {
     }
 }
 
-/// The names of one directory, sorted; reused from one to the next.
+/// The names of one directory, sorted. Reused for the next directory.
 #[derive(Default)]
 struct Scratch {
-    /// Each with its NUL.
+    /// The names, each with a terminating NUL.
     bytes: Vec<u8>,
     names: Vec<(usize, usize, FileType)>,
 }
@@ -254,20 +259,20 @@ impl Scratch {
     }
 }
 
-/// A directory to be listed.
+/// A directory to list.
 struct Job {
     slot: usize,
     path: Vec<u8>,
     rules: Arc<Rules>,
 }
 
-/// A directory that was found, and where in its parent's list.
+/// A directory that was found, and its position in its parent's list.
 struct SubDir {
     at: usize,
     job: Job,
 }
 
-/// What is in one directory, by name.
+/// The entries of one directory, by name.
 #[derive(Default)]
 struct List {
     path: Vec<u8>,
@@ -278,7 +283,7 @@ struct List {
 struct Listed {
     name_end: usize,
     status: Status,
-    /// Where the list of this directory is; 0, which is the root's, for everything else.
+    /// The index of this directory's list. It is 0, the root's, for everything else.
     slot: usize,
 }
 
@@ -289,9 +294,9 @@ struct Queue {
 
 struct State {
     jobs: Vec<Job>,
-    /// Jobs that are waiting or being done.
+    /// The number of jobs that are waiting or in progress.
     open: usize,
-    /// How many directories there are so far.
+    /// The number of directories so far.
     slots: usize,
     lists: Vec<(usize, List)>,
     failed: Option<StoreError>,
@@ -302,7 +307,7 @@ impl Queue {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The next directory; `None` where all is done, or something failed.
+    /// Returns the next directory, or `None` if all are done or something failed.
     fn take(&self) -> Option<Job> {
         let mut state = self.lock();
         loop {
@@ -347,7 +352,7 @@ fn join(lists: Vec<(usize, List)>, slots: usize, root: Status) -> Tree {
     }
     let mut tree = Tree { paths: Vec::with_capacity(total * 32), found: Vec::with_capacity(total + 1) };
     tree.push(b"", b"", root);
-    // The directories that are being gone through, and how far.
+    // The directories being traversed, with the position in each.
     let mut open = vec![(0, 0)];
     while let Some((slot, next)) = open.last_mut() {
         let list = &by_slot[*slot];

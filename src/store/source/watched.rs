@@ -1,11 +1,11 @@
-//! What a path of a cache policy matches in a frozen source, as a digest: names, types, modes, targets of
-//! links, contents.
+//! Computes a digest of what a path of a cache policy matches in a frozen source: names, types, modes,
+//! targets of symbolic links, contents.
 //!
-//! Paths are globs as harmont has them, which are those of Python's `pathlib`: `*`, `?` and `[..]` within a
-//! name, `**` for any directories, hidden names included. A directory counts with everything in it, a link
-//! with its target and with what it leads to in the source. Everything is looked up in a manifest, so that a
-//! pipe or a device is never opened. `.hm/` is no part of sources: paths that begin with it look at the
-//! checkout.
+//! Paths are globs with harmont's syntax, which is that of Python's `pathlib`: `*`, `?` and `[..]` within a
+//! name, `**` for any directories, including hidden names. A directory counts with everything in it. A
+//! symbolic link counts with its target text and with the file that it leads to in the source. Everything is
+//! looked up in a manifest, so a pipe or a device is never opened. `.hm/` is not part of sources: paths that
+//! begin with it refer to the checkout.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
@@ -23,18 +23,18 @@ use crate::store::{
     tree::join,
 };
 
-/// The directory of pipelines, which is no part of sources.
+/// The directory of pipelines, which is not part of sources.
 pub(super) const PIPELINES: &str = ".hm";
 
-/// How many links are followed on the way to one file; the kernel has the same limit.
+/// The number of symbolic links that are followed on the way to one file. The kernel has the same limit.
 const MAX_LINKS: usize = 40;
 
 impl Store {
-    /// Returns the digest of what each of `patterns` matches in a frozen source of the directory `checkout`;
-    /// `None` for one that matches nothing. Blocks.
+    /// Returns the digest of what each of `patterns` matches in a frozen source of the directory `checkout`,
+    /// or `None` for a pattern that matches nothing. Blocks.
     ///
     /// # Errors
-    /// Returns an error if the source's manifest, or the checkout's `.hm/`, can't be read.
+    /// Returns an error if the source's manifest, or the checkout's `.hm/`, cannot be read.
     pub(crate) fn watched(
         &self,
         source: &SourceId,
@@ -64,7 +64,7 @@ impl Store {
         Ok(digests)
     }
 
-    /// Returns what is in `.hm/` of a checkout just now; nothing if it is no directory.
+    /// Returns the current contents of a checkout's `.hm/`, or nothing if it is not a directory.
     fn pipelines_manifest(&self, checkout: &Path) -> Result<Manifest, StoreError> {
         let dir = checkout.join(PIPELINES);
         if !dir.symlink_metadata().is_ok_and(|dir| dir.is_dir()) {
@@ -78,18 +78,18 @@ impl Store {
     }
 }
 
-/// Returns the names of a pattern, without those that mean nothing.
+/// Returns the names of a pattern, without those that have no effect.
 fn names_of(pattern: &str) -> Vec<&str> {
     let mut names: Vec<&str> = pattern.split('/').filter(|name| !matches!(*name, "" | ".")).collect();
     names.dedup_by(|a, b| a == b && *a == "**");
     names
 }
 
-/// Returns the digest of what a pattern's names match; `None` if that is nothing.
+/// Returns the digest of what a pattern's names match, or `None` if they match nothing.
 fn digest(manifest: &Manifest, names: &[&str]) -> Option<[u8; 32]> {
     let (seen, followed, records) = (HashSet::new(), HashSet::new(), BTreeMap::new());
     let mut search = Search { manifest, names, seen, followed, matched: false, records };
-    // Without a root there is nothing: a directory that is not there.
+    // Without a root the directory does not exist, and there is nothing to match.
     manifest.find(b"")?;
     search.run();
     search.matched.then(|| search.digest())
@@ -99,13 +99,13 @@ fn digest(manifest: &Manifest, names: &[&str]) -> Option<[u8; 32]> {
 struct Search<'a> {
     manifest: &'a Manifest,
     names: &'a [&'a str],
-    /// What was looked at already: a directory, and how many names of the pattern led there. Links may lead
-    /// to one twice.
+    /// The states visited so far: a directory, and the number of pattern names that led there. Links may lead
+    /// to the same one twice.
     seen: HashSet<(Vec<u8>, usize)>,
-    /// Links that are matched, and whose targets count. One on the way counts by itself alone.
+    /// Links that are matched, and whose targets count. A link on the way counts only by itself.
     followed: HashSet<Vec<u8>>,
     matched: bool,
-    /// What counts, by its path: what is matched, and the links on the way.
+    /// The entries that count, by path: what is matched, and the links on the way.
     records: BTreeMap<Vec<u8>, Entry<'a>>,
 }
 
@@ -139,7 +139,7 @@ impl<'a> Search<'a> {
         }
     }
 
-    /// Goes on at an entry to which `at` names of the pattern led.
+    /// Continues at an entry that was reached by `at` names of the pattern.
     fn reach(&mut self, entry: Entry<'a>, at: usize, todo: &mut Vec<(Vec<u8>, usize)>) {
         if at == self.names.len() {
             self.matched = true;
@@ -151,7 +151,7 @@ impl<'a> Search<'a> {
         }
     }
 
-    /// Counts an entry, everything in it, and what links in it lead to.
+    /// Counts an entry, everything in it, and the targets of links in it.
     fn include(&mut self, path: &[u8]) {
         let mut todo = vec![path.to_vec()];
         while let Some(path) = todo.pop() {
@@ -171,8 +171,8 @@ impl<'a> Search<'a> {
         }
     }
 
-    /// Returns where an entry leads, links followed within the source. Each link on the way counts; `None` if
-    /// there is no end, or it is outside.
+    /// Returns the path that an entry leads to, following links within the source. Each link on the way
+    /// counts. Returns `None` if the chain does not end, or leads outside.
     fn resolve(&mut self, entry: Entry<'a>) -> Option<Vec<u8>> {
         let Kind::Symlink { target } = entry.kind else { return Some(entry.path.to_vec()) };
         let parent = |path: &[u8]| path.iter().rposition(|byte| *byte == b'/').map_or(0, |end| end);
@@ -215,7 +215,7 @@ impl<'a> Search<'a> {
         found
     }
 
-    /// Times are not part of it: each checkout has others.
+    /// Times are not part of the digest, because they differ between checkouts.
     fn digest(&self) -> [u8; 32] {
         let mut hasher = blake3::Hasher::new();
         let mut part = |bytes: &[u8]| {
@@ -234,7 +234,7 @@ impl<'a> Search<'a> {
     }
 }
 
-/// Returns a link's names, the last one first; `None` if it leads out of the source.
+/// Returns the names of a link's target, the last one first, or `None` if it leads out of the source.
 fn split_reversed(target: &[u8]) -> Option<Vec<&[u8]>> {
     (!target.starts_with(b"/")).then(|| target.split(|byte| *byte == b'/').rev().collect())
 }
@@ -255,7 +255,7 @@ fn has_magic(name: &str) -> bool {
 fn matches(pattern: &[char], name: &[u8]) -> bool {
     let name: Vec<char> = String::from_utf8_lossy(name).chars().collect();
     let (mut p, mut n) = (0, 0);
-    // Where to go on if what follows the last `*` does not match.
+    // The position to resume from if what follows the last `*` does not match.
     let mut star: Option<(usize, usize)> = None;
     while n < name.len() {
         let step = match pattern.get(p) {
@@ -268,7 +268,7 @@ fn matches(pattern: &[char], name: &[u8]) -> bool {
             Some('[') => match class(pattern, p, name[n]) {
                 Some((end, true)) => Some(end),
                 Some((_, false)) => None,
-                // Without its end it is a bracket.
+                // Without a closing bracket it is a literal bracket.
                 None => (name[n] == '[').then_some(p + 1),
             },
             Some(c) => (*c == name[n]).then_some(p + 1),
@@ -286,11 +286,12 @@ fn matches(pattern: &[char], name: &[u8]) -> bool {
     pattern[p..].iter().all(|c| *c == '*')
 }
 
-/// Returns where the class at `start` ends, and whether it has `c`; `None` if it has no end.
+/// Returns the end of the class at `start`, and whether it contains `c`. Returns `None` if the class is not
+/// closed.
 fn class(pattern: &[char], start: usize, c: char) -> Option<(usize, bool)> {
     let is_negated = pattern.get(start + 1) == Some(&'!');
     let first = start + 1 + usize::from(is_negated);
-    // A bracket right at the beginning is one of the class.
+    // A closing bracket at the very beginning is part of the class.
     let end = (first + 1..pattern.len()).find(|at| pattern[*at] == ']')?;
     let set = &pattern[first..end];
     let (mut at, mut has_it) = (0, false);
@@ -344,7 +345,7 @@ mod tests {
         ] {
             assert!(!is_match(pattern, name), "{pattern} {name}");
         }
-        // No pattern takes more than the square of a name's length.
+        // The time of a match is at most quadratic in the length of the name.
         assert!(!is_match(&"*a".repeat(60), &"a".repeat(59)));
     }
 }

@@ -1,8 +1,10 @@
-//! Writing one layer of a source: what a newer tree has that an older one has not, and marks for what it lacks.
+//! Writes one layer of a source: the entries that a newer tree has and an older one lacks, and marks for
+//! those that it removes.
 //!
-//! The older one is what the layers below show: nothing for the first layer of a stack, which so has the whole tree.
-//! Opaque directories, whose mark depends on the steps' user ids, are never needed: a directory over a whiteout or a file
-//! hides what was there, and whatever else goes is hidden name by name.
+//! The older tree is what the layers below show. For the first layer of a stack it is empty, so that layer
+//! contains the whole tree. Opaque directories, whose mark depends on the steps' user ids, are never needed:
+//! a directory over a whiteout or a file hides what was there, and everything else that is removed is hidden
+//! name by name.
 
 use std::{
     collections::BTreeSet,
@@ -25,12 +27,12 @@ use crate::store::{
     tree,
 };
 
-/// A layer to be written.
+/// A layer to write.
 #[derive(Debug)]
 pub(super) struct LayerWriter<'a> {
     pub(super) reader: &'a Reader<'a>,
     pub(super) new: &'a Manifest,
-    /// A source that the store has, with its manifest. Files that are the same are links to its own.
+    /// A source in the store, with its manifest. Equal files become hard links to its files.
     pub(super) stored: Option<(&'a FrozenSource, &'a Manifest)>,
 }
 
@@ -39,12 +41,13 @@ pub(super) struct LayerWriter<'a> {
 #[must_use]
 pub(super) enum Written {
     Whole,
-    /// This filesystem, or who we are, can't mark what is removed.
+    /// This filesystem, or this user's privileges, do not allow marking removed entries.
     NoMarks,
 }
 
 impl LayerWriter<'_> {
-    /// Writes to `root`, which must not exist, what turns a tree of which `changes` tell the difference into the new one.
+    /// Writes the layer that turns an older tree into the new one to `root`, which must not exist. `changes`
+    /// are the differences between the two.
     pub(super) fn write(&self, changes: &[Change<'_>], root: &Path) -> Result<Written, StoreError> {
         let workspace = root.join("workspace");
         make_dir(root)?;
@@ -56,7 +59,7 @@ impl LayerWriter<'_> {
                 Change::Added(entry) | Change::Changed(entry) => (entry, false),
             };
             if removed && !self.new.find(parent(entry.path)).is_some_and(|dir| dir.is_dir()) {
-                // Gone with its directory.
+                // Removed together with its directory.
                 continue;
             }
             self.make_dirs(parent(entry.path), &workspace, &mut dirs)?;
@@ -76,7 +79,7 @@ impl LayerWriter<'_> {
             let place = workspace.join(entry.as_path());
             if self.link(entry, &place) { Ok(()) } else { self.reader.copy(entry, &place, buffer) }
         })?;
-        // What is in a directory comes after it, and so gets its time first.
+        // The contents of a directory come after it, and so get their times first.
         for path in dirs.iter().rev() {
             if let Some(entry) = self.new.find(path) {
                 entry.put_attributes(&workspace.join(entry.as_path()))?;
@@ -86,7 +89,7 @@ impl LayerWriter<'_> {
         Ok(Written::Whole)
     }
 
-    /// Makes a directory of the layer, and those above it.
+    /// Creates a directory of the layer and its parents.
     fn make_dirs<'p>(&self, path: &'p [u8], workspace: &Path, made: &mut BTreeSet<&'p [u8]>) -> Result<(), StoreError> {
         if made.contains(path) {
             return Ok(());
@@ -108,17 +111,18 @@ impl LayerWriter<'_> {
         Ok(())
     }
 
-    /// Links a file of the stored source, if that has the same one. False where it must be copied.
+    /// Creates a hard link to a file of the stored source, if it has the same file. Returns false if the file
+    /// has to be copied.
     fn link(&self, entry: &Entry<'_>, place: &Path) -> bool {
         let Some((frozen, manifest)) = self.stored else { return false };
         let is_same = manifest.find(entry.path).is_some_and(|it| it.is_same(entry, Times::Count));
-        // A file may have too many links, or its layer be lost.
+        // A file may have too many links, or its layer may be lost.
         is_same && fs::hard_link(frozen.locate(entry.as_path()), place).is_ok()
     }
 }
 
 impl Entry<'_> {
-    /// Sets mode and time.
+    /// Sets the mode and the time.
     pub(in crate::store) fn put_attributes(&self, path: &Path) -> Result<(), StoreError> {
         fs::set_permissions(path, fs::Permissions::from_mode(self.mode)).doing("set the mode of", path)?;
         self.put_mtime(path)
@@ -131,14 +135,14 @@ impl Entry<'_> {
     }
 }
 
-/// Makes a symbolic link, with its time.
+/// Creates a symbolic link, with its time.
 pub(in crate::store) fn put_symlink(entry: &Entry<'_>, target: &[u8], path: &Path) -> Result<(), StoreError> {
     let target: &std::ffi::OsStr = std::os::unix::ffi::OsStrExt::from_bytes(target);
     std::os::unix::fs::symlink(target, path).doing("make the link", path)?;
     entry.put_mtime(path)
 }
 
-/// The directory of a path; that of the root's is the root's.
+/// Returns the parent directory of a path. The parent of the root is the root.
 fn parent(path: &[u8]) -> &[u8] {
     path.iter().rposition(|byte| *byte == b'/').map_or(b"", |end| &path[..end])
 }
