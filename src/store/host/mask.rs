@@ -89,7 +89,7 @@ impl Reach {
 /// The result of [`make`].
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Made {
-    /// The mask has something in it.
+    /// Whether the mask contains anything.
     pub(super) masks: bool,
     /// Whether the mask hides everything that other users may not read.
     pub(super) complete: bool,
@@ -302,8 +302,8 @@ impl Layer<'_> {
         fs::set_permissions(&place, Permissions::from_mode(mode)).doing("set the mode of", &place)
     }
 
-    /// Where in the mask `path` goes, its parents made like the machine's. `None` where the mask has something there, or
-    /// a parent of it is hidden.
+    /// Returns the place of `path` in the mask, and creates its parents with the attributes of the machine's.
+    /// Returns `None` if the mask already contains something there, or if a parent of it is hidden.
     fn place(&mut self, path: &Path) -> Result<Option<PathBuf>, StoreError> {
         let within = path.strip_prefix(self.name).unwrap_or(path);
         let (mut made, mut model) = (self.mask.to_path_buf(), self.machine.join(self.name));

@@ -1,4 +1,5 @@
-//! Images in files of this machine: OCI layouts (a directory, or a tar file of one) and what `docker save` writes.
+//! Images in files of this machine: OCI layouts (a directory, or a tar file of one) and archives of `docker
+//! save`.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -27,21 +28,21 @@ use crate::{
     },
 };
 
-/// More members than this no archive of an image has.
+/// The maximum number of members in an image's archive.
 const MAX_MEMBERS: usize = 100_000;
 
-/// An image in files of this machine: found, its layers unread.
+/// An image in files of this machine, whose layers have not been read yet.
 #[derive(Debug)]
 pub(super) struct LocalImage {
     pub(super) digest: ImageDigest,
     pub(super) config: Vec<u8>,
-    /// Lowest first.
+    /// The layers, lowest first.
     pub(super) layers: Vec<BlobAt>,
-    /// An archive that had to be decompressed as a whole.
+    /// The decompressed copy of an archive that is compressed as a whole.
     _scratch: Option<Aside>,
 }
 
-/// Where the bytes of a layer are.
+/// The location of a layer's bytes.
 #[derive(Debug, Clone)]
 pub(super) struct BlobAt {
     place: Place,
@@ -49,18 +50,19 @@ pub(super) struct BlobAt {
     pub(super) length: u64,
 }
 
-/// The file that a blob is in.
+/// The file that contains a blob.
 #[derive(Debug, Clone)]
 enum Place {
     Path(PathBuf),
-    /// Looked up anew beneath the layout, so that an image of many layers holds one descriptor.
+    /// Looked up again beneath the layout for each access, so that an image with many layers holds one
+    /// descriptor.
     Beneath(Arc<ProjectDir>, String),
 }
 
 /// The files of an image by name.
 #[derive(Debug)]
 enum Files {
-    /// The links of a layout are not the user's: it may have come with a checkout.
+    /// Links in a layout are not followed, because the layout may have come with a checkout.
     Dir(Arc<ProjectDir>),
     Tar {
         shown: PathBuf,
@@ -80,8 +82,8 @@ struct Saved {
 }
 
 impl LocalImage {
-    /// Finds the image that `name` says, in words `image`. Reads documents alone, but for an archive that is compressed as
-    /// a whole: `limit` bounds what it may become, in bytes.
+    /// Finds the image with the name `name`, which the user wrote as `image`. Reads only documents, unless an
+    /// archive is compressed as a whole. `limit` is the maximum size of its decompressed copy, in bytes.
     pub(super) fn open(store: &Arc<Store>, image: &str, name: &ImageName, limit: u64) -> Result<Self, ImageError> {
         match name {
             ImageName::OciDir { path, tag } => Self::oci(&Files::open_dir(path)?, image, tag.as_deref()),
@@ -162,7 +164,7 @@ impl LocalImage {
 }
 
 impl Files {
-    /// Opens a layout. Links in the path to it are followed: that is the caller's word.
+    /// Opens a layout. Links in the path to it are followed, because the caller specified that path.
     fn open_dir(path: &Path) -> Result<Self, ImageError> {
         let path = absolute(path)?;
         match ProjectDir::open(&path) {
@@ -171,7 +173,7 @@ impl Files {
         }
     }
 
-    /// Looks through a tar file. Nothing of it is unpacked.
+    /// Lists a tar file. None of it is unpacked.
     fn open_tar(store: &Arc<Store>, path: &Path, limit: u64) -> Result<(Self, Option<Aside>), ImageError> {
         let shown = absolute(path)?;
         let unreadable = |source| ImageError::Unreadable { path: shown.clone(), source };
@@ -216,11 +218,11 @@ impl Files {
                 }
             });
         };
-        // However often it is named.
+        // The same image may be listed several times.
         if others.iter().all(|other| other.digest == first.digest) {
             return Ok(Search::at(first.digest));
         }
-        // Images for several machines, side by side.
+        // Images for several platforms, side by side.
         let here: Vec<_> = candidates(entries.iter().copied().filter(|entry| entry.platform.is_some()));
         let names: BTreeSet<_> = entries.iter().filter_map(|entry| name(entry)).collect();
         if names.len() > 1 && (here.is_empty() || here.iter().any(|entry| name(entry) != name(here[0]))) {
@@ -244,7 +246,7 @@ impl Files {
         ImageError::BadArchive { path: self.shown().into(), reason }
     }
 
-    /// Where a file is; `None` where there is none.
+    /// Returns the location of a file, or `None` if it does not exist.
     fn find(&self, name: &str) -> Result<Option<BlobAt>, ImageError> {
         match self {
             Self::Dir(dir) => match dir.open_file(name, u64::MAX) {
@@ -264,7 +266,7 @@ impl Files {
         }
     }
 
-    /// A small file; `None` where there is none.
+    /// Returns a small file, or `None` if it does not exist.
     fn document(&self, name: &str) -> Result<Option<Vec<u8>>, ImageError> {
         let Some(at) = self.find(name)? else { return Ok(None) };
         if at.length > MAX_DOCUMENT_BYTES {
@@ -277,7 +279,7 @@ impl Files {
         Ok(Some(bytes))
     }
 
-    /// A document that is named by its digest.
+    /// Returns a document that is named by its digest.
     fn blob(&self, image: &str, what: &str, digest: &ImageDigest) -> Result<Vec<u8>, ImageError> {
         let name = blob_name(digest);
         let bytes = self.document(&name)?.ok_or_else(|| self.bad(format!("{what} {name} is missing")))?;
@@ -295,13 +297,13 @@ impl Files {
 }
 
 impl BlobAt {
-    /// A file of the store, as a whole.
+    /// Creates the location of a whole file of the store.
     #[cfg(feature = "registry")]
     pub(super) fn file(path: PathBuf, length: u64) -> Self {
         Self { place: Place::Path(path), offset: 0, length }
     }
 
-    /// Opens the file that the blob is in.
+    /// Opens the file that contains the blob.
     pub(super) fn open(&self) -> Result<BlobFile, ImageError> {
         let file = match &self.place {
             Place::Path(path) => {
@@ -315,7 +317,7 @@ impl BlobAt {
     }
 }
 
-/// Says why `name` of the layout at `dir` is not read.
+/// Returns the error for `name` of the layout at `dir`, which was refused.
 fn refused(dir: &Path, name: &str, error: ProjectFileError) -> ImageError {
     let name = name.escape_default();
     let reason = match error.kind() {
@@ -336,7 +338,7 @@ fn absolute(path: &Path) -> Result<PathBuf, ImageError> {
     path.canonicalize().map_err(|source| ImageError::Unreadable { path: path.into(), source })
 }
 
-/// Decompresses an archive as a whole.
+/// Decompresses a whole archive.
 fn expand(shown: &Path, file: File, to: &Path, limit: u64) -> Result<(), ImageError> {
     let damaged = |error: io::Error| ImageError::BadArchive {
         path: shown.into(),
@@ -359,7 +361,8 @@ fn expand(shown: &Path, file: File, to: &Path, limit: u64) -> Result<(), ImageEr
     }
 }
 
-/// Where the data of each member of a tar file is. Links between members, as old archives have them, count as the member.
+/// Returns the location of the data of each member of a tar file. A link between members, as in old archives,
+/// counts as the member that it points to.
 fn members(path: &Path) -> io::Result<BTreeMap<String, (u64, u64)>> {
     let mut archive = tar::Archive::new(BufReader::new(File::open(path)?));
     let length = fs::metadata(path)?.len();
@@ -395,7 +398,7 @@ fn members(path: &Path) -> io::Result<BTreeMap<String, (u64, u64)>> {
     Ok(members)
 }
 
-/// A name without `.` and `..`, which never lead above the archive.
+/// Returns a name without `.` and `..`. It never leads outside of the archive.
 fn normal(name: &str) -> String {
     let mut parts = Vec::new();
     for part in name.split('/') {

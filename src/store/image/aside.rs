@@ -1,4 +1,4 @@
-//! A layer in the making whose place is known beforehand.
+//! A layer in the making whose final place is known in advance.
 
 use std::{
     fs, io,
@@ -9,7 +9,8 @@ use std::{
 
 use crate::store::{LayerId, Store, StoreError, error::Doing, layout::make_dir};
 
-/// A layer that is being made, or a file that is being downloaded. Dropped it goes, unless it was put in its place.
+/// A layer that is being created, or a file that is being downloaded. It is removed when dropped, unless it
+/// was put in its place.
 #[derive(Debug)]
 pub(super) struct Aside {
     store: Arc<Store>,
@@ -17,7 +18,7 @@ pub(super) struct Aside {
 }
 
 impl Aside {
-    /// An empty layer.
+    /// Creates an empty layer.
     pub(super) fn new(store: &Arc<Store>) -> Result<Self, StoreError> {
         let aside = Self::free(store);
         make_dir(&aside.path)?;
@@ -27,7 +28,7 @@ impl Aside {
         Ok(aside)
     }
 
-    /// A path where nothing is yet.
+    /// Returns a path where nothing exists yet.
     pub(super) fn free(store: &Arc<Store>) -> Self {
         Self { path: store.new_tmp(), store: Arc::clone(store) }
     }
@@ -36,12 +37,13 @@ impl Aside {
         &self.path
     }
 
-    /// Where the layer's files go.
+    /// Returns the directory for the layer's files.
     pub(super) fn root(&self) -> PathBuf {
         self.path.join("root")
     }
 
-    /// Makes it the layer `layer`. Where another process was faster, that one's stays: they are the same.
+    /// Makes it the layer `layer`. If another process was faster, its layer stays, because the two are
+    /// identical.
     pub(super) fn place(self, layer: &LayerId) -> Result<(), StoreError> {
         let place = self.store.layer_home(layer);
         match fs::rename(&self.path, &place) {
@@ -55,7 +57,7 @@ impl Aside {
 
 impl Drop for Aside {
     fn drop(&mut self) {
-        // Already gone where it was placed.
+        // Already gone if it was placed.
         self.store.discard(std::mem::take(&mut self.path));
     }
 }

@@ -1,4 +1,4 @@
-//! What lies at the bottom of a root step's filesystem.
+//! The base of a root step's filesystem.
 
 use std::{
     fmt,
@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::ImageDigest;
 use crate::store::StoreError;
 
-/// What lies below the source in a step's filesystem.
+/// The part of a step's filesystem below the source.
 ///
 /// # Examples
 /// ```
@@ -27,18 +27,20 @@ use crate::store::StoreError;
 pub enum Base {
     /// This machine's system directories, copy-on-write.
     Host,
-    /// A directory with a whole root filesystem, never written to.
+    /// A directory with a whole root filesystem, which is never written to.
     Rootfs(PathBuf),
-    /// The layers of an image, named by the digest of its configuration. That names the content of each layer and the
-    /// platform, and is the same wherever the image came from and however its layers were compressed on the way.
+    /// The layers of an image, named by the digest of its configuration. The configuration names the content
+    /// of each layer and the platform. The digest is the same no matter where the image came from and how its
+    /// layers were compressed in transit.
     Image(ImageDigest),
 }
 
 impl Base {
-    /// Reads the image of a step that needs nothing to be fetched: `host` or `rootfs:DIR`.
+    /// Parses an image that does not have to be fetched: `host` or `rootfs:DIR`.
     ///
     /// # Errors
-    /// [`StoreError::UnsupportedImage`] for anything else, [`StoreError::BadRootfs`] where the directory is missing.
+    /// Returns [`StoreError::BadRootfs`] if the directory is missing, or [`StoreError::UnsupportedImage`] for
+    /// anything else.
     pub fn parse(image: &str) -> Result<Self, StoreError> {
         let Some(dir) = image.strip_prefix("rootfs:") else {
             return image.parse();
@@ -58,7 +60,7 @@ impl Base {
 impl FromStr for Base {
     type Err = StoreError;
 
-    /// Reads what `Display` wrote; the directory need not exist.
+    /// Parses the output of `Display`. The directory need not exist.
     fn from_str(image: &str) -> Result<Self, StoreError> {
         match image.strip_prefix("rootfs:") {
             Some(dir) => Ok(Self::Rootfs(dir.into())),

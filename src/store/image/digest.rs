@@ -1,4 +1,4 @@
-//! Digests as images have them.
+//! Digests as used in images.
 
 use std::{fmt, str::FromStr};
 
@@ -12,13 +12,13 @@ use crate::hex::{from_hex, to_hex};
 #[serde(into = "String", try_from = "String")]
 pub struct ImageDigest([u8; 32]);
 
-/// The text is no SHA-256 digest.
+/// An error: the text is not a SHA-256 digest.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("`{}` is no SHA-256 digest", .0.escape_default())]
 pub struct NoDigest(String);
 
 impl ImageDigest {
-    /// The digest of some bytes.
+    /// Returns the digest of some bytes.
     #[must_use]
     pub fn of(bytes: &[u8]) -> Self {
         Self(Sha256::digest(bytes).into())
@@ -32,7 +32,7 @@ impl ImageDigest {
         &self.0
     }
 
-    /// The 64 digits alone.
+    /// Returns the 64 digits without the prefix.
     #[must_use]
     pub fn hex(&self) -> String {
         to_hex(&self.0)

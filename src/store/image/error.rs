@@ -1,168 +1,168 @@
-//! Why an image can't be had.
+//! Errors of resolving and fetching images.
 
 use std::{io, path::PathBuf};
 
 use super::ImageDigest;
 use crate::store::{StoreError, tree::UnpackError};
 
-/// Why an image can't be had.
+/// The reason why an image cannot be resolved or fetched.
 ///
-/// `Display` is a lowercase fragment with the image's name and what to do; the cause is in
-/// [`source`](std::error::Error::source). No credentials are in either.
+/// `Display` is a lowercase fragment with the image's name and what to do. The cause is in
+/// [`source`](std::error::Error::source). Neither contains credentials.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ImageError {
-    /// The text names no image.
+    /// The text is not a valid name of an image.
     #[error("`{image}` names no image: {reason}")]
     BadName {
         /// The text.
         image: String,
-        /// What is wrong with it.
+        /// The problem.
         reason: String,
     },
     /// The registry, or the archive, has no such image.
     #[error("there is no image `{image}`{}: check its name and tag{}", at(.place), login(.place))]
     NotFound {
-        /// Which image.
+        /// The image.
         image: String,
-        /// Where it was looked for, unless the name says it.
+        /// Where it was looked for, unless the name contains that.
         place: Option<String>,
     },
-    /// The registry does not let us.
+    /// The registry denies access.
     #[error("the registry {registry} does not let us have `{image}`: run `docker login {registry}`, or check its name")]
     Unauthorized {
-        /// Which image.
+        /// The image.
         image: String,
-        /// Whose registry.
+        /// The registry.
         registry: String,
     },
-    /// The registry wants fewer requests.
+    /// The registry limits the rate of requests.
     #[error(
         "the registry {registry} limits how often `{image}` may be asked for: wait, run `docker login {registry}`, or \
          name a mirror in HM_REGISTRY_MIRROR"
     )]
     RateLimited {
-        /// Which image.
+        /// The image.
         image: String,
-        /// Whose registry.
+        /// The registry.
         registry: String,
     },
-    /// The registry can't be reached, or broke off, also on later attempts.
+    /// The registry cannot be reached, or the connection broke, on all attempts.
     #[error(
         "the registry {registry} can't be reached for `{image}` ({reason}): check the network, or name a mirror in \
          HM_REGISTRY_MIRROR"
     )]
     Unreachable {
-        /// Which image.
+        /// The image.
         image: String,
-        /// Whose registry.
+        /// The registry.
         registry: String,
-        /// What happened.
+        /// The failure.
         reason: String,
     },
-    /// The registry answered with what makes no sense.
+    /// The registry's answer is invalid.
     #[error("the registry {registry} gave an answer for `{image}` that makes no sense: {reason}")]
     BadAnswer {
-        /// Which image.
+        /// The image.
         image: String,
-        /// Whose registry.
+        /// The registry.
         registry: String,
-        /// What is wrong with it.
+        /// The problem.
         reason: String,
     },
-    /// The bytes are not those that the image's name, manifest or configuration promises.
+    /// The bytes do not match the image's name, manifest or configuration.
     #[error(
         "{what} of the image `{image}` is not what it should be: expected {expected}, found {found}; pull it again later, or tell its owner"
     )]
     WrongDigest {
-        /// Which image.
+        /// The image.
         image: String,
-        /// Which part.
+        /// The part of the image.
         what: String,
-        /// The digest or size promised.
+        /// The expected digest or size.
         expected: String,
-        /// What was found.
+        /// The actual digest or size.
         found: String,
     },
-    /// It is larger than allowed.
+    /// The image is larger than allowed.
     #[error(
         "the image `{image}` has {bytes} bytes to download, more than the {limit} that are allowed: set HM_MAX_IMAGE_BYTES to allow more"
     )]
     TooLarge {
-        /// Which image.
+        /// The image.
         image: String,
         /// Its size.
         bytes: u64,
         /// The limit.
         limit: u64,
     },
-    /// It is not for this machine.
+    /// The image is not for this machine.
     #[error("the image `{image}` is for {found}, and this machine is {wanted}: name another image")]
     UnsupportedPlatform {
-        /// Which image.
+        /// The image.
         image: String,
-        /// What this machine needs, as in `linux/amd64`.
+        /// The platform of this machine, as in `linux/amd64`.
         wanted: String,
-        /// What there is.
+        /// The platforms of the image.
         found: String,
     },
-    /// Its manifest, or a layer, is of a kind that is not known here.
+    /// The manifest or a layer has an unsupported type.
     #[error("the image `{image}` has {what}, which is not supported: {hint}")]
     UnsupportedFormat {
-        /// Which image.
+        /// The image.
         image: String,
-        /// What it has.
+        /// The unsupported part.
         what: String,
-        /// What to do.
+        /// A hint for the user.
         hint: &'static str,
     },
-    /// It would have to be fetched, and that is not allowed.
+    /// The image would have to be fetched, and that is not allowed.
     #[error(
         "the image `{image}` is not in the store, and nothing may be fetched: run once without `--offline` and `--pull never`"
     )]
     Offline {
-        /// Which image.
+        /// The image.
         image: String,
     },
-    /// The program was built without registries.
+    /// The program was built without support for registries.
     #[error("the image `{image}` lies in a registry, and this program was built without the feature `registry`")]
     NoRegistry {
-        /// Which image.
+        /// The image.
         image: String,
     },
-    /// A file of the image, or of a configuration, can't be read.
+    /// A file of the image, or of a configuration, cannot be read.
     #[error("failed to read `{}`", path.display())]
     Unreadable {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         #[source]
         source: io::Error,
     },
-    /// A file on this machine is not what its name says.
+    /// A file on this machine is not of the kind that the image's name says.
     #[error("`{}` is no image: {reason}", path.display())]
     BadArchive {
         /// The file or directory.
         path: PathBuf,
-        /// What is wrong.
+        /// The problem.
         reason: String,
     },
-    /// A layer can't be unpacked.
+    /// A layer cannot be unpacked.
     #[error("failed to unpack a layer of the image `{image}`")]
     Unpack {
-        /// Which image.
+        /// The image.
         image: String,
-        /// Why.
+        /// The cause.
         #[source]
         source: UnpackError,
     },
-    /// Layers of an image that a snapshot stands on are gone.
+    /// Layers of the base image of a snapshot are gone.
     #[error("layers of the image {digest} are gone from the store: run the steps again that were built on it")]
     Lost {
-        /// Which image.
+        /// The image.
         digest: ImageDigest,
     },
-    /// The store failed.
+    /// An error of the store.
     #[error(transparent)]
     Store(#[from] StoreError),
 }

@@ -1,7 +1,8 @@
-//! Getting the layers of a pinned image into the store.
+//! Adds the layers of a pinned image to the store.
 //!
-//! Layers are fetched and unpacked side by side, each under a lock that the kernel drops with its holder: whoever else
-//! needs the same layer, in this process or another, waits and finds it in place. The configuration is kept last.
+//! Layers are fetched and unpacked concurrently, each under a lock that the kernel releases when its holder
+//! dies. If another task or process needs the same layer, it waits and then finds the layer in place. The
+//! configuration is kept last.
 
 use std::{
     collections::BTreeSet,
@@ -23,12 +24,13 @@ use super::{
 };
 use crate::store::{IdMap, LayerId, Store, StoreError, tree::UnpackLimits};
 
-/// Layers at a time. More connections make no pull faster, and unpacking wants a processor each.
+/// The number of concurrent layers. More connections do not make a pull faster, and each unpacking needs a
+/// processor.
 const AT_ONCE: usize = 4;
-/// How often a long pull is told of.
+/// The interval of progress messages during a long pull.
 const NOTE_EVERY: Duration = Duration::from_secs(5);
 
-/// Where the layers of an image come from.
+/// The origin of an image's layers.
 #[derive(Debug)]
 pub(super) enum Origin {
     /// Files of this machine.
@@ -38,17 +40,17 @@ pub(super) enum Origin {
     Registry(super::registry::RemoteImage),
 }
 
-/// A layer's bytes, ready to be read, and what keeps them there.
+/// A layer's bytes, ready to read, and the resource that keeps them available.
 pub(super) struct Blob {
     pub(super) at: BlobAt,
-    /// A download, which goes when it is unpacked.
+    /// A download, which is removed after it is unpacked.
     pub(super) _download: Option<Aside>,
 }
 
 /// One fetch.
 pub(super) struct Fetch<'a> {
     pub(super) store: &'a Arc<Store>,
-    /// The image in the user's words.
+    /// The image as the user wrote it.
     pub(super) name: &'a str,
     pub(super) digest: ImageDigest,
     pub(super) origin: &'a Origin,
@@ -56,19 +58,20 @@ pub(super) struct Fetch<'a> {
     pub(super) limits: UnpackLimits,
 }
 
-/// A layer of the image that the store has not.
+/// A layer of the image that is not in the store.
 struct Missing {
-    /// In the manifest, from the lowest.
+    /// The position in the manifest, counted from the lowest layer.
     index: usize,
     layer: LayerId,
     diff_id: ImageDigest,
 }
 
 impl Fetch<'_> {
-    /// Fetches what is missing.
+    /// Fetches the missing layers.
     ///
     /// # Cancel safety
-    /// Dropped, downloads are gone; what is being unpacked at the moment is finished on its thread and then goes.
+    /// If the future is dropped, downloads are removed. A layer that is being unpacked is finished on its
+    /// thread and then removed.
     pub(super) async fn run(&self, notes: &impl Notes) -> Result<(), ImageError> {
         ground::ensure(self.store, self.id_map)?;
         let bytes = self.config_bytes().await?;
@@ -79,7 +82,7 @@ impl Fetch<'_> {
         if !missing.is_empty() {
             self.layers(&missing, notes).await?;
         }
-        // Walks over the new layers.
+        // Walks the new layers.
         let (store, digest, id_map) = (Arc::clone(self.store), self.digest, self.id_map);
         let keep = tokio::task::spawn_blocking(move || store.keep_config(&digest, id_map, &config, bytes));
         Ok(keep.await.map_err(|error| self.no_thread(error))??)
@@ -116,14 +119,14 @@ impl Fetch<'_> {
         Ok(())
     }
 
-    /// Fetches and unpacks one layer, unless somebody else just did.
+    /// Fetches and unpacks one layer, unless another task or process just did.
     async fn layer(&self, missing: &Missing, done: &AtomicU64) -> Result<(), ImageError> {
         let Missing { index, layer, diff_id } = missing;
         let _lock = self.store.lock_layer(layer).await?;
         if self.store.is_whole(layer)? {
             return Ok(());
         }
-        // What is there is damaged.
+        // An existing directory is damaged.
         self.store.discard_from(&self.store.layer_home(layer))?;
         let blob = self.blob(*index, done).await?;
         let (store, layer, diff_id) = (Arc::clone(self.store), layer.clone(), *diff_id);
@@ -203,7 +206,7 @@ impl Fetch<'_> {
     }
 }
 
-/// For people: whole megabytes, or a tenth where that is more than nothing.
+/// Formats a size for users: whole megabytes, or tenths if it is less than 10 MB.
 fn megabytes(bytes: u64) -> String {
     let tenths = bytes / 100_000;
     if tenths < 100 { format!("{}.{} MB", tenths / 10, tenths % 10) } else { format!("{} MB", tenths / 10) }

@@ -5,15 +5,15 @@ use std::sync::Arc;
 use super::{ImageDigest, aside::Aside};
 use crate::store::{IdMap, LayerId, Store, StoreError, error::Doing, tree};
 
-/// Raised with any change to what the layer has.
+/// Must be increased with any change to the contents of the layer.
 const VERSION: &[u8] = b"hm-exec ground 3";
 
-/// Which layer it is.
+/// Returns the name of the layer.
 pub(crate) fn layer_id(id_map: IdMap) -> LayerId {
     LayerId::of_image(&ImageDigest::of(VERSION), id_map)
 }
 
-/// Makes the layer where the store has none.
+/// Creates the layer if the store does not have it.
 pub(super) fn ensure(store: &Arc<Store>, id_map: IdMap) -> Result<(), StoreError> {
     let layer = layer_id(id_map);
     if store.is_whole(&layer)? {

@@ -1,4 +1,4 @@
-//! The images of a runner: what each name stands for, found out once, and fetched once.
+//! The images of a runner. Each name is resolved once, and each image is fetched once.
 
 use std::{
     collections::HashMap,
@@ -18,51 +18,55 @@ use super::{
 };
 use crate::store::{IdMap, Store, StoreError, tree::UnpackLimits};
 
-/// When a registry is asked what a tag stands for.
+/// When a registry is asked to resolve a tag.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum PullPolicy {
-    /// Each run asks once, long ones again after a while.
+    /// Once per run, and again after a while in long runs.
     Always,
-    /// Where the store does not have the image.
+    /// If the image is not in the store.
     #[default]
     Missing,
-    /// Never; nothing is fetched from registries at all.
+    /// Never. Nothing is fetched from registries at all.
     Never,
 }
 
-/// How images are found and fetched.
+/// Options for resolving and fetching images.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct ImageOptions {
-    /// When a registry is asked what a tag stands for.
+    /// When a registry is asked to resolve a tag.
     pub pull: PullPolicy,
-    /// A registry, with a path where need be, that is asked first for images of docker.io: `HOST[:PORT][/PATH]`.
+    /// A mirror registry, optionally with a path, that is asked first for images of docker.io:
+    /// `HOST[:PORT][/PATH]`.
     pub mirror: Option<String>,
-    /// Registries that are asked without encryption, as `HOST[:PORT]`. Those of this machine are anyway.
+    /// Registries that are contacted without encryption, as `HOST[:PORT]`. Those on this machine always are.
     pub insecure_registries: Vec<String>,
-    /// Where credentials are looked up: the `config.json` of docker. By default in `$DOCKER_CONFIG` or `~/.docker`.
+    /// The docker `config.json` that credentials are looked up in. By default in `$DOCKER_CONFIG` or
+    /// `~/.docker`.
     pub docker_config: Option<PathBuf>,
-    /// Most uncompressed bytes of a layer, and most bytes of an image to download. By default 64 GiB.
+    /// The maximum number of uncompressed bytes of a layer, and of bytes to download for an image. By default
+    /// 64 GiB.
     pub max_bytes: Option<u64>,
 }
 
-/// An environment variable that can't be understood.
+/// An environment variable with an invalid value.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{name} is {value:?}: {expected}")]
 pub struct BadVariable {
-    /// The variable.
+    /// The name of the variable.
     pub name: &'static str,
-    /// What it says.
+    /// The value.
     pub value: String,
-    /// What it should say.
+    /// A description of valid values.
     pub expected: &'static str,
 }
 
 impl ImageOptions {
-    /// What `HM_REGISTRY_MIRROR`, `HM_INSECURE_REGISTRIES` (separated by commas) and `HM_MAX_IMAGE_BYTES` say.
+    /// Reads the options from `HM_REGISTRY_MIRROR`, `HM_INSECURE_REGISTRIES` (separated by commas) and
+    /// `HM_MAX_IMAGE_BYTES`.
     ///
     /// # Errors
-    /// Where one of them can't be understood.
+    /// Returns an error if one of them has an invalid value.
     pub fn from_env() -> Result<Self, BadVariable> {
         let variable = |name| std::env::var(name).ok().filter(|value| !value.trim().is_empty());
         let max_bytes = match variable("HM_MAX_IMAGE_BYTES") {
@@ -92,19 +96,19 @@ impl ImageOptions {
     }
 }
 
-/// Somebody who wants to know how fetching goes on: lines for people.
+/// A receiver of progress messages, as lines for users.
 pub trait Notes: Sync {
-    /// Tells a line, without an end of line.
+    /// Receives a line, without a line terminator.
     fn note(&self, line: String) -> impl Future<Output = ()> + Send;
 }
 
-/// Nobody.
+/// Ignores all messages.
 impl Notes for () {
     async fn note(&self, _: String) {}
 }
 
-/// The images of a runner: what a name stands for is found out once in a while, and what it stands for is fetched once,
-/// whoever asks.
+/// The images of a runner. Concurrent requests share the work: a name is resolved once in a while, and an
+/// image is fetched once.
 #[derive(Debug, Default)]
 pub struct Images {
     options: ImageOptions,
@@ -114,41 +118,41 @@ pub struct Images {
     registries: super::registry::Registries,
 }
 
-/// Held while an image is fetched.
+/// A lock that is held while an image is fetched.
 type Turn = Arc<tokio::sync::Mutex<()>>;
 
-/// How long a name stands for the same image without anybody's asking again: a build's steps must agree, while a program
-/// that builds all day must see new images.
+/// How long a resolved name is reused. All steps of a build must use the same image, while a long-running
+/// program that builds all day must notice new images.
 const PINNED_FOR: Duration = Duration::from_secs(15 * 60);
 
-/// What a name stands for, found out by the first who asks, while others wait. A failure is told, and the next one tries
-/// again.
+/// A resolved name. The first request resolves it while others wait. A failure is returned to the caller, and
+/// the next caller tries again.
 #[derive(Debug)]
 struct Pin {
     since: Instant,
     cell: Arc<OnceCell<Arc<Pinned>>>,
 }
 
-/// What a name stands for.
+/// The result of resolving a name.
 #[derive(Debug)]
 enum Pinned {
-    /// Nothing to fetch.
+    /// A base that need not be fetched.
     Base(Base),
     /// An image that the store may have already.
     Image { digest: ImageDigest, origin: Box<Origin> },
 }
 
 impl Images {
-    /// Images that are found and fetched as `options` say.
+    /// Creates a set of images that are resolved and fetched with `options`.
     #[must_use]
     pub fn new(options: ImageOptions) -> Self {
         Self { options, ..Self::default() }
     }
 
-    /// What the name `image` stands for. No layer is fetched, and none need be there.
+    /// Resolves the name `image`. No layer is fetched, and none need be in the store.
     ///
     /// # Errors
-    /// Why nobody can tell.
+    /// Returns an error if the name cannot be resolved.
     pub async fn pin(&self, store: &Arc<Store>, image: &str, notes: &impl Notes) -> Result<Base, ImageError> {
         Ok(match &*self.pinned(store, image, notes).await? {
             Pinned::Base(base) => base.clone(),
@@ -156,13 +160,13 @@ impl Images {
         })
     }
 
-    /// What a step whose image is `image` boots from, with all its layers in the store.
+    /// Returns the base that a step with the image `image` boots from, with all its layers in the store.
     ///
     /// # Errors
-    /// Why it can't be had.
+    /// Returns an error if the image cannot be fetched.
     ///
     /// # Cancel safety
-    /// Where all callers drop their futures nothing is left, apart from layers that were in place already.
+    /// If all callers drop their futures, nothing is left except layers that were in place already.
     pub async fn fetch(
         &self,
         store: &Arc<Store>,
@@ -175,7 +179,7 @@ impl Images {
             Pinned::Base(base) => return Ok(base.clone()),
             Pinned::Image { digest, origin } => (*digest, origin),
         };
-        // Until the image has its name. Whoever boots from it has a lease of his own.
+        // Until the image has its name. Those who boot from it hold their own leases.
         let _lease = store.lease()?;
         let fetching = Arc::clone(lock(&self.fetching).entry((digest, id_map)).or_default());
         let alone = fetching.lock().await;
@@ -239,7 +243,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Does work that reads files on a thread for it.
+/// Runs work that reads files on a thread for blocking work.
 async fn blocking<T: Send + 'static>(
     store: &Store,
     work: impl FnOnce() -> Result<T, ImageError> + Send + 'static,

@@ -1,4 +1,4 @@
-//! Images that the store has: their layers, and what their configurations say.
+//! Images in the store: their layers, and the contents of their configurations.
 
 use std::collections::BTreeMap;
 
@@ -7,24 +7,24 @@ use super::Base;
 use super::{ImageDigest, ImageError, ground, manifest::Config};
 use crate::store::{IdMap, LayerId, Store, StoreError, index::images::ImageRow};
 
-/// An image that lies in the store, ready to boot from.
+/// An image in the store that is ready to boot from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct KeptImage {
-    /// Topmost first. The lowest one is no part of the image: it has what every step needs to find.
+    /// The layers, topmost first. The lowest one is not part of the image: it contains what every step needs.
     pub(crate) layers: Vec<LayerId>,
-    /// The variables that the image sets, by name.
+    /// The environment variables that the image sets, by name.
     pub(crate) env: BTreeMap<String, String>,
 }
 
 impl Store {
-    /// Looks up an image with all of its layers as they were unpacked.
+    /// Looks up an image whose layers are all present and unchanged.
     ///
     /// # Errors
-    /// [`ImageError::Lost`] where there is no such image, or something of it is missing.
+    /// Returns [`ImageError::Lost`] if there is no such image, or if part of it is missing.
     pub(crate) fn image(&self, digest: &ImageDigest, id_map: IdMap) -> Result<KeptImage, ImageError> {
         let lost = || ImageError::Lost { digest: *digest };
         let ImageRow { stack, config } = self.kept_image(digest, id_map)?.ok_or_else(lost)?;
-        // A row that somebody changed is none.
+        // A row that was modified is ignored.
         if ImageDigest::of(config.as_bytes()) != *digest {
             return Err(lost());
         }
@@ -32,10 +32,11 @@ impl Store {
         Ok(KeptImage { layers: stack, env: config.env() })
     }
 
-    /// Whether an image is there, with all of its layers. It counts as used. Take a [lease](Store::lease) first.
+    /// Returns whether an image is in the store with all of its layers, and counts this as a use. Take a
+    /// [lease](Store::lease) first.
     ///
     /// # Errors
-    /// Where the index can't be written.
+    /// Returns an error if the index cannot be written.
     #[cfg(feature = "docker")]
     pub(crate) fn find_image(&self, digest: &ImageDigest, id_map: IdMap) -> Result<bool, StoreError> {
         if self.image(digest, id_map).is_err() {
@@ -45,10 +46,10 @@ impl Store {
         Ok(true)
     }
 
-    /// The variables that an image sets, by name.
+    /// Returns the environment variables that an image sets, by name.
     ///
     /// # Errors
-    /// [`ImageError::Lost`], as [`image`](Self::image).
+    /// Returns [`ImageError::Lost`], as [`image`](Self::image) does.
     #[cfg(feature = "docker")]
     pub(crate) fn image_env(&self, base: &Base, id_map: IdMap) -> Result<BTreeMap<String, String>, ImageError> {
         match base {
@@ -76,8 +77,8 @@ impl Store {
     }
 }
 
-/// The layers of an image, topmost first. One that comes twice counts where it lies higher: overlays take none twice, and
-/// the lower one shows nothing that the higher one does not.
+/// Returns the layers of an image, topmost first. A layer that occurs twice counts at its higher position:
+/// overlayfs rejects duplicates, and the lower copy shows nothing that the higher one does not.
 fn stack(config: &Config, id_map: IdMap) -> Vec<LayerId> {
     let mut layers: Vec<LayerId> = Vec::new();
     for diff_id in config.rootfs.diff_ids.iter().rev() {

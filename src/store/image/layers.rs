@@ -1,4 +1,4 @@
-//! Layers by content: one that lies anywhere as a file becomes one of the store's, once.
+//! Layers by content: a layer that exists as a file is added to the store, once.
 
 use std::{fs::OpenOptions, os::unix::fs::OpenOptionsExt, path::PathBuf, sync::Arc, time::Duration};
 
@@ -13,32 +13,33 @@ use crate::store::{
     tree::{BlobFile, UnpackError, UnpackLimits},
 };
 
-/// How often somebody else's lock is tried.
+/// The interval for retrying a lock that another process or task holds.
 const LOCK_EVERY: Duration = Duration::from_millis(50);
-/// Locks are shared by the layers whose names begin alike, so that there is a bounded number of files.
+/// Layers whose names have the same prefix share a lock, so that the number of lock files is bounded.
 const LOCK_DIGITS: usize = 2;
 
-/// Held by who makes a layer of a known name. The kernel drops it with its holder.
+/// A lock for creating a layer with a known name. The kernel releases it when its holder dies.
 #[derive(Debug)]
 #[must_use = "a lock is held until it is dropped"]
 pub struct LayerLock {
     _file: std::fs::File,
 }
 
-/// A tree in the making, named by its content. Dropped it goes, unless it is [kept](Store::keep_tree).
+/// A tree that is being created, named by its content. It is removed when dropped, unless it is
+/// [kept](Store::keep_tree).
 #[derive(Debug)]
 pub struct TreeInMaking(Aside);
 
 impl TreeInMaking {
-    /// Where its files go.
+    /// Returns the directory for its files.
     pub fn root(&self) -> PathBuf {
         self.0.root()
     }
 }
 
 impl Store {
-    /// Waits until nobody else makes the layer `layer`. The lock is tried until it is free: waiting for it in the kernel
-    /// could not be given up.
+    /// Waits until no other process or task is creating the layer `layer`. The lock is polled, because
+    /// waiting for it in the kernel could not be cancelled.
     pub async fn lock_layer(&self, layer: &LayerId) -> Result<LayerLock, StoreError> {
         let dir = self.dir().join("pulling");
         make_dir(&dir)?;
@@ -54,21 +55,22 @@ impl Store {
         }
     }
 
-    /// Finds the layer whose uncompressed tar has this digest, whole, whether an image brought it or it came by itself.
-    /// It is kept from now on as if it were an image of its own, until garbage collection finds that nobody used it for
-    /// long. Take a [lease](Store::lease) first. Blocks: the first look at a layer walks over it.
+    /// Finds the intact layer whose uncompressed tar has this digest, whether it belongs to an image or was
+    /// added separately. From now on it is kept like an image of its own, until garbage collection finds that
+    /// it was not used for a long time. Take a [lease](Store::lease) first. Blocks: the first check of a
+    /// layer walks it.
     ///
     /// # Errors
-    /// Where the index can't be read or written.
+    /// Returns an error if the index cannot be read or written.
     pub fn layer_by_content(&self, diff_id: &ImageDigest, id_map: IdMap) -> Result<Option<LayerId>, StoreError> {
         self.by_content(diff_id, id_map, LayerId::of_image(diff_id, id_map))
     }
 
-    /// Unpacks a layer from the file that has it, and keeps it as [`Store::layer_by_content`] does. To be called with the
-    /// layer's [lock](Store::lock_layer). Blocks. `name` is for errors.
+    /// Unpacks a layer from a file, and keeps it as [`Store::layer_by_content`] does. The caller must hold
+    /// the layer's [lock](Store::lock_layer). Blocks. `name` is used in errors.
     ///
     /// # Errors
-    /// Where it can't be unpacked, or is not what `diff_id` says.
+    /// Returns an error if the layer cannot be unpacked, or does not have the digest `diff_id`.
     pub fn unpack_layer(
         self: &Arc<Self>,
         name: &str,
@@ -78,45 +80,46 @@ impl Store {
         limits: UnpackLimits,
     ) -> Result<LayerId, ImageError> {
         let layer = LayerId::of_image(diff_id, id_map);
-        // What is there is damaged.
+        // An existing directory is damaged.
         self.discard_from(&self.layer_home(&layer))?;
         unpack(self, name, &layer, diff_id, id_map, blob, limits)?;
         self.keep_by_content(diff_id, id_map, &layer)?;
         Ok(layer)
     }
 
-    /// The name of the layer whose uncompressed tar has this digest, for [`Store::lock_layer`].
+    /// Returns the name of the layer whose uncompressed tar has this digest, for [`Store::lock_layer`].
     #[must_use]
     pub fn layer_id(diff_id: &ImageDigest, id_map: IdMap) -> LayerId {
         LayerId::of_image(diff_id, id_map)
     }
 
-    /// The name of the tree that is known by the digest `digest`, for [`Store::lock_layer`].
+    /// Returns the name of the tree with the digest `digest`, for [`Store::lock_layer`].
     pub fn tree_id(digest: &ImageDigest) -> LayerId {
         LayerId::of_tree(digest)
     }
 
-    /// Finds a tree that was [kept](Store::keep_tree), whole. Take a [lease](Store::lease) first. Blocks as
+    /// Finds an intact tree that was [kept](Store::keep_tree). Take a [lease](Store::lease) first. Blocks as
     /// [`Store::layer_by_content`] does.
     ///
     /// # Errors
-    /// Where the index can't be read or written.
+    /// Returns an error if the index cannot be read or written.
     pub fn tree_by_content(&self, digest: &ImageDigest) -> Result<Option<LayerId>, StoreError> {
         self.by_content(digest, IdMap::Single, LayerId::of_tree(digest))
     }
 
-    /// An empty tree to fill.
+    /// Creates an empty tree to fill.
     ///
     /// # Errors
-    /// Where a directory can't be made.
+    /// Returns an error if a directory cannot be created.
     pub fn new_tree(self: &Arc<Self>) -> Result<TreeInMaking, StoreError> {
         Aside::new(self).map(TreeInMaking)
     }
 
-    /// Puts a finished tree in its place, to be found by `digest`. To be called with its [lock](Store::lock_layer).
+    /// Puts a finished tree in its place, where it is found by `digest`. The caller must hold its
+    /// [lock](Store::lock_layer).
     ///
     /// # Errors
-    /// Where it can't be put in its place, or the index not be written.
+    /// Returns an error if the tree cannot be put in its place, or if the index cannot be written.
     pub fn keep_tree(&self, tree: TreeInMaking, digest: &ImageDigest) -> Result<LayerId, StoreError> {
         let layer = LayerId::of_tree(digest);
         self.discard_from(&self.layer_home(&layer))?;
@@ -125,11 +128,11 @@ impl Store {
         Ok(layer)
     }
 
-    /// The lowest layer of every step that does not run on this machine's own system: mount points, and files that name
-    /// resolution wants.
+    /// Returns the lowest layer of every step that does not run on this machine's own system. It contains
+    /// mount points and files that name resolution needs.
     ///
     /// # Errors
-    /// Where it is missing and can't be made.
+    /// Returns an error if the layer is missing and cannot be created.
     pub fn ground_layer(self: &Arc<Self>, id_map: IdMap) -> Result<LayerId, StoreError> {
         ground::ensure(self, id_map)?;
         Ok(ground::layer_id(id_map))
@@ -148,13 +151,14 @@ impl Store {
     }
 
     fn keep_by_content(&self, digest: &ImageDigest, id_map: IdMap, layer: &LayerId) -> Result<(), StoreError> {
-        // Without a configuration it is no image: its digest is not that of its configuration.
+        // The row has no configuration, so it does not describe an image: its digest is not that of a
+        // configuration.
         let row = ImageRow { stack: vec![layer.clone()], config: String::new() };
         self.keep_image(digest, id_map, &row)
     }
 }
 
-/// Makes the layer `layer` from a file; the caller has its lock.
+/// Creates the layer `layer` from a file. The caller must hold its lock.
 pub(super) fn unpack(
     store: &Arc<Store>,
     name: &str,
@@ -175,7 +179,7 @@ pub(super) fn unpack(
     Ok(aside.place(layer)?)
 }
 
-/// A full disk is the store's own trouble, whoever met it.
+/// Returns the error of unpacking a layer. A full disk is reported as an error of the store.
 fn failed_to_unpack(image: &str, aside: &Aside, error: UnpackError) -> ImageError {
     if let UnpackError::Io { errno, .. } = &error {
         let store_error = StoreError::io("unpack to", aside.root(), std::io::Error::from_raw_os_error(*errno));

@@ -1,6 +1,6 @@
-//! The documents that an image consists of besides its layers: indexes, manifests, configurations.
+//! The documents of an image besides its layers: indexes, manifests, configurations.
 //!
-//! Read leniently (unknown fields are passed over), as far as they are needed.
+//! They are parsed leniently (unknown fields are ignored), and only as far as they are needed.
 
 use std::collections::BTreeMap;
 
@@ -11,15 +11,15 @@ use super::{
     platform::{Platform, this_machine, this_platform},
 };
 
-/// A manifest or configuration beyond this is no honest one.
+/// The maximum size of a manifest or configuration. No legitimate one is larger.
 pub(super) const MAX_DOCUMENT_BYTES: u64 = 8 << 20;
-/// Overlays take 500 lower directories, and steps need some.
+/// Overlayfs supports 500 lower directories, and steps need some of them.
 const MAX_LAYERS: usize = 256;
 
 /// The name of an image within an OCI layout.
 pub(crate) const REF_NAME: &str = "org.opencontainers.image.ref.name";
 
-/// Refers to another document, or to a layer.
+/// A reference to another document, or to a layer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Descriptor {
@@ -33,7 +33,7 @@ pub(crate) struct Descriptor {
     pub(crate) annotations: BTreeMap<String, String>,
 }
 
-/// What a name may stand for.
+/// A document that an image's name may refer to.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(untagged)]
 pub(super) enum Document {
@@ -54,7 +54,7 @@ pub(super) struct Manifest {
     pub(super) layers: Vec<Descriptor>,
 }
 
-/// An image's configuration, as far as it matters here.
+/// The relevant part of an image's configuration.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub(super) struct Config {
     #[serde(default)]
@@ -78,7 +78,7 @@ pub(super) struct RootFs {
     pub(super) diff_ids: Vec<ImageDigest>,
 }
 
-/// What went wrong with a document; who holds it knows its name.
+/// A problem with a document. The caller adds the document's name.
 #[derive(Debug)]
 pub(super) enum Wrong {
     Malformed(String),
@@ -92,7 +92,8 @@ impl Wrong {
         Self::Platform { wanted: this_machine(), found }
     }
 
-    /// The error, for an image of a registry or an archive: `malformed` makes the one for what makes no sense.
+    /// Returns the error for an image of a registry or an archive. `malformed` creates the error for an
+    /// invalid document.
     pub(super) fn of(self, image: &str, malformed: impl FnOnce(String) -> ImageError) -> ImageError {
         let image = image.to_owned();
         match self {
@@ -125,13 +126,13 @@ impl Document {
 }
 
 impl Index {
-    /// Returns the entries that may be for this machine: those that say so, what makes most of its processor
-    /// first, then those that do not say what they are for.
+    /// Returns the entries that may be for this machine: first those that say so, in descending order of the
+    /// processor level that they use, then those that do not say what they are for.
     pub(super) fn candidates(&self) -> Vec<&Descriptor> {
         candidates(self.manifests.iter())
     }
 
-    /// Lists the platforms of the entries, for people.
+    /// Lists the platforms of the entries, for users.
     pub(super) fn platforms(&self) -> String {
         let platforms = self.manifests.iter().filter_map(|entry| entry.platform.as_ref()).take(20);
         let found = platforms.map(Platform::to_text).collect::<Vec<_>>().join(", ");
@@ -146,7 +147,7 @@ pub(super) fn candidates<'a>(entries: impl Iterator<Item = &'a Descriptor>) -> V
         None => Some((None, entry)),
     });
     let mut ranked: Vec<_> = ranked.collect();
-    // Equals stay in the order of the index.
+    // Equally ranked entries stay in the order of the index.
     ranked.sort_by_key(|(rank, _)| std::cmp::Reverse(*rank));
     ranked.into_iter().map(|(_, entry)| entry).collect()
 }
@@ -158,7 +159,8 @@ impl Manifest {
             return Err(Wrong::Unsupported(what, "at most 256 can be mounted: squash it"));
         }
         for layer in &self.layers {
-            // What is not known to be something else is looked at: archives and old tools are careless with types.
+            // A layer is accepted unless its type is known to be something else, because archives and old
+            // tools set types carelessly.
             let known = layer.media_type.is_empty() || layer.media_type.contains("tar");
             if !known || layer.media_type.contains("foreign") || layer.media_type.contains("encrypted") {
                 let what = format!("a layer of the type `{}`", layer.media_type.escape_default());
@@ -170,7 +172,7 @@ impl Manifest {
 }
 
 impl Config {
-    /// Reads a configuration, and checks that it is for this machine and has `layers` layers.
+    /// Parses a configuration, and checks that it is for this machine and has `layers` layers.
     pub(super) fn parse(bytes: &[u8], layers: Option<usize>) -> Result<Self, Wrong> {
         let config: Self = serde_json::from_slice(bytes)
             .map_err(|error| Wrong::Malformed(format!("its configuration does not decode ({error})")))?;
@@ -183,8 +185,8 @@ impl Config {
         if found > MAX_LAYERS {
             return Err(Wrong::Unsupported(format!("{found} layers"), "at most 256 can be mounted: squash it"));
         }
-        // Whether the processor has the level that a variant asks for is not looked at: here there is nothing
-        // to choose.
+        // The processor level that a variant requires is not checked, because there is nothing to choose from
+        // here.
         let (os, architecture) = (config.os.clone(), config.architecture.clone());
         let platform = Platform { os, architecture, variant: None };
         let says_nothing = platform.os.is_empty() || platform.architecture.is_empty();
@@ -194,7 +196,7 @@ impl Config {
         Ok(config)
     }
 
-    /// The variables that a command finds, by name.
+    /// Returns the environment variables of a command, by name.
     pub(super) fn env(&self) -> BTreeMap<String, String> {
         let vars = self.config.iter().flat_map(|config| config.env.iter().flatten());
         vars.filter_map(|var| var.split_once('=')).map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
@@ -241,7 +243,7 @@ mod tests {
             entry["platform"]["variant"] = variant.into();
             entry
         };
-        // No machine has the first one.
+        // No machine has the first level.
         let levels =
             index(&[leveled("a", "v99"), descriptor("b", Some(&here)), leveled("c", "v1"), leveled("d", "v2")]);
         let mut expected = ["b", "c"].map(|digest| ImageDigest::of(digest.as_bytes())).to_vec();

@@ -1,14 +1,14 @@
-//! Images: what an image's name stands for, and getting its layers into the store.
+//! Images: resolves an image's name, and adds its layers to the store.
 //!
 //! ```text
 //! the image of a step --pin--> ImageDigest (the digest of the configuration) --fetch--> layers in the store
 //!                      names and manifests only          blobs, unpacked, checked against the configuration
 //! ```
 //!
-//! `pin` and `fetch` are apart, because a run whose steps are all in the cache needs to know which image a name stands for,
-//! and none of its bytes. An image in the store is its configuration at `images/DIGEST.json`, which names the layers by the
-//! digests of their content; a layer's place follows from that digest and from how owners are mapped, so that images share
-//! layers. Nothing here knows who asks, nor how layers are mounted.
+//! `pin` and `fetch` are separate, because a run whose steps are all cached has to resolve an image's name
+//! but needs none of its bytes. An image in the store is its configuration, which names the layers by the
+//! digests of their content. A layer's place follows from that digest and from how owners are mapped, so
+//! images share layers. Nothing here knows about the callers or about how layers are mounted.
 
 mod archive;
 mod aside;

@@ -1,10 +1,10 @@
-//! What an image runs on, and which of several suits this machine best.
+//! The platform of an image, and the choice of the best one for this machine.
 
 use std::sync::OnceLock;
 
 use serde::{Deserialize, Serialize};
 
-/// What an image runs on.
+/// The platform that an image runs on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Platform {
     pub(crate) os: String,
@@ -15,8 +15,8 @@ pub(crate) struct Platform {
 }
 
 impl Platform {
-    /// Returns how much of this machine's processor an image makes use of: the more, the better. `None` if it
-    /// does not run here.
+    /// Returns the processor level that an image uses on this machine. Higher is better. Returns `None` if
+    /// the image does not run here.
     pub(super) fn rank(&self) -> Option<u32> {
         let here = this_platform();
         let is_same = self.os == here.os && self.architecture == here.architecture;
@@ -27,11 +27,11 @@ impl Platform {
         let variant = self.variant.as_deref().filter(|variant| !variant.is_empty());
         let wanted = match (self.architecture.as_str(), variant) {
             ("amd64", None) => 1,
-            // What Debian calls `armhf`, and the builders that name no variant mean.
+            // What Debian calls `armhf`, and what builders that do not specify a variant mean.
             ("arm", None) => 7,
             ("arm64", None) => 8,
             ("amd64" | "arm" | "arm64", Some(variant)) => variant.trim_start_matches('v').parse().ok()?,
-            // Variants of these tell nothing that is known here.
+            // The variants of these architectures have no known meaning.
             _ => return Some(0),
         };
         (wanted <= level).then_some(wanted)
@@ -45,7 +45,7 @@ impl Platform {
     }
 }
 
-/// This machine, in the words of images, without its level.
+/// Returns this machine's platform in the terms of images, without its level.
 pub(crate) fn this_platform() -> Platform {
     let architecture = match std::env::consts::ARCH {
         "x86_64" => "amd64",
@@ -58,7 +58,7 @@ pub(crate) fn this_platform() -> Platform {
     Platform { os: "linux".into(), architecture: architecture.into(), variant: None }
 }
 
-/// This machine with its level, for people.
+/// Returns this machine's platform with its level, for users.
 pub(super) fn this_machine() -> String {
     let variant = matches!(std::env::consts::ARCH, "x86_64" | "aarch64" | "arm").then(|| format!("v{}", level()));
     Platform { variant, ..this_platform() }.to_text()
@@ -88,7 +88,7 @@ fn find_level() -> u32 {
 
 #[cfg(target_arch = "arm")]
 fn find_level() -> u32 {
-    // `armv6l`, `armv7l`, `armv8l`, or what a 64-bit kernel says.
+    // `armv6l`, `armv7l`, `armv8l`, or the name that a 64-bit kernel reports.
     let name = rustix::system::uname();
     let machine = name.machine().to_string_lossy();
     let digits = machine.strip_prefix("armv").and_then(|rest| rest.get(..1)).and_then(|digit| digit.parse().ok());

@@ -1,4 +1,4 @@
-//! The text that names an image.
+//! Parses the text that names an image.
 
 use std::{
     fs, io,
@@ -7,7 +7,7 @@ use std::{
 
 use super::{Base, ImageError};
 
-/// What the text that names an image asks for.
+/// The kind of image that a text names.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(in crate::store) enum ImageName {
     /// This machine's system.
@@ -18,14 +18,14 @@ pub(in crate::store) enum ImageName {
     OciDir { path: PathBuf, tag: Option<String> },
     /// An OCI layout in a tar file.
     OciArchive { path: PathBuf, tag: Option<String> },
-    /// What `docker save` writes.
+    /// An archive of `docker save`.
     DockerArchive { path: PathBuf, tag: Option<String> },
-    /// In a registry.
+    /// An image in a registry.
     Registry,
 }
 
 impl ImageName {
-    /// Takes the text apart. A path ends at a colon that no slash follows.
+    /// Parses the text. A path ends at a colon that is not followed by a slash.
     pub(in crate::store) fn parse(image: &str) -> Result<Self, ImageError> {
         if image == "host" {
             return Ok(Self::Host);
@@ -41,7 +41,7 @@ impl ImageName {
                 Some((path, tag)) if transport == "docker-archive" || !tag.contains('/') => (path, Some(tag)),
                 _ => (rest, None),
             };
-            // `docker-archive:F:name:tag` has a name with a tag of its own.
+            // The name in `docker-archive:F:name:tag` has a tag of its own.
             let (path, tag) = match (transport, path.split_once(':'), tag) {
                 ("docker-archive", Some((path, name)), Some(tag)) => (path, Some(format!("{name}:{tag}"))),
                 (_, _, tag) => (path, tag.map(str::to_owned)),
@@ -61,8 +61,8 @@ impl ImageName {
     }
 }
 
-/// Checks what can be known of an image without reading it: that the text can be a name, and that there is
-/// such a file or directory on this machine if it is to be in one. Registries are not asked.
+/// Checks what can be checked of an image without reading it: that the text is a valid name, and that the
+/// file or directory exists if the name refers to one on this machine. No registry is contacted.
 ///
 /// # Errors
 /// Returns an error that tells what is wrong with the name.
@@ -92,7 +92,7 @@ pub(crate) fn check_image(image: &str) -> Result<(), ImageError> {
     }
 }
 
-/// Returns the file or directory of this machine that the image's name has in it, if it has one.
+/// Returns the file or directory of this machine in an image's name, if there is one.
 ///
 /// # Examples
 /// ```

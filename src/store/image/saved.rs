@@ -1,4 +1,4 @@
-//! What a daemon saved: an archive in a file of the store, to take layers from.
+//! Images saved by a daemon: an archive in a file of the store, to read layers from.
 
 use std::{io, path::Path, sync::Arc};
 
@@ -15,26 +15,26 @@ use crate::store::{
     tree::{BlobFile, UnpackLimits},
 };
 
-/// What errors call it.
+/// The name of the image in errors.
 const NAME: &str = "the saved image";
 
-/// A file of the store for an archive to be written to. It goes with this.
+/// A file of the store for an archive to be written to. It is removed when this is dropped.
 #[derive(Debug)]
 pub(crate) struct ArchiveFile(Aside);
 
 impl ArchiveFile {
-    /// Nothing is there yet.
+    /// Chooses a path. Nothing exists there yet.
     pub(crate) fn new(store: &Arc<Store>) -> Self {
         Self(Aside::free(store))
     }
 
-    /// Where it is to be.
+    /// Returns the path of the file.
     pub(crate) fn path(&self) -> &Path {
         self.0.path()
     }
 }
 
-/// An image as `docker save` writes it.
+/// An image in the format of `docker save`.
 #[derive(Debug)]
 pub(crate) struct SavedImage {
     store: Arc<Store>,
@@ -47,7 +47,7 @@ impl SavedImage {
     /// Reads the documents of an archive of one image. Blocks.
     ///
     /// # Errors
-    /// Where it is no such archive.
+    /// Returns an error if the file is not such an archive.
     pub(crate) fn open(store: &Arc<Store>, file: ArchiveFile) -> Result<Self, ImageError> {
         let name = ImageName::DockerArchive { path: file.path().into(), tag: None };
         let image = LocalImage::open(store, NAME, &name, UnpackLimits::default().bytes)?;
@@ -57,27 +57,27 @@ impl SavedImage {
         Ok(Self { store: Arc::clone(store), image, diff_ids: config.rootfs.diff_ids, _file: file })
     }
 
-    /// The digests of the uncompressed layers, lowest first.
+    /// Returns the digests of the uncompressed layers, lowest first.
     pub(crate) fn diff_ids(&self) -> &[ImageDigest] {
         &self.diff_ids
     }
 
-    /// A layer by its place, from the lowest.
+    /// Returns a layer by its position, counted from the lowest.
     ///
     /// # Errors
-    /// Where there is no such layer, or the file can't be opened.
+    /// Returns an error if there is no such layer, or if the file cannot be opened.
     pub(crate) fn layer(&self, index: usize) -> io::Result<BlobFile> {
         let at = self.image.layers.get(index).ok_or_else(|| io::Error::other("the saved image has fewer layers"))?;
         at.open().map_err(io::Error::other)
     }
 
-    /// Takes the whole of it into the store, as an image to boot from.
+    /// Adds the whole image to the store, as an image to boot from.
     ///
     /// # Errors
-    /// Where layers can't be unpacked.
+    /// Returns an error if layers cannot be unpacked.
     ///
     /// # Cancel safety
-    /// Dropped, layers that were in place already stay.
+    /// If the future is dropped, layers that are in place already stay.
     pub(crate) async fn keep(self, id_map: IdMap) -> Result<ImageDigest, ImageError> {
         let Self { store, image, _file, .. } = self;
         let (digest, limits) = (image.digest, UnpackLimits::default());

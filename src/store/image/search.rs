@@ -1,28 +1,28 @@
-//! Finding the image for this machine through indexes, which may lead to further indexes.
+//! Searches indexes, which may refer to further indexes, for the image for this machine.
 
 use super::{
     ImageDigest,
     manifest::{Descriptor, Index, Wrong},
 };
 
-/// Indexes within indexes, and documents in all: more have no honest images.
+/// The maximum depth of nested indexes, and the maximum number of documents. No legitimate image has more.
 const MAX_DEPTH: u32 = 8;
 const MAX_DOCUMENTS: u32 = 64;
 
-/// A document to look at.
+/// A document to examine.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Candidate {
     pub(super) digest: ImageDigest,
-    /// Whether it is taken as it is: its entry says that it is for this machine, or there is no other. If
-    /// not, its configuration must say that it is.
+    /// Whether it is accepted without a check: its entry says that it is for this machine, or there is no
+    /// other. If not, its configuration must say so.
     pub(super) is_certain: bool,
     depth: u32,
 }
 
-/// What is still to be looked at, and what was found to be for others.
+/// The documents still to be examined, and the platforms of those that were rejected.
 #[derive(Debug)]
 pub(super) struct Search {
-    /// The next one is the last.
+    /// The next document is the last element.
     next: Vec<Candidate>,
     seen: u32,
     found: Vec<String>,
@@ -41,7 +41,7 @@ impl Search {
         search
     }
 
-    /// Returns the next document to look at. It is an error if there is none, because all are for other
+    /// Returns the next document to examine. Returns an error if there is none, because all are for other
     /// machines.
     pub(super) fn next(&mut self) -> Result<Candidate, Wrong> {
         self.seen += 1;
@@ -54,12 +54,12 @@ impl Search {
         }
     }
 
-    /// Goes on in the index that `at` turned out to be.
+    /// Continues the search in the index that `at` turned out to be.
     pub(super) fn descend(&mut self, at: Candidate, index: &Index) {
         self.add(&index.candidates(), at.depth + 1, index.platforms());
     }
 
-    /// Goes on without what turned out to be for `platform`.
+    /// Continues without a document that turned out to be for `platform`.
     pub(super) fn reject(&mut self, platform: String) {
         self.found.push(platform);
     }
@@ -100,7 +100,7 @@ mod tests {
         assert_eq!(search.next().unwrap().digest, b.digest);
         assert!(matches!(search.next(), Err(Wrong::Platform { found, .. }) if found == "linux/other"));
 
-        // An index cannot have its own digest in it, but a registry may say anything.
+        // An index cannot contain its own digest, but a registry may answer anything.
         let mut search = Search::at(a.digest);
         let endless = Index { manifests: vec![a.clone(), a] };
         let error = (0..1000).find_map(|_| match search.next() {

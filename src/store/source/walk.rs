@@ -342,7 +342,7 @@ impl Queue {
     }
 }
 
-/// Puts the lists behind one another, each directory's after its own entry.
+/// Concatenates the lists, each directory's after its own entry.
 fn join(lists: Vec<(usize, List)>, slots: usize, root: Status) -> Tree {
     let mut by_slot: Vec<List> = Vec::new();
     by_slot.resize_with(slots, List::default);

@@ -1,6 +1,7 @@
-//! Credentials as docker keeps them: in its configuration file, or with a program that the file names.
+//! Looks up credentials as docker stores them: in its configuration file, or with a program that the file
+//! names.
 //!
-//! What is found is given to the registry alone: it is in no error, log or `Debug` of ours.
+//! Credentials are given only to the registry. They do not appear in our errors, logs or `Debug` output.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -17,7 +18,7 @@ use serde::Deserialize;
 use super::super::ImageError;
 use crate::programs;
 
-/// Under what name docker.io's credentials are kept.
+/// The name under which docker.io's credentials are stored.
 const DOCKER_HUB_KEY: &str = "https://index.docker.io/v1/";
 
 #[derive(Deserialize, Default)]
@@ -37,7 +38,7 @@ struct Entry {
     password: Option<String>,
 }
 
-/// What a helper prints.
+/// The output of a credential helper.
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
 struct Answer {
@@ -45,15 +46,15 @@ struct Answer {
     secret: String,
 }
 
-/// Returns the credentials for a registry: those of `file`, or of docker's own configuration. If a helper
-/// that it names does not work, there are none, as in docker: most images need none.
+/// Returns the credentials for a registry from `file`, or from docker's own configuration. If a helper named
+/// there does not work, there are no credentials, as in docker: most images need none.
 ///
 /// # Errors
-/// [`ImageError::Unreadable`] where there is a file that can't be read.
+/// Returns [`ImageError::Unreadable`] if there is a file that cannot be read.
 pub(super) async fn look_up(file: Option<PathBuf>, registry: &str) -> Result<RegistryAuth, ImageError> {
     let Some(path) = file.or_else(default_file) else { return Ok(RegistryAuth::Anonymous) };
     let registry = registry.to_owned();
-    // Helpers ask keyrings, and those ask people.
+    // Helpers may query keyrings, which may prompt the user.
     let found = tokio::task::spawn_blocking(move || read(&path, &registry));
     let (auth, warning) = found.await.unwrap_or_else(|error| {
         Ok((RegistryAuth::Anonymous, Some(format!("credentials could not be looked up: {error}"))))
@@ -66,7 +67,7 @@ pub(super) async fn look_up(file: Option<PathBuf>, registry: &str) -> Result<Reg
     Ok(auth)
 }
 
-/// Returns whether a warning was not given yet: each image of a build has its credentials looked up.
+/// Returns whether a warning was not printed yet. Credentials are looked up for each image of a build.
 fn is_new(warning: &str) -> bool {
     static GIVEN: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
     GIVEN.lock().unwrap_or_else(PoisonError::into_inner).insert(warning.to_owned())
@@ -78,7 +79,7 @@ fn default_file() -> Option<PathBuf> {
     dir.map(|dir| dir.join("config.json"))
 }
 
-/// Returns the credentials that the file `path` leads to, and what people should know of them.
+/// Returns the credentials that the file `path` leads to, and a warning for the user.
 fn read(path: &Path, registry: &str) -> Result<(RegistryAuth, Option<String>), ImageError> {
     let unreadable = |source| ImageError::Unreadable { path: path.to_owned(), source };
     let bytes = match fs::read(path) {
@@ -114,7 +115,7 @@ fn read(path: &Path, registry: &str) -> Result<(RegistryAuth, Option<String>), I
     Ok((found.and_then(|(_, entry)| entry.auth()).unwrap_or(RegistryAuth::Anonymous), warning))
 }
 
-/// The names under which a registry's credentials may be kept.
+/// Returns the names under which a registry's credentials may be stored.
 fn keys(registry: &str) -> Vec<String> {
     match registry {
         "docker.io" => [DOCKER_HUB_KEY, "docker.io", "index.docker.io", "registry-1.docker.io"].map(Into::into).into(),
@@ -122,7 +123,7 @@ fn keys(registry: &str) -> Vec<String> {
     }
 }
 
-/// `HOST[:PORT]` of a name that may be an address.
+/// Returns `HOST[:PORT]` of a name that may be a URL.
 fn host(key: &str) -> String {
     let rest = key.split_once("://").map_or(key, |(_, rest)| rest);
     rest.split('/').next().unwrap_or_default().to_owned()
@@ -140,7 +141,8 @@ impl Entry {
     }
 }
 
-/// Asks `docker-credential-HELPER`; `None` if it knows nothing. The reason if it does not work.
+/// Runs `docker-credential-HELPER`. Returns `None` if it has no credentials, and the reason if it does not
+/// work.
 fn ask(helper: &str, key: &str) -> Result<Option<RegistryAuth>, String> {
     let is_name = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
     if helper.is_empty() || !helper.bytes().all(is_name) {
@@ -155,7 +157,7 @@ fn ask(helper: &str, key: &str) -> Result<Option<RegistryAuth>, String> {
     let mut child = Command::new(found)
         .arg("get")
         .env("PATH", programs::search_path())
-        // The checkout is no place for a program that runs in the user's name.
+        // The program runs with the user's privileges, so it is not started in the checkout.
         .current_dir("/")
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -163,7 +165,7 @@ fn ask(helper: &str, key: &str) -> Result<Option<RegistryAuth>, String> {
         .spawn()
         .map_err(failed)?;
     if let Some(mut stdin) = child.stdin.take() {
-        // If it reads nothing, its exit says what it has to say.
+        // If it does not read its input, its exit status is reported.
         let _ = io::Write::write_all(&mut stdin, key.as_bytes());
     }
     let output = child.wait_with_output().map_err(failed)?;
@@ -235,13 +237,13 @@ mod tests {
             assert_eq!(auth, RegistryAuth::Anonymous);
             assert!(warning.contains(expected) && warning.contains("config.json"), "{warning}");
         }
-        // What the file has itself counts nevertheless.
+        // Credentials in the file itself count nevertheless.
         let config = format!(r#"{{"credsStore":"hm-no","auths":{{"ghcr.io":{{"auth":"{secret}"}}}}}}"#);
         fs::write(&path, config).unwrap();
         let (auth, warning) = read(&path, "ghcr.io").unwrap();
         assert_eq!(auth, RegistryAuth::Basic("ann".into(), "pass".into()));
         assert!(warning.is_some_and(|warning| !warning.contains("pass")));
-        // Others need no helper.
+        // Other registries need no helper.
         fs::write(&path, r#"{"credHelpers":{"ghcr.io":"hm-no"}}"#).unwrap();
         assert_eq!(read(&path, "quay.io").unwrap(), (RegistryAuth::Anonymous, None));
     }

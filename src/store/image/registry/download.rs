@@ -1,4 +1,4 @@
-//! Downloading blobs: continued where a connection broke, checked against size and digest.
+//! Downloads blobs. Resumes after a broken connection, and verifies size and digest.
 
 use std::{
     fs::{File, OpenOptions},
@@ -19,14 +19,14 @@ use super::{
 };
 use crate::store::{ImageDigest, StoreError, error::Doing};
 
-/// Where a blob goes.
+/// The destination of a blob.
 #[derive(Debug)]
 pub(super) enum Sink {
     Memory(Vec<u8>),
     File(File, PathBuf),
 }
 
-/// How far a download has come.
+/// The progress of a download.
 #[derive(Default)]
 struct Progress {
     bytes: u64,
@@ -34,7 +34,7 @@ struct Progress {
 }
 
 impl Sink {
-    /// A new file.
+    /// Creates a new file.
     pub(super) fn file(path: &Path) -> Result<Self, StoreError> {
         let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).doing("make", path)?;
         Ok(Self::File(file, path.to_owned()))
@@ -60,7 +60,8 @@ impl Sink {
 }
 
 impl Session {
-    /// Downloads a blob. What has come is added to `done`, and taken from it again where it has to come again.
+    /// Downloads a blob. Received bytes are added to `done`, and subtracted again if they have to be
+    /// downloaded again.
     pub(super) async fn blob(&self, descriptor: &Descriptor, sink: &mut Sink, done: &AtomicU64) -> Result<(), Failure> {
         let mut attempts = Attempts::new(PATIENT);
         let mut progress = Progress::default();
@@ -80,9 +81,9 @@ impl Session {
                 Err(failure) => return Err(failure),
             };
             match trouble {
-                // Nothing of it can be trusted.
+                // None of the received bytes can be trusted.
                 Trouble::WrongDigest { .. } => restart(sink, &mut progress, done)?,
-                // Gets on, however slowly.
+                // The download makes progress, however slowly.
                 _ if progress.bytes > before => attempts.progressed(),
                 _ => {}
             }
@@ -90,7 +91,7 @@ impl Session {
         }
     }
 
-    /// Asks for what is missing, and takes what comes.
+    /// Requests the missing part, and writes what is received.
     async fn part(
         &self,
         descriptor: &Descriptor,

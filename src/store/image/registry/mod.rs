@@ -1,7 +1,8 @@
-//! Registries: what a name stands for there, and downloads.
+//! Registries: resolves names, and downloads images.
 //!
-//! Requests are `oci-client`'s. Here it is decided whom to ask (a mirror first, for docker.io), how often, and what an
-//! answer is worth: every document and every layer is checked against the digest that named it.
+//! `oci-client` performs the requests. This module decides which registry to ask (a mirror first, for
+//! docker.io) and how often, and verifies the answers: every document and every layer is checked against the
+//! digest that named it.
 
 mod credentials;
 mod download;
@@ -35,7 +36,7 @@ use crate::store::{Store, index::images::TagRow};
 /// The registry whose images a mirror may have.
 const DOCKER_HUB: &str = "docker.io";
 
-/// Connections to registries, one kind encrypted and one not.
+/// Clients for registries, one with and one without encryption.
 #[derive(Default)]
 pub(super) struct Registries {
     encrypted: OnceLock<Client>,
@@ -48,20 +49,20 @@ impl std::fmt::Debug for Registries {
     }
 }
 
-/// An image of a registry: pinned, its layers unread.
+/// An image of a registry that is pinned, and whose layers have not been read yet.
 #[derive(Debug)]
 pub(super) struct RemoteImage {
-    /// The image in the user's words.
+    /// The image as the user wrote it.
     name: String,
-    /// Who is asked, in this order.
+    /// The registries to ask, in this order.
     sessions: Vec<Session>,
     /// The manifest for this machine.
     digest: ImageDigest,
-    /// Fetched when it is needed, where the tag was remembered.
+    /// Fetched on demand if the tag was remembered.
     manifest: OnceCell<Manifest>,
 }
 
-/// Takes apart the name of an image of a registry.
+/// Parses the name of an image of a registry.
 pub(super) fn reference(image: &str) -> Result<Reference, ImageError> {
     image.parse().map_err(|error: oci_client::ParseError| ImageError::BadName {
         image: image.to_owned(),
@@ -70,7 +71,7 @@ pub(super) fn reference(image: &str) -> Result<Reference, ImageError> {
 }
 
 impl Registries {
-    /// Finds out what `image` stands for: which manifest, and which configuration.
+    /// Resolves `image` to a manifest and a configuration.
     pub(super) async fn pin(
         &self,
         options: &ImageOptions,
@@ -119,7 +120,7 @@ impl Registries {
         }
     }
 
-    /// Whom to ask for an image.
+    /// Returns the registries to ask for an image.
     async fn sessions(
         &self,
         options: &ImageOptions,
@@ -158,7 +159,7 @@ impl Registries {
     }
 }
 
-/// Asks for the manifest for this machine: its digest, and itself.
+/// Requests the manifest for this machine. Returns its digest and the manifest.
 async fn ask(image: &str, sessions: &[Session], patience: u32) -> Result<(ImageDigest, Manifest), ImageError> {
     let mut failed = None;
     for session in sessions {
@@ -198,7 +199,7 @@ async fn ask_one(image: &str, session: &Session, patience: u32) -> Result<(Image
     }
 }
 
-/// Gets a configuration from the first of these that has it, checked against its digest.
+/// Fetches a configuration from the first session that has it, and verifies its digest.
 async fn config_of(image: &str, sessions: &[&Session], manifest: &Manifest) -> Result<Vec<u8>, ImageError> {
     let config = &manifest.config;
     if config.size > MAX_DOCUMENT_BYTES {
@@ -213,7 +214,7 @@ async fn config_of(image: &str, sessions: &[&Session], manifest: &Manifest) -> R
     }
 }
 
-/// Downloads a blob from the first of these that has it. Adds what has come to `done`.
+/// Downloads a blob from the first session that has it. Adds the received bytes to `done`.
 async fn blob_of(
     image: &str,
     sessions: &[&Session],
@@ -236,7 +237,7 @@ async fn blob_of(
 }
 
 impl RemoteImage {
-    /// Gets the manifest, where it is not known yet.
+    /// Fetches the manifest if it is not known yet.
     pub(super) async fn complete(&self) -> Result<(), ImageError> {
         let manifest = self.manifest.get_or_try_init(async || {
             let mut failed = None;
@@ -254,12 +255,12 @@ impl RemoteImage {
         manifest.await.map(drop)
     }
 
-    /// The layers, lowest first; none before [`complete`](Self::complete).
+    /// Returns the layers, lowest first. Returns none before [`complete`](Self::complete).
     pub(super) fn layers(&self) -> &[Descriptor] {
         self.manifest.get().map_or(&[], |manifest| &manifest.layers)
     }
 
-    /// The configuration, checked against its digest.
+    /// Returns the configuration, verified against its digest.
     pub(super) async fn config(&self) -> Result<Vec<u8>, ImageError> {
         self.complete().await?;
         let Some(manifest) = self.manifest.get() else {
@@ -272,7 +273,7 @@ impl RemoteImage {
         self.sessions.iter().collect()
     }
 
-    /// Downloads a layer to a file of the store, checked against its digest. Adds what has come to `done`.
+    /// Downloads a layer to a file of the store, and verifies its digest. Adds the received bytes to `done`.
     pub(super) async fn download(
         &self,
         store: &Arc<Store>,

@@ -1,4 +1,4 @@
-//! Talking to one registry about one image.
+//! A session with one registry for one image.
 
 use std::{net::IpAddr, time::Duration};
 
@@ -16,21 +16,22 @@ use super::{
     trouble::{Attempts, Trouble},
 };
 
-/// Attempts at a request without which there is no build: seven and a half seconds of pauses.
+/// The number of attempts at a request that a build depends on. The pauses take seven and a half seconds in
+/// total.
 pub(super) const PATIENT: u32 = 6;
-/// Attempts where there is something to fall back on.
+/// The number of attempts if there is a fallback.
 pub(super) const IMPATIENT: u32 = 2;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
-/// A registry that sends nothing for so long is dead.
+/// A registry that sends nothing for this long is considered dead.
 const READ_TIMEOUT: Duration = Duration::from_secs(60);
 
 const ACCEPTED: &[&str] =
     &[OCI_IMAGE_MEDIA_TYPE, OCI_IMAGE_INDEX_MEDIA_TYPE, IMAGE_MANIFEST_MEDIA_TYPE, IMAGE_MANIFEST_LIST_MEDIA_TYPE];
 
-/// One registry, and one image of it.
+/// One registry, and one of its images.
 pub(super) struct Session {
-    /// The image in the user's words.
+    /// The image as the user wrote it.
     image: String,
     pub(super) client: Client,
     pub(super) reference: Reference,
@@ -43,9 +44,10 @@ impl std::fmt::Debug for Session {
     }
 }
 
-/// A client, for registries that are asked with or without encryption. The reason, where there can be none.
+/// Creates a client for registries that are contacted with or without encryption. Returns the reason if that
+/// fails.
 pub(super) fn client(is_plain: bool) -> Result<Client, String> {
-    // Fails where the program that embeds us has chosen one, which serves as well.
+    // Fails if the embedding program has already chosen a provider, which is equally good.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let config = ClientConfig {
         protocol: if is_plain { ClientProtocol::Http } else { ClientProtocol::Https },
@@ -59,20 +61,22 @@ pub(super) fn client(is_plain: bool) -> Result<Client, String> {
         .map_err(|error| format!("no secure connections here, is ca-certificates installed? {error}"))
 }
 
-/// Asks registries of this machine past the environment's proxy, as programs written in Go do: without
-/// encryption, the proxy would read what is kept for them. Others are asked through it.
+/// Makes requests to registries on this machine bypass the environment's proxy, as programs written in Go do.
+/// Without encryption, the proxy could read the credentials for them. Other registries are contacted through
+/// the proxy.
 fn past_proxies(config: ClientConfig, variable: impl Fn(&str) -> Option<String>) -> ClientConfig {
     let first = |names: [&str; 2]| names.into_iter().find_map(|name| variable(name).filter(|value| !value.is_empty()));
     let all = || first(["all_proxy", "ALL_PROXY"]);
     let Some(http_proxy) = first(["http_proxy", "HTTP_PROXY"]).or_else(all) else { return config };
-    // If one is given here, the environment is not asked for any.
+    // If a proxy is configured here, the environment is ignored.
     let https_proxy = first(["https_proxy", "HTTPS_PROXY"]).or_else(all);
     let own = first(["no_proxy", "NO_PROXY"]).map(|own| format!("{own},")).unwrap_or_default();
     let no_proxy = Some(format!("{own}localhost,127.0.0.0/8,::1"));
     ClientConfig { http_proxy: Some(http_proxy), https_proxy, no_proxy, ..config }
 }
 
-/// Whether a registry, as `HOST[:PORT]`, is asked without encryption: those of this machine, and where the user says so.
+/// Returns whether a registry, given as `HOST[:PORT]`, is contacted without encryption: those on this
+/// machine, and those that the user lists.
 pub(super) fn is_plain(options: &ImageOptions, registry: &str) -> bool {
     let host = match registry.rsplit_once(':') {
         Some((host, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => host,
@@ -82,7 +86,7 @@ pub(super) fn is_plain(options: &ImageOptions, registry: &str) -> bool {
     host == "localhost" || is_here || options.insecure_registries.iter().any(|insecure| insecure == registry)
 }
 
-/// The same image on a mirror, given as `HOST[:PORT][/PATH]`.
+/// Returns the same image on a mirror, given as `HOST[:PORT][/PATH]`.
 pub(super) fn on_mirror(mirror: &str, reference: &Reference) -> Option<Reference> {
     let (host, prefix) = mirror.split_once('/').unwrap_or((mirror, ""));
     let repository = [prefix, reference.repository()].join("/").trim_matches('/').to_owned();
@@ -90,7 +94,7 @@ pub(super) fn on_mirror(mirror: &str, reference: &Reference) -> Option<Reference
         (_, Some(digest)) => format!("@{digest}"),
         (tag, None) => format!(":{}", tag.unwrap_or("latest")),
     };
-    // A host without a dot or a port would be taken for a part of the path.
+    // A host without a dot or a port would be parsed as a part of the path.
     let is_host = host.contains(['.', ':']) || host == "localhost";
     format!("{host}/{repository}{end}").parse().ok().filter(|_| is_host)
 }
@@ -100,7 +104,8 @@ impl Session {
         Self { image: image.to_owned(), client, reference, auth }
     }
 
-    /// A manifest or an index, and its digest: that of this name, or another one of the same repository.
+    /// Fetches a manifest or an index, and its digest: the one with this name, or another one of the same
+    /// repository.
     pub(super) async fn document(
         &self,
         digest: Option<ImageDigest>,
@@ -137,13 +142,13 @@ impl Session {
         Ok((bytes, found))
     }
 
-    /// Gets a token where the registry wants one; the client keeps it.
+    /// Requests a token if the registry requires one. The client stores it.
     pub(super) async fn authenticate(&self) -> Result<(), Trouble> {
         let done = self.client.auth(&self.reference, &self.auth, RegistryOperation::Pull).await;
         done.map(drop).map_err(Trouble::of)
     }
 
-    /// The error for trouble with `what`.
+    /// Returns the error for trouble with `what`.
     pub(super) fn error(&self, trouble: Trouble, what: &str) -> ImageError {
         let (image, registry) = (self.image.clone(), self.reference.registry().to_owned());
         match trouble {

@@ -1,4 +1,4 @@
-//! What can go wrong with a registry, in few words.
+//! Failures of registries, and retries.
 
 use std::time::Duration;
 
@@ -6,19 +6,19 @@ use oci_client::errors::{DigestError, OciDistributionError, OciErrorCode};
 
 use crate::store::StoreError;
 
-/// The first pause; each further one is twice as long.
+/// The first pause. Each further one is twice as long.
 const PAUSE: Duration = Duration::from_millis(250);
 const LONGEST_PAUSE: Duration = Duration::from_secs(8);
 
-/// What went wrong with a request.
+/// The failure of a request.
 #[derive(Debug)]
 pub(super) enum Trouble {
     NotFound,
     Unauthorized,
     RateLimited,
-    /// No connection, or one that broke, or a server in trouble.
+    /// No connection, a broken connection, or a server error.
     Unreachable(String),
-    /// The bytes are others than asked for.
+    /// The bytes are not the requested ones.
     WrongDigest {
         expected: String,
         found: String,
@@ -26,7 +26,7 @@ pub(super) enum Trouble {
     BadAnswer(String),
 }
 
-/// What went wrong with a download.
+/// The failure of a download.
 #[derive(Debug)]
 pub(super) enum Failure {
     Trouble(Trouble),
@@ -41,7 +41,7 @@ impl From<Trouble> for Failure {
 
 impl Trouble {
     fn is_transient(&self) -> bool {
-        // Bytes are also wrong because something on the way broke them.
+        // The bytes may also be wrong because they were corrupted in transit.
         matches!(self, Self::RateLimited | Self::Unreachable(_) | Self::WrongDigest { .. })
     }
 
@@ -55,7 +55,8 @@ impl Trouble {
         }
     }
 
-    /// Texts of servers are left out, as are addresses: redirects carry signatures in theirs.
+    /// Converts an error. Texts of servers are omitted, and so are URLs, because those of redirects contain
+    /// signatures.
     pub(super) fn of(error: OciDistributionError) -> Self {
         match error {
             OciDistributionError::ServerError { code, .. } => Self::of_status(code),
@@ -94,7 +95,7 @@ impl Trouble {
         }
     }
 
-    /// A download that broke off.
+    /// Converts the error of an interrupted download.
     pub(super) fn of_stream(error: &std::io::Error) -> Self {
         match error.get_ref().and_then(|inner| inner.downcast_ref::<DigestError>()) {
             Some(DigestError::VerificationError { expected, actual }) => {
@@ -105,7 +106,7 @@ impl Trouble {
     }
 }
 
-/// Attempts at one thing.
+/// The attempts at one operation.
 #[derive(Debug)]
 pub(super) struct Attempts {
     made: u32,
@@ -117,7 +118,8 @@ impl Attempts {
         Self { made: 1, most }
     }
 
-    /// Waits for the next attempt, where one is worth it; else the trouble is final.
+    /// Waits before the next attempt if the trouble is transient and attempts remain. Otherwise returns the
+    /// trouble as final.
     pub(super) async fn after(&mut self, trouble: Trouble) -> Result<(), Trouble> {
         if !trouble.is_transient() || self.made >= self.most {
             return Err(trouble);
@@ -129,7 +131,7 @@ impl Attempts {
         Ok(())
     }
 
-    /// What came since the last trouble was worth it: the count begins again.
+    /// Restarts the count, because there was progress since the last trouble.
     pub(super) fn progressed(&mut self) {
         self.made = 1;
     }
