@@ -1,4 +1,4 @@
-//! The cache as one build has it: lookups, publishing, and what is said of the run at its end.
+//! The cache of one build: lookups, publishing, and the record of the run at its end.
 
 use std::{
     collections::BTreeSet,
@@ -22,7 +22,7 @@ use crate::{
     store::{Cached, KeepAs, Lease, NewRun, Store, StoreError, StoreHandle},
 };
 
-/// Checking layers with more files and directories than this takes a thread of its own.
+/// Checking layers with more files and directories than this is done on a separate thread.
 const QUICK_ENTRIES: u64 = 256;
 
 /// How long the end of a build may wait for the disk.
@@ -35,50 +35,50 @@ pub(crate) struct Cache {
     flights: Flights,
 }
 
-/// The cache of one build. What it finds stays in the store for as long as this is there.
+/// The cache of one build. What it finds stays in the store until this is dropped.
 #[derive(Debug)]
 pub(crate) struct BuildCache {
-    /// Or why there is none.
+    /// The store, or the reason why there is none.
     store: Result<(Arc<Store>, Lease), Arc<str>>,
     flights: Flights,
     build: BuildFacts,
     project: ProjectId,
 }
 
-/// What the cache knows of a build.
+/// The facts about a build that the cache needs.
 #[derive(Debug)]
 pub(crate) struct BuildFacts {
     pub(crate) run: Uuid,
     pub(crate) source_dir: PathBuf,
-    /// Whose results these are. By default the source directory's.
+    /// The project that the results belong to. By default the source directory's.
     pub(crate) project: Option<ProjectId>,
     pub(crate) pipeline: String,
     pub(crate) started_at_ms: i64,
-    /// Everything runs.
+    /// Whether all steps run without using cached results.
     pub(crate) no_cache: bool,
-    /// Steps that run whatever the cache has, by key.
+    /// Steps that run regardless of the cache, by key.
     pub(crate) refresh: BTreeSet<String>,
 }
 
-/// What is asked of the cache.
+/// A request to the cache.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Ask {
     pub(crate) key: CacheKey,
-    /// How old an entry may be.
+    /// The maximum age of an entry.
     pub(crate) max_age: Option<Duration>,
 }
 
-/// A result that can be used.
+/// A usable result.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Found {
     pub(crate) snapshot: SnapshotRef,
-    /// The run that made it, its step, and when, in milliseconds since the Unix epoch.
+    /// The run that made it, its step, and the time, in milliseconds since the Unix epoch.
     pub(crate) run: Uuid,
     pub(crate) step: Arc<str>,
     pub(crate) created_at: i64,
 }
 
-/// What came of a lookup.
+/// The outcome of a lookup.
 #[derive(Debug)]
 pub(crate) enum Outcome {
     Found(Found),
@@ -90,24 +90,24 @@ pub(crate) enum Outcome {
     },
 }
 
-/// A lookup's answer, now or in a while.
+/// The answer to a lookup, available now or later.
 pub(crate) enum Looked {
     Now(Outcome),
     Later(Pin<Box<dyn Future<Output = Outcome> + Send>>),
 }
 
-/// What a step left that passed.
+/// The result of a step that passed.
 #[derive(Debug)]
 pub(crate) struct Passed {
     pub(crate) key: CacheKey,
     pub(crate) step: Arc<str>,
     pub(crate) snapshot: SnapshotRef,
-    /// What it printed, if it printed anything.
+    /// The path of its output. There is no file if it printed nothing.
     pub(crate) log: PathBuf,
     pub(crate) flight: Option<Flight>,
 }
 
-/// What is said of a build at its end.
+/// The record of a build at its end.
 #[derive(Debug)]
 pub(crate) struct BuildEnd {
     pub(crate) run_dir: PathBuf,
@@ -122,8 +122,8 @@ impl Cache {
         Self { store, flights: Flights::default() }
     }
 
-    /// Opens the store for a build, and takes note of its run. Where that fails, every lookup says so. Blocks for a
-    /// millisecond or so.
+    /// Opens the store for a build, and records its run. If that fails, every lookup reports the failure.
+    /// Blocks for about a millisecond.
     pub(crate) fn open(&self, build: BuildFacts) -> BuildCache {
         let open = || {
             let store = self.store.get()?;
@@ -144,7 +144,7 @@ impl Cache {
 }
 
 impl BuildCache {
-    /// Says that there was no such run: it could not begin.
+    /// Removes the record of the run, because it could not begin.
     pub(crate) fn forget_run(&self) {
         if let Ok((store, _)) = &self.store
             && let Err(error) = store.forget_run(self.build.run)
@@ -153,12 +153,13 @@ impl BuildCache {
         }
     }
 
-    /// Whether a step is to run whatever the cache has.
+    /// Returns whether a step runs regardless of the cache.
     pub(crate) fn is_refreshed(&self, step: &str) -> bool {
         self.build.no_cache || self.build.refresh.contains(step)
     }
 
-    /// Looks a step up. Answers at once, unless an equal step is in flight, or there is much to be checked.
+    /// Looks a step up. Answers immediately, unless an equal step is in flight, or many files have to be
+    /// checked.
     pub(crate) fn look_up(&self, ask: Ask) -> Looked {
         let store = match &self.store {
             Ok((store, _)) => store,
@@ -188,10 +189,11 @@ impl BuildCache {
         }
     }
 
-    /// Keeps what a step left under its key, and hands it to those who wait for it. Tells as what it will be found.
+    /// Keeps the result of a step under its key, and passes it to the steps that wait for it. Returns the
+    /// entry as it will be found.
     ///
     /// # Errors
-    /// Why it can't be kept. The snapshot stays its runner's.
+    /// Returns an error if the result cannot be kept. The snapshot then still belongs to its runner.
     pub(crate) async fn publish(&self, result: Passed) -> Result<Found, Arc<str>> {
         let (store, _) = self.store.as_ref().map_err(Arc::clone)?;
         let (store, run, pipeline) = (Arc::clone(store), self.build.run, self.build.pipeline.clone());
@@ -216,13 +218,13 @@ impl BuildCache {
         &self.project
     }
 
-    /// The store, where there is one, and the pipeline.
+    /// Returns the store, if there is one, and the pipeline.
     pub(crate) fn store(&self) -> Option<(&Arc<Store>, &str)> {
         self.store.as_ref().ok().map(|(store, _)| (store, &*self.build.pipeline))
     }
 
-    /// Says how the run in `run_dir` ended, what was looked up and that `hits` were used, and, where something was published,
-    /// puts it on the disk for good.
+    /// Records how the run in `run_dir` ended, what was looked up, and that `hits` were used. If something
+    /// was published, syncs it to the disk.
     pub(crate) async fn finish(&self, end: BuildEnd) {
         let Ok((store, _)) = &self.store else { return };
         let (store, run) = (Arc::clone(store), self.build.run);
@@ -248,7 +250,7 @@ impl BuildCache {
     }
 }
 
-/// A lookup that takes a while.
+/// Performs a lookup that takes longer.
 async fn check(store: Arc<Store>, ask: Ask, flight: Flight) -> Outcome {
     match blocking(move || store.cached(&ask.key.0)).await {
         Ok(cached) => judge(cached, ask, flight),
@@ -256,7 +258,7 @@ async fn check(store: Arc<Store>, ask: Ask, flight: Flight) -> Outcome {
     }
 }
 
-/// What follows from what the store has.
+/// Derives the outcome from the entry in the store.
 fn judge(cached: Cached, ask: Ask, flight: Flight) -> Outcome {
     let (reason, message) = match cached {
         Cached::Found { created_at, .. } if !is_young(created_at, ask.max_age) => (CacheMissReason::Expired, None),
@@ -271,7 +273,7 @@ fn judge(cached: Cached, ask: Ask, flight: Flight) -> Outcome {
     Outcome::Missed { reason, message, flight: Some(flight) }
 }
 
-/// Whether an entry is young enough. One that, by the clock, is yet to be made is of no known age.
+/// Returns whether an entry is young enough. An entry with a time in the future has no known age.
 pub(crate) fn is_young(created_at: i64, max_age: Option<Duration>) -> bool {
     let age = u64::try_from(now_ms() - created_at).ok().map(Duration::from_millis);
     max_age.is_none_or(|limit| age.is_some_and(|age| age <= limit))
@@ -281,7 +283,7 @@ fn unavailable(message: Arc<str>) -> Outcome {
     Outcome::Missed { reason: CacheMissReason::Unavailable, message: Some(message), flight: None }
 }
 
-/// Does `work` on a thread for it.
+/// Runs `work` on a thread for blocking work.
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
 ) -> Result<T, Arc<str>> {
@@ -291,7 +293,7 @@ async fn blocking<T: Send + 'static>(
     }
 }
 
-/// An error and its causes on one line.
+/// Formats an error and its causes on one line.
 fn in_words(error: impl std::error::Error + Send + Sync + 'static) -> Arc<str> {
     format!("{:#}", anyhow::Error::new(error)).into()
 }

@@ -1,4 +1,4 @@
-//! Equal steps in flight: one of them runs, the others wait for what becomes of it.
+//! Equal steps in flight: one of them runs, and the others wait for its result.
 
 use std::{
     collections::HashMap,
@@ -11,11 +11,12 @@ use super::{CacheKey, Found};
 
 type Landing = watch::Receiver<Option<Found>>;
 
-/// The steps of an engine that are in flight, over all of its builds. Cheap to clone.
+/// The steps of an engine that are in flight, across all of its builds. Cheap to clone.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Flights(Arc<Mutex<HashMap<CacheKey, Landing>>>);
 
-/// Held by who runs a step of some key. Dropped without a landing, one of those who wait takes over.
+/// Held by the task that runs a step with some key. If it is dropped without a landing, one of the waiting
+/// tasks takes over.
 #[derive(Debug)]
 pub(crate) struct Flight {
     key: CacheKey,
@@ -23,21 +24,21 @@ pub(crate) struct Flight {
     landing: watch::Sender<Option<Found>>,
 }
 
-/// What somebody who asks for a key is told.
+/// The answer to a request for a key.
 #[derive(Debug)]
 pub(super) enum Entered {
-    /// Nobody else is at it.
+    /// No other task runs this step.
     First(Flight),
-    /// Somebody is.
+    /// Another task runs this step.
     After(Waiting),
 }
 
-/// Waits for a flight's end.
+/// A handle to wait for the end of a flight.
 #[derive(Debug)]
 pub(super) struct Waiting(Landing);
 
 impl Flights {
-    /// Begins a flight, or joins the one that goes on.
+    /// Begins a flight, or joins the one in progress.
     pub(super) fn enter(&self, key: CacheKey) -> Entered {
         let mut flights = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(landing) = flights.get(&key) {
@@ -50,7 +51,7 @@ impl Flights {
 }
 
 impl Flight {
-    /// Hands the result to all who wait.
+    /// Passes the result to all waiting tasks.
     pub(crate) fn land(self, found: Found) {
         self.landing.send_replace(Some(found));
     }
@@ -63,7 +64,7 @@ impl Drop for Flight {
 }
 
 impl Waiting {
-    /// The result; `None` where the flight ended without one.
+    /// Waits for the result. Returns `None` if the flight ended without one.
     pub(super) async fn landed(mut self) -> Option<Found> {
         self.0.wait_for(Option::is_some).await.ok().and_then(|found| found.clone())
     }

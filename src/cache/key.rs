@@ -1,13 +1,13 @@
-//! Cache keys: what a step starts from, as 32 bytes.
+//! Cache keys: everything that a step depends on, as 32 bytes.
 
 use std::fmt;
 
 use crate::ir::Env;
 
-/// Raised whenever the same parts make another key.
+/// Must be increased whenever the same parts produce another key.
 const VERSION: u8 = 2;
 
-/// What a cached step is found by.
+/// The key under which a cached step is found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct CacheKey(pub [u8; 32]);
 
@@ -20,18 +20,18 @@ impl fmt::Display for CacheKey {
 /// What a step boots from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BasePart<'a> {
-    /// An image, by what it stands for.
+    /// An image, by its identity.
     Image(&'a str),
-    /// The snapshot of its parent, by name: a parent that ran anew left another.
+    /// The snapshot of its parent, by name. A parent that ran again has another one.
     Snapshot(&'a str),
 }
 
-/// Everything that decides what a step leaves. It has only that part of the source at which the step's policy
-/// looks.
+/// Everything that determines the result of a step. The source counts only as far as the step's policy refers
+/// to it.
 ///
-/// A key is BLAKE3 over a byte for the version and then the parts in this order, each after its length in eight bytes,
-/// little-endian. The environment is its variables in byte order, after their number; the kind of the base is a part, too.
-/// Without inputs their part is empty.
+/// A key is a BLAKE3 hash of a version byte and then the parts in this order, each preceded by its length as
+/// eight bytes, little-endian. The environment consists of the number of variables, followed by the variables
+/// in byte order. The kind of the base is a part, too. Without inputs their part is empty.
 ///
 /// ```
 /// use hm_exec::cache::{BasePart, KeyParts};
@@ -62,7 +62,7 @@ pub struct KeyParts<'a> {
     pub base: BasePart<'a>,
     /// The command.
     pub command: &'a str,
-    /// The command's whole environment.
+    /// The command's complete environment.
     pub env: &'a Env,
     /// The runner's name.
     pub runner: &'a str,
@@ -70,7 +70,7 @@ pub struct KeyParts<'a> {
     pub runner_version: u32,
     /// The operating system.
     pub os: &'a str,
-    /// The processor.
+    /// The processor architecture.
     pub arch: &'a str,
     /// [`CacheIdentity::mode`](crate::runner::CacheIdentity::mode).
     pub mode: &'a str,
@@ -84,7 +84,7 @@ pub struct KeyParts<'a> {
 }
 
 impl KeyParts<'_> {
-    /// The key.
+    /// Returns the key.
     #[must_use]
     pub fn key(&self) -> CacheKey {
         let Self { dsl_key, base, command, env, runner, runner_version, os, arch, mode, .. } = self;

@@ -1,8 +1,9 @@
-//! The cache: which steps need not run.
+//! The cache: determines which steps need not run.
 //!
-//! In: a step that is about to start, as [`KeyParts`]. Out: the snapshot that a step of the same key left, or why there is
-//! none; then, where it ran, its result is published. Equal steps in flight run once. Knows neither how layers are stored,
-//! nor runners, nor when steps start: the schedule asks, the store keeps.
+//! A step that is about to start is looked up by its [`KeyParts`]. The answer is the snapshot of a previous
+//! step with the same key, or the reason why there is none. If the step then runs, its result is published.
+//! Equal steps in flight run once. This module knows nothing about how layers are stored, about runners, or
+//! about when steps start: the schedule asks, and the store keeps.
 
 mod build;
 mod flight;

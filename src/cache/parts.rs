@@ -1,7 +1,8 @@
-//! What went into the keys of a run's cached steps: kept in the run's directory, for whoever asks why a step ran.
+//! The parts of the keys of a run's cached steps, kept in the run's directory to explain later why a step
+//! ran.
 //!
-//! Commands and values of variables are there as hashes keyed with a secret of the store, never as they are: enough to see
-//! that they differ, and useless to anybody else.
+//! Commands and values of variables are stored only as hashes keyed with a secret of the store. They are
+//! sufficient to detect differences, and useless to anyone without the secret.
 
 use std::{
     collections::BTreeMap,
@@ -21,10 +22,10 @@ use crate::{
     ir::{CommandStep, Env},
 };
 
-/// How the file begins: a name, and the version.
+/// The beginning of the file: a name, and the version.
 const HEADER: &[u8; 8] = b"hm-keys\x02";
 
-/// A text by its keyed hash.
+/// The keyed hash of a text.
 type Hidden = [u8; 16];
 
 /// A cached step of a run, as the build saw it.
@@ -50,7 +51,7 @@ pub(crate) enum NotedBase {
     Parent { step: Arc<str>, snapshot: Arc<str> },
 }
 
-/// What came of looking a step up.
+/// The outcome of looking a step up.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Verdict {
@@ -60,28 +61,28 @@ pub enum Verdict {
         run: Uuid,
         /// The step's key there.
         step: Arc<str>,
-        /// When, in milliseconds since the Unix epoch.
+        /// When it was made, in milliseconds since the Unix epoch.
         created_at: i64,
     },
     /// It had to run.
     Miss {
-        /// Why.
+        /// The reason.
         reason: CacheMissReason,
-        /// More about it.
+        /// Details.
         message: Option<Arc<str>>,
     },
 }
 
-/// The file.
+/// The contents of the file.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub(super) struct RunParts {
-    /// Steps that share an environment share it here, too.
+    /// Environments. Steps that share an environment also share it here.
     envs: Vec<BTreeMap<String, Hidden>>,
     steps: BTreeMap<String, StepParts>,
     project: String,
 }
 
-/// What went into one step's key.
+/// The parts of one step's key.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct StepParts {
     pub(super) key: [u8; 32],
@@ -98,7 +99,7 @@ pub(super) struct StepParts {
     inputs: Option<[u8; 32]>,
 }
 
-/// The file in a run's directory.
+/// Returns the path of the file in a run's directory.
 fn path(run_dir: &Path) -> PathBuf {
     run_dir.join("cache-keys")
 }
@@ -114,7 +115,7 @@ pub(super) fn write(run_dir: &Path, secret: &[u8; 32], project: &str, noted: &[N
     let mut last_env: Option<&Arc<Env>> = None;
     for Noted { step, env, base, key, runner, runner_version, mode, runner_args, inputs, verdict } in noted {
         if last_env.is_none_or(|last| !Arc::ptr_eq(last, env)) {
-            // The name is hashed along, so that equal values of two variables do not look alike.
+            // The name is part of the hash, so that equal values of two variables have different hashes.
             let hidden = env.iter().map(|(name, value)| (name.clone(), hide(&format!("{name}={value}"))));
             parts.envs.push(hidden.collect());
             last_env = Some(env);
@@ -142,10 +143,10 @@ pub(super) fn write(run_dir: &Path, secret: &[u8; 32], project: &str, noted: &[N
 }
 
 impl RunParts {
-    /// Reads the file of a run; `None` where it has none, for instance because no step was cached.
+    /// Reads the file of a run. Returns `None` if there is none, for instance because no step was cached.
     ///
     /// # Errors
-    /// Where it can't be read, or is none that this version reads.
+    /// Returns an error if the file cannot be read, or is not in a format that this version reads.
     pub(super) fn read(run_dir: &Path) -> io::Result<Option<Self>> {
         let bytes = match fs::read(path(run_dir)) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -166,30 +167,30 @@ impl RunParts {
     }
 }
 
-/// One thing that is another than it was.
+/// One part that differs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case", tag = "what")]
 #[non_exhaustive]
 pub enum Difference {
-    /// The project: its origin, or where it lies.
+    /// The project: its origin, or its directory.
     Project {
         /// Before.
         was: String,
         /// And now.
         is: String,
     },
-    /// The key that the pipeline's language computed, over whatever the step's policy looks at.
+    /// The key that the pipeline's language computed from what the step's policy refers to.
     DslKey,
-    /// What the paths of `on_change` match: names, types, modes, targets of links, contents.
+    /// The files that the paths of `on_change` match: names, types, modes, targets of links, contents.
     Inputs,
     /// The command.
     Command,
-    /// A variable that was not there before.
+    /// A variable that was added.
     EnvAdded {
         /// Its name.
         name: String,
     },
-    /// A variable that is no longer there.
+    /// A variable that was removed.
     EnvRemoved {
         /// Its name.
         name: String,
@@ -206,25 +207,25 @@ pub enum Difference {
         /// Its name now.
         is: String,
     },
-    /// What the image stands for, by the same name.
+    /// The content that the image's unchanged name refers to.
     ImageContent {
         /// The name.
         image: String,
-        /// What it stood for before.
+        /// The identity before.
         was: String,
-        /// What it stands for now.
+        /// The identity now.
         is: String,
     },
-    /// The step that it builds in.
+    /// The parent step.
     Parent {
-        /// That step's key before, where there was one.
+        /// The key of the parent step before, if there was one.
         was: Option<String>,
         /// And now.
         is: Option<String>,
     },
-    /// What the step left that it builds in.
+    /// The snapshot of the parent step.
     ParentSnapshot {
-        /// That step's key.
+        /// The parent step's key.
         parent: String,
     },
     /// The runner, or its version.
@@ -234,7 +235,7 @@ pub enum Difference {
         /// And now.
         is: String,
     },
-    /// The system.
+    /// The operating system and architecture.
     Platform {
         /// Before.
         was: String,
@@ -243,7 +244,7 @@ pub enum Difference {
     },
     /// The arguments for the runner.
     RunnerArgs,
-    /// How the runner works, such as how it maps user ids.
+    /// The mode of the runner, such as how it maps user ids.
     Mode {
         /// Before.
         was: String,
@@ -252,7 +253,7 @@ pub enum Difference {
     },
 }
 
-/// What differs between the keys of two runs' steps.
+/// Returns the differences between the keys of two runs' steps.
 pub(super) fn differences(
     (old_run, old): (&RunParts, &StepParts),
     (new_run, new): (&RunParts, &StepParts),

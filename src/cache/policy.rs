@@ -1,4 +1,4 @@
-//! Which steps the cache may have.
+//! Determines which steps can be cached.
 
 use std::time::Duration;
 
@@ -6,17 +6,17 @@ use serde_json::Value;
 
 use crate::ir::{Cache, CommandStep};
 
-/// What a step's policy says.
+/// The cache policy of a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Cacheable<'a> {
     /// The key that the pipeline's language computed.
     pub dsl_key: &'a str,
-    /// How old an entry may be.
+    /// The maximum age of an entry.
     pub max_age: Option<Duration>,
 }
 
 impl<'a> Cacheable<'a> {
-    /// The policy of `step`; `None` where it is never to be cached: it has none, or one without a key.
+    /// Returns the policy of `step`, or `None` if it is never cached: it has no policy, or one without a key.
     #[must_use]
     pub fn of(step: &'a CommandStep) -> Option<Self> {
         let Cache { policy, key, parameters } = step.cache.as_ref()?;
@@ -31,7 +31,7 @@ impl<'a> Cacheable<'a> {
     }
 }
 
-/// The shortest lifetime of a composed policy, however deep.
+/// Returns the shortest lifetime in a composed policy, at any depth.
 fn shortest(policy: &Value) -> Option<Duration> {
     let (mut found, mut rest) = (None::<Duration>, vec![policy]);
     while let Some(policy) = rest.pop() {
@@ -42,7 +42,8 @@ fn shortest(policy: &Value) -> Option<Duration> {
     found
 }
 
-/// How long a result of `policy` lives. A `ttl` whose duration can't be read lives for no time at all.
+/// Returns the lifetime of a result of `policy`. If the duration of a `ttl` cannot be read, the lifetime is
+/// zero.
 fn lifetime<'v>(policy: &str, parameter: impl Fn(&str) -> Option<&'v Value>) -> Option<Duration> {
     (policy == "ttl").then(|| {
         let seconds = parameter("duration_seconds").and_then(Value::as_f64).unwrap_or_default();

@@ -1,4 +1,5 @@
-//! Why a step ran, or where its result came from: what went into its key, against the last run that had it.
+//! Explains why a step ran, or where its result came from, by comparing the parts of its key with those of
+//! the last run that had the step.
 
 use std::{io, path::PathBuf};
 
@@ -14,28 +15,28 @@ use crate::{
     store::{Evicted, Run, Store, StoreError},
 };
 
-/// In how many of the pipeline's runs a step is looked for.
+/// The maximum number of the pipeline's runs that are searched for a step.
 const RUNS: u32 = 100;
 
-/// Why there is no answer.
+/// The reason why there is no explanation.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum WhyError {
-    /// The store can't be read.
+    /// The store cannot be read.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// What was kept of a run can't be read.
+    /// The records of a run cannot be read.
     #[error("failed to read what is kept of a run in {}", dir.display())]
     Run {
         /// The run's directory.
         dir: PathBuf,
-        /// Why.
+        /// The cause.
         #[source]
         source: io::Error,
     },
 }
 
-/// What is to be said of a step of a run, and of those steps above it that are the cause.
+/// The explanation of a run's step, and of those steps above it that are the cause.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Explanation {
@@ -43,33 +44,34 @@ pub struct Explanation {
     pub step: String,
     /// The run.
     pub run: Uuid,
-    /// Its cache key; `None` where it has none: no cache policy, or a runner whose steps can't be cached.
+    /// The step's cache key, or `None` if it has none: there is no cache policy, or the runner's steps cannot
+    /// be cached.
     pub key: Option<String>,
-    /// What came of looking it up.
+    /// The outcome of looking it up.
     pub verdict: Option<Verdict>,
-    /// The last run before this one that looked the step up.
+    /// The last previous run that looked the step up.
     pub compared_with: Option<Uuid>,
-    /// What differs from that run.
+    /// The differences from that run.
     pub differences: Vec<Difference>,
-    /// When garbage collection took the result, if it did.
+    /// When garbage collection removed the result, if it did.
     pub evicted: Option<Evicted>,
-    /// How the step ended in the run before, where nothing differs and that is the reason.
+    /// How the step ended in the previous run, if nothing differs and that is the reason.
     pub ended_before: Option<StepStatus>,
-    /// The steps that this one starts from, up to the one whose differences are the cause.
+    /// The steps that this one depends on, up to the one whose differences are the cause.
     pub because: Vec<Explanation>,
 }
 
 /// Explains `step` of `run`.
 ///
 /// # Errors
-/// Where the store, or what it keeps of runs, can't be read.
+/// Returns an error if the store, or its records of runs, cannot be read.
 pub fn explain(store: &Store, run: &Run, step: &str) -> Result<Explanation, WhyError> {
     let parts = read(store, run)?.unwrap_or_default();
     let runs = store.runs_of(&run.source_dir, Some(&run.pipeline), RUNS)?;
     let earlier: Vec<Run> = runs.into_iter().skip_while(|earlier| earlier.id != run.id).skip(1).collect();
     let mut asked = explain_one(store, run, &parts, &earlier, step)?;
     let mut next = cause_above(&asked);
-    // A chain is no longer than the steps that have parts.
+    // A chain cannot be longer than the number of steps with parts.
     while let Some(parent) = next.filter(|parent| asked.because.iter().all(|known| known.step != **parent)) {
         let explained = explain_one(store, run, &parts, &earlier, &parent)?;
         next = cause_above(&explained);
@@ -78,15 +80,15 @@ pub fn explain(store: &Store, run: &Run, step: &str) -> Result<Explanation, WhyE
     Ok(asked)
 }
 
-/// The key under which `step` of `run` was looked up.
+/// Returns the key under which `step` of `run` was looked up.
 ///
 /// # Errors
-/// Where what was kept of the run can't be read.
+/// Returns an error if the records of the run cannot be read.
 pub fn key_of(store: &Store, run: &Run, step: &str) -> Result<Option<CacheKey>, WhyError> {
     Ok(read(store, run)?.and_then(|parts| parts.step(step).map(|step| CacheKey(step.key))))
 }
 
-/// The step above, where what it left is all that differs.
+/// Returns the parent step if its snapshot is the only difference.
 fn cause_above(explained: &Explanation) -> Option<String> {
     match &explained.differences[..] {
         [Difference::ParentSnapshot { parent }] => Some(parent.clone()),
@@ -119,7 +121,7 @@ fn explain_one(
         return Ok(explanation);
     }
     for before in earlier {
-        // What is gone, or of another version, tells nothing.
+        // Records that are gone, or of another version, cannot be compared.
         let Ok(Some(old_parts)) = RunParts::read(&store.run_dir(before.id)) else { continue };
         let Some(old) = old_parts.step(step) else { continue };
         explanation.compared_with = Some(before.id);

@@ -35,7 +35,7 @@ pub enum StoreError {
         #[source]
         source: io::Error,
     },
-    /// A file of the source tree can't be read.
+    /// A file of the source tree cannot be read.
     #[error("failed to read `{}` of the source tree: make it readable, or name it in .gitignore", path.display())]
     Unreadable {
         /// The file.
@@ -93,7 +93,7 @@ pub enum StoreError {
         /// The reason.
         reason: &'static str,
     },
-    /// The store lies within a directory that steps would boot from.
+    /// The store is inside a directory that steps would boot from.
     #[error(
         "the store at `{}` lies within `{}`, which steps boot from: set HM_CACHE_DIR to a directory outside of it",
         store.display(), within.display()

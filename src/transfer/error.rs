@@ -1,26 +1,26 @@
-//! What goes wrong on the way.
+//! Errors of transferring layers.
 
 use crate::{
     remote::RemoteError,
     store::{ExportError, ImageError, StoreError},
 };
 
-/// Why a layer did not arrive.
+/// The reason why a layer was not transferred.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum TransferError {
-    /// The engine's trouble.
+    /// An error of the engine.
     #[error("failed to {doing}")]
     Remote { doing: &'static str, source: RemoteError },
-    /// The store's.
+    /// An error of the store.
     #[error("failed to {doing}")]
     Store { doing: &'static str, source: StoreError },
-    /// A layer can't be packed.
+    /// A layer cannot be packed.
     #[error("failed to pack a layer")]
     Pack(#[source] ExportError),
-    /// What came can't be unpacked, or is something else.
+    /// The received data cannot be unpacked, or is not what was expected.
     #[error(transparent)]
     Unpack(#[from] ImageError),
-    /// A thread is gone.
+    /// A thread panicked or was cancelled.
     #[error("failed to {doing}")]
     Thread { doing: &'static str, source: tokio::task::JoinError },
 }
@@ -34,7 +34,7 @@ impl TransferError {
         move |source| Self::Store { doing, source }
     }
 
-    /// Does work that reads or writes files on a thread for it.
+    /// Runs work that reads or writes files on a thread for blocking work.
     pub(crate) async fn on_thread<T: Send + 'static>(
         doing: &'static str,
         work: impl FnOnce() -> Result<T, Self> + Send + 'static,

@@ -1,4 +1,4 @@
-//! Layers that come from an engine.
+//! Fetches layers from an engine.
 
 use std::{fs::File, sync::Arc};
 
@@ -8,22 +8,23 @@ use crate::{
     store::{BlobFile, IdMap, ImageDigest, LayerId, Store, StoreError, tree::UnpackLimits},
 };
 
-/// A layer as an engine has it.
+/// A layer in the form in which an engine has it.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Parcel {
     /// The digest of its tar.
     pub(crate) diff_id: ImageDigest,
     /// The compressed tar.
     pub(crate) blob: Digest,
-    /// How its owners are to be mapped.
+    /// How its owners are mapped.
     pub(crate) id_map: IdMap,
 }
 
-/// Brings a layer into the store, where it is not there. Somebody else may be at it at the same time: then one of them
-/// downloads. Take a [lease](Store::lease) first. `name` is for errors.
+/// Adds a layer to the store, unless it is there already. If another task or process fetches it at the same
+/// time, only one of them downloads. Take a [lease](Store::lease) first. `name` is used in errors.
 ///
 /// # Cancel safety
-/// Dropped, at most a temporary file of the store is left, which goes with this process.
+/// If the future is dropped, at most a temporary file of the store is left, which is removed when this
+/// process ends.
 pub(crate) async fn fetch_layer(
     store: &Arc<Store>,
     cas: &Cas,

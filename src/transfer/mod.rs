@@ -1,7 +1,9 @@
-//! Transfer: layers on their way between a store and an engine, packed once, uploaded where they are missing, unpacked once.
+//! Transfer: moves layers between a store and an engine. A layer is packed once, uploaded if it is missing,
+//! and unpacked once.
 //!
-//! In: a layer of the store, or the name of one that an engine has. Out: the other. Knows neither steps nor caches: the cloud
-//! runner and the remote cache both stand on it.
+//! The functions turn a layer of the store into the name of a layer that an engine has, and the other way
+//! round. This module knows nothing about steps or caches. The cloud runner and the remote cache are both
+//! based on it.
 
 mod error;
 mod fetch;

@@ -1,4 +1,4 @@
-//! Layers on their way to an engine: packed once, uploaded where it lacks them.
+//! Uploads layers to an engine. A layer is packed once, and uploaded if the engine lacks it.
 
 use std::{
     collections::HashMap,
@@ -12,26 +12,28 @@ use crate::{
     store::{IdMap, LayerId, PackedName, Store},
 };
 
-/// What a layer is called, once that is known; held while it is being packed, so that nobody packs it twice.
+/// The digests of a layer, once they are known. Locked while the layer is being packed, so that it is not
+/// packed twice.
 type Slot = Arc<tokio::sync::Mutex<Option<PackedName>>>;
 
-/// More layers than this are forgotten all at once: a long-lived engine must not grow with the steps it ran.
+/// If there are more layers than this, all of them are forgotten at once: a long-running engine must not grow
+/// with the number of steps that it ran.
 const MAX_REMEMBERED: usize = 1 << 14;
 
-/// What layers are called outside of the store.
+/// The digests of layers outside of the store.
 #[derive(Debug, Default)]
 pub(crate) struct Uploads(Mutex<HashMap<String, Slot>>);
 
-/// What can be packed as a layer.
+/// Something that can be packed as a layer.
 #[derive(Debug, Clone)]
 pub(crate) enum Packable {
     /// A layer of the store.
     Layer(LayerId),
-    /// A directory, with what stands for its state.
+    /// A directory, with an identity of its state.
     Tree { identity: String, dir: PathBuf },
 }
 
-/// What packing and uploading needs.
+/// The context of packing and uploading.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Ground<'a> {
     pub(crate) store: &'a Arc<Store>,
@@ -40,7 +42,7 @@ pub(crate) struct Ground<'a> {
 }
 
 impl Uploads {
-    /// Brings a layer to the engine, where it is not there. `uploaded` counts.
+    /// Uploads a layer to the engine, unless it is there already. `uploaded` counts.
     pub(crate) async fn bring(
         &self,
         ground: Ground<'_>,
@@ -72,7 +74,7 @@ impl Uploads {
         Ok(name)
     }
 
-    /// Remembers what a layer that came from the engine is called there.
+    /// Remembers the digests of a layer that came from the engine.
     pub(crate) async fn note(&self, store: &Store, layer: &LayerId, name: PackedName) -> Result<(), TransferError> {
         *self.slot(layer.to_string()).lock().await = Some(name);
         store.remember_packed(layer, &name).map_err(TransferError::store("remember the layer"))
@@ -87,7 +89,7 @@ impl Uploads {
     }
 }
 
-/// What a packed layer is called at the engine.
+/// Returns the digest of a packed layer at the engine.
 pub(crate) fn digest(name: &PackedName) -> Digest {
     Digest { hash: *name.blob.as_bytes(), size_bytes: name.size_bytes }
 }

@@ -1,6 +1,6 @@
 //! Reads the URL of `origin` from the text of a `.git/config`, as git does, without includes.
 
-/// The text is not what git would read.
+/// The error for a text that git would not accept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Malformed {
     pub(super) line: usize,
@@ -19,7 +19,7 @@ pub(super) fn origin_url(text: &str) -> Result<Option<String>, Malformed> {
                 let (name, value) = reader.variable(c)?;
                 if is_origin && name == "url" {
                     match value {
-                        // An empty one takes back those before it.
+                        // An empty value removes the previous ones.
                         Some(url) if url.is_empty() => found = None,
                         Some(url) if found.is_none() => found = Some(url),
                         _ => {}
@@ -92,7 +92,7 @@ impl Reader<'_> {
         Ok(name == "remote" && subsection == "origin")
     }
 
-    /// Reads the rest of `name = value`; no value if there is no `=`.
+    /// Reads the rest of `name = value`. There is no value if there is no `=`.
     fn variable(&mut self, first: char) -> Result<(String, Option<String>), Malformed> {
         let mut name = String::from(first.to_ascii_lowercase());
         loop {
@@ -146,7 +146,7 @@ impl Reader<'_> {
                 }
             }
         }
-        // White space at the end counts only in quotes.
+        // Trailing white space counts only in quotes.
         value.truncate(kept);
         Ok(value)
     }

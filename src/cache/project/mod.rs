@@ -1,13 +1,13 @@
-//! Which project a cached result belongs to.
+//! Determines the project that a cached result belongs to.
 //!
 //! ```text
 //! source ─▶ its repository (`.git` upwards) ─▶ URL of `origin` ─▶ git:github.com/owner/repo//directory
 //!                                         └──▶ none           ─▶ path:/canonical/directory
 //! ```
 //!
-//! Files are read, and git is never run: a checkout's configuration may name programs for it. What is read
-//! decides a name alone, so that a checkout that lies about its origin reaches the results of another project
-//! and nothing else.
+//! Files are read, but git is never run, because a checkout's configuration may name programs for it to run.
+//! The files only determine a name. A checkout with a false origin can therefore access the results of
+//! another project, but nothing else.
 
 mod config;
 mod url;
@@ -22,12 +22,12 @@ use std::{
 use self::url::Origin;
 use crate::project::{common_dir, is_own, read_plain};
 
-/// More than any configuration has.
+/// More than the size of any real configuration.
 const MAX_CONFIG_BYTES: u64 = 1 << 20;
 /// How many local clones of local clones are followed.
 const MAX_CLONES: u32 = 16;
 
-/// The project that results belong to: part of every cache key, so that no project takes another one's
+/// The project that results belong to. It is part of every cache key, so that no project uses another one's
 /// results.
 ///
 /// ```
@@ -41,9 +41,9 @@ const MAX_CLONES: u32 = 16;
 pub struct ProjectId(Arc<str>);
 
 impl ProjectId {
-    /// Returns the project that is checked out at `dir`: its repository's `origin`, and where `dir` is in the
-    /// repository. Without an origin that can be told, [`of_directory`](Self::of_directory). Blocks for a few
-    /// small files.
+    /// Returns the project that is checked out at `dir`: its repository's `origin`, and the path of `dir` in
+    /// the repository. If the origin cannot be determined, returns [`of_directory`](Self::of_directory).
+    /// Blocks while a few small files are read.
     #[must_use]
     pub fn of_checkout(dir: &Path) -> Self {
         let dir = canonical(dir);
@@ -52,33 +52,34 @@ impl ProjectId {
         Self::of_repository(top, &top.join(".git"), &below, MAX_CLONES)
     }
 
-    /// Returns the project of a directory that is no checkout of anything: its canonical path.
+    /// Returns the project of a directory that is not a checkout: its canonical path.
     #[must_use]
     pub fn of_directory(dir: &Path) -> Self {
         Self::of_path("path", &canonical(dir))
     }
 
-    /// Returns a project that the user gave a name to.
+    /// Returns a project that the user named explicitly.
     #[must_use]
     pub fn named(id: &str) -> Self {
         Self(format!("id:{id}").into())
     }
 
-    /// Returns what several projects share on purpose.
+    /// Returns a name that several projects share on purpose.
     #[must_use]
     pub fn shared(name: &str) -> Self {
         Self(format!("share:{name}").into())
     }
 
-    /// This project's part in a directory below its top.
+    /// Returns the part of this project in a directory below its top.
     #[must_use]
     pub fn below(self, path: &Path) -> Self {
         let named = path.components().any(|part| matches!(part, Component::Normal(_)));
-        // Nothing before it has two slashes: origins and paths are normalised.
+        // The text before it never contains two consecutive slashes, because origins and paths are
+        // normalized.
         if named { Self(format!("{}//{}", self.0, text_of(path)).into()) } else { self }
     }
 
-    /// Returns the project as text: `git:`, `path:`, `id:` or `share:`, and what it is.
+    /// Returns the project as text: `git:`, `path:`, `id:` or `share:`, followed by its name.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
@@ -117,14 +118,14 @@ impl fmt::Display for ProjectId {
     }
 }
 
-/// What a local origin names.
+/// The target of a local origin.
 enum Place {
     Repository { top: PathBuf, git: PathBuf },
     Directory(PathBuf),
 }
 
 impl Place {
-    /// Looks where git would: at the path, or at the path with `.git`.
+    /// Looks where git would: at the path, or at the path with `.git` appended.
     fn of(path: &Path) -> Self {
         let with_suffix = || {
             let mut name = path.as_os_str().to_owned();
@@ -142,8 +143,8 @@ impl Place {
     }
 }
 
-/// Returns the top of the repository that `dir` is in. What another user left in a directory above is not
-/// looked at.
+/// Returns the top of the repository that contains `dir`. Repositories of other users in directories above
+/// are ignored.
 fn repository_above(dir: &Path) -> Option<&Path> {
     dir.ancestors().find(|top| is_own(&top.join(".git"), dir))
 }
@@ -158,12 +159,12 @@ fn read_origin(top: &Path, git: &Path) -> io::Result<Option<String>> {
     })
 }
 
-/// Returns the path without links, or, if it can't be resolved, an absolute one.
+/// Returns the path without links or, if it cannot be resolved, an absolute path.
 fn canonical(path: &Path) -> PathBuf {
     path.canonicalize().or_else(|_| std::path::absolute(path)).unwrap_or_else(|_| path.to_owned())
 }
 
-/// Returns a path as text; one that is no text gets a text that no other path has.
+/// Returns a path as text. A path that is not valid text is mapped to a text that no other path has.
 fn text_of(path: &Path) -> String {
     match path.to_str() {
         Some(text) => text.to_owned(),

@@ -23,7 +23,7 @@ impl Bench {
         fs::write(path, text).unwrap();
     }
 
-    /// Makes a repository with this origin.
+    /// Creates a repository with this origin.
     fn clone(&self, path: &str, url: &str) -> PathBuf {
         self.write(&format!("{path}/.git/HEAD"), "ref: refs/heads/main\n");
         self.write(&format!("{path}/.git/config"), &format!("[remote \"origin\"]\n\turl = {url}\n"));
@@ -59,7 +59,7 @@ fn directories_of_one_repository_are_projects_of_their_own() {
         assert_eq!(id(&a), "git:github.com/o/r//packages/a");
         assert_ne!(id(&a), id(&b));
     }
-    // A repository within is one of its own.
+    // A nested repository is a project of its own.
     let inner = bench.clone("one/vendor/inner", "https://github.com/o/inner");
     assert_eq!(id(&inner), "git:github.com/o/inner");
 }
@@ -75,7 +75,8 @@ fn a_local_origin_has_the_identity_of_its_directory() {
         assert_eq!(id(&clone), id(&plain), "{url}");
         assert_eq!(id(&bench.dir("clone/sub")), id(&plain.join("sub")), "{url}");
     }
-    // So has the clone of a clone, the clone of a bare repository, and one by the path without `.git`.
+    // The same applies to a clone of a clone, to a clone of a bare repository, and to a clone by the path
+    // without `.git`.
     let upstream = bench.clone("upstream", "https://github.com/o/r");
     assert_eq!(id(&bench.clone("clone", &upstream.display().to_string())), "git:github.com/o/r");
     assert_eq!(id(&bench.clone("clone", &upstream.join(".git").display().to_string())), "git:github.com/o/r");
@@ -83,7 +84,7 @@ fn a_local_origin_has_the_identity_of_its_directory() {
     bench.write("bare.git/config", "[remote \"origin\"]\nurl = https://github.com/o/mirrored\n");
     assert_eq!(id(&bench.clone("clone", "../bare.git")), "git:github.com/o/mirrored");
     assert_eq!(id(&bench.clone("clone", "../bare")), "git:github.com/o/mirrored");
-    // Clones of each other end somewhere.
+    // Clones of each other do not loop forever.
     let (a, b) = (bench.clone("a", "../b"), bench.clone("b", "../a"));
     assert!(id(&a).starts_with("path:") && id(&b).starts_with("path:"));
 }
@@ -109,7 +110,7 @@ fn what_is_no_plain_configuration_leaves_the_directory() {
     itself(&broken);
     let helper = bench.clone("helper", "ext::sh -c 'touch /tmp/pwned'");
     itself(&helper);
-    // A pipe without a writer, a device without end, a link, and far too much.
+    // A pipe without a writer, an endless device, a link, and a file that is far too large.
     let pipe = bench.clone("pipe", "x");
     fs::remove_file(config("pipe")).unwrap();
     rustix::fs::mknodat(rustix::fs::CWD, config("pipe"), rustix::fs::FileType::Fifo, Mode::RUSR, 0).unwrap();
@@ -121,7 +122,7 @@ fn what_is_no_plain_configuration_leaves_the_directory() {
     let long = bench.clone("long", "https://github.com/o/r");
     fs::write(config("long"), vec![b'\n'; (1 << 20) + 1]).unwrap();
     itself(&long);
-    // `.git` files that lead nowhere, or to a device.
+    // `.git` files that point to nothing, or to a device.
     for (name, text) in [("no", "nothing"), ("gone", "gitdir: /nonexistent"), ("device", "gitdir: /dev/zero")] {
         bench.write(&format!("{name}/.git"), text);
         itself(&bench.dir(name));
@@ -142,7 +143,7 @@ fn a_repository_of_another_user_above_is_not_ours() {
     assert_eq!(id(&mine), "git:github.com/o/theirs//mine");
     std::os::unix::fs::chown(bench.0.path().join("shared/.git"), Some(12345), None).unwrap();
     assert_eq!(id(&mine), format!("path:{}", mine.display()));
-    // Whose directory and repository are one user's is that user's checkout.
+    // If the directory and the repository belong to the same user, it is that user's checkout.
     std::os::unix::fs::chown(&mine, Some(12345), None).unwrap();
     assert_eq!(id(&mine), "git:github.com/o/theirs//mine");
 }

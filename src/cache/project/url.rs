@@ -1,20 +1,19 @@
-//! URLs of git remotes, in one spelling: what every clone of a repository has in common, without anything
-//! secret.
+//! Normalizes URLs of git remotes: keeps what all clones of a repository have in common, without secrets.
 
 use std::path::PathBuf;
 
-/// What a remote's URL names.
+/// What a remote's URL refers to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Origin {
-    /// A repository of a server: `host[:port]/path`, without scheme, credentials and `.git`.
+    /// A repository on a server: `host[:port]/path`, without scheme, credentials and `.git`.
     Remote(String),
     /// A directory of this machine.
     Local(PathBuf),
-    /// Something that has no other spelling that we know of, such as the address of a remote helper.
+    /// A URL without a known normal form, such as the address of a remote helper.
     Opaque,
 }
 
-/// Schemes that name the same repository by the same host and path, with their default ports.
+/// Schemes in which the same host and path name the same repository, with their default ports.
 const SCHEMES: [(&str, &str); 9] = [
     ("ssh", "22"),
     ("git+ssh", "22"),
@@ -27,10 +26,10 @@ const SCHEMES: [(&str, &str); 9] = [
     ("git+https", "443"),
 ];
 
-/// The user whose home directory is the root of what a git server shows, by convention.
+/// The user whose home directory is the root of a git server's repositories, by convention.
 const SERVICE_USER: &str = "git";
 
-/// Takes a URL apart as git does.
+/// Parses a URL as git does.
 pub(super) fn parse(url: &str) -> Origin {
     let url = url.trim();
     if url.is_empty() || url.chars().any(|c| c.is_control() || c == char::REPLACEMENT_CHARACTER) {
@@ -52,7 +51,7 @@ pub(super) fn parse(url: &str) -> Origin {
     }
 }
 
-/// Reads `file://[HOST]/PATH`.
+/// Parses `file://[HOST]/PATH`.
 fn local(rest: &str) -> Origin {
     match rest.find('/') {
         Some(at) if matches!(&rest[..at], "" | "localhost") => Origin::Local(decode(&rest[at..]).into()),
@@ -60,7 +59,7 @@ fn local(rest: &str) -> Origin {
     }
 }
 
-/// Reads `SCHEME://[USER[:PASSWORD]@]HOST[:PORT]/PATH`.
+/// Parses `SCHEME://[USER[:PASSWORD]@]HOST[:PORT]/PATH`.
 fn with_scheme(scheme: &str, rest: &str) -> Origin {
     let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
     let (authority, path) = rest.split_at(end);
@@ -78,7 +77,7 @@ fn with_scheme(scheme: &str, rest: &str) -> Origin {
     }
 }
 
-/// Reads `[USER@]HOST:PATH`.
+/// Parses `[USER@]HOST:PATH`.
 fn like_scp(url: &str) -> Origin {
     let (user, rest) = match url.split_once('@') {
         Some((user, rest)) if !user.contains([':', '/']) => (Some(user), rest),
@@ -100,7 +99,7 @@ fn like_scp(url: &str) -> Origin {
     join(host, port.filter(|port| *port != "22"), home, path).map_or(Origin::Opaque, Origin::Remote)
 }
 
-/// Splits a port off a host, which may be an address in brackets.
+/// Splits a port off a host, which may be an IP address in brackets.
 fn split_port(host: &str) -> (&str, Option<&str>) {
     match host.rsplit_once(':') {
         Some((host, port)) if !port.contains(']') => (host, Some(port).filter(|port| !port.is_empty())),
@@ -108,8 +107,8 @@ fn split_port(host: &str) -> (&str, Option<&str>) {
     }
 }
 
-/// Joins what is left. A path in a user's home directory is that user's, unless the user is a git server's
-/// own.
+/// Joins the parts. A path in a user's home directory belongs to that user, unless the user is the git
+/// server's service user.
 fn join(host: &str, port: Option<&str>, home: Option<(Option<&str>, &str)>, path: &str) -> Option<String> {
     let host = host.trim_end_matches('.');
     if host.is_empty() || host.contains(|c: char| c.is_whitespace() || c == '/') {
@@ -141,19 +140,19 @@ fn join(host: &str, port: Option<&str>, home: Option<(Option<&str>, &str)>, path
         joined.push('/');
         joined.push_str(name);
     }
-    // A query may name the repository, or be a token: it counts, and is not shown.
+    // A query may name the repository, or be a token, so it is included only as a hash.
     if let Some(query) = query {
         joined.push_str(&format!("?{}", &blake3::hash(query.as_bytes()).to_hex()[..16]));
     }
     Some(joined)
 }
 
-/// Returns a user's name without a password.
+/// Returns a user's name without the password.
 fn name_of(user: &str) -> &str {
     user.split(':').next().unwrap_or_default()
 }
 
-/// Resolves escapes of characters that need none.
+/// Decodes escapes of characters that need no escaping.
 fn decode(path: &str) -> String {
     let mut decoded = String::with_capacity(path.len());
     let mut rest = path;
@@ -217,7 +216,7 @@ mod tests {
             ("ssh://git@[FE80::1]:22/o/r", "[fe80::1]/o/r"),
             ("https://host/git/.git", "host/git"),
             ("https://host/o/r.git.git", "host/o/r.git"),
-            // The repository in a user's home directory is that user's.
+            // A repository in a user's home directory belongs to that user.
             ("alice@host:r", "host/~alice/r"),
             ("bob@host:r", "host/~bob/r"),
             ("host:r", "host/~/r"),

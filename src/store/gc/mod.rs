@@ -4,7 +4,7 @@
 //!   look      sizes, runs, the time                       no lock but gc.lock: one collection at a time
 //!   forget    names, by `plan`; doom what has none left   one transaction, then a new epoch
 //!   remove    what was doomed before the oldest lease     one transaction: moved to tmp, rows deleted
-//!   delete    what lies in tmp; files that nothing names  no lock
+//!   delete    what is in tmp; files that nothing names    no lock
 //! ```
 //!
 //! A kill at any point leaves names whose layers are present, or layers and rows that the next collection
@@ -54,9 +54,9 @@ pub struct GcRequest {
     pub limits: GcLimits,
     /// What to forget regardless of the limits.
     pub forget: Forget,
-    /// Only reports what would be done.
+    /// Whether to only report what would be done.
     pub dry_run: bool,
-    /// Waits for another process that is collecting. Otherwise nothing is done if there is one.
+    /// Whether to wait for another process that is collecting. If not, nothing is done while there is one.
     pub wait: bool,
 }
 

@@ -152,7 +152,7 @@ struct Layer<'a> {
 }
 
 impl Layer<'_> {
-    /// Hides the file at `path`, if it exists in this directory.
+    /// Hides the file or directory at `path`, if it exists in this directory.
     fn hide(&mut self, path: &Path) -> Result<(), StoreError> {
         if path == self.name || !path.starts_with(self.name) {
             return Ok(());
@@ -269,7 +269,7 @@ impl Layer<'_> {
             let is_public = fs::metadata(&from).is_ok_and(|metadata| metadata.is_file() && !is_private(&metadata));
             match fs::read(&from) {
                 Ok(text) if is_public => self.put(&path, &text, 0o644, (None, None))?,
-                // Where the step's own is mounted.
+                // The step's own file is mounted here.
                 _ if name == "hosts" && self.name == Path::new("etc") => {
                     self.put(&path, b"", 0o644, (None, None))?;
                 }
@@ -346,7 +346,7 @@ fn is_private(metadata: &Metadata) -> bool {
     if metadata.is_dir() { others != 0o005 } else { metadata.is_file() && others & 0o004 == 0 }
 }
 
-/// Returns whether this is one of [`PROGRAMS`], which tells nothing that the package does not.
+/// Returns whether this is one of [`PROGRAMS`], which contain nothing that is not in their packages.
 fn is_program(path: &Path, metadata: &Metadata) -> bool {
     PROGRAMS.iter().any(|program| path == Path::new(program)) && metadata.is_file() && metadata.mode() & 0o001 != 0
 }

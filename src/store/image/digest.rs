@@ -12,7 +12,7 @@ use crate::hex::{from_hex, to_hex};
 #[serde(into = "String", try_from = "String")]
 pub struct ImageDigest([u8; 32]);
 
-/// An error: the text is not a SHA-256 digest.
+/// The error for a text that is not a SHA-256 digest.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("`{}` is no SHA-256 digest", .0.escape_default())]
 pub struct NoDigest(String);

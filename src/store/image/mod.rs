@@ -6,9 +6,10 @@
 //! ```
 //!
 //! `pin` and `fetch` are separate, because a run whose steps are all cached has to resolve an image's name
-//! but needs none of its bytes. An image in the store is its configuration, which names the layers by the
-//! digests of their content. A layer's place follows from that digest and from how owners are mapped, so
-//! images share layers. Nothing here knows about the callers or about how layers are mounted.
+//! but needs none of its bytes. An image in the store is its configuration, in a row of the index, which
+//! names the layers by the digests of their content. A layer's place follows from that digest and from how
+//! owners are mapped, so images share layers. Nothing here knows about the callers or about how layers are
+//! mounted.
 
 mod archive;
 mod aside;

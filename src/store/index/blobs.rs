@@ -1,14 +1,15 @@
-//! What layers and files are called outside of the store.
+//! The digests of layers and files outside of the store.
 
 use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
 
 use super::{now_ms, snapshots::from_text};
 use crate::store::{LayerId, PackedName};
 
-/// Rows of contents older than this, in milliseconds, go: hashing a file again is all that it costs.
+/// Rows of contents older than this, in milliseconds, are removed. The only cost is that a file is hashed
+/// again.
 const CONTENTS_MS: i64 = 30 * 24 * 60 * 60 * 1000;
 
-/// What a layer became when it was packed.
+/// Returns the digests that a layer got when it was packed.
 pub(in crate::store) fn packed(connection: &Connection, id: &LayerId) -> rusqlite::Result<Option<PackedName>> {
     let mut select = connection.prepare_cached(
         "SELECT diff_id, blob, blob_bytes FROM layers WHERE id = ? AND diff_id IS NOT NULL AND blob IS NOT NULL",
@@ -23,7 +24,7 @@ pub(in crate::store) fn packed(connection: &Connection, id: &LayerId) -> rusqlit
     select.query_row([id.as_str()], read).optional()
 }
 
-/// Remembers what a layer became, where it has a row.
+/// Remembers the digests of a packed layer if it has a row.
 pub(in crate::store) fn put_packed(
     transaction: &Transaction<'_>,
     id: &LayerId,
@@ -35,7 +36,7 @@ pub(in crate::store) fn put_packed(
     update.execute(params![diff_id.to_string(), blob.to_string(), size_bytes, id.as_str()]).map(drop)
 }
 
-/// The SHA-256 of each of some contents, where it is known.
+/// Returns the SHA-256 of each of some contents, if it is known.
 pub(in crate::store) fn sha256(
     connection: &Connection,
     contents: &[[u8; 32]],

@@ -6,7 +6,7 @@ use uuid::Uuid;
 use super::now_ms;
 use crate::store::Evicted;
 
-/// Which snapshot a key stands for, and where it came from.
+/// The snapshot of a cache key, and its origin.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(in crate::store) struct CacheRow {
     pub(in crate::store) snapshot: String,
@@ -16,7 +16,7 @@ pub(in crate::store) struct CacheRow {
     pub(in crate::store) created_at: i64,
 }
 
-/// Makes `key` stand for a snapshot, whatever it stood for before.
+/// Sets the snapshot of `key`, and replaces any previous one.
 pub(in crate::store) fn put(transaction: &Transaction<'_>, key: &[u8; 32], row: &CacheRow) -> rusqlite::Result<()> {
     let CacheRow { snapshot, run, pipeline, step, created_at } = row;
     let mut insert = transaction.prepare_cached(
@@ -26,7 +26,7 @@ pub(in crate::store) fn put(transaction: &Transaction<'_>, key: &[u8; 32], row: 
     insert.execute(params![key, snapshot, run.to_string(), pipeline, step, created_at, now_ms()]).map(drop)
 }
 
-/// What `key` stands for.
+/// Returns the entry of `key`.
 pub(in crate::store) fn get(connection: &Connection, key: &[u8; 32]) -> rusqlite::Result<Option<CacheRow>> {
     let mut select =
         connection.prepare_cached("SELECT snapshot, run, pipeline, step, created_at FROM cache WHERE key = ?")?;
@@ -42,7 +42,7 @@ pub(in crate::store) fn get(connection: &Connection, key: &[u8; 32]) -> rusqlite
     select.query_row([key], read).optional()
 }
 
-/// Says that keys were asked for just now.
+/// Records that keys were just used.
 pub(in crate::store) fn touch(transaction: &Transaction<'_>, keys: &[[u8; 32]]) -> rusqlite::Result<()> {
     let now = now_ms();
     let mut update = transaction.prepare_cached("UPDATE cache SET used_at = ? WHERE key = ?")?;
@@ -54,12 +54,12 @@ pub(in crate::store) fn remove(transaction: &Transaction<'_>, key: &[u8; 32]) ->
     transaction.prepare_cached("DELETE FROM cache WHERE key = ?")?.execute([key]).map(drop)
 }
 
-/// Forgets every key whose snapshot has no row. Tells how many.
+/// Forgets every key whose snapshot has no row. Returns how many.
 pub(in crate::store) fn forget_broken(transaction: &Transaction<'_>) -> rusqlite::Result<usize> {
     transaction.execute("DELETE FROM cache WHERE snapshot NOT IN (SELECT id FROM snapshots)", [])
 }
 
-/// What is known of a key that garbage collection took.
+/// Returns the eviction of a key that garbage collection removed.
 pub(in crate::store) fn evicted(connection: &Connection, key: &[u8; 32]) -> rusqlite::Result<Option<Evicted>> {
     let mut select = connection.prepare_cached("SELECT bytes, at, cause FROM evictions WHERE key = ?")?;
     select.query_row([key], |row| Ok(Evicted { bytes: row.get(0)?, at: row.get(1)?, cause: row.get(2)? })).optional()

@@ -1,4 +1,4 @@
-//! What garbage collection writes: dooms, epochs, and what went.
+//! The writes of garbage collection: dooms, epochs, and a history of what was removed.
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -7,7 +7,7 @@ use rusqlite::{Connection, Transaction, params};
 use super::inventory::Inventory;
 use crate::store::LayerId;
 
-/// A cached step that goes.
+/// A cached step that is removed.
 #[derive(Debug, Clone, Copy)]
 pub(in crate::store) struct Eviction<'a> {
     pub(in crate::store) key: &'a [u8; 32],
@@ -16,7 +16,7 @@ pub(in crate::store) struct Eviction<'a> {
     pub(in crate::store) cause: &'a str,
 }
 
-/// Forgets a cached step, and remembers that.
+/// Forgets a cached step, and records the eviction.
 pub(in crate::store) fn evict(transaction: &Transaction<'_>, now: i64, eviction: Eviction<'_>) -> rusqlite::Result<()> {
     super::cache::remove(transaction, eviction.key)?;
     let mut insert = transaction
@@ -38,8 +38,8 @@ pub(in crate::store) fn doom_image(transaction: &Transaction<'_>, digest: &str, 
     update.execute(params![epoch, digest, id_map]).map(drop)
 }
 
-/// Dooms every snapshot without a name and every layer without a stack, and spares what has one again: an image that a
-/// snapshot stands on, a layer in a stack.
+/// Dooms every snapshot without a name and every layer without a stack. Cancels the doom of those that are
+/// used again: an image that a snapshot is based on, a layer in a stack.
 pub(in crate::store) fn reconcile(transaction: &Transaction<'_>, inventory: &Inventory) -> rusqlite::Result<()> {
     let epoch = super::epoch(transaction)?;
     let named: HashSet<&str> = inventory.cached.iter().map(|row| row.snapshot.as_str()).collect();
@@ -79,20 +79,21 @@ pub(in crate::store) fn reconcile(transaction: &Transaction<'_>, inventory: &Inv
     Ok(())
 }
 
-/// Begins a new epoch, and tells the last one: what is doomed by now no lease that is taken later can need.
+/// Begins a new epoch, and returns the previous one. Leases that are taken later cannot need what is doomed
+/// by now.
 pub(in crate::store) fn next_epoch(transaction: &Transaction<'_>) -> rusqlite::Result<u64> {
     let epoch = super::epoch(transaction)?;
     transaction.execute("UPDATE counters SET value = value + 1 WHERE name = 'epoch'", [])?;
     Ok(epoch)
 }
 
-/// The layers that were doomed in an epoch before `end`.
+/// Returns the layers that were doomed in an epoch before `end`.
 pub(in crate::store) fn doomed_layers(connection: &Connection, end: u64) -> rusqlite::Result<Vec<LayerId>> {
     let mut select = connection.prepare_cached("SELECT id FROM layers WHERE doomed < ?")?;
     select.query_map([end], super::layers::id_of)?.collect()
 }
 
-/// Forgets everything but layers that was doomed in an epoch before `end`.
+/// Forgets everything except layers that was doomed in an epoch before `end`.
 pub(in crate::store) fn forget_doomed(transaction: &Transaction<'_>, end: u64) -> rusqlite::Result<()> {
     for delete in [
         "DELETE FROM snapshots WHERE doomed < ?",
@@ -104,48 +105,49 @@ pub(in crate::store) fn forget_doomed(transaction: &Transaction<'_>, end: u64) -
     Ok(())
 }
 
-/// How many layers are doomed, and their bytes.
+/// Returns the number of doomed layers, and their bytes.
 pub(in crate::store) fn doomed(connection: &Connection) -> rusqlite::Result<(usize, u64)> {
     let mut select =
         connection.prepare_cached("SELECT count(*), coalesce(sum(bytes), 0) FROM layers WHERE doomed IS NOT NULL")?;
     select.query_row([], |row| Ok((row.get(0)?, row.get(1)?)))
 }
 
-/// Whether there is a doomed layer.
+/// Returns whether there is a doomed layer.
 pub(in crate::store) fn is_anything_doomed(connection: &Connection) -> rusqlite::Result<bool> {
     let mut select = connection.prepare_cached("SELECT EXISTS (SELECT 1 FROM layers WHERE doomed IS NOT NULL)")?;
     select.query_row([], |row| row.get(0))
 }
 
-/// The sources whose manifests somebody may ask for.
+/// Returns the sources whose manifests may still be needed.
 pub(in crate::store) fn sources_with_manifests(connection: &Connection) -> rusqlite::Result<HashSet<String>> {
     let mut select = connection.prepare_cached("SELECT id FROM sources UNION SELECT source FROM snapshots")?;
     select.query_map([], |row| row.get(0))?.collect()
 }
 
-/// When garbage was collected last, in milliseconds since the Unix epoch.
+/// Returns the time of the last garbage collection, in milliseconds since the Unix epoch.
 pub(in crate::store) fn collected_at(connection: &Connection) -> rusqlite::Result<i64> {
     let mut select = connection.prepare_cached("SELECT value FROM counters WHERE name = 'collected_at'")?;
     select.query_row([], |row| row.get(0))
 }
 
-/// Says when garbage was collected.
+/// Records the time of a garbage collection.
 pub(in crate::store) fn set_collected_at(transaction: &Transaction<'_>, now: i64) -> rusqlite::Result<()> {
     transaction.execute("UPDATE counters SET value = ? WHERE name = 'collected_at'", [now]).map(drop)
 }
 
-/// What all layers that are not doomed take; never less than they do.
+/// Returns the size of all layers that are not doomed. It is never less than the actual size.
 pub(in crate::store) fn layer_bytes(connection: &Connection) -> rusqlite::Result<u64> {
     let mut select = connection.prepare_cached("SELECT coalesce(sum(bytes), 0) FROM layers WHERE doomed IS NULL")?;
     select.query_row([], |row| row.get(0))
 }
 
-/// The columns that tell when a name was used last.
+/// The columns with the time when a name was last used.
 const USED_AT: [(&str, &str); 4] =
     [("cache", "used_at"), ("sources", "used_at"), ("images", "used_at"), ("kept", "created_at")];
 
-/// Takes a time in which nobody looked, or by which the clock jumped, out of the ages of names: those of before `edge`
-/// become younger by `shift`, and none older. Times in the future become `now`.
+/// Removes a period in which the store was not used, or by which the clock jumped, from the ages of names:
+/// those from before `edge` become younger by `shift`, and none become older. Times in the future become
+/// `now`.
 pub(in crate::store) fn shift_times(
     transaction: &Transaction<'_>,
     now: i64,
@@ -161,7 +163,7 @@ pub(in crate::store) fn shift_times(
     Ok(())
 }
 
-/// Forgets what went before `before`, and that it did.
+/// Forgets the records of evictions and of reaped files from before `before`.
 pub(in crate::store) fn forget_history(transaction: &Transaction<'_>, before: i64) -> rusqlite::Result<()> {
     transaction.execute("DELETE FROM evictions WHERE at < ?", [before])?;
     transaction
@@ -169,18 +171,20 @@ pub(in crate::store) fn forget_history(transaction: &Transaction<'_>, before: i6
     transaction.execute("DELETE FROM reaped WHERE at < ?", [before]).map(drop)
 }
 
-/// What was removed after processes died and nobody was told yet, by kind.
+/// Returns the numbers of things that were removed after processes died and that were not shown to the user
+/// yet, by kind.
 pub(in crate::store) fn reaped(connection: &Connection) -> rusqlite::Result<BTreeMap<String, u64>> {
     let mut select = connection.prepare_cached("SELECT what, sum(count) FROM reaped WHERE shown = 0 GROUP BY what")?;
     select.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?.collect()
 }
 
-/// Says that somebody was told.
+/// Records that they were shown.
 pub(in crate::store) fn mark_reaped_shown(transaction: &Transaction<'_>) -> rusqlite::Result<()> {
     transaction.execute("UPDATE reaped SET shown = 1", []).map(drop)
 }
 
-/// Gives unused pages back to the filesystem, and empties the log of writes. Others may be at work.
+/// Returns unused pages to the filesystem, and truncates the write-ahead log. Other processes may be using
+/// the index.
 pub(in crate::store) fn shrink(connection: &Connection) -> rusqlite::Result<()> {
     connection.execute_batch("PRAGMA incremental_vacuum; PRAGMA wal_checkpoint(TRUNCATE)")
 }

@@ -1,4 +1,4 @@
-//! Rows of images, and of what tags stood for.
+//! Rows of images, and of the images that tags resolved to.
 
 use rusqlite::{Connection, OptionalExtension, Transaction, params};
 
@@ -8,16 +8,16 @@ use super::{
 };
 use crate::store::{IdMap, ImageDigest, LayerId};
 
-/// An image that the store has.
+/// An image in the store.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(in crate::store) struct ImageRow {
-    /// Topmost first.
+    /// The layers, topmost first.
     pub(in crate::store) stack: Vec<LayerId>,
     /// The configuration, byte for byte.
     pub(in crate::store) config: String,
 }
 
-/// Takes back the doom of an image. False where it, or a layer of it, is gone.
+/// Cancels the doom of an image. Returns false if the image, or a layer of it, is gone.
 pub(in crate::store) fn spare(
     transaction: &Transaction<'_>,
     digest: &ImageDigest,
@@ -33,7 +33,7 @@ pub(in crate::store) fn spare(
     Ok(update.execute(params![digest.to_string(), to_text(&id_map)])? > 0)
 }
 
-/// What a tag stood for.
+/// The last known target of a tag.
 #[cfg(feature = "registry")]
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(in crate::store) struct TagRow {
@@ -41,11 +41,11 @@ pub(in crate::store) struct TagRow {
     pub(in crate::store) manifest: ImageDigest,
     /// The image.
     pub(in crate::store) image: ImageDigest,
-    /// When it was asked for, in milliseconds since the Unix epoch.
+    /// When the registry was asked, in milliseconds since the Unix epoch.
     pub(in crate::store) fetched_at: i64,
 }
 
-/// Names a stack of layers after an image. They have their rows already.
+/// Names a stack of layers after an image. The layers must have rows already.
 pub(in crate::store) fn put(
     transaction: &Transaction<'_>,
     digest: &ImageDigest,
@@ -60,7 +60,8 @@ pub(in crate::store) fn put(
     insert.execute(params![digest.to_string(), to_text(&id_map), stack(layers), config, now_ms()]).map(drop)
 }
 
-/// The layers of an image, its configuration, and whether it goes unless somebody [spares](spare) it.
+/// Returns the layers of an image, its configuration, and whether it is removed unless a caller
+/// [spares](spare) it.
 pub(in crate::store) fn get(
     connection: &Connection,
     digest: &ImageDigest,
@@ -74,7 +75,7 @@ pub(in crate::store) fn get(
     select.query_row(params![digest.to_string(), to_text(&id_map)], read).optional()
 }
 
-/// Whether there is such an image, with whatever owners.
+/// Returns whether there is such an image, with any mapping of owners.
 #[cfg(feature = "registry")]
 pub(in crate::store) fn exists(connection: &Connection, digest: &ImageDigest) -> rusqlite::Result<bool> {
     connection
@@ -82,7 +83,7 @@ pub(in crate::store) fn exists(connection: &Connection, digest: &ImageDigest) ->
         .query_row([digest.to_string()], |row| row.get(0))
 }
 
-/// Says that an image was used just now.
+/// Records that an image was just used.
 pub(in crate::store) fn touch(
     transaction: &Transaction<'_>,
     digest: &ImageDigest,
@@ -92,7 +93,7 @@ pub(in crate::store) fn touch(
     update.execute(params![now_ms(), digest.to_string(), to_text(&id_map)]).map(drop)
 }
 
-/// Remembers what a tag stands for.
+/// Remembers the target of a tag.
 #[cfg(feature = "registry")]
 pub(in crate::store) fn put_tag(transaction: &Transaction<'_>, reference: &str, tag: &TagRow) -> rusqlite::Result<()> {
     let mut insert = transaction
@@ -101,7 +102,7 @@ pub(in crate::store) fn put_tag(transaction: &Transaction<'_>, reference: &str, 
     insert.execute(params![reference, manifest.to_string(), image.to_string(), fetched_at]).map(drop)
 }
 
-/// What a tag stood for.
+/// Returns the last known target of a tag.
 #[cfg(feature = "registry")]
 pub(in crate::store) fn tag(connection: &Connection, reference: &str) -> rusqlite::Result<Option<TagRow>> {
     use super::snapshots::from_text;

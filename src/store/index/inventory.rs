@@ -1,4 +1,4 @@
-//! Everything that has a name or is in a stack, at once: what garbage collection and `du` look at.
+//! Everything that has a name or is in a stack, for garbage collection and `du`.
 
 use std::collections::BTreeMap;
 
@@ -8,7 +8,7 @@ use uuid::Uuid;
 use super::{layers, snapshots::parse_stack};
 use crate::store::LayerId;
 
-/// The rows that tell what is kept, and why.
+/// The rows that determine what is kept, and why.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub(in crate::store) struct Inventory {
     pub(in crate::store) layers: BTreeMap<LayerId, LayerFacts>,
@@ -22,7 +22,7 @@ pub(in crate::store) struct Inventory {
 /// A layer on disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(in crate::store) struct LayerFacts {
-    /// As [`super::LayerKind::as_str`] has it.
+    /// In the form of [`super::LayerKind::as_str`].
     pub(in crate::store) kind: String,
     pub(in crate::store) bytes: u64,
     pub(in crate::store) doomed: Option<u64>,
@@ -47,7 +47,7 @@ pub(in crate::store) struct CachedFacts {
     pub(in crate::store) used_at: i64,
 }
 
-/// What a step of a run left.
+/// The snapshot of a run's step.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(in crate::store) struct LeftFacts {
     pub(in crate::store) run: Uuid,
@@ -73,7 +73,7 @@ pub(in crate::store) struct ImageFacts {
     pub(in crate::store) doomed: Option<u64>,
 }
 
-/// Reads it all, as of one moment. Takes a few microseconds for each row.
+/// Reads the inventory in a consistent state. Takes a few microseconds for each row.
 pub(in crate::store) fn read(connection: &Connection) -> rusqlite::Result<Inventory> {
     let layer = |row: &Row<'_>| {
         let facts = LayerFacts { kind: row.get(1)?, bytes: row.get(2)?, doomed: row.get(3)? };

@@ -1,11 +1,11 @@
-//! Rows of snapshots that are kept for people to look at.
+//! Rows of snapshots that are kept for inspection.
 
 use rusqlite::{Connection, OptionalExtension, Transaction, params};
 use uuid::Uuid;
 
 use super::now_ms;
 
-/// Keeps a snapshot under the name of a step of a run.
+/// Keeps a snapshot under the name of a run's step.
 pub(in crate::store) fn put(
     transaction: &Transaction<'_>,
     run: Uuid,
@@ -19,7 +19,7 @@ pub(in crate::store) fn put(
     insert.execute(params![run.to_string(), step, snapshot, passed, now_ms()]).map(drop)
 }
 
-/// The snapshot kept of a step of a run, and whether the step passed.
+/// Returns the snapshot kept for a run's step, and whether the step passed.
 pub(in crate::store) fn get(
     connection: &Connection,
     run: Uuid,
@@ -29,13 +29,13 @@ pub(in crate::store) fn get(
     select.query_row(params![run.to_string(), step], |row| Ok((row.get(0)?, row.get(1)?))).optional()
 }
 
-/// Forgets what is kept of a step of a run.
+/// Forgets the snapshot kept for a run's step.
 pub(in crate::store) fn remove(transaction: &Transaction<'_>, run: Uuid, step: &str) -> rusqlite::Result<()> {
     let mut delete = transaction.prepare_cached("DELETE FROM kept WHERE run = ? AND step = ?")?;
     delete.execute(params![run.to_string(), step]).map(drop)
 }
 
-/// Forgets what was kept whose snapshot has no row. Tells how many.
+/// Forgets every kept entry whose snapshot has no row. Returns how many.
 pub(in crate::store) fn forget_broken(transaction: &Transaction<'_>) -> rusqlite::Result<usize> {
     transaction.execute("DELETE FROM kept WHERE snapshot NOT IN (SELECT id FROM snapshots)", [])
 }

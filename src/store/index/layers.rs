@@ -5,19 +5,19 @@ use rusqlite::{Connection, OptionalExtension, Row, Transaction, params, types::T
 use super::now_ms;
 use crate::store::{LayerId, tree::Seal};
 
-/// What a layer holds.
+/// The kind of a layer's contents.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(in crate::store) enum LayerKind {
-    /// What a step changed.
+    /// The changes of a step.
     Step,
-    /// A source tree, or how one differs from another.
+    /// A source tree, or its difference from another.
     Source,
     /// A part of an image.
     Image,
 }
 
 impl LayerKind {
-    /// As rows have it.
+    /// Returns the kind as it is stored in rows.
     pub(in crate::store) fn as_str(self) -> &'static str {
         match self {
             Self::Step => "step",
@@ -27,7 +27,7 @@ impl LayerKind {
     }
 }
 
-/// A layer that lies in its place.
+/// A layer that is in its place.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(in crate::store) struct LayerRow {
     pub(in crate::store) id: LayerId,
@@ -35,7 +35,7 @@ pub(in crate::store) struct LayerRow {
     pub(in crate::store) seal: Seal,
 }
 
-/// Adds a layer, unless it is there. One that was doomed is not any longer.
+/// Adds a layer, unless it exists. A doomed layer is no longer doomed afterwards.
 pub(in crate::store) fn insert(transaction: &Transaction<'_>, boot: &str, layer: &LayerRow) -> rusqlite::Result<()> {
     let mut insert = transaction.prepare_cached(
         "INSERT INTO layers (id, kind, boot, created_at, bytes, seal, entries) VALUES (?, ?, ?, ?, ?, ?, ?)
@@ -47,39 +47,39 @@ pub(in crate::store) fn insert(transaction: &Transaction<'_>, boot: &str, layer:
     Ok(())
 }
 
-/// Takes back the doom of a layer that is named anew. False where there is no such layer.
+/// Cancels the doom of a layer that gets a name again. Returns false if there is no such layer.
 pub(in crate::store) fn spare(transaction: &Transaction<'_>, id: &LayerId) -> rusqlite::Result<bool> {
     let mut update = transaction.prepare_cached("UPDATE layers SET doomed = NULL WHERE id = ?")?;
     Ok(update.execute([id.as_str()])? > 0)
 }
 
-/// Whether a layer goes unless somebody spares it.
+/// Returns whether a layer is doomed.
 pub(in crate::store) fn is_doomed(connection: &Connection, id: &LayerId) -> rusqlite::Result<bool> {
     connection
         .prepare_cached("SELECT EXISTS (SELECT 1 FROM layers WHERE id = ? AND doomed IS NOT NULL)")?
         .query_row([id.as_str()], |row| row.get(0))
 }
 
-/// What a layer looked like when it was made; `None` where there is none.
+/// Returns the seal that was recorded when a layer was made, or `None` if there is no such layer.
 pub(in crate::store) fn seal(connection: &Connection, id: &LayerId) -> rusqlite::Result<Option<Seal>> {
     let mut select = connection.prepare_cached("SELECT bytes, seal, entries FROM layers WHERE id = ?")?;
     let read = |row: &Row<'_>| Ok(Seal { bytes: row.get(0)?, hash: row.get(1)?, entries: row.get(2)? });
     select.query_row([id.as_str()], read).optional()
 }
 
-/// Forgets every layer that another boot wrote and did not sync. Tells how many.
+/// Forgets every layer that was written during another boot and not synced. Returns how many.
 pub(in crate::store) fn forget_unsynced(transaction: &Transaction<'_>, boot: &str) -> rusqlite::Result<usize> {
     transaction.execute("DELETE FROM layers WHERE synced = 0 AND boot <> ?", [boot])
 }
 
-/// Whether there are layers that another boot wrote and did not sync.
+/// Returns whether there are layers that were written during another boot and not synced.
 pub(in crate::store) fn any_of_another_boot(connection: &Connection, boot: &str) -> rusqlite::Result<bool> {
     connection
         .prepare_cached("SELECT EXISTS (SELECT 1 FROM layers WHERE synced = 0 AND boot <> ?)")?
         .query_row([boot], |row| row.get(0))
 }
 
-/// The layers that are not synced: all of this boot, once the store is open.
+/// Returns the layers that are not synced. Once the store is open, all of them are from this boot.
 pub(in crate::store) fn unsynced(connection: &Connection) -> rusqlite::Result<Vec<LayerId>> {
     let mut select = connection.prepare_cached("SELECT id FROM layers WHERE synced = 0")?;
     select.query_map([], id_of)?.collect()
@@ -91,7 +91,7 @@ pub(in crate::store) fn mark_synced(transaction: &Transaction<'_>, layers: &[Lay
     layers.iter().try_for_each(|layer| update.execute([layer.as_str()]).map(drop))
 }
 
-/// Every layer's id.
+/// Returns every layer's id.
 pub(in crate::store) fn all(connection: &Connection) -> rusqlite::Result<Vec<LayerId>> {
     connection.prepare_cached("SELECT id FROM layers")?.query_map([], id_of)?.collect()
 }
@@ -101,12 +101,12 @@ pub(in crate::store) fn remove(transaction: &Transaction<'_>, id: &LayerId) -> r
     transaction.prepare_cached("DELETE FROM layers WHERE id = ?")?.execute([id.as_str()]).map(drop)
 }
 
-/// The id in the first column.
+/// Returns the id in the first column.
 pub(super) fn id_of(row: &Row<'_>) -> rusqlite::Result<LayerId> {
     parse(0, row.get(0)?)
 }
 
-/// An id as a row has it.
+/// Parses an id from a row.
 pub(super) fn parse(column: usize, text: String) -> rusqlite::Result<LayerId> {
     LayerId::try_from(text).map_err(|error| rusqlite::Error::FromSqlConversionFailure(column, Type::Text, error.into()))
 }

@@ -1,9 +1,10 @@
-//! The index: which layers lie on disk, and which names they have. SQLite, shared by all processes that have the store
-//! open.
+//! The index: which layers are on disk, and which names they have. It is an SQLite database, shared by all
+//! processes that have the store open.
 //!
-//! In go and out come rows; each file has those of one table. A row is written after what it names is in its place, in one
-//! transaction with all rows that belong together, so that a kill at any moment leaves either all of it or nothing.
-//! Writes are not synced: [`super::Store::sync`] says what survives a power cut. Knows nothing of what rows are for.
+//! The interface consists of rows. Each file handles those of one table. A row is written after the thing
+//! that it names is in its place, in one transaction with all related rows, so that a kill at any moment
+//! leaves either all of it or nothing. Writes are not synced: [`super::Store::sync`] determines what survives
+//! a power failure. This module does not know what rows are used for.
 
 #[cfg(feature = "cloud")]
 pub(super) mod blobs;
@@ -31,13 +32,13 @@ use rusqlite::{Connection, ErrorCode, Transaction, TransactionBehavior, config::
 
 use super::{Filesystem, StoreError, error::Doing};
 
-/// How long a writer waits for another process's transaction. Those take well under a millisecond.
+/// How long a writer waits for another process's transaction. Transactions take well under a millisecond.
 const BUSY: Duration = Duration::from_secs(10);
 
-/// Where less than this is free, in bytes, files of the index can't grow.
+/// If less than this is free, in bytes, files of the index cannot grow.
 const NEARLY_NOTHING: u64 = 64 << 10;
 
-/// Statements kept prepared.
+/// The number of cached prepared statements.
 const STATEMENTS: usize = 64;
 
 /// Up to this length, in bytes, the write-ahead log is left to the next process, which has to read all of it.
@@ -50,12 +51,12 @@ pub(super) struct Index {
     connection: Mutex<Connection>,
 }
 
-/// How an index came to be open.
+/// How the index was opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Opened {
-    /// It was there.
+    /// It existed.
     Kept,
-    /// There was none, or one that can't be read, which was set aside.
+    /// There was none, or it could not be read and was set aside.
     New,
 }
 
@@ -63,8 +64,8 @@ impl Index {
     /// Opens the index of the store in `dir`. Called by one process at a time.
     ///
     /// # Errors
-    /// [`StoreError::Corrupt`] where it is of a later version; otherwise why it can't be opened. One that is damaged is
-    /// none: it is set aside, with a warning that says where.
+    /// Returns [`StoreError::Corrupt`] if the index is of a later version, or another error if it cannot be
+    /// opened. A damaged index is not an error: it is set aside, with a warning that contains its new path.
     pub(super) fn open(dir: &Path) -> Result<(Self, Opened), StoreError> {
         let path = dir.join("index.db");
         let suspect = suspect(&path);
@@ -86,18 +87,18 @@ impl Index {
         Ok((Self { path, connection: Mutex::new(connection) }, opened))
     }
 
-    /// Reads.
+    /// Runs a read.
     pub(super) fn read<T>(&self, read: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T, StoreError> {
         read(&self.connection()).map_err(|error| self.failed(error))
     }
 
-    /// Reads several rows as of one moment, under one lock instead of one for each.
+    /// Reads several rows in a consistent state, under one lock instead of one for each.
     pub(super) fn read_at_once<T>(
         &self,
         read: impl FnOnce(&Connection) -> rusqlite::Result<T>,
     ) -> Result<T, StoreError> {
         let mut connection = self.connection();
-        // Nothing was written, so what ends it at its drop is no loss.
+        // Nothing was written, so the rollback on drop loses nothing.
         let done = connection.transaction().and_then(|transaction| read(&transaction));
         done.map_err(|error| self.failed(error))
     }
@@ -116,7 +117,7 @@ impl Index {
         done.map_err(|error| self.failed(error))
     }
 
-    /// Whether damage was found since it was opened.
+    /// Returns whether damage was found since the index was opened.
     pub(super) fn is_damaged(&self) -> bool {
         suspect(&self.path).exists()
     }
@@ -126,7 +127,7 @@ impl Index {
         self.connection.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What is found damaged is looked at when the store is opened the next time.
+    /// Converts an error, and marks a damaged index. It is examined when the store is opened the next time.
     fn failed(&self, error: rusqlite::Error) -> StoreError {
         if is_damage(&error)
             && let Err(error) = make_private(&suspect(&self.path))
@@ -138,8 +139,9 @@ impl Index {
 }
 
 impl Drop for Index {
-    /// Closing brings over what lies in the log, and begins a new one the next time: five syncs in all, for which a warm run
-    /// has no time. So most processes leave their log as it is.
+    /// Closing normally checkpoints the write-ahead log, and the next process begins a new one. That takes
+    /// five syncs in total, which is too slow for a warm run. Therefore most processes leave their log as it
+    /// is.
     fn drop(&mut self) {
         let is_long = fs::metadata(with_suffix(&self.path, "-wal")).is_ok_and(|log| log.len() > LOG_BYTES);
         if is_long
@@ -150,13 +152,13 @@ impl Drop for Index {
     }
 }
 
-/// The current epoch: see [`super::lease`].
+/// Returns the current epoch: see [`super::lease`].
 pub(super) fn epoch(connection: &Connection) -> rusqlite::Result<u64> {
     connection.prepare_cached("SELECT value FROM counters WHERE name = 'epoch'")?.query_row([], |row| row.get(0))
 }
 
-/// Forgets every stack that has a layer without a row, and every name of a snapshot that has no row. Tells how many
-/// snapshots.
+/// Forgets every stack that contains a layer without a row, and every name of a snapshot that has no row.
+/// Returns how many snapshots were forgotten.
 pub(super) fn forget_broken(transaction: &Transaction<'_>) -> rusqlite::Result<usize> {
     let snapshots = snapshots::forget_broken(transaction, "snapshots")?;
     snapshots::forget_broken(transaction, "sources")?;
@@ -166,22 +168,22 @@ pub(super) fn forget_broken(transaction: &Transaction<'_>) -> rusqlite::Result<u
     Ok(snapshots)
 }
 
-/// Remembers, for people, what was removed after a process died.
+/// Records, for the user, what was removed after a process died.
 pub(super) fn note_reaped(transaction: &Transaction<'_>, reaped: &[(&str, usize)]) -> rusqlite::Result<()> {
     let now = now_ms();
     let mut insert = transaction.prepare_cached("INSERT INTO reaped (what, at, count) VALUES (?, ?, ?)")?;
     reaped.iter().try_for_each(|(what, count)| insert.execute(rusqlite::params![what, now, count]).map(drop))
 }
 
-/// Now, as rows have it. A clock that stands before the epoch says 0.
+/// Returns the current time as it is stored in rows. It is 0 if the clock is before the Unix epoch.
 pub(super) fn now_ms() -> i64 {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
 }
 
 fn connect(path: &Path) -> rusqlite::Result<Connection> {
-    // SQLite's own files are for everybody, as far as the umask lets them be; what it makes beside a file is
-    // like that.
+    // SQLite creates its files with the permissions that the umask allows. The files that it creates beside
+    // an existing one get that file's permissions.
     if let Err(error) = make_private(path) {
         tracing::debug!(%error, path = %path.display(), "SQLite tells what is wrong");
     }
@@ -189,11 +191,13 @@ fn connect(path: &Path) -> rusqlite::Result<Connection> {
     connection.busy_timeout(BUSY)?;
     connection.set_prepared_statement_cache_capacity(STATEMENTS);
     if schema::is_empty(&connection)? {
-        // What is forgotten is given back. On an index with tables it would have no effect, but write to it.
+        // Space of removed rows is returned. On an index with tables the setting would have no effect, but
+        // would write to it.
         connection.pragma_update(None, "auto_vacuum", "INCREMENTAL")?;
     }
     connection.pragma_update(None, "journal_mode", "WAL")?;
-    // A power cut takes the last transactions, and nothing before them; what they said is not on the disk either.
+    // A power failure loses only the last transactions. The layers that they recorded are not on the disk
+    // either.
     connection.pragma_update(None, "synchronous", "NORMAL")?;
     // See `Index::drop`.
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
@@ -201,12 +205,12 @@ fn connect(path: &Path) -> rusqlite::Result<Connection> {
     Ok(connection)
 }
 
-/// Makes an empty file for its owner alone, unless there is one.
+/// Creates an empty file that only its owner can access, unless it exists.
 fn make_private(path: &Path) -> std::io::Result<()> {
     fs::OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path).map(drop)
 }
 
-/// The mark of an index in which damage was found.
+/// Returns the path of the file that marks an index in which damage was found.
 fn suspect(path: &Path) -> PathBuf {
     path.with_extension("damaged")
 }
@@ -214,7 +218,8 @@ fn suspect(path: &Path) -> PathBuf {
 fn is_damage(error: &rusqlite::Error) -> bool {
     match error {
         rusqlite::Error::SqliteFailure(error, _) => {
-            // Unknown: a table or a column that is not there. It is somebody else's database, or half of ours.
+            // Unknown: a missing table or column. It is another program's database, or an incomplete one of
+            // ours.
             matches!(error.code, ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase | ErrorCode::Unknown)
         }
         rusqlite::Error::SqlInputError { .. }
@@ -224,7 +229,7 @@ fn is_damage(error: &rusqlite::Error) -> bool {
     }
 }
 
-/// Moves the index, and the files that SQLite has beside it, out of the way.
+/// Moves the index, and the files that SQLite keeps beside it, out of the way.
 fn set_aside(path: &Path) -> Result<(), StoreError> {
     let aside = path.with_file_name(format!("index.db-damaged-{}", now_ms()));
     for suffix in ["-wal", "-shm", ""] {
@@ -242,13 +247,14 @@ fn set_aside(path: &Path) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// SQLite does not always tell that it was for want of space that a file could not be made or grow.
+/// Returns whether an error was caused by a lack of space. SQLite does not always report that this is why a
+/// file could not be created or grow.
 fn is_full(code: ErrorCode, path: &Path) -> bool {
     let no_space = || Filesystem::of(path.parent().unwrap_or(path)).is_ok_and(|of| of.free_bytes < NEARLY_NOTHING);
     code == ErrorCode::DiskFull || matches!(code, ErrorCode::SystemIoFailure | ErrorCode::CannotOpen) && no_space()
 }
 
-/// The path of what SQLite has beside the index.
+/// Returns the path of one of the files that SQLite keeps beside the index.
 fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(suffix);

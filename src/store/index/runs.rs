@@ -14,7 +14,7 @@ use crate::store::{NewRun, Run};
 
 const COLUMNS: &str = "SELECT id, source_dir, pipeline, started_at, ended_at, exit_code FROM runs";
 
-/// Adds a run that goes on.
+/// Adds a run that is in progress.
 pub(in crate::store) fn begin(transaction: &Transaction<'_>, run: &NewRun<'_>) -> rusqlite::Result<()> {
     let NewRun { id, source_dir, pipeline, started_at } = run;
     let mut insert = transaction
@@ -22,13 +22,13 @@ pub(in crate::store) fn begin(transaction: &Transaction<'_>, run: &NewRun<'_>) -
     insert.execute(params![id.to_string(), bytes(source_dir), pipeline, started_at]).map(drop)
 }
 
-/// Says how a run ended.
+/// Records the end of a run.
 pub(in crate::store) fn end(transaction: &Transaction<'_>, id: Uuid, exit_code: i32) -> rusqlite::Result<()> {
     let mut update = transaction.prepare_cached("UPDATE runs SET ended_at = ?, exit_code = ? WHERE id = ?")?;
     update.execute(params![now_ms(), exit_code, id.to_string()]).map(drop)
 }
 
-/// The runs of a source directory, and of one pipeline there where one is named, newest first.
+/// Returns the runs of a source directory, newest first. If a pipeline is named, returns only its runs.
 pub(in crate::store) fn of(
     connection: &Connection,
     source_dir: &Path,
@@ -39,13 +39,13 @@ pub(in crate::store) fn of(
     select(connection, filter, params![bytes(source_dir), pipeline, limit])
 }
 
-/// The runs whose ids begin with `prefix`, newest first.
+/// Returns the runs whose ids begin with `prefix`, newest first.
 pub(in crate::store) fn starting_with(connection: &Connection, prefix: &str, limit: u32) -> rusqlite::Result<Vec<Run>> {
     let filter = "WHERE substr(id, 1, length(?1)) = ?1 ORDER BY number DESC LIMIT ?2";
     select(connection, filter, params![prefix, limit])
 }
 
-/// One run.
+/// Returns one run.
 pub(in crate::store) fn get(connection: &Connection, id: Uuid) -> rusqlite::Result<Option<Run>> {
     let mut select = connection.prepare_cached(&format!("{COLUMNS} WHERE id = ?"))?;
     select.query_row([id.to_string()], read).optional()

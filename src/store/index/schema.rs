@@ -1,14 +1,15 @@
-//! The index's tables, and how an older index becomes one of this version.
+//! The index's tables, and the migration of an older index to this version.
 
 use rusqlite::{Connection, TransactionBehavior};
 
-/// Each entry turns an index of the version that is its place into the next one. Append only.
+/// The entry at position N migrates an index of version N to version N + 1. Append only.
 const MIGRATIONS: [&str; 2] = [V1, V2];
 
-/// Times are milliseconds since the Unix epoch. A `stack` is the ids of layers, topmost first, a line each. Rows of
-/// layers, and nothing else, tell what lies on disk; a name whose stack has a layer without a row is worth nothing. What
-/// is `doomed` goes when no process is left that may have found it before: see `gc`. It is found no more by its name,
-/// but a snapshot still by its id; keeping it again spares it.
+/// Times are milliseconds since the Unix epoch. A `stack` is a list of layer ids, topmost first, one per
+/// line. Only the rows of layers determine what is on disk. A name whose stack contains a layer without a row
+/// is invalid. What is `doomed` is removed when no process is left that may have found it before: see `gc`.
+/// It is no longer found by its name, but a snapshot is still found by its id. Keeping it again cancels the
+/// doom.
 const V1: &str = "
 CREATE TABLE counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
 INSERT INTO counters VALUES ('epoch', 1);
@@ -112,7 +113,8 @@ CREATE TABLE reaped (
 );
 ";
 
-/// What layers and files are called outside of the store: digests of the packed form, and SHA-256 where we have BLAKE3.
+/// The digests of layers and files outside of the store: those of the packed form, and SHA-256 for contents
+/// that we identify by BLAKE3.
 const V2: &str = "
 ALTER TABLE layers ADD COLUMN blob TEXT;                -- the digest of its packed form, compressed
 ALTER TABLE layers ADD COLUMN blob_bytes INTEGER;
@@ -124,10 +126,11 @@ CREATE TABLE contents (
 CREATE INDEX contents_made ON contents (made_at);
 ";
 
-/// Brings the tables to this version.
+/// Migrates the tables to this version.
 ///
 /// # Errors
-/// What SQLite says; [`rusqlite::Error::IntegralValueOutOfRange`] where the index is of a later version.
+/// Returns SQLite's error, or [`rusqlite::Error::IntegralValueOutOfRange`] if the index is of a later
+/// version.
 pub(super) fn migrate(connection: &mut Connection) -> rusqlite::Result<()> {
     if version(connection)? == latest() {
         return Ok(());
@@ -143,10 +146,10 @@ pub(super) fn migrate(connection: &mut Connection) -> rusqlite::Result<()> {
     transaction.commit()
 }
 
-/// Whether there are no tables yet.
+/// Returns whether there are no tables yet.
 ///
 /// # Errors
-/// What SQLite says.
+/// Returns SQLite's error.
 pub(super) fn is_empty(connection: &Connection) -> rusqlite::Result<bool> {
     Ok(version(connection)? == 0)
 }

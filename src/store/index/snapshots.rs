@@ -6,8 +6,8 @@ use serde::{Serialize, de::DeserializeOwned};
 use super::{layers, now_ms};
 use crate::store::{LayerId, Snapshot};
 
-/// Adds a snapshot; one that was doomed is not any longer, and one that lost layers has those of now. Its layers have their rows already.
-/// `around` is JSON.
+/// Adds a snapshot. A doomed snapshot is no longer doomed afterwards, and one that lost layers gets the
+/// current ones. Its layers must have rows already. `around` is JSON.
 pub(in crate::store) fn insert(
     transaction: &Transaction<'_>,
     id: &str,
@@ -23,7 +23,7 @@ pub(in crate::store) fn insert(
     insert.execute(values).map(drop)
 }
 
-/// What a snapshot's step had around it, as JSON.
+/// Returns the surroundings of a snapshot's step, as JSON.
 pub(in crate::store) fn surroundings(connection: &Connection, id: &str) -> rusqlite::Result<Option<String>> {
     let mut select = connection.prepare_cached("SELECT around FROM snapshots WHERE id = ?")?;
     Ok(select.query_row([id], |row| row.get(0)).optional()?.flatten())
@@ -43,7 +43,7 @@ pub(in crate::store) fn get(connection: &Connection, id: &str) -> rusqlite::Resu
     select.query_row([id], read).optional()
 }
 
-/// Forgets every row of `table` that has a layer without a row. Tells how many.
+/// Forgets every row of `table` that contains a layer without a row. Returns how many.
 pub(super) fn forget_broken(transaction: &Transaction<'_>, table: &str) -> rusqlite::Result<usize> {
     let layers = r#"json_each('["' || replace(stack, char(10), '","') || '"]')"#;
     transaction.execute(
@@ -55,17 +55,17 @@ pub(super) fn forget_broken(transaction: &Transaction<'_>, table: &str) -> rusql
     )
 }
 
-/// A stack of layers as rows have it.
+/// Formats a stack of layers for a row.
 pub(in crate::store) fn stack(layers: &[LayerId]) -> String {
     layers.iter().map(LayerId::as_str).collect::<Vec<_>>().join("\n")
 }
 
-/// A stack of layers from a row.
+/// Parses a stack of layers from a row.
 pub(in crate::store) fn parse_stack(column: usize, text: &str) -> rusqlite::Result<Vec<LayerId>> {
     text.lines().map(|line| layers::parse(column, line.to_owned())).collect()
 }
 
-/// A value that is a text in JSON, without the quotes.
+/// Formats a value that serializes to a JSON string, without the quotes.
 pub(super) fn to_text(value: &impl Serialize) -> String {
     match serde_json::to_value(value) {
         Ok(serde_json::Value::String(text)) => text,

@@ -8,25 +8,25 @@ use super::{
 };
 use crate::store::{LayerId, SourceId};
 
-/// Names a stack of layers after a source. They have their rows already.
+/// Names a stack of layers after a source. The layers must have rows already.
 pub(in crate::store) fn put(transaction: &Transaction<'_>, id: &SourceId, layers: &[LayerId]) -> rusqlite::Result<()> {
     let mut insert = transaction
         .prepare_cached("INSERT OR REPLACE INTO sources (id, stack, created_at, used_at) VALUES (?1, ?2, ?3, ?3)")?;
     insert.execute(params![id.as_str(), stack(layers), now_ms()]).map(drop)
 }
 
-/// What shows a source.
+/// The layers of a source.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(in crate::store) struct SourceRow {
-    /// Topmost first.
+    /// The layers, topmost first.
     pub(in crate::store) stack: Vec<LayerId>,
-    /// In milliseconds since the Unix epoch.
+    /// The time of the last use, in milliseconds since the Unix epoch.
     pub(in crate::store) used_at: i64,
-    /// Whether it goes unless somebody [touches](touch) it.
+    /// Whether it is removed unless a caller [touches](touch) it.
     pub(in crate::store) is_doomed: bool,
 }
 
-/// The layers that show a source.
+/// Returns the layers of a source.
 pub(in crate::store) fn get(connection: &Connection, id: &SourceId) -> rusqlite::Result<Option<SourceRow>> {
     let mut select =
         connection.prepare_cached("SELECT stack, used_at, doomed IS NOT NULL FROM sources WHERE id = ?")?;
@@ -37,7 +37,8 @@ pub(in crate::store) fn get(connection: &Connection, id: &SourceId) -> rusqlite:
     select.query_row([id.as_str()], read).optional()
 }
 
-/// Says that a source was used just now, which spares it. False where it, or a layer of it, is gone.
+/// Records that a source was just used, which cancels its doom. Returns false if the source, or a layer of
+/// it, is gone.
 pub(in crate::store) fn touch(
     transaction: &Transaction<'_>,
     id: &SourceId,
