@@ -120,7 +120,7 @@ pub enum StoreError {
     Corrupt {
         /// The record.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The problem.
         reason: String,
     },
 }

@@ -52,7 +52,7 @@ pub enum Exposure {
         /// The other user's id.
         owner: u32,
     },
-    /// Other users may enter the store's directory.
+    /// Other users can enter the store's directory.
     #[error("other users may enter the store at {} (its mode is {mode:04o})", dir.display())]
     Open {
         /// The store.

@@ -72,7 +72,7 @@ pub enum Cached {
     Absent,
     /// A snapshot that cannot be relied on.
     Damaged {
-        /// What is wrong with it.
+        /// The problem.
         reason: String,
     },
 }

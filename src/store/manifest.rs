@@ -72,7 +72,7 @@ pub(crate) enum Kind<'a> {
     Symlink { target: &'a [u8] },
 }
 
-/// How an entry of a newer manifest differs from an older one.
+/// The difference between an entry of a newer manifest and an older one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Change<'a> {
     /// Present only in the older one.

@@ -28,7 +28,7 @@ pub const MAX_LAYERS: usize = 64;
 /// A filesystem to boot from: the image, the source on top of it, and the layers on top of that.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Snapshot {
-    /// The image at the bottom.
+    /// The base image.
     pub base: Base,
     /// The source that its steps saw last.
     pub source: SourceId,
@@ -43,7 +43,7 @@ pub struct Snapshot {
 pub struct CommitRequest<'a> {
     /// The snapshot that the step booted from.
     pub parent: Option<&'a Snapshot>,
-    /// The image at the bottom.
+    /// The base image.
     pub base: Base,
     /// The source that the step saw.
     pub source: SourceId,

@@ -83,7 +83,7 @@ pub enum Forget {
     Everything,
 }
 
-/// Why something was forgotten.
+/// The reason why something was forgotten.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Cause {
     Size,
@@ -104,7 +104,7 @@ impl Cause {
     }
 }
 
-/// What garbage collection did, or would do.
+/// The result of a garbage collection, or of a dry run.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct GcReport {

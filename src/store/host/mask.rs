@@ -282,7 +282,7 @@ impl Layer<'_> {
         Ok(())
     }
 
-    /// Puts a file into the mask that differs from the machine's in its content alone.
+    /// Puts a file into the mask that differs from the machine's only in its content.
     fn put_like(&mut self, path: &Path, content: &[u8], model: &Metadata) -> Result<(), StoreError> {
         self.put(path, content, model.mode() & 0o7777, (Some(model.uid()), Some(model.gid())))
     }
@@ -339,8 +339,8 @@ impl Layer<'_> {
     }
 }
 
-/// Returns whether others than the owner and the group may not read this file; or not list this directory, or
-/// not enter it. That they may run a file does not count: root's steps would read it, too.
+/// Returns whether users other than the owner and the group cannot read this file, or cannot list or enter
+/// this directory. Permission to run a file does not count, because steps running as root could read it, too.
 fn is_private(metadata: &Metadata) -> bool {
     let others = metadata.mode() & 0o005;
     if metadata.is_dir() { others != 0o005 } else { metadata.is_file() && others & 0o004 == 0 }

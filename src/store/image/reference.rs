@@ -65,7 +65,7 @@ impl ImageName {
 /// file or directory exists if the name refers to one on this machine. No registry is contacted.
 ///
 /// # Errors
-/// Returns an error that tells what is wrong with the name.
+/// Returns an error that describes what is wrong with the name.
 pub(crate) fn check_image(image: &str) -> Result<(), ImageError> {
     let wrong = |reason: String| ImageError::BadName { image: image.into(), reason };
     let found = |path: &Path| {

@@ -163,7 +163,7 @@ pub(in crate::store) fn shift_times(
     Ok(())
 }
 
-/// Forgets the records of evictions and of reaped files from before `before`.
+/// Forgets evictions, tags whose image is gone, and counts of reaped files from before `before`.
 pub(in crate::store) fn forget_history(transaction: &Transaction<'_>, before: i64) -> rusqlite::Result<()> {
     transaction.execute("DELETE FROM evictions WHERE at < ?", [before])?;
     transaction
