@@ -1,4 +1,5 @@
-//! Work that attempts leave, ended or dropped: nobody waits for it, but the end of the runner does.
+//! Cleanup work that finished or dropped attempts leave behind. No attempt waits for it, but dropping the
+//! runner does.
 
 use std::{
     future::Future,
@@ -13,21 +14,21 @@ use tokio::{
     task::JoinSet,
 };
 
-/// How long one piece of it may take.
+/// How long one piece of work may take.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// A thread that does such work, started with the first piece.
+/// A thread that runs cleanup work. It is started with the first piece of work.
 #[derive(Debug, Default)]
 pub(super) struct Afterwards(Mutex<Option<(UnboundedSender<Work>, JoinHandle<()>)>>);
 
-/// What is to be done, as in "remove container NAME", and how.
+/// One piece of work: what to do, as in "remove container NAME", and the future that does it.
 struct Work {
     what: String,
     doing: Pin<Box<dyn Future<Output = anyhow::Result<()>> + Send>>,
 }
 
 impl Afterwards {
-    /// Has something done, soon. Takes no longer than sending a message.
+    /// Queues `doing` to run soon. This takes no longer than sending a message.
     pub(super) fn run<E: Into<anyhow::Error>>(
         &self,
         what: impl Into<String>,
@@ -36,7 +37,8 @@ impl Afterwards {
         let work = Work { what: what.into(), doing: Box::pin(async { doing.await.map_err(Into::into) }) };
         let mut thread = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let (orders, _) = thread.get_or_insert_with(|| {
-            // At most one piece for each attempt, and each is done faster than an attempt.
+            // The queue is short: each attempt sends at most one piece, which takes less time than an
+            // attempt.
             let (orders, taken) = unbounded_channel();
             (orders, thread::spawn(move || work_off(taken)))
         });
@@ -51,14 +53,14 @@ impl Drop for Afterwards {
         let thread = self.0.get_mut().unwrap_or_else(PoisonError::into_inner).take();
         if let Some((orders, thread)) = thread {
             drop(orders);
-            // It panics at nothing, and what it does is bounded in time.
+            // The thread never panics, and its work is bounded in time.
             let _ = thread.join();
         }
     }
 }
 
 fn work_off(mut orders: UnboundedReceiver<Work>) {
-    // The runtime of who dropped the attempt may be gone.
+    // The runtime of the caller that dropped the attempt may be gone.
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -70,7 +72,7 @@ fn work_off(mut orders: UnboundedReceiver<Work>) {
         let mut under_way = JoinSet::new();
         while let Some(work) = orders.recv().await {
             under_way.spawn(work.done());
-            // What has ended needs to be remembered no longer.
+            // Finished tasks need not be tracked any longer.
             while under_way.try_join_next().is_some() {}
         }
         while under_way.join_next().await.is_some() {}

@@ -1,4 +1,5 @@
-//! Runners behind a pointer, for who picks them at run time. Erasure is opt-in: the engine does not need it.
+//! Runners behind a pointer, for callers that choose them at run time. Erasure is opt-in: the engine does not
+//! need it.
 
 use std::{fmt, future::Future, pin::Pin};
 
@@ -12,39 +13,40 @@ pub(crate) type Boxed<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 /// The dyn-compatible side of [`StepRunner`], which every `StepRunner` has.
 ///
-/// Implement it by hand only where a runner is not known by a constant name; [`name`](Self::name) and
-/// [`execute`](Self::execute) are enough. The contract is that of [`StepRunner`], method by method.
+/// Implement it by hand only if a runner has no constant name; [`name`](Self::name) and
+/// [`execute`](Self::execute) are enough. Each method has the contract of the same method of [`StepRunner`].
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not a runner",
     label = "this type implements neither `StepRunner` nor `DynStepRunner`",
     note = "implement `hm_exec::runner::StepRunner`: a `NAME` and `execute` are enough"
 )]
 pub trait DynStepRunner: Send + Sync + fmt::Debug {
-    /// The name that pipelines use. Lowercase letters, digits, `-` and `_`; always the same.
+    /// Returns the name that pipelines use: lowercase letters, digits, `-` and `_`. It must always be the
+    /// same.
     fn name(&self) -> &str;
 
     /// Runs one attempt of one step; see [`StepRunner::execute`].
     ///
     /// # Errors
-    /// See the contract of [`StepRunner`].
+    /// Returns an error as the contract of [`StepRunner`] describes.
     fn execute<'a>(
         &'a self,
         ctx: &'a StepContext,
         input: ExecutorInput,
     ) -> Pin<Box<dyn Future<Output = Result<StepResult, RunnerError>> + Send + 'a>>;
 
-    /// Removes snapshots that nobody needs any longer; see [`StepRunner::reap_snapshots`].
+    /// Removes snapshots that are no longer needed; see [`StepRunner::reap_snapshots`].
     fn reap_snapshots<'a>(&'a self, snapshots: Vec<SnapshotRef>) -> Pin<Box<dyn Future<Output = ()> + Send + 'a>> {
         drop(snapshots);
         Box::pin(async {})
     }
 
-    /// Tells whether the runner can work on this machine; see [`StepRunner::probe`].
+    /// Reports whether the runner can work on this machine; see [`StepRunner::probe`].
     fn probe<'a>(&'a self) -> Pin<Box<dyn Future<Output = Probe> + Send + 'a>> {
         Box::pin(async { Probe::Usable { note: None } })
     }
 
-    /// What goes into cache keys; see [`StepRunner::cache_identity`].
+    /// Returns what goes into cache keys; see [`StepRunner::cache_identity`].
     fn cache_identity<'a>(
         &'a self,
         image: Option<&'a str>,
@@ -53,22 +55,22 @@ pub trait DynStepRunner: Send + Sync + fmt::Debug {
         Box::pin(async { Ok(None) })
     }
 
-    /// What the runner promises; see [`StepRunner::capabilities`].
+    /// Returns what the runner promises; see [`StepRunner::capabilities`].
     fn capabilities(&self) -> RunnerCapabilities {
         RunnerCapabilities::default()
     }
 
-    /// What the runner takes in `runner_args`; see [`StepRunner::args_schema`].
+    /// Returns the arguments that the runner takes in `runner_args`; see [`StepRunner::args_schema`].
     fn args_schema(&self) -> ArgsSchema {
         ArgsSchema::none()
     }
 
-    /// Which limit counts this runner's steps; see [`StepRunner::pool`].
+    /// Returns the limit that counts this runner's steps; see [`StepRunner::pool`].
     fn pool(&self) -> Pool {
         Pool::Local
     }
 
-    /// What goes into cache keys beside the name; see [`StepRunner::CACHE_VERSION`].
+    /// Returns the version that goes into cache keys besides the name; see [`StepRunner::CACHE_VERSION`].
     fn cache_version(&self) -> u32 {
         1
     }
@@ -113,7 +115,7 @@ impl<R: StepRunner> DynStepRunner for R {
     }
 }
 
-/// A runner under the name of its field instead of its type's.
+/// A runner that has the name of its field instead of its type's.
 #[derive(Debug)]
 pub(crate) struct Named<R> {
     pub(crate) name: &'static str,

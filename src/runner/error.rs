@@ -1,10 +1,10 @@
-//! Why an attempt has no exit code.
+//! The error of an attempt that ended without an exit code.
 
 use std::fmt;
 
 use crate::store::StoreError;
 
-/// What kept a command from ending by itself.
+/// The reason why a command did not end by itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum RunnerErrorKind {
@@ -12,19 +12,19 @@ pub enum RunnerErrorKind {
     TimedOut,
     /// The build was cancelled, and the runner ended the command.
     Cancelled,
-    /// The command went over its memory limit and was killed for it.
+    /// The command exceeded its memory limit and was killed.
     OutOfMemory,
-    /// The command reached its limit on processes, and failed or was killed for it:
+    /// The command reached its limit on processes, and failed or was killed as a result: see
     /// [`RunnerError::exit_code`].
     TooManyProcesses,
-    /// Everything that is not the command's fault. Retried, within a bound.
+    /// Any failure that the command did not cause. Retried a bounded number of times.
     Infrastructure,
 }
 
-/// An attempt that gave no exit code.
+/// The error of an attempt that ended without an exit code.
 ///
-/// `Display` is a lowercase fragment that fits "failed to run the step: ..."; the cause is in
-/// [`source`](std::error::Error::source) alone.
+/// `Display` is a lowercase fragment that fits "failed to run the step: ..."; the cause is only in
+/// [`source`](std::error::Error::source).
 #[derive(Debug)]
 pub struct RunnerError {
     kind: RunnerErrorKind,
@@ -35,34 +35,34 @@ pub struct RunnerError {
 }
 
 impl RunnerError {
-    /// The command was ended because its time was up.
+    /// Returns the error of a command that was ended because its time limit was reached.
     #[must_use]
     pub fn timed_out() -> Self {
         Self::bare(RunnerErrorKind::TimedOut, "the time limit was reached".into())
     }
 
-    /// The command was ended because the build was cancelled.
+    /// Returns the error of a command that was ended because the build was cancelled.
     #[must_use]
     pub fn cancelled() -> Self {
         Self::bare(RunnerErrorKind::Cancelled, "the build was cancelled".into())
     }
 
-    /// The command was killed for going over its memory limit of `limit_bytes`.
+    /// Returns the error of a command that was killed because it exceeded its memory limit of `limit_bytes`.
     #[must_use]
     pub fn out_of_memory(limit_bytes: u64) -> Self {
         Self::bare(RunnerErrorKind::OutOfMemory, format!("the memory limit of {limit_bytes} bytes was reached"))
     }
 
     /// Returns the error of a command that reached its limit of `limit` processes, and ended with `exit_code`
-    /// for it.
+    /// as a result.
     #[must_use]
     pub fn too_many_processes(limit: u64, exit_code: i32) -> Self {
         let message = format!("the limit of {limit} processes was reached");
         Self { exit_code: Some(exit_code), ..Self::bare(RunnerErrorKind::TooManyProcesses, message) }
     }
 
-    /// The machinery failed. `doing` completes "failed to run the step: failed to ...". Another attempt is worth it,
-    /// unless the cause is a [`StoreError`] that says otherwise.
+    /// Returns the error of a failure of the infrastructure. `doing` completes "failed to run the step:
+    /// failed to ...". The error is retryable, unless the cause is a [`StoreError`] that is not transient.
     #[must_use]
     pub fn infrastructure(doing: impl fmt::Display, source: impl Into<anyhow::Error>) -> Self {
         let source = source.into();
@@ -75,31 +75,31 @@ impl RunnerError {
         }
     }
 
-    /// The machinery can't do this, and will not be able to on a second try either.
+    /// Returns the error of a request that the runner does not support. A retry would fail as well.
     #[must_use]
     pub fn unsupported(message: impl Into<String>) -> Self {
         Self { retry: false, ..Self::bare(RunnerErrorKind::Infrastructure, message.into()) }
     }
 
-    /// What kept the command from ending by itself.
+    /// Returns why the command did not end by itself.
     #[must_use]
     pub fn kind(&self) -> RunnerErrorKind {
         self.kind
     }
 
-    /// Returns how the command ended, or `None` if that is not the command's doing.
+    /// Returns the exit code of the command, or `None` if the error does not come from the command.
     #[must_use]
     pub fn exit_code(&self) -> Option<i32> {
         self.exit_code
     }
 
-    /// Whether another attempt could end otherwise.
+    /// Returns whether another attempt could end differently.
     #[must_use]
     pub fn is_retryable(&self) -> bool {
         self.retry
     }
 
-    /// The whole chain of causes on one line.
+    /// Returns the message and the whole chain of causes on one line.
     #[must_use]
     pub fn to_line(&self) -> String {
         match &self.source {

@@ -1,7 +1,8 @@
-//! The recursion over a derived set's runners: what visits every one of them, or one off the hot path.
+//! The recursion over a derived set's runners, for operations on all of them, or on one off the hot path.
 //!
-//! In: the list that the derive makes of a struct's fields, of references to visit them, of the runners themselves to take
-//! them. The only file that names frunk's `HCons`; the hot path is not here but in the `match` that the derive emits.
+//! The input is the list that the derive makes of a struct's fields: of references to visit the runners, of
+//! the runners themselves to take them. This is the only file that names frunk's `HCons`. The hot path is not
+//! here but in the `match` that the derive emits.
 
 use std::{collections::VecDeque, future::Future, sync::Arc};
 
@@ -15,7 +16,7 @@ use super::{
     set::{no_such_runner, unusable_index},
 };
 
-/// One runner of a derived set: `R` is the runner, or a reference to it.
+/// One runner of a derived set. `R` is the runner, or a reference to it.
 #[derive(Debug)]
 pub struct Member<R> {
     name: &'static str,
@@ -23,33 +24,33 @@ pub struct Member<R> {
     runner: R,
 }
 
-/// The list of a set without runners, on which [`cons`] builds.
+/// The list of a set without runners, which [`cons`] extends.
 pub const NIL: HNil = HNil;
 
-/// Puts a runner before `tail`. The derive emits one call per field.
+/// Prepends a runner to `tail`. The derive emits one call per field.
 pub fn cons<Head, Tail>(name: &'static str, is_default: bool, runner: Head, tail: Tail) -> HCons<Member<Head>, Tail> {
     HCons { head: Member { name, is_default, runner }, tail }
 }
 
 /// The recursion over references to runners. An index counts from the head of the list.
 pub trait VisitRunners: Send {
-    /// Appends a descriptor per runner.
+    /// Appends one descriptor per runner.
     fn describe(self, descriptors: &mut Vec<RunnerDescriptor>);
 
-    /// Asks the runner at `index`.
+    /// Probes the runner at `index`.
     fn probe_at(self, index: u16) -> impl Future<Output = Option<Probe>> + Send;
 
-    /// Asks all runners at once.
+    /// Probes all runners at once.
     fn probe_all(self) -> impl Future<Output = VecDeque<Probe>> + Send;
 
-    /// Asks the runner at `index` for what goes into cache keys.
+    /// Asks the runner at `index` for its part of the cache keys.
     fn cache_identity_at(
         self,
         index: u16,
         image: Option<&str>,
     ) -> impl Future<Output = Option<Result<Option<CacheIdentity>, RunnerError>>> + Send;
 
-    /// Hands snapshots to the runner at `index`.
+    /// Passes snapshots to the runner at `index` for removal.
     fn reap_at(self, index: u16, snapshots: Vec<SnapshotRef>) -> impl Future<Output = ()> + Send;
 }
 
@@ -145,7 +146,7 @@ where
     }
 }
 
-/// The descriptors of a list.
+/// Returns the descriptors of a list.
 #[must_use]
 pub fn descriptors(runners: impl VisitRunners) -> Vec<RunnerDescriptor> {
     let mut descriptors = Vec::new();
@@ -153,20 +154,20 @@ pub fn descriptors(runners: impl VisitRunners) -> Vec<RunnerDescriptor> {
     descriptors
 }
 
-/// Asks the runner at `index` of a list.
+/// Probes the runner at `index` of a list.
 pub async fn probe(runners: impl VisitRunners, index: RunnerIndex) -> Probe {
     runners.probe_at(index.0).await.unwrap_or_else(|| unusable_index(index))
 }
 
-/// Asks all runners of a list at once.
+/// Probes all runners of a list at once.
 pub async fn probe_all(runners: impl VisitRunners) -> Vec<Probe> {
     runners.probe_all().await.into()
 }
 
-/// Asks the runner at `index` of a list for what goes into cache keys.
+/// Asks the runner at `index` of a list for its part of the cache keys.
 ///
 /// # Errors
-/// Those of the runner, or that there is none.
+/// Returns the runner's error, or an error if there is no runner at `index`.
 pub async fn cache_identity(
     runners: impl VisitRunners,
     index: RunnerIndex,
@@ -175,12 +176,12 @@ pub async fn cache_identity(
     runners.cache_identity_at(index.0, image).await.unwrap_or_else(|| Err(no_such_runner(index)))
 }
 
-/// Hands snapshots to the runner at `index` of a list.
+/// Passes snapshots to the runner at `index` of a list for removal.
 pub async fn reap(runners: impl VisitRunners, index: RunnerIndex, snapshots: Vec<SnapshotRef>) {
     runners.reap_at(index.0, snapshots).await;
 }
 
-/// The runners of a list, resolved at run time.
+/// Moves the runners of a list into a registry, which resolves them at run time.
 #[must_use]
 pub fn into_registry(runners: impl TakeRunners) -> RunnerRegistry {
     let mut registry = RunnerRegistry::new();

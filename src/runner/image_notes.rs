@@ -1,4 +1,4 @@
-//! How runners that fetch images tell a step's user of it: what goes on, and what went wrong.
+//! How runners that fetch images report progress and errors to the user of a step.
 
 use uuid::Uuid;
 
@@ -8,7 +8,7 @@ use crate::{
     store::{ImageError, Notes},
 };
 
-/// Tells a step's user how its image is coming along.
+/// Reports the progress of a step's image to the user.
 pub(crate) struct StepNotes<'a> {
     pub(super) bus: &'a EventBus,
     pub(super) step_id: Uuid,
@@ -21,7 +21,8 @@ impl Notes for StepNotes<'_> {
     }
 }
 
-/// Fetching has made all the attempts that are worth it; what is left is the store's own trouble.
+/// Converts an image error to a runner error. Fetching has already made all worthwhile attempts, so only the
+/// store's own errors can be retried.
 pub(super) fn no_image(error: ImageError) -> RunnerError {
     match error {
         ImageError::Store(error) => RunnerError::infrastructure("get the image", error),

@@ -1,4 +1,4 @@
-//! What a runner is given and gives back, as the ecosystem's plugins know it on the wire.
+//! The input and the result of a runner, in the wire format of the ecosystem's plugins.
 //!
 //! JSON-compatible with the published `hm-plugin-protocol` 0.0.9.
 
@@ -9,21 +9,21 @@ use uuid::Uuid;
 
 use crate::ir::{CommandStep, Env};
 
-/// Names the run's source tree; resolved through [`StepContext::archives`](super::StepContext).
+/// The id of the run's source tree, resolved through [`StepContext::archives`](super::StepContext).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct ArchiveId(pub Uuid);
 
-/// Names a filesystem snapshot.
+/// A reference to a filesystem snapshot.
 ///
-/// Grammar: `hm1:<id>` for snapshots made of store layers, which every runner with the `layers` capability can boot;
-/// `<runner>:<opaque>` for those that only the runner which made them understands.
+/// Grammar: `hm1:<id>` for snapshots made of store layers, which every runner with the `layers` capability
+/// can boot; `<runner>:<opaque>` for snapshots that only the runner that made them understands.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct SnapshotRef(pub Arc<str>);
 
 impl SnapshotRef {
-    /// The part before the first `:`, or the whole text where there is none.
+    /// Returns the part before the first `:`, or the whole text if there is none.
     #[must_use]
     pub fn scheme(&self) -> &str {
         self.0.split_once(':').map_or(&*self.0, |(scheme, _)| scheme)
@@ -42,78 +42,81 @@ impl fmt::Display for SnapshotRef {
     }
 }
 
-/// A file that a step leaves for people.
+/// A file that a step publishes for users.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ArtifactRef {
-    /// Where to find it.
+    /// The location of the file.
     pub key: String,
-    /// Its media type.
+    /// The media type of the file.
     pub mime: String,
-    /// Its size in bytes.
+    /// The size of the file in bytes.
     pub size_bytes: u64,
 }
 
-/// What the host decided about the cache. A runner obeys and does not decide again.
+/// The host's decision about the cache. A runner follows it and does not decide again.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum CacheDecision {
-    /// The step's result is `tag`: nothing runs. (The engine answers hits itself; runners do not see this one.)
+    /// The step's result is `tag`: nothing runs. (The engine answers hits itself; runners do not receive this
+    /// variant.)
     Hit {
         /// The snapshot to use.
         tag: SnapshotRef,
     },
-    /// Run the command and, where it exits 0, commit a snapshot: a child, the cache or an export needs it.
+    /// Run the command and, if it exits with 0, commit a snapshot. A child, the cache or an export needs it.
     MissBuildAs {
-        /// A name unique to this step and run; a runner whose store names snapshots itself ignores it.
+        /// A name unique to this step and run. A runner whose store names snapshots itself ignores it.
         tag: SnapshotRef,
     },
-    /// Run the command; nobody needs its filesystem afterwards.
+    /// Run the command. Its filesystem is not needed afterwards.
     MissNoCommit,
 }
 
 impl CacheDecision {
-    /// Whether a passed step's filesystem must be kept as a snapshot.
+    /// Returns whether a passed step's filesystem must be kept as a snapshot.
     #[must_use]
     pub fn commits(&self) -> bool {
         matches!(self, Self::MissBuildAs { .. })
     }
 }
 
-/// What a runner says for cache keys: see [`StepRunner::cache_identity`](super::StepRunner::cache_identity).
+/// A runner's part of the cache keys: see [`StepRunner::cache_identity`](super::StepRunner::cache_identity).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CacheIdentity {
-    /// What the image stands for just now, such as its digest; `None` where no image was asked about.
+    /// What the image currently resolves to, such as its digest. `None` if the request named no image.
     pub image: Option<Arc<str>>,
-    /// How the runner works here, as far as it shows in what steps leave, such as how it maps user ids.
+    /// How the runner works here, as far as this affects the filesystems of steps, such as how it maps user
+    /// ids.
     pub mode: Arc<str>,
 }
 
-/// One attempt's input.
+/// The input of one attempt.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ExecutorInput {
     /// The step, with its image resolved (defaults and substitutions applied).
     pub step: Arc<CommandStep>,
-    /// The run's source tree, to be found at `workdir`.
+    /// The run's source tree, which the step finds at `workdir`.
     pub workspace_archive_id: ArchiveId,
-    /// The whole environment of the command, apart from what the runner must set itself (`PATH`, `HOME`).
+    /// The whole environment of the command, except for what the runner must set itself (`PATH`, `HOME`).
     pub env: Arc<Env>,
-    /// Where the command starts and the source lies: `/workspace`.
+    /// The directory where the command starts and the source lies: `/workspace`.
     pub workdir: Arc<str>,
-    /// The run.
+    /// The id of the run.
     pub run_id: Uuid,
-    /// The step within the run; every attempt of it has the same.
+    /// The id of the step within the run. All attempts of the step have the same id.
     pub step_id: Uuid,
     /// Whether to commit a snapshot.
     pub cache_lookup: CacheDecision,
-    /// The snapshot of the `builds_in` parent, to boot from instead of the step's image.
+    /// The snapshot of the `builds_in` parent. If set, the step boots from it instead of its image.
     #[serde(default)]
     pub parent_snapshot: Option<SnapshotRef>,
 }
 
 #[cfg(any(feature = "sandbox", feature = "vm"))]
 impl ExecutorInput {
-    /// What the step has around it besides its files, on a runner that shows it neither the machine's nor secrets.
+    /// Returns the step's surroundings besides its files, for a runner that exposes neither host directories
+    /// nor secrets to the step.
     pub(super) fn surroundings(&self) -> crate::store::Surroundings {
         crate::store::Surroundings {
             env: Arc::clone(&self.env),
@@ -128,10 +131,10 @@ impl ExecutorInput {
 /// How a command ended by itself. A non-zero exit is a result, not an error.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StepResult {
-    /// The exit code; 128+n where signal n ended the command.
+    /// The exit code; 128+n if signal n ended the command.
     pub exit_code: i32,
-    /// The snapshot, where one was asked for and the command exited 0.
+    /// The snapshot, if one was requested and the command exited with 0.
     pub committed_snapshot: Option<SnapshotRef>,
-    /// Files left for people.
+    /// The files published for users.
     pub artifacts: Vec<ArtifactRef>,
 }

@@ -1,14 +1,16 @@
-//! What steps leave for people: a failed step's files, or, where the run asks for it, those of one that passed.
+//! Step filesystems kept for inspection: those of failed steps and, if the run requests it, those of passed
+//! steps.
 //!
-//! In: a snapshot of the store. Out: its entry there, by run and step, which `hm shell` and `hm cp` find. Does not know how
-//! the snapshot was made.
+//! The input is a snapshot of the store. The output is its entry there, by run and step, which `hm shell` and
+//! `hm cp` look up. This module does not know how the snapshot was made.
 
 use std::{fmt, sync::Arc};
 
 use super::{ExecutorInput, RunnerError, RunnerErrorKind, SnapshotRef};
 use crate::store::{KeepAs, Store, Surroundings};
 
-/// Whether an attempt that ended like this left anything worth a look: the command ran, and was not tried again.
+/// Returns whether the filesystem of an attempt with this result is worth inspecting: the command ran, and is
+/// not retried.
 pub(super) fn is_worth_keeping(ended: &Result<i32, RunnerError>) -> bool {
     match ended {
         Ok(code) => *code != 0,
@@ -22,8 +24,8 @@ pub(super) fn is_worth_keeping(ended: &Result<i32, RunnerError>) -> bool {
     }
 }
 
-/// Keeps the snapshot of a step that did not pass. That there is none, or that it can't be kept, is a warning: the step's end
-/// is the same.
+/// Keeps the snapshot of a step that did not pass. A missing snapshot, or a failure to keep it, is only a
+/// warning: the step's result does not change.
 pub(super) async fn keep_failed(
     committed: Result<SnapshotRef, RunnerError>,
     store: &Arc<Store>,
@@ -44,7 +46,7 @@ pub(super) async fn keep_passed(snapshot: SnapshotRef, store: &Arc<Store>, input
     keep(snapshot, store, input, true).await;
 }
 
-/// On a thread: a walk over the layer may take long.
+/// Keeps the snapshot on a blocking thread, because the walk over the layer may take long.
 async fn keep(snapshot: SnapshotRef, store: &Arc<Store>, input: &ExecutorInput, passed: bool) {
     let (store, run, step) = (Arc::clone(store), input.run_id, Arc::clone(&input.step));
     let kept =

@@ -1,4 +1,5 @@
-//! What a step may use, as it says in `runner_args`: one type, with one meaning, for every runner that holds steps to limits.
+//! The resource limits of a step in its `runner_args`: one type, with one meaning, for every runner that
+//! enforces limits.
 
 use std::{borrow::Cow, fmt, num::NonZeroU64};
 
@@ -8,25 +9,27 @@ use serde_json::Value;
 
 use super::RunnerError;
 
-/// A step's limits: its `runner_args`, on runners with the [`limits`](super::RunnerCapabilities::limits) capability.
+/// The limits of a step: its `runner_args`, on runners with the [`limits`](super::RunnerCapabilities::limits)
+/// capability.
 #[derive(Debug, Clone, PartialEq, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Limits {
-    /// Most memory the step's processes may use together, swap included. A step that goes over it fails as out of memory.
+    /// The most memory that the step's processes may use together, swap included. A step that exceeds it
+    /// fails as out of memory.
     pub memory: Option<MemorySize>,
-    /// Most processors they may keep busy, such as 0.5 or 2.
+    /// The most processors that the step may keep busy, such as 0.5 or 2.
     pub cpus: Option<Cpus>,
-    /// Most processes and threads at a time.
+    /// The most processes and threads at a time.
     pub pids: Option<NonZeroU64>,
-    /// What the step sees of the network.
+    /// The step's access to the network.
     pub network: Network,
 }
 
 impl Limits {
-    /// The limits of a step with these `runner_args`, which binding has checked already.
+    /// Reads the limits of a step from its `runner_args`, which binding has already checked.
     ///
     /// # Errors
-    /// Where they are something else.
+    /// Returns an error if `args` are not limits.
     pub fn of_args(args: Option<&Value>) -> Result<Self, RunnerError> {
         match args {
             None | Some(Value::Null) => Ok(Self::default()),
@@ -37,26 +40,26 @@ impl Limits {
     }
 }
 
-/// What a step sees of the network.
+/// The network access of a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Network {
-    /// What this machine sees: a CI step installs packages.
+    /// The network of this machine. This is the default because CI steps install packages.
     #[default]
     Host,
-    /// A loopback device of its own.
+    /// Only a loopback device of its own.
     None,
 }
 
 /// A number of bytes: a JSON number, or text such as `512m`, with the suffixes `k`, `m`, `g` and `t` in powers of 1024.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MemorySize {
-    /// In bytes; at least [`MemorySize::MIN_BYTES`].
+    /// The size in bytes; at least [`MemorySize::MIN_BYTES`].
     pub bytes: u64,
 }
 
 impl MemorySize {
-    /// Less than this starts no shell.
+    /// The minimum: with less memory not even a shell starts.
     pub const MIN_BYTES: u64 = 4 << 20;
 
     fn parse(text: &str) -> Option<u64> {
@@ -125,7 +128,7 @@ pub struct Cpus(pub f64);
 impl<'de> Deserialize<'de> for Cpus {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let cpus = f64::deserialize(deserializer)?;
-        // A quota below a hundredth of a processor is refused by the kernel.
+        // The kernel refuses a quota below a hundredth of a processor.
         if (0.01..=4096.0).contains(&cpus) {
             Ok(Self(cpus))
         } else {

@@ -1,8 +1,8 @@
-//! Runners: what runs a step.
+//! Runners, which run steps.
 //!
-//! [`StepRunner`] is the contract, [`RunnerSet`] composes runners at compile time, [`DynStepRunner`] and
-//! [`RunnerRegistry`] are the same by name at run time, and each runner of our own has a folder. Knows nothing of the plan
-//! or the schedule: an attempt is an [`ExecutorInput`] and a [`StepContext`].
+//! [`StepRunner`] is the contract. [`RunnerSet`] composes runners at compile time; [`DynStepRunner`] and
+//! [`RunnerRegistry`] do the same by name at run time. Each built-in runner has a folder. This module knows
+//! nothing of the plan or the schedule: an attempt is an [`ExecutorInput`] and a [`StepContext`].
 
 #[cfg(any(all(feature = "cloud", target_os = "linux"), feature = "docker"))]
 mod afterwards;
@@ -43,11 +43,12 @@ pub use descriptor::{
 };
 pub use dynamic::DynStepRunner;
 pub use error::{RunnerError, RunnerErrorKind};
-/// Makes a struct whose fields are runners a [`RunnerSet`](trait@RunnerSet), so that an [`Engine`](crate::Engine)
-/// runs steps on them.
+/// Makes a struct whose fields are runners a [`RunnerSet`](trait@RunnerSet), so that an
+/// [`Engine`](crate::Engine) runs steps on them.
 ///
-/// The runners keep their types: [`dispatch`](RunnerSet::dispatch) is one `match` over the field's index in one future, and
-/// neither boxes nor allocates. A runner's index is its field's place, its name is [`StepRunner::NAME`].
+/// The runners keep their types: [`dispatch`](RunnerSet::dispatch) is one `match` over the field's index in
+/// one future, and neither boxes nor allocates. A runner's index is the position of its field, and its name
+/// is [`StepRunner::NAME`].
 ///
 /// ```
 /// use hm_exec::{
@@ -92,16 +93,19 @@ pub use error::{RunnerError, RunnerErrorKind};
 /// ```
 ///
 /// # Attributes of a field
-/// - `#[runner(default)]`: the runner of steps that name none. The only field of a set is its default without saying so;
-///   in a set of several without a default every step must name its runner.
-/// - `#[runner(name = "...")]`: the runner's name in this set, instead of its type's. Two instances of one type need it.
+/// - `#[runner(default)]`: the runner of steps that name none. The only field of a set is its default even
+///   without the attribute. In a set of several fields without a default, every step must name its runner.
+/// - `#[runner(name = "...")]`: the runner's name in this set, instead of its type's. It is required if two
+///   fields have the same type.
 ///
 /// # What does not compile
-/// A set without fields, an enum or a union, a field that is no runner, two defaults, two fields of one name, and a name
-/// of other characters than [`is_runner_name`] takes. Names that depend on a parameter of the struct are known only where it
-/// is used: the engine checks those with [`validate`] when it is built.
+/// A set without fields, an enum or a union, a field that is not a runner, two defaults, two fields with the
+/// same name, and a name with characters that [`is_runner_name`] does not accept. Names that depend on a
+/// parameter of the struct are known only where the struct is used: the engine checks those with [`validate`]
+/// when it is built.
 ///
-/// The set must be `Debug`, and must not be `Drop`: [`into_registry`](RunnerSet::into_registry) takes it apart.
+/// The set must be `Debug`, and must not be `Drop`, because [`into_registry`](RunnerSet::into_registry) takes
+/// it apart.
 pub use hm_exec_macros::RunnerSet;
 pub use input::{ArchiveId, ArtifactRef, CacheDecision, CacheIdentity, ExecutorInput, SnapshotRef, StepResult};
 pub use limits::{Cpus, Limits, MemorySize, Network};

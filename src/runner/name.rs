@@ -1,11 +1,11 @@
-//! Names of runners, as far as the compiler can check them: the derive's `const` assertions call these.
+//! Checks on runner names that the compiler can evaluate. The derive's `const` assertions call these.
 
 use std::marker::PhantomData;
 
 use super::{RunnerIndex, StepRunner};
 
-/// Whether `name` can name a runner: lowercase letters, digits, `-` and `_`, at least one of them. Snapshots of a runner
-/// are called `<name>:<opaque>`, so that a colon can't be part of it.
+/// Returns whether `name` is a valid runner name: at least one character, and only lowercase letters, digits,
+/// `-` and `_`. Snapshots of a runner are named `<name>:<opaque>`, so a name cannot contain a colon.
 #[must_use]
 pub const fn is_runner_name(name: &str) -> bool {
     let bytes = name.as_bytes();
@@ -19,7 +19,8 @@ pub const fn is_runner_name(name: &str) -> bool {
     !bytes.is_empty()
 }
 
-/// Whether two fields of a set have the same name. A type that is no runner has none, and its error is elsewhere.
+/// Returns whether two fields of a set have the same name. A type that is not a runner has no name; its error
+/// is reported elsewhere.
 #[must_use]
 pub const fn collide(one: Option<&str>, other: Option<&str>) -> bool {
     let (Some(one), Some(other)) = (one, other) else { return false };
@@ -37,7 +38,7 @@ pub const fn collide(one: Option<&str>, other: Option<&str>) -> bool {
     true
 }
 
-/// Whether a field of a set has a name that is none.
+/// Returns whether a field of a set has an invalid name.
 #[must_use]
 pub const fn is_bad(name: Option<&str>) -> bool {
     match name {
@@ -46,14 +47,14 @@ pub const fn is_bad(name: Option<&str>) -> bool {
     }
 }
 
-/// The place of `name` in a set's table of names.
+/// Returns the index of `name` in a set's table of names.
 #[must_use]
 pub fn position(names: &[&str], name: &str) -> Option<RunnerIndex> {
     names.iter().position(|known| *known == name).and_then(|index| index.try_into().ok()).map(RunnerIndex)
 }
 
-/// Reads a type's name where it is a runner, without an error where it is not: `NameOf::<T>::NAME` is the inherent
-/// constant if its bound holds, and [`Nameless`]'s otherwise.
+/// Reads the name of a type that may not be a runner, without a compile error if it is not:
+/// `NameOf::<T>::NAME` is the inherent constant if its bound holds, and [`Nameless`]'s otherwise.
 #[derive(Debug)]
 pub struct NameOf<T>(PhantomData<T>);
 
@@ -62,7 +63,7 @@ impl<T: StepRunner> NameOf<T> {
     pub const NAME: Option<&'static str> = Some(T::NAME);
 }
 
-/// What a type has that is no runner.
+/// The fallback for a type that is not a runner.
 pub trait Nameless {
     /// No name.
     const NAME: Option<&'static str> = None;

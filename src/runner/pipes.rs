@@ -1,4 +1,5 @@
-//! A step's pipes on a runtime: what comes first is handed on first, see [`streams`](crate::streams).
+//! The output pipes of a step on an async runtime. Output is forwarded in the order of its arrival; see
+//! [`streams`](crate::streams).
 
 use std::{io, os::fd::OwnedFd};
 
@@ -9,22 +10,22 @@ use crate::{
     streams::{Piece, Streams},
 };
 
-/// Both streams of a step.
+/// The two output streams of a step.
 #[derive(Debug)]
 pub(crate) struct Pipes(AsyncFd<Streams>);
 
 impl Pipes {
-    /// Reads from these, in pieces of at most `piece_bytes`. Must be called within a runtime.
+    /// Reads from `stdout` and `stderr` in pieces of at most `piece_bytes`. Must be called within a runtime.
     pub(crate) fn new(stdout: OwnedFd, stderr: OwnedFd, piece_bytes: usize) -> io::Result<Self> {
         let streams = Streams::new(stdout, stderr, piece_bytes)?;
         #[allow(deprecated, reason = "tokio's successor is unsafe, for descriptors that change; this one does not")]
         Ok(Self(AsyncFd::with_interest(streams, Interest::READABLE)?))
     }
 
-    /// Waits for a piece. `None` at the end of both streams.
+    /// Waits for a piece. Returns `None` at the end of both streams.
     ///
     /// # Cancel safety
-    /// Nothing is lost.
+    /// No output is lost.
     pub(crate) async fn next(&mut self) -> io::Result<Option<Piece>> {
         loop {
             let streams = self.0.get_mut();
@@ -35,7 +36,7 @@ impl Pipes {
                 return Ok(None);
             }
             if streams.is_unfinished() {
-                // A step that prints all the time must not keep others from their turns.
+                // A step that prints all the time must not starve the others.
                 tokio::task::consume_budget().await;
             } else {
                 self.0.readable_mut().await?.clear_ready();
@@ -44,13 +45,13 @@ impl Pipes {
         }
     }
 
-    /// Returns a piece that is there already.
+    /// Returns a piece that is already available.
     #[cfg(feature = "sandbox")]
     pub(crate) fn next_now(&mut self) -> io::Result<Option<Piece>> {
         Ok(self.0.get_mut().read_now()?)
     }
 
-    /// Returns what a piece is, and where it was printed.
+    /// Returns the stream and the bytes of a piece.
     pub(crate) fn bytes(&self, piece: Piece) -> (StdStream, &[u8]) {
         let stream = if piece.stderr { StdStream::Stderr } else { StdStream::Stdout };
         (stream, self.0.get_ref().bytes(piece))

@@ -10,7 +10,8 @@ use super::{
     set::{no_such_runner, unusable_index},
 };
 
-/// Runners by name, composed at run time. An engine runs on it as on a derived set, with one boxed future a step.
+/// Runners by name, composed at run time. An engine runs on it as on a derived set, at the cost of one boxed
+/// future per step.
 ///
 /// ```
 /// # use hm_exec::{ExecutorInput, StepResult, runner::*};
@@ -31,26 +32,29 @@ use super::{
 /// ```
 #[derive(Default)]
 pub struct RunnerRegistry {
-    /// In the order of registration, so that an index stays what it is. Few enough that a scan beats a map.
+    /// The runners in the order of registration, so that indices are stable. There are so few that a scan is
+    /// faster than a map.
     entries: Vec<Entry>,
     default: Option<usize>,
 }
 
 struct Entry {
-    /// The name at registration: a runner that changed its mind would be two steps' runner.
+    /// The name at registration, so that a runner that later returns another name is still found under this
+    /// one.
     name: Arc<str>,
     runner: Arc<dyn DynStepRunner>,
 }
 
 impl RunnerRegistry {
-    /// No runners, and no default.
+    /// Creates a registry without runners and without a default.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Adds a runner under its name, or replaces the one of that name, which keeps its index, and stays the default if it
-    /// was. With `is_default` steps that name no runner get this one from now on.
+    /// Adds a runner under its name, or replaces the runner of the same name. A replacement keeps the index,
+    /// and stays the default if its predecessor was. With `is_default`, this runner now runs the steps that
+    /// name no runner.
     pub fn register(&mut self, runner: Arc<dyn DynStepRunner>, is_default: bool) {
         let name: Arc<str> = runner.name().into();
         let index = self.position(&name).unwrap_or(self.entries.len());
@@ -64,7 +68,7 @@ impl RunnerRegistry {
         }
     }
 
-    /// The runner of that name; the default for `None`.
+    /// Returns the runner with this name, or the default for `None`.
     #[must_use]
     pub fn resolve(&self, name: Option<&str>) -> Option<Arc<dyn DynStepRunner>> {
         let index = match name {
@@ -74,13 +78,13 @@ impl RunnerRegistry {
         Some(Arc::clone(&self.entries[index].runner))
     }
 
-    /// The name of the runner that steps get which name none.
+    /// Returns the name of the runner for steps that name none.
     #[must_use]
     pub fn default_runner_name(&self) -> Option<&str> {
         self.default.map(|index| &*self.entries[index].name)
     }
 
-    /// All names, sorted.
+    /// Returns all names, sorted.
     #[must_use]
     pub fn runner_names(&self) -> Vec<&str> {
         let mut names: Vec<&str> = self.entries.iter().map(|entry| &*entry.name).collect();
