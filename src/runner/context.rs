@@ -1,4 +1,4 @@
-//! What an attempt gets besides its input.
+//! The context of an attempt.
 
 use std::{
     fmt,
@@ -20,34 +20,36 @@ use tokio_util::sync::CancellationToken;
 use super::RunnerError;
 use crate::{event::EventBus, store::Archives};
 
-/// What an attempt gets besides its input. Cheap to clone.
+/// The context of an attempt: everything it needs besides its input. Cheap to clone.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct StepContext {
-    /// Where the command's output goes: `ctx.event_bus.output(input.step_id, stream, bytes).await`.
+    /// The destination of the command's output: `ctx.event_bus.output(input.step_id, stream, bytes).await`.
     pub event_bus: EventBus,
-    /// The run's source tree, frozen when the first runner asks.
+    /// The run's source tree, frozen when a runner first requests it.
     pub archives: Arc<Archives>,
-    /// Fires when this attempt must end: TERM, grace, KILL, then return [`StepContext::interrupted`].
+    /// Fires when this attempt must end: send TERM, wait for the grace period, send KILL, then return
+    /// [`StepContext::interrupted`].
     pub cancel: CancellationToken,
-    /// What the step may read at `/run/secrets/NAME`.
+    /// The secrets that the step may read at `/run/secrets/NAME`.
     pub secrets: Arc<Secrets>,
-    /// Which attempt of the step this is, from 1.
+    /// The number of this attempt of the step, counted from 1.
     pub attempt: u32,
-    /// How long a command may take between TERM and KILL.
+    /// The time a command has between TERM and KILL.
     pub grace: Duration,
-    /// Whether what steps leave is to outlive the build, for people to look at: those that pass, and those whose command did
-    /// not or was interrupted. A runner that can't do that overlooks it.
+    /// Whether step filesystems outlive the build so that users can inspect them. This covers steps that
+    /// pass, steps whose command fails and steps that are interrupted. A runner that cannot keep them ignores
+    /// this.
     pub keep: bool,
-    /// Whether somebody beside this runner's own steps in this build needs the snapshot, where one is to be committed: a
-    /// child on another runner, the cache, people. Where nobody does, a runner with the `layers` capability may commit in
-    /// a form of its own, which is cheaper.
+    /// Whether anything other than this runner's own steps in this build needs the snapshot, if one is to be
+    /// committed: a child on another runner, the cache, or the user. If not, a runner with the `layers`
+    /// capability may commit in a cheaper form of its own.
     pub snapshot_travels: bool,
     reasons: Reasons,
     at_end: AtEnd,
 }
 
-/// What is to be done at the end of the run.
+/// The work to do at the end of the run.
 #[derive(Clone, Default)]
 struct AtEnd(Arc<Mutex<Vec<BoxFuture<'static, ()>>>>);
 
@@ -57,7 +59,7 @@ impl fmt::Debug for AtEnd {
     }
 }
 
-/// Why [`StepContext::cancel`] fired.
+/// The reason why [`StepContext::cancel`] fired.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum CancelReason {
@@ -67,8 +69,9 @@ pub enum CancelReason {
     TimedOut = 2,
 }
 
-/// Reasons for the whole run in a cell that all its attempts share, and for one attempt in a cell of its own. Only an
-/// attempt with a time limit needs the second: the hot path shares.
+/// The reasons of the whole run, in a cell that all its attempts share, and of one attempt, in a cell of its
+/// own. Only an attempt with a time limit needs the second cell; all others share, which keeps the hot path
+/// free of an allocation.
 #[derive(Debug, Clone, Default)]
 struct Reasons {
     run: Arc<AtomicU8>,
@@ -76,8 +79,8 @@ struct Reasons {
 }
 
 impl StepContext {
-    /// A context for a whole run, from which the executor derives those of its attempts. Tests of runners may use it as it
-    /// is.
+    /// Creates a context for a whole run, from which the executor derives those of its attempts. Tests of
+    /// runners may use it as is.
     #[must_use]
     pub fn new(event_bus: EventBus, archives: Arc<Archives>, secrets: Arc<Secrets>, cancel: CancellationToken) -> Self {
         Self {
@@ -94,8 +97,9 @@ impl StepContext {
         }
     }
 
-    /// The context of one attempt within this run. Its token is a child of the run's, so that nothing a runner does to it
-    /// reaches another attempt. `limited` says that it may be [interrupted](Self::interrupt) on its own.
+    /// Returns the context of one attempt within this run. Its token is a child of the run's token, so that
+    /// nothing a runner does to it reaches another attempt. `limited` means that the attempt may be
+    /// [interrupted](Self::interrupt) on its own.
     pub(crate) fn for_attempt(&self, attempt: u32, limited: bool, snapshot_travels: bool) -> Self {
         Self {
             event_bus: self.event_bus.for_attempt(attempt),
@@ -111,17 +115,17 @@ impl StepContext {
         }
     }
 
-    /// Has `work` done when the build has ended and its snapshots were reaped, within the time that all runners have for
-    /// that: for what a runner keeps for all steps of one run.
+    /// Registers `work` to run after the build has ended and its snapshots were reaped, within the time that
+    /// all runners have for that. Runners use it to clean up what they keep for all steps of one run.
     pub fn at_build_end(&self, work: impl Future<Output = ()> + Send + 'static) {
         self.at_end.0.lock().unwrap_or_else(PoisonError::into_inner).push(Box::pin(work));
     }
 
-    /// Does what [`at_build_end`](Self::at_build_end) was given. Who made the run's context calls it when no attempt runs
-    /// any longer.
+    /// Runs the work registered with [`at_build_end`](Self::at_build_end). The creator of the run's context
+    /// calls it when no attempt is running any longer.
     ///
     /// # Cancel safety
-    /// Dropping the future may leave some of it undone.
+    /// Dropping the future may leave some of the work undone.
     pub async fn end_build(&self) {
         let work = mem::take(&mut *self.at_end.0.lock().unwrap_or_else(PoisonError::into_inner));
         let ended = join_all(work.into_iter().map(|work| std::panic::AssertUnwindSafe(work).catch_unwind())).await;
@@ -130,14 +134,14 @@ impl StepContext {
         }
     }
 
-    /// Ends the attempt for `reason`, or, on a run's context, all of its attempts. The first reason stays.
+    /// Ends the attempt for `reason`, or all attempts if this is a run's context. The first reason wins.
     pub fn interrupt(&self, reason: CancelReason) {
         let cell = self.reasons.attempt.as_ref().unwrap_or(&self.reasons.run);
         let _ = cell.compare_exchange(0, reason as u8, Ordering::Release, Ordering::Relaxed);
         self.cancel.cancel();
     }
 
-    /// Why the attempt must end. [`CancelReason::Cancelled`] where the token was fired without a reason.
+    /// Returns why the attempt must end: [`CancelReason::Cancelled`] if the token was fired without a reason.
     #[must_use]
     pub fn cancel_reason(&self) -> CancelReason {
         let attempt = self.reasons.attempt.as_ref().map_or(0, |cell| cell.load(Ordering::Acquire));
@@ -145,12 +149,12 @@ impl StepContext {
         if reason == CancelReason::TimedOut as u8 { CancelReason::TimedOut } else { CancelReason::Cancelled }
     }
 
-    /// Whether this attempt has a reason of its own to end, rather than its run.
+    /// Returns whether this attempt was interrupted on its own, rather than with its run.
     pub(crate) fn interrupted_alone(&self) -> bool {
         self.reasons.attempt.as_ref().is_some_and(|cell| cell.load(Ordering::Acquire) != 0)
     }
 
-    /// The error to return after [`StepContext::cancel`] fired and the command was ended.
+    /// Returns the error to report after [`StepContext::cancel`] fired and the command was ended.
     #[must_use]
     pub fn interrupted(&self) -> RunnerError {
         match self.cancel_reason() {
@@ -160,18 +164,18 @@ impl StepContext {
     }
 }
 
-/// The secrets of a run, by name. `Debug` prints the names alone.
+/// The secrets of a run, by name. `Debug` prints only the names.
 #[derive(Clone, Default)]
 pub struct Secrets(Vec<(String, Vec<u8>)>);
 
 impl Secrets {
-    /// No secrets.
+    /// Creates an empty set of secrets.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Adds a secret, or replaces the one of that name.
+    /// Adds a secret, or replaces the secret of the same name.
     pub fn insert(&mut self, name: impl Into<String>, value: impl Into<Vec<u8>>) {
         let (name, value) = (name.into(), value.into());
         match self.0.binary_search_by(|(known, _)| known.cmp(&name)) {
@@ -180,12 +184,12 @@ impl Secrets {
         }
     }
 
-    /// Names and values, by name.
+    /// Returns the names and values, sorted by name.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &[u8])> {
         self.0.iter().map(|(name, value)| (name.as_str(), value.as_slice()))
     }
 
-    /// Whether there are none.
+    /// Returns whether there are no secrets.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()

@@ -1,4 +1,4 @@
-//! What a runner says of itself before it runs anything. `plan::bind` and `hm runners` read it.
+//! What a runner declares about itself before it runs anything. `plan::bind` and `hm runners` read it.
 
 use std::{collections::BTreeMap, fmt, num::NonZeroUsize, sync::Arc};
 
@@ -6,63 +6,68 @@ use schemars::{JsonSchema, Schema};
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
 
-/// A runner's place in its [`RunnerSet`](super::RunnerSet), resolved from its name once, when the plan is bound.
+/// The index of a runner in its [`RunnerSet`](super::RunnerSet), resolved from its name once, when the plan
+/// is bound.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 pub struct RunnerIndex(pub u16);
 
-/// What a runner promises beside the [contract](super::StepRunner). Everything defaults to "no": a runner claims what it
-/// can do, and the conformance suite (feature `conformance`) holds it to that.
+/// The promises of a runner beyond the [contract](super::StepRunner). All capabilities default to "no": a
+/// runner claims what it can do, and the conformance suite (feature `conformance`) checks the claims.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 #[non_exhaustive]
 pub struct RunnerCapabilities {
-    /// An interrupted step's command gets TERM and its grace, with what it prints meanwhile; when the attempt returns, none of
-    /// its processes is left. Without it the step is given up, and ends elsewhere, by itself or when it is told.
+    /// Sends TERM to an interrupted step's command, waits for its grace period and forwards its output
+    /// meanwhile. When the attempt returns, none of its processes is left. Without this capability the step
+    /// is abandoned, and ends elsewhere, by itself or on request.
     pub grace: bool,
-    /// Shows steps the run's source where they start, to write to a copy of their own.
+    /// Starts steps in a directory with the run's source, as a copy of their own that they can write to.
     pub workspace: bool,
-    /// Commits snapshots, and boots children from them: contents, modes, links, times of what a step could write to.
+    /// Commits snapshots and boots children from them, with the contents, modes, links and times of all files
+    /// that a step could write to.
     pub snapshots: bool,
-    /// Boots from, and commits, snapshots made of store layers (`hm1:`), so that steps can move between runners.
+    /// Commits, and boots from, snapshots made of store layers (`hm1:`), so that steps can move between
+    /// runners.
     pub layers: bool,
-    /// Snapshots have the owners that steps gave to files.
+    /// Preserves the owners of files in snapshots.
     pub ownership: bool,
-    /// Snapshots have the `user` extended attributes that steps gave to files.
+    /// Preserves `user` extended attributes of files in snapshots.
     pub xattrs: bool,
-    /// Shows secrets at `/run/secrets/NAME` without ever writing them to a layer.
+    /// Provides secrets at `/run/secrets/NAME` without ever writing them to a layer.
     pub secrets: bool,
-    /// Keeps the host's processes and files apart from the step's: steps have a root of their own, with the source at the
-    /// path of the work directory.
+    /// Isolates the host's processes and files from the step. Steps have a root of their own, with the source
+    /// at the path of the work directory.
     pub isolation: bool,
-    /// Holds steps to the memory, processors and processes of their `runner_args`: [`Limits`](super::Limits).
+    /// Enforces the limits on memory, processors and processes in a step's `runner_args`:
+    /// [`Limits`](super::Limits).
     pub limits: bool,
-    /// Gives a step no network where its `runner_args` say so: [`Limits::network`](super::Limits).
+    /// Runs a step without a network if its `runner_args` request that: [`Limits::network`](super::Limits).
     pub network: bool,
-    /// Which images a root step may name.
+    /// The images that a root step may name.
     pub images: ImageSupport,
 }
 
-/// Which images a runner can boot a root step from.
+/// The images that a runner can boot a root step from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ImageSupport {
-    /// The runner looks at the image itself, or ignores it.
+    /// The runner checks the image itself, or ignores it.
     #[default]
     Any,
-    /// `host` alone.
+    /// Only `host`.
     HostOnly,
     /// `host` and `rootfs:DIR`.
     Local,
-    /// Everything but `host`: what can be brought to another machine.
+    /// Everything except `host`: images that can be transferred to another machine.
     Portable,
-    /// Everything that names an image: those, files (`oci:DIR`, `oci-archive:F`, `docker-archive:F`), and registries.
+    /// All images: those above, files (`oci:DIR`, `oci-archive:F`, `docker-archive:F`), and registries.
     All,
 }
 
 impl ImageSupport {
-    /// Checks what can be known of an image before anything is started; the reason if nothing could boot from
-    /// it.
+    /// Checks an image as far as possible before anything is started. Returns the reason if no runner could
+    /// boot from it.
     pub(crate) fn check(self, image: &str) -> Result<(), String> {
-        // Only such runners get their images from the store or a registry.
+        // Only the other runners get their images from the store or a registry.
         if matches!(self, Self::Any | Self::HostOnly) {
             return Ok(());
         }
@@ -70,15 +75,16 @@ impl ImageSupport {
     }
 }
 
-/// Which limit on concurrent steps counts a runner's steps.
+/// The limit on concurrent steps that counts a runner's steps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case", tag = "kind")]
 pub enum Pool {
-    /// They use this machine: counted by the engine's parallelism (`-j`), together with all other local runners.
+    /// The steps use this machine. They count towards the engine's parallelism (`-j`), together with those of
+    /// all other local runners.
     Local,
-    /// They use something else, with a limit of its own.
+    /// The steps use another resource, with a limit of its own.
     Own {
-        /// How many may be in flight at once.
+        /// The number of steps that may be in flight at once.
         limit: NonZeroUsize,
     },
 }
@@ -87,21 +93,21 @@ pub enum Pool {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case", tag = "kind")]
 pub enum Probe {
-    /// It can.
+    /// The runner can work.
     Usable {
-        /// What a person might want to know, such as "rootless, single id".
+        /// A note for the user, such as "rootless, single id".
         note: Option<String>,
     },
-    /// It can't.
+    /// The runner cannot work.
     Unusable {
-        /// Which check failed, and how.
+        /// The check that failed, and how.
         reason: String,
-        /// What to do about it.
+        /// How to fix it.
         hint: String,
     },
 }
 
-/// The arguments a runner takes in a step's `runner_args`: a JSON schema for people, and the check itself.
+/// The arguments a runner takes in a step's `runner_args`: a JSON schema for users, and the check itself.
 ///
 /// Both come from one type, so that they cannot disagree.
 #[derive(Clone, Copy)]
@@ -111,18 +117,18 @@ pub struct ArgsSchema {
     not_in_keys: &'static [&'static str],
 }
 
-/// What is wrong with a step's `runner_args`.
+/// An error in a step's `runner_args`.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{path}: {message}")]
 pub struct ArgsError {
-    /// Where, as in `runner_args.memory`.
+    /// The path of the wrong argument, as in `runner_args.memory`.
     pub path: String,
-    /// What.
+    /// The description of the error.
     pub message: String,
 }
 
 impl ArgsSchema {
-    /// No arguments at all: any are refused, because ignoring them would be a lie.
+    /// Accepts no arguments at all. Any argument is refused, because ignoring it would mislead the user.
     #[must_use]
     pub fn none() -> Self {
         Self {
@@ -136,7 +142,7 @@ impl ArgsSchema {
         }
     }
 
-    /// The arguments that deserialize into `T`.
+    /// Accepts the arguments that deserialize into `T`.
     #[must_use]
     pub fn of<T: DeserializeOwned + JsonSchema>() -> Self {
         Self {
@@ -153,15 +159,15 @@ impl ArgsSchema {
         }
     }
 
-    /// Leaves these arguments out of cache keys: those that change nothing of what a step sees or may do. By
-    /// default all are in the keys.
+    /// Leaves these arguments out of cache keys. This is for arguments that do not affect what a step sees or
+    /// may do. By default all arguments are in the keys.
     #[must_use]
     pub fn not_in_keys(self, names: &'static [&'static str]) -> Self {
         Self { not_in_keys: names, ..self }
     }
 
-    /// Returns what goes into the cache key of a step with these arguments: JSON with sorted names, empty
-    /// without any.
+    /// Returns what goes into the cache key of a step with these arguments: JSON with sorted names, or an
+    /// empty string if there are none.
     ///
     /// ```
     /// use hm_exec::runner::ArgsSchema;
@@ -186,7 +192,7 @@ impl ArgsSchema {
         }
     }
 
-    /// The JSON schema, where the runner takes arguments.
+    /// Returns the JSON schema, or `None` if the runner takes no arguments.
     #[must_use]
     pub fn json_schema(&self) -> Option<Schema> {
         (self.schema)()
@@ -195,13 +201,13 @@ impl ArgsSchema {
     /// Checks a step's arguments.
     ///
     /// # Errors
-    /// The first mistake, with its path.
+    /// Returns the first error, with its path.
     pub fn check(&self, args: &Value) -> Result<(), ArgsError> {
         (self.check)(args)
     }
 }
 
-/// Returns a value whose objects are sorted by name, also if maps keep another order.
+/// Returns a value whose objects are sorted by name, even if maps keep another order.
 fn sorted(value: &Value) -> Value {
     match value {
         Value::Object(fields) => {
@@ -213,7 +219,7 @@ fn sorted(value: &Value) -> Value {
     }
 }
 
-/// Returns a value as text. Writing JSON values fails never.
+/// Returns a value as text. Writing JSON values never fails.
 fn json(value: &impl Serialize) -> String {
     serde_json::to_string(value).unwrap_or_default()
 }
@@ -224,19 +230,19 @@ impl fmt::Debug for ArgsSchema {
     }
 }
 
-/// One runner of a set, as binding and people see it.
+/// The description of one runner of a set, for binding and for users.
 #[derive(Debug, Clone)]
 pub struct RunnerDescriptor {
     /// The name that pipelines use.
     pub name: Arc<str>,
-    /// Whether steps that name no runner get this one.
+    /// Whether this runner runs the steps that name no runner.
     pub is_default: bool,
-    /// What it promises.
+    /// The capabilities of the runner.
     pub capabilities: RunnerCapabilities,
-    /// What it takes in `runner_args`.
+    /// The arguments that the runner takes in `runner_args`.
     pub args: ArgsSchema,
-    /// Which limit counts its steps.
+    /// The limit that counts its steps.
     pub pool: Pool,
-    /// What goes into cache keys beside the name.
+    /// The version that goes into cache keys besides the name.
     pub cache_version: u32,
 }

@@ -1,4 +1,4 @@
-//! A set of runners as one value: what the engine is generic over.
+//! A set of runners as one value, over which the engine is generic.
 
 use std::{fmt, future::Future, sync::Arc};
 
@@ -10,27 +10,27 @@ use super::{
 /// A set of runners, composed at compile time (by `#[derive(RunnerSet)]` on a struct of runners) or at run time (a
 /// [`RunnerRegistry`]).
 ///
-/// Names resolve once, when a plan is bound; from then on a step carries a [`RunnerIndex`], and a derived set dispatches
-/// on it with one flat `match`: one concrete future type, no box, no allocation.
+/// Names are resolved once, when a plan is bound. From then on a step carries a [`RunnerIndex`], and a
+/// derived set dispatches on it with one flat `match`: one concrete future type, no box, no allocation.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not a set of runners",
     note = "put `#[derive(RunnerSet)]` on a struct whose fields are runners, or hand over a `RunnerRegistry`"
 )]
 pub trait RunnerSet: Send + Sync + fmt::Debug + 'static {
-    /// Every runner in the order of the indices.
+    /// Returns the descriptors of all runners in the order of their indices.
     fn descriptors(&self) -> Vec<RunnerDescriptor>;
 
-    /// The index of the runner that pipelines call `name`.
+    /// Returns the index of the runner that pipelines call `name`.
     fn index_of(&self, name: &str) -> Option<RunnerIndex>;
 
-    /// The index of the runner that steps get which name none.
+    /// Returns the index of the runner for steps that name none.
     fn default_index(&self) -> Option<RunnerIndex>;
 
     /// Runs one attempt on the runner at `index`. Contract and cancel safety are those of
     /// [`StepRunner::execute`](super::StepRunner::execute).
     ///
     /// # Errors
-    /// Those of the runner; an `index` that is not of this set is an infrastructure error.
+    /// Returns the runner's error, or an infrastructure error if `index` does not belong to this set.
     fn dispatch(
         &self,
         index: RunnerIndex,
@@ -41,69 +41,69 @@ pub trait RunnerSet: Send + Sync + fmt::Debug + 'static {
     /// Asks the runner at `index` whether it can work on this machine.
     fn probe(&self, index: RunnerIndex) -> impl Future<Output = Probe> + Send;
 
-    /// Asks every runner at once, and answers in the order of the indices.
+    /// Probes every runner at once, and returns the results in the order of the indices.
     fn probe_all(&self) -> impl Future<Output = Vec<Probe>> + Send;
 
-    /// Asks the runner at `index` what goes into cache keys; see
+    /// Asks the runner at `index` for its part of the cache keys; see
     /// [`StepRunner::cache_identity`](super::StepRunner::cache_identity).
     ///
     /// # Errors
-    /// Those of the runner; an `index` that is not of this set is an infrastructure error.
+    /// Returns the runner's error, or an infrastructure error if `index` does not belong to this set.
     fn cache_identity(
         &self,
         index: RunnerIndex,
         image: Option<&str>,
     ) -> impl Future<Output = Result<Option<CacheIdentity>, RunnerError>> + Send;
 
-    /// Hands snapshots back to the runner at `index`, which made them.
+    /// Passes snapshots back to the runner at `index`, which made them, for removal.
     fn reap(&self, index: RunnerIndex, snapshots: Vec<SnapshotRef>) -> impl Future<Output = ()> + Send;
 
-    /// The same runners under the same names, resolved at run time.
+    /// Converts the set into a registry with the same runners under the same names, resolved at run time.
     fn into_registry(self) -> RunnerRegistry
     where
         Self: Sized;
 }
 
-/// Why runners do not go together. The derive finds what it can see when it compiles; the rest is found when an engine is
-/// built.
+/// The error of a set of runners that cannot be composed. The derive detects what it can at compile time; the
+/// rest is detected when an engine is built.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum CompositionError {
-    /// A pipeline could run nowhere.
+    /// The set is empty, so no pipeline could run.
     #[error("there is no runner in the set; add one")]
     Empty,
-    /// A step that names it would mean two runners.
+    /// Two runners have the same name, so a step that names it would be ambiguous.
     #[error(
         "runners {first} and {second} of the set are both named `{name}`; rename one with `#[runner(name = \"...\")]`"
     )]
     DuplicateName {
         /// The name.
         name: Arc<str>,
-        /// The place of the one, from 0.
+        /// The position of the first runner, from 0.
         first: usize,
-        /// The place of the other.
+        /// The position of the second runner.
         second: usize,
     },
-    /// A name that pipelines, snapshots and cache keys can't carry.
+    /// A name that pipelines, snapshots and cache keys cannot contain.
     #[error("`{name}` can't name a runner; use lowercase letters, digits, `-` and `_`")]
     BadName {
         /// The name.
         name: Arc<str>,
     },
-    /// A step that names no runner would mean two.
+    /// Two runners are the default, so a step that names no runner would be ambiguous.
     #[error("runners `{first}` and `{second}` are both the default of the set; keep one")]
     TwoDefaults {
-        /// The one.
+        /// The first default.
         first: Arc<str>,
-        /// The other.
+        /// The second default.
         second: Arc<str>,
     },
 }
 
-/// Checks at run time what the derive can't see in a generic set, nor at all in one that is written by hand.
+/// Checks at run time what the derive cannot check in a generic set, or in a set written by hand.
 ///
 /// # Errors
-/// The first mistake.
+/// Returns the first mistake.
 pub fn validate(descriptors: &[RunnerDescriptor]) -> Result<(), CompositionError> {
     let mut default: Option<&RunnerDescriptor> = None;
     if descriptors.is_empty() {
@@ -126,13 +126,14 @@ pub fn validate(descriptors: &[RunnerDescriptor]) -> Result<(), CompositionError
     Ok(())
 }
 
-/// What [`RunnerSet::dispatch`] answers to an index of another set: a bug of the caller, and not to be tried again.
+/// Returns the error of [`RunnerSet::dispatch`] for an index of another set. This is a bug of the caller, and
+/// not retryable.
 #[must_use]
 pub fn no_such_runner(index: RunnerIndex) -> RunnerError {
     RunnerError::unsupported(format!("there is no runner at index {} of this set", index.0))
 }
 
-/// What [`RunnerSet::probe`] answers to an index of another set.
+/// Returns the result of [`RunnerSet::probe`] for an index of another set.
 pub(crate) fn unusable_index(index: RunnerIndex) -> Probe {
     Probe::Unusable { reason: no_such_runner(index).to_string(), hint: "resolve names with `index_of`".into() }
 }
