@@ -1,4 +1,4 @@
-//! One attempt: a command from its start to the death of the last process it left.
+//! One attempt: a command from its start to the death of the last process of its step.
 
 use std::{
     fs::File,
@@ -28,48 +28,50 @@ use crate::{
     streams::Piece,
 };
 
-/// What a pipe holds while nobody reads, in bytes; less where the system allows less.
+/// The capacity of a pipe in bytes; less if the system allows less.
 const PIPE_BYTES: usize = 1 << 20;
-/// What is read at a time.
+/// The size of one read in bytes.
 const READ_BYTES: usize = 1 << 17;
 
-/// How a command ended, when no process of its step was left.
+/// How a command ended, once no process of its step is left.
 #[derive(Debug)]
 pub(super) enum End {
-    /// By itself.
+    /// The command ended by itself.
     Exited {
-        /// Its exit code, or 128+n after signal n.
+        /// The exit code, or 128+n after signal n.
         code: i32,
     },
-    /// For its memory, as seen by polling.
+    /// The step exceeded its memory limit, as detected by polling.
     OutOfMemory,
-    /// For its number of processes, as seen by polling.
+    /// The step exceeded its limit on processes, as detected by polling.
     TooManyProcesses,
-    /// It was killed together with its pid 1: by the kernel for the memory of the step, or by a person.
+    /// The command was killed together with its pid 1: by the kernel because of the step's memory, or by a
+    /// user.
     Killed,
-    /// By whoever asked for it: [`Control::cancel`].
+    /// The caller requested the end: [`Control::cancel`].
     Interrupted,
 }
 
-/// Where a command's output goes.
+/// The destination of a command's output.
 pub(crate) trait OutputSink: Sync {
-    /// Takes what the command printed. The command waits once its pipe is full.
+    /// Takes output of the command. While this is pending, the command blocks once its pipe is full.
     fn output(&self, stream: StdStream, bytes: &[u8]) -> impl Future<Output = ()> + Send;
 }
 
-/// How a running command is ended.
+/// The means to end a running command.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Control<'a> {
-    /// Fires when it must end: TERM, grace, KILL.
+    /// Fires when the command must end: TERM, grace, KILL.
     pub(crate) cancel: &'a CancellationToken,
-    /// How long it may take between TERM and KILL.
+    /// The time that the command has between TERM and KILL.
     pub(crate) grace: Duration,
 }
 
-/// Runs the command of `spec`. Returns when every process of the step is dead, and what it printed has been handed over.
+/// Runs the command of `spec`. Returns when every process of the step is dead, and all of its output has been
+/// passed on.
 ///
 /// # Cancel safety
-/// Dropped, every process of the step gets SIGKILL.
+/// If the future is dropped, every process of the step gets SIGKILL.
 pub(super) async fn run(
     zygote: &Zygote,
     spec: &JailSpec,
@@ -89,18 +91,18 @@ pub(super) async fn run(
     step.attend(control, sink).await
 }
 
-/// Makes the jail of a `spec` without a command, and lets it go.
+/// Sets up the jail of a `spec` without a command, and tears it down.
 pub(super) async fn trial(zygote: &Zygote, spec: &JailSpec) -> io::Result<Result<(), SetupError>> {
     let null = File::open("/dev/null")?;
     let ended = run_on(zygote, spec, false, &[null.as_fd(), null.as_fd()]).await?;
     Ok(ended.map(drop))
 }
 
-/// Runs what `spec` says on the streams of somebody else: standard output, standard error, and standard input where there
-/// is one. Returns when every process of the step is dead.
+/// Runs the command of `spec` on the caller's streams: standard output, standard error, and optionally
+/// standard input. Returns when every process of the step is dead.
 ///
 /// # Cancel safety
-/// Dropped, every process of the step gets SIGKILL.
+/// If the future is dropped, every process of the step gets SIGKILL.
 pub(super) async fn run_on(
     zygote: &Zygote,
     spec: &JailSpec,
@@ -113,11 +115,11 @@ pub(super) async fn run_on(
     }
 }
 
-/// Starts what `spec` says, with descriptors of somebody else: standard output, standard error, standard input, and what
-/// the command gets beside them; the last two where there are some.
+/// Starts the command of `spec` with the caller's descriptors: standard output, standard error, optionally
+/// standard input, and optionally further descriptors for the command.
 ///
 /// # Cancel safety
-/// Dropped, every process of the step gets SIGKILL.
+/// If the future is dropped, every process of the step gets SIGKILL.
 pub(super) async fn start_on(
     zygote: &Zygote,
     spec: &JailSpec,
@@ -136,23 +138,24 @@ pub(super) async fn start_on(
     Ok(Ok(step))
 }
 
-/// Why there is no jail. A retry may help where the kernel was short of something.
+/// Converts an error of the jail's setup. A retry may help if the kernel was short of a resource.
 pub(super) fn setup_error(error: SetupError) -> RunnerError {
     RunnerError::infrastructure("make the step's sandbox", error)
 }
 
-/// The engine's ends of a step. Dropped, the step is killed: pid 1 ends when its status socket does.
+/// The engine's ends of a step's descriptors. Dropping it kills the step: pid 1 ends when its status socket
+/// is closed.
 #[derive(Debug)]
 pub(super) struct Step {
     status: AsyncFd<OwnedFd>,
-    /// `None` if what it prints is for others.
+    /// The output pipes; `None` if the step prints to the caller's streams.
     output: Option<Pipes>,
-    /// The step's pid 1, once it is known.
+    /// The pidfd of the step's pid 1, once it is known.
     pid1: Option<AsyncFd<OwnedFd>>,
     progress: Progress,
 }
 
-/// The other ends, which the step gets.
+/// The step's ends of the descriptors.
 #[derive(Debug)]
 struct Theirs {
     status: OwnedFd,
@@ -160,7 +163,7 @@ struct Theirs {
     stderr: OwnedFd,
 }
 
-/// What the status socket told.
+/// What the status socket has reported so far.
 #[derive(Debug, Default)]
 struct Progress {
     end: Option<End>,
@@ -168,7 +171,7 @@ struct Progress {
     hung_up: bool,
 }
 
-/// How far ending the command has come.
+/// The progress of ending the command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stop {
     No,
@@ -176,7 +179,7 @@ enum Stop {
     Killed,
 }
 
-/// What woke the attempt.
+/// The event that woke the attempt.
 enum Event {
     Output(Piece),
     Report(Option<(Report, Option<OwnedFd>)>),
@@ -198,7 +201,8 @@ impl Step {
         Ok(Self { status: watched(status)?, output, pid1: None, progress: Progress::default() })
     }
 
-    /// Waits until every process of the step is dead, for one whose output is somebody else's. Cancel-safe.
+    /// Waits until every process of the step is dead. For steps that print to the caller's streams.
+    /// Cancel-safe.
     pub(super) async fn ended(&mut self) -> io::Result<Result<End, SetupError>> {
         while !self.progress.hung_up {
             let report = next_report(&self.status).await?;
@@ -217,7 +221,7 @@ impl Step {
     async fn attend(mut self, control: Control<'_>, sink: &impl OutputSink) -> Result<End, RunnerError> {
         let failed = |error: io::Error| RunnerError::infrastructure("attend to the step", error);
         let mut stop = Stop::No;
-        // Counts from when it is asked first.
+        // The time counts from the first poll.
         let grace = awake::sleep(control.grace);
         tokio::pin!(grace);
         loop {
@@ -225,7 +229,7 @@ impl Step {
                 () = dead(self.pid1.as_ref()) => Event::Dead,
                 report = next_report(&self.status), if !self.progress.hung_up => Event::Report(report.map_err(failed)?),
                 piece = printed(&mut self.output) => Event::Output(piece.map_err(failed)?),
-                // One that has told its end did so by itself.
+                // A command whose end was reported ended by itself.
                 () = control.cancel.cancelled(), if stop == Stop::No && self.progress.end.is_none() => Event::Interrupted,
                 () = &mut grace, if stop == Stop::Terminated => Event::GraceOver,
             };
@@ -234,7 +238,7 @@ impl Step {
                 Event::Report(report) => {
                     self.absorb(report).map_err(failed)?;
                     if self.progress.hung_up && self.pid1.is_none() {
-                        // There never was a pid 1: nobody to wait for.
+                        // There never was a pid 1, so there is no process to wait for.
                         break;
                     }
                 }
@@ -249,7 +253,8 @@ impl Step {
                 }
             }
         }
-        // No process of the step is left: what the pipes and the socket hold is all there is.
+        // No process of the step is left, so no output or report can follow what the pipes and the socket
+        // hold now.
         while let Some(output) = &mut self.output
             && let Some(piece) = output.next_now().map_err(failed)?
         {
@@ -274,7 +279,7 @@ impl Step {
         }
     }
 
-    /// Keeps what a report told; `None` is the end of the socket.
+    /// Records a report; `None` is the end of the socket.
     fn absorb(&mut self, report: Option<(Report, Option<OwnedFd>)>) -> io::Result<()> {
         match report {
             None => self.progress.hung_up = true,
@@ -288,12 +293,12 @@ impl Step {
         Ok(())
     }
 
-    /// Asks every process of the step to end: pid 1 passes the signal on. Where it is not that far yet, it does so when
-    /// it is.
+    /// Asks every process of the step to end: pid 1 forwards the signal. If pid 1 is not ready yet, it does
+    /// so when it is.
     fn terminate(&self) {
         let signal = [Signal::TERM.as_raw().unsigned_abs() as u8];
         if let Err(error) = wire::try_send(self.status.get_ref(), &signal, &[]) {
-            // Grace ends in a kill that needs nobody's help.
+            // When the grace period is over, the step is killed, which needs no help from pid 1.
             tracing::debug!(%error, "failed to pass TERM on to a step");
         }
     }
@@ -310,13 +315,13 @@ impl Step {
 
 impl Drop for Step {
     fn drop(&mut self) {
-        // Harmless where pid 1 is dead: a pidfd never names another process.
+        // This is harmless if pid 1 is dead: a pidfd never refers to another process.
         self.kill();
     }
 }
 
-/// Waits for a piece of what the step prints; never ends if that is for others, or if there is no more.
-/// Cancel-safe.
+/// Waits for a piece of the step's output. Never completes if the step prints to the caller's streams, or at
+/// the end of the output. Cancel-safe.
 async fn printed(output: &mut Option<Pipes>) -> io::Result<Piece> {
     if let Some(output) = output
         && let Some(piece) = output.next().await?
@@ -326,10 +331,10 @@ async fn printed(output: &mut Option<Pipes>) -> io::Result<Piece> {
     pending().await
 }
 
-/// Makes a pipe: our end, and the step's.
+/// Creates a pipe. Returns the engine's end and the step's end.
 fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
     let (ours, theirs) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
-    // A user's pipes may be limited to less: then it stays as it was.
+    // A user's pipes may be limited to less. The size then stays unchanged.
     let _ = rustix::pipe::fcntl_setpipe_size(&ours, PIPE_BYTES);
     Ok((ours, theirs))
 }
@@ -344,7 +349,8 @@ pub(super) fn register(fd: OwnedFd, interest: Interest) -> io::Result<AsyncFd<Ow
     AsyncFd::with_interest(fd, interest)
 }
 
-/// Ends when pid 1 is dead, and with it every process of the step; never where there is no pid 1 yet.
+/// Completes when pid 1, and with it every process of the step, is dead. Never completes if there is no pid 1
+/// yet.
 async fn dead(pid1: Option<&AsyncFd<OwnedFd>>) {
     match pid1 {
         Some(pid1) => drop(pid1.readable().await),
@@ -352,7 +358,7 @@ async fn dead(pid1: Option<&AsyncFd<OwnedFd>>) {
     }
 }
 
-/// Waits for a report; `None` at the end of the socket. Cancel-safe.
+/// Waits for a report; returns `None` at the end of the socket. Cancel-safe.
 async fn next_report(status: &AsyncFd<OwnedFd>) -> io::Result<Option<(Report, Option<OwnedFd>)>> {
     loop {
         let mut ready = status.readable().await?;
@@ -363,7 +369,7 @@ async fn next_report(status: &AsyncFd<OwnedFd>) -> io::Result<Option<(Report, Op
     }
 }
 
-/// A report that is there already.
+/// Returns a report that has already arrived.
 fn take_report(status: &OwnedFd) -> io::Result<Option<(Report, Option<OwnedFd>)>> {
     match receive(status) {
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
@@ -377,7 +383,7 @@ fn receive(status: &OwnedFd) -> io::Result<Option<(Report, Option<OwnedFd>)>> {
             let report = postcard::from_bytes(&message).map_err(io::Error::other)?;
             Ok(Some((report, fds.into_iter().next())))
         }
-        // Reset: the zygote died with a request unread.
+        // Reset means that the zygote died with a request unread.
         Ok(None) | Err(Errno::CONNRESET) => Ok(None),
         Err(errno) => Err(errno.into()),
     }

@@ -1,4 +1,4 @@
-//! What a step boots from: its layers as overlays.
+//! The filesystems that a step boots from: its layers as overlays.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -22,12 +22,12 @@ use crate::{
     },
 };
 
-/// Mount points that a root file system may lack.
+/// The mount points that a root filesystem may lack.
 pub(super) const MOUNT_POINTS: [&str; 3] = ["dev", "proc", "sys"];
-/// Where secrets are.
+/// The directory of the secrets.
 const SECRETS: &str = "run/secrets";
 
-/// The file systems of one step, ready to be mounted.
+/// The filesystems of one step, ready to be mounted.
 #[derive(Debug)]
 pub(super) struct Boot {
     pub(super) root: Overlay,
@@ -40,34 +40,36 @@ pub(super) struct Boot {
     source: SourceId,
     delta: Option<LayerId>,
     id_map: IdMap,
-    /// What `binds` shows of the host image.
+    /// The overlays of the host image that `binds` mounts.
     overlays: Vec<HostOverlay>,
-    /// What the root stands on, if that is the host image.
+    /// The host image, if the root is based on it.
     _image: Option<Arc<HostImage>>,
-    /// Whose other steps may have the overlays afterwards.
+    /// The build whose other steps may reuse the overlays afterwards.
     build: Option<BuildOverlays>,
 }
 
-/// Which directories of the host image a layer has something for, so that a chain does not look again at every step.
+/// The directories of the host image that each layer contains. Cached so that a chain does not examine its
+/// layers again at every step.
 #[derive(Debug, Default)]
 pub(super) struct LayerDirs(Mutex<Looked>);
 
-/// Which directories were looked for, and in which layers they are.
+/// The directories that were looked up, and the layers that contain them.
 #[derive(Debug, Default)]
 struct Looked {
     dirs: Vec<PathBuf>,
     layers: HashMap<LayerId, u64>,
 }
 
-/// More layers than this are forgotten all at once: a long-lived engine must not grow with the steps it ran.
+/// The most layers in the cache. When it is full, all are forgotten at once: the memory of a long-lived
+/// engine must not grow with the steps it ran.
 const MAX_REMEMBERED: usize = 1 << 16;
 
 impl LayerDirs {
-    /// A bit for each directory of `image` that steps may write to, set where the layer has it.
+    /// Returns a bit for each directory of `image` that steps may write to, set if the layer contains it.
     fn of(&self, store: &Store, layer: &LayerId, image: &HostImage) -> Result<u64, StoreError> {
         let mut looked = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if !looked.dirs.iter().eq(image.dirs.iter().map(|dir| &dir.path)) {
-            // The machine has changed between two builds.
+            // The machine changed between two builds.
             *looked = Looked { dirs: image.dirs.iter().map(|dir| dir.path.clone()).collect(), ..Looked::default() };
         }
         let known = &mut looked.layers;
@@ -75,7 +77,7 @@ impl LayerDirs {
             return Ok(*dirs);
         }
         let mut dirs = 0;
-        // Those come first, and are fewer than bits.
+        // Writable directories come first, and there are fewer of them than bits.
         for (index, dir) in image.dirs.iter().enumerate().filter(|(_, dir)| !dir.read_only) {
             dirs |= u64::from(store.layer_has_dir(layer, &dir.path)?) << index;
         }
@@ -87,7 +89,7 @@ impl LayerDirs {
     }
 }
 
-/// What a step's file systems depend on, besides its own input.
+/// What a step's filesystems depend on besides its own input.
 #[derive(Debug)]
 pub(super) struct Ground<'a> {
     pub(super) store: &'a Arc<Store>,
@@ -99,7 +101,7 @@ pub(super) struct Ground<'a> {
     pub(super) mount_api: MountApi,
 }
 
-/// The file systems of a step, of which the host image's are still to be mounted.
+/// The filesystems of a step, before those of the host image are mounted.
 struct Plan {
     root: Overlay,
     binds: Vec<Bind>,
@@ -110,7 +112,7 @@ struct Plan {
 }
 
 impl Ground<'_> {
-    /// Looks up what `input` boots from, and makes the layer that it writes to.
+    /// Looks up what `input` boots from, and creates the layer that it writes to.
     pub(super) async fn boot(&self, ctx: &StepContext, input: &ExecutorInput) -> Result<Boot, RunnerError> {
         let source = ctx.archives.freeze(self.store).await.map_err(failed("freeze the source"))?;
         let parent = match &input.parent_snapshot {
@@ -121,7 +123,7 @@ impl Ground<'_> {
             (Some(parent), _) => parent.base.clone(),
             (None, Some(image)) => {
                 let notes = StepNotes { bus: &ctx.event_bus, step_id: input.step_id };
-                // Boxed, because most steps have a parent and need no room for it.
+                // Boxed, because most steps have a parent and do not need the space for this future.
                 Box::pin(self.images.fetch(self.store, image, self.zygote.id_map(), &notes)).await.map_err(no_image)?
             }
             (None, None) => Base::Host,
@@ -130,8 +132,9 @@ impl Ground<'_> {
         self.boot_over(&source, parent, base, !ctx.secrets.is_empty(), build).await
     }
 
-    /// The same for a source that is frozen already. Takes some 100 µs; on the host image some milliseconds where overlays
-    /// are to be mounted, because none of `build` wait for a step.
+    /// Does the same as [`boot`](Self::boot) for a source that is already frozen. Takes some 100 µs. On the
+    /// host image it takes some milliseconds if overlays must be mounted because no free ones are left in
+    /// `build`.
     pub(super) async fn boot_over(
         &self,
         source: &FrozenSource,
@@ -149,13 +152,14 @@ impl Ground<'_> {
         let mounting = overlays::obtain(host, build.as_ref(), self.store, self.zygote, self.mount_api);
         let overlays = mounting.await?;
         let shown = overlays.iter().map(HostOverlay::bind).collect::<Result<Vec<_>, _>>()?;
-        // Directories of the machine may lie below them.
+        // Bound host directories may lie below the overlays, so the overlays come first.
         binds.splice(0..0, shown);
         let (source, id_map) = (source.id.clone(), self.zygote.id_map());
         Ok(Boot { root, binds, staging, env, parent, base, source, delta, id_map, overlays, _image: image, build })
     }
 
-    /// Returns the machine as it is now; for the steps of a build, as it was for the first of them.
+    /// Returns the current state of the machine. The steps of a build share the state that the first of them
+    /// saw.
     async fn host_image(&self, build: Option<&BuildOverlays>) -> Result<Arc<HostImage>, RunnerError> {
         let make = || async {
             let (store, dirs, id_map) = (Arc::clone(self.store), self.host_dirs.to_vec(), self.zygote.id_map());
@@ -190,7 +194,7 @@ impl Ground<'_> {
         if let Base::Rootfs(dir) = base
             && self.store.dir().starts_with(dir)
         {
-            // The kernel calls it a loop of symbolic links.
+            // The kernel would fail with ELOOP.
             let (store, within) = (self.store.dir().into(), dir.clone());
             return Err(failed("use the image")(StoreError::StoreWithinImage { store, within }));
         }
@@ -240,7 +244,7 @@ impl Ground<'_> {
                 }
                 lowers.push(dir.clone());
                 binds.extend(jail::resolver(std::slice::from_ref(dir)));
-                // Mount points for what the directory lacks, such as `/etc/hosts`.
+                // The ground layer has mount points that the directory lacks, such as `/etc/hosts`.
                 let ground = self.store.ground_layer(id_map).map_err(failed("make the lowest layer"))?;
                 lowers.push(self.store.layer_dir(&ground));
             }
@@ -266,11 +270,11 @@ impl Ground<'_> {
 }
 
 impl Boot {
-    /// Makes the snapshot of a step whose processes are dead. Blocks for some 100 µs; for long where layers are merged, which
-    /// [`Boot::merges`] tells.
+    /// Commits the snapshot of a step whose processes are dead. Blocks for some 100 µs, or for long if layers
+    /// are merged: see [`Boot::merges`].
     ///
     /// # Errors
-    /// Where the layer can't be put in place.
+    /// Returns an error if the layer cannot be put in place.
     pub(super) fn commit(self, store: &Arc<Store>) -> Result<SnapshotRef, StoreError> {
         let Self { staging, parent, base, source, delta, id_map, overlays, build, .. } = self;
         let lowers = || {
@@ -282,14 +286,14 @@ impl Boot {
         store.commit(staging, request)
     }
 
-    /// Throws away what a step wrote whose processes are dead.
+    /// Discards the writes of a step whose processes are dead.
     pub(super) fn discard(self) {
         if let Some(build) = &self.build {
             overlays::give_back(self.overlays, build);
         }
     }
 
-    /// Whether the commit may merge layers.
+    /// Returns whether the commit may merge layers.
     pub(super) fn merges(&self) -> bool {
         self.parent.as_ref().is_some_and(|parent| parent.layers.len() + 2 > MAX_LAYERS)
     }

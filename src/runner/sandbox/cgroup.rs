@@ -1,6 +1,7 @@
-//! Limits on memory, processors and processes: by control groups where this process may make some, by looking else.
+//! Limits on memory, processors and processes: by control groups if this process may create them, otherwise
+//! by polling.
 //!
-//! A step without limits costs nothing here.
+//! A step without limits has no cost here.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -14,18 +15,19 @@ use std::{
 use super::jail::{GroupView, Watch};
 use crate::runner::Limits;
 
-/// The time over which processor quotas are counted, in microseconds.
+/// The period of processor quotas, in microseconds.
 const CPU_PERIOD_MICROS: f64 = 100_000.0;
 
-/// What else a step with limits is shown, of version 1.
+/// Further controllers of version 1 that a step with limits gets groups for.
 const COMPANIONS: [&str; 4] = ["memory", "cpu", "cpuacct", "cpuset"];
 
-/// Where control groups are mounted.
+/// The directory where control groups are mounted.
 const MOUNTED_AT: &str = "/sys/fs/cgroup";
 
 static NEXT: AtomicU64 = AtomicU64::new(0);
 
-/// A step's limits, in force from when its command enters [`Limited::procs`] to when this is dropped.
+/// The limits of a step. They are in force from when its command enters [`Limited::procs`] until this is
+/// dropped.
 #[derive(Debug, Default)]
 pub(super) struct Limited {
     groups: Vec<Group>,
@@ -39,7 +41,7 @@ pub(super) struct Limited {
 struct Group {
     dir: PathBuf,
     version: Version,
-    /// Under which name below `/sys/fs/cgroup` its hierarchy is mounted.
+    /// The name below `/sys/fs/cgroup` under which its hierarchy is mounted.
     name: OsString,
 }
 
@@ -50,7 +52,8 @@ enum Version {
 }
 
 impl Limited {
-    /// Sets up the limits that `limits` ask for. What can't be held is told by the second value, as in "cpus".
+    /// Sets up the limits in `limits`. The second value names the limits that no control group enforces, as
+    /// in "cpus".
     pub(super) fn new(limits: &Limits) -> (Self, Vec<&'static str>) {
         let memory_bytes = limits.memory.map(|memory| memory.bytes);
         let pids = limits.pids.map(std::num::NonZeroU64::get);
@@ -86,13 +89,14 @@ impl Limited {
         (limited, loose)
     }
 
-    /// The files that a process enters the groups by.
+    /// Returns the `cgroup.procs` files through which a process enters the groups.
     pub(super) fn procs(&self) -> Vec<CString> {
         let path = |group: &Group| CString::new(group.dir.join("cgroup.procs").as_os_str().as_bytes()).ok();
         self.groups.iter().filter_map(path).collect()
     }
 
-    /// Returns the groups as the step sees them. A runtime that sizes itself by its limits finds them here.
+    /// Returns the groups as the step sees them. A language runtime that sizes itself by its limits finds
+    /// them here.
     pub(super) fn views(&self) -> Vec<GroupView> {
         let view = |group: &Group| {
             let name = match group.version {
@@ -101,14 +105,15 @@ impl Limited {
             };
             Some(GroupView { dir: CString::new(group.dir.as_os_str().as_bytes()).ok()?, name })
         };
-        // Version 2 beside version 1 has no place of its own to be shown at, and holds none of these limits.
+        // A version 2 hierarchy next to version 1 has no mount point of its own to show, and enforces none of
+        // these limits.
         let mixed = self.groups.iter().any(|group| group.version == Version::V1);
         self.groups.iter().filter(|group| !mixed || group.version == Version::V1).filter_map(view).collect()
     }
 
-    /// Makes groups in the hierarchies of version 1 that hold none of the limits, because the Java runtime
-    /// takes the machine for its own unless it finds all four. A step that gets none of them still has its
-    /// limits.
+    /// Creates groups in the version 1 hierarchies that enforce none of the limits. The Java runtime sizes
+    /// itself by the whole machine unless it finds all four. If they cannot be created, the step still has
+    /// its limits.
     fn accompany(&mut self, hierarchies: &Hierarchies) {
         if !self.groups.iter().any(|group| group.version == Version::V1) {
             return;
@@ -126,22 +131,22 @@ impl Limited {
         }
     }
 
-    /// What is to be held by looking.
+    /// Returns the limits to enforce by polling.
     pub(super) fn watch(&self) -> Option<Watch> {
         self.watch
     }
 
-    /// The memory limit in bytes, where the kernel killed a process of the step for it.
+    /// Returns the memory limit in bytes, if the kernel killed a process of the step because of it.
     pub(super) fn oom_killed(&self) -> Option<u64> {
         self.memory_bytes.filter(|_| self.groups.iter().any(Group::oom_killed))
     }
 
-    /// Returns the limit on processes, if the kernel refused the step one for it.
+    /// Returns the limit on processes, if the kernel refused the step a process because of it.
     pub(super) fn too_many_processes(&self) -> Option<u64> {
         self.pids.filter(|_| self.groups.iter().any(Group::refused_processes))
     }
 
-    /// Applies `set` to the group that holds `controller`, which is made where the step has none yet.
+    /// Applies `set` to the group that has `controller`. Creates the group if the step has none yet.
     fn hold(
         &mut self,
         hierarchies: &Hierarchies,
@@ -168,7 +173,8 @@ impl Group {
         Ok(Self { dir, version, name: hierarchy_name(parent) })
     }
 
-    /// Takes on what a group of processors and memory nodes must have before a process may enter it.
+    /// Copies the processors and memory nodes from the parent, which a cpuset group needs before a process
+    /// may enter it.
     fn inherit(&self, parent: &Path) -> io::Result<()> {
         for file in ["cpuset.cpus", "cpuset.mems"] {
             if self.dir.join(file).exists() {
@@ -186,7 +192,7 @@ impl Group {
         fs::write(self.dir.join(file), value.to_string())
     }
 
-    /// Swap counts, too: a step that swaps is not within its limit, only slow.
+    /// Limits memory including swap: a step that swaps would not be within its limit, only slow.
     fn limit_memory(&self, bytes: u64) -> io::Result<()> {
         match self.version {
             Version::V1 => {
@@ -232,15 +238,15 @@ impl Group {
 
 impl Drop for Group {
     fn drop(&mut self) {
-        // Busy for a moment after the last process died, then left to the next sweep.
+        // The group stays busy for a moment after the last process died. It is then left to the next sweep.
         if let Err(error) = fs::remove_dir(&self.dir) {
             tracing::debug!(%error, dir = %self.dir.display(), "failed to remove a control group");
         }
     }
 }
 
-/// Returns the name below [`MOUNTED_AT`] of the hierarchy that has `dir`; that of `dir` itself if it is
-/// mounted elsewhere.
+/// Returns the name of the hierarchy that contains `dir`: its name below [`MOUNTED_AT`], or the name of `dir`
+/// itself if the hierarchy is mounted elsewhere.
 fn hierarchy_name(dir: &Path) -> OsString {
     let below = dir.strip_prefix(MOUNTED_AT).ok().and_then(|below| below.components().next());
     below.map(|name| name.as_os_str()).or_else(|| dir.file_name()).unwrap_or_default().to_owned()
@@ -253,11 +259,11 @@ fn ignore_missing(result: io::Result<()>) -> io::Result<()> {
     }
 }
 
-/// Which process made a group. Numbers of processes are used again, but not with the same start.
+/// The process that created a group. Process ids are reused, but not with the same start time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Owner {
     pid: u32,
-    /// In the kernel's ticks since boot; 0 where it does not tell.
+    /// The start time in the kernel's ticks since boot; 0 if it is unknown.
     started: u64,
 }
 
@@ -267,7 +273,7 @@ impl Owner {
         Self { pid, started: start_of(pid).unwrap_or_default() }
     }
 
-    /// Of a group of this name; `None` where it is none of ours.
+    /// Parses the owner from the name of a group. Returns `None` if the group is not ours.
     fn of(name: &str) -> Option<Self> {
         let mut parts = name.strip_prefix("hm-")?.split('-');
         let pid = parts.next()?.parse().ok()?;
@@ -288,14 +294,15 @@ impl std::fmt::Display for Owner {
     }
 }
 
-/// When a process started.
+/// Returns the start time of a process.
 fn start_of(pid: u32) -> Option<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The name before it may have anything in it, but nothing after it has a parenthesis.
+    // The name before it may contain any character, but no field after the name contains a parenthesis.
     stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(19)?.parse().ok()
 }
 
-/// Removes the groups of processes that were killed, and tells how many. Those that are in use can't be removed.
+/// Removes the groups of processes that were killed, and returns their number. Groups in use cannot be
+/// removed.
 fn sweep(parent: &Path) -> usize {
     let entries = fs::read_dir(parent).into_iter().flatten().flatten();
     let dead =
@@ -303,11 +310,12 @@ fn sweep(parent: &Path) -> usize {
     dead.filter(|entry| fs::remove_dir(entry.path()).is_ok()).count()
 }
 
-/// Removes the control groups that killed processes left where this one would make its own, and tells how many.
+/// Removes the control groups that killed processes left where this process would create its own, and returns
+/// their number.
 pub fn reap_control_groups() -> usize {
     let hierarchies = Hierarchies::of_this_process();
     let parents = hierarchies.0.iter().flat_map(|(controller, dir)| {
-        // Of version 2, the siblings' place is the usual one.
+        // In version 2, groups are usually created next to this process's own group.
         dir.ancestors().take(if controller.is_empty() { 2 } else { 1 })
     });
     parents.collect::<BTreeSet<_>>().into_iter().map(sweep).sum()
@@ -317,13 +325,13 @@ fn has_word(file: &Path, word: &str) -> bool {
     fs::read_to_string(file).is_ok_and(|text| text.split_ascii_whitespace().any(|found| found == word))
 }
 
-/// Which limits no control group can hold here.
+/// Returns the limits that no control group can enforce here.
 pub(super) fn missing() -> Vec<&'static str> {
     let hierarchies = Hierarchies::of_this_process();
     ["memory", "pids", "cpu"].into_iter().filter(|controller| hierarchies.make_group(controller).is_err()).collect()
 }
 
-/// Where this process is in each hierarchy: of version 1 by controller, of version 2 under the empty name.
+/// The groups of this process: for version 1 by controller, for version 2 under the empty name.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Hierarchies(BTreeMap<String, PathBuf>);
 
@@ -355,12 +363,13 @@ impl Hierarchies {
         }
         let none = || io::Error::new(io::ErrorKind::Unsupported, "no hierarchy has this controller");
         let own = self.0.get("").ok_or_else(none)?;
-        // A group with processes of its own hands no controllers down, so that the siblings' place is the usual one.
+        // A group with processes of its own cannot delegate controllers, so groups are usually created as its
+        // siblings.
         for parent in own.ancestors().take(2).filter(|dir| dir.join("cgroup.procs").exists()) {
             for wanted in ["memory", "pids", "cpu"] {
                 let _ = fs::write(parent.join("cgroup.subtree_control"), format!("+{wanted}"));
             }
-            // A process can be moved by who may write to the common ancestor.
+            // Moving a process requires write access to the common ancestor.
             let may_move = rustix::fs::access(parent.join("cgroup.procs"), rustix::fs::Access::WRITE_OK).is_ok();
             if may_move
                 && let Ok(group) = Group::make(parent, Version::V2)
@@ -373,7 +382,8 @@ impl Hierarchies {
     }
 }
 
-/// The directory of the group `path` in the hierarchy of `controller`, where this line of `mountinfo` mounts that.
+/// Returns the directory of the group `path` in the hierarchy of `controller`, if this line of `mountinfo`
+/// mounts that hierarchy.
 fn mounted_at(mount: &str, controller: &str, path: &str) -> Option<PathBuf> {
     let (place, kind) = mount.split_once(" - ")?;
     let mut place = place.split(' ').skip(3);

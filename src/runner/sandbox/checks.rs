@@ -1,7 +1,7 @@
-//! Whether the sandbox works on this machine, and what to do where it does not.
+//! Checks whether the sandbox works on this machine, and suggests how to fix it if not.
 //!
-//! The last word is a trial: a jail is made, with everything but a command, and what fails there is what would fail for
-//! a step. The other checks are for people.
+//! The trial decides: it sets up a jail without a command, and fails where a step would fail. The other
+//! checks are information for users.
 
 use std::path::Path;
 
@@ -17,21 +17,21 @@ use crate::{
     store::StoreError,
 };
 
-/// What to do where nothing else helps.
+/// The suggestion of last resort.
 const LAST_RESORT: &str = "or run without isolation: `--runner process`";
 
-/// `statfs` of an overlay.
+/// The `statfs` magic number of overlayfs.
 const OVERLAY_MAGIC: i64 = 0x794c_7630;
 
-/// One thing that the sandbox needs, or is better with.
+/// One requirement, or recommendation, of the sandbox.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Check {
-    /// What was looked at.
+    /// The subject of the check.
     pub name: &'static str,
-    /// What was found, or what is wrong.
+    /// The finding, or the problem.
     pub result: Result<String, String>,
-    /// What to do about it.
+    /// How to fix it.
     pub fix: Option<String>,
 }
 
@@ -46,7 +46,7 @@ pub async fn checks() -> Vec<Check> {
     checks
 }
 
-/// The answer for `hm runners` and the engine.
+/// Probes the runner, for `hm runners` and the engine.
 pub(super) async fn probe(runner: &SandboxRunner) -> Probe {
     match runner.trial().await {
         Ok(user_namespace) => Probe::Usable { note: Some(describe(user_namespace).into()) },
@@ -68,7 +68,7 @@ impl Failure {
 }
 
 impl SandboxRunner {
-    /// Makes a jail and lets it go.
+    /// Sets up a jail and tears it down.
     async fn trial(&self) -> Result<UserNamespace, Failure> {
         let store_failed = |error: StoreError| Failure::new(error, "see to the store's directory (HM_CACHE_DIR)");
         let store = self.store().map_err(store_failed)?;
@@ -165,7 +165,7 @@ fn control_groups() -> Check {
     }
 }
 
-/// What to do about a helper that does not start.
+/// Suggests how to fix a helper that does not start.
 pub(super) fn start_failure(error: StartError) -> Failure {
     let hint = match &error {
         StartError::NoHelper(_)
@@ -180,7 +180,7 @@ pub(super) fn start_failure(error: StartError) -> Failure {
     Failure::new(error, hint)
 }
 
-/// What to do about a jail that can't be made.
+/// Suggests how to fix a jail that cannot be set up.
 fn setup_failure(error: SetupError, store: &Path) -> Failure {
     let on_overlay = rustix::fs::statfs(store).is_ok_and(|stat| stat.f_type == OVERLAY_MAGIC);
     let hint = if error.doing.contains("overlay") && on_overlay {

@@ -1,4 +1,4 @@
-//! Exporting what steps of the sandbox left.
+//! Exporting snapshots of sandbox steps.
 
 use std::sync::Arc;
 
@@ -12,23 +12,23 @@ use crate::{
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SandboxExportError {
-    /// The sandbox's helper, which reads layers of subordinate ids, can't be started.
+    /// The sandbox's helper, which reads layers that belong to subordinate ids, cannot be started.
     #[error("failed to start the sandbox")]
     Sandbox(#[source] RunnerError),
-    /// Exporting failed.
+    /// The export failed.
     #[error(transparent)]
     Export(#[from] ExportError),
 }
 
 impl SandboxRunner {
-    /// Does what [`Store::export`](crate::store::Store::export) does, in the steps' user namespace where layers belong to
-    /// subordinate ids.
+    /// Does the same as [`Store::export`](crate::store::Store::export), in the steps' user namespace if
+    /// layers belong to subordinate ids.
     ///
     /// # Errors
-    /// Why it can't be done.
+    /// Returns an error if the snapshot cannot be exported.
     ///
     /// # Cancel safety
-    /// Dropped, the export goes on on its thread until it ends.
+    /// If the future is dropped, the export continues on its thread until it ends.
     pub async fn export(
         &self,
         snapshot: &SnapshotRef,

@@ -1,7 +1,7 @@
-//! Which program becomes the zygote.
+//! The program that becomes the zygote.
 //!
-//! The zygote is a program of ours started with a marker as its first argument. `hm` is one; a program that embeds the
-//! library becomes one by calling [`init`] first thing in `main`.
+//! The zygote is a program with this library, started with a marker as its first argument. `hm` is one. A
+//! program that embeds the library becomes one by calling [`init`] first thing in `main`.
 
 use std::{
     path::{Path, PathBuf},
@@ -10,20 +10,20 @@ use std::{
 
 use super::{confined, jail};
 
-/// Names the helper program, over every other way but the builder's.
+/// The variable that names the helper program. Only the builder's setting has precedence over it.
 pub const HELPER_VARIABLE: &str = "HM_SANDBOX_HELPER";
 
 static INITIALIZED: AtomicBool = AtomicBool::new(false);
 
-/// Lets the sandbox start this program again as its helper. To be called first thing in `main`, before any thread is
-/// started: in the helper it never returns.
+/// Lets the sandbox start this program again as its helper. Must be called first thing in `main`, before any
+/// thread is started. In the helper it never returns.
 pub fn init() {
     jail::run_if_marked();
     confined::run_if_marked();
     INITIALIZED.store(true, Ordering::Release);
 }
 
-/// No program to become the sandbox's helper.
+/// The error if no program can become the sandbox's helper.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "found no helper program for the sandbox: call `hm_exec::runner::sandbox::init()` first thing in `main`, or name an \
@@ -31,7 +31,8 @@ pub fn init() {
 )]
 pub struct NoHelper;
 
-/// The helper: as given, as the environment says, this very program, or the `hm` beside it.
+/// Returns the helper: the given program, the one named by the environment, this very program, or the `hm`
+/// next to it.
 pub(super) fn locate(given: Option<&Path>) -> Result<PathBuf, NoHelper> {
     if let Some(path) = given {
         return Ok(path.into());
@@ -40,7 +41,7 @@ pub(super) fn locate(given: Option<&Path>) -> Result<PathBuf, NoHelper> {
         return Ok(path.into());
     }
     if INITIALIZED.load(Ordering::Acquire) {
-        // Also after an upgrade replaced the file.
+        // This path also works after an upgrade replaced the file.
         return Ok("/proc/self/exe".into());
     }
     let beside = std::env::current_exe().ok().and_then(|exe| Some(exe.parent()?.join("hm")));

@@ -1,4 +1,4 @@
-//! Subordinate ids: which a user has, and mapping them into the zygote's user namespace.
+//! Subordinate ids: finding those of a user, and mapping them into the zygote's user namespace.
 
 use std::{
     fs,
@@ -10,7 +10,7 @@ use rustix::process::{getegid, geteuid};
 use super::jail::UserNamespace;
 use crate::{programs, store::IdMap};
 
-/// How the owners of a layer are to be understood that is written by a step in this user namespace.
+/// Returns how to interpret the owners of a layer that a step in this user namespace wrote.
 pub(super) fn id_map_of(user_namespace: UserNamespace) -> IdMap {
     match user_namespace {
         UserNamespace::None => IdMap::Root,
@@ -19,7 +19,7 @@ pub(super) fn id_map_of(user_namespace: UserNamespace) -> IdMap {
     }
 }
 
-/// A user's subordinate user and group ids. Inside of steps the user is 0, and these are 1 and up.
+/// A user's subordinate user and group ids. Inside steps the user is 0, and these are 1 and up.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct IdRanges {
     users: Range,
@@ -33,7 +33,8 @@ struct Range {
 }
 
 impl IdRanges {
-    /// Those of the user who runs this process, where the system has some and the programs that map them.
+    /// Returns the ranges of the user who runs this process. Fails if the system has none for the user, or
+    /// lacks the programs that map them.
     pub(super) fn of_this_user() -> Result<Self, String> {
         let uid = geteuid().as_raw();
         let name = user_name(uid, &fs::read_to_string("/etc/passwd").unwrap_or_default());
@@ -50,7 +51,8 @@ impl IdRanges {
         Ok(ranges)
     }
 
-    /// Maps the ids of the user namespace of `pid`. The failed program and its words, where it fails.
+    /// Maps the ids of the user namespace of `pid`. If a program fails, returns its name and its error
+    /// output.
     pub(super) fn map(&self, pid: u32) -> Result<(), (&'static str, String)> {
         for (program, own, range) in
             [("newuidmap", geteuid().as_raw(), self.users), ("newgidmap", getegid().as_raw(), self.groups)]
@@ -79,7 +81,7 @@ fn user_name(uid: u32, passwd: &str) -> Option<String> {
     })
 }
 
-/// The first range of at least one id that belongs to the user, by name or by number.
+/// Returns the first range with at least one id that belongs to the user, by name or by number.
 fn find(text: &str, name: Option<&str>, uid: u32) -> Option<Range> {
     text.lines().find_map(|line| {
         let mut fields = line.trim().split(':');

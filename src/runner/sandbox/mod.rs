@@ -8,8 +8,9 @@
 //!                                  jail (another process): namespaces, mounts, filters, the command
 //! ```
 //!
-//! In: an [`ExecutorInput`](crate::ExecutorInput). Out: its output on the event bus, and a snapshot in the store. Knows
-//! nothing of the plan. [`jail`] is a leaf of its own: what happens in the helper process.
+//! The input is an [`ExecutorInput`](crate::ExecutorInput). The output is the command's output on the event
+//! bus, and a snapshot in the store. This module knows nothing of the plan. [`jail`] is a separate leaf: the
+//! code that runs in the helper process.
 
 mod attempt;
 mod boot;

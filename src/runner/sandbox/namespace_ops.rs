@@ -1,4 +1,5 @@
-//! Work on layers whose files belong to subordinate ids: done in the user namespace where those ids are the user's.
+//! Operations on layers whose files belong to subordinate ids. They run in the user namespace in which those
+//! ids are mapped.
 
 use std::{
     ffi::CString,
@@ -18,7 +19,7 @@ use crate::store::{
     tree::{UnpackError, UnpackLimits, Unpacked},
 };
 
-/// Tree operations by the zygote.
+/// Tree operations that the zygote performs.
 #[derive(Debug)]
 pub(super) struct NamespaceOps {
     zygote: Arc<Zygote>,

@@ -1,11 +1,12 @@
-//! The overlays of the host image's directories, which the steps of a build hand on to each other.
+//! The overlays of the host image's directories, which the steps of a build reuse one after another.
 //!
-//! Making and removing an overlay takes a millisecond, and there are nine; most steps write to none of them. So they are
-//! mounted in the zygote's mount namespace, and a step gets copies of the mounts. What it did not write to is the next
-//! step's; what it did is renamed into its layer. In no moment do two steps have the same one.
+//! Creating and removing an overlay takes a millisecond, and there are nine; most steps write to none of
+//! them. So they are mounted in the zygote's mount namespace, and a step gets copies of the mounts. The next
+//! step reuses the overlays that a step did not write to. An overlay that it wrote to is renamed into the
+//! step's layer. No two steps ever use the same overlay at the same time.
 //!
-//! Below the overlay of a large directory there is a screen, which all overlays of it share: it shows root
-//! what others may read, and is made once in a build.
+//! Below the overlay of a large directory there is a screen, which all overlays of the directory share. It
+//! shows root what others may read, and is created once per build.
 
 use std::{
     collections::{HashMap, hash_map::Entry},
@@ -28,21 +29,22 @@ use crate::{
     store::{HostImage, StagedDir, Staging, Store, StoreError, Touched},
 };
 
-/// How many overlays wait for a step of their build, at the most: every step's mount namespace starts with a copy of each.
+/// The most overlays that wait for a step of their build. Every step's mount namespace starts with a copy of
+/// each.
 const MAX_WAITING: usize = 128;
 
-/// What steps of a build share, by the build.
+/// The state that steps of a build share, by the build.
 #[derive(Debug, Default)]
 pub(super) struct Overlays(Mutex<HashMap<Uuid, Build>>);
 
-/// What the steps of one build share.
+/// The state that the steps of one build share.
 #[derive(Debug, Default)]
 struct Build {
-    /// Overlays that wait for a step.
+    /// The overlays that wait for a step.
     waiting: Vec<HostOverlay>,
-    /// Screens that are mounted.
+    /// The mounted screens.
     screens: Vec<Arc<MountedScreen>>,
-    /// The machine as it was when the build began. The last to go: overlays stand on it.
+    /// The state of the machine when the build began. Dropped last, because overlays depend on it.
     image: Arc<OnceCell<Arc<HostImage>>>,
 }
 
@@ -53,33 +55,33 @@ pub(super) struct BuildOverlays {
     build: Uuid,
 }
 
-/// A directory of the host image that a step gets an overlay for.
+/// The specification of the overlay for a directory of the host image.
 #[derive(Debug)]
 pub(super) struct HostOverlaySpec {
-    /// Where, relative to the step's root.
+    /// The path of the directory, relative to the step's root.
     pub(super) path: PathBuf,
     /// The lower directories, topmost first.
     pub(super) lowers: Vec<PathBuf>,
-    /// How many of them are of layers.
+    /// The number of lower directories that come from layers.
     pub(super) layers: usize,
-    /// The lowest is shown through a screen.
+    /// Whether the lowest directory is shown through a screen.
     pub(super) screened: bool,
 }
 
-/// A mounted overlay. Dropped, it is unmounted and goes, with all that was written to it.
+/// A mounted overlay. Dropping it unmounts the overlay and discards all that was written to it.
 #[derive(Debug)]
 pub(super) struct HostOverlay {
     spec: HostOverlaySpec,
     dir: StagedDir,
     screen: Option<Arc<MountedScreen>>,
-    /// In whose mount namespace it is.
+    /// The zygote whose mount namespace contains the overlay.
     zygote: Weak<Zygote>,
 }
 
-/// A mounted screen. Dropped, it is unmounted.
+/// A mounted screen. Dropping it unmounts the screen.
 #[derive(Debug)]
 struct MountedScreen {
-    /// What it shows.
+    /// The directory behind the screen.
     shows: PathBuf,
     dir: StagedDir,
     zygote: Weak<Zygote>,
@@ -97,7 +99,7 @@ impl MountedScreen {
 }
 
 impl Overlays {
-    /// Those of the build that `ctx` belongs to. They go with it.
+    /// Returns the overlays of the build that `ctx` belongs to. They are dropped when the build ends.
     pub(super) fn of_build(self: &Arc<Self>, ctx: &StepContext, build: Uuid) -> BuildOverlays {
         if let Entry::Vacant(place) = self.lock().entry(build) {
             place.insert(Build::default());
@@ -117,7 +119,7 @@ impl Overlays {
 }
 
 impl BuildOverlays {
-    /// Returns the machine as the steps of this build see it: `make` is called by the first of them.
+    /// Returns the state of the machine that the steps of this build see. The first step calls `make`.
     ///
     /// # Errors
     /// Returns the errors of `make`. The next step tries again.
@@ -125,7 +127,7 @@ impl BuildOverlays {
     where
         F: Future<Output = Result<Arc<HostImage>, RunnerError>>,
     {
-        // A build that has ended meanwhile shares with no one.
+        // If the build has ended meanwhile, the image is not shared.
         let shared = self.all.lock().get(&self.build).map(|build| Arc::clone(&build.image)).unwrap_or_default();
         shared.get_or_try_init(make).await.map(Arc::clone)
     }
@@ -136,27 +138,27 @@ impl BuildOverlays {
         self.all.lock().get(&self.build)?.screens.iter().find(fits).map(Arc::clone)
     }
 
-    /// Lets later steps have screens that are mounted.
+    /// Makes mounted screens available to later steps.
     fn share(&self, screens: Vec<Arc<MountedScreen>>) {
         if let Some(build) = self.all.lock().get_mut(&self.build) {
             build.screens.extend(screens);
         }
     }
 
-    /// The overlay as `spec` says, where one waits.
+    /// Returns a waiting overlay that matches `spec`, if there is one.
     fn take(&self, spec: &HostOverlaySpec, zygote: &Arc<Zygote>) -> Option<HostOverlay> {
         let mut builds = self.all.lock();
         let waiting = &mut builds.get_mut(&self.build)?.waiting;
         let fits = |it: &HostOverlay| it.is_of(zygote) && it.spec.path == spec.path && it.spec.lowers == spec.lowers;
-        // The last that came back, whose directories the kernel still remembers.
+        // Prefer the overlay that was returned last, because the kernel still caches its directories.
         let found = waiting.iter().rposition(fits)?;
         Some(waiting.remove(found))
     }
 
-    /// Lets another step have overlays that look as if nobody had written to them.
+    /// Makes overlays without writes available to other steps.
     fn put_back(&self, overlays: Vec<HostOverlay>) {
         let mut builds = self.all.lock();
-        // Where the build has ended meanwhile, they go.
+        // If the build has ended meanwhile, the overlays are dropped.
         let Some(Build { waiting, .. }) = builds.get_mut(&self.build) else { return };
         waiting.extend(overlays);
         let surplus = waiting.len().saturating_sub(MAX_WAITING);
@@ -169,14 +171,15 @@ impl HostOverlay {
         Weak::as_ptr(&self.zygote) == Arc::as_ptr(zygote)
     }
 
-    /// How a step gets it.
+    /// Returns the bind that mounts the overlay for a step.
     pub(super) fn bind(&self) -> Result<Bind, RunnerError> {
         let target = c_path(&Path::new("/").join(&self.spec.path))?;
         Ok(Bind { source: c_path(&self.dir.mountpoint())?, target, writable: true })
     }
 
     fn mounted(&self, user_namespace: UserNamespace) -> Result<MountedOverlay, RunnerError> {
-        // What looks like the machine's own directories belongs to root, or to whoever is root in the step.
+        // A directory that looks like the machine's own belongs to root, or to the user who is root in the
+        // step.
         let takes_owner = self.spec.layers > 0 && user_namespace == UserNamespace::Range;
         let mut lowers = self.spec.lowers.clone();
         if let (Some(lowest), Some(screen)) = (lowers.last_mut(), &self.screen) {
@@ -187,10 +190,10 @@ impl HostOverlay {
     }
 }
 
-/// The overlays as `specs` say, in their order: those of the build that wait, and new ones.
+/// Returns the overlays for `specs`, in the same order: waiting overlays of the build, and new ones.
 ///
 /// # Cancel safety
-/// Dropped, all are given up.
+/// If the future is dropped, all overlays are dropped as well.
 pub(super) async fn obtain(
     specs: Vec<HostOverlaySpec>,
     build: Option<&BuildOverlays>,
@@ -229,7 +232,8 @@ pub(super) async fn obtain(
         return Ok(overlays);
     }
     let (zygote, build) = (Arc::clone(zygote), build.cloned());
-    // They go along: where nobody waits any more, they are mounted first and unmounted then.
+    // The overlays are moved to the thread: if the future is dropped, they are first mounted and then
+    // unmounted.
     let mounting = tokio::task::spawn_blocking(move || {
         let (new, mounts): (Vec<usize>, Vec<MountedOverlay>) = wanted.into_iter().unzip();
         let asked = zygote.mount(screens, mounts, mount_api);
@@ -245,10 +249,11 @@ pub(super) async fn obtain(
     mounting.await.map_err(|error| RunnerError::infrastructure("mount the host image", error))?
 }
 
-/// Puts what a step wrote into its layer, and lets the next step have the rest. No process of the step may be left.
+/// Moves the step's writes into its layer, and makes the other overlays available to the next step. No
+/// process of the step may be left.
 ///
 /// # Errors
-/// Where what was written can't be put there.
+/// Returns an error if the writes cannot be moved.
 pub(super) fn commit(
     overlays: Vec<HostOverlay>,
     build: Option<&BuildOverlays>,
@@ -269,14 +274,15 @@ pub(super) fn commit(
     Ok(())
 }
 
-/// Throws away what a step wrote, and lets the next step have the rest. No process of the step may be left.
+/// Discards the step's writes, and makes the other overlays available to the next step. No process of the
+/// step may be left.
 pub(super) fn give_back(mut overlays: Vec<HostOverlay>, build: &BuildOverlays) {
-    // What can't be looked at can't be trusted, either.
+    // An overlay that cannot be examined cannot be trusted, either.
     overlays.retain(|overlay| matches!(overlay.dir.touched(), Ok(Touched::No)));
     build.put_back(overlays);
 }
 
-/// An overlay of directories, topmost first.
+/// Describes an overlay of `lowers`, topmost first.
 pub(super) fn overlay(lowers: &[PathBuf], upper: &Path, work: &Path) -> Result<Overlay, RunnerError> {
     let lowers = lowers.iter().map(|lower| c_path(lower)).collect::<Result<_, _>>()?;
     Ok(Overlay { lowers, upper: c_path(upper)?, work: c_path(work)? })

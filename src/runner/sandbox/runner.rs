@@ -37,7 +37,7 @@ use crate::{
 
 /// Runs each step in namespaces of its own, over an overlay of its image, the source and its parents' layers.
 ///
-/// Needs Linux, and neither a daemon nor root. Nothing is opened or started before the first step.
+/// Needs Linux, but neither a daemon nor root. Nothing is opened or started before the first step.
 #[derive(Debug)]
 pub struct SandboxRunner {
     pub(super) config: Config,
@@ -59,64 +59,65 @@ pub(super) struct Config {
     keep_failed: bool,
 }
 
-/// Makes a [`SandboxRunner`].
+/// A builder for a [`SandboxRunner`].
 #[derive(Debug, Clone, Default)]
 pub struct SandboxBuilder {
     config: Config,
 }
 
 impl SandboxBuilder {
-    /// Keeps layers and snapshots in this store instead of the one at its default place.
+    /// Keeps layers and snapshots in this store instead of the default one.
     #[must_use]
     pub fn store(mut self, store: impl Into<StoreHandle>) -> Self {
         self.config.store = store.into();
         self
     }
 
-    /// Starts this `hm` as the helper, instead of the one that is found.
+    /// Starts this `hm` as the helper, instead of the one found by default.
     #[must_use]
     pub fn helper(mut self, program: impl Into<PathBuf>) -> Self {
         self.config.helper = Some(program.into());
         self
     }
 
-    /// Shows a directory of this machine, read-only, to steps on the `host` image.
+    /// Exposes a directory of this machine, read-only, to steps on the `host` image.
     #[must_use]
     pub fn host_dir(mut self, dir: impl Into<PathBuf>) -> Self {
         self.config.host_dirs.push(dir.into());
         self
     }
 
-    /// Finds and fetches images in this way.
+    /// Sets how images are found and fetched.
     #[must_use]
     pub fn images(mut self, options: ImageOptions) -> Self {
         self.config.images = options;
         self
     }
 
-    /// Maps ids in this way instead of the best one that this machine allows.
+    /// Sets how ids are mapped, instead of the best way that this machine allows.
     #[must_use]
     pub fn user_namespace(mut self, user_namespace: UserNamespace) -> Self {
         self.config.user_namespace = Some(user_namespace);
         self
     }
 
-    /// Mounts overlays in this way instead of the best one that this kernel has.
+    /// Sets how overlays are mounted, instead of the best way that this kernel supports.
     #[must_use]
     pub fn mount_api(mut self, mount_api: MountApi) -> Self {
         self.config.mount_api = Some(mount_api);
         self
     }
 
-    /// Whether the files of steps that fail, or are interrupted, are kept in the store for a while, as
-    /// [`KeepAs::Left`](crate::store::KeepAs::Left). By default they are where [the build asks](StepContext::keep) for it.
+    /// Sets whether the filesystems of steps that fail, or are interrupted, are kept in the store for a
+    /// while, as [`KeepAs::Left`](crate::store::KeepAs::Left). By default they are kept if [the build
+    /// requests it](StepContext::keep).
     #[must_use]
     pub fn keep_failed(mut self, keep_failed: bool) -> Self {
         self.config.keep_failed = keep_failed;
         self
     }
 
-    /// The runner. Nothing is opened or started yet.
+    /// Builds the runner. Nothing is opened or started yet.
     #[must_use]
     pub fn build(self) -> SandboxRunner {
         SandboxRunner {
@@ -137,7 +138,7 @@ impl Default for SandboxRunner {
 }
 
 impl SandboxRunner {
-    /// A runner with settings of its own.
+    /// Returns a builder for a runner with custom settings.
     #[must_use]
     pub fn builder() -> SandboxBuilder {
         SandboxBuilder::default()
@@ -151,7 +152,7 @@ impl SandboxRunner {
         self.config.mount_api.unwrap_or_else(MountApi::of_this_kernel)
     }
 
-    /// The zygote, started where there is none or it died.
+    /// Returns the zygote. Starts it if there is none or if it died.
     pub(super) async fn zygote(&self, store: &Arc<Store>) -> Result<Arc<Zygote>, StartError> {
         let mut slot = self.zygote.lock().await;
         if let Some(zygote) = slot.as_ref().filter(|zygote| zygote.is_alive()) {
@@ -167,8 +168,8 @@ impl SandboxRunner {
         Ok(zygote)
     }
 
-    /// How ids are mapped in steps: as the zygote does it, or, before there is one, as it will, going by what a look at this
-    /// machine tells. `start_zygote` decides in the same way.
+    /// Returns how ids are mapped in steps. If there is no zygote yet, predicts this from the state of the
+    /// machine. `start_zygote` decides in the same way.
     fn id_map(&self, zygote: Option<&Zygote>) -> IdMap {
         let user_namespace = match (zygote, self.config.user_namespace) {
             (Some(zygote), _) => zygote.user_namespace(),
@@ -180,7 +181,8 @@ impl SandboxRunner {
         id_map_of(user_namespace)
     }
 
-    /// How ids are mapped in this machine's steps, with all set up that it takes to read and write their layers.
+    /// Returns how ids are mapped in this machine's steps, after setting up what is needed to read and write
+    /// their layers.
     #[cfg(any(feature = "cloud", feature = "docker"))]
     pub(crate) async fn prepare_trees(&self, store: &Arc<Store>) -> Result<IdMap, RunnerError> {
         match self.predicted_id_map().await {
@@ -189,19 +191,19 @@ impl SandboxRunner {
         }
     }
 
-    /// The same as it will be, without starting anything.
+    /// Predicts the result of [`prepare_trees`](Self::prepare_trees) without starting anything.
     #[cfg(any(feature = "cloud", feature = "docker"))]
     pub(crate) async fn predicted_id_map(&self) -> IdMap {
         self.id_map(self.zygote.lock().await.as_deref())
     }
 
-    /// Directories of this machine that steps on the `host` image are shown.
+    /// Returns the directories of this machine that steps on the `host` image see.
     #[cfg(feature = "qemu")]
     pub(crate) fn host_dirs(&self) -> &[PathBuf] {
         &self.config.host_dirs
     }
 
-    /// What steps' file systems are made of.
+    /// Returns what steps' filesystems depend on.
     pub(super) fn ground<'a>(&'a self, store: &'a Arc<Store>, zygote: &'a Arc<Zygote>) -> Ground<'a> {
         Ground {
             store,
@@ -214,7 +216,7 @@ impl SandboxRunner {
         }
     }
 
-    /// Everything about one step's jail, apart from who runs it.
+    /// Builds the specification of one step's jail.
     fn spec(
         &self,
         zygote: &Zygote,
@@ -344,7 +346,7 @@ impl StepRunner for SandboxRunner {
     }
 
     fn capabilities(&self) -> RunnerCapabilities {
-        // Where somebody holds the lock, a zygote is being started: nothing is known of it yet.
+        // If the lock is held, a zygote is being started: nothing is known of it yet.
         let zygote = self.zygote.try_lock().ok();
         let id_map = self.id_map(zygote.as_ref().and_then(|zygote| zygote.as_deref()));
         RunnerCapabilities {
@@ -367,7 +369,7 @@ impl StepRunner for SandboxRunner {
     }
 }
 
-/// A step's output, on its way to the journal.
+/// A step's output on the event bus.
 struct StepOutput<'a> {
     bus: &'a EventBus,
     step_id: Uuid,
@@ -413,7 +415,8 @@ pub(super) fn exit_code(end: &End, limits: &Limits, limited: &Limited) -> Result
     Ok(code)
 }
 
-/// What helps once may help again; what this machine does not allow stays so.
+/// Converts a start error. Only a communication failure may go away on a retry; what this machine does not
+/// allow will not change.
 pub(super) fn unusable(error: StartError) -> RunnerError {
     match error {
         StartError::Talk(_) => RunnerError::infrastructure("start the sandbox", error),
@@ -421,7 +424,7 @@ pub(super) fn unusable(error: StartError) -> RunnerError {
     }
 }
 
-/// Merging layers takes long enough to need a thread; a rename does not.
+/// Commits the step's layer. Merging layers takes long enough to need a thread; a rename does not.
 pub(super) async fn commit(boot: Boot, store: &Arc<Store>) -> Result<SnapshotRef, RunnerError> {
     let doing = "commit the step's layer";
     if !boot.merges() {
@@ -433,7 +436,7 @@ pub(super) async fn commit(boot: Boot, store: &Arc<Store>) -> Result<SnapshotRef
     committed.map_err(|error| RunnerError::infrastructure(doing, error))
 }
 
-/// Maps ids as the builder says, else in the best way that works.
+/// Starts a zygote that maps ids as the builder says, or otherwise in the best way that works.
 fn start_zygote(config: &Config) -> Result<Zygote, StartError> {
     let helper = helper::locate(config.helper.as_deref())?;
     let range = || match IdRanges::of_this_user() {
@@ -454,7 +457,7 @@ fn start_zygote(config: &Config) -> Result<Zygote, StartError> {
     }
 }
 
-/// The command's variables: the step's own over the image's over the defaults.
+/// Returns the command's variables. The step's own override the image's, which override the defaults.
 pub(super) fn environment(image: &Env, env: &Env) -> Result<Vec<CString>, RunnerError> {
     let mut all = BTreeMap::from(DEFAULT_ENV);
     all.extend(image.iter().chain(env).map(|(name, value)| (name.as_str(), value.as_str())));

@@ -1,7 +1,7 @@
-//! Programs of this machine that show a step's files to somebody else: to a virtual machine.
+//! Programs of this machine that serve a step's files to a virtual machine.
 //!
-//! Such a program runs beside the files instead of in them, in the step's namespaces and with no more rights than a step's
-//! command. So it dies with the engine, whatever happens to that.
+//! Such a program runs next to the files instead of in them, in the step's namespaces and with no more rights
+//! than a step's command. So it dies with the engine, however the engine ends.
 
 use std::{
     ffi::CString,
@@ -29,47 +29,48 @@ use crate::{
     store::{Store, StoreError, layout::make_dir},
 };
 
-/// A step's files, before and after somebody changed them.
+/// A step's files, before and after they are changed.
 #[derive(Debug)]
 pub(crate) struct Files(Boot);
 
 impl Files {
-    /// The environment of a command over them: its own variables over the image's over the defaults.
+    /// Returns the environment of a command over the files. Its own variables override the image's, which
+    /// override the defaults.
     ///
     /// # Errors
-    /// Where a variable has a zero byte in it.
+    /// Returns an error if a variable contains a zero byte.
     pub(crate) fn environment(&self, env: &Env) -> Result<Vec<CString>, RunnerError> {
         environment(&self.0.env, env)
     }
 
-    /// Makes the snapshot of what was changed, once nobody changes them any more.
+    /// Commits the snapshot of the changed files. No program may be changing them any longer.
     ///
     /// # Errors
-    /// Where the layer can't be put in place.
+    /// Returns an error if the layer cannot be put in place.
     pub(crate) async fn commit(self, store: &Arc<Store>) -> Result<SnapshotRef, RunnerError> {
         commit(self.0, store).await
     }
 }
 
-/// A program to be run beside a step's files, which are its working directory.
+/// A program to run next to a step's files, which are its working directory.
 #[derive(Debug)]
 pub(crate) struct Program {
-    /// Its path and arguments.
+    /// The path and the arguments of the program.
     pub(crate) argv: Vec<CString>,
-    /// What it gets from [`FIRST_FD`](super::jail::FIRST_FD) on.
+    /// The descriptors that the program gets from [`FIRST_FD`](super::jail::FIRST_FD) on.
     pub(crate) fds: Vec<OwnedFd>,
-    /// Where it prints to.
+    /// The destination of the program's output.
     pub(crate) log: OwnedFd,
-    /// Whether it gets a network of its own, with nothing in it.
+    /// Whether the program gets a network namespace of its own, without any interfaces to the outside.
     pub(crate) isolate_network: bool,
 }
 
-/// A program that runs. Dropped, it is killed with all its processes.
+/// A running program. Dropping it kills the program with all its processes.
 #[derive(Debug)]
 pub(crate) struct Serving(attempt::Step);
 
 impl Serving {
-    /// Waits for the program's end, and tells of it.
+    /// Waits for the program's end, and returns a description of how it ended.
     ///
     /// # Cancel safety
     /// Nothing is lost.
@@ -85,16 +86,16 @@ impl Serving {
     /// Ends the program, and returns when no process of it is left.
     pub(crate) async fn end(mut self) {
         self.0.kill();
-        // However it ended, it has.
+        // It does not matter how the program ended.
         let _ = self.0.ended().await;
     }
 }
 
 impl SandboxRunner {
-    /// Puts the files together that a step starts from.
+    /// Assembles the files that a step starts from.
     ///
     /// # Errors
-    /// Where there are none.
+    /// Returns an error if the files cannot be assembled.
     pub(crate) async fn files(&self, ground: &vm::Ground, notes: StepNotes<'_>) -> Result<Files, RunnerError> {
         let zygote = self.zygote(&ground.store).await.map_err(unusable)?;
         let here = self.ground(&ground.store, &zygote);
@@ -108,13 +109,14 @@ impl SandboxRunner {
         here.boot_over(&ground.source, parent, base, false, None).await.map(Files)
     }
 
-    /// Starts a program beside a step's files; beside an empty directory where there are none.
+    /// Starts a program next to a step's files, or next to an empty directory if there are none.
     ///
     /// # Errors
-    /// Where the sandbox can't be made. That the program can't be started is told by [`Serving::ended`].
+    /// Returns an error if the sandbox cannot be set up. [`Serving::ended`] reports a program that cannot be
+    /// started.
     ///
     /// # Cancel safety
-    /// Dropped, the program is killed.
+    /// If the future is dropped, the program is killed.
     pub(crate) async fn serve(
         &self,
         store: &Arc<Store>,

@@ -1,4 +1,4 @@
-//! A command over a stack of directories: a step of which this machine knows nothing but its files.
+//! A command over a stack of directories: a step of which this machine knows only its files.
 
 use std::{
     collections::BTreeSet,
@@ -20,44 +20,44 @@ use crate::{
     store::{IdMap, Staging, Store, StoreError, tree},
 };
 
-/// What to run, and over what.
+/// A command to run, and the directories below it.
 #[derive(Debug)]
 pub(crate) struct StackStep<'a> {
-    /// Directories of files, topmost first. What every root filesystem needs is put below them.
+    /// The directories of files, topmost first. What every root filesystem needs is put below them.
     pub(crate) lowers: &'a [PathBuf],
-    /// Run by `/bin/sh -c`.
+    /// The command, which `/bin/sh -c` runs.
     pub(crate) command: &'a str,
-    /// Its environment, but for `PATH` and `HOME` where nobody sets them.
+    /// The environment, except for `PATH` and `HOME`, which have defaults.
     pub(crate) env: &'a Env,
-    /// Where it starts.
+    /// The directory where the command starts.
     pub(crate) workdir: &'a str,
-    /// What it may use.
+    /// The limits of the command.
     pub(crate) limits: &'a Limits,
 }
 
-/// A command that ended. What it wrote goes with this.
+/// A command that ended. Dropping this discards the command's writes.
 #[derive(Debug)]
 pub(crate) struct StackEnd {
-    /// Its exit code, or why there is none: [`RunnerError::cancelled`] where it was interrupted.
+    /// The exit code, or why there is none: [`RunnerError::cancelled`] if the command was interrupted.
     pub(crate) ended: Result<i32, RunnerError>,
     staging: Staging,
 }
 
 impl StackEnd {
-    /// The directory that has what the command changed, where it changed anything.
+    /// Returns the directory with the command's changes, or `None` if it changed nothing.
     ///
     /// # Errors
-    /// Where it can't be looked at.
+    /// Returns an error if the directory cannot be examined.
     pub(crate) fn layer(&self) -> Result<Option<PathBuf>, StoreError> {
         Ok(if self.staging.prune()? { None } else { Some(self.staging.upper()) })
     }
 }
 
 impl SandboxRunner {
-    /// The store, and how ids are mapped in steps here; the helper runs from now on.
+    /// Returns the store, and how ids are mapped in steps here. Starts the helper if it is not running.
     ///
     /// # Errors
-    /// Where there is no store, or no sandbox.
+    /// Returns an error if there is no store, or no sandbox.
     pub(crate) async fn ready(&self) -> Result<(Arc<Store>, IdMap), RunnerError> {
         let store = self.store().map_err(|error| RunnerError::infrastructure("open the store", error))?;
         let zygote = self.zygote(&store).await.map_err(unusable)?;
@@ -65,13 +65,13 @@ impl SandboxRunner {
         Ok((store, id_map))
     }
 
-    /// Runs a command over a stack of directories that stay as they are, to the death of the last process that it left.
+    /// Runs a command over a stack of directories, which stay unchanged, until its last process is dead.
     ///
     /// # Errors
-    /// Where the sandbox can't be made. What became of the command is in [`StackEnd::ended`].
+    /// Returns an error if the sandbox cannot be set up. The result of the command is in [`StackEnd::ended`].
     ///
     /// # Cancel safety
-    /// Dropped, every process of it gets SIGKILL.
+    /// If the future is dropped, every process of the command gets SIGKILL.
     pub(crate) async fn run_stack(
         &self,
         step: StackStep<'_>,
@@ -83,7 +83,8 @@ impl SandboxRunner {
         let ground = store.ground_layer(zygote.id_map()).map_err(failed("make the lowest layer"))?;
         let mut seen = BTreeSet::new();
         let ground = [store.layer_dir(&ground)];
-        // An overlay takes no directory twice; what lies higher hides what lies lower.
+        // An overlay rejects a duplicate directory. The higher occurrence hides the lower one, so the lower
+        // one can be dropped.
         let lowers: Vec<PathBuf> = step.lowers.iter().chain(&ground).filter(|it| seen.insert(*it)).cloned().collect();
         let staging = store.stage().map_err(failed("make the step's layer"))?;
         for name in MOUNT_POINTS {

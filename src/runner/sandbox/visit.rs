@@ -1,7 +1,7 @@
-//! Visits to what a step left: a process in a jail like the step's own, whose changes are thrown away.
+//! Visits to a step's kept filesystem: a process in a jail like the step's own, whose changes are discarded.
 //!
-//! In: a kept snapshot, the source it saw, and what to do there. Out: an exit code, and whatever the process wrote to the
-//! streams it was given. Knows neither runs nor terminals' settings.
+//! The input is a kept snapshot, the source it saw, and what to do there. The output is an exit code, and
+//! whatever the process wrote to its streams. This module knows neither runs nor terminal settings.
 
 use std::{
     io,
@@ -23,7 +23,7 @@ use crate::{
     store::{FrozenSource, Surroundings},
 };
 
-/// What to do over a snapshot.
+/// The operation to perform over a snapshot.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Errand<'a> {
@@ -31,79 +31,79 @@ pub enum Errand<'a> {
     Run {
         /// The program's path and its arguments.
         argv: &'a [String],
-        /// What the step had around it. Its secrets are not there.
+        /// The step's surroundings. Its secrets are not available.
         surroundings: &'a Surroundings,
-        /// Variables over the step's own.
+        /// Variables that override the step's own.
         env: &'a [(String, String)],
     },
-    /// Writes what is at a path to standard output: see [`tree::pack`](crate::store::tree::pack).
+    /// Writes the tree at a path to standard output: see [`tree::pack`](crate::store::tree::pack).
     Pack {
-        /// The path: absolute, in the step.
+        /// The path: absolute, in the step's root.
         path: PathBuf,
     },
 }
 
-/// What a visitor reads and writes.
+/// The streams of a visitor.
 #[derive(Debug)]
 #[expect(clippy::exhaustive_structs, reason = "a process has three streams")]
 pub struct Streams {
-    /// Standard input; nothing to read where there is none.
+    /// Standard input; if it is `None`, there is nothing to read.
     pub stdin: Option<OwnedFd>,
     /// Standard output.
     pub stdout: OwnedFd,
     /// Standard error.
     pub stderr: OwnedFd,
-    /// All three are a terminal, which becomes the visitor's controlling one.
+    /// Whether all three are a terminal, which becomes the visitor's controlling one.
     pub terminal: bool,
 }
 
-/// A visit. [`SandboxRunner::visit`] makes it.
+/// A visit for [`SandboxRunner::visit`] to make.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Visit<'a> {
     /// The snapshot, kept and under lease.
     pub snapshot: &'a SnapshotRef,
-    /// The source: what the snapshot saw, or another one, whose changes then show.
+    /// The source: the one that the snapshot saw, or another one, whose changes are then visible.
     pub source: &'a FrozenSource,
-    /// What to do.
+    /// The operation to perform.
     pub errand: Errand<'a>,
 }
 
 impl<'a> Visit<'a> {
-    /// Says what is to be done, and where.
+    /// Describes a visit.
     #[must_use]
     pub fn new(snapshot: &'a SnapshotRef, source: &'a FrozenSource, errand: Errand<'a>) -> Self {
         Self { snapshot, source, errand }
     }
 }
 
-/// Why a visit came to nothing.
+/// Why a visit failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum VisitError {
-    /// The sandbox can't be made.
+    /// The sandbox cannot be set up.
     #[error("failed to make the sandbox")]
     Sandbox(#[source] RunnerError),
-    /// The visitor failed to do what it was to do.
+    /// The visitor failed to perform the operation.
     #[error("failed to {doing}")]
     Errand {
-        /// What it was doing.
+        /// The failed operation: completes "failed to ...".
         doing: String,
-        /// Why it failed.
+        /// The cause.
         #[source]
         source: io::Error,
     },
 }
 
 impl SandboxRunner {
-    /// Makes a visit to what a step left, and tells the visitor's exit code: 128+n after signal n. Returns when no process
-    /// of the visit is left.
+    /// Makes a visit to a step's filesystem, and returns the visitor's exit code: 128+n after signal n.
+    /// Returns when no process of the visit is left.
     ///
     /// # Errors
-    /// Where the sandbox can't be made, or the errand not be done.
+    /// Returns an error if the sandbox cannot be set up, or if the operation fails.
     ///
     /// # Cancel safety
-    /// Dropped, every process of the visit gets SIGKILL.
+    /// If the future is dropped, every process of the visit gets SIGKILL.
     pub async fn visit(&self, visit: Visit<'_>, streams: Streams) -> Result<i32, VisitError> {
         let failed = |doing: &'static str| move |error: io::Error| sandbox(RunnerError::infrastructure(doing, error));
         let store =

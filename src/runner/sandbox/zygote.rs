@@ -30,10 +30,10 @@ use super::{
 };
 use crate::{awake::Awake, open_files, store::IdMap};
 
-/// How long a helper may take for each thing that it says until it is ready.
+/// How long a helper may take to send each message until it is ready.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// A running zygote. Dropped, it ends, and every step of it.
+/// A running zygote. Dropping it ends the zygote and every step of it.
 #[derive(Debug)]
 pub(super) struct Zygote {
     socket: Option<OwnedFd>,
@@ -41,7 +41,7 @@ pub(super) struct Zygote {
     user_namespace: UserNamespace,
 }
 
-/// Why there is no zygote.
+/// Why the zygote could not be started.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum StartError {
     #[error(transparent)]
@@ -71,7 +71,8 @@ pub(super) enum StartError {
 }
 
 impl Zygote {
-    /// Starts one, and waits until it is ready. Blocks for a few milliseconds; some twenty with [`UserNamespace::Range`].
+    /// Starts a zygote, and waits until it is ready. Blocks for a few milliseconds, or some twenty with
+    /// [`UserNamespace::Range`].
     pub(super) fn start(
         helper: &Path,
         user_namespace: UserNamespace,
@@ -96,18 +97,18 @@ impl Zygote {
             .arg0("hm-sandbox")
             .args([MARKER, mode])
             .args(open_files::for_steps().map(|limit| limit.to_string()))
-            // What the engine's environment holds is none of a step's business.
+            // Steps must not see the engine's environment.
             .env_clear()
             .stdin(theirs)
             .stdout(Stdio::null())
             .stderr(Stdio::null())
-            // A terminal's Ctrl-C is for the engine, which ends steps with grace.
+            // Ctrl-C in a terminal is for the engine, which ends steps with grace.
             .process_group(0)
             .spawn()
             .map_err(|source| StartError::Spawn { path: helper.into(), source })?;
         let zygote = Self { socket: Some(ours), child: Mutex::new(child), user_namespace };
         if let Err(error) = zygote.prepare(patience, helper, ranges) {
-            // One that does not answer may not see the end of the stream, either.
+            // A helper that does not answer may not notice the end of the stream, either.
             if let Err(error) = zygote.child.lock().unwrap_or_else(PoisonError::into_inner).kill() {
                 tracing::debug!(%error, "failed to kill what is not the sandbox's helper");
             }
@@ -147,33 +148,33 @@ impl Zygote {
         }
     }
 
-    /// Whether it still runs.
+    /// Returns whether the zygote is still running.
     pub(super) fn is_alive(&self) -> bool {
         let mut child = self.child.lock().unwrap_or_else(PoisonError::into_inner);
         matches!(child.try_wait(), Ok(None))
     }
 
-    /// How ids are mapped in its steps.
+    /// Returns how ids are mapped in its steps.
     pub(super) fn user_namespace(&self) -> UserNamespace {
         self.user_namespace
     }
 
-    /// The same for the store.
+    /// Returns how ids are mapped in its steps, for the store.
     pub(super) fn id_map(&self) -> IdMap {
         id_map_of(self.user_namespace)
     }
 
-    /// Sends a request. Waits only where hundreds are under way.
+    /// Sends a request. Waits only if hundreds of requests are pending.
     ///
     /// # Errors
-    /// `EPIPE` where the zygote is gone.
+    /// Returns `EPIPE` if the zygote is gone.
     pub(super) async fn request(&self, request: Request, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
         let message = postcard::to_stdvec(&request).map_err(io::Error::other)?;
         match wire::try_send(self.socket(), &message, fds) {
             Err(Errno::AGAIN) => {}
             sent => return Ok(sent?),
         }
-        // Made when it is needed, so that a zygote is bound to no runtime.
+        // Registered only when it is needed, so that a zygote is not bound to a runtime.
         let socket = attempt::register(self.socket().try_clone_to_owned()?, Interest::WRITABLE)?;
         loop {
             let mut ready = socket.writable().await?;
@@ -184,7 +185,7 @@ impl Zygote {
         }
     }
 
-    /// Does `op`, which may read `file`, in the steps' user namespace, and waits for it. Blocks.
+    /// Performs `op`, which may read `file`, in the steps' user namespace, and waits for it. Blocks.
     pub(super) fn tree_op(&self, op: &TreeOp, file: Option<BorrowedFd<'_>>) -> io::Result<Report> {
         match self.ask(op, file)? {
             Report::Failed(error) => Err(io::Error::from_raw_os_error(error.errno)),
@@ -192,8 +193,8 @@ impl Zygote {
         }
     }
 
-    /// Mounts overlays where the steps that are asked for afterwards find them, and waits for that. Blocks: a millisecond
-    /// for each.
+    /// Mounts overlays where steps that are requested afterwards find them, and waits for that. Blocks for a
+    /// millisecond per overlay.
     pub(super) fn mount(
         &self,
         screens: Vec<Screen>,
@@ -226,7 +227,7 @@ impl Zygote {
 
 impl Drop for Zygote {
     fn drop(&mut self) {
-        // The end of the stream is the zygote's end.
+        // Closing the stream ends the zygote.
         drop(self.socket.take());
         let child = self.child.get_mut().unwrap_or_else(PoisonError::into_inner);
         if let Err(error) = child.wait() {
@@ -235,7 +236,7 @@ impl Drop for Zygote {
     }
 }
 
-/// Returns what a greeting says of its sender, for people. The first versions had none.
+/// Returns the version in a greeting as text for the user. The first versions sent no greeting.
 fn version(greeting: &str) -> String {
     let versions = greeting.strip_prefix(GREETING).and_then(|versions| versions.split_once(' '));
     let is_plain = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic());
@@ -245,8 +246,8 @@ fn version(greeting: &str) -> String {
     }
 }
 
-/// Waits until there is something to receive, or the end of the stream. False if there is nothing for so
-/// long.
+/// Waits until there is something to receive, or the end of the stream. Returns false if neither happens
+/// within `limit`.
 fn is_readable_within(socket: BorrowedFd<'_>, limit: Duration) -> Result<bool, Errno> {
     let mut awake = Awake::new(limit);
     while let Some(slice) = awake.next() {
@@ -274,7 +275,7 @@ mod tests {
 
     use super::*;
 
-    /// Returns the error for a program that is no helper of this version.
+    /// Returns the error for a program that is not a helper of this version.
     fn start(script: &str) -> StartError {
         let dir = tempfile::tempdir().unwrap();
         let helper = dir.path().join("helper");
@@ -282,7 +283,7 @@ mod tests {
         fs::set_permissions(&helper, fs::Permissions::from_mode(0o755)).unwrap();
         loop {
             match Zygote::start_within(Duration::from_millis(500), &helper, UserNamespace::None, None) {
-                // Another test's child still holds the script open to write.
+                // Another test's child still has the script open for writing.
                 Err(StartError::Spawn { source, .. }) if source.kind() == io::ErrorKind::ExecutableFileBusy => {}
                 started => return started.unwrap_err(),
             }
@@ -291,7 +292,7 @@ mod tests {
 
     #[test]
     fn a_helper_that_does_not_answer_is_given_up_on() {
-        // Also one that does not see the end of the stream, and ignores being asked to end.
+        // This helper also misses the end of the stream, and ignores signals to end.
         let error = start("trap '' TERM HUP; exec sleep 100");
         assert!(matches!(&error, StartError::Silent { .. }), "{error:?}");
         let text = error.to_string();
@@ -303,7 +304,7 @@ mod tests {
         let text = start("printf 'hm-sandbox 1 0.0.7' >&0; exec sleep 100").to_string();
         assert!(text.contains("is of hm 0.0.7 (protocol 1)"), "{text}");
         assert!(text.contains(concat!("this program is of hm ", env!("CARGO_PKG_VERSION"), " (protocol ")), "{text}");
-        // As those that had no greeting begin.
+        // This is the first byte from versions that had no greeting.
         let text = start("printf '\\005' >&0; exec sleep 100").to_string();
         assert!(text.contains("is of an older version, or no hm"), "{text}");
         assert!(matches!(start("exit 0"), StartError::Ended { .. }));

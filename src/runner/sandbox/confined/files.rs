@@ -1,7 +1,7 @@
-//! What a confined program finds: views of the machine, and a root in memory around them.
+//! The files of a confined program: read-only views of the machine in a root in memory.
 //!
-//! The system is named, not subtracted from: programs, libraries, and the few files of `/etc` that they can't
-//! do without. So there is nothing to mask, and nothing to search for what should be.
+//! System files are allowed by name, not removed from a full view: programs, libraries, and the few files of
+//! `/etc` that they require. So nothing needs to be masked, and no file can be overlooked.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -14,17 +14,17 @@ use std::{
 use super::{ConfinedError, c_path, failed};
 use crate::jail::{Bind, MemoryEntry};
 
-/// The most that the root in memory takes, in bytes and in files.
+/// The limits of the root in memory, in bytes and in files.
 pub(super) const MAX_BYTES: u64 = 64 << 20;
 pub(super) const MAX_FILES: u64 = 16 << 10;
 
-/// The error of links that lead nowhere.
+/// The error for a symlink loop.
 const ELOOP: i32 = rustix::io::Errno::LOOP.raw_os_error();
 
-/// The most links on the way to a file, as the kernel counts them.
+/// The most symlinks on the way to a file; the kernel has the same limit.
 const MAX_LINKS: usize = 40;
 
-/// Programs and libraries, and what the C library and interpreters read at their start.
+/// Programs and libraries, and what the C library and interpreters read when they start.
 const SYSTEM: [&str; 36] = [
     "/usr/bin",
     "/usr/sbin",
@@ -58,17 +58,17 @@ const SYSTEM: [&str; 36] = [
     "/etc/localtime",
     "/etc/os-release",
     "/etc/python3",
-    // The system of those that keep it elsewhere.
+    // The system files of distributions that keep them elsewhere.
     "/gnu/store",
     "/nix/store",
     "/run/current-system/sw",
     "/home/linuxbrew/.linuxbrew",
 ];
 
-/// Where a jail has file systems of its own.
+/// The directories where a jail mounts filesystems of its own.
 const OWN: [&str; 3] = ["/dev", "/proc", "/sys"];
 
-/// The two users that there are.
+/// The only two users.
 const PASSWD: &str = "root:x:0:0:root:/tmp:/bin/sh\nnobody:x:65534:65534:nobody:/tmp:/bin/sh\n";
 const GROUP: &str = "root:x:0:\nnogroup:x:65534:\n";
 
@@ -79,19 +79,19 @@ type Parts = (Vec<MemoryEntry>, Vec<Bind>, Vec<CString>);
 #[derive(Debug, Default)]
 pub(super) struct Files {
     links: BTreeMap<PathBuf, PathBuf>,
-    /// Real paths, and whether each is a directory.
+    /// The real paths of the views, and whether each is a directory.
     views: BTreeMap<PathBuf, bool>,
     hidden: BTreeSet<PathBuf>,
 }
 
 impl Files {
-    /// Returns what every program needs.
+    /// Returns the files that every program needs.
     pub(super) fn of_the_system() -> Result<Self, ConfinedError> {
         let mut files = Self::default();
         for path in SYSTEM {
             files.show(Path::new(path))?;
         }
-        // Debian's `sitecustomize` is a link to this.
+        // Debian's `sitecustomize` is a link to a file here.
         for entry in fs::read_dir("/etc").into_iter().flatten().flatten() {
             if entry.file_name().as_bytes().starts_with(b"python3.") {
                 files.show(&entry.path())?;
@@ -100,7 +100,7 @@ impl Files {
         Ok(files)
     }
 
-    /// Shows what is at `path`, with the links that lead there. What is not there is left out.
+    /// Exposes the file or directory at `path`, with the symlinks that lead there. A missing path is ignored.
     pub(super) fn show(&mut self, path: &Path) -> Result<(), ConfinedError> {
         let refused = |reason| Err(ConfinedError::Path { path: path.into(), reason });
         if !path.is_absolute() {
@@ -117,7 +117,7 @@ impl Files {
             let next = real.join(&part);
             let metadata = match fs::symlink_metadata(&next) {
                 Ok(metadata) => metadata,
-                // What this user can't reach is as good as not there.
+                // A path that this user cannot reach is treated as missing.
                 Err(error) if is_absent(&error) => return Ok(()),
                 Err(error) => return Err(failed("look at what a confined program is to see")(error)),
             };
@@ -155,7 +155,7 @@ impl Files {
         Ok(())
     }
 
-    /// Lets the file at `path`, or where its links lead, be empty, if there is one in what is shown.
+    /// Makes the file at `path`, with symlinks resolved, appear empty if it is part of a view.
     pub(super) fn hide(&mut self, path: &Path) -> Result<(), ConfinedError> {
         let real = match path.canonicalize() {
             Ok(real) => real,
@@ -173,9 +173,10 @@ impl Files {
         path.ancestors().any(|ancestor| self.views.contains_key(ancestor))
     }
 
-    /// Returns what the root in memory holds, what is bound into it, and what of that is hidden.
+    /// Returns the entries of the root in memory, the binds into it, and the files to hide.
     pub(super) fn into_parts(self) -> Result<Parts, ConfinedError> {
-        // A link, or a file, that a later view covers stays out of the way of the view's own mount point.
+        // A link or file below a later view is left out, so that it does not conflict with the view's mount
+        // point.
         let covered = |path: &Path| path.ancestors().skip(1).any(|ancestor| self.views.contains_key(ancestor));
         let mut dirs: BTreeSet<PathBuf> = ["/tmp", "/proc", "/dev", "/etc"].map(PathBuf::from).into();
         let mut others = Vec::new();
@@ -216,7 +217,7 @@ fn is_absent(error: &io::Error) -> bool {
     matches!(error.kind(), NotFound | NotADirectory | PermissionDenied)
 }
 
-/// Returns the names in a path, and its `..`.
+/// Returns the names in a path, including `..`.
 fn parts(path: &Path) -> impl DoubleEndedIterator<Item = OsString> {
     path.components().filter_map(|part| match part {
         Component::Normal(name) => Some(name.to_owned()),
@@ -225,7 +226,7 @@ fn parts(path: &Path) -> impl DoubleEndedIterator<Item = OsString> {
     })
 }
 
-/// Returns the directories above `path`, but for the root.
+/// Returns the directories above `path`, except the root.
 fn above(path: &Path) -> impl Iterator<Item = PathBuf> {
     path.ancestors().skip(1).filter(|dir| dir.parent().is_some()).map(Path::to_path_buf)
 }

@@ -1,4 +1,4 @@
-//! The helper's side: a process of one thread that makes the jail, holds the limits, and ends with its
+//! The helper's side: a single-threaded process that sets up the jail, enforces the limits, and ends with its
 //! caller.
 
 use std::{ffi::OsStr, os::fd::OwnedFd};
@@ -19,13 +19,13 @@ use crate::runner::{
     },
 };
 
-/// The first argument that makes a program of ours this helper.
+/// The first argument that turns a program with this library into the helper.
 pub(super) const MARKER: &str = "__hm-confined";
 
-/// The longest text of an error that fits the answer, in bytes.
+/// The longest error text that fits into the answer, in bytes.
 const MAX_DOING_BYTES: usize = 2048;
 
-/// Becomes the helper if the process was started as one: never returns then.
+/// Becomes the helper if the process was started as one. In that case it never returns.
 pub(in crate::runner::sandbox) fn run_if_marked() {
     if std::env::args_os().nth(1).is_some_and(|arg| arg == OsStr::new(MARKER)) {
         let code = match serve() {
@@ -36,16 +36,17 @@ pub(in crate::runner::sandbox) fn run_if_marked() {
     }
 }
 
-/// Serves the one order that comes on standard input.
+/// Serves the one order that arrives on standard input.
 fn serve() -> Result<(), Errno> {
     close_from(3)?;
-    // The caller's end is this process' end, and that the command's.
+    // When the caller dies, this process gets SIGTERM, and ends the command.
     set_parent_process_death_signal(Some(Signal::TERM))?;
     let socket = std::io::stdin();
     if hung_up(&socket)? {
         return Ok(());
     }
-    // Before the order comes: its descriptor would be lost with this run of the program.
+    // This must happen before the order is received: it executes the program again, and the order's
+    // descriptor would be lost.
     let solo = Solo::enter_unseeing();
     let Some((_, fds)) = wire::receive(&socket, RecvFlags::empty())? else { return Ok(()) };
     let answer = match fds.into_iter().next() {
@@ -82,7 +83,7 @@ fn answer(solo: Result<Solo, SetupError>, order: OwnedFd) -> Answer {
 
 fn run(solo: &Solo, mut order: Order) -> Result<ConfinedEnd, SetupError> {
     if solo.user_namespace() != UserNamespace::None {
-        // There is one user: the one who started this.
+        // Only the user who started this process exists.
         order.root.run_as = None;
     }
     limit_files()
@@ -92,7 +93,7 @@ fn run(solo: &Solo, mut order: Order) -> Result<ConfinedEnd, SetupError> {
         pids: std::num::NonZeroU64::new(order.processes),
         ..Limits::default()
     };
-    // What no control group holds is held by looking.
+    // Limits that no control group enforces are enforced by polling.
     let (limited, _) = Limited::new(&limits);
     let spec = JailSpec {
         user_namespace: solo.user_namespace(),
@@ -127,7 +128,7 @@ fn run(solo: &Solo, mut order: Order) -> Result<ConfinedEnd, SetupError> {
     })
 }
 
-/// Forbids core dumps, which a handler outside would get, and large files in memory.
+/// Forbids core dumps, which would be passed to a handler outside, and large files in memory.
 fn limit_files() -> Result<(), Errno> {
     for (resource, limit) in [(Resource::Core, 0), (Resource::Fsize, files::MAX_BYTES)] {
         setrlimit(resource, Rlimit { current: Some(limit), maximum: Some(limit) })?;

@@ -1,4 +1,4 @@
-//! Programs of this machine that only read: what they print is their result, and nothing else comes of them.
+//! Read-only programs on this machine: their output is their only effect.
 //!
 //! ```text
 //! ConfinedCommand::run ─▶ helper (this program again) ─▶ jail: a root in memory, views of the machine
@@ -7,9 +7,9 @@
 //!      └───── stderr, as it comes
 //! ```
 //!
-//! In: a command, and what of the machine it may read. Out: what it printed, and how it ended. Uses no store,
-//! no layer and no runtime, so that it costs some milliseconds. The code that renders a project's pipelines
-//! runs in here.
+//! The input is a command and the files of the machine that it may read. The output is what the command
+//! printed, and how it ended. No store, layer or runtime is used, so a run costs only some milliseconds. The
+//! code that renders a project's pipelines runs in here.
 
 mod files;
 mod helper;
@@ -41,59 +41,60 @@ use super::{
     jail::{self, Bind, MemoryRoot, SetupError, user_namespace_hint, wire},
 };
 
-/// How long the helper may take beyond the command's own time before it is ended itself.
+/// How long the helper may take beyond the command's own time before it is ended.
 const HELPER_PATIENCE: Duration = Duration::from_secs(10);
-/// What is read from a pipe at a time.
+/// The size of one read from a pipe in bytes.
 const READ_BYTES: usize = 1 << 16;
 
-/// A program to run that can read what it is shown and change nothing.
+/// A program to run that can read only the files it is given, and change nothing.
 ///
-/// It gets: the system's programs and libraries, what [`show`](Self::show) names, a small file system in
-/// memory for everything else, a `/proc` and a loopback device of its own. It does not get: the network,
-/// sockets of other programs, home directories, `/etc`, capabilities, or any variable but those in `env`.
+/// The program has access to the system's programs and libraries, the paths in [`show`](Self::show), a small
+/// filesystem in memory for everything else, and a `/proc` and a loopback device of its own. It has no access
+/// to the network, sockets of other programs, home directories, `/etc`, capabilities, or any variables except
+/// those in `env`.
 #[derive(Debug, Clone)]
 #[expect(clippy::exhaustive_structs, reason = "a caller says all of it")]
 pub struct ConfinedCommand {
-    /// The program's absolute path, and its arguments.
+    /// The absolute path of the program, and its arguments.
     pub argv: Vec<OsString>,
-    /// Its environment, all of it.
+    /// The complete environment of the program.
     pub env: Vec<(OsString, OsString)>,
-    /// Where it starts: a directory below one that is shown.
+    /// The working directory: a directory in one of those that are shown.
     pub dir: PathBuf,
-    /// Directories and files of the machine that it may read, with all that is mounted in them. Links on the
-    /// way to them are shown, too. What is not there is left out.
+    /// Directories and files of the machine that the program may read, including everything mounted in them.
+    /// Symlinks on the way to them are shown, too. A missing path is ignored.
     pub show: Vec<PathBuf>,
-    /// Files below those that it finds empty.
+    /// Files in those directories that appear empty to the program.
     pub hide: Vec<PathBuf>,
-    /// When it is ended.
+    /// The limits at which the program is ended.
     pub limits: ConfinedLimits,
-    /// Starts this `hm` as the helper, instead of the one that is found.
+    /// The `hm` to start as the helper, instead of the one found by default.
     pub helper: Option<PathBuf>,
 }
 
-/// What a [`ConfinedCommand`] may use before it is ended.
+/// The limits of a [`ConfinedCommand`], which is ended if it exceeds one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[expect(clippy::exhaustive_structs, reason = "a caller says all of it")]
 pub struct ConfinedLimits {
-    /// How long it may run.
+    /// The time that the program may run.
     pub time: Duration,
-    /// How much memory its processes may use together, in bytes.
+    /// The memory that its processes may use together, in bytes.
     pub memory_bytes: u64,
-    /// How many processes and threads there may be at a time.
+    /// The number of processes and threads at a time.
     pub processes: u64,
-    /// How much it may print to standard output, in bytes.
+    /// The output to standard output, in bytes.
     pub stdout_bytes: u64,
-    /// How much it may print to standard error, in bytes.
+    /// The output to standard error, in bytes.
     pub stderr_bytes: u64,
 }
 
-/// What became of a [`ConfinedCommand`]. No process of it is left.
+/// The result of a [`ConfinedCommand`]. No process of it is left.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ConfinedOutput {
-    /// How it ended.
+    /// How the command ended.
     pub end: ConfinedEnd,
-    /// What it printed to standard output, up to the limit.
+    /// The output to standard output, up to the limit.
     pub stdout: Vec<u8>,
 }
 
@@ -101,24 +102,24 @@ pub struct ConfinedOutput {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum ConfinedEnd {
-    /// By itself.
+    /// The command ended by itself.
     Exited {
-        /// Its exit code, or 128+n after signal n.
+        /// The exit code, or 128+n after signal n.
         code: i32,
     },
-    /// Its time was up.
+    /// The command exceeded its time limit.
     TimedOut,
-    /// It used more memory than it may.
+    /// The command exceeded its memory limit.
     OutOfMemory,
-    /// It had more processes than it may.
+    /// The command exceeded its limit on processes.
     TooManyProcesses,
-    /// It printed more than it may.
+    /// The command exceeded its output limit.
     TooMuchOutput(OutputStream),
-    /// It was killed from outside.
+    /// The command was killed from outside.
     Killed,
 }
 
-/// Where a program prints to.
+/// An output stream of a program.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[expect(clippy::exhaustive_enums, reason = "there are no others")]
 pub enum OutputStream {
@@ -132,40 +133,40 @@ pub enum OutputStream {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConfinedError {
-    /// This machine does not allow what confining takes.
+    /// This machine does not allow the sandbox.
     #[error("failed to {reason}")]
     NoSandbox {
-        /// What failed: completes "failed to ...".
+        /// The failed operation: completes "failed to ...".
         reason: SetupError,
-        /// What to do about it.
+        /// How to fix it.
         hint: String,
     },
-    /// No program can become the helper.
+    /// There is no program that can become the helper.
     #[error(transparent)]
     NoHelper(#[from] NoHelper),
-    /// The program itself can't be run.
+    /// The program itself cannot be executed.
     #[error("failed to {0}")]
     Program(SetupError),
-    /// A path can't be shown.
+    /// A path cannot be shown.
     #[error("{} can't be shown to a confined program: {reason}", path.display())]
     Path {
-        /// Which.
+        /// The path.
         path: PathBuf,
-        /// Why.
+        /// The reason.
         reason: &'static str,
     },
-    /// Something else failed.
+    /// Another operation failed.
     #[error("failed to {doing}")]
     Io {
-        /// What was being done.
+        /// The operation.
         doing: &'static str,
-        /// Why it failed.
+        /// The cause.
         #[source]
         source: io::Error,
     },
 }
 
-/// What the helper is asked to do.
+/// The request to the helper.
 #[derive(Debug, Serialize, Deserialize)]
 struct Order {
     root: MemoryRoot,
@@ -178,7 +179,7 @@ struct Order {
     processes: u64,
 }
 
-/// What it answers.
+/// The answer of the helper.
 #[derive(Debug, Serialize, Deserialize)]
 enum Answer {
     Ended(ConfinedEnd),
@@ -187,14 +188,13 @@ enum Answer {
 }
 
 impl ConfinedCommand {
-    /// Runs the program to the death of its last process. `on_stderr` gets what it prints to standard error,
-    /// as it comes.
+    /// Runs the program until its last process is dead. `on_stderr` receives its standard error as it
+    /// arrives.
     ///
-    /// Blocks. If the calling process dies meanwhile, for any reason, so does every process of the
-    /// command.
+    /// Blocks. If the calling process dies meanwhile, for any reason, so does every process of the command.
     ///
     /// # Errors
-    /// Returns an error if the program did not run. That it failed, or went over a limit, is no error.
+    /// Returns an error if the program did not run. A program that fails or exceeds a limit is not an error.
     pub fn run(&self, on_stderr: &mut dyn FnMut(&[u8])) -> Result<ConfinedOutput, ConfinedError> {
         let order = self.order()?;
         let order = wire::to_memory_file(&order).map_err(|error| setup_failed(&error))?;
@@ -208,7 +208,7 @@ impl ConfinedCommand {
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .current_dir("/")
-            // A terminal's Ctrl-C ends the caller, whose end is the helper's.
+            // Ctrl-C in a terminal ends the caller, and the helper ends with it.
             .process_group(0)
             .spawn()
             .map_err(failed("start the sandbox's helper"))?;
@@ -247,7 +247,7 @@ impl ConfinedCommand {
         }
         let (entries, binds, hidden) = files.into_parts()?;
         let owner = std::fs::metadata(&self.dir).map_err(failed("read the owner of the directory"))?;
-        // Root without capabilities is no more than the owner of root's files.
+        // Root without capabilities can do no more than the owner of root's files.
         let run_as = (owner.uid() != 0).then(|| (owner.uid(), owner.gid()));
         let variable = |(name, value): &(OsString, OsString)| {
             let mut text = name.clone().into_vec();
@@ -268,14 +268,14 @@ impl ConfinedCommand {
     }
 }
 
-/// The helper. Dropped, it ends, and every process of the command.
+/// The running helper. Dropping it ends the helper and every process of the command.
 #[derive(Debug)]
 struct Running {
     child: Child,
     ended: bool,
 }
 
-/// What came out of the command.
+/// The output of the command.
 #[derive(Debug, Default)]
 struct Watched {
     stdout: Vec<u8>,
@@ -283,7 +283,7 @@ struct Watched {
 }
 
 impl Running {
-    /// Reads both streams until the helper has answered and both have ended, or what they hold is over the
+    /// Reads both streams until the helper has answered and both have ended, or until the output exceeds a
     /// limit.
     fn watch(
         &mut self,
@@ -298,8 +298,8 @@ impl Running {
         let mut buffer = vec![0; READ_BYTES];
         let deadline = Instant::now() + limits.time + HELPER_PATIENCE;
         let mut answered = false;
-        // Once the helper has answered, no process of the command is left: what a pipe does not hold now
-        // never comes.
+        // Once the helper has answered, no process of the command is left, so no further output can arrive in
+        // the pipes.
         while stdout.is_some() || stderr.is_some() || !answered {
             let none = PollFlags::empty();
             let mut fds = [
@@ -318,7 +318,7 @@ impl Running {
                 Err(errno) => return Err(failed(doing)(errno.into())),
             }
             let [from_stdout, from_stderr, from_helper] = fds.map(|fd| !fd.revents().is_empty());
-            // A stream that ended has lent its place to the socket.
+            // The slot of a stream that has ended polls the socket instead.
             let (from_stdout, from_stderr) = (from_stdout && stdout.is_some(), from_stderr && stderr.is_some());
             if let Some(pipe) = stdout.as_mut().filter(|_| from_stdout) {
                 let length = read(pipe, &mut buffer).map_err(failed(doing))?;
@@ -359,8 +359,8 @@ impl Running {
         if !self.ended
             && let Some(pid) = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw)
         {
-            // The helper kills the command, and waits for its end. It is not reaped yet: the number is its
-            // own.
+            // The helper kills the command, and waits for its end. The helper is not reaped yet, so the
+            // process id is still its own.
             match kill_process(pid, Signal::TERM) {
                 Ok(()) | Err(Errno::SRCH) => {}
                 Err(errno) => return Err(failed("end the sandbox's helper")(errno.into())),
@@ -399,7 +399,7 @@ fn read(pipe: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
     }
 }
 
-/// Receives the helper's answer; `None` if it ended without one.
+/// Receives the helper's answer. Returns `None` if the helper ended without one.
 fn receive(status: &OwnedFd) -> Result<Option<Answer>, ConfinedError> {
     let doing = "hear from the sandbox's helper";
     match wire::receive(status, RecvFlags::DONTWAIT) {
