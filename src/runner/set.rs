@@ -7,8 +7,8 @@ use super::{
     StepContext, StepResult, name::is_runner_name,
 };
 
-/// A set of runners, composed at compile time (by `#[derive(RunnerSet)]` on a struct of runners) or at run time (a
-/// [`RunnerRegistry`]).
+/// A set of runners, composed at compile time (by `#[derive(RunnerSet)]` on a struct of runners) or at run
+/// time (a [`RunnerRegistry`]).
 ///
 /// Names are resolved once, when a plan is bound. From then on a step carries a [`RunnerIndex`], and a
 /// derived set dispatches on it with one flat `match`: one concrete future type, no box, no allocation.

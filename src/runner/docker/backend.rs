@@ -1,4 +1,4 @@
-//! The backend, as the runner of machines knows it.
+//! The Docker implementation of [`VmBackend`].
 
 use std::{
     path::PathBuf,
@@ -26,13 +26,13 @@ use crate::{
     store::{ImageOptions, Images, Store, StoreHandle, image_identity},
 };
 
-/// Makes containers at a Docker or Podman daemon.
+/// A backend that creates containers with a Docker or Podman daemon.
 #[derive(Debug)]
 pub struct Docker {
     shared: Arc<Shared>,
 }
 
-/// Makes a [`Docker`].
+/// A builder for a [`Docker`].
 #[derive(Debug, Clone, Default)]
 pub struct DockerBuilder {
     host: Option<String>,
@@ -43,30 +43,31 @@ pub struct DockerBuilder {
 }
 
 impl DockerBuilder {
-    /// Talks to the daemon there (`unix://PATH`, or `tcp://HOST:PORT` without encryption), instead of the one that
-    /// `DOCKER_HOST` names, or whose socket lies at a usual place.
+    /// Connects to this daemon (`unix://PATH`, or `tcp://HOST:PORT` without encryption), instead of the one
+    /// that `DOCKER_HOST` names or that has a socket at a usual path.
     #[must_use]
     pub fn host(mut self, host: impl Into<String>) -> Self {
         self.host = Some(host.into());
         self
     }
 
-    /// Starts this `hm`, to remove the containers of this process where it is killed. By default it is this program, where that
-    /// called [`init`](super::init).
+    /// Starts this `hm` to remove the containers of this process if it is killed. The default is this
+    /// program, if it called [`init`](super::init).
     #[must_use]
     pub fn helper(mut self, program: impl Into<PathBuf>) -> Self {
         self.helper = Some(program.into());
         self
     }
 
-    /// Finds images in this way. The daemon pulls with its own settings.
+    /// Sets how images are found. The daemon pulls with its own settings.
     #[must_use]
     pub fn images(mut self, options: ImageOptions) -> Self {
         self.images = options;
         self
     }
 
-    /// Reads and writes layers in the store as this sandbox's steps would. It should be on the same store.
+    /// Reads and writes layers in the store as this sandbox's steps would. The sandbox should use the same
+    /// store.
     #[cfg(target_os = "linux")]
     #[must_use]
     pub fn local(mut self, sandbox: crate::runner::sandbox::SandboxBuilder) -> Self {
@@ -74,7 +75,7 @@ impl DockerBuilder {
         self
     }
 
-    /// A runner on this backend, with layers in `store`. Nothing is connected or opened yet.
+    /// Builds a runner on this backend, with layers in `store`. Nothing is connected or opened yet.
     #[must_use]
     pub fn build(self, store: impl Into<StoreHandle>) -> super::DockerRunner {
         let store = store.into();
@@ -97,16 +98,17 @@ impl DockerBuilder {
 }
 
 impl Docker {
-    /// A backend with settings of its own.
+    /// Returns a builder for a backend with custom settings.
     #[must_use]
     pub fn builder() -> DockerBuilder {
         DockerBuilder::default()
     }
 
-    /// Removes what dead processes of this store left at the daemon. The first step of a process does that, too.
+    /// Removes the containers and images that dead processes of this store left at the daemon. The first step
+    /// of a process does that, too.
     ///
     /// # Errors
-    /// Where there is no daemon, or it does not let go of something.
+    /// Returns an error if there is no daemon, or if the daemon cannot remove something.
     pub async fn sweep(&self, store: &Arc<Store>) -> Result<Swept, RunnerError> {
         let client = connection::connect(&connection::place(self.shared.host.as_deref())).await;
         let client = client.map_err(trouble::daemon("talk to the daemon"))?;
@@ -176,7 +178,7 @@ impl VmBackend for Docker {
         }
         let Some(Connection { client, .. }) = self.shared.connection.get() else { return Ok(()) };
         match sweep::remove_image(client, snapshot).await {
-            // Others stand on it: it goes with them, at the build's end.
+            // Other images are based on it. It is removed with them at the build's end.
             Err(bollard::errors::Error::DockerResponseServerError { status_code: 409, .. }) => Ok(()),
             removed => removed.map_err(trouble::daemon("remove the image")),
         }
@@ -188,9 +190,9 @@ impl VmBackend for Docker {
 
     fn capabilities(&self) -> RunnerCapabilities {
         RunnerCapabilities {
-            // Daemons drop all but `security.capability` when they commit.
+            // Daemons drop all attributes except `security.capability` when they commit.
             xattrs: false,
-            // A store of a single id has none.
+            // A store with a single id does not record owners.
             ownership: rustix::process::geteuid().is_root(),
             isolation: true,
             limits: true,

@@ -1,4 +1,5 @@
-//! Images of the daemon on their way to the store: saved as a whole, of which only the missing layers are unpacked.
+//! Imports images of the daemon into the store. An image is saved as a whole, but only missing layers are
+//! unpacked.
 
 use std::{io::Write, pin::pin, sync::Arc};
 
@@ -20,13 +21,13 @@ use crate::{
 
 const DOING: &str = "take the container's layer home";
 
-/// Chunks of an archive that wait for the disk.
+/// The number of archive chunks that may wait for the disk.
 const QUEUE: usize = 16;
 
-/// The tar of a layer that changes nothing, as daemons write it.
+/// The tar of a layer without changes, as daemons write it.
 const EMPTY_TAR: [u8; 1024] = [0; 1024];
 
-/// Brings an image here.
+/// Saves an image of the daemon to a file of the store.
 pub(super) async fn save(docker: &Docker, store: &Arc<Store>, image: &str) -> Result<SavedImage, RunnerError> {
     let file = ArchiveFile::new(store);
     let path = file.path().to_owned();
@@ -53,20 +54,21 @@ pub(super) async fn save(docker: &Docker, store: &Arc<Store>, image: &str) -> Re
         Ok::<_, RunnerError>(())
     };
     let (read, written) = tokio::join!(reading, writing);
-    // Where writing failed, reading broke off because of it.
+    // If writing failed, reading stopped because of it, so the write error comes first.
     written.and(read)?;
     let store = Arc::clone(store);
     on_thread(DOING, move || SavedImage::open(&store, file).map_err(trouble::image(DOING))).await
 }
 
-/// Makes a snapshot of an image that stands on a footing, with `footing.made + 1` layers that the store does not have.
+/// Commits a snapshot of an image that is based on a footing, with `footing.made + 1` layers that the store
+/// does not have.
 pub(super) async fn snapshot(
     saved: SavedImage,
     footing: &Footing,
     base: Base,
     store: &Arc<Store>,
 ) -> Result<SnapshotRef, RunnerError> {
-    // Until the snapshot has them.
+    // Held until the snapshot refers to the layers.
     let _lease = store.lease().map_err(trouble::store("take a lease"))?;
     let expected = footing.layer_count() + 1;
     if saved.diff_ids().len() != expected {

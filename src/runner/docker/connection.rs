@@ -1,4 +1,4 @@
-//! The daemon: where it is, and whether it will do.
+//! The connection to the daemon: finding it, and checking that it is usable.
 
 use std::{env, path::PathBuf, time::Duration};
 
@@ -6,8 +6,8 @@ use bollard::{API_DEFAULT_VERSION, Docker, errors::Error};
 
 use crate::runner::Probe;
 
-/// How long a daemon may take to answer: loading an image of many gigabytes takes minutes. Attempts are given up by being
-/// cancelled, not by this.
+/// How long a daemon may take to answer: loading an image of many gigabytes takes minutes. Attempts are ended
+/// by cancellation, not by this timeout.
 const PATIENCE_SECONDS: u64 = 60 * 60;
 /// How long a probe waits.
 const PROBE_PATIENCE: Duration = Duration::from_secs(10);
@@ -15,7 +15,7 @@ const PROBE_PATIENCE: Duration = Duration::from_secs(10);
 const HINT: &str = "start Docker or Podman's service, or say where it is: --docker-host, DOCKER_HOST, or `host` below \
                     [docker] in .hm/hm.toml";
 
-/// Where the daemon listens: as the caller says, as `DOCKER_HOST` says, or the first socket that is there.
+/// Returns the daemon's address: the given one, the one in `DOCKER_HOST`, or the first socket that exists.
 pub(super) fn place(host: Option<&str>) -> String {
     let variable = env::var("DOCKER_HOST").ok();
     if let Some(host) = host.or(variable.as_deref()).filter(|host| !host.is_empty()) {
@@ -35,7 +35,7 @@ pub(super) fn place(host: Option<&str>) -> String {
     format!("unix://{}", socket.display())
 }
 
-/// Connects, and agrees on a version of the protocol.
+/// Connects, and negotiates the version of the protocol.
 pub(super) async fn connect(place: &str) -> Result<Docker, Error> {
     let docker = match place.strip_prefix("unix://") {
         Some(path) => Docker::connect_with_unix(path, PATIENCE_SECONDS, API_DEFAULT_VERSION)?,
@@ -44,7 +44,7 @@ pub(super) async fn connect(place: &str) -> Result<Docker, Error> {
     docker.negotiate_version().await
 }
 
-/// Whether the daemon there will do.
+/// Probes whether the daemon at `place` is usable.
 pub(super) async fn probe(place: &str) -> Probe {
     let asked = async {
         let docker = connect(place).await?;

@@ -39,16 +39,17 @@ use crate::{
     store::Store,
 };
 
-/// What every step has, unless its image or the step itself says otherwise.
+/// The variables of every step, unless its image or the step itself overrides them.
 const DEFAULT_ENV: [(&str, &str); 2] =
     [("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"), ("HOME", "/root")];
 
-/// Users of images differ; steps are root's, as in the sandbox.
+/// The user of steps. Images have different users; steps run as root, as in the sandbox.
 const USER: &str = "0:0";
 
-/// Sends TERM to every process of the container but its first, which ends the container when the command's
-/// shell ends. So a shell that TERM would end at once is stopped until all others have ended: they have the
-/// same grace. Only `/bin/sh` and its builtins are sure to be there.
+/// Sends TERM to every process of the container except its first, which ends the container when the command's
+/// shell ends. A shell that TERM would end at once is therefore stopped until all other processes have ended,
+/// so that they have the same grace. The script uses only `/bin/sh` and its builtins, because nothing else is
+/// certain to exist.
 const TERMINATE: &str = r#"
 main=
 { read -r main _ </proc/1/task/1/children; } 2>/dev/null
@@ -84,7 +85,7 @@ done 2>/dev/null
 kill -CONT "$main"
 "#;
 
-/// A container. The daemon knows of it from [`exec`](Vm::exec) on.
+/// A container. It exists at the daemon from [`exec`](Vm::exec) on.
 #[derive(Debug)]
 pub struct Container {
     shared: Arc<Shared>,
@@ -92,9 +93,9 @@ pub struct Container {
     name: String,
     footing: Arc<Footing>,
     limits: Limits,
-    /// The daemon may have it.
+    /// Whether the container may exist at the daemon.
     may_exist: AtomicBool,
-    /// Its command, and so every process in it, has ended.
+    /// Whether its command, and so every process in it, has ended.
     ended: AtomicBool,
     /// The names of the step's own variables.
     env: OnceLock<BTreeSet<String>>,
@@ -118,14 +119,15 @@ impl Container {
         let mut env = BTreeMap::from(DEFAULT_ENV);
         let variables = self.footing.env.iter().chain(command.env);
         env.extend(variables.map(|(name, value)| (name.as_str(), value.as_str())));
-        // What the daemon would hand on from the step that left the image. A name alone takes a variable away at Docker.
+        // Variables that the daemon would inherit from the step that produced the image. In Docker, a name
+        // without a value removes a variable.
         let stray = self.footing.stray.iter().filter(|name| !env.contains_key(name.as_str())).cloned();
         let stray: Vec<_> = stray.collect();
         let cmd = argument(command.script, &stray);
         let env = env.into_iter().map(|(name, value)| format!("{name}={value}")).chain(stray).collect();
         let bytes = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
         let memory = self.limits.memory.map(|memory| bytes(memory.bytes));
-        // Beyond this it would be more than any machine has; the type's range is checked where it is read.
+        // A larger number would exceed any machine; the range is checked when the limits are read.
         #[expect(clippy::cast_possible_truncation, reason = "at most 4096e9")]
         let nano_cpus = self.limits.cpus.map(|cpus| (cpus.0 * 1e9) as i64);
         let network = match self.limits.network {
@@ -134,12 +136,12 @@ impl Container {
         };
         let host_config = HostConfig {
             memory,
-            // Both together: no swap.
+            // The limit for memory and swap together: no swap.
             memory_swap: memory,
             nano_cpus,
             pids_limit: self.limits.pids.map(|pids| bytes(pids.get())),
             network_mode: Some(network.into()),
-            // Else the command would be process 1, which signals do not end.
+            // Without an init process the command would be process 1, which signals do not end by default.
             init: Some(true),
             log_config: Some(HostConfigLogConfig { typ: Some("none".into()), config: None }),
             ..HostConfig::default()
@@ -159,7 +161,7 @@ impl Container {
         }
     }
 
-    /// The exit code of a container that has ended, or is about to.
+    /// Returns the exit code of a container that has ended, or is about to.
     async fn exit_code(&self) -> Result<i32, RunnerError> {
         let mut waiting = pin!(self.connection.client.wait_container(&self.name, None));
         let code = match waiting.next().await {
@@ -184,18 +186,19 @@ impl Container {
         i32::try_from(code).map_err(|error| RunnerError::infrastructure("read the exit code", error))
     }
 
-    /// Returns the counter of its processes, if they are limited and this machine has it.
+    /// Returns the counter of the container's processes, if they are limited and this machine has the
+    /// counter.
     async fn processes(&self, id: &str) -> Option<Processes> {
         self.limits.pids?;
         let state = self.connection.client.inspect_container(&self.name, None).await.ok()?.state?;
         Processes::of(id, state.pid.filter(|pid| *pid > 0)?)
     }
 
-    /// Kills what still runs in it.
+    /// Kills the processes that still run in the container.
     async fn kill(&self) -> Result<(), Error> {
         let client = &self.connection.client;
         match client.kill_container(&self.name, None).await {
-            // It ended by itself meanwhile.
+            // The container ended by itself meanwhile.
             Err(Error::DockerResponseServerError { status_code: 409, .. }) => Ok(()),
             killed => killed,
         }?;
@@ -205,8 +208,8 @@ impl Container {
         }
     }
 
-    /// The image that the container's files become. The container goes soon after: its removal is not waited for, because
-    /// nothing runs in it any more.
+    /// Commits the container's files as an image. The container is removed soon after, which is not waited
+    /// for, because nothing runs in it any longer.
     async fn image(self) -> Result<Footing, RunnerError> {
         if !self.ended.load(Relaxed) {
             self.kill().await.map_err(trouble::daemon("kill the container"))?;
@@ -221,7 +224,8 @@ impl Container {
     }
 }
 
-/// What `/bin/sh -c` gets: the command, without the variables `stray`, for which Podman wants a shell to take them away.
+/// Returns the arguments of `/bin/sh -c`: the command, without the variables in `stray`. Podman needs a shell
+/// to remove those.
 fn argument(script: &str, stray: &[String]) -> Vec<String> {
     let is_name = |name: &&String| {
         let mut bytes = name.bytes();
@@ -235,7 +239,7 @@ fn argument(script: &str, stray: &[String]) -> Vec<String> {
     vec![format!("unset {}; exec /bin/sh -c \"$0\"", names.join(" ")), script.to_owned()]
 }
 
-/// Returns when a container is refused a process; never without its counter.
+/// Completes when the container is refused a process. Never completes without a counter.
 async fn refused_any(processes: Option<&Processes>) {
     match processes {
         Some(processes) => processes.refused().await,
@@ -244,7 +248,7 @@ async fn refused_any(processes: Option<&Processes>) {
 }
 
 impl Vm for Container {
-    /// A container gets its source as a layer of its image: none is put into it.
+    /// Fails, because a container gets its source as a layer of its image.
     async fn inject(&mut self, _: Injection) -> Result<(), RunnerError> {
         Err(RunnerError::unsupported("the snapshot was made over another source, in a run that has ended"))
     }
@@ -258,7 +262,7 @@ impl Vm for Container {
             Ok(created) => created,
             Err(error) => {
                 if is_missing(&error) {
-                    // It was removed from outside: the next attempt makes it anew.
+                    // The image was removed from outside: the next attempt makes it anew.
                     self.shared.forget(&self.footing);
                 }
                 return Err(trouble::daemon("create the container")(error));
@@ -297,8 +301,8 @@ impl Vm for Container {
         }
     }
 
-    /// From within, because a signal to the container goes to its first process alone, which hands it to the command's
-    /// shell alone.
+    /// Sends TERM from within the container. The daemon would send a signal only to the first process, which
+    /// forwards it only to the command's shell.
     async fn terminate(&self) {
         let options = CreateExecOptions {
             cmd: Some(vec!["/bin/sh", "-c", TERMINATE]),
@@ -340,7 +344,7 @@ impl Vm for Container {
         let name = collect::snapshot(saved, &below, base.clone(), store).await?;
         let snapshot = store.snapshot(&name).map_err(trouble::store("read the snapshot"))?;
         if footing.layer_count() > MAX_LAYERS {
-            // A child gets one that is loaded anew, in which the store has merged layers.
+            // A child loads the image anew, with the layers that the store has merged.
             if let Err(error) = remove_image(&client, &footing.image).await {
                 tracing::debug!(%error, "an image stays until the build's end");
             }
@@ -352,7 +356,7 @@ impl Vm for Container {
 
     async fn destroy(mut self) {
         if *self.ended.get_mut() || !*self.may_exist.get_mut() {
-            // Nothing runs in it: its removal is nobody's to wait for.
+            // Nothing runs in the container, so its removal is not waited for.
             return;
         }
         match remove_container(&self.connection.client, &self.name).await {

@@ -1,4 +1,4 @@
-//! What containers start from: an image at the daemon, and what it is to the store.
+//! Footings, from which containers start: images at the daemon, and their relation to the store.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -14,41 +14,41 @@ use crate::{
     store::{Base, FrozenSource, IdMap, LayerId, SourceId},
 };
 
-/// An image at the daemon that has a base, then a source, then layers.
+/// An image at the daemon that consists of a base, a source and layers, in this order.
 #[derive(Debug, Clone)]
 pub(super) struct Footing {
-    /// As the daemon calls it.
+    /// The daemon's id of the image.
     pub(super) image: String,
     pub(super) run: Uuid,
     pub(super) base: FootingBase,
     pub(super) source: SourceId,
-    /// How many of its layers, from the lowest, are the base's, the source's, or in `layers`.
+    /// The number of its layers, from the lowest, that belong to the base, to the source, or to `layers`.
     pub(super) known: usize,
     /// The store's layers over the source, topmost first.
     pub(super) layers: Vec<LayerId>,
-    /// How many layers lie above those, of which the daemon alone knows.
+    /// The number of layers above those, which only the daemon has.
     pub(super) made: usize,
     /// The variables of the base.
     pub(super) env: Env,
-    /// Variables that the daemon would hand on from the steps that it was made by.
+    /// Variables that the daemon would inherit from the steps that produced the image.
     pub(super) stray: BTreeSet<String>,
     pub(super) id_map: IdMap,
 }
 
-/// The lowest part.
+/// The base of a footing.
 #[derive(Debug, Clone)]
 pub(super) enum FootingBase {
-    /// The store has it.
+    /// The store has the base.
     Store(Base),
-    /// The daemon has it, under this id; nobody has needed it in the store so far.
+    /// The daemon has the base, with this id. It has not been needed in the store so far.
     Daemon(String),
 }
 
-/// More layers than this, with some to spare for what is mounted below them, no daemon stacks.
+/// The most layers that all daemons can stack, with a margin for what they mount below them.
 pub(super) const MAX_LAYERS: usize = 100;
 
 impl Footing {
-    /// The image that a container left, with one more layer that the store does not have.
+    /// Returns the footing of a container's image, with one more layer that the store does not have.
     pub(super) fn above(&self, image: String, step_env: &BTreeSet<String>) -> Self {
         let stray = self.stray.union(step_env).cloned().collect();
         Self { image, made: self.made + 1, stray, ..self.clone() }
@@ -64,7 +64,7 @@ impl Footing {
 pub(super) struct Footings(Mutex<HashMap<String, Arc<OnceCell<Arc<Footing>>>>>);
 
 impl Footings {
-    /// Where the footing for `ground` is, or is to be.
+    /// Returns the cell of the footing for `ground`, which may still be empty.
     pub(super) fn cell(&self, ground: &Ground) -> Arc<OnceCell<Arc<Footing>>> {
         let key = match &ground.base {
             GroundBase::Image(image) => key(&format!("image {image}"), &ground.source, None),
@@ -74,14 +74,14 @@ impl Footings {
         Arc::clone(cells.entry(key).or_default())
     }
 
-    /// Takes note of an image that is what a snapshot's footing would be.
+    /// Records an image with the same content as a snapshot's footing.
     pub(super) fn put(&self, snapshot: &str, footing: Arc<Footing>) {
         let key = format!("{snapshot}\n{}\n", footing.source.as_str());
         let mut cells = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         cells.insert(key, Arc::new(OnceCell::new_with(Some(footing))));
     }
 
-    /// Forgets an image that the daemon does not have any more.
+    /// Forgets an image that the daemon no longer has.
     pub(super) fn forget(&self, image: &str) {
         let mut cells = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         cells.retain(|_, cell| cell.get().is_none_or(|footing| footing.image != image));

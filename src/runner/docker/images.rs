@@ -1,4 +1,4 @@
-//! Images that a pipeline names: found at the daemon, which pulls those that it does not have.
+//! Images that a pipeline names. The daemon has them or pulls them.
 
 use std::time::Instant;
 
@@ -16,20 +16,20 @@ use crate::{
 /// An image at the daemon.
 #[derive(Debug, Clone)]
 pub(super) struct DaemonImage {
-    /// As the daemon calls it, whatever becomes of the name.
+    /// The daemon's id of the image, which stays the same if the name changes.
     pub(super) id: String,
     /// The digests of its uncompressed layers, lowest first.
     pub(super) diff_ids: Vec<ImageDigest>,
-    /// The variables that it sets.
+    /// The variables that the image sets.
     pub(super) env: Env,
 }
 
-/// Whether the store, rather than the daemon, knows what an image of this name is.
+/// Returns whether the store, rather than the daemon, resolves an image with this name.
 pub(super) fn is_the_stores(name: &str) -> bool {
     ["rootfs:", "oci:", "oci-archive:", "docker-archive:"].iter().any(|form| name.starts_with(form))
 }
 
-/// Looks an image up; `None` where the daemon has none of that name.
+/// Looks up an image. Returns `None` if the daemon has no image with that name.
 pub(super) async fn find(docker: &Docker, name: &str) -> Result<Option<DaemonImage>, RunnerError> {
     if !is_reference(name) {
         let name = name.escape_debug();
@@ -44,7 +44,7 @@ pub(super) async fn find(docker: &Docker, name: &str) -> Result<Option<DaemonIma
     }
 }
 
-/// The image of a root step, pulled where that is asked for or needed. Says so.
+/// Returns the image of a root step. Pulls it if that is requested or necessary, and reports that.
 pub(super) async fn get(
     docker: &Docker,
     name: &str,
@@ -68,7 +68,7 @@ pub(super) async fn get(
     let options = CreateImageOptionsBuilder::default().from_image(image).tag(tag).build();
     let mut pulling = docker.create_image(Some(options), None, None);
     while let Some(progress) = pulling.next().await {
-        // A registry that is away for a moment is the daemon's to try again.
+        // The daemon itself retries temporary failures of a registry.
         progress.map_err(|error| {
             RunnerError::unsupported(format!(
                 "failed to get the image: the daemon can't pull `{name}` ({error}): check its name, or `docker pull` or \
@@ -82,13 +82,13 @@ pub(super) async fn get(
     })
 }
 
-/// Whether a name may become a part of a request's path, where dots would lead elsewhere.
+/// Returns whether a name may become a part of a request's path, where dots could lead elsewhere.
 fn is_reference(name: &str) -> bool {
     let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._-:/@".contains(&byte);
     name.bytes().all(is_plain) && name.split('/').all(|part| !part.is_empty() && !part.starts_with('.'))
 }
 
-/// The part of a name before the tag, and the tag: without one the daemon would pull them all.
+/// Splits a name before the tag. Without a tag the daemon would pull all tags.
 fn reference(name: &str) -> (&str, &str) {
     let last = name.rfind('/').map_or(0, |slash| slash + 1);
     match name[last..].find([':', '@']) {

@@ -1,4 +1,4 @@
-//! Layers of the store on their way to the daemon, as an image.
+//! Loads layers of the store into the daemon, as an image.
 
 use std::{collections::HashMap, fs::File, io, io::Read, path::PathBuf, pin::pin, sync::Arc};
 
@@ -12,7 +12,7 @@ use crate::{
     store::{ArchiveFile, IdMap, ImageDigest, Store},
 };
 
-/// How much of an archive is read at a time, in bytes.
+/// The size of one read from an archive in bytes.
 const CHUNK: usize = 1 << 20;
 
 const DOING: &str = "load an image into the daemon";
@@ -20,13 +20,13 @@ const DOING: &str = "load an image into the daemon";
 /// A layer of the image.
 #[derive(Debug, Clone)]
 pub(super) enum Part {
-    /// The daemon has it, over the ones before.
+    /// The daemon already has the layer, over the previous ones.
     There(ImageDigest),
-    /// The files are in this directory.
+    /// The layer's files are in this directory.
     Dir(PathBuf),
 }
 
-/// Makes an image of layers, lowest first. Its id.
+/// Creates an image of layers, lowest first, and returns its id.
 pub(super) async fn load(
     docker: &Docker,
     store: &Arc<Store>,
@@ -63,7 +63,7 @@ pub(super) async fn load(
             None => Ok(answer.stream),
         });
         let said = answer.map_err(trouble::daemon(DOING))?;
-        // Podman says the same in its own words.
+        // Podman reports the id in a different wording.
         id = id.or(said
             .as_deref()
             .and_then(|said| said.trim().split("sha256:").nth(1))
@@ -72,7 +72,7 @@ pub(super) async fn load(
     Ok(id.unwrap_or_else(|| digest.to_string()))
 }
 
-/// A file's bytes.
+/// Streams the bytes of a file.
 fn chunks(file: File) -> impl Stream<Item = io::Result<Bytes>> + Send + 'static {
     stream::try_unfold(file, |mut file| async {
         let read = tokio::task::spawn_blocking(move || {

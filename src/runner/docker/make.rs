@@ -1,4 +1,4 @@
-//! Making the image that containers start from: of what a step boots from, once in a run.
+//! Creates the image that containers start from, once in a run for everything that a step can boot from.
 
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -22,7 +22,7 @@ use crate::{
     store::{Base, IdMap, Store},
 };
 
-/// What is told of image `host`.
+/// Returns the error for the image `host`.
 pub(super) fn no_host() -> RunnerError {
     RunnerError::unsupported(
         "image `host` is this machine's own system, which is no image: name another one, such as \
@@ -31,7 +31,7 @@ pub(super) fn no_host() -> RunnerError {
 }
 
 impl Shared {
-    /// The base of a footing as the store's own, taken there where only the daemon has it.
+    /// Returns the base of a footing in the store. Imports it if only the daemon has it.
     pub(super) async fn base_in_store(
         &self,
         client: &Client,
@@ -53,7 +53,7 @@ impl Shared {
     ) -> Result<Base, RunnerError> {
         let slot = Arc::clone(lock(&self.bases).entry(id.to_owned()).or_default());
         let mut known = slot.lock().await;
-        // Most daemons call an image as the store does.
+        // Most daemons use the same id for an image as the store.
         let digest = known.or_else(|| id.parse().ok());
         if let Some(digest) = digest
             && store.find_image(&digest, id_map).map_err(trouble::store("look for the image"))?
@@ -66,7 +66,7 @@ impl Shared {
         Ok(Base::Image(digest))
     }
 
-    /// Makes the image that containers start from.
+    /// Creates the image that containers start from.
     pub(super) async fn make_footing(
         &self,
         connection: &Connection,
@@ -109,7 +109,7 @@ impl Shared {
                 let parts = diff_ids.iter().map(|diff_id| Part::There(*diff_id)).chain(above.iter().cloned()).collect();
                 match load::load(client, store, parts, id_map, labels.clone()).await {
                     Ok(id) => Some((id, diff_ids.len() + above.len())),
-                    // Not every daemon takes an image without the layers that it has.
+                    // Not every daemon accepts an image without the layers that it already has.
                     Err(error) => {
                         tracing::debug!(error = error.to_line(), "the image is loaded with all its layers");
                         None

@@ -6,12 +6,15 @@
 //!                           once in a run                └─ hm1:      its new layer, taken into the store
 //! ```
 //!
-//! In: what [`VmRunner`] makes of an attempt. A container starts from an image that has the base, then the source, then the
-//! snapshot's layers, so that what a command changed is one layer over them, as in the sandbox. Such an image is loaded once
-//! in a run, without the layers that the daemon has. Only what somebody else needs travels back ([`Vm::commit`]).
+//! The input is an attempt as [`VmRunner`] passes it on. A container starts from an image that consists of
+//! the base, then the source, then the snapshot's layers. So a command's changes are one layer over them, as
+//! in the sandbox. Such an image is loaded once in a run, without the layers that the daemon has. Only
+//! snapshots that are needed elsewhere are imported into the store ([`Vm::commit`]).
 //!
-//! Whatever is made at the daemon carries the run, the store and the process that made it. The end of a build removes what is the
-//! build's, and a process of its own what a killed engine left; failing that, the next process of that store does. Knows nothing of plans, nor who needs what.
+//! Everything created at the daemon is labelled with the run, the store and the process that created it. The
+//! end of a build removes the build's objects. If an engine is killed, a separate process removes its
+//! objects; if that fails, the next process of the same store does. This module knows neither plans, nor who
+//! needs which snapshot.
 //!
 //! [`Vm::commit`]: super::vm::Vm::commit
 //! [`VmRunner`]: super::vm::VmRunner

@@ -1,15 +1,16 @@
-//! Whether a container reached its limit on processes.
+//! Detects whether a container reached its limit on processes.
 //!
-//! In: a running container. Out: whether the kernel refused it a process. The daemon does not tell, and the
-//! container's control group goes with its last process; so the group's counter is watched while the
-//! container runs. That takes a daemon on this machine. Elsewhere the exit code is all there is.
+//! The input is a running container. The output is whether the kernel refused it a process. The daemon does
+//! not report this, and the container's control group is removed with its last process. So the group's
+//! counter is watched while the container runs. This requires a daemon on this machine; otherwise only the
+//! exit code is available.
 
 use std::{fs, io, os::fd::OwnedFd};
 
 use rustix::fs::{CWD, Mode, OFlags};
 use tokio::io::{Interest, unix::AsyncFd};
 
-/// Where the hierarchy that counts processes may be mounted.
+/// The directories where the hierarchy that counts processes may be mounted.
 const MOUNTS: [&str; 3] = ["/sys/fs/cgroup/pids", "/sys/fs/cgroup", "/sys/fs/cgroup/unified"];
 
 /// The counter of one container.
@@ -20,7 +21,8 @@ pub(super) struct Processes {
 
 impl Processes {
     /// Returns the counter of the container `id`, whose first process is `pid` on the daemon's machine.
-    /// `None` if that is another machine, or this one does not show the container's control group.
+    /// Returns `None` if that is another machine, or if this one does not expose the container's control
+    /// group.
     #[allow(deprecated, reason = "tokio's successor is unsafe, for descriptors that change; an `OwnedFd` does not")]
     pub(super) fn of(id: &str, pid: i64) -> Option<Self> {
         let groups = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
@@ -33,12 +35,12 @@ impl Processes {
         Some(Self { events: AsyncFd::with_interest(events, Interest::PRIORITY).ok()? })
     }
 
-    /// Returns whether the container was refused a process so far.
+    /// Returns whether the container has been refused a process so far.
     pub(super) fn were_refused(&self) -> bool {
         self.count().is_ok_and(|count| count > 0)
     }
 
-    /// Returns when the container is refused a process: never, if that does not happen. Cancel-safe.
+    /// Completes when the container is refused a process, and never otherwise. Cancel-safe.
     pub(super) async fn refused(&self) {
         loop {
             match self.count() {
@@ -63,8 +65,8 @@ impl Processes {
     }
 }
 
-/// Returns the path of the group that counts processes, by `/proc/PID/cgroup`, if it is that of the container
-/// `id`.
+/// Returns the path of the group that counts processes, from `/proc/PID/cgroup`, if it belongs to the
+/// container `id`.
 fn group<'a>(groups: &'a str, id: &str) -> Option<&'a str> {
     let of = |controller: &str| {
         groups.lines().find_map(|line| {

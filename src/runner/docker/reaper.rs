@@ -1,8 +1,9 @@
-//! A process that outlives a killed engine, to remove what that has at the daemon: a daemon knows nothing of its clients.
+//! A process that outlives a killed engine, to remove the engine's objects at the daemon, which does not
+//! track its clients.
 //!
-//! It is this program again, started with a marker as its first argument, and waits for the end of its standard input: told to
-//! go it goes, and else the engine is dead. Where a program never calls [`init`], what its killed runs leave is removed
-//! by the next one.
+//! It is this program again, started with a marker as its first argument. It waits for the end of its
+//! standard input. If it reads a message first, the engine ended normally, and it exits. Otherwise the engine
+//! is dead. If a program never calls [`init`], the next run removes what a killed run left.
 
 use std::{
     io::{Read, Write},
@@ -15,20 +16,23 @@ use std::{
 
 use super::{connection, marks::Marks, sweep};
 
-/// The first argument that makes a program of ours this process; then come the daemon's place, a label, and a process.
+/// The first argument that turns a program with this library into this process. The daemon's address, a
+/// label, and a process follow.
 const MARKER: &str = "__hm-docker";
-/// What an engine says that ends by itself.
+/// The message of an engine that ends normally.
 const GO: &[u8] = b".";
-/// How often it looks, and how long it waits in between: the daemon may be at work on what the engine asked for last.
+/// The number of sweeps, and the pause between them: the daemon may still be working on the engine's last
+/// request.
 const LOOKS: usize = 3;
 const BETWEEN: Duration = Duration::from_secs(1);
-/// How long one look may take.
+/// How long one sweep may take.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 static INITIALIZED: AtomicBool = AtomicBool::new(false);
 
-/// Lets the docker runner start this program again, to remove the containers of this process where it is killed. To be
-/// called first thing in `main`, before any thread is started: in that other process it never returns.
+/// Lets the docker runner start this program again, to remove the containers of this process if it is killed.
+/// Must be called first thing in `main`, before any thread is started. In that other process it never
+/// returns.
 pub fn init() {
     let mut args = std::env::args_os().skip(1);
     if args.next().is_some_and(|arg| arg == MARKER) {
@@ -41,18 +45,18 @@ pub fn init() {
     INITIALIZED.store(true, Ordering::Release);
 }
 
-/// The program that can be started: the given, or this one.
+/// Returns the program to start: the given one, or this one.
 pub(super) fn locate(given: Option<&Path>) -> Option<PathBuf> {
-    // Also after an upgrade replaced the file.
+    // This path also works after an upgrade replaced the file.
     given.map(PathBuf::from).or_else(|| INITIALIZED.load(Ordering::Acquire).then(|| "/proc/self/exe".into()))
 }
 
-/// The process, from here. Dropped, it is told to go.
+/// A handle to the process. Dropping it tells the process to exit.
 #[derive(Debug)]
 pub(super) struct Reaper(Child);
 
 impl Reaper {
-    /// Starts it.
+    /// Starts the process.
     pub(super) fn start(program: &Path, place: &str, marks: &Marks) -> std::io::Result<Self> {
         let child = Command::new(program)
             .arg0("hm-docker")
@@ -62,7 +66,7 @@ impl Reaper {
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
-            // A terminal's Ctrl-C is for the engine.
+            // Ctrl-C in a terminal is for the engine.
             .process_group(0)
             .spawn()?;
         Ok(Self(child))
@@ -72,7 +76,7 @@ impl Reaper {
 impl Drop for Reaper {
     fn drop(&mut self) {
         if let Some(mut stdin) = self.0.stdin.take() {
-            // Where it is gone already, it has nothing to be told.
+            // If the process is already gone, it does not need the message.
             let _ = stdin.write_all(GO);
         }
         if let Err(error) = self.0.wait() {
@@ -97,7 +101,7 @@ fn watch(place: &str, label: &str, process: &str) {
                 let client = connection::connect(place).await?;
                 sweep::remove(&client, label, |of| of == process).await
             };
-            // Nobody is left to be told: the next run does what is not done here.
+            // No caller is left to report an error to. The next run removes what is left.
             let _ = tokio::time::timeout(PATIENCE, sweeping).await;
         }
     });

@@ -1,4 +1,5 @@
-//! What all containers of a runner share: the daemon, and what is at it for each run.
+//! The state that all containers of a runner share: the connection to the daemon, and each run's images
+//! there.
 
 use std::{
     collections::HashMap,
@@ -23,7 +24,7 @@ use crate::{
     store::{Base, IdMap, ImageDigest, ImageOptions, Images, Snapshot, Store},
 };
 
-/// What all containers share.
+/// The state that all containers share.
 #[derive(Debug)]
 pub(super) struct Shared {
     pub(super) host: Option<String>,
@@ -32,21 +33,22 @@ pub(super) struct Shared {
     pub(super) images: Images,
     pub(super) connection: OnceCell<Connection>,
     pub(super) runs: Mutex<HashMap<Uuid, Arc<Footings>>>,
-    /// Images that are snapshots of their own, by id.
+    /// Images at the daemon that are snapshots, by id.
     pub(super) own: Mutex<HashMap<String, Arc<Footing>>>,
-    /// What images of the daemon became in the store, by id.
+    /// The digests in the store of images of the daemon, by the daemon's id.
     pub(super) bases: Mutex<HashMap<String, Slot>>,
     pub(super) afterwards: Afterwards,
     pub(super) reaper: OnceLock<Reaper>,
-    /// Knows how ids are mapped in this machine's steps, with which containers share layers.
+    /// The sandbox that determines how ids are mapped in this machine's steps. Containers share layers with
+    /// those.
     #[cfg(target_os = "linux")]
     pub(super) local: crate::runner::sandbox::SandboxRunner,
 }
 
-/// What an image became in the store, once that is known; held while it is being taken there.
+/// The digest of an image in the store, once it is known. Locked while the image is being imported.
 pub(super) type Slot = Arc<tokio::sync::Mutex<Option<ImageDigest>>>;
 
-/// The daemon, once this process has talked to it.
+/// The connection to the daemon.
 #[derive(Debug, Clone)]
 pub(super) struct Connection {
     pub(super) client: Client,
@@ -58,7 +60,7 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Shared {
-    /// The daemon. The first to ask for it removes what dead processes left there.
+    /// Returns the connection to the daemon. The first call removes what dead processes left there.
     pub(super) async fn connection(&self, store: &Arc<Store>) -> Result<&Connection, RunnerError> {
         let connecting = self.connection.get_or_try_init(async || {
             let place = connection::place(self.host.as_deref());
@@ -82,7 +84,7 @@ impl Shared {
         connecting.await
     }
 
-    /// What a run has at the daemon. It goes with the run.
+    /// Returns the footings of a run. They are removed when the run ends.
     pub(super) fn run(self: &Arc<Self>, ctx: &StepContext, run: Uuid) -> Arc<Footings> {
         let mut runs = lock(&self.runs);
         Arc::clone(runs.entry(run).or_insert_with(|| {
@@ -104,26 +106,27 @@ impl Shared {
         }
     }
 
-    /// Takes note of an image that is a snapshot.
+    /// Records an image that is a snapshot.
     pub(super) fn keep(&self, footing: Footing) {
         lock(&self.own).insert(footing.image.clone(), Arc::new(footing));
     }
 
-    /// Takes note of an image that has what a snapshot of the store has, so that its children need not load it.
+    /// Records an image with the same content as a snapshot of the store, so that the snapshot's children
+    /// need not load it.
     pub(super) fn put(&self, name: &SnapshotRef, image: Footing, base: Base, snapshot: &Snapshot) {
         let Some(footings) = lock(&self.runs).get(&image.run).map(Arc::clone) else { return };
         let (known, layers) = (image.layer_count(), snapshot.layers.clone());
         footings.put(&name.0, Arc::new(Footing { base: FootingBase::Store(base), known, layers, made: 0, ..image }));
     }
 
-    /// Forgets an image that the daemon does not have any more.
+    /// Forgets an image that the daemon no longer has.
     pub(super) fn forget(&self, footing: &Footing) {
         if let Some(footings) = lock(&self.runs).get(&footing.run) {
             footings.forget(&footing.image);
         }
     }
 
-    /// How ids are mapped in the layers that the store gets.
+    /// Returns how ids are mapped in the layers that are committed to the store.
     pub(super) async fn id_map(&self, store: &Arc<Store>) -> Result<IdMap, RunnerError> {
         #[cfg(target_os = "linux")]
         return self.local.prepare_trees(store).await;

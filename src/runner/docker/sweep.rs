@@ -1,4 +1,4 @@
-//! Removing what was made at a daemon, by its labels.
+//! Removes objects at a daemon by their labels.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -17,17 +17,17 @@ use futures_util::StreamExt;
 
 use super::{marks::PROCESS, trouble::is_missing};
 
-/// What was removed.
+/// The number of objects that were removed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct Swept {
-    /// Containers, with all their processes.
+    /// The number of containers, removed with all their processes.
     pub containers: usize,
-    /// Images.
+    /// The number of images.
     pub images: usize,
 }
 
-/// Removes the containers and images with the label `label` whose process `is_left` names.
+/// Removes the containers and images with the label `label` for whose process `is_left` returns true.
 pub(super) async fn remove(docker: &Docker, label: &str, is_left: impl Fn(&str) -> bool) -> Result<Swept, Error> {
     let left = |labels: &HashMap<String, String>| is_left(labels.get(PROCESS).map_or("", |process| process));
     let filters = HashMap::from([("label", vec![label])]);
@@ -43,7 +43,7 @@ pub(super) async fn remove(docker: &Docker, label: &str, is_left: impl Fn(&str) 
     }
     let list = ListImagesOptionsBuilder::default().all(true).filters(&filters).build();
     let images = docker.list_images(Some(list)).await?;
-    // Newest first: an image can't go before those that were made from it.
+    // Newest first: an image cannot be removed before those that are based on it.
     let images: BTreeSet<(i64, String)> =
         images.into_iter().filter(|image| left(&image.labels)).map(|image| (-image.created, image.id)).collect();
     let mut images: Vec<String> = images.into_iter().map(|(_, id)| id).collect();
@@ -53,7 +53,8 @@ pub(super) async fn remove(docker: &Docker, label: &str, is_left: impl Fn(&str) 
         for id in images {
             match remove_image(docker, &id).await {
                 Ok(()) => swept.images += 1,
-                // Others stand on it, perhaps some that are yet to go; or a container that somebody else made.
+                // Other images are based on it, which may be removed later, or a container of another owner
+                // uses it.
                 Err(Error::DockerResponseServerError { status_code: 409, .. }) => kept.push(id),
                 Err(error) => return Err(error),
             }
@@ -65,11 +66,11 @@ pub(super) async fn remove(docker: &Docker, label: &str, is_left: impl Fn(&str) 
     }
 }
 
-/// Kills and removes a container; one that is not there is passed over.
+/// Kills and removes a container. A missing container is ignored.
 pub(super) async fn remove_container(docker: &Docker, name: &str) -> Result<(), Error> {
     let options = RemoveContainerOptionsBuilder::default().force(true).v(true).build();
     match docker.remove_container(name, Some(options)).await {
-        // Somebody is at it: the thread for attempts that were dropped.
+        // The removal is already in progress, on the thread for dropped attempts.
         Err(Error::DockerResponseServerError { status_code: 409, .. }) => {
             let options = WaitContainerOptionsBuilder::default().condition("removed").build();
             match pin!(docker.wait_container(name, Some(options))).next().await {
@@ -83,7 +84,7 @@ pub(super) async fn remove_container(docker: &Docker, name: &str) -> Result<(), 
     }
 }
 
-/// Removes an image, and none that it was made from; one that is not there is passed over.
+/// Removes an image, but none that it is based on. A missing image is ignored.
 pub(super) async fn remove_image(docker: &Docker, id: &str) -> Result<(), Error> {
     let options = RemoveImageOptionsBuilder::default().force(true).noprune(true).build();
     match docker.remove_image(id, Some(options), None).await {

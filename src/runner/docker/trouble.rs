@@ -1,4 +1,4 @@
-//! Trouble with the daemon or with the store, as runners tell it.
+//! Converts errors of the daemon and of the store to runner errors.
 
 use bollard::errors::Error;
 
@@ -7,7 +7,7 @@ use crate::{
     store::{ExportError, ImageError, StoreError},
 };
 
-/// What the daemon calls a bad request stays one; everything else may pass.
+/// Converts an error of the daemon. A bad request is not retryable; any other error may be temporary.
 pub(super) fn daemon(doing: &'static str) -> impl FnOnce(Error) -> RunnerError {
     move |error| match error {
         Error::DockerResponseServerError { status_code: 400, message } => {
@@ -17,7 +17,7 @@ pub(super) fn daemon(doing: &'static str) -> impl FnOnce(Error) -> RunnerError {
     }
 }
 
-/// Whether the daemon says that there is no such thing.
+/// Returns whether the daemon reports that an object does not exist.
 pub(super) fn is_missing(error: &Error) -> bool {
     matches!(error, Error::DockerResponseServerError { status_code: 404, .. })
 }
@@ -41,7 +41,7 @@ pub(super) fn image(doing: &'static str) -> impl FnOnce(ImageError) -> RunnerErr
     }
 }
 
-/// Does work that reads or writes files on a thread for it.
+/// Runs work that reads or writes files on a blocking thread.
 pub(super) async fn on_thread<T: Send + 'static>(
     doing: &'static str,
     work: impl FnOnce() -> Result<T, RunnerError> + Send + 'static,

@@ -1,4 +1,4 @@
-//! All processes of a step, wherever they went.
+//! All processes of a step, including those that left its process group.
 
 use std::time::{Duration, Instant};
 
@@ -10,12 +10,13 @@ use rustix::{
 /// How long killed processes may take to disappear: they can be stuck in a system call.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// The processes of one step: the group of its shell, and on Linux whoever else is in its session or bears its mark.
+/// The processes of one step: the process group of its shell, and on Linux also all processes in its session
+/// or with its mark.
 #[derive(Debug)]
 pub(super) struct Group {
     leader: Pid,
     mark: String,
-    /// The shell was waited for: its number can become another process's.
+    /// Whether the shell was waited for: its process id can then be reused.
     waited: bool,
     gone: bool,
 }
@@ -25,12 +26,13 @@ impl Group {
         Self { leader, mark, waited: false, gone: false }
     }
 
-    /// Sends a signal to all of them, and once to each: a second TERM means more than the first to some.
+    /// Sends a signal to all processes, exactly once to each: to some programs a second TERM means more than
+    /// the first.
     pub(super) fn signal(&self, signal: Signal) {
-        // Those of the group at once, so that none is missed that is just being started.
+        // Signals the whole group at once, so that no process is missed that is just being started.
         let has_no_group = kill_process_group(self.leader, signal) == Err(Errno::SRCH);
         if has_no_group && !self.waited {
-            // It has no session of its own yet.
+            // The shell has no session of its own yet.
             let _ = kill_process(self.leader, signal);
         }
         for process in survivors::find(self.leader, &self.mark) {
@@ -41,7 +43,7 @@ impl Group {
         }
     }
 
-    /// Waits until none of them is left, apart from the watchdog. Cancel-safe.
+    /// Waits until no process is left, except the watchdog. Cancel-safe.
     pub(super) async fn ended(&self) {
         let mut pause = Duration::from_millis(1);
         while survivors::find(self.leader, &self.mark).iter().any(|process| !process.is_watchdog()) {
@@ -50,7 +52,7 @@ impl Group {
         }
     }
 
-    /// Kills all of them, the shell having been waited for, and waits until they are gone.
+    /// Kills all processes, and waits until they are gone. The shell must have been waited for.
     pub(super) async fn end(&mut self) {
         self.waited = true;
         let deadline = Instant::now() + PATIENCE;
@@ -77,7 +79,8 @@ impl Group {
 
 impl Drop for Group {
     fn drop(&mut self) {
-        // Whoever has been sent KILL starts no more processes, so that looking again finds those started before.
+        // A process that was sent KILL starts no more processes, so another scan finds those that it started
+        // before.
         let mut rounds = 0;
         while !self.gone && rounds < 3 {
             self.signal(Signal::KILL);
@@ -97,7 +100,7 @@ mod survivors {
 
     use crate::runner::process::supervisor::{MARK, WATCHDOG_NAME};
 
-    /// A process that was found, and can't be mistaken for a later one of the same number.
+    /// A process found in `/proc`, which cannot be confused with a later one that reuses its id.
     #[derive(Debug)]
     pub(super) struct Process {
         fd: OwnedFd,
@@ -108,7 +111,7 @@ mod survivors {
 
     impl Process {
         pub(super) fn signal(&self, signal: Signal) {
-            // Fails where it has ended, or became another user's.
+            // Fails if the process has ended, or now belongs to another user.
             let _ = pidfd_send_signal(&self.fd, signal);
         }
 
@@ -120,14 +123,14 @@ mod survivors {
             self.is_in_group
         }
 
-        /// Returns whether it ends with this process, and not with the step.
+        /// Returns whether this is the watchdog, which ends with the engine and not with the step.
         pub(super) fn is_watchdog(&self) -> bool {
             self.is_watchdog
         }
     }
 
-    /// Every process in the session or the group of `leader`, or with its mark in its environment; not those that have
-    /// ended and were not waited for.
+    /// Finds every process in the session or the group of `leader`, or with its mark in its environment.
+    /// Zombies are left out.
     pub(super) fn find(leader: Pid, mark: &str) -> Vec<Process> {
         let variable = format!("{MARK}={mark}").into_bytes();
         let watchdog = format!("\0{WATCHDOG_NAME}\0{}\0{mark}\0", leader.as_raw_nonzero()).into_bytes();
@@ -158,7 +161,7 @@ mod survivors {
         found
     }
 
-    /// What a process is to a leader, as far as its identifiers tell.
+    /// How a process is related to a leader, according to its ids.
     enum Membership {
         Ended,
         None,
@@ -169,7 +172,7 @@ mod survivors {
     fn membership(pid: &str, leader: &str) -> Membership {
         let read = || {
             let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-            // The name of the program may have anything in it, parentheses too.
+            // The name of the program may contain any character, including parentheses.
             let mut fields = stat.rsplit_once(") ")?.1.split(' ');
             if matches!(fields.next()?, "Z" | "X") {
                 return None;
@@ -185,7 +188,7 @@ mod survivors {
     }
 
     fn is_marked(pid: &str, mark: &[u8]) -> Option<bool> {
-        // Empty for processes that have ended.
+        // The environment of a process that has ended is empty.
         let environment = fs::read(format!("/proc/{pid}/environ")).ok()?;
         Some(environment.split(|byte| *byte == 0).any(|variable| variable == mark))
     }

@@ -1,13 +1,14 @@
-//! The runner that isolates nothing: a plain shell in a private copy of the workspace.
+//! The runner without isolation: a plain shell in a private copy of the workspace.
 //!
-//! For machines where namespaces are denied. A step sees the whole machine, as the user who runs the build. What it gets of
-//! its own: the workspace (a copy of the source, or of what its parent left there), a home and a temporary directory that
-//! go with it, a session, and an environment that has `PATH` and `LANG` of the caller's and no more. What it leaves
-//! outside of the workspace is not part of its snapshot. The workspace lies elsewhere for every step, and not at
-//! `/workspace`: what writes down absolute paths, as CMake does, can't hand its output on.
+//! For machines where namespaces are denied. A step sees the whole machine, as the user who runs the build.
+//! It has the following of its own: the workspace (a copy of the source, or of its parent's workspace), a
+//! home and a temporary directory that are removed with the workspace, a session, and an environment that
+//! inherits only `PATH` and `LANG` from the caller. Files outside of the workspace are not part of its
+//! snapshot. The workspace has a different path for every step, and never `/workspace`. So tools that record
+//! absolute paths, as CMake does, cannot pass their output on to a child.
 //!
-//! No process of a step outlives it. A session can be left, so on Linux those who left are found by a mark in their
-//! environment; only a process that has left the session and cleared its environment gets away.
+//! No process of a step outlives it. A process can leave the session, so on Linux such processes are found by
+//! a mark in their environment. Only a process that has left the session and cleared its environment escapes.
 
 mod group;
 mod output;

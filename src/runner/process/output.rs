@@ -1,17 +1,17 @@
-//! From a step's pipes to the events.
+//! Forwards a step's output from its pipes to the event bus.
 
 use tokio::process::{ChildStderr, ChildStdout};
 use uuid::Uuid;
 
 use crate::event::EventBus;
 
-/// How much is read at once, which is what a pipe holds.
+/// The size of one read in bytes: the default capacity of a pipe.
 const CHUNK_BYTES: usize = 64 << 10;
 
-/// Hands on everything that comes until the last writer is gone.
+/// Forwards all output until the last writer has closed the pipes.
 ///
 /// # Cancel safety
-/// What was read was handed on; what was not stays in the pipes.
+/// Everything that was read has been forwarded. The rest stays in the pipes.
 pub(super) async fn pump(pipes: Option<(ChildStdout, ChildStderr)>, bus: &EventBus, step_id: Uuid) {
     let Some((stdout, stderr)) = pipes else { return };
     if let Err(error) = ordered::pump(stdout, stderr, bus, step_id).await {
@@ -19,7 +19,7 @@ pub(super) async fn pump(pipes: Option<(ChildStdout, ChildStderr)>, bus: &EventB
     }
 }
 
-/// In the order in which it was there.
+/// Forwards output of both streams in the order of its arrival.
 #[cfg(target_os = "linux")]
 mod ordered {
     use std::io;
@@ -42,7 +42,7 @@ mod ordered {
     }
 }
 
-/// Standard output first if there is something on both.
+/// Forwards standard output first if both streams have output.
 #[cfg(not(target_os = "linux"))]
 mod ordered {
     use std::io;

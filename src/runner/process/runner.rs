@@ -1,4 +1,4 @@
-//! One attempt: a workspace, a shell, an end.
+//! One attempt: preparing a workspace, running a shell in it, and ending all its processes.
 
 use std::{
     ffi::OsString, fs, io, os::unix::process::ExitStatusExt, path::PathBuf, pin::pin, process::ExitStatus, sync::Arc,
@@ -22,29 +22,31 @@ use crate::{
     store::{FrozenSource, LayerId, Staging, Store, StoreError, StoreHandle},
 };
 
-/// How long to wait for the end of the output when all processes are dead: only who got away can still hold it.
+/// How long to wait for the end of the output when all processes are dead: only a process that escaped can
+/// still hold the pipes.
 const DRAIN: Duration = Duration::from_millis(500);
 
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// Runs steps as plain processes in private copies of the workspace. Isolates nothing: see the
+/// Runs steps as plain processes in private copies of the workspace. Provides no isolation: see the
 /// [module](crate::runner::process).
 ///
-/// Its snapshots (`process:<id>`) are workspaces, copied for each child. A signal that this process ignores, as one started
-/// by a script in the background ignores the interrupt, steps ignore, too; `hm` listens for it, so that its steps don't.
+/// Its snapshots (`process:<id>`) are workspaces, copied for each child. If this process ignores a signal,
+/// its steps ignore the signal, too. For example, a process that a script starts in the background ignores
+/// the interrupt signal. `hm` handles the interrupt signal, so that its steps do not ignore it.
 #[derive(Debug, Clone)]
 pub struct ProcessRunner {
     store: StoreHandle,
 }
 
 impl ProcessRunner {
-    /// A runner over a store, which is opened when the first step needs it.
+    /// Creates a runner over a store, which is opened when the first step needs it.
     #[must_use]
     pub fn new(store: StoreHandle) -> Self {
         Self { store }
     }
 
-    /// The workspace that a step starts with.
+    /// Creates the workspace that a step starts with.
     async fn prepare(&self, ctx: &StepContext, input: &ExecutorInput) -> Result<Prepared, RunnerError> {
         let parent = match &input.parent_snapshot {
             Some(snapshot) => {
@@ -133,7 +135,7 @@ impl StepRunner for ProcessRunner {
     }
 }
 
-/// A workspace to run in. Dropped, it goes.
+/// A workspace to run in. Dropping it removes the workspace.
 struct Prepared {
     workspace: PathBuf,
     store: Arc<Store>,
@@ -141,7 +143,7 @@ struct Prepared {
     staging: Staging,
 }
 
-/// Runs the command to its end, all output handed on and no process left.
+/// Runs the command to its end. All output has been forwarded, and no process is left, when this returns.
 async fn run(ctx: &StepContext, input: &ExecutorInput, prepared: &Prepared) -> Result<ExitStatus, RunnerError> {
     let private = prepared.staging.work();
     let mark = format!("{}-{}", input.step_id, prepared.store.new_id());
@@ -161,7 +163,7 @@ async fn run(ctx: &StepContext, input: &ExecutorInput, prepared: &Prepared) -> R
     let leader = child.id().and_then(|id| Pid::from_raw(id.cast_signed()));
     let leader =
         leader.ok_or_else(|| RunnerError::infrastructure("start a shell", io::Error::other("it has no id")))?;
-    // Held until the end: the watchdog waits for its other end to close.
+    // Held until the end: the watchdog waits for this end of the pipe to close.
     let _lifeline = child.stdin.take();
     let mut group = Group::new(leader, mark);
     let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
@@ -183,7 +185,7 @@ async fn run(ctx: &StepContext, input: &ExecutorInput, prepared: &Prepared) -> R
     ended
 }
 
-/// Waits for the shell to end by itself, or ends it where `ctx.cancel` fires.
+/// Waits for the shell to end by itself, or ends it when `ctx.cancel` fires.
 async fn end(ctx: &StepContext, child: &mut Child, group: &Group) -> Result<ExitStatus, RunnerError> {
     let waited = |status: io::Result<ExitStatus>| {
         status.map_err(|error| RunnerError::infrastructure("wait for the step's shell", error))
@@ -193,7 +195,7 @@ async fn end(ctx: &StepContext, child: &mut Child, group: &Group) -> Result<Exit
         status = child.wait() => return waited(status),
         () = ctx.cancel.cancelled() => group.signal(Signal::TERM),
     }
-    // The shell may be the first to go: the others have the same grace.
+    // The shell may be the first to end. The other processes have the same grace.
     let ended = {
         let last = pin!(async {
             let shell = child.wait().await;
@@ -212,7 +214,7 @@ async fn end(ctx: &StepContext, child: &mut Child, group: &Group) -> Result<Exit
     Err(ctx.interrupted())
 }
 
-/// What the command gets: little of the caller's, then the step's own.
+/// Returns the command's environment: a few variables of the caller, then the step's own.
 fn environment(input: &ExecutorInput, prepared: &Prepared) -> Vec<(OsString, OsString)> {
     let private = prepared.staging.work();
     let path = std::env::var_os("PATH").unwrap_or_else(|| DEFAULT_PATH.into());
@@ -226,12 +228,12 @@ fn environment(input: &ExecutorInput, prepared: &Prepared) -> Vec<(OsString, OsS
     env
 }
 
-/// The id in a snapshot of ours.
+/// Returns the id in a snapshot of this runner.
 fn workspace_id(snapshot: &SnapshotRef) -> Option<LayerId> {
     LayerId::parse(snapshot.0.strip_prefix(ProcessRunner::NAME)?.strip_prefix(':')?)
 }
 
-/// Does blocking work elsewhere.
+/// Runs blocking work on a blocking thread.
 async fn blocking<T: Send + 'static>(
     doing: &'static str,
     work: impl FnOnce() -> anyhow::Result<T> + Send + 'static,

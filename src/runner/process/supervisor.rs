@@ -1,4 +1,4 @@
-//! How the shell of a step is started: so that it dies with whoever started it, killed or not.
+//! Starts the shell of a step, so that it dies with the process that started it, even if that is killed.
 //!
 //! ```text
 //! hm ---- pipe (held open, never written to) ----> watchdog: `read` ends when hm does, then it kills the group
@@ -6,8 +6,8 @@
 //!                       \--fork, orphaned--> watchdog
 //! ```
 //!
-//! The watchdog is in the step's group, so that it is killed together with it, and no child of the command, which may wait
-//! for all of its children.
+//! The watchdog is in the step's group, so that it is killed together with it. It is not a child of the
+//! command, because the command may wait for all of its children.
 
 use std::{
     ffi::OsString,
@@ -23,10 +23,11 @@ use crate::open_files;
 /// The variable by which a step's processes are found.
 pub(super) const MARK: &str = "HM_STEP_MARK";
 
-/// What the watchdog calls itself.
+/// The name of the watchdog, as its `$0`.
 pub(super) const WATCHDOG_NAME: &str = "hm-watchdog";
 
-/// `$0` is the shell, `$1` the option, `$2` its argument: `-c COMMAND`, or a file. Standard input is the pipe.
+/// The arguments: `$0` is the shell, `$1` the option, `$2` its argument: `-c COMMAND`, or a file. Standard
+/// input is the pipe.
 const SUPERVISOR: &str = r#"
 exec 3<&0 </dev/null
 (
@@ -40,8 +41,8 @@ unset WATCHDOG
 exec /bin/sh "$@"
 "#;
 
-/// `$1` is the group, `$2` the mark. Processes that left the group are looked for first: they can't start more once they
-/// have the signal.
+/// The arguments: `$1` is the group, `$2` the mark. Processes that left the group are killed first: they
+/// cannot start others once they have received the signal.
 const WATCHDOG: &str = r#"
 read -r _
 for round in 1 2 3 4 5; do
@@ -55,10 +56,11 @@ done
 kill -KILL -- "-$1"
 "#;
 
-/// The kernel takes no single argument longer than 128 KiB; longer commands go through a file.
+/// The longest command to pass as an argument. The kernel accepts no single argument longer than 128 KiB;
+/// longer commands are passed in a file.
 const MAX_ARGUMENT_BYTES: usize = 100 << 10;
 
-/// What to start, and where.
+/// The command to start, and its environment.
 pub(super) struct Launch<'a> {
     pub(super) command: &'a str,
     pub(super) workspace: &'a Path,
@@ -68,7 +70,7 @@ pub(super) struct Launch<'a> {
     pub(super) mark: &'a str,
 }
 
-/// Starts the shell: in a session of its own where there is `setsid`, else in a process group of its own.
+/// Starts the shell: in a session of its own if there is `setsid`, otherwise in a process group of its own.
 pub(super) fn start(launch: Launch<'_>) -> io::Result<Child> {
     let mut command = match setsid() {
         Some(setsid) => {
@@ -103,7 +105,8 @@ pub(super) fn start(launch: Launch<'_>) -> io::Result<Child> {
         .spawn()
 }
 
-/// Linux distributions have it; without a session of its own a step could ask for passwords on the user's terminal.
+/// Finds `setsid`, which Linux distributions have. Without a session of its own a step could ask for
+/// passwords on the user's terminal.
 fn setsid() -> Option<PathBuf> {
     ["/usr/bin/setsid", "/bin/setsid"].map(PathBuf::from).into_iter().find(|path| path.exists())
 }

@@ -1,4 +1,4 @@
-//! What runs a machine's instructions.
+//! The accelerator that executes a machine's instructions.
 
 use std::{
     fmt,
@@ -10,35 +10,36 @@ use crate::store::Store;
 
 const DEVICE: &str = "/dev/kvm";
 
-/// The file, beside templates, that names the boot of this machine in which KVM was no use.
+/// The file, in the directory of templates, that records the boot of this machine in which KVM did not work.
 const NOTE: &str = "no-kvm";
 
-/// What runs a machine's instructions.
+/// The accelerator that executes a machine's instructions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Accelerator {
-    /// The processor, through the kernel's virtual machines.
+    /// The processor itself, through KVM.
     Kvm,
-    /// QEMU itself, which translates them: anywhere, and some ten times slower.
+    /// QEMU, which translates instructions: works anywhere, but is some ten times slower.
     Tcg,
 }
 
 impl Accelerator {
-    /// What to try first: KVM where this user may open it, and it was not found to hang since this machine was started.
+    /// Returns the accelerator to try first: KVM if this user may open it, and it did not hang since this
+    /// machine was booted.
     pub(super) fn first_choice(place: &Path, store: &Store) -> Self {
         let usable = OpenOptions::new().read(true).write(true).open(DEVICE).is_ok();
         let hangs = fs::read_to_string(place.join(NOTE)).is_ok_and(|boot| boot == store.boot_name());
         if usable && !hangs { Self::Kvm } else { Self::Tcg }
     }
 
-    /// Remembers that KVM is no use here: where it opens but hangs, finding out takes time.
+    /// Records that KVM does not work here: detecting that it opens but hangs takes time.
     pub(super) fn avoid_kvm(place: &Path, store: &Store) {
         if let Err(error) = fs::write(place.join(NOTE), store.boot_name()) {
             tracing::debug!(%error, "KVM will be tried again");
         }
     }
 
-    /// As QEMU calls it, and the processor that its machines have.
+    /// Returns QEMU's name for the accelerator, and the processor model of its machines.
     pub(super) fn names(self) -> (&'static str, &'static str) {
         match self {
             Self::Kvm => ("kvm", "host"),

@@ -1,4 +1,4 @@
-//! The backend, as the runner of machines knows it.
+//! The QEMU implementation of [`VmBackend`].
 
 use std::{
     collections::HashMap,
@@ -27,12 +27,12 @@ use crate::{
     store::{Store, StoreHandle},
 };
 
-/// Makes virtual machines with QEMU.
+/// A backend that creates virtual machines with QEMU.
 #[derive(Debug)]
 pub struct Qemu {
     places: Places,
     defaults: Defaults,
-    /// Puts a step's files together, and runs QEMU beside them.
+    /// The sandbox that assembles a step's files, and runs QEMU next to them.
     local: SandboxRunner,
     store: StoreHandle,
     programs: OnceCell<Arc<Programs>>,
@@ -40,10 +40,10 @@ pub struct Qemu {
     templates: StdMutex<HashMap<Shape, Slot>>,
 }
 
-/// The template of a shape, once there is one; held while it is made.
+/// The template of a shape, if it exists. Locked while the template is made.
 type Slot = Arc<Mutex<Option<Template>>>;
 
-/// Makes a [`Qemu`].
+/// A builder for a [`Qemu`].
 #[derive(Debug, Clone, Default)]
 pub struct QemuBuilder {
     places: Places,
@@ -60,65 +60,69 @@ impl QemuBuilder {
         self
     }
 
-    /// Runs this `virtiofsd`, instead of the one on the `PATH`, or where distributions put it.
+    /// Runs this `virtiofsd`, instead of the one on the `PATH` or in the directories that distributions use.
     #[must_use]
     pub fn virtiofsd(mut self, program: impl Into<PathBuf>) -> Self {
         self.places.virtiofsd = Some(program.into());
         self
     }
 
-    /// Boots this kernel (`vmlinuz-VERSION`), instead of the newest in `/boot`, of which one for virtual machines is
-    /// preferred.
+    /// Boots this kernel (`vmlinuz-VERSION`), instead of the newest in `/boot`. By default a kernel for
+    /// virtual machines is preferred.
     #[must_use]
     pub fn kernel(mut self, image: impl Into<PathBuf>) -> Self {
         self.places.kernel = Some(image.into());
         self
     }
 
-    /// Takes the kernel's modules from there, instead of `/lib/modules/VERSION`.
+    /// Takes the kernel's modules from this directory, instead of `/lib/modules/VERSION`.
     #[must_use]
     pub fn modules(mut self, dir: impl Into<PathBuf>) -> Self {
         self.places.modules = Some(dir.into());
         self
     }
 
-    /// Runs this static `hm-step` in machines, instead of the one that is found: see [`step::locate`](crate::step::locate).
+    /// Runs this static `hm-step` in machines, instead of the one found by default: see
+    /// [`step::locate`](crate::step::locate).
     #[must_use]
     pub fn guest(mut self, program: impl Into<PathBuf>) -> Self {
         self.places.guest = Some(program.into());
         self
     }
 
-    /// Gives machines so much memory, in bytes, where a step asks for no more. By default 2 GiB; what no step touches costs
-    /// nothing.
+    /// Sets the memory of machines, in bytes, for steps that do not request more. The default is 2 GiB.
+    /// Memory that no step touches has no cost.
     #[must_use]
     pub fn memory(mut self, bytes: u64) -> Self {
         self.defaults.memory_bytes = Some(bytes.max(MIN_MEMORY_BYTES).next_multiple_of(1 << 20));
         self
     }
 
-    /// Gives machines so many processors, where a step asks for no more. By default as many as this machine has.
+    /// Sets the number of processors of machines, for steps that do not request more. The default is the
+    /// number of this machine's processors.
     #[must_use]
     pub fn cpus(mut self, cpus: NonZeroUsize) -> Self {
         self.defaults.cpus = Some(cpus);
         self
     }
 
-    /// Keeps machines that booted there, some 150 MB each, instead of in the store's directory.
+    /// Keeps templates of booted machines in this directory, instead of in the store's directory. Each takes
+    /// some 150 MB.
     #[must_use]
     pub fn templates(mut self, dir: impl Into<PathBuf>) -> Self {
         self.place = Some(dir.into());
         self
     }
 
-    /// Reads and writes layers in the store as this sandbox's steps would. It should be on the same store.
+    /// Reads and writes layers in the store as this sandbox's steps would. The sandbox should use the same
+    /// store.
     #[must_use]
     pub fn local(mut self, sandbox: SandboxBuilder) -> Self {
         self.local = sandbox;
         self
     }
 
-    /// A runner on this backend, with layers in `store`. Nothing is opened or started yet.
+    /// Builds a runner on this backend, with layers in `store`. Nothing is opened or started yet.
     #[must_use]
     pub fn build(self, store: impl Into<StoreHandle>) -> super::QemuRunner {
         let store = store.into();
@@ -135,27 +139,28 @@ impl QemuBuilder {
     }
 }
 
-/// A kernel and the guest need that much, in bytes.
+/// The memory that a kernel and the guest need, in bytes.
 const MIN_MEMORY_BYTES: u64 = 384 << 20;
 
 impl Qemu {
-    /// A backend with settings of its own.
+    /// Returns a builder for a backend with custom settings.
     #[must_use]
     pub fn builder() -> QemuBuilder {
         QemuBuilder::default()
     }
 
-    /// Boots a machine of the usual size, or looks at the one that booted before, and tells what runs its instructions.
+    /// Boots a machine of the default size, or checks for one that booted before, and returns its
+    /// accelerator.
     ///
     /// # Errors
-    /// Why there is none.
+    /// Returns an error if there is no machine.
     pub async fn trial(&self) -> Result<Accelerator, RunnerError> {
         let store = self.store.get().map_err(|error| RunnerError::infrastructure("open the store", error))?;
         let shape = Shape::of(&Limits::default(), &self.defaults);
         Ok(self.template(&store, self.programs().await?, shape).await?.accelerator)
     }
 
-    /// Where templates are.
+    /// Returns the directory of the templates.
     fn place(&self, store: &Store) -> PathBuf {
         self.place.clone().unwrap_or_else(|| store.machines_dir())
     }
@@ -201,7 +206,7 @@ impl VmBackend for Qemu {
     }
 
     async fn restore(&self, _: &str, _: &Limits) -> Result<Option<Machine>, RunnerError> {
-        // All snapshots are the store's.
+        // All snapshots belong to the store.
         Ok(None)
     }
 

@@ -1,4 +1,4 @@
-//! The guest's side of a machine: frames over a socket that QEMU connects to a virtual serial port.
+//! The channel to the guest: frames over a socket that QEMU connects to a virtual serial port.
 
 use std::io;
 
@@ -12,22 +12,22 @@ use tokio::{
 
 use crate::guest::{MAX_FRAME_BYTES, Order, Word, encode};
 
-/// What the guest says.
+/// The messages from the guest.
 #[derive(Debug)]
 pub(super) struct Words(BufReader<OwnedReadHalf>);
 
-/// What it is told.
+/// The orders to the guest.
 #[derive(Debug)]
 pub(super) struct Orders(OwnedWriteHalf);
 
-/// Both ends of a channel.
+/// Splits a channel into its two directions.
 pub(super) fn split(stream: UnixStream) -> (Words, Orders) {
     let (read, write) = stream.into_split();
     (Words(BufReader::with_capacity(1 << 17, read)), Orders(write))
 }
 
 impl Words {
-    /// The next word. What a guest says may be anything: whoever runs there may have taken it over.
+    /// Reads the next message. Messages are untrusted: the step may have taken over the guest.
     pub(super) async fn next(&mut self) -> io::Result<Word> {
         let length = self.0.read_u32_le().await? as usize;
         if length > MAX_FRAME_BYTES {
@@ -40,7 +40,7 @@ impl Words {
 }
 
 impl Orders {
-    /// Gives an order.
+    /// Sends an order.
     pub(super) async fn give(&mut self, order: &Order) -> io::Result<()> {
         self.0.write_all(&encode(order)?).await
     }

@@ -1,5 +1,5 @@
-//! The first file system of a machine: the guest program, and modules. An archive in cpio's `newc` format, as the kernel's
-//! `Documentation/driver-api/early-userspace/buffer-format.rst` has it.
+//! The initial filesystem of a machine: the guest program, and modules. It is an archive in cpio's `newc`
+//! format, as specified in the kernel's `Documentation/driver-api/early-userspace/buffer-format.rst`.
 
 use std::{
     fs,
@@ -18,7 +18,7 @@ const DEVICE: u32 = 0o020_600;
 pub(super) fn write(programs: &Programs, out: impl Write) -> io::Result<()> {
     let mut archive = Archive { out, entries: 0, written: 0 };
     archive.entry("dev", DIR, (0, 0), &[])?;
-    // What a program without streams would look for first of all.
+    // A program that starts without streams opens the console first.
     archive.entry("dev/console", DEVICE, (5, 1), &[])?;
     archive.entry("dev/null", DEVICE, (1, 3), &[])?;
     archive.entry("init", PROGRAM, (0, 0), &fs::read(&programs.guest)?)?;
@@ -44,7 +44,8 @@ impl<W: Write> Archive<W> {
         let (size, length) = (content.len().try_into().map_err(too_large)?, name.len() + 1);
         let length = length.try_into().map_err(too_large)?;
         let (major, minor) = device;
-        // Inode, mode, owner, group, links, time, size, device, what a device node is for, length of the name, checksum.
+        // Inode, mode, owner, group, links, time, size, device, number of a device node, length of the name,
+        // checksum.
         let numbers: [u32; 13] = [self.entries, mode, 0, 0, 1, 0, size, 0, 0, major, minor, length, 0];
         let header = numbers.iter().fold(String::from("070701"), |header, number| format!("{header}{number:08x}"));
         self.put(header.as_bytes())?;
@@ -80,7 +81,7 @@ mod tests {
         archive.entry("dir/file", FILE, (0, 0), b"hello").unwrap();
         archive.entry("TRAILER!!!", 0, (0, 0), &[]).unwrap();
         assert_eq!(out.len() % 4, 0);
-        // Where there is a cpio (busybox has one), it agrees; else the header speaks for itself.
+        // The header is checked in any case, and with cpio (busybox has one) if it is installed.
         assert!(out.starts_with(b"070701000000010000"));
         let Ok(mut cpio) =
             Command::new("cpio").args(["-t", "--quiet"]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()

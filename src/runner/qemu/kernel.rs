@@ -1,4 +1,4 @@
-//! The kernel that machines boot, with the modules that it needs to reach the host.
+//! The kernel that machines boot, and the modules that it needs to communicate with the host.
 
 use std::{
     collections::HashMap,
@@ -10,23 +10,23 @@ use super::trouble::Missing;
 
 const BOOT: &str = "/boot";
 const MODULES: &str = "/lib/modules";
-/// What the name of a kernel begins with.
+/// The prefix of a kernel's file name.
 const PREFIX: &str = "vmlinuz-";
 
-/// The bus, the port to the host, the step's files, and the network.
+/// The modules for the bus, the port to the host, the step's files, and the network.
 const WANTED: [&str; 4] = ["virtio_pci", "virtio_console", "virtiofs", "virtio_net"];
 
-/// A kernel.
+/// A kernel with its modules.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Kernel {
-    /// As it is booted.
+    /// The image to boot.
     pub(super) image: PathBuf,
-    /// In the order in which they are to be loaded.
+    /// The modules in the order in which they must be loaded.
     pub(super) modules: Vec<PathBuf>,
 }
 
 impl Kernel {
-    /// Finds one: the given, or the best in `/boot`, with the modules that are its own.
+    /// Finds a kernel, either the given one or the best in `/boot`, with its own modules.
     pub(super) fn find(given: Option<&Path>, modules: Option<&Path>) -> Result<Self, Missing> {
         let image = match given {
             Some(image) => image.to_owned(),
@@ -49,7 +49,7 @@ impl Kernel {
     }
 }
 
-/// The newest kernel whose modules are there, one made for virtual machines before others.
+/// Returns the newest kernel with modules. Kernels for virtual machines come before others.
 fn best_of(dir: &Path, has_modules: impl Fn(&str) -> bool) -> Option<PathBuf> {
     let names = fs::read_dir(dir).ok()?.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
     let usable = names.filter(|name| {
@@ -60,12 +60,12 @@ fn best_of(dir: &Path, has_modules: impl Fn(&str) -> bool) -> Option<PathBuf> {
     Some(dir.join(best))
 }
 
-/// The numbers in a version, by which versions are ordered.
+/// Returns the numbers in a version, by which versions are ordered.
 fn numbers(version: &str) -> Vec<u64> {
     version.split(|c: char| !c.is_ascii_digit()).filter_map(|digits| digits.parse().ok()).collect()
 }
 
-/// The wanted modules, each after those that it needs; or the one that is missing.
+/// Returns the wanted modules, each after its dependencies, or the name of a missing module.
 fn in_order(dependencies: &str, built_in: &str) -> Result<Vec<String>, &'static str> {
     let lines = dependencies.lines().filter_map(|line| line.split_once(':'));
     let known: HashMap<String, (&str, &str)> = lines.map(|(path, needs)| (name(path), (path, needs))).collect();
@@ -77,7 +77,7 @@ fn in_order(dependencies: &str, built_in: &str) -> Result<Vec<String>, &'static 
             }
             return Err(wanted);
         };
-        // They are listed nearest first, so that the last is to be loaded first.
+        // Dependencies are listed nearest first, so the last must be loaded first.
         for path in needs.split_whitespace().rev().chain([*path]) {
             if !order.iter().any(|known| known == path) {
                 order.push(path.to_owned());
@@ -87,7 +87,7 @@ fn in_order(dependencies: &str, built_in: &str) -> Result<Vec<String>, &'static 
     Ok(order)
 }
 
-/// What the kernel calls the module in a file.
+/// Returns the kernel's name for the module in a file.
 fn name(path: &str) -> String {
     let file = path.rsplit('/').next().unwrap_or(path);
     file.split(".ko").next().unwrap_or(file).replace('-', "_")

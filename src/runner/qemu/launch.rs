@@ -1,4 +1,4 @@
-//! Starting QEMU, and beside it the program that shows a step's files to the machine.
+//! Starts QEMU, and next to it the program that serves a step's files to the machine.
 
 use std::{
     ffi::{CString, OsString},
@@ -30,51 +30,52 @@ use crate::{
     store::Store,
 };
 
-/// The name by which QEMU knows the connection to `virtiofsd`.
+/// The QEMU id of the connection to `virtiofsd`.
 pub(super) const FILES_CHARDEV: &str = "files";
 
-/// As much of what QEMU printed is told, in bytes.
+/// The most output of the programs to quote in an error, in bytes.
 const LOG_TAIL_BYTES: u64 = 2000;
 
-/// Runs `virtiofsd` over the working directory, and QEMU, which it takes with it when it ends. The directory goes by a
-/// descriptor: a path may have commas in it, and the program leaves its working directory before it looks.
+/// Runs `virtiofsd` over the working directory, and QEMU, which is killed when `virtiofsd` ends. The
+/// directory is passed as a descriptor: a path may contain commas, and the program leaves its working
+/// directory before it opens the path.
 const SCRIPT: &str = r#"ulimit -n "$(ulimit -H -n)"; virtiofsd=$1 socket=$2; shift 2; exec 9<.
 options=source=/proc/self/fd/9/.,xattr,announce_submounts,sandbox=chroot,cache=always
 { "$virtiofsd" "--fd=$socket" --rlimit-nofile=0 -o "$options"; kill -KILL $$; } &
 exec 9<&-; exec "$@""#;
 
-/// What a machine is made of.
+/// The parts of a machine.
 #[derive(Debug)]
 pub(super) struct Launch<'a> {
     pub(super) programs: &'a Programs,
     pub(super) accelerator: Accelerator,
     pub(super) shape: Shape,
     pub(super) initrd: &'a Path,
-    /// A file of the size of the machine's memory, which it writes to.
+    /// A file of the size of the machine's memory, which the machine writes to.
     pub(super) memory: OwnedFd,
-    /// Where its state comes from: else it boots.
+    /// The source of the machine's state; if it is `None`, the machine boots.
     pub(super) state: Option<OwnedFd>,
-    /// The files that it is shown.
+    /// The files that the machine sees.
     pub(super) files: Option<&'a Files>,
 }
 
-/// Programs that run, and the ends of their channels.
+/// The running programs, and our ends of their channels.
 #[derive(Debug)]
 pub(super) struct Launched {
     pub(super) serving: Serving,
     pub(super) guest: UnixStream,
     pub(super) qmp: UnixStream,
     pub(super) log: Log,
-    /// What the state is to be read from, as QEMU knows it.
+    /// The source of the state, as QEMU names it.
     pub(super) state: Option<String>,
 }
 
-/// What the programs printed.
+/// The output of the programs.
 #[derive(Debug)]
 pub(super) struct Log(File);
 
 impl Log {
-    /// The end of it.
+    /// Returns the end of the output.
     pub(super) fn tail(&self) -> String {
         let read = || -> io::Result<Vec<u8>> {
             let mut file = &self.0;
@@ -88,7 +89,7 @@ impl Log {
     }
 }
 
-/// The descriptors that the programs get, with their numbers there.
+/// The descriptors for the programs. They are numbered from [`FIRST_FD`] there.
 #[derive(Debug, Default)]
 struct Fds(Vec<OwnedFd>);
 
@@ -100,7 +101,7 @@ impl Fds {
 }
 
 impl Launch<'_> {
-    /// Starts it.
+    /// Starts the programs.
     pub(super) async fn start(self, local: &SandboxRunner, store: &Arc<Store>) -> Result<Launched, NoMachine> {
         let failed = "make a channel to the machine";
         let (guest, its_guest) = StdUnixStream::pair().doing(failed)?;
@@ -185,7 +186,7 @@ impl Launch<'_> {
     }
 }
 
-/// A socket that listens, and the one connection that it will ever have: nobody else can reach it.
+/// Returns a listening socket, and the only connection that it will ever have: no other process can reach it.
 fn connected_listener() -> io::Result<(UnixListener, StdUnixStream)> {
     let dir = tempfile::tempdir()?;
     let path = dir.path().join("s");

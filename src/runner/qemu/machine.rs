@@ -1,4 +1,4 @@
-//! One machine: from a template to a step's end.
+//! One machine: from a template to the end of a step.
 
 use std::{
     io,
@@ -32,10 +32,10 @@ use crate::{
 /// How long a copy of a template may take until it runs.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// A machine that waits for its step, or runs it. Dropped, it is killed.
+/// A machine that waits for its step, or runs it. Dropping it kills the machine.
 #[derive(Debug)]
 pub struct Machine {
-    // Before the files that it serves, so that it ends first.
+    // Declared before the files that it serves, so that it ends first.
     serving: Mutex<Serving>,
     words: Mutex<Words>,
     orders: Mutex<Orders>,
@@ -43,12 +43,12 @@ pub struct Machine {
     files: Files,
     memory_limit: u64,
     limits: Limits,
-    /// QEMU ends nothing when its control channel does, but tells so.
+    /// The control channel. QEMU does not end when it is closed, but logs that.
     _qmp: Qmp,
 }
 
 impl Machine {
-    /// Makes one of a template, with a step's files.
+    /// Creates a machine from a template, with a step's files.
     pub(super) async fn start(
         local: &SandboxRunner,
         store: &Arc<Store>,
@@ -96,7 +96,7 @@ impl Machine {
     }
 
     fn job(&self, command: &Command<'_>) -> Result<Job, RunnerError> {
-        // Random but for a few bits that say that they are.
+        // The bytes are random except for a few version bits of the UUIDs.
         let mut seed = [0; 32];
         for half in seed.chunks_exact_mut(16) {
             half.copy_from_slice(Uuid::new_v4().as_bytes());
@@ -116,7 +116,7 @@ impl Machine {
         })
     }
 
-    /// Passes on what the guest says until it says no more.
+    /// Forwards the guest's output until the guest reports the end of the command.
     async fn listen(&self, output: &Output<'_>) -> Result<i32, RunnerError> {
         let mut words = self.words.lock().await;
         loop {
@@ -177,7 +177,7 @@ impl Vm for Machine {
     }
 
     async fn terminate(&self) {
-        // Where it can't be told, it is killed when its grace is over.
+        // If the order cannot be sent, the machine is killed when its grace is over.
         if let Err(error) = self.orders.lock().await.give(&Order::Terminate).await {
             tracing::debug!(%error, "failed to pass TERM on to a machine");
         }

@@ -1,4 +1,4 @@
-//! The runner of virtual machines: each step has a kernel of its own, under QEMU.
+//! The runner with virtual machines: each step has a kernel of its own, under QEMU.
 //!
 //! ```text
 //!   template: a machine that booted, and waits ─┐ memory, state
@@ -8,12 +8,12 @@
 //!                └─▶ its upper layer ─▶ commit    └─▶ output, exit code
 //! ```
 //!
-//! In: what [`VmRunner`] makes of an attempt. The host mounts the step's overlay as the sandbox does, and `virtiofsd` shows it
-//! to the machine, so that what a command changes lands in a layer of the store, whiteouts and all. Machines boot once for
-//! each shape and store; a step's machine is a copy of the one that booted. Both programs run in the
-//! namespaces of a step, and die with the engine.
+//! The input is an attempt as [`VmRunner`] passes it on. The host mounts the step's overlay as the sandbox
+//! does, and `virtiofsd` serves it to the machine. So a command's changes go to a layer of the store,
+//! including whiteouts. A machine boots once for each shape and store; a step's machine is a copy of the one
+//! that booted. Both programs run in the namespaces of a step, and die with the engine.
 //!
-//! Knows nothing of plans. What happens inside of a machine is [`guest`](crate::guest)'s.
+//! This module knows nothing of plans. [`guest`](crate::guest) has the code that runs inside a machine.
 //!
 //! [`VmRunner`]: super::vm::VmRunner
 

@@ -1,14 +1,14 @@
-//! The programs that make a machine, as they are found on this one.
+//! The programs that a machine consists of, as found on this host.
 
 use std::path::PathBuf;
 
 use super::{kernel::Kernel, trouble::Missing};
 use crate::{programs::find as on_path, step};
 
-/// Where distributions put `virtiofsd`, which is for programs rather than for people.
+/// The directories that distributions use for `virtiofsd`, which users do not call themselves.
 const VIRTIOFSD_PLACES: [&str; 3] = ["/usr/libexec/virtiofsd", "/usr/lib/qemu/virtiofsd", "/usr/lib/virtiofsd"];
 
-/// Where somebody says that things are.
+/// The paths that the caller has set.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Places {
     pub(super) qemu: Option<PathBuf>,
@@ -18,7 +18,7 @@ pub(super) struct Places {
     pub(super) guest: Option<PathBuf>,
 }
 
-/// All that a machine is made of.
+/// All programs and files that a machine consists of.
 #[derive(Debug)]
 pub(super) struct Programs {
     pub(super) qemu: PathBuf,
@@ -29,7 +29,7 @@ pub(super) struct Programs {
 }
 
 impl Programs {
-    /// Finds them.
+    /// Finds the programs.
     pub(super) fn find(places: &Places) -> Result<Self, Missing> {
         if !cfg!(target_arch = "x86_64") {
             return Err(Missing::Architecture);

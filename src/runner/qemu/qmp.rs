@@ -1,4 +1,4 @@
-//! QEMU's own control channel: lines of JSON, as its QMP specification has them.
+//! QEMU's control channel: lines of JSON, as its QMP specification defines them.
 
 use std::{collections::VecDeque, io};
 
@@ -10,10 +10,10 @@ use tokio::{
 
 use super::trouble::NoMachine;
 
-/// No answer is longer, in bytes.
+/// The longest answer in bytes.
 const MAX_LINE_BYTES: u64 = 1 << 20;
 
-/// A channel that is open for commands.
+/// A channel that accepts commands.
 #[derive(Debug)]
 pub(super) struct Qmp {
     stream: BufReader<UnixStream>,
@@ -21,7 +21,7 @@ pub(super) struct Qmp {
 }
 
 impl Qmp {
-    /// Waits for the greeting, and opens the channel for commands.
+    /// Waits for the greeting, and negotiates capabilities, which enables commands.
     pub(super) async fn open(stream: UnixStream) -> Result<Self, NoMachine> {
         let mut qmp = Self { stream: BufReader::new(stream), events: VecDeque::new() };
         qmp.line().await?;
@@ -29,7 +29,7 @@ impl Qmp {
         Ok(qmp)
     }
 
-    /// Runs a command to its answer.
+    /// Runs a command, and returns its answer.
     pub(super) async fn run(&mut self, command: &'static str, arguments: Value) -> Result<Value, NoMachine> {
         let mut line = json!({ "execute": command, "arguments": arguments }).to_string();
         line.push('\n');
@@ -37,7 +37,7 @@ impl Qmp {
         self.answer(command).await
     }
 
-    /// Hands over a descriptor, which QEMU then knows by a name.
+    /// Passes a descriptor to QEMU, which then refers to it by `name`.
     pub(super) async fn hand_over(&mut self, name: &str, fd: impl std::os::fd::AsFd) -> Result<(), NoMachine> {
         const COMMAND: &str = "getfd";
         let mut line = json!({ "execute": COMMAND, "arguments": { "fdname": name } }).to_string();

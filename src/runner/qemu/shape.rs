@@ -1,16 +1,16 @@
-//! The sizes of machines: as few as possible, because each has a template of its own.
+//! The sizes of machines. There are as few as possible, because each has a template of its own.
 
 use std::{num::NonZeroUsize, thread};
 
 use crate::runner::{Limits, Network};
 
-/// What a machine has unless somebody says otherwise, in bytes. Memory that no step touches costs nothing.
+/// The default memory of a machine, in bytes. Memory that no step touches has no cost.
 pub(super) const DEFAULT_MEMORY_BYTES: u64 = 2 << 30;
 
-/// What the machine's kernel and the guest take, in bytes, and then some.
+/// The memory that the machine's kernel and the guest use, in bytes, with some margin.
 const RESERVED_BYTES: u64 = 256 << 20;
 
-/// What all machines have where no step says more.
+/// The sizes of machines for steps that do not request more.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Defaults {
     pub(super) memory_bytes: Option<u64>,
@@ -20,16 +20,16 @@ pub(super) struct Defaults {
 /// A machine's size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Shape {
-    /// All its memory.
+    /// The total memory in bytes.
     pub(super) memory_bytes: u64,
-    /// Its processors.
+    /// The number of processors.
     pub(super) cpus: usize,
     /// Whether it has a network card.
     pub(super) network: bool,
 }
 
 impl Shape {
-    /// The smallest that holds what the step may use. Limits are held inside of the machine.
+    /// Returns the smallest shape that holds the step's limits. The limits are enforced inside the machine.
     pub(super) fn of(limits: &Limits, defaults: &Defaults) -> Self {
         let usual = defaults.memory_bytes.unwrap_or(DEFAULT_MEMORY_BYTES);
         let wanted = limits.memory.map_or(0, |memory| memory.bytes.saturating_add(RESERVED_BYTES));
@@ -40,7 +40,7 @@ impl Shape {
         Self { memory_bytes, cpus: usual.max(wanted), network: limits.network == Network::Host }
     }
 
-    /// What the step's processes may use together, in bytes.
+    /// Returns the memory that the step's processes may use together, in bytes.
     pub(super) fn memory_limit(&self, limits: &Limits) -> u64 {
         let all = self.memory_bytes.saturating_sub(RESERVED_BYTES).max(RESERVED_BYTES / 2);
         limits.memory.map_or(all, |memory| memory.bytes.min(all))

@@ -1,11 +1,12 @@
-//! Machines that booted once, and are copied for each step: their memory in a file, the rest of their state in another.
+//! Templates: machines that booted once, and are copied for each step. Their memory is in one file, the rest
+//! of their state in another.
 //!
 //! ```text
 //! PLACE/BOOT-KEY/memory, state, initrd
 //! ```
 //!
-//! A template is made aside and renamed to its place, as all that a store has. It counts until this machine is started
-//! anew: nothing is synced, and another kernel may see another processor.
+//! A template is made in a temporary directory and renamed into place, like everything in a store. It is
+//! valid until the host reboots: nothing is synced, and another kernel may expose another processor.
 
 use std::{
     fs::{self, File},
@@ -39,16 +40,18 @@ use crate::{
     },
 };
 
-/// How long a machine may take to boot, under each accelerator: on a busy host as well, but not for ever.
+/// How long a machine may take to boot with each accelerator. The time must suffice on a busy host, but be
+/// bounded.
 const BOOT_PATIENCE: [(Accelerator, Duration); 2] =
     [(Accelerator::Kvm, Duration::from_secs(10)), (Accelerator::Tcg, Duration::from_secs(180))];
 
-/// Where templates come from: as they are in a directory, else made now, which takes as long as a machine takes to boot.
+/// Gets templates: existing ones from a directory, or new ones, which take as long as a machine takes to
+/// boot.
 #[derive(Debug)]
 pub(super) struct Templates<'a> {
-    /// Has a directory for each.
+    /// The directory with a subdirectory for each template.
     pub(super) place: &'a Path,
-    /// Runs QEMU.
+    /// The sandbox that runs QEMU.
     pub(super) local: &'a SandboxRunner,
     pub(super) store: &'a Arc<Store>,
     pub(super) programs: &'a Arc<Programs>,
@@ -63,14 +66,14 @@ pub(super) struct Template {
 }
 
 impl Templates<'_> {
-    /// The template of a shape.
+    /// Returns the template of a shape.
     pub(super) async fn get(&self, shape: Shape) -> Result<Template, NoMachine> {
         let first = Accelerator::first_choice(self.place, self.store);
         match self.get_with(shape, first).await {
             Err(error) if first == Accelerator::Kvm => {
                 tracing::info!(error = &error as &dyn std::error::Error, "KVM is no use here");
                 let template = self.get_with(shape, Accelerator::Tcg).await?;
-                // What is wrong with both is not KVM's fault.
+                // If both fail, KVM is not the cause.
                 Accelerator::avoid_kvm(self.place, self.store);
                 Ok(template)
             }
@@ -90,7 +93,8 @@ impl Templates<'_> {
             make_dir(&place).map_err(io::Error::other)?;
             tempfile::Builder::new().prefix(&format!("{key}.")).tempdir_in(&place)
         });
-        // Goes with this where it does not get to its place: also where nobody waits for it any more.
+        // The directory is removed with this value unless it is renamed into place, even if the future is
+        // dropped.
         let aside = aside.await.doing("make a template's files")?;
         let made = self.make(&template, aside.path()).await;
         let (dir, store) = (template.dir.clone(), Arc::clone(self.store));
@@ -152,7 +156,7 @@ impl Templates<'_> {
 }
 
 impl Template {
-    /// Whether it is there; it counts as used now.
+    /// Returns whether the template exists, and marks it as recently used.
     fn touch(&self) -> bool {
         let used = File::open(&self.dir).and_then(|dir| dir.set_modified(SystemTime::now()));
         used.is_ok() && self.dir.join("state").exists()
@@ -166,12 +170,12 @@ impl Template {
         self.dir.join("initrd")
     }
 
-    /// The machine's state, to be read from its beginning.
+    /// Opens the machine's state, to read from the start.
     pub(super) fn state(&self) -> io::Result<OwnedFd> {
         Ok(File::open(self.dir.join("state"))?.into())
     }
 
-    /// A copy of its memory, which is in memory itself. Blocks for some 50 ms.
+    /// Copies the machine's memory to a memory file. Blocks for some 50 ms.
     pub(super) fn memory(&self) -> io::Result<OwnedFd> {
         let from = File::open(self.dir.join("memory"))?;
         let to = rustix::fs::memfd_create(c"hm-vm", MemfdFlags::CLOEXEC)?;
@@ -196,13 +200,14 @@ impl Template {
     }
 }
 
-/// How state is saved and restored: without the memory, which is in a file that both have.
+/// Returns the migration capabilities for saving and restoring state. The memory is left out, because it is
+/// in a shared file.
 pub(super) fn capabilities() -> serde_json::Value {
     let on = |name: &str| json!({ "capability": name, "state": true });
     json!({ "capabilities": [on("x-ignore-shared"), on("events")] })
 }
 
-/// Does something with a machine, unless it ends, or takes too long.
+/// Runs an operation on a machine. Fails if the machine ends or the operation takes too long.
 pub(super) async fn attend<T>(
     serving: &mut Serving,
     log: &Log,
@@ -219,7 +224,7 @@ pub(super) async fn attend<T>(
     }
 }
 
-/// All that a template depends on, in a name.
+/// Returns the name of a template, a hash of everything that it depends on.
 fn key(store: &Store, programs: &Programs, shape: Shape, accelerator: Accelerator) -> io::Result<String> {
     let mut hasher = blake3::Hasher::new();
     hasher.update_reader(File::open(&programs.guest)?)?;
@@ -233,7 +238,7 @@ fn key(store: &Store, programs: &Programs, shape: Shape, accelerator: Accelerato
     Ok(format!("{}-{}", store.boot_prefix(), &hasher.finalize().to_hex()[..32]))
 }
 
-/// Does work on files on a thread for it.
+/// Runs work on files on a blocking thread.
 pub(super) async fn on_thread<T: Send + 'static, E: From<io::Error> + Send + 'static>(
     work: impl FnOnce() -> Result<T, E> + Send + 'static,
 ) -> Result<T, E> {

@@ -1,10 +1,10 @@
-//! Why there is no machine.
+//! The errors of virtual machines.
 
 use std::{io, path::PathBuf, time::Duration};
 
 use crate::{runner::RunnerError, step::NoStepProgram};
 
-/// What this machine lacks, so that no virtual one can be made: another attempt would end in the same way.
+/// What the host lacks to run virtual machines. A retry would fail in the same way.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Missing {
     #[error("virtual machines are for x86-64 hosts only, so far")]
@@ -25,7 +25,7 @@ pub(super) enum Missing {
 
 pub(super) const KERNEL_HINT: &str = "install one, such as Debian's `linux-image-cloud-amd64`";
 
-/// Why a machine did not come up.
+/// Why a machine did not start.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum NoMachine {
     #[error("QEMU ended ({how}){}", told(log))]

@@ -1,5 +1,5 @@
-//! The sandbox runner: every step in namespaces of its own, over an overlay of its image, the source and its parents'
-//! layers. Linux, no daemon, as root and as an ordinary user.
+//! The sandbox runner: every step in namespaces of its own, over an overlay of its image, the source and its
+//! parents' layers. Linux, no daemon, as root and as an ordinary user.
 //!
 //! ```text
 //!   execute ─▶ boot: layers from the store ─▶ attempt: request to the zygote, output, signals ─▶ commit

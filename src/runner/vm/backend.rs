@@ -1,4 +1,4 @@
-//! What a backend implements.
+//! The traits that a backend implements.
 
 use std::{fmt, fs::File, future::Future, path::PathBuf, sync::Arc};
 
@@ -11,37 +11,40 @@ use crate::{
     store::{FrozenSource, LayerId, Snapshot, Store},
 };
 
-/// Makes machines: virtual ones, containers, whatever starts from an image, runs commands and can be saved.
+/// Creates machines: virtual machines, containers, or anything else that starts from an image, runs commands
+/// and can be saved.
 ///
-/// [`VmRunner`](super::VmRunner) makes a runner of it. It calls these for many steps at once.
+/// [`VmRunner`](super::VmRunner) turns it into a runner, and calls its methods for many steps at once.
 pub trait VmBackend: Send + Sync + fmt::Debug + 'static {
-    /// The runner's name, as [`StepRunner::NAME`](crate::runner::StepRunner::NAME).
+    /// The runner's name, as in [`StepRunner::NAME`](crate::runner::StepRunner::NAME).
     const NAME: &'static str;
 
-    /// Raised whenever the same command would leave another filesystem than before.
+    /// The version to raise whenever the same command would produce a different filesystem than before.
     const CACHE_VERSION: u32 = 1;
 
-    /// Whether machines start from layers of the store and leave some: by [`boot`](Self::boot), where others are
-    /// [created](Self::create), and by [`Vm::commit`], where the snapshot is needed by more than this backend's machines.
+    /// Whether machines start from layers of the store and commit to it. If so, [`boot`](Self::boot) starts
+    /// machines, while other backends [create](Self::create) them. [`Vm::commit`] saves them if the snapshot
+    /// is needed outside of this backend's machines.
     const LAYERS: bool = false;
 
-    /// A machine.
+    /// The type of a machine.
     type Vm: Vm;
 
     /// Starts a machine from an image. The runner calls it once for each attempt of a root step.
     ///
     /// # Errors
-    /// Why there is none; [`RunnerError::unsupported`] where another attempt would end in the same way.
+    /// Returns an error if the machine cannot be started: [`RunnerError::unsupported`] if a retry would fail
+    /// in the same way.
     ///
     /// # Cancel safety
     /// Dropping the future leaves no machine behind.
     fn create(&self, image: &str, limits: &Limits) -> impl Future<Output = Result<Self::Vm, RunnerError>> + Send;
 
-    /// Starts a machine from a snapshot, which any number of others may be started from at the same time; `None` where there
-    /// is no such snapshot.
+    /// Starts a machine from a snapshot. Any number of machines may be started from the snapshot at the same
+    /// time. Returns `None` if there is no such snapshot.
     ///
     /// # Errors
-    /// As [`create`](Self::create).
+    /// Returns the same errors as [`create`](Self::create).
     ///
     /// # Cancel safety
     /// As [`create`](Self::create).
@@ -51,12 +54,12 @@ pub trait VmBackend: Send + Sync + fmt::Debug + 'static {
         limits: &Limits,
     ) -> impl Future<Output = Result<Option<Self::Vm>, RunnerError>> + Send;
 
-    /// Starts a machine that sees the source at the work directory, over an image or over a snapshot of the store. Called
-    /// where the backend has [`LAYERS`](Self::LAYERS), instead of [`create`](Self::create). What is told to `output` a
-    /// person reads as the step's.
+    /// Starts a machine that sees the source at the work directory, over an image or over a snapshot of the
+    /// store. Called instead of [`create`](Self::create) if the backend has [`LAYERS`](Self::LAYERS). The
+    /// user sees text written to `output` as the step's output.
     ///
     /// # Errors
-    /// As [`create`](Self::create).
+    /// Returns the same errors as [`create`](Self::create).
     ///
     /// # Cancel safety
     /// As [`create`](Self::create).
@@ -71,11 +74,12 @@ pub trait VmBackend: Send + Sync + fmt::Debug + 'static {
         async { Err(no_layers(Self::NAME)) }
     }
 
-    /// What goes into cache keys: see [`StepRunner::cache_identity`](crate::runner::StepRunner::cache_identity). Asked where
-    /// the backend has [`LAYERS`](Self::LAYERS).
+    /// Returns what goes into cache keys: see
+    /// [`StepRunner::cache_identity`](crate::runner::StepRunner::cache_identity). Called if the backend has
+    /// [`LAYERS`](Self::LAYERS).
     ///
     /// # Errors
-    /// Where the image can't be found out about.
+    /// Returns an error if the image cannot be resolved.
     fn cache_identity(
         &self,
         store: Arc<Store>,
@@ -85,71 +89,74 @@ pub trait VmBackend: Send + Sync + fmt::Debug + 'static {
         async { Ok(None) }
     }
 
-    /// Removes a snapshot; one that is not there is passed over. Machines that were started from it go on.
+    /// Removes a snapshot. A missing snapshot is ignored. Machines that were started from it continue to run.
     ///
     /// # Errors
-    /// Why it is still there.
+    /// Returns an error if the snapshot cannot be removed.
     fn remove(&self, snapshot: &str) -> impl Future<Output = Result<(), RunnerError>> + Send;
 
-    /// Tells whether the backend can work on this machine.
+    /// Reports whether the backend can work on this machine.
     fn probe(&self) -> impl Future<Output = Probe> + Send {
         async { Probe::Usable { note: None } }
     }
 
-    /// Directories of this machine that its machines show at the same place, so that whoever looks at what a step left
-    /// finds them, too.
+    /// Returns the directories of this machine that its machines expose at the same path. Whoever inspects a
+    /// step's filesystem later finds them there, too.
     fn host_dirs(&self) -> &[PathBuf] {
         &[]
     }
 
-    /// What the backend promises, beside `workspace`, `snapshots` and `layers`, which the runner makes of its methods. Where it holds
-    /// no [`Limits`], neither memory nor network, steps that ask for some are refused.
+    /// Returns what the backend promises, besides `workspace`, `snapshots` and `layers`, which the runner
+    /// derives from the backend's methods. If the backend enforces no [`Limits`], neither `limits` nor
+    /// `network`, steps that request some are refused.
     fn capabilities(&self) -> RunnerCapabilities {
         RunnerCapabilities::default()
     }
 }
 
-/// A machine that runs one step. Dropped it is destroyed, without waiting for that.
+/// A machine that runs one step. Dropping it destroys the machine without waiting for that.
 pub trait Vm: Send + Sync {
     /// Puts files into the machine. Called at most once, before [`exec`](Self::exec).
     ///
     /// # Errors
-    /// Why they are not there.
+    /// Returns an error if the files cannot be put there.
     fn inject(&mut self, files: Injection) -> impl Future<Output = Result<(), RunnerError>> + Send;
 
-    /// Runs the command to its end: its exit code, or 128+n after signal n. Called once. All that the command printed has
-    /// been given to `output` when it returns; processes that the command left may still run, and what they print is
-    /// nobody's.
+    /// Runs the command to its end, and returns its exit code, or 128+n after signal n. Called once. All
+    /// output of the command must have been passed to `output` when this returns. Processes that the command
+    /// left may still be running, and their output is discarded.
     ///
     /// # Errors
-    /// [`RunnerError::out_of_memory`] where it died of its memory limit; else why there is no exit code.
+    /// Returns [`RunnerError::out_of_memory`] if the command died because of its memory limit, or another
+    /// error if there is no exit code.
     fn exec(&self, command: &Command<'_>, output: &Output<'_>)
     -> impl Future<Output = Result<i32, RunnerError>> + Send;
 
-    /// Sends TERM to all processes of the command, while [`exec`](Self::exec) waits for its end. A machine whose command
-    /// takes longer than the grace to end is destroyed.
+    /// Sends TERM to all processes of the command, while [`exec`](Self::exec) waits for its end. A machine
+    /// whose command takes longer than the grace to end is destroyed.
     fn terminate(&self) -> impl Future<Output = ()> + Send;
 
-    /// Ends every process of the machine, and saves its files. Called after a command that exited 0. Gives the snapshot's
-    /// name, without spaces, for [`restore`](VmBackend::restore).
+    /// Ends every process of the machine, and saves its files. Called after a command that exited with 0.
+    /// Returns the snapshot's name, without spaces, for [`restore`](VmBackend::restore).
     ///
     /// # Errors
-    /// Why there is no snapshot; the machine is gone all the same.
+    /// Returns an error if there is no snapshot. The machine is destroyed in any case.
     ///
     /// # Cancel safety
-    /// Dropping the future leaves no machine behind; there may be a snapshot that nobody knows.
+    /// Dropping the future leaves no machine behind, but possibly an unreferenced snapshot.
     fn snapshot(self) -> impl Future<Output = Result<String, RunnerError>> + Send;
 
-    /// Whether the snapshot is to be the store's, whoever needs it: where the backend can pile up no more of its own.
+    /// Returns whether the snapshot must be committed to the store, even if only this backend needs it,
+    /// because the backend cannot stack any more layers of its own.
     fn wants_commit(&self) -> bool {
         false
     }
 
-    /// Does what [`snapshot`](Self::snapshot) does, and makes it a snapshot of the store. Called also after a command that
-    /// failed, or that still runs because it did not end in its grace.
+    /// Does the same as [`snapshot`](Self::snapshot), but commits the snapshot to the store. Also called
+    /// after a command that failed, or that still runs because it did not end within its grace.
     ///
     /// # Errors
-    /// As [`snapshot`](Self::snapshot).
+    /// Returns the same errors as [`snapshot`](Self::snapshot).
     ///
     /// # Cancel safety
     /// As [`snapshot`](Self::snapshot).
@@ -165,50 +172,50 @@ pub trait Vm: Send + Sync {
     fn destroy(self) -> impl Future<Output = ()> + Send;
 }
 
-/// What a machine of a backend with [`LAYERS`](VmBackend::LAYERS) starts from.
+/// The files that a machine of a backend with [`LAYERS`](VmBackend::LAYERS) starts from.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Ground {
-    /// The run that it is for.
+    /// The id of the run.
     pub run: Uuid,
-    /// Where layers are.
+    /// The store of the layers.
     pub store: Arc<Store>,
     /// The source that the machine sees: over the image, below the snapshot's layers.
     pub source: Arc<FrozenSource>,
-    /// The rest.
+    /// The image or snapshot.
     pub base: GroundBase,
 }
 
-/// What lies below and above the source.
+/// The files below and above the source.
 #[derive(Debug, Clone)]
 pub enum GroundBase {
-    /// An image, and nothing above.
+    /// An image, with nothing above the source.
     Image(Arc<str>),
     /// A snapshot of the store.
     Snapshot {
-        /// Its name.
+        /// The name of the snapshot.
         name: SnapshotRef,
-        /// What it consists of.
+        /// The content of the snapshot.
         snapshot: Arc<Snapshot>,
-        /// The layer to put over it, so that it shows this source instead of an older one.
+        /// The layer to put over the snapshot, so that it shows this source instead of an older one.
         delta: Option<LayerId>,
     },
 }
 
-/// What is told of a backend that says that it has layers, and has not.
+/// Returns the error of a backend that claims to support layers but does not.
 fn no_layers(backend: &str) -> RunnerError {
     RunnerError::unsupported(format!("backend `{backend}` knows no layers of the store, which is a bug in it"))
 }
 
-/// Files to put into a machine: first some go, then the archive's come.
+/// Files to put into a machine. First some files are removed, then those of the archive are added.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Injection {
-    /// The directory that all paths are relative to. To be made where it is missing.
+    /// The directory that all paths are relative to. Must be created if it is missing.
     pub dir: PathBuf,
-    /// What is to be removed, contents before directories: those that are not empty stay.
+    /// The paths to remove, contents before directories. Directories that are not empty stay.
     pub removed: Vec<PathBuf>,
-    /// A tar archive, to be read from its beginning. What is there already is replaced, but for directories.
+    /// A tar archive, to read from its start. Existing files are replaced; existing directories are kept.
     pub archive: File,
 }
 
@@ -216,15 +223,15 @@ pub struct Injection {
 #[derive(Debug, Clone, Copy)]
 #[non_exhaustive]
 pub struct Command<'a> {
-    /// What `/bin/sh -c` runs, with nothing to read on its standard input.
+    /// The script that `/bin/sh -c` runs, with an empty standard input.
     pub script: &'a str,
-    /// The step's own variables, over those of the image.
+    /// The step's own variables, which override those of the image.
     pub env: &'a Env,
-    /// Where it starts.
+    /// The directory where the command starts.
     pub workdir: &'a str,
 }
 
-/// Where a command's output goes.
+/// The destination of a command's output.
 #[derive(Debug, Clone, Copy)]
 pub struct Output<'a> {
     pub(in crate::runner) bus: &'a EventBus,
@@ -232,10 +239,10 @@ pub struct Output<'a> {
 }
 
 impl Output<'_> {
-    /// Hands on what the command printed. Chunks may end anywhere.
+    /// Forwards output of the command. Chunks may end anywhere.
     ///
     /// # Cancel safety
-    /// The bytes were handed on, or none were.
+    /// Either all bytes were forwarded, or none.
     pub async fn write(&self, stream: StdStream, bytes: &[u8]) {
         self.bus.output(self.step_id, stream, bytes).await;
     }

@@ -6,17 +6,19 @@
 //!   restore(name) ──┘                           └─ anything else ──────────────────▶ destroy
 //! ```
 //!
-//! In: an [`ExecutorInput`](crate::ExecutorInput). Out: its output on the event bus, and a snapshot of the backend's. The
-//! runner owns the order of things, sources, time and cancellation; a backend knows none of them, and may be in a crate of its
-//! own. It is static: a machine's futures are not boxed.
+//! The input is an [`ExecutorInput`](crate::ExecutorInput). The output is the command's output on the event
+//! bus, and a snapshot of the backend. The runner is responsible for the order of operations, sources, time
+//! and cancellation. A backend knows none of them, and may be in a crate of its own. It is static: a
+//! machine's futures are not boxed.
 //!
-//! A backend that knows the store's layers starts its machines over those instead ([`VmBackend::boot`]), with the source as
-//! one of them, and makes a layer of what a machine changed ([`Vm::commit`]): then steps move between it and other runners.
+//! A backend that supports the store's layers starts its machines over those instead ([`VmBackend::boot`]),
+//! with the source as one of them, and commits a machine's changes as a layer ([`Vm::commit`]). Steps can
+//! then move between it and other runners.
 //!
 //! # Examples
 //!
-//! A backend whose machines are directories, with commands that run in them. It isolates nothing, and what a command leaves
-//! running goes on: the conformance suite would say so.
+//! A backend whose machines are directories, with commands that run in them. It provides no isolation, and
+//! background processes of a command continue to run; the conformance suite would report both.
 //!
 //! ```
 //! use std::{fs, path::PathBuf, process::Stdio};

@@ -17,11 +17,11 @@ use crate::{
     store::{FrozenSource, SourceId, Store, StoreError, StoreHandle, Surroundings},
 };
 
-/// Runs each step in a machine of its own, which a [`VmBackend`] makes.
+/// Runs each step in a machine of its own, which a [`VmBackend`] creates.
 ///
-/// Its snapshots are the backend's, named `<runner>:<source>:<snapshot>`: a child under newer source gets what changed since
-/// the source that is in the name. Those of a backend with [layers](VmBackend::LAYERS) are the store's where somebody else
-/// needs them: see [`StepContext::snapshot_travels`].
+/// Its snapshots are the backend's, named `<runner>:<source>:<snapshot>`. A child with a newer source gets
+/// the changes since the source in the name. A backend with [layers](VmBackend::LAYERS) commits a snapshot to
+/// the store if it is needed outside of the backend: see [`StepContext::snapshot_travels`].
 #[derive(Debug)]
 pub struct VmRunner<B> {
     backend: B,
@@ -30,28 +30,29 @@ pub struct VmRunner<B> {
 }
 
 impl<B: VmBackend> VmRunner<B> {
-    /// A runner on `backend`, with sources in `store`. Nothing is opened or started before the first step.
+    /// Creates a runner on `backend`, with sources in `store`. Nothing is opened or started before the first
+    /// step.
     #[must_use]
     pub fn new(backend: B, store: impl Into<StoreHandle>) -> Self {
         Self { backend, store: store.into(), keep_failed: false }
     }
 
-    /// Whether the files of steps that fail, or are interrupted, are kept in the store for a while, as
-    /// [`KeepAs::Left`](crate::store::KeepAs::Left). By default they are where [the build asks](StepContext::keep) for it.
-    /// Without [layers](VmBackend::LAYERS) there is nothing to keep.
+    /// Sets whether the filesystems of steps that fail, or are interrupted, are kept in the store for a
+    /// while, as [`KeepAs::Left`](crate::store::KeepAs::Left). By default they are kept if [the build
+    /// requests it](StepContext::keep). Without [layers](VmBackend::LAYERS) there is nothing to keep.
     #[must_use]
     pub fn keep_failed(mut self, keep_failed: bool) -> Self {
         self.keep_failed = keep_failed;
         self
     }
 
-    /// The backend.
+    /// Returns the backend.
     #[must_use]
     pub fn backend(&self) -> &B {
         &self.backend
     }
 
-    /// The source that a snapshot's steps saw, and its name at the backend.
+    /// Returns the source that a snapshot's steps saw, and the snapshot's name at the backend.
     fn parse(snapshot: &SnapshotRef) -> Option<(SourceId, &str)> {
         let (source, name) = snapshot.0.strip_prefix(B::NAME)?.strip_prefix(':')?.split_once(':')?;
         Some((SourceId::parse(source)?, name))
@@ -62,7 +63,7 @@ impl<B: VmBackend> VmRunner<B> {
         blocking("open the store", move || handle.get()).await
     }
 
-    /// A machine with this run's source in it.
+    /// Starts a machine with this run's source in it.
     async fn prepare(
         &self,
         ctx: &StepContext,
@@ -100,7 +101,7 @@ impl<B: VmBackend> VmRunner<B> {
     }
 }
 
-/// A snapshot of the store, as `source` is to be seen in it.
+/// Reads a snapshot of the store, with the layer that adapts it to `source`.
 async fn layers(store: &Arc<Store>, name: &SnapshotRef, source: &Arc<FrozenSource>) -> Result<GroundBase, RunnerError> {
     let (store, name, source) = (Arc::clone(store), name.clone(), Arc::clone(source));
     blocking("read the parent's snapshot", move || {
@@ -124,7 +125,7 @@ impl<B: VmBackend> StepRunner for VmRunner<B> {
         let (vm, store, source) = tokio::select! {
             biased;
             () = ctx.cancel.cancelled() => return Err(ctx.interrupted()),
-            // Boxed, because it is large, and other runners' futures need no room for it.
+            // Boxed, because it is large, and other runners' futures do not need the space.
             prepared = Box::pin(self.prepare(ctx, &input, &limits)) => prepared?,
         };
         let ended = run(&vm, ctx, &input).await;
@@ -179,7 +180,7 @@ impl<B: VmBackend> StepRunner for VmRunner<B> {
     }
 
     fn capabilities(&self) -> RunnerCapabilities {
-        // What a backend can't do through this runner, whatever it says.
+        // This runner does not support secrets, whatever the backend claims.
         let (layers, secrets) = (B::LAYERS, false);
         let grace = true;
         RunnerCapabilities { grace, workspace: true, snapshots: true, layers, secrets, ..self.backend.capabilities() }
@@ -191,7 +192,8 @@ impl<B: VmBackend> StepRunner for VmRunner<B> {
     }
 }
 
-/// Runs the command, and asks it to end where it must. Who does not is left to be destroyed.
+/// Runs the command, and asks it to end if it is interrupted. A command that does not end in time is left for
+/// the caller to destroy.
 async fn run(vm: &impl Vm, ctx: &StepContext, input: &ExecutorInput) -> Result<i32, RunnerError> {
     let command = Command { script: &input.step.cmd, env: &input.env, workdir: &input.workdir };
     let output = Output { bus: &ctx.event_bus, step_id: input.step_id };
@@ -217,7 +219,7 @@ async fn run(vm: &impl Vm, ctx: &StepContext, input: &ExecutorInput) -> Result<i
     Err(ctx.interrupted())
 }
 
-/// The source, or what changed since another, in a file that nobody else sees.
+/// Packs the source, or its changes since another source, into an anonymous file.
 fn pack(
     store: &Store,
     source: &FrozenSource,
@@ -233,7 +235,7 @@ fn pack(
     Ok((removed, file))
 }
 
-/// Does blocking work elsewhere.
+/// Runs blocking work on a blocking thread.
 async fn blocking<T: Send + 'static>(
     doing: &'static str,
     work: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
