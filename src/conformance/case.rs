@@ -8,10 +8,10 @@ use super::{
 };
 use crate::runner::RunnerCapabilities;
 
-/// One promise.
+/// A promise of a runner, and its check.
 pub(super) struct Case {
     pub(super) name: &'static str,
-    /// What a runner must claim for this to be expected of it.
+    /// The capabilities that a runner must claim for the case to apply.
     pub(super) needs: &'static [Capability],
     pub(super) check: Check,
 }
@@ -77,7 +77,7 @@ macro_rules! cases {
     };
 }
 
-/// Every case, the plain ones first.
+/// Every case, starting with the basic ones.
 pub(super) const CASES: &[Case] = cases! {
     "exit-codes" [] exit::codes;
     "death-by-signal" [] exit::signals;

@@ -1,4 +1,4 @@
-//! What a case works with: a source tree, runs of steps on the runner, and what came of them.
+//! The environment of a case: a source tree, runs of steps on the runner, and their results.
 
 use std::{
     collections::HashMap,
@@ -31,7 +31,7 @@ use crate::{
     store::Archives,
 };
 
-/// More steps than any case has in one run.
+/// An upper bound on the number of steps in one run of any case.
 const STEPS: u32 = 300;
 
 /// Why a case did not pass.
@@ -39,7 +39,7 @@ const STEPS: u32 = 300;
 pub(super) enum Broken {
     /// The runner broke its promise.
     Promise(String),
-    /// The image has no program to find out with.
+    /// The image lacks a program that the check needs.
     Image(String),
 }
 
@@ -55,7 +55,7 @@ impl From<io::Error> for Broken {
     }
 }
 
-/// Fails with both values, cut where they are long.
+/// Fails with both values, truncated if they are long.
 #[expect(clippy::needless_pass_by_value, reason = "cases read better without ampersands")]
 pub(super) fn expect<T: std::fmt::Debug + PartialEq<U>, U: std::fmt::Debug>(
     what: &str,
@@ -79,20 +79,20 @@ fn clipped(value: &impl std::fmt::Debug) -> String {
     text
 }
 
-/// One case's surroundings.
+/// The environment of one case.
 #[derive(Debug)]
 pub(super) struct Lab<'r> {
     pub(super) runner: &'r dyn DynStepRunner,
     pub(super) peer: Option<&'r dyn DynStepRunner>,
-    /// Whether a few steps are to stand for many.
+    /// Whether cases with many steps run only a few of them.
     pub(super) sampled: bool,
     image: Arc<str>,
     dir: TempDir,
-    /// Of all runs so far.
+    /// The contexts of all runs so far.
     contexts: Mutex<Vec<StepContext>>,
 }
 
-/// One run: its source is frozen once.
+/// One run. Its source is frozen once.
 #[derive(Debug)]
 pub(super) struct Run {
     id: Uuid,
@@ -113,7 +113,7 @@ pub(super) struct Step {
     commit: bool,
 }
 
-/// What came of a step.
+/// The result of a step.
 #[derive(Debug)]
 pub(super) struct Done {
     pub(super) result: Result<StepResult, RunnerError>,
@@ -136,7 +136,7 @@ impl Step {
         self
     }
 
-    /// Wants a snapshot.
+    /// Requests a snapshot.
     pub(super) fn commit(mut self) -> Self {
         self.commit = true;
         self
@@ -173,12 +173,12 @@ impl<'r> Lab<'r> {
         }
     }
 
-    /// The user's source tree.
+    /// Returns the user's source tree.
     pub(super) fn source(&self) -> PathBuf {
         self.dir.path().join("source")
     }
 
-    /// A place on this machine that no step may see.
+    /// Returns a path on this machine that no step may see.
     pub(super) fn outside(&self) -> PathBuf {
         self.dir.path().join("outside")
     }
@@ -221,14 +221,14 @@ impl<'r> Lab<'r> {
         self.run()?.step(self.runner, step).await
     }
 
-    /// Runs a step that must pass, in a run of its own: what it printed to standard output.
+    /// Runs a step that must pass, in a run of its own. Returns its standard output.
     pub(super) async fn sh(&self, step: Step) -> Result<Vec<String>, Broken> {
         let done = self.step(step).await?;
         done.passed()?;
         Ok(done.lines(StdStream::Stdout))
     }
 
-    /// Runs a step that must pass, in a run of its own: its snapshot.
+    /// Runs a step that must pass, in a run of its own. Returns its snapshot.
     pub(super) async fn snapshot(&self, step: Step) -> Result<SnapshotRef, Broken> {
         self.step(step.commit()).await?.snapshot()
     }
@@ -272,7 +272,7 @@ impl Run {
         done.ok_or_else(|| Broken::new("a step without an end"))
     }
 
-    /// Runs steps, so many at once.
+    /// Runs steps, at most `at_once` concurrently.
     pub(super) async fn steps(
         &mut self,
         runner: &dyn DynStepRunner,
@@ -320,9 +320,9 @@ impl Run {
         }
     }
 
-    /// Ends when a step prints the line `ready`.
+    /// Completes when a step prints the line `ready`.
     async fn ready(&mut self) -> Result<(), Broken> {
-        // By a reader of its own: the events are still to be told from the start.
+        // Uses a separate reader, because the other one must still return the events from the start.
         let mut events = self.writer.subscribe();
         loop {
             tokio::select! {
@@ -336,7 +336,7 @@ impl Run {
         }
     }
 
-    /// Ends steps, and tells their events.
+    /// Ends steps, and returns their events.
     async fn finish(
         &mut self,
         ids: &[Uuid],
@@ -381,7 +381,7 @@ impl Run {
 }
 
 impl Done {
-    /// The lines of a stream, put together where events have them in parts.
+    /// Returns the lines of a stream, joined if events have them in parts.
     pub(super) fn lines(&self, from: StdStream) -> Vec<String> {
         let (mut lines, mut open) = (Vec::<String>::new(), false);
         for event in &self.events {
@@ -398,7 +398,7 @@ impl Done {
         lines
     }
 
-    /// The exit code of a command that ended by itself.
+    /// Returns the exit code of a command that ended by itself.
     pub(super) fn exit_code(&self) -> Result<i32, Broken> {
         match &self.result {
             Ok(result) => Ok(result.exit_code),
@@ -406,7 +406,7 @@ impl Done {
         }
     }
 
-    /// That it exited 0.
+    /// Checks that the command exited with 0.
     pub(super) fn passed(&self) -> Result<(), Broken> {
         match self.exit_code()? {
             0 => Ok(()),
@@ -417,14 +417,14 @@ impl Done {
         }
     }
 
-    /// The snapshot of a step that passed.
+    /// Returns the snapshot of a step that passed.
     pub(super) fn snapshot(&self) -> Result<SnapshotRef, Broken> {
         self.passed()?;
         let snapshot = self.result.as_ref().ok().and_then(|result| result.committed_snapshot.clone());
         snapshot.ok_or_else(|| Broken::new("a step that passed committed no snapshot, which was asked for"))
     }
 
-    /// That it ended with an error of this kind.
+    /// Checks that the step ended with an error of this kind.
     pub(super) fn failed_as(&self, kind: RunnerErrorKind) -> Result<&RunnerError, Broken> {
         match &self.result {
             Err(error) if error.kind() == kind => Ok(error),

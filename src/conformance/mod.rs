@@ -1,12 +1,13 @@
-//! The conformance suite: what every runner promises, as cases that run over any of them.
+//! The conformance suite: the promises of every runner, as cases that work with any of them.
 //!
-//! In: a runner and an image that it boots. Out: a [`Report`] with one named case for each promise. Which of them apply comes
-//! from the runner's [`capabilities`](crate::runner::RunnerCapabilities): what it does not claim is in the report as not
-//! promised. The cases drive the runner through the [`StepRunner`](crate::runner::StepRunner) contract and look at what it
-//! did through the public events, as an engine would; they know nothing of any runner.
+//! The input is a runner and an image that it boots. The output is a [`Report`] with one named case for each
+//! promise. The runner's [`capabilities`](crate::runner::RunnerCapabilities) determine which cases apply: the
+//! report lists what it does not claim as not promised. The cases drive the runner through the
+//! [`StepRunner`](crate::runner::StepRunner) contract and observe it through the public events, as an engine
+//! would. They know nothing of any particular runner.
 //!
-//! Commands of the cases need a POSIX shell with the usual small programs, such as those of busybox. A runner whose steps
-//! run on this machine is also held to leave no process of theirs in `/proc`.
+//! Commands of the cases need a POSIX shell with the usual small programs, such as those of busybox. If steps
+//! run on this machine, the suite also checks that none of their processes is left in `/proc`.
 //!
 //! # Examples
 //!

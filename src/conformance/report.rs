@@ -1,44 +1,44 @@
-//! What a suite found.
+//! The results of a suite.
 
 use std::{fmt, sync::Arc};
 
 use serde::Serialize;
 
-/// How one case ended.
+/// The result of one case.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case", tag = "kind")]
 #[non_exhaustive]
 pub enum Verdict {
     /// The runner keeps the promise.
     Passed,
-    /// It does not.
+    /// The runner breaks the promise.
     Failed {
-        /// What was expected, and what was found.
+        /// The expected and the actual result.
         why: String,
     },
-    /// The runner does not claim this.
+    /// The runner does not claim this capability.
     NotPromised {
         /// The field of [`RunnerCapabilities`](crate::runner::RunnerCapabilities) that is not set.
         capability: &'static str,
     },
-    /// It could not be found out with this image.
+    /// The promise could not be checked with this image.
     Unchecked {
         /// What the image lacks.
         why: String,
     },
 }
 
-/// One case's result.
+/// The name and the result of one case.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct CaseReport {
     /// The case's name, as [`Suite::run_case`](super::Suite::run_case) takes it.
     pub case: &'static str,
-    /// How it ended.
+    /// The result of the case.
     pub verdict: Verdict,
 }
 
-/// What a suite found, case by case. `Display` is a table.
+/// The results of a suite, case by case. `Display` is a table.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Report {
@@ -46,32 +46,32 @@ pub struct Report {
     pub runner: Arc<str>,
     /// The image that the cases' root steps booted from.
     pub image: Arc<str>,
-    /// Whether cases with many steps were given a [sample](super::Suite::sample) of them.
+    /// Whether cases with many steps ran only a [sample](super::Suite::sample) of them.
     pub sampled: bool,
     /// Every case, in the suite's order.
     pub cases: Vec<CaseReport>,
 }
 
 impl Report {
-    /// The cases that failed.
+    /// Returns the cases that failed.
     pub fn failed(&self) -> impl Iterator<Item = &CaseReport> {
         self.cases.iter().filter(|case| matches!(case.verdict, Verdict::Failed { .. }))
     }
 
-    /// The names of the cases that this image could not show.
+    /// Returns the names of the cases that could not be checked with this image.
     pub fn unchecked(&self) -> impl Iterator<Item = &'static str> {
         self.cases.iter().filter(|case| matches!(case.verdict, Verdict::Unchecked { .. })).map(|case| case.case)
     }
 
-    /// The names of the cases that the runner does not promise to pass.
+    /// Returns the names of the cases that the runner does not promise to pass.
     pub fn not_promised(&self) -> impl Iterator<Item = &'static str> {
         self.cases.iter().filter(|case| matches!(case.verdict, Verdict::NotPromised { .. })).map(|case| case.case)
     }
 
-    /// For tests: ends with the whole table where a case failed.
+    /// Panics with the whole table if a case failed. For tests.
     ///
     /// # Panics
-    /// Where a case failed.
+    /// Panics if a case failed.
     #[track_caller]
     pub fn assert_passed(&self) {
         assert!(self.failed().next().is_none(), "the runner breaks promises\n{self}");

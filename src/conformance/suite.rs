@@ -1,4 +1,4 @@
-//! Running the cases.
+//! Runs the cases.
 
 use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
@@ -11,7 +11,7 @@ use super::{
 };
 use crate::runner::DynStepRunner;
 
-/// The suite over one runner and image.
+/// The suite for one runner and image.
 #[derive(Debug, Clone)]
 pub struct Suite<'r> {
     runner: &'r dyn DynStepRunner,
@@ -22,44 +22,44 @@ pub struct Suite<'r> {
 }
 
 impl<'r> Suite<'r> {
-    /// A suite whose root steps boot from `image`.
+    /// Creates a suite whose root steps boot from `image`.
     #[must_use]
     pub fn new(runner: &'r dyn DynStepRunner, image: impl Into<Arc<str>>) -> Self {
         Self { runner, image: image.into(), peer: None, patience: Duration::from_secs(300), sampled: false }
     }
 
-    /// Another runner on the same store, for the case that moves a chain of steps between runners. Both must have the
-    /// `layers` capability. By default the chain moves between steps of the one runner.
+    /// Sets another runner on the same store, for the case that moves a chain of steps between runners. Both
+    /// must have the `layers` capability. By default all steps of the chain use the same runner.
     #[must_use]
     pub fn peer(mut self, peer: &'r dyn DynStepRunner) -> Self {
         self.peer = Some(peer);
         self
     }
 
-    /// How long a case may take before the runner counts as hung. By default five minutes.
+    /// Sets how long a case may take before the runner is considered hung. The default is five minutes.
     #[must_use]
     pub fn patience(mut self, patience: Duration) -> Self {
         self.patience = patience;
         self
     }
 
-    /// Takes a sample where a case has many steps: every 29th exit code, and 8 steps at once instead of 32. For runners
-    /// whose steps take seconds. The report says so.
+    /// Runs a sample in cases with many steps: every 29th exit code, and 8 steps at once instead of 32. For
+    /// runners whose steps take seconds. The report states this.
     #[must_use]
     pub fn sample(mut self) -> Self {
         self.sampled = true;
         self
     }
 
-    /// The names of all cases, in the order in which they run.
+    /// Returns the names of all cases, in the order in which they run.
     pub fn cases() -> impl Iterator<Item = &'static str> {
         CASES.iter().map(|case| case.name)
     }
 
-    /// Runs every case, one after the other.
+    /// Runs every case, one after another.
     ///
     /// # Cancel safety
-    /// Dropping the future drops the attempt that runs just then.
+    /// Dropping the future drops the attempt that is currently running.
     pub async fn run(&self) -> Report {
         let mut cases = Vec::with_capacity(CASES.len());
         for case in CASES {
@@ -68,7 +68,7 @@ impl<'r> Suite<'r> {
         Report { runner: self.runner.name().into(), image: Arc::clone(&self.image), sampled: self.sampled, cases }
     }
 
-    /// Runs the case of that name; `None` where there is none.
+    /// Runs the case with this name. Returns `None` if there is none.
     pub async fn run_case(&self, name: &str) -> Option<Verdict> {
         let case = CASES.iter().find(|case| case.name == name)?;
         Some(self.judge(case).await)

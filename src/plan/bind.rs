@@ -1,4 +1,5 @@
-//! Binding a plan to an engine's runners: names to indices, arguments checked, images and environment resolved.
+//! Binds a plan to an engine's runners: resolves names to indices, checks arguments, and resolves images and
+//! environments.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -18,14 +19,15 @@ use crate::{
     runner::{ImageSupport, RunnerDescriptor, RunnerIndex},
 };
 
-/// The runners that this project has, whether or not a program is built with them.
+/// The names of this project's runners, including those that the program is built without.
 const PROJECT_RUNNERS: [&str; 5] = ["sandbox", "process", "vm", "docker", "cloud"];
 
 /// Binds `plan` to runners.
 ///
 /// # Errors
-/// Every step whose runner is unknown (with the nearest known name), not compiled in, or unfit (arguments, image,
-/// secrets, a parent's snapshot that it can't boot from), and every option that is.
+/// Returns every problem: each step whose runner is unknown (with the nearest known name), not compiled in,
+/// or unsuitable (arguments, image, secrets, a parent's snapshot that it cannot boot from), and each invalid
+/// option.
 pub fn bind(plan: &Plan, runners: Vec<RunnerDescriptor>, options: &BindOptions) -> Result<BoundPlan, InvalidPipeline> {
     let mut binder = Binder::new(plan, &runners, options);
     let mut steps: Vec<_> = plan.dag().steps().map(|step| binder.step(step)).collect();
@@ -50,18 +52,19 @@ struct Binder<'a> {
     plan: &'a Plan,
     runners: &'a [RunnerDescriptor],
     options: &'a BindOptions,
-    /// The runner of steps that name none. `Err` where that is a problem of the options, told already.
+    /// The runner of steps that name none. `Err` if the options name a wrong runner, which has already been
+    /// reported.
     default_runner: Result<Option<RunnerIndex>, ()>,
     default_image: Arc<str>,
     images: BTreeMap<&'a str, Arc<str>>,
     used_images: BTreeSet<&'a str>,
-    /// What is wrong with each image that was checked; with most, nothing is.
+    /// The result of each image check: most images pass.
     checked_images: BTreeMap<(Arc<str>, RunnerIndex), Result<(), String>>,
-    /// Runners of which it was told that they can't show secrets.
+    /// The runners that have already been reported as unable to provide secrets.
     without_secrets: BTreeSet<RunnerIndex>,
-    /// The last step's own environment and what came of it: most steps share theirs.
+    /// The own and the merged environment of the last step: most steps share theirs.
     last_env: Option<(&'a Arc<Env>, Arc<Env>)>,
-    /// What a runner is asked to check where a step has no arguments: it may need some.
+    /// The arguments to check for a step that has none: the runner may require some.
     no_args: Value,
     problems: Problems,
 }
@@ -89,7 +92,7 @@ impl<'a> Binder<'a> {
         binder
     }
 
-    /// Binds a step. `None` where it has no runner, for a reason that is among the problems.
+    /// Binds a step. Returns `None` if it has no runner, for a reason that is among the problems.
     fn step(&mut self, at: StepIndex) -> Option<BoundStep> {
         let node = &self.plan.pipeline().nodes[at.get()];
         let step = &node.step;
@@ -134,7 +137,7 @@ impl<'a> Binder<'a> {
             runner,
             timeout: step.timeout_seconds.map(seconds),
             has_lineage_children: children.any(|child| child.kind == EdgeKind::BuildsIn),
-            // Known when every step has its runner.
+            // Set when every step has its runner.
             has_foreign_children: false,
             step,
         })
@@ -190,7 +193,8 @@ impl<'a> Binder<'a> {
         merged
     }
 
-    /// A child boots from its parent's snapshot: on another runner it can do so only where both know layers.
+    /// Checks that a child can boot from its parent's snapshot. If they have different runners, both must
+    /// support layers.
     fn check_lineage(&mut self, at: StepIndex, steps: &mut [Option<BoundStep>]) {
         let Some(parent) = self.plan.dag().lineage_parent(at) else { return };
         let Some(child_runner) = steps[at.get()].as_ref().map(|child| child.runner) else { return };
@@ -234,9 +238,10 @@ fn index(runners: &[RunnerDescriptor], is_it: impl Fn(&RunnerDescriptor) -> bool
     runners.iter().position(is_it).and_then(|at| u16::try_from(at).ok()).map(RunnerIndex)
 }
 
-/// The known name that `name` may be a misspelling of.
+/// Returns the known name that `name` may be a misspelling of.
 fn nearest(name: &str, known: &[Arc<str>]) -> Option<Arc<str>> {
-    // A name twice as long as any known is not worth a matrix; a distance beyond half the name is another word.
+    // A name more than twice as long as a known one is not worth computing the distance. A distance of more
+    // than half the known name means another word.
     let similar = known.iter().filter(|known| name.len() <= 2 * known.len()).filter_map(|known| {
         let distance = strsim::damerau_levenshtein(known, &name.to_lowercase());
         (2 * distance <= known.len()).then_some((distance, known))

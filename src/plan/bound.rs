@@ -1,4 +1,4 @@
-//! A plan bound to an engine's runners: what the scheduler runs and `hm plan` shows.
+//! A plan bound to an engine's runners, which the scheduler runs and `hm plan` shows.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -8,20 +8,20 @@ use crate::{
     runner::{RunnerDescriptor, RunnerIndex},
 };
 
-/// What a run changes about a plan.
+/// The options of a run that change a plan.
 #[derive(Debug, Clone, Default)]
 pub struct BindOptions {
     /// The runner of steps that name none, instead of the set's default.
     pub runner: Option<String>,
-    /// Images to replace.
+    /// The images to replace.
     pub images: BTreeMap<String, String>,
-    /// Variables over the steps' own.
+    /// Variables that override the steps' own.
     pub env: Env,
-    /// Whether the run has secrets: runners without the capability are refused then.
+    /// Whether the run has secrets. If so, runners without the capability are refused.
     pub has_secrets: bool,
 }
 
-/// A plan whose every step knows its runner. Immutable.
+/// A plan in which every step has a runner. Immutable.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct BoundPlan {
@@ -33,26 +33,26 @@ pub struct BoundPlan {
     pub runners: Vec<RunnerDescriptor>,
     /// Wall-clock budget of the whole build.
     pub timeout: Option<Duration>,
-    /// Whether what every step leaves is to outlive the build, for people to look at.
+    /// Whether the filesystem of every step outlives the build so that users can inspect it.
     pub keep: bool,
-    /// The [`BindOptions::images`] that no root step boots from: perhaps misspelt.
+    /// The [`BindOptions::images`] that no root step boots from. They may be misspelled.
     pub unused_images: Vec<String>,
 }
 
 impl BoundPlan {
-    /// A step.
+    /// Returns a step.
     #[must_use]
     pub fn step(&self, step: StepIndex) -> &BoundStep {
         &self.steps[step.get()]
     }
 
-    /// The runner that runs a step.
+    /// Returns the runner that runs a step.
     #[must_use]
     pub fn runner(&self, step: StepIndex) -> &RunnerDescriptor {
         &self.runners[usize::from(self.step(step).runner.0)]
     }
 
-    /// What a step boots from: the snapshot of the parent returned, or else its image.
+    /// Returns what a step boots from: the snapshot of its lineage parent, or its image if it has none.
     #[must_use]
     pub fn base(&self, step: StepIndex) -> Base<'_> {
         match self.dag.lineage_parent(step) {
@@ -61,7 +61,7 @@ impl BoundPlan {
         }
     }
 
-    /// The image at the bottom of `step`.
+    /// Returns the image that the lineage of `step` starts from.
     #[must_use]
     pub fn root_image(&self, mut step: StepIndex) -> &str {
         loop {
@@ -72,7 +72,8 @@ impl BoundPlan {
         }
     }
 
-    /// Whether what is at the bottom of `step` is the same on another machine: an image, and no directory of this one.
+    /// Returns whether the root image of `step` is the same on another machine, and not a directory of this
+    /// one.
     #[must_use]
     pub fn is_portable(&self, step: StepIndex) -> bool {
         let image = self.root_image(step);
@@ -80,47 +81,47 @@ impl BoundPlan {
     }
 }
 
-/// What a step boots from.
+/// The source of a step's filesystem.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Base<'a> {
     /// An image, with defaults and substitutions applied.
     Image(&'a str),
-    /// The snapshot that this step leaves.
+    /// The snapshot of this step.
     Snapshot(StepIndex),
 }
 
-/// A step that knows its runner.
+/// A step that has a runner.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct BoundStep {
-    /// The command, its image resolved.
+    /// The command, with its image resolved.
     pub step: Arc<CommandStep>,
     /// The whole environment.
     pub env: Arc<Env>,
-    /// What people read: the label, or the first 40 characters of the command's first line.
+    /// The name for users: the label, or the first 40 characters of the command's first line.
     pub display_name: Arc<str>,
-    /// The runner.
+    /// The index of the runner.
     pub runner: RunnerIndex,
     /// Wall-clock budget of one attempt.
     pub timeout: Option<Duration>,
     /// Whether a `builds_in` child boots from this step.
     pub has_lineage_children: bool,
-    /// Whether one of them is another runner's.
+    /// Whether one of them runs on another runner.
     pub has_foreign_children: bool,
 }
 
-/// The image of root steps where neither the step nor the pipeline names one: this machine's system.
+/// The image of root steps if neither the step nor the pipeline names one: this machine's system.
 pub const DEFAULT_IMAGE: &str = "host";
 
-/// Whether an image is a directory of this machine.
+/// Returns whether an image is a directory of this machine.
 pub(super) fn is_rootfs(image: &str) -> bool {
     image.strip_prefix("rootfs:").is_some_and(|dir| !dir.is_empty())
 }
 
-/// How many characters of a command stand for it where there is no label.
+/// The number of a command's characters to show if there is no label.
 const DISPLAY_CHARS: usize = 40;
 
-/// What people read instead of a step's key.
+/// Returns the name of a step for users.
 pub(super) fn display_name(step: &CommandStep) -> Arc<str> {
     if let Some(label) = step.label.as_ref().filter(|label| !label.trim().is_empty()) {
         return Arc::clone(label);

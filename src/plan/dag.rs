@@ -9,7 +9,7 @@ use crate::ir::{Csr, Edge, EdgeKind};
 pub struct StepIndex(pub u32);
 
 impl StepIndex {
-    /// As an index into per-step vectors.
+    /// Returns the position as an index into per-step vectors.
     #[must_use]
     pub const fn get(self) -> usize {
         self.0 as usize
@@ -21,12 +21,12 @@ impl StepIndex {
 pub struct Link {
     /// The step at the other end.
     pub step: StepIndex,
-    /// What the edge means.
+    /// The kind of the edge.
     pub kind: EdgeKind,
 }
 
-/// A directed acyclic graph of steps, as adjacency in two flat arrays each way. Built in linear time; walks need no
-/// recursion.
+/// A directed acyclic graph of steps, as adjacency in two flat arrays in each direction. It is built in
+/// linear time, and walks need no recursion.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Dag {
     parents: Csr<Link>,
@@ -37,8 +37,9 @@ pub struct Dag {
 }
 
 impl Dag {
-    /// Indexes the edges of `len` steps. `None` where an edge leaves the steps, steps wait for each other, or a step has
-    /// several `builds_in` parents; edges of a [`Pipeline`](crate::ir::Pipeline) do none of it.
+    /// Indexes the edges of `len` steps. Returns `None` if an edge refers to a missing step, if there is a
+    /// cycle, or if a step has several `builds_in` parents. The edges of a [`Pipeline`](crate::ir::Pipeline)
+    /// have none of these errors.
     #[must_use]
     pub fn new(len: usize, edges: &[Edge]) -> Option<Self> {
         if u32::try_from(len).is_err() || edges.iter().any(|edge| edge.0.max(edge.1) as usize >= len) {
@@ -55,56 +56,57 @@ impl Dag {
         Some(Self { parents, children, order, chain_of, chain_count })
     }
 
-    /// Number of steps.
+    /// Returns the number of steps.
     #[must_use]
     pub fn len(&self) -> usize {
         self.order.len()
     }
 
-    /// Whether there are none.
+    /// Returns whether there are no steps.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.order.is_empty()
     }
 
-    /// Every step by index.
+    /// Returns all steps by index.
     pub fn steps(&self) -> impl DoubleEndedIterator<Item = StepIndex> + ExactSizeIterator + use<> {
         (0..self.len() as u32).map(StepIndex)
     }
 
-    /// The steps that `step` waits for, in the order of the IR.
+    /// Returns the steps that `step` waits for, in the order of the IR.
     #[must_use]
     pub fn parents(&self, step: StepIndex) -> &[Link] {
         self.parents.row(step.get())
     }
 
-    /// The steps that wait for `step`, in the order of the IR.
+    /// Returns the steps that wait for `step`, in the order of the IR.
     #[must_use]
     pub fn children(&self, step: StepIndex) -> &[Link] {
         self.children.row(step.get())
     }
 
-    /// Every step after all its parents, else by index: a step that comes before its parents in the IR pulls them to just
-    /// before itself.
+    /// Returns the steps in topological order, otherwise by index: the parents of a step that come after it
+    /// in the IR are moved to just before the step.
     #[must_use]
     pub fn order(&self) -> &[StepIndex] {
         &self.order
     }
 
-    /// The parent whose snapshot `step` boots from.
+    /// Returns the parent whose snapshot `step` boots from.
     #[must_use]
     pub fn lineage_parent(&self, step: StepIndex) -> Option<StepIndex> {
         lineage(self.parents(step)).next()
     }
 
-    /// Which chain of `builds_in` steps `step` is in, numbered from 0 in the order of the chains' first steps. A chain
-    /// goes on through the first `builds_in` child; further children start chains of their own.
+    /// Returns the chain of `builds_in` steps that contains `step`. Chains are numbered from 0 in the order
+    /// of their first steps. A chain continues through the first `builds_in` child; further children start
+    /// chains of their own.
     #[must_use]
     pub fn chain(&self, step: StepIndex) -> usize {
         self.chain_of[step.get()] as usize
     }
 
-    /// Number of chains.
+    /// Returns the number of chains.
     #[must_use]
     pub fn chain_count(&self) -> usize {
         self.chain_count
@@ -115,7 +117,8 @@ fn lineage(links: &[Link]) -> impl Iterator<Item = StepIndex> {
     links.iter().filter(|link| link.kind == EdgeKind::BuildsIn).map(|link| link.step)
 }
 
-/// Depth first through the parents of each step in turn, on a stack of its own. `None` where there is a cycle.
+/// Sorts steps depth first through the parents of each step in turn, with an explicit stack. Returns `None`
+/// if there is a cycle.
 fn topological_order(parents: &Csr<Link>) -> Option<Vec<StepIndex>> {
     #[derive(Clone, Copy, PartialEq)]
     enum Mark {

@@ -1,7 +1,8 @@
-//! The plan: a pipeline as an indexed graph, and what it becomes when it is bound to an engine's runners.
+//! The plan: a pipeline as an indexed graph, which is then bound to an engine's runners.
 //!
-//! In: IR JSON, then the runners' descriptors. Out: a [`BoundPlan`], whose steps carry a
-//! [`RunnerIndex`](crate::runner::RunnerIndex) and checked arguments. Does not know how a step runs.
+//! The input is IR JSON, then the runners' descriptors. The output is a [`BoundPlan`], whose steps carry a
+//! [`RunnerIndex`](crate::runner::RunnerIndex) and checked arguments. This module does not know how a step
+//! runs.
 
 mod bind;
 mod bound;
@@ -32,7 +33,7 @@ impl Plan {
     /// Decodes, validates and indexes IR JSON.
     ///
     /// # Errors
-    /// Every mistake in it, with its place; see [`Pipeline::decode`].
+    /// Returns every mistake, with its place; see [`Pipeline::decode`].
     pub fn parse(ir_json: impl Into<String>) -> Result<Self, InvalidPipeline> {
         let ir_json = ir_json.into();
         let pipeline = Pipeline::decode(ir_json.as_bytes())?;
@@ -41,19 +42,19 @@ impl Plan {
         Ok(Self { inner: Arc::new(Inner { pipeline, dag, ir_json }) })
     }
 
-    /// The steps and what they say.
+    /// Returns the pipeline with its steps.
     #[must_use]
     pub fn pipeline(&self) -> &Pipeline {
         &self.inner.pipeline
     }
 
-    /// How they depend on each other.
+    /// Returns the graph of dependencies.
     #[must_use]
     pub fn dag(&self) -> &Dag {
         &self.inner.dag
     }
 
-    /// The JSON it came from, byte for byte.
+    /// Returns the original JSON, byte for byte.
     #[must_use]
     pub fn ir_json(&self) -> &str {
         &self.inner.ir_json

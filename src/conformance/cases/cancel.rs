@@ -1,4 +1,4 @@
-//! Steps that must end before they would.
+//! Steps that are interrupted before their command ends.
 
 use std::time::Duration;
 
@@ -22,12 +22,12 @@ pub(in crate::conformance) async fn before(lab: &Lab<'_>) -> Result<(), Broken> 
     Ok(())
 }
 
-/// TERM comes first, and a command that cleans up is waited for.
+/// Checks that TERM comes first, and that the runner waits for a command that cleans up.
 pub(in crate::conformance) async fn during(lab: &Lab<'_>) -> Result<(), Broken> {
     let marker = marker();
     let mut run = lab.run()?;
     run.ctx.grace = Duration::from_secs(60);
-    // A child that was just forked still has the shell's handler, and loses the signal when it executes its program.
+    // A newly forked child still has the shell's handler, and loses the signal when it executes its program.
     let cmd = format!("trap 'echo cleaned up; exit 0' TERM; sh -c 'echo ready; exec sleep {marker}' & wait");
     let step = Step::new(cmd).commit();
     let done = run.step_until_ready(lab.runner, step, |ctx| ctx.interrupt(CancelReason::Cancelled)).await?;
@@ -36,8 +36,8 @@ pub(in crate::conformance) async fn during(lab: &Lab<'_>) -> Result<(), Broken> 
     expect_gone(&marker)
 }
 
-/// Checks that TERM reaches every process once, and that the grace ends with the last one, not with the
-/// shell. A command that the shell has not come to is not run any more.
+/// Checks that TERM reaches every process exactly once, and that the grace ends with the last process, not
+/// with the shell. The shell must not start another command.
 pub(in crate::conformance) async fn grace_of_children(lab: &Lab<'_>) -> Result<(), Broken> {
     const CLEANS_UP: &str = "sh -c 'trap \"echo TERM; sleep 0.3; echo cleaned up; exit 0\" TERM; echo ready; \
                              while :; do sleep 0.1; done'";
@@ -54,7 +54,7 @@ pub(in crate::conformance) async fn grace_of_children(lab: &Lab<'_>) -> Result<(
     Ok(())
 }
 
-/// What ended in time stays so.
+/// Checks that an interruption after the end does not change the result.
 pub(in crate::conformance) async fn after(lab: &Lab<'_>) -> Result<(), Broken> {
     let mut run = lab.run()?;
     let done = run.step(lab.runner, Step::new("echo done > made").commit()).await?;
@@ -63,7 +63,7 @@ pub(in crate::conformance) async fn after(lab: &Lab<'_>) -> Result<(), Broken> {
     if let Some(parent) = done.result.as_ref().ok().and_then(|result| result.committed_snapshot.as_ref()) {
         lab.step(Step::new("test -e made").after(parent)).await?.passed()?;
     }
-    // Just when the command ends, either is true.
+    // If the command ends at the moment of the interruption, both results are correct.
     let mut run = lab.run()?;
     let done =
         run.step_until_ready(lab.runner, Step::new("echo ready"), |ctx| ctx.interrupt(CancelReason::Cancelled)).await?;

@@ -3,11 +3,11 @@
 use crate::conformance::lab::{Broken, Lab, Step, expect};
 use crate::event::StdStream;
 
-/// How many steps are started at once where one case has many.
+/// The number of concurrent steps in cases with many steps.
 const AT_ONCE: usize = 8;
 
 pub(in crate::conformance) async fn codes(lab: &Lab<'_>) -> Result<(), Broken> {
-    // The sample has 0, 145 and 174, which signals would give, and ends with 232.
+    // The sample has 0, as well as 145 and 174, which signals would give, and ends with 232.
     let codes = || (0..=255).step_by(if lab.sampled { 29 } else { 1 });
     let steps = codes().map(|code| Step::new(format!("exit {code}"))).collect();
     let done = lab.run()?.steps(lab.runner, steps, AT_ONCE).await?;

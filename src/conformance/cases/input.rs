@@ -1,4 +1,4 @@
-//! What a command starts with.
+//! The environment and the input of a command.
 
 use std::collections::BTreeSet;
 
@@ -16,9 +16,9 @@ pub(in crate::conformance) async fn environment(lab: &Lab<'_>) -> Result<(), Bro
     expect("an empty variable, and one that nobody set", lab.sh(step).await?, ["[] [unset]"])
 }
 
-/// Nothing of the engine's own environment is handed on by accident.
+/// Checks that no variable of the engine's own environment is passed on by accident.
 pub(in crate::conformance) async fn environment_of_the_engine(lab: &Lab<'_>) -> Result<(), Broken> {
-    // What a shell or a container sets itself, or a runner may choose to hand on.
+    // The variables that a shell or a container sets itself, or that a runner may pass on.
     const USUAL: [&str; 10] = ["PATH", "HOME", "LANG", "TMPDIR", "PWD", "OLDPWD", "SHLVL", "_", "HOSTNAME", "TERM"];
     let found: BTreeSet<String> = lab.sh(Step::new("env")).await?.into_iter().collect();
     for (name, value) in std::env::vars_os() {
@@ -39,7 +39,7 @@ pub(in crate::conformance) async fn large(lab: &Lab<'_>) -> Result<(), Broken> {
     expect("the lengths of the variables", lab.sh(step).await?, ["100000 100000 100000"])
 }
 
-/// A command that reads finds the end, at once.
+/// Checks that a command that reads standard input immediately gets its end.
 pub(in crate::conformance) async fn standard_input(lab: &Lab<'_>) -> Result<(), Broken> {
     let lines = lab.sh(Step::new("cat; if read -r line; then echo \"read $line\"; else echo end; fi")).await?;
     expect("what the command read", lines, ["end"])

@@ -1,4 +1,4 @@
-//! What a step must not see, and what nobody must see of a step's secrets.
+//! What a step must not see, and where a step's secrets must not appear.
 
 use std::fs;
 
@@ -18,7 +18,7 @@ pub(in crate::conformance) async fn host_files(lab: &Lab<'_>) -> Result<(), Brok
     if let Some(home) = std::env::var_os("HOME").map(std::path::PathBuf::from) {
         paths.extend([".ssh", ".docker", ".cargo", ".netrc", ".aws"].map(|name| home.join(name)));
     }
-    // As arguments, so that no shell reads them.
+    // The paths are passed in variables, so that the shell does not interpret them.
     let step = (0..)
         .zip(&paths)
         .fold(Step::new(""), |step, (at, path)| step.env(&format!("PATH_{at}"), path.to_string_lossy()));
@@ -40,7 +40,7 @@ pub(in crate::conformance) async fn host_processes(lab: &Lab<'_>) -> Result<(), 
     expect("whether the step sees the engine's process", seen, false)
 }
 
-/// A secret is a file for the command, and appears in no event.
+/// Checks that a secret is a file for the command, and appears in no event.
 pub(in crate::conformance) async fn secrets(lab: &Lab<'_>) -> Result<(), Broken> {
     let (secrets, value) = some_secret();
     let mut run = lab.run_with(secrets)?;
@@ -59,13 +59,14 @@ pub(in crate::conformance) async fn secrets(lab: &Lab<'_>) -> Result<(), Broken>
     unseen(&done, &value)
 }
 
-/// A child in a run without secrets finds none, nor does the file lie anywhere in the snapshot.
+/// Checks that a child in a run without secrets finds none, and that the file is not in the snapshot.
 pub(in crate::conformance) async fn secrets_stay(lab: &Lab<'_>) -> Result<(), Broken> {
     let (secrets, value) = some_secret();
     let mut run = lab.run_with(secrets)?;
     let parent = run.step(lab.runner, Step::new("test -s /run/secrets/token").commit()).await?.snapshot()?;
     let look = "ls -A /run/secrets 2>/dev/null; grep -rs \"$VALUE\" /run /tmp /root /workspace; true";
-    // Halves, because a variable is a file in `/proc`, and not a secret in this run.
+    // The value is passed in halves, because variables are in a file in `/proc`, and it is not a secret in
+    // this run.
     let step = Step::new(format!("VALUE=\"$A$B\"; {look}")).env("A", &value[..8]).env("B", &value[8..]).after(&parent);
     expect("what a later run finds of the secret", lab.sh(step).await?, Vec::<String>::new())
 }
@@ -77,7 +78,7 @@ fn some_secret() -> (Secrets, String) {
     (secrets, value)
 }
 
-/// That no event, and no error, has the value.
+/// Checks that no event and no error contains the value.
 fn unseen(done: &Done, value: &str) -> Result<(), Broken> {
     for event in &done.events {
         let json = serde_json::to_string(event).map_err(std::io::Error::from)?;

@@ -1,4 +1,4 @@
-//! Limits and the network, as `runner_args` ask for them: [`Limits`](crate::runner::Limits).
+//! Limits and the network, as requested in `runner_args`: [`Limits`](crate::runner::Limits).
 
 use serde_json::json;
 
@@ -8,9 +8,9 @@ use crate::{
     runner::RunnerErrorKind,
 };
 
-/// A step over its memory limit is told apart from one that exits 137.
+/// Checks that a step over its memory limit is distinguished from one that exits with 137.
 pub(in crate::conformance) async fn memory(lab: &Lab<'_>) -> Result<(), Broken> {
-    // Holds 200 MB in the shell itself, long enough for a runner that looks now and then.
+    // The shell itself holds 200 MB, long enough for a runner that polls.
     let greedy = "x=$(head -c 209715200 /dev/zero | tr '\\0' x); sleep 1; exit 1";
     let done = lab.step(Step::new(greedy).args(json!({ "memory": "32m" }))).await?;
     done.failed_as(RunnerErrorKind::OutOfMemory)?;
@@ -22,14 +22,14 @@ pub(in crate::conformance) async fn memory(lab: &Lab<'_>) -> Result<(), Broken> 
 pub(in crate::conformance) async fn processes(lab: &Lab<'_>) -> Result<(), Broken> {
     let fork = "i=0; while [ $i -lt 40 ]; do sleep 3 & i=$((i+1)); done; wait; exit 0";
     let done = lab.step(Step::new(fork).args(json!({ "pids": 16 }))).await?;
-    // A daemon may not tell why the command failed.
+    // A daemon may not report why the command failed.
     if done.failed_as(RunnerErrorKind::TooManyProcesses).is_err() && done.exit_code()? == 0 {
         return Err(Broken::new("a step with a limit of 16 processes had 40"));
     }
     lab.step(Step::new("sleep 0 & wait").args(json!({ "pids": 50 }))).await?.passed()
 }
 
-/// Arguments are checked before anything runs, with the place of the mistake.
+/// Checks that arguments are checked before anything runs, and that errors have the place of the mistake.
 pub(in crate::conformance) async fn arguments(lab: &Lab<'_>) -> Result<(), Broken> {
     let schema = lab.runner.args_schema();
     if schema.json_schema().is_none() {
@@ -58,12 +58,12 @@ pub(in crate::conformance) async fn arguments(lab: &Lab<'_>) -> Result<(), Broke
     Ok(())
 }
 
-/// A loopback device alone.
+/// Checks that there is only a loopback device.
 pub(in crate::conformance) async fn network_none(lab: &Lab<'_>) -> Result<(), Broken> {
     let cmd = "tail -n +3 /proc/net/dev | cut -d: -f1 | tr -d ' '";
     let done = lab.step(Step::new(cmd).args(json!({ "network": "none" }))).await?;
     done.passed()?;
-    // Some kernels give every network a few tunnels that lead nowhere.
+    // Some kernels create a few unconnected tunnel devices in every network namespace.
     let leads_out =
         |name: &String| ["eth", "en", "wl", "docker", "br", "veth"].iter().any(|kind| name.starts_with(kind));
     let devices = done.lines(StdStream::Stdout);

@@ -1,15 +1,16 @@
-//! What a step did to files is exactly so for its child.
+//! A child sees exactly the changes that its parent made to files.
 
 use std::fs;
 
 use crate::conformance::lab::{Broken, Lab, Step, expect};
 
-/// Says of everything but directories what it is: name, mode, number of links, content.
+/// Lists files with name, mode, number of links and content, and directories with name and mode.
 const LIST: &str = "for f in $(find . ! -type d | LC_ALL=C sort); do stat -c '%n %A %h' $f; \
                     test -L $f || test ! -f $f || cat $f; done; \
                     for f in $(find . -type d ! -name . | LC_ALL=C sort); do stat -c '%n %A' $f; done";
 
-/// Runs steps one after the other, each on what the one before left; tells what the last one printed.
+/// Runs steps one after another, each on the snapshot of the previous one. Returns the output of the last
+/// step.
 async fn chain(lab: &Lab<'_>, steps: &[&str]) -> Result<Vec<String>, Broken> {
     let Some((last, before)) = steps.split_last() else { return Ok(Vec::new()) };
     let mut parent = None;
@@ -20,7 +21,7 @@ async fn chain(lab: &Lab<'_>, steps: &[&str]) -> Result<Vec<String>, Broken> {
     lab.sh(parent.iter().fold(Step::new(*last), Step::after)).await
 }
 
-/// Modes, links, and files that went.
+/// Checks modes, links, and removed files.
 pub(in crate::conformance) async fn files(lab: &Lab<'_>) -> Result<(), Broken> {
     for name in ["deleted", "replaced", "chmodded", "linked", "kept"] {
         fs::write(lab.source().join(name), format!("{name} before\n"))?;
@@ -49,7 +50,7 @@ pub(in crate::conformance) async fn files(lab: &Lab<'_>) -> Result<(), Broken> {
     expect("the files of the last child", chain(lab, &steps).await?, expected)
 }
 
-/// Directories that went, came back, were renamed, or hide what was below.
+/// Checks directories that were removed, created again, renamed, or that hide earlier content.
 pub(in crate::conformance) async fn directories(lab: &Lab<'_>) -> Result<(), Broken> {
     fs::create_dir_all(lab.source().join("dir/sub"))?;
     fs::write(lab.source().join("dir/sub/old"), "old\n")?;
@@ -107,7 +108,7 @@ pub(in crate::conformance) async fn xattrs(lab: &Lab<'_>) -> Result<(), Broken> 
     expect("the attributes", chain(lab, &steps).await?, ["b'kept\\x00' ['user.note'] ['user.note']"])
 }
 
-/// Not the workspace alone: whatever a step may write to is there for its child.
+/// Checks that a child sees all changes outside the workspace, too.
 pub(in crate::conformance) async fn system(lab: &Lab<'_>) -> Result<(), Broken> {
     let steps = [
         "mkdir -p /root/c/d /tmp/t; echo old > /root/c/d/old; echo tool > /tmp/t/tool",

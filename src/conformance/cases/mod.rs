@@ -1,4 +1,4 @@
-//! The cases, by what they are about.
+//! The cases, grouped by subject.
 
 pub(super) mod cancel;
 pub(super) mod exit;

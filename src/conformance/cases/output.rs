@@ -1,4 +1,4 @@
-//! Output: all of it, in order, however it is written.
+//! Output must be complete and in order, however it is written.
 
 use crate::{
     conformance::lab::{Broken, Lab, Step, expect},
@@ -16,7 +16,7 @@ pub(in crate::conformance) async fn order(lab: &Lab<'_>) -> Result<(), Broken> {
     Ok(())
 }
 
-/// Tells the first line that differs.
+/// Reports the first line that differs.
 fn same_lines(stream: &str, found: &[String], expected: &[String]) -> Result<(), Broken> {
     for (number, (found, expected)) in (1..).zip(found.iter().zip(expected)) {
         expect(&format!("line {number} of {stream}"), found, expected)?;
@@ -25,7 +25,7 @@ fn same_lines(stream: &str, found: &[String], expected: &[String]) -> Result<(),
 }
 
 pub(in crate::conformance) async fn split_characters(lab: &Lab<'_>) -> Result<(), Broken> {
-    // Three writes with time between them: the crab comes in halves.
+    // Three writes with time between them: the crab arrives in halves.
     let cmd = "printf 'a \\360\\237'; sleep 0.1 || sleep 1; printf '\\246\\200 crab, \\303'; sleep 0.1 || sleep 1; printf '\\251\\n'";
     expect("the line", lab.sh(Step::new(cmd)).await?, ["a \u{1f980} crab, \u{e9}"])
 }
@@ -53,7 +53,7 @@ pub(in crate::conformance) async fn many_lines(lab: &Lab<'_>) -> Result<(), Brok
     same_lines("stdout", &lines, &expected)
 }
 
-/// A command that closes its output goes on.
+/// Checks that a command that closes its output continues to run.
 pub(in crate::conformance) async fn closed(lab: &Lab<'_>) -> Result<(), Broken> {
     let done = lab.step(Step::new("echo first; exec >&- 2>&-; sleep 0.2 || sleep 1; exit 7")).await?;
     expect("the exit code", done.exit_code()?, 7)?;

@@ -9,12 +9,12 @@ use crate::{
     event::StdStream,
 };
 
-/// A time to sleep that no other process of this machine has asked for.
+/// Returns a sleep duration that no other process of this machine uses.
 pub(super) fn marker() -> String {
     (100_000_000 + Uuid::new_v4().as_u128() % 900_000_000).to_string()
 }
 
-/// Whether a process of this machine has `marker` in its command line.
+/// Returns whether a process of this machine has `marker` in its command line.
 fn is_running(marker: &str) -> bool {
     let command_lines = fs::read_dir("/proc").into_iter().flatten().flatten().filter_map(|entry| {
         entry.file_name().to_str()?.parse::<u32>().ok()?;
@@ -27,7 +27,7 @@ pub(super) fn expect_gone(marker: &str) -> Result<(), Broken> {
     expect("whether a process of the step is still running", is_running(marker), false)
 }
 
-/// Commands that start processes which do not want to end.
+/// Returns commands that start processes which resist being ended.
 pub(super) fn stubborn(marker: &str) -> String {
     format!(
         "trap '' TERM INT HUP; setsid sh -c \"trap '' TERM; sleep {marker} & sleep {marker}\" & \
@@ -35,7 +35,7 @@ pub(super) fn stubborn(marker: &str) -> String {
     )
 }
 
-/// The step ends when its command does, whatever else holds its output open.
+/// Checks that the step ends when its command does, even if another process holds its output open.
 pub(in crate::conformance) async fn background_children(lab: &Lab<'_>) -> Result<(), Broken> {
     let marker = marker();
     let done = lab.step(Step::new(format!("{} printf 'no newline'", stubborn(&marker)))).await?;
@@ -48,7 +48,7 @@ pub(in crate::conformance) async fn dropped_attempt(lab: &Lab<'_>) -> Result<(),
     let marker = marker();
     let step = Step::new(format!("{} echo ready; sleep {marker}", stubborn(&marker)));
     lab.run()?.drop_when_ready(lab.runner, step).await?;
-    // Nobody waits for a dropped attempt's processes; the suite's patience ends this.
+    // No caller waits for a dropped attempt's processes; the suite's timeout ends this loop.
     while is_running(&marker) {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }

@@ -1,4 +1,4 @@
-//! Snapshots: when there are any, whose they are, and when they go.
+//! Snapshots: when they are committed, what they contain, and when they are removed.
 
 use std::fs;
 
@@ -45,7 +45,7 @@ pub(in crate::conformance) async fn unknown(lab: &Lab<'_>) -> Result<(), Broken>
     Ok(())
 }
 
-/// That a step does not start from this one, and nobody tries again.
+/// Checks that a step does not start from this snapshot, and that the error is not retryable.
 async fn refused(lab: &Lab<'_>, snapshot: &SnapshotRef) -> Result<(), Broken> {
     let done = lab.step(Step::new("true").after(snapshot)).await?;
     let error = done.failed_as(RunnerErrorKind::Infrastructure)?;
@@ -58,12 +58,12 @@ pub(in crate::conformance) async fn reaping(lab: &Lab<'_>) -> Result<(), Broken>
     lab.runner.reap_snapshots(vec![parent.clone()]).await;
     lab.step(Step::new("cat f g").after(&child)).await?.passed()?;
     refused(lab, &parent).await?;
-    // What is gone, or never was, is passed over.
+    // A removed or unknown snapshot is ignored.
     lab.runner.reap_snapshots(vec![parent, "somebody-else:snapshot".into(), child.clone()]).await;
     refused(lab, &child).await
 }
 
-/// A chain moves between runners, each of which finds what the one before left.
+/// Checks that a chain can move between runners, and that each runner sees the previous one's changes.
 pub(in crate::conformance) async fn exchange(lab: &Lab<'_>) -> Result<(), Broken> {
     fs::write(lab.source().join("source"), "source\n")?;
     let here = lab.runner;

@@ -1,4 +1,4 @@
-//! The user's source tree, as steps find it.
+//! The user's source tree, as steps see it.
 
 use std::{fs, os::unix::fs::PermissionsExt};
 
@@ -31,7 +31,8 @@ pub(in crate::conformance) async fn root_steps_are_apart(lab: &Lab<'_>) -> Resul
     Ok(())
 }
 
-/// What was edited or deleted since a parent ran wins over the parent's copy; what the parent made or changed stays.
+/// Checks that files edited or deleted since a parent ran win over the parent's copies, and that files made
+/// or changed by the parent stay.
 pub(in crate::conformance) async fn edited(lab: &Lab<'_>) -> Result<(), Broken> {
     for name in ["edited", "removed", "same"] {
         fs::write(lab.source().join(name), "old\n")?;

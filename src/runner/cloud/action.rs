@@ -1,4 +1,4 @@
-//! A step as an Action: what it is made of, and which blobs that takes.
+//! A step as an Action: its content and its blobs.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -14,32 +14,32 @@ use crate::{
     transfer,
 };
 
-/// What a worker may take beyond the step's own time, for fetching and packing.
+/// The time that a worker has beyond the step's own, for fetching and packing.
 const AROUND_STEP: Duration = Duration::from_secs(20 * 60);
 
-/// The files of an Action.
+/// The file names of an Action.
 pub(super) const PROGRAM: &str = "hm-step";
 const INPUT: &str = "input.json";
 pub(super) const RESULT: &str = "result.json";
 pub(super) const LAYER: &str = "layer.tar.zst";
 const SOURCE: &str = "source";
 
-/// An Action that is ready to be run, once its blobs are at the engine.
+/// An Action that is ready to be executed once its blobs are at the engine.
 #[derive(Debug)]
 pub(super) struct Prepared {
     pub(super) action: Digest,
-    /// Small ones, all but the program.
+    /// The small blobs: all except the program.
     pub(super) blobs: Vec<Blob>,
-    /// Whether the engine may answer with what an equal Action gave before.
+    /// Whether the engine may answer with the cached result of an equal Action.
     pub(super) cacheable: bool,
 }
 
-/// What an Action is made of, at the engine by now.
+/// The parts of an Action, all of which are at the engine.
 pub(super) struct Parts<'a> {
     pub(super) boot: &'a Boot,
-    /// What the layers among the boot's parts are called, in their order.
+    /// The names of the layers among the boot's parts, in their order.
     pub(super) layers: &'a [PackedName],
-    /// The directory that has the source.
+    /// The directory of the source.
     pub(super) source: Digest,
     pub(super) program: Digest,
     pub(super) platform: &'a [(String, String)],
@@ -47,7 +47,7 @@ pub(super) struct Parts<'a> {
 }
 
 impl Parts<'_> {
-    /// Makes the Action of one attempt.
+    /// Creates the Action of one attempt.
     pub(super) fn prepare(&self, ctx: &StepContext, input: &ExecutorInput) -> Result<Prepared, RunnerError> {
         let step_input = self.step_input(ctx, input);
         let json = serde_json::to_vec(&step_input)
@@ -57,7 +57,8 @@ impl Parts<'_> {
             .input_root(json.digest)
             .map_err(|error| RunnerError::infrastructure("make the step's input root", anyhow::Error::new(error)))?;
         let command = message(&self.command());
-        // A result that is too old for us may be young enough for the engine: such steps are never its to answer.
+        // The engine does not know the maximum age of a result. So it must not answer for steps that have
+        // one.
         let cacheable = Cacheable::of(&input.step).filter(|policy| policy.max_age.is_none()).is_some();
         let salt = match cacheable {
             true => serde_json::to_vec(&input.step.cache).unwrap_or_default(),

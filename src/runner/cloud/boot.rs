@@ -1,4 +1,4 @@
-//! What a step boots from, before any of it travels.
+//! The filesystem that a step boots from, before any part of it is transferred.
 
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 
@@ -22,10 +22,10 @@ pub(super) enum Part {
     Source,
 }
 
-/// What a step boots from.
+/// The filesystem that a step boots from.
 #[derive(Debug)]
 pub(super) struct Boot {
-    /// Lowest first.
+    /// The parts, lowest first.
     pub(super) parts: Vec<Part>,
     pub(super) source: Arc<FrozenSource>,
     /// The variables that the image sets.
@@ -37,7 +37,7 @@ pub(super) struct Boot {
 }
 
 impl Boot {
-    /// Looks up what `input` boots from; an image is fetched.
+    /// Looks up what `input` boots from. Fetches the image, if it names one.
     pub(super) async fn of(
         ctx: &StepContext,
         input: &ExecutorInput,
@@ -94,7 +94,7 @@ impl Boot {
         Ok(Self { parts, source, env, id_map, parent, base, delta })
     }
 
-    /// What a snapshot of this step stands on.
+    /// Returns the request that commits a snapshot of this step.
     pub(super) fn commit_request(&self) -> CommitRequest<'_> {
         CommitRequest {
             parent: self.parent.as_deref(),

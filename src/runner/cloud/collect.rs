@@ -1,4 +1,4 @@
-//! What an Action gave: how its command ended, and the layer that it left.
+//! Collects the result of an Action: how its command ended, and the layer with its changes.
 
 use std::sync::Arc;
 
@@ -15,7 +15,7 @@ use crate::{
     transfer::{Parcel, Uploads, fetch_layer},
 };
 
-/// More than `result.json` ever has.
+/// An upper bound on the size of `result.json`.
 const MAX_RESULT_BYTES: u64 = 1 << 20;
 
 /// Reads how the command ended.
@@ -39,7 +39,7 @@ pub(super) async fn step_output(result: &reapi::ActionResult, cas: &Cas) -> Resu
         .map_err(|error| RunnerError::unsupported(format!("failed to read the step's result: {error}")))
 }
 
-/// The command's exit code, where it ended by itself.
+/// Returns the command's exit code, if it ended by itself.
 pub(super) fn exit_code(output: &StepOutput, limits: &Limits, ctx: &StepContext) -> Result<i32, RunnerError> {
     match &output.exit {
         Exit::Exited { code, too_many_processes: true } => {
@@ -62,7 +62,7 @@ pub(super) fn exit_code(output: &StepOutput, limits: &Limits, ctx: &StepContext)
     }
 }
 
-/// Takes home the layer that the command left, and makes it a snapshot.
+/// Downloads the layer with the command's changes, and commits a snapshot of it.
 pub(super) async fn snapshot(
     result: &reapi::ActionResult,
     output: &StepOutput,
@@ -71,7 +71,7 @@ pub(super) async fn snapshot(
     store: &Arc<Store>,
     uploads: &Uploads,
 ) -> Result<SnapshotRef, RunnerError> {
-    // Until the snapshot has it.
+    // Held until the snapshot refers to the layer.
     let _lease = store.lease().map_err(trouble::store("take a lease"))?;
     let layer = match &output.layer {
         None => None,
@@ -98,7 +98,7 @@ pub(super) async fn snapshot(
     .await
 }
 
-/// A digest as images have it.
+/// Parses a digest in the format of images.
 fn image_digest(text: &str) -> Result<ImageDigest, RunnerError> {
     text.parse().map_err(|error| RunnerError::infrastructure("read what the step left", anyhow::Error::new(error)))
 }

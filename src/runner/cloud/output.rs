@@ -1,7 +1,8 @@
-//! A step's output: read while it runs, where a log service allows it, and the rest when it has ended. Never twice.
+//! The output of a step: read while the step runs if there is a log service, and completed when it has ended.
+//! No output is shown twice.
 //!
-//! The result of a step has all of its output, so a log service is trusted with nothing: what it showed is compared with the
-//! result, and nobody waits for what it did not show.
+//! The result of a step contains all of its output, so the log service need not be trusted. The output that
+//! it streamed is compared with the result, and missing output is not waited for.
 
 use std::{
     fs::File,
@@ -27,7 +28,7 @@ use crate::{
 };
 
 const PIECE_BYTES: usize = 256 << 10;
-/// What is read of one stream while a step runs: as much as `hm logstream` keeps.
+/// The most bytes of one stream to read while a step runs: the same as `hm logstream` keeps.
 const MAX_LIVE_BYTES: u64 = 4 << 30;
 
 /// The output of one attempt.
@@ -37,35 +38,37 @@ pub(super) struct Output<'a> {
     logs: [Log; 2],
 }
 
-/// One stream's.
+/// The state of one stream.
 #[derive(Default)]
 struct Log {
-    /// Where it is read while the step runs.
+    /// The name of the log stream from which the output is read while the step runs.
     name: String,
     live: Option<BoxStream<'static, Vec<u8>>>,
-    /// How much of it was shown, and the hash of that.
+    /// The number of bytes that were shown, and their hash.
     shown: u64,
     hash: Sha256,
-    /// Where the step runs again: how much of what was shown has not come again, and the hash of what has.
+    /// If the step runs again: the number of shown bytes that have not been repeated yet, and the hash of
+    /// those that have.
     again: Option<(u64, Sha256)>,
 }
 
 impl Log {
-    /// The next piece; never comes where nothing is read.
+    /// Returns the next piece. Never completes if no log stream is read.
     async fn next(&mut self) -> Vec<u8> {
         while let Some(live) = &mut self.live {
             let piece = live.next().await.filter(|_| self.shown < MAX_LIVE_BYTES);
             match piece.and_then(|piece| self.news(piece)) {
                 Some(news) if news.is_empty() => {}
                 Some(news) => return news,
-                // What is shown when the step has ended is right in any case.
+                // The output is completed from the result when the step has ended.
                 None => self.live = None,
             }
         }
         future::pending().await
     }
 
-    /// What of a piece was not shown yet. `None` where the step, run again, prints something else than before.
+    /// Returns the part of a piece that was not shown yet. Returns `None` if the step, run again, prints
+    /// something different than before.
     fn news(&mut self, mut piece: Vec<u8>) -> Option<Vec<u8>> {
         let Some((left, hash)) = &mut self.again else { return Some(piece) };
         let known = piece.len().min(usize::try_from(*left).unwrap_or(usize::MAX));
@@ -82,7 +85,7 @@ impl Log {
         Some(piece)
     }
 
-    /// Whether what was shown is how these bytes begin.
+    /// Returns whether the shown output is a prefix of `bytes`.
     fn begins(&self, bytes: &[u8]) -> bool {
         let begin = usize::try_from(self.shown).ok().and_then(|shown| bytes.get(..shown));
         begin.is_some_and(|begin| Sha256::digest(begin) == self.hash.clone().finalize())
@@ -94,7 +97,7 @@ impl<'a> Output<'a> {
         Self { bus, step_id, logs: Default::default() }
     }
 
-    /// Begins to read a stream that the engine named, unless it is read already.
+    /// Starts to read a stream that the engine named, unless it is already being read.
     pub(super) async fn follow(&mut self, logs: &Endpoint, stream: StdStream, name: &str) {
         let log = &mut self.logs[stream as usize];
         if name.is_empty() || log.name == name {
@@ -110,7 +113,8 @@ impl<'a> Output<'a> {
         }
     }
 
-    /// What comes next while the step runs; never comes where nothing is read. Dropped, it has taken nothing.
+    /// Returns the next piece while the step runs. Never completes if no log stream is read. If the future is
+    /// dropped, no piece is lost.
     pub(super) async fn next(&mut self) -> (StdStream, Vec<u8>) {
         let [stdout, stderr] = &mut self.logs;
         let (stdout, stderr) = (pin!(stdout.next()), pin!(stderr.next()));
@@ -120,7 +124,7 @@ impl<'a> Output<'a> {
         }
     }
 
-    /// Shows what was not shown yet of a step that has ended.
+    /// Shows the rest of the output of a step that has ended.
     pub(super) async fn finish(
         &mut self,
         result: &reapi::ActionResult,
@@ -132,7 +136,7 @@ impl<'a> Output<'a> {
             (StdStream::Stderr, &result.stderr_raw, &result.stderr_digest),
         ];
         for (stream, raw, digest) in outputs {
-            // What is still under way is in the result.
+            // Output that is still in transit is also in the result.
             self.logs[stream as usize].live = None;
             match digest {
                 _ if !raw.is_empty() => {
@@ -147,7 +151,7 @@ impl<'a> Output<'a> {
                         .map_err(|error| RunnerError::infrastructure("read the step's output", error))?;
                     self.finish_blob(stream, digest, cas, store).await?;
                 }
-                // An engine that tells nothing of a step's output has none, or has shown it.
+                // An engine that reports nothing about a step's output has none, or has already streamed it.
                 None => {}
             }
         }
@@ -172,7 +176,7 @@ impl<'a> Output<'a> {
         shown
     }
 
-    /// Shows what was not shown yet of a file that has all of a stream.
+    /// Shows the rest of a stream from a file with all of its output.
     async fn show_file(&mut self, stream: StdStream, path: &Path) -> Result<(), RunnerError> {
         let failed = |error| RunnerError::infrastructure("read the step's output", error);
         let mut file = File::open(path).map_err(failed)?;
@@ -211,7 +215,7 @@ impl<'a> Output<'a> {
         Ok(())
     }
 
-    /// What was shown is not what the step printed.
+    /// Starts the stream again, because the output shown is not the step's output.
     async fn begin_again(&mut self, stream: StdStream) {
         self.logs[stream as usize] = Log::default();
         self.say("hm: what was shown of the step is not what it printed; that is:\n").await;
@@ -224,7 +228,7 @@ impl<'a> Output<'a> {
         self.bus.output(self.step_id, stream, bytes).await;
     }
 
-    /// A word of ours among the step's.
+    /// Shows a message of ours in the step's output.
     pub(super) async fn say(&mut self, line: &str) {
         self.bus.output(self.step_id, StdStream::Stderr, line.as_bytes()).await;
     }
@@ -234,7 +238,7 @@ impl<'a> Output<'a> {
 mod tests {
     use super::*;
 
-    /// What is shown of pieces that come after `shown`, when the step runs again.
+    /// Returns what is shown of pieces that arrive after `shown`, when the step runs again.
     fn shown_again(shown: &[u8], pieces: &[&[u8]]) -> Option<Vec<u8>> {
         let mut log = Log { shown: shown.len() as u64, hash: Sha256::new_with_prefix(shown), ..Log::default() };
         log.again = Some((log.shown, Sha256::new()));

@@ -38,13 +38,13 @@ use crate::{
     transfer::{self, Ground, Packable, Uploads},
 };
 
-/// Steps in flight, unless somebody says otherwise.
+/// The default number of steps in flight.
 const JOBS: NonZeroUsize = NonZeroUsize::new(16).expect("not zero");
-/// How often what the engine lost is uploaded again for one attempt.
+/// The most times to upload again, in one attempt, blobs that the engine lost.
 const MAX_ROUNDS: u32 = 4;
-/// How long asking an engine to end a step may take.
+/// How long a request to the engine to end a step may take.
 const CANCELLING: Duration = Duration::from_secs(5);
-/// What an engine may take to say that a step ended, beyond the step's grace.
+/// How long an engine may take to report the end of a step, beyond the step's grace.
 const LINGER: Duration = Duration::from_secs(2);
 
 /// Runs each step on an engine that speaks the Remote Execution API.
@@ -52,7 +52,7 @@ const LINGER: Duration = Duration::from_secs(2);
 /// Needs an endpoint, and the static `hm-step`. Nothing is connected or opened before the first step.
 #[derive(Debug)]
 pub struct CloudRunner {
-    /// Ends what dropped attempts left at the engine.
+    /// Ends the executions of dropped attempts at the engine.
     afterwards: Afterwards,
     engine: Result<RemoteEngine, Unready>,
     platform: Vec<(String, String)>,
@@ -62,20 +62,21 @@ pub struct CloudRunner {
     program: StepProgram,
     uploads: Uploads,
     sources: Sources,
-    /// Knows how ids are mapped in this machine's steps, with which those of this runner share layers.
+    /// The sandbox that determines how ids are mapped in this machine's steps, which share layers with this
+    /// runner's.
     local: SandboxRunner,
     uploaded_blobs: AtomicU64,
     uploaded_bytes: AtomicU64,
 }
 
-/// An engine, and where its log streams are.
+/// The endpoints of an engine and of its log streams.
 #[derive(Debug)]
 struct RemoteEngine {
     endpoint: Endpoint,
     logs: Endpoint,
 }
 
-/// Why there is no engine to talk to.
+/// Why there is no engine to connect to.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 enum Unready {
     #[error("no engine is named")]
@@ -89,7 +90,7 @@ enum Unready {
 const SET_ENDPOINT: &str =
     "name one: --remote grpc://HOST:PORT, HM_REMOTE, or `endpoint` below [remote] in .hm/hm.toml";
 
-/// Makes a [`CloudRunner`].
+/// A builder for a [`CloudRunner`].
 #[derive(Debug, Clone, Default)]
 pub struct CloudBuilder {
     endpoint: Option<EndpointOptions>,
@@ -103,57 +104,58 @@ pub struct CloudBuilder {
 }
 
 impl CloudBuilder {
-    /// Runs steps on the engine there.
+    /// Runs steps on the engine at this endpoint.
     #[must_use]
     pub fn endpoint(mut self, endpoint: EndpointOptions) -> Self {
         self.endpoint = Some(endpoint);
         self
     }
 
-    /// Reads output of running steps there, instead of at the engine's own address. Whatever is wrong with what comes from
-    /// there, output is whole when a step has ended.
+    /// Reads the output of running steps from this endpoint, instead of the engine's own. The output of a
+    /// step that has ended is complete and correct, even if the log service returns wrong data.
     #[must_use]
     pub fn log_service(mut self, logs: EndpointOptions) -> Self {
         self.logs = Some(logs);
         self
     }
 
-    /// Wants workers with this property.
+    /// Requires workers with this property.
     #[must_use]
     pub fn platform_property(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
         self.platform.push((name.into(), value.into()));
         self
     }
 
-    /// How many steps may be in flight at once, besides those on this machine. By default 16.
+    /// Sets how many steps may be in flight at once, besides those on this machine. The default is 16.
     #[must_use]
     pub fn jobs(mut self, jobs: NonZeroUsize) -> Self {
         self.jobs = Some(jobs);
         self
     }
 
-    /// Keeps layers and snapshots in this store instead of the one at its default place.
+    /// Keeps layers and snapshots in this store instead of the default one.
     #[must_use]
     pub fn store(mut self, store: impl Into<StoreHandle>) -> Self {
         self.store = store.into();
         self
     }
 
-    /// Finds and fetches images in this way.
+    /// Sets how images are found and fetched.
     #[must_use]
     pub fn images(mut self, options: ImageOptions) -> Self {
         self.images = options;
         self
     }
 
-    /// Sends this `hm-step`, instead of the one that `HM_STEP` names or that lies beside this program.
+    /// Sends this `hm-step`, instead of the one that `HM_STEP` names or that is in the directory of this
+    /// program.
     #[must_use]
     pub fn step_program(mut self, program: impl Into<PathBuf>) -> Self {
         self.program = Some(program.into());
         self
     }
 
-    /// Starts this `hm` to read layers of subordinate ids, as [`SandboxBuilder::helper`] does.
+    /// Starts this `hm` to read layers that belong to subordinate ids, as [`SandboxBuilder::helper`] does.
     ///
     /// [`SandboxBuilder::helper`]: crate::runner::sandbox::SandboxBuilder::helper
     #[must_use]
@@ -162,7 +164,7 @@ impl CloudBuilder {
         self
     }
 
-    /// The runner. Nothing is connected or opened yet; what is wrong with the endpoint, its probe tells.
+    /// Builds the runner. Nothing is connected or opened yet. The probe reports errors in the endpoint.
     #[must_use]
     pub fn build(self) -> CloudRunner {
         let engine = match self.endpoint {
@@ -195,31 +197,32 @@ impl CloudBuilder {
     }
 }
 
-/// An attempt's Action, and what its result is put together with.
+/// An attempt's Action, and the data to process its result.
 struct Ready {
     boot: Boot,
     prepared: Prepared,
-    /// What the engine had when the Action was ready, but for the source's files.
+    /// The blobs that the engine had when the Action was ready, except the source's files.
     needs: Vec<Digest>,
 }
 
 impl CloudRunner {
-    /// A runner with settings of its own.
+    /// Returns a builder for a runner with custom settings.
     #[must_use]
     pub fn builder() -> CloudBuilder {
         CloudBuilder::default()
     }
 
-    /// What was brought to the engine so far.
+    /// Returns how much has been uploaded to the engine so far.
     #[must_use]
     pub fn uploaded(&self) -> Uploaded {
         Uploaded { blobs: self.uploaded_blobs.load(Relaxed), bytes: self.uploaded_bytes.load(Relaxed) }
     }
 
-    /// Brings a source to the engine ahead of the steps that need it. Tells the directory that has it as `workspace`.
+    /// Uploads a source to the engine ahead of the steps that need it. Returns the digest of the directory
+    /// that contains it as `workspace`.
     ///
     /// # Errors
-    /// Where it can't be read or uploaded.
+    /// Returns an error if the source cannot be read or uploaded.
     pub async fn upload_source(&self, source: &Arc<FrozenSource>) -> Result<Digest, RunnerError> {
         let store = self.store()?;
         let cas = Cas::new(self.engine()?.endpoint.clone());
@@ -239,7 +242,7 @@ impl CloudRunner {
         self.store.get().map_err(trouble::store("open the store"))
     }
 
-    /// Brings everything to the engine that the attempt needs.
+    /// Uploads everything that the attempt needs to the engine.
     async fn prepare(
         &self,
         ctx: &StepContext,
@@ -270,7 +273,7 @@ impl CloudRunner {
         Ok(Ready { boot, prepared, needs })
     }
 
-    /// Runs an Action to its end, or until the attempt is interrupted.
+    /// Executes an Action to its end, or until the attempt is interrupted.
     async fn run(
         &self,
         engine: &RemoteEngine,
@@ -282,9 +285,9 @@ impl CloudRunner {
         let execution = Execution::new(engine.endpoint.clone());
         let mut updates = pin!(execution.run(action, skip_cache_lookup));
         let mut begun = Begun { runner: self, endpoint: &engine.endpoint, operation: String::new() };
-        // Whether the attempt was interrupted, and the engine was told.
+        // Whether the attempt was interrupted, and whether the engine was asked to cancel it.
         let (mut interrupted, mut told) = (false, false);
-        // How long the end of one that was interrupted is waited for: counts from when it is asked first.
+        // How long to wait for the end of an interrupted execution. The time counts from the first poll.
         let mut patience = pin!(awake::sleep(ctx.grace.saturating_add(LINGER)));
         loop {
             if interrupted && !told && !begun.operation.is_empty() {
@@ -292,7 +295,7 @@ impl CloudRunner {
                 let cancelled = tokio::time::timeout(CANCELLING, execution.cancel(&begun.operation)).await;
                 match cancelled {
                     Ok(Ok(())) => {}
-                    // It goes on, and ends by its own time limit.
+                    // The execution continues, and ends by its own time limit.
                     Ok(Err(error)) => {
                         tracing::debug!(%error, "a cancelled step is left to the engine");
                         begun.end();
@@ -328,7 +331,7 @@ impl CloudRunner {
         }
     }
 
-    /// One attempt, up to what the engine says of it.
+    /// Runs one attempt, up to the engine's result.
     async fn attempt(
         &self,
         engine: &RemoteEngine,
@@ -379,7 +382,8 @@ impl CloudRunner {
                 let error = anyhow::anyhow!("the engine says that it is done, and gives no result");
                 return Err(RunnerError::infrastructure("run the step", error));
             };
-            // What failed once may pass now: that is why somebody runs it again.
+            // A failure may be temporary, so a cached one is not accepted: the user runs the step again to
+            // see it pass.
             if is_cached && result.exit_code != 0 && !distrust_cache {
                 distrust_cache = true;
                 continue;
@@ -390,11 +394,11 @@ impl CloudRunner {
     }
 }
 
-/// An Action that the engine has. Dropped before its end, the engine is told that nobody waits for it any more.
+/// An Action that the engine executes. If this is dropped before the end, the engine is asked to cancel it.
 struct Begun<'a> {
     runner: &'a CloudRunner,
     endpoint: &'a Endpoint,
-    /// Its name there; empty before that is known, and after its end.
+    /// The name of the operation; empty before it is known, and after its end.
     operation: String,
 }
 
@@ -416,7 +420,8 @@ impl Drop for Begun<'_> {
     }
 }
 
-/// Whether an engine refuses an Action because of blobs that it lost meanwhile. Not every engine says so as the protocol wants.
+/// Returns whether an engine refuses an Action because it has lost blobs. Not every engine reports that as
+/// the protocol requires.
 async fn comes_of_loss(error: &RemoteError, cas: &Cas, needs: Vec<Digest>) -> bool {
     match error.kind() {
         RemoteErrorKind::MissingBlobs => true,
@@ -439,7 +444,7 @@ impl StepRunner for CloudRunner {
         let limits = Limits::of_args(input.step.runner_args.as_ref())?;
         let engine = self.engine()?;
         let store = self.store()?;
-        // Boxed, because it is large, and other runners' futures need no room for it.
+        // Boxed, because it is large, and other runners' futures do not need the space.
         let (boot, result) = Box::pin(self.attempt(engine, ctx, &input, &limits, &store)).await?;
         let cas = Cas::new(engine.endpoint.clone());
         let output = collect::step_output(&result, &cas).await?;
@@ -519,12 +524,13 @@ impl StepRunner for CloudRunner {
 
     fn capabilities(&self) -> RunnerCapabilities {
         RunnerCapabilities {
-            // The engine is told; what it and its worker make of that is theirs.
+            // The engine is asked to cancel a step, but how the engine and its worker end it cannot be
+            // guaranteed.
             grace: false,
             workspace: true,
             snapshots: true,
             layers: true,
-            // Who runs steps with a single id, on a worker, loses them.
+            // A worker that runs steps with a single id loses owners.
             ownership: false,
             xattrs: true,
             secrets: false,
@@ -544,7 +550,7 @@ impl StepRunner for CloudRunner {
     }
 }
 
-/// What of a step's filesystem travels as a layer.
+/// Returns the part of a step's filesystem to transfer as a layer, or `None` for the source.
 async fn packable(part: &Part) -> Result<Option<Packable>, RunnerError> {
     Ok(match part {
         Part::Source => None,

@@ -1,4 +1,4 @@
-//! The frozen source as a tree at the engine: what is there already stays here, and no file is hashed twice.
+//! The frozen source as a tree at the engine. Only missing files are uploaded, and no file is hashed twice.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -15,24 +15,25 @@ use crate::{
     store::{FrozenSource, SourceId, SourceKind, Store},
 };
 
-/// The tree of a source, once it is at the engine; held while it is being brought there.
+/// The tree of a source, once it is at the engine. Locked while the source is being uploaded.
 type Slot = Arc<tokio::sync::Mutex<Option<Digest>>>;
 
-/// More sources than this are forgotten all at once.
+/// The most sources to remember. When there are more, all are forgotten at once.
 const MAX_REMEMBERED: usize = 64;
 
-/// Sources that are at the engine, as far as this process knows.
+/// The sources that this process knows to be at the engine.
 #[derive(Debug, Default)]
 pub(super) struct Sources(Mutex<HashMap<SourceId, Slot>>);
 
-/// A source's tree, and which file has which content.
+/// A source's tree, and the path of a file for each content.
 struct Named {
     tree: Tree,
     files: BTreeMap<Digest, Vec<u8>>,
 }
 
 impl Sources {
-    /// Brings a source to the engine, unless this process did so before. Tells the directory that has it as `workspace`.
+    /// Uploads a source to the engine, unless this process already did. Returns the digest of the directory
+    /// that contains it as `workspace`.
     pub(super) async fn bring(
         &self,
         store: &Arc<Store>,
@@ -61,7 +62,7 @@ impl Sources {
         Ok(tree.root)
     }
 
-    /// Forgets that a source is at the engine, because the engine says that it is not.
+    /// Forgets all uploads, because the engine reported that something is missing.
     pub(super) fn forget(&self) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
@@ -79,7 +80,8 @@ fn as_path(bytes: &[u8]) -> PathBuf {
     Path::new(OsStr::from_bytes(bytes)).to_path_buf()
 }
 
-/// Names every file and directory of a source. Reads those files alone whose content was never named before.
+/// Computes the digest of every file and directory of a source. Reads only files whose content has no known
+/// digest.
 fn name(store: &Store, source: &FrozenSource) -> Result<Named, RunnerError> {
     let failed = trouble::store("read the source's manifest");
     let manifest = store.manifest(&source.id).map_err(failed)?;

@@ -1,4 +1,4 @@
-//! The program that runs a step on somebody else's machine.
+//! The program that runs a step on a worker.
 
 use std::path::PathBuf;
 
@@ -11,7 +11,7 @@ use crate::{
     step::{self, NoStepProgram},
 };
 
-/// Where the program is, and what it is called by its content once that was asked.
+/// The path of the program, and its blob once that was requested.
 #[derive(Debug, Default)]
 pub(super) struct StepProgram {
     named: Option<PathBuf>,
@@ -19,12 +19,12 @@ pub(super) struct StepProgram {
 }
 
 impl StepProgram {
-    /// The program there, or the one that is found.
+    /// Uses the given program, or the one that is found by default.
     pub(super) fn new(named: Option<PathBuf>) -> Self {
         Self { named, blob: OnceCell::new() }
     }
 
-    /// The program as a blob. It is read once.
+    /// Returns the program as a blob. The file is read only once.
     pub(super) async fn blob(&self) -> Result<Blob, RunnerError> {
         let blob = self.blob.get_or_try_init(async || {
             let path = self.locate().map_err(|error| RunnerError::unsupported(error.to_string()))?.path;
@@ -39,7 +39,7 @@ impl StepProgram {
         blob.await.cloned()
     }
 
-    /// Where it is.
+    /// Returns the location of the program.
     pub(super) fn locate(&self) -> Result<step::StepProgram, NoStepProgram> {
         step::locate(self.named.as_deref())
     }

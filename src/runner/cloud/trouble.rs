@@ -1,4 +1,4 @@
-//! Trouble with an engine or with the store, as runners tell it.
+//! Converts errors of an engine and of the store to runner errors.
 
 use crate::{
     remote::{RemoteError, RemoteErrorKind},
@@ -7,7 +7,7 @@ use crate::{
     transfer::TransferError,
 };
 
-/// What may pass is worth another attempt; a verdict stays so.
+/// Converts an error of the engine. Temporary errors are retryable; others are final.
 pub(super) fn remote(doing: &'static str) -> impl FnOnce(RemoteError) -> RunnerError {
     move |error| match error.kind() {
         RemoteErrorKind::Unavailable | RemoteErrorKind::MissingBlobs | RemoteErrorKind::Cancelled => {
@@ -31,7 +31,7 @@ pub(super) fn transfer(error: TransferError) -> RunnerError {
     }
 }
 
-/// Does work that reads or writes files on a thread for it.
+/// Runs work that reads or writes files on a blocking thread.
 pub(super) async fn on_thread<T: Send + 'static>(
     doing: &'static str,
     work: impl FnOnce() -> Result<T, RunnerError> + Send + 'static,
