@@ -25,7 +25,7 @@
 //! let suite = Suite::new(&runner, "host");
 //! assert_eq!(suite.run_case("no-trailing-newline").await, Some(Verdict::Passed));
 //! assert_eq!(suite.run_case("host-files").await, Some(Verdict::NotPromised { capability: "isolation" }));
-//! // The whole of it, in a test of the runner's: `suite.run().await.assert_passed()`.
+//! // To run the whole suite in a test of the runner: `suite.run().await.assert_passed()`.
 //! # Ok(())
 //! # }
 //! ```

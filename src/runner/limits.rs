@@ -51,7 +51,8 @@ pub enum Network {
     None,
 }
 
-/// A number of bytes: a JSON number, or text such as `512m`, with the suffixes `k`, `m`, `g` and `t` in powers of 1024.
+/// A number of bytes: a JSON number, or text such as `512m`, with the suffixes `k`, `m`, `g` and `t` in
+/// powers of 1024.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MemorySize {
     /// The size in bytes; at least [`MemorySize::MIN_BYTES`].

@@ -1,7 +1,7 @@
 //! Starts the shell of a step, so that it dies with the process that started it, even if that is killed.
 //!
 //! ```text
-//! hm ---- pipe (held open, never written to) ----> watchdog: `read` ends when hm does, then it kills the group
+//! hm ---- pipe (held open, never written to) ----> watchdog: `read` ends with hm, then it kills the group
 //!  \----> [setsid] sh SUPERVISOR --exec--> sh -c COMMAND
 //!                       \--fork, orphaned--> watchdog
 //! ```

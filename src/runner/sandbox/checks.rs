@@ -1,6 +1,6 @@
 //! Checks whether the sandbox works on this machine, and suggests how to fix it if not.
 //!
-//! The trial decides: it sets up a jail without a command, and fails where a step would fail. The other
+//! The trial decides: it sets up a jail without a command, and fails if a step would fail. The other
 //! checks are information for users.
 
 use std::path::Path;

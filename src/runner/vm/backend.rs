@@ -100,8 +100,8 @@ pub trait VmBackend: Send + Sync + fmt::Debug + 'static {
         async { Probe::Usable { note: None } }
     }
 
-    /// Returns the directories of this machine that its machines expose at the same path. Whoever inspects a
-    /// step's filesystem later finds them there, too.
+    /// Returns the directories of this machine that its machines expose at the same path. Visits to a step's
+    /// filesystem expose them, too.
     fn host_dirs(&self) -> &[PathBuf] {
         &[]
     }

@@ -1,4 +1,5 @@
-//! Runners made of machines that start from an image, run a command and can be saved: virtual machines, containers.
+//! Runners based on machines that start from an image, run a command and can be saved: virtual machines,
+//! containers.
 //!
 //! ```text
 //!   create(image) ──┐
@@ -50,13 +51,15 @@
 //!     type Vm = Directory;
 //!
 //!     async fn create(&self, _image: &str, _: &Limits) -> Result<Directory, RunnerError> {
-//!         Ok(Directory { root: tempfile::tempdir_in(&self.0).map_err(failed)?, saved: self.0.join("saved") })
+//!         let root = tempfile::tempdir_in(&self.0).map_err(failed)?;
+//!         Ok(Directory { root, saved: self.0.join("saved") })
 //!     }
 //!
 //!     async fn restore(&self, snapshot: &str, limits: &Limits) -> Result<Option<Directory>, RunnerError> {
 //!         let vm = self.create("", limits).await?;
 //!         let from = vm.saved.join(snapshot).join(".");
-//!         let copied = std::process::Command::new("cp").arg("-a").arg(from).arg(vm.root.path()).stderr(Stdio::null()).status();
+//!         let mut cp = std::process::Command::new("cp");
+//!         let copied = cp.arg("-a").arg(from).arg(vm.root.path()).stderr(Stdio::null()).status();
 //!         Ok(copied.map_err(failed)?.success().then_some(vm))
 //!     }
 //!
@@ -69,7 +72,7 @@
 //!     async fn inject(&mut self, files: Injection) -> Result<(), RunnerError> {
 //!         let dir = self.root.path().join(files.dir.strip_prefix("/").unwrap_or(&files.dir));
 //!         for path in files.removed {
-//!             // What is neither a file nor an empty directory stays.
+//!             // Directories that are not empty stay.
 //!             let _ = fs::remove_file(dir.join(&path)).or_else(|_| fs::remove_dir(dir.join(&path)));
 //!         }
 //!         fs::create_dir_all(&dir).map_err(failed)?;
@@ -79,7 +82,8 @@
 //!     async fn exec(&self, command: &Command<'_>, output: &Output<'_>) -> Result<i32, RunnerError> {
 //!         let dir = self.root.path().join(command.workdir.trim_start_matches('/'));
 //!         let mut shell = tokio::process::Command::new("/bin/sh");
-//!         shell.arg("-c").arg(command.script).envs(command.env).current_dir(dir).stdin(Stdio::null()).kill_on_drop(true);
+//!         shell.arg("-c").arg(command.script).envs(command.env).current_dir(dir);
+//!         shell.stdin(Stdio::null()).kill_on_drop(true);
 //!         let printed = shell.output().await.map_err(failed)?;
 //!         output.write(StdStream::Stdout, &printed.stdout).await;
 //!         output.write(StdStream::Stderr, &printed.stderr).await;
