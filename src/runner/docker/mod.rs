@@ -1,9 +1,9 @@
 //! The docker runner: each step is a container of a Docker or Podman daemon.
 //!
 //! ```text
-//!   image at the daemon ─┐                                     ┌─ docker: an image at the daemon, for this run
+//!   image at the daemon ─┐                                     ┌─ docker: an image for this run
 //!   snapshot (hm1:) ─────┴▶ image with the source ▶ container ─┤
-//!                           once in a run                      └─ hm1: its new layer, imported into the store
+//!                           once in a run                      └─ hm1: its new layer, in the store
 //! ```
 //!
 //! The input is an attempt as [`VmRunner`] passes it on. A container starts from an image that consists of
