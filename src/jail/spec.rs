@@ -188,7 +188,7 @@ pub struct MountedOverlay {
 pub struct Screen {
     /// The directory.
     pub dir: CString,
-    /// An empty directory that others may read: an overlay has at least two.
+    /// An empty directory that others may read: an overlay needs at least two lower directories.
     pub empty: CString,
     /// The directory that it is mounted on.
     pub on: CString,

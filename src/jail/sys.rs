@@ -267,7 +267,7 @@ fn signals(signals: &[c_int]) -> Result<OwnedFd> {
 /// A child that ended.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Reaped {
-    /// Which.
+    /// Its process id.
     pub(crate) pid: Pid,
     /// Its exit code, or 128+n after signal n.
     pub(crate) code: i32,

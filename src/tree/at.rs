@@ -12,10 +12,10 @@ use rustix::{
     fs::{self, AtFlags, Dir, FileType, Mode, OFlags, Stat, Timespec, Timestamps},
 };
 
-/// The two names of overlayfs' mark for "nothing below shows here".
+/// The two names of overlayfs' opaque mark: lower layers are hidden in the directory.
 const OPAQUE_XATTRS: [&str; 2] = ["trusted.overlay.opaque", "user.overlay.opaque"];
 
-/// Paths longer than this are opened in parts; the kernel refuses 4096 bytes.
+/// The length above which paths are opened in parts, in bytes; the kernel refuses 4096 bytes.
 const PART_BYTES: usize = 3500;
 
 const DIR_FLAGS: OFlags =
@@ -26,12 +26,12 @@ pub(crate) fn open_dir(path: &Path) -> io::Result<OwnedFd> {
     Ok(fs::open(path, DIR_FLAGS, Mode::empty())?)
 }
 
-/// Opens the entry `name` of a directory, which must be a directory itself.
+/// Opens the entry `name` of a directory. The entry must be a directory itself.
 pub(crate) fn open_dir_at(dir: impl AsFd, name: impl rustix::path::Arg) -> io::Result<OwnedFd> {
     Ok(fs::openat(dir, name, DIR_FLAGS, Mode::empty())?)
 }
 
-/// Opens the directory at `path` below `root`, however long `path` is. An empty path is `root` itself.
+/// Opens the directory at `path` below `root`. `path` may have any length; an empty path is `root` itself.
 pub(crate) fn open_below(root: BorrowedFd<'_>, path: &[u8]) -> io::Result<OwnedFd> {
     let mut rest = path;
     let mut dir = open_dir_at(root, ".")?;
@@ -47,7 +47,7 @@ pub(crate) fn open_below(root: BorrowedFd<'_>, path: &[u8]) -> io::Result<OwnedF
     Ok(dir)
 }
 
-/// `parent/name`, or `name` where `parent` is empty.
+/// Returns `parent/name`, or `name` if `parent` is empty.
 pub(crate) fn join(parent: &[u8], name: &[u8]) -> Vec<u8> {
     let mut path = Vec::with_capacity(parent.len() + 1 + name.len());
     if !parent.is_empty() {
@@ -58,7 +58,8 @@ pub(crate) fn join(parent: &[u8], name: &[u8]) -> Vec<u8> {
     path
 }
 
-/// The entries of a directory without `.` and `..`. The type is a hint: `Unknown` on some filesystems.
+/// Returns the entries of a directory without `.` and `..`. The type is a hint: `Unknown` on some
+/// filesystems.
 pub(crate) fn entries(dir: impl AsFd) -> io::Result<Vec<(CString, FileType)>> {
     let mut found = Vec::new();
     for entry in Dir::read_from(dir)? {
@@ -71,7 +72,7 @@ pub(crate) fn entries(dir: impl AsFd) -> io::Result<Vec<(CString, FileType)>> {
     Ok(found)
 }
 
-/// The status of an entry, symbolic links not followed; `None` where there is none.
+/// Returns the status of an entry, or `None` if there is none. Symbolic links are not followed.
 pub(crate) fn stat_at(dir: impl AsFd, name: impl rustix::path::Arg) -> io::Result<Option<Stat>> {
     match fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW) {
         Ok(stat) => Ok(Some(stat)),
@@ -80,12 +81,12 @@ pub(crate) fn stat_at(dir: impl AsFd, name: impl rustix::path::Arg) -> io::Resul
     }
 }
 
-/// Whether an entry is overlayfs' mark for "removed": a character device 0:0.
+/// Returns whether an entry is overlayfs' mark for "removed": a character device 0:0.
 pub(crate) fn is_whiteout(stat: &Stat) -> bool {
     FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice && stat.st_rdev == 0
 }
 
-/// Whether a directory hides what lower layers have there.
+/// Returns whether a directory hides the lower layers' content at its path.
 pub(crate) fn is_opaque(dir: impl AsFd) -> io::Result<bool> {
     let dir = dir.as_fd();
     for name in OPAQUE_XATTRS {
@@ -105,7 +106,7 @@ pub(crate) fn is_opaque(dir: impl AsFd) -> io::Result<bool> {
     Ok(false)
 }
 
-/// The names of a file's extended attributes.
+/// Returns the names of a file's extended attributes.
 fn xattr_names(file: BorrowedFd<'_>) -> io::Result<Vec<CString>> {
     let mut names = vec![0_u8; 1024];
     let length = loop {
@@ -120,7 +121,7 @@ fn xattr_names(file: BorrowedFd<'_>) -> io::Result<Vec<CString>> {
     Ok(names.filter_map(|name| CString::new(name).ok()).collect())
 }
 
-/// Copies extended attributes, but for those that overlayfs and security modules keep to themselves.
+/// Copies extended attributes, except those that are private to overlayfs and security modules.
 pub(crate) fn copy_xattrs(from: impl AsFd, to: impl AsFd) -> io::Result<()> {
     for (name, value) in shared_xattrs(from.as_fd())? {
         fs::fsetxattr(&to, &name, &value, fs::XattrFlags::empty())?;
@@ -128,7 +129,8 @@ pub(crate) fn copy_xattrs(from: impl AsFd, to: impl AsFd) -> io::Result<()> {
     Ok(())
 }
 
-/// A file's extended attributes by name, but for those that overlayfs and security modules keep to themselves.
+/// Returns a file's extended attributes by name, except those that are private to overlayfs and security
+/// modules.
 pub(crate) fn shared_xattrs(from: BorrowedFd<'_>) -> io::Result<Vec<(CString, Vec<u8>)>> {
     let mut found = Vec::new();
     let mut names = xattr_names(from)?;
@@ -151,12 +153,12 @@ pub(crate) fn shared_xattrs(from: BorrowedFd<'_>) -> io::Result<Vec<(CString, Ve
     Ok(found)
 }
 
-/// The times of a file, for [`rustix::fs::utimensat`]. The access time is left alone.
+/// Returns the modification time of a file, for [`rustix::fs::utimensat`]. The access time is left unchanged.
 pub(crate) fn timestamps(stat: &Stat) -> Timestamps {
     mtime(stat.st_mtime, stat.st_mtime_nsec as i64)
 }
 
-/// A modification time alone.
+/// Returns a modification time for [`utimensat`](rustix::fs::utimensat), without an access time.
 pub(crate) fn mtime(seconds: i64, nanoseconds: i64) -> Timestamps {
     Timestamps {
         last_access: Timespec { tv_sec: 0, tv_nsec: fs::UTIME_OMIT },

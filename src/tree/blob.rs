@@ -1,4 +1,4 @@
-//! A file's part that is read as a stream.
+//! A part of a file that is read as a stream.
 
 use std::{
     fs::File,
@@ -8,19 +8,19 @@ use std::{
 /// A part of a file.
 #[derive(Debug)]
 pub struct BlobFile {
-    /// The file, open for reading, and nobody else's: its position is moved.
+    /// The file, open for reading. The handle must not be shared, because its position moves.
     pub file: File,
-    /// Where the part begins, in bytes.
+    /// The offset of the part, in bytes.
     pub offset: u64,
-    /// How long it is, in bytes.
+    /// The length of the part, in bytes.
     pub length: u64,
 }
 
 impl BlobFile {
-    /// The bytes of the part.
+    /// Returns a reader of the part's bytes.
     ///
     /// # Errors
-    /// Where the file can't be positioned.
+    /// Returns an error if the file cannot be positioned.
     pub fn into_reader(mut self) -> io::Result<impl Read> {
         self.file.seek(SeekFrom::Start(self.offset))?;
         Ok(self.file.take(self.length))

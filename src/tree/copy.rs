@@ -22,12 +22,12 @@ use super::{
 
 /// Copies the directory `from` to `to`, which must not exist.
 ///
-/// Modes, modification times, symbolic links, extended attributes and hard links within the tree are kept, and owners
-/// where the caller is root; sockets and devices are left out. Data is shared with the original where the filesystem can
-/// do that (reflinks), never by hard links.
+/// Keeps modes, modification times, symbolic links, extended attributes and hard links within the tree, and
+/// owners if the caller is root. Sockets and devices are left out. Data is shared with the original if the
+/// filesystem supports that (reflinks), never by hard links.
 ///
 /// # Errors
-/// The first failure; `to` is then half a copy.
+/// Returns the first error; `to` is then an incomplete copy.
 pub fn copy_tree(from: &Path, to: &Path) -> io::Result<()> {
     let source = open_dir(from)?;
     fs::mkdir(to, Mode::RWXU)?;
@@ -58,23 +58,23 @@ pub fn copy_tree(from: &Path, to: &Path) -> io::Result<()> {
 enum Work {
     /// Copy the directory of this name.
     Enter(CString),
-    /// The directory is filled: it gets its attributes.
+    /// Set the attributes of the filled directory.
     Leave,
 }
 
-/// Device and inode; not of the same types on every system.
+/// Device and inode, whose types differ between systems.
 type Identity = (rustix::fs::Dev, u64);
 
 struct Copy {
-    /// The copy.
+    /// The root of the copy.
     root: OwnedFd,
     as_root: bool,
-    /// Where the first name of each file with several names went.
+    /// The path in the copy of each file with several names, under its first name.
     links: HashMap<Identity, Vec<u8>>,
 }
 
 impl Copy {
-    /// Copies what is in a directory. Returns what is left to do there.
+    /// Copies the content of a directory. Returns the remaining work there.
     fn fill(&mut self, from: &Descent, to: &Descent) -> io::Result<Vec<Work>> {
         let mut work = vec![Work::Leave];
         for (name, _) in entries(from.dir())? {
@@ -144,13 +144,13 @@ impl Copy {
     }
 }
 
-/// Creates a file for its owner alone, to get its mode when it is whole.
+/// Creates a file that only its owner may access. It gets its mode when it is complete.
 pub(super) fn create(dir: impl AsFd, name: &CStr) -> io::Result<File> {
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     Ok(File::from(fs::openat(dir, name, flags, Mode::RUSR | Mode::WUSR)?))
 }
 
-/// Copies the content of a file to one that must not exist, which is its owner's alone.
+/// Copies the content of a file to a new one, which only its owner may access.
 #[cfg(feature = "engine")]
 pub(crate) fn copy_file(from: &Path, to: &Path) -> io::Result<()> {
     use std::os::unix::fs::OpenOptionsExt;
@@ -159,7 +159,7 @@ pub(crate) fn copy_file(from: &Path, to: &Path) -> io::Result<()> {
     copy_data(&File::open(from)?, &to)
 }
 
-/// Fills an empty file with the data of another one. Holes stay holes.
+/// Fills an empty file with the data of another one. Holes are preserved.
 pub(super) fn copy_data(from: &File, to: &File) -> io::Result<()> {
     if reflink(from, to) {
         return Ok(());
@@ -170,19 +170,20 @@ pub(super) fn copy_data(from: &File, to: &File) -> io::Result<()> {
         copy_range(from, to, start, end)?;
         at = end;
     }
-    // What is a hole at the end was never written. A file that grew meanwhile is as long as it was found.
+    // A hole at the end was never written. If the file grew meanwhile, the copy keeps the size found at the
+    // start.
     if at < size {
         to.set_len(size)?;
     }
     Ok(())
 }
 
-/// Returns where the next part of a file is that has data, from `at` on. `None` if only a hole is left.
+/// Returns the next part of a file that has data, from `at` on. Returns `None` if only a hole is left.
 fn next_data(file: &File, at: u64) -> io::Result<Option<(u64, u64)>> {
     let start = match fs::seek(file, fs::SeekFrom::Data(at)) {
         Ok(start) => start,
         Err(Errno::NXIO) => return Ok(None),
-        // A filesystem that knows no holes: all of it is data.
+        // A filesystem without support for holes: everything is data.
         Err(Errno::INVAL | Errno::NOTSUP) => {
             let size = file.metadata()?.len();
             return Ok((at < size).then_some((at, size)));
@@ -198,13 +199,13 @@ fn copy_range(mut from: &File, mut to: &File, start: u64, end: u64) -> io::Resul
     io::copy(&mut from.take(end - start), &mut to).map(drop)
 }
 
-/// Shares the data of one file with another, empty one. False where that can't be, for any reason.
+/// Shares the data of one file with another, empty one. Returns false if that fails for any reason.
 #[cfg(target_os = "linux")]
 pub(crate) fn reflink(from: &File, to: &File) -> bool {
     fs::ioctl_ficlone(to, from).is_ok()
 }
 
-/// Shares the data of one file with another, empty one. False where that can't be, for any reason.
+/// Shares the data of one file with another, empty one. Returns false if that fails for any reason.
 #[cfg(not(target_os = "linux"))]
 pub(crate) fn reflink(_: &File, _: &File) -> bool {
     false

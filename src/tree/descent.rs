@@ -1,9 +1,9 @@
-//! Going down a tree and up again, one level at a time.
+//! Walks down a tree and up again, one level at a time.
 //!
-//! Opening each directory by its path from the top takes time that grows with the square of the depth, and
-//! paths longer than `PATH_MAX` can't be opened at once. So a walk stands in one directory, goes down by a
-//! name and up by `..`, and makes sure that it arrives where it came from: a tree that changes meanwhile
-//! leads nowhere else.
+//! To open each directory by its path from the top takes time quadratic in the depth, and paths longer than
+//! `PATH_MAX` cannot be opened at once. So a walk holds one current directory, goes down by name and up by
+//! `..`, and checks that it returns to the directory that it came from. A tree that changes meanwhile cannot
+//! lead it elsewhere.
 
 use std::{ffi::CStr, io};
 
@@ -15,15 +15,15 @@ use rustix::{
 
 use super::at::{open_below, open_dir_at};
 
-/// A walk that stands in a directory of a tree.
+/// A walk with a current directory in a tree.
 #[derive(Debug)]
 pub(crate) struct Descent {
-    /// Where it started; `None` while it stands there.
+    /// The directory where the walk started; `None` while that is the current one.
     top: Option<OwnedFd>,
     dir: OwnedFd,
-    /// The directory's path below the top.
+    /// The current directory's path below the top.
     path: Vec<u8>,
-    /// The directories above, and how long their paths are.
+    /// The directories above, and the lengths of their paths.
     above: Vec<(Dev, u64, usize)>,
 }
 
@@ -33,17 +33,18 @@ impl Descent {
         Self { top: None, dir: top, path: Vec::new(), above: Vec::new() }
     }
 
-    /// Returns the directory.
+    /// Returns the current directory.
     pub(crate) fn dir(&self) -> BorrowedFd<'_> {
         self.dir.as_fd()
     }
 
-    /// Returns its path below the top; the top's is empty.
+    /// Returns the current directory's path below the top; the top's is empty.
     pub(crate) fn path(&self) -> &[u8] {
         &self.path
     }
 
-    /// Goes down to the directory `name`, which must not be a link. On an error the walk stays where it is.
+    /// Goes down to the directory `name`, which must not be a link. On an error the current directory stays
+    /// the same.
     pub(crate) fn enter(&mut self, name: &CStr) -> io::Result<()> {
         let below = open_dir_at(&self.dir, name)?;
         let here = fs::fstat(&self.dir)?;
@@ -57,14 +58,14 @@ impl Descent {
         Ok(())
     }
 
-    /// Goes up again, and returns the directory that the walk stood in. At the top it stays there.
+    /// Goes up one level, and returns the directory that was left. At the top the walk stays there.
     ///
     /// # Errors
     /// Returns an error if the directory was moved meanwhile.
     pub(crate) fn leave(&mut self) -> io::Result<OwnedFd> {
         let Some(&(device, inode, length)) = self.above.last() else { return self.dir.try_clone() };
         let up = match (open_dir_at(&self.dir, c".."), &self.top) {
-            // A directory that may be read but not entered has no way out.
+            // `..` cannot be opened in a directory that is readable but not searchable.
             (Err(error), Some(top)) if error.kind() == io::ErrorKind::PermissionDenied => {
                 open_below(top.as_fd(), &self.path[..length])?
             }
@@ -114,7 +115,7 @@ mod tests {
             let own = |name| super::super::measure(&path(name)).unwrap().own;
             assert_eq!(own("tree"), own("flat"));
         }
-        // Streams have every path in full: a part of the levels will do.
+        // Streams contain every path in full, so fewer levels are used here.
         let mut part = Descent::new(open_dir(&path("copy")).unwrap());
         (0..LEVELS - 1000).for_each(|_| part.enter(c"d").unwrap());
         fs::renameat(part.dir(), c"d", fs::CWD, path("part")).unwrap();

@@ -1,4 +1,4 @@
-//! Writing what a tar stream has to a place that a person named, by the rules of `cp -a`.
+//! Writes the files of a tar stream to a place that the user named, by the rules of `cp -a`.
 
 use std::{
     ffi::{CString, OsStr, OsString},
@@ -24,17 +24,18 @@ use super::{
     pack::CONTENT,
 };
 
-/// What may be left of a mode: set-id bits meant somebody else's ids.
+/// The permitted mode bits: set-id bits referred to ids of another system.
 const PERMISSIONS: u32 = 0o777;
 
-/// Writes a stream that [`pack`](super::pack) made to `to`: into it where it is a directory, else in its place.
+/// Writes a stream that [`pack`](super::pack) made to `to`: into it if it is a directory, otherwise in its
+/// place.
 ///
-/// Everything belongs to the caller. Modes (without set-id bits), times and links are kept; directories that are there keep
-/// theirs. Files and links that are there are replaced. Below `to` no symbolic link is followed, whoever made it, so that
-/// nothing is written elsewhere.
+/// Everything is owned by the caller. Modes (without set-id bits), times and links are kept; existing
+/// directories keep theirs. Existing files and links are replaced. Below `to` no symbolic link is followed,
+/// whoever made it, so nothing is written elsewhere.
 ///
 /// # Errors
-/// The first failure, with the path; what was written by then stays.
+/// Returns the first error, with the path. The files written until then stay.
 pub fn extract(stream: impl Read, to: &Path) -> io::Result<()> {
     let mut archive = Archive::new(stream);
     let mut extraction: Option<Extraction> = None;
@@ -50,7 +51,7 @@ pub fn extract(stream: impl Read, to: &Path) -> io::Result<()> {
             Some(extraction) => extraction,
             slot => match Extraction::start(to, top, &mut entry)? {
                 Some(started) => slot.insert(started),
-                // It was a file in the place of a file: there is no more.
+                // A file replaced a file: there are no more entries.
                 None => return Ok(()),
             },
         };
@@ -61,18 +62,19 @@ pub fn extract(stream: impl Read, to: &Path) -> io::Result<()> {
 }
 
 struct Extraction {
-    /// Stands in the directory that was opened last: a stream has most of a directory's entries in a row.
+    /// A walk at the directory that was opened last: a stream has most of a directory's entries in a row.
     walk: Descent,
-    /// Where the walk's top is, for error texts.
+    /// The path of the walk's top, for error texts.
     shown: PathBuf,
     /// The name of the topmost entry in the top; `None` if that is the top itself.
     top: Option<OsString>,
-    /// Directories made, and what they should look like in the end.
+    /// The directories that were made, with their final modes and times.
     made: Vec<(Vec<u8>, u32, u64)>,
 }
 
 impl Extraction {
-    /// Finds out where things go. `None` where the first entry is a file that was written to a file of the user's.
+    /// Determines the destination. Returns `None` if the first entry is a file whose content was written to
+    /// an existing file of the user.
     fn start(to: &Path, top: &[u8], entry: &mut Entry<'_, impl Read>) -> io::Result<Option<Self>> {
         let named = |error: io::Error| named(to, &error);
         if top != CONTENT && !is_name(top) {
@@ -92,7 +94,7 @@ impl Extraction {
             return Err(named(Errno::NOTDIR.into()));
         }
         if found.is_some() && entry.header().entry_type() == EntryType::Regular {
-            // The path is the user's own: also where it is a link, or a device.
+            // The user named this path, so it may be a link or a device.
             let flags = OFlags::WRONLY | OFlags::TRUNC | OFlags::CLOEXEC;
             let mut file = File::from(fs::open(to, flags, Mode::empty()).map_err(|error| named(error.into()))?);
             io::copy(entry, &mut file).map_err(named)?;
@@ -111,13 +113,13 @@ impl Extraction {
     fn entry(&mut self, rest: &[u8], entry: &mut Entry<'_, impl Read>) -> io::Result<()> {
         let path = self.path(rest)?;
         if path.is_empty() {
-            // The directory that is there.
+            // The existing directory.
             return Ok(());
         }
         self.put(&path, entry).map_err(|error| named(&self.shown.join(OsStr::from_bytes(&path)), &error))
     }
 
-    /// Returns the path below the top of what is at `rest` below the topmost entry.
+    /// Returns the path below the top for the path `rest` below the topmost entry.
     fn path(&self, rest: &[u8]) -> io::Result<Vec<u8>> {
         if !rest.is_empty() && !rest.split(|byte| *byte == b'/').all(is_name) {
             return Err(leads_elsewhere());
@@ -179,7 +181,7 @@ impl Extraction {
         Ok(())
     }
 
-    /// Where the file went that `link`, a name in the stream, stands for.
+    /// Returns where the file was written whose name in the stream is `link`.
     fn first_of(&mut self, link: &[u8]) -> io::Result<(OwnedFd, OsString)> {
         let rest = link.iter().position(|byte| *byte == b'/').map_or(&b""[..], |slash| &link[slash + 1..]);
         let path = self.path(rest)?;
@@ -188,7 +190,8 @@ impl Extraction {
         Ok((dir, OsString::from_vec(name.to_vec())))
     }
 
-    /// Goes to a directory below the top, name by name: one openat follows links in the middle of a path.
+    /// Goes to a directory below the top, name by name: a single openat would follow links in the middle of a
+    /// path.
     fn dir(&mut self, path: &[u8]) -> io::Result<BorrowedFd<'_>> {
         let is_within = |above: &[u8]| {
             above.is_empty() || path.strip_prefix(above).is_some_and(|rest| rest.is_empty() || rest.starts_with(b"/"))
@@ -203,11 +206,11 @@ impl Extraction {
         Ok(self.walk.dir())
     }
 
-    /// Gives directories their modes and times, the innermost first.
+    /// Sets the modes and times of directories, the innermost first.
     fn finish(mut self) -> io::Result<()> {
         for (path, mode, seconds) in std::mem::take(&mut self.made).into_iter().rev() {
             let dressed = self.dir(&path).map(|_| ()).and_then(|()| {
-                // Left first: there may be no way out of a directory of this mode.
+                // Leave it first: with its final mode it may be impossible to leave.
                 let dir = self.walk.leave()?;
                 fs::fchmod(&dir, Mode::from_raw_mode(mode))?;
                 Ok(fs::futimens(&dir, &mtime(i64::try_from(seconds).unwrap_or(0), 0))?)
@@ -218,7 +221,7 @@ impl Extraction {
     }
 }
 
-/// Writes a file that is empty yet. Blocks of zeros become holes: a stream does not tell which were.
+/// Writes a file that is still empty. Blocks of zeros become holes, because a stream does not record holes.
 fn copy_sparse(from: &mut impl Read, to: &mut File) -> io::Result<()> {
     const BLOCK: usize = 1 << 16;
     let (mut buffer, mut length, mut written) = (vec![0; BLOCK], 0, 0);
@@ -246,7 +249,7 @@ fn copy_sparse(from: &mut impl Read, to: &mut File) -> io::Result<()> {
     if written < length { to.set_len(length) } else { Ok(()) }
 }
 
-/// Takes away the file or link at a name. A directory, and a device, is refused.
+/// Removes the file or link at a name. Directories and devices are refused.
 fn make_room(dir: impl AsFd, name: &OsStr) -> io::Result<()> {
     let dir = dir.as_fd();
     match stat_at(dir, name)?.map(|stat| FileType::from_raw_mode(stat.st_mode)) {
@@ -259,7 +262,7 @@ fn make_room(dir: impl AsFd, name: &OsStr) -> io::Result<()> {
     }
 }
 
-/// A path's directory, and its last name.
+/// Splits a path into its directory and its last name.
 fn split(path: &[u8]) -> (&[u8], &[u8]) {
     match path.iter().rposition(|byte| *byte == b'/') {
         Some(slash) => (&path[..slash], &path[slash + 1..]),
@@ -267,7 +270,7 @@ fn split(path: &[u8]) -> (&[u8], &[u8]) {
     }
 }
 
-/// Whether this is the name of an entry, and of nothing else.
+/// Returns whether this is a plain entry name.
 fn is_name(part: &[u8]) -> bool {
     !matches!(part, b"" | b"." | b"..") && !part.contains(&0)
 }
@@ -288,7 +291,7 @@ mod tests {
 
     use super::{super::pack, *};
 
-    /// A stream of entries: kind, name, and the target of a link.
+    /// Makes a stream of entries: kind, name, and the target of a link.
     fn stream(entries: &[(EntryType, &str, &str)]) -> Vec<u8> {
         let mut tar = Builder::new(Vec::new());
         for (kind, name, link) in entries {
@@ -337,7 +340,7 @@ mod tests {
             assert_eq!(fs::read_dir(&outside).unwrap().count(), 1, "{entries:?}: {error}");
             assert_eq!(fs::metadata(outside.join("kept")).unwrap().nlink(), 1, "{entries:?}: {error}");
         }
-        // A file in the place of a link is one of its own.
+        // A file that replaces a link is a new file.
         let into = top.path().join("into");
         fs::create_dir_all(into.join("d")).unwrap();
         std::os::unix::fs::symlink(outside.join("kept"), into.join("d/f")).unwrap();

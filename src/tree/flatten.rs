@@ -1,4 +1,4 @@
-//! Merging overlay layers into one.
+//! Merges overlay layers into one.
 
 use std::{
     collections::BTreeMap,
@@ -20,14 +20,15 @@ use super::{
 };
 use crate::tree::IdMap;
 
-/// Merges overlay layers, topmost first, into the empty directory `into`, so that a mount of it over any lower directory
-/// shows what a mount of all of them would.
+/// Merges overlay layers, topmost first, into the empty directory `into`. A mount of the result over any
+/// lower directory shows the same as a mount of all the layers.
 ///
-/// Removed entries and opaque directories stay marked, because the lower directory is not part of this. Files are hard
-/// links to the layers' own, which nobody writes to; directories get the attributes of the topmost layer that has them.
+/// Removed entries and opaque directories stay marked, because the lower directory is not part of the merge.
+/// Files are hard links to those of the layers, which are never written to. Directories get the attributes of
+/// the topmost layer that has them.
 ///
 /// # Errors
-/// The first failure; `into` is then to be removed.
+/// Returns the first error; the caller must then remove `into`.
 pub fn flatten(layers: &[PathBuf], into: &Path, id_map: IdMap) -> io::Result<()> {
     let walks = layers.iter().map(|layer| open_dir(layer).map(Descent::new)).collect::<io::Result<Vec<_>>>()?;
     let mut merge = Merge { walks, target: Descent::new(open_dir(into)?), opaque: id_map.opaque_xattr() };
@@ -43,30 +44,31 @@ pub fn flatten(layers: &[PathBuf], into: &Path, id_map: IdMap) -> io::Result<()>
 }
 
 enum Work {
-    /// Fill the directory `name` from those `layers` that take part in it. `opaque`: what lies below them is
+    /// Fill the directory `name` from those `layers` that contribute to it. `opaque`: lower content is
     /// hidden.
     Fill { name: CString, layers: Vec<usize>, opaque: bool },
-    /// Give a filled directory its attributes, those of the first of `layers`, and leave it.
+    /// Set the attributes of a filled directory, those of the first of `layers`, and leave it.
     Finish { layers: Vec<usize>, opaque: bool },
 }
 
 struct Merge {
-    /// Each layer's own.
+    /// One walk per layer.
     walks: Vec<Descent>,
     target: Descent,
     opaque: &'static str,
 }
 
-/// What the layers so far, topmost first, say about one name.
+/// The merged state of one name in the layers so far, topmost first.
 enum Entry {
-    /// A file, a link, a whiteout: decides the name alone.
+    /// A file, a link or a whiteout, which alone determines the entry.
     Leaf { layer: usize, stat: Stat },
-    /// A directory; lower ones of the same name add to it until something `hides` them.
+    /// A directory; lower ones of the same name are merged until something `hides` them.
     Dir { layers: Vec<usize>, hides: bool },
 }
 
 impl Merge {
-    /// Fills a directory below the one in which the walks stand; without a name, that one.
+    /// Fills the directory `name` below the current directory of the walks. Without a name, fills the current
+    /// one.
     fn fill(
         &mut self,
         work: &mut Vec<Work>,
@@ -101,7 +103,7 @@ impl Merge {
         let mut below = Vec::new();
         for (name, entry) in names {
             match entry {
-                // Nothing shows from below, so there is nothing to mark as removed.
+                // Lower content is hidden already, so no whiteout is needed.
                 Entry::Leaf { stat, .. } if opaque && is_whiteout(&stat) => {}
                 Entry::Leaf { layer, stat } => link(self.walks[layer].dir(), target, &name, &stat)?,
                 Entry::Dir { layers, hides } => {
@@ -142,7 +144,7 @@ fn own(file: impl AsFd, stat: &Stat) -> io::Result<()> {
     Ok(())
 }
 
-/// Links an entry into another directory, or copies it where it has as many links as it may.
+/// Links an entry into another directory, or copies it if it has the maximum number of links.
 fn link(from: BorrowedFd<'_>, to: BorrowedFd<'_>, name: &CString, stat: &Stat) -> io::Result<()> {
     match fs::linkat(from, name, to, name, AtFlags::empty()) {
         Ok(()) => return Ok(()),

@@ -1,4 +1,5 @@
-//! The lowest layer below every image: mount points, and files that name resolution wants, where an image has none.
+//! The lowest layer below every image: mount points, and files needed for name resolution, in case an image
+//! lacks them.
 
 use std::{
     fs::{self, DirBuilder, Permissions},
@@ -9,29 +10,29 @@ use std::{
 
 use super::at::mtime;
 
-/// Directories, with their modes.
+/// Directories and their modes.
 const DIRS: [(&str, u32); 7] =
     [("dev", 0o755), ("proc", 0o555), ("sys", 0o555), ("etc", 0o755), ("tmp", 0o1777), ("root", 0o700), ("run", 0o755)];
 
-/// Files. Over `resolv.conf` this machine's is shown, over `hosts` one with the step's host name. By
-/// `.containerenv` programs learn that they run in a container.
+/// Files. The host's file is shown over `resolv.conf`, and a file with the step's host name over `hosts`.
+/// Programs detect a container by `.containerenv`.
 const FILES: [(&str, &str); 3] = [
     ("etc/resolv.conf", ""),
     ("etc/hosts", "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost\n"),
     (CONTAINER_MARK.0, CONTAINER_MARK.1),
 ];
 
-/// Links. Programs that do not know `/proc/self/mountinfo` read the mounts there, and container engines make it.
+/// Links. Programs that do not know `/proc/self/mountinfo` read the mounts from this file, and container
+/// engines make it, too.
 const LINKS: [(&str, &str); 1] = [("etc/mtab", "/proc/mounts")];
 
-/// The file by which programs learn that they run in a container, and what is in it: as in other engines'
-/// containers.
+/// The file by which programs detect a container, and its content, as in other engines' containers.
 pub const CONTAINER_MARK: (&str, &str) = ("run/.containerenv", "engine=\"hm\"\n");
 
-/// Makes the layer in an empty directory: the same whenever it is made.
+/// Makes the layer in an empty directory. The result is always the same.
 ///
 /// # Errors
-/// The first failure.
+/// Returns the first error.
 pub fn make_ground(root: &Path) -> io::Result<()> {
     for (name, mode) in DIRS {
         let path = root.join(name);

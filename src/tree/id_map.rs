@@ -1,21 +1,22 @@
-//! How owners in a layer's files are to be understood.
+//! The meaning of owners in a layer's files.
 
 use serde::{Deserialize, Serialize};
 
-/// How the user ids in a layer's files map to those that steps saw; part of the layer's identity.
+/// The mapping of the user ids in a layer's files to the ids that steps saw; a part of the layer's identity.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum IdMap {
-    /// As they are: no user namespace.
+    /// The ids are the same: there is no user namespace.
     Root,
-    /// A range of subordinate ids.
+    /// The ids are a range of subordinate ids.
     Range,
-    /// Root alone, which is the user; other owners are lost.
+    /// Only root, which is the user; other owners are lost.
     Single,
 }
 
 impl IdMap {
-    /// The attribute by which overlayfs marks opaque directories. Layers are not portable between the two.
+    /// Returns the attribute by which overlayfs marks opaque directories. Layers are not portable between the
+    /// two.
     #[must_use]
     pub fn opaque_xattr(self) -> &'static str {
         match self {

@@ -1,7 +1,8 @@
-//! Writing an overlay layer as the tar stream of an OCI layer: the same bytes for the same tree.
+//! Writes an overlay layer as the tar stream of an OCI layer: the same bytes for the same tree.
 //!
-//! Entries are sorted, owners are numbers, and what the `ustar` format has no room for goes into extended headers, written
-//! only where they are needed. Overlayfs' marks become those of the format (`.wh.NAME`, `.wh..wh..opq`).
+//! Entries are sorted, and owners are numbers. Values that do not fit the `ustar` format are written to
+//! extended headers, which are omitted if they are not needed. Overlayfs' marks are converted to those of the
+//! format (`.wh.NAME`, `.wh..wh..opq`).
 
 use std::{
     collections::HashMap,
@@ -24,24 +25,24 @@ use super::{
 use crate::tree::IdMap;
 
 const BLOCK_BYTES: u64 = 512;
-/// What fits the numbers of a header: eight digits, eleven digits.
+/// The maximum numbers in a header: eight digits, eleven digits.
 const MAX_ID: u32 = 0o7_777_777;
 const MAX_SIZE: u64 = 0o77_777_777_777;
-/// What fits the names of a header, in bytes.
+/// The maximum length of a name in a header, in bytes.
 const MAX_NAME: usize = 100;
 
-/// Writes the tree at `root` to `out`. With [`IdMap::Single`] everything belongs to root, as it did in the step; sockets
-/// are left out, and so is what is mounted somewhere in the tree.
+/// Writes the tree at `root` to `out`. With [`IdMap::Single`] every file is owned by root, as it was in the
+/// step. Sockets and the content of mounts within the tree are left out.
 ///
 /// # Errors
-/// The first failure; the stream then breaks off.
+/// Returns the first error; the stream is then incomplete.
 pub fn layer_tar(root: &Path, out: impl Write, id_map: IdMap) -> io::Result<()> {
     let top = open_dir(root)?;
     let device = fs::fstat(&top)?.st_dev;
     let mut writer = Writer { out, single: id_map == IdMap::Single, links: HashMap::new() };
-    // Depth first, so that a directory stands right before what is in it.
+    // Depth first, so that a directory stands right before its content.
     let mut walk = Descent::new(top);
-    // The names of directories to enter; `None` is the way up again.
+    // The names of directories to enter; `None` means to go up again.
     let mut work: Vec<Option<CString>> = Vec::new();
     writer.directory(&walk, device, &mut work)?;
     while let Some(next) = work.pop() {
@@ -61,14 +62,14 @@ pub fn layer_tar(root: &Path, out: impl Write, id_map: IdMap) -> io::Result<()> 
 struct Writer<W> {
     out: W,
     single: bool,
-    /// Under which name each file with several names was written first.
+    /// The name under which each file with several names was written first.
     links: HashMap<(u64, u64), Vec<u8>>,
 }
 
 type Xattrs = Vec<(CString, Vec<u8>)>;
 
 impl<W: Write> Writer<W> {
-    /// Writes the directory that a walk stands in, and what is in it but for directories.
+    /// Writes the current directory of a walk, and its content except for directories.
     fn directory(&mut self, walk: &Descent, device: fs::Dev, work: &mut Vec<Option<CString>>) -> io::Result<()> {
         let (dir, path) = (walk.dir(), walk.path());
         if !path.is_empty() {
@@ -97,7 +98,7 @@ impl<W: Write> Writer<W> {
     }
 
     fn leaf(&mut self, dir: BorrowedFd<'_>, name: &CStr, path: &[u8], stat: &Stat) -> io::Result<()> {
-        // Before links: all marks of a layer may be one inode.
+        // Checked before hard links: all marks of a layer may be one inode.
         if is_whiteout(stat) {
             let (parent, name) = path
                 .iter()
@@ -135,7 +136,7 @@ impl<W: Write> Writer<W> {
         }
     }
 
-    /// An empty file that says something about lower layers.
+    /// Writes an empty file that marks something about lower layers.
     fn mark(&mut self, path: &[u8]) -> io::Result<()> {
         let mut header = Header::new_ustar();
         header.set_entry_type(EntryType::Regular);
@@ -192,7 +193,7 @@ impl<W: Write> Writer<W> {
         self.header(header, path, link, size, uid, gid)
     }
 
-    /// Writes a header; what does not fit it stands in the extended one before it.
+    /// Writes a header. Values that do not fit are written to an extended header before it.
     fn header(
         &mut self,
         mut header: Header,
@@ -230,7 +231,7 @@ impl<W: Write> Writer<W> {
     }
 }
 
-/// `LENGTH KEY=VALUE\n`, where the length counts itself.
+/// Appends `LENGTH KEY=VALUE\n`, where the length includes itself.
 fn push_record(records: &mut Vec<u8>, key: &[u8], value: &[u8]) {
     let rest = key.len() + value.len() + 3;
     let mut length = rest + 1;
@@ -243,8 +244,8 @@ fn push_record(records: &mut Vec<u8>, key: &[u8], value: &[u8]) {
     }
 }
 
-/// Seconds with as many digits after the point as there are. Before the epoch, seconds are rounded down in a `stat`, and
-/// towards zero here.
+/// Formats seconds with as many digits after the point as needed. Before the epoch, a `stat` rounds seconds
+/// down, and this text rounds them towards zero.
 fn time(seconds: i64, nanoseconds: i64) -> String {
     let (sign, whole, fraction) = match (seconds < 0, nanoseconds) {
         (false, _) => ("", seconds.unsigned_abs(), nanoseconds),
@@ -296,7 +297,7 @@ mod tests {
             let times = super::super::mtime(seconds, nanoseconds);
             rustix::fs::utimensat(rustix::fs::CWD, path(name), &times, rustix::fs::AtFlags::SYMLINK_NOFOLLOW).unwrap();
         }
-        // The root's own time is no part of a layer.
+        // The root's own time is not a part of a layer.
         rustix::fs::utimensat(rustix::fs::CWD, top.path(), &super::super::mtime(0, 0), rustix::fs::AtFlags::empty())
             .unwrap();
 

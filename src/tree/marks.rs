@@ -1,4 +1,4 @@
-//! Overlayfs' marks by path, as the store makes them and looks for them.
+//! Overlayfs' marks by path, as the store makes and checks them.
 
 use std::{
     fs::Metadata,
@@ -11,17 +11,18 @@ use rustix::fs::{self, FileType, Mode};
 
 use super::at::{is_opaque, open_dir};
 
-/// Makes an entry that hides what lower layers have there. Ordinary users may, from Linux 5.8 on.
+/// Makes a whiteout, which hides lower layers' content at its path. Ordinary users may do this on Linux 5.8
+/// and later.
 pub(crate) fn whiteout(path: &Path) -> io::Result<()> {
     Ok(fs::mknodat(fs::CWD, path, FileType::CharacterDevice, Mode::empty(), 0)?)
 }
 
-/// [`is_whiteout`] of what `symlink_metadata` tells.
+/// Returns the same as [`is_whiteout`] for metadata of `symlink_metadata`.
 pub(crate) fn is_whiteout_at(metadata: &Metadata) -> bool {
     metadata.file_type().is_char_device() && metadata.rdev() == 0
 }
 
-/// [`is_opaque`] by path.
+/// Returns the same as [`is_opaque`] for a path.
 pub(crate) fn is_opaque_at(path: &Path) -> io::Result<bool> {
     is_opaque(open_dir(path)?)
 }

@@ -1,4 +1,4 @@
-//! How much disk a tree takes.
+//! The disk usage of a tree.
 
 use std::{collections::HashMap, ffi::CString, io, path::Path};
 
@@ -9,23 +9,23 @@ use super::{
     descent::Descent,
 };
 
-/// A file, whatever its names: device and inode number.
+/// The identity of a file with any number of names: device and inode number.
 pub(crate) type FileId = (u64, u64);
 
-/// What a tree takes, in bytes of allocated blocks.
+/// The disk usage of a tree, in bytes of allocated blocks.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub(crate) struct Extent {
-    /// Directories, and files that have one name.
+    /// The size of directories, and of files with one name.
     pub(crate) own: u64,
-    /// Files that have several names, which may all be in this tree or not: a tree that is removed frees them with their
-    /// last one.
+    /// The sizes of files with several names, which may or may not all be in this tree. A removal of the tree
+    /// frees them only with their last name.
     pub(crate) shared: HashMap<FileId, u64>,
-    /// Of those, what has all of its names in this tree.
+    /// The part of `shared` whose names are all in this tree.
     pub(crate) enclosed: u64,
 }
 
 impl Extent {
-    /// What the tree would take if nothing else had a name of its files.
+    /// Returns the disk usage of the tree if its files had no names outside it.
     pub(crate) fn bytes(&self) -> u64 {
         self.own + self.shared.values().sum::<u64>()
     }
@@ -39,7 +39,7 @@ impl Extent {
             self.shared.insert(file, bytes);
             let seen = names.entry(file).or_default();
             *seen += 1;
-            // Not more than once: further names would be those that were made meanwhile.
+            // Counted at most once: further names were made meanwhile.
             if *seen == links(stat) {
                 self.enclosed += bytes;
             }
@@ -47,11 +47,11 @@ impl Extent {
     }
 }
 
-/// Measures whatever is at `path`. Takes about a microsecond for each entry. What goes away meanwhile is not counted, and
-/// what lies in directories that the caller may not list can't be.
+/// Measures the tree or file at `path`. Takes about a microsecond per entry. Entries that disappear
+/// meanwhile, and the content of directories that the caller may not list, are not counted.
 ///
 /// # Errors
-/// The first failure. Nothing there is an empty extent.
+/// Returns the first error. If nothing is at `path`, the extent is empty.
 pub(crate) fn measure(path: &Path) -> io::Result<Extent> {
     let (mut extent, mut names) = (Extent::default(), HashMap::new());
     let top = match fs::statat(fs::CWD, path, AtFlags::SYMLINK_NOFOLLOW).map_err(io::Error::from) {
@@ -67,7 +67,7 @@ pub(crate) fn measure(path: &Path) -> io::Result<Extent> {
         root => root?,
     };
     let mut walk = Descent::new(root);
-    // The names of directories to enter; `None` is the way up again.
+    // The names of directories to enter; `None` means to go up again.
     let mut work: Vec<Option<CString>> = vec![None];
     let mut entered = true;
     loop {
@@ -107,7 +107,7 @@ fn is_dir(stat: &Stat) -> bool {
     FileType::from_raw_mode(stat.st_mode) == FileType::Directory
 }
 
-/// Gone meanwhile, or somebody else's.
+/// Returns whether the entry disappeared meanwhile, or belongs to another user.
 fn is_unreadable(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied | io::ErrorKind::NotADirectory)
 }

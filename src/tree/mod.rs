@@ -1,8 +1,8 @@
 //! Operations on whole directory trees: remove, copy, pack, flatten overlay layers, unpack an image's layer.
 //!
-//! Plain `std` and `rustix`, relative to open directories, without recursion: trees may be deeper than `PATH_MAX` and than
-//! the stack. Knows neither tokio nor the store's layout, so that a helper process in another user namespace can call the
-//! same functions.
+//! The module uses plain `std` and `rustix`, relative to open directories, without recursion: a tree's depth
+//! may exceed `PATH_MAX` and the stack. It depends neither on tokio nor on the store's layout, so a helper
+//! process in another user namespace can call the same functions.
 
 mod at;
 mod blob;

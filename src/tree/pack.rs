@@ -1,4 +1,4 @@
-//! Writing a tree as a tar stream, for somebody who may not read it himself: see [`extract`](super::extract).
+//! Writes a tree as a tar stream, for a user who may not read it directly: see [`extract`](super::extract).
 
 use std::{
     collections::HashMap,
@@ -20,20 +20,21 @@ use super::{
     descent::Descent,
 };
 
-/// The name that entries begin with where a directory's content was asked for.
+/// The first part of entry names if a directory's content was requested.
 pub(super) const CONTENT: &[u8] = b".";
 
-/// File systems that show a machine's state rather than anybody's files.
+/// File systems that show a machine's state rather than stored files.
 const PSEUDO: [i64; 3] = [0x9fa0, 0x6265_6572, 0x1cd1];
 
-/// Writes what is at `path` to `out` as a GNU tar stream.
+/// Writes the file or tree at `path` to `out` as a GNU tar stream.
 ///
-/// Names begin with the last part of `path`; with `.` where that is `.`, and means a directory's content, as for `cp`. A
-/// symbolic link at `path` is written as one, unless a `/` follows it; links further up are followed. Sockets and devices
-/// are left out, as is what `/proc` and `/sys` show. Times are whole seconds.
+/// Names begin with the last part of `path`. If that is `.`, they begin with `.`, which means a directory's
+/// content, as for `cp`. A symbolic link at `path` is written as a link, unless a `/` follows it; links
+/// further up are followed. Sockets, devices, and the content of `/proc` and `/sys` are left out. Times are
+/// whole seconds.
 ///
 /// # Errors
-/// The first failure; the stream then breaks off.
+/// Returns the first error; the stream is then incomplete.
 pub fn pack(path: &Path, out: impl Write) -> io::Result<()> {
     let mut packer = Packer { tar: Builder::new(out), links: HashMap::new() };
     let bytes = path.as_os_str().as_bytes();
@@ -64,14 +65,14 @@ pub fn pack(path: &Path, out: impl Write) -> io::Result<()> {
 
 struct Packer<W: Write> {
     tar: Builder<W>,
-    /// Under which name each file with several names was written first.
+    /// The name under which each file with several names was written first.
     links: HashMap<(u64, u64), Vec<u8>>,
 }
 
 impl<W: Write> Packer<W> {
     fn directory(&mut self, root: &OwnedFd, top: &[u8]) -> io::Result<()> {
         let mut walk = Descent::new(root.try_clone()?);
-        // The names of directories to enter; `None` is the way up again.
+        // The names of directories to enter; `None` means to go up again.
         let mut work: Vec<Option<CString>> = Vec::new();
         self.content(&walk, top, &mut work)?;
         while let Some(next) = work.pop() {
@@ -87,7 +88,7 @@ impl<W: Write> Packer<W> {
         Ok(())
     }
 
-    /// Writes the directory that a walk stands in, and what is in it but for directories.
+    /// Writes the current directory of a walk, and its content except for directories.
     fn content(&mut self, walk: &Descent, top: &[u8], work: &mut Vec<Option<CString>>) -> io::Result<()> {
         let dir = walk.dir();
         let name = if walk.path().is_empty() { top.to_vec() } else { join(top, walk.path()) };
@@ -111,7 +112,7 @@ impl<W: Write> Packer<W> {
         Ok(())
     }
 
-    /// Writes what is no directory. False where it is of a kind that is left out.
+    /// Writes an entry that is not a directory. Returns false if entries of its kind are left out.
     fn leaf(&mut self, dir: BorrowedFd<'_>, entry: &CStr, stat: &Stat, name: &[u8]) -> io::Result<bool> {
         match FileType::from_raw_mode(stat.st_mode) {
             FileType::RegularFile => {
@@ -168,7 +169,7 @@ impl<W: Write> Packer<W> {
     }
 }
 
-/// Writes a text that the next entry's header is too short for.
+/// Writes a text that is too long for the next entry's header.
 fn long_text(tar: &mut Builder<impl Write>, kind: EntryType, text: &[u8]) -> io::Result<()> {
     let mut header = Header::new_gnu();
     let name = b"././@LongLink";

@@ -1,4 +1,4 @@
-//! Removing a tree that may be anything.
+//! Removes a tree of any shape.
 
 use std::{
     ffi::{CString, OsStr},
@@ -15,18 +15,19 @@ use rustix::{
 
 use super::at::{entries, join, open_below, open_dir_at};
 
-/// Directories whose path below the root is longer than this are first moved up to the root, so that every step of the
-/// work costs the same however deep the tree is.
+/// The path length, in bytes, above which a directory is first moved up to the root. So every operation costs
+/// the same at any depth of the tree.
 const DEEP_BYTES: usize = 128;
 
-/// Removes whatever is at `path`, and everything below it. Nothing there is success.
+/// Removes the file or tree at `path`. Succeeds if nothing is there.
 ///
-/// Directories that the owner may not read or write are made so first. Symbolic links are not followed. Only what the
-/// caller may do is done: files of other user ids need a caller who may act for them.
+/// Directories that the owner may not read or write get these permissions first. Symbolic links are not
+/// followed. The removal is limited by the caller's permissions: to remove files of other user ids, the
+/// caller must have privileges over those ids.
 ///
 /// # Errors
-/// Returns the first failure. Everything else that could be removed is gone: one immutable file, or a mount
-/// point, keeps itself and the directories above it, and no others.
+/// Returns the first error. Everything else that can be removed is removed: an immutable file, or a mount
+/// point, stays with the directories above it, and nothing else stays.
 pub fn remove_tree(path: &Path) -> io::Result<()> {
     let root = match open_unlocked(fs::CWD, path.as_os_str().as_bytes()) {
         Ok(root) => root,
@@ -60,9 +61,9 @@ pub fn remove_tree(path: &Path) -> io::Result<()> {
 
 struct Removal {
     root: OwnedFd,
-    /// How many directories were moved up.
+    /// The number of directories that were moved up.
     moved: u64,
-    /// The first.
+    /// The first error.
     failure: Option<Errno>,
 }
 
@@ -75,7 +76,7 @@ impl Removal {
         }
     }
 
-    /// Removes the files of the directory at `path`, and leaves the rest to `work`.
+    /// Removes the files of the directory at `path`, and adds the rest to `work`.
     fn empty(&mut self, path: &[u8], work: &mut Vec<Work>) -> Result<(), Errno> {
         let errno = |error: io::Error| Errno::from_io_error(&error).unwrap_or(Errno::IO);
         let dir = open_below(self.root.as_fd(), path).map_err(errno)?;
@@ -92,13 +93,13 @@ impl Removal {
         Ok(())
     }
 
-    /// Removes an entry. Returns where it is if it is a directory, which is to be emptied first.
+    /// Removes an entry. If it is a directory, returns its path; it must be emptied first.
     fn entry(&mut self, dir: &OwnedFd, path: &[u8], name: &CString, kind: FileType) -> Result<Option<Vec<u8>>, Errno> {
         if kind != FileType::Directory {
             match fs::unlinkat(dir, name, AtFlags::empty()) {
                 Ok(()) | Err(Errno::NOENT) => return Ok(None),
                 Err(Errno::ISDIR) => {}
-                // Some systems say so about a directory.
+                // Some systems return this error for a directory.
                 Err(error @ Errno::PERM) if !is_dir(dir, name) => return Err(error),
                 Err(Errno::PERM) => {}
                 Err(error) => return Err(error),
@@ -111,7 +112,7 @@ impl Removal {
         }
         match move_up(self.root.as_fd(), dir.as_fd(), name, &mut self.moved) {
             Ok(up) => Ok(Some(up)),
-            // It can be emptied, although neither moved nor removed.
+            // It can be neither moved nor removed, but it can be emptied.
             Err(Errno::PERM | Errno::BUSY) => Ok(Some(below)),
             Err(error) => Err(error),
         }
@@ -147,7 +148,7 @@ fn open_unlocked(parent: BorrowedFd<'_>, name: &[u8]) -> Result<OwnedFd, Errno> 
     Ok(dir)
 }
 
-/// Moves a directory up to the root of the tree, under a name that is free there.
+/// Moves a directory up to the root of the tree, under an unused name.
 fn move_up(root: BorrowedFd<'_>, dir: BorrowedFd<'_>, name: &CString, moved: &mut u64) -> Result<Vec<u8>, Errno> {
     loop {
         *moved += 1;

@@ -1,4 +1,4 @@
-//! What a tree looked like, to find out later whether it still does.
+//! The recorded state of a tree, to detect later changes.
 
 use std::{collections::HashSet, ffi::CString, io, path::Path};
 
@@ -12,30 +12,31 @@ use super::{
     descent::Descent,
 };
 
-/// The names, kinds, modes, sizes and times of everything in a tree, as a hash, and its size.
+/// A hash of the names, kinds, modes, sizes and times of everything in a tree, and its size.
 ///
-/// Contents are not read: the seal finds what disks, people and clean-up jobs do to a tree, at the price of a walk. It is
-/// no defence against somebody who sets times back.
+/// Contents are not read. A seal detects changes by failing disks, users and clean-up jobs, and costs a walk
+/// of the tree. It is no defence against an attacker who resets times.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Seal {
     /// The hash.
     pub hash: [u8; 32],
-    /// Allocated blocks in bytes, hard links within the tree counted once.
+    /// The allocated blocks in bytes. Hard links within the tree are counted once.
     pub bytes: u64,
-    /// How many entries the tree has: what reading the seal again takes, in microseconds.
+    /// The number of entries, which is also the approximate time to read the seal again, in microseconds.
     pub entries: u64,
 }
 
-/// Reads the tree's seal. Takes about a microsecond for each entry.
+/// Reads the tree's seal. Takes about a microsecond per entry.
 ///
 /// # Errors
-/// The first failure. A directory that the caller may not list is part of the seal by its own attributes alone.
+/// Returns the first error. A directory that the caller may not list contributes only its own attributes to
+/// the seal.
 pub fn seal(root: &Path) -> io::Result<Seal> {
     let top = open_dir(root)?;
     let mut seal = Sealing::default();
     seal.add(b"", &fs::fstat(&top)?);
     let mut walk = Descent::new(top);
-    // The names of directories to enter; `None` is the way up again.
+    // The names of directories to enter; `None` means to go up again.
     let mut work: Vec<Option<CString>> = Vec::new();
     seal.begin(b"");
     seal.directory(&walk, &mut work)?;
@@ -63,23 +64,24 @@ pub fn seal(root: &Path) -> io::Result<Seal> {
 #[derive(Default)]
 struct Sealing {
     hasher: blake3::Hasher,
-    /// What is to be hashed of one directory: many small pieces would take longer than the hash itself.
+    /// The data of one directory that is still to be hashed: to hash many small pieces would take longer than
+    /// the hash itself.
     pending: Vec<u8>,
-    /// Inodes with several names.
+    /// The inodes with several names.
     linked: HashSet<(u64, u64)>,
     bytes: u64,
     entries: u64,
 }
 
 impl Sealing {
-    /// The entries that follow are those of the directory at `path`.
+    /// Starts the entries of the directory at `path`.
     fn begin(&mut self, path: &[u8]) {
         self.hasher.update(&self.pending);
         self.pending.clear();
         self.put_text(path);
     }
 
-    /// Adds what is in a directory.
+    /// Adds the content of a directory.
     fn directory(&mut self, walk: &Descent, work: &mut Vec<Option<CString>>) -> io::Result<()> {
         let mut names = entries(walk.dir())?;
         names.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
@@ -96,7 +98,7 @@ impl Sealing {
     fn add(&mut self, name: &[u8], stat: &Stat) {
         self.entries += 1;
         let is_dir = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
-        // How large a directory is depends on its history.
+        // The size of a directory depends on its history.
         let size = if is_dir { 0 } else { stat.st_size.cast_unsigned() };
         self.put_text(name);
         self.pending.extend_from_slice(&stat.st_mode.to_le_bytes());

@@ -1,12 +1,12 @@
-//! What a stack of layers shows, seen from outside.
+//! The content of a stack of layers, read without mounting it.
 
 use std::{
     fs::Metadata,
     path::{Path, PathBuf},
 };
 
-/// What the topmost of some layers that knows a path has there; `layers` are topmost first. No link is followed on the way:
-/// a layer may have any.
+/// Returns the metadata of `path` in the topmost layer that has it; `layers` are topmost first. No links on
+/// the path are followed, because a layer may contain any links.
 #[must_use]
 pub fn topmost(layers: &[PathBuf], path: &Path) -> Option<Metadata> {
     let parent = path.parent()?;
