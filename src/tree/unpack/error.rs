@@ -1,4 +1,4 @@
-//! What can be wrong with a layer's archive.
+//! Errors of unpacking a layer.
 
 use std::{fmt::Write, io};
 
@@ -6,49 +6,49 @@ use serde::{Deserialize, Serialize};
 
 use super::stream::TooLarge;
 
-/// Names in messages are cut here, in bytes: an archive may have any.
+/// The maximum length of names in messages, in bytes: an archive may contain names of any length.
 const SHOWN_BYTES: usize = 200;
 
-/// Why a layer could not be unpacked. Travels between processes.
+/// The reason why a layer could not be unpacked. It is sent between processes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[non_exhaustive]
 pub enum UnpackError {
-    /// An entry that no well-meant image has, or that can't be made here.
+    /// An entry that no legitimate image has, or that cannot be made here.
     #[error("the entry `{entry}` is refused: {reason}")]
     Refused {
-        /// Its name, escaped and cut.
+        /// The name of the entry, escaped and cut.
         entry: String,
-        /// Why.
+        /// The reason.
         reason: String,
     },
-    /// The stream is no archive, or ends too early.
+    /// The stream is not an archive, or ends too early.
     #[error("the archive is damaged{}: {reason}", at(" at", .entry))]
     Damaged {
-        /// The entry in question, escaped and cut, or the one before; empty at the beginning.
+        /// The affected entry, escaped and cut, or the one before; empty at the beginning.
         entry: String,
-        /// What is wrong.
+        /// The problem.
         reason: String,
     },
-    /// More bytes than the caller allows.
+    /// The layer has more bytes than the caller allows.
     #[error(
         "a layer has more than {limit} uncompressed bytes: where that is meant, set HM_MAX_IMAGE_BYTES to allow more"
     )]
     TooLarge {
-        /// In bytes.
+        /// The limit, in bytes.
         limit: u64,
     },
-    /// More entries than the caller allows.
+    /// The layer has more entries than the caller allows.
     #[error("a layer has more than {limit} files")]
     TooManyEntries {
-        /// How many.
+        /// The limit.
         limit: u64,
     },
     /// A file operation failed.
     #[error("failed to {doing}{}: {}", at("", .entry), io::Error::from_raw_os_error(*errno))]
     Io {
-        /// What was being done.
+        /// The operation.
         doing: String,
-        /// To which entry, escaped and cut.
+        /// The entry, escaped and cut.
         entry: String,
         /// The system's error number.
         errno: i32,
@@ -56,25 +56,25 @@ pub enum UnpackError {
 }
 
 impl UnpackError {
-    /// A failure that has nothing to do with an entry.
+    /// Returns an error that does not concern an entry.
     #[cfg(feature = "sandbox")]
     pub(crate) fn io(doing: &str, error: &io::Error) -> Self {
         let errno = error.raw_os_error().unwrap_or(rustix::io::Errno::IO.raw_os_error());
         Self::Io { doing: doing.into(), entry: String::new(), errno }
     }
 
-    /// A failure to read the archive.
+    /// Returns the error of reading the archive.
     pub(crate) fn reading(error: &io::Error) -> Self {
         Fault::reading(error).at(b"")
     }
 }
 
-/// Returns the name of an entry within a message, if there is one.
+/// Formats the name of an entry for a message, if there is one.
 fn at(before: &str, entry: &str) -> String {
     if entry.is_empty() { String::new() } else { format!("{before} `{entry}`") }
 }
 
-/// What is wrong, before it is known with which entry.
+/// An error without the name of the affected entry.
 #[derive(Debug)]
 pub(super) enum Fault {
     Refused(String),
@@ -92,7 +92,7 @@ impl Fault {
         Self::Damaged(reason.into())
     }
 
-    /// A failure to read the stream.
+    /// Returns the fault of a failure to read the stream.
     pub(super) fn reading(error: &io::Error) -> Self {
         match error.get_ref().and_then(|inner| inner.downcast_ref::<TooLarge>()) {
             Some(TooLarge { limit }) => Self::TooLarge(*limit),
@@ -101,7 +101,7 @@ impl Fault {
         }
     }
 
-    /// The error, with the entry's name.
+    /// Returns the error with the entry's name.
     pub(super) fn at(self, path: &[u8]) -> UnpackError {
         let entry = shown(path);
         match self {
@@ -116,7 +116,7 @@ impl Fault {
     }
 }
 
-/// Adds what was being done to a failed file operation.
+/// Adds the operation to a failed file operation.
 pub(super) trait Doing<T> {
     fn doing(self, doing: &'static str) -> Result<T, Fault>;
 }
@@ -127,7 +127,7 @@ impl<T, E: Into<io::Error>> Doing<T> for Result<T, E> {
     }
 }
 
-/// A name for people: control characters escaped, and no longer than a line.
+/// Formats a name for display: control characters escaped, and no longer than a line.
 pub(super) fn shown(name: &[u8]) -> String {
     let mut shown = String::new();
     for c in String::from_utf8_lossy(name).chars() {

@@ -1,14 +1,14 @@
-//! Unpacking an image layer: a tar stream, maybe compressed, becomes the directory of an overlay layer.
+//! Unpacks an image layer: a tar stream, which may be compressed, becomes the directory of an overlay layer.
 //!
-//! In: a stream of bytes that nobody vouches for. Out: files below one directory, and the digest of the uncompressed stream
-//! by which the caller knows whether they are the right ones. Nothing is ever written outside of that directory: names are
-//! taken apart, each directory on the way is opened by itself, and a link on the way is read and followed
-//! from there, with that directory as its root. That is what a `chroot` would do, and what docker does; see
+//! Input: an untrusted stream of bytes. Output: files below one directory, and the digest of the uncompressed
+//! stream, by which the caller verifies it. Nothing is ever written outside that directory: names are split,
+//! each directory on the path is opened separately, and a link on the path is read and resolved from there,
+//! with that directory as its root. A `chroot` would do the same, and so does docker; see
 //! `docs/design/image.md`.
 //!
-//! What removes lower entries (`.wh.NAME`, `.wh..wh..opq`) becomes overlayfs' own marks. Attributes of directories are set
-//! last. Devices below `dev` are left out where the caller is not root, because steps get a `/dev` of their own; elsewhere
-//! they are refused then.
+//! Entries that remove lower entries (`.wh.NAME`, `.wh..wh..opq`) become overlayfs' own marks. Attributes of
+//! directories are set last. If the caller is not root, devices below `dev` are left out, because steps get a
+//! `/dev` of their own, and devices elsewhere are refused.
 
 mod error;
 mod reader;
@@ -35,23 +35,23 @@ use self::{
 };
 use crate::tree::IdMap;
 
-/// How much a layer may hold.
+/// The limits on a layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UnpackLimits {
-    /// Uncompressed bytes.
+    /// The maximum number of uncompressed bytes.
     pub bytes: u64,
-    /// Files, directories, links.
+    /// The maximum number of files, directories and links.
     pub entries: u64,
 }
 
 impl Default for UnpackLimits {
-    /// 64 GiB, and four million entries.
+    /// Returns limits of 64 GiB and four million entries.
     fn default() -> Self {
         Self { bytes: 64 << 30, entries: 4_000_000 }
     }
 }
 
-/// A layer that was unpacked.
+/// An unpacked layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Unpacked {
     /// SHA-256 of the uncompressed stream.
@@ -62,18 +62,18 @@ pub struct Unpacked {
 
 /// Unpacks the tar stream `blob`, plain or compressed with gzip or zstd, into the empty directory `into`.
 ///
-/// Owners are set but for [`IdMap::Single`], where everything belongs to the caller. Modes, modification times and
-/// extended attributes are those of the archive; the directory `into` itself gets a time alone.
+/// Owners are set, except with [`IdMap::Single`], where the caller owns everything. Modes, modification times
+/// and extended attributes are those of the archive; the directory `into` itself gets only a time.
 ///
 /// # Errors
-/// The first thing that is wrong; `into` is then to be removed.
+/// Returns the first error; the caller must then remove `into`.
 pub fn unpack(blob: impl Read, into: &Path, id_map: IdMap, limits: UnpackLimits) -> Result<Unpacked, UnpackError> {
     let unnamed = |fault: Fault| fault.at(b"");
     let stream = decompress(blob).map_err(|error| UnpackError::reading(&error))?;
     let mut reader = Reader::new(Measured::new(stream, limits.bytes));
     let mut writer = Writer::new(into, id_map).map_err(unnamed)?;
     let mut entries = 0;
-    // Holes cost nothing here, but a copy of such a file may have to write them.
+    // Holes take no space here, but a copy of such a file may have to write them.
     let mut sparse_bytes = 0_u64;
     while let Some(mut member) = reader.next().map_err(|(path, fault)| fault.at(&path))? {
         entries += 1;

@@ -1,7 +1,8 @@
-//! Reading a tar stream: members with their names, attributes and data.
+//! Reads a tar stream: members with their names, attributes and data.
 //!
-//! Headers are the `tar` crate's; putting members together is done here, because a stranger's archive must not make us
-//! keep an extended header of any size, and because the values in one (extended attributes) may have any bytes.
+//! The `tar` crate parses headers. Members are assembled here, because an untrusted archive must not make
+//! this process store an extended header of any size, and because the values in one (extended attributes) may
+//! contain any bytes.
 
 use std::{
     io::{self, BufReader, Read},
@@ -17,14 +18,14 @@ use super::{
 };
 
 const BLOCK_BYTES: u64 = 512;
-/// Where a header has its numbers.
+/// The positions of the numbers in a header.
 const MODE: Range<usize> = 100..108;
 const UID: Range<usize> = 108..116;
 const GID: Range<usize> = 116..124;
 const SIZE: Range<usize> = 124..136;
 const MAJOR: Range<usize> = 329..337;
 const MINOR: Range<usize> = 337..345;
-/// An extended header, or a long name: more is no honest one.
+/// The maximum size of an extended header, or of a long name. A legitimate archive has no larger one.
 const MAX_EXTENDED_BYTES: u64 = 1 << 20;
 
 /// A member of an archive, without its data.
@@ -35,7 +36,7 @@ pub(super) struct Member {
     pub(super) uid: u64,
     pub(super) gid: u64,
     pub(super) mode: u32,
-    /// Seconds, and nanoseconds.
+    /// Seconds and nanoseconds.
     pub(super) mtime: (i64, i64),
     pub(super) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
 }
@@ -44,7 +45,7 @@ pub(super) struct Member {
 pub(super) enum Kind {
     File {
         bytes: u64,
-        /// What of a sparse file the archive has data for; the rest of it is holes.
+        /// The parts of a sparse file for which the archive has data; the rest of the file is holes.
         pieces: Option<Vec<Piece>>,
     },
     Directory,
@@ -60,28 +61,28 @@ pub(super) enum Kind {
         minor: u32,
     },
     Fifo,
-    /// Says something about the archive.
+    /// A member that describes the archive.
     Skipped,
 }
 
-/// Reads members one after the other.
+/// Reads members one after another.
 pub(super) struct Reader<R> {
     stream: BufReader<Measured<R>>,
-    /// Of the current member's data.
+    /// The number of unread bytes of the current member's data.
     unread: u64,
     padding: u64,
-    /// The name of the member that was read last, for errors.
+    /// The name of the last member that was read, for errors.
     name: Vec<u8>,
 }
 
 /// The data of the current member.
 pub(super) struct Data<'a, R>(&'a mut Reader<R>);
 
-/// What extended headers say about the next member.
+/// The content of the extended headers before a member.
 #[derive(Debug, Default)]
 struct Extended {
     pax: Pax,
-    /// Long names as GNU tar writes them. They win over those of pax headers, as in Go's reader.
+    /// Long names in GNU tar's format. They take precedence over those of pax headers, as in Go's reader.
     long_path: Option<Vec<u8>>,
     long_link: Option<Vec<u8>>,
     any: bool,
@@ -105,8 +106,8 @@ impl<R: Read> Reader<R> {
         Self { stream: BufReader::with_capacity(1 << 16, stream), unread: 0, padding: 0, name: Vec::new() }
     }
 
-    /// Reads the next member; `None` at the archive's end. A fault comes with the name of the member that it
-    /// is about, or of the one before it if the archive breaks off between two.
+    /// Reads the next member. Returns `None` at the archive's end. A fault comes with the name of the
+    /// affected member, or of the previous one if the archive ends between two members.
     pub(super) fn next(&mut self) -> Result<Option<Member>, (Vec<u8>, Fault)> {
         self.advance().map_err(|fault| (std::mem::take(&mut self.name), fault))
     }
@@ -125,7 +126,7 @@ impl<R: Read> Reader<R> {
             self.name = extended.path(&header);
             let size = field(&header, SIZE, header.entry_size())?;
             match header.entry_type() {
-                // The last one counts, and it alone.
+                // Only the last one counts.
                 EntryType::XHeader => extended.pax = Pax::read(&self.extended(size)?)?,
                 EntryType::GNULongName => extended.long_path = Some(name(self.extended(size)?)),
                 EntryType::GNULongLink => extended.long_link = Some(name(self.extended(size)?)),
@@ -135,20 +136,20 @@ impl<R: Read> Reader<R> {
         }
     }
 
-    /// The data of the member that [`next`](Self::next) told last.
+    /// Returns the data of the member that [`next`](Self::next) returned last.
     pub(super) fn data(&mut self) -> Data<'_, R> {
         Data(self)
     }
 
     pub(super) fn into_inner(self) -> Measured<R> {
-        // What is left in the buffer has been hashed.
+        // The data left in the buffer has been hashed.
         self.stream.into_inner()
     }
 
     fn member(&mut self, header: &Header, size: u64, mut extended: Extended) -> Result<Member, Fault> {
         let path = self.name.clone();
         let size = extended.pax.size.unwrap_or(size);
-        // Only files and members about the archive have data. The size of others means nothing.
+        // Only files and members that describe the archive have data. The size of other members is ignored.
         self.unread = match header.entry_type() {
             EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse | EntryType::XGlobalHeader => size,
             _ => 0,
@@ -166,7 +167,7 @@ impl<R: Read> Reader<R> {
             Ok(Kind::Device { is_block, major: major.unwrap_or(0), minor: minor.unwrap_or(0) })
         };
         let kind = match header.entry_type() {
-            // Archives of old times mark a directory by its name.
+            // Old archives mark a directory by its name.
             EntryType::Regular | EntryType::Continuous if path.ends_with(b"/") => Kind::Directory,
             EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => match map {
                 Some(map) => Kind::File { bytes: map.size, pieces: Some(map.pieces(self.unread)?) },
@@ -196,8 +197,8 @@ impl<R: Read> Reader<R> {
         })
     }
 
-    /// Returns the map of a file that pax records call sparse. It may be at the beginning of the data, which
-    /// is then read.
+    /// Returns the map of a file that is sparse according to its pax records. If the map is at the beginning
+    /// of the data, reads it from there.
     fn sparse_map(&mut self, records: sparse::Records) -> Result<Option<Map>, Fault> {
         if !records.is_in_data()? {
             return records.map();
@@ -216,7 +217,7 @@ impl<R: Read> Reader<R> {
         Ok(block)
     }
 
-    /// The next header; `None` at a block of zeros, and where the stream ends.
+    /// Returns the next header, or `None` at a block of zeros and at the end of the stream.
     fn header(&mut self) -> Result<Option<Header>, Fault> {
         let mut header = Header::new_old();
         let block = header.as_mut_bytes();
@@ -238,13 +239,13 @@ impl<R: Read> Reader<R> {
         }
     }
 
-    /// Returns a fault of the header that is being read, for the name of the member before it.
+    /// Returns a fault of the header that is being read, for use with the name of the member before it.
     fn at_header(&self, what: &str) -> Fault {
         let which = if self.name.is_empty() { "its first header" } else { "the header after it" };
         Fault::damaged(format!("{which} {what}"))
     }
 
-    /// The content of an extended header.
+    /// Returns the content of an extended header.
     fn extended(&mut self, size: u64) -> Result<Vec<u8>, Fault> {
         if size > MAX_EXTENDED_BYTES {
             return Err(Fault::refused(format!("its extended header has {size} bytes")));
@@ -275,13 +276,13 @@ impl<R: Read> Read for Data<'_, R> {
 }
 
 impl Extended {
-    /// Returns the name of the member that has this header.
+    /// Returns the name of the member with this header.
     fn path(&self, header: &Header) -> Vec<u8> {
         let long = self.pax.sparse.name().or(self.long_path.as_ref()).or(self.pax.path.as_ref());
         long.cloned().unwrap_or_else(|| header.path_bytes().into_owned())
     }
 
-    /// Returns what the link that has this header leads to.
+    /// Returns the target of the link with this header.
     fn link(&self, header: &Header) -> Vec<u8> {
         let long = self.long_link.as_ref().or(self.pax.link.as_ref());
         let short = || header.link_name_bytes().map(std::borrow::Cow::into_owned).unwrap_or_default();
@@ -290,7 +291,7 @@ impl Extended {
 }
 
 impl Pax {
-    /// Reads records of the form `LENGTH KEY=VALUE\n`, in which a value may have any bytes.
+    /// Reads records of the form `LENGTH KEY=VALUE\n`. A value may contain any bytes.
     fn read(mut records: &[u8]) -> Result<Self, Fault> {
         let malformed = || Fault::damaged("an extended header is malformed");
         let mut pax = Self::default();
@@ -311,7 +312,7 @@ impl Pax {
             self.xattrs.push((name.to_vec(), value.to_vec()));
             return Some(());
         }
-        // Without a value, what the header says counts.
+        // An empty value means that the header's value applies.
         if value.is_empty() {
             return Some(());
         }
@@ -332,7 +333,7 @@ impl Pax {
     }
 }
 
-/// A number of a header. Some tools leave out what they take for zero.
+/// Returns a number of a header. Some tools leave out numbers that are zero.
 fn field<T: Default>(header: &Header, at: Range<usize>, number: io::Result<T>) -> Result<T, Fault> {
     match number {
         Err(_) if header.as_bytes()[at].iter().all(|byte| matches!(byte, 0 | b' ')) => Ok(T::default()),
@@ -344,13 +345,14 @@ pub(super) fn number<T: std::str::FromStr>(digits: &[u8]) -> Option<T> {
     std::str::from_utf8(digits).ok()?.parse().ok()
 }
 
-/// A long name ends at its first zero byte.
+/// Cuts a long name at its first zero byte.
 fn name(mut content: Vec<u8>) -> Vec<u8> {
     content.truncate(content.iter().position(|byte| *byte == 0).unwrap_or(content.len()));
     content
 }
 
-/// `-1.25` is a quarter before one second before the epoch: seconds are rounded down, nanoseconds count up.
+/// Parses a time. `-1.25` is 1.25 seconds before the epoch: seconds are rounded down, and nanoseconds count
+/// up.
 fn time(text: &[u8]) -> Option<(i64, i64)> {
     let text = std::str::from_utf8(text).ok()?;
     let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));

@@ -1,30 +1,30 @@
-//! Sparse files in archives: which parts of a file the archive has data for.
+//! Sparse files in archives: the parts of a file for which the archive has data.
 //!
-//! GNU tar writes them in four ways: in fields of a header of the type `S`, and in pax records of the
-//! versions 0.0, 0.1 and 1.0, the last of which has its map at the beginning of the data.
+//! GNU tar has four formats: fields of a header of the type `S`, and pax records of the versions 0.0, 0.1 and
+//! 1.0. Version 1.0 has its map at the beginning of the data.
 
 use tar::{GnuExtSparseHeader, GnuSparseHeader, Header};
 
 use super::{error::Fault, reader::number};
 
-/// A map beyond this is no honest one.
+/// The maximum size of a map. A legitimate archive has no larger one.
 const MAX_MAP_BYTES: usize = 1 << 20;
 
 pub(super) type Block = [u8; 512];
 
-/// A part of a file that the archive has data for.
+/// A part of a file for which the archive has data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Piece {
     pub(super) offset: u64,
     pub(super) bytes: u64,
 }
 
-/// What a sparse file consists of, as the archive says it.
+/// The layout of a sparse file according to the archive.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Map {
     /// The size of the whole file, with its holes.
     pub(super) size: u64,
-    /// Offsets and lengths in turn.
+    /// Alternating offsets and lengths.
     numbers: Vec<u64>,
 }
 
@@ -44,7 +44,7 @@ pub(super) fn malformed() -> Fault {
 }
 
 impl Map {
-    /// Reads the map in a header of the type `S`; `next` is to read the blocks that follow.
+    /// Reads the map in a header of the type `S`; `next` reads the blocks that follow.
     pub(super) fn of_header(header: &Header, mut next: impl FnMut() -> Result<Block, Fault>) -> Result<Self, Fault> {
         let gnu = header.as_gnu().ok_or_else(malformed)?;
         let size = gnu.real_size().map_err(|_| malformed())?;
@@ -73,8 +73,8 @@ impl Map {
         Ok(())
     }
 
-    /// Returns the parts of the file for which there are `stored` bytes of data. They lie one after the
-    /// other, and within the file.
+    /// Returns the parts of the file for which there are `stored` bytes of data. They are in order, and
+    /// within the file.
     pub(super) fn pieces(self, stored: u64) -> Result<Vec<Piece>, Fault> {
         if !self.numbers.len().is_multiple_of(2) {
             return Err(malformed());
@@ -96,7 +96,7 @@ impl Map {
 }
 
 impl Records {
-    /// Takes a record; `None` if the value is none for the key.
+    /// Stores a record. Returns `None` if the value is invalid for the key.
     pub(super) fn set(&mut self, key: &[u8], value: &[u8]) -> Option<()> {
         match key {
             b"name" => self.name = Some(value.to_vec()),
@@ -105,7 +105,7 @@ impl Records {
             b"size" => self.size = Some(number(value)?),
             b"realsize" => self.real_size = Some(number(value)?),
             b"map" => self.numbers = Some(value.split(|byte| *byte == b',').map(number).collect::<Option<_>>()?),
-            // In turn, one pair for each part.
+            // They alternate, with one pair for each part.
             b"offset" | b"numbytes" => {
                 let numbers = self.numbers.get_or_insert_default();
                 if numbers.len().is_multiple_of(2) != (key == b"offset") {
@@ -118,7 +118,8 @@ impl Records {
         Some(())
     }
 
-    /// Returns the name of the file, if the archive has it under one that old programs make do with.
+    /// Returns the name of the file, if the archive stores it under another name for programs that do not
+    /// know this format.
     pub(super) fn name(&self) -> Option<&Vec<u8>> {
         self.name.as_ref()
     }
@@ -135,15 +136,15 @@ impl Records {
         }
     }
 
-    /// Returns the map that the records have; `None` if the file is not sparse.
+    /// Returns the map in the records, or `None` if the file is not sparse.
     pub(super) fn map(self) -> Result<Option<Map>, Fault> {
         let Some(numbers) = self.numbers else { return Ok(None) };
         let size = self.size.or(self.real_size).ok_or_else(malformed)?;
         Ok(Some(Map { size, numbers }))
     }
 
-    /// Reads the map at the beginning of the data: a count, then as many pairs, each number on a line of its
-    /// own. `next` is to read the blocks of the data.
+    /// Reads the map at the beginning of the data: a count, then as many pairs, each number on a separate
+    /// line. `next` reads the blocks of the data.
     pub(super) fn read_map(self, mut next: impl FnMut() -> Result<Block, Fault>) -> Result<Map, Fault> {
         let size = self.real_size.or(self.size).ok_or_else(malformed)?;
         let (mut numbers, mut count) = (Vec::new(), None);

@@ -8,7 +8,8 @@ use super::error::Fault;
 
 const BUFFER_BYTES: usize = 1 << 17;
 
-/// The stream of what `blob` holds: gzip and zstd are recognised by their first bytes, all else is passed on.
+/// Returns the decompressed stream of `blob`. Gzip and zstd are recognised by their first bytes; any other
+/// stream is returned unchanged.
 pub(crate) fn decompress<'a>(blob: impl Read + 'a) -> io::Result<Box<dyn Read + 'a>> {
     let mut blob = BufReader::with_capacity(BUFFER_BYTES, blob);
     let start = blob.fill_buf()?;
@@ -21,14 +22,14 @@ pub(crate) fn decompress<'a>(blob: impl Read + 'a) -> io::Result<Box<dyn Read + 
     }
 }
 
-/// More bytes came than may.
+/// The stream has more bytes than allowed.
 #[derive(Debug, thiserror::Error)]
 #[error("more than {limit} bytes")]
 pub(super) struct TooLarge {
     pub(super) limit: u64,
 }
 
-/// Counts and hashes what is read.
+/// A reader that counts and hashes its bytes.
 pub(super) struct Measured<R> {
     inner: R,
     hash: Sha256,
@@ -41,7 +42,7 @@ impl<R: Read> Measured<R> {
         Self { inner, hash: Sha256::new(), bytes: 0, limit }
     }
 
-    /// Reads what is left; then the hash and the length of everything.
+    /// Reads the rest of the stream. Returns the hash and the length of the whole stream.
     pub(super) fn finish(mut self) -> Result<([u8; 32], u64), Fault> {
         let mut rest = vec![0; BUFFER_BYTES];
         while self.read(&mut rest).map_err(|error| Fault::reading(&error))? > 0 {}

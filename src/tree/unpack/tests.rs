@@ -1,4 +1,4 @@
-//! Archives, honest and hostile.
+//! Legitimate and hostile archives.
 
 use std::{
     fs,
@@ -11,7 +11,7 @@ use tar::{EntryType, Header};
 
 use super::{super::marks, *};
 
-/// An archive in the making.
+/// An archive under construction.
 #[derive(Default)]
 struct Tar(Vec<u8>);
 
@@ -23,7 +23,7 @@ impl Tar {
 
     fn push(&mut self, kind: EntryType, path: &str, link: &str, data: &[u8], with: impl FnOnce(&mut Header)) {
         let mut header = Header::new_gnu();
-        // As bytes: the library's own way refuses what is to be tested.
+        // Written as bytes, because the library's functions refuse the names under test.
         let bytes = header.as_mut_bytes();
         bytes[..path.len()].copy_from_slice(path.as_bytes());
         bytes[157..157 + link.len()].copy_from_slice(link.as_bytes());
@@ -57,7 +57,7 @@ impl Tar {
         self.entry(EntryType::Link, path, target, b"")
     }
 
-    /// Extended records for the entry that follows.
+    /// Adds extended records for the entry that follows.
     fn extended(self, records: &[(&str, &[u8])]) -> Self {
         let mut text = Vec::new();
         for (key, value) in records {
@@ -85,7 +85,7 @@ fn id_map() -> IdMap {
     if rustix::process::geteuid().is_root() { IdMap::Root } else { IdMap::Single }
 }
 
-/// A directory to unpack to, with something beside it that no archive may touch.
+/// A directory to unpack to, beside a file that no archive may change.
 struct Place {
     top: tempfile::TempDir,
 }
@@ -192,7 +192,7 @@ fn compressed_archives_are_the_same_layer() {
         let place = Place::new();
         assert_eq!(place.unpack(&blob).unwrap(), plain);
         assert_eq!(place.read("file"), "data");
-        // Cut short at any of some places, it is damaged.
+        // If it is cut at any of these places, it is damaged.
         for cut in [blob.len() - 1, blob.len() / 2, 12] {
             let error = Place::new().unpack(&blob[..cut]).unwrap_err();
             assert!(matches!(error, UnpackError::Damaged { .. }), "{error}");
@@ -348,11 +348,11 @@ fn hostile_archives_are_refused_and_write_nothing_outside() {
 fn entries_behind_a_link_go_where_it_leads() {
     let place = Place::new();
     let mut tar = Tar::default().dir("usr").dir("usr/lib").symlink("lib", "usr/lib").file("lib/x", "X");
-    // Named through the link, absolutely, with `..` in it, and all of that.
+    // Named through the link, by an absolute path, with `..` in it, and all of that.
     tar = tar.hard_link("a", "lib/x").hard_link("b", "/usr/lib/x").hard_link("c", "usr/bin/../lib/./x");
     tar = tar.hard_link("lib/d", "/none/../lib/x");
     tar = tar.symlink("usr/lib/back", "../../lib").symlink("usr/abs", "/lib/back").file("usr/abs/y", "Y");
-    // What it leads to comes later, or in another layer.
+    // The link's target comes later, or is in another layer.
     tar = tar.symlink("early", "var/late").file("early/sub/z", "Z").dir("var/late");
     tar = tar.file("lib/../plain", "P");
     tar.push(EntryType::Directory, "usr/abs/locked", "", b"", |header| header.set_mode(0o500));
@@ -426,7 +426,7 @@ fn deep_directories_need_no_more_open_files() {
     for path in [deep.clone() + "one", deep[..400].to_owned() + "two", deep + "three"] {
         assert_eq!(place.read(&path), "x");
     }
-    // Each of these makes many.
+    // Each of these entries makes many directories.
     let limits = UnpackLimits { bytes: 1 << 20, entries: 100 };
     let error = unpack(&tar[..], &Place::new().root(), id_map(), limits).unwrap_err();
     assert_eq!(error, UnpackError::TooManyEntries { limit: 100 });
@@ -437,9 +437,9 @@ fn the_last_of_several_headers_counts() {
     let place = Place::new();
     let mut tar = Tar::default().extended(&[("path", b"first"), ("mtime", b"5"), ("SCHILY.xattr.user.a", b"1")]);
     tar = tar.extended(&[("path", b"second"), ("uid", b"")]).file("x", "data");
-    // A name in GNU's way wins, wherever it stands.
+    // A name in GNU's format takes precedence, at any position.
     tar = tar.entry(EntryType::GNULongName, "././@LongLink", "", b"long\0").extended(&[("path", b"pax")]).file("y", "");
-    // What a header says about all that follow, docker passes over.
+    // Docker ignores headers about all members that follow.
     tar = tar.entry(EntryType::XGlobalHeader, "pax_global_header", "", b"15 comment=abcd\n").file("z", "");
     place.unpack(&tar.end()).unwrap();
     assert_eq!((place.read("second"), place.stat("second").mtime()), ("data".into(), 1_000_000_000));
@@ -450,7 +450,7 @@ fn the_last_of_several_headers_counts() {
     assert!(rustix::fs::getxattr(place.root().join("second"), "user.a", &mut value[..]).is_err());
 }
 
-/// What GNU tar makes of a file with holes, in each of its formats.
+/// GNU tar's output for a file with holes, in each of its formats.
 #[test]
 fn sparse_files_keep_their_holes() {
     let top = tempfile::tempdir().unwrap();
@@ -482,7 +482,7 @@ fn sparse_files_keep_their_holes() {
         let cut = Place::new().unpack(&output.stdout[..output.stdout.len() / 3]).unwrap_err();
         assert!(cut.to_string().contains("`sp`"), "{cut}");
     }
-    // A map alone makes no file of any size.
+    // A map alone cannot make a file larger than the limit.
     let records: &[(&str, &[u8])] = &[("GNU.sparse.size", b"99999999999999"), ("GNU.sparse.map", b"0,0")];
     let bomb = Tar::default().extended(records).file("s", "").end();
     assert!(matches!(Place::new().unpack(&bomb).unwrap_err(), UnpackError::TooLarge { .. }));
@@ -558,7 +558,7 @@ fn bombs_go_off_at_the_limit() {
     assert_eq!(error, UnpackError::TooLarge { limit: 1 << 19 });
     assert!(place.stat("zeros").len() <= 1 << 19);
 
-    // What follows the archive's end counts, too.
+    // Data after the archive's end counts, too.
     let mut tar = Tar::default().end();
     tar.resize(1 << 20, 0);
     let error = unpack(&tar[..], &Place::new().root(), id_map(), limits).unwrap_err();

@@ -1,10 +1,10 @@
-//! The way to a directory below the root of a layer, through the links on it, never out of it.
+//! The path to a directory below the root of a layer, through links but never out of the root.
 //!
-//! Each directory is opened from the one before, links not followed; what turns out to be a link is read, and
-//! its target takes its place on the way. `..` in a target leads to the directory that was opened before, and
-//! stays at the root: the kernel is never asked to follow a link or `..`. `openat2` with `RESOLVE_IN_ROOT`
-//! arrives at the same place, but it does not tell the path, by which directories get their attributes in the
-//! end, and it makes no directories on the way.
+//! Each directory is opened from the one before, without following links. If a part is a link, it is read,
+//! and its target replaces it in the path. `..` in a target leads to the directory that was opened before,
+//! and stays at the root: the kernel is never asked to follow a link or `..`. `openat2` with
+//! `RESOLVE_IN_ROOT` reaches the same directory, but it does not return the path, which is needed to set the
+//! directories' attributes in the end, and it makes no directories on the way.
 
 use std::{ffi::OsStr, io, os::unix::ffi::OsStrExt};
 
@@ -19,11 +19,12 @@ use super::{
     error::{Doing, Fault},
 };
 
-/// A longer name is no path for the kernel either.
+/// The maximum length of a path, in bytes, as in the kernel.
 const MAX_PATH_BYTES: usize = 4096;
-/// The kernel follows as many.
+/// The maximum number of links, as in the kernel.
 const MAX_LINKS: usize = 40;
-/// If the way is longer, only its last directory is held open besides these.
+/// The number of directories that are held open. If the path is longer, only its last directory is held open
+/// in addition.
 const HELD_OPEN: usize = 64;
 
 /// The directory that was entered last, and those that lead to it. None of their names is a link.
@@ -34,7 +35,7 @@ pub(super) struct Way {
 
 struct Level {
     name: Vec<u8>,
-    /// Always there in the first [`HELD_OPEN`] levels and in the last one.
+    /// Always present in the first [`HELD_OPEN`] levels and in the last one.
     dir: Option<OwnedFd>,
 }
 
@@ -52,18 +53,18 @@ impl Way {
         self.levels.last().and_then(|level| level.dir.as_ref()).unwrap_or(&self.root).as_fd()
     }
 
-    /// Returns the directory of the root in which that one lies.
+    /// Returns the name of the root's directory that contains the current one.
     pub(super) fn top(&self) -> Option<&[u8]> {
         self.levels.first().map(|level| &level.name[..])
     }
 
-    /// Returns the path of an entry of that directory.
+    /// Returns the path of an entry of the current directory.
     pub(super) fn path_of(&self, name: &OsStr) -> Vec<u8> {
         let names = self.levels.iter().map(|level| &level.name[..]).chain([name.as_bytes()]);
         names.collect::<Vec<_>>().join(&b'/')
     }
 
-    /// Makes a directory in that one, for its owner alone.
+    /// Makes a directory in the current one, which only its owner may access.
     pub(super) fn make_dir(&self, name: &OsStr) -> Result<(), Fault> {
         let bytes: usize = self.levels.iter().map(|level| level.name.len() + 1).sum();
         if bytes + name.len() > MAX_PATH_BYTES {
@@ -72,9 +73,8 @@ impl Way {
         fs::mkdirat(self.here(), name, Mode::RWXU).doing("make the directory")
     }
 
-    /// Goes to the directory that `parts` lead to from the root. `missing` is called for each directory that
-    /// is missing, in the one before it: it makes the directory, or returns false, which ends the way and is
-    /// returned.
+    /// Enters the directory at `parts` below the root. `missing` is called for each missing directory, in its
+    /// parent: it makes the directory, or returns false. Then `enter` stops and returns false.
     pub(super) fn enter(
         &mut self,
         parts: &[&[u8]],
@@ -82,7 +82,7 @@ impl Way {
     ) -> Result<bool, Fault> {
         let common = self.levels.iter().zip(parts).take_while(|(level, part)| level.name == **part).count();
         self.go_up(common)?;
-        // The next one is the last.
+        // In reverse order: the next part is the last element.
         let mut rest: Vec<Vec<u8>> = parts[common..].iter().rev().map(|part| part.to_vec()).collect();
         let mut links = 0;
         while let Some(part) = rest.pop() {
@@ -115,7 +115,7 @@ impl Way {
         Ok(true)
     }
 
-    /// Puts the target of the link `name` in its place on the way.
+    /// Replaces the link `name` in the path by its target.
     fn follow(&mut self, name: &OsStr, rest: &mut Vec<Vec<u8>>) -> Result<(), Fault> {
         let target = match fs::readlinkat(self.here(), name, Vec::new()) {
             Ok(target) => target.into_bytes(),
@@ -141,7 +141,7 @@ impl Way {
         self.levels.push(Level { name, dir: Some(dir) });
     }
 
-    /// Leaves all but the first `count` directories.
+    /// Leaves all directories except for the first `count`.
     fn go_up(&mut self, count: usize) -> Result<(), Fault> {
         self.levels.truncate(count);
         if self.levels.last().is_none_or(|level| level.dir.is_some()) {
@@ -157,8 +157,8 @@ impl Way {
     }
 }
 
-/// Returns the parts of a name. Slashes at its beginning and end mean nothing, and neither do `.` parts. `..`
-/// takes away the part before it without a look at what that is, a link or not, as docker has it.
+/// Splits a name into its parts. Slashes at its beginning and end are ignored, and so are `.` parts. `..`
+/// removes the part before it, whether or not that is a link, as docker does.
 pub(super) fn parts(path: &[u8]) -> Result<Vec<&[u8]>, Fault> {
     if path.len() > MAX_PATH_BYTES {
         return Err(Fault::refused(format!("its name has {} bytes", path.len())));

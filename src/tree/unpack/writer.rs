@@ -1,7 +1,7 @@
-//! Making what an archive's members say, below one directory and nowhere else.
+//! Makes the files of an archive's members, below one directory and nowhere else.
 //!
-//! A member may lie behind a symbolic link that an earlier one made (`lib -> usr/lib`, then `lib/x`). [`Way`]
-//! finds the directory that is meant. Here a directory's path is always the real one, without links.
+//! A member may be behind a symbolic link that an earlier one made (`lib -> usr/lib`, then `lib/x`). [`Way`]
+//! resolves its directory. Here a directory's path is always the real one, without links.
 
 use std::{
     collections::BTreeMap,
@@ -31,11 +31,12 @@ use super::{
 use crate::tree::IdMap;
 
 const WHITEOUT: &[u8] = b".wh.";
-/// Marks of the storage, not of a file. Only the one for opaque directories is part of the format.
+/// The prefix of the storage driver's marks, which are not about a file. Only the one for opaque directories
+/// is part of the format.
 const WHITEOUT_META: &[u8] = b".wh..wh.";
 const OPAQUE: &[u8] = b".wh..wh..opq";
 
-/// Attributes that belong to whoever mounts or guards the files, not to an image.
+/// The extended attributes that belong to overlayfs or to a security module, not to an image.
 const PRIVATE_XATTRS: [&[u8]; 5] =
     [b"trusted.overlay.", b"user.overlay.", b"security.selinux", b"security.ima", b"security.evm"];
 
@@ -43,11 +44,12 @@ pub(super) struct Writer {
     id_map: IdMap,
     /// Leads to the directory that is being written to.
     way: Way,
-    /// How many directories were made that the archive only has files in.
+    /// The number of directories that were made only because the archive has files in them.
     pub(super) implied: u64,
-    /// What directories get when everything is in them, by path.
+    /// The attributes that directories get when their content is complete, by path.
     dirs: BTreeMap<Vec<u8>, Attributes>,
-    /// Of the root directory, whose other attributes are its own: so that the same archive becomes the same tree.
+    /// The time of the root directory. Its other attributes are not set, so that the same archive becomes the
+    /// same tree.
     mtime: (i64, i64),
 }
 
@@ -66,7 +68,7 @@ impl Attributes {
         Self { uid, gid, mode, mtime, xattrs: member.xattrs.clone() }
     }
 
-    /// Of a directory that the archive has files in, but does not have.
+    /// Returns the attributes of a directory that is not in the archive but contains files of the archive.
     fn implied() -> Self {
         Self { uid: 0, gid: 0, mode: 0o755, mtime: (0, 0), xattrs: Vec::new() }
     }
@@ -115,7 +117,7 @@ impl Writer {
         }
     }
 
-    /// Gives directories their attributes, those within others first.
+    /// Sets the attributes of directories, children before parents.
     pub(super) fn finish(mut self) -> Result<(), (Vec<u8>, Fault)> {
         for (path, attributes) in std::mem::take(&mut self.dirs).into_iter().rev() {
             let given = self.finish_dir(&path, &attributes);
@@ -130,7 +132,7 @@ impl Writer {
         self.give(self.way.here(), attributes)
     }
 
-    /// Goes to a directory, and makes what is missing of it.
+    /// Enters a directory, and makes the missing parts of its path.
     fn enter(&mut self, parts: &[&[u8]]) -> Result<(), Fault> {
         let (dirs, implied) = (&mut self.dirs, &mut self.implied);
         self.way.enter(parts, |way, name| {
@@ -142,7 +144,7 @@ impl Writer {
         Ok(())
     }
 
-    /// Goes to a directory if there is one.
+    /// Enters a directory if it exists.
     fn enter_existing(&mut self, parts: &[&[u8]]) -> Result<bool, Fault> {
         self.way.enter(parts, |_, _| Ok(false))
     }
@@ -155,7 +157,7 @@ impl Writer {
                 let replaces = found.is_some_and(|stat| is_whiteout(&stat));
                 self.make_room(name)?;
                 self.way.make_dir(name)?;
-                // What was removed and made again shows nothing of what was there before.
+                // A directory that was removed and made again must hide the earlier content.
                 if replaces {
                     let dir = open_dir_at(self.here(), name).doing("open")?;
                     self.mark_opaque(dir.as_fd())?;
@@ -183,9 +185,9 @@ impl Writer {
             return Err(Fault::refused("it is a hard link to itself"));
         }
         self.make_room(name)?;
-        // Not followed if it is a symbolic link.
+        // A symbolic link is not followed.
         match fs::linkat(&from, target_name, self.here(), name, AtFlags::empty()) {
-            // The link takes the place of a directory that had its target.
+            // The link replaces a directory that contained its target.
             Err(Errno::NOENT) => Err(nothing()),
             linked => linked.doing("link"),
         }
@@ -195,7 +197,7 @@ impl Writer {
         self.way.here()
     }
 
-    /// Takes away what earlier entries made at a name.
+    /// Removes the files that earlier entries made at a name.
     fn make_room(&mut self, name: &OsStr) -> Result<(), Fault> {
         match fs::unlinkat(self.here(), name, AtFlags::empty()) {
             Ok(()) | Err(Errno::NOENT) => return Ok(()),
@@ -208,7 +210,7 @@ impl Writer {
         }
         let path = self.way.path_of(name);
         self.dirs.remove(&path);
-        // What lies below it sorts right after it and a slash.
+        // Paths below it sort directly after its path with a slash.
         let below = join(&path, b"");
         let gone: Vec<_> = self
             .dirs
@@ -223,7 +225,7 @@ impl Writer {
         Ok(())
     }
 
-    /// Removes a directory with what is in it. All directories in it can be entered, because modes are set
+    /// Removes a directory with its content. All directories in it can be entered, because modes are set
     /// last.
     fn remove_filled(&self, name: &OsStr) -> Result<(), Fault> {
         let top = open_dir_at(self.here(), name).doing("replace")?;
@@ -239,14 +241,14 @@ impl Writer {
             }
             found.push(path);
         }
-        // All entries of a directory were found after it. The first one is the top.
+        // Every entry was found after its directory. The first one is the top.
         for path in found.iter().skip(1).rev() {
             fs::unlinkat(&top, OsStr::from_bytes(path), AtFlags::REMOVEDIR).doing("replace")?;
         }
         fs::unlinkat(self.here(), name, AtFlags::REMOVEDIR).doing("replace")
     }
 
-    /// Makes what is neither a directory nor one more name of something.
+    /// Makes an entry that is neither a directory nor a hard link.
     fn leaf(&mut self, name: &OsStr, member: &Member, data: &mut impl Read) -> Result<(), Fault> {
         let attributes = Attributes::of(member);
         match &member.kind {
@@ -286,7 +288,7 @@ impl Writer {
         }
     }
 
-    /// Marks an entry of lower layers as removed. What this layer has of that name hides it anyway.
+    /// Marks an entry of lower layers as removed. An entry of this layer with that name hides it anyway.
     fn hide(&mut self, name: &[u8]) -> Result<(), Fault> {
         if matches!(name, b"" | b"." | b"..") {
             return Err(Fault::refused("it removes no file"));
@@ -312,7 +314,8 @@ impl Writer {
         fs::fsetxattr(dir, self.id_map.opaque_xattr(), b"y", XattrFlags::empty()).doing("make opaque")
     }
 
-    /// Owner, then mode, because the first clears bits of the second, then what both of them clear, then the time.
+    /// Sets the owner before the mode, because chown clears bits of the mode, then the attributes that both
+    /// of them clear, and then the time.
     fn give(&self, file: BorrowedFd<'_>, attributes: &Attributes) -> Result<(), Fault> {
         if let Some((user, group)) = self.owner(attributes)? {
             fs::fchown(file, Some(user), Some(group)).map_err(no_such_owner)?;
@@ -324,7 +327,8 @@ impl Writer {
         fs::futimens(file, &mtime(attributes.mtime.0, attributes.mtime.1)).doing("set the time of")
     }
 
-    /// [`give`](Self::give) for what is not opened. Extended attributes of such files mean nothing to a step.
+    /// Does the same as [`give`](Self::give) for files that are not opened. Extended attributes of such files
+    /// have no meaning to a step.
     fn give_by_name(&self, name: &OsStr, attributes: &Attributes, has_mode: bool) -> Result<(), Fault> {
         let dir = self.here();
         if let Some((user, group)) = self.owner(attributes)? {
@@ -337,7 +341,7 @@ impl Writer {
         fs::utimensat(dir, name, &times, AtFlags::SYMLINK_NOFOLLOW).doing("set the time of")
     }
 
-    /// `None` where everything belongs to the caller.
+    /// Returns `None` if the caller owns everything.
     fn owner(&self, attributes: &Attributes) -> Result<Option<(fs::Uid, fs::Gid)>, Fault> {
         if self.id_map == IdMap::Single {
             return Ok(None);
@@ -356,7 +360,7 @@ impl Writer {
         let name = CString::new(name).map_err(|_| Fault::refused("an attribute's name has a zero byte"))?;
         match fs::fsetxattr(file, &name, value, XattrFlags::empty()) {
             Ok(()) => Ok(()),
-            // Only root may set what is not the user's, and some filesystems know no attributes of users.
+            // Only root may set attributes outside `user.*`, and some filesystems have no user attributes.
             Err(Errno::PERM | Errno::ACCESS) if self.id_map != IdMap::Root => Ok(()),
             Err(Errno::NOTSUP) => Ok(()),
             Err(error) => Err(error).doing("set an extended attribute of"),
@@ -364,13 +368,13 @@ impl Writer {
     }
 }
 
-/// Copies a file's data. A failure to read is told from one to write.
+/// Copies a file's data. Read errors and write errors are distinguished.
 fn copy(data: &mut impl Read, file: &mut File, bytes: u64) -> Result<(), Fault> {
     use io::Write;
     let mut buffer = vec![0; usize::try_from(bytes).unwrap_or(usize::MAX).clamp(1, 1 << 17)];
     let mut left = bytes;
     while left > 0 {
-        // No more than is left: what follows may be another part of the file.
+        // Reads no more than is left: the data that follows may be another part of the file.
         let most = buffer.len().min(usize::try_from(left).unwrap_or(usize::MAX));
         let read = data.read(&mut buffer[..most]).map_err(|error| Fault::reading(&error))?;
         if read == 0 {
@@ -382,7 +386,7 @@ fn copy(data: &mut impl Read, file: &mut File, bytes: u64) -> Result<(), Fault> 
     Ok(())
 }
 
-/// Makes a sparse file: what the archive has no data for stays a hole.
+/// Makes a sparse file: parts without data in the archive stay holes.
 fn copy_pieces(data: &mut impl Read, file: &mut File, bytes: u64, pieces: &[Piece]) -> Result<(), Fault> {
     file.set_len(bytes).doing("set the size of")?;
     for piece in pieces {
@@ -392,7 +396,7 @@ fn copy_pieces(data: &mut impl Read, file: &mut File, bytes: u64, pieces: &[Piec
     Ok(())
 }
 
-/// In a user namespace, an owner that it does not know is an invalid argument.
+/// In a user namespace, an owner without a mapping is an invalid argument.
 fn no_such_owner(error: Errno) -> Fault {
     match error {
         Errno::INVAL => Fault::refused(
