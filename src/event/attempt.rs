@@ -1,4 +1,4 @@
-//! One attempt's output: masked, appended to its log, and put into the journal's next flush as a range.
+//! The output of one attempt: masked, appended to its log, and added to the journal's next flush as a range.
 
 use std::{
     collections::BTreeMap,
@@ -13,10 +13,10 @@ use super::{
     shared::{OutputRange, Shared, lock},
 };
 
-/// The attempts that have a log, and those that may not have one any longer.
+/// The attempts that have a log, and those that may no longer have one.
 #[derive(Debug)]
 pub(super) struct Attempts {
-    /// By step: the last attempt that ended, or [`u32::MAX`] where the step has.
+    /// By step: the last attempt that ended, or [`u32::MAX`] if the step has ended.
     ended: Vec<u32>,
     open: BTreeMap<(u32, u32), Arc<Mutex<AttemptLog>>>,
     is_over: bool,
@@ -27,7 +27,8 @@ impl Attempts {
         Self { ended: vec![0; steps], open: BTreeMap::new(), is_over: false }
     }
 
-    /// The log of an attempt, new at its first output; `None` where the attempt has ended, or there is no such step.
+    /// Returns the log of an attempt, and makes it at the first output. Returns `None` if the attempt has
+    /// ended, or if there is no such step.
     pub(super) fn log(&mut self, files: &RunFiles, step: u32, attempt: u32) -> Option<Arc<Mutex<AttemptLog>>> {
         if self.is_over || *self.ended.get(step as usize)? >= attempt {
             return None;
@@ -44,8 +45,8 @@ impl Attempts {
         Some(log.clone())
     }
 
-    /// Takes no more output of `step`'s attempts up to `attempt`. Gives one of the logs that must be closed for that, to
-    /// be called again, or `None`.
+    /// Accepts no more output of `step`'s attempts up to `attempt`. Returns one of the logs that must be
+    /// closed for that, or `None`. The caller calls again until it is `None`.
     pub(super) fn end(&mut self, step: u32, attempt: u32) -> Option<Arc<Mutex<AttemptLog>>> {
         let ended = self.ended.get_mut(step as usize)?;
         *ended = (*ended).max(attempt);
@@ -56,14 +57,15 @@ impl Attempts {
         self.open.remove(&key)
     }
 
-    /// Takes no more output at all: nobody flushes any longer. Gives the logs that must be closed for that.
+    /// Accepts no more output at all, because there are no more flushes. Returns the logs that must be closed
+    /// for that.
     pub(super) fn end_all(&mut self) -> impl Iterator<Item = Arc<Mutex<AttemptLog>>> + use<> {
         self.is_over = true;
         std::mem::take(&mut self.open).into_values()
     }
 }
 
-/// One attempt's log, and what masking holds back of each of its streams.
+/// The log of one attempt, and the bytes of each of its streams that masking holds back.
 #[derive(Debug)]
 pub(super) struct AttemptLog {
     step: u32,
@@ -74,7 +76,8 @@ pub(super) struct AttemptLog {
 }
 
 impl AttemptLog {
-    /// Takes a chunk. After [`close`](Self::close) it is overlooked: the attempt's end is in the journal already.
+    /// Appends a chunk. After [`close`](Self::close) it is ignored, because the attempt's end is in the
+    /// journal already.
     pub(super) fn write(&mut self, shared: &Shared, stream: StdStream, bytes: &[u8]) {
         if self.is_closed {
             return;
@@ -89,7 +92,7 @@ impl AttemptLog {
         }
     }
 
-    /// Writes what was held back. Nothing follows.
+    /// Writes the bytes that were held back. No more output follows.
     pub(super) fn close(&mut self, shared: &Shared) {
         self.is_closed = true;
         let Some(masker) = &shared.masker else { return };

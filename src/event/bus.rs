@@ -1,4 +1,4 @@
-//! A runner's end: where output goes.
+//! The runners' handle, which receives output.
 
 use std::sync::{Arc, atomic::Ordering::Relaxed};
 
@@ -10,7 +10,7 @@ use super::{
     shared::{Shared, lock},
 };
 
-/// A runner's end: where output goes. Cheap to clone, and to be used from any thread.
+/// The runners' handle, which receives output. It is cheap to clone, and can be used from any thread.
 #[derive(Debug, Clone)]
 pub struct EventBus {
     shared: Arc<Shared>,
@@ -22,12 +22,12 @@ impl EventBus {
         Self { shared, attempt: 1 }
     }
 
-    /// Appends `bytes` of a step's output, secrets masked. Chunks may end anywhere, also inside a line, a character or a
-    /// secret. Failures are kept for the dispatcher, which ends the build. Output of an attempt that has ended, or of a
-    /// step that is not of this run, is overlooked (and warned of once).
+    /// Appends `bytes` of a step's output, with secrets masked. Chunks may end anywhere, also inside a line,
+    /// a character or a secret. Errors are stored for the dispatcher, which ends the build. Output of an
+    /// attempt that has ended, or of a step that is not in this run, is ignored with a single warning.
     ///
     /// # Cancel safety
-    /// The bytes were written, or none were.
+    /// Either all bytes are written, or none.
     pub async fn output(&self, step_id: Uuid, stream: StdStream, bytes: &[u8]) {
         let log = step_index(self.shared.meta.build.run_id, step_id)
             .and_then(|step| lock(&self.shared.attempts).log(&self.shared.files, step.0, self.attempt));
@@ -38,7 +38,7 @@ impl EventBus {
         }
     }
 
-    /// This bus for one attempt of a step. The executor calls it.
+    /// Returns this bus for one attempt of a step. The executor calls it.
     #[must_use]
     pub fn for_attempt(&self, attempt: u32) -> Self {
         Self { shared: self.shared.clone(), attempt }

@@ -1,4 +1,4 @@
-//! Begins a run's journal.
+//! Creates a run's journal.
 
 use std::{
     io,
@@ -21,22 +21,24 @@ use super::{
 };
 use crate::runner::Secrets;
 
-/// Where a run's journal and logs lie.
+/// The location of a run's journal and logs.
 #[derive(Debug)]
 pub enum RunDir {
-    /// In this directory, which is made, and stays. Only its owner may enter it.
+    /// This directory, which is made, and kept. Only its owner may enter it.
     Kept(PathBuf),
-    /// In a directory of their own that goes with the last of writer, buses and readers. If those are killed,
-    /// a later process of the same user removes it.
+    /// A separate directory that is removed with the last of writer, buses and readers. If their processes
+    /// are killed, a later process of the same user removes it.
     Temporary,
 }
 
-/// Opens a run's journal, writes its header, and gives the three ends of it.
+/// Creates a run's journal, writes its header, and returns the writer, the bus and the stream.
 ///
-/// Secrets are masked in display names and images; keys and the names of runners are identifiers, and stay.
+/// Secrets are masked in display names and images. Keys and the names of runners are identifiers, and are not
+/// masked.
 ///
 /// # Errors
-/// Where the directory or the journal can't be made, or the directory has a journal already.
+/// Returns an error if the directory or the journal cannot be made, or if the directory has a journal
+/// already.
 pub fn create(dir: RunDir, mut meta: RunMeta, secrets: &Secrets) -> io::Result<(EventWriter, EventBus, EventStream)> {
     let invalid = |error: &dyn std::error::Error| io::Error::new(io::ErrorKind::InvalidInput, error.to_string());
     let masker = Masker::new(secrets).map_err(|error| invalid(&error))?;

@@ -1,7 +1,7 @@
-//! Makes the events that readers see out of a journal's records and the logs they point into.
+//! Makes the events that readers see from a journal's records and the logs that they refer to.
 //!
-//! Every reader, live or later, has one of these, so that all of them see the same events under the same numbers. Knows
-//! neither how to wait nor who reads.
+//! Every reader, live or later, has a cursor, so all of them see the same events under the same numbers. The
+//! module knows neither how to wait nor who reads.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -35,15 +35,15 @@ pub(super) struct Cursor {
     logs: LogReader,
     phase: Phase,
     seq: u64,
-    /// When the newest output arrived.
+    /// The time when the newest output arrived.
     last_at_ms: u64,
-    /// Events that came of one record, after the first.
+    /// The events of one record, after the first.
     ready: VecDeque<BuildEvent>,
-    /// What is being split into lines, and what these have in common.
+    /// The range that is being split into lines, and the data that these lines have in common.
     range: Option<(OutputRange, LineOf)>,
-    /// By step and attempt: the lines that stdout and stderr have begun.
+    /// By step and attempt: the unfinished lines of stdout and stderr.
     lines: BTreeMap<(u32, u32), [LineSplitter; 2]>,
-    /// Attempts whose log can't be read, which was said once.
+    /// The attempts whose log cannot be read. This is reported once per attempt.
     lost: BTreeSet<(u32, u32)>,
 }
 
@@ -57,20 +57,21 @@ enum Phase {
     BrokenOff,
 }
 
-/// What a cursor comes upon.
+/// The result of advancing a cursor.
 #[derive(Debug)]
 pub(super) enum Next {
     Event(BuildEvent),
-    /// Nothing to show for a bounded piece of work: ask again.
+    /// No event after a bounded amount of work: the caller must call again.
     Again,
-    /// All that is there was given; more may come.
+    /// No more events are available yet; more may follow.
     Wait,
-    /// The build's end was given.
+    /// The build's end was returned already.
     End,
 }
 
 impl Cursor {
-    /// Before the first event of the run in `dir`, whose records begin at `first_record` of its journal.
+    /// Returns a cursor before the first event of the run in `dir`, whose records begin at `first_record` of
+    /// its journal.
     pub(super) fn new(meta: Arc<RunMeta>, dir: &Path, first_record: u64) -> Self {
         Self {
             meta,
@@ -86,7 +87,7 @@ impl Cursor {
         }
     }
 
-    /// What comes next in the first `limit` bytes of `journal`.
+    /// Returns the next event in the first `limit` bytes of `journal`.
     pub(super) fn next(&mut self, journal: &File, limit: u64) -> Result<Next, JournalError> {
         if let Some(event) = self.ready.pop_front() {
             return Ok(Next::Event(event));
@@ -116,7 +117,7 @@ impl Cursor {
         }
     }
 
-    /// Nothing follows what was given, though the build's end did not come: gives the lines that were begun.
+    /// Handles a run that ended without a build's end: the unfinished lines become events.
     pub(super) fn break_off(&mut self) {
         if self.phase == Phase::Records {
             self.phase = Phase::BrokenOff;
@@ -124,7 +125,7 @@ impl Cursor {
         }
     }
 
-    /// Whether the build's end was among what was given.
+    /// Returns whether the build's end was returned.
     pub(super) fn has_ended(&self) -> bool {
         self.phase == Phase::Ended
     }
@@ -239,7 +240,7 @@ impl Cursor {
         Ok(Next::Event(event))
     }
 
-    /// The next line of `range`, the one in work.
+    /// Returns the next line of `range`, the current range.
     fn next_line(&mut self, range: OutputRange, of: LineOf) -> Next {
         let OutputRange { step, attempt, stream, offset, len, .. } = range;
         if len == 0 || self.lost.contains(&(step, attempt)) {
@@ -274,8 +275,8 @@ impl Cursor {
         event.map_or(Next::Again, Next::Event)
     }
 
-    /// Puts the lines that attempts of `step` have begun into `ready`, and forgets the attempts. Gives the number of the
-    /// event that follows.
+    /// Appends the unfinished lines of `step`'s attempts to `ready`, and forgets the attempts. Returns the
+    /// number of the event that follows.
     fn finish_attempts(&mut self, step: u32, attempts: RangeInclusive<u32>, at_ms: u64) -> u64 {
         let bounds = (step, *attempts.start())..=(step, *attempts.end());
         while let Some((&key, _)) = self.lines.range(bounds.clone()).next() {
@@ -287,7 +288,7 @@ impl Cursor {
         self.next_seq()
     }
 
-    /// Gives `event` after what is in `ready`.
+    /// Returns `event` after the events in `ready`.
     fn last(&mut self, event: BuildEvent) -> Next {
         match self.ready.pop_front() {
             None => Next::Event(event),
@@ -304,7 +305,7 @@ impl Cursor {
         }
     }
 
-    /// Appends what an attempt's streams hold of lines without an end to `ready`.
+    /// Appends the unfinished lines of an attempt's streams to `ready`.
     fn finish_lines(&mut self, (step, attempt): (u32, u32), at_ms: u64) {
         self.logs.close(step, attempt);
         let Some(splitters) = self.lines.remove(&(step, attempt)) else { return };
@@ -323,7 +324,7 @@ impl Cursor {
     }
 }
 
-/// Where a line comes from: the same for all of a range.
+/// The origin of a line: the same for all lines of a range.
 #[derive(Debug, Clone, Copy)]
 struct LineOf {
     step_id: Uuid,

@@ -1,4 +1,4 @@
-//! Reads a journal's frames, whole or not at all. Knows nothing of what is in them.
+//! Reads a journal's frames, whole or not at all. The module does not interpret their content.
 
 use std::{fs::File, io, path::PathBuf};
 
@@ -7,78 +7,80 @@ use super::{
     record::{FRAME_HEADER_BYTES, MAX_RECORD_BYTES},
 };
 
-/// How much of a journal is read at a time, in bytes.
+/// The number of bytes of a journal that are read at a time.
 const CHUNK_BYTES: usize = 64 << 10;
 
-/// What keeps a journal from being read, or from being read further.
+/// The reason why a journal cannot be read, or cannot be read further.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum JournalError {
-    /// The journal, or a part of it, can't be read.
+    /// The journal, or a part of it, cannot be read.
     #[error("failed to read the journal {}", path.display())]
     Io {
         /// The journal.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         #[source]
         source: io::Error,
     },
-    /// The file does not begin as journals do.
+    /// The file does not begin with a journal's magic.
     #[error("{} is no journal of a run", path.display())]
     NotAJournal {
         /// The file.
         path: PathBuf,
     },
-    /// A newer version of this program wrote it.
+    /// A newer version of this program wrote the journal.
     #[error(
         "the journal has format version {found}, and this program reads versions up to {supported}: use a newer one"
     )]
     UnsupportedVersion {
         /// The journal's version.
         found: u32,
-        /// The highest version that is read.
+        /// The highest version that this program reads.
         supported: u32,
     },
-    /// It ends inside of a frame: its writer was killed or its disk was full. Everything before was given.
+    /// The journal ends inside a frame: its writer was killed or its disk was full. Every record before the
+    /// frame was returned.
     #[error("the journal breaks off inside of the record at byte {offset}")]
     Truncated {
-        /// Where the frame begins, in bytes.
+        /// The offset of the frame, in bytes.
         offset: u64,
     },
-    /// Its bytes are not what was written. Everything before was given.
+    /// The journal's bytes are not the bytes that were written. Every record before the frame was returned.
     #[error("the journal is damaged at byte {offset}: {reason}")]
     Corrupt {
-        /// Where the frame begins, in bytes.
+        /// The offset of the frame, in bytes.
         offset: u64,
-        /// What is wrong.
+        /// The problem.
         reason: &'static str,
     },
 }
 
-/// Reads frames one after the other, in chunks.
+/// Reads frames one after another, in chunks.
 #[derive(Debug)]
 pub(super) struct Frames {
     path: PathBuf,
-    /// Of a chunk, and what a longer frame needs.
+    /// A chunk, or more if a frame is longer.
     buffer: Vec<u8>,
-    /// Where the next frame begins in `buffer`.
+    /// The position of the next frame in `buffer`.
     next: usize,
-    /// Where `buffer` begins in the file.
+    /// The position of `buffer` in the file.
     base: u64,
 }
 
 impl Frames {
-    /// Reads from the frame that begins at `offset`. `path` is for messages.
+    /// Returns a reader that starts at the frame at `offset`. `path` is for messages.
     pub(super) fn new(path: PathBuf, offset: u64) -> Self {
         Self { path, buffer: Vec::new(), next: 0, base: offset }
     }
 
-    /// Where the next frame begins, in bytes.
+    /// Returns the offset of the next frame, in bytes.
     pub(super) fn offset(&self) -> u64 {
         self.base + self.next as u64
     }
 
-    /// The next frame's payload in the first `limit` bytes of `file`, or `None` where they end with the last frame.
+    /// Returns the next frame's payload in the first `limit` bytes of `file`, or `None` if they end with the
+    /// last frame.
     pub(super) fn next(&mut self, file: &File, limit: u64) -> Result<Option<&[u8]>, JournalError> {
         let offset = self.offset();
         if self.ready() < FRAME_HEADER_BYTES && !self.fill(file, limit, FRAME_HEADER_BYTES)? {
@@ -105,7 +107,7 @@ impl Frames {
         self.buffer.len() - self.next
     }
 
-    /// Reads until `needed` bytes are ready; says whether they are.
+    /// Reads until `needed` bytes are ready; returns whether they are.
     fn fill(&mut self, file: &File, limit: u64, needed: usize) -> Result<bool, JournalError> {
         self.base = self.offset();
         self.buffer.drain(..std::mem::take(&mut self.next));
@@ -124,7 +126,7 @@ impl Frames {
     }
 }
 
-/// A frame's length and checksum. `bytes` has at least [`FRAME_HEADER_BYTES`].
+/// Returns a frame's length and checksum. `bytes` has at least [`FRAME_HEADER_BYTES`].
 pub(super) fn frame_header(bytes: &[u8]) -> (usize, u32) {
     let word = |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
     (word(0) as usize, word(4))

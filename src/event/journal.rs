@@ -1,10 +1,10 @@
-//! The journal's file, written at its end only. Knows nothing of records.
+//! The journal's file, to which data is only appended. The module does not know the records' format.
 
 use std::{fs::File, io, os::unix::fs::FileExt, sync::Arc};
 
 use super::shared::Failure;
 
-/// What a journal needs of its file.
+/// The file operations that a journal needs.
 pub(super) trait Medium {
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<usize>;
     fn set_len(&self, len: u64) -> io::Result<()>;
@@ -20,7 +20,8 @@ impl Medium for Arc<File> {
     }
 }
 
-/// A journal's end. After a failure it stays as it was before: a torn frame with good ones behind it would hide them.
+/// The appending end of a journal. After a failure its content is not changed: a torn frame before valid ones
+/// would hide them.
 #[derive(Debug)]
 pub(super) struct Journal<M = Arc<File>> {
     medium: M,
@@ -33,12 +34,12 @@ impl<M: Medium> Journal<M> {
         Self { medium, len: 0, failure: None }
     }
 
-    /// How long the journal is, in bytes.
+    /// Returns the length of the journal, in bytes.
     pub(super) fn len(&self) -> u64 {
         self.len
     }
 
-    /// Appends all of `bytes` (with one write, unless the system takes only a part of them), or nothing.
+    /// Appends all of `bytes` (with one write, unless the system writes only a part of them), or nothing.
     pub(super) fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
         if let Some(failure) = &self.failure {
             return Err(failure.to_error());
@@ -57,7 +58,7 @@ impl<M: Medium> Journal<M> {
     }
 
     fn fail(&mut self, error: &io::Error) -> io::Error {
-        // Where even this fails, the torn frame is the last one, and readers by path say so.
+        // If this fails too, the torn frame is the last one, and readers by path report it.
         if let Err(error) = self.medium.set_len(self.len) {
             tracing::warn!(%error, "failed to cut a torn write off the journal");
         }
@@ -71,7 +72,7 @@ mod tests {
 
     use super::*;
 
-    /// A disk that takes three bytes a write and has room for `room`.
+    /// A disk that accepts three bytes per write and has room for `room`.
     struct Disk {
         bytes: RefCell<Vec<u8>>,
         room: Cell<usize>,

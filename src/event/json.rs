@@ -1,11 +1,13 @@
-//! Events as JSON. What an event of another program lacks has a default; a kind that isn't known is kept as it came.
+//! Events as JSON. Fields that an event of another program lacks have defaults. Events of an unknown kind are
+//! kept unchanged.
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
 use serde_json::{Map, Value};
 
 use super::BuildEvent;
 
-/// The tags that [`BuildEvent`] knows: one of these that does not decode is an error, not an unknown event.
+/// The tags that [`BuildEvent`] knows: an event with one of these that does not decode is an error, not an
+/// unknown event.
 const KNOWN_KINDS: [&str; 12] = [
     "build_start",
     "build_accepted",
@@ -25,7 +27,7 @@ impl Serialize for BuildEvent {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         match self {
             Self::Unknown(fields) => fields.serialize(serializer),
-            // The inherent function, which the derive with `remote` makes.
+            // The inherent function that the derive generates because of `remote`.
             known => Self::serialize(known, serializer),
         }
     }
@@ -51,7 +53,7 @@ impl<'de> Deserialize<'de> for BuildEvent {
     }
 }
 
-/// The status of a step whose event has none.
+/// Returns the status of a step whose event has none.
 const fn step_status(exit_code: i64) -> &'static str {
     match exit_code {
         0 => "passed",
@@ -61,7 +63,7 @@ const fn step_status(exit_code: i64) -> &'static str {
     }
 }
 
-/// The status of a build whose event has none.
+/// Returns the status of a build whose event has none.
 const fn build_status(exit_code: i64) -> &'static str {
     match exit_code {
         3 => "infrastructure",

@@ -1,13 +1,13 @@
-//! Splits a stream of bytes into lines, whatever the chunks it comes in. Knows nothing of events.
+//! Splits a stream of bytes into lines, independently of its chunks. The module does not know events.
 
 use super::MAX_LINE_BYTES;
 
-/// Splits one stream. Holds at most one line's beginning, up to [`MAX_LINE_BYTES`] and a character.
+/// Splits one stream. Stores at most the beginning of one line, up to [`MAX_LINE_BYTES`] and a character.
 #[derive(Debug, Default)]
 pub(super) struct LineSplitter {
-    /// The beginning of a line whose end has not come yet.
+    /// The beginning of a line whose end has not arrived yet.
     begun: Vec<u8>,
-    /// Of `begun`, what the last part that was given out took.
+    /// The length of the last returned part, which is still in `begun`.
     taken: usize,
 }
 
@@ -16,28 +16,29 @@ pub(super) struct LineSplitter {
 pub(super) struct Line<'a> {
     /// The bytes without the line's end.
     pub(super) bytes: &'a [u8],
-    /// What ended it.
+    /// The kind of the line's end.
     pub(super) end: LineEnd,
 }
 
-/// What ended a line.
+/// The kind of a line's end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum LineEnd {
     /// `\n`.
     Lf,
     /// `\r\n`.
     CrLf,
-    /// Its length: the next part follows.
+    /// The line exceeded the maximum length: the next part follows.
     Cut,
     /// The end of the stream.
     Eof,
 }
 
 impl LineSplitter {
-    /// The next line of `input`, which is advanced behind it; `None` when all of it is used up.
+    /// Returns the next line of `input`, and advances `input` past it. Returns `None` when all of `input` is
+    /// consumed.
     pub(super) fn next<'a, 'input: 'a>(&'a mut self, input: &mut &'input [u8]) -> Option<Line<'a>> {
         self.begun.drain(..std::mem::take(&mut self.taken));
-        // One byte more than a line may have tells whether it must be cut.
+        // One byte more than the maximum length shows whether the line must be cut.
         let room = (MAX_LINE_BYTES + 1).saturating_sub(self.begun.len()).min(input.len());
         let Some(len) = memchr::memchr(b'\n', &input[..room]) else {
             self.begun.extend_from_slice(&input[..room]);
@@ -63,7 +64,7 @@ impl LineSplitter {
         })
     }
 
-    /// What follows the last line end. The splitter is as new afterwards.
+    /// Returns the bytes after the last line end. The splitter is empty afterwards.
     pub(super) fn finish(&mut self) -> Option<Line<'_>> {
         self.begun.drain(..std::mem::take(&mut self.taken));
         self.taken = self.begun.len();
@@ -71,7 +72,8 @@ impl LineSplitter {
     }
 }
 
-/// The last position up to `at` that is not inside of a UTF-8 character; `at` itself where the bytes are not UTF-8 there.
+/// Returns the last position up to `at` that is not inside a UTF-8 character, or `at` if the bytes there are
+/// not UTF-8.
 fn char_boundary(bytes: &[u8], at: usize) -> usize {
     let is_continuation = |byte: u8| byte & 0b1100_0000 == 0b1000_0000;
     (at.saturating_sub(3)..=at).rev().find(|&position| !is_continuation(bytes[position])).unwrap_or(at)

@@ -1,6 +1,6 @@
-//! The files of a run: where the journal is, and one raw log per attempt, written and read by offset.
+//! The files of a run: the journal's location, and one raw log per attempt, written and read by offset.
 //!
-//! Neither side keeps more than a bounded number of files open, however many attempts there are.
+//! Writers and readers keep a bounded number of files open, however many attempts there are.
 
 use std::{
     fs::{DirBuilder, File, OpenOptions},
@@ -17,34 +17,35 @@ use tempfile::TempDir;
 
 use crate::plan::StepIndex;
 
-/// Logs kept open for writing; each further one is opened anew for each write.
+/// The maximum number of logs kept open for writing; any further log is opened for each write.
 const MAX_OPEN_FOR_WRITING: usize = 256;
 
-/// Logs that one reader keeps open.
+/// The maximum number of logs that one reader keeps open.
 const MAX_OPEN_FOR_READING: usize = 16;
 
-/// How much of a log is read at a time, in bytes.
+/// The number of bytes of a log that are read at a time.
 const CHUNK_BYTES: usize = 64 << 10;
 
-/// The journal's path in a run's directory.
+/// Returns the journal's path in a run's directory.
 pub(super) fn journal_path(dir: &Path) -> PathBuf {
     dir.join("journal")
 }
 
-/// The directory of logs in a run's directory.
+/// Returns the directory of logs in a run's directory.
 fn logs_path(dir: &Path) -> PathBuf {
     dir.join("logs")
 }
 
-/// Steps have numbers here, not keys: a key may be any text.
+/// Returns the path of a log. It contains a step's number, not its key, because a key may be any text.
 fn log_path(logs: &Path, step: u32, attempt: u32) -> PathBuf {
     logs.join(format!("{step}-{attempt}.log"))
 }
 
-/// The log of the last attempt of a step that printed anything, in the run's directory `dir`; `None` where none did.
+/// Returns the log of a step's last attempt that printed anything, in the run's directory `dir`. Returns
+/// `None` if no attempt printed anything.
 ///
 /// # Errors
-/// Where the directory can't be read.
+/// Returns an error if the directory cannot be read.
 pub fn last_log(dir: impl AsRef<Path>, step: StepIndex) -> io::Result<Option<PathBuf>> {
     let logs = logs_path(dir.as_ref());
     let mut last = None;
@@ -69,7 +70,8 @@ pub(super) struct RunFiles {
 }
 
 impl RunFiles {
-    /// Makes the directories in `dir`, which only their owner may enter, and the journal, which must not be there yet.
+    /// Makes the directories in `dir`, which only their owner may enter, and the journal, which must not
+    /// exist yet.
     pub(super) fn create(dir: &Path, temporary: Option<TempDir>) -> io::Result<(Self, File)> {
         let logs = logs_path(dir);
         DirBuilder::new().recursive(true).mode(0o700).create(&logs)?;
@@ -78,8 +80,9 @@ impl RunFiles {
             return Err(io::ErrorKind::AlreadyExists.into());
         }
         let journal = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&unlocked)?;
-        // Tells others that the run is alive; the kernel drops it with the process. Locked before it has its
-        // name, so that a journal without a lock is always that of a run which has ended.
+        // The lock shows other processes that the run is alive; the kernel releases it with the process. The
+        // journal is locked before it is renamed, so a journal without a lock always belongs to a run that
+        // has ended.
         if let Err(error) = journal.try_lock_shared() {
             tracing::debug!(%error, "the run's journal can't be locked");
         }
@@ -87,24 +90,24 @@ impl RunFiles {
         Ok((Self { dir: dir.to_owned(), open_for_writing: Arc::default(), _temporary: temporary }, journal))
     }
 
-    /// The run's directory.
+    /// Returns the run's directory.
     pub(super) fn dir(&self) -> &Path {
         &self.dir
     }
 
-    /// Where the log of an attempt lies, once something was written.
+    /// Returns the path of an attempt's log, which exists once something was written.
     pub(super) fn log_path(&self, step: u32, attempt: u32) -> PathBuf {
         log_path(&logs_path(&self.dir), step, attempt)
     }
 
-    /// The log of an attempt. Nothing is made before the first write.
+    /// Returns the log of an attempt. No file is made before the first write.
     pub(super) fn log(&self, step: u32, attempt: u32) -> LogWriter {
         let open_for_writing = self.open_for_writing.clone();
         LogWriter { path: self.log_path(step, attempt), len: 0, file: None, open_for_writing }
     }
 }
 
-/// One attempt's log, written at its end.
+/// The log of one attempt, to which output is appended.
 #[derive(Debug)]
 pub(super) struct LogWriter {
     path: PathBuf,
@@ -114,12 +117,13 @@ pub(super) struct LogWriter {
 }
 
 impl LogWriter {
-    /// Where the log lies.
+    /// Returns the path of the log.
     pub(super) fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Appends, and gives the offset of the first byte. Where only a part could be written, the next append replaces it.
+    /// Appends `bytes`, and returns the offset of the first byte. If only a part could be written, the next
+    /// append overwrites it.
     pub(super) fn append(&mut self, bytes: &[u8]) -> io::Result<u64> {
         let offset = self.len;
         match &self.file {
@@ -147,11 +151,11 @@ impl Drop for LogWriter {
     }
 }
 
-/// Reads the logs of a run, the last few of them kept open.
+/// Reads the logs of a run. The last few of them are kept open.
 #[derive(Debug)]
 pub(super) struct LogReader {
     logs: PathBuf,
-    /// The last one used comes first.
+    /// The most recently used log is first.
     open: Vec<OpenLog>,
 }
 
@@ -160,22 +164,22 @@ struct OpenLog {
     step: u32,
     attempt: u32,
     file: File,
-    /// What was read last is at the beginning of this. Logs only grow, so it stays right.
+    /// The last bytes that were read, from the beginning. They stay valid because logs only grow.
     chunk: Box<[u8]>,
     chunk_len: usize,
     chunk_offset: u64,
 }
 
 impl LogReader {
-    /// Of the run in `dir`.
+    /// Returns a reader for the run in `dir`.
     pub(super) fn new(dir: &Path) -> Self {
         Self { logs: logs_path(dir), open: Vec::new() }
     }
 
-    /// Some bytes, at least one, at `offset`, and `len` at most.
+    /// Returns between one and `len` bytes at `offset`.
     ///
     /// # Errors
-    /// `UnexpectedEof` where the log is shorter; otherwise why it can't be read.
+    /// Returns `UnexpectedEof` if the log is shorter, otherwise the error of reading it.
     pub(super) fn read(&mut self, step: u32, attempt: u32, offset: u64, len: u64) -> io::Result<&[u8]> {
         self.bring_to_front(step, attempt)?;
         let log = &mut self.open[0];
@@ -196,7 +200,7 @@ impl LogReader {
         Ok(&bytes[..usize::try_from(len).unwrap_or(usize::MAX).min(bytes.len())])
     }
 
-    /// Nothing more is read of this attempt.
+    /// Closes the log of an attempt that is not read any further.
     pub(super) fn close(&mut self, step: u32, attempt: u32) {
         self.open.retain(|log| (log.step, log.attempt) != (step, attempt));
     }
@@ -209,7 +213,7 @@ impl LogReader {
         self.open.truncate(MAX_OPEN_FOR_READING - 1);
         let path = log_path(&self.logs, step, attempt);
         let file = File::open(&path).or_else(|error| {
-            // The process may be out of descriptors: those here can be had back.
+            // The process may have no descriptors left; closing the logs here frees some.
             if self.open.is_empty() || error.kind() == io::ErrorKind::NotFound {
                 return Err(error);
             }
@@ -222,7 +226,7 @@ impl LogReader {
     }
 }
 
-/// Reads once at `offset`; interrupted, again.
+/// Reads once at `offset`; retries if interrupted.
 pub(super) fn read_at(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
     loop {
         match file.read_at(buffer, offset) {

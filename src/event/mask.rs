@@ -1,7 +1,8 @@
-//! Takes secrets out of bytes, also where a secret is spread over chunks.
+//! Removes secrets from bytes, also if a secret is spread over several chunks.
 //!
-//! Whatever the chunks, the result is that of masking all bytes at once: leftmost match first, the longest one there. So
-//! between chunks the longest end of the text that could still become a secret is held back, and nothing else.
+//! The result does not depend on the chunks, and is the same as for all bytes at once: leftmost match first,
+//! and the longest one there. So between chunks, exactly the longest end of the text that could still become
+//! a secret is held back.
 
 use std::{borrow::Cow, collections::BTreeSet, fmt};
 
@@ -9,30 +10,31 @@ use aho_corasick::{AhoCorasick, BuildError, MatchKind};
 
 use crate::runner::Secrets;
 
-/// What stands where a secret was.
+/// The replacement of a secret.
 const REPLACEMENT: &[u8] = b"***";
 
-/// Lines of a secret of several lines are secrets themselves from this length on, in bytes. (Shorter ones, such as a
-/// lone brace, would take innocent text with them.)
+/// The minimum length of a line that is masked on its own, in bytes, for secrets of several lines. (To mask
+/// shorter lines, such as a lone brace, would remove innocent text.)
 const MIN_LINE_BYTES: usize = 8;
 
-/// Knows a run's secrets. Never shows them, not in `Debug` either.
+/// A run's secrets. They are never shown, not in `Debug` either.
 pub(super) struct Masker {
     finder: AhoCorasick,
-    /// For the search for the beginning of a secret at the end of a chunk.
+    /// Used to search for the beginning of a secret at the end of a chunk.
     prefixes: Vec<Pattern>,
 }
 
-/// What a stream of bytes holds back between two chunks.
+/// The bytes of a stream that are held back between two chunks.
 #[derive(Default)]
 pub(super) struct Held(Vec<u8>);
 
 impl Masker {
-    /// A masker for these secrets, or `None` where there is nothing to mask.
+    /// Returns a masker for these secrets, or `None` if there is nothing to mask.
     pub(super) fn new(secrets: &Secrets) -> Result<Option<Self>, BuildError> {
         let mut patterns = BTreeSet::new();
         for (_, value) in secrets.iter() {
-            // Without the line end that files of secrets have: programs print the value without it.
+            // Without the trailing line end that secret files have, because programs print the value without
+            // it.
             let value = trim_line_ends(value);
             patterns.insert(value);
             let lines = value.split(|&byte| byte == b'\n').map(trim_line_ends);
@@ -43,13 +45,14 @@ impl Masker {
             return Ok(None);
         }
         let finder = AhoCorasick::builder().match_kind(MatchKind::LeftmostLongest).build(&patterns)?;
-        // One-byte patterns have no proper beginning.
+        // One-byte patterns have no proper prefix.
         let prefixes =
             patterns.iter().filter(|pattern| pattern.len() > 1).map(|pattern| Pattern::new(pattern)).collect();
         Ok(Some(Self { finder, prefixes }))
     }
 
-    /// Appends to `out` what of `chunk`, and of what was held back before it, can be told to be no secret or is masked.
+    /// Appends to `out` the part of the held-back bytes and `chunk` that is decided: masked, or certainly not
+    /// a secret.
     pub(super) fn push(&self, held: &mut Held, chunk: &[u8], out: &mut Vec<u8>) {
         let joined;
         let text = if held.0.is_empty() {
@@ -77,19 +80,19 @@ impl Masker {
         held.0 = text[open..].to_vec();
     }
 
-    /// Appends what was held back: nothing follows any longer.
+    /// Appends the bytes that were held back. No more chunks follow.
     pub(super) fn finish(&self, held: &mut Held, out: &mut Vec<u8>) {
         self.mask_whole(&std::mem::take(&mut held.0), out);
     }
 
-    /// Masks a text as a whole.
+    /// Masks a complete text.
     pub(super) fn mask_text<'a>(&self, text: &'a str) -> Cow<'a, str> {
         if !self.finder.is_match(text) {
             return Cow::Borrowed(text);
         }
         let mut out = Vec::with_capacity(text.len());
         self.mask_whole(text.as_bytes(), &mut out);
-        // A secret may be part of a character.
+        // A secret may be a part of a character.
         Cow::Owned(String::from_utf8_lossy(&out).into_owned())
     }
 
@@ -103,7 +106,8 @@ impl Masker {
         out.extend_from_slice(&text[from..]);
     }
 
-    /// Every position from which `text` to its end is the proper beginning of a secret, in ascending order.
+    /// Returns every position from which `text` to its end is a proper prefix of a secret, in ascending
+    /// order.
     fn open_starts(&self, text: &[u8]) -> Vec<usize> {
         let mut starts = Vec::new();
         for pattern in &self.prefixes {
@@ -126,7 +130,7 @@ impl fmt::Debug for Held {
     }
 }
 
-/// A secret with its Knuth-Morris-Pratt table: the length of the longest proper border of every beginning.
+/// A secret with its Knuth-Morris-Pratt table: the length of the longest proper border of every prefix.
 struct Pattern {
     bytes: Box<[u8]>,
     borders: Box<[usize]>,
@@ -146,7 +150,7 @@ impl Pattern {
         Self { bytes: bytes.into(), borders: borders.into() }
     }
 
-    /// Adds the positions from which `text` to its end is a proper beginning of this secret.
+    /// Adds the positions from which `text` to its end is a proper prefix of this secret.
     fn open_starts(&self, text: &[u8], starts: &mut Vec<usize>) {
         let tail = &text[text.len().saturating_sub(self.bytes.len() - 1)..];
         let mut matched = 0;
@@ -247,12 +251,12 @@ mod tests {
         assert_eq!(masker.mask_text("a"), "a");
     }
 
-    /// Few letters, so that secrets overlap each other, repeat, and nest.
+    /// A small alphabet, so that secrets overlap each other, repeat, and nest.
     fn letters(len: std::ops::Range<usize>) -> impl Strategy<Value = Vec<u8>> {
         prop::collection::vec(prop::sample::select(&b"abc\n"[..]), len)
     }
 
-    /// The obvious way: at every position the longest secret there, else one byte.
+    /// The naive algorithm: at every position, the longest secret there, otherwise one byte.
     fn mask_simply(patterns: &BTreeSet<&[u8]>, mut text: &[u8]) -> Vec<u8> {
         let mut out = Vec::new();
         while let [first, rest @ ..] = text {

@@ -1,4 +1,4 @@
-//! What the dispatcher says about a run: the facts that never change, and the state events.
+//! The dispatcher's input for a run's events: its constant data, and the state events.
 
 use std::sync::Arc;
 
@@ -13,14 +13,14 @@ use crate::{
     runner::{ArtifactRef, SnapshotRef},
 };
 
-/// What never changes about a run; the journal's header. Step ids derive from the run's id and the index.
+/// The constant data of a run; the journal's header. Step ids derive from the run's id and the index.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RunMeta {
     /// The build's identity.
     pub build: BuildRef,
-    /// The plan in numbers.
+    /// The size of the plan.
     pub plan: PlanSummary,
-    /// When it started. Offsets in the journal are milliseconds since then.
+    /// The start time. Times in the journal are milliseconds since then.
     pub started_at: DateTime<Utc>,
     /// The steps by index.
     pub steps: Vec<StepMeta>,
@@ -28,24 +28,25 @@ pub struct RunMeta {
     pub runners: Vec<Arc<str>>,
 }
 
-/// What never changes about a step.
+/// The constant data of a step.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StepMeta {
     /// The key.
     pub key: Arc<str>,
-    /// What people read.
+    /// The name that is displayed to users.
     pub display_name: Arc<str>,
     /// The chain.
     pub chain_idx: usize,
     /// The `builds_in` parent.
     pub parent: Option<StepIndex>,
-    /// The image, where it boots from one.
+    /// The image, if the step boots from one.
     pub image: Option<Arc<str>>,
     /// The runner, as an index into [`RunMeta::runners`].
     pub runner: u16,
 }
 
-/// The id of a step in a run's events: the run's id, its last four bytes xored with the step's index + 1.
+/// Returns the id of a step in a run's events: the run's id, its last four bytes xored with the step's index
+/// plus one.
 ///
 /// ```
 /// use hm_exec::{event::{step_id, step_index}, plan::StepIndex};
@@ -60,7 +61,7 @@ pub fn step_id(run_id: Uuid, step: StepIndex) -> Uuid {
     Uuid::from_u128(run_id.as_u128() ^ u128::from(step.0.wrapping_add(1)))
 }
 
-/// The step that has this id in a run, or `None` where the id is no step's of this run.
+/// Returns the step with this id in a run, or `None` if the run has no such step.
 #[must_use]
 pub fn step_index(run_id: Uuid, step_id: Uuid) -> Option<StepIndex> {
     match u32::try_from(run_id.as_u128() ^ step_id.as_u128()) {
@@ -69,15 +70,15 @@ pub fn step_index(run_id: Uuid, step_id: Uuid) -> Option<StepIndex> {
     }
 }
 
-/// A state event as the dispatcher emits it: indices, not text. (`build_start`, `build_accepted` and every `step_queued`
-/// come from [`RunMeta`] and need no emitting.)
+/// A state event as the dispatcher emits it: indices, not text. (`build_start`, `build_accepted` and every
+/// `step_queued` are derived from [`RunMeta`] and are not emitted.)
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum StateEvent {
     /// An attempt starts.
     StepStart {
         /// The step.
         step: StepIndex,
-        /// Which attempt, from 1.
+        /// The number of the attempt, from 1.
         attempt: u32,
     },
     /// An attempt failed and another follows.
@@ -86,60 +87,60 @@ pub enum StateEvent {
         step: StepIndex,
         /// The attempt that failed.
         attempt: u32,
-        /// How long until the next one starts, in milliseconds.
+        /// The time until the next attempt starts, in milliseconds.
         backoff_ms: u64,
-        /// What went wrong.
+        /// The error.
         message: Arc<str>,
     },
-    /// The step did not have to run.
+    /// The step did not have to run, because of the cache.
     StepCacheHit {
         /// The step.
         step: StepIndex,
-        /// The snapshot found.
+        /// The snapshot that was found.
         tag: Arc<str>,
     },
     /// The cached step has to run.
     StepCacheMiss {
         /// The step.
         step: StepIndex,
-        /// Why.
+        /// The reason.
         reason: CacheMissReason,
-        /// More about it.
+        /// Details.
         message: Option<Arc<str>>,
     },
-    /// The step ended. Exactly one for every step.
+    /// The step ended. There is exactly one per step.
     StepEnd {
         /// The step.
         step: StepIndex,
-        /// The last attempt; 0 where it never started.
+        /// The last attempt; 0 if none was started.
         attempt: u32,
-        /// How it ended.
+        /// The result.
         status: StepStatus,
-        /// As in [`BuildEvent::StepEnd`](super::BuildEvent::StepEnd).
+        /// The exit code, as in [`BuildEvent::StepEnd`](super::BuildEvent::StepEnd).
         exit_code: i32,
-        /// From the start of the first attempt, in milliseconds.
+        /// The time from the start of the first attempt, in milliseconds.
         duration_ms: u64,
-        /// The snapshot, where one was committed.
+        /// The snapshot, if one was committed.
         snapshot: Option<SnapshotRef>,
-        /// Why, where the status alone does not tell.
+        /// The reason, if the status alone does not show it.
         message: Option<Arc<str>>,
-        /// Files that the step left for people.
+        /// The artifacts that the step left for users.
         artifacts: Vec<ArtifactRef>,
     },
-    /// The step's chain stops here.
+    /// The step's chain ends here.
     ChainFailed {
         /// The step that failed.
         step: StepIndex,
         /// Its exit code.
         exit_code: i32,
-        /// What happened, for people.
+        /// A description for users.
         message: Arc<str>,
     },
     /// The build ended. The last event.
     BuildEnd {
-        /// The verdict.
+        /// The result.
         status: BuildStatus,
-        /// From the start of the build, in milliseconds.
+        /// The time from the start of the build, in milliseconds.
         duration_ms: u64,
     },
 }

@@ -1,8 +1,8 @@
 //! Events: the journal, raw logs, subscribers, masking, and the JSON that readers see.
 //!
-//! In: state events from the dispatcher ([`EventWriter`]) and bytes of output from runners ([`EventBus`]). Out: a stream
-//! of [`BuildEvent`]s ([`EventStream`]), the same for every reader, while the build runs or years later
-//! ([`JournalReader`]).
+//! Input: state events from the dispatcher ([`EventWriter`]) and bytes of output from runners ([`EventBus`]).
+//! Output: a stream of [`BuildEvent`]s ([`EventStream`]), the same for every reader, while the build runs or
+//! years later ([`JournalReader`]).
 //!
 //! ```text
 //! dispatcher -- emit ------------------------> pending --- flush: one write ---> journal --+
@@ -10,8 +10,9 @@
 //! runner -- output --> masking --> raw log file --+ ranges          raw log files ---------+
 //! ```
 //!
-//! Output is appended as raw bytes to a file per attempt; the journal holds ranges into it, and the state events, each
-//! shown after it was written. Nobody waits for a reader. Knows nothing of rendering, runners, or schedules.
+//! Output is appended as raw bytes to a file per attempt. The journal holds ranges into it, and the state
+//! events; readers see an event only after it was written. Nothing waits for a reader. The module does not
+//! know rendering, runners, or schedules.
 
 mod attempt;
 mod bus;
@@ -44,5 +45,5 @@ pub use types::{BuildEvent, BuildRef, CacheMissReason, EVENT_SCHEMA_VERSION, Pla
 pub use writer::EventWriter;
 pub(crate) use writer::is_full;
 
-/// Lines longer than this are given to readers in parts, in bytes.
+/// The maximum length of a line in an event, in bytes. Longer lines are split into parts.
 pub const MAX_LINE_BYTES: usize = 1 << 20;

@@ -4,9 +4,9 @@
 //! "hm-jrnl\0"  u32 version  frame(RunMeta)  frame(Record)*        frame = u32 length, u32 CRC-32, payload (postcard)
 //! ```
 //!
-//! All integers outside of payloads are little-endian. Within a version, kinds of records and trailing fields may be
-//! added: a reader gives kinds that it doesn't know as [`Record::Unknown`], and overlooks bytes after the fields that it
-//! knows. Anything else raises the version.
+//! All integers outside payloads are little-endian. Within a version, kinds of records and trailing fields
+//! may be added: a reader returns unknown kinds as [`Record::Unknown`], and ignores bytes after the fields
+//! that it knows. Any other change increases the version.
 
 use postcard::ser_flavors::Flavor;
 use serde::{Deserialize, Serialize};
@@ -17,36 +17,36 @@ use crate::{
     runner::ArtifactRef,
 };
 
-/// How every journal begins.
+/// The first bytes of every journal.
 pub(super) const MAGIC: [u8; 8] = *b"hm-jrnl\0";
 
-/// The version of the format that is written, and the highest one that is read.
+/// The format version that is written, and the highest one that is read.
 pub(super) const FORMAT_VERSION: u32 = 1;
 
-/// Length of magic and version, in bytes.
+/// The length of magic and version, in bytes.
 pub(super) const PREAMBLE_BYTES: usize = 12;
 
-/// Length of what precedes a payload, in bytes.
+/// The length of the header before a payload, in bytes.
 pub(super) const FRAME_HEADER_BYTES: usize = 8;
 
-/// No record is longer, in bytes: the writer clips texts, the reader refuses.
+/// The maximum length of a record, in bytes: the writer clips texts, the reader refuses longer records.
 pub(super) const MAX_RECORD_BYTES: usize = 1 << 20;
 
-/// No preamble and header are longer, in bytes. (100,000 steps take some ten million.)
+/// The maximum length of preamble and header, in bytes. (100,000 steps take some ten million.)
 pub(super) const MAX_HEADER_BYTES: usize = 256 << 20;
 
-/// What the artifacts of one step may take in a record, in bytes.
+/// The maximum size of one step's artifacts in a record, in bytes.
 const MAX_ARTIFACTS_BYTES: usize = 512 << 10;
 
-/// What the numbers of one artifact take at most, in bytes.
+/// The maximum size of the numbers of one artifact, in bytes.
 const MAX_NUMBERS_BYTES: usize = 20;
 
-/// Texts in records are clipped to this, in bytes.
+/// The length to which texts in records are clipped, in bytes.
 pub(super) const MAX_TEXT_BYTES: usize = 64 << 10;
 
-/// Something that happened, as the journal keeps it. `at_ms` is milliseconds since the start of the run.
+/// An event as the journal stores it. `at_ms` is milliseconds since the start of the run.
 ///
-/// The order of the variants and of their fields is the format: append only.
+/// The order of the variants and of their fields is the format: only append to them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Record<'a> {
     StepStart {
@@ -84,8 +84,8 @@ pub(super) enum Record<'a> {
         duration_ms: u64,
         snapshot: Option<&'a str>,
         message: Option<&'a str>,
-        /// [`encode_artifacts`], behind the other fields. Records without any, as older versions wrote them,
-        /// end before it.
+        /// The result of [`encode_artifacts`], after the other fields. Records without artifacts, as older
+        /// versions wrote them, end before it.
         #[serde(skip)]
         artifacts: &'a [u8],
     },
@@ -106,14 +106,14 @@ pub(super) enum Record<'a> {
         reason: u8,
         message: Option<&'a str>,
     },
-    /// Of a newer version. Never written.
+    /// A kind of a newer version. It is never written.
     #[serde(skip)]
     Unknown {
         kind: u32,
     },
 }
 
-/// How many kinds of records there are.
+/// The number of record kinds.
 const KNOWN_KINDS: u32 = 8;
 
 impl<'a> Record<'a> {
@@ -130,7 +130,7 @@ impl<'a> Record<'a> {
         Ok(record)
     }
 
-    /// Appends the record to `buffer` as one frame. On failure the buffer is as before.
+    /// Appends the record to `buffer` as one frame. On failure the buffer is unchanged.
     pub(super) fn append_to(&self, buffer: &mut Vec<u8>) -> Result<(), postcard::Error> {
         match self {
             Self::StepEnd { artifacts, .. } => encode_with(buffer, self, artifacts),
@@ -139,7 +139,7 @@ impl<'a> Record<'a> {
     }
 }
 
-/// Encodes a step's artifacts as a trailing field: nothing if there are none.
+/// Encodes a step's artifacts as a trailing field. The field is empty if there are none.
 pub(super) fn encode_artifacts<'a>(artifacts: impl Iterator<Item = (&'a str, &'a str, u64)>) -> Vec<u8> {
     let (mut bytes, mut all, mut left_out) = (0, Vec::new(), 0_usize);
     for artifact in artifacts {
@@ -156,11 +156,11 @@ pub(super) fn encode_artifacts<'a>(artifacts: impl Iterator<Item = (&'a str, &'a
     if all.is_empty() {
         return Vec::new();
     }
-    // Nothing here that postcard refuses.
+    // These types cannot fail to encode.
     postcard::to_stdvec(&all).unwrap_or_default()
 }
 
-/// Decodes the artifacts behind a record's other fields. Bytes behind them are a later version's.
+/// Decodes the artifacts after a record's other fields. Any bytes after them belong to a later version.
 pub(super) fn decode_artifacts(bytes: &[u8]) -> Result<Vec<ArtifactRef>, postcard::Error> {
     if bytes.is_empty() {
         return Ok(Vec::new());
@@ -169,12 +169,12 @@ pub(super) fn decode_artifacts(bytes: &[u8]) -> Result<Vec<ArtifactRef>, postcar
     Ok(all.into_iter().map(|(key, mime, size_bytes)| ArtifactRef { key, mime, size_bytes }).collect())
 }
 
-/// Appends `value` to `buffer` as one frame. On failure the buffer is as before.
+/// Appends `value` to `buffer` as one frame. On failure the buffer is unchanged.
 pub(super) fn encode<T: Serialize>(buffer: &mut Vec<u8>, value: &T) -> Result<(), postcard::Error> {
     encode_with(buffer, value, &[])
 }
 
-/// Encodes like [`encode`], with a trailing field.
+/// Does the same as [`encode`], with a trailing field.
 fn encode_with<T: Serialize>(buffer: &mut Vec<u8>, value: &T, trailing: &[u8]) -> Result<(), postcard::Error> {
     let start = buffer.len();
     buffer.extend_from_slice(&[0; FRAME_HEADER_BYTES]);
@@ -193,7 +193,7 @@ fn encode_with<T: Serialize>(buffer: &mut Vec<u8>, value: &T, trailing: &[u8]) -
     written
 }
 
-/// Lets postcard append to a buffer that somebody else owns.
+/// Makes postcard append to a borrowed buffer.
 struct Append<'a>(&'a mut Vec<u8>);
 
 impl Flavor for Append<'_> {
@@ -214,12 +214,12 @@ impl Flavor for Append<'_> {
     }
 }
 
-/// `text`, clipped to what a record may hold, at the end of a character.
+/// Clips `text` to the maximum length in a record, at the end of a character.
 pub(super) fn clip(text: &str) -> &str {
     &text[..text.floor_char_boundary(MAX_TEXT_BYTES)]
 }
 
-/// A stream's code in the journal.
+/// Returns a stream's code in the journal.
 pub(super) const fn stream_code(stream: StdStream) -> u8 {
     match stream {
         StdStream::Stdout => 0,
@@ -227,7 +227,7 @@ pub(super) const fn stream_code(stream: StdStream) -> u8 {
     }
 }
 
-/// The stream that has this code.
+/// Returns the stream with this code.
 pub(super) const fn stream_of(code: u8) -> Option<StdStream> {
     match code {
         0 => Some(StdStream::Stdout),
@@ -236,7 +236,7 @@ pub(super) const fn stream_of(code: u8) -> Option<StdStream> {
     }
 }
 
-/// A step status's code in the journal.
+/// Returns a step status's code in the journal.
 pub(super) const fn step_status_code(status: StepStatus) -> u8 {
     match status {
         StepStatus::Passed => 0,
@@ -250,7 +250,7 @@ pub(super) const fn step_status_code(status: StepStatus) -> u8 {
     }
 }
 
-/// The step status that has this code.
+/// Returns the step status with this code.
 pub(super) const fn step_status_of(code: u8) -> Option<StepStatus> {
     Some(match code {
         0 => StepStatus::Passed,
@@ -265,7 +265,7 @@ pub(super) const fn step_status_of(code: u8) -> Option<StepStatus> {
     })
 }
 
-/// The code of a reason for a miss in the journal.
+/// Returns the code in the journal of a reason for a cache miss.
 pub(super) const fn miss_reason_code(reason: CacheMissReason) -> u8 {
     match reason {
         CacheMissReason::Absent => 0,
@@ -276,7 +276,7 @@ pub(super) const fn miss_reason_code(reason: CacheMissReason) -> u8 {
     }
 }
 
-/// The reason for a miss that has this code.
+/// Returns the reason for a cache miss with this code.
 pub(super) const fn miss_reason_of(code: u8) -> Option<CacheMissReason> {
     Some(match code {
         0 => CacheMissReason::Absent,
@@ -288,7 +288,7 @@ pub(super) const fn miss_reason_of(code: u8) -> Option<CacheMissReason> {
     })
 }
 
-/// A build status's code in the journal.
+/// Returns a build status's code in the journal.
 pub(super) const fn build_status_code(status: BuildStatus) -> u8 {
     match status {
         BuildStatus::Passed => 0,
@@ -299,7 +299,7 @@ pub(super) const fn build_status_code(status: BuildStatus) -> u8 {
     }
 }
 
-/// The build status that has this code.
+/// Returns the build status with this code.
 pub(super) const fn build_status_of(code: u8) -> Option<BuildStatus> {
     Some(match code {
         0 => BuildStatus::Passed,
@@ -386,7 +386,7 @@ mod tests {
         assert_eq!(found, artifacts);
         assert_eq!(decode_artifacts(&[]).unwrap(), []);
         assert!(decode_artifacts(&[200]).is_err());
-        // Too many for a record: those that have room are kept.
+        // Too many for a record: only those that fit are kept.
         let long = "x".repeat(100_000);
         let field = encode_artifacts((0..20).map(|size| (&*long, "", size)));
         assert!(field.len() < MAX_RECORD_BYTES / 2);

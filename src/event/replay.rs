@@ -14,8 +14,8 @@ use super::{
 };
 use crate::{outcome::StepStatus, runner::SnapshotRef};
 
-/// Opens the journal of a run in `dir`, which [`RunDir::Kept`](super::RunDir::Kept) named when it ran. What a run that is
-/// still going on writes later is not seen.
+/// Opens the journal of a run in `dir`, the run's [`RunDir::Kept`](super::RunDir::Kept). If the run is still
+/// active, events that it writes later are not seen.
 ///
 /// ```no_run
 /// for event in hm_exec::event::open("/var/lib/hm/runs/17")? {
@@ -25,7 +25,7 @@ use crate::{outcome::StepStatus, runner::SnapshotRef};
 /// ```
 ///
 /// # Errors
-/// Where there is no journal, it can't be read, or its header is not whole.
+/// Returns an error if there is no journal, if it cannot be read, or if its header is incomplete.
 pub fn open(dir: impl AsRef<Path>) -> Result<JournalReader, JournalError> {
     let dir = dir.as_ref();
     let journal = OpenJournal::open(dir)?;
@@ -33,11 +33,11 @@ pub fn open(dir: impl AsRef<Path>) -> Result<JournalReader, JournalError> {
     Ok(JournalReader { journal, cursor, is_over: false })
 }
 
-/// How long each step took that passed in the run in `dir`, by key. What can't be read of a journal that breaks off is
-/// left out: a scheduler's priorities are a matter of speed alone.
+/// Returns the duration of each passed step of the run in `dir`, by key. Unreadable parts of a truncated
+/// journal are left out, because a scheduler's priorities affect only speed.
 ///
 /// # Errors
-/// As [`open`].
+/// Returns the same errors as [`open`].
 pub fn durations(dir: impl AsRef<Path>) -> Result<BTreeMap<Arc<str>, Duration>, JournalError> {
     let dir = dir.as_ref();
     let journal = OpenJournal::open(dir)?;
@@ -53,7 +53,7 @@ pub fn durations(dir: impl AsRef<Path>) -> Result<BTreeMap<Arc<str>, Duration>, 
     Ok(durations)
 }
 
-/// How far a step came in a run.
+/// The state of a step in a run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct StepRecord {
@@ -61,19 +61,19 @@ pub struct StepRecord {
     pub key: Arc<str>,
     /// The runner's name.
     pub runner: Arc<str>,
-    /// How it ended; `None` where that is not in the journal: it still runs, or `hm` was killed.
+    /// The result. `None` if it is not in the journal: the step still runs, or `hm` was killed.
     pub status: Option<StepStatus>,
-    /// As in [`BuildEvent::StepEnd`].
+    /// The exit code, as in [`BuildEvent::StepEnd`].
     pub exit_code: Option<i32>,
-    /// The snapshot that it committed, or that was found in the cache.
+    /// The snapshot that the step committed, or that was found in the cache.
     pub snapshot: Option<SnapshotRef>,
 }
 
-/// How far each step came in the run in `dir`, in the order of the plan. Logs are not read. What can't be read of a journal
-/// that breaks off is left out.
+/// Returns the state of each step of the run in `dir`, in the order of the plan. Logs are not read.
+/// Unreadable parts of a truncated journal are left out.
 ///
 /// # Errors
-/// As [`open`].
+/// Returns the same errors as [`open`].
 pub fn step_records(dir: impl AsRef<Path>) -> Result<Vec<StepRecord>, JournalError> {
     let dir = dir.as_ref();
     let journal = OpenJournal::open(dir)?;
@@ -109,9 +109,10 @@ pub fn step_records(dir: impl AsRef<Path>) -> Result<Vec<StepRecord>, JournalErr
     Ok(records)
 }
 
-/// The events of a run that is over. Iterates over the same events that a live reader saw.
+/// The events of a run that is over: an iterator over the same events that a live reader saw.
 ///
-/// Where the build broke off, the events end without a `build_end`; where the journal does, the last item is the error.
+/// If the build was interrupted, the events end without a `build_end`. If the journal is truncated or
+/// damaged, the last item is the error.
 #[derive(Debug)]
 pub struct JournalReader {
     journal: OpenJournal,
@@ -120,13 +121,14 @@ pub struct JournalReader {
 }
 
 impl JournalReader {
-    /// What never changed about the run.
+    /// Returns the constant data of the run.
     #[must_use]
     pub fn meta(&self) -> &RunMeta {
         &self.journal.meta
     }
 
-    /// Whether the build's end was given, or is the next to be: false for a run that broke off.
+    /// Returns whether the build's end was returned, or is the next event. This is false for a run that was
+    /// interrupted.
     #[must_use]
     pub fn is_complete(&self) -> bool {
         self.cursor.has_ended()
@@ -153,7 +155,7 @@ impl Iterator for JournalReader {
     }
 }
 
-/// A journal whose header was read.
+/// A journal whose header has been read.
 #[derive(Debug)]
 struct OpenJournal {
     file: File,
@@ -206,7 +208,7 @@ impl OpenJournal {
     }
 }
 
-/// Reads until `buffer` is full or the file ends; says how much.
+/// Reads until `buffer` is full or the file ends; returns the number of bytes.
 fn read_full(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
     let mut have = 0;
     while have < buffer.len() {

@@ -1,6 +1,7 @@
-//! What the three ends of a run's events share: what waits for the next flush, the attempts that have logs, the readers.
+//! The state shared by writer, bus and readers of a run: the data of the next flush, the attempts that have
+//! logs, and the readers.
 //!
-//! Locks are taken in the order attempts, one attempt, pending; none is held over an `await`.
+//! Locks are taken in the order attempts, one attempt, pending; none is held across an `await`.
 
 use std::{
     fs::File,
@@ -12,41 +13,41 @@ use tokio::{sync::Notify, time::Instant};
 
 use super::{RunMeta, attempt::Attempts, logs::RunFiles, mask::Masker, record::Record, wake::Published};
 
-/// What the writer, the bus and the readers of one run share. The run's temporary directory goes with it.
+/// The state shared by writer, bus and readers of one run. The run's temporary directory is removed with it.
 #[derive(Debug)]
 pub(super) struct Shared {
     pub(super) meta: Arc<RunMeta>,
     pub(super) masker: Option<Masker>,
-    /// For the times of output: the wall clock may jump.
+    /// The clock for the times of output, because the wall clock may jump.
     pub(super) started: Instant,
     pub(super) attempts: Mutex<Attempts>,
     pub(super) pending: Mutex<Pending>,
-    /// Somebody outside of the dispatcher has put something into `pending`.
+    /// Notified when `pending` was changed by anyone other than the dispatcher.
     pub(super) dirty: Notify,
     pub(super) journal: Arc<File>,
-    /// Where the journal's records begin, in bytes.
+    /// The offset of the journal's first record, in bytes.
     pub(super) first_record: u64,
     pub(super) published: Published,
-    /// A call of `output` was overlooked, and said so.
+    /// Whether an ignored call of `output` was reported.
     pub(super) has_warned: AtomicBool,
-    /// The last field: files are closed before their directory goes.
+    /// The last field, so that files are closed before their directory is removed.
     pub(super) files: RunFiles,
 }
 
 impl Shared {
-    /// How long the run has been going, in milliseconds.
+    /// Returns the time since the start of the run, in milliseconds.
     pub(super) fn elapsed_ms(&self) -> u64 {
         u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 }
 
-/// What the next flush writes.
+/// The data of the next flush.
 #[derive(Debug, Default)]
 pub(super) struct Pending {
     buffer: Vec<u8>,
-    /// The newest output, not in the buffer yet, because more of the same may follow.
+    /// The newest output. It is not in the buffer yet, because more output of the same range may follow.
     range: Option<OutputRange>,
-    /// Output, or a failure to record it, waits for the dispatcher.
+    /// Whether output, or a failure to record it, waits for the dispatcher.
     pub(super) is_dirty: bool,
     pub(super) failure: Option<Failure>,
 }
@@ -63,13 +64,13 @@ pub(super) struct OutputRange {
 }
 
 impl Pending {
-    /// Puts a record behind everything that was put here before.
+    /// Appends a record to the pending data.
     pub(super) fn push(&mut self, record: &Record<'_>) {
         self.settle();
         self.encode(record);
     }
 
-    /// Puts output behind everything that was put here before. What arrived in the same millisecond becomes one range.
+    /// Appends output to the pending data. Output that arrives in the same millisecond becomes one range.
     pub(super) fn push_output(&mut self, range: OutputRange) {
         self.is_dirty = true;
         if let Some(last) = &mut self.range {
@@ -83,14 +84,14 @@ impl Pending {
         self.range = Some(range);
     }
 
-    /// Swaps what waits for `empty`.
+    /// Swaps the pending data with `empty`.
     pub(super) fn take(&mut self, empty: &mut Vec<u8>) {
         self.settle();
         self.is_dirty = false;
         std::mem::swap(&mut self.buffer, empty);
     }
 
-    /// Keeps the first failure for the dispatcher.
+    /// Stores the first failure for the dispatcher.
     pub(super) fn fail(&mut self, doing: &str, error: &io::Error) {
         self.is_dirty = true;
         self.failure.get_or_insert_with(|| Failure::new(doing, error));
@@ -109,7 +110,7 @@ impl Pending {
     }
 }
 
-/// An I/O error that can be told more than once.
+/// An I/O error that can be reported more than once.
 #[derive(Debug, Clone)]
 pub(super) struct Failure {
     kind: io::ErrorKind,
@@ -117,7 +118,7 @@ pub(super) struct Failure {
 }
 
 impl Failure {
-    /// `doing` completes "failed to ...".
+    /// Returns the failure; `doing` completes "failed to ...".
     pub(super) fn new(doing: &str, error: &io::Error) -> Self {
         Self { kind: error.kind(), message: format!("failed to {doing}: {error}") }
     }
@@ -127,7 +128,7 @@ impl Failure {
     }
 }
 
-/// Locks; a panic of another holder leaves nothing half done that matters here.
+/// Locks a mutex and ignores poisoning: a panic of another holder leaves no relevant state inconsistent.
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

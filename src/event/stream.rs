@@ -16,15 +16,16 @@ use super::{
     wake::ReaderId,
 };
 
-/// A reader: every event of a run from the first to `build_end`, at its own pace. Unread, it costs nothing.
+/// A reader: every event of a run from the first to `build_end`, at the reader's own pace. A reader that is
+/// not polled costs nothing.
 ///
-/// Where the build broke off it ends without a `build_end`.
+/// If the build was interrupted, the stream ends without a `build_end`.
 #[derive(Debug)]
 pub struct EventStream {
     shared: Arc<Shared>,
     cursor: Cursor,
     reader: ReaderId,
-    /// How much of the journal may be read.
+    /// The length of the journal that may be read, in bytes.
     limit: u64,
     error: Option<JournalError>,
 }
@@ -36,15 +37,15 @@ impl EventStream {
         Self { cursor, reader, limit: shared.first_record, error: None, shared }
     }
 
-    /// The next event, or `None` after the last.
+    /// Returns the next event, or `None` after the last.
     ///
     /// # Cancel safety
-    /// Dropped, no event is lost.
+    /// If this is cancelled, no event is lost.
     pub async fn next(&mut self) -> Option<BuildEvent> {
         std::future::poll_fn(|cx| Pin::new(&mut *self).poll_next(cx)).await
     }
 
-    /// Why the stream ended early, where it did because the journal could not be read.
+    /// Returns the error that ended the stream early, if the journal could not be read.
     #[must_use]
     pub fn error(&self) -> Option<&JournalError> {
         self.error.as_ref()
@@ -65,7 +66,7 @@ impl Stream for EventStream {
         let this = self.get_mut();
         let mut is_registered = false;
         loop {
-            // A reader that always finds something must still let the build run, where both share a thread.
+            // A reader that always finds an event must still yield to the build if both share a thread.
             let budget = ready!(coop::poll_proceed(cx));
             if this.error.is_some() {
                 return Poll::Ready(None);

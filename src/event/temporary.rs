@@ -1,4 +1,4 @@
-//! Directories of runs that are not kept, and the removal of those that killed processes left behind.
+//! Directories of runs that are not kept, and the removal of directories that killed processes left.
 //!
 //! ```text
 //! $TMPDIR/hm-exec-UID/        mode 0700, owned by this user, else it is not used
@@ -6,7 +6,7 @@
 //!   run-XXXXXX/journal        locked for as long as the run is written or read
 //! ```
 //!
-//! All looking and removing is relative to open directories, because other users may write to `$TMPDIR`.
+//! All checks and removals are relative to open directories, because other users may write to `$TMPDIR`.
 
 use std::{
     ffi::CStr,
@@ -28,22 +28,24 @@ use tempfile::TempDir;
 
 use crate::tree::{entries, open_dir, open_dir_at};
 
-/// How the names of run directories begin in the private directory.
+/// The prefix of run directories in the private directory.
 const PREFIX: &str = "run-";
 
-/// The same in `$TMPDIR` itself, if there is no private directory. These are never looked for again.
+/// The prefix of run directories in `$TMPDIR` itself, used if there is no private directory. These are never
+/// cleaned up later.
 const UNSWEPT_PREFIX: &str = "hm-run-";
 
-/// The marker's name, and what it says.
+/// The marker's name, and its content.
 const MARKER: &CStr = c"hm-run";
 const MARKER_TEXT: &[u8] = b"This directory belongs to a run of hm-exec, which removes it.\n";
 
-/// Younger directories may lack their journal, or its lock, because they are just being made.
+/// The minimum age of a directory to be removed. Younger directories may lack their journal, or its lock,
+/// because they are still being made.
 const MIN_AGE: Duration = Duration::from_secs(60);
 
 static SWEPT: Once = Once::new();
 
-/// Makes a directory for a run among the system's temporary files. The first call in a process also starts a
+/// Makes a directory for a run in the system's temporary directory. The first call in a process also starts a
 /// thread that removes the directories of runs that were killed.
 pub(super) fn create() -> io::Result<TempDir> {
     let top = std::env::temp_dir();
@@ -53,7 +55,7 @@ pub(super) fn create() -> io::Result<TempDir> {
             make(&path, PREFIX)
         }
         Err(error) => {
-            // Another user may have taken the name: that must not keep runs from starting.
+            // Another user may have taken the name, which must not prevent runs from starting.
             tracing::debug!(%error, "runs that are killed stay in {}", top.display());
             make(&top, UNSWEPT_PREFIX)
         }
@@ -88,7 +90,7 @@ fn make(parent: &Path, prefix: &str) -> io::Result<TempDir> {
     Ok(dir)
 }
 
-/// Removes what killed runs left, on a thread of its own: there may be much of it.
+/// Removes the directories of killed runs, in a separate thread, because there may be many.
 fn sweep(dir: OwnedFd) {
     let work = move || {
         if let Err(error) = remove_abandoned(&dir, SystemTime::now()) {
@@ -113,7 +115,8 @@ fn remove_abandoned(parent: &OwnedFd, now: SystemTime) -> io::Result<()> {
     Ok(())
 }
 
-/// Removes a marked directory if its journal can be locked: no process writes or reads the run then.
+/// Removes a marked directory if its journal can be locked, which means that no process writes or reads the
+/// run.
 fn remove_if_abandoned(parent: &OwnedFd, name: &CStr, now: SystemTime) -> io::Result<()> {
     let dir = match open_dir_at(parent, name) {
         Err(error) if is_absent(&error) => return Ok(()),
@@ -125,12 +128,12 @@ fn remove_if_abandoned(parent: &OwnedFd, name: &CStr, now: SystemTime) -> io::Re
     if stat.st_uid != rustix::process::geteuid().as_raw() || !is_old || !is_marked(&dir)? {
         return Ok(());
     }
-    // Held until everything is gone.
+    // The lock is held until everything is removed.
     let journal = open_file(&dir, c"journal")?;
     if journal.as_ref().is_some_and(|journal| journal.try_lock().is_err()) {
         return Ok(());
     }
-    // The marker goes last, so that a removal that is interrupted can be resumed.
+    // The marker is removed last, so that an interrupted removal can be resumed.
     empty(&dir, Some(MARKER))?;
     remove(&dir, MARKER, AtFlags::empty())?;
     remove(parent, name, AtFlags::REMOVEDIR)
@@ -143,7 +146,7 @@ fn is_marked(dir: &OwnedFd) -> io::Result<bool> {
     Ok(text == MARKER_TEXT)
 }
 
-/// Opens a regular file; `None` if there is no such entry, or it is something else.
+/// Opens a regular file. Returns `None` if there is no such entry, or if it is something else.
 fn open_file(dir: &OwnedFd, name: &CStr) -> io::Result<Option<File>> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let file = match openat(dir, name, flags, Mode::empty()) {
@@ -154,7 +157,8 @@ fn open_file(dir: &OwnedFd, name: &CStr) -> io::Result<Option<File>> {
     Ok(is_file.then(|| file.into()))
 }
 
-/// Removes what a run writes: files, and directories of files. Anything deeper is not ours, and is an error.
+/// Removes the files of a run: files, and directories of files. Anything deeper was not made by a run, and is
+/// an error.
 fn empty(dir: &OwnedFd, kept: Option<&CStr>) -> io::Result<()> {
     for (name, _) in entries(dir)? {
         if kept == Some(&*name) {
@@ -211,7 +215,7 @@ mod tests {
         let (live, _held) = run(true);
         let (killed, _) = run(false);
         let early = make(&parent, PREFIX).unwrap().keep();
-        // What a user may have put there, or what only looks like a run.
+        // A user's directory, or one that only looks like a run.
         fs::create_dir(parent.join("run-mine")).unwrap();
         fs::write(parent.join("run-mine/thesis.txt"), "years of work").unwrap();
         fs::create_dir(parent.join("run-other")).unwrap();

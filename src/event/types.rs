@@ -1,7 +1,7 @@
 //! The events that readers see.
 //!
-//! The ecosystem's variants and JSON tags (they decode with the published `hm-plugin-protocol` 0.0.9), with fields and
-//! variants of our own added. A reader keeps what it does not know: see [`BuildEvent::Unknown`].
+//! The variants and JSON tags are those of the ecosystem (they decode with the published `hm-plugin-protocol`
+//! 0.0.9), with additional fields and variants. A reader keeps unknown events: see [`BuildEvent::Unknown`].
 
 use std::sync::Arc;
 
@@ -14,7 +14,8 @@ use crate::{
     runner::{ArtifactRef, SnapshotRef},
 };
 
-/// The version of the event schema, in every `build_start`. Raised when a field changes its meaning or goes.
+/// The version of the event schema, in every `build_start`. It is increased when a field changes its meaning
+/// or is removed.
 pub const EVENT_SCHEMA_VERSION: u32 = 1;
 
 /// One of a step's two output streams.
@@ -27,20 +28,20 @@ pub enum StdStream {
     Stderr,
 }
 
-/// Why a cached step runs.
+/// The reason why a cached step runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum CacheMissReason {
-    /// The cache has nothing under its key.
+    /// The cache has no entry for its key.
     Absent,
-    /// What the cache has is older than the step's policy allows.
+    /// The cache entry is older than the step's policy allows.
     Expired,
-    /// What the cache has is no longer as it was, or parts of it are gone.
+    /// The cache entry was changed, or parts of it are missing.
     Damaged,
-    /// Somebody wants it to run.
+    /// The user requested a run.
     Refresh,
-    /// The cache can't be asked, or its key not be made.
+    /// The cache cannot be queried, or the key cannot be computed.
     Unavailable,
 }
 
@@ -49,29 +50,29 @@ pub enum CacheMissReason {
 pub struct BuildRef {
     /// The run's id; step ids derive from it.
     pub run_id: Uuid,
-    /// The build's number, where a server gave one.
+    /// The build's number, if a server assigned one.
     pub number: Option<i64>,
-    /// The organisation, where a server knows one.
+    /// The organisation, if a server knows it.
     pub org: Option<String>,
     /// The pipeline's name.
     pub pipeline: String,
 }
 
-/// A plan in three numbers.
+/// The size of a plan, and its default runner.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PlanSummary {
-    /// How many steps.
+    /// The number of steps.
     pub step_count: usize,
-    /// How many chains of `builds_in` steps.
+    /// The number of chains of `builds_in` steps.
     pub chain_count: usize,
     /// The runner of steps that name none.
     pub default_runner: String,
 }
 
-/// Something that happened in a build, in order.
+/// An event of a build, in order.
 ///
-/// `seq` counts the events of the whole stream from 0, log lines included; every reader of a run, live or later, sees the
-/// same events under the same numbers.
+/// `seq` counts the events of the whole stream from 0, log lines included. Every reader of a run, live or
+/// later, sees the same events under the same numbers.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(remote = "Self", tag = "kind", rename_all = "snake_case")]
 #[non_exhaustive]
@@ -86,22 +87,22 @@ pub enum BuildEvent {
         schema_version: u32,
         /// The run.
         run_id: Uuid,
-        /// What will run.
+        /// The size of the plan.
         plan: PlanSummary,
-        /// When it started.
+        /// The start time.
         started_at: DateTime<Utc>,
     },
-    /// The build has an identity.
+    /// The identity of the build is known.
     BuildAccepted {
         /// Position in the stream.
         #[serde(default)]
         seq: u64,
         /// The identity.
         build: BuildRef,
-        /// A page to watch, where there is one.
+        /// The URL of a page that shows the build, if there is one.
         watch_url: Option<String>,
     },
-    /// A step is part of the build. One for every step, in the order of the plan, before anything starts.
+    /// A step is part of the build. There is one per step, in the order of the plan, before any step starts.
     StepQueued {
         /// Position in the stream.
         #[serde(default)]
@@ -110,7 +111,7 @@ pub enum BuildEvent {
         step_id: Uuid,
         /// The step's key.
         key: Arc<str>,
-        /// Which chain of `builds_in` steps it belongs to.
+        /// The chain of `builds_in` steps that it belongs to.
         chain_idx: usize,
         /// The key of its `builds_in` parent.
         parent_key: Option<Arc<str>>,
@@ -126,9 +127,9 @@ pub enum BuildEvent {
         step_id: Uuid,
         /// The runner's name.
         runner: Arc<str>,
-        /// The image it boots from, where it has no parent.
+        /// The image that the step boots from, if it has no parent.
         image: Option<Arc<str>>,
-        /// Which attempt, from 1.
+        /// The number of the attempt, from 1.
         #[serde(default = "first")]
         attempt: u32,
     },
@@ -139,21 +140,23 @@ pub enum BuildEvent {
         seq: u64,
         /// The step.
         step_id: Uuid,
-        /// Which stream.
+        /// The output stream.
         stream: StdStream,
-        /// The line without its end, secrets masked; bytes that are not UTF-8 are replaced (the raw log keeps them).
+        /// The line without its end, with secrets masked. Bytes that are not UTF-8 are replaced (the raw log
+        /// keeps them).
         line: String,
-        /// When the end of the line arrived.
+        /// The time when the end of the line arrived.
         ts: DateTime<Utc>,
-        /// Which attempt wrote it.
+        /// The attempt that wrote the line.
         #[serde(default = "first")]
         attempt: u32,
-        /// The line goes on in the next event of this step and stream: it was longer than
+        /// Whether the line continues in the next event of this step and stream, because it was longer than
         /// [`MAX_LINE_BYTES`](crate::event::MAX_LINE_BYTES).
         #[serde(default, skip_serializing_if = "is_false")]
         partial: bool,
     },
-    /// Output of an attempt can't be shown from here on: its log was removed, or cut off. Once for an attempt at most.
+    /// The output of an attempt cannot be shown from here on, because its log was removed or truncated. There
+    /// is at most one per attempt.
     StepLogLost {
         /// Position in the stream.
         #[serde(default)]
@@ -162,10 +165,10 @@ pub enum BuildEvent {
         step_id: Uuid,
         /// The attempt that wrote it.
         attempt: u32,
-        /// What happened to it.
+        /// A description of the loss.
         message: Arc<str>,
     },
-    /// A step did not have to run.
+    /// A step did not have to run, because of the cache.
     StepCacheHit {
         /// Position in the stream.
         #[serde(default)]
@@ -174,7 +177,7 @@ pub enum BuildEvent {
         step_id: Uuid,
         /// The step's key.
         key: Arc<str>,
-        /// The snapshot found.
+        /// The snapshot that was found.
         tag: Arc<str>,
     },
     /// A cached step has to run.
@@ -186,13 +189,13 @@ pub enum BuildEvent {
         step_id: Uuid,
         /// The step's key.
         key: Arc<str>,
-        /// Why.
+        /// The reason.
         reason: CacheMissReason,
-        /// More about it, for people, where there is more.
+        /// Details for users, if there are any.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         message: Option<Arc<str>>,
     },
-    /// An attempt failed for reasons that are not the command's, and another follows.
+    /// An attempt failed for reasons other than its command, and another follows.
     StepRetry {
         /// Position in the stream.
         #[serde(default)]
@@ -201,38 +204,38 @@ pub enum BuildEvent {
         step_id: Uuid,
         /// The attempt that failed.
         attempt: u32,
-        /// How long until the next one starts, in milliseconds.
+        /// The time until the next attempt starts, in milliseconds.
         backoff_ms: u64,
-        /// What went wrong, secrets masked.
+        /// The error, with secrets masked.
         message: Arc<str>,
     },
-    /// A step ended. Exactly one for every step.
+    /// A step ended. There is exactly one per step.
     StepEnd {
         /// Position in the stream.
         #[serde(default)]
         seq: u64,
         /// The step.
         step_id: Uuid,
-        /// The command's exit code; where it has none, 124 (timed out), 130 (cancelled while running), 137 (out of
-        /// memory), 3 (infrastructure), or -1 (never ran).
+        /// The command's exit code. If it has none: 124 (timed out), 130 (cancelled while running), 137 (out
+        /// of memory), 3 (infrastructure), or -1 (never ran).
         exit_code: i32,
-        /// From the start of the first attempt, in milliseconds.
+        /// The time from the start of the first attempt, in milliseconds.
         duration_ms: u64,
-        /// The snapshot, where one was committed.
+        /// The snapshot, if one was committed.
         snapshot: Option<SnapshotRef>,
-        /// How it ended.
+        /// The result.
         status: StepStatus,
-        /// The last attempt, from 1; 0 where it never started.
+        /// The last attempt, from 1; 0 if none was started.
         #[serde(default = "first")]
         attempt: u32,
-        /// Why, where the status alone does not tell. Secrets masked.
+        /// The reason, if the status alone does not show it, with secrets masked.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         message: Option<Arc<str>>,
-        /// Files that the step left for people. Secrets masked.
+        /// The artifacts that the step left for users, with secrets masked.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         artifacts: Vec<ArtifactRef>,
     },
-    /// A chain stops here, because this step of it failed.
+    /// A chain ends here, because this step of it failed.
     ChainFailed {
         /// Position in the stream.
         #[serde(default)]
@@ -245,9 +248,9 @@ pub enum BuildEvent {
         failed_step_key: Arc<str>,
         /// Its exit code, as in `step_end`.
         exit_code: i32,
-        /// What happened, for people.
+        /// A description for users.
         message: Arc<str>,
-        /// When.
+        /// The time.
         ts: DateTime<Utc>,
     },
     /// The last event.
@@ -255,20 +258,20 @@ pub enum BuildEvent {
         /// Position in the stream.
         #[serde(default)]
         seq: u64,
-        /// [`BuildStatus::exit_code`](crate::BuildStatus::exit_code).
+        /// The exit code, as of [`BuildStatus::exit_code`](crate::BuildStatus::exit_code).
         exit_code: i32,
-        /// From the start of the build, in milliseconds.
+        /// The time from the start of the build, in milliseconds.
         duration_ms: u64,
-        /// The verdict.
+        /// The result.
         status: crate::outcome::BuildStatus,
     },
-    /// An event that this version does not know, as it came.
+    /// An event that this version does not know, unchanged.
     #[serde(skip)]
     Unknown(serde_json::Map<String, serde_json::Value>),
 }
 
 impl BuildEvent {
-    /// The event's position in the stream; 0 where an event of another program has none.
+    /// Returns the event's position in the stream; 0 if an event of another program has none.
     #[must_use]
     pub fn seq(&self) -> u64 {
         match self {

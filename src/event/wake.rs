@@ -1,4 +1,4 @@
-//! Tells readers how much of the journal there is. Costs a store and a load where nobody waits.
+//! Notifies readers of the journal's length. If no reader waits, this costs a store and a load.
 
 use std::{
     collections::BTreeMap,
@@ -11,19 +11,20 @@ use std::{
 
 use super::shared::lock;
 
-/// How much of the journal readers may read, and who waits for more.
+/// The length of the journal that readers may read, and the readers that wait for more.
 #[derive(Debug, Default)]
 pub(super) struct Published {
     bytes: AtomicU64,
     is_closed: AtomicBool,
-    /// How many wakers there are. A reader raises it before it looks at `bytes` for the last time, and the writer looks
-    /// at it after it has raised `bytes`: one of the two sees the other, because all four are `SeqCst`.
+    /// The number of wakers. A reader increases it before it loads `bytes` for the last time, and the writer
+    /// loads it after it has increased `bytes`. One of the two sees the other's change, because all four
+    /// operations are `SeqCst`.
     waiting: AtomicUsize,
     wakers: Mutex<BTreeMap<ReaderId, Waker>>,
     next_reader: AtomicU64,
 }
 
-/// Tells one reader's waker from another's.
+/// The identity of a reader's waker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct ReaderId(u64);
 
@@ -32,19 +33,19 @@ impl Published {
         Self { bytes: AtomicU64::new(bytes), ..Self::default() }
     }
 
-    /// Lets readers read up to `bytes`.
+    /// Allows readers to read up to `bytes`.
     pub(super) fn advance(&self, bytes: u64) {
         self.bytes.store(bytes, SeqCst);
         self.wake();
     }
 
-    /// Nothing follows.
+    /// Marks the end: no more bytes follow.
     pub(super) fn close(&self) {
         self.is_closed.store(true, SeqCst);
         self.wake();
     }
 
-    /// How many bytes there are, and whether that is all.
+    /// Returns the number of bytes, and whether that is all.
     pub(super) fn state(&self) -> (u64, bool) {
         let is_closed = self.is_closed.load(SeqCst);
         (self.bytes.load(SeqCst), is_closed)
@@ -54,14 +55,15 @@ impl Published {
         ReaderId(self.next_reader.fetch_add(1, SeqCst))
     }
 
-    /// Has `waker` woken when the state changes. The caller looks at the state once more afterwards.
+    /// Registers `waker` to be woken when the state changes. The caller must check the state again
+    /// afterwards.
     pub(super) fn wait(&self, reader: ReaderId, waker: &Waker) {
         let mut wakers = lock(&self.wakers);
         wakers.entry(reader).and_modify(|known| known.clone_from(waker)).or_insert_with(|| waker.clone());
         self.waiting.store(wakers.len(), SeqCst);
     }
 
-    /// The reader is gone.
+    /// Removes a reader's waker.
     pub(super) fn forget(&self, reader: ReaderId) {
         let mut wakers = lock(&self.wakers);
         wakers.remove(&reader);

@@ -1,4 +1,4 @@
-//! The dispatcher's end.
+//! The dispatcher's handle.
 
 use std::{borrow::Cow, io, path::PathBuf, sync::Arc};
 
@@ -10,17 +10,18 @@ use super::{
 };
 use crate::plan::StepIndex;
 
-/// Returns whether an error comes from a disk, or a quota, without any room left.
+/// Returns whether an error means that a disk or a quota is full.
 pub(crate) fn is_full(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
-/// The dispatcher's end: the one emitter of state events. Dropped, it ends the stream, with or without a `build_end`.
+/// The dispatcher's handle, the only emitter of state events. Dropping it ends the stream, with or without a
+/// `build_end`.
 #[derive(Debug)]
 pub struct EventWriter {
     shared: Arc<Shared>,
     journal: Journal,
-    /// What the last flush wrote, to be used again.
+    /// The buffer of the last flush, kept for reuse.
     spare: Vec<u8>,
 }
 
@@ -29,10 +30,10 @@ impl EventWriter {
         Self { shared, journal, spare: Vec::new() }
     }
 
-    /// Appends to the buffer; `at_ms` is milliseconds since the start of the run. Texts are masked.
+    /// Appends an event to the buffer. `at_ms` is milliseconds since the start of the run. Texts are masked.
     ///
-    /// An attempt's output comes before its `StepRetry` or `StepEnd`, and none is taken afterwards, as no output at all
-    /// is after `BuildEnd`.
+    /// An attempt's output comes before its `StepRetry` or `StepEnd`, and is ignored afterwards. All output
+    /// is ignored after `BuildEnd`.
     pub fn emit(&mut self, at_ms: u64, event: StateEvent) {
         match &event {
             StateEvent::StepRetry { step, attempt, .. } => self.end_attempts(step.0, *attempt),
@@ -86,27 +87,29 @@ impl EventWriter {
         }
     }
 
-    /// Takes no more output of an attempt, and writes what masking held back: [`log_path`](Self::log_path) has all of it.
+    /// Ends the output of an attempt, and writes the bytes that masking held back. Afterwards the file at
+    /// [`log_path`](Self::log_path) is complete.
     pub(crate) fn close_log(&self, step: StepIndex, attempt: u32) {
         self.end_attempts(step.0, attempt);
     }
 
-    /// Where the log of an attempt lies, if it printed anything.
+    /// Returns the path of an attempt's log, which exists if the attempt printed anything.
     pub(crate) fn log_path(&self, step: StepIndex, attempt: u32) -> PathBuf {
         self.shared.files.log_path(step.0, attempt)
     }
 
-    /// Where the run's files lie.
+    /// Returns the run's directory.
     pub(crate) fn dir(&self) -> PathBuf {
         self.shared.files.dir().to_owned()
     }
 
-    /// Writes the buffer, which also has the ranges of output since the last flush, with one `write`, then wakes readers.
-    /// With nothing to write it costs next to nothing.
+    /// Writes the buffer, which includes the ranges of output since the last flush, with one `write`, then
+    /// wakes readers. An empty flush has almost no cost.
     ///
     /// # Errors
-    /// Where this write, or an earlier one, also of a step's output, failed: the build can't be recorded any longer. The
-    /// error comes again with every flush. Where only output failed, state events are still written.
+    /// Returns an error if this write or an earlier one, including writes of a step's output, failed: the
+    /// build can no longer be recorded. Every later flush returns the error again. If only output failed,
+    /// state events are still written.
     pub fn flush(&mut self) -> io::Result<()> {
         let failure = {
             let mut pending = lock(&self.shared.pending);
@@ -124,17 +127,17 @@ impl EventWriter {
         }
     }
 
-    /// Ends when output, or a failure to record it, waits for a flush.
+    /// Waits until output, or a failure to record it, needs a flush.
     ///
     /// # Cancel safety
-    /// Dropped, nothing is lost.
+    /// If this is cancelled, nothing is lost.
     pub async fn dirty(&self) {
         while !lock(&self.shared.pending).is_dirty {
             self.shared.dirty.notified().await;
         }
     }
 
-    /// A new reader of the whole stream from its start.
+    /// Returns a new reader of the whole stream from its start.
     #[must_use]
     pub fn subscribe(&self) -> EventStream {
         EventStream::new(self.shared.clone())
@@ -160,7 +163,7 @@ impl Drop for EventWriter {
     fn drop(&mut self) {
         self.end_all_attempts();
         if let Err(error) = self.flush() {
-            // The outcome has said it.
+            // The outcome has reported this error already.
             if is_full(&error) {
                 tracing::debug!(%error, "the end of the build's events is lost");
             } else {
@@ -172,7 +175,7 @@ impl Drop for EventWriter {
 }
 
 impl Shared {
-    /// `text` without secrets.
+    /// Returns `text` without secrets.
     fn mask_text<'a>(&self, text: &'a str) -> Cow<'a, str> {
         match &self.masker {
             Some(masker) => masker.mask_text(text),
