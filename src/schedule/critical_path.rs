@@ -1,13 +1,14 @@
-//! Priorities by critical path: the step with the longest way still to go comes first.
+//! Priorities by critical path: the step with the longest remaining path comes first.
 
 use std::time::Duration;
 
 use crate::plan::Dag;
 
-/// The longest remaining path from each step's start to the end of the build, the step itself included, in microseconds.
+/// Returns the longest remaining path from each step's start to the end of the build, the step itself
+/// included, in microseconds.
 ///
-/// `durations` are those of the last run, by step. A step without one counts as an average step; where none is known,
-/// every step counts one, and the path is its length in steps.
+/// `durations` are those of the last run, by step. A step without one counts as an average step. If no
+/// duration is known, every step counts as one, and the length of a path is its number of steps.
 #[must_use]
 pub fn priorities(dag: &Dag, durations: &[Option<Duration>]) -> Vec<u64> {
     let weights: Vec<Option<u64>> = durations.iter().map(|known| known.map(micros)).collect();
@@ -24,7 +25,7 @@ pub fn priorities(dag: &Dag, durations: &[Option<Duration>]) -> Vec<u64> {
     paths
 }
 
-/// At least one, so that of two steps on one path the earlier always has the higher priority.
+/// Returns at least one, so that of two steps on one path the earlier always has the higher priority.
 fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX).max(1)
 }

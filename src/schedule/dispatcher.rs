@@ -1,10 +1,10 @@
-//! The dispatcher: the one loop of a build, on one task.
+//! The dispatcher: the single loop of a build, on one task.
 //!
-//! It owns the attempts' futures, the [`Errands`] of cached steps, and the build's [`Progress`]. A turn of it
-//! looks at the cancel token and the clock, takes note of the attempts that ended, starts what can start, and
-//! writes the events of all that with one `write`; then it sleeps until something happens. The next turn
-//! looks at everything, so that no wake-up carries a meaning. What follows from what is decided,
-//! synchronously, by `Progress` and the policy behind it.
+//! It owns the attempts' futures, the [`Errands`] of cached steps, and the build's [`Progress`]. Each turn of
+//! the loop checks the cancel token and the clock, handles the attempts that ended, starts the steps that can
+//! start, and writes all resulting events with one `write`. Then it sleeps until woken. The next turn checks
+//! everything, so a wake-up carries no information. `Progress` and the policy behind it decide synchronously
+//! what follows from each event.
 
 use std::{
     future::{pending, poll_fn},
@@ -39,53 +39,55 @@ use crate::{
     runner::{CancelReason, Pool, RunnerIndex, RunnerSet, SnapshotRef, StepContext},
 };
 
-/// How many ended attempts a turn takes at most, before it writes its events and lets other tasks run.
+/// The maximum number of ended attempts that a turn handles before it writes its events and lets other tasks
+/// run.
 const TURN: usize = 256;
 
-/// How long runners may take, all together, to remove the snapshots of a build that ended.
+/// The time limit for all runners together to remove the snapshots of a build that ended.
 const REAP_LIMIT: Duration = Duration::from_secs(30);
 
-/// How often a step is tried again after infrastructure errors.
+/// The number of retries of a step after infrastructure errors.
 const RETRIES: u32 = 2;
 
-/// How long the first retry waits.
+/// The delay before the first retry.
 const BACKOFF: Duration = Duration::from_millis(100);
 
-/// Everything that a build needs to run.
+/// Everything that is needed to run a build.
 #[derive(Debug)]
 pub(crate) struct Build<R> {
-    /// Who runs the steps.
+    /// The runners that run the steps.
     pub(crate) runners: Arc<R>,
     /// The steps.
     pub(crate) plan: BoundPlan,
-    /// Where cached steps are looked up.
+    /// The cache in which cached steps are looked up.
     pub(crate) cache: Option<BuildCache>,
-    /// Where those are looked up that it does not have.
+    /// The remote cache, for steps that the local cache does not have.
     pub(crate) remote: Option<Arc<RemoteCache>>,
-    /// Runners of which nobody has asked yet whether they work here.
+    /// Runners that have not been probed yet.
     pub(crate) unprobed: Vec<RunnerIndex>,
-    /// How long each step took the last time.
+    /// The duration of each step in the last run.
     pub(crate) durations: Vec<Option<Duration>>,
-    /// How many steps of local runners may run at once.
+    /// The maximum number of concurrent steps of local runners.
     pub(crate) parallelism: NonZeroUsize,
-    /// After a failure go on with what does not need the failed step.
+    /// Whether to continue after a failure with steps that do not need the failed step.
     pub(crate) keep_going: bool,
-    /// Where state events go.
+    /// The writer of state events.
     pub(crate) events: EventWriter,
     /// The context that all attempts share. Its token is a child of `cancel`.
     pub(crate) context: StepContext,
-    /// Fires when somebody cancels the build.
+    /// The token that cancels the build.
     pub(crate) cancel: CancellationToken,
     /// The build's identity.
     pub(crate) build: BuildRef,
-    /// When it started.
+    /// The start time.
     pub(crate) started_at: DateTime<Utc>,
 }
 
 /// Runs a build to its end.
 ///
 /// # Cancel safety
-/// Dropping the future ends running commands at once, reaps nothing, and leaves a journal without its last events.
+/// Dropping the future kills running commands at once, removes no snapshots, and leaves a journal without its
+/// last events.
 pub(crate) async fn run<R: RunnerSet>(build: Build<R>) -> BuildOutcome {
     let Build {
         runners,
@@ -127,7 +129,7 @@ pub(crate) async fn run<R: RunnerSet>(build: Build<R>) -> BuildOutcome {
             progress.stop(Stop::Canceled, now);
         }
         if deadline.as_mut().is_some_and(|deadline| deadline.is_over(now)) && progress.stopping().is_none() {
-            // What has ended by now did so in time, and nothing starts after it.
+            // Attempts that have ended by now ended in time. Nothing starts after them.
             loop {
                 match happened.take() {
                     Some(Happened::Ended(report)) => errands.attempt_ended(report, &mut progress, now),
@@ -227,7 +229,7 @@ pub(crate) async fn run<R: RunnerSet>(build: Build<R>) -> BuildOutcome {
 /// The build's time limit.
 struct Deadline {
     awake: Awake,
-    /// When it was looked at last.
+    /// The last time at which the limit was checked.
     looked: Duration,
 }
 
@@ -242,19 +244,19 @@ impl Deadline {
         self.awake.next().is_none()
     }
 
-    /// Returns when it is to be looked at again.
+    /// Returns when the limit must be checked again.
     fn alarm(&self) -> Option<Duration> {
         Some(self.looked.saturating_add(self.awake.next()?))
     }
 }
 
-/// What a turn takes note of.
+/// An occurrence that a turn handles.
 enum Happened<'a> {
     Ended(Report),
     Done(Done<'a>),
 }
 
-/// Tells running attempts to end, where the build stops.
+/// Requests running attempts to end if the build stops.
 fn interrupt(context: &StepContext, stopping: Option<Stop>) {
     match stopping {
         Some(Stop::TimedOut) => context.interrupt(CancelReason::TimedOut),
@@ -263,7 +265,7 @@ fn interrupt(context: &StepContext, stopping: Option<Stop>) {
     }
 }
 
-/// The limit of each pool, and each runner's pool. Pool 0 is this machine's.
+/// Returns the limit of each pool, and each runner's pool. Pool 0 is that of the local machine.
 fn pools(plan: &BoundPlan, parallelism: NonZeroUsize) -> (Vec<NonZeroUsize>, Vec<usize>) {
     let mut limits = vec![parallelism];
     let pool_of = plan.runners.iter().map(|runner| match runner.pool {
@@ -277,7 +279,7 @@ fn pools(plan: &BoundPlan, parallelism: NonZeroUsize) -> (Vec<NonZeroUsize>, Vec
     (limits, pool_of)
 }
 
-/// Ends when `clock` has run for as long as `alarm` says.
+/// Waits until `clock` has run for `alarm`.
 async fn ring(alarm: Option<Duration>, clock: Instant) {
     match alarm {
         Some(alarm) => tokio::time::sleep(alarm.saturating_sub(clock.elapsed())).await,
@@ -285,8 +287,8 @@ async fn ring(alarm: Option<Duration>, clock: Instant) {
     }
 }
 
-/// Hands snapshots back to the runners that made them, and lets runners put away what they have for the build. One that
-/// hangs or panics keeps no build from ending.
+/// Hands snapshots back to the runners that made them, and lets runners clean up after the build. A runner
+/// that hangs or panics does not prevent the build from ending.
 async fn reap<R: RunnerSet>(runners: &R, snapshots: Vec<(RunnerIndex, Vec<SnapshotRef>)>, context: &StepContext) {
     let reaping = snapshots.into_iter().map(|(runner, snapshots)| async move {
         if AssertUnwindSafe(runners.reap(runner, snapshots)).catch_unwind().await.is_err() {

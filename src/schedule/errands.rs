@@ -1,11 +1,14 @@
-//! Errands: what stands between a step's turn and its attempt, and between an attempt's end and the step's.
+//! Errands: the work between a step's turn and its attempt, and between an attempt's end and the step's end.
 //!
-//! - A cached step is looked up before it is ready to start. Most lookups answer at once, so that a run of hits needs no
-//!   future at all; those that wait for an equal step, have much to check, or ask a remote cache, wait here.
-//! - A runner whose every step may be found in the cache is probed before its first attempt, not before the build.
-//! - What a cached step left is published before its end is told.
+//! - A cached step is looked up before it is ready to start. Most lookups return at once, so a series of hits
+//!   needs no future. Lookups that wait for an equal step, have much to check, or query a remote cache, are
+//!   futures here.
+//! - A runner whose steps may all be found in the cache is probed before its first attempt, not before the
+//!   build.
+//! - The result of a cached step is published before its end is reported.
 //!
-//! In: the build's [`Progress`], which is told what came of it. Knows neither how keys are made nor what the store keeps.
+//! The results go to the build's [`Progress`]. The module knows neither how keys are made nor what the store
+//! keeps.
 
 use std::{
     collections::BTreeMap,
@@ -42,34 +45,35 @@ use crate::{
 
 type Identity = Result<Option<CacheIdentity>, Arc<str>>;
 
-/// An image of a runner; `None` for what boots from a snapshot.
+/// An image of a runner, or `None` for steps that boot from a snapshot.
 type Asked<'a> = (RunnerIndex, Option<&'a str>);
 
-/// The errands of one build. Without a cache, and with every runner probed, it costs a look or two for each step.
+/// The errands of one build. Without a cache, and with every runner probed, they cost one or two checks per
+/// step.
 pub(super) struct Errands<'a, R> {
     runners: &'a R,
     plan: &'a BoundPlan,
     cache: Option<&'a BuildCache>,
     under_way: FuturesUnordered<Pin<Box<dyn Future<Output = Done<'a>> + Send + 'a>>>,
     identities: BTreeMap<Asked<'a>, Known>,
-    /// Cached steps that run, or are about to.
+    /// The cached steps that run, or are about to run.
     running: BTreeMap<StepIndex, Running>,
-    /// By runner.
+    /// The probe results, by runner.
     probes: Vec<Probed>,
-    /// Attempts whose runner turned out to work.
+    /// Attempts whose runner was found usable.
     released: Vec<Start>,
-    /// Attempts that ended before they began.
+    /// Attempts that ended before they started.
     reports: Vec<Report>,
     hits: Vec<[u8; 32]>,
     noted: Vec<Noted>,
     has_published: bool,
     inputs: Arc<Inputs<'a>>,
-    /// Steps that wait for their inputs to be found.
+    /// Steps that wait for their inputs to be computed.
     without_inputs: Vec<StepIndex>,
     sharing: Sharing<'a>,
 }
 
-/// What a build's errands are about.
+/// The context of a build's errands.
 #[derive(Clone, Copy)]
 pub(super) struct Scope<'a> {
     pub(super) plan: &'a BoundPlan,
@@ -78,14 +82,14 @@ pub(super) struct Scope<'a> {
     pub(super) archives: &'a Archives,
 }
 
-/// What is known of an image.
+/// The state of an image's identity.
 enum Known {
-    /// It is being found out, and these steps wait for it.
+    /// The query is in progress, and these steps wait for it.
     Asked(Vec<StepIndex>),
     Answered(Identity),
 }
 
-/// A cached step that runs.
+/// A running cached step.
 struct Running {
     key: CacheKey,
     base: NotedBase,
@@ -94,35 +98,35 @@ struct Running {
     flight: Option<Flight>,
 }
 
-/// Whether a runner works here.
+/// The state of a runner's probe.
 enum Probed {
     Usable,
-    /// Nobody has asked yet.
+    /// Not probed yet.
     Late,
-    /// It is being asked, and these attempts wait for it.
+    /// The probe is in progress, and these attempts wait for it.
     Asked(Vec<Start>),
     Unusable(Arc<str>),
 }
 
-/// An errand that is done.
+/// A finished errand.
 pub(super) enum Done<'a> {
     Identified(Asked<'a>, Identity),
-    /// What steps look at in the source is known.
+    /// The inputs of steps in the source are known.
     InputsFound,
     LookedUp(StepIndex, Outcome),
-    /// A step that this machine's cache does not have was looked up in the remote one.
+    /// The result of the remote cache for a step that the local cache does not have.
     AskedFor(StepIndex, Outcome),
     Probed(RunnerIndex, Probe),
-    /// The step's last attempt, and what it will be found as, where that is in the cache now.
+    /// The step's last attempt, and the cache entry of the step, if it was published.
     Published(Report, Option<(CacheKey, Found)>),
 }
 
-/// Whether `step` is looked up in a cache, where there is one.
+/// Returns whether `step` is looked up in a cache, if there is one.
 pub(crate) fn is_cached(plan: &BoundPlan, step: StepIndex) -> bool {
     plan.runner(step).capabilities.layers && Cacheable::of(&plan.step(step).step).is_some()
 }
 
-/// What is not in the plan of what decides what a step leaves.
+/// The parts of a step's key that are not in the plan.
 pub(super) struct Surroundings<'a> {
     pub(super) base: BasePart<'a>,
     pub(super) mode: &'a str,
@@ -153,7 +157,7 @@ pub(super) fn key_of(plan: &BoundPlan, step: StepIndex, dsl_key: &str, surroundi
 }
 
 impl<'a, R: RunnerSet> Errands<'a, R> {
-    /// `unprobed` are the runners of which nobody has asked yet whether they work here.
+    /// Returns the errands of a build; `unprobed` are the runners that have not been probed yet.
     pub(super) fn new(runners: &'a R, scope: Scope<'a>, unprobed: &[RunnerIndex]) -> Self {
         let Scope { plan, cache, remote, archives } = scope;
         let inputs = Arc::new(Inputs::new(plan, cache, archives));
@@ -177,7 +181,7 @@ impl<'a, R: RunnerSet> Errands<'a, R> {
         }
     }
 
-    /// Looks steps up, `limit` at most, and tells how many.
+    /// Looks up at most `limit` steps, and returns their number.
     pub(super) fn look_up(&mut self, progress: &mut Progress<'_>, now: Duration, limit: usize) -> usize {
         let mut count = 0;
         while count < limit
@@ -189,7 +193,7 @@ impl<'a, R: RunnerSet> Errands<'a, R> {
         count
     }
 
-    /// The next attempt to start.
+    /// Returns the next attempt to start.
     pub(super) fn next_start(&mut self, progress: &mut Progress<'_>, now: Duration) -> Option<Start> {
         if let Some(stop) = progress.stopping() {
             self.give_up_waiting(stop);
@@ -216,12 +220,12 @@ impl<'a, R: RunnerSet> Errands<'a, R> {
         }
     }
 
-    /// Whether a snapshot of `step` is wanted for the cache.
+    /// Returns whether the cache needs a snapshot of `step`.
     pub(super) fn publishes(&self, step: StepIndex) -> bool {
         !self.running.is_empty() && self.running.contains_key(&step)
     }
 
-    /// Takes note of an attempt's end, or publishes first what it left.
+    /// Handles an attempt's end. The result of a cached step is published first.
     pub(super) fn attempt_ended(&mut self, report: Report, progress: &mut Progress<'_>, now: Duration) {
         let step = report.start.step;
         if !self.publishes(step) {
@@ -255,7 +259,7 @@ impl<'a, R: RunnerSet> Errands<'a, R> {
         }
     }
 
-    /// Takes note of an errand's end.
+    /// Handles an errand's end.
     pub(super) fn done(&mut self, done: Done<'a>, progress: &mut Progress<'_>, now: Duration) {
         match done {
             Done::Identified(asked, identity) => {
@@ -294,27 +298,28 @@ impl<'a, R: RunnerSet> Errands<'a, R> {
         }
     }
 
-    /// The end of an attempt that did not begin.
+    /// Returns the end of an attempt that did not start.
     pub(super) fn take_report(&mut self) -> Option<Report> {
         self.reports.pop()
     }
 
-    /// Whether nothing is under way.
+    /// Returns whether no errand is in progress.
     pub(super) fn is_empty(&self) -> bool {
         self.under_way.is_empty() && self.sharing.is_empty()
     }
 
-    /// The next errand that is done. Not to be called where nothing is under way.
+    /// Polls for the next finished errand. It must not be called if no errand is in progress.
     pub(super) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Done<'a>>> {
         self.sharing.poll(cx);
         match self.under_way.poll_next_unpin(cx) {
-            // Nothing that anybody waits for: results are being shared.
+            // Nothing that a step waits for: only results are being shared.
             Poll::Ready(None) => Poll::Pending,
             polled => polled,
         }
     }
 
-    /// Waits for what the build's end has to wait for, and tells what is to be said of the build to its cache, if it has one.
+    /// Waits for the work that must finish before the build's end, and returns the build's data for its
+    /// cache, if it has one.
     pub(super) async fn finish(mut self, progress: &Progress<'_>, cancel: &CancellationToken) -> BuildEnd {
         self.under_way.clear();
         self.sharing.finish(cancel).await;
@@ -369,7 +374,7 @@ impl<'a, R: RunnerSet> Errands<'a, R> {
         }
     }
 
-    /// What to ask the cache for `step`, or why it can't be asked.
+    /// Returns the question to the cache for `step`, or the reason why the cache cannot be queried.
     fn ask(
         &self,
         step: StepIndex,
@@ -387,7 +392,7 @@ impl<'a, R: RunnerSet> Errands<'a, R> {
                 NotedBase::Parent { step: Arc::clone(&self.plan.step(parent).step.key), snapshot }
             }
             (Base::Image(name), Some(identity)) => {
-                // Without a name it is the default's, which is the plan's.
+                // Without a name, it is the default image, which is part of the plan.
                 let name = bound.step.image.clone().unwrap_or_else(|| name.into());
                 NotedBase::Image { name, identity }
             }
@@ -402,7 +407,7 @@ impl<'a, R: RunnerSet> Errands<'a, R> {
         Ok((cache, Running { key, base, mode, inputs, flight: None }, Ask { key, max_age }))
     }
 
-    /// Takes note of what this machine's cache has, and asks another one where it has nothing.
+    /// Handles the result of the local cache, and queries the remote cache on a miss.
     fn looked_up(&mut self, step: StepIndex, outcome: Outcome, progress: &mut Progress<'_>, now: Duration) {
         let key = self.running.get(&step).map(|running| running.key);
         match (outcome, key) {
@@ -436,7 +441,7 @@ impl<'a, R: RunnerSet> Errands<'a, R> {
         }
     }
 
-    /// How the runners work here: those that nobody asked yet are.
+    /// Returns the modes of the runners. Runners that have not been queried yet are queried.
     fn modes(&self) -> impl Future<Output = BTreeMap<RunnerIndex, Arc<str>>> + use<'a, R> {
         let known = self.identities.iter().filter_map(|((runner, _), known)| match known {
             Known::Answered(Ok(Some(identity))) => Some((*runner, Arc::clone(&identity.mode))),
@@ -480,7 +485,7 @@ impl<'a, R: RunnerSet> Errands<'a, R> {
         }
     }
 
-    /// Remembers what came of a lookup.
+    /// Records the result of a lookup.
     fn note(&mut self, step: StepIndex, verdict: Verdict) {
         let Some(Running { key, base, mode, inputs, .. }) = self.running.get(&step) else { return };
         let (bound, runner) = (self.plan.step(step), self.plan.runner(step));
@@ -498,7 +503,7 @@ impl<'a, R: RunnerSet> Errands<'a, R> {
         });
     }
 
-    /// Ends the attempts that wait for a probe, where the build stops.
+    /// Ends the attempts that wait for a probe, because the build stops.
     fn give_up_waiting(&mut self, stop: Stop) {
         let end = if stop == Stop::TimedOut { AttemptEnd::TimedOut } else { AttemptEnd::Canceled };
         for probe in &mut self.probes {
@@ -516,7 +521,7 @@ impl<'a, R: RunnerSet> Errands<'a, R> {
     }
 }
 
-/// Asks a runner about an image.
+/// Queries a runner for an image's identity.
 async fn identity(runners: &impl RunnerSet, (runner, image): Asked<'_>) -> Identity {
     match caught(runners.cache_identity(runner, image)).await {
         Ok(identity) => identity.map_err(|error| error.to_line().into()),
@@ -524,7 +529,7 @@ async fn identity(runners: &impl RunnerSet, (runner, image): Asked<'_>) -> Ident
     }
 }
 
-/// A future's answer, unless it panics.
+/// Returns the result of a future, or an error if it panics.
 async fn caught<T>(future: impl Future<Output = T>) -> Result<T, ()> {
     AssertUnwindSafe(future).catch_unwind().await.map_err(drop)
 }

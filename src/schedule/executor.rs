@@ -1,7 +1,8 @@
-//! The executor: one attempt of one step, from its input to how it ended.
+//! The executor: one attempt of one step, from its input to its end.
 //!
-//! In: the runners, the attempt's context and input, its time limit. Out: a [`Report`]. Owns the time limit and what
-//! becomes of a runner that panics or does not stop when told to. Knows neither the plan nor the policy.
+//! Input: the runners, the attempt's context and input, and its time limit. Output: a [`Report`]. The
+//! executor enforces the time limit, and handles a runner that panics or does not stop on request. It knows
+//! neither the plan nor the policy.
 
 use std::{
     any::Any,
@@ -24,7 +25,8 @@ use crate::{
     },
 };
 
-/// How long, after the grace between TERM and KILL, a runner may take to return before its future is dropped.
+/// The time, after the grace between TERM and KILL, that a runner may take to return before its future is
+/// dropped.
 const LINGER: Duration = Duration::from_secs(10);
 
 /// One attempt to run.
@@ -36,7 +38,7 @@ pub(super) struct Attempt {
     pub(super) context: StepContext,
 }
 
-/// How an attempt ended.
+/// The result of an attempt.
 #[derive(Debug)]
 pub(super) struct Report {
     pub(super) start: Start,
@@ -51,7 +53,7 @@ type Caught = Result<Result<StepResult, RunnerError>, Box<dyn Any + Send>>;
 /// Runs one attempt to its end.
 ///
 /// # Cancel safety
-/// Dropping the future drops the runner's, which ends the command at once.
+/// Dropping the future drops the runner's future, which kills the command at once.
 #[expect(clippy::manual_async_fn, reason = "an `async fn` would keep its arguments twice")]
 pub(super) fn execute<R: RunnerSet>(
     runners: &R,
@@ -63,14 +65,14 @@ pub(super) fn execute<R: RunnerSet>(
         let mut running = pin!(AssertUnwindSafe(dispatch).catch_unwind());
         let ended = match poll_fn(|cx| Poll::Ready(running.as_mut().poll(cx))).await {
             Poll::Ready(caught) => Some(caught),
-            // What only waiting needs is big: it has a box of its own.
+            // The state that only waiting needs is large, so it is boxed separately.
             Poll::Pending => Box::pin(supervise(running, &attempt.context, attempt.timeout)).await,
         };
         report(&attempt, ended)
     }
 }
 
-/// Waits for the runner; tells it to stop where its time is up; gives up on it where it doesn't.
+/// Waits for the runner. At the time limit, requests it to stop, and abandons it if it does not.
 async fn supervise(
     mut running: Pin<&mut impl Future<Output = Caught>>,
     context: &StepContext,
@@ -91,7 +93,7 @@ async fn supervise(
     awake::timeout(context.grace.saturating_add(LINGER), running).await
 }
 
-/// Says how an attempt ended. `ended` is `None` where the runner had to be given up on.
+/// Makes the report of an attempt. `ended` is `None` if the runner was abandoned.
 fn report(attempt: &Attempt, ended: Option<Caught>) -> Report {
     let Attempt { start, timeout, context, .. } = attempt;
     let interrupted = || match (context.cancel_reason(), timeout) {
@@ -108,13 +110,13 @@ fn report(attempt: &Attempt, ended: Option<Caught>) -> Report {
         }
         Some(Ok(Err(error))) => match error.kind() {
             RunnerErrorKind::TimedOut | RunnerErrorKind::Cancelled if context.cancel.is_cancelled() => interrupted(),
-            // Another attempt would take the step past the limit that this one has reached.
+            // Another attempt would exceed the limit that this one has reached.
             RunnerErrorKind::Infrastructure if context.interrupted_alone() => {
                 let (end, why) = interrupted();
                 (end, why.map(|why| format!("{why}; {}", error.to_line())))
             }
             RunnerErrorKind::TimedOut => (AttemptEnd::TimedOut, Some(error.to_line())),
-            // The command failed, and this is why.
+            // The command failed for this reason.
             RunnerErrorKind::TooManyProcesses => {
                 (AttemptEnd::Exited(error.exit_code().unwrap_or(137)), Some(error.to_line()))
             }

@@ -33,7 +33,7 @@ pub(super) struct Runners {
     pub(super) noop: Noop,
 }
 
-/// Steps `s0`, `s1`, ... with these edges in the IR's JSON.
+/// Makes a plan of the steps `s0`, `s1`, ... with these edges in the IR's JSON.
 pub(super) fn plan(steps: usize, edges: &str) -> BoundPlan {
     let nodes: Vec<_> =
         (0..steps).map(|step| format!(r#"{{"step":{{"key":"s{step}","cmd":"true"}},"env":{{}}}}"#)).collect();
@@ -68,7 +68,7 @@ pub(super) fn journal(plan: &BoundPlan) -> (EventWriter, EventBus) {
     (writer, bus)
 }
 
-/// Two steps at once, one retry after a second, no `keep_going`.
+/// Makes a progress with two steps at once, one retry after a second, and no `keep_going`.
 pub(super) fn progress(plan: &BoundPlan, events: EventWriter) -> Progress<'_> {
     let rules = Rules {
         limits: vec![NonZeroUsize::new(2).unwrap()],

@@ -1,7 +1,8 @@
-//! Inputs: what the `on_change` paths of cached steps match in the source.
+//! Inputs: the files in the source that match the `on_change` paths of cached steps.
 //!
-//! Looked at once a build, in the frozen source, so that what goes into a key is what the step sees. A build
-//! without such paths pays nothing. Knows neither how keys are made nor how paths are matched.
+//! They are read once per build, in the frozen source, so the key is computed from the same files that the
+//! step sees. A build without such paths has no cost. The module knows neither how keys are made nor how
+//! paths are matched.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -18,10 +19,10 @@ use crate::{
     store::{Archives, Store, StoreError},
 };
 
-/// The digest of what a step's paths match, or why there is none.
+/// The digest of a step's inputs, or the reason why there is none.
 pub(super) type Digest = Result<[u8; 32], Arc<str>>;
 
-/// The inputs of all cached steps of a build that name any.
+/// The inputs of all cached steps of a build that have `on_change` paths.
 pub(super) struct Inputs<'a> {
     paths: BTreeMap<StepIndex, Vec<&'a str>>,
     archives: &'a Archives,
@@ -34,7 +35,7 @@ impl<'a> Inputs<'a> {
         let store = cache.and_then(BuildCache::store).map(|(store, _)| store);
         let paths_of = |step: StepIndex| {
             let cache = plan.step(step).step.cache.as_ref()?;
-            // Binding has refused what is no list of paths.
+            // Binding has refused anything that is not a list of paths.
             let paths = on_change_paths(cache).ok().filter(|paths| !paths.is_empty())?;
             is_cached(plan, step).then_some((step, paths))
         };
@@ -42,8 +43,8 @@ impl<'a> Inputs<'a> {
         Self { paths, archives, store, found: OnceCell::new() }
     }
 
-    /// Returns a step's digest, `None` within if it names no paths; `None` as long as it was not
-    /// [found](Self::find).
+    /// Returns a step's digest; the inner option is `None` if the step has no paths. Returns `None` until the
+    /// digests are [computed](Self::find).
     pub(super) fn get(&self, step: StepIndex) -> Option<Result<Option<[u8; 32]>, Arc<str>>> {
         if !self.paths.contains_key(&step) {
             return Some(Ok(None));
@@ -51,10 +52,10 @@ impl<'a> Inputs<'a> {
         self.found.get()?.get(&step).map(|digest| digest.clone().map(Some))
     }
 
-    /// Finds all digests. The first caller freezes the source, the others wait.
+    /// Computes all digests. The first caller freezes the source, the others wait.
     ///
     /// # Cancel safety
-    /// Dropped, the next caller begins anew.
+    /// If this is cancelled, the next caller starts again.
     pub(super) async fn find(&self) {
         if !self.paths.is_empty() {
             self.found.get_or_init(|| self.look()).await;
@@ -68,7 +69,7 @@ impl<'a> Inputs<'a> {
         }
     }
 
-    /// Returns what each path matches.
+    /// Returns the digest of the files that each path matches.
     async fn digests(&self) -> Result<BTreeMap<String, Option<[u8; 32]>>, Arc<str>> {
         let (archives, Some(store)) = (self.archives, self.store) else { return Ok(BTreeMap::new()) };
         let in_words = |error: StoreError| -> Arc<str> {
@@ -82,8 +83,8 @@ impl<'a> Inputs<'a> {
     }
 }
 
-/// Returns the digest over what all of a step's paths match. A path that matches nothing may be misspelt:
-/// what the step depends on is then not known.
+/// Returns the digest over the matches of all of a step's paths. A path that matches nothing may be misspelt,
+/// and then the step's inputs are unknown.
 fn of_step(paths: &[&str], digests: &BTreeMap<String, Option<[u8; 32]>>) -> Digest {
     let mut hasher = blake3::Hasher::new();
     for path in paths {

@@ -1,9 +1,10 @@
-//! The schedule: which step runs when, and what follows from how it ended.
+//! The schedule: when steps run, and what follows from their results.
 //!
-//! [`Policy`] decides and is pure: no runtime, no clock, no randomness, so that a property test drives it through every
-//! order of things. The dispatcher is the one loop that carries the decisions out and the one emitter of state events;
-//! the executor runs one attempt, with its time limit and its cancel token; errands are what a cached step needs before and
-//! after, and what it shares with other machines. None of them knows which runners exist.
+//! [`Policy`] makes the decisions and is pure: it has no runtime, clock or randomness, so a property test can
+//! run it through every order of events. The dispatcher is the only loop that executes the decisions, and the
+//! only emitter of state events. The executor runs one attempt, with its time limit and its cancel token.
+//! Errands are the work for a cached step before and after its attempt, and the exchange with a remote cache.
+//! None of them knows which runners exist.
 
 mod critical_path;
 mod dispatcher;

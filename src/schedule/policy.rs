@@ -1,8 +1,9 @@
-//! The policy: what starts next, what a failure skips, what is tried again, when to stop, and the verdict.
+//! The policy: which step starts next, which steps a failure skips, which steps are retried, when to stop,
+//! and the build's status.
 //!
-//! In: the graph, where each step runs and how urgent it is, and then, one call each, what happened. Out: answers, and the
-//! steps that ended without an attempt of their own. Knows no runtime, no clock (times are given as the time since the
-//! start of the run), no runners, and nothing of events.
+//! Input: the graph, the pool and the priority of each step, and then one call per occurrence. Output: the
+//! answers, and the steps that ended without an attempt of their own. The module knows no runtime, no clock
+//! (times are given as the time since the start of the run), no runners, and no events.
 //!
 //! ```text
 //!            parents passed          start_next           attempt_ended
@@ -19,7 +20,7 @@
 //!                        a parent did not pass, or stop
 //! ```
 //!
-//! A step that is looked up takes no slot.
+//! A lookup does not occupy a slot.
 
 use std::{
     cmp::Reverse,
@@ -37,24 +38,24 @@ use crate::{
 /// The rules of one build.
 #[derive(Debug, Clone)]
 pub struct Rules {
-    /// How many steps may run at once, by pool.
+    /// The maximum number of concurrent steps, by pool.
     pub limits: Vec<NonZeroUsize>,
-    /// After a failure go on with what does not need the failed step.
+    /// Whether to continue after a failure with steps that do not need the failed step.
     pub keep_going: bool,
-    /// How often a step is tried again after infrastructure errors.
+    /// The number of retries of a step after infrastructure errors.
     pub retries: u32,
-    /// How long the first retry waits; each further one waits twice as long as the one before.
+    /// The delay before the first retry. Each further delay is twice the previous one.
     pub backoff: Duration,
 }
 
-/// Where a step runs, and how urgent it is.
+/// The pool and the priority of a step.
 #[derive(Debug, Clone, Copy)]
 pub struct Placement {
-    /// The pool that counts it, as an index into [`Rules::limits`].
+    /// The pool whose limit applies, as an index into [`Rules::limits`].
     pub pool: usize,
-    /// Higher goes first; ties go by index.
+    /// Steps with a higher priority start first; ties are resolved by index.
     pub priority: u64,
-    /// Whether the cache is asked before the first attempt.
+    /// Whether the step is looked up in the cache before the first attempt.
     pub cached: bool,
 }
 
@@ -63,7 +64,7 @@ pub struct Placement {
 pub struct Start {
     /// The step.
     pub step: StepIndex,
-    /// Which attempt of it, from 1.
+    /// The number of the attempt, from 1.
     pub attempt: u32,
 }
 
@@ -72,41 +73,41 @@ pub struct Start {
 pub enum AttemptEnd {
     /// The command ended by itself with this code.
     Exited(i32),
-    /// Its time, or the build's, was up.
+    /// Its time limit, or the build's, was reached.
     TimedOut,
-    /// It was told to end because the build stops.
+    /// It was interrupted because the build stops.
     Canceled,
-    /// It went over its memory limit.
+    /// It exceeded its memory limit.
     OutOfMemory,
-    /// Not the command's fault.
+    /// It failed for a reason other than the command.
     Infrastructure {
-        /// Whether another attempt could end otherwise.
+        /// Whether another attempt could succeed.
         retryable: bool,
     },
 }
 
-/// What follows for the step whose attempt ended.
+/// The consequence for the step whose attempt ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Answer {
     /// The step ended, too.
     Ended(StepStatus),
-    /// Another attempt starts after this long.
+    /// Another attempt starts after this delay.
     Retry(Duration),
 }
 
-/// Why a build stops before its steps are through. The first reason stays.
+/// The reason why a build stops before all steps have ended. The first reason is kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stop {
-    /// Something failed, and the build does not keep going.
+    /// A step failed, and the build does not keep going.
     Failed,
-    /// Somebody cancelled the build.
+    /// The user cancelled the build.
     Canceled,
-    /// The build's time is up.
+    /// The build's time limit was reached.
     TimedOut,
 }
 
 impl Stop {
-    /// How a step ends that was never started.
+    /// Returns the status of a step that was never started.
     const fn unstarted(self) -> StepStatus {
         match self {
             Self::Canceled => StepStatus::Canceled,
@@ -114,7 +115,7 @@ impl Stop {
         }
     }
 
-    /// How a step ends that was between two attempts.
+    /// Returns the status of a step that was between two attempts.
     const fn interrupted(self) -> StepStatus {
         match self {
             Self::TimedOut => StepStatus::TimedOut,
@@ -123,24 +124,24 @@ impl Stop {
     }
 }
 
-/// Where a step is in its life. The diagram is at the top of the module.
+/// The state of a step. The diagram is at the top of the module.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
-    /// Parents have yet to pass.
+    /// Some parents have not passed yet.
     Waiting { unmet: u32 },
-    /// Parents have passed, and the cache is asked, or is to be.
+    /// The parents have passed, and a cache lookup is due or in progress.
     LookingUp,
     /// In its pool's queue.
     Ready,
     /// In one of its pool's slots.
     Running,
-    /// An attempt failed and the next has its time; no slot is taken.
+    /// An attempt failed, and the step waits for its next attempt without a slot.
     BackingOff,
-    /// For good.
+    /// The final state.
     Ended(StepStatus),
 }
 
-/// All of one step, so that one cache line has it.
+/// All data of one step, to fit in one cache line.
 #[derive(Debug)]
 struct Step {
     state: State,
@@ -154,7 +155,8 @@ struct Pool {
     ready: BinaryHeap<(u64, Reverse<StepIndex>)>,
 }
 
-/// Decides for one build. Every operation costs O(log n), amortised over the build's steps and edges.
+/// Makes the decisions for one build. Every operation costs O(log n), amortised over the build's steps and
+/// edges.
 #[derive(Debug)]
 pub struct Policy<'dag> {
     dag: &'dag Dag,
@@ -173,10 +175,10 @@ pub struct Policy<'dag> {
 }
 
 impl<'dag> Policy<'dag> {
-    /// A build that has not begun. `placements` are by step.
+    /// Returns the policy of a build that has not started. `placements` are by step.
     ///
     /// # Panics
-    /// Where a step has no placement, or its pool no limit in `rules`.
+    /// Panics if a step has no placement, or if its pool has no limit in `rules`.
     #[must_use]
     pub fn new(dag: &'dag Dag, placements: Vec<Placement>, rules: &Rules) -> Self {
         assert_eq!(placements.len(), dag.len(), "one placement for each step");
@@ -206,12 +208,13 @@ impl<'dag> Policy<'dag> {
         policy
     }
 
-    /// The next step that the cache is to be asked for.
+    /// Returns the next step to look up in the cache.
     pub fn look_up_next(&mut self) -> Option<StepIndex> {
         self.lookups.pop_front()
     }
 
-    /// Takes note of whether the cache has `step`. False, and nothing, where the build's stop has ended it meanwhile.
+    /// Handles the result of the cache lookup of `step`. Does nothing and returns false if the build's stop
+    /// has ended the step meanwhile.
     pub fn looked_up(&mut self, step: StepIndex, found: bool) -> bool {
         if self.steps[step.get()].state != State::LookingUp {
             return false;
@@ -220,7 +223,7 @@ impl<'dag> Policy<'dag> {
         true
     }
 
-    /// Starts the most urgent of the ready steps whose pool has a free slot.
+    /// Starts the ready step with the highest priority among the pools with a free slot.
     pub fn start_next(&mut self) -> Option<Start> {
         let with_slots = self.pools.iter().enumerate().filter(|(_, pool)| pool.free > 0);
         let (_, pool) = with_slots.filter_map(|(at, pool)| Some((pool.ready.peek()?, at))).max()?;
@@ -229,7 +232,7 @@ impl<'dag> Policy<'dag> {
         Some(Start { step, attempt: self.steps[step.get()].attempts })
     }
 
-    /// Takes note that the running attempt of `step` ended, at `now`.
+    /// Handles the end of the running attempt of `step`, at `now`.
     pub fn attempt_ended(&mut self, step: StepIndex, end: AttemptEnd, now: Duration) -> Answer {
         debug_assert_eq!(self.steps[step.get()].state, State::Running, "an attempt ended that was not running");
         let status = match end {
@@ -262,13 +265,13 @@ impl<'dag> Policy<'dag> {
         Answer::Ended(status)
     }
 
-    /// When the next retry has its time.
+    /// Returns when the next retry is due.
     #[must_use]
     pub fn next_retry(&self) -> Option<Duration> {
         self.backing_off.peek().map(|Reverse((due, _))| *due)
     }
 
-    /// Makes the retries ready that have their time at `now`.
+    /// Makes the retries ready that are due at `now`.
     pub fn retry_due(&mut self, now: Duration) {
         while let Some(&Reverse((due, step))) = self.backing_off.peek()
             && due <= now
@@ -278,8 +281,8 @@ impl<'dag> Policy<'dag> {
         }
     }
 
-    /// Stops the build: nothing starts any more, and what isn't running ends. Running attempts are the caller's to
-    /// interrupt. Harmless when repeated; the first reason stays.
+    /// Stops the build: nothing starts any more, and steps that are not running end. The caller must
+    /// interrupt running attempts. Further calls have no effect; the first reason is kept.
     pub fn stop(&mut self, reason: Stop) {
         if self.stop.is_some() || self.unended == 0 {
             return;
@@ -299,25 +302,25 @@ impl<'dag> Policy<'dag> {
         }
     }
 
-    /// Why the build stops early, if it does.
+    /// Returns the reason why the build stops early, if it does.
     #[must_use]
     pub fn stopping(&self) -> Option<Stop> {
         self.stop
     }
 
-    /// The steps that ended since the last call without an attempt of their own having ended, in the order in which
-    /// they did.
+    /// Returns the steps that ended since the last call without the end of an attempt of their own, in the
+    /// order in which they ended.
     pub fn take_bystanders(&mut self) -> Vec<(StepIndex, StepStatus)> {
         mem::take(&mut self.bystanders)
     }
 
-    /// Whether every step has ended.
+    /// Returns whether every step has ended.
     #[must_use]
     pub fn is_done(&self) -> bool {
         self.unended == 0
     }
 
-    /// How `step` ended, if it has.
+    /// Returns the status of `step`, if it has ended.
     #[must_use]
     pub fn status(&self, step: StepIndex) -> Option<StepStatus> {
         match self.steps[step.get()].state {
@@ -326,13 +329,14 @@ impl<'dag> Policy<'dag> {
         }
     }
 
-    /// How many attempts of `step` were started.
+    /// Returns the number of started attempts of `step`.
     #[must_use]
     pub fn attempts(&self, step: StepIndex) -> u32 {
         self.steps[step.get()].attempts
     }
 
-    /// The verdict, once every step has ended. Where all passed, the build did, however late it was told to stop.
+    /// Returns the build's status, once every step has ended. If all steps passed, the build passed, even if
+    /// it was stopped late.
     #[must_use]
     pub fn verdict(&self) -> BuildStatus {
         match self.stop {
@@ -344,7 +348,7 @@ impl<'dag> Policy<'dag> {
         }
     }
 
-    /// Skips whatever waits for `step`, directly or not.
+    /// Skips all steps that wait for `step`, directly or indirectly.
     fn skip_below(&mut self, step: StepIndex) {
         let mut above = vec![step];
         while let Some(step) = above.pop() {
@@ -362,7 +366,7 @@ impl<'dag> Policy<'dag> {
         self.bystanders.push((step, status));
     }
 
-    /// The one place where a step changes its state.
+    /// Changes a step's state. All state changes happen here.
     fn set(&mut self, step: StepIndex, next: State) {
         let Step { state, attempts, placement } = &mut self.steps[step.get()];
         let previous = mem::replace(state, next);

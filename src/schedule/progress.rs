@@ -1,8 +1,8 @@
-//! The progress of one build: what happened so far, told to the policy, recorded, and emitted.
+//! The progress of one build: it passes occurrences to the policy, records them, and emits their events.
 //!
-//! In: what the dispatcher sees (an attempt ended, time passed, somebody cancelled), each as one synchronous call with the
-//! time since the start of the run. Out: attempts to start, state events, and in the end the outcome. Knows no runtime:
-//! nothing here waits.
+//! Input: the dispatcher's occurrences (an attempt ended, time passed, the user cancelled), each as one
+//! synchronous call with the time since the start of the run. Output: attempts to start, state events, and
+//! finally the outcome. The module knows no runtime, and nothing here waits.
 
 use std::{io, iter, path::PathBuf, sync::Arc, time::Duration};
 
@@ -20,7 +20,7 @@ use crate::{
     runner::{ArchiveId, ArtifactRef, CacheDecision, ExecutorInput, RunnerIndex, SnapshotRef},
 };
 
-/// What happened to one step.
+/// The record of one step.
 #[derive(Debug, Clone, Default)]
 struct Record {
     started: Option<Duration>,
@@ -28,11 +28,11 @@ struct Record {
     exit_code: Option<i32>,
     snapshot: Option<SnapshotRef>,
     artifacts: Vec<ArtifactRef>,
-    /// The snapshot is the cache's.
+    /// Whether the snapshot belongs to the cache.
     is_kept: bool,
 }
 
-/// A build that runs.
+/// A running build.
 #[derive(Debug)]
 pub(super) struct Progress<'plan> {
     plan: &'plan BoundPlan,
@@ -73,12 +73,12 @@ impl<'plan> Progress<'plan> {
         Some(start)
     }
 
-    /// The next step to look up in the cache.
+    /// Returns the next step to look up in the cache.
     pub(super) fn look_up_next(&mut self) -> Option<StepIndex> {
         self.policy.look_up_next()
     }
 
-    /// Ends a step that the cache has. False where the build's stop has ended it meanwhile.
+    /// Ends a step that the cache has. Returns false if the build's stop has ended it meanwhile.
     pub(super) fn found(&mut self, step: StepIndex, snapshot: SnapshotRef, now: Duration) -> bool {
         if !self.policy.looked_up(step, true) {
             return false;
@@ -104,7 +104,7 @@ impl<'plan> Progress<'plan> {
         true
     }
 
-    /// Lets a step start that the cache does not have.
+    /// Allows a step to start that the cache does not have.
     pub(super) fn missed(
         &mut self,
         step: StepIndex,
@@ -117,34 +117,34 @@ impl<'plan> Progress<'plan> {
         }
     }
 
-    /// The snapshot that a step left.
+    /// Returns the snapshot that a step committed, or that was found.
     pub(super) fn snapshot(&self, step: StepIndex) -> Option<&SnapshotRef> {
         self.records[step.get()].snapshot.as_ref()
     }
 
-    /// Leaves the snapshot of a step to the cache.
+    /// Marks the snapshot of a step as owned by the cache.
     pub(super) fn keep_snapshot(&mut self, step: StepIndex) {
         self.records[step.get()].is_kept = true;
     }
 
-    /// Whether a step has ended.
+    /// Returns whether a step has ended.
     pub(super) fn has_ended(&self, step: StepIndex) -> bool {
         self.policy.status(step).is_some()
     }
 
-    /// Takes no more output of an attempt, and tells where it is, if there is any.
+    /// Ends the output of an attempt, and returns the path of its log, which exists if there is any output.
     pub(super) fn close_log(&self, start: Start) -> PathBuf {
         self.events.close_log(start.step, start.attempt);
         self.events.log_path(start.step, start.attempt)
     }
 
-    /// Where the run's files lie.
+    /// Returns the run's directory.
     pub(super) fn dir(&self) -> PathBuf {
         self.events.dir()
     }
 
-    /// What the runner gets for an attempt of `step`, of which the cache wants a snapshot or not. Copies no text but the
-    /// tag of a snapshot to be.
+    /// Returns the runner's input for an attempt of `step`; `publishes` is whether the cache needs a
+    /// snapshot. Copies no text except for the tag of a new snapshot.
     pub(super) fn input(&self, step: StepIndex, publishes: bool) -> ExecutorInput {
         let bound = &self.plan.steps[step.get()];
         let step_id = step_id(self.run_id, step);
@@ -168,7 +168,7 @@ impl<'plan> Progress<'plan> {
         }
     }
 
-    /// Takes note of an attempt's end, and of whatever follows from it for other steps.
+    /// Handles an attempt's end, and its consequences for other steps.
     pub(super) fn attempt_ended(&mut self, report: Report, now: Duration) {
         let Report { start: Start { step, attempt }, end, snapshot, artifacts, message } = report;
         let record = &mut self.records[step.get()];
@@ -198,33 +198,33 @@ impl<'plan> Progress<'plan> {
         self.end_bystanders(now);
     }
 
-    /// Ends what waits, and lets nothing start any more.
+    /// Ends all waiting steps, and prevents further starts.
     pub(super) fn stop(&mut self, reason: Stop, now: Duration) {
         self.policy.stop(reason);
         self.end_bystanders(now);
     }
 
-    /// Why the build stops before its steps are through, if it does.
+    /// Returns the reason why the build stops before all steps have ended, if it does.
     pub(super) fn stopping(&self) -> Option<Stop> {
         self.policy.stopping()
     }
 
-    /// Makes the retries ready that have their time.
+    /// Makes the retries ready that are due.
     pub(super) fn retry_due(&mut self, now: Duration) {
         self.policy.retry_due(now);
     }
 
-    /// When the next retry has its time.
+    /// Returns when the next retry is due.
     pub(super) fn next_retry(&self) -> Option<Duration> {
         self.policy.next_retry()
     }
 
-    /// Whether every step has ended.
+    /// Returns whether every step has ended.
     pub(super) fn is_done(&self) -> bool {
         self.policy.is_done()
     }
 
-    /// Ends when output waits to be recorded; never, where the journal is broken.
+    /// Waits until output needs to be recorded. Never returns if the journal has failed.
     pub(super) async fn output_waits(&self) {
         match self.journal_error {
             None => self.events.dirty().await,
@@ -232,12 +232,13 @@ impl<'plan> Progress<'plan> {
         }
     }
 
-    /// Writes what was emitted. A build that can't be recorded stops; what can be written after that still is.
+    /// Writes the emitted events. A build that cannot be recorded stops; later events are still written if
+    /// possible.
     pub(super) fn flush(&mut self, now: Duration) {
         if let Err(error) = self.events.flush()
             && self.journal_error.is_none()
         {
-            // The outcome says it.
+            // The outcome reports this error.
             if is_full(&error) {
                 tracing::debug!(%error, "failed to record the run");
             } else {
@@ -248,12 +249,13 @@ impl<'plan> Progress<'plan> {
         }
     }
 
-    /// How the build ends, once every step has ended.
+    /// Returns the build's status, once every step has ended.
     pub(super) fn verdict(&self) -> BuildStatus {
         if self.journal_error.is_some() { BuildStatus::Infrastructure } else { self.policy.verdict() }
     }
 
-    /// The snapshots that steps committed and the cache does not have, by the runner that made them, in the order of the plan.
+    /// Returns the snapshots that steps committed and the cache does not own, by the runner that made them,
+    /// in the order of the plan.
     pub(super) fn take_snapshots(&mut self) -> Vec<(RunnerIndex, Vec<SnapshotRef>)> {
         let mut by_runner: Vec<_> =
             (0_u16..).map(RunnerIndex).zip(iter::repeat_n(Vec::new(), self.plan.runners.len())).collect();
@@ -268,7 +270,7 @@ impl<'plan> Progress<'plan> {
         by_runner
     }
 
-    /// Ends the build: its last event, and its outcome.
+    /// Ends the build: emits its last event, and returns its outcome.
     pub(super) fn finish(mut self, build: BuildRef, started_at: DateTime<Utc>, now: Duration) -> BuildOutcome {
         let verdict = self.verdict();
         self.emit(now, StateEvent::BuildEnd { status: verdict, duration_ms: millis(now) });
@@ -330,7 +332,7 @@ fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// The code of a step that has none of its own, as `step_end` documents it.
+/// Returns the exit code of a step without one, as documented for `step_end`.
 fn code_without_exit(status: StepStatus, attempt: u32) -> i32 {
     match status {
         StepStatus::CacheHit => 0,
@@ -345,7 +347,8 @@ fn code_without_exit(status: StepStatus, attempt: u32) -> i32 {
     }
 }
 
-/// What is told of the chain that a step ends, or `None` where it failed for another's sake, or not at all.
+/// Returns the message for the chain that a step ends. Returns `None` if the step did not fail, or failed
+/// because of another step.
 fn chain_message(status: StepStatus, exit_code: i32, message: Option<&str>) -> Option<Arc<str>> {
     match status {
         StepStatus::Passed | StepStatus::CacheHit | StepStatus::Skipped | StepStatus::Canceled => None,
@@ -356,7 +359,7 @@ fn chain_message(status: StepStatus, exit_code: i32, message: Option<&str>) -> O
     }
 }
 
-/// A name for the snapshot of a step: made on the hot path, so no formatting machinery.
+/// Returns a name for the snapshot of a step. It is made on the hot path, so formatting machinery is avoided.
 fn tag(step_id: Uuid) -> SnapshotRef {
     const PREFIX: &[u8] = b"step:";
     let mut text = [0; PREFIX.len() + uuid::fmt::Hyphenated::LENGTH];

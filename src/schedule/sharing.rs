@@ -1,7 +1,7 @@
-//! Sharing: which steps are looked up in a remote cache, and which results go there.
+//! Sharing: which steps are looked up in a remote cache, and which results are uploaded to it.
 //!
-//! A result that goes there takes along those that it stands on and that were found in this machine's cache: its key has
-//! their snapshots' ids. What is shared holds up no step; the build's end waits for it.
+//! An uploaded result includes the results that it builds on and that were found in the local cache, because
+//! its key contains the ids of their snapshots. Uploads delay no step; the build's end waits for them.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -29,29 +29,30 @@ use crate::{
     store::Store,
 };
 
-/// How long the end of a build may wait for results to be shared.
+/// The maximum time that the end of a build waits for uploads.
 const FINISH_LIMIT: Duration = Duration::from_secs(10 * 60);
 
-/// What came of a question.
+/// A pending query.
 pub(super) type Asked<'a> = Pin<Box<dyn Future<Output = Option<Found>> + Send + 'a>>;
 
-/// Where results are shared, and what of one build goes there.
+/// The remote cache, and the results of one build to upload to it.
 pub(super) struct Sharing<'a> {
     scope: Scope<'a>,
-    /// Whose steps the plan has, where they may be shared.
+    /// The runners of the plan's steps, if these may be shared.
     runners: BTreeSet<RunnerIndex>,
-    /// Found in this machine's cache alone.
+    /// The steps found in the local cache only.
     found_here: BTreeMap<StepIndex, (CacheKey, Found)>,
-    /// Found, here or there: nobody elsewhere knows what a step left that ran just now, nor what stands on that.
+    /// The steps found in either cache. No other machine knows the result of a step that ran just now, nor
+    /// the results that build on it.
     found: BTreeSet<StepIndex>,
-    /// Ran, and shared or about to be.
+    /// The steps that ran, and were or will be shared.
     shared: BTreeSet<StepIndex>,
     ahead: LookedAhead,
     inputs: Arc<Inputs<'a>>,
     under_way: FuturesUnordered<Pin<Box<dyn Future<Output = ()> + Send + 'a>>>,
 }
 
-/// What does not change while a build runs.
+/// The data that does not change while a build runs.
 #[derive(Clone, Copy)]
 struct Scope<'a> {
     plan: &'a BoundPlan,
@@ -59,7 +60,7 @@ struct Scope<'a> {
     place: Option<Place<'a>>,
 }
 
-/// A remote cache, the store that shares with it, and the pipeline.
+/// A remote cache, the store that exchanges results with it, and the pipeline.
 #[derive(Clone, Copy)]
 struct Place<'a> {
     remote: &'a RemoteCache,
@@ -92,13 +93,14 @@ impl<'a> Sharing<'a> {
         }
     }
 
-    /// The runners whose ways of working here an answer depends on.
+    /// Returns the runners whose modes affect a lookup.
     pub(super) fn runners(&self) -> impl Iterator<Item = RunnerIndex> {
         self.runners.iter().copied()
     }
 
-    /// Asks for a step that this machine's cache does not have; `None` where that makes no sense. `modes` tells how runners
-    /// work here. Where nothing is found, the files of `parent`, which the step boots from, are brought here if they are not.
+    /// Queries the remote cache for a step that the local cache does not have. Returns `None` if a query
+    /// makes no sense. `modes` returns the runners' modes. If nothing is found, the files of `parent`, which
+    /// the step boots from, are downloaded if they are not local.
     pub(super) fn ask(
         &self,
         step: StepIndex,
@@ -138,14 +140,14 @@ impl<'a> Sharing<'a> {
         }))
     }
 
-    /// Takes note that a step need not run.
+    /// Records that a step need not run.
     pub(super) fn found(&mut self, step: StepIndex) {
         if self.scope.place.is_some() {
             self.found.insert(step);
         }
     }
 
-    /// Takes note of a step that was found here.
+    /// Records a step that was found in the local cache.
     pub(super) fn found_here(&mut self, step: StepIndex, key: CacheKey, found: &Found) {
         let pool = &self.scope.plan.runner(step).pool;
         if self.scope.place.is_some_and(|place| place.remote.writes(pool)) {
@@ -153,7 +155,7 @@ impl<'a> Sharing<'a> {
         }
     }
 
-    /// Shares what a step left, and what it stands on.
+    /// Shares the result of a step, and the results that it builds on.
     pub(super) fn share(&mut self, step: StepIndex, key: CacheKey, found: Found) {
         let Some(Place { remote, store, pipeline }) = self.scope.place else { return };
         if !remote.writes(&self.scope.plan.runner(step).pool) {
@@ -162,7 +164,7 @@ impl<'a> Sharing<'a> {
         self.shared.insert(step);
         let mut lineage = vec![(key, found)];
         let mut at = step;
-        // What is below a step that was shared is, too.
+        // The results below a shared step are shared, too.
         while let Some(parent) = self.scope.plan.dag.lineage_parent(at).filter(|parent| !self.shared.contains(parent)) {
             lineage.extend(self.found_here.remove(&parent));
             at = parent;
@@ -172,17 +174,17 @@ impl<'a> Sharing<'a> {
         }
     }
 
-    /// Whether nothing is being shared.
+    /// Returns whether nothing is being shared.
     pub(super) fn is_empty(&self) -> bool {
         self.under_way.is_empty()
     }
 
-    /// Goes on with what is being shared.
+    /// Makes progress on the uploads.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) {
         while let Poll::Ready(Some(())) = self.under_way.poll_next_unpin(cx) {}
     }
 
-    /// Waits until everything is shared, or nobody wants that any longer.
+    /// Waits until everything is shared, or until `cancel` or the time limit ends the wait.
     pub(super) async fn finish(&mut self, cancel: &CancellationToken) {
         if self.is_empty() {
             return;
@@ -205,7 +207,7 @@ impl<'a> Scope<'a> {
         is_served && !is_refreshed && is_cached(self.plan, step)
     }
 
-    /// What to ask for `step`, and for the cached steps that build on it.
+    /// Returns the query for `step`, and for the cached steps that build on it.
     fn question(
         &self,
         step: StepIndex,
