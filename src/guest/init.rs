@@ -1,4 +1,4 @@
-//! The machine's first process: what every machine needs, one job, and what becomes of it.
+//! The machine's init process: it sets up the machine, runs one job, and reports its result.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -23,16 +23,16 @@ use super::{
 };
 use crate::{jail::guest_ops as sys, streams::Streams};
 
-/// Where the step's files are mounted.
+/// The mount point of the step's files.
 pub(super) const ROOT: &str = "/root";
 /// The step's control group.
 pub(super) const GROUP: &str = "/cgroup/step";
-/// What is read of a pipe at a time.
+/// The number of bytes that are read from a pipe at a time.
 const READ_BYTES: usize = 1 << 16;
-/// How long it may take until a device that was plugged in is there.
+/// The maximum time until a plugged-in device appears.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// What became of an attempt at something, as text for the host.
+/// The result of an operation, with an error text for the host.
 type Outcome<T> = Result<T, String>;
 
 trait Doing<T> {
@@ -45,10 +45,11 @@ impl<T, E: Into<io::Error>> Doing<T> for Result<T, E> {
     }
 }
 
-/// Runs the one job of this machine. Returns where the machine can't be used, with why; the host ends it in every case.
+/// Runs the one job of this machine. Returns an error if the machine cannot be used. The host ends the
+/// machine in every case.
 ///
 /// # Errors
-/// What the kernel refused, in words.
+/// Returns the operation that the kernel refused, as text.
 pub fn run() -> Result<(), String> {
     load_modules()?;
     enter_memory()?;
@@ -62,7 +63,7 @@ pub fn run() -> Result<(), String> {
         Err(why) => Word::Failed(why),
     };
     wire::write(&port, &last).doing("tell the end")?;
-    // Nobody listens any more; the host ends the machine.
+    // The host no longer listens, and ends the machine.
     wire::read::<Order>(&port).map(drop).doing("wait for the end")
 }
 
@@ -75,7 +76,7 @@ fn load_modules() -> Outcome<()> {
         let file = File::open(&path).doing("open a module")?;
         let compressed = path.extension().is_none_or(|extension| extension != "ko");
         match sys::load_module(&file, compressed) {
-            // Somebody needed it before.
+            // Another module needed it before.
             Ok(()) | Err(Errno::EXIST) => {}
             Err(error) => return Err(format!("failed to load {}: {error}", path.display())),
         }
@@ -83,8 +84,8 @@ fn load_modules() -> Outcome<()> {
     Ok(())
 }
 
-/// Moves to a file system in memory: nothing can take the place of the one that the kernel unpacked, and a jail takes the
-/// place of its root.
+/// Moves to a tmpfs, because the file system that the kernel unpacked cannot be replaced as the root, and a
+/// jail replaces its root.
 fn enter_memory() -> Outcome<()> {
     let make = |dir: &str| rustix::fs::mkdir(dir, Mode::from_raw_mode(0o755)).doing(dir);
     let mount_at = |source: &str, target: &str, kind: &str| {
@@ -106,7 +107,7 @@ fn enter_memory() -> Outcome<()> {
     make(GROUP)
 }
 
-/// The port to the host. It is there as soon as its driver is.
+/// Opens the port to the host. It exists as soon as its driver is loaded.
 fn open_port() -> Outcome<File> {
     let found = within_patience("find the port to the host", || {
         let names = fs::read_dir("/dev")?.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
@@ -116,7 +117,8 @@ fn open_port() -> Outcome<File> {
     OpenOptions::new().read(true).write(true).open(Path::new("/dev").join(found)).doing("open the port to the host")
 }
 
-/// Tries until it works. The kernel tells of devices by other ways, too, none of which is worth its code here.
+/// Retries until `attempt` succeeds. The kernel has other notifications of devices, but none is worth its
+/// code here.
 fn within_patience<T>(what: &str, mut attempt: impl FnMut() -> io::Result<T>) -> Outcome<T> {
     let until = Instant::now() + PATIENCE;
     loop {
@@ -128,7 +130,7 @@ fn within_patience<T>(what: &str, mut attempt: impl FnMut() -> io::Result<T>) ->
     }
 }
 
-/// Runs a job, with its output on the port as it comes.
+/// Runs a job, and streams its output to the port.
 fn attempt(job: &Job, port: &File) -> Outcome<Ended> {
     let since_epoch = Duration::from_nanos(job.now_nanos);
     let now = Timespec::try_from(since_epoch).map_err(io::Error::other).doing("read the time")?;
@@ -141,13 +143,14 @@ fn attempt(job: &Job, port: &File) -> Outcome<Ended> {
         group("pids.max", &pids.to_string())?;
     }
     if let Some(micro_cpus) = job.micro_cpus {
-        // Of a tenth of a second, in microseconds.
+        // The quota per tenth of a second, in microseconds.
         group("cpu.max", &format!("{} 100000", (micro_cpus / 10).max(1000)))?;
     }
     let none: Option<&std::ffi::CStr> = None;
     within_patience("mount the step's files", || Ok(mount(FILES, ROOT, "virtiofs", MountFlags::empty(), none)?))?;
     let ended = pass_on(job, port)?;
-    // What it wrote through memory maps goes to the host with this; the file systems below it are going, each by itself.
+    // This sends the step's writes through memory maps to the host. The file systems below are flushed
+    // separately when they are unmounted.
     rustix::fs::sync();
     unmount(ROOT, UnmountFlags::empty()).doing("hand over the step's files")?;
     let has_counted = |file: &str, event: &str| -> Outcome<bool> {
@@ -166,14 +169,14 @@ fn attempt(job: &Job, port: &File) -> Outcome<Ended> {
     })
 }
 
-/// Passes on what the command prints, and TERM from the host, until the job is gone with all its processes: it holds the
-/// pipes open for as long.
+/// Forwards the command's output to the host, and TERM from the host to the command, until all processes of
+/// the job have ended: the job holds the pipes open until then.
 fn pass_on(job: &Job, port: &File) -> Outcome<Ended> {
     let job::Started { process, stdout, stderr, mut end } = job::start(job)?;
     let mut outputs = Streams::new(stdout.into(), stderr.into(), READ_BYTES).doing("watch what the step prints")?;
     while !outputs.is_over() {
         let mut fds = [PollFd::new(port, PollFlags::IN), PollFd::new(&outputs, PollFlags::IN)];
-        // What was left of a flood is there, even if the descriptor is not ready.
+        // Output left over from a large burst is available even if the descriptor is not ready.
         let limit = outputs.is_unfinished().then(Timespec::default);
         match poll(&mut fds, limit.as_ref()) {
             Ok(_) => {}
@@ -188,7 +191,7 @@ fn pass_on(job: &Job, port: &File) -> Outcome<Ended> {
         }
         if has_order {
             match wire::read(port).doing("read an order")? {
-                // Where it is gone it needs no signal.
+                // If the process has ended, it needs no signal.
                 Order::Terminate => drop(pidfd_send_signal(&process, Signal::TERM)),
                 Order::Run(_) => return Err("this machine runs a step already".into()),
             }

@@ -16,19 +16,19 @@ use crate::jail::{
     guest_ops::{self as sys, Cloned},
 };
 
-/// A job that runs.
+/// A running job.
 pub(super) struct Started {
-    /// Its process: TERM to it is TERM to every process of the step.
+    /// The job's process. TERM to it is forwarded to every process of the step.
     pub(super) process: OwnedFd,
-    /// What the command prints.
+    /// The command's standard output.
     pub(super) stdout: File,
-    /// What it prints elsewhere.
+    /// The command's standard error.
     pub(super) stderr: File,
-    /// Has the encoded end when the job is gone with all its processes.
+    /// Receives the encoded result when all processes of the job have ended.
     pub(super) end: File,
 }
 
-/// How a job ends, as its process tells.
+/// The result that the job's process reports.
 type Told = Result<Ended, String>;
 
 /// Starts a job. This process must have one thread.
@@ -53,7 +53,7 @@ pub(super) fn start(job: &Job) -> Result<Started, String> {
     }
 }
 
-/// What the job's process told at its end: nothing where it was killed.
+/// Returns the result that the job's process reported. An empty report means that it was killed.
 pub(super) fn end(told: &[u8]) -> Result<Ended, String> {
     if told.is_empty() { Ok(Ended::Killed) } else { postcard::from_bytes(told).unwrap_or(Ok(Ended::Killed)) }
 }
@@ -79,12 +79,12 @@ fn run(job: &Job) -> Result<Ended, SetupError> {
         terminal: false,
         env: job.env.clone(),
     };
-    // The host counts the time, and ends the machine when it is up.
+    // The host enforces the time limit by ending the machine.
     let bounds = Bounds { timeout: None, grace: Duration::MAX };
     Ok(match solo.run(&spec, false, bounds)? {
         End::Exited { code } => Ended::Exited(code),
         End::OutOfMemory => Ended::OutOfMemory,
-        // Counted by the control group, and not by looking.
+        // The number of processes is limited by the control group, not by polling.
         End::TooManyProcesses | End::Killed | End::TimedOut | End::Terminated => Ended::Killed,
     })
 }

@@ -1,4 +1,4 @@
-//! The machine's way out: addresses of QEMU's user networking, which are the same in every machine.
+//! The machine's network: the addresses of QEMU's user networking, which are the same in every machine.
 
 use std::{fs, io, net::Ipv4Addr};
 
@@ -9,11 +9,11 @@ use crate::jail::guest_ops as sys;
 const ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 15);
 const NETMASK: Ipv4Addr = Ipv4Addr::new(255, 255, 255, 0);
 const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
-/// Asks the host's name server.
+/// Forwards to the host's name server.
 const NAME_SERVER: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 3);
 
-/// Brings up the loopback device and, where there is a network card, the way out. The resolver's configuration is then
-/// at `/etc/resolv.conf`.
+/// Brings up the loopback device and, if there is a network card, the card and a default route. The
+/// resolver's configuration is then at `/etc/resolv.conf`.
 pub(super) fn up() -> io::Result<()> {
     let socket = socket(AddressFamily::INET, SocketType::DGRAM, None)?;
     sys::loopback_up(&socket)?;

@@ -1,4 +1,4 @@
-//! What host and guest tell each other: frames of a length (32 bits, little endian) and a postcard value.
+//! The protocol between host and guest: frames of a length (32 bits, little endian) and a postcard value.
 
 use std::{
     ffi::CString,
@@ -7,78 +7,79 @@ use std::{
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-/// No frame that a guest sends is longer, in bytes.
+/// The maximum length of a guest's frame, in bytes.
 #[cfg(feature = "qemu")]
 pub(crate) const MAX_FRAME_BYTES: usize = 1 << 20;
 
-/// What the host wants.
+/// A request of the host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Order {
-    /// To run a step. The first one, and the only one of its kind.
+    /// Run a step. This is the first order, and the only one of its kind.
     Run(Box<Job>),
-    /// To send TERM to every process of the step.
+    /// Send TERM to every process of the step.
     Terminate,
 }
 
-/// A step, as far as the guest needs to know it.
+/// The parts of a step that the guest needs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Job {
-    /// What `/bin/sh -c` runs.
+    /// The script for `/bin/sh -c`.
     pub script: CString,
     /// The environment, as `NAME=value`.
     pub env: Vec<CString>,
-    /// Where it starts.
+    /// The working directory.
     pub workdir: CString,
-    /// Most memory of all its processes together, in bytes.
+    /// The maximum memory of all its processes together, in bytes.
     pub memory_bytes: u64,
-    /// Most processes and threads.
+    /// The maximum number of processes and threads.
     pub pids: Option<u64>,
-    /// Most processors kept busy, in millionths of one.
+    /// The maximum processor use, in millionths of a processor.
     pub micro_cpus: Option<u64>,
     /// The time of day: since the Unix epoch, in nanoseconds.
     pub now_nanos: u64,
-    /// Fresh randomness: every machine that a template became would have the same.
+    /// Fresh randomness. Without it, every machine that is started from a template would have the same.
     pub seed: [u8; 32],
 }
 
-/// What the guest has to say.
+/// A message of the guest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Word {
-    /// It waits for an order. The first word.
+    /// The guest waits for an order. This is the first word.
     Ready {
-        /// Its [`VERSION`](super::VERSION).
+        /// The guest's [`VERSION`](super::VERSION).
         version: u32,
     },
-    /// The command printed this.
+    /// Output of the command.
     Output {
-        /// On standard error instead of standard output.
+        /// Whether it is from standard error instead of standard output.
         stderr: bool,
-        /// Anything.
+        /// Any bytes.
         bytes: Vec<u8>,
     },
-    /// The last word: how the command ended. Its processes are gone, and its files are with the host.
+    /// The last word: the end of the command. Its processes have ended, and its files are flushed to the
+    /// host.
     Ended(Ended),
-    /// The last word: why it could not be run.
+    /// The last word: the reason why the command could not be run.
     Failed(String),
 }
 
-/// How a command ended.
+/// The end of a command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Ended {
-    /// By itself: its exit code, or 128+n after signal n.
+    /// It ended by itself: its exit code, or 128+n after signal n.
     Exited(i32),
-    /// For its memory.
+    /// It exceeded its memory limit.
     OutOfMemory,
-    /// It was killed with all that belongs to it.
+    /// It was killed together with all its processes.
     Killed,
-    /// By itself with this exit code, after it had reached its limit on processes.
+    /// It ended by itself with this exit code, after it had reached its limit on processes.
     TooManyProcesses(i32),
 }
 
-/// A value as a frame.
+/// Encodes a value as a frame.
 ///
 /// # Errors
-/// Where it is longer than a length can tell.
+/// Returns an error if the value is too long for a frame's length.
 pub(crate) fn encode(value: &impl Serialize) -> io::Result<Vec<u8>> {
     let mut frame = postcard::to_extend(value, vec![0; 4]).map_err(io::Error::other)?;
     let length = u32::try_from(frame.len() - 4).map_err(io::Error::other)?;
@@ -90,7 +91,7 @@ pub(super) fn write(mut out: impl Write, value: &impl Serialize) -> io::Result<(
     out.write_all(&encode(value)?)
 }
 
-/// Reads a frame of the host's, which is trusted to be as long as it says.
+/// Reads a frame from the host. Its length is trusted.
 pub(super) fn read<T: DeserializeOwned>(mut from: impl Read) -> io::Result<T> {
     let mut length = [0; 4];
     from.read_exact(&mut length)?;

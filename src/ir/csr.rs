@@ -1,15 +1,17 @@
-//! Lists of lists in two flat arrays (compressed sparse rows): how a graph of 100,000 steps is kept and walked.
+//! Lists of lists in two flat arrays (compressed sparse rows): the storage of a graph of up to 100,000 steps
+//! and more.
 
-/// For each row its items, in the order in which they were given.
+/// The items of each row, in the order in which they were given.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Csr<T> {
-    /// Where each row starts in `items`; one more than there are rows.
+    /// The start of each row in `items`; one more than there are rows.
     starts: Vec<usize>,
     items: Vec<T>,
 }
 
 impl<T: Copy> Csr<T> {
-    /// Sorts `(row, item)` pairs into `rows` rows in linear time. The caller vouches for every row being below `rows`.
+    /// Sorts `(row, item)` pairs into `rows` rows in linear time. The caller must ensure that every row is
+    /// below `rows`.
     pub(crate) fn new(rows: usize, pairs: impl Iterator<Item = (usize, T)> + Clone) -> Self {
         let mut starts = vec![0; rows + 1];
         for (row, _) in pairs.clone() {
@@ -30,12 +32,12 @@ impl<T: Copy> Csr<T> {
         Self { starts, items }
     }
 
-    /// The items of one row.
+    /// Returns the items of one row.
     pub(crate) fn row(&self, row: usize) -> &[T] {
         &self.items[self.starts[row]..self.starts[row + 1]]
     }
 
-    /// Number of rows.
+    /// Returns the number of rows.
     pub(crate) fn rows(&self) -> usize {
         self.starts.len() - 1
     }

@@ -1,12 +1,14 @@
-//! Finding cycles: one short path per knot of steps that wait for each other.
+//! Finds cycles: one short path per group of steps that wait for each other.
 //!
-//! In: for each step, the steps that wait for it. Out: for each strongly connected component of more than one step, a
-//! cycle through its first step that is as short as possible. Linear in steps and edges, and without recursion, because
-//! a cycle may be as long as the pipeline. Self-edges are none of its business: they are reported as edges.
+//! Input: for each step, the steps that wait for it. Output: for each strongly connected component of more
+//! than one step, a shortest cycle through its first step. The algorithm is linear in steps and edges, and
+//! does not recurse, because a cycle may be as long as the pipeline. Self-edges are ignored here: they are
+//! reported as edges.
 
 use super::csr::Csr;
 
-/// One cycle per component, by their first steps. A path names each step once; its last step leads back to its first.
+/// Returns one cycle per component, ordered by their first steps. A path contains each step once; its last
+/// step leads back to its first.
 pub(super) fn find(children: &Csr<u32>) -> Vec<Vec<u32>> {
     let components = components(children);
     let mut came_from = vec![NONE; children.rows()];
@@ -28,7 +30,8 @@ struct Components {
     groups: Vec<Vec<u32>>,
 }
 
-/// Tarjan's algorithm over a stack of its own: of each step being visited, how many of its children were looked at.
+/// Runs Tarjan's algorithm with an explicit stack, which has for each visited step the number of its children
+/// already examined.
 fn components(children: &Csr<u32>) -> Components {
     let count = children.rows();
     let mut of = vec![NONE; count];
@@ -81,7 +84,8 @@ fn components(children: &Csr<u32>) -> Components {
     Components { of, groups }
 }
 
-/// Breadth first from the component's first step back to it. `came_from` is scratch, `NONE` throughout.
+/// Searches breadth first from the component's first step back to it. `came_from` is scratch space, filled
+/// with `NONE`.
 fn shortest_cycle(children: &Csr<u32>, component_of: &[u32], group: &[u32], came_from: &mut [u32]) -> Vec<u32> {
     let start = group.iter().copied().min().unwrap_or(NONE);
     let component = component_of[start as usize];
@@ -126,7 +130,7 @@ mod tests {
         assert_eq!(find(&children(4, &[(0, 1), (1, 2), (2, 3), (3, 0), (1, 0)])), [[0, 1]]);
     }
 
-    /// For each pair of steps whether the second can be reached from the first: Warshall's algorithm.
+    /// Returns for each pair of steps whether the second can be reached from the first: Warshall's algorithm.
     fn reachability(len: usize, edges: &[(usize, usize)]) -> Vec<Vec<bool>> {
         let mut reaches = vec![vec![false; len]; len];
         edges.iter().for_each(|&(from, to)| reaches[from][to] = true);
@@ -156,7 +160,7 @@ mod tests {
                     prop_assert!(edges.contains(&(from as usize, to as usize)), "{cycle:?}");
                 }
             }
-            // Steps that reach each other are one knot, named by its first step.
+            // Steps that reach each other are one group, identified by its first step.
             let knots: Vec<_> = (0..len)
                 .filter(|&step| reaches[step][step])
                 .filter(|&step| (0..step).all(|other| !(reaches[step][other] && reaches[other][step])))

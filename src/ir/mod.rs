@@ -1,7 +1,7 @@
-//! The v0 IR: wire types, decoding, and a validation that reports every mistake with its place.
+//! The v0 IR: wire types, decoding, and a validation that reports every error with its position.
 //!
-//! In: the JSON bytes that the DSL emits. Out: a valid [`Pipeline`], or [`InvalidPipeline`] listing what is wrong. Knows
-//! nothing of runners: whether a runner exists is a question for `plan::bind`.
+//! Input: the JSON bytes that the DSL emits. Output: a valid [`Pipeline`], or an [`InvalidPipeline`] with all
+//! errors. The module does not know runners: `plan::bind` checks whether a runner exists.
 
 mod csr;
 mod cycles;

@@ -1,18 +1,18 @@
-//! The paths that `on_change` policies look at.
+//! The paths of `on_change` policies.
 
 use serde_json::Value;
 
 use super::Cache;
 
-/// What is wrong with the paths of a policy.
+/// An invalid path of a policy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct WrongPath {
-    /// The path, as JSON if it is no text.
+    /// The path, as JSON if it is not text.
     pub(crate) path: String,
     pub(crate) message: &'static str,
 }
 
-/// Returns the paths of a policy and of those that it is composed of, sorted, each once.
+/// Returns the paths of a policy and of the policies that it is composed of, sorted and without duplicates.
 pub(crate) fn on_change_paths(cache: &Cache) -> Result<Vec<&str>, WrongPath> {
     let (mut paths, mut rest) = (Vec::new(), Vec::new());
     visit(&cache.policy, |name| cache.parameters.get(name), &mut paths, &mut rest)?;

@@ -6,8 +6,8 @@ use serde::{Serialize, Serializer, ser::SerializeStruct};
 
 use super::{Edge, InvalidPipeline, Node, raw, validate};
 
-/// A valid pipeline: unique non-empty keys, edges between nodes that exist and at most one between two, no cycle, at most
-/// one `builds_in` parent each, nothing that can't be passed to a program.
+/// A valid pipeline. Keys are unique and not empty. Edges are between existing nodes, at most one between
+/// two. There is no cycle, and at most one `builds_in` parent per step. All text can be passed to a program.
 ///
 /// Serializes to v0 IR.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -15,12 +15,12 @@ use super::{Edge, InvalidPipeline, Node, raw, validate};
 pub struct Pipeline {
     /// Image of root steps that name none.
     pub default_image: Option<Arc<str>>,
-    /// Wall-clock budget of the whole build, in seconds.
+    /// The time limit of the whole build, in seconds.
     pub timeout_seconds: Option<NonZeroU32>,
     /// The steps.
     pub nodes: Vec<Node>,
-    /// Their dependencies. Where the IR says several times that a step needs another, it is here once, as `builds_in` if
-    /// that was among them.
+    /// Their dependencies. If the IR has several edges between two steps, there is one here, which is
+    /// `builds_in` if one of them was.
     pub edges: Vec<Edge>,
 }
 
@@ -28,16 +28,16 @@ impl Pipeline {
     /// The version of the IR that is read and written.
     pub const VERSION: &'static str = "0";
 
-    /// The most steps a pipeline may have.
+    /// The maximum number of steps in a pipeline.
     pub const MAX_STEPS: usize = 1_000_000;
 
-    /// Decodes and validates v0 IR. Fields that it does not know are ignored, as the ecosystem's other readers do.
+    /// Decodes and validates v0 IR. Unknown fields are ignored, as in the ecosystem's other readers.
     ///
-    /// Takes memory in proportion to the text, and no more stack for a long or deep one.
+    /// Memory use is proportional to the text, and stack use does not depend on its length or depth.
     ///
     /// # Errors
-    /// Every mistake, with its place. A text that is no JSON, or has a value of the wrong type, can't be read on from
-    /// there: that is reported alone.
+    /// Returns every error, with its position. If the text is not JSON, or has a value of the wrong type, it
+    /// cannot be read any further, so only that error is returned.
     pub fn decode(json: &[u8]) -> Result<Self, InvalidPipeline> {
         validate::validate(raw::decode(json)?)
     }

@@ -1,19 +1,19 @@
-//! What can be wrong with a pipeline, and where.
+//! The errors in a pipeline, and their positions.
 //!
-//! Decoding finds the mistakes that the IR shows by itself; binding to an engine's runners (`plan::bind`) finds the rest and
-//! tells them in the same words, so that people read one list.
+//! Decoding finds the errors in the IR itself. Binding to an engine's runners (`plan::bind`) finds the rest
+//! and reports them with the same types, so that users read one list.
 
 use std::{fmt, sync::Arc};
 
 use super::text::{DidYouMean, List, Message, Name, Path, Quoted};
 
-/// The longest argument or variable that Linux gives to a program, in bytes: `MAX_ARG_STRLEN` without the
-/// final NUL.
+/// The maximum length of an argument or a variable that Linux passes to a program, in bytes: `MAX_ARG_STRLEN`
+/// without the final NUL.
 pub(super) const MAX_ARG_BYTES: usize = 128 * 1024 - 1;
 
-/// Everything that is wrong with a pipeline: at least one mistake, each with its place.
+/// All errors in a pipeline: at least one, each with its position.
 ///
-/// `Display` has one line per mistake, below a heading.
+/// `Display` has one line per error, below a heading.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct InvalidPipeline {
     problems: Vec<Problem>,
@@ -21,21 +21,21 @@ pub struct InvalidPipeline {
 }
 
 impl InvalidPipeline {
-    /// The most mistakes that are kept; further ones are counted.
+    /// The maximum number of errors that are kept; further ones are counted.
     pub const MAX_PROBLEMS: usize = 1_000;
 
-    /// A single mistake.
+    /// Returns a single error.
     pub(crate) fn of(place: Place, kind: ProblemKind) -> Self {
         Self { problems: vec![Problem { place, kind }], omitted: 0 }
     }
 
-    /// The mistakes, in the order of the IR. Never empty.
+    /// Returns the errors, in the order of the IR. There is at least one.
     #[must_use]
     pub fn problems(&self) -> &[Problem] {
         &self.problems
     }
 
-    /// How many mistakes there are besides [`problems`](Self::problems).
+    /// Returns the number of errors that are not in [`problems`](Self::problems).
     #[must_use]
     pub fn omitted(&self) -> usize {
         self.omitted
@@ -52,7 +52,7 @@ impl fmt::Display for InvalidPipeline {
 
 impl std::error::Error for InvalidPipeline {}
 
-/// Collects mistakes. Keeps a bounded number of them: a hostile pipeline has more mistakes than it has bytes to spare.
+/// Collects errors. Their number is bounded, because a hostile pipeline may have very many of them.
 #[derive(Debug, Default)]
 pub(crate) struct Problems {
     kept: Vec<Problem>,
@@ -68,7 +68,7 @@ impl Problems {
         }
     }
 
-    /// Fails where there was a mistake so far.
+    /// Returns an error if there was any error so far.
     pub(crate) fn check(&mut self) -> Result<(), InvalidPipeline> {
         if self.kept.is_empty() {
             return Ok(());
@@ -77,7 +77,7 @@ impl Problems {
     }
 }
 
-/// One mistake.
+/// One error.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
     place: Place,
@@ -85,13 +85,13 @@ pub struct Problem {
 }
 
 impl Problem {
-    /// Where.
+    /// Returns the position of the error.
     #[must_use]
     pub fn place(&self) -> &Place {
         &self.place
     }
 
-    /// What.
+    /// Returns the kind of the error.
     #[must_use]
     pub fn kind(&self) -> &ProblemKind {
         &self.kind
@@ -104,21 +104,21 @@ impl fmt::Display for Problem {
     }
 }
 
-/// Where a mistake is.
+/// The position of an error.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Place {
     /// The pipeline as a whole.
     Pipeline,
-    /// What the caller asked for besides the pipeline.
+    /// The caller's options, which are not part of the pipeline.
     Options,
-    /// A spot in the JSON text.
+    /// A position in the JSON text.
     Json {
-        /// From 1.
+        /// The line, from 1.
         line: usize,
-        /// In bytes, from 1; 0 before a line's first.
+        /// The column in bytes, from 1; 0 before a line's first byte.
         column: usize,
-        /// Such as `graph.nodes[2].step.cmd`; empty for the whole text.
+        /// The path, such as `graph.nodes[2].step.cmd`; empty for the whole text.
         path: String,
     },
     /// A step.
@@ -171,23 +171,23 @@ impl fmt::Display for Endpoint {
     }
 }
 
-/// What is wrong. `Display` says what to do about it, where that is not plain.
+/// The kind of an error. `Display` includes the remedy, if it is not obvious.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ProblemKind {
-    /// The text is no JSON, or a value has the wrong type.
+    /// The text is not JSON, or a value has the wrong type.
     #[error("{}", Message(.0))]
     Json(String),
-    /// The IR is of another version than this program reads.
+    /// The IR has a version that this program does not read.
     #[error("IR version {} is unknown, this program reads version `0`: upgrade it, or the DSL", Quoted(.0))]
     UnknownVersion(String),
-    /// More steps than [`Pipeline::MAX_STEPS`](super::Pipeline::MAX_STEPS).
+    /// The pipeline has more steps than [`Pipeline::MAX_STEPS`](super::Pipeline::MAX_STEPS).
     #[error("{count} steps are too many, the most is {max}", max = super::Pipeline::MAX_STEPS)]
     TooManySteps {
-        /// How many there are.
+        /// The number of steps.
         count: usize,
     },
-    /// `node_holes` is not empty: positions of nodes that were taken out of the graph.
+    /// `node_holes` is not empty. It has the positions of nodes that were removed from the graph.
     #[error("`node_holes` must be empty: number the nodes without gaps")]
     NodeHoles,
     /// `edge_property` is not `directed`.
@@ -199,21 +199,21 @@ pub enum ProblemKind {
     /// An edge is neither `builds_in` nor `depends_on`.
     #[error("the kind {} is unknown, it must be `builds_in` or `depends_on`", Quoted(.0))]
     UnknownEdgeKind(String),
-    /// An end of an edge is no node.
+    /// An end of an edge does not exist.
     #[error("there is no node {missing}, the graph has {count} nodes counted from 0")]
     MissingNode {
         /// The position that does not exist.
         missing: u64,
-        /// How many nodes there are.
+        /// The number of nodes.
         count: usize,
     },
-    /// An edge from a step to itself.
+    /// An edge connects a step to itself.
     #[error("a step can't wait for itself")]
     SelfEdge,
-    /// Steps that wait for each other.
+    /// Steps wait for each other.
     #[error("steps wait for each other: {}", Path(.0))]
     Cycle(Vec<Arc<str>>),
-    /// More than one `builds_in` parent.
+    /// A step has more than one `builds_in` parent.
     #[error("builds in {}: a step boots from one snapshot, the others can only be `depends_on`", List(.0))]
     ManyLineageParents(Vec<Arc<str>>),
     /// The key is empty.
@@ -224,31 +224,31 @@ pub enum ProblemKind {
     DuplicateKey {
         /// The first node that has it.
         first: usize,
-        /// The node at fault.
+        /// The node in error.
         node: usize,
     },
-    /// A `timeout_seconds` that is no positive whole number of 32 bits.
+    /// `timeout_seconds` is not a positive 32-bit integer.
     #[error("`timeout_seconds` is {0}, it must be a whole number from 1 to {max}", max = u32::MAX)]
     Timeout(String),
-    /// Text with a NUL byte, which no command, variable or path can have.
+    /// A text has a NUL byte, which is impossible in a command, a variable or a path.
     #[error("`{field}` has a NUL byte, which can't be passed to a program")]
     NulByte {
         /// The field, such as `cmd`.
         field: &'static str,
     },
-    /// The name of an environment variable that is empty, or has a `=` or a NUL byte.
+    /// The name of an environment variable is empty, or has a `=` or a NUL byte.
     #[error("{} can't name a variable: names are not empty and have neither `=` nor NUL bytes", Quoted(.0))]
     VariableName(String),
     /// The value of the environment variable of this name has a NUL byte.
     #[error("the variable {} has a NUL byte, which can't be passed to a program", Quoted(.0))]
     VariableValue(String),
-    /// A command that is longer than a program's argument may be.
+    /// A command exceeds the maximum length of a program's argument.
     #[error("`cmd` has {bytes} bytes, and a program can be given {max}: put it into a file of the project", max = MAX_ARG_BYTES)]
     CommandTooLong {
-        /// How long it is.
+        /// The length of the command.
         bytes: usize,
     },
-    /// A variable that is longer than a program can be given, with its name.
+    /// A variable, including its name, exceeds the maximum length that can be passed to a program.
     #[error(
         "the variable {} has {bytes} bytes, and a program can be given {max}: put it into a file of the project",
         Quoted(.name), max = MAX_ARG_BYTES
@@ -256,7 +256,7 @@ pub enum ProblemKind {
     VariableTooLong {
         /// Its name.
         name: String,
-        /// How long it is, with its name.
+        /// The length of the variable, including its name.
         bytes: usize,
     },
     /// A step, or the options, name a runner that the engine does not have.
@@ -264,12 +264,12 @@ pub enum ProblemKind {
     UnknownRunner {
         /// The name.
         name: String,
-        /// The known name that looks most like it.
+        /// The most similar known name.
         nearest: Option<Arc<str>>,
         /// Every known name.
         known: Vec<Arc<str>>,
     },
-    /// A runner of this project that the engine was built without.
+    /// A step, or the options, name a runner of this project that was not compiled into the engine.
     #[error("runner `{name}` is not compiled into this program (known: {})", List(.known))]
     MissingRunner {
         /// The name.
@@ -277,7 +277,7 @@ pub enum ProblemKind {
         /// Every known name.
         known: Vec<Arc<str>>,
     },
-    /// The step names no runner, and none is the default.
+    /// The step names no runner, and there is no default.
     #[error("the step names no runner, and none is the default (known: {})", List(.known))]
     NoDefaultRunner {
         /// Every known name.
@@ -288,23 +288,23 @@ pub enum ProblemKind {
     RunnerArgs {
         /// The runner.
         runner: Arc<str>,
-        /// Where, such as `runner_args.memory`.
+        /// The path of the argument, such as `runner_args.memory`.
         path: String,
-        /// What.
+        /// The reason.
         message: String,
     },
-    /// The image's name is none, or leads to nothing on this machine.
+    /// The image's name is invalid, or refers to nothing on this machine.
     #[error("{0}")]
     BadImage(String),
-    /// A path of the step's `on_change` policy is none.
+    /// A path of the step's `on_change` policy is invalid.
     #[error("`on_change` can't look at {}: {message}", Name(.path))]
     OnChangePath {
         /// The path.
         path: String,
-        /// Why.
+        /// The reason.
         message: &'static str,
     },
-    /// The runner can't boot from the step's image.
+    /// The runner cannot boot from the step's image.
     #[error(
         "runner `{runner}` can't boot from image {}, only from {images}; \
          to run on this machine's system instead: `--image {}=host`",
@@ -317,16 +317,16 @@ pub enum ProblemKind {
         image: Arc<str>,
         /// The image that the pipeline names, before substitution.
         named: Arc<str>,
-        /// What it can boot from.
+        /// The images that the runner can boot from.
         images: &'static str,
     },
-    /// The run has secrets, and the runner does not show any to its steps.
+    /// The run has secrets, and the runner cannot pass any to its steps.
     #[error("runner `{runner}` can't show secrets to its steps, and this run has some")]
     Secrets {
         /// The runner.
         runner: Arc<str>,
     },
-    /// A step can't boot from its parent's snapshot, because another runner made it.
+    /// A step cannot boot from its parent's snapshot, because another runner made it.
     #[error(
         "runner `{runner}` can't boot from the snapshot of {}, which runner `{parent_runner}` makes: run both on the same",
         Quoted(.parent)

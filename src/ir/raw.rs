@@ -1,7 +1,8 @@
-//! The IR as it comes in: the shape is right, the values may not be.
+//! The IR as it is read: the types are right, but the values may be invalid.
 //!
-//! Fields whose wrong values validation reports by step are decoded leniently here, so that one bad timeout does not
-//! hide the next mistake. Only what is no JSON, or of the wrong type, ends the reading, with its path, line and column.
+//! Fields whose invalid values validation reports per step are decoded leniently here, so that one invalid
+//! timeout does not hide the next error. Only text that is not JSON, or a value of the wrong type, ends the
+//! decoding. That error has a path, line and column.
 
 use serde::Deserialize;
 use serde_json::{Number, Value};
@@ -70,9 +71,11 @@ pub(super) struct RawStep {
     pub(super) runner_args: Option<Value>,
 }
 
-/// Decodes the shape. `serde_json` bounds the recursion (128 levels) and what is kept is linear in the text.
+/// Decodes the IR's types. `serde_json` bounds the recursion (128 levels), and memory use is linear in the
+/// text.
 pub(super) fn decode(json: &[u8]) -> Result<RawPipeline, InvalidPipeline> {
-    // Keeping track of the path costs an allocation per field: only a text that is known to be wrong is read that way.
+    // To track the path costs an allocation per field, so this is only done if the text is known to be
+    // invalid.
     serde_json::from_slice(json).map_err(|error| {
         let mut deserializer = serde_json::Deserializer::from_slice(json);
         match serde_path_to_error::deserialize::<_, RawPipeline>(&mut deserializer) {

@@ -1,16 +1,17 @@
-//! How errors show text that comes from a pipeline: on one line, of bounded length, unable to move a terminal's cursor.
+//! The display of a pipeline's text in errors: on one line, of bounded length, and without terminal control
+//! characters.
 
 use std::{
     fmt::{self, Write},
     sync::Arc,
 };
 
-/// How much of a name, of a message about a value, and of a list of names an error shows.
+/// The maximum lengths of a name, of a message about a value, and of a list of names in an error.
 const NAME_CHARS: usize = 80;
 const MESSAGE_CHARS: usize = 200;
 const SHOWN_NAMES: usize = 16;
 
-/// A name in backticks.
+/// Displays a name in backticks.
 pub(super) struct Quoted<'a>(pub(super) &'a str);
 
 impl fmt::Display for Quoted<'_> {
@@ -19,7 +20,7 @@ impl fmt::Display for Quoted<'_> {
     }
 }
 
-/// A name as part of something in backticks.
+/// Displays a name as a part of a text in backticks.
 pub(super) struct Name<'a>(pub(super) &'a str);
 
 impl fmt::Display for Name<'_> {
@@ -28,7 +29,7 @@ impl fmt::Display for Name<'_> {
     }
 }
 
-/// A decoder's message, which may quote a value of any length.
+/// Displays a decoder's message, which may quote a value of any length.
 pub(super) struct Message<'a>(pub(super) &'a str);
 
 impl fmt::Display for Message<'_> {
@@ -47,12 +48,12 @@ fn write_cut(f: &mut fmt::Formatter<'_>, text: &str, chars: usize) -> fmt::Resul
     Ok(())
 }
 
-/// Whether a character neither controls a terminal nor turns the direction of what follows.
+/// Returns whether a character neither controls a terminal nor changes the text direction.
 fn is_shown_as_it_is(char: char) -> bool {
     !char.is_control() && !matches!(char, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
-/// "`a`, `b` and `c`", cut after some.
+/// Displays "`a`, `b` and `c`", with a bounded number of names.
 pub(super) struct List<'a, T>(pub(super) &'a [T]);
 
 impl<T: AsRef<str>> fmt::Display for List<'_, T> {
@@ -74,7 +75,7 @@ impl<T: AsRef<str>> fmt::Display for List<'_, T> {
     }
 }
 
-/// "`a` -> `b` -> `a`", its middle cut out where it is long.
+/// Displays "`a` -> `b` -> `a`", with the middle omitted if it is long.
 pub(super) struct Path<'a>(pub(super) &'a [Arc<str>]);
 
 impl fmt::Display for Path<'_> {

@@ -1,4 +1,4 @@
-//! From the raw shape to a valid pipeline, or to the list of all that is wrong.
+//! Validates the raw IR: returns a valid pipeline, or the list of all errors.
 
 use std::{
     collections::{HashMap, hash_map::Entry},
@@ -16,7 +16,7 @@ use super::{
     raw::{RawEdge, RawGraph, RawNode, RawPipeline},
 };
 
-/// Checks everything that the IR shows by itself.
+/// Checks everything that can be checked in the IR itself.
 pub(super) fn validate(raw: RawPipeline) -> Result<Pipeline, InvalidPipeline> {
     let RawPipeline { version, default_image, timeout_seconds, graph } = raw;
     let RawGraph { nodes, node_holes, edge_property, edges } = graph;
@@ -46,7 +46,7 @@ pub(super) fn validate(raw: RawPipeline) -> Result<Pipeline, InvalidPipeline> {
     Ok(Pipeline { default_image, timeout_seconds, nodes, edges })
 }
 
-/// Checks that a program can be given these variables.
+/// Checks that these variables can be passed to a program.
 pub(crate) fn check_env(env: &Env, place: &Place, problems: &mut Problems) {
     for (name, value) in env {
         if name.is_empty() || name.contains(['=', '\0']) {
@@ -100,13 +100,13 @@ fn check_nodes(raw: Vec<RawNode>, problems: &mut Problems) -> Vec<Node> {
         check_nul(step.image.as_deref(), "image", &place, problems);
         let timeout_seconds = check_timeout(step.timeout_seconds.as_ref(), &place, problems);
         check_env(&env, &place, problems);
-        // The DSL merges the step's own variables into the node's; IR written by hand may not.
+        // The DSL merges the step's own variables into the node's, but IR written by hand may not.
         if let Some(own) = &step.env
             && own.iter().any(|(name, value)| env.get(name) != Some(value))
         {
             check_env(own, &place, problems);
         }
-        // The DSL gives most steps the same environment: neighbours share it.
+        // The DSL gives most steps the same environment, so neighbouring nodes share it.
         let env = match nodes.last() {
             Some(previous) if *previous.env == env => Arc::clone(&previous.env),
             _ => Arc::new(env),
@@ -127,7 +127,7 @@ fn check_nodes(raw: Vec<RawNode>, problems: &mut Problems) -> Vec<Node> {
     nodes
 }
 
-/// Keeps the edges that are right by themselves, one between each two steps.
+/// Returns the edges that are valid by themselves, at most one between any two steps.
 fn check_edges(raw: Vec<Option<RawEdge>>, nodes: &[Node], problems: &mut Problems) -> Vec<Edge> {
     let mut edges: Vec<Edge> = Vec::with_capacity(raw.len());
     let mut by_ends: HashMap<(u32, u32), usize> = HashMap::with_capacity(raw.len());

@@ -1,8 +1,8 @@
 //! The wire types of the v0 IR, as the DSL emits them.
 //!
-//! The graph is petgraph's serde encoding: nodes by position, edges as `[from, to, kind]`. JSON-compatible with the
-//! published `hm-pipeline-ir` 0.0.9: what it writes decodes here and the other way round. Strings and maps that every
-//! attempt needs sit behind an [`Arc`], so that handing a step to a runner copies no text.
+//! The graph is petgraph's serde encoding: nodes by position, edges as `[from, to, kind]`. The JSON is
+//! compatible with the published `hm-pipeline-ir` 0.0.9: each decodes the other's output. Strings and maps
+//! that every attempt needs are behind an [`Arc`], so no text is copied when a step is handed to a runner.
 
 use std::{collections::BTreeMap, fmt, num::NonZeroU32, sync::Arc};
 
@@ -11,7 +11,7 @@ use serde::{
     de::{Error, MapAccess, SeqAccess, Visitor, value::MapAccessDeserializer},
 };
 
-/// A step's environment: names to values, in byte order of the names.
+/// The environment of a step: names to values, in byte order of the names.
 pub type Env = BTreeMap<String, String>;
 
 /// One shell command of a pipeline.
@@ -19,7 +19,7 @@ pub type Env = BTreeMap<String, String>;
 pub struct CommandStep {
     /// The step's name, unique within its pipeline.
     pub key: Arc<str>,
-    /// What people read instead of the key.
+    /// The name that is displayed instead of the key.
     #[serde(default)]
     pub label: Option<Arc<str>>,
     /// The command, given to `sh -c`.
@@ -27,13 +27,13 @@ pub struct CommandStep {
     /// The image that a step without a `builds_in` parent boots from.
     #[serde(default)]
     pub image: Option<Arc<str>>,
-    /// The step's own variables. The DSL merges them into the node's `env`, which is what runs.
+    /// The step's own variables. The DSL merges them into the node's `env`, which the command gets.
     #[serde(default)]
     pub env: Option<Env>,
-    /// Wall-clock budget of one attempt, in seconds.
+    /// The time limit of one attempt, in seconds.
     #[serde(default)]
     pub timeout_seconds: Option<NonZeroU32>,
-    /// Whether, and under which key, the step's snapshot may be reused by later runs.
+    /// Whether, and under which key, later runs may reuse the step's snapshot.
     #[serde(default)]
     pub cache: Option<Cache>,
     /// The name of the runner, or `None` for the engine's default.
@@ -44,19 +44,19 @@ pub struct CommandStep {
     pub runner_args: Option<serde_json::Value>,
 }
 
-/// A step's cache policy. The DSL has resolved it into `key` by the time the IR is written.
+/// A step's cache policy. The DSL resolves it to `key` before the IR is written.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Cache {
     /// `none`, `forever`, `ttl`, `on_change` or `compose`.
     pub policy: Arc<str>,
     /// The resolved key, a hex SHA-256 over whatever the policy looks at.
     pub key: Option<Arc<str>>,
-    /// The policy's own parameters (`env_keys`, `paths`, `duration_seconds`, ...), kept as they came.
+    /// The policy's own parameters (`env_keys`, `paths`, `duration_seconds`, ...), unchanged.
     #[serde(flatten)]
     pub parameters: BTreeMap<String, serde_json::Value>,
 }
 
-/// An object, or what the published crate takes for one, too: an array of the policy and the key.
+/// Decodes an object, or the other form that the published crate accepts: an array of the policy and the key.
 impl<'de> Deserialize<'de> for Cache {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         deserializer.deserialize_any(CacheVisitor)
@@ -96,13 +96,13 @@ impl<'de> Visitor<'de> for CacheVisitor {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum EdgeKind {
-    /// The child boots from the parent's snapshot. At most one such parent.
+    /// The child boots from the parent's snapshot. A child has at most one such parent.
     BuildsIn,
     /// The child only waits for the parent.
     DependsOn,
 }
 
-/// A node of the graph: a step and the environment it runs with.
+/// A node of the graph: a step and its environment.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Node {
     /// The command.

@@ -1,4 +1,4 @@
-//! Opening what lies below a directory, and nothing else.
+//! Opens files below a directory, and nowhere else.
 
 use std::{
     os::fd::{AsFd, OwnedFd},
@@ -10,11 +10,11 @@ use rustix::{
     io::Errno,
 };
 
-/// How often a lookup is repeated that the kernel gave up because something was renamed meanwhile.
+/// The number of retries of a lookup that failed because of a concurrent rename.
 #[cfg(target_os = "linux")]
 const RACES: u32 = 64;
 
-/// Opens `path` below `dir`. A path that leads out of it is `XDEV`, also through a symbolic link.
+/// Opens `path` below `dir`. If `path` leads out of it, also through a symbolic link, the error is `XDEV`.
 pub(super) fn open(dir: impl AsFd, path: &Path, flags: OFlags) -> Result<OwnedFd, Errno> {
     #[cfg(target_os = "linux")]
     {
@@ -24,7 +24,7 @@ pub(super) fn open(dir: impl AsFd, path: &Path, flags: OFlags) -> Result<OwnedFd
         for _ in 0..RACES {
             match fs::openat2(&dir, path, flags, Mode::empty(), resolve) {
                 Err(Errno::AGAIN) => {}
-                // Before Linux 5.6, or refused by a filter of system calls that does not know it.
+                // Linux before 5.6, or a system call filter that does not know the call and refuses it.
                 Err(Errno::NOSYS | Errno::PERM) => return walk(dir, path, flags),
                 opened => return opened,
             }
@@ -35,16 +35,16 @@ pub(super) fn open(dir: impl AsFd, path: &Path, flags: OFlags) -> Result<OwnedFd
     walk(dir, path, flags)
 }
 
-/// Opens like [`open`], a name at a time. Symbolic links are not followed at all: that they stay inside could
-/// not be known.
+/// Does the same as [`open`], one name at a time. Symbolic links are not followed at all, because there would
+/// be no check that they stay inside.
 pub(super) fn walk(dir: impl AsFd, path: &Path, flags: OFlags) -> Result<OwnedFd, Errno> {
     let mut names = Vec::new();
     for part in path.components() {
         match part {
             Component::Normal(name) => names.push(name),
             Component::CurDir => {}
-            // `a/..` is another place than `.` if `a` is a link, which is refused below; `..` at the top
-            // leads out.
+            // `a/..` is not the same as `.` if `a` is a link, which is refused below. `..` at the top leads
+            // out.
             Component::ParentDir => {
                 names.pop().ok_or(Errno::XDEV)?;
             }
@@ -65,7 +65,7 @@ pub(super) fn walk(dir: impl AsFd, path: &Path, flags: OFlags) -> Result<OwnedFd
     fs::openat(dir, *last, flags | OFlags::NOFOLLOW, Mode::empty()).map_err(|errno| refused(dir, last, errno))
 }
 
-/// Returns the error of an open that failed: `XDEV` for a link that was not followed, else `errno`.
+/// Returns the error of a failed open: `XDEV` for a link that was not followed, otherwise `errno`.
 fn refused(dir: impl AsFd, name: &std::ffi::OsStr, errno: Errno) -> Errno {
     match fs::statat(dir, name, fs::AtFlags::SYMLINK_NOFOLLOW) {
         Ok(stat) if FileType::from_raw_mode(stat.st_mode) == FileType::Symlink => Errno::XDEV,

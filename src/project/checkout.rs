@@ -1,5 +1,5 @@
-//! Which directories came together: nothing of them is the user's word, and nothing in them runs in the
-//! user's name.
+//! The directories of one checkout. Nothing in them is an instruction of the user, and nothing in them is
+//! executed on the user's behalf.
 
 use std::{
     env,
@@ -7,8 +7,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Returns the outermost directory around `dir` that is a repository or has pipelines, but for the home
-/// directory and what holds it. The outermost, because a checkout can have repositories of its own in it.
+/// Returns the outermost directory around `dir` that is a repository or has pipelines, except for the home
+/// directory and its parents. The outermost is used because a checkout can contain other repositories.
 #[must_use]
 pub fn checkout(dir: &Path) -> Option<PathBuf> {
     let home = env::var_os("HOME").and_then(|home| PathBuf::from(home).canonicalize().ok());

@@ -1,10 +1,10 @@
-//! Why a file of a project is not read.
+//! The errors of reading a project's file.
 
 use std::{io, path::PathBuf};
 
 use rustix::{fs::FileType, io::Errno};
 
-/// What kind of trouble it is.
+/// The kind of an error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ProjectFileErrorKind {
@@ -14,7 +14,7 @@ pub enum ProjectFileErrorKind {
     Outside,
     /// It is a directory, a FIFO, a device or a socket.
     NotRegular,
-    /// It has more bytes than are read.
+    /// The file is larger than the limit.
     TooLarge,
     /// It is not UTF-8.
     NotText,
@@ -22,7 +22,7 @@ pub enum ProjectFileErrorKind {
     Unreadable,
 }
 
-/// Why a file of a project is not read. The text names the file and the remedy.
+/// The reason why a project's file is not read. The text names the file and the remedy.
 #[derive(Debug, thiserror::Error)]
 #[error("{}: {reason}", path.display())]
 pub struct ProjectFileError {
@@ -34,7 +34,7 @@ pub struct ProjectFileError {
 }
 
 impl ProjectFileError {
-    /// Returns what kind of trouble it is.
+    /// Returns the kind of the error.
     #[must_use]
     pub fn kind(&self) -> ProjectFileErrorKind {
         self.kind
@@ -46,7 +46,7 @@ impl ProjectFileError {
         &self.path
     }
 
-    /// Returns what is wrong and what to do, without the file's name.
+    /// Returns the error and its remedy, without the file's name.
     #[must_use]
     pub fn reason(&self) -> &str {
         &self.reason
@@ -89,7 +89,7 @@ impl ProjectFileError {
                 Self::new(path, ProjectFileErrorKind::Missing, "there is no such file or directory")
             }
             Errno::XDEV => Self::outside(path),
-            // Opening a socket, and a device without a driver.
+            // The errors of opening a socket, or a device without a driver.
             Errno::NXIO | Errno::NODEV => Self::not_regular(path, FileType::Unknown),
             Errno::LOOP => {
                 let reason = "it is a symbolic link that leads to itself; remove it";

@@ -1,4 +1,4 @@
-//! Where a repository's own files are.
+//! Locates a repository's own files.
 
 use std::{
     ffi::OsStr,
@@ -9,11 +9,11 @@ use std::{
 
 use super::read_plain;
 
-/// More than a path has.
+/// The maximum size of a `.git` file, in bytes: more than a path has.
 const MAX_LINK_BYTES: u64 = 8 << 10;
 
-/// Returns the directory that has the `config` and the `info` of the repository whose top is `top` and whose
-/// `.git` is `git`: worktrees and submodules name another place in a file `.git`.
+/// Returns the directory with the `config` and the `info` of the repository whose top is `top` and whose
+/// `.git` is `git`. In worktrees and submodules, `.git` is a file that names another directory.
 pub(crate) fn common_dir(top: &Path, git: &Path) -> io::Result<PathBuf> {
     if fs::metadata(git).is_ok_and(|git| git.is_dir()) {
         return Ok(git.to_owned());

@@ -1,7 +1,7 @@
-//! Files that a project names, read with care: a checkout must not be able to hang `hm`, to eat its memory,
-//! or to have files read that lie elsewhere.
+//! Reads the files that a project names, defensively: a checkout must not be able to hang `hm`, to exhaust
+//! its memory, or to make it read files elsewhere.
 //!
-//! A [`ProjectDir`] is opened once, and everything is looked up below it: regular files only, up to a limit,
+//! A [`ProjectDir`] is opened once, and every lookup is below it. It reads only regular files, up to a limit,
 //! and never through a symbolic link that leads out of the directory. [`ProjectFileError`] names the file and
 //! the remedy.
 
@@ -29,16 +29,16 @@ pub use error::{ProjectFileError, ProjectFileErrorKind};
 pub(crate) use gitdir::common_dir;
 pub(crate) use plain::read_plain;
 
-/// The most bytes of a configuration file such as `.hm/hm.toml` or `.git/config`.
+/// The maximum size of a configuration file such as `.hm/hm.toml` or `.git/config`, in bytes.
 pub const CONFIG_BYTES: u64 = 1 << 20;
-/// The most bytes of a pipeline's definition.
+/// The maximum size of a pipeline's definition, in bytes.
 pub const PIPELINE_BYTES: u64 = 256 << 20;
 
-/// `NONBLOCK`: a FIFO opens without a writer. `NOCTTY`: no terminal becomes ours.
+/// `NONBLOCK`: a FIFO can be opened without a writer. `NOCTTY`: no terminal becomes the controlling one.
 const FILE_FLAGS: OFlags = OFlags::RDONLY.union(OFlags::NONBLOCK).union(OFlags::NOCTTY).union(OFlags::CLOEXEC);
 const DIR_FLAGS: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 
-/// The top directory of a project, open.
+/// The open top directory of a project.
 ///
 /// # Examples
 /// ```
@@ -56,10 +56,10 @@ pub struct ProjectDir {
 }
 
 impl ProjectDir {
-    /// Opens the top directory. The path itself is the caller's word: links in it are followed.
+    /// Opens the top directory. The path comes from the caller, so links in it are followed.
     ///
     /// # Errors
-    /// Returns an error if it is no directory, or can't be opened.
+    /// Returns an error if the path is not a directory, or cannot be opened.
     pub fn open(path: impl Into<PathBuf>) -> Result<Self, ProjectFileError> {
         let path = path.into();
         match fs::open(&path, DIR_FLAGS, Mode::empty()) {
@@ -74,10 +74,10 @@ impl ProjectDir {
         &self.path
     }
 
-    /// Opens a regular file of at most `limit` bytes, to be read. `path` is relative to the project, or an
+    /// Opens a regular file of at most `limit` bytes for reading. `path` is relative to the project, or an
     /// absolute path that begins with the project's own.
     ///
-    /// A file may still grow while it is read: [`read`](Self::read) holds the limit then, too.
+    /// A file may grow while it is read; [`read`](Self::read) enforces the limit in that case, too.
     ///
     /// # Errors
     /// Returns an error if the path leads out of the project, or to anything but a regular file of that size.
@@ -124,7 +124,7 @@ impl ProjectDir {
         String::from_utf8(bytes).map_err(|_| ProjectFileError::not_text(self.path.join(path)))
     }
 
-    /// Reads a file that need not be there: `None` if it, or a directory on the way to it, does not exist.
+    /// Reads an optional file. Returns `None` if it, or a directory on the path to it, does not exist.
     ///
     /// # Errors
     /// Returns the other errors of [`read_text`](Self::read_text).
@@ -138,7 +138,7 @@ impl ProjectDir {
     /// Returns the names of a directory's entries, sorted.
     ///
     /// # Errors
-    /// Returns an error if the path leads out of the project, or to no directory.
+    /// Returns an error if the path leads out of the project, or is not a directory.
     pub fn names(&self, dir: impl AsRef<Path>) -> Result<Vec<OsString>, ProjectFileError> {
         let (inside, shown) = self.resolve(dir.as_ref())?;
         let failed = |errno| ProjectFileError::of_errno(shown.clone(), errno);
@@ -154,7 +154,7 @@ impl ProjectDir {
         Ok(names)
     }
 
-    /// Returns the path below the project, and the one that people are shown.
+    /// Returns the path below the project, and the path to display.
     fn resolve(&self, path: &Path) -> Result<(PathBuf, PathBuf), ProjectFileError> {
         let shown = self.path.join(path);
         let inside = if path.is_absolute() {

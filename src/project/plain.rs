@@ -1,4 +1,4 @@
-//! Reading one plain file by its path, wherever it lies.
+//! Reads one regular file at any path.
 
 use std::{
     fs::File,
@@ -11,8 +11,8 @@ use rustix::{
     io::Errno,
 };
 
-/// Reads a regular file of no more than `limit` bytes; `None` if there is none. Never waits for a pipe or a
-/// device.
+/// Reads a regular file of at most `limit` bytes. Returns `None` if there is none. Never waits for a pipe or
+/// a device.
 pub(crate) fn read_plain(path: &Path, limit: u64) -> io::Result<Option<Vec<u8>>> {
     let in_words = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;

@@ -94,7 +94,7 @@ fn a_kernel_without_openat2_follows_no_links_at_all() {
 
 #[test]
 fn a_file_that_grows_is_still_limited() {
-    // Files of /proc have no size before they are read.
+    // Files in /proc have a size of zero until they are read.
     let proc = ProjectDir::open("/proc/self").unwrap();
     assert_eq!(proc.read("status", 10).unwrap_err().kind(), TooLarge);
 }

@@ -1,38 +1,40 @@
-//! The files `input.json` and `result.json`: a format with a version of its own, because the two ends may be different
-//! builds.
+//! The files `input.json` and `result.json`. The format has its own version, because writer and reader may be
+//! different builds.
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-/// The version of both files. Raised with any change that an older reader would get wrong.
+/// The version of both files. Increase it with any change that an older reader would misinterpret.
 pub const VERSION: u32 = 1;
 
-/// One attempt of one step, with everything that it starts from.
+/// One attempt of one step, with all its inputs.
 ///
-/// All paths are relative to the directory that has `input.json`. The command's output is that of the process; its exit
-/// code, too, or 124 where it timed out, 143 where it was terminated, 137 where it was killed for its memory, and 125 where
-/// it could not be run. What counts is in [`StepOutput`].
+/// All paths are relative to the directory of `input.json`. The command's output is that of the process. The
+/// exit code of the process is that of the command, or 124 if it timed out, 143 if it was terminated, 137 if
+/// it was killed for its memory use, and 125 if it could not be run. The authoritative result is in
+/// [`StepOutput`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct StepInput {
-    /// [`VERSION`].
+    /// The [`VERSION`] of the format.
     pub version: u32,
-    /// Run by `/bin/sh -c`.
+    /// The script for `/bin/sh -c`.
     pub command: String,
-    /// The whole environment, the image's included, apart from `PATH` and `HOME` where nobody sets them.
+    /// The whole environment, including the image's. `PATH` and `HOME` are absent if neither the image nor
+    /// the step sets them.
     pub env: BTreeMap<String, String>,
-    /// Where the command starts: an absolute path in the step's filesystem.
+    /// The working directory of the command: an absolute path in the step's filesystem.
     pub workdir: String,
-    /// What the step's filesystem is made of, lowest first.
+    /// The parts of the step's filesystem, lowest first.
     pub stack: Vec<Lower>,
-    /// Whether to pack what the command wrote as `layer.tar.zst`, where it exits 0.
+    /// Whether to pack the files that the command wrote as `layer.tar.zst`, if it exits with 0.
     pub commit: bool,
-    /// How long the command may take, in milliseconds; then TERM, grace, KILL.
+    /// The time limit of the command, in milliseconds; then TERM, grace, KILL.
     pub timeout_ms: Option<u64>,
-    /// How long it may take between TERM and KILL, in milliseconds.
+    /// The time between TERM and KILL, in milliseconds.
     pub grace_ms: u64,
-    /// What it may use.
+    /// The resource limits.
     pub limits: Limits,
 }
 
@@ -40,79 +42,80 @@ pub struct StepInput {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Lower {
-    /// A layer as OCI images have it: a tar, compressed with zstd or gzip, or not at all.
+    /// A layer in the format of OCI images: a tar, uncompressed or compressed with zstd or gzip.
     Layer {
         /// The file.
         path: String,
-        /// The SHA-256 of the tar, as `sha256:HEX`: the layer's name wherever it lies unpacked.
+        /// The SHA-256 of the tar, as `sha256:HEX`. It identifies the layer also when unpacked.
         diff_id: String,
     },
-    /// The source tree, as files, to be seen at `/workspace`. Never written to.
+    /// The source tree, as files, mounted at `/workspace`. It is never written to.
     Workspace {
-        /// The directory that has it, as `workspace`, and nothing else: as it is, the lower directory of an overlay.
+        /// The directory that contains the tree as `workspace`, and nothing else. It is used unchanged as the
+        /// lower directory of an overlay.
         path: String,
     },
 }
 
-/// What a step may use. Absent is unlimited.
+/// The resource limits of a step. An absent limit is unlimited.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Limits {
-    /// Memory of its processes together, in bytes.
+    /// The memory of its processes together, in bytes.
     pub memory_bytes: Option<u64>,
-    /// Processors.
+    /// The number of processors.
     pub cpus: Option<f64>,
-    /// Processes and threads at a time.
+    /// The number of processes and threads at a time.
     pub pids: Option<u64>,
-    /// What it sees of the network.
+    /// The network access.
     pub network: Network,
 }
 
-/// What a step sees of the network.
+/// The network access of a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Network {
-    /// What the machine that runs it sees.
+    /// The network of the machine that runs it.
     #[default]
     Host,
-    /// A loopback device of its own.
+    /// A network of its own with only a loopback device.
     None,
 }
 
-/// How a step ended, in `result.json`.
+/// The result of a step, in `result.json`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StepOutput {
-    /// [`VERSION`].
+    /// The [`VERSION`] of the format.
     pub version: u32,
-    /// How.
+    /// The end of the command.
     pub exit: Exit,
-    /// What is in `layer.tar.zst`, where there is one. Absent, too, where the command changed nothing.
+    /// The content of `layer.tar.zst`, if there is one. Also absent if the command changed nothing.
     pub layer: Option<LayerOutput>,
 }
 
-/// How a command ended.
+/// The end of a command.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum Exit {
-    /// By itself.
+    /// It ended by itself.
     Exited {
-        /// Its code, or 128+n after signal n.
+        /// Its exit code, or 128+n after signal n.
         code: i32,
-        /// It reached its limit on processes. Absent otherwise, and from older builds.
+        /// Whether it reached its limit on processes. Absent otherwise, and in files of older builds.
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         too_many_processes: bool,
     },
-    /// It was killed for going over its memory limit.
+    /// It was killed because it exceeded its memory limit.
     OutOfMemory,
-    /// It was ended because its time was up.
+    /// It was ended at its time limit.
     TimedOut,
-    /// It was ended because whoever ran it was told to.
+    /// It was ended because its parent process was requested to end.
     Terminated,
     /// It could not be run.
     Failed {
-        /// Why, and what to do.
+        /// The reason, and the remedy.
         message: String,
-        /// Whether another attempt, here or elsewhere, may end otherwise.
+        /// Whether another attempt, here or elsewhere, may succeed.
         retry: bool,
     },
 }
@@ -125,23 +128,23 @@ impl Exit {
     }
 }
 
-/// A layer that a step left.
+/// A layer that a step produced.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LayerOutput {
     /// The SHA-256 of the tar before compression, as `sha256:HEX`.
     pub diff_id: String,
 }
 
-/// Why a file of this format can't be read.
+/// The reason why a file of this format cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum FormatError {
-    /// Another version wrote it.
+    /// The file has another version.
     #[error("version {found}, where this hm knows version {VERSION}: use the same hm on both sides")]
     Version {
-        /// Which.
+        /// The version of the file.
         found: u32,
     },
-    /// It is not in this format.
+    /// The file is not in this format.
     #[error("not in the format of version {VERSION}")]
     Malformed(#[source] serde_json::Error),
 }
@@ -150,7 +153,7 @@ impl StepInput {
     /// Decodes `input.json`.
     ///
     /// # Errors
-    /// Where it is of another version, or malformed.
+    /// Returns an error if the file has another version, or is malformed.
     pub fn decode(json: &[u8]) -> Result<Self, FormatError> {
         decode(json)
     }
@@ -160,13 +163,13 @@ impl StepOutput {
     /// Decodes `result.json`.
     ///
     /// # Errors
-    /// Where it is of another version, or malformed.
+    /// Returns an error if the file has another version, or is malformed.
     pub fn decode(json: &[u8]) -> Result<Self, FormatError> {
         decode(json)
     }
 }
 
-/// Looks at the version first, so that a newer file is told as such and not as malformed.
+/// Checks the version first, so that a newer file is reported as such and not as malformed.
 fn decode<T: DeserializeOwned>(json: &[u8]) -> Result<T, FormatError> {
     #[derive(Deserialize)]
     struct Versioned {
@@ -183,7 +186,7 @@ fn decode<T: DeserializeOwned>(json: &[u8]) -> Result<T, FormatError> {
 mod tests {
     use super::*;
 
-    /// As it went out when it was version 1; what was sent then is read for ever.
+    /// The text that version 1 wrote. It must remain readable forever.
     const INPUT: &str = r#"{"version":1,"command":"make","env":{"CI":"true"},"workdir":"/workspace","stack":[{"kind":"layer","path":"layers/0.tar.zst","diff_id":"sha256:00"},{"kind":"workspace","path":"source"}],"commit":true,"timeout_ms":60000,"grace_ms":5000,"limits":{"memory_bytes":1073741824,"cpus":1.5,"pids":null,"network":"none"}}"#;
     const OUTPUT: &str = r#"{"version":1,"exit":{"kind":"exited","code":0},"layer":{"diff_id":"sha256:00"}}"#;
 

@@ -1,4 +1,4 @@
-//! Finding the `hm-step` executable that travels.
+//! Locates the `hm-step` executable for other machines.
 
 use std::{
     fs::File,
@@ -6,53 +6,55 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Names the executable, over every other way but the caller's own word.
+/// The environment variable that names the executable. Only the caller's path takes precedence over it.
 pub const STEP_VARIABLE: &str = "HM_STEP";
 
-/// What it is called, beside `hm`.
+/// The file name of the executable in the directory of `hm`.
 const NAME: &str = "hm-step";
 
 /// The segment of an ELF file that names the dynamic linker.
 const PT_INTERP: u32 = 3;
-/// More segments than this no linker writes.
+/// The maximum number of segments. No linker writes more.
 const MAX_SEGMENTS: u16 = 1024;
 
-/// An `hm-step` for other machines.
+/// An `hm-step` executable for other machines.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StepProgram {
-    /// Where it is.
+    /// The path of the executable.
     pub path: PathBuf,
-    /// Whether it runs on machines that have no libraries. One that is not runs where the libraries of this machine are.
+    /// Whether it runs on machines without libraries. If not, it runs on machines with the same libraries as
+    /// this one.
     pub is_static: bool,
 }
 
-/// Why there is no `hm-step`.
+/// The reason why there is no `hm-step`.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum NoStepProgram {
-    /// Nobody names one, and there is none beside this program.
+    /// No path is given, and there is none in the directory of this program.
     #[error("found no hm-step: build one (`just hm-step`), and put it beside hm or name it by {STEP_VARIABLE}")]
     Missing,
-    /// It can't be read.
+    /// The file cannot be read.
     #[error("failed to read {}", path.display())]
     Unreadable {
-        /// Which.
+        /// The path.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
-    /// It is no program for machines of today.
+    /// The file is not a 64-bit ELF file.
     #[error("{} is no 64-bit ELF file: build it with `just hm-step`", path.display())]
     NoProgram {
-        /// Which.
+        /// The path.
         path: PathBuf,
     },
 }
 
-/// Finds `hm-step`: as given, as the environment says, or beside this executable.
+/// Locates `hm-step`: at the given path, at the path in the environment, or in the directory of this
+/// executable.
 ///
 /// # Errors
-/// Where there is none, and where what is named is none.
+/// Returns an error if there is none, or if the file is not an executable.
 pub fn locate(given: Option<&Path>) -> Result<StepProgram, NoStepProgram> {
     let named = || std::env::var_os(STEP_VARIABLE).filter(|path| !path.is_empty()).map(PathBuf::from);
     let beside = || {
@@ -67,7 +69,7 @@ pub fn locate(given: Option<&Path>) -> Result<StepProgram, NoStepProgram> {
     }
 }
 
-/// Whether a 64-bit ELF file asks for no dynamic linker. `None` where it is no such file.
+/// Returns whether a 64-bit ELF file needs no dynamic linker, or `None` for other files.
 fn is_static(mut file: impl Read + Seek) -> io::Result<Option<bool>> {
     let mut header = [0; 64];
     match file.read_exact(&mut header) {
@@ -108,7 +110,7 @@ mod tests {
 
     use super::*;
 
-    /// A little ELF file with segments of these kinds.
+    /// Makes a minimal ELF file with segments of these kinds.
     fn elf(kinds: &[u32]) -> Vec<u8> {
         let mut file = vec![0; 64];
         file[..6].copy_from_slice(b"\x7fELF\x02\x01");
@@ -139,7 +141,7 @@ mod tests {
         assert!(matches!(&error, NoStepProgram::Unreadable { .. }), "{error}");
         let error = locate(Some(Path::new("/proc/self/status"))).unwrap_err();
         assert!(error.to_string().contains("just hm-step"), "{error}");
-        // The test is no `hm-step`, and linked like every program of this machine.
+        // The test is not an `hm-step`, but it is linked like every program of this machine.
         let this = std::env::current_exe().unwrap();
         assert_eq!(locate(Some(&this)).unwrap().path, this);
     }

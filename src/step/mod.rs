@@ -1,7 +1,7 @@
-//! Steps that run elsewhere: what travels to the machine that runs one, and what comes back.
+//! Steps that run on other machines: the files that are sent to the machine, and the files that it returns.
 //!
-//! An Action on a remote engine is `hm-step input.json` in an input root that has all the step needs: see
-//! [`StepInput`]. Knows neither the engine's protocol nor the runner that made the input.
+//! An Action on a remote engine is `hm-step input.json` in an input root with everything that the step needs:
+//! see [`StepInput`]. The module knows neither the engine's protocol nor the runner that made the input.
 
 mod format;
 mod locate;
