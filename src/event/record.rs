@@ -1,7 +1,9 @@
 //! The journal's format: magic, version, and frames of records.
 //!
 //! ```text
-//! "hm-jrnl\0"  u32 version  frame(RunMeta)  frame(Record)*        frame = u32 length, u32 CRC-32, payload (postcard)
+//! "hm-jrnl\0"  u32 version  frame(RunMeta)  frame(Record)*
+//!
+//! frame = u32 length, u32 CRC-32, payload (postcard)
 //! ```
 //!
 //! All integers outside payloads are little-endian. Within a version, kinds of records and trailing fields

@@ -1,5 +1,5 @@
-//! Lists of lists in two flat arrays (compressed sparse rows): the storage of a graph of up to 100,000 steps
-//! and more.
+//! Lists of lists in two flat arrays (compressed sparse rows): the representation of a graph of 100,000
+//! steps.
 
 /// The items of each row, in the order in which they were given.
 #[derive(Debug, Clone, PartialEq, Eq)]

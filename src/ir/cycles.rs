@@ -25,7 +25,7 @@ pub(super) fn find(children: &Csr<u32>) -> Vec<Vec<u32>> {
 const NONE: u32 = u32::MAX;
 
 struct Components {
-    /// Each step's component.
+    /// The component of each step.
     of: Vec<u32>,
     groups: Vec<Vec<u32>>,
 }

@@ -13,7 +13,7 @@ use super::{Edge, InvalidPipeline, Node, raw, validate};
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Pipeline {
-    /// Image of root steps that name none.
+    /// The image of root steps that name none.
     pub default_image: Option<Arc<str>>,
     /// The time limit of the whole build, in seconds.
     pub timeout_seconds: Option<NonZeroU32>,

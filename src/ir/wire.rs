@@ -49,7 +49,7 @@ pub struct CommandStep {
 pub struct Cache {
     /// `none`, `forever`, `ttl`, `on_change` or `compose`.
     pub policy: Arc<str>,
-    /// The resolved key, a hex SHA-256 over whatever the policy looks at.
+    /// The resolved key, a hex SHA-256 over the policy's inputs.
     pub key: Option<Arc<str>>,
     /// The policy's own parameters (`env_keys`, `paths`, `duration_seconds`, ...), unchanged.
     #[serde(flatten)]

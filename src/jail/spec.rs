@@ -296,7 +296,7 @@ pub struct Watch {
 pub struct GroupView {
     /// Its directory on the host.
     pub dir: CString,
-    /// The name of its hierarchy below `/sys/fs/cgroup`. Empty: that directory itself, as with version 2.
+    /// The name of its hierarchy below `/sys/fs/cgroup`. Empty for that directory itself, as with version 2.
     pub name: CString,
 }
 
