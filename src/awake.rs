@@ -1,27 +1,28 @@
-//! Time in which this process ran: what limits and graces are counted in.
+//! Time during which this process ran. Limits and grace periods count in it.
 //!
 //! A process that is stopped (Ctrl-Z, a frozen control group, a paused container) misses the ends of its
-//! steps for as long, and wakes up with all of its timers due. A limit that counted that time would end steps
-//! that had ended long before, and a grace would be over before anything could be looked at. So long waits
-//! are cut into slices, and a slice that took much longer than it was asked to counts as what it was asked
-//! to. In: limits. Out: when they are over. Knows of no runtime but in the functions that wait.
+//! steps for that time, and wakes up with all of its timers due. A limit that counted that time would end
+//! steps that had finished long before, and a grace period would be over before the process could look at
+//! anything. So long waits are cut into slices, and a slice that took much longer than requested counts only
+//! as the time that was requested. Input: limits. Output: when they are reached. Only the functions that wait
+//! depend on a runtime.
 
 use std::time::Duration;
 
-/// A slice that ends later than this was not just late.
+/// A slice that ends later than this was interrupted by a stop, not just late.
 const LATE: Duration = Duration::from_millis(50);
-/// What is left, at least, when the process goes on after it stood still: time to look at what happened
-/// meanwhile.
+/// The minimum time that remains when the process continues after it was stopped, so that it can look at
+/// what happened meanwhile.
 const LOOK: Duration = Duration::from_millis(100);
-/// How often in a row that is granted, so that a machine that is always late ends steps, too.
+/// How often in a row that time is granted. It is bounded so that a machine that is always late ends steps,
+/// too.
 const LOOKS: u8 = 3;
-/// No slice is shorter, unless the limit is.
+/// The shortest slice, unless the limit is shorter.
 const SHORTEST: Duration = Duration::from_secs(1);
-/// A limit has at most this many slices: a process that stands still for less than a slice may not be
-/// noticed.
+/// The maximum number of slices of a limit. A stop that is shorter than a slice may go unnoticed.
 const SLICES: u32 = 64;
 
-/// A limit on the time in which this process ran, and how much of it is used up.
+/// A limit on the time during which this process runs, and how much of it is left.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Awake {
     left: Duration,
@@ -41,7 +42,7 @@ impl Awake {
         (!self.left.is_zero()).then(|| self.left.min(self.slice))
     }
 
-    /// Counts the time since the last call, or since the beginning, which is what the wait took.
+    /// Counts the duration of the last wait, which is the time since the last call or since the beginning.
     pub(crate) fn pass(&mut self, took: Duration) {
         let Some(asked) = self.next() else { return };
         if took <= asked.saturating_add(LATE) {
@@ -70,10 +71,10 @@ mod wait {
 
     use super::Awake;
 
-    /// Waits until this process ran for so long.
+    /// Waits until this process has run for `limit`.
     ///
     /// # Cancel safety
-    /// Nothing is lost but the time.
+    /// Only the elapsed time is lost.
     pub(crate) async fn sleep(limit: Duration) {
         let mut awake = Awake::new(limit);
         while let Some(slice) = awake.next() {
@@ -83,16 +84,17 @@ mod wait {
         }
     }
 
-    /// Waits for `work` while this process runs for so long. `None` if the time was up first.
+    /// Waits for `work` while this process runs for at most `limit`. Returns `None` if the limit was reached
+    /// first.
     ///
     /// # Cancel safety
-    /// That of `work`.
+    /// The same as that of `work`.
     pub(crate) fn timeout<F: Future + Unpin>(limit: Duration, work: F) -> Timeout<F> {
         Timeout { work, time_is_up: Box::pin(sleep(limit)) }
     }
 
-    /// The future of [`timeout`]. A type with a name, because an `async fn` over borrowed futures is not
-    /// known to be `Send`.
+    /// The future of [`timeout`]. It is a named type because an `async fn` over borrowed futures is not known
+    /// to be `Send`.
     pub(crate) struct Timeout<F> {
         work: F,
         time_is_up: Pin<Box<dyn Future<Output = ()> + Send>>,
@@ -102,7 +104,7 @@ mod wait {
         type Output = Option<F::Output>;
 
         fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-            // What is done was done in time.
+            // Work that is done was done in time, even if the limit is reached now.
             if let Poll::Ready(done) = self.work.poll_unpin(cx) {
                 return Poll::Ready(Some(done));
             }
@@ -122,8 +124,8 @@ mod tests {
 
     const MS: Duration = Duration::from_millis(1);
 
-    /// Waits until the limit is reached, the n-th wait taking that much longer than asked: how long all of
-    /// them took.
+    /// Waits until the limit is reached, with the n-th wait taking that much longer than requested. Returns
+    /// how long all waits took.
     fn play(limit: Duration, stood_still: &[Duration]) -> Duration {
         let mut awake = Awake::new(limit);
         let mut took = Duration::ZERO;

@@ -1,4 +1,5 @@
-//! The whole-build boundary: whoever can run a build, and what a caller holds while it runs.
+//! The boundary for whole builds: the trait of everything that can run a build, and what a caller holds while
+//! it runs.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -28,20 +29,21 @@ pub trait ExecutionBackend: Send + Sync {
     /// A stable name for diagnostics.
     fn name(&self) -> &str;
 
-    /// What the backend honours; to be asked before [`start`](Self::start).
+    /// Returns what the backend supports. Check it before calling [`start`](Self::start).
     fn capabilities(&self) -> Capabilities;
 
-    /// Starts a build. What is wrong with the request fails here; a build that fails is an outcome.
+    /// Starts a build. An invalid request fails here. A build that fails is an outcome.
     ///
     /// # Errors
-    /// [`BackendError::Invalid`] where the plan does not fit the backend, other kinds where it cannot start.
+    /// Returns [`BackendError::Invalid`] if the plan does not fit the backend, and other errors if the build
+    /// cannot start.
     ///
     /// # Cancel safety
-    /// Dropped before it returns, nothing was started.
+    /// If the future is dropped before it completes, nothing was started.
     fn start(&self, request: RunRequest) -> impl Future<Output = Result<BackendHandle, BackendError>> + Send;
 }
 
-/// What a backend honours. Everything defaults to "no".
+/// What a backend supports. Everything defaults to "no".
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 #[expect(clippy::struct_excessive_bools, reason = "independent yes-or-no facts")]
@@ -50,19 +52,19 @@ pub struct Capabilities {
     pub honors_parallelism: bool,
     /// [`RunOptions::keep_going`].
     pub honors_keep_going: bool,
-    /// It submits and watches, rather than running steps itself.
+    /// The backend submits and watches builds rather than running steps itself.
     pub is_observer: bool,
     /// `step_cache_hit` events.
     pub reports_cache_hits: bool,
     /// [`RunOptions::watch`] may be false.
     pub supports_no_watch: bool,
-    /// `build_accepted` carries a page to watch.
+    /// `build_accepted` carries the URL of a page to watch.
     pub provides_watch_url: bool,
     /// Time limits of steps and of the build.
     pub enforces_timeout: bool,
 }
 
-/// Everything that a build starts from.
+/// Everything that a build needs to start.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct RunRequest {
@@ -72,27 +74,27 @@ pub struct RunRequest {
     pub repo_root: PathBuf,
     /// The pipeline's name.
     pub pipeline_slug: String,
-    /// Which project's cached results are used and made. By default those of the canonical source directory;
-    /// [`ProjectId::of_checkout`] makes all clones of a repository one project.
+    /// The project whose cached results are used and created. By default, the project of the canonical source
+    /// directory. [`ProjectId::of_checkout`] makes all clones of a repository one project.
     pub project: Option<ProjectId>,
-    /// Variables for every step, over those of the plan.
+    /// Variables for every step. They override those of the plan.
     pub env: Env,
-    /// What is known of the source.
+    /// What is known about the source.
     pub source: SourceMeta,
     /// How to run.
     pub options: RunOptions,
-    /// What steps may read at `/run/secrets/NAME`.
+    /// The secrets that steps may read at `/run/secrets/NAME`.
     pub secrets: Secrets,
-    /// How long steps took the last time, by key: the longest remaining path goes first.
+    /// How long steps took the last time, by key. The scheduler starts the longest remaining path first.
     pub durations: BTreeMap<Arc<str>, Duration>,
-    /// The run's id, where somebody else has given one already. By default a random one.
+    /// The run's id, if the caller has assigned one already. By default, a random one.
     pub run_id: Option<Uuid>,
-    /// When the run counts as started. By default now.
+    /// The run's start time. By default, now.
     pub started_at: Option<DateTime<Utc>>,
 }
 
 impl RunRequest {
-    /// A request with default options. The pipeline is named after the directory.
+    /// Creates a request with default options. The pipeline is named after the directory.
     #[must_use]
     pub fn new(plan: Plan, source_dir: impl Into<PathBuf>) -> Self {
         let repo_root = source_dir.into();
@@ -114,7 +116,7 @@ impl RunRequest {
     }
 }
 
-/// What is known of a source tree.
+/// What is known about a source tree.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct SourceMeta {
     /// The branch.
@@ -123,7 +125,7 @@ pub struct SourceMeta {
     pub commit: String,
     /// The commit's message.
     pub message: Option<String>,
-    /// `owner/name`, where a remote tells.
+    /// `owner/name`, if a remote of the repository has it.
     pub repo_name: Option<String>,
 }
 
@@ -131,22 +133,23 @@ pub struct SourceMeta {
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct RunOptions {
-    /// Run cached steps, too. What they leave takes the place of what the cache had.
+    /// Run cached steps, too. Their results replace those in the cache.
     pub no_cache: bool,
-    /// Run these cached steps, by key, and what builds in them. Keys that the plan does not have are overlooked.
+    /// Run these cached steps, by key, and the steps that build in them. Keys that the plan does not have are
+    /// ignored.
     pub refresh: BTreeSet<String>,
-    /// Wall-clock budget of the whole build; the shorter of this and the plan's holds.
+    /// Wall-clock budget of the whole build. The shorter of this and the plan's limit applies.
     pub timeout: Option<Duration>,
-    /// Wait for the build (observers alone may do otherwise).
+    /// Wait for the build. Only observers support `false`.
     pub watch: bool,
-    /// After a failure go on with what does not need the failed step.
+    /// After a failure, continue with steps that do not need the failed step.
     pub keep_going: bool,
-    /// Keep what every step leaves beyond the build's end, for people to look at: passed steps, too, and also where no
-    /// other step needs it.
+    /// Keep the filesystem of every step after the build ends, for inspection: also those of passed steps,
+    /// and those that no other step needs.
     pub keep: bool,
-    /// The runner of steps that name none, instead of the engine's default.
+    /// The runner of steps that name none. It overrides the engine's default.
     pub runner: Option<String>,
-    /// Images to replace: what the plan says to what to use.
+    /// Images to replace: from the image that the plan names to the image to use.
     pub images: BTreeMap<String, String>,
 }
 
@@ -157,7 +160,7 @@ pub struct BackendHandle {
 }
 
 impl BackendHandle {
-    /// Joins the parts. `outcome` ends when the build has.
+    /// Creates a handle from its parts. The task `outcome` ends when the build has ended.
     #[must_use]
     pub fn new(
         events: EventStream,
@@ -167,8 +170,8 @@ impl BackendHandle {
         Self { events, control: Control { cancel, outcome } }
     }
 
-    /// Splits the handle. Either part may be dropped: an unread stream slows nothing, and without a control the build
-    /// goes on by itself.
+    /// Splits the handle. Either part may be dropped: an unread stream slows nothing down, and without a
+    /// control the build continues by itself.
     #[must_use]
     pub fn into_parts(self) -> (EventStream, Control) {
         (self.events, self.control)
@@ -189,12 +192,12 @@ pub struct Control {
 }
 
 impl Control {
-    /// Cancels the build: running steps get TERM, then KILL. Harmless when repeated or late.
+    /// Cancels the build: running steps get SIGTERM, then SIGKILL. Repeated or late calls do nothing.
     pub fn cancel(&self) {
         self.cancel.cancel();
     }
 
-    /// The token behind [`cancel`](Self::cancel), for a signal handler.
+    /// Returns the token behind [`cancel`](Self::cancel), for a signal handler.
     #[must_use]
     pub fn cancel_token(&self) -> CancellationToken {
         self.cancel.clone()
@@ -203,45 +206,45 @@ impl Control {
     /// Waits for the end of the build.
     ///
     /// # Errors
-    /// What kept the backend from telling an outcome; a failed build is one.
+    /// Returns an error if the backend could not report an outcome. A failed build is an outcome.
     ///
     /// # Cancel safety
-    /// Dropped, the build goes on and its outcome is lost.
+    /// If the future is dropped, the build continues and its outcome is lost.
     pub async fn wait(self) -> Result<BuildOutcome, BackendError> {
         self.outcome.await.map_err(|error| BackendError::Other(error.into()))?
     }
 }
 
-/// What keeps a backend from running a build. A failed build is an outcome instead.
+/// An error that keeps a backend from running a build. A failed build is an outcome instead.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum BackendError {
-    /// The pipeline, or what it asks of the engine's runners, is wrong.
+    /// The pipeline, or what it requests of the engine's runners, is invalid.
     #[error(transparent)]
     Invalid(#[from] InvalidPipeline),
-    /// A runner that the plan needs can't work on this machine.
+    /// A runner that the plan needs cannot work on this machine.
     #[error("runner `{runner}` can't work here: {reason}; {hint}")]
     Unusable {
         /// The runner.
         runner: String,
         /// Which check failed.
         reason: String,
-        /// What to do.
+        /// How to fix it.
         hint: String,
     },
-    /// The engine's runners do not go together.
+    /// The engine's runners cannot be combined.
     #[error("failed to compose the engine's runners")]
     Composition(#[from] CompositionError),
     /// A local file or process operation failed.
     #[error("failed to {doing}")]
     Local {
-        /// What was being done.
+        /// The operation that failed, as in "failed to ...".
         doing: String,
         /// Why it failed.
         #[source]
         source: std::io::Error,
     },
-    /// A server wants credentials.
+    /// A server requires credentials.
     #[error("authentication required")]
     Unauthorized,
     /// A server refused the build.
@@ -249,7 +252,7 @@ pub enum BackendError {
     Rejected {
         /// The server's code.
         code: String,
-        /// The server's words.
+        /// The server's message.
         message: String,
     },
     /// Anything else.

@@ -1,8 +1,8 @@
 //! The engine: runs builds in this process, on the runners it was given.
 //!
-//! In: a [`RunRequest`]. Out: a [`BackendHandle`]. It binds the plan, asks the runners that the plan uses whether they can
-//! work here, opens the journal, and spawns the build's one task; nothing else in this crate spawns any. It does not know
-//! which runners there are, nor how a step runs.
+//! Input: a [`RunRequest`]. Output: a [`BackendHandle`]. The engine binds the plan, checks whether the
+//! runners that the plan uses can work here, opens the journal, and spawns the build's one task. Nothing else
+//! in this crate spawns tasks for a build. The engine does not know which runners exist or how a step runs.
 
 use std::{collections::BTreeSet, num::NonZeroUsize, path::PathBuf, sync::Arc, thread, time::Duration};
 
@@ -91,43 +91,45 @@ pub struct EngineBuilder<R> {
 }
 
 impl<R: RunnerSet> EngineBuilder<R> {
-    /// How many steps of local runners may run at once. By default as many as the machine has threads.
+    /// Sets how many steps of local runners may run at once. By default, as many as the machine has threads.
     pub fn parallelism(mut self, steps: NonZeroUsize) -> Self {
         self.parallelism = Some(steps);
         self
     }
 
-    /// How long a command may take between TERM and KILL. By default 5 seconds.
+    /// Sets how long a command may take between SIGTERM and SIGKILL. By default, 5 seconds.
     pub fn grace(mut self, grace: Duration) -> Self {
         self.grace = grace;
         self
     }
 
-    /// Keeps each run's journal and logs in `<dir>/<run id>`. By default they lie in a temporary directory that goes with
-    /// the last reader.
+    /// Keeps each run's journal and logs in `<dir>/<run id>`. By default they are in a temporary directory
+    /// that is removed with the last reader.
     pub fn runs_dir(mut self, dir: impl Into<PathBuf>) -> Self {
         self.runs_dir = Some(dir.into());
         self
     }
 
-    /// Looks cached steps up in `store`, keeps there what they leave, and takes note of runs. Steps of runners with the
-    /// `layers` capability are cached; the runners must use the same store. By default nothing is.
+    /// Looks cached steps up in `store`, keeps their results there, and records runs. Steps of runners with
+    /// the `layers` capability are cached; the runners must use the same store. By default nothing is cached.
     pub fn cache(mut self, store: impl Into<StoreHandle>) -> Self {
         self.cache = Some(Cache::new(store.into()));
         self
     }
 
-    /// Looks cached steps up there, too, and shares what they leave. Needs a [`cache`](Self::cache), which has what is found.
+    /// Also looks cached steps up in a remote cache, and shares their results there. Requires a
+    /// [`cache`](Self::cache), which stores what is found.
     #[cfg(all(feature = "cloud", target_os = "linux"))]
     pub fn remote_cache(mut self, remote: RemoteCache) -> Self {
         self.remote = Some(Arc::new(remote));
         self
     }
 
-    /// The engine.
+    /// Builds the engine.
     ///
     /// # Errors
-    /// [`BackendError::Composition`] where the runners do not go together: none at all, or two of one name.
+    /// Returns [`BackendError::Composition`] if the runners cannot be combined: there is none, or two have
+    /// the same name.
     pub fn build(self) -> Result<Engine<R>, BackendError> {
         let descriptors = self.runners.descriptors();
         validate(&descriptors)?;
@@ -145,7 +147,7 @@ impl<R: RunnerSet> EngineBuilder<R> {
 }
 
 impl<R: RunnerSet> Engine<R> {
-    /// Begins an engine on `runners`: a struct with `#[derive(RunnerSet)]`, or a
+    /// Returns a builder of an engine on `runners`: a struct with `#[derive(RunnerSet)]`, or a
     /// [`RunnerRegistry`](crate::runner::RunnerRegistry).
     pub fn builder(runners: R) -> EngineBuilder<R> {
         EngineBuilder {
@@ -158,22 +160,23 @@ impl<R: RunnerSet> Engine<R> {
         }
     }
 
-    /// The runners.
+    /// Returns the runners.
     #[must_use]
     pub fn runners(&self) -> &R {
         &self.runners
     }
 
-    /// What the runners say of themselves, by index.
+    /// Returns the runners' descriptors, by index.
     #[must_use]
     pub fn descriptors(&self) -> &[RunnerDescriptor] {
         &self.descriptors
     }
 
-    /// Binds `request`'s plan to the engine's runners, as [`start`](Self::start) does, and runs nothing.
+    /// Binds `request`'s plan to the engine's runners, as [`start`](Self::start) does, without running
+    /// anything.
     ///
     /// # Errors
-    /// [`BackendError::Invalid`], with every mistake.
+    /// Returns [`BackendError::Invalid`], which lists every mistake.
     pub fn bind(&self, request: &RunRequest) -> Result<BoundPlan, BackendError> {
         let options = BindOptions {
             runner: request.options.runner.clone(),
@@ -187,11 +190,11 @@ impl<R: RunnerSet> Engine<R> {
     /// Starts a build as a task of the current tokio runtime, whose time driver must be enabled.
     ///
     /// # Errors
-    /// [`BackendError::Invalid`] where the plan does not fit the runners, [`BackendError::Unusable`] where a runner that
-    /// it uses can't work here, [`BackendError::Local`] where the journal can't be made.
+    /// Returns [`BackendError::Invalid`] if the plan does not fit the runners, [`BackendError::Unusable`] if
+    /// a runner that it uses cannot work here, and [`BackendError::Local`] if the journal cannot be created.
     ///
     /// # Cancel safety
-    /// Dropped before it returns, nothing was started.
+    /// If the future is dropped before it completes, nothing was started.
     pub async fn start(&self, request: RunRequest) -> Result<BackendHandle, BackendError> {
         let mut plan = self.bind(&request)?;
         plan.timeout = plan.timeout.into_iter().chain(request.options.timeout).min();
@@ -275,8 +278,8 @@ impl<R: RunnerSet> Engine<R> {
         Ok(BackendHandle::new(stream, cancel, outcome))
     }
 
-    /// Asks the runners that the plan uses whether they can work here; not those whose every step the cache may have, which
-    /// are returned.
+    /// Checks whether the runners that the plan uses can work here. Skips and returns the runners whose every
+    /// step may be in the cache.
     async fn probe(&self, plan: &BoundPlan, options: &RunOptions) -> Result<Vec<RunnerIndex>, BackendError> {
         let is_sure_to_run = |step: StepIndex| {
             let refreshed = options.no_cache || options.refresh.contains(&*plan.step(step).step.key);

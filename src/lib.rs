@@ -1,13 +1,13 @@
-//! Runs a CI pipeline: a DAG of shell steps, each isolated, each leaving a filesystem snapshot from which its children
-//! boot.
+//! Runs a CI pipeline: a DAG of shell steps. Each step is isolated and leaves a filesystem snapshot from
+//! which its children start.
 //!
-//! The modules stand in the order in which the data flows:
-//! `ir` → `plan` → `schedule` → `runner` → `store` and `cache`, with `event` and `outcome` telling what happened.
-//! `tree` and `jail` are leaves: with `step`, and with the feature of that name alone, they are all that a step on another
-//! machine needs.
+//! The modules follow the flow of the data: `ir` → `plan` → `schedule` → `runner` → `store` and `cache`.
+//! `event` and `outcome` report what happened. `tree` and `jail` are leaves: together with `step`, and with
+//! only the feature `step`, they are all that a step on another machine needs.
 //!
-//! Features: `engine` is all that runs a pipeline but for runners, and part of each of `process`, `sandbox`, `registry` and
-//! `cli`; `step` is the `hm-step` command, without anything asynchronous.
+//! Features: `engine` is everything that runs a pipeline except the runners, and is part of each of
+//! `process`, `sandbox`, `registry` and `cli`. `step` is the `hm-step` command, without any asynchronous
+//! code.
 
 #[cfg(feature = "engine")]
 #[allow(unused_extern_crates, reason = "what `#[derive(RunnerSet)]` emits names this crate as others do")]
@@ -83,7 +83,7 @@ pub use plan::Plan;
 #[cfg(feature = "engine")]
 pub use runner::{ExecutorInput, RunnerSet, SnapshotRef, StepResult};
 
-/// What `#[derive(RunnerSet)]` names. Not part of the API.
+/// The names that `#[derive(RunnerSet)]` uses. Not part of the API.
 #[doc(hidden)]
 #[cfg(feature = "engine")]
 pub mod __private {

@@ -17,17 +17,17 @@ pub enum BuildStatus {
     Passed,
     /// A step exited non-zero, ran out of time, or ran out of memory.
     Failed,
-    /// Somebody cancelled the build.
+    /// The build was cancelled.
     Canceled,
-    /// The whole build's time was up.
+    /// The whole build exceeded its time limit.
     TimedOut,
-    /// Something other than a step's command failed, retries included.
+    /// Something other than a step's command failed, even after retries.
     Infrastructure,
 }
 
 impl BuildStatus {
-    /// The exit code of `hm run`: 0 passed, 1 failed, 3 infrastructure, 124 timed out, 130 cancelled. (2 is for bad input
-    /// and usage, before there is a build.)
+    /// Returns the exit code of `hm run`: 0 passed, 1 failed, 3 infrastructure, 124 timed out, 130 cancelled.
+    /// (2 is for bad input and usage errors, before there is a build.)
     #[must_use]
     pub const fn exit_code(self) -> i32 {
         match self {
@@ -39,7 +39,7 @@ impl BuildStatus {
         }
     }
 
-    /// Whether every step passed.
+    /// Returns whether every step passed.
     #[must_use]
     pub const fn is_success(self) -> bool {
         matches!(self, Self::Passed)
@@ -51,26 +51,27 @@ impl BuildStatus {
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum StepStatus {
-    /// Its command exited 0.
+    /// The command exited with 0.
     Passed,
-    /// Its command exited non-zero or died of a signal.
+    /// The command exited non-zero or was killed by a signal.
     Failed,
-    /// It never ran, because a step it needs did not pass, or the build stopped after a failure.
+    /// The step never ran, because a step that it needs did not pass, or because the build stopped after a
+    /// failure.
     Skipped,
-    /// The build was cancelled, or stopped after another step's failure, before or while it ran.
+    /// The build was cancelled, or stopped after another step's failure, before or while the step ran.
     Canceled,
-    /// It did not have to run.
+    /// The step's result came from the cache, so it did not run.
     CacheHit,
-    /// Its time, or the build's, was up while it ran.
+    /// The step, or the build, exceeded its time limit while the step ran.
     TimedOut,
-    /// It went over its memory limit.
+    /// The step exceeded its memory limit.
     OutOfMemory,
-    /// The machinery failed, retries included.
+    /// Something other than the command failed, even after retries.
     Infrastructure,
 }
 
 impl StepStatus {
-    /// Whether steps that need this one may run.
+    /// Returns whether steps that need this one may run.
     #[must_use]
     pub const fn is_success(self) -> bool {
         matches!(self, Self::Passed | Self::CacheHit)
@@ -87,13 +88,14 @@ pub struct StepResultSummary {
     pub key: Arc<str>,
     /// How it ended.
     pub status: StepStatus,
-    /// The command's exit code, where it ended by itself.
+    /// The command's exit code, if it ended by itself.
     pub exit_code: Option<i32>,
-    /// From the start of the first attempt to the end of the last, in milliseconds; 0 where it never started.
+    /// The time from the start of the first attempt to the end of the last, in milliseconds; 0 if the step
+    /// never started.
     pub duration_ms: u64,
     /// How many attempts were started.
     pub attempts: u32,
-    /// Files that the step left for people.
+    /// Files that the step left for users.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub artifacts: Vec<ArtifactRef>,
 }
@@ -106,7 +108,7 @@ pub struct BuildOutcome {
     pub build: BuildRef,
     /// The verdict.
     pub status: BuildStatus,
-    /// Why, where no step tells: the run could not be recorded any longer.
+    /// The cause, if no step has it: the run could no longer be recorded.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
     /// Every step, in the order of the plan.
@@ -115,6 +117,6 @@ pub struct BuildOutcome {
     pub started_at: DateTime<Utc>,
     /// When it ended.
     pub finished_at: DateTime<Utc>,
-    /// A page to watch, where the backend has one.
+    /// The address of a page to watch, if the backend has one.
     pub watch_url: Option<String>,
 }

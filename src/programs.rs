@@ -1,4 +1,4 @@
-//! Finding programs of this machine without ever finding one of the checkout that a user is working in.
+//! Finds programs of this machine, but never one in the checkout that the user is working in.
 
 #[cfg(feature = "registry")]
 use std::ffi::OsString;
@@ -10,15 +10,15 @@ use std::{
 
 use crate::project::checkout;
 
-/// Returns the program of this name in `PATH`: in its absolute directories, and in none of the checkout
-/// around the working directory. A project must not decide what runs in the user's name by a file that
-/// happens to be called like it.
+/// Returns the program of this name in `PATH`. Searches only absolute directories, and none in the checkout
+/// around the working directory: a project must not be able to run code as the user through a file that
+/// happens to have the name of a program.
 pub(crate) fn find(name: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH")?;
     directories(&path).into_iter().map(|dir| dir.join(name)).find(|path| is_program(path))
 }
 
-/// Returns `PATH` without what [`find`] passes over, for a program that looks for others.
+/// Returns `PATH` without the directories that [`find`] skips, for a program that looks for others.
 #[cfg(feature = "registry")]
 pub(crate) fn search_path() -> OsString {
     let path = env::var_os("PATH").unwrap_or_default();

@@ -1,20 +1,21 @@
-//! Words of a command that a person can paste into a shell.
+//! Quotes the words of a command so that a user can paste it into a shell.
 
 use std::borrow::Cow;
 
-/// Returns a word as a POSIX shell reads it. Plain names stay as they are.
+/// Returns `word` quoted for a POSIX shell. Plain names are not quoted.
 #[must_use]
 pub fn quote(word: &str) -> Cow<'_, str> {
     let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"%+,-./:@_".contains(&byte);
-    // `~` and `#` matter at the start alone, `=` in the first word alone; quoted they are right everywhere.
+    // `~` and `#` are special only at the start, and `=` only in the first word. Quoting them is always
+    // correct.
     if !word.is_empty() && word.bytes().all(is_plain) {
         return Cow::Borrowed(word);
     }
     Cow::Owned(format!("'{}'", word.replace('\'', r"'\''")))
 }
 
-/// Words that a command is to take as what they are, not as options: those that begin with `-` come after
-/// `--`.
+/// Quotes words that a command must take as operands, not as options. If any of them begins with `-`, `--`
+/// comes first.
 #[must_use]
 pub fn operands<'a>(words: impl IntoIterator<Item = &'a str>) -> String {
     let words: Vec<&str> = words.into_iter().collect();

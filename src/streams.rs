@@ -1,12 +1,13 @@
-//! What a step prints on two pipes, in the order in which it was there as far as that can be known.
+//! The output of a step on two pipes, in the order in which it was written as far as that can be known.
 //!
-//! The kernel keeps no time of writes, but an epoll instance lists what became readable in the order in which
-//! it did. So both pipes are in an instance of their own, edge-triggered: a pipe is listed again with the
-//! first write after the one that was listed before. When both are listed, the first is read up to what it
-//! holds then, because what comes later came after the other's first write. What was written to both between
-//! two looks stays unknown: then the whole of the first goes first.
+//! The kernel keeps no time of writes, but an epoll instance lists pipes in the order in which they became
+//! readable. So both pipes are in an epoll instance of their own, edge-triggered: a pipe is listed again at
+//! the first write after the one that was listed before. When both are listed, the first is read up to what
+//! it holds at that time, because anything later came after the other's first write. The order of writes to
+//! both between two looks is unknown: in that case all of the first pipe comes first.
 //!
-//! In: two pipes. Out: pieces of what they held. Knows no runtime: [`Streams`] is a descriptor to wait for.
+//! Input: two pipes. Output: pieces of what they held. Depends on no runtime: [`Streams`] is a descriptor to
+//! wait for.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
@@ -15,41 +16,43 @@ use rustix::{
     io::Errno,
 };
 
-/// What is read of a stream, at most, before the other is looked at, in bytes: what the largest pipe holds.
+/// The maximum number of bytes that are read from a stream before the other is read: the capacity of the
+/// largest pipe.
 const TURN_BYTES: usize = 1 << 20;
 
-/// The two ends to read. Nothing is read ahead.
+/// The read ends of the two pipes. Nothing is read ahead.
 #[derive(Debug)]
 pub(crate) struct Streams {
     epoll: OwnedFd,
-    /// `None` after its end.
+    /// `None` after end of file.
     pipes: [Option<OwnedFd>; 2],
     queue: Vec<Turn>,
-    /// Streams that were left with something in them, and whether their last writer is known to be gone.
+    /// Streams that still had data when their turn ended, and whether their last writer is known to have
+    /// closed the pipe.
     unfinished: [Option<bool>; 2],
     buffer: Vec<u8>,
 }
 
-/// A stream that something can be read of.
+/// A stream that can be read.
 #[derive(Debug)]
 struct Turn {
     index: usize,
     left: usize,
-    /// The last writer is gone: there is no other event to come.
+    /// The last writer has closed the pipe, so no other event will come.
     hung_up: bool,
 }
 
 /// Bytes of one stream, in the buffer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Piece {
-    /// On standard error instead of standard output.
+    /// The bytes are from standard error instead of standard output.
     pub(crate) stderr: bool,
-    /// How many; at least one.
+    /// The number of bytes; at least one.
     pub(crate) len: usize,
 }
 
 impl Streams {
-    /// Reads from these, in pieces of at most `piece_bytes`.
+    /// Reads from `stdout` and `stderr`, in pieces of at most `piece_bytes`.
     pub(crate) fn new(stdout: OwnedFd, stderr: OwnedFd, piece_bytes: usize) -> Result<Self, Errno> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         for (number, pipe) in [(0, &stdout), (1, &stderr)] {
@@ -66,20 +69,20 @@ impl Streams {
         })
     }
 
-    /// Returns whether both have come to their end.
+    /// Returns whether both streams have ended.
     pub(crate) fn is_over(&self) -> bool {
         self.pipes.iter().all(Option::is_none)
     }
 
-    /// Returns what a piece is.
+    /// Returns the bytes of a piece.
     pub(crate) fn bytes(&self, piece: Piece) -> &[u8] {
         &self.buffer[..piece.len]
     }
 
-    /// Looks at what can be read, which [`read`](Self::read) reads then. Called when the descriptor is
-    /// readable; never waits.
+    /// Finds out which streams can be read; [`read`](Self::read) then reads them. Called when the descriptor
+    /// is readable. Never blocks.
     pub(crate) fn look(&mut self) -> Result<(), Errno> {
-        // What was left has been there for longer than what is listed now.
+        // Data of unfinished streams is older than what is listed now.
         for (index, unfinished) in self.unfinished.iter_mut().enumerate() {
             if let Some(hung_up) = unfinished.take() {
                 self.queue.push(Turn { index, left: TURN_BYTES, hung_up });
@@ -89,7 +92,7 @@ impl Streams {
         let listed =
             rustix::io::retry_on_intr(|| epoll::wait(&self.epoll, &mut events[..], Some(&Timespec::default())))?;
         for event in &events[..listed] {
-            // The structure is packed: its fields can't be borrowed.
+            // The structure is packed, so its fields cannot be borrowed.
             let (data, flags) = (event.data, event.flags);
             let index = usize::from(data.u64() == 1);
             let hung_up = flags.intersects(epoll::EventFlags::HUP | epoll::EventFlags::ERR);
@@ -107,12 +110,12 @@ impl Streams {
         Ok(())
     }
 
-    /// Returns whether [`look`](Self::look) finds something, even if the descriptor is not ready.
+    /// Returns whether [`look`](Self::look) would find data even if the descriptor is not ready.
     pub(crate) fn is_unfinished(&self) -> bool {
         self.unfinished.iter().any(Option::is_some)
     }
 
-    /// Reads a piece of what was seen. `None` if that is all read.
+    /// Reads a piece of what [`look`](Self::look) found. Returns `None` if everything has been read.
     pub(crate) fn read(&mut self) -> Result<Option<Piece>, Errno> {
         while let Some(turn) = self.queue.first_mut() {
             let index = turn.index;
@@ -137,7 +140,7 @@ impl Streams {
             turn.left -= len;
             let hung_up = turn.hung_up;
             if len < wanted && !hung_up {
-                // It is empty: the next write, or the end, is listed again.
+                // The pipe is empty: the next write, or the end, is listed again.
                 self.queue.remove(0);
             } else if turn.left == 0 {
                 self.unfinished[index] = Some(hung_up);
@@ -148,7 +151,7 @@ impl Streams {
         Ok(None)
     }
 
-    /// Reads a piece of what is there. `None` if there is nothing.
+    /// Reads a piece of what is available. Returns `None` if there is nothing.
     #[cfg(any(test, feature = "sandbox"))]
     pub(crate) fn read_now(&mut self) -> Result<Option<Piece>, Errno> {
         loop {
@@ -199,7 +202,7 @@ mod tests {
             assert_eq!(rustix::io::write(self.writers[index].as_ref().unwrap(), bytes), Ok(bytes.len()));
         }
 
-        /// Returns all that is there: on standard error behind an exclamation mark.
+        /// Returns all available output. Standard error is marked with an exclamation mark.
         fn read(&mut self) -> String {
             let mut text = String::new();
             while let Some(piece) = self.streams.read_now().unwrap() {
@@ -286,8 +289,8 @@ mod tests {
                 }
             };
             for (index, len, look) in writes {
-                // A pipe has 16 pages. A write that does not fit into the last one begins another, so that
-                // half of them may be wasted.
+                // A pipe has 16 pages. A write that does not fit into the last one begins another, so up to
+                // half of the capacity may be wasted.
                 if written[index] - read[index] + len > 30_000 {
                     take(&mut rig, &mut read, true);
                 }

@@ -1,11 +1,11 @@
-//! Why a step could not be run.
+//! The reasons why a step could not be run.
 
 use std::{fmt, io};
 
 use hm_exec::{jail::SetupError, step::Exit, tree::UnpackError};
 use rustix::io::Errno;
 
-/// Why a step could not be run, and whether another attempt may do better.
+/// The reason why a step could not be run, and whether another attempt may succeed.
 #[derive(Debug)]
 pub(crate) struct Failure {
     message: String,
@@ -21,36 +21,36 @@ impl fmt::Display for Failure {
 impl std::error::Error for Failure {}
 
 impl Failure {
-    /// Something that no other attempt will change.
+    /// Creates a failure that another attempt would meet, too.
     pub(crate) fn lasting(message: impl Into<String>) -> Self {
         Self { message: message.into(), retry: false }
     }
 
-    /// Something that another attempt, here or elsewhere, may not meet.
+    /// Creates a failure that another attempt, here or elsewhere, may not meet.
     pub(crate) fn passing(message: impl Into<String>) -> Self {
         Self { message: message.into(), retry: true }
     }
 
-    /// A file operation: `doing` completes "failed to ...".
+    /// Creates a failure of a file operation. `doing` completes "failed to ...".
     pub(crate) fn io(doing: impl fmt::Display, error: &io::Error) -> Self {
         Self::passing(format!("failed to {doing}: {error}"))
     }
 
-    /// The jail could not be made.
+    /// Creates a failure to set up the jail.
     pub(crate) fn setup(error: &SetupError) -> Self {
-        // What the kernel was short of, it may have again.
+        // A shortage of kernel resources may be temporary.
         let short = [Errno::AGAIN, Errno::NOMEM, Errno::NOSPC, Errno::MFILE, Errno::NFILE, Errno::BUSY, Errno::IO];
         let retry = short.iter().any(|errno| errno.raw_os_error() == error.errno);
         Self { message: format!("failed to {error}"), retry }
     }
 
-    /// A layer could not be unpacked.
+    /// Creates a failure to unpack a layer.
     pub(crate) fn unpack(path: &str, error: &UnpackError) -> Self {
         let retry = matches!(error, UnpackError::Io { .. } | UnpackError::Damaged { .. });
         Self { message: format!("failed to unpack {path}: {error}"), retry }
     }
 
-    /// How the result says it.
+    /// Returns the failure as the result file states it.
     pub(crate) fn exit(&self) -> Exit {
         Exit::Failed { message: self.message.clone(), retry: self.retry }
     }

@@ -1,4 +1,4 @@
-//! What a step wrote, as a file that travels.
+//! Packs what a step wrote into a layer file.
 
 use std::{
     fmt::Write as _,
@@ -15,16 +15,17 @@ use sha2::{Digest, Sha256};
 
 use crate::failure::Failure;
 
-/// The layer's name in the directory of the input.
+/// The layer's file name in the directory of the input.
 const NAME: &str = "layer.tar.zst";
 
-/// How well zstd compresses: its own default, which is what layers have elsewhere.
+/// The zstd compression level: the default of zstd, which most layers use.
 const LEVEL: i32 = 3;
 
-/// Packs what was written to the upper directory `upper` as a file in `dir`. `None` where that is nothing.
+/// Packs what was written to the upper directory `upper` into a file in `dir`. Returns `None` if nothing was
+/// written.
 ///
 /// # Errors
-/// Where it can't be read, or the file not be written.
+/// Returns an error if the directory cannot be read or the file cannot be written.
 pub(crate) fn pack(upper: &Path, dir: &Path, id_map: IdMap) -> Result<Option<LayerOutput>, Failure> {
     let is_empty = || -> io::Result<bool> { Ok(fs::read_dir(upper)?.next().is_none()) };
     if is_empty().map_err(|error| Failure::io("read what the step wrote", &error))? {
@@ -41,13 +42,13 @@ pub(crate) fn pack(upper: &Path, dir: &Path, id_map: IdMap) -> Result<Option<Lay
         Ok(LayerOutput { diff_id: digest(&out.hash.finalize()) })
     };
     write().map(Some).map_err(|error| {
-        // Nobody asks for it, and the disk may be full.
+        // Best effort: nothing reads the incomplete file, but the disk may be full.
         let _ = fs::remove_file(&aside);
         Failure::io("pack what the step wrote", &error)
     })
 }
 
-/// A SHA-256 as text.
+/// Formats a SHA-256 hash as text.
 pub(crate) fn digest(hash: &[u8]) -> String {
     hash.iter().fold("sha256:".to_owned(), |mut text, byte| {
         let _ = write!(text, "{byte:02x}");
@@ -55,7 +56,7 @@ pub(crate) fn digest(hash: &[u8]) -> String {
     })
 }
 
-/// Hashes what is written.
+/// A writer that hashes what is written.
 struct Hashed<W> {
     out: W,
     hash: Sha256,

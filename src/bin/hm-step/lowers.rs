@@ -1,4 +1,4 @@
-//! The lower directories of a step: layers unpacked, the source as it lies there.
+//! The lower directories of a step: unpacked layers, and the source directory as it is.
 
 use std::{
     fs::File,
@@ -14,13 +14,13 @@ use hm_exec::{
 
 use crate::{failure::Failure, scratch::Scratch};
 
-/// An overlay has no room for more, counting the one below all.
+/// The maximum number of lower directories of an overlay, including the bottom one.
 const MAX_LOWERS: usize = 499;
 
-/// Where the parts of a step's file system lie: one for each of `stack`, in its order.
+/// Returns the paths of the parts of a step's filesystem: one for each of `stack`, in the same order.
 ///
 /// # Errors
-/// Where the kernel could not stack them, or one of them is not there.
+/// Returns an error if there are too many to stack, or if one of them does not exist.
 pub(crate) fn find(dir: &Path, stack: &[Lower]) -> Result<Vec<PathBuf>, Failure> {
     if stack.len() > MAX_LOWERS {
         return Err(Failure::lasting(format!("the step has {} layers, and at most {MAX_LOWERS} fit", stack.len())));
@@ -33,17 +33,18 @@ pub(crate) fn find(dir: &Path, stack: &[Lower]) -> Result<Vec<PathBuf>, Failure>
             if path.is_empty() || !within {
                 return Err(Failure::lasting(format!("the path {path:?} does not lead to a part of the input")));
             }
-            // A worker may have its files as links.
+            // A worker may provide its files as symbolic links.
             let found = dir.join(path).canonicalize();
             found.map_err(|error| Failure::io(format_args!("find {path:?}"), &error))
         })
         .collect()
 }
 
-/// Unpacks the layers of `stack`, which lie at `paths`, side by side. All lower directories of the step, topmost first.
+/// Unpacks the layers of `stack`, whose files are at `paths`, in parallel. Returns all lower directories of
+/// the step, topmost first.
 ///
 /// # Errors
-/// The first thing that is wrong with one of them.
+/// Returns the first error of any of them.
 pub(crate) fn make(
     stack: &[Lower],
     paths: &[PathBuf],
@@ -61,7 +62,7 @@ pub(crate) fn make(
                 Lower::Layer { path: name, diff_id } => {
                     let root = scratch.make_dir(&format!("layers/{index}"))?;
                     unpack(path, name, diff_id, &root, id_map).inspect_err(|_| {
-                        // There is no use in the others.
+                        // The step cannot run without this layer, so the others need not be unpacked.
                         next.store(stack.len(), Ordering::Relaxed);
                     })?;
                     root

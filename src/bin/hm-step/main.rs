@@ -1,9 +1,9 @@
-//! `hm-step input.json`: runs one step on a machine that knows nothing of pipelines.
+//! `hm-step input.json`: runs one step on a machine that knows nothing about pipelines.
 //!
-//! In: the file, and beside it all that it names (see [`hm_exec::step`]). Out: the command's output and exit code,
-//! `result.json`, and, where it is asked for, `layer.tar.zst`. `hm-step guest`, as the
-//! first process of a virtual machine, does the same for the runner `vm` (see [`hm_exec::guest`]). Needs nothing from the machine but a kernel that lets it make
-//! namespaces: no runtime, no store, no configuration.
+//! Input: the file, and next to it everything that it names (see [`hm_exec::step`]). Output: the command's
+//! output and exit code, `result.json`, and `layer.tar.zst` if it is requested. `hm-step guest`, as the first
+//! process of a virtual machine, does the same for the runner `vm` (see [`hm_exec::guest`]). It needs only a
+//! kernel that lets it create namespaces: no runtime, no store, no configuration.
 
 #[cfg(target_os = "linux")]
 mod failure;
@@ -18,7 +18,7 @@ mod step;
 
 use std::process::ExitCode;
 
-/// The exit code where the command could not be run.
+/// The exit code if the command could not be run.
 const FAILED: u8 = 125;
 
 #[allow(clippy::print_stderr, clippy::print_stdout, reason = "this is a command")]
@@ -31,7 +31,7 @@ fn main() -> ExitCode {
         }
         #[cfg(target_os = "linux")]
         (Some(arg), None) if arg == hm_exec::guest::MARKER && std::process::id() == 1 => {
-            // The end of the machine's first process is the machine's.
+            // The machine ends when its first process ends.
             if let Err(why) = hm_exec::guest::run() {
                 eprintln!("hm-step: {why}");
             }

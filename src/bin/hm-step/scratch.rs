@@ -1,4 +1,4 @@
-//! A place for what a step is made of.
+//! A scratch directory for the parts of a step's filesystem.
 
 use std::{
     fs::{self, DirBuilder, Permissions},
@@ -11,14 +11,16 @@ use hm_exec::{jail::Solo, tree};
 
 use crate::failure::Failure;
 
-/// Directories that a machine has and a step does not need, for the file system in memory to be mounted over.
+/// Directories that a machine has and a step does not need. The in-memory filesystem is mounted over one of
+/// them.
 const PLACES: [&str; 5] = ["/mnt", "/media", "/srv", "/tmp", "/var/tmp"];
 
-/// Made where none of these will do.
+/// The directory that is created if none of [`PLACES`] can be used.
 const OWN: &str = ".hm-step";
 
-/// A directory on a file system in memory that nobody else sees, and that goes with this process and its step. Where it may
-/// not be mounted, a directory beside the input, which goes with this value.
+/// A directory on an in-memory filesystem that no other process sees, and that disappears with this process
+/// and its step. If such a filesystem cannot be mounted, a directory next to the input, which is removed when
+/// this value is dropped.
 #[derive(Debug)]
 pub(crate) struct Scratch {
     path: PathBuf,
@@ -26,7 +28,8 @@ pub(crate) struct Scratch {
 }
 
 impl Scratch {
-    /// Makes one for the step in the directory `dir`. None of `inputs`, which are canonical paths, is hidden by it.
+    /// Creates a scratch directory for the step in the directory `dir`. It hides none of `inputs`, which are
+    /// canonical paths.
     pub(crate) fn new(solo: &Solo, dir: &Path, inputs: &[PathBuf]) -> Result<Self, Failure> {
         let free = |place: &&Path| {
             let is_dir = place.symlink_metadata().is_ok_and(|metadata| metadata.is_dir());
@@ -41,12 +44,12 @@ impl Scratch {
         let made = DirBuilder::new().mode(0o700).create(&path);
         made.map_err(|error| Failure::io(format_args!("make {}", path.display()), &error))?;
         let scratch = Self { path, made: true };
-        // What can't be in memory is on the disk: slower, and nothing else.
+        // If it cannot be in memory, the directory is on the disk, which is only slower.
         let _ = solo.mount_memory_over(&scratch.path);
         Ok(scratch)
     }
 
-    /// Makes a directory, as a root directory is.
+    /// Creates a directory with the permissions of a root directory.
     pub(crate) fn make_dir(&self, name: &str) -> Result<PathBuf, Failure> {
         let path = self.path.join(name);
         let make = || -> io::Result<()> {
@@ -61,7 +64,8 @@ impl Scratch {
 impl Drop for Scratch {
     fn drop(&mut self) {
         if self.made {
-            // Best effort: what stays is an empty directory, or files in the directory of an action that is over.
+            // Best effort: what remains is an empty directory, or files in the directory of an action that is
+            // over.
             let _ = rustix::mount::unmount(&self.path, rustix::mount::UnmountFlags::DETACH);
             let _ = tree::remove_tree(&self.path);
         }

@@ -20,20 +20,21 @@ use hm_exec::{
 
 use crate::{FAILED, failure::Failure, layer, lowers, scratch::Scratch};
 
-/// The result's name in the directory of the input.
+/// The result's file name in the directory of the input.
 const RESULT: &str = "result.json";
 
-/// Exit codes where the command did not end by itself.
+/// Exit codes if the command did not end by itself.
 const TIMED_OUT: u8 = 124;
 const KILLED: u8 = 128 + 9;
 const TERMINATED: u8 = 128 + 15;
 
-/// Runs the step that the file `input` says. The exit code for this process.
+/// Runs the step that the file `input` describes. Returns the exit code for this process.
 ///
 /// # Errors
-/// What the result says where the command could not be run; and where there is no result, why.
+/// Returns the error that the result file states if the command could not be run, or the reason why there is
+/// no result file.
 pub(crate) fn run(input: &Path) -> Result<u8, Failure> {
-    // First of all, because it may run this program again.
+    // This comes first because it may run this program again.
     let solo = Solo::enter_protected()
         .map_err(|error| Failure::lasting(format!("failed to {error}; to do: {}", user_namespace_hint(&error))));
     let name = input.display();
@@ -94,7 +95,7 @@ fn run_in(dir: &Path, input: &StepInput, solo: &Solo) -> Result<(Exit, Option<La
     Ok((exit, layer))
 }
 
-/// Everything about the step's jail.
+/// Returns the specification of the step's jail.
 fn spec(
     input: &StepInput,
     solo: &Solo,
@@ -149,7 +150,7 @@ fn c_string(what: &str, text: impl Into<Vec<u8>>) -> Result<CString, Failure> {
     CString::new(text).map_err(|_| Failure::lasting(format!("{what} has a zero byte in it")))
 }
 
-/// Writes the result whole or not at all.
+/// Writes the result atomically.
 fn write_result(dir: &Path, output: &StepOutput) -> io::Result<()> {
     let aside = dir.join(format!(".{RESULT}"));
     fs::write(&aside, serde_json::to_vec(output)?)?;

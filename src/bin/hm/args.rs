@@ -49,7 +49,7 @@ pub(crate) struct BindArgs {
 }
 
 impl BindArgs {
-    /// Everything but the secrets' values.
+    /// Returns everything but the secrets' values.
     pub(crate) fn bind_options(&self) -> Outcome<BindOptions> {
         Ok(BindOptions {
             runner: self.runner.clone(),
@@ -59,7 +59,7 @@ impl BindArgs {
         })
     }
 
-    /// The secrets, read from where the arguments say.
+    /// Reads the secrets from where the arguments say.
     pub(crate) fn read_secrets(&self) -> Outcome<Secrets> {
         let mut secrets = Secrets::new();
         for secret in &self.secrets {
@@ -103,7 +103,7 @@ impl FromStr for Substitution {
     }
 }
 
-/// `K=V`, or `K` alone for hm's own value of it.
+/// `K=V`, or `K` alone for the value in hm's own environment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Variable {
     name: String,
@@ -207,7 +207,7 @@ pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
     if total.is_zero() { Err(format!("{EXPECTED}; zero would leave no time at all")) } else { Ok(total) }
 }
 
-/// `path` as an absolute path without symbolic links.
+/// Returns `path` as an absolute path without symbolic links.
 pub(crate) fn existing_dir(path: &Path) -> Outcome<PathBuf> {
     let absolute = path.canonicalize().map_err(|error| {
         Failure::input(format_args!("failed to open the directory {}", path.display())).because(error)

@@ -1,4 +1,5 @@
-//! Why `hm` could not do what it was asked: what happened, why, what to do next, and the exit code that says so.
+//! The reasons why `hm` could not do what was requested: what happened, why, what to do next, and the
+//! matching exit code.
 
 use std::{fmt::Display, io::Write, process::ExitCode};
 
@@ -13,7 +14,7 @@ use crate::{render::text, runners};
 /// The result of every command.
 pub(crate) type Outcome<T> = Result<T, Failure>;
 
-/// A command that could not do its work. (A build that failed is no `Failure`: it did run.)
+/// A failure of a command to do its work. (A build that failed is no `Failure`: it did run.)
 #[derive(Debug)]
 pub(crate) struct Failure {
     code: u8,
@@ -23,30 +24,30 @@ pub(crate) struct Failure {
 }
 
 impl Failure {
-    /// The input or the way `hm` was called is wrong: exit code 2.
+    /// Creates a failure caused by invalid input or usage: exit code 2.
     pub(crate) fn input(what: impl Display) -> Self {
         Self { code: 2, error: anyhow::anyhow!("{what}"), details: Vec::new(), hint: None }
     }
 
-    /// This machine, or something on it, does not work: exit code 3.
+    /// Creates a failure of this machine, or of something on it: exit code 3.
     pub(crate) fn infrastructure(what: impl Display) -> Self {
         Self { code: 3, ..Self::input(what) }
     }
 
-    /// Says why.
+    /// Adds the cause.
     pub(crate) fn because(mut self, source: impl Into<anyhow::Error>) -> Self {
         let what = self.error.to_string();
         self.error = source.into().context(what);
         self
     }
 
-    /// Lists particulars, one a line.
+    /// Adds details, which are printed one a line.
     pub(crate) fn details(mut self, details: impl IntoIterator<Item = impl Display>) -> Self {
         self.details.extend(details.into_iter().map(|detail| detail.to_string()));
         self
     }
 
-    /// Says what to do next.
+    /// Adds a hint on what to do next.
     pub(crate) fn hint(mut self, hint: impl Display) -> Self {
         self.hint = Some(hint.to_string());
         self
@@ -64,12 +65,12 @@ impl Failure {
         Self::infrastructure(format_args!("no space left on {place}")).hint("hm cache gc, or set HM_CACHE_DIR")
     }
 
-    /// Returns whether it all comes from a full disk below the store.
+    /// Returns whether the cause is a full disk below the store.
     fn is_full_store(&self) -> bool {
         self.error.chain().any(|cause| matches!(cause.downcast_ref(), Some(StoreError::Full { .. })))
     }
 
-    /// Tells it on stderr.
+    /// Prints the failure on stderr. Returns the exit code.
     pub(crate) fn report(&self) -> ExitCode {
         if self.is_full_store() {
             return Self::full_store().report();
@@ -89,7 +90,7 @@ impl Failure {
             text::push_clean(&mut message, line, false);
         }
         message.push('\n');
-        // Nobody is left to tell where stderr is gone.
+        // Best effort: if stderr is closed, there is nowhere to report it.
         let _ = std::io::stderr().write_all(message.as_bytes());
         ExitCode::from(self.code)
     }

@@ -1,4 +1,4 @@
-//! Runs and steps by `[RUN/]STEP`, what a step left, and visits to it.
+//! Runs and steps given as `[RUN/]STEP`, the snapshot that a step left, and visits to it.
 
 use std::{
     io,
@@ -21,10 +21,10 @@ use crate::{
     runners,
 };
 
-/// In how many of a directory's runs a step is looked for: the last one of each pipeline is among them.
+/// How many of a directory's runs are searched for a step. The last run of each pipeline is among them.
 const RUNS: u32 = 100;
 
-/// What a step of a run left, under lease.
+/// The snapshot that a step of a run left, with a lease on it.
 #[derive(Debug)]
 pub(crate) struct Left {
     pub(crate) run: Run,
@@ -37,7 +37,7 @@ pub(crate) struct Left {
 }
 
 impl Left {
-    /// Finds `[RUN/]STEP`; without a run, the step in the last run of each pipeline of `dir`.
+    /// Finds the snapshot of `[RUN/]STEP`. Without a run, searches the last run of each pipeline of `dir`.
     pub(crate) fn find(text: &str, dir: Option<&Path>) -> Outcome<Self> {
         let store = open_store()?;
         let lease = store.lease().map_err(unreadable)?;
@@ -46,12 +46,12 @@ impl Left {
         Self::open(&store, lease, run, step)
     }
 
-    /// Finds `[RUN/]STEP:PATH`.
+    /// Finds the snapshot and the path of `[RUN/]STEP:PATH`.
     pub(crate) fn find_path<'a>(text: &'a str, dir: Option<&Path>) -> Outcome<(Self, &'a str)> {
         let store = open_store()?;
         let lease = store.lease().map_err(unreadable)?;
         let (run, steps, rest) = find_run(&store, text, dir)?;
-        // Keys may have colons, too: the longest key that fits.
+        // Keys may have colons, too, so the longest matching key wins.
         let fits = |step: &&StepRecord| rest.strip_prefix(&*step.key).is_some_and(|rest| rest.starts_with(':'));
         let at = steps.iter().filter(fits).map(|step| step.key.len()).max().or_else(|| rest.find(':'));
         let Some(at) = at else {
@@ -81,30 +81,30 @@ impl Left {
             }
         };
         let surroundings = store.surroundings(&snapshot).map_err(unreadable)?.unwrap_or_else(|| {
-            // Of an older version.
+            // The snapshot was made by an older version.
             Arc::new(Surroundings::in_workdir("/workspace"))
         });
         let sandbox = runners::sandbox(&Arc::clone(store).into(), &surroundings.host_dirs, ImageOptions::default());
         Ok(Self { run, step, surroundings, snapshot, source, sandbox, _lease: lease })
     }
 
-    /// The run and the step, and how it ended, for people.
+    /// Describes the run, the step, and how it ended, for the user.
     pub(crate) fn describe(&self) -> String {
         let id = self.run.id.to_string();
         format!("step `{}` of run {} ({})", self.step.key, &id[..8], describe(&self.step))
     }
 
-    /// Makes a visit. The exit code, or why there is none.
+    /// Makes a visit. Returns the exit code, or an error if there is none.
     pub(crate) async fn visit(&self, errand: Errand<'_>, streams: Streams) -> Result<i32, VisitError> {
         self.sandbox.visit(Visit::new(&self.snapshot, &self.source, errand), streams).await
     }
 
-    /// Writes what the step left as an image. Its digest.
+    /// Writes the step's snapshot as an image. Returns its digest.
     pub(crate) async fn export(&self, to: ExportTarget) -> Result<ImageDigest, SandboxExportError> {
         self.sandbox.export(&self.snapshot, &self.source, to).await
     }
 
-    /// Why a visit came to nothing.
+    /// Returns the failure of a visit.
     pub(crate) fn failed(&self, error: VisitError) -> Failure {
         match error {
             VisitError::Errand { doing, source } if is_about_the_path(&source) => {
@@ -117,7 +117,7 @@ impl Left {
     }
 }
 
-/// Whether a path, rather than the machine, is what is wrong.
+/// Returns whether an error is caused by the path rather than by the machine.
 pub(crate) fn is_about_the_path(error: &io::Error) -> bool {
     matches!(
         error.kind(),
@@ -138,7 +138,7 @@ fn unreadable(error: StoreError) -> Failure {
     Failure::infrastructure("failed to read the store").because(error)
 }
 
-/// The run that a text means, its steps, and the part of the text after the run.
+/// Returns the run that `text` names, its steps, and the part of the text after the run.
 pub(crate) fn find_run<'a>(
     store: &Store,
     text: &'a str,
@@ -195,9 +195,9 @@ pub(crate) fn find_run<'a>(
     })
 }
 
-/// The last run of a directory, and its steps.
+/// Returns the last run of a directory, and its steps.
 pub(crate) fn last_run(store: &Store, dir: Option<&Path>) -> Outcome<(Run, Vec<StepRecord>)> {
-    // No step has an empty key: the newest run is what is left.
+    // No step has an empty key, so the newest run is the result.
     find_run(store, "", dir).map(|(run, steps, _)| (run, steps))
 }
 
@@ -265,7 +265,7 @@ fn find_snapshot(store: &Store, run: &Run, step: &StepRecord) -> Outcome<Snapsho
     })
 }
 
-/// How a step ended, for people.
+/// Describes how a step ended, for the user.
 pub(crate) fn describe(step: &StepRecord) -> String {
     let code = || step.exit_code.unwrap_or(-1);
     match step.status {

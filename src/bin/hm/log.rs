@@ -1,7 +1,9 @@
-//! What the library wants its developers, or a machine's administrator, to know: tracing events, on stderr.
+//! The library's diagnostics for developers and for the administrator of a machine: tracing events, on
+//! stderr.
 //!
-//! Warnings always; more by `HM_LOG` (such as `HM_LOG=debug` or `HM_LOG=hm_exec::runner=trace`). While a build is shown they
-//! go through its renderer, so that they do not tear a live display.
+//! Warnings are always shown; `HM_LOG` enables more (such as `HM_LOG=debug` or
+//! `HM_LOG=hm_exec::runner=trace`). While a build is shown they go through its renderer, so that they do not
+//! disturb a live display.
 
 use std::{
     io,
@@ -13,16 +15,16 @@ use tracing_subscriber::{EnvFilter, fmt::MakeWriter};
 
 use crate::render::{text, to_stderr};
 
-/// Where lines go while a build is shown.
+/// The destination of lines while a build is shown.
 static SCREEN: Mutex<Option<mpsc::UnboundedSender<String>>> = Mutex::new(None);
 
-/// Starts to log.
+/// Starts logging.
 pub(crate) fn init() {
     let filter = EnvFilter::try_from_env("HM_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
     tracing_subscriber::fmt().with_env_filter(filter).without_time().with_ansi(false).with_writer(ToScreen).init();
 }
 
-/// Sends what is logged to `screen`, until it is gone.
+/// Sends log lines to `screen`, until its receiver is dropped.
 pub(crate) fn send_to(screen: mpsc::UnboundedSender<String>) {
     *SCREEN.lock().unwrap_or_else(PoisonError::into_inner) = Some(screen);
 }
@@ -55,7 +57,7 @@ impl io::Write for Line {
 
 impl Drop for Line {
     fn drop(&mut self) {
-        // Names of a checkout's files may have anything in them.
+        // Names of a checkout's files may contain any characters.
         let text = text::clean(String::from_utf8_lossy(&self.0).trim_end());
         let screen = SCREEN.lock().unwrap_or_else(PoisonError::into_inner);
         let unsent = match &*screen {

@@ -1,4 +1,4 @@
-//! The `hm` command: arguments, rendering, exit codes. What a build is lives in the library.
+//! The `hm` command: arguments, rendering, exit codes. The library defines what a build is.
 
 mod args;
 mod commands;
@@ -56,7 +56,7 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    // First of all: this process may be the sandbox's helper, started again.
+    // This comes first because the process may be the sandbox's helper, started again.
     #[cfg(target_os = "linux")]
     hm_exec::runner::sandbox::init();
     hm_exec::runner::docker::init();

@@ -1,4 +1,4 @@
-//! Whose cached results a run finds and makes: the project's own, those of a name that the user gave it, or
+//! Whose cached results a run finds and creates: the project's own, those of an id that the user gave it, or
 //! shared ones.
 
 use std::{
@@ -10,17 +10,17 @@ use std::{
 use hm_exec::cache::ProjectId;
 use serde::{Deserialize, Deserializer, de};
 
-/// More than anybody writes.
+/// Longer than any name in use.
 const MAX_NAME_BYTES: usize = 200;
 
-/// `[project."/path"]`, in the user's own `hm.toml`: directories, and what the project there is called.
+/// `[project."/path"]`, in the user's own `hm.toml`: directories, and the ids of the projects there.
 pub(crate) type ProjectTables = BTreeMap<PathBuf, ProjectTable>;
 
-/// What the user says of one project.
+/// What the user configures for one project.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct ProjectTable {
-    /// Results are those of all directories with this id.
+    /// The project's id. Directories with the same id share their results.
     pub(crate) id: Name,
 }
 
@@ -28,11 +28,11 @@ pub(crate) struct ProjectTable {
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct CacheTable {
-    /// Results are shared with every project that says the same.
+    /// Results are shared with every project that has the same value here.
     pub(crate) share: Option<Name>,
 }
 
-/// A name of results: not empty, and of printable characters.
+/// A name under which results are found: not empty, and of printable characters.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Name(pub(crate) String);
 
@@ -52,7 +52,8 @@ impl<'de> Deserialize<'de> for Name {
     }
 }
 
-/// Returns the project at `source`: what it shares, else what the user calls it, else what it is by itself.
+/// Returns the project id of `source`: the name that it shares, else the user's id for it, else the id of the
+/// checkout.
 pub(crate) fn of_source(source: &Path, named: &ProjectTables, share: Option<&Name>) -> ProjectId {
     if let Some(Name(name)) = share {
         return ProjectId::shared(name);
@@ -63,7 +64,7 @@ pub(crate) fn of_source(source: &Path, named: &ProjectTables, share: Option<&Nam
         let below = source.strip_prefix(&dir).ok()?.to_owned();
         Some((dir.components().count(), &table.id, below))
     });
-    // The nearest directory above has the word.
+    // The nearest directory above takes precedence.
     match found.max_by_key(|(depth, ..)| *depth) {
         Some((_, Name(id), below)) => ProjectId::named(id).below(&below),
         None => ProjectId::of_checkout(&source),

@@ -1,4 +1,4 @@
-//! The runners of `hm`, and where it keeps things.
+//! The runners of `hm`, and where it stores its data.
 
 use std::{num::NonZeroUsize, path::PathBuf};
 
@@ -27,8 +27,8 @@ use crate::{
     render::to_stderr,
 };
 
-/// The runners of `hm`, by the names that pipelines use. Where there is no sandbox there is no default either: to run
-/// without isolation is a decision, not a fallback.
+/// The runners of `hm`, by the names that pipelines use. On systems without the sandbox there is no default
+/// runner: running without isolation must be a decision, not a fallback.
 #[derive(Debug, RunnerSet)]
 pub(crate) struct Runners {
     #[cfg(target_os = "linux")]
@@ -43,19 +43,19 @@ pub(crate) struct Runners {
 }
 
 impl Runners {
-    /// The runners, on the store in [`store_dir`]; nothing is opened before one of them needs it.
+    /// Creates the runners, on the store in [`store_dir`]. Nothing is opened before one of them needs it.
     pub(crate) fn new(remote: Remote) -> Outcome<Self> {
         Ok(Self::on(&store()?, &[], ImageOptions::default(), remote))
     }
 
-    /// Boots a machine for the runner `vm`, where none has booted yet.
+    /// Boots a machine for the runner `vm`, if none has booted yet.
     #[cfg(target_os = "linux")]
     pub(crate) async fn boot_machine(&self) -> Result<Accelerator, RunnerError> {
         self.vm.backend().trial().await
     }
 
-    /// The same on a store that others use, too, with a word on how images are found. The sandbox shows `host_dirs` to
-    /// steps on image `host`.
+    /// Creates the runners on a store that is also used otherwise, with options on how images are found. The
+    /// sandbox shows `host_dirs` to steps on image `host`.
     #[cfg_attr(not(target_os = "linux"), expect(unused_variables, reason = "only Linux has the sandbox"))]
     pub(crate) fn on(store: &StoreHandle, host_dirs: &[PathBuf], images: ImageOptions, remote: Remote) -> Self {
         Self {
@@ -70,7 +70,7 @@ impl Runners {
         }
     }
 
-    /// An engine on them that keeps its journals, and looks cached steps up in their store.
+    /// Creates an engine on the runners. It keeps its journals, and looks cached steps up in their store.
     #[cfg_attr(not(target_os = "linux"), expect(unused_variables, reason = "only Linux has the remote cache"))]
     pub(crate) fn engine(
         self,
@@ -79,7 +79,7 @@ impl Runners {
         remote: Option<RemoteCache>,
     ) -> Outcome<Engine<Self>> {
         let mut builder = Engine::builder(self).runs_dir(runs_dir()?).cache(store.clone());
-        // Steps beyond that wait for a slot: without files to open they would fail.
+        // More steps than that wait for a slot: they would fail because they could not open files.
         let most = open_files::enough_for();
         if let Some(jobs) = jobs {
             if most < jobs {
@@ -99,7 +99,8 @@ impl Runners {
     }
 }
 
-/// What the engine's cache is used for: for steps of runner `cloud`, unless somebody said more.
+/// Returns the remote cache, if one is used: by default for steps of runner `cloud` only, unless the user
+/// asked for more.
 #[cfg(target_os = "linux")]
 pub(crate) fn remote_cache(images: &ImageOptions, remote: &Remote) -> Outcome<Option<RemoteCache>> {
     let (reads, writes) = match remote.cache {
@@ -114,13 +115,13 @@ pub(crate) fn remote_cache(images: &ImageOptions, remote: &Remote) -> Outcome<Op
             let cache = cache.read(reads).write(writes).local_steps(remote.cache.is_some());
             Ok(Some(cache.images(images.clone())))
         }
-        // The cloud runner says it, where a step needs that.
+        // The cloud runner reports the error if a step needs it.
         Err(_) if remote.cache.is_none() => Ok(None),
         Err(error) => Err(Failure::input(format_args!("--remote-cache: {error}"))),
     }
 }
 
-/// There is none.
+/// Returns `None`: only Linux has the remote cache.
 #[cfg(not(target_os = "linux"))]
 pub(crate) fn remote_cache(_: &ImageOptions, _: &Remote) -> Outcome<Option<RemoteCache>> {
     Ok(None)
@@ -129,15 +130,16 @@ pub(crate) fn remote_cache(_: &ImageOptions, _: &Remote) -> Outcome<Option<Remot
 #[cfg(not(target_os = "linux"))]
 pub(crate) enum RemoteCache {}
 
-/// The sandbox of `hm`.
+/// Creates the sandbox of `hm`.
 #[cfg(target_os = "linux")]
 pub(crate) fn sandbox(store: &StoreHandle, host_dirs: &[PathBuf], images: ImageOptions) -> SandboxRunner {
     let builder = SandboxRunner::builder().store(store.clone()).keep_failed(true).images(images);
     host_dirs.iter().fold(builder, |builder, dir| builder.host_dir(dir)).build()
 }
 
-/// The docker runner of `hm`, at the daemon that somebody named, or the one that is there. A failed step's files are kept only
-/// where the run asks for it: daemons hand out an image as a whole, which may take longer than the step.
+/// Creates the docker runner of `hm`, for the daemon that the user named, or else for the one that is found.
+/// A failed step's files are kept only if the run requests it: daemons export an image only as a whole, which
+/// may take longer than the step.
 pub(crate) fn docker(store: &StoreHandle, images: ImageOptions, host: Option<String>) -> DockerRunner {
     let builder = Docker::builder().images(images);
     match host {
@@ -146,7 +148,7 @@ pub(crate) fn docker(store: &StoreHandle, images: ImageOptions, host: Option<Str
     }
 }
 
-/// The runner of virtual machines of `hm`.
+/// Creates the virtual machine runner of `hm`.
 #[cfg(target_os = "linux")]
 fn vm(store: &StoreHandle, host_dirs: &[PathBuf], images: ImageOptions, table: VmTable) -> QemuRunner {
     let VmTable { memory, cpus, qemu, virtiofsd, kernel, modules, templates } = table;
@@ -175,7 +177,7 @@ fn vm(store: &StoreHandle, host_dirs: &[PathBuf], images: ImageOptions, table: V
     builder.build(store.clone()).keep_failed(true)
 }
 
-/// The cloud runner of `hm`.
+/// Creates the cloud runner of `hm`.
 #[cfg(target_os = "linux")]
 fn cloud(store: &StoreHandle, images: ImageOptions, remote: Remote) -> CloudRunner {
     let Remote { endpoint, logs, platform, jobs, .. } = remote;
@@ -195,19 +197,19 @@ fn cloud(store: &StoreHandle, images: ImageOptions, remote: Remote) -> CloudRunn
     }
 }
 
-/// The store, not opened yet.
+/// Returns a handle to the store, which is not opened yet.
 pub(crate) fn store() -> Outcome<StoreHandle> {
     Ok(StoreHandle::new(store_dir()?))
 }
 
-/// Where layers, images, journals and logs lie.
+/// Returns the directory of layers, images, journals and logs.
 pub(crate) fn store_dir() -> Outcome<PathBuf> {
     Store::default_dir().map_err(|error| {
         Failure::infrastructure("failed to find a place for the store").because(error).hint("export HM_CACHE_DIR=DIR")
     })
 }
 
-/// Where journals and logs lie, each in a directory named after its run.
+/// Returns the directory of journals and logs, which has a subdirectory for each run, named after it.
 pub(crate) fn runs_dir() -> Outcome<PathBuf> {
     Ok(store_dir()?.join("runs"))
 }

@@ -1,5 +1,5 @@
-//! Ctrl-C, what process managers send instead, and a terminal that goes: the first one asks, the second one
-//! insists.
+//! Ctrl-C, the signals that process managers send instead, and a terminal that hangs up. The first signal
+//! requests cancellation, the second one forces it.
 
 use std::{fs, io};
 
@@ -7,8 +7,8 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// SIGINT, SIGTERM and SIGHUP.
 ///
-/// A hang-up asks and never insists: when a terminal goes, its shell sends one, and the kernel another. One
-/// that was ignored when this process started, as under `nohup`, stays ignored.
+/// A SIGHUP requests cancellation but never forces it: when a terminal disappears, its shell sends one, and
+/// the kernel another. If SIGHUP was ignored when this process started, as under `nohup`, it stays ignored.
 #[derive(Debug)]
 pub(crate) struct Interrupts {
     int: Signal,
@@ -18,7 +18,7 @@ pub(crate) struct Interrupts {
 }
 
 impl Interrupts {
-    /// Starts to listen; from now on these signals don't end the process by themselves.
+    /// Starts to listen. From now on these signals do not end the process by themselves.
     pub(crate) fn listen() -> io::Result<Self> {
         let hup = if ignores_hangup() { None } else { Some(signal(SignalKind::hangup())?) };
         Ok(Self {
@@ -48,8 +48,8 @@ impl Interrupts {
     }
 }
 
-/// Returns whether SIGHUP is ignored, as far as `/proc` tells. Without it, the signal is believed to be
-/// ignored: it is not listened for, and does what it did when this process started.
+/// Returns whether SIGHUP is ignored, according to `/proc`. Without `/proc`, the signal is assumed to be
+/// ignored: it is not listened for, and keeps the disposition that it had when this process started.
 fn ignores_hangup() -> bool {
     const HANGUP: u64 = 1;
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();

@@ -1,13 +1,13 @@
-//! What is worth a warning in a pipeline that is valid.
+//! Warnings about pipelines that are valid.
 
 use hm_exec::plan::BoundPlan;
 
 use crate::render::{text, to_stderr};
 
-/// Steps that are named in a warning; of more there is the number.
+/// The maximum number of steps that a warning names; the others are counted.
 const NAMED: usize = 5;
 
-/// Warns of steps whose commands name `.hm/`: it is not part of the source that they see.
+/// Warns about steps whose commands name `.hm/`, which is not part of the source that steps see.
 pub(crate) fn of_plan(bound: &BoundPlan) {
     let found: Vec<_> =
         bound.steps.iter().filter(|step| names_pipelines(&step.step.cmd)).map(|step| &*step.step.key).collect();

@@ -1,15 +1,15 @@
-//! One thing that a project asks for.
+//! One thing that a project requests.
 
 use std::fmt::Display;
 
-/// One thing that a project asks for beyond the sandbox: a key, its value, and what comes of it. Consent is
-/// to the key and to the value.
+/// One thing that a project requests beyond the sandbox: a key, its value, and its effect. Consent applies to
+/// the key and the value.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct Ask {
     key: String,
     value: String,
     is_secret: bool,
-    /// What the file says now, if the value is a file's name.
+    /// The hash of the file's current content, if the value is a file name.
     content: Option<blake3::Hash>,
     effect: &'static str,
 }
@@ -21,23 +21,23 @@ impl std::fmt::Debug for Ask {
 }
 
 impl Ask {
-    /// Makes an ask that `key` is `value`, with an `effect` that people understand.
+    /// Creates a request that `key` is `value`, with an `effect` described for the user.
     pub(crate) fn new(key: impl Into<String>, value: impl Display, effect: &'static str) -> Self {
         Self { key: key.into(), value: value.to_string(), is_secret: false, content: None, effect }
     }
 
-    /// Makes an ask whose value is never shown.
+    /// Creates a request whose value is never shown.
     pub(crate) fn secret(key: impl Into<String>, value: impl Display, effect: &'static str) -> Self {
         Self { is_secret: true, ..Self::new(key, value, effect) }
     }
 
-    /// Binds consent to what a file says, too.
+    /// Makes consent apply to a file's content, too.
     pub(crate) fn with_content(mut self, content: &[u8]) -> Self {
         self.content = Some(blake3::hash(content));
         self
     }
 
-    /// Returns the key alone, or with its value if that is what makes the difference between asks of one key.
+    /// Returns the key alone, or with its value if several requests have the same key.
     pub(crate) fn name(&self) -> String {
         if self.key.starts_with('[') { self.key.clone() } else { self.what() }
     }
@@ -47,15 +47,16 @@ impl Ask {
         if self.is_secret { self.key.clone() } else { format!("{} = \"{}\"", self.key, self.value) }
     }
 
-    /// Returns the whole ask, for people.
+    /// Returns the whole request, for the user.
     pub(crate) fn line(&self) -> String {
         format!("{}: {}", self.what(), self.effect)
     }
 
-    /// Returns what consent is recorded for. The values of headers are in it, and can't be had back from it.
+    /// Returns the digest under which consent is recorded. It covers the values of headers, which cannot be
+    /// recovered from it.
     pub(crate) fn digest(&self) -> String {
         let mut hasher = blake3::Hasher::new();
-        // With its length in front, each part is told from the next one.
+        // Each part is preceded by its length, so that the parts cannot be confused.
         for part in ["hm trust 1", &*self.key, &*self.value] {
             hasher.update(&(part.len() as u64).to_le_bytes());
             hasher.update(part.as_bytes());

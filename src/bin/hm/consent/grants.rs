@@ -1,7 +1,7 @@
 //! Recorded consent: a file for each project in `$XDG_STATE_HOME/hm/trust`, named after the project's path.
 //!
-//! Files are replaced as a whole under a lock, so that two processes lose nothing of each other's, and a
-//! reader needs no lock. What another user owns, or may write to, is believed by no one.
+//! Files are replaced as a whole under a lock, so that concurrent processes lose no consent, and a reader
+//! needs no lock. A file that another user owns or may write to is not trusted.
 
 use std::{
     collections::BTreeSet,
@@ -26,14 +26,14 @@ use crate::{
 };
 
 const VERSION: u32 = 1;
-/// No file of ours is larger.
+/// No file that this module writes is larger.
 const MAX_BYTES: u64 = 1 << 20;
 
-/// What a user consented to for one project.
+/// A user's recorded consent for one project.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Record {
     version: u32,
-    /// The project's directory, for people: the file's name is what finds it.
+    /// The project's directory, for the user. Lookups use the file's name.
     pub(crate) project: String,
     pub(crate) granted: Vec<Granted>,
 }
@@ -53,7 +53,7 @@ pub(crate) fn of(project: &Path) -> Outcome<BTreeSet<String>> {
     Ok(record.into_iter().flat_map(|record| record.granted).map(|granted| granted.digest).collect())
 }
 
-/// Records consent to `asks`, beside what was recorded before.
+/// Records consent to `asks`, in addition to what was recorded before.
 pub(crate) fn grant(project: &Path, asks: &[&Ask]) -> Outcome<()> {
     let dir = place().ok_or_else(|| {
         Failure::input("there is no place to record consent: neither XDG_STATE_HOME nor HOME is set")
@@ -73,7 +73,7 @@ pub(crate) fn grant(project: &Path, asks: &[&Ask]) -> Outcome<()> {
     write(&dir, &name, &record).map_err(|error| failed("record consent in", &dir, error))
 }
 
-/// Forgets all consent for `project`. Whether there was any.
+/// Removes all consent for `project`. Returns whether there was any.
 pub(crate) fn revoke(project: &Path) -> Outcome<bool> {
     let Some(dir) = place().filter(|dir| dir.exists()) else { return Ok(false) };
     let _lock = lock(&dir)?;
@@ -84,7 +84,7 @@ pub(crate) fn revoke(project: &Path) -> Outcome<bool> {
     }
 }
 
-/// Returns all that is recorded, by project.
+/// Returns all recorded consent, by project.
 pub(crate) fn all() -> Outcome<Vec<Record>> {
     let Some(dir) = place() else { return Ok(Vec::new()) };
     let entries = match fs::read_dir(&dir) {
@@ -117,7 +117,7 @@ fn file_name(project: &Path) -> String {
     format!("{}.json", &blake3::hash(project.as_os_str().as_bytes()).to_hex()[..32])
 }
 
-/// Makes the directory if it is missing, for its owner alone, and waits for others that write.
+/// Creates the directory if it is missing, accessible only to its owner, and waits for other writers.
 fn lock(dir: &Path) -> Outcome<File> {
     let locked = || -> io::Result<File> {
         DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
@@ -134,7 +134,7 @@ fn lock(dir: &Path) -> Outcome<File> {
     Ok(file)
 }
 
-/// Refuses what another user owns or may write to.
+/// Refuses a file that another user owns or may write to.
 fn believed(path: &Path, metadata: &fs::Metadata) -> Outcome<()> {
     let own = rustix::process::geteuid().as_raw();
     if metadata.uid() == own && metadata.mode() & 0o022 == 0 {
@@ -147,7 +147,7 @@ fn believed(path: &Path, metadata: &fs::Metadata) -> Outcome<()> {
     .hint("remove it, or make it yours alone (chmod go-rwx); or say HM_TRUST=1"))
 }
 
-/// Returns a project's record. One that is damaged counts as none, after a warning.
+/// Returns a project's record. A damaged one counts as missing, after a warning.
 fn read(dir: &Path, name: &str) -> Outcome<Option<Record>> {
     let path = dir.join(name);
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
@@ -176,7 +176,7 @@ fn read(dir: &Path, name: &str) -> Outcome<Option<Record>> {
     }
 }
 
-/// Puts a record in the place of the old one.
+/// Replaces a record atomically.
 fn write(dir: &Path, name: &str, record: &Record) -> io::Result<()> {
     let mut file =
         tempfile::Builder::new().prefix(".new-").permissions(Permissions::from_mode(0o600)).tempfile_in(dir)?;

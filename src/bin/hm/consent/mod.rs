@@ -1,10 +1,10 @@
-//! The user's consent to what a project asks for beyond the sandbox, as `direnv allow` and `mise trust` have
-//! it.
+//! The user's consent to what a project requests beyond the sandbox, similar to `direnv allow` and `mise
+//! trust`.
 //!
-//! Code that knows what a project asks for (from its `hm.toml`, from a pipeline) makes a list of [`Ask`]s,
-//! and calls [`require`] before anything happens, or [`ignored`] in commands that never ask. Consent is
-//! recorded for a directory and for each ask by itself, by [`grants`]: an edited step asks for nothing new,
-//! and a new ask is shown alone.
+//! Code that knows what a project requests (from its `hm.toml`, from a pipeline) makes a list of [`Ask`]s,
+//! and calls [`require`] before anything happens, or [`ignored`] in commands that never ask. [`grants`]
+//! records consent for a directory and for each request separately: an edited step requests nothing new, and
+//! only a new request is shown.
 
 mod ask;
 pub(crate) mod grants;
@@ -26,12 +26,12 @@ use crate::{
     render::{text, to_stderr},
 };
 
-/// The variable that consents for as long as it is set.
+/// The environment variable that gives consent as long as it is set.
 pub(crate) const VARIABLE: &str = "HM_TRUST";
 
-/// Ends unless the user consents to all of `asks`, by `--trust` (`trusts`), by [`VARIABLE`], by a recorded
-/// consent, or by an answer on the terminal, which is recorded. `project` is the directory that asks, `line`
-/// what gives consent from then on.
+/// Returns an error unless the user consents to all of `asks`: by `--trust` (`trusts`), by [`VARIABLE`], by
+/// recorded consent, or by an answer on the terminal, which is recorded. `project` is the directory that
+/// asks, and `line` is the command that gives consent permanently.
 pub(crate) fn require(project: &Path, asks: &[Ask], trusts: bool, line: &str) -> Outcome<()> {
     let missing = missing(project, asks, trusts)?;
     if missing.is_empty() {
@@ -50,7 +50,7 @@ pub(crate) fn require(project: &Path, asks: &[Ask], trusts: bool, line: &str) ->
         .hint(format_args!("if you trust this project: `{line}`, or for one run `hm run --trust` or {VARIABLE}=1")))
 }
 
-/// Returns whether any of `asks` is without consent: then one line says that they are ignored.
+/// Returns whether any of `asks` lacks consent. If so, prints one line which says that they are ignored.
 pub(crate) fn ignored(project: &Path, asks: &[Ask]) -> Outcome<bool> {
     let missing = missing(project, asks, false)?;
     if missing.is_empty() {
@@ -64,9 +64,9 @@ pub(crate) fn ignored(project: &Path, asks: &[Ask]) -> Outcome<bool> {
     Ok(true)
 }
 
-/// Returns the asks that nothing consents to.
+/// Returns the requests that lack consent.
 fn missing<'a>(project: &Path, asks: &'a [Ask], trusts: bool) -> Outcome<Vec<&'a Ask>> {
-    // Without a question nothing is looked for.
+    // If there is nothing to ask for, the records are not read.
     if asks.is_empty() || trusts || variable_trusts()? {
         return Ok(Vec::new());
     }
@@ -99,7 +99,7 @@ fn allows(head: &str, asks: &[&Ask]) -> Outcome<bool> {
     Ok(matches!(answer.trim().to_ascii_lowercase().as_str(), "y" | "yes"))
 }
 
-/// Returns the line that gives consent to what these arguments mean.
+/// Returns the command that gives consent to what these arguments name.
 pub(crate) fn line(args: &SourceArgs) -> String {
     let mut line = "hm trust".to_owned();
     if let Some(dir) = &args.dir {
@@ -113,8 +113,8 @@ pub(crate) fn line(args: &SourceArgs) -> String {
     line
 }
 
-/// Returns a path as the value of an option: one that begins with `-` would be taken for an option itself,
-/// however it is quoted. `-` alone is a value, and means standard input.
+/// Returns a path as the value of an option: a path that begins with `-` would be parsed as an option, even
+/// if quoted. `-` alone is a value, and means standard input.
 fn path_word(path: &Path) -> String {
     let path = path.to_string_lossy();
     if path.starts_with('-') && path != "-" {

@@ -1,4 +1,4 @@
-//! What a pipeline asks for beyond the sandbox.
+//! What a pipeline requests beyond the sandbox.
 
 use std::{
     collections::BTreeSet,
@@ -13,11 +13,11 @@ use hm_exec::{
 
 use super::Ask;
 
-/// Runners whose steps run outside of any sandbox of this machine's, and are not the user's own services.
+/// Runners whose steps run outside of any sandbox on this machine and are not services of the user's own.
 const OUTSIDE: [(&str, &str); 1] = [("process", "its steps run as you, with your files and your network")];
 
-/// Returns what a project's `plan` asks for. What the command line names is the user's word:
-/// `options.runner`, and the images that are put in the place of others.
+/// Returns what a project's `plan` requests. Values from the command line need no consent: `options.runner`,
+/// and the images that replace others.
 pub(crate) fn of_plan(plan: &Plan, options: &BindOptions, project: &Path) -> Vec<Ask> {
     let nodes = &plan.pipeline().nodes;
     let mut asks = Vec::new();
@@ -33,7 +33,7 @@ pub(crate) fn of_plan(plan: &Plan, options: &BindOptions, project: &Path) -> Vec
     for image in images {
         let is_users = options.images.contains_key(image) || options.images.values().any(|named| named == image);
         if let Some(place) = image_path(image).and_then(|path| outside(&path, project)).filter(|_| !is_users) {
-            // The same words may mean another place in another directory.
+            // The same path may mean another place in another directory.
             let transport = image.split_once(':').map_or(image, |(transport, _)| transport);
             let value = format!("{transport}:{}", place.display());
             asks.push(Ask::new("image", value, "its steps see these files, which are not the project's"));
@@ -42,10 +42,10 @@ pub(crate) fn of_plan(plan: &Plan, options: &BindOptions, project: &Path) -> Vec
     asks
 }
 
-/// Returns where `path` leads, if that is not in the project.
+/// Returns the target of `path`, if it is outside of the project.
 fn outside(path: &Path, project: &Path) -> Option<PathBuf> {
     let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
-    // What is not there is looked at as it is written.
+    // A path that does not exist is resolved textually.
     let place = absolute.canonicalize().unwrap_or_else(|_| {
         absolute.components().fold(PathBuf::new(), |mut place, part| {
             match part {
@@ -121,7 +121,7 @@ mod tests {
         let default = r#"{"version":"0","default_image":"rootfs:/","graph":{"nodes":[STEP],"node_holes":[],"edge_property":"directed","edges":[]}}"#;
         let plan = Plan::parse(default.replace("STEP", &step("a", ""))).unwrap();
         assert_eq!(of_plan(&plan, &BindOptions::default(), &project).len(), 1);
-        // A child boots from what its parent left.
+        // A child starts from its parent's snapshot.
         let steps = [step("a", ""), step("b", r#","image":"rootfs:/""#)].join(",");
         assert_eq!(asks(&steps, r#"[0,1,"builds_in"]"#, &BindOptions::default(), &project), [""; 0]);
     }

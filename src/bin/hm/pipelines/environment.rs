@@ -1,7 +1,7 @@
-//! The variables that code of the project sees while it renders pipelines.
+//! The environment variables that code of the project sees while it renders pipelines.
 //!
-//! A variable that is not named here may be a secret, so it is not shown: a pipeline could put it into a
-//! step, and a step has the network. What continuous integration says about the commit is no secret.
+//! A variable that is not named here may be a secret, so it is withheld: a pipeline could put it into a step,
+//! and a step has network access. What continuous integration reports about the commit is not secret.
 
 use std::{
     collections::BTreeSet,
@@ -10,10 +10,10 @@ use std::{
     path::Path,
 };
 
-/// Names more variables to show, by commas.
+/// The variable that lists more variables to show, separated by commas.
 pub(super) const MORE: &str = "HM_RENDER_ENV";
 
-/// What is shown, if it is set.
+/// The variables that are shown if they are set.
 const SHOWN: [&str; 77] = [
     "BRANCH",
     "BRANCH_NAME",
@@ -94,13 +94,13 @@ const SHOWN: [&str; 77] = [
     "TZ",
 ];
 
-/// What the rendering sets itself.
+/// The variables that the rendering sets itself.
 const OWN: [&str; 2] = ["HOME", "PATH"];
 
-/// What the standard library asks for by itself, and does without.
+/// Variables that the standard library reads by itself and does not require.
 const INCIDENTAL: [&str; 8] = ["COLUMNS", "LINES", "LOGNAME", "TEMP", "TERM", "TMP", "TMPDIR", "USER"];
 
-/// Returns the variables of a rendering by the interpreter `program`.
+/// Returns the variables for a rendering by the interpreter `program`.
 pub(super) fn shown(program: &Path) -> Vec<(OsString, OsString)> {
     let mut path = program.parent().map(Path::as_os_str).unwrap_or_default().to_owned();
     path.push(":/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
@@ -110,7 +110,7 @@ pub(super) fn shown(program: &Path) -> Vec<(OsString, OsString)> {
     own.into_iter().chain(of_the_user.filter_map(|name| env::var_os(&name).map(|value| (name, value)))).collect()
 }
 
-/// Returns those of `missed`, which a rendering asked for in vain, that are set here.
+/// Returns those variables of `missed`, which a rendering tried to read, that are set here but withheld.
 pub(super) fn withheld(missed: &[String]) -> Vec<&str> {
     let is_withheld = |name: &&str| {
         !INCIDENTAL.contains(name) && !name.is_empty() && !name.contains(['=', '\0']) && env::var_os(name).is_some()
@@ -118,7 +118,7 @@ pub(super) fn withheld(missed: &[String]) -> Vec<&str> {
     missed.iter().map(String::as_str).filter(is_withheld).collect()
 }
 
-/// Returns what the user wants shown besides.
+/// Returns the additional variables that the user wants to show.
 fn more() -> impl Iterator<Item = OsString> {
     let names = env::var_os(MORE).unwrap_or_default().to_string_lossy().into_owned();
     let names: Vec<OsString> = names.split([',', ' ']).filter(|name| is_name(name)).map(OsString::from).collect();
@@ -129,8 +129,8 @@ fn is_name(name: &str) -> bool {
     !name.is_empty() && !name.contains(['=', '\0'])
 }
 
-/// Returns the absolute entries of a list of directories such as `PATH`: others would be found in the
-/// checkout.
+/// Returns the absolute entries of a list of directories such as `PATH`. Relative ones would be resolved in
+/// the checkout.
 pub(super) fn absolute(list: &OsStr) -> impl Iterator<Item = std::path::PathBuf> {
     env::split_paths(list).filter(|dir| dir.is_absolute()).collect::<Vec<_>>().into_iter()
 }

@@ -1,9 +1,10 @@
-//! The files in which git keeps credentials, wherever in a project: checkouts made by continuous integration
-//! have a token in them.
+//! The files in which git may keep credentials, anywhere in a project: checkouts made by continuous
+//! integration have a token in them.
 //!
-//! What git needs to tell commits, branches and tags (`git describe`) stays; all else of a repository is
-//! hidden, so that nobody has to know in which of its files a token may be. Repositories are looked for in
-//! the whole project: submodules, worktrees and nested checkouts have a configuration of their own.
+//! What git needs to describe commits, branches and tags (`git describe`) stays visible. Everything else in a
+//! repository is hidden, so that this module need not know which of its files may contain a token. The whole
+//! project is searched for repositories: submodules, worktrees and nested checkouts have configurations of
+//! their own.
 
 use std::{
     fs::{self, File},
@@ -12,7 +13,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Files of a repository that say nothing but which commit is what.
+/// Files of a repository that state only which commit a name refers to.
 const SHOWN: [&[u8]; 11] = [
     b"HEAD",
     b"MERGE_HEAD",
@@ -27,35 +28,35 @@ const SHOWN: [&[u8]; 11] = [
     b"shallow",
 ];
 
-/// Directories of a repository that hold content of the project, and names.
+/// Directories of a repository that contain only the project's content and names.
 const OF_CONTENT: [&[u8]; 4] = [b"objects", b"refs", b"info", b"rr-cache"];
-/// Directories of programs around git that hold thousands of files of the project, in `objects`.
+/// Directories of git extensions that contain thousands of files of the project, in `objects`.
 const STORES: [&[u8]; 2] = [b"annex", b"lfs"];
 
-/// The most of a reflog that is looked at: of a larger one nothing is shown.
+/// The maximum size of a reflog that is read. A larger one is hidden.
 const MAX_LOG_BYTES: u64 = 4 << 20;
 
-/// What a directory is to git.
+/// The role of a directory in git.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Part {
-    /// Not git's.
+    /// Not part of a repository.
     Project,
-    /// A repository, or a directory in one of which nothing is known.
+    /// A repository, or a directory in one about which nothing is known.
     Repository,
-    /// There may be thousands: one for each branch.
+    /// Reflogs. There may be thousands: one for each branch.
     Logs,
     /// One of [`STORES`].
     Store,
 }
 
-/// Returns the files below `project` that may have credentials of git in them.
+/// Returns the files below `project` that may contain git credentials.
 pub(super) fn secret_files(project: &Path) -> io::Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     let mut dirs = vec![(project.to_path_buf(), Part::Project)];
     while let Some((dir, part)) = dirs.pop() {
         let entries = match fs::read_dir(&dir) {
             Ok(entries) => entries.collect::<io::Result<Vec<_>>>()?,
-            // What this user can't list, and what is gone meanwhile, no pipeline lists either.
+            // A pipeline cannot list what this user cannot list, or what has been removed meanwhile.
             Err(error) if is_absent(&error) => continue,
             Err(error) => return Err(error),
         };
@@ -72,7 +73,7 @@ pub(super) fn secret_files(project: &Path) -> io::Result<Vec<PathBuf>> {
                     dirs.push((path, part));
                 }
                 Part::Project => {}
-                // A submodule may be called like one of them, but has no `HEAD` beside it.
+                // A submodule may have the same name as one of them, but has no `HEAD` next to it.
                 Part::Repository if is_dir && has("HEAD") && OF_CONTENT.contains(&name) => {}
                 Part::Repository if is_dir && has("HEAD") && name == b"logs" => dirs.push((path, Part::Logs)),
                 Part::Repository if is_dir && has("HEAD") && STORES.contains(&name) => dirs.push((path, Part::Store)),
@@ -89,7 +90,7 @@ pub(super) fn secret_files(project: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// Returns whether a reflog has an address in it: `git pull https://TOKEN@HOST/` is recorded as it was typed.
+/// Returns whether a reflog contains a URL: `git pull https://TOKEN@HOST/` is recorded as it was typed.
 fn names_an_address(log: &Path) -> io::Result<bool> {
     let mut text = Vec::new();
     match File::open(log).and_then(|file| file.take(MAX_LOG_BYTES + 1).read_to_end(&mut text)) {

@@ -1,9 +1,9 @@
 //! The Python that renders pipelines: which one it is, and where it finds its packages.
 //!
-//! A program of the checkout is never run outside of the sandbox, and no other one with the checkout as its
-//! working directory or in its search path. So an interpreter of the user's is asked for its paths, from `/`;
-//! one that lies in the checkout, such as a virtual environment's, is not asked: its paths are found by where
-//! its links lead.
+//! A program of the checkout is never run outside of the sandbox, and no other program is run with the
+//! checkout as its working directory or in its search path. So the user's own interpreter is run from `/` to
+//! report its paths. An interpreter in the checkout, such as that of a virtual environment, is not run: its
+//! paths are derived from the targets of its symbolic links.
 
 use std::{
     env,
@@ -24,24 +24,24 @@ use crate::failure::{Failure, Outcome};
 /// The longest `pyvenv.cfg` that is read, in bytes.
 const MAX_CONFIG_BYTES: u64 = 64 << 10;
 
-/// What stands before the fields of an interpreter's answer, and how many prefixes are among them.
+/// The marker before the fields of an interpreter's answer, and how many prefixes are among the fields.
 const MARK: &[u8] = b"\nhm-paths\n";
 const PREFIXES: usize = 4;
 
-/// What of a prefix that is more than an interpreter's belongs to the interpreter.
+/// The parts of a prefix that belong to the interpreter, if the prefix contains more than an interpreter.
 const OF_A_PREFIX: [&str; 4] = ["bin", "lib", "lib64", "pyvenv.cfg"];
 
-/// Directories that are more than an interpreter's, though one may be installed in them.
+/// Directories that contain more than an interpreter, though one may be installed in them.
 const BROAD: [&str; 8] = ["/", "/home", "/opt", "/root", "/srv", "/usr", "/usr/local", "/var"];
 
-/// An interpreter, and what it needs to be shown.
+/// An interpreter, and the directories that a sandbox must show for it.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Interpreter {
     /// Its absolute path.
     pub(super) program: PathBuf,
     /// Its directories and packages.
     pub(super) places: Vec<PathBuf>,
-    /// Below which the user's own packages lie, if they count.
+    /// The directory below which the user's own packages are, if they are used.
     pub(super) user_base: Option<PathBuf>,
 }
 
@@ -50,11 +50,11 @@ pub(crate) struct Interpreter {
 pub(crate) enum Program {
     /// The user installed it.
     OfTheUser(PathBuf),
-    /// It is part of the checkout: to be run in the sandbox only.
+    /// It is part of the checkout, so it must only run in the sandbox.
     OfTheCheckout(PathBuf),
 }
 
-/// Returns what the user calls the interpreter: `$HM_PYTHON`, or `python3`.
+/// Returns the name of the user's interpreter: `$HM_PYTHON`, or `python3`.
 pub(crate) fn name() -> OsString {
     env::var_os("HM_PYTHON").filter(|name| !name.is_empty()).unwrap_or_else(|| "python3".into())
 }
@@ -83,7 +83,7 @@ fn is_executable(path: &Path) -> bool {
     fs::metadata(path).is_ok_and(|metadata| metadata.is_file() && metadata.permissions().mode() & 0o111 != 0)
 }
 
-/// What an interpreter says of itself.
+/// What an interpreter reports about itself.
 #[derive(Debug, PartialEq, Eq)]
 struct Answer {
     executable: PathBuf,
@@ -93,7 +93,7 @@ struct Answer {
 }
 
 impl Answer {
-    /// Reads the fields behind the last `hm-paths`: what is installed may print before.
+    /// Parses the fields after the last `hm-paths`: installed packages may print something before.
     fn parse(stdout: &[u8]) -> Option<Self> {
         let start = stdout.windows(MARK.len()).rposition(|window| window == MARK)? + MARK.len();
         let fields = stdout[start..].strip_suffix(b"\0")?;
@@ -111,7 +111,7 @@ impl Answer {
 }
 
 impl Interpreter {
-    /// Learns what `program` needs.
+    /// Finds out what `program` needs.
     pub(crate) fn of(program: Program, checkout: &Path) -> Outcome<Self> {
         match program {
             Program::OfTheUser(program) => ask(&program, checkout),
@@ -124,7 +124,7 @@ impl Interpreter {
 }
 
 impl Interpreter {
-    /// Returns the version of its package `harmont`, if it has one, as far as its directories tell.
+    /// Returns the version of its package `harmont`, if it has one, according to its directories.
     pub(crate) fn harmont(&self) -> Option<String> {
         let python_path = env::var_os("PYTHONPATH").unwrap_or_default();
         let dirs = self.places.iter().cloned().chain(absolute(&python_path)).collect::<Vec<_>>();
@@ -142,7 +142,7 @@ impl Interpreter {
     }
 }
 
-/// Asks an interpreter of the user's where it finds its packages.
+/// Runs the user's own interpreter to find out where it finds its packages.
 fn ask(program: &Path, checkout: &Path) -> Outcome<Interpreter> {
     let shown = program.display();
     let path: Vec<PathBuf> = absolute(&env::var_os("PATH").unwrap_or_default())
@@ -183,7 +183,7 @@ fn ask(program: &Path, checkout: &Path) -> Outcome<Interpreter> {
     Ok(Interpreter { program, places, user_base: answer.user_base })
 }
 
-/// Returns what to show of a prefix.
+/// Returns the directories to show of a prefix.
 fn of_prefix(prefix: &Path) -> Vec<PathBuf> {
     match is_broad(prefix) {
         true => OF_A_PREFIX.map(|name| prefix.join(name)).into(),
@@ -191,9 +191,9 @@ fn of_prefix(prefix: &Path) -> Vec<PathBuf> {
     }
 }
 
-/// Returns what to show of a prefix that the checkout names: its programs and libraries, if it is a Python's,
-/// and neither somebody's home directory nor what holds one. Links of those that lead elsewhere show nothing:
-/// the prefix may be the checkout's own.
+/// Returns the directories to show of a prefix that the checkout names: its programs and libraries, if it is
+/// a Python prefix and neither a home directory nor a directory that contains one. Parts that are symbolic
+/// links to elsewhere are not shown, because the prefix may be the checkout's own.
 fn of_named_prefix(prefix: &Path) -> Vec<PathBuf> {
     let Ok(real) = prefix.canonicalize() else { return Vec::new() };
     if holds_a_home(&real) || !is_python(&real) {
@@ -203,14 +203,14 @@ fn of_named_prefix(prefix: &Path) -> Vec<PathBuf> {
     parts.filter(|part| part.canonicalize().is_ok_and(|part| part.starts_with(&real))).collect()
 }
 
-/// Returns whether a directory is more than an interpreter's: the home directory is, and what holds it.
+/// Returns whether a directory contains more than an interpreter, such as the home directory and its parents.
 pub(super) fn is_broad(dir: &Path) -> bool {
     let dir = dir.canonicalize().unwrap_or_else(|_| dir.into());
     BROAD.iter().any(|broad| dir == Path::new(broad))
         || home().is_some_and(|home| home.starts_with(&dir) || dir == home.join(".local"))
 }
 
-/// Returns whether a directory, without links, is a home directory or has one in it.
+/// Returns whether a directory, given without symbolic links, is a home directory or contains one.
 fn holds_a_home(dir: &Path) -> bool {
     let homes = Path::new("/home");
     homes.starts_with(dir)
@@ -219,19 +219,19 @@ fn holds_a_home(dir: &Path) -> bool {
         || home().is_some_and(|home| home.starts_with(dir))
 }
 
-/// Returns the home directory of the user, without links.
+/// Returns the home directory of the user, without symbolic links.
 fn home() -> Option<PathBuf> {
     let home = env::var_os("HOME").map(PathBuf::from).filter(|home| home.is_absolute())?;
     Some(home.canonicalize().unwrap_or(home))
 }
 
-/// Returns where the links of a checkout's interpreter lead, and what its `pyvenv.cfg` says: candidates, no
-/// more. The directories two above the programs.
+/// Returns the targets of the symbolic links of a checkout's interpreter, and the `home` of its `pyvenv.cfg`.
+/// They are only candidates: the directories two levels above the programs.
 fn bases(program: &Path) -> Vec<PathBuf> {
     let two_above = |path: &Path| path.parent().and_then(Path::parent).map(Path::to_path_buf);
     let mut found: Vec<PathBuf> = Vec::new();
     let mut at = program.to_path_buf();
-    // As many links as the kernel follows.
+    // The kernel follows at most 40 links.
     for _ in 0..40 {
         let Ok(target) = fs::read_link(&at) else { break };
         at = at.parent().unwrap_or(Path::new("/")).join(target);
@@ -241,7 +241,7 @@ fn bases(program: &Path) -> Vec<PathBuf> {
     if let Some(own) = two_above(program) {
         let home = config_home(&own.join("pyvenv.cfg"));
         found.extend(home.filter(|home| home.is_absolute()).and_then(|home| home.parent().map(Path::to_path_buf)));
-        // Shown with the project, but for one that lies beside it in the same repository.
+        // It is shown with the project, unless it is beside the project in the same repository.
         found.push(own);
     }
     found
@@ -249,7 +249,7 @@ fn bases(program: &Path) -> Vec<PathBuf> {
 
 /// Reads `home = DIR` of a `pyvenv.cfg`.
 fn config_home(path: &Path) -> Option<PathBuf> {
-    // Neither a link is followed nor a pipe waited for: the file is the checkout's.
+    // The file belongs to the checkout, so links are not followed and a FIFO is not waited for.
     let flags = rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK;
     let file = fs::OpenOptions::new().read(true).custom_flags(flags.bits().cast_signed()).open(path).ok()?;
     if !file.metadata().is_ok_and(|metadata| metadata.is_file()) {
@@ -263,8 +263,8 @@ fn config_home(path: &Path) -> Option<PathBuf> {
     })
 }
 
-/// Returns whether an interpreter is installed in a directory, or it is a virtual environment: a link of the
-/// checkout must not show any other directory of the user's.
+/// Returns whether `prefix` has an interpreter installed or is a virtual environment: a link in the checkout
+/// must not expose any other directory of the user.
 fn is_python(prefix: &Path) -> bool {
     let is_version = |name: &OsStr| name.as_encoded_bytes().starts_with(b"python3.");
     let Ok(entries) = fs::read_dir(prefix.join("lib")) else { return false };

@@ -1,6 +1,8 @@
-//! Where pipelines come from: `.hm/*.json` (IR, named after the file), `.hm/*.py` (through harmont), or a file by name.
+//! The sources of pipelines: `.hm/*.json` (IR, named after the file), `.hm/*.py` (through harmont), or a file
+//! that the user names.
 //!
-//! In: the shared [`SourceArgs`]. Out: IR text and the source directory. Does not look into the IR: that is the library's.
+//! Input: the shared [`SourceArgs`]. Output: IR text and the source directory. The library decodes the IR,
+//! not this module.
 
 mod environment;
 #[cfg(target_os = "linux")]
@@ -28,7 +30,7 @@ use crate::{
     failure::{Failure, Outcome},
 };
 
-/// Names that are taken where several pipelines exist and none is named.
+/// Names that are used if several pipelines exist and the user names none.
 const DEFAULT_NAMES: [&str; 2] = ["ci", "default"];
 
 /// A pipeline as it was found, not decoded yet.
@@ -36,7 +38,7 @@ const DEFAULT_NAMES: [&str; 2] = ["ci", "default"];
 pub(crate) struct Definition {
     /// The name that selects it.
     pub(crate) name: String,
-    /// What people read, where that is something else.
+    /// The name that is shown to the user, if it differs.
     pub(crate) title: Option<String>,
     /// The v0 IR.
     pub(crate) ir_json: String,
@@ -68,7 +70,7 @@ impl fmt::Display for Origin {
 }
 
 impl Origin {
-    /// Returns whether this comes from the checkout's author; if not, the user gave it.
+    /// Returns whether this comes from the checkout's author. If not, the user gave it.
     pub(crate) fn is_projects(&self) -> bool {
         match self {
             Self::File(_) | Self::Python => true,
@@ -83,12 +85,12 @@ pub(crate) struct Found {
     pub(crate) definition: Definition,
     /// The directory that steps see.
     pub(crate) dir: PathBuf,
-    /// The directory of `.hm`.
+    /// The directory that contains `.hm`.
     pub(crate) project: ProjectDir,
 }
 
 impl Found {
-    /// Returns what the pipeline asks for beyond the sandbox: nothing if it is the user's own word.
+    /// Returns what the pipeline requests beyond the sandbox: nothing if the user gave it.
     pub(crate) fn asks(&self, plan: &Plan, options: &BindOptions) -> Vec<Ask> {
         if self.definition.origin.is_projects() {
             consent::of_plan(plan, options, self.project.path())
@@ -98,23 +100,23 @@ impl Found {
     }
 }
 
-/// A source directory, and what its `.hm/` holds.
+/// A source directory, and its `.hm/`.
 #[derive(Debug)]
 pub(crate) struct Source {
     /// The directory that steps see.
     pub(crate) dir: PathBuf,
     pub(crate) hm_dir: Option<PathBuf>,
-    /// What came together with the source: the repository that it is part of. Nothing in there is run outside
-    /// of a sandbox.
+    /// The repository that contains the source. Nothing in it is run outside of a sandbox.
     pub(crate) checkout: PathBuf,
 }
 
 impl Source {
-    /// Finds the source directory and its `.hm/`, upwards from `dir`, or from where we are, to the root of the git
-    /// repository. Outside of one, only the directory itself is looked at: a stray `.hm/` far above is nobody's wish.
+    /// Finds the source directory and its `.hm/`, upwards from `dir`, or from the working directory, to the
+    /// root of the git repository. Outside of a repository, only the directory itself is searched: a stray
+    /// `.hm/` far above is unlikely to be intended.
     pub(crate) fn locate(dir: Option<&Path>) -> Outcome<Self> {
         let start = existing_dir(dir.unwrap_or(Path::new(".")))?;
-        // What another user put into a directory above is not what this user means.
+        // A directory above that another user owns is not what this user means.
         let root = start.ancestors().find(|ancestor| is_own(&ancestor.join(".git"), &start));
         let within = |ancestor: &&Path| root.map_or(*ancestor == start, |root| ancestor.starts_with(root));
         let found = start.ancestors().take_while(within).find(|ancestor| {
@@ -130,8 +132,8 @@ impl Source {
         Ok(Self { dir, hm_dir, checkout })
     }
 
-    /// Returns the source that the arguments mean. With a file, `.hm` above the directory is not
-    /// looked at.
+    /// Returns the source that the arguments name. If they name a file, no `.hm` above the directory is
+    /// searched for.
     pub(crate) fn of(args: &SourceArgs) -> Outcome<Self> {
         match &args.file {
             Some(_) => {
@@ -142,7 +144,7 @@ impl Source {
         }
     }
 
-    /// Returns the directory that the user trusts, or does not: that of `.hm`, else the source directory.
+    /// Returns the directory to which the user's consent applies: that of `.hm`, else the source directory.
     pub(crate) fn root(&self) -> &Path {
         self.hm_dir.as_deref().and_then(Path::parent).unwrap_or(&self.dir)
     }
@@ -152,7 +154,7 @@ impl Source {
         Ok(ProjectDir::open(self.root())?)
     }
 
-    /// Every pipeline of `.hm/`, by name.
+    /// Returns every pipeline of `.hm/`, by name.
     pub(crate) fn list(&self) -> Outcome<Vec<Definition>> {
         let hm_dir = self.hm_dir()?;
         let project = self.project()?;
@@ -162,7 +164,7 @@ impl Source {
         }
         let scripts = files(&project, "py")?;
         for script in &scripts {
-            // It is read by another program, which would wait for a FIFO.
+            // The file is read by another program, which would block on a FIFO.
             project.open_file(script, PIPELINE_BYTES)?;
         }
         let scripts: Vec<PathBuf> = scripts.iter().map(|script| project.path().join(script)).collect();
@@ -180,7 +182,8 @@ impl Source {
         Ok(found)
     }
 
-    /// The pipeline called `name`, or the one that needs no name. `NAME.json` is found without starting Python.
+    /// Returns the pipeline called `name`, or the one that needs no name. `NAME.json` is found without
+    /// starting Python.
     fn select(&self, name: Option<&str>) -> Outcome<Definition> {
         let hm_dir = self.hm_dir()?;
         if let Some(path) = name.map(|name| hm_dir.join(format!("{name}.json")))
@@ -229,7 +232,7 @@ impl Source {
 }
 
 impl Definition {
-    /// Why a backend does not run it.
+    /// Returns the failure for a backend's refusal to run it.
     pub(crate) fn refused(&self, error: BackendError) -> Failure {
         match error {
             BackendError::Invalid(invalid) => self.invalid(&invalid),
@@ -237,19 +240,19 @@ impl Definition {
         }
     }
 
-    /// What is wrong with it.
+    /// Returns the failure for an invalid pipeline.
     pub(crate) fn invalid(&self, invalid: &InvalidPipeline) -> Failure {
         Failure::input(format_args!("pipeline `{}` ({}) is invalid", self.name, self.origin))
             .details(invalid.problems())
     }
 }
 
-/// Decodes and checks a definition.
+/// Decodes and validates a definition.
 pub(crate) fn parse(definition: &Definition) -> Outcome<Plan> {
     Plan::parse(&*definition.ir_json).map_err(|invalid| definition.invalid(&invalid))
 }
 
-/// Finds the pipeline that the arguments mean, and its source directory.
+/// Finds the pipeline that the arguments name, and its source directory.
 pub(crate) fn find(args: &SourceArgs) -> Outcome<Found> {
     let source = Source::of(args)?;
     let project = source.project()?;
@@ -267,8 +270,8 @@ fn read_ir(project: &ProjectDir, path: &Path) -> Outcome<Definition> {
     Ok(definition(Origin::File(project.path().join(path)), path, ir_json))
 }
 
-/// Reads a file that the user named: with the care that a project's files take if it lies in the `checkout`,
-/// and without that care elsewhere, where it may be a pipe.
+/// Reads a file that the user named. If it is in the `checkout`, it is read with the same precautions as the
+/// project's files; elsewhere without them, since it may be a pipe.
 fn read_given(path: &Path, checkout: &Path) -> Outcome<Definition> {
     let failed =
         |error: anyhow::Error| Failure::input(format_args!("failed to read {}", path.display())).because(error);
@@ -308,8 +311,8 @@ fn read_stdin() -> Outcome<Definition> {
     Ok(Definition { name: "stdin".into(), title: None, ir_json, origin: Origin::Stdin })
 }
 
-/// Returns the files of the project's `.hm` that end in `.extension`, by name; those that start with `_` or
-/// `.` are helpers.
+/// Returns the files of the project's `.hm` that end in `.extension`, by name. Files that start with `_` or
+/// `.` are helpers and left out.
 fn files(project: &ProjectDir, extension: &str) -> Outcome<Vec<PathBuf>> {
     let names = project.names(".hm")?.into_iter().map(|name| Path::new(".hm").join(name));
     let is_wanted = |path: &PathBuf| {
@@ -319,7 +322,7 @@ fn files(project: &ProjectDir, extension: &str) -> Outcome<Vec<PathBuf>> {
     Ok(names.filter(is_wanted).collect())
 }
 
-/// The known name that is most like `name`, where one is like it at all.
+/// Returns the known name that is most similar to `name`, if any is similar enough.
 pub(crate) fn nearest<'a>(name: &str, known: &'a [String]) -> Option<&'a str> {
     let likeness = known.iter().map(|known| (strsim::jaro_winkler(name, known), known));
     likeness.filter(|(likeness, _)| *likeness > 0.75).max_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, name)| name.as_str())

@@ -1,7 +1,7 @@
 //! Pipelines written in Python: `.hm/*.py`, rendered by the package `harmont` in the user's `python3`.
 //!
-//! The files run in a sandbox with the source directory as their working directory, and may print what they
-//! like: it goes to stderr.
+//! The files run in a sandbox with the source directory as their working directory. Everything that they
+//! print goes to stderr.
 
 use std::{
     env, fs, io,
@@ -22,13 +22,13 @@ use crate::{
     render::to_stderr,
 };
 
-/// The version of `harmont`'s envelope that this understands.
+/// The version of `harmont`'s envelope that this module supports.
 const ENVELOPE_VERSION: &str = "1";
 
 #[derive(Deserialize)]
 struct Answer {
     envelope: Option<String>,
-    /// Variables that were asked for in vain.
+    /// Variables that the files tried to read and that were not set.
     #[serde(default)]
     missed: Vec<String>,
 }
@@ -47,18 +47,18 @@ struct Registered {
     definition: Box<RawValue>,
 }
 
-/// Where the files are.
+/// The directories of a project.
 #[derive(Debug)]
 pub(super) struct Project<'a> {
-    /// What has `.hm/` in it.
+    /// The directory that contains `.hm/`.
     pub(super) dir: &'a Path,
     /// The source directory.
     pub(super) source: &'a Path,
-    /// What came with the project: the repository that it is part of.
+    /// The repository that contains the project.
     pub(super) checkout: &'a Path,
 }
 
-/// Runs `files` and collects what they register.
+/// Runs `files` and collects the pipelines that they register.
 pub(super) fn render(files: &[PathBuf], project: &Project<'_>) -> Outcome<Vec<Definition>> {
     for file in files {
         check(file, project.dir)?;
@@ -118,7 +118,7 @@ fn rendering<'a>(
     let Interpreter { program, mut places, user_base } = python;
     let mut env = environment::shown(&program);
     env.extend(user_base.map(|base| ("PYTHONUSERBASE".into(), base.into())));
-    // Where the user has packages, and the libraries of an interpreter that is not installed.
+    // The directories of the user's packages, and of the libraries of an interpreter that is not installed.
     for (name, only_shown) in [("PYTHONPATH", false), ("LD_LIBRARY_PATH", true)] {
         let dirs = env::var_os(name).unwrap_or_default();
         let dirs = environment::absolute(&dirs);
@@ -148,7 +148,7 @@ fn rendering<'a>(
     }
 }
 
-/// Refuses what is no file of the project.
+/// Refuses a path that is not a file of the project.
 fn check(file: &Path, project: &Path) -> Outcome<()> {
     let shown = list(std::slice::from_ref(&file));
     let real = file.canonicalize();

@@ -1,9 +1,9 @@
-//! Running code of the project that makes pipelines: in a sandbox, where it reads the project and its
-//! language, and no more.
+//! Runs code of the project that generates pipelines: in a sandbox, where it can read only the project and
+//! the installation of its language.
 //!
-//! In: a program, its arguments, and what it needs to be shown. Out: what it printed to stdout. What it
-//! prints to stderr goes to hm's, as it comes, and can't do anything to a terminal. Everything that renders
-//! goes through [`Rendering::run`].
+//! Input: a program, its arguments, and the directories that it needs. Output: what it printed to stdout. Its
+//! stderr is copied to hm's as it comes, without anything that could control a terminal. Everything that
+//! renders pipelines uses [`Rendering::run`].
 
 use std::{
     env,
@@ -25,22 +25,22 @@ use crate::{
     render::{text, to_stderr},
 };
 
-/// How long a rendering may take, in seconds, and what says otherwise.
+/// How long a rendering may take, in seconds, and the variable that overrides it.
 const SECONDS: u64 = 60;
 const TIMEOUT: &str = "HM_RENDER_TIMEOUT";
-/// How much memory it may use.
+/// The memory limit.
 const MEMORY_BYTES: u64 = 1 << 30;
-/// How many processes it may have.
+/// The limit on processes.
 const PROCESSES: u64 = 256;
-/// How large its answer may be.
+/// The maximum size of its answer.
 const ANSWER_BYTES: u64 = 64 << 20;
-/// How much it may print.
+/// The maximum amount that it may print.
 const PRINTED_BYTES: u64 = 16 << 20;
 
 /// The longest line that is held back until it ends, in bytes.
 const MAX_LINE_BYTES: usize = 16 << 10;
 
-/// What errors look like whose reason is the sandbox.
+/// Signs in error messages that the sandbox is the cause.
 #[cfg(target_os = "linux")]
 const SIGNS: [&str; 6] = [
     "PermissionError",
@@ -54,26 +54,26 @@ const SIGNS: [&str; 6] = [
 /// A program that renders pipelines.
 #[derive(Debug)]
 pub(super) struct Rendering<'a> {
-    /// What is rendered, for messages: `.hm/ci.py`.
+    /// The files that are rendered, for messages: `.hm/ci.py`.
     pub(super) files: String,
-    /// What people call the program.
+    /// The language's name, for messages.
     pub(super) language: &'a str,
     /// The program's absolute path, and its arguments.
     pub(super) argv: Vec<OsString>,
-    /// Its variables.
+    /// Its environment variables.
     pub(super) env: Vec<(OsString, OsString)>,
-    /// The project: what has `.hm/` in it.
+    /// The project: the directory that contains `.hm/`.
     pub(super) project: &'a Path,
-    /// The source directory: where it starts.
+    /// The source directory, which is its working directory.
     pub(super) dir: &'a Path,
-    /// What else it reads.
+    /// The other directories that it reads.
     pub(super) places: Vec<PathBuf>,
     /// Whether the program is part of the checkout.
     pub(super) is_of_the_checkout: bool,
 }
 
 impl Rendering<'_> {
-    /// Runs the program: what it printed to stdout, if it succeeded.
+    /// Runs the program. Returns what it printed to stdout, if it succeeded.
     pub(super) fn run(&self) -> Outcome<Vec<u8>> {
         #[cfg(target_os = "linux")]
         match self.confined() {
@@ -100,7 +100,7 @@ impl Rendering<'_> {
         )
     }
 
-    /// Renders in the sandbox. The outer error is why there was none.
+    /// Renders in the sandbox. The outer error is the reason why there is no sandbox.
     #[cfg(target_os = "linux")]
     fn confined(&self) -> Result<Outcome<Vec<u8>>, ConfinedError> {
         let mut show = self.places.clone();
@@ -161,7 +161,7 @@ impl Rendering<'_> {
         })
     }
 
-    /// Renders as the user, because they said so.
+    /// Renders without a sandbox, as the user, who has allowed it.
     fn without_sandbox(&self, reason: &str, hint: &str) -> Outcome<Vec<u8>> {
         let no_sandbox = format!("there is no sandbox here to render {} in: {reason}", self.files);
         if !consent::variable_trusts()? {
@@ -196,7 +196,8 @@ impl Rendering<'_> {
     }
 }
 
-/// Runs a program that does nothing in the sandbox. The error is why there is none, and what to do about it.
+/// Runs a program that does nothing in the sandbox. The error is the reason why there is no sandbox, and what
+/// to do about it.
 pub(crate) fn trial() -> Result<(), (String, String)> {
     #[cfg(target_os = "linux")]
     {
@@ -245,12 +246,12 @@ fn status(code: i32) -> String {
     if code > 128 { format!("signal {}", code - 128) } else { format!("exit code {code}") }
 }
 
-/// What a rendering prints: whole lines go to stderr, and what is left at its end.
+/// The output of a rendering: complete lines go to stderr at once, the rest at its end.
 #[cfg(target_os = "linux")]
 #[derive(Debug, Default)]
 struct Printed {
     line: Vec<u8>,
-    /// The last of it, for a look at what went wrong.
+    /// The last part of the output, which is searched for the cause of a failure.
     tail: String,
 }
 
@@ -289,7 +290,7 @@ impl Printed {
 
 #[cfg(target_os = "linux")]
 fn write(text: &str) {
-    // A stderr that is gone has no reader to tell.
+    // Best effort: if stderr is closed, there is nowhere to report it.
     let _ = io::Write::write_all(&mut io::stderr(), text.as_bytes());
 }
 

@@ -1,9 +1,8 @@
-//! What a project's `.hm/hm.toml` asks for beyond the sandbox: the list that stands in
-//! `docs/design/trust.md`.
+//! What a project's `.hm/hm.toml` requests beyond the sandbox, as listed in `docs/design/trust.md`.
 //!
-//! A key that sends anything to a machine that the user did not name, or runs or reads a file of the machine
-//! outside of a sandbox, asks. A key that counts for nothing, because the user says the same or something
-//! else, does not.
+//! A key requires consent if it sends anything to a machine that the user did not name, or if it runs or
+//! reads a file of the machine outside of a sandbox. A key without effect, because the user sets the same or
+//! another value, does not require it.
 
 use std::path::PathBuf;
 
@@ -15,8 +14,8 @@ use super::{
 };
 use crate::{consent::Ask, failure::Outcome};
 
-/// Returns the asks of the project's file; `all` of them, also those that count for nothing without an
-/// engine.
+/// Returns the requests in the project's file. With `all`, includes those that have no effect because no
+/// engine is named.
 pub(super) fn of(settings: &Settings, project: Option<&ProjectDir>, all: bool) -> Outcome<Vec<Ask>> {
     let File { docker, vm, cache, .. } = &settings.project;
     let mut asks = Vec::new();
@@ -41,11 +40,11 @@ pub(super) fn of(settings: &Settings, project: Option<&ProjectDir>, all: bool) -
     Ok(asks)
 }
 
-/// Adds the asks of `[remote]`: all of it but `jobs` and `cache = "off"`.
+/// Adds the requests of `[remote]`: every key but `jobs` and `cache = "off"`.
 fn remote(settings: &Settings, project: Option<&ProjectDir>, all: bool, asks: &mut Vec<Ask>) -> Outcome<()> {
     let layers = settings.layers();
     let (own, user) = (&layers.project, &layers.user);
-    // If no engine is named, nothing of it counts.
+    // If no engine is named, none of it has any effect.
     let (url, place) = match layers.url() {
         Some(named) => named,
         None if all => ("", Place::User),
@@ -54,7 +53,7 @@ fn remote(settings: &Settings, project: Option<&ProjectDir>, all: bool, asks: &m
     if place == Place::Project && !layers.is_users(url) {
         asks.push(Ask::new("[remote] endpoint", url, "steps, the source and results are sent to this engine"));
     }
-    // What stands above the project's file.
+    // The tables that take precedence over the project's file.
     let above = [&layers.arguments, &layers.environment];
     let belongs = layers.belongs(Place::Project, url);
     if let Some(logs) = own.logs.as_ref().filter(|_| belongs && above.iter().all(|table| table.logs.is_none()))
@@ -86,7 +85,7 @@ fn remote(settings: &Settings, project: Option<&ProjectDir>, all: bool, asks: &m
     let files: [(&str, &Option<PathBuf>); 3] = [("ca", &own.ca), ("cert", &own.cert), ("key", &own.key)];
     for (key, path) in files.into_iter().filter(|_| belongs) {
         let Some(path) = path else { continue };
-        // Who is believed may change with the file's content.
+        // The file's content determines which servers are trusted, so consent applies to the content, too.
         let content = match project {
             Some(project) => layers.files.read(project, path)?,
             None => Vec::new(),

@@ -1,4 +1,4 @@
-//! The arguments of every command that talks to an engine, and the variables that say the same.
+//! The arguments of every command that talks to an engine, and the equivalent environment variables.
 
 use std::{
     collections::BTreeMap,
@@ -52,15 +52,15 @@ pub(crate) struct EngineArgs {
 }
 
 impl EngineArgs {
-    /// Returns the engine that arguments or variables name, and its log service; `None` if they name none. No
-    /// file is looked into for it.
+    /// Returns the engine that arguments or variables name, and its log service; `None` if they name none.
+    /// Reads no configuration file.
     pub(crate) fn endpoint(&self) -> Outcome<Option<Named>> {
         let layers = Layers { arguments: self.table()?, environment: environment()?, ..Layers::default() };
         note_withheld(&layers);
         layers.named(None)
     }
 
-    /// Returns what the arguments say.
+    /// Returns the values of the arguments.
     pub(super) fn table(&self) -> Outcome<Table> {
         Ok(Table {
             endpoint: given(self.url.clone()),
@@ -75,7 +75,7 @@ impl EngineArgs {
     }
 }
 
-/// Returns what variables say.
+/// Returns the values of the environment variables.
 pub(super) fn environment() -> Outcome<Table> {
     let text = |name: &str| match env::var(name) {
         Ok(text) => Ok(given(Some(text))),
@@ -95,7 +95,7 @@ pub(super) fn environment() -> Outcome<Table> {
     })
 }
 
-/// Tells which headers and keys are not sent.
+/// Reports which headers and keys are not sent.
 pub(super) fn note_withheld(layers: &Layers) {
     let Some((url, _)) = layers.url() else { return };
     let place = EndpointOptions::new(url).place();
@@ -110,7 +110,7 @@ pub(super) fn note_withheld(layers: &Layers) {
     }
 }
 
-/// Reads headers; later ones win.
+/// Parses headers; later ones win.
 fn headers<'a>(source: &str, texts: impl Iterator<Item = &'a str>) -> Outcome<BTreeMap<String, String>> {
     let mut read = EndpointOptions::default();
     for text in texts.filter(|text| !text.trim().is_empty()) {
@@ -123,7 +123,7 @@ fn headers<'a>(source: &str, texts: impl Iterator<Item = &'a str>) -> Outcome<BT
 #[derive(Debug)]
 pub(crate) struct Named {
     pub(crate) engine: EndpointOptions,
-    /// Where its log streams are, if not there.
+    /// The engine of its log streams, if it is another one.
     pub(crate) logs: Option<EndpointOptions>,
 }
 
@@ -134,7 +134,7 @@ pub(super) struct Header(pub(super) String);
 impl FromStr for Header {
     type Err = Infallible;
 
-    /// What is wrong with it is told later: here the text would be repeated.
+    /// Invalid text is reported later: an error here would repeat the text.
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         Ok(Self(text.to_owned()))
     }
@@ -146,18 +146,18 @@ impl fmt::Debug for Header {
     }
 }
 
-/// Returns what an argument or a variable says; an empty one says nothing.
+/// Returns the value of an argument or a variable; an empty one counts as unset.
 pub(super) fn given(text: Option<String>) -> Option<String> {
     text.filter(|text| !text.is_empty())
 }
 
-/// Certificates that vouch for an engine, and our own with its key.
+/// Certificates that vouch for an engine, and our own certificate with its key.
 type Pems = (Option<Vec<u8>>, Option<(Vec<u8>, Vec<u8>)>);
 
-/// A file in PEM, and whether the project names it.
+/// The path of a PEM file, and whether the project names it.
 pub(super) type PemAt<'a> = Option<(&'a Path, bool)>;
 
-/// Reads files in PEM.
+/// Reads PEM files.
 pub(super) fn pems(
     ca: PemAt<'_>,
     cert: PemAt<'_>,

@@ -1,9 +1,9 @@
-//! Which engine is talked to, and how it knows us.
+//! Which engine is used, and how it authenticates us.
 //!
-//! [`EngineArgs`] is what every command takes that talks to one. [`RemoteArgs`] adds what a run asks for, and looks into the
-//! files `hm.toml`, too: arguments win over variables, those over `.hm/hm.toml`, and that over the user's own
-//! file. What the project's file says counts only with the user's consent, apart from what reaches nothing
-//! outside.
+//! [`EngineArgs`] are the arguments of every command that talks to an engine. [`RemoteArgs`] adds those of a
+//! run, and also reads the files `hm.toml`: arguments take precedence over variables, those over
+//! `.hm/hm.toml`, and that over the user's own file. The project's file applies only with the user's consent,
+//! except for keys that reach nothing outside.
 
 mod asks;
 mod engine_args;
@@ -24,13 +24,13 @@ pub(crate) use settings::{Remote, RemoteArgs, Sharing, VmTable, all_asks};
 
 use crate::failure::{Failure, Outcome};
 
-/// The files that the project's `.hm/hm.toml` names, each of them read once: the bytes that the user consents
-/// to are the bytes that are used.
+/// The files that the project's `.hm/hm.toml` names, each read once: the bytes to which the user consents are
+/// the bytes that are used.
 #[derive(Debug, Default)]
 struct ProjectFiles(RefCell<BTreeMap<PathBuf, Vec<u8>>>);
 
 impl ProjectFiles {
-    /// Returns what the file said when it was first asked for.
+    /// Returns the file's content as of the first read.
     fn read(&self, project: &ProjectDir, path: &Path) -> Outcome<Vec<u8>> {
         let path = in_hm(path);
         if let Some(bytes) = self.0.borrow().get(&path) {
@@ -42,12 +42,12 @@ impl ProjectFiles {
     }
 }
 
-/// Returns a path that the project's `.hm/hm.toml` names: relative to that file.
+/// Resolves a path that the project's `.hm/hm.toml` names: it is relative to that file.
 fn in_hm(path: &Path) -> PathBuf {
     if path.is_absolute() { path.to_owned() } else { Path::new(".hm").join(path) }
 }
 
-/// Reads a file of any kind that the user names, but no more of it than a configuration has.
+/// Reads a file of any kind that the user names, up to the size limit of a configuration file.
 fn read_users(path: &Path) -> Outcome<Vec<u8>> {
     let failed =
         |error: anyhow::Error| Failure::input(format_args!("failed to read {}", path.display())).because(error);

@@ -1,5 +1,5 @@
-//! What arguments, variables, the project's `.hm/hm.toml` and the user's own `hm.toml` say: which engine the
-//! cloud runner talks to, which daemon the docker runner, and what virtual machines are like.
+//! The settings from arguments, variables, the project's `.hm/hm.toml` and the user's own `hm.toml`: the
+//! engine of the cloud runner, the daemon of the docker runner, and the configuration of virtual machines.
 
 use std::{
     collections::BTreeMap,
@@ -89,7 +89,7 @@ pub(super) struct File {
     pub(super) docker: DockerTable,
     pub(super) vm: VmTable,
     pub(super) cache: CacheTable,
-    /// Names of directories, in the user's file alone.
+    /// Ids of directories, in the user's file only.
     #[serde(rename = "project")]
     pub(super) projects: ProjectTables,
 }
@@ -101,29 +101,29 @@ pub(super) struct DockerTable {
     pub(super) host: Option<String>,
 }
 
-/// `[vm]`: machines of steps that say no more, and what they are made of. What names a path takes the user's
-/// consent if it stands in a project's file, because it is run, or read, outside of any sandbox.
+/// `[vm]`: the defaults for virtual machines, and the programs and files that they are made from. A path in a
+/// project's file requires the user's consent, because it is run, or read, outside of any sandbox.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct VmTable {
-    /// As in `2g`.
+    /// The memory size, as in `2g`.
     pub(crate) memory: Option<MemorySize>,
-    /// How many processors.
+    /// The number of processors.
     pub(crate) cpus: Option<NonZeroUsize>,
-    /// `qemu-system-x86_64`.
+    /// The path of `qemu-system-x86_64`.
     pub(crate) qemu: Option<PathBuf>,
-    /// `virtiofsd`.
+    /// The path of `virtiofsd`.
     pub(crate) virtiofsd: Option<PathBuf>,
-    /// `vmlinuz-VERSION`.
+    /// The path of the kernel, `vmlinuz-VERSION`.
     pub(crate) kernel: Option<PathBuf>,
-    /// The kernel's modules.
+    /// The directory of the kernel's modules.
     pub(crate) modules: Option<PathBuf>,
-    /// Where machines are kept that booted.
+    /// The directory in which booted machines are kept.
     pub(crate) templates: Option<PathBuf>,
 }
 
 impl VmTable {
-    /// Returns what names a path, by its key.
+    /// Returns the settings that are paths, by their keys.
     pub(super) fn paths(&self) -> [(&'static str, &Option<PathBuf>); 5] {
         [
             ("qemu", &self.qemu),
@@ -134,8 +134,8 @@ impl VmTable {
         ]
     }
 
-    /// Returns the project's table over the user's. What it names in the project itself is refused: consent
-    /// is to a path, and what lies there could become something else with every commit.
+    /// Merges the project's table over the user's. A path in the project itself is refused: consent is to a
+    /// path, and the file there could change with every commit.
     fn over(project: Self, user: Self, root: Option<&Path>) -> Outcome<Self> {
         for (key, path) in project.paths() {
             let Some(path) = path else { continue };
@@ -159,31 +159,31 @@ impl VmTable {
     }
 }
 
-/// What all of it comes to.
+/// The resolved settings.
 #[derive(Debug, Default)]
 pub(crate) struct Remote {
-    /// The engine; `None` where nobody named one.
+    /// The engine; `None` if none is named.
     pub(crate) endpoint: Option<EndpointOptions>,
-    /// Where its log streams are, if not there.
+    /// The engine of its log streams, if it is another one.
     pub(crate) logs: Option<EndpointOptions>,
-    /// Properties of its workers, by name.
+    /// Platform properties that its workers must have, by name.
     pub(crate) platform: BTreeMap<String, String>,
-    /// Steps in flight.
+    /// The maximum number of steps in flight.
     pub(crate) jobs: Option<NonZeroUsize>,
-    /// How its cache is used, where somebody said so.
+    /// How its cache is used, if it is set.
     pub(crate) cache: Option<Sharing>,
-    /// The daemon that makes containers; `None` where nobody named one.
+    /// The container daemon; `None` if none is named.
     pub(crate) docker_host: Option<String>,
-    /// Virtual machines.
+    /// The configuration of virtual machines.
     pub(crate) vm: VmTable,
-    /// What the user calls projects.
+    /// The user's ids for projects.
     pub(crate) projects: ProjectTables,
-    /// Whose results are shared with the project's.
+    /// The name under which results are shared with other projects.
     pub(crate) share: Option<Name>,
 }
 
 impl RemoteArgs {
-    /// Reads the files. `project` is the directory that has the project's `.hm`.
+    /// Reads the files. `project` is the directory that contains the project's `.hm`.
     pub(crate) fn read(&self, project: Option<&ProjectDir>) -> Outcome<Settings> {
         let file = project.map_or_else(|| Ok(File::default()), read_project_file)?;
         let user = match user_file() {
@@ -193,7 +193,7 @@ impl RemoteArgs {
         self.over(environment()?, file, user)
     }
 
-    /// Returns the arguments, with what variables and files say.
+    /// Merges the arguments with the variables and the files.
     fn over(&self, environment: Table, project: File, user: File) -> Outcome<Settings> {
         let mut arguments = self.engine.table()?;
         arguments.platform = self.platform.iter().map(|Property(name, value)| (name.clone(), value.clone())).collect();
@@ -203,10 +203,10 @@ impl RemoteArgs {
     }
 }
 
-/// The project's file, below its directory.
+/// The path of the project's file, relative to its directory.
 const PROJECT_FILE: &str = ".hm/hm.toml";
 
-/// What is said, each place by itself.
+/// The settings of each place, not merged yet.
 #[derive(Default)]
 pub(crate) struct Settings {
     pub(super) arguments: Table,
@@ -219,16 +219,16 @@ pub(crate) struct Settings {
 }
 
 impl Settings {
-    /// Returns what the project asks for beyond the sandbox, apart from what counts for nothing because the
-    /// user says otherwise.
+    /// Returns what the project requests beyond the sandbox, without requests that have no effect because the
+    /// user overrides them.
     pub(crate) fn asks(&self, project: Option<&ProjectDir>) -> Outcome<Vec<Ask>> {
         super::asks::of(self, project, false)
     }
 
-    /// Takes away all that the project asks for.
+    /// Removes everything that requires consent from the project's settings.
     pub(crate) fn ignore_asks(&mut self) {
         let File { remote, vm, .. } = std::mem::take(&mut self.project);
-        // Less sharing is no more than the user wants.
+        // Less sharing needs no consent.
         let cache = remote.cache.filter(|cache| *cache == Sharing::Off);
         self.project.remote = Table { jobs: remote.jobs, cache, ..Table::default() };
         self.project.vm = VmTable { memory: vm.memory, cpus: vm.cpus, ..VmTable::default() };
@@ -245,7 +245,7 @@ impl Settings {
         }
     }
 
-    /// Returns what all of it comes to. What the project asks for must have been consented to.
+    /// Resolves the settings. The user must have consented to the project's requests.
     pub(crate) fn resolve(self, project: Option<&ProjectDir>) -> Outcome<Remote> {
         let layers = self.layers();
         let Self { arguments, docker_host, project: own, user, .. } = self;
@@ -283,7 +283,7 @@ fn user_file() -> Option<PathBuf> {
     Some(config.join("hm/hm.toml"))
 }
 
-/// Returns all that a project's `hm.toml` asks for, also what the user's settings override.
+/// Returns everything that a project's `hm.toml` requests, including what the user's settings override.
 pub(crate) fn all_asks(project: &ProjectDir) -> Outcome<Vec<Ask>> {
     let settings = Settings { project: read_project_file(project)?, ..Settings::default() };
     super::asks::of(&settings, Some(project), true)
@@ -315,12 +315,12 @@ fn read_user_file(path: &Path) -> Outcome<File> {
 }
 
 fn parse(path: &Path, text: &str) -> Outcome<File> {
-    // The parser's own words come with the line, which may have a token in it.
+    // The parser's full message quotes the line, which may contain a token.
     let mut file: File = toml::from_str(text).map_err(|error| {
         let line = error.span().map_or(1, |span| text[..span.start].lines().count().max(1));
         Failure::input(format_args!("{}, line {line}: {}", path.display(), error.message()))
     })?;
-    // What is empty says nothing.
+    // Empty values count as unset.
     let table = &mut file.remote;
     for text in [&mut table.endpoint, &mut table.instance, &mut table.logs, &mut file.docker.host] {
         *text = given(text.take());

@@ -1,9 +1,9 @@
-//! `[remote]` of `hm.toml`, and the same from arguments and from variables: which of them name the engine,
-//! and what of them may be sent there.
+//! `[remote]` of `hm.toml`, and the same settings from arguments and from variables: which of them name the
+//! engine, and which of them may be sent there.
 //!
 //! Four places can name an engine: the command line, the environment, the project, and the user's own
 //! `hm.toml`. Headers, certificates and keys belong to the engine that was named in the same place, and are
-//! sent to no other one.
+//! sent to no other.
 
 use std::{
     collections::BTreeMap,
@@ -22,8 +22,8 @@ use super::{
 };
 use crate::failure::Outcome;
 
-/// What one place says of an engine. Paths of the user's file are absolute, those of the project's are as it
-/// has them.
+/// The settings of one place. Paths of the user's file are absolute; paths of the project's file are as
+/// written there.
 #[derive(Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct Table {
@@ -40,13 +40,13 @@ pub(super) struct Table {
 }
 
 impl Table {
-    /// Returns whether it has anything that identifies the user to an engine.
+    /// Returns whether the table has anything that identifies the user to an engine.
     fn has_credentials(&self) -> bool {
         !self.headers.is_empty() || self.ca.is_some() || self.cert.is_some() || self.key.is_some()
     }
 }
 
-/// Who says something.
+/// A place of settings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Place {
     Arguments,
@@ -55,7 +55,7 @@ pub(super) enum Place {
     User,
 }
 
-/// All that is said of an engine, each place by itself.
+/// All settings of an engine, each place separately.
 #[derive(Clone, Default)]
 pub(super) struct Layers {
     pub(super) arguments: Table,
@@ -65,7 +65,7 @@ pub(super) struct Layers {
     pub(super) files: Rc<ProjectFiles>,
 }
 
-/// The places from the one that wins over all others to the one that gives way to all.
+/// The places in order of precedence, highest first.
 const ORDER: [Place; 4] = [Place::Arguments, Place::Environment, Place::Project, Place::User];
 
 impl Layers {
@@ -78,13 +78,13 @@ impl Layers {
         }
     }
 
-    /// Returns the engine's address, and who names it.
+    /// Returns the engine's URL, and the place that names it.
     pub(super) fn url(&self) -> Option<(&str, Place)> {
         ORDER.into_iter().find_map(|place| Some((self.table(place).endpoint.as_deref()?, place)))
     }
 
-    /// Returns the first value that a place gives. The user's place is left out if the engine is the
-    /// project's own.
+    /// Returns the first value, in order of precedence. The user's own file is skipped if only the project
+    /// names the engine.
     pub(super) fn first<T>(&self, of: impl Fn(&Table) -> Option<&T>) -> Option<&T> {
         let is_projects = self.url().is_some_and(|(url, _)| !self.is_users(url));
         let mut places = ORDER.into_iter().filter(|place| !is_projects || *place != Place::User);
@@ -101,14 +101,16 @@ impl Layers {
         platform
     }
 
-    /// Returns the engine and its log service, with what is sent to each. `None` if no place names an engine.
+    /// Returns the engine and its log service, with what is sent to each. Returns `None` if no place names an
+    /// engine.
     pub(super) fn named(&self, project: Option<&ProjectDir>) -> Outcome<Option<Named>> {
         let Some((url, _)) = self.url() else { return Ok(None) };
         let read = |places: &[Place]| self.options(url, places, project);
         let engine = read(&ORDER)?;
         let logs = match self.logs(url) {
             None => None,
-            // What goes to an engine that the user named goes to no log service that a project names.
+            // Credentials for an engine that the user named are not sent to a log service that a project
+            // names.
             Some((logs, Place::Project)) if self.is_users(url) => Some(EndpointOptions::new(logs)),
             Some((logs, Place::Project)) => Some(read(&[Place::Project])?.beside(logs)),
             Some((logs, _)) => {
@@ -119,8 +121,8 @@ impl Layers {
         Ok(Some(Named { engine, logs }))
     }
 
-    /// Returns the places whose headers and keys are not sent, because they are kept for another engine; of
-    /// those that the user may expect to hold for this call.
+    /// Returns the places whose headers and keys are not sent because they belong to another engine. Only
+    /// places that the user may expect to apply to this call are returned.
     pub(super) fn withheld(&self) -> Vec<Place> {
         let Some((url, _)) = self.url() else { return Vec::new() };
         let places = [Place::Arguments, Place::Environment].into_iter();
@@ -132,12 +134,12 @@ impl Layers {
         [&self.arguments, &self.environment, &self.user].into_iter().any(|table| names(table, url))
     }
 
-    /// Returns whether what a place keeps belongs to the engine at `url`: the one that it names itself. A
-    /// place that names none means the one that the user names less emphatically, else any that the user
-    /// names.
+    /// Returns whether the credentials of a place belong to the engine at `url`: they belong to the engine
+    /// that the same place names. If the place names none, they belong to the one named by the next place of
+    /// the user's in order of precedence, else to any that the user names.
     pub(super) fn belongs(&self, place: Place, url: &str) -> bool {
         let below: &[&Table] = match place {
-            // What a project keeps is no secret of the user's.
+            // A project's credentials are not the user's secrets.
             Place::Project => return self.project.endpoint.is_none() || names(&self.project, url),
             Place::Arguments => &[&self.arguments, &self.environment, &self.user],
             Place::Environment => &[&self.environment, &self.user],
@@ -149,13 +151,13 @@ impl Layers {
         }
     }
 
-    /// Returns the log service, and who names it.
+    /// Returns the URL of the log service, and the place that names it.
     fn logs(&self, url: &str) -> Option<(&str, Place)> {
         let may = |place: &Place| *place == Place::Arguments || self.belongs(*place, url);
         ORDER.into_iter().filter(may).find_map(|place| Some((self.table(place).logs.as_deref()?, place)))
     }
 
-    /// Returns the engine at `url`, with what those of the `places` say that keep something for it.
+    /// Returns the options of the engine at `url`, from those of `places` whose settings belong to it.
     fn options(&self, url: &str, places: &[Place], project: Option<&ProjectDir>) -> Outcome<EndpointOptions> {
         let mut options = EndpointOptions::new(url);
         options.instance = self.first(|table| table.instance.as_ref()).cloned().unwrap_or_default();
@@ -199,7 +201,7 @@ mod tests {
     const B: &str = "grpcs://b:1";
     const P: &str = "grpcs://project:1";
 
-    /// Returns what is sent to the engine, and to its log service, by the four places' (engine, token).
+    /// Returns what is sent to the engine, and to its log service, given (engine, token) of the four places.
     #[track_caller]
     fn sent(places: [(&str, &str); 4]) -> (String, Option<String>) {
         let [arguments, environment, project, user] = places.map(|(endpoint, token)| table(endpoint, "", token));

@@ -1,4 +1,4 @@
-//! `--format human`: plain lines, each with its step's key in front, good for logs and pipes.
+//! `--format human`: plain lines, each prefixed with its step's key, for logs and pipes.
 
 use std::io::{self, Write};
 

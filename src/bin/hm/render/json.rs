@@ -1,4 +1,4 @@
-//! `--format json`: the event stream, one event a line, nothing else.
+//! `--format json`: the event stream, one event a line, and nothing else.
 
 use std::io::{self, Write};
 
@@ -87,7 +87,7 @@ mod tests {
         }
     }
 
-    /// Events of a few origins, so that neighbours often share theirs and often do not.
+    /// Generates events of a few origins, so that neighbours often share theirs and often do not.
     fn events() -> impl Strategy<Value = BuildEvent> {
         let text = prop_oneof![
             "(\\PC|[\\x00-\\x1f\\x7f-\\u{9f}\"\\\\/\\u{2028}]){0,40}",

@@ -1,25 +1,26 @@
-//! Lines of output as JSON, fast: they come by the million.
+//! Fast serialization of output lines as JSON: there may be millions.
 //!
-//! Lines that arrived together differ in their number and their text alone. The rest is serialized once, by serde, and
-//! copied for each; a test holds the result to what serde makes of the whole event. Knows nothing of where it goes.
+//! Lines that arrived together differ only in their number and their text. The rest is serialized once, by
+//! serde, and copied for each line. A test compares the result to serde's output for the whole event. Knows
+//! nothing about the destination.
 
 use chrono::{DateTime, Utc};
 use hm_exec::{BuildEvent, event::StdStream};
 use uuid::Uuid;
 
-/// How lines of one origin are written.
+/// The template for lines of one origin.
 #[derive(Debug)]
 pub(super) struct JsonLine {
     origin: Origin,
     /// The event with number 0 and no text.
     json: String,
-    /// Where the number is in that.
+    /// The position of the number in `json`.
     number_at: usize,
-    /// Where the text goes.
+    /// The position at which the text is inserted.
     text_at: usize,
 }
 
-/// All but a line's number and text.
+/// Everything about a line except its number and its text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Origin {
     step_id: Uuid,
@@ -30,7 +31,7 @@ struct Origin {
 }
 
 impl JsonLine {
-    /// For lines of the same origin as `event`; `None` where it is no line.
+    /// Creates a template for lines of the same origin as `event`. Returns `None` if it is no line.
     pub(super) fn like(event: &BuildEvent) -> Option<Self> {
         let (_, _, origin) = parts(event)?;
         let Origin { step_id, stream, ts, attempt, partial } = origin;
@@ -41,7 +42,7 @@ impl JsonLine {
         Some(Self { origin, json, number_at, text_at })
     }
 
-    /// Appends `event` where it is a line of this origin; says whether it is.
+    /// Appends `event` if it is a line of this origin. Returns whether it is.
     pub(super) fn push(&self, buffer: &mut Vec<u8>, event: &BuildEvent) -> bool {
         let Some((seq, text, origin)) = parts(event) else { return false };
         if origin != self.origin {
@@ -49,7 +50,7 @@ impl JsonLine {
         }
         let json = self.json.as_bytes();
         buffer.extend_from_slice(&json[..self.number_at]);
-        // Writing a number into memory does not fail.
+        // Writing a number to memory does not fail.
         let _ = serde_json::to_writer(&mut *buffer, &seq);
         buffer.extend_from_slice(&json[self.number_at + 1..self.text_at]);
         push_escaped(buffer, text.as_bytes());
@@ -67,7 +68,7 @@ fn parts(event: &BuildEvent) -> Option<(u64, &str, Origin)> {
     }
 }
 
-/// Appends what stands between the quotes of a JSON string.
+/// Appends `text` as the content of a JSON string, without the quotes.
 fn push_escaped(buffer: &mut Vec<u8>, mut text: &[u8]) {
     loop {
         let (plain, rest) = text.split_at(plain_len(text));
@@ -89,10 +90,10 @@ fn push_escaped(buffer: &mut Vec<u8>, mut text: &[u8]) {
     }
 }
 
-/// How many bytes at the beginning of `text` stand for themselves.
+/// Returns how many bytes at the beginning of `text` need no escaping.
 fn plain_len(text: &[u8]) -> usize {
     let must_escape = |byte: &u8| *byte < b' ' || *byte == b'"' || *byte == b'\\';
-    // Looks at all of a block, which compilers turn into a few instructions.
+    // Checks all of a block without an early exit, which compilers turn into a few instructions.
     let is_plain = |block: &&[u8; 16]| !block.iter().fold(false, |found, byte| found | must_escape(byte));
     let (blocks, _) = text.as_chunks::<16>();
     let plain = 16 * blocks.iter().take_while(is_plain).count();

@@ -1,7 +1,7 @@
 //! Shows a build: one reader of the event stream, on a thread of its own.
 //!
-//! In: an [`EventStream`] and what `hm` itself wants to say. Out: text on stdout or stderr. A terminal that stands still,
-//! or a pipe that nobody reads, holds up this thread and nothing else; the build does not know it.
+//! Input: an [`EventStream`] and the notices of `hm` itself. Output: text on stdout or stderr. A terminal
+//! that is stopped, or a pipe that is not read, blocks only this thread; the build does not notice it.
 
 mod human;
 mod json;
@@ -29,7 +29,7 @@ use tokio::{
     task::unconstrained,
 };
 
-/// How many events are shown in one go, where so many are there.
+/// The maximum number of events that are shown in one go, if so many are available.
 const BURST: usize = 256;
 
 /// How to show a build.
@@ -44,7 +44,7 @@ pub(crate) enum Format {
 }
 
 impl Format {
-    /// `progress` where a person watches both streams, `human` where either goes somewhere else.
+    /// Returns `progress` if both streams are terminals, else `human`.
     pub(crate) fn default_here() -> Self {
         if io::stdout().is_terminal() && io::stderr().is_terminal() { Self::Progress } else { Self::Human }
     }
@@ -58,30 +58,31 @@ impl Format {
     }
 }
 
-/// One way to show a build. Text may wait until [`flush`](Self::flush), which comes as soon as there is nothing else to do.
+/// A way to show a build. Text may be buffered until [`flush`](Self::flush), which is called as soon as there
+/// is nothing else to do.
 trait Render {
     /// Shows an event.
     fn event(&mut self, event: &BuildEvent);
-    /// Shows what `hm` itself has to say.
+    /// Shows a notice of `hm` itself.
     fn notice(&mut self, text: &str);
     /// Called every [`tick_interval`](Self::tick_interval), for what changes with time.
     fn tick(&mut self) {}
-    /// How often to tick.
+    /// Returns how often to tick.
     fn tick_interval(&self) -> Duration {
         Duration::from_secs(3600)
     }
-    /// Whether text waits.
+    /// Returns whether text is buffered.
     fn is_dirty(&self) -> bool;
-    /// Writes what waits.
+    /// Writes the buffered text.
     fn flush(&mut self);
-    /// Writes what waits, and tells whether everything could be written.
+    /// Writes the buffered text. Returns an error if not everything could be written.
     fn finish(self: Box<Self>) -> io::Result<()>;
 }
 
-/// A build being shown.
+/// A build that is being shown.
 #[derive(Debug)]
 pub(crate) struct Screen {
-    // Unbounded: holds a text per signal that `hm` reacts to, and the library's few warnings.
+    // Unbounded: holds one text per signal that `hm` handles, and the library's few warnings.
     notices: mpsc::UnboundedSender<String>,
     done: oneshot::Receiver<io::Result<()>>,
 }
@@ -93,39 +94,39 @@ impl Screen {
         let (ended, done) = oneshot::channel();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         std::thread::Builder::new().name("render".into()).spawn(move || {
-            // Alone on its thread, it need not make way for anybody.
+            // It is alone on its thread, so it need not yield to other tasks.
             let shown = runtime.block_on(unconstrained(show(events, inbox, format.renderer(show_logs))));
-            // The receiver is gone where `hm` could not wait any longer.
+            // The receiver has been dropped if `hm` could not wait any longer.
             let _ = ended.send(shown);
         })?;
         crate::log::send_to(notices.clone());
         Ok(Self { notices, done })
     }
 
-    /// Shows what `hm` itself has to say.
+    /// Shows a notice of `hm` itself.
     pub(crate) fn notice(&self, text: impl Into<String>) {
-        // A renderer that has ended has nothing left to disturb.
+        // After the renderer has ended, direct output disturbs nothing.
         if let Err(mpsc::error::SendError(text)) = self.notices.send(text.into()) {
             to_stderr(&text);
         }
     }
 
-    /// Waits until every event was shown. Cancel-safe.
+    /// Waits until every event has been shown. Cancel-safe.
     pub(crate) async fn done(&mut self) -> io::Result<()> {
         (&mut self.done).await.unwrap_or_else(|_| Err(io::Error::other("the renderer broke off")))
     }
 
-    /// Lets the renderer leave the terminal in order, but waits no longer than `limit`.
+    /// Lets the renderer restore the terminal, but waits no longer than `limit`.
     pub(crate) fn close(mut self, limit: Duration) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
-        // The process ends next, whether the renderer could show everything or not.
+        // The process ends next, whether or not the renderer could show everything.
         let _ = runtime.map(|runtime| runtime.block_on(async { tokio::time::timeout(limit, self.done()).await }));
     }
 }
 
-/// Says something on stderr, past any renderer.
+/// Prints a line on stderr, bypassing any renderer.
 pub(crate) fn to_stderr(text: &str) {
-    // Nobody is left to tell where stderr is gone.
+    // Best effort: if stderr is closed, there is nowhere to report it.
     let _ = writeln!(io::stderr(), "{text}");
 }
 
@@ -143,11 +144,12 @@ async fn show(
             event = events.next() => {
                 let Some(event) = event else { break };
                 renderer.event(&event);
-                // To ask the clock and everybody else before each would cost as much as to show it.
+                // Polling the clock and the other branches before each event would cost as much as showing
+                // it.
                 let there = std::iter::from_fn(|| events.next().now_or_never().flatten());
                 there.take(BURST).for_each(|event| renderer.event(&event));
             }
-            // Nothing has happened since: a good time to write, then to wait.
+            // Nothing has happened since, so this is a good time to write before waiting.
             () = ready(()), if renderer.is_dirty() => renderer.flush(),
             () = tokio::time::sleep_until(next_tick.into()) => {}
         }
@@ -157,7 +159,7 @@ async fn show(
             next_tick = now + interval;
         }
     }
-    // What is said from now on goes to stderr directly.
+    // From now on, notices go to stderr directly.
     notices.close();
     while let Some(text) = notices.recv().await {
         renderer.notice(&text);

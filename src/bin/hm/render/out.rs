@@ -1,13 +1,13 @@
-//! Where rendered text goes: in big chunks, and no further than a reader wants it.
+//! The destination of rendered text: writes in big chunks, and only while there is a reader.
 
 use std::io::{self, IsTerminal, Write};
 
 use rustix::io::Errno;
 
-/// Text waits until there is this much of it, or nothing else to do.
+/// Text is buffered until there is this much of it, or until there is nothing else to do.
 const CHUNK_BYTES: usize = 64 * 1024;
 
-/// A stream of hm's own. A terminal that is gone is a reader who left.
+/// A stream of hm's own. A terminal that has disappeared counts as a reader that left.
 #[derive(Debug)]
 pub(crate) struct Stream<W> {
     stream: W,
@@ -15,14 +15,15 @@ pub(crate) struct Stream<W> {
 }
 
 impl<W: IsTerminal> Stream<W> {
-    /// Makes a stream. Call it while the terminal is there: one that is gone is not recognised as a terminal.
+    /// Wraps a stream. Call it while the terminal exists: after it has disappeared it is not recognised as a
+    /// terminal.
     pub(crate) fn new(stream: W) -> Self {
         Self { is_terminal: stream.is_terminal(), stream }
     }
 }
 
 impl<W> Stream<W> {
-    /// Makes the error of a terminal that is gone one of a reader who left.
+    /// Turns the error of a terminal that has disappeared into that of a reader that left.
     pub(crate) fn judge<T>(&self, written: io::Result<T>) -> io::Result<T> {
         let is_gone = |error: &io::Error| self.is_terminal && error.raw_os_error() == Some(Errno::IO.raw_os_error());
         written.map_err(|error| if is_gone(&error) { io::ErrorKind::BrokenPipe.into() } else { error })
@@ -41,7 +42,8 @@ impl<W: Write> Write for Stream<W> {
     }
 }
 
-/// A buffered sink whose reader may leave (`| head`): what is written afterwards is dropped, and the build goes on.
+/// A buffered sink whose reader may leave (`| head`). What is written afterwards is dropped, and the build
+/// continues.
 #[derive(Debug)]
 pub(crate) struct Out<W> {
     sink: W,
@@ -57,12 +59,12 @@ enum State {
 }
 
 impl<W: Write> Out<W> {
-    /// Writes to `sink`.
+    /// Creates a buffered sink on `sink`.
     pub(crate) fn new(sink: W) -> Self {
         Self { sink, buffer: Vec::with_capacity(CHUNK_BYTES + 4096), state: State::Open }
     }
 
-    /// Appends whatever `write` writes.
+    /// Appends what `write` writes.
     pub(crate) fn push(&mut self, write: impl FnOnce(&mut Vec<u8>)) {
         if matches!(self.state, State::Open) {
             write(&mut self.buffer);
@@ -72,12 +74,12 @@ impl<W: Write> Out<W> {
         }
     }
 
-    /// Whether text waits.
+    /// Returns whether text is buffered.
     pub(crate) fn is_dirty(&self) -> bool {
         !self.buffer.is_empty()
     }
 
-    /// Writes what waits.
+    /// Writes the buffered text.
     pub(crate) fn flush(&mut self) {
         if self.is_dirty() {
             let written = self.sink.write_all(&self.buffer).and_then(|()| self.sink.flush());
@@ -90,7 +92,8 @@ impl<W: Write> Out<W> {
         }
     }
 
-    /// Writes what waits and tells whether everything was written. A reader who left is no error.
+    /// Writes the buffered text. Returns an error if not everything was written. A reader that left is no
+    /// error.
     pub(crate) fn finish(mut self) -> io::Result<()> {
         self.flush();
         match self.state {

@@ -1,4 +1,5 @@
-//! `--format progress`: running steps with their elapsed time below, what has ended above. Draws on stderr.
+//! `--format progress`: running steps with their elapsed time at the bottom, finished steps above. Draws on
+//! stderr.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -17,11 +18,11 @@ use super::{
     text,
 };
 
-/// How many lines of a failed step's output are shown.
+/// The maximum number of lines of a failed step's output that are shown.
 const TAIL_LINES: usize = 20;
-/// How much of a line is kept for that, in bytes.
+/// The maximum number of bytes that are kept of such a line.
 const TAIL_LINE_BYTES: usize = 2000;
-/// How many running steps are shown at once; the others are counted.
+/// The maximum number of running steps that are shown at once; the others are counted.
 const MAX_BARS: usize = 16;
 
 pub(super) struct Progress {
@@ -39,7 +40,7 @@ pub(super) struct Progress {
     started: Instant,
 }
 
-/// A running step. It gets a bar at the first tick that finds it running, so that a flood of short steps draws none.
+/// A running step. It gets a bar at the first tick that finds it running, so that many short steps draw none.
 #[derive(Debug)]
 struct Running {
     since: Instant,
@@ -143,7 +144,7 @@ impl Progress {
         }
     }
 
-    /// Gives bars to steps that still run.
+    /// Creates bars for steps that still run.
     fn show_running(&mut self) {
         while self.shown < MAX_BARS
             && let Some(step_id) = self.unshown.pop_front()

@@ -1,4 +1,4 @@
-//! What the renderers for people remember of a build: its steps, and how many ended how.
+//! The state that the renderers for people keep of a build: its steps, and how many ended how.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -7,10 +7,10 @@ use uuid::Uuid;
 
 use super::{style::Style, text};
 
-/// The steps of a build, learnt from its events.
+/// The steps of a build, collected from its events.
 #[derive(Debug, Default)]
 pub(super) struct Steps {
-    /// Steps' keys, safe to print and coloured.
+    /// The steps' keys, safe to print and coloured.
     names: HashMap<Uuid, Arc<str>>,
     ended: Tally,
     failures: Vec<String>,
@@ -26,7 +26,7 @@ struct Tally {
 }
 
 impl Steps {
-    /// Learns from `event`. To be called with every one, before anything else is asked.
+    /// Updates the state from `event`. Call it for every event, before any other method.
     pub(super) fn learn(&mut self, event: &BuildEvent, style: Style) {
         match event {
             BuildEvent::StepQueued { step_id, key, .. } => {
@@ -50,23 +50,23 @@ impl Steps {
         }
     }
 
-    /// A step's key, safe to print and coloured.
+    /// Returns a step's key, safe to print and coloured.
     pub(super) fn name(&self, step_id: Uuid) -> Arc<str> {
         self.names.get(&step_id).map_or_else(|| step_id.to_string().into(), Arc::clone)
     }
 
-    /// How many steps there are.
+    /// Returns how many steps there are.
     pub(super) fn len(&self) -> usize {
         self.names.len()
     }
 
-    /// How many steps have ended.
+    /// Returns how many steps have ended.
     pub(super) fn ended(&self) -> usize {
         let Tally { passed, cached, failed, skipped, canceled } = self.ended;
         passed + cached + failed + skipped + canceled
     }
 
-    /// The last lines of a build: which steps failed, and the verdict.
+    /// Returns the last lines of a build: which steps failed, and the verdict.
     pub(super) fn summary(&self, status: BuildStatus, duration_ms: u64, style: Style) -> Vec<String> {
         let mut lines: Vec<String> = self.failures.iter().map(|failure| format!("  {failure}")).collect();
         let counts = [
@@ -91,12 +91,12 @@ impl Steps {
     }
 }
 
-/// Whether the step itself went wrong.
+/// Returns whether the step itself failed.
 pub(super) fn is_failure(status: StepStatus) -> bool {
     !matches!(status, StepStatus::Passed | StepStatus::CacheHit | StepStatus::Skipped | StepStatus::Canceled)
 }
 
-/// How a step ended, in words: `passed in 1.2s`, `failed with exit code 2 after 0.4s`.
+/// Describes how a step ended: `passed in 1.2s`, `failed with exit code 2 after 0.4s`.
 pub(super) fn ending(status: StepStatus, exit_code: i32, duration_ms: u64, message: Option<&str>) -> String {
     let took = text::duration(std::time::Duration::from_millis(duration_ms));
     let mut ending = match status {
@@ -108,7 +108,7 @@ pub(super) fn ending(status: StepStatus, exit_code: i32, duration_ms: u64, messa
         StepStatus::TimedOut => format!("timed out after {took}"),
         StepStatus::OutOfMemory => format!("ran out of memory after {took}"),
         StepStatus::Infrastructure => format!("could not be run (infrastructure), given up after {took}"),
-        // 128 + n is how a shell says that signal n ended the command.
+        // A shell reports 128 + n if signal n ended the command.
         _ if (129..=192).contains(&exit_code) => {
             format!("failed with exit code {exit_code} (signal {}) after {took}", exit_code - 128)
         }

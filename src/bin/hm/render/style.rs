@@ -2,7 +2,7 @@
 
 use std::{env, io::IsTerminal};
 
-/// Whether to colour, which also says whether the colours of steps' output stay.
+/// Whether to use colours, and whether to keep the colours of steps' output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Style {
     /// Whether to colour.
@@ -10,8 +10,8 @@ pub(crate) struct Style {
 }
 
 impl Style {
-    /// Colours where `stream` is a terminal; `NO_COLOR` and `CLICOLOR_FORCE`, where they are set and not empty, decide
-    /// otherwise, in this order.
+    /// Enables colours if `stream` is a terminal. `NO_COLOR` and `CLICOLOR_FORCE`, if they are set and not
+    /// empty, override this, in this order.
     pub(crate) fn of(stream: &impl IsTerminal) -> Self {
         let is_set = |name| env::var_os(name).is_some_and(|value| !value.is_empty());
         let forced = is_set("CLICOLOR_FORCE") && env::var_os("CLICOLOR_FORCE").is_some_and(|value| value != "0");

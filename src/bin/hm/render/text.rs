@@ -1,12 +1,12 @@
-//! Text for people: output that can't rewrite their terminal, and durations that they can read.
+//! Text for people: output that cannot control their terminal, and readable durations.
 
 use std::time::Duration;
 
-/// Appends one line of foreign text to `out` so that all it can do to a terminal is show characters and, with `colors`,
-/// colour them: other escape sequences go, control characters are shown as `^X`, and what a carriage return would have
-/// overwritten is left out. Colours are reset at the end.
+/// Appends one line of foreign text to `out` so that it can only show characters on a terminal and, with
+/// `colors`, colour them. Other escape sequences are removed, control characters are shown as `^X`, and text
+/// that a carriage return would have overwritten is left out. Colours are reset at the end.
 pub(crate) fn push_clean(out: &mut String, line: &str, colors: bool) {
-    // Looks at every byte, so that it looks at many at once.
+    // Checks every byte without an early exit, so that the loop can be vectorized.
     if line.bytes().fold(true, |plain, byte| plain & is_plain(byte)) {
         out.push_str(line);
         return;
@@ -21,7 +21,7 @@ pub(crate) fn push_clean(out: &mut String, line: &str, colors: bool) {
             '\u{90}' | '\u{98}' | '\u{9d}'..='\u{9f}' => skip_string(&mut chars),
             '\0'..='\x1f' => out.extend(['^', char::from(c as u8 + b'@')]),
             '\x7f' => out.push_str("^?"),
-            // The other C1 controls, and the characters that turn the direction of what follows.
+            // The other C1 controls, and the characters that change the text direction.
             '\u{80}'..='\u{9f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => {
                 out.push(char::REPLACEMENT_CHARACTER);
             }
@@ -33,23 +33,23 @@ pub(crate) fn push_clean(out: &mut String, line: &str, colors: bool) {
     }
 }
 
-/// `line` by [`push_clean`], without colours.
+/// Returns `line` as [`push_clean`] writes it, without colours.
 pub(crate) fn clean(line: &str) -> String {
     let mut out = String::with_capacity(line.len());
     push_clean(&mut out, line, false);
     out
 }
 
-/// Returns what is left to see of a line with carriage returns: what follows the last one after which there
-/// is something to see. A line whose end is dressed up (`\r\n`, or a colour between the two) loses nothing,
-/// and a progress bar is shown once.
+/// Returns the visible part of a line with carriage returns: the last part that shows anything. A line that
+/// ends with control characters (`\r\n`, or a colour between the two) loses nothing, and a progress bar is
+/// shown once.
 fn last_shown(line: &str) -> &str {
     let mut parts = line.trim_end_matches(['\r', '\n']).rsplit('\r');
     let last = parts.next().unwrap_or_default();
     if shows_something(last) { last } else { parts.find(|part| shows_something(part)).unwrap_or(last) }
 }
 
-/// Returns whether there is more than control characters, sequences, and blanks.
+/// Returns whether `text` has more than control characters, escape sequences, and blanks.
 fn shows_something(text: &str) -> bool {
     let (mut chars, mut unused) = (text.chars(), String::new());
     while let Some(c) = chars.next() {
@@ -66,7 +66,7 @@ fn is_plain(byte: u8) -> bool {
     matches!(byte, b' '..=b'~' | b'\t')
 }
 
-/// Reads what an escape character begins to its end, and keeps it if it only sets colours.
+/// Reads to the end of the sequence after an escape character. Keeps it if it only sets colours.
 fn skip_sequence(out: &mut String, chars: &mut std::str::Chars<'_>, colors: bool) -> bool {
     match chars.next() {
         Some('[') => return control_sequence(out, chars, colors),
@@ -78,7 +78,7 @@ fn skip_sequence(out: &mut String, chars: &mut std::str::Chars<'_>, colors: bool
     false
 }
 
-/// Reads a control sequence to its end and keeps it where it only sets colours.
+/// Reads a control sequence to its end. Keeps it if it only sets colours.
 fn control_sequence(out: &mut String, chars: &mut std::str::Chars<'_>, colors: bool) -> bool {
     let start = chars.as_str();
     let Some(end) = start.find(|c| !matches!(c, ' '..='?')) else {
@@ -113,7 +113,7 @@ fn skip_string(chars: &mut std::str::Chars<'_>) {
     }
 }
 
-/// `duration` as people read it: `0.42s`, `12.3s`, `3m05s`, `1h02m`.
+/// Formats `duration` for people: `0.42s`, `12.3s`, `3m05s`, `1h02m`.
 pub(crate) fn duration(duration: Duration) -> String {
     let seconds = duration.as_secs();
     match seconds {
@@ -124,7 +124,7 @@ pub(crate) fn duration(duration: Duration) -> String {
     }
 }
 
-/// `count` things: `1 step`, `2 steps`.
+/// Formats a count with its noun: `1 step`, `2 steps`.
 pub(crate) fn count(count: usize, noun: &str) -> String {
     if count == 1 { format!("1 {noun}") } else { format!("{count} {noun}s") }
 }
