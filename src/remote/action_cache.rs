@@ -1,4 +1,4 @@
-//! An engine's action cache: what Actions gave.
+//! An engine's action cache: the results of Actions.
 
 use super::{Digest, Endpoint, RemoteError, RemoteErrorKind, reapi, retry::retried};
 
@@ -9,16 +9,16 @@ pub struct ActionCache {
 }
 
 impl ActionCache {
-    /// That of `endpoint`.
+    /// Returns the action cache of `endpoint`.
     #[must_use]
     pub fn new(endpoint: Endpoint) -> Self {
         Self { endpoint }
     }
 
-    /// What the Action of that digest gave; `None` where nobody knows.
+    /// Returns the result of the Action with digest `action`, or `None` if it is not cached.
     ///
     /// # Errors
-    /// Where the engine does not answer.
+    /// Returns an error if the call fails.
     pub async fn get(&self, action: Digest) -> Result<Option<reapi::ActionResult>, RemoteError> {
         let asked = retried!(self.endpoint.retry(), {
             let mut client = self.endpoint.action_cache_client().await;
@@ -37,10 +37,11 @@ impl ActionCache {
         }
     }
 
-    /// Says what the Action of that digest gave. The Action and all that the result names must be in the engine's store.
+    /// Stores the result of the Action with digest `action`. The Action and all blobs that the result names
+    /// must be in the engine's content-addressed store.
     ///
     /// # Errors
-    /// Where the engine does not take it.
+    /// Returns an error if the engine does not accept it.
     pub async fn put(&self, action: Digest, result: &reapi::ActionResult) -> Result<(), RemoteError> {
         retried!(self.endpoint.retry(), {
             let mut client = self.endpoint.action_cache_client().await;

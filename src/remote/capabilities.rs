@@ -1,23 +1,24 @@
-//! What an engine allows and can do.
+//! The limits and capabilities of an engine.
 
 use super::{endpoint::MAX_MESSAGE_BYTES, reapi};
 
-/// Room in a message for what is around the blobs.
+/// Space in a message for everything but the blobs.
 const AROUND_BYTES: usize = 64 << 10;
 
-/// What an engine allows and can do.
+/// The limits and capabilities of an engine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct RemoteLimits {
-    /// How many bytes of blobs, each counted with 128 bytes more, one message may carry.
+    /// The maximum size of the blobs in one message, in bytes. Each blob counts as 128 bytes more than its
+    /// size.
     pub batch_bytes: usize,
-    /// The largest blob, where there is a limit.
+    /// The size of the largest blob, if there is a limit.
     pub blob_bytes: Option<u64>,
-    /// Whether it runs Actions.
+    /// Whether the engine executes Actions.
     pub executes: bool,
-    /// Whether it takes results into its action cache, from us.
+    /// Whether we may store results in the engine's action cache.
     pub updates_action_cache: bool,
-    /// Whether it knows SHA-256, or does not say.
+    /// Whether the engine supports SHA-256, or does not report its digest functions.
     pub sha256: bool,
 }
 
@@ -26,7 +27,7 @@ impl RemoteLimits {
         let cache = capabilities.cache_capabilities.as_ref();
         let functions = cache.map_or(&[][..], |it| &it.digest_functions);
         let message = MAX_MESSAGE_BYTES - AROUND_BYTES;
-        // Zero is no limit but the message's.
+        // Zero means that only the message size is limited.
         let batch = cache.and_then(|it| usize::try_from(it.max_batch_total_size_bytes).ok()).filter(|it| *it > 0);
         let blob = cache.and_then(|it| u64::try_from(it.max_cas_blob_size_bytes).ok()).filter(|it| *it > 0);
         let updates = cache.and_then(|it| it.action_cache_update_capabilities.as_ref());

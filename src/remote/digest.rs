@@ -1,4 +1,4 @@
-//! Digests: what a blob is called.
+//! Digests, the names of blobs.
 
 use std::{
     fmt,
@@ -12,39 +12,39 @@ use sha2::{Digest as _, Sha256};
 use super::reapi;
 use crate::hex::{from_hex, to_hex};
 
-/// Names a blob: the SHA-256 of its bytes, and how many there are.
+/// The name of a blob: the SHA-256 of its bytes, and its size.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Digest {
     /// The SHA-256.
     pub hash: [u8; 32],
-    /// How many bytes.
+    /// The size in bytes.
     pub size_bytes: u64,
 }
 
-/// What came as a digest is none.
+/// An error for a received digest that is invalid.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("`{}` is no SHA-256 digest", .0.escape_default())]
 pub struct DigestError(String);
 
 impl Digest {
-    /// Names some bytes.
+    /// Returns the digest of bytes in memory.
     #[must_use]
     pub fn of(bytes: &[u8]) -> Self {
         Self { hash: Sha256::digest(bytes).into(), size_bytes: bytes.len() as u64 }
     }
 
-    /// Names what is in a file. Blocks for as long as reading it takes.
+    /// Returns the digest of a file's content. Blocks while the file is read.
     ///
     /// # Errors
-    /// Where it can't be read.
+    /// Returns an error if the file cannot be read.
     pub fn of_file(path: &Path) -> io::Result<Self> {
         Self::of_reader(File::open(path)?)
     }
 
-    /// Names what comes out of a reader.
+    /// Returns the digest of everything that a reader yields.
     ///
     /// # Errors
-    /// Where reading fails.
+    /// Returns an error if reading fails.
     pub fn of_reader(mut reader: impl Read) -> io::Result<Self> {
         let mut hash = Sha256::new();
         let (mut buffer, mut size_bytes) = (vec![0; 1 << 17], 0);
@@ -61,16 +61,16 @@ impl Digest {
         }
     }
 
-    /// The hash as 64 hexadecimal digits.
+    /// Returns the hash as 64 hexadecimal digits.
     #[must_use]
     pub fn hex(&self) -> String {
         to_hex(&self.hash)
     }
 
-    /// Reads the two parts as the protocol has them.
+    /// Parses the two parts of a digest in the protocol's form.
     ///
     /// # Errors
-    /// Where they are not 64 hexadecimal digits and a size.
+    /// Returns an error if they are not 64 hexadecimal digits and a valid size.
     pub fn parse(hex: &str, size_bytes: i64) -> Result<Self, DigestError> {
         let wrong = || DigestError(format!("{}/{size_bytes}", hex.chars().take(100).collect::<String>()));
         let size_bytes = u64::try_from(size_bytes).map_err(|_| wrong())?;

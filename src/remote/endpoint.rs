@@ -21,25 +21,26 @@ use super::{
     retry::retried,
 };
 
-/// Messages are no larger than what every gRPC library takes unless told otherwise.
+/// The maximum message size: the default limit of every gRPC library.
 pub(super) const MAX_MESSAGE_BYTES: usize = 4 << 20;
-/// How long one call of one answer may take.
+/// The timeout of a call with a single answer.
 const CALL: Duration = Duration::from_secs(60);
 const CONNECT: Duration = Duration::from_secs(10);
-/// Notices a dead peer without a word to the engine.
+/// Detects a dead peer without sending HTTP/2 pings to the engine.
 const TCP_KEEPALIVE: Duration = Duration::from_secs(30);
-/// Most engines hang up on clients that ping more often than every five minutes.
+/// Most engines disconnect clients that ping more often than every five minutes.
 const PING_EVERY: Duration = Duration::from_secs(310);
-/// How much may be under way to us before we have read it.
+/// How many bytes the engine may send before we have read them.
 const STREAM_WINDOW: u32 = 2 << 20;
 const CONNECTION_WINDOW: u32 = 8 << 20;
-/// Values shorter than this are not taken for secrets: masking them would garble every text.
+/// Values shorter than this are not masked as secrets: masking them would garble every text.
 const MIN_SECRET: usize = 4;
 
-/// A client's connection with the headers that every call has.
+/// A client's connection, which adds the headers to every call.
 pub(crate) type Service = InterceptedService<Channel, Headers>;
 
-/// One engine. Cheap to clone: clones share a connection, which is made at the first call, and again where it broke.
+/// One engine. Cheap to clone: clones share a connection, which is established at the first call and again
+/// after it broke.
 #[derive(Clone)]
 pub struct Endpoint(Arc<Shared>);
 
@@ -67,18 +68,18 @@ impl Interceptor for Headers {
 }
 
 impl Endpoint {
-    /// Checks the options. Nothing is connected yet.
+    /// Validates the options. Does not connect yet.
     ///
     /// # Errors
-    /// What is wrong with them.
+    /// Returns an error if an option is invalid.
     pub fn new(options: EndpointOptions) -> Result<Self, OptionsError> {
         Self::with_retry(options, Retry::default())
     }
 
-    /// The same with a word on how calls are repeated.
+    /// Creates an endpoint like [`new`](Self::new), with a retry policy.
     ///
     /// # Errors
-    /// What is wrong with the options.
+    /// Returns an error if an option is invalid.
     pub fn with_retry(options: EndpointOptions, retry: Retry) -> Result<Self, OptionsError> {
         let (url, tls) = options.http_url()?;
         let place = options.place();
@@ -107,7 +108,8 @@ impl Endpoint {
         Ok(Self(Arc::new(Shared { options, place, connect, headers, retry, channel, limits })))
     }
 
-    /// The same engine over a connection of its own: one lives no longer than the runtime that it was made in.
+    /// Returns the same engine with a connection of its own. A connection lives no longer than the runtime in
+    /// which it was created.
     pub(crate) fn apart(&self) -> Self {
         let Shared { options, place, connect, headers, retry, .. } = &*self.0;
         Self(Arc::new(Shared {
@@ -121,28 +123,28 @@ impl Endpoint {
         }))
     }
 
-    /// The engine's address, without secrets.
+    /// Returns the engine's address, without secrets.
     #[must_use]
     pub fn place(&self) -> &str {
         &self.0.place
     }
 
-    /// The instance's name.
+    /// Returns the instance's name.
     #[must_use]
     pub fn instance(&self) -> &str {
         &self.0.options.instance
     }
 
-    /// How calls are repeated.
+    /// Returns the retry policy of calls.
     #[must_use]
     pub fn retry(&self) -> Retry {
         self.0.retry
     }
 
-    /// What the engine allows and can do. Asked for once.
+    /// Returns the limits and capabilities of the engine, which are requested only once.
     ///
     /// # Errors
-    /// Where the engine does not answer, or not to us; the next call asks again.
+    /// Returns an error if the engine does not answer or denies access. The next call tries again.
     pub async fn limits(&self) -> Result<Arc<RemoteLimits>, RemoteError> {
         let limits = self.0.limits.get_or_try_init(async || {
             let channel = self.service().await;
@@ -158,10 +160,10 @@ impl Endpoint {
         limits.await.cloned()
     }
 
-    /// Asks once whether the engine answers, without asking again.
+    /// Checks whether the engine answers, without a retry.
     ///
     /// # Errors
-    /// What is wrong.
+    /// Returns an error if the call fails.
     pub async fn check(&self) -> Result<RemoteLimits, RemoteError> {
         let mut client = CapabilitiesClient::new(self.service().await);
         let request = super::reapi::GetCapabilitiesRequest { instance_name: self.instance().to_owned() };
@@ -171,14 +173,14 @@ impl Endpoint {
         Ok(RemoteLimits::of(&answer.into_inner()))
     }
 
-    /// The connection, for a client of another service of the same engine.
+    /// Returns the connection, for a client of another service of the same engine.
     pub(crate) async fn service(&self) -> Service {
         let channel = self.0.channel.get_or_init(async || self.0.connect.connect_lazy()).await;
         InterceptedService::new(channel.clone(), self.0.headers.clone())
     }
 
     pub(super) async fn cas_client(&self) -> ContentAddressableStorageClient<Service> {
-        // Answers of a whole batch are a little longer than the batch.
+        // The answer for a whole batch is slightly larger than the batch.
         ContentAddressableStorageClient::new(self.service().await)
             .max_decoding_message_size(MAX_MESSAGE_BYTES + (1 << 20))
     }
@@ -191,19 +193,19 @@ impl Endpoint {
         ActionCacheClient::new(self.service().await)
     }
 
-    /// A request that is answered within a minute, or failed.
+    /// Creates a request with a timeout of one minute.
     pub(crate) fn request<T>(&self, message: T) -> Request<T> {
         let mut request = Request::new(message);
         request.set_timeout(CALL);
         request
     }
 
-    /// What a failed call says, without what is in headers.
+    /// Converts the status of a failed call to an error, with the values of headers masked.
     pub(crate) fn error(&self, status: &Status) -> RemoteError {
         RemoteError::of(&self.0.place, status, |text| self.masked(text))
     }
 
-    /// What a status within an answer says.
+    /// Converts a status within an answer to an error.
     pub(super) fn answer_error(&self, status: &bazel_remote_apis::google::rpc::Status) -> RemoteError {
         RemoteError::of_answer(&self.0.place, status, |text| self.masked(text))
     }
@@ -223,7 +225,7 @@ impl Endpoint {
     fn masked(&self, text: &str) -> String {
         let mut masked = text.to_owned();
         for (_, value) in &self.0.options.headers {
-            // The value, and what follows a scheme such as `Bearer`.
+            // Masks the value, and the part after a scheme such as `Bearer`.
             for secret in [Some(&**value), value.split_once(' ').map(|(_, token)| token)].into_iter().flatten() {
                 if secret.len() >= MIN_SECRET {
                     masked = masked.replace(secret, "***");

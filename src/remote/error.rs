@@ -1,4 +1,4 @@
-//! What goes wrong with an engine.
+//! Errors of an engine.
 
 use std::{error::Error as _, io};
 
@@ -8,37 +8,39 @@ use tonic::{Code, Status};
 
 use super::Digest;
 
-/// What kind of trouble a [`RemoteError`] is.
+/// The kind of a [`RemoteError`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum RemoteErrorKind {
-    /// The engine does not know us, or does not allow it.
+    /// The engine denied access: the credentials are missing or insufficient.
     Denied,
-    /// The engine can't be reached, or went away. It may come back.
+    /// The engine cannot be reached, or closed the connection. It may come back.
     Unavailable,
-    /// The engine finds the request wrong: such as a platform that no worker has, or an unknown instance.
+    /// The engine considers the request invalid, for example because no worker has the platform, or because
+    /// the instance is unknown.
     Refused,
-    /// A quota is used up, or something is too large.
+    /// A quota is exhausted, or something is too large.
     Exhausted,
-    /// Blobs that the request names are not there: see [`RemoteError::missing`].
+    /// Blobs that the request names are missing: see [`RemoteError::missing`].
     MissingBlobs,
-    /// What was asked for is not there.
+    /// The requested resource does not exist.
     NotFound,
-    /// The engine can't do this at all.
+    /// The engine does not implement the call.
     Unimplemented,
-    /// What came is not what was asked for.
+    /// The received data does not match the request.
     Corrupt,
-    /// A file of this machine can't be read or written.
+    /// A local file cannot be read or written.
     Local,
-    /// The engine ended the call.
+    /// The engine cancelled the call.
     Cancelled,
-    /// Something else is wrong within the engine.
+    /// Another internal error of the engine.
     Internal,
 }
 
-/// A call to an engine that failed.
+/// A failed call to an engine.
 ///
-/// `Display` is a lowercase fragment with the engine's address and its words. What is in headers is in none of it.
+/// `Display` is a lowercase fragment with the engine's address and its message. The values of headers never
+/// appear in it.
 #[derive(Debug, thiserror::Error)]
 #[error("{place} {}: {detail}{}", says(*kind), hint(*kind, place))]
 pub struct RemoteError {
@@ -68,7 +70,8 @@ fn says(kind: RemoteErrorKind) -> &'static str {
 
 fn hint(kind: RemoteErrorKind, place: &str) -> &'static str {
     match kind {
-        // Whoever wants to see another certificate of ours often hangs up before saying so.
+        // An engine that requires another client certificate often closes the connection without reporting
+        // why.
         RemoteErrorKind::Unavailable if place.starts_with("grpcs://") || place.starts_with("https://") => {
             " (check its address, and whether it runs; where it hangs up, check the headers and the certificates that are sent)"
         }
@@ -80,12 +83,12 @@ fn hint(kind: RemoteErrorKind, place: &str) -> &'static str {
 }
 
 impl RemoteError {
-    /// An error of our own making.
+    /// Creates an error that this crate detected itself.
     pub(super) fn new(place: &str, kind: RemoteErrorKind, detail: impl Into<String>) -> Self {
         Self { place: place.into(), kind, detail: detail.into(), missing: Vec::new(), source: None }
     }
 
-    /// Blobs that are not there.
+    /// Creates an error for missing blobs.
     pub(super) fn of_missing(place: &str, missing: Vec<Digest>) -> Self {
         let detail = match &missing[..] {
             [] => "it does not say which".to_owned(),
@@ -95,30 +98,30 @@ impl RemoteError {
         Self { missing, ..Self::new(place, RemoteErrorKind::MissingBlobs, detail) }
     }
 
-    /// Trouble with a file of this machine.
+    /// Creates an error for a local file.
     pub(super) fn local(place: &str, doing: impl Into<String>, source: io::Error) -> Self {
         Self { source: Some(source), ..Self::new(place, RemoteErrorKind::Local, doing) }
     }
 
-    /// What kind of trouble it is.
+    /// Returns the error's kind.
     #[must_use]
     pub fn kind(&self) -> RemoteErrorKind {
         self.kind
     }
 
-    /// The blobs that a request named and that are not there.
+    /// Returns the blobs that a request named and that are missing.
     #[must_use]
     pub fn missing(&self) -> &[Digest] {
         &self.missing
     }
 
-    /// Whether the same call may pass a moment later.
+    /// Returns whether the same call may succeed later.
     #[must_use]
     pub fn is_transient(&self) -> bool {
         matches!(self.kind, RemoteErrorKind::Unavailable)
     }
 
-    /// What a failed call says. `mask` takes secrets out of the engine's words.
+    /// Converts the status of a failed call. `mask` removes secrets from the engine's message.
     pub(super) fn of(place: &str, status: &Status, mask: impl Fn(&str) -> String) -> Self {
         let missing = missing_blobs(status.details());
         let mut detail = mask(&words(status));
@@ -134,7 +137,7 @@ impl RemoteError {
             Code::Unimplemented => RemoteErrorKind::Unimplemented,
             Code::DataLoss => RemoteErrorKind::Corrupt,
             Code::Unavailable | Code::Aborted | Code::DeadlineExceeded => RemoteErrorKind::Unavailable,
-            // A connection that broke in the middle: made here, or by a proxy on the way.
+            // A connection that broke in the middle of a call. Created locally, or by a proxy on the way.
             Code::Internal | Code::Unknown | Code::Cancelled if is_reset(status) => RemoteErrorKind::Unavailable,
             Code::Cancelled => RemoteErrorKind::Cancelled,
             Code::Internal | Code::Unknown | Code::Ok => RemoteErrorKind::Internal,
@@ -145,7 +148,7 @@ impl RemoteError {
         Self { missing, ..Self::new(place, kind, detail) }
     }
 
-    /// What a status within an answer says.
+    /// Converts a status within an answer.
     pub(super) fn of_answer(place: &str, status: &google::rpc::Status, mask: impl Fn(&str) -> String) -> Self {
         let details = status.encode_to_vec();
         let status = Status::with_details(Code::from_i32(status.code), status.message.clone(), details.into());
@@ -153,7 +156,7 @@ impl RemoteError {
     }
 }
 
-/// The engine's words, on one line, with what the connection says.
+/// Returns the engine's message, on one line, followed by the errors of the connection.
 fn words(status: &Status) -> String {
     let mut words: String =
         status.message().chars().map(|it| if it.is_control() { ' ' } else { it }).take(500).collect();
@@ -176,7 +179,7 @@ fn is_reset(status: &Status) -> bool {
     status.source().is_some() || ["RST_STREAM", "GOAWAY", "h2 protocol error"].iter().any(|it| message.contains(it))
 }
 
-/// Whether TLS failed for who we are or who they are: that stays so.
+/// Returns whether TLS failed because of either side's certificate, which is permanent.
 fn is_certificate_trouble(status: &Status) -> bool {
     let mut source = status.source();
     while let Some(error) = source {
@@ -203,7 +206,7 @@ fn is_certificate_trouble(status: &Status) -> bool {
     false
 }
 
-/// `google.rpc.PreconditionFailure`, which the crate of the protocol lacks.
+/// `google.rpc.PreconditionFailure`, which the protocol crate lacks.
 #[derive(Clone, PartialEq, Message)]
 struct PreconditionFailure {
     #[prost(message, repeated, tag = "1")]
@@ -220,7 +223,8 @@ struct Violation {
     description: String,
 }
 
-/// The blobs that a status names as missing: `MISSING` and `blobs/HASH/SIZE`.
+/// Returns the blobs that a status reports as missing: violations of type `MISSING` with the subject
+/// `blobs/HASH/SIZE`.
 fn missing_blobs(details: &[u8]) -> Vec<Digest> {
     let Ok(status) = google::rpc::Status::decode(details) else { return Vec::new() };
     let failures = status.details.iter().filter(|it| it.type_url.ends_with("/google.rpc.PreconditionFailure"));

@@ -1,4 +1,4 @@
-//! Running an Action, over as many connections as it takes.
+//! Runs an Action, over as many connections as it takes.
 
 use bazel_remote_apis::google::{
     longrunning::{CancelOperationRequest, Operation, operation, operations_client::OperationsClient},
@@ -13,25 +13,25 @@ use super::{
     reapi::execution_client::ExecutionClient, retry::retried,
 };
 
-/// An engine that forgets an Action so often does not run it.
+/// The maximum number of restarts: an engine that forgets an Action so often will not run it.
 const MAX_RESTARTS: u32 = 5;
 
-/// What an engine tells while it runs an Action.
+/// A progress report of an engine that runs an Action.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub enum Update {
-    /// It has the Action.
+    /// The engine has accepted the Action.
     Progress {
-        /// By this name it is cancelled.
+        /// The name of the operation, which is used to cancel it.
         operation: String,
-        /// Whether a worker runs it now.
+        /// Whether a worker is running it now.
         executing: bool,
-        /// Where its output can be read while it runs; empty where it can't.
+        /// The resource name of its standard output while it runs; empty if it cannot be read.
         stdout_stream: String,
-        /// The same for what it says of errors.
+        /// The same for its standard error.
         stderr_stream: String,
     },
-    /// It ended. A status within says how, and whether there is a result.
+    /// The Action has ended. The status in the response says how, and whether there is a result.
     Done(Box<reapi::ExecuteResponse>),
 }
 
@@ -42,15 +42,15 @@ pub struct Execution {
 }
 
 impl Execution {
-    /// On the engine at `endpoint`.
+    /// Returns a client of the execution service at `endpoint`.
     #[must_use]
     pub fn new(endpoint: Endpoint) -> Self {
         Self { endpoint }
     }
 
-    /// Runs an Action whose blobs are all there, and tells how it goes until it is done. Where a connection breaks it is
-    /// waited for over another; where the engine forgot it, it is begun again. The stream ends with what is done, or the
-    /// first error that stays.
+    /// Runs an Action whose blobs have all been uploaded, and reports its progress until it is done. If a
+    /// connection breaks, the Action is awaited over another one; if the engine has forgotten the Action, it
+    /// is started again. The stream ends with the response, or with the first permanent error.
     pub fn run(
         &self,
         action: Digest,
@@ -83,10 +83,10 @@ impl Execution {
         })
     }
 
-    /// Asks the engine to end an Action.
+    /// Asks the engine to cancel an Action.
     ///
     /// # Errors
-    /// Where it can't, such as [`RemoteErrorKind::Unimplemented`].
+    /// Returns an error if the engine cannot cancel it, such as [`RemoteErrorKind::Unimplemented`].
     pub async fn cancel(&self, operation: &str) -> Result<(), RemoteError> {
         let cancelled = retried!(self.endpoint.retry(), {
             let mut client = OperationsClient::new(self.endpoint.service().await);
@@ -95,20 +95,20 @@ impl Execution {
             answer.map(drop).map_err(|status| self.endpoint.error(&status))
         });
         match cancelled {
-            // It ended just now.
+            // The Action has just ended.
             Err(error) if error.kind() == RemoteErrorKind::NotFound => Ok(()),
             cancelled => cancelled,
         }
     }
 
-    /// What a status that is no success says; `None` for a success.
+    /// Converts the status of a response to an error. Returns `None` for a success.
     #[must_use]
     pub fn trouble(&self, response: &reapi::ExecuteResponse) -> Option<RemoteError> {
         response.status.as_ref().filter(|status| status.code != 0).map(|status| self.endpoint.answer_error(status))
     }
 }
 
-/// One Action on its way.
+/// One Action that was submitted.
 struct Running {
     endpoint: Endpoint,
     request: reapi::ExecuteRequest,
@@ -181,7 +181,7 @@ impl Running {
                 Err(self.endpoint.own_error(RemoteErrorKind::Corrupt, "it says that the Action is done, and not how"))
             }
             _ => {
-                // What is no metadata of ours tells nothing, and is no reason to give up.
+                // Unknown metadata carries no information, but is no reason to fail.
                 let metadata = operation.metadata.map(|any| any.value).unwrap_or_default();
                 let metadata = reapi::ExecuteOperationMetadata::decode(&metadata[..]).unwrap_or_default();
                 Ok(Update::Progress {

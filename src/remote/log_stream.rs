@@ -1,4 +1,4 @@
-//! Output of an Action while it runs.
+//! The output of an Action while it runs.
 
 use bazel_remote_apis::google::bytestream::ReadRequest;
 use futures_util::{Stream, stream};
@@ -6,8 +6,8 @@ use tonic::{Request, Streaming};
 
 use super::Endpoint;
 
-/// Reads a stream that an engine named, piece by piece, until it ends. Trouble that stays ends it, too: what was not read
-/// comes with the Action's result.
+/// Reads a log stream that an engine named, piece by piece, until it ends. A permanent error ends it, too:
+/// the output that was not read comes with the Action's result.
 pub fn read_log(endpoint: &Endpoint, name: String) -> impl Stream<Item = Vec<u8>> + Send + use<> {
     let reading = Reading { endpoint: endpoint.clone(), name, offset: 0, answer: None, failures: 0 };
     stream::unfold(reading, async |mut reading| reading.next().await.map(|piece| (piece, reading)))
@@ -39,7 +39,7 @@ impl Reading {
             let error = self.endpoint.error(&status);
             self.answer = None;
             self.failures += 1;
-            // A stream whose worker has not begun to write may not be there yet.
+            // The stream may not exist yet if its worker has not begun to write.
             let may_come = error.is_transient() || error.kind() == super::RemoteErrorKind::NotFound;
             if !may_come || self.failures >= self.endpoint.retry().attempts {
                 tracing::debug!(%error, "output is read when the step has ended");

@@ -1,8 +1,9 @@
-//! The client's side of the Remote Execution API: an engine's content-addressed store, its action cache, and how it runs
-//! Actions.
+//! The client side of the Remote Execution API: an engine's content-addressed store, its action cache, and
+//! the execution of Actions.
 //!
-//! In: an [`EndpointOptions`], blobs and trees. Out: digests, files, results, and [`RemoteError`]s that tell what is
-//! wrong. Everything that can be asked again is, within a bound: see [`Retry`]. Knows nothing of steps, runners or the store.
+//! Input: an [`EndpointOptions`], blobs and trees. Output: digests, files, results, and [`RemoteError`]s.
+//! Every call that can be retried is, within a bound: see [`Retry`]. Knows nothing about steps, runners or
+//! the store.
 
 mod action_cache;
 mod capabilities;

@@ -1,39 +1,40 @@
-//! Where an engine is, and how it knows us.
+//! The address of an engine, and the credentials for it.
 
 use std::{fmt, net::IpAddr};
 
-/// Where an engine is, and how it knows us. `Debug` shows neither keys nor what is in headers.
+/// The address of an engine, and the credentials for it. `Debug` shows neither keys nor the values of
+/// headers.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct EndpointOptions {
     /// `grpc://HOST:PORT`, or `grpcs://HOST:PORT` with TLS.
     pub url: String,
-    /// Which of the engine's instances; empty for the one without a name.
+    /// The engine's instance; empty for the one without a name.
     pub instance: String,
-    /// Sent with every call, such as `authorization` and `Bearer TOKEN`.
+    /// Headers that are sent with every call, such as `authorization` and `Bearer TOKEN`.
     pub headers: Vec<(String, String)>,
     /// Certificates in PEM that vouch for the engine, instead of the system's.
     pub ca_pem: Option<Vec<u8>>,
-    /// Our certificate and its key in PEM, where the engine wants to see one.
+    /// Our certificate and its key in PEM, if the engine requires one.
     pub client_pem: Option<(Vec<u8>, Vec<u8>)>,
 }
 
-/// What is wrong with an [`EndpointOptions`].
+/// An error in an [`EndpointOptions`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum OptionsError {
-    /// The address is none.
+    /// The address is invalid.
     #[error("`{url}` is no address of an engine: write grpc://HOST:PORT, or grpcs://HOST:PORT with TLS")]
     Url {
-        /// The text, without what stands before an `@`.
+        /// The text, without what precedes an `@`.
         url: String,
     },
-    /// Certificates without TLS.
+    /// Certificates are given, but the address is without TLS.
     #[error("certificates are of no use with {url}: write grpcs:// for TLS")]
     NoTls {
         /// The address.
         url: String,
     },
-    /// A header would travel over a network without TLS.
+    /// A header would be sent over a network without TLS.
     #[error(
         "the header `{name}` is not sent to {url} without encryption: write grpcs:// for TLS, or go through a tunnel on \
          this machine"
@@ -44,42 +45,44 @@ pub enum OptionsError {
         /// The address.
         url: String,
     },
-    /// A header can't be sent.
+    /// A header's name or value is invalid.
     #[error("`{name}` can't be sent as a header: names are lowercase words with dashes, values are printable ASCII")]
     Header {
         /// Its name, never its value.
         name: String,
     },
-    /// The text is no header.
+    /// The text is not a header.
     #[error("a header is written as 'NAME: VALUE'")]
     NoColon,
-    /// Certificates or keys are none.
+    /// The certificates or the key are invalid.
     #[error("the certificates or the key can't be used: {reason}")]
     Certificates {
-        /// Why.
+        /// The reason.
         reason: String,
     },
 }
 
 impl EndpointOptions {
-    /// The engine at `url`, its instance without a name, without headers or certificates.
+    /// Creates options for the engine at `url`, with the instance without a name and no headers or
+    /// certificates.
     #[must_use]
     pub fn new(url: impl Into<String>) -> Self {
         Self { url: url.into(), ..Self::default() }
     }
 
-    /// Reads `NAME: VALUE` and adds it.
+    /// Parses `NAME: VALUE` and adds it as a header.
     ///
     /// # Errors
-    /// [`OptionsError::NoColon`].
+    /// Returns [`OptionsError::NoColon`] if there is no colon.
     pub fn add_header(&mut self, text: &str) -> Result<(), OptionsError> {
         let (name, value) = text.split_once(':').ok_or(OptionsError::NoColon)?;
         self.headers.push((name.trim().to_ascii_lowercase(), value.trim().to_owned()));
         Ok(())
     }
 
-    /// Another service of the same people, at `url`: the same headers and certificates go there, unless they would travel
-    /// over a network without TLS, or without TLS to it and with TLS to this one.
+    /// Returns the options of another service of the same provider, at `url`. The same headers and
+    /// certificates are sent there, unless they would travel over a network without TLS, or would be sent
+    /// without TLS although this engine uses TLS.
     #[must_use]
     pub fn beside(&self, url: impl Into<String>) -> Self {
         let other = Self::new(url);
@@ -90,7 +93,7 @@ impl EndpointOptions {
         }
     }
 
-    /// Returns whether the engine is on this machine, by its address.
+    /// Returns whether the address is a loopback address.
     fn is_loopback(&self) -> bool {
         let rest = self.url.split_once("://").map_or(&*self.url, |(_, rest)| rest);
         let authority = rest.strip_suffix('/').unwrap_or(rest);
@@ -105,7 +108,7 @@ impl EndpointOptions {
         ["grpcs://", "https://"].iter().any(|scheme| self.url.starts_with(scheme))
     }
 
-    /// The address without what nobody should read, for people.
+    /// Returns the address without secrets, for messages.
     #[must_use]
     pub fn place(&self) -> String {
         match self.url.split_once("://") {
@@ -114,7 +117,7 @@ impl EndpointOptions {
         }
     }
 
-    /// The address as HTTP has it, and whether TLS is wanted.
+    /// Returns the address as an HTTP URL, and whether to use TLS.
     pub(super) fn http_url(&self) -> Result<(String, bool), OptionsError> {
         let wrong = || OptionsError::Url { url: self.place() };
         let (scheme, rest) = self.url.split_once("://").ok_or_else(wrong)?;
@@ -130,11 +133,11 @@ impl EndpointOptions {
         if !tls && (self.ca_pem.is_some() || self.client_pem.is_some()) {
             return Err(OptionsError::NoTls { url: self.place() });
         }
-        // Any of them may be a secret, under any name: that is what they are for.
+        // Any header may be a secret, whatever its name.
         if let Some((name, _)) = self.headers.first().filter(|_| !tls && !self.is_loopback()) {
             return Err(OptionsError::Unencrypted { name: name.clone(), url: self.place() });
         }
-        // Without a port, TLS means 443 as everywhere.
+        // Without a port, the default for TLS is 443.
         Ok((format!("{}://{authority}", if tls { "https" } else { "http" }), tls))
     }
 }

@@ -1,25 +1,26 @@
-//! Asking again.
+//! Retries of calls.
 
 use std::time::Duration;
 
 use super::RemoteError;
 
-/// How often, and after what pauses, a call is made again that failed for a passing reason. A verdict is never asked for
-/// twice: see [`RemoteError::is_transient`].
+/// How often, and after what pauses, a call that failed for a temporary reason is retried. A permanent
+/// failure is not retried: see [`RemoteError::is_transient`].
 #[derive(Debug, Clone, Copy)]
 pub struct Retry {
-    /// Attempts in all.
+    /// The maximum number of attempts, including the first.
     pub attempts: u32,
-    /// The pause before the second attempt. It doubles from then on.
+    /// The pause before the second attempt. It doubles with each further attempt.
     pub first: Duration,
     /// The longest pause.
     pub longest: Duration,
-    /// A number from 0 up to 1 that shortens each pause by as much as half, so that many clients do not ask in step.
+    /// Returns a number from 0 to 1 that shortens each pause by up to half, so that many clients do not retry
+    /// in step.
     pub jitter: fn() -> f64,
 }
 
 impl Default for Retry {
-    /// Ten attempts over half a minute: an engine that is started again is back by then.
+    /// Ten attempts over half a minute: enough for an engine that is restarted.
     fn default() -> Self {
         Self {
             attempts: 10,
@@ -31,7 +32,7 @@ impl Default for Retry {
 }
 
 impl Retry {
-    /// The pause after that many failures.
+    /// Returns the pause after `failures` failures.
     #[must_use]
     pub fn pause(&self, failures: u32) -> Duration {
         let doubled = self.first.saturating_mul(1 << failures.saturating_sub(1).min(20)).min(self.longest);
@@ -51,7 +52,7 @@ pub(super) struct Attempts {
 }
 
 impl Attempts {
-    /// Pauses before the next attempt; gives the error back where there is none.
+    /// Pauses before the next attempt, or returns the error if no attempt remains.
     pub(super) async fn again(&mut self, error: RemoteError) -> Result<(), RemoteError> {
         self.failures += 1;
         if !error.is_transient() || self.failures >= self.retry.attempts {
@@ -63,8 +64,8 @@ impl Attempts {
     }
 }
 
-/// Makes a call until it passes, fails for good, or the attempts are used up. (The futures of async closures that borrow
-/// can't be shown to be `Send`.)
+/// Repeats a call until it succeeds, fails permanently, or the attempts are used up. (A macro, because the
+/// compiler cannot prove that the futures of borrowing async closures are `Send`.)
 macro_rules! retried {
     ($retry:expr, $call:block) => {{
         let mut attempts = $retry.attempts();

@@ -1,4 +1,4 @@
-//! Directory trees as engines know them: a message for each directory, named by its digest.
+//! Directory trees in the protocol's form: a message for each directory, named by its digest.
 
 use std::{
     collections::BTreeMap,
@@ -16,43 +16,44 @@ use prost::Message;
 
 use super::{Blob, Content, Digest, reapi};
 
-/// What a file or link has besides its content.
+/// The attributes of a file or symbolic link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct FileAttributes {
-    /// Its permissions; whether it can be executed is one of them.
+    /// The permissions, including whether it is executable.
     pub mode: u32,
-    /// When it was modified: seconds since the Unix epoch, and nanoseconds.
+    /// The modification time: seconds since the Unix epoch, and nanoseconds.
     pub mtime: (i64, u32),
 }
 
-/// Why something can't be part of a tree.
+/// The reason why something cannot be part of a tree.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TreeError {
-    /// The protocol's names are text.
+    /// A name is not UTF-8, which the protocol requires.
     #[error("the name `{}` is no UTF-8, and can't travel", name.escape_default())]
     NoText {
-        /// The name, as far as it is text.
+        /// The name, lossily converted to text.
         name: String,
     },
-    /// The place of one thing is the directory of another.
+    /// A path is taken by another entry, such as a file in the place of a directory.
     #[error("`{path}` is a file and a directory at once")]
     Conflict {
         /// The path.
         path: String,
     },
-    /// A file can't be read.
+    /// A file cannot be read.
     #[error("`{path}` can't be read")]
     Read {
         /// The path.
         path: String,
-        /// Why.
+        /// The reason.
         #[source]
         source: io::Error,
     },
 }
 
-/// A directory tree in the making. Order of insertion does not matter: the same tree is the same digest.
+/// A directory tree under construction. The order of insertion does not matter: equal trees have equal
+/// digests.
 #[derive(Debug, Clone, Default)]
 pub struct DirectoryTree {
     files: BTreeMap<String, reapi::FileNode>,
@@ -64,17 +65,17 @@ pub struct DirectoryTree {
 /// A finished tree.
 #[derive(Debug, Clone)]
 pub struct Tree {
-    /// The root.
+    /// The digest of the root.
     pub root: Digest,
-    /// The messages, the root's included, each once.
+    /// The directory messages, including the root's, each once.
     pub directories: Vec<Blob>,
 }
 
 impl DirectoryTree {
-    /// Adds a file; directories above it are made. `path` is relative, with `/` between names.
+    /// Adds a file, and creates the directories above it. `path` is relative, with `/` between names.
     ///
     /// # Errors
-    /// Where a name is no text, or something else is in the way.
+    /// Returns an error if a name is not UTF-8, or if another entry is in the way.
     pub fn add_file(&mut self, path: &[u8], digest: Digest, attributes: FileAttributes) -> Result<(), TreeError> {
         let (dir, name) = self.dir_of(path)?;
         let node = reapi::FileNode {
@@ -91,7 +92,7 @@ impl DirectoryTree {
     /// Adds a symbolic link.
     ///
     /// # Errors
-    /// Where a name or the target is no text, or something else is in the way.
+    /// Returns an error if a name or the target is not UTF-8, or if another entry is in the way.
     pub fn add_symlink(&mut self, path: &[u8], target: &[u8], attributes: FileAttributes) -> Result<(), TreeError> {
         let target = text(target)?;
         let (dir, name) = self.dir_of(path)?;
@@ -101,10 +102,10 @@ impl DirectoryTree {
         Ok(())
     }
 
-    /// Adds a directory, with what is in it or empty. One that is there stays.
+    /// Adds a directory if it does not exist yet, and returns it.
     ///
     /// # Errors
-    /// Where a name is no text, or something else is in the way.
+    /// Returns an error if a name is not UTF-8, or if another entry is in the way.
     pub fn add_directory(&mut self, path: &[u8]) -> Result<&mut Self, TreeError> {
         let mut dir = self;
         for part in path.split(|byte| *byte == b'/').filter(|part| !part.is_empty()) {
@@ -120,7 +121,7 @@ impl DirectoryTree {
     /// Adds a finished tree as a directory.
     ///
     /// # Errors
-    /// Where a name is no text, or something else is in the way.
+    /// Returns an error if a name is not UTF-8, or if another entry is in the way.
     pub fn add_tree(&mut self, path: &[u8], root: Digest) -> Result<(), TreeError> {
         let (dir, name) = self.dir_of(path)?;
         dir.free(&name, path)?;
@@ -128,11 +129,11 @@ impl DirectoryTree {
         Ok(())
     }
 
-    /// Adds everything below a directory of this machine: files, links, empty directories. Tells the blobs of its files.
-    /// Reads every file.
+    /// Adds everything below a local directory: files, symbolic links, empty directories. Reads every file.
+    /// Returns the blobs of the files. Sockets, FIFOs and devices are left out.
     ///
     /// # Errors
-    /// Where something can't be read or can't travel. Sockets, pipes and devices are left out.
+    /// Returns an error if something cannot be read or cannot be represented in the protocol.
     pub fn add_from_disk(&mut self, path: &[u8], from: &Path) -> Result<Vec<Blob>, TreeError> {
         let mut blobs = Vec::new();
         let mut left = vec![(path.to_vec(), from.to_path_buf())];
@@ -168,10 +169,10 @@ impl DirectoryTree {
         Ok(blobs)
     }
 
-    /// Names every directory. Depth costs heap, not stack.
+    /// Computes the digest of every directory. The depth of the tree costs heap, not stack.
     #[must_use]
     pub fn finish(self) -> Tree {
-        /// A directory whose own are being named.
+        /// A directory whose subdirectories are being processed.
         struct Open {
             name: String,
             message: reapi::Directory,
@@ -211,7 +212,7 @@ impl DirectoryTree {
         Tree { root, directories: directories.into_iter().map(blob).collect() }
     }
 
-    /// The directory of a path, and its last name.
+    /// Returns the directory of a path, and its last name.
     fn dir_of(&mut self, path: &[u8]) -> Result<(&mut Self, String), TreeError> {
         let (dir, name) = match path.iter().rposition(|byte| *byte == b'/') {
             Some(at) => (&path[..at], &path[at + 1..]),

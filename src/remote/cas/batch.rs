@@ -1,4 +1,4 @@
-//! Small blobs, many in one message.
+//! Small blobs, batched into one message.
 
 use std::collections::HashMap;
 
@@ -7,11 +7,11 @@ use super::{
     Blob, Cas,
 };
 
-/// What a blob takes in a message besides its bytes.
+/// The overhead of a blob in a message, in bytes.
 const AROUND_BYTES: usize = 128;
 
-/// Puts small blobs together as far as a message allows; large ones remain by themselves. A single blob that just fits a
-/// message still travels in one call instead of three.
+/// Batches small blobs up to the size of a message. Large blobs remain separate. A single blob that just fits
+/// into a message is still a batch, which takes one call instead of three.
 pub(super) fn plan(blobs: Vec<Blob>, batch_bytes: usize) -> (Vec<Vec<Blob>>, Vec<Blob>) {
     let (mut batches, mut large) = (Vec::new(), Vec::new());
     let (mut batch, mut room) = (Vec::new(), batch_bytes);
@@ -35,7 +35,7 @@ pub(super) fn plan(blobs: Vec<Blob>, batch_bytes: usize) -> (Vec<Vec<Blob>>, Vec
 }
 
 impl Cas {
-    /// Writes blobs by one call; those that the engine could not take just now once more.
+    /// Writes blobs in one call, and retries those that failed for a temporary reason.
     pub(super) async fn write_batch(&self, mut blobs: Vec<Blob>) -> Result<(), RemoteError> {
         retried!(self.endpoint.retry(), {
             let reading = blobs.clone();
@@ -84,10 +84,11 @@ impl Cas {
         })
     }
 
-    /// Reads small blobs, many by one call. What is missing is an error that names all of it.
+    /// Reads small blobs, many in one call.
     ///
     /// # Errors
-    /// Where the engine does not answer or lacks some, or where what comes is something else.
+    /// Returns an error if the call fails, if blobs are missing (the error names all of them), or if the
+    /// content does not match the digests.
     pub async fn read_many(&self, digests: Vec<Digest>) -> Result<Vec<(Digest, Vec<u8>)>, RemoteError> {
         let limit = self.endpoint.limits().await?.batch_bytes;
         let empty = Vec::new;

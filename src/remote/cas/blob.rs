@@ -1,4 +1,4 @@
-//! Blobs on their way out.
+//! Blobs to upload.
 
 use std::{
     fs::File,
@@ -9,44 +9,44 @@ use std::{
 
 use super::super::Digest;
 
-/// A blob that can be brought to an engine.
+/// A blob that can be uploaded to an engine.
 #[derive(Debug, Clone)]
 pub struct Blob {
-    /// Its name.
+    /// The digest of its bytes.
     pub digest: Digest,
-    /// Where its bytes are.
+    /// The location of its bytes.
     pub content: Content,
 }
 
-/// Where the bytes of a blob are.
+/// The location of a blob's bytes.
 #[derive(Debug, Clone)]
 pub enum Content {
-    /// Here.
+    /// In memory.
     Bytes(Arc<[u8]>),
-    /// In a file, read when they are needed.
+    /// In a file, which is read when the bytes are needed.
     File {
-        /// The file.
+        /// The path of the file.
         path: PathBuf,
-        /// Where in it they begin.
+        /// The offset of the blob's first byte.
         offset: u64,
     },
 }
 
 impl Blob {
-    /// Some bytes.
+    /// Creates a blob from bytes in memory.
     #[must_use]
     pub fn of_bytes(bytes: impl Into<Arc<[u8]>>) -> Self {
         let bytes = bytes.into();
         Self { digest: Digest::of(&bytes), content: Content::Bytes(bytes) }
     }
 
-    /// A whole file whose digest is known.
+    /// Creates a blob from a whole file whose digest is known.
     #[must_use]
     pub fn of_file(digest: Digest, path: impl Into<PathBuf>) -> Self {
         Self { digest, content: Content::File { path: path.into(), offset: 0 } }
     }
 
-    /// At most `most` bytes from `from` on. Blocks where the blob is a file.
+    /// Reads at most `most` bytes from the offset `from`. Blocks if the content is in a file.
     pub(super) fn read(&self, from: u64, most: usize) -> io::Result<Vec<u8>> {
         let left = self.digest.size_bytes.saturating_sub(from);
         let length = usize::try_from(left).map_or(most, |left| left.min(most));
@@ -68,7 +68,7 @@ impl Blob {
         }
     }
 
-    /// What it is called in errors.
+    /// Returns the blob's name for errors.
     pub(super) fn name(&self) -> String {
         match &self.content {
             Content::Bytes(_) => self.digest.to_string(),

@@ -17,17 +17,17 @@ pub use self::blob::{Blob, Content};
 use self::write::Write;
 use super::{Digest, Endpoint, RemoteError, RemoteErrorKind, reapi, retry::retried};
 
-/// Digests in one question: some 80 bytes each, in messages of 4 MiB.
+/// The maximum number of digests in one request: about 80 bytes each, in messages of 4 MiB.
 const ASK_AT_ONCE: usize = 16_384;
-/// Calls under way at a time. Each has a batch, or a piece of a file, in memory.
+/// The maximum number of concurrent calls. Each holds a batch, or a piece of a file, in memory.
 const AT_ONCE: usize = 8;
 
-/// What an upload took.
+/// What an upload transferred.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Uploaded {
-    /// Blobs that were not there.
+    /// The number of blobs that were missing.
     pub blobs: u64,
-    /// Their bytes.
+    /// Their total size in bytes.
     pub bytes: u64,
 }
 
@@ -38,16 +38,16 @@ pub struct Cas {
 }
 
 impl Cas {
-    /// That of `endpoint`.
+    /// Returns the content-addressed store of `endpoint`.
     #[must_use]
     pub fn new(endpoint: Endpoint) -> Self {
         Self { endpoint }
     }
 
-    /// Which of these blobs are not there. To the engine, those that are were used just now.
+    /// Returns which of these blobs are missing. The engine counts the others as just used.
     ///
     /// # Errors
-    /// Where the engine does not answer.
+    /// Returns an error if the call fails.
     pub async fn find_missing(
         &self,
         digests: impl IntoIterator<Item = Digest>,
@@ -75,20 +75,21 @@ impl Cas {
         Ok(missing)
     }
 
-    /// Brings there what is not there yet. Small blobs travel together, large ones in pieces; some eight calls are under
-    /// way at a time, so that memory stays below 64 MiB besides what the blobs have in memory themselves.
+    /// Uploads the blobs that are missing. Small blobs are batched, large ones are sent in pieces. At most
+    /// eight calls run at a time, so that memory use stays below 64 MiB in addition to blobs that are in
+    /// memory themselves.
     ///
     /// # Errors
-    /// The first failure. What is there by then stays.
+    /// Returns the first error. Blobs that were uploaded before it stay there.
     pub async fn upload(&self, blobs: Vec<Blob>) -> Result<Uploaded, RemoteError> {
         let missing = self.find_missing(blobs.iter().map(|blob| blob.digest)).await?;
         self.upload_missing(blobs, missing).await
     }
 
-    /// The same where it is known what is missing.
+    /// Uploads blobs like [`upload`](Self::upload), given which of them are missing.
     ///
     /// # Errors
-    /// The first failure.
+    /// Returns the first error.
     pub async fn upload_missing(
         &self,
         blobs: Vec<Blob>,
@@ -108,7 +109,8 @@ impl Cas {
         let uploaded =
             Uploaded { blobs: blobs.len() as u64, bytes: blobs.iter().map(|blob| blob.digest.size_bytes).sum() };
         let (batches, large) = batch::plan(blobs, limits.batch_bytes);
-        // Boxed and gathered: a stream that makes futures as it goes can't be shown to be `Send`.
+        // Boxed and collected: the compiler cannot prove that a stream which creates the futures lazily is
+        // `Send`.
         let mut calls: Vec<BoxFuture<'_, Result<(), RemoteError>>> = Vec::new();
         for blob in large {
             calls.push(Write::new(&self.endpoint, blob).run().boxed());
@@ -120,7 +122,7 @@ impl Cas {
         Ok(uploaded)
     }
 
-    /// A digest as the engine sent it.
+    /// Parses a digest that the engine sent.
     fn digest(&self, digest: &reapi::Digest) -> Result<Digest, RemoteError> {
         Digest::try_from(digest).map_err(|error| self.endpoint.own_error(RemoteErrorKind::Corrupt, error.to_string()))
     }

@@ -1,4 +1,4 @@
-//! Reading blobs and streams, from where an earlier attempt broke off.
+//! Reads blobs and streams, and resumes where an earlier attempt failed.
 
 use std::{
     fs::{File, OpenOptions},
@@ -15,15 +15,15 @@ use super::{
     Cas,
 };
 
-/// How much is gathered before a thread writes it.
+/// How many bytes are collected before a blocking thread writes them.
 const GATHER_BYTES: usize = 1 << 20;
 
-/// What stands before the names of resources.
+/// Returns the prefix of resource names.
 pub(super) fn prefix(instance: &str) -> String {
     if instance.is_empty() { String::new() } else { format!("{instance}/") }
 }
 
-/// Where bytes go, and what they are so far.
+/// The destination of the bytes, and the hash and size so far.
 struct Sink {
     file: Option<File>,
     bytes: Vec<u8>,
@@ -47,7 +47,8 @@ impl Cas {
     /// Reads a blob of at most `limit` bytes.
     ///
     /// # Errors
-    /// Where it is larger, not there ([`RemoteErrorKind::MissingBlobs`]), or something else comes.
+    /// Returns an error if the blob is larger, is missing ([`RemoteErrorKind::MissingBlobs`]), or does not
+    /// match its digest.
     pub async fn read(&self, digest: Digest, limit: u64) -> Result<Vec<u8>, RemoteError> {
         if digest.size_bytes > limit {
             let why = format!("a blob of {} bytes, where at most {limit} make sense", digest.size_bytes);
@@ -57,14 +58,15 @@ impl Cas {
         Ok(self.read_to(digest, sink).await?.bytes)
     }
 
-    /// Reads a blob into a new file, readable for its owner alone. It is in memory a megabyte at a time.
+    /// Reads a blob into a new file that only its owner can read. At most a megabyte is in memory at a time.
     ///
     /// # Errors
-    /// Where it can't be written, is not there ([`RemoteErrorKind::MissingBlobs`]), or something else comes; then what is
-    /// in the file is worth nothing.
+    /// Returns an error if the file cannot be written, if the blob is missing
+    /// ([`RemoteErrorKind::MissingBlobs`]), or if it does not match its digest. The content of the file is
+    /// then undefined.
     ///
     /// # Cancel safety
-    /// Dropped, a part of the file is left.
+    /// If the future is dropped, an incomplete file remains.
     pub async fn read_to_file(&self, digest: Digest, path: &Path) -> Result<(), RemoteError> {
         let failed = |error| self.endpoint.local_error(format!("writing {}", path.display()), error);
         let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map_err(failed)?;
@@ -77,7 +79,7 @@ impl Cas {
         let failed = |error| self.endpoint.local_error(format!("writing {digest}"), error);
         let mut sink = Some(sink);
         let mut gathered = Vec::new();
-        // The empty blob is everywhere, and some engines do not have it.
+        // The empty blob is known everywhere, and some engines do not store it.
         if digest.size_bytes > 0 {
             let read = retried!(self.endpoint.retry(), {
                 let mut client = self.endpoint.byte_stream_client().await;

@@ -1,4 +1,4 @@
-//! Writing a large blob in pieces, from where the engine has it.
+//! Writes a large blob in pieces, and resumes at what the engine has committed.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -10,17 +10,18 @@ use super::{
     Blob,
 };
 
-/// The bytes of one message.
+/// The number of bytes in one message.
 const PIECE_BYTES: usize = 512 << 10;
 
-/// One blob's upload: the name stays the same over all attempts, so that the engine knows how far it came.
+/// The upload of one blob. The resource name stays the same over all attempts, so that the engine knows how
+/// much it has received.
 pub(super) struct Write {
     endpoint: Endpoint,
     blob: Blob,
     resource: String,
 }
 
-/// Where reading the blob failed: a stream of messages can't say it.
+/// The error from reading the blob, which a stream of messages cannot return.
 type Failure = Arc<Mutex<Option<std::io::Error>>>;
 
 impl Write {
@@ -42,7 +43,7 @@ impl Write {
         })
     }
 
-    /// How much the engine has.
+    /// Returns how many bytes the engine has committed.
     async fn committed(&self) -> Result<u64, RemoteError> {
         let mut client = self.endpoint.byte_stream_client().await;
         let request = self.endpoint.request(QueryWriteStatusRequest { resource_name: self.resource.clone() });
@@ -54,7 +55,7 @@ impl Write {
             }
             Err(status) => match self.endpoint.error(&status) {
                 error if error.is_transient() => Err(error),
-                // It does not keep what it does not have whole.
+                // The engine does not keep incomplete uploads.
                 _ => Ok(0),
             },
         }
@@ -91,7 +92,8 @@ impl Write {
             return Err(self.endpoint.local_error(format!("reading {}", self.blob.name()), error));
         }
         let committed = answer.map_err(|status| self.endpoint.error(&status))?.into_inner().committed_size;
-        // An engine that has the blob by now may say so before all was sent; -1 says it of a compressed one.
+        // An engine that already has the blob may answer before all of it was sent. It answers -1 for a
+        // compressed blob.
         if committed == -1 || u64::try_from(committed) == Ok(self.blob.digest.size_bytes) {
             return Ok(());
         }

@@ -58,7 +58,7 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
     let (read, write) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).map_err(|errno| failed(errno.into()))?;
     let null = File::options().read(true).write(true).open("/dev/null").map_err(failed)?;
     let streams = Streams { stdin: None, stdout: write, stderr: null.into(), terminal: false };
-    // `join` would drop a `/.` at the end, which says that the content is meant.
+    // `join` would drop a trailing `/.`, which selects the content of a directory.
     let path = if path.starts_with('/') { path.to_owned() } else { format!("{}/{path}", left.surroundings.workdir) };
 
     let to = args.to.clone();
@@ -80,11 +80,11 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
     let written = writer.join().unwrap_or_else(|_| Err(io::Error::other("the thread that writes panicked")));
     match (packed, written) {
         (Ok(0), Ok(())) => Ok(ExitCode::SUCCESS),
-        // A reader who left early has what it wanted.
+        // A reader that closed the pipe early has what it needs.
         (_, Err(error)) if args.to == Path::new("-") && error.kind() == io::ErrorKind::BrokenPipe => {
             Ok(ExitCode::SUCCESS)
         }
-        // Where nothing could be read, there was nothing to write either.
+        // If nothing could be read, there was nothing to write either.
         (Err(error), Ok(())) => Err(left.failed(error)),
         (Err(error), Err(end)) if end.kind() == io::ErrorKind::UnexpectedEof => Err(left.failed(error)),
         (_, Err(error)) => {
@@ -103,6 +103,6 @@ fn write_out(read: OwnedFd, to: &Path) -> io::Result<()> {
         return io::copy(&mut stream, &mut io::stdout().lock()).map(drop);
     }
     tree::extract(&mut stream, to)?;
-    // What follows the last entry: whoever writes it would die of a closed pipe.
+    // Drain what follows the last entry: the writer would fail on a closed pipe.
     io::copy(&mut stream, &mut io::sink()).map(drop)
 }

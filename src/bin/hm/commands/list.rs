@@ -31,7 +31,7 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
     let source = Source::locate(args.dir.as_deref())?;
     let found = source.list()?;
     let project = source.project()?;
-    // What is invalid does not run, and is listed nevertheless.
+    // An invalid pipeline requests nothing, but is listed nevertheless.
     let plans = found.iter().filter_map(|definition| Plan::parse(&*definition.ir_json).ok());
     let asks = plans.flat_map(|plan| consent::of_plan(&plan, &BindOptions::default(), project.path()));
     if let Err(failure) = note_ignored(&project, asks) {

@@ -16,7 +16,7 @@ use crate::{
     render::{style::Style, text},
 };
 
-/// A longer line is shown in pieces.
+/// The longest line that is shown in one piece.
 const MAX_LINE_BYTES: u64 = 1 << 20;
 
 /// Prints what a step printed, both streams as they came
@@ -57,7 +57,7 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
     };
     let file = match log.map(File::open) {
         None => return Ok(ExitCode::SUCCESS),
-        // It printed nothing.
+        // The step printed nothing.
         Some(Err(error)) if error.kind() == ErrorKind::NotFound => return Ok(ExitCode::SUCCESS),
         Some(file) => file.map_err(|error| unreadable(error.into()))?,
     };
@@ -74,7 +74,7 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
     }
 }
 
-/// Prints a log as `hm run` shows it, so that no step rewrites the terminal of whoever looks.
+/// Prints a log as `hm run` shows it, so that a step cannot control the reader's terminal.
 fn show(mut log: impl BufRead, terminal: impl Write + IsTerminal) -> io::Result<()> {
     let colors = Style::of(&terminal).colors;
     let mut terminal = BufWriter::new(terminal);

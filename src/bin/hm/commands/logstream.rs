@@ -1,4 +1,4 @@
-//! `hm logstream`: shows what steps on an engine print while they run.
+//! `hm logstream`: shows the output of steps on an engine while they run.
 
 use std::{net::SocketAddr, process::ExitCode};
 
@@ -21,7 +21,7 @@ pub(crate) struct Args {
     listen: SocketAddr,
 }
 
-/// Serves until it is told to stop.
+/// Serves until a signal stops it.
 pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()

@@ -46,7 +46,7 @@ pub(crate) enum AnswerFormat {
     Json,
 }
 
-/// Prints a whole answer on stdout. A reader who left early is content with what it has.
+/// Prints a whole answer on stdout. It is no error if the reader closes the pipe early.
 fn print(answer: &str) -> Outcome<ExitCode> {
     let mut stdout = io::stdout().lock();
     match stdout.write_all(answer.as_bytes()).and_then(|()| stdout.flush()) {
@@ -57,8 +57,8 @@ fn print(answer: &str) -> Outcome<ExitCode> {
     }
 }
 
-/// Says in one line what a project asks for that counts for nothing here: `asks` of its pipelines, and what
-/// its `hm.toml` does.
+/// Prints one line about the requests of a project that are ignored here: `asks`, which are those of its
+/// pipelines, and those of its `hm.toml`.
 fn note_ignored(project: &ProjectDir, asks: impl IntoIterator<Item = Ask>) -> Outcome<()> {
     let mut all = RemoteArgs::default().read(Some(project))?.asks(Some(project))?;
     for ask in asks {
@@ -76,7 +76,7 @@ fn print_json(answer: &impl Serialize) -> Outcome<ExitCode> {
     print(&json)
 }
 
-/// A table as text: columns as wide as their widest cell, the last one free.
+/// Formats a table as text: each column is as wide as its widest cell, except for the last one.
 fn table(rows: &[Vec<String>]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let width = |column: usize| {

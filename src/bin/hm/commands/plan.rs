@@ -36,13 +36,13 @@ pub(crate) struct Args {
     format: AnswerFormat,
 }
 
-/// A plan as `--format json` prints it.
+/// A plan in the form that `--format json` prints.
 #[derive(Debug, Serialize)]
 struct Shown<'a> {
     pipeline: &'a str,
     timeout_seconds: Option<u64>,
     chain_count: usize,
-    /// In an order in which they could run one by one.
+    /// In an order in which the steps could run one by one.
     steps: Vec<ShownStep<'a>>,
 }
 

@@ -25,12 +25,12 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
     let found = pipelines::find(&args.source)?;
     let definition = &found.definition;
-    // What is no JSON at all is better told by the decoder, below.
+    // If it is not JSON at all, the decoder below reports a better error.
     if serde_json::from_str::<&RawValue>(&definition.ir_json).is_ok() {
         print(&format!("{}\n", definition.ir_json.trim_end()))?;
     }
     let plan = parse(definition)?;
-    // The pipeline is shown even if the project's other file is wrong.
+    // The pipeline is shown even if the project's `hm.toml` is invalid.
     if let Err(failure) = note_ignored(&found.project, found.asks(&plan, &BindOptions::default())) {
         to_stderr(&format!("warning: {failure}"));
     }

@@ -121,7 +121,7 @@ pub(crate) struct Args {
     #[arg(long)]
     trust: bool,
 
-    // Last, because its heading stays for what follows.
+    // Last, because its heading applies to all arguments that follow.
     #[command(flatten)]
     remote: RemoteArgs,
 }
@@ -147,10 +147,10 @@ impl From<Pull> for PullPolicy {
     }
 }
 
-/// How long the end of the process may be held up by threads that still do something for a killed build.
+/// How long threads that still work for a killed build may delay the end of the process.
 const SHUTDOWN_LIMIT: Duration = Duration::from_secs(1);
 
-/// How a build that was started came to its end.
+/// How a build ended.
 #[derive(Debug)]
 enum End {
     Ended(BuildOutcome),
@@ -201,7 +201,8 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
     drop(bound);
     let run_id = request.run_id;
     let format = args.format.unwrap_or_else(Format::default_here);
-    // One thread for the build (a build is one task), blocking ones where files are frozen, and one that renders.
+    // One thread for the build (a build is one task), blocking threads to freeze files, and one thread that
+    // renders.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -217,14 +218,14 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
             () = interrupts.next() => Ok(End::Killed(None)),
         }
     });
-    // Drops what still runs, and with it its processes.
+    // Drops what still runs, which also kills its processes.
     runtime.shutdown_timeout(SHUTDOWN_LIMIT);
     match end? {
         End::Killed(screen) => {
             if let Some(screen) = screen {
                 screen.close(SHUTDOWN_LIMIT);
             }
-            // Nobody was left to say so.
+            // The killed build could not record its own end.
             let note = |run| store.get_opened().map_or(Ok(()), |store| store.end_run(run, 130));
             if let Err(error) = run_id.map_or(Ok(()), note) {
                 to_stderr(&format!("warning: failed to take note of this run's end: {error}"));
@@ -243,9 +244,9 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
     }
 }
 
-/// Warns once if other users can reach into the store, or could until now.
+/// Prints one warning if other users can access the store, or could until now.
 fn warn_of_exposure(store: &StoreHandle) {
-    // A store that can't be opened is reported by what needs it.
+    // Code that needs the store reports that it cannot be opened.
     let Ok(store) = store.get() else { return };
     if let Some(exposure) = store.exposure() {
         let fix = exposure.mended_by().map(|fix| format!("\nhint: {fix}")).unwrap_or_default();
@@ -253,15 +254,15 @@ fn warn_of_exposure(store: &StoreHandle) {
     }
 }
 
-/// Returns whether the store's disk has no room for anything.
+/// Returns whether the store's disk is full.
 fn is_full(store: &StoreHandle) -> bool {
-    /// Less than a step's log, a layer and their rows.
+    /// Less than what a step's log, a layer and their rows take.
     const NOTHING: u64 = 256 << 10;
     let dir = store.get_opened().map(|store| store.dir().to_owned()).or_else(|| runners::store_dir().ok());
     dir.is_some_and(|dir| Filesystem::of(&dir).is_ok_and(|of| of.free_bytes < NOTHING))
 }
 
-/// Refuses names that no step has.
+/// Returns an error if a name is not the key of any step.
 fn check_steps(plan: &Plan, named: &[String]) -> Outcome<()> {
     let keys = || plan.pipeline().nodes.iter().map(|node| node.step.key.to_string());
     let Some(unknown) = named.iter().find(|name| !keys().any(|key| key == **name)) else { return Ok(()) };
@@ -273,13 +274,14 @@ fn check_steps(plan: &Plan, named: &[String]) -> Outcome<()> {
     })
 }
 
-/// Says how to look into the first step that failed, where its files were kept.
+/// Prints how to inspect the first failed step, if its files were kept.
 fn point_at_what_is_left(store: &StoreHandle, outcome: &BuildOutcome) {
     let Some(store) = store.get_opened() else { return };
     let failed = |status| matches!(status, StepStatus::Failed | StepStatus::TimedOut | StepStatus::OutOfMemory);
     let is_kept = |key: &str| matches!(store.left(outcome.build.run_id, key), Ok(Some((_, false))));
     if let Some(step) = outcome.steps.iter().find(|step| failed(step.status) && is_kept(&step.key)) {
-        // After `--`, `hm shell` has a command: a name that looks like an option comes behind its run's.
+        // `hm shell` parses what follows `--` as a command, so a key that looks like an option is given with
+        // its run.
         let run = outcome.build.run_id.to_string();
         let name = if step.key.starts_with('-') { format!("{}/{}", &run[..8], step.key) } else { step.key.to_string() };
         let (step, path) = (quote(&name), format!("{} .", quote(&format!("{name}:PATH"))));
@@ -288,7 +290,7 @@ fn point_at_what_is_left(store: &StoreHandle, outcome: &BuildOutcome) {
     }
 }
 
-/// Shows a build until it ends, or until somebody insists that it does.
+/// Shows a build until it ends, or until the user forces its end.
 async fn watch(handle: BackendHandle, interrupts: &mut Interrupts, format: Format, logs: bool) -> Outcome<End> {
     let (events, control) = handle.into_parts();
     let cancel = control.cancel_token();
@@ -310,7 +312,7 @@ async fn watch(handle: BackendHandle, interrupts: &mut Interrupts, format: Forma
     };
     let shown = tokio::select! {
         shown = screen.done() => shown,
-        // Whoever reads the output has stopped: the verdict is known all the same.
+        // The reader of the output has stopped, but the verdict is known.
         () = interrupts.next() => Ok(()),
     };
     let outcome = ended?;

@@ -63,7 +63,7 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
     }
 }
 
-/// The engine that steps would run on, where we are.
+/// Returns the settings of the engine that steps would run on in the working directory.
 pub(super) fn resolve(args: &RemoteArgs) -> Outcome<Remote> {
     let source = pipelines::Source::locate(None)?;
     let project = source.hm_dir.is_some().then(|| source.project()).transpose()?;
@@ -76,12 +76,13 @@ pub(super) fn resolve(args: &RemoteArgs) -> Outcome<Remote> {
     settings.resolve(project.as_ref())
 }
 
-/// Every runner, and whether it works here.
+/// Probes every runner.
 pub(super) fn probe_all(remote: Remote) -> Outcome<Vec<(RunnerDescriptor, Probe)>> {
     probe(&Runners::new(remote)?, &runtime()?)
 }
 
-/// The same, where a virtual machine is booted to find out whether that works, and how.
+/// Probes every runner like [`probe_all`], but also boots a virtual machine to find out whether that works,
+/// and how.
 pub(super) fn try_all(remote: Remote) -> Outcome<Vec<(RunnerDescriptor, Probe)>> {
     let (runtime, runners) = (runtime()?, Runners::new(remote)?);
     let mut probes = probe(&runners, &runtime)?;

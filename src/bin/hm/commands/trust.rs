@@ -107,7 +107,7 @@ fn list() -> Outcome<ExitCode> {
 
 fn revoke(dir: Option<&Path>) -> Outcome<ExitCode> {
     let dir = dir.unwrap_or(Path::new("."));
-    // A directory that is gone has its consent still.
+    // A directory that has been removed may still have recorded consent.
     let project = match Source::locate(Some(dir)) {
         Ok(source) => source.root().to_owned(),
         Err(_) => std::path::absolute(dir)

@@ -86,7 +86,7 @@ fn in_words(explanation: &Explanation, step: &StepRecord) -> String {
     out
 }
 
-/// Why a step was not looked up.
+/// Returns why a step was not looked up in the cache.
 fn uncached(step: &StepRecord) -> String {
     match step.status {
         Some(StepStatus::Skipped | StepStatus::Canceled) | None => {

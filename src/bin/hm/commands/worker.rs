@@ -1,4 +1,4 @@
-//! `hm worker`: runs the steps of others for an engine.
+//! `hm worker`: runs steps of other users for an engine.
 
 use std::{num::NonZeroUsize, process::ExitCode};
 
@@ -43,7 +43,7 @@ fn property(text: &str) -> Result<(String, String), String> {
     }
 }
 
-/// Tells what happens, a line each, and collects garbage when a lease is over.
+/// Prints events, one a line, and collects garbage when a lease is over.
 struct Lines<'a> {
     place: &'a str,
     store: &'a StoreHandle,
@@ -65,7 +65,7 @@ impl WorkerNotes for Lines<'_> {
     }
 }
 
-/// Works until it is told to stop.
+/// Works until a signal stops it.
 pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
     let Some(Named { engine, logs }) = args.engine.endpoint()? else {
         return Err(Failure::input("no engine is named").hint("--remote grpc://HOST:PORT, or HM_REMOTE"));

@@ -28,7 +28,7 @@ impl<W: Write> Render for Json<W> {
                         line.push(buffer, event);
                         self.line = Some(line);
                     }
-                    // Writing plain data into memory does not fail.
+                    // Writing plain data to memory does not fail.
                     None => drop(serde_json::to_writer(&mut *buffer, event)),
                 }
             }

@@ -5,7 +5,7 @@ use std::{env, io::IsTerminal};
 /// Whether to use colours, and whether to keep the colours of steps' output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Style {
-    /// Whether to colour.
+    /// Whether to use colours.
     pub(crate) colors: bool,
 }
 

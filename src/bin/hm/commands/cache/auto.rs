@@ -1,4 +1,4 @@
-//! Garbage collection after a run, in a process of its own that nobody waits for.
+//! Garbage collection after a run, in a background process that `hm` does not wait for.
 
 use std::process::{Command, Stdio};
 
@@ -7,8 +7,8 @@ use hm_exec::store::StoreHandle;
 use super::limits::LimitArgs;
 use crate::render::to_stderr;
 
-/// Starts `hm cache gc --auto` where it is worth it, unless HM_CACHE_GC is `off`. A run that opened no store has nothing
-/// to collect.
+/// Starts `hm cache gc --auto` if it is due, unless HM_CACHE_GC is `off`. A run that opened no store has
+/// nothing to collect.
 pub(crate) fn collect_if_due(store: &StoreHandle) {
     if std::env::var_os("HM_CACHE_GC").is_some_and(|value| value == "off") {
         return;
@@ -41,9 +41,9 @@ pub(crate) fn collect_if_due(store: &StoreHandle) {
     }
 }
 
-/// Makes this process one that nobody waits for and that holds nobody up.
+/// Moves this process to the background: into a session of its own, with a low priority.
 pub(super) fn detach() {
-    // Neither is needed for the work: a terminal that closes, or a busy machine, is all that they are about.
+    // Best effort: both only matter if the terminal closes or the machine is busy.
     if let Err(error) = rustix::process::setsid() {
         tracing::debug!(%error, "no session of its own");
     }

@@ -59,7 +59,7 @@ pub(super) fn run(args: &Args) -> Outcome<ExitCode> {
     })?;
     match exported {
         None => {
-            // The thread that packs has nothing that is worth waiting for.
+            // The packing thread does nothing that is worth waiting for.
             runtime.shutdown_background();
             Ok(ExitCode::from(130))
         }

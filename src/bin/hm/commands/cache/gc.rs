@@ -14,7 +14,7 @@ use crate::{
     runners,
 };
 
-/// How long a daemon may take to let go of what killed runs left.
+/// How long a daemon may take to remove what killed runs left.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 const LONG_HELP: &str = "\
@@ -79,7 +79,7 @@ fn reap_outside(store: &Arc<Store>) -> Vec<(&'static str, u64)> {
     ]
 }
 
-/// Removes the containers, and their images, that killed runs left at the daemon.
+/// Removes the containers and images that killed runs left in the daemon.
 fn sweep_containers(store: &Arc<Store>) -> anyhow::Result<Swept> {
     let docker = runners::docker(&Arc::clone(store).into(), ImageOptions::default(), None);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -96,7 +96,7 @@ fn reap_control_groups() -> usize {
     reaped
 }
 
-/// Prints what was done.
+/// Prints the report.
 pub(super) fn show_report(report: &GcReport, format: AnswerFormat, dry_run: bool) -> Outcome<ExitCode> {
     match format {
         AnswerFormat::Text => print(&as_text(report, dry_run)),

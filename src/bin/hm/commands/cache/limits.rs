@@ -1,4 +1,4 @@
-//! How large the store may be: from arguments, from the environment, or by default.
+//! The size limits of the store: from arguments, from the environment, or by default.
 
 use std::time::Duration;
 
@@ -27,7 +27,7 @@ pub(super) struct LimitArgs {
 }
 
 impl LimitArgs {
-    /// What the environment alone says.
+    /// Reads the limits from the environment only.
     pub(super) fn from_env() -> Result<Self, String> {
         Ok(Self {
             max_size: read("HM_CACHE_MAX_SIZE", size::parse)?,
@@ -36,7 +36,7 @@ impl LimitArgs {
         })
     }
 
-    /// The limits of this store.
+    /// Returns the limits of this store.
     pub(super) fn of(&self, store: &Store) -> Outcome<GcLimits> {
         let mut limits = store
             .default_limits()

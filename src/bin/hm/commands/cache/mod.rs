@@ -1,4 +1,4 @@
-//! `hm cache`: what the store has, and what it shall forget.
+//! `hm cache`: shows what the store contains, and removes it.
 
 mod auto;
 mod clean;
@@ -44,7 +44,7 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
     }
 }
 
-/// Opens the store, which removes what killed processes left there.
+/// Opens the store, which removes what killed processes left in it.
 fn open_store() -> Outcome<Arc<Store>> {
     let dir = store_dir()?;
     Store::open(&dir).map_err(|error| Failure::infrastructure("failed to open the store").because(error))

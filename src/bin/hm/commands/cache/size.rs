@@ -1,4 +1,4 @@
-//! Sizes, as people write and read them.
+//! Sizes in bytes, parsed from arguments and formatted for people.
 
 /// Parses `10G`, `512MiB`, `1048576`: powers of 1024.
 pub(super) fn parse(text: &str) -> Result<u64, String> {
@@ -16,7 +16,7 @@ pub(super) fn parse(text: &str) -> Result<u64, String> {
     1024_u64.pow(power).checked_mul(number).ok_or_else(|| "that is too much".into())
 }
 
-/// A number of bytes for people: `0 B`, `4.0 KiB`, `1.5 GiB`.
+/// Formats a number of bytes for people: `0 B`, `4.0 KiB`, `1.5 GiB`.
 #[expect(clippy::cast_precision_loss, reason = "for people")]
 pub(crate) fn show(bytes: u64) -> String {
     if bytes < 1024 {
@@ -25,7 +25,7 @@ pub(crate) fn show(bytes: u64) -> String {
     let mut value = bytes as f64 / 1024.0;
     let mut unit = "KiB";
     for larger in ["MiB", "GiB", "TiB"] {
-        // What would be shown as 1024.0 is 1.0 of the next one.
+        // A value that would be shown as 1024.0 becomes 1.0 of the next unit.
         if value < 1023.95 {
             break;
         }

@@ -1,6 +1,8 @@
-//! What this machine has of what runners need. Each check looks at one thing and names the fix where it lacks.
+//! Checks whether this machine has what runners need. Each check examines one thing, and names the fix if it
+//! is missing.
 //!
-//! The checks read what the kernel tells; whether a runner really works is for its own probe, which tries it.
+//! The checks read what the kernel reports. Whether a runner actually works is determined by its own probe,
+//! which tries it.
 
 use std::{
     env, fs,
@@ -19,7 +21,7 @@ use crate::{
     runners,
 };
 
-/// One thing that was looked at.
+/// The result of one check.
 #[derive(Debug, Serialize)]
 pub(super) struct Check {
     pub(super) name: String,
@@ -27,19 +29,19 @@ pub(super) struct Check {
     pub(super) finding: Finding,
 }
 
-/// What was found.
+/// The finding of a check.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "snake_case", tag = "state", content = "found")]
 pub(super) enum Finding {
-    /// It is there.
+    /// Present.
     Good(String),
-    /// It is not there, and runs work without.
+    /// Missing, but runs work without it.
     Lacking { what: String, fix: String },
-    /// It is not there, and a runner needs it.
+    /// Missing, and a runner needs it.
     Bad { what: String, fix: String },
 }
 
-/// Looks at everything.
+/// Runs all checks.
 pub(super) fn all() -> Vec<Check> {
     vec![
         Check { name: "user namespaces".into(), finding: user_namespaces() },
@@ -54,7 +56,7 @@ pub(super) fn all() -> Vec<Check> {
     ]
 }
 
-/// What steps on other machines are run by.
+/// Checks the program that runs steps on other machines.
 fn hm_step() -> Finding {
     let needed_for =
         "steps on remote engines need a static one: `just hm-step`, then put it beside hm or name it by HM_STEP";
@@ -84,7 +86,7 @@ fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }
 
-/// A number that the kernel shows as a file, where it does.
+/// Reads a number from a file of the kernel, if it exists.
 fn sysctl(name: &str) -> Option<u64> {
     fs::read_to_string(Path::new("/proc/sys").join(name)).ok()?.trim().parse().ok()
 }
@@ -122,7 +124,7 @@ fn overlay() -> Finding {
 
 fn store() -> Finding {
     const CHOOSE: &str = "put the store on a local disk: export HM_CACHE_DIR=DIR";
-    // Those on which an overlay's upper layer can't lie, by the magic number of statfs(2).
+    // Filesystems that cannot hold an overlay's upper layer, by the magic number of statfs(2).
     const UNFIT: [(u64, &str); 5] =
         [(0x794c_7630, "overlay"), (0x6969, "nfs"), (0xff53_4d42, "cifs"), (0x6573_5546, "fuse"), (0x0102_1997, "9p")];
     let dir = match runners::store_dir() {
@@ -144,7 +146,7 @@ fn store() -> Finding {
         Ok(None) => {}
         Err(error) => return bad(format!("{:#}", anyhow::Error::new(error)), CHOOSE),
     }
-    // The type of `f_type` differs between targets; the numbers have 32 bits.
+    // The type of `f_type` differs between targets, but the numbers have 32 bits.
     let kind = stat.f_type as u64 & 0xffff_ffff;
     if let Some((_, name)) = UNFIT.iter().find(|(magic, _)| *magic == kind) {
         return bad(format!("{shown} is on {name}, which can't hold an overlay's upper layer"), CHOOSE);
@@ -224,7 +226,7 @@ fn python() -> Finding {
     const INSTALL: &str = "install Python 3, then `pip install harmont`";
     let name = interpreter::name();
     let python = name.to_string_lossy();
-    // Nothing lies below a file: without a checkout there is none to keep out of.
+    // No path is below a file: without a checkout there is no program to exclude.
     let checkout = Source::locate(None).map_or_else(|_| "/dev/null".into(), |source| source.checkout);
     let program = match interpreter::find(&name, Some(&checkout)) {
         Ok(program) => program,

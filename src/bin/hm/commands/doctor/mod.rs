@@ -37,7 +37,7 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
         name: format!("runner {}", runner.name),
         finding: match probe {
             Probe::Usable { note } => Finding::Good(note.unwrap_or_else(|| "works here".into())),
-            // Nobody who names no engine, or no daemon, misses one; virtual machines are for those who want some.
+            // A user who names no engine or daemon does not need one, and virtual machines are optional.
             Probe::Unusable { reason, hint }
                 if !has_engine && *runner.name == *"cloud"
                     || !has_daemon && *runner.name == *"docker"

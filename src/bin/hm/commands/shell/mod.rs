@@ -53,8 +53,8 @@ pub(crate) struct Args {
     dir: Option<PathBuf>,
 }
 
-/// Goes to the work directory, or says that the step removed it, and becomes what was asked for. Any root that runs steps
-/// has a `/bin/sh`.
+/// Changes to the working directory, or reports that the step removed it, and executes the requested command.
+/// Every root that runs steps has a `/bin/sh`.
 const START: &str = r#"cd -- "$1" 2>/dev/null || echo "hm: there is no directory $1 any more: this is /" >&2
 flag=$2
 shift 2
@@ -97,7 +97,7 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
         };
         Outcome::Ok(ended)
     });
-    // All that the shell printed is shown, and the terminal is as it was, before anything else is said.
+    // Before anything else is printed, all of the shell's output is shown and the terminal is restored.
     relay.finish(matches!(ended, Ok(Some(Ok(_)))));
     match ended? {
         None => Ok(ExitCode::from(130)),

@@ -1,7 +1,7 @@
-//! Carries bytes between hm's own streams and the shell's.
+//! Copies bytes between hm's own streams and the shell's.
 //!
-//! The shell gets pipes, or a terminal, of its own: what a step left is not to be trusted with descriptors of the user's,
-//! which can be opened anew for more than they were given for.
+//! The shell gets pipes, or a terminal, of its own. The step's programs are not trusted with the user's
+//! descriptors, which can be reopened with more access than they were passed with.
 
 use std::{
     fs::File,
@@ -17,7 +17,7 @@ use super::terminal::{Pty, RawTerminal};
 
 const CHUNK_BYTES: usize = 64 << 10;
 
-/// The threads that carry, and the terminal they carry for.
+/// The threads that copy, and the terminal that they copy for.
 #[derive(Debug)]
 pub(super) struct Relay {
     outputs: Vec<JoinHandle<()>>,
@@ -25,7 +25,7 @@ pub(super) struct Relay {
 }
 
 impl Relay {
-    /// Three pipes.
+    /// Creates a relay over three pipes.
     pub(super) fn pipes() -> io::Result<(Self, Streams)> {
         let pipe = || rustix::pipe::pipe_with(PipeFlags::CLOEXEC);
         let ((stdin, to_stdin), (from_stdout, stdout), (from_stderr, stderr)) = (pipe()?, pipe()?, pipe()?);
@@ -35,7 +35,7 @@ impl Relay {
         Ok((Self { outputs, terminal: None }, Streams { stdin: Some(stdin), stdout, stderr, terminal: false }))
     }
 
-    /// A terminal like hm's own, whose keys now all go to the shell.
+    /// Creates a relay over a terminal like hm's own. From now on, all keys go to the shell.
     pub(super) fn terminal() -> io::Result<(Self, Streams)> {
         let (pty, slave) = Pty::like(io::stdin())?;
         let streams =
@@ -46,18 +46,19 @@ impl Relay {
         Ok((Self { outputs, terminal: Some((raw, pty)) }, streams))
     }
 
-    /// Tells the shell how large the terminal is now.
+    /// Sets the size of the shell's terminal to the current size of hm's.
     pub(super) fn resize(&self) {
         if let Some((_, pty)) = &self.terminal {
             pty.resize_like(io::stdin());
         }
     }
 
-    /// Gives the terminal back. Where the shell has ended, waits until all that it printed is shown; else some may be lost.
+    /// Restores the terminal. If the shell has ended, waits until all of its output is shown; otherwise some
+    /// may be lost.
     pub(super) fn finish(self, ended: bool) {
         if ended {
             for output in self.outputs {
-                // A thread that panicked has said so.
+                // A thread that panicked has already printed a message.
                 let _ = output.join();
             }
         }
@@ -65,12 +66,12 @@ impl Relay {
     }
 }
 
-/// One of hm's own streams, without a buffer.
+/// Returns one of hm's own streams, without a buffer.
 fn own(stream: impl AsFd) -> io::Result<File> {
     Ok(stream.as_fd().try_clone_to_owned()?.into())
 }
 
-/// Carries what hm reads. Nobody waits for it: a read from a terminal ends with the process.
+/// Copies hm's input. The thread is not joined: a read from a terminal ends only with the process.
 fn input(from: File, to: File) {
     thread::spawn(move || carry(from, to));
 }
@@ -79,7 +80,7 @@ fn output(from: File, to: File) -> JoinHandle<()> {
     thread::spawn(move || carry(from, to))
 }
 
-/// Ends with either side; a terminal whose other side is gone says EIO.
+/// Copies until either side ends. A terminal whose other side is closed returns EIO.
 fn carry(mut from: File, mut to: File) {
     let mut buffer = vec![0; CHUNK_BYTES];
     loop {

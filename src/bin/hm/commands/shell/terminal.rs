@@ -1,4 +1,4 @@
-//! The user's terminal, and the one that the shell gets.
+//! The user's terminal, and the pseudo-terminal that the shell gets.
 
 use std::{
     fs::File,
@@ -12,7 +12,7 @@ use rustix::{
     termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr, tcsetwinsize},
 };
 
-/// hm's terminal in raw mode; dropped, it is as it was.
+/// hm's terminal in raw mode. Dropping it restores the original mode.
 #[derive(Debug)]
 pub(super) struct RawTerminal {
     before: Termios,
@@ -23,7 +23,7 @@ impl RawTerminal {
         let before = tcgetattr(io::stdin())?;
         let mut raw = before.clone();
         raw.make_raw();
-        // Armed first: a signal between the two finds it.
+        // Created before the mode changes, so that an interruption between the two restores the terminal.
         let terminal = Self { before };
         tcsetattr(io::stdin(), OptionalActions::Now, &raw)?;
         Ok(terminal)
@@ -32,19 +32,20 @@ impl RawTerminal {
 
 impl Drop for RawTerminal {
     fn drop(&mut self) {
-        // A terminal that is gone needs nothing.
+        // Best effort: a terminal that has disappeared needs no restoring.
         let _ = tcsetattr(io::stdin(), OptionalActions::Now, &self.before);
     }
 }
 
-/// The near end of a pseudo-terminal.
+/// The master of a pseudo-terminal.
 #[derive(Debug)]
 pub(super) struct Pty {
     master: OwnedFd,
 }
 
 impl Pty {
-    /// A new one with the modes and the size of another terminal, and its far end.
+    /// Creates a pseudo-terminal with the modes and the size of another terminal. Returns its master and its
+    /// slave.
     pub(super) fn like(terminal: impl AsFd) -> io::Result<(Self, OwnedFd)> {
         let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)?;
         grantpt(&master)?;
@@ -57,15 +58,15 @@ impl Pty {
         Ok((pty, slave))
     }
 
-    /// A handle on it.
+    /// Returns a handle to the master.
     pub(super) fn stream(&self) -> io::Result<File> {
         Ok(self.master.try_clone()?.into())
     }
 
-    /// Gives it the size of another terminal. Programs on the far end are told.
+    /// Sets its size to that of another terminal. Programs on the slave get a signal.
     pub(super) fn resize_like(&self, terminal: impl AsFd) {
         if let Ok(size) = tcgetwinsize(terminal) {
-            // A size that can't be set is a nuisance, and no more.
+            // Best effort: a wrong size is only inconvenient.
             let _ = tcsetwinsize(&self.master, size);
         }
     }
