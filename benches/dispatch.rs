@@ -1,5 +1,5 @@
-//! What it costs to hand a step to its runner: a derived set against a registry of `Arc<dyn DynStepRunner>`. Both less the
-//! time that cloning the step's input takes.
+//! The cost of dispatching a step to its runner: a derived set against a registry of `Arc<dyn
+//! DynStepRunner>`. The time to clone the step's input is subtracted from both.
 //!
 //! `cargo bench --bench dispatch`
 
@@ -19,7 +19,7 @@ use hm_exec::{
 use attempt::attempt;
 use common::{Effort, Figure, Table};
 
-/// Ends at once. `N` makes each one a type, and a field of the set, of its own.
+/// A runner that ends at once. `N` makes each one a type, and a field of the set, of its own.
 #[derive(Debug, Clone, Copy)]
 struct Noop<const N: u8>;
 
@@ -54,7 +54,8 @@ struct Cost {
     allocations: f64,
 }
 
-/// The least that a batch took, for interruptions only ever add, and what one batch allocates, per step.
+/// Returns the minimum time of a batch, because interruptions only ever add time, and the allocations of one
+/// batch, per step.
 fn cost(mut step: impl FnMut(u32)) -> Cost {
     let steps: u32 = Effort::asked().pick(100_000, 1_000);
     let mut batch = || {
@@ -85,7 +86,7 @@ fn main() {
     let (_, input) = attempt();
     let floor = cost(|_| drop(black_box(input.clone())));
     let registry = EIGHT.into_registry();
-    // All eight in an order that a branch predictor can't learn by heart.
+    // All eight in an order that a branch predictor cannot learn.
     let mixed = |step: u32| u16::try_from((step.wrapping_mul(0x9e37_79b1) >> 29) & 7).expect("three bits");
     let rows = [
         ("first of 8 runners", dispatches(&EIGHT, |_| 0), dispatches(&registry, |_| 0)),

@@ -1,5 +1,5 @@
-//! What a step that does nothing costs in a container: through `hm`, through the published `hm` 0.0.9 where `HM_PEER` names
-//! it, and by `docker run` and `docker commit`, on one daemon.
+//! The cost of a no-op step in a container: through `hm`, through the published `hm` 0.0.9 if `HM_PEER` names
+//! it, and by `docker run` and `docker commit`, on the same daemon.
 //!
 //! `HM_PEER=.../bin/hm cargo bench --bench docker`
 
@@ -24,7 +24,7 @@ use common::{Effort, Figure, Table, median};
 use daemon::{Daemon, IMAGE};
 use serde_json::{Value, json};
 
-/// Steps of the longer pipeline.
+/// The number of steps of the longer pipeline.
 const STEPS: usize = 6;
 
 fn main() {
@@ -80,14 +80,15 @@ fn main() {
     }
 }
 
-/// What each step beyond the first adds, for each of the commands, turn by turn: the median over the rounds.
+/// Returns the time that each step beyond the first adds, for each of the commands, which run in turn: the
+/// median over the rounds.
 fn per_step(contenders: &[Box<dyn Fn(usize) -> Command + '_>], rounds: usize) -> Vec<Duration> {
     let steps = u32::try_from(STEPS - 1).unwrap();
     let mut times = vec![Vec::new(); contenders.len()];
     for round in 0..=rounds {
         for (command, times) in contenders.iter().zip(&mut times) {
             let (short, long) = (timed(&mut command(1)), timed(&mut command(STEPS)));
-            // The first round fills caches.
+            // The first round only fills caches.
             if round > 0 {
                 times.push(long.saturating_sub(short) / steps);
             }
@@ -115,7 +116,7 @@ fn pipeline(chain: bool, steps: usize) -> Value {
     json!({ "version": "0", "graph": { "nodes": nodes, "node_holes": [], "edge_property": "directed", "edges": edges } })
 }
 
-/// The same pipeline in the words of the published `hm`, which takes no IR.
+/// Writes the same pipeline for the published `hm`, which does not accept IR.
 fn peer_source(dir: &Path, chain: bool, steps: usize) {
     let returned = match chain {
         true => format!(

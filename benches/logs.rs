@@ -1,5 +1,5 @@
-//! What events and output cost: lines from a step to the JSON stream of `hm run` beside `cat` through a pipe; lines kept
-//! beside lines in a plain file; state events.
+//! The cost of events and output: lines from a step to the JSON stream of `hm run` compared with `cat`
+//! through a pipe; lines kept in the journal compared with lines in a plain file; state events.
 //!
 //! `cargo bench --bench logs`
 
@@ -33,7 +33,7 @@ const LINE: &[u8] = b"the quick brown fox jumps over the lazy dog, number 012345
 fn main() {
     let effort = Effort::asked();
     let lines = effort.pick(1_000_000, 20_000);
-    // Of figures of this thread's own time the least counts: interruptions only ever add.
+    // Of figures in this thread's CPU time the minimum is used, because interruptions only ever add time.
     let rounds = effort.pick(7, 1);
     let table = Table::new("logs");
     stream(&table, lines, rounds);
@@ -59,7 +59,7 @@ fn main() {
     }
 }
 
-/// From a step to a reader of `hm run --format json`, and from `cat` to the same reader.
+/// Measures from a step to a reader of `hm run --format json`, and from `cat` to the same reader.
 fn stream(table: &Table, lines: u32, rounds: usize) {
     let top = tempfile::tempdir().unwrap();
     let path = |name: &str| top.path().join(name);
@@ -92,7 +92,7 @@ fn stream(table: &Table, lines: u32, rounds: usize) {
     table.against(what, &Figure::ms(us), &Figure::ms(them).of("`cat` to a pipe"), besides);
 }
 
-/// How long `command` takes to end, and how many lines it prints to a pipe.
+/// Returns how long `command` takes to end, and how many lines it prints to a pipe.
 fn read(command: &mut Command) -> (Duration, usize) {
     let begin = Instant::now();
     let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
@@ -108,7 +108,7 @@ fn read(command: &mut Command) -> (Duration, usize) {
     (begin.elapsed(), lines)
 }
 
-/// The least of each figure.
+/// Returns the minimum of each figure.
 fn least(rounds: usize, mut round: impl FnMut() -> [f64; 3]) -> [f64; 3] {
     (0..rounds).fold([f64::INFINITY; 3], |least, _| {
         let round = round();
@@ -136,7 +136,7 @@ fn meta(steps: u32) -> RunMeta {
     }
 }
 
-/// The three events of a step's life (`step_queued`, `step_start`, `step_end`), written and read.
+/// Measures the three events of a step (`step_queued`, `step_start`, `step_end`), written and read.
 fn states(steps: u32, steps_per_flush: u32) -> [f64; 3] {
     let meta = meta(steps);
     let mut clock = Clock::new(steps);
@@ -170,7 +170,8 @@ fn states(steps: u32, steps_per_flush: u32) -> [f64; 3] {
     [header, written, read]
 }
 
-/// Lines of one step, in chunks as a pipe gives them: in a plain file, in a journal, and read from there.
+/// Measures lines of one step, in chunks of the size that a pipe yields: to a plain file, to a journal, and
+/// read from the journal.
 fn kept(secrets: &Secrets, lines: u32) -> [f64; 3] {
     let per_chunk = u32::try_from((64 << 10) / LINE.len() + 1).unwrap();
     let chunk = LINE.repeat(per_chunk as usize);
@@ -212,7 +213,8 @@ fn drain(events: EventStream) -> usize {
     events.count().now_or_never().unwrap()
 }
 
-/// Nanoseconds per item, of this thread's own time (the kernel's on its behalf included): other processes do not count.
+/// Measures nanoseconds per item in this thread's CPU time (including the kernel's on its behalf), which
+/// excludes other processes.
 struct Clock {
     items: u32,
     last: Duration,

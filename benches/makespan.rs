@@ -1,7 +1,8 @@
-//! How far from the best possible the schedule is: forty builds of CI, by arithmetic, and first in, first out beside it.
+//! How far the schedule is from the optimum: computes forty CI builds, and compares them with first in, first
+//! out.
 //!
-//! A makespan is told as a multiple of the lower bound: the longest path, or the work shared evenly by the slots. The same on
-//! every machine.
+//! A makespan is given as a multiple of the lower bound, which is the longest path, or the total work divided
+//! by the number of slots. The figures are the same on every machine.
 //!
 //! `cargo bench --bench makespan`
 
@@ -24,7 +25,7 @@ struct Ratios {
     known: Vec<f64>,
     /// With durations that are up to half too long or too short.
     wrong: Vec<f64>,
-    /// With no last run.
+    /// Without a last run.
     unknown: Vec<f64>,
     fifo: Vec<f64>,
 }

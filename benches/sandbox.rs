@@ -1,7 +1,9 @@
-//! What a step costs in the sandbox, from its start to its committed snapshot, beside `bwrap` over the same overlay with
-//! the same namespaces, and beside `docker run` and `docker commit` where a daemon answers.
+//! The cost of a step in the sandbox, from its start to its committed snapshot, compared with `bwrap` over
+//! the same overlay with the same namespaces, and with `docker run` and `docker commit` if a daemon is
+//! available.
 //!
-//! `cargo bench --bench sandbox` (as root, for `bwrap` 0.8 mounts no overlay itself: the bench does, for it)
+//! `cargo bench --bench sandbox` (as root, because `bwrap` 0.8 cannot mount overlays: the bench mounts them
+//! for it)
 
 #![allow(clippy::unwrap_used, reason = "a bench has nobody to report to")]
 
@@ -34,13 +36,13 @@ use harness::{Ask, Bench, Run};
 use hm_exec::runner::sandbox::UserNamespace;
 use tokio::runtime::Runtime;
 
-/// What steps are asked to do.
+/// The work of a step.
 struct Work {
     what: String,
     cmd: String,
     rounds: usize,
     container_rounds: usize,
-    /// Whether it writes so much that others would pay for its way to the disk.
+    /// Whether it writes so much that the other contenders would be slowed down by writeback.
     is_large: bool,
 }
 
@@ -60,7 +62,7 @@ fn main() {
                 &mut || {
                     let took = ours.step(&runtime, &work.cmd);
                     if work.is_large {
-                        // With all that the step left.
+                        // Removes everything that the step left.
                         ours = warm(&runtime, &image);
                     }
                     took
@@ -104,11 +106,11 @@ fn main() {
     }
 }
 
-/// The steps, from nothing to a gigabyte.
+/// Returns the steps, from no output to a gigabyte.
 fn work(dir: &Path) -> [Work; 3] {
     let effort = Effort::asked();
     let disk = rustix::fs::statvfs(dir).unwrap();
-    // What is written lies there up to three times while a container's image is made.
+    // Up to three copies of the data are on the disk while a container's image is created.
     let mib = (disk.f_bavail * disk.f_frsize / 6 / (1 << 20)).min(effort.pick(1024, 16));
     [
         Work {
@@ -135,8 +137,8 @@ fn work(dir: &Path) -> [Work; 3] {
     ]
 }
 
-/// What each contender took in each round, by turns, so that whatever else the machine does hits all alike. The
-/// disk is quiet before each turn where what is written `is_large`.
+/// Returns how long each contender took in each round. The contenders take turns, so that other activity of
+/// the machine affects all alike. If what is written `is_large`, the disk is idle before each turn.
 fn by_turns<const N: usize>(
     rounds: usize,
     is_large: bool,
@@ -158,7 +160,7 @@ fn by_turns<const N: usize>(
     times
 }
 
-/// A build on a sandbox over a store of its own, of which the first step has run.
+/// A build on a sandbox with a store of its own, in which the first step has run.
 struct Build {
     bench: Bench,
     run: Run,
@@ -176,7 +178,7 @@ impl Build {
         build
     }
 
-    /// One step, with its snapshot.
+    /// Runs one step, including its snapshot.
     fn step(&mut self, runtime: &Runtime, cmd: &str) -> Duration {
         let ask = Ask::new(cmd).image(&*self.image);
         runtime.block_on(async {
@@ -189,7 +191,8 @@ impl Build {
     }
 }
 
-/// A root file system with a shell, `dd`, their libraries, and the mount points that all want.
+/// Creates a root filesystem with a shell, `dd`, their libraries, and the mount points that every contender
+/// needs.
 fn shell_rootfs() -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     for name in ["bin", "dev", "proc", "sys", "tmp", "run", "workspace"] {

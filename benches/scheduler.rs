@@ -1,7 +1,8 @@
-//! What a step costs beside what it does: no-op steps on a current-thread runtime, with a subscriber that reads every
-//! event; beside the published hm-exec 0.0.9 on the same graphs, where it was built.
+//! The overhead of a step: no-op steps on a current-thread runtime, with a subscriber that reads every event;
+//! compared with the published hm-exec 0.0.9 on the same graphs, if it was built.
 //!
-//! `cargo build --release --manifest-path benches/peers/Cargo.toml && cargo bench --bench scheduler [-- STEPS...]`
+//! `cargo build --release --manifest-path benches/peers/Cargo.toml && cargo bench --bench scheduler [--
+//! STEPS...]`
 
 #![allow(clippy::print_stdout, reason = "a bench prints its figures")]
 #![allow(clippy::unwrap_used, reason = "a bench has nobody to report to")]
@@ -23,15 +24,17 @@ use hm_exec::{
 };
 use shapes::{SHAPES, forget_peak, ir_json, peak_rss_mib};
 
-/// Each figure is that of the best of so many rounds: interruptions only ever add.
+/// The number of rounds. Each figure is that of the best round, because interruptions only ever add time.
 const ROUNDS: usize = 5;
-/// From so many steps on the peer has one round.
+/// From this number of steps on, the peer runs one round.
 const MANY: usize = 10_000;
 /// How long the peer may take for all its rounds.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// What the bench, started again for one graph, is told first: peaks of memory would else be those of earlier graphs.
+/// The first argument of the bench when it is started again for one graph. With a process for each graph,
+/// peaks of memory are not those of earlier graphs.
 const ONE: &str = "--one-graph";
-/// The peer unpacks the source, empty as it is, for each step; on a disk that would be all that is measured.
+/// The peer unpacks the source, although it is empty, for each step. On a disk, that would dominate the
+/// measurement.
 const MEMORY: &str = "/dev/shm";
 
 #[derive(Debug)]
@@ -51,14 +54,15 @@ struct Runners {
     noop: Noop,
 }
 
-/// What a graph took, as a process tells it that ran nothing else.
+/// The figures of a graph, reported by a process that ran nothing else.
 struct Measured {
     ns: f64,
     events: u64,
     peak_mib: u64,
 }
 
-/// Runs a graph, and tells nanoseconds a step, events, peak memory in MiB, and nanoseconds a step for parsing.
+/// Runs a graph, and prints nanoseconds per step, events, peak memory in MiB, and nanoseconds per step for
+/// parsing.
 fn run_one(shape: &str, steps: usize, rounds: usize) {
     let (_, edges) = SHAPES.iter().find(|(name, _)| *name == shape).unwrap();
     let json = ir_json(steps, &edges(steps));
@@ -68,7 +72,7 @@ fn run_one(shape: &str, steps: usize, rounds: usize) {
     println!("{} {events} {} {}", per_step(run), peak_rss_mib().unwrap_or_default(), per_step(parse));
 }
 
-/// How long a build takes and its plan's parsing, and how many events it has.
+/// Returns how long a build takes, how long parsing its plan takes, and how many events it has.
 fn measure(json: &str) -> (Duration, Duration, u64) {
     let begin = Instant::now();
     let plan = Plan::parse(json).unwrap();
@@ -92,7 +96,8 @@ fn measure(json: &str) -> (Duration, Duration, u64) {
     })
 }
 
-/// Starts `command` on a graph, and reads the figures that it prints. Else tells why there are none.
+/// Starts `command` on a graph, and reads the figures that it prints. The error is the reason why there are
+/// none.
 fn figures(command: &mut Command, shape: &str, steps: usize, rounds: usize) -> Result<(Measured, Vec<u64>), String> {
     let mut child = command
         .args([shape, &steps.to_string(), &rounds.to_string()])
@@ -124,10 +129,10 @@ fn figures(command: &mut Command, shape: &str, steps: usize, rounds: usize) -> R
     }
 }
 
-/// The published crate, as `benches/peers` runs it.
+/// The published crate, run by `benches/peers`.
 struct Peer {
     program: PathBuf,
-    /// Where it may keep what it wants to.
+    /// Its home directory.
     home: tempfile::TempDir,
 }
 
@@ -163,7 +168,7 @@ fn main() {
     let peer = Peer::built();
     let table = Table::new("scheduler");
     for (shape, _) in SHAPES {
-        // What it did not survive once, it is not asked to do with more steps.
+        // After a failure, the peer is not started with more steps.
         let mut failed = None;
         for &steps in &sizes {
             let ours = figures(Command::new(std::env::current_exe().unwrap()).arg(ONE), shape, steps, rounds);

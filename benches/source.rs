@@ -1,6 +1,6 @@
-//! What freezing a source tree of 100,000 files costs, beside `git status` on the same tree.
+//! The cost of freezing a source tree of 100,000 files, compared with `git status` on the same tree.
 //!
-//! `cargo bench --bench source` (writes some 900 MB to the temporary directory)
+//! `cargo bench --bench source` (writes about 900 MB to the temporary directory)
 
 #![allow(clippy::unwrap_used, reason = "a bench has nobody to report to")]
 
@@ -28,7 +28,7 @@ fn main() {
         && git(&source, &["add", "."])
         && git(&source, &["-c", "user.name=b", "-c", "user.email=b@b", "commit", "--quiet", "--message", "all"]);
     let freeze = || {
-        // A store that knows nothing yet, as that of the next run; opening it is a matter of a millisecond.
+        // Each run opens the store anew, as the next run of `hm` would. Opening it takes about a millisecond.
         let started = Instant::now();
         let store = Store::open(&top.path().join("store")).unwrap();
         let frozen = store.freeze(&source, &AtomicBool::new(false)).unwrap();
@@ -36,11 +36,11 @@ fn main() {
     };
     let (first, mut last) = freeze();
     let edited = source.join("dir-1/sub-3/file-300");
-    // What was written just before the first freeze is read once more by the second.
+    // Files that were written just before the first freeze are read once more by the second.
     freeze();
 
     let (mut unchanged, mut one_changed, mut git_unchanged, mut git_changed) = (vec![], vec![], vec![], vec![]);
-    // Turn by turn, so that whatever else the machine does hits all alike.
+    // The contenders take turns, so that other activity of the machine affects all alike.
     for round in 0..rounds {
         let (took, frozen) = freeze();
         assert_eq!(frozen, last);

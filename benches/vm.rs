@@ -1,4 +1,5 @@
-//! What a step costs in a virtual machine: with the boot of a machine, and from one that booted before, beside the sandbox.
+//! The cost of a step in a virtual machine: with the boot of a machine, and in one that has already booted,
+//! compared with the sandbox.
 //!
 //! `cargo bench --bench vm` (with HM_STEP, a static `hm-step`)
 

@@ -1,9 +1,11 @@
-//! What a run costs in which every step is found in the cache: `hm run -f IR.json` on the sandbox and the host image, as a
-//! process, beside the run that filled the cache. `hm --version` tells what of it is the start of a process.
+//! The cost of a run whose every step is found in the cache: `hm run -f IR.json` on the sandbox and the host
+//! image, as a process, compared with the run that filled the cache. `hm --version` shows how much of it is
+//! the start of a process.
 //!
 //! `cargo bench --bench warm [-- RUNS]`
 //!
-//! That no helper process is started is seen by naming a helper that can't be: a run that needed it would fail.
+//! To verify that no helper process is started, the bench names a helper that does not exist: a run that
+//! needed it would fail.
 
 mod common;
 
@@ -17,10 +19,10 @@ use std::{
 
 use common::{Effort, Figure, Table, median, spread};
 
-/// Every so many steps a chain begins.
+/// The length of a chain of steps.
 const CHAIN: usize = 8;
 
-/// Cached steps in chains, each of which writes a file.
+/// Returns the IR of cached steps in chains, each of which writes a file.
 fn ir_json(steps: usize) -> String {
     let mut json = String::from(r#"{"version":"0","graph":{"nodes":["#);
     for step in 0..steps {
@@ -38,7 +40,7 @@ fn ir_json(steps: usize) -> String {
     json
 }
 
-/// How long a command takes, from start to end.
+/// Returns how long a command takes, from start to end.
 fn time(command: &mut Command) -> Duration {
     let begin = Instant::now();
     let output = command.stdin(Stdio::null()).output().expect("hm starts");

@@ -1,27 +1,28 @@
-//! What all benches share: the one form of their results, and how much they are asked to do.
+//! Shared by all benches: the format of their results, and the amount of work.
 //!
-//! A bench prints rows of one Markdown table. Each has a figure of ours, in most rows beside one of something that readers
-//! know, from the same run. `benches/run` puts the rows of all benches into `benches/RESULTS.md`.
+//! A bench prints rows of one Markdown table. Each row has a figure of ours, in most rows next to a figure of
+//! a well-known program from the same run. `benches/run` collects the rows of all benches in
+//! `benches/RESULTS.md`.
 //!
-//! Started by `cargo bench`, benches measure. By `cargo test --benches` they do the same once or twice on small inputs and
-//! without optimization, so that CI knows that they work: such figures mean nothing.
+//! Under `cargo bench`, benches measure. Under `cargo test --benches` they do the same once or twice on small
+//! inputs and without optimization, so that CI knows that they work; such figures mean nothing.
 
 #![allow(dead_code, reason = "each bench uses a part of it")]
 #![allow(clippy::print_stdout, reason = "a bench prints its table")]
 
 use std::{fmt::Display, time::Duration};
 
-/// How much a bench is asked to do.
+/// The amount of work of a bench.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Effort {
-    /// As much as figures need.
+    /// Enough for reliable figures.
     Measure,
-    /// As little as shows that the bench works.
+    /// Just enough to show that the bench works.
     Try,
 }
 
 impl Effort {
-    /// What cargo asks for: it says `--bench` to a bench that it runs as one.
+    /// Returns the amount of work that cargo requests: it passes `--bench` to a bench that it runs as one.
     pub(crate) fn asked() -> Self {
         if std::env::args().any(|argument| argument == "--bench") { Self::Measure } else { Self::Try }
     }
@@ -34,12 +35,12 @@ impl Effort {
     }
 }
 
-/// A figure, its unit, and whose it is.
+/// A figure, its unit, and the program that it belongs to.
 #[derive(Debug, Clone)]
 pub(crate) struct Figure {
     value: f64,
     unit: &'static str,
-    /// What of, where that is not us.
+    /// The program, if it is not ours.
     of: Option<String>,
 }
 
@@ -64,7 +65,7 @@ impl Figure {
 
 impl Display for Figure {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        // Three digits that mean something.
+        // Three significant digits.
         let decimals = match self.value.abs() {
             0.0..10.0 => 2,
             10.0..100.0 => 1,
@@ -82,7 +83,7 @@ pub(crate) struct Table {
 }
 
 impl Table {
-    /// Begins the table of a bench.
+    /// Prints the header of a bench's table.
     pub(crate) fn new(bench: &'static str) -> Self {
         if Effort::asked() == Effort::Try {
             println!("tried only, the figures mean nothing: `cargo bench --bench {bench}` measures");
@@ -92,26 +93,26 @@ impl Table {
         Self { bench }
     }
 
-    /// A row with both sides.
+    /// Prints a row with both sides.
     pub(crate) fn against(&self, what: impl Display, ours: &Figure, theirs: &Figure, besides: impl Display) {
         let ratio = ours.value / theirs.value;
         let ratio = if ratio < 0.1 { format!("{ratio:.3}") } else { format!("{ratio:.2}") };
         println!("| {} | {what} | {ours} | {theirs} | {ratio} | {besides} |", self.bench);
     }
 
-    /// A row with our side only. `why` says what is missing at the other.
+    /// Prints a row with our side only. `why` is the reason why the other side is missing.
     pub(crate) fn alone(&self, what: impl Display, ours: &Figure, why: impl Display, besides: impl Display) {
         println!("| {} | {what} | {ours} | {why} | | {besides} |", self.bench);
     }
 }
 
-/// The median of `times`, which are sorted.
+/// Returns the median of `times`, and sorts them.
 pub(crate) fn median(times: &mut [Duration]) -> Duration {
     times.sort_unstable();
     times[times.len() / 2]
 }
 
-/// The least and the 90th percentile of `times`, for a row's last column.
+/// Returns the minimum and the 90th percentile of `times`, for a row's last column.
 pub(crate) fn spread(times: &mut [Duration]) -> String {
     times.sort_unstable();
     let ms = |at: usize| Figure::ms(times[at]);

@@ -1,4 +1,4 @@
-//! Graphs of steps that do nothing, as IR: what the bench of the scheduler runs, and its peer.
+//! Graphs of no-op steps, as IR, for the bench of the scheduler and its peer.
 
 use std::fmt::Write as _;
 
@@ -15,13 +15,13 @@ fn fan(steps: usize) -> Vec<(usize, usize)> {
     (1..steps).map(|step| (0, step)).collect()
 }
 
-/// Layers of a hundred, each step after three of the layer before.
+/// Layers of a hundred steps, each after three steps of the layer before.
 fn layers(steps: usize) -> Vec<(usize, usize)> {
     let parents = |step: usize| (0..3).map(move |nth| (step / 100 - 1) * 100 + (step + nth * 31) % 100);
     (100..steps).flat_map(|step| parents(step).map(move |parent| (parent, step))).collect()
 }
 
-/// Up to three parents anywhere before.
+/// Up to three parents among all earlier steps.
 fn random(steps: usize) -> Vec<(usize, usize)> {
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
     let mut below = |limit: usize| {
@@ -40,7 +40,7 @@ fn random(steps: usize) -> Vec<(usize, usize)> {
     edges
 }
 
-/// The IR. A step builds in its first parent.
+/// Returns the IR. A step builds in its first parent.
 pub(crate) fn ir_json(steps: usize, edges: &[(usize, usize)]) -> String {
     let mut json = String::from(r#"{"version":"0","graph":{"nodes":["#);
     for step in 0..steps {
@@ -58,14 +58,15 @@ pub(crate) fn ir_json(steps: usize, edges: &[(usize, usize)]) -> String {
     json
 }
 
-/// The most memory the process has had since [`forget_peak`], in MiB.
+/// Returns the peak memory of the process since [`forget_peak`], in MiB.
 pub(crate) fn peak_rss_mib() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
     Some(line.trim().trim_end_matches(" kB").parse::<u64>().ok()? / 1024)
 }
 
-/// Forgets earlier peaks. Where the system doesn't let us, peaks are those of the process so far.
+/// Resets the peak memory. If the system does not support that, peaks are those since the start of the
+/// process.
 pub(crate) fn forget_peak() {
     let _ = std::fs::write("/proc/self/clear_refs", "5");
 }

@@ -17,7 +17,7 @@ pub(crate) struct Bubblewrap {
 }
 
 impl Bubblewrap {
-    /// `None` where it is not installed, or can't be given an overlay.
+    /// Returns `None` if `bwrap` is not installed, or if no overlay can be mounted for it.
     pub(crate) fn new(rootfs: &Path) -> Option<Self> {
         let found = Command::new("bwrap").arg("--version").stdout(Stdio::null()).status().is_ok_and(|it| it.success());
         if !found || !rustix::process::geteuid().is_root() {
@@ -30,7 +30,7 @@ impl Bubblewrap {
         Some(Self { dir, rootfs: rootfs.into(), steps: Cell::new(0) })
     }
 
-    /// How long one takes, with its layer put where it stays.
+    /// Returns how long a step takes, including the move of its layer to its final place.
     pub(crate) fn step(&self, cmd: &str) -> Duration {
         let step = self.steps.replace(self.steps.get() + 1);
         let path = |name: &str| self.dir.path().join(name).display().to_string();

@@ -12,13 +12,13 @@ use crate::daemon::Daemon;
 
 pub(crate) struct Containers {
     daemon: Arc<Daemon>,
-    /// What the image, the containers and what they leave are called, but for a number.
+    /// The prefix of the names of the image, the containers and their commits, which a number follows.
     name: String,
     steps: Cell<usize>,
 }
 
 impl Containers {
-    /// Gives a daemon the root file system as an image. `None` where there is no daemon.
+    /// Imports the root filesystem as an image into a daemon. Returns `None` if there is no daemon.
     pub(crate) fn new(rootfs: &Path) -> Option<Self> {
         let daemon = Daemon::get()?;
         let made = Self { daemon, name: format!("hm-exec-bench-{}", std::process::id()), steps: Cell::new(0) };
@@ -28,7 +28,7 @@ impl Containers {
         Some(made)
     }
 
-    /// How long one takes to run and to be saved. What removing it takes does not count.
+    /// Returns how long running and committing a step takes, without its removal.
     pub(crate) fn step(&self, cmd: &str) -> Duration {
         let step = self.steps.replace(self.steps.get() + 1);
         let name = format!("{}-{step}", self.name);
@@ -50,7 +50,7 @@ impl Containers {
 
 impl Drop for Containers {
     fn drop(&mut self) {
-        // The daemon may be somebody's own.
+        // The daemon may not have been started for the bench.
         let mut docker = Command::new("docker");
         let _ = docker.args(["rmi", "--force", &self.name]).env("DOCKER_HOST", &self.daemon.host).output();
     }

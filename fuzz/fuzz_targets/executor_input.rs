@@ -1,4 +1,4 @@
-//! Any bytes as a runner's input: the published crate and we agree.
+//! Any bytes as a runner's input: this crate agrees with the published one.
 
 #![no_main]
 

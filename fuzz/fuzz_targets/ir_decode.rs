@@ -1,4 +1,4 @@
-//! Any bytes: no panic, and the published reader agrees with us.
+//! Any bytes as IR: no panic, and this crate agrees with the published reader.
 //!
 //! `cargo +nightly fuzz run ir_decode -- -max_len=4096 -dict=fuzz/ir_decode.dict`
 

@@ -1,5 +1,5 @@
-//! Any journal, cut off anywhere: whole events, or a typed error. Its first two bytes say where it is cut, and whether the
-//! rest is a journal or records that zero bytes divide.
+//! Any journal, truncated anywhere: yields whole events, or a typed error. The first two bytes determine
+//! where it is truncated, and whether the rest is a journal or records separated by zero bytes.
 
 #![no_main]
 

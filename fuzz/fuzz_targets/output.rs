@@ -1,5 +1,5 @@
-//! Any output in any pieces: every byte is kept, and readers get its lines. Bytes of 0xfe and 0xff divide the pieces, and
-//! say of which stream the next one is.
+//! Any output in any pieces: every byte is kept, and readers get its lines. Bytes 0xfe and 0xff separate the
+//! pieces, and select the stream of the next one.
 
 #![no_main]
 

@@ -1,4 +1,5 @@
-//! Any graph and any course of a build: the policy agrees with the model. Its first eight bytes stand for the graph.
+//! Any graph and any course of a build: the policy agrees with the model. The first eight bytes determine the
+//! graph.
 
 #![no_main]
 #![allow(dead_code)]

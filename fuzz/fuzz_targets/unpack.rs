@@ -1,4 +1,4 @@
-//! Any archive: it becomes the tree that the model says, or is refused, and nothing is written elsewhere.
+//! Any archive: it becomes the tree that the model predicts, or is refused, and nothing is written elsewhere.
 
 #![no_main]
 

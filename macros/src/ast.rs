@@ -8,21 +8,23 @@ use syn::{Data, DeriveInput, GenericParam, Generics, Member, Type, spanned::Span
 
 use crate::attr::Attrs;
 
-/// A struct that wants to be a set of runners.
+/// A struct to derive `RunnerSet` for.
 pub(crate) struct Set<'a> {
     pub(crate) ident: &'a Ident,
     pub(crate) generics: &'a Generics,
     pub(crate) fields: Vec<Field<'a>>,
-    /// What is wrong so far. The fields are there all the same, so that the next stage finds the rest.
+    /// The mistakes found so far. The fields are collected nevertheless, so that the next stage finds the
+    /// rest.
     pub(crate) mistakes: Vec<syn::Error>,
 }
 
-/// A field that wants to be a runner.
+/// A field of the set, which should be a runner.
 pub(crate) struct Field<'a> {
     pub(crate) member: Member,
     pub(crate) ty: &'a Type,
     pub(crate) attrs: Attrs,
-    /// Whether the type depends on a parameter of the struct, so that its name is known only where the struct is used.
+    /// Whether the type depends on a parameter of the struct, so that its name is known only where the struct
+    /// is used.
     pub(crate) is_generic: bool,
 }
 
@@ -30,7 +32,7 @@ impl<'a> Set<'a> {
     /// Reads a struct.
     ///
     /// # Errors
-    /// It is none.
+    /// Returns an error if the input is not a struct.
     pub(crate) fn read(input: &'a DeriveInput) -> Result<Self, Vec<syn::Error>> {
         let kind = match &input.data {
             Data::Struct(data) => return Ok(Self::read_fields(input, &data.fields)),
@@ -74,8 +76,8 @@ fn parameters(generics: &Generics) -> BTreeSet<&Ident> {
         .collect()
 }
 
-/// Whether a type's tokens name a parameter. A path segment of the same name counts, too: its checks then wait for the
-/// engine, which makes them again.
+/// Returns whether a type's tokens contain a parameter's name. A path segment of the same name counts, too;
+/// its checks are then left to the engine, which repeats them.
 fn mentions(tokens: TokenStream, parameters: &BTreeSet<&Ident>) -> bool {
     tokens.into_iter().any(|token| match token {
         TokenTree::Ident(ident) => parameters.contains(&ident),

@@ -3,17 +3,17 @@
 use proc_macro2::Span;
 use syn::{Attribute, LitStr, Meta, meta::ParseNestedMeta, spanned::Spanned};
 
-/// What a field's attributes say.
+/// The attributes of a field.
 #[derive(Default)]
 pub(crate) struct Attrs {
-    /// Where `default` stands.
+    /// The position of `default`.
     pub(crate) default: Option<Span>,
     /// The name that replaces the type's.
     pub(crate) name: Option<LitStr>,
 }
 
 impl Attrs {
-    /// Reads the attributes of a field; mistakes are added to `mistakes`.
+    /// Reads the attributes of a field. Mistakes are added to `mistakes`.
     pub(crate) fn read(attributes: &[Attribute], mistakes: &mut Vec<syn::Error>) -> Self {
         let mut attrs = Self::default();
         for attribute in attributes.iter().filter(|attribute| attribute.path().is_ident("runner")) {
@@ -28,7 +28,7 @@ impl Attrs {
         attrs
     }
 
-    /// Fails only where the rest of the attribute can't be read either.
+    /// Returns an error only if the rest of the attribute cannot be read either.
     fn read_key(&mut self, meta: &ParseNestedMeta<'_>, mistakes: &mut Vec<syn::Error>) -> syn::Result<()> {
         if meta.path.is_ident("default") {
             if self.default.replace(meta.path.span()).is_some() {
@@ -53,7 +53,7 @@ impl Attrs {
 
 const EXPECTED: &str = "expected `default` or `name = \"...\"`";
 
-/// The same as `hm_exec::runner::is_runner_name`, which this crate can't depend on.
+/// Equivalent to `hm_exec::runner::is_runner_name`, which this crate cannot depend on.
 fn is_runner_name(name: &str) -> bool {
     !name.is_empty() && name.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_'))
 }

@@ -1,5 +1,5 @@
-//! The implementation; can't fail. Names all things by absolute path, and what it binds with two underscores, because a
-//! constant of the user's would turn a binding of its name into a pattern.
+//! Generates the implementation; cannot fail. All items are named by absolute paths, and bindings begin with
+//! two underscores, because a constant of the user's with the name of a binding would turn it into a pattern.
 
 use proc_macro2::{Ident, Literal, Span, TokenStream};
 use quote::{format_ident, quote, quote_spanned};
@@ -121,8 +121,8 @@ pub(crate) fn expand(set: &Set<'_>) -> TokenStream {
     }
 }
 
-/// The struct's generics, and that each field is a runner: said as a bound, so that a field which is none is one error, at
-/// its type, and not one for each use.
+/// Returns the struct's generics, with a bound that each field is a runner. Because of the bound, a field
+/// that is not a runner causes one error, at its type, and not one for each use.
 fn bounded(set: &Set<'_>) -> Generics {
     let mut generics = set.generics.clone();
     let predicates = &mut generics.make_where_clause().predicates;
@@ -133,7 +133,7 @@ fn bounded(set: &Set<'_>) -> Generics {
     generics
 }
 
-/// The HList of the set, first field first, with what `runner` makes of each.
+/// Returns the HList of the set, first field first, with what `runner` returns for each.
 fn list(set: &Set<'_>, runner: impl Fn(&Runner<'_>, usize) -> TokenStream) -> TokenStream {
     set.runners.iter().enumerate().rev().fold(quote!(::hm_exec::__private::NIL), |tail, (index, field)| {
         let (name, is_default, runner) = (name(field), set.default == Some(index), runner(field, index));
@@ -149,8 +149,9 @@ fn name(runner: &Runner<'_>) -> TokenStream {
     }
 }
 
-/// Assertions that `cargo check` evaluates: no two names alike, and each one well-formed. They are not generic, because a
-/// generic one fires only where code is made of it; names that depend on a parameter wait for the engine.
+/// Generates assertions that `cargo check` evaluates: all names differ, and each is well-formed. They are not
+/// generic, because a generic assertion fails only where it is instantiated. Names that depend on a parameter
+/// are checked by the engine.
 fn assert_names(runners: &[Runner<'_>]) -> TokenStream {
     let known: Vec<&Runner<'_>> = runners.iter().filter(|runner| !runner.is_name_generic).collect();
     let assertions = known.iter().enumerate().map(|(index, runner)| {

@@ -1,5 +1,5 @@
-//! What stands in for the implementation where the struct is wrong: the mistakes, and a trait that is there, so that code
-//! which uses the set is not called wrong for it.
+//! The expansion of an invalid struct: the mistakes, and an implementation of the trait, so that code that
+//! uses the set causes no further errors.
 
 use proc_macro2::TokenStream;
 use quote::quote;

@@ -1,5 +1,5 @@
-//! Expansions as they are, so that a change of what users compile is seen in review. `BLESS=1 cargo test -p hm-exec-macros`
-//! writes them anew.
+//! Snapshots of expansions, so that a change to the code that users compile is visible in review. `BLESS=1
+//! cargo test -p hm-exec-macros` updates them.
 
 use std::{env, fs, path::Path};
 
@@ -55,7 +55,7 @@ fn a_wrong_set_still_implements_the_trait() {
     assert!(file.items.iter().any(|item| matches!(item, Item::Macro(_))), "and says what is wrong");
 }
 
-/// Whatever is derived on: an expansion, never a panic.
+/// Every input yields an expansion, never a panic.
 #[test]
 fn no_input_panics() {
     let inputs: [syn::DeriveInput; 6] = [

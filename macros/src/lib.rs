@@ -1,8 +1,9 @@
-//! The derive behind `hm_exec::RunnerSet`. Its documentation is on the re-export in `hm_exec`.
+//! The derive macro behind `hm_exec::RunnerSet`. Its documentation is on the re-export in `hm_exec`.
 //!
-//! A struct goes `ast` (syntax) → `valid` (what it means; all mistakes at once, each on its token) → `expand`, which can't
-//! fail. `attr` reads `#[runner(..)]`. Where there are mistakes, `fallback` still implements the trait, so that no second
-//! error follows from its absence. Does not know what a runner is: the types that it names say the rest.
+//! A struct passes through `ast` (syntax) → `valid` (semantics; reports all mistakes at once, each at its
+//! token) → `expand`, which cannot fail. `attr` reads `#[runner(..)]`. If there are mistakes, `fallback`
+//! still implements the trait, so that its absence causes no further errors. The crate does not know what a
+//! runner is; that is defined by the types that the generated code names.
 
 mod ast;
 mod attr;

@@ -1,4 +1,4 @@
-//! A set whose mistakes, as far as syntax shows them, are known: there are none.
+//! A set that has passed all checks that syntax allows.
 
 use std::collections::BTreeMap;
 
@@ -7,7 +7,8 @@ use syn::{Generics, LitStr, Member, Type, spanned::Spanned};
 
 use crate::ast;
 
-/// A set that can be expanded: at least one runner, at most one default, no name twice among those that are written out.
+/// A set that can be expanded: at least one runner, at most one default, and no name twice among those that
+/// are written out.
 pub(crate) struct Set<'a> {
     pub(crate) ident: &'a Ident,
     pub(crate) generics: &'a Generics,
@@ -20,17 +21,17 @@ pub(crate) struct Set<'a> {
 pub(crate) struct Runner<'a> {
     pub(crate) member: Member,
     pub(crate) ty: &'a Type,
-    /// The name, where it is not the type's.
+    /// The name, if it replaces that of the type.
     pub(crate) name: Option<LitStr>,
     /// Whether the name is known only where the struct is used.
     pub(crate) is_name_generic: bool,
 }
 
 impl<'a> Set<'a> {
-    /// Checks what is written.
+    /// Checks a set.
     ///
     /// # Errors
-    /// All mistakes, those of reading included.
+    /// Returns all mistakes, including those found while reading it.
     pub(crate) fn check(set: ast::Set<'a>) -> Result<Self, Vec<syn::Error>> {
         let ast::Set { ident, generics, fields, mut mistakes } = set;
         if fields.is_empty() {
@@ -54,7 +55,7 @@ impl<'a> Set<'a> {
     }
 }
 
-/// The default: the field that says so, or the only one.
+/// Returns the default: the field that is marked as such, or the only field.
 fn check_default(fields: &[ast::Field<'_>], mistakes: &mut Vec<syn::Error>) -> Option<usize> {
     let mut defaults =
         fields.iter().enumerate().filter_map(|(index, field)| field.attrs.default.map(|span| (index, span)));
@@ -74,7 +75,8 @@ fn check_names(fields: &[ast::Field<'_>], mistakes: &mut Vec<syn::Error>) {
 }
 
 impl Runner<'_> {
-    /// Where a mistake in the runner's name is shown: where the name is written, or else at the field.
+    /// Returns where to report a mistake in the runner's name: at the name if it is written out, else at the
+    /// field.
     pub(crate) fn name_span(&self) -> Span {
         match (&self.name, &self.member) {
             (Some(name), _) => name.span(),
@@ -83,7 +85,7 @@ impl Runner<'_> {
         }
     }
 
-    /// What people call the field.
+    /// Returns the name of the field, for messages.
     pub(crate) fn field_name(&self) -> String {
         match &self.member {
             Member::Named(field) => field.to_string(),

@@ -1,5 +1,5 @@
-//! What a result looks like at the engine: an Action that nobody runs, named after our key, whose result has `entry.json`
-//! and whatever that names.
+//! The form of a shared result at the engine: an Action that is never executed, named after our key, whose
+//! result has `entry.json` and the blobs that it names.
 
 use prost::Message;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
@@ -12,47 +12,49 @@ use crate::{
     store::{IdMap, ImageDigest, SourceId},
 };
 
-/// Raised whenever an older `hm` would misunderstand an entry. It is part of the Action, so that each finds its own.
+/// Incremented whenever an older `hm` would misinterpret an entry. It is part of the Action, so that each
+/// version finds only its own entries.
 pub(super) const VERSION: u32 = 1;
-/// The file of the result that has the rest.
+/// The file of the result that contains the entry.
 const ENTRY: &str = "entry.json";
-/// More than an entry ever has: some 200 bytes for each layer.
+/// More than any entry needs: about 200 bytes for each layer.
 pub(super) const MAX_ENTRY_BYTES: u64 = 1 << 20;
 
 /// A shared result.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Entry {
     pub(super) version: u32,
-    /// The snapshot's id, which keys of steps that build on it are made of.
+    /// The snapshot's id. The keys of steps that build on it are derived from it.
     pub(super) snapshot: String,
     pub(super) id_map: IdMap,
-    /// The run that made it, its pipeline and step, and when, in milliseconds since the Unix epoch.
+    /// The run that created it, its pipeline and step, and the time, in milliseconds since the Unix epoch.
     pub(super) run: Uuid,
     pub(super) pipeline: String,
     pub(super) step: String,
     pub(super) created_at: i64,
-    /// The source that it saw, and that one's manifest.
+    /// The source that the step saw, and its manifest.
     pub(super) source: SourceId,
     pub(super) manifest: BlobName,
-    /// The image at the bottom. Who wants to boot from this has its name, and gets it as any step would.
+    /// The base image. A machine that boots a step from this snapshot knows the image's name, and fetches it
+    /// as for any step.
     pub(super) image: ImageDigest,
-    /// What steps changed, topmost first.
+    /// The layers with the steps' changes, topmost first.
     pub(super) layers: Vec<LayerName>,
-    /// What the step printed.
+    /// The step's output.
     pub(super) log: Option<BlobName>,
-    /// Who made it, for readers that trust some makers alone. Not written yet; an entry that has one is not
-    /// used.
+    /// The creator of the entry, for readers that trust only some creators. Not written yet; an entry that
+    /// has a scope is not used.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) scope: Option<Scope>,
 }
 
-/// Who vouches for an entry. Later versions add a name and a signature.
+/// The identity that vouches for an entry. Later versions add a name and a signature.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Scope {
     pub(super) version: u32,
 }
 
-/// A layer: the digest of its tar, and the compressed tar.
+/// The name of a layer: the digest of its tar, and the compressed tar.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct LayerName {
     pub(super) diff_id: ImageDigest,
@@ -78,20 +80,21 @@ impl<'de> Deserialize<'de> for BlobName {
     }
 }
 
-/// An Action, and the blobs that it is made of.
+/// An Action, and the blobs that it consists of.
 pub(super) struct KeyAction {
     pub(super) digest: Digest,
     pub(super) blobs: Vec<Blob>,
 }
 
-/// The Action that stands for a key. It is never run; who would run it finds no such command.
+/// Returns the Action that represents a key. It is never executed; a worker that tried would find no such
+/// command.
 pub(super) fn action_of(key: &CacheKey) -> KeyAction {
     let command = blob(&reapi::Command {
         arguments: vec![format!("hm-exec-remote-cache-{VERSION}")],
         output_paths: vec![ENTRY.into()],
         ..Default::default()
     });
-    // Some engines do not have the empty directory.
+    // Some engines do not store the empty directory.
     let target = blake3::Hash::from_bytes(key.0).to_hex().to_string();
     let link = reapi::SymlinkNode { name: "key".into(), target, ..Default::default() };
     let root = blob(&reapi::Directory { symlinks: vec![link], ..Default::default() });
@@ -104,7 +107,7 @@ pub(super) fn action_of(key: &CacheKey) -> KeyAction {
     KeyAction { digest: action.digest, blobs: vec![command, root, action] }
 }
 
-/// The file that has the entry, in a result.
+/// Returns the digest of the file in a result that contains the entry.
 pub(super) fn entry_blob(result: &reapi::ActionResult) -> Result<Digest, Trouble> {
     let file = result.output_files.iter().find(|file| file.path == ENTRY);
     let digest = file.and_then(|file| file.digest.as_ref()).and_then(|digest| Digest::try_from(digest).ok());
@@ -112,7 +115,7 @@ pub(super) fn entry_blob(result: &reapi::ActionResult) -> Result<Digest, Trouble
 }
 
 impl Entry {
-    /// Reads what [`Entry::encode`] wrote.
+    /// Decodes what [`Entry::encode`] wrote.
     pub(super) fn decode(bytes: &[u8]) -> Result<Self, Trouble> {
         let entry: Self = serde_json::from_slice(bytes).map_err(|error| Trouble::Foreign(error.to_string()))?;
         match (entry.version, &entry.scope) {
@@ -124,8 +127,8 @@ impl Entry {
         }
     }
 
-    /// The entry as a blob, and the result that names it and everything that it names: engines that look after their caches
-    /// know by that what belongs together.
+    /// Returns the entry as a blob, and the result that names it and every blob that it names. From the
+    /// result, engines that collect garbage know which blobs belong together.
     pub(super) fn encode(&self) -> Result<(Blob, reapi::ActionResult), Trouble> {
         let json = serde_json::to_vec(self).map_err(|error| Trouble::Foreign(error.to_string()))?;
         let blob = Blob::of_bytes(json);
@@ -140,7 +143,7 @@ impl Entry {
         Ok((blob, reapi::ActionResult { output_files, ..Default::default() }))
     }
 
-    /// Every blob that it names.
+    /// Returns every blob that the entry names.
     pub(super) fn blobs(&self) -> impl Iterator<Item = Digest> {
         let layers = self.layers.iter().map(|layer| layer.blob.0);
         [self.manifest.0].into_iter().chain(layers).chain(self.log.map(|log| log.0))

@@ -1,4 +1,4 @@
-//! Fetching what a shared result is made of.
+//! Fetches the parts of a shared result.
 
 use std::{collections::HashSet, fs::OpenOptions, os::unix::fs::OpenOptionsExt, sync::Arc};
 
@@ -15,13 +15,14 @@ use crate::{
     transfer::{Parcel, fetch_layer},
 };
 
-/// Layers of one result at a time: unpacking wants a processor each.
+/// The maximum number of layers of one result that are fetched at a time. Unpacking each takes a processor.
 const LAYERS: usize = 4;
-/// The manifest of a source of some two million files.
+/// The maximum size of a manifest, enough for a source of about two million files.
 const MAX_MANIFEST_BYTES: u64 = 256 << 20;
 
 impl RemoteCache {
-    /// Brings a result's files into the store, and keeps it under its key as if its step had run here.
+    /// Fetches a result's files into the store, and keeps the result under its key as if its step had run
+    /// here.
     pub(super) async fn fetch(
         &self,
         store: &Arc<Store>,
@@ -31,7 +32,7 @@ impl RemoteCache {
         entry: &Arc<Entry>,
     ) -> Result<(), Trouble> {
         let _turn = self.moves.acquire().await;
-        // Until the result has its row.
+        // Held until the result has its row.
         let _lease = store.lease()?;
         let id_map = self.trees.prepare_trees(store).await?;
         if id_map != entry.id_map {
@@ -41,7 +42,8 @@ impl RemoteCache {
             return Err(Trouble::Foreign(format!("{image} stands for another image here")));
         }
         let mut layers = self.fetch_layers(store, id_map, &entry.layers).await?;
-        // Overlays take no layer twice, and the lower one shows nothing that the higher one does not.
+        // An overlay does not accept the same layer twice, and the lower one shows nothing that the higher
+        // one does not.
         let mut seen = HashSet::new();
         layers.retain(|layer| seen.insert(layer.clone()));
         let manifest = match store.has_manifest(&entry.source) {
@@ -63,12 +65,12 @@ impl RemoteCache {
         .await?
     }
 
-    /// Fetches what a step printed.
+    /// Fetches the step's output.
     pub(super) async fn fetch_log(&self, store: &Arc<Store>, key: &CacheKey, entry: &Entry) -> Result<(), Trouble> {
         let aside = store.new_tmp();
         match entry.log {
             Some(log) => self.cas.read_to_file(log.0, &aside).await?,
-            // It printed nothing: the file says so, where an older one would say something else.
+            // The step printed nothing. An empty file replaces any older one.
             None => OpenOptions::new()
                 .write(true)
                 .create_new(true)
@@ -86,7 +88,8 @@ impl RemoteCache {
         id_map: IdMap,
         layers: &[LayerName],
     ) -> Result<Vec<LayerId>, Trouble> {
-        // Boxed and gathered: a stream that makes futures as it goes can't be shown to be `Send`.
+        // Boxed and collected: the compiler cannot prove that a stream which creates the futures lazily is
+        // `Send`.
         let fetches: Vec<BoxFuture<'_, Result<LayerId, Trouble>>> =
             layers.iter().map(|name| self.fetch_one(store, id_map, *name).boxed()).collect();
         stream::iter(fetches).buffered(LAYERS).try_collect().await
@@ -96,7 +99,7 @@ impl RemoteCache {
         let LayerName { diff_id, blob } = name;
         let parcel = Parcel { diff_id, blob: blob.0, id_map };
         let layer = fetch_layer(store, &self.cas, "the cached step's layer", parcel).await?;
-        // So that it is not packed again where a step that builds on it is shared.
+        // So that the layer is not packed again when a step that builds on it is shared.
         let name = PackedName::new(diff_id, blob.0.hash, blob.0.size_bytes);
         self.uploads.note(store, &layer, name).await?;
         Ok(layer)

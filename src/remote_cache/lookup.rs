@@ -1,8 +1,9 @@
-//! Looking results up.
+//! Looks up shared results.
 //!
-//! A result's files are needed where a step boots from them, and that step is not found, or is found and its own files are
-//! needed and do not come. So the steps that build on a result are looked up with it, downwards, and files are fetched from
-//! there upwards: whatever can't be had turns into a miss of the step that left it, while that one can still run.
+//! A result's files are needed if a step boots from them and that step is not found, or is found but its own
+//! files are needed and cannot be fetched. So the steps that build on a result are looked up together with
+//! it, downwards, and files are fetched upwards from there. Whatever cannot be fetched becomes a miss of the
+//! step that created it, while that step can still run.
 
 use std::sync::Arc;
 
@@ -20,13 +21,13 @@ use crate::{
     store::{Cached, LayerId, Store},
 };
 
-/// Steps of one question that are looked up at a time.
+/// The maximum number of steps of one question that are looked up at a time.
 const AT_ONCE: usize = 32;
-/// More than this is forgotten all at once: a long-lived engine must not grow with the steps it looked up. Of one build,
-/// no more are ever without their files.
+/// The limit of results without files. Beyond it, all are forgotten at once, because a long-lived engine must
+/// not grow with every step that it looks up. One build never has more results without their files.
 const MAX_ABSENT: usize = 1 << 17;
 
-/// What is known of a candidate.
+/// What is known about a candidate.
 enum State {
     Unknown,
     /// In this machine's cache.
@@ -36,11 +37,11 @@ enum State {
 }
 
 impl RemoteCache {
-    /// Looks a step up; `None` is a miss, whatever the reason. What comes to light of others is in `ahead`. `pipeline` is
-    /// whose result it becomes here.
+    /// Looks up a step. Returns `None` for a miss, whatever the reason. Findings about other steps are put
+    /// into `ahead`. The result becomes one of `pipeline` here.
     ///
     /// # Cancel safety
-    /// Dropping the future leaves at most layers that were in place already, and results that are kept.
+    /// If the future is dropped, at most layers that were already in place and results that were kept remain.
     pub(crate) async fn find(
         &self,
         store: &Arc<Store>,
@@ -69,7 +70,7 @@ impl RemoteCache {
     ) -> Result<Option<Found>, Trouble> {
         let mut states = self.look(store, question).await?;
         let mut is_needed: Vec<bool> = question.candidates.iter().map(|candidate| candidate.is_needed).collect();
-        // Its layers are here in any case: those of what builds on it.
+        // Its layers are here in any case, because they are among those of the steps that build on it.
         let mut is_cheap = vec![false; is_needed.len()];
         let mut answer = None;
         for (at, candidate) in question.candidates.iter().enumerate().rev() {
@@ -93,7 +94,7 @@ impl RemoteCache {
                             }
                             Some(found(entry))
                         }
-                        // What was there a moment ago is not any longer.
+                        // The result has disappeared in the meantime.
                         Err(trouble) if trouble.verdict() == Verdict::Miss => {
                             self.note("use a shared result", trouble);
                             None
@@ -116,7 +117,7 @@ impl RemoteCache {
         Ok(answer)
     }
 
-    /// Looks up the first candidate, and those above each that is found.
+    /// Looks up the first candidate, and the candidates above each one that is found.
     async fn look(&self, store: &Arc<Store>, question: &Question<'_>) -> Result<Vec<State>, Trouble> {
         let candidates = &question.candidates;
         let mut above = vec![Vec::new(); candidates.len()];
@@ -128,7 +129,8 @@ impl RemoteCache {
         let mut states: Vec<State> = candidates.iter().map(|_| State::Unknown).collect();
         let mut level = vec![(0, question.key)];
         while !level.is_empty() {
-            // Boxed and gathered: a stream that makes futures as it goes can't be shown to be `Send`.
+            // Boxed and collected: the compiler cannot prove that a stream which creates the futures lazily
+            // is `Send`.
             let looks: Vec<BoxFuture<'_, Result<(usize, State), Trouble>>> =
                 level.drain(..).map(|(at, key)| self.look_at(store, at, &candidates[at], key).boxed()).collect();
             let looked: Vec<(usize, State)> = stream::iter(looks).buffer_unordered(AT_ONCE).try_collect().await?;
@@ -152,7 +154,7 @@ impl RemoteCache {
         key: CacheKey,
     ) -> Result<(usize, State), Trouble> {
         let max_age = candidate.max_age;
-        // The first one was looked up here.
+        // The first candidate has already been looked up in the local cache.
         if at > 0 {
             let here = Arc::clone(store);
             let here = tokio::task::spawn_blocking(move || here.cached(&key.0)).await?;
@@ -172,7 +174,7 @@ impl RemoteCache {
         Ok((at, usable.map_or(State::Missed, |entry| State::Shared(key, entry))))
     }
 
-    /// What the engine has of a key, with every blob that it names.
+    /// Returns the engine's entry for a key, if the engine has every blob that it names.
     async fn entry(&self, key: &CacheKey) -> Result<Option<Arc<Entry>>, Trouble> {
         let _turn = self.questions.acquire().await;
         let Some(result) = self.actions.get(action_of(key).digest).await? else { return Ok(None) };
@@ -204,8 +206,9 @@ impl RemoteCache {
         Ok(())
     }
 
-    /// Fetches the files of a result that was used without them, where a step is about to boot from it after all: what was
-    /// found above it has aged since. A failure is told; the step's runner will not find its snapshot.
+    /// Fetches the files of a result that was used without them, if a step is about to boot from it after
+    /// all: the result that was found above it has expired since. A failure is logged, and the step's runner
+    /// will not find its snapshot.
     pub(crate) async fn complete(&self, store: &Arc<Store>, pipeline: &str, snapshot: &SnapshotRef) {
         let id = snapshot.0.strip_prefix(SCHEME).unwrap_or_default();
         let Some(absent) = lock(&self.absent).get(id).cloned() else { return };
@@ -223,7 +226,7 @@ impl RemoteCache {
     }
 }
 
-/// What stands before a snapshot's id in its name.
+/// The prefix of a snapshot's id in its name.
 const SCHEME: &str = "hm1:";
 
 fn reference(entry: &Entry) -> SnapshotRef {

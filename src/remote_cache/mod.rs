@@ -1,8 +1,9 @@
-//! The remote cache: what cached steps left, shared through an engine's action cache.
+//! The remote cache: results of cached steps, shared through an engine's action cache.
 //!
-//! In: a key that this machine's cache does not have. Out: a snapshot that another machine's step of the same key left, its
-//! layers here where a step is about to boot from it; the other way round, what a step left here goes there. Whatever goes
-//! wrong is a miss: the build goes on, with a warning. Knows neither how keys are made nor when steps start.
+//! Input: a key that this machine's cache does not have. Output: the snapshot of a step with the same key
+//! that ran on another machine, with its layers fetched if a step is about to boot from it. In the other
+//! direction, results of this machine are shared there. Any failure is a miss: the build continues, with a
+//! warning. Does not know how keys are derived or when steps start.
 
 #[cfg(all(feature = "cloud", target_os = "linux"))]
 mod entry;
@@ -36,42 +37,42 @@ use crate::{
     plan::StepIndex,
 };
 
-/// What is asked for a step, and for those that build on it: whether its files are needed here follows from what is found
-/// of them.
+/// The question about a step and those that build on it. Whether the step's files are needed here depends on
+/// which of the others are found.
 #[cfg_attr(not(all(feature = "cloud", target_os = "linux")), allow(dead_code, reason = "nobody is there to answer"))]
 pub(crate) struct Question<'a> {
     /// The step's own key.
     pub(crate) key: CacheKey,
-    /// What its image is called, or that of the first of its lineage.
+    /// The name of the step's image, or of the image of the first step in its lineage.
     pub(crate) image: &'a str,
-    /// The step, and the cached ones above it, each after the one that it boots from.
+    /// The step, and the cached steps above it, each after the one that it boots from.
     pub(crate) candidates: Vec<Candidate>,
-    /// The key of a candidate over a snapshot.
+    /// Computes the key of a candidate over a snapshot.
     pub(crate) key_over: KeyOver<'a>,
 }
 
-/// Makes keys of candidates over snapshots.
+/// A function that computes the keys of candidates over snapshots.
 pub(crate) type KeyOver<'a> = Box<dyn Fn(&Candidate, &str) -> CacheKey + Send + Sync + 'a>;
 
-/// A step that may be found.
+/// A step to look up.
 #[derive(Debug)]
 #[cfg_attr(not(all(feature = "cloud", target_os = "linux")), allow(dead_code, reason = "nobody is there to answer"))]
 pub(crate) struct Candidate {
     pub(crate) step: StepIndex,
-    /// The place of the one that it boots from.
+    /// The index of the candidate that it boots from.
     pub(crate) parent: Option<usize>,
-    /// How its runner works here.
+    /// How its runner works on this machine.
     pub(crate) mode: Arc<str>,
-    /// The digest of what it looks at in the source.
+    /// The digest of the source files that it depends on.
     pub(crate) inputs: Option<[u8; 32]>,
-    /// How old a result may be.
+    /// The maximum age of a result.
     pub(crate) max_age: Option<Duration>,
-    /// Whether a step boots from it that is sure to run.
+    /// Whether a step that is sure to run boots from it.
     pub(crate) is_needed: bool,
 }
 
-/// What became of steps that were looked up along with the ones they build on, until somebody asks for them: `None` is a
-/// miss.
+/// The results of steps that were looked up along with the steps that they build on, kept until they are
+/// requested: `None` is a miss.
 pub(crate) type LookedAhead = Arc<Mutex<HashMap<CacheKey, Option<Found>>>>;
 
 impl fmt::Debug for Question<'_> {

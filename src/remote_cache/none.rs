@@ -1,4 +1,4 @@
-//! No remote cache, in builds without the client: nobody can make one.
+//! The remote cache of builds without the client, which cannot be constructed.
 
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use crate::{
     store::Store,
 };
 
-/// There is none.
+/// A type without values.
 #[derive(Debug)]
 pub(crate) enum RemoteCache {}
 

@@ -1,4 +1,4 @@
-//! A remote cache, and what it knows of its engine for a while.
+//! A remote cache, and its temporary state.
 
 use std::{
     collections::HashMap,
@@ -24,21 +24,24 @@ use crate::{
     transfer::Uploads,
 };
 
-/// How long an engine is left alone that did not answer.
+/// How long an engine that did not answer is not called.
 const REST: Duration = Duration::from_secs(60);
-/// Questions at a time: a wide pipeline has thousands.
+/// The maximum number of concurrent lookups: a wide pipeline has thousands.
 const QUESTIONS: usize = 64;
-/// Results at a time that are fetched, or shared: each packs or unpacks layers on a thread or more.
+/// The maximum number of results that are fetched or shared at a time: each packs or unpacks layers on one or
+/// more threads.
 const MOVES: usize = 4;
-/// Waiting for an engine is waiting for what would save time: some two seconds, not half a minute.
+/// A slow cache must not cost more time than it saves, so calls are retried for about two seconds, not for
+/// half a minute.
 const ATTEMPTS: u32 = 5;
 
-/// What cached steps left, shared with other machines through an engine's action cache. For
+/// Results of cached steps, shared with other machines through an engine's action cache. For
 /// [`EngineBuilder::remote_cache`](crate::engine::EngineBuilder::remote_cache).
 ///
-/// By default, results of runners with a [pool of their own](Pool::Own), such as `cloud`, are looked up there and go there;
-/// those of this machine's runners where [`local_steps`](Self::local_steps) says so. Results are trusted as the engine is:
-/// who may write there decides what steps of other machines boot from.
+/// By default, results of runners with a [pool of their own](Pool::Own), such as `cloud`, are looked up and
+/// shared there; those of this machine's runners only if [`local_steps`](Self::local_steps) is enabled.
+/// Results are trusted as much as the engine: everyone who may write there decides what steps of other
+/// machines boot from.
 #[derive(Debug)]
 pub struct RemoteCache {
     pub(super) cas: Cas,
@@ -47,33 +50,33 @@ pub struct RemoteCache {
     reads: bool,
     writes: bool,
     local_steps: bool,
-    /// Knows how ids are mapped in this machine's steps, and reads and writes layers of subordinate ids.
+    /// Maps ids for this machine's steps, and reads and writes layers of subordinate ids.
     pub(super) trees: SandboxRunner,
     pub(super) images: Images,
     pub(super) uploads: Uploads,
     pub(super) questions: Semaphore,
     pub(super) moves: Semaphore,
-    /// Found, and used without their files, by the snapshot's id.
+    /// Results that were found and used without their files, by the snapshot's id.
     pub(super) absent: Mutex<HashMap<String, Arc<Absent>>>,
     resting_until: Mutex<Option<Instant>>,
     is_read_only: AtomicBool,
 }
 
-/// A result whose files are not here.
+/// A result whose files are not on this machine.
 #[derive(Debug)]
 pub(super) struct Absent {
     pub(super) key: CacheKey,
     pub(super) image: String,
     pub(super) entry: Arc<Entry>,
-    /// Whether somebody fetched them by now; held while somebody does.
+    /// Whether the files have been fetched. Locked while they are being fetched.
     pub(super) is_here: tokio::sync::Mutex<bool>,
 }
 
 impl RemoteCache {
-    /// The cache of an engine. Nothing is connected yet.
+    /// Creates the cache of an engine. Does not connect yet.
     ///
     /// # Errors
-    /// What is wrong with the options.
+    /// Returns an error if an option is invalid.
     pub fn new(options: EndpointOptions) -> Result<Self, OptionsError> {
         let endpoint = Endpoint::with_retry(options, Retry { attempts: ATTEMPTS, ..Retry::default() })?;
         Ok(Self {
@@ -94,31 +97,32 @@ impl RemoteCache {
         })
     }
 
-    /// Whether results are looked up there. By default they are.
+    /// Sets whether results are looked up there. By default they are.
     #[must_use]
     pub fn read(self, reads: bool) -> Self {
         Self { reads, ..self }
     }
 
-    /// Whether results go there. By default they do.
+    /// Sets whether results are shared there. By default they are.
     #[must_use]
     pub fn write(self, writes: bool) -> Self {
         Self { writes, ..self }
     }
 
-    /// Whether that holds for steps of this machine's runners, too. By default it does not.
+    /// Sets whether this also applies to steps of this machine's runners. By default it does not.
     #[must_use]
     pub fn local_steps(self, local_steps: bool) -> Self {
         Self { local_steps, ..self }
     }
 
-    /// Finds and fetches images in this way, where a step boots from what was found.
+    /// Sets how to find and fetch the images of steps that boot from a shared result.
     #[must_use]
     pub fn images(self, options: ImageOptions) -> Self {
         Self { images: Images::new(options), ..self }
     }
 
-    /// Starts this `hm` to read and write layers of subordinate ids, as [`SandboxBuilder::helper`] does.
+    /// Sets the `hm` program that is started to read and write layers of subordinate ids, as
+    /// [`SandboxBuilder::helper`] does.
     ///
     /// [`SandboxBuilder::helper`]: crate::runner::sandbox::SandboxBuilder::helper
     #[must_use]
@@ -126,12 +130,12 @@ impl RemoteCache {
         Self { trees: SandboxRunner::builder().helper(program).build(), ..self }
     }
 
-    /// Whether results of a runner are looked up there.
+    /// Returns whether results of a runner are looked up there.
     pub(crate) fn reads(&self, pool: &Pool) -> bool {
         self.reads && self.serves(pool)
     }
 
-    /// Whether results of a runner go there.
+    /// Returns whether results of a runner are shared there.
     pub(crate) fn writes(&self, pool: &Pool) -> bool {
         self.writes && self.serves(pool)
     }
@@ -140,7 +144,7 @@ impl RemoteCache {
         self.local_steps || matches!(pool, Pool::Own { .. })
     }
 
-    /// Whether the engine is left alone just now.
+    /// Returns whether the engine is currently not called because it did not answer.
     pub(super) fn is_resting(&self) -> bool {
         lock(&self.resting_until).is_some_and(|until| Instant::now() < until)
     }
@@ -149,7 +153,7 @@ impl RemoteCache {
         self.is_read_only.load(Relaxed)
     }
 
-    /// Takes note of what went wrong, and says it once.
+    /// Records a failure, and logs a warning once.
     pub(super) fn note(&self, doing: &str, trouble: Trouble) {
         let verdict = trouble.verdict();
         let words = trouble.in_words();

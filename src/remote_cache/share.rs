@@ -1,4 +1,4 @@
-//! Sharing results.
+//! Shares results.
 
 use std::{path::PathBuf, sync::Arc};
 
@@ -15,10 +15,11 @@ use crate::{
 };
 
 impl RemoteCache {
-    /// Shares what a step left that is in this machine's cache. What stands on an image of this machine alone stays here.
+    /// Shares a result in this machine's cache. A result on an image that only this machine has is not
+    /// shared.
     ///
     /// # Cancel safety
-    /// Dropping the future leaves blobs at the engine that nobody asks for.
+    /// If the future is dropped, blobs that no result names may remain at the engine.
     pub(crate) async fn share(&self, store: &Arc<Store>, pipeline: &str, key: CacheKey, found: Found) {
         if self.is_read_only() || self.is_resting() {
             return;
@@ -26,7 +27,7 @@ impl RemoteCache {
         let _turn = self.moves.acquire().await;
         match self.try_share(store, pipeline, key, &found).await {
             Ok(()) => {}
-            // A layer that garbage collection took meanwhile, say.
+            // For example, garbage collection has removed a layer in the meantime.
             Err(trouble) if trouble.verdict() == Verdict::Miss => {
                 tracing::warn!(step = &*found.step, "a result is not shared: {}", trouble.in_words());
             }
@@ -79,7 +80,7 @@ impl RemoteCache {
     }
 }
 
-/// What a step printed, if it printed anything.
+/// Returns the step's output, if it printed anything.
 async fn blob_of(log: PathBuf) -> Result<Option<Blob>, Trouble> {
     tokio::task::spawn_blocking(move || match Digest::of_file(&log) {
         Ok(digest) if digest.size_bytes == 0 => Ok(None),

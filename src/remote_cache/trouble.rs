@@ -1,4 +1,4 @@
-//! What goes wrong with a remote cache. None of it fails a build.
+//! The errors of a remote cache. None of them fails a build.
 
 use crate::{
     remote::{RemoteError, RemoteErrorKind},
@@ -7,7 +7,7 @@ use crate::{
     transfer::TransferError,
 };
 
-/// Why there is no result, or why none was shared.
+/// The reason why there is no result, or why none was shared.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Trouble {
     #[error(transparent)]
@@ -22,21 +22,21 @@ pub(super) enum Trouble {
     Trees(String),
     #[error("failed to read {what}")]
     Read { what: &'static str, source: std::io::Error },
-    /// An entry that nobody here wrote like that.
+    /// An entry that this program did not write.
     #[error("what the remote cache has makes no sense: {0}")]
     Foreign(String),
     #[error("a thread is gone")]
     Thread(#[from] tokio::task::JoinError),
 }
 
-/// What follows.
+/// The consequence of an error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Verdict {
-    /// It concerns one result.
+    /// Only one result is affected.
     Miss,
-    /// Others would fare no better for a while.
+    /// Other calls would fail, too, for a while.
     Away,
-    /// We may not, or the engine can't.
+    /// We lack permission, or the engine does not support the call.
     Refused,
 }
 
@@ -58,7 +58,7 @@ impl Trouble {
         }
     }
 
-    /// The error and its causes on one line.
+    /// Returns the error and its causes on one line.
     pub(super) fn in_words(self) -> String {
         format!("{:#}", anyhow::Error::new(self))
     }

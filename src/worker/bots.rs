@@ -1,4 +1,4 @@
-//! The engine's side of bot sessions, as a session sees it.
+//! The engine's interface for bot sessions, as a session uses it.
 
 use std::time::Duration;
 
@@ -8,37 +8,38 @@ use tonic::{Request, Status};
 use super::rwapi::{BotSession, CreateBotSessionRequest, UpdateBotSessionRequest, bots_client::BotsClient};
 use crate::remote::{Endpoint, reapi::ExecuteOperationMetadata};
 
-/// The metadata that come with the leases of an answer.
+/// The key of the metadata that accompany the leases of an answer.
 const METADATA: &str = "executeoperationmetadata-bin";
 
-/// What the engine answered.
+/// The engine's answer.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub(super) struct Answer {
-    /// The session as the engine has it.
+    /// The session in the engine's view.
     pub(super) session: BotSession,
-    /// Where the lease's output is to be written while it runs; empty where the engine does not want it.
+    /// The log streams for the lease's output; empty if the engine does not want it.
     pub(super) streams: Streams,
 }
 
-/// Names to write a lease's output to.
+/// The names of the log streams for a lease's output.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(super) struct Streams {
     pub(super) stdout: String,
     pub(super) stderr: String,
 }
 
-/// An engine that hands out work.
+/// An engine that assigns work.
 pub(super) trait Bots {
-    /// Begins a session. Waits up to `wait` for a lease.
+    /// Creates a session. Waits up to `wait` for a lease.
     fn create(&self, session: BotSession, wait: Duration) -> impl Future<Output = Result<Answer, Status>>;
 
-    /// Tells the state of a session, and learns what the engine wants. Waits up to `wait` for a lease where there is room.
+    /// Reports the state of a session, and returns the engine's view of it. Waits up to `wait` for a lease if
+    /// the session has none.
     ///
     /// # Cancel safety
-    /// Dropped, the engine may have handed out a lease that nobody knows of.
+    /// If the future is dropped, the engine may have assigned a lease that this worker does not know about.
     fn update(&self, session: BotSession, wait: Duration) -> impl Future<Output = Result<Answer, Status>>;
 
-    /// What a failed call says, without secrets.
+    /// Returns the message of a failed call, without secrets.
     fn tell(&self, status: &Status) -> String;
 }
 
@@ -48,7 +49,7 @@ impl Bots for Endpoint {
         let mut request = Request::new(message);
         request.set_timeout(wait);
         let answer = BotsClient::new(self.service().await).create_bot_session(request).await?;
-        // No streams are told at this point.
+        // This call does not return log streams.
         Ok(Answer { session: answer.into_inner(), streams: Streams::default() })
     }
 
@@ -58,7 +59,7 @@ impl Bots for Endpoint {
         let mut request = Request::new(message);
         request.set_timeout(wait);
         let answer = BotsClient::new(self.service().await).update_bot_session(request).await?;
-        // A session has one lease at most.
+        // A session has at most one lease.
         let metadata = answer.metadata().get_bin(METADATA).and_then(|value| value.to_bytes().ok());
         let metadata = metadata.and_then(|bytes| ExecuteOperationMetadata::decode(bytes).ok()).unwrap_or_default();
         let streams = Streams { stdout: metadata.stdout_stream_name, stderr: metadata.stderr_stream_name };

@@ -1,19 +1,19 @@
-//! What an Action names: its Command, its input root, blobs in it.
+//! The inputs of an Action: its Command, its input root, and the blobs in it.
 
 use prost::Message;
 
 use crate::remote::{Cas, Digest, DigestError, RemoteError, reapi};
 
-/// No directory or command is larger.
+/// The maximum size of a directory or command message.
 const MESSAGE_BYTES: u64 = 64 << 20;
 
-/// Why an Action's input can't be had.
+/// The reason why an Action's input is not available.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum InputError {
-    /// The engine's store.
+    /// An error of the engine's store.
     #[error(transparent)]
     Remote(#[from] RemoteError),
-    /// Something is not what it should be.
+    /// A message or a path is invalid.
     #[error("the action has {0}")]
     Malformed(String),
 }
@@ -24,7 +24,7 @@ impl From<DigestError> for InputError {
     }
 }
 
-/// A field that every message of its kind has.
+/// Returns the digest in a required field.
 pub(super) fn digest_of(digest: Option<&reapi::Digest>, of: &str) -> Result<Digest, InputError> {
     let digest = digest.ok_or_else(|| InputError::Malformed(format!("no digest of {of}")))?;
     Ok(Digest::try_from(digest)?)
@@ -36,14 +36,14 @@ pub(super) async fn message<T: Message + Default>(cas: &Cas, digest: Digest, wha
     T::decode(&bytes[..]).map_err(|error| InputError::Malformed(format!("{what} that is none: {error}")))
 }
 
-/// Something in an input root.
+/// An entry of an input root.
 #[derive(Debug, Clone)]
 pub(super) enum Entry {
     File(Digest),
     Directory(Digest),
 }
 
-/// Looks up a path, relative with `/` between names, below the directory `root`.
+/// Looks up a path below the directory `root`. The path is relative, with `/` between names.
 pub(super) async fn look_up(cas: &Cas, root: &reapi::Directory, path: &str) -> Result<Entry, InputError> {
     let missing = || InputError::Malformed(format!("no `{path}` in its input root"));
     let mut dir = std::borrow::Cow::Borrowed(root);

@@ -1,4 +1,4 @@
-//! One lease: an Action from its payload to its result.
+//! The execution of one lease: from the Action in its payload to its result.
 
 use std::{
     fs::{self, DirBuilder},
@@ -37,18 +37,18 @@ use crate::{
     store::{BlobFile, ExportError, IdMap, ImageDigest, ImageError, Store, StoreError, tree::UnpackLimits},
 };
 
-/// What such an Action runs.
+/// The command of every Action that this worker runs.
 const COMMAND: [&str; 2] = ["./hm-step", "input.json"];
 const ACTION: &str = "build.bazel.remote.execution.v2.Action";
 const ACTION_RESULT: &str = "type.googleapis.com/build.bazel.remote.execution.v2.ActionResult";
 const PRECONDITION_FAILURE: &str = "type.googleapis.com/google.rpc.PreconditionFailure";
-/// No input is larger.
+/// The maximum size of an input message.
 const INPUT_BYTES: u64 = 16 << 20;
-/// Output up to this size comes with the result.
+/// The maximum size of output that is part of the result itself.
 const INLINE_BYTES: u64 = 32 << 10;
-/// How long the live log may take to show the last of what was printed.
+/// How long copying the last output to the live log may take.
 const LOG_GRACE: Duration = Duration::from_secs(5);
-/// No command gets longer between TERM and KILL.
+/// The maximum time between SIGTERM and SIGKILL.
 const LONGEST_GRACE: Duration = Duration::from_secs(60);
 
 /// Runs leases in the sandbox.
@@ -56,13 +56,13 @@ const LONGEST_GRACE: Duration = Duration::from_secs(60);
 pub(super) struct LeaseRunner {
     sandbox: SandboxRunner,
     cas: Cas,
-    /// Where log streams are written to.
+    /// The service to which log streams are written.
     logs: Endpoint,
     workspaces: Workspaces,
     name: String,
 }
 
-/// Why a lease has no result.
+/// The reason why a lease has no result.
 #[derive(Debug, thiserror::Error)]
 enum LeaseError {
     #[error("{0}")]
@@ -93,7 +93,7 @@ impl From<RemoteError> for LeaseError {
     }
 }
 
-/// An Action that is one of ours, and what its Command says.
+/// An Action that this worker can run, and the contents of its Command.
 struct Task {
     input: StepInput,
     root: reapi::Directory,
@@ -176,9 +176,9 @@ impl LeaseRunner {
         Ok((result, how))
     }
 
-    /// Does `work`, and shows meanwhile what it prints where somebody wants to see it.
+    /// Runs `work`, and meanwhile writes its output to the log streams, if any are requested.
     async fn showing<T>(&self, work: impl Future<Output = T>, streams: watch::Receiver<Streams>, spool: &Spool) -> T {
-        // The sender of each goes with this call.
+        // Both senders are dropped when this call ends.
         let (stdout, stderr) = (watch::Sender::new(String::new()), watch::Sender::new(String::new()));
         let names = async {
             let mut streams = streams;
@@ -212,7 +212,7 @@ impl LeaseRunner {
         done
     }
 
-    /// What a lease wants.
+    /// Reads and validates what a lease requests.
     async fn task(&self, lease: &Lease) -> Result<Task, LeaseError> {
         let payload = lease.payload.as_ref().filter(|payload| payload.type_url.ends_with(ACTION));
         let payload =
@@ -249,7 +249,7 @@ impl LeaseRunner {
         let input = &task.input;
         let fetching = SystemTime::now();
         let mut lowers = Vec::new();
-        // Topmost first, as overlays have it.
+        // Topmost first, as overlays require.
         for lower in input.stack.iter().rev() {
             lowers.push(self.lower(task, store, id_map, lower).await?);
         }
@@ -298,7 +298,7 @@ impl LeaseRunner {
         };
         if matches!(exit, Exit::Exited { code: 0, .. }) && input.commit {
             let packer = Arc::clone(store);
-            // The upper directory goes with `ran`, so that it goes along to the thread.
+            // The upper directory is part of `ran`, so it moves to the thread.
             packed = on_thread(move || match ran.layer()? {
                 Some(layer) => Ok::<_, LeaseError>(Some(packer.pack_layer(&layer, id_map)?)),
                 None => Ok(None),
@@ -322,7 +322,8 @@ impl LeaseRunner {
         Ok((result, Ended { output, packed, how }))
     }
 
-    /// The directory of a part of the step's filesystem, made where it is not here yet.
+    /// Returns the directory of a part of the step's filesystem, and creates it if it is not in the store
+    /// yet.
     async fn lower(
         &self,
         task: &Task,
@@ -354,7 +355,7 @@ impl LeaseRunner {
                 self.cas.read_to_file(digest, &blob).await?;
                 let (unpacker, name) = (Arc::clone(store), path.clone());
                 on_thread(move || {
-                    // Held until the thread is done, also where nobody waits for it any longer.
+                    // Held until the thread is done, even if the future that waits for it is dropped.
                     let _held = (dir, lock);
                     let file = fs::File::open(&blob).map_err(|error| LeaseError::Io("open a layer", error))?;
                     let blob = BlobFile { file, offset: 0, length: digest.size_bytes };
@@ -371,16 +372,16 @@ impl LeaseRunner {
     }
 }
 
-/// What a command left besides what it printed.
+/// What a command left in addition to its output.
 struct Ended {
     /// `result.json`.
     output: Vec<u8>,
     packed: Option<crate::store::PackedLayer>,
-    /// For people.
+    /// A summary for the log.
     how: String,
 }
 
-/// A directory of the store for what a lease needs for a while.
+/// A temporary directory in the store for one lease.
 #[derive(Debug)]
 struct Scratch(PathBuf);
 
@@ -400,7 +401,7 @@ impl Drop for Scratch {
     }
 }
 
-/// Fires after that time; never without one.
+/// Completes after the time limit, or never if there is none.
 async fn after(limit: Option<Duration>) {
     match limit {
         Some(limit) => awake::sleep(limit).await,
@@ -420,7 +421,7 @@ fn limits_of(limits: &step::Limits) -> Limits {
     }
 }
 
-/// The exit code of an Action, which is that of `hm-step`, and a few words for people.
+/// Returns the exit code of an Action, which is that of `hm-step`, and a short description for the log.
 fn told(exit: &Exit) -> (i32, String) {
     match exit {
         Exit::Exited { code: 0, .. } => (0, "passed".into()),
@@ -449,7 +450,8 @@ fn timestamp(time: SystemTime) -> Timestamp {
     }
 }
 
-/// What the engine is told. INTERNAL and UNAVAILABLE make it try again elsewhere: they are for what may pass there.
+/// Returns the status that is reported to the engine. INTERNAL and UNAVAILABLE make the engine retry on
+/// another worker, so they are only used for errors that may not occur there.
 fn status_of(error: &LeaseError) -> rpc::Status {
     let remote = match error {
         LeaseError::Input(InputError::Remote(remote))
@@ -482,7 +484,7 @@ fn status_of(error: &LeaseError) -> rpc::Status {
     rpc::Status { code: code as i32, message, details }
 }
 
-/// Names blobs that are missing as the protocol wants it, so that whoever has them can bring them again.
+/// Lists missing blobs in the protocol's form, so that a client that has them can upload them again.
 fn precondition_failure(missing: &[Digest]) -> Any {
     let violation = |digest: &Digest| rpc::precondition_failure::Violation {
         r#type: "MISSING".into(),

@@ -1,6 +1,6 @@
-//! Shows what a command prints while it runs: a stream's file, written to a log stream as it grows.
+//! Copies the output of a command to a log stream while it runs, from the growing file of each stream.
 //!
-//! Trouble here is no trouble of the lease: all that was printed is in the result anyway.
+//! Errors here do not affect the lease: the result contains all of the output anyway.
 
 use std::{os::unix::fs::FileExt, time::Duration};
 
@@ -11,17 +11,18 @@ use tokio::sync::watch;
 use super::spool::SpoolFile;
 use crate::remote::{Endpoint, RemoteError};
 
-/// The bytes of one message.
+/// The maximum number of bytes in one message.
 const PIECE_BYTES: u64 = 64 << 10;
-/// Attempts in a row that brought nothing on its way.
+/// The maximum number of consecutive attempts without progress.
 const ATTEMPTS: u32 = 5;
 const PAUSE: Duration = Duration::from_millis(500);
 
-/// Writes `file` to the log stream that `name` tells, once it does, until the file is finished and all of it is there.
+/// Writes `file` to the log stream whose name is sent by `name`, as soon as it is known, until the file is
+/// finished and has been written completely.
 pub(super) async fn follow(endpoint: &Endpoint, mut name: watch::Receiver<String>, file: &SpoolFile) {
     let mut progress = file.follow();
     let named = tokio::select! {
-        // An error says that nobody will tell any more.
+        // An error means that the sender was dropped and no name will follow.
         named = name.wait_for(|name| !name.is_empty()) => named.is_ok(),
         _ = progress.wait_for(|progress| progress.finished) => false,
     };
@@ -50,7 +51,7 @@ async fn write(endpoint: &Endpoint, resource: &str, file: &SpoolFile, from: u64)
         let bytes = bytes.clone();
         async move {
             let (at, resource_name, mut progress) = state?;
-            // The sender goes with the lease, and then nobody wants to see more.
+            // The sender is dropped together with the lease, after which the output need not be shown.
             let reached = *progress.wait_for(|it| it.finished || it.length_bytes > at).await.ok()?;
             let mut data =
                 vec![0; usize::try_from((reached.length_bytes - at.min(reached.length_bytes)).min(PIECE_BYTES)).ok()?];

@@ -1,8 +1,9 @@
-//! A server of log streams: what a command prints, written by a worker and read by whoever waits for the command.
+//! A server of log streams: the output of a command, written by a worker and read by the clients that wait
+//! for the command.
 //!
-//! Engines such as BuildGrid ask for a stream for each Action and tell its names: one to write to, which has a secret in
-//! it, and one to read from. A stream is a file without a name, so that the kernel keeps it in memory as far as there is
-//! room and nothing is left of it after a kill.
+//! Engines such as BuildGrid request a stream for each Action and pass on its names: one to write to, which
+//! contains a secret, and one to read from. A stream is an unnamed file, so that the kernel keeps it in
+//! memory as far as there is space, and nothing remains if the server is killed.
 
 use std::{
     collections::HashMap,
@@ -32,30 +33,30 @@ use uuid::Uuid;
 
 use super::{pool::Stop, spool::Progress};
 
-/// The bytes of one message.
+/// The maximum number of bytes in one message.
 const PIECE_BYTES: u64 = 64 << 10;
-/// What may be in one stream.
+/// The maximum size of a stream.
 const MAX_STREAM_BYTES: u64 = 4 << 30;
-/// How many streams there may be.
+/// The maximum number of streams.
 const MAX_STREAMS: usize = 65_536;
-/// How long a stream can be read after the last that was written to it.
+/// How long a stream can be read after the last write to it.
 const KEPT_FINISHED: Duration = Duration::from_secs(15 * 60);
 const KEPT_OPEN: Duration = Duration::from_secs(24 * 3600);
 
-/// Why log streams can't be served.
+/// The reason why log streams cannot be served.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum LogStreamError {
-    /// The address can't be listened on.
+    /// The server cannot listen on the address.
     #[error("failed to listen on {address}")]
     Listen {
-        /// Which.
+        /// The address.
         address: SocketAddr,
-        /// Why.
+        /// The cause.
         #[source]
         source: io::Error,
     },
-    /// Serving ended.
+    /// The server failed.
     #[error("failed to serve log streams")]
     Serve(#[source] tonic::transport::Error),
 }
@@ -68,10 +69,10 @@ pub struct LogStreams {
 }
 
 impl LogStreams {
-    /// Listens; nothing is answered yet. Port 0 is a free one.
+    /// Starts to listen, without answering requests yet. Port 0 selects a free port.
     ///
     /// # Errors
-    /// Where the address can't be listened on.
+    /// Returns an error if the server cannot listen on the address.
     pub async fn bind(address: SocketAddr) -> Result<Self, LogStreamError> {
         let failed = |source| LogStreamError::Listen { address, source };
         let listener = TcpListener::bind(address).await.map_err(failed)?;
@@ -79,7 +80,7 @@ impl LogStreams {
         Ok(Self { listener, address })
     }
 
-    /// Where it listens.
+    /// Returns the address on which the server listens.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.address
@@ -88,7 +89,7 @@ impl LogStreams {
     /// Serves until it is stopped.
     ///
     /// # Errors
-    /// Where the listener breaks.
+    /// Returns an error if the listener fails.
     pub async fn serve(self, stop: &Stop) -> Result<(), LogStreamError> {
         let shelf = Arc::new(Shelf::default());
         tonic::transport::Server::builder()
@@ -101,14 +102,14 @@ impl LogStreams {
     }
 }
 
-/// The streams, by the names that they are read by.
+/// The streams, by the names from which they are read.
 #[derive(Debug, Default)]
 struct Shelf(Mutex<HashMap<String, Arc<Log>>>);
 
 #[derive(Debug)]
 struct Log {
     file: File,
-    /// What must follow the name for writing.
+    /// The secret that follows the name when writing.
     token: String,
     progress: watch::Sender<Progress>,
     touched: Mutex<Instant>,
@@ -120,7 +121,7 @@ impl Log {
         self.touched.lock().unwrap_or_else(PoisonError::into_inner).elapsed() > limit
     }
 
-    /// Adds what comes at `offset`, as far as it is new. Tells how much there is.
+    /// Appends `data`, which begins at `offset`, as far as it is new. Returns the length of the stream.
     fn add(&self, offset: u64, data: &[u8], finish: bool) -> Result<u64, Status> {
         *self.touched.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
         let mut answer = Ok(0);
@@ -166,7 +167,7 @@ impl Shelf {
         logs.retain(|_, log| {
             let is_stale = log.is_stale();
             if is_stale {
-                // Whoever still reads is let go.
+                // Ends the stream for its remaining readers.
                 log.progress.send_modify(|progress| progress.finished = true);
             }
             !is_stale
@@ -178,12 +179,12 @@ impl Shelf {
         Ok(LogStream { name, write_resource_name })
     }
 
-    /// The log to be read by `name`.
+    /// Returns the log that is read from `name`.
     fn to_read(&self, name: &str) -> Result<Arc<Log>, Status> {
         self.logs().get(name).map(Arc::clone).ok_or_else(|| Status::not_found("no such log stream"))
     }
 
-    /// The log to be written by `name`, which has the token at its end.
+    /// Returns the log that is written to `name`, which ends with the secret token.
     fn to_write(&self, name: &str) -> Result<Arc<Log>, Status> {
         let none = || Status::not_found("no such log stream to write to");
         let (name, token) = name.rsplit_once('/').ok_or_else(none)?;
@@ -212,7 +213,7 @@ impl ByteStream for Shelf {
         let progress = log.progress.subscribe();
         let pieces = stream::unfold(Some((log, progress, from)), move |state| async move {
             let (log, mut progress, at) = state?;
-            // Nobody who sends: the stream is forgotten, and nothing follows.
+            // The sender was dropped: the stream has been removed, and nothing follows.
             let reached = *progress.wait_for(|it| it.finished || it.length_bytes > at).await.ok()?;
             let length = reached.length_bytes.min(end).saturating_sub(at).min(PIECE_BYTES);
             if length == 0 {

@@ -1,4 +1,4 @@
-//! A worker for engines that hand out work by the Remote Workers API, such as BuildGrid.
+//! A worker for engines that assign work by the Remote Workers API, such as BuildGrid.
 //!
 //! ```text
 //!   engine ──lease = Action──▶ session (one a slot) ──▶ lease: inputs ─▶ sandbox ─▶ outputs ──▶ ActionResult ──▶ engine
@@ -7,8 +7,9 @@
 //!                                              store: layers and sources by their digests
 //! ```
 //!
-//! Runs Actions that are `./hm-step input.json`, without their executable: the sandbox of this program does what it would
-//! do, and layers and sources that were unpacked once are there the next time. Knows nothing of pipelines.
+//! Runs Actions whose command is `./hm-step input.json`, without fetching that executable: this program's own
+//! sandbox does what it would do. Layers and sources that were unpacked once are kept for later leases. Knows
+//! nothing about pipelines.
 
 mod bots;
 mod inputs;

@@ -15,22 +15,23 @@ use crate::{
     runner::{RunnerError, sandbox::SandboxRunner},
 };
 
-/// What a worker is to the engine.
+/// The options of a worker.
 #[derive(Debug, Clone)]
 pub struct WorkerOptions {
-    /// The engine: leases, blobs.
+    /// The engine, which provides leases and blobs.
     pub engine: Endpoint,
-    /// Who takes what commands print while they run; the engine itself where nobody else does.
+    /// The service that takes the commands' output while they run, if it is not the engine itself.
     pub logs: Option<Endpoint>,
-    /// Leases at a time.
+    /// The maximum number of concurrent leases.
     pub slots: NonZeroUsize,
-    /// The worker's name, unlike any other's. One that comes back under its old name is known to have lost its leases.
+    /// The worker's name, which must be unique. If a worker reconnects under the same name, the engine knows
+    /// that its old leases are lost.
     pub name: String,
-    /// What Actions may ask for, as in `pool` and `large`.
+    /// The properties that Actions may require, such as `pool` and `large`.
     pub platform: Vec<(String, String)>,
 }
 
-/// How a worker is stopped. Clones are the same.
+/// A handle to stop a worker. Clones refer to the same worker.
 #[derive(Debug, Clone, Default)]
 pub struct Stop {
     drain: CancellationToken,
@@ -38,12 +39,12 @@ pub struct Stop {
 }
 
 impl Stop {
-    /// Takes no more leases, and ends when those that are being run did.
+    /// Makes the worker accept no more leases, and end when the running ones have ended.
     pub fn drain(&self) {
         self.drain.cancel();
     }
 
-    /// Ends those that are being run, too. The engine gives them to others.
+    /// Also cancels running leases. The engine assigns them to other workers.
     pub fn cancel(&self) {
         self.drain.cancel();
         self.cancel.cancel();
@@ -62,7 +63,7 @@ impl Stop {
     }
 }
 
-/// A worker for an engine that hands out work by the Remote Workers API.
+/// A worker for an engine that assigns work by the Remote Workers API.
 #[derive(Debug)]
 pub struct Worker {
     options: WorkerOptions,
@@ -70,10 +71,10 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// A worker that runs steps in `sandbox`.
+    /// Creates a worker that runs steps in `sandbox`.
     ///
     /// # Errors
-    /// Where the sandbox does not work here.
+    /// Returns an error if the sandbox does not work here.
     pub async fn new(options: WorkerOptions, sandbox: SandboxRunner) -> Result<Self, RunnerError> {
         sandbox.ready().await?;
         let logs = options.logs.clone().unwrap_or_else(|| options.engine.clone());
@@ -81,10 +82,10 @@ impl Worker {
         Ok(Self { options, leases })
     }
 
-    /// Works until it is stopped. An engine that goes away is waited for.
+    /// Works until it is stopped. Waits for an engine that becomes unreachable.
     ///
     /// # Cancel safety
-    /// Dropped, every process of every lease is killed; the engine finds out by itself.
+    /// If the future is dropped, every process of every lease is killed; the engine detects this by itself.
     pub async fn run(&self, stop: &Stop, notes: &impl WorkerNotes) {
         let slots: Vec<Slot> = (1..=self.options.slots.get()).map(|number| self.slot(number)).collect();
         future::join_all(slots.iter().map(|slot| serve(slot, &self.options.engine, &self.leases, stop, notes))).await;

@@ -8,9 +8,9 @@
 //!              └─draining──▶ goodbye
 //! ```
 //!
-//! The engine says what is to be done by what it answers: a lease that is new is to be run, one that is missing was
-//! cancelled, or given to somebody else. An engine that can't be reached changes nothing: the command goes on and its end
-//! is told when the engine is back. Knows neither Actions nor the connection.
+//! The engine controls the session by its answers: a new lease must be run, and a lease that is missing was
+//! cancelled or assigned to another worker. If the engine cannot be reached, nothing changes: the command
+//! continues, and its end is reported when the engine is back. Knows nothing about Actions or the connection.
 
 use std::{future::Future, pin::Pin, time::Duration};
 
@@ -26,68 +26,68 @@ use super::{
     rwapi::{BotSession, BotStatus, Lease, LeaseState, Worker},
 };
 
-/// How long the engine may keep an idle session waiting for work.
+/// How long the engine may delay its answer to an idle session while it waits for work.
 const IDLE_WAIT: Duration = Duration::from_secs(20);
-/// How long it may take to answer a busy one. Engines refuse less than some four seconds.
+/// How long it may take to answer a busy session. Engines refuse less than about four seconds.
 const BUSY_WAIT: Duration = Duration::from_secs(20);
-/// How often a busy session asks whether its lease still stands.
+/// How often a busy session checks whether its lease is still valid.
 const BUSY_EVERY: Duration = Duration::from_millis(500);
-/// How long a command whose lease is gone may take to end: the session must be heard of meanwhile.
+/// How long a command whose lease is gone may take to end: the session must call the engine again in time.
 const GONE_GRACE: Duration = Duration::from_secs(3);
-/// The pause after a call that failed. It doubles.
+/// The pause after a failed call. It doubles with each further failure.
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
-/// What people may want to know about a worker.
+/// An event that the operator of a worker may want to see.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum WorkerNote {
-    /// A slot can be given work.
+    /// A slot can be assigned work.
     Connected {
-        /// Which, from 1.
+        /// The slot's number, from 1.
         slot: usize,
     },
-    /// The engine can't be reached, or refuses; the slot goes on asking.
+    /// The engine cannot be reached, or refuses the session; the slot keeps trying.
     Disconnected {
-        /// Which.
+        /// The slot's number.
         slot: usize,
-        /// Why.
+        /// The reason.
         reason: String,
     },
     /// A lease ended.
     Ended {
-        /// In which slot.
+        /// The slot's number.
         slot: usize,
         /// The engine's name for it.
         lease: String,
-        /// How, in a few words.
+        /// The outcome, in a few words.
         how: String,
     },
 }
 
-/// Somebody who wants to know how a worker fares.
+/// A receiver of a worker's events.
 pub trait WorkerNotes {
-    /// Tells something. Must not block.
+    /// Handles an event. Must not block.
     fn note(&self, note: WorkerNote);
 }
 
-/// What became of a lease.
+/// The outcome of a lease.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub(super) struct Completed {
-    /// An `ActionResult`, where there is one.
+    /// An `ActionResult`, if there is one.
     pub(super) result: Option<Any>,
     pub(super) status: rpc::Status,
-    /// For people.
+    /// A summary for the operator.
     pub(super) how: String,
 }
 
-/// Who runs leases.
+/// Runs leases.
 pub(super) trait Execute {
-    /// Runs one. `streams` tells where its output is wanted, as soon as that is known. What is returned after `cancel`
-    /// fired is told to nobody.
+    /// Runs a lease. `streams` receives the names of the log streams for its output as soon as they are
+    /// known. The return value after `cancel` has fired is not reported.
     ///
     /// # Cancel safety
-    /// Dropped, every process of the lease is killed.
+    /// If the future is dropped, every process of the lease is killed.
     fn execute(
         &self,
         lease: Lease,
@@ -96,16 +96,16 @@ pub(super) trait Execute {
     ) -> impl Future<Output = Completed>;
 }
 
-/// What a slot is.
+/// The identity of a slot.
 #[derive(Debug, Clone)]
 pub(super) struct Slot {
-    /// From 1.
+    /// The number, from 1.
     pub(super) number: usize,
     pub(super) bot_id: String,
     pub(super) worker: Worker,
 }
 
-/// A lease that is being run, or that ended and is to be told.
+/// A lease that is being run, or that has ended but was not reported yet.
 struct Job<'a> {
     lease: Lease,
     streams: watch::Sender<Streams>,
@@ -115,7 +115,7 @@ struct Job<'a> {
 }
 
 impl Job<'_> {
-    /// Waits for the end; for ever once it was seen. Cancel-safe.
+    /// Waits for the end of the lease. Never completes after the end was returned once. Cancel-safe.
     async fn end(&mut self) {
         match self.completed {
             None => self.completed = Some(self.work.as_mut().await),
@@ -123,7 +123,7 @@ impl Job<'_> {
         }
     }
 
-    /// As the engine is told of it.
+    /// Returns the lease's state for the engine.
     fn told(&self) -> Lease {
         let mut lease = Lease { id: self.lease.id.clone(), payload: self.lease.payload.clone(), ..Lease::default() };
         match &self.completed {
@@ -138,7 +138,7 @@ impl Job<'_> {
     }
 }
 
-/// Waits for the end of a job; for ever where there is none.
+/// Waits for the end of a job. Never completes if there is none.
 async fn end_of(job: &mut Option<Job<'_>>) {
     match job {
         Some(job) => job.end().await,
@@ -146,13 +146,13 @@ async fn end_of(job: &mut Option<Job<'_>>) {
     }
 }
 
-/// How a session came to its end.
+/// How a session ended.
 enum Over {
     Drained,
     Lost,
 }
 
-/// Serves a slot until it is told to stop.
+/// Serves a slot until it is stopped.
 pub(super) async fn serve(slot: &Slot, bots: &impl Bots, leases: &impl Execute, stop: &Stop, notes: &impl WorkerNotes) {
     let mut session =
         Session { slot, bots, leases, stop, notes, state: BotSession::default(), failures: 0, told: None };
@@ -172,14 +172,14 @@ struct Session<'a, B, E, N> {
     stop: &'a Stop,
     notes: &'a N,
     state: BotSession,
-    /// Calls that failed in a row.
+    /// The number of consecutive failed calls.
     failures: u32,
-    /// Whether people were told last that the engine is there, if they were told.
+    /// Whether the last event said that the engine is reachable; `None` before the first.
     told: Option<bool>,
 }
 
 impl<'a, B: Bots, E: Execute, N: WorkerNotes> Session<'a, B, E, N> {
-    /// Begins a session; `None` where the worker is to stop.
+    /// Creates a session. Returns `None` if the worker is stopping.
     async fn create(&mut self) -> Option<Answer> {
         while !self.stop.is_draining() {
             let session = BotSession {
@@ -188,7 +188,7 @@ impl<'a, B: Bots, E: Execute, N: WorkerNotes> Session<'a, B, E, N> {
                 worker: Some(self.slot.worker.clone()),
                 ..BotSession::default()
             };
-            // A lease that comes with the first answer has no log stream: so the first call does not wait for one.
+            // A lease in the first answer has no log stream, so the first call does not wait for a lease.
             let session = BotSession { status: BotStatus::Initializing as i32, ..session };
             let created = tokio::select! {
                 created = self.bots.create(session, BUSY_WAIT) => created,
@@ -242,7 +242,7 @@ impl<'a, B: Bots, E: Execute, N: WorkerNotes> Session<'a, B, E, N> {
                 loop {
                     tokio::select! {
                         answer = &mut update => break Some(answer),
-                        // The command's end waits for no answer.
+                        // The command can end while the answer is awaited.
                         () = end_of(&mut job), if !is_end => {}
                         () = self.stop.draining(), if idle => break None,
                     }
@@ -264,7 +264,7 @@ impl<'a, B: Bots, E: Execute, N: WorkerNotes> Session<'a, B, E, N> {
                     return Over::Lost;
                 }
                 Some(Err(status)) => {
-                    // The command goes on, and so does what it prints.
+                    // The command continues, and so does its live log.
                     let pause = tokio::time::sleep(self.failed(&status));
                     tokio::pin!(pause);
                     loop {
@@ -279,7 +279,7 @@ impl<'a, B: Bots, E: Execute, N: WorkerNotes> Session<'a, B, E, N> {
         }
     }
 
-    /// Does what an answer says.
+    /// Applies the engine's answer.
     async fn take(&mut self, answer: Answer, job: &mut Option<Job<'a>>, was_told: bool) {
         let Answer { mut session, streams } = answer;
         let leases = std::mem::take(&mut session.leases);
@@ -291,7 +291,7 @@ impl<'a, B: Bots, E: Execute, N: WorkerNotes> Session<'a, B, E, N> {
         }
         if let Some(running) = job {
             if leases.iter().any(|lease| lease.id == running.lease.id) {
-                // What is not known yet may come later.
+                // The names of the log streams may only be known in a later answer.
                 running.streams.send_if_modified(|known| {
                     let is_news = !streams.stdout.is_empty() && *known != streams;
                     if is_news {
@@ -315,11 +315,11 @@ impl<'a, B: Bots, E: Execute, N: WorkerNotes> Session<'a, B, E, N> {
         *job = Some(Job { lease, streams: sender, cancel, work, completed: None });
     }
 
-    /// Ends a command whose lease is no longer ours. What it left is told to nobody.
+    /// Ends a command whose lease is no longer ours. Its result is not reported.
     async fn give_up(&self, mut job: Job<'_>) {
         job.cancel.cancel();
         if job.completed.is_none() {
-            // Dropped after that, it is killed.
+            // If it has not ended by then, dropping it kills it.
             let _ = tokio::time::timeout(GONE_GRACE, job.end()).await;
         }
         self.ended(job.lease.id.clone(), "given up: the engine took it back".to_owned());
@@ -329,7 +329,7 @@ impl<'a, B: Bots, E: Execute, N: WorkerNotes> Session<'a, B, E, N> {
         self.notes.note(WorkerNote::Ended { slot: self.slot.number, lease, how });
     }
 
-    /// Tells the engine not to wait for us. It finds out by itself where it can't be told.
+    /// Tells the engine that the worker is leaving. If the call fails, the engine detects it by itself.
     async fn goodbye(&self) {
         let session = BotSession { status: BotStatus::BotTerminating as i32, ..self.state.clone() };
         if let Err(status) = self.bots.update(session, Duration::from_secs(4)).await {
@@ -337,7 +337,7 @@ impl<'a, B: Bots, E: Execute, N: WorkerNotes> Session<'a, B, E, N> {
         }
     }
 
-    /// How long to wait after a call that failed.
+    /// Records a failed call. Returns how long to wait.
     fn failed(&mut self, status: &Status) -> Duration {
         let pause = FIRST_PAUSE.saturating_mul(1 << self.failures.min(10)).min(LONGEST_PAUSE);
         self.failures += 1;
@@ -351,7 +351,7 @@ impl<'a, B: Bots, E: Execute, N: WorkerNotes> Session<'a, B, E, N> {
     }
 }
 
-/// Whether the engine no longer knows the session.
+/// Returns whether the engine no longer knows the session.
 fn is_lost(status: &Status) -> bool {
     matches!(
         status.code(),
@@ -368,11 +368,11 @@ mod tests {
 
     use super::*;
 
-    /// An engine that follows a script: at its end it has nothing more to do, and the worker is stopped.
+    /// An engine that follows a script. At its end there is no more work, and the worker is stopped.
     #[derive(Default)]
     struct Script {
         answers: Mutex<VecDeque<Result<Answer, Status>>>,
-        /// What it was told; a creation has no name yet.
+        /// The sessions that were reported to it; a session that is being created has no name yet.
         told: Mutex<Vec<BotSession>>,
         stop: Stop,
     }
@@ -400,7 +400,7 @@ mod tests {
             })
         }
 
-        /// Identifiers and states of the leases that were told, call by call.
+        /// Returns the ids and states of the leases that were reported, call by call.
         fn leases(&self) -> Vec<Vec<(String, LeaseState)>> {
             let of = |lease: &Lease| (lease.id.clone(), LeaseState::try_from(lease.state).unwrap());
             lock(&self.told).iter().map(|session| session.leases.iter().map(of).collect()).collect()
@@ -425,7 +425,7 @@ mod tests {
         }
     }
 
-    /// Leases end at once, but for those that are called `long`.
+    /// Runs leases that end at once, except for those named `long`.
     #[derive(Default)]
     struct Steps {
         started: Mutex<Vec<String>>,
@@ -484,7 +484,7 @@ mod tests {
         let ended = vec![("a".to_owned(), LeaseState::Completed)];
         assert_eq!(script.leases(), [vec![], vec![], ended, vec![], vec![]]);
         let told = lock(&script.told);
-        // The engine's version comes back to it, and it learns that the worker leaves.
+        // The engine's version is sent back to it, and it is informed that the worker leaves.
         assert_eq!(told.iter().map(|it| &*it.version).collect::<Vec<_>>(), ["", "0", "1", "2", "3"]);
         assert_eq!(told.last().unwrap().status, BotStatus::BotTerminating as i32);
         assert_eq!(lock(&heard.0).len(), 2);
@@ -549,7 +549,7 @@ mod tests {
         let work = serve(&slot, &script, &steps, &script.stop, &heard);
         tokio::pin!(work);
         script.stop.drain();
-        // Draining before there is anything to do ends it at once.
+        // Draining an idle session ends it at once.
         (&mut work).await;
         assert!(lock(&steps.started).is_empty());
 

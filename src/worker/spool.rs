@@ -1,4 +1,4 @@
-//! What a command prints: kept in two files until it ended, and followed by whoever shows it before that.
+//! The output of a command, kept in two files until it has ended, and readable while it grows.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -12,15 +12,15 @@ use tokio::sync::watch;
 
 use crate::{event::StdStream, runner::sandbox::OutputSink};
 
-/// How far a stream has come.
+/// The progress of a stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) struct Progress {
     pub(super) length_bytes: u64,
-    /// Nothing follows.
+    /// No more data will follow.
     pub(super) finished: bool,
 }
 
-/// One stream in a file.
+/// One stream, kept in a file.
 #[derive(Debug)]
 pub(super) struct SpoolFile {
     path: PathBuf,
@@ -28,12 +28,13 @@ pub(super) struct SpoolFile {
     progress: watch::Sender<Progress>,
 }
 
-/// What a command prints.
+/// The output of a command.
 #[derive(Debug)]
 pub(super) struct Spool {
     pub(super) stdout: SpoolFile,
     pub(super) stderr: SpoolFile,
-    /// The first write that failed. The command goes on: what it does may matter more than what it says.
+    /// The error of the first failed write. The command continues, because its result may matter more than
+    /// its output.
     failure: std::sync::Mutex<Option<io::Error>>,
 }
 
@@ -49,36 +50,36 @@ impl SpoolFile {
         Ok(())
     }
 
-    /// Where it lies.
+    /// Returns the path of the file.
     pub(super) fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The file, to be read at any place.
+    /// Returns the file, which can be read at any offset.
     pub(super) fn file(&self) -> Arc<File> {
         Arc::clone(&self.file)
     }
 
-    /// Tells how far it has come, from now on.
+    /// Returns a receiver of the stream's progress.
     pub(super) fn follow(&self) -> watch::Receiver<Progress> {
         self.progress.subscribe()
     }
 }
 
 impl Spool {
-    /// Two empty files in the directory `dir`, which is there.
+    /// Creates two empty files in the existing directory `dir`.
     ///
     /// # Errors
-    /// Where they can't be made.
+    /// Returns an error if they cannot be created.
     pub(super) fn new(dir: &Path) -> io::Result<Self> {
         let file = |name: &str| SpoolFile::new(dir.join(name));
         Ok(Self { stdout: file("stdout")?, stderr: file("stderr")?, failure: std::sync::Mutex::default() })
     }
 
-    /// Says that nothing follows.
+    /// Marks both streams as finished.
     ///
     /// # Errors
-    /// The first write that failed, if one did.
+    /// Returns the error of the first failed write, if any failed.
     pub(super) fn finish(&self) -> io::Result<()> {
         for file in [&self.stdout, &self.stderr] {
             file.progress.send_modify(|progress| progress.finished = true);

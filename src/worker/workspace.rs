@@ -1,7 +1,9 @@
-//! Sources as trees of the engine's: made once, from files that earlier ones had and from what is fetched.
+//! Sources, created from the engine's directory trees: each is created once, from the files of earlier ones
+//! and from files that are fetched.
 //!
-//! A file of an earlier source is linked, so that only what changed travels, and nothing is written twice. Nobody writes
-//! to what lies in the store: steps see it below an overlay.
+//! A file of an earlier source is hard-linked, so that only changed files are transferred, and nothing is
+//! written twice. Sources in the store are never written to: steps see them as the lower directory of an
+//! overlay.
 
 use std::{
     collections::HashMap,
@@ -21,16 +23,17 @@ use crate::{
     store::{ImageDigest, LayerId, Store, StoreError},
 };
 
-/// More entries than this make no source.
+/// The maximum number of entries of a source.
 const MAX_ENTRIES: usize = 4_000_000;
-/// More files than this are forgotten all at once: a long-lived worker must not grow with what it saw.
+/// The maximum number of files that are remembered. Beyond it, all are forgotten at once, because a
+/// long-lived worker must not grow with every source.
 const MAX_REMEMBERED: usize = 1 << 20;
-/// Files of this size and below are fetched many at a time.
+/// Files up to this size are fetched in batches.
 const SMALL_BYTES: u64 = 1 << 20;
-/// So much of them at a time.
+/// The size of such a batch.
 const BATCH_BYTES: u64 = 16 << 20;
 
-/// Why a source can't be made.
+/// The reason why a source cannot be created.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum WorkspaceError {
     #[error(transparent)]
@@ -47,7 +50,7 @@ impl From<RemoteError> for WorkspaceError {
     }
 }
 
-/// A file as sources have it.
+/// The identity of a file in a source.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct FileKey {
     digest: Digest,
@@ -58,11 +61,11 @@ struct FileKey {
 /// The sources of a worker.
 #[derive(Debug, Default)]
 pub(super) struct Workspaces {
-    /// Where files of sources in the store lie.
+    /// The paths of files of sources in the store.
     files: Mutex<HashMap<FileKey, Arc<Path>>>,
 }
 
-/// A tree to be made: paths are relative, directories before what is in them.
+/// A tree to create. Paths are relative, and directories come before their entries.
 #[derive(Debug, Default)]
 struct Plan {
     dirs: Vec<PathBuf>,
@@ -71,13 +74,14 @@ struct Plan {
 }
 
 impl Workspaces {
-    /// The directory with the tree `digest`, which has a source in `workspace`. To be called under a lease of the store's.
+    /// Returns the directory with the source of the tree `digest`, whose files are in its `workspace`. Call
+    /// it while holding a lease on the store.
     ///
     /// # Errors
-    /// Where the tree can't be fetched or made.
+    /// Returns an error if the tree cannot be fetched or created.
     ///
     /// # Cancel safety
-    /// Dropped, nothing is left of it.
+    /// If the future is dropped, nothing of the tree remains.
     pub(super) async fn get(&self, store: &Arc<Store>, cas: &Cas, digest: Digest) -> Result<PathBuf, WorkspaceError> {
         let name = ImageDigest::of(format!("workspace {digest}").as_bytes());
         let _lock = store.lock_layer(&Store::tree_id(&name)).await?;
@@ -96,7 +100,7 @@ impl Workspaces {
         fetch(cas, &plan, &missing, &root).await?;
         let (keeper, made, at) = (Arc::clone(store), Arc::clone(&plan), root);
         let layer = on_thread(move || -> Result<LayerId, WorkspaceError> {
-            // From the innermost, because what is made in a directory changes its time.
+            // Innermost first, because creating an entry changes the modification time of its directory.
             for dir in made.dirs.iter().rev() {
                 let path = at.join(dir);
                 set_mtime(&path, (0, 0)).map_err(making(&path))?;
@@ -108,7 +112,7 @@ impl Workspaces {
         Ok(store.layer_dir(&layer))
     }
 
-    /// Where those files of a plan lie that are known.
+    /// Returns the paths of those files of a plan that are known.
     fn known(&self, plan: &Plan) -> HashMap<FileKey, Arc<Path>> {
         let files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
         plan.files.iter().filter_map(|(_, key)| Some((*key, Arc::clone(files.get(key)?)))).collect()
@@ -168,7 +172,7 @@ async fn plan(cas: &Cas, root: Digest) -> Result<Plan, WorkspaceError> {
     Ok(plan)
 }
 
-/// A name from outside that leads nowhere else.
+/// Returns `name` unless it could refer outside of its directory.
 fn checked(name: &str) -> Result<&str, InputError> {
     if matches!(name, "" | "." | "..") || name.contains(['/', '\0']) {
         return Err(InputError::Malformed(format!("a file of the name `{}`", name.escape_default())));
@@ -176,10 +180,10 @@ fn checked(name: &str) -> Result<&str, InputError> {
     Ok(name)
 }
 
-/// Makes directories and links, and files as far as they are known. Tells which files. A name that comes twice is an
-/// error: everything is made where nothing is.
+/// Creates directories and symbolic links, and hard links to the files that are known. Returns which files
+/// were linked. A duplicate name is an error, because nothing is created over an existing entry.
 fn make(plan: &Plan, root: &Path, known: &HashMap<FileKey, Arc<Path>>) -> Result<Vec<bool>, WorkspaceError> {
-    // The first is the root, which is there.
+    // The first one is the root, which exists.
     for dir in plan.dirs.iter().skip(1) {
         let path = root.join(dir);
         fs::create_dir(&path).map_err(making(&path))?;
@@ -195,14 +199,14 @@ fn make(plan: &Plan, root: &Path, known: &HashMap<FileKey, Arc<Path>>) -> Result
             None => Ok(false),
             Some(Ok(())) => Ok(true),
             Some(Err(error)) if error.kind() == io::ErrorKind::AlreadyExists => Err(making(&path)(error)),
-            // Collected meanwhile, or linked too often.
+            // The file was garbage-collected in the meantime, or has reached the maximum number of links.
             Some(Err(_)) => Ok(false),
         }
     };
     plan.files.iter().map(link).collect()
 }
 
-/// Fetches files into their places.
+/// Fetches files to their paths.
 async fn fetch(cas: &Cas, plan: &Arc<Plan>, missing: &[usize], root: &Path) -> Result<(), WorkspaceError> {
     let mut batch = Vec::new();
     let mut batch_bytes = 0;
@@ -228,7 +232,7 @@ async fn fetch_small(cas: &Cas, plan: &Arc<Plan>, batch: Vec<usize>, root: &Path
     let mut wanted: Vec<Digest> = batch.iter().map(|index| plan.files[*index].1.digest).collect();
     wanted.sort_unstable();
     wanted.dedup();
-    // The empty file is nowhere to be fetched from.
+    // The empty blob need not exist at the engine.
     wanted.retain(|digest| digest.size_bytes > 0);
     let read: HashMap<Digest, Vec<u8>> = cas.read_many(wanted).await?.into_iter().collect();
     let (plan, root) = (Arc::clone(plan), root.to_owned());
@@ -247,7 +251,7 @@ async fn fetch_small(cas: &Cas, plan: &Arc<Plan>, batch: Vec<usize>, root: &Path
     .await?
 }
 
-/// Gives a file its mode and time.
+/// Sets a file's mode and modification time.
 fn finish(path: &Path, key: &FileKey) -> io::Result<()> {
     fs::set_permissions(path, Permissions::from_mode(key.mode))?;
     set_mtime(path, key.mtime)

@@ -1,7 +1,7 @@
 //! Runs no-op steps on the published hm-exec 0.0.9: `hm-exec-peers SHAPE STEPS ROUNDS`.
 //!
-//! Prints one line: nanoseconds a step in the best round, events seen there, peak memory in MiB. A process of its own for
-//! each graph, because long chains overflow its stack.
+//! Prints one line: nanoseconds per step in the best round, the number of events in it, peak memory in MiB.
+//! Each graph gets a process of its own, because long chains overflow its stack.
 
 #[path = "../../common/shapes.rs"]
 mod shapes;
@@ -19,7 +19,7 @@ use futures_util::StreamExt;
 use hm_exec::{BuildStatus, ExecutionBackend, LocalBackend, Plan, RunOptions, RunRequest, SourceMeta};
 use hm_vm::{OutputSink, SnapshotId, SnapshotLabel, Vm, VmBackend, VmConfig};
 
-/// Machines that do nothing, at once.
+/// Machines that do nothing and end at once.
 #[derive(Debug)]
 struct Noop;
 
@@ -79,7 +79,8 @@ fn main() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// As the bench measures its own side: on this thread, from the start of a parsed plan to its outcome.
+/// Measures as the bench measures its own side: on this thread, from the start of a parsed plan to its
+/// outcome.
 fn measure(json: &str, source: &Path) -> anyhow::Result<(Duration, usize)> {
     let request = RunRequest {
         plan: Plan::parse(json.to_owned())?,
