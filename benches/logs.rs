@@ -33,7 +33,7 @@ const LINE: &[u8] = b"the quick brown fox jumps over the lazy dog, number 012345
 fn main() {
     let effort = Effort::asked();
     let lines = effort.pick(1_000_000, 20_000);
-    // Of figures in this thread's CPU time the minimum is used, because interruptions only ever add time.
+    // Figures in this thread's CPU time are minima, because interruptions only ever add time.
     let rounds = effort.pick(7, 1);
     let table = Table::new("logs");
     stream(&table, lines, rounds);

@@ -68,7 +68,7 @@ pub struct Capabilities {
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct RunRequest {
-    /// What to run.
+    /// The plan to run.
     pub plan: Plan,
     /// The source tree, frozen when the first step needs it and never written to.
     pub repo_root: PathBuf,
@@ -79,9 +79,9 @@ pub struct RunRequest {
     pub project: Option<ProjectId>,
     /// Variables for every step. They override those of the plan.
     pub env: Env,
-    /// What is known about the source.
+    /// Metadata of the source.
     pub source: SourceMeta,
-    /// How to run.
+    /// The options of the run.
     pub options: RunOptions,
     /// The secrets that steps may read at `/run/secrets/NAME`.
     pub secrets: Secrets,
@@ -116,7 +116,7 @@ impl RunRequest {
     }
 }
 
-/// What is known about a source tree.
+/// Metadata of a source tree.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct SourceMeta {
     /// The branch.
@@ -129,7 +129,7 @@ pub struct SourceMeta {
     pub repo_name: Option<String>,
 }
 
-/// How to run a build.
+/// The options of a build.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct RunOptions {
@@ -227,7 +227,7 @@ pub enum BackendError {
     Unusable {
         /// The runner.
         runner: String,
-        /// Which check failed.
+        /// The check that failed.
         reason: String,
         /// How to fix it.
         hint: String,
@@ -240,7 +240,7 @@ pub enum BackendError {
     Local {
         /// The operation that failed, as in "failed to ...".
         doing: String,
-        /// Why it failed.
+        /// The cause.
         #[source]
         source: std::io::Error,
     },

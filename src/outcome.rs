@@ -86,14 +86,14 @@ pub struct StepResultSummary {
     pub step_id: Uuid,
     /// The step's key.
     pub key: Arc<str>,
-    /// How it ended.
+    /// The step's status.
     pub status: StepStatus,
     /// The command's exit code, if it ended by itself.
     pub exit_code: Option<i32>,
     /// The time from the start of the first attempt to the end of the last, in milliseconds; 0 if the step
     /// never started.
     pub duration_ms: u64,
-    /// How many attempts were started.
+    /// The number of attempts that were started.
     pub attempts: u32,
     /// Files that the step left for users.
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -104,7 +104,7 @@ pub struct StepResultSummary {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct BuildOutcome {
-    /// Which build.
+    /// The build.
     pub build: BuildRef,
     /// The verdict.
     pub status: BuildStatus,
@@ -113,9 +113,9 @@ pub struct BuildOutcome {
     pub message: Option<String>,
     /// Every step, in the order of the plan.
     pub steps: Vec<StepResultSummary>,
-    /// When the build started.
+    /// The time at which the build started.
     pub started_at: DateTime<Utc>,
-    /// When it ended.
+    /// The time at which the build ended.
     pub finished_at: DateTime<Utc>,
     /// The address of a page to watch, if the backend has one.
     pub watch_url: Option<String>,

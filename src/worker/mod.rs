@@ -1,15 +1,16 @@
 //! A worker for engines that assign work by the Remote Workers API, such as BuildGrid.
 //!
 //! ```text
-//!   engine ──lease = Action──▶ session (one a slot) ──▶ lease: inputs ─▶ sandbox ─▶ outputs ──▶ ActionResult ──▶ engine
-//!                                                        │  blobs, trees       └ live log ──▶ log stream
-//!                                                        ▼
-//!                                              store: layers and sources by their digests
+//!   engine ──lease = Action──▶ session ──▶ lease: inputs ─▶ sandbox ─▶ outputs ──▶ result ──▶ engine
+//!                                           │  blobs, trees       └ live log ──▶ log stream
+//!                                           ▼
+//!                                 store: layers and sources by their digests
 //! ```
 //!
-//! Runs Actions whose command is `./hm-step input.json`, without fetching that executable: this program's own
-//! sandbox does what it would do. Layers and sources that were unpacked once are kept for later leases. Knows
-//! nothing about pipelines.
+//! Each slot has one session. A lease carries an Action, and its result is an `ActionResult`. Runs Actions
+//! whose command is `./hm-step input.json`, without fetching that executable: this program's own sandbox does
+//! what it would do. Layers and sources that were unpacked once are kept for later leases. Knows nothing
+//! about pipelines.
 
 mod bots;
 mod inputs;

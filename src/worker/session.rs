@@ -3,8 +3,8 @@
 //! ```text
 //!           ┌──────────────── lost ────────────────┐
 //!           ▼                                      │
-//!   create ─▶ idle ──lease in an answer──▶ running ┴─ended──▶ told ──answer──▶ idle
-//!              │                              └─lease gone: TERM, KILL, never told──▶ idle
+//!   create ─▶ idle ──lease in an answer──▶ running ┴─ended──▶ sent ──answer──▶ idle
+//!              │                              └─lease gone: TERM, KILL, never sent──▶ idle
 //!              └─draining──▶ goodbye
 //! ```
 //!

@@ -321,7 +321,7 @@ mod tests {
         fs::write(checkout.join(".venv/pyvenv.cfg"), format!("home = {}\n", other.join("bin").display())).unwrap();
         assert_eq!(places(), Vec::<PathBuf>::new());
         fs::write(checkout.join(".venv/pyvenv.cfg"), format!("x = y\nhome = {}/bin\n", python.display())).unwrap();
-        // Whatever else lies there.
+        // Other files in the prefix are not shown.
         fs::create_dir(python.join("private")).unwrap();
         let parts = ["bin", "lib"].map(|part| python.join(part));
         assert_eq!(places(), parts);

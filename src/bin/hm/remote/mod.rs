@@ -1,4 +1,4 @@
-//! Which engine is used, and how it authenticates us.
+//! The engine to use, and the credentials for it.
 //!
 //! [`EngineArgs`] are the arguments of every command that talks to an engine. [`RemoteArgs`] adds those of a
 //! run, and also reads the files `hm.toml`: arguments take precedence over variables, those over

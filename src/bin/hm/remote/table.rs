@@ -136,7 +136,8 @@ impl Layers {
 
     /// Returns whether the credentials of a place belong to the engine at `url`: they belong to the engine
     /// that the same place names. If the place names none, they belong to the one named by the next place of
-    /// the user's in order of precedence, else to any that the user names.
+    /// the user's in order of precedence, else to any that the user names. The project's belong to it unless
+    /// the project names another engine.
     pub(super) fn belongs(&self, place: Place, url: &str) -> bool {
         let below: &[&Table] = match place {
             // A project's credentials are not the user's secrets.
