@@ -1,4 +1,4 @@
-//! Capabilities: what root may do inside a step.
+//! The capabilities of a step's processes.
 
 use rustix::{
     io::Errno,
@@ -15,12 +15,13 @@ use super::{
     spec::{Place, UserNamespace},
 };
 
-/// What a command may hold: enough to install packages and to serve a port, as container engines grant by default.
-/// Nothing that mounts, loads modules, or reaches into other processes.
+/// The capabilities of a command: enough to install packages and to serve a port, as container engines grant
+/// by default. None of them allows mounting, loading modules, or reaching into other processes.
 ///
-/// Engines grant MKNOD as well, because a control group keeps what is made from being opened. Here every file
-/// system of a step is `nodev`, so that a device node would be of no use: the kernel refuses to make one, by
-/// any system call. Whiteouts (0:0), which tools for images make, take no capability.
+/// Container engines grant MKNOD as well, because a device control group prevents device nodes from being
+/// opened. Here every file system of a step is `nodev`, so a device node would be useless: without MKNOD the
+/// kernel refuses to make one, by any system call. Whiteouts (0:0), which image tools make, need no
+/// capability.
 const COMMAND: CapabilitySet = CapabilitySet::AUDIT_WRITE
     .union(CapabilitySet::CHOWN)
     .union(CapabilitySet::DAC_OVERRIDE)
@@ -35,17 +36,18 @@ const COMMAND: CapabilitySet = CapabilitySet::AUDIT_WRITE
     .union(CapabilitySet::SETUID)
     .union(CapabilitySet::SYS_CHROOT);
 
-/// Pid 1 forwards signals, also to processes that changed their user; nothing else.
+/// The capabilities of pid 1: it forwards signals, also to processes that changed their user, and does
+/// nothing else.
 const INIT: CapabilitySet = CapabilitySet::KILL;
 
-/// Pid 1 that counts memory by looking reads which files the step's processes have open, also those of other
-/// users.
+/// The capabilities of a pid 1 that measures memory by polling: it reads which files the step's processes
+/// have open, also those of other users.
 const WATCHING_INIT: CapabilitySet = INIT.union(CapabilitySet::SYS_PTRACE).union(CapabilitySet::DAC_READ_SEARCH);
 
-/// Returns what a command may hold. Raw sockets, which read what others send, are for a network of the
-/// step's own.
+/// Returns the capabilities of a command. Raw sockets, which can read other processes' traffic, are granted
+/// only if the step has its own network.
 ///
-/// A command beside the step's files is a program of the machine that serves these files to a virtual
+/// A command with [`Place::Beside`] is a program of the host that serves the step's files to a virtual
 /// machine. It does not start without MKNOD. The file systems that it serves are `nodev`, too.
 fn of_command(shares_network: bool, place: Place) -> CapabilitySet {
     let granted = if shares_network { COMMAND.difference(CapabilitySet::NET_RAW) } else { COMMAND };
@@ -55,19 +57,19 @@ fn of_command(shares_network: bool, place: Place) -> CapabilitySet {
     }
 }
 
-/// Leaves the calling thread, which is about to run the command, with what a command may hold.
+/// Limits the calling thread, which is about to run the command, to the capabilities of a command.
 pub(crate) fn limit_command(shares_network: bool, place: Place) -> Result<(), SetupError> {
     limit_to(of_command(shares_network, place))
 }
 
-/// Leaves the calling thread, which is about to run a command that only reads, without capabilities. `run_as`
-/// is the user and the group that it becomes before.
+/// Drops all capabilities of the calling thread, which is about to run a command that only reads. `run_as` is
+/// the user and the group that the thread changes to first.
 pub(crate) fn limit_reader(user_namespace: UserNamespace, run_as: Option<(u32, u32)>) -> Result<(), SetupError> {
     let doing = || "become the owner of the files".to_owned();
     if user_namespace != UserNamespace::Single {
         set_thread_groups(&[]).doing(doing)?;
     }
-    // The bounding set can no longer be changed once this is another user.
+    // The bounding set can no longer be changed after the change of user.
     limit_to(if run_as.is_some() { CapabilitySet::SETUID | CapabilitySet::SETGID } else { CapabilitySet::empty() })?;
     if let Some((user, group)) = run_as {
         let (user, group) = (Uid::from_raw(user), Gid::from_raw(group));
@@ -82,7 +84,7 @@ fn limit_to(granted: CapabilitySet) -> Result<(), SetupError> {
     for capability in (0..u64::BITS).map(|bit| CapabilitySet::from_bits_retain(1 << bit)) {
         match remove_unless(granted.contains(capability), capability) {
             Ok(()) => {}
-            // The first that this kernel does not know: there are no more.
+            // The first capability that this kernel does not know: there are no more.
             Err(Errno::INVAL) => break,
             Err(errno) => return Err(SetupError::new(doing(), errno)),
         }
@@ -95,7 +97,7 @@ fn remove_unless(granted: bool, capability: CapabilitySet) -> Result<(), Errno> 
     if granted { Ok(()) } else { remove_capability_from_bounding_set(capability) }
 }
 
-/// Leaves pid 1 with what it needs.
+/// Limits pid 1 to the capabilities that it needs.
 pub(crate) fn limit_init(counts_memory: bool) -> Result<(), SetupError> {
     set(if counts_memory { WATCHING_INIT } else { INIT })
 }

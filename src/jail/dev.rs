@@ -19,18 +19,18 @@ use super::{
     sys,
 };
 
-/// Character devices of a step: name, major and minor number. None of them leads to the machine.
+/// Character devices of a step: name, major and minor number. None of them gives access to the host.
 const DEVICES: [(&CStr, u32, u32); 6] =
     [(c"null", 1, 3), (c"zero", 1, 5), (c"full", 1, 7), (c"random", 1, 8), (c"urandom", 1, 9), (c"tty", 5, 0)];
 
-/// Mounts `/dev`, a file system in memory.
+/// Mounts `/dev`, a tmpfs.
 ///
-/// The tmpfs is `nodev`, so that a node which the step makes is dead; the known ones are shown on mounts of
-/// their own. As root they are the step's own inodes. A user namespace can make none: it shows the machine's,
-/// read-only, because what is changed about an inode is changed for the machine. Data goes through a
-/// read-only mount of a device all the same.
+/// The tmpfs is `nodev`, so a node that the step makes cannot be opened; the known nodes are shown on mounts
+/// of their own. As root, they are the step's own inodes. In a user namespace no node can be made, so the
+/// host's nodes are shown. They are read-only, because a change to an inode's metadata would be a change on
+/// the host. A read-only mount of a device does not prevent reads and writes of its data.
 ///
-/// Returns two mounts of a directory that stays empty: no path leads to it.
+/// Returns two mounts of a directory that stays empty, because no path leads to it.
 pub(super) fn mount(host: &OwnedFd, spec: &JailSpec, message_queues: bool) -> Result<[OwnedFd; 2], SetupError> {
     let doing = || "fill /dev".into();
     let dev = memory(c"0755", spec.memory_bytes, MountAttrFlags::empty())?;
@@ -62,7 +62,7 @@ pub(super) fn mount(host: &OwnedFd, spec: &JailSpec, message_queues: bool) -> Re
             mount_bind(&*node, &*node).doing(|| showing(&node))?;
         }
     }
-    // Not the nodes' mounts, which were copied from it before.
+    // Not applied to the mounts of the nodes, which were cloned from it before.
     sys::restrict_mount(&dev, MountAttrFlags::MOUNT_ATTR_NODEV).doing(doing)?;
     if !own_nodes {
         for (name, ..) in DEVICES {
@@ -72,7 +72,7 @@ pub(super) fn mount(host: &OwnedFd, spec: &JailSpec, message_queues: bool) -> Re
             attach(&node, &at_dev(name))?;
         }
     }
-    // A mount of the same file system: another one would cost as much as all the nodes.
+    // A bind mount of the same file system: another tmpfs would cost as much as all the nodes.
     mount_bind(c"/dev/shm", c"/dev/shm").doing(doing)?;
     let empty = || {
         clone_tree(&dev, c"pts/empty").and_then(|tree| restricted(tree, MountAttrFlags::MOUNT_ATTR_RDONLY)).doing(doing)
@@ -83,7 +83,7 @@ pub(super) fn mount(host: &OwnedFd, spec: &JailSpec, message_queues: bool) -> Re
         UserNamespace::Single => c"ptmxmode=0666,mode=0620",
         UserNamespace::None | UserNamespace::Range => c"ptmxmode=0666,mode=0620,gid=5",
     };
-    // Hides what the two lines above have put there.
+    // Hides what the two statements above put there.
     filesystem_at(c"/dev/pts", c"devpts", MountFlags::empty(), terminals)?;
     if message_queues {
         filesystem_at(c"/dev/mqueue", c"mqueue", MountFlags::NODEV, c"")?;

@@ -1,4 +1,4 @@
-//! What went wrong while a jail was made.
+//! The errors of making a jail.
 
 use std::{fmt, io};
 
@@ -7,10 +7,10 @@ use serde::{Deserialize, Serialize};
 
 /// An operation of the jail that the kernel refused.
 ///
-/// `Display` fits "failed to ...": what was done, on what, and the kernel's word.
+/// `Display` completes "failed to ...": the operation, its object, and the kernel's error message.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SetupError {
-    /// What was being done, as in "mount /proc".
+    /// The operation, as in "mount /proc".
     pub doing: String,
     /// The system's error number.
     pub errno: i32,
@@ -30,9 +30,9 @@ impl SetupError {
     }
 }
 
-/// Names the operation that failed.
+/// Adds the name of the failed operation to an error.
 pub(crate) trait Doing<T> {
-    /// `what` completes "failed to ...".
+    /// Converts the error; `what` completes "failed to ...".
     fn doing(self, what: impl FnOnce() -> String) -> Result<T, SetupError>;
 }
 

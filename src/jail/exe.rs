@@ -1,10 +1,10 @@
-//! This program's own file, kept from steps.
+//! Protects this program's own file from steps.
 //!
-//! The process that executes a step's command is this program until it does, in the step's own files. If the
-//! command, its interpreter or its loader is a link to `/proc/self/exe`, the kernel opens the file of this
-//! program, and the step has a descriptor of it: one that can't be written to while the program runs, but
-//! through which root of the step could change the file's mode, owner, times and attributes. So a program that
-//! makes jails runs from a read-only mount that only it has: of its own file, or of a copy in memory.
+//! The process that executes a step's command runs this program until then, with the step's files as its
+//! root. If the command, its interpreter or its loader is a link to `/proc/self/exe`, the kernel opens this
+//! program's file, and the step has a descriptor of it. The file cannot be written to while the program runs,
+//! but the step's root could change the file's mode, owner, times and attributes through the descriptor. So a
+//! program that makes jails runs from a private read-only mount, of its own file or of a copy in memory.
 
 use std::{
     ffi::{CStr, CString, OsString},
@@ -28,9 +28,9 @@ use rustix::{
 
 use super::{SetupError, error::Doing, mounts, sys};
 
-/// The last argument of a program that was run again.
+/// The last argument of a program that was executed again.
 const AGAIN: &str = "again";
-/// This process' file, whatever its name is by now.
+/// This process' file, whatever its name is now.
 const EXE: &CStr = c"/proc/self/exe";
 
 /// Returns whether this program was run again, from a file that steps cannot change.
@@ -39,14 +39,14 @@ pub fn is_again() -> bool {
     std::env::args_os().next_back().is_some_and(|arg| arg == AGAIN)
 }
 
-/// Returns if this program runs from a read-only mount. Runs it again from one otherwise, with the same
-/// arguments and one more, which [`is_again`] sees.
+/// Returns if this program runs from a read-only mount. Otherwise executes it again from one, with the same
+/// arguments and an additional one, which [`is_again`] detects.
 ///
-/// This process must have one thread, a mount namespace of its own with private mounts, and no descriptor
-/// that matters but the three standard ones.
+/// This process must have one thread, a mount namespace of its own with private mounts, and no descriptors
+/// that must survive except the three standard ones.
 ///
 /// # Errors
-/// Returns an error if there is neither a mount nor a copy.
+/// Returns an error if neither a mount nor a copy can be made.
 pub(crate) fn protect() -> Result<(), SetupError> {
     if statvfs(EXE).is_ok_and(|at| at.f_flag.contains(StatVfsMountFlags::RDONLY)) {
         return Ok(());
@@ -54,12 +54,12 @@ pub(crate) fn protect() -> Result<(), SetupError> {
     let mut args: Vec<_> = std::env::args_os().skip(1).collect();
     if !is_again() {
         args.push(AGAIN.into());
-        // There is no mount if the file was replaced since this process started.
+        // The mount fails if the file was replaced since this process started.
         if let Ok(path) = mount_over_itself() {
             let _ = run(&path, &args);
         }
     }
-    // If this is the second time, the file was replaced between the mount and the start.
+    // The second time, this is reached if the file was replaced between the mount and the start.
     let doing = || "run this program from a copy in memory".to_owned();
     let (dir, name) = copy().doing(doing)?;
     let path = [format!("/proc/self/fd/{}/", dir.as_raw_fd()).as_bytes(), name.as_bytes()].concat();
@@ -82,11 +82,10 @@ fn mount_over_itself() -> Result<CString, Errno> {
     Ok(path)
 }
 
-/// Copies the file of this process to a file system in memory, and returns that, read-only, with the file's
-/// name in it.
+/// Copies the file of this process to a tmpfs. Returns the tmpfs, read-only, and the file's name in it.
 fn copy() -> io::Result<(OwnedFd, OsString)> {
     let path = std::env::args_os().next().unwrap_or_default();
-    // What the process is called once it runs from there.
+    // The process name after the execution.
     let name = Path::new(&path).file_name().unwrap_or("hm".as_ref()).to_owned();
     let fs = fsopen(c"tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
     fsconfig_set_string(&fs, c"mode", c"0755")?;
@@ -95,7 +94,7 @@ fn copy() -> io::Result<(OwnedFd, OsString)> {
     let dir = fsmount(&fs, FsMountFlags::FSMOUNT_CLOEXEC, attributes)?;
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
     let copy = rustix::fs::openat(&dir, &*name, flags, Mode::from_raw_mode(0o755))?;
-    // Closed before it is executed.
+    // The descriptor must be closed before the file is executed.
     io::copy(&mut File::open("/proc/self/exe")?, &mut File::from(copy))?;
     Ok((mounts::restricted(dir, MountAttrFlags::MOUNT_ATTR_RDONLY)?, name))
 }

@@ -4,29 +4,29 @@ use rustix::{fs::Gid, io::Errno, thread::set_thread_groups};
 
 use super::{SetupError, error::Doing, small};
 
-/// The longest group file that is read, in bytes.
+/// The maximum size of the group file, in bytes.
 const MAX_BYTES: u64 = 1 << 20;
-/// The most groups that the kernel takes.
+/// The maximum number of groups that the kernel accepts.
 const MAX_GROUPS: usize = 65_536;
 
-/// Joins root's own group and those in which the step's `/etc/group` lists root, as container engines do.
-/// Call this with the step's files as the root.
+/// Joins root's own group and the groups in which the step's `/etc/group` lists root, as container engines
+/// do. The step's files must be the caller's root.
 pub(crate) fn join_those_of_root() -> Result<(), SetupError> {
     let own = [Gid::ROOT];
     let groups = match small::read(c"/etc/group", MAX_BYTES) {
         Ok(file) => of_root(&file),
-        // An image may have no such file, or anything else in its place.
+        // An image may have no such file, or something else at its path.
         Err(_) => own.to_vec(),
     };
     match set_thread_groups(&groups) {
-        // A group that the user namespace has no id for.
+        // One of the groups has no id in the user namespace.
         Err(Errno::INVAL) => set_thread_groups(&own),
         joined => joined,
     }
     .doing(|| "join root's groups".into())
 }
 
-/// Returns the groups of root by a file of lines `name:password:id:members`.
+/// Returns root's groups according to a file of lines `name:password:id:members`.
 fn of_root(file: &[u8]) -> Vec<Gid> {
     let listed = file.split(|byte| *byte == b'\n').filter_map(|line| {
         let mut fields = line.split(|byte| *byte == b':');

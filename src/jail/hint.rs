@@ -1,13 +1,14 @@
-//! What to do where there is no jail.
+//! Advice to the user when a jail cannot be made.
 
 use std::path::Path;
 
 use super::SetupError;
 
-/// Where a process says which ids its user namespace has.
+/// The file that shows the id mapping of a process' user namespace.
 const UID_MAP: &str = "/proc/self/uid_map";
 
-/// What to do where no user namespace can be had, because of `error`: which of the switches that forbid them is set.
+/// Returns advice for the case that no user namespace can be made because of `error`. It names the setting
+/// that forbids user namespaces.
 #[must_use]
 pub fn user_namespace_hint(error: &SetupError) -> String {
     let is = |file: &str, value: &str| {
@@ -24,7 +25,8 @@ pub fn user_namespace_hint(error: &SetupError) -> String {
                 AppArmor profile with `userns`"
             .into();
     }
-    // The kernel lets nobody map user 0 who had no CAP_SETFCAP before, whatever the switches say.
+    // The kernel refuses to map user 0 for a process that had no CAP_SETFCAP before, whatever the settings
+    // are.
     if error.doing.ends_with(UID_MAP) {
         return "this is user 0 without capabilities, whom no user namespace can have: run as an ordinary user (buildbox: the \
                 platform properties unixUID=1000 and unixGID=1000), or as root with all capabilities"

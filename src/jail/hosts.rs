@@ -1,12 +1,12 @@
-//! The step's `/etc/hosts`: what its image has, completed with the host name and the names that every machine
+//! The step's `/etc/hosts`: the image's file, completed with the host name and the names that every machine
 //! has.
 
 use std::fmt::Write as _;
 
-/// The longest file of an image that is kept, in bytes. A longer one is replaced.
+/// The maximum size of an image's file that is kept, in bytes. A larger file is replaced.
 pub(crate) const MAX_BYTES: u64 = 1 << 18;
 
-/// What container engines write at the start of the file.
+/// The entries that container engines write at the start of the file.
 const USUAL: [(&str, &[&str]); 6] = [
     ("127.0.0.1", &["localhost"]),
     ("::1", &["localhost", "ip6-localhost", "ip6-loopback"]),
@@ -16,11 +16,11 @@ const USUAL: [(&str, &[&str]); 6] = [
     ("ff02::2", &["ip6-allrouters"]),
 ];
 
-/// The address of the host name: on the loopback device of every network, and apart from `localhost`, to
-/// which `hostname -f` would else resolve.
+/// The address of the host name. It is on the loopback device of every network, and differs from that of
+/// `localhost`, because otherwise `hostname -f` would resolve to `localhost`.
 const OWN_ADDRESS: &str = "127.0.1.1";
 
-/// Returns `own`, the file of the step's image, followed by lines for the names that it lacks.
+/// Returns `own`, the image's file, followed by lines for the names that it lacks.
 pub(crate) fn complete(own: &[u8], hostname: &str) -> Vec<u8> {
     let known: Vec<&[u8]> = own.split(|byte| *byte == b'\n').flat_map(names).collect();
     let lacks = |name: &&str| !known.iter().any(|known| known.eq_ignore_ascii_case(name.as_bytes()));
@@ -34,7 +34,7 @@ pub(crate) fn complete(own: &[u8], hostname: &str) -> Vec<u8> {
     for (address, names) in USUAL {
         add(address, names);
     }
-    // "(none)" is the name of a machine that has not been given one.
+    // "(none)" is the name of a machine whose name was never set.
     if is_name(hostname) {
         match hostname.split_once('.') {
             Some((short, _)) if !short.is_empty() => add(OWN_ADDRESS, &[hostname, short]),

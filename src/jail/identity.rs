@@ -1,4 +1,4 @@
-//! What tells a step who and where it is: its host name, and its own limits.
+//! The step's identity: its host name and its own control groups.
 
 use std::{
     ffi::{CStr, CString},
@@ -20,14 +20,14 @@ use super::{
 };
 
 const HOSTS: &CStr = c"/etc/hosts";
-/// Where control groups are shown.
+/// The mount point of control groups.
 const CGROUPS: &CStr = c"/sys/fs/cgroup";
 
-/// Mounts a file in memory over the step's `/etc/hosts`, so that the host name resolves and no layer has it.
-/// The step may write to it, as in a container.
+/// Mounts a file in memory over the step's `/etc/hosts`, so that the host name resolves and the file is in no
+/// layer. The step may write to it, as in a container.
 ///
-/// `aside` is a directory of a file system in memory that another mount is about to hide. A step without an
-/// `/etc/hosts` stays without one: every image but a root file system of its own has the file.
+/// `aside` is a directory of a tmpfs that another mount is about to hide. A step without an `/etc/hosts`
+/// stays without one. Every image has the file, except for custom root file systems.
 pub(super) fn name_the_host(aside: &CStr) -> Result<(), SetupError> {
     let doing = || "show the step's host name in /etc/hosts".to_owned();
     let own = small::read(HOSTS, hosts::MAX_BYTES).unwrap_or_default();
@@ -42,19 +42,19 @@ pub(super) fn name_the_host(aside: &CStr) -> Result<(), SetupError> {
         let written = rustix::io::write(&file, rest).doing(doing)?;
         rest = &rest[written..];
     }
-    // A mount point that is not there would be made as a part of the step's layer. A link that leads nowhere, or
-    // to a directory, is the image's own fault.
+    // A missing mount point is not made, because it would become part of the step's layer. A link that leads
+    // nowhere, or to a directory, is the image's own fault.
     match mount_bind(&*path, HOSTS) {
         Err(Errno::NOENT | Errno::NOTDIR | Errno::INVAL | Errno::LOOP) => Ok(()),
         mounted => mounted.doing(doing),
     }
 }
 
-/// Shows the step the control groups that hold it, read-only, each under the name of its hierarchy; with
-/// version 2 there is one, without a name. Without any, those of the machine are hidden if they are
+/// Shows the step its control groups, read-only, each under the name of its hierarchy. With version 2 there
+/// is one group without a name. Without any group, the host's control groups are hidden if they are
 /// `visible`.
 pub(super) fn show_limits(groups: &[(CString, OwnedFd)], visible: bool) -> Result<(), SetupError> {
-    // A kernel, or a container, may be without control groups.
+    // A kernel, or a container, may have no control groups.
     if (groups.is_empty() && !visible) || rustix::fs::stat(CGROUPS).is_err() {
         return Ok(());
     }
@@ -68,7 +68,7 @@ pub(super) fn show_limits(groups: &[(CString, OwnedFd)], visible: bool) -> Resul
     let named: Vec<_> = groups.iter().filter(|(name, _)| !name.is_empty()).collect();
     for (name, _) in &named {
         rustix::fs::mkdirat(&top, name.as_c_str(), Mode::from_raw_mode(0o755)).doing(doing)?;
-        // As on every machine that mounts two of them together.
+        // The same links as on every machine that mounts two controllers together.
         let parts = name.to_bytes().split(|byte| *byte == b',').filter(|part| *part != name.to_bytes());
         for part in parts {
             rustix::fs::symlinkat(name.as_c_str(), &top, part).doing(doing)?;

@@ -1,9 +1,9 @@
-//! Pid 1 of a step, and the command it starts.
+//! Pid 1 of a step, and the command that it starts.
 //!
-//! Pid 1 makes the jail, starts the command, reaps, forwards TERM, and reports how the command ended. When it ends, for
-//! whatever reason, the kernel ends every process of the step: daemons, traps and new sessions change nothing about that.
-//! It ends when the command does (after TERM, when the last process does), when the engine hangs up, and when
-//! the zygote is gone.
+//! Pid 1 makes the jail, starts the command, reaps children, forwards TERM, and reports how the command
+//! ended. When it ends, for whatever reason, the kernel kills every process of the step, including daemons,
+//! processes that trap signals, and processes in new sessions. It ends when the command ends (after TERM,
+//! when the last process ends), when the engine closes the status socket, and when the zygote has ended.
 
 use std::{
     convert::Infallible,
@@ -32,29 +32,29 @@ use super::{
     zygote::Prepared,
 };
 
-/// How often limits without cgroups are looked at.
+/// The interval at which limits without cgroups are checked.
 const WATCH_INTERVAL: Timespec = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
 
 /// The descriptors of a step.
 #[derive(Debug)]
 pub(crate) struct StepFds {
-    /// To and from the engine.
+    /// The status socket, to and from the engine.
     pub(crate) status: OwnedFd,
     /// The spec.
     pub(crate) spec: OwnedFd,
-    /// The command's standard input, where it has one.
+    /// The command's standard input, if it has one.
     pub(crate) stdin: Option<OwnedFd>,
     /// The command's standard output.
     pub(crate) stdout: OwnedFd,
     /// The command's standard error.
     pub(crate) stderr: OwnedFd,
-    /// What it gets beside its streams.
+    /// The command's additional descriptors.
     pub(crate) more: Vec<OwnedFd>,
     /// The zygote's pidfd.
     pub(crate) zygote: OwnedFd,
 }
 
-/// What a command reads and prints to.
+/// The command's streams.
 #[derive(Debug)]
 struct Streams {
     stdin: Option<OwnedFd>,
@@ -70,7 +70,7 @@ pub(crate) fn run(fds: StepFds, isolate_network: bool, prepared: &Prepared) -> !
         Err(_) => sys::exit(1),
     };
     if let Err(error) = run_step(fds, isolate_network, prepared) {
-        // Where the engine is gone, nobody wants to know.
+        // If the engine has ended, there is no receiver.
         let _ = wire::send_value(&status, &Report::Failed(error), &[]);
         sys::exit(1);
     }
@@ -79,7 +79,8 @@ pub(crate) fn run(fds: StepFds, isolate_network: bool, prepared: &Prepared) -> !
 
 fn run_step(fds: StepFds, isolate_network: bool, prepared: &Prepared) -> Result<(), SetupError> {
     let StepFds { status, spec, stdin, stdout, stderr, more, zygote } = fds;
-    // Requests are the zygote's: a step that held their socket would keep the engine from seeing the zygote's end.
+    // Requests are for the zygote. If a step kept the request socket open, the engine would not see the
+    // zygote's end.
     sys::move_to(&zygote, 0).doing(|| "let go of the request socket".into())?;
     die_with(&zygote)?;
     let children = sys::child_signals().doing(|| "watch for children".into())?;
@@ -97,17 +98,19 @@ fn run_step(fds: StepFds, isolate_network: bool, prepared: &Prepared) -> Result<
         return wire::send_value(&status, &Report::Exited { code: 0, cpu_micros: 0, max_rss_bytes: 0 }, &[])
             .doing(|| "report".into());
     }
-    // The command is root of the same namespace; it must not attach to this process, which holds the status socket.
+    // The command is root of the same namespace. It must not attach to this process, which holds the status
+    // socket.
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable).doing(|| "close pid 1 to tracers".into())?;
     let streams = Streams { stdin, stdout, stderr, more };
     let become_command = || {
-        // The command runs, or says why not.
+        // Executes the command, or reports why that failed.
         let Err(error) = exec(&spec, &streams, &cgroups, prepared);
         let _ = wire::send_value(&status, &Report::Failed(error), &[]);
     };
     let doing = || "start the command".into();
     let command = if spec.pack.is_none() {
-        // Copying this process, for a program to take the copy's place, is a tenth of what a short step costs.
+        // A copy of this process, which the command would replace at once, would be a tenth of the cost of a
+        // short step.
         sys::start_sharing_memory(become_command).doing(doing)?
     } else {
         match sys::clone_process(0).doing(doing)? {
@@ -124,7 +127,7 @@ fn run_step(fds: StepFds, isolate_network: bool, prepared: &Prepared) -> Result<
     Ok(())
 }
 
-/// Ends this process when the zygote does, also where it already has.
+/// Ends this process when the zygote ends, or if it has already ended.
 fn die_with(zygote: &OwnedFd) -> Result<(), SetupError> {
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).doing(|| "tie pid 1 to the zygote".into())?;
     let mut poll_fds = [PollFd::new(zygote, PollFlags::IN)];
@@ -139,9 +142,9 @@ fn open_cgroup(procs: &CStr) -> Result<OwnedFd, SetupError> {
         .doing(|| format!("open {}", procs.to_string_lossy()))
 }
 
-/// Waits for the end of the command, and reports it. After TERM the end is that of the last process of the
-/// step, because each of them has the grace to clean up; a step that ends by itself does not wait for what it
-/// started.
+/// Waits for the end of the command, and reports it. After TERM it waits for the last process of the step,
+/// because each process has the grace period to clean up. A step that ends by itself does not wait for the
+/// other processes that it started.
 fn attend(command: Pid, status: &OwnedFd, children: &OwnedFd, zygote: &OwnedFd, watch: Option<Watch>) {
     let timeout = watch.map(|_| WATCH_INTERVAL);
     let mut watcher = watch.map(Watcher::new);
@@ -156,7 +159,7 @@ fn attend(command: Pid, status: &OwnedFd, children: &OwnedFd, zygote: &OwnedFd, 
         if from_zygote {
             return;
         }
-        // Before the engine's word: a command that has ended by now did so by itself.
+        // Checked before the engine's messages: a command that has ended by now ended by itself.
         if from_children {
             let left = reap(command, children, &mut report);
             if let Some(report) = report.as_ref().filter(|_| !asked_to_end || left == Left::Nothing) {
@@ -178,17 +181,17 @@ fn attend(command: Pid, status: &OwnedFd, children: &OwnedFd, zygote: &OwnedFd, 
     }
 }
 
-/// What the engine wanted.
+/// A message of the engine.
 enum Forwarded {
-    /// Nothing that makes sense.
+    /// An invalid message.
     Nothing,
-    /// This signal, which every process of the step has got.
+    /// This signal, which was sent to every process of the step.
     Signal(i32),
-    /// To be rid of the step.
+    /// The engine closed the socket: the step is to end.
     HungUp,
 }
 
-/// Passes a signal from the engine on to every process of the step.
+/// Forwards a signal from the engine to every process of the step.
 fn forward(status: &OwnedFd) -> Forwarded {
     match wire::receive(status, RecvFlags::DONTWAIT) {
         Ok(Some((message, _))) => match message[..] {
@@ -203,17 +206,18 @@ fn forward(status: &OwnedFd) -> Forwarded {
     }
 }
 
-/// Whether processes of the step are left.
+/// Whether any processes of the step are left.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Left {
     Some,
     Nothing,
 }
 
-/// Reaps everything that ended, and keeps the command's report when the command is among it.
+/// Reaps all children that ended, and stores the command's report if the command is among them.
 fn reap(command: Pid, children: &OwnedFd, report: &mut Option<Report>) -> Left {
     let mut info = [0; size_of::<libc::signalfd_siginfo>()];
-    // Several children may share one signal, so the signal is taken first and the children are asked for one by one.
+    // Several children may share one signal, so the signal is read first and then the children are reaped one
+    // by one.
     let _ = rustix::io::read(children, &mut info[..]);
     loop {
         match sys::reap() {
@@ -222,26 +226,26 @@ fn reap(command: Pid, children: &OwnedFd, report: &mut Option<Report>) -> Left {
                 *report = Some(Report::Exited { code: child.code, cpu_micros, max_rss_bytes });
             }
             Ok(Reap::Ended(_)) => {}
-            // Orphans become children of this process, so that without a child there is no process.
+            // Orphans become children of this process, so no child means no process.
             Ok(Reap::NoChild) => return Left::Nothing,
             Ok(Reap::NoneYet) | Err(_) => return Left::Some,
         }
     }
 }
 
-/// Takes from this process what a command may not do.
+/// Confines this process before it executes the command.
 ///
-/// The filters go in while the capability to install them is still held. The other way to be allowed to,
-/// `no_new_privs`, would make setuid programs and file capabilities do nothing, with which `su`, `sudo` and
-/// `ping` fail. No program can take a filter off again, and the bounding set caps what a program may gain: a
-/// step that runs a setuid program has at most what it started with.
+/// The filters are installed while the process still holds the capability for that. The alternative,
+/// `no_new_privs`, would disable setuid programs and file capabilities, and `su`, `sudo` and `ping` would
+/// fail. No program can remove a filter, and the bounding set limits the capabilities that a program may
+/// gain: a step that runs a setuid program has at most what it started with.
 ///
-/// Three kinds of commands gain nothing and keep the stricter rule. With a single id, no other user
-/// could use such a program, and the filters, which pretend that `capset` and `setuid` succeed, must come
-/// last. A command beside the step's files is a program of the machine. One over a root in memory only reads,
-/// and has no rights at all.
+/// Three kinds of commands gain nothing from such programs, and get `no_new_privs`. In a user namespace with
+/// a single id, no other user exists who could use such a program, and the filters, which pretend that
+/// `capset` and `setuid` succeed, must be installed last. A command with [`Place::Beside`] is a program of
+/// the host. A command with a root in memory only reads, and has no privileges at all.
 fn confine(spec: &JailSpec, prepared: &Prepared) -> Result<(), SetupError> {
-    // While the capability to do so is there.
+    // The capability for this is still held.
     if spec.shares_network && prepared.has_landlock_scopes {
         landlock::scope()?;
     }
@@ -266,20 +270,20 @@ fn confine(spec: &JailSpec, prepared: &Prepared) -> Result<(), SetupError> {
     Ok(())
 }
 
-/// Returns whether the command may gain rights by programs that give some.
+/// Returns whether the command may gain privileges by setuid programs and file capabilities.
 fn gains_rights(spec: &JailSpec) -> bool {
     spec.place == Place::Root && spec.user_namespace != UserNamespace::Single && spec.root.memory().is_none()
 }
 
-/// Makes `dir` the work directory, which links below `/proc` do not lead to: the jail's descriptors are still
-/// open.
+/// Makes `dir` the working directory. Magic links below `/proc` are not followed, because the jail's
+/// descriptors are still open.
 fn enter(dir: &CStr) -> Result<(), Errno> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let dir = rustix::fs::openat2(CWD, dir, flags, Mode::empty(), ResolveFlags::NO_MAGICLINKS)?;
     rustix::process::fchdir(dir)
 }
 
-/// Becomes the command. Returns only on failure.
+/// Executes the command. Returns only on failure.
 fn exec(
     spec: &JailSpec,
     streams: &Streams,
@@ -292,7 +296,7 @@ fn exec(
         rustix::io::write(procs, b"0").doing(|| "enter the step's cgroup".into())?;
     }
     if !cgroups.is_empty() {
-        // Only now can the cgroup that the command lives in be the root of what it sees.
+        // From here on, the cgroup of the command can be the root of the cgroups that it sees.
         sys::unshare(UnshareFlags::NEWCGROUP).doing(|| "hide the host's cgroups".into())?;
     }
     let null = rustix::fs::openat(CWD, c"/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())

@@ -1,25 +1,24 @@
-//! Landlock: what the network that a step shares with the machine must not carry.
+//! Landlock: restricts a step on the host's network to its own abstract sockets.
 //!
-//! Abstract unix sockets and the ids of their users belong to the network namespace, so that a step on the
-//! machine's network could talk to the X server, to the session bus, and to other steps. A Landlock domain
-//! ends at the step: its processes connect to each other's abstract sockets and to none from outside. Needs
-//! Linux 6.12.
+//! Abstract unix sockets, and the ids of their users, belong to the network namespace. So a step on the
+//! host's network could talk to the X server, to the session bus, and to other steps. A step is a Landlock
+//! domain: its processes connect to each other's abstract sockets and to none outside. Needs Linux 6.12.
 
 use super::{SetupError, error::Doing, sys};
 
-/// The first version of the interface with scopes.
+/// The first version of the Landlock interface that has scopes.
 const SCOPES: u32 = 6;
-/// Connections to abstract unix sockets, and datagrams.
+/// The scope of connections and datagrams to abstract unix sockets.
 const ABSTRACT_UNIX_SOCKET: u64 = 1;
-/// Signals. A step's process ids are its own already, apart from its pid 1.
+/// The scope of signals. A step has its own process ids already, so this adds only its pid 1.
 const SIGNAL: u64 = 1 << 1;
 
-/// Returns whether this kernel can keep a step's sockets and signals within the step.
+/// Returns whether this kernel can restrict a step's sockets and signals to the step.
 pub(super) fn has_scopes() -> bool {
     sys::landlock_version().is_ok_and(|version| version >= SCOPES)
 }
 
-/// Keeps the connections and signals of the calling thread, and of all that it starts, within themselves.
+/// Restricts connections and signals of the calling thread, and of all that it starts, to themselves.
 pub(super) fn scope() -> Result<(), SetupError> {
     sys::landlock_scope(ABSTRACT_UNIX_SOCKET | SIGNAL).doing(|| "keep the step's sockets and signals in it".into())
 }
@@ -49,7 +48,7 @@ mod tests {
         };
         let (outside, inside) = (address("outside"), address("inside"));
         let _outside = UnixListener::bind_addr(&outside).unwrap();
-        // A domain is a thread's: this one ends with it.
+        // A domain belongs to a thread: this one ends with its thread.
         let scoped = std::thread::spawn(move || {
             rustix::thread::set_no_new_privs(true).unwrap();
             UnixStream::connect_addr(&outside).expect("there is no domain yet");

@@ -1,9 +1,9 @@
-//! How much memory a step uses, when no control group counts it.
+//! The memory use of a step, measured when no control group counts it.
 //!
-//! What its processes have mapped is in `/proc/PID/statm`. What lies in file systems in memory, in memory
-//! files and in System V segments belongs to no process, and a step could keep any amount there. Counting it
-//! means a look at every descriptor of every process, which takes milliseconds, so that it is done only while
-//! the machine as a whole has enough of such memory to matter.
+//! The memory that its processes have mapped is in `/proc/PID/statm`. Memory in tmpfs file systems, in memory
+//! files and in System V segments belongs to no process, and a step could keep any amount there. To count it,
+//! every descriptor of every process must be read, which takes milliseconds. That is done only while the
+//! machine as a whole has enough shared memory to matter.
 
 use std::{
     collections::HashSet,
@@ -13,13 +13,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// File systems in memory that a step may write to.
+/// The tmpfs file systems that a step may write to.
 const FILE_SYSTEMS: [&str; 2] = ["/dev", "/dev/shm"];
 
-/// Looks may take up to one part in this many of the time that passes.
+/// Full measurements take at most one part in this many of the elapsed time.
 const PATIENCE: u32 = 10;
 
-/// Looks at a step's memory now and then.
+/// Measures a step's memory at intervals.
 #[derive(Debug)]
 pub(crate) struct Memory {
     limit: u64,
@@ -31,7 +31,7 @@ impl Memory {
         Self { limit, next_look: None }
     }
 
-    /// Returns whether the processes `pids` and what they keep in memory exceed the limit.
+    /// Returns whether the memory of the processes `pids`, including shared memory, exceeds the limit.
     pub(crate) fn is_exceeded(&mut self, pids: &[u32]) -> bool {
         let mapped: u64 = pids.iter().copied().map(mapped_bytes).sum();
         let shared = shared_of_the_machine();
@@ -49,15 +49,15 @@ impl Memory {
     }
 }
 
-/// Returns what a process has mapped, in bytes: the second field of `statm`, in pages. A process that is just
-/// ending has none.
+/// Returns a process' resident set, in bytes: the second field of `statm`, in pages. A process that is ending
+/// has none.
 fn mapped_bytes(pid: u32) -> u64 {
     let statm = fs::read_to_string(format!("/proc/{pid}/statm")).unwrap_or_default();
     let pages: u64 = statm.split_ascii_whitespace().nth(1).and_then(|field| field.parse().ok()).unwrap_or(0);
     pages * rustix::param::page_size() as u64
 }
 
-/// Returns all memory of this machine that is shared, or a file's in memory: an upper bound of a step's.
+/// Returns all memory of this machine that is shared or in a tmpfs: an upper bound of the step's.
 fn shared_of_the_machine() -> Option<u64> {
     field(&fs::read_to_string("/proc/meminfo").ok()?, "Shmem:")
 }
@@ -68,12 +68,12 @@ fn field(text: &str, name: &str) -> Option<u64> {
     value.split_ascii_whitespace().next()?.parse::<u64>().ok()?.checked_mul(1024)
 }
 
-/// Returns everything that is not shared, by process, and everything that is, once.
+/// Returns the memory that is not shared, summed over the processes, and all shared memory, counted once.
 fn used_bytes(pids: &[u32]) -> u64 {
     let mut sum = file_systems() + segments();
     let mut sharing = Vec::new();
     for &pid in pids {
-        // A process that is just ending has none.
+        // A process that is ending has no such file.
         let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
         let of = |name| field(&status, name).unwrap_or(0);
         sum += of("RssAnon:") + of("RssFile:");
@@ -87,13 +87,13 @@ fn used_bytes(pids: &[u32]) -> u64 {
     sum + sharing.into_iter().map(|(pid, shared)| unnamed(pid, &seen).unwrap_or(shared)).sum::<u64>()
 }
 
-/// Returns what the step's file systems in memory hold.
+/// Returns how much the step's tmpfs file systems hold, in bytes.
 fn file_systems() -> u64 {
     let mut devices = HashSet::new();
     let mut used = 0;
     for path in FILE_SYSTEMS {
         let (Ok(stat), Ok(metadata)) = (rustix::fs::statfs(path), fs::metadata(path)) else { continue };
-        // Elsewhere `/dev` may be anything else.
+        // Without a jail's mounts, `/dev` may be any file system.
         if stat.f_type as u64 == libc::TMPFS_MAGIC as u64 && devices.insert(metadata.dev()) {
             let pages = stat.f_blocks.saturating_sub(stat.f_bfree);
             used += pages * u64::try_from(stat.f_bsize).unwrap_or(0);
@@ -102,14 +102,14 @@ fn file_systems() -> u64 {
     used
 }
 
-/// Returns what System V segments hold: the columns `rss` and `swap`.
+/// Returns the size of the System V segments: the columns `rss` and `swap`.
 fn segments() -> u64 {
     let table = fs::read_to_string("/proc/sysvipc/shm").unwrap_or_default();
     let bytes = |line: &str| line.split_ascii_whitespace().rev().take(2).filter_map(|it| it.parse::<u64>().ok()).sum();
     table.lines().skip(1).map(|line| -> u64 { bytes(line) }).sum()
 }
 
-/// Returns what the memory files hold that a process has open and that were not `seen` before.
+/// Returns the size of the memory files that a process has open, except for files already in `seen`.
 fn open_files(pid: u32, seen: &mut HashSet<(u64, u64)>) -> u64 {
     let mut sum = 0;
     for entry in fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten() {
@@ -128,8 +128,8 @@ fn is_memory_file(target: &Path) -> bool {
     target.to_str().is_some_and(|target| target.starts_with("/memfd:"))
 }
 
-/// Returns what a process shares of memory that has no name and is in no file that was `seen`: its fair share
-/// of each mapping.
+/// Returns a process' proportional share of each shared mapping that has no name, or whose file is not in
+/// `seen`.
 fn unnamed(pid: u32, seen: &HashSet<(u64, u64)>) -> Option<u64> {
     let maps = fs::read_to_string(format!("/proc/{pid}/smaps")).ok()?;
     Some(unnamed_in(&maps, seen))
@@ -151,7 +151,7 @@ fn unnamed_in(smaps: &str, seen: &HashSet<(u64, u64)>) -> u64 {
     sum
 }
 
-/// Returns the file that a mapping's first line names, by device and inode, and its path:
+/// Returns the file in a mapping's first line, as device and inode, and its path:
 /// `7f00-7f10 rw-s 00000000 00:01 1035 /memfd:x`.
 fn mapping(line: &str) -> Option<((u64, u64), &str)> {
     let mut fields = line.splitn(6, ' ');

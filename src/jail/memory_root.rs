@@ -1,4 +1,4 @@
-//! A root in memory: what a command that only reads finds around the views of the machine that it is shown.
+//! A root in memory: the files around the views of the host that are shown to a command that only reads.
 
 use std::os::fd::OwnedFd;
 
@@ -13,8 +13,7 @@ use super::{
     spec::{MemoryEntry, MemoryRoot},
 };
 
-/// Makes the file system and what it holds at the start. It is attached nowhere yet, and goes with its last
-/// user.
+/// Makes the file system and its initial files. It is not attached yet, and is freed with its last user.
 pub(super) fn make(root: &MemoryRoot) -> Result<OwnedFd, SetupError> {
     let doing = || "make a root in memory".to_owned();
     let fs = fsopen(c"tmpfs", FsOpenFlags::FSOPEN_CLOEXEC).doing(doing)?;

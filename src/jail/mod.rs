@@ -1,4 +1,4 @@
-//! The jail: everything that happens in another process than the engine's.
+//! The jail: everything that happens in other processes than the engine's.
 //!
 //! ```text
 //!   engine ──request──▶ zygote ──clone3──▶ pid 1 of a step ──clone3──▶ the command
@@ -6,9 +6,9 @@
 //!      └──────────────────┴── status socket ─┘
 //! ```
 //!
-//! In: a [`JailSpec`] per step, and its status socket and streams. Out: a [`Report`] or two. Knows neither tokio nor the
-//! rest of the crate but for [`tree`](crate::tree), so that it can run in a program of its own; the only `unsafe` of the
-//! crate is in `sys`.
+//! Input: a [`JailSpec`] per step, its status socket and its streams. Output: one or two [`Report`]s. The
+//! module depends neither on tokio nor on the rest of the crate, except for [`tree`](crate::tree), so that it
+//! can run in a program of its own. The only `unsafe` code of the crate is in `sys`.
 
 mod caps;
 mod dev;
@@ -34,7 +34,7 @@ mod watch;
 pub(crate) mod wire;
 mod zygote;
 
-/// What a machine's first process asks of the kernel.
+/// The system calls that the init of a virtual machine makes.
 pub(crate) mod guest_ops {
     pub(crate) use super::sys::{
         Cloned, clone_process, default_route, exit, interface_up, load_module, loopback_up, move_to, reseed,

@@ -1,7 +1,7 @@
 //! The step's file systems.
 //!
-//! Everything that names a path of the host is opened before the root changes, everything that names a path of the step
-//! after: a symlink in a layer can only lead to somewhere else in the step.
+//! Host paths are opened before the root changes, and paths of the step are resolved after it. So a symlink
+//! in a layer can only lead to another place in the step.
 
 use std::{
     ffi::{CStr, CString},
@@ -27,18 +27,20 @@ use super::{
     sys,
 };
 
-/// The longest string that `fsconfig` takes, in bytes, its end included.
+/// The longest string that `fsconfig` takes, in bytes, including the final zero byte.
 const MAX_FSCONFIG_BYTES: usize = 256;
 
-/// A layer is plain files and directories, whiteouts and opaque marks: nothing that names another layer. `nofollow` rather
-/// than `off`, which some kernels are configured to take as `follow`, and which then conflicts with `userxattr`.
+/// The overlay options that keep a layer self-contained: plain files and directories, whiteouts and opaque
+/// marks, but no references to other layers. `nofollow` rather than `off`: some kernels are configured to
+/// take `off` as `follow`, which conflicts with `userxattr`.
 const OVERLAY_OPTIONS: [(&CStr, &CStr); 4] =
     [(c"redirect_dir", c"nofollow"), (c"metacopy", c"off"), (c"index", c"off"), (c"xino", c"off")];
 
-/// What the jail itself keeps in the step's memory takes no more than this.
+/// The minimum size of a tmpfs, enough for the jail's own files.
 const MIN_MEMORY_BYTES: u64 = 1 << 20;
 
-/// What a step must not read, though it is root in its namespaces: hidden under `/dev/null` or an empty directory.
+/// The paths that a step must not read, although it is root in its namespaces. They are hidden under
+/// `/dev/null` or an empty directory.
 const HIDDEN: [&CStr; 12] = [
     c"/proc/acpi",
     c"/proc/asound",
@@ -54,18 +56,18 @@ const HIDDEN: [&CStr; 12] = [
     c"/sys/devices/virtual/powercap",
 ];
 
-/// What a step may read but not write.
+/// The paths that a step may read but not write.
 const READ_ONLY: [&CStr; 5] = [c"/proc/bus", c"/proc/fs", c"/proc/irq", c"/proc/sys", c"/proc/sysrq-trigger"];
 
-/// Which of the paths above this kernel has. The same for every step, so the zygote looks once.
+/// The special paths that this kernel has. They are the same for every step, so the zygote looks once.
 #[derive(Debug)]
 pub(crate) struct SpecialPaths {
-    /// Whether there are POSIX message queues.
+    /// Whether the kernel has POSIX message queues.
     message_queues: bool,
     hidden_files: Vec<&'static CStr>,
-    /// Directories.
+    /// Hidden directories below `/proc`.
     hidden_in_proc: Vec<&'static CStr>,
-    /// Directories.
+    /// Hidden directories below `/sys`.
     hidden_in_sys: Vec<&'static CStr>,
     read_only: Vec<&'static CStr>,
 }
@@ -93,17 +95,18 @@ impl SpecialPaths {
     }
 }
 
-/// What to do where the kernel mounts no new file system of processes, because the one that is there hides something.
+/// What to do if the kernel refuses to mount a new procfs, because the existing one has hidden parts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Proc {
-    /// Fail: steps are to see no processes but their own.
+    /// Fail: steps must see no processes except their own.
     Own,
-    /// Show the one that is there: it has the processes of a container that is there for the step.
+    /// Show the existing one: it shows the processes of a container that exists for the step.
     OwnOrShared,
 }
 
-/// Mounts the step's file systems. They become the caller's root, and the host's are gone; or the caller stays where it is,
-/// and they are at the mount point, without those that every kernel makes for itself.
+/// Mounts the step's file systems. With [`Place::Root`] they become the caller's root, and the host's file
+/// systems are detached. With [`Place::Beside`] the caller keeps its root, and they are at the mount point,
+/// without the file systems that every kernel makes for itself.
 pub(super) fn enter(spec: &JailSpec, special: &SpecialPaths, proc: Proc) -> Result<(), SetupError> {
     let host = rustix::fs::openat(CWD, c"/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
         .doing(|| "open the host's root".into())?;
@@ -121,7 +124,7 @@ pub(super) fn enter(spec: &JailSpec, special: &SpecialPaths, proc: Proc) -> Resu
     rustix::process::fchdir(&root).doing(|| "enter the new root".into())?;
     match spec.place {
         Place::Root => rustix::process::pivot_root(c".", c".").doing(|| "make the new root the root".into())?,
-        // For as long as paths of the step are looked up: a link in a layer must not lead to the host's files.
+        // For as long as paths of the step are resolved: a link in a layer must not lead to the host's files.
         Place::Beside => rustix::process::chroot(c".").doing(|| "look into the new root".into())?,
     }
     rustix::process::chdir(c"/").doing(|| "enter the new root".into())?;
@@ -133,8 +136,8 @@ pub(super) fn enter(spec: &JailSpec, special: &SpecialPaths, proc: Proc) -> Resu
         rustix::process::fchdir(&host).doing(|| "enter the host's root".into())?;
         return rustix::process::chroot(c".").doing(|| "go back to the host's root".into());
     }
-    // All that an image may have links for comes before `/proc`: in there are links to the host's root, which is
-    // still open.
+    // Every mount at a path where an image may have a link comes before `/proc`: procfs has links to the
+    // host's root, which is still open.
     let has_sys = spec.root.memory().is_none();
     if has_sys {
         let shows_groups = sys_dir(&host)?;
@@ -166,14 +169,14 @@ pub(super) fn mount(it: &MountedOverlay, user_namespace: UserNamespace, api: Mou
         rustix::fs::chown(&it.upper, Some(owner), Some(group)).doing(doing)?;
     }
     let mount = overlay(it, user_namespace, api, on)?;
-    // Not `attach`: where the directory is gone, nobody wants the overlay any more.
+    // Not `attach`: if the directory is gone, the overlay is no longer needed.
     move_mount(&mount, c"", CWD, on, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
         .doing(|| format!("mount {}", on.to_string_lossy()))
 }
 
-/// Mounts a screen. Before overlayfs shows a file it also checks the rights of the user who mounted it: so
-/// that is a user who owns nothing, without the capabilities of root. All directories are opened as root,
-/// because the store is closed to others.
+/// Mounts a screen. Before overlayfs shows a file, it also checks the permissions of the user who mounted the
+/// overlay. So the overlay is mounted as a user who owns nothing and lacks root's capabilities. All
+/// directories are opened as root, because the store is closed to other users.
 pub(super) fn screen(it: &Screen) -> Result<(), SetupError> {
     let doing = || format!("mount {} without what others may not read", it.dir.to_string_lossy());
     let (dir, empty, on) = (open_dir(&it.dir)?, open_dir(&it.empty)?, open_dir(&it.on)?);
@@ -189,10 +192,11 @@ pub(super) fn screen(it: &Screen) -> Result<(), SetupError> {
         .doing(doing)
 }
 
-/// Makes an overlay that is attached nowhere yet; on the way it may be mounted on `mountpoint` for a moment. Device nodes
-/// in it are dead: `/dev` is a file system of its own.
+/// Makes an overlay that is not attached yet. It may be mounted on `mountpoint` for a moment. Device nodes in
+/// it cannot be opened: `/dev` is a separate file system.
 ///
-/// `volatile`: the layer is thrown away unless the whole step passes, and unmounting would else flush the whole disk.
+/// `volatile`: the layer is discarded unless the whole step passes, and unmounting would otherwise flush the
+/// whole disk.
 fn overlay(
     it: &Overlay,
     user_namespace: UserNamespace,
@@ -239,13 +243,13 @@ fn overlay_by_fsopen(it: &Overlay, user_namespace: UserNamespace) -> Result<Owne
     configured.map_err(|errno| refused(&fs, &mounting(it), errno))
 }
 
-/// What is being mounted, by the directory that people know: the lowest.
+/// Describes the mount for error messages, by the directory that users know: the lowest.
 fn mounting(it: &Overlay) -> String {
     let lowest = it.lowers.last().map_or_else(String::new, |lowest| lowest.to_string_lossy().into_owned());
     format!("mount the overlay of {lowest} over {}", it.upper.to_string_lossy())
 }
 
-/// The kernel's own words about a refusal lie in the context's log.
+/// Adds the kernel's explanation of a failure, which is in the context's log, to the error.
 fn refused(fs: &OwnedFd, doing: &str, errno: Errno) -> SetupError {
     let mut log = [0; 512];
     match rustix::io::read(fs, &mut log[..]) {
@@ -259,7 +263,7 @@ fn refused(fs: &OwnedFd, doing: &str, errno: Errno) -> SetupError {
 
 fn overlay_by_mount(it: &Overlay, user_namespace: UserNamespace, mountpoint: &CStr) -> Result<OwnedFd, SetupError> {
     let doing = || mounting(it);
-    // From /proc/self/fd a layer's name is a number: no escapes, and 500 of them fit a page.
+    // Relative to /proc/self/fd a layer's name is a number: nothing needs escapes, and 500 names fit a page.
     let lowers = it.lowers.iter().map(|path| open_dir(path)).collect::<Result<Vec<_>, _>>()?;
     let (upper, work) = (open_dir(&it.upper)?, open_dir(&it.work)?);
     let names: Vec<String> = lowers.iter().map(|dir| dir.as_raw_fd().to_string()).collect();
@@ -288,15 +292,15 @@ fn open_dir(path: &CStr) -> Result<OwnedFd, SetupError> {
         .doing(|| format!("open {}", path.to_string_lossy()))
 }
 
-/// Returns a control group, to be shown under a name.
+/// Returns a view of a control group, with the name to show it under.
 fn group(it: &GroupView) -> Result<(CString, OwnedFd), SetupError> {
     let source = it.dir.clone();
     Ok((it.name.clone(), view(&Bind { source, target: c"/".into(), writable: false })?))
 }
 
-/// Copies a mount, with all that is mounted below it: a user namespace may not copy less. Device nodes in it
-/// are dead: what is writable is an overlay of [`mount`], which has none to begin with. If it is read-only,
-/// owners, modes, times and attributes can't be changed through it, either.
+/// Clones a mount, with all mounts below it: a user namespace may not clone a part. Device nodes in it cannot
+/// be opened; a writable view is an overlay of [`mount`], which is `nodev` already. If it is read-only,
+/// owners, modes, times and attributes cannot be changed through it, either.
 fn view(it: &Bind) -> Result<OwnedFd, SetupError> {
     let attributes = MountAttrFlags::MOUNT_ATTR_NODEV | MountAttrFlags::MOUNT_ATTR_RDONLY;
     clone_tree(CWD, &it.source)
@@ -304,7 +308,7 @@ fn view(it: &Bind) -> Result<OwnedFd, SetupError> {
         .doing(|| format!("show {} to the step", it.source.to_string_lossy()))
 }
 
-/// Adds `attributes` to a mount that is not attached yet, and to those below it.
+/// Adds `attributes` to a mount that is not attached yet, and to the mounts below it.
 pub(super) fn restricted(tree: OwnedFd, attributes: MountAttrFlags) -> Result<OwnedFd, Errno> {
     sys::restrict_mounts(&tree, attributes).map(|()| tree)
 }
@@ -335,7 +339,7 @@ pub(super) fn attach(mount: &OwnedFd, target: &CStr) -> Result<(), SetupError> {
     at_mount_point(target, || move_mount(mount, c"", CWD, target, flags))
 }
 
-/// Mounts a new file system, as [`filesystem`] and [`attach`] do, by one system call where they take six.
+/// Mounts a new file system, as [`filesystem`] and [`attach`] do, with one system call instead of six.
 pub(super) fn filesystem_at(target: &CStr, kind: &CStr, flags: MountFlags, options: &CStr) -> Result<(), SetupError> {
     let flags = flags | MountFlags::NOSUID | MountFlags::NOEXEC;
     at_mount_point(target, || rustix::mount::mount(kind, target, kind, flags, options))
@@ -356,12 +360,12 @@ fn make_dirs(path: &CStr) {
     let bytes = path.to_bytes();
     let ends = (1..bytes.len()).filter(|&at| bytes[at] == b'/').chain([bytes.len()]);
     for end in ends {
-        // Only the outcome matters, and mounting tells it.
+        // Errors are ignored here: the mount fails if the directory is missing.
         let _ = rustix::fs::mkdir(&bytes[..end], Mode::from_raw_mode(0o755));
     }
 }
 
-/// Mounts a file system in memory over a directory. Its top directory is for its owner alone.
+/// Mounts a tmpfs over a directory. Its top directory is accessible to its owner only.
 pub(super) fn memory_over(dir: &CStr) -> Result<(), SetupError> {
     let doing = || format!("mount a tmpfs over {}", dir.to_string_lossy());
     let fs = fsopen(c"tmpfs", FsOpenFlags::FSOPEN_CLOEXEC).doing(doing)?;
@@ -381,12 +385,13 @@ fn proc_dir(host: &OwnedFd, proc: Proc) -> Result<(), SetupError> {
     }
 }
 
-/// A new sysfs shows the devices of the network namespace, and only that namespace's owner may mount one. A container without
-/// one has steps without one. Returns whether it is the machine's, which shows the machine's control groups.
+/// Shows `/sys` to the step. A new sysfs shows the devices of the network namespace, and only that
+/// namespace's owner may mount one. In a container without a sysfs, steps have none. Returns whether the
+/// sysfs is the host's, which shows the host's control groups.
 fn sys_dir(host: &OwnedFd) -> Result<bool, SetupError> {
     let doing = || "show /sys to the step".to_owned();
     match filesystem_at(c"/sys", c"sysfs", MountFlags::NODEV, c"") {
-        // The mount, not the file system, which others may have mounted as well.
+        // Restricts the mount, not the file system, which others may have mounted as well.
         Ok(()) => {
             sys::restrict_mounts_at(c"/sys", MountAttrFlags::MOUNT_ATTR_RDONLY).doing(doing)?;
             Ok(false)
@@ -403,7 +408,7 @@ fn sys_dir(host: &OwnedFd) -> Result<bool, SetupError> {
     }
 }
 
-/// Makes a file system in memory that is not larger than the step's memory: what lies in it counts as that.
+/// Makes a tmpfs that is not larger than the step's memory limit: its content counts towards the limit.
 pub(super) fn memory(
     mode: &CStr,
     memory_bytes: Option<u64>,
@@ -418,7 +423,7 @@ pub(super) fn memory(
     }
 }
 
-/// Returns a C string of literals, device names and numbers.
+/// Converts a text of literals, device names and numbers to a C string.
 pub(super) fn path(text: String) -> CString {
     CString::new(text).unwrap_or_default()
 }
@@ -439,7 +444,7 @@ fn secrets_dir(secrets: &[SecretFile]) -> Result<(), SetupError> {
     attach(&dir, c"/run/secrets")
 }
 
-/// Attaches a mount at the first of `paths`, and shows it, with its restrictions, at the others.
+/// Attaches a mount at the first of `paths`, and bind-mounts it, with its restrictions, at the others.
 fn cover(mount: &OwnedFd, paths: &[impl AsRef<CStr>]) -> Result<(), SetupError> {
     let mut paths = paths.iter().map(AsRef::as_ref);
     let Some(first) = paths.next() else { return Ok(()) };
@@ -447,7 +452,7 @@ fn cover(mount: &OwnedFd, paths: &[impl AsRef<CStr>]) -> Result<(), SetupError> 
     paths.try_for_each(|path| at_mount_point(path, || mount_bind(first, path)))
 }
 
-/// Shows files empty: as the step's own `/dev/null`, read-only.
+/// Makes files appear empty: the step's own `/dev/null` is mounted over them, read-only.
 fn hide(files: &[impl AsRef<CStr>]) -> Result<(), SetupError> {
     if files.is_empty() {
         return Ok(());
@@ -458,12 +463,12 @@ fn hide(files: &[impl AsRef<CStr>]) -> Result<(), SetupError> {
     cover(&null, files)
 }
 
-/// Hides files of the kernel, and directories under an empty one, all of them read-only.
+/// Hides files of the kernel under `/dev/null`, and directories under an empty one, all of them read-only.
 fn mask_proc(special: &SpecialPaths, empty: &OwnedFd) -> Result<(), SetupError> {
     hide(&special.hidden_files)?;
     cover(empty, &special.hidden_in_proc)?;
     for path in &special.read_only {
-        // With what is mounted below it, if `/proc` is shared.
+        // Includes the mounts below it, in case `/proc` is shared.
         mount_bind_recursive(*path, *path)
             .and_then(|()| sys::restrict_mounts_at(path, MountAttrFlags::MOUNT_ATTR_RDONLY))
             .doing(|| format!("make {} read-only", path.to_string_lossy()))?;

@@ -11,8 +11,8 @@ use crate::tree;
 
 const RESOLVER: &str = "etc/resolv.conf";
 
-/// This machine's resolver configuration over the step's own, where both have one: names must resolve as they do here.
-/// `dirs` are layers, topmost first.
+/// Returns a view of the host's resolver configuration over the step's own, if both have one: names must
+/// resolve as they do on the host. `dirs` are layers, topmost first.
 #[must_use]
 pub fn resolver(dirs: &[PathBuf]) -> Option<Bind> {
     let own = tree::topmost(dirs, Path::new(RESOLVER)).is_some_and(|metadata| metadata.is_file());

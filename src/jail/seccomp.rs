@@ -1,12 +1,14 @@
 //! System call filters.
 //!
-//! The policy is the one that container engines share by default, minus the creation of namespaces: what reaches for the
-//! machine rather than for the step's own files and processes fails with EPERM; what this list does not know yet fails with
-//! ENOSYS, so that programs fall back; `clone3` does too, because a filter can't see its flags.
+//! The policy is the default of container engines, minus the creation of namespaces. Calls that affect the
+//! machine rather than the step's own files and processes fail with EPERM. Calls that this list does not know
+//! yet fail with ENOSYS, so that programs fall back. `clone3` fails with ENOSYS too, because a filter cannot
+//! see its flags.
 //!
-//! A filter is a binary search over the numbers. The kernel converts it, and tries it on every number to learn which calls
-//! need no filter at all, each time it is installed: once per step. A chain of comparisons, which is what a rule list
-//! compiles to, takes about five times as long there: 675 us for 330 of them, 136 us for a search (best of 30, busy machine).
+//! A filter is a binary search over the system call numbers. Each time a filter is installed, which is once
+//! per step, the kernel converts it, and tries it on every number to learn which calls need no filter. For a
+//! chain of comparisons, which a rule list compiles to, this takes about five times as long: 675 us for 330
+//! comparisons, 136 us for a search (best of 30, busy machine).
 
 use libc::{c_long, sock_filter};
 
@@ -19,25 +21,25 @@ const RETURN: u16 = 0x06;
 
 const NUMBER: u32 = 0;
 const ARCHITECTURE: u32 = 4;
-/// Where the low half of an argument lies (little endian, as all architectures here are).
+/// Returns the offset of an argument's low half (little endian, as all supported architectures are).
 const fn argument(index: u32) -> u32 {
     16 + 8 * index
 }
 
-/// What happens to a call.
+/// The outcome of a system call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Verdict {
     Allow,
     /// Fails with this error number; 0 is success without effect.
     Errno(u16),
-    /// Denied where this argument has any of these bits.
+    /// Denied if this argument has any of these bits.
     DenyBits {
         argument: u32,
         bits: u32,
     },
     /// Denied if the first argument is one of these values.
     DenyValues(&'static [u32]),
-    /// Allowed where the first argument is one of these values.
+    /// Allowed if the first argument is one of these values.
     AllowValues(&'static [u32]),
 }
 
@@ -45,7 +47,8 @@ const PERM: Verdict = Verdict::Errno(libc::EPERM as u16);
 const NOSYS: Verdict = Verdict::Errno(libc::ENOSYS as u16);
 const PRETEND: Verdict = Verdict::Errno(0);
 
-/// Every flag that makes a namespace, as `clone` takes them (there, CLONE_NEWTIME's bit is part of a signal number).
+/// Every flag of `clone` that makes a namespace. CLONE_NEWTIME is missing, because `clone` takes its bit as
+/// part of a signal number.
 const NAMESPACE_BITS: u32 = (libc::CLONE_NEWNS
     | libc::CLONE_NEWCGROUP
     | libc::CLONE_NEWUTS
@@ -55,15 +58,16 @@ const NAMESPACE_BITS: u32 = (libc::CLONE_NEWNS
     | libc::CLONE_NEWNET)
     .cast_unsigned();
 const NEWTIME: u32 = 0x80;
-/// Linux, 32 bits, uname 2.6, and no address randomisation (which sanitizers ask for); all ones asks without changing.
+/// Linux, 32 bits, uname 2.6, and no address randomisation (which sanitizers request); all ones is a query
+/// without a change.
 const PERSONALITIES: &[u32] = &[0, 8, 0x2_0000, 0x2_0008, 0x4_0000, u32::MAX];
 
 const CLONE: Verdict = Verdict::DenyBits { argument: 0, bits: NAMESPACE_BITS };
 const UNSHARE: Verdict = Verdict::DenyBits { argument: 0, bits: NAMESPACE_BITS | NEWTIME };
-/// Sockets to the hypervisor, which no network namespace has a say in.
+/// Sockets to the hypervisor, which network namespaces do not isolate.
 const SOCKET: Verdict = Verdict::DenyValues(&[libc::AF_VSOCK.cast_unsigned()]);
-/// On a network that is not the step's alone also those that read what others send. They take CAP_NET_RAW,
-/// which the step does not have there: this is the second wall.
+/// On a shared network, also sockets that read other processes' traffic. They need CAP_NET_RAW, which the
+/// step does not have there: this is a second line of defence.
 const SHARED_SOCKET: Verdict = Verdict::DenyValues(&[
     libc::AF_VSOCK.cast_unsigned(),
     libc::AF_PACKET.cast_unsigned(),
@@ -71,10 +75,10 @@ const SHARED_SOCKET: Verdict = Verdict::DenyValues(&[
 ]);
 const UNIX_SOCKET: Verdict = Verdict::DenyValues(&[libc::AF_UNIX.cast_unsigned()]);
 
-/// The first number that this list has not looked at (after `listns`).
+/// The first number that this list does not cover (after `listns`).
 const FIRST_UNKNOWN: u32 = 471;
 
-/// Numbers from 424 on are the same on every architecture.
+/// The calls from number 424 on, which have the same number on every architecture.
 const COMMON: &[(u32, Verdict)] = &[
     (425, PERM),  // io_uring_setup
     (426, PERM),  // io_uring_enter
@@ -163,7 +167,8 @@ mod arch {
     /// 32-bit programs.
     pub(super) const COMPAT: Option<u32> = Some(0x4000_0003);
     pub(super) const COMPAT_SOCKET: u32 = 359;
-    /// `socket`. The older `socketcall` keeps its arguments in memory, where no filter sees them.
+    /// The number of `socket`. The older `socketcall` keeps its arguments in memory, which a filter cannot
+    /// read.
     pub(super) const COMPAT_SOCKETS: &[(u32, Verdict)] = &[(359, super::UNIX_SOCKET), (102, super::PERM)];
     pub(super) const COMPAT_DENIED: &[(u32, Verdict)] = &[
         (120, CLONE),
@@ -256,7 +261,7 @@ mod arch {
     pub(super) const NATIVE: u32 = 0xC000_00B7;
     pub(super) const DENIED: &[libc::c_long] = &[];
     pub(super) const PRETENDED: &[(libc::c_long, Verdict)] = &[];
-    /// 32-bit programs get ENOSYS for everything: there is no list for them.
+    /// 32-bit programs get ENOSYS for every call: there is no list for them.
     pub(super) const COMPAT: Option<u32> = None;
     pub(super) const COMPAT_SOCKET: u32 = super::FIRST_UNKNOWN;
     pub(super) const COMPAT_SOCKETS: &[(u32, Verdict)] = &[];
@@ -267,7 +272,8 @@ mod arch {
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 compile_error!("the sandbox has no system call filter for this architecture");
 
-/// Returns what every step is denied, or one whose network is not its own.
+/// Returns the filter of denied calls for every step. `shares_network` adds the sockets denied on a shared
+/// network.
 pub(crate) fn denied(shares_network: bool) -> Vec<sock_filter> {
     let socket = if shares_network { SHARED_SOCKET } else { SOCKET };
     let native = natives(DENIED.iter().chain(arch::DENIED), PERM).chain([
@@ -282,15 +288,16 @@ pub(crate) fn denied(shares_network: bool) -> Vec<sock_filter> {
     program(native.chain(common()).collect(), compat.chain(common()).collect(), NOSYS)
 }
 
-/// What succeeds without effect where there is one id alone: whoever owns everything may not care who owns what.
+/// Returns the filter of calls that succeed without effect if there is a single id: whoever owns every file
+/// cannot depend on who owns which.
 pub(crate) fn pretended() -> Vec<sock_filter> {
     let native = natives(PRETENDED.iter(), PRETEND)
         .chain(arch::PRETENDED.iter().map(|&(call, verdict)| (number(call), verdict)));
     program(native.collect(), arch::COMPAT_PRETENDED.to_vec(), Verdict::Allow)
 }
 
-/// Returns what a command is denied besides that only reads: sockets that lie among the files that it is
-/// shown lead to programs outside, in every network namespace.
+/// Returns the additional filter of a command that only reads. Unix sockets are denied because the sockets
+/// among the files that it is shown lead to programs outside, in every network namespace.
 pub(crate) fn for_readers() -> Vec<sock_filter> {
     program(vec![(number(libc::SYS_socket), UNIX_SOCKET)], arch::COMPAT_SOCKETS.to_vec(), Verdict::Allow)
 }
@@ -311,7 +318,8 @@ fn branch(code: u16, k: u32, jt: u8, jf: u8) -> sock_filter {
     sock_filter { code, jt, jf, k }
 }
 
-/// A whole filter: by architecture, then by number. `foreign` is for architectures without a list.
+/// Makes a whole filter: by architecture, then by number. `foreign` is the verdict for architectures without
+/// a list.
 fn program(native: Vec<(u32, Verdict)>, compat: Vec<(u32, Verdict)>, foreign: Verdict) -> Vec<sock_filter> {
     let mut code = vec![instruction(LOAD, ARCHITECTURE)];
     let mut arch = |audit: u32, rules: Vec<(u32, Verdict)>| {
@@ -329,8 +337,8 @@ fn program(native: Vec<(u32, Verdict)>, compat: Vec<(u32, Verdict)>, foreign: Ve
     code
 }
 
-/// The rules as ranges that cover every number: each starts at its number and ends where the next one starts. The last
-/// range, from [`FIRST_UNKNOWN`] on, also takes in the numbers of the x32 ABI.
+/// Converts the rules to ranges that cover every number. Each range starts at its number and ends where the
+/// next one starts. The last range, from [`FIRST_UNKNOWN`] on, also covers the numbers of the x32 ABI.
 fn ranges(mut rules: Vec<(u32, Verdict)>) -> Vec<(u32, Verdict)> {
     rules.sort_by_key(|&(number, _)| number);
     let mut ranges = vec![(0, Verdict::Allow)];
@@ -351,7 +359,7 @@ fn push(ranges: &mut Vec<(u32, Verdict)>, start: u32, verdict: Verdict) {
     }
 }
 
-/// A binary search for the range of the loaded number.
+/// Makes a binary search for the range of the loaded number.
 fn search(ranges: &[(u32, Verdict)]) -> Vec<sock_filter> {
     let middle = ranges.len() / 2;
     if middle == 0 {
@@ -361,7 +369,7 @@ fn search(ranges: &[(u32, Verdict)]) -> Vec<sock_filter> {
     let start = ranges[middle].0;
     let mut code = match u8::try_from(low.len()) {
         Ok(skip) => vec![branch(JUMP_GREATER_OR_EQUAL, start, skip, 0)],
-        // Conditional jumps reach 255 instructions.
+        // Conditional jumps reach at most 255 instructions.
         Err(_) => vec![branch(JUMP_GREATER_OR_EQUAL, start, 0, 1), instruction(JUMP, low.len() as u32)],
     };
     code.extend(low);
@@ -398,7 +406,7 @@ fn leaf(verdict: Verdict) -> Vec<sock_filter> {
 mod tests {
     use super::*;
 
-    /// What the filter answers, as the kernel would run it.
+    /// Returns the filter's result, executed as the kernel does.
     fn run(program: &[sock_filter], arch: u32, nr: u32, args: [u32; 3]) -> u32 {
         let (mut at, mut accumulator) = (0, 0);
         loop {

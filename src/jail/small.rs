@@ -9,7 +9,7 @@ use std::{
 use rustix::fs::{CWD, FileType, Mode, OFlags};
 
 /// Reads a regular file of at most `max_bytes`. An image may have a FIFO, a device or a huge file at any
-/// path, so that those are refused and nothing is waited for.
+/// path, so those are refused, and the read never blocks.
 pub(crate) fn read(path: &CStr, max_bytes: u64) -> io::Result<Vec<u8>> {
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
     let file = File::from(rustix::fs::openat(CWD, path, flags, Mode::empty())?);

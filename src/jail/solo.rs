@@ -1,7 +1,7 @@
-//! A jail without a zygote: a process of one thread makes it, and attends to it without a runtime.
+//! A jail without a zygote: a process of one thread makes it, and supervises it without a runtime.
 //!
-//! The process that is told what to run enters the steps' namespaces itself and forks pid 1: so the file systems that it
-//! makes before (a tmpfs, what it unpacks there) are the step's alone, and go with it.
+//! The process enters the step's namespaces itself and forks pid 1. So the file systems that it makes before
+//! (a tmpfs, and what it unpacks there) are visible to the step only, and are freed with it.
 
 use std::{
     ffi::CString,
@@ -34,7 +34,7 @@ use super::{
 };
 use crate::awake::Awake;
 
-/// What `/proc/self/uid_map` has where this is no user namespace but the first one.
+/// The content of `/proc/self/uid_map` in the initial user namespace.
 const ALL_IDS: [&str; 3] = ["0", "0", "4294967295"];
 
 /// A process in namespaces in which it makes one step's file systems, and the step.
@@ -45,63 +45,65 @@ pub struct Solo {
     me: OwnedFd,
 }
 
-/// When a command is ended from outside.
+/// The conditions for ending a command from outside.
 #[derive(Debug, Clone, Copy)]
 pub struct Bounds {
-    /// After it ran this long: TERM, grace, KILL.
+    /// The run time after which the command is ended: TERM, grace, KILL.
     pub timeout: Option<Duration>,
-    /// How long it may take between TERM and KILL.
+    /// The time between TERM and KILL.
     pub grace: Duration,
 }
 
-/// How a command ended, when no process of its step was left.
+/// How a command ended. No process of its step is left.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum End {
-    /// By itself.
+    /// The command ended by itself.
     Exited {
         /// Its exit code, or 128+n after signal n.
         code: i32,
     },
-    /// For its memory, as seen by polling.
+    /// Its memory limit was exceeded, as seen by polling.
     OutOfMemory,
-    /// For its number of processes, as seen by polling.
+    /// Its limit on processes was exceeded, as seen by polling.
     TooManyProcesses,
-    /// It was killed together with its pid 1: by the kernel for its memory, or from outside.
+    /// It was killed together with its pid 1: by the kernel for its memory use, or from outside.
     Killed,
-    /// Its time was up.
+    /// Its timeout expired.
     TimedOut,
-    /// This process was asked to end.
+    /// This process received a signal to end.
     Terminated,
 }
 
 impl Solo {
-    /// Moves this process into the namespaces of a step: as root with all capabilities a mount namespace, else a user
-    /// namespace, too, in which there is a single id. The process must have one thread.
+    /// Moves this process into the namespaces of a step: a mount namespace if it is root with all
+    /// capabilities. Otherwise it also enters a user namespace with a single id. The process must have one
+    /// thread.
     ///
-    /// The step can reach this program's file: enter like this on a machine that is the step's alone.
+    /// The step can access this program's file, so use this only on a machine that belongs to the step.
     ///
     /// # Errors
-    /// Returns an error if the kernel refused something. The process must then end.
+    /// Returns an error if the kernel refuses an operation. The process must then end.
     pub fn enter() -> Result<Self, SetupError> {
         let user_namespace = user_namespace_of_this_process();
         zygote::isolate(user_namespace)?;
         Self::inside(user_namespace, Proc::OwnOrShared)
     }
 
-    /// Enters as [`Solo::enter`] does, and runs this program again from a file that the step can't change, with
-    /// one more argument, unless [`is_again`](super::is_again) says that this was done.
+    /// Enters the namespaces as [`Solo::enter`] does, and executes this program again from a file that the
+    /// step cannot change, with an additional argument, unless [`is_again`](super::is_again) returns that
+    /// this was done.
     ///
     /// # Errors
-    /// Returns an error if the kernel refused something. The process must then end.
+    /// Returns an error if the kernel refuses an operation. The process must then end.
     pub fn enter_protected() -> Result<Self, SetupError> {
         Self::enter_and_protect(Proc::OwnOrShared)
     }
 
-    /// Enters as [`Solo::enter_protected`] does, for a command that must not see the processes around it: it fails
-    /// in [`Solo::run`] if the kernel mounts no new `/proc`.
+    /// Enters the namespaces as [`Solo::enter_protected`] does, for a command that must not see the processes
+    /// around it. [`Solo::run`] fails if the kernel refuses to mount a new `/proc`.
     ///
     /// # Errors
-    /// Returns an error if the kernel refused something. The process must then end.
+    /// Returns an error if the kernel refuses an operation. The process must then end.
     #[cfg(feature = "sandbox")]
     pub(crate) fn enter_unseeing() -> Result<Self, SetupError> {
         Self::enter_and_protect(Proc::Own)
@@ -122,16 +124,16 @@ impl Solo {
         Ok(Self { user_namespace, prepared: Prepared::new(proc), me })
     }
 
-    /// How ids are mapped.
+    /// Returns how ids are mapped.
     #[must_use]
     pub fn user_namespace(&self) -> UserNamespace {
         self.user_namespace
     }
 
-    /// Mounts a file system in memory over a directory, for this process and its step alone.
+    /// Mounts a tmpfs over a directory, visible to this process and its step only.
     ///
     /// # Errors
-    /// What the kernel refused.
+    /// Returns an error if the kernel refuses the mount.
     pub fn mount_memory_over(&self, dir: &Path) -> Result<(), SetupError> {
         let dir = CString::new(dir.as_os_str().as_bytes());
         mounts::memory_over(
@@ -139,13 +141,14 @@ impl Solo {
         )
     }
 
-    /// Runs the command of `spec` on this process' standard output and error. Returns when every process of the step is dead.
+    /// Runs the command of `spec` on this process' standard output and error. Returns when every process of
+    /// the step is dead.
     ///
-    /// Where this process gets TERM, INT or HUP meanwhile, the command gets TERM, and KILL after its grace; where it is
-    /// killed, so is every process of the step.
+    /// If this process receives TERM, INT or HUP meanwhile, the command gets TERM, and KILL after the grace
+    /// period. If this process is killed, every process of the step is killed too.
     ///
     /// # Errors
-    /// Why there is no jail, or the command could not be run in it.
+    /// Returns an error if the jail cannot be made, or if the command cannot be run in it.
     pub fn run(&self, spec: &JailSpec, isolate_network: bool, bounds: Bounds) -> Result<End, SetupError> {
         let signals = sys::end_signals().doing(|| "wait for signals".into())?;
         let ended = self.start(spec, isolate_network).and_then(|running| running.attend(&signals, bounds));
@@ -175,25 +178,27 @@ impl Solo {
     }
 }
 
-/// Returns what steps of this process have: the same before and after it entered their namespaces.
+/// Returns the user namespace of this process' steps. The result is the same before and after this process
+/// enters their namespaces.
 fn user_namespace_of_this_process() -> UserNamespace {
     if is_root_of_the_machine() { UserNamespace::None } else { UserNamespace::Single }
 }
 
-/// Whether this process is root of the machine with all that takes, and not just of a container.
+/// Returns whether this process is root of the machine with all ids and capabilities, and not just of a
+/// container.
 fn is_root_of_the_machine() -> bool {
     let all_ids = std::fs::read_to_string("/proc/self/uid_map").is_ok_and(|map| map.split_whitespace().eq(ALL_IDS));
     all_ids && may_mount()
 }
 
-/// Whether this process is root with the capabilities that making jails takes.
+/// Returns whether this process is root with the capabilities that are needed to make jails.
 pub(crate) fn may_mount() -> bool {
     geteuid().is_root()
         && rustix::thread::capabilities(None)
             .is_ok_and(|sets| sets.effective.contains(CapabilitySet::SYS_ADMIN | CapabilitySet::MKNOD))
 }
 
-/// A step that runs. Dropped, it is killed.
+/// A running step. It is killed on drop.
 struct Running {
     status: OwnedFd,
     pid1: OwnedFd,
@@ -201,17 +206,17 @@ struct Running {
     failure: Option<SetupError>,
 }
 
-/// How far ending the command has come.
+/// The progress of ending the command.
 enum Stop {
     No,
-    /// It was asked to end, for this reason.
+    /// TERM was sent, for this reason.
     Asked(End),
     Killed(End),
 }
 
 impl Running {
     fn attend(mut self, signals: &OwnedFd, bounds: Bounds) -> Result<End, SetupError> {
-        // Until TERM, then until KILL.
+        // The time left until TERM, then until KILL.
         let mut limit = bounds.timeout.map(Awake::new);
         let mut stop = Stop::No;
         let mut hung_up = false;
@@ -232,7 +237,7 @@ impl Running {
                 take(signals);
             }
             if self.end.is_some() {
-                // It has ended by itself, and pid 1 is about to.
+                // The command ended by itself, and pid 1 is about to end.
                 limit = None;
                 continue;
             }
@@ -244,7 +249,7 @@ impl Running {
                     limit = Some(Awake::new(bounds.grace));
                     Stop::Asked(reason)
                 }
-                // Being asked once more changes nothing: grace is what the caller set.
+                // Another request changes nothing: the caller set the grace period.
                 (Stop::Asked(reason), _) if is_over => {
                     self.kill();
                     limit = None;
@@ -253,7 +258,7 @@ impl Running {
                 (stop, _) => stop,
             };
         }
-        // No process of the step is left: what the socket holds is all there is.
+        // No process of the step is left: nothing more will be written to the socket.
         while self.absorb() {}
         match (stop, self.failure.take(), self.end) {
             (Stop::Asked(reason) | Stop::Killed(reason), ..) => Ok(reason),
@@ -263,11 +268,11 @@ impl Running {
         }
     }
 
-    /// Waits for a report, the end of the step, or a signal: which of them there is.
+    /// Waits for a report, the end of the step, or a signal, and returns which of them are there.
     fn wait(&self, signals: &OwnedFd, hung_up: bool, limit: Option<Duration>) -> Result<[bool; 3], SetupError> {
         let doing = || "wait for the step".to_owned();
         let since = Instant::now();
-        // The end of the socket would be told for ever.
+        // Otherwise the end of the socket would be reported forever.
         let status = if hung_up { PollFlags::empty() } else { PollFlags::IN };
         let mut fds = [(&self.status, status), (&self.pid1, PollFlags::IN), (signals, PollFlags::IN)]
             .map(|(fd, flags)| PollFd::from_borrowed_fd(fd.as_fd(), flags));
@@ -276,7 +281,7 @@ impl Running {
             let left = left.map(Timespec::try_from).transpose().map_err(|_| SetupError::new(doing(), Errno::INVAL))?;
             match poll(&mut fds, left.as_ref()) {
                 Ok(_) => break,
-                // Also after this process was stopped for a while: the clock alone would not tell what
+                // Also after this process was stopped for a while: the clock alone would not show what
                 // happened meanwhile.
                 Err(Errno::INTR) => {}
                 Err(errno) => return Err(SetupError::new(doing(), errno)),
@@ -286,7 +291,7 @@ impl Running {
         Ok([status && !hung_up, dead, signalled])
     }
 
-    /// Takes one report that is there. False where there is none, and at the end of the socket.
+    /// Takes one available report. Returns false if there is none, and at the end of the socket.
     fn absorb(&mut self) -> bool {
         let Ok(Some((message, _))) = wire::receive(&self.status, RecvFlags::DONTWAIT) else { return false };
         match postcard::from_bytes(&message) {
@@ -294,20 +299,20 @@ impl Running {
             Ok(Report::OutOfMemory) => self.end = Some(End::OutOfMemory),
             Ok(Report::TooManyProcesses) => self.end = Some(End::TooManyProcesses),
             Ok(Report::Failed(error)) => self.failure = Some(error),
-            // Nobody sends these here.
+            // These reports are never sent here.
             Ok(Report::Started | Report::Done | Report::NeedsIdMap | Report::Unpacked(_)) | Err(_) => {}
         }
         true
     }
 
-    /// Asks every process of the step to end: pid 1 passes the signal on. Where it can't, grace ends in a kill that needs
-    /// nobody's help.
+    /// Requests every process of the step to end: pid 1 forwards the signal. If it cannot, the grace period
+    /// ends in a kill, which does not depend on pid 1.
     fn terminate(&self) {
         let _ = wire::try_send(&self.status, &[Signal::TERM.as_raw().unsigned_abs() as u8], &[]);
     }
 
     fn kill(&self) {
-        // Dead already: a pidfd never names another process.
+        // An error means that pid 1 is dead already: a pidfd never refers to another process.
         let _ = pidfd_send_signal(&self.pid1, Signal::KILL);
     }
 }
@@ -318,7 +323,7 @@ impl Drop for Running {
     }
 }
 
-/// Takes the signals that came.
+/// Drains the pending signals.
 fn take(signals: &OwnedFd) {
     let mut info = [0; size_of::<libc::signalfd_siginfo>()];
     while rustix::io::read(signals, &mut info[..]).is_ok() {}

@@ -1,6 +1,7 @@
-//! What the engine tells the zygote: the wire types.
+//! The wire types between the engine and the zygote.
 //!
-//! Encoded with postcard behind a version number. Paths and arguments are C strings: bytes as the kernel takes them.
+//! They are encoded with postcard behind a version number. Paths and arguments are C strings: bytes as the
+//! kernel takes them.
 
 use std::ffi::CString;
 
@@ -9,30 +10,30 @@ use serde::{Deserialize, Serialize};
 use super::SetupError;
 use crate::tree::{UnpackError, UnpackLimits, Unpacked};
 
-/// The version of every type in this file. Raised with any change to one of them.
+/// The version of every type in this file. Increase it with any change to one of them.
 pub(crate) const SPEC_VERSION: u32 = 9;
 
-/// What a helper begins its greeting with. What follows is [`greeting`]'s.
+/// The start of a helper's greeting. [`greeting`] appends the rest.
 pub(crate) const GREETING: &str = "hm-sandbox ";
 
-/// Returns the first message of a helper, as text so that every version can read it: the versions of this
-/// protocol and of the crate.
+/// Returns the first message of a helper: the versions of this protocol and of the crate. It is text, so that
+/// every version can read it.
 pub(crate) fn greeting() -> String {
     format!("{GREETING}{SPEC_VERSION} {}", env!("CARGO_PKG_VERSION"))
 }
 
-/// How ids inside the step relate to ids outside.
+/// The mapping of ids inside the step to ids outside.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum UserNamespace {
-    /// There is none: root is root.
+    /// No user namespace: root is root.
     None,
-    /// 0 is the user, 1 and up are the user's subordinate ids.
+    /// 0 is the user; 1 and up are the user's subordinate ids.
     Range,
     /// 0 is the user, and there are no other ids.
     Single,
 }
 
-/// How overlays are mounted.
+/// The system calls that mount overlays.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum MountApi {
     /// `fsopen` with a `lowerdir+` per layer: Linux 6.7 and up.
@@ -42,7 +43,7 @@ pub enum MountApi {
 }
 
 impl Root {
-    /// Returns whether it is a [`MemoryRoot`], and which.
+    /// Returns the [`MemoryRoot`], if the root is one.
     #[must_use]
     pub(crate) fn memory(&self) -> Option<&MemoryRoot> {
         match self {
@@ -53,7 +54,7 @@ impl Root {
 }
 
 impl MountApi {
-    /// The best one that the running kernel has, by its version.
+    /// Returns the best one that the running kernel has, by its version.
     #[must_use]
     pub fn of_this_kernel() -> Self {
         let uname = rustix::system::uname();
@@ -61,26 +62,26 @@ impl MountApi {
     }
 }
 
-/// The first two numbers of a kernel's release.
+/// Returns the first two numbers of a kernel's release.
 fn version(release: &str) -> (u32, u32) {
     let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|digits| digits.parse().unwrap_or(0));
     (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
 }
 
-/// The number of the first descriptor that a command gets beside its three streams.
+/// The number of the first descriptor that a command gets in addition to its three streams.
 pub const FIRST_FD: u32 = 32;
 
-/// A request to the zygote: one message, its spec in a memory file, and where the answers go.
+/// A request to the zygote: one message, with its spec in a memory file and a socket for the answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Request {
-    /// Runs a step. Descriptors: status socket, [`JailSpec`], standard output, standard error, then, where there are some,
-    /// standard input, and those that the command finds from [`FIRST_FD`] on.
+    /// Runs a step. Descriptors: status socket, [`JailSpec`], standard output, standard error, then the
+    /// optional ones: standard input, and those that the command gets from [`FIRST_FD`] on.
     Step {
-        /// In a network namespace of its own, where there is only a loopback device.
+        /// Whether the step gets its own network namespace, which has only a loopback device.
         isolate_network: bool,
     },
-    /// Runs a [`TreeOp`] in the zygote's user namespace. Descriptors: status socket, the operation, and
-    /// the file that it reads or writes, where there is one.
+    /// Runs a [`TreeOp`] in the zygote's user namespace. Descriptors: status socket, the operation, and the
+    /// file that it reads or writes, if there is one.
     Tree,
 }
 
@@ -91,15 +92,14 @@ pub enum TreeOp {
     Remove(CString),
     /// Renames a file or a directory.
     Rename {
-        /// What it is called.
+        /// The old name.
         from: CString,
-        /// What it is called afterwards.
+        /// The new name.
         to: CString,
     },
-    /// Mounts overlays where steps that start later find them, until somebody removes the directories that they are mounted
-    /// on.
+    /// Mounts overlays for steps that start later. They stay until their mount points are removed.
     Mount {
-        /// What is mounted first, for the overlays to show.
+        /// The screens, which are mounted first because the overlays show them.
         screens: Vec<Screen>,
         /// The overlays.
         overlays: Vec<MountedOverlay>,
@@ -115,43 +115,43 @@ pub enum TreeOp {
         /// The directory.
         into: CString,
     },
-    /// Writes a layer, as images have it, to the third descriptor.
+    /// Writes a layer, in the format of images, to the third descriptor.
     LayerTar {
         /// Its directory.
         root: CString,
     },
     /// Unpacks an image's layer, which is a part of the third descriptor's file, into a directory.
     Unpack {
-        /// Where the part begins, in bytes.
+        /// The offset of the part, in bytes.
         offset: u64,
-        /// How long it is, in bytes.
+        /// The length of the part, in bytes.
         length: u64,
         /// The directory.
         into: CString,
-        /// What the layer may hold.
+        /// The limits on the layer's content.
         limits: UnpackLimits,
     },
 }
 
-/// What comes back on a status socket.
+/// A message on a status socket.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Report {
-    /// The step's pid 1 lives. Descriptor: its pidfd.
+    /// The step's pid 1 is running. Descriptor: its pidfd.
     Started,
-    /// The step could not be made, or a tree operation failed.
+    /// The step could not be started, or a tree operation failed.
     Failed(SetupError),
     /// The command ended.
     Exited {
         /// Its exit code, or 128+n after signal n.
         code: i32,
-        /// Processor time of the command and the children it waited for, in microseconds.
+        /// The processor time of the command and the children it waited for, in microseconds.
         cpu_micros: u64,
         /// The largest resident set among them, in bytes.
         max_rss_bytes: u64,
     },
-    /// The step went over its memory limit, as seen by polling, and was ended.
+    /// The step exceeded its memory limit, as seen by polling, and was ended.
     OutOfMemory,
-    /// The step went over its limit on processes, as seen by polling, and was ended.
+    /// The step exceeded its limit on processes, as seen by polling, and was ended.
     TooManyProcesses,
     /// A tree operation is done, or the zygote is ready.
     Done,
@@ -166,24 +166,25 @@ pub enum Report {
 pub struct Overlay {
     /// Lower directories, topmost first.
     pub lowers: Vec<CString>,
-    /// Where writes go.
+    /// The directory that receives writes.
     pub upper: CString,
     /// An empty directory on the same file system as `upper`.
     pub work: CString,
 }
 
-/// An overlay that is there before the steps that it is shown to.
+/// An overlay that is mounted before the steps that it is shown to start.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MountedOverlay {
     /// The overlay.
     pub overlay: Overlay,
     /// The directory that it is mounted on.
     pub on: CString,
-    /// The upper directory gets the owner of the topmost lower one, whom only the steps' user namespace may know.
+    /// Whether the upper directory gets the owner of the topmost lower one. That owner may exist only in the
+    /// steps' user namespace.
     pub takes_owner: bool,
 }
 
-/// A read-only view of a directory through which root sees and reads what others may, and nothing else.
+/// A read-only view of a directory. Through it, root sees and reads only what other users may.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Screen {
     /// The directory.
@@ -194,28 +195,28 @@ pub struct Screen {
     pub on: CString,
 }
 
-/// What the root of a step's files is.
+/// The root of a step's files.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Root {
     /// An overlay, made for the step.
     Overlay(Overlay),
-    /// A directory as it is, with all that is mounted in it.
+    /// An existing directory, with all mounts in it.
     Dir(CString),
-    /// A small file system in memory, for a command that only reads what is bound into it.
+    /// A small tmpfs, for a command that only reads what is bound into it.
     Memory(MemoryRoot),
 }
 
 /// A root in memory. Its command gets no capabilities, no sysfs and no unix sockets: the files that it is
-/// shown are the machine's own, with their real owners.
+/// shown are the host's own, with their real owners.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MemoryRoot {
-    /// The most that may be written to it, in bytes.
+    /// The maximum size of its content, in bytes.
     pub max_bytes: u64,
-    /// The most files and directories that it may hold.
+    /// The maximum number of files and directories.
     pub max_files: u64,
-    /// What it holds at the start, parents before children.
+    /// The initial content, parents before children.
     pub entries: Vec<MemoryEntry>,
-    /// Files of the views that are shown empty.
+    /// The files of the views that are shown empty.
     pub hidden: Vec<CString>,
     /// The user and the group that the command runs as, if they are not the jail's root.
     pub run_as: Option<(u32, u32)>,
@@ -226,42 +227,43 @@ pub struct MemoryRoot {
 pub enum MemoryEntry {
     /// A directory.
     Dir {
-        /// Where.
+        /// The path.
         path: CString,
-        /// Its mode.
+        /// The mode.
         mode: u32,
     },
     /// A symbolic link.
     Link {
-        /// Where.
+        /// The path.
         path: CString,
-        /// What it says.
+        /// The target.
         target: CString,
     },
-    /// A regular file, readable for everybody.
+    /// A regular file that everyone can read.
     File {
-        /// Where.
+        /// The path.
         path: CString,
-        /// What it holds.
+        /// The content.
         content: Vec<u8>,
     },
 }
 
-/// Who sees a step's files.
+/// Where a step's files are visible.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Place {
-    /// The command, as its root. Nothing else is there.
+    /// They are the command's root. The command sees no other files.
     Root,
-    /// Whoever the command shows them to: it runs on the host's own files, and finds the step's at the mount point.
+    /// They are at the mount point, and the command runs with the host's files as its root. It may show the
+    /// step's files to others.
     Beside,
 }
 
 /// A view of a file or a directory of the host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Bind {
-    /// On the host.
+    /// The path on the host.
     pub source: CString,
-    /// In the step.
+    /// The path in the step.
     pub target: CString,
     /// Whether the step may write to it.
     pub writable: bool,
@@ -282,65 +284,68 @@ impl std::fmt::Debug for SecretFile {
     }
 }
 
-/// Limits that pid 1 of the step holds by looking at the processes now and then.
+/// Limits that pid 1 of the step enforces by polling.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Watch {
-    /// The sum of the resident sets, in bytes.
+    /// The limit on the sum of the resident sets, in bytes.
     pub memory_bytes: Option<u64>,
-    /// Number of processes.
+    /// The limit on the number of processes.
     pub pids: Option<u64>,
 }
 
 /// A control group of the step, as the step sees it: read-only.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GroupView {
-    /// Its directory on the host.
+    /// The name of its hierarchy below `/sys/fs/cgroup`. Empty for that directory itself, as with version 2.
     pub dir: CString,
     /// The name of its hierarchy below `/sys/fs/cgroup`. Empty for that directory itself, as with version 2.
     pub name: CString,
 }
 
-/// What a command's environment has unless the image or the step sets it: where programs are looked for,
-/// root's home, and the mark that programs look for to learn that they run in a container. The same for every
-/// step, so that no cache key has it.
+/// The default environment of a command, unless the image or the step sets it: the search path of programs,
+/// root's home, and the variable by which programs detect a container. It is the same for every step, so no
+/// cache key includes it.
 pub const DEFAULT_ENV: [(&str, &str); 3] =
     [("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"), ("HOME", "/root"), ("container", "hm")];
 
-/// Everything about one step's jail.
+/// The specification of one step's jail.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct JailSpec {
-    /// How ids are mapped. Overlays keep their marks in `user.overlay.*` in a user namespace, else `trusted.overlay.*`.
+    /// How ids are mapped. Overlays keep their marks in `user.overlay.*` in a user namespace, otherwise in
+    /// `trusted.overlay.*`.
     pub user_namespace: UserNamespace,
     /// How overlays are mounted.
     pub mount_api: MountApi,
-    /// Any directory of the host: the new root is mounted over it, in the step's mount namespace alone.
+    /// Any directory of the host: the new root is mounted over it, in the step's mount namespace only.
     pub mountpoint: CString,
     /// The root.
     pub root: Root,
-    /// Who sees it.
+    /// Where its files are visible.
     pub place: Place,
-    /// Views of the host below it, parents before children.
+    /// Views of host files in the root, parents before children.
     pub binds: Vec<Bind>,
     /// Files at `/run/secrets`.
     pub secrets: Vec<SecretFile>,
-    /// Whether processes that are not the step's use its network. It then gets no raw sockets, and no
-    /// abstract unix sockets of others.
+    /// Whether the step shares its network with processes that are not its own. It then gets no raw sockets,
+    /// and cannot connect to abstract unix sockets of others.
     pub shares_network: bool,
     /// `cgroup.procs` files that the command enters before it runs.
     pub cgroups: Vec<CString>,
-    /// The control groups that it enters, as it sees them.
+    /// The control groups that it enters, as the step sees them.
     pub group_views: Vec<GroupView>,
-    /// Limits held by polling, where there are no cgroups.
+    /// Limits enforced by polling, if there are no cgroups.
     pub watch: Option<Watch>,
-    /// How large its file systems in memory may be together with everything else, in bytes.
+    /// The step's memory limit, in bytes, which also bounds the size of its tmpfs file systems.
     pub memory_bytes: Option<u64>,
-    /// Where the command starts, on the files that it runs on.
+    /// The working directory of the command, a path in the files that it runs on.
     pub workdir: CString,
-    /// The program, on the same files, and its arguments. None: the jail is made and let go, as a trial.
+    /// The program, a path in the same files, and its arguments. If it is empty, the jail is made and torn
+    /// down, as a test.
     pub argv: Vec<CString>,
-    /// Instead of a program: the path, in the step, of what is written to standard output as a tar stream.
+    /// The path, in the step, of the files that are written to standard output as a tar stream, instead of
+    /// running a program.
     pub pack: Option<CString>,
-    /// Standard input is a terminal, and becomes the command's controlling one.
+    /// Whether standard input is a terminal. It becomes the command's controlling terminal.
     pub terminal: bool,
     /// The environment, as `NAME=value`.
     pub env: Vec<CString>,

@@ -27,12 +27,12 @@ fn last_errno() -> Errno {
     Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)
 }
 
-/// Which side of a clone runs.
+/// The side of a clone that is running.
 #[derive(Debug)]
 pub(crate) enum Cloned {
     /// The new process.
     Child,
-    /// The old one.
+    /// The calling process.
     Parent {
         /// The child's id in the caller's pid namespace.
         pid: Pid,
@@ -41,10 +41,10 @@ pub(crate) enum Cloned {
     },
 }
 
-/// `clone3` with `flags` and a pidfd, without sharing memory: a fork.
+/// Calls `clone3` with `flags` and a pidfd, without shared memory: a fork.
 ///
-/// The caller must be single-threaded: the child goes on running Rust code, and must not find a lock that another thread
-/// held. The zygote and a step's pid 1 are; nothing else calls this.
+/// The caller must be single-threaded: the child continues to run Rust code, and must not find a lock that
+/// another thread held. Only the zygote and a step's pid 1 call this, and they are single-threaded.
 pub(crate) fn clone_process(flags: u64) -> Result<Cloned> {
     let mut pidfd: c_int = -1;
     // SAFETY: all-zero is a valid `clone_args`.
@@ -52,42 +52,43 @@ pub(crate) fn clone_process(flags: u64) -> Result<Cloned> {
     args.flags = flags | libc::CLONE_PIDFD as u64;
     args.pidfd = ptr::from_mut(&mut pidfd) as u64;
     args.exit_signal = libc::SIGCHLD as u64;
-    // SAFETY: the arguments outlive the call; without CLONE_VM the child has its own copy of this stack and memory.
+    // SAFETY: the arguments outlive the call; without CLONE_VM the child has its own copy of this stack and
+    // memory.
     let pid = check(unsafe { libc::syscall(libc::SYS_clone3, &raw const args, mem::size_of::<libc::clone_args>()) })?;
     match Pid::from_raw(i32::try_from(pid).map_err(|_| Errno::OVERFLOW)?) {
         None => Ok(Cloned::Child),
-        // SAFETY: the kernel stored a new descriptor that nobody else owns.
+        // SAFETY: the kernel stored a new descriptor that has no other owner.
         Some(pid) => Ok(Cloned::Parent { pid, pidfd: unsafe { OwnedFd::from_raw_fd(pidfd) } }),
     }
 }
 
 /// Runs `child` in a new process that shares this one's memory until it executes a program or returns, and
-/// waits for that: `vfork`, which copies no page tables, and on a stack of its own.
+/// waits for that. This is a `vfork`, which copies no page tables, on a stack of its own.
 ///
-/// Whatever `child` allocates stays allocated here. It must leave alone what this process goes on to use, but
-/// for descriptors, of which it has its own copies. The caller must have one thread.
+/// Whatever `child` allocates stays allocated here. It must not change anything that this process uses
+/// afterwards. Descriptors are the exception, because it has its own copies. The caller must have one thread.
 pub(crate) fn start_sharing_memory<F: FnMut()>(mut child: F) -> Result<Pid> {
     const STACK_BYTES: usize = 256 << 10;
     extern "C" fn run<F: FnMut()>(child: *mut libc::c_void) -> c_int {
-        // SAFETY: the pointer is to the caller's `child`, which outlives the shared memory, and which nothing else
-        // uses meanwhile.
+        // SAFETY: the pointer is to the caller's `child`, which outlives the shared memory, and which nothing
+        // else uses meanwhile.
         let child = unsafe { &mut *child.cast::<F>() };
         child();
         exit(127)
     }
-    // As aligned as a stack must be.
+    // `u128` for the alignment that a stack needs.
     let mut stack = vec![0_u128; STACK_BYTES / mem::size_of::<u128>()];
     let top = stack.as_mut_ptr_range().end;
     let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD;
-    // SAFETY: the stack is the child's alone, grows down from its end, and is freed after the child has let go of
-    // this memory, for which CLONE_VFORK waits. No handler of ours runs on a signal.
+    // SAFETY: only the child uses the stack, which grows down from its end. It is freed after the child has
+    // released this memory, for which CLONE_VFORK waits. No signal handler of this crate runs.
     let pid =
         check(c_long::from(unsafe { libc::clone(run::<F>, top.cast(), flags, ptr::from_mut(&mut child).cast()) }))?;
     drop(stack);
     i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or(Errno::OVERFLOW)
 }
 
-/// `execve`. Returns only on failure.
+/// Calls `execve`. Returns only on failure.
 pub(crate) fn execve(path: &CStr, argv: &[&CStr], envp: &[&CStr]) -> Errno {
     let pointers =
         |strings: &[&CStr]| -> Vec<*const c_char> { strings.iter().map(|s| s.as_ptr()).chain([ptr::null()]).collect() };
@@ -97,32 +98,33 @@ pub(crate) fn execve(path: &CStr, argv: &[&CStr], envp: &[&CStr]) -> Errno {
     last_errno()
 }
 
-/// Closes every descriptor from `first` on: what the zygote inherited by mistake, before it makes any of its own.
+/// Closes every descriptor from `first` on: those that the zygote inherited by mistake, before it opens its
+/// own.
 pub(crate) fn close_from(first: c_uint) -> Result<()> {
     // SAFETY: takes no pointers, and no `OwnedFd` exists yet.
     check(unsafe { libc::syscall(libc::SYS_close_range, first, c_uint::MAX, 0) }).map(drop)
 }
 
-/// Lets no descriptor from `first` on outlive an `execve`.
+/// Marks every descriptor from `first` on as close-on-exec.
 pub(crate) fn close_on_exec_from(first: c_uint) -> Result<()> {
     // SAFETY: takes no pointers, and closes nothing here.
     check(unsafe { libc::syscall(libc::SYS_close_range, first, c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC) }).map(drop)
 }
 
-/// Leaves shared namespaces.
+/// Moves the calling thread out of shared namespaces.
 pub(crate) fn unshare(flags: rustix::thread::UnshareFlags) -> Result<()> {
-    // SAFETY: what may break memory safety is CLONE_FILES under threads; the callers are single-threaded.
+    // SAFETY: only CLONE_FILES with several threads may break memory safety; the callers are single-threaded.
     unsafe { rustix::thread::unshare_unsafe(flags) }
 }
 
 /// Makes `fd` the descriptor `target`, which stays open across `execve`.
 pub(crate) fn move_to(fd: impl AsFd, target: c_int) -> Result<()> {
-    // SAFETY: takes no pointers. `target` is one of the three standard descriptors, or above all that this process has opened:
-    // no `OwnedFd` owns it.
+    // SAFETY: takes no pointers. `target` is one of the three standard descriptors, or above all descriptors
+    // that this process has opened, so no `OwnedFd` owns it.
     check(c_long::from(unsafe { libc::dup2(fd.as_fd().as_raw_fd(), target) })).map(drop)
 }
 
-/// The descriptor that the engine gave the zygote as its standard input.
+/// Returns the descriptor that the engine gave the zygote as its standard input.
 pub(crate) fn stdin() -> BorrowedFd<'static> {
     // SAFETY: descriptor 0 stays open as long as the zygote lives.
     unsafe { BorrowedFd::borrow_raw(0) }
@@ -134,17 +136,18 @@ pub(crate) fn exit(code: c_int) -> ! {
     unsafe { libc::_exit(code) }
 }
 
-/// Installs a seccomp filter on the calling thread. CAP_SYS_ADMIN must be held in its user namespace, or
-/// `no_new_privs` set.
+/// Installs a seccomp filter on the calling thread. The thread must hold CAP_SYS_ADMIN in its user namespace,
+/// or have `no_new_privs` set.
 pub(crate) fn install_seccomp(program: &[libc::sock_filter]) -> Result<()> {
     const SET_MODE_FILTER: c_uint = 1;
     let prog = libc::sock_fprog {
         len: u16::try_from(program.len()).map_err(|_| Errno::INVAL)?,
         filter: program.as_ptr().cast_mut(),
     };
-    // Speculative store bypass stays as the system set it: container engines ask for the same.
+    // Leaves the mitigation of speculative store bypass as the system set it, as container engines do.
     for flags in [libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW, 0] {
-        // SAFETY: `prog` points to `len` instructions that outlive the call; the kernel copies and checks them.
+        // SAFETY: `prog` points to `len` instructions that outlive the call; the kernel copies and checks
+        // them.
         match check(unsafe { libc::syscall(libc::SYS_seccomp, SET_MODE_FILTER, flags, &raw const prog) }) {
             Err(Errno::INVAL) if flags != 0 => {}
             done => return done.map(drop),
@@ -153,17 +156,17 @@ pub(crate) fn install_seccomp(program: &[libc::sock_filter]) -> Result<()> {
     Err(Errno::INVAL)
 }
 
-/// Does something with files as a user and a group who own none, without the capabilities that let root pass
-/// by modes. The caller must be root, and have a single thread.
+/// Runs `act` as a user and a group who own no files, without the capabilities that override file modes. The
+/// caller must be root, and have a single thread.
 pub(crate) fn as_owner_of_nothing<T>(act: impl FnOnce() -> T) -> Result<T> {
     /// The largest valid id, which no account has.
     const NONE: libc::uid_t = libc::uid_t::MAX - 2;
-    // A file of root's group is no more for this user than one of root's. They do not come back.
+    // This user must not get root's access by group, either. The groups are not restored.
     set_thread_groups(&[])?;
     // SAFETY: takes no pointers, and changes the calling thread alone, the only one.
     let set = |id: libc::uid_t| unsafe { (libc::setfsgid(id), libc::setfsuid(id)) };
     set(NONE);
-    // What it was before is all that these calls tell.
+    // These calls return only the previous value, so a second call checks the first.
     let is_set = set(NONE) == (NONE.cast_signed(), NONE.cast_signed());
     let passes_by = CapabilitySet::DAC_OVERRIDE | CapabilitySet::DAC_READ_SEARCH;
     let done = match capabilities(None) {
@@ -175,23 +178,23 @@ pub(crate) fn as_owner_of_nothing<T>(act: impl FnOnce() -> T) -> Result<T> {
     done
 }
 
-/// Lets the kernel reap children itself.
+/// Makes the kernel reap children itself.
 pub(crate) fn ignore_children() -> Result<()> {
     set_disposition(libc::SIGCHLD, libc::SIG_IGN)
 }
 
-/// Gives every signal its default action and blocks none: what a command expects to find.
+/// Gives every signal its default action and blocks none, as a command expects.
 ///
-/// Not by the C library, which keeps signals 32 and 33 to itself: a step may inherit them ignored all the
-/// same.
+/// The C library is not used, because it reserves signals 32 and 33. A step could inherit them ignored
+/// nevertheless.
 pub(crate) fn reset_signals() -> Result<()> {
     /// The kernel's `sigaction`, all zero: SIG_DFL, no flags, an empty mask.
     const DEFAULT: [u64; 4] = [0; 4];
-    /// How long the kernel's set of signals is, in bytes.
+    /// The size of the kernel's signal set, in bytes.
     const SET_BYTES: usize = 8;
     for signal in (1..=64).filter(|signal| ![libc::SIGKILL, libc::SIGSTOP].contains(signal)) {
-        // SAFETY: `DEFAULT` is as long as the structure on every architecture here, and outlives the call;
-        // nothing is written back, and no code of ours runs on a signal.
+        // SAFETY: `DEFAULT` is as long as the structure on every supported architecture, and outlives the
+        // call; nothing is written back, and no code of this crate runs on a signal.
         let set = unsafe {
             libc::syscall(libc::SYS_rt_sigaction, signal, DEFAULT.as_ptr(), ptr::null_mut::<u64>(), SET_BYTES)
         };
@@ -204,7 +207,8 @@ fn set_disposition(signal: c_int, handler: libc::sighandler_t) -> Result<()> {
     // SAFETY: all-zero is a valid `sigaction`.
     let mut action: libc::sigaction = unsafe { mem::zeroed() };
     action.sa_sigaction = handler;
-    // SAFETY: `action` outlives the call, and its handler is SIG_DFL or SIG_IGN: no code of ours runs on a signal.
+    // SAFETY: `action` outlives the call, and its handler is SIG_DFL or SIG_IGN: no code of this crate runs
+    // on a signal.
     check(c_long::from(unsafe { libc::sigaction(signal, &raw const action, ptr::null_mut()) })).map(drop)
 }
 
@@ -227,14 +231,14 @@ fn set_blocked(signals: &[c_int]) -> Result<()> {
     check(c_long::from(unsafe { libc::sigprocmask(libc::SIG_SETMASK, &raw const set, ptr::null_mut()) })).map(drop)
 }
 
-/// Blocks SIGCHLD alone and gives a descriptor that becomes readable with it.
+/// Blocks SIGCHLD alone and returns a descriptor that becomes readable with it.
 pub(crate) fn child_signals() -> Result<OwnedFd> {
     set_disposition(libc::SIGCHLD, libc::SIG_DFL)?;
     signals(&[libc::SIGCHLD])
 }
 
-/// Blocks what asks a process to end, and nothing else, and gives a descriptor that becomes readable with it.
-/// A hang-up that is ignored, as under `nohup`, stays so.
+/// Blocks exactly the signals that request the process to end, and returns a descriptor that becomes readable
+/// with them. A hang-up that is ignored, as under `nohup`, stays ignored.
 pub(crate) fn end_signals() -> Result<OwnedFd> {
     let all = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP];
     signals(if is_ignored(libc::SIGHUP)? { &all[..2] } else { &all })
@@ -253,14 +257,14 @@ pub(crate) fn unblock_signals() -> Result<()> {
     set_blocked(&[])
 }
 
-/// Blocks exactly `signals` and gives a descriptor that becomes readable with them.
+/// Blocks exactly `signals` and returns a descriptor that becomes readable with them.
 fn signals(signals: &[c_int]) -> Result<OwnedFd> {
     set_blocked(signals)?;
     let set = signal_set(signals);
     // SAFETY: `set` outlives the call.
     let fd =
         check(c_long::from(unsafe { libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK) }))?;
-    // SAFETY: the kernel made a new descriptor that nobody else owns.
+    // SAFETY: the kernel made a new descriptor that has no other owner.
     Ok(unsafe { OwnedFd::from_raw_fd(i32::try_from(fd).map_err(|_| Errno::OVERFLOW)?) })
 }
 
@@ -271,18 +275,18 @@ pub(crate) struct Reaped {
     pub(crate) pid: Pid,
     /// Its exit code, or 128+n after signal n.
     pub(crate) code: i32,
-    /// The time it and the children it waited for spent, user and system, in microseconds.
+    /// The processor time of the child and of the children it waited for, user and system, in microseconds.
     pub(crate) cpu_micros: u64,
     /// The largest resident set among them, in bytes.
     pub(crate) max_rss_bytes: u64,
 }
 
-/// What asking for an ended child came to.
+/// The result of looking for an ended child.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Reap {
-    /// This one has ended, and is gone now.
+    /// This child ended, and was reaped.
     Ended(Reaped),
-    /// There are children, and none has ended.
+    /// There are children, but none has ended.
     NoneYet,
     /// There is no child.
     NoChild,
@@ -311,21 +315,22 @@ pub(crate) fn reap() -> Result<Reap> {
 
 /// Sends `signal` to every process of the caller's pid namespace but the caller.
 pub(crate) fn signal_all(signal: c_int) {
-    // SAFETY: takes no pointers. Only pid 1 of a step calls this: -1 reaches its namespace alone. No process left: ESRCH.
+    // SAFETY: takes no pointers. Only pid 1 of a step calls this, and -1 reaches only its namespace. If no
+    // process is left, this fails with ESRCH.
     unsafe { libc::kill(-1, signal) };
 }
 
-/// Adds `attributes` to the mount at the root of `tree`, and to those below it.
+/// Adds `attributes` to the mount at the root of `tree`, and to the mounts below it.
 pub(crate) fn restrict_mounts(tree: impl AsFd, attributes: MountAttrFlags) -> Result<()> {
     set_mount_attributes(tree, c"", libc::AT_RECURSIVE, attributes)
 }
 
-/// Adds `attributes` to the mount at the root of `tree` alone.
+/// Adds `attributes` to the mount at the root of `tree` only.
 pub(crate) fn restrict_mount(tree: impl AsFd, attributes: MountAttrFlags) -> Result<()> {
     set_mount_attributes(tree, c"", 0, attributes)
 }
 
-/// Adds `attributes` to the mount at `path`, and to those below it.
+/// Adds `attributes` to the mount at `path`, and to the mounts below it.
 pub(crate) fn restrict_mounts_at(path: &CStr, attributes: MountAttrFlags) -> Result<()> {
     set_mount_attributes(rustix::fs::CWD, path, libc::AT_RECURSIVE, attributes)
 }
@@ -353,7 +358,8 @@ fn set_mount_attributes(dir: impl AsFd, path: &CStr, flags: c_int, attributes: M
     .map(drop)
 }
 
-/// Returns the version of the kernel's Landlock interface, or an error if it has none or has it switched off.
+/// Returns the version of the kernel's Landlock interface, or an error if the kernel has none or it is
+/// disabled.
 pub(crate) fn landlock_version() -> Result<u32> {
     const VERSION: c_uint = 1;
     // SAFETY: with this flag the kernel takes a null pointer and a size of zero, and reads neither.
@@ -363,7 +369,7 @@ pub(crate) fn landlock_version() -> Result<u32> {
     u32::try_from(version).map_err(|_| Errno::OVERFLOW)
 }
 
-/// What a Landlock ruleset handles, as version 6 of the interface has it.
+/// The kernel's `landlock_ruleset_attr`, as of version 6 of the interface.
 #[repr(C)]
 struct LandlockRuleset {
     access_fs: u64,
@@ -371,14 +377,14 @@ struct LandlockRuleset {
     scoped: u64,
 }
 
-/// Puts the calling thread, and all that it will start, into a Landlock domain that what `scoped` names does
-/// not leave. `no_new_privs` must be set, or CAP_SYS_ADMIN held.
+/// Puts the calling thread, and all that it will start, into a Landlock domain. Accesses of the kinds in
+/// `scoped` cannot leave the domain. `no_new_privs` must be set, or CAP_SYS_ADMIN held.
 pub(crate) fn landlock_scope(scoped: u64) -> Result<()> {
     let ruleset = LandlockRuleset { access_fs: 0, access_net: 0, scoped };
     let size = mem::size_of::<LandlockRuleset>();
     // SAFETY: `ruleset` has the size given and outlives the call.
     let fd = check(unsafe { libc::syscall(libc::SYS_landlock_create_ruleset, &raw const ruleset, size, 0) })?;
-    // SAFETY: the kernel made a new descriptor that nothing else owns.
+    // SAFETY: the kernel made a new descriptor that has no other owner.
     let fd = unsafe { OwnedFd::from_raw_fd(i32::try_from(fd).map_err(|_| Errno::OVERFLOW)?) };
     // SAFETY: takes no pointers.
     check(unsafe { libc::syscall(libc::SYS_landlock_restrict_self, fd.as_raw_fd(), 0) }).map(drop)
@@ -395,7 +401,7 @@ fn link_up(socket: impl AsFd, name: &[u8]) -> Result<()> {
     interface_ioctl(socket, libc::SIOCSIFFLAGS, &request)
 }
 
-/// Gives a network card an address, and brings it up.
+/// Sets the address of a network interface, and brings it up.
 pub(crate) fn interface_up(socket: impl AsFd, name: &[u8], address: Ipv4Addr, netmask: Ipv4Addr) -> Result<()> {
     for (number, value) in [(libc::SIOCSIFADDR, address), (libc::SIOCSIFNETMASK, netmask)] {
         let mut request = interface(name);
@@ -405,7 +411,7 @@ pub(crate) fn interface_up(socket: impl AsFd, name: &[u8], address: Ipv4Addr, ne
     link_up(socket, name)
 }
 
-/// Sends what has no other way to `gateway`.
+/// Makes `gateway` the default route.
 pub(crate) fn default_route(socket: impl AsFd, gateway: Ipv4Addr) -> Result<()> {
     // SAFETY: all-zero is a valid `rtentry`.
     let mut route: libc::rtentry = unsafe { mem::zeroed() };
@@ -434,17 +440,17 @@ fn interface_ioctl(socket: impl AsFd, number: libc::c_ulong, request: &libc::ifr
     check(c_long::from(unsafe { libc::ioctl(fd, number as _, ptr::from_ref(request)) })).map(drop)
 }
 
-/// An address, as the kernel's older interfaces take one.
+/// Converts an address to the form that the kernel's older interfaces take.
 fn socket_address(address: Ipv4Addr) -> libc::sockaddr {
     let mut data = [0; 14];
-    // After a port.
+    // The first two bytes are the port.
     for (to, from) in data[2..6].iter_mut().zip(address.octets()) {
         *to = from.cast_signed() as c_char;
     }
     libc::sockaddr { sa_family: libc::AF_INET as libc::sa_family_t, sa_data: data }
 }
 
-/// Loads a kernel module, which the kernel is to unpack where it is compressed.
+/// Loads a kernel module. If it is `compressed`, the kernel decompresses it.
 pub(crate) fn load_module(file: impl AsFd, compressed: bool) -> Result<()> {
     const COMPRESSED_FILE: c_int = 4;
     let flags = if compressed { COMPRESSED_FILE } else { 0 };
@@ -452,7 +458,7 @@ pub(crate) fn load_module(file: impl AsFd, compressed: bool) -> Result<()> {
     check(unsafe { libc::syscall(libc::SYS_finit_module, file.as_fd().as_raw_fd(), c"".as_ptr(), flags) }).map(drop)
 }
 
-/// Lets the random generator, which `file` is, take in at once what was written to it.
+/// Makes the random generator, which `file` is, use at once the data that was written to it.
 pub(crate) fn reseed(file: impl AsFd) -> Result<()> {
     const RNDRESEEDCRNG: libc::c_ulong = 0x5207;
     // SAFETY: takes no argument.

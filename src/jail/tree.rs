@@ -1,4 +1,5 @@
-//! File operations in the zygote's user namespace, for trees that the user's own ids can neither make nor remove.
+//! File operations in the zygote's user namespace, for trees that the user's own ids can neither make nor
+//! remove.
 
 use std::{
     ffi::{CString, OsStr},
@@ -18,7 +19,8 @@ use super::{
 };
 use crate::tree::{self, BlobFile, IdMap};
 
-/// Does `op`, which may read or write `file`. All but mounting is done here for a range of ids only.
+/// Executes `op`, which may read or write `file`. All operations except mounting are done here only for a
+/// range of ids.
 pub(crate) fn run(op: &TreeOp, file: Option<OwnedFd>) -> Result<Report, SetupError> {
     match op {
         TreeOp::Remove(path) => {
@@ -56,7 +58,7 @@ pub(crate) fn run(op: &TreeOp, file: Option<OwnedFd>) -> Result<Report, SetupErr
     }
 }
 
-/// Writes what is at `path` to `out` as a tar stream.
+/// Writes the files at `path` to `out` as a tar stream.
 pub(crate) fn pack(path: &CString, out: &OwnedFd) -> Result<(), SetupError> {
     let doing = || format!("read {}", path.to_string_lossy());
     let mut out = BufWriter::with_capacity(1 << 17, File::from(out.try_clone().doing(doing)?));

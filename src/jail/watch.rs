@@ -1,6 +1,6 @@
-//! Limits held by looking, where there is no cgroup to hold them.
+//! Limits enforced by polling, if there is no cgroup to enforce them.
 //!
-//! Runs in the step's pid 1, whose `/proc` shows the step's processes, and mostly no others.
+//! This runs in the step's pid 1, whose `/proc` shows the step's processes, and mostly no others.
 
 use std::{
     collections::HashMap,
@@ -12,7 +12,7 @@ use super::{
     spec::{Report, Watch},
 };
 
-/// Looks at a step that has limits.
+/// Polls a step that has limits.
 #[derive(Debug)]
 pub(crate) struct Watcher {
     memory: Option<Memory>,
@@ -24,7 +24,7 @@ impl Watcher {
         Self { memory: watch.memory_bytes.map(Memory::new), pids: watch.pids }
     }
 
-    /// Returns what to report of a step over its limits, or `None` while it is within them.
+    /// Returns the report for a step over its limits, or `None` while it is within them.
     pub(crate) fn exceeded(&mut self) -> Option<Report> {
         let pids = processes()?;
         if let Some(memory) = &mut self.memory
@@ -37,13 +37,14 @@ impl Watcher {
     }
 }
 
-/// The step's processes, apart from this one.
+/// Returns the step's processes, without this one.
 fn processes() -> Option<Vec<u32>> {
     let this: u32 = fs::read_link("/proc/self").ok()?.to_str()?.parse().ok()?;
     let number = |entry: DirEntry| entry.file_name().to_str()?.parse().ok();
     let mut pids: Vec<u32> = fs::read_dir("/proc").ok()?.flatten().filter_map(number).collect();
     if this != 1 {
-        // Somebody else's `/proc`: the step's are this one's children, and theirs, because orphans become this one's.
+        // A shared `/proc`, where this process is not pid 1. The step's processes are this one's descendants,
+        // because orphans become this one's children.
         let parents: HashMap<u32, u32> = pids.iter().filter_map(|&pid| Some((pid, parent(pid)?))).collect();
         let above = |pid: &u32| parents.get(pid).copied();
         pids.retain(|&pid| std::iter::successors(above(&pid), above).take(parents.len()).any(|above| above == this));
@@ -52,19 +53,19 @@ fn processes() -> Option<Vec<u32>> {
     Some(pids)
 }
 
-/// The parent of a process; none where it has just ended.
+/// Returns the parent of a process, or `None` if the process has just ended.
 fn parent(pid: u32) -> Option<u32> {
     stat_field(pid, 1)
 }
 
-/// Returns how many threads a process has. One that is just ending still counts.
+/// Returns how many threads a process has. A process that is ending still counts as one.
 fn threads(pid: u32) -> u64 {
     stat_field(pid, 17).unwrap_or(1)
 }
 
-/// Returns a field of `/proc/PID/stat`, counted from the first one behind the name.
+/// Returns a field of `/proc/PID/stat`, counted from the first one after the name.
 fn stat_field<T: std::str::FromStr>(pid: u32, index: usize) -> Option<T> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The name before it may have anything in it, but nothing after it has a parenthesis.
+    // The name may contain anything, but nothing after it contains a parenthesis.
     stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(index)?.parse().ok()
 }

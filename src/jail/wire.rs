@@ -1,7 +1,7 @@
 //! Messages with descriptors over SEQPACKET sockets, and specs in memory files.
 //!
-//! A message is small: whatever may be large (the spec) lies in a memory file whose descriptor travels along, so that no
-//! limit on a socket's message size is met.
+//! A message is small. Data that may be large (the spec) is in a memory file whose descriptor is sent with
+//! the message, so no limit on a socket's message size applies.
 
 use std::{
     fs::File,
@@ -22,12 +22,12 @@ use serde::{Serialize, de::DeserializeOwned};
 
 use super::{SetupError, error::Doing, spec::SPEC_VERSION};
 
-/// The most descriptors in one message.
+/// The maximum number of descriptors in one message.
 const MAX_FDS: usize = 12;
-/// The longest message, in bytes. Error texts are cut to fit.
+/// The maximum length of a message, in bytes. Error texts are cut to fit.
 pub(crate) const MAX_MESSAGE_BYTES: usize = 4096;
 
-/// A connected pair of SEQPACKET sockets, both blocking and close-on-exec.
+/// Returns a connected pair of SEQPACKET sockets, both blocking and close-on-exec.
 pub(crate) fn pair() -> Result<(OwnedFd, OwnedFd), Errno> {
     socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
 }
@@ -37,7 +37,7 @@ pub(crate) fn send(socket: impl AsFd, message: &[u8], fds: &[BorrowedFd<'_>]) ->
     send_with(socket, message, fds, SendFlags::NOSIGNAL)
 }
 
-/// Sends one message, or fails with `EAGAIN` where the socket is full.
+/// Sends one message, or fails with `EAGAIN` if the socket is full.
 pub(crate) fn try_send(socket: impl AsFd, message: &[u8], fds: &[BorrowedFd<'_>]) -> Result<(), Errno> {
     send_with(socket, message, fds, SendFlags::NOSIGNAL | SendFlags::DONTWAIT)
 }
@@ -54,7 +54,7 @@ fn send_with(socket: impl AsFd, message: &[u8], fds: &[BorrowedFd<'_>], flags: S
 /// A message and its descriptors.
 pub(crate) type Message = (Vec<u8>, Vec<OwnedFd>);
 
-/// Receives one message. `None` at the end of the stream.
+/// Receives one message. Returns `None` at the end of the stream.
 pub(crate) fn receive(socket: impl AsFd, flags: RecvFlags) -> Result<Option<Message>, Errno> {
     let mut message = [0; MAX_MESSAGE_BYTES];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
@@ -80,7 +80,7 @@ pub(crate) fn send_value(socket: impl AsFd, value: &impl Serialize, fds: &[Borro
     send(socket, &bytes, fds)
 }
 
-/// Writes `value`, with the version before it, to a new memory file.
+/// Writes `value`, after the version, to a new memory file.
 pub(crate) fn to_memory_file(value: &impl Serialize) -> Result<OwnedFd, SetupError> {
     let bytes = postcard::to_extend(value, SPEC_VERSION.to_le_bytes().to_vec())
         .map_err(|_| SetupError::new("encode the step's spec", Errno::INVAL))?;
@@ -90,7 +90,7 @@ pub(crate) fn to_memory_file(value: &impl Serialize) -> Result<OwnedFd, SetupErr
     Ok(file.into())
 }
 
-/// Reads what [`to_memory_file`] wrote. Another version is refused: it would be misread.
+/// Reads what [`to_memory_file`] wrote. Any other version is refused, because it would be decoded wrongly.
 pub(crate) fn from_memory_file<T: DeserializeOwned>(fd: OwnedFd) -> Result<T, SetupError> {
     let mut file = File::from(fd);
     let mut bytes = Vec::new();

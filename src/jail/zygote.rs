@@ -1,8 +1,9 @@
 //! The process that forks steps.
 //!
-//! Forking the engine would copy its page tables (25 to 160 ms for a gigabyte) and is unsafe under its threads. The zygote
-//! is small and has one thread, does nothing but wait for requests, and ends with the engine: its standard input is the
-//! request socket, and the end of that stream is the end of the zygote. Its end is the end of every step's pid 1.
+//! A fork of the engine would copy its page tables (25 to 160 ms for a gigabyte), and is unsafe because the
+//! engine has several threads. The zygote is small, has one thread, and only waits for requests. It ends with
+//! the engine: its standard input is the request socket, and it ends at the end of that stream. When it ends,
+//! every step's pid 1 ends.
 
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -27,10 +28,10 @@ use super::{
     tree, wire,
 };
 
-/// The first argument that makes a program of ours a zygote; the second is the [`UserNamespace`] by name.
+/// The first argument of a program that is started as a zygote. The second is the [`UserNamespace`] by name.
 pub const MARKER: &str = "__hm-sandbox";
 
-/// The flags that start a step's pid 1.
+/// Returns the clone flags of a step's pid 1.
 pub(super) fn clone_flags(isolate_network: bool) -> u64 {
     let network = if isolate_network { libc::CLONE_NEWNET } else { 0 };
     u64::from((NAMESPACES | network).cast_unsigned())
@@ -39,12 +40,12 @@ pub(super) fn clone_flags(isolate_network: bool) -> u64 {
 const NAMESPACES: i32 =
     libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWUTS | libc::CLONE_NEWIPC | libc::CLONE_NEWCGROUP;
 
-/// What is the same for every step, made once.
+/// The data that is the same for every step, computed once.
 #[derive(Debug)]
 pub(super) struct Prepared {
     pub(super) special_paths: SpecialPaths,
     pub(super) proc: Proc,
-    /// Whether connections and signals can be kept within a step.
+    /// Whether connections and signals can be restricted to a step.
     pub(super) has_landlock_scopes: bool,
     denied: Vec<libc::sock_filter>,
     denied_on_shared_network: Vec<libc::sock_filter>,
@@ -63,7 +64,7 @@ impl Prepared {
         }
     }
 
-    /// The filters of a step, in the order in which they are installed.
+    /// Returns the filters of a step, in the order in which they are installed.
     pub(super) fn filters(
         &self,
         user_namespace: UserNamespace,
@@ -75,7 +76,7 @@ impl Prepared {
     }
 }
 
-/// Becomes the zygote, where the process was started as one: never returns then. Returns at once else.
+/// Runs the zygote and never returns, if the process was started as one. Otherwise returns at once.
 pub fn run_if_marked() {
     let mut args = std::env::args_os().skip(1);
     if args.next().is_some_and(|arg| arg == MARKER) {
@@ -126,8 +127,8 @@ fn start(user_namespace: UserNamespace) -> Result<(), SetupError> {
     isolate(user_namespace)
 }
 
-/// Enters the namespaces that all steps share. With [`UserNamespace::Range`], whoever is at the other end of standard input
-/// maps the ids.
+/// Enters the namespaces that all steps share. With [`UserNamespace::Range`], the process at the other end of
+/// standard input maps the ids.
 pub(super) fn isolate(user_namespace: UserNamespace) -> Result<(), SetupError> {
     sys::ignore_children().doing(|| "ignore the ends of children".into())?;
     match user_namespace {
@@ -158,8 +159,8 @@ pub(super) fn isolate(user_namespace: UserNamespace) -> Result<(), SetupError> {
         .doing(|| "make mounts private".into())
 }
 
-/// Leaves the groups of the user, as far as that is allowed. By then nothing needs them: one of them may be
-/// what this program can be read by.
+/// Leaves the groups of the user, if that is allowed. They are no longer needed here. Until now, the
+/// permission to read this program may have depended on one of them.
 pub(super) fn leave_groups(user_namespace: UserNamespace) -> Result<(), SetupError> {
     match user_namespace {
         UserNamespace::Single => Ok(()),
@@ -180,7 +181,8 @@ fn become_root() -> Result<(), SetupError> {
         .doing(|| "become root of the user namespace".into())
 }
 
-/// Answers one request. A message that makes no sense is dropped with its descriptors, which its sender sees.
+/// Answers one request. An invalid message is dropped together with its descriptors, which the sender can
+/// detect.
 fn serve(message: &[u8], fds: Vec<OwnedFd>, me: &OwnedFd, prepared: &Prepared) {
     let Ok(request) = postcard::from_bytes(message) else { return };
     let mut fds = fds.into_iter();
@@ -222,14 +224,14 @@ fn step(
     match sys::clone_process(clone_flags(isolate_network)).doing(doing)? {
         Cloned::Child => init::run(fds, isolate_network, prepared),
         Cloned::Parent { pidfd, .. } => {
-            // Where the engine has hung up, pid 1 sees the same.
+            // If the engine has closed the socket, pid 1 sees that, too.
             let _ = wire::send_value(status, &Report::Started, &[pidfd.as_fd()]);
             Ok(())
         }
     }
 }
 
-/// In a child, because a large tree takes seconds.
+/// Executes a tree operation in a child, because a large tree takes seconds.
 fn tree_op(status: std::os::fd::BorrowedFd<'_>, op: OwnedFd, file: Option<OwnedFd>) -> Result<(), SetupError> {
     match sys::clone_process(0).doing(|| "start a tree operation".into())? {
         Cloned::Parent { .. } => Ok(()),
