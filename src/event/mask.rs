@@ -68,7 +68,7 @@ impl Masker {
         for found in self.finder.find_iter(text) {
             while starts.next_if(|&start| start < from).is_some() {}
             if starts.peek().is_some_and(|&start| start <= found.start()) {
-                break; // A longer or an earlier match may yet come of what follows.
+                break; // A later chunk may complete a longer or an earlier match.
             }
             out.extend_from_slice(&text[from..found.start()]);
             out.extend_from_slice(REPLACEMENT);

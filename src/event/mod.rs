@@ -5,9 +5,9 @@
 //! years later ([`JournalReader`]).
 //!
 //! ```text
-//! dispatcher -- emit ------------------------> pending -- flush: one write --> journal -+
-//!                                                 ^                                     +-> readers: BuildEvents
-//! runner -- output --> masking --> raw log file --+ ranges         raw log files -------+
+//! dispatcher -- emit --------------------> pending -- flush: one write --> journal -+
+//!                                             ^                                     +-> readers: BuildEvents
+//! runner -- output --> masking --> raw log ---+ ranges         raw log files -------+
 //! ```
 //!
 //! Output is appended as raw bytes to a file per attempt. The journal holds ranges into it, and the state

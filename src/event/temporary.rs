@@ -1,7 +1,7 @@
 //! Directories of runs that are not kept, and the removal of directories that killed processes left.
 //!
 //! ```text
-//! $TMPDIR/hm-exec-UID/        mode 0700, owned by this user, else it is not used
+//! $TMPDIR/hm-exec-UID/        mode 0700, owned by this user, otherwise not used
 //!   run-XXXXXX/hm-run         the marker: only a directory that has it is ever removed
 //!   run-XXXXXX/journal        locked for as long as the run is written or read
 //! ```

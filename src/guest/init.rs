@@ -49,7 +49,7 @@ impl<T, E: Into<io::Error>> Doing<T> for Result<T, E> {
 /// machine in every case.
 ///
 /// # Errors
-/// Returns the operation that the kernel refused, as text.
+/// Returns an error text if the kernel refuses an operation.
 pub fn run() -> Result<(), String> {
     load_modules()?;
     enter_memory()?;

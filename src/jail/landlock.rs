@@ -10,7 +10,7 @@ use super::{SetupError, error::Doing, sys};
 const SCOPES: u32 = 6;
 /// The scope of connections and datagrams to abstract unix sockets.
 const ABSTRACT_UNIX_SOCKET: u64 = 1;
-/// The scope of signals. A step has its own process ids already, so this adds only its pid 1.
+/// The scope of signals. A step has its own process ids already, so this only protects its pid 1.
 const SIGNAL: u64 = 1 << 1;
 
 /// Returns whether this kernel can restrict a step's sockets and signals to the step.

@@ -391,7 +391,7 @@ fn proc_dir(host: &OwnedFd, proc: Proc) -> Result<(), SetupError> {
 fn sys_dir(host: &OwnedFd) -> Result<bool, SetupError> {
     let doing = || "show /sys to the step".to_owned();
     match filesystem_at(c"/sys", c"sysfs", MountFlags::NODEV, c"") {
-        // Restricts the mount, not the file system, which others may have mounted as well.
+        // Restricts the mount, not the file system, which may be mounted elsewhere, too.
         Ok(()) => {
             sys::restrict_mounts_at(c"/sys", MountAttrFlags::MOUNT_ATTR_RDONLY).doing(doing)?;
             Ok(false)

@@ -288,8 +288,8 @@ pub(crate) fn denied(shares_network: bool) -> Vec<sock_filter> {
     program(native.chain(common()).collect(), compat.chain(common()).collect(), NOSYS)
 }
 
-/// Returns the filter of calls that succeed without effect if there is a single id: whoever owns every file
-/// cannot depend on who owns which.
+/// Returns the filter of calls that succeed without effect if there is a single id: its user owns every
+/// file, so a change of owner has no meaning.
 pub(crate) fn pretended() -> Vec<sock_filter> {
     let native = natives(PRETENDED.iter(), PRETEND)
         .chain(arch::PRETENDED.iter().map(|&(call, verdict)| (number(call), verdict)));

@@ -32,7 +32,7 @@ const PERMISSIONS: u32 = 0o777;
 ///
 /// Everything is owned by the caller. Modes (without set-id bits), times and links are kept; existing
 /// directories keep theirs. Existing files and links are replaced. Below `to` no symbolic link is followed,
-/// whoever made it, so nothing is written elsewhere.
+/// regardless of who made it, so nothing is written elsewhere.
 ///
 /// # Errors
 /// Returns the first error, with the path. The files written until then stay.
