@@ -1,11 +1,11 @@
-//! Equal steps at once.
+//! Equal steps that run at the same time.
 
 use hm_exec::StepStatus::{CacheHit, Canceled, Failed, Passed};
 use serde_json::Value;
 
 use super::writer::{Bench, Ended, cached, pipeline, request};
 
-/// Steps of one cache key.
+/// Returns steps that share one cache key.
 fn equal(keys: &[&str]) -> Value {
     let mut steps: Vec<Value> = keys.iter().map(|key| cached(key)).collect();
     for step in &mut steps {

@@ -1,4 +1,4 @@
-//! What is found, and what makes it another step.
+//! Which steps are cache hits, and which changes make them misses.
 
 use std::fs;
 
@@ -35,11 +35,11 @@ async fn a_second_run_finds_every_step_and_neither_runs_nor_probes_anything() {
     assert_eq!(ends.collect::<Vec<_>>(), [(true, 0, 0); 3]);
 }
 
-/// Makes a pipeline, or what its runner sees, another one.
+/// A change to a pipeline or to what its runner sees.
 type Change = dyn Fn(&Bench, &mut Value);
 
-/// The published hm (0.0.9) makes a step's key of `cache.key` alone, and hands out the result of another image or
-/// environment.
+/// The published hm (0.0.9) makes a step's key from `cache.key` alone, and returns the result of another
+/// image or environment.
 #[tokio::test]
 async fn one_cache_key_with_another_image_environment_command_or_runner_mode_is_a_miss() {
     let changes: [(&str, &Change); 9] = [

@@ -1,4 +1,4 @@
-//! Cache keys: what is committed stays what it is, and everything in a key matters.
+//! Cache keys: the committed keys stay the same, and every part of a key matters.
 
 use std::{collections::BTreeMap, fs, path::Path};
 
@@ -6,7 +6,7 @@ use hm_exec::cache::{BasePart, KeyParts};
 use proptest::prelude::*;
 use serde::{Deserialize, Serialize};
 
-/// The parts of a key, owned.
+/// The owned parts of a key.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Parts {
     dsl_key: String,
@@ -48,7 +48,7 @@ impl Parts {
         parts.key().to_string()
     }
 
-    /// All that is text, in the order of the key.
+    /// Returns all text parts, in the order of the key.
     fn texts(&mut self) -> Vec<&mut String> {
         let Self { dsl_key, base, command, env, runner, os, arch, mode, runner_args, project, .. } = self;
         let mut texts = vec![dsl_key, base, command];
@@ -64,7 +64,7 @@ struct Vector {
     key: String,
 }
 
-/// Set `HM_UPDATE_FIXTURES` to make the keys anew, and only together with the version in the key.
+/// Set `HM_UPDATE_FIXTURES` to regenerate the keys, and only together with a new version in the key.
 #[test]
 fn keys_are_what_they_always_were() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/cache/keys-v2.json");

@@ -1,4 +1,4 @@
-//! Cached steps on the sandbox: what runs on top of what was found.
+//! Cached steps on the sandbox: steps that run on top of a cache hit.
 
 use std::fs;
 
@@ -31,7 +31,7 @@ async fn a_child_that_changed_builds_in_the_snapshot_that_an_earlier_process_lef
     let (dir, source) = (top.path().join("store"), top.path().join("source"));
     fs::create_dir(&source).unwrap();
     let run = async |child: &str| {
-        // A store of its own each time, as another process has it.
+        // A new store each time, as in another process.
         let store = StoreHandle::from(Store::open(&dir).unwrap());
         let sandbox = SandboxRunner::builder().store(store.clone()).helper(hm()).build();
         let engine = Engine::builder(Sandboxed { sandbox }).cache(store).build().unwrap();
@@ -52,7 +52,7 @@ async fn a_child_that_changed_builds_in_the_snapshot_that_an_earlier_process_lef
     }
     assert_eq!(cold.statuses(), [Passed, Passed], "{:?}", cold.events);
     assert_eq!(run("cat made").await.unwrap().statuses(), [CacheHit, CacheHit]);
-    // The source that the child sees is this run's, edited since the parent ran.
+    // The child sees the source of this run, edited since the parent ran.
     fs::write(source.join("given"), "2").unwrap();
     let changed = run("grep -q base made && test $(stat -c %a made) = 600 && grep -q 2 given").await.unwrap();
     assert_eq!(changed.statuses(), [CacheHit, Passed], "{:?}", changed.events);

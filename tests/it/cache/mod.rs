@@ -1,4 +1,4 @@
-//! The cache: what is found, what is not, and what is never claimed.
+//! The cache: hits, misses, and results that are never claimed.
 
 mod flights;
 mod hits;

@@ -1,4 +1,4 @@
-//! Steps that are cached until something changes in the source: what counts as a change.
+//! Steps that are cached until something changes in the source: which changes count.
 
 use std::{
     fs,
@@ -16,8 +16,7 @@ use serde_json::{Value, json};
 
 use super::writer::{Bench, Ended, pipeline};
 
-/// A source tree, and the cached step that looks at `paths` in it. The key of the language is always the
-/// same.
+/// A source tree and the cached step that watches `paths` in it. The key from the DSL is always the same.
 struct Watch {
     bench: Bench,
     source: tempfile::TempDir,
@@ -62,7 +61,7 @@ impl Watch {
         self.bench.run_with(&self.ir, |request| request.repo_root = self.source.path().into()).await
     }
 
-    /// Returns whether the step is found.
+    /// Returns whether the step is a cache hit.
     async fn hits(&self) -> bool {
         let ended = self.run().await;
         assert!(ended.passed(), "{:?}", ended.events);

@@ -1,4 +1,4 @@
-//! Projects: whose results are found.
+//! Projects: which results a checkout can use.
 
 use std::{fs, path::PathBuf};
 
@@ -12,7 +12,7 @@ use super::writer::{Bench, cached, chain, pipeline};
 struct Checkouts(tempfile::TempDir);
 
 impl Checkouts {
-    /// Makes a directory; with an origin if one is named.
+    /// Creates a checkout directory, with an origin if one is given.
     fn make(&self, name: &str, origin: Option<&str>) -> PathBuf {
         let dir = self.0.path().join(name);
         fs::create_dir_all(dir.join(".git")).unwrap();
@@ -31,7 +31,7 @@ async fn equal_pipelines_of_two_directories_never_share_a_result() {
     assert_eq!(run(&a).await.statuses(), [Passed; 3]);
     assert_eq!(run(&b).await.statuses(), [Passed; 3]);
     assert_eq!(run(&a).await.statuses(), [CacheHit; 3]);
-    // A link to it is the same directory.
+    // A symlink to it is the same directory.
     let link = checkouts.0.path().join("link");
     std::os::unix::fs::symlink(&a, &link).unwrap();
     assert_eq!(run(&link).await.statuses(), [CacheHit; 3]);

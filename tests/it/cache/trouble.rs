@@ -1,4 +1,4 @@
-//! Trouble with the cache is a miss, told in an event, and never a failed build.
+//! A problem with the cache is a miss, reported in an event, and never a failed build.
 
 use std::{
     fs::{self, File},
@@ -16,13 +16,13 @@ use rusqlite::Connection;
 
 use super::writer::{Bench, Ended, cached, chain, pipeline, plain, request};
 
-/// The directory of the layer that has `file`.
+/// Returns the directory of the layer that has `file`.
 fn layer_with(store: &Path, file: &str) -> std::path::PathBuf {
     let layers = fs::read_dir(store.join("layers")).unwrap().map(|entry| entry.unwrap().path());
     layers.into_iter().find(|layer| layer.join("root").join(file).exists()).unwrap()
 }
 
-/// The same store, as the next process has it: nothing of it was looked at yet.
+/// Reopens the same store as another process would, with nothing of it checked yet.
 fn reopen(bench: &mut Bench) {
     bench.writer.store = Store::open(bench.writer.store.dir()).unwrap();
 }

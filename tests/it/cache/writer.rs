@@ -1,4 +1,4 @@
-//! A runner that writes layers without any sandbox: each step's says what it was made of.
+//! A runner that writes layers without a sandbox: the layer of each step names what it was made from.
 
 use std::{
     collections::BTreeMap,
@@ -19,18 +19,18 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::sync::Notify;
 
-/// What the runner is told, and what it remembers.
+/// The settings of the runner, and what it remembers.
 #[derive(Debug)]
 pub(super) struct State {
     /// The steps that ran, in order.
     pub(super) ran: Vec<String>,
     pub(super) probes: usize,
-    /// What images stand for, beside their name.
+    /// The digest of images, in addition to their name.
     pub(super) digest: String,
     pub(super) mode: String,
-    /// How the runner works, once it does.
+    /// The mode that the runner reports after it starts work.
     pub(super) mode_at_work: Option<String>,
-    /// Exit codes of steps, attempt by attempt, by key.
+    /// The exit codes of steps, attempt by attempt, by key.
     pub(super) exits: BTreeMap<String, Vec<i32>>,
     pub(super) layers: bool,
     pub(super) usable: bool,
@@ -40,20 +40,20 @@ pub(super) struct State {
 pub(super) struct Writer {
     pub(super) state: Arc<Mutex<State>>,
     pub(super) store: Arc<Store>,
-    /// Steps whose key begins with `slow` wait for this.
+    /// Notified to let steps whose key begins with `slow` continue.
     pub(super) go: Arc<Notify>,
-    /// Told when one of them begins to wait.
+    /// Notified when one of these steps begins to wait.
     pub(super) waits: Arc<Notify>,
 }
 
-/// What the runner takes; it does nothing with it.
+/// The arguments that the runner accepts and ignores.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 #[expect(dead_code, reason = "only its shape is checked")]
 struct Args {
     network: Option<String>,
     cpus: Option<u32>,
-    /// Makes no difference to what a step leaves.
+    /// An argument that does not change a step's result.
     speed: Option<u32>,
 }
 
@@ -140,7 +140,7 @@ pub(super) struct Bench {
     _top: tempfile::TempDir,
 }
 
-/// A build that ended.
+/// The events and the outcome of a finished build.
 pub(crate) struct Ended {
     pub(crate) events: Vec<BuildEvent>,
     pub(crate) outcome: BuildOutcome,
@@ -176,7 +176,7 @@ impl Bench {
         self.writer.state.lock().unwrap()
     }
 
-    /// The steps that ran since the last call.
+    /// Returns the steps that ran since the last call.
     pub(super) fn take_ran(&self) -> Vec<String> {
         std::mem::take(&mut self.state().ran)
     }
@@ -207,7 +207,7 @@ impl Ended {
         self.outcome.steps.iter().map(|step| step.status).collect()
     }
 
-    /// What a step printed, line by line.
+    /// Returns the lines that a step printed.
     pub(crate) fn lines(&self, key: &str) -> Vec<&str> {
         let id = self.events.iter().find_map(|event| match event {
             BuildEvent::StepQueued { step_id, key: of, .. } if **of == *key => Some(*step_id),
@@ -224,7 +224,7 @@ impl Ended {
         self.outcome.status == BuildStatus::Passed
     }
 
-    /// Why steps missed, by key.
+    /// Returns why steps missed, by key.
     pub(super) fn misses(&self) -> BTreeMap<String, (CacheMissReason, String)> {
         let misses = self.events.iter().filter_map(|event| match event {
             BuildEvent::StepCacheMiss { key, reason, message, .. } => {
@@ -240,17 +240,17 @@ pub(super) fn request(ir: &Value) -> RunRequest {
     RunRequest::new(Plan::parse(ir.to_string()).unwrap(), "/nonexistent/source")
 }
 
-/// A cached step.
+/// Returns a cached step.
 pub(super) fn cached(key: &str) -> Value {
     json!({ "key": key, "cmd": format!("make {key}"), "cache": { "policy": "forever", "key": format!("dsl-{key}") } })
 }
 
-/// A step that is not.
+/// Returns a step that is not cached.
 pub(super) fn plain(key: &str) -> Value {
     json!({ "key": key, "cmd": format!("make {key}") })
 }
 
-/// These steps, with an environment each, and `builds_in` edges by place.
+/// Returns a pipeline of these steps, each with an environment, and `builds_in` edges by index.
 pub(super) fn pipeline(steps: &[Value], edges: &[(usize, usize)]) -> Value {
     let nodes: Vec<Value> = steps.iter().map(|step| json!({ "step": step, "env": { "CI": "1" } })).collect();
     let edges: Vec<Value> = edges.iter().map(|(from, to)| json!([from, to, "builds_in"])).collect();
@@ -258,7 +258,7 @@ pub(super) fn pipeline(steps: &[Value], edges: &[(usize, usize)]) -> Value {
             "graph": { "nodes": nodes, "node_holes": [], "edge_property": "directed", "edges": edges } })
 }
 
-/// `a`, on it `b`, on that `c`: all cached.
+/// Returns a pipeline of three cached steps: `b` is built in `a`, and `c` in `b`.
 pub(super) fn chain() -> Value {
     pipeline(&[cached("a"), cached("b"), cached("c")], &[(0, 1), (1, 2)])
 }

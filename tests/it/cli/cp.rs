@@ -1,4 +1,4 @@
-//! `hm cp`: files out of what steps left.
+//! `hm cp`: copies files out of the filesystems of steps.
 
 use std::{
     fs,
@@ -8,7 +8,7 @@ use std::{
 
 use super::hm::{Ended, Project, ir, program};
 
-/// A project whose step `test` was run on the sandbox and failed; `None` where there is no sandbox here.
+/// A project whose step `test` ran on the sandbox and failed. `None` if this machine has no sandbox.
 #[track_caller]
 pub(super) fn failed(command: &str) -> Option<Project> {
     let project = Project::with_steps(&[("build", "echo built > artifact", None), ("test", command, Some(0))]);
@@ -37,13 +37,13 @@ fn the_report_of_a_failed_step_is_copied_out() {
     fs::write(project.dir.join("renamed"), "old, and longer than the new one").unwrap();
     cp(&project, "test:/workspace/out/report.txt", "renamed").expect(0);
     assert_eq!(read("renamed"), "broken\n");
-    // Of the layers below, of the source, and of the image.
+    // From the layers of earlier steps, from the source and from the image.
     cp(&project, "test:artifact", "a").expect(0);
     cp(&project, "test:source.txt", "s").expect(0);
     cp(&project, "test:/etc/passwd", "passwd").expect(0);
     assert_eq!((read("a"), read("s")), ("built\n".into(), "from the source\n".into()));
     assert!(read("passwd").contains("root"));
-    // A directory: by its name into one that is there, under a new name, and its content.
+    // A directory: into an existing directory under its own name, under a new name, and its content alone.
     fs::create_dir(project.dir.join("there")).unwrap();
     cp(&project, "test:out", "there").expect(0);
     cp(&project, "test:out/", "new").expect(0);
@@ -68,7 +68,8 @@ fn what_links_modes_and_marks_say_is_copied_and_leads_nowhere() {
     let name = format!("n{:0200}", 1);
     assert_eq!(fs::read_to_string(path("d").join(format!("l{name}"))).unwrap(), "long\n");
     fs::set_permissions(path("d"), fs::Permissions::from_mode(0o700)).unwrap();
-    // A link that the user has where a directory is to go is not followed, a link in the place of a file is replaced.
+    // A user's symlink in the place of a destination directory is not followed. A symlink in the place of a
+    // file is replaced.
     fs::create_dir(path("outside")).unwrap();
     fs::create_dir(path("into")).unwrap();
     std::os::unix::fs::symlink(path("outside"), path("into/d")).unwrap();
@@ -81,7 +82,8 @@ fn what_links_modes_and_marks_say_is_copied_and_leads_nowhere() {
     cp(&project, "test:d/.", "d").expect(0);
     assert_eq!(fs::read_to_string(path("outside/f")).unwrap(), "mine");
     assert_eq!(fs::read_to_string(path("d/f")).unwrap(), "1\n");
-    // Links within the step lead to what the step saw there; one that is named itself is copied as one.
+    // Symlinks within the step resolve as they did in the step. A symlink that is named itself is copied as a
+    // symlink.
     cp(&project, "test:d2/f", "through").expect(0);
     assert_eq!(fs::read_to_string(path("through")).unwrap(), "1\n");
     cp(&project, "test:d2", "link").expect(0);
@@ -99,7 +101,7 @@ fn a_dash_is_a_tar_stream() {
     let names: Vec<String> =
         archive.entries().unwrap().map(|entry| entry.unwrap().path().unwrap().display().to_string()).collect();
     assert_eq!(names, ["d", "d/f"]);
-    // A reader who leaves early is no error.
+    // A reader that closes its end early is no error.
     let mut early = Command::new("sh");
     early.args(["-c", "\"$0\" cp test:/usr/bin - | head -c 100 > /dev/null"]).arg(program());
     Ended::of(early.current_dir(&project.dir).env("HM_CACHE_DIR", &project.store)).expect(0);
@@ -122,7 +124,7 @@ fn what_can_t_be_found_is_said_with_what_to_do() {
     project.file(".hm/more.json", &ir(&[("a", "exit 1", None), ("b", "true", Some(0)), ("c", "true", None)]));
     Ended::of(&mut project.hm(&["run", "more", "-j1", "--format", "human"])).expect(1);
     expect("b:f", &["never ran"]);
-    // The last run of each pipeline is looked at.
+    // Only the last run of each pipeline is searched.
     expect("test:missing", &["/workspace/missing"]);
     let elsewhere = Project::new();
     let ended = Ended::of(elsewhere.hm(&["cp", "test:f", "to"]).env("HM_CACHE_DIR", &project.store)).expect(2);
@@ -130,7 +132,7 @@ fn what_can_t_be_found_is_said_with_what_to_do() {
     let runs = fs::read_dir(project.store.join("runs")).unwrap();
     let ids: Vec<String> = runs.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
     assert_eq!(ids.len(), 2);
-    // By run, from anywhere.
+    // A run id works from any directory.
     let found = ids.iter().filter(|id| {
         let from = format!("{}/test:/etc/passwd", &id[..13]);
         Ended::of(elsewhere.hm(&["cp", &from, "p"]).env("HM_CACHE_DIR", &project.store)).code == Some(0)

@@ -1,5 +1,4 @@
-//! Full disks, damaged and immutable files, too few open files, and names that a shell would take for
-//! something else.
+//! Full disks, damaged and immutable files, too few file descriptors, and names that a shell would misread.
 
 use std::{fs, process::Command};
 
@@ -64,7 +63,7 @@ fn one_immutable_file_keeps_itself_and_no_other_garbage() {
     });
     assert_eq!(left.len(), 1, "{left:?}");
     assert!(left[0].ends_with("d/e/f"), "{left:?}");
-    // It moves from process to process, no deeper, until it can go.
+    // Each process moves the directory on, at the same depth, until it can be removed.
     let depth = left[0].components().count();
     for _ in 0..3 {
         hm_on(&project, &disk, &["cache", "gc"]).expect(0);
@@ -94,7 +93,7 @@ fn a_damaged_format_file_is_set_aside_and_a_later_one_is_refused() {
         assert_eq!(fs::read(&format).unwrap(), good);
         assert_eq!(project.run(&[]).expect(0).stderr, "");
     }
-    // Nothing of the store was lost.
+    // Nothing in the store was lost.
     let runs = fs::read_dir(project.store.join("runs")).unwrap().count();
     assert_eq!(runs, 11);
     fs::write(&format, "hm-exec store 12\n").unwrap();
@@ -117,7 +116,7 @@ fn more_jobs_than_open_files_wait_for_a_slot_and_steps_keep_the_limit_of_the_use
     for runner in ["process", "sandbox"] {
         let ended = run("ulimit -n 80", runner, "500");
         assert!(ended.stderr.contains("warning: 4 steps run at once, not 500"), "{}", ended.stderr);
-        // The soft limit is no limit for hm, and still one for its steps.
+        // The soft limit does not restrict hm, and still applies to its steps.
         let ended = run("ulimit -Sn 71 && ulimit -Hn 4096", runner, "60");
         assert!(ended.stdout.contains("s59 | 71\n") && !ended.stderr.contains("at once"), "{}", ended.stdout);
     }

@@ -1,5 +1,4 @@
-//! How steps of `hm run` end when `hm`, its terminal or the machine does not stand by, and in which order it
-//! says things.
+//! How steps of `hm run` end when `hm`, its terminal or the machine goes away, and the order of the output.
 
 use std::{
     collections::BTreeMap,
@@ -21,7 +20,7 @@ use super::hm::{Ended, Project, eventually};
 
 const RUNNERS: [&str; 2] = ["sandbox", "process"];
 
-/// Returns whether the runner works here, as far as the end of a run tells.
+/// Returns whether the runner works on this machine, judged by how a run ended.
 fn is_usable(runner: &str, ended: &Ended) -> bool {
     crate::backends::usable(&format!("runner {runner}"), ended.code != Some(3), &ended.stderr)
 }
@@ -30,7 +29,8 @@ fn log(project: &Project) -> String {
     fs::read_to_string(project.dir.with_file_name("log")).unwrap()
 }
 
-/// Starts `hm ARGS` with a log that it prints to, and waits until a step is up. `None` if it ended before.
+/// Starts `hm ARGS` with its output in a log file, and waits until a step is up. Returns `None` if `hm` ended
+/// before that.
 fn start(project: &Project, program: Option<&str>, args: &[&str]) -> Option<Child> {
     let hm = project.hm(args);
     let mut command = match program {
@@ -91,7 +91,7 @@ fn what_ended_while_hm_was_stopped_ended_in_time() {
     });
 }
 
-/// Cleans up for a while when it is asked to end.
+/// A command that cleans up for a while after a request to end.
 const CLEANS_UP: &str =
     "trap 'echo began; sleep 0.5; echo cleanup; exit 1' TERM HUP; echo up; while :; do sleep 0.1; done";
 
@@ -101,7 +101,7 @@ fn a_hangup_asks_steps_to_end_and_a_second_one_changes_nothing() {
         let project = Project::with_steps(&[("s", CLEANS_UP, None)]);
         let Some(mut hm) = start(&project, None, &["run", "--runner", runner, "--format", "human"]) else { continue };
         signal(&hm, Signal::HUP);
-        // The shell's, then the kernel's.
+        // The shell sends the first SIGHUP, the kernel the second.
         eventually("the step to be asked", || log(&project).contains("| began\n"));
         signal(&hm, Signal::HUP);
         let code = hm.wait().unwrap().code();
@@ -135,7 +135,7 @@ fn a_hangup_that_is_ignored_stays_ignored() {
     }
 }
 
-/// Opens a terminal of one's own, and its far end.
+/// Opens a new pseudo-terminal. Returns its master and its slave.
 fn terminal() -> (fs::File, OwnedFd) {
     let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();
     grantpt(&master).unwrap();
@@ -163,17 +163,17 @@ fn a_terminal_that_is_gone_keeps_no_step_from_its_grace() {
         signal(&hm, Signal::HUP);
         assert_eq!(hm.wait().unwrap().code(), Some(130), "{format}: {shown}");
         let logs = Ended::of(&mut project.hm(&["logs", "s"])).expect(0);
-        // Some shells tell of the `sleep` that was ended, too.
+        // Some shells also report the killed `sleep`.
         assert!(logs.stdout.contains("\nbegan\n") && logs.stdout.ends_with("\ncleanup\n"), "{format}: {logs:?}");
     }
 }
 
-/// Prints a message after some output, as a command that fails does.
+/// A command that prints a message after some output, as failing commands do.
 pub(crate) const FAILS_LATE: &str =
     "i=1; while [ $i -le 30 ]; do echo line $i; i=$((i+1)); done; echo BOOM >&2; echo and >&2; echo more >&2";
 
-/// Returns in how many of so many steps with that command something came before what was printed before it.
-/// `stdout` is that of `--format human`. Nothing may be missing.
+/// Returns how many of `runs` steps that ran [`FAILS_LATE`] have output that is out of order. `stdout` is the
+/// output of `--format human`. Fails if a line is missing.
 #[track_caller]
 pub(crate) fn out_of_order(stdout: &str, runs: usize) -> usize {
     let mut printed: BTreeMap<&str, Vec<&str>> = BTreeMap::new();

@@ -1,4 +1,4 @@
-//! A project to run `hm` in, with a store of its own.
+//! A project to run `hm` in, with its own store.
 
 use std::{
     collections::BTreeMap,
@@ -11,15 +11,15 @@ use std::{
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-/// How long anything may take before a test gives up on it.
+/// The time after which a test stops waiting.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 
-/// The `hm` of this build; a copy of it where the suite runs as another user.
+/// Returns the path of the `hm` of this build, or of a copy of it if the suite runs as another user.
 pub(crate) fn program() -> PathBuf {
     std::env::var_os("HM_TEST_HM").map_or_else(|| env!("CARGO_BIN_EXE_hm").into(), PathBuf::from)
 }
 
-/// A source directory and a store, gone with the value.
+/// A source directory and a store. Both are removed on drop.
 pub(crate) struct Project {
     _root: TempDir,
     pub(crate) dir: PathBuf,
@@ -35,7 +35,7 @@ impl Project {
         Self { _root: root, dir, store }
     }
 
-    /// One with a pipeline `ci` of these steps.
+    /// Creates a project with a pipeline `ci` of these steps.
     pub(crate) fn with_steps(steps: &[Step<'_>]) -> Self {
         let project = Self::new();
         project.file(".hm/ci.json", &ir(steps));
@@ -48,11 +48,11 @@ impl Project {
         fs::write(path, text).unwrap();
     }
 
-    /// `hm ARGS` in the source directory.
+    /// Returns the command `hm ARGS` in the source directory.
     pub(crate) fn hm(&self, args: &[&str]) -> Command {
         let mut command = Command::new(program());
         command.args(args).current_dir(&self.dir).env("HM_CACHE_DIR", &self.store).stdin(Stdio::null());
-        // The store goes with the project, at any moment.
+        // The store is removed with the project, at any moment.
         command.env("HM_CACHE_GC", "off");
         for variable in ["HM_PYTHON", "NO_COLOR", "CLICOLOR_FORCE", "VIRTUAL_ENV"] {
             command.env_remove(variable);
@@ -60,12 +60,13 @@ impl Project {
         command
     }
 
-    /// `hm run --runner process ARGS`, to its end. What is tested is `hm`; the sandbox has tests of its own.
+    /// Runs `hm run --runner process ARGS` to its end. These tests cover `hm` itself; the sandbox has its own
+    /// tests.
     pub(crate) fn run(&self, args: &[&str]) -> Ended {
         Ended::of(self.hm(&["run", "--runner", "process"]).args(args))
     }
 
-    /// Every file of the source directory with its content and time of change.
+    /// Returns every file of the source directory with its modification time and content.
     pub(crate) fn listing(&self) -> BTreeMap<PathBuf, (SystemTime, Vec<u8>)> {
         let mut listing = BTreeMap::new();
         walk(&self.dir, &mut |path| {
@@ -87,10 +88,10 @@ pub(crate) fn walk(dir: &Path, visit: &mut impl FnMut(&Path)) {
     }
 }
 
-/// A step: its key, its command, and the place of its `builds_in` parent.
+/// A step: its key, its command, and the index of its `builds_in` parent.
 pub(crate) type Step<'a> = (&'a str, &'a str, Option<usize>);
 
-/// The IR of a pipeline of `steps` on the host's system.
+/// Returns the IR of a pipeline of `steps` on the host's system.
 pub(crate) fn ir(steps: &[Step<'_>]) -> String {
     let nodes: Vec<Value> =
         steps.iter().map(|(key, cmd, _)| json!({ "step": { "key": key, "cmd": cmd }, "env": {} })).collect();
@@ -104,7 +105,7 @@ pub(crate) fn ir(steps: &[Step<'_>]) -> String {
     .to_string()
 }
 
-/// A finished `hm`.
+/// The exit code and the output of a finished `hm`.
 #[derive(Debug)]
 pub(crate) struct Ended {
     pub(crate) code: Option<i32>,
@@ -117,14 +118,14 @@ impl Ended {
         command.output().unwrap().into()
     }
 
-    /// Fails with everything that `hm` said unless it ended with `code`.
+    /// Fails with the whole output of `hm` unless it ended with `code`.
     #[track_caller]
     pub(crate) fn expect(self, code: i32) -> Self {
         assert_eq!(self.code, Some(code), "stdout:\n{}\nstderr:\n{}", self.stdout, self.stderr);
         self
     }
 
-    /// The events of `--format json`.
+    /// Returns the events of `--format json`.
     #[track_caller]
     pub(crate) fn events(&self) -> Vec<Value> {
         self.stdout.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {line}"))).collect()
@@ -141,7 +142,7 @@ impl From<Output> for Ended {
     }
 }
 
-/// Waits until `condition` holds; fails when it does not in [`PATIENCE`].
+/// Waits until `condition` holds. Fails if it does not within [`PATIENCE`].
 #[track_caller]
 pub(crate) fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;

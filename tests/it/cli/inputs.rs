@@ -1,4 +1,4 @@
-//! Finding pipelines, and what `hm` says to wrong input: always exit code 2, before anything runs.
+//! Finding pipelines, and invalid input: always exit code 2, before anything runs.
 
 use std::{fs, io::Write, process::Stdio};
 
@@ -38,14 +38,14 @@ fn pipelines_are_found_upwards_to_the_root_of_the_repository_and_no_further() {
     let project = Project::with_steps(&[("where", "ls", None)]);
     project.file("deep/down/file", "");
     let deep = project.dir.join("deep/down");
-    // Outside of a repository nothing above counts.
+    // Outside a repository, parent directories are not searched.
     let ended = Ended::of(project.hm(&["run", "--runner", "process"]).current_dir(&deep)).expect(2);
     assert!(ended.stderr.contains("there is no directory .hm in"), "{}", ended.stderr);
 
     fs::create_dir(project.dir.join(".git")).unwrap();
     let ended = Ended::of(project.hm(&["run", "--runner", "process"]).current_dir(&deep)).expect(0);
     assert!(ended.stdout.contains("where | deep\n"), "the source is the directory of .hm: {}", ended.stdout);
-    // A directory that was named is the source itself.
+    // A directory that is named explicitly is the source itself.
     let ended = project.run(&["-d", "deep/down"]).expect(0);
     assert!(ended.stdout.contains("where | file\n"), "{}", ended.stdout);
 }

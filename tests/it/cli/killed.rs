@@ -1,4 +1,4 @@
-//! SIGKILL of `hm`, and what the next start finds.
+//! SIGKILL of `hm`, and the state that the next start finds.
 
 use std::{
     fs::{self, File},
@@ -33,7 +33,7 @@ fn cache(project: &Project, store: &std::sync::Arc<Store>, n: u8) {
         .unwrap();
 }
 
-/// How many steps are cached; what is cached has all that its step wrote.
+/// Returns how many steps are cached. Fails if a cached snapshot lacks a file that its step wrote.
 fn check(store: &Store) -> usize {
     let found = (0..=u8::MAX).filter(|n| match store.cached(&key(*n)).unwrap() {
         Cached::Found { snapshot, .. } => {
@@ -48,7 +48,7 @@ fn check(store: &Store) -> usize {
     found.count()
 }
 
-/// Names on disk that have no row, and rows of what is not on disk.
+/// Returns the names on disk that have no row in the index, and the rows that have nothing on disk.
 fn unindexed(store: &Path) -> Vec<String> {
     let index = Connection::open(store.join("index.db")).unwrap();
     let mut select = index.prepare("SELECT id FROM layers").unwrap();
@@ -77,7 +77,7 @@ fn a_killed_collection_leaves_a_store_that_opens_and_never_lies() {
         drop(store);
         let mut gc = project.hm(&["cache", "gc", "--max-size", "1M", "--min-free", "0"]);
         let mut gc = gc.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-        // Long enough to get anywhere from its start to its end.
+        // Over the rounds, the delay reaches every point between start and end.
         std::thread::sleep(Duration::from_millis(round * 2));
         gc.kill().unwrap();
         gc.wait().unwrap();
@@ -90,12 +90,13 @@ fn a_killed_collection_leaves_a_store_that_opens_and_never_lies() {
     let report = Ended::of(&mut project.hm(&["cache", "clean", "--format", "json"])).expect(0).stdout;
     let report: Value = serde_json::from_str(&report).unwrap();
     assert_eq!(report["waiting_layers"], 0);
-    // The source's may stay, where no collection took it.
+    // The layer of the source may stay if no collection removed it.
     assert!(names(&project.store.join("layers")).len() <= 1);
     assert_eq!(unindexed(&project.store), Vec::<String>::new());
 }
 
-/// A step with limits that runs in the sandbox until `hm` is killed. `None` where there is no sandbox.
+/// Starts a step with limits that runs in the sandbox until `hm` is killed. Returns `None` if this machine
+/// has no sandbox.
 fn run_limited(project: &Project) -> Option<Child> {
     let step = json!({
         "key": "step", "cmd": "echo up; sleep 4242", "runner_args": { "memory": "64m", "pids": 50 }
@@ -119,7 +120,7 @@ fn run_limited(project: &Project) -> Option<Child> {
     Some(hm)
 }
 
-/// The control groups that a process made.
+/// Returns the number of control groups that a process made.
 fn groups(pid: u32) -> usize {
     let name = format!("hm-{pid}-*");
     let found = std::process::Command::new("find").args(["/sys/fs/cgroup", "-type", "d", "-name", &name]).output();

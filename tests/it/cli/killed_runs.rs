@@ -1,7 +1,7 @@
-//! `kill -9` of `hm` at random moments, over one shared store: whatever was under way (steps, what is cached, a pull, a
-//! collection beside them), the next run is right, and nothing is left.
+//! `kill -9` of `hm` at random moments, over one shared store. Whatever was in progress (steps, caching, a
+//! pull, a concurrent collection), the next run gives the right result, and nothing is left behind.
 //!
-//! `HM_KILL_ROUNDS` sets how many (default 20), `HM_KILL_SEED` which moments.
+//! `HM_KILL_ROUNDS` sets the number of rounds (default 20), `HM_KILL_SEED` the seed for the random moments.
 
 use std::{
     collections::BTreeSet,
@@ -25,7 +25,7 @@ use super::{
 const IMAGES: u64 = 2;
 const VERSIONS: u64 = 3 * IMAGES;
 
-/// A small generator (xorshift), so that a failure can be had again.
+/// A small random number generator (xorshift), so that a failure can be reproduced.
 struct Random(u64);
 
 impl Random {
@@ -41,18 +41,20 @@ fn setting(name: &str, default: u64) -> u64 {
     std::env::var(name).map_or(default, |value| value.parse().unwrap())
 }
 
-/// What is in the input of a version of the project. Two versions each have the same input, and other images.
+/// Returns the number in the input of a version of the project. Versions share inputs and differ in their
+/// images.
 fn input(version: u64) -> u64 {
     version / IMAGES
 }
 
-/// The tag of the image that it boots from.
+/// Returns the tag of the image that a version boots from.
 fn tag(version: u64) -> u64 {
     version % IMAGES
 }
 
-/// A pipeline whose every step says what it was made from. The keys of the first two are what a DSL would compute from the
-/// input: like it they leave the image out. The last two run always.
+/// Returns a pipeline in which every step prints what it was made from. The keys of the first two steps are
+/// what a DSL would compute from the input: like a DSL, they leave the image out. The last two steps always
+/// run.
 fn pipeline(version: u64, host: &str) -> String {
     let step = |key: &str, cmd: &str, cached: bool| {
         let mut step = json!({ "key": key, "cmd": cmd });
@@ -80,14 +82,14 @@ fn pipeline(version: u64, host: &str) -> String {
     .to_string()
 }
 
-/// How many processes of this machine carry a mark in their environment.
+/// Returns how many processes of this machine have a mark in their environment.
 fn marked(mark: &str) -> usize {
     let pids = fs::read_dir("/proc").unwrap().flatten();
     let has_it = |environ: Vec<u8>| environ.split(|byte| *byte == 0).any(|variable| variable == mark.as_bytes());
     pids.filter(|pid| fs::read(pid.path().join("environ")).is_ok_and(has_it)).count()
 }
 
-/// Fails where the store has something that its index does not know, or that a dead process was making.
+/// Fails if the store has something that its index lacks, or something that a dead process was making.
 #[track_caller]
 fn expect_nothing_left(project: &Project) {
     let names = |dir: &str| -> BTreeSet<String> {
@@ -105,7 +107,8 @@ fn expect_nothing_left(project: &Project) {
     assert!(!mounts.contains(project.store.to_str().unwrap()), "{mounts}");
 }
 
-/// A registry with the images that the versions boot from: a shell, and what tells one from the other.
+/// Starts a registry with the images that the versions boot from: a shell, and a file that tells the images
+/// apart.
 fn registry() -> Option<Registry> {
     if !has_busybox() {
         return None;
@@ -148,7 +151,7 @@ fn killed_at_any_moment_the_next_run_is_right_and_nothing_is_left() {
     for round in 0..setting("HM_KILL_ROUNDS", 20) {
         let version = random.below(VERSIONS);
         edit(version);
-        // What is there already is not always worth a kill: then everything is to be made anew.
+        // A run of cached steps alone is often too short to kill, so that some rounds rebuild everything.
         let mut hm = run();
         if random.below(4) == 0 {
             hm.arg("--no-cache");
@@ -158,7 +161,7 @@ fn killed_at_any_moment_the_next_run_is_right_and_nothing_is_left() {
             all.push(collect(&mut random));
         }
         if random.below(4) == 0 {
-            // The images go, too, and are to be pulled again.
+            // The images are removed, too, and must be pulled again.
             all.push(quietly(project.hm(&["cache", "clean", "--all"])));
         }
         thread::sleep(Duration::from_micros(random.below(whole_run)));
@@ -171,7 +174,7 @@ fn killed_at_any_moment_the_next_run_is_right_and_nothing_is_left() {
         }
         let context = format!("seed {seed}, round {round}, version {version}");
         eventually("the steps' processes to be gone", || marked(&mark) == 0);
-        // The same once more, or another version; sometimes beside a collection that lives.
+        // The same version once more, or another one; sometimes beside a collection that is not killed.
         let version = if random.below(2) == 0 { version } else { random.below(VERSIONS) };
         edit(version);
         let collection = (random.below(3) == 0).then(|| collect(&mut random));
@@ -184,7 +187,7 @@ fn killed_at_any_moment_the_next_run_is_right_and_nothing_is_left() {
         hits += ended.stdout.matches("cached").count();
         if let Some(mut collection) = collection {
             assert!(collection.wait().unwrap().success(), "{context}");
-            // What it could not know to be dead goes with the next start.
+            // The collection may have taken a dead process for a live one. The next start removes the rest.
             drop(Store::open(&project.store).unwrap());
         }
         expect_nothing_left(&project);

@@ -1,4 +1,4 @@
-//! Output of steps on BuildGrid while they run: each line once and in order, whatever the log service does.
+//! Live output of steps on BuildGrid: each line once and in order, whatever the log service does.
 
 use std::{
     io::{BufRead, BufReader, Write},
@@ -22,10 +22,10 @@ use super::{
     hm::{Project, ir},
 };
 
-/// The lines of a stream, as events show them.
+/// The lines of the output, each with its stream, as events report them.
 type Lines = Arc<Mutex<Vec<(String, String)>>>;
 
-/// A run whose step waits in its middle until the test lets it go on.
+/// A run whose step waits in the middle until the test lets it continue.
 pub(crate) struct Waiting {
     hm: Child,
     lines: Lines,
@@ -57,7 +57,7 @@ impl Waiting {
         Self { hm, lines, reader, gate }
     }
 
-    /// Waits until the run has shown these lines.
+    /// Waits until the run has printed these lines.
     pub(crate) fn shows(&mut self, lines: &[&str]) {
         assert!(until(|| {
             assert_eq!(self.hm.try_wait().unwrap(), None, "the run waits for its step");
@@ -66,7 +66,7 @@ impl Waiting {
         }));
     }
 
-    /// Waits until the step has come to its middle, and gives what lets it go on.
+    /// Waits until the step has reached its middle. Returns the connection that lets it continue.
     pub(crate) fn middle(&mut self) -> TcpStream {
         self.gate.set_nonblocking(true).unwrap();
         let mut middle = None;
@@ -78,7 +78,7 @@ impl Waiting {
         middle.unwrap().0
     }
 
-    /// Lets the step go on, and gives what the run showed.
+    /// Lets the step continue. Returns the lines of its stdout and of its stderr.
     pub(crate) fn go_on(mut self, mut middle: TcpStream) -> (Vec<String>, Vec<String>) {
         middle.write_all(b"go on\n").unwrap();
         drop(middle);
@@ -86,12 +86,12 @@ impl Waiting {
         self.reader.join().unwrap();
         let lines = std::mem::take(&mut *self.lines.lock().unwrap());
         let of = |stream: &str| lines.iter().filter(|it| it.0 == stream).map(|it| it.1.clone()).collect::<Vec<_>>();
-        // What is said of the image is not the step's.
+        // The messages about the image are not the step's output.
         (of("stdout"), of("stderr").into_iter().filter(|line| !line.starts_with("unpack")).collect())
     }
 }
 
-/// What the step prints.
+/// Returns the lines that the step prints on stdout.
 pub(crate) fn printed() -> Vec<String> {
     let numbers = |from: u32, to: u32| (from..=to).map(|number| number.to_string());
     numbers(1, 300).chain(["go on".into()]).chain(numbers(301, 20_000)).collect()
@@ -115,13 +115,13 @@ fn output_on_buildgrid_is_seen_while_the_step_runs_and_each_line_once_whatever_t
         Waiting::start(&project, &arguments.iter().map(String::as_str).collect::<Vec<_>>())
     };
 
-    // The step can't go on before its lines were seen.
+    // The step cannot continue before its first lines were seen.
     let mut run = start(&logs);
     run.shows(&["300", "first"]);
     let middle = run.middle();
     assert_eq!(run.go_on(middle), (printed(), vec!["first".into(), "last".into()]));
 
-    // A log service that shows something else is found out, and all of the step's own output follows.
+    // A log service that sends wrong output is detected, and all of the step's own output follows.
     let liar = Liar::start();
     let mut run = start(&liar.url());
     let middle = run.middle();
@@ -133,13 +133,13 @@ fn output_on_buildgrid_is_seen_while_the_step_runs_and_each_line_once_whatever_t
     assert!(stderr.iter().filter(|line| *line == told).count() == 2, "{stderr:?}");
     assert!(stderr.ends_with(&["first".into(), "last".into()]), "{stderr:?}");
 
-    // One that answers nobody costs nothing.
+    // A log service that never answers costs nothing.
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let mut run = start(&format!("grpc://{}", silent.local_addr().unwrap()));
     let middle = run.middle();
     assert_eq!(run.go_on(middle), (printed(), vec!["first".into(), "last".into()]));
 
-    // One that dies in the middle of a step takes no line along, and brings none twice.
+    // A log service that dies in the middle of a step loses no line and repeats none.
     let mut run = start(&logs);
     run.shows(&["300", "first"]);
     let middle = run.middle();

@@ -1,4 +1,4 @@
-//! `hm logs`, `hm why` and `hm cache export`: what came of earlier runs.
+//! `hm logs`, `hm why` and `hm cache export`: the results of earlier runs.
 
 use serde_json::{Value, json};
 
@@ -8,7 +8,7 @@ use super::{
 };
 use crate::images::fixture::{Image, has_busybox};
 
-/// Writes a pipeline of one cached step that was run with this command and variable.
+/// Runs a pipeline of one cached step with this command and variable.
 fn cached(project: &Project, command: &str, value: &str) {
     let cache = json!({ "policy": "forever", "key": "0123" });
     let step = json!({ "key": "build", "cmd": command, "cache": cache });
@@ -20,7 +20,8 @@ fn cached(project: &Project, command: &str, value: &str) {
     project.file(".hm/ci.json", &json!({ "version": "0", "default_image": image, "graph": graph }).to_string());
 }
 
-/// A project whose steps boot from a shell's image. `None` where there is no sandbox, or no busybox.
+/// A project whose steps boot from an image with a shell. `None` if this machine has no sandbox or no
+/// busybox.
 fn project(command: &str) -> Option<Project> {
     if !has_busybox() {
         return None;
@@ -33,7 +34,7 @@ fn project(command: &str) -> Option<Project> {
 }
 
 fn run(project: &Project) -> Ended {
-    // The image lies outside of the project.
+    // The image is outside the project, so that the run needs `--trust`.
     Ended::of(&mut project.hm(&["run", "--trust", "--format", "human"]))
 }
 
@@ -49,7 +50,7 @@ fn the_log_of_a_cached_step_is_shown_again_byte_for_byte_and_on_a_terminal_harml
     let log = "\x1b[31mred\x1b[0m \x1b[2Jend\n";
     let logs = || Ended::of(&mut project.hm(&["logs", "build"])).expect(0).stdout;
     let first = logs();
-    // What was told of the image stands before it.
+    // The messages about the image come before it.
     assert!(first.ends_with(log), "{first:?}");
     assert!(run(&project).expect(0).stdout.contains("cached"));
     assert_eq!(logs(), first);

@@ -1,4 +1,5 @@
-//! What appears where: purity of the JSON, completeness under floods, readers that stop or leave, secrets, terminals.
+//! Where output appears: pure JSON, completeness under floods, readers that stop or leave, secrets,
+//! terminals.
 
 use std::{
     fs,
@@ -74,7 +75,7 @@ fn the_build_goes_on_while_nobody_reads_its_output() {
     let mut child =
         project.hm(&["run", "--runner", "process", "--format", "json"]).stdout(Stdio::piped()).spawn().unwrap();
     eventually("the step to end, with a full pipe", || done.exists());
-    // And whoever reads late has missed nothing.
+    // A late reader has missed nothing.
     let mut text = String::new();
     child.stdout.take().unwrap().read_to_string(&mut text).unwrap();
     assert_eq!(text.lines().filter(|line| line.contains(r#""kind":"step_log""#)).count(), LINES);
@@ -105,7 +106,7 @@ fn a_full_disk_below_stdout_is_told() {
 #[test]
 fn a_secret_appears_nowhere() {
     const SECRET: &str = "s3cr3t-Zx81-value";
-    // Whole, and in two writes.
+    // The secret as a whole, and in two writes.
     let command =
         "cat /run/secrets/TOKEN; echo; head -c 7 /run/secrets/TOKEN; sleep 0.1; tail -c +8 /run/secrets/TOKEN; echo";
     let project = Project::with_steps(&[("leak", command, None)]);

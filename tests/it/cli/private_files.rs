@@ -1,4 +1,5 @@
-//! What other users may not read: of the machine, by steps on image `host`; of the store, by anyone.
+//! Files that other users may not read: those of the machine, in steps on image `host`; those of the store,
+//! for all users.
 
 use std::{
     fs,
@@ -13,11 +14,11 @@ fn mode(path: &Path) -> u32 {
     fs::symlink_metadata(path).unwrap().permissions().mode() & 0o7777
 }
 
-/// A file deep below `/usr`, where no digest of the machine's state looks. Gone with the value.
+/// A file deep below `/usr`, which no digest of the machine's state covers. It is removed on drop.
 struct Deep(PathBuf);
 
 impl Deep {
-    /// Makes the file. Returns `None` if this process may not write there.
+    /// Creates the file. Returns `None` if this process may not write there.
     fn new(content: &str, mode: u32) -> Option<Self> {
         let dir =
             fs::read_dir("/usr/share/doc").ok()?.flatten().map(|entry| entry.path()).find(|path| path.is_dir())?;
@@ -31,7 +32,7 @@ impl Deep {
 
 impl Drop for Deep {
     fn drop(&mut self) {
-        // It was never made if the directory can't be written to.
+        // The file does not exist if the directory is not writable.
         let _ = fs::remove_file(&self.0);
     }
 }
@@ -53,7 +54,8 @@ fn root_steps_read_below_usr_what_others_may_read_and_nothing_else() {
     assert!(!ended.stdout.contains("s3cret"), "{}", ended.stdout);
 }
 
-/// In a mount namespace with an `/opt` and an `/etc` of its own, which other tests do not see.
+/// A shell script that runs in a mount namespace with its own `/opt` and `/etc`, which other tests do not
+/// see.
 const MACHINE: &str = r#"
 mount -t tmpfs opt /opt && mkdir -p /opt/app /opt/shut /opt/open && mount -t tmpfs etc "$1" && mkdir "$1/u" "$1/w"
 mount -t overlay etc /etc -o "lowerdir=/etc,upperdir=$1/u,workdir=$1/w"
@@ -116,7 +118,7 @@ fn the_files_of_a_store_are_its_owners_alone_whatever_the_umask() {
     walk(&project.store, &mut |path| {
         let within = path.strip_prefix(&project.store).unwrap();
         let parts: Vec<&str> = within.iter().map(|part| part.to_str().unwrap()).collect();
-        // What steps made has the modes that they gave it.
+        // Files that steps made keep the modes that the steps gave them.
         if matches!(parts[..], ["layers" | "workspaces", _, ref rest @ ..] if !rest.is_empty()) || path.is_symlink() {
             return;
         }
@@ -144,7 +146,7 @@ fn a_store_that_others_may_enter_is_reported_and_closed() {
     assert_eq!(ended.stderr.matches("warning: other users could enter the store at").count(), 1, "{}", ended.stderr);
     assert_eq!((mode(&project.store), project.run(&[]).expect(0).stderr), (0o700, String::new()));
 
-    // With files of others in it, it is no directory of the store alone.
+    // A directory that also has other files does not belong to the store alone.
     fs::write(project.store.join("notes.txt"), "").unwrap();
     fs::set_permissions(&project.store, fs::Permissions::from_mode(0o755)).unwrap();
     let ended = project.run(&[]).expect(0);

@@ -1,4 +1,4 @@
-//! Pipelines in Python, through the package `harmont`.
+//! Pipelines in Python, with the package `harmont`.
 
 use std::{
     env,
@@ -24,7 +24,7 @@ def other():
     return hm.sh("true", label="Nothing", image="debian:bookworm")
 "#;
 
-/// A Python that has harmont, or `None` after saying so.
+/// Returns a Python that has harmont. If there is none, prints a note and returns `None`.
 fn python_with_harmont() -> Option<String> {
     let candidates = [env::var("HM_PYTHON").unwrap_or_default(), "python3".into()];
     let has_harmont = |python: &String| {

@@ -1,4 +1,5 @@
-//! A server that writes down all that reaches it: calls of gRPC with their headers, and all else as it came.
+//! A server that records everything that reaches it: gRPC calls with their headers, and other traffic as raw
+//! bytes.
 
 #![allow(clippy::disallowed_methods, reason = "a server in the test's process has tasks of its own")]
 
@@ -17,7 +18,7 @@ use tokio::{
 
 type Seen = Arc<Mutex<Vec<String>>>;
 
-/// Listens for as long as this lives.
+/// A recorder that listens until it is dropped.
 pub(crate) struct Recorder {
     runtime: Option<tokio::runtime::Runtime>,
     address: SocketAddr,
@@ -35,9 +36,9 @@ impl Recorder {
         Self::on([127, 0, 0, 1].into())
     }
 
-    /// Starts one at an address of this machine that is not the loopback; `None` if it has none.
+    /// Starts a recorder at a non-loopback address of this machine. Returns `None` if the machine has none.
     pub(crate) fn on_the_network() -> Option<Self> {
-        // Nothing is sent: the kernel chooses the address from which it would be.
+        // Nothing is sent: `connect` makes the kernel choose the source address.
         let socket = UdpSocket::bind("0.0.0.0:0").ok()?;
         socket.connect("192.0.2.1:9").ok()?;
         let ip = socket.local_addr().ok()?.ip();
@@ -65,7 +66,7 @@ impl Recorder {
         self.address
     }
 
-    /// Returns all that came since the last time, a line for each connection, header and body.
+    /// Returns everything that arrived since the last call, a line for each connection, header and body.
     pub(crate) fn take(&self) -> Vec<String> {
         std::mem::take(&mut *self.seen.lock().unwrap())
     }
@@ -87,13 +88,13 @@ async fn serve(mut stream: TcpStream, seen: Seen) {
                     if let Ok(body) = body.collect().await {
                         seen.lock().unwrap().push(String::from_utf8_lossy(&body.to_bytes()).into_owned());
                     }
-                    // UNIMPLEMENTED, which clients do not try again.
+                    // UNIMPLEMENTED, which clients do not retry.
                     let answer =
                         Response::builder().header("content-type", "application/grpc").header("grpc-status", "12");
                     answer.body(Empty::<Bytes>::new())
                 }
             });
-            // Ends with the connection, however it does.
+            // The task ends with the connection, however the connection ends.
             let _ = http2::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), service).await;
         }
         _ => {

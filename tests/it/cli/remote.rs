@@ -1,4 +1,4 @@
-//! `hm run --runner cloud`: a pipeline on BuildGrid with two workers, by itself and mixed with the sandbox.
+//! `hm run --runner cloud`: a pipeline on BuildGrid with two workers, alone and mixed with the sandbox.
 
 use std::{collections::BTreeMap, process::Stdio, time::Instant};
 
@@ -17,11 +17,11 @@ use super::{
     hm::{Ended, Project},
 };
 
-/// What a run told of each step: the kinds of its events, how it ended, and its lines.
+/// The report of a run for each step: the kinds of its events, how it ended, and its lines.
 type Told = BTreeMap<String, (Vec<String>, Value, Vec<String>)>;
 
-/// The pipeline of a repository with three components, whose steps say what they see and leave something: `before` each,
-/// and on the runner that `runner` names.
+/// The pipeline of a repository with three components, whose steps print what they see and write some files.
+/// Each step runs `before` first, on the runner that `runner` names.
 fn pipeline(before: &str, runner: impl Fn(usize) -> Option<&'static str>) -> String {
     let mut ir: Value = serde_json::from_str(include_str!("../../fixtures/ir/monorepo-ci.json")).unwrap();
     for (at, node) in ir["graph"]["nodes"].as_array_mut().unwrap().iter_mut().enumerate() {
@@ -39,7 +39,7 @@ fn pipeline(before: &str, runner: impl Fn(usize) -> Option<&'static str>) -> Str
     ir.to_string()
 }
 
-/// What a finished run told, apart from times and of images.
+/// Returns the report of a finished run, without times and without messages about images.
 #[track_caller]
 fn told(ended: Ended) -> Told {
     let events = ended.expect(0).events();
@@ -52,7 +52,7 @@ fn told(ended: Ended) -> Told {
         }
         let (kinds, end, lines) = told.entry(keys[id].clone()).or_default();
         match (kind, event["line"].as_str()) {
-            // What is said of an image, or of a step that runs again, is not the step's.
+            // Messages about an image or about a step that runs again are not the step's output.
             ("step_log", Some(line)) if line.starts_with("unpack") || line.starts_with("hm: the engine") => {}
             ("step_log", Some(line)) => lines.push(line.to_owned()),
             _ => kinds.push(kind.to_owned()),
@@ -91,7 +91,7 @@ fn a_pipeline_on_two_workers_is_what_it_is_in_the_sandbox() {
     let mixed = pipeline("true", |at| (at % 2 == 1).then_some("sandbox"));
     assert_eq!(told(Ended::of(&mut run("cloud", &mixed))), expected);
 
-    // Calls that fail, of the client and of a worker.
+    // Calls of the client and of a worker that fail.
     let proxy = Proxy::start(&remote, Rules { fail_every: Some(25), ..Rules::default() });
     let through = format!("grpc://{}", proxy.address());
     let third = engine.worker_at(&through, "third");
@@ -99,7 +99,7 @@ fn a_pipeline_on_two_workers_is_what_it_is_in_the_sandbox() {
     assert!(proxy.failed() > 0);
     drop(third);
 
-    // A worker that is killed in the middle of a step: another one runs it.
+    // A worker is killed in the middle of a step: another worker runs the step.
     let marker = marker();
     let slow = pipeline(&format!("sleep 2; : {marker}"), |_| None);
     let hm = run("cloud", &slow).spawn().unwrap();
@@ -108,14 +108,14 @@ fn a_pipeline_on_two_workers_is_what_it_is_in_the_sandbox() {
     assert_eq!(told(Ended::from(hm.wait_with_output().unwrap())), expected);
     workers[0] = engine.worker("first");
 
-    // The engine is started anew in the middle of the build.
+    // The engine restarts in the middle of the build.
     let hm = run("cloud", &slow).spawn().unwrap();
     assert!(until(|| is_running(&marker)));
     engine.kill_server();
     engine.serve();
     assert_eq!(told(Ended::from(hm.wait_with_output().unwrap())), expected);
 
-    // Interrupted, the command on the worker ends.
+    // After an interrupt, the command on the worker ends.
     let marker = super::super::sandbox::harness::marker();
     let hm = run("cloud", &pipeline(&format!("sleep {marker}"), |_| None)).spawn().unwrap();
     assert!(until(|| is_asleep(&marker)));

@@ -1,4 +1,5 @@
-//! `hm run` on a second machine, with an empty store: what a first one left is found at the engine, and nothing runs.
+//! `hm run` on a second machine with an empty store: it finds the results of the first machine at the engine
+//! and runs nothing.
 
 use std::path::Path;
 
@@ -15,8 +16,8 @@ use super::{
     hm::{Ended, Project, ir},
 };
 
-/// The pipeline of a repository with three components, every step cached under a key of `name`'s, on the runner that `runner`
-/// names.
+/// The pipeline of a repository with three components. Every step is cached under a key that depends on
+/// `name` and runs on the runner that `runner` names.
 fn pipeline(name: &str, runner: impl Fn(usize) -> &'static str) -> String {
     let mut ir: Value = serde_json::from_str(include_str!("../../fixtures/ir/monorepo-ci.json")).unwrap();
     for (at, node) in ir["graph"]["nodes"].as_array_mut().unwrap().iter_mut().enumerate() {
@@ -29,14 +30,14 @@ fn pipeline(name: &str, runner: impl Fn(usize) -> &'static str) -> String {
     ir.to_string()
 }
 
-/// The runner of a step.
+/// A function from the index of a step to its runner.
 type Runner = fn(usize) -> &'static str;
 
-/// Names of pipelines, and each step's runner in them.
+/// The names of the pipelines, and the runner of each step in them.
 const PIPELINES: [(&str, Runner); 2] =
     [("cloud", |_| "cloud"), ("mixed", |at| if at % 2 == 1 { "sandbox" } else { "cloud" })];
 
-/// How often each kind of event was told.
+/// Returns how many events of a kind there are.
 fn count(events: &[Value], kind: &str) -> usize {
     events.iter().filter(|event| event["kind"] == kind).count()
 }
@@ -71,12 +72,12 @@ fn a_second_machine_runs_nothing_of_what_a_first_one_ran_on_an_engine() {
     for (name, runner) in PIPELINES {
         project.file(".hm/ci.json", &pipeline(name, runner));
         let args = ["--remote", &remote, "--remote-cache", "both"];
-        // Steps of the engine's runner are shared without a word.
+        // Results of the engine's own runner are shared without an option.
         let args = if name == "cloud" { &args[..2] } else { &args[..] };
         let cold = run(&project, &format!("{name}-first"), &image, args).expect(0).events();
         assert_eq!((count(&cold, "step_start"), count(&cold, "step_cache_hit")), (12, 0), "{name}");
     }
-    // Nobody is left who could run anything.
+    // No worker is left that could run a step.
     drop(workers);
     for (name, runner) in PIPELINES {
         project.file(".hm/ci.json", &pipeline(name, runner));
@@ -85,7 +86,7 @@ fn a_second_machine_runs_nothing_of_what_a_first_one_ran_on_an_engine() {
         let warm = run(&project, &store, &image, &args).expect(0).events();
         assert_eq!((count(&warm, "step_start"), count(&warm, "step_cache_hit")), (0, 12), "{name}");
         assert_eq!(layers(&project, &store), 0, "{name}: nobody needed a file");
-        // What the steps printed came along.
+        // The log of the step was shared, too.
         let step = warm.iter().find_map(|event| event["key"].as_str()).unwrap();
         let mut hm = project.hm(&["logs", step]);
         let log = Ended::of(hm.env("HM_CACHE_DIR", project.store.with_file_name(&store))).expect(0);
@@ -108,7 +109,7 @@ fn a_cache_that_is_wrong_is_told_of_and_one_that_is_away_costs_a_warning() {
     let url = &engine.options().url;
     let cold = run(&project, "first", &image, &["--remote", url, "--remote-cache", "write"]).expect(0).events();
     assert_eq!(count(&cold, "step_start"), 1);
-    // Nobody asked for it to be read, nor for this machine's steps.
+    // These runs do not ask to read the cache, and steps that ran on this machine are not shared by default.
     for args in [
         &["--remote", url, "--remote-cache", "write"][..],
         &["--remote", url],

@@ -1,4 +1,5 @@
-//! Engines that lose blobs, and streams that break: a step is brought or run again, and its result is never a wrong one.
+//! Engines that lose blobs, and streams that break: the blobs are uploaded again or the step runs again, and
+//! its result is never wrong.
 
 use std::{
     collections::VecDeque,
@@ -25,13 +26,14 @@ use super::{
     live_output::{Waiting, printed},
 };
 
-/// Larger than any message of the protocol here, and smaller than an image's layer.
+/// A size above every protocol message in these tests, and below the layer of an image.
 const LARGE: u64 = 200 << 10;
 
-/// The calls to come, by the ends of their paths, and which blobs are lost before each: those of so many bytes and more.
+/// The expected calls, by the ends of their paths, each with the minimum size in bytes of the blobs that are
+/// removed before it.
 type Losses = Arc<Mutex<VecDeque<(&'static str, Option<u64>)>>>;
 
-/// An engine, and what is done to it.
+/// An engine that loses blobs, and the calls before which it does.
 struct Losing {
     proxy: Proxy,
     project: Project,
@@ -41,7 +43,7 @@ struct Losing {
 }
 
 impl Losing {
-    /// One that keeps its blobs below `blobs`.
+    /// Sets up an engine that keeps its blobs below `blobs`.
     fn new(url: &str, blobs: PathBuf, mut arguments: Vec<String>) -> Self {
         let (losses, executed) = (Losses::default(), Arc::<AtomicU64>::default());
         let (next, count) = (Arc::clone(&losses), Arc::clone(&executed));
@@ -58,13 +60,13 @@ impl Losing {
         let project = Project::new();
         Image::shell().write_oci(&project.dir.with_file_name("image"), "it");
         arguments.push(format!("--remote=grpc://{}", proxy.address()));
-        // With it, a step that the engine knows is not asked of it.
+        // With a remote cache, the engine would not be asked to run a step whose result it has.
         arguments.push("--remote-cache=off".into());
         arguments.push(format!("--image=host=oci:{}:it", project.dir.with_file_name("image").display()));
         Self { proxy, project, arguments, losses, executed }
     }
 
-    /// Runs a pipeline on it, in the store of that name, while these calls find less and less there.
+    /// Runs a pipeline on the engine, in the store named `store`, while blobs disappear before these calls.
     fn run(&self, ir: &str, store: &str, losses: &[(&'static str, Option<u64>)]) -> Vec<Value> {
         *self.losses.lock().unwrap() = losses.iter().copied().collect();
         self.executed.store(0, Ordering::Relaxed);
@@ -81,7 +83,7 @@ impl Losing {
     }
 }
 
-/// Removes all blobs of so many bytes and more.
+/// Removes all blobs of at least `least` bytes.
 fn lose(blobs: &Path, least: u64) {
     let mut lost = 0;
     walk(blobs, &mut |path| {
@@ -98,7 +100,7 @@ fn of_kind<'a>(events: &'a [Value], kind: &str) -> Vec<&'a Value> {
     events.iter().filter(|event| event["kind"] == kind).collect()
 }
 
-/// The lines of a step's last attempt, without what is said by others than the step.
+/// Returns the lines of a step's last attempt, without messages that are not the step's output.
 fn lines(events: &[Value], key: &str) -> Vec<String> {
     let is_start = |event: &&Value| event["kind"] == "step_queued" && event["key"] == key;
     let id = &events.iter().find(is_start).unwrap()["step_id"];
@@ -110,7 +112,7 @@ fn lines(events: &[Value], key: &str) -> Vec<String> {
     lines.map(|log| log.1.to_owned()).collect()
 }
 
-/// Two steps, of which a result of the first may be taken from the engine's own cache.
+/// Returns a pipeline of two steps. The result of the first one may come from the engine's own cache.
 fn chain() -> String {
     let steps = [("one", "echo first; echo one > /data/one", None), ("two", "cat /data/one; echo second", Some(0))];
     let mut ir: Value = serde_json::from_str(&ir(&steps)).unwrap();
@@ -127,16 +129,17 @@ fn check(events: &[Value]) {
 
 fn losses_are_made_good(engine: &Losing) {
     let (chain, execute) = (chain(), "/Execute");
-    // All of the first Action, then the image's layer and the program alone; then all of the second one, and its parent's
-    // layer with it. It is brought again, and run once.
+    // First, all blobs of the first Action are lost, then only the image's layer and the program. After that,
+    // all blobs of the second Action are lost, with its parent's layer. The lost blobs are uploaded again,
+    // and each step runs once.
     let losses = [(execute, Some(0)), (execute, Some(LARGE)), (execute, None), (execute, Some(0))];
     let events = engine.run(&chain, "first", &losses);
     check(&events);
     assert!(of_kind(&events, "step_retry").is_empty());
     assert_eq!(engine.executed(), 5);
 
-    // What a step left is lost before it is fetched: of one that ran just now, and of one that, on another machine, the
-    // engine's own cache has.
+    // A step's layer is lost before it is fetched: first that of a step that just ran, then that of a step
+    // whose result is in the engine's own cache, as on another machine.
     let chain = self::chain();
     for store in ["second", "third"] {
         let events = engine.run(&chain, store, &[(execute, None), ("/Read", Some(0))]);
@@ -170,7 +173,8 @@ fn what_an_engine_with_workers_of_its_own_loses_is_brought_or_made_again() {
     losses_are_made_good(&Losing::new(&engine.options().url, blobs.to_owned(), platform.collect()));
 }
 
-/// Connections that break while a step runs: it is run once, and its output comes once.
+/// Checks that a step whose connections break while it runs is executed once and has its output reported
+/// once.
 fn a_stream_that_breaks_is_waited_for(losing: &Losing) {
     let before = losing.executed();
     let arguments: Vec<&str> = losing.arguments.iter().map(String::as_str).collect();

@@ -1,5 +1,5 @@
-//! Code of a project that makes pipelines: it reads the project and its language, and that is all that it can
-//! do.
+//! Code of a project that makes pipelines: it can read the project and its Python installation, and nothing
+//! else.
 
 use std::{
     fs,
@@ -28,7 +28,7 @@ use crate::{
     sandbox::harness::{is_asleep, is_running, marker},
 };
 
-/// What of `harmont` a rendering needs, so that any Python will do.
+/// The part of `harmont` that a rendering needs, so that any Python will do.
 const HARMONT: &str = r#"
 import json
 pipelines = []
@@ -41,10 +41,10 @@ def dump_registry_json():
     return json.dumps({"schema_version": "1", "pipelines": pipelines})
 "#;
 
-/// A project whose code is not to be trusted, and what lies around it.
+/// A project with untrusted code, and its surroundings.
 struct Hostile {
     project: Project,
-    /// The user's own: a home, a package, and the place for what must not happen.
+    /// The user's own files: a home, a package, and a directory in which any new file is a failure.
     around: tempfile::TempDir,
 }
 
@@ -79,7 +79,7 @@ impl Hostile {
         hm.env("HM_PYTHON", python())
             .env("PYTHONPATH", self.around.path().join("packages"))
             .env("HOME", self.around.path().join("home"))
-            // `hm doctor` boots no virtual machine then, which is not what is tested.
+            // With it, `hm doctor` boots no virtual machine, which these tests do not cover.
             .env("HM_STEP", "/nowhere")
             .env_remove("HM_TRUST");
         hm
@@ -89,20 +89,20 @@ impl Hostile {
         Ended::of(&mut self.hm(&["pipelines"]))
     }
 
-    /// Returns what a script prints, which must end well.
+    /// Returns the output of a script, which must succeed.
     #[track_caller]
     fn prints(&self, text: &str) -> String {
         self.script(&format!("{text}\nharmont.pipeline('ci')"));
         self.pipelines().expect(0).stderr
     }
 
-    /// Returns the marks that code of the project left where it could write.
+    /// Returns the marks that code of the project left outside the project.
     fn marks(&self) -> Vec<PathBuf> {
         let marks = fs::read_dir(self.around.path().join("marks")).unwrap();
         marks.map(|mark| mark.unwrap().path()).collect()
     }
 
-    /// Returns Python that leaves a mark, if it can.
+    /// Returns Python code that leaves a mark if it can.
     fn marking(&self, name: &str) -> String {
         format!("try:\n    open({:?}, 'w')\nexcept OSError:\n    pass\n", self.around.path().join("marks").join(name))
     }
@@ -112,7 +112,7 @@ fn python() -> PathBuf {
     "/usr/bin/python3".into()
 }
 
-/// Returns Python that prints what it can read of `paths`.
+/// Returns Python code that prints what it can read of `paths`.
 fn reading(paths: &[String]) -> String {
     format!(
         "for path in {paths:?}:\n    try:\n        text = os.listdir(path) if os.path.isdir(path) else open(path).read()\n        \
@@ -169,7 +169,7 @@ fn a_pipeline_reads_commits_of_every_repository_of_the_checkout_and_no_token() {
     for path in secret {
         hostile.project.file(path, "url = https://bob:SECRET-TOKEN@host/\n");
     }
-    // The same as a link to a file that nobody would look for.
+    // The same as a symlink to a file with an unsuspicious name.
     hostile.project.file("third/shared", "url = https://SECRET-TOKEN@host/\n");
     hostile.project.file("third/.git/HEAD", "ref: refs/heads/main\n");
     symlink("../shared", hostile.project.dir.join("third/.git/config")).unwrap();
@@ -236,7 +236,7 @@ fn a_pipeline_reaches_no_network_and_no_socket() {
     }
 }
 
-/// Beside `untrusted::nothing_leaves_an_untrusted_checkout`, whose pipelines are no code.
+/// Complements `untrusted::nothing_leaves_an_untrusted_checkout`, whose pipelines are not code.
 #[test]
 fn no_command_lets_a_pipeline_send_what_the_user_has() {
     const SECRET: &str = "s3cret-of-the-user";
@@ -294,7 +294,7 @@ fn a_pipeline_writes_nothing_and_gets_no_descriptor_but_its_streams() {
     ));
     assert!(!printed.contains("wrote") && !printed.contains("changed"), "{printed}");
     assert_eq!(printed.matches("no\n").count(), 12, "{printed}");
-    // The answer's pipe is there a second time; what the script opened itself is its own.
+    // The pipe for the answer is open a second time. A descriptor that the script opened itself is its own.
     let streams = printed.lines().find(|line| line.starts_with('[')).unwrap();
     let rest =
         ["'pipe'", "'/dev/null'", "[", "]", ",", " "].iter().fold(streams.to_owned(), |text, it| text.replace(it, ""));
@@ -389,7 +389,7 @@ fn an_interpreter_of_the_checkout_is_run_in_the_sandbox() {
     let mut relative = hostile.hm(&["pipelines"]);
     Ended::of(relative.env_remove("PYTHONPATH").env("HM_PYTHON", ".venv/bin/python3")).expect(0);
     assert_eq!(hostile.marks(), Vec::<PathBuf>::new());
-    // Anything may stand in its place.
+    // Any program may stand in its place.
     fs::remove_file(venv.join("bin/python3")).unwrap();
     let mark = hostile.around.path().join("marks/python3");
     fs::write(venv.join("bin/python3"), format!("#!/bin/sh\necho it ran >&2\ntouch {}\n", mark.display())).unwrap();
@@ -425,7 +425,7 @@ fn a_pipeline_can_do_nothing_to_a_terminal_and_its_answer_is_only_an_answer() {
     let Some(hostile) = Hostile::new() else { return };
     let printed = hostile.prints("print('\\x1b]0;title\\x07\\x1b[2Jcleared')\nsys.stderr.write('no end')");
     assert!(printed.contains("cleared\n") && printed.contains("no end\n") && !printed.contains('\x1b'), "{printed}");
-    // Code that finds the answer's descriptor answers for the project, as the project may.
+    // Code that finds the descriptor for the answer answers for the project, as the project may.
     for (answer, code) in [
         ("nonsense", 2),
         ("{}", 2),
@@ -451,7 +451,7 @@ fn a_pipeline_that_hangs_is_ended_with_all_that_it_started() {
     assert!(!is_running(&marker));
 }
 
-/// Whether this process ignores SIGINT.
+/// Returns whether this process ignores SIGINT.
 fn ignores_interrupts() -> bool {
     let status = fs::read_to_string("/proc/self/status").unwrap();
     let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:")).unwrap();
@@ -461,7 +461,7 @@ fn ignores_interrupts() -> bool {
 #[test]
 fn hm_that_is_interrupted_or_killed_takes_the_rendering_with_it() {
     let Some(hostile) = Hostile::new() else { return };
-    // A program that a script starts in the background ignores SIGINT, and so does what it starts.
+    // A program that a script starts in the background ignores SIGINT, and so do its children.
     let interrupts = (!ignores_interrupts()).then_some(Signal::INT);
     for signal in [Signal::TERM, Signal::KILL].into_iter().chain(interrupts) {
         let marker = marker();

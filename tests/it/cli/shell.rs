@@ -1,4 +1,4 @@
-//! `hm shell`: a shell in what a step left.
+//! `hm shell`: a shell in the filesystem of a step.
 
 use std::{
     io::{Read, Write},
@@ -18,20 +18,21 @@ use super::{
     terminal::{Terminal, size},
 };
 
-/// `hm shell ARGS` with this on its standard input.
+/// Runs `hm shell ARGS` with `stdin` on its standard input.
 pub(crate) fn shell(project: &Project, args: &[&str], stdin: &str) -> Ended {
     let mut hm = project.hm(&["shell"]);
     hm.args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = hm.spawn().unwrap();
     let (mut input, text) = (child.stdin.take().unwrap(), stdin.to_owned());
-    // Both ways at once: no pipe holds it all. A command that reads nothing may be gone by now.
+    // Reads and writes at the same time, because no pipe holds it all. A command that reads nothing may have
+    // exited by now.
     let writer = std::thread::spawn(move || input.write_all(text.as_bytes()).is_ok());
     let ended = Ended::from(child.wait_with_output().unwrap());
     let _ = writer.join().unwrap();
     ended
 }
 
-/// Whether any process of this machine has `mark` in its environment.
+/// Returns whether any process of this machine has `mark` in its environment.
 fn is_running(mark: &str) -> bool {
     let pids = std::fs::read_dir("/proc").unwrap().flatten();
     pids.filter(|entry| entry.file_name().to_string_lossy().bytes().all(|byte| byte.is_ascii_digit())).any(|entry| {
@@ -59,7 +60,7 @@ fn scripts_see_what_the_failed_step_left_and_had_around_it() {
     for text in ["step `test` of run", "failed with exit code 3", "thrown away", "secrets"] {
         assert!(ended.stderr.contains(text), "{}", ended.stderr);
     }
-    // A command; its output is not mixed, and its code is hm's.
+    // A command: stdout and stderr stay apart, and hm returns its exit code.
     let ended = shell(&project, &["test", "--", "sh", "-c", "cat >&2; echo out; kill -TERM $$"], "in").expect(143);
     assert_eq!(ended.stdout, "out\n");
     assert!(ended.stderr.ends_with("in"), "{}", ended.stderr);
@@ -67,7 +68,7 @@ fn scripts_see_what_the_failed_step_left_and_had_around_it() {
     shell(&project, &["test", "--", "no-such-command"], "").expect(127);
     let ended = shell(&project, &["tests"], "").expect(2);
     assert!(ended.stderr.contains("did you mean `test`?"), "{}", ended.stderr);
-    // More than any pipe holds, both ways.
+    // More than a pipe holds, in both directions.
     let big = "0123456789abcde\n".repeat(1 << 16);
     assert_eq!(shell(&project, &["test", "--", "cat"], &big).expect(0).stdout, big);
 }
@@ -75,7 +76,7 @@ fn scripts_see_what_the_failed_step_left_and_had_around_it() {
 #[test]
 fn what_a_shell_changes_is_thrown_away_and_nothing_of_it_stays() {
     let Some(project) = failed("echo broken > report; exit 1") else { return };
-    // Others mount, too: daemons of other tests.
+    // Only mounts of this store count: the daemons of other tests mount, too.
     let store = project.store.to_str().unwrap();
     let is_mounted = || std::fs::read_to_string("/proc/self/mountinfo").unwrap().contains(store);
     let mark = format!("MARK_{}=1", Uuid::new_v4().simple());
@@ -111,7 +112,7 @@ fn a_killed_hm_takes_its_shell_along() {
         }
         eventually("the shell is gone", || !is_running(&mark));
     }
-    // And the store still works.
+    // The store still works.
     shell(&project, &["test", "--", "true"], "").expect(0);
 }
 
@@ -180,7 +181,7 @@ fn on_a_terminal_the_shell_has_one_of_its_own() {
     kill_process(Pid::from_child(&terminal.hm), Signal::WINCH).unwrap();
     terminal.keys("until test \"$(stty size)\" = '30 100'; do sleep 0.1; done; echo re''sized\r");
     terminal.expect("resized\r\n");
-    // Ctrl-C is the shell's, and there is job control.
+    // Ctrl-C reaches the command in the shell, and job control works.
     terminal.keys("sh -c 'echo slee''ping; exec sleep 4245'\r");
     terminal.expect("sleeping\r\n");
     terminal.keys("\x03");

@@ -11,11 +11,11 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use super::hm::{Ended, PATIENCE, Project, eventually};
 
-/// A step that ignores polite signals and has a background child, in a session of its own where there is `setsid`.
+/// A step that ignores polite signals and has a background child, in its own session if there is `setsid`.
 const STUBBORN: &str = "trap '' TERM INT HUP; (setsid sleep 4242 || sleep 4242) & echo up; while :; do sleep 1; done";
 const POLITE: &str = "echo up; sleep 4242";
 
-/// A running `hm`, whose steps carry a mark in their environment.
+/// A running `hm` whose steps carry a mark in their environment.
 struct Running {
     child: Child,
     mark: String,
@@ -53,7 +53,7 @@ impl Running {
         kill_process(pid, signal).unwrap();
     }
 
-    /// The processes that have the mark in their environment.
+    /// Returns the processes that have the mark in their environment.
     fn processes(&self) -> Vec<String> {
         let pids = fs::read_dir("/proc").unwrap().filter_map(|entry| entry.unwrap().file_name().into_string().ok());
         let marked = |pid: &String| {
@@ -98,7 +98,7 @@ fn ctrl_c_cancels_the_build_and_ends_130() {
 fn a_second_ctrl_c_kills_what_ignores_the_first() {
     for_each_runner(STUBBORN, |_, mut running| {
         running.signal(Signal::INT);
-        // The first one has been heard once it is answered; stderr is a pipe, read byte by byte.
+        // The message shows that hm has handled the first signal. Its stderr is a pipe, read byte by byte.
         let mut said = String::new();
         let mut stderr = running.child.stderr.take().unwrap();
         while !said.ends_with('\n') {
@@ -122,7 +122,7 @@ fn a_killed_hm_leaves_no_process_of_a_step() {
         running.signal(Signal::KILL);
         assert_eq!(running.child.wait().unwrap().signal(), Some(9));
         running.expect_no_process();
-        // And the store that it left still works.
+        // The store still works.
         project.file(".hm/after.json", &super::hm::ir(&[("after", "true", None)]));
         project.run(&["after"]).expect(0);
     });

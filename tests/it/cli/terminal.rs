@@ -1,4 +1,4 @@
-//! A pseudo-terminal, for what `hm` does on one.
+//! A pseudo-terminal, for the behavior of `hm` on one.
 
 use std::{
     fs::File,
@@ -16,7 +16,7 @@ use rustix::{
 
 use super::hm::{Project, eventually};
 
-/// A terminal with `hm` on it.
+/// A terminal that `hm` runs on.
 pub(super) struct Terminal {
     pub(super) master: File,
     slave: OwnedFd,
@@ -29,7 +29,7 @@ impl Terminal {
         Self::open_with(project, args, |_| {})
     }
 
-    /// Opens a terminal like `open`; `more` changes the command first.
+    /// Opens a terminal like `open`. `more` changes the command first.
     pub(super) fn open_with(project: &Project, args: &[&str], more: impl FnOnce(&mut std::process::Command)) -> Self {
         let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();
         grantpt(&master).unwrap();
@@ -56,7 +56,7 @@ impl Terminal {
         self.master.write_all(keys.as_bytes()).unwrap();
     }
 
-    /// Waits until this is shown.
+    /// Waits until the terminal shows `text`.
     #[track_caller]
     pub(super) fn expect(&mut self, text: &str) {
         eventually(&format!("{text:?} on the terminal"), || {

@@ -1,4 +1,4 @@
-//! Consent to what a project asks for beyond the sandbox, and files of a project that nothing good has.
+//! Consent to what a project asks for beyond the sandbox, and files that only a malicious project has.
 
 use std::{
     fs,
@@ -15,7 +15,7 @@ use super::{
     terminal::Terminal,
 };
 
-/// Returns a pipeline of one step on runner `process`, which leaves a file `ran`.
+/// Returns a pipeline of one step on runner `process`, which writes a file `ran`.
 fn on_process(project: &Project, word: &str) -> String {
     let ran = project.store.with_file_name("ran");
     let cmd = format!("echo {word} > {}", ran.display());
@@ -31,7 +31,7 @@ fn ir_of(step: Value) -> String {
     .to_string()
 }
 
-/// Takes what the step of [`on_process`] left.
+/// Returns the content of the file that the step of [`on_process`] wrote, and removes the file.
 fn ran(project: &Project) -> Option<String> {
     let path = project.store.with_file_name("ran");
     let word = fs::read_to_string(&path).ok();
@@ -39,7 +39,7 @@ fn ran(project: &Project) -> Option<String> {
     word.map(|word| word.trim().to_owned())
 }
 
-/// Returns `hm ARGS` with a home and a place for consent of its own.
+/// Returns `hm ARGS` with its own home and its own directory for consent.
 fn hm(project: &Project, args: &[&str]) -> Command {
     let mut hm = project.hm(args);
     at_home(&mut hm, project);
@@ -55,7 +55,7 @@ fn at_home(hm: &mut Command, project: &Project) {
         .env_remove("HM_TRUST");
 }
 
-/// Runs `hm` as a limited program: what hangs is killed, and fails.
+/// Runs `hm` with a time limit: a hanging `hm` is killed, and the test fails.
 fn limited(hm: &Command) -> Ended {
     let mut limited = Command::new("timeout");
     limited.args(["-s", "KILL", "100"]).arg(hm.get_program()).args(hm.get_args()).stdin(Stdio::null());
@@ -82,7 +82,7 @@ fn a_project_runs_nothing_outside_of_the_sandbox_before_the_user_allows_it() {
     assert!(refused.stderr.contains("`hm trust`") && refused.stderr.contains("HM_TRUST=1"), "{}", refused.stderr);
     assert_eq!((ran(&project), project.store.exists()), (None, false), "{refused:?}");
 
-    // What never asks says one line, and does what it does.
+    // Commands that run nothing print a one-line warning and work without consent.
     for command in ["plan", "pipelines", "render"] {
         let ended = Ended::of(&mut hm(&project, &[command])).expect(0);
         assert_eq!(ended.stderr.lines().count(), 1, "{command}: {}", ended.stderr);
@@ -90,7 +90,7 @@ fn a_project_runs_nothing_outside_of_the_sandbox_before_the_user_allows_it() {
         assert!(!ended.stdout.is_empty());
     }
 
-    // For one run.
+    // Consent for one run.
     for (what, allowed) in [
         ("--trust", hm(&project, &["run", "--trust"])),
         ("HM_TRUST", {
@@ -109,7 +109,7 @@ fn a_project_runs_nothing_outside_of_the_sandbox_before_the_user_allows_it() {
     let odd = Ended::of(hm(&project, &["run"]).env("HM_TRUST", "yes")).expect(2);
     assert!(odd.stderr.contains("HM_TRUST is neither 1 nor 0"), "{}", odd.stderr);
 
-    // For good, even if the steps change.
+    // Permanent consent, even if the steps change.
     let told = Ended::of(&mut hm(&project, &["trust"])).expect(0).stdout;
     assert!(told.contains("runner = \"process\""), "{told}");
     Ended::of(&mut hm(&project, &["run"])).expect(0);
@@ -119,7 +119,7 @@ fn a_project_runs_nothing_outside_of_the_sandbox_before_the_user_allows_it() {
     assert_eq!((ran(&project).as_deref(), &*ended.stderr), (Some("second"), ""));
     assert_eq!(Ended::of(&mut hm(&project, &["plan"])).expect(0).stderr, "");
 
-    // What is new asks by itself.
+    // A new request needs consent of its own.
     project.file(".hm/hm.toml", "[docker]\nhost = 'tcp://192.0.2.1:2375'\n[remote]\njobs = 2\n");
     let refused = Ended::of(&mut hm(&project, &["run"])).expect(2);
     assert!(refused.stderr.contains("[docker] host = \"tcp://192.0.2.1:2375\""), "{}", refused.stderr);
@@ -141,7 +141,7 @@ fn a_project_runs_nothing_outside_of_the_sandbox_before_the_user_allows_it() {
 fn what_the_user_names_is_the_users_word() {
     let project = Project::new();
     let ir = on_process(&project, "word");
-    // In the checkout, by any name.
+    // A file in the checkout, under any name.
     project.file("ir.json", &ir);
     fs::create_dir(project.dir.join(".git")).unwrap();
     project.file("sub/file", "");
@@ -154,7 +154,7 @@ fn what_the_user_names_is_the_users_word() {
         assert!(ended.stderr.contains(&format!("`hm trust -d {dir} -f {file}`")), "{}", ended.stderr);
         assert_eq!(ran(&project), None);
     }
-    // A repository in the checkout does not make the rest of it the user's.
+    // A nested repository in the checkout does not make the files outside it the user's.
     fs::create_dir(project.dir.join("sub/.git")).unwrap();
     Ended::of(&mut hm(&project, &["run", "-f", "ir.json", "-d", "sub"])).expect(2);
     assert_eq!(ran(&project), None);
@@ -164,7 +164,7 @@ fn what_the_user_names_is_the_users_word() {
     assert_eq!(ran(&project).as_deref(), Some("word"));
     Ended::of(&mut hm(&project, &["trust", "--revoke"])).expect(0);
 
-    // Outside of it, and on stdin.
+    // A file outside the checkout, and stdin.
     fs::write(&outside, &ir).unwrap();
     Ended::of(&mut hm(&project, &["run", "-f", &outside_text])).expect(0);
     assert_eq!(ran(&project).as_deref(), Some("word"));
@@ -172,7 +172,7 @@ fn what_the_user_names_is_the_users_word() {
     Ended::from(piped).expect(0);
     assert_eq!(ran(&project).as_deref(), Some("word"));
 
-    // A pipe, as shells have it for `<(command)`.
+    // A pipe, as shells pass it for `<(command)`.
     let mut shell = Command::new("bash");
     shell.args(["-c", "exec \"$0\" run -f <(cat ir.json)"]).arg(super::hm::program()).current_dir(&project.dir);
     at_home(shell.env("HM_CACHE_DIR", &project.store).env("HM_CACHE_GC", "off"), &project);
@@ -192,7 +192,7 @@ fn what_the_user_names_is_the_users_word() {
 fn what_another_user_put_above_is_not_taken_for_the_users() {
     const STRANGER: u32 = 1234;
     if !rustix::process::geteuid().is_root() {
-        // Only root gives files away.
+        // Only root can change the owner of files.
         return;
     }
     let project = Project::with_steps(&[("a", "true", None)]);
@@ -217,7 +217,7 @@ fn a_credential_helper_in_the_checkout_is_not_run() {
     project.file("docker-credential-evil", &format!("#!/bin/sh\necho > {}\n", ran.display()));
     fs::set_permissions(project.dir.join("docker-credential-evil"), fs::Permissions::from_mode(0o755)).unwrap();
     project.file("docker/config.json", r#"{ "credsStore": "evil" }"#);
-    // Nobody listens at that port.
+    // No server listens at that port.
     project.file(".hm/ci.json", &ir_of(json!({ "key": "a", "cmd": "true", "image": "127.0.0.1:1/x/y:z" })));
     let paths = [Path::new("."), Path::new(""), &project.dir, Path::new("/usr/bin"), Path::new("/bin")];
     let mut run = hm(&project, &["run", "ci"]);
@@ -290,7 +290,7 @@ fn consent_is_kept_where_others_can_neither_read_nor_write_it() {
     Ended::of(&mut hm(&project, &["run"])).expect(0);
     assert_eq!(ran(&project).as_deref(), Some("kept"));
 
-    // What others may write to is not believed, nor is what is damaged.
+    // Files that other users may write to are not believed, and damaged files are not either.
     for path in [file.clone(), trust_dir(&project)] {
         let before = mode(&path);
         fs::set_permissions(&path, fs::Permissions::from_mode(0o722)).unwrap();
@@ -328,7 +328,7 @@ fn consent_that_is_given_by_several_processes_at_once_is_all_kept() {
     assert_eq!(Ended::of(&mut hm(&project, &["pipelines"])).expect(0).stderr, "");
 }
 
-/// Puts something at `path` that is no honest file.
+/// Puts a malicious file at `path`.
 fn spoil(path: &Path, how: &str) {
     let _ = fs::remove_file(path);
     let _ = fs::remove_dir(path);
@@ -382,7 +382,7 @@ fn files_of_a_project_that_hang_or_lead_elsewhere_are_refused_by_name() {
             assert!(ended.stderr.contains(".hm/odd.json"), "{how} {args:?}: {ended:?}");
             assert!(ended.stderr.contains(how.trim()) && !ended.stderr.contains("s3cret"), "{how}: {ended:?}");
         }
-        // A pipeline that was named is found beside it.
+        // A pipeline that is named is found beside it.
         limited(&hm(&project, &["plan", "ci"])).expect(0);
     }
     fs::remove_file(project.dir.join(".hm/odd.json")).unwrap();

@@ -1,5 +1,5 @@
-//! What leaves the machine from a checkout that is not trusted, and what is sent along with what may leave: a
-//! recorder listens wherever the checkout points.
+//! What leaves the machine from an untrusted checkout, and what is sent along with permitted traffic: a
+//! recorder listens at every address that the checkout names.
 
 use std::{
     fs,
@@ -14,12 +14,12 @@ use super::{
     recorder::Recorder,
 };
 
-/// What is in the user's files and variables, and must be seen by no one.
+/// The content of the user's files and variables, which must not leave the machine.
 const SECRET: &str = "s3cret-of-the-user";
 
 const NO_MACHINES: &str = "[vm]\nqemu = '/nonexistent'\n";
 
-/// A checkout that wants all it can get, with a home that has something to get.
+/// A checkout that tries to get all it can, with a home that has secrets.
 struct Checkout {
     project: Project,
     home: std::path::PathBuf,
@@ -35,7 +35,7 @@ impl Checkout {
         let auths = json!({ "auths": { "registry.example": { "username": "u", "password": SECRET } } });
         fs::write(home.join(".docker/config.json"), auths.to_string()).unwrap();
         fs::create_dir_all(home.join(".config/hm")).unwrap();
-        // No test of machines: they take seconds to boot.
+        // No check of virtual machines: they take seconds to boot.
         fs::write(home.join(".config/hm/hm.toml"), NO_MACHINES).unwrap();
         Image::shell().write_oci(&project.dir.join("image"), "it");
         let checkout = Self { project, home, at: recorder.address().to_string() };
@@ -68,7 +68,7 @@ impl Checkout {
         self.project.file(&format!(".hm/{name}.json"), &ir.to_string());
     }
 
-    /// Returns `hm ARGS` for a user who keeps a token for an engine.
+    /// Returns `hm ARGS` for a user who has a token for an engine.
     fn hm(&self, args: &[&str]) -> Command {
         let mut hm = self.project.hm(args);
         for name in ["HM_REMOTE", "HM_REMOTE_LOGS", "HM_TRUST", "DOCKER_HOST", "XDG_CONFIG_HOME", "XDG_RUNTIME_DIR"] {
@@ -76,7 +76,7 @@ impl Checkout {
         }
         hm.env("HOME", &self.home).env("XDG_STATE_HOME", self.home.join("state"));
         hm.env("HM_REMOTE_HEADER", format!("authorization: Bearer {SECRET}\nx-api-key: {SECRET}"));
-        // Only what the user names goes through a proxy, and nothing is named here.
+        // Only addresses that the user names are reached through a proxy, and the user names none here.
         for proxy in ["http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "grpc_proxy"]
         {
             hm.env(proxy, format!("http://{}", self.at));
@@ -98,7 +98,7 @@ fn nothing_leaves_an_untrusted_checkout() {
         Ended::of(&mut checkout.hm(&["plan", pipeline])).expect(0);
         Ended::of(&mut checkout.hm(&["render", pipeline])).expect(0);
     }
-    // A pipeline of the user's own in that checkout: its hm.toml asks all the same.
+    // A pipeline of the user's own in that checkout: its hm.toml needs consent all the same.
     let piped = checkout
         .hm(&["run", "-f", "-"])
         .stdin(fs::File::open(checkout.project.dir.join(".hm/ci.json")).unwrap())
@@ -111,7 +111,7 @@ fn nothing_leaves_an_untrusted_checkout() {
     assert!(matches!(doctor.code, Some(0 | 3)) && doctor.stderr.contains("[docker] host"), "{doctor:?}");
     assert_eq!(recorder.take(), [""; 0]);
 
-    // The recorder does hear what is allowed.
+    // The recorder does receive traffic that is allowed.
     Ended::of(checkout.hm(&["runners"]).env("HM_TRUST", "1")).expect(0);
     let heard = recorder.take();
     assert!(heard.iter().any(|line| line.contains("GetCapabilities")), "{heard:?}");
@@ -135,8 +135,8 @@ fn what_the_user_keeps_for_one_engine_is_sent_to_no_other() {
     let (at, our) = (format!("grpc://{}", recorder.address()), format!("grpc://{}", ours.address()));
     let text = format!("{NO_MACHINES}[remote]\nendpoint = '{our}'\nheaders = {{ x-kept = '{SECRET}' }}\n");
     fs::write(checkout.home.join(".config/hm/hm.toml"), text).unwrap();
-    // To an engine that the project names, with consent; and to one that the user names beside the one of the
-    // variables.
+    // To an engine that the project names, with consent; and to one that the user names on the command line,
+    // which is not the one in the variables.
     checkout.pipeline("ci", json!({ "key": "it", "cmd": "true", "runner": "cloud", "image": "oci:image:it" }));
     let run = |args: &[&str], engine: Option<&str>| {
         let mut hm = checkout.hm(args);
@@ -162,7 +162,7 @@ fn what_the_user_keeps_for_one_engine_is_sent_to_no_other() {
         assert!(!format!("{ended:?}").contains(SECRET));
     }
     assert_eq!(ours.take(), [""; 0]);
-    // A worker is told where to go by the user alone.
+    // Only the user names the engine of a worker.
     let mut worker = Worker::start(checkout.hm(&["worker", "--remote", &at]).env("HM_REMOTE", &our));
     let mut heard = Vec::new();
     eventually("the worker to call", || {
@@ -172,7 +172,7 @@ fn what_the_user_keeps_for_one_engine_is_sent_to_no_other() {
     assert!(!heard.is_empty() && !heard.concat().contains(SECRET), "{heard:?}");
     drop(worker);
 
-    // The same is sent to the engine that it is kept for.
+    // The engine that the secrets are meant for receives them.
     for (args, engine) in [(&["runners"][..], Some(&*our)), (&["runners", "--remote", &our], None)] {
         run(args, engine);
         let heard = ours.take().concat();
@@ -216,12 +216,12 @@ fn no_header_goes_over_the_network_without_encryption() {
     assert!(worker.stderr.contains("the header `authorization` is not sent"), "{}", worker.stderr);
     let heard = recorder.take();
     assert!(heard.is_empty(), "{heard:?}");
-    // Without headers the same engine is asked.
+    // Without headers, the same engine is asked.
     Ended::of(checkout.hm(&["runners", "--remote", &at]).env_remove("HM_REMOTE_HEADER")).expect(0);
     assert!(recorder.take().iter().any(|line| line.starts_with("call ")));
 }
 
-/// A worker that ends with this.
+/// A worker that is killed on drop.
 struct Worker(Child);
 
 impl Worker {

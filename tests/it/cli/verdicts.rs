@@ -1,4 +1,4 @@
-//! The exit codes of `hm run`, and what a passed build leaves alone.
+//! The exit codes of `hm run`, and the files that a passed build does not touch.
 
 use super::hm::{Ended, Project, ir};
 
@@ -22,7 +22,7 @@ fn a_passed_build_ends_0_and_says_what_happened() {
     assert_eq!(ended.stderr, "");
 }
 
-/// `line` with every duration replaced.
+/// Returns `line` with every duration replaced.
 fn without_durations(line: &str) -> String {
     let is_duration = |word: &str| {
         let number = word.trim_end_matches([',', ')']).strip_suffix('s');
@@ -107,7 +107,8 @@ fn the_next_run_knows_how_long_steps_took() {
         let started = stdout.lines().find(|line| line.contains(" started")).expect("a step started");
         if started.contains("long") { "long" } else { "short" }
     };
-    // With nothing known the order is that of the pipeline; then the longer path goes first.
+    // Without known durations, steps start in the order of the pipeline; after that, the longer path goes
+    // first.
     assert_eq!(first_started(&project.run(&["-j1", "--format", "human"]).expect(0).stdout), "short");
     assert_eq!(first_started(&project.run(&["-j1", "--format", "human"]).expect(0).stdout), "long");
 }
