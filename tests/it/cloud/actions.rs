@@ -1,4 +1,4 @@
-//! Actions made by hand, as `./hm-step input.json`, and what comes of them.
+//! Actions built by hand, as `./hm-step input.json`, and their results.
 
 use std::{collections::BTreeMap, sync::Mutex};
 
@@ -19,14 +19,14 @@ use tonic::{Streaming, transport::Channel};
 
 use super::super::images::fixture::{BUSYBOX, Layer};
 
-/// A layer as it travels.
+/// A layer as it is uploaded.
 #[derive(Debug, Clone)]
 pub(crate) struct TestLayer {
     pub(crate) digest: Digest,
     pub(crate) diff_id: String,
 }
 
-/// What came of an Action.
+/// The result of an Action.
 #[derive(Debug)]
 pub(crate) struct Done {
     pub(crate) code: i32,
@@ -35,7 +35,7 @@ pub(crate) struct Done {
     pub(crate) layer: Option<TestLayer>,
 }
 
-/// An engine, and what its Actions have in common.
+/// An engine, and what its Actions share.
 pub(crate) struct Actions {
     pub(crate) cas: Cas,
     channel: Channel,
@@ -44,7 +44,7 @@ pub(crate) struct Actions {
 }
 
 impl Actions {
-    /// Brings a shell and a source of one file there.
+    /// Uploads a shell and a source of one file.
     pub(crate) async fn new(url: &str) -> Self {
         let cas = Cas::new(Endpoint::new(EndpointOptions::new(url)).unwrap());
         let channel = channel(url).await;
@@ -63,7 +63,7 @@ impl Actions {
         Self { cas, channel, shell, source: Mutex::new(source) }
     }
 
-    /// Brings a file of the source there.
+    /// Uploads a file of the source.
     pub(crate) async fn source_file(&self, path: &str, content: &[u8]) {
         let blob = Blob::of_bytes(content);
         let attributes = FileAttributes { mode: 0o755, mtime: (1_600_000_000, 0) };
@@ -72,7 +72,7 @@ impl Actions {
         self.cas.upload(vec![blob]).await.unwrap();
     }
 
-    /// A command over the shell, the source, and further layers.
+    /// Returns the input of a command over the shell, the source, and further layers.
     pub(crate) fn input(&self, command: &str, above: &[TestLayer]) -> StepInput {
         let layer = |(at, layer): (usize, &TestLayer)| Lower::Layer {
             path: format!("layers/{at}"),
@@ -94,7 +94,7 @@ impl Actions {
         }
     }
 
-    /// Brings an Action there.
+    /// Uploads an Action.
     pub(crate) async fn action(&self, input: &StepInput, above: &[TestLayer], arguments: &[&str]) -> Digest {
         let json = Blob::of_bytes(serde_json::to_vec(input).unwrap());
         let mut tree = self.source.lock().unwrap().clone();
@@ -130,7 +130,7 @@ impl Actions {
         ExecutionClient::new(self.channel.clone()).execute(request).await.unwrap().into_inner()
     }
 
-    /// The same for a command and the layers above the source.
+    /// Starts an Action for a command and the layers above the source.
     pub(crate) async fn start(&self, command: &str, above: &[TestLayer]) -> Streaming<Operation> {
         let action = self.action(&self.input(command, above), above, &["./hm-step", "input.json"]).await;
         self.execute(action).await
@@ -142,7 +142,8 @@ impl Actions {
         self.end(operations).await.unwrap()
     }
 
-    /// Waits for an Action's end; an error is its status. A stream that breaks off is asked for again.
+    /// Waits until an Action ends, and returns a failed Action's response as the error. Reconnects if the
+    /// stream breaks off.
     pub(crate) async fn end(&self, mut operations: Streaming<Operation>) -> Result<Done, reapi::ExecuteResponse> {
         let mut name = String::new();
         loop {
@@ -198,7 +199,7 @@ impl Actions {
     }
 }
 
-/// Reads a log stream until `text` was in it.
+/// Reads a log stream until it contains `text`.
 pub(crate) async fn read_log_until(url: &str, name: &str, text: &str) -> String {
     let request = ReadRequest { resource_name: name.into(), ..Default::default() };
     let mut pieces = ByteStreamClient::new(channel(url).await).read(request).await.unwrap().into_inner();
@@ -210,7 +211,8 @@ pub(crate) async fn read_log_until(url: &str, name: &str, text: &str) -> String 
     seen
 }
 
-/// The name of an operation, and of the log stream of its standard output, once the engine tells both.
+/// Returns the name of an operation and the name of the log stream of its standard output, once the engine
+/// reports both.
 pub(crate) async fn names(operations: &mut Streaming<Operation>) -> (String, String) {
     loop {
         let operation = operations.message().await.unwrap().expect("an operation");
@@ -228,7 +230,7 @@ pub(crate) async fn channel(url: &str) -> Channel {
     Channel::from_shared(url).unwrap().connect().await.unwrap()
 }
 
-/// How a command ended, where it exited by itself.
+/// Returns the exit code of a command if it exited by itself.
 pub(crate) fn exited(done: &Done) -> Option<i32> {
     match done.output.exit {
         Exit::Exited { code, .. } => Some(code),

@@ -1,4 +1,5 @@
-//! Certificates and tokens: with the right ones a step runs, without them it is told plainly, and nobody else sees them.
+//! Certificates and tokens: a step runs with the right ones, a clear error follows without them, and they are
+//! stored nowhere.
 
 use std::{fs, path::Path, sync::Arc};
 
@@ -22,7 +23,8 @@ use crate::{
 
 const TOKEN: &str = "s3cret-of-the-engine";
 
-/// Files in PEM: an authority, and a client's certificate and key. And the engine's side of it.
+/// Writes PEM files (an authority, a client's certificate and key) to `dir`, and returns the engine's TLS
+/// configuration for them.
 fn certificates(dir: &Path) -> ServerConfig {
     let authority_key = KeyPair::generate().unwrap();
     let mut authority = CertificateParams::new(Vec::new()).unwrap();
@@ -99,7 +101,7 @@ fn certificates_and_tokens_let_in_and_are_seen_by_nobody() {
         let told = ended.stdout + &ended.stderr;
         assert!(told.contains("check the headers and the certificates that are sent"), "{what}: {told}");
     }
-    // Neither what the run left, nor what the engine keeps, Actions included.
+    // The token is neither in the files of the run nor in the engine's storage, Actions included.
     let mut seen = 0;
     let mut look = |path: &Path| {
         if path.is_file() {

@@ -17,15 +17,15 @@ use super::super::{
     sandbox::harness::{hm, is_root},
 };
 
-/// How long anything may take to start on a busy machine.
+/// The time that a service may take to start on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(120);
 const CONFIG: &str = include_str!("../../fixtures/reapi/buildgrid.yml");
 
-/// A process in a group of its own, which ends with this.
+/// A process in its own process group, which ends on drop.
 pub(crate) struct Group(Child);
 
 impl Group {
-    /// Starts it; what it says goes to the file `log`.
+    /// Starts a process whose output goes to the file `log`.
     fn start(command: &mut Command, log: &Path) -> Self {
         let log = File::options().append(true).create(true).open(log).unwrap();
         let child = command
@@ -42,7 +42,7 @@ impl Group {
         let _ = kill_process_group(Pid::from_child(&self.0), signal);
     }
 
-    /// SIGKILL to the process alone, as `kill -9 PID` does.
+    /// Sends SIGKILL to the process alone, as `kill -9 PID` does.
     pub(crate) fn kill(&mut self) {
         self.0.kill().unwrap();
         self.0.wait().unwrap();
@@ -52,7 +52,7 @@ impl Group {
         rustix::process::kill_process(Pid::from_child(&self.0), Signal::TERM).unwrap();
     }
 
-    /// Waits for its end.
+    /// Waits for the process to end, and returns its exit code.
     pub(crate) fn wait(&mut self) -> Option<i32> {
         self.0.wait().unwrap().code()
     }
@@ -69,7 +69,7 @@ impl Drop for Group {
     }
 }
 
-/// An engine that runs as long as this. Fields end in this order.
+/// An engine that runs until it is dropped. Fields are dropped in this order.
 pub(crate) struct BuildGrid {
     server: Option<Group>,
     logstream: LogService,
@@ -79,7 +79,7 @@ pub(crate) struct BuildGrid {
     dir: tempfile::TempDir,
 }
 
-/// `hm logstream`, and its address.
+/// A running `hm logstream` and its address.
 struct LogService {
     child: Child,
     address: String,
@@ -93,7 +93,7 @@ impl Drop for LogService {
 }
 
 impl BuildGrid {
-    /// Starts it; `None` where a test is skipped for want of it.
+    /// Starts the engine. Returns `None` if the test is skipped because the engine is unavailable.
     pub(crate) fn start() -> Option<Self> {
         let venv = std::env::var_os("HM_TEST_BUILDGRID").map(PathBuf::from);
         if venv.as_deref() == Some(Path::new("none")) {
@@ -134,7 +134,7 @@ impl BuildGrid {
         format!("grpc://{}", self.logstream.address)
     }
 
-    /// Where its blobs lie.
+    /// Returns the directory of the engine's blobs.
     pub(crate) fn blobs(&self) -> PathBuf {
         self.dir.path().join("cas")
     }
@@ -150,30 +150,30 @@ impl BuildGrid {
         self.server = Some(server);
     }
 
-    /// SIGKILL to the server.
+    /// Sends SIGKILL to the server.
     pub(crate) fn kill_server(&mut self) {
         drop(self.server.take());
     }
 
-    /// SIGKILL to the log service.
+    /// Sends SIGKILL to the log service.
     pub(crate) fn kill_logstream(&mut self) {
         self.logstream.child.kill().unwrap();
         self.logstream.child.wait().unwrap();
     }
 
-    /// Starts `hm worker` with a store of its own, and waits until it is connected.
+    /// Starts `hm worker` with its own store, and waits until it is connected.
     pub(crate) fn worker(&self, name: &str) -> TestWorker {
         self.worker_at(&self.url(), name)
     }
 
-    /// The same with another way to the engine.
+    /// Starts a worker like `worker`, which reaches the engine at `url`.
     pub(crate) fn worker_at(&self, url: &str, name: &str) -> TestWorker {
         let mut worker = self.start_worker(&["--remote", url, "--remote-logs", &self.logstream_url()], name);
         worker.says("slot 1: connected");
         worker
     }
 
-    /// Starts one with these arguments, and waits for nothing.
+    /// Starts a worker with these arguments, and waits for nothing.
     pub(crate) fn start_worker(&self, arguments: &[&str], name: &str) -> TestWorker {
         let log = self.dir.path().join(format!("{name}.log"));
         let _ = fs::remove_file(&log);
@@ -194,20 +194,20 @@ pub(crate) struct TestWorker {
 }
 
 impl TestWorker {
-    /// Waits until it has said that.
+    /// Waits until the worker has printed `text`.
     #[track_caller]
     pub(crate) fn says(&mut self, text: &str) {
         let said = until(|| self.group.has_ended() || self.log().contains(text));
         assert!(said && !self.group.has_ended(), "{}", self.log());
     }
 
-    /// What it said.
+    /// Returns the worker's output.
     pub(crate) fn log(&self) -> String {
         fs::read_to_string(&self.log).unwrap_or_default()
     }
 }
 
-/// Whether `condition` came to hold.
+/// Waits for `condition`, and returns whether it came to hold.
 pub(crate) fn until(mut condition: impl FnMut() -> bool) -> bool {
     let deadline = Instant::now() + PATIENCE;
     while !condition() {
@@ -219,12 +219,12 @@ pub(crate) fn until(mut condition: impl FnMut() -> bool) -> bool {
     true
 }
 
-/// A port that is free when it is looked for.
+/// Returns a port that is free at the time of the call.
 fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
-/// The directory of PostgreSQL's programs.
+/// Returns the directory of PostgreSQL's programs.
 fn postgres() -> Option<PathBuf> {
     let versions = fs::read_dir("/usr/lib/postgresql").ok()?.flatten();
     let mut found: Vec<PathBuf> =
@@ -233,7 +233,7 @@ fn postgres() -> Option<PathBuf> {
     found.pop()
 }
 
-/// A cluster of our own, and how to connect to it.
+/// Starts a new PostgreSQL cluster. Returns its process group and its connection string.
 fn start_database(programs: &Path, dir: &Path) -> (Group, String) {
     let data = dir.join("postgres");
     fs::create_dir(&data).unwrap();
@@ -241,7 +241,7 @@ fn start_database(programs: &Path, dir: &Path) -> (Group, String) {
         if !is_root() {
             return Command::new(programs.join(program));
         }
-        // It refuses to run as root.
+        // PostgreSQL refuses to run as root.
         let mut command = Command::new("setpriv");
         command.args(["--reuid=postgres", "--regid=postgres", "--init-groups", "--"]).arg(programs.join(program));
         command

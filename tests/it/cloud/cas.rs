@@ -6,7 +6,7 @@ use hm_exec::remote::{Blob, Digest, RemoteErrorKind, Uploaded};
 
 use super::engine::TestEngine;
 
-/// Blobs that no engine has, of these sizes.
+/// Returns blobs of these sizes that no engine has.
 fn blobs(sizes: &[usize]) -> Vec<Blob> {
     let seed = uuid::Uuid::new_v4();
     let blob = |(index, size): (usize, &usize)| {

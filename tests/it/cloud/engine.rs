@@ -11,7 +11,8 @@ use hm_exec::remote::{Cas, Endpoint, EndpointOptions};
 
 use super::super::backends::usable;
 
-/// The static `hm-step`; `None` where a test of steps is skipped for want of it, or of a shell for them.
+/// Returns the static `hm-step`, or `None` if a test of steps is skipped because `hm-step` or a shell for
+/// steps is missing.
 #[cfg(target_os = "linux")]
 pub(crate) fn step_program() -> Option<PathBuf> {
     let program = std::env::var_os("HM_STEP").map(PathBuf::from).filter(|path| path.exists());
@@ -19,14 +20,14 @@ pub(crate) fn step_program() -> Option<PathBuf> {
     program.filter(|_| found && super::super::images::fixture::has_busybox())
 }
 
-/// An engine that runs as long as this.
+/// An engine that runs until it is dropped.
 pub(crate) struct TestEngine {
     casd: Option<(Child, tempfile::TempDir)>,
     url: String,
 }
 
 impl TestEngine {
-    /// The engine; `None` where a test is skipped for want of one.
+    /// Starts or finds the engine. Returns `None` if the test is skipped because there is none.
     pub(crate) fn start() -> Option<Self> {
         if let Ok(url) = std::env::var("HM_REAPI_ENDPOINT") {
             return Some(Self { casd: None, url });
@@ -37,7 +38,7 @@ impl TestEngine {
             return None;
         }
         let dir = dir?;
-        // The port is free when it is looked for; somebody else may be faster.
+        // The port is free at the time of the check; another process may take it first.
         let started = (0..5).find_map(|_| Self::casd(&dir));
         Some(started.expect("buildbox-casd starts"))
     }
@@ -72,7 +73,8 @@ impl TestEngine {
         options
     }
 
-    /// What its workers must be asked for, so that steps can have namespaces.
+    /// Returns the platform properties that a step must ask for so that the engine's workers let it create
+    /// namespaces.
     pub(crate) fn platform(&self) -> Vec<(String, String)> {
         match &self.casd {
             Some(_) => [("unixUID", "1000"), ("unixGID", "1000")].map(|(a, b)| (a.into(), b.into())).to_vec(),
@@ -80,7 +82,7 @@ impl TestEngine {
         }
     }
 
-    /// The same as arguments of `hm`.
+    /// Returns the same as arguments of `hm`.
     #[cfg(feature = "cli")]
     pub(crate) fn arguments(&self) -> Vec<String> {
         let options = self.options();
@@ -90,7 +92,7 @@ impl TestEngine {
             .collect()
     }
 
-    /// Where it keeps what it has, where that is known.
+    /// Returns the directory of the engine's data, if it is known.
     pub(crate) fn dir(&self) -> Option<&Path> {
         self.casd.as_ref().map(|(_, dir)| dir.path())
     }

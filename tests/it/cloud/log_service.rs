@@ -1,4 +1,4 @@
-//! A log service that lies.
+//! A log service that sends wrong output.
 
 #![allow(clippy::disallowed_methods, reason = "a server in the test's process has tasks of its own")]
 
@@ -11,10 +11,10 @@ use bazel_remote_apis::google::bytestream::{
 use futures_util::{Stream, StreamExt, stream};
 use tonic::{Request, Response, Status, Streaming, transport::server::TcpIncoming};
 
-/// What it says of every stream, before it goes on saying nothing.
+/// The text that it sends for every stream, before it stays silent.
 pub(crate) const SAID: &str = "what no step has printed";
 
-/// It runs as long as this, on a thread of its own.
+/// A lying log service that runs until it is dropped, on its own thread.
 pub(crate) struct Liar {
     runtime: Option<tokio::runtime::Runtime>,
     address: SocketAddr,

@@ -1,4 +1,4 @@
-//! A proxy before an engine: it asks for certificates and a bearer's token, and fails some calls.
+//! A proxy in front of an engine: it requires certificates and a bearer token, and fails some calls.
 
 #![allow(clippy::disallowed_methods, reason = "a server in the test's process has tasks of its own")]
 
@@ -22,23 +22,23 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::{TlsAcceptor, rustls::ServerConfig};
 
-/// What is done before a call is passed on, with its path.
+/// A function that is called with a call's path before the call is forwarded.
 pub(crate) type Before = Arc<dyn Fn(&str) + Send + Sync>;
 
 /// What a proxy does to calls.
 #[derive(Clone, Default)]
 pub(crate) struct Rules {
-    /// What happens before each call.
+    /// The function to call before each call.
     pub(crate) before: Option<Before>,
-    /// Every so many calls one is answered with UNAVAILABLE.
+    /// The interval in calls at which one is answered with UNAVAILABLE.
     pub(crate) fail_every: Option<u64>,
-    /// What `authorization` must be.
+    /// The required value of `authorization`.
     pub(crate) authorization: Option<String>,
-    /// How it speaks TLS.
+    /// The proxy's TLS configuration.
     pub(crate) tls: Option<Arc<ServerConfig>>,
 }
 
-/// A proxy that runs as long as this, on threads of its own.
+/// A proxy that runs until it is dropped, on its own threads.
 pub(crate) struct Proxy {
     runtime: Option<tokio::runtime::Runtime>,
     address: SocketAddr,
@@ -55,7 +55,7 @@ impl Drop for Proxy {
 }
 
 impl Proxy {
-    /// Starts one before `grpc://HOST:PORT`.
+    /// Starts a proxy in front of `grpc://HOST:PORT`.
     pub(crate) fn start(upstream: &str, rules: Rules) -> Self {
         let upstream = upstream.strip_prefix("grpc://").unwrap().to_owned();
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
@@ -73,7 +73,7 @@ impl Proxy {
                 let connection = tokio::spawn(async move {
                     match rules.tls.clone() {
                         None => serve(stream, upstream, rules, counts).await,
-                        // Whoever has no right certificate was told so by the handshake.
+                        // A client without a valid certificate gets the error from the handshake.
                         Some(tls) => {
                             if let Ok(stream) = TlsAcceptor::from(tls).accept(stream).await {
                                 serve(stream, upstream, rules, counts).await;
@@ -92,20 +92,20 @@ impl Proxy {
         self.address
     }
 
-    /// Breaks every connection, with all calls on it. New ones are let in.
+    /// Breaks every connection, with all calls on it. New connections are accepted.
     pub(crate) fn cut(&self) {
         for connection in self.connections.lock().unwrap().drain(..) {
             connection.abort();
         }
     }
 
-    /// How many calls it failed.
+    /// Returns how many calls the proxy failed.
     pub(crate) fn failed(&self) -> u64 {
         self.failed.load(Ordering::Relaxed)
     }
 }
 
-/// One connection, over one of our own to the engine.
+/// Serves one connection over a new connection to the engine.
 async fn serve(
     stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
     upstream: String,
@@ -142,6 +142,6 @@ async fn serve(
             engine.send_request(request).await.map(|response| response.map(Either::Right))
         }
     });
-    // Ends with the connection, however it does.
+    // The task ends with the connection, however the connection ends.
     let _ = server::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), service).await;
 }

@@ -1,4 +1,4 @@
-//! The remote cache: what one machine's steps left, another one's need not run for.
+//! The remote cache: steps that ran on one machine need not run on another.
 
 use std::{
     fs,
@@ -31,14 +31,14 @@ struct Sandboxed {
     sandbox: SandboxRunner,
 }
 
-/// A team: an engine, and an image that all have.
+/// A team: an engine, and an image that all machines have.
 struct Team {
     engine: TestEngine,
     image: String,
     top: tempfile::TempDir,
 }
 
-/// One of its machines, with a checkout and a store of its own.
+/// One machine of a team, with its own checkout and store.
 struct Machine<'a> {
     team: &'a Team,
     dir: PathBuf,
@@ -60,8 +60,8 @@ impl Team {
         Machine { team: self, dir }
     }
 
-    /// A chain of three steps that write to the image's files, the source's and their own, with `last` as its end. Keys
-    /// are this run's alone, because an engine may outlive a test.
+    /// Returns a chain of three steps that write to the image's files, the source's and their own, with
+    /// `last` as its end. The keys are unique to this test run, because an engine may outlive a test.
     fn chain(&self, last: &str, policy: &str) -> Value {
         let run = self.top.path().display();
         let step = |key: &str, cmd: &str| {
@@ -105,7 +105,7 @@ impl Machine<'_> {
         Ended::of(engine.start(change(request)).await.unwrap()).await
     }
 
-    /// Everything that lies in the store's layers, by how many files there are.
+    /// Returns the number of layers in the store.
     fn layers(&self) -> usize {
         count(&self.store().join("layers"))
     }
@@ -115,7 +115,7 @@ fn count(dir: &Path) -> usize {
     fs::read_dir(dir).map_or(0, |entries| entries.count())
 }
 
-/// Whether steps can run here at all; CI wants them to.
+/// Returns whether steps can run on this machine at all. CI requires it.
 fn can_run(ended: &Ended) -> bool {
     let can = ended.outcome.status != BuildStatus::Infrastructure;
     usable("the sandbox", can, &format!("{:?}", ended.events))
@@ -139,14 +139,15 @@ async fn a_machine_with_an_empty_store_runs_nothing_and_fetches_files_only_where
     assert_eq!(warm.statuses(), [CacheHit; 3], "{:?}", warm.events);
     assert_eq!(second.layers(), 0, "nobody needed a file");
 
-    // Another end of the chain: the two steps below it are found, and their files are needed.
+    // Another end of the chain: the two steps below it are hits, and their files are needed.
     let changed = team.chain(&format!("{LOOK} && echo changed"), "forever");
     let ended = second.run(&changed).await;
     assert_eq!(ended.statuses(), [CacheHit, CacheHit, Passed], "{:?}", ended.events);
     let seen = ended.lines("three");
     assert_eq!(seen, ["resolved", "2", "1", "changed"]);
 
-    // What was shared on top of what was fetched is found by a third one, and by the second without the engine.
+    // A third machine finds the result that was shared on top of fetched layers, and the second finds it
+    // without the engine.
     assert_eq!(team.machine("third").run(&changed).await.statuses(), [CacheHit; 3]);
     let away = hm_exec::remote::EndpointOptions::new("grpc://127.0.0.1:1");
     assert_eq!(second.run_at(away, &changed, |request| request).await.statuses()[1..], [CacheHit; 2]);
@@ -174,7 +175,7 @@ async fn clones_of_one_repository_share_results_and_other_projects_do_not() {
     assert_eq!(cold.statuses(), [Passed; 3], "{:?}", cold.events);
     assert_eq!(run("fork", "git@github.com:other/repo.git").await.statuses(), [Passed; 3]);
     assert_eq!(run("second", "https://token@github.com/owner/repo").await.statuses(), [CacheHit; 3]);
-    // Without an origin each checkout is a project of its own.
+    // Without an origin, each checkout is a separate project.
     let without = |mut request: RunRequest| {
         request.project = None;
         request
@@ -195,7 +196,7 @@ async fn a_result_that_was_refreshed_takes_the_place_of_what_was_shared() {
         request
     });
     assert_eq!(refreshed.await.statuses(), [CacheHit, Passed, Passed]);
-    // The step that ran anew left another snapshot, and so did the one above it.
+    // The step that ran again made a different snapshot, and so did the step above it.
     assert_eq!(team.machine("third").run(&ir).await.statuses(), [CacheHit; 3]);
     assert_eq!(second.run(&ir).await.statuses(), [CacheHit; 3]);
 }
@@ -204,7 +205,7 @@ async fn a_result_that_was_refreshed_takes_the_place_of_what_was_shared() {
 async fn what_was_found_on_this_machine_is_shared_with_what_stands_on_it() {
     let Some(team) = Team::gather() else { return };
     let (first, second) = (team.machine("first"), team.machine("second"));
-    // Ran here before anybody spoke of sharing: the engine is away.
+    // The steps ran here before sharing was requested: the engine is unreachable.
     let away = hm_exec::remote::EndpointOptions::new("grpc://127.0.0.1:1");
     let alone = first.run_at(away, &team.chain("true", "forever"), |request| request).await;
     if !can_run(&alone) {
@@ -242,7 +243,7 @@ async fn results_whose_blobs_are_gone_or_damaged_are_misses_and_wrong_ones_never
     let mut blobs = Vec::new();
     walk(&dir.join("cas"), &mut |path| blobs.push(path.to_owned()));
     assert!(blobs.len() > 6, "{blobs:?}");
-    // Each blob by itself, gone or another: whatever it was, the run passes with the same output.
+    // Each blob in turn is lost or damaged: the run passes with the same output in every case.
     for (number, blob) in blobs.iter().enumerate() {
         let bytes = fs::read(blob).unwrap();
         for (how, put) in [("lost", None), ("damaged", Some(vec![b'?'; bytes.len()]))] {

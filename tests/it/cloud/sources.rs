@@ -1,4 +1,4 @@
-//! What of a large source travels.
+//! The part of a large source that is uploaded.
 
 use std::{fs, sync::Arc, sync::atomic::AtomicBool};
 
@@ -29,13 +29,13 @@ async fn one_changed_file_of_twenty_thousand_uploads_itself_and_the_directories_
     let first = runner();
     let frozen = freeze();
     let whole = first.upload_source(&frozen).await.unwrap();
-    // Each file, its directory, `a`, `workspace`, and the directory that has that.
+    // The blobs are each file, its directory, `a`, `workspace`, and the directory that contains `workspace`.
     assert_eq!(first.uploaded().blobs, (DIRS * FILES + DIRS + 3) as u64);
     assert_eq!(first.upload_source(&frozen).await.unwrap(), whole);
 
     fs::write(source.join("a/7/7"), format!("{seed} changed")).unwrap();
     let changed = freeze();
-    // By another process: nothing is known but what the store and the engine have.
+    // As in another process: only the content of the store and of the engine is known.
     let second = runner();
     assert_ne!(second.upload_source(&changed).await.unwrap(), whole);
     assert_eq!(second.uploaded().blobs, 5, "the file, `7`, `a`, `workspace`, and the directory that has that");

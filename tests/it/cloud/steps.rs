@@ -1,4 +1,4 @@
-//! Steps on a real engine, by themselves and in chains with the sandbox's.
+//! Steps on a real engine, alone and in chains with steps on the sandbox.
 
 use std::{fs, sync::Arc};
 
@@ -38,7 +38,7 @@ impl Mixed {
             .fold(builder, |builder, (name, value)| builder.platform_property(name, value));
         let cloud = builder.images(ImageOptions::default()).step_program(program).build();
         let mixed = Self { image: format!("oci:{}:it", layout.display()), bench, cloud, _engine: engine };
-        // A run of its own, so that what is said of the image is in no other's output.
+        // A separate run, so that the messages about the image are not in the output of another run.
         let mut run = mixed.bench.run();
         mixed.local(&mut run, mixed.ask("true")).await;
         Some(mixed)
@@ -92,7 +92,7 @@ async fn what_a_parent_has_is_not_uploaded_again() {
     let first = mixed.cloud(&mut run, mixed.ask("echo one > /data/one")).await;
     let before = mixed.cloud.uploaded();
     mixed.cloud(&mut run, mixed.ask("cat /data/one").after(&first)).await;
-    // The input, the Action, and the directories `/` and `layers`; the command is the same.
+    // The new blobs are the input, the Action, and the directories `/` and `layers`; the command is the same.
     let after = mixed.cloud.uploaded();
     assert_eq!(after.blobs - before.blobs, 4, "{before:?} {after:?}");
 }

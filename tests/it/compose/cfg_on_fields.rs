@@ -1,4 +1,4 @@
-//! `cfg` goes before the derive sees the struct, so that it may take a default or a name with it.
+//! `cfg` is evaluated before the derive sees the struct, so that it can remove a default or a name.
 
 use hm_exec::RunnerSet;
 

@@ -1,4 +1,5 @@
-//! Names that depend on a parameter are checked when they are known: by `validate`, which the engine calls.
+//! Names that depend on a type parameter are checked when they are known: in `validate`, which the engine
+//! calls.
 
 use hm_exec::{
     BackendError, Engine, RunnerSet,
@@ -17,7 +18,7 @@ where
     remote: Remote,
 }
 
-/// The bounds that the fields need are the derive's to say.
+/// The derive adds the bounds that the fields need.
 #[derive(Debug, RunnerSet)]
 struct Unbounded<R> {
     runner: R,

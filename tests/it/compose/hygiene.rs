@@ -1,4 +1,4 @@
-//! The expansion means what it says wherever it stands: without a prelude, and among names that mean something else.
+//! The expansion means the same everywhere: without a prelude, and among names with other meanings.
 
 mod elsewhere {
     #![no_implicit_prelude]

@@ -1,4 +1,4 @@
-//! Another crate's runners beside those of this one that it is built with.
+//! Another crate's runners beside those runners of this crate that the build enables.
 
 #![cfg(feature = "process")]
 

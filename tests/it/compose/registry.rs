@@ -1,4 +1,4 @@
-//! The registry as its users know it, with runners written for it by hand.
+//! The registry as its users know it, with hand-written runners.
 
 use std::{pin::Pin, sync::Arc};
 
@@ -12,7 +12,7 @@ use hm_exec::{
 use super::runners::{Noop, Vm};
 use crate::attempt::attempt;
 
-/// A runner whose name is known at run time alone.
+/// A runner whose name is known only at run time.
 #[derive(Debug)]
 struct Plugin {
     name: String,

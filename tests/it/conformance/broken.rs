@@ -1,4 +1,4 @@
-//! Runners that break one promise each: the suite finds it, so that a pass means something.
+//! Runners that break one promise each: the suite must detect the fault, so that a pass means something.
 
 use std::{
     fs,
@@ -23,10 +23,10 @@ use hm_exec::{
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 
-/// What is wrong with a runner.
+/// The fault of a runner.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Fault {
-    /// Its command is another one: `@` stands for the right one.
+    /// The runner runs this command, in which `@` stands for the step's own.
     Shell(&'static str),
     CutsExitCodes,
     ForgetsSignals,
@@ -46,9 +46,9 @@ enum Fault {
     StartsFromAnything,
     NeverReaps,
     TellsSecrets,
-    /// It claims everything and does nothing for it.
+    /// The runner claims every capability and does nothing for it.
     Boasts,
-    /// It claims limits, and has another schema.
+    /// The runner claims limits, and has another schema.
     ChecksNoArguments,
 }
 
@@ -88,7 +88,7 @@ impl Broken {
         }
     }
 
-    /// Starts what a step asks to sleep, for nobody to end.
+    /// Starts the sleep that a step asks for in a process that is never ended.
     fn leave(&self, cmd: &str) {
         let marker = cmd.split(|it: char| !it.is_ascii_digit()).find(|word| word.len() == 9);
         if let Some(marker) = marker {
@@ -154,7 +154,8 @@ impl StepRunner for Broken {
         }
         input.env = Arc::new(env);
         let cmd = self.command(&input.step.cmd, ctx).into();
-        // Its place in a store is nobody's business here: the image is the machine, whatever was asked for.
+        // The image's place in a store does not matter here: the image is the machine, whatever the step asks
+        // for.
         input.step = Arc::new(CommandStep { cmd, ..CommandStep::clone(&input.step) });
         let result = match self.fault {
             Fault::KillsAtOnce => tokio::select! {
@@ -263,7 +264,7 @@ async fn a_runner_that_cancels_wrongly_is_found() {
 
 #[tokio::test]
 async fn wrong_sources_and_workspaces_are_found() {
-    // Where nothing can be written, and nothing be removed.
+    // A directory in which nothing can be written or removed.
     finds(Fault::Shell("cd /proc; @"), "source", "").await;
     finds(Fault::WritesToTheSource, "source", "ours").await;
     finds(Fault::SharesWorkspaces, "root-steps-are-apart", "the number of files").await;
@@ -278,7 +279,7 @@ async fn lost_lineage_is_found() {
     let undelete = "cp -a . \"$TMPDIR/before\"; (@\n)\ncode=$?; cp -an \"$TMPDIR/before/.\" .; exit $code";
     finds(Fault::Shell(undelete), "lineage-files", "the files of the last child").await;
     finds(Fault::Shell(undelete), "lineage-directories", "the files of the last child").await;
-    // Who is not root can't even keep this promise by accident.
+    // Without root, the runner cannot keep this promise even by accident.
     finds(Fault::Shell(after("chown -R 0:0 .")), "lineage-ownership", "").await;
     finds(Fault::Shell(after("touch d d/f 2>/dev/null")), "lineage-times", "times of modification").await;
 }

@@ -30,7 +30,7 @@ async fn the_docker_runner_conforms() {
         lacks.insert(0, "lineage-ownership");
     }
     assert!(report.not_promised().eq(lacks), "{report}");
-    // Runs have ended, and attempts that were dropped are forgotten.
+    // The runs have ended, and the runner has cleaned up the attempts that were dropped.
     drop(runner);
     assert_eq!(daemon.ours(store.dir()).await, (vec![], vec![]));
 }

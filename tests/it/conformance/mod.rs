@@ -1,4 +1,4 @@
-//! The conformance suite over our own runners, and over ones that break their promises.
+//! The conformance suite over this crate's runners, and over runners that break their promises.
 
 mod broken;
 #[cfg(all(feature = "cloud", target_os = "linux"))]

@@ -1,10 +1,10 @@
-//! The process runner keeps what it promises, and promises no isolation.
+//! The process runner keeps its promises, and promises no isolation.
 
 use hm_exec::{conformance::Suite, runner::process::ProcessRunner, store::StoreHandle};
 
 #[tokio::test]
 async fn the_process_runner_conforms() {
-    // A signal that this process ignores, its children do, too; one that it listens for they do not.
+    // Children inherit that this process ignores a signal, but not that it handles one.
     let _interrupts = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::interrupt()).unwrap();
     let dir = tempfile::tempdir().unwrap();
     let runner = ProcessRunner::new(StoreHandle::new(dir.path()));

@@ -1,4 +1,5 @@
-//! The sandbox, on this machine's system and on a small image, as root and (see `sandbox::rootless`) without.
+//! The sandbox, on this machine's system and on a small image, with root and without (see
+//! `sandbox::rootless`).
 
 use std::{fs, os::unix::fs::PermissionsExt, path::Path, process::Command, sync::Arc};
 
@@ -14,7 +15,7 @@ use crate::{
     sandbox::harness::{hm, is_root},
 };
 
-/// A store, and sandboxes on it.
+/// A store and sandboxes on it.
 struct Place {
     dir: TempDir,
     store: Arc<Store>,
@@ -32,7 +33,7 @@ impl Place {
     }
 }
 
-/// A root with busybox, and nothing else.
+/// Makes a root filesystem with busybox and nothing else.
 pub(crate) fn busybox(dir: &Path) -> Option<String> {
     let image = dir.join("busybox");
     fs::create_dir_all(image.join("bin")).unwrap();
@@ -48,7 +49,7 @@ pub(crate) fn busybox(dir: &Path) -> Option<String> {
     Some(format!("rootfs:{}", image.display()))
 }
 
-/// Which cases a report has other than as passed.
+/// Returns the cases of a report that did not pass.
 fn others(report: &Report) -> Vec<&'static str> {
     report.cases.iter().filter(|case| case.verdict != Verdict::Passed).map(|case| case.case).collect()
 }

@@ -1,4 +1,5 @@
-//! The runner of machines, over a backend whose machines are directories: what the runner makes of a backend.
+//! The runner of virtual machines, over a backend whose machines are directories: tests the runner, not the
+//! backend.
 
 use std::{
     fs,
@@ -22,18 +23,18 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 use tokio::io::{AsyncRead, AsyncReadExt};
 
-/// The variable by which a machine's processes are found.
+/// The environment variable that identifies a machine's processes.
 const MARK: &str = "TOY_MACHINE";
 
 #[derive(Debug)]
 struct Directories(PathBuf);
 
-/// A machine. The directory is removed, and its processes killed, when it is dropped.
+/// A machine. On drop, its directory is removed and its processes are killed.
 #[derive(Debug)]
 struct Directory {
     root: tempfile::TempDir,
     saved: PathBuf,
-    /// It was asked to end.
+    /// Whether the machine was asked to end.
     is_ending: AtomicBool,
 }
 
@@ -122,11 +123,11 @@ impl Vm for Directory {
         let (stdout, stderr) = (child.stdout.take().unwrap(), child.stderr.take().unwrap());
         let ended = async {
             let status = child.wait().await;
-            // After TERM the last process is waited for.
+            // After TERM, the last process is waited for.
             while self.is_ending.load(Relaxed) && !self.processes().is_empty() {
                 tokio::time::sleep(std::time::Duration::from_millis(5)).await;
             }
-            // Who is left holds the pipes open.
+            // A process that is left holds the pipes open.
             self.kill();
             status
         };
@@ -162,7 +163,7 @@ async fn pump(mut from: impl AsyncRead + Unpin, stream: StdStream, output: &Outp
 
 #[tokio::test]
 async fn a_runner_on_a_backend_conforms() {
-    // A signal that this process ignores, its children do, too; one that it listens for they do not.
+    // Children inherit that this process ignores a signal, but not that it handles one.
     let _interrupts = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::interrupt()).unwrap();
     let dir = tempfile::tempdir().unwrap();
     let runner = VmRunner::new(Directories(dir.path().into()), StoreHandle::new(dir.path().join("store")));
@@ -171,7 +172,7 @@ async fn a_runner_on_a_backend_conforms() {
     report.assert_passed();
     let lacks = ["exchange", "secrets", "memory", "network-none", "lineage-ownership", "host-files"];
     assert!(lacks.iter().all(|case| report.not_promised().any(|name| name == *case)), "{report}");
-    // Machines went with their steps, and snapshots where they were reaped.
+    // Machines are removed with their steps, and snapshots when they are reaped.
     let left: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert!(left.iter().all(|name| name == "store" || name == "saved"), "{left:?}");
 }

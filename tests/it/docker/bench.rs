@@ -31,14 +31,14 @@ pub(crate) struct Bench {
     pub(crate) store: Arc<Store>,
 }
 
-/// A build that ended.
+/// The outcome and the events of a finished build.
 pub(crate) struct Built {
     pub(crate) outcome: BuildOutcome,
     pub(crate) events: Vec<BuildEvent>,
 }
 
 impl Bench {
-    /// `None` where there is no daemon: the test then skips.
+    /// Returns `None` if there is no daemon: the test is then skipped.
     pub(crate) fn new() -> Option<Self> {
         let daemon = Daemon::get()?;
         let dir = tempfile::tempdir().unwrap();
@@ -47,12 +47,12 @@ impl Bench {
         Some(Self { daemon, dir, store })
     }
 
-    /// A file of the source.
+    /// Writes a file of the source.
     pub(crate) fn file(&self, name: &str, text: &str) {
         std::fs::write(self.dir.path().join("source").join(name), text).unwrap();
     }
 
-    /// An image that the sandbox boots, too.
+    /// Returns an image that the sandbox boots, too.
     pub(crate) fn shared_image(&self) -> String {
         let archive = self.dir.path().join("image.tar");
         if !archive.exists() {
@@ -61,7 +61,7 @@ impl Bench {
         format!("docker-archive:{}", archive.display())
     }
 
-    /// An engine with runners of its own.
+    /// Returns an engine with its own runners.
     pub(crate) fn engine(&self) -> EngineBuilder<Both> {
         let sandbox = || SandboxRunner::builder().store(Arc::clone(&self.store)).helper(hm());
         let docker = Docker::builder().host(&self.daemon.host).local(sandbox()).build(Arc::clone(&self.store));
@@ -73,7 +73,7 @@ impl Bench {
         RunRequest::new(Plan::parse(ir.to_string()).unwrap(), self.dir.path().join("source"))
     }
 
-    /// Runs a pipeline on an engine of its own.
+    /// Runs a pipeline on a new engine.
     pub(crate) async fn build(&self, ir: &Value) -> Built {
         self.build_on(self.engine(), ir).await
     }
@@ -86,14 +86,14 @@ impl Bench {
         Built { outcome: outcome.unwrap(), events }
     }
 
-    /// What is left at the daemon: containers, and images.
+    /// Returns the containers and the images that are left at the daemon.
     pub(crate) async fn left(&self) -> (Vec<String>, Vec<String>) {
         self.daemon.ours(self.store.dir()).await
     }
 }
 
 impl Built {
-    /// What a step printed.
+    /// Returns the lines that a step printed.
     pub(crate) fn lines(&self, key: &str) -> Vec<&str> {
         let id = self.outcome.steps.iter().find(|step| &*step.key == key).unwrap().step_id;
         let lines = self.events.iter().filter_map(|event| match event {
@@ -103,7 +103,7 @@ impl Built {
         lines.collect()
     }
 
-    /// The snapshots that steps left.
+    /// Returns the snapshots of the steps.
     pub(crate) fn snapshots(&self) -> Vec<String> {
         let snapshots = self.events.iter().filter_map(|event| match event {
             BuildEvent::StepEnd { snapshot, .. } => snapshot.as_ref().map(ToString::to_string),
@@ -113,17 +113,17 @@ impl Built {
     }
 }
 
-/// A step on docker.
+/// Returns a step on docker.
 pub(crate) fn step(key: &str, cmd: &str) -> Value {
     json!({ "step": { "key": key, "cmd": cmd }, "env": {} })
 }
 
-/// The same where its result is to be cached.
+/// Returns a step on docker whose result is cached.
 pub(crate) fn cached(key: &str, cmd: &str) -> Value {
     json!({ "step": { "key": key, "cmd": cmd, "cache": { "policy": "forever", "key": format!("key-{key}") } }, "env": {} })
 }
 
-/// A pipeline of steps, each built in the one before.
+/// Returns a pipeline of steps, each built in the one before.
 pub(crate) fn chain(steps: &[Value]) -> Value {
     let edges: Vec<Value> = (1..steps.len()).map(|child| json!([child - 1, child, "builds_in"])).collect();
     pipeline(steps, &edges)

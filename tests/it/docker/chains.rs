@@ -39,7 +39,8 @@ async fn a_chain_on_docker_alone_stays_at_the_daemon() {
     assert_eq!(bench.left().await, (vec![], vec![]));
 }
 
-/// The daemon copies each stream by itself: which comes first is not known here, and not promised.
+/// The daemon copies each stream separately: the order between the streams is not known here, and not
+/// promised.
 #[tokio::test]
 async fn nothing_is_missing_of_what_was_printed_on_two_streams() {
     let Some(bench) = Bench::new() else { return };
@@ -87,7 +88,7 @@ async fn cached_steps_are_found_by_the_next_run_and_their_children_start_from_th
     assert_eq!(statuses(&cold), [Passed; 3]);
     assert_eq!(cold.lines("last"), ["base", "more", "tool"]);
     assert_eq!(bench.left().await, (vec![], vec![]));
-    // What was edited since wins over what the step did to it.
+    // Edits of the source since the step win over the step's own changes to it.
     bench.file("source", "newer\n");
     let warm = bench.build(&ir("cat built /opt/tool source")).await;
     passed(&warm);
@@ -96,14 +97,14 @@ async fn cached_steps_are_found_by_the_next_run_and_their_children_start_from_th
     assert_eq!(bench.left().await, (vec![], vec![]));
 }
 
-/// What each step leaves, and what the next one must find.
+/// The files that each step leaves, and that the next one must find.
 #[tokio::test]
 async fn a_chain_moves_between_the_sandbox_and_docker_and_back() {
     let Some(bench) = Bench::new() else { return };
     bench.file("source", "of the source\n");
     bench.file("script", "#!/bin/sh\necho it runs\n");
     let owners = if is_root() { "yes" } else { "" };
-    // The image has not got them by name.
+    // The image does not have these tools by name.
     let tools =
         ["chmod", "chown", "mkfifo", "rmdir"].map(|tool| format!("{tool}() {{ /bin/busybox {tool} \"$@\"; }}; "));
     let sh = |text: &str| format!("set -e; {}{text}", tools.concat());
@@ -151,7 +152,7 @@ async fn a_chain_moves_between_the_sandbox_and_docker_and_back() {
     let second = owned(&["tool", "y", "of the source", "4711 2", "2750"], &["7:8"], &["1000000000"]);
     assert_eq!(built.lines("second"), second);
     assert_eq!(built.lines("third"), owned(&["1000000000", "4711 2", "644 2"], &["7:8", "9:10"], &[]));
-    // As between two steps of the sandbox: a child that writes to one name of a linked file gets a copy.
+    // As between two steps of the sandbox: a child that writes to one name of a hard-linked file gets a copy.
     assert_eq!(built.lines("fourth"), ["new", "z", "third", "z"]);
     assert_eq!(built.lines("fifth"), ["a file", "again", "600", "d", "source", "z", "zz", "zzz", "of the source"]);
     let snapshots = built.snapshots();
@@ -165,7 +166,7 @@ async fn a_chain_that_begins_on_an_image_of_the_daemon_goes_on_in_the_sandbox() 
     let mut steps: Vec<Value> =
         (0..4).map(|at| step(&format!("s{at}"), "cat log; echo step >> log; ls /bin/sh")).collect();
     steps[0] = step("s0", "echo first > log; ls /bin/sh");
-    // Two steps of docker, so that the sandbox gets two layers at once.
+    // Two steps on docker, so that the sandbox gets two layers at once.
     steps[2]["step"]["runner"] = "sandbox".into();
     let built = bench.build(&chain(&steps)).await;
     passed(&built);

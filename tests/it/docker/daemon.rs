@@ -1,4 +1,4 @@
-//! A Docker daemon for tests: the one that `HM_TEST_DOCKER` names, or one of their own.
+//! A Docker daemon for tests: the one that `HM_TEST_DOCKER` names, or a new one.
 
 use std::{
     fs,
@@ -21,22 +21,22 @@ use tempfile::TempDir;
 
 use crate::backends::usable;
 
-/// What `docker images` calls the base image of tests.
+/// The name of the tests' base image at the daemon.
 pub(crate) const IMAGE: &str = "hm-exec-test/busybox:latest";
 
-/// A daemon that has the base image. One that was started for the tests ends with its last user.
+/// A daemon that has the base image. A daemon that was started for the tests ends with its last user.
 pub(crate) struct Daemon {
     pub(crate) host: String,
-    /// Ends before its directory goes.
+    /// The process, which ends before its directory is removed.
     started: Option<Child>,
     dir: Option<TempDir>,
 }
 
-/// Shared by the tests that run at the same time.
+/// The daemon that concurrent tests share.
 static SHARED: Mutex<Weak<Daemon>> = Mutex::new(Weak::new());
 
 impl Daemon {
-    /// The daemon. `None` where there is none, nor can be: the test then skips.
+    /// Returns the daemon. `None` if there is none and none can be started: the test is then skipped.
     pub(crate) fn get() -> Option<Arc<Self>> {
         let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(daemon) = shared.upgrade() {
@@ -53,7 +53,7 @@ impl Daemon {
                 return None;
             }
         };
-        // Of its own, because the caller's may be one of several.
+        // On its own thread, because the caller may be on a runtime.
         std::thread::scope(|scope| scope.spawn(|| daemon.import()).join().unwrap());
         *shared = Arc::downgrade(&daemon);
         Some(daemon)
@@ -87,7 +87,7 @@ impl Daemon {
     }
 
     fn answers(host: &str) -> bool {
-        // On a thread of its own, because the caller may be on a runtime.
+        // On its own thread, because the caller may be on a runtime.
         let asked = || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             let docker = Docker::connect_with_unix(host, 10, API_DEFAULT_VERSION);
@@ -96,12 +96,12 @@ impl Daemon {
         std::thread::scope(|scope| scope.spawn(asked).join().unwrap())
     }
 
-    /// A client of its own.
+    /// Returns a new client.
     pub(crate) fn client(&self) -> Docker {
         Docker::connect_with_unix(&self.host, 120, API_DEFAULT_VERSION).unwrap()
     }
 
-    /// Imports the base image: busybox, and nothing else.
+    /// Imports the base image, which has busybox and nothing else.
     fn import(&self) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let mut archive = tar::Builder::new(Vec::new());
@@ -129,7 +129,8 @@ impl Daemon {
         });
     }
 
-    /// The names of all containers, and the ids of all images, that processes of the store in `dir` made.
+    /// Returns the names of all containers and the ids of all images that processes of the store in `dir`
+    /// made.
     pub(crate) async fn ours(&self, dir: &Path) -> (Vec<String>, Vec<String>) {
         let docker = self.client().negotiate_version().await.unwrap();
         let secret = fs::read(dir.join("secret")).unwrap().try_into().unwrap();
@@ -151,7 +152,7 @@ impl Drop for Daemon {
             end(started);
         }
         if let Some(dir) = &self.dir {
-            // The daemon leaves a name of its own network mounted, if it had containers without one.
+            // The daemon leaves its own network namespace mounted if it had containers without a network.
             let _ = unmount(dir.path().join("exec/netns/default"), UnmountFlags::DETACH);
         }
     }

@@ -1,4 +1,5 @@
-//! What steps in containers leave for people: what a run asks to keep, in the store, and nothing at the daemon.
+//! Files of steps in containers that a run asks to keep: they are in the store, and nothing stays at the
+//! daemon.
 
 use super::{
     daemon::Daemon,
@@ -9,7 +10,7 @@ use crate::cli::{
     shell::shell,
 };
 
-/// What a shell in the step's files prints.
+/// Returns the output of a shell script in the step's files.
 fn look(project: &Project, script: &str) -> String {
     shell(project, &["step"], script).expect(0).stdout
 }

@@ -66,7 +66,7 @@ async fn an_engine_that_is_dropped_takes_its_containers_along() {
     assert_eq!((containers, images.len()), (vec![], 1), "the image goes with the process");
 }
 
-/// A project whose only step is on docker.
+/// Creates a project whose only step is on docker.
 pub(super) fn project(cmd: &str) -> Project {
     let project = Project::new();
     write(&project, cmd);
@@ -111,7 +111,7 @@ fn what_a_killed_run_has_goes_with_it_and_a_live_one_keeps_its_own() {
     eventually("what it left to go", || left(&daemon, &project.store) == nothing());
 }
 
-/// Kills a process and those that watch over it, as the end of a session does.
+/// Kills a process and its watchers, as the end of a session does.
 fn kill_with_watchers(mut hm: Child) {
     let children = std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", hm.id())).unwrap();
     let watchers: Vec<_> = children.split_whitespace().filter_map(|pid| Pid::from_raw(pid.parse().ok()?)).collect();

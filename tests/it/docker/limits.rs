@@ -1,4 +1,4 @@
-//! Limits that the daemon holds, and does not tell about.
+//! Limits that the daemon enforces without reporting that they were reached.
 
 use hm_exec::{BuildEvent, StepStatus};
 use serde_json::json;
@@ -8,7 +8,8 @@ use super::bench::{Bench, chain, step};
 #[tokio::test]
 async fn too_many_processes_are_told_as_that() {
     let Some(bench) = Bench::new() else { return };
-    // The first shell stays for a while without a process more: the limit's counter goes with the container.
+    // The first shell stays for a while without starting another process: the limit's counter goes with the
+    // container.
     let forks = "mkfifo /tmp/none; exec 3<>/tmp/none
         (i=0; while [ $i -lt 60 ]; do sleep 30 & i=$((i+1)); done; wait); read -t 3 none <&3; exit 1";
     for (cmd, expected) in [(forks, true), ("sleep 0; exit 3", false)] {

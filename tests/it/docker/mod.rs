@@ -1,4 +1,4 @@
-//! The docker runner, on a daemon of the tests' own.
+//! The docker runner, on a test daemon.
 
 pub(crate) mod bench;
 mod chains;

@@ -1,5 +1,5 @@
-//! Odd layers, unpacked by the daemon and by us: what it takes, we take, and a step sees the same tree on
-//! both runners.
+//! Odd layers, unpacked by the daemon and by hm: hm accepts every layer that the daemon accepts, and a step
+//! sees the same tree on both runners.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -28,20 +28,19 @@ use crate::{
     sandbox::harness::is_root,
 };
 
-/// Random trees beside the layers that are written down, or as many as this variable says.
+/// The default number of random trees beside the handwritten layers. The variable overrides it.
 const CASES: u32 = 0;
 const CASES_VARIABLE: &str = "HM_ODD_LAYERS";
 
-/// What the daemon calls the image of one case.
+/// The name of the image of one case at the daemon.
 const CASE: &str = "hm-exec-test/odd:case";
 
-/// What is at each path: type, mode, owner, links and content; the names of one inode have the path of the
-/// first.
+/// A command that prints type, mode, owner, links and content of each path.
 const LOOK: &str = "cd /; for top in odd c[0-9]*; do test -e $top || continue; \
                     /bin/busybox find $top -exec /bin/busybox stat -c '%n|%f|%u:%g|%h|%i|%N' {} +; \
                     /bin/busybox find $top -type f -exec /bin/busybox md5sum {} +; done";
 
-/// Has the daemon load an image; why it does not take it.
+/// Loads an image into the daemon. Returns an error with the daemon's reason if it refuses the image.
 async fn load(docker: &Docker, image: &Image, name: &str) -> Result<(), String> {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("image.tar");
@@ -63,8 +62,8 @@ async fn remove(docker: &Docker, name: &str) {
     docker.remove_image(name, Some(options), None).await.unwrap();
 }
 
-/// Returns what a step printed, by path, without what may differ: the numbers of inodes, and links of
-/// directories.
+/// Returns the tree that a step printed, by path, without details that may differ: inode numbers, and link
+/// counts of directories. Instead of the inode number, all names of one inode have the path of the first.
 fn tree(lines: &[&str]) -> BTreeMap<String, String> {
     let (mut tree, mut inodes) = (BTreeMap::<String, String>::new(), BTreeMap::new());
     let stats = lines.iter().filter_map(|line| line.split('|').collect::<Vec<_>>().try_into().ok());
@@ -97,7 +96,7 @@ impl Random {
         loop {
             let count = 1 + self.below(3);
             let parts: Vec<_> = (0..count).map(|_| names[self.below(names.len())]).collect();
-            // One that leads to where it begins, or out of there, says nothing or is refused.
+            // A symlink to its own start or to a place above it proves nothing or is refused.
             let mut depth = 0;
             let is_below = parts.iter().all(|part| {
                 depth += match *part {
@@ -113,8 +112,8 @@ impl Random {
         }
     }
 
-    /// Adds a member below `top`. Most links lead to one of `dirs`, because the daemon takes nothing behind
-    /// the others. `names` are taken already: the daemon takes no name twice.
+    /// Adds a member below `top`. Most links lead to one of `dirs`, because the daemon accepts nothing behind
+    /// the others. `names` are in use already: the daemon accepts no name twice.
     fn member(&mut self, layer: Odd, top: &str, dirs: &[String], names: &mut BTreeSet<String>) -> Odd {
         let mut name = self.path();
         while !names.insert(plain(&name)) {
@@ -133,8 +132,8 @@ impl Random {
         }
     }
 
-    /// Makes a layer of members below `top` that we take, because most random ones are refused; and the same
-    /// with one more that we do not take.
+    /// Makes a layer of members below `top` that hm accepts, because most random ones are refused, and the
+    /// same layer with one more member that hm refuses.
     fn layer(&mut self, top: &str) -> (Odd, Option<Odd>) {
         let (mut layer, mut refused) = (Odd::default().dir(top), None);
         let (mut dirs, mut names) = (vec![top.to_owned()], BTreeSet::new());
@@ -153,7 +152,7 @@ impl Random {
     }
 }
 
-/// Returns a name as the daemon has it, without `.` and `..`.
+/// Returns a name in the daemon's form, without `.` and `..`.
 fn plain(name: &str) -> String {
     let mut parts = Vec::new();
     for part in name.split('/').filter(|part| *part != ".") {
@@ -181,7 +180,7 @@ fn directories(root: &Path, top: &str) -> Vec<String> {
     found
 }
 
-/// Returns the members of a layer, for people.
+/// Returns a readable description of the members of a layer.
 fn names(layer: Odd) -> Vec<String> {
     let bytes = layer.end();
     let mut archive = tar::Archive::new(&bytes[..]);
@@ -207,11 +206,11 @@ async fn what_the_daemon_makes_of_odd_layers_a_step_sees_in_the_sandbox() {
     let docker = bench.daemon.client().negotiate_version().await.unwrap();
     let cases = std::env::var(CASES_VARIABLE).ok().and_then(|cases| cases.parse().ok()).unwrap_or(CASES);
 
-    // One image with all that the daemon takes, so that each runner has to look at one.
+    // One image with every accepted layer, so that each runner has to look at only one image.
     let [mut lower, mut upper] = odd::layers();
     let mut taken = 0;
     for case in 0..cases {
-        // Some levels down, because links lead up, and no case may get at another's.
+        // Some levels down, because links lead up, and a case must not reach another case's files.
         let mut random = Random(u64::from(case).wrapping_mul(0x9e37_79b9_7f4a_7c15) + 0x5eed);
         let top = format!("c{case}/t/t/t");
         let ((low, refused), (up, _)) = (random.layer(&top), random.layer(&top));
