@@ -8,7 +8,8 @@ use std::{
 
 use super::hm::{Ended, Project, ir, program};
 
-/// A project whose step `test` ran on the sandbox and failed. `None` if this machine has no sandbox.
+/// Creates a project whose step `test` ran on the sandbox and failed. Returns `None` if this machine has no
+/// sandbox.
 #[track_caller]
 pub(super) fn failed(command: &str) -> Option<Project> {
     let project = Project::with_steps(&[("build", "echo built > artifact", None), ("test", command, Some(0))]);
@@ -124,7 +125,7 @@ fn what_can_t_be_found_is_said_with_what_to_do() {
     project.file(".hm/more.json", &ir(&[("a", "exit 1", None), ("b", "true", Some(0)), ("c", "true", None)]));
     Ended::of(&mut project.hm(&["run", "more", "-j1", "--format", "human"])).expect(1);
     expect("b:f", &["never ran"]);
-    // Only the last run of each pipeline is searched.
+    // The last run of each pipeline is searched.
     expect("test:missing", &["/workspace/missing"]);
     let elsewhere = Project::new();
     let ended = Ended::of(elsewhere.hm(&["cp", "test:f", "to"]).env("HM_CACHE_DIR", &project.store)).expect(2);

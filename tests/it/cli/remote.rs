@@ -20,8 +20,8 @@ use super::{
 /// The report of a run for each step: the kinds of its events, how it ended, and its lines.
 type Told = BTreeMap<String, (Vec<String>, Value, Vec<String>)>;
 
-/// The pipeline of a repository with three components, whose steps print what they see and write some files.
-/// Each step runs `before` first, on the runner that `runner` names.
+/// Returns the pipeline of a repository with three components, whose steps print what they see and write some
+/// files. Each step runs `before` first, on the runner that `runner` names.
 fn pipeline(before: &str, runner: impl Fn(usize) -> Option<&'static str>) -> String {
     let mut ir: Value = serde_json::from_str(include_str!("../../fixtures/ir/monorepo-ci.json")).unwrap();
     for (at, node) in ir["graph"]["nodes"].as_array_mut().unwrap().iter_mut().enumerate() {

@@ -16,8 +16,8 @@ use super::{
     hm::{Ended, Project, ir},
 };
 
-/// The pipeline of a repository with three components. Every step is cached under a key that depends on
-/// `name` and runs on the runner that `runner` names.
+/// Returns the pipeline of a repository with three components. Every step is cached under a key that depends
+/// on `name` and runs on the runner that `runner` names.
 fn pipeline(name: &str, runner: impl Fn(usize) -> &'static str) -> String {
     let mut ir: Value = serde_json::from_str(include_str!("../../fixtures/ir/monorepo-ci.json")).unwrap();
     for (at, node) in ir["graph"]["nodes"].as_array_mut().unwrap().iter_mut().enumerate() {
