@@ -20,8 +20,8 @@ fn cached(project: &Project, command: &str, value: &str) {
     project.file(".hm/ci.json", &json!({ "version": "0", "default_image": image, "graph": graph }).to_string());
 }
 
-/// Creates a project whose steps boot from an image with a shell. Returns `None` if this machine has no sandbox
-/// or no busybox.
+/// Creates a project whose steps boot from an image with a shell. Returns `None` if this machine has no
+/// sandbox or no busybox.
 fn project(command: &str) -> Option<Project> {
     if !has_busybox() {
         return None;

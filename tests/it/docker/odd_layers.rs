@@ -96,7 +96,7 @@ impl Random {
         loop {
             let count = 1 + self.below(3);
             let parts: Vec<_> = (0..count).map(|_| names[self.below(names.len())]).collect();
-            // A symlink to its own start or to a place above it proves nothing or is refused.
+            // A path that leads to its own start or above it proves nothing or is refused.
             let mut depth = 0;
             let is_below = parts.iter().all(|part| {
                 depth += match *part {
