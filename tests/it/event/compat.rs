@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use super::{RUN, id, meta};
 
-/// One of every variant that the ecosystem has, with all that is optional set.
+/// Returns one event of every variant that the ecosystem has, with all optional fields set.
 fn shared() -> Vec<BuildEvent> {
     let ts = meta(0).started_at;
     vec![

@@ -1,4 +1,4 @@
-//! Journals of runs that are over: old ones, damaged ones, hostile ones.
+//! Journals of runs that have ended: old ones, damaged ones, hostile ones.
 
 use std::{fs, os::unix::fs::PermissionsExt, path::Path};
 
@@ -17,7 +17,7 @@ use super::{
     replay, start,
 };
 
-/// A run with one of every kind of record, the same bytes every time.
+/// Records a run with every kind of record; the bytes are the same every time.
 async fn record(dir: &Path) {
     let (mut writer, bus, _events) = create_in(dir, 3);
     start(&mut writer, 0);
@@ -38,7 +38,8 @@ async fn record(dir: &Path) {
     end_build(writer);
 }
 
-/// A journal, its logs, and the events that it stands for, as some version wrote them.
+/// Returns the directory of a journal, its logs and the events that it stands for, as written by an older
+/// version.
 fn fixture() -> std::path::PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/journal/v1")
 }
@@ -47,7 +48,7 @@ fn json_lines(events: &[BuildEvent]) -> String {
     events.iter().map(|event| serde_json::to_string(event).unwrap() + "\n").collect()
 }
 
-/// Set `HM_UPDATE_FIXTURES` to make the fixture anew, and only for a new version of the format.
+/// Set `HM_UPDATE_FIXTURES` to regenerate the fixture, and do so only for a new version of the format.
 #[tokio::test(start_paused = true)]
 async fn the_writer_still_writes_version_1_byte_for_byte() {
     let scratch = TempDir::new().unwrap();
@@ -68,7 +69,8 @@ async fn the_writer_still_writes_version_1_byte_for_byte() {
     }
 }
 
-/// Kinds of records that came to version 1 later have a fixture of their own, so that the first one stays what it was.
+/// Kinds of records that were added to version 1 later have their own fixture, so that the first fixture
+/// never changes.
 #[tokio::test(start_paused = true)]
 async fn misses_are_written_byte_for_byte_as_they_were_when_they_came_to_version_1() {
     let scratch = TempDir::new().unwrap();
@@ -125,7 +127,7 @@ fn only_the_owner_may_see_a_kept_run_and_no_run_takes_the_place_of_another() {
     assert_eq!(again.unwrap_err().kind(), std::io::ErrorKind::AlreadyExists);
 }
 
-/// The fixture with another journal.
+/// Returns a copy of the fixture with another journal.
 fn with_journal(journal: &[u8]) -> TempDir {
     let dir = TempDir::new().unwrap();
     fs::create_dir(dir.path().join("logs")).unwrap();
@@ -149,7 +151,7 @@ fn any_beginning_of_a_journal_gives_whole_events_and_tells_a_torn_record() {
         match error {
             None => {
                 clean_ends += 1;
-                // Lines that had begun are shown, whatever would have become of them.
+                // Lines that had begun are shown, whatever their end would have been.
                 assert!(kinds(&events[same..]).iter().all(|kind| kind == "step_log"), "{len}: {events:?}");
                 assert!(!event::open(dir.path()).unwrap().is_complete());
             }
@@ -213,7 +215,7 @@ fn a_log_that_is_gone_or_cut_off_is_said_once_and_the_rest_is_shown() {
     assert_eq!(lines(&events, 0, StdStream::Stdout), ["no ne"]);
 }
 
-/// The writer is this very test in a process of its own, which it is told by a variable.
+/// The writer is this same test in a child process, which an environment variable tells to write.
 #[test]
 fn a_writer_killed_at_any_moment_leaves_all_that_was_shown() {
     const DIR: &str = "HM_TEST_KILLED_WRITER";
@@ -262,7 +264,7 @@ proptest! {
         prop_assert_eq!(&events[..], &replay(&fixture())[..events.len()]);
     }
 
-    /// Right checksums, wrong contents.
+    /// The checksums are right, the contents are wrong.
     #[test]
     fn hostile_records_give_events_or_a_typed_error(
         payloads in prop::collection::vec((0u8..9, prop::collection::vec(any::<u8>(), 0..40)), 0..20),

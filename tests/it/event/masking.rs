@@ -39,7 +39,7 @@ async fn a_secret_is_masked_in_output_in_every_text_and_in_every_file() {
     let (mut writer, bus, events) = event::create(RunDir::Kept(dir.path().into()), meta, &secrets()).unwrap();
     let text = format!("said {SECRET}!");
     start(&mut writer, 0);
-    // Each stream has a state of its own: neither completes the other's secret.
+    // Each stream has its own state: neither completes the other's secret.
     bus.output(id(0), StdStream::Stdout, b"whole hunter2, split hun").await;
     bus.output(id(0), StdStream::Stderr, b"hunter").await;
     writer.flush().unwrap();

@@ -1,4 +1,5 @@
-//! What must hold of a journal of any bytes, and of output in any pieces. Property tests and fuzz targets share it.
+//! Invariants of a journal of arbitrary bytes, and of output in arbitrary pieces. Property tests and fuzz
+//! targets share them.
 
 use std::{fs, path::Path};
 
@@ -14,7 +15,7 @@ use hm_exec::{
 };
 use uuid::Uuid;
 
-/// The events up to the first error, and that.
+/// Reads the events up to the first error, and that error.
 pub(crate) fn read(dir: &Path) -> (Vec<BuildEvent>, Option<JournalError>) {
     let mut events = Vec::new();
     let reader = match event::open(dir) {
@@ -30,8 +31,9 @@ pub(crate) fn read(dir: &Path) -> (Vec<BuildEvent>, Option<JournalError>) {
     (events, None)
 }
 
-/// Checks a journal: it gives events, numbered from 0, and maybe a typed error; cut off anywhere, it gives the same events up
-/// to where it ends. Lines that had begun by then are shown, whatever would have become of them.
+/// Checks a journal: it gives events numbered from 0, and possibly a typed error. If it is cut off anywhere,
+/// it gives the same events up to the cut. Lines that had begun before the cut are shown, whatever their end
+/// would have been.
 pub(crate) fn check_journal(journal: &[u8], cut: usize) {
     let dir = tempfile::tempdir().unwrap();
     fs::create_dir(dir.path().join("logs")).unwrap();
@@ -50,7 +52,7 @@ pub(crate) fn check_journal(journal: &[u8], cut: usize) {
     assert!(part[same..].iter().all(is_line), "{error:?}: {part:?} of {whole:?}");
 }
 
-/// A journal whose header is that of `journal` and whose records have these payloads and right checksums.
+/// Returns a journal with the header of `journal` and records with these payloads and right checksums.
 pub(crate) fn with_records<'a>(journal: &[u8], payloads: impl Iterator<Item = &'a [u8]>) -> Vec<u8> {
     let header = 20 + u32::from_le_bytes(journal[12..16].try_into().unwrap()) as usize;
     let mut made = journal[..header].to_vec();
@@ -63,7 +65,7 @@ pub(crate) fn frame(payload: &[u8]) -> Vec<u8> {
     [&len.to_le_bytes()[..], &crc32fast::hash(payload).to_le_bytes(), payload].concat()
 }
 
-/// Checks output that comes in pieces: the log has every byte in its order, and what readers get of each stream is its
+/// Checks output that comes in pieces: the log has every byte in order, and readers get each stream as its
 /// lines.
 pub(crate) fn check_output(pieces: &[(StdStream, &[u8])]) {
     let run = Uuid::from_u128(7);
@@ -99,7 +101,8 @@ pub(crate) fn check_output(pieces: &[(StdStream, &[u8])]) {
     assert!(error.is_none(), "{error:?}");
     for of in [StdStream::Stdout, StdStream::Stderr] {
         let bytes: Vec<u8> = pieces.iter().filter(|piece| piece.0 == of).flat_map(|piece| piece.1).copied().collect();
-        // What follows the last line end is no line where it is empty, and keeps its carriage return.
+        // The text after the last line end is a line only if it is not empty, and it keeps its carriage
+        // return.
         let mut lines: Vec<&[u8]> = bytes.split(|byte| *byte == b'\n').collect();
         let last = lines.pop().filter(|last| !last.is_empty());
         let lines = lines.into_iter().map(|line| line.strip_suffix(b"\r").unwrap_or(line)).chain(last);

@@ -1,4 +1,4 @@
-//! Images in files of this machine.
+//! Images in local files.
 
 use std::{fs, path::Path};
 
@@ -11,12 +11,12 @@ use super::{
     subordinate::RANGE,
 };
 
-/// What a step on [`Image::shell`] sees, whatever it came in.
+/// Prints [`SEEN`] in a step on [`Image::shell`], whatever the format of the image.
 const LOOK: &str = "cat /etc/issue; ls /etc/gone 2>&1; ls /data; stat -c '%a' /data/new /etc/issue; \
                     echo $PATH $FROM_IMAGE $EDITOR $HOME; stat -c %h /bin/busybox; stat -c %u:%g /etc/owned";
 const SEEN: &str = "two\nls: /etc/gone: No such file or directory\nnew\n4755\n640\n/tools:/bin yes vi /root\n2\n";
 
-/// Whether steps have other users than root.
+/// Returns whether steps have users other than root.
 fn keeps_owners() -> bool {
     rustix::process::geteuid().is_root() || std::env::var_os(RANGE).is_some()
 }
@@ -71,7 +71,7 @@ async fn children_inherit_the_image_and_what_was_done_to_it() {
     assert!(output.contains("unpacking oci:"), "{output}");
 }
 
-/// If there is a daemon, `docker::odd_layers` compares the same with it.
+/// `docker::odd_layers` compares the same with a daemon, if there is one.
 #[tokio::test]
 async fn steps_boot_from_what_other_builders_write() {
     if !has_busybox() {
@@ -105,7 +105,7 @@ fn id_map() -> IdMap {
     if rustix::process::geteuid().is_root() { IdMap::Root } else { IdMap::Single }
 }
 
-/// The names of everything that the store holds besides its own files.
+/// Returns the names of everything in the store except its own files.
 fn held(store: &Store) -> Vec<String> {
     let mut names = Vec::new();
     for dir in ["layers", "tmp"] {
@@ -142,7 +142,7 @@ async fn the_same_image_is_the_same_however_it_came() {
     assert!(!held(&store).contains(&"f".into()), "pinning unpacks nothing");
     assert_eq!(fetch(&store, &oci).await.unwrap(), pinned);
     fs::remove_dir_all(top.path().join("oci/blobs")).unwrap();
-    // Its layers are in the store already: those of the file are not looked at.
+    // The image's layers are in the store already, so the layers of the file are not read.
     assert_eq!(fetch(&store, &docker).await.unwrap(), pinned);
     assert_eq!(pinned.to_string().parse::<Base>().unwrap(), pinned);
 }
@@ -208,7 +208,7 @@ async fn broken_images_are_told_and_leave_nothing() {
         break_it(top.path());
         let error = fetch(&store, &format!("oci:{}", top.path().join("oci").display())).await.expect_err(what);
         assert!(error.contains(expected), "{what}: {error}");
-        // Closing it waits until what is to be removed is.
+        // Closing the store waits until everything that is to be removed is removed.
         let dir = store.dir().to_owned();
         drop(store);
         let store = Store::open(&dir).unwrap();
@@ -221,7 +221,7 @@ async fn broken_images_are_told_and_leave_nothing() {
 async fn links_within_a_layout_are_followed_and_those_that_lead_out_are_not() {
     let image = Image { layers: vec![Layer::new().file("f", 0o644, "x").bytes()], env: vec![] };
     let layer = hm_exec::store::ImageDigest::of(&image.blobs()[0]).hex();
-    // What is moved, and where to; `inside/` is a directory of the layout.
+    // The file that is moved, and its destination; `inside/` is a directory of the layout.
     for (what, name) in [
         ("the index", "index.json".to_owned()),
         ("all blobs", "blobs".into()),

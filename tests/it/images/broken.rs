@@ -1,4 +1,4 @@
-//! A registry that breaks in every way that one can.
+//! A registry that fails in every way that a registry can.
 
 use std::{
     collections::BTreeMap,
@@ -14,18 +14,18 @@ use tokio::{
 
 use super::fixture::{Image, Layer};
 
-/// What the registry does with a request for a path that ends in a text.
+/// The registry's answer to a request for a path with a given suffix.
 #[derive(Debug, Clone)]
 enum Answer {
-    /// This status, and nothing else.
+    /// This status, and no body.
     Status(u16),
-    /// So much of the right body, then the connection ends.
+    /// This many bytes of the right body, then the connection ends.
     Cut(usize),
     /// Another body.
     Instead(Vec<u8>),
 }
 
-/// What the registry has, and the answers that it gives before the right ones.
+/// The registry's contents, and the answers that it gives before the right ones.
 struct Script {
     bodies: BTreeMap<String, Vec<u8>>,
     answers: Vec<(String, Answer)>,
@@ -35,7 +35,7 @@ struct Script {
 struct Fake {
     host: String,
     script: Arc<Mutex<Script>>,
-    /// Ends the server with the test's runtime.
+    /// Aborted with the test's runtime.
     _server: tokio::task::JoinHandle<()>,
 }
 
@@ -72,7 +72,7 @@ impl Fake {
     }
 }
 
-/// The bytes that go back, after which the connection ends.
+/// Returns the bytes of the response, after which the connection ends.
 fn respond(script: &Mutex<Script>, request: &str) -> Vec<u8> {
     let mut script = script.lock().unwrap();
     let path = request.split(' ').nth(1).unwrap_or_default().to_owned();
@@ -108,13 +108,13 @@ fn response(status: u16, body: &[u8], offset: Option<usize>) -> Vec<u8> {
 }
 
 fn image() -> Image {
-    // Too large for one read, and not to be compressed away.
+    // Too large for one read, and incompressible.
     let noise: Vec<u8> = (0..400_000_u32).flat_map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes()).collect();
     let layers = vec![Layer::new().file("noise", 0o644, noise).bytes(), Layer::new().file("f", 0o644, "x").bytes()];
     Image { layers, env: vec![] }
 }
 
-/// Pulls what `name` is at `fake`.
+/// Pulls the image `name` from `fake`.
 async fn fetch(fake: &Fake, name: &str, docker_config: &str) -> Result<Base, String> {
     let top = tempfile::tempdir().unwrap();
     let store = Store::open(&top.path().join("store")).unwrap();
@@ -143,7 +143,7 @@ async fn indexes_may_lead_to_indexes() {
     let none = || serde_json::Value::Null;
     let other = serde_json::json!({ "os": "linux", "architecture": "other" });
     let manifest = image().blobs().pop().unwrap();
-    // The manifest of another machine comes first, and its index does not say so.
+    // The manifest for another machine comes first, and its index does not name the platform.
     let mut config: serde_json::Value = serde_json::from_slice(&image().config()).unwrap();
     config["architecture"] = "other".into();
     let config = put(&serde_json::to_vec(&config).unwrap(), none());
@@ -168,7 +168,7 @@ async fn a_credential_helper_that_is_missing_is_done_without() {
     }
 }
 
-/// Pulls from a registry that first gives these answers.
+/// Pulls from a registry that gives these answers first.
 async fn pull(answers: &[(&str, Answer)]) -> (Result<Base, String>, Fake) {
     let fake = Fake::start(&image(), answers).await;
     let top = tempfile::tempdir().unwrap();
@@ -181,7 +181,7 @@ async fn pull(answers: &[(&str, Answer)]) -> (Result<Base, String>, Fake) {
     let fetched = images.fetch(&store, &name, id_map, &()).await;
     let fetched = fetched.map_err(|error| format!("{:#}", anyhow::Error::new(error)));
     drop(images);
-    // Closing waits for what is being removed.
+    // Closing the store waits for pending removals.
     let dir = store.dir().to_owned();
     drop(store);
     let store = Store::open(&dir).unwrap();
@@ -212,7 +212,7 @@ async fn what_passes_is_waited_for() {
         ("a wrong digest", vec![(&layer, Answer::Instead(vec![b'x'; 1000]))]),
         ("more bytes than promised", vec![(&layer, Answer::Instead(vec![b'x'; 3_000_000]))]),
     ];
-    // All at once, because most of it is waiting.
+    // All at once, because most of the time is spent waiting.
     join_all(cases.into_iter().map(async |(what, answers)| {
         let (pulled, _) = pull(&answers).await;
         assert_eq!(pulled, Ok(Base::Image(image().digest())), "{what}");
@@ -226,7 +226,7 @@ async fn a_blob_is_continued_where_it_broke_off() {
     let cuts = vec![(&*layer, Answer::Cut(200_000)); 8];
     let (pulled, fake) = pull(&cuts).await;
     assert_eq!(pulled, Ok(Base::Image(image().digest())));
-    // More often than it is tried where nothing comes at all, because something came each time.
+    // More attempts than if nothing came at all, because every attempt brought some bytes.
     assert_eq!(fake.requests(&layer), 9);
 }
 
@@ -251,7 +251,7 @@ async fn what_stays_is_told() {
         ("a layer that never ends well", many(layer, Answer::Cut(0)), "can't be reached"),
     ];
     join_all(cases.into_iter().map(async |(what, mut answers, expected)| {
-        // Some troubles are final at once: what is left over must not meet the second run.
+        // Some errors are final at once: the remaining answers must not reach the second run.
         if matches!(what, "not allowed" | "missing") {
             answers.truncate(1);
         }

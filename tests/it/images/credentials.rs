@@ -1,4 +1,4 @@
-//! Credentials of one registry are sent to no other, for any answer of a registry.
+//! Credentials of one registry are sent to no other, whatever a registry answers.
 
 use std::{
     fs,
@@ -11,13 +11,13 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use hm_exec::store::{IdMap, ImageOptions, Images, Store};
 use sha2::{Digest, Sha256};
 
-/// What a server was asked: the first line of a request, and what it says of authorization.
+/// The requests that a server received: the first line of each, and its authorization header.
 type Asked = Arc<Mutex<Vec<(String, Option<String>)>>>;
 
 /// An answer: the status, a header, and the body.
 type Answer = (u16, String, String);
 
-/// Listens on a port of its own until the test's process ends.
+/// A server on its own port, which listens until the test's process ends.
 struct Server {
     listener: TcpListener,
     host: String,
@@ -31,7 +31,7 @@ impl Server {
         Self { listener, host, asked: Asked::default() }
     }
 
-    /// Answers as `answer` says to a path and an authorization.
+    /// Answers each request with the result of `answer` for its path and authorization.
     fn serve(&self, answer: impl Fn(&str, Option<&str>) -> Answer + Send + 'static) {
         let (listener, asked) = (self.listener.try_clone().unwrap(), Arc::clone(&self.asked));
         std::thread::spawn(move || {
@@ -50,7 +50,7 @@ impl Server {
                 let answer = format!(
                     "HTTP/1.1 {status} x\r\n{header}\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n{body}"
                 );
-                // A client that left wants no answer.
+                // A client that disconnected needs no answer.
                 let _ = stream.write_all(answer.as_bytes());
             }
         });
@@ -89,7 +89,8 @@ async fn what_is_kept_for_one_registry_goes_to_no_other() {
         r#"{{"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.v1+json","config":{{"mediaType":"application/vnd.oci.image.config.v1+json","digest":"{}","size":2}},"layers":[]}}"#,
         digest(config)
     );
-    // Ours wants credentials, gives a token for them, and redirects requests for blobs to theirs.
+    // Our registry wants credentials, gives a token for them, and redirects requests for blobs to their
+    // registry.
     let (known, there, own_challenge) = (basic.clone(), theirs.host.clone(), challenge.clone());
     ours.serve(move |path, authorization| match path {
         path if path.starts_with("/token") && authorization == Some(&known) => {
@@ -102,7 +103,7 @@ async fn what_is_kept_for_one_registry_goes_to_no_other() {
         }
         path => (307, format!("location: http://{there}{path}"), String::new()),
     });
-    // Theirs says that tokens for it are to be had from ours.
+    // Their registry says that our registry issues tokens for it.
     theirs.serve(move |path, _| match path {
         path if path.contains("/blobs/") => (200, "x-a: b".into(), "{}".into()),
         _ => (401, challenge.clone(), String::new()),
@@ -122,8 +123,8 @@ async fn what_is_kept_for_one_registry_goes_to_no_other() {
         authorization.as_ref().is_some_and(|sent| *sent == basic || sent.contains("t0ken-of-ours"))
     };
 
-    // What the image lacks does not matter here: its blob was asked for, and the other registry was asked
-    // without a word.
+    // The missing parts of the image do not matter here: its blob was requested, and the request to the other
+    // registry had no authorization.
     let _ = pull(&ours.host).await;
     assert!(ours.take().iter().any(|(line, sent)| line.contains("/token") && sent.as_deref() == Some(&*basic)));
     let asked = theirs.take();

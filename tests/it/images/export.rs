@@ -1,4 +1,4 @@
-//! What steps left, as images for others, and for ourselves.
+//! Steps' snapshots exported as images, for other tools and for hm itself.
 
 use std::{
     collections::BTreeMap,
@@ -22,11 +22,11 @@ use super::{
     subordinate::RANGE,
 };
 
-/// Says of everything that a step changed, and of what it came from, what it is.
+/// Prints the metadata and contents of everything that a step changed and of its base.
 const LOOK: &str = "for f in $(find /workspace/* /data /etc/issue /etc/owned /made /root | sort); do stat -c '%n %A %h %Y %u' $f; \
                     test ! -f $f || test $f = /made/pipe || cat $f; done; echo $FROM_IMAGE; ls /etc/gone";
 
-/// A step over an image and a source, and one over it.
+/// Runs a step over an image and a source, and a second step over the first.
 async fn steps(bench: &Bench, image: &str) -> StepResult {
     fs::create_dir_all(bench.source().join("dir")).unwrap();
     fs::write(bench.source().join("dir/kept"), "kept\n").unwrap();
@@ -48,7 +48,7 @@ async fn export(bench: &Bench, step: &StepResult, to: &str) -> Result<ImageDiges
     bench.runner.export(snapshot, &source, ExportTarget::parse(to).unwrap()).await
 }
 
-/// What a step sees that runs `LOOK`.
+/// Returns what a step that runs `LOOK` prints.
 async fn look(bench: &Bench, ask: Ask) -> String {
     let mut run = bench.run();
     bench.step(&mut run, ask).await.unwrap();
@@ -60,7 +60,7 @@ async fn look(bench: &Bench, ask: Ask) -> String {
         .collect()
 }
 
-/// Every file below a directory, with its bytes.
+/// Returns every file below a directory, with its bytes.
 fn files(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     let mut found = BTreeMap::new();
     let mut dirs = vec![dir.to_owned()];
@@ -93,7 +93,7 @@ async fn a_run_can_take_an_export_as_its_image() {
     let docker = format!("docker-archive:{}", path("exported.tar").display());
     let digest = export(&bench, &step, &oci).await.unwrap();
     assert_eq!(export(&bench, &step, &docker).await.unwrap(), digest);
-    // The source of that run is part of the image; this run has none of its own.
+    // The source of that run is part of the image; this run's own source is empty.
     let empty = Bench::new();
     for image in [oci, docker] {
         assert_eq!(look(&empty, Ask::new(LOOK).image(&image)).await, seen, "{image}");
@@ -115,7 +115,7 @@ async fn the_same_step_becomes_the_same_bytes() {
     }
     assert_eq!(files(&path("one")), files(&path("two")));
     assert_eq!(fs::read(path("one.tar")).unwrap(), fs::read(path("two.tar")).unwrap());
-    // Once more to where it is, and under another name beside it.
+    // Export again to the same place, and under another name beside it.
     let before = files(&path("one"));
     export(&bench, &step, &format!("oci:{}", path("one").display())).await.unwrap();
     assert_eq!(files(&path("one")), before);
@@ -180,7 +180,7 @@ async fn root_filesystems_are_exported_with_what_is_over_them_and_the_machine_is
     let seen = look(&Bench::new(), Ask::new("busybox cat /file").image(&target)).await;
     assert_eq!(seen, "here\n");
 
-    // An ordinary user can't have an overlay over a directory with mounts in it, which `/etc` is there.
+    // An ordinary user cannot have an overlay over a directory with mounts in it, and `/etc` has some there.
     if std::env::var_os(RANGE).is_none() {
         let host = bench.step(&mut run, Ask::new("true")).await.unwrap();
         let error = export(&bench, &host, &target).await.unwrap_err();
@@ -193,7 +193,7 @@ async fn root_filesystems_are_exported_with_what_is_over_them_and_the_machine_is
     assert_eq!(files(&path("occupied")).len(), 1, "nothing was left there");
     assert!(ExportTarget::parse("elsewhere").is_err());
 
-    // A layout that came with a checkout.
+    // A layout that is part of a checkout.
     fs::create_dir(path("beside")).unwrap();
     fs::create_dir(path("linked")).unwrap();
     std::os::unix::fs::symlink("../beside", path("linked/blobs")).unwrap();

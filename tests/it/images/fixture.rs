@@ -1,4 +1,4 @@
-//! Small images, made here byte for byte.
+//! Small images, made byte for byte.
 
 use std::{
     fs,
@@ -9,10 +9,10 @@ use std::{
 use hm_exec::store::ImageDigest;
 use serde_json::{Value, json};
 
-/// A statically linked shell with everything else, where this machine has one.
+/// A statically linked shell with all applets, if this machine has one.
 pub(crate) const BUSYBOX: &str = "/bin/busybox";
 
-/// Whether there is a busybox to make images of; tells where not.
+/// Returns whether there is a busybox to make images of; prints a note if there is none.
 pub(crate) fn has_busybox() -> bool {
     crate::backends::usable("busybox", Path::new(BUSYBOX).exists(), "install busybox-static: images are made of it")
 }
@@ -47,7 +47,7 @@ impl Layer {
         self.put(tar::EntryType::Regular, path, mode, "", data.as_ref())
     }
 
-    /// An empty file that belongs to somebody.
+    /// Adds an empty file with an owner.
     fn owned(mut self, path: &str, id: u64) -> Self {
         let mut header = tar::Header::new_gnu();
         header.set_mode(0o600);
@@ -79,7 +79,7 @@ pub(crate) struct Image {
 }
 
 impl Image {
-    /// A shell in three layers: the third changes and removes what the others have.
+    /// Returns a shell in three layers: the third changes and removes files of the others.
     pub(crate) fn shell() -> Self {
         let base = Layer::new()
             .dir("bin")
@@ -124,12 +124,12 @@ impl Image {
         serde_json::to_vec(&config).unwrap()
     }
 
-    /// The digest by which the store knows it.
+    /// Returns the digest by which the store knows the image.
     pub(crate) fn digest(&self) -> ImageDigest {
         ImageDigest::of(&self.config())
     }
 
-    /// The blobs of an OCI image, compressed: the manifest last.
+    /// Returns the blobs of an OCI image, compressed, with the manifest last.
     pub(crate) fn blobs(&self) -> Vec<Vec<u8>> {
         let layers: Vec<Vec<u8>> = self.layers.iter().map(|layer| gzip(layer)).collect();
         let descriptor = |media_type: &str, blob: &[u8]| json!({ "mediaType": media_type, "digest": ImageDigest::of(blob).to_string(), "size": blob.len() });
@@ -162,7 +162,7 @@ impl Image {
         fs::write(dir.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#).unwrap();
     }
 
-    /// Writes what `docker save` writes.
+    /// Writes an archive in the format of `docker save`.
     pub(crate) fn write_docker(&self, file: &Path, name: &str) {
         let mut archive = tar::Builder::new(fs::File::create(file).unwrap());
         let mut append = |path: &str, bytes: &[u8]| {

@@ -1,4 +1,4 @@
-//! Which image of several a name means: tags, platforms, and indexes within indexes.
+//! Which of several images a name means: tags, platforms, and nested indexes.
 
 use std::{fs, path::Path};
 
@@ -19,7 +19,7 @@ fn here() -> &'static str {
     }
 }
 
-/// Writes a document among the blobs, and the entry that leads to it.
+/// Writes a document among the blobs, and returns its descriptor.
 fn blob(dir: &Path, bytes: &[u8], platform: Option<Value>, tag: Option<&str>) -> Value {
     let digest = ImageDigest::of(bytes);
     fs::create_dir_all(dir.join("blobs/sha256")).unwrap();
@@ -46,7 +46,7 @@ fn index(entries: &[Value]) -> Vec<u8> {
     serde_json::to_vec(&json!({ "schemaVersion": 2, "manifests": entries })).unwrap()
 }
 
-/// Returns what `name` stands for in the layout that `make` writes: `Err` with the words of the error.
+/// Returns the image that `name` stands for in the layout that `make` writes, or the error's text.
 async fn pinned(tag: &str, make: impl FnOnce(&Path) -> Vec<u8>) -> Result<Base, String> {
     let top = tempfile::tempdir().unwrap();
     let store = Store::open(&top.path().join("store")).unwrap();
@@ -100,7 +100,7 @@ async fn of_several_platforms_the_one_of_this_machine_is_taken() {
     if here() != "amd64" {
         return;
     }
-    // No processor has the first one, and each has the last two.
+    // No processor supports the first one, and every processor supports the last two.
     let levels = |dir: &Path| {
         let unborn = manifest(dir, &one, platform("amd64", Some("v99")), None);
         let plain = manifest(dir, &two, platform("amd64", None), None);
@@ -125,13 +125,13 @@ async fn indexes_may_lead_to_indexes() {
         let nested = pinned(tag, |dir| {
             let other = index(&[manifest(dir, &one, platform("other"), None)]);
             let own = index(&[manifest(dir, &two, platform(here()), None)]);
-            // Neither of them says what it is for.
+            // Neither of them names its platform.
             let both = index(&[blob(dir, &other, None, None), blob(dir, &own, None, None)]);
             index(&[blob(dir, &both, None, Some("it"))])
         });
         assert_eq!(nested.await, of(&two));
     }
-    // A manifest that does not say what it is for is asked.
+    // If a manifest does not name its platform, its config is read.
     let asked = pinned("", |dir| {
         let mut image = serde_json::from_slice::<Value>(&one.config()).unwrap();
         image["architecture"] = "other".into();
@@ -142,7 +142,7 @@ async fn indexes_may_lead_to_indexes() {
         index(&[blob(dir, &both, None, None)])
     });
     assert_eq!(asked.await, of(&two));
-    // So many levels have no honest images.
+    // No honest image has this many levels.
     let deep = pinned("", |dir| {
         let bottom = index(&[manifest(dir, &one, None, None)]);
         (0..20).fold(bottom, |below, _| index(&[blob(dir, &below, None, None)]))

@@ -1,9 +1,9 @@
-//! Layers with odd members, made byte for byte, that docker takes: what kaniko writes, packages of merged-usr
-//! systems, and GNU tar.
+//! Layers with odd members that docker accepts, made byte for byte: kaniko's output, packages of merged-usr
+//! systems, and GNU tar's.
 
 use tar::{EntryType, Header};
 
-/// A layer in the making.
+/// A layer under construction.
 #[derive(Clone, Default)]
 pub(crate) struct Odd(Vec<u8>);
 
@@ -13,7 +13,7 @@ impl Odd {
             self = self.extended(&[("path", path.as_bytes()), ("linkpath", link.as_bytes())]);
         }
         let mut header = Header::new_gnu();
-        // As bytes: the library refuses such names.
+        // Written as bytes, because the library refuses such names.
         let bytes = header.as_mut_bytes();
         bytes[..path.len().min(100)].copy_from_slice(&path.as_bytes()[..path.len().min(100)]);
         bytes[157..157 + link.len().min(100)].copy_from_slice(&link.as_bytes()[..link.len().min(100)]);
@@ -60,7 +60,7 @@ impl Odd {
         self.entry(EntryType::XHeader, "PaxHeaders.0/pax", "", &text)
     }
 
-    /// Adds a sparse file as GNU tar writes it in its latest format: `text` at `offset` of `size` bytes.
+    /// Adds a sparse file in GNU tar's latest format: `text` at `offset` of `size` bytes.
     pub(crate) fn sparse(self, path: &str, offset: u64, text: &str, size: u64) -> Self {
         let mut data = format!("2\n{offset}\n{}\n{size}\n0\n", text.len()).into_bytes();
         data.resize(512, 0);
@@ -75,7 +75,7 @@ impl Odd {
         self.extended(records).entry(EntryType::Regular, "GNUSparseFile.0/sparse", "", &data)
     }
 
-    /// Returns the members alone, to be put together with others.
+    /// Returns the members alone, to be combined with others.
     pub(crate) fn members(&self) -> &[u8] {
         &self.0
     }
@@ -96,12 +96,12 @@ pub(crate) fn layers() -> [Odd; 2] {
     let deep = "odd/".to_owned() + &"d/".repeat(140);
     let lower = Odd::default()
         .dir("odd")
-        // kaniko.
+        // As kaniko writes them.
         .dir("odd/usr/bin")
         .file("odd/usr/bin/perlbug", "perl")
         .hard_link("odd/usr/bin/perlthanks", "/odd/usr/bin/perlbug")
         .hard_link("odd/inner", "odd/usr/../usr/./bin/perlbug")
-        // Behind links.
+        // Paths behind links.
         .dir("odd/usr/lib")
         .symlink("odd/lib", "usr/lib")
         .file("odd/lib/x", "X")
@@ -114,25 +114,25 @@ pub(crate) fn layers() -> [Odd; 2] {
         .file("odd/out/o", "O")
         .hard_link("odd/out/link", "odd/lib")
         .file("odd/lib/../plain", "P")
-        // In the place of a link. No name may come twice: the daemon takes note of them all.
+        // In place of a link. No name may come twice, because the daemon records all of them.
         .symlink("odd/turned", "usr/lib")
         .symlink("odd/self", ".")
         .dir("odd/self/turned")
         .file("odd/turned/t", "T")
-        // The last one of several headers counts.
+        // The last of several headers counts.
         .extended(&[("path", b"odd/first"), ("mtime", b"5")])
         .extended(&[("path", b"odd/second")])
         .file("odd/third", "2")
         .sparse("odd/sparse", 1 << 20, "hello", 5 << 20)
         .file(&(deep + "f"), "deep")
-        // Said twice.
+        // The same path twice.
         .file("odd/filled/dir/f", "")
         .file("odd/filled", "no more")
         .file("odd/kept", "kept")
         .symlink("odd/merged", "usr/lib");
     let upper = Odd::default()
         .dir("odd")
-        // A link of a lower layer leads nowhere here.
+        // A link of a lower layer leads nowhere in this layer.
         .file("odd/merged/own", "own")
         .symlink("odd/sbin", "usr/sbin")
         .dir("odd/usr/sbin")

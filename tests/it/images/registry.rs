@@ -25,7 +25,7 @@ fn options(pull: PullPolicy) -> ImageOptions {
     options
 }
 
-/// Lines as they were told.
+/// The notes that were printed.
 #[derive(Default)]
 struct Lines(std::sync::Mutex<String>);
 
@@ -35,7 +35,8 @@ impl Notes for Lines {
     }
 }
 
-/// One run: what the name stands for, its layers fetched, and what was told about it.
+/// Pulls in one run: returns the image that the name stands for, with its layers fetched, and the notes that
+/// were printed.
 async fn pull(store: &Arc<Store>, options: ImageOptions, name: &str) -> Result<(Base, String), String> {
     let lines = Lines::default();
     let fetched = Images::new(options).fetch(store, name, id_map(), &lines).await;
@@ -57,7 +58,7 @@ async fn steps_boot_from_what_a_registry_has() {
     let bench = Bench::new();
     let mut run = bench.run();
     let name = format!("{}/some/shell:1", registry.host);
-    // Both at once: the image comes once.
+    // Both at once: the image is pulled once.
     let ask = || Ask::new("echo $(cat /etc/issue) $FROM_IMAGE").image(&name);
     let (first, second) = (run.input(ask()), run.input(ask()));
     let (first, second) = tokio::join!(
@@ -116,7 +117,7 @@ async fn pinning_fetches_no_layer_and_layers_are_shared() {
     assert!(pull(&store, options(PullPolicy::Missing), &one).await.unwrap().1.contains("in 1 layer\n"));
     assert!(pull(&store, options(PullPolicy::Missing), &two).await.unwrap().1.contains("in 1 layer\n"));
 
-    // What was damaged comes again, and is the same.
+    // Damaged layers are pulled again, and are the same.
     for entry in fs::read_dir(store.dir().join("layers")).unwrap() {
         fs::write(entry.unwrap().path().join("root/intruder"), "x").unwrap();
     }
@@ -144,7 +145,7 @@ async fn digests_name_images_for_good() {
     let (base, _) = pull(&store, options(PullPolicy::Missing), &name).await.unwrap();
     assert_eq!(base, Base::Image(small("one").digest()));
     registry.stop();
-    // Nobody is asked what a digest stands for.
+    // No registry is asked what a digest stands for.
     assert_eq!(pull(&store, options(PullPolicy::Always), &name).await.unwrap(), (base, String::new()));
 }
 

@@ -9,10 +9,10 @@ use std::{
 
 use super::{super::backends::usable, fixture::Image};
 
-/// `ann` and `sesame`, as `htpasswd -B` writes them.
+/// `ann` and `sesame`, in the format of `htpasswd -B`.
 const USERS: &str = "ann:$2b$05$abcdefghijklmnopqrstuuKcS.CYWVYVaLiiCKrrc0A5s3mGesJ9O\n";
 
-/// A registry that runs as long as this.
+/// A registry that runs until this is dropped.
 pub(crate) struct Registry {
     child: Child,
     dir: tempfile::TempDir,
@@ -29,7 +29,7 @@ impl Registry {
         }
         let dir = tempfile::tempdir().unwrap();
         let mut registry = None;
-        // The port is free when it is looked for; somebody else may be faster.
+        // The port is free when it is chosen, but another process may take it first.
         for _ in 0..5 {
             let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
             let (data, users) = (dir.path().join("data"), dir.path().join("users"));
@@ -95,7 +95,7 @@ impl Registry {
         assert!(pushed.status.success(), "{}", String::from_utf8_lossy(&pushed.stderr));
     }
 
-    /// Ends it; from now on nobody answers.
+    /// Stops the registry; further requests get no answer.
     pub(crate) fn stop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();

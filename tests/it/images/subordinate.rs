@@ -1,5 +1,5 @@
-//! The same with a range of subordinate ids, where layers are unpacked, packed and put together in the steps' user
-//! namespace.
+//! The image tests again with a range of subordinate ids, where layers are unpacked, packed and combined in
+//! the steps' user namespace.
 
 use std::{
     fs,
@@ -12,10 +12,10 @@ use super::super::{
     sandbox::harness::{hm, is_root},
 };
 
-/// Set where steps have such a range.
+/// Set if steps have such a range.
 pub(crate) const RANGE: &str = "HM_TEST_RANGE";
 
-/// Any id that owns nothing here, and ids that nobody has.
+/// An id that owns nothing here, and ids that no user has.
 const ORDINARY: u32 = 1000;
 const IDS: &str = "1000:2000000:65536\n";
 
@@ -43,8 +43,9 @@ fn images_and_overlays_have_owners_where_the_user_has_subordinate_ids() {
     }
     fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
     fs::write(path("ids"), IDS).unwrap();
-    // The machine's own files stay as they are: a copy lies over them for this process alone. Not over the two files,
-    // for nobody but root can make an overlay of a directory on whose files something is mounted.
+    // The machine's own files do not change: a copy is mounted over `/etc` for this process alone. It is not
+    // mounted over the two files, because only root can make an overlay of a directory with mounts on its
+    // files.
     let script = "cp -a /etc \"$1/etc\" && cp \"$1/ids\" \"$1/etc/subuid\" && cp \"$1/ids\" \"$1/etc/subgid\" && \
                   mount --bind \"$1/etc\" /etc && exec setpriv --reuid 1000 --regid 1000 --clear-groups \
                   \"$1/suite\" images::archives images::export sandbox::overlays sandbox::identity \

@@ -1,4 +1,5 @@
-//! A whole build that is plainly right: the model of the policy, a clock, and how attempts end by definition.
+//! A reference model of a whole build, simple enough to be evidently right: the policy's model, a clock, and
+//! how attempts end by definition.
 
 use std::time::Duration;
 
@@ -17,41 +18,41 @@ use crate::{
 /// The time between TERM and KILL in these builds.
 pub(crate) const GRACE: Duration = Duration::from_secs(2);
 
-/// How long a runner may take to return once it is told to end: the grace, and ten seconds.
+/// How long a runner may take to return after it is told to stop: the grace period and ten seconds.
 const PATIENCE: Duration = GRACE.saturating_add(Duration::from_secs(10));
 
-/// The runners that steps have, by number. The first two share a pool.
+/// The runners of steps, by number. The first two share a pool.
 pub(crate) const RUNNERS: [&str; 3] = ["scripted", "beside", "apart"];
 
-/// A build, and what its steps and its user do.
+/// A build, with the actions of its steps and its user.
 #[derive(Debug, Clone)]
 pub(crate) struct Build {
     pub(crate) graph: Graph,
-    /// What each attempt of a step does; the last act is repeated.
+    /// The acts of each step's attempts; the last act is repeated.
     pub(crate) scripts: Vec<Vec<Act>>,
     pub(crate) runner_of: Vec<usize>,
     pub(crate) timeout_seconds: Vec<Option<u64>>,
     pub(crate) last_run_ms: Vec<Option<u64>>,
-    /// Of the first two runners' pool, and of the third's.
+    /// The limit of the first two runners' pool, and that of the third's.
     pub(crate) limits: [usize; 2],
     pub(crate) keep_going: bool,
     pub(crate) cancel_after: Option<Duration>,
     pub(crate) timeout: Duration,
 }
 
-/// What comes of a build.
+/// The expected result of a build.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Played {
     /// Every attempt as its runner sees it.
     pub(crate) attempts: Vec<Seen>,
-    /// `(step, attempt)` of each that is followed by another.
+    /// `(step, attempt)` of each attempt that is followed by another.
     pub(crate) retries: Vec<(usize, usize)>,
-    /// By step: its status, its command's code, how many attempts it had, and the milliseconds from the start of the first to
-    /// its end.
+    /// By step: its status, its command's exit code, its number of attempts, and the milliseconds from the
+    /// start of its first attempt to its end.
     pub(crate) steps: Vec<(StepStatus, Option<i32>, usize, u128)>,
     /// The steps whose runner did not return.
     pub(crate) dropped: Vec<String>,
-    /// Which runner got which snapshots back.
+    /// The snapshots that each runner got back.
     pub(crate) reaped: Vec<(&'static str, String)>,
     pub(crate) verdict: BuildStatus,
     pub(crate) took: Duration,
@@ -61,7 +62,7 @@ fn key(step: usize) -> String {
     format!("s{step}")
 }
 
-/// An attempt that runs.
+/// A running attempt.
 struct Attempt<'a> {
     step: usize,
     act: &'a Act,
@@ -77,7 +78,8 @@ struct End {
 }
 
 impl Attempt<'_> {
-    /// How it ends, unless the build, which may have stopped for a reason, does so first.
+    /// Returns how the attempt ends, unless the build ends first; the build may have been stopped for a
+    /// reason.
     fn end(&self, stopped: Option<(Duration, Stop)>) -> End {
         let (after_ms, act) = match self.act {
             Act::After(ms, act) => (*ms, &**act),
@@ -101,7 +103,7 @@ impl Attempt<'_> {
                 let by_build = by_build.is_some_and(|(by_build, _)| by_build == at);
                 let how = match outcome(act) {
                     _ if says_it_was_told(act) => how,
-                    // Its own time is up: whatever is broken, there is none for another attempt.
+                    // The step's own time is up: whatever failed, no time is left for another attempt.
                     AttemptEnd::Infrastructure { .. } if !by_build && !matches!(**act, Act::Panic) => how,
                     outcome => outcome,
                 };
@@ -115,12 +117,13 @@ impl Attempt<'_> {
     }
 }
 
-/// Whether the runner gives back what it does when it was told to end, which is believed where it was.
+/// Returns whether the runner returns the result of a stopped step. That result is believed if the step was
+/// told to stop.
 fn says_it_was_told(act: &Act) -> bool {
     matches!(act, Act::OwnLimit | Act::Desert)
 }
 
-/// What an act comes to, by itself.
+/// Returns the outcome of an act by itself.
 fn outcome(act: &Act) -> AttemptEnd {
     match act {
         Act::Exit { code, .. } => AttemptEnd::Exited(*code),
@@ -134,7 +137,7 @@ fn outcome(act: &Act) -> AttemptEnd {
 }
 
 impl Build {
-    /// What a step's snapshot is called, where something builds in it.
+    /// Returns the name of a step's snapshot, if another step builds on it.
     fn snapshot(&self, step: usize) -> Option<String> {
         let is_needed = self.graph.edges.iter().any(|edge| edge.0 == step && edge.2);
         is_needed.then(|| format!("{}:{}", RUNNERS[self.runner_of[step]], key(step)))
@@ -156,7 +159,8 @@ impl Build {
         }
     }
 
-    /// What must come of it. `None` where two things happen at once, so that more than one course is right.
+    /// Returns the expected result. `None` if two things happen at the same time, so that more than one
+    /// course is right.
     pub(crate) fn play(&self) -> Option<Played> {
         let mut model = self.model();
         let (mut attempts, mut retries, mut dropped) = (Vec::new(), Vec::new(), Vec::new());
@@ -205,7 +209,8 @@ impl Build {
                 let attempts = running.iter().zip(&ends).filter(happens).count();
                 let reaches_limit = running.iter().any(|attempt| attempt.own_limit == Some(next));
                 let happening = attempts + alarms.filter(|alarm| *alarm == next).count();
-                // When the build's time is up, what ends by itself just then has ended in time.
+                // When the build's time is up, an attempt that ends by itself at that moment has ended in
+                // time.
                 let is_late = time_is_up == Some(next) && (happening > attempts || reaches_limit);
                 if happening > 1 || is_late {
                     return None;
@@ -253,7 +258,7 @@ impl Build {
 }
 
 impl Played {
-    /// The same in an order that says nothing of what happened at one time.
+    /// Returns the result in an order that does not depend on the order of simultaneous events.
     pub(crate) fn sorted(mut self) -> Self {
         self.attempts.sort();
         self.retries.sort_unstable();

@@ -1,4 +1,4 @@
-//! What the scheduler is held to: models that are plainly right, and nothing of how the engine does it.
+//! Reference models of the scheduler that are evidently right and do not depend on how the engine works.
 
 mod build;
 mod policy;

@@ -1,5 +1,5 @@
-//! A scheduler that is plainly right: readiness, skipping and urgency by definition, every question answered by looking at
-//! every step. The policy must agree with it after each operation.
+//! A scheduler that is evidently right: readiness, skipping and urgency by definition, with every question
+//! answered by looking at every step. The policy must agree with it after each operation.
 
 use std::{cmp::Reverse, time::Duration};
 
@@ -20,7 +20,7 @@ pub(crate) enum Step {
 pub(crate) struct Model {
     pub(crate) parents: Vec<Vec<usize>>,
     pub(crate) pool_of: Vec<usize>,
-    /// Steps that the cache is to be asked for, and was not yet.
+    /// Steps whose cache lookup has not been made yet.
     pub(crate) to_look_up: Vec<bool>,
     pub(crate) urgency: Vec<u64>,
     pub(crate) limits: Vec<usize>,
@@ -45,7 +45,7 @@ impl Model {
         Some((step, self.attempts[step]))
     }
 
-    /// The steps whose lookups may end now.
+    /// Returns the steps whose lookups may end now.
     pub(crate) fn looking_up(&self) -> Vec<usize> {
         let waits = |&step: &usize| self.steps[step] == Step::Idle && self.to_look_up[step];
         let steps = (0..self.steps.len()).filter(waits);
@@ -145,8 +145,8 @@ impl Model {
     }
 }
 
-/// The longest remaining path by definition, in microseconds: relax every edge until nothing grows. A step that has
-/// no duration counts as an average one.
+/// Returns the longest remaining path by definition, in microseconds: relaxes every edge until nothing grows.
+/// A step without a duration counts as an average one.
 pub(crate) fn urgency(edges: &[(usize, usize, bool)], last_run_ms: &[Option<u64>]) -> Vec<u64> {
     let known: Vec<u64> = last_run_ms.iter().flatten().map(|ms| (ms * 1_000).max(1)).collect();
     let average = if known.is_empty() { 1 } else { known.iter().sum::<u64>() / known.len() as u64 };

@@ -1,4 +1,4 @@
-//! Virtual machines of tests: one that booted serves them all.
+//! Virtual machines of tests: all tests share the templates of one booted machine.
 
 use std::{
     path::Path,
@@ -17,10 +17,10 @@ use tempfile::TempDir;
 
 use crate::{backends::usable, sandbox::harness::hm};
 
-/// A store, and where machines are that booted.
+/// A store, and the directory of the templates of booted machines.
 pub(crate) struct Bench {
     pub(crate) store: Arc<Store>,
-    /// Goes after the store.
+    /// Dropped after the store.
     _dir: TempDir,
     templates: Arc<TempDir>,
 }
@@ -29,7 +29,7 @@ pub(crate) struct Bench {
 static TEMPLATES: Mutex<Weak<TempDir>> = Mutex::new(Weak::new());
 
 impl Bench {
-    /// `None` where no machine can be made: the test then skips.
+    /// Returns `None` if no machine can be made: the test is then skipped.
     pub(crate) fn new() -> Option<Self> {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(&dir.path().join("store")).unwrap();
@@ -38,7 +38,7 @@ impl Bench {
         *shared = Arc::downgrade(&templates);
         let bench = Self { store, _dir: dir, templates };
         let vm = bench.vm();
-        // Of its own, because the caller's runtime may be one of several, or none.
+        // A separate runtime, because the caller may have one of several kinds, or none.
         let probe = std::thread::scope(|scope| {
             let probing = scope.spawn(|| {
                 let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -59,7 +59,7 @@ impl Bench {
         SandboxRunner::builder().store(Arc::clone(&self.store)).helper(hm()).build()
     }
 
-    /// The runner, with small machines: tests have many at once.
+    /// Returns the runner, with small machines because tests have many at once.
     pub(crate) fn vm(&self) -> QemuRunner {
         let builder = Qemu::builder().local(SandboxRunner::builder().helper(hm())).templates(self.templates.path());
         builder.memory(512 << 20).cpus(2.try_into().unwrap()).build(Arc::clone(&self.store))

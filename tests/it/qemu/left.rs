@@ -1,4 +1,4 @@
-//! What stays of machines, however a run ended: nothing but the files of steps that failed.
+//! Files and processes that remain of machines, however a run ended: only the files of failed steps.
 
 use std::{fs, path::Path};
 
@@ -11,7 +11,7 @@ use crate::cli::{
     shell::shell,
 };
 
-/// A project whose only step runs in a machine, with the templates of other tests.
+/// Returns a project whose only step runs in a machine, with the templates of other tests.
 fn project(bench: &Bench, cmd: &str) -> Project {
     project_with(bench.templates(), cmd)
 }
@@ -63,7 +63,7 @@ fn start(project: &Project) -> std::process::Child {
     hm
 }
 
-/// How many machines run over files of the project's store: that is where QEMU works.
+/// Counts the machines that run over files of the project's store, which is QEMU's working directory.
 fn machines(project: &Project) -> usize {
     let store = project.store.canonicalize().unwrap();
     let pids = fs::read_dir("/proc").unwrap().filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok());

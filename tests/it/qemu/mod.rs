@@ -1,4 +1,4 @@
-//! Virtual machines: on QEMU, with the distribution's kernel.
+//! Virtual machines on QEMU, with the distribution's kernel.
 
 pub(crate) mod bench;
 #[cfg(feature = "docker")]

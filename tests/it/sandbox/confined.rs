@@ -1,4 +1,4 @@
-//! Programs that only read: what they reach, and how they end.
+//! Read-only programs: what they can reach, and how they end.
 
 use std::{
     fs,
@@ -31,7 +31,7 @@ fn sh(dir: &Path, script: &str) -> ConfinedCommand {
     }
 }
 
-/// Runs the command. Returns how it ended, and both streams; prints a note and returns `None` if this machine
+/// Runs the command. Returns how it ended, and both streams. Prints a note and returns `None` if this machine
 /// has no sandbox.
 fn run(command: &ConfinedCommand) -> Option<(ConfinedEnd, String, String)> {
     let mut stderr = Vec::new();
@@ -167,7 +167,7 @@ fn every_limit_ends_it_and_is_named() {
     assert!(!is_running(&marker));
     let fork = "f() { f | f & f; }; while :; do sleep 60 & done";
     let end = ended(fork, |limits| limits.processes = 16);
-    // A control group refuses the fork, and the shell gives up; without one, it is ended.
+    // A control group refuses the fork, and the shell gives up; without a control group, the shell is killed.
     assert!(matches!(end, Some(ConfinedEnd::TooManyProcesses | ConfinedEnd::Exited { code: 1.. })), "{end:?}");
     let end = ended("x=$(head -c 300000000 /dev/zero | tr '\\0' x); sleep 60", |limits| limits.memory_bytes = 64 << 20);
     assert_eq!(end, Some(ConfinedEnd::OutOfMemory));

@@ -1,5 +1,4 @@
-//! What a step finds, and what its children find of it, as far as it is more than the conformance suite asks of every
-//! runner.
+//! The files that a step and its children see, beyond what the conformance suite requires of every runner.
 
 use std::{fs, os::unix::fs::PermissionsExt};
 
@@ -82,7 +81,7 @@ async fn a_root_file_system_in_a_directory_boots() {
     assert!(!rootfs.path().join("made").exists(), "the image was written to");
 }
 
-/// A root file system with nothing but a shell.
+/// Returns a root file system with only a shell.
 pub(crate) fn busybox() -> Option<tempfile::TempDir> {
     let dir = tempfile::tempdir().unwrap();
     fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();

@@ -20,29 +20,31 @@ use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-/// The `hm` of this build, which the sandbox starts as its helper; a copy of it where the suite runs as another user.
+/// Returns the `hm` of this build, which the sandbox starts as its helper, or a copy of it if the suite runs
+/// as another user.
 pub(crate) fn hm() -> PathBuf {
     std::env::var_os("HM_TEST_HM").map_or_else(|| env!("CARGO_BIN_EXE_hm").into(), PathBuf::from)
 }
 
-/// Says why a test does nothing; fails where nothing may be missing.
+/// Prints why a test does nothing; fails if no backend may be missing.
 #[allow(clippy::print_stderr, reason = "a skipped test says so")]
 pub(crate) fn skip(reason: &str) {
     assert!(std::env::var_os("HM_REQUIRE_BACKENDS").is_none(), "{reason}");
     eprintln!("skipped: {reason}");
 }
 
-/// Whether the suite runs as root, and steps have no user namespace.
+/// Returns whether the suite runs as root, and steps have no user namespace.
 pub(crate) fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }
 
-/// Whether any process of this machine has `marker` in its command line.
+/// Returns whether any process of this machine has `marker` in its command line.
 pub(crate) fn is_running(marker: &str) -> bool {
     command_lines().any(|cmdline| cmdline.windows(marker.len()).any(|window| window == marker.as_bytes()))
 }
 
-/// Whether a `sleep` for `marker` runs: the shell that started it has done all that stands before it.
+/// Returns whether a `sleep` for `marker` runs: the shell that started it has executed all commands before
+/// it.
 pub(crate) fn is_asleep(marker: &str) -> bool {
     let sleep = format!("sleep\0{marker}\0");
     command_lines().any(|cmdline| cmdline == sleep.as_bytes())
@@ -65,7 +67,7 @@ pub(crate) async fn eventually(what: &str, mut condition: impl FnMut() -> bool) 
     }
 }
 
-/// An argument of `sleep` that no other process of this machine has.
+/// Returns an argument of `sleep` that no other process of this machine has.
 pub(crate) fn marker() -> String {
     format!("{}.{:09}", 70_000 + std::process::id() % 9999, Uuid::new_v4().as_u128() % 1_000_000_000)
 }
@@ -88,7 +90,7 @@ pub(crate) struct Run {
     next: u32,
 }
 
-/// What one step is asked.
+/// The request for one step.
 #[derive(Debug, Clone)]
 pub(crate) struct Ask {
     pub(crate) cmd: String,
@@ -100,7 +102,7 @@ pub(crate) struct Ask {
 }
 
 impl Ask {
-    /// `cmd` on the host image.
+    /// Returns a request for `cmd` on the host image.
     pub(crate) fn new(cmd: impl Into<String>) -> Self {
         Self { cmd: cmd.into(), image: "host".into(), parent: None, env: Env::new(), args: None, commit: true }
     }
@@ -133,7 +135,8 @@ impl Bench {
     }
 
     pub(crate) fn with(configure: impl FnOnce(SandboxBuilder) -> SandboxBuilder) -> Self {
-        // Not /tmp itself where that is a tmpfs: an upper directory wants user attributes, which old ones lack.
+        // Not /tmp itself if it is a tmpfs: an upper directory needs user attributes, which old tmpfs
+        // versions lack.
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(&dir.path().join("store")).unwrap();
         std::fs::create_dir(dir.path().join("source")).unwrap();
@@ -184,7 +187,7 @@ impl Bench {
         self.runner.execute(&run.ctx, input).await
     }
 
-    /// Runs one command in a run of its own: its exit code, and what it printed.
+    /// Runs one command in a separate run. Returns its exit code and its output.
     pub(crate) async fn sh(&self, cmd: &str) -> (i32, String) {
         let mut run = self.run();
         let result = self.step(&mut run, Ask::new(cmd)).await.unwrap();
@@ -227,7 +230,7 @@ impl Run {
         }
     }
 
-    /// Ends the run: all lines that its steps printed, those of standard error last.
+    /// Ends the run. Returns all lines that its steps printed, those of standard error last.
     pub(crate) async fn output(mut self) -> String {
         self.writer.emit(0, StateEvent::BuildEnd { status: BuildStatus::Passed, duration_ms: 0 });
         self.writer.flush().unwrap();

@@ -1,4 +1,4 @@
-//! Who and where a step is: users, groups and privileges, its host name, and the marks of a container.
+//! The identity of a step: users, groups and privileges, its host name, and the marks of a container.
 
 use std::fs;
 
@@ -13,7 +13,7 @@ use super::{
     harness::{Ask, Bench, hm, is_root, skip},
 };
 
-/// Returns whether steps have other users than root.
+/// Returns whether steps have users other than root.
 fn has_users() -> bool {
     is_root() || std::env::var_os(RANGE).is_some()
 }
@@ -42,7 +42,7 @@ async fn on_an_image(bench: &Bench, cmd: &str) -> (i32, String) {
     let ask = Ask::new(cmd).image(name).args(json!({ "network": "none" }));
     let result = bench.step(&mut run, ask).await.unwrap();
     let output = run.output().await;
-    // What was done to the image.
+    // Drops the lines about the image's unpacking.
     let lines = output.lines().filter(|line| !line.starts_with("err: unpack"));
     (result.exit_code, lines.map(|line| line.to_owned() + "\n").collect())
 }
@@ -193,8 +193,8 @@ async fn a_step_inherits_neither_ignored_nor_blocked_signals() {
     let (action, mask) = if cfg!(target_arch = "x86_64") { (13, 14) } else { (134, 135) };
     let dir = tempfile::tempdir().unwrap();
     let helper = dir.path().join("helper");
-    // The real-time signals that the C library keeps to itself are among them: only the kernel's own call
-    // takes those.
+    // The real-time signals that the C library reserves for itself are among them: only the raw system call
+    // accepts those.
     let script = format!(
         "#!/bin/sh\nPATH=/usr/bin:/bin exec perl -e 'my $ignore = pack(q(Q4), 1, 0, 0, 0); my $block = pack(q(Q), 1 << 11 | 1 << 32); \
          for my $signal (1, 2, 13, 32, 33, 40, 64) {{ syscall({action}, $signal, $ignore, 0, 8) == 0 or die }} \
@@ -208,7 +208,7 @@ async fn a_step_inherits_neither_ignored_nor_blocked_signals() {
         return;
     }
     let bench = Bench::with(|builder| builder.helper(helper));
-    // A program is asked, because a shell sets some itself.
+    // A program is run, because a shell sets some of the signals itself.
     let (code, output) = bench.sh("grep -E '^Sig(Ign|Blk)' /proc/self/status").await;
     assert_eq!((code, output.as_str()), (0, "SigBlk:\t0000000000000000\nSigIgn:\t0000000000000000\n"));
 }

@@ -45,13 +45,13 @@ async fn a_step_sees_its_own_processes_alone_and_inherits_nothing() {
     assert_eq!(lines[0].split(' ').count(), 2, "pid 1 and the shell: {output}");
     assert_eq!(lines[1..4], ["0", "1", "2"], "{output}");
     assert!(!output.contains("CARGO"), "the engine's environment leaks: {output}");
-    // The shell adds PWD and, some of them, SHLVL and OLDPWD.
+    // The shell adds PWD; some shells add SHLVL and OLDPWD too.
     let names: Vec<&str> = lines.iter().filter_map(|line| Some(line.split_once('=')?.0)).collect();
     assert!(
         names.iter().all(|name| ["HOME", "PATH", "PWD", "OLDPWD", "SHLVL", "container"].contains(name)),
         "{output}"
     );
-    // Pid 1 is closed to the command, although both are root.
+    // Pid 1 is inaccessible to the command, although both are root.
     assert!(output.contains("Permission denied"), "{output}");
     let _ = code;
 }
@@ -83,7 +83,7 @@ async fn a_step_can_not_change_the_machine() {
 #[tokio::test]
 async fn the_capabilities_of_a_step_are_few() {
     let bench = Bench::new();
-    // Raw sockets (bit 13) are for a network of the step's own.
+    // Raw sockets (bit 13) are only for a network of the step's own.
     for (network, granted) in [("host", "00000000a00405fb"), ("none", "00000000a00425fb")] {
         let mut run = bench.run();
         let ask = Ask::new("grep -E '^(Cap|NoNewPrivs|Seccomp:)' /proc/self/status");

@@ -1,4 +1,4 @@
-//! What steps leave for people, beyond their run.
+//! Files that steps leave for users after their run.
 
 use std::fs;
 
@@ -10,7 +10,7 @@ use hm_exec::{
 
 use super::harness::{Ask, Bench, eventually, is_asleep, marker};
 
-/// The text of a file that the step `s` of a run left.
+/// Returns the text of a file that the step `s` of a run left, and whether the step passed.
 fn left(store: &Store, run: uuid::Uuid, path: &str) -> Option<(String, bool)> {
     let (snapshot, passed) = store.left(run, "s").unwrap()?;
     let layers = &store.snapshot(&snapshot).unwrap().layers;

@@ -1,11 +1,11 @@
-//! How limits are held here: control groups.
+//! How the sandbox enforces limits: control groups.
 
 use hm_exec::runner::{RunnerError, RunnerErrorKind};
 use serde_json::{Value, json};
 
 use super::harness::{Ask, Bench, is_root, skip};
 
-/// Returns how a step with limits failed.
+/// Returns the error of a step with limits.
 async fn failure(cmd: &str, args: Value) -> RunnerError {
     let bench = Bench::new();
     let mut run = bench.run();
@@ -36,7 +36,7 @@ async fn memory_files_count_though_nobody_maps_them() {
 
 #[tokio::test]
 async fn mapped_memory_is_counted_once() {
-    // 40 MB that four processes share: within 100 MB, though each has it in its resident set.
+    // Four processes share 40 MB: within 100 MB, although each has it in its resident set.
     let cmd = "head -c 41943040 /dev/zero > /dev/shm/shared && for i in 1 2 3 4; do perl -e \
                'open(my $f, q(<:mmap), q(/dev/shm/shared)) or exit 1; my $n = 0; while (read($f, my $b, 65536)) { $n++ } \
                select undef, undef, undef, 0.5; exit($n == 640 ? 0 : 2)' || exit 9 & done; wait";
@@ -69,7 +69,7 @@ async fn a_step_sees_its_own_limits_and_no_others() {
     let seen: String =
         output.lines().filter(|line| !line.starts_with("err: ")).map(|it| it.to_owned() + "\n").collect();
     let shown = ["67108864\n50\n50000\n0\n", "67108864\n50\n50000 100000\n0\n"].contains(&seen.as_str());
-    // Without a control group of its own it sees none.
+    // Without a control group of its own, the step sees none.
     assert!(shown || (!is_root() && seen == "0\n"), "{output}");
     let (_, output) = bench.sh("ls -A /sys/fs/cgroup 2>/dev/null").await;
     assert_eq!(output, "", "a step without limits sees the machine's");

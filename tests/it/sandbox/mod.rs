@@ -1,4 +1,4 @@
-//! The sandbox on this machine: what a step may do, what it leaves, and what it leaves behind.
+//! The sandbox on this machine: what a step may do, what it commits, and what remains of it.
 //!
 //! Run as root, the suite runs itself a second time as an ordinary user.
 

@@ -1,4 +1,4 @@
-//! The host image's overlays, which steps of one build hand on to each other.
+//! The host image's overlays, which steps of one build pass on to each other.
 
 use std::fs;
 
@@ -10,19 +10,18 @@ use hm_exec::{
 use super::harness::{Ask, Bench, Run, eventually, is_asleep, is_root, marker, skip};
 use crate::images::subordinate::RANGE;
 
-/// Returns the directories of mounts: of overlays, and of the screens below some.
+/// Returns the directories of mounts: those of overlays, and those of the screens below some overlays.
 fn mounts(store: &Store) -> impl Iterator<Item = std::path::PathBuf> {
     let dirs = |dir: std::path::PathBuf| fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path());
     dirs(store.dir().join("tmp")).flat_map(dirs).filter(|home| home.join("on").is_dir())
 }
 
-/// Returns how many overlays there are on the disk. Overlayfs makes a directory for each that can be written
-/// to.
+/// Counts the overlays on the disk. Overlayfs makes a directory for each overlay that can be written to.
 fn overlays(store: &Store) -> usize {
     mounts(store).filter(|home| home.join("work/work").is_dir()).count()
 }
 
-/// Whether any process that this one may look at has something of the store mounted.
+/// Returns whether a process whose mounts are visible to this process has mounted something of the store.
 fn is_mounted(store: &Store) -> bool {
     let store = store.dir().to_str().unwrap();
     let processes = fs::read_dir("/proc").unwrap().flatten();
@@ -48,7 +47,7 @@ async fn steps_that_write_to_no_system_directory_hand_their_overlays_on() {
         assert_eq!(printed(&bench, &mut run, "stat -c %d /usr /etc").await, devices);
         assert_eq!(overlays(&bench.store), made);
     }
-    // Those of a child over a parent that wrote elsewhere are the same.
+    // A child over a parent that wrote elsewhere uses the same overlays.
     let parent = bench.step(&mut run, Ask::new("echo > /workspace/f")).await.unwrap();
     bench.step(&mut run, Ask::new(":").after(&parent)).await.unwrap();
     assert_eq!(overlays(&bench.store), made);
@@ -64,7 +63,7 @@ async fn steps_that_write_to_no_system_directory_hand_their_overlays_on() {
 async fn no_two_steps_have_the_same_overlay_at_a_time() {
     let bench = Bench::new();
     let mut run = bench.run();
-    // One of each waits, which all three would like.
+    // One overlay of each kind waits, and all three steps want it.
     bench.step(&mut run, Ask::new(":")).await.unwrap();
     let made = overlays(&bench.store);
     let asks = ["a", "b", "c"].map(|name| {
@@ -108,7 +107,7 @@ async fn what_steps_wrote_that_did_not_pass_is_gone() {
     let marker = marker();
     let write = |and: &str| Ask::new(format!("trap '' TERM; echo > /opt/hm-left; {and} sleep {marker}"));
     let input = run.input(write(&format!("sleep {marker};")));
-    // Of the same build, but ended alone.
+    // Part of the same build, but interrupted alone.
     let mut attempt = run.ctx.clone();
     attempt.cancel = run.ctx.cancel.child_token();
     let watch = async {
@@ -119,7 +118,7 @@ async fn what_steps_wrote_that_did_not_pass_is_gone() {
     ended.unwrap_err();
     assert_eq!(bench.step(&mut run, unwritten()).await.unwrap().exit_code, 0);
 
-    // Dropped while it runs: nothing tells when its processes are dead.
+    // Dropped while it runs: nothing reports when its processes are dead.
     let input = run.input(write(""));
     {
         let dropped = bench.runner.execute(&run.ctx, input);
@@ -135,7 +134,7 @@ async fn what_steps_wrote_that_did_not_pass_is_gone() {
 #[tokio::test]
 async fn a_layer_that_this_user_cannot_look_into_is_an_error_and_not_passed_over() {
     if is_root() {
-        // Nothing is closed to root.
+        // Root can read every directory.
         return;
     }
     let bench = Bench::new();
@@ -158,7 +157,7 @@ async fn a_system_directory_s_own_attributes_are_a_child_s_and_nobody_else_s() {
     let parent = bench.step(&mut run, Ask::new(format!("chmod 2751 /opt; {chown}"))).await.unwrap();
     let check = |what: &str| Ask::new(format!("[ \"$(stat -c '%a %u %g' /opt)\" = '{what}' ]"));
     let expected = format!("2751 {owner}");
-    // One that changes it further, and one that does not.
+    // One child that changes the directory further, and one that does not.
     let child = bench.step(&mut run, check(&expected).after(&parent)).await.unwrap();
     assert_eq!(child.exit_code, 0);
     let mut writing = check(&expected).after(&child);
@@ -187,7 +186,7 @@ async fn what_is_written_below_var_is_a_child_s_with_all_above_it_as_it_was() {
     assert_eq!(parent.exit_code, 0);
     let mut check =
         Ask::new(format!("[ \"$(cat {dir}/hm-file)\" = text ] && {looks} > /workspace/looks")).after(&parent);
-    // What the machine has there shows beside it.
+    // The machine's files there are visible beside it.
     check.cmd += &format!(" && [ $(ls {dir} | wc -l) -gt 1 ]");
     let child = bench.step(&mut run, check).await.unwrap();
     assert_eq!(child.exit_code, 0);

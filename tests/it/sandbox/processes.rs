@@ -1,5 +1,5 @@
-//! Steps that can't start, or lose those who run them, and that nothing of them stays. What ends by itself or is ended is the
-//! conformance suite's.
+//! Steps that cannot start, or that lose their engine or helper, and that no process of theirs remains. The
+//! conformance suite tests steps that end by themselves or are ended.
 
 use std::process::{Command, Stdio};
 
@@ -7,7 +7,7 @@ use hm_exec::runner::{RunnerErrorKind, StepRunner};
 
 use super::harness::{Ask, Bench, eventually, is_asleep, is_running, marker};
 
-/// Starts processes that do not want to end, in every way that a shell knows.
+/// Returns a command that starts processes that resist being ended, in every way that a shell knows.
 fn stubborn(marker: &str) -> String {
     format!(
         "trap '' TERM INT HUP; setsid sh -c \"trap '' TERM; sleep {marker} & sleep {marker}\" & \
@@ -19,7 +19,7 @@ fn stubborn(marker: &str) -> String {
 async fn a_killed_helper_takes_its_steps_along_and_the_next_step_gets_another() {
     let (bench, marker) = (Bench::new(), marker());
     let mut run = bench.run();
-    // What the helper mounted for steps to come goes with it.
+    // The helper's mounts for later steps disappear with it.
     let parent = bench.step(&mut run, Ask::new("echo text > /opt/hm-file")).await.unwrap();
     let child = Ask::new("cat /opt/hm-file").after(&parent);
     assert_eq!(bench.step(&mut run, child.clone()).await.unwrap().exit_code, 0);
@@ -36,7 +36,8 @@ async fn a_killed_helper_takes_its_steps_along_and_the_next_step_gets_another() 
     assert_eq!((again.exit_code, run.output().await), (0, "text\ntext\n".into()));
 }
 
-/// Kills the zygote whose step has `marker`: the grandparent, by way of the step's pid 1, of a process with it.
+/// Kills the zygote of the step that has `marker`: the grandparent, through the step's pid 1, of a process
+/// with the marker.
 fn kill_helpers_of(engine: u32, marker: &str) {
     let field = |pid: u32, name: &str| -> Option<u32> {
         let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
@@ -61,7 +62,7 @@ fn kill_helpers_of(engine: u32, marker: &str) {
     panic!("no step of this process has {marker}");
 }
 
-/// Not a test: an engine in a process of its own, for the test below to kill.
+/// Not a test: an engine in a separate process, for the test below to kill.
 #[tokio::test]
 #[ignore = "run by another test, in a process of its own"]
 async fn engine_to_be_killed() {

@@ -9,13 +9,13 @@ use std::{
 
 use super::harness::{hm, is_root, skip};
 
-/// Any id that owns nothing here.
+/// An id that owns nothing here.
 const ORDINARY: u32 = 1000;
 
 #[test]
 fn the_suite_passes_as_an_ordinary_user() {
     if !is_root() {
-        // That is what the rest of the suite just did.
+        // The rest of the suite has just run as an ordinary user.
         return;
     }
     let filters = [
@@ -27,12 +27,13 @@ fn the_suite_passes_as_an_ordinary_user() {
         "cli::shell",
     ];
     let passed = run_again(&[&filters[..], &["--test-threads=2"]].concat(), &[]);
-    // A filter that matches nothing would succeed as well.
+    // A filter that matches nothing would succeed too.
     assert!(passed.is_none_or(|passed| passed > 20), "{passed:?}");
 }
 
-/// Runs tests of this suite as an ordinary user, who must be able to read the files that variables name.
-/// Returns how many passed, all of them, or `None` if an ordinary user can't make user namespaces here.
+/// Runs tests of this suite as an ordinary user, who must be able to read the files that the variables name.
+/// Returns how many tests passed, which is all of them, or `None` if an ordinary user cannot make user
+/// namespaces here.
 pub(super) fn run_again(args: &[&str], env: &[(&str, &Path)]) -> Option<u32> {
     let dir = tempfile::tempdir().unwrap();
     let copy = |from: std::path::PathBuf, name: &str| {

@@ -1,4 +1,4 @@
-//! The source that a step and its children see while somebody edits it.
+//! The source that a step and its children see while the user edits it.
 
 use std::{
     fs,
@@ -8,12 +8,13 @@ use std::{
 
 use super::harness::{Ask, Bench};
 
-/// Whether this machine has a program, which so is part of its image.
+/// Returns whether this machine has a program, which is then part of its image.
 fn has(program: &str) -> bool {
     Command::new(program).arg("--version").output().is_ok_and(|output| output.status.success())
 }
 
-/// Says why a test does nothing. Build tools are no backends: this machine need not have them, nor let everybody use them.
+/// Prints why a test does nothing. Build tools are no backends: this machine need not have them, nor let
+/// every user run them.
 #[expect(clippy::print_stderr, reason = "a skipped test says so")]
 fn skip(reason: &str) {
     eprintln!("skipped: {reason}");
@@ -52,7 +53,7 @@ async fn a_rebuild_with_make_builds_nothing_until_something_it_needs_is_edited()
     assert_eq!((child.exit_code, run.output().await.as_str()), (0, "built two\n122\n"));
 }
 
-/// The toolchain that runs this test, and whether `cargo` and `rustc` are in it.
+/// Returns the toolchain that runs this test, if `cargo` and `rustc` are in it.
 fn toolchain() -> Option<PathBuf> {
     let bin = PathBuf::from(std::env::var_os("CARGO")?).canonicalize().ok()?.parent()?.to_path_buf();
     (has(bin.join("cargo").to_str()?) && has(bin.join("rustc").to_str()?))
@@ -104,7 +105,7 @@ async fn edits_win_over_the_copies_of_a_parent_that_rewrote_every_file() {
     let parent = bench.step(&mut run, Ask::new(formatter)).await.unwrap();
     assert_eq!(parent.exit_code, 0);
 
-    // Edited in several goes, each of which is a layer of the source.
+    // Edited in several rounds, each of which is a layer of the source.
     write("a", "a edited\n");
     bench.sh("true").await;
     fs::remove_file(bench.source().join("b")).unwrap();
@@ -116,7 +117,7 @@ async fn edits_win_over_the_copies_of_a_parent_that_rewrote_every_file() {
     let child = bench.step(&mut run, Ask::new(look).after(&parent)).await.unwrap();
     let expected = "a edited\nc formatted\nd edited\ndir/e old\n";
     assert_eq!((child.exit_code, run.output().await.as_str()), (0, expected));
-    // Without the parent, the source alone.
+    // Without the parent, the step sees the source alone.
     let (code, output) = bench.sh(look).await;
     assert_eq!((code, output.as_str()), (0, "a edited\nc old\nd edited\ndir/e old\n"));
 }

@@ -1,9 +1,9 @@
-//! All that a default container denies, the sandbox denies: some 300 probes, in both.
+//! Everything that a default container denies, the sandbox denies: about 300 probes, run in both.
 //!
-//! The probes are a program of Python's, because they are system calls with odd arguments, and a default
-//! container is shown the machine's `/usr` to run it. Each place is one process, so that the whole takes
-//! seconds. Run as root, the test runs itself a second time as an ordinary user, who has no daemon and is
-//! handed what the container answered.
+//! The probes are a Python program, because they are system calls with odd arguments. The default container
+//! gets the machine's `/usr` to run it. Each place is one process, so that the whole test takes seconds. If
+//! the test runs as root, it runs itself again as an ordinary user, who has no daemon and is given the
+//! container's answers.
 
 use std::{
     collections::BTreeMap,
@@ -38,11 +38,11 @@ use crate::{
 
 const PROBES: &str = include_str!("../../../fixtures/isolation/probes.py");
 const PYTHON: &str = "/usr/bin/python3";
-/// Names a file that has what the container answered, and what it was asked with.
+/// The variable that names a file with the container's answers and the bait of its probes.
 const ANSWERED: &str = "HM_TEST_CONTAINER_ANSWERED";
 
-/// How a probe ends that was kept from what it tried: refused, or there was nothing. The rest (success, a
-/// wrong argument, a bad address) came as far as what it tried.
+/// The results of a probe that was denied: it was refused, or its target did not exist. All other results
+/// (success, a wrong argument, a bad address) mean that the probe reached its target.
 const DENIALS: [&str; 13] = [
     "EPERM",
     "EACCES",
@@ -83,7 +83,7 @@ const ABSTRACT_SOCKET: &str = "abstract socket of the machine";
 
 type Answers = BTreeMap<String, String>;
 
-/// What the probes are asked with: what is to be found by those who can reach it.
+/// The bait of the probes: objects that a probe finds if it can reach them.
 #[derive(Debug)]
 struct Bait {
     env: Vec<(String, String)>,
@@ -135,7 +135,7 @@ async fn what_a_default_container_denies_is_denied() {
     }
 }
 
-/// Runs the probes in a container that has all that is usual, and the machine's programs.
+/// Runs the probes in a container with the default settings and the machine's programs.
 async fn in_container(daemon: &Daemon, bait: &Bait) -> Answers {
     let docker = daemon.client();
     let binds = ["/usr", "/lib", "/lib64"].map(|dir| format!("{dir}:{dir}:ro"));
@@ -197,7 +197,7 @@ async fn compare(answered: &Answers, bait: &Bait) {
     }
 }
 
-/// Returns whether this kernel can keep a step that is on the machine's network from its abstract sockets.
+/// Returns whether this kernel can keep a step on the machine's network from the machine's abstract sockets.
 fn has_landlock_scopes() -> bool {
     let ask = "import ctypes; print(ctypes.CDLL(None).syscall(444, None, 0, 1))";
     let version = Command::new(PYTHON).args(["-c", ask]).output().unwrap().stdout;

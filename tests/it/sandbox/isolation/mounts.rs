@@ -1,4 +1,4 @@
-//! What a step can change through what it is shown of the machine: nothing.
+//! What a step can change through its view of the machine: nothing.
 
 use std::{
     fs,
@@ -12,14 +12,14 @@ use super::super::harness::{Ask, Bench, is_root};
 
 const NODES: [&str; 6] = ["null", "zero", "full", "random", "urandom", "tty"];
 
-/// Returns what a step could change of an inode, and the time of the last change of any kind.
+/// Returns the properties of an inode that a step could change, and the time of its last change of any kind.
 fn looks(path: &Path) -> (u32, u32, u32, i64, i64) {
     let it = fs::metadata(path).unwrap();
     (it.mode(), it.uid(), it.gid(), it.ctime(), it.ctime_nsec())
 }
 
 /// Returns benches as root, and as root of a user namespace in which root is the machine's root, so that only
-/// mounts keep it from things.
+/// mounts protect the machine.
 fn benches() -> Vec<Bench> {
     let single = Bench::with(|builder| builder.user_namespace(UserNamespace::Single));
     if is_root() { vec![Bench::new(), single] } else { vec![single] }
@@ -29,7 +29,7 @@ fn benches() -> Vec<Bench> {
 async fn the_device_nodes_of_the_machine_stay_as_they_are() {
     let nodes = || NODES.map(|name| looks(&Path::new("/dev").join(name)));
     let before = nodes();
-    // Modes that do no harm, should they arrive.
+    // Modes that do no harm if they take effect.
     let cmd = "cd /dev; for n in null zero full random urandom tty; do chmod 1666 $n; chown 0:0 $n; touch -c -d @7 $n; done; \
                for p in /proc/keys /proc/timer_list; do test -e $p && chmod 1666 $p && echo changed $p; done; \
                rm -f null; echo x > null && head -c 2 zero | wc -c && test -c null && echo works";
@@ -37,7 +37,7 @@ async fn the_device_nodes_of_the_machine_stay_as_they_are() {
         let (code, output) = bench.sh(&format!("exec 2> /workspace/errors; {cmd}")).await;
         let after = nodes();
         for (name, ..) in NODES.iter().zip(&before).zip(&after).filter(|((_, before), after)| before != after) {
-            // For all others on this machine, if this fails.
+            // Restores the modes for all other processes on this machine if this test fails.
             fs::set_permissions(Path::new("/dev").join(name.0), fs::Permissions::from_mode(0o666)).unwrap();
         }
         assert_eq!(after, before, "{bench:?}");
@@ -60,10 +60,10 @@ async fn what_a_step_is_shown_of_the_machine_is_read_only_and_has_no_devices() {
     fs::write(rootfs.path().join("etc/resolv.conf"), "").unwrap();
     let machines = [dir.clone(), dir.join("file"), "/etc/resolv.conf".into()];
     let before = machines.clone().map(|path| looks(&path));
-    // With a single id, changing owners succeeds without effect: the inodes tell.
-    // Overlays, files in memory and the kernel's own are the step's; all else is the machine's. Through none
-    // of them is a device to be had, but for the nodes of /dev, terminals, and what hides a file of the
-    // kernel's.
+    // With a single id, changing owners succeeds without effect, so the inodes are checked.
+    // Overlays, files in memory and the kernel's file systems belong to the step; everything else belongs to
+    // the machine. No device can be opened through any of them, except the nodes of /dev, terminals, and the
+    // mounts that hide files of the kernel's file systems.
     let cmd = "export PATH=$PATH:/bin; while read -r source place kind options rest; do \
                  case $kind in overlay|tmpfs|proc|sysfs|devpts|mqueue|cgroup*) ;; *) echo $place; \
                    case $options in ro,*) ;; *) echo writable: $place;; esac; \

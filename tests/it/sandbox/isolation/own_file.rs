@@ -1,4 +1,4 @@
-//! The file of the program that makes the jail, which is what a step is until its command runs.
+//! The file of the program that makes the jail, which a step's process executes until its command runs.
 
 use std::{
     fs::{self, File},
@@ -21,8 +21,8 @@ use crate::{
     sandbox::harness::{Ask, Bench, hm},
 };
 
-/// Says what it reaches, and does all to it that root of a step could. Whether something changed is what the
-/// file itself tells: where a jail has one id, changing the owner "succeeds".
+/// Prints what it reaches, and attempts every change to it that root of a step could make. The file itself
+/// shows whether something changed: in a jail with one id, changing the owner "succeeds".
 const EVIL: &str = r#"
 #include <fcntl.h>
 #include <stdio.h>
@@ -48,7 +48,7 @@ __attribute__((constructor)) static void run(void) {
 }
 "#;
 
-/// Builds what every dynamic program is to load. Returns whether there is a compiler.
+/// Builds the library that every dynamic program is to load. Returns whether there is a compiler.
 fn build(library: &Path) -> bool {
     let source = library.with_extension("c");
     fs::write(&source, EVIL).unwrap();
@@ -56,7 +56,8 @@ fn build(library: &Path) -> bool {
     usable("cc", built.is_ok_and(|status| status.success()), "it builds no shared library")
 }
 
-/// Returns a root in which `/bin/sh` is whatever program executes it, with what that program loads.
+/// Returns a root in which `/bin/sh` is the program that executes it, with the libraries that the program
+/// loads.
 fn root(top: &Path, program: &Path) -> Option<PathBuf> {
     let root = top.join("root");
     for dir in ["bin", "etc", "lib"] {
@@ -73,7 +74,7 @@ fn root(top: &Path, program: &Path) -> Option<PathBuf> {
     build(&root.join("lib/evil.so")).then_some(root)
 }
 
-/// A copy of `hm`, and how it was.
+/// A copy of `hm`, and its original state.
 struct Copy {
     path: PathBuf,
     file: File,
@@ -90,13 +91,14 @@ impl Copy {
         Self { path, file, before }
     }
 
-    /// The time of the last change of mode, owner, times or attributes is what no program can set back.
+    /// Returns the file's state, with the time of the last change of mode, owner, times or attributes, which
+    /// no program can set back.
     fn state(file: &File) -> Vec<i64> {
         let it = file.metadata().unwrap();
         vec![it.mode().into(), it.uid().into(), it.size().cast_signed(), it.mtime_nsec(), it.ctime(), it.ctime_nsec()]
     }
 
-    /// What a step prints that reaches the file of its program, and can do nothing to it.
+    /// Returns the output of a step that reaches the file of its program but cannot change it.
     fn expected(&self) -> String {
         format!("reached {} bytes, changed 0, writes 0\n", self.before[2])
     }
@@ -126,7 +128,7 @@ async fn a_step_changes_nothing_of_the_copy_of_a_program_that_was_replaced() {
     let Some(root) = root(top.path(), &copy.path) else { return };
     fs::remove_file(&copy.path).unwrap();
     let before = Copy::state(&copy.file);
-    // As after an upgrade: nothing but this descriptor leads to the file.
+    // As after an upgrade: only this descriptor leads to the file.
     let helper = format!("/proc/{}/fd/{}", std::process::id(), copy.file.as_raw_fd());
     let image = format!("rootfs:{}", root.display());
     let bench = Bench::with(|builder| builder.helper(helper));
@@ -136,7 +138,7 @@ async fn a_step_changes_nothing_of_the_copy_of_a_program_that_was_replaced() {
     assert_eq!(Copy::state(&copy.file), before);
 }
 
-/// An image whose mount points are links to what the jail has open while it is made.
+/// Checks an image whose mount points are links to files that the jail has open while it is made.
 #[tokio::test]
 async fn links_of_an_image_lead_to_nothing_that_the_jail_has_open() {
     let Some(busybox) = super::super::files::busybox() else { return };
@@ -153,7 +155,7 @@ async fn links_of_an_image_lead_to_nothing_that_the_jail_has_open() {
             let mut secrets = Secrets::new();
             secrets.insert("TOKEN", "x");
             let mut run = bench.run_with(secrets);
-            // Whether there is a step in such an image is up to it.
+            // Whether a step can start in such an image does not matter.
             let _ = bench.step(&mut run, Ask::new(":").image(format!("rootfs:{}", root.path().display()))).await;
             let made: Vec<_> = fs::read_dir(&target).unwrap().collect();
             assert!(made.is_empty(), "{link}, {fd}: {made:?}");
