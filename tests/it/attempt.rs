@@ -1,4 +1,5 @@
-//! What a runner needs to run without an engine. The allocation test and the bench of dispatch include it, too.
+//! What a runner needs to run without an engine. The allocation test and the dispatch benchmark include it
+//! too.
 
 use std::{num::NonZeroU32, sync::Arc};
 
@@ -13,7 +14,7 @@ use hm_exec::{
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-/// The first attempt of a step `build`, in a run of its own.
+/// Returns the first attempt of a step `build`, in a separate run.
 pub(crate) fn attempt() -> (StepContext, ExecutorInput) {
     let run_id = Uuid::from_u128(1);
     let meta = RunMeta {

@@ -1,6 +1,7 @@
-//! Tests that need something which a machine may lack.
+//! Tests that need something that a machine may lack.
 
-/// Whether `what` can be used. Where it can't, says so loudly with the reason, and fails under `HM_REQUIRE_BACKENDS=1`.
+/// Returns whether `what` can be used. If it cannot, prints the reason, and fails under
+/// `HM_REQUIRE_BACKENDS=1`.
 #[track_caller]
 #[allow(clippy::print_stderr, reason = "a skipped test says so")]
 pub(crate) fn usable(what: &str, is_usable: bool, why: &str) -> bool {
@@ -12,7 +13,7 @@ pub(crate) fn usable(what: &str, is_usable: bool, why: &str) -> bool {
     is_usable
 }
 
-/// Says loudly that a test needs something that no machine is required to have.
+/// Prints that a test needs something that no machine is required to have.
 #[allow(clippy::print_stderr, reason = "a skipped test says so")]
 pub(crate) fn told_skip(what: &str, why: &str) {
     eprintln!("SKIPPED: {what} can't be used here: {}", why.trim());

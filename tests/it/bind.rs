@@ -1,4 +1,4 @@
-//! What binding a plan to an engine's runners accepts, resolves and refuses, with the words that people read.
+//! What binding a plan to an engine's runners accepts, resolves and refuses, with the exact messages.
 
 use std::{sync::Arc, time::Instant};
 
@@ -28,7 +28,7 @@ fn runner(name: &str, change: impl FnOnce(&mut RunnerCapabilities)) -> RunnerDes
     RunnerDescriptor { name: name.into(), is_default: false, cache_version: 1, capabilities, args, pool: Pool::Local }
 }
 
-/// `sandbox` (the default), `process`, `docker`.
+/// Returns the descriptors of `sandbox` (the default), `process` and `docker`.
 fn runners() -> Vec<RunnerDescriptor> {
     let mut runners = vec![
         runner("sandbox", |it| (it.layers, it.secrets, it.images) = (true, true, ImageSupport::Local)),
@@ -278,7 +278,7 @@ fn images_that_are_none_or_lead_to_nothing_are_told() {
         let bound = bind(&plan, everywhere(), &BindOptions::default());
         assert_eq!(bound.is_ok(), on == "any" || cfg!(not(feature = "registry")), "{on}");
     }
-    // Children boot from something else.
+    // Children boot from their parent's snapshot.
     let plan = plan(&[step("a", json!({})), step("b", json!({ "image": "oci:" }))], json!([[0, 1, "builds_in"]]));
     bind(&plan, everywhere(), &BindOptions::default()).unwrap();
 }

@@ -1,4 +1,4 @@
-//! The `hm` command, run as a person or a script would run it.
+//! The `hm` command, run as a user or a script would run it.
 
 #![cfg(feature = "cli")]
 

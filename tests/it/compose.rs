@@ -1,4 +1,5 @@
-//! Sets of runners: what the derive makes of a struct, and that a registry of the same runners is the same.
+//! Sets of runners: what the derive makes of a struct, and that a registry of the same runners behaves the
+//! same.
 
 mod cfg_on_fields;
 mod generic_set;
@@ -27,7 +28,7 @@ use hm_exec::{
 
 use crate::attempt::attempt;
 
-/// Exits with its code, and claims all it can.
+/// A runner that exits with its code, and claims all capabilities that it can.
 #[derive(Debug, Default, Clone)]
 struct Exits {
     code: i32,
@@ -45,7 +46,7 @@ impl StepRunner for Exits {
     const CACHE_VERSION: u32 = 7;
 
     async fn execute(&self, ctx: &StepContext, input: ExecutorInput) -> Result<StepResult, RunnerError> {
-        // An await point, so that a dispatch is more than its first poll.
+        // An await point, so that a dispatch takes more than its first poll.
         tokio::task::yield_now().await;
         assert_eq!((ctx.attempt, &*input.step.key), (1, "build"));
         Ok(StepResult { exit_code: self.code, committed_snapshot: None, artifacts: vec![] })
@@ -92,12 +93,12 @@ fn mine() -> Mine {
 
 const ALL: [RunnerIndex; 3] = [RunnerIndex(0), RunnerIndex(1), RunnerIndex(2)];
 
-/// What a descriptor says, as text: two that say the same are the same to a plan.
+/// Returns descriptors as text: a plan cannot distinguish two with the same text.
 fn says(descriptors: &[RunnerDescriptor]) -> Vec<String> {
     descriptors.iter().map(|descriptor| format!("{descriptor:?}")).collect()
 }
 
-/// One test for both sides: whatever holds of a derived set holds of its registry.
+/// One test for both sides: whatever holds for a derived set holds for its registry.
 async fn check_set(set: &impl RunnerSet) {
     assert_eq!(set.default_index(), Some(ALL[2]));
     assert_eq!(set.index_of("noop"), Some(ALL[0]));

@@ -14,7 +14,7 @@ use crate::{
     scripted::{Act, PASS, Runners, Scripted, json_lines, request, run, statuses},
 };
 
-/// Leaves a file for people, passes, and fails if the key says so.
+/// A runner that leaves a file for the user, and passes, or fails if the key says so.
 #[derive(Debug)]
 struct Leaves;
 
@@ -56,7 +56,7 @@ async fn artifacts_are_in_the_events_the_journal_and_the_outcome_of_passed_and_f
     assert_eq!(json["steps"][1]["artifacts"][0]["key"], "out/s1.xml");
 }
 
-/// `(key, exit code, attempt, message)` of each `step_end`, in the order of the events.
+/// Returns `(key, exit code, attempt, message)` of each `step_end`, in the order of the events.
 fn step_ends<'a>(events: &'a [BuildEvent], outcome: &'a BuildOutcome) -> Vec<(&'a str, i32, u32, &'a str)> {
     let key = |id| outcome.steps.iter().find(|step| step.step_id == id).map_or("?", |step| &*step.key);
     let ends = events.iter().filter_map(|event| match event {
@@ -193,7 +193,7 @@ async fn when_the_build_s_time_is_up_running_steps_time_out_and_the_rest_is_skip
     request.options.timeout = Some(Duration::from_millis(150));
     let (events, outcome) = run(runner.engine(), request).await.unwrap();
     assert_eq!(outcome.status, BuildStatus::TimedOut);
-    // s3 waits for its second retry just then.
+    // s3 is waiting for its second retry at that moment.
     assert_eq!(statuses(&outcome), [Passed, TimedOut, Skipped, TimedOut, Passed]);
     let ends = step_ends(&events, &outcome);
     assert!(ends.contains(&("s1", 124, 1, "the build's time limit was reached")), "{ends:?}");

@@ -1,4 +1,4 @@
-//! Random builds on the paused clock, held to the model of a build and to what must hold of any events.
+//! Random builds on the paused clock, compared with the model of a build and with the invariants of events.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -32,7 +32,7 @@ struct Three {
     apart: Scripted,
 }
 
-/// What is not just passing.
+/// Generates acts that do not simply pass.
 fn mishaps() -> impl Strategy<Value = Act> {
     prop_oneof![
         4 => (1..3_i32).prop_map(|code| Act::Exit { code, after_ms: 0 }),
@@ -45,7 +45,8 @@ fn mishaps() -> impl Strategy<Value = Act> {
     ]
 }
 
-/// Acts, which the calmer pass the more often. Times are whole hundredths of a second, for [`builds`].
+/// Generates acts; the higher `calm`, the more often they pass. Times are whole hundredths of a second, for
+/// [`builds`].
 fn acts(calm: u32) -> impl Strategy<Value = Act> {
     let pass = prop_oneof![Just(PASS), Just(Act::Print(b"some\noutput"))];
     let hang = prop_oneof![
@@ -60,23 +61,23 @@ fn acts(calm: u32) -> impl Strategy<Value = Act> {
     ]
 }
 
-/// The act, after a time, or just now.
+/// Returns the act, either after a time or immediately.
 fn later((hundredths, act): (u64, Act)) -> Act {
     if hundredths % 3 == 0 { act } else { Act::After(hundredths * 10, Box::new(act)) }
 }
 
-/// A moment of a build, early ones as likely as late ones.
+/// Generates moments of a build, early ones as likely as late ones.
 fn moments() -> impl Strategy<Value = u64> {
     (4..24_u32, any::<u64>()).prop_map(|(bits, random)| random % (1 << bits) * 10)
 }
 
-/// Builds in which two things hardly ever happen at once, and some in which they mostly do.
+/// Generates builds in which two things rarely happen at once, and some in which they mostly do.
 fn builds() -> impl Strategy<Value = Build> {
     prop_oneof![3 => sparse_builds(), 1 => sparse_builds().prop_map(crowded)]
 }
 
-/// Steps do everything at whole hundredths of a second, cancels and the build's time limit come between those: so it is
-/// rare that two things happen at once, and the model needs not say which comes first.
+/// Steps act at whole hundredths of a second; cancels and the build's time limit come between those. So two
+/// things rarely happen at once, and the model need not define which comes first.
 fn sparse_builds() -> impl Strategy<Value = Build> {
     let graph = prop_oneof![4 => graphs(0..=12), 3 => graphs(0..=60), 1 => graphs(0..=300)];
     let limits = (1..6_usize, 1..4_usize).prop_map(|(local, apart)| [local, apart]);
@@ -103,7 +104,7 @@ fn sparse_builds() -> impl Strategy<Value = Build> {
     })
 }
 
-/// The same with everything at whole half seconds, within few of them.
+/// Returns the same build with everything at whole half seconds, within few of them.
 fn crowded(build: Build) -> Build {
     let halves = |ms: u64, limit: u64| ms % limit * 500;
     let act = |act| match act {
@@ -121,15 +122,15 @@ fn crowded(build: Build) -> Build {
     }
 }
 
-/// The engine's side of a build.
+/// The engine's results of a build.
 struct Run {
     events: Vec<BuildEvent>,
     outcome: BuildOutcome,
-    /// What the runners of each pool remember.
+    /// The memories of each pool's runners.
     memories: [Memory; 2],
 }
 
-/// Runs a build on what `compose` makes of the runners.
+/// Runs a build on the set that `compose` makes of the runners.
 fn run<R: RunnerSet>(build: &Build, compose: fn(Three) -> R) -> Run {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
     runtime.block_on(async {
@@ -175,7 +176,7 @@ fn run<R: RunnerSet>(build: &Build, compose: fn(Three) -> R) -> Run {
     })
 }
 
-/// The milliseconds that the engine takes for a build whose steps all pass, on one pool.
+/// Returns the milliseconds that the engine takes for a build whose steps all pass, on one pool.
 pub(crate) fn pass_only(work: &Workload, slots: usize) -> u64 {
     let steps = work.durations_ms.len();
     let build = Build {
@@ -195,12 +196,12 @@ pub(crate) fn pass_only(work: &Workload, slots: usize) -> u64 {
 }
 
 impl Run {
-    /// Which step each event is about.
+    /// Returns the step of each event's id.
     fn steps(&self) -> BTreeMap<Uuid, usize> {
         self.outcome.steps.iter().enumerate().map(|(step, summary)| (summary.step_id, step)).collect()
     }
 
-    /// What came of the build, in the model's words.
+    /// Returns the build's result in the model's terms.
     fn played(self) -> Played {
         let steps = self.steps();
         let retries = self.events.iter().filter_map(|event| match event {
@@ -223,7 +224,8 @@ impl Run {
         played.sorted()
     }
 
-    /// What holds of the events of any build, also where several courses of it are right.
+    /// Checks the invariants of any build's events, which also hold if several courses of the build are
+    /// right.
     fn check(&self, build: &Build) {
         let ids = self.steps();
         assert_eq!(ids.len(), build.graph.len);

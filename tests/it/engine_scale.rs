@@ -10,7 +10,7 @@ use crate::{
     scripted::{Scripted, request},
 };
 
-/// Runs a build on a thread with a stack of 256 KiB and tells how much processor time it took.
+/// Runs a build on a thread with a stack of 256 KiB. Returns how much processor time it took.
 fn cpu_time_of(graph: Graph) -> Duration {
     let run = move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
@@ -31,7 +31,7 @@ fn cpu_time_of(graph: Graph) -> Duration {
     thread::Builder::new().stack_size(256 * 1024).spawn(run).unwrap().join().unwrap()
 }
 
-/// Processor time, because the machine may be busy with other tests.
+/// Returns processor time, because the machine may be busy with other tests.
 fn thread_time() -> Duration {
     let time = clock_gettime(ClockId::ThreadCPUTime);
     Duration::new(time.tv_sec.unsigned_abs(), time.tv_nsec.try_into().unwrap())

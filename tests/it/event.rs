@@ -1,4 +1,4 @@
-//! Events from the writer's and the runners' ends to the readers', on virtual input.
+//! Events from the writer and the runners to the readers, on virtual input.
 
 mod compat;
 mod journal;
@@ -79,7 +79,7 @@ fn end_build(mut writer: EventWriter) {
     writer.flush().unwrap();
 }
 
-/// Lines of one step and stream, in order.
+/// Returns the lines of one step and stream, in order.
 fn lines(events: &[BuildEvent], of: u32, from: StdStream) -> Vec<String> {
     let line = |event: &BuildEvent| match event {
         BuildEvent::StepLog { step_id, stream, line, .. } if *step_id == id(of) && *stream == from => {
@@ -198,7 +198,7 @@ async fn output_from_other_threads_wakes_the_dispatcher_and_lies_between_start_a
         })
         .collect();
     while !threads.iter().all(std::thread::JoinHandle::is_finished) {
-        // Every wake is followed by output or by the threads' end.
+        // Every wake is followed by output or by the end of the threads.
         let _ = tokio::time::timeout(Duration::from_millis(20), writer.dirty()).await;
         writer.flush().unwrap();
     }

@@ -1,4 +1,4 @@
-//! What runners are given and give back, against the ecosystem's own types.
+//! The inputs and results of runners, compared with the ecosystem's own types.
 
 use hm_exec::{ExecutorInput, StepResult};
 use hm_plugin_protocol as theirs;
@@ -8,14 +8,14 @@ use serde_json::{Value, json};
 
 use crate::input_oracle;
 
-/// Reads `value` as `A`, what that writes as `B`, and what that writes must be `value` again.
+/// Checks that `value` read as `A`, written, read as `B` and written again is `value`.
 fn round_trip<A: Serialize + DeserializeOwned, B: Serialize + DeserializeOwned>(value: &Value) {
     let a: A = serde_json::from_value(value.clone()).unwrap();
     let b: B = serde_json::from_value(serde_json::to_value(&a).unwrap()).unwrap();
     assert_eq!(serde_json::to_value(&b).unwrap(), *value);
 }
 
-/// An input with every field set; `null` where the published crate writes it.
+/// Returns an input with every field set; `null` if the published crate writes it.
 fn input(cache_lookup: &Value, parent_snapshot: &Value) -> Value {
     json!({
         "step": {
@@ -98,7 +98,7 @@ fn results_are_read_and_written_alike_by_us_and_the_published_crate() {
     }
 }
 
-/// Some JSON of any shape.
+/// Generates JSON of any shape.
 fn json_values() -> impl Strategy<Value = Value> {
     let leaf = prop_oneof![
         Just(Value::Null),
@@ -116,7 +116,7 @@ fn json_values() -> impl Strategy<Value = Value> {
     })
 }
 
-/// A field of `value`, of a field of it, and so on.
+/// Returns a field of `value`, of that field, and so on.
 fn place<'a>(value: &'a mut Value, at: &[prop::sample::Index]) -> &'a mut Value {
     match at {
         [first, rest @ ..] if value.as_object().is_some_and(|fields| !fields.is_empty()) => {

@@ -1,4 +1,4 @@
-//! Small filesystems of a test's own, where this machine lets it mount some.
+//! Small filesystems of one test, if this machine lets it mount any.
 
 use std::{
     fs,
@@ -9,14 +9,14 @@ use std::{
 
 use tempfile::TempDir;
 
-/// A mounted filesystem, gone with the value.
+/// A mounted filesystem, unmounted when it is dropped.
 pub(crate) struct Filesystem {
     _top: TempDir,
     dir: PathBuf,
 }
 
 impl Filesystem {
-    /// One in memory. `None` where this process may not mount: a test then skips.
+    /// Mounts one in memory. Returns `None` if this process may not mount: the test is then skipped.
     pub(crate) fn tmpfs(megabytes: u64) -> Option<Self> {
         Self::mount("tmpfs", |dir| {
             Command::new("mount")
@@ -26,7 +26,7 @@ impl Filesystem {
         })
     }
 
-    /// One in a file.
+    /// Mounts one in a file.
     pub(crate) fn ext4(megabytes: u64) -> Option<Self> {
         Self::mount("ext4 in a file", |dir| {
             let image = dir.with_file_name("image");
@@ -48,7 +48,7 @@ impl Filesystem {
             Ok(output) => String::from_utf8_lossy(&output.stderr).into_owned(),
             Err(error) => error.to_string(),
         };
-        // Only root mounts, and not in every container: nothing that the suite can require.
+        // Only root can mount, and not in every container, so the suite cannot require it.
         crate::backends::told_skip(what, &why);
         None
     }
@@ -57,7 +57,7 @@ impl Filesystem {
         &self.dir
     }
 
-    /// Takes all the space that is left, but for `spare` bytes.
+    /// Takes all the remaining space except `spare` bytes.
     pub(crate) fn fill(&self, spare: u64) {
         let mut file = fs::File::create(self.dir.join("filler")).unwrap();
         for block in [1 << 20, 4096] {
@@ -67,7 +67,7 @@ impl Filesystem {
         file.set_len(len.saturating_sub(spare)).unwrap();
     }
 
-    /// Gives back what [`fill`](Self::fill) took.
+    /// Frees the space that [`fill`](Self::fill) took.
     pub(crate) fn free(&self) {
         fs::remove_file(self.dir.join("filler")).unwrap();
     }

@@ -1,4 +1,4 @@
-//! Greedy schedules are good ones: how much longer than the best a build may take.
+//! Greedy schedules are good: how much longer than the best schedule a build may take.
 
 use std::time::Duration;
 
@@ -11,8 +11,8 @@ use crate::{
     workloads::{Random, Workload, forty},
 };
 
-/// Graham's bound, `work / slots + (1 - 1 / slots) * path`. It is at most `2 - 1 / slots` times the larger of `work / slots`
-/// and `path`, which no schedule beats.
+/// Checks Graham's bound, `work / slots + (1 - 1 / slots) * path`. It is at most `2 - 1 / slots` times the
+/// larger of `work / slots` and `path`, which no schedule beats.
 fn check(work: &Workload, slots: usize, makespan: u64) {
     let (path, all) = bounds(work);
     let slots = slots as u64;
@@ -25,7 +25,7 @@ fn known(durations_ms: &[u64]) -> Vec<Option<Duration>> {
     durations_ms.iter().map(|ms| Some(Duration::from_millis(*ms))).collect()
 }
 
-/// Any graph, whose numbering is an order of it, with times that may be zero.
+/// Generates any graph whose numbering is a topological order, with times that may be zero.
 fn workloads() -> impl Strategy<Value = Workload> {
     let parents = vec(any::<prop::sample::Index>(), 0..4);
     vec((prop_oneof![Just(0), 0..20_u64, 0..100_000_u64], parents), 0..80).prop_map(|steps| {

@@ -1,13 +1,14 @@
-//! What must hold for any bytes that are given as a runner's input, with the published crate as the reference. The property
-//! test and the fuzz target share it.
+//! Invariants of arbitrary bytes as a runner's input, with the published crate as the reference. The property
+//! test and the fuzz target share them.
 
 use hm_exec::ExecutorInput;
 use hm_plugin_protocol as theirs;
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
 
-/// Checks one input: what we read, the published crate reads, and the same from it; what it reads, we read. What it does
-/// not know of a cache policy, it skips without looking whether it can be said (half a surrogate pair can't), and we keep.
+/// Checks one input. Every input that our types read, the published crate reads with the same result, and
+/// vice versa. The published crate skips the fields of a cache policy that it does not know, without checking
+/// whether they are valid text (half a surrogate pair is not); our types keep them.
 pub(crate) fn check(json: &[u8]) {
     let ours = serde_json::from_slice::<ExecutorInput>(json);
     let theirs = serde_json::from_slice::<theirs::ExecutorInput>(json);
@@ -29,7 +30,7 @@ pub(crate) fn check(json: &[u8]) {
     }
 }
 
-/// What a `T` that is read from `value` writes.
+/// Returns the JSON that a `T` read from `value` writes.
 fn rewritten<T: Serialize + DeserializeOwned>(value: &Value) -> Value {
     serde_json::to_value(serde_json::from_value::<T>(value.clone()).unwrap()).unwrap()
 }

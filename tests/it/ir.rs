@@ -1,4 +1,5 @@
-//! The IR against real pipelines, against the ecosystem's own reader, and at sizes that nobody writes by hand.
+//! The IR, checked with real pipelines, with the ecosystem's own reader, and at sizes that no user writes by
+//! hand.
 
 use std::{fs, path::Path, time::Instant};
 
@@ -13,7 +14,7 @@ use serde_json::{Value, json};
 
 use crate::ir_oracle;
 
-/// The real pipelines, by file name.
+/// Returns the real pipelines, by file name.
 pub(crate) fn fixtures() -> Vec<(String, String)> {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/ir");
     let mut found: Vec<_> = fs::read_dir(dir)
@@ -26,7 +27,7 @@ pub(crate) fn fixtures() -> Vec<(String, String)> {
     found
 }
 
-/// IR of `nodes` and `edges`.
+/// Returns an IR with `nodes` and `edges`.
 pub(crate) fn ir(nodes: &Value, edges: &Value) -> Value {
     json!({ "version": "0", "graph": { "nodes": nodes, "node_holes": [], "edge_property": "directed", "edges": edges } })
 }
@@ -114,7 +115,7 @@ fn big(edges: impl Iterator<Item = String>) -> String {
 
 const BIG: u32 = 100_000;
 
-/// On a thread with a small stack, so that recursion could not hide.
+/// Runs on a thread with a small stack, so that recursion overflows it.
 fn with_small_stack(test: fn()) {
     std::thread::Builder::new().stack_size(128 * 1024).spawn(test).unwrap().join().unwrap();
 }
@@ -208,7 +209,7 @@ fn json_value() -> impl Strategy<Value = Value> {
     })
 }
 
-/// Valid pipelines, their edges in any order and some of them twice.
+/// Generates valid pipelines, with edges in any order, some of them twice.
 fn pipeline() -> impl Strategy<Value = Value> {
     (0_usize..12).prop_flat_map(|count| {
         let nodes = (0..count).map(step).collect::<Vec<_>>();
@@ -235,7 +236,7 @@ fn pipeline() -> impl Strategy<Value = Value> {
     })
 }
 
-/// Replaces the value that `path` leads to.
+/// Replaces the value at `path`.
 fn mutate(value: &mut Value, path: &[sample::Index], with: Value) {
     match (value, path) {
         (Value::Array(items), [index, rest @ ..]) if !items.is_empty() => {

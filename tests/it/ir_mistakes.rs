@@ -1,4 +1,4 @@
-//! Every mistake that a pipeline can show by itself, with the words that people read.
+//! Every mistake that a pipeline can show by itself, with its exact message.
 
 use hm_exec::ir::{InvalidPipeline, Pipeline, Place, ProblemKind};
 use serde_json::{Value, json};
@@ -9,14 +9,14 @@ fn node(key: &str) -> Value {
     json!({ "step": { "key": key, "cmd": "true" }, "env": {} })
 }
 
-/// A node whose step has one field more, or another one.
+/// Returns a node whose step has an additional or changed field.
 fn node_with(key: &str, field: &str, value: Value) -> Value {
     let mut node = node(key);
     node["step"][field] = value;
     node
 }
 
-/// Three steps `a`, `b`, `c` and these edges.
+/// Returns the IR of three steps `a`, `b`, `c` with these edges.
 fn edges(edges: Value) -> Value {
     ir(&json!([node("a"), node("b"), node("c")]), &edges)
 }

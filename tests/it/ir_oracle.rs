@@ -1,5 +1,5 @@
-//! What must hold for any bytes that are given to the decoder, with the published reader as the reference. The property
-//! tests and the fuzz target share it.
+//! Invariants of arbitrary bytes given to the decoder, with the published reader as the reference. The
+//! property tests and the fuzz target share them.
 
 use std::collections::BTreeMap;
 
@@ -13,10 +13,12 @@ use hm_pipeline_ir::{EdgeKind as TheirKind, PipelineGraph, Transition};
 
 /// Checks one input:
 /// - nothing panics;
-/// - what we accept, the published reader accepts, and reads the same graph out of it and out of what we write;
-/// - what it accepts and we do not, we refuse for what it means (a cycle, a taken key, ...): once it is written in the
-///   published writer's words, its shape is none of our concerns. We are stricter in shape where serde is generous (a
-///   record as an array, a kind as an object), which no writer makes use of.
+/// - if our decoder accepts it, the published reader accepts it too, and reads the same graph from it and
+/// from the JSON that we write;
+/// - if the published reader accepts it and ours does not, we refuse it for its meaning (a cycle, a taken
+/// key, ...): once the published writer has rewritten it, its shape is no longer an error. Our decoder is
+/// stricter about shape where serde is lenient (a record as an array, a kind as an object), which no writer
+/// uses.
 pub(crate) fn check(json: &[u8]) {
     let theirs = serde_json::from_slice::<PipelineGraph>(json);
     match (Pipeline::decode(json), theirs) {
@@ -49,7 +51,7 @@ fn assert_same_graph(ours: &Pipeline, theirs: &PipelineGraph) {
     assert_eq!(ours.nodes.len(), graph.node_count());
     ours.nodes.iter().zip(graph.raw_nodes()).for_each(|(ours, theirs)| assert_same_node(ours, &theirs.weight));
 
-    // We merge what says twice that a step needs another; `builds_in` says more than `depends_on`.
+    // We merge duplicate edges between two steps; `builds_in` implies `depends_on`.
     let mut their_edges = BTreeMap::new();
     for edge in graph.raw_edges() {
         let ends = (edge.source().index() as u32, edge.target().index() as u32);
@@ -108,7 +110,7 @@ fn check_plan(plan: &Plan) {
     }
 }
 
-/// A set of runners with different wants.
+/// Returns a set of runners with different requirements.
 fn runners() -> Vec<RunnerDescriptor> {
     let descriptor = |name: &str, images, layers, args| {
         let mut capabilities = RunnerCapabilities::default();

@@ -1,4 +1,4 @@
-//! Integration tests, all in one binary: one module per topic.
+//! Integration tests, all in one binary, with one module for each topic.
 
 #![allow(clippy::unwrap_used, clippy::needless_pass_by_value, reason = "helpers of tests panic, and take `json!(..)`")]
 

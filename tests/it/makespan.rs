@@ -15,13 +15,13 @@ use hm_exec::{
 
 use crate::workloads::Workload;
 
-/// What decides which step starts next.
+/// The order in which steps start.
 pub(crate) trait Order {
     fn start(&mut self) -> Option<usize>;
     fn passed(&mut self, step: usize);
 }
 
-/// When the last step ends. `order` starts no more steps at once than there are slots.
+/// Returns when the last step ends. `order` never starts more steps at once than there are slots.
 pub(crate) fn makespan(work: &Workload, order: &mut impl Order) -> u64 {
     let mut now = 0;
     let mut running = BinaryHeap::new();
@@ -39,7 +39,8 @@ pub(crate) fn makespan(work: &Workload, order: &mut impl Order) -> u64 {
     now
 }
 
-/// The longest path, and all work, in milliseconds. No schedule is shorter than the one, or the other's share of a slot.
+/// Returns the longest path and the total work, in milliseconds. No schedule is shorter than the path, nor
+/// than the work divided by the slots.
 pub(crate) fn bounds(work: &Workload) -> (u64, u64) {
     let mut path = work.durations_ms.clone();
     for step in 0..path.len() {
@@ -50,7 +51,7 @@ pub(crate) fn bounds(work: &Workload) -> (u64, u64) {
     (path.into_iter().max().unwrap_or(0), work.durations_ms.iter().sum())
 }
 
-/// The makespan as a multiple of the lower bound.
+/// Returns the makespan as a multiple of the lower bound.
 pub(crate) fn ratio(work: &Workload, slots: usize, order: &mut impl Order) -> f64 {
     let (path, all) = bounds(work);
     makespan(work, order) as f64 / (path as f64).max(all as f64 / slots as f64)
@@ -61,7 +62,7 @@ pub(crate) fn dag(work: &Workload) -> Dag {
     Dag::new(work.durations_ms.len(), &work.edges.iter().map(edge).collect::<Vec<_>>()).expect("parents come first")
 }
 
-/// The engine's policy, by what it believes of the steps' durations.
+/// Returns the engine's policy with the believed durations of the steps.
 pub(crate) fn ours<'dag>(dag: &'dag Dag, believed: &[Option<Duration>], slots: usize) -> Policy<'dag> {
     let placements = priorities(dag, believed).into_iter();
     let placements = placements.map(|priority| Placement { pool: 0, priority, cached: false }).collect();

@@ -1,10 +1,10 @@
-//! Pipelines for tests: random graphs, and the IR that says them.
+//! Pipelines for tests: random graphs and their IR.
 
 use std::{fmt::Write as _, ops::RangeInclusive};
 
 use proptest::prelude::*;
 
-/// A graph by step numbers. An edge's flag tells `builds_in` from `depends_on`.
+/// A graph by step numbers. An edge's flag is `true` for `builds_in` and `false` for `depends_on`.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Graph {
     pub(crate) len: usize,
@@ -12,12 +12,12 @@ pub(crate) struct Graph {
 }
 
 impl Graph {
-    /// Each step builds in the one before.
+    /// Returns a graph in which each step builds in the one before it.
     pub(crate) fn chain(len: usize) -> Self {
         Self { len, edges: (1..len).map(|step| (step - 1, step, true)).collect() }
     }
 
-    /// All steps but the first build in the first.
+    /// Returns a graph in which all steps except the first build in the first.
     pub(crate) fn fan(len: usize) -> Self {
         Self { len, edges: (1..len).map(|step| (0, step, true)).collect() }
     }
@@ -26,12 +26,12 @@ impl Graph {
         self.edges.iter().filter(|edge| edge.1 == step).map(|edge| edge.0).collect()
     }
 
-    /// The IR of no-op steps `s0`, `s1`, ...
+    /// Returns the IR of no-op steps `s0`, `s1`, ...
     pub(crate) fn to_ir_json(&self) -> String {
         self.to_ir_json_with(|_| String::new())
     }
 
-    /// The same with more fields for each step, such as `,"timeout_seconds":1`.
+    /// Returns the same IR with additional fields for each step, such as `,"timeout_seconds":1`.
     pub(crate) fn to_ir_json_with(&self, fields: impl Fn(usize) -> String) -> String {
         let mut json = String::from(r#"{"version":"0","default_image":"host","graph":{"nodes":["#);
         for step in 0..self.len {
@@ -50,8 +50,8 @@ impl Graph {
     }
 }
 
-/// Random acyclic graphs, whose numbering says nothing about their order: up to three parents a step, at most one of them
-/// by `builds_in`.
+/// Generates acyclic graphs whose numbering is independent of their order: up to three parents a step, at
+/// most one of them by `builds_in`.
 pub(crate) fn graphs(len: RangeInclusive<usize>) -> impl Strategy<Value = Graph> {
     len.prop_flat_map(|len| {
         let numbers = Just((0..len).collect::<Vec<_>>()).prop_shuffle();
@@ -76,7 +76,7 @@ pub(crate) fn graphs(len: RangeInclusive<usize>) -> impl Strategy<Value = Graph>
     })
 }
 
-/// So many random cases, or as many as `PROPTEST_CASES` says.
+/// Returns a configuration with `cases` random cases, or as many as `PROPTEST_CASES` requests.
 pub(crate) fn cases(cases: u32) -> ProptestConfig {
     let default = ProptestConfig::default();
     if std::env::var_os("PROPTEST_CASES").is_some() { default } else { ProptestConfig { cases, ..default } }

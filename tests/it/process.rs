@@ -23,7 +23,7 @@ use uuid::Uuid;
 
 const RUN: Uuid = Uuid::from_u128(7);
 
-/// A source tree, a store, and one run of one step after another.
+/// A source tree, a store, and a run of one step after another.
 struct Bench {
     top: tempfile::TempDir,
     runner: ProcessRunner,
@@ -124,7 +124,7 @@ fn lines(events: &[BuildEvent], from: StdStream) -> Vec<&str> {
     events.iter().filter_map(line).collect()
 }
 
-/// Whether a process is there, and has not merely not been waited for.
+/// Returns whether a process exists and is not a zombie.
 fn is_alive(pid: &str) -> bool {
     let state = Command::new("ps").args(["-o", "stat=", "-p", pid]).output().unwrap().stdout;
     !state.is_empty() && !state.starts_with(b"Z")
@@ -141,7 +141,7 @@ fn wait_for<T>(what: &str, mut ready: impl FnMut() -> Option<T>) -> T {
     }
 }
 
-/// The process ids that a step wrote, one a line, when there are `count`.
+/// Returns the process ids that a step wrote, one a line, once there are `count`.
 fn pids(path: &Path, count: usize) -> Vec<String> {
     wait_for("process ids", || {
         let text = fs::read_to_string(path).unwrap_or_default();
@@ -245,7 +245,7 @@ fn a_killed_engine_takes_its_steps_along_and_the_next_one_cleans_up() {
     }
 }
 
-/// Not a test by itself: what the one above kills.
+/// Not a test by itself: the process that the test above kills.
 #[test]
 #[ignore = "started, and killed, by another test"]
 fn victim() {

@@ -20,7 +20,7 @@ use crate::{
 
 const BACKOFFS_MS: [u64; 2] = [100, 200];
 
-/// One thing that may happen to a build.
+/// An event that may happen to a build.
 #[derive(Debug, Clone)]
 enum Operation {
     Start,
@@ -42,7 +42,7 @@ pub(crate) struct Scenario {
     final_ends: Vec<AttemptEnd>,
 }
 
-/// How an attempt ends, the likelier the more bytes stand for it.
+/// Returns how an attempt ends; the more bytes map to an end, the likelier it is.
 fn end_of(byte: u8) -> AttemptEnd {
     match byte % 17 {
         0..8 => AttemptEnd::Exited(0),
@@ -55,7 +55,7 @@ fn end_of(byte: u8) -> AttemptEnd {
     }
 }
 
-/// What happens, three bytes each.
+/// Returns the operations of the bytes, three bytes each.
 fn operations_of(bytes: &[u8]) -> Vec<Operation> {
     let operation = |&[kind, which, value]: &[u8; 3]| match kind % 161 {
         0..60 => Operation::Start,
@@ -92,20 +92,20 @@ pub(crate) fn scenarios() -> impl Strategy<Value = Scenario> {
 }
 
 impl Scenario {
-    /// The same with what happens as these bytes say.
+    /// Returns the same case with the operations that these bytes encode.
     #[allow(dead_code, reason = "for the fuzz target")]
     pub(crate) fn with_operations(self, bytes: &[u8]) -> Self {
         Self { operations: operations_of(bytes), ..self }
     }
 }
 
-/// The policy and the model side by side, and what was seen of them.
+/// The policy and the model side by side, and the observations of both.
 struct Pair<'dag> {
     policy: Policy<'dag>,
     model: Model,
     now: Duration,
     terminal: BTreeMap<usize, StepStatus>,
-    /// Steps that the policy has asked the cache for.
+    /// Steps for which the policy has asked the cache.
     looking_up: BTreeSet<usize>,
 }
 

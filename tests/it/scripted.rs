@@ -1,4 +1,4 @@
-//! A runner that does what a script says, in virtual time, and remembers what it was asked.
+//! A runner that follows a script in virtual time, and records its requests.
 
 use std::{
     collections::BTreeMap,
@@ -21,32 +21,32 @@ use uuid::Uuid;
 
 use crate::pipelines::Graph;
 
-/// What one attempt does.
+/// The behavior of one attempt.
 #[derive(Debug, Clone)]
 pub(crate) enum Act {
-    /// Exits with a code after some milliseconds; ends early when cancelled.
+    /// Exits with a code after some milliseconds; ends early if it is cancelled.
     Exit { code: i32, after_ms: u64 },
     /// Prints, then exits 0.
     Print(&'static [u8]),
-    /// Fails in a way that is not the command's fault.
+    /// Fails with an infrastructure error, which is not the command's fault.
     Break,
-    /// The same, and says that another attempt is no use.
+    /// Fails in the same way, and reports that a retry is useless.
     BreakForGood,
-    /// Goes over its memory limit.
+    /// Exceeds its memory limit.
     Swell,
-    /// Waits to be cancelled, and takes some milliseconds to end then.
+    /// Waits to be cancelled, and then takes some milliseconds to end.
     Linger { ms: u64 },
-    /// Does not look at its token at all.
+    /// Ignores its cancellation token.
     Ignore,
     /// Panics.
     Panic,
-    /// Says that it was cancelled, though nobody did.
+    /// Reports a cancellation that was not requested.
     Desert,
-    /// Says that a limit of its own was reached.
+    /// Reports that its own time limit was reached.
     OwnLimit,
-    /// Does something after some milliseconds; ends early when cancelled.
+    /// Does something after some milliseconds; ends early if it is cancelled.
     After(u64, Box<Act>),
-    /// Waits to be cancelled, and does something else than saying so.
+    /// Waits to be cancelled, and then does something else than reporting it.
     OnceTold(Box<Act>),
 }
 
@@ -62,7 +62,7 @@ pub(crate) struct Seen {
     pub(crate) commits: bool,
 }
 
-/// What the runner remembers.
+/// The runner's records.
 #[derive(Debug, Default)]
 pub(crate) struct Memory {
     pub(crate) seen: Vec<Seen>,
@@ -70,16 +70,16 @@ pub(crate) struct Memory {
     pub(crate) most_running: usize,
     /// Attempts whose future was dropped before it ended.
     pub(crate) dropped: Vec<String>,
-    /// Snapshots that were handed back, and to whom.
+    /// Snapshots that were handed back, and the runner that got them.
     pub(crate) reaped: Vec<(&'static str, String)>,
 }
 
 /// A runner that follows a script.
 #[derive(Debug, Clone)]
 pub(crate) struct Scripted {
-    /// What its snapshots are named after.
+    /// The name that its snapshots start with.
     pub(crate) name: &'static str,
-    /// What the attempts of a step do, one after the other. A step that is not here passes at once.
+    /// What the attempts of a step do, in order. A step that is not listed passes immediately.
     pub(crate) script: BTreeMap<String, Vec<Act>>,
     pub(crate) memory: Arc<Mutex<Memory>>,
     pub(crate) reaping_hangs: bool,
@@ -98,7 +98,7 @@ pub(crate) struct Runners {
 }
 
 impl Scripted {
-    /// Must be called within a runtime, whose clock it reads.
+    /// Returns a runner. Must be called within a runtime, because it reads the runtime's clock.
     pub(crate) fn new<const N: usize>(script: [(&str, Vec<Act>); N]) -> Self {
         Self {
             name: Self::NAME,
@@ -153,7 +153,7 @@ impl Scripted {
                 Box::pin(self.act(*act, ctx, input)).await
             }
             Act::Ignore => pending().await,
-            // Says nothing on stderr.
+            // Prints nothing on stderr.
             Act::Panic => resume_unwind(Box::new("scripted")),
             Act::Desert => Err(RunnerError::cancelled()),
             Act::OwnLimit => Err(RunnerError::timed_out()),
@@ -210,7 +210,7 @@ impl StepRunner for Scripted {
     }
 }
 
-/// Counts an attempt as running, and as dropped where it goes with its key and without a panic.
+/// Counts an attempt as running, and as dropped if it is dropped with its key and without a panic.
 struct Presence<'a> {
     memory: &'a Mutex<Memory>,
     key: Option<String>,
@@ -226,7 +226,7 @@ impl Drop for Presence<'_> {
     }
 }
 
-/// A request whose events depend on nothing but the plan and the runners.
+/// Returns a request whose events depend only on the plan and the runners.
 pub(crate) fn request(graph: &Graph) -> RunRequest {
     let mut request = RunRequest::new(Plan::parse(graph.to_ir_json()).unwrap(), "/nonexistent/source");
     request.run_id = Some(Uuid::from_u128(0x1234_5678_9abc_def0_1234_5678_9abc_def0));

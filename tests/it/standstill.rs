@@ -1,5 +1,4 @@
-//! Builds whose engine stands still for a while, as a stopped process does: time passes, and no timer is
-//! heard.
+//! Builds whose engine stands still for a while, as a stopped process does: time passes, and no timer fires.
 
 use std::time::Duration;
 
@@ -12,19 +11,20 @@ use crate::{
     scripted::{Act, Scripted, request, statuses},
 };
 
-/// What a build has to go by, in milliseconds.
+/// The parameters of a build, in milliseconds.
 #[derive(Debug, Clone, Default)]
 struct Case {
-    /// What the only step does.
+    /// The act of the only step.
     act: Option<Act>,
     step_limit: Option<u64>,
     build_limit: Option<u64>,
     cancel_at: Option<u64>,
-    /// From when the engine stands still, and for how long.
+    /// When the engine stands still, and for how long.
     stands_still: (u64, u64),
 }
 
-/// Plays it in virtual time: how it ended, after how long, and whether the runner was given up on.
+/// Runs it in virtual time. Returns how it ended, after how long, and whether the engine gave up on the
+/// runner.
 fn play(case: &Case) -> (BuildOutcome, u64, bool) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
     runtime.block_on(async {
@@ -51,7 +51,7 @@ fn play(case: &Case) -> (BuildOutcome, u64, bool) {
         };
         let reading = async { while events.next().await.is_some() {} };
         let running = async { tokio::join!(reading, cancelling) };
-        // The standstill may be longer than the build.
+        // The standstill may outlast the build.
         tokio::select! {
             _ = running => {}
             () = async { standing_still.await; std::future::pending().await } => {}
@@ -78,7 +78,7 @@ fn a_step_that_ended_in_time_passes() {
 
 #[test]
 fn a_grace_does_not_pass_while_nobody_looks() {
-    // Two seconds of grace, and ten in which the runner is to return.
+    // Two seconds of grace, and ten in which the runner must return.
     let act = Some(Act::Linger { ms: 3_000 });
     let (outcome, took, is_dropped) =
         play(&Case { act, cancel_at: Some(500), stands_still: (1_000, 60_000), ..Case::default() });
@@ -89,8 +89,8 @@ fn a_grace_does_not_pass_while_nobody_looks() {
 proptest! {
     #![proptest_config(cases(300))]
 
-    /// To the millisecond: a step that ends by itself in the time that it has, not counting the standstill,
-    /// passes; one that does not is interrupted, and not before that time.
+    /// To the millisecond: a step that ends by itself within its time, not counting the standstill, passes. A
+    /// step that does not is interrupted, and not before that time is over.
     #[test]
     fn limits_count_the_time_in_which_the_engine_runs(
         is_step in any::<bool>(),
@@ -113,7 +113,7 @@ proptest! {
             }
             [StepStatus::TimedOut] => {
                 prop_assert!(ends > limit && ends > from + lasts, "{:?}", case);
-                // The slice in which it stood still may be counted as a whole.
+                // The slice in which the engine stood still may be counted as a whole.
                 prop_assert!(took + slice >= is_over_by(0) && took <= is_over_by(101), "{} {:?}", took, case);
             }
             ref other => prop_assert!(false, "{:?}", other),

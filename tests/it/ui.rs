@@ -1,4 +1,5 @@
-//! What a downstream crate's compiler says about sets of runners. `TRYBUILD=overwrite` writes the expected errors anew.
+//! The compiler errors of a downstream crate with wrong sets of runners. `TRYBUILD=overwrite` regenerates the
+//! expected errors.
 
 #[test]
 fn wrong_sets_say_what_is_wrong() {

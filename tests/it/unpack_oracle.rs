@@ -1,6 +1,6 @@
-//! Unpacking an image's layer beside a model of it that is plainly right: an archive of any members becomes the tree that
-//! the model says, or is refused where the model refuses it, and nothing is written elsewhere. The property test and the
-//! fuzz target share it.
+//! Unpacking an image's layer, compared with a reference model that is evidently right. An archive of any
+//! members becomes the tree that the model computes, or is refused if the model refuses it, and nothing is
+//! written elsewhere. The property test and the fuzz target share it.
 
 use std::{
     collections::BTreeMap,
@@ -42,14 +42,14 @@ enum Format {
     Data,
 }
 
-/// How long holes are, in bytes.
+/// The length of holes, in bytes.
 const HOLE: usize = 700;
 
-/// Stands for a directory beside the one that is unpacked to.
+/// Stands for a directory beside the root that is unpacked to.
 const OUTSIDE: &str = "OUTSIDE";
 
-/// Names, the likelier the oftener they stand here: such as get in each other's way, such as mean something, and such as lead
-/// elsewhere.
+/// Names; the more often a name is listed, the likelier it is. Some collide with each other, some have a
+/// special meaning, and some lead elsewhere.
 const NAMES: [&str; 32] = [
     "a",
     "b",
@@ -85,10 +85,10 @@ const NAMES: [&str; 32] = [
     ".wh.c",
 ];
 
-/// Where links lead, beside those that lead to a path.
+/// Targets of links, besides those that are paths of members.
 const TARGETS: [&str; 8] = ["../out", OUTSIDE, "/", ".", "/a", "/b/../c", "../a/../../b", "c/./"];
 
-/// The archive's members for which these bytes stand; any do for some.
+/// Returns the archive members that these bytes encode; any bytes encode some.
 pub(crate) fn members_of(bytes: &[u8]) -> Vec<Member> {
     let mut bytes = bytes.iter().copied();
     let mut members = Vec::new();
@@ -113,14 +113,14 @@ pub(crate) fn members_of(bytes: &[u8]) -> Vec<Member> {
     members
 }
 
-/// One name to three, from a byte and one for each.
+/// Returns a path of one to three names, from one byte for the count and one for each name.
 fn path_of(bytes: &mut impl Iterator<Item = u8>) -> String {
     let count = usize::from(bytes.next().unwrap_or(0) % 3) + 1;
     let names = bytes.take(count).map(|byte| NAMES[usize::from(byte) % NAMES.len()]);
     names.collect::<Vec<_>>().join("/")
 }
 
-/// What is at a path.
+/// The entry at a path.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Node {
     Directory { is_opaque: bool },
@@ -133,12 +133,12 @@ enum Node {
 #[derive(Debug, Default)]
 struct Model(BTreeMap<Vec<String>, Node>);
 
-/// The archive is to be refused.
+/// The archive must be refused.
 struct Refused;
 
 impl Model {
     fn put(&mut self, Member { path, kind }: &Member) -> Result<(), Refused> {
-        // Archives of old times mark a directory by its name.
+        // Old archives mark a directory by its name.
         let kind =
             if matches!(kind, Kind::File(_) | Kind::Sparse(_, Format::Records | Format::Data)) && path.ends_with('/') {
                 &Kind::Directory
@@ -186,7 +186,7 @@ impl Model {
                 let (name, parents) = target.split_last().ok_or(Refused)?;
                 let target = [self.real(parents, false)?, vec![name.clone()]].concat();
                 match self.0.get(&target) {
-                    // It goes before the link is made, if it lies in what the link replaces.
+                    // It is removed before the link is made, if it is inside the path that the link replaces.
                     Some(node @ (Node::File(_) | Node::Symlink(_))) if !target.starts_with(path) => node.clone(),
                     _ => return Err(Refused),
                 }
@@ -197,7 +197,8 @@ impl Model {
         Ok(())
     }
 
-    /// Returns the directory that a path means, the links on it followed as if the model were all there is.
+    /// Returns the directory that a path means; links in it are followed as if the model were the whole file
+    /// system.
     fn real(&mut self, path: &[String], makes: bool) -> Result<Vec<String>, Refused> {
         let (mut at, mut links) = (Vec::new(), 0);
         self.follow(path, makes, &mut at, &mut links)?;
@@ -253,7 +254,7 @@ fn parts(path: &str) -> Result<Vec<String>, Refused> {
     Ok(parts)
 }
 
-/// Unpacks the archive that has these members, and compares.
+/// Unpacks the archive of these members, and compares the tree with the model's.
 pub(crate) fn check(members: &[Member]) {
     let top = tempfile::tempdir().unwrap();
     let (root, outside) = (top.path().join("root"), top.path().join("out"));
@@ -313,8 +314,8 @@ fn archive(members: &[Member]) -> Vec<u8> {
             Kind::Symlink(target) => (tar::EntryType::Symlink, &target[..], &[][..]),
             Kind::HardLink(target) => (tar::EntryType::Link, &target[..], &[][..]),
         };
-        // The names as they are, which the crate's own methods would refuse. In pax headers, of which the
-        // last one counts, or in GNU's way.
+        // The names are written unchanged, which the crate's own methods would refuse: in pax headers, of
+        // which the last one counts, or in GNU's format.
         let is_pax = at % 2 == 1 && !path.is_empty();
         if is_pax {
             extended(&mut builder, &[("path".into(), "decoy".into()), ("linkpath".into(), "decoy".into())]);
@@ -340,7 +341,7 @@ fn archive(members: &[Member]) -> Vec<u8> {
     builder.into_inner().unwrap()
 }
 
-/// Returns what an archive has for a sparse file: fields of its header, records, data.
+/// Returns an archive's representation of a sparse file: fields of its header, records, data.
 fn sparse(
     parts: &[Vec<u8>],
     format: Format,
@@ -379,7 +380,7 @@ fn sparse(
         Format::Records => {
             let map: Vec<String> = numbers().map(ToString::to_string).collect();
             records.push(("GNU.sparse.size".into(), size.to_string()));
-            // Without a map, it would be no sparse file.
+            // Without a map, it would not be a sparse file.
             records.push(("GNU.sparse.map".into(), if map.is_empty() { "0,0".into() } else { map.join(",") }));
         }
         Format::Data => {
@@ -419,7 +420,7 @@ fn append_sized(builder: &mut tar::Builder<Vec<u8>>, header: &mut tar::Header, s
     builder.append(header, data).unwrap();
 }
 
-/// What is in a directory, as the model would say it.
+/// Lists a directory's entries in the model's terms.
 fn list(dir: &Path, at: &mut Vec<String>, found: &mut BTreeMap<Vec<String>, Node>) {
     let mut value = [0; 1];
     let is_opaque = rustix::fs::lgetxattr(dir, IdMap::Single.opaque_xattr(), &mut value[..]).is_ok();

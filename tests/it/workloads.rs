@@ -1,7 +1,7 @@
-//! Builds with known durations, as CI has them: generated from a seed, the same everywhere. Tests and the bench of
-//! makespans share them.
+//! Builds with known durations, as in real CI: generated from a seed, the same on every machine. Tests and
+//! the makespan benchmark share them.
 
-/// A build of which everything is known. Steps are numbered as a pipeline would list them: parents first.
+/// A build with known durations and edges. Steps are numbered in a pipeline's order: parents first.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Workload {
     pub(crate) family: &'static str,
@@ -10,7 +10,7 @@ pub(crate) struct Workload {
     pub(crate) edges: Vec<(usize, usize)>,
 }
 
-/// Makes workloads of one family, larger ones at higher numbers.
+/// Generates workloads of one family, larger ones at higher numbers.
 type Family = fn(&mut Random, usize) -> Workload;
 
 /// Eight families of five sizes.
@@ -25,7 +25,7 @@ const FAMILIES: [(&str, Family); 8] = [
     ("tangle", tangle),
 ];
 
-/// The forty workloads.
+/// Returns the forty workloads.
 pub(crate) fn forty() -> Vec<Workload> {
     let mut random = Random(0x5eed_0f40_b01d_face);
     let mut all = Vec::new();
@@ -38,7 +38,7 @@ pub(crate) fn forty() -> Vec<Workload> {
 }
 
 impl Workload {
-    /// Adds a step after `parents`, and tells its number.
+    /// Adds a step after `parents`, and returns its number.
     fn step(&mut self, duration_ms: u64, parents: &[usize]) -> usize {
         let step = self.durations_ms.len();
         self.durations_ms.push(duration_ms);
@@ -47,7 +47,7 @@ impl Workload {
     }
 }
 
-/// Xorshift: the same numbers on every machine and with every version of everything.
+/// Xorshift: the same numbers on every machine and with every version of every dependency.
 #[derive(Debug)]
 pub(crate) struct Random(pub(crate) u64);
 
@@ -59,22 +59,22 @@ impl Random {
         usize::try_from(self.0 >> 33).expect("31 bits") % limit
     }
 
-    /// Times of commands are spread over orders of magnitude: from one to some sixteen times `least_seconds`, short ones
-    /// being as likely as long ones.
+    /// Returns the time of a command. Times are spread over orders of magnitude, from one to about sixteen
+    /// times `least_seconds`, and short ones are as likely as long ones.
     fn time(&mut self, least_seconds: usize) -> u64 {
         let octave = self.below(4);
         let within = 1_000 + self.below(1_000);
         (least_seconds << octave) as u64 * within as u64
     }
 
-    /// So many of `from`, each once.
+    /// Returns `count` of `from`, each at most once.
     fn some(&mut self, from: &[usize], count: usize) -> Vec<usize> {
         let mut left = from.to_vec();
         (0..count.min(from.len())).map(|_| left.swap_remove(self.below(left.len()))).collect()
     }
 }
 
-/// Stages, in which everything waits for one or two jobs of the stage before.
+/// Stages, in which every job waits for one or two jobs of the previous stage.
 fn stages(random: &mut Random, size: usize) -> Workload {
     let mut work = Workload::default();
     let mut before = vec![work.step(random.time(5), &[])];
@@ -105,7 +105,7 @@ fn shards(random: &mut Random, size: usize) -> Workload {
     work
 }
 
-/// Packages that need other packages, each built, checked and tested; then what is made of all of them.
+/// Packages that need other packages, each built, checked and tested; then steps that combine all of them.
 fn monorepo(random: &mut Random, size: usize) -> Workload {
     let mut work = Workload::default();
     let install = work.step(random.time(20), &[]);
@@ -143,7 +143,7 @@ fn platforms(random: &mut Random, size: usize) -> Workload {
     work
 }
 
-/// Versions by systems, all alike but for the time they take, after one check that is quick.
+/// Versions by systems, which differ only in their duration, after one quick check.
 fn matrix(random: &mut Random, size: usize) -> Workload {
     let mut work = Workload::default();
     let quick = work.step(random.time(2), &[]);
@@ -154,7 +154,7 @@ fn matrix(random: &mut Random, size: usize) -> Workload {
     work
 }
 
-/// Chains that have nothing to do with each other, of very different lengths.
+/// Independent chains of very different lengths.
 fn chains(random: &mut Random, size: usize) -> Workload {
     let mut work = Workload::default();
     for _ in 0..3 * size {
@@ -166,7 +166,7 @@ fn chains(random: &mut Random, size: usize) -> Workload {
     work
 }
 
-/// Many small things that are merged two by two, as linkers and reports do.
+/// Many small outputs that are merged two by two, as linkers and reports do.
 fn merges(random: &mut Random, size: usize) -> Workload {
     let mut work = Workload::default();
     let mut level: Vec<_> = (0..6 * size).map(|_| work.step(random.time(10), &[])).collect();
@@ -176,7 +176,7 @@ fn merges(random: &mut Random, size: usize) -> Workload {
     work
 }
 
-/// Whatever waits for up to three steps among the last dozen.
+/// Steps that wait for up to three steps among the last dozen.
 fn tangle(random: &mut Random, size: usize) -> Workload {
     let mut work = Workload::default();
     for step in 0..25 * size {

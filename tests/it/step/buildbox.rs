@@ -1,4 +1,4 @@
-//! In bubblewrap, as `buildbox-run` starts it: the input root is `/`, and there is nothing else.
+//! `hm-step` in bubblewrap, as `buildbox-run` starts it: the input root is `/`, and nothing else is mounted.
 
 use std::path::Path;
 
@@ -8,7 +8,7 @@ use super::harness::{Action, Ended, everybody, program};
 
 const BWRAP: &str = "/usr/bin/bwrap";
 
-/// Runs an action as `buildbox-run-bubblewrap` does, by the arguments seen in BuildStream 2.8.1.
+/// Runs an action as `buildbox-run-bubblewrap` does, with the arguments of BuildStream 2.8.1.
 fn run(action: &Action, id: &str) -> Ended {
     let dir = action.dir().to_str().unwrap();
     let arguments = [
@@ -19,7 +19,7 @@ fn run(action: &Action, id: &str) -> Ended {
     action.run_by(BWRAP, &arguments.concat())
 }
 
-/// Whether there is what it takes.
+/// Returns whether bubblewrap and a static `hm-step` are available.
 fn is_possible() -> bool {
     let bwrap = Path::new(BWRAP).exists();
     let is_static = locate(Some(&program())).is_ok_and(|program| program.is_static);
@@ -54,7 +54,7 @@ fn limits_count_the_steps_processes_and_no_others() {
         action.input.limits.memory_bytes = Some(64 << 20);
         let ended = run(&action, "1000");
         assert_eq!((ended.code, ended.exit()), (Some(137), &Exit::OutOfMemory), "{ended:?}");
-        // A shell and what it waits for; bubblewrap and hm-step are not counted.
+        // A shell and its child; bubblewrap and hm-step are not counted.
         action.input.command = "sleep 0.2; echo alive".into();
         action.input.limits.memory_bytes = None;
         action.input.limits.pids = Some(2);

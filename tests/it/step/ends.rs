@@ -1,4 +1,4 @@
-//! How steps end, and what they leave.
+//! How steps end, and which files and processes remain.
 
 use std::{
     fs,
@@ -151,7 +151,7 @@ fn killing_hm_step_leaves_nothing() {
         let action = Action::new(who, &command);
         let ended = action.start().signal(Signal::KILL);
         assert_eq!((ended.signal, &ended.output), (Some(9), &None), "{ended:?}");
-        // The kernel ends the others on its own time.
+        // The kernel kills the other processes asynchronously.
         let started = Instant::now();
         while runs(&word) {
             assert!(started.elapsed() < Duration::from_secs(60), "a process of the step is left");

@@ -1,4 +1,4 @@
-//! The directory of an action, and what came of running it.
+//! The directory of an action, and the result of running it.
 
 use std::{
     fs,
@@ -20,19 +20,19 @@ use tempfile::TempDir;
 
 use crate::images::fixture::{Image, gzip, has_busybox};
 
-/// The user that a test which is root tries things as, too.
+/// The user that runs steps in addition to root, if the tests run as root.
 const ORDINARY: u32 = 1000;
 
-/// Who runs `hm-step`.
+/// The user that runs `hm-step`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Who {
     /// The user of the test.
     Tester,
-    /// Somebody who may nothing.
+    /// A user without privileges.
     Ordinary,
 }
 
-/// Everybody who can run steps here: none where this machine lets nobody, which a test is told.
+/// Returns the users that can run steps here. If a user cannot, the test prints a note.
 pub(super) fn everybody() -> Vec<Who> {
     static TRIALS: OnceLock<Vec<(Who, Result<(), String>)>> = OnceLock::new();
     if !has_busybox() {
@@ -55,20 +55,21 @@ pub(super) fn everybody() -> Vec<Who> {
     trials.iter().filter_map(usable).collect()
 }
 
-/// The program: the static one, where the environment names it, else the one that was built with the tests.
+/// Returns the program: the static one if the environment names it, otherwise the one that was built with the
+/// tests.
 pub(super) fn program() -> PathBuf {
     let named = std::env::var_os(hm_exec::step::STEP_VARIABLE).filter(|path| !path.is_empty());
     named.map_or_else(|| env!("CARGO_BIN_EXE_hm-step").into(), PathBuf::from)
 }
 
-/// A directory with all that a step needs.
+/// A directory with everything that a step needs.
 pub(super) struct Action {
     top: TempDir,
     who: Who,
     pub(super) input: StepInput,
 }
 
-/// How it ended.
+/// The end of a run of `hm-step`, with its output.
 #[derive(Debug)]
 pub(super) struct Ended {
     pub(super) code: Option<i32>,
@@ -79,13 +80,13 @@ pub(super) struct Ended {
 }
 
 impl Action {
-    /// A command over a small image, with nothing in its workspace.
+    /// Returns a command over a small image, with an empty workspace.
     pub(super) fn new(who: Who, command: &str) -> Self {
         let top = TempDir::new().unwrap();
         let dir = top.path();
         fs::create_dir_all(dir.join("source/workspace")).unwrap();
         fs::create_dir(dir.join("layers")).unwrap();
-        // A copy, because a worker's files are the worker's own, and its user may not see this machine's.
+        // A copy, because a worker owns its files, and its user may not be able to read this machine's.
         fs::copy(program(), dir.join("hm-step")).unwrap();
         let mut action = Self {
             who,
@@ -102,7 +103,7 @@ impl Action {
             },
             top,
         };
-        // In each of the ways in which layers come.
+        // One layer in each of the supported compressions.
         let [base, tools, change] = <[Vec<u8>; 3]>::try_from(Image::shell().layers).unwrap();
         for (tar, compressed) in
             [(&base, zstd::encode_all(&base[..], 1).unwrap()), (&tools, gzip(&tools)), (&change, change.clone())]
@@ -117,25 +118,25 @@ impl Action {
         self.top.path()
     }
 
-    /// The source tree.
+    /// Returns the source tree.
     pub(super) fn workspace(&self) -> PathBuf {
         self.dir().join("source/workspace")
     }
 
-    /// Adds a layer on top of all.
+    /// Adds a layer on top of all others.
     pub(super) fn add_layer(&mut self, blob: &[u8], diff_id: &str) {
         let path = format!("layers/{}", self.input.stack.len());
         fs::write(self.dir().join(&path), blob).unwrap();
         self.input.stack.push(Lower::Layer { path, diff_id: diff_id.into() });
     }
 
-    /// The layer that a step left, with its name.
+    /// Returns the step's layer, with its name.
     pub(super) fn layer(&self, ended: &Ended) -> (Vec<u8>, String) {
         let layer = ended.output.as_ref().and_then(|output| output.layer.as_ref()).expect("the step left no layer");
         (fs::read(self.dir().join("layer.tar.zst")).unwrap(), layer.diff_id.clone())
     }
 
-    /// A step on top of what this one left.
+    /// Returns a step on top of this step's layer.
     pub(super) fn child(&self, ended: &Ended, command: &str) -> Self {
         let mut child = Self::new(self.who, command);
         let (blob, diff_id) = self.layer(ended);
@@ -143,18 +144,18 @@ impl Action {
         child
     }
 
-    /// Runs it as a worker does.
+    /// Runs the step as a worker does.
     pub(super) fn run(&self) -> Ended {
         self.run_with(&serde_json::to_vec(&self.input).unwrap())
     }
 
-    /// Runs it with an `input.json` of somebody's own.
+    /// Runs the step with the given `input.json`.
     pub(super) fn run_with(&self, json: &[u8]) -> Ended {
         self.prepare(json);
         self.finish(self.command().spawn().unwrap())
     }
 
-    /// Starts it, and waits for the command's first line.
+    /// Starts the step, and waits for the command's first line.
     pub(super) fn start(&self) -> Started<'_> {
         self.start_by(self.command())
     }
@@ -174,7 +175,7 @@ impl Action {
         Started { action: self, child, stdout }
     }
 
-    /// Runs it by another program, which is given `arguments` and then the command.
+    /// Runs the step through another program, which gets `arguments` and then the command.
     pub(super) fn run_by(&self, program: &str, arguments: &[&str]) -> Ended {
         self.prepare(&serde_json::to_vec(&self.input).unwrap());
         let mut command = Command::new(program);
@@ -216,7 +217,7 @@ impl Action {
         }
     }
 
-    /// The names of what is in the action's directory.
+    /// Returns the names of the entries in the action's directory.
     pub(super) fn names(&self) -> Vec<String> {
         let entries = fs::read_dir(self.dir()).unwrap();
         let mut names: Vec<String> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
@@ -225,7 +226,7 @@ impl Action {
     }
 }
 
-/// A step whose command runs.
+/// A step whose command is running.
 pub(super) struct Started<'a> {
     action: &'a Action,
     child: Child,
@@ -233,18 +234,18 @@ pub(super) struct Started<'a> {
 }
 
 impl Started<'_> {
-    /// What leads to the file that `hm-step` runs from, on its mount.
+    /// Returns a path to the file that `hm-step` runs from, on its mount.
     pub(super) fn exe(&self) -> PathBuf {
         format!("/proc/{}/exe", self.child.id()).into()
     }
 
-    /// Sends `hm-step` a signal.
+    /// Sends a signal to `hm-step`.
     pub(super) fn send(&self, signal: rustix::process::Signal) {
         let pid = rustix::process::Pid::from_child(&self.child);
         rustix::process::kill_process(pid, signal).unwrap();
     }
 
-    /// Sends `hm-step` a signal, and waits for its end.
+    /// Sends a signal to `hm-step`, and waits until it ends.
     pub(super) fn signal(mut self, signal: rustix::process::Signal) -> Ended {
         self.send(signal);
         let mut stdout = Vec::new();
@@ -262,7 +263,7 @@ impl Ended {
         String::from_utf8_lossy(&self.stderr).into_owned()
     }
 
-    /// How the result says that it ended.
+    /// Returns how the step ended according to the result.
     #[track_caller]
     pub(super) fn exit(&self) -> &Exit {
         match &self.output {
@@ -271,7 +272,7 @@ impl Ended {
         }
     }
 
-    /// Why the result says that it could not be run, and whether to try again.
+    /// Returns why the step could not be run according to the result, and whether to try again.
     #[track_caller]
     pub(super) fn failure(&self) -> (&str, bool) {
         assert_eq!(self.code, Some(125), "{self:?}");
@@ -285,7 +286,7 @@ impl Ended {
     }
 }
 
-/// Gives a tree to a user.
+/// Changes the owner of a tree to a user.
 fn give(path: &Path, id: u32) {
     lchown(path, Some(id), Some(id)).unwrap();
     if path.is_dir() && !path.is_symlink() {
@@ -295,13 +296,13 @@ fn give(path: &Path, id: u32) {
     }
 }
 
-/// Makes a file that only its owner may run.
+/// Writes an executable file that only its owner may change.
 pub(super) fn write_script(path: &Path, text: &str) {
     fs::File::create(path).unwrap().write_all(text.as_bytes()).unwrap();
     fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
 }
 
-/// Whether some process has `word` in its command line.
+/// Returns whether a process has `word` in its command line.
 pub(super) fn runs(word: &str) -> bool {
     let lines = fs::read_dir("/proc").unwrap().flatten().filter_map(|it| fs::read(it.path().join("cmdline")).ok());
     lines.into_iter().any(|line| line.windows(word.len()).any(|part| part == word.as_bytes()))

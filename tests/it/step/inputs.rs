@@ -1,4 +1,4 @@
-//! Inputs that nobody should send.
+//! Malformed and hostile inputs.
 
 use std::fs;
 

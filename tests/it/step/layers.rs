@@ -1,4 +1,4 @@
-//! The layer that a step leaves.
+//! The layer that a step writes.
 
 use std::{collections::BTreeMap, io::Read};
 
@@ -7,7 +7,7 @@ use hm_exec::store::ImageDigest;
 use super::harness::{Action, everybody};
 use crate::images::fixture::Layer;
 
-/// Changes everything that can be changed.
+/// Makes every kind of change.
 const CHANGES: &str = "set -e
     cd /
     echo new > data/new; chmod 4750 data/new; rm data/old 2>/dev/null || true
@@ -20,7 +20,7 @@ const CHANGES: &str = "set -e
     chmod 600 noted
     echo more >> /workspace/file; echo made > /workspace/made; rm /workspace/gone";
 
-/// Tells everything about it.
+/// Prints all metadata and contents of the tree.
 const LISTING: &str = "cd /; find bin data etc noted opt tools workspace -print0 | sort -z \
     | /bin/busybox xargs -0 stat -c '%n|%F|%a|%u|%g|%h|%N' ; \
     find data etc/hosts opt workspace -type f -print0 | sort -z | /bin/busybox xargs -0 /bin/busybox md5sum; \
@@ -43,7 +43,7 @@ fn with_source(action: &mut Action) {
     action.add_layer(&layer, &ImageDigest::of(&layer).to_string());
 }
 
-/// The members of a layer: name to what it is, and its mode.
+/// Returns the members of a layer: each name with its type and mode.
 fn members(layer: &[u8]) -> BTreeMap<String, (tar::EntryType, u32)> {
     let tar = zstd::decode_all(layer).unwrap();
     let mut archive = tar::Archive::new(&tar[..]);

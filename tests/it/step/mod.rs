@@ -1,4 +1,4 @@
-//! `hm-step`, as a worker runs it: as root, as an ordinary user, and in the sandbox of another engine.
+//! `hm-step`, as a worker runs it: as root, as an ordinary user, and in another engine's sandbox.
 
 mod buildbox;
 mod ends;

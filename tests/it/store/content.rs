@@ -1,4 +1,4 @@
-//! Layers and trees that come from elsewhere, named by what they have.
+//! Layers and trees that come from elsewhere, named by their content.
 
 use std::{
     fs::{self, File},
@@ -51,7 +51,7 @@ fn a_packed_layer_is_unpacked_once_and_found_by_its_content_from_then_on() {
     let root = other.layer_dir(&layer);
     assert_eq!(fs::read_to_string(root.join("dir/file")).unwrap(), "what a step wrote");
     assert_eq!(find(&other, &diff_id), Some(root.clone()));
-    // The same again is the same file, byte for byte.
+    // Packing the same layer again makes the same file, byte for byte.
     let again = other.pack_layer(&root, IdMap::Single).unwrap();
     assert_eq!((again.diff_id(), again.digest()), (diff_id, packed.digest()));
     drop((again, lease, other));
@@ -106,7 +106,7 @@ async fn who_makes_a_layer_has_it_alone() {
     drop(second.await);
 }
 
-/// Overlays take no directory twice.
+/// An overlay accepts no directory twice.
 #[test]
 fn a_layer_that_comes_again_lies_where_it_came_last() {
     let bench = Bench::new();

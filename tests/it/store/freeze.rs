@@ -26,7 +26,7 @@ use hm_exec::{
 
 use super::Bench;
 
-/// All paths in a frozen source.
+/// Returns all paths in a frozen source.
 fn paths(frozen: &FrozenSource) -> BTreeSet<String> {
     let mut found = BTreeSet::new();
     let workspace = frozen.roots[0].join("workspace");
@@ -201,7 +201,7 @@ fn no_directory_and_an_abandoned_freeze_are_told() {
 #[test]
 fn an_unreadable_file_is_named_with_the_way_out() {
     if rustix::process::geteuid().is_root() {
-        // Root reads everything: the same test as somebody else.
+        // Root can read every file, so the same test runs again as another user.
         let status = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "store::freeze::an_unreadable_file_is_named_with_the_way_out"])
             .env("TMPDIR", "/tmp")

@@ -1,4 +1,4 @@
-//! A disk that runs full at any point: typed errors, nothing damaged, and a way out.
+//! A disk that runs full at any point: typed errors, no damage, and a way to recover.
 
 use std::{
     fs,
@@ -13,7 +13,7 @@ use uuid::Uuid;
 
 use crate::filesystem::Filesystem;
 
-/// By how much more there is left each time.
+/// The additional free bytes of each round.
 const STEP_BYTES: u64 = 20_480;
 
 fn key(n: u16) -> [u8; 32] {
@@ -22,7 +22,7 @@ fn key(n: u16) -> [u8; 32] {
     key
 }
 
-/// Only one error is right.
+/// Returns the value, or `None` if the disk is full; every other error is a failure.
 #[track_caller]
 fn unless_full<T>(result: Result<T, StoreError>) -> Option<T> {
     match result {
@@ -53,7 +53,7 @@ impl Small {
         store.freeze(self.source.path(), &AtomicBool::new(false))
     }
 
-    /// A step that writes its number, and some kilobytes; `None` where it could not.
+    /// Runs a step that writes its number and some kilobytes. Returns `None` if it could not.
     fn step(&self, store: &Arc<Store>, n: u16, kilobytes: usize) -> Option<SnapshotRef> {
         let source = unless_full(self.freeze(store))?;
         let staging = unless_full(store.stage())?;
@@ -67,7 +67,7 @@ impl Small {
         Some(snapshot)
     }
 
-    /// How many steps are cached. Each has what its step wrote, all of it.
+    /// Returns how many steps are cached. Checks that each has everything that its step wrote.
     fn check(&self, store: &Store) -> usize {
         let found = (0..1000).filter(|n| match store.cached(&key(*n)).unwrap() {
             Cached::Found { snapshot, .. } => {
@@ -109,7 +109,8 @@ fn everything_on_a_disk_without_a_free_byte_ends_as_full_or_works() {
     for small in filesystems() {
         let store = small.open().unwrap();
         assert!((0..3).all(|n| small.step(&store, n, 10).is_some()));
-        // From nothing at all to nearly enough: each byte more lets a later point be the first that fails.
+        // From no free bytes to nearly enough: each additional byte lets a later point be the first that
+        // fails.
         for spare in (0..16).map(|n| n * STEP_BYTES) {
             small.filesystem.fill(spare);
             let n = 100 + u16::try_from(spare / STEP_BYTES).unwrap();

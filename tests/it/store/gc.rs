@@ -1,4 +1,4 @@
-//! Garbage collection: what goes, in which order, and what never does.
+//! Garbage collection: what is removed, in which order, and what is never removed.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -24,7 +24,7 @@ fn key(n: u8) -> [u8; 32] {
     [n; 32]
 }
 
-/// A snapshot with one more layer, of some size.
+/// Commits a snapshot with one more layer, of the given size.
 fn commit(bench: &Bench, store: &Arc<Store>, parent: Option<&SnapshotRef>, bytes: usize) -> SnapshotRef {
     let source = bench.freeze().id;
     let parent = parent.map(|parent| store.snapshot(parent).unwrap());
@@ -50,7 +50,7 @@ fn is_cached(store: &Store, n: u8) -> bool {
     }
 }
 
-/// No limit but on the size.
+/// Returns limits on the size alone.
 fn limits(store: &Store, max_bytes: u64) -> GcLimits {
     let mut limits = store.default_limits().unwrap();
     limits.max_bytes = max_bytes;
@@ -139,7 +139,7 @@ fn what_a_lease_may_need_stays_until_it_is_let_go() {
     let snapshot = commit(&bench, &bench.store, None, 100_000);
     cache(&bench.store, &snapshot, 1);
     let stack = bench.store.snapshot(&snapshot).unwrap().layers.clone();
-    // Another process, as far as the store can tell.
+    // A second handle, which the store treats as another process.
     let run = Store::open(bench.store.dir()).unwrap();
     let lease = run.lease().unwrap();
     assert!(is_cached(&run, 1));
@@ -214,14 +214,15 @@ fn names_age_while_the_store_is_used_and_not_when_the_clock_jumps() {
     let used = |n: u8, at: i64| sql(&bench.store, &format!("UPDATE cache SET used_at = {at} WHERE step = 'step-{n}'"));
     let collected =
         |at: i64| sql(&bench.store, &format!("UPDATE counters SET value = {at} WHERE name = 'collected_at'"));
-    // The clock has just jumped by ten years: what was used the day before is a day old, and so on.
+    // The clock has just jumped ahead by ten years: an entry used the day before the jump is a day old, and
+    // so on.
     collected(now - 3650 * DAY_MS);
     used(1, now - 3651 * DAY_MS);
     used(2, now - 3660 * DAY_MS);
     used(3, now - 3690 * DAY_MS);
     assert_eq!(gc(&bench.store, u64::MAX).cached.count, 1);
     assert_eq!([1, 2, 3].map(|n| is_cached(&bench.store, n)), [true, true, false]);
-    // Nor does the next collection find them any older.
+    // The next collection does not find them older either.
     assert_eq!(gc(&bench.store, u64::MAX).cached.count, 0);
     // The clock was ahead, and is right again.
     collected(now + 3650 * DAY_MS);
@@ -259,7 +260,7 @@ fn files_that_layers_share_count_once_and_go_with_the_last_one() {
     cache(&bench.store, &one, 1);
     cache(&bench.store, &two, 2);
     sql(&bench.store, &format!("UPDATE cache SET used_at = {} WHERE step = 'step-1'", now_ms() - 1000));
-    // By their rows, they take a megabyte.
+    // According to their rows, they take a megabyte.
     assert_eq!(gc(&bench.store, 900_000).cached.count, 0);
     let report = gc(&bench.store, 400_000);
     assert!(report.cached.count == 2 && report.bytes <= 400_000, "removing the first frees nothing: {report:?}");
@@ -285,7 +286,7 @@ fn journals_go_by_age_by_number_and_for_their_size_but_never_those_of_a_live_run
     let (live, journal) = make(99, 300);
     journal.try_lock_shared().unwrap();
     let report = gc(&bench.store, u64::MAX);
-    // The newest twenty stay whatever their age, of which the live one is one.
+    // The newest twenty stay whatever their age, and the live one is one of them.
     assert_eq!(report.runs.count, 11, "{report:?}");
     assert!(made.iter().enumerate().all(|(n, (dir, _))| dir.exists() == (n < 19)) && live.exists());
     let mut few = limits(&bench.store, u64::MAX);
@@ -375,7 +376,7 @@ fn collection_is_due_after_a_day_and_where_what_was_kept_is_too_much() {
 
 #[derive(Debug, Clone)]
 enum Op {
-    /// A new snapshot, perhaps on a kept one, kept under a key.
+    /// Commits a new snapshot, possibly on a kept one, and keeps it under a key.
     Keep {
         n: u8,
         parent: Option<u8>,
@@ -384,7 +385,7 @@ enum Op {
     Touch(u8),
     /// A run begins, and looks up everything.
     Lease,
-    /// The oldest run keeps something on what it found, and ends.
+    /// The oldest run keeps a snapshot on one that it found, and ends.
     Release {
         n: u8,
         child_of: u8,
@@ -408,7 +409,7 @@ fn op() -> impl Strategy<Value = Op> {
     ]
 }
 
-/// A run: what it found when it took its lease.
+/// A run, with the snapshots that it found when it took its lease.
 struct Run {
     store: Arc<Store>,
     _lease: Lease,
@@ -428,7 +429,7 @@ impl Run {
         Self { store, _lease: lease, found }
     }
 
-    /// Everything that it found is as it was.
+    /// Checks that everything that the run found is unchanged.
     fn check(&self) {
         for snapshot in self.found.values() {
             let snapshot = self.store.snapshot(snapshot).unwrap();
@@ -444,11 +445,11 @@ proptest! {
     fn collection_removes_what_it_must_and_never_what_is_needed(ops in prop::collection::vec(op(), 1..30)) {
         let bench = Bench::new();
         bench.freeze();
-        // The first one brings the index to its place on the disk, the second one sees it there.
+        // The first collection writes the index to its place on the disk, the second one finds it there.
         gc(&bench.store, u64::MAX);
         let fixed = gc(&bench.store, u64::MAX).bytes;
         let mut runs: Vec<Run> = Vec::new();
-        // What each key stands for, where nothing was collected since.
+        // The snapshot of each key, if nothing was collected since.
         let mut kept: BTreeMap<u8, SnapshotRef> = BTreeMap::new();
         for op in ops {
             match op {

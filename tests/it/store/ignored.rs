@@ -1,4 +1,5 @@
-//! Which files are part of a source: held to the `ignore` crate's own walker, which knows nothing of ours.
+//! Which files are part of a source, compared with the `ignore` crate's own walker, which is independent of
+//! our code.
 
 use std::{collections::BTreeSet, fs, path::Path, sync::atomic::AtomicBool};
 
@@ -7,7 +8,7 @@ use proptest::prelude::*;
 
 use super::Bench;
 
-/// The paths that the crate's walker finds inside of a repository.
+/// Returns the paths that the crate's walker finds inside a repository.
 fn by_crate(source: &Path) -> BTreeSet<String> {
     let mut walk = WalkBuilder::new(source);
     walk.hidden(false).current_dir(source).filter_entry(|entry| entry.file_name() != ".git");
@@ -15,7 +16,7 @@ fn by_crate(source: &Path) -> BTreeSet<String> {
     found.map(|path| path.strip_prefix(source).unwrap().to_str().unwrap().to_owned()).collect()
 }
 
-/// The paths in a frozen source of one layer.
+/// Returns the paths in a frozen source of one layer.
 fn frozen(bench: &Bench, source: &Path) -> BTreeSet<String> {
     let frozen = bench.store.freeze(source, &AtomicBool::new(false)).unwrap();
     assert_eq!(frozen.roots.len(), 1);
@@ -34,7 +35,7 @@ fn frozen(bench: &Bench, source: &Path) -> BTreeSet<String> {
     found
 }
 
-/// A few names, so that rules and files meet.
+/// Generates few names, so that rules match files.
 fn path() -> impl Strategy<Value = String> {
     prop::collection::vec("[ab]|[ab][.]c|[.]d", 1..4).prop_map(|names| names.join("/"))
 }
@@ -69,7 +70,7 @@ proptest! {
         let top = bench.source("");
         fs::create_dir_all(top.join(".git/info")).unwrap();
         fs::write(top.join(".git/info/exclude"), excluded.join("\n")).unwrap();
-        // Whatever is a file already can't be a directory as well.
+        // A path that is a file already cannot be a directory too.
         for file in &files {
             if fs::create_dir_all(top.join(file).parent().unwrap()).is_ok() {
                 let _ = fs::write(top.join(file), "x");

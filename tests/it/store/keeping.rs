@@ -1,4 +1,4 @@
-//! Kept snapshots, and what happens to them when the store is damaged.
+//! Kept snapshots, and what happens to them if the store is damaged.
 
 use std::{
     fs::{self, File},
@@ -17,7 +17,7 @@ use super::Bench;
 
 const KEY: [u8; 32] = [7; 32];
 
-/// A store with one cached step, closed; the bench's own handle on it is closed, too.
+/// A closed store with one cached step; the bench's own handle on it is closed too.
 struct Kept {
     top: tempfile::TempDir,
     dir: PathBuf,
@@ -86,7 +86,7 @@ fn a_damaged_or_missing_index_costs_the_cache_and_nothing_else() {
     for damage in ["garbage", "half", "missing", "foreign"] {
         let Kept { top: _top, dir, .. } = kept(true);
         let index = dir.join("index.db");
-        // Closing it brings over what lies in the log beside it.
+        // Closing the database moves the contents of its log into it.
         Connection::open(&index).unwrap().execute("UPDATE counters SET value = value", []).unwrap();
         match damage {
             "garbage" => fs::write(&index, "this is no database, however long one looks at it").unwrap(),
@@ -94,7 +94,8 @@ fn a_damaged_or_missing_index_costs_the_cache_and_nothing_else() {
             "missing" => fs::remove_file(&index).unwrap(),
             _ => Connection::open(&index).unwrap().execute_batch("DROP TABLE cache; DROP TABLE layers").unwrap(),
         }
-        // What is not seen when it is opened is seen at the first use, and set aside at the next opening.
+        // Damage that is not detected when the store is opened is detected at the first use, and set aside at
+        // the next opening.
         let _ = Store::open(&dir).unwrap().cached(&KEY);
         let store = Store::open(&dir).unwrap();
         assert_eq!(store.cached(&KEY).unwrap(), Cached::Absent, "{damage}");

@@ -1,4 +1,4 @@
-//! Layers, snapshots, deltas.
+//! Layers, snapshots and deltas.
 
 use std::{
     fs::{self, Permissions},
@@ -18,7 +18,7 @@ use super::{
     view::{Node, View, make_opaque, remove_below, view, whiteout},
 };
 
-/// Commits what `write` leaves in an upper directory, as a step over `source` would.
+/// Commits what `write` puts into an upper directory, as a step over `source` would.
 fn step(bench: &Bench, source: &FrozenSource, parent: Option<&SnapshotRef>, write: impl FnOnce(&Path)) -> SnapshotRef {
     let parent = parent.map(|parent| bench.store.snapshot(parent).unwrap());
     let delta = parent.as_ref().and_then(|parent| bench.store.delta(parent, source).unwrap());
@@ -44,7 +44,7 @@ fn dirs(bench: &Bench, snapshot: &Snapshot) -> Vec<PathBuf> {
     snapshot.layers.iter().map(|layer| bench.store.layer_dir(layer)).collect()
 }
 
-/// What a child of a snapshot would see under a source.
+/// Returns what a child of a snapshot would see under a source.
 fn shown(bench: &Bench, snapshot: &SnapshotRef, source: &FrozenSource) -> View {
     let snapshot = bench.store.snapshot(snapshot).unwrap();
     let delta = bench.store.delta(&snapshot, source).unwrap();
@@ -204,7 +204,7 @@ fn a_child_of_a_snapshot_over_older_source_sees_what_was_edited_and_deleted_sinc
     let (snapshot, first) =
         (bench.store.snapshot(&parent).unwrap(), bench.store.delta(&bench.store.snapshot(&parent).unwrap(), &new));
     assert_eq!(bench.store.delta(&snapshot, &new).unwrap(), first.unwrap(), "made once");
-    // A grandchild over the same source needs none, and sees the same.
+    // A grandchild over the same source needs no delta, and sees the same.
     let child = step(&bench, &new, Some(&parent), |_| {});
     let grandchild = bench.store.snapshot(&child).unwrap();
     assert_eq!(bench.store.delta(&grandchild, &new).unwrap(), None);
@@ -237,7 +237,7 @@ fn another_checkout_of_the_same_files_is_no_edit() {
     assert_eq!(bench.store.delta(&bench.store.snapshot(&parent).unwrap(), &new).unwrap(), None);
 }
 
-/// A small tree over a handful of names, so that everything meets everything.
+/// A small tree over a handful of names, so that all kinds of entries meet.
 #[derive(Debug, Clone)]
 enum Thing {
     File(u8),
@@ -279,14 +279,15 @@ fn write(dir: &Path, things: &[(u8, Thing)]) {
                 write(&path, inner);
             }
         }
-        // What is the same in two sources has the same time in both.
+        // Files that are the same in two sources have the same time in both.
         let then = rustix::fs::Timespec { tv_sec: 1_000_000_000, tv_nsec: 0 };
         let times = rustix::fs::Timestamps { last_access: then, last_modification: then };
         rustix::fs::utimensat(rustix::fs::CWD, &path, &times, rustix::fs::AtFlags::SYMLINK_NOFOLLOW).unwrap();
     }
 }
 
-/// What a child should see, from what its parent left and what happened to the source, without a thought of layers.
+/// Returns what a child should see, computed from its parent's tree and the source's changes, without regard
+/// to layers.
 fn expected(mut shown: View, old: &View, new: &View) -> View {
     let removed: Vec<_> = old.iter().filter(|(path, _)| !new.contains_key(*path)).collect();
     for (path, node) in &removed {
@@ -348,7 +349,7 @@ proptest! {
         tree::flatten(&dirs, &flat, IdMap::Single).unwrap();
         let with_base = |mut dirs: Vec<PathBuf>| { dirs.push(base.clone()); view(&dirs) };
         prop_assert_eq!(with_base(vec![flat.clone()]), with_base(dirs.clone()));
-        // Merged in two goes, too.
+        // Also merged in two passes.
         let (half, rest) = (make("half".into(), &[]), make("rest".into(), &[]));
         let (upper, lower) = dirs.split_at(dirs.len() / 2 + 1);
         tree::flatten(upper, &half, IdMap::Single).unwrap();

@@ -1,4 +1,4 @@
-//! The store, at the level of directories; the sandbox's tests cover mounting what it makes.
+//! The store, at the level of directories; the sandbox's tests cover mounting its layers.
 
 mod content;
 mod freeze;
@@ -56,7 +56,8 @@ impl Bench {
     }
 }
 
-/// Whether overlay marks can be made here; tells where not, and fails where the environment says that they must be.
+/// Returns whether overlay marks can be made here. If not, prints a note, and fails if the environment
+/// requires the marks.
 #[expect(clippy::print_stderr, reason = "a skipped test says so")]
 pub(super) fn can_mark() -> bool {
     let top = tempfile::tempdir().unwrap();

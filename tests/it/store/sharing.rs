@@ -1,4 +1,4 @@
-//! One store, several processes (or instances of it within one).
+//! One store, used by several processes (or several instances in one process).
 
 use std::{fs, sync::atomic::AtomicBool};
 

@@ -1,4 +1,5 @@
-//! Sources as stacks of layers: what a changed tree costs, and that the stack shows it whole.
+//! Sources as stacks of layers: how many layers a changed tree needs, and that the stack shows the whole
+//! tree.
 
 use std::{
     collections::BTreeMap,
@@ -20,10 +21,10 @@ use rustix::fs::inotify;
 
 use super::{Bench, can_mark};
 
-/// Everything in a tree: mode with kind, time, content. The root has the empty path.
+/// Every entry in a tree: mode with kind, time, content. The root has the empty path.
 type Tree = BTreeMap<PathBuf, (u32, i64, i64, Vec<u8>)>;
 
-/// What the layers of a source show, by the rules of overlayfs.
+/// Returns what the layers of a source show, by the rules of overlayfs.
 fn shown(source: &FrozenSource) -> Tree {
     let mut tree = Tree::new();
     for root in source.roots.iter().rev() {
@@ -32,7 +33,7 @@ fn shown(source: &FrozenSource) -> Tree {
     tree
 }
 
-/// What a directory has.
+/// Returns the entries of a directory.
 fn direct(dir: &Path) -> Tree {
     let mut tree = Tree::new();
     lay(&mut tree, dir, Path::new(""));
@@ -62,7 +63,7 @@ fn lay(tree: &mut Tree, dir: &Path, path: &Path) {
     }
 }
 
-/// All files, links and marks in a source's topmost layer.
+/// Returns all files, links and marks in a source's topmost layer.
 fn topmost(source: &FrozenSource) -> Vec<String> {
     let layer = direct(&source.roots[0].join("workspace"));
     let mut names: Vec<_> = layer.iter().filter(|(_, (mode, ..))| mode & 0o170_000 != 0o040_000).collect();
@@ -73,7 +74,7 @@ fn topmost(source: &FrozenSource) -> Vec<String> {
     names
 }
 
-/// What a layer removes, each behind a minus.
+/// Returns the paths that a layer removes, each with a minus before it.
 fn marks(workspace: &Path) -> Vec<String> {
     let mut found = Vec::new();
     let mut dirs = vec![workspace.to_path_buf()];
@@ -92,12 +93,12 @@ fn marks(workspace: &Path) -> Vec<String> {
     found
 }
 
-/// Lets the clock move on, so that files written before can be told from files written later.
+/// Lets the clock advance, so that files written before differ in time from files written later.
 fn let_time_pass() {
     thread::sleep(Duration::from_millis(100));
 }
 
-/// Tells which files and directories are opened.
+/// Reports which files and directories are opened.
 struct Opens(OwnedFd);
 
 impl Opens {
@@ -109,7 +110,8 @@ impl Opens {
         Self(watch)
     }
 
-    /// The names since the last call; directories end in a slash, and have no more than that where they are watched.
+    /// Returns the names since the last call. Directories end in a slash; a watched directory itself has an
+    /// empty name.
     fn take(&self) -> Vec<String> {
         let mut buffer = [MaybeUninit::uninit(); 65536];
         let mut events = inotify::Reader::new(&self.0, &mut buffer);
@@ -165,7 +167,8 @@ fn one_edited_file_is_all_that_its_layer_has() {
     assert_eq!(topmost(&second), ["dir/b"]);
     assert!(!second.roots[0].join("workspace/other").exists());
     assert_eq!(shown(&second), direct(&bench.source("")));
-    // Back again: the store has that tree, and what it was is no longer what it is.
+    // Change it, and change it back: the store has the earlier tree already, so the result is the earlier
+    // source.
     fs::set_permissions(bench.source("other"), Permissions::from_mode(0o700)).unwrap();
     let third = bench.freeze();
     assert_eq!((topmost(&third).len(), third.layers.len()), (0, 3));
@@ -192,7 +195,7 @@ fn what_went_is_marked_once_and_what_took_its_place_hides_it() {
     let second = bench.freeze();
     assert_eq!(topmost(&second), ["dir", "file/inner", "new-name", "-gone", "-renamed"]);
     assert_eq!(shown(&second), direct(&bench.source("")));
-    // What comes again shows nothing of what it once was.
+    // A path that comes back shows nothing of its earlier content.
     bench.put("gone/c", "again");
     fs::remove_file(bench.source("dir")).unwrap();
     bench.put("dir/z", "again");
@@ -305,7 +308,7 @@ fn a_source_whose_layers_are_lost_is_made_again() {
     let second = freeze(&open());
     assert!(second.id == first.id && second.layers != first.layers);
     assert_eq!(shown(&second), direct(&bench.source("")));
-    // A file of it is cut short, while the tree changes.
+    // A file of the layer is truncated while the tree changes.
     fs::File::options().write(true).open(second.roots[0].join("workspace/dir/file")).unwrap().set_len(0).unwrap();
     bench.put("another", "y");
     let third = freeze(&open());
@@ -335,7 +338,7 @@ fn several_that_freeze_one_tree_at_once_get_the_same() {
     assert_eq!(shown(&bench.freeze()), direct(&bench.source("")));
 }
 
-/// Something that happens to a source tree.
+/// A change to a source tree.
 #[derive(Debug, Clone)]
 enum Edit {
     Write(String, u8),
@@ -366,7 +369,7 @@ fn edit() -> impl Strategy<Value = Edit> {
     ]
 }
 
-/// Does what is possible of an edit.
+/// Applies as much of an edit as is possible.
 fn apply(edit: &Edit, source: &Path) {
     let touch = |path: &Path, seconds, nanoseconds| {
         let then = rustix::fs::Timespec { tv_sec: seconds, tv_nsec: nanoseconds };
@@ -420,7 +423,7 @@ proptest! {
             let (frozen, mut now) = (bench.freeze(), direct(&bench.source("")));
             let mut shows = shown(&frozen);
             if seen.iter().any(|(earlier, _)| earlier.id == frozen.id) {
-                // It was there before, with the times that directories had then.
+                // The tree was frozen before, with the times that its directories had then.
                 for tree in [&mut now, &mut shows] {
                     tree.values_mut().filter(|it| it.0 & 0o170_000 == 0o040_000).for_each(|it| (it.1, it.2) = (0, 0));
                 }

@@ -1,4 +1,4 @@
-//! What an overlay of directories shows, in a few plain lines: the reference for what the store makes.
+//! What an overlay of directories shows, in a few plain lines: the reference for the store's results.
 
 use std::{
     collections::BTreeMap,
@@ -17,10 +17,10 @@ pub(super) enum Node {
     Link(PathBuf),
 }
 
-/// Everything that shows, by path.
+/// Every visible entry, by path.
 pub(super) type View = BTreeMap<PathBuf, Node>;
 
-/// The attribute that tests mark opaque directories with: root and ordinary users may set it.
+/// The attribute with which tests mark opaque directories: root and ordinary users may set it.
 const OPAQUE: &str = "user.overlay.opaque";
 
 pub(super) fn whiteout(path: &Path) -> bool {
@@ -36,7 +36,7 @@ fn is_opaque(path: &Path) -> bool {
     [OPAQUE, "trusted.overlay.opaque"].iter().any(|name| getxattr(path, *name, &mut value[..]) == Ok(1))
 }
 
-/// Lays directories over each other, the topmost first.
+/// Overlays directories, the topmost first.
 pub(super) fn view(dirs: &[PathBuf]) -> View {
     let mut view = View::new();
     for dir in dirs.iter().rev() {
