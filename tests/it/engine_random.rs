@@ -196,7 +196,7 @@ pub(crate) fn pass_only(work: &Workload, slots: usize) -> u64 {
 }
 
 impl Run {
-    /// Returns the step of each event's id.
+    /// Returns the step number of each step id in the events.
     fn steps(&self) -> BTreeMap<Uuid, usize> {
         self.outcome.steps.iter().enumerate().map(|(step, summary)| (summary.step_id, step)).collect()
     }

@@ -14,11 +14,11 @@ use hm_pipeline_ir::{EdgeKind as TheirKind, PipelineGraph, Transition};
 /// Checks one input:
 /// - nothing panics;
 /// - if our decoder accepts it, the published reader accepts it too, and reads the same graph from it and
-/// from the JSON that we write;
+///   from the JSON that we write;
 /// - if the published reader accepts it and ours does not, we refuse it for its meaning (a cycle, a taken
-/// key, ...): once the published writer has rewritten it, its shape is no longer an error. Our decoder is
-/// stricter about shape where serde is lenient (a record as an array, a kind as an object), which no writer
-/// uses.
+///   key, ...): once the published writer has rewritten it, its shape is no longer an error. Our decoder is
+///   stricter about shape where serde is lenient (a record as an array, a kind as an object), which no writer
+///   uses.
 pub(crate) fn check(json: &[u8]) {
     let theirs = serde_json::from_slice::<PipelineGraph>(json);
     match (Pipeline::decode(json), theirs) {

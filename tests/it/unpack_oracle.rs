@@ -306,7 +306,7 @@ fn archive(members: &[Member]) -> Vec<u8> {
             Kind::File(data) => (tar::EntryType::Regular, "", &data[..]),
             Kind::Sparse(parts, format) => {
                 let kind = sparse(parts, *format, &mut header, &mut records, &mut all);
-                // The blocks with the rest of a header's map are no part of its size.
+                // The blocks with the rest of a header's map are not part of its size.
                 map = if let Format::Header = format { all.len() - parts.concat().len() } else { 0 };
                 (kind, "", &all[..])
             }
