@@ -117,8 +117,7 @@ impl Attempt<'_> {
     }
 }
 
-/// Returns whether the runner returns the result of a stopped step. That result is believed if the step was
-/// told to stop.
+/// Returns whether the runner reports that it was told to stop. The report is believed if it was told to.
 fn says_it_was_told(act: &Act) -> bool {
     matches!(act, Act::OwnLimit | Act::Desert)
 }
