@@ -1,5 +1,5 @@
-# POSIX file system semantics (the crate pjdfstest), on the step's own files. Runs inside of the root file system, but
-# for `host`, which builds the program: Debian's cargo is too old for it.
+# POSIX file system semantics (the crate pjdfstest), on the step's own files. Runs inside of the root file system,
+# except `host`, which builds the program: Debian's cargo is too old for it.
 host() {
     cargo install --quiet --locked --root "$WORK/pjdfstest" pjdfstest@0.2.2
     install -D "$WORK/pjdfstest/bin/pjdfstest" "$ROOT/usr/local/bin/pjdfstest"

@@ -45,7 +45,7 @@ pub(crate) struct Interpreter {
     pub(super) user_base: Option<PathBuf>,
 }
 
-/// Where a program was found.
+/// A program, by who put it where it was found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Program {
     /// The user installed it.

@@ -63,10 +63,10 @@ fn root(top: &Path, program: &Path) -> Option<PathBuf> {
     for dir in ["bin", "etc", "lib"] {
         fs::create_dir_all(root.join(dir)).unwrap();
     }
-    let ldd = Command::new("ldd").arg(program).output().ok()?;
+    let ldd = Command::new("ldd").arg(program).output().unwrap();
     for path in String::from_utf8(ldd.stdout).unwrap().split_whitespace().filter(|word| word.starts_with('/')) {
         let to = root.join(path.trim_start_matches('/'));
-        fs::create_dir_all(to.parent()?).unwrap();
+        fs::create_dir_all(to.parent().unwrap()).unwrap();
         fs::copy(path, to).unwrap();
     }
     symlink("/proc/self/exe", root.join("bin/sh")).unwrap();
