@@ -19,9 +19,10 @@ use crate::{
     cache::ProjectId,
     event::EventStream,
     ir::{Env, InvalidPipeline},
+    model::Secrets,
     outcome::BuildOutcome,
     plan::Plan,
-    runner::{CompositionError, Secrets},
+    runner::CompositionError,
 };
 
 /// Runs whole builds.

@@ -15,10 +15,11 @@ use uuid::Uuid;
 use crate::{
     backend::{BackendError, BackendHandle, Capabilities, ExecutionBackend, RunOptions, RunRequest},
     cache::{BuildFacts, Cache},
-    event::{self, BuildRef, PlanSummary, RunDir, RunMeta, StepMeta},
-    plan::{BindOptions, BoundPlan, StepIndex, bind},
+    event::{self, PlanSummary, RunDir, RunMeta, StepMeta},
+    model::{ArchiveId, BuildRef, StepIndex},
+    plan::{BindOptions, BoundPlan, bind},
     remote_cache::RemoteCache,
-    runner::{ArchiveId, Probe, RunnerDescriptor, RunnerIndex, RunnerSet, StepContext, validate},
+    runner::{Probe, RunnerDescriptor, RunnerIndex, RunnerSet, StepContext, validate},
     schedule::{self, Build},
     store::{Archives, StoreHandle},
 };

@@ -34,6 +34,8 @@ pub mod ir;
 #[cfg(all(feature = "step", target_os = "linux"))]
 pub mod jail;
 #[cfg(feature = "engine")]
+mod model;
+#[cfg(feature = "engine")]
 #[doc(hidden)]
 pub mod open_files;
 #[cfg(feature = "engine")]

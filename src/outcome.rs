@@ -3,80 +3,11 @@
 use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use uuid::Uuid;
 
-use crate::{event::BuildRef, runner::ArtifactRef};
-
-/// A build's verdict.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-#[non_exhaustive]
-pub enum BuildStatus {
-    /// Every step passed.
-    Passed,
-    /// A step exited non-zero, ran out of time, or ran out of memory.
-    Failed,
-    /// The build was cancelled.
-    Canceled,
-    /// The whole build exceeded its time limit.
-    TimedOut,
-    /// Something other than a step's command failed, even after retries.
-    Infrastructure,
-}
-
-impl BuildStatus {
-    /// Returns the exit code of `hm run`: 0 passed, 1 failed, 3 infrastructure, 124 timed out, 130 cancelled.
-    /// (2 is for bad input and usage errors, before there is a build.)
-    #[must_use]
-    pub const fn exit_code(self) -> i32 {
-        match self {
-            Self::Passed => 0,
-            Self::Failed => 1,
-            Self::Infrastructure => 3,
-            Self::TimedOut => 124,
-            Self::Canceled => 130,
-        }
-    }
-
-    /// Returns whether every step passed.
-    #[must_use]
-    pub const fn is_success(self) -> bool {
-        matches!(self, Self::Passed)
-    }
-}
-
-/// How a step ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-#[non_exhaustive]
-pub enum StepStatus {
-    /// The command exited with 0.
-    Passed,
-    /// The command exited non-zero or was killed by a signal.
-    Failed,
-    /// The step never ran, because a step that it needs did not pass, or because the build stopped after a
-    /// failure.
-    Skipped,
-    /// The build was cancelled, or stopped after another step's failure, before or while the step ran.
-    Canceled,
-    /// The step's result came from the cache, so it did not run.
-    CacheHit,
-    /// The step, or the build, exceeded its time limit while the step ran.
-    TimedOut,
-    /// The step exceeded its memory limit.
-    OutOfMemory,
-    /// Something other than the command failed, even after retries.
-    Infrastructure,
-}
-
-impl StepStatus {
-    /// Returns whether steps that need this one may run.
-    #[must_use]
-    pub const fn is_success(self) -> bool {
-        matches!(self, Self::Passed | Self::CacheHit)
-    }
-}
+use crate::model::{ArtifactRef, BuildRef};
+pub use crate::model::{BuildStatus, StepStatus};
 
 /// One step of a finished build.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]

@@ -17,8 +17,7 @@ use super::{
 };
 use crate::{
     awake,
-    event::CacheMissReason,
-    runner::SnapshotRef,
+    model::{CacheMissReason, SnapshotRef},
     store::{Cached, KeepAs, Lease, NewRun, Store, StoreError, StoreHandle},
 };
 

@@ -18,8 +18,8 @@ use uuid::Uuid;
 
 use super::CacheKey;
 use crate::{
-    event::CacheMissReason,
     ir::{CommandStep, Env},
+    model::CacheMissReason,
 };
 
 /// The beginning of the file: a name, and the version.

@@ -17,17 +17,10 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::{
-    event::{
-        self, BuildEvent, BuildRef, EventStream, EventWriter, PlanSummary, RunDir, RunMeta, StateEvent, StdStream,
-        StepMeta, step_id,
-    },
+    event::{self, BuildEvent, EventStream, EventWriter, PlanSummary, RunDir, RunMeta, StateEvent, StepMeta, step_id},
     ir::{CommandStep, Env},
-    outcome::StepStatus,
-    plan::StepIndex,
-    runner::{
-        ArchiveId, CacheDecision, DynStepRunner, ExecutorInput, RunnerError, RunnerErrorKind, Secrets, SnapshotRef,
-        StepContext, StepResult,
-    },
+    model::{ArchiveId, BuildRef, Secrets, SnapshotRef, StdStream, StepIndex, StepStatus},
+    runner::{CacheDecision, DynStepRunner, ExecutorInput, RunnerError, RunnerErrorKind, StepContext, StepResult},
     store::Archives,
 };
 

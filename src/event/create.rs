@@ -19,7 +19,7 @@ use super::{
     temporary,
     wake::Published,
 };
-use crate::runner::Secrets;
+use crate::model::Secrets;
 
 /// The location of a run's journal and logs.
 #[derive(Debug)]

@@ -25,7 +25,7 @@ use super::{
     record::{Record, build_status_of, decode_artifacts, miss_reason_of, step_status_of, stream_of},
     shared::OutputRange,
 };
-use crate::plan::StepIndex;
+use crate::model::StepIndex;
 
 /// A position in a run's events.
 #[derive(Debug)]

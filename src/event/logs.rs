@@ -15,7 +15,7 @@ use std::{
 
 use tempfile::TempDir;
 
-use crate::plan::StepIndex;
+use crate::model::StepIndex;
 
 /// The maximum number of logs kept open for writing; any further log is opened for each write.
 const MAX_OPEN_FOR_WRITING: usize = 256;

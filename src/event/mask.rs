@@ -8,7 +8,7 @@ use std::{borrow::Cow, collections::BTreeSet, fmt};
 
 use aho_corasick::{AhoCorasick, BuildError, MatchKind};
 
-use crate::runner::Secrets;
+use crate::model::Secrets;
 
 /// The replacement of a secret.
 const REPLACEMENT: &[u8] = b"***";

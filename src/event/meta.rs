@@ -7,11 +7,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::{BuildRef, CacheMissReason, PlanSummary};
-use crate::{
-    outcome::{BuildStatus, StepStatus},
-    plan::StepIndex,
-    runner::{ArtifactRef, SnapshotRef},
-};
+use crate::model::{ArtifactRef, BuildStatus, SnapshotRef, StepIndex, StepStatus};
 
 /// The constant data of a run; the journal's header. Step ids derive from the run's id and the index.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -34,6 +34,7 @@ mod types;
 mod wake;
 mod writer;
 
+pub use crate::model::{BuildRef, CacheMissReason, StdStream};
 pub use bus::EventBus;
 pub use create::{RunDir, create};
 pub use frames::JournalError;
@@ -41,7 +42,7 @@ pub use logs::last_log;
 pub use meta::{RunMeta, StateEvent, StepMeta, step_id, step_index};
 pub use replay::{JournalReader, StepRecord, durations, open, step_records};
 pub use stream::EventStream;
-pub use types::{BuildEvent, BuildRef, CacheMissReason, EVENT_SCHEMA_VERSION, PlanSummary, StdStream};
+pub use types::{BuildEvent, EVENT_SCHEMA_VERSION, PlanSummary};
 pub use writer::EventWriter;
 pub(crate) use writer::is_full;
 

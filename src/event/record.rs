@@ -14,10 +14,7 @@ use postcard::ser_flavors::Flavor;
 use serde::{Deserialize, Serialize};
 
 use super::{CacheMissReason, StdStream};
-use crate::{
-    outcome::{BuildStatus, StepStatus},
-    runner::ArtifactRef,
-};
+use crate::model::{ArtifactRef, BuildStatus, StepStatus};
 
 /// The first bytes of every journal.
 pub(super) const MAGIC: [u8; 8] = *b"hm-jrnl\0";

@@ -12,7 +12,7 @@ use super::{
         step_status_of,
     },
 };
-use crate::{outcome::StepStatus, runner::SnapshotRef};
+use crate::model::{SnapshotRef, StepStatus};
 
 /// Opens the journal of a run in `dir`, the run's [`RunDir::Kept`](super::RunDir::Kept). If the run is still
 /// active, events that it writes later are not seen.

@@ -9,54 +9,11 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::{
-    outcome::StepStatus,
-    runner::{ArtifactRef, SnapshotRef},
-};
+use crate::model::{ArtifactRef, BuildRef, CacheMissReason, SnapshotRef, StdStream, StepStatus};
 
 /// The version of the event schema, in every `build_start`. It is increased when a field changes its meaning
 /// or is removed.
 pub const EVENT_SCHEMA_VERSION: u32 = 1;
-
-/// One of a step's two output streams.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum StdStream {
-    /// File descriptor 1.
-    Stdout,
-    /// File descriptor 2.
-    Stderr,
-}
-
-/// The reason why a cached step runs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-#[non_exhaustive]
-pub enum CacheMissReason {
-    /// The cache has no entry for its key.
-    Absent,
-    /// The cache entry is older than the step's policy allows.
-    Expired,
-    /// The cache entry was changed, or parts of it are missing.
-    Damaged,
-    /// The user requested a run.
-    Refresh,
-    /// The cache cannot be queried, or the key cannot be computed.
-    Unavailable,
-}
-
-/// A build's identity.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct BuildRef {
-    /// The run's id; step ids derive from it.
-    pub run_id: Uuid,
-    /// The build's number, if a server assigned one.
-    pub number: Option<i64>,
-    /// The organisation, if a server knows it.
-    pub org: Option<String>,
-    /// The pipeline's name.
-    pub pipeline: String,
-}
 
 /// The size of a plan, and its default runner.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -263,7 +220,7 @@ pub enum BuildEvent {
         /// The time from the start of the build, in milliseconds.
         duration_ms: u64,
         /// The result.
-        status: crate::outcome::BuildStatus,
+        status: crate::model::BuildStatus,
     },
     /// An event that this version does not know, unchanged.
     #[serde(skip)]

@@ -8,7 +8,7 @@ use super::{
     record::{Record, build_status_code, clip, encode_artifacts, miss_reason_code, step_status_code},
     shared::{Shared, lock},
 };
-use crate::plan::StepIndex;
+use crate::model::StepIndex;
 
 /// Returns whether an error means that a disk or a quota is full.
 pub(crate) fn is_full(error: &io::Error) -> bool {

@@ -1,20 +1,9 @@
 //! The indexed graph.
 
-use serde::{Deserialize, Serialize};
-
-use crate::ir::{Csr, Edge, EdgeKind};
-
-/// A step's position in its plan.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct StepIndex(pub u32);
-
-impl StepIndex {
-    /// Returns the position as an index into per-step vectors.
-    #[must_use]
-    pub const fn get(self) -> usize {
-        self.0 as usize
-    }
-}
+use crate::{
+    ir::{Csr, Edge, EdgeKind},
+    model::StepIndex,
+};
 
 /// One end of an edge: the step at the other end, and the edge's kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

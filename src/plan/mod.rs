@@ -10,9 +10,10 @@ mod dag;
 
 use std::sync::Arc;
 
+pub use crate::model::StepIndex;
 pub use bind::bind;
 pub use bound::{Base, BindOptions, BoundPlan, BoundStep, DEFAULT_IMAGE};
-pub use dag::{Dag, Link, StepIndex};
+pub use dag::{Dag, Link};
 
 use crate::ir::{InvalidPipeline, Pipeline};
 

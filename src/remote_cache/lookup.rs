@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     cache::{CacheKey, Found, is_young},
-    runner::SnapshotRef,
+    model::SnapshotRef,
     store::{Cached, LayerId, Store},
 };
 

@@ -34,7 +34,7 @@ pub use options::RemoteCache;
 
 use crate::{
     cache::{CacheKey, Found},
-    plan::StepIndex,
+    model::StepIndex,
 };
 
 /// The question about a step and those that build on it. Whether the step's files are needed here depends on

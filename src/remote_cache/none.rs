@@ -5,7 +5,8 @@ use std::sync::Arc;
 use super::{LookedAhead, Question};
 use crate::{
     cache::{CacheKey, Found},
-    runner::{Pool, SnapshotRef},
+    model::SnapshotRef,
+    runner::Pool,
     store::Store,
 };
 

@@ -3,7 +3,8 @@
 use uuid::Uuid;
 
 use crate::{
-    event::{EventBus, StdStream},
+    event::EventBus,
+    model::StdStream,
     runner::RunnerError,
     store::{ImageError, Notes},
 };

@@ -36,7 +36,8 @@ pub(crate) mod set;
 #[cfg(feature = "vm")]
 pub mod vm;
 
-pub use context::{CancelReason, Secrets, StepContext};
+pub use crate::model::{ArchiveId, ArtifactRef, Secrets, SnapshotRef};
+pub use context::{CancelReason, StepContext};
 pub use contract::StepRunner;
 pub use descriptor::{
     ArgsError, ArgsSchema, ImageSupport, Pool, Probe, RunnerCapabilities, RunnerDescriptor, RunnerIndex,
@@ -107,7 +108,7 @@ pub use error::{RunnerError, RunnerErrorKind};
 /// The set must be `Debug`, and must not be `Drop`, because [`into_registry`](RunnerSet::into_registry) takes
 /// it apart.
 pub use hm_exec_macros::RunnerSet;
-pub use input::{ArchiveId, ArtifactRef, CacheDecision, CacheIdentity, ExecutorInput, SnapshotRef, StepResult};
+pub use input::{CacheDecision, CacheIdentity, ExecutorInput, StepResult};
 pub use limits::{Cpus, Limits, MemorySize, Network};
 pub use name::is_runner_name;
 pub use registry::RunnerRegistry;

@@ -6,7 +6,7 @@ use std::{io, os::fd::OwnedFd};
 use tokio::io::{Interest, unix::AsyncFd};
 
 use crate::{
-    event::StdStream,
+    model::StdStream,
     streams::{Piece, Streams},
 };
 

@@ -32,11 +32,12 @@ use super::{
 use crate::{
     awake::{self, Awake},
     cache::BuildCache,
-    event::{BuildRef, EventWriter},
+    event::EventWriter,
+    model::{BuildRef, SnapshotRef, StepIndex},
     outcome::BuildOutcome,
-    plan::{BoundPlan, StepIndex},
+    plan::BoundPlan,
     remote_cache::RemoteCache,
-    runner::{CancelReason, Pool, RunnerIndex, RunnerSet, SnapshotRef, StepContext},
+    runner::{CancelReason, Pool, RunnerIndex, RunnerSet, StepContext},
 };
 
 /// The maximum number of ended attempts that a turn handles before it writes its events and lets other tasks

@@ -19,9 +19,9 @@ use futures_util::FutureExt;
 use super::policy::{AttemptEnd, Start};
 use crate::{
     awake,
+    model::{ArtifactRef, SnapshotRef},
     runner::{
-        ArtifactRef, CancelReason, ExecutorInput, RunnerError, RunnerErrorKind, RunnerIndex, RunnerSet, SnapshotRef,
-        StepContext, StepResult,
+        CancelReason, ExecutorInput, RunnerError, RunnerErrorKind, RunnerIndex, RunnerSet, StepContext, StepResult,
     },
 };
 

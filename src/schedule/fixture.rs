@@ -11,9 +11,10 @@ use super::{
 };
 use crate::{
     Plan, RunnerSet,
-    event::{self, BuildRef, EventBus, EventWriter, PlanSummary, RunDir, RunMeta, StepMeta},
+    event::{self, EventBus, EventWriter, PlanSummary, RunDir, RunMeta, StepMeta},
+    model::{ArchiveId, BuildRef, Secrets},
     plan::{BindOptions, BoundPlan, bind},
-    runner::{ArchiveId, ExecutorInput, RunnerError, Secrets, StepContext, StepResult, StepRunner},
+    runner::{ExecutorInput, RunnerError, StepContext, StepResult, StepRunner},
 };
 
 #[derive(Debug)]

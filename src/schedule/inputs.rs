@@ -15,7 +15,8 @@ use super::errands::is_cached;
 use crate::{
     cache::BuildCache,
     ir::on_change_paths,
-    plan::{BoundPlan, StepIndex},
+    model::StepIndex,
+    plan::BoundPlan,
     store::{Archives, Store, StoreError},
 };
 

@@ -31,8 +31,8 @@ use std::{
 };
 
 use crate::{
-    outcome::{BuildStatus, StepStatus},
-    plan::{Dag, StepIndex},
+    model::{BuildStatus, StepIndex, StepStatus},
+    plan::Dag,
 };
 
 /// The rules of one build.

@@ -14,10 +14,11 @@ use super::{
     policy::{Answer, AttemptEnd, Policy, Start, Stop},
 };
 use crate::{
-    event::{BuildRef, CacheMissReason, EventWriter, StateEvent, is_full, step_id},
-    outcome::{BuildOutcome, BuildStatus, StepResultSummary, StepStatus},
-    plan::{BoundPlan, StepIndex},
-    runner::{ArchiveId, ArtifactRef, CacheDecision, ExecutorInput, RunnerIndex, SnapshotRef},
+    event::{EventWriter, StateEvent, is_full, step_id},
+    model::{ArchiveId, ArtifactRef, BuildRef, BuildStatus, CacheMissReason, SnapshotRef, StepIndex, StepStatus},
+    outcome::{BuildOutcome, StepResultSummary},
+    plan::BoundPlan,
+    runner::{CacheDecision, ExecutorInput, RunnerIndex},
 };
 
 /// The record of one step.

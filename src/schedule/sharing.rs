@@ -23,9 +23,10 @@ use crate::{
     awake,
     cache::{BasePart, BuildCache, CacheKey, Cacheable, Found},
     ir::EdgeKind,
-    plan::{Base, BoundPlan, StepIndex},
+    model::{SnapshotRef, StepIndex},
+    plan::{Base, BoundPlan},
     remote_cache::{Candidate, LookedAhead, Question, RemoteCache},
-    runner::{RunnerIndex, SnapshotRef},
+    runner::RunnerIndex,
     store::Store,
 };
 

@@ -3,7 +3,7 @@
 use std::{fs, path::Path};
 
 use super::{LayerId, Snapshot, SourceId, Store, StoreError, error::Doing, layout::make_dir, manifest::Manifest};
-use crate::runner::SnapshotRef;
+use crate::model::SnapshotRef;
 
 impl Store {
     /// Takes in a snapshot of another store under the id that it has there. Its layers, image and manifest

@@ -11,7 +11,7 @@ use std::{
 use tokio::sync::OnceCell;
 
 use super::{FrozenSource, Lease, Store, StoreError};
-use crate::runner::ArchiveId;
+use crate::model::ArchiveId;
 
 /// A run's source tree, frozen when the first runner requests it.
 #[derive(Debug)]

@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::Filesystem;
-use crate::runner::SnapshotRef;
+use crate::model::SnapshotRef;
 
 /// The reason why an operation of the store failed.
 ///

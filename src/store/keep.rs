@@ -20,7 +20,7 @@ use super::{
     snapshot::{SCHEME, id_of},
     tree,
 };
-use crate::runner::SnapshotRef;
+use crate::model::SnapshotRef;
 
 /// A use is not recorded if the last recorded one is more recent than this, in milliseconds.
 const FRESH_MS: i64 = 60 * 60 * 1000;

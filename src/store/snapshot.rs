@@ -17,7 +17,7 @@ use super::{
     error::Doing,
     index::{self, LayerRow},
 };
-use crate::runner::SnapshotRef;
+use crate::model::SnapshotRef;
 
 /// The scheme of [`SnapshotRef`]s that refer to layers of the store.
 pub(super) const SCHEME: &str = "hm1";

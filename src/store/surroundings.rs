@@ -5,7 +5,7 @@ use std::{path::PathBuf, sync::Arc};
 use serde::{Deserialize, Serialize};
 
 use super::{Store, StoreError, index, snapshot::id_of};
-use crate::{ir::Env, runner::SnapshotRef};
+use crate::{ir::Env, model::SnapshotRef};
 
 /// A step's environment besides its files. It never contains the values of secrets.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

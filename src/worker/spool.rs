@@ -10,7 +10,7 @@ use std::{
 
 use tokio::sync::watch;
 
-use crate::{event::StdStream, runner::sandbox::OutputSink};
+use crate::{model::StdStream, runner::sandbox::OutputSink};
 
 /// The progress of a stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::processes::{expect_gone, marker, stubborn};
 use crate::{
     conformance::lab::{Broken, Lab, Step, expect},
-    event::StdStream,
+    model::StdStream,
     runner::{CancelReason, RunnerErrorKind},
 };
 

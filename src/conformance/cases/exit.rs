@@ -1,7 +1,7 @@
 //! How commands end by themselves.
 
 use crate::conformance::lab::{Broken, Lab, Step, expect};
-use crate::event::StdStream;
+use crate::model::StdStream;
 
 /// The number of concurrent steps in cases with many steps.
 const AT_ONCE: usize = 8;

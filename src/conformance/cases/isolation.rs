@@ -6,8 +6,7 @@ use uuid::Uuid;
 
 use crate::{
     conformance::lab::{Broken, Done, Lab, Step, expect},
-    event::StdStream,
-    runner::Secrets,
+    model::{Secrets, StdStream},
 };
 
 pub(in crate::conformance) async fn host_files(lab: &Lab<'_>) -> Result<(), Broken> {

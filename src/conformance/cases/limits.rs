@@ -4,7 +4,7 @@ use serde_json::json;
 
 use crate::{
     conformance::lab::{Broken, Lab, Step, expect},
-    event::StdStream,
+    model::StdStream,
     runner::RunnerErrorKind,
 };
 

@@ -2,7 +2,7 @@
 
 use crate::{
     conformance::lab::{Broken, Lab, Step, expect},
-    event::StdStream,
+    model::StdStream,
 };
 
 pub(in crate::conformance) async fn order(lab: &Lab<'_>) -> Result<(), Broken> {

@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 use crate::{
     conformance::lab::{Broken, Lab, Step, expect},
-    event::StdStream,
+    model::StdStream,
 };
 
 /// Returns a sleep duration that no other process of this machine uses.

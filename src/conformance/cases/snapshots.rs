@@ -4,8 +4,8 @@ use std::fs;
 
 use crate::{
     conformance::lab::{Broken, Lab, Step, expect},
-    event::StdStream,
-    runner::{DynStepRunner, RunnerErrorKind, SnapshotRef},
+    model::{SnapshotRef, StdStream},
+    runner::{DynStepRunner, RunnerErrorKind},
 };
 
 pub(in crate::conformance) async fn siblings(lab: &Lab<'_>) -> Result<(), Broken> {

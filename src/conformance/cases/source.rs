@@ -4,7 +4,7 @@ use std::{fs, os::unix::fs::PermissionsExt};
 
 use crate::{
     conformance::lab::{Broken, Lab, Step, expect},
-    event::StdStream,
+    model::StdStream,
 };
 
 pub(in crate::conformance) async fn is_there(lab: &Lab<'_>) -> Result<(), Broken> {

@@ -8,8 +8,9 @@ use super::{
     trouble::{self, on_thread},
 };
 use crate::{
+    model::SnapshotRef,
     remote::{Cas, Digest, reapi},
-    runner::{Limits, RunnerError, SnapshotRef, StepContext},
+    runner::{Limits, RunnerError, StepContext},
     step::{Exit, StepOutput},
     store::{ImageDigest, PackedName, Store},
     transfer::{Parcel, Uploads, fetch_layer},

@@ -21,7 +21,8 @@ use uuid::Uuid;
 
 use super::trouble::{self, on_thread};
 use crate::{
-    event::{EventBus, StdStream},
+    event::EventBus,
+    model::StdStream,
     remote::{Cas, Digest, Endpoint, read_log, reapi},
     runner::RunnerError,
     store::Store,

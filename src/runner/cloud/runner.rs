@@ -24,14 +24,14 @@ use super::{
 };
 use crate::{
     awake,
-    event::StdStream,
+    model::{SnapshotRef, StdStream},
     remote::{
         Cas, Digest, Endpoint, EndpointOptions, Execution, OptionsError, RemoteError, RemoteErrorKind, Update,
         Uploaded, reapi,
     },
     runner::{
         ArgsSchema, CacheIdentity, ExecutorInput, ImageSupport, Limits, Pool, Probe, RunnerCapabilities, RunnerError,
-        SnapshotRef, StepContext, StepResult, StepRunner, afterwards::Afterwards, image_notes::no_image, left,
+        StepContext, StepResult, StepRunner, afterwards::Afterwards, image_notes::no_image, left,
         sandbox::SandboxRunner,
     },
     store::{Base, FrozenSource, IdMap, ImageOptions, Images, Store, StoreHandle, image_identity},

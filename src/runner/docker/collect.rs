@@ -12,7 +12,8 @@ use super::{
     trouble::{self, on_thread},
 };
 use crate::{
-    runner::{RunnerError, SnapshotRef},
+    model::SnapshotRef,
+    runner::RunnerError,
     store::{
         ArchiveFile, Base, CommitRequest, IdMap, ImageDigest, LayerId, SavedImage, Snapshot, Store, layout::create_new,
         tree::UnpackLimits,

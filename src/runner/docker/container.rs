@@ -31,9 +31,9 @@ use super::{
     trouble::{self, is_missing},
 };
 use crate::{
-    event::StdStream,
+    model::{SnapshotRef, StdStream},
     runner::{
-        Limits, Network, RunnerError, SnapshotRef,
+        Limits, Network, RunnerError,
         vm::{Command, Injection, Output, Vm},
     },
     store::Store,

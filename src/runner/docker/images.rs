@@ -7,8 +7,8 @@ use futures_util::StreamExt;
 
 use super::trouble::{self, is_missing};
 use crate::{
-    event::StdStream,
     ir::Env,
+    model::StdStream,
     runner::{RunnerError, vm::Output},
     store::{ImageDigest, PullPolicy},
 };

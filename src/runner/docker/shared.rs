@@ -20,7 +20,8 @@ use super::{
     trouble,
 };
 use crate::{
-    runner::{RunnerError, SnapshotRef, StepContext, afterwards::Afterwards},
+    model::SnapshotRef,
+    runner::{RunnerError, StepContext, afterwards::Afterwards},
     store::{Base, IdMap, ImageDigest, ImageOptions, Images, Snapshot, Store},
 };
 

@@ -50,7 +50,7 @@ mod ordered {
     use tokio::io::AsyncReadExt;
 
     use super::{CHUNK_BYTES, ChildStderr, ChildStdout, EventBus, Uuid};
-    use crate::event::StdStream;
+    use crate::model::StdStream;
 
     pub(super) async fn pump(
         mut stdout: ChildStdout,

@@ -15,9 +15,9 @@ use super::{
 };
 use crate::{
     awake,
+    model::SnapshotRef,
     runner::{
-        ExecutorInput, ImageSupport, Probe, RunnerCapabilities, RunnerError, SnapshotRef, StepContext, StepResult,
-        StepRunner,
+        ExecutorInput, ImageSupport, Probe, RunnerCapabilities, RunnerError, StepContext, StepResult, StepRunner,
     },
     store::{FrozenSource, LayerId, Staging, Store, StoreError, StoreHandle},
 };

@@ -19,10 +19,10 @@ use super::{
     trouble::{Doing, NoMachine},
 };
 use crate::{
-    event::StdStream,
     guest::{self, Ended, Job, Order, Word},
+    model::{SnapshotRef, StdStream},
     runner::{
-        Limits, RunnerError, SnapshotRef,
+        Limits, RunnerError,
         sandbox::{Files, SandboxRunner, Serving, c_string},
         vm::{Command, Injection, Output, Vm},
     },

@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{
     awake,
-    event::StdStream,
+    model::StdStream,
     runner::{RunnerError, pipes::Pipes},
     streams::Piece,
 };

@@ -12,8 +12,9 @@ use super::{
     zygote::Zygote,
 };
 use crate::{
+    model::SnapshotRef,
     runner::{
-        ExecutorInput, RunnerError, SnapshotRef, StepContext,
+        ExecutorInput, RunnerError, StepContext,
         image_notes::{StepNotes, no_image},
     },
     store::{

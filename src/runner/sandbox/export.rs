@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use super::runner::{SandboxRunner, unusable};
 use crate::{
-    runner::{RunnerError, SnapshotRef},
+    model::SnapshotRef,
+    runner::RunnerError,
     store::{ExportError, ExportTarget, FrozenSource, IdMap, ImageDigest},
 };
 

@@ -26,11 +26,12 @@ use super::{
     zygote::{StartError, Zygote},
 };
 use crate::{
-    event::{EventBus, StdStream},
+    event::EventBus,
     ir::Env,
+    model::{SnapshotRef, StdStream},
     runner::{
         ArgsSchema, CacheIdentity, ExecutorInput, ImageSupport, Limits, Network, Probe, RunnerCapabilities,
-        RunnerError, SnapshotRef, StepContext, StepResult, StepRunner, image_notes::no_image, left,
+        RunnerError, StepContext, StepResult, StepRunner, image_notes::no_image, left,
     },
     store::{IdMap, ImageOptions, Images, Store, StoreError, StoreHandle, Surroundings, image_identity},
 };

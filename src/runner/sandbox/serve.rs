@@ -21,8 +21,9 @@ use super::{
 };
 use crate::{
     ir::Env,
+    model::SnapshotRef,
     runner::{
-        RunnerError, SnapshotRef,
+        RunnerError,
         image_notes::{StepNotes, no_image},
         vm::{self, GroundBase},
     },

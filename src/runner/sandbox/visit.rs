@@ -19,7 +19,8 @@ use super::{
     runner::{c_string, environment, unusable},
 };
 use crate::{
-    runner::{Limits, Network, RunnerError, SnapshotRef},
+    model::SnapshotRef,
+    runner::{Limits, Network, RunnerError},
     store::{FrozenSource, Surroundings},
 };
 

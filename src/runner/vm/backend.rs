@@ -5,9 +5,10 @@ use std::{fmt, fs::File, future::Future, path::PathBuf, sync::Arc};
 use uuid::Uuid;
 
 use crate::{
-    event::{EventBus, StdStream},
+    event::EventBus,
     ir::Env,
-    runner::{CacheIdentity, Limits, Probe, RunnerCapabilities, RunnerError, SnapshotRef, StepContext},
+    model::{SnapshotRef, StdStream},
+    runner::{CacheIdentity, Limits, Probe, RunnerCapabilities, RunnerError, StepContext},
     store::{FrozenSource, LayerId, Snapshot, Store},
 };
 

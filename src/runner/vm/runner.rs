@@ -10,9 +10,10 @@ use std::{
 use super::{Command, Ground, GroundBase, Injection, Output, Vm, VmBackend};
 use crate::{
     awake,
+    model::SnapshotRef,
     runner::{
-        ArgsSchema, CacheIdentity, ExecutorInput, Limits, Probe, RunnerCapabilities, RunnerError, SnapshotRef,
-        StepContext, StepResult, StepRunner, left,
+        ArgsSchema, CacheIdentity, ExecutorInput, Limits, Probe, RunnerCapabilities, RunnerError, StepContext,
+        StepResult, StepRunner, left,
     },
     store::{FrozenSource, SourceId, Store, StoreError, StoreHandle, Surroundings},
 };

@@ -20,7 +20,7 @@ use serde_json::json;
 use self::{archive::write_archive, blobs::LayerCompression, layout::write_layout};
 pub use self::{blobs::PackedLayer, error::ExportError};
 use super::{Base, FrozenSource, IdMap, ImageDigest, Snapshot, Store, image};
-use crate::runner::SnapshotRef;
+use crate::model::SnapshotRef;
 
 /// The target of an export.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -1,0 +1,16 @@
+//! Plain names that several modules share: references to builds, steps and snapshots, how they end, and
+//! secrets.
+//!
+//! A leaf: this module imports nothing of the crate, and holds no behaviour that needs more than its own
+//! values. The public paths of these types are those of the modules that they belong to, such as
+//! [`crate::runner::SnapshotRef`].
+
+mod build;
+mod secrets;
+mod snapshot;
+mod step;
+
+pub use build::{BuildRef, BuildStatus};
+pub use secrets::Secrets;
+pub use snapshot::{ArchiveId, ArtifactRef, SnapshotRef};
+pub use step::{CacheMissReason, StdStream, StepIndex, StepStatus};
