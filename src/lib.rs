@@ -67,6 +67,8 @@ pub(crate) mod streams;
 pub(crate) mod transfer;
 #[cfg(any(feature = "engine", feature = "step"))]
 pub mod tree;
+#[cfg(all(feature = "sandbox", target_os = "linux"))]
+pub mod userns;
 #[cfg(all(feature = "cloud", target_os = "linux"))]
 pub mod worker;
 

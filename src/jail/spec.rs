@@ -8,7 +8,7 @@ use std::ffi::CString;
 use serde::{Deserialize, Serialize};
 
 use super::SetupError;
-use crate::tree::{UnpackError, UnpackLimits, Unpacked};
+use crate::tree::{IdMap, UnpackError, UnpackLimits, Unpacked};
 
 /// The version of every type in this file. Increase it with any change to one of them.
 pub(crate) const SPEC_VERSION: u32 = 9;
@@ -31,6 +31,33 @@ pub enum UserNamespace {
     Range,
     /// 0 is the user, and there are no other ids.
     Single,
+}
+
+impl UserNamespace {
+    /// Returns the name, as a helper gets it in its arguments: `none`, `range` or `single`.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Range => "range",
+            Self::Single => "single",
+        }
+    }
+
+    /// Returns how to interpret the owners of a layer that a step in this user namespace wrote.
+    #[must_use]
+    pub fn id_map(self) -> IdMap {
+        match self {
+            Self::None => IdMap::Root,
+            Self::Range => IdMap::Range,
+            Self::Single => IdMap::Single,
+        }
+    }
+
+    /// Returns the user namespace with this name.
+    pub(super) fn named(name: &str) -> Option<Self> {
+        [Self::None, Self::Range, Self::Single].into_iter().find(|it| it.as_str() == name)
+    }
 }
 
 /// The system calls that mount overlays.

@@ -80,11 +80,9 @@ impl Prepared {
 pub fn run_if_marked() {
     let mut args = std::env::args_os().skip(1);
     if args.next().is_some_and(|arg| arg == MARKER) {
-        let user_namespace = match args.next().as_deref().and_then(std::ffi::OsStr::to_str) {
-            Some("range") => UserNamespace::Range,
-            Some("single") => UserNamespace::Single,
-            _ => UserNamespace::None,
-        };
+        let name = args.next();
+        let name = name.as_deref().and_then(std::ffi::OsStr::to_str);
+        let user_namespace = name.and_then(UserNamespace::named).unwrap_or(UserNamespace::None);
         let open_files = args.next().and_then(|limit| limit.to_str()?.parse().ok());
         run(user_namespace, open_files);
     }

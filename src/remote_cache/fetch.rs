@@ -34,7 +34,7 @@ impl RemoteCache {
         let _turn = self.moves.acquire().await;
         // Held until the result has its row.
         let _lease = store.lease()?;
-        let id_map = self.trees.prepare_trees(store).await?;
+        let id_map = self.userns.prepare_trees(store).await?;
         if id_map != entry.id_map {
             return Err(Trouble::Foreign("owners of files are mapped in another way there".into()));
         }

@@ -169,7 +169,7 @@ impl RemoteCache {
             }
             entry => entry?,
         };
-        let id_map = self.trees.predicted_id_map().await;
+        let id_map = self.userns.id_map().await;
         let usable = entry.filter(|entry| is_young(entry.created_at, max_age) && entry.id_map == id_map);
         Ok((at, usable.map_or(State::Missed, |entry| State::Shared(key, entry))))
     }

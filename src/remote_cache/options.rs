@@ -19,9 +19,10 @@ use super::{
 use crate::{
     cache::CacheKey,
     remote::{ActionCache, Cas, Endpoint, EndpointOptions, OptionsError, Retry},
-    runner::{Pool, sandbox::SandboxRunner},
+    runner::Pool,
     store::{ImageOptions, Images},
     transfer::Uploads,
+    userns::{UsernsHelper, UsernsOptions},
 };
 
 /// How long an engine that did not answer is not called.
@@ -51,7 +52,7 @@ pub struct RemoteCache {
     writes: bool,
     local_steps: bool,
     /// Maps ids for this machine's steps, and reads and writes layers of subordinate ids.
-    pub(super) trees: SandboxRunner,
+    pub(super) userns: Arc<UsernsHelper>,
     pub(super) images: Images,
     pub(super) uploads: Uploads,
     pub(super) questions: Semaphore,
@@ -86,7 +87,7 @@ impl RemoteCache {
             reads: true,
             writes: true,
             local_steps: false,
-            trees: SandboxRunner::builder().build(),
+            userns: UsernsHelper::new(UsernsOptions::default()),
             images: Images::default(),
             uploads: Uploads::default(),
             questions: Semaphore::new(QUESTIONS),
@@ -121,13 +122,17 @@ impl RemoteCache {
         Self { images: Images::new(options), ..self }
     }
 
-    /// Sets the `hm` program that is started to read and write layers of subordinate ids, as
-    /// [`SandboxBuilder::helper`] does.
-    ///
-    /// [`SandboxBuilder::helper`]: crate::runner::sandbox::SandboxBuilder::helper
+    /// Reads and writes layers of subordinate ids through a helper that other parts of this process use, too,
+    /// instead of one of its own.
+    #[must_use]
+    pub fn userns(self, helper: Arc<UsernsHelper>) -> Self {
+        Self { userns: helper, ..self }
+    }
+
+    /// Starts this `hm` as a helper of its own, to read and write layers of subordinate ids.
     #[must_use]
     pub fn helper(self, program: impl Into<PathBuf>) -> Self {
-        Self { trees: SandboxRunner::builder().helper(program).build(), ..self }
+        self.userns(UsernsHelper::new(UsernsOptions::default().program(program)))
     }
 
     /// Returns whether results of a runner are looked up there.

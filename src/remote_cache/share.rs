@@ -39,7 +39,7 @@ impl RemoteCache {
         let snapshot = store.snapshot(&found.snapshot)?;
         let Base::Image(image) = snapshot.base else { return Ok(()) };
         let _lease = store.lease()?;
-        let id_map = self.trees.prepare_trees(store).await?;
+        let id_map = self.userns.prepare_trees(store).await?;
         if id_map != snapshot.id_map {
             return Ok(());
         }

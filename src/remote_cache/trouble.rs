@@ -2,9 +2,9 @@
 
 use crate::{
     remote::{RemoteError, RemoteErrorKind},
-    runner::RunnerError,
     store::{ImageError, StoreError},
     transfer::TransferError,
+    userns::StartError,
 };
 
 /// The reason why there is no result, or why none was shared.
@@ -18,8 +18,8 @@ pub(super) enum Trouble {
     Store(#[from] StoreError),
     #[error(transparent)]
     Image(#[from] ImageError),
-    #[error("layers can't be read or written here: {0}")]
-    Trees(String),
+    #[error("layers can't be read or written here: failed to start the sandbox")]
+    Userns(#[from] StartError),
     #[error("failed to read {what}")]
     Read { what: &'static str, source: std::io::Error },
     /// An entry that this program did not write.
@@ -61,11 +61,5 @@ impl Trouble {
     /// Returns the error and its causes on one line.
     pub(super) fn in_words(self) -> String {
         format!("{:#}", anyhow::Error::new(self))
-    }
-}
-
-impl From<RunnerError> for Trouble {
-    fn from(error: RunnerError) -> Self {
-        Self::Trees(error.to_line())
     }
 }

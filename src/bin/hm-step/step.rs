@@ -11,11 +11,9 @@ use std::{
 
 use hm_exec::{
     jail::{
-        self, Bounds, DEFAULT_ENV, End, JailSpec, MountApi, Overlay, Place, Root, Solo, UserNamespace, Watch,
-        user_namespace_hint,
+        self, Bounds, DEFAULT_ENV, End, JailSpec, MountApi, Overlay, Place, Root, Solo, Watch, user_namespace_hint,
     },
     step::{Exit, LayerOutput, Network, StepInput, StepOutput, VERSION},
-    tree::IdMap,
 };
 
 use crate::{FAILED, failure::Failure, layer, lowers, scratch::Scratch};
@@ -66,11 +64,7 @@ fn read(input: &Path) -> Result<StepInput, Failure> {
 
 fn run_in(dir: &Path, input: &StepInput, solo: &Solo) -> Result<(Exit, Option<LayerOutput>), Failure> {
     let paths = lowers::find(dir, &input.stack)?;
-    let id_map = match solo.user_namespace() {
-        UserNamespace::None => IdMap::Root,
-        UserNamespace::Range => IdMap::Range,
-        UserNamespace::Single => IdMap::Single,
-    };
+    let id_map = solo.user_namespace().id_map();
     let scratch = Scratch::new(solo, dir, &paths)?;
     let lowers = lowers::make(&input.stack, &paths, &scratch, id_map)?;
     let upper = scratch.make_dir("upper")?;

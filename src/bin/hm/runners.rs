@@ -1,11 +1,13 @@
 //! The runners of `hm`, and where it stores its data.
 
+#[cfg(target_os = "linux")]
+use std::sync::Arc;
 use std::{num::NonZeroUsize, path::PathBuf};
 
 use hm_exec::{
     Engine, RunnerSet, open_files,
     runner::{
-        docker::{Docker, DockerRunner},
+        docker::{Docker, DockerBuilder, DockerRunner},
         process::ProcessRunner,
     },
     store::{ImageOptions, Store, StoreHandle},
@@ -15,9 +17,9 @@ use hm_exec::{
     remote_cache::RemoteCache,
     runner::{
         RunnerError,
-        cloud::CloudRunner,
+        cloud::{CloudBuilder, CloudRunner},
         qemu::{Accelerator, Qemu, QemuBuilder, QemuRunner},
-        sandbox::SandboxRunner,
+        sandbox::{SandboxBuilder, SandboxRunner},
     },
 };
 
@@ -58,15 +60,20 @@ impl Runners {
     /// sandbox shows `host_dirs` to steps on image `host`.
     #[cfg_attr(not(target_os = "linux"), expect(unused_variables, reason = "only Linux has the sandbox"))]
     pub(crate) fn on(store: &StoreHandle, host_dirs: &[PathBuf], images: ImageOptions, remote: Remote) -> Self {
+        #[cfg(target_os = "linux")]
+        let sandbox = sandbox(store, host_dirs, images.clone());
+        let docker = docker(images.clone(), remote.docker_host.clone());
+        #[cfg(target_os = "linux")]
+        let docker = docker.local(Arc::clone(sandbox.userns()));
         Self {
-            #[cfg(target_os = "linux")]
-            sandbox: sandbox(store, host_dirs, images.clone()),
             process: ProcessRunner::new(store.clone()),
-            docker: docker(store, images.clone(), remote.docker_host.clone()),
+            docker: docker.build(store.clone()),
             #[cfg(target_os = "linux")]
-            vm: vm(store, host_dirs, images.clone(), remote.vm.clone()),
+            vm: vm(store, local(&sandbox, host_dirs, images.clone()), remote.vm.clone()),
             #[cfg(target_os = "linux")]
-            cloud: cloud(store, images, remote),
+            cloud: cloud(store, images, remote).userns(Arc::clone(sandbox.userns())).build(),
+            #[cfg(target_os = "linux")]
+            sandbox,
         }
     }
 
@@ -78,6 +85,8 @@ impl Runners {
         jobs: Option<NonZeroUsize>,
         remote: Option<RemoteCache>,
     ) -> Outcome<Engine<Self>> {
+        #[cfg(target_os = "linux")]
+        let remote = remote.map(|remote| remote.userns(Arc::clone(self.sandbox.userns())));
         let mut builder = Engine::builder(self).runs_dir(runs_dir()?).cache(store.clone());
         // More steps than that wait for a slot: they would fail because they could not open files.
         let most = open_files::enough_for();
@@ -137,23 +146,28 @@ pub(crate) fn sandbox(store: &StoreHandle, host_dirs: &[PathBuf], images: ImageO
     host_dirs.iter().fold(builder, |builder, dir| builder.host_dir(dir)).build()
 }
 
-/// Creates the docker runner of `hm`, for the daemon that the user named, or else for the one that is found.
+/// Describes the docker runner of `hm`, for the daemon that the user named, or else for the one that is found.
 /// A failed step's files are kept only if the run requests it: daemons export an image only as a whole, which
 /// may take longer than the step.
-pub(crate) fn docker(store: &StoreHandle, images: ImageOptions, host: Option<String>) -> DockerRunner {
+pub(crate) fn docker(images: ImageOptions, host: Option<String>) -> DockerBuilder {
     let builder = Docker::builder().images(images);
     match host {
-        Some(host) => builder.host(host).build(store.clone()),
-        None => builder.build(store.clone()),
+        Some(host) => builder.host(host),
+        None => builder,
     }
+}
+
+/// Describes the sandbox in which `hm` runs virtual machines.
+#[cfg(target_os = "linux")]
+fn local(sandbox: &SandboxRunner, host_dirs: &[PathBuf], images: ImageOptions) -> SandboxBuilder {
+    let builder = SandboxRunner::builder().userns(Arc::clone(sandbox.userns())).images(images);
+    host_dirs.iter().fold(builder, |builder, dir| builder.host_dir(dir))
 }
 
 /// Creates the virtual machine runner of `hm`.
 #[cfg(target_os = "linux")]
-fn vm(store: &StoreHandle, host_dirs: &[PathBuf], images: ImageOptions, table: VmTable) -> QemuRunner {
+fn vm(store: &StoreHandle, local: SandboxBuilder, table: VmTable) -> QemuRunner {
     let VmTable { memory, cpus, qemu, virtiofsd, kernel, modules, templates } = table;
-    let local = SandboxRunner::builder().images(images);
-    let local = host_dirs.iter().fold(local, |builder, dir| builder.host_dir(dir));
     let mut builder = Qemu::builder().local(local);
     if let Some(memory) = memory {
         builder = builder.memory(memory.bytes);
@@ -177,9 +191,9 @@ fn vm(store: &StoreHandle, host_dirs: &[PathBuf], images: ImageOptions, table: V
     builder.build(store.clone()).keep_failed(true)
 }
 
-/// Creates the cloud runner of `hm`.
+/// Describes the cloud runner of `hm`.
 #[cfg(target_os = "linux")]
-fn cloud(store: &StoreHandle, images: ImageOptions, remote: Remote) -> CloudRunner {
+fn cloud(store: &StoreHandle, images: ImageOptions, remote: Remote) -> CloudBuilder {
     let Remote { endpoint, logs, platform, jobs, .. } = remote;
     let builder = CloudRunner::builder().store(store.clone()).images(images);
     let builder = platform.into_iter().fold(builder, |builder, (name, value)| builder.platform_property(name, value));
@@ -192,8 +206,8 @@ fn cloud(store: &StoreHandle, images: ImageOptions, remote: Remote) -> CloudRunn
         None => builder,
     };
     match logs {
-        Some(logs) => builder.log_service(logs).build(),
-        None => builder.build(),
+        Some(logs) => builder.log_service(logs),
+        None => builder,
     }
 }
 

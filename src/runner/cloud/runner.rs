@@ -32,10 +32,10 @@ use crate::{
     runner::{
         ArgsSchema, CacheIdentity, ExecutorInput, ImageSupport, Limits, Pool, Probe, RunnerCapabilities, RunnerError,
         StepContext, StepResult, StepRunner, afterwards::Afterwards, image_notes::no_image, left,
-        sandbox::SandboxRunner,
     },
-    store::{Base, FrozenSource, IdMap, ImageOptions, Images, Store, StoreHandle, image_identity},
+    store::{Base, FrozenSource, ImageOptions, Images, Store, StoreHandle, image_identity},
     transfer::{self, Ground, Packable, Uploads},
+    userns::{UsernsHelper, UsernsOptions},
 };
 
 /// The default number of steps in flight.
@@ -62,9 +62,8 @@ pub struct CloudRunner {
     program: StepProgram,
     uploads: Uploads,
     sources: Sources,
-    /// The sandbox that determines how ids are mapped in this machine's steps, which share layers with this
-    /// runner's.
-    local: SandboxRunner,
+    /// Determines how ids are mapped in this machine's steps, which share layers with this runner's.
+    userns: Arc<UsernsHelper>,
     uploaded_blobs: AtomicU64,
     uploaded_bytes: AtomicU64,
 }
@@ -100,7 +99,7 @@ pub struct CloudBuilder {
     store: StoreHandle,
     images: ImageOptions,
     program: Option<PathBuf>,
-    sandbox_helper: Option<PathBuf>,
+    userns: Option<Arc<UsernsHelper>>,
 }
 
 impl CloudBuilder {
@@ -155,13 +154,18 @@ impl CloudBuilder {
         self
     }
 
-    /// Starts this `hm` to read layers that belong to subordinate ids, as [`SandboxBuilder::helper`] does.
-    ///
-    /// [`SandboxBuilder::helper`]: crate::runner::sandbox::SandboxBuilder::helper
+    /// Reads layers that belong to subordinate ids through a helper that other parts of this process use,
+    /// too, instead of one of its own.
     #[must_use]
-    pub fn helper(mut self, program: impl Into<PathBuf>) -> Self {
-        self.sandbox_helper = Some(program.into());
+    pub fn userns(mut self, helper: Arc<UsernsHelper>) -> Self {
+        self.userns = Some(helper);
         self
+    }
+
+    /// Starts this `hm` as a helper of its own, to read layers that belong to subordinate ids.
+    #[must_use]
+    pub fn helper(self, program: impl Into<PathBuf>) -> Self {
+        self.userns(UsernsHelper::new(UsernsOptions::default().program(program)))
     }
 
     /// Builds the runner. Nothing is connected or opened yet. The probe reports errors in the endpoint.
@@ -175,11 +179,6 @@ impl CloudBuilder {
             let logs = self.logs.map(Endpoint::new).transpose().map_err(Unready::Logs)?;
             Ok(RemoteEngine { logs: logs.unwrap_or_else(|| endpoint.clone()), endpoint })
         });
-        let local = SandboxRunner::builder().store(self.store.clone());
-        let local = match self.sandbox_helper {
-            Some(helper) => local.helper(helper),
-            None => local,
-        };
         CloudRunner {
             afterwards: Afterwards::default(),
             engine,
@@ -190,7 +189,7 @@ impl CloudBuilder {
             store: self.store,
             uploads: Uploads::default(),
             sources: Sources::default(),
-            local: local.build(),
+            userns: self.userns.unwrap_or_else(|| UsernsHelper::new(UsernsOptions::default())),
             uploaded_blobs: AtomicU64::new(0),
             uploaded_bytes: AtomicU64::new(0),
         }
@@ -252,7 +251,7 @@ impl CloudRunner {
         store: &Arc<Store>,
     ) -> Result<Ready, RunnerError> {
         let program = self.program.blob().await?;
-        let id_map = self.local.prepare_trees(store).await?;
+        let id_map = self.userns.prepare_trees(store).await?;
         let boot = Boot::of(ctx, input, store, &self.images, id_map).await?;
         let source = self.sources.bring(store, cas, &boot.source, |uploaded| self.count(uploaded)).await?;
         let ground = Ground { store, cas, id_map };
@@ -514,12 +513,7 @@ impl StepRunner for CloudRunner {
                 Some(identity.await?.into())
             }
         };
-        let mode = match self.local.predicted_id_map().await {
-            IdMap::Root => "root",
-            IdMap::Range => "range",
-            IdMap::Single => "single",
-        };
-        Ok(Some(CacheIdentity { image, mode: mode.into() }))
+        Ok(Some(CacheIdentity { image, mode: self.userns.id_map().await.as_str().into() }))
     }
 
     fn capabilities(&self) -> RunnerCapabilities {

@@ -39,7 +39,7 @@ pub struct DockerBuilder {
     helper: Option<PathBuf>,
     images: ImageOptions,
     #[cfg(target_os = "linux")]
-    local: crate::runner::sandbox::SandboxBuilder,
+    userns: Option<Arc<crate::userns::UsernsHelper>>,
 }
 
 impl DockerBuilder {
@@ -66,12 +66,12 @@ impl DockerBuilder {
         self
     }
 
-    /// Reads and writes layers in the store as this sandbox's steps would. The sandbox should use the same
-    /// store.
+    /// Reads and writes layers in the store through this helper, or the helper of this
+    /// [sandbox](crate::runner::sandbox::SandboxBuilder), instead of one of its own.
     #[cfg(target_os = "linux")]
     #[must_use]
-    pub fn local(mut self, sandbox: crate::runner::sandbox::SandboxBuilder) -> Self {
-        self.local = sandbox;
+    pub fn local(mut self, helper: impl Into<Arc<crate::userns::UsernsHelper>>) -> Self {
+        self.userns = Some(helper.into());
         self
     }
 
@@ -91,7 +91,7 @@ impl DockerBuilder {
             bases: Mutex::default(),
             afterwards: Afterwards::default(),
             #[cfg(target_os = "linux")]
-            local: self.local.store(store.clone()).build(),
+            userns: self.userns.unwrap_or_else(|| crate::userns::UsernsHelper::new(Default::default())),
         };
         super::DockerRunner::new(Docker { shared: Arc::new(shared) }, store)
     }

@@ -40,10 +40,9 @@ pub(super) struct Shared {
     pub(super) bases: Mutex<HashMap<String, Slot>>,
     pub(super) afterwards: Afterwards,
     pub(super) reaper: OnceLock<Reaper>,
-    /// The sandbox that determines how ids are mapped in this machine's steps. Containers share layers with
-    /// those.
+    /// Determines how ids are mapped in this machine's steps. Containers share layers with those.
     #[cfg(target_os = "linux")]
-    pub(super) local: crate::runner::sandbox::SandboxRunner,
+    pub(super) userns: Arc<crate::userns::UsernsHelper>,
 }
 
 /// The digest of an image in the store, once it is known. Locked while the image is being imported.
@@ -130,7 +129,7 @@ impl Shared {
     /// Returns how ids are mapped in the layers that are committed to the store.
     pub(super) async fn id_map(&self, store: &Arc<Store>) -> Result<IdMap, RunnerError> {
         #[cfg(target_os = "linux")]
-        return self.local.prepare_trees(store).await;
+        return Ok(self.userns.prepare_trees(store).await?);
         #[cfg(not(target_os = "linux"))]
         {
             let _ = store;
@@ -138,15 +137,12 @@ impl Shared {
         }
     }
 
+    /// Returns how ids are mapped, for cache keys.
     pub(super) async fn mode(&self) -> &'static str {
         #[cfg(target_os = "linux")]
-        let id_map = self.local.predicted_id_map().await;
+        let id_map = self.userns.id_map().await;
         #[cfg(not(target_os = "linux"))]
         let id_map = IdMap::Single;
-        match id_map {
-            IdMap::Root => "root",
-            IdMap::Range => "range",
-            IdMap::Single => "single",
-        }
+        id_map.as_str()
     }
 }

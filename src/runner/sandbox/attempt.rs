@@ -17,15 +17,13 @@ use rustix::{
 use tokio::io::{Interest, unix::AsyncFd};
 use tokio_util::sync::CancellationToken;
 
-use super::{
-    jail::{JailSpec, Report, Request, SetupError, wire},
-    zygote::Zygote,
-};
+use super::jail::{JailSpec, Report, Request, SetupError, wire};
 use crate::{
     awake,
     model::StdStream,
     runner::{RunnerError, pipes::Pipes},
     streams::Piece,
+    userns::{Zygote, register},
 };
 
 /// The capacity of a pipe in bytes; less if the system allows less.
@@ -341,12 +339,6 @@ fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
 
 fn watched(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     register(fd, Interest::READABLE)
-}
-
-/// Registers a descriptor with the runtime.
-#[allow(deprecated, reason = "tokio's successor is unsafe, for descriptors that change; an `OwnedFd` does not")]
-pub(super) fn register(fd: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
-    AsyncFd::with_interest(fd, interest)
 }
 
 /// Completes when pid 1, and with it every process of the step, is dead. Never completes if there is no pid 1

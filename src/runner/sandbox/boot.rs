@@ -9,7 +9,6 @@ use std::{
 use super::{
     jail::{self, Bind, MountApi, Overlay},
     overlays::{self, BuildOverlays, HostOverlay, HostOverlaySpec, Overlays, c_path, overlay},
-    zygote::Zygote,
 };
 use crate::{
     model::SnapshotRef,
@@ -21,6 +20,7 @@ use crate::{
         Base, CommitRequest, FrozenSource, HostImage, IdMap, Images, LayerId, MAX_LAYERS, Snapshot, SourceId, Staging,
         Store, StoreError, tree,
     },
+    userns::Zygote,
 };
 
 /// The mount points that a root filesystem may lack.
@@ -187,9 +187,9 @@ impl Ground<'_> {
             && parent.id_map != id_map
         {
             return Err(RunnerError::unsupported(format!(
-                "the snapshot to start from was made with {} ids, and here steps have {} ids: run its step again",
-                id_map_name(parent.id_map),
-                id_map_name(id_map),
+                "the snapshot to start from was made with ids of kind `{}`, and here steps have ids of kind `{id_map}`: \
+                 run its step again",
+                parent.id_map,
             )));
         }
         if let Base::Rootfs(dir) = base
@@ -302,12 +302,4 @@ impl Boot {
 
 pub(super) fn failed(doing: &'static str) -> impl FnOnce(StoreError) -> RunnerError {
     move |error| RunnerError::infrastructure(doing, error)
-}
-
-fn id_map_name(id_map: IdMap) -> &'static str {
-    match id_map {
-        IdMap::Root => "real",
-        IdMap::Range => "subordinate",
-        IdMap::Single => "single",
-    }
 }

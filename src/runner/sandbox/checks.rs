@@ -7,14 +7,13 @@ use std::path::Path;
 
 use super::{
     attempt, cgroup,
-    idmap::IdRanges,
     jail::{self, JailSpec, MountApi, Overlay, Place, Root, SetupError, UserNamespace},
     runner::{SandboxRunner, c_string},
-    zygote::StartError,
 };
 use crate::{
     runner::{Probe, RunnerError},
     store::StoreError,
+    userns::{IdRanges, StartError},
 };
 
 /// The suggestion of last resort.

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::runner::{SandboxRunner, unusable};
+use super::runner::SandboxRunner;
 use crate::{
     model::SnapshotRef,
     runner::RunnerError,
@@ -41,7 +41,7 @@ impl SandboxRunner {
         };
         let store = self.store().map_err(ExportError::Store)?;
         if store.snapshot(snapshot).map_err(ExportError::Store)?.id_map == IdMap::Range {
-            let zygote = self.zygote(&store).await.map_err(|error| SandboxExportError::Sandbox(unusable(error)))?;
+            let zygote = self.zygote(&store).await.map_err(|error| SandboxExportError::Sandbox(error.into()))?;
             if zygote.id_map() != IdMap::Range {
                 let error = anyhow::anyhow!("this user has no subordinate ids any longer, to which the layers belong");
                 return Err(failed("read the layers")(error));

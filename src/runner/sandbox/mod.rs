@@ -17,10 +17,8 @@ mod boot;
 mod cgroup;
 mod checks;
 mod confined;
+mod error;
 mod export;
-mod helper;
-mod idmap;
-mod namespace_ops;
 mod overlays;
 mod runner;
 #[cfg(feature = "qemu")]
@@ -28,7 +26,6 @@ mod serve;
 #[cfg(feature = "cloud")]
 mod stack;
 mod visit;
-mod zygote;
 
 #[cfg(feature = "cloud")]
 pub(crate) use attempt::{Control, OutputSink};
@@ -36,7 +33,6 @@ pub use cgroup::reap_control_groups;
 pub use checks::{Check, checks};
 pub use confined::{ConfinedCommand, ConfinedEnd, ConfinedError, ConfinedLimits, ConfinedOutput, OutputStream};
 pub use export::SandboxExportError;
-pub use helper::{HELPER_VARIABLE, NoHelper, init};
 #[cfg(feature = "qemu")]
 pub(crate) use runner::c_string;
 pub use runner::{SandboxBuilder, SandboxRunner};
@@ -46,4 +42,15 @@ pub(crate) use serve::{Files, Program, Serving};
 pub(crate) use stack::StackStep;
 pub use visit::{Errand, Streams, Visit, VisitError};
 
-pub use crate::jail::{self, MountApi, UserNamespace};
+pub use crate::{
+    jail::{self, MountApi, UserNamespace},
+    userns::{HELPER_VARIABLE, NoHelper},
+};
+
+/// Lets the sandbox start this program again as its helper. Must be called first thing in `main`, before any
+/// thread is started. In the helper it never returns.
+pub fn init() {
+    jail::run_if_marked();
+    confined::run_if_marked();
+    crate::userns::mark_initialized();
+}

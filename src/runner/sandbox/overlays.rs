@@ -22,11 +22,11 @@ use uuid::Uuid;
 use super::{
     attempt::setup_error,
     jail::{Bind, MountApi, MountedOverlay, Overlay, Screen, UserNamespace},
-    zygote::Zygote,
 };
 use crate::{
     runner::{RunnerError, StepContext},
     store::{HostImage, StagedDir, Staging, Store, StoreError, Touched},
+    userns::Zygote,
 };
 
 /// The most overlays that wait for a step of their build. Every step's mount namespace starts with a copy of

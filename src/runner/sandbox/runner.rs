@@ -11,19 +11,15 @@ use std::{
     },
 };
 
-use tokio::sync::Mutex;
 use uuid::Uuid;
 
 use super::{
     attempt::{self, Control, End, OutputSink},
     boot::{Boot, Ground, LayerDirs},
     cgroup::Limited,
-    checks, helper,
-    idmap::{IdRanges, id_map_of},
-    jail::{DEFAULT_ENV, JailSpec, MountApi, Place, Root, SecretFile, UserNamespace, may_mount},
-    namespace_ops::NamespaceOps,
+    checks,
+    jail::{DEFAULT_ENV, JailSpec, MountApi, Place, Root, SecretFile, UserNamespace},
     overlays::Overlays,
-    zygote::{StartError, Zygote},
 };
 use crate::{
     event::EventBus,
@@ -34,6 +30,7 @@ use crate::{
         RunnerError, StepContext, StepResult, StepRunner, image_notes::no_image, left,
     },
     store::{IdMap, ImageOptions, Images, Store, StoreError, StoreHandle, Surroundings, image_identity},
+    userns::{StartError, UsernsHelper, UsernsOptions, Zygote},
 };
 
 /// Runs each step in namespaces of its own, over an overlay of its image, the source and its parents' layers.
@@ -42,7 +39,7 @@ use crate::{
 #[derive(Debug)]
 pub struct SandboxRunner {
     pub(super) config: Config,
-    zygote: Mutex<Option<Arc<Zygote>>>,
+    userns: Arc<UsernsHelper>,
     pub(super) layer_dirs: LayerDirs,
     pub(super) overlays: Arc<Overlays>,
     pub(super) images: Images,
@@ -52,10 +49,8 @@ pub struct SandboxRunner {
 #[derive(Debug, Clone, Default)]
 pub(super) struct Config {
     store: StoreHandle,
-    helper: Option<PathBuf>,
     pub(super) host_dirs: Vec<PathBuf>,
     images: ImageOptions,
-    user_namespace: Option<UserNamespace>,
     mount_api: Option<MountApi>,
     keep_failed: bool,
 }
@@ -64,6 +59,40 @@ pub(super) struct Config {
 #[derive(Debug, Clone, Default)]
 pub struct SandboxBuilder {
     config: Config,
+    userns: Userns,
+}
+
+/// Where the builder's helper comes from.
+#[derive(Debug, Clone)]
+enum Userns {
+    Own(UsernsOptions),
+    Shared(Arc<UsernsHelper>),
+}
+
+impl Default for Userns {
+    fn default() -> Self {
+        Self::Own(UsernsOptions::default())
+    }
+}
+
+impl Userns {
+    /// Returns the options of a helper that is not shared.
+    fn into_options(self) -> UsernsOptions {
+        match self {
+            Self::Own(options) => options,
+            Self::Shared(_) => UsernsOptions::default(),
+        }
+    }
+}
+
+impl From<SandboxBuilder> for Arc<UsernsHelper> {
+    /// Returns the helper that the sandbox would use.
+    fn from(builder: SandboxBuilder) -> Self {
+        match builder.userns {
+            Userns::Own(options) => UsernsHelper::new(options),
+            Userns::Shared(helper) => helper,
+        }
+    }
 }
 
 impl SandboxBuilder {
@@ -74,10 +103,17 @@ impl SandboxBuilder {
         self
     }
 
-    /// Starts this `hm` as the helper, instead of the one found by default.
+    /// Uses a helper that other parts of this process use, too, instead of one of its own.
+    #[must_use]
+    pub fn userns(mut self, helper: Arc<UsernsHelper>) -> Self {
+        self.userns = Userns::Shared(helper);
+        self
+    }
+
+    /// Starts this `hm` as a helper of its own, instead of the one found by default.
     #[must_use]
     pub fn helper(mut self, program: impl Into<PathBuf>) -> Self {
-        self.config.helper = Some(program.into());
+        self.userns = Userns::Own(self.userns.into_options().program(program));
         self
     }
 
@@ -95,10 +131,10 @@ impl SandboxBuilder {
         self
     }
 
-    /// Sets how ids are mapped, instead of the best way that this machine allows.
+    /// Starts a helper of its own that maps ids in this way, instead of the best one that this machine allows.
     #[must_use]
     pub fn user_namespace(mut self, user_namespace: UserNamespace) -> Self {
-        self.config.user_namespace = Some(user_namespace);
+        self.userns = Userns::Own(self.userns.into_options().user_namespace(user_namespace));
         self
     }
 
@@ -123,8 +159,8 @@ impl SandboxBuilder {
     pub fn build(self) -> SandboxRunner {
         SandboxRunner {
             images: Images::new(self.config.images.clone()),
-            config: self.config,
-            zygote: Mutex::default(),
+            config: self.config.clone(),
+            userns: self.into(),
             layer_dirs: LayerDirs::default(),
             overlays: Arc::default(),
             warned: AtomicBool::new(false),
@@ -153,49 +189,14 @@ impl SandboxRunner {
         self.config.mount_api.unwrap_or_else(MountApi::of_this_kernel)
     }
 
-    /// Returns the zygote. Starts it if there is none or if it died.
+    /// Returns the helper in the steps' user namespace, for other parts of this process that need one.
+    #[must_use]
+    pub fn userns(&self) -> &Arc<UsernsHelper> {
+        &self.userns
+    }
+
     pub(super) async fn zygote(&self, store: &Arc<Store>) -> Result<Arc<Zygote>, StartError> {
-        let mut slot = self.zygote.lock().await;
-        if let Some(zygote) = slot.as_ref().filter(|zygote| zygote.is_alive()) {
-            return Ok(Arc::clone(zygote));
-        }
-        let config = self.config.clone();
-        let started = tokio::task::spawn_blocking(move || start_zygote(&config)).await;
-        let zygote = Arc::new(started.map_err(|error| StartError::Talk(std::io::Error::other(error)))??);
-        if zygote.user_namespace() == UserNamespace::Range {
-            store.set_tree_ops(Arc::new(NamespaceOps::new(Arc::clone(&zygote))));
-        }
-        *slot = Some(Arc::clone(&zygote));
-        Ok(zygote)
-    }
-
-    /// Returns how ids are mapped in steps. If there is no zygote yet, predicts this from the state of the
-    /// machine. `start_zygote` decides in the same way.
-    fn id_map(&self, zygote: Option<&Zygote>) -> IdMap {
-        let user_namespace = match (zygote, self.config.user_namespace) {
-            (Some(zygote), _) => zygote.user_namespace(),
-            (None, Some(user_namespace)) => user_namespace,
-            (None, None) if may_mount() => UserNamespace::None,
-            (None, None) if IdRanges::of_this_user().is_ok() => UserNamespace::Range,
-            (None, None) => UserNamespace::Single,
-        };
-        id_map_of(user_namespace)
-    }
-
-    /// Returns how ids are mapped in this machine's steps, after setting up what is needed to read and write
-    /// their layers.
-    #[cfg(any(feature = "cloud", feature = "docker"))]
-    pub(crate) async fn prepare_trees(&self, store: &Arc<Store>) -> Result<IdMap, RunnerError> {
-        match self.predicted_id_map().await {
-            IdMap::Range => Ok(self.zygote(store).await.map_err(unusable)?.id_map()),
-            id_map => Ok(id_map),
-        }
-    }
-
-    /// Predicts the result of [`prepare_trees`](Self::prepare_trees) without starting anything.
-    #[cfg(any(feature = "cloud", feature = "docker"))]
-    pub(crate) async fn predicted_id_map(&self) -> IdMap {
-        self.id_map(self.zygote.lock().await.as_deref())
+        self.userns.zygote(store).await
     }
 
     /// Returns the directories of this machine that steps on the `host` image see.
@@ -273,7 +274,7 @@ impl StepRunner for SandboxRunner {
     async fn execute(&self, ctx: &StepContext, input: ExecutorInput) -> Result<StepResult, RunnerError> {
         let limits = Limits::of_args(input.step.runner_args.as_ref())?;
         let store = self.store().map_err(|error| RunnerError::infrastructure("open the store", error))?;
-        let zygote = self.zygote(&store).await.map_err(unusable)?;
+        let zygote = self.zygote(&store).await?;
         let boot = self.ground(&store, &zygote).boot(ctx, &input).await?;
         let limited = self.hold(&limits);
         let spec = self.spec(&zygote, &store, &boot, (&limits, &limited), ctx, &input)?;
@@ -338,24 +339,16 @@ impl StepRunner for SandboxRunner {
                 Some(looked.map_err(failed)?.into())
             }
         };
-        let mode = match self.id_map(self.zygote.lock().await.as_deref()) {
-            IdMap::Root => "root",
-            IdMap::Range => "range",
-            IdMap::Single => "single",
-        };
-        Ok(Some(CacheIdentity { image, mode: mode.into() }))
+        Ok(Some(CacheIdentity { image, mode: self.userns.id_map().await.as_str().into() }))
     }
 
     fn capabilities(&self) -> RunnerCapabilities {
-        // If the lock is held, a zygote is being started: nothing is known of it yet.
-        let zygote = self.zygote.try_lock().ok();
-        let id_map = self.id_map(zygote.as_ref().and_then(|zygote| zygote.as_deref()));
         RunnerCapabilities {
             grace: true,
             workspace: true,
             snapshots: true,
             layers: true,
-            ownership: id_map != IdMap::Single,
+            ownership: self.userns.id_map_now() != IdMap::Single,
             xattrs: true,
             secrets: true,
             isolation: true,
@@ -416,15 +409,6 @@ pub(super) fn exit_code(end: &End, limits: &Limits, limited: &Limited) -> Result
     Ok(code)
 }
 
-/// Converts a start error. Only a communication failure may go away on a retry; what this machine does not
-/// allow will not change.
-pub(super) fn unusable(error: StartError) -> RunnerError {
-    match error {
-        StartError::Talk(_) => RunnerError::infrastructure("start the sandbox", error),
-        error => RunnerError::unsupported(format!("failed to start the sandbox: {:#}", anyhow::Error::new(error))),
-    }
-}
-
 /// Commits the step's layer. Merging layers takes long enough to need a thread; a rename does not.
 pub(super) async fn commit(boot: Boot, store: &Arc<Store>) -> Result<SnapshotRef, RunnerError> {
     let doing = "commit the step's layer";
@@ -435,27 +419,6 @@ pub(super) async fn commit(boot: Boot, store: &Arc<Store>) -> Result<SnapshotRef
     let committed = tokio::task::spawn_blocking(move || boot.commit(&store)).await;
     let committed = committed.map_err(|error| RunnerError::infrastructure(doing, error))?;
     committed.map_err(|error| RunnerError::infrastructure(doing, error))
-}
-
-/// Starts a zygote that maps ids as the builder says, or otherwise in the best way that works.
-fn start_zygote(config: &Config) -> Result<Zygote, StartError> {
-    let helper = helper::locate(config.helper.as_deref())?;
-    let range = || match IdRanges::of_this_user() {
-        Ok(ranges) => Zygote::start(&helper, UserNamespace::Range, Some(&ranges)),
-        Err(reason) => Err(StartError::NoRange(reason)),
-    };
-    match config.user_namespace {
-        Some(UserNamespace::Range) => range(),
-        Some(user_namespace) => Zygote::start(&helper, user_namespace, None),
-        None if may_mount() => Zygote::start(&helper, UserNamespace::None, None),
-        None => match range() {
-            Err(error @ (StartError::NoRange(_) | StartError::MapIds { .. })) => {
-                tracing::debug!(error = &error as &dyn std::error::Error, "steps have a single id");
-                Zygote::start(&helper, UserNamespace::Single, None)
-            }
-            started => started,
-        },
-    }
 }
 
 /// Returns the command's variables. The step's own override the image's, which override the defaults.

@@ -17,7 +17,7 @@ use super::{
     attempt::{self, End},
     boot::{Boot, failed},
     jail::{JailSpec, Place, Root},
-    runner::{SandboxRunner, c_string, commit, environment, unusable},
+    runner::{SandboxRunner, c_string, commit, environment},
 };
 use crate::{
     ir::Env,
@@ -98,7 +98,7 @@ impl SandboxRunner {
     /// # Errors
     /// Returns an error if the files cannot be assembled.
     pub(crate) async fn files(&self, ground: &vm::Ground, notes: StepNotes<'_>) -> Result<Files, RunnerError> {
-        let zygote = self.zygote(&ground.store).await.map_err(unusable)?;
+        let zygote = self.zygote(&ground.store).await?;
         let here = self.ground(&ground.store, &zygote);
         let (parent, base) = match &ground.base {
             GroundBase::Snapshot { snapshot, .. } => (Some(Arc::clone(snapshot)), snapshot.base.clone()),
@@ -124,7 +124,7 @@ impl SandboxRunner {
         files: Option<&Files>,
         program: Program,
     ) -> Result<Serving, RunnerError> {
-        let zygote = self.zygote(store).await.map_err(unusable)?;
+        let zygote = self.zygote(store).await?;
         let place = match files {
             Some(Files(boot)) => boot.staging.work().join("served"),
             None => store.new_tmp(),

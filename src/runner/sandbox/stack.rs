@@ -12,7 +12,7 @@ use super::{
     boot::{MOUNT_POINTS, failed},
     jail::{self, JailSpec, Place, Root},
     overlays::overlay,
-    runner::{SandboxRunner, c_string, environment, exit_code, unusable},
+    runner::{SandboxRunner, c_string, environment, exit_code},
 };
 use crate::{
     ir::Env,
@@ -60,7 +60,7 @@ impl SandboxRunner {
     /// Returns an error if there is no store, or no sandbox.
     pub(crate) async fn ready(&self) -> Result<(Arc<Store>, IdMap), RunnerError> {
         let store = self.store().map_err(|error| RunnerError::infrastructure("open the store", error))?;
-        let zygote = self.zygote(&store).await.map_err(unusable)?;
+        let zygote = self.zygote(&store).await?;
         let id_map = zygote.id_map();
         Ok((store, id_map))
     }
@@ -79,7 +79,7 @@ impl SandboxRunner {
         sink: &impl OutputSink,
     ) -> Result<StackEnd, RunnerError> {
         let store = self.store().map_err(|error| RunnerError::infrastructure("open the store", error))?;
-        let zygote = self.zygote(&store).await.map_err(unusable)?;
+        let zygote = self.zygote(&store).await?;
         let ground = store.ground_layer(zygote.id_map()).map_err(failed("make the lowest layer"))?;
         let mut seen = BTreeSet::new();
         let ground = [store.layer_dir(&ground)];

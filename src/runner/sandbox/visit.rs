@@ -16,7 +16,7 @@ use super::{
     SandboxRunner,
     attempt::{self, End},
     jail::{JailSpec, Place, Root, SetupError},
-    runner::{c_string, environment, unusable},
+    runner::{c_string, environment},
 };
 use crate::{
     model::SnapshotRef,
@@ -109,7 +109,7 @@ impl SandboxRunner {
         let failed = |doing: &'static str| move |error: io::Error| sandbox(RunnerError::infrastructure(doing, error));
         let store =
             self.store().map_err(|error| VisitError::Sandbox(RunnerError::infrastructure("open the store", error)))?;
-        let zygote = self.zygote(&store).await.map_err(|error| VisitError::Sandbox(unusable(error)))?;
+        let zygote = self.zygote(&store).await.map_err(|error| VisitError::Sandbox(error.into()))?;
         let snapshot = store
             .snapshot(visit.snapshot)
             .map_err(|error| sandbox(RunnerError::infrastructure("read the snapshot", error)))?;

@@ -36,10 +36,8 @@ use serde::{Deserialize, Serialize};
 
 use self::files::Files;
 pub(super) use self::helper::run_if_marked;
-use super::{
-    helper::{NoHelper, locate},
-    jail::{self, Bind, MemoryRoot, SetupError, user_namespace_hint, wire},
-};
+use super::jail::{self, Bind, MemoryRoot, SetupError, user_namespace_hint, wire};
+use crate::userns::{NoHelper, locate};
 
 /// How long the helper may take beyond the command's own time before it is ended.
 const HELPER_PATIENCE: Duration = Duration::from_secs(10);

@@ -81,7 +81,7 @@ fn reap_outside(store: &Arc<Store>) -> Vec<(&'static str, u64)> {
 
 /// Removes the containers and images that killed runs left in the daemon.
 fn sweep_containers(store: &Arc<Store>) -> anyhow::Result<Swept> {
-    let docker = runners::docker(&Arc::clone(store).into(), ImageOptions::default(), None);
+    let docker = runners::docker(ImageOptions::default(), None).build(Arc::clone(store));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let swept = runtime.block_on(async { tokio::time::timeout(PATIENCE, docker.backend().sweep(store)).await });
     Ok(swept??)

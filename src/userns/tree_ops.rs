@@ -10,28 +10,26 @@ use std::{
     sync::Arc,
 };
 
-use super::{
+use super::zygote::Zygote;
+use crate::{
     jail::{Report, TreeOp},
-    zygote::Zygote,
-};
-use crate::store::{
-    BlobFile, IdMap, TreeOps,
+    store::{BlobFile, IdMap, TreeOps},
     tree::{UnpackError, UnpackLimits, Unpacked},
 };
 
 /// Tree operations that the zygote performs.
 #[derive(Debug)]
-pub(super) struct NamespaceOps {
+pub(super) struct ZygoteTreeOps {
     zygote: Arc<Zygote>,
 }
 
-impl NamespaceOps {
+impl ZygoteTreeOps {
     pub(super) fn new(zygote: Arc<Zygote>) -> Self {
         Self { zygote }
     }
 }
 
-impl TreeOps for NamespaceOps {
+impl TreeOps for ZygoteTreeOps {
     fn remove_tree(&self, path: &Path) -> io::Result<()> {
         self.zygote.tree_op(&TreeOp::Remove(c_path(path)?), None).map(drop)
     }

@@ -1,25 +1,21 @@
 //! The program that becomes the zygote.
 //!
 //! The zygote is a program with this library, started with a marker as its first argument. `hm` is one. A
-//! program that embeds the library becomes one by calling [`init`] first thing in `main`.
+//! program that embeds the library becomes one by calling [`init`](crate::runner::sandbox::init) first thing in
+//! `main`.
 
 use std::{
     path::{Path, PathBuf},
     sync::atomic::{AtomicBool, Ordering},
 };
 
-use super::{confined, jail};
-
 /// The variable that names the helper program. Only the builder's setting has precedence over it.
 pub const HELPER_VARIABLE: &str = "HM_SANDBOX_HELPER";
 
 static INITIALIZED: AtomicBool = AtomicBool::new(false);
 
-/// Lets the sandbox start this program again as its helper. Must be called first thing in `main`, before any
-/// thread is started. In the helper it never returns.
-pub fn init() {
-    jail::run_if_marked();
-    confined::run_if_marked();
+/// Records that this program can become the helper itself.
+pub(crate) fn mark_initialized() {
     INITIALIZED.store(true, Ordering::Release);
 }
 
@@ -33,7 +29,7 @@ pub struct NoHelper;
 
 /// Returns the helper: the given program, the one named by the environment, this very program, or the `hm`
 /// next to it.
-pub(super) fn locate(given: Option<&Path>) -> Result<PathBuf, NoHelper> {
+pub(crate) fn locate(given: Option<&Path>) -> Result<PathBuf, NoHelper> {
     if let Some(path) = given {
         return Ok(path.into());
     }

@@ -17,25 +17,25 @@ use rustix::{
     io::Errno,
     net::RecvFlags,
 };
-use tokio::io::Interest;
+use tokio::io::{Interest, unix::AsyncFd};
 
-use super::{
-    attempt,
-    helper::NoHelper,
-    idmap::{IdRanges, id_map_of},
+use super::{id_ranges::IdRanges, program::NoHelper};
+use crate::{
+    awake::Awake,
     jail::{
         GREETING, MARKER, MountApi, MountedOverlay, Report, Request, Screen, SetupError, TreeOp, UserNamespace,
         greeting, wire,
     },
+    open_files,
+    store::IdMap,
 };
-use crate::{awake::Awake, open_files, store::IdMap};
 
 /// How long a helper may take to send each message until it is ready.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A running zygote. Dropping it ends the zygote and every step of it.
 #[derive(Debug)]
-pub(super) struct Zygote {
+pub(crate) struct Zygote {
     socket: Option<OwnedFd>,
     child: Mutex<Child>,
     user_namespace: UserNamespace,
@@ -43,7 +43,7 @@ pub(super) struct Zygote {
 
 /// Why the zygote could not be started.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum StartError {
+pub(crate) enum StartError {
     #[error(transparent)]
     NoHelper(#[from] NoHelper),
     #[error("failed to start the sandbox's helper {}", path.display())]
@@ -88,14 +88,9 @@ impl Zygote {
         ranges: Option<&IdRanges>,
     ) -> Result<Self, StartError> {
         let (ours, theirs) = wire::pair().map_err(|errno| StartError::Talk(errno.into()))?;
-        let mode = match user_namespace {
-            UserNamespace::None => "none",
-            UserNamespace::Range => "range",
-            UserNamespace::Single => "single",
-        };
         let child = Command::new(helper)
             .arg0("hm-sandbox")
-            .args([MARKER, mode])
+            .args([MARKER, user_namespace.as_str()])
             .args(open_files::for_steps().map(|limit| limit.to_string()))
             // Steps must not see the engine's environment.
             .env_clear()
@@ -155,27 +150,27 @@ impl Zygote {
     }
 
     /// Returns how ids are mapped in its steps.
-    pub(super) fn user_namespace(&self) -> UserNamespace {
+    pub(crate) fn user_namespace(&self) -> UserNamespace {
         self.user_namespace
     }
 
     /// Returns how ids are mapped in its steps, for the store.
-    pub(super) fn id_map(&self) -> IdMap {
-        id_map_of(self.user_namespace)
+    pub(crate) fn id_map(&self) -> IdMap {
+        self.user_namespace.id_map()
     }
 
     /// Sends a request. Waits only if hundreds of requests are pending.
     ///
     /// # Errors
     /// Returns `EPIPE` if the zygote is gone.
-    pub(super) async fn request(&self, request: Request, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+    pub(crate) async fn request(&self, request: Request, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
         let message = postcard::to_stdvec(&request).map_err(io::Error::other)?;
         match wire::try_send(self.socket(), &message, fds) {
             Err(Errno::AGAIN) => {}
             sent => return Ok(sent?),
         }
         // Registered only when it is needed, so that a zygote is not bound to a runtime.
-        let socket = attempt::register(self.socket().try_clone_to_owned()?, Interest::WRITABLE)?;
+        let socket = register(self.socket().try_clone_to_owned()?, Interest::WRITABLE)?;
         loop {
             let mut ready = socket.writable().await?;
             match ready.try_io(|socket| Ok(wire::try_send(socket, &message, fds)?)) {
@@ -195,7 +190,7 @@ impl Zygote {
 
     /// Mounts overlays where steps that are requested afterwards find them, and waits for that. Blocks for a
     /// millisecond per overlay.
-    pub(super) fn mount(
+    pub(crate) fn mount(
         &self,
         screens: Vec<Screen>,
         overlays: Vec<MountedOverlay>,
@@ -234,6 +229,12 @@ impl Drop for Zygote {
             tracing::debug!(%error, "failed to reap the sandbox's helper");
         }
     }
+}
+
+/// Registers a descriptor with the runtime.
+#[allow(deprecated, reason = "tokio's successor is unsafe, for descriptors that change; an `OwnedFd` does not")]
+pub(crate) fn register(fd: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
+    AsyncFd::with_interest(fd, interest)
 }
 
 /// Returns the version in a greeting as text for the user. The first versions sent no greeting.

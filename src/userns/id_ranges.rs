@@ -7,21 +7,11 @@ use std::{
 
 use rustix::process::{getegid, geteuid};
 
-use super::jail::UserNamespace;
-use crate::{programs, store::IdMap};
-
-/// Returns how to interpret the owners of a layer that a step in this user namespace wrote.
-pub(super) fn id_map_of(user_namespace: UserNamespace) -> IdMap {
-    match user_namespace {
-        UserNamespace::None => IdMap::Root,
-        UserNamespace::Range => IdMap::Range,
-        UserNamespace::Single => IdMap::Single,
-    }
-}
+use crate::programs;
 
 /// A user's subordinate user and group ids. Inside steps the user is 0, and these are 1 and up.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct IdRanges {
+pub(crate) struct IdRanges {
     users: Range,
     groups: Range,
 }
@@ -35,7 +25,7 @@ struct Range {
 impl IdRanges {
     /// Returns the ranges of the user who runs this process. Fails if the system has none for the user, or
     /// lacks the programs that map them.
-    pub(super) fn of_this_user() -> Result<Self, String> {
+    pub(crate) fn of_this_user() -> Result<Self, String> {
         let uid = geteuid().as_raw();
         let name = user_name(uid, &fs::read_to_string("/etc/passwd").unwrap_or_default());
         let range = |file: &str| {
