@@ -18,6 +18,10 @@ pub(crate) mod awake;
 #[cfg(feature = "engine")]
 pub mod backend;
 #[cfg(feature = "engine")]
+mod backoff;
+#[cfg(feature = "engine")]
+mod blocking;
+#[cfg(feature = "engine")]
 pub mod cache;
 #[cfg(feature = "conformance")]
 pub mod conformance;
@@ -57,12 +61,17 @@ pub mod remote_cache;
 pub mod runner;
 #[cfg(feature = "engine")]
 pub mod schedule;
+#[cfg(feature = "engine")]
+#[doc(hidden)]
+pub mod size;
 #[cfg(feature = "step")]
 pub mod step;
 #[cfg(feature = "engine")]
 pub mod store;
 #[cfg(all(any(feature = "process", feature = "step"), target_os = "linux"))]
 pub(crate) mod streams;
+#[cfg(feature = "engine")]
+mod sync;
 #[cfg(all(feature = "cloud", target_os = "linux"))]
 pub(crate) mod transfer;
 #[cfg(any(feature = "engine", feature = "step"))]

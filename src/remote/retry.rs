@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::RemoteError;
+use crate::backoff::Backoff;
 
 /// How often, and after what pauses, a call that failed for a temporary reason is retried. A permanent
 /// failure is not retried: see [`RemoteError::is_transient`].
@@ -35,7 +36,7 @@ impl Retry {
     /// Returns the pause after `failures` failures.
     #[must_use]
     pub fn pause(&self, failures: u32) -> Duration {
-        let doubled = self.first.saturating_mul(1 << failures.saturating_sub(1).min(20)).min(self.longest);
+        let doubled = Backoff { first: self.first, longest: self.longest }.pause(failures);
         doubled.mul_f64(1.0 - (self.jitter)().clamp(0.0, 1.0) / 2.0)
     }
 
@@ -98,6 +99,7 @@ mod tests {
         let retry = Retry { jitter: || 0.0, ..Retry::default() };
         let pauses: Vec<u128> = (1..=9).map(|failures| retry.pause(failures).as_millis()).collect();
         assert_eq!(pauses, [100, 200, 400, 800, 1600, 3200, 6400, 10_000, 10_000]);
+        assert_eq!(retry.pause(u32::MAX), retry.longest);
         assert_eq!(Retry { jitter: || 1.0, ..retry }.pause(1), Duration::from_millis(50));
     }
 

@@ -10,6 +10,7 @@ use super::{
     trouble::Trouble,
 };
 use crate::{
+    blocking,
     cache::CacheKey,
     store::{Base, IdMap, KeepAs, LayerId, PackedName, Snapshot, Store},
     transfer::{Parcel, fetch_layer},
@@ -52,7 +53,7 @@ impl RemoteCache {
         };
         self.fetch_log(store, key, entry).await?;
         let (store, entry, key, pipeline) = (Arc::clone(store), Arc::clone(entry), *key, pipeline.to_owned());
-        tokio::task::spawn_blocking(move || {
+        blocking::run("keep a shared result", move || {
             if let Some(manifest) = manifest {
                 store.adopt_manifest(&entry.source, &manifest)?;
             }
@@ -62,7 +63,7 @@ impl RemoteCache {
             let name = KeepAs::Cached { key: &key.0, run: *run, pipeline: &pipeline, step, created_at: *created_at };
             Ok(store.keep(&snapshot, name)?)
         })
-        .await?
+        .await
     }
 
     /// Fetches the step's output.

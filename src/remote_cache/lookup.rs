@@ -12,10 +12,11 @@ use futures_util::{FutureExt, StreamExt, TryStreamExt, future::BoxFuture, stream
 use super::{
     Candidate, LookedAhead, Question,
     entry::{Entry, MAX_ENTRY_BYTES, action_of, entry_blob},
-    options::{Absent, RemoteCache, lock},
+    options::{Absent, RemoteCache},
     trouble::{Trouble, Verdict},
 };
 use crate::{
+    blocking,
     cache::{CacheKey, Found, is_young},
     model::SnapshotRef,
     store::{Cached, LayerId, Store},
@@ -108,7 +109,7 @@ impl RemoteCache {
                 is_needed[parent] = true;
             }
             match &states[at] {
-                State::Shared(key, _) if at > 0 => drop(lock(ahead).insert(*key, found)),
+                State::Shared(key, _) if at > 0 => drop(ahead.lock().insert(*key, found)),
                 _ if at == 0 => answer = found,
                 _ => {}
             }
@@ -157,8 +158,8 @@ impl RemoteCache {
         // The first candidate has already been looked up in the local cache.
         if at > 0 {
             let here = Arc::clone(store);
-            let here = tokio::task::spawn_blocking(move || here.cached(&key.0)).await?;
-            if matches!(here, Ok(Cached::Found { created_at, .. }) if is_young(created_at, max_age)) {
+            let looked = blocking::run("look into the cache", move || Ok::<_, Trouble>(here.cached(&key.0))).await?;
+            if matches!(looked, Ok(Cached::Found { created_at, .. }) if is_young(created_at, max_age)) {
                 return Ok((at, State::Here));
             }
         }
@@ -198,7 +199,7 @@ impl RemoteCache {
         self.fetch_log(store, key, entry).await?;
         let is_here = tokio::sync::Mutex::new(false);
         let absent = Absent { key: *key, image: image.to_owned(), entry: Arc::clone(entry), is_here };
-        let mut all = lock(&self.absent);
+        let mut all = self.absent.lock();
         if all.len() >= MAX_ABSENT {
             all.clear();
         }
@@ -211,7 +212,7 @@ impl RemoteCache {
     /// will not find its snapshot.
     pub(crate) async fn complete(&self, store: &Arc<Store>, pipeline: &str, snapshot: &SnapshotRef) {
         let id = snapshot.0.strip_prefix(SCHEME).unwrap_or_default();
-        let Some(absent) = lock(&self.absent).get(id).cloned() else { return };
+        let Some(absent) = self.absent.lock().get(id).cloned() else { return };
         let mut is_here = absent.is_here.lock().await;
         if *is_here {
             return;
@@ -219,7 +220,7 @@ impl RemoteCache {
         match self.fetch(store, pipeline, &absent.image, &absent.key, &absent.entry).await {
             Ok(()) => {
                 *is_here = true;
-                lock(&self.absent).remove(id);
+                self.absent.lock().remove(id);
             }
             Err(trouble) => self.note("fetch what a cached step left (`--remote-cache=off` runs it again)", trouble),
         }

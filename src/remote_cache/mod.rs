@@ -20,12 +20,7 @@ mod share;
 #[cfg(all(feature = "cloud", target_os = "linux"))]
 mod trouble;
 
-use std::{
-    collections::HashMap,
-    fmt,
-    sync::{Arc, Mutex},
-    time::Duration,
-};
+use std::{collections::HashMap, fmt, sync::Arc, time::Duration};
 
 #[cfg(not(all(feature = "cloud", target_os = "linux")))]
 pub(crate) use none::RemoteCache;
@@ -35,6 +30,7 @@ pub use options::RemoteCache;
 use crate::{
     cache::{CacheKey, Found},
     model::StepIndex,
+    sync::Mutex,
 };
 
 /// The question about a step and those that build on it. Whether the step's files are needed here depends on

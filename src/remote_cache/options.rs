@@ -4,7 +4,7 @@ use std::{
     collections::HashMap,
     path::PathBuf,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
     time::{Duration, Instant},
@@ -21,6 +21,7 @@ use crate::{
     remote::{ActionCache, Cas, Endpoint, EndpointOptions, OptionsError, Retry},
     runner::Pool,
     store::{ImageOptions, Images},
+    sync::Mutex,
     transfer::Uploads,
     userns::{UsernsHelper, UsernsOptions},
 };
@@ -151,7 +152,7 @@ impl RemoteCache {
 
     /// Returns whether the engine is currently not called because it did not answer.
     pub(super) fn is_resting(&self) -> bool {
-        lock(&self.resting_until).is_some_and(|until| Instant::now() < until)
+        self.resting_until.lock().is_some_and(|until| Instant::now() < until)
     }
 
     pub(super) fn is_read_only(&self) -> bool {
@@ -165,7 +166,7 @@ impl RemoteCache {
         match verdict {
             Verdict::Miss => tracing::warn!("failed to {doing}: {words}"),
             Verdict::Away => {
-                let mut until = lock(&self.resting_until);
+                let mut until = self.resting_until.lock();
                 if until.is_none_or(|until| until <= Instant::now()) {
                     tracing::warn!("failed to {doing}: {words}; the build goes on without the remote cache");
                 }
@@ -178,8 +179,4 @@ impl RemoteCache {
             }
         }
     }
-}
-
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

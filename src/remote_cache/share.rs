@@ -8,6 +8,7 @@ use super::{
     trouble::{Trouble, Verdict},
 };
 use crate::{
+    blocking,
     cache::{CacheKey, Found},
     remote::{Blob, Digest},
     store::{Base, LayerId, Store},
@@ -82,11 +83,11 @@ impl RemoteCache {
 
 /// Returns the step's output, if it printed anything.
 async fn blob_of(log: PathBuf) -> Result<Option<Blob>, Trouble> {
-    tokio::task::spawn_blocking(move || match Digest::of_file(&log) {
+    blocking::run("read a log", move || match Digest::of_file(&log) {
         Ok(digest) if digest.size_bytes == 0 => Ok(None),
         Ok(digest) => Ok(Some(Blob::of_file(digest, log))),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(source) => Err(Trouble::Read { what: "a log", source }),
     })
-    .await?
+    .await
 }

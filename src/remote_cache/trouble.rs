@@ -1,6 +1,9 @@
 //! The errors of a remote cache. None of them fails a build.
 
+use tokio::task::JoinError;
+
 use crate::{
+    blocking::BlockingError,
     remote::{RemoteError, RemoteErrorKind},
     store::{ImageError, StoreError},
     transfer::TransferError,
@@ -25,8 +28,8 @@ pub(super) enum Trouble {
     /// An entry that this program did not write.
     #[error("what the remote cache has makes no sense: {0}")]
     Foreign(String),
-    #[error("a thread is gone")]
-    Thread(#[from] tokio::task::JoinError),
+    #[error("failed to {doing}")]
+    Thread { doing: &'static str, source: JoinError },
 }
 
 /// The consequence of an error.
@@ -38,6 +41,12 @@ pub(super) enum Verdict {
     Away,
     /// We lack permission, or the engine does not support the call.
     Refused,
+}
+
+impl BlockingError for Trouble {
+    fn not_done(doing: &'static str, source: JoinError) -> Self {
+        Self::Thread { doing, source }
+    }
 }
 
 impl Trouble {

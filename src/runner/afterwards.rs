@@ -4,11 +4,11 @@
 use std::{
     future::Future,
     pin::Pin,
-    sync::{Mutex, PoisonError},
     thread::{self, JoinHandle},
     time::Duration,
 };
 
+use crate::sync::Mutex;
 use tokio::{
     sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel},
     task::JoinSet,
@@ -35,7 +35,7 @@ impl Afterwards {
         doing: impl Future<Output = Result<(), E>> + Send + 'static,
     ) {
         let work = Work { what: what.into(), doing: Box::pin(async { doing.await.map_err(Into::into) }) };
-        let mut thread = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut thread = self.0.lock();
         let (orders, _) = thread.get_or_insert_with(|| {
             // The queue is short: each attempt sends at most one piece, which takes less time than an
             // attempt.
@@ -50,7 +50,7 @@ impl Afterwards {
 
 impl Drop for Afterwards {
     fn drop(&mut self) {
-        let thread = self.0.get_mut().unwrap_or_else(PoisonError::into_inner).take();
+        let thread = self.0.get_mut().take();
         if let Some((orders, thread)) = thread {
             drop(orders);
             // The thread never panics, and its work is bounded in time.

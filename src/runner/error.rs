@@ -2,7 +2,12 @@
 
 use std::fmt;
 
-use crate::store::StoreError;
+use tokio::task::JoinError;
+
+use crate::{
+    blocking::{self, BlockingError},
+    store::StoreError,
+};
 
 /// The reason why a command did not end by itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -108,8 +113,23 @@ impl RunnerError {
         }
     }
 
+    /// Does work on a thread for blocking work. Every error of it counts as one of the infrastructure. `doing`
+    /// completes "failed to ...".
+    pub(crate) async fn blocking<T: Send + 'static>(
+        doing: &'static str,
+        work: impl FnOnce() -> anyhow::Result<T> + Send + 'static,
+    ) -> Result<T, Self> {
+        blocking::run(doing, move || work().map_err(|error| Self::infrastructure(doing, error))).await
+    }
+
     fn bare(kind: RunnerErrorKind, message: String) -> Self {
         Self { kind, message, source: None, retry: kind == RunnerErrorKind::Infrastructure, exit_code: None }
+    }
+}
+
+impl BlockingError for RunnerError {
+    fn not_done(doing: &'static str, error: JoinError) -> Self {
+        Self::infrastructure(doing, error)
     }
 }
 

@@ -49,12 +49,11 @@ pub(super) async fn keep_passed(snapshot: SnapshotRef, store: &Arc<Store>, input
 /// Keeps the snapshot on a blocking thread, because the walk over the layer may take long.
 async fn keep(snapshot: SnapshotRef, store: &Arc<Store>, input: &ExecutorInput, passed: bool) {
     let (store, run, step) = (Arc::clone(store), input.run_id, Arc::clone(&input.step));
-    let kept =
-        tokio::task::spawn_blocking(move || store.keep(&snapshot, KeepAs::Left { run, step: &step.key, passed }));
-    match kept.await {
-        Ok(Ok(())) => {}
-        Ok(Err(error)) => warn(input, RunnerError::infrastructure("write the store's index", error).to_line()),
-        Err(error) => warn(input, error),
+    let keeping = RunnerError::blocking("write the store's index", move || {
+        Ok(store.keep(&snapshot, KeepAs::Left { run, step: &step.key, passed })?)
+    });
+    if let Err(error) = keeping.await {
+        warn(input, error.to_line());
     }
 }
 

@@ -8,6 +8,7 @@ use serde::{Deserialize, Deserializer, de};
 use serde_json::Value;
 
 use super::RunnerError;
+use crate::size;
 
 /// The limits of a step: its `runner_args`, on runners with the [`limits`](super::RunnerCapabilities::limits)
 /// capability.
@@ -62,20 +63,6 @@ pub struct MemorySize {
 impl MemorySize {
     /// The minimum: with less memory not even a shell starts.
     pub const MIN_BYTES: u64 = 4 << 20;
-
-    fn parse(text: &str) -> Option<u64> {
-        let text = text.trim().to_ascii_lowercase();
-        let text = text.strip_suffix("ib").or(text.strip_suffix('b')).unwrap_or(&text);
-        let (digits, shift) = match text.as_bytes().last()? {
-            b'k' => (&text[..text.len() - 1], 10),
-            b'm' => (&text[..text.len() - 1], 20),
-            b'g' => (&text[..text.len() - 1], 30),
-            b't' => (&text[..text.len() - 1], 40),
-            _ => (text, 0),
-        };
-        let number: u64 = digits.trim_end().parse().ok()?;
-        number.checked_mul(1 << shift)
-    }
 }
 
 impl<'de> Deserialize<'de> for MemorySize {
@@ -96,9 +83,9 @@ impl<'de> Deserialize<'de> for MemorySize {
             }
 
             fn visit_str<E: de::Error>(self, text: &str) -> Result<MemorySize, E> {
-                match MemorySize::parse(text) {
-                    Some(bytes) => self.visit_u64(bytes),
-                    None => Err(E::invalid_value(de::Unexpected::Str(text), &self)),
+                match size::parse(text) {
+                    Ok(bytes) => self.visit_u64(bytes),
+                    Err(_) => Err(E::invalid_value(de::Unexpected::Str(text), &self)),
                 }
             }
         }

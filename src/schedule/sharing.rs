@@ -7,7 +7,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     future::Future,
     pin::{Pin, pin},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
@@ -116,7 +116,7 @@ impl<'a> Sharing<'a> {
         {
             return None;
         }
-        let known = lock(&self.ahead).remove(&key);
+        let known = self.ahead.lock().remove(&key);
         if known.is_none() && !scope.plan.is_portable(step) {
             return None;
         }
@@ -251,8 +251,4 @@ impl<'a> Scope<'a> {
         let inputs = inputs.get(step)?.ok()?;
         Some(Candidate { step, parent, mode, inputs, max_age, is_needed: false })
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -14,6 +14,7 @@ use super::{
     layout::names,
     tree::{self, Extent, FileId},
 };
+use crate::size;
 
 /// The store's disk usage, in bytes of allocated blocks. A file with several hard links counts once.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -132,7 +133,7 @@ impl Filesystem {
     /// Returns the free and the total size as text for users: `6.0 MiB free of 6.0 MiB`.
     #[must_use]
     pub fn room(&self) -> String {
-        format!("{} free of {}", binary(self.free_bytes), binary(self.bytes))
+        format!("{} free of {}", size::show(self.free_bytes), size::show(self.bytes))
     }
 
     /// Returns the filesystem that contains `path`.
@@ -148,17 +149,6 @@ impl Filesystem {
             used_bytes: bytes(stat.f_blocks.saturating_sub(stat.f_bfree)),
         })
     }
-}
-
-/// Returns a size with a binary unit.
-#[expect(clippy::cast_precision_loss, reason = "for people")]
-fn binary(bytes: u64) -> String {
-    const UNITS: [&str; 5] = ["KiB", "MiB", "GiB", "TiB", "PiB"];
-    let (mut size, mut unit) = (bytes as f64 / 1024.0, 0);
-    while size >= 1023.95 && unit + 1 < UNITS.len() {
-        (size, unit) = (size / 1024.0, unit + 1);
-    }
-    format!("{size:.1} {}", UNITS[unit])
 }
 
 /// A sum of file sizes that counts each file once.

@@ -1,6 +1,9 @@
 //! Errors of transferring layers.
 
+use tokio::task::JoinError;
+
 use crate::{
+    blocking::BlockingError,
     remote::RemoteError,
     store::{ExportError, ImageError, StoreError},
 };
@@ -22,7 +25,7 @@ pub(crate) enum TransferError {
     Unpack(#[from] ImageError),
     /// A thread panicked or was cancelled.
     #[error("failed to {doing}")]
-    Thread { doing: &'static str, source: tokio::task::JoinError },
+    Thread { doing: &'static str, source: JoinError },
 }
 
 impl TransferError {
@@ -33,12 +36,10 @@ impl TransferError {
     pub(crate) fn store(doing: &'static str) -> impl FnOnce(StoreError) -> Self {
         move |source| Self::Store { doing, source }
     }
+}
 
-    /// Runs work that reads or writes files on a thread for blocking work.
-    pub(crate) async fn on_thread<T: Send + 'static>(
-        doing: &'static str,
-        work: impl FnOnce() -> Result<T, Self> + Send + 'static,
-    ) -> Result<T, Self> {
-        tokio::task::spawn_blocking(work).await.map_err(|source| Self::Thread { doing, source })?
+impl BlockingError for TransferError {
+    fn not_done(doing: &'static str, source: JoinError) -> Self {
+        Self::Thread { doing, source }
     }
 }

@@ -4,6 +4,7 @@ use std::{fs::File, sync::Arc};
 
 use super::TransferError;
 use crate::{
+    blocking,
     remote::{Cas, Digest},
     store::{BlobFile, IdMap, ImageDigest, LayerId, Store, StoreError, tree::UnpackLimits},
 };
@@ -36,16 +37,15 @@ pub(crate) async fn fetch_layer(
     let layer = Store::layer_id(&diff_id, id_map);
     let _lock = store.lock_layer(&layer).await.map_err(TransferError::store(DOING))?;
     let finder = Arc::clone(store);
-    let found = TransferError::on_thread(DOING, move || {
-        finder.layer_by_content(&diff_id, id_map).map_err(TransferError::store(DOING))
-    });
+    let found =
+        blocking::run(DOING, move || finder.layer_by_content(&diff_id, id_map).map_err(TransferError::store(DOING)));
     if let Some(layer) = found.await? {
         return Ok(layer);
     }
     let path = store.new_tmp();
     let downloaded = cas.read_to_file(blob, &path).await.map_err(TransferError::remote(DOING));
     let store = Arc::clone(store);
-    TransferError::on_thread(DOING, move || {
+    blocking::run(DOING, move || {
         let unpack = || {
             downloaded?;
             let file =

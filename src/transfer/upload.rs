@@ -1,15 +1,13 @@
 //! Uploads layers to an engine. A layer is packed once, and uploaded if the engine lacks it.
 
-use std::{
-    collections::HashMap,
-    path::PathBuf,
-    sync::{Arc, Mutex, PoisonError},
-};
+use std::{collections::HashMap, path::PathBuf, sync::Arc};
 
 use super::TransferError;
 use crate::{
+    blocking,
     remote::{Blob, Cas, Digest, Uploaded},
     store::{IdMap, LayerId, PackedName, Store},
+    sync::Mutex,
 };
 
 /// The digests of a layer, once they are known. Locked while the layer is being packed, so that it is not
@@ -81,7 +79,7 @@ impl Uploads {
     }
 
     fn slot(&self, key: String) -> Slot {
-        let mut slots = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut slots = self.0.lock();
         if slots.len() >= MAX_REMEMBERED {
             slots.clear();
         }
@@ -101,8 +99,7 @@ async fn pack(
     uploaded: impl Fn(Uploaded),
 ) -> Result<PackedName, TransferError> {
     let (store, id_map) = (Arc::clone(ground.store), ground.id_map);
-    let packed =
-        TransferError::on_thread("pack a layer", move || store.pack_layer(&dir, id_map).map_err(TransferError::Pack));
+    let packed = blocking::run("pack a layer", move || store.pack_layer(&dir, id_map).map_err(TransferError::Pack));
     let packed = packed.await?;
     let name = PackedName { diff_id: packed.diff_id(), blob: packed.digest(), size_bytes: packed.size_bytes() };
     let blob = Blob::of_file(digest(&name), packed.path());

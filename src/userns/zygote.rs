@@ -8,7 +8,6 @@ use std::{
     },
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -28,6 +27,7 @@ use crate::{
     },
     open_files,
     store::IdMap,
+    sync::Mutex,
 };
 
 /// How long a helper may take to send each message until it is ready.
@@ -104,7 +104,7 @@ impl Zygote {
         let zygote = Self { socket: Some(ours), child: Mutex::new(child), user_namespace };
         if let Err(error) = zygote.prepare(patience, helper, ranges) {
             // A helper that does not answer may not notice the end of the stream, either.
-            if let Err(error) = zygote.child.lock().unwrap_or_else(PoisonError::into_inner).kill() {
+            if let Err(error) = zygote.child.lock().kill() {
                 tracing::debug!(%error, "failed to kill what is not the sandbox's helper");
             }
             return Err(error);
@@ -131,7 +131,7 @@ impl Zygote {
             match postcard::from_bytes(&next()?).map_err(|_| talk(Errno::PROTO))? {
                 Report::Done => return Ok(()),
                 Report::NeedsIdMap => {
-                    let pid = self.child.lock().unwrap_or_else(PoisonError::into_inner).id();
+                    let pid = self.child.lock().id();
                     ranges
                         .map_or(Ok(()), |ranges| ranges.map(pid))
                         .map_err(|(command, reason)| StartError::MapIds { command, reason })?;
@@ -145,7 +145,7 @@ impl Zygote {
 
     /// Returns whether the zygote is still running.
     pub(super) fn is_alive(&self) -> bool {
-        let mut child = self.child.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut child = self.child.lock();
         matches!(child.try_wait(), Ok(None))
     }
 
@@ -224,7 +224,7 @@ impl Drop for Zygote {
     fn drop(&mut self) {
         // Closing the stream ends the zygote.
         drop(self.socket.take());
-        let child = self.child.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let child = self.child.get_mut();
         if let Err(error) = child.wait() {
             tracing::debug!(%error, "failed to reap the sandbox's helper");
         }

@@ -13,7 +13,7 @@ use std::{
 use bazel_remote_apis::google::protobuf::Timestamp;
 use prost::Message;
 use prost_types::Any;
-use tokio::sync::watch;
+use tokio::{sync::watch, task::JoinError};
 use tokio_util::sync::CancellationToken;
 use tonic::Code;
 
@@ -28,6 +28,7 @@ use super::{
 };
 use crate::{
     awake,
+    blocking::{self, BlockingError},
     remote::{Blob, Cas, Digest, Endpoint, RemoteError, RemoteErrorKind, reapi},
     runner::{
         Cpus, Limits, MemorySize, Network, RunnerError, RunnerErrorKind,
@@ -85,6 +86,12 @@ enum LeaseError {
     Sandbox(#[source] RunnerError),
     #[error("the engine's time limit for the action was reached")]
     Deadline,
+}
+
+impl BlockingError for LeaseError {
+    fn not_done(doing: &'static str, error: JoinError) -> Self {
+        Self::Io(doing, io::Error::other(error))
+    }
 }
 
 impl From<RemoteError> for LeaseError {
@@ -163,7 +170,8 @@ impl LeaseRunner {
                 *raw = fs::read(&path).map_err(failed)?;
                 continue;
             }
-            let digest = on_thread(move || Digest::of_file(&path).map_err(failed)).await?;
+            let digest =
+                blocking::run("read what the command printed", move || Digest::of_file(&path).map_err(failed)).await?;
             *named = Some(digest.into());
             blobs.push(Blob::of_file(digest, file.path()));
         }
@@ -299,7 +307,7 @@ impl LeaseRunner {
         if matches!(exit, Exit::Exited { code: 0, .. }) && input.commit {
             let packer = Arc::clone(store);
             // The upper directory is part of `ran`, so it moves to the thread.
-            packed = on_thread(move || match ran.layer()? {
+            packed = blocking::run("pack what the command wrote", move || match ran.layer()? {
                 Some(layer) => Ok::<_, LeaseError>(Some(packer.pack_layer(&layer, id_map)?)),
                 None => Ok(None),
             })
@@ -343,7 +351,10 @@ impl LeaseRunner {
                 let layer = Store::layer_id(&diff_id, id_map);
                 let lock = store.lock_layer(&layer).await?;
                 let looker = Arc::clone(store);
-                let found = on_thread(move || Ok(looker.layer_by_content(&diff_id, id_map)?)).await?;
+                let found = blocking::run("look for a layer", move || {
+                    Ok::<_, LeaseError>(looker.layer_by_content(&diff_id, id_map)?)
+                })
+                .await?;
                 if found.is_some() {
                     return Ok(store.layer_dir(&layer));
                 }
@@ -354,7 +365,7 @@ impl LeaseRunner {
                 let blob = dir.0.join("layer");
                 self.cas.read_to_file(digest, &blob).await?;
                 let (unpacker, name) = (Arc::clone(store), path.clone());
-                on_thread(move || {
+                blocking::run("unpack a layer", move || {
                     // Held until the thread is done, even if the future that waits for it is dropped.
                     let _held = (dir, lock);
                     let file = fs::File::open(&blob).map_err(|error| LeaseError::Io("open a layer", error))?;
@@ -493,13 +504,6 @@ fn precondition_failure(missing: &[Digest]) -> Any {
     };
     let failure = rpc::PreconditionFailure { violations: missing.iter().map(violation).collect() };
     Any { type_url: PRECONDITION_FAILURE.into(), value: failure.encode_to_vec() }
-}
-
-async fn on_thread<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, LeaseError> + Send + 'static,
-) -> Result<T, LeaseError> {
-    let failed = |error| LeaseError::Io("work on a thread", io::Error::other(error));
-    tokio::task::spawn_blocking(work).await.map_err(failed)?
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use std::{
     net::SocketAddr,
     os::unix::fs::FileExt,
     pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, MutexGuard},
     time::{Duration, Instant},
 };
 
@@ -32,6 +32,7 @@ use tonic::{Request, Response, Status, Streaming, transport::server::TcpIncoming
 use uuid::Uuid;
 
 use super::{pool::Stop, spool::Progress};
+use crate::sync::Mutex;
 
 /// The maximum number of bytes in one message.
 const PIECE_BYTES: u64 = 64 << 10;
@@ -118,12 +119,12 @@ struct Log {
 impl Log {
     fn is_stale(&self) -> bool {
         let limit = if self.progress.borrow().finished { KEPT_FINISHED } else { KEPT_OPEN };
-        self.touched.lock().unwrap_or_else(PoisonError::into_inner).elapsed() > limit
+        self.touched.lock().elapsed() > limit
     }
 
     /// Appends `data`, which begins at `offset`, as far as it is new. Returns the length of the stream.
     fn add(&self, offset: u64, data: &[u8], finish: bool) -> Result<u64, Status> {
-        *self.touched.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+        *self.touched.lock() = Instant::now();
         let mut answer = Ok(0);
         self.progress.send_if_modified(|progress| {
             answer = self.append(progress, offset, data, finish);
@@ -153,7 +154,7 @@ impl Log {
 
 impl Shelf {
     fn logs(&self) -> MutexGuard<'_, HashMap<String, Arc<Log>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 
     fn create(&self, parent: &str) -> Result<LogStream, Status> {

@@ -25,6 +25,7 @@ use super::{
     rpc,
     rwapi::{BotSession, BotStatus, Lease, LeaseState, Worker},
 };
+use crate::backoff::Backoff;
 
 /// How long the engine may delay its answer to an idle session while it waits for work.
 const IDLE_WAIT: Duration = Duration::from_secs(20);
@@ -34,9 +35,8 @@ const BUSY_WAIT: Duration = Duration::from_secs(20);
 const BUSY_EVERY: Duration = Duration::from_millis(500);
 /// How long a command whose lease is gone may take to end: the session must call the engine again in time.
 const GONE_GRACE: Duration = Duration::from_secs(3);
-/// The pause after a failed call. It doubles with each further failure.
-const FIRST_PAUSE: Duration = Duration::from_millis(200);
-const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// The pauses after failed calls.
+const BACKOFF: Backoff = Backoff { first: Duration::from_millis(200), longest: Duration::from_secs(5) };
 
 /// An event that the operator of a worker may want to see.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -339,15 +339,14 @@ impl<'a, B: Bots, E: Execute, N: WorkerNotes> Session<'a, B, E, N> {
 
     /// Records a failed call. Returns how long to wait.
     fn failed(&mut self, status: &Status) -> Duration {
-        let pause = FIRST_PAUSE.saturating_mul(1 << self.failures.min(10)).min(LONGEST_PAUSE);
-        self.failures += 1;
+        self.failures = self.failures.saturating_add(1);
         let reason = self.bots.tell(status);
         tracing::debug!(slot = self.slot.number, reason, "a call failed");
         if self.told != Some(false) {
             self.told = Some(false);
             self.notes.note(WorkerNote::Disconnected { slot: self.slot.number, reason });
         }
-        pause
+        BACKOFF.pause(self.failures)
     }
 }
 
@@ -361,12 +360,10 @@ fn is_lost(status: &Status) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::{
-        collections::VecDeque,
-        sync::{Mutex, MutexGuard},
-    };
+    use std::collections::VecDeque;
 
     use super::*;
+    use crate::sync::Mutex;
 
     /// An engine that follows a script. At its end there is no more work, and the worker is stopped.
     #[derive(Default)]
@@ -377,19 +374,15 @@ mod tests {
         stop: Stop,
     }
 
-    fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-        mutex.lock().unwrap()
-    }
-
     impl Script {
         fn new(answers: impl IntoIterator<Item = Result<Answer, Status>>) -> Self {
             Self { answers: Mutex::new(answers.into_iter().collect()), ..Self::default() }
         }
 
         fn next(&self, session: BotSession) -> Result<Answer, Status> {
-            let version = lock(&self.told).len().to_string();
-            lock(&self.told).push(session);
-            let answer = lock(&self.answers).pop_front().unwrap_or_else(|| {
+            let version = self.told.lock().len().to_string();
+            self.told.lock().push(session);
+            let answer = self.answers.lock().pop_front().unwrap_or_else(|| {
                 self.stop.drain();
                 Ok(Answer::default())
             });
@@ -403,7 +396,7 @@ mod tests {
         /// Returns the ids and states of the leases that were reported, call by call.
         fn leases(&self) -> Vec<Vec<(String, LeaseState)>> {
             let of = |lease: &Lease| (lease.id.clone(), LeaseState::try_from(lease.state).unwrap());
-            lock(&self.told).iter().map(|session| session.leases.iter().map(of).collect()).collect()
+            self.told.lock().iter().map(|session| session.leases.iter().map(of).collect()).collect()
         }
 
         fn was_told_of_the_end(&self) -> bool {
@@ -440,13 +433,13 @@ mod tests {
             mut streams: watch::Receiver<Streams>,
             cancel: CancellationToken,
         ) -> Completed {
-            lock(&self.started).push(lease.id.clone());
+            self.started.lock().push(lease.id.clone());
             if lease.id.starts_with("long") {
                 cancel.cancelled().await;
-                lock(&self.cancelled).push(lease.id);
+                self.cancelled.lock().push(lease.id);
             } else if lease.id.starts_with("shown") {
                 let known = streams.wait_for(|known| !known.stdout.is_empty()).await.unwrap().stdout.clone();
-                lock(&self.streams).push(known);
+                self.streams.lock().push(known);
             }
             Completed::default()
         }
@@ -457,7 +450,7 @@ mod tests {
 
     impl WorkerNotes for Heard {
         fn note(&self, note: WorkerNote) {
-            lock(&self.0).push(note);
+            self.0.lock().push(note);
         }
     }
 
@@ -480,20 +473,20 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_lease_is_run_and_its_end_is_told_once() {
         let (script, steps, heard) = play([idle(), with("a"), idle()]).await;
-        assert_eq!(*lock(&steps.started), ["a"]);
+        assert_eq!(*steps.started.lock(), ["a"]);
         let ended = vec![("a".to_owned(), LeaseState::Completed)];
         assert_eq!(script.leases(), [vec![], vec![], ended, vec![], vec![]]);
-        let told = lock(&script.told);
+        let told = script.told.lock();
         // The engine's version is sent back to it, and it is informed that the worker leaves.
         assert_eq!(told.iter().map(|it| &*it.version).collect::<Vec<_>>(), ["", "0", "1", "2", "3"]);
         assert_eq!(told.last().unwrap().status, BotStatus::BotTerminating as i32);
-        assert_eq!(lock(&heard.0).len(), 2);
+        assert_eq!(heard.0.lock().len(), 2);
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_lease_that_vanished_is_ended_and_never_told() {
         let (script, steps, _) = play([idle(), with("long"), with("long"), idle()]).await;
-        assert_eq!(*lock(&steps.cancelled), ["long"]);
+        assert_eq!(*steps.cancelled.lock(), ["long"]);
         assert!(!script.was_told_of_the_end());
     }
 
@@ -501,12 +494,12 @@ mod tests {
     async fn an_engine_that_is_away_changes_nothing() {
         let away = || Err(Status::unavailable("away"));
         let (script, steps, heard) = play([away(), idle(), with("a"), away(), away(), idle()]).await;
-        assert_eq!(*lock(&steps.started), ["a"]);
+        assert_eq!(*steps.started.lock(), ["a"]);
         let ends = script.leases().iter().flatten().filter(|(_, state)| *state == LeaseState::Completed).count();
         assert_eq!(ends, 3, "told until it was heard");
-        let names: Vec<String> = lock(&script.told).iter().map(|it| it.name.clone()).collect();
+        let names: Vec<String> = script.told.lock().iter().map(|it| it.name.clone()).collect();
         assert_eq!(names.iter().filter(|name| name.is_empty()).count(), 2, "the session stays: {names:?}");
-        let away = lock(&heard.0).iter().filter(|note| matches!(note, WorkerNote::Disconnected { .. })).count();
+        let away = heard.0.lock().iter().filter(|note| matches!(note, WorkerNote::Disconnected { .. })).count();
         assert_eq!(away, 2);
     }
 
@@ -515,9 +508,9 @@ mod tests {
         for code in [Code::NotFound, Code::InvalidArgument, Code::DataLoss] {
             let (script, steps, _) =
                 play([idle(), with("long"), Err(Status::new(code, "who?")), idle(), with("b")]).await;
-            assert_eq!(*lock(&steps.started), ["long", "b"]);
-            assert_eq!(*lock(&steps.cancelled), ["long"]);
-            let creations = lock(&script.told).iter().filter(|session| session.name.is_empty()).count();
+            assert_eq!(*steps.started.lock(), ["long", "b"]);
+            assert_eq!(*steps.cancelled.lock(), ["long"]);
+            let creations = script.told.lock().iter().filter(|session| session.name.is_empty()).count();
             assert_eq!(creations, 2);
             assert!(script.leases().iter().flatten().all(|(id, state)| id != "long" || *state == LeaseState::Active));
         }
@@ -526,7 +519,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_lease_that_comes_back_under_its_name_is_run_again() {
         let (_, steps, _) = play([idle(), with("a"), with("a"), idle()]).await;
-        assert_eq!(*lock(&steps.started), ["a", "a"]);
+        assert_eq!(*steps.started.lock(), ["a", "a"]);
     }
 
     #[tokio::test(start_paused = true)]
@@ -536,7 +529,7 @@ mod tests {
                 .map(|answer| Answer { streams: Streams { stdout: name.into(), stderr: String::new() }, ..answer })
         };
         let (script, steps, _) = play([idle(), shown(""), shown(""), shown("stream"), idle()]).await;
-        assert_eq!(*lock(&steps.streams), ["stream"]);
+        assert_eq!(*steps.streams.lock(), ["stream"]);
         assert!(script.was_told_of_the_end());
     }
 
@@ -545,27 +538,27 @@ mod tests {
         let (script, steps, heard) = (Script::new([idle(), with("long")]), Steps::default(), Heard::default());
         let slot = Slot { number: 1, bot_id: "bot.1".into(), worker: Worker::default() };
         let answer = with("long").unwrap();
-        lock(&script.answers).extend((0..10).map(|_| Ok(answer.clone())));
+        script.answers.lock().extend((0..10).map(|_| Ok(answer.clone())));
         let work = serve(&slot, &script, &steps, &script.stop, &heard);
         tokio::pin!(work);
         script.stop.drain();
         // Draining an idle session ends it at once.
         (&mut work).await;
-        assert!(lock(&steps.started).is_empty());
+        assert!(steps.started.lock().is_empty());
 
         let (script, steps) = (Script::new([idle(), with("long")]), Steps::default());
-        lock(&script.answers).extend((0..10).map(|_| Ok(answer.clone())));
+        script.answers.lock().extend((0..10).map(|_| Ok(answer.clone())));
         let insist = async {
-            while lock(&steps.started).is_empty() {
+            while steps.started.lock().is_empty() {
                 tokio::task::yield_now().await;
             }
             script.stop.drain();
             tokio::time::sleep(Duration::from_secs(1)).await;
-            assert!(lock(&steps.cancelled).is_empty());
+            assert!(steps.cancelled.lock().is_empty());
             script.stop.cancel();
         };
         tokio::join!(serve(&slot, &script, &steps, &script.stop, &heard), insist);
-        assert_eq!(*lock(&steps.cancelled), ["long"]);
+        assert_eq!(*steps.cancelled.lock(), ["long"]);
         assert!(!script.was_told_of_the_end());
     }
 }

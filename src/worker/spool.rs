@@ -10,7 +10,7 @@ use std::{
 
 use tokio::sync::watch;
 
-use crate::{model::StdStream, runner::sandbox::OutputSink};
+use crate::{model::StdStream, runner::sandbox::OutputSink, sync::Mutex};
 
 /// The progress of a stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -35,7 +35,7 @@ pub(super) struct Spool {
     pub(super) stderr: SpoolFile,
     /// The error of the first failed write. The command continues, because its result may matter more than
     /// its output.
-    failure: std::sync::Mutex<Option<io::Error>>,
+    failure: Mutex<Option<io::Error>>,
 }
 
 impl SpoolFile {
@@ -73,7 +73,7 @@ impl Spool {
     /// Returns an error if they cannot be created.
     pub(super) fn new(dir: &Path) -> io::Result<Self> {
         let file = |name: &str| SpoolFile::new(dir.join(name));
-        Ok(Self { stdout: file("stdout")?, stderr: file("stderr")?, failure: std::sync::Mutex::default() })
+        Ok(Self { stdout: file("stdout")?, stderr: file("stderr")?, failure: Mutex::default() })
     }
 
     /// Marks both streams as finished.
@@ -84,7 +84,7 @@ impl Spool {
         for file in [&self.stdout, &self.stderr] {
             file.progress.send_modify(|progress| progress.finished = true);
         }
-        self.failure.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take().map_or(Ok(()), Err)
+        self.failure.lock().take().map_or(Ok(()), Err)
     }
 }
 
@@ -92,7 +92,7 @@ impl OutputSink for Spool {
     async fn output(&self, stream: StdStream, bytes: &[u8]) {
         let file = if stream == StdStream::Stdout { &self.stdout } else { &self.stderr };
         if let Err(error) = file.push(bytes) {
-            self.failure.lock().unwrap_or_else(std::sync::PoisonError::into_inner).get_or_insert(error);
+            self.failure.lock().get_or_insert(error);
         }
     }
 }

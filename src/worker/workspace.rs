@@ -11,16 +11,19 @@ use std::{
     io,
     os::unix::fs::{PermissionsExt, symlink},
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
 };
 
 use prost::Message;
 use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, utimensat};
+use tokio::task::JoinError;
 
 use super::inputs::{InputError, digest_of};
 use crate::{
+    blocking::{self, BlockingError},
     remote::{Cas, Digest, RemoteError, reapi},
     store::{ImageDigest, LayerId, Store, StoreError},
+    sync::Mutex,
 };
 
 /// The maximum number of entries of a source.
@@ -42,6 +45,12 @@ pub(super) enum WorkspaceError {
     Store(#[from] StoreError),
     #[error("failed to make `{path}` of the source")]
     Make { path: String, source: io::Error },
+}
+
+impl BlockingError for WorkspaceError {
+    fn not_done(_: &'static str, error: JoinError) -> Self {
+        Self::Make { path: String::new(), source: io::Error::other(error) }
+    }
 }
 
 impl From<RemoteError> for WorkspaceError {
@@ -86,7 +95,10 @@ impl Workspaces {
         let name = ImageDigest::of(format!("workspace {digest}").as_bytes());
         let _lock = store.lock_layer(&Store::tree_id(&name)).await?;
         let looker = Arc::clone(store);
-        if let Some(layer) = on_thread(move || looker.tree_by_content(&name)).await?? {
+        if let Some(layer) =
+            blocking::run("look for the source", move || Ok::<_, WorkspaceError>(looker.tree_by_content(&name)?))
+                .await?
+        {
             return Ok(store.layer_dir(&layer));
         }
         let plan = Arc::new(plan(cas, digest).await?);
@@ -94,12 +106,12 @@ impl Workspaces {
         let root = tree.root();
         let linked = {
             let (plan, root, files) = (Arc::clone(&plan), root.clone(), self.known(&plan));
-            on_thread(move || make(&plan, &root, &files)).await??
+            blocking::run("make the source", move || make(&plan, &root, &files)).await?
         };
         let missing: Vec<usize> = (0..plan.files.len()).filter(|index| !linked[*index]).collect();
         fetch(cas, &plan, &missing, &root).await?;
         let (keeper, made, at) = (Arc::clone(store), Arc::clone(&plan), root);
-        let layer = on_thread(move || -> Result<LayerId, WorkspaceError> {
+        let keeping = blocking::run("make the source", move || -> Result<LayerId, WorkspaceError> {
             // Innermost first, because creating an entry changes the modification time of its directory.
             for dir in made.dirs.iter().rev() {
                 let path = at.join(dir);
@@ -107,19 +119,19 @@ impl Workspaces {
             }
             Ok(keeper.keep_tree(tree, &name)?)
         });
-        let layer: LayerId = layer.await??;
+        let layer = keeping.await?;
         self.remember(&plan, &store.layer_dir(&layer));
         Ok(store.layer_dir(&layer))
     }
 
     /// Returns the paths of those files of a plan that are known.
     fn known(&self, plan: &Plan) -> HashMap<FileKey, Arc<Path>> {
-        let files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
+        let files = self.files.lock();
         plan.files.iter().filter_map(|(_, key)| Some((*key, Arc::clone(files.get(key)?)))).collect()
     }
 
     fn remember(&self, plan: &Plan, root: &Path) {
-        let mut files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut files = self.files.lock();
         if files.len() + plan.files.len() > MAX_REMEMBERED {
             files.clear();
         }
@@ -236,7 +248,7 @@ async fn fetch_small(cas: &Cas, plan: &Arc<Plan>, batch: Vec<usize>, root: &Path
     wanted.retain(|digest| digest.size_bytes > 0);
     let read: HashMap<Digest, Vec<u8>> = cas.read_many(wanted).await?.into_iter().collect();
     let (plan, root) = (Arc::clone(plan), root.to_owned());
-    on_thread(move || {
+    blocking::run("make the source", move || {
         for index in batch {
             let (path, key) = &plan.files[index];
             let path = root.join(path);
@@ -248,7 +260,7 @@ async fn fetch_small(cas: &Cas, plan: &Arc<Plan>, batch: Vec<usize>, root: &Path
         }
         Ok(())
     })
-    .await?
+    .await
 }
 
 /// Sets a file's mode and modification time.
@@ -266,11 +278,6 @@ fn set_mtime(path: &Path, (seconds, nanos): (i64, i32)) -> io::Result<()> {
 fn making(path: &Path) -> impl FnOnce(io::Error) -> WorkspaceError + use<> {
     let path = path.display().to_string();
     move |source| WorkspaceError::Make { path, source }
-}
-
-async fn on_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, WorkspaceError> {
-    let failed = |error| WorkspaceError::Make { path: String::new(), source: io::Error::other(error) };
-    tokio::task::spawn_blocking(work).await.map_err(failed)
 }
 
 #[cfg(test)]

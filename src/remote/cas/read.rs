@@ -14,6 +14,7 @@ use super::{
     super::{Digest, RemoteError, RemoteErrorKind, retry::retried},
     Cas,
 };
+use crate::blocking;
 
 /// How many bytes are collected before a blocking thread writes them.
 const GATHER_BYTES: usize = 1 << 20;
@@ -102,7 +103,9 @@ impl Cas {
                         && let Some(taking) = sink.take()
                     {
                         let bytes = std::mem::take(&mut gathered);
-                        sink = Some(on_thread(move || taking.take(&bytes)).await.map_err(failed)?);
+                        sink = Some(
+                            blocking::run("write what was read", move || taking.take(&bytes)).await.map_err(failed)?,
+                        );
                     }
                 }
                 let came = sink.as_ref().map_or(0, |sink| sink.size_bytes) + gathered.len() as u64;
@@ -117,7 +120,7 @@ impl Cas {
         let Some(taking) = sink else {
             return Err(failed(io::Error::other("the thread that writes is gone")));
         };
-        let sink = on_thread(move || taking.take(&gathered)).await.map_err(failed)?;
+        let sink = blocking::run("write what was read", move || taking.take(&gathered)).await.map_err(failed)?;
         let came = Digest { hash: sink.hash.clone().finalize().into(), size_bytes: sink.size_bytes };
         if came != digest {
             let why = format!("{came} in place of {digest}");
@@ -125,8 +128,4 @@ impl Cas {
         }
         Ok(sink)
     }
-}
-
-async fn on_thread<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
-    tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?
 }

@@ -1,6 +1,6 @@
 //! Writes a large blob in pieces, and resumes at what the engine has committed.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use bazel_remote_apis::google::bytestream::{QueryWriteStatusRequest, WriteRequest};
 use futures_util::stream;
@@ -9,6 +9,7 @@ use super::{
     super::{Endpoint, RemoteError, RemoteErrorKind, retry::retried},
     Blob,
 };
+use crate::{blocking, sync::Mutex};
 
 /// The number of bytes in one message.
 const PIECE_BYTES: usize = 512 << 10;
@@ -70,8 +71,7 @@ impl Write {
             async move {
                 let at = at?;
                 let size = blob.digest.size_bytes;
-                let read = tokio::task::spawn_blocking(move || blob.read(at, PIECE_BYTES)).await;
-                match read.unwrap_or_else(|error| Err(std::io::Error::other(error))) {
+                match blocking::run("read a blob", move || blob.read(at, PIECE_BYTES)).await {
                     Ok(data) => {
                         let next = at + data.len() as u64;
                         let write_offset = i64::try_from(at).unwrap_or(i64::MAX);
@@ -80,7 +80,7 @@ impl Write {
                         Some((piece, (!finish_write).then_some(next)))
                     }
                     Err(error) => {
-                        *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+                        *slot.lock() = Some(error);
                         None
                     }
                 }
@@ -88,7 +88,7 @@ impl Write {
         });
         let mut client = self.endpoint.byte_stream_client().await;
         let answer = client.write(pieces).await;
-        if let Some(error) = failure.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        if let Some(error) = failure.lock().take() {
             return Err(self.endpoint.local_error(format!("reading {}", self.blob.name()), error));
         }
         let committed = answer.map_err(|status| self.endpoint.error(&status))?.into_inner().committed_size;

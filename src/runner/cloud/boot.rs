@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 
 use super::trouble;
 use crate::{
+    blocking,
     runner::{
         ExecutorInput, RunnerError, StepContext,
         image_notes::{StepNotes, no_image},
@@ -65,7 +66,7 @@ impl Boot {
             (None, None) => Base::Host,
         };
         let (opened, old, new) = (Arc::clone(store), parent.clone(), Arc::clone(&source));
-        let delta = trouble::on_thread("compare the source", move || match old {
+        let delta = blocking::run("compare the source", move || match old {
             Some(old) if old.source != new.id => opened.delta(&old, &new).map_err(trouble::store("compare the source")),
             _ => Ok(None),
         });

@@ -5,9 +5,10 @@ use std::sync::Arc;
 use super::{
     action::{LAYER, RESULT},
     boot::Boot,
-    trouble::{self, on_thread},
+    trouble,
 };
 use crate::{
+    blocking,
     model::SnapshotRef,
     remote::{Cas, Digest, reapi},
     runner::{Limits, RunnerError, StepContext},
@@ -93,7 +94,7 @@ pub(super) async fn snapshot(
         }
     };
     let store = Arc::clone(store);
-    on_thread("commit the step's layer", move || {
+    blocking::run("commit the step's layer", move || {
         store.commit_layer(layer, boot.commit_request()).map_err(trouble::store("commit the step's layer"))
     })
     .await

@@ -19,8 +19,9 @@ use futures_util::{
 use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
-use super::trouble::{self, on_thread};
+use super::trouble;
 use crate::{
+    blocking,
     event::EventBus,
     model::StdStream,
     remote::{Cas, Digest, Endpoint, read_log, reapi},
@@ -183,7 +184,7 @@ impl<'a> Output<'a> {
         let mut file = File::open(path).map_err(failed)?;
         let Log { shown, hash, .. } = &self.logs[stream as usize];
         let (shown, hash) = (*shown, hash.clone().finalize());
-        let (begins, mut file) = on_thread("read the step's output", move || {
+        let (begins, mut file) = blocking::run("read the step's output", move || {
             let (mut begin, mut rest) = (Sha256::new(), (&mut file).take(shown));
             let mut piece = vec![0; PIECE_BYTES];
             loop {
@@ -193,7 +194,7 @@ impl<'a> Output<'a> {
                 }
             }
             let begins = rest.limit() == 0 && begin.finalize() == hash;
-            Ok((begins, file))
+            Ok::<_, RunnerError>((begins, file))
         })
         .await?;
         if !begins {
@@ -201,11 +202,11 @@ impl<'a> Output<'a> {
             file.seek(SeekFrom::Start(0)).map_err(failed)?;
         }
         let pieces = stream::try_unfold(file, |mut file| async {
-            on_thread("read the step's output", move || {
+            blocking::run("read the step's output", move || {
                 let mut piece = vec![0; PIECE_BYTES];
                 let read = file.read(&mut piece).map_err(failed)?;
                 piece.truncate(read);
-                Ok((read > 0).then_some((piece, file)))
+                Ok::<_, RunnerError>((read > 0).then_some((piece, file)))
             })
             .await
         });

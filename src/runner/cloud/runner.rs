@@ -20,10 +20,10 @@ use super::{
     output::Output,
     source::Sources,
     step_program::StepProgram,
-    trouble::{self, on_thread},
+    trouble,
 };
 use crate::{
-    awake,
+    awake, blocking,
     model::{SnapshotRef, StdStream},
     remote::{
         Cas, Digest, Endpoint, EndpointOptions, Execution, OptionsError, RemoteError, RemoteErrorKind, Update,
@@ -464,7 +464,7 @@ impl StepRunner for CloudRunner {
 
     async fn reap_snapshots(&self, snapshots: Vec<SnapshotRef>) {
         let Some(store) = self.store.get_opened() else { return };
-        let removed = on_thread("remove snapshots", move || {
+        let removed = blocking::run("remove snapshots", move || {
             store.remove_snapshots(&snapshots).map_err(trouble::store("remove snapshots"))
         });
         if let Err(error) = removed.await {
@@ -507,7 +507,7 @@ impl StepRunner for CloudRunner {
             Some(image) => {
                 let store = self.store()?;
                 let base = Box::pin(self.images.pin(&store, image, &())).await.map_err(no_image)?;
-                let identity = on_thread("look at the image", move || {
+                let identity = blocking::run("look at the image", move || {
                     image_identity(&base, &[]).map_err(trouble::store("tell what the image stands for"))
                 });
                 Some(identity.await?.into())
@@ -551,7 +551,7 @@ async fn packable(part: &Part) -> Result<Option<Packable>, RunnerError> {
         Part::Layer(layer) => Some(Packable::Layer(layer.clone())),
         Part::Rootfs(dir) => {
             let base = Base::Rootfs(dir.clone());
-            let identity = on_thread("look at the image", move || {
+            let identity = blocking::run("look at the image", move || {
                 image_identity(&base, &[]).map_err(trouble::store("look at the image"))
             });
             Some(Packable::Tree { identity: identity.await?, dir: dir.clone() })

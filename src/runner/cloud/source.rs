@@ -5,14 +5,16 @@ use std::{
     ffi::OsStr,
     os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
 };
 
-use super::trouble::{self, on_thread};
+use super::trouble;
 use crate::{
+    blocking,
     remote::{Blob, Cas, Digest, DirectoryTree, FileAttributes, Tree, TreeError, Uploaded},
     runner::RunnerError,
     store::{FrozenSource, SourceId, SourceKind, Store},
+    sync::Mutex,
 };
 
 /// The tree of a source, once it is at the engine. Locked while the source is being uploaded.
@@ -47,15 +49,15 @@ impl Sources {
             return Ok(root);
         }
         let (opened, frozen) = (Arc::clone(store), Arc::clone(source));
-        let Named { tree, files } = on_thread("name the source's files", move || name(&opened, &frozen)).await?;
+        let Named { tree, files } = blocking::run("name the source's files", move || name(&opened, &frozen)).await?;
         let directories = tree.directories.iter().map(|blob| blob.digest);
         let missing = cas.find_missing(files.keys().copied().chain(directories)).await;
         let missing = missing.map_err(trouble::remote("ask for the source's files"))?;
         let (frozen, wanted) = (Arc::clone(source), missing.clone());
-        let blobs = on_thread("find the source's files", move || {
+        let blobs = blocking::run("find the source's files", move || {
             let files = files.iter().filter(|(digest, _)| wanted.contains(digest));
             let files = files.map(|(digest, path)| Blob::of_file(*digest, frozen.locate(&as_path(path))));
-            Ok(files.chain(tree.directories).collect::<Vec<_>>())
+            Ok::<_, RunnerError>(files.chain(tree.directories).collect::<Vec<_>>())
         });
         uploaded(cas.upload_missing(blobs.await?, missing).await.map_err(trouble::remote("upload the source"))?);
         *slot = Some(tree.root);
@@ -64,11 +66,11 @@ impl Sources {
 
     /// Forgets all uploads, because the engine reported that something is missing.
     pub(super) fn forget(&self) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.0.lock().clear();
     }
 
     fn slot(&self, source: &SourceId) -> Slot {
-        let mut slots = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut slots = self.0.lock();
         if slots.len() >= MAX_REMEMBERED {
             slots.clear();
         }

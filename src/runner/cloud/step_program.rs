@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use tokio::sync::OnceCell;
 
-use super::trouble::on_thread;
 use crate::{
+    blocking,
     remote::{Blob, Digest},
     runner::RunnerError,
     step::{self, NoStepProgram},
@@ -28,7 +28,7 @@ impl StepProgram {
     pub(super) async fn blob(&self) -> Result<Blob, RunnerError> {
         let blob = self.blob.get_or_try_init(async || {
             let path = self.locate().map_err(|error| RunnerError::unsupported(error.to_string()))?.path;
-            on_thread("read hm-step", move || {
+            blocking::run("read hm-step", move || {
                 let digest = Digest::of_file(&path);
                 let digest = digest
                     .map_err(|error| RunnerError::unsupported(format!("failed to read {}: {error}", path.display())))?;

@@ -30,11 +30,3 @@ pub(super) fn transfer(error: TransferError) -> RunnerError {
         TransferError::Thread { doing, source } => RunnerError::infrastructure(doing, source),
     }
 }
-
-/// Runs work that reads or writes files on a blocking thread.
-pub(super) async fn on_thread<T: Send + 'static>(
-    doing: &'static str,
-    work: impl FnOnce() -> Result<T, RunnerError> + Send + 'static,
-) -> Result<T, RunnerError> {
-    tokio::task::spawn_blocking(work).await.map_err(|error| RunnerError::infrastructure(doing, error))?
-}

@@ -2,7 +2,7 @@
 
 use std::{
     path::PathBuf,
-    sync::{Arc, Mutex, OnceLock},
+    sync::{Arc, OnceLock},
 };
 
 use tokio::sync::OnceCell;
@@ -13,17 +13,19 @@ use super::{
     images::{self, is_the_stores},
     make::no_host,
     marks::Marks,
-    shared::{Connection, Shared, lock},
+    shared::{Connection, Shared},
     sweep::{self, Swept},
     trouble,
 };
 use crate::{
+    blocking,
     runner::{
         CacheIdentity, ImageSupport, Limits, Probe, RunnerCapabilities, RunnerError, StepContext,
         afterwards::Afterwards,
         vm::{Ground, Output, VmBackend},
     },
     store::{ImageOptions, Images, Store, StoreHandle, image_identity},
+    sync::Mutex,
 };
 
 /// A backend that creates containers with a Docker or Podman daemon.
@@ -128,7 +130,7 @@ impl VmBackend for Docker {
     }
 
     async fn restore(&self, snapshot: &str, limits: &Limits) -> Result<Option<Container>, RunnerError> {
-        let Some(footing) = lock(&self.shared.own).get(snapshot).map(Arc::clone) else { return Ok(None) };
+        let Some(footing) = self.shared.own.lock().get(snapshot).map(Arc::clone) else { return Ok(None) };
         let connection = self.shared.connection.get();
         Ok(connection.map(|connection| Container::new(&self.shared, connection, &footing, limits)))
     }
@@ -157,7 +159,7 @@ impl VmBackend for Docker {
             Some(image) if is_the_stores(image) => {
                 let base = Box::pin(self.shared.images.pin(&store, image, &())).await;
                 let base = base.map_err(trouble::image("get the image"))?;
-                let identity = trouble::on_thread("look at the image", move || {
+                let identity = blocking::run("look at the image", move || {
                     image_identity(&base, &[]).map_err(trouble::store("tell what the image stands for"))
                 });
                 Some(identity.await?.into())
@@ -173,7 +175,7 @@ impl VmBackend for Docker {
     }
 
     async fn remove(&self, snapshot: &str) -> Result<(), RunnerError> {
-        if lock(&self.shared.own).remove(snapshot).is_none() {
+        if self.shared.own.lock().remove(snapshot).is_none() {
             return Ok(());
         }
         let Some(Connection { client, .. }) = self.shared.connection.get() else { return Ok(()) };

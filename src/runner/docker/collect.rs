@@ -7,11 +7,9 @@ use bollard::Docker;
 use bytes::Bytes;
 use futures_util::StreamExt;
 
-use super::{
-    footing::Footing,
-    trouble::{self, on_thread},
-};
+use super::{footing::Footing, trouble};
 use crate::{
+    blocking,
     model::SnapshotRef,
     runner::RunnerError,
     store::{
@@ -33,7 +31,7 @@ pub(super) async fn save(docker: &Docker, store: &Arc<Store>, image: &str) -> Re
     let file = ArchiveFile::new(store);
     let path = file.path().to_owned();
     let (sender, mut chunks) = tokio::sync::mpsc::channel::<Bytes>(QUEUE);
-    let writing = on_thread(DOING, move || {
+    let writing = blocking::run(DOING, move || {
         let mut write = || {
             let mut out = create_new(&path)?;
             while let Some(chunk) = chunks.blocking_recv() {
@@ -58,7 +56,7 @@ pub(super) async fn save(docker: &Docker, store: &Arc<Store>, image: &str) -> Re
     // If writing failed, reading stopped because of it, so the write error comes first.
     written.and(read)?;
     let store = Arc::clone(store);
-    on_thread(DOING, move || SavedImage::open(&store, file).map_err(trouble::image(DOING))).await
+    blocking::run(DOING, move || SavedImage::open(&store, file).map_err(trouble::image(DOING))).await
 }
 
 /// Commits a snapshot of an image that is based on a footing, with `footing.made + 1` layers that the store
@@ -84,7 +82,7 @@ pub(super) async fn snapshot(
         }
     }
     let (store, source, id_map) = (Arc::clone(store), footing.source.clone(), footing.id_map);
-    on_thread(DOING, move || {
+    blocking::run(DOING, move || {
         let parent = Snapshot { base: base.clone(), source: source.clone(), layers, id_map };
         let request = CommitRequest { parent: Some(&parent), base, source, delta: None, id_map };
         store.commit_layer(None, request).map_err(trouble::store("commit the container's layer"))
@@ -101,7 +99,7 @@ async fn take_home(
     let diff_id = saved.diff_ids()[index];
     let _lock = store.lock_layer(&Store::layer_id(&diff_id, id_map)).await.map_err(trouble::store(DOING))?;
     let (saved, store) = (Arc::clone(saved), Arc::clone(store));
-    on_thread(DOING, move || {
+    blocking::run(DOING, move || {
         if let Some(layer) = store.layer_by_content(&diff_id, id_map).map_err(trouble::store(DOING))? {
             return Ok(layer);
         }

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
 };
 
 use tokio::sync::OnceCell;
@@ -12,6 +12,7 @@ use crate::{
     ir::Env,
     runner::vm::{Ground, GroundBase},
     store::{Base, FrozenSource, IdMap, LayerId, SourceId},
+    sync::Mutex,
 };
 
 /// An image at the daemon that consists of a base, a source and layers, in this order.
@@ -70,20 +71,20 @@ impl Footings {
             GroundBase::Image(image) => key(&format!("image {image}"), &ground.source, None),
             GroundBase::Snapshot { name, delta, .. } => key(&name.0, &ground.source, delta.as_ref()),
         };
-        let mut cells = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut cells = self.0.lock();
         Arc::clone(cells.entry(key).or_default())
     }
 
     /// Records an image with the same content as a snapshot's footing.
     pub(super) fn put(&self, snapshot: &str, footing: Arc<Footing>) {
         let key = format!("{snapshot}\n{}\n", footing.source.as_str());
-        let mut cells = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut cells = self.0.lock();
         cells.insert(key, Arc::new(OnceCell::new_with(Some(footing))));
     }
 
     /// Forgets an image that the daemon no longer has.
     pub(super) fn forget(&self, image: &str) {
-        let mut cells = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut cells = self.0.lock();
         cells.retain(|_, cell| cell.get().is_none_or(|footing| footing.image != image));
     }
 }

@@ -6,8 +6,9 @@ use bollard::{Docker, body_try_stream, errors::Error, query_parameters::ImportIm
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt, stream};
 
-use super::trouble::{self, on_thread};
+use super::trouble;
 use crate::{
+    blocking,
     runner::RunnerError,
     store::{ArchiveFile, IdMap, ImageDigest, Store},
 };
@@ -35,7 +36,7 @@ pub(super) async fn load(
     labels: HashMap<String, String>,
 ) -> Result<String, RunnerError> {
     let opened = Arc::clone(store);
-    let (file, digest) = on_thread(DOING, move || {
+    let (file, digest) = blocking::run(DOING, move || {
         let failed = trouble::export;
         let mut layers = Vec::with_capacity(parts.len());
         for part in parts {
@@ -50,7 +51,7 @@ pub(super) async fn load(
         let file = ArchiveFile::new(&opened);
         let layers: Vec<_> = layers.iter().map(|(diff_id, packed)| (*diff_id, packed.as_ref())).collect();
         let digest = Store::thin_archive(file.path(), &labels, &layers).map_err(failed("pack an image"))?;
-        Ok((file, digest))
+        Ok::<_, RunnerError>((file, digest))
     })
     .await?;
     let archive = File::open(file.path()).map_err(|error| RunnerError::infrastructure(DOING, error))?;
@@ -75,12 +76,12 @@ pub(super) async fn load(
 /// Streams the bytes of a file.
 fn chunks(file: File) -> impl Stream<Item = io::Result<Bytes>> + Send + 'static {
     stream::try_unfold(file, |mut file| async {
-        let read = tokio::task::spawn_blocking(move || {
+        let read = blocking::run("read a file", move || {
             let mut chunk = Vec::with_capacity(CHUNK);
             (&mut file).take(CHUNK as u64).read_to_end(&mut chunk)?;
             Ok::<_, io::Error>((chunk, file))
         });
-        let (chunk, file) = read.await.map_err(io::Error::other)??;
+        let (chunk, file) = read.await?;
         Ok(if chunk.is_empty() { None } else { Some((Bytes::from(chunk), file)) })
     })
 }

@@ -9,7 +9,7 @@ use super::{
     footing::{Footing, FootingBase},
     images::{self, DaemonImage, is_the_stores},
     load::{self, Part},
-    shared::{Connection, Shared, lock},
+    shared::{Connection, Shared},
     trouble,
 };
 use crate::{
@@ -51,7 +51,7 @@ impl Shared {
         id: &str,
         id_map: IdMap,
     ) -> Result<Base, RunnerError> {
-        let slot = Arc::clone(lock(&self.bases).entry(id.to_owned()).or_default());
+        let slot = Arc::clone(self.bases.lock().entry(id.to_owned()).or_default());
         let mut known = slot.lock().await;
         // Most daemons use the same id for an image as the store.
         let digest = known.or_else(|| id.parse().ok());

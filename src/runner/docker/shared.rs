@@ -4,7 +4,7 @@
 use std::{
     collections::HashMap,
     path::PathBuf,
-    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+    sync::{Arc, OnceLock},
 };
 
 use bollard::Docker as Client;
@@ -23,6 +23,7 @@ use crate::{
     model::SnapshotRef,
     runner::{RunnerError, StepContext, afterwards::Afterwards},
     store::{Base, IdMap, ImageDigest, ImageOptions, Images, Snapshot, Store},
+    sync::Mutex,
 };
 
 /// The state that all containers share.
@@ -55,10 +56,6 @@ pub(super) struct Connection {
     pub(super) marks: Marks,
 }
 
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 impl Shared {
     /// Returns the connection to the daemon. The first call removes what dead processes left there.
     pub(super) async fn connection(&self, store: &Arc<Store>) -> Result<&Connection, RunnerError> {
@@ -86,7 +83,7 @@ impl Shared {
 
     /// Returns the footings of a run. They are removed when the run ends.
     pub(super) fn run(self: &Arc<Self>, ctx: &StepContext, run: Uuid) -> Arc<Footings> {
-        let mut runs = lock(&self.runs);
+        let mut runs = self.runs.lock();
         Arc::clone(runs.entry(run).or_insert_with(|| {
             let shared = Arc::clone(self);
             ctx.at_build_end(async move { shared.end_run(run).await });
@@ -95,8 +92,8 @@ impl Shared {
     }
 
     async fn end_run(&self, run: Uuid) {
-        lock(&self.runs).remove(&run);
-        lock(&self.own).retain(|_, footing| footing.run != run);
+        self.runs.lock().remove(&run);
+        self.own.lock().retain(|_, footing| footing.run != run);
         let Some(Connection { client, .. }) = self.connection.get() else { return };
         match sweep::remove(client, &marks::of_run(run), |_| true).await {
             Ok(swept) => tracing::debug!(?swept, %run, "removed at the build's end"),
@@ -108,20 +105,20 @@ impl Shared {
 
     /// Records an image that is a snapshot.
     pub(super) fn keep(&self, footing: Footing) {
-        lock(&self.own).insert(footing.image.clone(), Arc::new(footing));
+        self.own.lock().insert(footing.image.clone(), Arc::new(footing));
     }
 
     /// Records an image with the same content as a snapshot of the store, so that the snapshot's children
     /// need not load it.
     pub(super) fn put(&self, name: &SnapshotRef, image: Footing, base: Base, snapshot: &Snapshot) {
-        let Some(footings) = lock(&self.runs).get(&image.run).map(Arc::clone) else { return };
+        let Some(footings) = self.runs.lock().get(&image.run).map(Arc::clone) else { return };
         let (known, layers) = (image.layer_count(), snapshot.layers.clone());
         footings.put(&name.0, Arc::new(Footing { base: FootingBase::Store(base), known, layers, made: 0, ..image }));
     }
 
     /// Forgets an image that the daemon no longer has.
     pub(super) fn forget(&self, footing: &Footing) {
-        if let Some(footings) = lock(&self.runs).get(&footing.run) {
+        if let Some(footings) = self.runs.lock().get(&footing.run) {
             footings.forget(&footing.image);
         }
     }

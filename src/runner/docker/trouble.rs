@@ -40,11 +40,3 @@ pub(super) fn image(doing: &'static str) -> impl FnOnce(ImageError) -> RunnerErr
         error => RunnerError::unsupported(format!("failed to {doing}: {:#}", anyhow::Error::new(error))),
     }
 }
-
-/// Runs work that reads or writes files on a blocking thread.
-pub(super) async fn on_thread<T: Send + 'static>(
-    doing: &'static str,
-    work: impl FnOnce() -> Result<T, RunnerError> + Send + 'static,
-) -> Result<T, RunnerError> {
-    tokio::task::spawn_blocking(work).await.map_err(|error| RunnerError::infrastructure(doing, error))?
-}

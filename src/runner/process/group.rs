@@ -7,6 +7,8 @@ use rustix::{
     process::{Pid, Signal, kill_process, kill_process_group},
 };
 
+use crate::backoff::Backoff;
+
 /// How long killed processes may take to disappear: they can be stuck in a system call.
 const PATIENCE: Duration = Duration::from_secs(2);
 
@@ -45,10 +47,11 @@ impl Group {
 
     /// Waits until no process is left, except the watchdog. Cancel-safe.
     pub(super) async fn ended(&self) {
-        let mut pause = Duration::from_millis(1);
+        let backoff = Backoff { first: Duration::from_millis(1), longest: Duration::from_millis(50) };
+        let mut looks = 0;
         while survivors::find(self.leader, &self.mark).iter().any(|process| !process.is_watchdog()) {
-            tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(Duration::from_millis(50));
+            looks += 1;
+            tokio::time::sleep(backoff.pause(looks)).await;
         }
     }
 
@@ -57,8 +60,8 @@ impl Group {
         self.waited = true;
         let deadline = Instant::now() + PATIENCE;
         let _ = kill_process_group(self.leader, Signal::KILL);
-        let mut pause = Duration::from_micros(200);
-        loop {
+        let backoff = Backoff { first: Duration::from_micros(200), longest: Duration::from_millis(20) };
+        for looks in 1.. {
             let left = survivors::find(self.leader, &self.mark);
             for process in &left {
                 process.signal(Signal::KILL);
@@ -70,8 +73,7 @@ impl Group {
                 tracing::warn!(count = left.len(), "processes of a step did not end when killed");
                 break;
             }
-            tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(Duration::from_millis(20));
+            tokio::time::sleep(backoff.pause(looks)).await;
         }
         self.gone = true;
     }

@@ -58,10 +58,10 @@ impl ProcessRunner {
             None => None,
         };
         let handle = self.store.clone();
-        let store = blocking("open the store", move || Ok(handle.get()?)).await?;
+        let store = RunnerError::blocking("open the store", move || Ok(handle.get()?)).await?;
         let freeze = ctx.archives.freeze(&store).await;
         let source = freeze.map_err(|error| RunnerError::infrastructure("freeze the source", error))?;
-        blocking("make the workspace", move || {
+        RunnerError::blocking("make the workspace", move || {
             let staging = store.stage()?;
             let workspace = staging.upper().join("workspace");
             match parent {
@@ -107,7 +107,7 @@ impl StepRunner for ProcessRunner {
 
     async fn reap_snapshots(&self, snapshots: Vec<SnapshotRef>) {
         let handle = self.store.clone();
-        let reaped = blocking("remove workspaces", move || {
+        let reaped = RunnerError::blocking("remove workspaces", move || {
             let store = handle.get()?;
             Ok(snapshots.iter().filter_map(workspace_id).try_for_each(|id| store.remove_workspace(&id))?)
         });
@@ -231,14 +231,4 @@ fn environment(input: &ExecutorInput, prepared: &Prepared) -> Vec<(OsString, OsS
 /// Returns the id in a snapshot of this runner.
 fn workspace_id(snapshot: &SnapshotRef) -> Option<LayerId> {
     LayerId::parse(snapshot.0.strip_prefix(ProcessRunner::NAME)?.strip_prefix(':')?)
-}
-
-/// Runs blocking work on a blocking thread.
-async fn blocking<T: Send + 'static>(
-    doing: &'static str,
-    work: impl FnOnce() -> anyhow::Result<T> + Send + 'static,
-) -> Result<T, RunnerError> {
-    let done = tokio::task::spawn_blocking(work).await;
-    let done = done.map_err(anyhow::Error::from).and_then(|done| done);
-    done.map_err(|error| RunnerError::infrastructure(doing, error))
 }

@@ -1,13 +1,8 @@
 //! The QEMU implementation of [`VmBackend`].
 
-use std::{
-    collections::HashMap,
-    num::NonZeroUsize,
-    path::PathBuf,
-    sync::{Arc, Mutex as StdMutex, PoisonError},
-};
+use std::{collections::HashMap, num::NonZeroUsize, path::PathBuf, sync::Arc};
 
-use tokio::sync::{Mutex, OnceCell};
+use tokio::sync::OnceCell;
 
 use super::{
     accel::Accelerator,
@@ -18,6 +13,7 @@ use super::{
     trouble::NoMachine,
 };
 use crate::{
+    blocking,
     runner::{
         CacheIdentity, ImageSupport, Limits, Probe, RunnerCapabilities, RunnerError, StepContext, StepRunner,
         image_notes::StepNotes,
@@ -25,6 +21,7 @@ use crate::{
         vm::{Ground, Output, VmBackend},
     },
     store::{Store, StoreHandle},
+    sync::Mutex,
 };
 
 /// A backend that creates virtual machines with QEMU.
@@ -37,11 +34,11 @@ pub struct Qemu {
     store: StoreHandle,
     programs: OnceCell<Arc<Programs>>,
     place: Option<PathBuf>,
-    templates: StdMutex<HashMap<Shape, Slot>>,
+    templates: Mutex<HashMap<Shape, Slot>>,
 }
 
 /// The template of a shape, if it exists. Locked while the template is made.
-type Slot = Arc<Mutex<Option<Template>>>;
+type Slot = Arc<tokio::sync::Mutex<Option<Template>>>;
 
 /// A builder for a [`Qemu`].
 #[derive(Debug, Clone, Default)]
@@ -133,7 +130,7 @@ impl QemuBuilder {
             store: store.clone(),
             programs: OnceCell::new(),
             place: self.place,
-            templates: StdMutex::default(),
+            templates: Mutex::default(),
         };
         super::QemuRunner::new(backend, store)
     }
@@ -169,9 +166,7 @@ impl Qemu {
         let places = || self.places.clone();
         let find = async || {
             let places = places();
-            let found = tokio::task::spawn_blocking(move || Programs::find(&places)).await;
-            let found = found.map_err(|error| RunnerError::infrastructure("look for QEMU", error))?;
-            Ok::<_, RunnerError>(Arc::new(found?))
+            blocking::run("look for QEMU", move || Ok(Arc::new(Programs::find(&places)?))).await
         };
         self.programs.get_or_try_init(find).await
     }
@@ -182,7 +177,7 @@ impl Qemu {
         programs: &Arc<Programs>,
         shape: Shape,
     ) -> Result<Template, NoMachine> {
-        let slot = Arc::clone(self.templates.lock().unwrap_or_else(PoisonError::into_inner).entry(shape).or_default());
+        let slot = Arc::clone(self.templates.lock().entry(shape).or_default());
         let mut known = slot.lock().await;
         match &*known {
             Some(template) if template.is_there() => Ok(template.clone()),

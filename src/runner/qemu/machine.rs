@@ -15,10 +15,11 @@ use super::{
     launch::{FILES_CHARDEV, Launch, Launched, Log},
     programs::Programs,
     qmp::Qmp,
-    template::{Template, attend, capabilities, on_thread},
+    template::{Template, attend, capabilities},
     trouble::{Doing, NoMachine},
 };
 use crate::{
+    blocking,
     guest::{self, Ended, Job, Order, Word},
     model::{SnapshotRef, StdStream},
     runner::{
@@ -58,7 +59,8 @@ impl Machine {
         limits: &Limits,
     ) -> Result<Self, NoMachine> {
         let copied = template.clone();
-        let copied = on_thread(move || Ok::<_, io::Error>((copied.memory()?, copied.state()?))).await;
+        let copied =
+            blocking::run("copy a template", move || Ok::<_, io::Error>((copied.memory()?, copied.state()?))).await;
         let (memory, state) = copied.doing("copy a template")?;
         let launch = Launch {
             programs,

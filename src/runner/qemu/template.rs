@@ -31,7 +31,7 @@ use super::{
     trouble::{Doing, NoMachine},
 };
 use crate::{
-    awake,
+    awake, blocking,
     guest::{self, Word},
     runner::sandbox::{SandboxRunner, Serving},
     store::{
@@ -83,13 +83,15 @@ impl Templates<'_> {
 
     async fn get_with(&self, shape: Shape, accelerator: Accelerator) -> Result<Template, NoMachine> {
         let (programs, store) = (Arc::clone(self.programs), Arc::clone(self.store));
-        let key = on_thread(move || key(&store, &programs, shape, accelerator)).await.doing("look at QEMU's files")?;
+        let key = blocking::run("look at QEMU's files", move || key(&store, &programs, shape, accelerator))
+            .await
+            .doing("look at QEMU's files")?;
         let template = Template { dir: self.place.join(&key), shape, accelerator };
         if template.touch() {
             return Ok(template);
         }
         let place = self.place.to_owned();
-        let aside = on_thread(move || {
+        let aside = blocking::run("make a template's files", move || {
             make_dir(&place).map_err(io::Error::other)?;
             tempfile::Builder::new().prefix(&format!("{key}.")).tempdir_in(&place)
         });
@@ -98,7 +100,7 @@ impl Templates<'_> {
         let aside = aside.await.doing("make a template's files")?;
         let made = self.make(&template, aside.path()).await;
         let (dir, store) = (template.dir.clone(), Arc::clone(self.store));
-        let placed = on_thread(move || {
+        let placed = blocking::run("put a template in its place", move || {
             let renamed = made.and_then(|()| fs::rename(aside.path(), &dir).doing("put a template in its place"));
             drop(aside);
             if let Some(Err(error)) = dir.parent().map(|place| store.remove_old_machines(place)) {
@@ -116,7 +118,7 @@ impl Templates<'_> {
     async fn make(&self, template: &Template, dir: &Path) -> Result<(), NoMachine> {
         let Template { shape, accelerator, .. } = *template;
         let (place, contents, memory_bytes) = (dir.to_owned(), Arc::clone(self.programs), shape.memory_bytes);
-        let prepared = on_thread(move || {
+        let prepared = blocking::run("make a template's files", move || {
             make_dir(&place).map_err(io::Error::other)?;
             initrd::write(&contents, BufWriter::new(create_new(&place.join("initrd"))?))?;
             let memory = create_new(&place.join("memory"))?;
@@ -236,11 +238,4 @@ fn key(store: &Store, programs: &Programs, shape: Shape, accelerator: Accelerato
     let described = described.collect::<io::Result<Vec<_>>>()?;
     hasher.update(format!("{} {described:?} {shape:?} {accelerator:?}", guest::VERSION).as_bytes());
     Ok(format!("{}-{}", store.boot_prefix(), &hasher.finalize().to_hex()[..32]))
-}
-
-/// Runs work on files on a blocking thread.
-pub(super) async fn on_thread<T: Send + 'static, E: From<io::Error> + Send + 'static>(
-    work: impl FnOnce() -> Result<T, E> + Send + 'static,
-) -> Result<T, E> {
-    tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(io::Error::other(error).into()))
 }

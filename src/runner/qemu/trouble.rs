@@ -2,7 +2,9 @@
 
 use std::{io, path::PathBuf, time::Duration};
 
-use crate::{runner::RunnerError, step::NoStepProgram};
+use tokio::task::JoinError;
+
+use crate::{blocking::BlockingError, runner::RunnerError, step::NoStepProgram};
 
 /// What the host lacks to run virtual machines. A retry would fail in the same way.
 #[derive(Debug, thiserror::Error)]
@@ -60,9 +62,9 @@ impl<T, E: Into<io::Error>> Doing<T> for Result<T, E> {
     }
 }
 
-impl From<io::Error> for NoMachine {
-    fn from(source: io::Error) -> Self {
-        Self::Io { doing: "work on a machine's files", source }
+impl BlockingError for NoMachine {
+    fn not_done(doing: &'static str, error: JoinError) -> Self {
+        Self::Io { doing, source: io::Error::other(error) }
     }
 }
 

@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
 };
 
 use super::{
@@ -20,6 +20,7 @@ use crate::{
         Base, CommitRequest, FrozenSource, HostImage, IdMap, Images, LayerId, MAX_LAYERS, Snapshot, SourceId, Staging,
         Store, StoreError, tree,
     },
+    sync::Mutex,
     userns::Zygote,
 };
 
@@ -68,7 +69,7 @@ const MAX_REMEMBERED: usize = 1 << 16;
 impl LayerDirs {
     /// Returns a bit for each directory of `image` that steps may write to, set if the layer contains it.
     fn of(&self, store: &Store, layer: &LayerId, image: &HostImage) -> Result<u64, StoreError> {
-        let mut looked = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut looked = self.0.lock();
         if !looked.dirs.iter().eq(image.dirs.iter().map(|dir| &dir.path)) {
             // The machine changed between two builds.
             *looked = Looked { dirs: image.dirs.iter().map(|dir| dir.path.clone()).collect(), ..Looked::default() };
@@ -164,9 +165,7 @@ impl Ground<'_> {
     async fn host_image(&self, build: Option<&BuildOverlays>) -> Result<Arc<HostImage>, RunnerError> {
         let make = || async {
             let (store, dirs, id_map) = (Arc::clone(self.store), self.host_dirs.to_vec(), self.zygote.id_map());
-            let making = tokio::task::spawn_blocking(move || store.host_image(&dirs, id_map)).await;
-            let made = making.map_err(|error| RunnerError::infrastructure("make the host image", error))?;
-            made.map(Arc::new).map_err(failed("make the host image"))
+            RunnerError::blocking("make the host image", move || Ok(Arc::new(store.host_image(&dirs, id_map)?))).await
         };
         match build {
             Some(build) => build.image(make).await,

@@ -13,7 +13,7 @@ use std::{
     ffi::CString,
     os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{Arc, MutexGuard, Weak},
 };
 
 use tokio::sync::OnceCell;
@@ -24,8 +24,10 @@ use super::{
     jail::{Bind, MountApi, MountedOverlay, Overlay, Screen, UserNamespace},
 };
 use crate::{
+    blocking,
     runner::{RunnerError, StepContext},
     store::{HostImage, StagedDir, Staging, Store, StoreError, Touched},
+    sync::Mutex,
     userns::Zygote,
 };
 
@@ -114,7 +116,7 @@ impl Overlays {
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<Uuid, Build>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 }
 
@@ -234,7 +236,7 @@ pub(super) async fn obtain(
     let (zygote, build) = (Arc::clone(zygote), build.cloned());
     // The overlays are moved to the thread: if the future is dropped, they are first mounted and then
     // unmounted.
-    let mounting = tokio::task::spawn_blocking(move || {
+    let mounting = blocking::run("mount the host image", move || {
         let (new, mounts): (Vec<usize>, Vec<MountedOverlay>) = wanted.into_iter().unzip();
         let asked = zygote.mount(screens, mounts, mount_api);
         asked.map_err(|error| RunnerError::infrastructure("ask the sandbox's helper", error))?.map_err(setup_error)?;
@@ -246,7 +248,7 @@ pub(super) async fn obtain(
         }
         Ok(overlays)
     });
-    mounting.await.map_err(|error| RunnerError::infrastructure("mount the host image", error))?
+    mounting.await
 }
 
 /// Moves the step's writes into its layer, and makes the other overlays available to the next step. No

@@ -314,11 +314,9 @@ impl StepRunner for SandboxRunner {
 
     async fn reap_snapshots(&self, snapshots: Vec<SnapshotRef>) {
         let Some(store) = self.config.store.get_opened() else { return };
-        let removed = tokio::task::spawn_blocking(move || store.remove_snapshots(&snapshots)).await;
-        match removed {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::warn!(%error, "failed to remove snapshots"),
-            Err(error) => tracing::warn!(%error, "failed to remove snapshots"),
+        let removing = RunnerError::blocking("remove snapshots", move || Ok(store.remove_snapshots(&snapshots)?));
+        if let Err(error) = removing.await {
+            tracing::warn!(error = error.to_line(), "snapshots stay in the store");
         }
     }
 
@@ -334,9 +332,8 @@ impl StepRunner for SandboxRunner {
                 let store = self.store().map_err(failed)?;
                 let base = Box::pin(self.images.pin(&store, image, &())).await.map_err(no_image)?;
                 let host_dirs = self.config.host_dirs.clone();
-                let looked = tokio::task::spawn_blocking(move || image_identity(&base, &host_dirs)).await;
-                let looked = looked.map_err(|error| RunnerError::infrastructure("look at the image", error))?;
-                Some(looked.map_err(failed)?.into())
+                let doing = "tell what the image stands for";
+                Some(RunnerError::blocking(doing, move || Ok(image_identity(&base, &host_dirs)?)).await?.into())
             }
         };
         Ok(Some(CacheIdentity { image, mode: self.userns.id_map().await.as_str().into() }))
@@ -416,9 +413,7 @@ pub(super) async fn commit(boot: Boot, store: &Arc<Store>) -> Result<SnapshotRef
         return boot.commit(store).map_err(|error| RunnerError::infrastructure(doing, error));
     }
     let store = Arc::clone(store);
-    let committed = tokio::task::spawn_blocking(move || boot.commit(&store)).await;
-    let committed = committed.map_err(|error| RunnerError::infrastructure(doing, error))?;
-    committed.map_err(|error| RunnerError::infrastructure(doing, error))
+    RunnerError::blocking(doing, move || Ok(boot.commit(&store)?)).await
 }
 
 /// Returns the command's variables. The step's own override the image's, which override the defaults.

@@ -61,7 +61,7 @@ impl<B: VmBackend> VmRunner<B> {
 
     async fn store(&self) -> Result<Arc<Store>, RunnerError> {
         let handle = self.store.clone();
-        blocking("open the store", move || handle.get()).await
+        RunnerError::blocking("open the store", move || Ok(handle.get()?)).await
     }
 
     /// Starts a machine with this run's source in it.
@@ -95,7 +95,8 @@ impl<B: VmBackend> VmRunner<B> {
         if saw.as_ref() != Some(&source.id) {
             let workdir = input.workdir.as_ref().into();
             let (packer, packed) = (Arc::clone(&store), Arc::clone(&source));
-            let (removed, archive) = blocking("pack the source", move || pack(&packer, &packed, saw.as_ref())).await?;
+            let (removed, archive) =
+                RunnerError::blocking("pack the source", move || Ok(pack(&packer, &packed, saw.as_ref())?)).await?;
             vm.inject(Injection { dir: workdir, removed, archive }).await?;
         }
         Ok((vm, store, source))
@@ -105,7 +106,7 @@ impl<B: VmBackend> VmRunner<B> {
 /// Reads a snapshot of the store, with the layer that adapts it to `source`.
 async fn layers(store: &Arc<Store>, name: &SnapshotRef, source: &Arc<FrozenSource>) -> Result<GroundBase, RunnerError> {
     let (store, name, source) = (Arc::clone(store), name.clone(), Arc::clone(source));
-    blocking("read the parent's snapshot", move || {
+    RunnerError::blocking("read the parent's snapshot", move || {
         let snapshot = store.snapshot(&name)?;
         let delta = if snapshot.source == source.id { None } else { store.delta(&snapshot, &source)? };
         Ok(GroundBase::Snapshot { name, snapshot, delta })
@@ -164,7 +165,9 @@ impl<B: VmBackend> StepRunner for VmRunner<B> {
             }
         }
         let Some(store) = self.store.get_opened().filter(|_| B::LAYERS) else { return };
-        if let Err(error) = blocking("remove snapshots", move || store.remove_snapshots(&snapshots)).await {
+        if let Err(error) =
+            RunnerError::blocking("remove snapshots", move || Ok(store.remove_snapshots(&snapshots)?)).await
+        {
             tracing::warn!(error = error.to_line(), runner = B::NAME, "snapshots stay");
         }
     }
@@ -234,15 +237,4 @@ fn pack(
     drop(out);
     file.rewind().map_err(failed)?;
     Ok((removed, file))
-}
-
-/// Runs blocking work on a blocking thread.
-async fn blocking<T: Send + 'static>(
-    doing: &'static str,
-    work: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
-) -> Result<T, RunnerError> {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(done) => done.map_err(|error| RunnerError::infrastructure(doing, error)),
-        Err(error) => Err(RunnerError::infrastructure(doing, error)),
-    }
 }

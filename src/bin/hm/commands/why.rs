@@ -7,9 +7,10 @@ use hm_exec::{
     StepStatus,
     cache::{Difference, Explanation, Verdict, explain},
     event::{CacheMissReason, StepRecord},
+    size,
 };
 
-use super::{AnswerFormat, cache::size, print, print_json};
+use super::{AnswerFormat, print, print_json};
 use crate::{
     failure::{Failure, Outcome},
     left::{find_run, find_step, open_store},

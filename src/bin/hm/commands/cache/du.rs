@@ -2,9 +2,12 @@
 
 use std::process::ExitCode;
 
-use hm_exec::store::{Usage, UsageKind};
+use hm_exec::{
+    size::show,
+    store::{Usage, UsageKind},
+};
 
-use super::{open_store, size::show};
+use super::open_store;
 use crate::{
     commands::{AnswerFormat, print, print_json, table},
     failure::{Failure, Outcome},

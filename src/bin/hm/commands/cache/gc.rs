@@ -4,10 +4,11 @@ use std::{process::ExitCode, sync::Arc, time::Duration};
 
 use hm_exec::{
     runner::docker::Swept,
+    size::show,
     store::{Forgotten, GcReport, GcRequest, ImageOptions, Store},
 };
 
-use super::{auto::detach, collect, limits::LimitArgs, open_store, size::show};
+use super::{auto::detach, collect, limits::LimitArgs, open_store};
 use crate::{
     commands::{AnswerFormat, print, print_json, table},
     failure::Outcome,

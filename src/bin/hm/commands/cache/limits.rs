@@ -1,10 +1,12 @@
 //! The size limits of the store: from arguments, from the environment, or by default.
 
-use std::time::Duration;
+use std::{fmt::Display, time::Duration};
 
-use hm_exec::store::{GcLimits, Store};
+use hm_exec::{
+    size,
+    store::{GcLimits, Store},
+};
 
-use super::size;
 use crate::{
     args::parse_duration,
     failure::{Failure, Outcome},
@@ -48,7 +50,7 @@ impl LimitArgs {
     }
 }
 
-fn read<T>(variable: &str, parse: impl FnOnce(&str) -> Result<T, String>) -> Result<Option<T>, String> {
+fn read<T, E: Display>(variable: &str, parse: impl FnOnce(&str) -> Result<T, E>) -> Result<Option<T>, String> {
     match std::env::var(variable) {
         Ok(text) if !text.is_empty() => parse(&text).map(Some).map_err(|error| format!("{variable}: {error}")),
         _ => Ok(None),

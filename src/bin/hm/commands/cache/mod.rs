@@ -6,7 +6,6 @@ mod du;
 mod export;
 mod gc;
 mod limits;
-pub(crate) mod size;
 
 use std::{process::ExitCode, sync::Arc};
 
