@@ -101,10 +101,10 @@ pub use runner::{ExecutorInput, RunnerSet, SnapshotRef, StepResult};
 #[cfg(feature = "engine")]
 pub mod __private {
     pub use crate::runner::{
-        CacheIdentity, ExecutorInput, Probe, RunnerDescriptor, RunnerError, RunnerIndex, RunnerRegistry, RunnerSet,
-        SnapshotRef, StepContext, StepResult, StepRunner,
-        hlist::{NIL, cache_identity, cons, descriptors, into_registry, probe, probe_all, reap},
-        name::{NameOf, Nameless, collide, is_bad, position},
+        DynStepRunner, ExecutorInput, RunnerError, RunnerIndex, RunnerRegistry, RunnerSet, StepContext, StepResult,
+        StepRunner,
+        hlist::{NIL, at, cons, into_registry},
+        name::{NameOf, Nameless, collide, is_bad},
         set::no_such_runner,
     };
 }

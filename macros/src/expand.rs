@@ -13,7 +13,6 @@ pub(crate) fn expand(set: &Set<'_>) -> TokenStream {
     let (impl_generics, ty_generics, where_clause) = generics.split_for_impl();
 
     let assertions = assert_names(&set.runners);
-    let names = set.runners.iter().map(name);
     let default = match set.default {
         Some(index) => {
             let index = Literal::usize_unsuffixed(index);
@@ -26,13 +25,13 @@ pub(crate) fn expand(set: &Set<'_>) -> TokenStream {
         let member = &runner.member;
         quote!(#index => ::hm_exec::__private::StepRunner::execute(&self.#member, __ctx, __input).await,)
     });
-    let visit = list(set, |runner, _| {
+    let visit = list(set, |_, runner| {
         let member = &runner.member;
         quote!(&self.#member)
     });
     let bindings: Vec<Ident> = (0..set.runners.len()).map(|index| format_ident!("__runner_{index}")).collect();
     let members = set.runners.iter().map(|runner| &runner.member);
-    let take = list(set, |_, index| {
+    let take = list(set, |index, _| {
         let binding = &bindings[index];
         quote!(#binding)
     });
@@ -43,15 +42,11 @@ pub(crate) fn expand(set: &Set<'_>) -> TokenStream {
         #[automatically_derived]
         #[allow(trivial_bounds, clippy::manual_async_fn)]
         impl #impl_generics ::hm_exec::__private::RunnerSet for #ident #ty_generics #where_clause {
-            fn descriptors(&self) -> ::std::vec::Vec<::hm_exec::__private::RunnerDescriptor> {
-                ::hm_exec::__private::descriptors(#visit)
-            }
-
-            fn index_of(
+            fn at(
                 &self,
-                __name: &::core::primitive::str,
-            ) -> ::core::option::Option<::hm_exec::__private::RunnerIndex> {
-                ::hm_exec::__private::position(const { &[#(#names),*] }, __name)
+                __index: ::hm_exec::__private::RunnerIndex,
+            ) -> ::core::option::Option<(&::core::primitive::str, &dyn ::hm_exec::__private::DynStepRunner)> {
+                ::hm_exec::__private::at(#visit, __index)
             }
 
             fn default_index(&self) -> ::core::option::Option<::hm_exec::__private::RunnerIndex> {
@@ -77,45 +72,9 @@ pub(crate) fn expand(set: &Set<'_>) -> TokenStream {
                 }
             }
 
-            fn probe(
-                &self,
-                __index: ::hm_exec::__private::RunnerIndex,
-            ) -> impl ::core::future::Future<Output = ::hm_exec::__private::Probe> + ::core::marker::Send {
-                ::hm_exec::__private::probe(#visit, __index)
-            }
-
-            fn probe_all(
-                &self,
-            ) -> impl ::core::future::Future<
-                Output = ::std::vec::Vec<::hm_exec::__private::Probe>,
-            > + ::core::marker::Send {
-                ::hm_exec::__private::probe_all(#visit)
-            }
-
-            fn cache_identity(
-                &self,
-                __index: ::hm_exec::__private::RunnerIndex,
-                __image: ::core::option::Option<&::core::primitive::str>,
-            ) -> impl ::core::future::Future<
-                Output = ::core::result::Result<
-                    ::core::option::Option<::hm_exec::__private::CacheIdentity>,
-                    ::hm_exec::__private::RunnerError,
-                >,
-            > + ::core::marker::Send {
-                ::hm_exec::__private::cache_identity(#visit, __index, __image)
-            }
-
-            fn reap(
-                &self,
-                __index: ::hm_exec::__private::RunnerIndex,
-                __snapshots: ::std::vec::Vec<::hm_exec::__private::SnapshotRef>,
-            ) -> impl ::core::future::Future<Output = ()> + ::core::marker::Send {
-                ::hm_exec::__private::reap(#visit, __index, __snapshots)
-            }
-
             fn into_registry(self) -> ::hm_exec::__private::RunnerRegistry {
                 let Self { #(#members: #bindings),* } = self;
-                ::hm_exec::__private::into_registry(#take)
+                ::hm_exec::__private::into_registry(#take, #default)
             }
         }
     }
@@ -134,10 +93,10 @@ fn bounded(set: &Set<'_>) -> Generics {
 }
 
 /// Returns the HList of the set, first field first, with what `runner` returns for each.
-fn list(set: &Set<'_>, runner: impl Fn(&Runner<'_>, usize) -> TokenStream) -> TokenStream {
+fn list(set: &Set<'_>, runner: impl Fn(usize, &Runner<'_>) -> TokenStream) -> TokenStream {
     set.runners.iter().enumerate().rev().fold(quote!(::hm_exec::__private::NIL), |tail, (index, field)| {
-        let (name, is_default, runner) = (name(field), set.default == Some(index), runner(field, index));
-        quote!(::hm_exec::__private::cons(#name, #is_default, #runner, #tail))
+        let (name, runner) = (name(field), runner(index, field));
+        quote!(::hm_exec::__private::cons(#name, #runner, #tail))
     })
 }
 

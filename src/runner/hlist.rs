@@ -1,26 +1,19 @@
-//! The recursion over a derived set's runners, for operations on all of them, or on one off the hot path.
+//! The recursion over a derived set's runners, for everything off the hot path.
 //!
-//! The input is the list that the derive makes of a struct's fields: of references to visit the runners, of
-//! the runners themselves to take them. This is the only file that names frunk's `HCons`. The hot path is not
+//! The input is the list that the derive makes of a struct's fields: of references to visit a runner, of the
+//! runners themselves to take them. This is the only file that names frunk's `HCons`. The hot path is not
 //! here but in the `match` that the derive emits.
 
-use std::{collections::VecDeque, future::Future, sync::Arc};
+use std::sync::Arc;
 
 use frunk::hlist::{HCons, HNil};
-use futures_util::future::join;
 
-use super::{
-    CacheIdentity, DynStepRunner, Probe, RunnerDescriptor, RunnerError, RunnerIndex, RunnerRegistry, SnapshotRef,
-    StepRunner,
-    dynamic::Named,
-    set::{no_such_runner, unusable_index},
-};
+use super::{DynStepRunner, RunnerIndex, RunnerRegistry, StepRunner, dynamic::Named};
 
 /// One runner of a derived set. `R` is the runner, or a reference to it.
 #[derive(Debug)]
 pub struct Member<R> {
     name: &'static str,
-    is_default: bool,
     runner: R,
 }
 
@@ -28,108 +21,44 @@ pub struct Member<R> {
 pub const NIL: HNil = HNil;
 
 /// Prepends a runner to `tail`. The derive emits one call per field.
-pub fn cons<Head, Tail>(name: &'static str, is_default: bool, runner: Head, tail: Tail) -> HCons<Member<Head>, Tail> {
-    HCons { head: Member { name, is_default, runner }, tail }
+pub fn cons<Head, Tail>(name: &'static str, runner: Head, tail: Tail) -> HCons<Member<Head>, Tail> {
+    HCons { head: Member { name, runner }, tail }
 }
 
-/// The recursion over references to runners. An index counts from the head of the list.
-pub trait VisitRunners: Send {
-    /// Appends one descriptor per runner.
-    fn describe(self, descriptors: &mut Vec<RunnerDescriptor>);
-
-    /// Probes the runner at `index`.
-    fn probe_at(self, index: u16) -> impl Future<Output = Option<Probe>> + Send;
-
-    /// Probes all runners at once.
-    fn probe_all(self) -> impl Future<Output = VecDeque<Probe>> + Send;
-
-    /// Asks the runner at `index` for its part of the cache keys.
-    fn cache_identity_at(
-        self,
-        index: u16,
-        image: Option<&str>,
-    ) -> impl Future<Output = Option<Result<Option<CacheIdentity>, RunnerError>>> + Send;
-
-    /// Passes snapshots to the runner at `index` for removal.
-    fn reap_at(self, index: u16, snapshots: Vec<SnapshotRef>) -> impl Future<Output = ()> + Send;
+/// The recursion over references to runners.
+pub trait VisitRunners<'a> {
+    /// Returns the runner at `index`, counted from the head of the list, and its name in the set.
+    fn visit(self, index: u16) -> Option<(&'static str, &'a dyn DynStepRunner)>;
 }
 
-impl VisitRunners for HNil {
-    fn describe(self, _: &mut Vec<RunnerDescriptor>) {}
-
-    async fn probe_at(self, _: u16) -> Option<Probe> {
+impl<'a> VisitRunners<'a> for HNil {
+    fn visit(self, _: u16) -> Option<(&'static str, &'a dyn DynStepRunner)> {
         None
     }
-
-    async fn probe_all(self) -> VecDeque<Probe> {
-        VecDeque::new()
-    }
-
-    async fn cache_identity_at(self, _: u16, _: Option<&str>) -> Option<Result<Option<CacheIdentity>, RunnerError>> {
-        None
-    }
-
-    async fn reap_at(self, _: u16, _: Vec<SnapshotRef>) {}
 }
 
-impl<Head, Tail> VisitRunners for HCons<Member<&Head>, Tail>
+impl<'a, Head, Tail> VisitRunners<'a> for HCons<Member<&'a Head>, Tail>
 where
     Head: StepRunner,
-    Tail: VisitRunners,
+    Tail: VisitRunners<'a>,
 {
-    fn describe(self, descriptors: &mut Vec<RunnerDescriptor>) {
-        let Member { name, is_default, runner } = self.head;
-        descriptors.push(RunnerDescriptor {
-            name: name.into(),
-            is_default,
-            capabilities: runner.capabilities(),
-            args: runner.args_schema(),
-            pool: runner.pool(),
-            cache_version: Head::CACHE_VERSION,
-        });
-        self.tail.describe(descriptors);
-    }
-
-    async fn probe_at(self, index: u16) -> Option<Probe> {
+    fn visit(self, index: u16) -> Option<(&'static str, &'a dyn DynStepRunner)> {
         match index.checked_sub(1) {
-            None => Some(self.head.runner.probe().await),
-            Some(index) => self.tail.probe_at(index).await,
-        }
-    }
-
-    async fn probe_all(self) -> VecDeque<Probe> {
-        let (head, mut probes) = join(self.head.runner.probe(), self.tail.probe_all()).await;
-        probes.push_front(head);
-        probes
-    }
-
-    async fn cache_identity_at(
-        self,
-        index: u16,
-        image: Option<&str>,
-    ) -> Option<Result<Option<CacheIdentity>, RunnerError>> {
-        match index.checked_sub(1) {
-            None => Some(self.head.runner.cache_identity(image).await),
-            Some(index) => self.tail.cache_identity_at(index, image).await,
-        }
-    }
-
-    async fn reap_at(self, index: u16, snapshots: Vec<SnapshotRef>) {
-        match index.checked_sub(1) {
-            None => self.head.runner.reap_snapshots(snapshots).await,
-            Some(index) => self.tail.reap_at(index, snapshots).await,
+            None => Some((self.head.name, self.head.runner)),
+            Some(index) => self.tail.visit(index),
         }
     }
 }
 
 /// The recursion over the runners themselves.
 pub trait TakeRunners {
-    /// Registers every runner under its name in the set.
-    fn register(self, registry: &mut RunnerRegistry);
+    /// Registers every runner under its name in the set. `default` is the index of the default, counted from
+    /// the head of the list.
+    fn register(self, registry: &mut RunnerRegistry, default: Option<u16>);
 }
 
 impl TakeRunners for HNil {
-    fn register(self, _: &mut RunnerRegistry) {}
+    fn register(self, _: &mut RunnerRegistry, _: Option<u16>) {}
 }
 
 impl<Head, Tail> TakeRunners for HCons<Member<Head>, Tail>
@@ -137,54 +66,24 @@ where
     Head: StepRunner,
     Tail: TakeRunners,
 {
-    fn register(self, registry: &mut RunnerRegistry) {
-        let Member { name, is_default, runner } = self.head;
+    fn register(self, registry: &mut RunnerRegistry, default: Option<u16>) {
+        let Member { name, runner } = self.head;
         let runner: Arc<dyn DynStepRunner> =
             if name == Head::NAME { Arc::new(runner) } else { Arc::new(Named { name, runner }) };
-        registry.register(runner, is_default);
-        self.tail.register(registry);
+        registry.register(runner, default == Some(0));
+        self.tail.register(registry, default.and_then(|index| index.checked_sub(1)));
     }
 }
 
-/// Returns the descriptors of a list.
-#[must_use]
-pub fn descriptors(runners: impl VisitRunners) -> Vec<RunnerDescriptor> {
-    let mut descriptors = Vec::new();
-    runners.describe(&mut descriptors);
-    descriptors
-}
-
-/// Probes the runner at `index` of a list.
-pub async fn probe(runners: impl VisitRunners, index: RunnerIndex) -> Probe {
-    runners.probe_at(index.0).await.unwrap_or_else(|| unusable_index(index))
-}
-
-/// Probes all runners of a list at once.
-pub async fn probe_all(runners: impl VisitRunners) -> Vec<Probe> {
-    runners.probe_all().await.into()
-}
-
-/// Asks the runner at `index` of a list for its part of the cache keys.
-///
-/// # Errors
-/// Returns the runner's error, or an error if there is no runner at `index`.
-pub async fn cache_identity(
-    runners: impl VisitRunners,
-    index: RunnerIndex,
-    image: Option<&str>,
-) -> Result<Option<CacheIdentity>, RunnerError> {
-    runners.cache_identity_at(index.0, image).await.unwrap_or_else(|| Err(no_such_runner(index)))
-}
-
-/// Passes snapshots to the runner at `index` of a list for removal.
-pub async fn reap(runners: impl VisitRunners, index: RunnerIndex, snapshots: Vec<SnapshotRef>) {
-    runners.reap_at(index.0, snapshots).await;
+/// Returns the runner at `index` of a list, and its name in the set.
+pub fn at<'a>(runners: impl VisitRunners<'a>, index: RunnerIndex) -> Option<(&'static str, &'a dyn DynStepRunner)> {
+    runners.visit(index.0)
 }
 
 /// Moves the runners of a list into a registry, which resolves them at run time.
 #[must_use]
-pub fn into_registry(runners: impl TakeRunners) -> RunnerRegistry {
+pub fn into_registry(runners: impl TakeRunners, default: Option<RunnerIndex>) -> RunnerRegistry {
     let mut registry = RunnerRegistry::new();
-    runners.register(&mut registry);
+    runners.register(&mut registry, default.map(|index| index.0));
     registry
 }

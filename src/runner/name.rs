@@ -2,7 +2,7 @@
 
 use std::marker::PhantomData;
 
-use super::{RunnerIndex, StepRunner};
+use super::StepRunner;
 
 /// Returns whether `name` is a valid runner name: at least one character, and only lowercase letters, digits,
 /// `-` and `_`. Snapshots of a runner are named `<name>:<opaque>`, so a name cannot contain a colon.
@@ -45,12 +45,6 @@ pub const fn is_bad(name: Option<&str>) -> bool {
         Some(name) => !is_runner_name(name),
         None => false,
     }
-}
-
-/// Returns the index of `name` in a set's table of names.
-#[must_use]
-pub fn position(names: &[&str], name: &str) -> Option<RunnerIndex> {
-    names.iter().position(|known| *known == name).and_then(|index| index.try_into().ok()).map(RunnerIndex)
 }
 
 /// Reads the name of a type that may not be a runner, without a compile error if it is not:

@@ -2,12 +2,8 @@
 
 use std::{fmt, sync::Arc};
 
-use futures_util::future::join_all;
-
 use super::{
-    CacheIdentity, DynStepRunner, ExecutorInput, Probe, RunnerDescriptor, RunnerError, RunnerIndex, RunnerSet,
-    SnapshotRef, StepContext, StepResult,
-    set::{no_such_runner, unusable_index},
+    DynStepRunner, ExecutorInput, RunnerError, RunnerIndex, RunnerSet, StepContext, StepResult, set::no_such_runner,
 };
 
 /// Runners by name, composed at run time. An engine runs on it as on a derived set, at the cost of one boxed
@@ -95,10 +91,6 @@ impl RunnerRegistry {
     fn position(&self, name: &str) -> Option<usize> {
         self.entries.iter().position(|entry| &*entry.name == name)
     }
-
-    fn get(&self, index: RunnerIndex) -> Option<&dyn DynStepRunner> {
-        self.entries.get(usize::from(index.0)).map(|entry| &*entry.runner)
-    }
 }
 
 impl fmt::Debug for RunnerRegistry {
@@ -111,23 +103,8 @@ impl fmt::Debug for RunnerRegistry {
 }
 
 impl RunnerSet for RunnerRegistry {
-    fn descriptors(&self) -> Vec<RunnerDescriptor> {
-        self.entries
-            .iter()
-            .enumerate()
-            .map(|(index, Entry { name, runner })| RunnerDescriptor {
-                name: Arc::clone(name),
-                is_default: self.default == Some(index),
-                capabilities: runner.capabilities(),
-                args: runner.args_schema(),
-                pool: runner.pool(),
-                cache_version: runner.cache_version(),
-            })
-            .collect()
-    }
-
-    fn index_of(&self, name: &str) -> Option<RunnerIndex> {
-        self.position(name).and_then(|index| index.try_into().ok()).map(RunnerIndex)
+    fn at(&self, index: RunnerIndex) -> Option<(&str, &dyn DynStepRunner)> {
+        self.entries.get(usize::from(index.0)).map(|entry| (&*entry.name, &*entry.runner))
     }
 
     fn default_index(&self) -> Option<RunnerIndex> {
@@ -140,37 +117,9 @@ impl RunnerSet for RunnerRegistry {
         ctx: &StepContext,
         input: ExecutorInput,
     ) -> Result<StepResult, RunnerError> {
-        match self.get(index) {
-            Some(runner) => runner.execute(ctx, input).await,
+        match self.at(index) {
+            Some((_, runner)) => runner.execute(ctx, input).await,
             None => Err(no_such_runner(index)),
-        }
-    }
-
-    async fn probe(&self, index: RunnerIndex) -> Probe {
-        match self.get(index) {
-            Some(runner) => runner.probe().await,
-            None => unusable_index(index),
-        }
-    }
-
-    async fn probe_all(&self) -> Vec<Probe> {
-        join_all(self.entries.iter().map(|entry| entry.runner.probe())).await
-    }
-
-    async fn cache_identity(
-        &self,
-        index: RunnerIndex,
-        image: Option<&str>,
-    ) -> Result<Option<CacheIdentity>, RunnerError> {
-        match self.get(index) {
-            Some(runner) => runner.cache_identity(image).await,
-            None => Err(no_such_runner(index)),
-        }
-    }
-
-    async fn reap(&self, index: RunnerIndex, snapshots: Vec<SnapshotRef>) {
-        if let Some(runner) = self.get(index) {
-            runner.reap_snapshots(snapshots).await;
         }
     }
 

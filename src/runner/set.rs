@@ -2,9 +2,11 @@
 
 use std::{fmt, future::Future, sync::Arc};
 
+use futures_util::future::join_all;
+
 use super::{
-    CacheIdentity, ExecutorInput, Probe, RunnerDescriptor, RunnerError, RunnerIndex, RunnerRegistry, SnapshotRef,
-    StepContext, StepResult, name::is_runner_name,
+    CacheIdentity, DynStepRunner, ExecutorInput, Probe, RunnerDescriptor, RunnerError, RunnerIndex, RunnerRegistry,
+    SnapshotRef, StepContext, StepResult, name::is_runner_name,
 };
 
 /// A set of runners, composed at compile time (by `#[derive(RunnerSet)]` on a struct of runners) or at run
@@ -17,11 +19,8 @@ use super::{
     note = "put `#[derive(RunnerSet)]` on a struct whose fields are runners, or hand over a `RunnerRegistry`"
 )]
 pub trait RunnerSet: Send + Sync + fmt::Debug + 'static {
-    /// Returns the descriptors of all runners in the order of their indices.
-    fn descriptors(&self) -> Vec<RunnerDescriptor>;
-
-    /// Returns the index of the runner that pipelines call `name`.
-    fn index_of(&self, name: &str) -> Option<RunnerIndex>;
+    /// Returns the runner at `index`, and its name in this set. Indices have no gaps and begin with 0.
+    fn at(&self, index: RunnerIndex) -> Option<(&str, &dyn DynStepRunner)>;
 
     /// Returns the index of the runner for steps that name none.
     fn default_index(&self) -> Option<RunnerIndex>;
@@ -38,11 +37,36 @@ pub trait RunnerSet: Send + Sync + fmt::Debug + 'static {
         input: ExecutorInput,
     ) -> impl Future<Output = Result<StepResult, RunnerError>> + Send;
 
+    /// Converts the set into a registry with the same runners under the same names, resolved at run time.
+    fn into_registry(self) -> RunnerRegistry
+    where
+        Self: Sized;
+
+    /// Returns the index of the runner that pipelines call `name`.
+    fn index_of(&self, name: &str) -> Option<RunnerIndex> {
+        members(self).find(|(_, known, _)| *known == name).map(|(index, ..)| index)
+    }
+
+    /// Returns the descriptors of all runners in the order of their indices.
+    fn descriptors(&self) -> Vec<RunnerDescriptor> {
+        let default = self.default_index();
+        members(self).map(|(index, name, runner)| describe(name, default == Some(index), runner)).collect()
+    }
+
     /// Asks the runner at `index` whether it can work on this machine.
-    fn probe(&self, index: RunnerIndex) -> impl Future<Output = Probe> + Send;
+    fn probe(&self, index: RunnerIndex) -> impl Future<Output = Probe> + Send {
+        async move {
+            match self.at(index) {
+                Some((_, runner)) => runner.probe().await,
+                None => unusable_index(index),
+            }
+        }
+    }
 
     /// Probes every runner at once, and returns the results in the order of the indices.
-    fn probe_all(&self) -> impl Future<Output = Vec<Probe>> + Send;
+    fn probe_all(&self) -> impl Future<Output = Vec<Probe>> + Send {
+        join_all(members(self).map(|(_, _, runner)| runner.probe()))
+    }
 
     /// Asks the runner at `index` for its part of the cache keys; see
     /// [`StepRunner::cache_identity`](super::StepRunner::cache_identity).
@@ -53,15 +77,39 @@ pub trait RunnerSet: Send + Sync + fmt::Debug + 'static {
         &self,
         index: RunnerIndex,
         image: Option<&str>,
-    ) -> impl Future<Output = Result<Option<CacheIdentity>, RunnerError>> + Send;
+    ) -> impl Future<Output = Result<Option<CacheIdentity>, RunnerError>> + Send {
+        async move {
+            match self.at(index) {
+                Some((_, runner)) => runner.cache_identity(image).await,
+                None => Err(no_such_runner(index)),
+            }
+        }
+    }
 
     /// Passes snapshots back to the runner at `index`, which made them, for removal.
-    fn reap(&self, index: RunnerIndex, snapshots: Vec<SnapshotRef>) -> impl Future<Output = ()> + Send;
+    fn reap(&self, index: RunnerIndex, snapshots: Vec<SnapshotRef>) -> impl Future<Output = ()> + Send {
+        async move {
+            if let Some((_, runner)) = self.at(index) {
+                runner.reap_snapshots(snapshots).await;
+            }
+        }
+    }
+}
 
-    /// Converts the set into a registry with the same runners under the same names, resolved at run time.
-    fn into_registry(self) -> RunnerRegistry
-    where
-        Self: Sized;
+/// Returns the runners of a set with their indices and names.
+fn members<R: RunnerSet + ?Sized>(set: &R) -> impl Iterator<Item = (RunnerIndex, &str, &dyn DynStepRunner)> {
+    (0..=u16::MAX).map(RunnerIndex).map_while(|index| set.at(index).map(|(name, runner)| (index, name, runner)))
+}
+
+fn describe(name: &str, is_default: bool, runner: &dyn DynStepRunner) -> RunnerDescriptor {
+    RunnerDescriptor {
+        name: name.into(),
+        is_default,
+        capabilities: runner.capabilities(),
+        args: runner.args_schema(),
+        pool: runner.pool(),
+        cache_version: runner.cache_version(),
+    }
 }
 
 /// The error of a set of runners that cannot be composed. The derive detects what it can at compile time; the
@@ -134,7 +182,7 @@ pub fn no_such_runner(index: RunnerIndex) -> RunnerError {
 }
 
 /// Returns the result of [`RunnerSet::probe`] for an index of another set.
-pub(crate) fn unusable_index(index: RunnerIndex) -> Probe {
+fn unusable_index(index: RunnerIndex) -> Probe {
     Probe::Unusable { reason: no_such_runner(index).to_string(), hint: "resolve names with `index_of`".into() }
 }
 

@@ -25,39 +25,27 @@ where
     VmRunner<R>: ::hm_exec::__private::StepRunner,
     vm::Big: ::hm_exec::__private::StepRunner,
 {
-    fn descriptors(&self) -> ::std::vec::Vec<::hm_exec::__private::RunnerDescriptor> {
-        ::hm_exec::__private::descriptors(
+    fn at(
+        &self,
+        __index: ::hm_exec::__private::RunnerIndex,
+    ) -> ::core::option::Option<
+        (&::core::primitive::str, &dyn ::hm_exec::__private::DynStepRunner),
+    > {
+        ::hm_exec::__private::at(
             ::hm_exec::__private::cons(
                 <SandboxRunner as ::hm_exec::__private::StepRunner>::NAME,
-                true,
                 &self.sandbox,
                 ::hm_exec::__private::cons(
                     <VmRunner<R> as ::hm_exec::__private::StepRunner>::NAME,
-                    false,
                     &self.vm,
                     ::hm_exec::__private::cons(
                         "vm-big",
-                        false,
                         &self.big,
                         ::hm_exec::__private::NIL,
                     ),
                 ),
             ),
-        )
-    }
-    fn index_of(
-        &self,
-        __name: &::core::primitive::str,
-    ) -> ::core::option::Option<::hm_exec::__private::RunnerIndex> {
-        ::hm_exec::__private::position(
-            const {
-                &[
-                    <SandboxRunner as ::hm_exec::__private::StepRunner>::NAME,
-                    <VmRunner<R> as ::hm_exec::__private::StepRunner>::NAME,
-                    "vm-big",
-                ]
-            },
-            __name,
+            __index,
         )
     }
     fn default_index(
@@ -102,132 +90,23 @@ where
             }
         }
     }
-    fn probe(
-        &self,
-        __index: ::hm_exec::__private::RunnerIndex,
-    ) -> impl ::core::future::Future<
-        Output = ::hm_exec::__private::Probe,
-    > + ::core::marker::Send {
-        ::hm_exec::__private::probe(
-            ::hm_exec::__private::cons(
-                <SandboxRunner as ::hm_exec::__private::StepRunner>::NAME,
-                true,
-                &self.sandbox,
-                ::hm_exec::__private::cons(
-                    <VmRunner<R> as ::hm_exec::__private::StepRunner>::NAME,
-                    false,
-                    &self.vm,
-                    ::hm_exec::__private::cons(
-                        "vm-big",
-                        false,
-                        &self.big,
-                        ::hm_exec::__private::NIL,
-                    ),
-                ),
-            ),
-            __index,
-        )
-    }
-    fn probe_all(
-        &self,
-    ) -> impl ::core::future::Future<
-        Output = ::std::vec::Vec<::hm_exec::__private::Probe>,
-    > + ::core::marker::Send {
-        ::hm_exec::__private::probe_all(
-            ::hm_exec::__private::cons(
-                <SandboxRunner as ::hm_exec::__private::StepRunner>::NAME,
-                true,
-                &self.sandbox,
-                ::hm_exec::__private::cons(
-                    <VmRunner<R> as ::hm_exec::__private::StepRunner>::NAME,
-                    false,
-                    &self.vm,
-                    ::hm_exec::__private::cons(
-                        "vm-big",
-                        false,
-                        &self.big,
-                        ::hm_exec::__private::NIL,
-                    ),
-                ),
-            ),
-        )
-    }
-    fn cache_identity(
-        &self,
-        __index: ::hm_exec::__private::RunnerIndex,
-        __image: ::core::option::Option<&::core::primitive::str>,
-    ) -> impl ::core::future::Future<
-        Output = ::core::result::Result<
-            ::core::option::Option<::hm_exec::__private::CacheIdentity>,
-            ::hm_exec::__private::RunnerError,
-        >,
-    > + ::core::marker::Send {
-        ::hm_exec::__private::cache_identity(
-            ::hm_exec::__private::cons(
-                <SandboxRunner as ::hm_exec::__private::StepRunner>::NAME,
-                true,
-                &self.sandbox,
-                ::hm_exec::__private::cons(
-                    <VmRunner<R> as ::hm_exec::__private::StepRunner>::NAME,
-                    false,
-                    &self.vm,
-                    ::hm_exec::__private::cons(
-                        "vm-big",
-                        false,
-                        &self.big,
-                        ::hm_exec::__private::NIL,
-                    ),
-                ),
-            ),
-            __index,
-            __image,
-        )
-    }
-    fn reap(
-        &self,
-        __index: ::hm_exec::__private::RunnerIndex,
-        __snapshots: ::std::vec::Vec<::hm_exec::__private::SnapshotRef>,
-    ) -> impl ::core::future::Future<Output = ()> + ::core::marker::Send {
-        ::hm_exec::__private::reap(
-            ::hm_exec::__private::cons(
-                <SandboxRunner as ::hm_exec::__private::StepRunner>::NAME,
-                true,
-                &self.sandbox,
-                ::hm_exec::__private::cons(
-                    <VmRunner<R> as ::hm_exec::__private::StepRunner>::NAME,
-                    false,
-                    &self.vm,
-                    ::hm_exec::__private::cons(
-                        "vm-big",
-                        false,
-                        &self.big,
-                        ::hm_exec::__private::NIL,
-                    ),
-                ),
-            ),
-            __index,
-            __snapshots,
-        )
-    }
     fn into_registry(self) -> ::hm_exec::__private::RunnerRegistry {
         let Self { sandbox: __runner_0, vm: __runner_1, big: __runner_2 } = self;
         ::hm_exec::__private::into_registry(
             ::hm_exec::__private::cons(
                 <SandboxRunner as ::hm_exec::__private::StepRunner>::NAME,
-                true,
                 __runner_0,
                 ::hm_exec::__private::cons(
                     <VmRunner<R> as ::hm_exec::__private::StepRunner>::NAME,
-                    false,
                     __runner_1,
                     ::hm_exec::__private::cons(
                         "vm-big",
-                        false,
                         __runner_2,
                         ::hm_exec::__private::NIL,
                     ),
                 ),
             ),
+            ::core::option::Option::Some(::hm_exec::__private::RunnerIndex(0)),
         )
     }
 }

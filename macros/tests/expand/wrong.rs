@@ -7,13 +7,12 @@ impl<R> ::hm_exec::__private::RunnerSet for Runners<R>
 where
     Self: 'static + ::core::marker::Send + ::core::marker::Sync + ::core::fmt::Debug,
 {
-    fn descriptors(&self) -> ::std::vec::Vec<::hm_exec::__private::RunnerDescriptor> {
-        ::std::vec::Vec::new()
-    }
-    fn index_of(
+    fn at(
         &self,
-        _: &::core::primitive::str,
-    ) -> ::core::option::Option<::hm_exec::__private::RunnerIndex> {
+        _: ::hm_exec::__private::RunnerIndex,
+    ) -> ::core::option::Option<
+        (&::core::primitive::str, &dyn ::hm_exec::__private::DynStepRunner),
+    > {
         ::core::option::Option::None
     }
     fn default_index(
@@ -32,31 +31,6 @@ where
     > {
         ::core::result::Result::Err(::hm_exec::__private::no_such_runner(__index))
     }
-    async fn probe(
-        &self,
-        __index: ::hm_exec::__private::RunnerIndex,
-    ) -> ::hm_exec::__private::Probe {
-        ::hm_exec::__private::probe(::hm_exec::__private::NIL, __index).await
-    }
-    async fn probe_all(&self) -> ::std::vec::Vec<::hm_exec::__private::Probe> {
-        ::std::vec::Vec::new()
-    }
-    async fn cache_identity(
-        &self,
-        __index: ::hm_exec::__private::RunnerIndex,
-        __image: ::core::option::Option<&::core::primitive::str>,
-    ) -> ::core::result::Result<
-        ::core::option::Option<::hm_exec::__private::CacheIdentity>,
-        ::hm_exec::__private::RunnerError,
-    > {
-        ::hm_exec::__private::cache_identity(::hm_exec::__private::NIL, __index, __image)
-            .await
-    }
-    async fn reap(
-        &self,
-        _: ::hm_exec::__private::RunnerIndex,
-        _: ::std::vec::Vec<::hm_exec::__private::SnapshotRef>,
-    ) {}
     fn into_registry(self) -> ::hm_exec::__private::RunnerRegistry {
         ::hm_exec::__private::RunnerRegistry::new()
     }
