@@ -40,8 +40,8 @@ pub fn bind(plan: &Plan, runners: Vec<RunnerDescriptor>, options: &BindOptions) 
         dag: Arc::clone(&plan.inner.dag),
         // Without problems every step has its runner.
         steps: steps.into_iter().flatten().collect(),
-        timeout: plan.pipeline().timeout_seconds.map(seconds),
-        keep: false,
+        timeout: plan.pipeline().timeout_seconds.map(seconds).into_iter().chain(options.timeout).min(),
+        keep: options.keep,
         unused_images: options.images.keys().filter(|image| !used_images.contains(image.as_str())).cloned().collect(),
         runners,
     })

@@ -19,6 +19,10 @@ pub struct BindOptions {
     pub env: Env,
     /// Whether the run has secrets. If so, runners without the capability are refused.
     pub has_secrets: bool,
+    /// Wall-clock budget of the whole build. The shorter of this and the plan's limit applies.
+    pub timeout: Option<Duration>,
+    /// Whether the filesystem of every step outlives the build so that users can inspect it.
+    pub keep: bool,
 }
 
 /// A plan in which every step has a runner. Immutable.
@@ -52,6 +56,19 @@ impl BoundPlan {
         &self.runners[usize::from(self.step(step).runner.0)]
     }
 
+    /// Returns who needs the snapshot of `step`. `is_published` is whether the cache does.
+    #[must_use]
+    pub fn snapshot_use(&self, step: StepIndex, is_published: bool) -> SnapshotUse {
+        let bound = self.step(step);
+        if is_published || self.keep || bound.has_foreign_children {
+            SnapshotUse::Anywhere
+        } else if bound.has_lineage_children {
+            SnapshotUse::SameRunner
+        } else {
+            SnapshotUse::None
+        }
+    }
+
     /// Returns what a step boots from: the snapshot of its lineage parent, or its image if it has none.
     #[must_use]
     pub fn base(&self, step: StepIndex) -> Base<'_> {
@@ -78,6 +95,32 @@ impl BoundPlan {
     pub fn is_portable(&self, step: StepIndex) -> bool {
         let image = self.root_image(step);
         image != DEFAULT_IMAGE && !is_rootfs(image)
+    }
+}
+
+/// Who needs the snapshot of a step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SnapshotUse {
+    /// Nobody. The step commits no snapshot.
+    None,
+    /// Steps on the same runner in this build. The runner may commit in a form of its own.
+    SameRunner,
+    /// Something other than the runner's own steps in this build: a child on another runner, the cache, or
+    /// the user.
+    Anywhere,
+}
+
+impl SnapshotUse {
+    /// Returns whether the step commits a snapshot.
+    #[must_use]
+    pub fn is_wanted(self) -> bool {
+        self != Self::None
+    }
+
+    /// Returns whether the snapshot leaves its runner.
+    #[must_use]
+    pub fn travels(self) -> bool {
+        self == Self::Anywhere
     }
 }
 

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 pub use crate::model::StepIndex;
 pub use bind::bind;
-pub use bound::{Base, BindOptions, BoundPlan, BoundStep, DEFAULT_IMAGE};
+pub use bound::{Base, BindOptions, BoundPlan, BoundStep, DEFAULT_IMAGE, SnapshotUse};
 pub use dag::{Dag, Link};
 
 use crate::ir::{InvalidPipeline, Pipeline};

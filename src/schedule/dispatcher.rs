@@ -158,17 +158,16 @@ pub(crate) async fn run<R: RunnerSet>(build: Build<R>) -> BuildOutcome {
             taken += errands.look_up(&mut progress, now, TURN.saturating_sub(taken));
             while let Some(start) = errands.next_start(&mut progress, now) {
                 let bound = plan.step(start.step);
-                let publishes = errands.publishes(start.step);
-                let travels = bound.has_foreign_children || publishes || plan.keep;
+                let snapshot = plan.snapshot_use(start.step, errands.publishes(start.step));
                 let attempt = Attempt {
                     start,
                     runner: bound.runner,
                     timeout: bound.timeout,
-                    context: context.for_attempt(start.attempt, bound.timeout.is_some(), travels),
+                    context: context.for_attempt(start.attempt, bound.timeout.is_some(), snapshot.travels()),
                 };
                 let (key, runner) = (&*bound.step.key, &*plan.runner(start.step).name);
                 let span = tracing::info_span!("step", key, runner, attempt = start.attempt);
-                let input = progress.input(start.step, publishes);
+                let input = progress.input(start.step, snapshot);
                 attempts.push(executor::execute(&*runners, attempt, input).instrument(span));
             }
             if taken >= TURN {

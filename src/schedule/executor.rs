@@ -158,7 +158,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        plan::StepIndex,
+        plan::{SnapshotUse, StepIndex},
         runner::{ArchiveId, RunnerIndex},
         schedule::fixture::{Noop, Runners, journal, plan, progress},
         store::Archives,
@@ -168,7 +168,7 @@ mod tests {
     fn the_future_of_an_attempt_stays_small() {
         let plan = plan(1, "");
         let (writer, bus) = journal(&plan);
-        let input = progress(&plan, writer).input(StepIndex(0), false);
+        let input = progress(&plan, writer).input(StepIndex(0), SnapshotUse::None);
         let archives = Arc::new(Archives::new(ArchiveId(Uuid::nil()), "/"));
         let attempt = Attempt {
             start: Start { step: StepIndex(0), attempt: 1 },

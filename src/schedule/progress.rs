@@ -17,7 +17,7 @@ use crate::{
     event::{EventWriter, StateEvent, is_full, step_id},
     model::{ArchiveId, ArtifactRef, BuildRef, BuildStatus, CacheMissReason, SnapshotRef, StepIndex, StepStatus},
     outcome::{BuildOutcome, StepResultSummary},
-    plan::BoundPlan,
+    plan::{BoundPlan, SnapshotUse},
     runner::{CacheDecision, ExecutorInput, RunnerIndex},
 };
 
@@ -144,9 +144,9 @@ impl<'plan> Progress<'plan> {
         self.events.dir()
     }
 
-    /// Returns the runner's input for an attempt of `step`; `publishes` is whether the cache needs a
-    /// snapshot. Copies no text except for the tag of a new snapshot.
-    pub(super) fn input(&self, step: StepIndex, publishes: bool) -> ExecutorInput {
+    /// Returns the runner's input for an attempt of `step`. Copies no text except for the tag of a new
+    /// snapshot.
+    pub(super) fn input(&self, step: StepIndex, snapshot: SnapshotUse) -> ExecutorInput {
         let bound = &self.plan.steps[step.get()];
         let step_id = step_id(self.run_id, step);
         ExecutorInput {
@@ -156,7 +156,7 @@ impl<'plan> Progress<'plan> {
             workdir: Arc::clone(&self.workdir),
             run_id: self.run_id,
             step_id,
-            cache_lookup: if bound.has_lineage_children || publishes || self.plan.keep {
+            cache_lookup: if snapshot.is_wanted() {
                 CacheDecision::MissBuildAs { tag: tag(step_id) }
             } else {
                 CacheDecision::MissNoCommit
@@ -409,12 +409,12 @@ mod tests {
         let plan = plan(2, r#"[0,1,"builds_in"]"#);
         let mut progress = progress(&plan, journal(&plan).0);
         progress.start_next(NOW);
-        let input = progress.input(StepIndex(0), false);
+        let input = progress.input(StepIndex(0), plan.snapshot_use(StepIndex(0), false));
         let tag = CacheDecision::MissBuildAs { tag: format!("step:{}", input.step_id).into() };
         assert_eq!((input.cache_lookup, input.parent_snapshot), (tag, None));
         let snapshot = Some(SnapshotRef::from("hm1:x"));
         progress.attempt_ended(Report { snapshot: snapshot.clone(), ..ends(0, AttemptEnd::Exited(0)) }, NOW);
-        let input = progress.input(StepIndex(1), false);
+        let input = progress.input(StepIndex(1), plan.snapshot_use(StepIndex(1), false));
         assert_eq!((input.cache_lookup, input.parent_snapshot), (CacheDecision::MissNoCommit, snapshot));
         assert_eq!(progress.take_snapshots(), [(RunnerIndex(0), vec!["hm1:x".into()])]);
         assert_eq!(progress.take_snapshots(), [], "once");

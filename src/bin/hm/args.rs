@@ -56,6 +56,7 @@ impl BindArgs {
             images: self.images.iter().map(|image| (image.from.clone(), image.to.clone())).collect(),
             env: self.read_env()?,
             has_secrets: !self.secrets.is_empty(),
+            ..BindOptions::default()
         })
     }
 

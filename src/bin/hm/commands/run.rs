@@ -198,7 +198,6 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
         to_stderr(&format!("warning: `--image {image}=...` changes nothing: no step starts from that image"));
     }
     warnings::of_plan(&bound);
-    drop(bound);
     let run_id = request.run_id;
     let format = args.format.unwrap_or_else(Format::default_here);
     // One thread for the build (a build is one task), blocking threads to freeze files, and one thread that
@@ -211,7 +210,7 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
         let mut interrupts = Interrupts::listen()
             .map_err(|error| Failure::infrastructure("failed to listen for signals").because(error))?;
         tokio::select! {
-            handle = engine.start(request) => {
+            handle = bound.start() => {
                 let handle = handle.map_err(|error| definition.refused(error))?;
                 watch(handle, &mut interrupts, format, args.logs).await
             }

@@ -1,0 +1,197 @@
+//! A build between binding and its start: its plan fits the engine's runners, and nothing runs yet.
+
+use std::{collections::BTreeSet, ops::Deref, sync::Arc};
+
+use chrono::{DateTime, Utc};
+use futures_util::future::join_all;
+use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
+use uuid::Uuid;
+
+use super::Engine;
+use crate::{
+    backend::{BackendError, BackendHandle, RunRequest},
+    cache::{BuildCache, BuildFacts},
+    event::{self, EventBus, EventStream, EventWriter, PlanSummary, RunDir, RunMeta, StepMeta},
+    model::{ArchiveId, BuildRef, StepIndex},
+    plan::{BindOptions, BoundPlan, bind},
+    runner::{Probe, RunnerIndex, RunnerSet, StepContext},
+    schedule::{self, Build},
+    store::Archives,
+};
+
+/// A request whose plan is bound to the runners of an engine: [`Engine::bind`]. It dereferences to the plan.
+#[derive(Debug)]
+#[must_use = "call `start`, or only look at the plan"]
+pub struct BoundRun<'a, R> {
+    engine: &'a Engine<R>,
+    request: &'a RunRequest,
+    plan: BoundPlan,
+}
+
+/// When and under which name a build runs.
+#[derive(Debug)]
+struct Identity {
+    build: BuildRef,
+    started_at: DateTime<Utc>,
+}
+
+impl<R> Deref for BoundRun<'_, R> {
+    type Target = BoundPlan;
+
+    fn deref(&self) -> &BoundPlan {
+        &self.plan
+    }
+}
+
+impl<'a, R: RunnerSet> BoundRun<'a, R> {
+    pub(super) fn new(engine: &'a Engine<R>, request: &'a RunRequest) -> Result<Self, BackendError> {
+        let options = BindOptions {
+            runner: request.options.runner.clone(),
+            images: request.options.images.clone(),
+            env: request.env.clone(),
+            has_secrets: !request.secrets.is_empty(),
+            timeout: request.options.timeout,
+            keep: request.options.keep,
+        };
+        let plan = bind(&request.plan, engine.descriptors.clone(), &options)?;
+        Ok(Self { engine, request, plan })
+    }
+
+    /// Starts the build as a task of the current tokio runtime, whose time driver must be enabled.
+    ///
+    /// # Errors
+    /// Returns [`BackendError::Unusable`] if a runner that the plan uses cannot work here, and
+    /// [`BackendError::Local`] if the journal cannot be created.
+    ///
+    /// # Cancel safety
+    /// If the future is dropped before it completes, nothing was started.
+    pub async fn start(self) -> Result<BackendHandle, BackendError> {
+        let unprobed = self.probe().await?;
+        let run_id = self.request.run_id.unwrap_or_else(Uuid::new_v4);
+        let identity = Identity {
+            build: BuildRef { run_id, number: None, org: None, pipeline: self.request.pipeline_slug.clone() },
+            started_at: self.request.started_at.unwrap_or_else(Utc::now),
+        };
+        let cache = self.open_cache(&identity).await?;
+        let created = self.create_journal(&identity);
+        if created.is_err()
+            && let Some(cache) = &cache
+        {
+            cache.forget_run();
+        }
+        let (events, bus, stream) = created?;
+
+        let Self { engine, request, plan } = self;
+        let cancel = CancellationToken::new();
+        let archives = Arc::new(Archives::new(ArchiveId(run_id), request.repo_root.clone()));
+        let mut context = StepContext::new(bus, archives, Arc::new(request.secrets.clone()), cancel.child_token());
+        context.grace = engine.grace;
+        context.keep = plan.keep;
+        let durations = plan.steps.iter().map(|bound| request.durations.get(&bound.step.key).copied()).collect();
+        let task = schedule::run(Build {
+            runners: Arc::clone(&engine.runners),
+            plan,
+            cache,
+            remote: engine.remote.clone(),
+            unprobed,
+            durations,
+            parallelism: engine.parallelism,
+            keep_going: request.options.keep_going,
+            events,
+            context,
+            cancel: cancel.clone(),
+            build: identity.build,
+            started_at: identity.started_at,
+        });
+        let span = tracing::info_span!("run", id = %run_id);
+        #[expect(clippy::disallowed_methods, reason = "the one place where a task is spawned")]
+        let outcome = tokio::spawn(async move { Ok(task.await) }.instrument(span));
+        Ok(BackendHandle::new(stream, cancel, outcome))
+    }
+
+    /// Checks whether the runners that the plan uses can work here. Skips and returns the runners whose every
+    /// step may be in the cache.
+    async fn probe(&self) -> Result<Vec<RunnerIndex>, BackendError> {
+        let Self { engine, request, plan } = self;
+        let is_sure_to_run = |step: StepIndex| {
+            let refreshed = request.options.is_refreshed(&plan.step(step).step.key);
+            engine.cache.is_none() || refreshed || !schedule::is_cached(plan, step)
+        };
+        let all: BTreeSet<RunnerIndex> = plan.steps.iter().map(|step| step.runner).collect();
+        let used: BTreeSet<RunnerIndex> =
+            plan.dag.steps().filter(|&step| is_sure_to_run(step)).map(|step| plan.step(step).runner).collect();
+        let unprobed = all.difference(&used).copied().collect();
+        let probes = join_all(used.iter().map(|&runner| engine.runners.probe(runner))).await;
+        for (runner, probe) in used.into_iter().zip(probes) {
+            if let Probe::Unusable { reason, hint } = probe {
+                let runner = plan.runners[usize::from(runner.0)].name.to_string();
+                return Err(BackendError::Unusable { runner, reason, hint });
+            }
+        }
+        Ok(unprobed)
+    }
+
+    /// Opens the engine's cache for this build, if it has one.
+    async fn open_cache(&self, identity: &Identity) -> Result<Option<BuildCache>, BackendError> {
+        let Some(cache) = self.engine.cache.clone() else { return Ok(None) };
+        let facts = BuildFacts {
+            run: identity.build.run_id,
+            source_dir: self.request.repo_root.clone(),
+            project: self.request.project.clone(),
+            pipeline: self.request.pipeline_slug.clone(),
+            started_at_ms: identity.started_at.timestamp_millis(),
+            no_cache: self.request.options.no_cache,
+            refresh: self.request.options.refresh.clone(),
+        };
+        let opened = tokio::task::spawn_blocking(move || cache.open(facts)).await;
+        Ok(Some(opened.map_err(|error| BackendError::Other(error.into()))?))
+    }
+
+    /// Creates the run's journal.
+    fn create_journal(&self, identity: &Identity) -> Result<(EventWriter, EventBus, EventStream), BackendError> {
+        let Self { engine, request, plan } = self;
+        let dir = match &engine.runs_dir {
+            Some(dir) => RunDir::Kept(dir.join(identity.build.run_id.to_string())),
+            None => RunDir::Temporary,
+        };
+        let place = match &dir {
+            RunDir::Kept(dir) => format!("in {}", dir.display()),
+            RunDir::Temporary => "in the temporary directory".into(),
+        };
+        let meta = RunMeta {
+            build: identity.build.clone(),
+            plan: PlanSummary {
+                step_count: plan.dag.len(),
+                chain_count: plan.dag.chain_count(),
+                default_runner: self.default_runner().to_owned(),
+            },
+            started_at: identity.started_at,
+            steps: plan.dag.steps().map(|step| step_meta(plan, step)).collect(),
+            runners: plan.runners.iter().map(|runner| Arc::clone(&runner.name)).collect(),
+        };
+        event::create(dir, meta, &request.secrets)
+            .map_err(|source| BackendError::Local { doing: format!("open the run's journal {place}"), source })
+    }
+
+    /// Returns the name of the runner that runs the steps that name none, if there is one.
+    fn default_runner(&self) -> &str {
+        let asked = self.request.options.runner.as_deref();
+        asked
+            .or_else(|| self.plan.runners.iter().find(|runner| runner.is_default).map(|runner| &*runner.name))
+            .unwrap_or_default()
+    }
+}
+
+fn step_meta(plan: &BoundPlan, step: StepIndex) -> StepMeta {
+    let bound = plan.step(step);
+    let parent = plan.dag.lineage_parent(step);
+    StepMeta {
+        key: Arc::clone(&bound.step.key),
+        display_name: Arc::clone(&bound.display_name),
+        chain_idx: plan.dag.chain(step),
+        parent,
+        image: if parent.is_none() { bound.step.image.clone() } else { None },
+        runner: bound.runner.0,
+    }
+}
