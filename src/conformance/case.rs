@@ -4,7 +4,7 @@ use std::{fmt, future::Future, pin::Pin};
 
 use super::{
     cases::{cancel, exit, input, isolation, limits, lineage, output, processes, snapshots, source},
-    lab::{Broken, Lab},
+    harness::{Broken, Harness},
 };
 use crate::runner::RunnerCapabilities;
 
@@ -16,7 +16,7 @@ pub(super) struct Case {
     pub(super) check: Check,
 }
 
-type Check = for<'a, 'r> fn(&'a Lab<'r>) -> Pin<Box<dyn Future<Output = Result<(), Broken>> + Send + 'a>>;
+type Check = for<'a, 'r> fn(&'a Harness<'r>) -> Pin<Box<dyn Future<Output = Result<(), Broken>> + Send + 'a>>;
 
 impl fmt::Debug for Case {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -73,7 +73,7 @@ impl Capability {
 
 macro_rules! cases {
     ($($name:literal [$($need:ident)*] $module:ident::$check:ident;)*) => {
-        &[$(Case { name: $name, needs: &[$(Capability::$need),*], check: |lab| Box::pin($module::$check(lab)) }),*]
+        &[$(Case { name: $name, needs: &[$(Capability::$need),*], check: |harness| Box::pin($module::$check(harness)) }),*]
     };
 }
 

@@ -13,7 +13,7 @@
 //!
 //! ```
 //! use hm_exec::{
-//!     conformance::{Suite, Verdict},
+//!     conformance::{Suite, CaseVerdict},
 //!     runner::process::ProcessRunner,
 //!     store::StoreHandle,
 //! };
@@ -23,8 +23,8 @@
 //! # let dir = tempfile::tempdir()?;
 //! let runner = ProcessRunner::new(StoreHandle::new(dir.path()));
 //! let suite = Suite::new(&runner, "host");
-//! assert_eq!(suite.run_case("no-trailing-newline").await, Some(Verdict::Passed));
-//! assert_eq!(suite.run_case("host-files").await, Some(Verdict::NotPromised { capability: "isolation" }));
+//! assert_eq!(suite.run_case("no-trailing-newline").await, Some(CaseVerdict::Passed));
+//! assert_eq!(suite.run_case("host-files").await, Some(CaseVerdict::NotPromised { capability: "isolation" }));
 //! // To run the whole suite in a test of the runner: `suite.run().await.assert_passed()`.
 //! # Ok(())
 //! # }
@@ -32,9 +32,9 @@
 
 mod case;
 mod cases;
-mod lab;
+mod harness;
 mod report;
 mod suite;
 
-pub use report::{CaseReport, Report, Verdict};
+pub use report::{CaseReport, CaseVerdict, Report};
 pub use suite::Suite;

@@ -8,7 +8,7 @@ use serde::Serialize;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case", tag = "kind")]
 #[non_exhaustive]
-pub enum Verdict {
+pub enum CaseVerdict {
     /// The runner keeps the promise.
     Passed,
     /// The runner breaks the promise.
@@ -35,7 +35,7 @@ pub struct CaseReport {
     /// The case's name, as [`Suite::run_case`](super::Suite::run_case) takes it.
     pub case: &'static str,
     /// The result of the case.
-    pub verdict: Verdict,
+    pub verdict: CaseVerdict,
 }
 
 /// The results of a suite, case by case. `Display` is a table.
@@ -55,17 +55,17 @@ pub struct Report {
 impl Report {
     /// Returns the cases that failed.
     pub fn failed(&self) -> impl Iterator<Item = &CaseReport> {
-        self.cases.iter().filter(|case| matches!(case.verdict, Verdict::Failed { .. }))
+        self.cases.iter().filter(|case| matches!(case.verdict, CaseVerdict::Failed { .. }))
     }
 
     /// Returns the names of the cases that could not be checked with this image.
     pub fn unchecked(&self) -> impl Iterator<Item = &'static str> {
-        self.cases.iter().filter(|case| matches!(case.verdict, Verdict::Unchecked { .. })).map(|case| case.case)
+        self.cases.iter().filter(|case| matches!(case.verdict, CaseVerdict::Unchecked { .. })).map(|case| case.case)
     }
 
     /// Returns the names of the cases that the runner does not promise to pass.
     pub fn not_promised(&self) -> impl Iterator<Item = &'static str> {
-        self.cases.iter().filter(|case| matches!(case.verdict, Verdict::NotPromised { .. })).map(|case| case.case)
+        self.cases.iter().filter(|case| matches!(case.verdict, CaseVerdict::NotPromised { .. })).map(|case| case.case)
     }
 
     /// Panics with the whole table if a case failed. For tests.
@@ -86,15 +86,15 @@ impl fmt::Display for Report {
         for CaseReport { case, verdict } in &self.cases {
             writeln!(f, "  {case:width$}  {verdict}")?;
         }
-        let count = |is: fn(&Verdict) -> bool| self.cases.iter().filter(|case| is(&case.verdict)).count();
-        let passed = count(|verdict| matches!(verdict, Verdict::Passed));
+        let count = |is: fn(&CaseVerdict) -> bool| self.cases.iter().filter(|case| is(&case.verdict)).count();
+        let passed = count(|verdict| matches!(verdict, CaseVerdict::Passed));
         let (not_promised, unchecked) = (self.not_promised().count(), self.unchecked().count());
         let failed = self.failed().count();
         write!(f, "{passed} passed, {failed} failed, {not_promised} not promised, {unchecked} not checked")
     }
 }
 
-impl fmt::Display for Verdict {
+impl fmt::Display for CaseVerdict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Passed => f.write_str("passed"),
@@ -109,7 +109,7 @@ impl fmt::Display for Verdict {
 mod tests {
     use super::*;
 
-    fn report(verdicts: [Verdict; 3]) -> Report {
+    fn report(verdicts: [CaseVerdict; 3]) -> Report {
         let cases = ["short", "quite-long", "last"].into_iter().zip(verdicts);
         let cases = cases.map(|(case, verdict)| CaseReport { case, verdict }).collect();
         Report { runner: "mine".into(), image: "host".into(), sampled: false, cases }
@@ -118,9 +118,9 @@ mod tests {
     #[test]
     fn the_table_tells_what_passed_what_failed_and_what_nobody_promised() {
         let report = report([
-            Verdict::Passed,
-            Verdict::Failed { why: "exit codes: expected 3, found 0".into() },
-            Verdict::NotPromised { capability: "limits" },
+            CaseVerdict::Passed,
+            CaseVerdict::Failed { why: "exit codes: expected 3, found 0".into() },
+            CaseVerdict::NotPromised { capability: "limits" },
         ]);
         let expected = "conformance of runner `mine` on image `host`\n  \
                         short       passed\n  \
@@ -133,12 +133,12 @@ mod tests {
     #[test]
     #[should_panic(expected = "quite-long  FAILED: lost")]
     fn a_failure_ends_the_test_with_the_table() {
-        report([Verdict::Passed, Verdict::Failed { why: "lost".into() }, Verdict::Passed]).assert_passed();
+        report([CaseVerdict::Passed, CaseVerdict::Failed { why: "lost".into() }, CaseVerdict::Passed]).assert_passed();
     }
 
     #[test]
     fn what_is_not_promised_or_not_checked_fails_nobody() {
-        let unchecked = Verdict::Unchecked { why: "no tool".into() };
-        report([Verdict::Passed, unchecked, Verdict::NotPromised { capability: "x" }]).assert_passed();
+        let unchecked = CaseVerdict::Unchecked { why: "no tool".into() };
+        report([CaseVerdict::Passed, unchecked, CaseVerdict::NotPromised { capability: "x" }]).assert_passed();
     }
 }

@@ -5,9 +5,9 @@ use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 use futures_util::FutureExt;
 
 use super::{
-    CaseReport, Report, Verdict,
+    CaseReport, CaseVerdict, Report,
     case::{CASES, Case},
-    lab::{Broken, Lab},
+    harness::{Broken, Harness},
 };
 use crate::runner::DynStepRunner;
 
@@ -69,29 +69,29 @@ impl<'r> Suite<'r> {
     }
 
     /// Runs the case with this name. Returns `None` if there is none.
-    pub async fn run_case(&self, name: &str) -> Option<Verdict> {
+    pub async fn run_case(&self, name: &str) -> Option<CaseVerdict> {
         let case = CASES.iter().find(|case| case.name == name)?;
         Some(self.judge(case).await)
     }
 
-    async fn judge(&self, case: &Case) -> Verdict {
+    async fn judge(&self, case: &Case) -> CaseVerdict {
         let capabilities = self.runner.capabilities();
         if let Some(missing) = case.needs.iter().find(|needed| !needed.is_in(&capabilities)) {
-            return Verdict::NotPromised { capability: missing.name() };
+            return CaseVerdict::NotPromised { capability: missing.name() };
         }
-        let lab = match Lab::new(self.runner, self.peer, Arc::clone(&self.image), self.sampled) {
-            Ok(lab) => lab,
-            Err(error) => return Verdict::Failed { why: format!("no source tree for the case: {error}") },
+        let harness = match Harness::new(self.runner, self.peer, Arc::clone(&self.image), self.sampled) {
+            Ok(harness) => harness,
+            Err(error) => return CaseVerdict::Failed { why: format!("no source tree for the case: {error}") },
         };
-        let checked = AssertUnwindSafe((case.check)(&lab)).catch_unwind();
+        let checked = AssertUnwindSafe((case.check)(&harness)).catch_unwind();
         let checked = tokio::time::timeout(self.patience, checked).await;
-        lab.end().await;
+        harness.end().await;
         match checked {
-            Ok(Ok(Ok(()))) => Verdict::Passed,
-            Ok(Ok(Err(Broken::Promise(why)))) => Verdict::Failed { why },
-            Ok(Ok(Err(Broken::Image(why)))) => Verdict::Unchecked { why },
-            Ok(Err(_)) => Verdict::Failed { why: "the runner panicked".into() },
-            Err(_) => Verdict::Failed { why: format!("no end after {} s", self.patience.as_secs_f64()) },
+            Ok(Ok(Ok(()))) => CaseVerdict::Passed,
+            Ok(Ok(Err(Broken::Promise(why)))) => CaseVerdict::Failed { why },
+            Ok(Ok(Err(Broken::Image(why)))) => CaseVerdict::Unchecked { why },
+            Ok(Err(_)) => CaseVerdict::Failed { why: "the runner panicked".into() },
+            Err(_) => CaseVerdict::Failed { why: format!("no end after {} s", self.patience.as_secs_f64()) },
         }
     }
 }

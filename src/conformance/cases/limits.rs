@@ -3,35 +3,35 @@
 use serde_json::json;
 
 use crate::{
-    conformance::lab::{Broken, Lab, Step, expect},
+    conformance::harness::{Broken, Harness, Step, expect},
     model::StdStream,
     runner::RunnerErrorKind,
 };
 
 /// Checks that a step over its memory limit is distinguished from one that exits with 137.
-pub(in crate::conformance) async fn memory(lab: &Lab<'_>) -> Result<(), Broken> {
+pub(in crate::conformance) async fn memory(harness: &Harness<'_>) -> Result<(), Broken> {
     // The shell itself holds 200 MB, long enough for a runner that polls.
     let greedy = "x=$(head -c 209715200 /dev/zero | tr '\\0' x); sleep 1; exit 1";
-    let done = lab.step(Step::new(greedy).args(json!({ "memory": "32m" }))).await?;
+    let done = harness.step(Step::new(greedy).args(json!({ "memory": "32m" }))).await?;
     done.failed_as(RunnerErrorKind::OutOfMemory)?;
-    lab.step(Step::new("true").args(json!({ "memory": "64m" }))).await?.passed()?;
-    let killed = lab.step(Step::new("kill -KILL $$").args(json!({ "memory": "64m" }))).await?;
+    harness.step(Step::new("true").args(json!({ "memory": "64m" }))).await?.passed()?;
+    let killed = harness.step(Step::new("kill -KILL $$").args(json!({ "memory": "64m" }))).await?;
     expect("the exit code of a command that was killed within its limit", killed.exit_code()?, 137)
 }
 
-pub(in crate::conformance) async fn processes(lab: &Lab<'_>) -> Result<(), Broken> {
+pub(in crate::conformance) async fn processes(harness: &Harness<'_>) -> Result<(), Broken> {
     let fork = "i=0; while [ $i -lt 40 ]; do sleep 3 & i=$((i+1)); done; wait; exit 0";
-    let done = lab.step(Step::new(fork).args(json!({ "pids": 16 }))).await?;
+    let done = harness.step(Step::new(fork).args(json!({ "pids": 16 }))).await?;
     // A daemon may not report why the command failed.
     if done.failed_as(RunnerErrorKind::TooManyProcesses).is_err() && done.exit_code()? == 0 {
         return Err(Broken::new("a step with a limit of 16 processes had 40"));
     }
-    lab.step(Step::new("sleep 0 & wait").args(json!({ "pids": 50 }))).await?.passed()
+    harness.step(Step::new("sleep 0 & wait").args(json!({ "pids": 50 }))).await?.passed()
 }
 
 /// Checks that arguments are checked before anything runs, and that errors have the place of the mistake.
-pub(in crate::conformance) async fn arguments(lab: &Lab<'_>) -> Result<(), Broken> {
-    let schema = lab.runner.args_schema();
+pub(in crate::conformance) async fn arguments(harness: &Harness<'_>) -> Result<(), Broken> {
+    let schema = harness.runner.args_schema();
     if schema.json_schema().is_none() {
         return Err(Broken::new("a runner with limits has no schema for them"));
     }
@@ -53,15 +53,15 @@ pub(in crate::conformance) async fn arguments(lab: &Lab<'_>) -> Result<(), Broke
         if let Err(error) = schema.check(&args) {
             return Err(Broken::new(format!("{args} was refused: {error}")));
         }
-        lab.step(Step::new("true").args(args)).await?.passed()?;
+        harness.step(Step::new("true").args(args)).await?.passed()?;
     }
     Ok(())
 }
 
 /// Checks that there is only a loopback device.
-pub(in crate::conformance) async fn network_none(lab: &Lab<'_>) -> Result<(), Broken> {
+pub(in crate::conformance) async fn network_none(harness: &Harness<'_>) -> Result<(), Broken> {
     let cmd = "tail -n +3 /proc/net/dev | cut -d: -f1 | tr -d ' '";
-    let done = lab.step(Step::new(cmd).args(json!({ "network": "none" }))).await?;
+    let done = harness.step(Step::new(cmd).args(json!({ "network": "none" }))).await?;
     done.passed()?;
     // Some kernels create a few unconnected tunnel devices in every network namespace.
     let leads_out =

@@ -5,7 +5,7 @@ use std::{fs, time::Duration};
 use uuid::Uuid;
 
 use crate::{
-    conformance::lab::{Broken, Lab, Step, expect},
+    conformance::harness::{Broken, Harness, Step, expect},
     model::StdStream,
 };
 
@@ -36,18 +36,18 @@ pub(super) fn stubborn(marker: &str) -> String {
 }
 
 /// Checks that the step ends when its command does, even if another process holds its output open.
-pub(in crate::conformance) async fn background_children(lab: &Lab<'_>) -> Result<(), Broken> {
+pub(in crate::conformance) async fn background_children(harness: &Harness<'_>) -> Result<(), Broken> {
     let marker = marker();
-    let done = lab.step(Step::new(format!("{} printf 'no newline'", stubborn(&marker)))).await?;
+    let done = harness.step(Step::new(format!("{} printf 'no newline'", stubborn(&marker)))).await?;
     done.passed()?;
     expect("the output", done.lines(StdStream::Stdout), ["no newline"])?;
     expect_gone(&marker)
 }
 
-pub(in crate::conformance) async fn dropped_attempt(lab: &Lab<'_>) -> Result<(), Broken> {
+pub(in crate::conformance) async fn dropped_attempt(harness: &Harness<'_>) -> Result<(), Broken> {
     let marker = marker();
     let step = Step::new(format!("{} echo ready; sleep {marker}", stubborn(&marker)));
-    lab.run()?.drop_when_ready(lab.runner, step).await?;
+    harness.run()?.drop_when_ready(harness.runner, step).await?;
     // No caller waits for a dropped attempt's processes; the suite's timeout ends this loop.
     while is_running(&marker) {
         tokio::time::sleep(Duration::from_millis(10)).await;

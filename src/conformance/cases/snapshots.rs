@@ -3,71 +3,75 @@
 use std::fs;
 
 use crate::{
-    conformance::lab::{Broken, Lab, Step, expect},
+    conformance::harness::{Broken, Harness, Step, expect},
     model::{SnapshotRef, StdStream},
     runner::{DynStepRunner, RunnerErrorKind},
 };
 
-pub(in crate::conformance) async fn siblings(lab: &Lab<'_>) -> Result<(), Broken> {
-    let parent = lab.snapshot(Step::new("echo base > f")).await?;
-    let mut run = lab.run()?;
+pub(in crate::conformance) async fn siblings(harness: &Harness<'_>) -> Result<(), Broken> {
+    let parent = harness.snapshot(Step::new("echo base > f")).await?;
+    let mut run = harness.run()?;
     let steps = ["one", "two", "three"]
         .map(|name| Step::new(format!("ls; touch own-{name}; echo {name} >> f; cat f")).after(&parent).commit());
-    let done = run.steps(lab.runner, steps.to_vec(), 3).await?;
+    let done = run.steps(harness.runner, steps.to_vec(), 3).await?;
     for (name, sibling) in ["one", "two", "three"].into_iter().zip(done) {
         let snapshot = sibling.snapshot()?;
         expect("what a sibling saw", sibling.lines(StdStream::Stdout), ["f", "base", name])?;
-        let lines = lab.sh(Step::new("ls; cat f").after(&snapshot)).await?;
+        let lines = harness.sh(Step::new("ls; cat f").after(&snapshot)).await?;
         expect("what its child saw", lines, ["f", &format!("own-{name}"), "base", name])?;
     }
-    expect("what another child of the parent sees", lab.sh(Step::new("ls; cat f").after(&parent)).await?, ["f", "base"])
+    expect(
+        "what another child of the parent sees",
+        harness.sh(Step::new("ls; cat f").after(&parent)).await?,
+        ["f", "base"],
+    )
 }
 
-pub(in crate::conformance) async fn commits_when_asked(lab: &Lab<'_>) -> Result<(), Broken> {
+pub(in crate::conformance) async fn commits_when_asked(harness: &Harness<'_>) -> Result<(), Broken> {
     let of = |done: Result<crate::StepResult, _>| done.ok().and_then(|result| result.committed_snapshot);
-    let failed = lab.step(Step::new("echo x > f; exit 1").commit()).await?;
+    let failed = harness.step(Step::new("echo x > f; exit 1").commit()).await?;
     expect("the exit code", failed.exit_code()?, 1)?;
     expect("the snapshot of a step that failed", of(failed.result), None)?;
-    let unasked = lab.step(Step::new("echo x > f")).await?;
+    let unasked = harness.step(Step::new("echo x > f")).await?;
     unasked.passed()?;
     expect("the snapshot that nobody asked for", of(unasked.result), None)?;
-    let snapshot = lab.snapshot(Step::new("true")).await?;
-    let scheme = if lab.runner.capabilities().layers { "hm1" } else { lab.runner.name() };
+    let snapshot = harness.snapshot(Step::new("true")).await?;
+    let scheme = if harness.runner.capabilities().layers { "hm1" } else { harness.runner.name() };
     expect("the part of a snapshot's name before the colon", snapshot.scheme(), scheme)
 }
 
-pub(in crate::conformance) async fn unknown(lab: &Lab<'_>) -> Result<(), Broken> {
-    let real = lab.snapshot(Step::new("true")).await?;
+pub(in crate::conformance) async fn unknown(harness: &Harness<'_>) -> Result<(), Broken> {
+    let real = harness.snapshot(Step::new("true")).await?;
     let scheme = real.scheme();
     for unknown in [format!("{scheme}:{}", "0".repeat(32)), "somebody-else:snapshot".to_owned(), scheme.to_owned()] {
-        refused(lab, &SnapshotRef::from(unknown.as_str())).await?;
+        refused(harness, &SnapshotRef::from(unknown.as_str())).await?;
     }
     Ok(())
 }
 
 /// Checks that a step does not start from this snapshot, and that the error is not retryable.
-async fn refused(lab: &Lab<'_>, snapshot: &SnapshotRef) -> Result<(), Broken> {
-    let done = lab.step(Step::new("true").after(snapshot)).await?;
+async fn refused(harness: &Harness<'_>, snapshot: &SnapshotRef) -> Result<(), Broken> {
+    let done = harness.step(Step::new("true").after(snapshot)).await?;
     let error = done.failed_as(RunnerErrorKind::Infrastructure)?;
     expect(&format!("whether `{}` is worth a retry", error.to_line()), error.is_retryable(), false)
 }
 
-pub(in crate::conformance) async fn reaping(lab: &Lab<'_>) -> Result<(), Broken> {
-    let parent = lab.snapshot(Step::new("echo x > f")).await?;
-    let child = lab.snapshot(Step::new("echo y > g").after(&parent)).await?;
-    lab.runner.reap_snapshots(vec![parent.clone()]).await;
-    lab.step(Step::new("cat f g").after(&child)).await?.passed()?;
-    refused(lab, &parent).await?;
+pub(in crate::conformance) async fn reaping(harness: &Harness<'_>) -> Result<(), Broken> {
+    let parent = harness.snapshot(Step::new("echo x > f")).await?;
+    let child = harness.snapshot(Step::new("echo y > g").after(&parent)).await?;
+    harness.runner.reap_snapshots(vec![parent.clone()]).await;
+    harness.step(Step::new("cat f g").after(&child)).await?.passed()?;
+    refused(harness, &parent).await?;
     // A removed or unknown snapshot is ignored.
-    lab.runner.reap_snapshots(vec![parent, "somebody-else:snapshot".into(), child.clone()]).await;
-    refused(lab, &child).await
+    harness.runner.reap_snapshots(vec![parent, "somebody-else:snapshot".into(), child.clone()]).await;
+    refused(harness, &child).await
 }
 
 /// Checks that a chain can move between runners, and that each runner sees the previous one's changes.
-pub(in crate::conformance) async fn exchange(lab: &Lab<'_>) -> Result<(), Broken> {
-    fs::write(lab.source().join("source"), "source\n")?;
-    let here = lab.runner;
-    let there = lab.peer.unwrap_or(here);
+pub(in crate::conformance) async fn exchange(harness: &Harness<'_>) -> Result<(), Broken> {
+    fs::write(harness.source().join("source"), "source\n")?;
+    let here = harness.runner;
+    let there = harness.peer.unwrap_or(here);
     let add = |round: usize| match round {
         0 => "cat source > log; mkdir -p d/e; echo x > d/gone; ln -s log link; chmod 700 d".to_owned(),
         1 => "rm d/gone; echo 1 >> log; touch d/e/one; rm source".to_owned(),
@@ -78,12 +82,12 @@ pub(in crate::conformance) async fn exchange(lab: &Lab<'_>) -> Result<(), Broken
     for round in 0..5 {
         let runner: &dyn DynStepRunner = if round % 2 == 0 { here } else { there };
         let step = parent.iter().fold(Step::new(add(round)), Step::after);
-        parent = Some(lab.run()?.step(runner, step.commit()).await?.snapshot()?);
+        parent = Some(harness.run()?.step(runner, step.commit()).await?.snapshot()?);
     }
     let look =
         parent.iter().fold(Step::new("cat link; find . ! -name . | LC_ALL=C sort; stat -c %a log d"), Step::after);
     for runner in [here, there] {
-        let done = lab.run()?.step(runner, look.clone()).await?;
+        let done = harness.run()?.step(runner, look.clone()).await?;
         done.passed()?;
         let expected =
             ["source", "1", "2", "3", "4", "./d", "./d/moved", "./d/moved/one", "./link", "./log", "6755", "700"];

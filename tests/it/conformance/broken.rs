@@ -12,7 +12,7 @@ use std::{
 
 use hm_exec::{
     ExecutorInput, SnapshotRef, StepResult,
-    conformance::{Suite, Verdict},
+    conformance::{CaseVerdict, Suite},
     ir::{CommandStep, Env},
     runner::{
         ArgsSchema, Limits, RunnerCapabilities, RunnerError, RunnerErrorKind, StepContext, StepRunner,
@@ -198,7 +198,7 @@ async fn finds(fault: Fault, case: &str, says: &str) {
     let runner = Broken::new(fault);
     let suite = Suite::new(&runner, "host").patience(Duration::from_secs(20));
     match suite.run_case(case).await.unwrap() {
-        Verdict::Failed { why } => assert!(why.contains(says), "{fault:?}, {case}: {why}"),
+        CaseVerdict::Failed { why } => assert!(why.contains(says), "{fault:?}, {case}: {why}"),
         verdict => panic!("{fault:?}, {case}: {verdict:?}"),
     }
 }
@@ -241,7 +241,7 @@ async fn a_dropped_attempt_that_goes_on_is_found() {
     let runner = Broken::new(Fault::LeavesAProcess);
     let suite = Suite::new(&runner, "host").patience(Duration::from_secs(5));
     let verdict = suite.run_case("dropped-attempt").await.unwrap();
-    assert_eq!(verdict, Verdict::Failed { why: "no end after 5 s".into() });
+    assert_eq!(verdict, CaseVerdict::Failed { why: "no end after 5 s".into() });
 }
 
 #[tokio::test]
@@ -250,7 +250,7 @@ async fn a_runner_that_ignores_cancel_is_found() {
     let suite = Suite::new(&runner, "host").patience(Duration::from_secs(3));
     for case in ["cancel-before", "timeout-with-term-ignored"] {
         let verdict = suite.run_case(case).await.unwrap();
-        assert_eq!(verdict, Verdict::Failed { why: "no end after 3 s".into() }, "{case}");
+        assert_eq!(verdict, CaseVerdict::Failed { why: "no end after 3 s".into() }, "{case}");
     }
 }
 

@@ -4,7 +4,7 @@
 use std::{fs, os::unix::fs::PermissionsExt, path::Path, process::Command, sync::Arc};
 
 use hm_exec::{
-    conformance::{Report, Suite, Verdict},
+    conformance::{CaseVerdict, Report, Suite},
     runner::sandbox::{MountApi, SandboxBuilder, SandboxRunner, UserNamespace},
     store::Store,
 };
@@ -51,7 +51,7 @@ pub(crate) fn busybox(dir: &Path) -> Option<String> {
 
 /// Returns the cases of a report that did not pass.
 fn others(report: &Report) -> Vec<&'static str> {
-    report.cases.iter().filter(|case| case.verdict != Verdict::Passed).map(|case| case.case).collect()
+    report.cases.iter().filter(|case| case.verdict != CaseVerdict::Passed).map(|case| case.case).collect()
 }
 
 #[tokio::test]
@@ -84,7 +84,7 @@ async fn the_older_way_to_mount_keeps_files_as_they_are() {
     let runner = place.sandbox(|it| it.mount_api(MountApi::Legacy));
     let suite = Suite::new(&runner, "host");
     for case in ["lineage-files", "lineage-directories", "lineage-system", "siblings", "edited-source"] {
-        assert_eq!(suite.run_case(case).await, Some(Verdict::Passed), "{case}");
+        assert_eq!(suite.run_case(case).await, Some(CaseVerdict::Passed), "{case}");
     }
 }
 
@@ -94,7 +94,7 @@ async fn a_sandbox_with_a_single_id_promises_no_owners() {
     let runner = place.sandbox(|it| it.user_namespace(UserNamespace::Single));
     let suite = Suite::new(&runner, "host");
     let verdict = suite.run_case("lineage-ownership").await;
-    assert_eq!(verdict, Some(Verdict::NotPromised { capability: "ownership" }));
+    assert_eq!(verdict, Some(CaseVerdict::NotPromised { capability: "ownership" }));
     assert_eq!(suite.run_case("no-such-case").await, None);
     let runner = place.sandbox(|it| it);
     let report = Suite::new(&runner, "rootfs:/no/such/dir").run().await;
