@@ -17,6 +17,6 @@ pub(crate) use csr::Csr;
 pub(crate) use on_change::on_change_paths;
 pub use pipeline::Pipeline;
 pub(crate) use problem::Problems;
-pub use problem::{Endpoint, InvalidPipeline, Place, Problem, ProblemKind};
+pub use problem::{Endpoint, InvalidPipeline, Problem, ProblemKind, ProblemPlace};
 pub(crate) use validate::check_env;
 pub use wire::{Cache, CommandStep, Edge, EdgeKind, Env, Node};

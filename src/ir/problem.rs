@@ -25,7 +25,7 @@ impl InvalidPipeline {
     pub const MAX_PROBLEMS: usize = 1_000;
 
     /// Returns a single error.
-    pub(crate) fn of(place: Place, kind: ProblemKind) -> Self {
+    pub(crate) fn of(place: ProblemPlace, kind: ProblemKind) -> Self {
         Self { problems: vec![Problem { place, kind }], omitted: 0 }
     }
 
@@ -60,7 +60,7 @@ pub(crate) struct Problems {
 }
 
 impl Problems {
-    pub(crate) fn add(&mut self, place: Place, kind: ProblemKind) {
+    pub(crate) fn add(&mut self, place: ProblemPlace, kind: ProblemKind) {
         if self.kept.len() < InvalidPipeline::MAX_PROBLEMS {
             self.kept.push(Problem { place, kind });
         } else {
@@ -80,14 +80,14 @@ impl Problems {
 /// One error.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
-    place: Place,
+    place: ProblemPlace,
     kind: ProblemKind,
 }
 
 impl Problem {
     /// Returns the position of the error.
     #[must_use]
-    pub fn place(&self) -> &Place {
+    pub fn place(&self) -> &ProblemPlace {
         &self.place
     }
 
@@ -107,7 +107,7 @@ impl fmt::Display for Problem {
 /// The position of an error.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Place {
+pub enum ProblemPlace {
     /// The pipeline as a whole.
     Pipeline,
     /// The caller's options, which are not part of the pipeline.
@@ -148,7 +148,7 @@ pub struct Endpoint {
     pub key: Option<Arc<str>>,
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for ProblemPlace {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Pipeline => f.write_str("pipeline"),

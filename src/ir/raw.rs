@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use super::{
     Cache, Env, InvalidPipeline,
-    problem::{Place, ProblemKind},
+    problem::{ProblemKind, ProblemPlace},
 };
 
 #[derive(Deserialize)]
@@ -92,5 +92,5 @@ fn problem(error: &serde_json::Error, path: String) -> InvalidPipeline {
     let message = if error.is_data() { text.to_owned() } else { format!("can't be read as JSON: {text}") };
     // The root's path is a dot.
     let path = if path == "." { String::new() } else { path };
-    InvalidPipeline::of(Place::Json { line, column, path }, ProblemKind::Json(message))
+    InvalidPipeline::of(ProblemPlace::Json { line, column, path }, ProblemKind::Json(message))
 }

@@ -12,7 +12,7 @@ use super::{
     CommandStep, Edge, EdgeKind, Env, InvalidPipeline, Node, Pipeline,
     csr::Csr,
     cycles,
-    problem::{Endpoint, MAX_ARG_BYTES, Place, ProblemKind, Problems},
+    problem::{Endpoint, MAX_ARG_BYTES, ProblemKind, ProblemPlace, Problems},
     raw::{RawEdge, RawGraph, RawNode, RawPipeline},
 };
 
@@ -23,18 +23,18 @@ pub(super) fn validate(raw: RawPipeline) -> Result<Pipeline, InvalidPipeline> {
     let mut problems = Problems::default();
 
     if version != Pipeline::VERSION {
-        problems.add(Place::Pipeline, ProblemKind::UnknownVersion(version));
+        problems.add(ProblemPlace::Pipeline, ProblemKind::UnknownVersion(version));
     }
-    let timeout_seconds = check_timeout(timeout_seconds.as_ref(), &Place::Pipeline, &mut problems);
-    check_nul(default_image.as_deref(), "default_image", &Place::Pipeline, &mut problems);
+    let timeout_seconds = check_timeout(timeout_seconds.as_ref(), &ProblemPlace::Pipeline, &mut problems);
+    check_nul(default_image.as_deref(), "default_image", &ProblemPlace::Pipeline, &mut problems);
     if !node_holes.is_empty() {
-        problems.add(Place::Pipeline, ProblemKind::NodeHoles);
+        problems.add(ProblemPlace::Pipeline, ProblemKind::NodeHoles);
     }
     if edge_property != "directed" {
-        problems.add(Place::Pipeline, ProblemKind::Undirected(edge_property));
+        problems.add(ProblemPlace::Pipeline, ProblemKind::Undirected(edge_property));
     }
     if nodes.len() > Pipeline::MAX_STEPS {
-        problems.add(Place::Pipeline, ProblemKind::TooManySteps { count: nodes.len() });
+        problems.add(ProblemPlace::Pipeline, ProblemKind::TooManySteps { count: nodes.len() });
         problems.check()?;
     }
 
@@ -47,7 +47,7 @@ pub(super) fn validate(raw: RawPipeline) -> Result<Pipeline, InvalidPipeline> {
 }
 
 /// Checks that these variables can be passed to a program.
-pub(crate) fn check_env(env: &Env, place: &Place, problems: &mut Problems) {
+pub(crate) fn check_env(env: &Env, place: &ProblemPlace, problems: &mut Problems) {
     for (name, value) in env {
         if name.is_empty() || name.contains(['=', '\0']) {
             problems.add(place.clone(), ProblemKind::VariableName(name.clone()));
@@ -62,7 +62,7 @@ pub(crate) fn check_env(env: &Env, place: &Place, problems: &mut Problems) {
     }
 }
 
-fn check_timeout(seconds: Option<&Number>, place: &Place, problems: &mut Problems) -> Option<NonZeroU32> {
+fn check_timeout(seconds: Option<&Number>, place: &ProblemPlace, problems: &mut Problems) -> Option<NonZeroU32> {
     let seconds = seconds?;
     let valid = seconds.as_u64().and_then(|seconds| u32::try_from(seconds).ok()).and_then(NonZeroU32::new);
     if valid.is_none() {
@@ -71,7 +71,7 @@ fn check_timeout(seconds: Option<&Number>, place: &Place, problems: &mut Problem
     valid
 }
 
-fn check_nul(text: Option<&str>, field: &'static str, place: &Place, problems: &mut Problems) {
+fn check_nul(text: Option<&str>, field: &'static str, place: &ProblemPlace, problems: &mut Problems) {
     if text.is_some_and(|text| text.contains('\0')) {
         problems.add(place.clone(), ProblemKind::NulByte { field });
     }
@@ -81,7 +81,7 @@ fn check_nodes(raw: Vec<RawNode>, problems: &mut Problems) -> Vec<Node> {
     let mut nodes: Vec<Node> = Vec::with_capacity(raw.len());
     let mut by_key: HashMap<Arc<str>, usize> = HashMap::with_capacity(raw.len());
     for (node, RawNode { step, env }) in raw.into_iter().enumerate() {
-        let place = Place::Step { node, key: Arc::clone(&step.key) };
+        let place = ProblemPlace::Step { node, key: Arc::clone(&step.key) };
         if step.key.is_empty() {
             problems.add(place.clone(), ProblemKind::EmptyKey);
         } else {
@@ -133,10 +133,10 @@ fn check_edges(raw: Vec<Option<RawEdge>>, nodes: &[Node], problems: &mut Problem
     let mut by_ends: HashMap<(u32, u32), usize> = HashMap::with_capacity(raw.len());
     for (edge, raw) in raw.into_iter().enumerate() {
         let Some(RawEdge(from, to, kind)) = raw else {
-            problems.add(Place::Pipeline, ProblemKind::NullEdge(edge));
+            problems.add(ProblemPlace::Pipeline, ProblemKind::NullEdge(edge));
             continue;
         };
-        let place = || Place::Edge { edge, from: endpoint(from, nodes), to: endpoint(to, nodes) };
+        let place = || ProblemPlace::Edge { edge, from: endpoint(from, nodes), to: endpoint(to, nodes) };
         let known_kind = match kind.as_str() {
             "builds_in" => Some(EdgeKind::BuildsIn),
             "depends_on" => Some(EdgeKind::DependsOn),
@@ -174,7 +174,7 @@ fn check_lineage(edges: &[Edge], nodes: &[Node], problems: &mut Problems) {
     let parents = Csr::new(nodes.len(), lineage.map(|edge| (edge.1 as usize, edge.0)));
     for (node, Node { step, .. }) in nodes.iter().enumerate() {
         if let parents @ [_, _, ..] = parents.row(node) {
-            let place = Place::Step { node, key: Arc::clone(&step.key) };
+            let place = ProblemPlace::Step { node, key: Arc::clone(&step.key) };
             problems.add(place, ProblemKind::ManyLineageParents(keys(parents, nodes)));
         }
     }
@@ -183,7 +183,7 @@ fn check_lineage(edges: &[Edge], nodes: &[Node], problems: &mut Problems) {
 fn check_cycles(edges: &[Edge], nodes: &[Node], problems: &mut Problems) {
     let children = Csr::new(nodes.len(), edges.iter().map(|edge| (edge.0 as usize, edge.1)));
     for cycle in cycles::find(&children) {
-        problems.add(Place::Pipeline, ProblemKind::Cycle(keys(&cycle, nodes)));
+        problems.add(ProblemPlace::Pipeline, ProblemKind::Cycle(keys(&cycle, nodes)));
     }
 }
 

@@ -15,7 +15,9 @@ use super::{
     bound::{DEFAULT_IMAGE, display_name, is_rootfs},
 };
 use crate::{
-    ir::{CommandStep, EdgeKind, Env, InvalidPipeline, Place, ProblemKind, Problems, check_env, on_change_paths},
+    ir::{
+        CommandStep, EdgeKind, Env, InvalidPipeline, ProblemKind, ProblemPlace, Problems, check_env, on_change_paths,
+    },
     runner::{ImageSupport, RunnerDescriptor, RunnerIndex},
 };
 
@@ -86,9 +88,9 @@ impl<'a> Binder<'a> {
             problems: Problems::default(),
         };
         if let Some(name) = &options.runner {
-            binder.default_runner = binder.runner_named(name, &Place::Options).map(Some).ok_or(());
+            binder.default_runner = binder.runner_named(name, &ProblemPlace::Options).map(Some).ok_or(());
         }
-        check_env(&options.env, &Place::Options, &mut binder.problems);
+        check_env(&options.env, &ProblemPlace::Options, &mut binder.problems);
         binder
     }
 
@@ -96,7 +98,7 @@ impl<'a> Binder<'a> {
     fn step(&mut self, at: StepIndex) -> Option<BoundStep> {
         let node = &self.plan.pipeline().nodes[at.get()];
         let step = &node.step;
-        let place = Place::Step { node: at.get(), key: Arc::clone(&step.key) };
+        let place = ProblemPlace::Step { node: at.get(), key: Arc::clone(&step.key) };
         let runner = match &step.runner {
             Some(name) => self.runner_named(name, &place)?,
             None => match self.default_runner {
@@ -144,7 +146,7 @@ impl<'a> Binder<'a> {
     }
 
     /// Resolves a root step's image.
-    fn root(&mut self, step: &'a Arc<CommandStep>, at: RunnerIndex, place: Place) -> Arc<CommandStep> {
+    fn root(&mut self, step: &'a Arc<CommandStep>, at: RunnerIndex, place: ProblemPlace) -> Arc<CommandStep> {
         let runner = &self.runners[usize::from(at.0)];
         let named = step.image.as_ref().unwrap_or(&self.default_image);
         let mut image = named;
@@ -212,11 +214,11 @@ impl<'a> Binder<'a> {
             parent: Arc::clone(&parent.step.key),
             parent_runner: Arc::clone(&parent_runner.name),
         };
-        let place = Place::Step { node: at.get(), key: Arc::clone(&child.step.key) };
+        let place = ProblemPlace::Step { node: at.get(), key: Arc::clone(&child.step.key) };
         self.problems.add(place, kind);
     }
 
-    fn runner_named(&mut self, name: &str, place: &Place) -> Option<RunnerIndex> {
+    fn runner_named(&mut self, name: &str, place: &ProblemPlace) -> Option<RunnerIndex> {
         if let Some(runner) = index(self.runners, |runner| *runner.name == *name) {
             return Some(runner);
         }

@@ -1,6 +1,6 @@
 //! Every mistake that a pipeline can show by itself, with its exact message.
 
-use hm_exec::ir::{InvalidPipeline, Pipeline, Place, ProblemKind};
+use hm_exec::ir::{InvalidPipeline, Pipeline, ProblemKind, ProblemPlace};
 use serde_json::{Value, json};
 
 use crate::ir::ir;
@@ -205,7 +205,7 @@ fn a_value_of_the_wrong_type_is_told_with_path_line_and_column() {
     );
     let [problem] = invalid.problems() else { panic!("{invalid}") };
     assert!(matches!(problem.kind(), ProblemKind::Json(_)));
-    assert_eq!(problem.place(), &Place::Json { line: 2, column: 42, path: "graph.nodes[0].step.cmd".into() });
+    assert_eq!(problem.place(), &ProblemPlace::Json { line: 2, column: 42, path: "graph.nodes[0].step.cmd".into() });
 }
 
 #[test]
