@@ -13,7 +13,7 @@ use uuid::Uuid;
 use super::{
     CacheKey, ProjectId,
     flight::{Entered, Flight, Flights},
-    parts::{self, Noted},
+    parts::{self, KeyRecord},
 };
 use crate::{
     awake,
@@ -61,7 +61,7 @@ pub(crate) struct BuildFacts {
 
 /// A request to the cache.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Ask {
+pub(crate) struct LookupRequest {
     pub(crate) key: CacheKey,
     /// The maximum age of an entry.
     pub(crate) max_age: Option<Duration>,
@@ -79,7 +79,7 @@ pub(crate) struct Found {
 
 /// The outcome of a lookup.
 #[derive(Debug)]
-pub(crate) enum Outcome {
+pub(crate) enum LookupOutcome {
     Found(Found),
     Missed {
         reason: CacheMissReason,
@@ -90,9 +90,9 @@ pub(crate) enum Outcome {
 }
 
 /// The answer to a lookup, available now or later.
-pub(crate) enum Looked {
-    Now(Outcome),
-    Later(Pin<Box<dyn Future<Output = Outcome> + Send>>),
+pub(crate) enum Lookup {
+    Now(LookupOutcome),
+    Later(Pin<Box<dyn Future<Output = LookupOutcome> + Send>>),
 }
 
 /// The result of a step that passed.
@@ -110,7 +110,7 @@ pub(crate) struct Passed {
 #[derive(Debug)]
 pub(crate) struct BuildEnd {
     pub(crate) run_dir: PathBuf,
-    pub(crate) noted: Vec<Noted>,
+    pub(crate) records: Vec<KeyRecord>,
     pub(crate) hits: Vec<[u8; 32]>,
     pub(crate) published: bool,
     pub(crate) exit_code: i32,
@@ -159,31 +159,31 @@ impl BuildCache {
 
     /// Looks a step up. Answers immediately, unless an equal step is in flight, or many files have to be
     /// checked.
-    pub(crate) fn look_up(&self, ask: Ask) -> Looked {
+    pub(crate) fn look_up(&self, request: LookupRequest) -> Lookup {
         let store = match &self.store {
             Ok((store, _)) => store,
-            Err(message) => return Looked::Now(unavailable(Arc::clone(message))),
+            Err(message) => return Lookup::Now(unavailable(Arc::clone(message))),
         };
-        match self.flights.enter(ask.key) {
+        match self.flights.enter(request.key) {
             Entered::After(waiting) => {
                 let (store, flights) = (Arc::clone(store), self.flights.clone());
-                Looked::Later(Box::pin(async move {
+                Lookup::Later(Box::pin(async move {
                     let mut waiting = waiting;
                     loop {
                         if let Some(found) = waiting.landed().await {
-                            return Outcome::Found(found);
+                            return LookupOutcome::Found(found);
                         }
-                        match flights.enter(ask.key) {
-                            Entered::First(flight) => return check(store, ask, flight).await,
+                        match flights.enter(request.key) {
+                            Entered::First(flight) => return check(store, request, flight).await,
                             Entered::After(again) => waiting = again,
                         }
                     }
                 }))
             }
-            Entered::First(flight) => match store.cached_within(&ask.key.0, QUICK_ENTRIES) {
-                Ok(Some(cached)) => Looked::Now(judge(cached, ask, flight)),
-                Ok(None) => Looked::Later(Box::pin(check(Arc::clone(store), ask, flight))),
-                Err(error) => Looked::Now(unavailable(in_words(error))),
+            Entered::First(flight) => match store.cached_within(&request.key.0, QUICK_ENTRIES) {
+                Ok(Some(cached)) => Lookup::Now(judge(cached, request, flight)),
+                Ok(None) => Lookup::Later(Box::pin(check(Arc::clone(store), request, flight))),
+                Err(error) => Lookup::Now(unavailable(in_words(error))),
             },
         }
     }
@@ -227,11 +227,11 @@ impl BuildCache {
     pub(crate) async fn finish(&self, end: BuildEnd) {
         let Ok((store, _)) = &self.store else { return };
         let (store, run) = (Arc::clone(store), self.build.run);
-        let BuildEnd { run_dir, noted, hits, published, exit_code } = end;
+        let BuildEnd { run_dir, records, hits, published, exit_code } = end;
         let project = self.project.clone();
         let finishing = blocking(move || {
-            if !noted.is_empty()
-                && let Err(error) = parts::write(&run_dir, &store.secret()?, project.as_str(), &noted)
+            if !records.is_empty()
+                && let Err(error) = parts::write(&run_dir, &store.secret()?, project.as_str(), &records)
             {
                 tracing::warn!(%error, "`hm why` will know nothing of this run");
             }
@@ -250,26 +250,26 @@ impl BuildCache {
 }
 
 /// Performs a lookup that takes longer.
-async fn check(store: Arc<Store>, ask: Ask, flight: Flight) -> Outcome {
-    match blocking(move || store.cached(&ask.key.0)).await {
-        Ok(cached) => judge(cached, ask, flight),
+async fn check(store: Arc<Store>, request: LookupRequest, flight: Flight) -> LookupOutcome {
+    match blocking(move || store.cached(&request.key.0)).await {
+        Ok(cached) => judge(cached, request, flight),
         Err(message) => unavailable(message),
     }
 }
 
 /// Derives the outcome from the entry in the store.
-fn judge(cached: Cached, ask: Ask, flight: Flight) -> Outcome {
+fn judge(cached: Cached, request: LookupRequest, flight: Flight) -> LookupOutcome {
     let (reason, message) = match cached {
-        Cached::Found { created_at, .. } if !is_young(created_at, ask.max_age) => (CacheMissReason::Expired, None),
+        Cached::Found { created_at, .. } if !is_young(created_at, request.max_age) => (CacheMissReason::Expired, None),
         Cached::Found { snapshot, run, step, created_at } => {
             let found = Found { snapshot, run, step: step.into(), created_at };
             flight.land(found.clone());
-            return Outcome::Found(found);
+            return LookupOutcome::Found(found);
         }
         Cached::Absent => (CacheMissReason::Absent, None),
         Cached::Damaged { reason } => (CacheMissReason::Damaged, Some(reason.into())),
     };
-    Outcome::Missed { reason, message, flight: Some(flight) }
+    LookupOutcome::Missed { reason, message, flight: Some(flight) }
 }
 
 /// Returns whether an entry is young enough. An entry with a time in the future has no known age.
@@ -278,8 +278,8 @@ pub(crate) fn is_young(created_at: i64, max_age: Option<Duration>) -> bool {
     max_age.is_none_or(|limit| age.is_some_and(|age| age <= limit))
 }
 
-fn unavailable(message: Arc<str>) -> Outcome {
-    Outcome::Missed { reason: CacheMissReason::Unavailable, message: Some(message), flight: None }
+fn unavailable(message: Arc<str>) -> LookupOutcome {
+    LookupOutcome::Missed { reason: CacheMissReason::Unavailable, message: Some(message), flight: None }
 }
 
 /// Runs `work` on a thread for blocking work.

@@ -6,6 +6,7 @@
 //! about when steps start: the schedule asks, and the store keeps.
 
 mod build;
+mod difference;
 mod flight;
 mod key;
 mod parts;
@@ -15,11 +16,12 @@ mod why;
 
 #[cfg(all(feature = "cloud", target_os = "linux"))]
 pub(crate) use build::is_young;
-pub(crate) use build::{Ask, BuildCache, BuildEnd, BuildFacts, Cache, Found, Looked, Outcome, Passed};
+pub(crate) use build::{BuildCache, BuildEnd, BuildFacts, Cache, Found, Lookup, LookupOutcome, LookupRequest, Passed};
+pub use difference::Difference;
 pub(crate) use flight::Flight;
 pub use key::{BasePart, CacheKey, KeyParts};
-pub use parts::{Difference, Verdict};
-pub(crate) use parts::{Noted, NotedBase};
+pub use parts::CacheVerdict;
+pub(crate) use parts::{BaseRecord, KeyRecord};
 pub use policy::Cacheable;
 pub use project::ProjectId;
 pub use why::{Explanation, WhyError, explain, key_of};

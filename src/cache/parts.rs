@@ -26,27 +26,27 @@ use crate::{
 const HEADER: &[u8; 8] = b"hm-keys\x02";
 
 /// The keyed hash of a text.
-type Hidden = [u8; 16];
+pub(super) type Hidden = [u8; 16];
 
 /// A cached step of a run, as the build saw it.
 #[derive(Debug)]
-pub(crate) struct Noted {
+pub(crate) struct KeyRecord {
     pub(crate) step: Arc<CommandStep>,
     pub(crate) env: Arc<Env>,
-    pub(crate) base: NotedBase,
+    pub(crate) base: BaseRecord,
     pub(crate) key: CacheKey,
     pub(crate) runner: Arc<str>,
     pub(crate) runner_version: u32,
     pub(crate) mode: Arc<str>,
     pub(crate) runner_args: String,
     pub(crate) inputs: Option<[u8; 32]>,
-    pub(crate) verdict: Verdict,
+    pub(crate) verdict: CacheVerdict,
 }
 
 /// What a step booted from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub(crate) enum NotedBase {
+pub(crate) enum BaseRecord {
     Image { name: Arc<str>, identity: Arc<str> },
     Parent { step: Arc<str>, snapshot: Arc<str> },
 }
@@ -54,7 +54,7 @@ pub(crate) enum NotedBase {
 /// The outcome of looking a step up.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Verdict {
+pub enum CacheVerdict {
     /// It was found.
     Hit {
         /// The run that made it.
@@ -79,24 +79,24 @@ pub(super) struct RunParts {
     /// Environments. Steps that share an environment also share it here.
     envs: Vec<BTreeMap<String, Hidden>>,
     steps: BTreeMap<String, StepParts>,
-    project: String,
+    pub(super) project: String,
 }
 
 /// The parts of one step's key.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct StepParts {
     pub(super) key: [u8; 32],
-    pub(super) verdict: Verdict,
+    pub(super) verdict: CacheVerdict,
     pub(super) dsl_key: String,
-    pub(super) base: NotedBase,
-    command: Hidden,
+    pub(super) base: BaseRecord,
+    pub(super) command: Hidden,
     env: u32,
     pub(super) runner: String,
     pub(super) runner_version: u32,
     pub(super) platform: String,
     pub(super) mode: String,
-    runner_args: Hidden,
-    inputs: Option<[u8; 32]>,
+    pub(super) runner_args: Hidden,
+    pub(super) inputs: Option<[u8; 32]>,
 }
 
 /// Returns the path of the file in a run's directory.
@@ -105,7 +105,7 @@ fn path(run_dir: &Path) -> PathBuf {
 }
 
 /// Writes the file of a run.
-pub(super) fn write(run_dir: &Path, secret: &[u8; 32], project: &str, noted: &[Noted]) -> io::Result<()> {
+pub(super) fn write(run_dir: &Path, secret: &[u8; 32], project: &str, records: &[KeyRecord]) -> io::Result<()> {
     let hide = |text: &str| {
         let mut hidden = Hidden::default();
         hidden.copy_from_slice(&blake3::keyed_hash(secret, text.as_bytes()).as_bytes()[..size_of::<Hidden>()]);
@@ -113,7 +113,7 @@ pub(super) fn write(run_dir: &Path, secret: &[u8; 32], project: &str, noted: &[N
     };
     let mut parts = RunParts { project: project.to_owned(), ..RunParts::default() };
     let mut last_env: Option<&Arc<Env>> = None;
-    for Noted { step, env, base, key, runner, runner_version, mode, runner_args, inputs, verdict } in noted {
+    for KeyRecord { step, env, base, key, runner, runner_version, mode, runner_args, inputs, verdict } in records {
         if last_env.is_none_or(|last| !Arc::ptr_eq(last, env)) {
             // The name is part of the hash, so that equal values of two variables have different hashes.
             let hidden = env.iter().map(|(name, value)| (name.clone(), hide(&format!("{name}={value}"))));
@@ -162,157 +162,7 @@ impl RunParts {
         self.steps.get(key)
     }
 
-    fn env(&self, step: &StepParts) -> Option<&BTreeMap<String, Hidden>> {
+    pub(super) fn env(&self, step: &StepParts) -> Option<&BTreeMap<String, Hidden>> {
         self.envs.get(usize::try_from(step.env).ok()?)
     }
-}
-
-/// One part that differs.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case", tag = "what")]
-#[non_exhaustive]
-pub enum Difference {
-    /// The project: its origin, or its directory.
-    Project {
-        /// Before.
-        was: String,
-        /// And now.
-        is: String,
-    },
-    /// The key that the pipeline's language computed from what the step's policy refers to.
-    DslKey,
-    /// The files that the paths of `on_change` match: names, types, modes, targets of links, contents.
-    Inputs,
-    /// The command.
-    Command,
-    /// A variable that was added.
-    EnvAdded {
-        /// Its name.
-        name: String,
-    },
-    /// A variable that was removed.
-    EnvRemoved {
-        /// Its name.
-        name: String,
-    },
-    /// A variable that has another value.
-    EnvChanged {
-        /// Its name.
-        name: String,
-    },
-    /// The image.
-    Image {
-        /// Its name before.
-        was: String,
-        /// Its name now.
-        is: String,
-    },
-    /// The content that the image's unchanged name refers to.
-    ImageContent {
-        /// The name.
-        image: String,
-        /// The identity before.
-        was: String,
-        /// The identity now.
-        is: String,
-    },
-    /// The parent step.
-    Parent {
-        /// The key of the parent step before, if there was one.
-        was: Option<String>,
-        /// And now.
-        is: Option<String>,
-    },
-    /// The snapshot of the parent step.
-    ParentSnapshot {
-        /// The parent step's key.
-        parent: String,
-    },
-    /// The runner, or its version.
-    Runner {
-        /// Before, as `name/version`.
-        was: String,
-        /// And now.
-        is: String,
-    },
-    /// The operating system and architecture.
-    Platform {
-        /// Before.
-        was: String,
-        /// And now.
-        is: String,
-    },
-    /// The arguments for the runner.
-    RunnerArgs,
-    /// The mode of the runner, such as how it maps user ids.
-    Mode {
-        /// Before.
-        was: String,
-        /// And now.
-        is: String,
-    },
-}
-
-/// Returns the differences between the keys of two runs' steps.
-pub(super) fn differences(
-    (old_run, old): (&RunParts, &StepParts),
-    (new_run, new): (&RunParts, &StepParts),
-) -> Vec<Difference> {
-    let mut found = Vec::new();
-    if old_run.project != new_run.project {
-        found.push(Difference::Project { was: old_run.project.clone(), is: new_run.project.clone() });
-    }
-    if old.dsl_key != new.dsl_key {
-        found.push(Difference::DslKey);
-    }
-    if old.inputs != new.inputs {
-        found.push(Difference::Inputs);
-    }
-    if old.command != new.command {
-        found.push(Difference::Command);
-    }
-    let (none, also_none) = (BTreeMap::new(), BTreeMap::new());
-    let (was, is) = (old_run.env(old).unwrap_or(&none), new_run.env(new).unwrap_or(&also_none));
-    for (name, value) in is {
-        match was.get(name) {
-            None => found.push(Difference::EnvAdded { name: name.clone() }),
-            Some(old) if old != value => found.push(Difference::EnvChanged { name: name.clone() }),
-            Some(_) => {}
-        }
-    }
-    let removed = was.keys().filter(|name| !is.contains_key(*name));
-    found.extend(removed.map(|name| Difference::EnvRemoved { name: name.clone() }));
-    let text = |text: &Arc<str>| text.to_string();
-    match (&old.base, &new.base) {
-        (was, is) if was == is => {}
-        (NotedBase::Image { name: was, .. }, NotedBase::Image { name: is, .. }) if was != is => {
-            found.push(Difference::Image { was: text(was), is: text(is) });
-        }
-        (NotedBase::Image { identity: was, .. }, NotedBase::Image { name, identity: is }) => {
-            found.push(Difference::ImageContent { image: text(name), was: text(was), is: text(is) });
-        }
-        (NotedBase::Parent { step: was, .. }, NotedBase::Parent { step: is, .. }) if was == is => {
-            found.push(Difference::ParentSnapshot { parent: text(is) });
-        }
-        (was, is) => {
-            let parent = |base: &NotedBase| match base {
-                NotedBase::Parent { step, .. } => Some(text(step)),
-                NotedBase::Image { .. } => None,
-            };
-            found.push(Difference::Parent { was: parent(was), is: parent(is) });
-        }
-    }
-    let runner = |step: &StepParts| format!("{}/{}", step.runner, step.runner_version);
-    let mut compare = |was: &str, is: &str, difference: fn(String, String) -> Difference| {
-        if was != is {
-            found.push(difference(was.to_owned(), is.to_owned()));
-        }
-    };
-    compare(&runner(old), &runner(new), |was, is| Difference::Runner { was, is });
-    compare(&old.platform, &new.platform, |was, is| Difference::Platform { was, is });
-    compare(&old.mode, &new.mode, |was, is| Difference::Mode { was, is });
-    if old.runner_args != new.runner_args {
-        found.push(Difference::RunnerArgs);
-    }
-    found
 }

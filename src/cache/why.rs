@@ -8,7 +8,8 @@ use uuid::Uuid;
 
 use super::{
     CacheKey,
-    parts::{Difference, RunParts, Verdict, differences},
+    difference::{Difference, differences},
+    parts::{CacheVerdict, RunParts},
 };
 use crate::{
     StepStatus, event,
@@ -48,7 +49,7 @@ pub struct Explanation {
     /// be cached.
     pub key: Option<String>,
     /// The outcome of looking it up.
-    pub verdict: Option<Verdict>,
+    pub verdict: Option<CacheVerdict>,
     /// The last previous run that looked the step up.
     pub compared_with: Option<Uuid>,
     /// The differences from that run.
@@ -117,7 +118,7 @@ fn explain_one(
     let Some(own) = parts.step(step) else { return Ok(explanation) };
     explanation.key = Some(CacheKey(own.key).to_string());
     explanation.verdict = Some(own.verdict.clone());
-    if let Verdict::Hit { .. } = own.verdict {
+    if let CacheVerdict::Hit { .. } = own.verdict {
         return Ok(explanation);
     }
     for before in earlier {

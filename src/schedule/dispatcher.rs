@@ -1,10 +1,10 @@
 //! The dispatcher: the single loop of a build, on one task.
 //!
-//! It owns the attempts' futures, the [`Errands`] of cached steps, and the build's [`Progress`]. Each turn of
-//! the loop checks the cancel token and the clock, handles the attempts that ended, starts the steps that can
-//! start, and writes all resulting events with one `write`. Then it sleeps until woken. The next turn checks
-//! everything, so a wake-up carries no information. `Progress` and the policy behind it decide synchronously
-//! what follows from each event.
+//! It owns the attempts' futures, the work of the cache ([`Caching`]), and the build's [`BuildProgress`]. Each
+//! turn of the loop checks the cancel token and the clock, handles the attempts that ended, starts the steps
+//! that can start, and writes all resulting events with one `write`. Then it sleeps until woken. The next turn
+//! checks everything, so a wake-up carries no information. `BuildProgress` and the policy behind it decide
+//! synchronously what follows from each event.
 
 use std::{
     future::{pending, poll_fn},
@@ -23,11 +23,11 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
 use super::{
+    caching::{Caching, CachingScope, JobDone, is_cached},
     critical_path::priorities,
-    errands::{Done, Errands, Scope, is_cached},
     executor::{self, Attempt, Report},
-    policy::{Placement, Policy, Rules, Stop},
-    progress::Progress,
+    policy::{Placement, Policy, Rules, StopReason},
+    progress::BuildProgress,
 };
 use crate::{
     awake::{self, Awake},
@@ -115,50 +115,45 @@ pub(crate) async fn run<R: RunnerSet>(build: Build<R>) -> BuildOutcome {
         });
     let rules = Rules { limits, keep_going, retries: RETRIES, backoff: BACKOFF };
     let policy = Policy::new(&plan.dag, placements.collect(), &rules);
-    let mut progress = Progress::new(&plan, policy, events, build.run_id, context.archives.id());
+    let mut progress = BuildProgress::new(&plan, policy, events, build.run_id, context.archives.id());
 
     let clock = Instant::now();
     let mut attempts = FuturesUnordered::new();
     let archives = Arc::clone(&context.archives);
-    let scope = Scope { plan: &plan, cache: cache.as_ref(), remote: remote.as_deref(), archives: &archives };
-    let mut errands = Errands::new(&*runners, scope, &unprobed);
+    let scope = CachingScope { plan: &plan, cache: cache.as_ref(), remote: remote.as_deref(), archives: &archives };
+    let mut caching = Caching::new(&*runners, scope, &unprobed);
     let mut deadline = plan.timeout.map(Deadline::new);
     let mut happened = None;
     loop {
         let mut now = clock.elapsed();
         if cancel.is_cancelled() {
-            progress.stop(Stop::Canceled, now);
+            progress.stop(StopReason::Canceled, now);
         }
         if deadline.as_mut().is_some_and(|deadline| deadline.is_over(now)) && progress.stopping().is_none() {
             // Attempts that have ended by now ended in time. Nothing starts after them.
             loop {
-                match happened.take() {
-                    Some(Happened::Ended(report)) => errands.attempt_ended(report, &mut progress, now),
-                    Some(Happened::Done(errand)) => errands.done(errand, &mut progress, now),
-                    None => {}
+                if let Some(happened) = happened.take() {
+                    handle(happened, &mut caching, &mut progress, now);
                 }
                 let ended = poll_fn(|cx| Poll::Ready(attempts.poll_next_unpin(cx))).await;
                 let Poll::Ready(Some(report)) = ended else { break };
-                happened = Some(Happened::Ended(report));
+                happened = Some(Happened::AttemptEnded(report));
             }
-            progress.stop(Stop::TimedOut, now);
+            progress.stop(StopReason::TimedOut, now);
         }
         progress.retry_due(now);
         let mut taken = 0;
         loop {
             if let Some(happened) = happened.take() {
                 now = clock.elapsed();
-                match happened {
-                    Happened::Ended(report) => errands.attempt_ended(report, &mut progress, now),
-                    Happened::Done(errand) => errands.done(errand, &mut progress, now),
-                }
+                handle(happened, &mut caching, &mut progress, now);
                 taken += 1;
             }
             interrupt(&context, progress.stopping());
-            taken += errands.look_up(&mut progress, now, TURN.saturating_sub(taken));
-            while let Some(start) = errands.next_start(&mut progress, now) {
+            taken += caching.look_up(&mut progress, now, TURN.saturating_sub(taken));
+            while let Some(start) = caching.next_start(&mut progress, now) {
                 let bound = plan.step(start.step);
-                let snapshot = plan.snapshot_use(start.step, errands.publishes(start.step));
+                let snapshot = plan.snapshot_use(start.step, caching.publishes(start.step));
                 let attempt = Attempt {
                     start,
                     runner: bound.runner,
@@ -173,17 +168,17 @@ pub(crate) async fn run<R: RunnerSet>(build: Build<R>) -> BuildOutcome {
             if taken >= TURN {
                 break;
             }
-            happened = match errands.take_report() {
-                Some(report) => Some(Happened::Ended(report)),
+            happened = match caching.take_report() {
+                Some(report) => Some(Happened::AttemptEnded(report)),
                 None => {
                     poll_fn(|cx| {
                         if let Poll::Ready(Some(report)) = attempts.poll_next_unpin(cx) {
-                            return Poll::Ready(Some(Happened::Ended(report)));
+                            return Poll::Ready(Some(Happened::AttemptEnded(report)));
                         }
-                        if !errands.is_empty()
-                            && let Poll::Ready(Some(errand)) = errands.poll_next(cx)
+                        if !caching.is_empty()
+                            && let Poll::Ready(Some(job)) = caching.poll_next(cx)
                         {
-                            return Poll::Ready(Some(Happened::Done(errand)));
+                            return Poll::Ready(Some(Happened::JobDone(job)));
                         }
                         Poll::Ready(None)
                     })
@@ -210,15 +205,15 @@ pub(crate) async fn run<R: RunnerSet>(build: Build<R>) -> BuildOutcome {
             biased;
             () = cancel.cancelled(), if !stopping => {}
             () = ring(alarm, clock) => {}
-            report = attempts.next(), if !attempts.is_empty() => happened = report.map(Happened::Ended),
-            errand = poll_fn(|cx| errands.poll_next(cx)), if !errands.is_empty() => {
-                happened = errand.map(Happened::Done);
+            report = attempts.next(), if !attempts.is_empty() => happened = report.map(Happened::AttemptEnded),
+            job = poll_fn(|cx| caching.poll_next(cx)), if !caching.is_empty() => {
+                happened = job.map(Happened::JobDone);
             }
             () = progress.output_waits() => {}
         }
     }
     drop(attempts);
-    let end = errands.finish(&progress, &cancel).await;
+    let end = caching.finish(&progress, &cancel).await;
     if let Some(cache) = &cache {
         cache.finish(end).await;
     }
@@ -252,15 +247,27 @@ impl Deadline {
 
 /// An occurrence that a turn handles.
 enum Happened<'a> {
-    Ended(Report),
-    Done(Done<'a>),
+    AttemptEnded(Report),
+    JobDone(JobDone<'a>),
+}
+
+fn handle<'a, R: RunnerSet>(
+    happened: Happened<'a>,
+    caching: &mut Caching<'a, R>,
+    progress: &mut BuildProgress<'_>,
+    now: Duration,
+) {
+    match happened {
+        Happened::AttemptEnded(report) => caching.attempt_ended(report, progress, now),
+        Happened::JobDone(job) => caching.handle(job, progress, now),
+    }
 }
 
 /// Requests running attempts to end if the build stops.
-fn interrupt(context: &StepContext, stopping: Option<Stop>) {
+fn interrupt(context: &StepContext, stopping: Option<StopReason>) {
     match stopping {
-        Some(Stop::TimedOut) => context.interrupt(CancelReason::TimedOut),
-        Some(Stop::Canceled | Stop::Failed) => context.interrupt(CancelReason::Cancelled),
+        Some(StopReason::TimedOut) => context.interrupt(CancelReason::TimedOut),
+        Some(StopReason::Canceled | StopReason::Failed) => context.interrupt(CancelReason::Cancelled),
         None => {}
     }
 }

@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use super::{
     policy::{Placement, Policy, Rules},
-    progress::Progress,
+    progress::BuildProgress,
 };
 use crate::{
     Plan, RunnerSet,
@@ -70,7 +70,7 @@ pub(super) fn journal(plan: &BoundPlan) -> (EventWriter, EventBus) {
 }
 
 /// Makes a progress with two steps at once, one retry after a second, and no `keep_going`.
-pub(super) fn progress(plan: &BoundPlan, events: EventWriter) -> Progress<'_> {
+pub(super) fn progress(plan: &BoundPlan, events: EventWriter) -> BuildProgress<'_> {
     let rules = Rules {
         limits: vec![NonZeroUsize::new(2).unwrap()],
         keep_going: false,
@@ -79,5 +79,5 @@ pub(super) fn progress(plan: &BoundPlan, events: EventWriter) -> Progress<'_> {
     };
     let placements = vec![Placement { pool: 0, priority: 0, cached: false }; plan.steps.len()];
     let policy = Policy::new(&plan.dag, placements, &rules);
-    Progress::new(plan, policy, events, Uuid::nil(), ArchiveId(Uuid::nil()))
+    BuildProgress::new(plan, policy, events, Uuid::nil(), ArchiveId(Uuid::nil()))
 }

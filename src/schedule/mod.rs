@@ -3,21 +3,19 @@
 //! [`Policy`] makes the decisions and is pure: it has no runtime, clock or randomness, so a property test can
 //! run it through every order of events. The dispatcher is the only loop that executes the decisions, and the
 //! only emitter of state events. The executor runs one attempt, with its time limit and its cancel token.
-//! Errands are the work for a cached step before and after its attempt, and the exchange with a remote cache.
+//! Caching is the work for a cached step before and after its attempt, and the exchange with a remote cache.
 //! None of them knows which runners exist.
 
+mod caching;
 mod critical_path;
 mod dispatcher;
-mod errands;
 mod executor;
 #[cfg(test)]
 mod fixture;
-mod inputs;
 mod policy;
 mod progress;
-mod sharing;
 
+pub(crate) use caching::is_cached;
 pub use critical_path::priorities;
 pub(crate) use dispatcher::{Build, run};
-pub(crate) use errands::is_cached;
-pub use policy::{Answer, AttemptEnd, Placement, Policy, Rules, Start, Stop};
+pub use policy::{Answer, AttemptEnd, Placement, Policy, Rules, Start, StopReason};

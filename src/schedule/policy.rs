@@ -97,7 +97,7 @@ pub enum Answer {
 
 /// The reason why a build stops before all steps have ended. The first reason is kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Stop {
+pub enum StopReason {
     /// A step failed, and the build does not keep going.
     Failed,
     /// The user cancelled the build.
@@ -106,7 +106,7 @@ pub enum Stop {
     TimedOut,
 }
 
-impl Stop {
+impl StopReason {
     /// Returns the status of a step that was never started.
     const fn unstarted(self) -> StepStatus {
         match self {
@@ -167,7 +167,7 @@ pub struct Policy<'dag> {
     pools: Vec<Pool>,
     lookups: VecDeque<StepIndex>,
     backing_off: BinaryHeap<Reverse<(Duration, StepIndex)>>,
-    stop: Option<Stop>,
+    stop: Option<StopReason>,
     unended: usize,
     unpassed: usize,
     command_failed: bool,
@@ -259,7 +259,7 @@ impl<'dag> Policy<'dag> {
             if self.keep_going {
                 self.skip_below(step);
             } else {
-                self.stop(Stop::Failed);
+                self.stop(StopReason::Failed);
             }
         }
         Answer::Ended(status)
@@ -283,7 +283,7 @@ impl<'dag> Policy<'dag> {
 
     /// Stops the build: nothing starts any more, and steps that are not running end. The caller must
     /// interrupt running attempts. Further calls have no effect; the first reason is kept.
-    pub fn stop(&mut self, reason: Stop) {
+    pub fn stop(&mut self, reason: StopReason) {
         if self.stop.is_some() || self.unended == 0 {
             return;
         }
@@ -304,7 +304,7 @@ impl<'dag> Policy<'dag> {
 
     /// Returns the reason why the build stops early, if it does.
     #[must_use]
-    pub fn stopping(&self) -> Option<Stop> {
+    pub fn stopping(&self) -> Option<StopReason> {
         self.stop
     }
 
@@ -341,10 +341,10 @@ impl<'dag> Policy<'dag> {
     pub fn verdict(&self) -> BuildStatus {
         match self.stop {
             _ if self.unpassed == 0 => BuildStatus::Passed,
-            Some(Stop::Canceled) => BuildStatus::Canceled,
-            Some(Stop::TimedOut) => BuildStatus::TimedOut,
-            Some(Stop::Failed) | None if self.command_failed => BuildStatus::Failed,
-            Some(Stop::Failed) | None => BuildStatus::Infrastructure,
+            Some(StopReason::Canceled) => BuildStatus::Canceled,
+            Some(StopReason::TimedOut) => BuildStatus::TimedOut,
+            Some(StopReason::Failed) | None if self.command_failed => BuildStatus::Failed,
+            Some(StopReason::Failed) | None => BuildStatus::Infrastructure,
         }
     }
 

@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use super::{
     executor::Report,
-    policy::{Answer, AttemptEnd, Policy, Start, Stop},
+    policy::{Answer, AttemptEnd, Policy, Start, StopReason},
 };
 use crate::{
     event::{EventWriter, StateEvent, is_full, step_id},
@@ -35,7 +35,7 @@ struct Record {
 
 /// A running build.
 #[derive(Debug)]
-pub(super) struct Progress<'plan> {
+pub(super) struct BuildProgress<'plan> {
     plan: &'plan BoundPlan,
     policy: Policy<'plan>,
     events: EventWriter,
@@ -46,7 +46,7 @@ pub(super) struct Progress<'plan> {
     journal_error: Option<io::Error>,
 }
 
-impl<'plan> Progress<'plan> {
+impl<'plan> BuildProgress<'plan> {
     pub(super) fn new(
         plan: &'plan BoundPlan,
         policy: Policy<'plan>,
@@ -200,13 +200,13 @@ impl<'plan> Progress<'plan> {
     }
 
     /// Ends all waiting steps, and prevents further starts.
-    pub(super) fn stop(&mut self, reason: Stop, now: Duration) {
+    pub(super) fn stop(&mut self, reason: StopReason, now: Duration) {
         self.policy.stop(reason);
         self.end_bystanders(now);
     }
 
     /// Returns the reason why the build stops before all steps have ended, if it does.
-    pub(super) fn stopping(&self) -> Option<Stop> {
+    pub(super) fn stopping(&self) -> Option<StopReason> {
         self.policy.stopping()
     }
 
@@ -246,12 +246,12 @@ impl<'plan> Progress<'plan> {
                 tracing::error!(%error, "failed to record the run");
             }
             self.journal_error = Some(error);
-            self.stop(Stop::Failed, now);
+            self.stop(StopReason::Failed, now);
         }
     }
 
     /// Returns the build's status, once every step has ended.
-    pub(super) fn verdict(&self) -> BuildStatus {
+    pub(super) fn status(&self) -> BuildStatus {
         if self.journal_error.is_some() { BuildStatus::Infrastructure } else { self.policy.verdict() }
     }
 
@@ -273,7 +273,7 @@ impl<'plan> Progress<'plan> {
 
     /// Ends the build: emits its last event, and returns its outcome.
     pub(super) fn finish(mut self, build: BuildRef, started_at: DateTime<Utc>, now: Duration) -> BuildOutcome {
-        let verdict = self.verdict();
+        let verdict = self.status();
         self.emit(now, StateEvent::BuildEnd { status: verdict, duration_ms: millis(now) });
         self.flush(now);
         let (status, message) = match &self.journal_error {
@@ -393,7 +393,7 @@ mod tests {
         assert_eq!(progress.start_next(NOW).map(|start| start.step), Some(StepIndex(2)));
         assert_eq!(progress.start_next(NOW), None, "two at once");
         progress.attempt_ended(ends(0, AttemptEnd::Exited(9)), NOW * 3);
-        assert_eq!(progress.stopping(), Some(Stop::Failed));
+        assert_eq!(progress.stopping(), Some(StopReason::Failed));
         assert_eq!((progress.start_next(NOW), progress.is_done()), (None, false));
         progress.attempt_ended(ends(2, AttemptEnd::Canceled), NOW * 4);
         assert!(progress.is_done());

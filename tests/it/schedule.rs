@@ -9,7 +9,7 @@ use std::{
 use hm_exec::{
     Plan, StepStatus,
     plan::StepIndex,
-    schedule::{Answer, AttemptEnd, Placement, Policy, Rules, Stop, priorities},
+    schedule::{Answer, AttemptEnd, Placement, Policy, Rules, StopReason, priorities},
 };
 use proptest::{collection::vec, prelude::*};
 
@@ -27,7 +27,7 @@ enum Operation {
     LookUp { which: usize, found: bool },
     End { which: usize, end: AttemptEnd },
     Wait { ms: u64 },
-    Stop(Stop),
+    Stop(StopReason),
 }
 
 #[derive(Debug, Clone)]
@@ -62,7 +62,7 @@ fn operations_of(bytes: &[u8]) -> Vec<Operation> {
         60..90 => Operation::LookUp { which: which.into(), found: value % 2 == 1 },
         90..140 => Operation::End { which: which.into(), end: end_of(value) },
         140..160 => Operation::Wait { ms: value.into() },
-        _ => Operation::Stop(if value % 2 == 1 { Stop::Canceled } else { Stop::TimedOut }),
+        _ => Operation::Stop(if value % 2 == 1 { StopReason::Canceled } else { StopReason::TimedOut }),
     };
     bytes.as_chunks().0.iter().map(operation).collect()
 }
@@ -169,7 +169,7 @@ impl Pair<'_> {
         true
     }
 
-    fn stop(&mut self, reason: Stop) {
+    fn stop(&mut self, reason: StopReason) {
         self.policy.stop(reason);
         self.model.stop(reason);
         self.compare();
@@ -264,7 +264,7 @@ pub(crate) fn check(scenario: &Scenario) {
     }
     assert_eq!(pair.terminal.len(), scenario.graph.len);
     assert_eq!(pair.policy.verdict(), pair.model.verdict());
-    pair.stop(Stop::Canceled);
+    pair.stop(StopReason::Canceled);
     assert_eq!(pair.policy.verdict(), pair.model.verdict(), "a late stop changes nothing");
 }
 

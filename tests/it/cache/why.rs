@@ -1,7 +1,7 @@
 //! Why a step ran.
 
 use hm_exec::{
-    cache::{Difference, Explanation, Verdict, explain, key_of},
+    cache::{CacheVerdict, Difference, Explanation, explain, key_of},
     event::CacheMissReason::{Absent, Refresh},
 };
 use rusqlite::{Connection, params};
@@ -87,7 +87,7 @@ async fn hits_refreshes_evictions_failures_and_steps_that_are_never_cached_have_
     let first = bench.run(&ir).await;
     bench.run(&ir).await;
     let hit = why(&bench, "a");
-    assert!(matches!(hit.verdict, Some(Verdict::Hit { run, .. }) if run == first.outcome.build.run_id));
+    assert!(matches!(hit.verdict, Some(CacheVerdict::Hit { run, .. }) if run == first.outcome.build.run_id));
     assert_eq!((why(&bench, "b").verdict, why(&bench, "b").key), (None, None));
     let store = &bench.writer.store;
     let run = store.last_run("/nonexistent/source".as_ref(), None).unwrap().unwrap();
@@ -96,7 +96,7 @@ async fn hits_refreshes_evictions_failures_and_steps_that_are_never_cached_have_
     assert!(store.cached_log(&key.0).is_file());
 
     bench.run_with(&ir, |request| request.options.no_cache = true).await;
-    assert!(matches!(why(&bench, "a").verdict, Some(Verdict::Miss { reason: Refresh, .. })));
+    assert!(matches!(why(&bench, "a").verdict, Some(CacheVerdict::Miss { reason: Refresh, .. })));
 
     let index = Connection::open(store.dir().join("index.db")).unwrap();
     index.execute("DELETE FROM cache", []).unwrap();
@@ -104,7 +104,7 @@ async fn hits_refreshes_evictions_failures_and_steps_that_are_never_cached_have_
     index.execute(eviction, params![key.0]).unwrap();
     bench.run(&ir).await;
     let evicted = why(&bench, "a");
-    assert!(matches!(evicted.verdict, Some(Verdict::Miss { reason: Absent, .. })));
+    assert!(matches!(evicted.verdict, Some(CacheVerdict::Miss { reason: Absent, .. })));
     let taken = evicted.evicted.unwrap();
     assert_eq!((taken.bytes, taken.at, taken.cause.as_str()), (4096, 5, "size"));
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use hm_exec::{
     BuildStatus,
     StepStatus::{self, Passed},
-    schedule::{Answer, AttemptEnd, Stop},
+    schedule::{Answer, AttemptEnd, StopReason},
 };
 
 use super::{Model, Step, urgency};
@@ -80,7 +80,7 @@ struct End {
 impl Attempt<'_> {
     /// Returns how the attempt ends, unless the build ends first; the build may have been stopped for a
     /// reason.
-    fn end(&self, stopped: Option<(Duration, Stop)>) -> End {
+    fn end(&self, stopped: Option<(Duration, StopReason)>) -> End {
         let (after_ms, act) = match self.act {
             Act::After(ms, act) => (*ms, &**act),
             Act::Exit { after_ms, .. } => (*after_ms, self.act),
@@ -88,8 +88,8 @@ impl Attempt<'_> {
         };
         let done = self.started + Duration::from_millis(after_ms);
         let by_build = stopped.map(|(at, reason)| match reason {
-            Stop::TimedOut => (at, AttemptEnd::TimedOut),
-            Stop::Canceled | Stop::Failed => (at, AttemptEnd::Canceled),
+            StopReason::TimedOut => (at, AttemptEnd::TimedOut),
+            StopReason::Canceled | StopReason::Failed => (at, AttemptEnd::Canceled),
         });
         let by_limit = self.own_limit.map(|at| (at, AttemptEnd::TimedOut));
         let told = by_build.into_iter().chain(by_limit).min_by_key(|told| told.0);
@@ -169,10 +169,10 @@ impl Build {
         let (mut now, mut stopped) = (Duration::ZERO, None);
         loop {
             if self.cancel_after.is_some_and(|at| at <= now) {
-                model.stop(Stop::Canceled);
+                model.stop(StopReason::Canceled);
             }
             if self.timeout <= now {
-                model.stop(Stop::TimedOut);
+                model.stop(StopReason::TimedOut);
             }
             model.retry_due(now);
             while let Some((step, attempt)) = model.start_next() {

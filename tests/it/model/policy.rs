@@ -5,7 +5,7 @@ use std::{cmp::Reverse, time::Duration};
 
 use hm_exec::{
     BuildStatus, StepStatus,
-    schedule::{Answer, AttemptEnd, Stop},
+    schedule::{Answer, AttemptEnd, StopReason},
 };
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,7 +28,7 @@ pub(crate) struct Model {
     pub(crate) backoffs: Vec<Duration>,
     pub(crate) steps: Vec<Step>,
     pub(crate) attempts: Vec<usize>,
-    pub(crate) stop: Option<Stop>,
+    pub(crate) stop: Option<StopReason>,
 }
 
 impl Model {
@@ -77,7 +77,7 @@ impl Model {
         };
         self.steps[step] = Step::Ended(status);
         if status != StepStatus::Passed && !self.keep_going {
-            self.stop(Stop::Failed);
+            self.stop(StopReason::Failed);
         }
         while let Some(doomed) = (0..self.steps.len()).find(|&step| {
             self.steps[step] == Step::Idle
@@ -88,7 +88,7 @@ impl Model {
         Answer::Ended(status)
     }
 
-    pub(crate) fn stop(&mut self, reason: Stop) {
+    pub(crate) fn stop(&mut self, reason: StopReason) {
         if self.stop.is_some() || self.is_done() {
             return;
         }
@@ -96,10 +96,10 @@ impl Model {
         for step in 0..self.steps.len() {
             if matches!(self.steps[step], Step::Idle | Step::BackingOff { .. }) {
                 self.steps[step] = Step::Ended(match (reason, self.attempts[step]) {
-                    (Stop::Canceled, _) => StepStatus::Canceled,
-                    (Stop::Failed | Stop::TimedOut, 0) => StepStatus::Skipped,
-                    (Stop::Failed, _) => StepStatus::Canceled,
-                    (Stop::TimedOut, _) => StepStatus::TimedOut,
+                    (StopReason::Canceled, _) => StepStatus::Canceled,
+                    (StopReason::Failed | StopReason::TimedOut, 0) => StepStatus::Skipped,
+                    (StopReason::Failed, _) => StepStatus::Canceled,
+                    (StopReason::TimedOut, _) => StepStatus::TimedOut,
                 });
             }
         }
@@ -117,9 +117,9 @@ impl Model {
         let any = |wanted: &[StepStatus]| self.steps.iter().any(|s| matches!(s, Step::Ended(s) if wanted.contains(s)));
         if (0..self.steps.len()).all(|step| self.passed(step)) {
             BuildStatus::Passed
-        } else if self.stop == Some(Stop::Canceled) {
+        } else if self.stop == Some(StopReason::Canceled) {
             BuildStatus::Canceled
-        } else if self.stop == Some(Stop::TimedOut) {
+        } else if self.stop == Some(StopReason::TimedOut) {
             BuildStatus::TimedOut
         } else if any(&[StepStatus::Failed, StepStatus::TimedOut, StepStatus::OutOfMemory]) {
             BuildStatus::Failed

@@ -5,7 +5,7 @@ use std::{path::PathBuf, process::ExitCode};
 use chrono::DateTime;
 use hm_exec::{
     StepStatus,
-    cache::{Difference, Explanation, Verdict, explain},
+    cache::{CacheVerdict, Difference, Explanation, explain},
     event::{CacheMissReason, StepRecord},
     size,
 };
@@ -59,12 +59,12 @@ fn in_words(explanation: &Explanation, step: &StepRecord) -> String {
     let name = text::clean(&explanation.step);
     let mut out = match &explanation.verdict {
         None => format!("{name} {}\n", uncached(step)),
-        Some(Verdict::Hit { run, step, created_at }) => {
+        Some(CacheVerdict::Hit { run, step, created_at }) => {
             let as_step =
                 if **step == *explanation.step { String::new() } else { format!(", step {}", text::clean(step)) };
             format!("{name} was found in the cache: run {}{as_step} made it on {}\n", short(run), date(*created_at))
         }
-        Some(Verdict::Miss { reason, message }) => {
+        Some(CacheVerdict::Miss { reason, message }) => {
             format!("{name} ran: {}\n", missed(explanation, *reason, message.as_deref()))
         }
     };
@@ -73,12 +73,12 @@ fn in_words(explanation: &Explanation, step: &StepRecord) -> String {
         let name = text::clean(&above.step);
         match &above.verdict {
             None => out.push_str(&format!("{name} is not cached, so that it leaves something new in every run\n")),
-            Some(Verdict::Hit { run, created_at, .. }) => out.push_str(&format!(
+            Some(CacheVerdict::Hit { run, created_at, .. }) => out.push_str(&format!(
                 "{name} was found, but is another result than the last time: run {} made it on {}\n",
                 short(run),
                 date(*created_at)
             )),
-            Some(Verdict::Miss { reason, message }) => {
+            Some(CacheVerdict::Miss { reason, message }) => {
                 out.push_str(&format!("{name} ran: {}\n", missed(above, *reason, message.as_deref())));
             }
         }

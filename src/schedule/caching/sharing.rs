@@ -16,8 +16,9 @@ use futures_util::{StreamExt, stream::FuturesUnordered};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    errands::{Surroundings, is_cached, key_of},
+    CachingScope,
     inputs::Inputs,
+    key::{KeyContext, is_cached, key_of},
 };
 use crate::{
     awake,
@@ -34,11 +35,11 @@ use crate::{
 const FINISH_LIMIT: Duration = Duration::from_secs(10 * 60);
 
 /// A pending query.
-pub(super) type Asked<'a> = Pin<Box<dyn Future<Output = Option<Found>> + Send + 'a>>;
+pub(super) type PendingQuery<'a> = Pin<Box<dyn Future<Output = Option<Found>> + Send + 'a>>;
 
 /// The remote cache, and the results of one build to upload to it.
 pub(super) struct Sharing<'a> {
-    scope: Scope<'a>,
+    scope: SharingScope<'a>,
     /// The runners of the plan's steps, if these may be shared.
     runners: BTreeSet<RunnerIndex>,
     /// The steps found in the local cache only.
@@ -55,35 +56,31 @@ pub(super) struct Sharing<'a> {
 
 /// The data that does not change while a build runs.
 #[derive(Clone, Copy)]
-struct Scope<'a> {
+struct SharingScope<'a> {
     plan: &'a BoundPlan,
     cache: Option<&'a BuildCache>,
-    place: Option<Place<'a>>,
+    exchange: Option<Exchange<'a>>,
 }
 
 /// A remote cache, the store that exchanges results with it, and the pipeline.
 #[derive(Clone, Copy)]
-struct Place<'a> {
+struct Exchange<'a> {
     remote: &'a RemoteCache,
     store: &'a Arc<Store>,
     pipeline: &'a str,
 }
 
 impl<'a> Sharing<'a> {
-    pub(super) fn new(
-        plan: &'a BoundPlan,
-        cache: Option<&'a BuildCache>,
-        remote: Option<&'a RemoteCache>,
-        inputs: Arc<Inputs<'a>>,
-    ) -> Self {
+    pub(super) fn new(scope: CachingScope<'a>, inputs: Arc<Inputs<'a>>) -> Self {
+        let CachingScope { plan, cache, remote, .. } = scope;
         let store = cache.and_then(BuildCache::store);
-        let place = remote.zip(store).map(|(remote, (store, pipeline))| Place { remote, store, pipeline });
-        let runners = match place {
+        let exchange = remote.zip(store).map(|(remote, (store, pipeline))| Exchange { remote, store, pipeline });
+        let runners = match exchange {
             Some(_) => plan.steps.iter().map(|step| step.runner).collect(),
             None => BTreeSet::new(),
         };
         Self {
-            scope: Scope { plan, cache, place },
+            scope: SharingScope { plan, cache, exchange },
             runners,
             found_here: BTreeMap::new(),
             found: BTreeSet::new(),
@@ -102,15 +99,15 @@ impl<'a> Sharing<'a> {
     /// Queries the remote cache for a step that the local cache does not have. Returns `None` if a query
     /// makes no sense. `modes` returns the runners' modes. If nothing is found, the files of `parent`, which
     /// the step boots from, are downloaded if they are not local.
-    pub(super) fn ask(
+    pub(super) fn query(
         &self,
         step: StepIndex,
         key: CacheKey,
         parent: Option<SnapshotRef>,
         modes: impl Future<Output = BTreeMap<RunnerIndex, Arc<str>>> + Send + 'a,
-    ) -> Option<Asked<'a>> {
+    ) -> Option<PendingQuery<'a>> {
         let scope = self.scope;
-        let Place { remote, store, pipeline } = scope.place.filter(|_| scope.is_asked_for(step))?;
+        let Exchange { remote, store, pipeline } = scope.exchange.filter(|_| scope.is_asked_for(step))?;
         if let Base::Snapshot(parent) = scope.plan.base(step)
             && !self.found.contains(&parent)
         {
@@ -143,7 +140,7 @@ impl<'a> Sharing<'a> {
 
     /// Records that a step need not run.
     pub(super) fn found(&mut self, step: StepIndex) {
-        if self.scope.place.is_some() {
+        if self.scope.exchange.is_some() {
             self.found.insert(step);
         }
     }
@@ -151,14 +148,14 @@ impl<'a> Sharing<'a> {
     /// Records a step that was found in the local cache.
     pub(super) fn found_here(&mut self, step: StepIndex, key: CacheKey, found: &Found) {
         let pool = &self.scope.plan.runner(step).pool;
-        if self.scope.place.is_some_and(|place| place.remote.writes(pool)) {
+        if self.scope.exchange.is_some_and(|exchange| exchange.remote.writes(pool)) {
             self.found_here.insert(step, (key, found.clone()));
         }
     }
 
     /// Shares the result of a step, and the results that it builds on.
     pub(super) fn share(&mut self, step: StepIndex, key: CacheKey, found: Found) {
-        let Some(Place { remote, store, pipeline }) = self.scope.place else { return };
+        let Some(Exchange { remote, store, pipeline }) = self.scope.exchange else { return };
         if !remote.writes(&self.scope.plan.runner(step).pool) {
             return;
         }
@@ -201,9 +198,9 @@ impl<'a> Sharing<'a> {
     }
 }
 
-impl<'a> Scope<'a> {
+impl<'a> SharingScope<'a> {
     fn is_asked_for(&self, step: StepIndex) -> bool {
-        let is_served = self.place.is_some_and(|place| place.remote.reads(&self.plan.runner(step).pool));
+        let is_served = self.exchange.is_some_and(|exchange| exchange.remote.reads(&self.plan.runner(step).pool));
         let is_refreshed = self.cache.is_none_or(|cache| cache.is_refreshed(&self.plan.step(step).step.key));
         is_served && !is_refreshed && is_cached(self.plan, step)
     }
@@ -233,7 +230,7 @@ impl<'a> Scope<'a> {
             let (step, base) = (candidate.step, BasePart::Snapshot(snapshot));
             let dsl_key = Cacheable::of(&plan.step(step).step).map_or("", |policy| policy.dsl_key);
             let inputs = candidate.inputs.as_ref();
-            key_of(plan, step, dsl_key, &Surroundings { base, mode: &candidate.mode, project, inputs })
+            key_of(plan, step, dsl_key, &KeyContext { base, mode: &candidate.mode, project, inputs })
         });
         Some(Question { key, image: plan.root_image(step), candidates, key_over })
     }

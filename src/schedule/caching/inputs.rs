@@ -11,12 +11,11 @@ use std::{
 
 use tokio::sync::OnceCell;
 
-use super::errands::is_cached;
+use super::{CachingScope, key::is_cached};
 use crate::{
     cache::BuildCache,
     ir::on_change_paths,
     model::StepIndex,
-    plan::BoundPlan,
     store::{Archives, Store, StoreError},
 };
 
@@ -32,7 +31,8 @@ pub(super) struct Inputs<'a> {
 }
 
 impl<'a> Inputs<'a> {
-    pub(super) fn new(plan: &'a BoundPlan, cache: Option<&'a BuildCache>, archives: &'a Archives) -> Self {
+    pub(super) fn new(scope: CachingScope<'a>) -> Self {
+        let CachingScope { plan, cache, archives, .. } = scope;
         let store = cache.and_then(BuildCache::store).map(|(store, _)| store);
         let paths_of = |step: StepIndex| {
             let cache = plan.step(step).step.cache.as_ref()?;

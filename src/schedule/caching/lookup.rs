@@ -1,0 +1,279 @@
+//! Lookups: what a cached step's key is made of, and what the cache has under it.
+//!
+//! A lookup first needs the identity of the step's image and the digest of its inputs. Both are queried once
+//! per build, and steps wait for them.
+
+use std::{collections::BTreeMap, future::Future, mem, sync::Arc, time::Duration};
+
+use super::{
+    Caching, JobDone, caught,
+    key::{KeyContext, key_of},
+};
+use crate::{
+    cache::{
+        BasePart, BaseRecord, BuildCache, CacheKey, CacheVerdict, Cacheable, Flight, Found, KeyRecord, Lookup,
+        LookupOutcome, LookupRequest,
+    },
+    model::{CacheMissReason, StepIndex},
+    plan::Base,
+    runner::{CacheIdentity, RunnerIndex, RunnerSet},
+    schedule::progress::BuildProgress,
+};
+
+/// A runner, and an image of a root step, or `None` for steps that boot from a snapshot.
+pub(super) type IdentityQuery<'a> = (RunnerIndex, Option<&'a str>);
+
+pub(super) type IdentityAnswer = Result<Option<CacheIdentity>, Arc<str>>;
+
+/// The state of a query.
+pub(super) enum IdentityState {
+    /// The query is in progress, and these steps wait for it.
+    InProgress(Vec<StepIndex>),
+    Answered(IdentityAnswer),
+}
+
+/// A cached step that runs or is looked up.
+pub(super) struct CachedStep {
+    pub(super) key: CacheKey,
+    pub(super) base: BaseRecord,
+    pub(super) mode: Arc<str>,
+    pub(super) inputs: Option<[u8; 32]>,
+    pub(super) flight: Option<Flight>,
+}
+
+impl<'a, R: RunnerSet> Caching<'a, R> {
+    /// Looks up at most `limit` steps, and returns their number.
+    pub(in crate::schedule) fn look_up(
+        &mut self,
+        progress: &mut BuildProgress<'_>,
+        now: Duration,
+        limit: usize,
+    ) -> usize {
+        let mut count = 0;
+        while count < limit
+            && let Some(step) = progress.look_up_next()
+        {
+            self.look_up_step(step, progress, now);
+            count += 1;
+        }
+        count
+    }
+
+    /// Handles the answer to a query of an image's identity.
+    pub(super) fn identified(
+        &mut self,
+        query: IdentityQuery<'a>,
+        answer: IdentityAnswer,
+        progress: &mut BuildProgress<'_>,
+        now: Duration,
+    ) {
+        let previous = self.identities.insert(query, IdentityState::Answered(answer));
+        if let Some(IdentityState::InProgress(waiting)) = previous {
+            waiting.into_iter().for_each(|step| self.look_up_step(step, progress, now));
+        }
+    }
+
+    /// Looks up the steps that waited for their inputs.
+    pub(super) fn inputs_found(&mut self, progress: &mut BuildProgress<'_>, now: Duration) {
+        let waiting = mem::take(&mut self.without_inputs);
+        waiting.into_iter().for_each(|step| self.look_up_step(step, progress, now));
+    }
+
+    fn look_up_step(&mut self, step: StepIndex, progress: &mut BuildProgress<'_>, now: Duration) {
+        let bound = self.plan.step(step);
+        let image = match self.plan.base(step) {
+            Base::Image(image) => Some(image),
+            Base::Snapshot(_) => None,
+        };
+        let query = (bound.runner, image);
+        let identity = match self.identities.get_mut(&query) {
+            Some(IdentityState::Answered(identity)) => identity.clone(),
+            Some(IdentityState::InProgress(waiting)) => return waiting.push(step),
+            None => {
+                self.identities.insert(query, IdentityState::InProgress(vec![step]));
+                let runners = self.runners;
+                self.jobs.push(Box::pin(async move { JobDone::Identified(query, identity(runners, query).await) }));
+                return;
+            }
+        };
+        let Some(inputs) = self.inputs.get(step) else {
+            self.without_inputs.push(step);
+            if self.without_inputs.len() == 1 {
+                let inputs = Arc::clone(&self.inputs);
+                self.jobs.push(Box::pin(async move {
+                    inputs.find().await;
+                    JobDone::InputsFound
+                }));
+            }
+            return;
+        };
+        let requested = inputs.and_then(|inputs| self.request(step, identity, inputs, progress));
+        let (cache, cached_step, request) = match requested {
+            Ok(request) => request,
+            Err(message) => {
+                return progress.missed(step, CacheMissReason::Unavailable, Some(message), now);
+            }
+        };
+        self.running.insert(step, cached_step);
+        if cache.is_refreshed(&bound.step.key) {
+            let refreshed = LookupOutcome::Missed { reason: CacheMissReason::Refresh, message: None, flight: None };
+            return self.decided(step, refreshed, progress, now);
+        }
+        match cache.look_up(request) {
+            Lookup::Now(outcome) => self.looked_up(step, outcome, progress, now),
+            Lookup::Later(outcome) => {
+                self.jobs.push(Box::pin(async move { JobDone::LookedUp(step, outcome.await) }));
+            }
+        }
+    }
+
+    /// Returns the request to the cache for `step`, or the reason why the cache cannot be queried.
+    fn request(
+        &self,
+        step: StepIndex,
+        identity: IdentityAnswer,
+        inputs: Option<[u8; 32]>,
+        progress: &BuildProgress<'_>,
+    ) -> Result<(&'a BuildCache, CachedStep, LookupRequest), Arc<str>> {
+        let bound = self.plan.step(step);
+        let CacheIdentity { image, mode } = identity?.ok_or("the runner's steps can't be cached")?;
+        let cache = self.cache.ok_or("there is no cache")?;
+        let Cacheable { dsl_key, max_age } = Cacheable::of(&bound.step).ok_or("the step has no cache key")?;
+        let base = match (self.plan.base(step), image) {
+            (Base::Snapshot(parent), _) => {
+                let snapshot = Arc::clone(&progress.snapshot(parent).ok_or("the parent left no snapshot")?.0);
+                BaseRecord::Parent { step: Arc::clone(&self.plan.step(parent).step.key), snapshot }
+            }
+            (Base::Image(name), Some(identity)) => {
+                // Without a name, it is the default image, which is part of the plan.
+                let name = bound.step.image.clone().unwrap_or_else(|| name.into());
+                BaseRecord::Image { name, identity }
+            }
+            (Base::Image(_), None) => return Err("the runner does not tell what the image stands for".into()),
+        };
+        let part = match &base {
+            BaseRecord::Image { identity, .. } => BasePart::Image(identity),
+            BaseRecord::Parent { snapshot, .. } => BasePart::Snapshot(snapshot),
+        };
+        let context = KeyContext { base: part, mode: &mode, project: cache.project(), inputs: inputs.as_ref() };
+        let key = key_of(self.plan, step, dsl_key, &context);
+        Ok((cache, CachedStep { key, base, mode, inputs, flight: None }, LookupRequest { key, max_age }))
+    }
+
+    /// Handles the result of the local cache, and queries the remote cache on a miss.
+    pub(super) fn looked_up(
+        &mut self,
+        step: StepIndex,
+        outcome: LookupOutcome,
+        progress: &mut BuildProgress<'_>,
+        now: Duration,
+    ) {
+        let key = self.running.get(&step).map(|running| running.key);
+        match (outcome, key) {
+            (LookupOutcome::Missed { reason, message, flight }, Some(key)) => {
+                let parent = match self.plan.base(step) {
+                    Base::Snapshot(parent) => progress.snapshot(parent).cloned(),
+                    Base::Image(_) => None,
+                };
+                let Some(query) = self.sharing.query(step, key, parent, self.modes()) else {
+                    return self.decided(step, LookupOutcome::Missed { reason, message, flight }, progress, now);
+                };
+                self.jobs.push(Box::pin(async move {
+                    let outcome = match query.await {
+                        None => LookupOutcome::Missed { reason, message, flight },
+                        Some(found) => {
+                            if let Some(flight) = flight {
+                                flight.land(found.clone());
+                            }
+                            LookupOutcome::Found(found)
+                        }
+                    };
+                    JobDone::LookedUpRemotely(step, outcome)
+                }));
+            }
+            (outcome, key) => {
+                if let (LookupOutcome::Found(found), Some(key)) = (&outcome, key) {
+                    self.sharing.found_here(step, key, found);
+                }
+                self.decided(step, outcome, progress, now);
+            }
+        }
+    }
+
+    /// Returns the modes of the runners. Runners that have not been queried yet are queried.
+    fn modes(&self) -> impl Future<Output = BTreeMap<RunnerIndex, Arc<str>>> + use<'a, R> {
+        let known = self.identities.iter().filter_map(|((runner, _), state)| match state {
+            IdentityState::Answered(Ok(Some(identity))) => Some((*runner, Arc::clone(&identity.mode))),
+            _ => None,
+        });
+        let mut modes: BTreeMap<_, _> = known.collect();
+        let unknown: Vec<_> = self.sharing.runners().filter(|runner| !modes.contains_key(runner)).collect();
+        let runners = self.runners;
+        async move {
+            for runner in unknown {
+                if let Ok(Some(identity)) = identity(runners, (runner, None)).await {
+                    modes.insert(runner, identity.mode);
+                }
+            }
+            modes
+        }
+    }
+
+    /// Ends a step that was found, and allows another to start.
+    pub(super) fn decided(
+        &mut self,
+        step: StepIndex,
+        outcome: LookupOutcome,
+        progress: &mut BuildProgress<'_>,
+        now: Duration,
+    ) {
+        match outcome {
+            LookupOutcome::Found(found) => {
+                self.sharing.found(step);
+                let Found { snapshot, run, step: made_by, created_at } = found;
+                self.record(step, CacheVerdict::Hit { run, step: made_by, created_at });
+                if let Some(running) = self.running.remove(&step)
+                    && progress.found(step, snapshot, now)
+                {
+                    self.hits.push(running.key.0);
+                }
+            }
+            LookupOutcome::Missed { reason, message, flight } => {
+                self.record(step, CacheVerdict::Miss { reason, message: message.clone() });
+                if let Some(running) = self.running.get_mut(&step) {
+                    running.flight = flight;
+                }
+                progress.missed(step, reason, message, now);
+                if progress.has_ended(step) {
+                    self.running.remove(&step);
+                }
+            }
+        }
+    }
+
+    /// Records the result of a lookup.
+    fn record(&mut self, step: StepIndex, verdict: CacheVerdict) {
+        let Some(CachedStep { key, base, mode, inputs, .. }) = self.running.get(&step) else { return };
+        let (bound, runner) = (self.plan.step(step), self.plan.runner(step));
+        self.records.push(KeyRecord {
+            step: Arc::clone(&bound.step),
+            env: Arc::clone(&bound.env),
+            base: base.clone(),
+            key: *key,
+            runner: Arc::clone(&runner.name),
+            runner_version: runner.cache_version,
+            mode: Arc::clone(mode),
+            runner_args: runner.args.in_keys(bound.step.runner_args.as_ref()),
+            inputs: *inputs,
+            verdict,
+        });
+    }
+}
+
+/// Queries a runner for an image's identity.
+pub(super) async fn identity(runners: &impl RunnerSet, (runner, image): IdentityQuery<'_>) -> IdentityAnswer {
+    match caught(runners.cache_identity(runner, image)).await {
+        Ok(identity) => identity.map_err(|error| error.to_line().into()),
+        Err(()) => Err("the runner panicked, which is a bug in it".into()),
+    }
+}

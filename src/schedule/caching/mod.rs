@@ -1,0 +1,188 @@
+//! Caching: the work that a cache adds to a build, beside its attempts.
+//!
+//! - A cached step is looked up before it is ready to start (`lookup`). Most lookups return at once, so a
+//!   series of hits needs no future. Lookups that wait for an equal step, have much to check, or query a
+//!   remote cache, are futures here.
+//! - A runner whose steps may all be found in the cache is probed before its first attempt, not before the
+//!   build (`late_probe`).
+//! - The result of a cached step is published before its end is reported (`publish`), and then shared with a
+//!   remote cache (`sharing`).
+//!
+//! The results go to the [`BuildProgress`]. The module knows neither how keys are made nor what the store
+//! keeps.
+
+mod inputs;
+mod key;
+mod late_probe;
+mod lookup;
+mod publish;
+mod sharing;
+
+use std::{
+    collections::BTreeMap,
+    future::Future,
+    panic::AssertUnwindSafe,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use futures_util::{FutureExt, StreamExt, stream::FuturesUnordered};
+use tokio_util::sync::CancellationToken;
+
+pub(crate) use self::key::is_cached;
+use self::{
+    inputs::Inputs,
+    late_probe::{Admission, LateProbes},
+    lookup::{CachedStep, IdentityAnswer, IdentityQuery, IdentityState},
+    publish::Published,
+    sharing::Sharing,
+};
+use super::{executor::Report, policy::Start, progress::BuildProgress};
+use crate::{
+    cache::{BuildCache, BuildEnd, KeyRecord, LookupOutcome},
+    model::StepIndex,
+    plan::BoundPlan,
+    remote_cache::RemoteCache,
+    runner::{Probe, RunnerIndex, RunnerSet},
+    store::Archives,
+};
+
+/// The caching of one build. Without a cache, and with every runner probed, it costs one or two checks per
+/// step.
+pub(super) struct Caching<'a, R> {
+    runners: &'a R,
+    plan: &'a BoundPlan,
+    cache: Option<&'a BuildCache>,
+    /// The work in progress that steps wait for.
+    jobs: FuturesUnordered<Pin<Box<dyn Future<Output = JobDone<'a>> + Send + 'a>>>,
+    identities: BTreeMap<IdentityQuery<'a>, IdentityState>,
+    inputs: Arc<Inputs<'a>>,
+    /// Steps that wait for their inputs to be computed.
+    without_inputs: Vec<StepIndex>,
+    /// The cached steps that run, or are about to run.
+    running: BTreeMap<StepIndex, CachedStep>,
+    probes: LateProbes,
+    sharing: Sharing<'a>,
+    hits: Vec<[u8; 32]>,
+    records: Vec<KeyRecord>,
+    has_published: bool,
+}
+
+/// What the caching of a build works with.
+#[derive(Clone, Copy)]
+pub(super) struct CachingScope<'a> {
+    pub(super) plan: &'a BoundPlan,
+    pub(super) cache: Option<&'a BuildCache>,
+    pub(super) remote: Option<&'a RemoteCache>,
+    pub(super) archives: &'a Archives,
+}
+
+/// Work that is done.
+pub(super) enum JobDone<'a> {
+    Identified(IdentityQuery<'a>, IdentityAnswer),
+    /// The inputs of steps in the source are known.
+    InputsFound,
+    LookedUp(StepIndex, LookupOutcome),
+    /// The result of the remote cache for a step that the local cache does not have.
+    LookedUpRemotely(StepIndex, LookupOutcome),
+    Probed(RunnerIndex, Probe),
+    Published(Published),
+}
+
+impl<'a, R: RunnerSet> Caching<'a, R> {
+    /// Returns the caching of a build; `unprobed` are the runners that have not been probed yet.
+    pub(super) fn new(runners: &'a R, scope: CachingScope<'a>, unprobed: &[RunnerIndex]) -> Self {
+        let CachingScope { plan, cache, .. } = scope;
+        let inputs = Arc::new(Inputs::new(scope));
+        Self {
+            runners,
+            plan,
+            cache,
+            jobs: FuturesUnordered::new(),
+            identities: BTreeMap::new(),
+            sharing: Sharing::new(scope, Arc::clone(&inputs)),
+            inputs,
+            without_inputs: Vec::new(),
+            running: BTreeMap::new(),
+            probes: LateProbes::new(plan.runners.len(), unprobed),
+            hits: Vec::new(),
+            records: Vec::new(),
+            has_published: false,
+        }
+    }
+
+    /// Returns the next attempt to start.
+    pub(super) fn next_start(&mut self, progress: &mut BuildProgress<'_>, now: Duration) -> Option<Start> {
+        if let Some(reason) = progress.stopping() {
+            self.probes.give_up(reason);
+        }
+        loop {
+            let start = self.probes.next_released().or_else(|| progress.start_next(now))?;
+            let runner = self.plan.step(start.step).runner;
+            match self.probes.admit(start, runner) {
+                Admission::Start => return Some(start),
+                Admission::Probe => self.jobs.push(Box::pin(probe(self.runners, runner))),
+                Admission::Held => {}
+            }
+        }
+    }
+
+    /// Handles the end of a job.
+    pub(super) fn handle(&mut self, done: JobDone<'a>, progress: &mut BuildProgress<'_>, now: Duration) {
+        match done {
+            JobDone::Identified(query, answer) => self.identified(query, answer, progress, now),
+            JobDone::InputsFound => self.inputs_found(progress, now),
+            JobDone::LookedUp(step, outcome) => self.looked_up(step, outcome, progress, now),
+            JobDone::LookedUpRemotely(step, outcome) => self.decided(step, outcome, progress, now),
+            JobDone::Probed(runner, probe) => {
+                self.probes.probed(runner, &self.plan.runners[usize::from(runner.0)].name, probe);
+            }
+            JobDone::Published(published) => self.published(published, progress, now),
+        }
+    }
+
+    /// Returns the end of an attempt that did not start.
+    pub(super) fn take_report(&mut self) -> Option<Report> {
+        self.probes.take_report()
+    }
+
+    /// Returns whether nothing is in progress.
+    pub(super) fn is_empty(&self) -> bool {
+        self.jobs.is_empty() && self.sharing.is_empty()
+    }
+
+    /// Polls for the next finished job. It must not be called if nothing is in progress.
+    pub(super) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<JobDone<'a>>> {
+        self.sharing.poll(cx);
+        match self.jobs.poll_next_unpin(cx) {
+            // Nothing that a step waits for: only results are being shared.
+            Poll::Ready(None) => Poll::Pending,
+            polled => polled,
+        }
+    }
+
+    /// Waits for the work that must finish before the build's end, and returns the build's data for its
+    /// cache, if it has one.
+    pub(super) async fn finish(mut self, progress: &BuildProgress<'_>, cancel: &CancellationToken) -> BuildEnd {
+        self.jobs.clear();
+        self.sharing.finish(cancel).await;
+        let Self { hits, records, has_published: published, .. } = self;
+        BuildEnd { run_dir: progress.dir(), records, hits, published, exit_code: progress.status().exit_code() }
+    }
+}
+
+/// Probes a runner.
+async fn probe<'a>(runners: &impl RunnerSet, runner: RunnerIndex) -> JobDone<'a> {
+    let probe = caught(runners.probe(runner)).await.unwrap_or_else(|()| Probe::Unusable {
+        reason: "its check of this machine panicked".into(),
+        hint: "that is a bug in it".into(),
+    });
+    JobDone::Probed(runner, probe)
+}
+
+/// Returns the result of a future, or an error if it panics.
+async fn caught<T>(future: impl Future<Output = T>) -> Result<T, ()> {
+    AssertUnwindSafe(future).catch_unwind().await.map_err(drop)
+}

@@ -1,0 +1,78 @@
+//! Publishing: the result of a cached step goes to the cache before the step's end is reported.
+
+use std::{sync::Arc, time::Duration};
+
+use super::{
+    Caching, JobDone,
+    lookup::{CachedStep, identity},
+};
+use crate::{
+    cache::{CacheKey, Found, Passed},
+    model::StepIndex,
+    runner::RunnerSet,
+    schedule::{executor::Report, policy::AttemptEnd, progress::BuildProgress},
+};
+
+/// The last attempt of a step, and the step's entry in the cache, if it was published.
+pub(in crate::schedule) struct Published {
+    report: Report,
+    entry: Option<(CacheKey, Found)>,
+}
+
+impl<'a, R: RunnerSet> Caching<'a, R> {
+    /// Returns whether the cache needs a snapshot of `step`.
+    pub(in crate::schedule) fn publishes(&self, step: StepIndex) -> bool {
+        !self.running.is_empty() && self.running.contains_key(&step)
+    }
+
+    /// Handles an attempt's end. The result of a cached step is published first.
+    pub(in crate::schedule) fn attempt_ended(
+        &mut self,
+        report: Report,
+        progress: &mut BuildProgress<'_>,
+        now: Duration,
+    ) {
+        let step = report.start.step;
+        if !self.publishes(step) {
+            progress.attempt_ended(report, now);
+            return;
+        }
+        if report.end == AttemptEnd::Exited(0)
+            && let Some(snapshot) = report.snapshot.clone()
+            && let (Some(cache), Some(running)) = (self.cache, self.running.remove(&step))
+        {
+            let CachedStep { key, mode, flight, .. } = running;
+            let (runners, bound) = (self.runners, self.plan.step(step));
+            let log = progress.close_log(report.start);
+            let passed = Passed { key, step: Arc::clone(&bound.step.key), snapshot, log, flight };
+            self.jobs.push(Box::pin(async move {
+                let published = match identity(runners, (bound.runner, None)).await {
+                    Ok(Some(identity)) if identity.mode == mode => cache.publish(passed).await,
+                    Ok(_) => Err("the runner works otherwise than it said it would".into()),
+                    Err(message) => Err(message),
+                };
+                let found = published.inspect_err(|message| {
+                    tracing::warn!(step = &*bound.step.key, "a result is not cached: {message}");
+                });
+                JobDone::Published(Published { report, entry: found.ok().map(|found| (key, found)) })
+            }));
+            return;
+        }
+        progress.attempt_ended(report, now);
+        if progress.has_ended(step) {
+            self.running.remove(&step);
+        }
+    }
+
+    /// Ends a step whose result was published, or could not be.
+    pub(super) fn published(&mut self, published: Published, progress: &mut BuildProgress<'_>, now: Duration) {
+        let Published { report, entry } = published;
+        let step = report.start.step;
+        progress.attempt_ended(report, now);
+        if let Some((key, found)) = entry {
+            self.has_published = true;
+            progress.keep_snapshot(step);
+            self.sharing.share(step, key, found);
+        }
+    }
+}
