@@ -154,13 +154,6 @@ pub struct RunOptions {
     pub images: BTreeMap<String, String>,
 }
 
-impl RunOptions {
-    /// Returns whether the step with this key runs regardless of the cache.
-    pub(crate) fn is_refreshed(&self, step: &str) -> bool {
-        self.no_cache || self.refresh.contains(step)
-    }
-}
-
 /// A running build: events to show, and a control to hold.
 pub struct BackendHandle {
     events: EventStream,

@@ -1,7 +1,6 @@
 //! The cache of one build: lookups, publishing, and the record of the run at its end.
 
 use std::{
-    collections::BTreeSet,
     path::PathBuf,
     pin::{Pin, pin},
     sync::Arc,
@@ -53,10 +52,6 @@ pub(crate) struct BuildFacts {
     pub(crate) project: Option<ProjectId>,
     pub(crate) pipeline: String,
     pub(crate) started_at_ms: i64,
-    /// Whether all steps run without using cached results.
-    pub(crate) no_cache: bool,
-    /// Steps that run regardless of the cache, by key.
-    pub(crate) refresh: BTreeSet<String>,
 }
 
 /// A request to the cache.
@@ -150,11 +145,6 @@ impl BuildCache {
         {
             tracing::warn!("{}", in_words(error));
         }
-    }
-
-    /// Returns whether a step runs regardless of the cache.
-    pub(crate) fn is_refreshed(&self, step: &str) -> bool {
-        self.build.no_cache || self.build.refresh.contains(step)
     }
 
     /// Looks a step up. Answers immediately, unless an equal step is in flight, or many files have to be

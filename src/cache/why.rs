@@ -12,7 +12,8 @@ use super::{
     parts::{CacheVerdict, RunParts},
 };
 use crate::{
-    StepStatus, event,
+    event,
+    model::StepStatus,
     store::{Evicted, Run, Store, StoreError},
 };
 

@@ -31,7 +31,7 @@ pub struct BoundRun<'a, R> {
 
 /// When and under which name a build runs.
 #[derive(Debug)]
-struct Identity {
+struct RunIdentity {
     build: BuildRef,
     started_at: DateTime<Utc>,
 }
@@ -53,6 +53,8 @@ impl<'a, R: RunnerSet> BoundRun<'a, R> {
             has_secrets: !request.secrets.is_empty(),
             timeout: request.options.timeout,
             keep: request.options.keep,
+            no_cache: request.options.no_cache,
+            refresh: request.options.refresh.clone(),
         };
         let plan = bind(&request.plan, engine.descriptors.clone(), &options)?;
         Ok(Self { engine, request, plan })
@@ -69,7 +71,7 @@ impl<'a, R: RunnerSet> BoundRun<'a, R> {
     pub async fn start(self) -> Result<BackendHandle, BackendError> {
         let unprobed = self.probe().await?;
         let run_id = self.request.run_id.unwrap_or_else(Uuid::new_v4);
-        let identity = Identity {
+        let identity = RunIdentity {
             build: BuildRef { run_id, number: None, org: None, pipeline: self.request.pipeline_slug.clone() },
             started_at: self.request.started_at.unwrap_or_else(Utc::now),
         };
@@ -113,10 +115,9 @@ impl<'a, R: RunnerSet> BoundRun<'a, R> {
     /// Checks whether the runners that the plan uses can work here. Skips and returns the runners whose every
     /// step may be in the cache.
     async fn probe(&self) -> Result<Vec<RunnerIndex>, BackendError> {
-        let Self { engine, request, plan } = self;
+        let Self { engine, plan, .. } = self;
         let is_sure_to_run = |step: StepIndex| {
-            let refreshed = request.options.is_refreshed(&plan.step(step).step.key);
-            engine.cache.is_none() || refreshed || !schedule::is_cached(plan, step)
+            engine.cache.is_none() || plan.step(step).is_refreshed || !schedule::is_cached(plan, step)
         };
         let all: BTreeSet<RunnerIndex> = plan.steps.iter().map(|step| step.runner).collect();
         let used: BTreeSet<RunnerIndex> =
@@ -133,7 +134,7 @@ impl<'a, R: RunnerSet> BoundRun<'a, R> {
     }
 
     /// Opens the engine's cache for this build, if it has one.
-    async fn open_cache(&self, identity: &Identity) -> Result<Option<BuildCache>, BackendError> {
+    async fn open_cache(&self, identity: &RunIdentity) -> Result<Option<BuildCache>, BackendError> {
         let Some(cache) = self.engine.cache.clone() else { return Ok(None) };
         let facts = BuildFacts {
             run: identity.build.run_id,
@@ -141,15 +142,13 @@ impl<'a, R: RunnerSet> BoundRun<'a, R> {
             project: self.request.project.clone(),
             pipeline: self.request.pipeline_slug.clone(),
             started_at_ms: identity.started_at.timestamp_millis(),
-            no_cache: self.request.options.no_cache,
-            refresh: self.request.options.refresh.clone(),
         };
         let opened = tokio::task::spawn_blocking(move || cache.open(facts)).await;
         Ok(Some(opened.map_err(|error| BackendError::Other(error.into()))?))
     }
 
     /// Creates the run's journal.
-    fn create_journal(&self, identity: &Identity) -> Result<(EventWriter, EventBus, EventStream), BackendError> {
+    fn create_journal(&self, identity: &RunIdentity) -> Result<(EventWriter, EventBus, EventStream), BackendError> {
         let Self { engine, request, plan } = self;
         let dir = match &engine.runs_dir {
             Some(dir) => RunDir::Kept(dir.join(identity.build.run_id.to_string())),

@@ -141,6 +141,7 @@ impl<'a> Binder<'a> {
             has_lineage_children: children.any(|child| child.kind == EdgeKind::BuildsIn),
             // Set when every step has its runner.
             has_foreign_children: false,
+            is_refreshed: self.options.no_cache || self.options.refresh.contains(&*step.key),
             step,
         })
     }

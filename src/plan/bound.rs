@@ -1,6 +1,10 @@
 //! A plan bound to an engine's runners, which the scheduler runs and `hm plan` shows.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use super::{Dag, StepIndex};
 use crate::{
@@ -23,6 +27,10 @@ pub struct BindOptions {
     pub timeout: Option<Duration>,
     /// Whether the filesystem of every step outlives the build so that users can inspect it.
     pub keep: bool,
+    /// Whether every step runs regardless of the cache.
+    pub no_cache: bool,
+    /// The steps, by key, that run regardless of the cache.
+    pub refresh: BTreeSet<String>,
 }
 
 /// A plan in which every step has a runner. Immutable.
@@ -151,6 +159,8 @@ pub struct BoundStep {
     pub has_lineage_children: bool,
     /// Whether one of them runs on another runner.
     pub has_foreign_children: bool,
+    /// Whether the step runs regardless of the cache.
+    pub is_refreshed: bool,
 }
 
 /// The image of root steps if neither the step nor the pipeline names one: this machine's system.

@@ -115,7 +115,7 @@ impl<'a, R: RunnerSet> Caching<'a, R> {
             }
         };
         self.running.insert(step, cached_step);
-        if cache.is_refreshed(&bound.step.key) {
+        if bound.is_refreshed {
             let refreshed = LookupOutcome::Missed { reason: CacheMissReason::Refresh, message: None, flight: None };
             return self.decided(step, refreshed, progress, now);
         }

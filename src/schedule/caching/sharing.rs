@@ -201,8 +201,7 @@ impl<'a> Sharing<'a> {
 impl<'a> SharingScope<'a> {
     fn is_asked_for(&self, step: StepIndex) -> bool {
         let is_served = self.exchange.is_some_and(|exchange| exchange.remote.reads(&self.plan.runner(step).pool));
-        let is_refreshed = self.cache.is_none_or(|cache| cache.is_refreshed(&self.plan.step(step).step.key));
-        is_served && !is_refreshed && is_cached(self.plan, step)
+        is_served && !self.plan.step(step).is_refreshed && is_cached(self.plan, step)
     }
 
     /// Returns the query for `step`, and for the cached steps that build on it.
