@@ -28,7 +28,7 @@ const LEVEL: i32 = 3;
 /// Returns an error if the directory cannot be read or the file cannot be written.
 pub(crate) fn pack(upper: &Path, dir: &Path, id_map: IdMap) -> Result<Option<LayerOutput>, Failure> {
     let is_empty = || -> io::Result<bool> { Ok(fs::read_dir(upper)?.next().is_none()) };
-    if is_empty().map_err(|error| Failure::io("read what the step wrote", &error))? {
+    if is_empty().map_err(|error| Failure::io("read the step's changes", &error))? {
         return Ok(None);
     }
     let aside = dir.join(format!(".{NAME}"));
@@ -44,7 +44,7 @@ pub(crate) fn pack(upper: &Path, dir: &Path, id_map: IdMap) -> Result<Option<Lay
     write().map(Some).map_err(|error| {
         // Best effort: nothing reads the incomplete file, but the disk may be full.
         let _ = fs::remove_file(&aside);
-        Failure::io("pack what the step wrote", &error)
+        Failure::io("pack the step's changes", &error)
     })
 }
 

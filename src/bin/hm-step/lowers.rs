@@ -23,7 +23,10 @@ const MAX_LOWERS: usize = 499;
 /// Returns an error if there are too many to stack, or if one of them does not exist.
 pub(crate) fn find(dir: &Path, stack: &[Lower]) -> Result<Vec<PathBuf>, Failure> {
     if stack.len() > MAX_LOWERS {
-        return Err(Failure::lasting(format!("the step has {} layers, and at most {MAX_LOWERS} fit", stack.len())));
+        return Err(Failure::lasting(format!(
+            "the step has {} layers, more than the limit of {MAX_LOWERS}",
+            stack.len()
+        )));
     }
     stack
         .iter()
@@ -31,7 +34,7 @@ pub(crate) fn find(dir: &Path, stack: &[Lower]) -> Result<Vec<PathBuf>, Failure>
             let (Lower::Layer { path, .. } | Lower::Workspace { path }) = lower;
             let within = Path::new(path).components().all(|part| matches!(part, Component::Normal(_)));
             if path.is_empty() || !within {
-                return Err(Failure::lasting(format!("the path {path:?} does not lead to a part of the input")));
+                return Err(Failure::lasting(format!("the path {path:?} is not below the input's directory")));
             }
             // A worker may provide its files as symbolic links.
             let found = dir.join(path).canonicalize();
@@ -86,7 +89,7 @@ pub(crate) fn make(
     }
     lowers.sort_unstable_by_key(|(index, _)| std::cmp::Reverse(*index));
     let ground = scratch.make_dir("ground")?;
-    tree::make_ground(&ground).map_err(|error| Failure::io("make the lowest layer", &error))?;
+    tree::make_ground(&ground).map_err(|error| Failure::io("create the lowest layer", &error))?;
     Ok(lowers.into_iter().map(|(_, root)| root).chain([ground]).collect())
 }
 
@@ -98,5 +101,5 @@ fn unpack(path: &Path, name: &str, diff_id: &str, root: &Path, id_map: IdMap) ->
     if found == diff_id {
         return Ok(());
     }
-    Err(Failure::passing(format!("{name} is {found}, where the step expects {diff_id}: it was damaged on its way")))
+    Err(Failure::passing(format!("{name} is damaged: its digest is {found}, but the step expects {diff_id}")))
 }

@@ -42,7 +42,7 @@ impl Scratch {
         }
         let path = dir.join(OWN);
         let made = DirBuilder::new().mode(0o700).create(&path);
-        made.map_err(|error| Failure::io(format_args!("make {}", path.display()), &error))?;
+        made.map_err(|error| Failure::io(format_args!("create {}", path.display()), &error))?;
         let scratch = Self { path, made: true };
         // If it cannot be in memory, the directory is on the disk, which is only slower.
         let _ = solo.mount_memory_over(&scratch.path);
@@ -56,7 +56,7 @@ impl Scratch {
             DirBuilder::new().recursive(true).mode(0o755).create(&path)?;
             fs::set_permissions(&path, Permissions::from_mode(0o755))
         };
-        make().map_err(|error| Failure::io(format_args!("make {}", path.display()), &error))?;
+        make().map_err(|error| Failure::io(format_args!("create {}", path.display()), &error))?;
         Ok(path)
     }
 }

@@ -34,7 +34,7 @@ const TERMINATED: u8 = 128 + 15;
 pub(crate) fn run(input: &Path) -> Result<u8, Failure> {
     // This comes first because it may run this program again.
     let solo = Solo::enter_protected()
-        .map_err(|error| Failure::lasting(format!("failed to {error}; to do: {}", user_namespace_hint(&error))));
+        .map_err(|error| Failure::lasting(format!("failed to {error}; hint: {}", user_namespace_hint(&error))));
     let name = input.display();
     let input = input.canonicalize().map_err(|error| Failure::io(format_args!("find {name}"), &error))?;
     let dir = input.parent().unwrap_or(Path::new("/"));
@@ -79,7 +79,7 @@ fn run_in(dir: &Path, input: &StepInput, solo: &Solo) -> Result<(Exit, Option<La
         End::TimedOut => Exit::TimedOut,
         End::Terminated => Exit::Terminated,
         End::Killed => {
-            return Err(Failure::passing("the step was killed from outside, or for want of memory on this machine"));
+            return Err(Failure::passing("the step was killed by another process, or this machine is out of memory"));
         }
     };
     let layer = match exit {
@@ -98,7 +98,7 @@ fn spec(
     upper: &Path,
 ) -> Result<JailSpec, Failure> {
     if !input.workdir.starts_with('/') {
-        return Err(Failure::lasting(format!("the work directory {:?} is no absolute path", input.workdir)));
+        return Err(Failure::lasting(format!("the work directory {:?} is not an absolute path", input.workdir)));
     }
     let limits = input.limits;
     let watch = Watch { memory_bytes: limits.memory_bytes, pids: limits.pids };
@@ -131,7 +131,7 @@ fn spec(
 
 fn variable(name: &str, value: &str) -> Result<CString, Failure> {
     if name.is_empty() || name.contains('=') {
-        return Err(Failure::lasting(format!("{name:?} can't be the name of a variable")));
+        return Err(Failure::lasting(format!("invalid variable name {name:?}")));
     }
     c_string(&format!("{name:?}"), format!("{name}={value}"))
 }
@@ -141,7 +141,7 @@ fn c_path(path: &Path) -> Result<CString, Failure> {
 }
 
 fn c_string(what: &str, text: impl Into<Vec<u8>>) -> Result<CString, Failure> {
-    CString::new(text).map_err(|_| Failure::lasting(format!("{what} has a zero byte in it")))
+    CString::new(text).map_err(|_| Failure::lasting(format!("{what} contains a NUL byte")))
 }
 
 /// Writes the result atomically.

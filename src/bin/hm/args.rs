@@ -14,15 +14,15 @@ use crate::failure::{Failure, Outcome};
 /// Which pipeline, and of which source.
 #[derive(Debug, Args)]
 pub(crate) struct SourceArgs {
-    /// The pipeline's name; may be left out where there is only one, or one called `ci` or `default`
+    /// The pipeline; optional if there is only one, or one named `ci` or `default`
     #[arg(value_name = "PIPELINE", conflicts_with = "file")]
     pub(crate) pipeline: Option<String>,
 
-    /// Take the pipeline from this v0 IR JSON file (`-` is stdin) instead of `.hm/`
+    /// Read the pipeline from a v0 IR JSON file (`-` for stdin) instead of `.hm/`
     #[arg(short, long, value_name = "IR.json")]
     pub(crate) file: Option<PathBuf>,
 
-    /// The source directory; without it, the nearest directory upwards that has `.hm/`
+    /// The source directory [default: the nearest directory with `.hm/`, searched upwards]
     #[arg(short, long, value_name = "DIR")]
     pub(crate) dir: Option<PathBuf>,
 }
@@ -30,20 +30,20 @@ pub(crate) struct SourceArgs {
 /// What a run changes about a pipeline.
 #[derive(Debug, Args)]
 pub(crate) struct BindArgs {
-    /// The runner of steps that name none (`hm runners` lists them)
+    /// The runner for steps that do not name one (see `hm runners`)
     #[arg(long, value_name = "NAME")]
     pub(crate) runner: Option<String>,
 
-    /// Use image B where the pipeline says A, as in `debian:bookworm=host` (repeatable)
+    /// Replace image A with image B, as in `debian:bookworm=host` (repeatable)
     #[arg(long = "image", value_name = "A=B", value_parser = Substitution::from_str)]
     pub(crate) images: Vec<Substitution>,
 
-    /// Set a variable for every step; without `=V` it is taken from hm's own environment (repeatable)
+    /// Set an environment variable for every step; without `=V`, pass on hm's own value (repeatable)
     #[arg(short, long = "env", value_name = "K[=V]", value_parser = Variable::from_str)]
     pub(crate) env: Vec<Variable>,
 
-    /// Let steps read a secret at /run/secrets/NAME, masked in all output; the value is that of the variable NAME, or
-    /// comes from where `=` says (repeatable)
+    /// Provide a secret at /run/secrets/NAME, masked in all output; its value is read from the environment
+    /// variable NAME, or from the given variable or file (repeatable)
     #[arg(long = "secret", value_name = "NAME[=env:VAR|file:PATH]", value_parser = SecretSource::from_str)]
     pub(crate) secrets: Vec<SecretSource>,
 }
@@ -75,9 +75,9 @@ impl BindArgs {
             let value = match value {
                 Some(value) => value.clone(),
                 None => std::env::var(name).map_err(|error| {
-                    Failure::input(format_args!("failed to take `-e {name}` from the environment"))
+                    Failure::input(format_args!("failed to read `{name}` for `-e {name}`"))
                         .because(error)
-                        .hint(format_args!("set it, or say `-e {name}=VALUE`"))
+                        .hint(format_args!("set it, or pass `-e {name}=VALUE`"))
                 })?,
             };
             env.insert(name.clone(), value);
@@ -99,7 +99,7 @@ impl FromStr for Substitution {
     fn from_str(text: &str) -> Result<Self, String> {
         match text.split_once('=') {
             Some((from, to)) if !from.is_empty() && !to.is_empty() => Ok(Self { from: from.into(), to: to.into() }),
-            _ => Err("write A=B, as in `debian:bookworm=host`".into()),
+            _ => Err("expected A=B, as in `debian:bookworm=host`".into()),
         }
     }
 }
@@ -120,7 +120,7 @@ impl FromStr for Variable {
             None => (text, None),
         };
         if name.is_empty() || text.contains('\0') {
-            return Err("write NAME=VALUE, or NAME alone for hm's own value of it".into());
+            return Err("expected NAME=VALUE, or NAME to pass on hm's own value".into());
         }
         Ok(Self { name: name.into(), value: value.map(String::from) })
     }
@@ -146,7 +146,9 @@ impl FromStr for SecretSource {
         let (name, place) = text.split_once('=').map_or((text, None), |(name, place)| (name, Some(place)));
         let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
         if name.is_empty() || name.starts_with('.') || !name.chars().all(is_plain) {
-            return Err("a secret's name has letters, digits, `_`, `-` and `.`, and no `.` in front".into());
+            return Err("a secret's name may contain only letters, digits, `_`, `-` and `.`, and must not start with \
+                        `.`"
+            .into());
         }
         let place = match place.map(|place| place.split_once(':')) {
             None => SecretPlace::Env(name.into()),
@@ -154,7 +156,7 @@ impl FromStr for SecretSource {
             Some(Some(("file", path))) if !path.is_empty() => SecretPlace::File(path.into()),
             // The text after `=` may be the secret itself, so it is not repeated.
             Some(_) => {
-                return Err("write NAME, NAME=env:VAR or NAME=file:PATH; values don't belong on a command line".into());
+                return Err("expected NAME, NAME=env:VAR or NAME=file:PATH; a value cannot be given here".into());
             }
         };
         Ok(Self { name: name.into(), place })
@@ -167,8 +169,8 @@ impl SecretSource {
         let value = match &self.place {
             SecretPlace::Env(variable) => {
                 std::env::var_os(variable).map(std::os::unix::ffi::OsStringExt::into_vec).ok_or_else(|| {
-                    Failure::input(format_args!("secret `{name}` is missing: the variable `{variable}` is not set"))
-                        .hint(format_args!("export {variable}, or say `--secret {name}=file:PATH`"))
+                    Failure::input(format_args!("secret `{name}` is missing: variable `{variable}` is not set"))
+                        .hint(format_args!("export {variable}, or pass `--secret {name}=file:PATH`"))
                 })?
             }
             SecretPlace::File(path) => std::fs::read(path).map_err(|error| {
@@ -176,8 +178,9 @@ impl SecretSource {
             })?,
         };
         if value.is_empty() {
-            return Err(Failure::input(format_args!("secret `{name}` is empty"))
-                .hint("an empty secret is nearly always a mistake: leave the option out instead"));
+            return Err(
+                Failure::input(format_args!("secret `{name}` is empty")).hint("set its value, or remove the option")
+            );
         }
         Ok(value)
     }
@@ -185,7 +188,7 @@ impl SecretSource {
 
 /// Parses `90`, `90s`, `1h30m`, `14d`, `500ms`.
 pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
-    const EXPECTED: &str = "write a duration such as 90s, 15m or 1h30m";
+    const EXPECTED: &str = "expected a duration such as 90s, 15m or 1h30m";
     let mut total = Duration::ZERO;
     let mut rest = text;
     while !rest.is_empty() {
@@ -202,17 +205,17 @@ pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
             "d" => number.checked_mul(24 * 3600).map(Duration::from_secs),
             _ => return Err(EXPECTED.into()),
         };
-        total = part.and_then(|part| total.checked_add(part)).ok_or("that is too long")?;
+        total = part.and_then(|part| total.checked_add(part)).ok_or("the duration is too long")?;
         rest = &rest[unit..];
     }
-    if total.is_zero() { Err(format!("{EXPECTED}; zero would leave no time at all")) } else { Ok(total) }
+    if total.is_zero() { Err(format!("{EXPECTED}, longer than zero")) } else { Ok(total) }
 }
 
 /// Returns `path` as an absolute path without symbolic links.
 pub(crate) fn existing_dir(path: &Path) -> Outcome<PathBuf> {
-    let absolute = path.canonicalize().map_err(|error| {
-        Failure::input(format_args!("failed to open the directory {}", path.display())).because(error)
-    })?;
+    let absolute = path
+        .canonicalize()
+        .map_err(|error| Failure::input(format_args!("failed to open directory {}", path.display())).because(error))?;
     if absolute.is_dir() {
         Ok(absolute)
     } else {

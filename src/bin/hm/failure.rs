@@ -62,7 +62,8 @@ impl Failure {
                 format!("{}{room}", dir.display())
             },
         );
-        Self::infrastructure(format_args!("no space left on {place}")).hint("hm cache gc, or set HM_CACHE_DIR")
+        Self::infrastructure(format_args!("no space left on {place}"))
+            .hint("run `hm cache gc`, or set HM_CACHE_DIR to a directory on another disk")
     }
 
     /// Returns whether the cause is a full disk below the store.
@@ -104,7 +105,7 @@ impl Display for Failure {
 
 impl From<ProjectFileError> for Failure {
     fn from(error: ProjectFileError) -> Self {
-        Self { error: anyhow::Error::new(error).context("failed to read a file of the project"), ..Self::input("") }
+        Self { error: anyhow::Error::new(error).context("failed to read a project file"), ..Self::input("") }
     }
 }
 
@@ -113,16 +114,16 @@ impl From<BackendError> for Failure {
         match error {
             BackendError::Invalid(invalid) => Self::input("the pipeline is invalid").details(invalid.problems()),
             BackendError::Unusable { runner, reason, hint } => {
-                let failure = Self::infrastructure(format_args!("runner `{runner}` can't work here: {reason}"));
+                let failure = Self::infrastructure(format_args!("runner `{runner}` is not available: {reason}"));
                 let else_process = "or run without isolation, in a private copy of the source: `--runner process`";
-                let more = "`hm doctor` shows every check";
+                let more = "run `hm doctor` for all checks";
                 if runner == "process" {
                     failure.hint(format_args!("{hint}\n{more}"))
                 } else {
                     failure.hint(format_args!("{hint}\n{else_process}\n{more}"))
                 }
             }
-            other => Self::infrastructure("the build could not be run").because(other),
+            other => Self::infrastructure("failed to run the build").because(other),
         }
     }
 }

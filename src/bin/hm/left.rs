@@ -55,8 +55,8 @@ impl Left {
         let fits = |step: &&StepRecord| rest.strip_prefix(&*step.key).is_some_and(|rest| rest.starts_with(':'));
         let at = steps.iter().filter(fits).map(|step| step.key.len()).max().or_else(|| rest.find(':'));
         let Some(at) = at else {
-            return Err(Failure::input(format_args!("`{text}` names no path"))
-                .hint("write [RUN/]STEP:PATH, as in `hm cp test:report.xml .`"));
+            return Err(Failure::input(format_args!("`{text}` has no path"))
+                .hint("use [RUN/]STEP:PATH, as in `hm cp test:report.xml .`"));
         };
         let step = find_step(&run, &steps, &rest[..at])?;
         Ok((Self::open(&store, lease, run, step)?, &rest[at + 1..]))
@@ -66,14 +66,17 @@ impl Left {
         let snapshot = find_snapshot(store, &run, &step)?;
         let found = store.snapshot(&snapshot).map_err(unreadable)?;
         if let Some(reason) = store.damage_of(&snapshot).map_err(unreadable)? {
-            return Err(Failure::infrastructure(format_args!("what step `{}` left is damaged: {reason}", step.key))
-                .hint("run the pipeline again"));
+            return Err(Failure::infrastructure(format_args!(
+                "the files of step `{}` are damaged: {reason}",
+                step.key
+            ))
+            .hint("run the pipeline again"));
         }
         let source = match store.frozen_source(&found.source).map_err(unreadable)? {
             Some(source) => source,
             None => {
                 to_stderr(&format!(
-                    "note: the source of that run is no longer in the store; {} is shown as it is now",
+                    "note: the source of that run is no longer in the store; using the current content of {}",
                     run.source_dir.display()
                 ));
                 let frozen = store.freeze(&run.source_dir, &AtomicBool::new(false));
@@ -108,11 +111,12 @@ impl Left {
     pub(crate) fn failed(&self, error: VisitError) -> Failure {
         match error {
             VisitError::Errand { doing, source } if is_about_the_path(&source) => {
-                Failure::input(format_args!("failed to {doing} in what step `{}` left", self.step.key)).because(source)
+                Failure::input(format_args!("failed to {doing} in the files of step `{}`", self.step.key))
+                    .because(source)
             }
-            error => Failure::infrastructure(format_args!("failed to open what step `{}` left", self.step.key))
+            error => Failure::infrastructure(format_args!("failed to open the files of step `{}`", self.step.key))
                 .because(error)
-                .hint("`hm doctor` shows whether the sandbox works here"),
+                .hint("run `hm doctor` to check the sandbox"),
         }
     }
 }
@@ -151,8 +155,10 @@ pub(crate) fn find_run<'a>(
         let rest = &text[prefix.len() + 1..];
         match found.len() {
             0 => {
-                return Err(Failure::input(format_args!("there is no run whose id begins with `{prefix}`"))
-                    .hint("the store may have forgotten it; without `RUN/`, the last run of this directory is taken"));
+                return Err(Failure::input(format_args!("no run with id prefix `{prefix}`")).hint(
+                    "it may have been removed by garbage collection; without `RUN/`, the last run of this directory \
+                     is used",
+                ));
             }
             1 => {
                 let run = found.remove(0);
@@ -160,9 +166,9 @@ pub(crate) fn find_run<'a>(
                 return Ok((run, steps, rest));
             }
             _ => {
-                return Err(Failure::input(format_args!("several runs' ids begin with `{prefix}`"))
+                return Err(Failure::input(format_args!("several runs have id prefix `{prefix}`"))
                     .details(found.iter().map(|run| format!("{} ({})", run.id, run.pipeline)))
-                    .hint("write more of the id"));
+                    .hint("use a longer prefix"));
             }
         }
     }
@@ -190,8 +196,8 @@ pub(crate) fn find_run<'a>(
         newest.get_or_insert((run, steps, text));
     }
     newest.ok_or_else(|| {
-        Failure::input(format_args!("there was no run of a pipeline of {}", dirs[0].display()))
-            .hint("run it first, say where its source is with `-d DIR`, or name a run, as in `RUN/STEP`")
+        Failure::input(format_args!("no runs of pipelines in {}", dirs[0].display()))
+            .hint("run a pipeline first, set its source directory with `-d DIR`, or name a run, as in `RUN/STEP`")
     })
 }
 
@@ -205,7 +211,7 @@ fn steps_of(store: &Store, run: &Run) -> Outcome<Vec<StepRecord>> {
     event::step_records(store.run_dir(run.id)).map_err(|error| {
         Failure::infrastructure(format_args!("failed to read the journal of run {}", run.id))
             .because(error)
-            .hint("it may have been removed for its age: run the pipeline again")
+            .hint("it may have been removed by garbage collection: run the pipeline again")
     })
 }
 
@@ -215,14 +221,14 @@ pub(crate) fn find_step(run: &Run, steps: &[StepRecord], key: &str) -> Outcome<S
     }
     let keys: Vec<String> = steps.iter().map(|step| step.key.to_string()).collect();
     let failure = Failure::input(format_args!(
-        "there is no step `{key}` in run {} of pipeline `{}`",
+        "no step named `{key}` in run {} of pipeline `{}`",
         &run.id.to_string()[..8],
         run.pipeline
     ));
     let known = if keys.len() > 20 { format!("{}, ...", keys[..20].join(", ")) } else { keys.join(", ") };
     Err(match nearest(key, &keys) {
-        Some(near) => failure.hint(format_args!("did you mean `{near}`? (known: {known})")),
-        None => failure.hint(format_args!("known: {known}")),
+        Some(near) => failure.hint(format_args!("did you mean `{near}`? (steps: {known})")),
+        None => failure.hint(format_args!("steps: {known}")),
     })
 }
 
@@ -238,30 +244,30 @@ fn find_snapshot(store: &Store, run: &Run, step: &StepRecord) -> Outcome<Snapsho
     let key = &step.key;
     let passed = matches!(step.status, Some(StepStatus::Passed | StepStatus::CacheHit));
     Err(if step.status.is_some() && step.exit_code == Some(-1) {
-        Failure::input(format_args!("step `{key}` never ran ({}): it left nothing", describe(step)))
-            .hint("a step before it did not pass: look at that one")
+        Failure::input(format_args!("step `{key}` did not run ({}), so it has no files", describe(step)))
+            .hint("inspect the step before it that did not pass")
     } else if step.status.is_none() {
-        Failure::input(format_args!("step `{key}` has not ended, or hm was killed: nothing of it is kept"))
-            .hint("`hm logs` may tell more, or run the pipeline again")
+        Failure::input(format_args!("step `{key}` has not ended, or hm was killed: its files were not kept"))
+            .hint("see its output with `hm logs`, or run the pipeline again")
     } else if &*step.runner == "process" || &*step.runner == "cloud" && !passed {
         Failure::input(format_args!(
-            "what step `{key}` left on runner `{}` is not kept ({})",
+            "runner `{}` does not keep the files of step `{key}` ({})",
             step.runner,
             describe(step)
         ))
-        .hint("run it on the sandbox: `hm run --runner sandbox`")
+        .hint("run it in the sandbox: `hm run --runner sandbox`")
     } else if passed {
-        Failure::input(format_args!("what step `{key}` left was not kept ({})", describe(step)))
-            .hint("`hm run --keep` keeps what every step leaves; a cache policy keeps it as long as the cache")
+        Failure::input(format_args!("the files of step `{key}` were not kept ({})", describe(step)))
+            .hint("run with `hm run --keep` to keep the files of every step, or give the step a cache policy")
     } else if step.status == Some(StepStatus::Infrastructure) {
-        Failure::input(format_args!("step `{key}` could not be run to its end: nothing of it is kept"))
-            .hint("see the run's output for the reason, and run the pipeline again")
+        Failure::input(format_args!("step `{key}` could not run: its files were not kept"))
+            .hint("see the run's output for the reason, then run the pipeline again")
     } else if &*step.runner == "docker" {
-        Failure::input(format_args!("what step `{key}` left in its container was not kept ({})", describe(step)))
-            .hint("`hm run --keep` keeps what every step leaves; on docker that takes time")
+        Failure::input(format_args!("the container of step `{key}` was not kept ({})", describe(step)))
+            .hint("run with `hm run --keep` to keep the files of every step, which is slow on runner docker")
     } else {
-        Failure::input(format_args!("what step `{key}` left is gone ({})", describe(step)))
-            .hint("it was removed for its age or for space, or could not be kept: run the pipeline again")
+        Failure::input(format_args!("the files of step `{key}` are no longer in the store ({})", describe(step)))
+            .hint("they were removed by garbage collection, or could not be stored: run the pipeline again")
     })
 }
 
@@ -271,13 +277,13 @@ pub(crate) fn describe(step: &StepRecord) -> String {
     match step.status {
         None => "not ended".into(),
         Some(StepStatus::Passed) => "passed".into(),
-        Some(StepStatus::CacheHit) => "passed, from the cache".into(),
+        Some(StepStatus::CacheHit) => "passed, cached".into(),
         Some(StepStatus::Failed) => format!("failed with exit code {}", code()),
         Some(StepStatus::Skipped) => "skipped".into(),
         Some(StepStatus::Canceled) => "cancelled".into(),
         Some(StepStatus::TimedOut) => "timed out".into(),
         Some(StepStatus::OutOfMemory) => "out of memory".into(),
-        Some(StepStatus::Infrastructure) => "infrastructure error".into(),
+        Some(StepStatus::Infrastructure) => "could not run".into(),
         Some(other) => format!("{other:?}").to_lowercase(),
     }
 }

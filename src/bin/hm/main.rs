@@ -23,7 +23,7 @@ use commands::{cache, doctor, list, plan, render as render_ir, run, runners as r
 #[cfg(target_os = "linux")]
 use commands::{cp, logs, logstream, shell, why, worker};
 
-/// Runs CI pipelines on this machine: a graph of shell steps, each isolated, each starting from its parent's files
+/// Run CI pipelines: graphs of isolated shell steps, each starting from its parent's files
 #[derive(Debug, Parser)]
 #[command(name = "hm", version, max_term_width = 100, arg_required_else_help = true)]
 struct Cli {

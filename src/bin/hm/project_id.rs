@@ -46,7 +46,7 @@ impl<'de> Deserialize<'de> for Name {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let name = String::deserialize(deserializer)?;
         if name.trim().is_empty() || name.len() > MAX_NAME_BYTES || name.chars().any(char::is_control) {
-            return Err(de::Error::custom("a name is some printable characters, 200 bytes at most"));
+            return Err(de::Error::custom("expected a name of printable characters, at most 200 bytes"));
         }
         Ok(Self(name))
     }

@@ -93,7 +93,8 @@ impl Runners {
         if let Some(jobs) = jobs {
             if most < jobs {
                 to_stderr(&format!(
-                    "warning: {most} steps run at once, not {jobs}: hm may open no more files (ulimit -n)"
+                    "warning: running {most} steps at once instead of {jobs}: the limit on open files is too low \
+                     (ulimit -n)"
                 ));
             }
             builder = builder.parallelism(jobs.min(most));
@@ -219,7 +220,7 @@ pub(crate) fn store() -> Outcome<StoreHandle> {
 /// Returns the directory of layers, images, journals and logs.
 pub(crate) fn store_dir() -> Outcome<PathBuf> {
     Store::default_dir().map_err(|error| {
-        Failure::infrastructure("failed to find a place for the store").because(error).hint("export HM_CACHE_DIR=DIR")
+        Failure::infrastructure("failed to choose a directory for the store").because(error).hint("set HM_CACHE_DIR")
     })
 }
 

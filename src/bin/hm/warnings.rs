@@ -19,7 +19,7 @@ pub(crate) fn of_plan(bound: &BoundPlan) {
         names.push(format!("{} more", found.len() - NAMED));
     }
     to_stderr(&format!(
-        "warning: `.hm/` is not part of the source that steps see, but is named by {}: move what they need elsewhere",
+        "warning: steps cannot see `.hm/`, but it is used by {}: move the files that they need elsewhere",
         names.join(", ")
     ));
 }

@@ -21,7 +21,7 @@ fn du_tells_what_takes_the_space() {
     let total: u64 = usage["kinds"].as_object().unwrap().values().map(|bytes| bytes.as_u64().unwrap()).sum();
     assert_eq!(usage["bytes"], total);
     let text = Ended::of(&mut project.hm(&["cache", "du"])).expect(0).stdout;
-    assert!(text.contains("sources") && text.contains("free on this filesystem"), "{text}");
+    assert!(text.contains("sources") && text.contains("free on the filesystem"), "{text}");
 }
 
 fn json(project: &Project, args: &[&str]) -> Value {
@@ -35,12 +35,12 @@ fn clean_forgets_and_gc_tells_what_it_did() {
     project.file("large", &"x".repeat(300_000));
     project.run(&["ci"]).expect(0);
     let text = Ended::of(&mut project.hm(&["cache", "gc"])).expect(0).stdout;
-    assert!(text.contains("nothing has to go") && text.contains("the store takes"), "{text}");
+    assert!(text.contains("nothing to remove") && text.contains("the store uses"), "{text}");
     let dry = json(&project, &["clean", "--all", "--dry-run"]);
     assert!(dry["sources"]["count"] == 1 && dry["sources"]["bytes"].as_u64() >= Some(300_000), "{dry}");
     assert!(du(&project)["kinds"]["sources"].as_u64() >= Some(300_000));
     let gone = Ended::of(&mut project.hm(&["cache", "clean", "--all"])).expect(0).stdout;
-    assert!(gone.contains("gone: sources") && gone.contains("freed"), "{gone}");
+    assert!(gone.contains("removed: sources") && gone.contains("freed"), "{gone}");
     let usage = du(&project);
     assert!(usage["kinds"]["sources"].as_u64() < Some(50_000), "{usage}");
     project.run(&["ci"]).expect(0);

@@ -19,7 +19,7 @@ pub(super) fn failed(command: &str) -> Option<Project> {
         return None;
     }
     let ended = ended.expect(1);
-    assert!(ended.stderr.contains("`hm shell test` opens"), "{}", ended.stderr);
+    assert!(ended.stderr.contains("`hm shell test` to inspect its files"), "{}", ended.stderr);
     Some(project)
 }
 
@@ -117,19 +117,19 @@ fn what_can_t_be_found_is_said_with_what_to_do() {
             assert!(ended.stderr.contains(text), "{from}: {}", ended.stderr);
         }
     };
-    expect("tset:f", &["no step `tset`", "did you mean `test`?"]);
+    expect("tset:f", &["no step named `tset`", "did you mean `test`?"]);
     expect("ffffffff/test:f", &["no run", "ffffffff"]);
-    expect("build:artifact", &["was not kept", "hm run --keep"]);
+    expect("build:artifact", &["were not kept", "hm run --keep"]);
     expect("test:missing", &["/workspace/missing", "No such file"]);
-    expect("test", &["names no path"]);
+    expect("test", &["has no path"]);
     project.file(".hm/more.json", &ir(&[("a", "exit 1", None), ("b", "true", Some(0)), ("c", "true", None)]));
     Ended::of(&mut project.hm(&["run", "more", "-j1", "--format", "human"])).expect(1);
-    expect("b:f", &["never ran"]);
+    expect("b:f", &["did not run"]);
     // The last run of each pipeline is searched.
     expect("test:missing", &["/workspace/missing"]);
     let elsewhere = Project::new();
     let ended = Ended::of(elsewhere.hm(&["cp", "test:f", "to"]).env("HM_CACHE_DIR", &project.store)).expect(2);
-    assert!(ended.stderr.contains("no run of a pipeline"), "{}", ended.stderr);
+    assert!(ended.stderr.contains("no runs of pipelines"), "{}", ended.stderr);
     let runs = fs::read_dir(project.store.join("runs")).unwrap();
     let ids: Vec<String> = runs.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
     assert_eq!(ids.len(), 2);

@@ -14,10 +14,10 @@ fn an_unknown_pipeline_names_the_nearest_one() {
     project.file(".hm/release.json", &ir(TRUE));
     project.file(".hm/nightly.json", &ir(TRUE));
     let ended = project.run(&["relaese"]).expect(2);
-    assert!(ended.stderr.contains("there is no pipeline `relaese`"), "{}", ended.stderr);
-    assert!(ended.stderr.contains("did you mean `release`? (known: nightly, release)"), "{}", ended.stderr);
+    assert!(ended.stderr.contains("no pipeline named `relaese`"), "{}", ended.stderr);
+    assert!(ended.stderr.contains("did you mean `release`? (pipelines: nightly, release)"), "{}", ended.stderr);
     let ended = project.run(&["xyz"]).expect(2);
-    assert!(ended.stderr.contains("hint: known: nightly, release"), "{}", ended.stderr);
+    assert!(ended.stderr.contains("hint: pipelines: nightly, release"), "{}", ended.stderr);
 }
 
 #[test]
@@ -27,7 +27,7 @@ fn without_a_name_the_only_pipeline_is_taken_or_the_one_called_ci() {
     assert!(project.run(&[]).expect(0).stdout.contains("only passed"));
     project.file(".hm/nightly.json", &ir(TRUE));
     let ended = project.run(&[]).expect(2);
-    assert!(ended.stderr.contains("there are several pipelines"), "{}", ended.stderr);
+    assert!(ended.stderr.contains("error: several pipelines"), "{}", ended.stderr);
     assert!(ended.stderr.contains("- nightly\n  - release\n"), "{}", ended.stderr);
     project.file(".hm/ci.json", &ir(&[("chosen", "true", None)]));
     assert!(project.run(&[]).expect(0).stdout.contains("chosen passed"));
@@ -40,7 +40,7 @@ fn pipelines_are_found_upwards_to_the_root_of_the_repository_and_no_further() {
     let deep = project.dir.join("deep/down");
     // Outside a repository, parent directories are not searched.
     let ended = Ended::of(project.hm(&["run", "--runner", "process"]).current_dir(&deep)).expect(2);
-    assert!(ended.stderr.contains("there is no directory .hm in"), "{}", ended.stderr);
+    assert!(ended.stderr.contains("no directory .hm in"), "{}", ended.stderr);
 
     fs::create_dir(project.dir.join(".git")).unwrap();
     let ended = Ended::of(project.hm(&["run", "--runner", "process"]).current_dir(&deep)).expect(0);
@@ -97,13 +97,13 @@ fn an_image_that_is_none_or_is_missing_is_told_before_anything_runs() {
     let project = Project::new();
     project.file("empty/file", "");
     for (image, expected) in [
-        ("oci:missing", "there is no `missing`"),
-        ("oci:empty:tag", "there is no `empty/index.json`"),
-        ("oci-archive:empty", "`empty` is no regular file"),
-        ("docker-archive:missing.tar", "there is no `missing.tar`"),
-        ("rootfs:missing", "there is no such directory"),
-        ("a//b", "`a//b` names no image"),
-        ("UPPER:case", "`UPPER:case` names no image"),
+        ("oci:missing", "`missing` does not exist"),
+        ("oci:empty:tag", "`empty/index.json` does not exist"),
+        ("oci-archive:empty", "`empty` is not a regular file"),
+        ("docker-archive:missing.tar", "`missing.tar` does not exist"),
+        ("rootfs:missing", "no such directory"),
+        ("a//b", "invalid image name `a//b`"),
+        ("UPPER:case", "invalid image name `UPPER:case`"),
     ] {
         let mut pipeline: Value = serde_json::from_str(&ir(TRUE)).unwrap();
         pipeline["default_image"] = image.into();
@@ -136,14 +136,14 @@ fn wrong_usage_ends_2() {
         project.run(args).expect(2);
     }
     let ended = project.run(&["-d", "no-such-dir"]).expect(2);
-    assert!(ended.stderr.contains("failed to open the directory no-such-dir"), "{}", ended.stderr);
+    assert!(ended.stderr.contains("failed to open directory no-such-dir"), "{}", ended.stderr);
 }
 
 #[test]
 fn a_substitution_that_matches_nothing_is_warned_of() {
     let project = Project::with_steps(TRUE);
     let ended = project.run(&["--image", "debain:12=host"]).expect(0);
-    assert_eq!(ended.stderr, "warning: `--image debain:12=...` changes nothing: no step starts from that image\n");
+    assert_eq!(ended.stderr, "warning: `--image debain:12=...` has no effect: no step starts from that image\n");
 }
 
 #[test]
@@ -166,7 +166,7 @@ fn pipelines_and_plan_answer_as_text_and_as_json() {
     assert_eq!(
         ended.stdout,
         "ci: 2 steps in 1 chain\n\nbuild on process, from image host\n  cc x.c\n\n\
-         test on process, from the files of build\n  ./a.out\n"
+         test on process, from step build\n  ./a.out\n"
     );
     let ended = Ended::of(&mut project.hm(&["plan", "--format", "json"])).expect(0);
     let plan: Value = serde_json::from_str(&ended.stdout).unwrap();
@@ -210,7 +210,7 @@ fn a_step_that_names_the_pipelines_directory_is_warned_of_by_plan_and_run() {
     let project = Project::with_steps(&[("lint", "test ! -e .hm/ci.json", None), ("other", "true", None)]);
     for command in ["plan", "run"] {
         let ended = Ended::of(&mut project.hm(&[command, "--runner", "process"])).expect(0);
-        assert!(ended.stderr.contains("`.hm/` is not part of the source"), "{}", ended.stderr);
+        assert!(ended.stderr.contains("steps cannot see `.hm/`"), "{}", ended.stderr);
         assert!(ended.stderr.contains("`lint`") && !ended.stderr.contains("`other`"), "{}", ended.stderr);
     }
 }
@@ -254,7 +254,7 @@ fn commands_and_variables_of_the_greatest_length_work_and_longer_ones_end_2() {
     pipeline(MOST, MOST);
     let ended = project.run(&["--format", "human"]).expect(0);
     assert!(ended.stdout.contains(&format!("| {}\n", MOST - 2)), "{}", ended.stdout);
-    for (cmd, value, named) in [(MOST + 1, MOST, "step `a`: `cmd`"), (MOST, MOST + 1, "the variable `A`")] {
+    for (cmd, value, named) in [(MOST + 1, MOST, "step `a`: `cmd`"), (MOST, MOST + 1, "variable `A`")] {
         pipeline(cmd, value);
         for command in ["plan", "run"] {
             let ended = Ended::of(&mut project.hm(&[command])).expect(2);
@@ -266,9 +266,10 @@ fn commands_and_variables_of_the_greatest_length_work_and_longer_ones_end_2() {
 #[test]
 fn the_user_names_projects_and_a_project_does_not() {
     let project = Project::with_steps(TRUE);
-    for (text, said) in
-        [("[project.'/x']\nid = 'y'\n", "`[project]` of a project's hm.toml"), ("[cache]\nshare = 'y'\n", "hm trust")]
-    {
+    for (text, said) in [
+        ("[project.'/x']\nid = 'y'\n", "`[project]` is not allowed in a project's hm.toml"),
+        ("[cache]\nshare = 'y'\n", "hm trust"),
+    ] {
         project.file(".hm/hm.toml", text);
         let ended = project.run(&[]).expect(2);
         assert!(ended.stderr.contains(said), "{}", ended.stderr);

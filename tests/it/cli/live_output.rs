@@ -129,7 +129,7 @@ fn output_on_buildgrid_is_seen_while_the_step_runs_and_each_line_once_whatever_t
     let (stdout, stderr) = run.go_on(middle);
     let (lies, truth) = stdout.split_at(stdout.len() - printed().len());
     assert!(lies.iter().all(|line| line == SAID) && truth == printed(), "{lies:?}");
-    let told = "hm: what was shown of the step is not what it printed; that is:";
+    let told = "hm: the output shown so far was incomplete; the complete output follows:";
     assert!(stderr.iter().filter(|line| *line == told).count() == 2, "{stderr:?}");
     assert!(stderr.ends_with(&["first".into(), "last".into()]), "{stderr:?}");
 

@@ -66,15 +66,18 @@ fn the_log_of_a_cached_step_is_shown_again_byte_for_byte_and_on_a_terminal_harml
 #[test]
 fn why_names_what_differs_and_never_a_value() {
     let Some(project) = project("echo one > made") else { return };
-    assert!(why(&project).0.contains("no run before it"), "{}", why(&project).0);
+    assert!(why(&project).0.contains("no earlier run"), "{}", why(&project).0);
     run(&project).expect(0);
     let (text, json) = why(&project);
-    assert!(text.contains("found in the cache") && json["verdict"]["hit"].is_object(), "{text} {json}");
+    assert!(text.contains("cache hit: created by run") && json["verdict"]["hit"].is_object(), "{text} {json}");
 
     cached(&project, "echo two > made", "two-secret");
     run(&project).expect(0);
     let (text, json) = why(&project);
-    assert!(text.contains("its command is another") && text.contains("TOKEN_NAME has another value"), "{text}");
+    assert!(
+        text.contains("its command changed") && text.contains("the value of variable TOKEN_NAME changed"),
+        "{text}"
+    );
     for told in [text, json.to_string()] {
         assert!(!told.contains("two-secret") && !told.contains("echo two"), "{told}");
     }
@@ -82,7 +85,7 @@ fn why_names_what_differs_and_never_a_value() {
     Ended::of(&mut project.hm(&["cache", "clean"])).expect(0);
     run(&project).expect(0);
     let (text, _) = why(&project);
-    assert!(text.contains("garbage collection took its result") && text.contains("somebody who asked"), "{text}");
+    assert!(text.contains("removed by garbage collection") && text.contains("requested by the user"), "{text}");
 }
 
 #[test]

@@ -139,11 +139,11 @@ fn a_store_that_others_may_enter_is_reported_and_closed() {
     project.run(&[]).expect(0);
     fs::set_permissions(&project.store, fs::Permissions::from_mode(0o755)).unwrap();
     let doctor = Ended::of(&mut project.hm(&["doctor"]));
-    assert!(doctor.stdout.contains("other users may enter the store at"), "{}", doctor.stdout);
+    assert!(doctor.stdout.contains("other users have access to the store at"), "{}", doctor.stdout);
     assert!(doctor.stdout.contains(&format!("chmod 700 {}", project.store.display())), "{}", doctor.stdout);
     fs::set_permissions(&project.store, fs::Permissions::from_mode(0o755)).unwrap();
     let ended = project.run(&[]).expect(0);
-    assert_eq!(ended.stderr.matches("warning: other users could enter the store at").count(), 1, "{}", ended.stderr);
+    assert_eq!(ended.stderr.matches("warning: other users had access to the store at").count(), 1, "{}", ended.stderr);
     assert_eq!((mode(&project.store), project.run(&[]).expect(0).stderr), (0o700, String::new()));
 
     // A directory that also has other files does not belong to the store alone.
@@ -152,7 +152,7 @@ fn a_store_that_others_may_enter_is_reported_and_closed() {
     let ended = project.run(&[]).expect(0);
     let hint = format!("hint: chmod 700 {}\n", project.store.display());
     assert!(
-        ended.stderr.contains("warning: other users may enter") && ended.stderr.contains(&hint),
+        ended.stderr.contains("warning: other users have access") && ended.stderr.contains(&hint),
         "{}",
         ended.stderr
     );

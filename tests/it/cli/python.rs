@@ -91,7 +91,7 @@ fn two_pipelines_of_one_name_are_refused() {
     let project = Project::with_steps(&[("a", "true", None)]);
     project.file(".hm/pipelines.py", PIPELINE);
     let ended = Ended::of(project.hm(&["pipelines"]).env("HM_PYTHON", &python)).expect(2);
-    assert!(ended.stderr.contains("two pipelines are called `ci`"), "{}", ended.stderr);
+    assert!(ended.stderr.contains("two pipelines are named `ci`"), "{}", ended.stderr);
 }
 
 #[test]
@@ -115,7 +115,7 @@ fn without_harmont_the_hint_says_how_to_install_it() {
     }
     let python = top.path().join("bin/python3");
     let ended = Ended::of(project.hm(&["run"]).env("HM_PYTHON", &python)).expect(2);
-    assert!(ended.stderr.contains("has no package `harmont`, which .hm/ci.py needs"), "{}", ended.stderr);
+    assert!(ended.stderr.contains("does not have the package `harmont`, which .hm/ci.py needs"), "{}", ended.stderr);
     assert!(ended.stderr.contains("-m pip install harmont"), "{}", ended.stderr);
 }
 

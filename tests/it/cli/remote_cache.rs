@@ -122,7 +122,7 @@ fn a_cache_that_is_wrong_is_told_of_and_one_that_is_away_costs_a_warning() {
     let warm = run(&project, "second", &image, &["--remote", url, "--remote-cache", "read"]).expect(0).events();
     assert_eq!(count(&warm, "step_cache_hit"), 1);
     let away = run(&project, "third", &image, &["--remote", "grpc://127.0.0.1:1", "--remote-cache", "both"]).expect(0);
-    assert!(away.stderr.contains("goes on without the remote cache"), "{}", away.stderr);
+    assert!(away.stderr.contains("continuing without the remote cache"), "{}", away.stderr);
     assert_eq!(count(&away.events(), "step_start"), 1);
     let nowhere = run(&project, "third", &image, &["--remote-cache", "both"]).expect(2);
     assert!(nowhere.stderr.contains("--remote URL"), "{}", nowhere.stderr);

@@ -57,7 +57,7 @@ fn scripts_see_what_the_failed_step_left_and_had_around_it() {
     let script = "pwd; echo \"$GREETING\"; ls; cat sub/report; ls /run/secrets 2>/dev/null; exit 9";
     let ended = shell(&project, &["test"], script).expect(9);
     assert_eq!(ended.stdout, "/workspace\nhello you\nsub\nbroken\n");
-    for text in ["step `test` of run", "failed with exit code 3", "thrown away", "secrets"] {
+    for text in ["step `test` of run", "failed with exit code 3", "discarded", "secrets"] {
         assert!(ended.stderr.contains(text), "{}", ended.stderr);
     }
     // A command: stdout and stderr stay apart, and hm returns its exit code.
@@ -144,7 +144,7 @@ fn a_source_that_is_gone_is_shown_as_it_is_now() {
     project.file("source.txt", "edited\n");
     let ended = shell(&project, &["test"], "cat report source.txt").expect(0);
     assert_eq!(ended.stdout, "broken\nedited\n");
-    assert!(ended.stderr.contains("as it is now"), "{}", ended.stderr);
+    assert!(ended.stderr.contains("using the current content of"), "{}", ended.stderr);
 }
 
 #[test]
@@ -155,7 +155,7 @@ fn a_cached_step_can_be_looked_into_in_every_run_that_found_it() {
         r#"{{"version":"0","default_image":"host","graph":{{"nodes":[{cached}],"node_holes":[],"edge_property":"directed","edges":[]}}}}"#
     );
     project.file(".hm/ci.json", &ir);
-    for status in ["passed", "passed, from the cache"] {
+    for status in ["passed", "passed, cached"] {
         let ended = Ended::of(&mut project.hm(&["run", "--format", "human"]));
         if !crate::backends::usable("the sandbox", ended.code != Some(3), &ended.stderr) {
             return;
@@ -171,7 +171,7 @@ fn a_cached_step_can_be_looked_into_in_every_run_that_found_it() {
 fn on_a_terminal_the_shell_has_one_of_its_own() {
     let Some(project) = failed("echo broken > report; exit 1") else { return };
     let mut terminal = Terminal::open(&project, &["shell", "test"]);
-    terminal.expect("thrown away");
+    terminal.expect("discarded");
     eventually("hm gives its keys away", || !terminal.modes().0.contains(LocalModes::ICANON));
     terminal.keys("cat report; echo $((40+2)) $TERM; stty size; test -t 0 && echo a-terminal\r");
     for text in ["broken\r\n", "42 vt100\r\n", "24 80\r\n", "a-terminal\r\n"] {

@@ -107,7 +107,7 @@ fn a_project_runs_nothing_outside_of_the_sandbox_before_the_user_allows_it() {
     }
     Ended::of(hm(&project, &["run"]).env("HM_TRUST", "0")).expect(2);
     let odd = Ended::of(hm(&project, &["run"]).env("HM_TRUST", "yes")).expect(2);
-    assert!(odd.stderr.contains("HM_TRUST is neither 1 nor 0"), "{}", odd.stderr);
+    assert!(odd.stderr.contains("invalid value of HM_TRUST: expected 1 or 0"), "{}", odd.stderr);
 
     // Permanent consent, even if the steps change.
     let told = Ended::of(&mut hm(&project, &["trust"])).expect(0).stdout;
@@ -204,7 +204,7 @@ fn what_another_user_put_above_is_not_taken_for_the_users() {
         let give = |user| std::os::unix::fs::chown(project.dir.join(given_away), Some(user), None).unwrap();
         give(STRANGER);
         let ended = list().expect(2);
-        assert!(ended.stderr.contains("there is no directory .hm"), "{given_away}: {}", ended.stderr);
+        assert!(ended.stderr.contains("no directory .hm"), "{given_away}: {}", ended.stderr);
         give(0);
     }
     list().expect(0);
@@ -239,10 +239,10 @@ fn images_outside_of_the_project_ask() {
     ] {
         project.file(".hm/ci.json", &ir_of(json!({ "key": "only", "cmd": "true", "image": image })));
         let ended = Ended::of(&mut hm(&project, &["run"]));
-        assert_eq!(ended.stderr.contains("you have not allowed that"), asks, "{image}: {}", ended.stderr);
+        assert_eq!(ended.stderr.contains("which you have not allowed"), asks, "{image}: {}", ended.stderr);
         assert!(!asks || ended.code == Some(2), "{ended:?}");
         let named = Ended::of(&mut hm(&project, &["run", "--image", &format!("{image}=host")]));
-        assert!(!named.stderr.contains("you have not allowed that"), "{image}: {}", named.stderr);
+        assert!(!named.stderr.contains("which you have not allowed"), "{image}: {}", named.stderr);
         let ended = Ended::of(&mut hm(&project, &["pipelines"])).expect(0);
         assert_eq!(ended.stderr.contains("hm trust"), asks, "{image}: {}", ended.stderr);
     }
@@ -295,7 +295,7 @@ fn consent_is_kept_where_others_can_neither_read_nor_write_it() {
         let before = mode(&path);
         fs::set_permissions(&path, fs::Permissions::from_mode(0o722)).unwrap();
         let ended = Ended::of(&mut hm(&project, &["run"])).expect(2);
-        assert!(ended.stderr.contains("not believed"), "{}", ended.stderr);
+        assert!(ended.stderr.contains("not trusted"), "{}", ended.stderr);
         fs::set_permissions(&path, fs::Permissions::from_mode(before)).unwrap();
     }
     fs::write(file, "{").unwrap();
@@ -401,7 +401,7 @@ fn files_of_a_project_that_hang_or_lead_elsewhere_are_refused_by_name() {
         project.file(".hm/image.json", &ir_of(json!({ "key": "only", "cmd": "true", "image": image })));
         let ended = limited(&hm(&project, &["run", "image"]));
         assert!(matches!(ended.code, Some(1..=3)), "{image}: {ended:?}");
-        assert!(format!("{ended:?}").contains("no regular file"), "{image}: {ended:?}");
+        assert!(format!("{ended:?}").contains("not a regular file"), "{image}: {ended:?}");
     }
     // The whole directory.
     fs::remove_dir_all(project.dir.join(".hm")).unwrap();

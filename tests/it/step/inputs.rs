@@ -27,20 +27,20 @@ fn a_hostile_input_is_refused() {
         let layer = |path: &str| json!([{ "kind": "layer", "path": path, "diff_id": "sha256:00" }]);
         let many: Vec<Value> = (0..600).map(|_| json!({ "kind": "workspace", "path": "source" })).collect();
         for (key, value, word) in [
-            ("stack", layer("../outside"), "does not lead to a part of the input"),
-            ("stack", layer("/etc/passwd"), "does not lead to a part of the input"),
-            ("stack", layer("layers/./../../etc"), "does not lead to a part of the input"),
-            ("stack", layer(""), "does not lead to a part of the input"),
+            ("stack", layer("../outside"), "is not below the input's directory"),
+            ("stack", layer("/etc/passwd"), "is not below the input's directory"),
+            ("stack", layer("layers/./../../etc"), "is not below the input's directory"),
+            ("stack", layer(""), "is not below the input's directory"),
             ("stack", layer("layers/missing"), "failed to find \"layers/missing\""),
             ("stack", layer("layers"), "layers"),
             ("stack", json!(many), "600 layers"),
             ("stack", json!([]), "enter /workspace"),
-            ("command", json!("echo \u{0}"), "zero byte"),
-            ("workdir", json!("relative"), "no absolute path"),
+            ("command", json!("echo \u{0}"), "NUL byte"),
+            ("workdir", json!("relative"), "not an absolute path"),
             ("workdir", json!("/nowhere"), "enter /nowhere"),
-            ("env", json!({ "A=B": "" }), "name of a variable"),
-            ("env", json!({ "": "" }), "name of a variable"),
-            ("env", json!({ "A": "\u{0}" }), "zero byte"),
+            ("env", json!({ "A=B": "" }), "invalid variable name"),
+            ("env", json!({ "": "" }), "invalid variable name"),
+            ("env", json!({ "A": "\u{0}" }), "NUL byte"),
         ] {
             let mut input = good.clone();
             input[key] = value;
@@ -86,7 +86,7 @@ fn a_layer_that_is_another_one_is_found_out() {
         }
         let ended = action.run();
         let (message, retry) = ended.failure();
-        assert!(message.contains("where the step expects sha256:000") && retry, "{message}");
+        assert!(message.contains("but the step expects sha256:000") && retry, "{message}");
     }
 }
 

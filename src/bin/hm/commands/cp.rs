@@ -23,28 +23,29 @@ use crate::{
 
 const LONG_HELP: &str = "\
 Examples:
-  hm cp test:report.xml .            a file of the last run's step `test`, relative to its work directory
-  hm cp test:/tmp/core-dumps dumps   a directory, under another name
-  hm cp 3fa2/test:target/. out       a directory's content, of an earlier run
-  hm cp test:coverage - | tar t      as a tar stream
+  hm cp test:report.xml .            copy a file from the work directory of the last run's step `test`
+  hm cp test:/tmp/core-dumps dumps   copy a directory under another name
+  hm cp 3fa2/test:target/. out       copy the content of a directory from an earlier run
+  hm cp test:coverage - | tar t      write a tar stream to stdout
 
-Failed and interrupted steps keep their files for a while, passed ones under `hm run --keep` or a cache policy.";
+The files of failed and interrupted steps are kept for a while, those of passed steps only with `hm run --keep`
+or a cache policy.";
 
-/// Takes files out of what a step left
+/// Copy files out of a step's filesystem
 ///
-/// Copies as `cp -a` does, but everything belongs to you; sockets and devices are left out.
+/// Copies like `cp -a`, except that you own the copies. Sockets and devices are skipped.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = LONG_HELP)]
 pub(crate) struct Args {
-    /// What to copy; RUN is the beginning of a run's id, by default the last run of this directory
+    /// What to copy; RUN is a prefix of a run's id [default: the last run of this directory]
     #[arg(value_name = "[RUN/]STEP:PATH")]
     from: String,
 
-    /// Where to: a directory to copy into, or a name for the copy; `-` is a tar stream on stdout
+    /// A directory to copy into, or the path of the copy; `-` writes a tar stream to stdout
     #[arg(value_name = "DEST")]
     to: PathBuf,
 
-    /// The source directory of the pipeline; without it, the nearest directory upwards that has `.hm/`
+    /// The pipeline's source directory [default: the nearest directory with `.hm/`, searched upwards]
     #[arg(short, long, value_name = "DIR")]
     dir: Option<PathBuf>,
 }
@@ -52,9 +53,10 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
     let (left, path) = Left::find_path(&args.from, args.dir.as_deref())?;
     if path.is_empty() {
-        return Err(Failure::input("the path is empty").hint("`.` is the step's work directory, `/.` all it saw"));
+        return Err(Failure::input("the path is empty")
+            .hint("use `.` for the step's work directory, or `/.` for its whole filesystem"));
     }
-    let failed = |error: io::Error| Failure::infrastructure("failed to open a pipe").because(error);
+    let failed = |error: io::Error| Failure::infrastructure("failed to create a pipe").because(error);
     let (read, write) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).map_err(|errno| failed(errno.into()))?;
     let null = File::options().read(true).write(true).open("/dev/null").map_err(failed)?;
     let streams = Streams { stdin: None, stdout: write, stderr: null.into(), terminal: false };
@@ -77,7 +79,7 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
         Outcome::Ok(packed)
     })?;
     let Some(packed) = packed else { return Ok(ExitCode::from(130)) };
-    let written = writer.join().unwrap_or_else(|_| Err(io::Error::other("the thread that writes panicked")));
+    let written = writer.join().unwrap_or_else(|_| Err(io::Error::other("the writing thread panicked")));
     match (packed, written) {
         (Ok(0), Ok(())) => Ok(ExitCode::SUCCESS),
         // A reader that closed the pipe early has what it needs.
@@ -93,7 +95,9 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
                 if is_about_the_path(&error) { Failure::input(doing) } else { Failure::infrastructure(doing) };
             Err(failure.because(error))
         }
-        (Ok(code), Ok(())) => Err(Failure::infrastructure(format_args!("the copy broke off ({code})"))),
+        (Ok(code), Ok(())) => {
+            Err(Failure::infrastructure(format_args!("the copy is incomplete: reading ended with exit code {code}")))
+        }
     }
 }
 

@@ -13,16 +13,17 @@ use crate::{
     render::{text, to_stderr},
 };
 
-/// Lists the pipelines of a source directory
+/// List the pipelines of a source directory
 ///
-/// They are the files of `.hm/`: `NAME.json` is v0 IR, `*.py` register theirs through the Python package `harmont`.
+/// Pipelines are defined in `.hm/`: by files `NAME.json` (v0 IR), and by files `*.py` that use the Python
+/// package `harmont`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// The source directory; without it, the nearest directory upwards that has `.hm/`
+    /// The source directory [default: the nearest directory with `.hm/`, searched upwards]
     #[arg(short, long, value_name = "DIR")]
     dir: Option<PathBuf>,
 
-    /// How to print the list
+    /// Output format
     #[arg(long, value_enum, default_value_t)]
     format: AnswerFormat,
 }

@@ -19,17 +19,19 @@ use crate::{
 /// The longest line that is shown in one piece.
 const MAX_LINE_BYTES: u64 = 1 << 20;
 
-/// Prints what a step printed, both streams as they came
+/// Print the output of a step
 ///
-/// Secrets are masked. On a terminal it is shown as `hm run` does it; elsewhere it comes byte for byte. Of a step that was found in the cache, it is what it printed when it ran.
+/// Prints stdout and stderr in the order in which they were written, with secrets masked: on a terminal as
+/// `hm run` shows them, otherwise byte for byte. For a cached step, prints the output of the run that created
+/// the cached result.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// The step; RUN is the beginning of a run's id, by default the last run of this directory. Without a step, the steps of
-    /// the last run are listed
+    /// The step; RUN is a prefix of a run's id [default: the last run of this directory]. Without a step, list
+    /// the steps of the last run
     #[arg(value_name = "[RUN/]STEP")]
     step: Option<String>,
 
-    /// The source directory of the pipeline; without it, the nearest directory upwards that has `.hm/`
+    /// The pipeline's source directory [default: the nearest directory with `.hm/`, searched upwards]
     #[arg(short, long, value_name = "DIR")]
     dir: Option<PathBuf>,
 }

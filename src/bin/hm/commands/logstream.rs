@@ -10,13 +10,13 @@ use crate::{
     signals::Interrupts,
 };
 
-/// Serve log streams, for an engine such as BuildGrid that has none of its own
+/// Serve log streams for an engine that has none, such as BuildGrid
 ///
-/// Workers write to it, and runs read from it. Whoever reaches it can make streams: let it listen where only the engine,
-/// its workers and its users are.
+/// Workers write log streams, and runs read them. Every client can create streams, so listen only on a network
+/// of the engine, its workers and its users.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Where to listen
+    /// The address to listen on
     #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:50052")]
     listen: SocketAddr,
 }
@@ -28,9 +28,9 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
         .build()
         .map_err(|error| Failure::infrastructure("failed to start the runtime").because(error))?;
     runtime.block_on(async {
-        let failed = |error| Failure::infrastructure("log streams can't be served").because(error);
+        let failed = |error| Failure::infrastructure("failed to serve log streams").because(error);
         let mut interrupts = Interrupts::listen()
-            .map_err(|error| Failure::infrastructure("failed to listen to signals").because(error))?;
+            .map_err(|error| Failure::infrastructure("failed to listen for signals").because(error))?;
         let streams = LogStreams::bind(args.listen).await.map_err(failed)?;
         to_stderr(&format!("log streams at grpc://{}", streams.address()));
         let stop = Stop::default();

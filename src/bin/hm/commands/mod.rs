@@ -39,10 +39,10 @@ use crate::{
 /// How a command that answers at once prints its answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
 pub(crate) enum AnswerFormat {
-    /// For people
+    /// Human-readable text
     #[default]
     Text,
-    /// One JSON document
+    /// A JSON document
     Json,
 }
 
@@ -71,7 +71,7 @@ fn note_ignored(project: &ProjectDir, asks: impl IntoIterator<Item = Ask>) -> Ou
 
 fn print_json(answer: &impl Serialize) -> Outcome<ExitCode> {
     let mut json = serde_json::to_string_pretty(answer)
-        .map_err(|error| Failure::infrastructure("failed to write the answer as JSON").because(error))?;
+        .map_err(|error| Failure::infrastructure("failed to write JSON").because(error))?;
     json.push('\n');
     print(&json)
 }

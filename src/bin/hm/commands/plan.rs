@@ -20,9 +20,9 @@ use crate::{
     warnings,
 };
 
-/// Shows what would run, in which order, and where, without running it
+/// Show what would run, in which order and on which runner, without running it
 ///
-/// Everything that `hm run` refuses before it starts anything is refused here, too.
+/// Fails for every reason that would make `hm run` fail before it starts a step.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]
@@ -31,7 +31,7 @@ pub(crate) struct Args {
     #[command(flatten)]
     bind: BindArgs,
 
-    /// How to print the plan
+    /// Output format
     #[arg(long, value_enum, default_value_t)]
     format: AnswerFormat,
 }
@@ -116,14 +116,14 @@ fn as_text(shown: &Shown<'_>) -> String {
         text::count(shown.chain_count, "chain"),
     );
     if let Some(seconds) = shown.timeout_seconds {
-        out.push_str(&format!(", at most {seconds} s"));
+        out.push_str(&format!(", timeout {seconds} s"));
     }
     out.push('\n');
     for step in &shown.steps {
         let key = text::clean(step.key);
         out.push_str(&format!("\n{} on {}", style.name(&key), step.runner));
         match (step.builds_in, step.image) {
-            (Some(parent), _) => out.push_str(&format!(", from the files of {}", style.name(&text::clean(parent)))),
+            (Some(parent), _) => out.push_str(&format!(", from step {}", style.name(&text::clean(parent)))),
             (None, Some(image)) => out.push_str(&format!(", from image {}", text::clean(image))),
             (None, None) => {}
         }
@@ -132,7 +132,7 @@ fn as_text(shown: &Shown<'_>) -> String {
             out.push_str(&format!(", after {}", waits.join(", ")));
         }
         if let Some(seconds) = step.timeout_seconds {
-            out.push_str(&format!(", at most {seconds} s"));
+            out.push_str(&format!(", timeout {seconds} s"));
         }
         out.push('\n');
         for line in step.cmd.lines() {

@@ -13,9 +13,9 @@ use crate::{
     render::to_stderr,
 };
 
-/// Prints a pipeline's v0 IR, and says what is wrong with it
+/// Print a pipeline's v0 IR and validate it
 ///
-/// What it prints can be run elsewhere: `hm render ci | hm run -f -`.
+/// The output can be run elsewhere: `hm render ci | hm run -f -`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]

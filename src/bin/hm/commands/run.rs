@@ -26,45 +26,50 @@ use crate::{
 
 const LONG_HELP: &str = "\
 Examples:
-  hm run                                 the only pipeline of .hm/, or the one called ci
-  hm run demo -j 4 -k                    four steps at once, on after a failure
-  hm run ci --image debian:bookworm=host this machine's system instead of an image
-  hm run -f ir.json --format json        a pipeline from a file, its events as JSON lines
-  hm render ci | hm run -f - -d ../src   a pipeline from a pipe, another source directory
-  hm run --refresh apt-base              that step anew, and what builds in it, whatever the cache has
-  hm run --secret TOKEN=file:token.txt   a file /run/secrets/TOKEN for every step
+  hm run                                 run the only pipeline of .hm/, or the one named ci
+  hm run demo -j 4 -k                    run four steps at once, and continue after a failure
+  hm run ci --image debian:bookworm=host run on this machine's system instead of an image
+  hm run -f ir.json --format json        run a pipeline from a file, and print events as JSON lines
+  hm render ci | hm run -f - -d ../src   run a pipeline from stdin on another source directory
+  hm run --refresh apt-base              run this step, and the steps that build in it, again
+  hm run --secret TOKEN=file:token.txt   provide a secret at /run/secrets/TOKEN
 
 Exit codes:
-  0    passed
+  0    the build passed
   1    a step failed
-  2    wrong usage or an invalid pipeline; nothing has run
-  3    this machine, not the pipeline: a runner that can't work here, a full disk, ...
-  124  the build's time was up
-  130  cancelled (Ctrl-C, SIGTERM or SIGHUP; a second Ctrl-C or SIGTERM kills every step at once)
+  2    wrong usage or an invalid pipeline; no step was started
+  3    the build could not run: the runner is not available, the disk is full, ...
+  124  the build timed out
+  130  the build was cancelled (Ctrl-C, SIGTERM or SIGHUP; a second Ctrl-C or SIGTERM kills all steps)
 
-Environment:
-  HM_CACHE_DIR   where layers, images and journals lie (default: hm in the XDG cache directory)
-  HM_CACHE_GC    off: collect no garbage after the run; see `hm cache gc --help` for the limits
-  HM_PYTHON      the Python that renders .hm/*.py (default: python3)
+Environment variables:
+  HM_CACHE_DIR   directory of layers, images and journals (default: hm in the XDG cache directory)
+  HM_CACHE_GC    off: do not collect garbage after the run; for the limits, see `hm cache gc --help`
+  HM_PYTHON      Python that renders .hm/*.py (default: python3)
   HM_RENDER_ENV, HM_RENDER_TIMEOUT
-                 variables that it sees besides those of a CI, by commas; its time in seconds (default: 60)
+                 additional variables for it, separated by commas; its time limit in seconds (default: 60)
   HM_REGISTRY_MIRROR, HM_INSECURE_REGISTRIES, HM_MAX_IMAGE_BYTES
-                 a registry asked first for images of docker.io; those asked without encryption, by commas; a limit
-  DOCKER_CONFIG  where docker keeps credentials for registries (default: ~/.docker)
+                 registry to try first for images of docker.io; registries to use without TLS, separated by
+                 commas; size limit of an image
+  DOCKER_CONFIG  directory of docker's registry credentials (default: ~/.docker)
   HM_REMOTE, HM_REMOTE_INSTANCE, HM_REMOTE_LOGS, HM_REMOTE_HEADER, HM_REMOTE_JOBS, HM_REMOTE_CACHE,
   HM_REMOTE_CA, HM_REMOTE_CERT, HM_REMOTE_KEY
-                 the engine of runner cloud, as the options of these names; or [remote] in .hm/hm.toml
-  HM_TRUST       1: allow what the project asks for beyond the sandbox, as --trust; see `hm trust --help`
-  HM_STEP        the hm-step that runs steps there (default: the one beside hm)
-  HM_LOG         what hm logs of itself to stderr, such as debug (default: warn)
-  NO_COLOR, CLICOLOR_FORCE";
+                 engine of runner cloud, like the options with these names; or set [remote] in .hm/hm.toml
+  HM_TRUST       1: allow what the project requests beyond the sandbox, like --trust; see `hm trust --help`
+  HM_STEP        hm-step binary for remote steps (default: the one next to hm)
+  HM_LOG         level of hm's own log on stderr, such as debug (default: warn)
+  NO_COLOR, CLICOLOR_FORCE
+                 disable or force colors";
 
-/// Runs a pipeline, and ends with its verdict
+/// Run a pipeline
 ///
-/// Steps see a frozen copy of the source directory at /workspace: what they change goes to the steps that build in them,
-/// never to the directory itself.
+/// Steps see a frozen copy of the source directory at /workspace. The steps that build in a step see its
+/// changes; the source directory itself is never changed.
 #[derive(Debug, clap::Args)]
-#[command(after_long_help = LONG_HELP, after_help = "`hm run --help` has examples and the exit codes.")]
+#[command(
+    after_long_help = LONG_HELP,
+    after_help = "Run `hm run --help` for examples, exit codes and environment variables."
+)]
 pub(crate) struct Args {
     #[command(flatten)]
     source: SourceArgs,
@@ -72,51 +77,51 @@ pub(crate) struct Args {
     #[command(flatten)]
     bind: BindArgs,
 
-    /// How many steps run at once on this machine [default: the number of CPUs]
+    /// Maximum number of steps that run at once on this machine [default: the number of CPUs]
     #[arg(short, long, value_name = "N")]
     jobs: Option<NonZeroUsize>,
 
-    /// After a failure, go on with what does not need the failed step
+    /// After a failure, continue with the steps that do not depend on the failed one
     #[arg(short, long)]
     keep_going: bool,
 
-    /// Keep what every step leaves, for `hm shell` and `hm cp`; without this, that of steps that fail or are interrupted
+    /// Keep the files of all steps for `hm shell` and `hm cp`, not only of failed and interrupted ones
     #[arg(long)]
     keep: bool,
 
-    /// Run every step, whatever the cache has; what they leave takes its place
+    /// Ignore cached results and overwrite them
     #[arg(long)]
     no_cache: bool,
 
-    /// Run this step, and the steps that build in it, whatever the cache has (repeatable)
+    /// Ignore and overwrite the cached results of this step and of the steps that build in it (repeatable)
     #[arg(long, value_name = "STEP")]
     refresh: Vec<String>,
 
-    /// Show a directory of this machine to steps on image `host`, read-only (repeatable)
+    /// Mount a directory of this machine, read-only, in steps on image `host` (repeatable)
     #[arg(long = "host-dir", value_name = "DIR")]
     host_dirs: Vec<PathBuf>,
 
-    /// When to ask a registry what a tag stands for; once in a run
+    /// When to look up image tags in their registries, at most once per run
     #[arg(long, value_enum, value_name = "WHEN", default_value_t = Pull::Missing)]
     pull: Pull,
 
-    /// Fetch nothing: images as the store has them, as with `--pull never`
+    /// Do not download images; same as `--pull never`
     #[arg(long, conflicts_with = "pull")]
     offline: bool,
 
-    /// Give the whole build at most this long, as in 90s, 15m or 1h30m
+    /// Time limit of the whole build, such as 90s, 15m or 1h30m
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     timeout: Option<Duration>,
 
-    /// How to show the build [default: progress on a terminal, human elsewhere]
+    /// Output format [default: progress on a terminal, otherwise human]
     #[arg(long, value_enum)]
     format: Option<Format>,
 
-    /// Show all output in `--format progress`, too
+    /// Show all output of steps in `--format progress`, too
     #[arg(long)]
     logs: bool,
 
-    /// Allow what the project asks for beyond the sandbox, in this run (`hm trust` does for good) [env:
+    /// Allow what the project requests beyond the sandbox in this run (`hm trust` allows it permanently) [env:
     /// HM_TRUST=1]
     #[arg(long)]
     trust: bool,
@@ -126,14 +131,14 @@ pub(crate) struct Args {
     remote: RemoteArgs,
 }
 
-/// When registries are asked.
+/// When image tags are looked up in their registries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 enum Pull {
-    /// In each run
+    /// In every run
     Always,
-    /// Where the store does not have the image
+    /// If the store does not have the image
     Missing,
-    /// Not at all
+    /// Never
     Never,
 }
 
@@ -195,7 +200,7 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
     let engine = Runners::on(&store, &host_dirs, images, remote).engine(&store, args.jobs, shared)?;
     let bound = engine.bind(&request).map_err(|error| definition.refused(error))?;
     for image in &bound.unused_images {
-        to_stderr(&format!("warning: `--image {image}=...` changes nothing: no step starts from that image"));
+        to_stderr(&format!("warning: `--image {image}=...` has no effect: no step starts from that image"));
     }
     warnings::of_plan(&bound);
     let run_id = request.run_id;
@@ -227,7 +232,7 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
             // The killed build could not record its own end.
             let note = |run| store.get_opened().map_or(Ok(()), |store| store.end_run(run, 130));
             if let Err(error) = run_id.map_or(Ok(()), note) {
-                to_stderr(&format!("warning: failed to take note of this run's end: {error}"));
+                to_stderr(&format!("warning: failed to record the end of this run: {error}"));
             }
             Ok(ExitCode::from(130))
         }
@@ -265,11 +270,11 @@ fn is_full(store: &StoreHandle) -> bool {
 fn check_steps(plan: &Plan, named: &[String]) -> Outcome<()> {
     let keys = || plan.pipeline().nodes.iter().map(|node| node.step.key.to_string());
     let Some(unknown) = named.iter().find(|name| !keys().any(|key| key == **name)) else { return Ok(()) };
-    let failure = Failure::input(format_args!("there is no step `{unknown}` in the pipeline"));
+    let failure = Failure::input(format_args!("no step named `{unknown}` in the pipeline"));
     let known: Vec<String> = keys().collect();
     Err(match nearest(unknown, &known) {
         Some(near) => failure.hint(format_args!("did you mean `{near}`?")),
-        None => failure.hint("`hm plan` lists the steps"),
+        None => failure.hint("run `hm plan` to list the steps"),
     })
 }
 
@@ -285,7 +290,7 @@ fn point_at_what_is_left(store: &StoreHandle, outcome: &BuildOutcome) {
         let name = if step.key.starts_with('-') { format!("{}/{}", &run[..8], step.key) } else { step.key.to_string() };
         let (step, path) = (quote(&name), format!("{} .", quote(&format!("{name}:PATH"))));
         let (step, path) = (text::clean(&step), text::clean(&path));
-        to_stderr(&format!("hint: `hm shell {step}` opens a shell in what it left, `hm cp {path}` takes files out"));
+        to_stderr(&format!("hint: run `hm shell {step}` to inspect its files, or `hm cp {path}` to copy them"));
     }
 }
 
@@ -294,18 +299,18 @@ async fn watch(handle: BackendHandle, interrupts: &mut Interrupts, format: Forma
     let (events, control) = handle.into_parts();
     let cancel = control.cancel_token();
     let mut screen = Screen::open(events, format, logs)
-        .map_err(|error| Failure::infrastructure("failed to start to render").because(error))?;
+        .map_err(|error| Failure::infrastructure("failed to start the output thread").because(error))?;
     let mut wait = pin!(control.wait());
     let ended = loop {
         tokio::select! {
             ended = &mut wait => break ended,
             () = interrupts.next() => {
                 if cancel.is_cancelled() {
-                    screen.notice("killing the steps that still run");
+                    screen.notice("killing all running steps");
                     return Ok(End::Killed(Some(screen)));
                 }
                 cancel.cancel();
-                screen.notice("cancelling: running steps are asked to end; interrupt again to kill them at once");
+                screen.notice("cancelling: waiting for running steps to stop; interrupt again to kill them");
             }
         }
     };

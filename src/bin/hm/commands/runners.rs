@@ -19,10 +19,10 @@ use crate::{
     runners::Runners,
 };
 
-/// Lists the runners, and whether they work here
+/// List the runners and whether they are available
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// How to print the list
+    /// Output format
     #[arg(long, value_enum, default_value_t)]
     format: AnswerFormat,
 
@@ -36,8 +36,8 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
         AnswerFormat::Text => {
             let rows = runners.iter().map(|(runner, probe)| {
                 let (state, why) = match probe {
-                    Probe::Usable { note } => ("works here", note.clone().unwrap_or_default()),
-                    Probe::Unusable { reason, hint } => ("can't work here", format!("{reason}; {hint}")),
+                    Probe::Usable { note } => ("available", note.clone().unwrap_or_default()),
+                    Probe::Unusable { reason, hint } => ("not available", format!("{reason}; {hint}")),
                 };
                 let default = if runner.is_default { "default" } else { "" };
                 vec![runner.name.to_string(), default.into(), state.into(), text::clean(&why)]
@@ -92,9 +92,9 @@ pub(super) fn try_all(remote: Remote) -> Outcome<Vec<(RunnerDescriptor, Probe)>>
     {
         let booted = runtime.block_on(runners.boot_machine());
         *probe = match booted {
-            Ok(accelerator) => Probe::Usable { note: Some(format!("a machine booted, by {accelerator}")) },
+            Ok(accelerator) => Probe::Usable { note: Some(format!("a machine booted with {accelerator}")) },
             Err(error) => {
-                let hint = "see what it printed; `HM_LOG=debug` tells more".into();
+                let hint = "see its output, or set `HM_LOG=debug` for details".into();
                 Probe::Unusable { reason: error.to_line(), hint }
             }
         };

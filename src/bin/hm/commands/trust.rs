@@ -16,32 +16,34 @@ use crate::{
 
 const LONG_HELP: &str = "\
 Examples:
-  hm trust               allow what this project asks for, and show it
-  hm trust ci            only what its hm.toml and the pipeline ci ask for
-  hm trust --list        what is allowed, by project
-  hm trust --revoke      ask again
+  hm trust               allow what this project requests, and list it
+  hm trust ci            allow only what its hm.toml and the pipeline ci request
+  hm trust --list        list what is allowed, by project
+  hm trust --revoke      revoke what is allowed to this project
 
-A project asks when it names what lies beyond the sandbox: `runner: \"process\"`, an image in a file outside of it, and in its
-.hm/hm.toml the daemon of [docker], the programs of [vm], and all of [remote] but `jobs`. What you name yourself, on the command
-line, in the environment or in ~/.config/hm/hm.toml, needs no consent.
+A project requests access beyond the sandbox by `runner: \"process\"`, by an image in a file outside of the
+project, and in its .hm/hm.toml by `share` of [cache], the daemon of [docker], the programs of [vm], and all of
+[remote] except `jobs`. What you set yourself, on the command line, in the environment or in
+~/.config/hm/hm.toml, is always allowed.
 
-Consent is to these keys and their values, for this directory. A step that is edited asks for nothing new. For one run there is
-`hm run --trust`, or HM_TRUST=1. Consent is recorded in $XDG_STATE_HOME/hm/trust (default: ~/.local/state/hm/trust).";
+Consent applies to these keys and their values in this directory; an edited step needs no new consent. To allow
+a single run, use `hm run --trust` or HM_TRUST=1. Consent is recorded in $XDG_STATE_HOME/hm/trust (default:
+~/.local/state/hm/trust).";
 
-/// Allows what a project asks for beyond the sandbox
+/// Allow what a project requests beyond the sandbox
 ///
-/// Until then, `hm run` asks or refuses, and other commands ignore it.
+/// Until it is allowed, `hm run` asks for consent or fails, and other commands ignore the request.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = LONG_HELP)]
 pub(crate) struct Args {
     #[command(flatten)]
     source: SourceArgs,
 
-    /// Show what is allowed, by project
+    /// List what is allowed, by project
     #[arg(long, conflicts_with_all = ["revoke", "pipeline", "file", "dir"])]
     list: bool,
 
-    /// Allow nothing any more
+    /// Revoke what is allowed to this project
     #[arg(long, conflicts_with_all = ["pipeline", "file"])]
     revoke: bool,
 }
@@ -66,7 +68,7 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
             match Plan::parse(&*definition.ir_json) {
                 Ok(plan) => asks.extend(consent::of_plan(&plan, &options, project.path())),
                 Err(_) => to_stderr(&format!(
-                    "warning: pipeline `{}` is invalid, and not looked at: `hm render` says why",
+                    "warning: skipping invalid pipeline `{}`: see `hm render` for the reason",
                     text::clean(&definition.name)
                 )),
             }
@@ -80,29 +82,25 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
     }
     let place = text::clean(&project.path().to_string_lossy());
     if shown.is_empty() {
-        return print(&format!("{place} asks for nothing beyond the sandbox\n"));
+        return print(&format!("{place} requests nothing beyond the sandbox\n"));
     }
     grants::grant(project.path(), &shown)?;
-    let mut told = format!("{place} may do this from now on (`hm trust --revoke` takes it back):\n");
+    let mut out = format!("allowed to {place} from now on (revoke it with `hm trust --revoke`):\n");
     for ask in shown {
-        told.push_str(&format!("  - {}\n", text::clean(&ask.line())));
+        out.push_str(&format!("  - {}\n", text::clean(&ask.line())));
     }
-    print(&told)
+    print(&out)
 }
 
 fn list() -> Outcome<ExitCode> {
-    let mut told = String::new();
+    let mut out = String::new();
     for record in grants::all()? {
-        told.push_str(&format!("{}\n", text::clean(&record.project)));
+        out.push_str(&format!("{}\n", text::clean(&record.project)));
         for granted in &record.granted {
-            told.push_str(&format!(
-                "  - {} (since {})\n",
-                text::clean(&granted.what),
-                granted.since.format("%Y-%m-%d")
-            ));
+            out.push_str(&format!("  - {} (since {})\n", text::clean(&granted.what), granted.since.format("%Y-%m-%d")));
         }
     }
-    print(&told)
+    print(&out)
 }
 
 fn revoke(dir: Option<&Path>) -> Outcome<ExitCode> {
@@ -111,11 +109,11 @@ fn revoke(dir: Option<&Path>) -> Outcome<ExitCode> {
     let project = match Source::locate(Some(dir)) {
         Ok(source) => source.root().to_owned(),
         Err(_) => std::path::absolute(dir)
-            .map_err(|error| Failure::input(format_args!("{} is no path", dir.display())).because(error))?,
+            .map_err(|error| Failure::input(format_args!("invalid path {}", dir.display())).because(error))?,
     };
     let place = text::clean(&project.to_string_lossy());
     print(&match grants::revoke(&project)? {
-        true => format!("{place} may do nothing beyond the sandbox any more\n"),
+        true => format!("revoked all that was allowed to {place}\n"),
         false => format!("nothing was allowed to {place}\n"),
     })
 }

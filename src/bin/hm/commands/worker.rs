@@ -17,21 +17,21 @@ use crate::{
     signals::Interrupts,
 };
 
-/// Run the steps of others: a worker for an engine that hands out work by the Remote Workers API, such as BuildGrid
+/// Run a worker for an engine that uses the Remote Workers API, such as BuildGrid
 ///
-/// The first SIGTERM, SIGHUP or Ctrl-C lets running steps end and takes no more; a second SIGTERM or Ctrl-C
-/// ends them, too.
+/// After the first SIGTERM, SIGHUP or Ctrl-C, the worker finishes running steps and accepts no more; a second
+/// SIGTERM or Ctrl-C kills them.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]
     engine: EngineArgs,
-    /// Steps at a time
+    /// Maximum number of steps that run at once
     #[arg(long, value_name = "N", default_value = "1")]
     slots: NonZeroUsize,
-    /// What this worker offers, such as `pool=large` (repeatable)
+    /// A platform property of this worker, such as `pool=large` (repeatable)
     #[arg(long = "platform", value_name = "K=V", value_parser = property)]
     platform: Vec<(String, String)>,
-    /// A name unlike any other worker's; by default this machine's, with the number of this process
+    /// A unique name for this worker [default: HOSTNAME-PID]
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
 }
@@ -39,7 +39,7 @@ pub(crate) struct Args {
 fn property(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((key, value)) if !key.is_empty() => Ok((key.into(), value.into())),
-        _ => Err("write KEY=VALUE, as in `pool=large`".into()),
+        _ => Err("expected KEY=VALUE, as in `pool=large`".into()),
     }
 }
 
@@ -54,7 +54,7 @@ impl WorkerNotes for Lines<'_> {
         match note {
             WorkerNote::Connected { slot } => to_stderr(&format!("slot {slot}: connected to {}", self.place)),
             WorkerNote::Disconnected { slot, reason } => {
-                to_stderr(&format!("slot {slot}: not connected, and trying again: {reason}"));
+                to_stderr(&format!("slot {slot}: not connected, retrying: {reason}"));
             }
             WorkerNote::Ended { slot, lease, how } => {
                 to_stderr(&format!("slot {slot}: {lease}: {how}"));
@@ -68,10 +68,10 @@ impl WorkerNotes for Lines<'_> {
 /// Works until a signal stops it.
 pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
     let Some(Named { engine, logs }) = args.engine.endpoint()? else {
-        return Err(Failure::input("no engine is named").hint("--remote grpc://HOST:PORT, or HM_REMOTE"));
+        return Err(Failure::input("no engine is given").hint("pass `--remote grpc://HOST:PORT`, or set HM_REMOTE"));
     };
     let endpoint =
-        |options| Endpoint::new(options).map_err(|error| Failure::input("the engine can't be asked").because(error));
+        |options| Endpoint::new(options).map_err(|error| Failure::input("invalid engine settings").because(error));
     let (engine, logs) = (endpoint(engine)?, logs.map(endpoint).transpose()?);
     let name = args.name.clone().unwrap_or_else(|| {
         let machine = rustix::system::uname();
@@ -86,10 +86,10 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
         .map_err(|error| Failure::infrastructure("failed to start the runtime").because(error))?;
     runtime.block_on(async {
         let mut interrupts = Interrupts::listen()
-            .map_err(|error| Failure::infrastructure("failed to listen to signals").because(error))?;
+            .map_err(|error| Failure::infrastructure("failed to listen for signals").because(error))?;
         let sandbox = sandbox(&store, &[], ImageOptions::default());
         let worker = Worker::new(options, sandbox).await.map_err(|error| {
-            Failure::infrastructure("the sandbox does not work here").because(error).hint("`hm doctor` says why")
+            Failure::infrastructure("the sandbox is not available").because(error).hint("run `hm doctor` for details")
         })?;
         let (stop, notes) = (Stop::default(), Lines { place: &place, store: &store });
         let work = worker.run(&stop, &notes);
@@ -101,7 +101,7 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
                 () = interrupts.next() => {
                     signals += 1;
                     if signals == 1 {
-                        to_stderr("stopping when what runs has ended; a second signal ends it");
+                        to_stderr("stopping after running steps have finished; a second signal kills them");
                         stop.drain();
                     } else {
                         stop.cancel();

@@ -56,8 +56,8 @@ pub(crate) fn of(project: &Path) -> Outcome<BTreeSet<String>> {
 /// Records consent to `asks`, in addition to what was recorded before.
 pub(crate) fn grant(project: &Path, asks: &[&Ask]) -> Outcome<()> {
     let dir = place().ok_or_else(|| {
-        Failure::input("there is no place to record consent: neither XDG_STATE_HOME nor HOME is set")
-            .hint("set one of them, or say HM_TRUST=1")
+        Failure::input("no directory to record consent in: neither XDG_STATE_HOME nor HOME is set")
+            .hint("set one of them, or use HM_TRUST=1")
     })?;
     let _lock = lock(&dir)?;
     let name = file_name(project);
@@ -141,10 +141,10 @@ fn believed(path: &Path, metadata: &fs::Metadata) -> Outcome<()> {
         return Ok(());
     }
     Err(Failure::input(format_args!(
-        "recorded consent is not believed: {} belongs to another user, or others may write to it",
+        "recorded consent is not trusted: {} belongs to another user, or is writable by others",
         path.display()
     ))
-    .hint("remove it, or make it yours alone (chmod go-rwx); or say HM_TRUST=1"))
+    .hint("remove it, make it accessible only to you (chmod go-rwx), or use HM_TRUST=1"))
 }
 
 /// Returns a project's record. A damaged one counts as missing, after a warning.
@@ -168,7 +168,7 @@ fn read(dir: &Path, name: &str) -> Outcome<Option<Record>> {
         Ok(record) if record.version == VERSION => Ok(Some(record)),
         _ => {
             to_stderr(&format!(
-                "warning: {} is damaged, or of another version of hm: what it allowed is asked for again",
+                "warning: ignoring the consent in {}, which is damaged or from another version of hm",
                 path.display()
             ));
             Ok(None)

@@ -37,17 +37,19 @@ pub(crate) fn require(project: &Path, asks: &[Ask], trusts: bool, line: &str) ->
     if missing.is_empty() {
         return Ok(());
     }
-    let head = format!("{} asks for more than the sandbox gives to a project", project.display());
+    let head = format!("{} requests access beyond the sandbox", project.display());
     let terminal = io::stdin().is_terminal() && io::stderr().is_terminal();
     if terminal && allows(&head, &missing)? {
         if let Err(failure) = grants::grant(project, &missing) {
-            to_stderr(&format!("warning: this is asked for again the next time: {failure}"));
+            to_stderr(&format!("warning: hm will ask again in the next run: {failure}"));
         }
         return Ok(());
     }
-    Err(Failure::input(format_args!("{head}, and you have not allowed that"))
+    Err(Failure::input(format_args!("{head}, which you have not allowed"))
         .details(missing.iter().map(|ask| ask.line()))
-        .hint(format_args!("if you trust this project: `{line}`, or for one run `hm run --trust` or {VARIABLE}=1")))
+        .hint(format_args!(
+            "if you trust this project, run `{line}`; for a single run, use `hm run --trust` or {VARIABLE}=1"
+        )))
 }
 
 /// Returns whether any of `asks` lacks consent. If so, prints one line which says that they are ignored.
@@ -58,7 +60,7 @@ pub(crate) fn ignored(project: &Path, asks: &[Ask]) -> Outcome<bool> {
     }
     let names: Vec<String> = missing.iter().map(|ask| ask.name()).collect();
     to_stderr(&format!(
-        "note: ignored, because you have not allowed it (`hm trust` does): {}",
+        "note: ignoring what you have not allowed (see `hm trust`): {}",
         text::clean(&names.join(", "))
     ));
     Ok(true)
@@ -79,8 +81,8 @@ pub(crate) fn variable_trusts() -> Outcome<bool> {
     match env::var_os(VARIABLE).as_deref().map(|value| value.to_str()) {
         None | Some(Some("" | "0")) => Ok(false),
         Some(Some("1")) => Ok(true),
-        Some(_) => Err(Failure::input(format_args!("{VARIABLE} is neither 1 nor 0"))
-            .hint(format_args!("{VARIABLE}=1 allows what the project asks for, in this call of hm"))),
+        Some(_) => Err(Failure::input(format_args!("invalid value of {VARIABLE}: expected 1 or 0"))
+            .hint(format_args!("set {VARIABLE}=1 to allow what the project requests"))),
     }
 }
 
@@ -90,8 +92,9 @@ fn allows(head: &str, asks: &[&Ask]) -> Outcome<bool> {
     for ask in asks {
         question.push_str(&format!("  - {}\n", text::clean(&ask.line())));
     }
-    question.push_str("Allow that, now and later? [y/N] ");
-    let failed = |error| Failure::infrastructure("failed to ask on the terminal").because(anyhow::Error::from(error));
+    question.push_str("Allow this now and in the future? [y/N] ");
+    let failed =
+        |error| Failure::infrastructure("failed to prompt on the terminal").because(anyhow::Error::from(error));
     let mut stderr = io::stderr().lock();
     stderr.write_all(question.as_bytes()).and_then(|()| stderr.flush()).map_err(failed)?;
     let mut answer = String::new();

@@ -14,7 +14,7 @@ use hm_exec::{
 use super::Ask;
 
 /// Runners whose steps run outside of any sandbox on this machine and are not services of the user's own.
-const OUTSIDE: [(&str, &str); 1] = [("process", "its steps run as you, with your files and your network")];
+const OUTSIDE: [(&str, &str); 1] = [("process", "its steps run as your user, with access to your files and network")];
 
 /// Returns what a project's `plan` requests. Values from the command line need no consent: `options.runner`,
 /// and the images that replace others.
@@ -36,7 +36,7 @@ pub(crate) fn of_plan(plan: &Plan, options: &BindOptions, project: &Path) -> Vec
             // The same path may mean another place in another directory.
             let transport = image.split_once(':').map_or(image, |(transport, _)| transport);
             let value = format!("{transport}:{}", place.display());
-            asks.push(Ask::new("image", value, "its steps see these files, which are not the project's"));
+            asks.push(Ask::new("image", value, "its steps can read these files outside of the project"));
         }
     }
     asks

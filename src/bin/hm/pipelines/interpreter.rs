@@ -138,7 +138,7 @@ impl Interpreter {
         };
         let installed = dirs.iter().find_map(|dir| names(dir).iter().find_map(version));
         let is_package = |dir: &PathBuf| dir.ends_with("harmont") || dir.join("harmont/__init__.py").is_file();
-        installed.or_else(|| dirs.iter().any(is_package).then(|| "of an unknown version".to_owned()))
+        installed.or_else(|| dirs.iter().any(is_package).then(|| "(unknown version)".to_owned()))
     }
 }
 
@@ -162,18 +162,15 @@ fn ask(program: &Path, checkout: &Path) -> Outcome<Interpreter> {
         Some(answer) if output.status.success() => answer,
         _ => {
             let words = String::from_utf8_lossy(&output.stderr);
-            return Err(Failure::input(format_args!(
-                "`{shown}` does not say where its packages are ({})",
-                output.status
-            ))
-            .details(words.lines().rev().find(|line| !line.trim().is_empty()))
-            .hint("name a Python 3 that works in HM_PYTHON"));
+            return Err(Failure::input(format_args!("failed to find the packages of `{shown}` ({})", output.status))
+                .details(words.lines().rev().find(|line| !line.trim().is_empty()))
+                .hint("set HM_PYTHON to a Python 3 that works"));
         }
     };
     let mut places: Vec<PathBuf> = answer.prefixes.iter().flat_map(|prefix| of_prefix(prefix)).collect();
     for place in answer.places {
         if is_broad(&place) {
-            tracing::warn!(place = %place.display(), "not shown to pipelines: it is more than packages");
+            tracing::warn!(place = %place.display(), "hiding a directory from pipelines: it contains more than packages");
         } else {
             places.push(place);
         }

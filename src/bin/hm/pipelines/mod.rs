@@ -175,7 +175,7 @@ impl Source {
         }
         found.sort_by(|a, b| a.name.cmp(&b.name));
         if let Some(pair) = found.windows(2).find(|pair| pair[0].name == pair[1].name) {
-            return Err(Failure::input(format_args!("two pipelines are called `{}`", pair[0].name))
+            return Err(Failure::input(format_args!("two pipelines are named `{}`", pair[0].name))
                 .details(pair.iter().map(|definition| &definition.origin))
                 .hint("rename one of them"));
         }
@@ -205,28 +205,26 @@ impl Source {
         };
         match (at, name) {
             (Some(at), _) => Ok(known.swap_remove(at)),
-            (None, _) if names.is_empty() => {
-                Err(Failure::input(format_args!("there is no pipeline in {}", hm_dir.display()))
-                    .hint("put NAME.json (v0 IR) or a Python file that uses harmont there"))
-            }
+            (None, _) if names.is_empty() => Err(Failure::input(format_args!("no pipelines in {}", hm_dir.display()))
+                .hint("add NAME.json (v0 IR), or a Python file that uses harmont")),
             (None, Some(name)) => {
-                let failure = Failure::input(format_args!("there is no pipeline `{name}` in {}", hm_dir.display()));
+                let failure = Failure::input(format_args!("no pipeline named `{name}` in {}", hm_dir.display()));
                 let known = names.join(", ");
                 Err(match nearest(name, &names) {
-                    Some(near) => failure.hint(format_args!("did you mean `{near}`? (known: {known})")),
-                    None => failure.hint(format_args!("known: {known}")),
+                    Some(near) => failure.hint(format_args!("did you mean `{near}`? (pipelines: {known})")),
+                    None => failure.hint(format_args!("pipelines: {known}")),
                 })
             }
-            (None, None) => Err(Failure::input("there are several pipelines, and none is called `ci` or `default`")
+            (None, None) => Err(Failure::input("several pipelines, and none is named `ci` or `default`")
                 .details(&names)
-                .hint("name one, as in `hm run NAME`")),
+                .hint("choose one, as in `hm run NAME`")),
         }
     }
 
     fn hm_dir(&self) -> Outcome<&Path> {
         self.hm_dir.as_deref().ok_or_else(|| {
-            Failure::input(format_args!("there is no directory .hm in {} or above it", self.dir.display()))
-                .hint("say where the source is with `-d DIR`, or name an IR file with `-f IR.json`")
+            Failure::input(format_args!("no directory .hm in {} or above it", self.dir.display()))
+                .hint("set the source directory with `-d DIR`, or pass an IR file with `-f IR.json`")
         })
     }
 }
@@ -289,7 +287,7 @@ fn read_given(path: &Path, checkout: &Path) -> Outcome<Definition> {
     let file = fs::File::open(path).map_err(|error| failed(error.into()))?;
     file.take(PIPELINE_BYTES + 1).read_to_string(&mut text).map_err(|error| failed(error.into()))?;
     if text.len() as u64 > PIPELINE_BYTES {
-        return Err(failed(anyhow::anyhow!("it is larger than {} MiB", PIPELINE_BYTES >> 20)));
+        return Err(failed(anyhow::anyhow!("the file is larger than {} MiB", PIPELINE_BYTES >> 20)));
     }
     Ok(definition(Origin::Given(path.to_owned()), path, text))
 }

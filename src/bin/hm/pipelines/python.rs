@@ -70,35 +70,36 @@ pub(super) fn render(files: &[PathBuf], project: &Project<'_>) -> Outcome<Vec<De
     let is_of_the_checkout = matches!(program, Program::OfTheCheckout(_));
     let python = Interpreter::of(program, project.checkout)?;
     let output = rendering(python, files, project, is_of_the_checkout).run()?;
-    let answer: Answer = serde_json::from_slice(&output)
-        .map_err(|error| Failure::input(format_args!("`{shown}` ended without naming its pipelines")).because(error))?;
+    let answer: Answer = serde_json::from_slice(&output).map_err(|error| {
+        Failure::input(format_args!("`{shown}` ended without printing its pipelines")).because(error)
+    })?;
     let withheld = environment::withheld(&answer.missed);
     if !withheld.is_empty() {
         let names = withheld.join(",");
         to_stderr(&format!(
-            "note: {} asked for variables that are set, but not shown to pipelines: {}={names} shows them",
+            "note: {} read variables that are hidden from pipelines: set {}={names} to show them",
             list(files),
             environment::MORE
         ));
     }
     let Some(envelope) = answer.envelope else {
-        return Err(Failure::input(format_args!("`{shown}` has no package `harmont`, which {} needs", list(files)))
-            .hint(format_args!(
-                "`{} -m pip install harmont`, or name a Python that has it in HM_PYTHON",
-                quote(&shown)
-            )));
+        let what = format_args!("`{shown}` does not have the package `harmont`, which {} needs", list(files));
+        return Err(Failure::input(what).hint(format_args!(
+            "run `{} -m pip install harmont`, or set HM_PYTHON to a Python that has it",
+            quote(&shown)
+        )));
     };
     let envelope: Envelope = serde_json::from_str(&envelope).map_err(|error| {
-        Failure::input("failed to read what harmont made of the pipelines")
+        Failure::input("failed to read the output of harmont")
             .because(error)
-            .hint("pip install --upgrade harmont")
+            .hint("run `pip install --upgrade harmont`")
     })?;
     if envelope.schema_version != ENVELOPE_VERSION {
         return Err(Failure::input(format_args!(
-            "harmont's envelope has version {}, and this hm knows version {ENVELOPE_VERSION}",
+            "harmont's envelope has version {}, but this hm supports version {ENVELOPE_VERSION}",
             envelope.schema_version
         ))
-        .hint("use a version of harmont that fits this hm"));
+        .hint("install a version of harmont that fits this hm"));
     }
     let definitions = envelope.pipelines.into_iter().map(|registered| Definition {
         title: registered.name.filter(|name| *name != registered.slug),
@@ -125,7 +126,10 @@ fn rendering<'a>(
         let dirs = dirs.filter(|dir| !only_shown || places.iter().any(|place| dir.starts_with(place)));
         let (broad, dirs): (Vec<PathBuf>, Vec<PathBuf>) = dirs.partition(|dir| interpreter::is_broad(dir));
         for dir in broad {
-            tracing::warn!(dir = %dir.display(), "not shown to pipelines, though {name} names it: it is more than packages");
+            tracing::warn!(
+                dir = %dir.display(),
+                "hiding a directory of {name} from pipelines: it contains more than packages"
+            );
         }
         if let Ok(value) = env::join_paths(&dirs)
             && !dirs.is_empty()
@@ -154,19 +158,23 @@ fn check(file: &Path, project: &Path) -> Outcome<()> {
     let real = file.canonicalize();
     let real = real.map_err(|error| Failure::input(format_args!("failed to read {shown}")).because(error))?;
     if !real.starts_with(project) {
-        return Err(Failure::input(format_args!("{shown} leads out of the project, to {}", real.display()))
-            .hint("put the file itself into .hm"));
+        return Err(Failure::input(format_args!(
+            "{shown} is a link that leads out of the project, to {}",
+            real.display()
+        ))
+        .hint("copy the file into .hm"));
     }
     if fs::metadata(&real).is_ok_and(|metadata| metadata.is_file()) {
         return Ok(());
     }
-    Err(Failure::input(format_args!("{shown} is not a regular file")).hint("put a Python file there, or remove it"))
+    Err(Failure::input(format_args!("{shown} is not a regular file"))
+        .hint("replace it with a Python file, or remove it"))
 }
 
 fn cannot_start(python: &str, files: &[PathBuf], error: io::Error) -> Failure {
     let failure =
         Failure::input(format_args!("failed to start `{python}`, which {} needs", list(files))).because(error);
-    failure.hint("install Python 3 and its package harmont (`pip install harmont`), or name a Python in HM_PYTHON")
+    failure.hint("install Python 3 and its package harmont (`pip install harmont`), or set HM_PYTHON to a Python")
 }
 
 fn list(files: &[impl AsRef<Path>]) -> String {

@@ -82,8 +82,8 @@ impl Rendering<'_> {
             }
             Err(ConfinedError::Program(error)) => {
                 let failure = Failure::input(format_args!("failed to {error}, which {} needs", self.files));
-                let here = "it is run in a sandbox that shows the project and the interpreter's own directories";
-                Err(failure.hint(format_args!("{here}\nname an interpreter outside of the project in HM_PYTHON")))
+                let here = "it runs in a sandbox with only the project and the interpreter's own directories";
+                Err(failure.hint(format_args!("{here}\nset HM_PYTHON to an interpreter outside of the project")))
             }
             Err(error @ ConfinedError::Path { .. }) => {
                 Err(Failure::input(format_args!("failed to render {}", self.files))
@@ -94,10 +94,7 @@ impl Rendering<'_> {
             Ok(answer) => answer,
         }
         #[cfg(not(target_os = "linux"))]
-        self.without_sandbox(
-            "there is a sandbox for it on Linux only",
-            "render on Linux: `hm render` prints the result",
-        )
+        self.without_sandbox("the sandbox needs Linux", "render on Linux: `hm render` prints the result")
     }
 
     /// Renders in the sandbox. The outer error is the reason why there is no sandbox.
@@ -120,57 +117,56 @@ impl Rendering<'_> {
         printed.end();
         let because = |what: String| Failure::input(format_args!("failed to render {}: {what}", self.files));
         let language = self.language;
-        let only_describe = "a pipeline's file describes the pipeline: what takes long, or much, belongs into a step";
+        let only_describe = "a pipeline file only describes the pipeline: move expensive work into a step";
         Ok(match output.end {
             ConfinedEnd::Exited { code: 0 } => Ok(output.stdout),
             ConfinedEnd::Exited { code } => {
-                let failure = because(format!("{language} ended with {}", status(code)));
-                let correct = "its traceback is above; correct the file, then look at the result with `hm render`";
+                let failure = because(format!("{language} failed with {}", status(code)));
+                let correct = "see the traceback above; fix the file, then check the result with `hm render`";
                 Err(if SIGNS.iter().any(|sign| printed.tail.contains(sign)) {
-                    let sandboxed = "it reads the project and its language only: there is no network, no home directory, \
-                                     nothing to write to but /tmp, and few variables (HM_RENDER_ENV names more)";
+                    let sandboxed = "it runs in a sandbox with only the project and its language: without a network or \
+                                     a home directory, with only /tmp writable, and with few variables \
+                                     (HM_RENDER_ENV adds more)";
                     failure.hint(format_args!("{correct}\n{sandboxed}"))
                 } else {
                     failure.hint(correct)
                 })
             }
-            ConfinedEnd::TimedOut => {
-                Err(because(format!("{language} had not ended after {} s, and was ended", time().as_secs()))
-                    .hint(format_args!("{only_describe}\n{TIMEOUT}=SECONDS gives it longer")))
-            }
+            ConfinedEnd::TimedOut => Err(because(format!("{language} timed out after {} s", time().as_secs()))
+                .hint(format_args!("{only_describe}\nset {TIMEOUT}=SECONDS to allow more time"))),
             ConfinedEnd::OutOfMemory => {
-                Err(because(format!("{language} used more than {} MiB of memory, and was ended", MEMORY_BYTES >> 20))
+                Err(because(format!("{language} used more than {} MiB of memory", MEMORY_BYTES >> 20))
                     .hint(only_describe))
             }
             ConfinedEnd::TooManyProcesses => {
-                Err(because(format!("it had more than {PROCESSES} processes, and was ended")).hint(only_describe))
+                Err(because(format!("{language} started more than {PROCESSES} processes")).hint(only_describe))
             }
             ConfinedEnd::TooMuchOutput(OutputStream::Stderr) => {
-                Err(because(format!("it printed more than {} MiB, and was ended", PRINTED_BYTES >> 20))
-                    .hint("print less: what a file prints is shown to whoever runs hm"))
+                Err(because(format!("{language} printed more than {} MiB", PRINTED_BYTES >> 20))
+                    .hint("print less: hm shows all of it"))
             }
             ConfinedEnd::TooMuchOutput(OutputStream::Stdout) => {
-                Err(because(format!("its pipelines take more than {} MiB", ANSWER_BYTES >> 20))
-                    .hint("leave large files out of the pipeline: steps read them from /workspace"))
+                Err(because(format!("the pipelines are larger than {} MiB", ANSWER_BYTES >> 20))
+                    .hint("leave large files out of the pipeline: steps can read them from /workspace"))
             }
             _ => Err(Failure::infrastructure(format_args!(
-                "failed to render {}: {language} was killed from outside",
+                "failed to render {}: {language} was killed by another process",
                 self.files
             ))
-            .hint("try again; if this machine is short of memory, make room")),
+            .hint("try again, and check that this machine has enough memory")),
         })
     }
 
     /// Renders without a sandbox, as the user, who has allowed it.
     fn without_sandbox(&self, reason: &str, hint: &str) -> Outcome<Vec<u8>> {
-        let no_sandbox = format!("there is no sandbox here to render {} in: {reason}", self.files);
+        let no_sandbox = format!("no sandbox to render {} in: {reason}", self.files);
         if !consent::variable_trusts()? {
             return Err(Failure::input(no_sandbox).hint(format_args!(
-                "{hint}\nor, if you trust this project with everything that you may do, let it render outside of one: \
-                 `{TRUST}=1`"
+                "{hint}\nor, if you trust this project with everything that your user may do, set {TRUST}=1 to render \
+                 without a sandbox"
             )));
         }
-        to_stderr(&format!("warning: {}: it renders as you, because of {TRUST}", text::clean(&no_sandbox)));
+        to_stderr(&format!("warning: {}; rendering as your user because of {TRUST}", text::clean(&no_sandbox)));
         if self.is_of_the_checkout {
             tracing::warn!("the interpreter is part of the project");
         }
@@ -190,9 +186,8 @@ impl Rendering<'_> {
         if output.status.success() {
             return Ok(output.stdout);
         }
-        let what = format_args!("failed to render {}: {} ended with {}", self.files, self.language, output.status);
-        Err(Failure::input(what)
-            .hint("its traceback is above; correct the file, then look at the result with `hm render`"))
+        let what = format_args!("failed to render {}: {} failed with {}", self.files, self.language, output.status);
+        Err(Failure::input(what).hint("see the traceback above; fix the file, then check the result with `hm render`"))
     }
 }
 
@@ -212,15 +207,13 @@ pub(crate) fn trial() -> Result<(), (String, String)> {
         };
         match nothing.run(&mut |_| {}) {
             Ok(output) if output.end == (ConfinedEnd::Exited { code: 0 }) => Ok(()),
-            Ok(output) => Err((format!("a program in it ended so: {:?}", output.end), "report this".into())),
-            Err(ConfinedError::NoSandbox { reason, hint }) => {
-                Err((format!("there is no sandbox for them: failed to {reason}"), hint))
-            }
-            Err(error) => Err((format!("{:#}", anyhow::Error::new(error)), "see `hm doctor`'s other checks".into())),
+            Ok(output) => Err((format!("a test program failed: {:?}", output.end), "please report this".into())),
+            Err(ConfinedError::NoSandbox { reason, hint }) => Err((format!("no sandbox: failed to {reason}"), hint)),
+            Err(error) => Err((format!("{:#}", anyhow::Error::new(error)), "see the other checks".into())),
         }
     }
     #[cfg(not(target_os = "linux"))]
-    Err(("there is a sandbox for them on Linux only".into(), format!("{TRUST}=1 renders without one")))
+    Err(("the sandbox needs Linux".into(), format!("set {TRUST}=1 to render without a sandbox")))
 }
 
 /// Returns how long a rendering may take.

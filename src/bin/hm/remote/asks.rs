@@ -24,17 +24,21 @@ pub(super) fn of(settings: &Settings, project: Option<&ProjectDir>, all: bool) -
         && settings.docker_host.is_none()
         && settings.user.docker.host.as_ref() != Some(host)
     {
-        asks.push(Ask::new("[docker] host", host, "this daemon makes containers, and gets the source"));
+        asks.push(Ask::new("[docker] host", host, "this daemon runs containers and receives the source"));
     }
     if let Some(name) = &cache.share {
-        let effect = "results are shared with every project that says the same";
+        let effect = "cached results are shared with every project that has the same value";
         asks.push(Ask::new("[cache] share", name, effect));
     }
     for ((key, path), (_, users)) in vm.paths().into_iter().zip(settings.user.vm.paths()) {
         if let Some(path) = path
             && users.as_ref() != Some(path)
         {
-            asks.push(Ask::new(format!("[vm] {key}"), path.display(), "it is used as you, outside of any sandbox"));
+            asks.push(Ask::new(
+                format!("[vm] {key}"),
+                path.display(),
+                "it is used as your user, outside of any sandbox",
+            ));
         }
     }
     Ok(asks)
@@ -59,12 +63,12 @@ fn remote(settings: &Settings, project: Option<&ProjectDir>, all: bool, asks: &m
     if let Some(logs) = own.logs.as_ref().filter(|_| belongs && above.iter().all(|table| table.logs.is_none()))
         && user.logs.as_ref() != Some(logs)
     {
-        asks.push(Ask::new("[remote] logs", logs, "steps' output is asked for at this address"));
+        asks.push(Ask::new("[remote] logs", logs, "the output of steps is read from this address"));
     }
     if let Some(instance) = own.instance.as_ref().filter(|_| above.iter().all(|table| table.instance.is_none()))
         && user.instance.as_ref() != Some(instance)
     {
-        asks.push(Ask::new("[remote] instance", instance, "this part of the engine gets what is sent there"));
+        asks.push(Ask::new("[remote] instance", instance, "this instance of the engine receives what is sent"));
     }
     for (name, value) in own.headers.iter().filter(|_| belongs) {
         if user.headers.get(name) != Some(value) {
@@ -73,7 +77,7 @@ fn remote(settings: &Settings, project: Option<&ProjectDir>, all: bool, asks: &m
     }
     for (name, value) in &own.platform {
         if !above.iter().any(|table| table.platform.contains_key(name)) && user.platform.get(name) != Some(value) {
-            asks.push(Ask::new(format!("[remote] platform.{name}"), value, "chooses the workers that run steps"));
+            asks.push(Ask::new(format!("[remote] platform.{name}"), value, "selects the workers that run steps"));
         }
     }
     if own.cache.is_some_and(|cache| cache != Sharing::Off && user.cache != Some(cache))
@@ -90,7 +94,7 @@ fn remote(settings: &Settings, project: Option<&ProjectDir>, all: bool, asks: &m
             Some(project) => layers.files.read(project, path)?,
             None => Vec::new(),
         };
-        let effect = "this file decides which engine is believed, or who you are there";
+        let effect = "this file decides which engine is trusted, or who you are there";
         asks.push(Ask::new(format!("[remote] {key}"), path.display(), effect).with_content(&content));
     }
     Ok(())

@@ -19,34 +19,34 @@ use crate::{
 /// Where an engine is, and how it knows us.
 #[derive(Debug, Default, clap::Args)]
 pub(crate) struct EngineArgs {
-    /// The engine: grpc://HOST:PORT, or grpcs://HOST:PORT with TLS [env: HM_REMOTE]
+    /// URL of the engine: grpc://HOST:PORT, or grpcs://HOST:PORT with TLS [env: HM_REMOTE]
     #[arg(long = "remote", value_name = "URL")]
     pub(super) url: Option<String>,
 
-    /// Which of the engine's instances [env: HM_REMOTE_INSTANCE]
+    /// Name of the engine's instance [env: HM_REMOTE_INSTANCE]
     #[arg(long = "remote-instance", value_name = "NAME")]
     pub(super) instance: Option<String>,
 
-    /// Where output is shown while steps run, if the engine does not do that itself: see `hm logstream`
-    /// [env: HM_REMOTE_LOGS]
+    /// URL of the service for live output, if it is not the engine itself (see `hm logstream`) [env:
+    /// HM_REMOTE_LOGS]
     #[arg(id = "remote-logs", long = "remote-logs", value_name = "URL")]
     pub(super) logs: Option<String>,
 
     /// Send a header with every call, such as 'authorization: Bearer TOKEN' (repeatable) [env:
-    /// HM_REMOTE_HEADER, one a line]. Headers of the environment go to the engine that HM_REMOTE or your own
-    /// hm.toml names, and to no other
+    /// HM_REMOTE_HEADER, one per line]. Headers from the environment are sent only to the engine that
+    /// HM_REMOTE or your own hm.toml names
     #[arg(long = "remote-header", value_name = "NAME: VALUE", value_delimiter = '\n')]
     pub(super) headers: Vec<Header>,
 
-    /// Certificates that vouch for the engine, in PEM, instead of the system's [env: HM_REMOTE_CA]
+    /// PEM file of certificate authorities to trust instead of the system's [env: HM_REMOTE_CA]
     #[arg(long = "remote-ca", value_name = "FILE")]
     pub(super) ca: Option<PathBuf>,
 
-    /// Our certificate, in PEM [env: HM_REMOTE_CERT]
+    /// PEM file of the client certificate [env: HM_REMOTE_CERT]
     #[arg(long = "remote-cert", value_name = "FILE")]
     pub(super) cert: Option<PathBuf>,
 
-    /// Its key, in PEM [env: HM_REMOTE_KEY]
+    /// PEM file of the client certificate's key [env: HM_REMOTE_KEY]
     #[arg(long = "remote-key", value_name = "FILE")]
     pub(super) key: Option<PathBuf>,
 }
@@ -105,7 +105,7 @@ pub(super) fn note_withheld(layers: &Layers) {
             _ => "--remote-header, --remote-ca, --remote-cert and --remote-key",
         };
         to_stderr(&format!(
-            "note: {what} are not used for {place}, which was not named together with them: name it by --remote or HM_REMOTE"
+            "note: {what} are not sent to {place}, which was named elsewhere: name it with --remote or HM_REMOTE"
         ));
     }
 }
@@ -167,8 +167,8 @@ pub(super) fn pems(
     let client = match (cert, key) {
         (Some(cert), Some(key)) => Some((read(cert)?, read(key)?)),
         (None, None) => None,
-        (Some(_), None) => return Err(Failure::input("a certificate for the engine, and no key: set --remote-key")),
-        (None, Some(_)) => return Err(Failure::input("a key for the engine, and no certificate: set --remote-cert")),
+        (Some(_), None) => return Err(Failure::input("the client certificate needs a key: set --remote-key")),
+        (None, Some(_)) => return Err(Failure::input("the client key needs a certificate: set --remote-cert")),
     };
     Ok((ca.map(read).transpose()?, client))
 }

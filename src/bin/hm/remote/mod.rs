@@ -55,7 +55,7 @@ fn read_users(path: &Path) -> Outcome<Vec<u8>> {
     let file = File::open(path).map_err(|error| failed(anyhow::Error::from(error)))?;
     file.take(CONFIG_BYTES + 1).read_to_end(&mut bytes).map_err(|error| failed(error.into()))?;
     if bytes.len() as u64 > CONFIG_BYTES {
-        return Err(failed(anyhow::anyhow!("it is larger than {} MiB", CONFIG_BYTES >> 20)));
+        return Err(failed(anyhow::anyhow!("the file is larger than {} MiB", CONFIG_BYTES >> 20)));
     }
     Ok(bytes)
 }

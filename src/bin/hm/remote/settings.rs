@@ -35,19 +35,19 @@ pub(crate) struct RemoteArgs {
     #[command(flatten)]
     engine: EngineArgs,
 
-    /// Want workers with a platform property (repeatable)
+    /// Require a platform property of workers (repeatable)
     #[arg(long = "remote-platform", value_name = "NAME=VALUE", value_parser = Property::from_str)]
     platform: Vec<Property>,
 
-    /// How many steps may be in flight there, apart from `-j` [default: 16]
+    /// Maximum number of remote steps in flight, independent of `-j` [default: 16]
     #[arg(id = "remote-jobs", long = "remote-jobs", value_name = "N", env = "HM_REMOTE_JOBS")]
     jobs: Option<NonZeroUsize>,
 
-    /// Share what cached steps leave with other machines, of all runners [default: both, of runner cloud alone]
+    /// Share cached results of all runners through the engine [default: both, for runner cloud only]
     #[arg(id = "remote-cache", long = "remote-cache", value_enum, value_name = "HOW", env = "HM_REMOTE_CACHE")]
     cache: Option<Sharing>,
 
-    /// The daemon of runner docker: unix://PATH, or tcp://HOST:PORT [default: the socket of Docker, else of Podman]
+    /// URL of the container daemon: unix://PATH or tcp://HOST:PORT [default: the socket of Docker or Podman]
     #[arg(help_heading = "Containers (runner docker)", long = "docker-host", value_name = "URL", env = "DOCKER_HOST")]
     docker_host: Option<String>,
 }
@@ -56,9 +56,9 @@ pub(crate) struct RemoteArgs {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Sharing {
-    /// Look steps up there
+    /// Look up results
     Read,
-    /// Bring there what steps leave
+    /// Upload results
     Write,
     /// Both
     Both,
@@ -76,7 +76,7 @@ impl FromStr for Property {
     fn from_str(text: &str) -> Result<Self, String> {
         match text.split_once('=') {
             Some((name, value)) if !name.is_empty() => Ok(Self(name.into(), value.into())),
-            _ => Err("write NAME=VALUE, as in `OSFamily=linux`".into()),
+            _ => Err("expected NAME=VALUE, as in `OSFamily=linux`".into()),
         }
     }
 }
@@ -142,9 +142,9 @@ impl VmTable {
             let real = path.canonicalize().unwrap_or_else(|_| path.clone());
             if !path.is_absolute() || root.is_some_and(|root| real.starts_with(root)) {
                 return Err(Failure::input(format_args!(
-                    "`[vm] {key}` of a project must be an absolute path outside of it"
+                    "`[vm] {key}` in a project's hm.toml must be an absolute path outside of the project"
                 ))
-                .hint("or name it in your own hm.toml, in ~/.config/hm"));
+                .hint("or set it in your own hm.toml, in ~/.config/hm"));
             }
         }
         Ok(Self {
@@ -250,16 +250,18 @@ impl Settings {
         let layers = self.layers();
         let Self { arguments, docker_host, project: own, user, .. } = self;
         if !own.projects.is_empty() {
-            return Err(Failure::input("`[project]` of a project's hm.toml would take other projects' results")
-                .hint("put it into your own hm.toml, in ~/.config/hm"));
+            return Err(Failure::input("`[project]` is not allowed in a project's hm.toml")
+                .hint("move it to your own hm.toml, in ~/.config/hm"));
         }
         if user.cache.share.is_some() {
-            return Err(Failure::input("`[cache] share` in your own hm.toml would merge all projects' results")
-                .hint("give the directories one name there: `[project.\"/path\"] id = \"NAME\"`"));
+            return Err(Failure::input(
+                "`[cache] share` is not allowed in your own hm.toml: it would apply to all projects",
+            )
+            .hint("give directories the same id instead: `[project.\"/path\"] id = \"NAME\"`"));
         }
         let named = layers.named(project)?;
         if named.is_none() && arguments.cache.is_some_and(|cache| cache != Sharing::Off) {
-            return Err(Failure::input("--remote-cache, and no engine that has one").hint("name it: --remote URL"));
+            return Err(Failure::input("--remote-cache needs an engine").hint("pass `--remote URL`"));
         }
         note_withheld(&layers);
         let (endpoint, logs) = named.map_or((None, None), |Named { engine, logs }| (Some(engine), logs));

@@ -52,15 +52,15 @@ impl<W: Write> Render for Human<W> {
             }
             BuildEvent::StepCacheMiss { key, message: Some(message), .. } => {
                 let (key, message) = (style.name(&text::clean(key)), text::clean(message));
-                self.say(&format!("=> {key} {} {message}; it runs", style.odd("is not taken from the cache:")));
+                self.say(&format!("=> {key} {} {message}", style.odd("cache miss:")));
             }
             BuildEvent::StepRetry { step_id, attempt, backoff_ms, message, .. } => {
                 let key = self.steps.name(*step_id);
                 let wait = text::duration(std::time::Duration::from_millis(*backoff_ms));
                 let message = text::clean(message);
                 self.say(&format!(
-                    "=> {key} {} {message}; next one in {wait}",
-                    style.odd(&format!("attempt {attempt}:"))
+                    "=> {key} {} {message}; retrying in {wait}",
+                    style.odd(&format!("attempt {attempt} failed:"))
                 ));
             }
             BuildEvent::StepEnd { step_id, status, exit_code, duration_ms, message, .. } => {

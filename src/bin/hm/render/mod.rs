@@ -35,11 +35,11 @@ const BURST: usize = 256;
 /// How to show a build.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Format {
-    /// Plain lines on stdout, each with its step's key in front
+    /// Plain lines on stdout, each prefixed with its step's key
     Human,
     /// Running steps with their elapsed time, on stderr
     Progress,
-    /// The event stream on stdout, one JSON object a line
+    /// The event stream on stdout, one JSON object per line
     Json,
 }
 
@@ -113,7 +113,7 @@ impl Screen {
 
     /// Waits until every event has been shown. Cancel-safe.
     pub(crate) async fn done(&mut self) -> io::Result<()> {
-        (&mut self.done).await.unwrap_or_else(|_| Err(io::Error::other("the renderer broke off")))
+        (&mut self.done).await.unwrap_or_else(|_| Err(io::Error::other("the output thread panicked")))
     }
 
     /// Lets the renderer restore the terminal, but waits no longer than `limit`.

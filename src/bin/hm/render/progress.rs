@@ -134,7 +134,7 @@ impl Progress {
         }
         if show_tail {
             if running.dropped > 0 {
-                self.say(&self.style.dim(&format!("  | ... {} before", text::count(running.dropped, "line"))));
+                self.say(&self.style.dim(&format!("  | ... {} omitted", text::count(running.dropped, "line"))));
             }
             for line in &running.tail {
                 let mut shown = String::from("  | ");
@@ -176,11 +176,11 @@ impl Render for Progress {
             BuildEvent::StepLog { step_id, line, .. } => self.log(*step_id, line),
             BuildEvent::StepCacheMiss { key, message: Some(message), .. } => {
                 let (mark, key) = (style.odd("!"), style.name(&text::clean(key)));
-                self.say(&format!("{mark} {key} is not taken from the cache: {}", text::clean(message)));
+                self.say(&format!("{mark} {key} cache miss: {}", text::clean(message)));
             }
             BuildEvent::StepRetry { step_id, attempt, message, .. } => {
                 let key = self.steps.name(*step_id);
-                self.say(&format!("{} {key} attempt {attempt}: {}", style.odd("!"), text::clean(message)));
+                self.say(&format!("{} {key} attempt {attempt} failed: {}", style.odd("!"), text::clean(message)));
             }
             BuildEvent::StepEnd { step_id, status, exit_code, duration_ms, message, .. } => {
                 let key = self.steps.name(*step_id);

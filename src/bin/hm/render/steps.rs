@@ -82,7 +82,7 @@ impl Steps {
             BuildStatus::Failed => style.bad("failed"),
             BuildStatus::Canceled => style.odd("cancelled"),
             BuildStatus::TimedOut => style.bad("timed out"),
-            _ => style.bad("broken by infrastructure"),
+            _ => style.bad("could not run"),
         };
         let steps = text::count(self.len(), "step");
         let took = text::duration(std::time::Duration::from_millis(duration_ms));
@@ -107,7 +107,7 @@ pub(super) fn ending(status: StepStatus, exit_code: i32, duration_ms: u64, messa
         StepStatus::Canceled => format!("cancelled after {took}"),
         StepStatus::TimedOut => format!("timed out after {took}"),
         StepStatus::OutOfMemory => format!("ran out of memory after {took}"),
-        StepStatus::Infrastructure => format!("could not be run (infrastructure), given up after {took}"),
+        StepStatus::Infrastructure => format!("could not run, gave up after {took}"),
         // A shell reports 128 + n if signal n ended the command.
         _ if (129..=192).contains(&exit_code) => {
             format!("failed with exit code {exit_code} (signal {}) after {took}", exit_code - 128)

@@ -16,12 +16,12 @@ pub(crate) fn collect_if_due(store: &StoreHandle) {
     let Some(store) = store.get_opened() else { return };
     let limits = match LimitArgs::from_env() {
         Ok(limits) => limits,
-        Err(error) => return to_stderr(&format!("warning: no garbage is collected: {error}")),
+        Err(error) => return to_stderr(&format!("warning: skipping garbage collection: {error}")),
     };
     let is_due = match limits.of(&store).map(|limits| store.gc_is_due(&limits)) {
         Ok(Ok(is_due)) => is_due,
-        Ok(Err(error)) => return tracing::warn!(%error, "no garbage is collected"),
-        Err(error) => return tracing::warn!(%error, "no garbage is collected"),
+        Ok(Err(error)) => return tracing::warn!(%error, "skipping garbage collection"),
+        Err(error) => return tracing::warn!(%error, "skipping garbage collection"),
     };
     if !is_due {
         return;
@@ -37,7 +37,7 @@ pub(crate) fn collect_if_due(store: &StoreHandle) {
             .spawn()
     });
     if let Err(error) = started {
-        tracing::warn!(%error, "no garbage is collected: the process could not be started");
+        tracing::warn!(%error, "failed to start garbage collection");
     }
 }
 
@@ -45,9 +45,9 @@ pub(crate) fn collect_if_due(store: &StoreHandle) {
 pub(super) fn detach() {
     // Best effort: both only matter if the terminal closes or the machine is busy.
     if let Err(error) = rustix::process::setsid() {
-        tracing::debug!(%error, "no session of its own");
+        tracing::debug!(%error, "failed to create a session");
     }
     if let Err(error) = rustix::process::nice(19) {
-        tracing::debug!(%error, "no lower priority");
+        tracing::debug!(%error, "failed to lower the priority");
     }
 }

@@ -10,24 +10,24 @@ use crate::{
     failure::{Failure, Outcome},
 };
 
-/// Forgets cached steps, and what failed ones left
+/// Remove cached results and the files of failed steps
 ///
-/// What a live run uses stays until it has ended.
+/// Data that a running build uses is removed after that build.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// Only these steps, by their keys, in all pipelines
+    /// Remove only the results of the steps with these keys, in all pipelines
     #[arg(value_name = "STEP")]
     steps: Vec<String>,
 
-    /// Forget sources, images, journals and logs, too
+    /// Remove sources, images, journals and logs, too
     #[arg(long, conflicts_with = "steps")]
     all: bool,
 
-    /// Only say what would go
+    /// Show what would be removed, without removing it
     #[arg(short = 'n', long)]
     dry_run: bool,
 
-    /// How to print the report
+    /// Output format
     #[arg(long, value_enum, default_value_t)]
     format: AnswerFormat,
 }

@@ -14,12 +14,12 @@ use crate::{
     render::text,
 };
 
-/// Shows what takes the space, by kind and by pipeline
+/// Show the cache's disk usage by kind and by pipeline
 ///
-/// Sizes are allocated blocks; files with several names count once.
+/// Sizes are those of allocated blocks. Files with several hard links count once.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// How to print the sizes
+    /// Output format
     #[arg(long, value_enum, default_value_t)]
     format: AnswerFormat,
 }
@@ -40,10 +40,10 @@ fn as_text(usage: &Usage) -> String {
     }
     rows.push(vec!["total".into(), show(usage.bytes)]);
     let of = &usage.filesystem;
-    rows.push(vec!["free on this filesystem".into(), format!("{} of {}", show(of.free_bytes), show(of.bytes))]);
+    rows.push(vec!["free on the filesystem".into(), format!("{} of {}", show(of.free_bytes), show(of.bytes))]);
     let mut out = table(&rows);
     if !usage.pipelines.is_empty() {
-        let title = ["pipeline", "cached steps", "its own", "shared with others"];
+        let title = ["pipeline", "cached steps", "own size", "shared size"];
         let mut rows = vec![title.map(String::from).to_vec()];
         rows.extend(usage.pipelines.iter().map(|of| {
             vec![text::clean(&of.pipeline), of.steps.to_string(), show(of.unique_bytes), show(of.shared_bytes)]
@@ -59,12 +59,12 @@ fn name(kind: UsageKind) -> &'static str {
         UsageKind::Steps => "cached steps",
         UsageKind::Sources => "sources",
         UsageKind::Images => "images",
-        UsageKind::Leftovers => "left by failed steps",
-        UsageKind::Machines => "machines that booted",
+        UsageKind::Leftovers => "files of failed steps",
+        UsageKind::Machines => "booted machines",
         UsageKind::Journals => "journals and logs",
         UsageKind::Index => "index",
-        UsageKind::Waiting => "to be removed when a run ends",
-        UsageKind::Temporary => "temporary",
+        UsageKind::Waiting => "to be removed after running builds",
+        UsageKind::Temporary => "temporary files",
         _ => "other",
     }
 }

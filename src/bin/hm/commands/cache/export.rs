@@ -16,28 +16,28 @@ use crate::{
 
 const LONG_HELP: &str = "\
 Examples:
-  hm cache export build oci:image               an OCI layout in the directory `image`
-  hm cache export 3fa2/build oci:image:v1       of an earlier run, under the tag `v1`
+  hm cache export build oci:image               create an OCI layout in the directory `image`
+  hm cache export 3fa2/build oci:image:v1       export from an earlier run, with the tag `v1`
   hm cache export build docker-archive:app.tar:app:v1
-                                                for `docker load`, as `app:v1`
+                                                create an archive for `docker load` as `app:v1`
 
-`image: oci:image` boots a step from it. Steps on image `host` can't be exported.";
+Use the image in a pipeline as `image: oci:image`. Steps on image `host` cannot be exported.";
 
-/// Writes what a step left as a container image
+/// Export a step's filesystem as a container image
 ///
-/// The same step becomes the same bytes. The source is part of the image, at /workspace.
+/// The image includes the source at /workspace. Exporting the same step again creates the same bytes.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = LONG_HELP)]
 pub(super) struct Args {
-    /// Whose files; RUN is the beginning of a run's id, by default the last run of this directory
+    /// The step; RUN is a prefix of a run's id [default: the last run of this directory]
     #[arg(value_name = "[RUN/]STEP")]
     step: String,
 
-    /// Where to: `oci:DIR[:TAG]` or `docker-archive:FILE[:NAME:TAG]`
+    /// Where to write the image: `oci:DIR[:TAG]` or `docker-archive:FILE[:NAME:TAG]`
     #[arg(value_name = "TARGET")]
     to: String,
 
-    /// The source directory of the pipeline; without it, the nearest directory upwards that has `.hm/`
+    /// The pipeline's source directory [default: the nearest directory with `.hm/`, searched upwards]
     #[arg(short, long, value_name = "DIR")]
     dir: Option<PathBuf>,
 }
@@ -65,8 +65,8 @@ pub(super) fn run(args: &Args) -> Outcome<ExitCode> {
         }
         Some(Ok(digest)) => print(&format!("{digest}\n")),
         Some(Err(SandboxExportError::Export(error @ (ExportError::Host | ExportError::Occupied { .. })))) => {
-            Err(Failure::input("nothing was exported").because(error))
+            Err(Failure::input("failed to export the image").because(error))
         }
-        Some(Err(error)) => Err(Failure::infrastructure("nothing was exported").because(error)),
+        Some(Err(error)) => Err(Failure::infrastructure("failed to export the image").because(error)),
     }
 }

@@ -19,28 +19,29 @@ use crate::{
 const PATIENCE: Duration = Duration::from_secs(60);
 
 const LONG_HELP: &str = "\
-What goes, least recently used first, until the limits hold: cached steps, source trees, images, journals and logs.
-What goes by age: what failed steps left after 3 days, journals after 14 days or beyond the last 1,000 runs, and whatever
-else nobody used for --max-age. A live run loses nothing: what it may be using is removed when it has ended.
+Removed by size, least recently used first, until the limits are met: cached steps, sources, images, journals and
+logs. Removed by age: the files of failed steps after 3 days, journals after 14 days or beyond the last 1,000
+runs, and everything else that was not used for --max-age. Data that a running build may use is removed after that
+build.
 
-`hm run` starts this in the background, once a day and whenever a limit is passed; HM_CACHE_GC=off keeps it from that.";
+`hm run` starts this in the background once a day, and when a limit is exceeded; HM_CACHE_GC=off disables that.";
 
-/// Removes what is beyond the limits, and what nothing needs
+/// Remove data that is no longer needed or exceeds the limits
 #[derive(Debug, clap::Args)]
-#[command(after_long_help = LONG_HELP, after_help = "`hm cache gc --help` says what goes, and when.")]
+#[command(after_long_help = LONG_HELP, after_help = "Run `hm cache gc --help` for what is removed, and when.")]
 pub(super) struct Args {
     #[command(flatten)]
     limits: LimitArgs,
 
-    /// Only say what would go
+    /// Show what would be removed, without removing it
     #[arg(short = 'n', long)]
     dry_run: bool,
 
-    /// Work in the background, quietly, and not at all where another process is at it
+    /// Run quietly in the background, unless another process is collecting garbage
     #[arg(long, conflicts_with = "dry_run")]
     auto: bool,
 
-    /// How to print the report
+    /// Output format
     #[arg(long, value_enum, default_value_t)]
     format: AnswerFormat,
 }
@@ -61,7 +62,7 @@ pub(super) fn run(args: &Args) -> Outcome<ExitCode> {
     if !args.dry_run
         && let Err(error) = store.mark_reaped_shown()
     {
-        tracing::debug!(%error, "what was reaped will be told again");
+        tracing::debug!(%error, "what was removed will be reported again");
     }
     Ok(code)
 }
@@ -70,7 +71,7 @@ pub(super) fn run(args: &Args) -> Outcome<ExitCode> {
 fn reap_outside(store: &Arc<Store>) -> Vec<(&'static str, u64)> {
     let swept = sweep_containers(store).unwrap_or_else(|error| {
         // Most machines have no daemon.
-        tracing::debug!(%error, "containers are not looked for");
+        tracing::debug!(%error, "failed to look for containers of killed runs");
         Swept::default()
     });
     vec![
@@ -109,11 +110,11 @@ fn as_text(report: &GcReport, dry_run: bool) -> String {
     let mut out = String::new();
     if !report.reaped.is_empty() {
         let reaped = report.reaped.iter().map(|(what, count)| format!("{count} {what}"));
-        out.push_str(&format!("left by killed runs, and removed since: {}\n", reaped.collect::<Vec<_>>().join(", ")));
+        out.push_str(&format!("removed leftovers of killed runs: {}\n", reaped.collect::<Vec<_>>().join(", ")));
     }
     let kinds = [
         ("cached steps", report.cached),
-        ("left by failed steps", report.leftovers),
+        ("files of failed steps", report.leftovers),
         ("sources", report.sources),
         ("images", report.images),
         ("journals and logs", report.runs),
@@ -121,17 +122,17 @@ fn as_text(report: &GcReport, dry_run: bool) -> String {
     let forgotten = kinds.iter().filter(|(_, forgotten)| forgotten.count > 0);
     let rows: Vec<Vec<String>> = forgotten
         .map(|(name, Forgotten { count, bytes, .. })| {
-            let verb = if dry_run { "would go" } else { "gone" };
+            let verb = if dry_run { "would remove" } else { "removed" };
             vec![format!("{verb}: {name}"), count.to_string(), show(*bytes)]
         })
         .collect();
     if rows.is_empty() {
-        out.push_str("nothing has to go\n");
+        out.push_str("nothing to remove\n");
     }
     out.push_str(&table(&rows));
     if report.waiting_layers > 0 {
         out.push_str(&format!(
-            "waiting for a live run to end: {} in {} layers\n",
+            "to be removed after running builds: {} in {} layers\n",
             show(report.waiting_bytes),
             report.waiting_layers
         ));
@@ -139,7 +140,7 @@ fn as_text(report: &GcReport, dry_run: bool) -> String {
     if !dry_run && report.freed_bytes > 0 {
         out.push_str(&format!("freed {}\n", show(report.freed_bytes)));
     }
-    let verb = if dry_run { "would take" } else { "takes" };
+    let verb = if dry_run { "would use" } else { "uses" };
     out.push_str(&format!("the store {verb} {}\n", show(report.bytes)));
     out
 }

@@ -15,15 +15,15 @@ use crate::{
 /// What differs from the default limits.
 #[derive(Debug, Default, clap::Args)]
 pub(super) struct LimitArgs {
-    /// The most that the store may take, as in 500M or 10G [default: a fifth of the filesystem, 100 GiB at most]
+    /// Maximum size of the store, such as 500M or 10G [default: a fifth of the filesystem, at most 100 GiB]
     #[arg(long, value_name = "SIZE", value_parser = size::parse, env = "HM_CACHE_MAX_SIZE", hide_env_values = true)]
     max_size: Option<u64>,
 
-    /// What must stay free on the store's filesystem [default: a twentieth of it, 10 GiB at most]
+    /// Minimum free space on the store's filesystem [default: a twentieth of it, at most 10 GiB]
     #[arg(long, value_name = "SIZE", value_parser = size::parse, env = "HM_CACHE_MIN_FREE", hide_env_values = true)]
     min_free: Option<u64>,
 
-    /// How long cached steps, sources and images stay that nobody uses, as in 12h or 14d [default: 30d]
+    /// Maximum age of unused cached steps, sources and images, such as 12h or 14d [default: 30d]
     #[arg(long, value_name = "DURATION", value_parser = parse_duration, env = "HM_CACHE_MAX_AGE", hide_env_values = true)]
     max_age: Option<Duration>,
 }
@@ -42,7 +42,7 @@ impl LimitArgs {
     pub(super) fn of(&self, store: &Store) -> Outcome<GcLimits> {
         let mut limits = store
             .default_limits()
-            .map_err(|error| Failure::infrastructure("failed to set the limits of the store").because(error))?;
+            .map_err(|error| Failure::infrastructure("failed to choose the limits of the store").because(error))?;
         limits.max_bytes = self.max_size.unwrap_or(limits.max_bytes);
         limits.min_free_bytes = self.min_free.unwrap_or(limits.min_free_bytes);
         limits.max_age = self.max_age.unwrap_or(limits.max_age);

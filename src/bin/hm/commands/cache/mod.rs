@@ -17,9 +17,9 @@ use crate::{
     runners::store_dir,
 };
 
-/// Shows what the store has, and makes it forget
+/// Inspect and clean the cache
 ///
-/// The store (HM_CACHE_DIR) has the layers of cached steps, sources, images, and the journals of runs.
+/// The cache (HM_CACHE_DIR) contains the layers of cached steps, sources, images, and the journals of runs.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     #[command(subcommand)]

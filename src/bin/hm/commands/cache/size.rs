@@ -10,10 +10,10 @@ pub(super) fn parse(text: &str) -> Result<u64, String> {
         "m" | "M" => 2,
         "g" | "G" => 3,
         "t" | "T" => 4,
-        _ => return Err("write a size such as 500M, 10G or 1T".into()),
+        _ => return Err("expected a size such as 500M, 10G or 1T".into()),
     };
-    let number: u64 = text[..digits].parse().map_err(|_| "write a size such as 500M, 10G or 1T")?;
-    1024_u64.pow(power).checked_mul(number).ok_or_else(|| "that is too much".into())
+    let number: u64 = text[..digits].parse().map_err(|_| "expected a size such as 500M, 10G or 1T")?;
+    1024_u64.pow(power).checked_mul(number).ok_or_else(|| "the size is too large".into())
 }
 
 /// Formats a number of bytes for people: `0 B`, `4.0 KiB`, `1.5 GiB`.

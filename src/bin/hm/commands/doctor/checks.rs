@@ -59,13 +59,12 @@ pub(super) fn all() -> Vec<Check> {
 /// Checks the program that runs steps on other machines.
 fn hm_step() -> Finding {
     let needed_for =
-        "steps on remote engines need a static one: `just hm-step`, then put it beside hm or name it by HM_STEP";
+        "steps on remote engines need a static one: run `just hm-step`, then put it next to hm or set HM_STEP";
     match hm_exec::step::locate(None) {
         Ok(program) if program.is_static => good(format!("{}: static", program.path.display())),
-        Ok(program) => lacking(
-            format!("{}: not static, runs only where this machine's libraries are", program.path.display()),
-            needed_for,
-        ),
+        Ok(program) => {
+            lacking(format!("{}: not static, needs this machine's libraries", program.path.display()), needed_for)
+        }
         Err(error) => lacking(format!("{:#}", anyhow::Error::new(error)), needed_for),
     }
 }
@@ -93,32 +92,32 @@ fn sysctl(name: &str) -> Option<u64> {
 
 fn user_namespaces() -> Finding {
     if !Path::new("/proc/self/ns/user").exists() {
-        return bad("this system has none (Linux with CONFIG_USER_NS)", "use `--runner process`, or another kernel");
+        return bad("not supported (needs Linux with CONFIG_USER_NS)", "use `--runner process`, or another kernel");
     }
     if is_root() {
         return good("not needed: hm runs as root");
     }
     if sysctl("user/max_user_namespaces") == Some(0) {
-        return bad("the kernel allows none", "sudo sysctl user.max_user_namespaces=15000");
+        return bad("disabled by user.max_user_namespaces", "sudo sysctl user.max_user_namespaces=15000");
     }
     if sysctl("kernel/unprivileged_userns_clone") == Some(0) {
-        return bad("denied to ordinary users", "sudo sysctl kernel.unprivileged_userns_clone=1");
+        return bad("disabled for unprivileged users", "sudo sysctl kernel.unprivileged_userns_clone=1");
     }
     if sysctl("kernel/apparmor_restrict_unprivileged_userns") == Some(1) {
         return bad(
-            "AppArmor denies them to ordinary users",
+            "disabled by AppArmor for unprivileged users",
             "sudo sysctl kernel.apparmor_restrict_unprivileged_userns=0, or an AppArmor profile for hm with `userns,`",
         );
     }
-    good("allowed to ordinary users")
+    good("enabled for unprivileged users")
 }
 
 fn overlay() -> Finding {
     let known = fs::read_to_string("/proc/filesystems").unwrap_or_default();
     if known.lines().any(|line| line.split_whitespace().last() == Some("overlay")) {
-        good("the kernel has it")
+        good("supported")
     } else {
-        bad("the kernel has no overlay filesystem, or has not loaded it", "sudo modprobe overlay")
+        bad("not supported by the kernel, or not loaded", "sudo modprobe overlay")
     }
 }
 
@@ -133,13 +132,13 @@ fn store() -> Finding {
     };
     let shown = dir.display();
     let Some(existing) = dir.ancestors().find(|ancestor| ancestor.is_dir()) else {
-        return bad(format!("{shown}: no such place"), CHOOSE);
+        return bad(format!("{shown} does not exist"), CHOOSE);
     };
     if rustix::fs::access(existing, rustix::fs::Access::WRITE_OK).is_err() {
-        return bad(format!("{shown} can't be written to"), CHOOSE);
+        return bad(format!("{shown} is not writable"), CHOOSE);
     }
     let Ok(stat) = rustix::fs::statfs(existing) else {
-        return bad(format!("{shown} can't be examined"), CHOOSE);
+        return bad(format!("failed to examine {shown}"), CHOOSE);
     };
     match Store::exposure_of(&dir) {
         Ok(Some(exposure)) => return lacking(exposure.to_string(), exposure.mended_by().unwrap_or_default()),
@@ -149,18 +148,18 @@ fn store() -> Finding {
     // The type of `f_type` differs between targets, but the numbers have 32 bits.
     let kind = stat.f_type as u64 & 0xffff_ffff;
     if let Some((_, name)) = UNFIT.iter().find(|(magic, _)| *magic == kind) {
-        return bad(format!("{shown} is on {name}, which can't hold an overlay's upper layer"), CHOOSE);
+        return bad(format!("{shown} is on {name}, which does not support upper layers of overlays"), CHOOSE);
     }
     let free = rustix::fs::statvfs(existing).map_or(0, |stat| stat.f_bavail.saturating_mul(stat.f_frsize));
     let free_shown = format!("{shown}, {:.1} GB free", free as f64 / 1e9);
-    if free < 1_000_000_000 { lacking(free_shown, format!("make room, or {CHOOSE}")) } else { good(free_shown) }
+    if free < 1_000_000_000 { lacking(free_shown, format!("free some space, or {CHOOSE}")) } else { good(free_shown) }
 }
 
 fn uid_ranges() -> Finding {
     if is_root() {
         return good("not needed: hm runs as root");
     }
-    const WITHOUT: &str = "without them a step has a single user id (files of other owners can't be kept apart)";
+    const WITHOUT: &str = "without them, all files in a step belong to one user id";
     let missing: Vec<_> = ["newuidmap", "newgidmap"].into_iter().filter(|tool| on_path(tool).is_none()).collect();
     if !missing.is_empty() {
         return lacking(format!("{} not found; {WITHOUT}", missing.join(" and ")), "sudo apt-get install uidmap");
@@ -175,7 +174,7 @@ fn uid_ranges() -> Finding {
             return lacking(format!("no range for {user} in {file}; {WITHOUT}"), fix);
         }
     }
-    good(format!("{user} has some"))
+    good(format!("assigned to {user}"))
 }
 
 fn user_name(uid: &str) -> Option<String> {
@@ -185,7 +184,7 @@ fn user_name(uid: &str) -> Option<String> {
 }
 
 fn cgroups() -> Finding {
-    const WITHOUT: &str = "limits of memory and processes are enforced less exactly";
+    const WITHOUT: &str = "without them, limits of memory and processes are less exact";
     let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
     let root = Path::new("/sys/fs/cgroup");
     let (version, dir) = if root.join("cgroup.controllers").exists() {
@@ -202,20 +201,20 @@ fn cgroups() -> Finding {
         );
     };
     if rustix::fs::access(&dir, rustix::fs::Access::WRITE_OK).is_ok() {
-        good(format!("{version}, ours can be written to"))
+        good(format!("{version}, writable"))
     } else {
         lacking(
-            format!("{version}, but {} can't be written to; {WITHOUT}", dir.display()),
-            "run in a delegated group: systemd-run --user --scope -p Delegate=yes hm ...",
+            format!("{version}, but {} is not writable; {WITHOUT}", dir.display()),
+            "run hm in a delegated group: systemd-run --user --scope -p Delegate=yes hm ...",
         )
     }
 }
 
 fn kvm() -> Finding {
-    const USE: &str = "only virtual machines would need it";
+    const USE: &str = "only virtual machines need it";
     let device = Path::new("/dev/kvm");
     match fs::OpenOptions::new().read(true).write(true).open(device) {
-        Ok(_) => good("/dev/kvm opens"),
+        Ok(_) => good("/dev/kvm is accessible"),
         Err(error) if device.exists() => lacking(format!("/dev/kvm: {error}; {USE}"), "sudo usermod -aG kvm $USER"),
         Err(error) => lacking(format!("/dev/kvm: {error}; {USE}"), "enable virtualisation in the firmware or the host"),
     }
@@ -233,13 +232,14 @@ fn python() -> Finding {
         Err(error) => return lacking(format!("{python}: {error}; {USE}"), INSTALL),
     };
     if let Program::OfTheCheckout(program) = &program {
-        return good(format!("{}: part of this checkout, so it is run in the sandbox only", program.display()));
+        return good(format!("{}: part of this checkout, so it runs only in the sandbox", program.display()));
     }
     match Interpreter::of(program, &checkout) {
         Ok(found) => match found.harmont() {
             Some(version) => good(format!("harmont {version}")),
             None => {
-                lacking(format!("{python} has no package harmont; {USE}"), format!("{python} -m pip install harmont"))
+                let what = format!("{python} does not have the package harmont; {USE}");
+                lacking(what, format!("{python} -m pip install harmont"))
             }
         },
         Err(failure) => lacking(format!("{failure}; {USE}"), INSTALL),

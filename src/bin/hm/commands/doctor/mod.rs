@@ -15,12 +15,12 @@ use crate::{
     render::{style::Style, text},
 };
 
-/// Checks this machine, and says how to mend what is missing
+/// Check this machine and show how to fix problems
 ///
-/// Ends 0 where nothing is missing that a runner needs, 3 otherwise.
+/// Exits with 0 if nothing is missing that a runner needs, otherwise with 3.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// How to print the checks
+    /// Output format
     #[arg(long, value_enum, default_value_t)]
     format: AnswerFormat,
 
@@ -36,7 +36,7 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
     checks.extend(runners.into_iter().map(|(runner, probe)| Check {
         name: format!("runner {}", runner.name),
         finding: match probe {
-            Probe::Usable { note } => Finding::Good(note.unwrap_or_else(|| "works here".into())),
+            Probe::Usable { note } => Finding::Good(note.unwrap_or_else(|| "available".into())),
             // A user who names no engine or daemon does not need one, and virtual machines are optional.
             Probe::Unusable { reason, hint }
                 if !has_engine && *runner.name == *"cloud"
@@ -63,7 +63,7 @@ fn as_text(checks: &[Check]) -> String {
     for Check { name, finding } in checks {
         let (mark, what, fix) = match finding {
             Finding::Good(what) => (style.good("ok  "), what, None),
-            Finding::Lacking { what, fix } => (style.odd("lack"), what, Some(fix)),
+            Finding::Lacking { what, fix } => (style.odd("warn"), what, Some(fix)),
             Finding::Bad { what, fix } => (style.bad("FAIL"), what, Some(fix)),
         };
         out.push_str(&format!("{mark}  {name:width$}  {}\n", text::clean(what)));

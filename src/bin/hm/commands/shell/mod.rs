@@ -23,39 +23,39 @@ use crate::{
 
 const LONG_HELP: &str = "\
 Examples:
-  hm shell test                     a shell in what the step `test` of the last run left
+  hm shell test                     open a shell in the files of step `test` of the last run
   hm shell 3fa2/test                the same for an earlier run
-  hm shell test -- ls -l target     one command
+  hm shell test -- ls -l target     run one command
   echo 'cat report.xml' | hm shell test
 
-The shell has the step's variables, work directory and network. What it changes is thrown away when it ends, and
-the run's secrets are not there: they are never stored. Failed and interrupted steps keep their files for a while,
-passed ones under `hm run --keep` or a cache policy.
+The shell has the step's variables, work directory and network. Its changes are discarded when it exits. The run's
+secrets are not available, because they are never stored. The files of failed and interrupted steps are kept for a
+while, those of passed steps only with `hm run --keep` or a cache policy.
 
-The exit code is that of the shell or command; 3 and a message where there could be none.";
+Exits with the exit code of the shell or command, or with 3 if it could not be started.";
 
-/// Opens a shell in what a step left
+/// Open a shell in a step's filesystem
 ///
-/// On a terminal an interactive one; elsewhere commands come from stdin, or follow `--`.
+/// The shell is interactive on a terminal. Otherwise it reads commands from stdin.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = LONG_HELP)]
 pub(crate) struct Args {
-    /// The step; RUN is the beginning of a run's id, by default the last run of this directory
+    /// The step; RUN is a prefix of a run's id [default: the last run of this directory]
     #[arg(value_name = "[RUN/]STEP")]
     step: String,
 
-    /// A command to run instead of a shell
+    /// Run a command instead of a shell
     #[arg(value_name = "CMD", last = true)]
     command: Vec<String>,
 
-    /// The source directory of the pipeline; without it, the nearest directory upwards that has `.hm/`
+    /// The pipeline's source directory [default: the nearest directory with `.hm/`, searched upwards]
     #[arg(short, long, value_name = "DIR")]
     dir: Option<PathBuf>,
 }
 
 /// Changes to the working directory, or reports that the step removed it, and executes the requested command.
 /// Every root that runs steps has a `/bin/sh`.
-const START: &str = r#"cd -- "$1" 2>/dev/null || echo "hm: there is no directory $1 any more: this is /" >&2
+const START: &str = r#"cd -- "$1" 2>/dev/null || echo "hm: directory $1 does not exist, starting in /" >&2
 flag=$2
 shift 2
 if [ $# -gt 0 ]; then exec "$@"; fi
@@ -102,14 +102,14 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
     match ended? {
         None => Ok(ExitCode::from(130)),
         Some(Ok(code)) => Ok(ExitCode::from(u8::try_from(code).unwrap_or(u8::MAX))),
-        Some(Err(error @ VisitError::Errand { .. })) => {
-            Err(Failure::infrastructure("failed to start the shell").because(error).hint("an image needs a /bin/sh"))
-        }
+        Some(Err(error @ VisitError::Errand { .. })) => Err(Failure::infrastructure("failed to start the shell")
+            .because(error)
+            .hint("the image must have a /bin/sh")),
         Some(Err(error)) => Err(left.failed(error)),
     }
 }
 
 fn hint(left: &Left) -> String {
-    let secrets = if left.surroundings.had_secrets { "; its secrets are not here" } else { "" };
-    format!("{}: changes are thrown away at exit{secrets}", left.describe())
+    let secrets = if left.surroundings.had_secrets { "; its secrets are not available" } else { "" };
+    format!("{}: changes are discarded at exit{secrets}", left.describe())
 }
