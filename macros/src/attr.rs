@@ -32,17 +32,17 @@ impl Attrs {
     fn read_key(&mut self, meta: &ParseNestedMeta<'_>, mistakes: &mut Vec<syn::Error>) -> syn::Result<()> {
         if meta.path.is_ident("default") {
             if self.default.replace(meta.path.span()).is_some() {
-                mistakes.push(meta.error("`default` is said twice"));
+                mistakes.push(meta.error("duplicate `default`"));
             }
         } else if meta.path.is_ident("name") {
             let name: LitStr = meta.value()?.parse()?;
             if !is_runner_name(&name.value()) {
                 let message =
-                    format!("{:?} can't name a runner; use lowercase letters, digits, `-` and `_`", name.value());
+                    format!("invalid runner name {:?}; use lowercase letters, digits, `-` and `_`", name.value());
                 mistakes.push(syn::Error::new(name.span(), message));
             }
             if self.name.replace(name).is_some() {
-                mistakes.push(meta.error("`name` is said twice"));
+                mistakes.push(meta.error("duplicate `name`"));
             }
         } else {
             return Err(syn::Error::new(meta.path.span(), format!("unknown key; {EXPECTED}")));

@@ -60,7 +60,7 @@ fn check_default(fields: &[ast::Field<'_>], mistakes: &mut Vec<syn::Error>) -> O
     let mut defaults =
         fields.iter().enumerate().filter_map(|(index, field)| field.attrs.default.map(|span| (index, span)));
     let first = defaults.next().map(|(index, _)| index);
-    mistakes.extend(defaults.map(|(_, span)| syn::Error::new(span, "this set has a default already; keep one")));
+    mistakes.extend(defaults.map(|(_, span)| syn::Error::new(span, "this set already has a default; keep one")));
     first.or((fields.len() == 1).then_some(0))
 }
 
