@@ -224,7 +224,7 @@ pub enum BackendError {
     #[error(transparent)]
     Invalid(#[from] InvalidPipeline),
     /// A runner that the plan needs cannot work on this machine.
-    #[error("runner `{runner}` can't work here: {reason}; {hint}")]
+    #[error("runner `{runner}` is not available: {reason}; {hint}")]
     Unusable {
         /// The runner.
         runner: String,
@@ -234,7 +234,7 @@ pub enum BackendError {
         hint: String,
     },
     /// The engine's runners cannot be combined.
-    #[error("failed to compose the engine's runners")]
+    #[error("failed to combine the engine's runners")]
     Composition(#[from] CompositionError),
     /// A local file or process operation failed.
     #[error("failed to {doing}")]
@@ -257,6 +257,6 @@ pub enum BackendError {
         message: String,
     },
     /// Anything else.
-    #[error("the build broke off")]
+    #[error("the build ended unexpectedly")]
     Other(#[source] Box<dyn std::error::Error + Send + Sync>),
 }

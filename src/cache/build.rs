@@ -129,7 +129,7 @@ impl Cache {
         };
         let store = open().map_err(|error: StoreError| {
             let message = in_words(error);
-            tracing::warn!("steps are not cached: {message}");
+            tracing::warn!("caching is disabled: {message}");
             message
         });
         let project = build.project.clone().unwrap_or_else(|| ProjectId::of_directory(&build.source_dir));
@@ -223,7 +223,7 @@ impl BuildCache {
             if !records.is_empty()
                 && let Err(error) = parts::write(&run_dir, &store.secret()?, project.as_str(), &records)
             {
-                tracing::warn!(%error, "`hm why` will know nothing of this run");
+                tracing::warn!(%error, "`hm why` will not be able to explain this run");
             }
             store.touch(&hits)?;
             if published {
@@ -233,8 +233,10 @@ impl BuildCache {
         });
         match awake::timeout(FINISH_LIMIT, pin!(finishing)).await {
             Some(Ok(())) => {}
-            Some(Err(message)) => tracing::warn!("the cache may forget this run's results: {message}"),
-            None => tracing::warn!("the disk did not take this run's results within {FINISH_LIMIT:?}"),
+            Some(Err(message)) => tracing::warn!("the cache may lose the results of this run: {message}"),
+            None => tracing::warn!(
+                "the cache may lose the results of this run: the disk did not finish writing within {FINISH_LIMIT:?}"
+            ),
         }
     }
 }

@@ -152,7 +152,7 @@ impl RunParts {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             bytes => bytes?,
         };
-        let invalid = || io::Error::new(io::ErrorKind::InvalidData, "it is no list of keys that this version reads");
+        let invalid = || io::Error::new(io::ErrorKind::InvalidData, "it is not in a format that this version reads");
         let payload = bytes.strip_prefix(HEADER).ok_or_else(invalid)?;
         let (parts, _later_fields) = postcard::take_from_bytes(payload).map_err(|_| invalid())?;
         Ok(Some(parts))

@@ -28,7 +28,7 @@ pub enum WhyError {
     #[error(transparent)]
     Store(#[from] StoreError),
     /// The records of a run cannot be read.
-    #[error("failed to read what is kept of a run in {}", dir.display())]
+    #[error("failed to read the records of a run in {}", dir.display())]
     Run {
         /// The run's directory.
         dir: PathBuf,

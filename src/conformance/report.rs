@@ -74,13 +74,13 @@ impl Report {
     /// Panics if a case failed.
     #[track_caller]
     pub fn assert_passed(&self) {
-        assert!(self.failed().next().is_none(), "the runner breaks promises\n{self}");
+        assert!(self.failed().next().is_none(), "the runner does not conform\n{self}");
     }
 }
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let sampled = if self.sampled { ", a sample where cases have many steps" } else { "" };
+        let sampled = if self.sampled { ", with samples of long cases" } else { "" };
         writeln!(f, "conformance of runner `{}` on image `{}`{sampled}", self.runner, self.image)?;
         let width = self.cases.iter().map(|case| case.case.len()).max().unwrap_or_default();
         for CaseReport { case, verdict } in &self.cases {

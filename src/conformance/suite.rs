@@ -81,7 +81,9 @@ impl<'r> Suite<'r> {
         }
         let harness = match Harness::new(self.runner, self.peer, Arc::clone(&self.image), self.sampled) {
             Ok(harness) => harness,
-            Err(error) => return CaseVerdict::Failed { why: format!("no source tree for the case: {error}") },
+            Err(error) => {
+                return CaseVerdict::Failed { why: format!("failed to make a source tree for the case: {error}") };
+            }
         };
         let checked = AssertUnwindSafe((case.check)(&harness)).catch_unwind();
         let checked = tokio::time::timeout(self.patience, checked).await;

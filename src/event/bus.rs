@@ -34,7 +34,9 @@ impl EventBus {
         match log {
             Some(log) => lock(&log).write(&self.shared, stream, bytes),
             None if self.shared.has_warned.swap(true, Relaxed) => {}
-            None => tracing::warn!(%step_id, attempt = self.attempt, "output of no running attempt is overlooked"),
+            None => {
+                tracing::warn!(%step_id, attempt = self.attempt, "ignoring output that belongs to no running attempt")
+            }
         }
     }
 

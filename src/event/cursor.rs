@@ -153,17 +153,17 @@ impl Cursor {
         let offset = self.frames.offset();
         let corrupt = |reason| JournalError::Corrupt { offset, reason };
         let Some(payload) = self.frames.next(journal, limit)? else { return Ok(Next::Wait) };
-        let record = Record::decode(payload).map_err(|_| corrupt("a record can't be decoded"))?;
+        let record = Record::decode(payload).map_err(|_| corrupt("a record cannot be decoded"))?;
         let seq = self.seq;
         let meta = &self.meta;
         let step_of = |step: u32| match meta.steps.get(step as usize) {
             Some(known) => Ok((step_id(meta.build.run_id, StepIndex(step)), known)),
-            None => Err(corrupt("a record is of a step that the run does not have")),
+            None => Err(corrupt("a record refers to an unknown step")),
         };
         let event = match record {
             Record::Output { at_ms, step, attempt, stream, offset, len } => {
                 let (step_id, _) = step_of(step)?;
-                let name = stream_of(stream).ok_or_else(|| corrupt("output is of an unknown stream"))?;
+                let name = stream_of(stream).ok_or_else(|| corrupt("a record refers to an unknown stream"))?;
                 if offset.checked_add(len).is_none() {
                     return Err(corrupt("a range of output is too long"));
                 }
@@ -175,7 +175,7 @@ impl Cursor {
             Record::StepStart { step, attempt, .. } => {
                 let (step_id, step) = step_of(step)?;
                 let runner = meta.runners.get(usize::from(step.runner));
-                let runner = runner.ok_or_else(|| corrupt("a step's runner is not among the run's"))?.clone();
+                let runner = runner.ok_or_else(|| corrupt("a record refers to an unknown runner"))?.clone();
                 BuildEvent::StepStart { seq, step_id, runner, image: step.image.clone(), attempt }
             }
             Record::StepRetry { at_ms, step, attempt, backoff_ms, message } => {
@@ -198,7 +198,8 @@ impl Cursor {
                 let (step_id, _) = step_of(step)?;
                 let status = step_status_of(status).ok_or_else(|| corrupt("a step's status is unknown"))?;
                 let (snapshot, message) = (snapshot.map(Into::into), message.map(Into::into));
-                let artifacts = decode_artifacts(artifacts).map_err(|_| corrupt("a step's artifacts can't be read"))?;
+                let artifacts =
+                    decode_artifacts(artifacts).map_err(|_| corrupt("a step's artifacts cannot be decoded"))?;
                 let seq = self.finish_attempts(step, 0..=u32::MAX, at_ms);
                 return Ok(self.last(BuildEvent::StepEnd {
                     seq,
@@ -253,8 +254,8 @@ impl Cursor {
                 self.range = None;
                 self.lost.insert((step, attempt));
                 let message = match error.kind() {
-                    io::ErrorKind::NotFound => "the log is no longer there".into(),
-                    io::ErrorKind::UnexpectedEof => "the log was cut off".into(),
+                    io::ErrorKind::NotFound => "the log was removed".into(),
+                    io::ErrorKind::UnexpectedEof => "the log is truncated".into(),
                     _ => format!("failed to read the log: {error}").into(),
                 };
                 let step_id = of.step_id;

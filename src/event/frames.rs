@@ -24,15 +24,13 @@ pub enum JournalError {
         source: io::Error,
     },
     /// The file does not begin with a journal's magic.
-    #[error("{} is no journal of a run", path.display())]
+    #[error("{} is not a journal of a run", path.display())]
     NotAJournal {
         /// The file.
         path: PathBuf,
     },
     /// A newer version of this program wrote the journal.
-    #[error(
-        "the journal has format version {found}, and this program reads versions up to {supported}: use a newer one"
-    )]
+    #[error("the journal has format version {found}, but this program supports versions up to {supported}: upgrade it")]
     UnsupportedVersion {
         /// The journal's version.
         found: u32,
@@ -41,7 +39,7 @@ pub enum JournalError {
     },
     /// The journal ends inside a frame: its writer was killed or its disk was full. Every record before the
     /// frame was returned.
-    #[error("the journal breaks off inside of the record at byte {offset}")]
+    #[error("the journal is truncated in the record at byte {offset}")]
     Truncated {
         /// The offset of the frame, in bytes.
         offset: u64,

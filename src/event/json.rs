@@ -37,7 +37,7 @@ impl<'de> Deserialize<'de> for BuildEvent {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let mut fields = Map::deserialize(deserializer)?;
         let Some(Value::String(kind)) = fields.get("kind") else {
-            return Err(D::Error::custom("an event has no `kind`"));
+            return Err(D::Error::custom("the event has no `kind`"));
         };
         let exit_code = fields.get("exit_code").and_then(Value::as_i64);
         let status = match kind.as_str() {

@@ -84,7 +84,7 @@ impl RunFiles {
         // journal is locked before it is renamed, so a journal without a lock always belongs to a run that
         // has ended.
         if let Err(error) = journal.try_lock_shared() {
-            tracing::debug!(%error, "the run's journal can't be locked");
+            tracing::debug!(%error, "failed to lock the run's journal");
         }
         std::fs::rename(&unlocked, &path)?;
         Ok((Self { dir: dir.to_owned(), open_for_writing: Arc::default(), _temporary: temporary }, journal))

@@ -150,7 +150,7 @@ pub(super) fn encode_artifacts<'a>(artifacts: impl Iterator<Item = (&'a str, &'a
         }
     }
     if left_out > 0 {
-        tracing::warn!("{left_out} artifacts of a step are not recorded: their names are too long together");
+        tracing::warn!("{left_out} artifacts of a step are not recorded because their names are too long");
     }
     if all.is_empty() {
         return Vec::new();

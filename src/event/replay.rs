@@ -203,7 +203,7 @@ impl OpenJournal {
             return Err(corrupt("the header's checksum is wrong"));
         }
         let (meta, _later_fields) =
-            postcard::take_from_bytes::<RunMeta>(&payload).map_err(|_| corrupt("the header can't be decoded"))?;
+            postcard::take_from_bytes::<RunMeta>(&payload).map_err(|_| corrupt("the header cannot be decoded"))?;
         Ok(Self { file, len, meta: Arc::new(meta), first_record })
     }
 }

@@ -88,7 +88,7 @@ impl Stream for EventStream {
                     }
                 },
                 Err(error) => {
-                    tracing::error!(%error, "the build's events can't be read");
+                    tracing::error!(%error, "failed to read the build's events");
                     this.error = Some(error);
                 }
             }

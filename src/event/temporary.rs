@@ -56,7 +56,7 @@ pub(super) fn create() -> io::Result<TempDir> {
         }
         Err(error) => {
             // Another user may have taken the name, which must not prevent runs from starting.
-            tracing::debug!(%error, "runs that are killed stay in {}", top.display());
+            tracing::debug!(%error, "directories of killed runs remain in {}", top.display());
             make(&top, UNSWEPT_PREFIX)
         }
     }
@@ -77,7 +77,7 @@ fn private_dir(top: &Path) -> io::Result<(PathBuf, OwnedFd)> {
         return Err(refused(format!("it belongs to user {}", stat.st_uid)));
     }
     if Mode::from_raw_mode(stat.st_mode).intersects(Mode::RWXG | Mode::RWXO) {
-        return Err(refused("others may enter it".into()));
+        return Err(refused("it is accessible to others".into()));
     }
     Ok((path, dir))
 }
@@ -94,11 +94,11 @@ fn make(parent: &Path, prefix: &str) -> io::Result<TempDir> {
 fn sweep(dir: OwnedFd) {
     let work = move || {
         if let Err(error) = remove_abandoned(&dir, SystemTime::now()) {
-            tracing::debug!(%error, "failed to look for runs that were killed");
+            tracing::debug!(%error, "failed to look for killed runs");
         }
     };
     if let Err(error) = thread::Builder::new().name("hm-old-runs".into()).spawn(work) {
-        tracing::debug!(%error, "failed to look for runs that were killed");
+        tracing::debug!(%error, "failed to look for killed runs");
     }
 }
 
@@ -109,7 +109,7 @@ fn remove_abandoned(parent: &OwnedFd, now: SystemTime) -> io::Result<()> {
             && name.to_bytes().starts_with(PREFIX.as_bytes())
             && let Err(error) = remove_if_abandoned(parent, &name, now)
         {
-            tracing::debug!(%error, ?name, "failed to remove a run that was killed");
+            tracing::debug!(%error, ?name, "failed to remove a killed run");
         }
     }
     Ok(())

@@ -165,9 +165,9 @@ impl Drop for EventWriter {
         if let Err(error) = self.flush() {
             // The outcome has reported this error already.
             if is_full(&error) {
-                tracing::debug!(%error, "the end of the build's events is lost");
+                tracing::debug!(%error, "failed to write the last events of the build");
             } else {
-                tracing::error!(%error, "the end of the build's events is lost");
+                tracing::error!(%error, "failed to write the last events of the build");
             }
         }
         self.shared.published.close();

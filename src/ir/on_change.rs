@@ -33,7 +33,8 @@ fn visit<'v>(
 ) -> Result<(), WrongPath> {
     match policy {
         "on_change" => {
-            let no_list = |value: &Value| WrongPath { path: value.to_string(), message: "`paths` is a list of texts" };
+            let no_list =
+                |value: &Value| WrongPath { path: value.to_string(), message: "`paths` must be a list of strings" };
             match parameter("paths") {
                 None | Some(Value::Null) => {}
                 Some(Value::Array(list)) => {
@@ -56,11 +57,11 @@ fn visit<'v>(
 
 fn leaves_the_project(path: &str) -> Option<&'static str> {
     if path.starts_with('/') {
-        Some("paths are relative to the source directory")
+        Some("the path must be relative to the source directory")
     } else if path.split('/').any(|name| name == "..") {
-        Some("it leaves the source directory")
+        Some("the path leads out of the source directory")
     } else if path.contains('\0') {
-        Some("it has a zero byte in it")
+        Some("the path contains a NUL byte")
     } else {
         None
     }

@@ -179,10 +179,10 @@ pub enum ProblemKind {
     #[error("{}", Message(.0))]
     Json(String),
     /// The IR has a version that this program does not read.
-    #[error("IR version {} is unknown, this program reads version `0`: upgrade it, or the DSL", Quoted(.0))]
+    #[error("unknown IR version {}, expected `0`: upgrade this program or the DSL", Quoted(.0))]
     UnknownVersion(String),
     /// The pipeline has more steps than [`Pipeline::MAX_STEPS`](super::Pipeline::MAX_STEPS).
-    #[error("{count} steps are too many, the most is {max}", max = super::Pipeline::MAX_STEPS)]
+    #[error("too many steps: {count}, the maximum is {max}", max = super::Pipeline::MAX_STEPS)]
     TooManySteps {
         /// The number of steps.
         count: usize,
@@ -191,16 +191,16 @@ pub enum ProblemKind {
     #[error("`node_holes` must be empty: number the nodes without gaps")]
     NodeHoles,
     /// `edge_property` is not `directed`.
-    #[error("`edge_property` is {}, it must be `directed`", Quoted(.0))]
+    #[error("`edge_property` must be `directed`, not {}", Quoted(.0))]
     Undirected(String),
     /// An edge is `null`.
-    #[error("edge {0} is null: leave out edges that were taken away")]
+    #[error("edge {0} is null: leave out removed edges")]
     NullEdge(usize),
     /// An edge is neither `builds_in` nor `depends_on`.
-    #[error("the kind {} is unknown, it must be `builds_in` or `depends_on`", Quoted(.0))]
+    #[error("unknown kind {}, expected `builds_in` or `depends_on`", Quoted(.0))]
     UnknownEdgeKind(String),
     /// An end of an edge does not exist.
-    #[error("there is no node {missing}, the graph has {count} nodes counted from 0")]
+    #[error("no node {missing}: the graph has {count} nodes, counted from 0")]
     MissingNode {
         /// The position that does not exist.
         missing: u64,
@@ -208,19 +208,19 @@ pub enum ProblemKind {
         count: usize,
     },
     /// An edge connects a step to itself.
-    #[error("a step can't wait for itself")]
+    #[error("a step cannot depend on itself")]
     SelfEdge,
     /// Steps wait for each other.
-    #[error("steps wait for each other: {}", Path(.0))]
+    #[error("dependency cycle: {}", Path(.0))]
     Cycle(Vec<Arc<str>>),
     /// A step has more than one `builds_in` parent.
-    #[error("builds in {}: a step boots from one snapshot, the others can only be `depends_on`", List(.0))]
+    #[error("more than one `builds_in` parent: {}; a step starts from one snapshot, so use `depends_on` for the others", List(.0))]
     ManyLineageParents(Vec<Arc<str>>),
     /// The key is empty.
     #[error("the step's key is empty")]
     EmptyKey,
     /// An earlier node has the same key.
-    #[error("the key is taken: nodes {first} and {node} both have it")]
+    #[error("duplicate key: nodes {first} and {node} both have it")]
     DuplicateKey {
         /// The first node that has it.
         first: usize,
@@ -228,29 +228,29 @@ pub enum ProblemKind {
         node: usize,
     },
     /// `timeout_seconds` is not a positive 32-bit integer.
-    #[error("`timeout_seconds` is {0}, it must be a whole number from 1 to {max}", max = u32::MAX)]
+    #[error("`timeout_seconds` must be a whole number from 1 to {max}, not {0}", max = u32::MAX)]
     Timeout(String),
     /// A text has a NUL byte, which is impossible in a command, a variable or a path.
-    #[error("`{field}` has a NUL byte, which can't be passed to a program")]
+    #[error("`{field}` contains a NUL byte, which cannot be passed to a program")]
     NulByte {
         /// The field, such as `cmd`.
         field: &'static str,
     },
     /// The name of an environment variable is empty, or has a `=` or a NUL byte.
-    #[error("{} can't name a variable: names are not empty and have neither `=` nor NUL bytes", Quoted(.0))]
+    #[error("invalid variable name {}: a name must not be empty or contain `=` or NUL bytes", Quoted(.0))]
     VariableName(String),
     /// The value of the environment variable of this name has a NUL byte.
-    #[error("the variable {} has a NUL byte, which can't be passed to a program", Quoted(.0))]
+    #[error("variable {} contains a NUL byte, which cannot be passed to a program", Quoted(.0))]
     VariableValue(String),
     /// A command exceeds the maximum length of a program's argument.
-    #[error("`cmd` has {bytes} bytes, and a program can be given {max}: put it into a file of the project", max = MAX_ARG_BYTES)]
+    #[error("`cmd` has {bytes} bytes, more than the limit of {max}: move it to a file of the project", max = MAX_ARG_BYTES)]
     CommandTooLong {
         /// The length of the command.
         bytes: usize,
     },
     /// A variable, including its name, exceeds the maximum length that can be passed to a program.
     #[error(
-        "the variable {} has {bytes} bytes, and a program can be given {max}: put it into a file of the project",
+        "variable {} has {bytes} bytes, more than the limit of {max}: move it to a file of the project",
         Quoted(.name), max = MAX_ARG_BYTES
     )]
     VariableTooLong {
@@ -260,7 +260,7 @@ pub enum ProblemKind {
         bytes: usize,
     },
     /// A step, or the options, name a runner that the engine does not have.
-    #[error("there is no runner {}{} (known: {})", Quoted(.name), DidYouMean(.nearest), List(.known))]
+    #[error("no runner named {}{} (known: {})", Quoted(.name), DidYouMean(.nearest), List(.known))]
     UnknownRunner {
         /// The name.
         name: String,
@@ -278,13 +278,13 @@ pub enum ProblemKind {
         known: Vec<Arc<str>>,
     },
     /// The step names no runner, and there is no default.
-    #[error("the step names no runner, and none is the default (known: {})", List(.known))]
+    #[error("the step names no runner, and there is no default (known: {})", List(.known))]
     NoDefaultRunner {
         /// Every known name.
         known: Vec<Arc<str>>,
     },
     /// The runner refuses the step's `runner_args`.
-    #[error("runner `{runner}` refuses {}: {}", Name(.path), Message(.message))]
+    #[error("runner `{runner}` rejects {}: {}", Name(.path), Message(.message))]
     RunnerArgs {
         /// The runner.
         runner: Arc<str>,
@@ -297,7 +297,7 @@ pub enum ProblemKind {
     #[error("{0}")]
     BadImage(String),
     /// A path of the step's `on_change` policy is invalid.
-    #[error("`on_change` can't look at {}: {message}", Name(.path))]
+    #[error("invalid `on_change` path {}: {message}", Name(.path))]
     OnChangePath {
         /// The path.
         path: String,
@@ -306,7 +306,7 @@ pub enum ProblemKind {
     },
     /// The runner cannot boot from the step's image.
     #[error(
-        "runner `{runner}` can't boot from image {}, only from {images}; \
+        "runner `{runner}` cannot start from image {}, only from {images}; \
          to run on this machine's system instead: `--image {}=host`",
         Quoted(.image), Name(.named)
     )]
@@ -321,7 +321,7 @@ pub enum ProblemKind {
         images: &'static str,
     },
     /// The run has secrets, and the runner cannot pass any to its steps.
-    #[error("runner `{runner}` can't show secrets to its steps, and this run has some")]
+    #[error("runner `{runner}` does not support secrets, but this run has some")]
     Secrets {
         /// The runner.
         runner: Arc<str>,

@@ -89,7 +89,7 @@ fn problem(error: &serde_json::Error, path: String) -> InvalidPipeline {
     let (line, column) = (error.line(), error.column());
     let text = error.to_string();
     let text = text.strip_suffix(&format!(" at line {line} column {column}")).unwrap_or(&text);
-    let message = if error.is_data() { text.to_owned() } else { format!("can't be read as JSON: {text}") };
+    let message = if error.is_data() { text.to_owned() } else { format!("invalid JSON: {text}") };
     // The root's path is a dot.
     let path = if path == "." { String::new() } else { path };
     InvalidPipeline::of(ProblemPlace::Json { line, column, path }, ProblemKind::Json(message))

@@ -57,7 +57,7 @@ impl ProjectFileError {
     }
 
     pub(super) fn outside(path: PathBuf) -> Self {
-        let reason = "it leads out of the project, which is not followed; put a copy of the file into the project";
+        let reason = "it is a link that leads out of the project; copy the file into the project";
         Self::new(path, ProjectFileErrorKind::Outside, reason)
     }
 
@@ -67,15 +67,15 @@ impl ProjectFileError {
             FileType::Fifo => "a FIFO",
             FileType::Socket => "a socket",
             FileType::CharacterDevice | FileType::BlockDevice => "a device",
-            _ => "no regular file",
+            _ => "not a regular file",
         };
-        let reason = format!("it is {what}, and only regular files are read; replace it by one, or remove it");
+        let reason = format!("it is {what}; replace it with a regular file, or remove it");
         Self::new(path, ProjectFileErrorKind::NotRegular, reason)
     }
 
     pub(super) fn too_large(path: PathBuf, limit: u64) -> Self {
         let limit = if limit >= 1 << 20 { format!("{} MiB", limit >> 20) } else { format!("{limit} bytes") };
-        let reason = format!("it is larger than {limit}, the most that is read; make it smaller, or remove it");
+        let reason = format!("it is larger than {limit}; make it smaller, or remove it");
         Self::new(path, ProjectFileErrorKind::TooLarge, reason)
     }
 
@@ -85,14 +85,12 @@ impl ProjectFileError {
 
     pub(super) fn of_errno(path: PathBuf, errno: Errno) -> Self {
         match errno {
-            Errno::NOENT | Errno::NOTDIR => {
-                Self::new(path, ProjectFileErrorKind::Missing, "there is no such file or directory")
-            }
+            Errno::NOENT | Errno::NOTDIR => Self::new(path, ProjectFileErrorKind::Missing, "no such file or directory"),
             Errno::XDEV => Self::outside(path),
             // The errors of opening a socket, or a device without a driver.
             Errno::NXIO | Errno::NODEV => Self::not_regular(path, FileType::Unknown),
             Errno::LOOP => {
-                let reason = "it is a symbolic link that leads to itself; remove it";
+                let reason = "it is part of a loop of symbolic links; remove it";
                 Self::new(path, ProjectFileErrorKind::Outside, reason)
             }
             errno => Self::of_io(path, errno.into()),
@@ -100,7 +98,7 @@ impl ProjectFileError {
     }
 
     pub(super) fn of_io(path: PathBuf, error: io::Error) -> Self {
-        let reason = "it can't be read; check its permissions";
+        let reason = "failed to read it; check its permissions";
         Self { source: Some(error), ..Self::new(path, ProjectFileErrorKind::Unreadable, reason) }
     }
 }

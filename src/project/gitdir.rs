@@ -20,7 +20,7 @@ pub(crate) fn common_dir(top: &Path, git: &Path) -> io::Result<PathBuf> {
     }
     let named = read_plain(git, MAX_LINK_BYTES)?.unwrap_or_default();
     let Some(dir) = named.strip_prefix(b"gitdir:") else {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, format!("{}: no `gitdir:` in it", git.display())));
+        return Err(io::Error::new(io::ErrorKind::InvalidData, format!("{}: missing `gitdir:`", git.display())));
     };
     let dir = top.join(OsStr::from_bytes(dir.trim_ascii()));
     match read_plain(&dir.join("commondir"), MAX_LINK_BYTES)? {

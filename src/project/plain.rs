@@ -27,5 +27,5 @@ pub(crate) fn read_plain(path: &Path, limit: u64) -> io::Result<Option<Vec<u8>>>
     }
     let mut bytes = Vec::new();
     file.take(limit + 1).read_to_end(&mut bytes).map_err(in_words)?;
-    if bytes.len() as u64 > limit { refused("too long") } else { Ok(Some(bytes)) }
+    if bytes.len() as u64 > limit { refused("the file is too long") } else { Ok(Some(bytes)) }
 }

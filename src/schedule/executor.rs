@@ -123,7 +123,7 @@ fn report(attempt: &Attempt, ended: Option<Caught>) -> Report {
             RunnerErrorKind::OutOfMemory => (AttemptEnd::OutOfMemory, Some(error.to_line())),
             RunnerErrorKind::Cancelled => (
                 AttemptEnd::Infrastructure { retryable: true },
-                Some("the runner cancelled the step without being told to".to_owned()),
+                Some("the runner cancelled the step without a request".to_owned()),
             ),
             RunnerErrorKind::Infrastructure => {
                 (AttemptEnd::Infrastructure { retryable: error.is_retryable() }, Some(error.to_line()))
@@ -131,13 +131,13 @@ fn report(attempt: &Attempt, ended: Option<Caught>) -> Report {
         },
         Some(Err(panic)) => (
             AttemptEnd::Infrastructure { retryable: false },
-            Some(format!("the runner panicked, which is a bug in it: {}", panic_message(&*panic))),
+            Some(format!("the runner panicked, which is a bug in the runner: {}", panic_message(&*panic))),
         ),
         None => {
             let (end, why) = interrupted();
             let why = why.unwrap_or_else(|| "the build was cancelled".to_owned());
             let patience = context.grace.saturating_add(LINGER);
-            (end, Some(format!("{why}, and the runner, which did not return within {patience:?}, was dropped")))
+            (end, Some(format!("{why}; the runner did not return within {patience:?} and was abandoned")))
         }
     };
     Report { start: *start, end, snapshot: None, artifacts: Vec::new(), message: message.map(Arc::from) }

@@ -62,7 +62,7 @@ impl Uploads {
         };
         if let Some(name) = known {
             let missing = ground.cas.find_missing([digest(&name)]).await;
-            if missing.map_err(TransferError::remote("ask for layers"))?.is_empty() {
+            if missing.map_err(TransferError::remote("look for layers"))?.is_empty() {
                 *slot = Some(name);
                 return Ok(name);
             }

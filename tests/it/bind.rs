@@ -164,10 +164,10 @@ fn a_wrong_runner_option_is_told_once_and_not_for_each_step() {
 #[test]
 fn a_step_without_a_runner_needs_a_default() {
     let plan = plan(&[step("a", json!({})), step("b", json!({ "runner": "noop" }))], json!([]));
-    let expected = "step `a`: the step names no runner, and none is the default (known: `noop`)";
+    let expected = "step `a`: the step names no runner, and there is no default (known: `noop`)";
     assert_refused(&plan, vec![runner("noop", |_| {})], &BindOptions::default(), &[expected]);
     let expected = [
-        "step `a`: the step names no runner, and none is the default (known: none)",
+        "step `a`: the step names no runner, and there is no default (known: none)",
         "step `b`: there is no runner `noop` (known: none)",
     ];
     assert_refused(&plan, vec![], &BindOptions::default(), &expected);
@@ -240,11 +240,11 @@ fn images_that_a_runner_cannot_boot_are_told_with_the_way_out() {
     ];
     let plan = plan(&steps, json!([[3, 4, "builds_in"]]));
     let expected = [
-        "step `a`: runner `sandbox` can't boot from image `oci:dir`, only from `host` and `rootfs:DIR`; to run on this \
+        "step `a`: runner `sandbox` cannot start from image `oci:dir`, only from `host` and `rootfs:DIR`; to run on this \
          machine's system instead: `--image debian:bookworm=host`",
-        "step `b`: runner `process` can't boot from image `rootfs:/srv`, only from `host`; to run on this machine's \
+        "step `b`: runner `process` cannot start from image `rootfs:/srv`, only from `host`; to run on this machine's \
          system instead: `--image rootfs:/srv=host`",
-        "step `c`: runner `sandbox` can't boot from image `rootfs:`, only from `host` and `rootfs:DIR`; to run on this \
+        "step `c`: runner `sandbox` cannot start from image `rootfs:`, only from `host` and `rootfs:DIR`; to run on this \
          machine's system instead: `--image rootfs:=host`",
     ];
     assert_refused(&plan, runners(), &images(&[("debian:bookworm", "oci:dir")]), &expected);
@@ -265,12 +265,11 @@ fn images_that_are_none_or_lead_to_nothing_are_told() {
     let wrong = ["oci:/no/such/dir", "rootfs:/no/such/dir", "docker-archive:/no/such/file:a:b", "oci:"];
     let steps: Vec<_> = wrong.iter().map(|image| step(image, json!({ "image": image }))).collect();
     let expected = [
-        "step `oci:/no/such/dir`: `oci:/no/such/dir` names no image: there is no `/no/such/dir`",
-        "step `rootfs:/no/such/dir`: `/no/such/dir` can't be a root filesystem: there is no such \
-         directory",
-        "step `docker-archive:/no/such/file:a:b`: `docker-archive:/no/such/file:a:b` names no image: there is no \
-         `/no/such/file`",
-        "step `oci:`: `oci:` names no image: write `oci:PATH` or `oci:PATH:TAG`",
+        "step `oci:/no/such/dir`: invalid image name `oci:/no/such/dir`: `/no/such/dir` does not exist",
+        "step `rootfs:/no/such/dir`: cannot use `/no/such/dir` as a root filesystem: no such directory",
+        "step `docker-archive:/no/such/file:a:b`: invalid image name `docker-archive:/no/such/file:a:b`: \
+         `/no/such/file` does not exist",
+        "step `oci:`: invalid image name `oci:`: expected `oci:PATH` or `oci:PATH:TAG`",
     ];
     assert_refused(&plan(&steps, json!([])), everywhere(), &BindOptions::default(), &expected);
     for on in ["portable", "any"] {
@@ -289,7 +288,7 @@ fn secrets_need_a_runner_that_can_show_them() {
     let plan = plan(&[of("sandbox"), of("process"), step("more", json!({ "runner": "process" }))], json!([]));
     bound(&plan, &BindOptions::default());
     let options = BindOptions { has_secrets: true, ..BindOptions::default() };
-    let expected = "step `process`: runner `process` can't show secrets to its steps, and this run has some";
+    let expected = "step `process`: runner `process` does not support secrets, but this run has some";
     assert_refused(&plan, runners(), &options, &[expected]);
 }
 
@@ -308,8 +307,8 @@ fn a_child_boots_on_another_runner_only_where_both_know_layers() {
 fn variables_that_no_program_can_get_are_refused() {
     let env = [("A=B".to_owned(), String::new()), ("C".to_owned(), "\0".to_owned())].into();
     let expected = [
-        "options: `A=B` can't name a variable: names are not empty and have neither `=` nor NUL bytes",
-        "options: the variable `C` has a NUL byte, which can't be passed to a program",
+        "options: invalid variable name `A=B`: a name must not be empty or contain `=` or NUL bytes",
+        "options: variable `C` contains a NUL byte, which cannot be passed to a program",
     ];
     let options = BindOptions { env, ..BindOptions::default() };
     assert_refused(&plan(&[], json!([])), runners(), &options, &expected);
@@ -320,10 +319,10 @@ fn all_mistakes_of_a_real_pipeline_are_told_at_once() {
     let (_, text) = fixtures().into_iter().find(|(name, _)| name == "kitchen-sink.json").unwrap();
     let runners = runners().into_iter().filter(|runner| &*runner.name != "docker").collect();
     let expected = [
-        "step `a`: runner `sandbox` can't boot from image `debian:bookworm`, only from `host` and `rootfs:DIR`; to run \
+        "step `a`: runner `sandbox` cannot start from image `debian:bookworm`, only from `host` and `rootfs:DIR`; to run \
          on this machine's system instead: `--image debian:bookworm=host`",
         "step `c`: runner `docker` is not compiled into this program (known: `sandbox` and `process`)",
-        "step `e`: runner `sandbox` can't boot from image `ubuntu:24.04`, only from `host` and `rootfs:DIR`; to run on \
+        "step `e`: runner `sandbox` cannot start from image `ubuntu:24.04`, only from `host` and `rootfs:DIR`; to run on \
          this machine's system instead: `--image ubuntu:24.04=host`",
         "step `f`: runner `cloud` is not compiled into this program (known: `sandbox` and `process`)",
         "step `g`: runner `vm` is not compiled into this program (known: `sandbox` and `process`)",

@@ -259,9 +259,9 @@ async fn a_runner_that_breaks_its_contract_is_an_infrastructure_error() {
     assert_eq!(
         step_ends(&events, &outcome),
         [
-            ("s1", 3, 1, "the runner panicked, which is a bug in it: scripted"),
+            ("s1", 3, 1, "the runner panicked, which is a bug in the runner: scripted"),
             ("s2", 124, 1, "the time limit was reached"),
-            ("s0", 3, 3, "the runner cancelled the step without being told to"),
+            ("s0", 3, 3, "the runner cancelled the step without a request"),
         ]
     );
 }
@@ -359,7 +359,7 @@ async fn nothing_starts_where_the_plan_or_the_machine_does_not_fit() {
 
     runner.probe = Probe::Unusable { reason: "no namespaces".to_owned(), hint: "enable them".to_owned() };
     let error = run(runner.engine(), request(&Graph::chain(2))).await.unwrap_err();
-    assert_eq!(error.to_string(), "runner `scripted` can't work here: no namespaces; enable them");
+    assert_eq!(error.to_string(), "runner `scripted` is not available: no namespaces; enable them");
 
     let error = Engine::builder(RunnerRegistry::new()).build().unwrap_err();
     assert!(matches!(error, BackendError::Composition(_)), "{error:?}");

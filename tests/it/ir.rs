@@ -160,7 +160,7 @@ fn a_cycle_of_100_000_steps_is_one_mistake_of_one_line() {
         let error = Plan::parse(text).unwrap_err();
         assert_eq!(error.problems().len(), 1);
         let line = error.problems()[0].to_string();
-        assert!(line.starts_with("pipeline: steps wait for each other: `step-0` -> `step-1` -> "), "{line}");
+        assert!(line.starts_with("pipeline: dependency cycle: `step-0` -> `step-1` -> "), "{line}");
         assert!(line.contains(" -> (99984 more) -> ") && line.ends_with("`step-99999` -> `step-0`"), "{line}");
     });
 }

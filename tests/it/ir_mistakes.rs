@@ -48,15 +48,15 @@ fn each_mistake_is_told_with_its_place() {
         // The pipeline.
         (
             with(edges(json!([])), "/version", json!("1")),
-            "pipeline: IR version `1` is unknown, this program reads version `0`: upgrade it, or the DSL",
+            "pipeline: unknown IR version `1`, expected `0`: upgrade this program or the DSL",
         ),
         (
             with(edges(json!([])), "/timeout_seconds", json!(0)),
-            "pipeline: `timeout_seconds` is 0, it must be a whole number from 1 to 4294967295",
+            "pipeline: `timeout_seconds` must be a whole number from 1 to 4294967295, not 0",
         ),
         (
             with(edges(json!([])), "/default_image", json!("a\0")),
-            "pipeline: `default_image` has a NUL byte, which can't be passed to a program",
+            "pipeline: `default_image` contains a NUL byte, which cannot be passed to a program",
         ),
         (
             with(edges(json!([])), "/graph/node_holes", json!([1])),
@@ -64,81 +64,81 @@ fn each_mistake_is_told_with_its_place() {
         ),
         (
             with(edges(json!([])), "/graph/edge_property", json!("undirected")),
-            "pipeline: `edge_property` is `undirected`, it must be `directed`",
+            "pipeline: `edge_property` must be `directed`, not `undirected`",
         ),
         // Steps.
         (ir(&json!([node("a"), node("")]), &json!([])), "node 1: the step's key is empty"),
         (
             ir(&json!([node("a"), node("b"), node("a")]), &json!([])),
-            "step `a`: the key is taken: nodes 0 and 2 both have it",
+            "step `a`: duplicate key: nodes 0 and 2 both have it",
         ),
         (
             ir(&json!([node_with("a", "timeout_seconds", json!(0))]), &json!([])),
-            "step `a`: `timeout_seconds` is 0, it must be a whole number from 1 to 4294967295",
+            "step `a`: `timeout_seconds` must be a whole number from 1 to 4294967295, not 0",
         ),
         (
             ir(&json!([node_with("a", "timeout_seconds", json!(4_294_967_296_u64))]), &json!([])),
-            "step `a`: `timeout_seconds` is 4294967296, it must be a whole number from 1 to 4294967295",
+            "step `a`: `timeout_seconds` must be a whole number from 1 to 4294967295, not 4294967296",
         ),
         (
             ir(&json!([node_with("a", "timeout_seconds", json!(-1))]), &json!([])),
-            "step `a`: `timeout_seconds` is -1, it must be a whole number from 1 to 4294967295",
+            "step `a`: `timeout_seconds` must be a whole number from 1 to 4294967295, not -1",
         ),
         (
             ir(&json!([node_with("a", "timeout_seconds", json!(1.5))]), &json!([])),
-            "step `a`: `timeout_seconds` is 1.5, it must be a whole number from 1 to 4294967295",
+            "step `a`: `timeout_seconds` must be a whole number from 1 to 4294967295, not 1.5",
         ),
         (
             ir(&json!([node("a\0")]), &json!([])),
-            "step `a\\u{0}`: `key` has a NUL byte, which can't be passed to a program",
+            "step `a\\u{0}`: `key` contains a NUL byte, which cannot be passed to a program",
         ),
         (
             ir(&json!([node_with("a", "cmd", json!("true\0"))]), &json!([])),
-            "step `a`: `cmd` has a NUL byte, which can't be passed to a program",
+            "step `a`: `cmd` contains a NUL byte, which cannot be passed to a program",
         ),
         (
             ir(&json!([node_with("a", "image", json!("\0"))]), &json!([])),
-            "step `a`: `image` has a NUL byte, which can't be passed to a program",
+            "step `a`: `image` contains a NUL byte, which cannot be passed to a program",
         ),
         (
             ir(&json!([{ "step": { "key": "a", "cmd": "" }, "env": { "": "x" } }]), &json!([])),
-            "step `a`: `` can't name a variable: names are not empty and have neither `=` nor NUL bytes",
+            "step `a`: invalid variable name ``: a name must not be empty or contain `=` or NUL bytes",
         ),
         (
             ir(&json!([{ "step": { "key": "a", "cmd": "" }, "env": { "A=B": "x" } }]), &json!([])),
-            "step `a`: `A=B` can't name a variable: names are not empty and have neither `=` nor NUL bytes",
+            "step `a`: invalid variable name `A=B`: a name must not be empty or contain `=` or NUL bytes",
         ),
         (
             ir(&json!([{ "step": { "key": "a", "cmd": "" }, "env": { "A": "x\0" } }]), &json!([])),
-            "step `a`: the variable `A` has a NUL byte, which can't be passed to a program",
+            "step `a`: variable `A` contains a NUL byte, which cannot be passed to a program",
         ),
         (
             ir(&json!([node_with("a", "env", json!({ "=": "x" }))]), &json!([])),
-            "step `a`: `=` can't name a variable: names are not empty and have neither `=` nor NUL bytes",
+            "step `a`: invalid variable name `=`: a name must not be empty or contain `=` or NUL bytes",
         ),
         // Edges.
         (
             edges(json!([[0, 1, "depends_on"], [1, 3, "builds_in"]])),
-            "edge 1 (`b` -> node 3): there is no node 3, the graph has 3 nodes counted from 0",
+            "edge 1 (`b` -> node 3): no node 3: the graph has 3 nodes, counted from 0",
         ),
         (
             edges(json!([[u64::MAX, 1, "depends_on"]])),
-            "edge 0 (node 18446744073709551615 -> `b`): there is no node 18446744073709551615, the graph has 3 nodes \
+            "edge 0 (node 18446744073709551615 -> `b`): no node 18446744073709551615: the graph has 3 nodes, \
              counted from 0",
         ),
-        (edges(json!([[2, 2, "depends_on"]])), "edge 0 (`c` -> `c`): a step can't wait for itself"),
-        (edges(json!([null])), "pipeline: edge 0 is null: leave out edges that were taken away"),
+        (edges(json!([[2, 2, "depends_on"]])), "edge 0 (`c` -> `c`): a step cannot depend on itself"),
+        (edges(json!([null])), "pipeline: edge 0 is null: leave out removed edges"),
         (
             edges(json!([[0, 1, "follows"]])),
-            "edge 0 (`a` -> `b`): the kind `follows` is unknown, it must be `builds_in` or `depends_on`",
+            "edge 0 (`a` -> `b`): unknown kind `follows`, expected `builds_in` or `depends_on`",
         ),
         (
             edges(json!([[0, 2, "builds_in"], [1, 2, "builds_in"]])),
-            "step `c`: builds in `a` and `b`: a step boots from one snapshot, the others can only be `depends_on`",
+            "step `c`: more than one `builds_in` parent: `a` and `b`; a step starts from one snapshot, so use `depends_on` for the others",
         ),
         (
             edges(json!([[0, 1, "depends_on"], [1, 2, "builds_in"], [2, 0, "depends_on"]])),
-            "pipeline: steps wait for each other: `a` -> `b` -> `c` -> `a`",
+            "pipeline: dependency cycle: `a` -> `b` -> `c` -> `a`",
         ),
     ] {
         assert_refused(&ir, &[expected]);
@@ -164,18 +164,18 @@ fn all_mistakes_are_told_at_once() {
     assert_refused(
         &pipeline,
         &[
-            "pipeline: IR version `2` is unknown, this program reads version `0`: upgrade it, or the DSL",
-            "pipeline: `timeout_seconds` is 0, it must be a whole number from 1 to 4294967295",
-            "step `a`: `timeout_seconds` is 0, it must be a whole number from 1 to 4294967295",
-            "step `a`: the key is taken: nodes 0 and 1 both have it",
+            "pipeline: unknown IR version `2`, expected `0`: upgrade this program or the DSL",
+            "pipeline: `timeout_seconds` must be a whole number from 1 to 4294967295, not 0",
+            "step `a`: `timeout_seconds` must be a whole number from 1 to 4294967295, not 0",
+            "step `a`: duplicate key: nodes 0 and 1 both have it",
             "node 2: the step's key is empty",
-            "edge 2 (`b` -> `b`): the kind `x` is unknown, it must be `builds_in` or `depends_on`",
-            "edge 2 (`b` -> `b`): a step can't wait for itself",
-            "edge 3 (node 7 -> node 8): there is no node 7, the graph has 6 nodes counted from 0",
-            "edge 3 (node 7 -> node 8): there is no node 8, the graph has 6 nodes counted from 0",
-            "step `b`: builds in `a` and `a`: a step boots from one snapshot, the others can only be `depends_on`",
-            "pipeline: steps wait for each other: `a` -> `a` -> `a`",
-            "pipeline: steps wait for each other: `c` -> `d` -> `c`",
+            "edge 2 (`b` -> `b`): unknown kind `x`, expected `builds_in` or `depends_on`",
+            "edge 2 (`b` -> `b`): a step cannot depend on itself",
+            "edge 3 (node 7 -> node 8): no node 7: the graph has 6 nodes, counted from 0",
+            "edge 3 (node 7 -> node 8): no node 8: the graph has 6 nodes, counted from 0",
+            "step `b`: more than one `builds_in` parent: `a` and `a`; a step starts from one snapshot, so use `depends_on` for the others",
+            "pipeline: dependency cycle: `a` -> `a` -> `a`",
+            "pipeline: dependency cycle: `c` -> `d` -> `c`",
         ],
     );
 }
@@ -191,7 +191,7 @@ fn a_knot_of_cycles_is_told_once_and_by_a_short_path() {
         [3, 0, "depends_on"],
         [2, 0, "depends_on"]
     ]);
-    assert_refused(&ir(&nodes, &edges), &["pipeline: steps wait for each other: `a` -> `b` -> `c` -> `a`"]);
+    assert_refused(&ir(&nodes, &edges), &["pipeline: dependency cycle: `a` -> `b` -> `c` -> `a`"]);
 }
 
 #[test]
@@ -211,8 +211,8 @@ fn a_value_of_the_wrong_type_is_told_with_path_line_and_column() {
 #[test]
 fn what_is_not_json_or_not_ir_is_told_with_its_place() {
     for (text, expected) in [
-        ("", "line 1, column 0: can't be read as JSON: EOF while parsing a value"),
-        ("nonsense", "line 1, column 2: can't be read as JSON: expected ident"),
+        ("", "line 1, column 0: invalid JSON: EOF while parsing a value"),
+        ("nonsense", "line 1, column 2: invalid JSON: expected ident"),
         ("{\"graph\": {}} x", "line 1, column 12, at `graph`: missing field `nodes`"),
         ("{}", "line 1, column 2: missing field `graph`"),
         ("5", "line 1, column 1: invalid type: integer `5`, expected an object with `graph`"),
@@ -236,12 +236,9 @@ fn what_is_not_json_or_not_ir_is_told_with_its_place() {
     }
     let valid = edges(json!([])).to_string();
     let trailing = refusal(&format!("{valid}\n]"));
-    assert_eq!(trailing.problems()[0].to_string(), "line 2, column 1: can't be read as JSON: trailing characters");
+    assert_eq!(trailing.problems()[0].to_string(), "line 2, column 1: invalid JSON: trailing characters");
     let not_utf8 = Pipeline::decode(b"{\"version\": \"\xff\"}").unwrap_err();
-    assert_eq!(
-        not_utf8.problems()[0].to_string(),
-        "line 1, column 14: can't be read as JSON: invalid unicode code point"
-    );
+    assert_eq!(not_utf8.problems()[0].to_string(), "line 1, column 14: invalid JSON: invalid unicode code point");
 }
 
 #[test]
@@ -249,7 +246,7 @@ fn a_pipeline_with_too_many_steps_is_refused() {
     let node = r#"{"step":{"key":"a","cmd":""},"env":{}}"#;
     let nodes = vec![node; Pipeline::MAX_STEPS + 1].join(",");
     let invalid = refusal(&format!(r#"{{"graph":{{"nodes":[{nodes}],"edge_property":"directed","edges":[]}}}}"#));
-    assert_eq!(invalid.to_string(), "invalid pipeline:\n  pipeline: 1000001 steps are too many, the most is 1000000");
+    assert_eq!(invalid.to_string(), "invalid pipeline:\n  pipeline: too many steps: 1000001, the maximum is 1000000");
 }
 
 #[test]
@@ -263,7 +260,7 @@ fn a_flood_of_mistakes_is_counted_beyond_the_first_thousand() {
 fn names_can_neither_flood_nor_steer_a_terminal() {
     let key = format!("\x1b[2J\u{202e}\n{}", "x".repeat(1_000_000));
     let line = refusal(&ir(&json!([node(&key), node(&key)]), &json!([])).to_string()).problems()[0].to_string();
-    let expected = format!("step `\\u{{1b}}[2J\\u{{202e}}\\n{}…`: the key is taken", "x".repeat(74));
+    let expected = format!("step `\\u{{1b}}[2J\\u{{202e}}\\n{}…`: duplicate key", "x".repeat(74));
     assert!(line.starts_with(&expected), "{line}");
     let cmd = json!([format!("\x1b[2J{}", "x".repeat(1_000_000))]);
     let line = refusal(&ir(&cmd, &json!([])).to_string()).problems()[0].to_string();
@@ -278,8 +275,8 @@ fn what_is_longer_than_a_program_can_be_given_is_refused() {
         ir(&json!([node]), &json!([]))
     };
     Pipeline::decode(with(MOST, MOST - 2).to_string().as_bytes()).unwrap();
-    let command =
-        "step `a`: `cmd` has 131072 bytes, and a program can be given 131071: put it into a file of the project";
-    let variable = "step `a`: the variable `A` has 131072 bytes, and a program can be given 131071: put it into a file of the project";
+    let command = "step `a`: `cmd` has 131072 bytes, more than the limit of 131071: move it to a file of the project";
+    let variable =
+        "step `a`: variable `A` has 131072 bytes, more than the limit of 131071: move it to a file of the project";
     assert_refused(&with(MOST + 1, MOST - 1), &[command, variable]);
 }

@@ -95,7 +95,7 @@ impl ProjectId {
             Ok(Some(url)) => url,
             Ok(None) => return itself(),
             Err(error) => {
-                tracing::warn!(%error, "the project's origin can't be told; cached results are those of its directory");
+                tracing::warn!(%error, "failed to read the project's origin; using the cached results of its directory");
                 return itself();
             }
         };
@@ -154,7 +154,7 @@ fn read_origin(top: &Path, git: &Path) -> io::Result<Option<String>> {
     let path = common_dir(top, git)?.join("config");
     let Some(config) = read_plain(&path, MAX_CONFIG_BYTES)? else { return Ok(None) };
     config::origin_url(&String::from_utf8_lossy(&config)).map_err(|malformed| {
-        let text = format!("{}, line {}: not what git writes", path.display(), malformed.line);
+        let text = format!("{}, line {}: not in git's format", path.display(), malformed.line);
         io::Error::new(io::ErrorKind::InvalidData, text)
     })
 }

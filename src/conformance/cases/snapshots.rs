@@ -34,7 +34,7 @@ pub(in crate::conformance) async fn commits_when_asked(harness: &Harness<'_>) ->
     expect("the snapshot of a step that failed", of(failed.result), None)?;
     let unasked = harness.step(Step::new("echo x > f")).await?;
     unasked.passed()?;
-    expect("the snapshot that nobody asked for", of(unasked.result), None)?;
+    expect("the snapshot that was not requested", of(unasked.result), None)?;
     let snapshot = harness.snapshot(Step::new("true")).await?;
     let scheme = if harness.runner.capabilities().layers { "hm1" } else { harness.runner.name() };
     expect("the part of a snapshot's name before the colon", snapshot.scheme(), scheme)

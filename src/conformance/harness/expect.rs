@@ -19,7 +19,7 @@ impl Broken {
 
 impl From<io::Error> for Broken {
     fn from(error: io::Error) -> Self {
-        Self::new(format!("the suite could not look: {error}"))
+        Self::new(format!("the suite failed to read a file: {error}"))
     }
 }
 

@@ -101,7 +101,7 @@ impl Done {
     pub(in crate::conformance) fn snapshot(&self) -> Result<SnapshotRef, Broken> {
         self.passed()?;
         let snapshot = self.result.as_ref().ok().and_then(|result| result.committed_snapshot.clone());
-        snapshot.ok_or_else(|| Broken::new("a step that passed committed no snapshot, which was asked for"))
+        snapshot.ok_or_else(|| Broken::new("a step that passed did not commit the requested snapshot"))
     }
 
     /// Checks that the step ended with an error of this kind.

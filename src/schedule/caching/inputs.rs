@@ -74,7 +74,7 @@ impl<'a> Inputs<'a> {
     async fn digests(&self) -> Result<BTreeMap<String, Option<[u8; 32]>>, Arc<str>> {
         let (archives, Some(store)) = (self.archives, self.store) else { return Ok(BTreeMap::new()) };
         let in_words = |error: StoreError| -> Arc<str> {
-            format!("failed to look at the paths of `on_change`: {:#}", anyhow::Error::new(error)).into()
+            format!("failed to read the paths of `on_change`: {:#}", anyhow::Error::new(error)).into()
         };
         let frozen = archives.freeze(store).await.map_err(in_words)?;
         let patterns: BTreeSet<String> = self.paths.values().flatten().map(|path| (*path).to_owned()).collect();

@@ -78,7 +78,7 @@ impl LateProbes {
         let state = match probe {
             Probe::Usable { .. } => ProbeState::Usable,
             Probe::Unusable { reason, hint } => {
-                ProbeState::Unusable(format!("runner `{name}` can't work here: {reason}; {hint}").into())
+                ProbeState::Unusable(format!("runner `{name}` is not available: {reason}; {hint}").into())
             }
         };
         if let ProbeState::InProgress(waiting) = mem::replace(&mut self.states[usize::from(runner.0)], state) {

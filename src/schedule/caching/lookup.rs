@@ -136,12 +136,12 @@ impl<'a, R: RunnerSet> Caching<'a, R> {
         progress: &BuildProgress<'_>,
     ) -> Result<(&'a BuildCache, CachedStep, LookupRequest), Arc<str>> {
         let bound = self.plan.step(step);
-        let CacheIdentity { image, mode } = identity?.ok_or("the runner's steps can't be cached")?;
+        let CacheIdentity { image, mode } = identity?.ok_or("the runner does not support caching")?;
         let cache = self.cache.ok_or("there is no cache")?;
         let Cacheable { dsl_key, max_age } = Cacheable::of(&bound.step).ok_or("the step has no cache key")?;
         let base = match (self.plan.base(step), image) {
             (Base::Snapshot(parent), _) => {
-                let snapshot = Arc::clone(&progress.snapshot(parent).ok_or("the parent left no snapshot")?.0);
+                let snapshot = Arc::clone(&progress.snapshot(parent).ok_or("the parent step has no snapshot")?.0);
                 BaseRecord::Parent { step: Arc::clone(&self.plan.step(parent).step.key), snapshot }
             }
             (Base::Image(name), Some(identity)) => {
@@ -149,7 +149,7 @@ impl<'a, R: RunnerSet> Caching<'a, R> {
                 let name = bound.step.image.clone().unwrap_or_else(|| name.into());
                 BaseRecord::Image { name, identity }
             }
-            (Base::Image(_), None) => return Err("the runner does not tell what the image stands for".into()),
+            (Base::Image(_), None) => return Err("the runner does not report the identity of the image".into()),
         };
         let part = match &base {
             BaseRecord::Image { identity, .. } => BasePart::Image(identity),
@@ -274,6 +274,6 @@ impl<'a, R: RunnerSet> Caching<'a, R> {
 pub(super) async fn identity(runners: &impl RunnerSet, (runner, image): IdentityQuery<'_>) -> IdentityAnswer {
     match caught(runners.cache_identity(runner, image)).await {
         Ok(identity) => identity.map_err(|error| error.to_line().into()),
-        Err(()) => Err("the runner panicked, which is a bug in it".into()),
+        Err(()) => Err("the runner panicked; this is a bug in the runner".into()),
     }
 }

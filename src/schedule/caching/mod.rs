@@ -176,8 +176,8 @@ impl<'a, R: RunnerSet> Caching<'a, R> {
 /// Probes a runner.
 async fn probe<'a>(runners: &impl RunnerSet, runner: RunnerIndex) -> JobDone<'a> {
     let probe = caught(runners.probe(runner)).await.unwrap_or_else(|()| Probe::Unusable {
-        reason: "its check of this machine panicked".into(),
-        hint: "that is a bug in it".into(),
+        reason: "its probe panicked".into(),
+        hint: "this is a bug in the runner".into(),
     });
     JobDone::Probed(runner, probe)
 }

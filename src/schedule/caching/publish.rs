@@ -48,11 +48,11 @@ impl<'a, R: RunnerSet> Caching<'a, R> {
             self.jobs.push(Box::pin(async move {
                 let published = match identity(runners, (bound.runner, None)).await {
                     Ok(Some(identity)) if identity.mode == mode => cache.publish(passed).await,
-                    Ok(_) => Err("the runner works otherwise than it said it would".into()),
+                    Ok(_) => Err("the runner's mode changed during the run".into()),
                     Err(message) => Err(message),
                 };
                 let found = published.inspect_err(|message| {
-                    tracing::warn!(step = &*bound.step.key, "a result is not cached: {message}");
+                    tracing::warn!(step = &*bound.step.key, "failed to cache a result: {message}");
                 });
                 JobDone::Published(Published { report, entry: found.ok().map(|found| (key, found)) })
             }));

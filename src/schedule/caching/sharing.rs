@@ -190,9 +190,9 @@ impl<'a> Sharing<'a> {
         let sharing = pin!(async { while self.under_way.next().await.is_some() {} });
         tokio::select! {
             biased;
-            () = cancel.cancelled() => tracing::warn!("cancelled: what this run left is not all shared"),
+            () = cancel.cancelled() => tracing::warn!("cancelled: some results of this run are not shared"),
             shared = awake::timeout(FINISH_LIMIT, sharing) => if shared.is_none() {
-                tracing::warn!("what this run left could not all be shared within {FINISH_LIMIT:?}");
+                tracing::warn!("some results of this run could not be shared within {FINISH_LIMIT:?}");
             }
         }
     }

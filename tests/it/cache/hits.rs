@@ -44,7 +44,7 @@ type Change = dyn Fn(&Bench, &mut Value);
 async fn one_cache_key_with_another_image_environment_command_or_runner_mode_is_a_miss() {
     let changes: [(&str, &Change); 9] = [
         ("image", &|_, ir| ir["graph"]["nodes"][0]["step"]["image"] = "alpine".into()),
-        ("what the image stands for", &|bench, _| bench.state().digest = "2".into()),
+        ("the identity of the image", &|bench, _| bench.state().digest = "2".into()),
         ("value", &|_, ir| ir["graph"]["nodes"][0]["env"]["CI"] = "2".into()),
         ("variable", &|_, ir| ir["graph"]["nodes"][0]["env"]["MORE"] = "".into()),
         ("command", &|_, ir| ir["graph"]["nodes"][0]["step"]["cmd"] = "make it".into()),

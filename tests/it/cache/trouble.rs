@@ -118,7 +118,7 @@ async fn a_runner_that_can_t_work_is_asked_once_at_the_first_miss_and_the_step_s
         hm_exec::BuildEvent::StepEnd { message, .. } => message.clone(),
         _ => None,
     });
-    assert_eq!(message.as_deref(), Some("runner `writer` can't work here: it is broken; mend it"));
+    assert_eq!(message.as_deref(), Some("runner `writer` is not available: it is broken; mend it"));
 }
 
 #[tokio::test]

@@ -259,7 +259,7 @@ async fn a_runner_that_cancels_wrongly_is_found() {
     finds(Fault::KillsAtOnce, "cancel-during", "what the command printed").await;
     finds(Fault::MistakesTimeouts, "timeout-with-term-ignored", "of kind TimedOut").await;
     finds(Fault::FailsInsteadOfCancelling, "cancel-during", "it died").await;
-    finds(Fault::CommitsNothing, "reaping", "committed no snapshot").await;
+    finds(Fault::CommitsNothing, "reaping", "did not commit the requested snapshot").await;
 }
 
 #[tokio::test]
@@ -287,7 +287,7 @@ async fn lost_lineage_is_found() {
 #[tokio::test]
 async fn wrong_snapshots_are_found() {
     finds(Fault::CommitsFailures, "commits-when-asked", "the snapshot of a step that failed").await;
-    finds(Fault::CommitsNothing, "commits-when-asked", "committed no snapshot").await;
+    finds(Fault::CommitsNothing, "commits-when-asked", "did not commit the requested snapshot").await;
     finds(Fault::StartsFromAnything, "unknown-snapshot", "but the command exited 0").await;
     finds(Fault::NeverReaps, "reaping", "but the command exited 0").await;
 }
