@@ -43,7 +43,7 @@ impl Afterwards {
             (orders, thread::spawn(move || work_off(taken)))
         });
         if let Err(unsent) = orders.send(work) {
-            tracing::warn!("failed to {}: the thread for it is gone", unsent.0.what);
+            tracing::warn!("failed to {}: the cleanup thread has ended", unsent.0.what);
         }
     }
 }
@@ -64,7 +64,7 @@ fn work_off(mut orders: UnboundedReceiver<Work>) {
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
-            tracing::warn!(%error, "what attempts left stays");
+            tracing::warn!(%error, "failed to start the cleanup thread; leftovers of attempts remain");
             return;
         }
     };

@@ -130,7 +130,7 @@ impl StepContext {
         let work = mem::take(&mut *self.at_end.0.lock().unwrap_or_else(PoisonError::into_inner));
         let ended = join_all(work.into_iter().map(|work| std::panic::AssertUnwindSafe(work).catch_unwind())).await;
         if ended.iter().any(Result::is_err) {
-            tracing::error!("a runner panicked at a build's end, which is a bug in it");
+            tracing::error!("a runner panicked at the end of a build, which is a bug in the runner");
         }
     }
 

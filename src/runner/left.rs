@@ -59,5 +59,5 @@ async fn keep(snapshot: SnapshotRef, store: &Arc<Store>, input: &ExecutorInput, 
 
 fn warn(input: &ExecutorInput, error: impl fmt::Display) {
     let step = &*input.step.key;
-    tracing::warn!(step, %error, "failed to keep what the step left; `hm shell` and `hm cp` won't find it");
+    tracing::warn!(step, %error, "failed to keep the step's files; `hm shell` and `hm cp` will not find them");
 }

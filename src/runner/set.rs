@@ -16,7 +16,7 @@ use super::{
 /// derived set dispatches on it with one flat `match`: one concrete future type, no box, no allocation.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not a set of runners",
-    note = "put `#[derive(RunnerSet)]` on a struct whose fields are runners, or hand over a `RunnerRegistry`"
+    note = "put `#[derive(RunnerSet)]` on a struct whose fields are runners, or use a `RunnerRegistry`"
 )]
 pub trait RunnerSet: Send + Sync + fmt::Debug + 'static {
     /// Returns the runner at `index`, and its name in this set. Indices have no gaps and begin with 0.
@@ -118,7 +118,7 @@ fn describe(name: &str, is_default: bool, runner: &dyn DynStepRunner) -> RunnerD
 #[non_exhaustive]
 pub enum CompositionError {
     /// The set is empty, so no pipeline could run.
-    #[error("there is no runner in the set; add one")]
+    #[error("the set has no runners; add one")]
     Empty,
     /// Two runners have the same name, so a step that names it would be ambiguous.
     #[error(
@@ -133,7 +133,7 @@ pub enum CompositionError {
         second: usize,
     },
     /// A name that pipelines, snapshots and cache keys cannot contain.
-    #[error("`{name}` can't name a runner; use lowercase letters, digits, `-` and `_`")]
+    #[error("invalid runner name `{name}`; use lowercase letters, digits, `-` and `_`")]
     BadName {
         /// The name.
         name: Arc<str>,

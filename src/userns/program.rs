@@ -22,7 +22,7 @@ pub(crate) fn mark_initialized() {
 /// The error if no program can become the sandbox's helper.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "found no helper program for the sandbox: call `hm_exec::runner::sandbox::init()` first thing in `main`, or name an \
+    "no helper program for the sandbox: call `hm_exec::runner::sandbox::init()` first thing in `main`, or set an \
      `hm` by `SandboxRunner::builder().helper(..)` or {HELPER_VARIABLE}"
 )]
 pub struct NoHelper;

@@ -56,7 +56,7 @@ pub(crate) enum StartError {
     )]
     Silent { path: PathBuf, patience: Duration },
     #[error(
-        "the sandbox's helper {} is of {theirs}, and this program is of {}: they must be of the same version",
+        "the sandbox's helper {} is {theirs}, but this program is {}: use the same version",
         path.display(), version(&greeting())
     )]
     OtherVersion { path: PathBuf, theirs: String },
@@ -64,7 +64,7 @@ pub(crate) enum StartError {
     Talk(#[source] io::Error),
     #[error("the sandbox's helper failed to {0}")]
     Setup(SetupError),
-    #[error("found no subordinate ids: {0}")]
+    #[error("no subordinate ids: {0}")]
     NoRange(String),
     #[error("failed to map ids by {command}: {reason}")]
     MapIds { command: &'static str, reason: String },
@@ -243,7 +243,7 @@ fn version(greeting: &str) -> String {
     let is_plain = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic());
     match versions.filter(|(protocol, release)| is_plain(protocol) && is_plain(release)) {
         Some((protocol, release)) => format!("hm {release} (protocol {protocol})"),
-        None => "an older version, or no hm".to_owned(),
+        None => "an older hm, or another program".to_owned(),
     }
 }
 
@@ -303,11 +303,11 @@ mod tests {
     #[test]
     fn a_helper_of_another_version_is_refused_and_both_versions_are_named() {
         let text = start("printf 'hm-sandbox 1 0.0.7' >&0; exec sleep 100").to_string();
-        assert!(text.contains("is of hm 0.0.7 (protocol 1)"), "{text}");
-        assert!(text.contains(concat!("this program is of hm ", env!("CARGO_PKG_VERSION"), " (protocol ")), "{text}");
+        assert!(text.contains("is hm 0.0.7 (protocol 1)"), "{text}");
+        assert!(text.contains(concat!("this program is hm ", env!("CARGO_PKG_VERSION"), " (protocol ")), "{text}");
         // This is the first byte from versions that had no greeting.
         let text = start("printf '\\005' >&0; exec sleep 100").to_string();
-        assert!(text.contains("is of an older version, or no hm"), "{text}");
+        assert!(text.contains("is an older hm, or another program"), "{text}");
         assert!(matches!(start("exit 0"), StartError::Ended { .. }));
     }
 }

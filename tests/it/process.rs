@@ -205,7 +205,7 @@ async fn what_it_cannot_do_is_refused_for_good() {
         Arc::new(serde_json::from_value(json!({ "key": "a", "cmd": "true", "image": "debian:12" })).unwrap());
     for (input, says) in [
         (with_image, "--image debian:12=host"),
-        (input("true", Some(&"hm1:00000000000000000000000000000000".into())), "can't start from the snapshot"),
+        (input("true", Some(&"hm1:00000000000000000000000000000000".into())), "cannot start from snapshot"),
         (input("nul \0 byte", None), "NUL byte"),
     ] {
         let error = bench.runner.execute(&ctx, input).await.unwrap_err();

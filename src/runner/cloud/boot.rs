@@ -54,7 +54,7 @@ impl Boot {
         if let Some(parent) = &parent
             && parent.id_map != id_map
         {
-            let why = "the snapshot to start from was made with another way of mapping ids: run its step again";
+            let why = "the parent's snapshot was made with another id mapping: run the parent step again";
             return Err(RunnerError::unsupported(why));
         }
         let base = match (&parent, &input.step.image) {
@@ -75,7 +75,7 @@ impl Boot {
         match &base {
             Base::Host => {
                 return Err(RunnerError::unsupported(
-                    "image `host` is this machine's own system, which can't travel: name another image, such as \
+                    "image `host` is this machine's own system, which the engine cannot run: use another one, such as \
                      `--image host=debian:bookworm`",
                 ));
             }

@@ -26,7 +26,7 @@ pub(super) async fn step_output(result: &reapi::ActionResult, cas: &Cas) -> Resu
         return Err(RunnerError::infrastructure(
             "run the step",
             anyhow::anyhow!(
-                "hm-step left no {RESULT} and ended with exit code {}: is it built for the worker's system, and static?",
+                "hm-step ended with exit code {} and wrote no {RESULT}: is it static and built for the worker's system?",
                 result.exit_code
             ),
         ));
@@ -53,10 +53,10 @@ pub(super) fn exit_code(output: &StepOutput, limits: &Limits, ctx: &StepContext)
         Exit::TimedOut => Err(RunnerError::timed_out()),
         Exit::Terminated if ctx.cancel.is_cancelled() => Err(ctx.interrupted()),
         Exit::Terminated => {
-            Err(RunnerError::infrastructure("keep the step running", anyhow::anyhow!("its worker was told to end it")))
+            Err(RunnerError::infrastructure("keep the step running", anyhow::anyhow!("its worker was told to stop it")))
         }
         Exit::Failed { message, retry: true } => {
-            Err(RunnerError::infrastructure("run the step", anyhow::anyhow!("on its worker: {message}")))
+            Err(RunnerError::infrastructure("run the step", anyhow::anyhow!("its worker reported: {message}")))
         }
         Exit::Failed { message, retry: false } => {
             Err(RunnerError::unsupported(format!("failed to run the step on its worker: {message}")))
@@ -81,7 +81,7 @@ pub(super) async fn snapshot(
             let diff_id = image_digest(&left.diff_id)?;
             let Some(file) = result.output_files.iter().find(|file| file.path == LAYER) else {
                 let error = anyhow::anyhow!("the engine's result does not have {LAYER}");
-                return Err(RunnerError::infrastructure("take the step's layer home", error));
+                return Err(RunnerError::infrastructure("download the step's layer", error));
             };
             let digest = file_digest(file)?;
             let parcel = Parcel { diff_id, blob: digest, id_map: boot.id_map };
@@ -102,11 +102,11 @@ pub(super) async fn snapshot(
 
 /// Parses a digest in the format of images.
 fn image_digest(text: &str) -> Result<ImageDigest, RunnerError> {
-    text.parse().map_err(|error| RunnerError::infrastructure("read what the step left", anyhow::Error::new(error)))
+    text.parse().map_err(|error| RunnerError::infrastructure("read the step's result", anyhow::Error::new(error)))
 }
 
 fn file_digest(file: &reapi::OutputFile) -> Result<Digest, RunnerError> {
     let digest = file.digest.as_ref().ok_or_else(|| anyhow::anyhow!("{} has no digest", file.path));
     let digest = digest.and_then(|digest| Ok(Digest::try_from(digest)?));
-    digest.map_err(|error| RunnerError::infrastructure("read what the step left", error))
+    digest.map_err(|error| RunnerError::infrastructure("read the step's result", error))
 }

@@ -220,7 +220,7 @@ impl<'a> Output<'a> {
     /// Starts the stream again, because the output shown is not the step's output.
     async fn begin_again(&mut self, stream: StdStream) {
         self.logs[stream as usize] = Log::default();
-        self.say("hm: what was shown of the step is not what it printed; that is:\n").await;
+        self.say("hm: the output shown so far was incomplete; the complete output follows:\n").await;
     }
 
     pub(super) async fn show(&mut self, stream: StdStream, bytes: &[u8]) {

@@ -78,7 +78,7 @@ struct RemoteEngine {
 /// Why there is no engine to connect to.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 enum Unready {
-    #[error("no engine is named")]
+    #[error("no engine is configured")]
     Nowhere,
     #[error(transparent)]
     Options(OptionsError),
@@ -86,8 +86,7 @@ enum Unready {
     Logs(OptionsError),
 }
 
-const SET_ENDPOINT: &str =
-    "name one: --remote grpc://HOST:PORT, HM_REMOTE, or `endpoint` below [remote] in .hm/hm.toml";
+const SET_ENDPOINT: &str = "set --remote grpc://HOST:PORT, HM_REMOTE, or `endpoint` of [remote] in .hm/hm.toml";
 
 /// A builder for a [`CloudRunner`].
 #[derive(Debug, Clone, Default)]
@@ -296,7 +295,7 @@ impl CloudRunner {
                     Ok(Ok(())) => {}
                     // The execution continues, and ends by its own time limit.
                     Ok(Err(error)) => {
-                        tracing::debug!(%error, "a cancelled step is left to the engine");
+                        tracing::debug!(%error, "leaving a cancelled step to the engine");
                         begun.end();
                         return Err(ctx.interrupted());
                     }
@@ -320,7 +319,7 @@ impl CloudRunner {
                     }
                     None => return Err(RunnerError::infrastructure(
                         "run the step",
-                        anyhow::anyhow!("the engine's answers ended"),
+                        anyhow::anyhow!("the engine ended the stream of answers"),
                     )),
                 },
                 (stream, piece) = output.next() => output.show(stream, &piece).await,
@@ -360,8 +359,8 @@ impl CloudRunner {
             let response = match response {
                 Ok(response) => response,
                 Err((error, _)) if round < MAX_ROUNDS && comes_of_loss(&error, &cas, needs).await => {
-                    tracing::debug!(%error, round, "what the engine lost is uploaded again");
-                    output.say("hm: the engine lost what was uploaded, and gets it again\n").await;
+                    tracing::debug!(%error, round, "uploading again what the engine lost");
+                    output.say("hm: the engine lost uploaded files; uploading them again\n").await;
                     self.sources.forget();
                     round += 1;
                     continue;
@@ -378,7 +377,7 @@ impl CloudRunner {
             };
             let is_cached = response.cached_result;
             let Some(result) = response.result else {
-                let error = anyhow::anyhow!("the engine says that it is done, and gives no result");
+                let error = anyhow::anyhow!("the engine reported the end of the step without a result");
                 return Err(RunnerError::infrastructure("run the step", error));
             };
             // A failure may be temporary, so a cached one is not accepted: the user runs the step again to
@@ -413,7 +412,7 @@ impl Drop for Begun<'_> {
             return;
         }
         let (endpoint, operation) = (self.endpoint.apart(), std::mem::take(&mut self.operation));
-        let what = format!("cancel the step {operation}, which runs on at {}", endpoint.place());
+        let what = format!("cancel the step {operation}, which is still running at {}", endpoint.place());
         let cancelling = async move { Execution::new(endpoint).cancel(&operation).await };
         self.runner.afterwards.run(what, cancelling);
     }
@@ -437,7 +436,7 @@ impl StepRunner for CloudRunner {
     async fn execute(&self, ctx: &StepContext, input: ExecutorInput) -> Result<StepResult, RunnerError> {
         if !ctx.secrets.is_empty() {
             return Err(RunnerError::unsupported(
-                "secrets are not sent to other machines: run the step on the sandbox",
+                "secrets are not sent to other machines: run the step in the sandbox",
             ));
         }
         let limits = Limits::of_args(input.step.runner_args.as_ref())?;
@@ -480,7 +479,9 @@ impl StepRunner for CloudRunner {
         };
         let program = match self.program.locate() {
             Ok(program) => program.path,
-            Err(error) => return unusable(error.to_string(), "`just hm-step` builds one; HM_STEP names it"),
+            Err(error) => {
+                return unusable(error.to_string(), "build one with `just hm-step`, and set HM_STEP to its path");
+            }
         };
         match engine.check().await {
             Err(error) => unusable(
@@ -491,11 +492,11 @@ impl StepRunner for CloudRunner {
                 },
             ),
             Ok(limits) if !limits.executes => unusable(
-                format!("{} has a cache, and runs nothing", engine.place()),
-                "name an engine that executes, or another instance (--remote-instance)",
+                format!("{} has a cache, but does not run steps", engine.place()),
+                "use an engine that runs steps, or another instance (--remote-instance)",
             ),
             Ok(limits) if !limits.sha256 => {
-                unusable(format!("{} does not know SHA-256", engine.place()), "turn SHA-256 on at the engine")
+                unusable(format!("{} does not support SHA-256", engine.place()), "enable SHA-256 in the engine")
             }
             Ok(_) => Probe::Usable { note: Some(format!("{}, {}", engine.place(), program.display())) },
         }
@@ -508,7 +509,7 @@ impl StepRunner for CloudRunner {
                 let store = self.store()?;
                 let base = Box::pin(self.images.pin(&store, image, &())).await.map_err(no_image)?;
                 let identity = blocking::run("look at the image", move || {
-                    image_identity(&base, &[]).map_err(trouble::store("tell what the image stands for"))
+                    image_identity(&base, &[]).map_err(trouble::store("resolve the image"))
                 });
                 Some(identity.await?.into())
             }

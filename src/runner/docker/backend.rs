@@ -116,7 +116,7 @@ impl Docker {
         let client = client.map_err(trouble::daemon("talk to the daemon"))?;
         let marks = Marks::of(store).map_err(trouble::store("read the store's name"))?;
         let swept = sweep::remove(&client, &marks.of_store(), |process| !store.is_open_in(process)).await;
-        swept.map_err(trouble::daemon("remove what dead processes left"))
+        swept.map_err(trouble::daemon("remove leftovers of dead processes"))
     }
 }
 
@@ -160,7 +160,7 @@ impl VmBackend for Docker {
                 let base = Box::pin(self.shared.images.pin(&store, image, &())).await;
                 let base = base.map_err(trouble::image("get the image"))?;
                 let identity = blocking::run("look at the image", move || {
-                    image_identity(&base, &[]).map_err(trouble::store("tell what the image stands for"))
+                    image_identity(&base, &[]).map_err(trouble::store("resolve the image"))
                 });
                 Some(identity.await?.into())
             }

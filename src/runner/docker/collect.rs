@@ -18,7 +18,7 @@ use crate::{
     },
 };
 
-const DOING: &str = "take the container's layer home";
+const DOING: &str = "download the container's layer";
 
 /// The number of archive chunks that may wait for the disk.
 const QUEUE: usize = 16;

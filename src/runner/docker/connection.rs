@@ -12,7 +12,7 @@ const PATIENCE_SECONDS: u64 = 60 * 60;
 /// How long a probe waits.
 const PROBE_PATIENCE: Duration = Duration::from_secs(10);
 
-const HINT: &str = "start Docker or Podman's service, or say where it is: --docker-host, DOCKER_HOST, or `host` below \
+const HINT: &str = "start Docker or Podman's service, or set its address with --docker-host, DOCKER_HOST, or `host` of \
                     [docker] in .hm/hm.toml";
 
 /// Returns the daemon's address: the given one, the one in `DOCKER_HOST`, or the first socket that exists.
@@ -59,7 +59,7 @@ pub(super) async fn probe(place: &str) -> Probe {
     if info.os_type.as_deref().is_some_and(|os| os != "linux") {
         return unusable(format!("{place} does not run Linux containers"), "switch the daemon to Linux containers");
     }
-    let version = info.server_version.unwrap_or_else(|| "of an unknown version".into());
+    let version = info.server_version.unwrap_or_else(|| "unknown version".into());
     let driver = info.driver.map(|driver| format!(", {driver}")).unwrap_or_default();
     Probe::Usable { note: Some(format!("{version} at {place}{driver}")) }
 }

@@ -169,7 +169,7 @@ impl Container {
             Some(Err(Error::DockerContainerWaitError { error, code })) if error.is_empty() => code,
             Some(Err(error)) => return Err(trouble::daemon("wait for the container")(error)),
             None => {
-                let error = anyhow::anyhow!("the daemon gave no exit code");
+                let error = anyhow::anyhow!("the daemon reported no exit code");
                 return Err(RunnerError::infrastructure("wait for the container", error));
             }
         };
@@ -250,7 +250,7 @@ async fn refused_any(processes: Option<&Processes>) {
 impl Vm for Container {
     /// Fails, because a container gets its source as a layer of its image.
     async fn inject(&mut self, _: Injection) -> Result<(), RunnerError> {
-        Err(RunnerError::unsupported("the snapshot was made over another source, in a run that has ended"))
+        Err(RunnerError::unsupported("the snapshot was made on another source, in a run that has ended"))
     }
 
     async fn exec(&self, command: &Command<'_>, output: &Output<'_>) -> Result<i32, RunnerError> {
@@ -315,10 +315,10 @@ impl Vm for Container {
             self.connection.client.start_exec(&exec.id, Some(detached)).await.map(drop)
         };
         if let Err(error) = all.await {
-            tracing::debug!(%error, "the container's first process alone is told to end");
+            tracing::debug!(%error, "only the container's first process gets SIGTERM");
             let options = KillContainerOptionsBuilder::default().signal("TERM").build();
             if let Err(error) = self.connection.client.kill_container(&self.name, Some(options)).await {
-                tracing::debug!(%error, "the container is not told to end");
+                tracing::debug!(%error, "failed to send SIGTERM to the container");
             }
         }
     }
@@ -346,7 +346,7 @@ impl Vm for Container {
         if footing.layer_count() > MAX_LAYERS {
             // A child loads the image anew, with the layers that the store has merged.
             if let Err(error) = remove_image(&client, &footing.image).await {
-                tracing::debug!(%error, "an image stays until the build's end");
+                tracing::debug!(%error, "an image is kept until the end of the build");
             }
         } else {
             shared.put(&name, footing, base, &snapshot);
@@ -361,7 +361,7 @@ impl Vm for Container {
         }
         match remove_container(&self.connection.client, &self.name).await {
             Ok(()) => *self.may_exist.get_mut() = false,
-            Err(error) => tracing::debug!(%error, "a container is not removed at once"),
+            Err(error) => tracing::debug!(%error, "failed to remove a container at once"),
         }
     }
 }
@@ -370,7 +370,7 @@ impl Drop for Container {
     fn drop(&mut self) {
         if *self.may_exist.get_mut() {
             let (client, name) = (self.connection.client.clone(), std::mem::take(&mut self.name));
-            let what = format!("remove container {name}, which is left for the build's end, or the next run");
+            let what = format!("remove container {name}, which is left to the end of the build or the next run");
             self.shared.afterwards.run(what, async move { remove_container(&client, &name).await });
         }
     }

@@ -34,7 +34,7 @@ pub(super) async fn find(docker: &Docker, name: &str) -> Result<Option<DaemonIma
     if !is_reference(name) {
         let name = name.escape_debug();
         return Err(RunnerError::unsupported(format!(
-            "`{name}` is no name of an image: write it as in `debian:bookworm`"
+            "invalid image name `{name}`: use a name such as `debian:bookworm`"
         )));
     }
     match docker.inspect_image(name).await {
@@ -58,7 +58,7 @@ pub(super) async fn get(
     }
     if pull == PullPolicy::Never {
         return Err(RunnerError::unsupported(format!(
-            "the daemon does not have image `{name}`, and may not pull it: pull it beforehand, or leave --offline out"
+            "the daemon does not have image `{name}` and may not pull it: pull it first, or run without --offline"
         )));
     }
     let note = async |line: String| output.write(StdStream::Stderr, line.as_bytes()).await;
@@ -71,14 +71,17 @@ pub(super) async fn get(
         // The daemon itself retries temporary failures of a registry.
         progress.map_err(|error| {
             RunnerError::unsupported(format!(
-                "failed to get the image: the daemon can't pull `{name}` ({error}): check its name, or `docker pull` or \
-                 `docker import` it beforehand"
+                "failed to get the image: the daemon cannot pull `{name}` ({error}): check its name, or `docker pull` or \
+                 `docker import` it first"
             ))
         })?;
     }
     note(format!("pulled {name} in {:.1} s\n", started.elapsed().as_secs_f64())).await;
     find(docker, name).await?.ok_or_else(|| {
-        RunnerError::infrastructure("get the image", anyhow::anyhow!("the daemon pulled `{name}` and does not have it"))
+        RunnerError::infrastructure(
+            "get the image",
+            anyhow::anyhow!("the daemon pulled `{name}`, but does not have it"),
+        )
     })
 }
 

@@ -25,7 +25,7 @@ use crate::{
 /// Returns the error for the image `host`.
 pub(super) fn no_host() -> RunnerError {
     RunnerError::unsupported(
-        "image `host` is this machine's own system, which is no image: name another one, such as \
+        "image `host` is this machine's own system, which the daemon cannot run: use another one, such as \
          `--image host=debian:bookworm`",
     )
 }
@@ -61,7 +61,7 @@ impl Shared {
             return Ok(Base::Image(digest));
         }
         let saved = collect::save(client, store, id).await?;
-        let digest = saved.keep(id_map).await.map_err(trouble::image("take the image home"))?;
+        let digest = saved.keep(id_map).await.map_err(trouble::image("download the image"))?;
         *known = Some(digest);
         Ok(Base::Image(digest))
     }
@@ -88,7 +88,7 @@ impl Shared {
             }
             GroundBase::Snapshot { snapshot, delta, .. } => {
                 if snapshot.id_map != id_map {
-                    let why = "the snapshot to start from was made with another way of mapping ids: run its step again";
+                    let why = "the parent's snapshot was made with another id mapping: run the parent step again";
                     return Err(RunnerError::unsupported(why));
                 }
                 let image = match &snapshot.base {
@@ -111,7 +111,7 @@ impl Shared {
                     Ok(id) => Some((id, diff_ids.len() + above.len())),
                     // Not every daemon accepts an image without the layers that it already has.
                     Err(error) => {
-                        tracing::debug!(error = error.to_line(), "the image is loaded with all its layers");
+                        tracing::debug!(error = error.to_line(), "loading the image with all its layers");
                         None
                     }
                 }

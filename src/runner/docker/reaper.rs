@@ -80,7 +80,7 @@ impl Drop for Reaper {
             let _ = stdin.write_all(GO);
         }
         if let Err(error) = self.0.wait() {
-            tracing::debug!(%error, "failed to wait for the process that watches over containers");
+            tracing::debug!(%error, "failed to wait for the process that watches containers");
         }
     }
 }

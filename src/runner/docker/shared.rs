@@ -66,14 +66,14 @@ impl Shared {
             match sweep::remove(&client, &marks.of_store(), |process| !store.is_open_in(process)).await {
                 Ok(swept) if swept == Swept::default() => {}
                 Ok(Swept { containers, images }) => {
-                    tracing::info!(containers, images, "left by killed runs, and removed")
+                    tracing::info!(containers, images, "removed leftovers of killed runs")
                 }
-                Err(error) => tracing::warn!(%error, "what killed runs left at the daemon stays"),
+                Err(error) => tracing::warn!(%error, "failed to remove leftovers of killed runs from the daemon"),
             }
             if let Some(program) = reaper::locate(self.helper.as_deref()) {
                 match Reaper::start(&program, &place, &marks) {
                     Ok(reaper) => drop(self.reaper.set(reaper)),
-                    Err(error) => tracing::warn!(%error, "containers will stay where this process is killed"),
+                    Err(error) => tracing::warn!(%error, "containers will not be removed if this process is killed"),
                 }
             }
             Ok(Connection { client, marks })
@@ -96,9 +96,9 @@ impl Shared {
         self.own.lock().retain(|_, footing| footing.run != run);
         let Some(Connection { client, .. }) = self.connection.get() else { return };
         match sweep::remove(client, &marks::of_run(run), |_| true).await {
-            Ok(swept) => tracing::debug!(?swept, %run, "removed at the build's end"),
+            Ok(swept) => tracing::debug!(?swept, %run, "removed at the end of the build"),
             Err(error) => {
-                tracing::warn!(%error, "what the build made at the daemon is left for the next one to remove")
+                tracing::warn!(%error, "failed to remove the build's containers and images from the daemon; the next build will remove them")
             }
         }
     }

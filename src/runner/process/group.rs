@@ -70,7 +70,7 @@ impl Group {
                 break;
             }
             if Instant::now() > deadline {
-                tracing::warn!(count = left.len(), "processes of a step did not end when killed");
+                tracing::warn!(count = left.len(), "processes of a step are still running after being killed");
                 break;
             }
             tokio::time::sleep(backoff.pause(looks)).await;

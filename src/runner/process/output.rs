@@ -15,7 +15,7 @@ const CHUNK_BYTES: usize = 64 << 10;
 pub(super) async fn pump(pipes: Option<(ChildStdout, ChildStderr)>, bus: &EventBus, step_id: Uuid) {
     let Some((stdout, stderr)) = pipes else { return };
     if let Err(error) = ordered::pump(stdout, stderr, bus, step_id).await {
-        tracing::warn!(%error, "the rest of a step's output can't be read");
+        tracing::warn!(%error, "failed to read the rest of a step's output");
     }
 }
 

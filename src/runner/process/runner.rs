@@ -51,7 +51,7 @@ impl ProcessRunner {
         let parent = match &input.parent_snapshot {
             Some(snapshot) => {
                 let id = workspace_id(snapshot).ok_or_else(|| {
-                    RunnerError::unsupported(format!("the process runner can't start from the snapshot `{snapshot}`"))
+                    RunnerError::unsupported(format!("the process runner cannot start from snapshot `{snapshot}`"))
                 })?;
                 Some((snapshot.clone(), id))
             }
@@ -85,7 +85,7 @@ impl StepRunner for ProcessRunner {
     async fn execute(&self, ctx: &StepContext, input: ExecutorInput) -> Result<StepResult, RunnerError> {
         if let Some(image) = input.step.image.as_deref().filter(|image| *image != "host") {
             return Err(RunnerError::unsupported(format!(
-                "the process runner has no image but `host`, and the step asks for `{image}`: use `--image {image}=host`"
+                "the process runner supports only image `host`, but the step uses `{image}`: pass `--image {image}=host`"
             )));
         }
         let prepared = tokio::select! {
@@ -112,15 +112,15 @@ impl StepRunner for ProcessRunner {
             Ok(snapshots.iter().filter_map(workspace_id).try_for_each(|id| store.remove_workspace(&id))?)
         });
         if let Err(error) = reaped.await {
-            tracing::warn!(error = error.to_line(), "snapshots stay in the store");
+            tracing::warn!(error = error.to_line(), "failed to remove snapshots from the store");
         }
     }
 
     async fn probe(&self) -> Probe {
         if fs::metadata("/bin/sh").is_ok() {
-            Probe::Usable { note: Some("isolates nothing: steps see the whole machine".into()) }
+            Probe::Usable { note: Some("no isolation: steps see the whole machine".into()) }
         } else {
-            Probe::Unusable { reason: "there is no /bin/sh".into(), hint: "install a POSIX shell at /bin/sh".into() }
+            Probe::Unusable { reason: "/bin/sh does not exist".into(), hint: "install a POSIX shell at /bin/sh".into() }
         }
     }
 
@@ -155,14 +155,14 @@ async fn run(ctx: &StepContext, input: &ExecutorInput, prepared: &Prepared) -> R
         mark: &mark,
     };
     let mut child = start(launch).map_err(|error| match error.kind() {
-        io::ErrorKind::InvalidInput => RunnerError::unsupported(
-            "the command or its environment has a NUL byte in it, or a variable without a name",
-        ),
+        io::ErrorKind::InvalidInput => {
+            RunnerError::unsupported("the command or its environment contains a NUL byte or a variable without a name")
+        }
         _ => RunnerError::infrastructure("start a shell", error),
     })?;
     let leader = child.id().and_then(|id| Pid::from_raw(id.cast_signed()));
-    let leader =
-        leader.ok_or_else(|| RunnerError::infrastructure("start a shell", io::Error::other("it has no id")))?;
+    let leader = leader
+        .ok_or_else(|| RunnerError::infrastructure("start a shell", io::Error::other("the process has no id")))?;
     // Held until the end: the watchdog waits for this end of the pipe to close.
     let _lifeline = child.stdin.take();
     let mut group = Group::new(leader, mark);
@@ -180,7 +180,7 @@ async fn run(ctx: &StepContext, input: &ExecutorInput, prepared: &Prepared) -> R
     };
     group.end().await;
     if !drained && awake::timeout(DRAIN, output).await.is_none() {
-        tracing::warn!("a process that left the step still holds its output");
+        tracing::warn!("a process outside of the step's process group still holds its output open");
     }
     ended
 }

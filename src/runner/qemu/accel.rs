@@ -52,7 +52,7 @@ impl fmt::Display for Accelerator {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Kvm => "KVM",
-            Self::Tcg => "TCG: without KVM, machines run some ten times slower",
+            Self::Tcg => "TCG: without KVM, machines run about ten times slower",
         })
     }
 }

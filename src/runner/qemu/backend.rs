@@ -243,10 +243,9 @@ impl VmBackend for Qemu {
             (Err(error), _) => {
                 Probe::Unusable { reason: error.to_line(), hint: "or use another runner, such as `sandbox`".into() }
             }
-            (_, Err(error)) => Probe::Unusable {
-                reason: error.to_string(),
-                hint: "see to the store's directory (HM_CACHE_DIR)".into(),
-            },
+            (_, Err(error)) => {
+                Probe::Unusable { reason: error.to_string(), hint: "check the store's directory (HM_CACHE_DIR)".into() }
+            }
         }
     }
 

@@ -31,7 +31,7 @@ impl Words {
     pub(super) async fn next(&mut self) -> io::Result<Word> {
         let length = self.0.read_u32_le().await? as usize;
         if length > MAX_FRAME_BYTES {
-            return Err(io::Error::other(format!("the guest wants to say {length} bytes at once")));
+            return Err(io::Error::other(format!("the guest sent a message of {length} bytes, which is too long")));
         }
         let mut body = vec![0; length];
         self.0.read_exact(&mut body).await?;

@@ -142,10 +142,7 @@ impl Machine {
                     return Err(RunnerError::infrastructure("run the step", io::Error::other(why)));
                 }
                 Word::Ready { .. } => {
-                    return Err(RunnerError::infrastructure(
-                        "run the step",
-                        io::Error::other("the machine booted again"),
-                    ));
+                    return Err(RunnerError::infrastructure("run the step", io::Error::other("the machine rebooted")));
                 }
             }
         }
@@ -160,7 +157,7 @@ impl Machine {
 
 impl Vm for Machine {
     async fn inject(&mut self, _: Injection) -> Result<(), RunnerError> {
-        Err(RunnerError::unsupported("a machine has the source already, which is a bug"))
+        Err(RunnerError::unsupported("a machine already has the source, which is a bug in hm"))
     }
 
     async fn exec(&self, command: &Command<'_>, output: &Output<'_>) -> Result<i32, RunnerError> {
@@ -187,7 +184,7 @@ impl Vm for Machine {
 
     async fn snapshot(self) -> Result<String, RunnerError> {
         drop(self.end().await);
-        Err(RunnerError::unsupported("a machine's files are a layer of the store, which is a bug"))
+        Err(RunnerError::unsupported("a machine's files are already a layer of the store, which is a bug in hm"))
     }
 
     fn wants_commit(&self) -> bool {

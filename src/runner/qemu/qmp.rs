@@ -63,7 +63,7 @@ impl Qmp {
                 match event["data"]["status"].as_str() {
                     Some("completed") => return Ok(()),
                     Some("failed") => {
-                        let why = "it failed".into();
+                        let why = "the migration failed".into();
                         return Err(NoMachine::Refused { command: "migrate", why });
                     }
                     _ => {}
@@ -78,7 +78,7 @@ impl Qmp {
             if line.get("event").is_some() {
                 self.events.push_back(line);
             } else if let Some(error) = line.get("error") {
-                let why = error["desc"].as_str().unwrap_or("for no reason").to_owned();
+                let why = error["desc"].as_str().unwrap_or("no reason given").to_owned();
                 return Err(NoMachine::Refused { command, why });
             } else {
                 return Ok(line["return"].take());

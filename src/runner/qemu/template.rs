@@ -71,7 +71,7 @@ impl Templates<'_> {
         let first = Accelerator::first_choice(self.place, self.store);
         match self.get_with(shape, first).await {
             Err(error) if first == Accelerator::Kvm => {
-                tracing::info!(error = &error as &dyn std::error::Error, "KVM is no use here");
+                tracing::info!(error = &error as &dyn std::error::Error, "KVM is not usable here");
                 let template = self.get_with(shape, Accelerator::Tcg).await?;
                 // If both fail, KVM is not the cause.
                 Accelerator::avoid_kvm(self.place, self.store);
@@ -83,9 +83,9 @@ impl Templates<'_> {
 
     async fn get_with(&self, shape: Shape, accelerator: Accelerator) -> Result<Template, NoMachine> {
         let (programs, store) = (Arc::clone(self.programs), Arc::clone(self.store));
-        let key = blocking::run("look at QEMU's files", move || key(&store, &programs, shape, accelerator))
+        let key = blocking::run("read QEMU's files", move || key(&store, &programs, shape, accelerator))
             .await
-            .doing("look at QEMU's files")?;
+            .doing("read QEMU's files")?;
         let template = Template { dir: self.place.join(&key), shape, accelerator };
         if template.touch() {
             return Ok(template);
@@ -104,7 +104,7 @@ impl Templates<'_> {
             let renamed = made.and_then(|()| fs::rename(aside.path(), &dir).doing("put a template in its place"));
             drop(aside);
             if let Some(Err(error)) = dir.parent().map(|place| store.remove_old_machines(place)) {
-                tracing::debug!(%error, "old templates stay");
+                tracing::debug!(%error, "failed to remove old templates");
             }
             match renamed {
                 // Another process was faster.

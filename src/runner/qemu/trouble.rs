@@ -9,19 +9,19 @@ use crate::{blocking::BlockingError, runner::RunnerError, step::NoStepProgram};
 /// What the host lacks to run virtual machines. A retry would fail in the same way.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Missing {
-    #[error("virtual machines are for x86-64 hosts only, so far")]
+    #[error("virtual machines need an x86-64 host")]
     Architecture,
-    #[error("found no {program}: {hint}")]
+    #[error("{program} not found: {hint}")]
     Program { program: &'static str, hint: &'static str },
-    #[error("found no kernel that can be read, with its modules, in /boot: {KERNEL_HINT}")]
+    #[error("no readable kernel with modules in /boot: {KERNEL_HINT}")]
     Kernel,
-    #[error("the kernel {} has neither a module {module} nor the same built in: {KERNEL_HINT}", kernel.display())]
+    #[error("the kernel {} has {module} neither as a module nor built in: {KERNEL_HINT}", kernel.display())]
     Module { kernel: PathBuf, module: &'static str },
-    #[error("the modules of kernel {} can't be read in {}", kernel.display(), modules.display())]
+    #[error("failed to read the modules of kernel {} in {}", kernel.display(), modules.display())]
     Modules { kernel: PathBuf, modules: PathBuf, source: io::Error },
     #[error(transparent)]
     Guest(#[from] NoStepProgram),
-    #[error("{} is linked with libraries, which a new machine does not have: build a static one by `just hm-step`", path.display())]
+    #[error("{} is dynamically linked, but a machine has no libraries: build a static one with `just hm-step`", path.display())]
     NotStatic { path: PathBuf },
 }
 
@@ -32,15 +32,15 @@ pub(super) const KERNEL_HINT: &str = "install one, such as Debian's `linux-image
 pub(super) enum NoMachine {
     #[error("QEMU ended ({how}){}", told(log))]
     Ended { how: String, log: String },
-    #[error("it was not ready after {} s{}", after.as_secs(), told(log))]
+    #[error("the machine was not ready after {} s{}", after.as_secs(), told(log))]
     Late { after: Duration, log: String },
-    #[error("QEMU refused {command}: {why}")]
+    #[error("QEMU rejected {command}: {why}")]
     Refused { command: &'static str, why: String },
     #[error("failed to talk to QEMU")]
     Talk(#[source] io::Error),
     #[error("failed to talk to the machine{}", told(log))]
     Guest { source: io::Error, log: String },
-    #[error("the machine has a guest of version {version}, and should have {}", crate::guest::VERSION)]
+    #[error("the machine's guest has version {version}, but version {} is needed", crate::guest::VERSION)]
     Version { version: u32 },
     #[error("failed to {doing}")]
     Io { doing: &'static str, source: io::Error },

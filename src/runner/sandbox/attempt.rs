@@ -212,12 +212,12 @@ impl Step {
         match (self.progress.failure.take(), self.progress.end.take()) {
             (Some(error), _) => Ok(Err(error)),
             (None, Some(end)) => Ok(Ok(end)),
-            (None, None) => Err(io::Error::other("it, or the sandbox's helper, was killed from outside")),
+            (None, None) => Err(io::Error::other("it or the sandbox's helper was killed by another process")),
         }
     }
 
     async fn attend(mut self, control: Control<'_>, sink: &impl OutputSink) -> Result<End, RunnerError> {
-        let failed = |error: io::Error| RunnerError::infrastructure("attend to the step", error);
+        let failed = |error: io::Error| RunnerError::infrastructure("watch the step", error);
         let mut stop = Stop::No;
         // The time counts from the first poll.
         let grace = awake::sleep(control.grace);

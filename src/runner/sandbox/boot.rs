@@ -186,8 +186,7 @@ impl Ground<'_> {
             && parent.id_map != id_map
         {
             return Err(RunnerError::unsupported(format!(
-                "the snapshot to start from was made with ids of kind `{}`, and here steps have ids of kind `{id_map}`: \
-                 run its step again",
+                "the parent's snapshot was made with {} ids, but steps here have {id_map} ids: run the parent step again",
                 parent.id_map,
             )));
         }

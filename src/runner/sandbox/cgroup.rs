@@ -67,21 +67,21 @@ impl Limited {
         if let Some(bytes) = memory_bytes
             && let Err(error) = limited.hold(&hierarchies, "memory", |group| group.limit_memory(bytes))
         {
-            tracing::debug!(%error, "no control group for memory");
+            tracing::debug!(%error, "no memory control group");
             watch.memory_bytes = Some(bytes);
             loose.push("memory");
         }
         if let Some(pids) = pids
             && let Err(error) = limited.hold(&hierarchies, "pids", |group| group.set("pids.max", pids))
         {
-            tracing::debug!(%error, "no control group for processes");
+            tracing::debug!(%error, "no process control group");
             watch.pids = Some(pids);
             loose.push("pids");
         }
         if let Some(cpus) = limits.cpus
             && let Err(error) = limited.hold(&hierarchies, "cpu", |group| group.limit_cpus(cpus.0))
         {
-            tracing::debug!(%error, "no control group for processors");
+            tracing::debug!(%error, "no CPU control group");
             loose.push("cpus");
         }
         limited.watch = (watch != Watch::default()).then_some(watch);

@@ -39,7 +39,7 @@ pub async fn checks() -> Vec<Check> {
     let runner = SandboxRunner::default();
     let mut checks = vec![kernel(), user_ids(), control_groups()];
     checks.push(match runner.trial().await {
-        Ok(user_namespace) => passed("sandbox", format!("a trial run worked ({})", describe(user_namespace))),
+        Ok(user_namespace) => passed("sandbox", format!("a trial run succeeded ({})", describe(user_namespace))),
         Err(failure) => Check { name: "sandbox", result: Err(failure.reason), fix: Some(failure.hint) },
     });
     checks
@@ -69,7 +69,7 @@ impl Failure {
 impl SandboxRunner {
     /// Sets up a jail and tears it down.
     async fn trial(&self) -> Result<UserNamespace, Failure> {
-        let store_failed = |error: StoreError| Failure::new(error, "see to the store's directory (HM_CACHE_DIR)");
+        let store_failed = |error: StoreError| Failure::new(error, "check the store's directory (HM_CACHE_DIR)");
         let store = self.store().map_err(store_failed)?;
         let zygote = self.zygote(&store).await.map_err(start_failure)?;
         let (lower, staging) = (store.stage().map_err(store_failed)?, store.stage().map_err(store_failed)?);
@@ -115,7 +115,7 @@ fn describe(user_namespace: UserNamespace) -> &'static str {
     match user_namespace {
         UserNamespace::None => "as root",
         UserNamespace::Range => "rootless, with a range of ids",
-        UserNamespace::Single => "rootless, with a single id: owners of files are lost",
+        UserNamespace::Single => "rootless, with a single id: file owners are lost",
     }
 }
 
@@ -127,19 +127,21 @@ fn kernel() -> Check {
     let release = rustix::system::uname().release().to_string_lossy().into_owned();
     match MountApi::of_this_kernel() {
         MountApi::New => passed("kernel", format!("Linux {release}")),
-        MountApi::Legacy => passed("kernel", format!("Linux {release}: overlays are mounted in the way of before 6.7")),
+        MountApi::Legacy => {
+            passed("kernel", format!("Linux {release}: using the mount API from before Linux 6.7 for overlays"))
+        }
     }
 }
 
 fn user_ids() -> Check {
     if rustix::process::geteuid().is_root() {
-        return passed("subordinate ids", "not needed: this is root");
+        return passed("subordinate ids", "not needed: hm runs as root");
     }
     match IdRanges::of_this_user() {
-        Ok(_) => passed("subordinate ids", "steps have many users"),
+        Ok(_) => passed("subordinate ids", "steps can use many user ids"),
         Err(reason) => Check {
             name: "subordinate ids",
-            result: Err(format!("{reason}: steps have root alone, and owners of files are lost")),
+            result: Err(format!("{reason}: steps have only root, and file owners are lost")),
             fix: Some(
                 "install newuidmap (package `uidmap`) and run `sudo usermod --add-subuids 100000-165535 \
                  --add-subgids 100000-165535 $USER`"
@@ -152,15 +154,15 @@ fn user_ids() -> Check {
 fn control_groups() -> Check {
     let missing = cgroup::missing();
     if missing.is_empty() {
-        return passed("control groups", "limits on memory, processors and processes are held by the kernel");
+        return passed("control groups", "the kernel enforces limits on memory, CPUs and processes");
     }
     Check {
         name: "control groups",
         result: Err(format!(
-            "no group can be made for {}: limits are held by looking now and then, if at all",
+            "failed to make a group for {}: limits are enforced by polling, or not at all",
             missing.join(", ")
         )),
-        fix: Some("run hm in a group of its own: `systemd-run --user --scope -p Delegate=yes hm run`".into()),
+        fix: Some("run hm in a delegated group: `systemd-run --user --scope -p Delegate=yes hm run`".into()),
     }
 }
 
@@ -170,8 +172,8 @@ pub(super) fn start_failure(error: StartError) -> Failure {
         StartError::NoHelper(_)
         | StartError::Ended { .. }
         | StartError::Silent { .. }
-        | StartError::OtherVersion { .. } => "name an `hm` of this version".to_owned(),
-        StartError::Spawn { .. } => "make the helper executable, on a file system without `noexec`".to_owned(),
+        | StartError::OtherVersion { .. } => "use an `hm` of this version as the helper".to_owned(),
+        StartError::Spawn { .. } => "make the helper executable, on a filesystem without `noexec`".to_owned(),
         StartError::Talk(_) => "try again".to_owned(),
         StartError::NoRange(_) | StartError::MapIds { .. } => "check /etc/subuid and /etc/subgid".to_owned(),
         StartError::Setup(error) => jail::user_namespace_hint(error),
@@ -183,13 +185,13 @@ pub(super) fn start_failure(error: StartError) -> Failure {
 fn setup_failure(error: SetupError, store: &Path) -> Failure {
     let on_overlay = rustix::fs::statfs(store).is_ok_and(|stat| stat.f_type == OVERLAY_MAGIC);
     let hint = if error.doing.contains("overlay") && on_overlay {
-        "the store lies on an overlay, which can't hold another's layers: set HM_CACHE_DIR to a volume of the container"
+        "the store is on an overlay, which does not support nested overlays: set HM_CACHE_DIR to a volume of the container"
     } else if error.doing.contains("overlay") {
         "load the module (`sudo modprobe overlay`), and keep the store (HM_CACHE_DIR) on ext4, xfs, btrfs or tmpfs"
     } else if error.doing.contains("proc") {
         "this container hides parts of /proc: start it with `--privileged`, or `--security-opt systempaths=unconfined`"
     } else {
-        "see what the kernel or the container forbids"
+        "check what the kernel or the container forbids"
     };
     Failure::new(error, hint)
 }

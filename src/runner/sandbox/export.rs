@@ -43,7 +43,7 @@ impl SandboxRunner {
         if store.snapshot(snapshot).map_err(ExportError::Store)?.id_map == IdMap::Range {
             let zygote = self.zygote(&store).await.map_err(|error| SandboxExportError::Sandbox(error.into()))?;
             if zygote.id_map() != IdMap::Range {
-                let error = anyhow::anyhow!("this user has no subordinate ids any longer, to which the layers belong");
+                let error = anyhow::anyhow!("the layers belong to subordinate ids that this user no longer has");
                 return Err(failed("read the layers")(error));
             }
         }

@@ -292,5 +292,5 @@ pub(super) fn overlay(lowers: &[PathBuf], upper: &Path, work: &Path) -> Result<O
 
 pub(super) fn c_path(path: &Path) -> Result<CString, RunnerError> {
     CString::new(path.as_os_str().as_bytes())
-        .map_err(|_| RunnerError::unsupported(format!("the path {} has a zero byte in it", path.display())))
+        .map_err(|_| RunnerError::unsupported(format!("the path {} contains a NUL byte", path.display())))
 }

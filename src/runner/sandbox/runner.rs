@@ -230,7 +230,9 @@ impl SandboxRunner {
     ) -> Result<JailSpec, RunnerError> {
         let secret = |(name, value): (&str, &[u8])| -> Result<SecretFile, RunnerError> {
             if matches!(name, "" | "." | "..") || name.contains('/') {
-                return Err(RunnerError::unsupported(format!("`{name}` can't be the name of a secret's file")));
+                return Err(RunnerError::unsupported(format!(
+                    "invalid secret name `{name}`: it is the name of a file"
+                )));
             }
             Ok(SecretFile { name: c_string("a secret's name", name)?, value: value.to_owned() })
         };
@@ -260,8 +262,8 @@ impl SandboxRunner {
         if !loose.is_empty() && !self.warned.swap(true, Ordering::Relaxed) {
             let loose = loose.join(", ");
             tracing::warn!(
-                "no control group can be made here: limits on memory and processes are held by looking every 50 ms, \
-                 limits on processors not at all ({loose})"
+                "failed to make control groups: limits on memory and processes are enforced by polling every 50 ms, \
+                 limits on CPUs not at all ({loose})"
             );
         }
         limited
@@ -328,7 +330,7 @@ impl StepRunner for SandboxRunner {
         let image = match image {
             None => None,
             Some(image) => {
-                let failed = |error: StoreError| RunnerError::infrastructure("tell what the image stands for", error);
+                let failed = |error: StoreError| RunnerError::infrastructure("resolve the image", error);
                 let store = self.store().map_err(failed)?;
                 let base = Box::pin(self.images.pin(&store, image, &())).await.map_err(no_image)?;
                 let host_dirs = self.config.host_dirs.clone();
@@ -400,7 +402,7 @@ pub(super) fn exit_code(end: &End, limits: &Limits, limited: &Limited) -> Result
     if matches!(end, End::Killed) {
         return Err(RunnerError::infrastructure(
             "keep the step running",
-            std::io::Error::other("its first process, or the sandbox's helper, was killed from outside"),
+            std::io::Error::other("its first process or the sandbox's helper was killed by another process"),
         ));
     }
     Ok(code)
@@ -424,5 +426,5 @@ pub(super) fn environment(image: &Env, env: &Env) -> Result<Vec<CString>, Runner
 }
 
 pub(crate) fn c_string(what: &str, text: impl Into<Vec<u8>>) -> Result<CString, RunnerError> {
-    CString::new(text).map_err(|_| RunnerError::unsupported(format!("{what} has a zero byte in it")))
+    CString::new(text).map_err(|_| RunnerError::unsupported(format!("{what} contains a NUL byte")))
 }

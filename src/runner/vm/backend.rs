@@ -205,7 +205,9 @@ pub enum GroundBase {
 
 /// Returns the error of a backend that claims to support layers but does not.
 fn no_layers(backend: &str) -> RunnerError {
-    RunnerError::unsupported(format!("backend `{backend}` knows no layers of the store, which is a bug in it"))
+    RunnerError::unsupported(format!(
+        "backend `{backend}` does not support layers of the store, which is a bug in the backend"
+    ))
 }
 
 /// Files to put into a machine. First some files are removed, then those of the archive are added.

@@ -115,7 +115,7 @@ async fn layers(store: &Arc<Store>, name: &SnapshotRef, source: &Arc<FrozenSourc
 }
 
 fn unknown(snapshot: &SnapshotRef) -> RunnerError {
-    RunnerError::unsupported(format!("there is no snapshot `{snapshot}`"))
+    RunnerError::unsupported(format!("no snapshot `{snapshot}`"))
 }
 
 impl<B: VmBackend> StepRunner for VmRunner<B> {
@@ -161,14 +161,14 @@ impl<B: VmBackend> StepRunner for VmRunner<B> {
     async fn reap_snapshots(&self, snapshots: Vec<SnapshotRef>) {
         for (_, name) in snapshots.iter().filter_map(Self::parse) {
             if let Err(error) = self.backend.remove(name).await {
-                tracing::warn!(error = error.to_line(), runner = B::NAME, "a snapshot stays");
+                tracing::warn!(error = error.to_line(), runner = B::NAME, "failed to remove a snapshot");
             }
         }
         let Some(store) = self.store.get_opened().filter(|_| B::LAYERS) else { return };
         if let Err(error) =
             RunnerError::blocking("remove snapshots", move || Ok(store.remove_snapshots(&snapshots)?)).await
         {
-            tracing::warn!(error = error.to_line(), runner = B::NAME, "snapshots stay");
+            tracing::warn!(error = error.to_line(), runner = B::NAME, "failed to remove snapshots");
         }
     }
 
@@ -218,7 +218,7 @@ async fn run(vm: &impl Vm, ctx: &StepContext, input: &ExecutorInput) -> Result<i
         }
     };
     if awake::timeout(ctx.grace, pin!(ended)).await.is_none() {
-        tracing::debug!(runner = input.step.runner.as_deref(), "a command did not end in its grace");
+        tracing::debug!(runner = input.step.runner.as_deref(), "a command did not stop within its grace period");
     }
     Err(ctx.interrupted())
 }

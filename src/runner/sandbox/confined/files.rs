@@ -119,7 +119,7 @@ impl Files {
                 Ok(metadata) => metadata,
                 // A path that this user cannot reach is treated as missing.
                 Err(error) if is_absent(&error) => return Ok(()),
-                Err(error) => return Err(failed("look at what a confined program is to see")(error)),
+                Err(error) => return Err(failed("read a path that a confined program may see")(error)),
             };
             if !metadata.is_symlink() {
                 real = next;
@@ -132,7 +132,7 @@ impl Files {
             let target = match fs::read_link(&next) {
                 Ok(target) => target,
                 Err(error) if is_absent(&error) => return Ok(()),
-                Err(error) => return Err(failed("look at what a confined program is to see")(error)),
+                Err(error) => return Err(failed("read a path that a confined program may see")(error)),
             };
             if target.is_absolute() {
                 real = PathBuf::from("/");
@@ -143,10 +143,10 @@ impl Files {
             }
         }
         if real == Path::new("/") {
-            return refused("it is the whole machine");
+            return refused("it is the root directory");
         }
         if OWN.iter().any(|own| real.starts_with(own)) {
-            return refused("a confined program has file systems of its own there");
+            return refused("a confined program has its own filesystem there");
         }
         if !self.is_shown(&real) {
             let is_dir = real.is_dir();
@@ -160,7 +160,7 @@ impl Files {
         let real = match path.canonicalize() {
             Ok(real) => real,
             Err(error) if is_absent(&error) || error.raw_os_error() == Some(ELOOP) => return Ok(()),
-            Err(error) => return Err(failed("look at what a confined program is not to see")(error)),
+            Err(error) => return Err(failed("read a path that a confined program may not see")(error)),
         };
         if real.is_file() && self.is_shown(&real) {
             self.hidden.insert(real);

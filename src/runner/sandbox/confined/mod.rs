@@ -146,7 +146,7 @@ pub enum ConfinedError {
     #[error("failed to {0}")]
     Program(SetupError),
     /// A path cannot be shown.
-    #[error("{} can't be shown to a confined program: {reason}", path.display())]
+    #[error("cannot show {} to a confined program: {reason}", path.display())]
     Path {
         /// The path.
         path: PathBuf,
@@ -224,7 +224,7 @@ impl ConfinedCommand {
                 let hint = if reason.doing.contains("user namespace") || reason.doing.contains("/proc/self/") {
                     user_namespace_hint(&reason)
                 } else {
-                    "see what the kernel, or the container around hm, forbids; `hm doctor` shows every check".into()
+                    "check what the kernel or the container around hm forbids; run `hm doctor` for all checks".into()
                 };
                 return Err(ConfinedError::NoSandbox { reason, hint });
             }
@@ -289,7 +289,7 @@ impl Running {
         limits: ConfinedLimits,
         on_stderr: &mut dyn FnMut(&[u8]),
     ) -> Result<Watched, ConfinedError> {
-        let doing = "read what a confined program prints";
+        let doing = "read the output of a confined program";
         let (mut stdout, mut stderr) = (self.child.stdout.take(), self.child.stderr.take());
         let mut watched = Watched::default();
         let mut stderr_bytes = 0;
@@ -399,7 +399,7 @@ fn read(pipe: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
 
 /// Receives the helper's answer. Returns `None` if the helper ended without one.
 fn receive(status: &OwnedFd) -> Result<Option<Answer>, ConfinedError> {
-    let doing = "hear from the sandbox's helper";
+    let doing = "read the answer of the sandbox's helper";
     match wire::receive(status, RecvFlags::DONTWAIT) {
         Ok(Some((message, _))) => match postcard::from_bytes(&message) {
             Ok(answer) => Ok(Some(answer)),
@@ -415,7 +415,10 @@ fn failed(doing: &'static str) -> impl Fn(io::Error) -> ConfinedError {
 }
 
 fn setup_failed(error: &jail::SetupError) -> ConfinedError {
-    ConfinedError::Io { doing: "hand the command over", source: io::Error::from_raw_os_error(error.errno) }
+    ConfinedError::Io {
+        doing: "send the command to the sandbox's helper",
+        source: io::Error::from_raw_os_error(error.errno),
+    }
 }
 
 fn c_path(path: &Path) -> Result<CString, ConfinedError> {
@@ -423,5 +426,6 @@ fn c_path(path: &Path) -> Result<CString, ConfinedError> {
 }
 
 fn c_string(text: Vec<u8>) -> Result<CString, ConfinedError> {
-    CString::new(text).map_err(|_| failed("hand the command over")(io::Error::other("it has a zero byte in it")))
+    CString::new(text)
+        .map_err(|_| failed("send the command to the sandbox's helper")(io::Error::other("it contains a NUL byte")))
 }
