@@ -55,14 +55,14 @@ pub fn run() -> Result<(), String> {
     enter_memory()?;
     network::up().doing("bring up the network")?;
     let port = open_port()?;
-    wire::write(&port, &Word::Ready { version: VERSION }).doing("tell that this machine is ready")?;
+    wire::write(&port, &Word::Ready { version: VERSION }).doing("report that this machine is ready")?;
     let order = wire::read(&port).doing("read an order")?;
-    let Order::Run(job) = order else { return Err("there is nothing to end yet".into()) };
+    let Order::Run(job) = order else { return Err("no step is running yet".into()) };
     let last = match attempt(&job, &port) {
         Ok(ended) => Word::Ended(ended),
         Err(why) => Word::Failed(why),
     };
-    wire::write(&port, &last).doing("tell the end")?;
+    wire::write(&port, &last).doing("report the step's end")?;
     // The host no longer listens, and ends the machine.
     wire::read::<Order>(&port).map(drop).doing("wait for the end")
 }
@@ -154,7 +154,7 @@ fn attempt(job: &Job, port: &File) -> Outcome<Ended> {
     rustix::fs::sync();
     unmount(ROOT, UnmountFlags::empty()).doing("hand over the step's files")?;
     let has_counted = |file: &str, event: &str| -> Outcome<bool> {
-        let events = fs::read_to_string(Path::new(GROUP).join(file)).doing("look at the step's limits")?;
+        let events = fs::read_to_string(Path::new(GROUP).join(file)).doing("read the step's limits")?;
         let counts = events.lines().filter_map(|line| line.strip_prefix(event)?.parse::<u64>().ok());
         Ok(counts.sum::<u64>() > 0)
     };
@@ -173,7 +173,7 @@ fn attempt(job: &Job, port: &File) -> Outcome<Ended> {
 /// the job have ended: the job holds the pipes open until then.
 fn pass_on(job: &Job, port: &File) -> Outcome<Ended> {
     let job::Started { process, stdout, stderr, mut end } = job::start(job)?;
-    let mut outputs = Streams::new(stdout.into(), stderr.into(), READ_BYTES).doing("watch what the step prints")?;
+    let mut outputs = Streams::new(stdout.into(), stderr.into(), READ_BYTES).doing("watch the step's output")?;
     while !outputs.is_over() {
         let mut fds = [PollFd::new(port, PollFlags::IN), PollFd::new(&outputs, PollFlags::IN)];
         // Output left over from a large burst is available even if the descriptor is not ready.
@@ -184,16 +184,16 @@ fn pass_on(job: &Job, port: &File) -> Outcome<Ended> {
             Err(error) => return Err(error).doing("wait for the step"),
         }
         let has_order = !fds[0].revents().is_empty();
-        outputs.look().doing("look at what the step prints")?;
-        while let Some(piece) = outputs.read().doing("read what the step printed")? {
+        outputs.look().doing("watch the step's output")?;
+        while let Some(piece) = outputs.read().doing("read the step's output")? {
             let word = Word::Output { stderr: piece.stderr, bytes: outputs.bytes(piece).to_vec() };
-            wire::write(port, &word).doing("pass on what the step printed")?;
+            wire::write(port, &word).doing("send the step's output")?;
         }
         if has_order {
             match wire::read(port).doing("read an order")? {
                 // If the process has ended, it needs no signal.
                 Order::Terminate => drop(pidfd_send_signal(&process, Signal::TERM)),
-                Order::Run(_) => return Err("this machine runs a step already".into()),
+                Order::Run(_) => return Err("this machine is already running a step".into()),
             }
         }
     }

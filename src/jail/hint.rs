@@ -28,7 +28,7 @@ pub fn user_namespace_hint(error: &SetupError) -> String {
     // The kernel refuses to map user 0 for a process that had no CAP_SETFCAP before, whatever the settings
     // are.
     if error.doing.ends_with(UID_MAP) {
-        return "this is user 0 without capabilities, whom no user namespace can have: run as an ordinary user (buildbox: the \
+        return "user 0 without capabilities cannot create user namespaces: run as an ordinary user (buildbox: the \
                 platform properties unixUID=1000 and unixGID=1000), or as root with all capabilities"
             .into();
     }

@@ -125,7 +125,7 @@ pub(super) fn enter(spec: &JailSpec, special: &SpecialPaths, proc: Proc) -> Resu
     match spec.place {
         Place::Root => rustix::process::pivot_root(c".", c".").doing(|| "make the new root the root".into())?,
         // For as long as paths of the step are resolved: a link in a layer must not lead to the host's files.
-        Place::Beside => rustix::process::chroot(c".").doing(|| "look into the new root".into())?,
+        Place::Beside => rustix::process::chroot(c".").doing(|| "open the new root".into())?,
     }
     rustix::process::chdir(c"/").doing(|| "enter the new root".into())?;
 
@@ -178,7 +178,7 @@ pub(super) fn mount(it: &MountedOverlay, user_namespace: UserNamespace, api: Mou
 /// overlay. So the overlay is mounted as a user who owns nothing and lacks root's capabilities. All
 /// directories are opened as root, because the store is closed to other users.
 pub(super) fn screen(it: &Screen) -> Result<(), SetupError> {
-    let doing = || format!("mount {} without what others may not read", it.dir.to_string_lossy());
+    let doing = || format!("mount {} without private files", it.dir.to_string_lossy());
     let (dir, empty, on) = (open_dir(&it.dir)?, open_dir(&it.empty)?, open_dir(&it.on)?);
     let path = |fd: &OwnedFd| format!("/proc/self/fd/{}", fd.as_raw_fd());
     let mut options = format!("lowerdir={}:{}", path(&dir), path(&empty));

@@ -270,7 +270,7 @@ mod arch {
 }
 
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-compile_error!("the sandbox has no system call filter for this architecture");
+compile_error!("the sandbox does not filter system calls on this architecture");
 
 /// Returns the filter of denied calls for every step. `shares_network` adds the sockets denied on a shared
 /// network.

@@ -137,7 +137,7 @@ impl Solo {
     pub fn mount_memory_over(&self, dir: &Path) -> Result<(), SetupError> {
         let dir = CString::new(dir.as_os_str().as_bytes());
         mounts::memory_over(
-            &dir.map_err(|_| SetupError::new("mount a tmpfs over a path with a zero byte", Errno::INVAL))?,
+            &dir.map_err(|_| SetupError::new("mount a tmpfs over a path with a NUL byte", Errno::INVAL))?,
         )
     }
 

@@ -23,7 +23,7 @@ pub struct Digest {
 
 /// An error for a received digest that is invalid.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("`{}` is no SHA-256 digest", .0.escape_default())]
+#[error("`{}` is not a SHA-256 digest", .0.escape_default())]
 pub struct DigestError(String);
 
 impl Digest {

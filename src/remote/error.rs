@@ -54,17 +54,17 @@ pub struct RemoteError {
 
 fn says(kind: RemoteErrorKind) -> &'static str {
     match kind {
-        RemoteErrorKind::Denied => "does not let us in",
-        RemoteErrorKind::Unavailable => "can't be reached",
-        RemoteErrorKind::Refused => "refuses",
-        RemoteErrorKind::Exhausted => "has no room",
+        RemoteErrorKind::Denied => "denied access",
+        RemoteErrorKind::Unavailable => "is not reachable",
+        RemoteErrorKind::Refused => "rejected the request",
+        RemoteErrorKind::Exhausted => "is out of space or quota",
         RemoteErrorKind::MissingBlobs => "lacks blobs",
-        RemoteErrorKind::NotFound => "does not have it",
-        RemoteErrorKind::Unimplemented => "can't do that",
-        RemoteErrorKind::Corrupt => "sent something else",
-        RemoteErrorKind::Local => "was not the trouble",
-        RemoteErrorKind::Cancelled => "ended the call",
-        RemoteErrorKind::Internal => "has trouble",
+        RemoteErrorKind::NotFound => "does not have the object",
+        RemoteErrorKind::Unimplemented => "does not support the call",
+        RemoteErrorKind::Corrupt => "sent wrong data",
+        RemoteErrorKind::Local => "was not at fault",
+        RemoteErrorKind::Cancelled => "cancelled the call",
+        RemoteErrorKind::Internal => "failed",
     }
 }
 
@@ -73,10 +73,10 @@ fn hint(kind: RemoteErrorKind, place: &str) -> &'static str {
         // An engine that requires another client certificate often closes the connection without reporting
         // why.
         RemoteErrorKind::Unavailable if place.starts_with("grpcs://") || place.starts_with("https://") => {
-            " (check its address, and whether it runs; where it hangs up, check the headers and the certificates that are sent)"
+            " (check its address and that it is running; if it closes the connection, check the headers and certificates)"
         }
-        RemoteErrorKind::Denied => " (check the headers and the certificates that are sent)",
-        RemoteErrorKind::Unavailable => " (check its address, and whether it runs)",
+        RemoteErrorKind::Denied => " (check the headers and certificates)",
+        RemoteErrorKind::Unavailable => " (check its address and that it is running)",
         RemoteErrorKind::Refused => " (check the instance's name and the platform properties)",
         _ => "",
     }
@@ -91,7 +91,7 @@ impl RemoteError {
     /// Creates an error for missing blobs.
     pub(super) fn of_missing(place: &str, missing: Vec<Digest>) -> Self {
         let detail = match &missing[..] {
-            [] => "it does not say which".to_owned(),
+            [] => "unknown blobs".to_owned(),
             [digest] => digest.to_string(),
             [digest, others @ ..] => format!("{digest} and {} more", others.len()),
         };
@@ -299,7 +299,7 @@ mod tests {
         let error = of(&Status::unauthenticated("bad token s3cret\n\u{1b}[31m"));
         assert_eq!(
             error.to_string(),
-            "grpc://host:1 does not let us in: bad token ***  [31m (check the headers and the certificates that are sent)"
+            "grpc://host:1 denied access: bad token ***  [31m (check the headers and certificates)"
         );
     }
 }

@@ -131,7 +131,7 @@ impl Running {
             self.answer = None;
             let is_forgotten = error.kind() == RemoteErrorKind::NotFound && self.operation.is_some();
             if is_forgotten && self.restarts < MAX_RESTARTS {
-                tracing::debug!(%error, "the engine forgot an Action: it is begun again");
+                tracing::debug!(%error, "the engine forgot an Action; starting it again");
                 self.restarts += 1;
                 self.operation = None;
             } else if !error.is_transient() {
@@ -163,7 +163,7 @@ impl Running {
             }
         };
         let Some(operation) = answer.message().await.map_err(failed)? else {
-            let why = "it ended the stream before the Action did";
+            let why = "the stream ended before the Action";
             return Err(self.endpoint.own_error(RemoteErrorKind::Unavailable, why));
         };
         if !operation.name.is_empty() {
@@ -178,7 +178,7 @@ impl Running {
                 Ok(Update::Done(Box::new(reapi::ExecuteResponse { status: Some(status), ..Default::default() })))
             }
             _ if operation.done => {
-                Err(self.endpoint.own_error(RemoteErrorKind::Corrupt, "it says that the Action is done, and not how"))
+                Err(self.endpoint.own_error(RemoteErrorKind::Corrupt, "the Action is done, but has no result"))
             }
             _ => {
                 // Unknown metadata carries no information, but is no reason to fail.

@@ -42,7 +42,7 @@ impl Reading {
             // The stream may not exist yet if its worker has not begun to write.
             let may_come = error.is_transient() || error.kind() == super::RemoteErrorKind::NotFound;
             if !may_come || self.failures >= self.endpoint.retry().attempts {
-                tracing::debug!(%error, "output is read when the step has ended");
+                tracing::debug!(%error, "the step's output will be read at its end");
                 return None;
             }
             tokio::time::sleep(self.endpoint.retry().pause(self.failures)).await;

@@ -23,20 +23,20 @@ pub struct EndpointOptions {
 #[non_exhaustive]
 pub enum OptionsError {
     /// The address is invalid.
-    #[error("`{url}` is no address of an engine: write grpc://HOST:PORT, or grpcs://HOST:PORT with TLS")]
+    #[error("invalid engine address `{url}`: expected grpc://HOST:PORT, or grpcs://HOST:PORT for TLS")]
     Url {
         /// The text, without what precedes an `@`.
         url: String,
     },
     /// Certificates are given, but the address is without TLS.
-    #[error("certificates are of no use with {url}: write grpcs:// for TLS")]
+    #[error("certificates have no effect with {url}: use grpcs:// for TLS")]
     NoTls {
         /// The address.
         url: String,
     },
     /// A header would be sent over a network without TLS.
     #[error(
-        "the header `{name}` is not sent to {url} without encryption: write grpcs:// for TLS, or go through a tunnel on \
+        "the header `{name}` is not sent to {url} without encryption: use grpcs:// for TLS, or a tunnel on \
          this machine"
     )]
     Unencrypted {
@@ -46,16 +46,18 @@ pub enum OptionsError {
         url: String,
     },
     /// A header's name or value is invalid.
-    #[error("`{name}` can't be sent as a header: names are lowercase words with dashes, values are printable ASCII")]
+    #[error(
+        "invalid header `{name}`: the name must consist of lowercase words and dashes, the value of printable ASCII"
+    )]
     Header {
         /// Its name, never its value.
         name: String,
     },
     /// The text is not a header.
-    #[error("a header is written as 'NAME: VALUE'")]
+    #[error("invalid header: expected 'NAME: VALUE'")]
     NoColon,
     /// The certificates or the key are invalid.
-    #[error("the certificates or the key can't be used: {reason}")]
+    #[error("invalid certificates or key: {reason}")]
     Certificates {
         /// The reason.
         reason: String,

@@ -59,7 +59,7 @@ impl Attempts {
         if !error.is_transient() || self.failures >= self.retry.attempts {
             return Err(error);
         }
-        tracing::debug!(%error, failures = self.failures, "asking again");
+        tracing::debug!(%error, failures = self.failures, "retrying a call");
         tokio::time::sleep(self.retry.pause(self.failures)).await;
         Ok(())
     }

@@ -30,19 +30,19 @@ pub struct FileAttributes {
 #[non_exhaustive]
 pub enum TreeError {
     /// A name is not UTF-8, which the protocol requires.
-    #[error("the name `{}` is no UTF-8, and can't travel", name.escape_default())]
+    #[error("the name `{}` is not UTF-8, which remote execution requires", name.escape_default())]
     NoText {
         /// The name, lossily converted to text.
         name: String,
     },
     /// A path is taken by another entry, such as a file in the place of a directory.
-    #[error("`{path}` is a file and a directory at once")]
+    #[error("`{path}` is both a file and a directory")]
     Conflict {
         /// The path.
         path: String,
     },
     /// A file cannot be read.
-    #[error("`{path}` can't be read")]
+    #[error("failed to read `{path}`")]
     Read {
         /// The path.
         path: String,

@@ -75,7 +75,7 @@ impl<'de> Deserialize<'de> for BlobName {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
         let parts = text.split_once('/').and_then(|(hex, size)| Some((hex, size.parse().ok()?)));
-        let (hex, size) = parts.ok_or_else(|| D::Error::custom("a blob is HASH/SIZE"))?;
+        let (hex, size) = parts.ok_or_else(|| D::Error::custom("expected a blob as HASH/SIZE"))?;
         Digest::parse(hex, size).map(Self).map_err(D::Error::custom)
     }
 }
@@ -120,9 +120,9 @@ impl Entry {
         let entry: Self = serde_json::from_slice(bytes).map_err(|error| Trouble::Foreign(error.to_string()))?;
         match (entry.version, &entry.scope) {
             (VERSION, None) => Ok(entry),
-            (VERSION, Some(Scope { version })) => {
-                Err(Trouble::Foreign(format!("an entry in a scope of version {version}, which this hm can't check")))
-            }
+            (VERSION, Some(Scope { version })) => Err(Trouble::Foreign(format!(
+                "an entry in a scope of version {version}, which this hm does not support"
+            ))),
             (version, _) => Err(Trouble::Foreign(format!("an entry of version {version}"))),
         }
     }

@@ -37,10 +37,10 @@ impl RemoteCache {
         let _lease = store.lease()?;
         let id_map = self.userns.prepare_trees(store).await?;
         if id_map != entry.id_map {
-            return Err(Trouble::Foreign("owners of files are mapped in another way there".into()));
+            return Err(Trouble::Foreign("its file owners are mapped differently".into()));
         }
         if self.images.fetch(store, image, id_map, &()).await? != Base::Image(entry.image) {
-            return Err(Trouble::Foreign(format!("{image} stands for another image here")));
+            return Err(Trouble::Foreign(format!("{image} is another image here")));
         }
         let mut layers = self.fetch_layers(store, id_map, &entry.layers).await?;
         // An overlay does not accept the same layer twice, and the lower one shows nothing that the higher

@@ -222,7 +222,9 @@ impl RemoteCache {
                 *is_here = true;
                 self.absent.lock().remove(id);
             }
-            Err(trouble) => self.note("fetch what a cached step left (`--remote-cache=off` runs it again)", trouble),
+            Err(trouble) => {
+                self.note("fetch the result of a cached step (use `--remote-cache=off` to run it again)", trouble)
+            }
         }
     }
 }

@@ -168,13 +168,13 @@ impl RemoteCache {
             Verdict::Away => {
                 let mut until = self.resting_until.lock();
                 if until.is_none_or(|until| until <= Instant::now()) {
-                    tracing::warn!("failed to {doing}: {words}; the build goes on without the remote cache");
+                    tracing::warn!("failed to {doing}: {words}; continuing without the remote cache");
                 }
                 *until = Some(Instant::now() + REST);
             }
             Verdict::Refused => {
                 if !self.is_read_only.swap(true, Relaxed) {
-                    tracing::warn!("failed to {doing}: {words}; nothing more is shared");
+                    tracing::warn!("failed to {doing}: {words}; no more results are shared");
                 }
             }
         }

@@ -30,7 +30,7 @@ impl RemoteCache {
             Ok(()) => {}
             // For example, garbage collection has removed a layer in the meantime.
             Err(trouble) if trouble.verdict() == Verdict::Miss => {
-                tracing::warn!(step = &*found.step, "a result is not shared: {}", trouble.in_words());
+                tracing::warn!(step = &*found.step, "failed to share a result: {}", trouble.in_words());
             }
             Err(trouble) => self.note(&format!("share a result at {}", self.place), trouble),
         }

@@ -21,12 +21,12 @@ pub(super) enum Trouble {
     Store(#[from] StoreError),
     #[error(transparent)]
     Image(#[from] ImageError),
-    #[error("layers can't be read or written here: failed to start the sandbox")]
+    #[error("cannot read or write layers here: failed to start the sandbox")]
     Userns(#[from] StartError),
     #[error("failed to read {what}")]
     Read { what: &'static str, source: std::io::Error },
     /// An entry that this program did not write.
-    #[error("what the remote cache has makes no sense: {0}")]
+    #[error("the remote cache has an invalid entry: {0}")]
     Foreign(String),
     #[error("failed to {doing}")]
     Thread { doing: &'static str, source: JoinError },

@@ -139,7 +139,7 @@ pub struct LayerOutput {
 #[derive(Debug, thiserror::Error)]
 pub enum FormatError {
     /// The file has another version.
-    #[error("version {found}, where this hm knows version {VERSION}: use the same hm on both sides")]
+    #[error("version {found} is not supported, expected version {VERSION}: use the same hm on both sides")]
     Version {
         /// The version of the file.
         found: u32,

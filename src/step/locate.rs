@@ -32,7 +32,7 @@ pub struct StepProgram {
 #[non_exhaustive]
 pub enum NoStepProgram {
     /// No path is given, and there is none in the directory of this program.
-    #[error("found no hm-step: build one (`just hm-step`), and put it beside hm or name it by {STEP_VARIABLE}")]
+    #[error("hm-step not found: build it with `just hm-step`, and put it next to hm or set {STEP_VARIABLE}")]
     Missing,
     /// The file cannot be read.
     #[error("failed to read {}", path.display())]
@@ -43,7 +43,7 @@ pub enum NoStepProgram {
         source: io::Error,
     },
     /// The file is not a 64-bit ELF file.
-    #[error("{} is no 64-bit ELF file: build it with `just hm-step`", path.display())]
+    #[error("{} is not a 64-bit ELF file: build it with `just hm-step`", path.display())]
     NoProgram {
         /// The path.
         path: PathBuf,

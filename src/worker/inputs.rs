@@ -14,13 +14,13 @@ pub(super) enum InputError {
     #[error(transparent)]
     Remote(#[from] RemoteError),
     /// A message or a path is invalid.
-    #[error("the action has {0}")]
+    #[error("invalid action: {0}")]
     Malformed(String),
 }
 
 impl From<DigestError> for InputError {
     fn from(error: DigestError) -> Self {
-        Self::Malformed(format!("a bad digest: {error}"))
+        Self::Malformed(format!("invalid digest: {error}"))
     }
 }
 
@@ -33,7 +33,7 @@ pub(super) fn digest_of(digest: Option<&reapi::Digest>, of: &str) -> Result<Dige
 /// Reads a message by its digest.
 pub(super) async fn message<T: Message + Default>(cas: &Cas, digest: Digest, what: &str) -> Result<T, InputError> {
     let bytes = cas.read(digest, MESSAGE_BYTES).await?;
-    T::decode(&bytes[..]).map_err(|error| InputError::Malformed(format!("{what} that is none: {error}")))
+    T::decode(&bytes[..]).map_err(|error| InputError::Malformed(format!("{what} that cannot be decoded: {error}")))
 }
 
 /// An entry of an input root.

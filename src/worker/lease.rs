@@ -76,7 +76,7 @@ enum LeaseError {
     Layer(#[source] ImageError),
     #[error("failed to get the source")]
     Workspace(#[from] WorkspaceError),
-    #[error("failed to pack what the command wrote")]
+    #[error("failed to pack the command's changes")]
     Pack(#[from] ExportError),
     #[error("failed to {0}")]
     Io(&'static str, #[source] io::Error),
@@ -122,7 +122,7 @@ impl Execute for LeaseRunner {
             }
             Err(error) => {
                 let status = status_of(&error);
-                let how = format!("not run: {}", status.message);
+                let how = format!("did not run: {}", status.message);
                 Completed { result: None, status, how }
             }
         }
@@ -145,10 +145,10 @@ impl LeaseRunner {
         let (store, id_map) = self.sandbox.ready().await.map_err(LeaseError::Sandbox)?;
         let kept = store.lease()?;
         let dir = Scratch::new(&store)?;
-        let spool = Spool::new(&dir.0).map_err(|error| LeaseError::Io("keep what the command prints", error))?;
+        let spool = Spool::new(&dir.0).map_err(|error| LeaseError::Io("store the command's output", error))?;
         let work = async {
             let done = self.step(&task, &store, id_map, &spool, cancel, queued).await;
-            let kept = spool.finish().map_err(|error| LeaseError::Io("keep what the command prints", error));
+            let kept = spool.finish().map_err(|error| LeaseError::Io("store the command's output", error));
             kept.and(done)
         };
         let done = self.showing(work, streams, &spool).await?;
@@ -164,7 +164,7 @@ impl LeaseRunner {
             (&spool.stderr, &mut result.stderr_raw, &mut result.stderr_digest),
         ] {
             let path = file.path().to_owned();
-            let failed = |error| LeaseError::Io("read what the command printed", error);
+            let failed = |error| LeaseError::Io("read the command's output", error);
             let length = fs::metadata(&path).map_err(failed)?.len();
             if length <= INLINE_BYTES {
                 *raw = fs::read(&path).map_err(failed)?;
@@ -215,7 +215,7 @@ impl LeaseRunner {
             }
         };
         if !is_shown && tokio::time::timeout(LOG_GRACE, &mut shown).await.is_err() {
-            tracing::debug!("the end of a live log was not shown in time");
+            tracing::debug!("the end of a live log was not sent in time");
         }
         done
     }
@@ -223,20 +223,20 @@ impl LeaseRunner {
     /// Reads and validates what a lease requests.
     async fn task(&self, lease: &Lease) -> Result<Task, LeaseError> {
         let payload = lease.payload.as_ref().filter(|payload| payload.type_url.ends_with(ACTION));
-        let payload =
-            payload.ok_or_else(|| LeaseError::NotOurs("this worker runs Actions that come with the lease".into()))?;
+        let payload = payload
+            .ok_or_else(|| LeaseError::NotOurs("this worker runs only Actions that are part of the lease".into()))?;
         let action = reapi::Action::decode(&payload.value[..])
-            .map_err(|error| InputError::Malformed(format!("a payload that is none: {error}")))?;
+            .map_err(|error| InputError::Malformed(format!("a payload that cannot be decoded: {error}")))?;
         let command = digest_of(action.command_digest.as_ref(), "its command")?;
         let command: reapi::Command = message(&self.cas, command, "a command").await?;
         if command.arguments != COMMAND {
-            let why = "this worker runs hm's steps alone: Actions whose command is `./hm-step input.json`";
+            let why = "this worker runs only steps of hm: Actions with the command `./hm-step input.json`";
             return Err(LeaseError::NotOurs(why.into()));
         }
         let root = digest_of(action.input_root_digest.as_ref(), "its input root")?;
         let root: reapi::Directory = message(&self.cas, root, "a directory").await?;
         let Entry::File(input) = look_up(&self.cas, &root, COMMAND[1]).await? else {
-            return Err(InputError::Malformed("a directory for input.json".into()).into());
+            return Err(InputError::Malformed("input.json is a directory".into()).into());
         };
         let input = StepInput::decode(&self.cas.read(input, INPUT_BYTES).await?)?;
         let timeout = action.timeout.and_then(|timeout| {
@@ -342,12 +342,11 @@ impl LeaseRunner {
         match lower {
             Lower::Workspace { path } => match look_up(&self.cas, &task.root, path).await? {
                 Entry::Directory(digest) => Ok(self.workspaces.get(store, &self.cas, digest).await?),
-                Entry::File(_) => Err(InputError::Malformed(format!("a file for its source, `{path}`")).into()),
+                Entry::File(_) => Err(InputError::Malformed(format!("the source `{path}` is a file")).into()),
             },
             Lower::Layer { path, diff_id } => {
-                let diff_id: ImageDigest = diff_id
-                    .parse()
-                    .map_err(|_| InputError::Malformed(format!("a layer without a digest, `{path}`")))?;
+                let diff_id: ImageDigest =
+                    diff_id.parse().map_err(|_| InputError::Malformed(format!("the layer `{path}` has no digest")))?;
                 let layer = Store::layer_id(&diff_id, id_map);
                 let lock = store.lock_layer(&layer).await?;
                 let looker = Arc::clone(store);
@@ -359,7 +358,7 @@ impl LeaseRunner {
                     return Ok(store.layer_dir(&layer));
                 }
                 let Entry::File(digest) = look_up(&self.cas, &task.root, path).await? else {
-                    return Err(InputError::Malformed(format!("a directory for a layer, `{path}`")).into());
+                    return Err(InputError::Malformed(format!("the layer `{path}` is a directory")).into());
                 };
                 let dir = Scratch::new(store)?;
                 let blob = dir.0.join("layer");
@@ -407,7 +406,7 @@ impl Scratch {
 impl Drop for Scratch {
     fn drop(&mut self) {
         if let Err(error) = fs::remove_dir_all(&self.0) {
-            tracing::debug!(%error, path = %self.0.display(), "left to the store's next opening");
+            tracing::debug!(%error, path = %self.0.display(), "leaving a file to the next process that opens the store");
         }
     }
 }
@@ -437,11 +436,11 @@ fn told(exit: &Exit) -> (i32, String) {
     match exit {
         Exit::Exited { code: 0, .. } => (0, "passed".into()),
         Exit::Exited { code, too_many_processes: true } => (*code, "too many processes".into()),
-        Exit::Exited { code, .. } => (*code, format!("failed with {code}")),
+        Exit::Exited { code, .. } => (*code, format!("failed with exit code {code}")),
         Exit::OutOfMemory => (137, "out of memory".into()),
         Exit::TimedOut => (124, "timed out".into()),
         Exit::Terminated => (143, "ended".into()),
-        Exit::Failed { message, .. } => (125, format!("could not be run: {message}")),
+        Exit::Failed { message, .. } => (125, format!("could not run: {message}")),
     }
 }
 

@@ -35,7 +35,7 @@ pub(super) async fn follow(endpoint: &Endpoint, mut name: watch::Receiver<String
         match write(endpoint, &resource, file, from).await {
             Ok(()) => return,
             Err(error) => {
-                tracing::debug!(%error, failures, "a live log broke off");
+                tracing::debug!(%error, failures, "a live log was interrupted");
                 tokio::time::sleep(PAUSE).await;
                 let committed = committed(endpoint, &resource).await.unwrap_or(from);
                 failures = if committed > from { 0 } else { failures + 1 };

@@ -135,7 +135,8 @@ impl Log {
 
     fn append(&self, progress: &mut Progress, offset: u64, data: &[u8], finish: bool) -> Result<u64, Status> {
         let known = progress.length_bytes.checked_sub(offset);
-        let known = known.ok_or_else(|| Status::out_of_range(format!("{} bytes are there", progress.length_bytes)))?;
+        let known =
+            known.ok_or_else(|| Status::out_of_range(format!("the log stream has {} bytes", progress.length_bytes)))?;
         let new = data.get(usize::try_from(known).unwrap_or(usize::MAX)..).unwrap_or_default();
         if !new.is_empty() {
             if progress.finished {
@@ -206,7 +207,7 @@ impl ByteStream for Shelf {
 
     async fn read(&self, request: Request<ReadRequest>) -> Result<Response<Self::ReadStream>, Status> {
         let ReadRequest { resource_name, read_offset, read_limit } = request.into_inner();
-        let wrong = |_| Status::out_of_range("an offset below zero");
+        let wrong = |_| Status::out_of_range("negative offset");
         let from = u64::try_from(read_offset).map_err(wrong)?;
         let limit = u64::try_from(read_limit).map_err(wrong)?;
         let end = if limit == 0 { u64::MAX } else { from.saturating_add(limit) };
@@ -238,7 +239,7 @@ impl ByteStream for Shelf {
                 Some(log) => log,
                 None => log.insert(self.to_write(&piece.resource_name)?),
             };
-            let offset = u64::try_from(piece.write_offset).map_err(|_| Status::out_of_range("an offset below zero"))?;
+            let offset = u64::try_from(piece.write_offset).map_err(|_| Status::out_of_range("negative offset"))?;
             length = log.add(offset, &piece.data, piece.finish_write)?;
             if piece.finish_write {
                 break;

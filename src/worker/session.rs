@@ -322,7 +322,7 @@ impl<'a, B: Bots, E: Execute, N: WorkerNotes> Session<'a, B, E, N> {
             // If it has not ended by then, dropping it kills it.
             let _ = tokio::time::timeout(GONE_GRACE, job.end()).await;
         }
-        self.ended(job.lease.id.clone(), "given up: the engine took it back".to_owned());
+        self.ended(job.lease.id.clone(), "cancelled by the engine".to_owned());
     }
 
     fn ended(&self, lease: String, how: String) {
@@ -333,7 +333,7 @@ impl<'a, B: Bots, E: Execute, N: WorkerNotes> Session<'a, B, E, N> {
     async fn goodbye(&self) {
         let session = BotSession { status: BotStatus::BotTerminating as i32, ..self.state.clone() };
         if let Err(status) = self.bots.update(session, Duration::from_secs(4)).await {
-            tracing::debug!(slot = self.slot.number, error = self.bots.tell(&status), "no goodbye");
+            tracing::debug!(slot = self.slot.number, error = self.bots.tell(&status), "failed to close the session");
         }
     }
 

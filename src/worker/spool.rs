@@ -100,7 +100,7 @@ impl OutputSink for Spool {
 impl Drop for SpoolFile {
     fn drop(&mut self) {
         if let Err(error) = fs::remove_file(&self.path) {
-            tracing::debug!(%error, path = %self.path.display(), "left to the store's next opening");
+            tracing::debug!(%error, path = %self.path.display(), "leaving a file to the next process that opens the store");
         }
     }
 }

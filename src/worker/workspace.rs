@@ -150,7 +150,7 @@ async fn plan(cas: &Cas, root: Digest) -> Result<Plan, WorkspaceError> {
         let mut messages = HashMap::new();
         for (digest, bytes) in cas.read_many(wanted).await? {
             let directory = reapi::Directory::decode(&bytes[..])
-                .map_err(|error| InputError::Malformed(format!("a directory that is none: {error}")))?;
+                .map_err(|error| InputError::Malformed(format!("a directory that cannot be decoded: {error}")))?;
             messages.insert(digest, directory);
         }
         let mut next = Vec::new();
@@ -176,7 +176,7 @@ async fn plan(cas: &Cas, root: Digest) -> Result<Plan, WorkspaceError> {
                 plan.dirs.push(path);
             }
             if plan.files.len() + plan.links.len() + plan.dirs.len() > MAX_ENTRIES {
-                return Err(InputError::Malformed(format!("a source of more than {MAX_ENTRIES} entries")).into());
+                return Err(InputError::Malformed(format!("the source has more than {MAX_ENTRIES} entries")).into());
             }
         }
         level = next;
@@ -187,7 +187,7 @@ async fn plan(cas: &Cas, root: Digest) -> Result<Plan, WorkspaceError> {
 /// Returns `name` unless it could refer outside of its directory.
 fn checked(name: &str) -> Result<&str, InputError> {
     if matches!(name, "" | "." | "..") || name.contains(['/', '\0']) {
-        return Err(InputError::Malformed(format!("a file of the name `{}`", name.escape_default())));
+        return Err(InputError::Malformed(format!("invalid file name `{}`", name.escape_default())));
     }
     Ok(name)
 }

@@ -76,7 +76,7 @@ impl Cas {
                 again = Some(error);
             }
             if !left.is_empty() && again.is_none() {
-                let why = format!("it says nothing of {} blobs that were sent", left.len());
+                let why = format!("it did not confirm {} blobs that were sent", left.len());
                 again = Some(self.endpoint.own_error(RemoteErrorKind::Unavailable, why));
             }
             blobs.extend(left.into_values());
@@ -122,7 +122,7 @@ impl Cas {
                 }
                 let came = Digest::of(&answer.data);
                 if came != digest {
-                    let why = format!("{came} in place of {digest}");
+                    let why = format!("{came} instead of {digest}");
                     return Err(self.endpoint.own_error(RemoteErrorKind::Corrupt, why));
                 }
                 found.insert(digest, answer.data);

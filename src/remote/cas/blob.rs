@@ -61,7 +61,7 @@ impl Blob {
                 let mut bytes = Vec::with_capacity(length);
                 file.take(length as u64).read_to_end(&mut bytes)?;
                 if bytes.len() < length {
-                    return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "it became shorter"));
+                    return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the file became shorter"));
                 }
                 Ok(bytes)
             }

@@ -103,7 +103,7 @@ impl Cas {
         if let (Some(limit), Some(largest)) = (limits.blob_bytes, blobs.iter().map(|it| it.digest.size_bytes).max())
             && largest > limit
         {
-            let why = format!("a blob of {largest} bytes, where {limit} are allowed");
+            let why = format!("a blob has {largest} bytes, more than the limit of {limit}");
             return Err(self.endpoint.own_error(RemoteErrorKind::Exhausted, why));
         }
         let uploaded =

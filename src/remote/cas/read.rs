@@ -52,7 +52,7 @@ impl Cas {
     /// match its digest.
     pub async fn read(&self, digest: Digest, limit: u64) -> Result<Vec<u8>, RemoteError> {
         if digest.size_bytes > limit {
-            let why = format!("a blob of {} bytes, where at most {limit} make sense", digest.size_bytes);
+            let why = format!("a blob has {} bytes, more than the limit of {limit}", digest.size_bytes);
             return Err(self.endpoint.own_error(RemoteErrorKind::Corrupt, why));
         }
         let sink = Sink { file: None, bytes: Vec::new(), hash: Sha256::new(), size_bytes: 0 };
@@ -96,7 +96,7 @@ impl Cas {
                     gathered.extend_from_slice(&piece.data);
                     let came = sink.as_ref().map_or(0, |sink| sink.size_bytes) + gathered.len() as u64;
                     if came > digest.size_bytes {
-                        let why = format!("more than the {} bytes of {digest}", digest.size_bytes);
+                        let why = format!("more than {} bytes for {digest}", digest.size_bytes);
                         return Err(self.endpoint.own_error(RemoteErrorKind::Corrupt, why));
                     }
                     if gathered.len() >= GATHER_BYTES
@@ -110,7 +110,7 @@ impl Cas {
                 }
                 let came = sink.as_ref().map_or(0, |sink| sink.size_bytes) + gathered.len() as u64;
                 if came < digest.size_bytes {
-                    let why = format!("{came} bytes of {digest}, and then the end");
+                    let why = format!("only {came} bytes of {digest}");
                     return Err(self.endpoint.own_error(RemoteErrorKind::Unavailable, why));
                 }
                 Ok(())
@@ -118,12 +118,12 @@ impl Cas {
             read?;
         }
         let Some(taking) = sink else {
-            return Err(failed(io::Error::other("the thread that writes is gone")));
+            return Err(failed(io::Error::other("the writing thread has ended")));
         };
         let sink = blocking::run("write what was read", move || taking.take(&gathered)).await.map_err(failed)?;
         let came = Digest { hash: sink.hash.clone().finalize().into(), size_bytes: sink.size_bytes };
         if came != digest {
-            let why = format!("{came} in place of {digest}");
+            let why = format!("{came} instead of {digest}");
             return Err(self.endpoint.own_error(RemoteErrorKind::Corrupt, why));
         }
         Ok(sink)

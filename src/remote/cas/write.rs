@@ -97,7 +97,7 @@ impl Write {
         if committed == -1 || u64::try_from(committed) == Ok(self.blob.digest.size_bytes) {
             return Ok(());
         }
-        let why = format!("it took {committed} bytes of {}", self.blob.digest);
+        let why = format!("it accepted only {committed} bytes of {}", self.blob.digest);
         Err(self.endpoint.own_error(RemoteErrorKind::Unavailable, why))
     }
 }
