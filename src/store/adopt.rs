@@ -15,7 +15,7 @@ impl Store {
         if LayerId::parse(id).is_none() {
             return Err(StoreError::Corrupt {
                 path: self.dir().into(),
-                reason: format!("`{}` is no id", id.escape_debug()),
+                reason: format!("`{}` is not an id", id.escape_debug()),
             });
         }
         Ok(self.add_own(id.to_owned(), snapshot))
@@ -45,11 +45,11 @@ impl Store {
         let path = home.join("manifest");
         let manifest = Manifest::decode(bytes, &path)?;
         if manifest.id() != *id {
-            return Err(StoreError::Corrupt { path, reason: "the manifest of another source".into() });
+            return Err(StoreError::Corrupt { path, reason: "the manifest belongs to another source".into() });
         }
         // Deltas are written to the paths in the manifest.
         if !manifest.is_well_formed() {
-            return Err(StoreError::Corrupt { path, reason: "a manifest with paths that no source has".into() });
+            return Err(StoreError::Corrupt { path, reason: "the manifest has invalid paths".into() });
         }
         make_dir(&home)?;
         self.write_file(&path, bytes)

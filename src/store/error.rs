@@ -36,7 +36,7 @@ pub enum StoreError {
         source: io::Error,
     },
     /// A file of the source tree cannot be read.
-    #[error("failed to read `{}` of the source tree: make it readable, or name it in .gitignore", path.display())]
+    #[error("failed to read `{}` of the source tree: make it readable, or add it to .gitignore", path.display())]
     Unreadable {
         /// The file.
         path: PathBuf,
@@ -46,7 +46,7 @@ pub enum StoreError {
     },
     /// A file of the source tree changes faster than it can be read.
     #[error(
-        "`{}` of the source tree kept changing while it was read: stop what writes to it, or name it in .gitignore",
+        "`{}` of the source tree kept changing while it was read: stop the program that writes it, or add it to .gitignore",
         path.display()
     )]
     SourceChanged {
@@ -55,7 +55,7 @@ pub enum StoreError {
     },
     /// A directory of the source tree is nested so deeply that steps could not open it.
     #[error(
-        "a directory of the source tree lies too deep, with a path of {} bytes: remove it, or name it in .gitignore ({}...)",
+        "a directory of the source tree is too deep, with a path of {} bytes: remove it, or add it to .gitignore ({}...)",
         path.as_os_str().len(), path.to_string_lossy().chars().take(100).collect::<String>()
     )]
     TooDeep {
@@ -69,10 +69,10 @@ pub enum StoreError {
         path: PathBuf,
     },
     /// The caller no longer needs the result.
-    #[error("freezing the source tree was abandoned")]
+    #[error("freezing the source tree was cancelled")]
     Abandoned,
     /// There is no such snapshot.
-    #[error("there is no snapshot `{snapshot}` in the store at `{}`", store.display())]
+    #[error("no snapshot `{snapshot}` in the store at `{}`", store.display())]
     UnknownSnapshot {
         /// The requested snapshot.
         snapshot: SnapshotRef,
@@ -80,13 +80,13 @@ pub enum StoreError {
         store: PathBuf,
     },
     /// The image does not refer to this machine's system or to a directory on it.
-    #[error("unsupported image `{image}`: use `host` or `rootfs:DIR`, for instance with `--image {image}=host`")]
+    #[error("unsupported image `{image}`: use `host` or `rootfs:DIR`, for example with `--image {image}=host`")]
     UnsupportedImage {
         /// The requested image.
         image: String,
     },
     /// The directory of a `rootfs:DIR` image cannot be used as a root filesystem.
-    #[error("`{}` can't be a root filesystem: {reason}", path.display())]
+    #[error("cannot use `{}` as a root filesystem: {reason}", path.display())]
     BadRootfs {
         /// The directory.
         path: PathBuf,
@@ -95,7 +95,7 @@ pub enum StoreError {
     },
     /// The store is inside a directory that steps would boot from.
     #[error(
-        "the store at `{}` lies within `{}`, which steps boot from: set HM_CACHE_DIR to a directory outside of it",
+        "the store at `{}` is inside the root filesystem `{}`: set HM_CACHE_DIR to a directory outside of it",
         store.display(), within.display()
     )]
     StoreWithinImage {
@@ -105,7 +105,7 @@ pub enum StoreError {
         within: PathBuf,
     },
     /// A directory requested with the host image cannot be shown to steps.
-    #[error("`{}` can't be shown to steps: {reason}", path.display())]
+    #[error("cannot show `{}` to steps: {reason}", path.display())]
     BadHostDir {
         /// The directory.
         path: PathBuf,
@@ -113,10 +113,10 @@ pub enum StoreError {
         reason: &'static str,
     },
     /// No directory is known for the store.
-    #[error("no place for the store: set HM_CACHE_DIR, XDG_CACHE_HOME or HOME")]
+    #[error("no directory for the store: set HM_CACHE_DIR, XDG_CACHE_HOME or HOME")]
     NoHome,
     /// A record of the store cannot be decoded.
-    #[error("`{}` is not a record that this version reads ({reason}): remove the store, or use another HM_CACHE_DIR", path.display())]
+    #[error("this version cannot read `{}` ({reason}): remove the store, or use another HM_CACHE_DIR", path.display())]
     Corrupt {
         /// The record.
         path: PathBuf,

@@ -45,7 +45,7 @@ const OWN: [&str; 19] = [
 #[non_exhaustive]
 pub enum Exposure {
     /// The store belongs to another user, who can read and change the filesystems of steps.
-    #[error("the store at {} belongs to user {owner}, who can change what cached steps left", dir.display())]
+    #[error("the store at {} belongs to user {owner}, who can change cached results", dir.display())]
     Owner {
         /// The store.
         dir: PathBuf,
@@ -53,7 +53,7 @@ pub enum Exposure {
         owner: u32,
     },
     /// Other users can enter the store's directory.
-    #[error("other users may enter the store at {} (its mode is {mode:04o})", dir.display())]
+    #[error("other users have access to the store at {} (mode {mode:04o})", dir.display())]
     Open {
         /// The store.
         dir: PathBuf,
@@ -61,7 +61,7 @@ pub enum Exposure {
         mode: u32,
     },
     /// Other users could enter the store's directory until now.
-    #[error("other users could enter the store at {} (its mode was {mode:04o}): it is closed to them now", dir.display())]
+    #[error("other users had access to the store at {} (mode {mode:04o}); hm has removed their access", dir.display())]
     Closed {
         /// The store.
         dir: PathBuf,
@@ -141,7 +141,7 @@ pub(super) fn close(dir: &Path) -> Result<Option<Exposure>, StoreError> {
 fn set_mode(path: &Path, mode: u32) -> bool {
     let set = fs::set_permissions(path, Permissions::from_mode(mode));
     if let Err(error) = &set {
-        tracing::debug!(%error, path = %path.display(), "can't be closed to other users");
+        tracing::debug!(%error, path = %path.display(), "failed to remove other users' access");
     }
     // Some filesystems do not support modes and ignore the change without an error.
     set.is_ok() && fs::symlink_metadata(path).is_ok_and(|metadata| metadata.mode() & 0o077 == 0)

@@ -32,7 +32,7 @@ macro_rules! id {
             type Error = String;
 
             fn try_from(text: String) -> Result<Self, String> {
-                Self::parse(&text).ok_or_else(|| format!("`{text}` is no id"))
+                Self::parse(&text).ok_or_else(|| format!("`{text}` is not an id"))
             }
         }
 

@@ -169,12 +169,12 @@ impl Store {
         let row = self.index.read_at_once(|connection| {
             let Some(row) = index::cache::get(connection, key)? else { return Ok(Row::Absent) };
             let Some(snapshot) = index::snapshots::get(connection, &row.snapshot)? else {
-                return Ok(Row::Damaged("its snapshot is gone".into()));
+                return Ok(Row::Damaged("its snapshot is missing".into()));
             };
             let mut layers = snapshot.layers;
             if let Base::Image(digest) = &snapshot.base {
                 let Some((image, _)) = index::images::get(connection, digest, snapshot.id_map)? else {
-                    return Ok(Row::Damaged(format!("its image {digest} is gone")));
+                    return Ok(Row::Damaged(format!("its image {digest} is missing")));
                 };
                 layers.extend(image.stack);
             }
@@ -294,15 +294,15 @@ impl Store {
     /// Checks layers by a walk over at most `entries` files and directories.
     fn check(&self, layers: Vec<Made>, mut entries: u64) -> Checked {
         for (layer, made) in layers {
-            let Some(made) = made else { return Checked::Damaged(format!("its layer {layer} is gone")) };
+            let Some(made) = made else { return Checked::Damaged(format!("its layer {layer} is missing")) };
             match entries.checked_sub(made.entries) {
                 Some(left) => entries = left,
                 None => return Checked::TooMuch,
             }
             match tree::seal(&self.layer_dir(&layer)) {
                 Ok(found) if found.hash == made.hash => {}
-                Ok(_) => return Checked::Damaged(format!("its layer {layer} is no longer as the step left it")),
-                Err(error) => return Checked::Damaged(format!("its layer {layer} can't be read: {error}")),
+                Ok(_) => return Checked::Damaged(format!("its layer {layer} was modified")),
+                Err(error) => return Checked::Damaged(format!("failed to read its layer {layer}: {error}")),
             }
             self.intact.0.lock().unwrap_or_else(PoisonError::into_inner).insert(layer);
         }
@@ -409,7 +409,7 @@ impl Store {
             let touched = self.index.write(|transaction| index::sources::touch(transaction, id, &row.stack));
             match touched {
                 Ok(true) => {}
-                Err(error) if !row.is_doomed => tracing::debug!(%error, "when the source was used is not written down"),
+                Err(error) if !row.is_doomed => tracing::debug!(%error, "failed to record the use of the source"),
                 // The row was just removed.
                 Ok(false) => return Ok(None),
                 Err(error) => return Err(error),

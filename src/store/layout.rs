@@ -301,7 +301,7 @@ impl Store {
             Ok(()) => Ok(true),
             Err(error @ StoreError::Full { .. }) => Err(error),
             Err(error) => {
-                tracing::warn!(error = %error.to_line(), "what a killed process left can't be removed");
+                tracing::warn!(error = %error.to_line(), "failed to remove leftovers of a killed process");
                 Ok(false)
             }
         }
@@ -334,13 +334,13 @@ impl Store {
 impl Drop for Store {
     fn drop(&mut self) {
         if let Err(error) = self.remove_all_snapshots() {
-            tracing::debug!(%error, "left to the next process that opens the store");
+            tracing::debug!(%error, "leaving a file to the next process that opens the store");
         }
         drop(self.remover.lock().unwrap_or_else(PoisonError::into_inner).take());
         let tmp = self.tmp();
         let removed = self.tree_ops().remove_tree(&tmp).and_then(|()| fs::remove_file(&self.lock));
         if let Err(error) = removed {
-            tracing::debug!(%error, path = %tmp.display(), "left to the next process that opens the store");
+            tracing::debug!(%error, path = %tmp.display(), "leaving a file to the next process that opens the store");
         }
     }
 }
@@ -371,14 +371,11 @@ fn check_format(dir: &Path) -> Result<Format, StoreError> {
     let text = String::from_utf8_lossy(&found);
     let version = text.strip_suffix('\n').and_then(|text| text.strip_prefix(FORMAT_NAME)).map(str::parse::<u64>);
     if let Some(Ok(version)) = version {
-        return Err(StoreError::Corrupt {
-            path,
-            reason: format!("it is of version {version}, which a later hm wrote"),
-        });
+        return Err(StoreError::Corrupt { path, reason: format!("it has version {version}, written by a newer hm") });
     }
     let aside = dir.join(format!("format-damaged-{}", index::now_ms()));
     fs::rename(&path, &aside).doing("set aside", &path)?;
-    tracing::warn!(set_aside = %aside.display(), "the store's file `format` was damaged: a new one is written");
+    tracing::warn!(set_aside = %aside.display(), "the store's file `format` was damaged; writing a new one");
     Ok(if dir.join("index.db").exists() { Format::Lost } else { Format::Older })
 }
 

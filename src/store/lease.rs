@@ -93,7 +93,7 @@ impl Drop for Lease {
         if *count == 0
             && let Err(error) = self.store.locked.set_len(0)
         {
-            tracing::debug!(%error, "a lease stays until the store is closed");
+            tracing::debug!(%error, "failed to release a lease; it ends when the store is closed");
         }
     }
 }

@@ -53,7 +53,7 @@ impl Store {
                 let bytes = tree::measure(&path).doing("measure", &path)?.bytes();
                 match tree::remove_tree(&path) {
                     Ok(()) => freed += bytes,
-                    Err(error) => tracing::warn!(%error, path = %path.display(), "a machine's files can't be removed"),
+                    Err(error) => tracing::warn!(%error, path = %path.display(), "failed to remove a machine's files"),
                 }
             }
         }

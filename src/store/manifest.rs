@@ -259,8 +259,8 @@ impl Manifest {
     /// Decodes the output of [`Manifest::encode`]. `path` is the path of the file, for errors.
     pub(super) fn decode(bytes: &[u8], path: &Path) -> Result<Self, StoreError> {
         let corrupt = |reason: &str| StoreError::Corrupt { path: path.into(), reason: reason.into() };
-        let mut body = unseal(HEADER, bytes).ok_or_else(|| corrupt("damaged, or of another version"))?;
-        Self::decode_body(&mut body).ok_or_else(|| corrupt("cut short"))
+        let mut body = unseal(HEADER, bytes).ok_or_else(|| corrupt("it is damaged, or has another version"))?;
+        Self::decode_body(&mut body).ok_or_else(|| corrupt("it is truncated"))
     }
 
     /// Decodes the output of [`Manifest::encode_body`], and advances `bytes` past it.

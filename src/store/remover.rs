@@ -33,7 +33,7 @@ impl Remover {
         match thread {
             Ok(thread) => Self { orders: Some(orders), thread: Some(thread) },
             Err(error) => {
-                tracing::warn!(%error, "no thread to remove files on: they stay until the store is closed");
+                tracing::warn!(%error, "failed to start the thread that removes files; they remain until the store is closed");
                 Self { orders: None, thread: None }
             }
         }

@@ -35,7 +35,7 @@ pub(super) fn fill(dir: &Path, filesystem: &Filesystem) {
     let filled = file.and_then(|file| Ok(rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, bytes)?));
     if let Err(error) = filled {
         // Some filesystems do not support this. There, the user has to free space on a full disk.
-        tracing::debug!(%error, path = %path.display(), "no space is reserved");
+        tracing::debug!(%error, path = %path.display(), "failed to reserve space");
     }
 }
 

@@ -219,7 +219,7 @@ impl Store {
     pub(super) fn new_layer_id(&self) -> Result<LayerId, StoreError> {
         let id = self.new_id();
         LayerId::parse(&id)
-            .ok_or_else(|| StoreError::Corrupt { path: self.dir().into(), reason: format!("`{id}` is no id") })
+            .ok_or_else(|| StoreError::Corrupt { path: self.dir().into(), reason: format!("`{id}` is not an id") })
     }
 
     fn merge(self: &Arc<Self>, layers: &[LayerId], id_map: IdMap) -> Result<LayerId, StoreError> {

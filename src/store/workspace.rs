@@ -65,7 +65,7 @@ impl Store {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(StoreError::io("read", path, error)),
         };
-        let saw = saw.ok_or_else(|| StoreError::Corrupt { path, reason: "it names no source".into() })?;
+        let saw = saw.ok_or_else(|| StoreError::Corrupt { path, reason: "it does not name a source".into() })?;
         let from = home.join("root/workspace");
         tree::copy_tree(&from, into).doing("copy", &from)?;
         if saw != source.id {

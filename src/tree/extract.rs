@@ -176,7 +176,12 @@ impl Extraction {
                 fs::mkfifoat(dir, name, Mode::from_raw_mode(mode))?;
                 fs::utimensat(dir, name, &times, AtFlags::SYMLINK_NOFOLLOW)?;
             }
-            _ => return Err(io::Error::new(io::ErrorKind::InvalidData, "the stream has an entry of a foreign kind")),
+            _ => {
+                return Err(io::Error::new(
+                    io::ErrorKind::InvalidData,
+                    "the stream has an entry of an unsupported type",
+                ));
+            }
         }
         Ok(())
     }
@@ -276,7 +281,7 @@ fn is_name(part: &[u8]) -> bool {
 }
 
 fn leads_elsewhere() -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, "a name in the stream leads elsewhere")
+    io::Error::new(io::ErrorKind::InvalidData, "a name in the stream leads out of the target")
 }
 
 fn named(path: &Path, error: &io::Error) -> io::Error {

@@ -89,7 +89,7 @@ fn pack_one(
         let packing =
             scope.spawn(|| store.tree_ops().layer_tar(layer, File::from(std::os::fd::OwnedFd::from(write)), id_map));
         let written = write_blob(read, file.as_file(), compression);
-        (packing.join().unwrap_or_else(|_| Err(io::Error::other("the thread that packs panicked"))), written)
+        (packing.join().unwrap_or_else(|_| Err(io::Error::other("the packing thread panicked"))), written)
     });
     // If writing failed, packing failed as a consequence.
     let (diff_id, digest, size) = match (packed, written) {

@@ -12,19 +12,19 @@ use crate::store::{ImageError, StoreError};
 #[non_exhaustive]
 pub enum ExportError {
     /// The text does not name a valid target.
-    #[error("`{target}` is no place for an image: write `oci:DIR[:TAG]` or `docker-archive:FILE[:NAME:TAG]`")]
+    #[error("invalid target `{target}`: expected `oci:DIR[:TAG]` or `docker-archive:FILE[:NAME:TAG]`")]
     BadTarget {
         /// The text.
         target: String,
     },
     /// The snapshot is based on this machine's own system.
     #[error(
-        "the step ran on image `host`, this machine's own system, which is no part of its layers: run it on another \
+        "the step ran on image `host`, this machine's own system, which cannot be exported: run it on another \
          image, such as `--image A=debian:bookworm`"
     )]
     Host,
     /// The directory contains something else.
-    #[error("`{}` is there and no OCI layout: name another directory", path.display())]
+    #[error("`{}` exists and is not an OCI layout: use another directory", path.display())]
     Occupied {
         /// The directory.
         path: PathBuf,

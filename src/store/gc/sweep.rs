@@ -85,7 +85,7 @@ impl Store {
                     let row = LayerRow { id, kind: LayerKind::Step, seal };
                     self.index.write(|transaction| index::layers::insert(transaction, &self.boot, &row))?;
                 }
-                Err(error) => tracing::debug!(%error, layer = %id, "a layer can't be read"),
+                Err(error) => tracing::debug!(%error, layer = %id, "failed to read a layer"),
             }
         }
         Ok(())
@@ -223,7 +223,7 @@ impl Store {
             if let Err(error) = ops.remove_tree(&tree) {
                 let left = tree::measure(&tree).unwrap_or_default();
                 freed = freed.saturating_sub(left.own + left.enclosed);
-                tracing::warn!(%error, path = %tree.display(), "a part of the garbage can't be removed");
+                tracing::warn!(%error, path = %tree.display(), "failed to remove some garbage");
             }
         }
         freed
@@ -237,7 +237,7 @@ fn stays(error: StoreError) -> Option<StoreError> {
     if matches!(error, StoreError::Full { .. }) {
         return Some(error);
     }
-    tracing::warn!(error = %error.to_line(), "a part of the garbage can't be removed");
+    tracing::warn!(error = %error.to_line(), "failed to remove some garbage");
     None
 }
 

@@ -181,9 +181,9 @@ fn extra_path(dir: &Path) -> Result<PathBuf, StoreError> {
         return Err(bad("its path has `.` or `..` in it"));
     }
     match parts.next().and_then(|first| first.as_os_str().to_str()) {
-        None => Err(bad("it is the whole machine")),
-        Some("proc" | "sys" | "dev" | "run" | "workspace") => Err(bad("steps have a directory of their own there")),
-        Some(_) if !dir.is_dir() => Err(bad("there is no such directory")),
+        None => Err(bad("it is the root directory")),
+        Some("proc" | "sys" | "dev" | "run" | "workspace") => Err(bad("steps have their own directory there")),
+        Some(_) if !dir.is_dir() => Err(bad("no such directory")),
         Some(_) => Ok(relative.into()),
     }
 }

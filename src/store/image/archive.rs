@@ -96,7 +96,7 @@ impl LocalImage {
                 Ok(Self { _scratch: scratch, ..Self::docker(&files, image, tag.as_deref())? })
             }
             ImageName::Host | ImageName::Rootfs | ImageName::Registry => {
-                Err(ImageError::BadName { image: image.into(), reason: "it is no file".into() })
+                Err(ImageError::BadName { image: image.into(), reason: "it is not a file".into() })
             }
         }
     }
@@ -106,7 +106,7 @@ impl LocalImage {
         let wrong = |wrong: Wrong| wrong.of(image, bad);
         let index = files.document("index.json")?.ok_or_else(|| bad("it has no index.json".into()))?;
         let index: Index =
-            serde_json::from_slice(&index).map_err(|error| bad(format!("its index.json does not decode ({error})")))?;
+            serde_json::from_slice(&index).map_err(|error| bad(format!("its index.json is invalid ({error})")))?;
         let mut search = files.entry(image, &index, tag)?;
         let Manifest { config, layers } = loop {
             let at = search.next().map_err(wrong)?;
@@ -136,7 +136,7 @@ impl LocalImage {
         let bad = |reason: String| files.bad(reason);
         let manifest = files.document("manifest.json")?.ok_or_else(|| bad("it has no manifest.json".into()))?;
         let images: Vec<Saved> = serde_json::from_slice(&manifest)
-            .map_err(|error| bad(format!("its manifest.json does not decode ({error})")))?;
+            .map_err(|error| bad(format!("its manifest.json is invalid ({error})")))?;
         let not_found =
             || ImageError::NotFound { image: image.into(), place: Some(format!("in `{}`", files.shown().display())) };
         let saved = match (tag, &images[..]) {
@@ -178,7 +178,7 @@ impl Files {
         let shown = absolute(path)?;
         let unreadable = |source| ImageError::Unreadable { path: shown.clone(), source };
         if !fs::metadata(&shown).map_err(unreadable)?.is_file() {
-            return Err(ImageError::BadArchive { path: shown, reason: "it is no regular file".into() });
+            return Err(ImageError::BadArchive { path: shown, reason: "it is not a regular file".into() });
         }
         let mut start = [0; 4];
         let mut file = File::open(&shown).map_err(unreadable)?;
@@ -194,7 +194,7 @@ impl Files {
         };
         let members = members(&path).map_err(|error| ImageError::BadArchive {
             path: shown.clone(),
-            reason: format!("it is no whole tar file ({error})"),
+            reason: format!("it is not a complete tar file ({error})"),
         })?;
         Ok((Self::Tar { shown, path, members }, scratch))
     }
@@ -230,7 +230,7 @@ impl Files {
             return Err(self.bad(format!("it has several images: add `:TAG` of one ({names})")));
         }
         if names.is_empty() && entries.iter().all(|entry| entry.platform.is_none()) {
-            return Err(self.bad("it has several images, none of which has a name or says what it is for".into()));
+            return Err(self.bad("it has several images, none of which has a name or a platform".into()));
         }
         Ok(Search::among(&candidates(entries.iter().copied()), index.platforms()))
     }
@@ -322,9 +322,9 @@ fn refused(dir: &Path, name: &str, error: ProjectFileError) -> ImageError {
     let name = name.escape_default();
     let reason = match error.kind() {
         ProjectFileErrorKind::Outside => {
-            format!("{name} is a link that leads out of it, which is not followed; `cp -rL` makes a copy without links")
+            format!("{name} is a link out of it, which is not followed; make a copy without links with `cp -rL`")
         }
-        ProjectFileErrorKind::NotRegular => format!("{name} is no regular file"),
+        ProjectFileErrorKind::NotRegular => format!("{name} is not a regular file"),
         _ => return ImageError::Unreadable { path: error.path().into(), source: io::Error::other(error) },
     };
     ImageError::BadArchive { path: dir.into(), reason }
@@ -342,7 +342,7 @@ fn absolute(path: &Path) -> Result<PathBuf, ImageError> {
 fn expand(shown: &Path, file: File, to: &Path, limit: u64) -> Result<(), ImageError> {
     let damaged = |error: io::Error| ImageError::BadArchive {
         path: shown.into(),
-        reason: format!("it can't be decompressed ({error})"),
+        reason: format!("failed to decompress it ({error})"),
     };
     let mut stream = decompress(file).map_err(damaged)?;
     let mut out = create_new(to).doing("make", to)?;
@@ -354,7 +354,7 @@ fn expand(shown: &Path, file: File, to: &Path, limit: u64) -> Result<(), ImageEr
         }
         bytes += read as u64;
         if bytes > limit {
-            let reason = format!("it holds more than {limit} bytes: set HM_MAX_IMAGE_BYTES to allow more");
+            let reason = format!("it contains more than {limit} bytes: set HM_MAX_IMAGE_BYTES to allow more");
             return Err(ImageError::BadArchive { path: shown.into(), reason });
         }
         io::Write::write_all(&mut out, &buffer[..read]).map_err(|error| StoreError::io("write", to, error))?;
@@ -370,7 +370,7 @@ fn members(path: &Path) -> io::Result<BTreeMap<String, (u64, u64)>> {
     for entry in archive.entries_with_seek()? {
         let entry = entry?;
         if members.len() + links.len() >= MAX_MEMBERS {
-            return Err(io::Error::other("it has too many members"));
+            return Err(io::Error::other("it has too many entries"));
         }
         let name = normal(&String::from_utf8_lossy(&entry.path_bytes()));
         let target = || entry.link_name_bytes().map(|target| String::from_utf8_lossy(&target).into_owned());

@@ -46,7 +46,7 @@ impl Base {
             return image.parse();
         };
         let bad = |reason| StoreError::BadRootfs { path: dir.into(), reason };
-        let path = Path::new(dir).canonicalize().map_err(|_| bad("there is no such directory"))?;
+        let path = Path::new(dir).canonicalize().map_err(|_| bad("no such directory"))?;
         if !path.is_dir() {
             return Err(bad("it is not a directory"));
         }

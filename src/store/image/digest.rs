@@ -14,7 +14,7 @@ pub struct ImageDigest([u8; 32]);
 
 /// The error for a text that is not a SHA-256 digest.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("`{}` is no SHA-256 digest", .0.escape_default())]
+#[error("`{}` is not a SHA-256 digest", .0.escape_default())]
 pub struct NoDigest(String);
 
 impl ImageDigest {

@@ -13,7 +13,7 @@ use crate::store::{StoreError, tree::UnpackError};
 #[non_exhaustive]
 pub enum ImageError {
     /// The text is not a valid name of an image.
-    #[error("`{image}` names no image: {reason}")]
+    #[error("invalid image name `{image}`: {reason}")]
     BadName {
         /// The text.
         image: String,
@@ -21,7 +21,7 @@ pub enum ImageError {
         reason: String,
     },
     /// The registry, or the archive, has no such image.
-    #[error("there is no image `{image}`{}: check its name and tag{}", at(.place), login(.place))]
+    #[error("no image `{image}`{}: check its name and tag{}", at(.place), login(.place))]
     NotFound {
         /// The image.
         image: String,
@@ -29,7 +29,7 @@ pub enum ImageError {
         place: Option<String>,
     },
     /// The registry denies access.
-    #[error("the registry {registry} does not let us have `{image}`: run `docker login {registry}`, or check its name")]
+    #[error("registry {registry} denied access to `{image}`: run `docker login {registry}`, or check its name")]
     Unauthorized {
         /// The image.
         image: String,
@@ -38,8 +38,8 @@ pub enum ImageError {
     },
     /// The registry limits the rate of requests.
     #[error(
-        "the registry {registry} limits how often `{image}` may be asked for: wait, run `docker login {registry}`, or \
-         name a mirror in HM_REGISTRY_MIRROR"
+        "registry {registry} limits the rate of requests for `{image}`: wait, run `docker login {registry}`, or \
+         set HM_REGISTRY_MIRROR"
     )]
     RateLimited {
         /// The image.
@@ -49,7 +49,7 @@ pub enum ImageError {
     },
     /// The registry cannot be reached, or the connection broke, on all attempts.
     #[error(
-        "the registry {registry} can't be reached for `{image}` ({reason}): check the network, or name a mirror in \
+        "failed to reach registry {registry} for `{image}` ({reason}): check the network, or set \
          HM_REGISTRY_MIRROR"
     )]
     Unreachable {
@@ -61,7 +61,7 @@ pub enum ImageError {
         reason: String,
     },
     /// The registry's answer is invalid.
-    #[error("the registry {registry} gave an answer for `{image}` that makes no sense: {reason}")]
+    #[error("registry {registry} sent an invalid answer for `{image}`: {reason}")]
     BadAnswer {
         /// The image.
         image: String,
@@ -72,7 +72,7 @@ pub enum ImageError {
     },
     /// The bytes do not match the image's name, manifest or configuration.
     #[error(
-        "{what} of the image `{image}` is not what it should be: expected {expected}, found {found}; pull it again later, or tell its owner"
+        "{what} of image `{image}` is corrupt: expected {expected}, found {found}; try again later, or report it to its owner"
     )]
     WrongDigest {
         /// The image.
@@ -86,7 +86,7 @@ pub enum ImageError {
     },
     /// The image is larger than allowed.
     #[error(
-        "the image `{image}` has {bytes} bytes to download, more than the {limit} that are allowed: set HM_MAX_IMAGE_BYTES to allow more"
+        "image `{image}` has {bytes} bytes to download, more than the limit of {limit}: set HM_MAX_IMAGE_BYTES to allow more"
     )]
     TooLarge {
         /// The image.
@@ -97,7 +97,7 @@ pub enum ImageError {
         limit: u64,
     },
     /// The image is not for this machine.
-    #[error("the image `{image}` is for {found}, and this machine is {wanted}: name another image")]
+    #[error("image `{image}` is for {found}, but this machine is {wanted}: use another image")]
     UnsupportedPlatform {
         /// The image.
         image: String,
@@ -107,7 +107,7 @@ pub enum ImageError {
         found: String,
     },
     /// The manifest or a layer has an unsupported type.
-    #[error("the image `{image}` has {what}, which is not supported: {hint}")]
+    #[error("image `{image}` has {what}, which is not supported: {hint}")]
     UnsupportedFormat {
         /// The image.
         image: String,
@@ -118,14 +118,14 @@ pub enum ImageError {
     },
     /// The image would have to be fetched, and that is not allowed.
     #[error(
-        "the image `{image}` is not in the store, and nothing may be fetched: run once without `--offline` and `--pull never`"
+        "image `{image}` is not in the store, and downloads are disabled: run once without `--offline` and `--pull never`"
     )]
     Offline {
         /// The image.
         image: String,
     },
     /// The program was built without support for registries.
-    #[error("the image `{image}` lies in a registry, and this program was built without the feature `registry`")]
+    #[error("image `{image}` is in a registry, but this program was built without the feature `registry`")]
     NoRegistry {
         /// The image.
         image: String,
@@ -140,7 +140,7 @@ pub enum ImageError {
         source: io::Error,
     },
     /// A file on this machine is not of the kind that the image's name says.
-    #[error("`{}` is no image: {reason}", path.display())]
+    #[error("`{}` is not an image: {reason}", path.display())]
     BadArchive {
         /// The file or directory.
         path: PathBuf,
@@ -148,7 +148,7 @@ pub enum ImageError {
         reason: String,
     },
     /// A layer cannot be unpacked.
-    #[error("failed to unpack a layer of the image `{image}`")]
+    #[error("failed to unpack a layer of image `{image}`")]
     Unpack {
         /// The image.
         image: String,
@@ -157,7 +157,7 @@ pub enum ImageError {
         source: UnpackError,
     },
     /// Layers of the base image of a snapshot are gone.
-    #[error("layers of the image {digest} are gone from the store: run the steps again that were built on it")]
+    #[error("layers of image {digest} are no longer in the store: run again the steps that start from it")]
     Lost {
         /// The image.
         digest: ImageDigest,
@@ -172,5 +172,5 @@ fn at(place: &Option<String>) -> String {
 }
 
 fn login(place: &Option<String>) -> &'static str {
-    if place.is_none() { ", and that `docker login` is done where it is private" } else { "" }
+    if place.is_none() { ", and run `docker login` if it is private" } else { "" }
 }

@@ -200,8 +200,8 @@ impl Fetch<'_> {
     fn malformed(&self, reason: &str) -> ImageError {
         ImageError::UnsupportedFormat {
             image: self.name.to_owned(),
-            what: format!("a configuration that makes no sense ({reason})"),
-            hint: "tell its owner",
+            what: format!("an invalid configuration ({reason})"),
+            hint: "report it to its owner",
         }
     }
 }

@@ -51,7 +51,7 @@ pub struct ImageOptions {
 
 /// An environment variable with an invalid value.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{name} is {value:?}: {expected}")]
+#[error("invalid value {value:?} of {name}: expected {expected}")]
 pub struct BadVariable {
     /// The name of the variable.
     pub name: &'static str,
@@ -73,7 +73,7 @@ impl ImageOptions {
             None => None,
             Some(value) => {
                 let number = value.trim().parse().ok().filter(|bytes| *bytes > 0);
-                let expected = "write a number of bytes";
+                let expected = "a number of bytes";
                 Some(number.ok_or(BadVariable { name: "HM_MAX_IMAGE_BYTES", value, expected })?)
             }
         };

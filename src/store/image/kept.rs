@@ -70,7 +70,7 @@ impl Store {
             stack: stack(config, id_map),
             config: String::from_utf8(bytes).map_err(|error| StoreError::Corrupt {
                 path: self.dir().into(),
-                reason: format!("the configuration of {digest} is no text: {error}"),
+                reason: format!("the configuration of {digest} is not UTF-8: {error}"),
             })?,
         };
         self.keep_image(digest, id_map, &config)

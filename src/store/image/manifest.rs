@@ -111,11 +111,11 @@ impl Document {
             #[serde(rename = "schemaVersion")]
             schema_version: u32,
         }
-        let malformed = |error: serde_json::Error| Wrong::Malformed(format!("its manifest does not decode ({error})"));
+        let malformed = |error: serde_json::Error| Wrong::Malformed(format!("its manifest is invalid ({error})"));
         let version: Version = serde_json::from_slice(bytes).map_err(malformed)?;
         if version.schema_version != 2 {
             let what = format!("a manifest of version {}", version.schema_version);
-            return Err(Wrong::Unsupported(what, "push it again with a tool of this decade"));
+            return Err(Wrong::Unsupported(what, "push it again with a current tool"));
         }
         let document: Self = serde_json::from_slice(bytes).map_err(malformed)?;
         if let Self::Manifest(manifest) = &document {
@@ -164,7 +164,7 @@ impl Manifest {
             let known = layer.media_type.is_empty() || layer.media_type.contains("tar");
             if !known || layer.media_type.contains("foreign") || layer.media_type.contains("encrypted") {
                 let what = format!("a layer of the type `{}`", layer.media_type.escape_default());
-                return Err(Wrong::Unsupported(what, "only plain images of file systems can be booted from"));
+                return Err(Wrong::Unsupported(what, "only plain filesystem images are supported"));
             }
         }
         Ok(())
@@ -175,12 +175,14 @@ impl Config {
     /// Parses a configuration, and checks that it is for this machine and has `layers` layers.
     pub(super) fn parse(bytes: &[u8], layers: Option<usize>) -> Result<Self, Wrong> {
         let config: Self = serde_json::from_slice(bytes)
-            .map_err(|error| Wrong::Malformed(format!("its configuration does not decode ({error})")))?;
+            .map_err(|error| Wrong::Malformed(format!("its configuration is invalid ({error})")))?;
         let found = config.rootfs.diff_ids.len();
         if let Some(layers) = layers
             && found != layers
         {
-            return Err(Wrong::Malformed(format!("its configuration names {found} layers, its manifest {layers}")));
+            return Err(Wrong::Malformed(format!(
+                "its configuration has {found} layers, but its manifest has {layers}"
+            )));
         }
         if found > MAX_LAYERS {
             return Err(Wrong::Unsupported(format!("{found} layers"), "at most 256 can be mounted: squash it"));

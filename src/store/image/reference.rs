@@ -47,7 +47,7 @@ impl ImageName {
                 (_, _, tag) => (path, tag.map(str::to_owned)),
             };
             if path.is_empty() || tag.as_ref().is_some_and(String::is_empty) {
-                let reason = format!("write `{transport}:PATH` or `{transport}:PATH:TAG`");
+                let reason = format!("expected `{transport}:PATH` or `{transport}:PATH:TAG`");
                 return Err(ImageError::BadName { image: image.into(), reason });
             }
             Ok((PathBuf::from(path), tag))
@@ -70,7 +70,7 @@ pub(crate) fn check_image(image: &str) -> Result<(), ImageError> {
     let wrong = |reason: String| ImageError::BadName { image: image.into(), reason };
     let found = |path: &Path| {
         fs::metadata(path).map_err(|error| match error.kind() {
-            io::ErrorKind::NotFound => wrong(format!("there is no `{}`", path.display())),
+            io::ErrorKind::NotFound => wrong(format!("`{}` does not exist", path.display())),
             _ => wrong(format!("failed to look at `{}`: {error}", path.display())),
         })
     };
@@ -78,12 +78,12 @@ pub(crate) fn check_image(image: &str) -> Result<(), ImageError> {
         ImageName::Host => Ok(()),
         ImageName::Rootfs => Ok(Base::parse(image).map(drop)?),
         ImageName::OciDir { path, .. } if !found(&path)?.is_dir() => {
-            Err(wrong(format!("`{}` is no directory", path.display())))
+            Err(wrong(format!("`{}` is not a directory", path.display())))
         }
         ImageName::OciDir { path, .. } => found(&path.join("index.json")).map(drop),
         ImageName::OciArchive { path, .. } | ImageName::DockerArchive { path, .. } => match found(&path)?.is_file() {
             true => Ok(()),
-            false => Err(wrong(format!("`{}` is no regular file", path.display()))),
+            false => Err(wrong(format!("`{}` is not a regular file", path.display()))),
         },
         #[cfg(feature = "registry")]
         ImageName::Registry => super::registry::reference(image).map(drop),
@@ -137,15 +137,15 @@ mod tests {
             check_image(&good).unwrap_or_else(|error| panic!("{good}: {error}"));
         }
         for (wrong, expected) in [
-            ("oci:".to_owned(), "write `oci:PATH`"),
-            (format!("oci:{}", path("none")), "there is no `/"),
-            (format!("oci:{}", path("empty")), "there is no `/"),
-            (format!("oci:{}", path("file")), "is no directory"),
-            (format!("oci-archive:{}", path("layout")), "is no regular file"),
-            (format!("docker-archive:{}:tag", path("none")), "there is no `/"),
-            (format!("rootfs:{}", path("none")), "there is no such directory"),
+            ("oci:".to_owned(), "expected `oci:PATH`"),
+            (format!("oci:{}", path("none")), "` does not exist"),
+            (format!("oci:{}", path("empty")), "` does not exist"),
+            (format!("oci:{}", path("file")), "is not a directory"),
+            (format!("oci-archive:{}", path("layout")), "is not a regular file"),
+            (format!("docker-archive:{}:tag", path("none")), "` does not exist"),
+            (format!("rootfs:{}", path("none")), "no such directory"),
             (format!("rootfs:{}", path("file")), "it is not a directory"),
-            ("rootfs:".into(), "there is no such directory"),
+            ("rootfs:".into(), "no such directory"),
         ] {
             let error = check_image(&wrong).expect_err(&wrong).to_string();
             assert!(error.contains(expected), "{wrong}: {error}");
@@ -153,7 +153,7 @@ mod tests {
         if cfg!(feature = "registry") {
             for wrong in ["", "UPPER", "a//b", "a b", "debian:", "debian@sha256:12", ":tag", "debian:a:b"] {
                 let error = check_image(wrong).expect_err(wrong).to_string();
-                assert!(error.contains("names no image"), "{wrong}: {error}");
+                assert!(error.contains("invalid image name"), "{wrong}: {error}");
             }
         }
     }

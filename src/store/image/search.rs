@@ -47,7 +47,7 @@ impl Search {
         self.seen += 1;
         match self.next.pop() {
             Some(next) if next.depth > MAX_DEPTH || self.seen > MAX_DOCUMENTS => {
-                Err(Wrong::Malformed("its indexes lead to too many further ones".into()))
+                Err(Wrong::Malformed("its indexes refer to too many other indexes".into()))
             }
             Some(next) => Ok(next),
             None => Err(Wrong::platform(self.found.join(", "))),

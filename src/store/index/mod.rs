@@ -147,7 +147,7 @@ impl Drop for Index {
         if is_long
             && let Err(error) = self.connection().set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false)
         {
-            tracing::debug!(%error, "the index's log is left to the next process");
+            tracing::debug!(%error, "leaving the index's log to the next process");
         }
     }
 }
@@ -242,7 +242,7 @@ fn set_aside(path: &Path) -> Result<(), StoreError> {
     }
     tracing::warn!(
         set_aside = %aside.display(),
-        "the store's index was damaged: a new one is begun, and what the cache had is made again"
+        "the store's index was damaged; starting with a new, empty one"
     );
     Ok(())
 }
@@ -265,7 +265,7 @@ fn failed(path: &Path, error: rusqlite::Error) -> StoreError {
     let path = path.to_owned();
     match error {
         rusqlite::Error::IntegralValueOutOfRange(_, version) => {
-            StoreError::Corrupt { path, reason: format!("it is of version {version}, which a later hm wrote") }
+            StoreError::Corrupt { path, reason: format!("it has version {version}, written by a newer hm") }
         }
         rusqlite::Error::SqliteFailure(inner, _) if is_full(inner.code, &path) => {
             StoreError::Full { path, source: std::io::Error::other(error) }

@@ -132,7 +132,7 @@ impl Store {
         };
         let cache = StatCache { last: id, weight, started, manifest, stamps };
         if let Err(error) = self.save_stat_cache(&cache_path, &cache) {
-            tracing::warn!(%error, "the next run must read the whole source again");
+            tracing::warn!(%error, "failed to write the stat cache; the next run must read all files again");
         }
         Ok(frozen)
     }
@@ -183,7 +183,7 @@ impl Store {
         match self.manifest(&frozen.id) {
             Ok(manifest) => Some(LastSource { frozen, manifest, weight }),
             Err(error) => {
-                tracing::warn!(%error, "the source is copied as a whole");
+                tracing::warn!(%error, "copying the whole source");
                 None
             }
         }

@@ -119,7 +119,7 @@ fn read(dir: &Path, file: &Path) -> Option<Arc<Gitignore>> {
     let text = match read_plain(file, MAX_BYTES) {
         Ok(text) => text?,
         Err(error) => {
-            tracing::warn!(%error, "the rules of an ignore file have no effect");
+            tracing::warn!(%error, "failed to read an ignore file; its rules have no effect");
             return None;
         }
     };
@@ -154,6 +154,6 @@ fn exclude_of(dir: &Path) -> Option<Arc<Gitignore>> {
 
 fn warn(error: Option<ignore::Error>) {
     if let Some(error) = error {
-        tracing::warn!(%error, "a rule of an ignore file is wrong and has no effect");
+        tracing::warn!(%error, "invalid rule in an ignore file; it has no effect");
     }
 }

@@ -77,13 +77,13 @@ impl StatCache {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
             Err(error) => {
-                tracing::warn!(%error, path = %path.display(), "a stat cache can't be read: all files are");
+                tracing::warn!(%error, path = %path.display(), "failed to read a stat cache; reading all files");
                 return None;
             }
         };
         let cache = unseal(HEADER, &bytes).and_then(Self::decode);
         if cache.is_none() {
-            tracing::debug!(path = %path.display(), "a stat cache is damaged, or of another version");
+            tracing::debug!(path = %path.display(), "a stat cache is damaged, or has another version");
         }
         cache
     }

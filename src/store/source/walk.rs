@@ -213,7 +213,7 @@ impl Walk<'_> {
                 continue;
             }
             let Some(status) = Status::of(&stat) else {
-                tracing::warn!(path = %path.display(), "left out of the source: neither file, directory nor symbolic link");
+                tracing::warn!(path = %path.display(), "ignoring a file of the source that is not a file, directory or symbolic link");
                 continue;
             };
             if status.kind == FileKind::Directory {

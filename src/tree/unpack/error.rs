@@ -14,7 +14,7 @@ const SHOWN_BYTES: usize = 200;
 #[non_exhaustive]
 pub enum UnpackError {
     /// An entry that no legitimate image has, or that cannot be made here.
-    #[error("the entry `{entry}` is refused: {reason}")]
+    #[error("invalid entry `{entry}`: {reason}")]
     Refused {
         /// The name of the entry, escaped and cut.
         entry: String,
@@ -30,9 +30,7 @@ pub enum UnpackError {
         reason: String,
     },
     /// The layer has more bytes than the caller allows.
-    #[error(
-        "a layer has more than {limit} uncompressed bytes: where that is meant, set HM_MAX_IMAGE_BYTES to allow more"
-    )]
+    #[error("a layer has more than {limit} uncompressed bytes: set HM_MAX_IMAGE_BYTES to allow more")]
     TooLarge {
         /// The limit, in bytes.
         limit: u64,

@@ -181,7 +181,7 @@ impl<R: Read> Reader<R> {
             EntryType::Fifo => Kind::Fifo,
             EntryType::XGlobalHeader => Kind::Skipped,
             other => {
-                return Err(Fault::refused(format!("it is of the unknown type {:?}", char::from(other.as_byte()))));
+                return Err(Fault::refused(format!("it has the unknown type {:?}", char::from(other.as_byte()))));
             }
         };
         let seconds = || header.mtime().ok().and_then(|seconds| i64::try_from(seconds).ok());
@@ -225,7 +225,7 @@ impl<R: Read> Reader<R> {
         while filled < block.len() {
             match self.stream.read(&mut block[filled..]).map_err(|error| Fault::reading(&error))? {
                 0 if filled == 0 => return Ok(None),
-                0 => return Err(self.at_header("is cut off")),
+                0 => return Err(self.at_header("is truncated")),
                 read => filled += read,
             }
         }

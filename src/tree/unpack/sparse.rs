@@ -89,7 +89,7 @@ impl Map {
         });
         let pieces = pieces.collect::<Option<Vec<_>>>().ok_or_else(malformed)?;
         if sum != stored {
-            return Err(Fault::damaged(format!("the map of a sparse file speaks of {sum} bytes, and it has {stored}")));
+            return Err(Fault::damaged(format!("the map of a sparse file has {sum} bytes, but the file has {stored}")));
         }
         Ok(pieces)
     }
@@ -131,7 +131,7 @@ impl Records {
             (Some(1), Some(0)) => Ok(true),
             (major, minor) => {
                 let (major, minor) = (major.unwrap_or(0), minor.unwrap_or(0));
-                Err(Fault::refused(format!("it is a sparse file of the unknown version {major}.{minor}")))
+                Err(Fault::refused(format!("it is a sparse file of unknown version {major}.{minor}")))
             }
         }
     }

@@ -105,7 +105,7 @@ impl Way {
                 Err((Some(Errno::LOOP | Errno::NOTDIR), _)) => {
                     links += 1;
                     if links > MAX_LINKS {
-                        return Err(Fault::refused("it lies behind a loop of symbolic links"));
+                        return Err(Fault::refused("it is behind a loop of symbolic links"));
                     }
                     self.follow(name, &mut rest)?;
                 }
@@ -120,7 +120,7 @@ impl Way {
         let target = match fs::readlinkat(self.here(), name, Vec::new()) {
             Ok(target) => target.into_bytes(),
             Err(Errno::INVAL) => {
-                return Err(Fault::refused("it lies below what an earlier entry made a file, or removed"));
+                return Err(Fault::refused("its parent was made a file, or removed, by an earlier entry"));
             }
             Err(error) => return Err(error).doing("read the link before"),
         };
@@ -164,7 +164,7 @@ pub(super) fn parts(path: &[u8]) -> Result<Vec<&[u8]>, Fault> {
         return Err(Fault::refused(format!("its name has {} bytes", path.len())));
     }
     if path.contains(&0) {
-        return Err(Fault::refused("its name has a zero byte"));
+        return Err(Fault::refused("its name contains a NUL byte"));
     }
     let mut parts = Vec::new();
     for part in path.split(|byte| *byte == b'/') {

@@ -89,7 +89,7 @@ impl Writer {
                     self.mtime = member.mtime;
                     Ok(())
                 }
-                _ => Err(Fault::refused("it takes the place of the root directory")),
+                _ => Err(Fault::refused("it would replace the root directory")),
             };
         };
         self.enter(parents)?;
@@ -169,8 +169,8 @@ impl Writer {
     }
 
     fn hard_link(&mut self, parents: &[&[u8]], name: &OsStr, target: &[u8]) -> Result<(), Fault> {
-        let nothing = || Fault::refused("it is a hard link to nothing in this layer");
-        let target = parts(target).map_err(|_| Fault::refused("it is a hard link that leads out of the image"))?;
+        let nothing = || Fault::refused("it is a hard link to a file that is not in this layer");
+        let target = parts(target).map_err(|_| Fault::refused("it is a hard link out of the image"))?;
         let (&target_name, target_parents) = target.split_last().ok_or_else(nothing)?;
         let target_name = OsStr::from_bytes(target_name);
         self.enter_existing(target_parents)?.then_some(()).ok_or_else(nothing)?;
@@ -253,7 +253,7 @@ impl Writer {
         let attributes = Attributes::of(member);
         match &member.kind {
             Kind::File { bytes, pieces } => {
-                let name = CString::new(name.as_bytes()).map_err(|_| Fault::refused("its name has a zero byte"))?;
+                let name = CString::new(name.as_bytes()).map_err(|_| Fault::refused("its name contains a NUL byte"))?;
                 let mut file = create(self.here(), &name).doing("make")?;
                 match pieces {
                     None => copy(data, &mut file, *bytes)?,
@@ -263,7 +263,7 @@ impl Writer {
             }
             Kind::Symlink { target } => {
                 if target.is_empty() {
-                    return Err(Fault::refused("it is a symbolic link to nothing"));
+                    return Err(Fault::refused("it is a symbolic link without a target"));
                 }
                 fs::symlinkat(OsStr::from_bytes(target), self.here(), name).doing("make the symbolic link")?;
                 self.give_by_name(name, &attributes, false)
@@ -274,10 +274,10 @@ impl Writer {
             }
             Kind::Device { is_block, major, minor } => {
                 if self.id_map != IdMap::Root {
-                    return Err(Fault::refused("it is a device, which only root may make"));
+                    return Err(Fault::refused("it is a device, which only root may create"));
                 }
                 if (*major, *minor) == (0, 0) {
-                    return Err(Fault::refused("it is a device of the number 0, which marks removed files"));
+                    return Err(Fault::refused("it is a device with number 0, which marks removed files"));
                 }
                 let kind = if *is_block { FileType::BlockDevice } else { FileType::CharacterDevice };
                 fs::mknodat(self.here(), name, kind, Mode::empty(), fs::makedev(*major, *minor))
@@ -291,7 +291,7 @@ impl Writer {
     /// Marks an entry of lower layers as removed. An entry of this layer with that name hides it anyway.
     fn hide(&mut self, name: &[u8]) -> Result<(), Fault> {
         if matches!(name, b"" | b"." | b"..") {
-            return Err(Fault::refused("it removes no file"));
+            return Err(Fault::refused("it does not name a file to remove"));
         }
         let name = OsStr::from_bytes(name);
         match stat_at(self.here(), name).doing("look at")? {
@@ -348,7 +348,7 @@ impl Writer {
         }
         let id = |id: u64| match u32::try_from(id) {
             Ok(id) if id != u32::MAX => Ok(id),
-            _ => Err(Fault::refused(format!("its owner {id} is none that a system can have"))),
+            _ => Err(Fault::refused(format!("its owner {id} is not a valid id"))),
         };
         Ok(Some((fs::Uid::from_raw(id(attributes.uid)?), fs::Gid::from_raw(id(attributes.gid)?))))
     }
@@ -357,7 +357,7 @@ impl Writer {
         if PRIVATE_XATTRS.iter().any(|private| name.starts_with(private)) {
             return Ok(());
         }
-        let name = CString::new(name).map_err(|_| Fault::refused("an attribute's name has a zero byte"))?;
+        let name = CString::new(name).map_err(|_| Fault::refused("an attribute's name contains a NUL byte"))?;
         match fs::fsetxattr(file, &name, value, XattrFlags::empty()) {
             Ok(()) => Ok(()),
             // Only root may set attributes outside `user.*`, and some filesystems have no user attributes.
@@ -400,7 +400,7 @@ fn copy_pieces(data: &mut impl Read, file: &mut File, bytes: u64, pieces: &[Piec
 fn no_such_owner(error: Errno) -> Fault {
     match error {
         Errno::INVAL => Fault::refused(
-            "its owner is not among the subordinate ids of this user: add more to /etc/subuid and /etc/subgid",
+            "its owner is not one of the subordinate ids of this user: add more to /etc/subuid and /etc/subgid",
         ),
         error => Fault::Io("set the owner of", error.into()),
     }

@@ -171,7 +171,7 @@ async fn broken_images_are_told_and_leave_nothing() {
             Box::new(|dir| {
                 fs::write(blob(dir, 0, &image), gzip(&Layer::new().file("evil", 0o644, "y").bytes())).unwrap()
             }),
-            "is not what it should be",
+            "is corrupt",
         ),
         (
             "a layer that was cut",
@@ -192,14 +192,14 @@ async fn broken_images_are_told_and_leave_nothing() {
             "a configuration that was changed",
             image.clone(),
             Box::new(|dir| fs::write(blob(dir, 1, &image), "{}").unwrap()),
-            "is not what it should be",
+            "is corrupt",
         ),
         ("no index", image.clone(), Box::new(|dir| fs::remove_file(dir.join("oci/index.json")).unwrap()), "index.json"),
         (
             "a broken index",
             image.clone(),
             Box::new(|dir| fs::write(dir.join("oci/index.json"), "{\"manifests\":[{}]}").unwrap()),
-            "does not decode",
+            "is invalid",
         ),
     ];
     for (what, image, break_it, expected) in cases {
@@ -241,7 +241,7 @@ async fn links_within_a_layout_are_followed_and_those_that_lead_out_are_not() {
                 assert_eq!(fetched.unwrap(), Base::Image(image.digest()), "{what}");
             } else {
                 let error = fetched.expect_err(what);
-                assert!(error.contains("leads out of it") && error.contains("cp -rL"), "{what}: {error}");
+                assert!(error.contains("is a link out of it") && error.contains("cp -rL"), "{what}: {error}");
             }
         }
     }
@@ -253,10 +253,10 @@ async fn names_that_lead_nowhere_are_told() {
     Image { layers: vec![], env: vec![] }.write_oci(&top.path().join("oci"), "latest");
     fs::write(top.path().join("text"), "no archive").unwrap();
     for (name, expected) in [
-        (format!("oci:{}:other", top.path().join("oci").display()), "there is no image"),
+        (format!("oci:{}:other", top.path().join("oci").display()), "no image `"),
         (format!("oci:{}", top.path().join("nothing").display()), "failed to read"),
-        (format!("docker-archive:{}", top.path().join("text").display()), "no whole tar file"),
-        (format!("oci-archive:{}", top.path().join("text").display()), "no whole tar file"),
+        (format!("docker-archive:{}", top.path().join("text").display()), "not a complete tar file"),
+        (format!("oci-archive:{}", top.path().join("text").display()), "not a complete tar file"),
         ("oci:".into(), "write `oci:PATH`"),
         (format!("rootfs:{}", top.path().join("nothing").display()), "no such directory"),
     ] {

@@ -241,14 +241,14 @@ async fn what_stays_is_told() {
     let many = |path: &'static str, answer: Answer| vec![(path, answer); 6];
     let layer: &'static str = layer.leak();
     let cases = [
-        ("limits", many(manifest, Answer::Status(429)), "limits how often"),
+        ("limits", many(manifest, Answer::Status(429)), "limits the rate of requests"),
         ("trouble", many(manifest, Answer::Status(500)), "status 500"),
         ("not allowed", many(manifest, Answer::Status(401)), "docker login"),
-        ("missing", many(manifest, Answer::Status(404)), "there is no image"),
-        ("no manifest", vec![(manifest, Answer::Instead(b"<html>".to_vec()))], "makes no sense"),
+        ("missing", many(manifest, Answer::Status(404)), "no image `"),
+        ("no manifest", vec![(manifest, Answer::Instead(b"<html>".to_vec()))], "sent an invalid answer"),
         ("another platform", vec![(manifest, Answer::Instead(other))], "plan9/amd64"),
-        ("a wrong digest", many(layer, Answer::Instead(vec![b'x'; 1000])), "is not what it should be"),
-        ("a layer that never ends well", many(layer, Answer::Cut(0)), "can't be reached"),
+        ("a wrong digest", many(layer, Answer::Instead(vec![b'x'; 1000])), "is corrupt"),
+        ("a layer that never ends well", many(layer, Answer::Cut(0)), "failed to reach registry"),
     ];
     join_all(cases.into_iter().map(async |(what, mut answers, expected)| {
         // Some errors are final at once: the remaining answers must not reach the second run.

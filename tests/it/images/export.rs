@@ -189,7 +189,7 @@ async fn root_filesystems_are_exported_with_what_is_over_them_and_the_machine_is
     fs::create_dir(path("occupied")).unwrap();
     fs::write(path("occupied/thesis"), "").unwrap();
     let error = export(&bench, &step, &format!("oci:{}", path("occupied").display())).await.unwrap_err();
-    assert!(error.to_string().contains("no OCI layout"), "{error}");
+    assert!(error.to_string().contains("not an OCI layout"), "{error}");
     assert_eq!(files(&path("occupied")).len(), 1, "nothing was left there");
     assert!(ExportTarget::parse("elsewhere").is_err());
 
@@ -198,6 +198,6 @@ async fn root_filesystems_are_exported_with_what_is_over_them_and_the_machine_is
     fs::create_dir(path("linked")).unwrap();
     std::os::unix::fs::symlink("../beside", path("linked/blobs")).unwrap();
     let error = export(&bench, &step, &format!("oci:{}", path("linked").display())).await.unwrap_err();
-    assert!(error.to_string().contains("no OCI layout"), "{error}");
+    assert!(error.to_string().contains("not an OCI layout"), "{error}");
     assert!(files(&path("beside")).is_empty(), "something was written beside it");
 }

@@ -57,7 +57,7 @@ pub(super) async fn look_up(file: Option<PathBuf>, registry: &str) -> Result<Reg
     // Helpers may query keyrings, which may prompt the user.
     let found = tokio::task::spawn_blocking(move || read(&path, &registry));
     let (auth, warning) = found.await.unwrap_or_else(|error| {
-        Ok((RegistryAuth::Anonymous, Some(format!("credentials could not be looked up: {error}"))))
+        Ok((RegistryAuth::Anonymous, Some(format!("failed to look up credentials: {error}"))))
     })?;
     if let Some(warning) = warning
         && is_new(&warning)
@@ -91,7 +91,7 @@ fn read(path: &Path, registry: &str) -> Result<(RegistryAuth, Option<String>), I
     };
     // The cause would quote the file.
     let config: DockerConfig = serde_json::from_slice(&bytes)
-        .map_err(|error| unreadable(io::Error::other(format!("it does not decode at line {}", error.line()))))?;
+        .map_err(|error| unreadable(io::Error::other(format!("it is invalid at line {}", error.line()))))?;
     let keys = keys(registry);
     let helper = keys.iter().find_map(|key| config.cred_helpers.get(key)).or(config.creds_store.as_ref());
     let mut warning = None;
@@ -103,8 +103,8 @@ fn read(path: &Path, registry: &str) -> Result<(RegistryAuth, Option<String>), I
                 Err(reason) => {
                     let path = path.display();
                     warning = Some(format!(
-                        "`{path}` names a credential helper that does not work ({reason}): asking {registry} without \
-                         its credentials; install it, or take it out of the file"
+                        "the credential helper in `{path}` does not work ({reason}): using {registry} without \
+                         its credentials; install the helper, or remove it from the file"
                     ));
                     break;
                 }
@@ -146,7 +146,7 @@ impl Entry {
 fn ask(helper: &str, key: &str) -> Result<Option<RegistryAuth>, String> {
     let is_name = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
     if helper.is_empty() || !helper.bytes().all(is_name) {
-        return Err(format!("`{}` is no name of one", helper.escape_debug()));
+        return Err(format!("invalid name `{}`", helper.escape_debug()));
     }
     let program = format!("docker-credential-{helper}");
     let failed = |error: io::Error| match error.kind() {
@@ -173,9 +173,11 @@ fn ask(helper: &str, key: &str) -> Result<Option<RegistryAuth>, String> {
         return Ok(None);
     }
     let answer: Answer =
-        serde_json::from_slice(&output.stdout).map_err(|_| format!("{program} gave an answer that does not decode"))?;
+        serde_json::from_slice(&output.stdout).map_err(|_| format!("{program} printed an invalid answer"))?;
     if answer.username == "<token>" {
-        tracing::warn!("{program} has an identity token for {key}, which is not supported: asking without");
+        tracing::warn!(
+            "{program} has an identity token for {key}, which is not supported; continuing without credentials"
+        );
         return Ok(None);
     }
     Ok(Some(RegistryAuth::Basic(answer.username, answer.secret)))
@@ -229,7 +231,7 @@ mod tests {
         for (config, expected) in [
             (r#"{"credsStore":"hm-is-not-installed"}"#, "docker-credential-hm-is-not-installed is not installed"),
             (r#"{"credHelpers":{"ghcr.io":"hm-no"}}"#, "docker-credential-hm-no is not installed"),
-            (r#"{"credsStore":"../../evil"}"#, "is no name of one"),
+            (r#"{"credsStore":"../../evil"}"#, "invalid name"),
         ] {
             fs::write(&path, config).unwrap();
             let (auth, warning) = read(&path, "ghcr.io").unwrap();

@@ -66,7 +66,7 @@ pub(super) struct RemoteImage {
 pub(super) fn reference(image: &str) -> Result<Reference, ImageError> {
     image.parse().map_err(|error: oci_client::ParseError| ImageError::BadName {
         image: image.to_owned(),
-        reason: format!("{error}; write it as in `debian:bookworm` or `ghcr.io/owner/name:tag`"),
+        reason: format!("{error}; use a name such as `debian:bookworm` or `ghcr.io/owner/name:tag`"),
     })
 }
 
@@ -112,7 +112,7 @@ impl Registries {
                 (Some(tag), ImageError::Unreachable { .. } | ImageError::RateLimited { .. }) => {
                     let since = DateTime::from_timestamp_millis(tag.fetched_at).unwrap_or_default();
                     let since = since.format("%Y-%m-%d %H:%M UTC");
-                    notes.note(format!("warning: {error}: using what `{image}` stood for at {since}")).await;
+                    notes.note(format!("warning: {error}: using `{image}` as resolved at {since}")).await;
                     Ok(from(&tag, sessions))
                 }
                 _ => Err(error),
@@ -133,7 +133,7 @@ impl Registries {
         {
             references.push(session::on_mirror(mirror, reference).ok_or_else(|| ImageError::BadName {
                 image: mirror.clone(),
-                reason: "HM_REGISTRY_MIRROR is HOST[:PORT][/PATH] of a registry".into(),
+                reason: "HM_REGISTRY_MIRROR must be HOST[:PORT][/PATH] of a registry".into(),
             })?);
         }
         references.push(reference.clone());

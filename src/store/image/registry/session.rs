@@ -57,8 +57,7 @@ pub(super) fn client(is_plain: bool) -> Result<Client, String> {
         ..ClientConfig::default()
     };
     let config = if is_plain { past_proxies(config, |name| std::env::var(name).ok()) } else { config };
-    Client::try_from(config)
-        .map_err(|error| format!("no secure connections here, is ca-certificates installed? {error}"))
+    Client::try_from(config).map_err(|error| format!("TLS is not available; is ca-certificates installed? {error}"))
 }
 
 /// Makes requests to registries on this machine bypass the environment's proxy, as programs written in Go do.

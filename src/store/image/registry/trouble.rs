@@ -50,8 +50,8 @@ impl Trouble {
             401 | 403 => Self::Unauthorized,
             404 | 410 => Self::NotFound,
             429 => Self::RateLimited,
-            408 | 500..=599 => Self::Unreachable(format!("it answers with status {code}")),
-            code => Self::BadAnswer(format!("it answers with status {code}")),
+            408 | 500..=599 => Self::Unreachable(format!("it answered with status {code}")),
+            code => Self::BadAnswer(format!("it answered with status {code}")),
         }
     }
 
@@ -73,8 +73,8 @@ impl Trouble {
                         | OciErrorCode::NameInvalid
                         | OciErrorCode::NotFound,
                     ) => Self::NotFound,
-                    Some(code) => Self::BadAnswer(format!("it answers with {code:?}")),
-                    None => Self::BadAnswer("it answers with an error that it does not name".into()),
+                    Some(code) => Self::BadAnswer(format!("it answered with {code:?}")),
+                    None => Self::BadAnswer("it answered with an unknown error".into()),
                 }
             }
             OciDistributionError::UnauthorizedError { .. } | OciDistributionError::AuthenticationFailure(_) => {
@@ -90,8 +90,8 @@ impl Trouble {
                 Self::WrongDigest { expected, found: actual }
             }
             OciDistributionError::DigestError(error) => Self::BadAnswer(error.to_string()),
-            OciDistributionError::RegistryTokenDecodeError(_) => Self::BadAnswer("its token does not decode".into()),
-            _ => Self::BadAnswer("it does not keep to the protocol".into()),
+            OciDistributionError::RegistryTokenDecodeError(_) => Self::BadAnswer("its token is invalid".into()),
+            _ => Self::BadAnswer("it violates the protocol".into()),
         }
     }
 
@@ -125,7 +125,7 @@ impl Attempts {
             return Err(trouble);
         }
         let pause = PAUSE.saturating_mul(1 << (self.made - 1).min(10)).min(LONGEST_PAUSE);
-        tracing::debug!(?trouble, ?pause, "asking a registry again");
+        tracing::debug!(?trouble, ?pause, "retrying a request to a registry");
         tokio::time::sleep(pause).await;
         self.made += 1;
         Ok(())
