@@ -109,7 +109,7 @@ pub mod __private {
     };
 }
 
-/// Runs the README's example.
+/// Runs the example of the guide.
 #[cfg(all(doctest, feature = "engine"))]
-#[doc = include_str!("../README.md")]
-struct Readme;
+#[doc = include_str!("../docs/guide/embedding.md")]
+struct Embedding;
