@@ -60,7 +60,7 @@ fn main() {
         }
     }
     let by_hand = Figure::ms(median(&mut by_hand)).of("docker run, commit, rm");
-    for (shape, chain) in [("apart", false), ("each in the one before", true)] {
+    for (shape, chain) in [("independent", false), ("each in the previous one", true)] {
         let dirs = [1, STEPS].map(|steps| top.path().join(format!("peer-{chain}-{steps}")));
         let mut contenders: Vec<Box<dyn Fn(usize) -> Command + '_>> = vec![Box::new(|steps| ours(chain, steps))];
         if let Some(peer) = peer.as_deref() {

@@ -88,7 +88,7 @@ fn stream(table: &Table, lines: u32, rounds: usize) {
     let (us, them) = (median(&mut ours), median(&mut theirs));
     let rate = |time: Duration| format!("{:.2} million lines a second", f64::from(lines) / time.as_secs_f64() / 1e6);
     let besides = format!("{}, theirs: {}; {}", rate(us), rate(them), spread(&mut ours));
-    let what = format!("{lines} lines from a step to JSON, `hm run` and all");
+    let what = format!("{lines} lines from a step to JSON, with all of `hm run`");
     table.against(what, &Figure::ms(us), &Figure::ms(them).of("`cat` to a pipe"), besides);
 }
 

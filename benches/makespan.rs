@@ -75,6 +75,6 @@ fn main() {
         Ratios::of(all.iter(), slots).print(&table, &format!("{} builds, mean, {slots} slots", all.len()));
     }
     for family in all.chunk_by(|one, next| one.family == next.family) {
-        Ratios::of(family.iter(), 4).print(&table, &format!("of them {}, 4 slots", family[0].family));
+        Ratios::of(family.iter(), 4).print(&table, &format!("only {}, 4 slots", family[0].family));
     }
 }

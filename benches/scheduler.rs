@@ -111,7 +111,7 @@ fn figures(command: &mut Command, shape: &str, steps: usize, rounds: usize) -> R
         if begin.elapsed() > PATIENCE {
             child.kill().unwrap();
             child.wait().unwrap();
-            return Err(format!("not done in {} s", PATIENCE.as_secs()));
+            return Err(format!("not finished in {} s", PATIENCE.as_secs()));
         }
         std::thread::sleep(Duration::from_millis(20));
     }

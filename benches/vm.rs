@@ -49,9 +49,9 @@ fn main() {
     let besides = format!("{}; by {accelerator:?}", spread(&mut resumed));
     let (boot, resumed) = (Figure::ms(median(&mut boot)), Figure::ms(median(&mut resumed)));
     let sandbox = Figure::ms(median(&mut sandbox)).of("sandbox");
-    table.against("step that does nothing, machine booted for it", &boot, &sandbox, format!("by {accelerator:?}"));
+    table.against("step that does nothing, machine booted for the step", &boot, &sandbox, format!("by {accelerator:?}"));
     table.against("step that does nothing, machine copied", &resumed, &sandbox, besides);
-    table.against("the copy beside the boot", &resumed, &boot.of("with the boot"), "");
+    table.against("a copied machine against a booted one", &resumed, &boot.of("booted"), "");
 }
 
 fn step<R: StepRunner>(runtime: &Runtime, bench: &Bench, runner: &R) -> Duration {

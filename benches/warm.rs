@@ -78,7 +78,7 @@ fn main() {
         let warm = |_| time(run().env("HM_SANDBOX_HELPER", "/nonexistent/helper"));
         let mut warm: Vec<Duration> = (0..runs).map(warm).collect();
         let besides = format!("`hm --version`: {}; {}", Figure::ms(start), spread(&mut warm));
-        let what = format!("run of {steps} steps, all found");
-        table.against(what, &Figure::ms(median(&mut warm)), &Figure::ms(cold).of("the run that made them"), besides);
+        let what = format!("run of {steps} steps, all cached");
+        table.against(what, &Figure::ms(median(&mut warm)), &Figure::ms(cold).of("the run that filled the cache"), besides);
     }
 }

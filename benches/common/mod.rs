@@ -88,7 +88,7 @@ impl Table {
         if Effort::asked() == Effort::Try {
             println!("tried only, the figures mean nothing: `cargo bench --bench {bench}` measures");
         }
-        println!("| bench | what | ours | theirs | ours / theirs | besides |");
+        println!("| bench | what | ours | theirs | ours / theirs | notes |");
         println!("|---|---|--:|--:|--:|---|");
         Self { bench }
     }
