@@ -20,7 +20,7 @@ mod looking_back;
 mod output;
 #[cfg(target_os = "linux")]
 mod private_files;
-mod python;
+pub(crate) mod python;
 #[cfg(target_os = "linux")]
 mod recorder;
 #[cfg(target_os = "linux")]

@@ -13,6 +13,7 @@ mod compose;
 mod conformance;
 #[cfg(all(feature = "docker", target_os = "linux"))]
 mod docker;
+mod documents;
 mod engine;
 mod engine_random;
 mod engine_scale;

@@ -25,7 +25,7 @@ def other():
 "#;
 
 /// Returns a Python that has harmont. If there is none, prints a note and returns `None`.
-fn python_with_harmont() -> Option<String> {
+pub(crate) fn python_with_harmont() -> Option<String> {
     let candidates = [env::var("HM_PYTHON").unwrap_or_default(), "python3".into()];
     let has_harmont = |python: &String| {
         let mut import = Command::new(python);
