@@ -1,13 +1,14 @@
 //! Runs a CI pipeline: a DAG of shell steps. Each step is isolated and leaves a filesystem snapshot from
 //! which its children start.
 //!
+//! The default features are those of the `hm` command. Programs that embed this crate turn them off, with
+//! `default-features = false`, and name what they need, such as `process` and `sandbox`. `engine` is
+//! everything that runs a pipeline except the runners, and is part of each of `process`, `sandbox`,
+//! `registry` and `cli`. `step` is the `hm-step` command, without any asynchronous code.
+//!
 //! The modules follow the flow of the data: `ir` → `plan` → `schedule` → `runner` → `store` and `cache`.
 //! `event` and `outcome` report what happened. `tree` and `jail` are leaves: together with `step`, and with
 //! only the feature `step`, they are all that a step on another machine needs.
-//!
-//! Features: `engine` is everything that runs a pipeline except the runners, and is part of each of
-//! `process`, `sandbox`, `registry` and `cli`. `step` is the `hm-step` command, without any asynchronous
-//! code.
 
 #[cfg(feature = "engine")]
 #[allow(unused_extern_crates, reason = "what `#[derive(RunnerSet)]` emits names this crate as others do")]
