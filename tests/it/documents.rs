@@ -20,6 +20,9 @@ const TOP_LEVEL: [&str; 4] = ["README.md", "ARCHITECTURE.md", "CHANGELOG.md", "S
 /// The largest sizes, in bytes: a reader gets an overview in a few minutes.
 const SIZES: [(&str, u64); 2] = [("README.md", 6_000), ("ARCHITECTURE.md", 8_000)];
 
+/// How code spans begin that name a file or directory of the repository.
+const DIRS: [&str; 8] = [".ci/", ".hm/demo", "benches/", "docs/", "fuzz/", "macros/", "src/", "tests/"];
+
 /// The file that lists the pages of the book.
 const SUMMARY: &str = "docs/SUMMARY.md";
 
@@ -91,6 +94,21 @@ fn check_link(path: &Path, link: &str) -> Result<(), String> {
         Some(anchor) if !Document::read(&target).anchors().contains(anchor) => Err("there is no such heading".into()),
         _ => Ok(()),
     }
+}
+
+#[test]
+fn paths_of_the_repository_exist() {
+    let mut missing = Vec::new();
+    let top_level = TOP_LEVEL.into_iter().map(PathBuf::from);
+    for path in top_level.chain(pages()) {
+        let document = Document::read(&path);
+        let is_path = |code: &&str| {
+            DIRS.iter().any(|dir| code.starts_with(dir)) && !code.contains([' ', '*', '{', '<']) && !code.contains("::")
+        };
+        let named = document.code_spans().filter(is_path).filter(|code| !root().join(code).exists());
+        missing.extend(named.map(|code| format!("{}: `{code}`", path.display())));
+    }
+    assert!(missing.is_empty(), "there is no\n{}", missing.join("\n"));
 }
 
 #[test]
