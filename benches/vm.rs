@@ -49,7 +49,12 @@ fn main() {
     let besides = format!("{}; by {accelerator:?}", spread(&mut resumed));
     let (boot, resumed) = (Figure::ms(median(&mut boot)), Figure::ms(median(&mut resumed)));
     let sandbox = Figure::ms(median(&mut sandbox)).of("sandbox");
-    table.against("step that does nothing, machine booted for the step", &boot, &sandbox, format!("by {accelerator:?}"));
+    table.against(
+        "step that does nothing, machine booted for the step",
+        &boot,
+        &sandbox,
+        format!("by {accelerator:?}"),
+    );
     table.against("step that does nothing, machine copied", &resumed, &sandbox, besides);
     table.against("a copied machine against a booted one", &resumed, &boot.of("booted"), "");
 }

@@ -79,6 +79,11 @@ fn main() {
         let mut warm: Vec<Duration> = (0..runs).map(warm).collect();
         let besides = format!("`hm --version`: {}; {}", Figure::ms(start), spread(&mut warm));
         let what = format!("run of {steps} steps, all cached");
-        table.against(what, &Figure::ms(median(&mut warm)), &Figure::ms(cold).of("the run that filled the cache"), besides);
+        table.against(
+            what,
+            &Figure::ms(median(&mut warm)),
+            &Figure::ms(cold).of("the run that filled the cache"),
+            besides,
+        );
     }
 }
