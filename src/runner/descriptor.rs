@@ -6,6 +6,8 @@ use schemars::{JsonSchema, Schema};
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
 
+use super::DynStepRunner;
+
 /// The index of a runner in its [`RunnerSet`](super::RunnerSet), resolved from its name once, when the plan
 /// is bound.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
@@ -232,6 +234,7 @@ impl fmt::Debug for ArgsSchema {
 
 /// The description of one runner of a set, for binding and for users.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct RunnerDescriptor {
     /// The name that pipelines use.
     pub name: Arc<str>,
@@ -245,4 +248,32 @@ pub struct RunnerDescriptor {
     pub pool: Pool,
     /// The version that goes into cache keys besides the name.
     pub cache_version: u32,
+}
+
+impl RunnerDescriptor {
+    /// Describes a runner that claims no capability, takes no arguments and uses this machine. The other
+    /// fields can be set afterwards.
+    #[must_use]
+    pub fn new(name: impl Into<Arc<str>>) -> Self {
+        Self {
+            name: name.into(),
+            is_default: false,
+            capabilities: RunnerCapabilities::default(),
+            args: ArgsSchema::none(),
+            pool: Pool::Local,
+            cache_version: 1,
+        }
+    }
+
+    /// Describes `runner`, which its set calls `name`.
+    pub(super) fn of(runner: &dyn DynStepRunner, name: &str, is_default: bool) -> Self {
+        Self {
+            name: name.into(),
+            is_default,
+            capabilities: runner.capabilities(),
+            args: runner.args_schema(),
+            pool: runner.pool(),
+            cache_version: runner.cache_version(),
+        }
+    }
 }

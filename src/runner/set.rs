@@ -50,7 +50,7 @@ pub trait RunnerSet: Send + Sync + fmt::Debug + 'static {
     /// Returns the descriptors of all runners in the order of their indices.
     fn descriptors(&self) -> Vec<RunnerDescriptor> {
         let default = self.default_index();
-        members(self).map(|(index, name, runner)| describe(name, default == Some(index), runner)).collect()
+        members(self).map(|(index, name, runner)| RunnerDescriptor::of(runner, name, default == Some(index))).collect()
     }
 
     /// Asks the runner at `index` whether it can work on this machine.
@@ -99,17 +99,6 @@ pub trait RunnerSet: Send + Sync + fmt::Debug + 'static {
 /// Returns the runners of a set with their indices and names.
 fn members<R: RunnerSet + ?Sized>(set: &R) -> impl Iterator<Item = (RunnerIndex, &str, &dyn DynStepRunner)> {
     (0..=u16::MAX).map(RunnerIndex).map_while(|index| set.at(index).map(|(name, runner)| (index, name, runner)))
-}
-
-fn describe(name: &str, is_default: bool, runner: &dyn DynStepRunner) -> RunnerDescriptor {
-    RunnerDescriptor {
-        name: name.into(),
-        is_default,
-        capabilities: runner.capabilities(),
-        args: runner.args_schema(),
-        pool: runner.pool(),
-        cache_version: runner.cache_version(),
-    }
 }
 
 /// The error of a set of runners that cannot be composed. The derive detects what it can at compile time; the
@@ -189,17 +178,10 @@ fn unusable_index(index: RunnerIndex) -> Probe {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::runner::{ArgsSchema, Pool, RunnerCapabilities};
 
     fn set(runners: &[(&str, bool)]) -> Vec<RunnerDescriptor> {
-        let descriptor = |&(name, is_default): &(&str, bool)| RunnerDescriptor {
-            name: name.into(),
-            is_default,
-            capabilities: RunnerCapabilities::default(),
-            args: ArgsSchema::none(),
-            pool: Pool::Local,
-            cache_version: 1,
-        };
+        let descriptor =
+            |&(name, is_default): &(&str, bool)| RunnerDescriptor { is_default, ..RunnerDescriptor::new(name) };
         runners.iter().map(descriptor).collect()
     }
 

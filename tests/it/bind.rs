@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Instant};
 use hm_exec::{
     Plan,
     plan::{Base, BindOptions, BoundPlan, StepIndex, bind},
-    runner::{ArgsSchema, ImageSupport, Limits, Pool, RunnerCapabilities, RunnerDescriptor, RunnerIndex},
+    runner::{ArgsSchema, ImageSupport, Limits, RunnerCapabilities, RunnerDescriptor, RunnerIndex},
 };
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -22,10 +22,12 @@ struct Args {
 }
 
 fn runner(name: &str, change: impl FnOnce(&mut RunnerCapabilities)) -> RunnerDescriptor {
-    let mut capabilities = RunnerCapabilities::default();
-    change(&mut capabilities);
-    let args = if name == "docker" { ArgsSchema::of::<Args>() } else { ArgsSchema::none() };
-    RunnerDescriptor { name: name.into(), is_default: false, cache_version: 1, capabilities, args, pool: Pool::Local }
+    let mut runner = RunnerDescriptor::new(name);
+    change(&mut runner.capabilities);
+    if name == "docker" {
+        runner.args = ArgsSchema::of::<Args>();
+    }
+    runner
 }
 
 /// Returns the descriptors of `sandbox` (the default), `process` and `docker`.

@@ -7,7 +7,7 @@ use hm_exec::{
     Plan,
     ir::{Edge, EdgeKind, InvalidPipeline, Node, Pipeline, ProblemKind},
     plan::{Base, BindOptions, bind},
-    runner::{ArgsSchema, ImageSupport, Pool, RunnerCapabilities, RunnerDescriptor},
+    runner::{ArgsSchema, ImageSupport, RunnerDescriptor},
 };
 use hm_pipeline_ir::{EdgeKind as TheirKind, PipelineGraph, Transition};
 
@@ -113,16 +113,11 @@ fn check_plan(plan: &Plan) {
 /// Returns a set of runners with different requirements.
 fn runners() -> Vec<RunnerDescriptor> {
     let descriptor = |name: &str, images, layers, args| {
-        let mut capabilities = RunnerCapabilities::default();
-        (capabilities.images, capabilities.layers) = (images, layers);
-        RunnerDescriptor {
-            name: name.into(),
-            is_default: name == "docker",
-            cache_version: 1,
-            capabilities,
-            args,
-            pool: Pool::Local,
-        }
+        let mut runner = RunnerDescriptor::new(name);
+        (runner.capabilities.images, runner.capabilities.layers) = (images, layers);
+        runner.args = args;
+        runner.is_default = name == "docker";
+        runner
     };
     vec![
         descriptor("docker", ImageSupport::Any, true, ArgsSchema::of::<BTreeMap<String, u32>>()),
