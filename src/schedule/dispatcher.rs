@@ -25,7 +25,7 @@ use tracing::Instrument;
 use super::{
     caching::{Caching, CachingScope, JobDone, is_cached},
     critical_path::priorities,
-    executor::{self, Attempt, Report},
+    executor::{self, Attempt, AttemptReport},
     policy::{Placement, Policy, Rules, StopReason},
     progress::BuildProgress,
 };
@@ -247,7 +247,7 @@ impl Deadline {
 
 /// An occurrence that a turn handles.
 enum Happened<'a> {
-    AttemptEnded(Report),
+    AttemptEnded(AttemptReport),
     JobDone(JobDone<'a>),
 }
 

@@ -1,6 +1,6 @@
 //! The executor: one attempt of one step, from its input to its end.
 //!
-//! Input: the runners, the attempt's context and input, and its time limit. Output: a [`Report`]. The
+//! Input: the runners, the attempt's context and input, and its time limit. Output: an [`AttemptReport`]. The
 //! executor enforces the time limit, and handles a runner that panics or does not stop on request. It knows
 //! neither the plan nor the policy.
 
@@ -40,7 +40,7 @@ pub(super) struct Attempt {
 
 /// The result of an attempt.
 #[derive(Debug)]
-pub(super) struct Report {
+pub(super) struct AttemptReport {
     pub(super) start: Start,
     pub(super) end: AttemptEnd,
     pub(super) snapshot: Option<SnapshotRef>,
@@ -59,7 +59,7 @@ pub(super) fn execute<R: RunnerSet>(
     runners: &R,
     attempt: Attempt,
     input: ExecutorInput,
-) -> impl Future<Output = Report> + Send {
+) -> impl Future<Output = AttemptReport> + Send {
     async move {
         let dispatch = runners.dispatch(attempt.runner, &attempt.context, input);
         let mut running = pin!(AssertUnwindSafe(dispatch).catch_unwind());
@@ -94,7 +94,7 @@ async fn supervise(
 }
 
 /// Makes the report of an attempt. `ended` is `None` if the runner was abandoned.
-fn report(attempt: &Attempt, ended: Option<Caught>) -> Report {
+fn report(attempt: &Attempt, ended: Option<Caught>) -> AttemptReport {
     let Attempt { start, timeout, context, .. } = attempt;
     let interrupted = || match (context.cancel_reason(), timeout) {
         (CancelReason::Cancelled, _) => (AttemptEnd::Canceled, None),
@@ -106,7 +106,7 @@ fn report(attempt: &Attempt, ended: Option<Caught>) -> Report {
     let (end, message) = match ended {
         Some(Ok(Ok(StepResult { exit_code, committed_snapshot: snapshot, artifacts }))) => {
             let end = AttemptEnd::Exited(exit_code);
-            return Report { start: *start, end, snapshot, artifacts, message: None };
+            return AttemptReport { start: *start, end, snapshot, artifacts, message: None };
         }
         Some(Ok(Err(error))) => match error.kind() {
             RunnerErrorKind::TimedOut | RunnerErrorKind::Cancelled if context.cancel.is_cancelled() => interrupted(),
@@ -140,7 +140,7 @@ fn report(attempt: &Attempt, ended: Option<Caught>) -> Report {
             (end, Some(format!("{why}; the runner did not return within {patience:?} and was abandoned")))
         }
     };
-    Report { start: *start, end, snapshot: None, artifacts: Vec::new(), message: message.map(Arc::from) }
+    AttemptReport { start: *start, end, snapshot: None, artifacts: Vec::new(), message: message.map(Arc::from) }
 }
 
 fn panic_message(panic: &(dyn Any + Send)) -> &str {

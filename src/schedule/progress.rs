@@ -10,7 +10,7 @@ use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
 use super::{
-    executor::Report,
+    executor::AttemptReport,
     policy::{Answer, AttemptEnd, Policy, Start, StopReason},
 };
 use crate::{
@@ -170,8 +170,8 @@ impl<'plan> BuildProgress<'plan> {
     }
 
     /// Handles an attempt's end, and its consequences for other steps.
-    pub(super) fn attempt_ended(&mut self, report: Report, now: Duration) {
-        let Report { start: Start { step, attempt }, end, snapshot, artifacts, message } = report;
+    pub(super) fn attempt_ended(&mut self, report: AttemptReport, now: Duration) {
+        let AttemptReport { start: Start { step, attempt }, end, snapshot, artifacts, message } = report;
         let record = &mut self.records[step.get()];
         let started = record.started.unwrap_or(now);
         if let AttemptEnd::Exited(code) = end {
@@ -376,9 +376,9 @@ mod tests {
 
     const NOW: Duration = Duration::from_millis(5);
 
-    fn ends(step: u32, end: AttemptEnd) -> Report {
+    fn ends(step: u32, end: AttemptEnd) -> AttemptReport {
         let start = Start { step: StepIndex(step), attempt: 1 };
-        Report { start, end, snapshot: None, artifacts: Vec::new(), message: None }
+        AttemptReport { start, end, snapshot: None, artifacts: Vec::new(), message: None }
     }
 
     fn statuses(outcome: &BuildOutcome) -> Vec<StepStatus> {
@@ -413,7 +413,7 @@ mod tests {
         let tag = CacheDecision::MissBuildAs { tag: format!("step:{}", input.step_id).into() };
         assert_eq!((input.cache_lookup, input.parent_snapshot), (tag, None));
         let snapshot = Some(SnapshotRef::from("hm1:x"));
-        progress.attempt_ended(Report { snapshot: snapshot.clone(), ..ends(0, AttemptEnd::Exited(0)) }, NOW);
+        progress.attempt_ended(AttemptReport { snapshot: snapshot.clone(), ..ends(0, AttemptEnd::Exited(0)) }, NOW);
         let input = progress.input(StepIndex(1), plan.snapshot_use(StepIndex(1), false));
         assert_eq!((input.cache_lookup, input.parent_snapshot), (CacheDecision::MissNoCommit, snapshot));
         assert_eq!(progress.take_snapshots(), [(RunnerIndex(0), vec!["hm1:x".into()])]);

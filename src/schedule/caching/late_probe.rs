@@ -9,7 +9,7 @@ use std::{mem, sync::Arc};
 use crate::{
     runner::{Probe, RunnerIndex},
     schedule::{
-        executor::Report,
+        executor::AttemptReport,
         policy::{AttemptEnd, Start, StopReason},
     },
 };
@@ -21,7 +21,7 @@ pub(super) struct LateProbes {
     /// Attempts whose runner was found usable.
     released: Vec<Start>,
     /// Attempts that ended before they started.
-    reports: Vec<Report>,
+    reports: Vec<AttemptReport>,
 }
 
 /// The state of a runner's probe.
@@ -92,7 +92,7 @@ impl LateProbes {
     }
 
     /// Returns the end of an attempt that did not start.
-    pub(super) fn take_report(&mut self) -> Option<Report> {
+    pub(super) fn take_report(&mut self) -> Option<AttemptReport> {
         self.reports.pop()
     }
 
@@ -107,8 +107,8 @@ impl LateProbes {
     }
 }
 
-fn unstarted(start: Start, end: AttemptEnd, message: Option<Arc<str>>) -> Report {
-    Report { start, end, snapshot: None, artifacts: Vec::new(), message }
+fn unstarted(start: Start, end: AttemptEnd, message: Option<Arc<str>>) -> AttemptReport {
+    AttemptReport { start, end, snapshot: None, artifacts: Vec::new(), message }
 }
 
 #[cfg(test)]

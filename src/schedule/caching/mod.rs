@@ -39,7 +39,7 @@ use self::{
     publish::Published,
     sharing::Sharing,
 };
-use super::{executor::Report, policy::Start, progress::BuildProgress};
+use super::{executor::AttemptReport, policy::Start, progress::BuildProgress};
 use crate::{
     cache::{BuildCache, BuildEnd, KeyRecord, LookupOutcome},
     model::StepIndex,
@@ -144,7 +144,7 @@ impl<'a, R: RunnerSet> Caching<'a, R> {
     }
 
     /// Returns the end of an attempt that did not start.
-    pub(super) fn take_report(&mut self) -> Option<Report> {
+    pub(super) fn take_report(&mut self) -> Option<AttemptReport> {
         self.probes.take_report()
     }
 

@@ -10,12 +10,12 @@ use crate::{
     cache::{CacheKey, Found, Passed},
     model::StepIndex,
     runner::RunnerSet,
-    schedule::{executor::Report, policy::AttemptEnd, progress::BuildProgress},
+    schedule::{executor::AttemptReport, policy::AttemptEnd, progress::BuildProgress},
 };
 
 /// The last attempt of a step, and the step's entry in the cache, if it was published.
 pub(in crate::schedule) struct Published {
-    report: Report,
+    report: AttemptReport,
     entry: Option<(CacheKey, Found)>,
 }
 
@@ -28,7 +28,7 @@ impl<'a, R: RunnerSet> Caching<'a, R> {
     /// Handles an attempt's end. The result of a cached step is published first.
     pub(in crate::schedule) fn attempt_ended(
         &mut self,
-        report: Report,
+        report: AttemptReport,
         progress: &mut BuildProgress<'_>,
         now: Duration,
     ) {
