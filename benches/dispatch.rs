@@ -3,9 +3,11 @@
 //!
 //! `cargo bench --bench dispatch`
 
-#[path = "../tests/it/attempt.rs"]
+#[path = "../tests/it/support/attempt.rs"]
 mod attempt;
 mod common;
+#[path = "../tests/it/support/run_meta.rs"]
+mod run_meta;
 
 use std::{hint::black_box, time::Instant};
 

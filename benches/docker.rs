@@ -5,13 +5,13 @@
 
 #![allow(clippy::unwrap_used, reason = "a bench has nobody to report to")]
 
-#[path = "../tests/it/backends.rs"]
+#[path = "../tests/it/support/backends.rs"]
 #[allow(dead_code, reason = "the bench needs less of it than the tests")]
 mod backends;
 mod common;
-#[path = "../tests/it/docker/daemon.rs"]
+#[path = "../tests/it/support/docker_daemon.rs"]
 #[allow(dead_code, reason = "the bench needs less of it than the tests")]
-mod daemon;
+mod docker_daemon;
 
 use std::{
     fs,
@@ -21,7 +21,7 @@ use std::{
 };
 
 use common::{Effort, Figure, Table, median};
-use daemon::{Daemon, IMAGE};
+use docker_daemon::{Daemon, IMAGE};
 use serde_json::{Value, json};
 
 /// The number of steps of the longer pipeline.

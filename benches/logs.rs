@@ -6,24 +6,26 @@
 #![allow(clippy::unwrap_used, reason = "a bench has nobody to report to")]
 
 mod common;
+#[path = "../tests/it/support/run_meta.rs"]
+mod run_meta;
 
 use std::{
     fs::{self, File},
     io::Read,
     os::unix::fs::FileExt,
     process::{Command, Stdio},
-    sync::Arc,
     time::{Duration, Instant},
 };
 
 use common::{Effort, Figure, Table, median, spread};
 use futures_util::{FutureExt, StreamExt};
 use hm_exec::{
-    BuildRef, BuildStatus, EventStream, StepStatus,
-    event::{EventBus, EventWriter, PlanSummary, RunDir, RunMeta, StateEvent, StdStream, StepMeta, create, step_id},
+    BuildStatus, EventStream, StepStatus,
+    event::{EventBus, EventWriter, RunDir, StateEvent, StdStream, create, step_id},
     plan::StepIndex,
     runner::Secrets,
 };
+use run_meta::run_meta;
 use rustix::time::{ClockId, clock_gettime};
 use uuid::Uuid;
 
@@ -116,29 +118,9 @@ fn least(rounds: usize, mut round: impl FnMut() -> [f64; 3]) -> [f64; 3] {
     })
 }
 
-fn meta(steps: u32) -> RunMeta {
-    let key = |step: u32| Arc::<str>::from(format!("step-{step}"));
-    RunMeta {
-        build: BuildRef { run_id: RUN, number: None, org: None, pipeline: "bench".into() },
-        plan: PlanSummary { step_count: steps as usize, chain_count: 1, default_runner: "noop".into() },
-        started_at: chrono::Utc::now(),
-        steps: (0..steps)
-            .map(|step| StepMeta {
-                key: key(step),
-                display_name: key(step),
-                chain_idx: 0,
-                parent: step.checked_sub(1).map(StepIndex),
-                image: None,
-                runner: 0,
-            })
-            .collect(),
-        runners: vec!["noop".into()],
-    }
-}
-
 /// Measures the three events of a step (`step_queued`, `step_start`, `step_end`), written and read.
 fn states(steps: u32, steps_per_flush: u32) -> [f64; 3] {
-    let meta = meta(steps);
+    let meta = run_meta(RUN, steps);
     let mut clock = Clock::new(steps);
     let (mut writer, _bus, events) = create(RunDir::Temporary, meta, &Secrets::new()).unwrap();
     let header = clock.lap();
@@ -185,7 +167,7 @@ fn kept(secrets: &Secrets, lines: u32) -> [f64; 3] {
     }
     let plain = clock.lap();
 
-    let (mut writer, bus, events) = create(RunDir::Kept(dir.path().join("run")), meta(1), secrets).unwrap();
+    let (mut writer, bus, events) = create(RunDir::Kept(dir.path().join("run")), run_meta(RUN, 1), secrets).unwrap();
     writer.emit(0, StateEvent::StepStart { step: StepIndex(0), attempt: 1 });
     clock.lap();
     for _ in 0..chunks {

@@ -7,9 +7,9 @@
 //! `cargo bench --bench makespan`
 
 mod common;
-#[path = "../tests/it/makespan.rs"]
+#[path = "../tests/it/support/makespan.rs"]
 mod makespan;
-#[path = "../tests/it/workloads.rs"]
+#[path = "../tests/it/support/workloads.rs"]
 mod workloads;
 
 use std::time::Duration;

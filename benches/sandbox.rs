@@ -7,7 +7,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a bench has nobody to report to")]
 
-#[path = "../tests/it/backends.rs"]
+#[path = "../tests/it/support/backends.rs"]
 #[allow(dead_code, reason = "the bench needs less of it than the tests")]
 mod backends;
 #[path = "sandbox/bubblewrap.rs"]
@@ -15,12 +15,16 @@ mod bubblewrap;
 mod common;
 #[path = "sandbox/containers.rs"]
 mod containers;
-#[path = "../tests/it/docker/daemon.rs"]
+#[path = "../tests/it/support/docker_daemon.rs"]
 #[allow(dead_code, reason = "the bench needs less of it than the tests")]
-mod daemon;
-#[path = "../tests/it/sandbox/harness.rs"]
+mod docker_daemon;
+#[path = "../tests/it/support/programs.rs"]
+mod programs;
+#[path = "../tests/it/support/run_meta.rs"]
+mod run_meta;
+#[path = "../tests/it/support/sandbox.rs"]
 #[allow(dead_code, reason = "the bench needs less of it than the tests")]
-mod harness;
+mod sandbox;
 
 use std::{
     fs,
@@ -32,8 +36,8 @@ use std::{
 use bubblewrap::Bubblewrap;
 use common::{Effort, Figure, Table, median, spread};
 use containers::Containers;
-use harness::{Ask, Bench, Run};
 use hm_exec::runner::sandbox::UserNamespace;
+use sandbox::{Ask, Bench, Run};
 use tokio::runtime::Runtime;
 
 /// The work of a step.

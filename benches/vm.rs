@@ -5,13 +5,17 @@
 
 #![allow(clippy::unwrap_used, reason = "a bench has nobody to report to")]
 
-#[path = "../tests/it/backends.rs"]
+#[path = "../tests/it/support/backends.rs"]
 #[allow(dead_code, reason = "the bench needs less of it than the tests")]
 mod backends;
 mod common;
-#[path = "../tests/it/sandbox/harness.rs"]
+#[path = "../tests/it/support/programs.rs"]
+mod programs;
+#[path = "../tests/it/support/run_meta.rs"]
+mod run_meta;
+#[path = "../tests/it/support/sandbox.rs"]
 #[allow(dead_code, reason = "the bench needs less of it than the tests")]
-mod harness;
+mod sandbox;
 
 use std::{
     sync::Arc,
@@ -19,8 +23,9 @@ use std::{
 };
 
 use common::{Effort, Figure, Table, median, spread};
-use harness::{Ask, Bench, hm};
 use hm_exec::runner::{Probe, StepRunner, qemu::Qemu, sandbox::SandboxRunner};
+use programs::hm;
+use sandbox::{Ask, Bench};
 use tokio::runtime::Runtime;
 
 fn main() {

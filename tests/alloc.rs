@@ -1,8 +1,10 @@
 //! What a dispatch allocates: nothing on a derived set, one box on a registry. A binary of its own, because it counts with
 //! a global allocator.
 
-#[path = "it/attempt.rs"]
+#[path = "it/support/attempt.rs"]
 mod attempt;
+#[path = "it/support/run_meta.rs"]
+mod run_meta;
 
 use std::{
     future::poll_fn,

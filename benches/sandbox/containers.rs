@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::daemon::Daemon;
+use crate::docker_daemon::Daemon;
 
 pub(crate) struct Containers {
     daemon: Arc<Daemon>,

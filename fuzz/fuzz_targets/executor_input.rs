@@ -4,7 +4,7 @@
 
 use libfuzzer_sys::fuzz_target;
 
-#[path = "../../tests/it/input_oracle.rs"]
+#[path = "../../tests/it/support/input_oracle.rs"]
 mod input_oracle;
 
 fuzz_target!(|json: &[u8]| input_oracle::check(json));

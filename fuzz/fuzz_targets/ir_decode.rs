@@ -6,7 +6,7 @@
 
 use libfuzzer_sys::fuzz_target;
 
-#[path = "../../tests/it/ir_oracle.rs"]
+#[path = "../../tests/it/support/ir_oracle.rs"]
 mod ir_oracle;
 
 fuzz_target!(|json: &[u8]| ir_oracle::check(json));

@@ -5,15 +5,17 @@
 
 use libfuzzer_sys::fuzz_target;
 
-#[path = "../../tests/it/event/oracle.rs"]
+#[path = "../../tests/it/support/journal_oracle.rs"]
 #[allow(dead_code)]
-mod oracle;
+mod journal_oracle;
+#[path = "../../tests/it/support/run_meta.rs"]
+mod run_meta;
 
 const FIXTURE: &[u8] = include_bytes!("../../tests/fixtures/journal/v1/journal");
 
 fuzz_target!(|bytes: &[u8]| {
     let [cut, is_raw, rest @ ..] = bytes else { return };
-    let records = || oracle::with_records(FIXTURE, rest.split(|byte| *byte == 0xff));
+    let records = || journal_oracle::with_records(FIXTURE, rest.split(|byte| *byte == 0xff));
     let journal = if is_raw % 2 == 1 { rest.to_vec() } else { records() };
-    oracle::check_journal(&journal, journal.len() * usize::from(*cut) / 256);
+    journal_oracle::check_journal(&journal, journal.len() * usize::from(*cut) / 256);
 });

@@ -6,13 +6,15 @@
 use hm_exec::event::StdStream::{Stderr, Stdout};
 use libfuzzer_sys::fuzz_target;
 
-#[path = "../../tests/it/event/oracle.rs"]
+#[path = "../../tests/it/support/journal_oracle.rs"]
 #[allow(dead_code)]
-mod oracle;
+mod journal_oracle;
+#[path = "../../tests/it/support/run_meta.rs"]
+mod run_meta;
 
 fuzz_target!(|bytes: &[u8]| {
     let pieces = bytes.split_inclusive(|byte| *byte >= 0xfe);
     let pieces: Vec<_> =
         pieces.map(|piece| (if piece.last() == Some(&0xff) { Stderr } else { Stdout }, piece)).collect();
-    oracle::check_output(&pieces);
+    journal_oracle::check_output(&pieces);
 });

@@ -6,14 +6,14 @@
 
 use libfuzzer_sys::fuzz_target;
 
-#[path = "../../tests/it/model/policy.rs"]
+#[path = "../../tests/it/support/graphs.rs"]
+mod graphs;
+#[path = "../../tests/it/support/model/policy.rs"]
 mod model;
-#[path = "../../tests/it/pipelines.rs"]
-mod pipelines;
-#[path = "../../tests/it/schedule.rs"]
-mod schedule;
+#[path = "../../tests/it/support/policy_oracle.rs"]
+mod policy_oracle;
 
 fuzz_target!(|bytes: &[u8]| {
     let Some((seed, operations)) = bytes.split_first_chunk() else { return };
-    schedule::check(&hm_exec_fuzz::value_of(&schedule::scenarios(), *seed).with_operations(operations));
+    policy_oracle::check(&hm_exec_fuzz::value_of(&policy_oracle::scenarios(), *seed).with_operations(operations));
 });

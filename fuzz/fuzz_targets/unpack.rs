@@ -4,7 +4,7 @@
 
 use libfuzzer_sys::fuzz_target;
 
-#[path = "../../tests/it/unpack_oracle.rs"]
+#[path = "../../tests/it/support/unpack_oracle.rs"]
 mod unpack_oracle;
 
 fuzz_target!(|bytes: &[u8]| unpack_oracle::check(&unpack_oracle::members_of(bytes)));

@@ -11,7 +11,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::ir::{fixtures, ir};
+use crate::support::ir::{fixtures, ir};
 
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]

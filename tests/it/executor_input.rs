@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 
-use crate::input_oracle;
+use crate::support::input_oracle;
 
 /// Checks that `value` read as `A`, written, read as `B` and written again is `value`.
 fn round_trip<A: Serialize + DeserializeOwned, B: Serialize + DeserializeOwned>(value: &Value) {

@@ -9,10 +9,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use chrono::DateTime;
 use hm_exec::{
-    BuildEvent, BuildRef, BuildStatus, EventStream, ExecutorInput, SnapshotRef, StepResult, StepStatus,
-    event::{self, EventWriter, PlanSummary, RunDir, RunMeta, StateEvent, StdStream, StepMeta, step_id},
+    BuildEvent, BuildStatus, EventStream, ExecutorInput, SnapshotRef, StepResult, StepStatus,
+    event::{self, EventWriter, RunDir, StateEvent, StdStream, step_id},
     plan::StepIndex,
     runner::{ArchiveId, CacheDecision, RunnerError, Secrets, StepContext, StepRunner, process::ProcessRunner},
     store::{Archives, Store, StoreHandle},
@@ -20,6 +19,8 @@ use hm_exec::{
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
+
+use crate::support::run_meta::run_meta;
 
 const RUN: Uuid = Uuid::from_u128(7);
 
@@ -42,20 +43,7 @@ impl Bench {
     }
 
     fn context(&self) -> (StepContext, EventWriter, EventStream) {
-        let meta = RunMeta {
-            build: BuildRef { run_id: RUN, number: None, org: None, pipeline: "ci".into() },
-            plan: PlanSummary { step_count: 1, chain_count: 1, default_runner: "process".into() },
-            started_at: DateTime::from_timestamp(1_800_000_000, 0).unwrap(),
-            steps: vec![StepMeta {
-                key: "step".into(),
-                display_name: "step".into(),
-                chain_idx: 0,
-                parent: None,
-                image: None,
-                runner: 0,
-            }],
-            runners: vec!["process".into()],
-        };
+        let meta = run_meta(RUN, 1);
         let (mut writer, bus, events) = event::create(RunDir::Temporary, meta, &Secrets::new()).unwrap();
         writer.emit(0, StateEvent::StepStart { step: StepIndex(0), attempt: 1 });
         let archives = Arc::new(Archives::new(ArchiveId(RUN), self.source()));

@@ -10,7 +10,7 @@ use hm_exec::{
 use rusqlite::Connection;
 use serde_json::{Value, json};
 
-use super::writer::{Bench, Runners, cached, chain, pipeline, plain, request};
+use crate::support::layer_writer::{Bench, Ended, Runners, cached, chain, pipeline, plain, request};
 
 fn kinds(events: &[BuildEvent]) -> Vec<Value> {
     events.iter().map(|event| serde_json::to_value(event).unwrap()["kind"].clone()).collect()
@@ -122,7 +122,7 @@ async fn an_engine_without_a_cache_and_a_runner_without_layers_run_everything() 
     let bench = Bench::new();
     bench.run(&chain()).await;
     let engine = Engine::builder(Runners::clone(bench.builder().build().unwrap().runners())).build().unwrap();
-    let bare = super::writer::Ended::of(engine.start(request(&chain())).await.unwrap()).await;
+    let bare = Ended::of(engine.start(request(&chain())).await.unwrap()).await;
     assert_eq!((bare.statuses(), bare.misses().len()), (vec![Passed; 3], 0));
     bench.state().layers = false;
     let incapable = bench.run(&chain()).await;

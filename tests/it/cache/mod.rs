@@ -1,12 +1,11 @@
 //! The cache: hits, misses, and results that are never claimed.
 
-mod flights;
+mod concurrent_steps;
+mod errors;
 mod hits;
 mod keys;
-#[cfg(target_os = "linux")]
-mod lineage;
 mod on_change;
+#[cfg(target_os = "linux")]
+mod on_the_sandbox;
 mod projects;
-mod trouble;
 mod why;
-pub(crate) mod writer;

@@ -14,7 +14,7 @@ use hm_exec::{
 };
 use serde_json::{Value, json};
 
-use super::writer::{Bench, Ended, pipeline};
+use crate::support::layer_writer::{Bench, Ended, pipeline, request};
 
 /// A source tree and the cached step that watches `paths` in it. The key from the DSL is always the same.
 struct Watch {
@@ -221,7 +221,7 @@ async fn a_path_that_leaves_the_project_is_refused_before_anything_runs() {
     for path in ["../other", "/etc/passwd", "dir/../../x"] {
         let watch = Watch::on(&[path]);
         let engine = watch.bench.builder().build().unwrap();
-        let mut request = super::writer::request(&watch.ir);
+        let mut request = request(&watch.ir);
         request.repo_root = Path::new("/nonexistent").into();
         match engine.start(request).await {
             Err(BackendError::Invalid(invalid)) => assert!(invalid.to_string().contains(path), "{invalid}"),

@@ -7,7 +7,7 @@ use hm_exec::{
     cache::{Difference, ProjectId, explain},
 };
 
-use super::writer::{Bench, cached, chain, pipeline};
+use crate::support::layer_writer::{Bench, cached, chain, pipeline};
 
 struct Checkouts(tempfile::TempDir);
 

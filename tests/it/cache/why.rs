@@ -7,7 +7,7 @@ use hm_exec::{
 use rusqlite::{Connection, params};
 use serde_json::{Value, json};
 
-use super::writer::{Bench, cached, chain, pipeline, plain};
+use crate::support::layer_writer::{Bench, cached, chain, pipeline, plain};
 
 /// Explains a step of the last run.
 fn why(bench: &Bench, step: &str) -> Explanation {

@@ -2,8 +2,10 @@
 
 use serde_json::Value;
 
-use super::hm::{Ended, Project, eventually};
-use crate::filesystem::Filesystem;
+use crate::support::{
+    filesystem::Filesystem,
+    project::{Ended, Project, eventually},
+};
 
 fn du(project: &Project) -> Value {
     let ended = Ended::of(&mut project.hm(&["cache", "du", "--format", "json"])).expect(0);

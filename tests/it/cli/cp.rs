@@ -6,22 +6,11 @@ use std::{
     process::Command,
 };
 
-use super::hm::{Ended, Project, ir, program};
-
-/// Creates a project whose step `test` ran on the sandbox and failed. Returns `None` if this machine has no
-/// sandbox.
-#[track_caller]
-pub(super) fn failed(command: &str) -> Option<Project> {
-    let project = Project::with_steps(&[("build", "echo built > artifact", None), ("test", command, Some(0))]);
-    project.file("source.txt", "from the source\n");
-    let ended = Ended::of(&mut project.hm(&["run", "--format", "human"]));
-    if !crate::backends::usable("the sandbox", ended.code != Some(3), &ended.stderr) {
-        return None;
-    }
-    let ended = ended.expect(1);
-    assert!(ended.stderr.contains("`hm shell test` to inspect its files"), "{}", ended.stderr);
-    Some(project)
-}
+use crate::support::{
+    backends::usable,
+    programs::hm,
+    project::{Ended, Project, failed, ir},
+};
 
 fn cp(project: &Project, from: &str, to: &str) -> Ended {
     Ended::of(&mut project.hm(&["cp", from, to]))
@@ -104,7 +93,7 @@ fn a_dash_is_a_tar_stream() {
     assert_eq!(names, ["d", "d/f"]);
     // A reader that closes its end early is no error.
     let mut early = Command::new("sh");
-    early.args(["-c", "\"$0\" cp test:/usr/bin - | head -c 100 > /dev/null"]).arg(program());
+    early.args(["-c", "\"$0\" cp test:/usr/bin - | head -c 100 > /dev/null"]).arg(hm());
     Ended::of(early.current_dir(&project.dir).env("HM_CACHE_DIR", &project.store)).expect(0);
 }
 
@@ -145,7 +134,7 @@ fn what_can_t_be_found_is_said_with_what_to_do() {
 fn with_keep_passed_steps_are_found_too() {
     let project = Project::with_steps(&[("build", "echo built > artifact", None)]);
     let ended = Ended::of(&mut project.hm(&["run", "--keep", "--format", "human"]));
-    if !crate::backends::usable("the sandbox", ended.code != Some(3), &ended.stderr) {
+    if !usable("the sandbox", ended.code != Some(3), &ended.stderr) {
         return;
     }
     ended.expect(0);

@@ -12,7 +12,10 @@ use rusqlite::Connection;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::hm::{Ended, Project, eventually};
+use crate::support::{
+    backends::{skip_optional, usable},
+    project::{Ended, Project, eventually},
+};
 
 fn key(n: u8) -> [u8; 32] {
     [n; 32]
@@ -114,7 +117,7 @@ fn run_limited(project: &Project) -> Option<Child> {
     });
     if ended {
         let ended = Ended::from(hm.wait_with_output().unwrap());
-        assert!(!crate::backends::usable("runner sandbox", ended.code != Some(3), &ended.stderr), "{ended:?}");
+        assert!(!usable("runner sandbox", ended.code != Some(3), &ended.stderr), "{ended:?}");
         return None;
     }
     Some(hm)
@@ -138,7 +141,7 @@ fn a_killed_run_leaves_no_mount_and_its_control_groups_go_with_the_next_collecti
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
     assert!(!mounts.contains(project.store.to_str().unwrap()), "{mounts}");
     if made == 0 {
-        crate::backends::told_skip("control groups", "none can be made");
+        skip_optional("control groups", "none can be made");
         return;
     }
     let mut reaped = 0;

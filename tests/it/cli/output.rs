@@ -9,7 +9,10 @@ use std::{
 
 use hm_exec::{BuildEvent, event::MAX_LINE_BYTES};
 
-use super::hm::{Ended, Project, eventually, walk};
+use crate::support::{
+    backends::usable,
+    project::{Ended, Project, eventually, ir, walk},
+};
 
 const LINES: usize = 200_000;
 
@@ -71,7 +74,7 @@ fn the_build_goes_on_while_nobody_reads_its_output() {
     let project = Project::new();
     let done = project.dir.join("done");
     let command = format!("seq 1 {LINES}; touch {}", done.display());
-    project.file(".hm/ci.json", &super::hm::ir(&[("flood", &command, None)]));
+    project.file(".hm/ci.json", &ir(&[("flood", &command, None)]));
     let mut child =
         project.hm(&["run", "--runner", "process", "--format", "json"]).stdout(Stdio::piped()).spawn().unwrap();
     eventually("the step to end, with a full pipe", || done.exists());
@@ -113,7 +116,7 @@ fn a_secret_appears_nowhere() {
     for (runner, format) in [("sandbox", "human"), ("sandbox", "json")] {
         let mut hm = project.hm(&["run", "--runner", runner, "--secret", "TOKEN", "--format", format]);
         let ended = Ended::of(hm.env("TOKEN", SECRET));
-        if !crate::backends::usable("the sandbox", ended.code != Some(3), &ended.stderr) {
+        if !usable("the sandbox", ended.code != Some(3), &ended.stderr) {
             return;
         }
         let ended = ended.expect(0);

@@ -8,7 +8,11 @@ use std::{
     process::Command,
 };
 
-use super::hm::{Ended, Project, ir, program, walk};
+use crate::support::{
+    backends::skip_optional,
+    programs::hm,
+    project::{Ended, Project, ir, walk},
+};
 
 fn mode(path: &Path) -> u32 {
     fs::symlink_metadata(path).unwrap().permissions().mode() & 0o7777
@@ -40,7 +44,7 @@ impl Drop for Deep {
 #[test]
 fn root_steps_read_below_usr_what_others_may_read_and_nothing_else() {
     let (Some(private), Some(public)) = (Deep::new("s3cret", 0o640), Deep::new("public\n", 0o604)) else {
-        crate::backends::told_skip("files below /usr", "only root can make them");
+        skip_optional("files below /usr", "only root can make them");
         return;
     };
     let (private, public) = (private.0.display(), public.0.display());
@@ -78,7 +82,7 @@ exec "$HM" run --runner sandbox --no-cache -f "$2"
 #[test]
 fn what_others_may_not_read_is_not_there_on_the_host_image_and_each_run_looks_again() {
     if Command::new("unshare").args(["-m", "true"]).status().is_ok_and(|status| !status.success()) {
-        crate::backends::told_skip("a mount namespace", "only root may make one");
+        skip_optional("a mount namespace", "only root may make one");
         return;
     }
     let first = "for p in /opt/app/.env /opt/app/run /opt/names /opt/shut /opt/shut/file /etc/hm-test-run /etc/hm-test-token /etc/sudoers; do test ! -e $p || echo SEEN $p; done; \
@@ -91,7 +95,7 @@ fn what_others_may_not_read_is_not_there_on_the_host_image_and_each_run_looks_ag
     fs::create_dir(&over).unwrap();
     let mut inside = Command::new("unshare");
     inside.args(["-m", "sh", "-c", MACHINE, "sh"]).arg(&over).arg("again.json").current_dir(&project.dir);
-    inside.env("HM", program()).env("HM_CACHE_DIR", &project.store).env("HM_CACHE_GC", "off");
+    inside.env("HM", hm()).env("HM_CACHE_DIR", &project.store).env("HM_CACHE_GC", "off");
     let ended = Ended::of(&mut inside).expect(0);
     for wanted in [
         "first | /opt: app open /opt/app: public \n",
@@ -111,7 +115,7 @@ fn the_files_of_a_store_are_its_owners_alone_whatever_the_umask() {
     for runner in ["process", "sandbox"] {
         let mut command = Command::new("sh");
         command.args(["-c", "umask 0; exec \"$HM\" run --runner \"$1\"", "sh", runner]).current_dir(&project.dir);
-        command.env("HM", program()).env("HM_CACHE_DIR", &project.store).env("HM_CACHE_GC", "off");
+        command.env("HM", hm()).env("HM_CACHE_DIR", &project.store).env("HM_CACHE_GC", "off");
         Ended::of(&mut command).expect(1);
     }
     let mut seen = Vec::new();

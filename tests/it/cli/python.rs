@@ -5,7 +5,10 @@ use std::{
     process::{Command, Stdio},
 };
 
-use super::hm::{Ended, Project, ir};
+use crate::support::{
+    backends::usable,
+    project::{Ended, Project, ir},
+};
 
 const PIPELINE: &str = r#"
 import os
@@ -34,7 +37,7 @@ pub(crate) fn python_with_harmont() -> Option<String> {
     };
     let found = candidates.into_iter().filter(|python| !python.is_empty()).find(has_harmont);
     let why = "no python3 with the package harmont: `pip install harmont`, or set HM_PYTHON";
-    crate::backends::usable("harmont", found.is_some(), why).then_some(found).flatten()
+    usable("harmont", found.is_some(), why).then_some(found).flatten()
 }
 
 #[test]
@@ -47,7 +50,7 @@ fn a_harmont_pipeline_runs_unchanged_on_the_hosts_system() {
     for runner in ["process", "sandbox"] {
         let args = ["run", "--runner", runner, "--image", "debian:bookworm=host", "--format", "json"];
         let ended = Ended::of(project.hm(&args).env("HM_PYTHON", &python));
-        if !crate::backends::usable(&format!("runner {runner}"), ended.code != Some(3), &ended.stderr) {
+        if !usable(&format!("runner {runner}"), ended.code != Some(3), &ended.stderr) {
             continue;
         }
         let ended = ended.expect(0);
@@ -110,7 +113,7 @@ fn without_harmont_the_hint_says_how_to_install_it() {
     let top = tempfile::tempdir().unwrap();
     let made = Command::new("/usr/bin/python3").args(["-m", "venv", "--without-pip"]).arg(top.path()).output();
     let made = made.is_ok_and(|output| output.status.success());
-    if !crate::backends::usable("python3 -m venv", made, "there is no /usr/bin/python3, or no package python3-venv") {
+    if !usable("python3 -m venv", made, "there is no /usr/bin/python3, or no package python3-venv") {
         return;
     }
     let python = top.path().join("bin/python3");

@@ -5,15 +5,11 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use super::{
-    super::{
-        cloud::{
-            buildgrid::BuildGrid,
-            engine::{TestEngine, step_program},
-        },
-        images::fixture::Image,
-    },
-    hm::{Ended, Project, ir},
+use crate::support::{
+    buildgrid::BuildGrid,
+    images::Image,
+    project::{Ended, Project, ir},
+    remote_engine::{TestEngine, step_program},
 };
 
 /// Returns the pipeline of a repository with three components. Every step is cached under a key that depends

@@ -19,13 +19,11 @@ use std::{
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::{
-    hm::{Ended, Project, eventually},
-    recorder::Recorder,
-};
-use crate::{
+use crate::support::{
     backends::usable,
-    sandbox::harness::{is_asleep, is_running, marker},
+    processes::{is_asleep, is_running, marker},
+    project::{Ended, Project, eventually},
+    recorder::Recorder,
 };
 
 /// The part of `harmont` that a rendering needs, so that any Python will do.

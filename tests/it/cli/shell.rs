@@ -12,25 +12,11 @@ use rustix::{
 };
 use uuid::Uuid;
 
-use super::{
-    cp::failed,
-    hm::{Ended, Project, eventually},
+use crate::support::{
+    backends::usable,
+    project::{Ended, Project, eventually, failed, shell},
     terminal::{Terminal, size},
 };
-
-/// Runs `hm shell ARGS` with `stdin` on its standard input.
-pub(crate) fn shell(project: &Project, args: &[&str], stdin: &str) -> Ended {
-    let mut hm = project.hm(&["shell"]);
-    hm.args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = hm.spawn().unwrap();
-    let (mut input, text) = (child.stdin.take().unwrap(), stdin.to_owned());
-    // Reads and writes at the same time, because no pipe holds it all. A command that reads nothing may have
-    // exited by now.
-    let writer = std::thread::spawn(move || input.write_all(text.as_bytes()).is_ok());
-    let ended = Ended::from(child.wait_with_output().unwrap());
-    let _ = writer.join().unwrap();
-    ended
-}
 
 /// Returns whether any process of this machine has `mark` in its environment.
 fn is_running(mark: &str) -> bool {
@@ -50,7 +36,7 @@ fn scripts_see_what_the_failed_step_left_and_had_around_it() {
     ]);
     let run = ["run", "-k", "--format", "human", "-e", "GREETING=hello you", "--secret", "TOKEN"];
     let ended = Ended::of(project.hm(&run).env("TOKEN", "hunter2-hunter2"));
-    if !crate::backends::usable("the sandbox", ended.code != Some(3), &ended.stderr) {
+    if !usable("the sandbox", ended.code != Some(3), &ended.stderr) {
         return;
     }
     ended.expect(1);
@@ -128,7 +114,7 @@ fn a_removed_work_directory_is_said() {
 fn a_step_that_timed_out_can_be_looked_into() {
     let project = Project::with_steps(&[("slow", "echo half > f; sleep 4244", None)]);
     let ended = Ended::of(&mut project.hm(&["run", "--timeout", "2s", "--format", "human"]));
-    if !crate::backends::usable("the sandbox", ended.code != Some(3), &ended.stderr) {
+    if !usable("the sandbox", ended.code != Some(3), &ended.stderr) {
         return;
     }
     ended.expect(124);
@@ -157,7 +143,7 @@ fn a_cached_step_can_be_looked_into_in_every_run_that_found_it() {
     project.file(".hm/ci.json", &ir);
     for status in ["passed", "passed, cached"] {
         let ended = Ended::of(&mut project.hm(&["run", "--format", "human"]));
-        if !crate::backends::usable("the sandbox", ended.code != Some(3), &ended.stderr) {
+        if !usable("the sandbox", ended.code != Some(3), &ended.stderr) {
             return;
         }
         ended.expect(0);

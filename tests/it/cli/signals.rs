@@ -9,7 +9,10 @@ use std::{
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::hm::{Ended, PATIENCE, Project, eventually};
+use crate::support::{
+    backends::usable,
+    project::{Ended, PATIENCE, Project, eventually, ir},
+};
 
 /// A step that ignores polite signals and has a background child, in its own session if there is `setsid`.
 const STUBBORN: &str = "trap '' TERM INT HUP; (setsid sleep 4242 || sleep 4242) & echo up; while :; do sleep 1; done";
@@ -36,7 +39,7 @@ impl Running {
         });
         if ended {
             let ended = Ended::from(running.child.wait_with_output().unwrap());
-            let usable = crate::backends::usable(&format!("runner {runner}"), ended.code != Some(3), &ended.stderr);
+            let usable = usable(&format!("runner {runner}"), ended.code != Some(3), &ended.stderr);
             assert!(!usable, "hm ended early: {ended:?}");
             return None;
         }
@@ -123,7 +126,7 @@ fn a_killed_hm_leaves_no_process_of_a_step() {
         assert_eq!(running.child.wait().unwrap().signal(), Some(9));
         running.expect_no_process();
         // The store still works.
-        project.file(".hm/after.json", &super::hm::ir(&[("after", "true", None)]));
+        project.file(".hm/after.json", &ir(&[("after", "true", None)]));
         project.run(&["after"]).expect(0);
     });
 }
@@ -136,7 +139,7 @@ fn the_timeout_of_a_step_ends_its_whole_tree() {
         let mut hm: Command = project.hm(&["run", "--runner", runner, "-e", &mark, "--timeout", "1s"]);
         let asked = Instant::now();
         let ended = Ended::of(&mut hm);
-        if !crate::backends::usable(&format!("runner {runner}"), ended.code != Some(3), &ended.stderr) {
+        if !usable(&format!("runner {runner}"), ended.code != Some(3), &ended.stderr) {
             continue;
         }
         ended.expect(124);

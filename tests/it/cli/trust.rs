@@ -10,8 +10,8 @@ use std::{
 use rustix::fs::{CWD, FileType, Mode};
 use serde_json::{Value, json};
 
-use super::{
-    hm::{Ended, Project},
+use crate::support::{
+    project::{Ended, Project, ir},
     terminal::Terminal,
 };
 
@@ -174,7 +174,10 @@ fn what_the_user_names_is_the_users_word() {
 
     // A pipe, as shells pass it for `<(command)`.
     let mut shell = Command::new("bash");
-    shell.args(["-c", "exec \"$0\" run -f <(cat ir.json)"]).arg(super::hm::program()).current_dir(&project.dir);
+    shell
+        .args(["-c", "exec \"$0\" run -f <(cat ir.json)"])
+        .arg(crate::support::programs::hm())
+        .current_dir(&project.dir);
     at_home(shell.env("HM_CACHE_DIR", &project.store).env("HM_CACHE_GC", "off"), &project);
     Ended::of(&mut shell).expect(0);
     assert_eq!(ran(&project).as_deref(), Some("word"));
@@ -277,7 +280,7 @@ fn consent_is_kept_where_others_can_neither_read_nor_write_it() {
     fs::create_dir(trust_dir(&project)).unwrap();
     fs::set_permissions(trust_dir(&project), fs::Permissions::from_mode(0o777)).unwrap();
     let mut loose = Command::new("sh");
-    loose.args(["-c", "umask 0; exec \"$0\" trust"]).arg(super::hm::program()).current_dir(&project.dir);
+    loose.args(["-c", "umask 0; exec \"$0\" trust"]).arg(crate::support::programs::hm()).current_dir(&project.dir);
     at_home(&mut loose, &project);
     Ended::of(&mut loose).expect(0);
     let mode = |path: &Path| fs::metadata(path).unwrap().mode() & 0o777;
@@ -407,7 +410,7 @@ fn files_of_a_project_that_hang_or_lead_elsewhere_are_refused_by_name() {
     fs::remove_dir_all(project.dir.join(".hm")).unwrap();
     let elsewhere = project.store.with_file_name("elsewhere");
     fs::create_dir(&elsewhere).unwrap();
-    fs::write(elsewhere.join("ci.json"), super::hm::ir(&[("only", "true", None)])).unwrap();
+    fs::write(elsewhere.join("ci.json"), ir(&[("only", "true", None)])).unwrap();
     symlink("../elsewhere", project.dir.join(".hm")).unwrap();
     for command in ["plan", "pipelines", "run"] {
         let ended = limited(&hm(&project, &[command])).expect(2);

@@ -11,14 +11,12 @@ use tokio_rustls::rustls::{
     server::WebPkiClientVerifier,
 };
 
-use super::{
+use crate::support::{
     buildgrid::BuildGrid,
-    engine::{TestEngine, step_program},
+    images::Image,
+    project::{Ended, Project, walk},
     proxy::{Proxy, Rules},
-};
-use crate::{
-    cli::hm::{Ended, Project, walk},
-    images::fixture::Image,
+    remote_engine::{TestEngine, step_program},
 };
 
 const TOKEN: &str = "s3cret-of-the-engine";

@@ -4,7 +4,7 @@ use std::{fs, io::Write};
 
 use hm_exec::remote::{Blob, Digest, RemoteErrorKind, Uploaded};
 
-use super::engine::TestEngine;
+use crate::support::remote_engine::TestEngine;
 
 /// Returns blobs of these sizes that no engine has.
 fn blobs(sizes: &[usize]) -> Vec<Blob> {

@@ -15,15 +15,13 @@ use hm_exec::{
 };
 use serde_json::{Value, json};
 
-use super::{
-    super::{
-        backends::usable,
-        cache::writer::Ended,
-        images::fixture::{Image, has_busybox},
-        sandbox::harness::hm,
-    },
-    engine::TestEngine,
+use crate::support::{
+    backends::usable,
+    images::{Image, has_busybox},
+    layer_writer::Ended,
+    programs::hm,
     proxy::{Proxy, Rules},
+    remote_engine::TestEngine,
 };
 
 #[derive(Debug, hm_exec::RunnerSet)]

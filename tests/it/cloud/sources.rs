@@ -4,7 +4,7 @@ use std::{fs, sync::Arc, sync::atomic::AtomicBool};
 
 use hm_exec::{remote::Uploaded, runner::cloud::CloudRunner, store::Store};
 
-use super::engine::TestEngine;
+use crate::support::remote_engine::TestEngine;
 
 const DIRS: usize = 200;
 const FILES: usize = 100;

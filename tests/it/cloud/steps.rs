@@ -8,12 +8,12 @@ use hm_exec::{
     store::ImageOptions,
 };
 
-use super::{
-    super::{
-        images::fixture::Image,
-        sandbox::harness::{Ask, Bench, Run, eventually, hm},
-    },
-    engine::{TestEngine, step_program},
+use crate::support::{
+    images::Image,
+    processes::eventually,
+    programs::hm,
+    remote_engine::{TestEngine, step_program},
+    sandbox::{Ask, Bench, Run},
 };
 
 /// A sandbox and a cloud runner over one store.

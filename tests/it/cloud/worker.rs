@@ -3,13 +3,11 @@
 use hm_exec::{remote::Digest, step::Exit, store::ImageDigest};
 use rustix::process::geteuid;
 
-use super::{
-    super::{
-        images::fixture::has_busybox,
-        sandbox::harness::{is_asleep, is_running, marker},
-    },
+use crate::support::{
     actions::{Actions, TestLayer, exited, names, read_log_until},
     buildgrid::{BuildGrid, until},
+    images::has_busybox,
+    processes::{is_asleep, is_running, marker},
 };
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,7 +1,5 @@
 //! Another crate's runners beside those runners of this crate that the build enables.
 
-#![cfg(feature = "process")]
-
 use hm_exec::{
     RunnerSet,
     runner::{process::ProcessRunner, validate},

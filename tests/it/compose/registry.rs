@@ -10,7 +10,7 @@ use hm_exec::{
 };
 
 use super::runners::{Noop, Vm};
-use crate::attempt::attempt;
+use crate::support::attempt::attempt;
 
 /// A runner whose name is known only at run time.
 #[derive(Debug)]

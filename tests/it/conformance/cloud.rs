@@ -9,11 +9,7 @@ use hm_exec::{
     store::Store,
 };
 
-use crate::{
-    cloud::{buildgrid::BuildGrid, engine::step_program},
-    images::fixture::Image,
-    sandbox::harness::hm,
-};
+use crate::support::{buildgrid::BuildGrid, images::Image, programs::hm, remote_engine::step_program};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_cloud_runner_conforms() {

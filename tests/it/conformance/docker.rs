@@ -8,9 +8,10 @@ use hm_exec::{
     store::Store,
 };
 
-use crate::{
-    docker::daemon::{Daemon, IMAGE},
-    sandbox::harness::{hm, is_root},
+use crate::support::{
+    docker_daemon::{Daemon, IMAGE},
+    programs::hm,
+    users::is_root,
 };
 
 #[tokio::test]

@@ -2,7 +2,7 @@
 
 use hm_exec::conformance::Suite;
 
-use crate::{qemu::bench::Bench, sandbox::harness::is_root};
+use crate::support::{qemu::Bench, users::is_root};
 
 #[tokio::test]
 async fn the_runner_of_virtual_machines_conforms() {

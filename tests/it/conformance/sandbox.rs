@@ -1,7 +1,7 @@
 //! The sandbox, on this machine's system and on a small image, with root and without (see
 //! `sandbox::rootless`).
 
-use std::{fs, os::unix::fs::PermissionsExt, path::Path, process::Command, sync::Arc};
+use std::sync::Arc;
 
 use hm_exec::{
     conformance::{CaseVerdict, Report, Suite},
@@ -10,10 +10,7 @@ use hm_exec::{
 };
 use tempfile::TempDir;
 
-use crate::{
-    backends::usable,
-    sandbox::harness::{hm, is_root},
-};
+use crate::support::{backends::usable, programs::hm, rootfs::busybox_rootfs, users::is_root};
 
 /// A store and sandboxes on it.
 struct Place {
@@ -31,22 +28,6 @@ impl Place {
     fn sandbox(&self, configure: impl FnOnce(SandboxBuilder) -> SandboxBuilder) -> SandboxRunner {
         configure(SandboxRunner::builder().store(Arc::clone(&self.store)).helper(hm())).build()
     }
-}
-
-/// Makes a root filesystem with busybox and nothing else.
-pub(crate) fn busybox(dir: &Path) -> Option<String> {
-    let image = dir.join("busybox");
-    fs::create_dir_all(image.join("bin")).unwrap();
-    fs::set_permissions(&image, fs::Permissions::from_mode(0o755)).unwrap();
-    let copied = fs::copy("/bin/busybox", image.join("bin/busybox"));
-    if !usable("busybox", copied.is_ok(), "there is no /bin/busybox: install busybox-static") {
-        return None;
-    }
-    let list = Command::new("/bin/busybox").arg("--list").output().unwrap().stdout;
-    for name in String::from_utf8(list).unwrap().lines().filter(|name| *name != "busybox") {
-        std::os::unix::fs::symlink("busybox", image.join("bin").join(name)).unwrap();
-    }
-    Some(format!("rootfs:{}", image.display()))
 }
 
 /// Returns the cases of a report that did not pass.
@@ -70,7 +51,7 @@ async fn the_sandbox_conforms_on_this_machines_system() {
 #[tokio::test]
 async fn the_sandbox_conforms_on_a_small_image() {
     let place = Place::new();
-    let Some(image) = busybox(place.dir.path()) else { return };
+    let Some(image) = busybox_rootfs(place.dir.path()) else { return };
     let runner = place.sandbox(|it| it);
     let report = Suite::new(&runner, image).run().await;
     println!("{report}");

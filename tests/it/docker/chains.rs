@@ -6,8 +6,11 @@ use hm_exec::{
 };
 use serde_json::{Value, json};
 
-use super::bench::{Bench, Built, cached, chain, pipeline, step};
-use crate::{cli::ends::FAILS_LATE, sandbox::harness::is_root};
+use crate::support::{
+    docker::{Bench, Built, cached, chain, pipeline, step},
+    output_order::FAILS_LATE,
+    users::is_root,
+};
 
 fn statuses(built: &Built) -> Vec<StepStatus> {
     built.outcome.steps.iter().map(|step| step.status).collect()

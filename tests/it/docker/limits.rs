@@ -3,7 +3,7 @@
 use hm_exec::{BuildEvent, StepStatus};
 use serde_json::json;
 
-use super::bench::{Bench, chain, step};
+use crate::support::docker::{Bench, chain, step};
 
 #[tokio::test]
 async fn too_many_processes_are_told_as_that() {

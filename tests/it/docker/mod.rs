@@ -1,11 +1,7 @@
 //! The docker runner, on a test daemon.
 
-pub(crate) mod bench;
 mod chains;
-pub(crate) mod daemon;
-#[cfg(feature = "cli")]
-mod kept;
-#[cfg(feature = "cli")]
-mod left;
+mod cleanup;
+mod keep;
 mod limits;
 mod odd_layers;

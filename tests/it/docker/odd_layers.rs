@@ -19,13 +19,11 @@ use hm_exec::store::{
 };
 use serde_json::json;
 
-use super::bench::{Bench, pipeline};
-use crate::{
-    images::{
-        fixture::{Image, has_busybox},
-        odd::{self, Odd},
-    },
-    sandbox::harness::is_root,
+use crate::support::{
+    docker::{Bench, pipeline},
+    images::{Image, has_busybox},
+    odd_layers::{self, Odd},
+    users::is_root,
 };
 
 /// The default number of random trees beside the handwritten layers. The variable overrides it.
@@ -207,7 +205,7 @@ async fn what_the_daemon_makes_of_odd_layers_a_step_sees_in_the_sandbox() {
     let cases = std::env::var(CASES_VARIABLE).ok().and_then(|cases| cases.parse().ok()).unwrap_or(CASES);
 
     // One image with every accepted layer, so that each runner has to look at only one image.
-    let [mut lower, mut upper] = odd::layers();
+    let [mut lower, mut upper] = odd_layers::layers();
     let mut taken = 0;
     for case in 0..cases {
         // Some levels down, because links lead up, and a case must not reach another case's files.

@@ -8,7 +8,7 @@ use hm_exec::{
 use hm_plugin_protocol::BuildEvent as Theirs;
 use serde_json::Value;
 
-use super::{RUN, id, meta};
+use crate::support::events::{RUN, id, meta};
 
 /// Returns one event of every variant that the ecosystem has, with all optional fields set.
 fn shared() -> Vec<BuildEvent> {

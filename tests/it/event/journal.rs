@@ -11,10 +11,9 @@ use hm_exec::{
 use proptest::prelude::*;
 use tempfile::TempDir;
 
-use super::{
-    create_in, end, end_build, id, kinds, lines, meta,
-    oracle::{check_journal, frame, read, with_records},
-    replay, start,
+use crate::support::{
+    events::{create_in, end, end_build, id, kinds, lines, meta, replay, start},
+    journal_oracle::{check_journal, frame, read, with_records},
 };
 
 /// Records a run with every kind of record; the bytes are the same every time.

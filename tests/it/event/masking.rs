@@ -10,7 +10,7 @@ use hm_exec::{
     runner::Secrets,
 };
 
-use super::{end_build, id, kinds, lines, meta, start};
+use crate::support::events::{end_build, id, kinds, lines, meta, start};
 
 const SECRET: &str = "hunter2";
 

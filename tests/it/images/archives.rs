@@ -4,11 +4,11 @@ use std::{fs, path::Path};
 
 use hm_exec::store::{Base, IdMap, Images, Store};
 
-use super::{
-    super::sandbox::harness::{Ask, Bench},
-    fixture::{Image, Layer, gzip, has_busybox, tar_of},
-    odd,
-    subordinate::RANGE,
+use crate::support::{
+    images::{Image, Layer, gzip, has_busybox, tar_of},
+    odd_layers,
+    sandbox::{Ask, Bench},
+    users::RANGE,
 };
 
 /// Prints [`SEEN`] in a step on [`Image::shell`], whatever the format of the image.
@@ -79,7 +79,7 @@ async fn steps_boot_from_what_other_builders_write() {
     }
     let bench = Bench::new();
     let mut image = Image::shell();
-    image.layers.extend(odd::layers().map(odd::Odd::end));
+    image.layers.extend(odd_layers::layers().map(odd_layers::Odd::end));
     image.write_oci(&bench.path().join("oci"), "latest");
     let look = "cd /odd; stat -c %h usr/bin/perlthanks inner usr/lib/x; echo $(cat usr/bin/perlthanks inner y lib/z abs/dir/f \
                 usr/o second filled plain merged/own usr/sbin/s turned/t); readlink usr/link; ls merged turned; \

@@ -13,13 +13,11 @@ use hm_exec::{
     store::{ExportTarget, ImageDigest},
 };
 
-use super::{
-    super::{
-        backends::usable,
-        sandbox::harness::{Ask, Bench},
-    },
-    fixture::{BUSYBOX, Image, has_busybox},
-    subordinate::RANGE,
+use crate::support::{
+    backends::usable,
+    images::{BUSYBOX, Image, has_busybox},
+    sandbox::{Ask, Bench},
+    users::RANGE,
 };
 
 /// Prints the metadata and contents of everything that a step changed and of its base.

@@ -4,10 +4,10 @@ use std::{fs, path::Path, process::Command, sync::Arc};
 
 use hm_exec::store::{Base, IdMap, ImageOptions, Images, Notes, PullPolicy, Store};
 
-use super::{
-    super::sandbox::harness::{Ask, Bench},
-    fixture::{Image, Layer, has_busybox},
-    server::Registry,
+use crate::support::{
+    images::{Image, Layer, has_busybox},
+    registry::Registry,
+    sandbox::{Ask, Bench},
 };
 
 fn store(top: &Path) -> Arc<Store> {

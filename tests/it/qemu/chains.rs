@@ -12,10 +12,11 @@ use hm_exec::{
 };
 use serde_json::Value;
 
-use super::bench::Bench;
-use crate::{
-    docker::bench::{Bench as DockerBench, chain, step},
-    sandbox::harness::{hm, is_root},
+use crate::support::{
+    docker::{Bench as DockerBench, chain, step},
+    programs::hm,
+    qemu::Bench,
+    users::is_root,
 };
 
 #[derive(Debug, RunnerSet)]

@@ -2,7 +2,12 @@
 
 use std::{fs, os::unix::fs::PermissionsExt};
 
-use super::harness::{Ask, Bench, is_root};
+use crate::support::{
+    backends::skip,
+    rootfs::shell_rootfs,
+    sandbox::{Ask, Bench},
+    users::is_root,
+};
 
 #[tokio::test]
 async fn a_step_sees_the_source_and_prints() {
@@ -43,7 +48,7 @@ async fn a_long_chain_is_flattened_and_loses_nothing() {
 #[tokio::test]
 async fn system_directories_can_be_written_to_and_the_machine_does_not_change() {
     if !is_root() {
-        super::harness::skip("an ordinary user's step can't change directories that root owns");
+        skip("an ordinary user's step can't change directories that root owns");
         return;
     }
     let bench = Bench::new();
@@ -63,8 +68,8 @@ async fn system_directories_can_be_written_to_and_the_machine_does_not_change() 
 
 #[tokio::test]
 async fn a_root_file_system_in_a_directory_boots() {
-    let Some(rootfs) = busybox() else {
-        super::harness::skip("no static busybox, nor a shell with its libraries to copy");
+    let Some(rootfs) = shell_rootfs() else {
+        skip("no static busybox, nor a shell with its libraries to copy");
         return;
     };
     let bench = Bench::new();
@@ -79,23 +84,6 @@ async fn a_root_file_system_in_a_directory_boots() {
     assert_eq!(child.exit_code, 0);
     assert!(output.starts_with("hello\nmade\n/bin /dev "), "{output}");
     assert!(!rootfs.path().join("made").exists(), "the image was written to");
-}
-
-/// Returns a root file system with only a shell.
-pub(crate) fn busybox() -> Option<tempfile::TempDir> {
-    let dir = tempfile::tempdir().unwrap();
-    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
-    fs::create_dir(dir.path().join("bin")).unwrap();
-    let mut files = vec!["/bin/sh".to_owned()];
-    let ldd = std::process::Command::new("ldd").arg("/bin/sh").output().ok()?;
-    let ldd = String::from_utf8_lossy(&ldd.stdout).into_owned();
-    files.extend(ldd.split_whitespace().filter(|word| word.starts_with('/')).map(str::to_owned));
-    for file in files {
-        let to = dir.path().join(&file[1..]);
-        fs::create_dir_all(to.parent()?).ok()?;
-        fs::copy(fs::canonicalize(&file).ok()?, to).ok()?;
-    }
-    Some(dir)
 }
 
 #[tokio::test]

@@ -5,12 +5,12 @@ use std::fs;
 use hm_exec::runner::sandbox::UserNamespace;
 use serde_json::json;
 
-use super::{
-    super::images::{
-        fixture::{BUSYBOX, Image, Layer, has_busybox},
-        subordinate::RANGE,
-    },
-    harness::{Ask, Bench, hm, is_root, skip},
+use crate::support::{
+    backends::skip,
+    images::{BUSYBOX, Image, Layer, has_busybox},
+    programs::hm,
+    sandbox::{Ask, Bench},
+    users::{RANGE, is_root},
 };
 
 /// Returns whether steps have users other than root.

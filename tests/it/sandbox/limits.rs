@@ -3,7 +3,12 @@
 use hm_exec::runner::{RunnerError, RunnerErrorKind};
 use serde_json::{Value, json};
 
-use super::harness::{Ask, Bench, is_root, skip};
+use crate::support::{
+    backends::skip,
+    processes::eventually,
+    sandbox::{Ask, Bench},
+    users::is_root,
+};
 
 /// Returns the error of a step with limits.
 async fn failure(cmd: &str, args: Value) -> RunnerError {
@@ -93,5 +98,5 @@ async fn control_groups_go_with_their_step() {
         return;
     }
     assert!(!output.contains("hm-"), "the step sees the machine's groups: {output}");
-    super::harness::eventually("the groups are gone", || groups() == 0).await;
+    eventually("the groups are gone", || groups() == 0).await;
 }

@@ -2,14 +2,13 @@
 //!
 //! Run as root, the suite runs itself a second time as an ordinary user.
 
-mod confined;
+mod artifacts;
 mod files;
-pub(crate) mod harness;
 mod identity;
 mod isolation;
-mod left;
 mod limits;
 mod overlays;
 mod processes;
+mod read_only_programs;
 mod rootless;
 mod source;

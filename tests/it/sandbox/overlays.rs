@@ -7,8 +7,12 @@ use hm_exec::{
     store::Store,
 };
 
-use super::harness::{Ask, Bench, Run, eventually, is_asleep, is_root, marker, skip};
-use crate::images::subordinate::RANGE;
+use crate::support::{
+    backends::skip,
+    processes::{eventually, is_asleep, marker},
+    sandbox::{Ask, Bench, Run},
+    users::{RANGE, is_root},
+};
 
 /// Returns the directories of mounts: those of overlays, and those of the screens below some overlays.
 fn mounts(store: &Store) -> impl Iterator<Item = std::path::PathBuf> {

@@ -5,7 +5,10 @@ use std::process::{Command, Stdio};
 
 use hm_exec::runner::{RunnerErrorKind, StepRunner};
 
-use super::harness::{Ask, Bench, eventually, is_asleep, is_running, marker};
+use crate::support::{
+    processes::{eventually, is_asleep, is_running, marker},
+    sandbox::{Ask, Bench},
+};
 
 /// Returns a command that starts processes that resist being ended, in every way that a shell knows.
 fn stubborn(marker: &str) -> String {

@@ -1,16 +1,6 @@
 //! The same suite as an ordinary user.
 
-use std::{
-    fs,
-    os::unix::{fs::PermissionsExt, process::CommandExt},
-    path::Path,
-    process::Command,
-};
-
-use super::harness::{hm, is_root, skip};
-
-/// An id that owns nothing here.
-const ORDINARY: u32 = 1000;
+use crate::support::users::{is_root, run_again};
 
 #[test]
 fn the_suite_passes_as_an_ordinary_user() {
@@ -29,47 +19,4 @@ fn the_suite_passes_as_an_ordinary_user() {
     let passed = run_again(&[&filters[..], &["--test-threads=2"]].concat(), &[]);
     // A filter that matches nothing would succeed too.
     assert!(passed.is_none_or(|passed| passed > 20), "{passed:?}");
-}
-
-/// Runs tests of this suite as an ordinary user, who must be able to read the files that the variables name.
-/// Returns how many tests passed, which is all of them, or `None` if an ordinary user cannot make user
-/// namespaces here.
-pub(super) fn run_again(args: &[&str], env: &[(&str, &Path)]) -> Option<u32> {
-    let dir = tempfile::tempdir().unwrap();
-    let copy = |from: std::path::PathBuf, name: &str| {
-        let to = dir.path().join(name);
-        fs::copy(from, &to).unwrap();
-        fs::set_permissions(&to, fs::Permissions::from_mode(0o755)).unwrap();
-        to
-    };
-    let (suite, hm) = (copy(std::env::current_exe().unwrap(), "suite"), copy(hm(), "hm"));
-    for name in ["home", "tmp"] {
-        let made = dir.path().join(name);
-        fs::create_dir(&made).unwrap();
-        std::os::unix::fs::chown(&made, Some(ORDINARY), Some(ORDINARY)).unwrap();
-    }
-    fs::create_dir_all(dir.path().join("home/.ssh")).unwrap();
-    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
-    let output = Command::new(suite)
-        .args(args)
-        .env("HM_TEST_HM", hm)
-        .env("HOME", dir.path().join("home"))
-        .env("TMPDIR", dir.path().join("tmp"))
-        .env_remove("HM_REQUIRE_BACKENDS")
-        .envs(env.iter().copied())
-        .current_dir("/")
-        .uid(ORDINARY)
-        .gid(ORDINARY)
-        .output()
-        .unwrap();
-    let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
-    if text.contains("make a user namespace") {
-        skip("an ordinary user may not make user namespaces here");
-        return None;
-    }
-    assert!(output.status.success(), "{text}");
-    let passed =
-        text.lines().find_map(|line| line.strip_prefix("test result: ok. ")?.split_once(" passed")?.0.parse().ok());
-    assert!(passed.is_some(), "{text}");
-    passed
 }

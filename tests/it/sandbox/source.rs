@@ -6,7 +6,7 @@ use std::{
     process::Command,
 };
 
-use super::harness::{Ask, Bench};
+use crate::support::sandbox::{Ask, Bench};
 
 /// Returns whether this machine has a program, which is then part of its image.
 fn has(program: &str) -> bool {

@@ -4,7 +4,10 @@ use std::path::Path;
 
 use hm_exec::step::{Exit, locate};
 
-use super::harness::{Action, Ended, everybody, program};
+use crate::support::{
+    backends::usable,
+    step::{Action, Ended, everybody, program},
+};
 
 const BWRAP: &str = "/usr/bin/bwrap";
 
@@ -23,8 +26,8 @@ fn run(action: &Action, id: &str) -> Ended {
 fn is_possible() -> bool {
     let bwrap = Path::new(BWRAP).exists();
     let is_static = locate(Some(&program())).is_ok_and(|program| program.is_static);
-    crate::backends::usable("bubblewrap", bwrap, "install bubblewrap")
-        && crate::backends::usable("a static hm-step", is_static, "build one by `just hm-step`, and name it by HM_STEP")
+    usable("bubblewrap", bwrap, "install bubblewrap")
+        && usable("a static hm-step", is_static, "build one by `just hm-step`, and name it by HM_STEP")
 }
 
 #[test]

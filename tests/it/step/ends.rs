@@ -9,7 +9,7 @@ use std::{
 use hm_exec::step::Exit;
 use rustix::process::Signal;
 
-use super::harness::{Action, everybody, runs, write_script};
+use crate::support::step::{Action, everybody, runs, write_script};
 
 #[test]
 fn the_commands_code_and_bytes_are_those_of_hm_step() {

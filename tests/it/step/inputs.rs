@@ -5,7 +5,7 @@ use std::fs;
 use hm_exec::step::{Exit, Lower};
 use serde_json::{Value, json};
 
-use super::harness::{Action, everybody};
+use crate::support::step::{Action, everybody};
 
 #[test]
 fn what_is_no_input_is_told() {

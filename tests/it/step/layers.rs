@@ -4,8 +4,10 @@ use std::{collections::BTreeMap, io::Read};
 
 use hm_exec::store::ImageDigest;
 
-use super::harness::{Action, everybody};
-use crate::images::fixture::Layer;
+use crate::support::{
+    images::Layer,
+    step::{Action, everybody},
+};
 
 /// Makes every kind of change.
 const CHANGES: &str = "set -e

@@ -2,6 +2,5 @@
 
 mod buildbox;
 mod ends;
-mod harness;
 mod inputs;
 mod layers;

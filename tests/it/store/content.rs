@@ -14,7 +14,7 @@ use hm_exec::{
     },
 };
 
-use super::Bench;
+use crate::support::store::Bench;
 
 fn packed(bench: &Bench) -> PackedLayer {
     let layer = bench.top().join("layer");

@@ -16,7 +16,7 @@ use proptest::prelude::*;
 use rusqlite::Connection;
 use uuid::Uuid;
 
-use super::Bench;
+use crate::support::store::Bench;
 
 const DAY_MS: i64 = 24 * 60 * 60 * 1000;
 

@@ -13,9 +13,9 @@ use hm_exec::{
 };
 use proptest::prelude::*;
 
-use super::{
-    Bench, can_mark,
-    view::{Node, View, make_opaque, remove_below, view, whiteout},
+use crate::support::{
+    overlay_view::{Node, View, make_opaque, remove_below, view, whiteout},
+    store::{Bench, can_mark},
 };
 
 /// Commits what `write` puts into an upper directory, as a step over `source` would.

@@ -27,13 +27,11 @@ use bollard::{
 use futures_util::{StreamExt, TryStreamExt};
 use serde_json::json;
 
-use super::super::{
-    harness::{Ask, Bench, is_root},
-    rootless,
-};
-use crate::{
-    backends::{told_skip, usable},
-    docker::daemon::{Daemon, IMAGE},
+use crate::support::{
+    backends::{skip_optional, usable},
+    docker_daemon::{Daemon, IMAGE},
+    sandbox::{Ask, Bench},
+    users::{is_root, run_again},
 };
 
 const PROBES: &str = include_str!("../../../fixtures/isolation/probes.py");
@@ -116,7 +114,7 @@ async fn what_a_default_container_denies_is_denied() {
         return compare(&answered, &bait).await;
     }
     if !is_root() {
-        told_skip(
+        skip_optional(
             "the table of probes",
             "only root starts a daemon; root's run of this test is as an ordinary user, too",
         );
@@ -130,7 +128,7 @@ async fn what_a_default_container_denies_is_denied() {
     fs::write(&file, serde_json::to_vec(&answered).unwrap()).unwrap();
     rustix::fs::chmod(file.path(), rustix::fs::Mode::from_raw_mode(0o644)).unwrap();
     let name = "sandbox::isolation::as_docker::what_a_default_container_denies_is_denied";
-    if let Some(passed) = rootless::run_again(&["--exact", name], &[(ANSWERED, file.path())]) {
+    if let Some(passed) = run_again(&["--exact", name], &[(ANSWERED, file.path())]) {
         assert_eq!(passed, 1);
     }
 }
@@ -180,7 +178,7 @@ async fn compare(answered: &Answers, bait: &Bait) {
         };
         let excused = |probe: &str| {
             if probe == ABSTRACT_SOCKET && !scopes {
-                told_skip(
+                skip_optional(
                     "the probe of abstract sockets",
                     "this kernel has no Landlock scopes: they are of Linux 6.12",
                 );

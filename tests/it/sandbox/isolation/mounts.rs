@@ -8,7 +8,10 @@ use std::{
 
 use hm_exec::runner::sandbox::UserNamespace;
 
-use super::super::harness::{Ask, Bench, is_root};
+use crate::support::{
+    sandbox::{Ask, Bench},
+    users::is_root,
+};
 
 const NODES: [&str; 6] = ["null", "zero", "full", "random", "urandom", "tty"];
 

@@ -16,9 +16,11 @@ use hm_exec::runner::{
     sandbox::{ConfinedCommand, ConfinedEnd, ConfinedLimits},
 };
 
-use crate::{
+use crate::support::{
     backends::usable,
-    sandbox::harness::{Ask, Bench, hm},
+    programs::hm,
+    rootfs::shell_rootfs,
+    sandbox::{Ask, Bench},
 };
 
 /// Prints what it reaches, and attempts every change to it that root of a step could make. The file itself
@@ -141,7 +143,7 @@ async fn a_step_changes_nothing_of_the_copy_of_a_program_that_was_replaced() {
 /// Checks an image whose mount points are links to files that the jail has open while it is made.
 #[tokio::test]
 async fn links_of_an_image_lead_to_nothing_that_the_jail_has_open() {
-    let Some(busybox) = super::super::files::busybox() else { return };
+    let Some(busybox) = shell_rootfs() else { return };
     let machine = tempfile::tempdir().unwrap();
     let target = machine.path().canonicalize().unwrap();
     let outside = target.strip_prefix("/").unwrap().display();

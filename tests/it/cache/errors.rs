@@ -1,0 +1,136 @@
+//! A problem with the cache is a miss, reported in an event, and never a failed build.
+
+use std::{
+    fs::{self, File},
+    path::Path,
+    time::Duration,
+};
+
+use hm_exec::{
+    BuildStatus,
+    StepStatus::{CacheHit, Canceled, Infrastructure, Passed, Skipped},
+    event::CacheMissReason::{Absent, Damaged, Unavailable},
+    store::Store,
+};
+use rusqlite::Connection;
+
+use crate::support::layer_writer::{Bench, Ended, cached, chain, pipeline, plain, request};
+
+/// Returns the directory of the layer that has `file`.
+fn layer_with(store: &Path, file: &str) -> std::path::PathBuf {
+    let layers = fs::read_dir(store.join("layers")).unwrap().map(|entry| entry.unwrap().path());
+    layers.into_iter().find(|layer| layer.join("root").join(file).exists()).unwrap()
+}
+
+/// Reopens the same store as another process would, with nothing of it checked yet.
+fn reopen(bench: &mut Bench) {
+    bench.writer.store = Store::open(bench.writer.store.dir()).unwrap();
+}
+
+#[tokio::test]
+async fn a_damaged_layer_is_a_miss_that_is_told_and_repaired() {
+    for damage in ["cut", "emptied", "removed", "unreadable"] {
+        let mut bench = Bench::new();
+        bench.run(&chain()).await;
+        let layer = layer_with(bench.writer.store.dir(), "b");
+        match damage {
+            "cut" => File::options().write(true).open(layer.join("root/b")).unwrap().set_len(1).unwrap(),
+            "emptied" => fs::remove_file(layer.join("root/b")).unwrap(),
+            "removed" => fs::remove_dir_all(&layer).unwrap(),
+            _ => {
+                fs::remove_dir_all(layer.join("root")).unwrap();
+                fs::write(layer.join("root"), "a file").unwrap();
+            }
+        }
+        reopen(&mut bench);
+        let ended = bench.run(&chain()).await;
+        assert_eq!(ended.statuses(), [CacheHit, Passed, Passed], "{damage}");
+        let (reason, message) = &ended.misses()["b"];
+        assert_eq!((*reason, message.contains("layer")), (Damaged, true), "{damage}: {message}");
+        assert_eq!(ended.misses()["c"].0, Absent, "{damage}: its parent is another now");
+        reopen(&mut bench);
+        assert_eq!(bench.run(&chain()).await.statuses(), [CacheHit; 3], "{damage}");
+    }
+}
+
+#[tokio::test]
+async fn an_index_that_breaks_while_it_is_used_costs_the_cache_and_nothing_else() {
+    let bench = Bench::new();
+    bench.run(&chain()).await;
+    let index = Connection::open(bench.writer.store.dir().join("index.db")).unwrap();
+    index.execute_batch("DROP TABLE cache").unwrap();
+    let ended = bench.run(&chain()).await;
+    assert_eq!(ended.statuses(), [Passed; 3]);
+    let (reason, message) = &ended.misses()["a"];
+    assert_eq!((*reason, message.contains("index")), (Unavailable, true), "{message}");
+}
+
+#[tokio::test]
+async fn a_store_that_can_t_be_opened_costs_the_cache_and_nothing_else() {
+    let bench = Bench::new();
+    let blocked = bench.writer.store.dir().join("format");
+    let engine = bench.builder().cache(hm_exec::store::StoreHandle::new(&blocked)).build().unwrap();
+    let ended = Ended::of(engine.start(request(&chain())).await.unwrap()).await;
+    assert_eq!((ended.statuses(), ended.misses()["c"].0), (vec![Passed; 3], Unavailable));
+}
+
+#[tokio::test]
+async fn a_result_that_was_made_otherwise_than_its_key_says_is_not_kept() {
+    let bench = Bench::new();
+    bench.state().mode_at_work = Some("other".into());
+    let ir = pipeline(&[cached("a")], &[]);
+    assert!(bench.run(&ir).await.passed());
+    let state = |bench: &Bench, mode: &str| {
+        bench.state().mode = mode.into();
+        bench.state().mode_at_work = None;
+    };
+    state(&bench, "plain");
+    assert_eq!(bench.run(&ir).await.statuses(), [Passed]);
+    state(&bench, "other");
+    assert_eq!(bench.run(&ir).await.statuses(), [Passed], "nor under the other key");
+}
+
+#[tokio::test]
+async fn a_runner_that_can_t_work_is_asked_before_the_build_where_it_is_needed_for_sure() {
+    let bench = Bench::new();
+    bench.state().usable = false;
+    let engine = bench.builder().build().unwrap();
+    let error = engine.start(request(&pipeline(&[cached("a"), plain("b")], &[]))).await.unwrap_err();
+    assert!(error.to_string().contains("it is broken; mend it"), "{error}");
+    let mut request = request(&chain());
+    request.options.refresh = ["b".to_owned()].into();
+    assert!(engine.start(request).await.is_err());
+}
+
+#[tokio::test]
+async fn a_runner_that_can_t_work_is_asked_once_at_the_first_miss_and_the_step_says_so() {
+    let bench = Bench::new();
+    bench.run(&pipeline(&[cached("a")], &[])).await;
+    bench.state().usable = false;
+    bench.state().probes = 0;
+    assert!(bench.run(&pipeline(&[cached("a")], &[])).await.passed(), "nobody needs the runner");
+    let ir = pipeline(&[cached("a"), cached("x"), cached("y"), cached("z")], &[(1, 3)]);
+    let ended = bench.run_with(&ir, |request| request.options.keep_going = true).await;
+    assert_eq!(ended.outcome.status, BuildStatus::Infrastructure);
+    assert_eq!(ended.statuses(), [CacheHit, Infrastructure, Infrastructure, Skipped]);
+    assert_eq!((bench.take_ran().len(), bench.state().probes), (1, 1));
+    let message = ended.events.iter().find_map(|event| match event {
+        hm_exec::BuildEvent::StepEnd { message, .. } => message.clone(),
+        _ => None,
+    });
+    assert_eq!(message.as_deref(), Some("runner `writer` is not available: it is broken; mend it"));
+}
+
+#[tokio::test]
+async fn a_build_that_is_cancelled_while_a_cached_step_runs_keeps_what_was_published() {
+    let bench = Bench::new();
+    let ir = pipeline(&[cached("a"), cached("slow")], &[(0, 1)]);
+    let engine = bench.builder().grace(Duration::ZERO).build().unwrap();
+    let (_, control) = engine.start(request(&ir)).await.unwrap().into_parts();
+    bench.writer.waits.notified().await;
+    control.cancel();
+    let outcome = control.wait().await.unwrap();
+    assert_eq!(outcome.steps.iter().map(|step| step.status).collect::<Vec<_>>(), [Passed, Canceled]);
+    bench.writer.go.notify_one();
+    assert_eq!(bench.run(&ir).await.statuses(), [CacheHit, Passed]);
+}

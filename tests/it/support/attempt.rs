@@ -1,0 +1,47 @@
+//! What a runner needs to run without an engine. The allocation test and the dispatch benchmark include it
+//! too.
+
+use std::{num::NonZeroU32, sync::Arc};
+
+use hm_exec::{
+    ExecutorInput,
+    event::{RunDir, create},
+    ir::{CommandStep, Env},
+    runner::{ArchiveId, CacheDecision, Secrets, StepContext},
+    store::Archives,
+};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use super::run_meta::run_meta;
+
+/// Returns the first attempt of a step `build`, in a separate run.
+pub(crate) fn attempt() -> (StepContext, ExecutorInput) {
+    let run_id = Uuid::from_u128(1);
+    let meta = run_meta(run_id, 0);
+    let (_, event_bus, _) = create(RunDir::Temporary, meta, &Secrets::new()).expect("a temporary journal");
+    let archive = ArchiveId(run_id);
+    let archives = Arc::new(Archives::new(archive, "/nonexistent"));
+    let step = CommandStep {
+        key: "build".into(),
+        label: None,
+        cmd: "true".into(),
+        image: Some("host".into()),
+        env: None,
+        timeout_seconds: NonZeroU32::new(60),
+        cache: None,
+        runner: None,
+        runner_args: None,
+    };
+    let input = ExecutorInput {
+        step: Arc::new(step),
+        workspace_archive_id: archive,
+        env: Arc::new(Env::new()),
+        workdir: "/workspace".into(),
+        run_id,
+        step_id: Uuid::from_u128(2),
+        cache_lookup: CacheDecision::MissNoCommit,
+        parent_snapshot: None,
+    };
+    (StepContext::new(event_bus, archives, Arc::default(), CancellationToken::new()), input)
+}

@@ -1,0 +1,165 @@
+//! A Docker daemon for tests: the one that `HM_TEST_DOCKER` names, or a new one.
+
+use std::{
+    fs,
+    path::Path,
+    process::{Child, Command, Stdio},
+    sync::{Arc, Mutex, PoisonError, Weak},
+    time::{Duration, Instant},
+};
+
+use bollard::{
+    API_DEFAULT_VERSION, Docker, body_full,
+    query_parameters::{CreateImageOptionsBuilder, ListContainersOptionsBuilder, ListImagesOptionsBuilder},
+};
+use futures_util::TryStreamExt;
+use rustix::{
+    mount::{UnmountFlags, unmount},
+    process::{Pid, Signal, kill_process},
+};
+use tempfile::TempDir;
+
+use super::backends::usable;
+
+/// The name of the tests' base image at the daemon.
+pub(crate) const IMAGE: &str = "hm-exec-test/busybox:latest";
+
+/// A daemon that has the base image. A daemon that was started for the tests ends with its last user.
+pub(crate) struct Daemon {
+    pub(crate) host: String,
+    /// The process, which ends before its directory is removed.
+    started: Option<Child>,
+    dir: Option<TempDir>,
+}
+
+/// The daemon that concurrent tests share.
+static SHARED: Mutex<Weak<Daemon>> = Mutex::new(Weak::new());
+
+impl Daemon {
+    /// Returns the daemon. `None` if there is none and none can be started: the test is then skipped.
+    pub(crate) fn get() -> Option<Arc<Self>> {
+        let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(daemon) = shared.upgrade() {
+            return Some(daemon);
+        }
+        let daemon = match std::env::var("HM_TEST_DOCKER") {
+            Ok(host) => Ok(Self { host, started: None, dir: None }),
+            Err(_) => Self::start(),
+        };
+        let daemon = match daemon {
+            Ok(daemon) => Arc::new(daemon),
+            Err(why) => {
+                usable("docker", false, &why);
+                return None;
+            }
+        };
+        // On its own thread, because the caller may be on a runtime.
+        std::thread::scope(|scope| scope.spawn(|| daemon.import()).join().unwrap());
+        *shared = Arc::downgrade(&daemon);
+        Some(daemon)
+    }
+
+    fn start() -> Result<Self, String> {
+        if !rustix::process::geteuid().is_root() {
+            return Err("HM_TEST_DOCKER names no daemon, and this is not root, who could start one".into());
+        }
+        let dir = tempfile::tempdir().map_err(|error| error.to_string())?;
+        let path = |name: &str| dir.path().join(name).display().to_string();
+        let host = format!("unix://{}", path("docker.sock"));
+        let log = fs::File::create(path("log")).map_err(|error| error.to_string())?;
+        let mut started = Command::new("dockerd")
+            .args(["--host", &host, "--data-root", &path("data"), "--exec-root", &path("exec")])
+            .args(["--pidfile", &path("pid"), "--iptables=false", "--ip6tables=false", "--bridge=none"])
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().map_err(|error| error.to_string())?)
+            .stderr(log)
+            .spawn()
+            .map_err(|error| format!("dockerd does not start ({error}): install docker.io"))?;
+        let patience = Instant::now() + Duration::from_secs(60);
+        while Instant::now() < patience && started.try_wait().is_ok_and(|ended| ended.is_none()) {
+            if Path::new(&path("docker.sock")).exists() && Self::answers(&host) {
+                return Ok(Self { host, started: Some(started), dir: Some(dir) });
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        end(&mut started);
+        Err(format!("dockerd does not come up: {}", fs::read_to_string(path("log")).unwrap_or_default()))
+    }
+
+    fn answers(host: &str) -> bool {
+        // On its own thread, because the caller may be on a runtime.
+        let asked = || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            let docker = Docker::connect_with_unix(host, 10, API_DEFAULT_VERSION);
+            docker.is_ok_and(|docker| runtime.block_on(docker.negotiate_version()).is_ok())
+        };
+        std::thread::scope(|scope| scope.spawn(asked).join().unwrap())
+    }
+
+    /// Returns a new client.
+    pub(crate) fn client(&self) -> Docker {
+        Docker::connect_with_unix(&self.host, 120, API_DEFAULT_VERSION).unwrap()
+    }
+
+    /// Imports the base image, which has busybox and nothing else.
+    fn import(&self) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let mut archive = tar::Builder::new(Vec::new());
+        archive.append_path_with_name("/bin/busybox", "bin/busybox").unwrap();
+        let list = Command::new("/bin/busybox").arg("--list").output().unwrap().stdout;
+        for name in String::from_utf8(list).unwrap().lines().filter(|name| *name != "busybox") {
+            let mut header = tar::Header::new_gnu();
+            header.set_entry_type(tar::EntryType::Symlink);
+            header.set_size(0);
+            header.set_mode(0o777);
+            archive.append_link(&mut header, format!("bin/{name}"), "busybox").unwrap();
+        }
+        let mut header = tar::Header::new_gnu();
+        header.set_entry_type(tar::EntryType::Directory);
+        header.set_size(0);
+        header.set_mode(0o1777);
+        archive.append_data(&mut header, "tmp", std::io::empty()).unwrap();
+        let archive = archive.into_inner().unwrap();
+        let (repo, tag) = IMAGE.rsplit_once(':').unwrap();
+        runtime.block_on(async {
+            let docker = self.client().negotiate_version().await.unwrap();
+            let options = CreateImageOptionsBuilder::default().from_src("-").repo(repo).tag(tag).build();
+            let imported = docker.create_image(Some(options), Some(body_full(archive.into())), None);
+            imported.try_collect::<Vec<_>>().await.unwrap();
+        });
+    }
+
+    /// Returns the names of all containers and the ids of all images that processes of the store in `dir`
+    /// made.
+    pub(crate) async fn ours(&self, dir: &Path) -> (Vec<String>, Vec<String>) {
+        let docker = self.client().negotiate_version().await.unwrap();
+        let secret = fs::read(dir.join("secret")).unwrap().try_into().unwrap();
+        let name = blake3::Hasher::new_keyed(&secret).update(b"hm-exec docker 1").finalize().to_hex();
+        let label = format!("hm-exec.store={}", &name[..32]);
+        let filters = std::collections::HashMap::from([("label", vec![label.as_str()])]);
+        let list = ListContainersOptionsBuilder::default().all(true).filters(&filters).build();
+        let containers = docker.list_containers(Some(list)).await.unwrap();
+        let list = ListImagesOptionsBuilder::default().all(true).filters(&filters).build();
+        let images = docker.list_images(Some(list)).await.unwrap();
+        let names = containers.into_iter().map(|container| container.names.unwrap().concat());
+        (names.collect(), images.into_iter().map(|image| image.id).collect())
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        if let Some(started) = &mut self.started {
+            end(started);
+        }
+        if let Some(dir) = &self.dir {
+            // The daemon leaves its own network namespace mounted if it had containers without a network.
+            let _ = unmount(dir.path().join("exec/netns/default"), UnmountFlags::DETACH);
+        }
+    }
+}
+
+fn end(daemon: &mut Child) {
+    let pid = Pid::from_child(daemon);
+    let _ = kill_process(pid, Signal::TERM);
+    let _ = daemon.wait();
+}

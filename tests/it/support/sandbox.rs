@@ -1,0 +1,183 @@
+//! Runs single steps on a sandbox over a store of its own.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use hm_exec::{
+    BuildEvent, BuildStatus, EventStream, ExecutorInput, SnapshotRef, StepResult,
+    event::{self, EventBus, EventWriter, RunDir, StateEvent, StdStream, step_id},
+    ir::{CommandStep, Env},
+    plan::StepIndex,
+    runner::{
+        ArchiveId, CacheDecision, RunnerError, Secrets, StepContext, StepRunner,
+        sandbox::{SandboxBuilder, SandboxRunner},
+    },
+    store::{Archives, Store},
+};
+use serde_json::Value;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use super::{programs::hm, run_meta::run_meta};
+
+/// A sandbox over a store and a source tree of its own.
+#[derive(Debug)]
+pub(crate) struct Bench {
+    dir: tempfile::TempDir,
+    pub(crate) runner: SandboxRunner,
+    pub(crate) store: Arc<Store>,
+}
+
+/// One run: source frozen once, events recorded.
+#[derive(Debug)]
+pub(crate) struct Run {
+    run_id: Uuid,
+    pub(crate) ctx: StepContext,
+    writer: EventWriter,
+    events: EventStream,
+    next: u32,
+}
+
+/// The request for one step.
+#[derive(Debug, Clone)]
+pub(crate) struct Ask {
+    pub(crate) cmd: String,
+    pub(crate) image: String,
+    pub(crate) parent: Option<SnapshotRef>,
+    pub(crate) env: Env,
+    pub(crate) args: Option<Value>,
+    pub(crate) commit: bool,
+}
+
+impl Ask {
+    /// Returns a request for `cmd` on the host image.
+    pub(crate) fn new(cmd: impl Into<String>) -> Self {
+        Self { cmd: cmd.into(), image: "host".into(), parent: None, env: Env::new(), args: None, commit: true }
+    }
+
+    pub(crate) fn after(mut self, parent: &StepResult) -> Self {
+        self.parent.clone_from(&parent.committed_snapshot);
+        assert!(self.parent.is_some(), "the parent committed nothing");
+        self
+    }
+
+    pub(crate) fn image(mut self, image: impl Into<String>) -> Self {
+        self.image = image.into();
+        self
+    }
+
+    pub(crate) fn args(mut self, args: Value) -> Self {
+        self.args = Some(args);
+        self
+    }
+
+    pub(crate) fn env(mut self, name: &str, value: impl Into<String>) -> Self {
+        self.env.insert(name.into(), value.into());
+        self
+    }
+}
+
+impl Bench {
+    pub(crate) fn new() -> Self {
+        Self::with(|builder| builder)
+    }
+
+    pub(crate) fn with(configure: impl FnOnce(SandboxBuilder) -> SandboxBuilder) -> Self {
+        // Not /tmp itself if it is a tmpfs: an upper directory needs user attributes, which old tmpfs
+        // versions lack.
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&dir.path().join("store")).unwrap();
+        std::fs::create_dir(dir.path().join("source")).unwrap();
+        let builder = SandboxRunner::builder().store(Arc::clone(&store)).helper(hm());
+        Self { runner: configure(builder).build(), store, dir }
+    }
+
+    pub(crate) fn source(&self) -> PathBuf {
+        self.dir.path().join("source")
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        self.dir.path()
+    }
+
+    pub(crate) fn run(&self) -> Run {
+        self.run_with(Secrets::new())
+    }
+
+    pub(crate) fn run_with(&self, secrets: Secrets) -> Run {
+        let run_id = Uuid::new_v4();
+        let meta = run_meta(run_id, 64);
+        let (writer, bus, events) = event::create(RunDir::Temporary, meta, &secrets).unwrap();
+        let bus: EventBus = bus.for_attempt(1);
+        let archives = Arc::new(Archives::new(ArchiveId(Uuid::new_v4()), self.source()));
+        let mut ctx = StepContext::new(bus, archives, Arc::new(secrets), CancellationToken::new());
+        ctx.grace = std::time::Duration::from_millis(300);
+        Run { run_id, ctx, writer, events, next: 0 }
+    }
+
+    /// Runs a step of `run`.
+    pub(crate) async fn step(&self, run: &mut Run, ask: Ask) -> Result<StepResult, RunnerError> {
+        let input = run.input(ask);
+        self.runner.execute(&run.ctx, input).await
+    }
+
+    /// Runs one command in a separate run. Returns its exit code and its output.
+    pub(crate) async fn sh(&self, cmd: &str) -> (i32, String) {
+        let mut run = self.run();
+        let result = self.step(&mut run, Ask::new(cmd)).await.unwrap();
+        (result.exit_code, run.output().await)
+    }
+}
+
+impl Run {
+    pub(crate) fn id(&self) -> Uuid {
+        self.run_id
+    }
+
+    pub(crate) fn input(&mut self, ask: Ask) -> ExecutorInput {
+        let step_id = step_id(self.run_id, StepIndex(self.next));
+        self.next += 1;
+        let step = CommandStep {
+            key: "s".into(),
+            label: None,
+            cmd: ask.cmd.into(),
+            image: Some(ask.image.into()),
+            env: None,
+            timeout_seconds: None,
+            cache: None,
+            runner: None,
+            runner_args: ask.args,
+        };
+        let cache_lookup = match ask.commit {
+            true => CacheDecision::MissBuildAs { tag: SnapshotRef::from("hm1:t") },
+            false => CacheDecision::MissNoCommit,
+        };
+        ExecutorInput {
+            step: Arc::new(step),
+            workspace_archive_id: self.ctx.archives.id(),
+            env: Arc::new(ask.env),
+            workdir: "/workspace".into(),
+            run_id: self.run_id,
+            step_id,
+            cache_lookup,
+            parent_snapshot: ask.parent,
+        }
+    }
+
+    /// Ends the run. Returns all lines that its steps printed, those of standard error last.
+    pub(crate) async fn output(mut self) -> String {
+        self.writer.emit(0, StateEvent::BuildEnd { status: BuildStatus::Passed, duration_ms: 0 });
+        self.writer.flush().unwrap();
+        let (mut stdout, mut stderr) = (String::new(), String::new());
+        while let Some(event) = self.events.next().await {
+            match event {
+                BuildEvent::StepLog { stream: StdStream::Stdout, line, .. } => stdout.extend([line.as_str(), "\n"]),
+                BuildEvent::StepLog { line, .. } => stderr.extend(["err: ", line.as_str(), "\n"]),
+                _ => {}
+            }
+        }
+        stdout + &stderr
+    }
+}
