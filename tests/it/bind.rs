@@ -104,7 +104,7 @@ fn root_steps_boot_from_their_image_else_the_pipelines_else_host() {
 }
 
 #[test]
-fn what_does_not_change_is_shared_with_the_plan() {
+fn unchanged_fields_are_shared_with_the_plan() {
     let plan = plan(
         &[step("a", json!({ "image": "host" })), step("b", json!({})), step("c", json!({}))],
         json!([[0, 1, "builds_in"]]),
@@ -133,7 +133,7 @@ fn time_limits_and_names_are_carried_over() {
 }
 
 #[test]
-fn an_unknown_runner_is_told_with_the_nearest_and_all_known_names() {
+fn an_unknown_runner_is_reported_with_the_nearest_and_all_known_names() {
     for (name, nearest) in [
         ("dokcer", ", did you mean `docker`?"),
         ("Sandbox", ", did you mean `sandbox`?"),
@@ -149,14 +149,14 @@ fn an_unknown_runner_is_told_with_the_nearest_and_all_known_names() {
 }
 
 #[test]
-fn a_runner_of_the_project_that_is_not_compiled_in_is_said_to_be_that() {
+fn a_runner_that_is_not_compiled_in_is_reported_as_such() {
     let plan = plan(&[step("a", json!({ "runner": "vm" }))], json!([]));
     let expected = "step `a`: runner `vm` is not compiled into this program (known: `sandbox`, `process` and `docker`)";
     assert_refused(&plan, runners(), &BindOptions::default(), &[expected]);
 }
 
 #[test]
-fn a_wrong_runner_option_is_told_once_and_not_for_each_step() {
+fn a_wrong_runner_option_is_reported_once_and_not_for_each_step() {
     let plan = plan(&[step("a", json!({})), step("b", json!({}))], json!([]));
     let expected =
         "options: there is no runner `sandbx`, did you mean `sandbox`? (known: `sandbox`, `process` and `docker`)";
@@ -232,7 +232,7 @@ fn limits_are_checked_with_the_place_of_the_mistake() {
 }
 
 #[test]
-fn images_that_a_runner_cannot_boot_are_told_with_the_way_out() {
+fn images_that_a_runner_cannot_boot_are_reported_with_a_remedy() {
     let steps = [
         step("a", json!({ "image": "debian:bookworm" })),
         step("b", json!({ "image": "rootfs:/srv", "runner": "process" })),
@@ -253,7 +253,7 @@ fn images_that_a_runner_cannot_boot_are_told_with_the_way_out() {
 }
 
 #[test]
-fn images_that_are_none_or_lead_to_nothing_are_told() {
+fn invalid_and_missing_images_are_reported() {
     let everywhere = || {
         let images = [ImageSupport::All, ImageSupport::Portable, ImageSupport::Any];
         let mut runners: Vec<_> = ["all", "portable", "any"]
@@ -285,7 +285,7 @@ fn images_that_are_none_or_lead_to_nothing_are_told() {
 }
 
 #[test]
-fn secrets_need_a_runner_that_can_show_them() {
+fn secrets_need_a_runner_that_supports_them() {
     let of = |runner| step(runner, json!({ "runner": runner }));
     let plan = plan(&[of("sandbox"), of("process"), step("more", json!({ "runner": "process" }))], json!([]));
     bound(&plan, &BindOptions::default());
@@ -295,7 +295,7 @@ fn secrets_need_a_runner_that_can_show_them() {
 }
 
 #[test]
-fn a_child_boots_on_another_runner_only_where_both_know_layers() {
+fn a_child_boots_on_another_runner_only_if_both_support_layers() {
     let of = |runner| step(runner, json!({ "runner": runner }));
     let steps = [of("sandbox"), of("docker"), of("process")];
     bound(&plan(&steps, json!([[0, 1, "builds_in"], [1, 2, "depends_on"]])), &BindOptions::default());
@@ -306,7 +306,7 @@ fn a_child_boots_on_another_runner_only_where_both_know_layers() {
 }
 
 #[test]
-fn variables_that_no_program_can_get_are_refused() {
+fn variables_that_cannot_be_passed_to_a_program_are_refused() {
     let env = [("A=B".to_owned(), String::new()), ("C".to_owned(), "\0".to_owned())].into();
     let expected = [
         "options: invalid variable name `A=B`: a name must not be empty or contain `=` or NUL bytes",
@@ -317,7 +317,7 @@ fn variables_that_no_program_can_get_are_refused() {
 }
 
 #[test]
-fn all_mistakes_of_a_real_pipeline_are_told_at_once() {
+fn all_mistakes_of_a_real_pipeline_are_reported_at_once() {
     let (_, text) = fixtures().into_iter().find(|(name, _)| name == "kitchen-sink.json").unwrap();
     let runners = runners().into_iter().filter(|runner| &*runner.name != "docker").collect();
     let expected = [

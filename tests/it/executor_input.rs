@@ -34,7 +34,7 @@ fn input(cache_lookup: &Value, parent_snapshot: &Value) -> Value {
 }
 
 #[test]
-fn inputs_are_read_and_written_alike_by_us_and_the_published_crate() {
+fn inputs_round_trip_through_our_types_and_the_published_crates() {
     for cache_lookup in [
         json!({ "kind": "hit", "tag": "hm1:1" }),
         json!({ "kind": "miss_build_as", "tag": "hm1:2" }),
@@ -54,7 +54,7 @@ fn inputs_are_read_and_written_alike_by_us_and_the_published_crate() {
 }
 
 #[test]
-fn inputs_without_a_parent_or_with_an_unknown_field_are_treated_like_the_published_crate_does() {
+fn missing_parents_and_unknown_fields_are_handled_as_by_the_published_crate() {
     let mut value = input(&json!({ "kind": "miss_no_commit" }), &Value::Null);
     value.as_object_mut().unwrap().remove("parent_snapshot");
     assert_eq!(serde_json::from_value::<ExecutorInput>(value.clone()).unwrap().parent_snapshot, None);
@@ -65,7 +65,7 @@ fn inputs_without_a_parent_or_with_an_unknown_field_are_treated_like_the_publish
 }
 
 #[test]
-fn parameters_of_a_cache_policy_are_kept_that_the_published_crate_drops() {
+fn cache_policy_parameters_that_the_published_crate_drops_are_kept() {
     let mut value = input(&json!({ "kind": "miss_no_commit" }), &Value::Null);
     let known = value["step"]["cache"].clone();
     value["step"]["cache"]["duration_seconds"] = json!(1.5);
@@ -76,7 +76,7 @@ fn parameters_of_a_cache_policy_are_kept_that_the_published_crate_drops() {
 }
 
 #[test]
-fn a_parameter_that_cannot_be_said_is_refused_though_the_published_crate_skips_it() {
+fn a_cache_policy_parameter_with_invalid_unicode_is_refused() {
     let mut value = input(&json!({ "kind": "miss_no_commit" }), &Value::Null);
     value["step"]["cache"]["note"] = json!("x");
     let json = value.to_string().replace(r#""note":"x""#, r#""note":"\ud800""#);
@@ -87,7 +87,7 @@ fn a_parameter_that_cannot_be_said_is_refused_though_the_published_crate_skips_i
 }
 
 #[test]
-fn results_are_read_and_written_alike_by_us_and_the_published_crate() {
+fn results_round_trip_through_our_types_and_the_published_crates() {
     for value in [
         json!({ "exit_code": 0, "committed_snapshot": "hm1:3", "artifacts": [] }),
         json!({ "exit_code": 137, "committed_snapshot": null,
@@ -130,7 +130,7 @@ fn place<'a>(value: &'a mut Value, at: &[prop::sample::Index]) -> &'a mut Value 
 
 proptest! {
     #[test]
-    fn whatever_a_field_is_replaced_by_an_input_is_read_by_both_or_by_none(
+    fn an_input_with_any_field_replaced_is_read_by_both_or_by_neither(
         at in prop::collection::vec(any::<prop::sample::Index>(), 0..4),
         replacement in json_values(),
     ) {
@@ -141,7 +141,7 @@ proptest! {
 }
 
 #[test]
-fn a_cache_policy_as_an_array_is_read_by_both_or_by_none() {
+fn a_cache_policy_as_an_array_is_read_by_both_or_by_neither() {
     for cache in
         [json!([]), json!([""]), json!(["ttl", "key"]), json!(["ttl", null]), json!(["ttl", "key", 1]), json!([1])]
     {

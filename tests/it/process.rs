@@ -138,7 +138,7 @@ fn pids(path: &Path, count: usize) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn a_command_runs_in_a_copy_of_the_source_with_an_environment_of_its_own() {
+async fn a_command_runs_in_a_copy_of_the_source_with_its_own_environment() {
     let bench = Bench::new();
     fs::write(bench.source().join("file"), "original").unwrap();
     let (ctx, writer, events) = bench.context();
@@ -156,7 +156,7 @@ async fn a_command_runs_in_a_copy_of_the_source_with_an_environment_of_its_own()
 }
 
 #[tokio::test]
-async fn a_child_under_newer_source_gets_what_was_edited_and_deleted() {
+async fn a_child_under_newer_source_gets_its_edits_and_deletions() {
     let bench = Bench::new();
     fs::create_dir(bench.source().join("gone")).unwrap();
     for name in ["edited", "deleted", "same", "gone/file"] {
@@ -177,7 +177,7 @@ async fn a_child_under_newer_source_gets_what_was_edited_and_deleted() {
 }
 
 #[tokio::test]
-async fn commands_longer_than_an_argument_may_be_run() {
+async fn commands_longer_than_an_argument_can_be_run() {
     let bench = Bench::new();
     let cmd = format!("# {}\necho ran", "x".repeat(300_000));
     let (result, events) = bench.run(&cmd, None).await;
@@ -185,7 +185,7 @@ async fn commands_longer_than_an_argument_may_be_run() {
 }
 
 #[tokio::test]
-async fn what_it_cannot_do_is_refused_for_good() {
+async fn unsupported_requests_are_refused_and_not_retried() {
     let bench = Bench::new();
     let (ctx, _writer, _events) = bench.context();
     let mut with_image = input("true", None);
@@ -202,7 +202,7 @@ async fn what_it_cannot_do_is_refused_for_good() {
 }
 
 #[tokio::test]
-async fn an_unused_runner_makes_no_store() {
+async fn an_unused_runner_creates_no_store() {
     let bench = Bench::new();
     let _ = bench.runner.probe().await;
     let _ = bench.runner.capabilities();
@@ -210,7 +210,7 @@ async fn an_unused_runner_makes_no_store() {
 }
 
 #[test]
-fn a_killed_engine_takes_its_steps_along_and_the_next_one_cleans_up() {
+fn steps_end_with_a_killed_engine_and_the_next_engine_cleans_up() {
     let bench = Bench::new();
     let mut victim = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "process::victim", "--ignored", "--nocapture"])

@@ -2,7 +2,7 @@
 //! expected errors.
 
 #[test]
-fn wrong_sets_say_what_is_wrong() {
+fn wrong_sets_get_clear_compiler_errors() {
     let cases = trybuild::TestCases::new();
     cases.compile_fail("tests/ui/fail/*.rs");
 }

@@ -26,7 +26,7 @@ async fn equal_steps_of_a_build_run_once_whatever_the_parallelism() {
 }
 
 #[tokio::test]
-async fn where_the_first_one_fails_the_next_one_runs() {
+async fn if_the_first_of_equal_steps_fails_the_next_one_runs() {
     let bench = Bench::new();
     bench.state().exits.insert("a".into(), vec![1]);
     let ended = bench.run_with(&equal(&["a", "b", "c"]), |request| request.options.keep_going = true).await;
@@ -52,7 +52,7 @@ async fn equal_steps_of_two_builds_run_once() {
 }
 
 #[tokio::test]
-async fn a_build_that_waits_for_another_s_step_can_be_cancelled_and_the_other_goes_on() {
+async fn a_build_that_waits_for_a_step_of_another_can_be_cancelled_alone() {
     let bench = Bench::new();
     let engine = bench.builder().build().unwrap();
     let first = engine.start(request(&equal(&["slow"]))).await.unwrap();
@@ -67,7 +67,7 @@ async fn a_build_that_waits_for_another_s_step_can_be_cancelled_and_the_other_go
 }
 
 #[tokio::test]
-async fn where_a_build_is_cancelled_another_that_waits_for_it_takes_over() {
+async fn a_waiting_build_takes_over_when_the_other_is_cancelled() {
     let bench = Bench::new();
     let engine = bench.builder().build().unwrap();
     let (_, first) = engine.start(request(&equal(&["slow"]))).await.unwrap().into_parts();

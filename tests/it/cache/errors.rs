@@ -28,7 +28,7 @@ fn reopen(bench: &mut Bench) {
 }
 
 #[tokio::test]
-async fn a_damaged_layer_is_a_miss_that_is_told_and_repaired() {
+async fn a_damaged_layer_is_a_reported_miss_and_is_repaired() {
     for damage in ["cut", "emptied", "removed", "unreadable"] {
         let mut bench = Bench::new();
         bench.run(&chain()).await;
@@ -54,7 +54,7 @@ async fn a_damaged_layer_is_a_miss_that_is_told_and_repaired() {
 }
 
 #[tokio::test]
-async fn an_index_that_breaks_while_it_is_used_costs_the_cache_and_nothing_else() {
+async fn an_index_that_breaks_during_a_run_disables_only_the_cache() {
     let bench = Bench::new();
     bench.run(&chain()).await;
     let index = Connection::open(bench.writer.store.dir().join("index.db")).unwrap();
@@ -66,7 +66,7 @@ async fn an_index_that_breaks_while_it_is_used_costs_the_cache_and_nothing_else(
 }
 
 #[tokio::test]
-async fn a_store_that_can_t_be_opened_costs_the_cache_and_nothing_else() {
+async fn a_store_that_cannot_be_opened_disables_only_the_cache() {
     let bench = Bench::new();
     let blocked = bench.writer.store.dir().join("format");
     let engine = bench.builder().cache(hm_exec::store::StoreHandle::new(&blocked)).build().unwrap();
@@ -75,7 +75,7 @@ async fn a_store_that_can_t_be_opened_costs_the_cache_and_nothing_else() {
 }
 
 #[tokio::test]
-async fn a_result_that_was_made_otherwise_than_its_key_says_is_not_kept() {
+async fn a_result_that_was_made_in_another_way_than_its_key_describes_is_not_kept() {
     let bench = Bench::new();
     bench.state().mode_at_work = Some("other".into());
     let ir = pipeline(&[cached("a")], &[]);
@@ -91,7 +91,7 @@ async fn a_result_that_was_made_otherwise_than_its_key_says_is_not_kept() {
 }
 
 #[tokio::test]
-async fn a_runner_that_can_t_work_is_asked_before_the_build_where_it_is_needed_for_sure() {
+async fn a_runner_that_is_certainly_needed_is_probed_before_the_build() {
     let bench = Bench::new();
     bench.state().usable = false;
     let engine = bench.builder().build().unwrap();
@@ -103,7 +103,7 @@ async fn a_runner_that_can_t_work_is_asked_before_the_build_where_it_is_needed_f
 }
 
 #[tokio::test]
-async fn a_runner_that_can_t_work_is_asked_once_at_the_first_miss_and_the_step_says_so() {
+async fn an_unusable_runner_is_probed_once_at_the_first_miss_and_the_step_reports_it() {
     let bench = Bench::new();
     bench.run(&pipeline(&[cached("a")], &[])).await;
     bench.state().usable = false;
@@ -122,7 +122,7 @@ async fn a_runner_that_can_t_work_is_asked_once_at_the_first_miss_and_the_step_s
 }
 
 #[tokio::test]
-async fn a_build_that_is_cancelled_while_a_cached_step_runs_keeps_what_was_published() {
+async fn a_build_cancelled_during_a_cached_step_keeps_its_published_results() {
     let bench = Bench::new();
     let ir = pipeline(&[cached("a"), cached("slow")], &[(0, 1)]);
     let engine = bench.builder().grace(Duration::ZERO).build().unwrap();

@@ -17,7 +17,7 @@ fn kinds(events: &[BuildEvent]) -> Vec<Value> {
 }
 
 #[tokio::test]
-async fn a_second_run_finds_every_step_and_neither_runs_nor_probes_anything() {
+async fn a_second_run_hits_every_step_and_neither_runs_nor_probes_anything() {
     let bench = Bench::new();
     let cold = bench.run(&chain()).await;
     assert_eq!(cold.statuses(), [Passed; 3]);
@@ -41,7 +41,7 @@ type Change = dyn Fn(&Bench, &mut Value);
 /// The published hm (0.0.9) makes a step's key from `cache.key` alone, and returns the result of another
 /// image or environment.
 #[tokio::test]
-async fn one_cache_key_with_another_image_environment_command_or_runner_mode_is_a_miss() {
+async fn the_same_cache_key_with_another_image_environment_command_or_runner_mode_is_a_miss() {
     let changes: [(&str, &Change); 9] = [
         ("image", &|_, ir| ir["graph"]["nodes"][0]["step"]["image"] = "alpine".into()),
         ("the identity of the image", &|bench, _| bench.state().digest = "2".into()),
@@ -64,7 +64,7 @@ async fn one_cache_key_with_another_image_environment_command_or_runner_mode_is_
 }
 
 #[tokio::test]
-async fn a_label_a_time_limit_and_the_step_s_own_name_change_nothing() {
+async fn labels_time_limits_and_step_keys_do_not_change_the_cache_key() {
     let bench = Bench::new();
     let mut ir = pipeline(&[cached("a")], &[]);
     bench.run(&ir).await;
@@ -74,7 +74,7 @@ async fn a_label_a_time_limit_and_the_step_s_own_name_change_nothing() {
 }
 
 #[tokio::test]
-async fn what_builds_in_a_step_that_ran_anew_runs_anew() {
+async fn children_of_a_step_that_ran_again_run_again() {
     let bench = Bench::new();
     bench.run(&chain()).await;
     bench.take_ran();
@@ -86,7 +86,7 @@ async fn what_builds_in_a_step_that_ran_anew_runs_anew() {
 }
 
 #[tokio::test]
-async fn without_the_cache_everything_runs_and_is_kept_anew() {
+async fn with_no_cache_everything_runs_and_replaces_the_cached_results() {
     let bench = Bench::new();
     let snapshots = |events: &[BuildEvent]| -> Vec<String> {
         let snapshot = |event: &BuildEvent| match event {
@@ -130,7 +130,7 @@ async fn an_engine_without_a_cache_and_a_runner_without_layers_run_everything() 
 }
 
 #[tokio::test]
-async fn an_entry_is_as_old_as_its_policy_allows_and_one_from_the_future_is_of_no_known_age() {
+async fn entries_expire_by_their_policy_and_an_entry_from_the_future_has_no_known_age() {
     let bench = Bench::new();
     let mut step = cached("a");
     step["cache"] = json!({ "policy": "ttl", "key": "k", "duration_seconds": 3600 });
@@ -147,7 +147,7 @@ async fn an_entry_is_as_old_as_its_policy_allows_and_one_from_the_future_is_of_n
 }
 
 #[tokio::test]
-async fn what_a_cached_step_printed_outlives_its_run_and_has_no_secrets() {
+async fn the_output_of_a_cached_step_outlives_its_run_and_has_no_secrets() {
     let bench = Bench::new();
     let ir = pipeline(&[cached("hunter2")], &[]);
     bench.run_with(&ir, |request| request.secrets.insert("TOKEN", "hunter2")).await;
@@ -158,7 +158,7 @@ async fn what_a_cached_step_printed_outlives_its_run_and_has_no_secrets() {
 }
 
 #[tokio::test]
-async fn the_store_knows_the_run_and_how_it_ended() {
+async fn the_store_records_the_run_and_how_it_ended() {
     let bench = Bench::new();
     bench.state().exits.insert("a".into(), vec![1]);
     let ended = bench.run(&chain()).await;

@@ -66,7 +66,7 @@ struct Vector {
 
 /// Set `HM_UPDATE_FIXTURES` to regenerate the keys, and only together with a new version in the key.
 #[test]
-fn keys_are_what_they_always_were() {
+fn keys_match_the_committed_ones() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/cache/keys-v2.json");
     let mut vectors: Vec<Vector> = serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
     assert!(vectors.len() >= 5);
@@ -105,12 +105,12 @@ fn parts() -> impl Strategy<Value = Parts> {
 
 proptest! {
     #[test]
-    fn parts_that_differ_have_keys_that_differ(a in parts(), b in parts()) {
+    fn different_parts_have_different_keys(a in parts(), b in parts()) {
         prop_assert_eq!(a == b, a.key() == b.key());
     }
 
     #[test]
-    fn a_letter_that_moves_to_the_next_part_makes_another_key(parts in parts(), which in any::<prop::sample::Index>()) {
+    fn moving_a_letter_to_the_next_part_changes_the_key(parts in parts(), which in any::<prop::sample::Index>()) {
         let mut moved = parts.clone();
         {
             let mut texts = moved.texts();
@@ -123,7 +123,7 @@ proptest! {
     }
 
     #[test]
-    fn every_single_change_makes_another_key(parts in parts(), which in any::<prop::sample::Index>()) {
+    fn every_single_change_changes_the_key(parts in parts(), which in any::<prop::sample::Index>()) {
         let key = parts.key();
         let mut changes = vec![parts.clone(); 5];
         changes[0].is_snapshot ^= true;
@@ -142,7 +142,7 @@ proptest! {
     }
 
     #[test]
-    fn a_value_that_moves_to_another_name_makes_another_key(parts in parts(), value in "[a-z]{0,4}") {
+    fn moving_a_value_to_another_name_changes_the_key(parts in parts(), value in "[a-z]{0,4}") {
         let with = |name: &str| {
             let mut with = parts.clone();
             with.env.insert(name.into(), value.clone());

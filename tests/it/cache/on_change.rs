@@ -126,7 +126,7 @@ async fn names_types_modes_link_targets_and_contents_count() {
 }
 
 #[tokio::test]
-async fn what_the_paths_do_not_match_and_times_do_not_count() {
+async fn unmatched_files_and_times_do_not_count() {
     let changes: [(&[&str], &str, Change); 7] = [
         (&["*.c"], "another file", |it| it.write("other", "p")),
         (&["*.c"], "a file of that name elsewhere", |it| it.write("dir/x.c", "")),
@@ -145,7 +145,7 @@ async fn what_the_paths_do_not_match_and_times_do_not_count() {
 }
 
 #[tokio::test]
-async fn a_path_that_matches_nothing_runs_the_step_each_time_and_says_so() {
+async fn a_path_that_matches_nothing_runs_the_step_each_time_with_a_warning() {
     for path in ["raal.lock", "*.rs", "dir/nothing", "a.c/x", ".hm/no.toml", "link/x"] {
         let watch = Watch::on(&["a.c", path]);
         for _ in 0..2 {
@@ -172,7 +172,7 @@ async fn paths_of_composed_policies_count_too() {
 }
 
 #[tokio::test]
-async fn paths_of_the_pipelines_directory_look_at_the_checkout() {
+async fn paths_in_the_pipelines_directory_are_read_from_the_checkout() {
     let watch = Watch::on(&[".hm/*.txt", "a.c"]);
     watch.write(".hm/versions.txt", "1");
     assert!(!watch.hits().await);
@@ -204,7 +204,7 @@ async fn nothing_outside_of_the_project_and_no_pipe_or_device_is_opened() {
 }
 
 #[tokio::test]
-async fn links_in_circles_end() {
+async fn symlink_loops_terminate() {
     let watch = Watch::on(&["loop", "**/x", "*/*/*/*/*/x"]);
     symlink("loop", watch.path("loop")).unwrap();
     symlink(".", watch.path("here")).unwrap();

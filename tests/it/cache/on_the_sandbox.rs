@@ -25,7 +25,7 @@ fn ir(child: &str) -> Value {
 }
 
 #[tokio::test]
-async fn a_child_that_changed_builds_in_the_snapshot_that_an_earlier_process_left() {
+async fn a_changed_child_builds_on_the_cached_snapshot_of_an_earlier_process() {
     let top = tempfile::tempdir().unwrap();
     let (dir, source) = (top.path().join("store"), top.path().join("source"));
     fs::create_dir(&source).unwrap();

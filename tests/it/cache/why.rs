@@ -21,7 +21,7 @@ fn env(name: &str) -> String {
 }
 
 #[tokio::test]
-async fn a_miss_names_what_differs_from_the_last_run_and_shows_no_value() {
+async fn a_miss_names_what_changed_since_the_last_run_without_values() {
     let bench = Bench::new();
     let mut ir = pipeline(&[cached("a")], &[]);
     ir["graph"]["nodes"][0]["env"] = json!({ "SAME": "1", "CHANGED": "hunter1", "GONE": "1" });
@@ -51,7 +51,7 @@ async fn a_miss_names_what_differs_from_the_last_run_and_shows_no_value() {
 }
 
 #[tokio::test]
-async fn an_image_by_the_same_name_another_one_and_another_mode_are_told_apart() {
+async fn a_changed_image_another_image_and_another_mode_are_distinguished() {
     let bench = Bench::new();
     let mut ir = pipeline(&[cached("a")], &[]);
     bench.run(&ir).await;
@@ -67,7 +67,7 @@ async fn an_image_by_the_same_name_another_one_and_another_mode_are_told_apart()
 }
 
 #[tokio::test]
-async fn a_chain_is_followed_up_to_the_step_that_is_the_cause() {
+async fn a_chain_is_followed_to_the_step_that_caused_the_misses() {
     let bench = Bench::new();
     bench.run(&chain()).await;
     let mut changed = chain();
@@ -81,7 +81,7 @@ async fn a_chain_is_followed_up_to_the_step_that_is_the_cause() {
 }
 
 #[tokio::test]
-async fn hits_refreshes_evictions_failures_and_steps_that_are_never_cached_have_words_of_their_own() {
+async fn hits_refreshes_evictions_failures_and_uncacheable_steps_have_their_own_messages() {
     let bench = Bench::new();
     let ir: Value = pipeline(&[cached("a"), plain("b")], &[]);
     let first = bench.run(&ir).await;

@@ -13,7 +13,7 @@ fn du(project: &Project) -> Value {
 }
 
 #[test]
-fn du_tells_what_takes_the_space() {
+fn du_shows_what_uses_the_space() {
     let project = Project::with_steps(&[("big", "dd if=/dev/zero bs=1024 count=500", None)]);
     project.file("large", &"x".repeat(300_000));
     project.run(&["ci"]).expect(0);
@@ -32,7 +32,7 @@ fn json(project: &Project, args: &[&str]) -> Value {
 }
 
 #[test]
-fn clean_forgets_and_gc_tells_what_it_did() {
+fn clean_forgets_results_and_gc_reports_what_it_removed() {
     let project = Project::with_steps(&[("step", "true", None)]);
     project.file("large", &"x".repeat(300_000));
     project.run(&["ci"]).expect(0);
@@ -63,7 +63,7 @@ fn limits_come_from_arguments_or_the_environment() {
 }
 
 #[test]
-fn a_run_collects_garbage_when_a_limit_is_passed_unless_it_is_told_not_to() {
+fn a_run_collects_garbage_over_a_limit_unless_it_is_disabled() {
     let project = Project::with_steps(&[("step", "true", None)]);
     project.file("large", &"x".repeat(300_000));
     let sources = || du(&project)["kinds"]["sources"].as_u64().unwrap_or_default();
@@ -82,7 +82,7 @@ fn a_run_collects_garbage_when_a_limit_is_passed_unless_it_is_told_not_to() {
 }
 
 #[test]
-fn gc_tells_once_what_a_killed_run_left() {
+fn gc_reports_the_files_of_a_killed_run_once() {
     let project = Project::with_steps(&[("step", "echo up; sleep 4242", None)]);
     let log = std::fs::File::create(project.dir.with_file_name("log")).unwrap();
     let mut hm = project.hm(&["run", "--runner", "process", "--format", "human"]).stdout(log).spawn().unwrap();

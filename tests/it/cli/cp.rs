@@ -44,7 +44,7 @@ fn the_report_of_a_failed_step_is_copied_out() {
 }
 
 #[test]
-fn what_links_modes_and_marks_say_is_copied_and_leads_nowhere() {
+fn links_modes_and_removals_are_copied_and_symlinks_are_not_followed() {
     let command = "mkdir d; echo 1 > d/f; chmod 4751 d/f; ln d/f d/hard; ln -s /etc/passwd d/out; ln -s d d2; \
                    touch -d @1000000000 d/f; mkfifo d/pipe; rm source.txt; name=$(printf 'n%0200d' 1); echo long > d/$name; \
                    ln -s $name d/l$name; chmod 500 d; exit 1";
@@ -84,7 +84,7 @@ fn what_links_modes_and_marks_say_is_copied_and_leads_nowhere() {
 }
 
 #[test]
-fn a_dash_is_a_tar_stream() {
+fn a_dash_writes_a_tar_stream() {
     let Some(project) = failed("mkdir d; echo 1 > d/f; exit 1") else { return };
     let output = project.hm(&["cp", "test:d", "-"]).output().unwrap();
     let mut archive = tar::Archive::new(&output.stdout[..]);
@@ -98,7 +98,7 @@ fn a_dash_is_a_tar_stream() {
 }
 
 #[test]
-fn what_can_t_be_found_is_said_with_what_to_do() {
+fn missing_steps_runs_and_files_are_reported_with_a_hint() {
     let Some(project) = failed("exit 1") else { return };
     let expect = |from: &str, texts: &[&str]| {
         let ended = cp(&project, from, "to").expect(2);

@@ -15,7 +15,7 @@ fn hm_on(project: &Project, filesystem: &Filesystem, args: &[&str]) -> Ended {
 }
 
 #[test]
-fn a_log_that_fills_the_disk_is_told_once_and_collected_at_once() {
+fn a_log_that_fills_the_disk_is_reported_once_and_collected_at_once() {
     let Some(disk) = Filesystem::tmpfs(12) else { return };
     let project = Project::with_steps(&[("small", "true", None)]);
     project
@@ -38,7 +38,7 @@ fn a_log_that_fills_the_disk_is_told_once_and_collected_at_once() {
 }
 
 #[test]
-fn one_immutable_file_keeps_itself_and_no_other_garbage() {
+fn an_immutable_file_keeps_no_other_garbage() {
     let Some(disk) = Filesystem::ext4(48) else { return };
     let project =
         Project::with_steps(&[("a", "mkdir -p d/e; echo x > d/e/f; head -c 2M /dev/zero > large; false", None)]);
@@ -87,7 +87,7 @@ fn one_immutable_file_keeps_itself_and_no_other_garbage() {
 }
 
 #[test]
-fn a_damaged_format_file_is_set_aside_and_a_later_one_is_refused() {
+fn a_damaged_format_file_is_set_aside_and_a_newer_format_is_refused() {
     let project = Project::with_steps(&[("a", "true", None)]);
     project.run(&[]).expect(0);
     let format = project.store.join("format");
@@ -129,7 +129,7 @@ fn more_jobs_than_open_files_wait_for_a_slot_and_steps_keep_the_limit_of_the_use
 }
 
 #[test]
-fn what_a_hint_says_can_be_pasted() {
+fn commands_in_hints_can_be_pasted() {
     let keys = ["-rf", "a b", "it's", "$(touch pwned)"];
     for key in keys {
         let project = Project::with_steps(&[(key, "echo left > file; false", None)]);

@@ -46,7 +46,7 @@ fn why(project: &Project) -> (String, Value) {
 }
 
 #[test]
-fn the_log_of_a_cached_step_is_shown_again_byte_for_byte_and_on_a_terminal_harmless() {
+fn the_log_of_a_cached_step_is_shown_byte_for_byte_and_escaped_on_a_terminal() {
     let Some(project) = project(r"printf '\033[31mred\033[0m \033[2Jend\n'") else { return };
     let log = "\x1b[31mred\x1b[0m \x1b[2Jend\n";
     let logs = || Ended::of(&mut project.hm(&["logs", "build"])).expect(0).stdout;
@@ -65,7 +65,7 @@ fn the_log_of_a_cached_step_is_shown_again_byte_for_byte_and_on_a_terminal_harml
 }
 
 #[test]
-fn why_names_what_differs_and_never_a_value() {
+fn why_names_what_changed_and_never_a_value() {
     let Some(project) = project("echo one > made") else { return };
     assert!(why(&project).0.contains("no earlier run"), "{}", why(&project).0);
     run(&project).expect(0);

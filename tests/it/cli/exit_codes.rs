@@ -3,7 +3,7 @@
 use crate::support::project::{Ended, Project, ir};
 
 #[test]
-fn a_passed_build_ends_0_and_says_what_happened() {
+fn a_passed_build_exits_with_0_and_prints_a_summary() {
     let project = Project::with_steps(&[("build", "echo built | tee out.txt", None), ("test", "cat out.txt", Some(0))]);
     let ended = project.run(&[]).expect(0);
     let lines: Vec<String> = ended.stdout.lines().map(without_durations).collect();
@@ -33,7 +33,7 @@ fn without_durations(line: &str) -> String {
 }
 
 #[test]
-fn a_failed_step_ends_1_and_skips_what_needs_it() {
+fn a_failed_step_exits_with_1_and_skips_its_dependents() {
     let project = Project::with_steps(&[("build", "echo oops >&2; exit 7", None), ("test", "true", Some(0))]);
     let ended = project.run(&[]).expect(1);
     assert!(ended.stdout.contains("build | oops\n"), "{}", ended.stdout);
@@ -43,7 +43,7 @@ fn a_failed_step_ends_1_and_skips_what_needs_it() {
 }
 
 #[test]
-fn death_by_a_signal_is_told_as_such() {
+fn death_by_a_signal_is_reported() {
     let project = Project::with_steps(&[("crash", "kill -SEGV $$", None)]);
     let ended = project.run(&[]).expect(1);
     assert!(ended.stdout.contains("failed with exit code 139 (signal 11)"), "{}", ended.stdout);
@@ -57,14 +57,14 @@ fn with_keep_going_independent_steps_still_run() {
 }
 
 #[test]
-fn a_build_out_of_time_ends_124() {
+fn a_build_that_times_out_exits_with_124() {
     let project = Project::with_steps(&[("slow", "sleep 600", None)]);
     let ended = project.run(&["--timeout", "300ms"]).expect(124);
     assert!(ended.stdout.contains("timed out"), "{}", ended.stdout);
 }
 
 #[test]
-fn a_step_out_of_time_fails_the_build() {
+fn a_step_that_times_out_fails_the_build() {
     let project = Project::new();
     let text = ir(&[("slow", "sleep 600", None)]).replace(r#""key":"slow""#, r#""key":"slow","timeout_seconds":1"#);
     assert!(text.contains("timeout_seconds"));
@@ -74,7 +74,7 @@ fn a_step_out_of_time_fails_the_build() {
 }
 
 #[test]
-fn a_store_that_cannot_be_opened_is_infrastructure_and_ends_3() {
+fn a_store_that_cannot_be_opened_exits_with_3() {
     let project = Project::with_steps(&[("a", "true", None)]);
     std::fs::write(&project.store, "not a directory").unwrap();
     let ended = project.run(&[]).expect(3);
@@ -93,7 +93,7 @@ fn the_source_directory_is_not_written_to() {
 }
 
 #[test]
-fn variables_reach_the_steps_and_win_over_the_pipeline() {
+fn variables_reach_the_steps_and_override_the_pipeline() {
     let project = Project::with_steps(&[("env", "echo $GIVEN $TAKEN", None)]);
     let mut command = project.hm(&["run", "--runner", "process", "-e", "GIVEN=a=b", "-e", "TAKEN"]);
     let ended = Ended::of(command.env("TAKEN", "taken")).expect(0);

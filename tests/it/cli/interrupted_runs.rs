@@ -66,7 +66,7 @@ fn signal(child: &Child, signal: Signal) {
 }
 
 #[test]
-fn what_ended_while_hm_was_stopped_ended_in_time() {
+fn a_step_that_ended_while_hm_was_stopped_ended_in_time() {
     std::thread::scope(|scope| {
         for runner in RUNNERS {
             scope.spawn(move || {
@@ -99,7 +99,7 @@ const CLEANS_UP: &str =
     "trap 'echo began; sleep 0.5; echo cleanup; exit 1' TERM HUP; echo up; while :; do sleep 0.1; done";
 
 #[test]
-fn a_hangup_asks_steps_to_end_and_a_second_one_changes_nothing() {
+fn a_hangup_terminates_steps_and_a_second_one_changes_nothing() {
     for runner in RUNNERS {
         let project = Project::with_steps(&[("s", CLEANS_UP, None)]);
         let Some(mut hm) = start(&project, None, &["run", "--runner", runner, "--format", "human"]) else { continue };
@@ -149,7 +149,7 @@ fn terminal() -> (fs::File, OwnedFd) {
 }
 
 #[test]
-fn a_terminal_that_is_gone_keeps_no_step_from_its_grace() {
+fn steps_get_their_grace_period_after_the_terminal_is_gone() {
     for format in ["human", "progress", "json"] {
         let project = Project::with_steps(&[("s", CLEANS_UP, None)]);
         let (mut master, slave) = terminal();
@@ -172,7 +172,7 @@ fn a_terminal_that_is_gone_keeps_no_step_from_its_grace() {
 }
 
 #[test]
-fn what_was_printed_first_on_two_streams_comes_first() {
+fn output_on_two_streams_keeps_its_order() {
     let runs = std::env::var("HM_ORDER_RUNS").ok().and_then(|runs| runs.parse().ok()).unwrap_or(50);
     let keys: Vec<String> = (0..runs).map(|number| format!("s{number}")).collect();
     let steps: Vec<_> = keys.iter().map(|key| (key.as_str(), FAILS_LATE, None)).collect();

@@ -37,7 +37,7 @@ fn without_a_name_the_only_pipeline_is_taken_or_the_one_called_ci() {
 }
 
 #[test]
-fn pipelines_are_found_upwards_to_the_root_of_the_repository_and_no_further() {
+fn pipelines_are_searched_upwards_to_the_root_of_the_repository() {
     let project = Project::with_steps(&[("where", "ls", None)]);
     project.file("deep/down/file", "");
     let deep = project.dir.join("deep/down");
@@ -71,7 +71,7 @@ fn a_pipeline_comes_from_a_file_or_from_stdin() {
 }
 
 #[test]
-fn an_invalid_pipeline_is_told_all_its_mistakes_at_once() {
+fn all_mistakes_of_an_invalid_pipeline_are_reported_at_once() {
     let project = Project::new();
     let mut pipeline: Value = serde_json::from_str(&ir(&[("a", "true", None), ("a", "true", Some(0))])).unwrap();
     pipeline["graph"]["edges"] = serde_json::json!([[0, 9, "builds_in"]]);
@@ -87,7 +87,7 @@ fn an_invalid_pipeline_is_told_all_its_mistakes_at_once() {
 }
 
 #[test]
-fn an_unknown_runner_is_told_before_anything_runs() {
+fn an_unknown_runner_is_reported_before_anything_runs() {
     let project = Project::with_steps(TRUE);
     for command in ["run", "plan"] {
         let ended = Ended::of(&mut project.hm(&[command, "--runner", "proces"])).expect(2);
@@ -96,7 +96,7 @@ fn an_unknown_runner_is_told_before_anything_runs() {
 }
 
 #[test]
-fn an_image_that_is_none_or_is_missing_is_told_before_anything_runs() {
+fn an_invalid_or_missing_image_is_reported_before_anything_runs() {
     let project = Project::new();
     project.file("empty/file", "");
     for (image, expected) in [
@@ -119,7 +119,7 @@ fn an_image_that_is_none_or_is_missing_is_told_before_anything_runs() {
 }
 
 #[test]
-fn a_missing_secret_is_told_before_anything_runs() {
+fn a_missing_secret_is_reported_before_anything_runs() {
     let project = Project::with_steps(TRUE);
     let ended = project.run(&["--secret", "HM_TEST_NO_SUCH_VARIABLE"]).expect(2);
     assert!(ended.stderr.contains("secret `HM_TEST_NO_SUCH_VARIABLE` is missing"), "{}", ended.stderr);
@@ -131,7 +131,7 @@ fn a_missing_secret_is_told_before_anything_runs() {
 }
 
 #[test]
-fn wrong_usage_ends_2() {
+fn wrong_usage_exits_with_2() {
     let project = Project::with_steps(TRUE);
     for args in
         [&["-j0"][..], &["--format", "xml"], &["--timeout", "soon"], &["--image", "x"], &["ci", "-f", "x"], &["--nope"]]
@@ -143,21 +143,21 @@ fn wrong_usage_ends_2() {
 }
 
 #[test]
-fn a_substitution_that_matches_nothing_is_warned_of() {
+fn a_substitution_that_matches_nothing_prints_a_warning() {
     let project = Project::with_steps(TRUE);
     let ended = project.run(&["--image", "debain:12=host"]).expect(0);
     assert_eq!(ended.stderr, "warning: `--image debain:12=...` has no effect: no step starts from that image\n");
 }
 
 #[test]
-fn render_prints_what_run_takes() {
+fn render_prints_a_pipeline_that_run_accepts() {
     let project = Project::with_steps(TRUE);
     let ended = Ended::of(&mut project.hm(&["render"])).expect(0);
     assert_eq!(ended.stdout.trim_end(), ir(TRUE));
 }
 
 #[test]
-fn pipelines_and_plan_answer_as_text_and_as_json() {
+fn pipelines_and_plan_print_text_and_json() {
     let project = Project::with_steps(&[("build", "cc x.c", None), ("test", "./a.out", Some(0))]);
     let ended = Ended::of(&mut project.hm(&["pipelines"])).expect(0);
     assert!(ended.stdout.starts_with("ci  "), "{}", ended.stdout);
@@ -178,7 +178,7 @@ fn pipelines_and_plan_answer_as_text_and_as_json() {
 }
 
 #[test]
-fn runners_and_doctor_answer_as_text_and_as_json() {
+fn runners_and_doctor_print_text_and_json() {
     let project = Project::new();
     let ended = Ended::of(&mut project.hm(&["runners"])).expect(0);
     assert!(ended.stdout.lines().any(|line| line.starts_with("process ")), "{}", ended.stdout);
@@ -209,7 +209,7 @@ fn runners_and_doctor_answer_as_text_and_as_json() {
 }
 
 #[test]
-fn a_step_that_names_the_pipelines_directory_is_warned_of_by_plan_and_run() {
+fn plan_and_run_warn_of_a_step_that_names_the_pipelines_directory() {
     let project = Project::with_steps(&[("lint", "test ! -e .hm/ci.json", None), ("other", "true", None)]);
     for command in ["plan", "run"] {
         let ended = Ended::of(&mut project.hm(&[command, "--runner", "process"])).expect(0);
@@ -243,7 +243,7 @@ fn clones_of_one_repository_share_results_and_other_directories_do_not() {
 }
 
 #[test]
-fn commands_and_variables_of_the_greatest_length_work_and_longer_ones_end_2() {
+fn commands_and_variables_of_maximum_length_work_and_longer_ones_are_refused() {
     const MOST: usize = 128 * 1024 - 1;
     let project = Project::new();
     let pipeline = |cmd: usize, value: usize| {
@@ -267,7 +267,7 @@ fn commands_and_variables_of_the_greatest_length_work_and_longer_ones_end_2() {
 }
 
 #[test]
-fn the_user_names_projects_and_a_project_does_not() {
+fn only_the_user_can_name_a_project() {
     let project = Project::with_steps(TRUE);
     for (text, said) in [
         ("[project.'/x']\nid = 'y'\n", "`[project]` is not allowed in a project's hm.toml"),

@@ -67,7 +67,7 @@ fn names(dir: &Path) -> Vec<String> {
 }
 
 #[test]
-fn a_killed_collection_leaves_a_store_that_opens_and_never_lies() {
+fn a_store_opens_and_is_consistent_after_a_killed_collection() {
     let project = Project::with_steps(&[]);
     let mut next = 0;
     for round in 0..20_u64 {
@@ -131,7 +131,7 @@ fn groups(pid: u32) -> usize {
 }
 
 #[test]
-fn a_killed_run_leaves_no_mount_and_its_control_groups_go_with_the_next_collection() {
+fn a_killed_run_leaves_no_mount_and_the_next_collection_removes_its_control_groups() {
     let project = Project::new();
     let Some(mut hm) = run_limited(&project) else { return };
     let pid = hm.id();

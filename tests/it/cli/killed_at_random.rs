@@ -122,7 +122,7 @@ fn registry() -> Option<Registry> {
 }
 
 #[test]
-fn killed_at_any_moment_the_next_run_is_right_and_nothing_is_left() {
+fn after_a_kill_at_any_moment_the_next_run_is_right_and_nothing_remains() {
     let Some(registry) = registry() else { return };
     let project = Project::new();
     let seed = setting("HM_KILL_SEED", 0x5eed_1e55);

@@ -12,7 +12,7 @@ use crate::support::{
 };
 
 #[test]
-fn output_on_buildgrid_is_seen_while_the_step_runs_and_each_line_once_whatever_the_log_service_does() {
+fn output_on_buildgrid_is_live_and_shows_each_line_once_whatever_the_log_service_does() {
     if step_program().is_none() {
         return;
     }

@@ -146,7 +146,7 @@ fn losses_are_made_good(engine: &Losing) {
 }
 
 #[test]
-fn what_buildgrid_loses_is_brought_or_made_again() {
+fn blobs_that_buildgrid_loses_are_uploaded_or_made_again() {
     if step_program().is_none() {
         return;
     }
@@ -159,7 +159,7 @@ fn what_buildgrid_loses_is_brought_or_made_again() {
 }
 
 #[test]
-fn what_an_engine_with_workers_of_its_own_loses_is_brought_or_made_again() {
+fn blobs_that_an_engine_with_its_own_workers_loses_are_uploaded_or_made_again() {
     if step_program().is_none() {
         return;
     }

@@ -48,7 +48,7 @@ fn a_flood_of_lines_arrives_complete_and_in_order() {
 }
 
 #[test]
-fn hostile_output_is_json_as_serde_writes_it_and_no_byte_is_lost() {
+fn hostile_output_is_valid_json_and_no_byte_is_lost() {
     let mut hostile: Vec<u8> = (0..=255).collect();
     hostile.extend(b"\n\n\r\n\"quoted\" \\ \x1b[31mred\x1b[0m\xe2\x80\xa8\xf0\x9f\xa6\x80 \xf0\x9f\xa6\n");
     hostile.extend("\"\t".repeat(MAX_LINE_BYTES).bytes());
@@ -70,7 +70,7 @@ fn hostile_output_is_json_as_serde_writes_it_and_no_byte_is_lost() {
 }
 
 #[test]
-fn the_build_goes_on_while_nobody_reads_its_output() {
+fn the_build_continues_while_its_output_is_not_read() {
     let project = Project::new();
     let done = project.dir.join("done");
     let command = format!("seq 1 {LINES}; touch {}", done.display());
@@ -86,7 +86,7 @@ fn the_build_goes_on_while_nobody_reads_its_output() {
 }
 
 #[test]
-fn a_reader_who_leaves_changes_nothing_about_the_verdict() {
+fn a_reader_that_exits_does_not_change_the_exit_code() {
     let project = Project::with_steps(&[("flood", &format!("seq 1 {LINES}; exit 3"), None)]);
     let mut command = project.hm(&["run", "--runner", "process"]);
     let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
@@ -98,7 +98,7 @@ fn a_reader_who_leaves_changes_nothing_about_the_verdict() {
 }
 
 #[test]
-fn a_full_disk_below_stdout_is_told() {
+fn a_full_disk_under_stdout_is_reported() {
     let project = Project::with_steps(&[("a", "echo hello", None)]);
     let Ok(full) = std::fs::OpenOptions::new().write(true).open("/dev/full") else { return };
     let mut command = project.hm(&["run", "--runner", "process", "--format", "json"]);
@@ -161,7 +161,7 @@ fn a_hostile_log_cannot_rewrite_the_terminal() {
 }
 
 #[test]
-fn progress_without_a_terminal_still_tells_the_end_on_stderr() {
+fn progress_without_a_terminal_reports_the_end_on_stderr() {
     let project = Project::with_steps(&[("ok", "echo quiet", None), ("bad", "echo why; exit 4", Some(0))]);
     let ended = project.run(&["--format", "progress"]).expect(1);
     assert_eq!(ended.stdout, "");

@@ -42,7 +42,7 @@ impl Drop for Deep {
 }
 
 #[test]
-fn root_steps_read_below_usr_what_others_may_read_and_nothing_else() {
+fn steps_of_root_read_only_files_below_usr_that_others_may_read() {
     let (Some(private), Some(public)) = (Deep::new("s3cret", 0o640), Deep::new("public\n", 0o604)) else {
         skip_optional("files below /usr", "only root can make them");
         return;
@@ -80,7 +80,7 @@ exec "$HM" run --runner sandbox --no-cache -f "$2"
 "#;
 
 #[test]
-fn what_others_may_not_read_is_not_there_on_the_host_image_and_each_run_looks_again() {
+fn private_files_are_hidden_on_the_host_image_and_each_run_checks_again() {
     if Command::new("unshare").args(["-m", "true"]).status().is_ok_and(|status| !status.success()) {
         skip_optional("a mount namespace", "only root may make one");
         return;
@@ -110,7 +110,7 @@ fn what_others_may_not_read_is_not_there_on_the_host_image_and_each_run_looks_ag
 }
 
 #[test]
-fn the_files_of_a_store_are_its_owners_alone_whatever_the_umask() {
+fn files_of_a_store_are_private_whatever_the_umask() {
     let project = Project::with_steps(&[("a", "echo x > file", None), ("b", "false", Some(0))]);
     for runner in ["process", "sandbox"] {
         let mut command = Command::new("sh");

@@ -89,7 +89,7 @@ fn a_script_that_raises_shows_its_traceback() {
 }
 
 #[test]
-fn two_pipelines_of_one_name_are_refused() {
+fn two_pipelines_with_one_name_are_refused() {
     let Some(python) = python_with_harmont() else { return };
     let project = Project::with_steps(&[("a", "true", None)]);
     project.file(".hm/pipelines.py", PIPELINE);

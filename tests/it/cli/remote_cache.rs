@@ -55,7 +55,7 @@ fn write_image(project: &Project) -> String {
 }
 
 #[test]
-fn a_second_machine_runs_nothing_of_what_a_first_one_ran_on_an_engine() {
+fn a_second_machine_reuses_the_results_that_a_first_one_made_on_an_engine() {
     if step_program().is_none() {
         return;
     }
@@ -91,7 +91,7 @@ fn a_second_machine_runs_nothing_of_what_a_first_one_ran_on_an_engine() {
 }
 
 #[test]
-fn a_cache_that_is_wrong_is_told_of_and_one_that_is_away_costs_a_warning() {
+fn a_damaged_remote_cache_is_reported_and_an_unreachable_one_is_a_warning() {
     let Some(engine) = TestEngine::start() else { return };
     let project = Project::new();
     let image = write_image(&project);

@@ -61,7 +61,7 @@ fn told(ended: Ended) -> Told {
 }
 
 #[test]
-fn a_pipeline_on_two_workers_is_what_it_is_in_the_sandbox() {
+fn a_pipeline_on_two_workers_gives_the_same_results_as_in_the_sandbox() {
     if step_program().is_none() {
         return;
     }
@@ -123,7 +123,7 @@ fn a_pipeline_on_two_workers_is_what_it_is_in_the_sandbox() {
 }
 
 #[test]
-fn a_pipeline_on_an_engine_with_workers_of_its_own_is_what_it_is_in_the_sandbox() {
+fn a_pipeline_on_an_engine_with_its_own_workers_gives_the_same_results_as_in_the_sandbox() {
     if step_program().is_none() {
         return;
     }

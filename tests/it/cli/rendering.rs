@@ -119,7 +119,7 @@ fn reading(paths: &[String]) -> String {
 }
 
 #[test]
-fn a_pipeline_reads_no_file_of_the_user_and_none_of_the_machine() {
+fn a_pipeline_reads_no_file_of_the_user_or_of_the_machine() {
     let Some(hostile) = Hostile::new() else { return };
     let others = hostile.around.path().join("others");
     fs::write(&others, "SECRET-FILE").unwrap();
@@ -153,7 +153,7 @@ fn a_pipeline_reads_no_file_of_the_user_and_none_of_the_machine() {
 }
 
 #[test]
-fn a_pipeline_reads_commits_of_every_repository_of_the_checkout_and_no_token() {
+fn a_pipeline_reads_commits_of_every_repository_of_the_checkout_but_no_token() {
     let Some(hostile) = Hostile::new() else { return };
     let secret = [
         ".git/config.worktree",
@@ -192,7 +192,7 @@ fn a_pipeline_reads_commits_of_every_repository_of_the_checkout_and_no_token() {
 }
 
 #[test]
-fn a_pipeline_sees_few_variables_and_says_which_it_missed() {
+fn a_pipeline_sees_few_variables_and_missing_ones_are_reported() {
     let Some(hostile) = Hostile::new() else { return };
     hostile.script(
         "print(dict(os.environ))\nos.environ.get('DEPLOY_KEY')\nos.getenv('NEVER_SET')\nharmont.pipeline('ci')",
@@ -234,9 +234,9 @@ fn a_pipeline_reaches_no_network_and_no_socket() {
     }
 }
 
-/// Complements `untrusted::nothing_leaves_an_untrusted_checkout`, whose pipelines are not code.
+/// Complements `untrusted::nothing_is_sent_from_an_untrusted_checkout`, whose pipelines are not code.
 #[test]
-fn no_command_lets_a_pipeline_send_what_the_user_has() {
+fn no_command_lets_a_pipeline_send_files_of_the_user() {
     const SECRET: &str = "s3cret-of-the-user";
     let Some(hostile) = Hostile::new() else { return };
     let recorder = Recorder::start();
@@ -275,7 +275,7 @@ fn no_command_lets_a_pipeline_send_what_the_user_has() {
 }
 
 #[test]
-fn a_pipeline_writes_nothing_and_gets_no_descriptor_but_its_streams() {
+fn a_pipeline_writes_nothing_and_inherits_only_its_streams() {
     let Some(hostile) = Hostile::new() else { return };
     hostile.project.file("own.txt", "own");
     let before = hostile.project.listing();
@@ -307,7 +307,7 @@ fn a_pipeline_writes_nothing_and_gets_no_descriptor_but_its_streams() {
 }
 
 #[test]
-fn nothing_of_the_checkout_runs_outside_whatever_it_is_called() {
+fn no_program_of_the_checkout_runs_outside_the_sandbox() {
     let Some(hostile) = Hostile::new() else { return };
     let modules = [
         "sitecustomize",
@@ -398,7 +398,7 @@ fn an_interpreter_of_the_checkout_is_run_in_the_sandbox() {
 }
 
 #[test]
-fn what_is_no_file_of_the_project_is_refused_at_once() {
+fn pipelines_that_are_not_files_of_the_project_are_refused_at_once() {
     let Some(hostile) = Hostile::new() else { return };
     let file = hostile.project.dir.join(".hm/ci.py");
     let outside = hostile.around.path().join("outside.py");
@@ -419,7 +419,7 @@ fn what_is_no_file_of_the_project_is_refused_at_once() {
 }
 
 #[test]
-fn a_pipeline_can_do_nothing_to_a_terminal_and_its_answer_is_only_an_answer() {
+fn a_pipeline_cannot_control_the_terminal_and_its_answer_is_validated() {
     let Some(hostile) = Hostile::new() else { return };
     let printed = hostile.prints("print('\\x1b]0;title\\x07\\x1b[2Jcleared')\nsys.stderr.write('no end')");
     assert!(printed.contains("cleared\n") && printed.contains("no end\n") && !printed.contains('\x1b'), "{printed}");
@@ -436,7 +436,7 @@ fn a_pipeline_can_do_nothing_to_a_terminal_and_its_answer_is_only_an_answer() {
 }
 
 #[test]
-fn a_pipeline_that_hangs_is_ended_with_all_that_it_started() {
+fn a_pipeline_that_hangs_is_ended_with_its_processes() {
     let Some(hostile) = Hostile::new() else { return };
     let marker = marker();
     hostile.script(&format!(
@@ -457,7 +457,7 @@ fn ignores_interrupts() -> bool {
 }
 
 #[test]
-fn hm_that_is_interrupted_or_killed_takes_the_rendering_with_it() {
+fn a_rendering_ends_with_an_interrupted_or_killed_hm() {
     let Some(hostile) = Hostile::new() else { return };
     // A program that a script starts in the background ignores SIGINT, and so do its children.
     let interrupts = (!ignores_interrupts()).then_some(Signal::INT);
@@ -479,7 +479,7 @@ fn hm_that_is_interrupted_or_killed_takes_the_rendering_with_it() {
 }
 
 #[test]
-fn several_renderings_at_once_do_not_meet() {
+fn concurrent_renderings_do_not_interfere() {
     let Some(hostile) = Hostile::new() else { return };
     hostile.script("open('/tmp/mine', 'x')\nharmont.pipeline('ci')");
     let hm = || hostile.hm(&["pipelines"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
@@ -490,7 +490,7 @@ fn several_renderings_at_once_do_not_meet() {
 }
 
 #[test]
-fn without_a_sandbox_a_project_renders_only_with_the_users_word() {
+fn without_a_sandbox_a_project_renders_only_with_consent() {
     let Some(hostile) = Hostile::new() else { return };
     let hm = |trust: &str| {
         let of = hostile.hm(&["pipelines"]);

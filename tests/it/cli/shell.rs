@@ -28,7 +28,7 @@ fn is_running(mark: &str) -> bool {
 }
 
 #[test]
-fn scripts_see_what_the_failed_step_left_and_had_around_it() {
+fn scripts_see_the_filesystem_and_the_environment_of_the_failed_step() {
     let project = Project::with_steps(&[
         ("build", "echo built > artifact", None),
         ("test", "mkdir sub; echo broken > sub/report; rm artifact; GREETING=x; exit 3", Some(0)),
@@ -60,7 +60,7 @@ fn scripts_see_what_the_failed_step_left_and_had_around_it() {
 }
 
 #[test]
-fn what_a_shell_changes_is_thrown_away_and_nothing_of_it_stays() {
+fn changes_in_a_shell_are_discarded() {
     let Some(project) = failed("echo broken > report; exit 1") else { return };
     // Only mounts of this store count: the daemons of other tests mount, too.
     let store = project.store.to_str().unwrap();
@@ -79,7 +79,7 @@ fn what_a_shell_changes_is_thrown_away_and_nothing_of_it_stays() {
 }
 
 #[test]
-fn a_killed_hm_takes_its_shell_along() {
+fn a_shell_ends_with_a_killed_hm() {
     let Some(project) = failed("exit 1") else { return };
     for signal in [Signal::KILL, Signal::TERM, Signal::HUP] {
         let mark = format!("MARK_{}=1", Uuid::new_v4().simple());
@@ -103,7 +103,7 @@ fn a_killed_hm_takes_its_shell_along() {
 }
 
 #[test]
-fn a_removed_work_directory_is_said() {
+fn a_removed_work_directory_is_reported() {
     let Some(project) = failed("rm -r /workspace; exit 1") else { return };
     let ended = shell(&project, &["test"], "pwd").expect(0);
     assert_eq!(ended.stdout, "/\n");
@@ -111,7 +111,7 @@ fn a_removed_work_directory_is_said() {
 }
 
 #[test]
-fn a_step_that_timed_out_can_be_looked_into() {
+fn a_shell_opens_in_a_step_that_timed_out() {
     let project = Project::with_steps(&[("slow", "echo half > f; sleep 4244", None)]);
     let ended = Ended::of(&mut project.hm(&["run", "--timeout", "2s", "--format", "human"]));
     if !usable("the sandbox", ended.code != Some(3), &ended.stderr) {
@@ -124,7 +124,7 @@ fn a_step_that_timed_out_can_be_looked_into() {
 }
 
 #[test]
-fn a_source_that_is_gone_is_shown_as_it_is_now() {
+fn a_source_that_was_collected_is_replaced_by_the_current_one() {
     let Some(project) = failed("echo broken > report; exit 1") else { return };
     rusqlite::Connection::open(project.store.join("index.db")).unwrap().execute("DELETE FROM sources", []).unwrap();
     project.file("source.txt", "edited\n");
@@ -134,7 +134,7 @@ fn a_source_that_is_gone_is_shown_as_it_is_now() {
 }
 
 #[test]
-fn a_cached_step_can_be_looked_into_in_every_run_that_found_it() {
+fn a_shell_opens_in_a_cached_step_of_every_run_that_hit_it() {
     let project = Project::new();
     let cached = r#"{"step":{"key":"a","cmd":"echo made > f","cache":{"policy":"forever","key":"1"}},"env":{"X":"y"}}"#;
     let ir = format!(
@@ -154,7 +154,7 @@ fn a_cached_step_can_be_looked_into_in_every_run_that_found_it() {
 }
 
 #[test]
-fn on_a_terminal_the_shell_has_one_of_its_own() {
+fn on_a_terminal_the_shell_gets_its_own_terminal() {
     let Some(project) = failed("echo broken > report; exit 1") else { return };
     let mut terminal = Terminal::open(&project, &["shell", "test"]);
     terminal.expect("discarded");
@@ -178,7 +178,7 @@ fn on_a_terminal_the_shell_has_one_of_its_own() {
 }
 
 #[test]
-fn the_terminal_is_given_back_however_the_shell_ends() {
+fn the_terminal_is_restored_however_the_shell_ends() {
     let Some(project) = failed("exit 1") else { return };
     for end in ["exit", "kill", "signal"] {
         let mut terminal = Terminal::open(&project, &["shell", "test", "--", "sh", "-c", "echo up; read x; exit 4"]);

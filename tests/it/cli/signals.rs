@@ -84,7 +84,7 @@ fn for_each_runner(command: &str, test: impl Fn(&Project, Running)) {
 }
 
 #[test]
-fn ctrl_c_cancels_the_build_and_ends_130() {
+fn ctrl_c_cancels_the_build_and_exits_with_130() {
     for signal in [Signal::INT, Signal::TERM, Signal::HUP] {
         for_each_runner(POLITE, |project, mut running| {
             running.signal(signal);
@@ -98,7 +98,7 @@ fn ctrl_c_cancels_the_build_and_ends_130() {
 }
 
 #[test]
-fn a_second_ctrl_c_kills_what_ignores_the_first() {
+fn a_second_ctrl_c_kills_steps_that_ignore_the_first() {
     for_each_runner(STUBBORN, |_, mut running| {
         running.signal(Signal::INT);
         // The message shows that hm has handled the first signal. Its stderr is a pipe, read byte by byte.
@@ -132,7 +132,7 @@ fn a_killed_hm_leaves_no_process_of_a_step() {
 }
 
 #[test]
-fn the_timeout_of_a_step_ends_its_whole_tree() {
+fn the_timeout_of_a_step_ends_its_whole_process_tree() {
     for runner in ["process", "sandbox"] {
         let project = Project::with_steps(&[("step", STUBBORN, None)]);
         let mark = format!("HM_TEST_MARK={}", uuid::Uuid::new_v4());

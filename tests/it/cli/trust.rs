@@ -74,7 +74,7 @@ fn trust_dir(project: &Project) -> std::path::PathBuf {
 }
 
 #[test]
-fn a_project_runs_nothing_outside_of_the_sandbox_before_the_user_allows_it() {
+fn a_project_runs_nothing_outside_the_sandbox_without_consent() {
     let project = Project::new();
     project.file(".hm/ci.json", &on_process(&project, "first"));
     let refused = Ended::of(hm(&project, &["run"]).env("CI", "true")).expect(2);
@@ -138,7 +138,7 @@ fn a_project_runs_nothing_outside_of_the_sandbox_before_the_user_allows_it() {
 }
 
 #[test]
-fn what_the_user_names_is_the_users_word() {
+fn arguments_of_the_user_need_no_consent() {
     let project = Project::new();
     let ir = on_process(&project, "word");
     // A file in the checkout, under any name.
@@ -192,7 +192,7 @@ fn what_the_user_names_is_the_users_word() {
 }
 
 #[test]
-fn what_another_user_put_above_is_not_taken_for_the_users() {
+fn files_of_another_user_above_the_project_are_not_trusted() {
     const STRANGER: u32 = 1234;
     if !rustix::process::geteuid().is_root() {
         // Only root can change the owner of files.
@@ -231,7 +231,7 @@ fn a_credential_helper_in_the_checkout_is_not_run() {
 }
 
 #[test]
-fn images_outside_of_the_project_ask() {
+fn images_outside_the_project_need_consent() {
     let project = Project::new();
     for (image, asks) in [
         ("rootfs:/".to_owned(), true),
@@ -273,7 +273,7 @@ fn on_a_terminal_the_user_is_asked_once() {
 }
 
 #[test]
-fn consent_is_kept_where_others_can_neither_read_nor_write_it() {
+fn consent_is_stored_where_other_users_can_neither_read_nor_write_it() {
     let project = Project::new();
     project.file(".hm/ci.json", &on_process(&project, "kept"));
     fs::create_dir_all(trust_dir(&project).parent().unwrap()).unwrap();
@@ -311,7 +311,7 @@ fn consent_is_kept_where_others_can_neither_read_nor_write_it() {
 }
 
 #[test]
-fn consent_that_is_given_by_several_processes_at_once_is_all_kept() {
+fn consent_given_by_several_processes_at_once_is_all_stored() {
     let project = Project::new();
     let names: Vec<String> = (0..8).map(|at| format!("p{at}")).collect();
     for (at, name) in names.iter().enumerate() {

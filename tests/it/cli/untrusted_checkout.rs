@@ -87,7 +87,7 @@ impl Checkout {
 }
 
 #[test]
-fn nothing_leaves_an_untrusted_checkout() {
+fn nothing_is_sent_from_an_untrusted_checkout() {
     if step_program().is_none() {
         return;
     }
@@ -127,7 +127,7 @@ fn nothing_leaves_an_untrusted_checkout() {
 }
 
 #[test]
-fn what_the_user_keeps_for_one_engine_is_sent_to_no_other() {
+fn credentials_for_one_engine_are_sent_to_no_other() {
     if step_program().is_none() {
         return;
     }
@@ -182,7 +182,7 @@ fn what_the_user_keeps_for_one_engine_is_sent_to_no_other() {
 }
 
 #[test]
-fn an_image_that_a_project_names_is_asked_for_without_what_is_kept_for_others() {
+fn an_image_that_a_project_names_is_requested_without_credentials_for_other_registries() {
     if step_program().is_none() {
         return;
     }
@@ -200,7 +200,7 @@ fn an_image_that_a_project_names_is_asked_for_without_what_is_kept_for_others() 
 }
 
 #[test]
-fn no_header_goes_over_the_network_without_encryption() {
+fn no_header_is_sent_over_the_network_without_encryption() {
     let Some(recorder) = Recorder::on_the_network() else {
         eprintln!("this machine has no address but the loopback's");
         return;

@@ -52,7 +52,7 @@ fn certificates(dir: &Path) -> ServerConfig {
 }
 
 #[test]
-fn certificates_and_tokens_let_in_and_are_seen_by_nobody() {
+fn certificates_and_tokens_grant_access_and_are_not_disclosed() {
     if step_program().is_none() {
         return;
     }
@@ -116,7 +116,7 @@ fn certificates_and_tokens_let_in_and_are_seen_by_nobody() {
 }
 
 #[test]
-fn a_worker_is_let_in_by_certificates_and_a_token_and_says_so_where_it_is_not() {
+fn a_worker_gets_access_by_certificates_and_a_token_and_reports_a_refusal() {
     if step_program().is_none() {
         return;
     }

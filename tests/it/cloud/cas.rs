@@ -19,7 +19,7 @@ fn blobs(sizes: &[usize]) -> Vec<Blob> {
 }
 
 #[tokio::test]
-async fn blobs_of_all_sizes_go_up_once_and_come_back() {
+async fn blobs_of_all_sizes_are_uploaded_once_and_downloaded() {
     let Some(engine) = TestEngine::start() else { return };
     let cas = engine.cas();
     let mut sizes = vec![100; 500];
@@ -56,7 +56,7 @@ async fn two_hundred_megabytes_are_streamed_from_a_file_and_to_one() {
 }
 
 #[tokio::test]
-async fn what_is_not_there_is_named() {
+async fn missing_blobs_are_named() {
     let Some(engine) = TestEngine::start() else { return };
     let cas = engine.cas();
     let nowhere = Digest::of(uuid::Uuid::new_v4().as_bytes());
@@ -72,7 +72,7 @@ async fn what_is_not_there_is_named() {
 }
 
 #[tokio::test]
-async fn a_blob_that_is_not_what_its_name_says_is_refused() {
+async fn a_blob_that_does_not_match_its_digest_is_refused() {
     let Some(engine) = TestEngine::start() else { return };
     let mut wrong = blobs(&[100, 5 << 20]);
     for blob in &mut wrong {
@@ -85,7 +85,7 @@ async fn a_blob_that_is_not_what_its_name_says_is_refused() {
 }
 
 #[tokio::test]
-async fn a_file_that_becomes_shorter_is_told_by_its_name() {
+async fn the_error_names_a_file_that_becomes_shorter() {
     let Some(engine) = TestEngine::start() else { return };
     let dir = tempfile::tempdir().unwrap();
     for size in [100, 5 << 20] {

@@ -123,7 +123,7 @@ const LOOK: &str = "cat lock /data/two /out/c && test $(stat -c %a /out/dir) = 2
                     test $(stat -c %h /out/b) = 2";
 
 #[tokio::test]
-async fn a_machine_with_an_empty_store_runs_nothing_and_fetches_files_only_where_a_step_needs_them() {
+async fn a_machine_with_an_empty_store_runs_nothing_and_fetches_files_only_if_a_step_needs_them() {
     let Some(team) = Team::gather() else { return };
     let ir = team.chain(LOOK, "forever");
     let cold = team.machine("first").run(&ir).await;
@@ -182,7 +182,7 @@ async fn clones_of_one_repository_share_results_and_other_projects_do_not() {
 }
 
 #[tokio::test]
-async fn a_result_that_was_refreshed_takes_the_place_of_what_was_shared() {
+async fn a_refreshed_result_replaces_the_shared_one() {
     let Some(team) = Team::gather() else { return };
     let ir = team.chain("cat /out/b", "forever");
     let (first, second) = (team.machine("first"), team.machine("second"));
@@ -200,7 +200,7 @@ async fn a_result_that_was_refreshed_takes_the_place_of_what_was_shared() {
 }
 
 #[tokio::test]
-async fn what_was_found_on_this_machine_is_shared_with_what_stands_on_it() {
+async fn local_hits_are_shared_together_with_the_steps_built_on_them() {
     let Some(team) = Team::gather() else { return };
     let (first, second) = (team.machine("first"), team.machine("second"));
     // The steps ran here before sharing was requested: the engine is unreachable.
@@ -216,7 +216,7 @@ async fn what_was_found_on_this_machine_is_shared_with_what_stands_on_it() {
 }
 
 #[tokio::test]
-async fn results_that_age_do_so_on_every_machine() {
+async fn results_expire_on_every_machine() {
     let Some(team) = Team::gather() else { return };
     let ir = team.chain("true", "ttl");
     if !can_run(&team.machine("first").run(&ir).await) {
@@ -231,7 +231,7 @@ async fn results_that_age_do_so_on_every_machine() {
 }
 
 #[tokio::test]
-async fn results_whose_blobs_are_gone_or_damaged_are_misses_and_wrong_ones_never_used() {
+async fn results_with_missing_or_damaged_blobs_are_misses_and_never_used() {
     let Some(team) = Team::gather() else { return };
     let Some(dir) = team.engine.dir().map(Path::to_owned) else { return };
     let ir = team.chain("cat /out/b", "forever");
@@ -259,7 +259,7 @@ async fn results_whose_blobs_are_gone_or_damaged_are_misses_and_wrong_ones_never
 }
 
 #[tokio::test]
-async fn calls_that_fail_now_and_then_are_made_again() {
+async fn calls_that_fail_now_and_then_are_retried() {
     let Some(team) = Team::gather() else { return };
     let proxy = Proxy::start(&team.engine.options().url, Rules { fail_every: Some(7), ..Rules::default() });
     let mut through = team.engine.options();

@@ -10,7 +10,7 @@ const DIRS: usize = 200;
 const FILES: usize = 100;
 
 #[tokio::test]
-async fn one_changed_file_of_twenty_thousand_uploads_itself_and_the_directories_above_it() {
+async fn one_changed_file_of_twenty_thousand_uploads_only_itself_and_its_parent_directories() {
     let Some(engine) = TestEngine::start() else { return };
     let top = tempfile::tempdir().unwrap();
     let source = top.path().join("source");

@@ -86,7 +86,7 @@ async fn steps_of_the_sandbox_and_of_the_engine_build_on_each_other() {
 }
 
 #[tokio::test]
-async fn what_a_parent_has_is_not_uploaded_again() {
+async fn layers_of_a_parent_are_not_uploaded_again() {
     let Some(mixed) = Mixed::start().await else { return };
     let mut run = mixed.bench.run();
     let first = mixed.cloud(&mut run, mixed.ask("echo one > /data/one")).await;
@@ -112,7 +112,7 @@ async fn a_cancelled_step_ends_soon() {
 }
 
 #[tokio::test]
-async fn what_can_not_travel_is_refused_before_it_does() {
+async fn steps_that_cannot_run_remotely_are_refused_before_any_upload() {
     let Some(mixed) = Mixed::start().await else { return };
     let mut secrets = Secrets::new();
     secrets.insert("TOKEN", "s3cret");

@@ -17,7 +17,7 @@ struct Mine {
 }
 
 #[test]
-fn fields_that_cfg_removes_are_no_runners() {
+fn fields_that_cfg_removes_are_not_runners() {
     let registry = Mine { noop: Noop, vm: Vm }.into_registry();
     assert_eq!(registry.runner_names(), ["here", "noop"]);
     assert_eq!(registry.default_runner_name(), Some("noop"));

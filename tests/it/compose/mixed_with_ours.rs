@@ -18,7 +18,7 @@ struct Mine {
 }
 
 #[test]
-fn another_crates_runners_go_together_with_ours() {
+fn runners_of_another_crate_combine_with_ours() {
     let top = tempfile::tempdir().unwrap();
     let store = StoreHandle::new(top.path().join("store"));
     let set = Mine {

@@ -137,7 +137,7 @@ async fn the_registry_of_a_set_is_the_same_set() {
 }
 
 #[test]
-fn descriptors_are_what_the_runners_say() {
+fn descriptors_match_the_runners() {
     let descriptors = mine().descriptors();
     let other = &descriptors[2];
     assert_eq!((&*other.name, other.is_default, other.cache_version), ("other-exits", true, 7));

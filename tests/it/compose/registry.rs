@@ -96,7 +96,7 @@ async fn registering_a_name_again_replaces_its_runner_in_place() {
 }
 
 #[tokio::test]
-async fn a_runner_by_hand_needs_a_name_and_execute_alone() {
+async fn a_handwritten_runner_needs_only_a_name_and_execute() {
     let mut registry = RunnerRegistry::new();
     registry.register(plugin("local", 0), true);
     let [descriptor] = &registry.descriptors()[..] else { panic!("one runner") };

@@ -230,14 +230,14 @@ async fn wrong_inputs_are_found() {
 }
 
 #[tokio::test]
-async fn processes_that_stay_are_found() {
+async fn leftover_processes_are_found() {
     finds(Fault::LeavesAProcess, "background-children", "still running").await;
     finds(Fault::LeavesAProcess, "cancel-during", "still running").await;
     finds(Fault::LeavesAProcess, "timeout-with-term-ignored", "still running").await;
 }
 
 #[tokio::test]
-async fn a_dropped_attempt_that_goes_on_is_found() {
+async fn a_dropped_attempt_that_continues_is_found() {
     let runner = Broken::new(Fault::LeavesAProcess);
     let suite = Suite::new(&runner, "host").patience(Duration::from_secs(5));
     let verdict = suite.run_case("dropped-attempt").await.unwrap();

@@ -70,7 +70,7 @@ async fn the_older_way_to_mount_keeps_files_as_they_are() {
 }
 
 #[tokio::test]
-async fn a_sandbox_with_a_single_id_promises_no_owners() {
+async fn a_sandbox_with_a_single_id_does_not_promise_owners() {
     let place = Place::new();
     let runner = place.sandbox(|it| it.user_namespace(UserNamespace::Single));
     let suite = Suite::new(&runner, "host");

@@ -178,7 +178,7 @@ async fn a_runner_on_a_backend_conforms() {
 }
 
 #[tokio::test]
-async fn what_a_backend_does_not_hold_is_refused_when_a_plan_is_bound() {
+async fn arguments_that_a_backend_does_not_support_are_refused_at_binding() {
     let dir = tempfile::tempdir().unwrap();
     let runner = VmRunner::new(Directories(dir.path().into()), StoreHandle::new(dir.path().join("store")));
     let refuses = |schema: ArgsSchema| schema.check(&json!({ "memory": "1g" })).is_err();

@@ -45,7 +45,7 @@ async fn a_chain_on_docker_alone_stays_at_the_daemon() {
 /// The daemon copies each stream separately: the order between the streams is not known here, and not
 /// promised.
 #[tokio::test]
-async fn nothing_is_missing_of_what_was_printed_on_two_streams() {
+async fn no_line_of_two_streams_is_missing() {
     let Some(bench) = Bench::new() else { return };
     let keys = ["a", "b", "c", "d", "e"];
     let built = bench.build(&pipeline(&keys.map(|key| step(key, FAILS_LATE)), &[])).await;
@@ -164,7 +164,7 @@ async fn a_chain_moves_between_the_sandbox_and_docker_and_back() {
 }
 
 #[tokio::test]
-async fn a_chain_that_begins_on_an_image_of_the_daemon_goes_on_in_the_sandbox() {
+async fn a_chain_that_starts_on_an_image_of_the_daemon_continues_in_the_sandbox() {
     let Some(bench) = Bench::new() else { return };
     let mut steps: Vec<Value> =
         (0..4).map(|at| step(&format!("s{at}"), "cat log; echo step >> log; ls /bin/sh")).collect();

@@ -37,7 +37,7 @@ async fn a_cancelled_build_leaves_nothing() {
 }
 
 #[tokio::test]
-async fn an_engine_that_is_dropped_takes_its_containers_along() {
+async fn containers_end_with_a_dropped_engine() {
     let Some(bench) = Bench::new() else { return };
     let ir = pipeline(&[step("a", "echo up; sleep 1000")], &[]);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -70,7 +70,7 @@ fn start(project: &Project, daemon: &Daemon) -> Child {
 }
 
 #[test]
-fn what_a_killed_run_has_goes_with_it_and_a_live_one_keeps_its_own() {
+fn containers_end_with_a_killed_run_and_a_live_run_keeps_its_own() {
     let Some(daemon) = Daemon::get() else { return };
     let project = project("echo up; sleep 1000");
     let mut hm = start(&project, &daemon);
@@ -100,7 +100,7 @@ fn kill_with_watchers(mut hm: Child) {
 }
 
 #[test]
-fn what_nobody_was_there_to_remove_goes_with_the_next_run() {
+fn the_next_run_removes_containers_of_a_run_that_was_killed_with_its_watchers() {
     let Some(daemon) = Daemon::get() else { return };
     let project = project("echo up; sleep 1000");
     let hm = start(&project, &daemon);
@@ -113,7 +113,7 @@ fn what_nobody_was_there_to_remove_goes_with_the_next_run() {
 }
 
 #[test]
-fn what_a_killed_run_left_goes_with_a_collection() {
+fn garbage_collection_removes_containers_of_a_killed_run() {
     let Some(daemon) = Daemon::get() else { return };
     let project = project("echo up; sleep 1000");
     kill_with_watchers(start(&project, &daemon));
@@ -125,7 +125,7 @@ fn what_a_killed_run_left_goes_with_a_collection() {
 }
 
 #[test]
-fn an_image_that_nobody_has_is_told_by_its_name() {
+fn the_error_names_an_image_that_does_not_exist() {
     let Some(daemon) = Daemon::get() else { return };
     let project = project("true");
     let missing = format!("{IMAGE}=localhost:1/no/such:image");
@@ -140,7 +140,7 @@ fn an_image_that_nobody_has_is_told_by_its_name() {
 }
 
 #[test]
-fn a_daemon_that_is_not_there_is_told_before_anything_runs() {
+fn a_missing_daemon_is_reported_before_anything_runs() {
     let project = project("true");
     let nowhere = format!("unix://{}", project.dir.join("no.sock").display());
     let mut hm = project.hm(&["run", "--runner", "docker", "--docker-host", &nowhere]);

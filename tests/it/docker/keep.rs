@@ -13,7 +13,7 @@ fn look(project: &Project, script: &str) -> String {
 }
 
 #[test]
-fn a_failed_step_s_files_are_kept_where_the_run_asks_for_it() {
+fn a_failed_steps_files_are_kept_with_keep() {
     let Some(daemon) = Daemon::get() else { return };
     let project = project("mkdir -m 700 sub; echo broken > sub/report; rm source.txt; exit 3");
     project.file("source.txt", "source\n");
@@ -26,7 +26,7 @@ fn a_failed_step_s_files_are_kept_where_the_run_asks_for_it() {
 }
 
 #[test]
-fn a_passed_step_s_files_are_kept_where_the_run_asks_for_it() {
+fn a_passed_steps_files_are_kept_with_keep() {
     let Some(daemon) = Daemon::get() else { return };
     let project = project("echo fine > report");
     Ended::of(run(&project, &daemon).arg("--keep")).expect(0);
@@ -35,7 +35,7 @@ fn a_passed_step_s_files_are_kept_where_the_run_asks_for_it() {
 }
 
 #[test]
-fn an_interrupted_step_s_files_are_kept_when_nothing_changes_them_any_more() {
+fn an_interrupted_steps_files_are_kept_after_its_processes_ended() {
     let Some(daemon) = Daemon::get() else { return };
     let project = project("trap '' TERM; echo half > report; while :; do sleep 1; done");
     Ended::of(run(&project, &daemon).args(["--keep", "--timeout", "2s"])).expect(124);

@@ -6,7 +6,7 @@ use serde_json::json;
 use crate::support::docker::{Bench, chain, step};
 
 #[tokio::test]
-async fn too_many_processes_are_told_as_that() {
+async fn exceeding_the_limit_on_processes_is_reported() {
     let Some(bench) = Bench::new() else { return };
     // The first shell stays for a while without starting another process: the limit's counter goes with the
     // container.

@@ -196,7 +196,7 @@ fn image(layers: impl IntoIterator<Item = Odd>) -> Image {
 }
 
 #[tokio::test]
-async fn what_the_daemon_makes_of_odd_layers_a_step_sees_in_the_sandbox() {
+async fn a_step_in_the_sandbox_sees_odd_layers_as_the_daemon_unpacks_them() {
     if !is_root() || !has_busybox() {
         return;
     }

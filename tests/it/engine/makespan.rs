@@ -45,7 +45,7 @@ proptest! {
     #![proptest_config(cases(256))]
 
     #[test]
-    fn no_build_takes_longer_than_the_greedy_bound_whatever_is_believed_of_its_steps(
+    fn no_build_exceeds_the_greedy_bound_whatever_durations_are_expected(
         work in workloads(),
         slots in 1..12_usize,
         seed in 1..u64::MAX,

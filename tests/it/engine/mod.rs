@@ -106,7 +106,7 @@ async fn each_child_boots_from_the_snapshot_of_its_builds_in_parent() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_run_without_a_runs_dir_removes_nothing_that_is_not_its_own() {
+async fn a_run_without_a_runs_dir_removes_only_its_own_files() {
     let mine = tempfile::Builder::new().prefix("hm-run-").tempdir().unwrap();
     fs::write(mine.path().join("thesis.txt"), "years of work").unwrap();
     let long_ago = std::time::SystemTime::now() - Duration::from_secs(3600);
@@ -146,7 +146,7 @@ async fn events_come_in_order_and_each_step_ends_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_failure_cancels_what_runs_and_skips_what_does_not() {
+async fn a_failure_cancels_running_steps_and_skips_the_others() {
     let runner = Scripted::new([("s0", exit(1, 10)), ("s1", vec![Act::Linger { ms: 5 }]), ("s2", exit(0, 5))]);
     let (events, outcome) = run(runner.engine(), request(&graph(5, &[(0, 3, true), (2, 4, false)]))).await.unwrap();
     assert_eq!(outcome.status, BuildStatus::Failed);
@@ -155,7 +155,7 @@ async fn a_failure_cancels_what_runs_and_skips_what_does_not() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn keep_going_skips_only_what_needs_the_failed_step() {
+async fn keep_going_skips_only_dependents_of_the_failed_step() {
     let runner = Scripted::new([("s0", exit(1, 10)), ("s1", exit(0, 20))]);
     let mut request = request(&graph(6, &[(0, 2, true), (2, 3, false), (1, 4, true), (4, 5, false), (3, 5, false)]));
     request.options.keep_going = true;
@@ -165,7 +165,7 @@ async fn keep_going_skips_only_what_needs_the_failed_step() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_step_whose_time_is_up_is_told_so_and_ends_as_timed_out() {
+async fn a_step_that_times_out_is_cancelled_and_reported_as_timed_out() {
     let runner = Scripted::new([("s0", exit(0, 3_600_000)), ("s1", vec![Act::Linger { ms: 100 }])]);
     let json = graph(2, &[]).to_ir_json_with(|_| r#","timeout_seconds":7"#.to_owned());
     let mut request = request(&Graph::default());
@@ -180,7 +180,7 @@ async fn a_step_whose_time_is_up_is_told_so_and_ends_as_timed_out() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_step_whose_time_is_up_is_not_tried_again_whatever_its_runner_says() {
+async fn a_step_that_times_out_is_not_retried_whatever_its_runner_returns() {
     let runner = Scripted::new([("s0", vec![Act::OnceTold(Box::new(Act::Break)), PASS])]);
     let json = graph(1, &[]).to_ir_json_with(|_| r#","timeout_seconds":7"#.to_owned());
     let mut request = request(&Graph::default());
@@ -192,7 +192,7 @@ async fn a_step_whose_time_is_up_is_not_tried_again_whatever_its_runner_says() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn when_the_build_s_time_is_up_running_steps_time_out_and_the_rest_is_skipped() {
+async fn when_a_build_times_out_running_steps_time_out_and_the_rest_is_skipped() {
     let runner = Scripted::new([("s0", exit(0, 100)), ("s1", exit(0, 60_000)), ("s3", vec![Act::Break])]);
     let mut request = request(&graph(5, &[(0, 1, true), (1, 2, true)]));
     request.options.timeout = Some(Duration::from_millis(150));
@@ -206,7 +206,7 @@ async fn when_the_build_s_time_is_up_running_steps_time_out_and_the_rest_is_skip
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_shorter_of_two_time_limits_holds_and_none_is_too_long() {
+async fn the_shorter_of_two_time_limits_applies_and_none_is_too_long() {
     let json = graph(1, &[]).to_ir_json().replacen('{', r#"{"timeout_seconds":4294967295,"#, 1);
     for (asked, verdict) in [(Duration::MAX, BuildStatus::Passed), (Duration::from_secs(59), BuildStatus::TimedOut)] {
         let runner = Scripted::new([("s0", exit(0, 60_000))]);
@@ -219,7 +219,7 @@ async fn the_shorter_of_two_time_limits_holds_and_none_is_too_long() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn infrastructure_errors_are_tried_again_after_100_and_200_milliseconds() {
+async fn infrastructure_errors_are_retried_after_100_and_200_milliseconds() {
     let runner = Scripted::new([("s0", vec![Act::Break, Act::Break, PASS]), ("s2", vec![Act::Break])]);
     let mut request = request(&graph(4, &[(0, 1, true), (2, 3, true)]));
     request.options.keep_going = true;
@@ -243,7 +243,7 @@ async fn infrastructure_errors_are_tried_again_after_100_and_200_milliseconds() 
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_failed_command_outweighs_infrastructure_in_the_verdict() {
+async fn a_failed_command_takes_precedence_over_an_infrastructure_error() {
     let runner = Scripted::new([("s0", vec![Act::BreakForGood]), ("s1", vec![Act::Swell])]);
     let mut request = request(&graph(2, &[]));
     request.options.keep_going = true;
@@ -286,7 +286,7 @@ async fn a_runner_that_ignores_its_token_is_dropped() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_build_cancelled_before_it_began_runs_nothing() {
+async fn a_build_cancelled_before_it_starts_runs_nothing() {
     let runner = Scripted::new([]);
     let (mut events, control) =
         runner.engine().build().unwrap().start(request(&Graph::chain(3))).await.unwrap().into_parts();
@@ -334,7 +334,7 @@ async fn cancelling_after_the_end_changes_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_build_goes_on_without_anyone_holding_it() {
+async fn a_build_continues_after_its_handle_is_dropped() {
     let runner = Scripted::new([("s1", exit(0, 1_000))]);
     drop(runner.engine().build().unwrap().start(request(&Graph::chain(3))).await.unwrap());
     tokio::time::sleep(Duration::from_secs(2)).await;
@@ -342,7 +342,7 @@ async fn a_build_goes_on_without_anyone_holding_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn snapshots_are_handed_back_whatever_the_verdict_and_a_hanging_runner_does_not_matter() {
+async fn snapshots_are_reaped_after_any_verdict_even_if_a_runner_hangs() {
     for (last, verdict) in [(PASS, BuildStatus::Passed), (Act::Exit { code: 1, after_ms: 0 }, BuildStatus::Failed)] {
         let mut runner = Scripted::new([("s2", vec![last])]);
         runner.reaping_hangs = true;
@@ -355,7 +355,7 @@ async fn snapshots_are_handed_back_whatever_the_verdict_and_a_hanging_runner_doe
 }
 
 #[tokio::test(start_paused = true)]
-async fn nothing_starts_where_the_plan_or_the_machine_does_not_fit() {
+async fn nothing_starts_if_the_plan_is_invalid_or_a_runner_is_unusable() {
     let mut runner = Scripted::new([]);
     let mut misspelt = request(&Graph::chain(2));
     misspelt.options.runner = Some("scriptd".to_owned());
@@ -372,7 +372,7 @@ async fn nothing_starts_where_the_plan_or_the_machine_does_not_fit() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn local_steps_share_the_parallelism_and_a_pool_of_its_own_has_its_own() {
+async fn local_steps_share_the_parallelism_and_a_separate_pool_has_its_own_limit() {
     let local = Scripted::new([]);
     let mut remote = Scripted::new([]);
     remote.pool = Pool::Own { limit: NonZeroUsize::new(5).unwrap() };
@@ -393,7 +393,7 @@ async fn local_steps_share_the_parallelism_and_a_pool_of_its_own_has_its_own() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_longest_remaining_path_of_the_last_run_goes_first() {
+async fn the_longest_remaining_path_of_the_last_run_starts_first() {
     let runner = Scripted::new([]);
     let mut request = request(&graph(4, &[(1, 2, false)]));
     request.durations = [("s0", 1), ("s1", 1), ("s2", 5), ("s3", 9)]
@@ -405,7 +405,7 @@ async fn the_longest_remaining_path_of_the_last_run_goes_first() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_build_that_cannot_be_recorded_ends_as_infrastructure_and_says_so() {
+async fn a_build_that_cannot_be_recorded_ends_with_an_infrastructure_error() {
     let runs_dir = tempfile::tempdir().unwrap();
     let runner = Scripted::new([("s0", exit(0, 10)), ("s1", vec![Act::Print(b"lost\n")]), ("s2", exit(0, 10))]);
     let request = request(&Graph::chain(4));
@@ -422,7 +422,7 @@ async fn a_build_that_cannot_be_recorded_ends_as_infrastructure_and_says_so() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_same_build_twice_gives_the_same_bytes_and_so_does_a_registry() {
+async fn a_repeated_build_gives_the_same_bytes_also_with_a_registry() {
     let graph = graph(7, &[(0, 1, true), (0, 2, true), (1, 3, false), (2, 3, true), (4, 5, true)]);
     let mut runs = Vec::new();
     for registry in [false, false, true] {

@@ -273,7 +273,7 @@ proptest! {
     #![proptest_config(cases(200))]
 
     #[test]
-    fn every_build_goes_as_the_model_says(build in builds()) {
+    fn every_build_agrees_with_the_model(build in builds()) {
         let run = run(&build, |runners| runners);
         run.check(&build);
         if let Some(expected) = build.play() {
@@ -286,7 +286,7 @@ proptest! {
     #![proptest_config(cases(64))]
 
     #[test]
-    fn the_same_build_twice_gives_the_same_bytes_with_types_and_with_a_registry(build in builds()) {
+    fn a_repeated_build_gives_the_same_bytes_with_types_and_with_a_registry(build in builds()) {
         let first = json_lines(&run(&build, |runners| runners).events);
         prop_assert_eq!(&json_lines(&run(&build, |runners| runners).events), &first);
         prop_assert_eq!(&json_lines(&run(&build, Three::into_registry).events), &first);

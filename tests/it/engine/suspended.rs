@@ -77,7 +77,7 @@ fn a_step_that_ended_in_time_passes() {
 }
 
 #[test]
-fn a_grace_does_not_pass_while_nobody_looks() {
+fn a_grace_period_does_not_pass_while_the_engine_is_stopped() {
     // Two seconds of grace, and ten in which the runner must return.
     let act = Some(Act::Linger { ms: 3_000 });
     let (outcome, took, is_dropped) =
@@ -92,7 +92,7 @@ proptest! {
     /// To the millisecond: a step that ends by itself within its time, not counting the standstill, passes. A
     /// step that does not is interrupted, and not before that time is over.
     #[test]
-    fn limits_count_the_time_in_which_the_engine_runs(
+    fn limits_count_only_the_time_in_which_the_engine_runs(
         is_step in any::<bool>(),
         limit in 1..100_u64,
         from in 0..100_000_u64,

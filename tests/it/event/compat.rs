@@ -76,7 +76,7 @@ fn shared() -> Vec<BuildEvent> {
 }
 
 #[test]
-fn the_ecosystem_reads_our_events_and_loses_only_what_we_added() {
+fn the_published_crate_reads_our_events_and_loses_only_our_additions() {
     let added = ["seq", "schema_version", "attempt", "partial", "status", "message", "artifacts"];
     for event in shared() {
         let ours = serde_json::to_value(&event).unwrap();
@@ -92,7 +92,7 @@ fn the_ecosystem_reads_our_events_and_loses_only_what_we_added() {
 }
 
 #[test]
-fn we_read_the_ecosystems_events_and_put_defaults_for_what_we_added() {
+fn events_of_the_published_crate_are_read_with_defaults_for_our_additions() {
     for event in shared() {
         let theirs: Theirs = serde_json::from_value(serde_json::to_value(&event).unwrap()).unwrap();
         let theirs = serde_json::to_value(theirs).unwrap();
@@ -110,7 +110,7 @@ fn we_read_the_ecosystems_events_and_put_defaults_for_what_we_added() {
 }
 
 #[test]
-fn our_events_come_back_from_json_as_they_were() {
+fn events_round_trip_through_json() {
     let own = [
         BuildEvent::StepRetry { seq: 1, step_id: id(1), attempt: 3, backoff_ms: 250, message: "lost".into() },
         BuildEvent::StepCacheMiss {

@@ -71,7 +71,7 @@ async fn the_writer_still_writes_version_1_byte_for_byte() {
 /// Kinds of records that were added to version 1 later have their own fixture, so that the first fixture
 /// never changes.
 #[tokio::test(start_paused = true)]
-async fn misses_are_written_byte_for_byte_as_they_were_when_they_came_to_version_1() {
+async fn misses_are_written_byte_for_byte_as_when_version_1_got_them() {
     let scratch = TempDir::new().unwrap();
     let dir = scratch.path().join("run");
     let (mut writer, _bus, _events) = create_in(&dir, 2);
@@ -95,7 +95,7 @@ async fn misses_are_written_byte_for_byte_as_they_were_when_they_came_to_version
 }
 
 #[test]
-fn a_journal_of_version_1_gives_the_events_it_always_gave() {
+fn a_journal_of_version_1_still_gives_the_same_events() {
     let events = replay(&fixture());
     assert_eq!(json_lines(&events), fs::read_to_string(fixture().join("events.jsonl")).unwrap());
     assert_eq!(lines(&events, 0, StdStream::Stdout), ["compiling", "ä is split", "no newline at the end"]);
@@ -138,7 +138,7 @@ fn with_journal(journal: &[u8]) -> TempDir {
 }
 
 #[test]
-fn any_beginning_of_a_journal_gives_whole_events_and_tells_a_torn_record() {
+fn a_truncated_journal_gives_whole_events_and_reports_a_torn_record() {
     let journal = fs::read(fixture().join("journal")).unwrap();
     let whole = replay(&fixture());
     let dir = with_journal(&journal);
@@ -188,7 +188,7 @@ fn a_journal_of_a_newer_format_is_refused_with_both_versions() {
 }
 
 #[test]
-fn a_log_that_is_gone_or_cut_off_is_said_once_and_the_rest_is_shown() {
+fn a_missing_or_truncated_log_is_reported_once_and_the_rest_is_shown() {
     let journal = fs::read(fixture().join("journal")).unwrap();
     let dir = with_journal(&journal);
     fs::remove_file(dir.path().join("logs/0-1.log")).unwrap();
@@ -216,7 +216,7 @@ fn a_log_that_is_gone_or_cut_off_is_said_once_and_the_rest_is_shown() {
 
 /// The writer is this same test in a child process, which an environment variable tells to write.
 #[test]
-fn a_writer_killed_at_any_moment_leaves_all_that_was_shown() {
+fn a_writer_killed_at_any_moment_loses_nothing_that_was_shown() {
     const DIR: &str = "HM_TEST_KILLED_WRITER";
     if let Some(dir) = std::env::var_os(DIR) {
         let (mut writer, bus, _events) = create_in(Path::new(&dir), 1);
@@ -231,7 +231,7 @@ fn a_writer_killed_at_any_moment_leaves_all_that_was_shown() {
         let scratch = TempDir::new().unwrap();
         let dir = scratch.path().join("run");
         let mut writer = std::process::Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "event::journal::a_writer_killed_at_any_moment_leaves_all_that_was_shown"])
+            .args(["--exact", "event::journal::a_writer_killed_at_any_moment_loses_nothing_that_was_shown"])
             .env(DIR, &dir)
             .stdout(std::process::Stdio::null())
             .spawn()
@@ -254,7 +254,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
     #[test]
-    fn a_damaged_byte_is_told_and_what_comes_before_it_is_shown(at: prop::sample::Index, flip in 1u8..) {
+    fn a_damaged_byte_is_reported_and_the_events_before_it_are_shown(at: prop::sample::Index, flip in 1u8..) {
         let mut journal = fs::read(fixture().join("journal")).unwrap();
         let at = at.index(journal.len());
         journal[at] ^= flip;
@@ -284,7 +284,7 @@ proptest! {
     }
 
     #[test]
-    fn a_hostile_length_takes_no_memory(len: u32, crc: u32, rest in prop::collection::vec(any::<u8>(), 0..50)) {
+    fn a_hostile_length_allocates_no_memory(len: u32, crc: u32, rest in prop::collection::vec(any::<u8>(), 0..50)) {
         let whole = fs::read(fixture().join("journal")).unwrap();
         let header_end = 20 + u32::from_le_bytes(whole[12..16].try_into().unwrap()) as usize;
         for before in [12, header_end] {

@@ -79,7 +79,7 @@ async fn a_secret_is_masked_in_output_in_every_text_and_in_every_file() {
 }
 
 #[tokio::test]
-async fn what_was_held_back_is_shown_where_the_build_breaks_off_and_nothing_is_taken_afterwards() {
+async fn withheld_output_is_shown_when_the_build_stops_and_later_output_is_ignored() {
     let dir = tempfile::tempdir().unwrap();
     let (mut writer, bus, events) = event::create(RunDir::Kept(dir.path().into()), meta(2), &secrets()).unwrap();
     start(&mut writer, 0);
@@ -95,7 +95,7 @@ async fn what_was_held_back_is_shown_where_the_build_breaks_off_and_nothing_is_t
 }
 
 #[tokio::test]
-async fn what_was_held_back_comes_before_the_attempts_end() {
+async fn withheld_output_comes_before_the_end_of_its_attempt() {
     let (mut writer, bus, events) = event::create(RunDir::Temporary, meta(1), &secrets()).unwrap();
     start(&mut writer, 0);
     bus.output(id(0), StdStream::Stdout, b"hunt").await;

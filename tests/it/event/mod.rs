@@ -22,7 +22,7 @@ use crate::support::{
 };
 
 #[tokio::test]
-async fn a_build_is_told_from_its_start_to_its_end_to_every_reader_alike() {
+async fn every_reader_gets_the_same_events_from_start_to_end() {
     let dir = tempfile::tempdir().unwrap();
     let (mut writer, bus, early) = create_in(dir.path(), 2);
     start(&mut writer, 0);
@@ -75,7 +75,7 @@ async fn a_build_is_told_from_its_start_to_its_end_to_every_reader_alike() {
 }
 
 #[tokio::test]
-async fn two_hundred_thousand_lines_arrive_complete_and_in_order_though_another_reader_reads_nothing() {
+async fn two_hundred_thousand_lines_arrive_in_order_beside_an_idle_reader() {
     let (mut writer, bus, events) = create(1);
     let unread = writer.subscribe();
     start(&mut writer, 0);
@@ -104,7 +104,7 @@ async fn two_hundred_thousand_lines_arrive_complete_and_in_order_though_another_
 }
 
 #[tokio::test]
-async fn output_from_other_threads_wakes_the_dispatcher_and_lies_between_start_and_end() {
+async fn output_from_other_threads_wakes_the_dispatcher_and_comes_between_start_and_end() {
     let (mut writer, bus, events) = create(4);
     (0..4).for_each(|step| start(&mut writer, step));
     let threads: Vec<_> = (0..4)
@@ -142,7 +142,7 @@ async fn output_from_other_threads_wakes_the_dispatcher_and_lies_between_start_a
 }
 
 #[tokio::test]
-async fn dirty_waits_for_output_alone_and_is_not_lost_when_dropped() {
+async fn dirty_waits_only_for_output_and_is_not_lost_when_dropped() {
     let (mut writer, bus, _events) = create(1);
     assert!(writer.dirty().now_or_never().is_none());
     start(&mut writer, 0);
@@ -155,7 +155,7 @@ async fn dirty_waits_for_output_alone_and_is_not_lost_when_dropped() {
 }
 
 #[tokio::test]
-async fn nothing_is_shown_before_it_was_written() {
+async fn events_are_shown_only_after_they_were_written() {
     let (mut writer, bus, mut events) = create(1);
     for _ in 0..3 {
         events.next().await.unwrap();
@@ -169,7 +169,7 @@ async fn nothing_is_shown_before_it_was_written() {
 }
 
 #[tokio::test]
-async fn a_stream_ends_when_the_writer_is_gone_without_an_end() {
+async fn a_stream_ends_when_the_writer_is_dropped_before_the_end() {
     let (mut writer, bus, events) = create(1);
     start(&mut writer, 0);
     bus.output(id(0), StdStream::Stdout, b"whole\nbegun").await;
@@ -180,7 +180,7 @@ async fn a_stream_ends_when_the_writer_is_gone_without_an_end() {
 }
 
 #[tokio::test]
-async fn output_of_ended_attempts_and_of_strangers_is_overlooked() {
+async fn output_of_ended_attempts_and_of_unknown_steps_is_ignored() {
     let (mut writer, bus, events) = create(1);
     start(&mut writer, 0);
     bus.output(id(0), StdStream::Stdout, b"first").await;
@@ -202,7 +202,7 @@ async fn output_of_ended_attempts_and_of_strangers_is_overlooked() {
 }
 
 #[tokio::test]
-async fn a_line_over_the_limit_comes_in_parts() {
+async fn a_line_over_the_limit_is_split_into_parts() {
     let (mut writer, bus, events) = create(1);
     start(&mut writer, 0);
     let text = vec![b'x'; 2 * MAX_LINE_BYTES + 10];
@@ -221,7 +221,7 @@ async fn a_line_over_the_limit_comes_in_parts() {
 }
 
 #[tokio::test]
-async fn a_reader_far_behind_lets_others_on_its_thread_run() {
+async fn a_reader_that_is_far_behind_yields_to_other_tasks() {
     let (mut writer, _bus, mut events) = create(10_000);
     for step in 0..10_000 {
         start(&mut writer, step);
@@ -241,7 +241,7 @@ async fn a_reader_far_behind_lets_others_on_its_thread_run() {
 }
 
 #[tokio::test]
-async fn output_that_cannot_be_written_wakes_the_dispatcher_with_an_error_and_states_are_still_told() {
+async fn output_that_cannot_be_written_wakes_the_dispatcher_with_an_error_and_states_still_arrive() {
     let dir = tempfile::tempdir().unwrap();
     let (mut writer, bus, mut events) = create_in(dir.path(), 1);
     start(&mut writer, 0);
@@ -265,7 +265,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
     #[test]
-    fn any_chunks_of_any_bytes_are_kept_as_they_are_and_shown_as_their_lines(
+    fn any_output_in_any_chunks_is_kept_unchanged_and_shown_as_lines(
         chunks in prop::collection::vec((any::<bool>(), prop::collection::vec(
             prop_oneof![4 => Just(b'\n'), 2 => Just(b'\r'), 10 => any::<u8>()], 0..60)), 0..20),
     ) {

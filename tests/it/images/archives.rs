@@ -52,7 +52,7 @@ async fn steps_boot_from_images_in_files() {
 }
 
 #[tokio::test]
-async fn children_inherit_the_image_and_what_was_done_to_it() {
+async fn children_inherit_the_image_and_its_changes() {
     if !has_busybox() {
         return;
     }
@@ -73,7 +73,7 @@ async fn children_inherit_the_image_and_what_was_done_to_it() {
 
 /// `docker::odd_layers` compares the same with a daemon, if there is one.
 #[tokio::test]
-async fn steps_boot_from_what_other_builders_write() {
+async fn steps_boot_from_images_of_other_builders() {
     if !has_busybox() {
         return;
     }
@@ -130,7 +130,7 @@ async fn fetch(store: &std::sync::Arc<Store>, name: &str) -> Result<Base, String
 }
 
 #[tokio::test]
-async fn the_same_image_is_the_same_however_it_came() {
+async fn an_image_has_the_same_identity_in_every_format() {
     let (top, store) = store();
     let image = Image { layers: vec![Layer::new().file("f", 0o644, "x").bytes()], env: vec![] };
     image.write_oci(&top.path().join("oci"), "a");
@@ -148,7 +148,7 @@ async fn the_same_image_is_the_same_however_it_came() {
 }
 
 #[tokio::test]
-async fn broken_images_are_told_and_leave_nothing() {
+async fn broken_images_are_reported_and_leave_no_files() {
     let image = Image { layers: vec![Layer::new().file("evil", 0o644, "x").bytes()], env: vec![] };
     let hostile = {
         let mut header = tar::Header::new_gnu();
@@ -218,7 +218,7 @@ async fn broken_images_are_told_and_leave_nothing() {
 }
 
 #[tokio::test]
-async fn links_within_a_layout_are_followed_and_those_that_lead_out_are_not() {
+async fn symlinks_within_a_layout_are_followed_and_those_out_of_it_are_not() {
     let image = Image { layers: vec![Layer::new().file("f", 0o644, "x").bytes()], env: vec![] };
     let layer = hm_exec::store::ImageDigest::of(&image.blobs()[0]).hex();
     // The file that is moved, and its destination; `inside/` is a directory of the layout.
@@ -248,7 +248,7 @@ async fn links_within_a_layout_are_followed_and_those_that_lead_out_are_not() {
 }
 
 #[tokio::test]
-async fn names_that_lead_nowhere_are_told() {
+async fn missing_archives_and_layouts_are_reported() {
     let (top, store) = store();
     Image { layers: vec![], env: vec![] }.write_oci(&top.path().join("oci"), "latest");
     fs::write(top.path().join("text"), "no archive").unwrap();

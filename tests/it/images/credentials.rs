@@ -80,7 +80,7 @@ fn digest(bytes: &str) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_kept_for_one_registry_goes_to_no_other() {
+async fn credentials_for_one_registry_are_sent_to_no_other() {
     let (ours, theirs) = (Server::bind(), Server::bind());
     let basic = format!("Basic {}", STANDARD.encode("ann:s3same"));
     let challenge = format!("www-authenticate: Bearer realm=\"http://{}/token\",service=\"it\"", ours.host);

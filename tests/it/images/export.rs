@@ -99,7 +99,7 @@ async fn a_run_can_take_an_export_as_its_image() {
 }
 
 #[tokio::test]
-async fn the_same_step_becomes_the_same_bytes() {
+async fn the_same_step_exports_to_the_same_bytes() {
     if !has_busybox() {
         return;
     }
@@ -161,7 +161,7 @@ async fn other_tools_read_an_export() {
 }
 
 #[tokio::test]
-async fn root_filesystems_are_exported_with_what_is_over_them_and_the_machine_is_not() {
+async fn root_filesystems_are_exported_with_their_layers_and_the_host_image_is_refused() {
     if !has_busybox() {
         return;
     }

@@ -49,7 +49,7 @@ fn small(text: &str) -> Image {
 }
 
 #[tokio::test]
-async fn steps_boot_from_what_a_registry_has() {
+async fn steps_boot_from_images_of_a_registry() {
     if !has_busybox() {
         return;
     }
@@ -72,7 +72,7 @@ async fn steps_boot_from_what_a_registry_has() {
 }
 
 #[tokio::test]
-async fn a_tag_is_asked_for_as_often_as_the_policy_says() {
+async fn tags_are_resolved_as_often_as_the_pull_policy_requires() {
     let Some(mut registry) = Registry::start(false) else { return };
     let top = tempfile::tempdir().unwrap();
     let store = store(top.path());
@@ -130,7 +130,7 @@ async fn pinning_fetches_no_layer_and_layers_are_shared() {
 }
 
 #[tokio::test]
-async fn digests_name_images_for_good() {
+async fn images_named_by_digest_are_not_resolved_again() {
     let Some(mut registry) = Registry::start(false) else { return };
     let top = tempfile::tempdir().unwrap();
     let store = store(top.path());
@@ -150,7 +150,7 @@ async fn digests_name_images_for_good() {
 }
 
 #[tokio::test]
-async fn private_registries_want_the_credentials_that_docker_keeps() {
+async fn private_registries_get_the_credentials_of_the_docker_configuration() {
     let Some(registry) = Registry::start(true) else { return };
     let top = tempfile::tempdir().unwrap();
     let store = store(top.path());
@@ -172,7 +172,7 @@ async fn private_registries_want_the_credentials_that_docker_keeps() {
 }
 
 #[tokio::test]
-async fn a_mirror_is_asked_first_and_the_registry_of_a_name_after_it() {
+async fn a_mirror_is_tried_before_the_registry_of_a_name() {
     let Some(registry) = Registry::start(false) else { return };
     let top = tempfile::tempdir().unwrap();
     let store = store(top.path());
@@ -184,7 +184,7 @@ async fn a_mirror_is_asked_first_and_the_registry_of_a_name_after_it() {
 }
 
 #[tokio::test]
-async fn what_a_registry_does_not_have_is_told() {
+async fn an_image_that_a_registry_does_not_have_is_reported() {
     let Some(registry) = Registry::start(false) else { return };
     let top = tempfile::tempdir().unwrap();
     let store = store(top.path());

@@ -126,7 +126,7 @@ async fn fetch(fake: &Fake, name: &str, docker_config: &str) -> Result<Base, Str
 }
 
 #[tokio::test]
-async fn indexes_may_lead_to_indexes() {
+async fn nested_indexes_are_followed() {
     let fake = Fake::start(&image(), &[]).await;
     let put = |bytes: &[u8], platform: serde_json::Value| {
         let digest = ImageDigest::of(bytes).to_string();
@@ -157,7 +157,7 @@ async fn indexes_may_lead_to_indexes() {
 }
 
 #[tokio::test]
-async fn a_credential_helper_that_is_missing_is_done_without() {
+async fn a_missing_credential_helper_is_ignored() {
     let fake = Fake::start(&image(), &[]).await;
     let dir = tempfile::tempdir().unwrap();
     let config = dir.path().join("config.json");
@@ -200,7 +200,7 @@ fn layer() -> String {
 }
 
 #[tokio::test]
-async fn what_passes_is_waited_for() {
+async fn transient_errors_are_retried() {
     let layer = layer();
     let manifest = "manifests/1";
     let cases: Vec<(&str, Vec<(&str, Answer)>)> = vec![
@@ -221,7 +221,7 @@ async fn what_passes_is_waited_for() {
 }
 
 #[tokio::test]
-async fn a_blob_is_continued_where_it_broke_off() {
+async fn an_interrupted_download_of_a_blob_resumes() {
     let layer = layer();
     let cuts = vec![(&*layer, Answer::Cut(200_000)); 8];
     let (pulled, fake) = pull(&cuts).await;
@@ -231,7 +231,7 @@ async fn a_blob_is_continued_where_it_broke_off() {
 }
 
 #[tokio::test]
-async fn what_stays_is_told() {
+async fn permanent_errors_are_reported() {
     let layer = layer();
     let other = serde_json::to_vec(&serde_json::json!({ "schemaVersion": 2, "manifests": [{
         "digest": ImageDigest::of(b"").to_string(), "size": 1, "platform": { "os": "plan9", "architecture": "amd64" },

@@ -63,7 +63,7 @@ fn of(image: &Image) -> Result<Base, String> {
 }
 
 #[tokio::test]
-async fn a_layout_without_a_tag_needs_one_only_if_its_names_differ() {
+async fn a_layout_needs_a_tag_only_if_it_has_several_images() {
     let (one, two) = (small("one"), small("two"));
     for tag in ["", ":v1", ":stable"] {
         let named = |dir: &Path| index(&["v1", "stable"].map(|tag| manifest(dir, &one, None, Some(tag))));
@@ -79,7 +79,7 @@ async fn a_layout_without_a_tag_needs_one_only_if_its_names_differ() {
 }
 
 #[tokio::test]
-async fn of_several_platforms_the_one_of_this_machine_is_taken() {
+async fn the_platform_of_this_machine_is_chosen() {
     let (one, two, three) = (small("one"), small("two"), small("three"));
     let platform = |arch: &str, variant: Option<&str>| {
         let mut platform = json!({ "os": "linux", "architecture": arch });
@@ -118,7 +118,7 @@ async fn of_several_platforms_the_one_of_this_machine_is_taken() {
 }
 
 #[tokio::test]
-async fn indexes_may_lead_to_indexes() {
+async fn nested_indexes_are_followed() {
     let (one, two) = (small("one"), small("two"));
     let platform = |arch: &str| Some(json!({ "os": "linux", "architecture": arch }));
     for tag in ["", ":it"] {
@@ -151,7 +151,7 @@ async fn indexes_may_lead_to_indexes() {
 }
 
 #[tokio::test]
-async fn nothing_but_files_is_read() {
+async fn only_regular_files_are_read() {
     let one = small("one");
     let error = pinned("", |dir| {
         let entry = manifest(dir, &one, None, None);

@@ -18,7 +18,7 @@ const ORDINARY: u32 = 1000;
 const IDS: &str = "1000:2000000:65536\n";
 
 #[test]
-fn images_and_overlays_have_owners_where_the_user_has_subordinate_ids() {
+fn images_and_overlays_have_owners_if_the_user_has_subordinate_ids() {
     if !is_root() {
         return;
     }

@@ -8,7 +8,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(256))]
 
     #[test]
-    fn an_archive_becomes_what_the_model_says_and_nothing_else(bytes in proptest::collection::vec(any::<u8>(), 0..120)) {
+    fn unpacking_an_archive_agrees_with_the_model(bytes in proptest::collection::vec(any::<u8>(), 0..120)) {
         check(&members_of(&bytes));
     }
 }

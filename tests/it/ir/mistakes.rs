@@ -43,7 +43,7 @@ fn assert_refused(ir: &Value, expected: &[&str]) {
 }
 
 #[test]
-fn each_mistake_is_told_with_its_place() {
+fn each_mistake_is_reported_with_its_place() {
     for (ir, expected) in [
         // The pipeline.
         (
@@ -146,7 +146,7 @@ fn each_mistake_is_told_with_its_place() {
 }
 
 #[test]
-fn all_mistakes_are_told_at_once() {
+fn all_mistakes_are_reported_at_once() {
     let nodes =
         json!([node_with("a", "timeout_seconds", json!(0)), node("a"), node(""), node("b"), node("c"), node("d")]);
     let edges = json!([
@@ -181,7 +181,7 @@ fn all_mistakes_are_told_at_once() {
 }
 
 #[test]
-fn a_knot_of_cycles_is_told_once_and_by_a_short_path() {
+fn entangled_cycles_are_reported_once_by_a_short_path() {
     // a -> b -> c -> d -> a, with the short cut c -> a.
     let nodes = json!([node("a"), node("b"), node("c"), node("d")]);
     let edges = json!([
@@ -195,7 +195,7 @@ fn a_knot_of_cycles_is_told_once_and_by_a_short_path() {
 }
 
 #[test]
-fn a_value_of_the_wrong_type_is_told_with_path_line_and_column() {
+fn a_value_of_the_wrong_type_is_reported_with_path_line_and_column() {
     let text =
         "{\"graph\": {\n  \"nodes\": [{\"step\": {\"key\": \"a\", \"cmd\": 5}, \"env\": {}}],\n  \"edges\": []}}";
     let invalid = refusal(text);
@@ -209,7 +209,7 @@ fn a_value_of_the_wrong_type_is_told_with_path_line_and_column() {
 }
 
 #[test]
-fn what_is_not_json_or_not_ir_is_told_with_its_place() {
+fn text_that_is_not_json_or_not_ir_is_reported_with_its_place() {
     for (text, expected) in [
         ("", "line 1, column 0: invalid JSON: EOF while parsing a value"),
         ("nonsense", "line 1, column 2: invalid JSON: expected ident"),
@@ -257,7 +257,7 @@ fn a_flood_of_mistakes_is_counted_beyond_the_first_thousand() {
 }
 
 #[test]
-fn names_can_neither_flood_nor_steer_a_terminal() {
+fn names_can_neither_flood_nor_control_a_terminal() {
     let key = format!("\x1b[2J\u{202e}\n{}", "x".repeat(1_000_000));
     let line = refusal(&ir(&json!([node(&key), node(&key)]), &json!([])).to_string()).problems()[0].to_string();
     let expected = format!("step `\\u{{1b}}[2J\\u{{202e}}\\n{}…`: duplicate key", "x".repeat(74));
@@ -268,7 +268,7 @@ fn names_can_neither_flood_nor_steer_a_terminal() {
 }
 
 #[test]
-fn what_is_longer_than_a_program_can_be_given_is_refused() {
+fn commands_and_variables_that_exceed_the_argument_limit_are_refused() {
     const MOST: usize = 128 * 1024 - 1;
     let with = |cmd: usize, value: usize| {
         let node = json!({ "step": { "key": "a", "cmd": "x".repeat(cmd) }, "env": { "A": "x".repeat(value) } });

@@ -20,7 +20,7 @@ use crate::support::{
 };
 
 #[test]
-fn every_fixture_decodes_like_the_published_reader_says() {
+fn every_fixture_decodes_as_with_the_published_reader() {
     for (name, json) in fixtures() {
         Pipeline::decode(json.as_bytes()).unwrap_or_else(|error| panic!("{name}: {error}"));
         ir_oracle::check(json.as_bytes());
@@ -43,7 +43,7 @@ fn cache_parameters_survive_reading_and_writing() {
 }
 
 #[test]
-fn edges_that_say_the_same_are_merged_and_builds_in_wins() {
+fn duplicate_edges_are_merged_and_builds_in_wins() {
     let node = |key: &str| json!({ "step": { "key": key, "cmd": "true" }, "env": {} });
     let edges = json!([[0, 1, "depends_on"], [1, 2, "builds_in"], [0, 1, "builds_in"], [1, 2, "builds_in"]]);
     let text = ir(&json!([node("a"), node("b"), node("c")]), &edges).to_string();
@@ -61,7 +61,7 @@ fn version_may_be_left_out_and_unknown_fields_are_ignored() {
 }
 
 #[test]
-fn neighbours_with_the_same_environment_share_it() {
+fn adjacent_steps_with_the_same_environment_share_it() {
     let node = |key: &str, value: &str| json!({ "step": { "key": key, "cmd": "true" }, "env": { "A": value } });
     let text = ir(&json!([node("a", "1"), node("b", "1"), node("c", "2")]), &json!([])).to_string();
     let nodes = Pipeline::decode(text.as_bytes()).unwrap().nodes;
@@ -240,7 +240,7 @@ fn mutate(value: &mut Value, path: &[sample::Index], with: Value) {
 
 proptest! {
     #[test]
-    fn valid_pipelines_are_read_alike_by_us_and_the_published_reader(ir in pipeline()) {
+    fn valid_pipelines_decode_as_with_the_published_reader(ir in pipeline()) {
         let text = ir.to_string();
         let ours = Pipeline::decode(text.as_bytes());
         prop_assert!(ours.is_ok(), "{}", ours.unwrap_err());
@@ -249,7 +249,7 @@ proptest! {
     }
 
     #[test]
-    fn pipelines_with_a_mistake_never_get_past_us_alone(
+    fn mutated_pipelines_are_accepted_only_if_the_published_reader_accepts_them(
         mut ir in pipeline(),
         path in collection::vec(any::<sample::Index>(), 1..6),
         with in prop_oneof![json_value(), (0..4_u64).prop_map(Value::from), Just(json!("")), Just(json!("a\0"))],
@@ -259,7 +259,7 @@ proptest! {
     }
 
     #[test]
-    fn cut_off_text_is_refused(ir in pipeline(), cut in any::<sample::Index>()) {
+    fn truncated_text_is_refused(ir in pipeline(), cut in any::<sample::Index>()) {
         let text = ir.to_string();
         let cut = &text.as_bytes()[..cut.index(text.len())];
         prop_assert!(Pipeline::decode(cut).is_err());

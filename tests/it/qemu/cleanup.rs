@@ -38,7 +38,7 @@ fn run(project: &Project) -> std::process::Command {
 }
 
 #[test]
-fn what_was_printed_first_on_two_streams_comes_first() {
+fn output_on_two_streams_keeps_its_order() {
     let Some(bench) = Bench::new() else { return };
     let runs = 5;
     let project = project(&bench, ":");
@@ -72,7 +72,7 @@ fn machines(project: &Project) -> usize {
 }
 
 #[test]
-fn a_step_that_hangs_is_ended_with_its_machine_when_its_time_is_up() {
+fn a_hanging_step_ends_with_its_machine_at_its_time_limit() {
     let Some(bench) = Bench::new() else { return };
     let project = project(&bench, "trap '' TERM; echo half > report; echo up; while :; do sleep 1; done");
     let ended = Ended::of(run(&project).args(["--timeout", "20s"])).expect(124);
@@ -83,7 +83,7 @@ fn a_step_that_hangs_is_ended_with_its_machine_when_its_time_is_up() {
 }
 
 #[test]
-fn a_failed_step_s_files_are_kept() {
+fn a_failed_steps_files_are_kept() {
     let Some(bench) = Bench::new() else { return };
     let tools = tempfile::tempdir().unwrap();
     let tool = tools.path().join("tool");
@@ -99,7 +99,7 @@ fn a_failed_step_s_files_are_kept() {
 }
 
 #[test]
-fn a_killed_run_takes_its_machines_along() {
+fn machines_end_with_a_killed_run() {
     let Some(bench) = Bench::new() else { return };
     let project = project(&bench, "echo up; sleep 1000");
     let mut hm = start(&project);
@@ -110,7 +110,7 @@ fn a_killed_run_takes_its_machines_along() {
 }
 
 #[test]
-fn an_interrupted_step_may_end_by_itself() {
+fn an_interrupted_step_can_end_by_itself() {
     let Some(bench) = Bench::new() else { return };
     let project = project(&bench, "trap 'echo asked; exit 0' TERM; echo up; while :; do sleep 0.1; done");
     let mut hm = start(&project);

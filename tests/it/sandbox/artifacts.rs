@@ -22,7 +22,7 @@ fn left(store: &Store, run: uuid::Uuid, path: &str) -> Option<(String, bool)> {
 }
 
 #[tokio::test]
-async fn a_failed_step_s_files_are_kept_where_that_is_asked_for() {
+async fn a_failed_steps_files_are_kept_if_requested() {
     for keep in [true, false] {
         let bench = Bench::with(|builder| builder.keep_failed(keep));
         let mut run = bench.run();
@@ -42,7 +42,7 @@ async fn a_failed_step_s_files_are_kept_where_that_is_asked_for() {
 }
 
 #[tokio::test]
-async fn interrupted_steps_files_are_kept() {
+async fn an_interrupted_steps_files_are_kept() {
     let bench = Bench::with(|builder| builder.keep_failed(true));
     for (reason, kind) in
         [(CancelReason::Cancelled, RunnerErrorKind::Cancelled), (CancelReason::TimedOut, RunnerErrorKind::TimedOut)]
@@ -61,7 +61,7 @@ async fn interrupted_steps_files_are_kept() {
 }
 
 #[tokio::test]
-async fn a_passed_step_s_snapshot_outlives_its_run_only_where_the_run_keeps() {
+async fn a_passed_steps_snapshot_outlives_its_run_only_if_the_run_keeps_it() {
     let bench = Bench::with(|builder| builder.keep_failed(true));
     for keep in [true, false] {
         let mut run = bench.run();

@@ -18,7 +18,7 @@ async fn a_step_sees_the_source_and_prints() {
 }
 
 #[tokio::test]
-async fn a_failed_step_and_one_that_nobody_needs_commit_nothing() {
+async fn failed_steps_and_steps_without_a_needed_snapshot_commit_nothing() {
     let bench = Bench::new();
     let mut run = bench.run();
     let failed = bench.step(&mut run, Ask::new("touch x; exit 1")).await.unwrap();
@@ -30,7 +30,7 @@ async fn a_failed_step_and_one_that_nobody_needs_commit_nothing() {
 }
 
 #[tokio::test]
-async fn a_long_chain_is_flattened_and_loses_nothing() {
+async fn a_long_chain_is_flattened_without_losing_files() {
     let bench = Bench::new();
     let mut run = bench.run();
     let mut parent = bench.step(&mut run, Ask::new("echo 0 > f0; echo 0 > all")).await.unwrap();
@@ -67,7 +67,7 @@ async fn system_directories_can_be_written_to_and_the_machine_does_not_change() 
 }
 
 #[tokio::test]
-async fn a_root_file_system_in_a_directory_boots() {
+async fn a_root_filesystem_in_a_directory_boots() {
     let Some(rootfs) = shell_rootfs() else {
         skip("no static busybox, nor a shell with its libraries to copy");
         return;
@@ -87,7 +87,7 @@ async fn a_root_file_system_in_a_directory_boots() {
 }
 
 #[tokio::test]
-async fn an_image_that_is_missing_or_has_the_store_in_it_is_told_and_not_tried_again() {
+async fn a_missing_image_or_one_that_contains_the_store_is_an_error_and_not_retried() {
     let bench = Bench::new();
     for (image, told) in [("rootfs:/no/such/dir", "no such directory"), ("rootfs:/", "HM_CACHE_DIR")] {
         let mut run = bench.run();

@@ -55,7 +55,7 @@ fn record(key: &str, value: &[u8]) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn programs_of_an_image_gain_what_their_files_grant() {
+async fn programs_of_an_image_gain_the_privileges_of_their_files() {
     if !has_busybox() || !has_users() {
         return;
     }
@@ -72,7 +72,7 @@ async fn programs_of_an_image_gain_what_their_files_grant() {
 }
 
 #[tokio::test]
-async fn what_a_program_gains_has_the_bounds_and_the_filter_of_the_step() {
+async fn gained_privileges_stay_within_the_bounds_and_the_filter_of_the_step() {
     if !has_busybox() || !has_users() {
         return;
     }
@@ -89,7 +89,7 @@ async fn what_a_program_gains_has_the_bounds_and_the_filter_of_the_step() {
 }
 
 #[tokio::test]
-async fn programs_that_a_step_makes_on_the_host_image_gain_as_well() {
+async fn programs_that_a_step_makes_on_the_host_image_gain_privileges_too() {
     if !has_users() {
         return;
     }
@@ -100,7 +100,7 @@ async fn programs_that_a_step_makes_on_the_host_image_gain_as_well() {
 }
 
 #[tokio::test]
-async fn with_a_single_id_nothing_is_gained() {
+async fn with_a_single_id_no_privileges_are_gained() {
     let bench = Bench::with(|builder| builder.user_namespace(UserNamespace::Single));
     let (code, output) = bench.sh("grep -E '^(NoNewPrivs|Seccomp):' /proc/self/status; id -u").await;
     assert_eq!((code, output.as_str()), (0, "NoNewPrivs:\t1\nSeccomp:\t2\n0\n"));
@@ -178,7 +178,7 @@ async fn programs_that_read_the_mounts_in_etc_find_them_on_every_image() {
 }
 
 #[tokio::test]
-async fn a_step_sees_that_it_runs_in_a_container_and_may_say_otherwise() {
+async fn a_step_sees_the_marks_of_a_container_and_can_override_the_variable() {
     let bench = Bench::new();
     let (code, output) = bench.sh("cat /run/.containerenv; echo $container").await;
     assert_eq!((code, output.as_str()), (0, "engine=\"hm\"\nhm\n"));

@@ -21,14 +21,14 @@ async fn failure(cmd: &str, args: Value) -> RunnerError {
 }
 
 #[tokio::test]
-async fn memory_in_file_systems_counts() {
+async fn memory_of_files_in_tmpfs_counts() {
     let greedy = "head -c 209715200 /dev/zero > /dev/shm/a; head -c 209715200 /dev/zero > /dev/b; sleep 5; exit 1";
     let error = failure(greedy, json!({ "memory": "48m" })).await;
     assert_eq!(error.kind(), RunnerErrorKind::OutOfMemory, "{error}");
 }
 
 #[tokio::test]
-async fn memory_files_count_though_nobody_maps_them() {
+async fn unmapped_memory_files_count() {
     let number = if cfg!(target_arch = "x86_64") { 319 } else { 279 };
     let greedy = format!(
         "exec perl -e 'my $name = q(x); my $fd = syscall({number}, $name, 0); $fd >= 0 or exit 3; \
@@ -52,7 +52,7 @@ async fn mapped_memory_is_counted_once() {
 }
 
 #[tokio::test]
-async fn too_many_processes_are_told_as_that() {
+async fn exceeding_the_limit_on_processes_is_reported() {
     let fork = "i=0; while [ $i -lt 60 ]; do sleep 5 & i=$((i+1)); done; wait; exit 0";
     let error = failure(fork, json!({ "pids": 16 })).await;
     assert_eq!(error.kind(), RunnerErrorKind::TooManyProcesses, "{error}");
@@ -61,7 +61,7 @@ async fn too_many_processes_are_told_as_that() {
 }
 
 #[tokio::test]
-async fn a_step_sees_its_own_limits_and_no_others() {
+async fn a_step_sees_only_its_own_limits() {
     let bench = Bench::new();
     let mut run = bench.run();
     let cmd = "cd /sys/fs/cgroup; cat memory/memory.limit_in_bytes pids/pids.max cpu/cpu.cfs_quota_us 2>/dev/null || \
@@ -81,7 +81,7 @@ async fn a_step_sees_its_own_limits_and_no_others() {
 }
 
 #[tokio::test]
-async fn control_groups_go_with_their_step() {
+async fn control_groups_are_removed_with_their_step() {
     let groups = || {
         let found = std::process::Command::new("find")
             .args(["/sys/fs/cgroup", "-type", "d", "-name", &format!("hm-{}-*", std::process::id())])

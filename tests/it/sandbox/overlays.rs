@@ -41,7 +41,7 @@ async fn printed(bench: &Bench, run: &mut Run, cmd: &str) -> String {
 }
 
 #[tokio::test]
-async fn steps_that_write_to_no_system_directory_hand_their_overlays_on() {
+async fn overlays_are_reused_after_steps_that_write_to_no_system_directory() {
     let bench = Bench::new();
     let mut run = bench.run();
     let devices = printed(&bench, &mut run, "stat -c %d /usr /etc").await;
@@ -64,7 +64,7 @@ async fn steps_that_write_to_no_system_directory_hand_their_overlays_on() {
 }
 
 #[tokio::test]
-async fn no_two_steps_have_the_same_overlay_at_a_time() {
+async fn no_two_steps_use_the_same_overlay_at_the_same_time() {
     let bench = Bench::new();
     let mut run = bench.run();
     // One overlay of each kind waits, and all three steps want it.
@@ -88,7 +88,7 @@ async fn no_two_steps_have_the_same_overlay_at_a_time() {
 }
 
 #[tokio::test]
-async fn what_a_step_wrote_and_took_away_again_shows_nowhere() {
+async fn files_that_a_step_wrote_and_removed_are_visible_to_no_other_step() {
     let bench = Bench::new();
     let mut run = bench.run();
     let looks = "stat -c '%a %u %g %y' /opt /var /var/lib";
@@ -100,7 +100,7 @@ async fn what_a_step_wrote_and_took_away_again_shows_nowhere() {
 }
 
 #[tokio::test]
-async fn what_steps_wrote_that_did_not_pass_is_gone() {
+async fn files_of_steps_that_did_not_pass_are_discarded() {
     let bench = Bench::new();
     let mut run = bench.run();
     let failed = bench.step(&mut run, Ask::new("echo > /opt/hm-left; exit 3")).await.unwrap();
@@ -136,7 +136,7 @@ async fn what_steps_wrote_that_did_not_pass_is_gone() {
 }
 
 #[tokio::test]
-async fn a_layer_that_this_user_cannot_look_into_is_an_error_and_not_passed_over() {
+async fn a_layer_that_this_user_cannot_read_is_an_error() {
     if is_root() {
         // Root can read every directory.
         return;
@@ -150,7 +150,7 @@ async fn a_layer_that_this_user_cannot_look_into_is_an_error_and_not_passed_over
 }
 
 #[tokio::test]
-async fn a_system_directory_s_own_attributes_are_a_child_s_and_nobody_else_s() {
+async fn attributes_of_a_system_directory_are_inherited_by_children_only() {
     let bench = Bench::new();
     let mut run = bench.run();
     let one_id = printed(&bench, &mut run, "cat /proc/self/uid_map").await.split_whitespace().last() == Some("1");
@@ -175,7 +175,7 @@ async fn a_system_directory_s_own_attributes_are_a_child_s_and_nobody_else_s() {
 }
 
 #[tokio::test]
-async fn what_is_written_below_var_is_a_child_s_with_all_above_it_as_it_was() {
+async fn files_below_var_are_inherited_with_their_directories_unchanged() {
     let bench = Bench::new();
     let mut run = bench.run();
     let looks = "stat -c '%a %u %g' /var /var/lib";

@@ -19,7 +19,7 @@ fn stubborn(marker: &str) -> String {
 }
 
 #[tokio::test]
-async fn a_killed_helper_takes_its_steps_along_and_the_next_step_gets_another() {
+async fn steps_end_with_a_killed_helper_and_the_next_step_starts_another() {
     let (bench, marker) = (Bench::new(), marker());
     let mut run = bench.run();
     // The helper's mounts for later steps disappear with it.
@@ -91,7 +91,7 @@ async fn a_killed_engine_leaves_no_process() {
 }
 
 #[tokio::test]
-async fn what_can_not_be_run_is_said_and_not_retried_in_vain() {
+async fn a_step_that_cannot_start_is_reported_and_not_retried() {
     let bench = Bench::new();
     let mut run = bench.run();
     let error = bench.step(&mut run, Ask::new("a\0b")).await.unwrap_err();

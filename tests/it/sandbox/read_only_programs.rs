@@ -66,7 +66,7 @@ fn project() -> (tempfile::TempDir, PathBuf) {
 }
 
 #[test]
-fn it_prints_and_ends_as_it_would_elsewhere() {
+fn output_and_exit_code_are_those_of_the_program() {
     let (_top, dir) = project();
     fs::write(dir.join("file"), "content").unwrap();
     let Some(ended) = run(&sh(&dir, "cat file; echo ' and more'; echo oops >&2; exit 7")) else { return };
@@ -76,7 +76,7 @@ fn it_prints_and_ends_as_it_would_elsewhere() {
 }
 
 #[test]
-fn a_program_that_can_not_be_run_is_named() {
+fn the_error_names_a_program_that_cannot_be_run() {
     let (_top, dir) = project();
     let mut command = sh(&dir, "");
     command.argv[0] = "/no/such/program".into();
@@ -90,7 +90,7 @@ fn a_program_that_can_not_be_run_is_named() {
 }
 
 #[test]
-fn it_reads_what_it_is_shown_and_writes_to_memory_alone() {
+fn it_reads_only_what_is_shown_and_writes_only_to_memory() {
     let (top, dir) = project();
     for (name, mode) in [("project/own", 0o600), ("project/hidden", 0o644), ("other", 0o644), ("shown", 0o644)] {
         fs::write(top.path().join(name), "secret").unwrap();
@@ -134,7 +134,7 @@ fn it_reads_what_it_is_shown_and_writes_to_memory_alone() {
 }
 
 #[test]
-fn sockets_among_the_files_lead_nowhere() {
+fn sockets_among_the_files_cannot_be_connected_to() {
     let (_top, dir) = project();
     let listener = UnixListener::bind(dir.join("socket")).unwrap();
     listener.set_nonblocking(true).unwrap();
@@ -156,7 +156,7 @@ fn sockets_among_the_files_lead_nowhere() {
 }
 
 #[test]
-fn every_limit_ends_it_and_is_named() {
+fn every_limit_ends_it_and_is_named_in_the_error() {
     let (_top, dir) = project();
     let ended = |script: &str, change: fn(&mut ConfinedLimits)| {
         let mut command = sh(&dir, script);
@@ -183,7 +183,7 @@ fn every_limit_ends_it_and_is_named() {
 }
 
 #[tokio::test]
-async fn what_it_leaves_running_ends_with_it() {
+async fn background_processes_end_with_it() {
     let (_top, dir) = project();
     let marker = marker();
     let script = format!("(trap '' TERM HUP; setsid sleep {marker}) > /dev/null 2>&1 & echo done");
@@ -193,7 +193,7 @@ async fn what_it_leaves_running_ends_with_it() {
 }
 
 #[test]
-fn root_reads_the_files_of_others_as_the_owner_of_the_directory() {
+fn root_reads_files_of_other_users_as_the_owner_of_the_directory() {
     if !is_root() {
         return;
     }

@@ -93,7 +93,7 @@ async fn a_rebuild_with_cargo_compiles_nothing_until_something_is_edited() {
 }
 
 #[tokio::test]
-async fn edits_win_over_the_copies_of_a_parent_that_rewrote_every_file() {
+async fn edits_take_precedence_over_files_that_the_parent_rewrote() {
     let bench = Bench::new();
     let write = |name: &str, text: &str| fs::write(bench.source().join(name), text).unwrap();
     fs::create_dir(bench.source().join("dir")).unwrap();

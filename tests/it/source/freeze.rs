@@ -44,7 +44,7 @@ fn paths(frozen: &FrozenSource) -> BTreeSet<String> {
 }
 
 #[test]
-fn the_rules_of_git_hold_inside_of_a_repository() {
+fn git_rules_apply_inside_a_repository() {
     let bench = Bench::new();
     bench.put("repo/.git/info/exclude", "excluded\n");
     bench.put("repo/.gitignore", "*.log\n!keep.log\n/target/\n");
@@ -85,7 +85,7 @@ fn a_directory_of_a_repository_obeys_the_rules_above_it() {
 }
 
 #[test]
-fn ignore_files_count_without_a_repository_but_not_those_above() {
+fn without_a_repository_ignore_files_count_except_those_above_the_source() {
     let bench = Bench::new();
     bench.put(".gitignore", "*.txt\n");
     bench.put("part/.gitignore", "*.log\n");
@@ -131,7 +131,7 @@ fn modes_times_links_and_odd_names_are_kept_and_special_files_left_out() {
 }
 
 #[test]
-fn the_same_tree_is_copied_once_and_anything_that_matters_makes_another() {
+fn a_tree_is_copied_again_only_after_a_relevant_change() {
     let bench = Bench::new();
     bench.put("dir/file", "one");
     bench.put(".gitignore", "ignored\n");
@@ -155,7 +155,7 @@ fn the_same_tree_is_copied_once_and_anything_that_matters_makes_another() {
 }
 
 #[test]
-fn a_store_within_the_source_is_no_part_of_it() {
+fn a_store_inside_the_source_is_left_out() {
     let bench = Bench::new();
     bench.put("file", "x");
     let store = hm_exec::store::Store::open(&bench.source(".cache/store")).unwrap();
@@ -164,7 +164,7 @@ fn a_store_within_the_source_is_no_part_of_it() {
 }
 
 #[test]
-fn a_file_that_keeps_changing_is_named() {
+fn the_error_names_a_file_that_keeps_changing() {
     let bench = Bench::new();
     bench.put("busy", "");
     let busy = bench.source("busy");
@@ -186,7 +186,7 @@ fn a_file_that_keeps_changing_is_named() {
 }
 
 #[test]
-fn no_directory_and_an_abandoned_freeze_are_told() {
+fn a_missing_directory_and_a_cancelled_freeze_are_errors() {
     let bench = Bench::new();
     bench.put("file", "x");
     let never = AtomicBool::new(false);
@@ -199,11 +199,11 @@ fn no_directory_and_an_abandoned_freeze_are_told() {
 }
 
 #[test]
-fn an_unreadable_file_is_named_with_the_way_out() {
+fn the_error_for_an_unreadable_file_names_it_and_a_remedy() {
     if rustix::process::geteuid().is_root() {
         // Root can read every file, so the same test runs again as another user.
         let status = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "store::freeze::an_unreadable_file_is_named_with_the_way_out"])
+            .args(["--exact", "store::freeze::the_error_for_an_unreadable_file_names_it_and_a_remedy"])
             .env("TMPDIR", "/tmp")
             .gid(65534)
             .uid(65534)
@@ -231,7 +231,7 @@ fn an_unreadable_file_is_named_with_the_way_out() {
 }
 
 #[tokio::test]
-async fn a_run_freezes_once_however_many_ask() {
+async fn a_run_freezes_its_source_once() {
     let bench = Bench::new();
     bench.put("file", "x");
     let archives = Archives::new(ArchiveId(uuid::Uuid::nil()), bench.source(""));
@@ -244,7 +244,7 @@ async fn a_run_freezes_once_however_many_ask() {
 }
 
 #[test]
-fn a_large_tree_is_whole() {
+fn a_large_tree_is_frozen_completely() {
     let bench = Bench::new();
     for dir in 0..20 {
         for file in 0..50 {

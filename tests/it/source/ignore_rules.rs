@@ -58,7 +58,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 96, ..ProptestConfig::default() })]
 
     #[test]
-    fn what_is_ignored_is_what_the_crates_walker_ignores(
+    fn the_same_files_are_ignored_as_by_the_ignore_crates_walker(
         files in prop::collection::vec(path(), 1..20),
         rules in prop::collection::vec(
             (prop_oneof![Just(String::new()), path()], prop::collection::vec(rule(), 1..4), any::<bool>()), 0..5),
@@ -91,7 +91,7 @@ proptest! {
 }
 
 #[test]
-fn pipelines_are_no_part_of_the_source_and_those_of_other_directories_are() {
+fn the_projects_own_pipelines_are_left_out_and_those_of_other_directories_are_not() {
     let bench = Bench::new();
     let source = bench.source("");
     for file in [".hm/ci.py", ".hm/deep/x", "sub/.hm/ci.py", "kept"] {
@@ -106,7 +106,7 @@ fn pipelines_are_no_part_of_the_source_and_those_of_other_directories_are() {
 }
 
 #[test]
-fn files_of_rules_that_are_pipes_devices_or_links_have_no_effect_and_hold_up_nothing() {
+fn ignore_files_that_are_pipes_devices_or_symlinks_are_skipped_without_blocking() {
     let bench = Bench::new();
     let source = bench.source("");
     fs::write(source.join("kept"), "x").unwrap();
@@ -122,7 +122,7 @@ fn files_of_rules_that_are_pipes_devices_or_links_have_no_effect_and_hold_up_not
 }
 
 #[test]
-fn a_worktree_leaves_out_what_its_repository_does() {
+fn a_worktree_obeys_the_exclude_file_of_its_repository() {
     let bench = Bench::new();
     for (path, text) in [
         ("main/.git/info/exclude", "skipped\n"),

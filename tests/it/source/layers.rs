@@ -126,7 +126,7 @@ impl Opens {
 }
 
 #[test]
-fn an_unchanged_tree_is_recognised_without_opening_a_file_and_ignored_directories_are_never_opened() {
+fn an_unchanged_tree_is_recognized_without_opening_files_or_ignored_directories() {
     let bench = Bench::new();
     for file in ["a", "dir/b", "dir/deep/c", "ignored/x", "ignored/sub/y"] {
         bench.put(file, file);
@@ -153,7 +153,7 @@ fn an_unchanged_tree_is_recognised_without_opening_a_file_and_ignored_directorie
 }
 
 #[test]
-fn one_edited_file_is_all_that_its_layer_has() {
+fn the_layer_of_one_edit_has_only_the_edited_file() {
     let bench = Bench::new();
     for file in ["a", "dir/b", "dir/c", "other/d"] {
         bench.put(file, file);
@@ -177,7 +177,7 @@ fn one_edited_file_is_all_that_its_layer_has() {
 }
 
 #[test]
-fn what_went_is_marked_once_and_what_took_its_place_hides_it() {
+fn removed_paths_get_one_whiteout_and_replaced_paths_are_hidden() {
     if !can_mark() {
         return;
     }
@@ -234,7 +234,7 @@ fn writes_in_the_same_instant_as_a_freeze_are_noticed() {
 }
 
 #[test]
-fn many_small_edits_are_compacted_and_lose_nothing() {
+fn many_small_edits_are_compacted_without_losing_files() {
     let bench = Bench::new();
     for file in ["kept", "dir/kept", "edited", "dir/removed"] {
         bench.put(file, file);
@@ -264,7 +264,7 @@ fn many_small_edits_are_compacted_and_lose_nothing() {
 }
 
 #[test]
-fn a_tree_of_which_much_changed_becomes_a_base_without_copies_of_what_did_not() {
+fn a_much_changed_tree_becomes_a_base_that_shares_unchanged_files() {
     let bench = Bench::new();
     for number in 0..2000 {
         bench.put(&format!("dir-{}/{number}", number % 20), "old");
@@ -282,7 +282,7 @@ fn a_tree_of_which_much_changed_becomes_a_base_without_copies_of_what_did_not() 
 }
 
 #[test]
-fn a_damaged_stat_cache_costs_time_alone() {
+fn a_damaged_stat_cache_costs_only_time() {
     let bench = Bench::new();
     bench.put("dir/file", "x");
     let first = bench.freeze();
@@ -298,7 +298,7 @@ fn a_damaged_stat_cache_costs_time_alone() {
 }
 
 #[test]
-fn a_source_whose_layers_are_lost_is_made_again() {
+fn a_source_with_lost_layers_is_frozen_again() {
     let bench = Bench::new();
     bench.put("dir/file", "x");
     let first = bench.freeze();
@@ -316,7 +316,7 @@ fn a_source_whose_layers_are_lost_is_made_again() {
 }
 
 #[test]
-fn several_that_freeze_one_tree_at_once_get_the_same() {
+fn concurrent_freezes_of_one_tree_give_the_same_source() {
     let bench = Bench::new();
     for number in 0..200 {
         bench.put(&format!("dir-{}/{number}", number % 5), "x");
@@ -415,7 +415,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
 
     #[test]
-    fn whatever_is_edited_the_stack_shows_the_tree(rounds in prop::collection::vec(prop::collection::vec(edit(), 1..5), 1..16)) {
+    fn after_any_edits_the_layers_show_the_tree(rounds in prop::collection::vec(prop::collection::vec(edit(), 1..5), 1..16)) {
         let bench = Bench::new();
         let mut seen: Vec<(FrozenSource, Tree)> = Vec::new();
         for edits in &rounds {

@@ -31,7 +31,7 @@ fn is_possible() -> bool {
 }
 
 #[test]
-fn an_ordinary_user_runs_steps_there() {
+fn an_ordinary_user_runs_steps_in_buildbox() {
     if !is_possible() {
         return;
     }
@@ -48,7 +48,7 @@ fn an_ordinary_user_runs_steps_there() {
 }
 
 #[test]
-fn limits_count_the_steps_processes_and_no_others() {
+fn limits_count_only_the_steps_processes() {
     if !is_possible() {
         return;
     }
@@ -67,7 +67,7 @@ fn limits_count_the_steps_processes_and_no_others() {
 }
 
 #[test]
-fn user_0_without_capabilities_is_told_what_the_worker_must_allow() {
+fn the_error_for_user_0_without_capabilities_names_what_the_worker_must_allow() {
     if !is_possible() {
         return;
     }

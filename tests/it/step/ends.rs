@@ -12,7 +12,7 @@ use rustix::process::Signal;
 use crate::support::step::{Action, everybody, runs, write_script};
 
 #[test]
-fn the_commands_code_and_bytes_are_those_of_hm_step() {
+fn hm_step_has_the_exit_code_and_the_output_of_the_command() {
     for who in everybody() {
         let ended = Action::new(who, r"printf 'a\0b\377'; echo wrong >&2; exit 7").run();
         assert_eq!((ended.code, ended.exit()), (Some(7), &Exit::exited(7)), "{ended:?}");
@@ -33,7 +33,7 @@ fn death_by_a_signal_is_a_code_above_128() {
 }
 
 #[test]
-fn the_command_is_root_in_a_system_of_its_own() {
+fn the_command_is_root_in_its_own_system() {
     for who in everybody() {
         let mut action = Action::new(who, "id -u; pwd; echo $NAME $HOME; cat /proc/1/comm; ls /; cat /etc/hosts");
         action.input.env.insert("NAME".into(), "value".into());
@@ -49,7 +49,7 @@ fn the_command_is_root_in_a_system_of_its_own() {
 }
 
 #[test]
-fn the_workspace_is_seen_and_never_written_through() {
+fn the_workspace_is_visible_and_never_changed() {
     for who in everybody() {
         let action = Action::new(who, "cat file; echo more >> file; rm gone; ./script; mv dir/inner dir/other");
         let workspace = action.workspace();
@@ -70,7 +70,7 @@ fn the_workspace_is_seen_and_never_written_through() {
 }
 
 #[test]
-fn a_command_that_ignores_term_is_killed_when_its_time_is_up() {
+fn a_command_that_ignores_term_is_killed_at_its_time_limit() {
     for who in everybody() {
         let word = format!("86400.{}1", std::process::id());
         let mut action = Action::new(who, &format!("trap '' TERM; sleep {word} & echo began; sleep {word}"));
@@ -84,7 +84,7 @@ fn a_command_that_ignores_term_is_killed_when_its_time_is_up() {
 }
 
 #[test]
-fn term_reaches_the_command_which_may_say_goodbye() {
+fn term_reaches_the_command_which_can_clean_up() {
     for who in everybody() {
         let word = format!("86400.{}2", std::process::id());
         let command = format!("trap 'echo goodbye; exit 0' TERM; sh -c 'echo ready; exec sleep {word}' & wait");
@@ -97,7 +97,7 @@ fn term_reaches_the_command_which_may_say_goodbye() {
 }
 
 #[test]
-fn after_term_every_process_has_its_grace() {
+fn after_term_every_process_gets_the_grace_period() {
     for who in everybody() {
         let child = "trap 'echo TERM; sleep 1; echo goodbye; exit 0' TERM; echo ready; while :; do sleep 1; done";
         let action = Action::new(who, &format!("sh -c \"{child}\"; echo after"));
@@ -110,7 +110,7 @@ fn after_term_every_process_has_its_grace() {
 }
 
 #[test]
-fn what_ended_while_hm_step_was_stopped_ended_in_time() {
+fn a_command_that_ended_while_hm_step_was_stopped_ended_in_time() {
     for who in everybody() {
         let mut action = Action::new(who, "echo ready; sleep 1; echo finished");
         action.input.timeout_ms = Some(3_000);
@@ -133,7 +133,7 @@ fn a_hangup_that_is_ignored_stays_ignored() {
 }
 
 #[test]
-fn no_step_reaches_the_file_that_the_worker_gave() {
+fn no_step_can_change_the_hm_step_file_of_the_worker() {
     for who in everybody() {
         let action = Action::new(who, "echo ready; sleep 60");
         let started = action.start();
@@ -144,7 +144,7 @@ fn no_step_reaches_the_file_that_the_worker_gave() {
 }
 
 #[test]
-fn killing_hm_step_leaves_nothing() {
+fn killing_hm_step_leaves_no_processes_files_or_mounts() {
     for who in everybody() {
         let word = format!("86400.{}3", std::process::id());
         let command = format!("trap '' TERM HUP; (sleep {word} &) ; echo written > file; echo ready; sleep {word}");
@@ -165,7 +165,7 @@ fn killing_hm_step_leaves_nothing() {
 }
 
 #[test]
-fn going_over_the_memory_limit_is_no_failure_of_the_command() {
+fn exceeding_the_memory_limit_is_not_a_failure_of_the_command() {
     for who in everybody() {
         let mut action = Action::new(who, "exec /bin/busybox dd if=/dev/zero of=/dev/null bs=300M");
         action.input.limits.memory_bytes = Some(64 << 20);
@@ -175,7 +175,7 @@ fn going_over_the_memory_limit_is_no_failure_of_the_command() {
 }
 
 #[test]
-fn going_over_the_limit_on_processes_is_told() {
+fn exceeding_the_limit_on_processes_is_reported() {
     for who in everybody() {
         let mut action = Action::new(who, "for i in 1 2 3 4 5 6 7 8; do sleep 60 & done; wait");
         action.input.limits.pids = Some(4);

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::support::step::{Action, everybody};
 
 #[test]
-fn what_is_no_input_is_told() {
+fn malformed_input_is_reported() {
     for who in everybody().into_iter().take(1) {
         let action = Action::new(who, "true");
         for (text, word) in [("", "format of version 1"), ("[1, 2", "format"), (r#"{"version":7}"#, "version 7")] {
@@ -53,7 +53,7 @@ fn a_hostile_input_is_refused() {
 }
 
 #[test]
-fn times_beyond_the_clock_never_come() {
+fn time_limits_beyond_the_clock_are_never_reached() {
     for who in everybody().into_iter().take(1) {
         let mut action = Action::new(who, "echo ran");
         action.input.timeout_ms = Some(u64::MAX);
@@ -63,7 +63,7 @@ fn times_beyond_the_clock_never_come() {
 }
 
 #[test]
-fn a_damaged_layer_is_an_error_that_may_pass() {
+fn a_damaged_layer_is_a_retryable_error() {
     for who in everybody() {
         let action = Action::new(who, "true");
         let path = action.dir().join("layers/0");
@@ -78,7 +78,7 @@ fn a_damaged_layer_is_an_error_that_may_pass() {
 }
 
 #[test]
-fn a_layer_that_is_another_one_is_found_out() {
+fn a_layer_with_another_digest_is_detected() {
     for who in everybody().into_iter().take(1) {
         let mut action = Action::new(who, "true");
         if let Some(Lower::Layer { diff_id, .. }) = action.input.stack.first_mut() {
@@ -91,7 +91,7 @@ fn a_layer_that_is_another_one_is_found_out() {
 }
 
 #[test]
-fn a_result_of_an_earlier_attempt_does_not_last() {
+fn the_result_of_an_earlier_attempt_is_removed() {
     for who in everybody().into_iter().take(1) {
         let action = Action::new(who, "exit 3");
         fs::write(action.dir().join("result.json"), "stale").unwrap();

@@ -60,7 +60,7 @@ fn members(layer: &[u8]) -> BTreeMap<String, (tar::EntryType, u32)> {
 }
 
 #[test]
-fn a_child_sees_what_its_parent_left() {
+fn a_child_sees_the_files_of_its_parent() {
     for who in everybody() {
         let mut parent = Action::new(who, &format!("{CHANGES}\n{LISTING}"));
         with_source(&mut parent);
@@ -83,7 +83,7 @@ fn a_child_sees_what_its_parent_left() {
 }
 
 #[test]
-fn the_layer_is_one_of_an_oci_image() {
+fn the_layer_is_a_valid_oci_layer() {
     for who in everybody() {
         let mut action = Action::new(who, CHANGES);
         with_source(&mut action);
@@ -115,7 +115,7 @@ fn the_layer_is_one_of_an_oci_image() {
 }
 
 #[test]
-fn the_same_step_leaves_the_same_bytes() {
+fn the_same_step_writes_the_same_layer() {
     for who in everybody() {
         let command = "echo made > file; /bin/busybox touch -d '2001-02-03 04:05:06' file .";
         let layer = |action: Action| action.layer(&action.run());
@@ -124,7 +124,7 @@ fn the_same_step_leaves_the_same_bytes() {
 }
 
 #[test]
-fn what_nobody_needs_is_not_packed() {
+fn a_layer_that_is_not_needed_is_not_packed() {
     for who in everybody() {
         let nothing = Action::new(who, "true").run();
         assert_eq!((nothing.code, nothing.output.unwrap().layer), (Some(0), None));
@@ -150,7 +150,7 @@ fn a_chain_of_steps_stacks_up() {
 }
 
 #[test]
-fn layers_that_lie_below_each_other_are_unpacked_side_by_side_in_their_order() {
+fn stacked_layers_are_unpacked_in_parallel_and_in_their_order() {
     for who in everybody() {
         let mut action = Action::new(who, "cat /name");
         for number in 0..40 {

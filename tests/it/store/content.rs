@@ -35,7 +35,7 @@ fn find(store: &Store, digest: &ImageDigest) -> Option<PathBuf> {
 }
 
 #[test]
-fn a_packed_layer_is_unpacked_once_and_found_by_its_content_from_then_on() {
+fn a_packed_layer_is_unpacked_once_and_then_found_by_its_content() {
     let bench = Bench::new();
     let packed = packed(&bench);
     let bytes = fs::read(packed.path()).unwrap();
@@ -67,7 +67,7 @@ fn a_packed_layer_is_unpacked_once_and_found_by_its_content_from_then_on() {
 }
 
 #[test]
-fn a_layer_that_is_not_what_its_name_says_is_refused() {
+fn a_layer_that_does_not_match_its_digest_is_refused() {
     let bench = Bench::new();
     let packed = packed(&bench);
     let wrong = ImageDigest::of(b"something else");
@@ -77,7 +77,7 @@ fn a_layer_that_is_not_what_its_name_says_is_refused() {
 }
 
 #[test]
-fn a_tree_is_kept_under_a_digest_and_goes_where_it_is_not() {
+fn a_tree_is_found_by_its_digest_only_if_it_was_kept() {
     let bench = Bench::new();
     let digest = ImageDigest::of(b"a directory");
     let dropped = bench.store.new_tree().unwrap();
@@ -94,7 +94,7 @@ fn a_tree_is_kept_under_a_digest_and_goes_where_it_is_not() {
 }
 
 #[tokio::test]
-async fn who_makes_a_layer_has_it_alone() {
+async fn only_one_task_at_a_time_makes_a_layer() {
     let bench = Bench::new();
     let layer = Store::tree_id(&ImageDigest::of(b"a directory"));
     let lock = bench.store.lock_layer(&layer).await.unwrap();
@@ -108,7 +108,7 @@ async fn who_makes_a_layer_has_it_alone() {
 
 /// An overlay accepts no directory twice.
 #[test]
-fn a_layer_that_comes_again_lies_where_it_came_last() {
+fn a_layer_that_occurs_twice_is_stacked_at_its_last_position() {
     let bench = Bench::new();
     let source = bench.freeze().id;
     let _lease = bench.store.lease().unwrap();

@@ -88,7 +88,7 @@ fn filesystems() -> impl Iterator<Item = Small> {
 }
 
 #[test]
-fn steps_until_the_disk_is_full_leave_what_was_kept_before() {
+fn filling_the_disk_keeps_earlier_snapshots() {
     for small in filesystems() {
         let store = small.open().unwrap();
         let kept = (0..1000).take_while(|n| small.step(&store, *n, 900).is_some()).count();
@@ -105,7 +105,7 @@ fn steps_until_the_disk_is_full_leave_what_was_kept_before() {
 }
 
 #[test]
-fn everything_on_a_disk_without_a_free_byte_ends_as_full_or_works() {
+fn every_operation_on_a_full_disk_works_or_reports_a_full_disk() {
     for small in filesystems() {
         let store = small.open().unwrap();
         assert!((0..3).all(|n| small.step(&store, n, 10).is_some()));

@@ -82,7 +82,7 @@ fn now_ms() -> i64 {
 }
 
 #[test]
-fn what_was_used_least_recently_goes_first_and_no_more_than_has_to() {
+fn the_least_recently_used_is_removed_first_and_no_more_than_necessary() {
     let bench = Bench::new();
     for n in 1..=4 {
         cache(&bench.store, &commit(&bench, &bench.store, None, 200_000), n);
@@ -113,7 +113,7 @@ fn what_was_used_least_recently_goes_first_and_no_more_than_has_to() {
 }
 
 #[test]
-fn a_child_goes_before_its_parent_and_keeps_the_layers_that_it_needs() {
+fn a_child_is_removed_before_its_parent_and_keeps_the_layers_that_it_needs() {
     let bench = Bench::new();
     let parent = commit(&bench, &bench.store, None, 200_000);
     let child = commit(&bench, &bench.store, Some(&parent), 200_000);
@@ -133,7 +133,7 @@ fn a_child_goes_before_its_parent_and_keeps_the_layers_that_it_needs() {
 }
 
 #[test]
-fn what_a_lease_may_need_stays_until_it_is_let_go() {
+fn leased_snapshots_stay_until_the_lease_ends() {
     let bench = Bench::new();
     bench.put("source", "x");
     let snapshot = commit(&bench, &bench.store, None, 100_000);
@@ -159,7 +159,7 @@ fn what_a_lease_may_need_stays_until_it_is_let_go() {
 }
 
 #[test]
-fn a_lease_that_is_taken_later_holds_nothing_up() {
+fn a_later_lease_does_not_delay_collection() {
     let bench = Bench::new();
     cache(&bench.store, &commit(&bench, &bench.store, None, 1000), 1);
     let early = Store::open(bench.store.dir()).unwrap();
@@ -172,7 +172,7 @@ fn a_lease_that_is_taken_later_holds_nothing_up() {
 }
 
 #[test]
-fn a_child_that_is_kept_on_a_doomed_layer_spares_it() {
+fn keeping_a_child_saves_a_layer_that_was_to_be_removed() {
     let bench = Bench::new();
     let parent = commit(&bench, &bench.store, None, 1000);
     cache(&bench.store, &parent, 1);
@@ -190,7 +190,7 @@ fn a_child_that_is_kept_on_a_doomed_layer_spares_it() {
 }
 
 #[test]
-fn a_source_that_is_frozen_again_is_spared_and_not_copied() {
+fn freezing_a_source_again_saves_it_from_removal_without_a_copy() {
     let bench = Bench::new();
     bench.put("file", "x");
     let frozen = bench.freeze();
@@ -235,7 +235,7 @@ fn names_age_while_the_store_is_used_and_not_when_the_clock_jumps() {
 }
 
 #[test]
-fn what_failed_steps_left_stays_three_days() {
+fn snapshots_of_failed_steps_stay_three_days() {
     let bench = Bench::new();
     let run = Uuid::from_u128(7);
     for (step, days) in [("old", 4), ("new", 2)] {
@@ -248,7 +248,7 @@ fn what_failed_steps_left_stays_three_days() {
 }
 
 #[test]
-fn files_that_layers_share_count_once_and_go_with_the_last_one() {
+fn files_that_layers_share_count_once_and_are_removed_with_the_last_layer() {
     let bench = Bench::new();
     let one = commit(&bench, &bench.store, None, 500_000);
     let staging = bench.store.stage().unwrap();
@@ -269,7 +269,7 @@ fn files_that_layers_share_count_once_and_go_with_the_last_one() {
 }
 
 #[test]
-fn journals_go_by_age_by_number_and_for_their_size_but_never_those_of_a_live_run() {
+fn journals_are_removed_by_age_number_and_size_but_not_those_of_a_live_run() {
     let bench = Bench::new();
     let runs = bench.store.dir().join("runs");
     let make = |n: u128, days: u64| {
@@ -301,7 +301,7 @@ fn journals_go_by_age_by_number_and_for_their_size_but_never_those_of_a_live_run
 }
 
 #[test]
-fn files_that_nothing_names_go_when_they_are_old() {
+fn unreferenced_files_are_removed_when_they_are_old() {
     let bench = Bench::new();
     bench.put("file", "x");
     let source = bench.freeze().id;
@@ -332,7 +332,7 @@ fn files_that_nothing_names_go_when_they_are_old() {
 }
 
 #[test]
-fn a_layer_that_somebody_removed_takes_its_names_with_it() {
+fn names_of_a_layer_that_was_removed_by_hand_are_removed() {
     let bench = Bench::new();
     let parent = commit(&bench, &bench.store, None, 1000);
     cache(&bench.store, &parent, 1);
@@ -346,7 +346,7 @@ fn a_layer_that_somebody_removed_takes_its_names_with_it() {
 }
 
 #[test]
-fn one_process_at_a_time_collects() {
+fn only_one_process_at_a_time_collects() {
     let bench = Bench::new();
     let lock = File::create(bench.store.dir().join("gc.lock")).unwrap();
     lock.lock().unwrap();
@@ -358,7 +358,7 @@ fn one_process_at_a_time_collects() {
 }
 
 #[test]
-fn collection_is_due_after_a_day_and_where_what_was_kept_is_too_much() {
+fn collection_is_due_after_a_day_or_when_too_much_is_kept() {
     let bench = Bench::new();
     let store = Store::open(bench.store.dir()).unwrap();
     let due = |max_bytes| store.gc_is_due(&limits(&store, max_bytes)).unwrap();
@@ -442,7 +442,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 16, ..ProptestConfig::default() })]
 
     #[test]
-    fn collection_removes_what_it_must_and_never_what_is_needed(ops in prop::collection::vec(op(), 1..30)) {
+    fn collection_removes_enough_and_never_what_is_needed(ops in prop::collection::vec(op(), 1..30)) {
         let bench = Bench::new();
         bench.freeze();
         // The first collection writes the index to its place on the disk, the second one finds it there.

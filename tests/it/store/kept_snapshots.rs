@@ -53,7 +53,7 @@ fn entries(dir: &std::path::Path) -> usize {
 }
 
 #[test]
-fn a_cached_step_is_found_until_its_layer_is_no_longer_as_it_was() {
+fn a_cached_step_is_found_until_its_layer_changes() {
     let Kept { top: _top, dir, snapshot, layer } = kept(true);
     let file = dir.join("layers").join(layer.as_str()).join("root/file");
     let cached = |dir| Store::open(dir).unwrap().cached(&KEY).unwrap();
@@ -68,7 +68,7 @@ fn a_cached_step_is_found_until_its_layer_is_no_longer_as_it_was() {
 }
 
 #[test]
-fn a_power_cut_takes_what_was_not_synced_and_nothing_else() {
+fn a_power_cut_loses_only_what_was_not_synced() {
     for synced in [true, false] {
         let Kept { top: _top, dir, .. } = kept(synced);
         Connection::open(dir.join("index.db")).unwrap().execute("UPDATE layers SET boot = 'another'", []).unwrap();
@@ -82,7 +82,7 @@ fn a_power_cut_takes_what_was_not_synced_and_nothing_else() {
 }
 
 #[test]
-fn a_damaged_or_missing_index_costs_the_cache_and_nothing_else() {
+fn a_damaged_or_missing_index_loses_only_the_cache() {
     for damage in ["garbage", "half", "missing", "foreign"] {
         let Kept { top: _top, dir, .. } = kept(true);
         let index = dir.join("index.db");
@@ -117,7 +117,7 @@ fn an_index_of_a_later_version_is_refused_and_left_alone() {
 }
 
 #[test]
-fn an_index_of_version_1_is_brought_up_to_date_with_all_it_has() {
+fn an_index_of_version_1_is_migrated_without_losing_entries() {
     let Kept { top: _top, dir, .. } = kept(true);
     let index = Connection::open(dir.join("index.db")).unwrap();
     index
@@ -133,7 +133,7 @@ fn an_index_of_version_1_is_brought_up_to_date_with_all_it_has() {
 }
 
 #[test]
-fn a_store_from_before_there_was_an_index_opens() {
+fn a_store_without_an_index_opens() {
     let top = tempfile::tempdir().unwrap();
     for dir in ["snapshots", "layers/0123456789abcdef0123456789abcdef/root", "sources/x/root", "locks", "tmp"] {
         fs::create_dir_all(top.path().join(dir)).unwrap();
@@ -147,7 +147,7 @@ fn a_store_from_before_there_was_an_index_opens() {
 }
 
 #[test]
-fn what_a_process_did_not_keep_goes_with_it_and_what_others_build_on_stays() {
+fn snapshots_that_were_not_kept_end_with_their_process_unless_others_build_on_them() {
     let bench = Bench::new();
     let (kept, other) = (commit(&bench, "a"), commit(&bench, "b"));
     bench.store.keep(&kept, KeepAs::Left { run: Uuid::nil(), step: "a", passed: false }).unwrap();
@@ -158,7 +158,7 @@ fn what_a_process_did_not_keep_goes_with_it_and_what_others_build_on_stays() {
 }
 
 #[test]
-fn what_a_step_had_around_it_is_kept_with_its_snapshot() {
+fn the_environment_of_a_step_is_kept_with_its_snapshot() {
     let bench = Bench::new();
     let snapshot = commit(&bench, "a");
     assert_eq!(bench.store.surroundings(&snapshot).unwrap(), None);

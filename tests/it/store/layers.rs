@@ -55,7 +55,7 @@ fn shown(bench: &Bench, snapshot: &SnapshotRef, source: &FrozenSource) -> View {
 }
 
 #[test]
-fn an_untouched_layer_is_none_and_an_attribute_is_a_change() {
+fn an_untouched_layer_is_dropped_and_an_attribute_is_a_change() {
     let bench = Bench::new();
     let source = bench.freeze();
     let untouched = step(&bench, &source, None, |_| {});
@@ -103,7 +103,7 @@ fn premade_directories_become_part_of_a_layer_only_when_touched() {
 }
 
 #[test]
-fn removing_snapshots_leaves_the_layers_that_others_have() {
+fn removing_a_snapshot_keeps_the_layers_that_others_use() {
     let bench = Bench::new();
     let source = bench.freeze();
     let parent = step(&bench, &source, None, |upper| put(upper, "workspace/a", "a"));
@@ -149,7 +149,7 @@ fn long_lineages_stay_shallow_and_show_the_same() {
 }
 
 #[test]
-fn a_child_of_a_snapshot_over_older_source_sees_what_was_edited_and_deleted_since() {
+fn a_child_of_a_snapshot_over_older_source_sees_later_edits_and_deletions() {
     if !can_mark() {
         return;
     }
@@ -224,7 +224,7 @@ fn edits_that_no_layer_hides_need_no_delta() {
 }
 
 #[test]
-fn another_checkout_of_the_same_files_is_no_edit() {
+fn another_checkout_of_the_same_files_needs_no_delta() {
     let bench = Bench::new();
     bench.put("lock", "as committed");
     let old = bench.freeze();
@@ -333,7 +333,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
 
     #[test]
-    fn flattened_layers_show_what_the_layers_did(layers in prop::collection::vec(tree_of(true), 1..6), base in tree_of(false)) {
+    fn flattened_layers_show_the_same_files(layers in prop::collection::vec(tree_of(true), 1..6), base in tree_of(false)) {
         if !can_mark() {
             return Ok(());
         }
@@ -359,7 +359,7 @@ proptest! {
     }
 
     #[test]
-    fn deltas_show_the_newer_source_and_what_steps_wrote(
+    fn deltas_show_the_newer_source_and_the_files_of_steps(
         old in tree_of(false),
         new in tree_of(false),
         layers in prop::collection::vec(tree_of(true), 1..4),

@@ -8,7 +8,7 @@ use uuid::Uuid;
 use crate::support::store::Bench;
 
 #[test]
-fn another_process_that_opens_the_store_takes_nothing_from_this_one() {
+fn opening_a_store_in_another_process_removes_nothing_of_this_one() {
     let bench = Bench::new();
     bench.put("file", "x");
     let source = bench.freeze();
@@ -32,7 +32,7 @@ fn another_process_that_opens_the_store_takes_nothing_from_this_one() {
 }
 
 #[test]
-fn a_closed_store_leaves_no_temporary_files_and_keeps_what_it_was_told_to() {
+fn a_closed_store_leaves_no_temporary_files_and_keeps_kept_snapshots() {
     let bench = Bench::new();
     let source = bench.freeze();
     let store = Store::open(bench.store.dir()).unwrap();
@@ -70,7 +70,7 @@ fn a_store_of_another_version_is_refused() {
 }
 
 #[test]
-fn a_handle_opens_once_and_only_when_asked() {
+fn a_handle_opens_the_store_once_and_only_when_needed() {
     let top = tempfile::tempdir().unwrap();
     let handle = StoreHandle::new(top.path().join("store"));
     let clone = handle.clone();

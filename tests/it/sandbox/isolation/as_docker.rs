@@ -103,7 +103,7 @@ impl Bait {
 }
 
 #[tokio::test]
-async fn what_a_default_container_denies_is_denied() {
+async fn everything_that_a_default_container_denies_is_denied() {
     if !cfg!(target_arch = "x86_64") || !Path::new(PYTHON).exists() {
         usable("the table of probes", false, "it is for x86_64 machines with /usr/bin/python3");
         return;
@@ -127,7 +127,7 @@ async fn what_a_default_container_denies_is_denied() {
     let file = tempfile::NamedTempFile::new().unwrap();
     fs::write(&file, serde_json::to_vec(&answered).unwrap()).unwrap();
     rustix::fs::chmod(file.path(), rustix::fs::Mode::from_raw_mode(0o644)).unwrap();
-    let name = "sandbox::isolation::as_docker::what_a_default_container_denies_is_denied";
+    let name = "sandbox::isolation::as_docker::everything_that_a_default_container_denies_is_denied";
     if let Some(passed) = run_again(&["--exact", name], &[(ANSWERED, file.path())]) {
         assert_eq!(passed, 1);
     }

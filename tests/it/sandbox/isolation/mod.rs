@@ -12,12 +12,12 @@ use crate::support::sandbox::{Ask, Bench};
 use hm_exec::runner::Probe;
 
 #[tokio::test]
-async fn the_probe_says_that_the_sandbox_works_here() {
+async fn the_probe_reports_a_usable_sandbox() {
     assert!(matches!(Bench::new().runner.probe().await, Probe::Usable { note: Some(_) }));
 }
 
 #[tokio::test]
-async fn a_home_keys_credentials_and_the_store_are_not_there() {
+async fn home_directories_keys_credentials_and_the_store_are_hidden() {
     let bench = Bench::new();
     let home = std::env::var("HOME").unwrap();
     let secret = bench.path().join("secret");
@@ -36,7 +36,7 @@ async fn a_home_keys_credentials_and_the_store_are_not_there() {
 }
 
 #[tokio::test]
-async fn a_step_sees_its_own_processes_alone_and_inherits_nothing() {
+async fn a_step_sees_only_its_own_processes_and_inherits_nothing() {
     let bench = Bench::new();
     let (code, output) =
         bench.sh("cd /proc; echo [0-9]*; ls /proc/$$/fd; env | grep -v '^_=' | sort; cat /proc/1/environ").await;
@@ -56,7 +56,7 @@ async fn a_step_sees_its_own_processes_alone_and_inherits_nothing() {
 }
 
 #[tokio::test]
-async fn a_step_can_not_change_the_machine() {
+async fn a_step_cannot_change_the_machine() {
     let bench = Bench::new();
     for cmd in [
         "mount -t tmpfs x /mnt",
@@ -98,7 +98,7 @@ async fn the_capabilities_of_a_step_are_few() {
 }
 
 #[tokio::test]
-async fn device_nodes_are_refused_at_once_and_other_nodes_are_made() {
+async fn device_nodes_cannot_be_made_and_other_nodes_can() {
     let bench = Bench::new();
     let cmd = "for dir in . /dev /dev/shm /run /tmp; do for node in 'b 8 0' 'c 1 11' 'c 1 3'; do \
                mknod $dir/n $node 2> /dev/null && echo $dir $node; ls $dir/n 2> /dev/null; done; done; \
@@ -108,7 +108,7 @@ async fn device_nodes_are_refused_at_once_and_other_nodes_are_made() {
 }
 
 #[tokio::test]
-async fn without_a_network_there_is_a_loopback_device_alone() {
+async fn without_a_network_only_the_loopback_device_exists() {
     let bench = Bench::new();
     let mut run = bench.run();
     let ask = Ask::new("ls /sys/class/net; cat /sys/class/net/lo/operstate; tail -n +3 /proc/net/dev | wc -l")
@@ -133,7 +133,7 @@ async fn the_usual_devices_work() {
 }
 
 #[tokio::test]
-async fn secrets_are_files_that_no_layer_has() {
+async fn secrets_are_files_that_are_in_no_layer() {
     let bench = Bench::new();
     let mut secrets = Secrets::new();
     secrets.insert("token", "s3cr3t-value");
@@ -155,7 +155,7 @@ async fn secrets_are_files_that_no_layer_has() {
 }
 
 #[tokio::test]
-async fn where_there_is_one_id_owners_may_be_changed_in_vain() {
+async fn with_a_single_id_changing_an_owner_succeeds_without_effect() {
     let bench = Bench::with(|builder| builder.user_namespace(UserNamespace::Single));
     let cmd = "touch f; chown 7:8 f && stat -c '%u %g' f; mknod d c 1 3 2> /dev/null || echo refused; mkfifo p && ls p; \
                chgrp -R 5 . && echo done";

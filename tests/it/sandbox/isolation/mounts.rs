@@ -49,7 +49,7 @@ async fn the_device_nodes_of_the_machine_stay_as_they_are() {
 }
 
 #[tokio::test]
-async fn what_a_step_is_shown_of_the_machine_is_read_only_and_has_no_devices() {
+async fn files_of_the_machine_are_mounted_read_only_and_without_devices() {
     let shown =
         tempfile::Builder::new().prefix("hm-shown-").tempdir_in("/opt").or_else(|_| tempfile::tempdir()).unwrap();
     let dir = shown.path().canonicalize().unwrap();

@@ -111,7 +111,7 @@ impl Copy {
 }
 
 #[tokio::test]
-async fn a_step_changes_nothing_of_the_program_that_it_was() {
+async fn a_step_cannot_change_the_program_that_started_it() {
     let top = tempfile::tempdir().unwrap();
     let copy = Copy::new(top.path());
     let Some(root) = root(top.path(), &copy.path) else { return };
@@ -124,7 +124,7 @@ async fn a_step_changes_nothing_of_the_program_that_it_was() {
 }
 
 #[tokio::test]
-async fn a_step_changes_nothing_of_the_copy_of_a_program_that_was_replaced() {
+async fn a_step_cannot_change_the_copy_of_a_replaced_program() {
     let top = tempfile::tempdir().unwrap();
     let copy = Copy::new(top.path());
     let Some(root) = root(top.path(), &copy.path) else { return };
@@ -142,7 +142,7 @@ async fn a_step_changes_nothing_of_the_copy_of_a_program_that_was_replaced() {
 
 /// Checks an image whose mount points are links to files that the jail has open while it is made.
 #[tokio::test]
-async fn links_of_an_image_lead_to_nothing_that_the_jail_has_open() {
+async fn symlinks_of_an_image_do_not_reach_open_files_of_the_jail() {
     let Some(busybox) = shell_rootfs() else { return };
     let machine = tempfile::tempdir().unwrap();
     let target = machine.path().canonicalize().unwrap();
@@ -166,7 +166,7 @@ async fn links_of_an_image_lead_to_nothing_that_the_jail_has_open() {
 }
 
 #[test]
-fn a_program_that_only_reads_changes_nothing_of_the_program_that_it_was() {
+fn a_read_only_program_cannot_change_the_program_that_started_it() {
     let top = tempfile::tempdir().unwrap();
     let top = top.path().canonicalize().unwrap();
     let copy = Copy::new(&top);
