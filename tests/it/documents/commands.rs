@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, process::Command};
 
 use super::{markdown::Block, shown_to_users};
-use crate::cli::hm::program;
+use crate::support::programs::hm;
 
 /// Commands with subcommands of their own.
 const NESTED: [&str; 1] = ["cache"];
@@ -115,7 +115,7 @@ impl Helps {
 
     fn help(&mut self, command: &[String]) -> Option<&str> {
         let entry = self.0.entry(command.to_vec()).or_insert_with(|| {
-            let output = Command::new(program()).args(command).arg("--help").output().unwrap();
+            let output = Command::new(hm()).args(command).arg("--help").output().unwrap();
             output.status.success().then(|| String::from_utf8(output.stdout).unwrap())
         });
         entry.as_deref()

@@ -14,10 +14,11 @@ use super::{
     root, shown_to_users,
 };
 use crate::{
-    backends::usable,
-    cli::{
-        hm::{Ended, Project, program},
-        python::python_with_harmont,
+    cli::python::python_with_harmont,
+    support::{
+        backends::usable,
+        programs::hm,
+        project::{Ended, Project},
     },
 };
 
@@ -80,7 +81,7 @@ impl Session {
         // The command line calls `hm`, which must be the program of this build.
         let bin = project.dir.with_file_name("bin");
         fs::create_dir(&bin).unwrap();
-        std::os::unix::fs::symlink(program(), bin.join("hm")).unwrap();
+        std::os::unix::fs::symlink(hm(), bin.join("hm")).unwrap();
         Self { project, python: python.map(String::from), is_skipped: false }
     }
 
