@@ -6,7 +6,8 @@
 //! everything that runs a pipeline except the runners, and is part of each of `process`, `sandbox`,
 //! `registry` and `cli`. `step` is the `hm-step` command, without any asynchronous code.
 //!
-//! The modules follow the flow of the data: `ir` → `plan` → `schedule` → `runner` → `store` and `cache`.
+//! The modules follow the flow of the data: `ir` → `plan` → `schedule` → `runner` → `image` and `source` →
+//! `store`, and `cache`.
 //! `event` and `outcome` report what happened. `tree` and `jail` are leaves: together with `step`, and with
 //! only the feature `step`, they are all that a step on another machine needs.
 
@@ -34,6 +35,8 @@ pub mod event;
 pub mod guest;
 #[cfg(feature = "engine")]
 mod hex;
+#[cfg(feature = "engine")]
+pub mod image;
 #[cfg(feature = "engine")]
 pub mod ir;
 #[cfg(all(feature = "step", target_os = "linux"))]
@@ -65,6 +68,8 @@ pub mod schedule;
 #[cfg(feature = "engine")]
 #[doc(hidden)]
 pub mod size;
+#[cfg(feature = "engine")]
+pub mod source;
 #[cfg(feature = "step")]
 pub mod step;
 #[cfg(feature = "engine")]

@@ -124,7 +124,7 @@ impl Cache {
             // Before anything is looked up.
             let lease = store.lease()?;
             let BuildFacts { run, source_dir, pipeline, started_at_ms, .. } = &build;
-            store.begin_run(&NewRun { id: *run, source_dir, pipeline, started_at: *started_at_ms })?;
+            store.runs().begin(&NewRun { id: *run, source_dir, pipeline, started_at: *started_at_ms })?;
             Ok((store, lease))
         };
         let store = open().map_err(|error: StoreError| {
@@ -141,7 +141,7 @@ impl BuildCache {
     /// Removes the record of the run, because it could not begin.
     pub(crate) fn forget_run(&self) {
         if let Ok((store, _)) = &self.store
-            && let Err(error) = store.forget_run(self.build.run)
+            && let Err(error) = store.runs().forget(self.build.run)
         {
             tracing::warn!("{}", in_words(error));
         }
@@ -170,7 +170,7 @@ impl BuildCache {
                     }
                 }))
             }
-            Entered::First(flight) => match store.cached_within(&request.key.0, QUICK_ENTRIES) {
+            Entered::First(flight) => match store.steps().cached_within(&request.key.0, QUICK_ENTRIES) {
                 Ok(Some(cached)) => Lookup::Now(judge(cached, request, flight)),
                 Ok(None) => Lookup::Later(Box::pin(check(Arc::clone(store), request, flight))),
                 Err(error) => Lookup::Now(unavailable(in_words(error))),
@@ -189,7 +189,7 @@ impl BuildCache {
         let Passed { key, step, snapshot, log, flight } = result;
         let found = Found { snapshot, run, step, created_at: now_ms() };
         let kept = blocking(move || {
-            store.keep_log(&key.0, &log)?;
+            store.steps().keep_log(&key.0, &log)?;
             let Found { step, created_at, .. } = &found;
             let name = KeepAs::Cached { key: &key.0, run, pipeline: &pipeline, step, created_at: *created_at };
             store.keep(&found.snapshot, name)?;
@@ -225,11 +225,11 @@ impl BuildCache {
             {
                 tracing::warn!(%error, "`hm why` will not be able to explain this run");
             }
-            store.touch(&hits)?;
+            store.steps().touch(&hits)?;
             if published {
-                store.sync()?;
+                store.layers().sync()?;
             }
-            store.end_run(run, exit_code)
+            store.runs().end(run, exit_code)
         });
         match awake::timeout(FINISH_LIMIT, pin!(finishing)).await {
             Some(Ok(())) => {}
@@ -243,7 +243,7 @@ impl BuildCache {
 
 /// Performs a lookup that takes longer.
 async fn check(store: Arc<Store>, request: LookupRequest, flight: Flight) -> LookupOutcome {
-    match blocking(move || store.cached(&request.key.0)).await {
+    match blocking(move || store.steps().cached(&request.key.0)).await {
         Ok(cached) => judge(cached, request, flight),
         Err(message) => unavailable(message),
     }

@@ -69,7 +69,7 @@ pub struct Explanation {
 /// Returns an error if the store, or its records of runs, cannot be read.
 pub fn explain(store: &Store, run: &Run, step: &str) -> Result<Explanation, WhyError> {
     let parts = read(store, run)?.unwrap_or_default();
-    let runs = store.runs_of(&run.source_dir, Some(&run.pipeline), RUNS)?;
+    let runs = store.runs().of(&run.source_dir, Some(&run.pipeline), RUNS)?;
     let earlier: Vec<Run> = runs.into_iter().skip_while(|earlier| earlier.id != run.id).skip(1).collect();
     let mut asked = explain_one(store, run, &parts, &earlier, step)?;
     let mut next = cause_above(&asked);
@@ -124,12 +124,12 @@ fn explain_one(
     }
     for before in earlier {
         // Records that are gone, or of another version, cannot be compared.
-        let Ok(Some(old_parts)) = RunParts::read(&store.run_dir(before.id)) else { continue };
+        let Ok(Some(old_parts)) = RunParts::read(&store.runs().dir(before.id)) else { continue };
         let Some(old) = old_parts.step(step) else { continue };
         explanation.compared_with = Some(before.id);
         explanation.differences = differences((&old_parts, old), (parts, own));
         if explanation.differences.is_empty() {
-            explanation.evicted = store.evicted(&own.key)?;
+            explanation.evicted = store.steps().evicted(&own.key)?;
             explanation.ended_before = ended(store, before, step);
         }
         break;
@@ -138,11 +138,11 @@ fn explain_one(
 }
 
 fn ended(store: &Store, run: &Run, step: &str) -> Option<StepStatus> {
-    let records = event::step_records(store.run_dir(run.id)).ok()?;
+    let records = event::step_records(store.runs().dir(run.id)).ok()?;
     records.into_iter().find(|record| *record.key == *step).and_then(|record| record.status)
 }
 
 fn read(store: &Store, run: &Run) -> Result<Option<RunParts>, WhyError> {
-    let dir = store.run_dir(run.id);
+    let dir = store.runs().dir(run.id);
     RunParts::read(&dir).map_err(|source| WhyError::Run { dir, source })
 }

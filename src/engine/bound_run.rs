@@ -17,7 +17,7 @@ use crate::{
     plan::{BindOptions, BoundPlan, bind},
     runner::{Probe, RunnerIndex, RunnerSet, StepContext},
     schedule::{self, Build},
-    store::Archives,
+    source::Archives,
 };
 
 /// A request whose plan is bound to the runners of an engine: [`Engine::bind`]. It dereferences to the plan.

@@ -1,5 +1,6 @@
 //! Fetches the parts of a shared result.
 
+use crate::source;
 use std::{collections::HashSet, fs::OpenOptions, os::unix::fs::OpenOptionsExt, sync::Arc};
 
 use futures_util::{FutureExt, StreamExt, TryStreamExt, future::BoxFuture, stream};
@@ -12,7 +13,7 @@ use super::{
 use crate::{
     blocking,
     cache::CacheKey,
-    store::{Base, IdMap, KeepAs, LayerId, PackedName, Snapshot, Store},
+    store::{Base, IdMap, KeepAs, LayerId, PackedDigests, Snapshot, Store},
     transfer::{Parcel, fetch_layer},
 };
 
@@ -47,7 +48,7 @@ impl RemoteCache {
         // one does not.
         let mut seen = HashSet::new();
         layers.retain(|layer| seen.insert(layer.clone()));
-        let manifest = match store.has_manifest(&entry.source) {
+        let manifest = match source::has_manifest(store, &entry.source) {
             true => None,
             false => Some(self.cas.read(entry.manifest.0, MAX_MANIFEST_BYTES).await?),
         };
@@ -55,11 +56,11 @@ impl RemoteCache {
         let (store, entry, key, pipeline) = (Arc::clone(store), Arc::clone(entry), *key, pipeline.to_owned());
         blocking::run("keep a shared result", move || {
             if let Some(manifest) = manifest {
-                store.adopt_manifest(&entry.source, &manifest)?;
+                source::import_manifest(&store, &entry.source, &manifest)?;
             }
             let Entry { run, step, created_at, .. } = &*entry;
             let snapshot = Snapshot { base: Base::Image(entry.image), source: entry.source.clone(), layers, id_map };
-            let snapshot = store.adopt_snapshot(&entry.snapshot, snapshot)?;
+            let snapshot = store.snapshots().import(&entry.snapshot, snapshot)?;
             let name = KeepAs::Cached { key: &key.0, run: *run, pipeline: &pipeline, step, created_at: *created_at };
             Ok(store.keep(&snapshot, name)?)
         })
@@ -68,7 +69,7 @@ impl RemoteCache {
 
     /// Fetches the step's output.
     pub(super) async fn fetch_log(&self, store: &Arc<Store>, key: &CacheKey, entry: &Entry) -> Result<(), Trouble> {
-        let aside = store.new_tmp();
+        let aside = store.instance().new_tmp();
         match entry.log {
             Some(log) => self.cas.read_to_file(log.0, &aside).await?,
             // The step printed nothing. An empty file replaces any older one.
@@ -80,7 +81,7 @@ impl RemoteCache {
                 .map(drop)
                 .map_err(|source| Trouble::Read { what: "a log", source })?,
         }
-        Ok(store.adopt_log(&key.0, &aside)?)
+        Ok(store.steps().import_log(&key.0, &aside)?)
     }
 
     async fn fetch_layers(
@@ -101,7 +102,7 @@ impl RemoteCache {
         let parcel = Parcel { diff_id, blob: blob.0, id_map };
         let layer = fetch_layer(store, &self.cas, "the cached step's layer", parcel).await?;
         // So that the layer is not packed again when a step that builds on it is shared.
-        let name = PackedName::new(diff_id, blob.0.hash, blob.0.size_bytes);
+        let name = PackedDigests::new(diff_id, blob.0.hash, blob.0.size_bytes);
         self.uploads.note(store, &layer, name).await?;
         Ok(layer)
     }

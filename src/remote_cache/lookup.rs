@@ -158,7 +158,8 @@ impl RemoteCache {
         // The first candidate has already been looked up in the local cache.
         if at > 0 {
             let here = Arc::clone(store);
-            let looked = blocking::run("look into the cache", move || Ok::<_, Trouble>(here.cached(&key.0))).await?;
+            let looked =
+                blocking::run("look into the cache", move || Ok::<_, Trouble>(here.steps().cached(&key.0))).await?;
             if matches!(looked, Ok(Cached::Found { created_at, .. }) if is_young(created_at, max_age)) {
                 return Ok((at, State::Here));
             }

@@ -18,9 +18,9 @@ use super::{
 };
 use crate::{
     cache::CacheKey,
+    image::{ImageOptions, Images},
     remote::{ActionCache, Cas, Endpoint, EndpointOptions, OptionsError, Retry},
     runner::Pool,
-    store::{ImageOptions, Images},
     sync::Mutex,
     transfer::Uploads,
     userns::{UsernsHelper, UsernsOptions},

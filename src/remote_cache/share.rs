@@ -1,5 +1,6 @@
 //! Shares results.
 
+use crate::source;
 use std::{path::PathBuf, sync::Arc};
 
 use super::{
@@ -37,7 +38,7 @@ impl RemoteCache {
     }
 
     async fn try_share(&self, store: &Arc<Store>, pipeline: &str, key: CacheKey, found: &Found) -> Result<(), Trouble> {
-        let snapshot = store.snapshot(&found.snapshot)?;
+        let snapshot = store.snapshots().get(&found.snapshot)?;
         let Base::Image(image) = snapshot.base else { return Ok(()) };
         let _lease = store.lease()?;
         let id_map = self.userns.prepare_trees(store).await?;
@@ -49,7 +50,7 @@ impl RemoteCache {
         for layer in &snapshot.layers {
             layers.push(self.bring(ground, layer.clone()).await?);
         }
-        let (manifest, log) = (store.manifest_bytes(&snapshot.source)?, store.cached_log(&key.0));
+        let (manifest, log) = (source::manifest_bytes(store, &snapshot.source)?, store.steps().log(&key.0));
         let (manifest, log) = (Blob::of_bytes(manifest), blob_of(log).await?);
         let entry = Entry {
             version: VERSION,

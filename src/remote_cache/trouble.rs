@@ -4,8 +4,9 @@ use tokio::task::JoinError;
 
 use crate::{
     blocking::BlockingError,
+    image::ImageError,
     remote::{RemoteError, RemoteErrorKind},
-    store::{ImageError, StoreError},
+    store::StoreError,
     transfer::TransferError,
     userns::StartError,
 };

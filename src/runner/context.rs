@@ -18,7 +18,7 @@ use futures_util::{
 use tokio_util::sync::CancellationToken;
 
 use super::RunnerError;
-use crate::{event::EventBus, model::Secrets, store::Archives};
+use crate::{event::EventBus, model::Secrets, source::Archives};
 
 /// The context of an attempt: everything it needs besides its input. Cheap to clone.
 #[derive(Debug, Clone)]

@@ -73,7 +73,7 @@ impl ImageSupport {
         if matches!(self, Self::Any | Self::HostOnly) {
             return Ok(());
         }
-        crate::store::check_image(image).map_err(|error| format!("{:#}", anyhow::Error::new(error)))
+        crate::image::check_image(image).map_err(|error| format!("{:#}", anyhow::Error::new(error)))
     }
 }
 

@@ -4,9 +4,9 @@ use uuid::Uuid;
 
 use crate::{
     event::EventBus,
+    image::{ImageError, Notes},
     model::StdStream,
     runner::RunnerError,
-    store::{ImageError, Notes},
 };
 
 /// Reports the progress of a step's image to the user.

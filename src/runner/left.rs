@@ -34,7 +34,7 @@ pub(super) async fn keep_failed(
 ) {
     match committed {
         Ok(snapshot) => {
-            store.describe(&snapshot, Arc::new(around));
+            store.snapshots().describe(&snapshot, Arc::new(around));
             keep(snapshot, store, input, false).await;
         }
         Err(error) => warn(input, error.to_line()),

@@ -161,7 +161,7 @@ mod tests {
         plan::{SnapshotUse, StepIndex},
         runner::{ArchiveId, RunnerIndex},
         schedule::fixture::{Noop, Runners, journal, plan, progress},
-        store::Archives,
+        source::Archives,
     };
 
     #[test]

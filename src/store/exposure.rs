@@ -12,7 +12,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{Store, StoreError, error::Doing};
+use super::{StoreError, error::Doing};
 use crate::quote::quote;
 
 /// The entries of a store's directory. A name is either one of these or begins with one of them.
@@ -71,6 +71,19 @@ pub enum Exposure {
 }
 
 impl Exposure {
+    /// Checks whether other users can access the store at `dir`, without changing anything. A store that does
+    /// not exist counts as closed.
+    ///
+    /// # Errors
+    /// Returns an error if the directory cannot be examined.
+    pub fn of(dir: &Path) -> Result<Option<Self>, StoreError> {
+        match fs::metadata(dir) {
+            Ok(metadata) => Ok(found(dir, &metadata)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(StoreError::io("look at", dir, error)),
+        }
+    }
+
     /// Returns a command or an instruction that closes the exposure, or `None` if nothing is left to do.
     #[must_use]
     pub fn mended_by(&self) -> Option<String> {
@@ -82,22 +95,8 @@ impl Exposure {
     }
 }
 
-impl Store {
-    /// Checks whether other users can access the store at `dir`, without changing anything. A store that does
-    /// not exist counts as closed.
-    ///
-    /// # Errors
-    /// Returns an error if the directory cannot be examined.
-    pub fn exposure_of(dir: &Path) -> Result<Option<Exposure>, StoreError> {
-        match fs::metadata(dir) {
-            Ok(metadata) => Ok(exposure(dir, &metadata)),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(StoreError::io("look at", dir, error)),
-        }
-    }
-}
-
-fn exposure(dir: &Path, metadata: &Metadata) -> Option<Exposure> {
+/// Returns how other users can access a directory with this metadata.
+fn found(dir: &Path, metadata: &Metadata) -> Option<Exposure> {
     if metadata.uid() != rustix::process::geteuid().as_raw() {
         return Some(Exposure::Owner { dir: dir.into(), owner: metadata.uid() });
     }
@@ -107,7 +106,7 @@ fn exposure(dir: &Path, metadata: &Metadata) -> Option<Exposure> {
 
 /// Closes the store at `dir` to other users, as far as this user owns it. Returns how they could access it.
 pub(super) fn close(dir: &Path) -> Result<Option<Exposure>, StoreError> {
-    let found = exposure(dir, &fs::metadata(dir).doing("look at", dir)?);
+    let found = found(dir, &fs::metadata(dir).doing("look at", dir)?);
     let me = rustix::process::geteuid().as_raw();
     let mut only_ours = true;
     for entry in fs::read_dir(dir).doing("list", dir)? {
@@ -150,6 +149,7 @@ fn set_mode(path: &Path, mode: u32) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::Store;
 
     fn mode(path: &Path) -> u32 {
         fs::symlink_metadata(path).unwrap().mode() & 0o7777
@@ -168,7 +168,7 @@ mod tests {
         for name in ["index.db", "layers", "format"] {
             open_up(&dir.join(name), if name == "layers" { 0o777 } else { 0o644 });
         }
-        assert!(matches!(Store::exposure_of(&dir).unwrap(), Some(Exposure::Open { mode: 0o755, .. })));
+        assert!(matches!(Exposure::of(&dir).unwrap(), Some(Exposure::Open { mode: 0o755, .. })));
         let store = Store::open(&dir).unwrap();
         assert!(matches!(store.exposure(), Some(Exposure::Closed { mode: 0o755, .. })));
         for (name, wanted) in [("", 0o700), ("index.db", 0o600), ("layers", 0o700), ("format", 0o600)] {
@@ -176,8 +176,8 @@ mod tests {
         }
         drop(store);
         assert_eq!(Store::open(&dir).unwrap().exposure(), None);
-        assert_eq!(Store::exposure_of(&dir).unwrap(), None);
-        assert_eq!(Store::exposure_of(&top.path().join("none")).unwrap(), None);
+        assert_eq!(Exposure::of(&dir).unwrap(), None);
+        assert_eq!(Exposure::of(&top.path().join("none")).unwrap(), None);
     }
 
     #[test]

@@ -63,19 +63,19 @@ id! {
 impl LayerId {
     /// Names the layer that holds the difference between two sources. The length distinguishes it from a
     /// step's layer.
-    pub(super) fn of_delta(hash: blake3::Hash) -> Self {
+    pub(crate) fn of_delta(hash: blake3::Hash) -> Self {
         Self(hash.to_hex().to_string())
     }
 
     /// Returns whether the name is derived from the content, as those of deltas and of images' layers are,
     /// and not from the process that made the layer.
-    pub(super) fn is_of_content(&self) -> bool {
+    pub(crate) fn is_of_content(&self) -> bool {
         self.0.len() == 64
     }
 
     /// Names a tree that came from elsewhere by a digest of its content. The length distinguishes it from a
     /// step's layer.
-    pub(super) fn of_tree(digest: &ImageDigest) -> Self {
+    pub(crate) fn of_tree(digest: &ImageDigest) -> Self {
         let mut hash = blake3::Hasher::new();
         hash.update(b"tree from elsewhere ").update(digest.as_bytes());
         Self(hash.finalize().to_hex().to_string())
@@ -96,7 +96,7 @@ impl LayerId {
 }
 
 impl SourceId {
-    pub(super) fn of(hash: blake3::Hash) -> Self {
+    pub(crate) fn of(hash: blake3::Hash) -> Self {
         Self(hash.to_hex().to_string())
     }
 }

@@ -1,78 +1,77 @@
-//! The store: frozen sources, layers, snapshots and images in a directory.
+//! The store: layers and snapshots in a directory that several processes share.
 //!
-//! Source trees and the files that steps wrote go in, and directories to mount come out. Everything is
-//! synchronous. Operations take microseconds unless their documentation says otherwise. This module knows
-//! nothing about pipelines or about how layers are mounted.
+//! Files that steps wrote, and stacks of layers that others made (images, source trees), go in. Directories to
+//! mount come out, and what is kept is found again by name until garbage collection removes it. Everything is
+//! synchronous. Operations take microseconds unless their documentation says otherwise. This module does not
+//! know what is in a layer, where images and sources come from ([`image`](crate::image) and
+//! [`source`](crate::source) are above it), how layers are mounted, or what a pipeline is.
 //!
-//! A step sees, from top to bottom: its own upper directory, the [delta](Store::delta) from the source that
-//! its parent saw to the source of this run, the [layers](Snapshot::layers) of its parent, the [frozen
-//! source](FrozenSource), and the image ([`Base`]).
+//! An open [`Store`] consists of parts, each of which owns a piece of its state: [`Layers`] on disk,
+//! [`Snapshots`], [`Steps`] (results by cache key), and [`Runs`].
+//!
+//! A step sees, from top to bottom: its own upper directory, the [delta](crate::source::delta) from the source
+//! that its parent saw to the source of this run, the [layers](Snapshot::layers) of its parent, the [frozen
+//! source](crate::source::FrozenSource), and the image ([`Base`]).
 
+mod base;
+mod commit;
+mod digest;
 #[cfg(feature = "cloud")]
-mod adopt;
-mod archives;
-mod delta;
-mod error;
-mod export;
+mod digests;
+pub(crate) mod error;
 mod exposure;
+pub(crate) mod files;
+mod format;
 mod gc;
 mod handle;
-mod host;
-mod identity;
 mod ids;
-mod image;
 mod index;
-mod keep;
-mod layer;
-pub(crate) mod layout;
+mod instance;
+mod layers;
 mod lease;
-mod machines;
-mod manifest;
-#[cfg(feature = "cloud")]
-mod outside;
+mod open;
+mod paths;
 mod recover;
 mod remover;
 mod reserve;
 mod runs;
-mod snapshot;
-mod source;
-mod stack;
+mod shared;
+mod snapshots;
+mod stacks;
 #[cfg(feature = "sandbox")]
-mod staged;
+mod staged_dir;
+pub(crate) mod staging;
+mod steps;
 mod surroundings;
+mod trash;
+mod tree_ops;
 mod usage;
-#[cfg(feature = "process")]
-mod workspace;
+mod vm_templates;
 
-pub use archives::Archives;
+pub use base::Base;
+pub use commit::{CommitRequest, MAX_LAYERS};
+pub use digest::ImageDigest;
+#[cfg(feature = "cloud")]
+pub(crate) use digests::PackedDigests;
 pub use error::StoreError;
-pub use export::{ExportError, ExportTarget, PackedLayer};
 pub use exposure::Exposure;
 pub use gc::{Forget, Forgotten, GcLimits, GcReport, GcRequest};
 pub use handle::StoreHandle;
-pub use host::{HostDir, HostImage};
-pub use identity::image_identity;
 pub use ids::{LayerId, SourceId};
-pub(crate) use image::check_image;
-#[cfg(feature = "docker")]
-pub(crate) use image::{ArchiveFile, SavedImage};
-pub use image::{
-    Base, ImageDigest, ImageError, ImageOptions, Images, LayerLock, Notes, PullPolicy, TreeInMaking, image_path,
-};
-pub use keep::{Cached, Evicted, KeepAs};
-pub use layer::Staging;
-pub use layout::{Store, TreeOps};
+pub(crate) use index::images::ImageRow;
+#[cfg(feature = "registry")]
+pub(crate) use index::images::TagRow;
+pub use layers::Layers;
 pub use lease::Lease;
-#[cfg(feature = "cloud")]
-pub(crate) use manifest::Kind as SourceKind;
-#[cfg(feature = "cloud")]
-pub(crate) use outside::PackedName;
-pub use runs::{NewRun, Run};
-pub use snapshot::{CommitRequest, MAX_LAYERS, Snapshot};
-pub use source::FrozenSource;
+pub use open::Store;
+pub use runs::{NewRun, Run, Runs};
+pub use snapshots::{Snapshot, Snapshots};
 #[cfg(feature = "sandbox")]
-pub(crate) use staged::{StagedDir, Touched};
+pub(crate) use staged_dir::{StagedDir, Touched};
+pub use staging::Staging;
+pub use steps::{Cached, Evicted, KeepAs, Steps};
 pub use surroundings::Surroundings;
+pub use tree_ops::TreeOps;
 pub use usage::{Filesystem, PipelineUsage, Usage, UsageKind};
 
 pub use crate::tree::{self, BlobFile, IdMap};

@@ -15,10 +15,11 @@ use std::{
 use rustix::fs::FlockOperation;
 
 use super::{
-    LayerId, Store, StoreError,
+    LayerId, StoreError,
     error::Doing,
+    files::names,
     index::{self, Opened},
-    layout::names,
+    shared::Shared,
 };
 
 /// Counts of what was removed, by kind, for messages to users.
@@ -34,35 +35,46 @@ impl Reaped {
     }
 }
 
-impl Store {
-    /// Recovers the store. Called when the store is opened, by one process at a time.
-    pub(super) fn recover(&self, opened: Opened) -> Result<(), StoreError> {
-        let mut reaped = Reaped::default();
-        let alive = self.reap_dead(&mut reaped)?;
-        let another_boot = self.index.read(|connection| index::layers::any_of_another_boot(connection, &self.boot))?;
+/// Recovers the store. Called when the store is opened, by one process at a time.
+pub(super) fn run(shared: &Shared, opened: Opened) -> Result<(), StoreError> {
+    Recovery { shared, reaped: Reaped::default() }.run(opened)
+}
+
+/// One recovery, and what it removed so far.
+struct Recovery<'a> {
+    shared: &'a Shared,
+    reaped: Reaped,
+}
+
+impl Recovery<'_> {
+    fn run(mut self, opened: Opened) -> Result<(), StoreError> {
+        let Shared { index, instance, .. } = self.shared;
+        let alive = self.reap_dead()?;
+        let another_boot = index.read(|connection| index::layers::any_of_another_boot(connection, instance.boot()))?;
         if another_boot {
-            let forgotten = self.index.write(|transaction| {
-                let layers = index::layers::forget_unsynced(transaction, &self.boot)?;
+            let forgotten = index.write(|transaction| {
+                let layers = index::layers::forget_unsynced(transaction, instance.boot())?;
                 Ok([("unsynced layers", layers), ("snapshots", index::forget_broken(transaction)?)])
             })?;
-            forgotten.into_iter().for_each(|(what, count)| reaped.add(what, count));
+            forgotten.into_iter().for_each(|(what, count)| self.reaped.add(what, count));
         }
-        if alive == 0 && (another_boot || opened == Opened::New || !reaped.0.is_empty()) {
-            self.reap_unindexed(&mut reaped)?;
+        if alive == 0 && (another_boot || opened == Opened::New || !self.reaped.0.is_empty()) {
+            self.reap_unindexed()?;
         }
-        if !reaped.0.is_empty() {
-            self.index.write(|transaction| index::note_reaped(transaction, &reaped.0))?;
+        if !self.reaped.0.is_empty() {
+            index.write(|transaction| index::note_reaped(transaction, &self.reaped.0))?;
         }
         Ok(())
     }
 
     /// Removes the files of dead processes. Returns how many other processes are alive.
-    fn reap_dead(&self, reaped: &mut Reaped) -> Result<usize, StoreError> {
+    fn reap_dead(&mut self) -> Result<usize, StoreError> {
+        let Shared { instance, paths, trash, .. } = self.shared;
         let mut alive = 0;
-        for name in names(&self.dir().join("locks"))? {
-            let path = self.dir().join("locks").join(&name);
+        for name in names(&paths.locks())? {
+            let path = paths.locks().join(&name);
             let Ok(lock) = File::open(&path) else { continue };
-            if self.made(&name) {
+            if instance.made(&name) {
                 continue;
             }
             if rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
@@ -73,21 +85,21 @@ impl Store {
                 // The process closed the store just now.
                 continue;
             }
-            reaped.add("killed processes", 1);
-            let layers = names(&self.dir().join("layers"))?.into_iter().filter(|found| found.starts_with(&name));
-            reaped.add("layers", self.discard_unindexed(layers.filter_map(|layer| LayerId::parse(&layer)))?);
-            let workspaces = self.dir().join("workspaces");
+            self.reaped.add("killed processes", 1);
+            let layers = names(&paths.layers())?.into_iter().filter(|found| found.starts_with(&name));
+            self.reaped.add("layers", self.discard_unindexed(layers.filter_map(|layer| LayerId::parse(&layer)))?);
+            let workspaces = paths.workspaces();
             for workspace in names(&workspaces)?.iter().filter(|found| found.starts_with(&name)) {
-                reaped.add("workspaces", usize::from(self.try_discard_from(&workspaces.join(workspace))?));
+                self.reaped.add("workspaces", usize::from(trash.try_discard_from(&workspaces.join(workspace))?));
             }
             self.discard_dead_tmp(&name)?;
             fs::remove_file(&path).doing("remove", &path)?;
         }
-        for name in names(&self.dir().join("tmp"))? {
+        for name in names(&paths.tmps())? {
             // A lock is created before its directory, and removed after it.
-            if !self.dir().join("locks").join(&name).exists() {
+            if !paths.locks().join(&name).exists() {
                 let gone = self.discard_dead_tmp(&name)?;
-                reaped.add("temporary directories", usize::from(gone));
+                self.reaped.add("temporary directories", usize::from(gone));
             }
         }
         Ok(alive)
@@ -97,37 +109,38 @@ impl Store {
     /// one process to the next without being nested more deeply each time. Returns whether the directory is
     /// gone.
     fn discard_dead_tmp(&self, name: &str) -> Result<bool, StoreError> {
-        let dir = self.dir().join("tmp").join(name);
+        let dir = self.shared.paths.tmps().join(name);
         if !dir.is_dir() {
             return Ok(true);
         }
         for entry in names(&dir)? {
-            if let Err(error @ StoreError::Full { .. }) = self.discard_from(&dir.join(entry)) {
+            if let Err(error @ StoreError::Full { .. }) = self.shared.trash.discard_from(&dir.join(entry)) {
                 return Err(error);
             }
         }
         match fs::remove_dir(&dir) {
             Ok(()) => Ok(true),
-            Err(_) => self.try_discard_from(&dir),
+            Err(_) => self.shared.trash.try_discard_from(&dir),
         }
     }
 
     /// Removes layers without a row, and rows without a layer. Requires that no other process has the store
     /// open.
-    fn reap_unindexed(&self, reaped: &mut Reaped) -> Result<(), StoreError> {
-        let found: BTreeSet<String> = names(&self.dir().join("layers"))?.into_iter().collect();
-        let gone: Vec<LayerId> = self.index.read(index::layers::all)?;
+    fn reap_unindexed(&mut self) -> Result<(), StoreError> {
+        let Shared { index, paths, .. } = self.shared;
+        let found: BTreeSet<String> = names(&paths.layers())?.into_iter().collect();
+        let gone: Vec<LayerId> = index.read(index::layers::all)?;
         let gone: Vec<LayerId> = gone.into_iter().filter(|layer| !found.contains(layer.as_str())).collect();
         if !gone.is_empty() {
-            let broken = self.index.write(|transaction| {
+            let broken = index.write(|transaction| {
                 gone.iter().try_for_each(|layer| index::layers::remove(transaction, layer))?;
                 index::forget_broken(transaction)
             })?;
-            reaped.add("rows of missing layers", gone.len());
-            reaped.add("snapshots", broken);
+            self.reaped.add("rows of missing layers", gone.len());
+            self.reaped.add("snapshots", broken);
         }
         let unindexed = self.discard_unindexed(found.into_iter().filter_map(|name| LayerId::parse(&name)))?;
-        reaped.add("layers", unindexed);
+        self.reaped.add("layers", unindexed);
         Ok(())
     }
 
@@ -135,29 +148,10 @@ impl Store {
     fn discard_unindexed(&self, layers: impl Iterator<Item = LayerId>) -> Result<usize, StoreError> {
         let mut count = 0;
         for layer in layers {
-            if self.index.read(|connection| index::layers::seal(connection, &layer))?.is_none() {
-                count += usize::from(self.try_discard_from(&self.layer_home(&layer))?);
+            if self.shared.index.read(|connection| index::layers::seal(connection, &layer))?.is_none() {
+                count += usize::from(self.shared.trash.try_discard_from(&self.shared.paths.layer(&layer))?);
             }
         }
         Ok(count)
-    }
-
-    /// Syncs everything that was kept since the last call to the disk. Data that is not synced may be lost in
-    /// a power failure. Blocks until the disk has written all pending data, including that of other
-    /// processes.
-    ///
-    /// # Errors
-    /// Returns an error if the disk reports one, or if the index cannot be written.
-    pub fn sync(&self) -> Result<(), StoreError> {
-        let layers = self.index.read(index::layers::unsynced)?;
-        if layers.is_empty() {
-            return Ok(());
-        }
-        let dir = File::open(self.dir()).doing("open", self.dir())?;
-        #[cfg(target_os = "linux")]
-        rustix::fs::syncfs(&dir).doing("sync the filesystem of", self.dir())?;
-        #[cfg(not(target_os = "linux"))]
-        dir.sync_all().doing("sync", self.dir())?;
-        self.index.write(|transaction| index::layers::mark_synced(transaction, &layers))
     }
 }

@@ -3,13 +3,13 @@
 use std::{
     io,
     path::PathBuf,
-    sync::{Arc, PoisonError, RwLock, mpsc},
+    sync::mpsc,
     thread::{self, JoinHandle},
 };
 
-use super::TreeOps;
+use super::tree_ops::CurrentTreeOps;
 
-/// Removes trees in the order of the requests. Dropping it waits until all are removed.
+/// Removes trees in the order of the requests. The owner has to [finish](Self::finish) it.
 #[derive(Debug)]
 pub(super) struct Remover {
     // Unbounded, because its length is limited by the number of trees on disk.
@@ -27,7 +27,7 @@ enum Order {
 }
 
 impl Remover {
-    pub(super) fn start(ops: Arc<RwLock<Arc<dyn TreeOps>>>) -> Self {
+    pub(super) fn start(ops: CurrentTreeOps) -> Self {
         let (orders, inbox) = mpsc::channel();
         let thread = thread::Builder::new().name("hm-remover".into()).spawn(move || work(&inbox, &ops));
         match thread {
@@ -54,6 +54,14 @@ impl Remover {
         self.send(Order::Retry);
     }
 
+    /// Waits until all requested trees are removed. Later requests have no effect.
+    pub(super) fn finish(&mut self) {
+        drop(self.orders.take());
+        if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
+            tracing::warn!("the thread that removes files panicked");
+        }
+    }
+
     fn send(&self, order: Order) {
         if let Some(orders) = &self.orders {
             // Fails if the thread panicked. Closing the store then removes what is left.
@@ -62,23 +70,14 @@ impl Remover {
     }
 }
 
-impl Drop for Remover {
-    fn drop(&mut self) {
-        drop(self.orders.take());
-        if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
-            tracing::warn!("the thread that removes files panicked");
-        }
-    }
-}
-
-fn work(inbox: &mpsc::Receiver<Order>, ops: &RwLock<Arc<dyn TreeOps>>) {
+fn work(inbox: &mpsc::Receiver<Order>, ops: &CurrentTreeOps) {
     let mut stuck = Vec::new();
     while let Ok(order) = inbox.recv() {
         let paths = match order {
             Order::Remove(path) => vec![path],
             #[cfg(feature = "sandbox")]
             Order::Unmount(home) => {
-                if let Err(error) = super::staged::unmount(&home) {
+                if let Err(error) = super::staged_dir::unmount(&home) {
                     // A mounted directory must not be removed: that would write to files that steps see.
                     report(&error, &home);
                     continue;
@@ -87,7 +86,7 @@ fn work(inbox: &mpsc::Receiver<Order>, ops: &RwLock<Arc<dyn TreeOps>>) {
             }
             Order::Retry => std::mem::take(&mut stuck),
         };
-        let ops = Arc::clone(&ops.read().unwrap_or_else(PoisonError::into_inner));
+        let ops = ops.get();
         for path in paths {
             if let Err(error) = ops.remove_tree(&path) {
                 report(&error, &path);

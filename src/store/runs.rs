@@ -2,13 +2,16 @@
 //!
 //! Callers record the beginning and the end of a run. They can list the runs of a source directory, newest
 //! first, or find runs by a prefix of their ids. A run's files (its journal, its logs) are in
-//! [`Store::run_dir`]. Runs are ordered independently of the clock, because it may jump.
+//! [`Runs::dir`]. Runs are ordered independently of the clock, because it may jump.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use uuid::Uuid;
 
-use super::{Store, StoreError, index};
+use super::{StoreError, index, shared::Shared};
 
 /// A run that begins.
 #[derive(Debug, Clone, Copy)]
@@ -41,21 +44,31 @@ pub struct Run {
     pub exit_code: Option<i32>,
 }
 
-impl Store {
+/// The history of runs.
+#[derive(Debug)]
+pub struct Runs {
+    shared: Arc<Shared>,
+}
+
+impl Runs {
+    pub(super) fn new(shared: Arc<Shared>) -> Self {
+        Self { shared }
+    }
+
     /// Records the beginning of a run.
     ///
     /// # Errors
     /// Returns an error if the index cannot be written.
-    pub fn begin_run(&self, run: &NewRun<'_>) -> Result<(), StoreError> {
-        self.index.write(|transaction| index::runs::begin(transaction, run))
+    pub fn begin(&self, run: &NewRun<'_>) -> Result<(), StoreError> {
+        self.shared.index.write(|transaction| index::runs::begin(transaction, run))
     }
 
     /// Records the end of a run.
     ///
     /// # Errors
     /// Returns an error if the index cannot be written.
-    pub fn end_run(&self, id: Uuid, exit_code: i32) -> Result<(), StoreError> {
-        self.index.write(|transaction| index::runs::end(transaction, id, exit_code))
+    pub fn end(&self, id: Uuid, exit_code: i32) -> Result<(), StoreError> {
+        self.shared.index.write(|transaction| index::runs::end(transaction, id, exit_code))
     }
 
     /// Returns the runs of a source directory (as given: an absolute path without symbolic links), newest
@@ -63,16 +76,16 @@ impl Store {
     ///
     /// # Errors
     /// Returns an error if the index cannot be read.
-    pub fn runs_of(&self, source_dir: &Path, pipeline: Option<&str>, limit: u32) -> Result<Vec<Run>, StoreError> {
-        self.index.read(|connection| index::runs::of(connection, source_dir, pipeline, limit))
+    pub fn of(&self, source_dir: &Path, pipeline: Option<&str>, limit: u32) -> Result<Vec<Run>, StoreError> {
+        self.shared.index.read(|connection| index::runs::of(connection, source_dir, pipeline, limit))
     }
 
     /// Returns the newest run of a source directory. If a pipeline is named, only its runs count.
     ///
     /// # Errors
     /// Returns an error if the index cannot be read.
-    pub fn last_run(&self, source_dir: &Path, pipeline: Option<&str>) -> Result<Option<Run>, StoreError> {
-        Ok(self.runs_of(source_dir, pipeline, 1)?.pop())
+    pub fn last(&self, source_dir: &Path, pipeline: Option<&str>) -> Result<Option<Run>, StoreError> {
+        Ok(self.of(source_dir, pipeline, 1)?.pop())
     }
 
     /// Returns the runs whose ids begin with `prefix`, newest first, at most ten. A prefix identifies a run
@@ -80,37 +93,38 @@ impl Store {
     ///
     /// # Errors
     /// Returns an error if the index cannot be read.
-    pub fn find_runs(&self, prefix: &str) -> Result<Vec<Run>, StoreError> {
+    pub fn find(&self, prefix: &str) -> Result<Vec<Run>, StoreError> {
         let prefix = prefix.to_ascii_lowercase();
-        self.index.read(|connection| index::runs::starting_with(connection, &prefix, 10))
+        self.shared.index.read(|connection| index::runs::starting_with(connection, &prefix, 10))
     }
 
     /// Returns a run by its id.
     ///
     /// # Errors
     /// Returns an error if the index cannot be read.
-    pub fn run(&self, id: Uuid) -> Result<Option<Run>, StoreError> {
-        self.index.read(|connection| index::runs::get(connection, id))
+    pub fn get(&self, id: Uuid) -> Result<Option<Run>, StoreError> {
+        self.shared.index.read(|connection| index::runs::get(connection, id))
     }
 
     /// Forgets a run. The caller has to remove the files in its directory.
     ///
     /// # Errors
     /// Returns an error if the index cannot be written.
-    pub fn forget_run(&self, id: Uuid) -> Result<(), StoreError> {
-        self.index.write(|transaction| index::runs::remove(transaction, id))
+    pub fn forget(&self, id: Uuid) -> Result<(), StoreError> {
+        self.shared.index.write(|transaction| index::runs::remove(transaction, id))
     }
 
     /// Returns the directory where `hm` keeps a run's journal and logs.
     #[must_use]
-    pub fn run_dir(&self, id: Uuid) -> PathBuf {
-        self.dir().join("runs").join(id.to_string())
+    pub fn dir(&self, id: Uuid) -> PathBuf {
+        self.shared.paths.run(id)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::Store;
 
     #[test]
     fn runs_are_found_by_directory_by_pipeline_and_by_prefix_in_the_order_in_which_they_began() {
@@ -121,22 +135,22 @@ mod tests {
         for (n, dir, pipeline, started_at) in
             [(0xab01, "/a", "ci", 900), (0xab02, "/a", "docs", 800), (0xac03, "/b", "ci", 700), (0xac04, "/a", "ci", 1)]
         {
-            store.begin_run(&NewRun { id: id(n), source_dir: Path::new(dir), pipeline, started_at }).unwrap();
+            store.runs().begin(&NewRun { id: id(n), source_dir: Path::new(dir), pipeline, started_at }).unwrap();
         }
-        store.end_run(id(0xab01), 1).unwrap();
-        let last = |dir: &str, pipeline| store.last_run(Path::new(dir), pipeline).unwrap().map(|run| run.id);
+        store.runs().end(id(0xab01), 1).unwrap();
+        let last = |dir: &str, pipeline| store.runs().last(Path::new(dir), pipeline).unwrap().map(|run| run.id);
         assert_eq!(last("/a", Some("ci")), Some(id(0xac04)));
         assert_eq!(last("/a", Some("docs")), Some(id(0xab02)));
         assert_eq!(last("/b", None), Some(id(0xac03)));
         assert_eq!(last("/c", None), None);
         let ids = |runs: Vec<Run>| runs.into_iter().map(|run| run.id).collect::<Vec<_>>();
-        assert_eq!(ids(store.runs_of(Path::new("/a"), Some("ci"), 9).unwrap()), [id(0xac04), id(0xab01)]);
-        assert_eq!(ids(store.find_runs("0000ab").unwrap()), [id(0xab02), id(0xab01)]);
-        assert_eq!(ids(store.find_runs("0000AC04").unwrap()), [id(0xac04)]);
-        assert_eq!(store.find_runs("%").unwrap(), []);
-        let run = store.run(id(0xab01)).unwrap().unwrap();
+        assert_eq!(ids(store.runs().of(Path::new("/a"), Some("ci"), 9).unwrap()), [id(0xac04), id(0xab01)]);
+        assert_eq!(ids(store.runs().find("0000ab").unwrap()), [id(0xab02), id(0xab01)]);
+        assert_eq!(ids(store.runs().find("0000AC04").unwrap()), [id(0xac04)]);
+        assert_eq!(store.runs().find("%").unwrap(), []);
+        let run = store.runs().get(id(0xab01)).unwrap().unwrap();
         assert!(run.exit_code == Some(1) && run.ended_at.is_some() && run.started_at == 900);
-        store.forget_run(run.id).unwrap();
-        assert_eq!(store.run(run.id).unwrap(), None);
+        store.runs().forget(run.id).unwrap();
+        assert_eq!(store.runs().get(run.id).unwrap(), None);
     }
 }

@@ -4,8 +4,7 @@ use std::{path::PathBuf, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Store, StoreError, index, snapshot::id_of};
-use crate::{ir::Env, model::SnapshotRef};
+use crate::ir::Env;
 
 /// A step's environment besides its files. It never contains the values of secrets.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,29 +35,5 @@ impl Surroundings {
             host_dirs: Vec::new(),
             had_secrets: false,
         }
-    }
-}
-
-impl Store {
-    /// Records the surroundings of the step that made a snapshot of this process. [Keeping](Store::keep) the
-    /// snapshot also keeps its surroundings. The call has no effect on a snapshot that another process made.
-    pub fn describe(&self, snapshot: &SnapshotRef, surroundings: Arc<Surroundings>) {
-        if let Some(id) = id_of(snapshot) {
-            self.own.describe(id, surroundings);
-        }
-    }
-
-    /// Returns the surroundings of the step that made a snapshot, if they are known.
-    ///
-    /// # Errors
-    /// Returns an error if the index cannot be read.
-    pub fn surroundings(&self, snapshot: &SnapshotRef) -> Result<Option<Arc<Surroundings>>, StoreError> {
-        let Some(id) = id_of(snapshot) else { return Ok(None) };
-        if let Some(found) = self.own.surroundings(id) {
-            return Ok(Some(found));
-        }
-        let text = self.index.read(|connection| index::snapshots::surroundings(connection, id))?;
-        // A text in the format of a later version is treated as missing.
-        Ok(text.and_then(|text| serde_json::from_str(&text).ok()).map(Arc::new))
     }
 }

@@ -10,10 +10,11 @@ use serde::Serialize;
 use super::{
     LayerId, Store, StoreError,
     error::Doing,
+    files::names,
     index::{self, inventory::Inventory},
-    layout::names,
     tree::{self, Extent, FileId},
 };
+
 use crate::size;
 
 /// The store's disk usage, in bytes of allocated blocks. A file with several hard links counts once.
@@ -87,11 +88,11 @@ impl Store {
     /// # Errors
     /// Returns an error if the index, or a directory that should be readable, cannot be read.
     pub fn usage(&self) -> Result<Usage, StoreError> {
-        let inventory = self.index.read(index::inventory::read)?;
+        let inventory = self.index().read(index::inventory::read)?;
         let mut count = Count::default();
         let mut layers = BTreeMap::new();
         let cached = layers_of(&inventory, inventory.cached.iter().map(|row| row.snapshot.as_str()));
-        let dir = self.dir().join("layers");
+        let dir = self.paths().layers();
         for name in names(&dir)? {
             let path = dir.join(&name);
             let extent = tree::measure(&path).doing("measure", &path)?;

@@ -4,8 +4,9 @@ use tokio::task::JoinError;
 
 use crate::{
     blocking::BlockingError,
+    image::{ExportError, ImageError},
     remote::RemoteError,
-    store::{ExportError, ImageError, StoreError},
+    store::StoreError,
 };
 
 /// The reason why a layer was not transferred.

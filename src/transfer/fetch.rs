@@ -1,5 +1,6 @@
 //! Fetches layers from an engine.
 
+use crate::image;
 use std::{fs::File, sync::Arc};
 
 use super::TransferError;
@@ -34,15 +35,15 @@ pub(crate) async fn fetch_layer(
 ) -> Result<LayerId, TransferError> {
     const DOING: &str = "fetch a layer";
     let Parcel { diff_id, blob, id_map } = parcel;
-    let layer = Store::layer_id(&diff_id, id_map);
-    let _lock = store.lock_layer(&layer).await.map_err(TransferError::store(DOING))?;
+    let layer = image::layer_id(&diff_id, id_map);
+    let _lock = image::lock_layer(store, &layer).await.map_err(TransferError::store(DOING))?;
     let finder = Arc::clone(store);
     let found =
-        blocking::run(DOING, move || finder.layer_by_content(&diff_id, id_map).map_err(TransferError::store(DOING)));
+        blocking::run(DOING, move || image::find_layer(&finder, &diff_id, id_map).map_err(TransferError::store(DOING)));
     if let Some(layer) = found.await? {
         return Ok(layer);
     }
-    let path = store.new_tmp();
+    let path = store.instance().new_tmp();
     let downloaded = cas.read_to_file(blob, &path).await.map_err(TransferError::remote(DOING));
     let store = Arc::clone(store);
     blocking::run(DOING, move || {
@@ -51,10 +52,10 @@ pub(crate) async fn fetch_layer(
             let file =
                 File::open(&path).map_err(|error| TransferError::store(DOING)(StoreError::io("open", &path, error)))?;
             let file = BlobFile { file, offset: 0, length: blob.size_bytes };
-            Ok(store.unpack_layer(name, &diff_id, id_map, file, UnpackLimits::default())?)
+            Ok(image::unpack_layer(&store, name, &diff_id, id_map, file, UnpackLimits::default())?)
         };
         let unpacked = unpack();
-        store.discard(path.clone());
+        store.trash().discard(path.clone());
         unpacked
     })
     .await

@@ -1,18 +1,19 @@
 //! Uploads layers to an engine. A layer is packed once, and uploaded if the engine lacks it.
 
+use crate::image;
 use std::{collections::HashMap, path::PathBuf, sync::Arc};
 
 use super::TransferError;
 use crate::{
     blocking,
     remote::{Blob, Cas, Digest, Uploaded},
-    store::{IdMap, LayerId, PackedName, Store},
+    store::{IdMap, LayerId, PackedDigests, Store},
     sync::Mutex,
 };
 
 /// The digests of a layer, once they are known. Locked while the layer is being packed, so that it is not
 /// packed twice.
-type Slot = Arc<tokio::sync::Mutex<Option<PackedName>>>;
+type Slot = Arc<tokio::sync::Mutex<Option<PackedDigests>>>;
 
 /// If there are more layers than this, all of them are forgotten at once: a long-running engine must not grow
 /// with the number of steps that it ran.
@@ -46,9 +47,9 @@ impl Uploads {
         ground: Ground<'_>,
         packable: Packable,
         uploaded: impl Fn(Uploaded),
-    ) -> Result<PackedName, TransferError> {
+    ) -> Result<PackedDigests, TransferError> {
         let (key, dir, layer) = match packable {
-            Packable::Layer(layer) => (layer.to_string(), ground.store.layer_dir(&layer), Some(layer)),
+            Packable::Layer(layer) => (layer.to_string(), ground.store.layers().dir(&layer), Some(layer)),
             Packable::Tree { identity, dir } => (identity, dir, None),
         };
         let slot = self.slot(key);
@@ -56,7 +57,7 @@ impl Uploads {
         let known = match (*slot, &layer) {
             (Some(name), _) => Some(name),
             (None, Some(layer)) => {
-                ground.store.packed_name(layer).map_err(TransferError::store("look the layer up"))?
+                ground.store.digests().of_layer(layer).map_err(TransferError::store("look the layer up"))?
             }
             (None, None) => None,
         };
@@ -73,9 +74,9 @@ impl Uploads {
     }
 
     /// Remembers the digests of a layer that came from the engine.
-    pub(crate) async fn note(&self, store: &Store, layer: &LayerId, name: PackedName) -> Result<(), TransferError> {
+    pub(crate) async fn note(&self, store: &Store, layer: &LayerId, name: PackedDigests) -> Result<(), TransferError> {
         *self.slot(layer.to_string()).lock().await = Some(name);
-        store.remember_packed(layer, &name).map_err(TransferError::store("remember the layer"))
+        store.digests().remember_layer(layer, &name).map_err(TransferError::store("remember the layer"))
     }
 
     fn slot(&self, key: String) -> Slot {
@@ -88,7 +89,7 @@ impl Uploads {
 }
 
 /// Returns the digest of a packed layer at the engine.
-pub(crate) fn digest(name: &PackedName) -> Digest {
+pub(crate) fn digest(name: &PackedDigests) -> Digest {
     Digest { hash: *name.blob.as_bytes(), size_bytes: name.size_bytes }
 }
 
@@ -97,15 +98,16 @@ async fn pack(
     dir: PathBuf,
     layer: Option<LayerId>,
     uploaded: impl Fn(Uploaded),
-) -> Result<PackedName, TransferError> {
+) -> Result<PackedDigests, TransferError> {
     let (store, id_map) = (Arc::clone(ground.store), ground.id_map);
-    let packed = blocking::run("pack a layer", move || store.pack_layer(&dir, id_map).map_err(TransferError::Pack));
+    let packed =
+        blocking::run("pack a layer", move || image::pack_layer(&store, &dir, id_map).map_err(TransferError::Pack));
     let packed = packed.await?;
-    let name = PackedName { diff_id: packed.diff_id(), blob: packed.digest(), size_bytes: packed.size_bytes() };
+    let name = PackedDigests { diff_id: packed.diff_id(), blob: packed.digest(), size_bytes: packed.size_bytes() };
     let blob = Blob::of_file(digest(&name), packed.path());
     uploaded(ground.cas.upload(vec![blob]).await.map_err(TransferError::remote("upload a layer"))?);
     if let Some(layer) = layer {
-        ground.store.remember_packed(&layer, &name).map_err(TransferError::store("remember the layer"))?;
+        ground.store.digests().remember_layer(&layer, &name).map_err(TransferError::store("remember the layer"))?;
     }
     Ok(name)
 }

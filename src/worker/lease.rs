@@ -1,5 +1,6 @@
 //! The execution of one lease: from the Action in its payload to its result.
 
+use crate::image;
 use std::{
     fs::{self, DirBuilder},
     io,
@@ -29,13 +30,14 @@ use super::{
 use crate::{
     awake,
     blocking::{self, BlockingError},
+    image::{ExportError, ImageError},
     remote::{Blob, Cas, Digest, Endpoint, RemoteError, RemoteErrorKind, reapi},
     runner::{
         Cpus, Limits, MemorySize, Network, RunnerError, RunnerErrorKind,
         sandbox::{Control, SandboxRunner, StackStep},
     },
     step::{self, Exit, LayerOutput, Lower, StepInput},
-    store::{BlobFile, ExportError, IdMap, ImageDigest, ImageError, Store, StoreError, tree::UnpackLimits},
+    store::{BlobFile, IdMap, ImageDigest, Store, StoreError, tree::UnpackLimits},
 };
 
 /// The command of every Action that this worker runs.
@@ -308,7 +310,7 @@ impl LeaseRunner {
             let packer = Arc::clone(store);
             // The upper directory is part of `ran`, so it moves to the thread.
             packed = blocking::run("pack what the command wrote", move || match ran.layer()? {
-                Some(layer) => Ok::<_, LeaseError>(Some(packer.pack_layer(&layer, id_map)?)),
+                Some(layer) => Ok::<_, LeaseError>(Some(image::pack_layer(&packer, &layer, id_map)?)),
                 None => Ok(None),
             })
             .await?;
@@ -347,15 +349,15 @@ impl LeaseRunner {
             Lower::Layer { path, diff_id } => {
                 let diff_id: ImageDigest =
                     diff_id.parse().map_err(|_| InputError::Malformed(format!("the layer `{path}` has no digest")))?;
-                let layer = Store::layer_id(&diff_id, id_map);
-                let lock = store.lock_layer(&layer).await?;
+                let layer = image::layer_id(&diff_id, id_map);
+                let lock = image::lock_layer(store, &layer).await?;
                 let looker = Arc::clone(store);
                 let found = blocking::run("look for a layer", move || {
-                    Ok::<_, LeaseError>(looker.layer_by_content(&diff_id, id_map)?)
+                    Ok::<_, LeaseError>(image::find_layer(&looker, &diff_id, id_map)?)
                 })
                 .await?;
                 if found.is_some() {
-                    return Ok(store.layer_dir(&layer));
+                    return Ok(store.layers().dir(&layer));
                 }
                 let Entry::File(digest) = look_up(&self.cas, &task.root, path).await? else {
                     return Err(InputError::Malformed(format!("the layer `{path}` is a directory")).into());
@@ -369,14 +371,15 @@ impl LeaseRunner {
                     let _held = (dir, lock);
                     let file = fs::File::open(&blob).map_err(|error| LeaseError::Io("open a layer", error))?;
                     let blob = BlobFile { file, offset: 0, length: digest.size_bytes };
-                    let unpacked = unpacker.unpack_layer(&name, &diff_id, id_map, blob, UnpackLimits::default());
+                    let unpacked =
+                        image::unpack_layer(&unpacker, &name, &diff_id, id_map, blob, UnpackLimits::default());
                     unpacked.map_err(|error| match error {
                         ImageError::Store(error) => LeaseError::Store(error),
                         error => LeaseError::Layer(error),
                     })
                 })
                 .await?;
-                Ok(store.layer_dir(&layer))
+                Ok(store.layers().dir(&layer))
             }
         }
     }
@@ -386,7 +389,7 @@ impl LeaseRunner {
 struct Ended {
     /// `result.json`.
     output: Vec<u8>,
-    packed: Option<crate::store::PackedLayer>,
+    packed: Option<crate::image::PackedLayer>,
     /// A summary for the log.
     how: String,
 }
@@ -397,7 +400,7 @@ struct Scratch(PathBuf);
 
 impl Scratch {
     fn new(store: &Store) -> Result<Self, LeaseError> {
-        let path = store.new_tmp();
+        let path = store.instance().new_tmp();
         DirBuilder::new().mode(0o700).create(&path).map_err(|error| LeaseError::Io("make a directory", error))?;
         Ok(Self(path))
     }
@@ -444,7 +447,7 @@ fn told(exit: &Exit) -> (i32, String) {
     }
 }
 
-fn packed_digest(packed: &crate::store::PackedLayer) -> Digest {
+fn packed_digest(packed: &crate::image::PackedLayer) -> Digest {
     Digest { hash: *packed.digest().as_bytes(), size_bytes: packed.size_bytes() }
 }
 

@@ -5,6 +5,7 @@
 //! written twice. Sources in the store are never written to: steps see them as the lower directory of an
 //! overlay.
 
+use crate::image;
 use std::{
     collections::HashMap,
     fs::{self, Permissions},
@@ -93,16 +94,16 @@ impl Workspaces {
     /// If the future is dropped, nothing of the tree remains.
     pub(super) async fn get(&self, store: &Arc<Store>, cas: &Cas, digest: Digest) -> Result<PathBuf, WorkspaceError> {
         let name = ImageDigest::of(format!("workspace {digest}").as_bytes());
-        let _lock = store.lock_layer(&Store::tree_id(&name)).await?;
+        let _lock = image::lock_layer(store, &image::tree_id(&name)).await?;
         let looker = Arc::clone(store);
         if let Some(layer) =
-            blocking::run("look for the source", move || Ok::<_, WorkspaceError>(looker.tree_by_content(&name)?))
+            blocking::run("look for the source", move || Ok::<_, WorkspaceError>(image::find_tree(&looker, &name)?))
                 .await?
         {
-            return Ok(store.layer_dir(&layer));
+            return Ok(store.layers().dir(&layer));
         }
         let plan = Arc::new(plan(cas, digest).await?);
-        let tree = store.new_tree()?;
+        let tree = image::new_tree(store)?;
         let root = tree.root();
         let linked = {
             let (plan, root, files) = (Arc::clone(&plan), root.clone(), self.known(&plan));
@@ -117,11 +118,11 @@ impl Workspaces {
                 let path = at.join(dir);
                 set_mtime(&path, (0, 0)).map_err(making(&path))?;
             }
-            Ok(keeper.keep_tree(tree, &name)?)
+            Ok(image::keep_tree(&keeper, tree, &name)?)
         });
         let layer = keeping.await?;
-        self.remember(&plan, &store.layer_dir(&layer));
-        Ok(store.layer_dir(&layer))
+        self.remember(&plan, &store.layers().dir(&layer));
+        Ok(store.layers().dir(&layer))
     }
 
     /// Returns the paths of those files of a plan that are known.

@@ -14,7 +14,8 @@ use hm_exec::{
     event::{self, EventWriter, RunDir, StateEvent, StdStream, step_id},
     plan::StepIndex,
     runner::{ArchiveId, CacheDecision, RunnerError, Secrets, StepContext, StepRunner, process::ProcessRunner},
-    store::{Archives, Store, StoreHandle},
+    source::Archives,
+    store::{Store, StoreHandle},
 };
 use serde_json::json;
 use tokio_util::sync::CancellationToken;

@@ -14,9 +14,9 @@ const RUNS: u32 = 3;
 pub(crate) fn durations(store: &StoreHandle, source_dir: &Path, pipeline: &str) -> BTreeMap<Arc<str>, Duration> {
     let mut durations = BTreeMap::new();
     let Ok(store) = store.get() else { return durations };
-    let runs = store.runs_of(source_dir, Some(pipeline), RUNS).unwrap_or_default();
+    let runs = store.runs().of(source_dir, Some(pipeline), RUNS).unwrap_or_default();
     for run in runs.iter().rev() {
-        durations.extend(event::durations(store.run_dir(run.id)).unwrap_or_default());
+        durations.extend(event::durations(store.runs().dir(run.id)).unwrap_or_default());
     }
     durations
 }

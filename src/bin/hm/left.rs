@@ -1,5 +1,6 @@
 //! Runs and steps given as `[RUN/]STEP`, the snapshot that a step left, and visits to it.
 
+use hm_exec::source;
 use std::{
     io,
     path::Path,
@@ -9,8 +10,10 @@ use std::{
 use hm_exec::{
     SnapshotRef, StepStatus,
     event::{self, StepRecord},
+    image::{ExportTarget, ImageOptions},
     runner::sandbox::{Errand, SandboxExportError, SandboxRunner, Streams, Visit, VisitError},
-    store::{ExportTarget, FrozenSource, ImageDigest, ImageOptions, Lease, Run, Store, StoreError, Surroundings},
+    source::FrozenSource,
+    store::{ImageDigest, Lease, Run, Store, StoreError, Surroundings},
 };
 
 use crate::{
@@ -64,26 +67,26 @@ impl Left {
 
     fn open(store: &Arc<Store>, lease: Lease, run: Run, step: StepRecord) -> Outcome<Self> {
         let snapshot = find_snapshot(store, &run, &step)?;
-        let found = store.snapshot(&snapshot).map_err(unreadable)?;
-        if let Some(reason) = store.damage_of(&snapshot).map_err(unreadable)? {
+        let found = store.snapshots().get(&snapshot).map_err(unreadable)?;
+        if let Some(reason) = store.snapshots().damage(&snapshot).map_err(unreadable)? {
             return Err(Failure::infrastructure(format_args!(
                 "the files of step `{}` are damaged: {reason}",
                 step.key
             ))
             .hint("run the pipeline again"));
         }
-        let source = match store.frozen_source(&found.source).map_err(unreadable)? {
+        let source = match source::FrozenSource::find(store, &found.source).map_err(unreadable)? {
             Some(source) => source,
             None => {
                 to_stderr(&format!(
                     "note: the source of that run is no longer in the store; using the current content of {}",
                     run.source_dir.display()
                 ));
-                let frozen = store.freeze(&run.source_dir, &AtomicBool::new(false));
+                let frozen = source::freeze(store, &run.source_dir, &AtomicBool::new(false));
                 frozen.map_err(|error| Failure::infrastructure("failed to freeze the source").because(error))?
             }
         };
-        let surroundings = store.surroundings(&snapshot).map_err(unreadable)?.unwrap_or_else(|| {
+        let surroundings = store.snapshots().surroundings(&snapshot).map_err(unreadable)?.unwrap_or_else(|| {
             // The snapshot was made by an older version.
             Arc::new(Surroundings::in_workdir("/workspace"))
         });
@@ -151,7 +154,7 @@ pub(crate) fn find_run<'a>(
     let head = text.split_once(':').map_or(text, |(head, _)| head);
     let is_id = |prefix: &str| prefix.len() >= 4 && prefix.bytes().all(|b| b.is_ascii_hexdigit() || b == b'-');
     if let Some((prefix, _)) = head.split_once('/').filter(|(prefix, _)| is_id(prefix)) {
-        let mut found = store.find_runs(prefix).map_err(unreadable)?;
+        let mut found = store.runs().find(prefix).map_err(unreadable)?;
         let rest = &text[prefix.len() + 1..];
         match found.len() {
             0 => {
@@ -176,7 +179,7 @@ pub(crate) fn find_run<'a>(
     let dirs = [Source::locate(dir)?.dir, here];
     let mut runs = Vec::new();
     for dir in if dirs[0] == dirs[1] { &dirs[..1] } else { &dirs[..] } {
-        runs.extend(store.runs_of(dir, None, RUNS).map_err(unreadable)?);
+        runs.extend(store.runs().of(dir, None, RUNS).map_err(unreadable)?);
     }
     let mut pipelines: Vec<String> = Vec::new();
     let mut newest = None;
@@ -208,7 +211,7 @@ pub(crate) fn last_run(store: &Store, dir: Option<&Path>) -> Outcome<(Run, Vec<S
 }
 
 fn steps_of(store: &Store, run: &Run) -> Outcome<Vec<StepRecord>> {
-    event::step_records(store.run_dir(run.id)).map_err(|error| {
+    event::step_records(store.runs().dir(run.id)).map_err(|error| {
         Failure::infrastructure(format_args!("failed to read the journal of run {}", run.id))
             .because(error)
             .hint("it may have been removed by garbage collection: run the pipeline again")
@@ -233,11 +236,11 @@ pub(crate) fn find_step(run: &Run, steps: &[StepRecord], key: &str) -> Outcome<S
 }
 
 fn find_snapshot(store: &Store, run: &Run, step: &StepRecord) -> Outcome<SnapshotRef> {
-    if let Some((snapshot, _)) = store.left(run.id, &step.key).map_err(unreadable)? {
+    if let Some((snapshot, _)) = store.steps().of_run(run.id, &step.key).map_err(unreadable)? {
         return Ok(snapshot);
     }
     if let Some(snapshot) = &step.snapshot
-        && store.snapshot(snapshot).is_ok()
+        && store.snapshots().get(snapshot).is_ok()
     {
         return Ok(snapshot.clone());
     }

@@ -5,12 +5,14 @@ use std::sync::Arc;
 use std::{num::NonZeroUsize, path::PathBuf};
 
 use hm_exec::{
-    Engine, RunnerSet, open_files,
+    Engine, RunnerSet,
+    image::ImageOptions,
+    open_files,
     runner::{
         docker::{Docker, DockerBuilder, DockerRunner},
         process::ProcessRunner,
     },
-    store::{ImageOptions, Store, StoreHandle},
+    store::{Store, StoreHandle},
 };
 #[cfg(target_os = "linux")]
 use hm_exec::{

@@ -18,7 +18,7 @@ use crate::{
     ir::CommandStep,
     model::{ArchiveId, BuildRef, Secrets, StepIndex, StepStatus},
     runner::{CacheDecision, DynStepRunner, ExecutorInput, RunnerError, StepContext, StepResult},
-    store::Archives,
+    source::Archives,
 };
 
 /// An upper bound on the number of steps in one run of any case.

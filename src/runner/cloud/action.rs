@@ -10,7 +10,7 @@ use crate::{
     remote::{Blob, Digest, DirectoryTree, FileAttributes, TreeError, reapi},
     runner::{ExecutorInput, Limits, Network, RunnerError, StepContext},
     step::{self, Lower, StepInput},
-    store::PackedName,
+    store::PackedDigests,
     transfer,
 };
 
@@ -38,7 +38,7 @@ pub(super) struct Prepared {
 pub(super) struct Parts<'a> {
     pub(super) boot: &'a Boot,
     /// The names of the layers among the boot's parts, in their order.
-    pub(super) layers: &'a [PackedName],
+    pub(super) layers: &'a [PackedDigests],
     /// The directory of the source.
     pub(super) source: Digest,
     pub(super) program: Digest,

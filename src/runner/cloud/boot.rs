@@ -1,15 +1,19 @@
 //! The filesystem that a step boots from, before any part of it is transferred.
 
+use crate::image;
+use crate::source;
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 
 use super::trouble;
 use crate::{
     blocking,
+    image::Images,
     runner::{
         ExecutorInput, RunnerError, StepContext,
         image_notes::{StepNotes, no_image},
     },
-    store::{Base, CommitRequest, FrozenSource, IdMap, Images, LayerId, Snapshot, SourceId, Store},
+    source::FrozenSource,
+    store::{Base, CommitRequest, IdMap, LayerId, Snapshot, SourceId, Store},
 };
 
 /// A part of a step's filesystem.
@@ -48,7 +52,9 @@ impl Boot {
     ) -> Result<Self, RunnerError> {
         let source = ctx.archives.freeze(store).await.map_err(trouble::store("freeze the source"))?;
         let parent = match &input.parent_snapshot {
-            Some(snapshot) => Some(store.snapshot(snapshot).map_err(trouble::store("read the parent's snapshot"))?),
+            Some(snapshot) => {
+                Some(store.snapshots().get(snapshot).map_err(trouble::store("read the parent's snapshot"))?)
+            }
             None => None,
         };
         if let Some(parent) = &parent
@@ -67,7 +73,9 @@ impl Boot {
         };
         let (opened, old, new) = (Arc::clone(store), parent.clone(), Arc::clone(&source));
         let delta = blocking::run("compare the source", move || match old {
-            Some(old) if old.source != new.id => opened.delta(&old, &new).map_err(trouble::store("compare the source")),
+            Some(old) if old.source != new.id => {
+                source::delta(&opened, &old, &new).map_err(trouble::store("compare the source"))
+            }
             _ => Ok(None),
         });
         let delta = delta.await?;
@@ -80,11 +88,11 @@ impl Boot {
                 ));
             }
             Base::Rootfs(dir) => {
-                let ground = store.ground_layer(id_map).map_err(trouble::store("make the lowest layer"))?;
+                let ground = image::base_layer(store, id_map).map_err(trouble::store("make the lowest layer"))?;
                 parts.extend([Part::Layer(ground), Part::Rootfs(dir.clone())]);
             }
             Base::Image(digest) => {
-                let image = store.image(digest, id_map).map_err(no_image)?;
+                let image = image::stored::StoredImage::find(store, digest, id_map).map_err(no_image)?;
                 parts.extend(image.layers.into_iter().rev().map(Part::Layer));
                 env = image.env;
             }

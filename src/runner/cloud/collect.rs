@@ -13,7 +13,7 @@ use crate::{
     remote::{Cas, Digest, reapi},
     runner::{Limits, RunnerError, StepContext},
     step::{Exit, StepOutput},
-    store::{ImageDigest, PackedName, Store},
+    store::{ImageDigest, PackedDigests, Store},
     transfer::{Parcel, Uploads, fetch_layer},
 };
 
@@ -88,7 +88,7 @@ pub(super) async fn snapshot(
             let fetched = fetch_layer(store, cas, "the step's layer", parcel).await;
             let layer = fetched.map_err(trouble::transfer)?;
             let blob = ImageDigest::from_bytes(digest.hash);
-            let name = PackedName { diff_id, blob, size_bytes: digest.size_bytes };
+            let name = PackedDigests { diff_id, blob, size_bytes: digest.size_bytes };
             uploads.note(store, &layer, name).await.map_err(trouble::transfer)?;
             Some(layer)
         }

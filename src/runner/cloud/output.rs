@@ -171,10 +171,10 @@ impl<'a> Output<'a> {
         if digest.size_bytes == log.shown && digest.hash == *log.hash.clone().finalize() {
             return Ok(());
         }
-        let path = store.new_tmp();
+        let path = store.instance().new_tmp();
         cas.read_to_file(digest, &path).await.map_err(trouble::remote("read the step's output"))?;
         let shown = self.show_file(stream, &path).await;
-        store.discard(path);
+        store.trash().discard(path);
         shown
     }
 

@@ -24,6 +24,7 @@ use super::{
 };
 use crate::{
     awake, blocking,
+    image::{ImageOptions, Images, image_identity},
     model::{SnapshotRef, StdStream},
     remote::{
         Cas, Digest, Endpoint, EndpointOptions, Execution, OptionsError, RemoteError, RemoteErrorKind, Update,
@@ -33,7 +34,8 @@ use crate::{
         ArgsSchema, CacheIdentity, ExecutorInput, ImageSupport, Limits, Pool, Probe, RunnerCapabilities, RunnerError,
         StepContext, StepResult, StepRunner, afterwards::Afterwards, image_notes::no_image, left,
     },
-    store::{Base, FrozenSource, ImageOptions, Images, Store, StoreHandle, image_identity},
+    source::FrozenSource,
+    store::{Base, Store, StoreHandle},
     transfer::{self, Ground, Packable, Uploads},
     userns::{UsernsHelper, UsernsOptions},
 };
@@ -450,7 +452,7 @@ impl StepRunner for CloudRunner {
         let committed_snapshot = if exit_code == 0 && input.cache_lookup.commits() {
             let taking = collect::snapshot(&result, &output, boot, &cas, &store, &self.uploads);
             let snapshot = Box::pin(taking).await?;
-            store.describe(&snapshot, Arc::new(input.surroundings()));
+            store.snapshots().describe(&snapshot, Arc::new(input.surroundings()));
             if ctx.keep {
                 left::keep_passed(snapshot.clone(), &store, &input).await;
             }
@@ -464,7 +466,7 @@ impl StepRunner for CloudRunner {
     async fn reap_snapshots(&self, snapshots: Vec<SnapshotRef>) {
         let Some(store) = self.store.get_opened() else { return };
         let removed = blocking::run("remove snapshots", move || {
-            store.remove_snapshots(&snapshots).map_err(trouble::store("remove snapshots"))
+            store.snapshots().remove(&snapshots).map_err(trouble::store("remove snapshots"))
         });
         if let Err(error) = removed.await {
             tracing::warn!(%error, "failed to remove snapshots");

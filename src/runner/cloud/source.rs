@@ -1,5 +1,6 @@
 //! The frozen source as a tree at the engine. Only missing files are uploaded, and no file is hashed twice.
 
+use crate::source;
 use std::{
     collections::{BTreeMap, HashMap},
     ffi::OsStr,
@@ -13,7 +14,8 @@ use crate::{
     blocking,
     remote::{Blob, Cas, Digest, DirectoryTree, FileAttributes, Tree, TreeError, Uploaded},
     runner::RunnerError,
-    store::{FrozenSource, SourceId, SourceKind, Store},
+    source::{FrozenSource, SourceKind},
+    store::{SourceId, Store},
     sync::Mutex,
 };
 
@@ -86,12 +88,12 @@ fn as_path(bytes: &[u8]) -> PathBuf {
 /// digest.
 fn name(store: &Store, source: &FrozenSource) -> Result<Named, RunnerError> {
     let failed = trouble::store("read the source's manifest");
-    let manifest = store.manifest(&source.id).map_err(failed)?;
+    let manifest = source::Manifest::of(store, &source.id).map_err(failed)?;
     let contents: Vec<[u8; 32]> = manifest
         .entries()
         .filter_map(|entry| if let SourceKind::File { hash, .. } = entry.kind { Some(*hash) } else { None })
         .collect();
-    let known = store.known_sha256(&contents).map_err(trouble::store("look up what files are called"))?;
+    let known = store.digests().sha256_of(&contents).map_err(trouble::store("look up what files are called"))?;
     let mut known = known.into_iter();
     let (mut tree, mut files, mut new) = (DirectoryTree::default(), BTreeMap::new(), Vec::new());
     tree.add_directory(b"workspace").map_err(untravelable)?;
@@ -118,7 +120,7 @@ fn name(store: &Store, source: &FrozenSource) -> Result<Named, RunnerError> {
         }
     }
     if !new.is_empty() {
-        store.remember_sha256(&new).map_err(trouble::store("remember what files are called"))?;
+        store.digests().remember_sha256(&new).map_err(trouble::store("remember what files are called"))?;
     }
     Ok(Named { tree: tree.finish(), files })
 }

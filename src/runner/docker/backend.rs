@@ -19,12 +19,13 @@ use super::{
 };
 use crate::{
     blocking,
+    image::{ImageOptions, Images, image_identity},
     runner::{
         CacheIdentity, ImageSupport, Limits, Probe, RunnerCapabilities, RunnerError, StepContext,
         afterwards::Afterwards,
         vm::{Ground, Output, VmBackend},
     },
-    store::{ImageOptions, Images, Store, StoreHandle, image_identity},
+    store::{Store, StoreHandle},
     sync::Mutex,
 };
 
@@ -115,7 +116,7 @@ impl Docker {
         let client = connection::connect(&connection::place(self.shared.host.as_deref())).await;
         let client = client.map_err(trouble::daemon("talk to the daemon"))?;
         let marks = Marks::of(store).map_err(trouble::store("read the store's name"))?;
-        let swept = sweep::remove(&client, &marks.of_store(), |process| !store.is_open_in(process)).await;
+        let swept = sweep::remove(&client, &marks.of_store(), |process| !store.instance().is_open_in(process)).await;
         swept.map_err(trouble::daemon("remove leftovers of dead processes"))
     }
 }

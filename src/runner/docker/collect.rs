@@ -1,6 +1,7 @@
 //! Imports images of the daemon into the store. An image is saved as a whole, but only missing layers are
 //! unpacked.
 
+use crate::image;
 use std::{io::Write, pin::pin, sync::Arc};
 
 use bollard::Docker;
@@ -10,12 +11,10 @@ use futures_util::StreamExt;
 use super::{footing::Footing, trouble};
 use crate::{
     blocking,
+    image::{ArchiveFile, SavedImage},
     model::SnapshotRef,
     runner::RunnerError,
-    store::{
-        ArchiveFile, Base, CommitRequest, IdMap, ImageDigest, LayerId, SavedImage, Snapshot, Store, layout::create_new,
-        tree::UnpackLimits,
-    },
+    store::{Base, CommitRequest, IdMap, ImageDigest, LayerId, Snapshot, Store, files::create_new, tree::UnpackLimits},
 };
 
 const DOING: &str = "download the container's layer";
@@ -97,14 +96,15 @@ async fn take_home(
     store: &Arc<Store>,
 ) -> Result<LayerId, RunnerError> {
     let diff_id = saved.diff_ids()[index];
-    let _lock = store.lock_layer(&Store::layer_id(&diff_id, id_map)).await.map_err(trouble::store(DOING))?;
+    let _lock = image::lock_layer(store, &image::layer_id(&diff_id, id_map)).await.map_err(trouble::store(DOING))?;
     let (saved, store) = (Arc::clone(saved), Arc::clone(store));
     blocking::run(DOING, move || {
-        if let Some(layer) = store.layer_by_content(&diff_id, id_map).map_err(trouble::store(DOING))? {
+        if let Some(layer) = image::find_layer(&store, &diff_id, id_map).map_err(trouble::store(DOING))? {
             return Ok(layer);
         }
         let blob = saved.layer(index).map_err(|error| RunnerError::infrastructure(DOING, error))?;
-        let unpacked = store.unpack_layer("the container's layer", &diff_id, id_map, blob, UnpackLimits::default());
+        let unpacked =
+            image::unpack_layer(&store, "the container's layer", &diff_id, id_map, blob, UnpackLimits::default());
         unpacked.map_err(trouble::image(DOING))
     })
     .await

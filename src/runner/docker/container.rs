@@ -342,7 +342,7 @@ impl Vm for Container {
         let footing = self.image().await?;
         let saved = collect::save(&client, store, &footing.image).await?;
         let name = collect::snapshot(saved, &below, base.clone(), store).await?;
-        let snapshot = store.snapshot(&name).map_err(trouble::store("read the snapshot"))?;
+        let snapshot = store.snapshots().get(&name).map_err(trouble::store("read the snapshot"))?;
         if footing.layer_count() > MAX_LAYERS {
             // A child loads the image anew, with the layers that the store has merged.
             if let Err(error) = remove_image(&client, &footing.image).await {

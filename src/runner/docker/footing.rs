@@ -11,7 +11,8 @@ use uuid::Uuid;
 use crate::{
     ir::Env,
     runner::vm::{Ground, GroundBase},
-    store::{Base, FrozenSource, IdMap, LayerId, SourceId},
+    source::FrozenSource,
+    store::{Base, IdMap, LayerId, SourceId},
     sync::Mutex,
 };
 

@@ -7,10 +7,11 @@ use futures_util::StreamExt;
 
 use super::trouble::{self, is_missing};
 use crate::{
+    image::PullPolicy,
     ir::Env,
     model::StdStream,
     runner::{RunnerError, vm::Output},
-    store::{ImageDigest, PullPolicy},
+    store::ImageDigest,
 };
 
 /// An image at the daemon.

@@ -1,5 +1,6 @@
 //! Loads layers of the store into the daemon, as an image.
 
+use crate::image;
 use std::{collections::HashMap, fs::File, io, io::Read, path::PathBuf, pin::pin, sync::Arc};
 
 use bollard::{Docker, body_try_stream, errors::Error, query_parameters::ImportImageOptionsBuilder};
@@ -9,8 +10,9 @@ use futures_util::{Stream, StreamExt, stream};
 use super::trouble;
 use crate::{
     blocking,
+    image::ArchiveFile,
     runner::RunnerError,
-    store::{ArchiveFile, IdMap, ImageDigest, Store},
+    store::{IdMap, ImageDigest, Store},
 };
 
 /// The size of one read from an archive in bytes.
@@ -43,14 +45,14 @@ pub(super) async fn load(
             layers.push(match part {
                 Part::There(diff_id) => (diff_id, None),
                 Part::Dir(dir) => {
-                    let packed = opened.pack_layer_tar(&dir, id_map).map_err(failed("pack a layer"))?;
+                    let packed = image::pack_layer_tar(&opened, &dir, id_map).map_err(failed("pack a layer"))?;
                     (packed.diff_id(), Some(packed))
                 }
             });
         }
         let file = ArchiveFile::new(&opened);
         let layers: Vec<_> = layers.iter().map(|(diff_id, packed)| (*diff_id, packed.as_ref())).collect();
-        let digest = Store::thin_archive(file.path(), &labels, &layers).map_err(failed("pack an image"))?;
+        let digest = image::thin_archive(file.path(), &labels, &layers).map_err(failed("pack an image"))?;
         Ok::<_, RunnerError>((file, digest))
     })
     .await?;

@@ -1,5 +1,6 @@
 //! Creates the image that containers start from, once in a run for everything that a step can boot from.
 
+use crate::image;
 use std::{collections::BTreeSet, sync::Arc};
 
 use bollard::Docker as Client;
@@ -56,7 +57,7 @@ impl Shared {
         // Most daemons use the same id for an image as the store.
         let digest = known.or_else(|| id.parse().ok());
         if let Some(digest) = digest
-            && store.find_image(&digest, id_map).map_err(trouble::store("look for the image"))?
+            && image::stored::is_stored(store, &digest, id_map).map_err(trouble::store("look for the image"))?
         {
             return Ok(Base::Image(digest));
         }
@@ -102,7 +103,7 @@ impl Shared {
         };
         let above = ground.source.roots.iter().rev().cloned();
         let above: Vec<Part> =
-            above.chain(layers.iter().rev().map(|layer| store.layer_dir(layer))).map(Part::Dir).collect();
+            above.chain(layers.iter().rev().map(|layer| store.layers().dir(layer))).map(Part::Dir).collect();
         let labels = connection.marks.labels(ground.run);
         let loaded = match &image {
             Some(DaemonImage { diff_ids, .. }) => {
@@ -126,8 +127,8 @@ impl Shared {
                     FootingBase::Store(base) => base.clone(),
                     FootingBase::Daemon(id) => self.daemon_base(client, store, id, id_map).await?,
                 };
-                let lower = store.base_to_export(&whole, id_map).map_err(trouble::export("read the image"))?;
-                env = store.image_env(&whole, id_map).map_err(trouble::image("read the image"))?;
+                let lower = image::layer_dirs(store, &whole, id_map).map_err(trouble::export("read the image"))?;
+                env = image::stored::env_of(store, &whole, id_map).map_err(trouble::image("read the image"))?;
                 let parts: Vec<Part> = lower.into_iter().map(Part::Dir).chain(above).collect();
                 let known = parts.len();
                 (load::load(client, store, parts, id_map, labels).await?, known)

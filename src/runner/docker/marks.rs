@@ -26,7 +26,7 @@ impl Marks {
     pub(super) fn of(store: &Arc<Store>) -> Result<Self, StoreError> {
         // The name must neither reveal the store's secret nor allow others to forge a mark.
         let name = blake3::Hasher::new_keyed(&store.secret()?).update(b"hm-exec docker 1").finalize();
-        Ok(Self { store: name.to_hex()[..32].to_owned(), process: store.instance().to_owned() })
+        Ok(Self { store: name.to_hex()[..32].to_owned(), process: store.instance().id().to_owned() })
     }
 
     /// Returns the labels of an object that is created for a run.

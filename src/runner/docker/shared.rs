@@ -20,9 +20,10 @@ use super::{
     trouble,
 };
 use crate::{
+    image::{ImageOptions, Images},
     model::SnapshotRef,
     runner::{RunnerError, StepContext, afterwards::Afterwards},
-    store::{Base, IdMap, ImageDigest, ImageOptions, Images, Snapshot, Store},
+    store::{Base, IdMap, ImageDigest, Snapshot, Store},
     sync::Mutex,
 };
 
@@ -63,7 +64,7 @@ impl Shared {
             let place = connection::place(self.host.as_deref());
             let client = connection::connect(&place).await.map_err(trouble::daemon("talk to the daemon"))?;
             let marks = Marks::of(store).map_err(trouble::store("read the store's name"))?;
-            match sweep::remove(&client, &marks.of_store(), |process| !store.is_open_in(process)).await {
+            match sweep::remove(&client, &marks.of_store(), |process| !store.instance().is_open_in(process)).await {
                 Ok(swept) if swept == Swept::default() => {}
                 Ok(Swept { containers, images }) => {
                     tracing::info!(containers, images, "removed leftovers of killed runs")

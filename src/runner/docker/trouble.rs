@@ -3,8 +3,9 @@
 use bollard::errors::Error;
 
 use crate::{
+    image::{ExportError, ImageError},
     runner::RunnerError,
-    store::{ExportError, ImageError, StoreError},
+    store::StoreError,
 };
 
 /// Converts an error of the daemon. A bad request is not retryable; any other error may be temporary.

@@ -1,5 +1,6 @@
 //! One attempt: preparing a workspace, running a shell in it, and ending all its processes.
 
+use crate::source;
 use std::{
     ffi::OsString, fs, io, os::unix::process::ExitStatusExt, path::PathBuf, pin::pin, process::ExitStatus, sync::Arc,
     time::Duration,
@@ -19,7 +20,8 @@ use crate::{
     runner::{
         ExecutorInput, ImageSupport, Probe, RunnerCapabilities, RunnerError, StepContext, StepResult, StepRunner,
     },
-    store::{FrozenSource, LayerId, Staging, Store, StoreError, StoreHandle},
+    source::FrozenSource,
+    store::{LayerId, Staging, Store, StoreError, StoreHandle},
 };
 
 /// How long to wait for the end of the output when all processes are dead: only a process that escaped can
@@ -65,9 +67,8 @@ impl ProcessRunner {
             let staging = store.stage()?;
             let workspace = staging.upper().join("workspace");
             match parent {
-                None => store.copy_source(&source, &workspace)?,
-                Some((snapshot, id)) => store
-                    .copy_workspace(&id, &workspace, &source)?
+                None => source::workspace::copy_source(&store, &source, &workspace)?,
+                Some((snapshot, id)) => source::workspace::copy(&store, &id, &workspace, &source)?
                     .ok_or_else(|| StoreError::UnknownSnapshot { snapshot, store: store.dir().into() })?,
             }
             for private in ["home", "tmp"] {
@@ -96,7 +97,7 @@ impl StepRunner for ProcessRunner {
         let exit_code = status.code().or_else(|| status.signal().map(|signal| 128 + signal)).unwrap_or(-1);
         let committed_snapshot = if exit_code == 0 && input.cache_lookup.commits() {
             let Prepared { store, source, staging, .. } = prepared;
-            let kept = store.keep_workspace(staging, &source.id);
+            let kept = source::workspace::keep(&store, staging, &source.id);
             let id = kept.map_err(|error| RunnerError::infrastructure("keep the workspace", error))?;
             Some(SnapshotRef::from(format!("{}:{id}", Self::NAME)))
         } else {
@@ -109,7 +110,7 @@ impl StepRunner for ProcessRunner {
         let handle = self.store.clone();
         let reaped = RunnerError::blocking("remove workspaces", move || {
             let store = handle.get()?;
-            Ok(snapshots.iter().filter_map(workspace_id).try_for_each(|id| store.remove_workspace(&id))?)
+            Ok(snapshots.iter().filter_map(workspace_id).try_for_each(|id| source::workspace::remove(&store, &id))?)
         });
         if let Err(error) = reaped.await {
             tracing::warn!(error = error.to_line(), "failed to remove snapshots from the store");
@@ -146,7 +147,7 @@ struct Prepared {
 /// Runs the command to its end. All output has been forwarded, and no process is left, when this returns.
 async fn run(ctx: &StepContext, input: &ExecutorInput, prepared: &Prepared) -> Result<ExitStatus, RunnerError> {
     let private = prepared.staging.work();
-    let mark = format!("{}-{}", input.step_id, prepared.store.new_id());
+    let mark = format!("{}-{}", input.step_id, prepared.store.instance().new_id());
     let launch = Launch {
         command: &input.step.cmd,
         workspace: &prepared.workspace,

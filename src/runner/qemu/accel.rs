@@ -28,13 +28,13 @@ impl Accelerator {
     /// machine was booted.
     pub(super) fn first_choice(place: &Path, store: &Store) -> Self {
         let usable = OpenOptions::new().read(true).write(true).open(DEVICE).is_ok();
-        let hangs = fs::read_to_string(place.join(NOTE)).is_ok_and(|boot| boot == store.boot_name());
+        let hangs = fs::read_to_string(place.join(NOTE)).is_ok_and(|boot| boot == store.instance().boot());
         if usable && !hangs { Self::Kvm } else { Self::Tcg }
     }
 
     /// Records that KVM does not work here: detecting that it opens but hangs takes time.
     pub(super) fn avoid_kvm(place: &Path, store: &Store) {
-        if let Err(error) = fs::write(place.join(NOTE), store.boot_name()) {
+        if let Err(error) = fs::write(place.join(NOTE), store.instance().boot()) {
             tracing::debug!(%error, "KVM will be tried again");
         }
     }

@@ -159,7 +159,7 @@ impl Qemu {
 
     /// Returns the directory of the templates.
     fn place(&self, store: &Store) -> PathBuf {
-        self.place.clone().unwrap_or_else(|| store.machines_dir())
+        self.place.clone().unwrap_or_else(|| store.vm_templates().dir())
     }
 
     async fn programs(&self) -> Result<&Arc<Programs>, RunnerError> {

@@ -36,7 +36,7 @@ use crate::{
     runner::sandbox::{SandboxRunner, Serving},
     store::{
         Store,
-        layout::{create_new, make_dir},
+        files::{create_new, make_dir},
     },
 };
 
@@ -103,7 +103,7 @@ impl Templates<'_> {
         let placed = blocking::run("put a template in its place", move || {
             let renamed = made.and_then(|()| fs::rename(aside.path(), &dir).doing("put a template in its place"));
             drop(aside);
-            if let Some(Err(error)) = dir.parent().map(|place| store.remove_old_machines(place)) {
+            if let Some(Err(error)) = dir.parent().map(|place| store.vm_templates().remove_old(place)) {
                 tracing::debug!(%error, "failed to remove old templates");
             }
             match renamed {
@@ -237,5 +237,5 @@ fn key(store: &Store, programs: &Programs, shape: Shape, accelerator: Accelerato
     });
     let described = described.collect::<io::Result<Vec<_>>>()?;
     hasher.update(format!("{} {described:?} {shape:?} {accelerator:?}", guest::VERSION).as_bytes());
-    Ok(format!("{}-{}", store.boot_prefix(), &hasher.finalize().to_hex()[..32]))
+    Ok(format!("{}-{}", store.vm_templates().name_prefix(), &hasher.finalize().to_hex()[..32]))
 }

@@ -1,5 +1,7 @@
 //! The filesystems that a step boots from: its layers as overlays.
 
+use crate::image;
+use crate::source;
 use std::{
     collections::{BTreeMap, HashMap},
     path::{Path, PathBuf},
@@ -11,15 +13,14 @@ use super::{
     overlays::{self, BuildOverlays, HostOverlay, HostOverlaySpec, Overlays, c_path, overlay},
 };
 use crate::{
+    image::{HostImage, Images},
     model::SnapshotRef,
     runner::{
         ExecutorInput, RunnerError, StepContext,
         image_notes::{StepNotes, no_image},
     },
-    store::{
-        Base, CommitRequest, FrozenSource, HostImage, IdMap, Images, LayerId, MAX_LAYERS, Snapshot, SourceId, Staging,
-        Store, StoreError, tree,
-    },
+    source::FrozenSource,
+    store::{Base, CommitRequest, IdMap, LayerId, MAX_LAYERS, Snapshot, SourceId, Staging, Store, StoreError, tree},
     sync::Mutex,
     userns::Zygote,
 };
@@ -81,7 +82,7 @@ impl LayerDirs {
         let mut dirs = 0;
         // Writable directories come first, and there are fewer of them than bits.
         for (index, dir) in image.dirs.iter().enumerate().filter(|(_, dir)| !dir.read_only) {
-            dirs |= u64::from(store.layer_has_dir(layer, &dir.path)?) << index;
+            dirs |= u64::from(store.layers().has_dir(layer, &dir.path)?) << index;
         }
         if known.len() >= MAX_REMEMBERED {
             known.clear();
@@ -118,7 +119,7 @@ impl Ground<'_> {
     pub(super) async fn boot(&self, ctx: &StepContext, input: &ExecutorInput) -> Result<Boot, RunnerError> {
         let source = ctx.archives.freeze(self.store).await.map_err(failed("freeze the source"))?;
         let parent = match &input.parent_snapshot {
-            Some(snapshot) => Some(self.store.snapshot(snapshot).map_err(failed("read the parent's snapshot"))?),
+            Some(snapshot) => Some(self.store.snapshots().get(snapshot).map_err(failed("read the parent's snapshot"))?),
             None => None,
         };
         let base = match (&parent, &input.step.image) {
@@ -165,7 +166,10 @@ impl Ground<'_> {
     async fn host_image(&self, build: Option<&BuildOverlays>) -> Result<Arc<HostImage>, RunnerError> {
         let make = || async {
             let (store, dirs, id_map) = (Arc::clone(self.store), self.host_dirs.to_vec(), self.zygote.id_map());
-            RunnerError::blocking("make the host image", move || Ok(Arc::new(store.host_image(&dirs, id_map)?))).await
+            RunnerError::blocking("make the host image", move || {
+                Ok(Arc::new(image::HostImage::new(&store, &dirs, id_map)?))
+            })
+            .await
         };
         match build {
             Some(build) => build.image(make).await,
@@ -199,12 +203,12 @@ impl Ground<'_> {
         }
         let delta = match parent {
             Some(parent) if parent.source != source.id => {
-                self.store.delta(parent, source).map_err(failed("compare the source"))?
+                source::delta(self.store, parent, source).map_err(failed("compare the source"))?
             }
             _ => None,
         };
         let layers = parent.iter().flat_map(|parent| &parent.layers);
-        let mut lowers: Vec<PathBuf> = delta.iter().chain(layers).map(|it| self.store.layer_dir(it)).collect();
+        let mut lowers: Vec<PathBuf> = delta.iter().chain(layers).map(|it| self.store.layers().dir(it)).collect();
         lowers.extend_from_slice(&source.roots);
 
         let staging = self.store.stage().map_err(failed("make the step's layer"))?;
@@ -214,7 +218,7 @@ impl Ground<'_> {
             let touched: Vec<(PathBuf, u64)> = parent
                 .iter()
                 .flat_map(|parent| &parent.layers)
-                .map(|it| Ok((self.store.layer_dir(it), self.layer_dirs.of(self.store, it, image)?)))
+                .map(|it| Ok((self.store.layers().dir(it), self.layer_dirs.of(self.store, it, image)?)))
                 .collect::<Result<_, _>>()
                 .map_err(failed("read the parent's layers"))?;
             for (index, dir) in image.dirs.iter().enumerate() {
@@ -244,12 +248,12 @@ impl Ground<'_> {
                 lowers.push(dir.clone());
                 binds.extend(jail::resolver(std::slice::from_ref(dir)));
                 // The ground layer has mount points that the directory lacks, such as `/etc/hosts`.
-                let ground = self.store.ground_layer(id_map).map_err(failed("make the lowest layer"))?;
-                lowers.push(self.store.layer_dir(&ground));
+                let ground = image::base_layer(self.store, id_map).map_err(failed("make the lowest layer"))?;
+                lowers.push(self.store.layers().dir(&ground));
             }
             Base::Image(digest) => {
-                let image = self.store.image(digest, id_map).map_err(no_image)?;
-                let dirs: Vec<PathBuf> = image.layers.iter().map(|layer| self.store.layer_dir(layer)).collect();
+                let image = image::stored::StoredImage::find(self.store, digest, id_map).map_err(no_image)?;
+                let dirs: Vec<PathBuf> = image.layers.iter().map(|layer| self.store.layers().dir(layer)).collect();
                 for name in MOUNT_POINTS {
                     if !tree::topmost(&dirs, Path::new(name)).is_some_and(|metadata| metadata.is_dir()) {
                         staging.premake(Path::new(name), &[]).map_err(failed("make the step's layer"))?;
@@ -277,7 +281,7 @@ impl Boot {
     pub(super) fn commit(self, store: &Arc<Store>) -> Result<SnapshotRef, StoreError> {
         let Self { staging, parent, base, source, delta, id_map, overlays, build, .. } = self;
         let lowers = || {
-            let layers = parent.iter().flat_map(|parent| &parent.layers).map(|layer| store.layer_dir(layer));
+            let layers = parent.iter().flat_map(|parent| &parent.layers).map(|layer| store.layers().dir(layer));
             layers.chain(["/".into()]).collect()
         };
         overlays::commit(overlays, build.as_ref(), &staging, lowers)?;

@@ -1,12 +1,15 @@
 //! Exporting snapshots of sandbox steps.
 
+use crate::image;
 use std::sync::Arc;
 
 use super::runner::SandboxRunner;
 use crate::{
+    image::{ExportError, ExportTarget},
     model::SnapshotRef,
     runner::RunnerError,
-    store::{ExportError, ExportTarget, FrozenSource, IdMap, ImageDigest},
+    source::FrozenSource,
+    store::{IdMap, ImageDigest},
 };
 
 /// Why a snapshot of the sandbox could not be exported.
@@ -22,7 +25,7 @@ pub enum SandboxExportError {
 }
 
 impl SandboxRunner {
-    /// Does the same as [`Store::export`](crate::store::Store::export), in the steps' user namespace if
+    /// Does the same as [`image::export`](crate::image::export), in the steps' user namespace if
     /// layers belong to subordinate ids.
     ///
     /// # Errors
@@ -40,7 +43,7 @@ impl SandboxRunner {
             move |error: anyhow::Error| SandboxExportError::Sandbox(RunnerError::infrastructure(doing, error))
         };
         let store = self.store().map_err(ExportError::Store)?;
-        if store.snapshot(snapshot).map_err(ExportError::Store)?.id_map == IdMap::Range {
+        if store.snapshots().get(snapshot).map_err(ExportError::Store)?.id_map == IdMap::Range {
             let zygote = self.zygote(&store).await.map_err(|error| SandboxExportError::Sandbox(error.into()))?;
             if zygote.id_map() != IdMap::Range {
                 let error = anyhow::anyhow!("the layers belong to subordinate ids that this user no longer has");
@@ -48,7 +51,7 @@ impl SandboxRunner {
             }
         }
         let (store, snapshot, source) = (Arc::clone(&store), snapshot.clone(), source.clone());
-        let exported = tokio::task::spawn_blocking(move || store.export(&snapshot, &source, &to));
+        let exported = tokio::task::spawn_blocking(move || image::export(&store, &snapshot, &source.roots, &to));
         Ok(exported.await.map_err(|error| failed("export")(error.into()))??)
     }
 }

@@ -25,8 +25,9 @@ use super::{
 };
 use crate::{
     blocking,
+    image::HostImage,
     runner::{RunnerError, StepContext},
-    store::{HostImage, StagedDir, Staging, Store, StoreError, Touched},
+    store::{StagedDir, Staging, Store, StoreError, Touched},
     sync::Mutex,
     userns::Zygote,
 };
@@ -91,7 +92,7 @@ struct MountedScreen {
 
 impl MountedScreen {
     fn new(shows: &Path, store: &Arc<Store>, zygote: &Arc<Zygote>) -> Result<Self, StoreError> {
-        Ok(Self { shows: shows.into(), dir: store.stage_dir(&[])?, zygote: Arc::downgrade(zygote) })
+        Ok(Self { shows: shows.into(), dir: StagedDir::new(store, &[])?, zygote: Arc::downgrade(zygote) })
     }
 
     fn mounted(&self) -> Result<Screen, RunnerError> {
@@ -225,7 +226,7 @@ pub(super) async fn obtain(
                 }
             }),
         };
-        let dir = store.stage_dir(&models).map_err(unmade)?;
+        let dir = StagedDir::new(store, &models).map_err(unmade)?;
         let overlay = HostOverlay { spec, dir, screen, zygote: Arc::downgrade(zygote) };
         wanted.push((overlays.len(), overlay.mounted(zygote.user_namespace())?));
         overlays.push(overlay);

@@ -23,13 +23,14 @@ use super::{
 };
 use crate::{
     event::EventBus,
+    image::{ImageOptions, Images, image_identity},
     ir::Env,
     model::{SnapshotRef, StdStream},
     runner::{
         ArgsSchema, CacheIdentity, ExecutorInput, ImageSupport, Limits, Network, Probe, RunnerCapabilities,
         RunnerError, StepContext, StepResult, StepRunner, image_notes::no_image, left,
     },
-    store::{IdMap, ImageOptions, Images, Store, StoreError, StoreHandle, Surroundings, image_identity},
+    store::{IdMap, Store, StoreError, StoreHandle, Surroundings},
     userns::{StartError, UsernsHelper, UsernsOptions, Zygote},
 };
 
@@ -296,7 +297,7 @@ impl StepRunner for SandboxRunner {
         let committed_snapshot = match &ended {
             Ok(0) if input.cache_lookup.commits() => {
                 let snapshot = commit(boot, &store).await?;
-                store.describe(&snapshot, Arc::new(surroundings()));
+                store.snapshots().describe(&snapshot, Arc::new(surroundings()));
                 if ctx.keep {
                     left::keep_passed(snapshot.clone(), &store, &input).await;
                 }
@@ -316,7 +317,7 @@ impl StepRunner for SandboxRunner {
 
     async fn reap_snapshots(&self, snapshots: Vec<SnapshotRef>) {
         let Some(store) = self.config.store.get_opened() else { return };
-        let removing = RunnerError::blocking("remove snapshots", move || Ok(store.remove_snapshots(&snapshots)?));
+        let removing = RunnerError::blocking("remove snapshots", move || Ok(store.snapshots().remove(&snapshots)?));
         if let Err(error) = removing.await {
             tracing::warn!(error = error.to_line(), "snapshots stay in the store");
         }

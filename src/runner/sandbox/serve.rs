@@ -27,7 +27,7 @@ use crate::{
         image_notes::{StepNotes, no_image},
         vm::{self, GroundBase},
     },
-    store::{Store, StoreError, layout::make_dir},
+    store::{Store, StoreError, files::make_dir},
 };
 
 /// A step's files, before and after they are changed.
@@ -127,7 +127,7 @@ impl SandboxRunner {
         let zygote = self.zygote(store).await?;
         let place = match files {
             Some(Files(boot)) => boot.staging.work().join("served"),
-            None => store.new_tmp(),
+            None => store.instance().new_tmp(),
         };
         make_dir(&place).map_err(failed("make a directory to serve"))?;
         let path = |path: &Path| c_string("the store's path", path.as_os_str().as_bytes());

@@ -1,5 +1,6 @@
 //! A command over a stack of directories: a step of which this machine knows only its files.
 
+use crate::image;
 use std::{
     collections::BTreeSet,
     os::unix::ffi::OsStrExt,
@@ -80,9 +81,9 @@ impl SandboxRunner {
     ) -> Result<StackEnd, RunnerError> {
         let store = self.store().map_err(|error| RunnerError::infrastructure("open the store", error))?;
         let zygote = self.zygote(&store).await?;
-        let ground = store.ground_layer(zygote.id_map()).map_err(failed("make the lowest layer"))?;
+        let ground = image::base_layer(&store, zygote.id_map()).map_err(failed("make the lowest layer"))?;
         let mut seen = BTreeSet::new();
-        let ground = [store.layer_dir(&ground)];
+        let ground = [store.layers().dir(&ground)];
         // An overlay rejects a duplicate directory. The higher occurrence hides the lower one, so the lower
         // one can be dropped.
         let lowers: Vec<PathBuf> = step.lowers.iter().chain(&ground).filter(|it| seen.insert(*it)).cloned().collect();

@@ -21,7 +21,8 @@ use super::{
 use crate::{
     model::SnapshotRef,
     runner::{Limits, Network, RunnerError},
-    store::{FrozenSource, Surroundings},
+    source::FrozenSource,
+    store::Surroundings,
 };
 
 /// The operation to perform over a snapshot.
@@ -111,7 +112,8 @@ impl SandboxRunner {
             self.store().map_err(|error| VisitError::Sandbox(RunnerError::infrastructure("open the store", error)))?;
         let zygote = self.zygote(&store).await.map_err(|error| VisitError::Sandbox(error.into()))?;
         let snapshot = store
-            .snapshot(visit.snapshot)
+            .snapshots()
+            .get(visit.snapshot)
             .map_err(|error| sandbox(RunnerError::infrastructure("read the snapshot", error)))?;
         let base = snapshot.base.clone();
         let ground = self.ground(&store, &zygote);

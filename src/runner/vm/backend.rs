@@ -9,7 +9,8 @@ use crate::{
     ir::Env,
     model::{SnapshotRef, StdStream},
     runner::{CacheIdentity, Limits, Probe, RunnerCapabilities, RunnerError, StepContext},
-    store::{FrozenSource, LayerId, Snapshot, Store},
+    source::FrozenSource,
+    store::{LayerId, Snapshot, Store},
 };
 
 /// Creates machines: virtual machines, containers, or anything else that starts from an image, runs commands

@@ -1,5 +1,6 @@
 //! A runner on a backend: one machine for each attempt.
 
+use crate::source;
 use std::{
     fs::File,
     io::{BufWriter, Seek, Write},
@@ -15,7 +16,8 @@ use crate::{
         ArgsSchema, CacheIdentity, ExecutorInput, Limits, Probe, RunnerCapabilities, RunnerError, StepContext,
         StepResult, StepRunner, left,
     },
-    store::{FrozenSource, SourceId, Store, StoreError, StoreHandle, Surroundings},
+    source::FrozenSource,
+    store::{SourceId, Store, StoreError, StoreHandle, Surroundings},
 };
 
 /// Runs each step in a machine of its own, which a [`VmBackend`] creates.
@@ -107,8 +109,8 @@ impl<B: VmBackend> VmRunner<B> {
 async fn layers(store: &Arc<Store>, name: &SnapshotRef, source: &Arc<FrozenSource>) -> Result<GroundBase, RunnerError> {
     let (store, name, source) = (Arc::clone(store), name.clone(), Arc::clone(source));
     RunnerError::blocking("read the parent's snapshot", move || {
-        let snapshot = store.snapshot(&name)?;
-        let delta = if snapshot.source == source.id { None } else { store.delta(&snapshot, &source)? };
+        let snapshot = store.snapshots().get(&name)?;
+        let delta = if snapshot.source == source.id { None } else { source::delta(&store, &snapshot, &source)? };
         Ok(GroundBase::Snapshot { name, snapshot, delta })
     })
     .await
@@ -136,7 +138,7 @@ impl<B: VmBackend> StepRunner for VmRunner<B> {
             Ok(0) if input.cache_lookup.commits() => {
                 if B::LAYERS && (ctx.snapshot_travels || vm.wants_commit()) {
                     let snapshot = Box::pin(vm.commit(&store)).await?;
-                    store.describe(&snapshot, Arc::new(surroundings()));
+                    store.snapshots().describe(&snapshot, Arc::new(surroundings()));
                     if ctx.keep {
                         left::keep_passed(snapshot.clone(), &store, &input).await;
                     }
@@ -166,7 +168,7 @@ impl<B: VmBackend> StepRunner for VmRunner<B> {
         }
         let Some(store) = self.store.get_opened().filter(|_| B::LAYERS) else { return };
         if let Err(error) =
-            RunnerError::blocking("remove snapshots", move || Ok(store.remove_snapshots(&snapshots)?)).await
+            RunnerError::blocking("remove snapshots", move || Ok(store.snapshots().remove(&snapshots)?)).await
         {
             tracing::warn!(error = error.to_line(), runner = B::NAME, "failed to remove snapshots");
         }
@@ -232,7 +234,7 @@ fn pack(
     let failed = |error| StoreError::io("write", std::env::temp_dir(), error);
     let mut file = tempfile::tempfile().map_err(failed)?;
     let mut out = BufWriter::new(&file);
-    let removed = store.source_tar(source, since, &mut out)?;
+    let removed = source::source_tar(store, source, since, &mut out)?;
     out.flush().map_err(failed)?;
     drop(out);
     file.rewind().map_err(failed)?;

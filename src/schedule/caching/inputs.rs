@@ -4,6 +4,7 @@
 //! step sees. A build without such paths has no cost. The module knows neither how keys are made nor how
 //! paths are matched.
 
+use crate::source;
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
@@ -16,7 +17,8 @@ use crate::{
     cache::BuildCache,
     ir::on_change_paths,
     model::StepIndex,
-    store::{Archives, Store, StoreError},
+    source::Archives,
+    store::{Store, StoreError},
 };
 
 /// The digest of a step's inputs, or the reason why there is none.
@@ -79,7 +81,7 @@ impl<'a> Inputs<'a> {
         let frozen = archives.freeze(store).await.map_err(in_words)?;
         let patterns: BTreeSet<String> = self.paths.values().flatten().map(|path| (*path).to_owned()).collect();
         let (store, checkout) = (Arc::clone(store), archives.source_dir().to_owned());
-        let looking = tokio::task::spawn_blocking(move || store.watched(&frozen.id, &checkout, patterns));
+        let looking = tokio::task::spawn_blocking(move || source::watched(&store, &frozen.id, &checkout, patterns));
         looking.await.map_err(|error| Arc::from(error.to_string()))?.map_err(in_words)
     }
 }

@@ -46,7 +46,7 @@ use crate::{
     plan::BoundPlan,
     remote_cache::RemoteCache,
     runner::{Probe, RunnerIndex, RunnerSet},
-    store::Archives,
+    source::Archives,
 };
 
 /// The caching of one build. Without a cache, and with every runner probed, it costs one or two checks per

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::store::{Filesystem, Store, StoreError};
+use crate::store::Filesystem;
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
@@ -39,15 +39,5 @@ impl GcLimits {
             max_age_runs: 14 * DAY,
             max_runs: 1000,
         }
-    }
-}
-
-impl Store {
-    /// Returns [`GcLimits::for_filesystem`] for the store's filesystem.
-    ///
-    /// # Errors
-    /// Returns an error if the system does not report the filesystem's size.
-    pub fn default_limits(&self) -> Result<GcLimits, StoreError> {
-        Ok(GcLimits::for_filesystem(&Filesystem::of(self.dir())?))
     }
 }

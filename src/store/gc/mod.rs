@@ -19,19 +19,19 @@ mod sweep;
 
 use std::{
     collections::{BTreeMap, HashMap},
-    fs::{File, OpenOptions},
-    os::unix::fs::OpenOptionsExt,
+    fs::File,
 };
 
 pub use limits::GcLimits;
 use plan::{Plan, RunFiles, Scene, Victim};
 use rustix::fs::FlockOperation;
 use serde::Serialize;
-use sweep::Logs;
+use sweep::{CachedLogs, Sweep};
 
 use super::{
     Filesystem, LayerId, Store, StoreError,
     error::Doing,
+    files::open_lock,
     index::{self, collect, inventory::Inventory},
     reserve,
     tree::{self, Extent},
@@ -153,7 +153,7 @@ struct Measured {
     extents: HashMap<LayerId, Extent>,
     runs: Vec<RunFiles>,
     live_runs: usize,
-    logs: Logs,
+    logs: CachedLogs,
     fixed_bytes: u64,
     free_bytes: u64,
 }
@@ -169,66 +169,35 @@ impl Store {
     /// Returns an error if the index cannot be written, or if the disk cannot be read. What was removed by
     /// then stays removed.
     pub fn gc(&self, request: &GcRequest) -> Result<Option<GcReport>, StoreError> {
-        let Some(_lock) = self.lock_gc(request.wait)? else { return Ok(None) };
+        let Some(_lock) = lock(self, request.wait)? else { return Ok(None) };
         // Freeing space needs some space itself. The reserve is released before anything is removed, so that
         // the report includes all of it.
         if !request.dry_run && Filesystem::of(self.dir())?.free_bytes < reserve::MIN_BYTES {
             reserve::release(self.dir());
         }
-        match self.collect(request) {
-            Err(StoreError::Full { .. }) if reserve::release(self.dir()) => self.collect(request),
+        match collect_garbage(self, request) {
+            Err(StoreError::Full { .. }) if reserve::release(self.dir()) => collect_garbage(self, request),
             collected => collected,
         }
         .map(Some)
     }
 
-    fn lock_gc(&self, wait: bool) -> Result<Option<File>, StoreError> {
-        let path = self.dir().join("gc.lock");
-        let lock =
-            OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path).doing("open", &path)?;
-        let operation = if wait { FlockOperation::LockExclusive } else { FlockOperation::NonBlockingLockExclusive };
-        match rustix::fs::flock(&lock, operation) {
-            Ok(()) => Ok(Some(lock)),
-            Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
-            Err(error) => Err(StoreError::io("lock", path, error)),
-        }
+    /// Returns whether garbage should be collected now: something new was kept and the limit is exceeded, the
+    /// filesystem is nearly full, something was waiting for a run to end, or a day has passed. Takes
+    /// microseconds if nothing was kept.
+    ///
+    /// # Errors
+    /// Returns an error if the index cannot be read, or if the system does not report the free space.
+    pub fn gc_is_due(&self, limits: &GcLimits) -> Result<bool, StoreError> {
+        due::is_due(self, limits)
     }
 
-    fn collect(&self, request: &GcRequest) -> Result<GcReport, StoreError> {
-        let inventory = self.index.read(index::inventory::read)?;
-        let measured = self.measure(&inventory, &request.limits)?;
-        let now = index::now_ms();
-        let gap = now.saturating_sub(self.index.read(collect::collected_at)?);
-        let jumped = !(0..=MAX_GAP_MS).contains(&gap);
-        if request.dry_run {
-            let (plan, _) = measured.plan(&inventory, request, now, jumped);
-            let mut report = report(&plan);
-            report.reaped = self.index.read(collect::reaped)?;
-            (report.waiting_layers, report.waiting_bytes) = self.index.read(collect::doomed)?;
-            return Ok(report);
-        }
-        self.adopt_unnamed(&inventory)?;
-        let (mut report, runs, epoch) = self.index.write(|transaction| {
-            let shift = (gap > MAX_GAP_MS).then(|| (now - gap + DAY_MS, gap - MAX_GAP_MS));
-            collect::shift_times(transaction, now, shift)?;
-            collect::set_collected_at(transaction, now)?;
-            collect::forget_history(transaction, now - HISTORY_MS)?;
-            let inventory = self.forget_missing(transaction, index::inventory::read(transaction)?)?;
-            let (plan, runs) = measured.plan(&inventory, request, now, jumped);
-            forget(transaction, &inventory, &plan, now)?;
-            collect::reconcile(transaction, &index::inventory::read(transaction)?)?;
-            let mut report = report(&plan);
-            report.reaped = collect::reaped(transaction)?;
-            Ok((report, runs, collect::next_epoch(transaction)?))
-        })?;
-        report.freed_bytes += self.remove_runs(&runs)?;
-        report.freed_bytes += self.remove_doomed(epoch)?;
-        report.freed_bytes += self.remove_unnamed(&inventory)?;
-        report.freed_bytes += self.collect_machines(request)?;
-        (report.waiting_layers, report.waiting_bytes) = self.index.read(collect::doomed)?;
-        self.index.read(collect::shrink)?;
-        reserve::fill(self.dir(), &Filesystem::of(self.dir())?);
-        Ok(report)
+    /// Returns [`GcLimits::for_filesystem`] for the store's filesystem.
+    ///
+    /// # Errors
+    /// Returns an error if the system does not report the filesystem's size.
+    pub fn default_limits(&self) -> Result<GcLimits, StoreError> {
+        Ok(GcLimits::for_filesystem(&Filesystem::of(self.dir())?))
     }
 
     /// Records that [`GcReport::reaped`] was shown to the user.
@@ -236,32 +205,83 @@ impl Store {
     /// # Errors
     /// Returns an error if the index cannot be written.
     pub fn mark_reaped_shown(&self) -> Result<(), StoreError> {
-        self.index.write(collect::mark_reaped_shown)
+        self.index().write(collect::mark_reaped_shown)
     }
+}
 
-    fn measure(&self, inventory: &Inventory, limits: &GcLimits) -> Result<Measured, StoreError> {
-        let logs = self.cached_logs(inventory)?;
-        let (runs, live_runs) = self.old_runs(&logs)?;
-        let mut fixed_bytes = 0;
-        for name in ["sources", "stat", "index.db", "last-runs"] {
-            let path = self.dir().join(name);
-            fixed_bytes += tree::measure(&path).doing("measure", &path)?.bytes();
-        }
-        let free_bytes = Filesystem::of(self.dir())?.free_bytes;
-        let layers = inventory.layers.values().filter(|layer| layer.doomed.is_none()).map(|layer| layer.bytes);
-        let most = layers.sum::<u64>()
-            + fixed_bytes
-            + runs.iter().map(|run| run.bytes).sum::<u64>()
-            + logs.sizes.values().sum::<u64>();
-        let mut extents = HashMap::new();
-        if most > limits.max_bytes || free_bytes < limits.min_free_bytes {
-            for id in inventory.layers.keys() {
-                let path = self.layer_dir(id);
-                extents.insert(id.clone(), tree::measure(&path).doing("measure", &path)?);
-            }
-        }
-        Ok(Measured { extents, runs, live_runs, logs, fixed_bytes, free_bytes })
+/// Locks garbage collection. Returns `None` if another process is collecting, unless it is to be waited for.
+fn lock(store: &Store, wait: bool) -> Result<Option<File>, StoreError> {
+    let path = store.paths().gc_lock();
+    let lock = open_lock(&path)?;
+    let operation = if wait { FlockOperation::LockExclusive } else { FlockOperation::NonBlockingLockExclusive };
+    match rustix::fs::flock(&lock, operation) {
+        Ok(()) => Ok(Some(lock)),
+        Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
+        Err(error) => Err(StoreError::io("lock", path, error)),
     }
+}
+
+fn collect_garbage(store: &Store, request: &GcRequest) -> Result<GcReport, StoreError> {
+    let sweep = Sweep { store };
+    let inventory = store.index().read(index::inventory::read)?;
+    let measured = measure(store, &inventory, &request.limits)?;
+    let now = index::now_ms();
+    let gap = now.saturating_sub(store.index().read(collect::collected_at)?);
+    let jumped = !(0..=MAX_GAP_MS).contains(&gap);
+    if request.dry_run {
+        let (plan, _) = measured.plan(&inventory, request, now, jumped);
+        let mut report = report(&plan);
+        report.reaped = store.index().read(collect::reaped)?;
+        (report.waiting_layers, report.waiting_bytes) = store.index().read(collect::doomed)?;
+        return Ok(report);
+    }
+    sweep.give_rows_to_unnamed(&inventory)?;
+    let (mut report, runs, epoch) = store.index().write(|transaction| {
+        let shift = (gap > MAX_GAP_MS).then(|| (now - gap + DAY_MS, gap - MAX_GAP_MS));
+        collect::shift_times(transaction, now, shift)?;
+        collect::set_collected_at(transaction, now)?;
+        collect::forget_history(transaction, now - HISTORY_MS)?;
+        let inventory = sweep.forget_missing(transaction, index::inventory::read(transaction)?)?;
+        let (plan, runs) = measured.plan(&inventory, request, now, jumped);
+        forget(transaction, &inventory, &plan, now)?;
+        collect::reconcile(transaction, &index::inventory::read(transaction)?)?;
+        let mut report = report(&plan);
+        report.reaped = collect::reaped(transaction)?;
+        Ok((report, runs, collect::next_epoch(transaction)?))
+    })?;
+    report.freed_bytes += sweep.remove_runs(&runs)?;
+    report.freed_bytes += sweep.remove_doomed(epoch)?;
+    report.freed_bytes += sweep.remove_unnamed(&inventory)?;
+    report.freed_bytes += sweep.remove_machines(&request.forget)?;
+    (report.waiting_layers, report.waiting_bytes) = store.index().read(collect::doomed)?;
+    store.index().read(collect::shrink)?;
+    reserve::fill(store.dir(), &Filesystem::of(store.dir())?);
+    Ok(report)
+}
+
+/// Measures what the plan depends on, before anything is locked.
+fn measure(store: &Store, inventory: &Inventory, limits: &GcLimits) -> Result<Measured, StoreError> {
+    let logs = Sweep { store }.cached_logs(inventory)?;
+    let (runs, live_runs) = Sweep { store }.old_runs(&logs)?;
+    let mut fixed_bytes = 0;
+    for name in ["sources", "stat", "index.db", "last-runs"] {
+        let path = store.dir().join(name);
+        fixed_bytes += tree::measure(&path).doing("measure", &path)?.bytes();
+    }
+    let free_bytes = Filesystem::of(store.dir())?.free_bytes;
+    let layers = inventory.layers.values().filter(|layer| layer.doomed.is_none()).map(|layer| layer.bytes);
+    let most = layers.sum::<u64>()
+        + fixed_bytes
+        + runs.iter().map(|run| run.bytes).sum::<u64>()
+        + logs.sizes.values().sum::<u64>();
+    let mut extents = HashMap::new();
+    if most > limits.max_bytes || free_bytes < limits.min_free_bytes {
+        for id in inventory.layers.keys() {
+            let path = store.layers().dir(id);
+            extents.insert(id.clone(), tree::measure(&path).doing("measure", &path)?);
+        }
+    }
+    Ok(Measured { extents, runs, live_runs, logs, fixed_bytes, free_bytes })
 }
 
 impl Measured {

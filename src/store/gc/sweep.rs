@@ -12,12 +12,12 @@ use rusqlite::Transaction;
 use rustix::fs::FlockOperation;
 use uuid::Uuid;
 
-use super::plan::RunFiles;
+use super::{Forget, plan::RunFiles};
 use crate::store::{
     LayerId, Store, StoreError,
     error::Doing,
+    files::names,
     index::{self, LayerKind, LayerRow, collect, inventory::Inventory},
-    layout::names,
     tree::{self, FileId},
 };
 
@@ -29,18 +29,23 @@ const RUN_SETTLED: Duration = Duration::from_secs(2);
 
 /// The logs of cached steps.
 #[derive(Debug, Default)]
-pub(super) struct Logs {
+pub(super) struct CachedLogs {
     /// Sizes in bytes, by key.
     pub(super) sizes: BTreeMap<[u8; 32], u64>,
     /// The log files that have other hard links.
     files: HashSet<FileId>,
 }
 
-impl Store {
+/// Reads and removes what is on the disk of a store.
+pub(super) struct Sweep<'a> {
+    pub(super) store: &'a Store,
+}
+
+impl Sweep<'_> {
     /// Returns the runs that have ended, newest first, and the number of those still going on. Logs that are
     /// also logs of cached steps are counted with those.
-    pub(super) fn old_runs(&self, logs: &Logs) -> Result<(Vec<RunFiles>, usize), StoreError> {
-        let dir = self.dir().join("runs");
+    pub(super) fn old_runs(&self, logs: &CachedLogs) -> Result<(Vec<RunFiles>, usize), StoreError> {
+        let dir = self.store.paths().runs();
         let (mut old, mut live) = (Vec::new(), 0);
         for name in names_if_any(&dir)? {
             let dir = dir.join(name);
@@ -60,11 +65,11 @@ impl Store {
     }
 
     /// Returns the logs of cached steps.
-    pub(super) fn cached_logs(&self, inventory: &Inventory) -> Result<Logs, StoreError> {
-        let mut logs = Logs::default();
-        if self.logs_dir().is_dir() {
+    pub(super) fn cached_logs(&self, inventory: &Inventory) -> Result<CachedLogs, StoreError> {
+        let mut logs = CachedLogs::default();
+        if self.store.paths().logs().is_dir() {
             for row in &inventory.cached {
-                let path = self.cached_log(&row.key);
+                let path = self.store.steps().log(&row.key);
                 let extent = tree::measure(&path).doing("measure", &path)?;
                 logs.sizes.insert(row.key, extent.bytes());
                 logs.files.extend(extent.shared.into_keys());
@@ -76,14 +81,16 @@ impl Store {
     /// Adds rows for deltas that were not kept with any snapshot, and for layers of images that were never
     /// completed, so that they are removed like everything else without a name. They are named after their
     /// content, not after the process that made them, and so that process does not remove them.
-    pub(super) fn adopt_unnamed(&self, inventory: &Inventory) -> Result<(), StoreError> {
-        let found = names(&self.dir().join("layers"))?;
+    pub(super) fn give_rows_to_unnamed(&self, inventory: &Inventory) -> Result<(), StoreError> {
+        let found = names(&self.store.paths().layers())?;
         let layers = found.iter().filter_map(|name| LayerId::parse(name)).filter(LayerId::is_of_content);
         for id in layers.filter(|id| !inventory.layers.contains_key(id)) {
-            match tree::seal(&self.layer_dir(&id)) {
+            match tree::seal(&self.store.layers().dir(&id)) {
                 Ok(seal) => {
                     let row = LayerRow { id, kind: LayerKind::Step, seal };
-                    self.index.write(|transaction| index::layers::insert(transaction, &self.boot, &row))?;
+                    self.store
+                        .index()
+                        .write(|transaction| index::layers::insert(transaction, self.store.instance().boot(), &row))?;
                 }
                 Err(error) => tracing::debug!(%error, layer = %id, "failed to read a layer"),
             }
@@ -98,7 +105,8 @@ impl Store {
         inventory: Inventory,
     ) -> rusqlite::Result<Inventory> {
         // A layer with a row was in its place before.
-        let missing: Vec<&LayerId> = inventory.layers.keys().filter(|id| !self.layer_home(id).is_dir()).collect();
+        let missing: Vec<&LayerId> =
+            inventory.layers.keys().filter(|id| !self.store.layers().home(id).is_dir()).collect();
         if missing.is_empty() {
             return Ok(inventory);
         }
@@ -111,17 +119,16 @@ impl Store {
     /// Removes what was doomed up to `epoch` and before the oldest lease. Returns the freed bytes, as the
     /// other functions here do.
     pub(super) fn remove_doomed(&self, epoch: u64) -> Result<u64, StoreError> {
-        let end = self.oldest_lease()?.map_or(epoch + 1, |oldest| oldest.min(epoch + 1));
+        let end = self.store.instance().oldest_epoch()?.map_or(epoch + 1, |oldest| oldest.min(epoch + 1));
         let mut removed = Vec::new();
         let mut trouble = None;
-        let done = self.index.write(|transaction| {
+        let done = self.store.index().write(|transaction| {
             let inventory = index::inventory::read(transaction)?;
             collect::reconcile(transaction, &inventory)?;
             for layer in collect::doomed_layers(transaction, end)? {
-                let trash = self.new_tmp();
-                match self.move_to(&self.layer_home(&layer), &trash) {
-                    Ok(moved) => {
-                        removed.extend(moved.then_some(trash));
+                match self.store.trash().take(&self.store.layers().home(&layer)) {
+                    Ok(taken) => {
+                        removed.extend(taken);
                         index::layers::remove(transaction, &layer)?;
                     }
                     Err(error) => trouble = trouble.take().or_else(|| stays(error)),
@@ -129,7 +136,7 @@ impl Store {
             }
             collect::forget_doomed(transaction, end)
         });
-        let freed = self.delete(removed);
+        let freed = self.store.trash().delete(removed);
         done?;
         trouble.map_or(Ok(freed), Err)
     }
@@ -141,23 +148,22 @@ impl Store {
             if is_live(&run.dir) {
                 continue;
             }
-            let trash = self.new_tmp();
-            match self.move_to(&run.dir, &trash) {
-                Ok(moved) => removed.extend(moved.then_some(trash)),
+            match self.store.trash().take(&run.dir) {
+                Ok(taken) => removed.extend(taken),
                 Err(error) => match stays(error) {
                     None => continue,
                     Some(full) => {
-                        self.delete(removed);
+                        self.store.trash().delete(removed);
                         return Err(full);
                     }
                 },
             }
             if let Some(id) = run.dir.file_name().and_then(|name| name.to_str()).and_then(|name| name.parse().ok()) {
                 let id: Uuid = id;
-                self.index.write(|transaction| index::runs::remove(transaction, id))?;
+                self.store.index().write(|transaction| index::runs::remove(transaction, id))?;
             }
         }
-        Ok(self.delete(removed))
+        Ok(self.store.trash().delete(removed))
     }
 
     /// Removes files that no row names: logs, manifests, and indexes that were set aside long ago.
@@ -167,66 +173,43 @@ impl Store {
         let mut removed = Vec::new();
         // A process that is about to write a row either waits and then finds the file gone, or writes the row
         // first.
-        let done = self.index.write(|transaction| {
+        let done = self.store.index().write(|transaction| {
             let cached = index::inventory::read(transaction)?.cached;
             let cached: BTreeSet<String> = cached.iter().map(|row| hex(&row.key)).collect();
             let sources = collect::sources_with_manifests(transaction)?;
             let unnamed = |dir: &Path, keep: &dyn Fn(&str) -> bool| {
                 let found = names_if_any(dir)?.into_iter().filter(|name| !keep(name));
                 found.map(|name| dir.join(name)).try_for_each(|path| {
-                    let trash = self.new_tmp();
-                    match self.move_to(&path, &trash) {
-                        Ok(moved) => removed.extend(moved.then_some(trash)),
+                    match self.store.trash().take(&path) {
+                        Ok(taken) => removed.extend(taken),
                         Err(error) => return stays(error).map_or(Ok(()), Err),
                     }
                     Ok::<_, StoreError>(())
                 })
             };
             let mut unnamed = unnamed;
-            let logs = self.logs_dir();
+            let logs = self.store.paths().logs();
             let is_young = |dir: &Path, name: &str| !is_older(&dir.join(name), SETTLED);
             let keep_log = |name: &str| cached.contains(name) || (!forgotten.contains(name) && is_young(&logs, name));
-            let manifests = self.dir().join("sources");
+            let manifests = self.store.paths().sources();
             let keep_manifest = |name: &str| sources.contains(name) || is_young(&manifests, name);
-            let aside = |name: &str| !name.starts_with("index.db-damaged-") || is_young(self.dir(), name);
+            let aside = |name: &str| !name.starts_with("index.db-damaged-") || is_young(self.store.dir(), name);
             Ok(unnamed(&logs, &keep_log)
                 .and_then(|()| unnamed(&manifests, &keep_manifest))
-                .and_then(|()| unnamed(self.dir(), &aside)))
+                .and_then(|()| unnamed(self.store.dir(), &aside)))
         });
-        let freed = self.delete(removed);
+        let freed = self.store.trash().delete(removed);
         done??;
         Ok(freed)
     }
 
-    fn logs_dir(&self) -> PathBuf {
-        self.dir().join("logs")
-    }
-
-    /// Moves `path` to `trash`. Returns false if there is nothing at `path`.
-    fn move_to(&self, path: &Path, trash: &Path) -> Result<bool, StoreError> {
-        match fs::rename(path, trash) {
-            Ok(()) => Ok(true),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
-            Err(error) => Err(StoreError::io("remove", path, error)),
+    /// Removes the virtual machines that are due. Returns the freed bytes.
+    pub(super) fn remove_machines(&self, forget: &Forget) -> Result<u64, StoreError> {
+        let machines = self.store.vm_templates();
+        match forget {
+            Forget::Everything => machines.remove_all(),
+            _ => machines.remove_old(&machines.dir()),
         }
-    }
-
-    /// Deletes trees in this process's `tmp`, and returns the freed bytes. What it is not permitted to delete
-    /// is reported, and stays until the store is opened by a process that has the permission.
-    fn delete(&self, trees: Vec<PathBuf>) -> u64 {
-        let ops = self.tree_ops();
-        let mut freed = 0;
-        for tree in trees {
-            // One after the other, because files that several trees share are freed with the last.
-            let extent = tree::measure(&tree).unwrap_or_default();
-            freed += extent.own + extent.enclosed;
-            if let Err(error) = ops.remove_tree(&tree) {
-                let left = tree::measure(&tree).unwrap_or_default();
-                freed = freed.saturating_sub(left.own + left.enclosed);
-                tracing::warn!(%error, path = %tree.display(), "failed to remove some garbage");
-            }
-        }
-        freed
     }
 }
 

@@ -3,19 +3,19 @@
 use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
 
 use super::{now_ms, snapshots::from_text};
-use crate::store::{LayerId, PackedName};
+use crate::store::{LayerId, PackedDigests};
 
 /// Rows of contents older than this, in milliseconds, are removed. The only cost is that a file is hashed
 /// again.
 const CONTENTS_MS: i64 = 30 * 24 * 60 * 60 * 1000;
 
 /// Returns the digests that a layer got when it was packed.
-pub(in crate::store) fn packed(connection: &Connection, id: &LayerId) -> rusqlite::Result<Option<PackedName>> {
+pub(in crate::store) fn packed(connection: &Connection, id: &LayerId) -> rusqlite::Result<Option<PackedDigests>> {
     let mut select = connection.prepare_cached(
         "SELECT diff_id, blob, blob_bytes FROM layers WHERE id = ? AND diff_id IS NOT NULL AND blob IS NOT NULL",
     )?;
     let read = |row: &Row<'_>| {
-        Ok(PackedName {
+        Ok(PackedDigests {
             diff_id: from_text(0, row.get(0)?)?,
             blob: from_text(1, row.get(1)?)?,
             size_bytes: row.get(2)?,
@@ -28,11 +28,11 @@ pub(in crate::store) fn packed(connection: &Connection, id: &LayerId) -> rusqlit
 pub(in crate::store) fn put_packed(
     transaction: &Transaction<'_>,
     id: &LayerId,
-    packed: &PackedName,
+    packed: &PackedDigests,
 ) -> rusqlite::Result<()> {
     let mut update =
         transaction.prepare_cached("UPDATE layers SET diff_id = ?, blob = ?, blob_bytes = ? WHERE id = ?")?;
-    let PackedName { diff_id, blob, size_bytes } = packed;
+    let PackedDigests { diff_id, blob, size_bytes } = packed;
     update.execute(params![diff_id.to_string(), blob.to_string(), size_bytes, id.as_str()]).map(drop)
 }
 

@@ -10,11 +10,11 @@ use crate::store::{IdMap, ImageDigest, LayerId};
 
 /// An image in the store.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(in crate::store) struct ImageRow {
+pub(crate) struct ImageRow {
     /// The layers, topmost first.
-    pub(in crate::store) stack: Vec<LayerId>,
+    pub(crate) stack: Vec<LayerId>,
     /// The configuration, byte for byte.
-    pub(in crate::store) config: String,
+    pub(crate) config: String,
 }
 
 /// Cancels the doom of an image. Returns false if the image, or a layer of it, is gone.
@@ -36,13 +36,13 @@ pub(in crate::store) fn spare(
 /// The last known target of a tag.
 #[cfg(feature = "registry")]
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(in crate::store) struct TagRow {
+pub(crate) struct TagRow {
     /// The manifest for this machine.
-    pub(in crate::store) manifest: ImageDigest,
+    pub(crate) manifest: ImageDigest,
     /// The image.
-    pub(in crate::store) image: ImageDigest,
+    pub(crate) image: ImageDigest,
     /// When the registry was asked, in milliseconds since the Unix epoch.
-    pub(in crate::store) fetched_at: i64,
+    pub(crate) fetched_at: i64,
 }
 
 /// Names a stack of layers after an image. The layers must have rows already.

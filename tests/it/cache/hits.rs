@@ -162,7 +162,7 @@ async fn the_store_records_the_run_and_how_it_ended() {
     let bench = Bench::new();
     bench.state().exits.insert("a".into(), vec![1]);
     let ended = bench.run(&chain()).await;
-    let run = bench.writer.store.last_run("/nonexistent/source".as_ref(), None).unwrap().unwrap();
+    let run = bench.writer.store.runs().last("/nonexistent/source".as_ref(), None).unwrap().unwrap();
     assert_eq!((run.id, run.exit_code), (ended.outcome.build.run_id, Some(1)));
     assert!(run.ended_at.is_some());
 }

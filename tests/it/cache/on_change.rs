@@ -237,6 +237,6 @@ async fn changed_inputs_are_among_the_reasons_why_a_step_ran() {
     watch.write("a.c", "int x;");
     watch.run().await;
     let store = &watch.bench.writer.store;
-    let run = store.last_run(watch.source.path(), None).unwrap().unwrap();
+    let run = store.runs().last(watch.source.path(), None).unwrap().unwrap();
     assert_eq!(explain(store, &run, "a").unwrap().differences, [Difference::Inputs]);
 }

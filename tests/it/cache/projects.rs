@@ -62,7 +62,7 @@ async fn the_project_is_among_the_reasons_why_a_step_ran() {
     bench.run_with(&ir, |request| request.project = named("one")).await;
     bench.run_with(&ir, |request| request.project = named("two")).await;
     let store = &bench.writer.store;
-    let run = store.last_run("/nonexistent/source".as_ref(), None).unwrap().unwrap();
+    let run = store.runs().last("/nonexistent/source".as_ref(), None).unwrap().unwrap();
     let differences = explain(store, &run, "a").unwrap().differences;
     assert_eq!(differences, [Difference::Project { was: "id:one".into(), is: "id:two".into() }]);
 }

@@ -12,7 +12,7 @@ use crate::support::layer_writer::{Bench, cached, chain, pipeline, plain};
 /// Explains a step of the last run.
 fn why(bench: &Bench, step: &str) -> Explanation {
     let store = &bench.writer.store;
-    let run = store.last_run("/nonexistent/source".as_ref(), None).unwrap().unwrap();
+    let run = store.runs().last("/nonexistent/source".as_ref(), None).unwrap().unwrap();
     explain(store, &run, step).unwrap()
 }
 
@@ -44,7 +44,7 @@ async fn a_miss_names_what_changed_since_the_last_run_without_values() {
             Difference::EnvRemoved { name: env("GONE") },
         ]
     );
-    let kept = std::fs::read(bench.writer.store.run_dir(second.run).join("cache-keys")).unwrap();
+    let kept = std::fs::read(bench.writer.store.runs().dir(second.run).join("cache-keys")).unwrap();
     for value in ["hunter1", "hunter2", "make it"] {
         assert!(!kept.windows(value.len()).any(|window| window == value.as_bytes()), "{value}");
     }
@@ -90,10 +90,10 @@ async fn hits_refreshes_evictions_failures_and_uncacheable_steps_have_their_own_
     assert!(matches!(hit.verdict, Some(CacheVerdict::Hit { run, .. }) if run == first.outcome.build.run_id));
     assert_eq!((why(&bench, "b").verdict, why(&bench, "b").key), (None, None));
     let store = &bench.writer.store;
-    let run = store.last_run("/nonexistent/source".as_ref(), None).unwrap().unwrap();
+    let run = store.runs().last("/nonexistent/source".as_ref(), None).unwrap().unwrap();
     let key = key_of(store, &run, "a").unwrap().unwrap();
     assert_eq!(hit.key, Some(key.to_string()));
-    assert!(store.cached_log(&key.0).is_file());
+    assert!(store.steps().log(&key.0).is_file());
 
     bench.run_with(&ir, |request| request.options.no_cache = true).await;
     assert!(matches!(why(&bench, "a").verdict, Some(CacheVerdict::Miss { reason: Refresh, .. })));

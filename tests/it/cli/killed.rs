@@ -1,5 +1,6 @@
 //! SIGKILL of `hm`, and the state that the next start finds.
 
+use hm_exec::source;
 use std::{
     fs::{self, File},
     path::Path,
@@ -23,7 +24,7 @@ fn key(n: u8) -> [u8; 32] {
 
 /// Caches a step that writes its number, and a few files.
 fn cache(project: &Project, store: &std::sync::Arc<Store>, n: u8) {
-    let source = store.freeze(&project.dir, &std::sync::atomic::AtomicBool::new(false)).unwrap().id;
+    let source = source::freeze(store, &project.dir, &std::sync::atomic::AtomicBool::new(false)).unwrap().id;
     let staging = store.stage().unwrap();
     for file in 0..20 {
         fs::write(staging.upper().join(format!("file-{file}")), vec![n; 5000]).unwrap();
@@ -38,9 +39,9 @@ fn cache(project: &Project, store: &std::sync::Arc<Store>, n: u8) {
 
 /// Returns how many steps are cached. Fails if a cached snapshot lacks a file that its step wrote.
 fn check(store: &Store) -> usize {
-    let found = (0..=u8::MAX).filter(|n| match store.cached(&key(*n)).unwrap() {
+    let found = (0..=u8::MAX).filter(|n| match store.steps().cached(&key(*n)).unwrap() {
         Cached::Found { snapshot, .. } => {
-            let layer = store.layer_dir(&store.snapshot(&snapshot).unwrap().layers[0]);
+            let layer = store.layers().dir(&store.snapshots().get(&snapshot).unwrap().layers[0]);
             let whole = |file| fs::read(layer.join(format!("file-{file}"))).unwrap() == vec![*n; 5000];
             assert!((0..20).all(whole));
             true

@@ -1,5 +1,6 @@
 //! The part of a large source that is uploaded.
 
+use hm_exec::source;
 use std::{fs, sync::Arc, sync::atomic::AtomicBool};
 
 use hm_exec::{remote::Uploaded, runner::cloud::CloudRunner, store::Store};
@@ -23,7 +24,7 @@ async fn one_changed_file_of_twenty_thousand_uploads_only_itself_and_its_parent_
         }
     }
     let store = Store::open(&top.path().join("store")).unwrap();
-    let freeze = || Arc::new(store.freeze(&source, &AtomicBool::new(false)).unwrap());
+    let freeze = || Arc::new(source::freeze(&store, &source, &AtomicBool::new(false)).unwrap());
     let runner = || CloudRunner::builder().endpoint(engine.options()).store(Arc::clone(&store)).build();
 
     let first = runner();

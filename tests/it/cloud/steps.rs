@@ -4,8 +4,8 @@ use std::{fs, sync::Arc};
 
 use hm_exec::{
     StepResult,
+    image::ImageOptions,
     runner::{RunnerErrorKind, Secrets, StepRunner, cloud::CloudRunner},
-    store::ImageOptions,
 };
 
 use crate::support::{

@@ -18,7 +18,8 @@ use hm_exec::{
         ArgsSchema, Limits, RunnerCapabilities, RunnerError, RunnerErrorKind, StepContext, StepRunner,
         process::ProcessRunner,
     },
-    store::{Archives, StoreHandle},
+    source::Archives,
+    store::StoreHandle,
 };
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;

@@ -2,7 +2,8 @@
 
 use std::{fs, path::Path};
 
-use hm_exec::store::{Base, IdMap, Images, Store};
+use hm_exec::image::Images;
+use hm_exec::store::{Base, IdMap, Store};
 
 use crate::support::{
     images::{Image, Layer, gzip, has_busybox, tar_of},

@@ -8,7 +8,8 @@ use std::{
 };
 
 use base64::{Engine, engine::general_purpose::STANDARD};
-use hm_exec::store::{IdMap, ImageOptions, Images, Store};
+use hm_exec::image::{ImageOptions, Images};
+use hm_exec::store::{IdMap, Store};
 use sha2::{Digest, Sha256};
 
 /// The requests that a server received: the first line of each, and its authorization header.

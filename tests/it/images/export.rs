@@ -1,5 +1,6 @@
 //! Steps' snapshots exported as images, for other tools and for hm itself.
 
+use hm_exec::source;
 use std::{
     collections::BTreeMap,
     fs,
@@ -7,11 +8,7 @@ use std::{
     process::{Command, Stdio},
 };
 
-use hm_exec::{
-    StepResult,
-    runner::sandbox::SandboxExportError,
-    store::{ExportTarget, ImageDigest},
-};
+use hm_exec::{StepResult, image::ExportTarget, runner::sandbox::SandboxExportError, store::ImageDigest};
 
 use crate::support::{
     backends::usable,
@@ -41,8 +38,8 @@ async fn steps(bench: &Bench, image: &str) -> StepResult {
 
 async fn export(bench: &Bench, step: &StepResult, to: &str) -> Result<ImageDigest, SandboxExportError> {
     let snapshot = step.committed_snapshot.as_ref().unwrap();
-    let source = bench.store.snapshot(snapshot).unwrap().source.clone();
-    let source = bench.store.frozen_source(&source).unwrap().unwrap();
+    let source = bench.store.snapshots().get(snapshot).unwrap().source.clone();
+    let source = source::FrozenSource::find(&bench.store, &source).unwrap().unwrap();
     bench.runner.export(snapshot, &source, ExportTarget::parse(to).unwrap()).await
 }
 
@@ -153,7 +150,7 @@ async fn other_tools_read_an_export() {
         let copy = format!("oci:{}:copy", path(&format!("copy-{index}")).display());
         skopeo(&["--insecure-policy", "copy", "-q", image, &copy]);
         let store = &bench.store;
-        let pinned = hm_exec::store::Images::default().pin(store, &copy, &()).await.unwrap();
+        let pinned = hm_exec::image::Images::default().pin(store, &copy, &()).await.unwrap();
         if *image == oci {
             assert_eq!(pinned, hm_exec::store::Base::Image(digest));
         }

@@ -2,7 +2,8 @@
 
 use std::{fs, path::Path, process::Command, sync::Arc};
 
-use hm_exec::store::{Base, IdMap, ImageOptions, Images, Notes, PullPolicy, Store};
+use hm_exec::image::{ImageOptions, Images, Notes, PullPolicy};
+use hm_exec::store::{Base, IdMap, Store};
 
 use crate::support::{
     images::{Image, Layer, has_busybox},

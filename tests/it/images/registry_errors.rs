@@ -6,7 +6,8 @@ use std::{
 };
 
 use futures_util::future::join_all;
-use hm_exec::store::{Base, IdMap, ImageDigest, ImageOptions, Images, Store};
+use hm_exec::image::{ImageOptions, Images};
+use hm_exec::store::{Base, IdMap, ImageDigest, Store};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpListener,

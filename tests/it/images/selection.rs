@@ -2,7 +2,8 @@
 
 use std::{fs, path::Path};
 
-use hm_exec::store::{Base, ImageDigest, Images, Store};
+use hm_exec::image::Images;
+use hm_exec::store::{Base, ImageDigest, Store};
 use serde_json::{Value, json};
 
 use crate::support::images::{Image, Layer};

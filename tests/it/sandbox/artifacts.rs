@@ -15,9 +15,9 @@ use crate::support::{
 
 /// Returns the text of a file that the step `s` of a run left, and whether the step passed.
 fn left(store: &Store, run: uuid::Uuid, path: &str) -> Option<(String, bool)> {
-    let (snapshot, passed) = store.left(run, "s").unwrap()?;
-    let layers = &store.snapshot(&snapshot).unwrap().layers;
-    let text = layers.iter().find_map(|layer| fs::read_to_string(store.layer_dir(layer).join(path)).ok());
+    let (snapshot, passed) = store.steps().of_run(run, "s").unwrap()?;
+    let layers = &store.snapshots().get(&snapshot).unwrap().layers;
+    let text = layers.iter().find_map(|layer| fs::read_to_string(store.layers().dir(layer).join(path)).ok());
     Some((text?, passed))
 }
 
@@ -33,8 +33,8 @@ async fn a_failed_steps_files_are_kept_if_requested() {
         let found = left(&bench.store, run.id(), "workspace/report");
         assert_eq!(found, keep.then(|| ("broken\n".to_owned(), false)));
         if keep {
-            let (snapshot, _) = bench.store.left(run.id(), "s").unwrap().unwrap();
-            let around = bench.store.surroundings(&snapshot).unwrap().unwrap();
+            let (snapshot, _) = bench.store.steps().of_run(run.id(), "s").unwrap().unwrap();
+            let around = bench.store.snapshots().surroundings(&snapshot).unwrap().unwrap();
             assert_eq!((&*around.workdir, around.env.get("GREETING").unwrap().as_str()), ("/workspace", "hello"));
             assert_eq!(left(&bench.store, run.id(), "workspace/p").unwrap().0, "parent\n", "with its parent's");
         }
@@ -68,9 +68,9 @@ async fn a_passed_steps_snapshot_outlives_its_run_only_if_the_run_keeps_it() {
         run.ctx.keep = keep;
         let snapshot = bench.step(&mut run, Ask::new("echo fine > f")).await.unwrap().committed_snapshot.unwrap();
         bench.runner.reap_snapshots(vec![snapshot.clone()]).await;
-        assert_eq!(bench.store.snapshot(&snapshot).is_ok(), keep);
+        assert_eq!(bench.store.snapshots().get(&snapshot).is_ok(), keep);
         assert_eq!(left(&bench.store, run.id(), "workspace/f"), keep.then(|| ("fine\n".into(), true)));
     }
-    assert!(bench.store.left(uuid::Uuid::nil(), "s").unwrap().is_none());
-    assert!(bench.store.snapshot(&SnapshotRef::from("hm1:none")).is_err());
+    assert!(bench.store.steps().of_run(uuid::Uuid::nil(), "s").unwrap().is_none());
+    assert!(bench.store.snapshots().get(&SnapshotRef::from("hm1:none")).is_err());
 }

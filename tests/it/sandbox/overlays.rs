@@ -36,8 +36,8 @@ fn is_mounted(store: &Store) -> bool {
 async fn printed(bench: &Bench, run: &mut Run, cmd: &str) -> String {
     let ask = Ask::new(format!("({cmd}) > /workspace/said 2>&1"));
     let result = bench.step(run, ask).await.unwrap();
-    let snapshot = bench.store.snapshot(&result.committed_snapshot.unwrap()).unwrap();
-    fs::read_to_string(bench.store.layer_dir(&snapshot.layers[0]).join("workspace/said")).unwrap()
+    let snapshot = bench.store.snapshots().get(&result.committed_snapshot.unwrap()).unwrap();
+    fs::read_to_string(bench.store.layers().dir(&snapshot.layers[0]).join("workspace/said")).unwrap()
 }
 
 #[tokio::test]
@@ -94,7 +94,7 @@ async fn files_that_a_step_wrote_and_removed_are_visible_to_no_other_step() {
     let looks = "stat -c '%a %u %g %y' /opt /var /var/lib";
     let before = printed(&bench, &mut run, looks).await;
     let passing = bench.step(&mut run, Ask::new("touch /opt/f && rm /opt/f")).await.unwrap();
-    let snapshot = bench.store.snapshot(passing.committed_snapshot.as_ref().unwrap()).unwrap();
+    let snapshot = bench.store.snapshots().get(passing.committed_snapshot.as_ref().unwrap()).unwrap();
     assert!(snapshot.layers.is_empty(), "{snapshot:?}");
     assert_eq!(printed(&bench, &mut run, looks).await, before);
 }
@@ -194,7 +194,7 @@ async fn files_below_var_are_inherited_with_their_directories_unchanged() {
     check.cmd += &format!(" && [ $(ls {dir} | wc -l) -gt 1 ]");
     let child = bench.step(&mut run, check).await.unwrap();
     assert_eq!(child.exit_code, 0);
-    let snapshot = bench.store.snapshot(child.committed_snapshot.as_ref().unwrap()).unwrap();
-    let looks = fs::read_to_string(bench.store.layer_dir(&snapshot.layers[0]).join("workspace/looks")).unwrap();
+    let snapshot = bench.store.snapshots().get(child.committed_snapshot.as_ref().unwrap()).unwrap();
+    let looks = fs::read_to_string(bench.store.layers().dir(&snapshot.layers[0]).join("workspace/looks")).unwrap();
     assert_eq!(looks, before);
 }

@@ -1,5 +1,6 @@
 //! Freezing a source tree.
 
+use hm_exec::source;
 use std::{
     collections::BTreeSet,
     ffi::OsStr,
@@ -21,7 +22,8 @@ use std::{
 
 use hm_exec::{
     runner::ArchiveId,
-    store::{Archives, FrozenSource, StoreError},
+    source::{Archives, FrozenSource},
+    store::StoreError,
 };
 
 use crate::support::store::Bench;
@@ -56,7 +58,7 @@ fn git_rules_apply_inside_a_repository() {
         bench.put(&format!("repo/{file}"), "x");
     }
     bench.put("repo/sub/.git", "gitdir: elsewhere");
-    let frozen = bench.store.freeze(&bench.source("repo"), &AtomicBool::new(false)).unwrap();
+    let frozen = source::freeze(&bench.store, &bench.source("repo"), &AtomicBool::new(false)).unwrap();
     let expected = [
         ".gitignore",
         ".hidden",
@@ -80,7 +82,7 @@ fn a_directory_of_a_repository_obeys_the_rules_above_it() {
     for file in ["part/a.log", "part/out/x", "part/file"] {
         bench.put(file, "x");
     }
-    let frozen = bench.store.freeze(&bench.source("part"), &AtomicBool::new(false)).unwrap();
+    let frozen = source::freeze(&bench.store, &bench.source("part"), &AtomicBool::new(false)).unwrap();
     assert_eq!(paths(&frozen), ["file".to_owned()].into());
 }
 
@@ -92,7 +94,7 @@ fn without_a_repository_ignore_files_count_except_those_above_the_source() {
     for file in ["part/a.log", "part/b.txt"] {
         bench.put(file, "x");
     }
-    let frozen = bench.store.freeze(&bench.source("part"), &AtomicBool::new(false)).unwrap();
+    let frozen = source::freeze(&bench.store, &bench.source("part"), &AtomicBool::new(false)).unwrap();
     assert_eq!(paths(&frozen), [".gitignore", "b.txt"].map(str::to_owned).into());
 }
 
@@ -159,7 +161,7 @@ fn a_store_inside_the_source_is_left_out() {
     let bench = Bench::new();
     bench.put("file", "x");
     let store = hm_exec::store::Store::open(&bench.source(".cache/store")).unwrap();
-    let frozen = store.freeze(&bench.source(""), &AtomicBool::new(false)).unwrap();
+    let frozen = source::freeze(&store, &bench.source(""), &AtomicBool::new(false)).unwrap();
     assert_eq!(paths(&frozen), [".cache", "file"].map(str::to_owned).into());
 }
 
@@ -191,9 +193,9 @@ fn a_missing_directory_and_a_cancelled_freeze_are_errors() {
     bench.put("file", "x");
     let never = AtomicBool::new(false);
     for path in ["nowhere", "file"] {
-        assert!(matches!(bench.store.freeze(&bench.source(path), &never), Err(StoreError::NoSource { .. })));
+        assert!(matches!(source::freeze(&bench.store, &bench.source(path), &never), Err(StoreError::NoSource { .. })));
     }
-    let error = bench.store.freeze(&bench.source(""), &AtomicBool::new(true)).unwrap_err();
+    let error = source::freeze(&bench.store, &bench.source(""), &AtomicBool::new(true)).unwrap_err();
     assert!(matches!(error, StoreError::Abandoned));
     assert_eq!(fs::read_dir(bench.store.dir().join("sources")).unwrap().count(), 0);
 }

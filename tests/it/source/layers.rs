@@ -1,6 +1,7 @@
 //! Sources as stacks of layers: how many layers a changed tree needs, and that the stack shows the whole
 //! tree.
 
+use hm_exec::source;
 use std::{
     collections::BTreeMap,
     fs::{self, Permissions},
@@ -15,7 +16,8 @@ use std::{
     time::Duration,
 };
 
-use hm_exec::store::{FrozenSource, Store, tree};
+use hm_exec::source::FrozenSource;
+use hm_exec::store::{Store, tree};
 use proptest::prelude::*;
 use rustix::fs::inotify;
 
@@ -144,7 +146,8 @@ fn an_unchanged_tree_is_recognized_without_opening_files_or_ignored_directories(
     let_time_pass();
     assert_eq!(bench.freeze(), first);
     opens.take();
-    let again = Store::open(bench.store.dir()).unwrap().freeze(&bench.source(""), &AtomicBool::new(false)).unwrap();
+    let again =
+        source::freeze(&Store::open(bench.store.dir()).unwrap(), &bench.source(""), &AtomicBool::new(false)).unwrap();
     assert_eq!(again, first);
     let opened = opens.take();
     let files: Vec<_> = opened.iter().filter(|name| !name.ends_with('/') && *name != ".gitignore").collect();
@@ -304,7 +307,7 @@ fn a_source_with_lost_layers_is_frozen_again() {
     let first = bench.freeze();
     tree::remove_tree(&bench.store.dir().join("layers").join(first.layers[0].as_str())).unwrap();
     let open = || Store::open(bench.store.dir()).unwrap();
-    let freeze = |store: &Store| store.freeze(&bench.source(""), &AtomicBool::new(false)).unwrap();
+    let freeze = |store: &Store| source::freeze(store, &bench.source(""), &AtomicBool::new(false)).unwrap();
     let second = freeze(&open());
     assert!(second.id == first.id && second.layers != first.layers);
     assert_eq!(shown(&second), direct(&bench.source("")));
@@ -326,7 +329,7 @@ fn concurrent_freezes_of_one_tree_give_the_same_source() {
         let frozen: Vec<FrozenSource> = thread::scope(|scope| {
             let freeze = || {
                 let store = Store::open(bench.store.dir()).unwrap();
-                let frozen = store.freeze(&bench.source(""), &AtomicBool::new(false)).unwrap();
+                let frozen = source::freeze(&store, &bench.source(""), &AtomicBool::new(false)).unwrap();
                 assert_eq!(shown(&frozen), direct(&bench.source("")));
                 frozen
             };
@@ -437,7 +440,7 @@ proptest! {
             prop_assert_eq!(&shown(frozen), tree, "older sources stay as they are");
         }
         let elsewhere = Store::open(&bench.top().join("elsewhere")).unwrap();
-        let whole = elsewhere.freeze(&bench.source(""), &AtomicBool::new(false)).unwrap();
+        let whole = source::freeze(&elsewhere, &bench.source(""), &AtomicBool::new(false)).unwrap();
         prop_assert_eq!(&whole.id, &bench.freeze().id, "a tree has one name, however it came to be");
     }
 }

@@ -1,5 +1,6 @@
 //! Layers and trees that come from elsewhere, named by their content.
 
+use hm_exec::image;
 use std::{
     fs::{self, File},
     path::{Path, PathBuf},
@@ -8,8 +9,9 @@ use std::{
 
 use hm_exec::{
     SnapshotRef,
+    image::{ImageError, PackedLayer},
     store::{
-        Base, BlobFile, CommitRequest, IdMap, ImageDigest, ImageError, LayerId, PackedLayer, Store,
+        Base, BlobFile, CommitRequest, IdMap, ImageDigest, LayerId, Store,
         tree::{self, UnpackLimits},
     },
 };
@@ -20,7 +22,7 @@ fn packed(bench: &Bench) -> PackedLayer {
     let layer = bench.top().join("layer");
     fs::create_dir_all(layer.join("dir")).unwrap();
     fs::write(layer.join("dir/file"), "what a step wrote").unwrap();
-    bench.store.pack_layer(&layer, IdMap::Single).unwrap()
+    image::pack_layer(&bench.store, &layer, IdMap::Single).unwrap()
 }
 
 fn blob(path: &Path) -> BlobFile {
@@ -30,8 +32,8 @@ fn blob(path: &Path) -> BlobFile {
 }
 
 fn find(store: &Store, digest: &ImageDigest) -> Option<PathBuf> {
-    let dir = |layer: LayerId| store.layer_dir(&layer);
-    store.layer_by_content(digest, IdMap::Single).unwrap().map(dir)
+    let dir = |layer: LayerId| store.layers().dir(&layer);
+    image::find_layer(store, digest, IdMap::Single).unwrap().map(dir)
 }
 
 #[test]
@@ -47,12 +49,13 @@ fn a_packed_layer_is_unpacked_once_and_then_found_by_its_content() {
     let diff_id = packed.diff_id();
     assert_eq!(find(&other, &diff_id), None);
     let layer =
-        other.unpack_layer("it", &diff_id, IdMap::Single, blob(packed.path()), UnpackLimits::default()).unwrap();
-    let root = other.layer_dir(&layer);
+        image::unpack_layer(&other, "it", &diff_id, IdMap::Single, blob(packed.path()), UnpackLimits::default())
+            .unwrap();
+    let root = other.layers().dir(&layer);
     assert_eq!(fs::read_to_string(root.join("dir/file")).unwrap(), "what a step wrote");
     assert_eq!(find(&other, &diff_id), Some(root.clone()));
     // Packing the same layer again makes the same file, byte for byte.
-    let again = other.pack_layer(&root, IdMap::Single).unwrap();
+    let again = image::pack_layer(&other, &root, IdMap::Single).unwrap();
     assert_eq!((again.diff_id(), again.digest()), (diff_id, packed.digest()));
     drop((again, lease, other));
 
@@ -62,7 +65,7 @@ fn a_packed_layer_is_unpacked_once_and_then_found_by_its_content() {
     drop(other);
     let other = Store::open(&dir).unwrap();
     assert_eq!(find(&other, &diff_id), None, "a layer that changed is none");
-    other.unpack_layer("it", &diff_id, IdMap::Single, blob(packed.path()), UnpackLimits::default()).unwrap();
+    image::unpack_layer(&other, "it", &diff_id, IdMap::Single, blob(packed.path()), UnpackLimits::default()).unwrap();
     assert_eq!(fs::read_to_string(root.join("dir/file")).unwrap(), "what a step wrote");
 }
 
@@ -71,7 +74,8 @@ fn a_layer_that_does_not_match_its_digest_is_refused() {
     let bench = Bench::new();
     let packed = packed(&bench);
     let wrong = ImageDigest::of(b"something else");
-    let refused = bench.store.unpack_layer("it", &wrong, IdMap::Single, blob(packed.path()), UnpackLimits::default());
+    let refused =
+        image::unpack_layer(&bench.store, "it", &wrong, IdMap::Single, blob(packed.path()), UnpackLimits::default());
     assert!(matches!(refused, Err(ImageError::WrongDigest { .. })), "{refused:?}");
     assert_eq!(find(&bench.store, &wrong), None);
 }
@@ -80,26 +84,26 @@ fn a_layer_that_does_not_match_its_digest_is_refused() {
 fn a_tree_is_found_by_its_digest_only_if_it_was_kept() {
     let bench = Bench::new();
     let digest = ImageDigest::of(b"a directory");
-    let dropped = bench.store.new_tree().unwrap();
+    let dropped = image::new_tree(&bench.store).unwrap();
     fs::write(dropped.root().join("file"), "").unwrap();
     drop(dropped);
-    assert_eq!(bench.store.tree_by_content(&digest).unwrap(), None);
+    assert_eq!(image::find_tree(&bench.store, &digest).unwrap(), None);
 
-    let tree = bench.store.new_tree().unwrap();
+    let tree = image::new_tree(&bench.store).unwrap();
     fs::write(tree.root().join("file"), "content").unwrap();
-    let layer = bench.store.keep_tree(tree, &digest).unwrap();
-    assert_eq!(bench.store.tree_by_content(&digest).unwrap(), Some(layer.clone()));
-    let seal = tree::seal(&bench.store.layer_dir(&layer)).unwrap();
+    let layer = image::keep_tree(&bench.store, tree, &digest).unwrap();
+    assert_eq!(image::find_tree(&bench.store, &digest).unwrap(), Some(layer.clone()));
+    let seal = tree::seal(&bench.store.layers().dir(&layer)).unwrap();
     assert_eq!(seal.entries, 2);
 }
 
 #[tokio::test]
 async fn only_one_task_at_a_time_makes_a_layer() {
     let bench = Bench::new();
-    let layer = Store::tree_id(&ImageDigest::of(b"a directory"));
-    let lock = bench.store.lock_layer(&layer).await.unwrap();
+    let layer = image::tree_id(&ImageDigest::of(b"a directory"));
+    let lock = image::lock_layer(&bench.store, &layer).await.unwrap();
     let store = Arc::clone(&bench.store);
-    let mut second = Box::pin(async move { store.lock_layer(&layer).await.unwrap() });
+    let mut second = Box::pin(async move { image::lock_layer(&store, &layer).await.unwrap() });
     let waits = tokio::time::timeout(std::time::Duration::from_millis(120), &mut second).await;
     assert!(waits.is_err());
     drop(lock);
@@ -116,13 +120,13 @@ fn a_layer_that_occurs_twice_is_stacked_at_its_last_position() {
         let dir = bench.top().join(name);
         fs::create_dir(&dir).unwrap();
         fs::write(dir.join(name), "").unwrap();
-        let packed = bench.store.pack_layer(&dir, IdMap::Single).unwrap();
+        let packed = image::pack_layer(&bench.store, &dir, IdMap::Single).unwrap();
         let (diff_id, blob) = (packed.diff_id(), blob(packed.path()));
-        bench.store.unpack_layer(name, &diff_id, IdMap::Single, blob, UnpackLimits::default()).unwrap()
+        image::unpack_layer(&bench.store, name, &diff_id, IdMap::Single, blob, UnpackLimits::default()).unwrap()
     });
     let mut parent: Option<SnapshotRef> = None;
     for layer in [0, 1, 0] {
-        let below = parent.as_ref().map(|parent| bench.store.snapshot(parent).unwrap());
+        let below = parent.as_ref().map(|parent| bench.store.snapshots().get(parent).unwrap());
         let request = CommitRequest {
             parent: below.as_deref(),
             base: Base::Host,
@@ -132,5 +136,5 @@ fn a_layer_that_occurs_twice_is_stacked_at_its_last_position() {
         };
         parent = Some(bench.store.commit_layer(Some(layers[layer].clone()), request).unwrap());
     }
-    assert_eq!(bench.store.snapshot(&parent.unwrap()).unwrap().layers, layers);
+    assert_eq!(bench.store.snapshots().get(&parent.unwrap()).unwrap().layers, layers);
 }

@@ -1,5 +1,6 @@
 //! A disk that runs full at any point: typed errors, no damage, and a way to recover.
 
+use hm_exec::source;
 use std::{
     fs,
     sync::{Arc, atomic::AtomicBool},
@@ -7,7 +8,8 @@ use std::{
 
 use hm_exec::{
     SnapshotRef,
-    store::{Base, Cached, CommitRequest, Forget, FrozenSource, GcRequest, IdMap, KeepAs, Store, StoreError},
+    source::FrozenSource,
+    store::{Base, Cached, CommitRequest, Forget, GcRequest, IdMap, KeepAs, Store, StoreError},
 };
 use uuid::Uuid;
 
@@ -50,7 +52,7 @@ impl Small {
     }
 
     fn freeze(&self, store: &Store) -> Result<FrozenSource, StoreError> {
-        store.freeze(self.source.path(), &AtomicBool::new(false))
+        source::freeze(store, self.source.path(), &AtomicBool::new(false))
     }
 
     /// Runs a step that writes its number and some kilobytes. Returns `None` if it could not.
@@ -69,10 +71,10 @@ impl Small {
 
     /// Returns how many steps are cached. Checks that each has everything that its step wrote.
     fn check(&self, store: &Store) -> usize {
-        let found = (0..1000).filter(|n| match store.cached(&key(*n)).unwrap() {
+        let found = (0..1000).filter(|n| match store.steps().cached(&key(*n)).unwrap() {
             Cached::Found { snapshot, .. } => {
-                let layers = store.snapshot(&snapshot).unwrap().layers.clone();
-                let number = fs::read_to_string(store.layer_dir(&layers[0]).join("number")).unwrap();
+                let layers = store.snapshots().get(&snapshot).unwrap().layers.clone();
+                let number = fs::read_to_string(store.layers().dir(&layers[0]).join("number")).unwrap();
                 assert_eq!(number, n.to_string());
                 true
             }
@@ -116,8 +118,8 @@ fn every_operation_on_a_full_disk_works_or_reports_a_full_disk() {
             let n = 100 + u16::try_from(spare / STEP_BYTES).unwrap();
             fs::write(small.source.path().join("file"), n.to_string()).unwrap();
             small.step(&store, n, 1);
-            unless_full(store.touch(&[key(0)]));
-            unless_full(store.sync());
+            unless_full(store.steps().touch(&[key(0)]));
+            unless_full(store.layers().sync());
             if let Some(other) = unless_full(small.open()) {
                 assert!(small.check(&other) >= 3);
             }

@@ -1,5 +1,6 @@
 //! Garbage collection: what is removed, in which order, and what is never removed.
 
+use hm_exec::source;
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs::{self, File},
@@ -27,7 +28,7 @@ fn key(n: u8) -> [u8; 32] {
 /// Commits a snapshot with one more layer, of the given size.
 fn commit(bench: &Bench, store: &Arc<Store>, parent: Option<&SnapshotRef>, bytes: usize) -> SnapshotRef {
     let source = bench.freeze().id;
-    let parent = parent.map(|parent| store.snapshot(parent).unwrap());
+    let parent = parent.map(|parent| store.snapshots().get(parent).unwrap());
     let staging = store.stage().unwrap();
     fs::write(staging.upper().join("file"), vec![1; bytes]).unwrap();
     let request =
@@ -43,7 +44,7 @@ fn cache(store: &Store, snapshot: &SnapshotRef, n: u8) {
 }
 
 fn is_cached(store: &Store, n: u8) -> bool {
-    match store.cached(&key(n)).unwrap() {
+    match store.steps().cached(&key(n)).unwrap() {
         Cached::Found { .. } => true,
         Cached::Absent => false,
         damaged => panic!("{damaged:?}"),
@@ -91,7 +92,7 @@ fn the_least_recently_used_is_removed_first_and_no_more_than_necessary() {
             &format!("UPDATE cache SET used_at = {} WHERE step = 'step-{n}'", now_ms() - 1000 + i64::from(n)),
         );
     }
-    bench.store.touch(&[key(1)]).unwrap();
+    bench.store.steps().touch(&[key(1)]).unwrap();
     let all = gc(&bench.store, u64::MAX);
     assert_eq!((all.cached.count, all.freed_bytes > 0), (0, false), "{all:?}");
     let mut dry = GcRequest::new(limits(&bench.store, all.bytes - 300_000));
@@ -128,8 +129,8 @@ fn a_child_is_removed_before_its_parent_and_keeps_the_layers_that_it_needs() {
     cache(&bench.store, &child, 2);
     forget(&bench.store, Forget::Steps(vec!["step-1".into()]));
     assert_eq!([1, 2].map(|n| is_cached(&bench.store, n)), [false, true]);
-    let stack = bench.store.snapshot(&child).unwrap().layers.clone();
-    assert!(stack.len() == 2 && stack.iter().all(|layer| bench.store.layer_dir(layer).join("file").exists()));
+    let stack = bench.store.snapshots().get(&child).unwrap().layers.clone();
+    assert!(stack.len() == 2 && stack.iter().all(|layer| bench.store.layers().dir(layer).join("file").exists()));
 }
 
 #[test]
@@ -138,7 +139,7 @@ fn leased_snapshots_stay_until_the_lease_ends() {
     bench.put("source", "x");
     let snapshot = commit(&bench, &bench.store, None, 100_000);
     cache(&bench.store, &snapshot, 1);
-    let stack = bench.store.snapshot(&snapshot).unwrap().layers.clone();
+    let stack = bench.store.snapshots().get(&snapshot).unwrap().layers.clone();
     // A second handle, which the store treats as another process.
     let run = Store::open(bench.store.dir()).unwrap();
     let lease = run.lease().unwrap();
@@ -147,15 +148,15 @@ fn leased_snapshots_stay_until_the_lease_ends() {
     assert_eq!((report.cached.count, report.sources.count, report.waiting_layers), (1, 1, 2), "{report:?}");
     assert!(report.waiting_bytes >= 100_000);
     assert!(!is_cached(&run, 1), "the name is gone at once");
-    let found = run.snapshot(&snapshot).unwrap();
-    assert!(found.layers.iter().all(|layer| run.layer_dir(layer).join("file").exists()));
-    assert!(run.delta(&found, &bench.freeze()).is_ok(), "the manifest of its source is there");
+    let found = run.snapshots().get(&snapshot).unwrap();
+    assert!(found.layers.iter().all(|layer| run.layers().dir(layer).join("file").exists()));
+    assert!(source::delta(&run, &found, &bench.freeze()).is_ok(), "the manifest of its source is there");
     forget(&bench.store, Forget::Everything);
-    assert!(run.snapshot(&snapshot).is_ok());
+    assert!(run.snapshots().get(&snapshot).is_ok());
     drop(lease);
     let report = forget(&bench.store, Forget::Everything);
     assert_eq!(report.waiting_layers, 0, "{report:?}");
-    assert!(run.snapshot(&snapshot).is_err() && stack.iter().all(|layer| !run.layer_dir(layer).exists()));
+    assert!(run.snapshots().get(&snapshot).is_err() && stack.iter().all(|layer| !run.layers().dir(layer).exists()));
 }
 
 #[test]
@@ -186,7 +187,7 @@ fn keeping_a_child_saves_a_layer_that_was_to_be_removed() {
     forget(&bench.store, Forget::Nothing);
     forget(&bench.store, Forget::Nothing);
     let fresh = Store::open(bench.store.dir()).unwrap();
-    assert!(is_cached(&fresh, 2) && fresh.snapshot(&parent).is_err(), "the parent has no name of its own");
+    assert!(is_cached(&fresh, 2) && fresh.snapshots().get(&parent).is_err(), "the parent has no name of its own");
 }
 
 #[test]
@@ -244,7 +245,10 @@ fn snapshots_of_failed_steps_stay_three_days() {
         sql(&bench.store, &format!("UPDATE kept SET created_at = {} WHERE step = '{step}'", now_ms() - days * DAY_MS));
     }
     assert_eq!(gc(&bench.store, u64::MAX).leftovers.count, 1);
-    assert!(bench.store.left(run, "old").unwrap().is_none() && bench.store.left(run, "new").unwrap().is_some());
+    assert!(
+        bench.store.steps().of_run(run, "old").unwrap().is_none()
+            && bench.store.steps().of_run(run, "new").unwrap().is_some()
+    );
 }
 
 #[test]
@@ -252,7 +256,7 @@ fn files_that_layers_share_count_once_and_are_removed_with_the_last_layer() {
     let bench = Bench::new();
     let one = commit(&bench, &bench.store, None, 500_000);
     let staging = bench.store.stage().unwrap();
-    let file = bench.store.layer_dir(&bench.store.snapshot(&one).unwrap().layers[0]).join("file");
+    let file = bench.store.layers().dir(&bench.store.snapshots().get(&one).unwrap().layers[0]).join("file");
     fs::hard_link(file, staging.upper().join("same")).unwrap();
     let source = bench.freeze().id;
     let request = CommitRequest { parent: None, base: Base::Host, source, delta: None, id_map: IdMap::Single };
@@ -338,8 +342,8 @@ fn names_of_a_layer_that_was_removed_by_hand_are_removed() {
     cache(&bench.store, &parent, 1);
     cache(&bench.store, &commit(&bench, &bench.store, Some(&parent), 1000), 2);
     cache(&bench.store, &commit(&bench, &bench.store, None, 1000), 3);
-    let layer = bench.store.snapshot(&parent).unwrap().layers[0].clone();
-    fs::remove_dir_all(bench.store.layer_dir(&layer).parent().unwrap()).unwrap();
+    let layer = bench.store.snapshots().get(&parent).unwrap().layers[0].clone();
+    fs::remove_dir_all(bench.store.layers().dir(&layer).parent().unwrap()).unwrap();
     gc(&bench.store, u64::MAX);
     let store = Store::open(bench.store.dir()).unwrap();
     assert_eq!([1, 2, 3].map(|n| is_cached(&store, n)), [false, false, true]);
@@ -420,7 +424,7 @@ impl Run {
     fn begin(bench: &Bench) -> Self {
         let store = Store::open(bench.store.dir()).unwrap();
         let lease = store.lease().unwrap();
-        let found = (0..6).filter_map(|n| match store.cached(&key(n)).unwrap() {
+        let found = (0..6).filter_map(|n| match store.steps().cached(&key(n)).unwrap() {
             Cached::Found { snapshot, .. } => Some((n, snapshot)),
             Cached::Absent => None,
             damaged => panic!("{damaged:?}"),
@@ -432,8 +436,8 @@ impl Run {
     /// Checks that everything that the run found is unchanged.
     fn check(&self) {
         for snapshot in self.found.values() {
-            let snapshot = self.store.snapshot(snapshot).unwrap();
-            assert!(snapshot.layers.iter().all(|layer| self.store.layer_dir(layer).join("file").exists()));
+            let snapshot = self.store.snapshots().get(snapshot).unwrap();
+            assert!(snapshot.layers.iter().all(|layer| self.store.layers().dir(layer).join("file").exists()));
         }
     }
 }
@@ -455,7 +459,7 @@ proptest! {
             match op {
                 Op::Keep { n, parent, kilobytes } => {
                     let _lease = bench.store.lease().unwrap();
-                    let parent = parent.and_then(|parent| match bench.store.cached(&key(parent)).unwrap() {
+                    let parent = parent.and_then(|parent| match bench.store.steps().cached(&key(parent)).unwrap() {
                         Cached::Found { snapshot, .. } => Some(snapshot),
                         _ => None,
                     });
@@ -463,7 +467,7 @@ proptest! {
                     cache(&bench.store, &snapshot, n);
                     kept.insert(n, snapshot);
                 }
-                Op::Touch(n) => bench.store.touch(&[key(n)]).unwrap(),
+                Op::Touch(n) => bench.store.steps().touch(&[key(n)]).unwrap(),
                 Op::Lease => runs.push(Run::begin(&bench)),
                 Op::Release { n, child_of } if !runs.is_empty() => {
                     let run = runs.remove(0);
@@ -488,7 +492,7 @@ proptest! {
             let fresh = Store::open(bench.store.dir()).unwrap();
             for n in 0..6 {
                 let expected = kept.get(&n);
-                match fresh.cached(&key(n)).unwrap() {
+                match fresh.steps().cached(&key(n)).unwrap() {
                     Cached::Found { snapshot, .. } => prop_assert_eq!(Some(&snapshot), expected),
                     found => prop_assert!(found == Cached::Absent && expected.is_none(), "{:?}", found),
                 }

@@ -33,9 +33,9 @@ fn kept(sync: bool) -> Kept {
         .keep(&snapshot, KeepAs::Cached { key: &KEY, run: Uuid::nil(), pipeline: "ci", step: "a", created_at: 0 })
         .unwrap();
     if sync {
-        bench.store.sync().unwrap();
+        bench.store.layers().sync().unwrap();
     }
-    let layer = bench.store.snapshot(&snapshot).unwrap().layers[0].clone();
+    let layer = bench.store.snapshots().get(&snapshot).unwrap().layers[0].clone();
     let Bench { top, store } = bench;
     Kept { dir: store.dir().into(), top, snapshot, layer }
 }
@@ -56,9 +56,9 @@ fn entries(dir: &std::path::Path) -> usize {
 fn a_cached_step_is_found_until_its_layer_changes() {
     let Kept { top: _top, dir, snapshot, layer } = kept(true);
     let file = dir.join("layers").join(layer.as_str()).join("root/file");
-    let cached = |dir| Store::open(dir).unwrap().cached(&KEY).unwrap();
+    let cached = |dir| Store::open(dir).unwrap().steps().cached(&KEY).unwrap();
     assert!(matches!(cached(&dir), Cached::Found { snapshot: found, step, .. } if found == snapshot && step == "a"));
-    assert_eq!(Store::open(&dir).unwrap().cached(&[8; 32]).unwrap(), Cached::Absent);
+    assert_eq!(Store::open(&dir).unwrap().steps().cached(&[8; 32]).unwrap(), Cached::Absent);
     File::options().write(true).open(&file).unwrap().set_len(2).unwrap();
     assert!(matches!(cached(&dir), Cached::Damaged { reason } if reason.contains(layer.as_str())));
     fs::remove_file(&file).unwrap();
@@ -73,7 +73,7 @@ fn a_power_cut_loses_only_what_was_not_synced() {
         let Kept { top: _top, dir, .. } = kept(synced);
         Connection::open(dir.join("index.db")).unwrap().execute("UPDATE layers SET boot = 'another'", []).unwrap();
         let store = Store::open(&dir).unwrap();
-        let found = store.cached(&KEY).unwrap();
+        let found = store.steps().cached(&KEY).unwrap();
         assert_eq!(matches!(found, Cached::Found { .. }), synced, "{found:?}");
         assert_eq!(found == Cached::Absent, !synced);
         drop(store);
@@ -96,9 +96,9 @@ fn a_damaged_or_missing_index_loses_only_the_cache() {
         }
         // Damage that is not detected when the store is opened is detected at the first use, and set aside at
         // the next opening.
-        let _ = Store::open(&dir).unwrap().cached(&KEY);
+        let _ = Store::open(&dir).unwrap().steps().cached(&KEY);
         let store = Store::open(&dir).unwrap();
-        assert_eq!(store.cached(&KEY).unwrap(), Cached::Absent, "{damage}");
+        assert_eq!(store.steps().cached(&KEY).unwrap(), Cached::Absent, "{damage}");
         drop(store);
         assert_eq!(entries(&dir.join("layers")), 0, "{damage}: nothing tells what the layers were");
     }
@@ -113,7 +113,7 @@ fn an_index_of_a_later_version_is_refused_and_left_alone() {
     let error = Store::open(&dir).unwrap_err().to_string();
     assert!(error.contains("99") && error.contains("later"), "{error}");
     index().pragma_update(None, "user_version", version).unwrap();
-    assert!(matches!(Store::open(&dir).unwrap().cached(&KEY).unwrap(), Cached::Found { .. }));
+    assert!(matches!(Store::open(&dir).unwrap().steps().cached(&KEY).unwrap(), Cached::Found { .. }));
 }
 
 #[test]
@@ -126,7 +126,7 @@ fn an_index_of_version_1_is_migrated_without_losing_entries() {
              PRAGMA user_version = 1",
         )
         .unwrap();
-    assert!(matches!(Store::open(&dir).unwrap().cached(&KEY).unwrap(), Cached::Found { .. }));
+    assert!(matches!(Store::open(&dir).unwrap().steps().cached(&KEY).unwrap(), Cached::Found { .. }));
     let columns: u32 =
         index.query_row("SELECT count(*) FROM contents, layers WHERE blob > ''", [], |row| row.get(0)).unwrap();
     assert_eq!(columns, 0);
@@ -151,9 +151,9 @@ fn snapshots_that_were_not_kept_end_with_their_process_unless_others_build_on_th
     let bench = Bench::new();
     let (kept, other) = (commit(&bench, "a"), commit(&bench, "b"));
     bench.store.keep(&kept, KeepAs::Left { run: Uuid::nil(), step: "a", passed: false }).unwrap();
-    bench.store.remove_snapshots(&[kept.clone(), other.clone()]).unwrap();
-    assert!(bench.store.snapshot(&kept).is_ok() && bench.store.snapshot(&other).is_err());
-    let dir = bench.store.layer_dir(&bench.store.snapshot(&kept).unwrap().layers[0]);
+    bench.store.snapshots().remove(&[kept.clone(), other.clone()]).unwrap();
+    assert!(bench.store.snapshots().get(&kept).is_ok() && bench.store.snapshots().get(&other).is_err());
+    let dir = bench.store.layers().dir(&bench.store.snapshots().get(&kept).unwrap().layers[0]);
     assert_eq!(fs::read_to_string(dir.join("file")).unwrap(), "a");
 }
 
@@ -161,7 +161,7 @@ fn snapshots_that_were_not_kept_end_with_their_process_unless_others_build_on_th
 fn the_environment_of_a_step_is_kept_with_its_snapshot() {
     let bench = Bench::new();
     let snapshot = commit(&bench, "a");
-    assert_eq!(bench.store.surroundings(&snapshot).unwrap(), None);
+    assert_eq!(bench.store.snapshots().surroundings(&snapshot).unwrap(), None);
     let around = Surroundings {
         env: Arc::new([("GREETING".into(), "hello".into())].into()),
         workdir: "/workspace".into(),
@@ -169,12 +169,12 @@ fn the_environment_of_a_step_is_kept_with_its_snapshot() {
         host_dirs: vec!["/opt".into()],
         had_secrets: true,
     };
-    bench.store.describe(&snapshot, Arc::new(around.clone()));
+    bench.store.snapshots().describe(&snapshot, Arc::new(around.clone()));
     bench.store.keep(&snapshot, KeepAs::Left { run: Uuid::nil(), step: "a", passed: false }).unwrap();
     let Bench { top: _top, store } = bench;
     let dir = store.dir().to_owned();
     drop(store);
     let store = Store::open(&dir).unwrap();
-    assert_eq!(store.surroundings(&snapshot).unwrap().as_deref(), Some(&around));
-    assert_eq!(store.surroundings(&SnapshotRef::from("docker:x")).unwrap(), None);
+    assert_eq!(store.snapshots().surroundings(&snapshot).unwrap().as_deref(), Some(&around));
+    assert_eq!(store.snapshots().surroundings(&SnapshotRef::from("docker:x")).unwrap(), None);
 }

@@ -1,5 +1,6 @@
 //! Layers, snapshots and deltas.
 
+use hm_exec::source;
 use std::{
     fs::{self, Permissions},
     os::unix::fs::{MetadataExt, PermissionsExt, symlink},
@@ -9,7 +10,8 @@ use std::{
 
 use hm_exec::{
     SnapshotRef,
-    store::{Base, CommitRequest, FrozenSource, IdMap, MAX_LAYERS, Snapshot, StoreError, tree},
+    source::FrozenSource,
+    store::{Base, CommitRequest, IdMap, MAX_LAYERS, Snapshot, StoreError, tree},
 };
 use proptest::prelude::*;
 
@@ -20,8 +22,8 @@ use crate::support::{
 
 /// Commits what `write` puts into an upper directory, as a step over `source` would.
 fn step(bench: &Bench, source: &FrozenSource, parent: Option<&SnapshotRef>, write: impl FnOnce(&Path)) -> SnapshotRef {
-    let parent = parent.map(|parent| bench.store.snapshot(parent).unwrap());
-    let delta = parent.as_ref().and_then(|parent| bench.store.delta(parent, source).unwrap());
+    let parent = parent.map(|parent| bench.store.snapshots().get(parent).unwrap());
+    let delta = parent.as_ref().and_then(|parent| source::delta(&bench.store, parent, source).unwrap());
     let staging = bench.store.stage().unwrap();
     write(&staging.upper());
     let request = CommitRequest {
@@ -41,14 +43,14 @@ fn put(upper: &Path, path: &str, text: &str) {
 }
 
 fn dirs(bench: &Bench, snapshot: &Snapshot) -> Vec<PathBuf> {
-    snapshot.layers.iter().map(|layer| bench.store.layer_dir(layer)).collect()
+    snapshot.layers.iter().map(|layer| bench.store.layers().dir(layer)).collect()
 }
 
 /// Returns what a child of a snapshot would see under a source.
 fn shown(bench: &Bench, snapshot: &SnapshotRef, source: &FrozenSource) -> View {
-    let snapshot = bench.store.snapshot(snapshot).unwrap();
-    let delta = bench.store.delta(&snapshot, source).unwrap();
-    let mut all: Vec<_> = delta.iter().map(|layer| bench.store.layer_dir(layer)).collect();
+    let snapshot = bench.store.snapshots().get(snapshot).unwrap();
+    let delta = source::delta(&bench.store, &snapshot, source).unwrap();
+    let mut all: Vec<_> = delta.iter().map(|layer| bench.store.layers().dir(layer)).collect();
     all.extend(dirs(bench, &snapshot));
     all.extend_from_slice(&source.roots);
     view(&all)
@@ -59,10 +61,10 @@ fn an_untouched_layer_is_dropped_and_an_attribute_is_a_change() {
     let bench = Bench::new();
     let source = bench.freeze();
     let untouched = step(&bench, &source, None, |_| {});
-    assert!(bench.store.snapshot(&untouched).unwrap().layers.is_empty());
+    assert!(bench.store.snapshots().get(&untouched).unwrap().layers.is_empty());
     let chmodded =
         step(&bench, &source, None, |upper| fs::set_permissions(upper, Permissions::from_mode(0o700)).unwrap());
-    assert_eq!(bench.store.snapshot(&chmodded).unwrap().layers.len(), 1);
+    assert_eq!(bench.store.snapshots().get(&chmodded).unwrap().layers.len(), 1);
 }
 
 #[test]
@@ -93,7 +95,7 @@ fn premade_directories_become_part_of_a_layer_only_when_touched() {
             delta: None,
             id_map: IdMap::Single,
         };
-        let snapshot = bench.store.snapshot(&bench.store.commit(staging, request).unwrap()).unwrap();
+        let snapshot = bench.store.snapshots().get(&bench.store.commit(staging, request).unwrap()).unwrap();
         assert_eq!(snapshot.layers.len(), expected, "{touch}");
         for dir in dirs(&bench, &snapshot) {
             assert!(!dir.join("etc").exists());
@@ -109,13 +111,13 @@ fn removing_a_snapshot_keeps_the_layers_that_others_use() {
     let parent = step(&bench, &source, None, |upper| put(upper, "workspace/a", "a"));
     let child = step(&bench, &source, Some(&parent), |upper| put(upper, "workspace/b", "b"));
     let (shared, own) = {
-        let snapshot = bench.store.snapshot(&child).unwrap();
-        (bench.store.layer_dir(&snapshot.layers[1]), bench.store.layer_dir(&snapshot.layers[0]))
+        let snapshot = bench.store.snapshots().get(&child).unwrap();
+        (bench.store.layers().dir(&snapshot.layers[1]), bench.store.layers().dir(&snapshot.layers[0]))
     };
-    bench.store.remove_snapshots(&[parent.clone(), "hm1:../../nonsense".into(), "other:x".into()]).unwrap();
-    assert!(matches!(bench.store.snapshot(&parent), Err(StoreError::UnknownSnapshot { .. })));
+    bench.store.snapshots().remove(&[parent.clone(), "hm1:../../nonsense".into(), "other:x".into()]).unwrap();
+    assert!(matches!(bench.store.snapshots().get(&parent), Err(StoreError::UnknownSnapshot { .. })));
     assert!(shared.exists() && own.exists());
-    bench.store.remove_snapshots(&[child]).unwrap();
+    bench.store.snapshots().remove(&[child]).unwrap();
     assert!(!shared.exists() && !own.exists());
 }
 
@@ -140,7 +142,7 @@ fn long_lineages_stay_shallow_and_show_the_same() {
                 assert!(whiteout(&upper.join(format!("workspace/step-{}", number - 1))));
             }
         });
-        assert!(bench.store.snapshot(&snapshot).unwrap().layers.len() <= MAX_LAYERS);
+        assert!(bench.store.snapshots().get(&snapshot).unwrap().layers.len() <= MAX_LAYERS);
     }
     let shown = shown(&bench, &snapshot, &source);
     let files: Vec<_> = shown.keys().map(|path| path.to_str().unwrap()).collect();
@@ -201,13 +203,15 @@ fn a_child_of_a_snapshot_over_older_source_sees_later_edits_and_deletions() {
     ] {
         assert_eq!(text(path), expected, "{path}");
     }
-    let (snapshot, first) =
-        (bench.store.snapshot(&parent).unwrap(), bench.store.delta(&bench.store.snapshot(&parent).unwrap(), &new));
-    assert_eq!(bench.store.delta(&snapshot, &new).unwrap(), first.unwrap(), "made once");
+    let (snapshot, first) = (
+        bench.store.snapshots().get(&parent).unwrap(),
+        source::delta(&bench.store, &bench.store.snapshots().get(&parent).unwrap(), &new),
+    );
+    assert_eq!(source::delta(&bench.store, &snapshot, &new).unwrap(), first.unwrap(), "made once");
     // A grandchild over the same source needs no delta, and sees the same.
     let child = step(&bench, &new, Some(&parent), |_| {});
-    let grandchild = bench.store.snapshot(&child).unwrap();
-    assert_eq!(bench.store.delta(&grandchild, &new).unwrap(), None);
+    let grandchild = bench.store.snapshots().get(&child).unwrap();
+    assert_eq!(source::delta(&bench.store, &grandchild, &new).unwrap(), None);
     assert_eq!(self::shown(&bench, &child, &new), shown);
 }
 
@@ -220,7 +224,7 @@ fn edits_that_no_layer_hides_need_no_delta() {
     bench.put("a", "new");
     bench.put("c", "new");
     let new = bench.freeze();
-    assert_eq!(bench.store.delta(&bench.store.snapshot(&parent).unwrap(), &new).unwrap(), None);
+    assert_eq!(source::delta(&bench.store, &bench.store.snapshots().get(&parent).unwrap(), &new).unwrap(), None);
 }
 
 #[test]
@@ -234,7 +238,7 @@ fn another_checkout_of_the_same_files_needs_no_delta() {
     fs::File::open(bench.source("lock")).unwrap().set_modified(UNIX_EPOCH + Duration::from_secs(1)).unwrap();
     let new = bench.freeze();
     assert_ne!(new.id, old.id, "the time is part of what steps see");
-    assert_eq!(bench.store.delta(&bench.store.snapshot(&parent).unwrap(), &new).unwrap(), None);
+    assert_eq!(source::delta(&bench.store, &bench.store.snapshots().get(&parent).unwrap(), &new).unwrap(), None);
 }
 
 /// A small tree over a handful of names, so that all kinds of entries meet.

@@ -1,5 +1,6 @@
 //! One store, used by several processes (or several instances in one process).
 
+use hm_exec::source;
 use std::{fs, sync::atomic::AtomicBool};
 
 use hm_exec::store::{Base, Cached, CommitRequest, IdMap, KeepAs, Store, StoreError, StoreHandle};
@@ -21,14 +22,16 @@ fn opening_a_store_in_another_process_removes_nothing_of_this_one() {
         CommitRequest { parent: None, base: Base::Host, source: source.id, delta: None, id_map: IdMap::Single };
     let snapshot = bench.store.commit(staging, request).unwrap();
     let other = Store::open(bench.store.dir()).unwrap();
-    assert!(matches!(other.snapshot(&snapshot), Err(StoreError::UnknownSnapshot { .. })), "it is not kept yet");
+    assert!(matches!(other.snapshots().get(&snapshot), Err(StoreError::UnknownSnapshot { .. })), "it is not kept yet");
     bench
         .store
         .keep(&snapshot, KeepAs::Cached { key: &[7; 32], run: Uuid::nil(), pipeline: "ci", step: "a", created_at: 0 })
         .unwrap();
-    assert_eq!(other.snapshot(&snapshot).unwrap(), bench.store.snapshot(&snapshot).unwrap());
-    assert!(matches!(other.cached(&[7; 32]).unwrap(), Cached::Found { snapshot: found, .. } if found == snapshot));
-    assert_eq!(other.freeze(&bench.source(""), &AtomicBool::new(false)).unwrap(), bench.freeze());
+    assert_eq!(other.snapshots().get(&snapshot).unwrap(), bench.store.snapshots().get(&snapshot).unwrap());
+    assert!(
+        matches!(other.steps().cached(&[7; 32]).unwrap(), Cached::Found { snapshot: found, .. } if found == snapshot)
+    );
+    assert_eq!(source::freeze(&other, &bench.source(""), &AtomicBool::new(false)).unwrap(), bench.freeze());
 }
 
 #[test]
@@ -56,8 +59,8 @@ fn a_closed_store_leaves_no_temporary_files_and_keeps_kept_snapshots() {
     let layers = fs::read_dir(bench.store.dir().join("layers")).unwrap().count();
     assert_eq!(layers, 2, "that of the source, and the one that was kept");
     let store = Store::open(bench.store.dir()).unwrap();
-    assert_eq!(store.left(Uuid::nil(), "a").unwrap(), Some((snapshot.clone(), true)));
-    assert!(store.layer_dir(&store.snapshot(&snapshot).unwrap().layers[0]).join("file").exists());
+    assert_eq!(store.steps().of_run(Uuid::nil(), "a").unwrap(), Some((snapshot.clone(), true)));
+    assert!(store.layers().dir(&store.snapshots().get(&snapshot).unwrap().layers[0]).join("file").exists());
 }
 
 #[test]

@@ -8,7 +8,7 @@ use hm_exec::{
     event::{RunDir, create},
     ir::{CommandStep, Env},
     runner::{ArchiveId, CacheDecision, Secrets, StepContext},
-    store::Archives,
+    source::Archives,
 };
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;

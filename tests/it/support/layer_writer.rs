@@ -91,7 +91,7 @@ impl StepRunner for Writer {
     }
 
     async fn reap_snapshots(&self, snapshots: Vec<SnapshotRef>) {
-        self.store.remove_snapshots(&snapshots).unwrap();
+        self.store.snapshots().remove(&snapshots).unwrap();
     }
 
     async fn probe(&self) -> Probe {
@@ -123,7 +123,7 @@ impl StepRunner for Writer {
 
 impl Writer {
     fn commit(&self, input: &ExecutorInput) -> SnapshotRef {
-        let parent = input.parent_snapshot.as_ref().map(|snapshot| self.store.snapshot(snapshot).unwrap());
+        let parent = input.parent_snapshot.as_ref().map(|snapshot| self.store.snapshots().get(snapshot).unwrap());
         let staging = self.store.stage().unwrap();
         fs::write(staging.upper().join(&*input.step.key), &*input.step.cmd).unwrap();
         let source = serde_json::from_value(json!("0123456789abcdef0123456789abcdef")).unwrap();

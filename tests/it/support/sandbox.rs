@@ -14,7 +14,8 @@ use hm_exec::{
         ArchiveId, CacheDecision, RunnerError, Secrets, StepContext, StepRunner,
         sandbox::{SandboxBuilder, SandboxRunner},
     },
-    store::{Archives, Store},
+    source::Archives,
+    store::Store,
 };
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;

@@ -51,10 +51,10 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
     };
     let log = if step.status == Some(StepStatus::CacheHit) {
         let key = cache::key_of(&store, &run, &step.key).map_err(|error| unreadable(error.into()))?;
-        key.map(|key| store.cached_log(&key.0))
+        key.map(|key| store.steps().log(&key.0))
     } else {
         let index = steps.iter().position(|known| known.key == step.key).and_then(|at| u32::try_from(at).ok());
-        let last = index.map(|index| event::last_log(store.run_dir(run.id), StepIndex(index))).transpose();
+        let last = index.map(|index| event::last_log(store.runs().dir(run.id), StepIndex(index))).transpose();
         last.map_err(|error| unreadable(error.into()))?.flatten()
     };
     let file = match log.map(File::open) {

@@ -4,8 +4,9 @@ use std::{num::NonZeroUsize, path::PathBuf, pin::pin, process::ExitCode, time::D
 
 use hm_exec::{
     BackendHandle, BuildOutcome, BuildStatus, Plan, RunRequest, StepStatus,
+    image::{ImageOptions, PullPolicy},
     quote::quote,
-    store::{Filesystem, ImageOptions, PullPolicy, StoreHandle},
+    store::{Filesystem, StoreHandle},
 };
 use uuid::Uuid;
 
@@ -230,7 +231,7 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
                 screen.close(SHUTDOWN_LIMIT);
             }
             // The killed build could not record its own end.
-            let note = |run| store.get_opened().map_or(Ok(()), |store| store.end_run(run, 130));
+            let note = |run| store.get_opened().map_or(Ok(()), |store| store.runs().end(run, 130));
             if let Err(error) = run_id.map_or(Ok(()), note) {
                 to_stderr(&format!("warning: failed to record the end of this run: {error}"));
             }
@@ -282,7 +283,7 @@ fn check_steps(plan: &Plan, named: &[String]) -> Outcome<()> {
 fn point_at_what_is_left(store: &StoreHandle, outcome: &BuildOutcome) {
     let Some(store) = store.get_opened() else { return };
     let failed = |status| matches!(status, StepStatus::Failed | StepStatus::TimedOut | StepStatus::OutOfMemory);
-    let is_kept = |key: &str| matches!(store.left(outcome.build.run_id, key), Ok(Some((_, false))));
+    let is_kept = |key: &str| matches!(store.steps().of_run(outcome.build.run_id, key), Ok(Some((_, false))));
     if let Some(step) = outcome.steps.iter().find(|step| failed(step.status) && is_kept(&step.key)) {
         // `hm shell` parses what follows `--` as a command, so a key that looks like an option is given with
         // its run.

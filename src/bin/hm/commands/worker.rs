@@ -3,8 +3,9 @@
 use std::{num::NonZeroUsize, process::ExitCode};
 
 use hm_exec::{
+    image::ImageOptions,
     remote::Endpoint,
-    store::{ImageOptions, StoreHandle},
+    store::StoreHandle,
     worker::{Stop, Worker, WorkerNote, WorkerNotes, WorkerOptions},
 };
 

@@ -7,8 +7,8 @@ use std::{
 
 use hm_exec::{
     Plan,
+    image::image_path,
     plan::{BindOptions, DEFAULT_IMAGE},
-    store::image_path,
 };
 
 use super::Ask;

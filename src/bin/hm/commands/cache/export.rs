@@ -3,8 +3,8 @@
 use std::{path::PathBuf, process::ExitCode};
 
 use hm_exec::{
+    image::{ExportError, ExportTarget},
     runner::sandbox::SandboxExportError,
-    store::{ExportError, ExportTarget},
 };
 
 use crate::{

@@ -3,9 +3,10 @@
 use std::{process::ExitCode, sync::Arc, time::Duration};
 
 use hm_exec::{
+    image::ImageOptions,
     runner::docker::Swept,
     size::show,
-    store::{Forgotten, GcReport, GcRequest, ImageOptions, Store},
+    store::{Forgotten, GcReport, GcRequest, Store},
 };
 
 use super::{auto::detach, collect, limits::LimitArgs, open_store};

@@ -9,7 +9,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use hm_exec::store::Store;
+use hm_exec::store::Exposure;
 use serde::Serialize;
 
 use crate::{
@@ -140,7 +140,7 @@ fn store() -> Finding {
     let Ok(stat) = rustix::fs::statfs(existing) else {
         return bad(format!("failed to examine {shown}"), CHOOSE);
     };
-    match Store::exposure_of(&dir) {
+    match Exposure::of(&dir) {
         Ok(Some(exposure)) => return lacking(exposure.to_string(), exposure.mended_by().unwrap_or_default()),
         Ok(None) => {}
         Err(error) => return bad(format!("{:#}", anyhow::Error::new(error)), CHOOSE),

@@ -1,0 +1,215 @@
+//! Adds the layers of a pinned image to the store.
+//!
+//! Layers are fetched and unpacked concurrently, each under a lock that the kernel releases when its holder
+//! dies. If another task or process needs the same layer, it waits and then finds the layer in place. The
+//! configuration is kept last.
+
+use std::{
+    collections::BTreeSet,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::{Duration, Instant},
+};
+
+use futures_util::{StreamExt, TryStreamExt, stream};
+
+use super::{
+    ImageDigest, ImageError, Notes,
+    archive::{BlobAt, LocalImage},
+    base_layer::base_layer,
+    layers,
+    manifest::Config,
+    partial::Partial,
+    stored,
+};
+use crate::store::{IdMap, LayerId, Store, StoreError, tree::UnpackLimits};
+
+/// The number of concurrent layers. More connections do not make a pull faster, and each unpacking needs a
+/// processor.
+const AT_ONCE: usize = 4;
+/// The interval of progress messages during a long pull.
+const NOTE_EVERY: Duration = Duration::from_secs(5);
+
+/// The origin of an image's layers.
+#[derive(Debug)]
+pub(super) enum Origin {
+    /// Files of this machine.
+    Local(LocalImage),
+    /// A registry.
+    #[cfg(feature = "registry")]
+    Registry(super::registry::RemoteImage),
+}
+
+/// A layer's bytes, ready to read, and the resource that keeps them available.
+pub(super) struct Blob {
+    pub(super) at: BlobAt,
+    /// A download, which is removed after it is unpacked.
+    pub(super) _download: Option<Partial>,
+}
+
+/// One fetch.
+pub(super) struct Fetch<'a> {
+    pub(super) store: &'a Arc<Store>,
+    /// The image as the user wrote it.
+    pub(super) name: &'a str,
+    pub(super) digest: ImageDigest,
+    pub(super) origin: &'a Origin,
+    pub(super) id_map: IdMap,
+    pub(super) limits: UnpackLimits,
+}
+
+/// A layer of the image that is not in the store.
+struct Missing {
+    /// The position in the manifest, counted from the lowest layer.
+    index: usize,
+    layer: LayerId,
+    diff_id: ImageDigest,
+}
+
+impl Fetch<'_> {
+    /// Fetches the missing layers.
+    ///
+    /// # Cancel safety
+    /// If the future is dropped, downloads are removed. A layer that is being unpacked is finished on its
+    /// thread and then removed.
+    pub(super) async fn run(&self, notes: &impl Notes) -> Result<(), ImageError> {
+        base_layer(self.store, self.id_map)?;
+        let bytes = self.config_bytes().await?;
+        let count = self.layer_count();
+        let config =
+            Config::parse(&bytes, Some(count)).map_err(|wrong| wrong.of(self.name, |why| self.malformed(&why)))?;
+        let missing = self.missing(&config)?;
+        if !missing.is_empty() {
+            self.layers(&missing, notes).await?;
+        }
+        // Walks the new layers.
+        let (store, digest, id_map) = (Arc::clone(self.store), self.digest, self.id_map);
+        let keep = tokio::task::spawn_blocking(move || stored::keep(&store, &digest, id_map, &config, bytes));
+        Ok(keep.await.map_err(|error| self.no_thread(error))??)
+    }
+
+    async fn layers(&self, missing: &[Missing], notes: &impl Notes) -> Result<(), ImageError> {
+        let total: u64 = missing.iter().map(|it| self.length(it.index)).fold(0, u64::saturating_add);
+        if total > self.limits.bytes {
+            let (image, limit) = (self.name.to_owned(), self.limits.bytes);
+            return Err(ImageError::TooLarge { image, bytes: total, limit });
+        }
+        let started = Instant::now();
+        let layers = if missing.len() == 1 { "layer" } else { "layers" };
+        let (verb, past) = self.verbs();
+        notes.note(format!("{verb} {}: {} in {} {layers}", self.name, megabytes(total), missing.len())).await;
+        let done = AtomicU64::new(0);
+        let layers: Vec<_> = missing.iter().map(|layer| self.layer(layer, &done)).collect();
+        let work = stream::iter(layers).buffer_unordered(AT_ONCE).try_for_each(|()| async { Ok(()) });
+        tokio::pin!(work);
+        loop {
+            tokio::select! {
+                worked = &mut work => break worked?,
+                () = tokio::time::sleep(NOTE_EVERY) => {
+                    let done = done.load(Relaxed);
+                    notes.note(match done < total {
+                        true => format!("{verb} {}: {} of {}", self.name, megabytes(done), megabytes(total)),
+                        false => format!("unpacking {}", self.name),
+                    })
+                    .await;
+                }
+            }
+        }
+        notes.note(format!("{past} {} in {:.1} s", self.name, started.elapsed().as_secs_f64())).await;
+        Ok(())
+    }
+
+    /// Fetches and unpacks one layer, unless another task or process just did.
+    async fn layer(&self, missing: &Missing, done: &AtomicU64) -> Result<(), ImageError> {
+        let Missing { index, layer, diff_id } = missing;
+        let _lock = layers::lock_layer(self.store, layer).await?;
+        if self.store.layers().is_intact(layer)? {
+            return Ok(());
+        }
+        // An existing directory is damaged.
+        self.store.trash().discard_from(&self.store.layers().home(layer))?;
+        let blob = self.blob(*index, done).await?;
+        let (store, layer, diff_id) = (Arc::clone(self.store), layer.clone(), *diff_id);
+        let (id_map, limits, image) = (self.id_map, self.limits, self.name.to_owned());
+        let work = tokio::task::spawn_blocking(move || {
+            layers::unpack(&store, &image, &layer, &diff_id, id_map, blob.at.open()?, limits)
+        });
+        work.await.map_err(|error| self.no_thread(error))?
+    }
+
+    fn no_thread(&self, error: tokio::task::JoinError) -> StoreError {
+        StoreError::io("unpack to", self.store.dir(), std::io::Error::other(error))
+    }
+
+    fn missing(&self, config: &Config) -> Result<Vec<Missing>, StoreError> {
+        let (mut seen, mut missing) = (BTreeSet::new(), Vec::new());
+        for (index, diff_id) in config.rootfs.diff_ids.iter().enumerate() {
+            let layer = LayerId::of_image(diff_id, self.id_map);
+            if seen.insert(layer.clone()) && !self.store.layers().is_intact(&layer)? {
+                missing.push(Missing { index, layer, diff_id: *diff_id });
+            }
+        }
+        Ok(missing)
+    }
+
+    async fn config_bytes(&self) -> Result<Vec<u8>, ImageError> {
+        match self.origin {
+            Origin::Local(image) => Ok(image.config.clone()),
+            #[cfg(feature = "registry")]
+            Origin::Registry(image) => image.config().await,
+        }
+    }
+
+    fn layer_count(&self) -> usize {
+        match self.origin {
+            Origin::Local(image) => image.layers.len(),
+            #[cfg(feature = "registry")]
+            Origin::Registry(image) => image.layers().len(),
+        }
+    }
+
+    fn length(&self, index: usize) -> u64 {
+        match self.origin {
+            Origin::Local(image) => image.layers[index].length,
+            #[cfg(feature = "registry")]
+            Origin::Registry(image) => image.layers()[index].size,
+        }
+    }
+
+    #[cfg_attr(not(feature = "registry"), expect(clippy::unused_async, reason = "registries are waited for"))]
+    async fn blob(&self, index: usize, done: &AtomicU64) -> Result<Blob, ImageError> {
+        match self.origin {
+            Origin::Local(image) => {
+                let at = image.layers[index].clone();
+                done.fetch_add(at.length, Relaxed);
+                Ok(Blob { at, _download: None })
+            }
+            #[cfg(feature = "registry")]
+            Origin::Registry(image) => image.download(self.store, index, done).await,
+        }
+    }
+
+    fn verbs(&self) -> (&'static str, &'static str) {
+        match self.origin {
+            Origin::Local(_) => ("unpacking", "unpacked"),
+            #[cfg(feature = "registry")]
+            Origin::Registry(_) => ("pulling", "pulled"),
+        }
+    }
+
+    fn malformed(&self, reason: &str) -> ImageError {
+        ImageError::UnsupportedFormat {
+            image: self.name.to_owned(),
+            what: format!("an invalid configuration ({reason})"),
+            hint: "report it to its owner",
+        }
+    }
+}
+
+/// Formats a size for users: whole megabytes, or tenths if it is less than 10 MB.
+fn megabytes(bytes: u64) -> String {
+    let tenths = bytes / 100_000;
+    if tenths < 100 { format!("{}.{} MB", tenths / 10, tenths % 10) } else { format!("{} MB", tenths / 10) }
+}

@@ -1,0 +1,180 @@
+//! Layers by content: a layer that exists as a file is added to the store, once.
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use rustix::fs::FlockOperation;
+
+use super::{ImageDigest, ImageError, partial::Partial};
+use crate::{
+    store::{
+        IdMap, ImageRow, LayerId, Store, StoreError,
+        files::{make_dir, open_lock},
+    },
+    tree::{BlobFile, UnpackError, UnpackLimits},
+};
+
+/// The interval for retrying a lock that another process or task holds.
+const LOCK_EVERY: Duration = Duration::from_millis(50);
+/// Layers whose names have the same prefix share a lock, so that the number of lock files is bounded.
+const LOCK_DIGITS: usize = 2;
+
+/// A lock for creating a layer with a known name. The kernel releases it when its holder dies.
+#[derive(Debug)]
+#[must_use = "a lock is held until it is dropped"]
+pub struct LayerLock {
+    _file: std::fs::File,
+}
+
+/// A tree that is being created, named by its content. It is removed when dropped, unless it is
+/// [kept](keep_tree).
+#[derive(Debug)]
+pub struct PartialTree(Partial);
+
+impl PartialTree {
+    /// Returns the directory for its files.
+    pub fn root(&self) -> PathBuf {
+        self.0.root()
+    }
+}
+
+/// Waits until no other process or task is creating the layer `layer`. The lock is polled, because
+/// waiting for it in the kernel could not be cancelled.
+pub async fn lock_layer(store: &Store, layer: &LayerId) -> Result<LayerLock, StoreError> {
+    let dir = store.paths().layer_locks();
+    make_dir(&dir)?;
+    let path = dir.join(&layer.as_str()[..LOCK_DIGITS]);
+    let lock = open_lock(&path)?;
+    loop {
+        match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(LayerLock { _file: lock }),
+            Err(rustix::io::Errno::WOULDBLOCK | rustix::io::Errno::INTR) => tokio::time::sleep(LOCK_EVERY).await,
+            Err(error) => return Err(StoreError::io("lock", path, error)),
+        }
+    }
+}
+
+/// Finds the intact layer whose uncompressed tar has this digest, whether it belongs to an image or was
+/// added separately. From now on it is kept like an image of its own, until garbage collection finds that
+/// it was not used for a long time. Take a [lease](Store::lease) first. Blocks: the first check of a
+/// layer walks it.
+///
+/// # Errors
+/// Returns an error if the index cannot be read or written.
+pub fn find_layer(store: &Store, diff_id: &ImageDigest, id_map: IdMap) -> Result<Option<LayerId>, StoreError> {
+    find(store, diff_id, id_map, LayerId::of_image(diff_id, id_map))
+}
+
+/// Unpacks a layer from a file, and keeps it as [`find_layer`] does. The caller must hold
+/// the layer's [lock](lock_layer). Blocks. `name` is used in errors.
+///
+/// # Errors
+/// Returns an error if the layer cannot be unpacked, or does not have the digest `diff_id`.
+pub fn unpack_layer(
+    store: &Arc<Store>,
+    name: &str,
+    diff_id: &ImageDigest,
+    id_map: IdMap,
+    blob: BlobFile,
+    limits: UnpackLimits,
+) -> Result<LayerId, ImageError> {
+    let layer = LayerId::of_image(diff_id, id_map);
+    // An existing directory is damaged.
+    store.trash().discard_from(&store.layers().home(&layer))?;
+    unpack(store, name, &layer, diff_id, id_map, blob, limits)?;
+    keep(store, diff_id, id_map, &layer)?;
+    Ok(layer)
+}
+
+/// Returns the name of the layer whose uncompressed tar has this digest, for [`lock_layer`].
+#[must_use]
+pub fn layer_id(diff_id: &ImageDigest, id_map: IdMap) -> LayerId {
+    LayerId::of_image(diff_id, id_map)
+}
+
+/// Returns the name of the tree with the digest `digest`, for [`lock_layer`].
+pub fn tree_id(digest: &ImageDigest) -> LayerId {
+    LayerId::of_tree(digest)
+}
+
+/// Finds an intact tree that was [kept](keep_tree). Take a [lease](Store::lease) first. Blocks as
+/// [`find_layer`] does.
+///
+/// # Errors
+/// Returns an error if the index cannot be read or written.
+pub fn find_tree(store: &Store, digest: &ImageDigest) -> Result<Option<LayerId>, StoreError> {
+    find(store, digest, IdMap::Single, LayerId::of_tree(digest))
+}
+
+/// Creates an empty tree to fill.
+///
+/// # Errors
+/// Returns an error if a directory cannot be created.
+pub fn new_tree(store: &Arc<Store>) -> Result<PartialTree, StoreError> {
+    Partial::new(store).map(PartialTree)
+}
+
+/// Puts a finished tree in its place, where it is found by `digest`. The caller must hold its
+/// [lock](lock_layer).
+///
+/// # Errors
+/// Returns an error if the tree cannot be put in its place, or if the index cannot be written.
+pub fn keep_tree(store: &Store, tree: PartialTree, digest: &ImageDigest) -> Result<LayerId, StoreError> {
+    let layer = LayerId::of_tree(digest);
+    store.trash().discard_from(&store.layers().home(&layer))?;
+    tree.0.place(&layer)?;
+    keep(store, digest, IdMap::Single, &layer)?;
+    Ok(layer)
+}
+
+/// Finds an intact layer by its digest, and keeps it.
+fn find(store: &Store, digest: &ImageDigest, id_map: IdMap, layer: LayerId) -> Result<Option<LayerId>, StoreError> {
+    if store.stacks().image(digest, id_map)?.is_some() {
+        store.stacks().touch_image(digest, id_map)?;
+        return Ok(Some(layer));
+    }
+    if !store.layers().is_intact(&layer)? {
+        return Ok(None);
+    }
+    keep(store, digest, id_map, &layer)?;
+    Ok(Some(layer))
+}
+
+/// Keeps a layer like an image of its own.
+fn keep(store: &Store, digest: &ImageDigest, id_map: IdMap, layer: &LayerId) -> Result<(), StoreError> {
+    // The row has no configuration, so it does not describe an image: its digest is not that of a
+    // configuration.
+    let row = ImageRow { stack: vec![layer.clone()], config: String::new() };
+    store.stacks().keep_image(digest, id_map, &row)
+}
+
+/// Creates the layer `layer` from a file. The caller must hold its lock.
+pub(super) fn unpack(
+    store: &Arc<Store>,
+    name: &str,
+    layer: &LayerId,
+    diff_id: &ImageDigest,
+    id_map: IdMap,
+    blob: BlobFile,
+    limits: UnpackLimits,
+) -> Result<(), ImageError> {
+    let partial = Partial::new(store)?;
+    let unpacked = store.trash().tree_ops().unpack(blob, &partial.root(), id_map, limits);
+    let unpacked = unpacked.map_err(|error| failed_to_unpack(name, &partial, error))?;
+    let found = ImageDigest::from_bytes(unpacked.diff_id);
+    if found != *diff_id {
+        let (image, what) = (name.to_owned(), "a layer".into());
+        return Err(ImageError::WrongDigest { image, what, expected: diff_id.to_string(), found: found.to_string() });
+    }
+    Ok(partial.place(layer)?)
+}
+
+/// Returns the error of unpacking a layer. A full disk is reported as an error of the store.
+fn failed_to_unpack(image: &str, partial: &Partial, error: UnpackError) -> ImageError {
+    if let UnpackError::Io { errno, .. } = &error {
+        let store_error = StoreError::io("unpack to", partial.root(), std::io::Error::from_raw_os_error(*errno));
+        if matches!(store_error, StoreError::Full { .. }) {
+            return store_error.into();
+        }
+    }
+    ImageError::Unpack { image: image.to_owned(), source: error }
+}

@@ -1,0 +1,291 @@
+//! Registries: resolves names, and downloads images.
+//!
+//! `oci-client` performs the requests. This module decides which registry to ask (a mirror first, for
+//! docker.io) and how often, and verifies the answers: every document and every layer is checked against the
+//! digest that named it.
+
+mod credentials;
+mod download;
+mod session;
+mod trouble;
+
+use std::sync::{
+    Arc, OnceLock,
+    atomic::{AtomicU64, Ordering::Relaxed},
+};
+
+use chrono::{DateTime, Utc};
+use oci_client::{Client, Reference};
+use tokio::sync::OnceCell;
+
+use self::{
+    download::Sink,
+    session::{Session, client},
+    trouble::Failure,
+};
+use super::{
+    ImageDigest, ImageError, ImageOptions, Notes, PullPolicy,
+    archive::BlobAt,
+    fetch::Blob,
+    manifest::{Config, Descriptor, Document, MAX_DOCUMENT_BYTES, Manifest, Wrong},
+    partial::Partial,
+    search::Search,
+};
+use crate::store::{Store, TagRow};
+
+/// The registry whose images a mirror may have.
+const DOCKER_HUB: &str = "docker.io";
+
+/// Clients for registries, one with and one without encryption.
+#[derive(Default)]
+pub(super) struct Registries {
+    encrypted: OnceLock<Client>,
+    plain: OnceLock<Client>,
+}
+
+impl std::fmt::Debug for Registries {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Registries").finish_non_exhaustive()
+    }
+}
+
+/// An image of a registry that is pinned, and whose layers have not been read yet.
+#[derive(Debug)]
+pub(super) struct RemoteImage {
+    /// The image as the user wrote it.
+    name: String,
+    /// The registries to ask, in this order.
+    sessions: Vec<Session>,
+    /// The manifest for this machine.
+    digest: ImageDigest,
+    /// Fetched on demand if the tag was remembered.
+    manifest: OnceCell<Manifest>,
+}
+
+/// Parses the name of an image of a registry.
+pub(super) fn reference(image: &str) -> Result<Reference, ImageError> {
+    image.parse().map_err(|error: oci_client::ParseError| ImageError::BadName {
+        image: image.to_owned(),
+        reason: format!("{error}; use a name such as `debian:bookworm` or `ghcr.io/owner/name:tag`"),
+    })
+}
+
+impl Registries {
+    /// Resolves `image` to a manifest and a configuration.
+    pub(super) async fn pin(
+        &self,
+        options: &ImageOptions,
+        store: &Arc<Store>,
+        image: &str,
+        notes: &impl Notes,
+    ) -> Result<(ImageDigest, RemoteImage), ImageError> {
+        let reference = reference(image)?;
+        let full = reference.whole();
+        let remembered = store.stacks().tag(&full)?;
+        let sessions = self.sessions(options, image, &reference).await?;
+        let from = |tag: &TagRow, sessions| {
+            let manifest = OnceCell::new();
+            (tag.image, RemoteImage { name: image.to_owned(), sessions, digest: tag.manifest, manifest })
+        };
+        if let Some(tag) = &remembered {
+            let is_enough = match options.pull {
+                PullPolicy::Always => reference.digest().is_some(),
+                PullPolicy::Missing => reference.digest().is_some() || store.stacks().has_image(&tag.image)?,
+                PullPolicy::Never => true,
+            };
+            if is_enough {
+                return Ok(from(tag, sessions));
+            }
+        } else if options.pull == PullPolicy::Never {
+            return Err(ImageError::Offline { image: image.to_owned() });
+        }
+        let patience = if remembered.is_some() { session::IMPATIENT } else { session::PATIENT };
+        match ask(image, &sessions, patience).await {
+            Ok((digest, manifest)) => {
+                let fetched_at = Utc::now().timestamp_millis();
+                let tag = TagRow { manifest: digest, image: manifest.config.digest, fetched_at };
+                store.stacks().remember_tag(&full, &tag)?;
+                let manifest = OnceCell::new_with(Some(manifest));
+                Ok((tag.image, RemoteImage { name: image.to_owned(), sessions, digest, manifest }))
+            }
+            Err(error) => match (remembered, &error) {
+                (Some(tag), ImageError::Unreachable { .. } | ImageError::RateLimited { .. }) => {
+                    let since = DateTime::from_timestamp_millis(tag.fetched_at).unwrap_or_default();
+                    let since = since.format("%Y-%m-%d %H:%M UTC");
+                    notes.note(format!("warning: {error}: using `{image}` as resolved at {since}")).await;
+                    Ok(from(&tag, sessions))
+                }
+                _ => Err(error),
+            },
+        }
+    }
+
+    /// Returns the registries to ask for an image.
+    async fn sessions(
+        &self,
+        options: &ImageOptions,
+        image: &str,
+        reference: &Reference,
+    ) -> Result<Vec<Session>, ImageError> {
+        let mut references = Vec::new();
+        if let Some(mirror) = &options.mirror
+            && reference.registry() == DOCKER_HUB
+        {
+            references.push(session::on_mirror(mirror, reference).ok_or_else(|| ImageError::BadName {
+                image: mirror.clone(),
+                reason: "HM_REGISTRY_MIRROR must be HOST[:PORT][/PATH] of a registry".into(),
+            })?);
+        }
+        references.push(reference.clone());
+        let mut sessions = Vec::new();
+        for reference in references {
+            let is_plain = session::is_plain(options, reference.resolve_registry());
+            let slot = if is_plain { &self.plain } else { &self.encrypted };
+            let client = match slot.get() {
+                Some(client) => client.clone(),
+                None => {
+                    let made = client(is_plain).map_err(|reason| ImageError::Unreachable {
+                        image: image.to_owned(),
+                        registry: reference.registry().to_owned(),
+                        reason,
+                    })?;
+                    slot.get_or_init(|| made).clone()
+                }
+            };
+            let auth = credentials::look_up(options.docker_config.clone(), reference.registry()).await?;
+            sessions.push(Session::new(image, client, reference, auth));
+        }
+        Ok(sessions)
+    }
+}
+
+/// Requests the manifest for this machine. Returns its digest and the manifest.
+async fn ask(image: &str, sessions: &[Session], patience: u32) -> Result<(ImageDigest, Manifest), ImageError> {
+    let mut failed = None;
+    for session in sessions {
+        match ask_one(image, session, patience).await {
+            Ok(found) => return Ok(found),
+            Err(error) => {
+                tracing::debug!(%error, "a registry has no answer");
+                failed = Some(error);
+            }
+        }
+    }
+    Err(failed.unwrap_or_else(|| ImageError::NotFound { image: image.to_owned(), place: None }))
+}
+
+async fn ask_one(image: &str, session: &Session, patience: u32) -> Result<(ImageDigest, Manifest), ImageError> {
+    let wrong = |wrong| session.wrong(wrong);
+    let (bytes, digest) = session.document(None, patience).await?;
+    let index = match Document::parse(&bytes).map_err(wrong)? {
+        Document::Manifest(manifest) => return Ok((digest, manifest)),
+        Document::Index(index) => index,
+    };
+    let mut search = Search::among(&index.candidates(), index.platforms());
+    loop {
+        let at = search.next().map_err(wrong)?;
+        let (bytes, _) = session.document(Some(at.digest), patience).await?;
+        match Document::parse(&bytes).map_err(wrong)? {
+            Document::Index(index) => search.descend(at, &index),
+            Document::Manifest(manifest) if at.is_certain => return Ok((at.digest, manifest)),
+            Document::Manifest(manifest) => {
+                match config_of(image, &[session], &manifest).await.map(|bytes| Config::parse(&bytes, None))? {
+                    Ok(_) => return Ok((at.digest, manifest)),
+                    Err(Wrong::Platform { found, .. }) => search.reject(found),
+                    Err(other) => return Err(wrong(other)),
+                }
+            }
+        }
+    }
+}
+
+/// Fetches a configuration from the first session that has it, and verifies its digest.
+async fn config_of(image: &str, sessions: &[&Session], manifest: &Manifest) -> Result<Vec<u8>, ImageError> {
+    let config = &manifest.config;
+    if config.size > MAX_DOCUMENT_BYTES {
+        let (image, bytes, limit) = (image.to_owned(), config.size, MAX_DOCUMENT_BYTES);
+        return Err(ImageError::TooLarge { image, bytes, limit });
+    }
+    let mut sink = Sink::Memory(Vec::new());
+    blob_of(image, sessions, config, "the configuration", &mut sink, &AtomicU64::new(0)).await?;
+    match sink {
+        Sink::Memory(bytes) => Ok(bytes),
+        Sink::File(..) => Ok(Vec::new()),
+    }
+}
+
+/// Downloads a blob from the first session that has it. Adds the received bytes to `done`.
+async fn blob_of(
+    image: &str,
+    sessions: &[&Session],
+    descriptor: &Descriptor,
+    what: &str,
+    sink: &mut Sink,
+    done: &AtomicU64,
+) -> Result<(), ImageError> {
+    let mut failed = None;
+    for session in sessions {
+        let before = done.load(Relaxed);
+        match session.blob(descriptor, sink, done).await {
+            Ok(()) => return Ok(()),
+            Err(Failure::Store(error)) => return Err(error.into()),
+            Err(Failure::Trouble(trouble)) => failed = Some(session.error(trouble, what)),
+        }
+        done.fetch_sub(done.load(Relaxed).saturating_sub(before).min(descriptor.size), Relaxed);
+    }
+    Err(failed.unwrap_or_else(|| ImageError::NotFound { image: image.to_owned(), place: None }))
+}
+
+impl RemoteImage {
+    /// Fetches the manifest if it is not known yet.
+    pub(super) async fn complete(&self) -> Result<(), ImageError> {
+        let manifest = self.manifest.get_or_try_init(async || {
+            let mut failed = None;
+            for session in &self.sessions {
+                let document = session.document(Some(self.digest), session::PATIENT).await;
+                let parsed = document.and_then(|(bytes, _)| Document::parse(&bytes).map_err(|it| session.wrong(it)));
+                match parsed {
+                    Ok(Document::Manifest(manifest)) => return Ok(manifest),
+                    Ok(Document::Index(_)) => failed = Some(session.bad_answer("it has become an index".into())),
+                    Err(error) => failed = Some(error),
+                }
+            }
+            Err(failed.unwrap_or_else(|| ImageError::NotFound { image: self.name.clone(), place: None }))
+        });
+        manifest.await.map(drop)
+    }
+
+    /// Returns the layers, lowest first. Returns none before [`complete`](Self::complete).
+    pub(super) fn layers(&self) -> &[Descriptor] {
+        self.manifest.get().map_or(&[], |manifest| &manifest.layers)
+    }
+
+    /// Returns the configuration, verified against its digest.
+    pub(super) async fn config(&self) -> Result<Vec<u8>, ImageError> {
+        self.complete().await?;
+        let Some(manifest) = self.manifest.get() else {
+            return Err(ImageError::NotFound { image: self.name.clone(), place: None });
+        };
+        config_of(&self.name, &self.sessions(), manifest).await
+    }
+
+    fn sessions(&self) -> Vec<&Session> {
+        self.sessions.iter().collect()
+    }
+
+    /// Downloads a layer to a file of the store, and verifies its digest. Adds the received bytes to `done`.
+    pub(super) async fn download(
+        &self,
+        store: &Arc<Store>,
+        index: usize,
+        done: &AtomicU64,
+    ) -> Result<Blob, ImageError> {
+        let not_found = || ImageError::NotFound { image: self.name.clone(), place: None };
+        let layer = self.layers().get(index).ok_or_else(not_found)?;
+        let partial = Partial::free(store);
+        let mut sink = Sink::file(partial.path())?;
+        blob_of(&self.name, &self.sessions(), layer, "a layer", &mut sink, done).await?;
+        let at = BlobAt::file(partial.path().to_owned(), layer.size);
+        Ok(Blob { at, _download: Some(partial) })
+    }
+}

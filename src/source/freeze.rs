@@ -1,0 +1,191 @@
+//! Freezes a source tree: walks it, names it by its content, and stores what changed.
+//!
+//! ```text
+//! walk   the status of every path that the rules admit; no file is read
+//! read   unchanged files are taken from the stat cache, the others are read and hashed: this yields the
+//!        manifest, and with it the name
+//! write  a tree that is not in the store becomes one layer over those of the directory's last source, or a
+//!        stack of its own; every byte is compared with the manifest, so that concurrent edits are noticed
+//! ```
+
+use std::{
+    path::{Path, PathBuf},
+    sync::atomic::AtomicBool,
+    thread,
+};
+
+use super::{
+    FrozenSource,
+    manifest::{Change, Manifest, Times},
+    read::{ATTEMPTS, Known, Reader},
+    stat_cache::{StatCache, now},
+    walk::Walk,
+    weight::Weight,
+    write::{LayerWriter, Written},
+};
+use crate::store::{
+    LayerId, SourceId, Store, StoreError,
+    files::{make_dir, write_new},
+};
+
+/// A stack with more deltas than this is compacted, because each layer makes a step's lookup of a name
+/// slower.
+const MAX_DELTAS: usize = 8;
+
+/// Stores the tree at `dir`, unless it is in the store already. Blocks while every path is examined and
+/// the files that changed since the last time are read.
+///
+/// The following are left out: what git would ignore and what `.ignore` files name, `.git`, the pipelines
+/// of `dir` itself (`.hm`), sockets, pipes, devices, and the store itself. Hidden files, empty
+/// directories, symbolic links, modes and times are kept.
+///
+/// # Errors
+/// Returns [`StoreError::Unreadable`] or [`StoreError::SourceChanged`] with the file concerned, or
+/// [`StoreError::Abandoned`] if `abandoned` was set in the meantime.
+pub fn freeze(store: &Store, dir: &Path, abandoned: &AtomicBool) -> Result<FrozenSource, StoreError> {
+    let no_source = || StoreError::NoSource { path: dir.into() };
+    let source = dir.canonicalize().map_err(|_| no_source())?;
+    if !source.is_dir() {
+        return Err(no_source());
+    }
+    let mut attempt = 1;
+    loop {
+        match freeze_once(store, &Reader { source: &source, abandoned }) {
+            Err(StoreError::SourceChanged { path }) if attempt < ATTEMPTS => {
+                tracing::debug!(path = %path.display(), attempt, "the source changed while it was read");
+                attempt += 1;
+            }
+            result => return result,
+        }
+    }
+}
+
+fn freeze_once(store: &Store, reader: &Reader<'_>) -> Result<FrozenSource, StoreError> {
+    let cache_path = StatCache::path(store, reader.source);
+    let cache = StatCache::load(&cache_path);
+    let started = now();
+    let walk = Walk { source: reader.source, store: store.dir(), abandoned: reader.abandoned };
+    // Checking that the last source's layers are intact takes as long as the walk.
+    let (tree, last) = thread::scope(|scope| {
+        let last = cache.as_ref().map(|cache| scope.spawn(|| FrozenSource::find(store, &cache.last)));
+        (walk.run(), last.map(|last| last.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))))
+    });
+    let (tree, last) = (tree?, last.transpose()?.flatten());
+    // If the clock went backwards, times are meaningless.
+    let trusted = cache.as_ref().filter(|cache| cache.started <= started);
+    let known = Known::of(&tree, trusted);
+    let last = match last {
+        Some(last) if known.is_everything() => return Ok(last),
+        last => last,
+    };
+    let (manifest, stamps) = reader.read_unknown(&known)?;
+    let id = manifest.id();
+    let weight = cache.as_ref().map(|cache| cache.weight).unwrap_or_default();
+    let (frozen, weight) = match FrozenSource::find(store, &id)? {
+        Some(frozen) => (frozen, if cache.is_some_and(|cache| cache.last == id) { weight } else { Weight::default() }),
+        None => {
+            let last = last.and_then(|last| LastSource::read(store, last, weight));
+            add_source(store, reader, &id, &manifest, last.as_ref())?
+        }
+    };
+    let cache = StatCache { last: id, weight, started, manifest, stamps };
+    if let Err(error) = cache.save(store, &cache_path) {
+        tracing::warn!(%error, "failed to write the stat cache; the next run must read all files again");
+    }
+    Ok(frozen)
+}
+
+/// Adds a source that is not in the store.
+fn add_source(
+    store: &Store,
+    reader: &Reader<'_>,
+    id: &SourceId,
+    new: &Manifest,
+    last: Option<&LastSource>,
+) -> Result<(FrozenSource, Weight), StoreError> {
+    let stored = last.map(|last| (&last.frozen, &last.manifest));
+    let writer = LayerWriter { reader, new, stored };
+    let encoded = new.encode();
+    let record = |layers: &[LayerId]| FrozenSource::record(store, id, &encoded, layers);
+    if let Some(LastSource { frozen: last, manifest, weight }) = last {
+        let changes = manifest.changes(new, Times::Count);
+        let weight = *weight + Weight::of(&changes);
+        if last.layers.len() <= MAX_DELTAS && !weight.outweighs(new) {
+            if let Some(delta) = write_layer(store, &writer, &changes, None)? {
+                let layers = [&[delta], &last.layers[..]].concat();
+                return Ok((record(&layers)?, weight));
+            }
+        } else if let Some(base) = last.layers.last()
+            && let Ok(manifest) = Manifest::read(&base_manifest(store, base))
+        {
+            let changes = manifest.changes(new, Times::Count);
+            let weight = Weight::of(&changes);
+            if !weight.outnumbers(new)
+                && let Some(delta) = write_layer(store, &writer, &changes, None)?
+            {
+                return Ok((record(&[delta, base.clone()])?, weight));
+            }
+        }
+    }
+    let nothing = Manifest::default();
+    let base = write_layer(store, &writer, &nothing.changes(new, Times::Count), Some(&encoded))?;
+    let base = base.ok_or_else(|| StoreError::Corrupt {
+        path: store.dir().into(),
+        reason: "a whole tree has marks for what it lacks".into(),
+    })?;
+    Ok((record(&[base])?, Weight::default()))
+}
+
+/// Writes a layer and puts it in its place. Returns `None` if removed entries cannot be marked. A layer
+/// that contains a whole tree keeps that tree's manifest beside it, so that deltas over it can be
+/// compacted after its source is gone.
+fn write_layer(
+    store: &Store,
+    writer: &LayerWriter<'_>,
+    changes: &[Change<'_>],
+    manifest: Option<&[u8]>,
+) -> Result<Option<LayerId>, StoreError> {
+    let home = store.instance().new_tmp();
+    let write = || {
+        make_dir(&home)?;
+        if writer.write(changes, &home.join("root"))? == Written::NoMarks {
+            return Ok(None);
+        }
+        if let Some(manifest) = manifest {
+            let path = home.join("manifest");
+            write_new(&path, manifest)?;
+        }
+        store.layers().place(&home).map(Some)
+    };
+    let written = write();
+    if !matches!(written, Ok(Some(_))) {
+        store.trash().discard(home);
+    }
+    written
+}
+
+/// Returns the path of the manifest beside a layer that contains a whole tree.
+fn base_manifest(store: &Store, base: &LayerId) -> PathBuf {
+    store.layers().home(base).join("manifest")
+}
+
+/// The source that a directory was last frozen as.
+struct LastSource {
+    frozen: FrozenSource,
+    manifest: Manifest,
+    /// The weight of the deltas in its stack.
+    weight: Weight,
+}
+
+impl LastSource {
+    /// Reads the manifest of the source. Returns `None` if that is not possible.
+    fn read(store: &Store, frozen: FrozenSource, weight: Weight) -> Option<Self> {
+        match Manifest::of(store, &frozen.id) {
+            Ok(manifest) => Some(Self { frozen, manifest, weight }),
+            Err(error) => {
+                tracing::warn!(%error, "copying the whole source");
+                None
+            }
+        }
+    }
+}

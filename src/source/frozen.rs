@@ -1,0 +1,70 @@
+//! Frozen sources in the store: a stack of layers, and the manifest in `sources/SOURCE/`.
+
+use std::path::{Path, PathBuf};
+
+use super::manifest::Manifest;
+use crate::store::{LayerId, SourceId, Store, StoreError, files::make_dir};
+
+/// A source tree in the store: a stack of read-only layers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct FrozenSource {
+    /// The name. Equal content, modes and times give equal ids.
+    pub id: SourceId,
+    /// The layers of the source, topmost first: later changes, over a whole tree.
+    pub layers: Vec<LayerId>,
+    /// The directories of these layers. Each contains its part of the tree at `workspace`, and marks removed
+    /// entries as overlayfs does (with whiteouts, never with opaque directories). They can be an overlay's
+    /// lower directories for any user ids of the steps.
+    pub roots: Vec<PathBuf>,
+}
+
+impl FrozenSource {
+    /// Returns a source whose layers are all in the store, unchanged. Returns `None` if there is no such
+    /// source, or not any more.
+    ///
+    /// # Errors
+    /// Returns an error if the index cannot be read.
+    pub fn find(store: &Store, id: &SourceId) -> Result<Option<Self>, StoreError> {
+        Ok(store.stacks().source(id)?.map(|layers| Self::of(store, id, layers)))
+    }
+
+    /// Names a stack of layers, all of which are in place. The manifest outlives the layers: snapshots over
+    /// this source need it to find out which files were edited since.
+    pub(super) fn record(
+        store: &Store,
+        id: &SourceId,
+        manifest: &[u8],
+        layers: &[LayerId],
+    ) -> Result<Self, StoreError> {
+        make_dir(&store.paths().source(id))?;
+        store.instance().write_file(&manifest_path(store, id), manifest)?;
+        store.stacks().keep_source(id, layers)?;
+        Ok(Self::of(store, id, layers.to_vec()))
+    }
+
+    fn of(store: &Store, id: &SourceId, layers: Vec<LayerId>) -> Self {
+        let roots = layers.iter().map(|layer| store.layers().dir(layer)).collect();
+        Self { id: id.clone(), layers, roots }
+    }
+
+    /// Returns the path of a file of this source in the store. `path` is relative to the tree.
+    pub(crate) fn locate(&self, path: &Path) -> PathBuf {
+        let within = Path::new("workspace").join(path);
+        let has_it = |root: &&PathBuf| root.join(&within).symlink_metadata().is_ok();
+        let root = self.roots.iter().find(has_it).or(self.roots.last());
+        root.map_or_else(|| within.clone(), |root| root.join(&within))
+    }
+}
+
+impl Manifest {
+    /// Reads the manifest of a source in the store.
+    pub(crate) fn of(store: &Store, id: &SourceId) -> Result<Self, StoreError> {
+        Self::read(&manifest_path(store, id))
+    }
+}
+
+/// Returns the path of the manifest of a source in the store.
+pub(super) fn manifest_path(store: &Store, id: &SourceId) -> PathBuf {
+    store.paths().source(id).join("manifest")
+}

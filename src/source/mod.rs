@@ -1,0 +1,42 @@
+//! Source trees: frozen in the store, compared, and given to runners.
+//!
+//! The user's directory goes in, read by the rules of ignore files and never written to. A [`FrozenSource`]
+//! comes out: layers of the store, named by their content, and a manifest. From the manifests of two sources
+//! follow the [`delta`] that updates a snapshot made over the older one, the changes to apply to a workspace
+//! without layers, and the digests of the paths in a cache policy. This module knows nothing about steps.
+
+mod delta;
+mod freeze;
+mod frozen;
+#[cfg(feature = "cloud")]
+mod import;
+mod manifest;
+mod read;
+mod rules;
+mod run_source;
+mod stat_cache;
+#[cfg(feature = "vm")]
+mod tar;
+mod walk;
+mod watched;
+mod weight;
+#[cfg(feature = "process")]
+pub(crate) mod workspace;
+mod write;
+
+pub use delta::delta;
+pub use freeze::freeze;
+pub use frozen::FrozenSource;
+#[cfg(feature = "cloud")]
+pub(crate) use import::{has_manifest, import_manifest, manifest_bytes};
+#[cfg(feature = "cloud")]
+pub(crate) use manifest::{Kind as SourceKind, Manifest};
+pub use run_source::Archives;
+#[cfg(feature = "vm")]
+pub(crate) use tar::source_tar;
+pub(crate) use watched::watched;
+
+/// Returns the number of threads that read or walk a tree.
+fn threads() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from).min(8)
+}

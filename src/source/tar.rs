@@ -1,0 +1,96 @@
+//! Packs a source as a tar stream, for runners that cannot mount layers.
+
+use std::{
+    ffi::OsStr,
+    fs::File,
+    io::{self, Write},
+    os::unix::ffi::OsStrExt,
+    path::{Path, PathBuf},
+};
+
+use tar::{Builder, EntryType, Header};
+
+use super::{
+    FrozenSource,
+    manifest::{Change, Entry, Kind, Manifest, Times},
+};
+use crate::store::{SourceId, Store, StoreError};
+
+/// Writes `source`, or its differences from the older source `since`, as a tar stream with paths relative
+/// to the tree. Returns the paths to remove before the stream is unpacked over the older source, the
+/// contents of a directory before the directory itself.
+pub(crate) fn source_tar(
+    store: &Store,
+    source: &FrozenSource,
+    since: Option<&SourceId>,
+    out: impl Write,
+) -> Result<Vec<PathBuf>, StoreError> {
+    let manifest = Manifest::of(store, &source.id)?;
+    let mut archive = Builder::new(out);
+    let mut removed = Vec::new();
+    match since {
+        None => {
+            for entry in manifest.entries() {
+                append(&mut archive, &entry, source)?;
+            }
+        }
+        Some(since) => {
+            let older = Manifest::of(store, since)?;
+            for change in older.changes(&manifest, Times::OfFiles) {
+                match change {
+                    Change::Removed(entry) => removed.push(entry.as_path().to_owned()),
+                    Change::Added(entry) => {
+                        // The entry may replace one of another kind.
+                        removed.push(entry.as_path().to_owned());
+                        append(&mut archive, &entry, source)?;
+                    }
+                    Change::Changed(entry) => append(&mut archive, &entry, source)?,
+                }
+            }
+        }
+    }
+    let root = source.locate(Path::new(""));
+    archive.into_inner().map_err(|error| StoreError::io("pack", root, error))?;
+    removed.reverse();
+    Ok(removed)
+}
+
+fn append(archive: &mut Builder<impl Write>, entry: &Entry<'_>, source: &FrozenSource) -> Result<(), StoreError> {
+    // The root of the tree is the directory where the stream is unpacked.
+    let path = if entry.path.is_empty() { Path::new(".") } else { entry.as_path() };
+    append_to(archive, entry, path, source)
+        .map_err(|error| StoreError::io("pack", source.locate(entry.as_path()), error))
+}
+
+fn append_to(
+    archive: &mut Builder<impl Write>,
+    entry: &Entry<'_>,
+    path: &Path,
+    source: &FrozenSource,
+) -> io::Result<()> {
+    let (seconds, nanos) = entry.mtime;
+    if nanos != 0 {
+        archive.append_pax_extensions([("mtime", format!("{seconds}.{nanos:09}").as_bytes())])?;
+    }
+    let mut header = Header::new_gnu();
+    header.set_mode(entry.mode);
+    header.set_uid(0);
+    header.set_gid(0);
+    header.set_mtime(u64::try_from(seconds).unwrap_or_default());
+    header.set_size(0);
+    match entry.kind {
+        Kind::Directory => {
+            header.set_entry_type(EntryType::Directory);
+            archive.append_data(&mut header, path, io::empty())
+        }
+        Kind::Symlink { target } => {
+            header.set_entry_type(EntryType::Symlink);
+            archive.append_link(&mut header, path, OsStr::from_bytes(target))
+        }
+        Kind::File { size_bytes, .. } => {
+            header.set_entry_type(EntryType::Regular);
+            header.set_size(size_bytes);
+            archive.append_data(&mut header, path, File::open(source.locate(entry.as_path()))?)
+        }
+    }
+}

@@ -1,0 +1,152 @@
+//! Workspaces kept whole: the snapshots of a runner that has no layers.
+//!
+//! A workspace is a plain directory. One step changes it in place, then it is kept by rename and copied for
+//! each child. It carries the id of the source that it was made from, so that a child with a newer source
+//! gets the difference.
+
+use std::{
+    fs::{self, DirBuilder},
+    io,
+    os::unix::fs::DirBuilderExt,
+    path::{Path, PathBuf},
+};
+
+use super::{
+    FrozenSource,
+    manifest::{Change, Entry, Kind, Manifest, Times},
+    write::put_symlink,
+};
+use crate::{
+    store::{LayerId, SourceId, Staging, Store, StoreError, error::Doing, files::write_new},
+    tree,
+};
+
+/// Keeps the `workspace` of a staging under an id, by rename.
+pub(crate) fn keep(store: &Store, staging: Staging, source: &SourceId) -> Result<LayerId, StoreError> {
+    let path = staging.home().join("source");
+    write_new(&path, source.as_str().as_bytes())?;
+    let id = store.instance().new_layer_id()?;
+    let place = home(store, &id);
+    fs::rename(staging.home(), &place).doing("keep the workspace", &place)?;
+    drop(staging);
+    Ok(id)
+}
+
+/// Copies a source to `into`, which must not exist.
+pub(crate) fn copy_source(store: &Store, source: &FrozenSource, into: &Path) -> Result<(), StoreError> {
+    let manifest = Manifest::of(store, &source.id)?;
+    for entry in manifest.entries() {
+        let path = into.join(entry.as_path());
+        match entry.kind {
+            Kind::Directory => DirBuilder::new().mode(0o700).create(&path).doing("make the directory", &path)?,
+            Kind::Symlink { target } => put_symlink(&entry, target, &path)?,
+            Kind::File { .. } => {
+                tree::copy_file(&source.locate(entry.as_path()), &path).doing("write", &path)?;
+                entry.put_attributes(&path)?;
+            }
+        }
+    }
+    let mut dirs = manifest.entries().rev().filter(Entry::is_dir);
+    dirs.try_for_each(|entry| entry.put_attributes(&into.join(entry.as_path())))
+}
+
+/// Copies a kept workspace to `into`, which must not exist, and updates it to `source`. Returns `None` if
+/// there is no such workspace. Takes as long as copying the workspace.
+pub(crate) fn copy(store: &Store, id: &LayerId, into: &Path, source: &FrozenSource) -> Result<Option<()>, StoreError> {
+    let home = home(store, id);
+    let path = home.join("source");
+    let saw = match fs::read_to_string(&path) {
+        Ok(text) => SourceId::parse(&text),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(StoreError::io("read", path, error)),
+    };
+    let saw = saw.ok_or_else(|| StoreError::Corrupt { path, reason: "it does not name a source".into() })?;
+    let from = home.join("root/workspace");
+    tree::copy_tree(&from, into).doing("copy", &from)?;
+    if saw != source.id {
+        update(store, into, &saw, source)?;
+    }
+    Ok(Some(()))
+}
+
+/// Removes a kept workspace. Succeeds if there is none.
+pub(crate) fn remove(store: &Store, id: &LayerId) -> Result<(), StoreError> {
+    store.trash().discard_from(&home(store, id))
+}
+
+/// Applies the difference between two sources. Edits and deletions override the step's changes, and
+/// everything else stays.
+fn update(store: &Store, workspace: &Path, old: &SourceId, new: &FrozenSource) -> Result<(), StoreError> {
+    let (before, after) = (Manifest::of(store, old)?, Manifest::of(store, &new.id)?);
+    let changes = before.changes(&after, Times::OfFiles);
+    for change in &changes {
+        match *change {
+            Change::Removed(entry) if entry.is_dir() => {}
+            Change::Removed(entry) => {
+                if let Some(path) = existing(workspace, &entry)
+                    && !path.is_dir()
+                {
+                    fs::remove_file(&path).doing("remove", &path)?;
+                }
+            }
+            Change::Added(entry) | Change::Changed(entry) => {
+                put(&entry, workspace, new)?;
+            }
+        }
+    }
+    for change in changes.iter().rev() {
+        if let Change::Removed(entry) = change
+            && entry.is_dir()
+            && let Some(path) = existing(workspace, entry)
+        {
+            // Stays if a step put files of its own there.
+            let _ = fs::remove_dir(path);
+        }
+    }
+    Ok(())
+}
+
+/// Returns the directory of a kept workspace.
+fn home(store: &Store, id: &LayerId) -> PathBuf {
+    store.paths().workspaces().join(id.as_str())
+}
+
+/// Returns the path of an entry if every parent of it is a directory of the workspace. A step may have
+/// replaced parents with symbolic links.
+fn existing(workspace: &Path, entry: &Entry<'_>) -> Option<PathBuf> {
+    let mut path = workspace.to_path_buf();
+    for part in entry.as_path() {
+        if !fs::symlink_metadata(&path).is_ok_and(|metadata| metadata.is_dir()) {
+            return None;
+        }
+        path.push(part);
+    }
+    fs::symlink_metadata(&path).is_ok().then_some(path)
+}
+
+/// Puts an entry of the newer source in its place, and replaces any file that a step put there or in the
+/// place of its parents.
+fn put(entry: &Entry<'_>, workspace: &Path, source: &FrozenSource) -> Result<(), StoreError> {
+    let mut path = workspace.to_path_buf();
+    let mut parts = entry.as_path().components().peekable();
+    while let Some(part) = parts.next() {
+        path.push(part);
+        let found = fs::symlink_metadata(&path).ok();
+        let wants_dir = parts.peek().is_some() || entry.is_dir();
+        if found.as_ref().is_some_and(|found| found.is_dir() == wants_dir && wants_dir) {
+            continue;
+        }
+        tree::remove_tree(&path).doing("replace", &path)?;
+        if wants_dir {
+            DirBuilder::new().mode(0o755).create(&path).doing("make the directory", &path)?;
+        }
+    }
+    match entry.kind {
+        Kind::Directory => entry.put_attributes(&path),
+        Kind::Symlink { target } => put_symlink(entry, target, &path),
+        Kind::File { .. } => {
+            tree::copy_file(&source.locate(entry.as_path()), &path).doing("write", &path)?;
+            entry.put_attributes(&path)
+        }
+    }
+}

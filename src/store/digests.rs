@@ -1,0 +1,57 @@
+//! The digests of layers and files outside of the store, recorded so that nothing is packed or hashed twice.
+
+use std::sync::Arc;
+
+use super::{ImageDigest, LayerId, StoreError, index, shared::Shared};
+
+/// The digests of a layer outside of the store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct PackedDigests {
+    /// The digest of its uncompressed tar.
+    pub(crate) diff_id: ImageDigest,
+    /// The digest of its compressed tar.
+    pub(crate) blob: ImageDigest,
+    /// The size of the compressed tar.
+    pub(crate) size_bytes: u64,
+}
+
+impl PackedDigests {
+    /// Collects them from the digest of a layer's tar, and from the SHA-256 and the size of the compressed
+    /// tar.
+    pub(crate) fn new(diff_id: ImageDigest, blob: [u8; 32], size_bytes: u64) -> Self {
+        Self { diff_id, blob: ImageDigest::from_bytes(blob), size_bytes }
+    }
+}
+
+/// The recorded digests of a store.
+#[derive(Debug)]
+pub(crate) struct Digests {
+    shared: Arc<Shared>,
+}
+
+impl Digests {
+    pub(super) fn new(shared: Arc<Shared>) -> Self {
+        Self { shared }
+    }
+
+    /// Returns the digests of a layer if it was packed before.
+    pub(crate) fn of_layer(&self, layer: &LayerId) -> Result<Option<PackedDigests>, StoreError> {
+        self.shared.index.read(|connection| index::blobs::packed(connection, layer))
+    }
+
+    /// Remembers the digests of a packed layer for as long as the store keeps the layer. A layer that only a
+    /// run has, without a row in the index, is not remembered.
+    pub(crate) fn remember_layer(&self, layer: &LayerId, name: &PackedDigests) -> Result<(), StoreError> {
+        self.shared.index.write(|transaction| index::blobs::put_packed(transaction, layer, name))
+    }
+
+    /// Returns the SHA-256 of contents that manifests identify by another hash, if it is known.
+    pub(crate) fn sha256_of(&self, contents: &[[u8; 32]]) -> Result<Vec<Option<[u8; 32]>>, StoreError> {
+        self.shared.index.read(|connection| index::blobs::sha256(connection, contents))
+    }
+
+    /// Remembers the SHA-256 of contents.
+    pub(crate) fn remember_sha256(&self, known: &[([u8; 32], [u8; 32])]) -> Result<(), StoreError> {
+        self.shared.index.write(|transaction| index::blobs::put_sha256(transaction, known))
+    }
+}

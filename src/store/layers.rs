@@ -1,0 +1,206 @@
+//! The layers on disk: put in their places, checked before they are used, and protected from removal.
+//!
+//! A layer without a row in the index belongs to the process that made it. Keeping it gives it a row with a
+//! seal, which later tells whether its files are unchanged.
+
+use std::{
+    collections::HashSet,
+    fs::{self, File},
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use rusqlite::{Connection, Transaction};
+
+#[cfg(feature = "sandbox")]
+use super::files::stat;
+use super::{
+    LayerId, StoreError,
+    error::Doing,
+    index::{self, LayerKind, LayerRow},
+    shared::Shared,
+    tree,
+};
+
+/// The layers of a store.
+#[derive(Debug)]
+pub struct Layers {
+    shared: Arc<Shared>,
+    /// Layers that were found intact since the store was opened.
+    intact: Mutex<HashSet<LayerId>>,
+    /// Whether this process has kept anything.
+    kept_new: AtomicBool,
+}
+
+/// A layer, and its seal if it has a row.
+pub(super) type SealedLayer = (LayerId, Option<tree::Seal>);
+
+/// The result of checking layers.
+pub(super) enum LayerCheck {
+    /// All of them are present and unchanged.
+    Intact,
+    /// The reason why one of them cannot be used.
+    Damaged(String),
+    /// The check would take too long.
+    TooMany,
+}
+
+impl Layers {
+    pub(super) fn new(shared: Arc<Shared>) -> Self {
+        Self { shared, intact: Mutex::default(), kept_new: AtomicBool::new(false) }
+    }
+
+    /// Returns the directory of a layer, with its files in `root`.
+    pub(crate) fn home(&self, layer: &LayerId) -> PathBuf {
+        self.shared.paths.layer(layer)
+    }
+
+    /// Returns the directory of a layer's files, which corresponds to the root of a step's filesystem.
+    #[must_use]
+    pub fn dir(&self, layer: &LayerId) -> PathBuf {
+        self.shared.paths.layer_root(layer)
+    }
+
+    /// Returns whether a layer has a directory at `path`.
+    ///
+    /// # Errors
+    /// Returns an error if the path cannot be examined: the step that wrote the layer may have made a
+    /// directory above it inaccessible to this user.
+    #[cfg(feature = "sandbox")]
+    pub(crate) fn has_dir(&self, layer: &LayerId, path: &Path) -> Result<bool, StoreError> {
+        Ok(stat(&self.dir(layer).join(path))?.is_some_and(|metadata| metadata.is_dir()))
+    }
+
+    /// Puts a finished layer in its place.
+    pub(crate) fn place(&self, home: &Path) -> Result<LayerId, StoreError> {
+        let layer = self.shared.instance.new_layer_id()?;
+        let place = self.home(&layer);
+        fs::rename(home, &place).doing("make the layer", &place)?;
+        Ok(layer)
+    }
+
+    /// Returns which part of a kept stack of layers is missing or changed, if any. Takes a walk over each
+    /// layer that was not checked before.
+    pub(crate) fn damage(&self, layers: &[LayerId]) -> Result<Option<String>, StoreError> {
+        let unchecked = self.shared.index.read_at_once(|connection| self.unchecked(connection, layers))?;
+        // No walk is longer.
+        Ok(match self.check(unchecked, u64::MAX) {
+            LayerCheck::Damaged(reason) => Some(reason),
+            LayerCheck::Intact | LayerCheck::TooMany => None,
+        })
+    }
+
+    /// Returns those of some layers that were not checked since the store was opened, with the seals recorded
+    /// when they were made.
+    pub(super) fn unchecked(&self, connection: &Connection, layers: &[LayerId]) -> rusqlite::Result<Vec<SealedLayer>> {
+        let intact = self.intact.lock().unwrap_or_else(PoisonError::into_inner);
+        let unchecked = layers.iter().filter(|layer| !intact.contains(layer));
+        unchecked.map(|layer| Ok((layer.clone(), index::layers::seal(connection, layer)?))).collect()
+    }
+
+    /// Checks layers by a walk over at most `entries` files and directories.
+    pub(super) fn check(&self, layers: Vec<SealedLayer>, mut entries: u64) -> LayerCheck {
+        for (layer, made) in layers {
+            let Some(made) = made else { return LayerCheck::Damaged(format!("its layer {layer} is missing")) };
+            match entries.checked_sub(made.entries) {
+                Some(left) => entries = left,
+                None => return LayerCheck::TooMany,
+            }
+            match tree::seal(&self.dir(&layer)) {
+                Ok(found) if found.hash == made.hash => {}
+                Ok(_) => return LayerCheck::Damaged(format!("its layer {layer} was modified")),
+                Err(error) => return LayerCheck::Damaged(format!("failed to read its layer {layer}: {error}")),
+            }
+            self.intact.lock().unwrap_or_else(PoisonError::into_inner).insert(layer);
+        }
+        LayerCheck::Intact
+    }
+
+    /// Returns whether a layer with a known name is in its place and either unchanged, or just made and not
+    /// kept yet. Layers that were written during another boot and not kept were removed when the store was
+    /// opened.
+    pub(crate) fn is_intact(&self, layer: &LayerId) -> Result<bool, StoreError> {
+        if !self.dir(layer).is_dir() {
+            return Ok(false);
+        }
+        let is_kept = self.shared.index.read(|connection| index::layers::seal(connection, layer))?.is_some();
+        Ok(!is_kept || (self.damage(std::slice::from_ref(layer))?.is_none() && self.spare(layer)?))
+    }
+
+    /// Returns whether a layer is in its place, and protects it from removal if it is.
+    pub(crate) fn find(&self, id: &LayerId) -> Result<bool, StoreError> {
+        Ok(self.home(id).is_dir() && self.spare(id)?)
+    }
+
+    /// Cancels the doom of a layer that was found in its place. Returns false if the layer was already
+    /// removed.
+    fn spare(&self, id: &LayerId) -> Result<bool, StoreError> {
+        if !self.shared.index.read(|connection| index::layers::is_doomed(connection, id))? {
+            return Ok(true);
+        }
+        self.shared.index.write(|transaction| index::layers::spare(transaction, id))?;
+        Ok(self.home(id).is_dir())
+    }
+
+    /// Keeps a stack of layers: those without a row get one, after a walk over them, and in the same
+    /// transaction `name` gives the stack a name. Its second argument is false if a layer was removed in the
+    /// meantime. Returns the new rows, and the result of `name`.
+    pub(super) fn keep<T>(
+        &self,
+        layers: &[LayerId],
+        kind: LayerKind,
+        name: impl FnOnce(&Transaction<'_>, bool) -> rusqlite::Result<T>,
+    ) -> Result<(Vec<LayerRow>, T), StoreError> {
+        let rows = self.missing_rows(layers, kind)?;
+        let named = self.shared.index.write(|transaction| {
+            rows.iter().try_for_each(|row| index::layers::insert(transaction, self.shared.instance.boot(), row))?;
+            let mut is_whole = true;
+            for layer in layers {
+                is_whole &= index::layers::spare(transaction, layer)?;
+            }
+            name(transaction, is_whole)
+        })?;
+        self.kept_new.store(true, Ordering::Relaxed);
+        Ok((rows, named))
+    }
+
+    /// Returns rows for those of some layers that do not have one yet.
+    fn missing_rows(&self, layers: &[LayerId], kind: LayerKind) -> Result<Vec<LayerRow>, StoreError> {
+        let mut rows = Vec::new();
+        for layer in layers {
+            if self.shared.index.read(|connection| index::layers::seal(connection, layer))?.is_none() {
+                let root = self.dir(layer);
+                let seal = tree::seal(&root).doing("read", &root)?;
+                rows.push(LayerRow { id: layer.clone(), kind, seal });
+            }
+        }
+        Ok(rows)
+    }
+
+    /// Returns whether this process has kept anything since the store was opened.
+    pub(super) fn has_kept_new(&self) -> bool {
+        self.kept_new.load(Ordering::Relaxed)
+    }
+
+    /// Syncs everything that was kept since the last call to the disk. Data that is not synced may be lost in
+    /// a power failure. Blocks until the disk has written all pending data, including that of other
+    /// processes.
+    ///
+    /// # Errors
+    /// Returns an error if the disk reports one, or if the index cannot be written.
+    pub fn sync(&self) -> Result<(), StoreError> {
+        let layers = self.shared.index.read(index::layers::unsynced)?;
+        if layers.is_empty() {
+            return Ok(());
+        }
+        let dir = File::open(self.shared.paths.dir()).doing("open", self.shared.paths.dir())?;
+        #[cfg(target_os = "linux")]
+        rustix::fs::syncfs(&dir).doing("sync the filesystem of", self.shared.paths.dir())?;
+        #[cfg(not(target_os = "linux"))]
+        dir.sync_all().doing("sync", self.shared.paths.dir())?;
+        self.shared.index.write(|transaction| index::layers::mark_synced(transaction, &layers))
+    }
+}

@@ -1,0 +1,222 @@
+//! The results of steps: found by cache key, or by run and step for inspection, with the output of cached ones.
+
+use std::{
+    fs,
+    io::ErrorKind,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use rusqlite::Transaction;
+use uuid::Uuid;
+
+use super::{
+    Base, StoreError,
+    error::Doing,
+    index::{self, cache::CacheRow},
+    layers::{LayerCheck, Layers, SealedLayer},
+    shared::Shared,
+    snapshots,
+};
+use crate::model::SnapshotRef;
+
+/// The name under which a snapshot is kept.
+#[derive(Debug, Clone, Copy)]
+#[non_exhaustive]
+pub enum KeepAs<'a> {
+    /// As the result of a cached step.
+    Cached {
+        /// The step's cache key.
+        key: &'a [u8; 32],
+        /// The run that made it.
+        run: Uuid,
+        /// The pipeline of the run.
+        pipeline: &'a str,
+        /// The step's key in the pipeline.
+        step: &'a str,
+        /// When it was made, in milliseconds since the Unix epoch.
+        created_at: i64,
+    },
+    /// As the final filesystem of a run's step, for inspection.
+    Left {
+        /// The run.
+        run: Uuid,
+        /// The step's key in the pipeline.
+        step: &'a str,
+        /// Whether the step passed.
+        passed: bool,
+    },
+}
+
+/// The result of looking up a cache key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Cached {
+    /// A snapshot whose layers are all present and unchanged.
+    Found {
+        /// The snapshot.
+        snapshot: SnapshotRef,
+        /// The run that made it.
+        run: Uuid,
+        /// The step's key at that time.
+        step: String,
+        /// When it was made, in milliseconds since the Unix epoch.
+        created_at: i64,
+    },
+    /// There is no entry.
+    Absent,
+    /// A snapshot that cannot be relied on.
+    Damaged {
+        /// The problem.
+        reason: String,
+    },
+}
+
+/// A cached step that garbage collection removed.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+#[non_exhaustive]
+pub struct Evicted {
+    /// The size of its layers, in bytes.
+    pub bytes: u64,
+    /// When it was removed, in milliseconds since the Unix epoch.
+    pub at: i64,
+    /// The cause: `size`, `space`, `age`, or `asked`.
+    pub cause: String,
+}
+
+/// The results of steps that a store keeps.
+#[derive(Debug)]
+pub struct Steps {
+    shared: Arc<Shared>,
+    layers: Arc<Layers>,
+}
+
+/// The index's entry for a cache key.
+enum CacheEntry {
+    Absent,
+    Damaged(String),
+    Found(CacheRow, Vec<SealedLayer>),
+}
+
+impl Steps {
+    pub(super) fn new(shared: Arc<Shared>, layers: Arc<Layers>) -> Self {
+        Self { shared, layers }
+    }
+
+    /// Looks up a cache key. Takes microseconds, plus a walk over each layer that was not checked before.
+    ///
+    /// # Errors
+    /// Returns an error if the index cannot be read.
+    pub fn cached(&self, key: &[u8; 32]) -> Result<Cached, StoreError> {
+        // No walk is longer.
+        self.cached_within(key, u64::MAX).map(|cached| cached.unwrap_or(Cached::Absent))
+    }
+
+    /// Does the same as [`cached`](Self::cached), but returns `None` if that takes a walk over more than
+    /// `entries` files and directories.
+    ///
+    /// # Errors
+    /// Returns an error if the index cannot be read.
+    pub fn cached_within(&self, key: &[u8; 32], entries: u64) -> Result<Option<Cached>, StoreError> {
+        let row = self.shared.index.read_at_once(|connection| {
+            let Some(row) = index::cache::get(connection, key)? else { return Ok(CacheEntry::Absent) };
+            let Some(snapshot) = index::snapshots::get(connection, &row.snapshot)? else {
+                return Ok(CacheEntry::Damaged("its snapshot is missing".into()));
+            };
+            let mut layers = snapshot.layers;
+            if let Base::Image(digest) = &snapshot.base {
+                let Some((image, _)) = index::images::get(connection, digest, snapshot.id_map)? else {
+                    return Ok(CacheEntry::Damaged(format!("its image {digest} is missing")));
+                };
+                layers.extend(image.stack);
+            }
+            Ok(CacheEntry::Found(row, self.layers.unchecked(connection, &layers)?))
+        })?;
+        let (row, unchecked) = match row {
+            CacheEntry::Absent => return Ok(Some(Cached::Absent)),
+            CacheEntry::Damaged(reason) => return Ok(Some(Cached::Damaged { reason })),
+            CacheEntry::Found(row, unchecked) => (row, unchecked),
+        };
+        match self.layers.check(unchecked, entries) {
+            LayerCheck::TooMany => return Ok(None),
+            LayerCheck::Damaged(reason) => return Ok(Some(Cached::Damaged { reason })),
+            LayerCheck::Intact => {}
+        }
+        let CacheRow { snapshot, run, step, created_at, .. } = row;
+        Ok(Some(Cached::Found { snapshot: snapshots::reference(&snapshot), run, step, created_at }))
+    }
+
+    /// Records that cached steps were just used, so that garbage collection does not remove them first.
+    ///
+    /// # Errors
+    /// Returns an error if the index cannot be written.
+    pub fn touch(&self, keys: &[[u8; 32]]) -> Result<(), StoreError> {
+        if keys.is_empty() {
+            return Ok(());
+        }
+        self.shared.index.write(|transaction| index::cache::touch(transaction, keys))
+    }
+
+    /// Returns the snapshot of a run's step, and whether the step passed.
+    ///
+    /// # Errors
+    /// Returns an error if the index cannot be read.
+    pub fn of_run(&self, run: Uuid, step: &str) -> Result<Option<(SnapshotRef, bool)>, StoreError> {
+        let kept = self.shared.index.read(|connection| index::kept::get(connection, run, step))?;
+        Ok(kept.map(|(id, passed)| (snapshots::reference(&id), passed)))
+    }
+
+    /// Keeps the output of a cached step for as long as the step's entry: as a hard link to `log`, or as a
+    /// copy. Keeps nothing if there is no such file. Call this before keeping the entry.
+    ///
+    /// # Errors
+    /// Returns an error if the file can be neither linked nor copied.
+    pub fn keep_log(&self, key: &[u8; 32], log: &Path) -> Result<(), StoreError> {
+        let place = self.log(key);
+        let tmp = self.shared.instance.new_tmp();
+        let linked = match fs::hard_link(log, &tmp) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return self.shared.trash.discard_from(&place),
+            // The file is on another filesystem, or the filesystem does not support hard links.
+            Err(_) => fs::copy(log, &tmp).map(drop),
+            linked => linked,
+        };
+        linked.doing("keep", log)?;
+        fs::rename(&tmp, &place).doing("make", &place)
+    }
+
+    /// Keeps the output of a cached step as [`keep_log`](Self::keep_log) does, from a file `log` that came
+    /// from elsewhere.
+    ///
+    /// # Errors
+    /// Returns an error if the file cannot be put in its place.
+    #[cfg(feature = "cloud")]
+    pub(crate) fn import_log(&self, key: &[u8; 32], log: &Path) -> Result<(), StoreError> {
+        let place = self.log(key);
+        fs::rename(log, &place).doing("make", &place)
+    }
+
+    /// Returns the path of a cached step's output. There is no file if the step printed nothing.
+    #[must_use]
+    pub fn log(&self, key: &[u8; 32]) -> PathBuf {
+        self.shared.paths.log(key)
+    }
+
+    /// Returns when and why garbage collection removed the entry of a cache key, if it did.
+    ///
+    /// # Errors
+    /// Returns an error if the index cannot be read.
+    pub fn evicted(&self, key: &[u8; 32]) -> Result<Option<Evicted>, StoreError> {
+        self.shared.index.read(|connection| index::cache::evicted(connection, key))
+    }
+}
+
+/// Gives the snapshot `id` a name.
+pub(super) fn name(transaction: &Transaction<'_>, id: &str, name: KeepAs<'_>) -> rusqlite::Result<()> {
+    match name {
+        KeepAs::Cached { key, run, pipeline, step, created_at } => {
+            let (snapshot, pipeline, step) = (id.to_owned(), pipeline.to_owned(), step.to_owned());
+            index::cache::put(transaction, key, &CacheRow { snapshot, run, pipeline, step, created_at })
+        }
+        KeepAs::Left { run, step, passed } => index::kept::put(transaction, run, step, id, passed),
+    }
+}
