@@ -17,7 +17,7 @@ use crate::{
     plan::{BindOptions, BoundPlan, bind},
     runner::{Probe, RunnerIndex, RunnerSet, StepContext},
     schedule::{self, Build},
-    source::Archives,
+    source::RunSource,
 };
 
 /// A request whose plan is bound to the runners of an engine: [`Engine::bind`]. It dereferences to the plan.
@@ -86,7 +86,7 @@ impl<'a, R: RunnerSet> BoundRun<'a, R> {
 
         let Self { engine, request, plan } = self;
         let cancel = CancellationToken::new();
-        let archives = Arc::new(Archives::new(ArchiveId(run_id), request.repo_root.clone()));
+        let archives = Arc::new(RunSource::new(ArchiveId(run_id), request.repo_root.clone()));
         let mut context = StepContext::new(bus, archives, Arc::new(request.secrets.clone()), cancel.child_token());
         context.grace = engine.grace;
         context.keep = plan.keep;

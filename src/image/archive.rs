@@ -13,16 +13,19 @@ use serde::Deserialize;
 
 use super::{
     ImageDigest, ImageError,
-    manifest::{Config, Descriptor, Document, Index, MAX_DOCUMENT_BYTES, Manifest, REF_NAME, Wrong, candidates},
+    manifest::{
+        Descriptor, Document, DocumentError, ImageConfig, ImageIndex, ImageManifest, MAX_DOCUMENT_BYTES, REF_NAME,
+        candidates,
+    },
     partial::Partial,
     reference::ImageName,
-    search::Search,
+    search::ManifestSearch,
 };
 use crate::{
     project::{ProjectDir, ProjectFileError, ProjectFileErrorKind},
     store::{
         Store, StoreError,
-        error::Doing,
+        error::IoContext,
         files::create_new,
         tree::{BlobFile, decompress},
     },
@@ -45,14 +48,14 @@ pub(super) struct LocalImage {
 /// The location of a layer's bytes.
 #[derive(Debug, Clone)]
 pub(super) struct BlobAt {
-    place: Place,
+    place: BlobPlace,
     offset: u64,
     pub(super) length: u64,
 }
 
 /// The file that contains a blob.
 #[derive(Debug, Clone)]
-enum Place {
+enum BlobPlace {
     Path(PathBuf),
     /// Looked up again beneath the layout for each access, so that an image with many layers holds one
     /// descriptor.
@@ -61,7 +64,7 @@ enum Place {
 
 /// The files of an image by name.
 #[derive(Debug)]
-enum Files {
+enum ImageFiles {
     /// Links in a layout are not followed, because the layout may have come with a checkout.
     Dir(Arc<ProjectDir>),
     Tar {
@@ -86,13 +89,13 @@ impl LocalImage {
     /// archive is compressed as a whole. `limit` is the maximum size of its decompressed copy, in bytes.
     pub(super) fn open(store: &Arc<Store>, image: &str, name: &ImageName, limit: u64) -> Result<Self, ImageError> {
         match name {
-            ImageName::OciDir { path, tag } => Self::oci(&Files::open_dir(path)?, image, tag.as_deref()),
+            ImageName::OciDir { path, tag } => Self::oci(&ImageFiles::open_dir(path)?, image, tag.as_deref()),
             ImageName::OciArchive { path, tag } => {
-                let (files, scratch) = Files::open_tar(store, path, limit)?;
+                let (files, scratch) = ImageFiles::open_tar(store, path, limit)?;
                 Ok(Self { _scratch: scratch, ..Self::oci(&files, image, tag.as_deref())? })
             }
             ImageName::DockerArchive { path, tag } => {
-                let (files, scratch) = Files::open_tar(store, path, limit)?;
+                let (files, scratch) = ImageFiles::open_tar(store, path, limit)?;
                 Ok(Self { _scratch: scratch, ..Self::docker(&files, image, tag.as_deref())? })
             }
             ImageName::Host | ImageName::Rootfs | ImageName::Registry => {
@@ -101,23 +104,23 @@ impl LocalImage {
         }
     }
 
-    fn oci(files: &Files, image: &str, tag: Option<&str>) -> Result<Self, ImageError> {
+    fn oci(files: &ImageFiles, image: &str, tag: Option<&str>) -> Result<Self, ImageError> {
         let bad = |reason: String| files.bad(reason);
-        let wrong = |wrong: Wrong| wrong.of(image, bad);
+        let wrong = |wrong: DocumentError| wrong.of(image, bad);
         let index = files.document("index.json")?.ok_or_else(|| bad("it has no index.json".into()))?;
-        let index: Index =
+        let index: ImageIndex =
             serde_json::from_slice(&index).map_err(|error| bad(format!("its index.json is invalid ({error})")))?;
         let mut search = files.entry(image, &index, tag)?;
-        let Manifest { config, layers } = loop {
+        let ImageManifest { config, layers } = loop {
             let at = search.next().map_err(wrong)?;
             match Document::parse(&files.blob(image, "the manifest", &at.digest)?).map_err(wrong)? {
                 Document::Index(index) => search.descend(at, &index),
                 Document::Manifest(manifest) if at.is_certain => break manifest,
                 Document::Manifest(manifest) => {
                     let bytes = files.blob(image, "the configuration", &manifest.config.digest)?;
-                    match Config::parse(&bytes, None) {
+                    match ImageConfig::parse(&bytes, None) {
                         Ok(_) => break manifest,
-                        Err(Wrong::Platform { found, .. }) => search.reject(found),
+                        Err(DocumentError::Platform { found, .. }) => search.reject(found),
                         Err(other) => return Err(wrong(other)),
                     }
                 }
@@ -132,7 +135,7 @@ impl LocalImage {
         Ok(Self { digest: config.digest, config: bytes, layers, _scratch: None })
     }
 
-    fn docker(files: &Files, image: &str, tag: Option<&str>) -> Result<Self, ImageError> {
+    fn docker(files: &ImageFiles, image: &str, tag: Option<&str>) -> Result<Self, ImageError> {
         let bad = |reason: String| files.bad(reason);
         let manifest = files.document("manifest.json")?.ok_or_else(|| bad("it has no manifest.json".into()))?;
         let images: Vec<Saved> = serde_json::from_slice(&manifest)
@@ -163,7 +166,7 @@ impl LocalImage {
     }
 }
 
-impl Files {
+impl ImageFiles {
     /// Opens a layout. Links in the path to it are followed, because the caller specified that path.
     fn open_dir(path: &Path) -> Result<Self, ImageError> {
         let path = absolute(path)?;
@@ -200,7 +203,7 @@ impl Files {
     }
 
     /// Returns a search that begins at the image called `tag` in an index, or at the only one.
-    fn entry(&self, image: &str, index: &Index, tag: Option<&str>) -> Result<Search, ImageError> {
+    fn entry(&self, image: &str, index: &ImageIndex, tag: Option<&str>) -> Result<ManifestSearch, ImageError> {
         let name = |entry: &Descriptor| entry.annotations.get(REF_NAME).cloned();
         let is_it = |entry: &&Descriptor| {
             let name = entry.annotations.get(REF_NAME);
@@ -220,7 +223,7 @@ impl Files {
         };
         // The same image may be listed several times.
         if others.iter().all(|other| other.digest == first.digest) {
-            return Ok(Search::at(first.digest));
+            return Ok(ManifestSearch::at(first.digest));
         }
         // Images for several platforms, side by side.
         let here: Vec<_> = candidates(entries.iter().copied().filter(|entry| entry.platform.is_some()));
@@ -232,7 +235,7 @@ impl Files {
         if names.is_empty() && entries.iter().all(|entry| entry.platform.is_none()) {
             return Err(self.bad("it has several images, none of which has a name or a platform".into()));
         }
-        Ok(Search::among(&candidates(entries.iter().copied()), index.platforms()))
+        Ok(ManifestSearch::among(&candidates(entries.iter().copied()), index.platforms()))
     }
 
     fn shown(&self) -> &Path {
@@ -253,7 +256,7 @@ impl Files {
                 Ok(file) => {
                     let path = || dir.path().join(name);
                     let metadata = file.metadata().map_err(|source| ImageError::Unreadable { path: path(), source })?;
-                    let place = Place::Beneath(Arc::clone(dir), name.to_owned());
+                    let place = BlobPlace::Beneath(Arc::clone(dir), name.to_owned());
                     Ok(Some(BlobAt { place, offset: 0, length: metadata.len() }))
                 }
                 Err(error) if error.kind() == ProjectFileErrorKind::Missing => Ok(None),
@@ -261,7 +264,7 @@ impl Files {
             },
             Self::Tar { path, members, .. } => {
                 let found = members.get(&normal(name));
-                Ok(found.map(|&(offset, length)| BlobAt { place: Place::Path(path.clone()), offset, length }))
+                Ok(found.map(|&(offset, length)| BlobAt { place: BlobPlace::Path(path.clone()), offset, length }))
             }
         }
     }
@@ -300,16 +303,16 @@ impl BlobAt {
     /// Creates the location of a whole file of the store.
     #[cfg(feature = "registry")]
     pub(super) fn file(path: PathBuf, length: u64) -> Self {
-        Self { place: Place::Path(path), offset: 0, length }
+        Self { place: BlobPlace::Path(path), offset: 0, length }
     }
 
     /// Opens the file that contains the blob.
     pub(super) fn open(&self) -> Result<BlobFile, ImageError> {
         let file = match &self.place {
-            Place::Path(path) => {
+            BlobPlace::Path(path) => {
                 File::open(path).map_err(|source| ImageError::Unreadable { path: path.clone(), source })?
             }
-            Place::Beneath(dir, name) => {
+            BlobPlace::Beneath(dir, name) => {
                 dir.open_file(name, u64::MAX).map_err(|error| refused(dir.path(), name, error))?
             }
         };

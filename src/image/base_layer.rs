@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::{ImageDigest, partial::Partial};
-use crate::store::{IdMap, LayerId, Store, StoreError, error::Doing, tree};
+use crate::store::{IdMap, LayerId, Store, StoreError, error::IoContext, tree};
 
 /// Must be increased with any change to the contents of the layer.
 const VERSION: &[u8] = b"hm-exec ground 3";

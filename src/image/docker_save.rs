@@ -5,8 +5,8 @@ use std::{io, path::Path, sync::Arc};
 use super::{
     ImageDigest, ImageError,
     archive::LocalImage,
-    fetch::{Fetch, Origin},
-    manifest::Config,
+    fetch::{ImageFetch, ImageOrigin},
+    manifest::ImageConfig,
     partial::Partial,
     reference::ImageName,
 };
@@ -53,7 +53,7 @@ impl SavedImage {
         let image = LocalImage::open(store, NAME, &name, UnpackLimits::default().bytes)?;
         let malformed = |reason| ImageError::BadArchive { path: file.path().into(), reason };
         let config =
-            Config::parse(&image.config, Some(image.layers.len())).map_err(|wrong| wrong.of(NAME, malformed))?;
+            ImageConfig::parse(&image.config, Some(image.layers.len())).map_err(|wrong| wrong.of(NAME, malformed))?;
         Ok(Self { store: Arc::clone(store), image, diff_ids: config.rootfs.diff_ids, _file: file })
     }
 
@@ -81,8 +81,8 @@ impl SavedImage {
     pub(crate) async fn keep(self, id_map: IdMap) -> Result<ImageDigest, ImageError> {
         let Self { store, image, _file, .. } = self;
         let (digest, limits) = (image.digest, UnpackLimits::default());
-        let origin = Origin::Local(image);
-        Fetch { store: &store, name: NAME, digest, origin: &origin, id_map, limits }.run(&()).await?;
+        let origin = ImageOrigin::Local(image);
+        ImageFetch { store: &store, name: NAME, digest, origin: &origin, id_map, limits }.run(&()).await?;
         Ok(digest)
     }
 }

@@ -20,7 +20,7 @@ use super::{
     archive::{BlobAt, LocalImage},
     base_layer::base_layer,
     layers,
-    manifest::Config,
+    manifest::ImageConfig,
     partial::Partial,
     stored,
 };
@@ -34,7 +34,7 @@ const NOTE_EVERY: Duration = Duration::from_secs(5);
 
 /// The origin of an image's layers.
 #[derive(Debug)]
-pub(super) enum Origin {
+pub(super) enum ImageOrigin {
     /// Files of this machine.
     Local(LocalImage),
     /// A registry.
@@ -43,32 +43,32 @@ pub(super) enum Origin {
 }
 
 /// A layer's bytes, ready to read, and the resource that keeps them available.
-pub(super) struct Blob {
+pub(super) struct LayerBlob {
     pub(super) at: BlobAt,
     /// A download, which is removed after it is unpacked.
     pub(super) _download: Option<Partial>,
 }
 
 /// One fetch.
-pub(super) struct Fetch<'a> {
+pub(super) struct ImageFetch<'a> {
     pub(super) store: &'a Arc<Store>,
     /// The image as the user wrote it.
     pub(super) name: &'a str,
     pub(super) digest: ImageDigest,
-    pub(super) origin: &'a Origin,
+    pub(super) origin: &'a ImageOrigin,
     pub(super) id_map: IdMap,
     pub(super) limits: UnpackLimits,
 }
 
 /// A layer of the image that is not in the store.
-struct Missing {
+struct MissingLayer {
     /// The position in the manifest, counted from the lowest layer.
     index: usize,
     layer: LayerId,
     diff_id: ImageDigest,
 }
 
-impl Fetch<'_> {
+impl ImageFetch<'_> {
     /// Fetches the missing layers.
     ///
     /// # Cancel safety
@@ -79,7 +79,7 @@ impl Fetch<'_> {
         let bytes = self.config_bytes().await?;
         let count = self.layer_count();
         let config =
-            Config::parse(&bytes, Some(count)).map_err(|wrong| wrong.of(self.name, |why| self.malformed(&why)))?;
+            ImageConfig::parse(&bytes, Some(count)).map_err(|wrong| wrong.of(self.name, |why| self.malformed(&why)))?;
         let missing = self.missing(&config)?;
         if !missing.is_empty() {
             self.layers(&missing, notes).await?;
@@ -90,7 +90,7 @@ impl Fetch<'_> {
         Ok(keep.await.map_err(|error| self.no_thread(error))??)
     }
 
-    async fn layers(&self, missing: &[Missing], notes: &impl Notes) -> Result<(), ImageError> {
+    async fn layers(&self, missing: &[MissingLayer], notes: &impl Notes) -> Result<(), ImageError> {
         let total: u64 = missing.iter().map(|it| self.length(it.index)).fold(0, u64::saturating_add);
         if total > self.limits.bytes {
             let (image, limit) = (self.name.to_owned(), self.limits.bytes);
@@ -122,8 +122,8 @@ impl Fetch<'_> {
     }
 
     /// Fetches and unpacks one layer, unless another task or process just did.
-    async fn layer(&self, missing: &Missing, done: &AtomicU64) -> Result<(), ImageError> {
-        let Missing { index, layer, diff_id } = missing;
+    async fn layer(&self, missing: &MissingLayer, done: &AtomicU64) -> Result<(), ImageError> {
+        let MissingLayer { index, layer, diff_id } = missing;
         let _lock = layers::lock_layer(self.store, layer).await?;
         if self.store.layers().is_intact(layer)? {
             return Ok(());
@@ -134,7 +134,8 @@ impl Fetch<'_> {
         let (store, layer, diff_id) = (Arc::clone(self.store), layer.clone(), *diff_id);
         let (id_map, limits, image) = (self.id_map, self.limits, self.name.to_owned());
         let work = tokio::task::spawn_blocking(move || {
-            layers::unpack(&store, &image, &layer, &diff_id, id_map, blob.at.open()?, limits)
+            let file = layers::LayerFile { name: &image, diff_id, blob: blob.at.open()?, limits };
+            layers::unpack(&store, &layer, file, id_map)
         });
         work.await.map_err(|error| self.no_thread(error))?
     }
@@ -143,12 +144,12 @@ impl Fetch<'_> {
         StoreError::io("unpack to", self.store.dir(), std::io::Error::other(error))
     }
 
-    fn missing(&self, config: &Config) -> Result<Vec<Missing>, StoreError> {
+    fn missing(&self, config: &ImageConfig) -> Result<Vec<MissingLayer>, StoreError> {
         let (mut seen, mut missing) = (BTreeSet::new(), Vec::new());
         for (index, diff_id) in config.rootfs.diff_ids.iter().enumerate() {
             let layer = LayerId::of_image(diff_id, self.id_map);
             if seen.insert(layer.clone()) && !self.store.layers().is_intact(&layer)? {
-                missing.push(Missing { index, layer, diff_id: *diff_id });
+                missing.push(MissingLayer { index, layer, diff_id: *diff_id });
             }
         }
         Ok(missing)
@@ -156,46 +157,46 @@ impl Fetch<'_> {
 
     async fn config_bytes(&self) -> Result<Vec<u8>, ImageError> {
         match self.origin {
-            Origin::Local(image) => Ok(image.config.clone()),
+            ImageOrigin::Local(image) => Ok(image.config.clone()),
             #[cfg(feature = "registry")]
-            Origin::Registry(image) => image.config().await,
+            ImageOrigin::Registry(image) => image.config().await,
         }
     }
 
     fn layer_count(&self) -> usize {
         match self.origin {
-            Origin::Local(image) => image.layers.len(),
+            ImageOrigin::Local(image) => image.layers.len(),
             #[cfg(feature = "registry")]
-            Origin::Registry(image) => image.layers().len(),
+            ImageOrigin::Registry(image) => image.layers().len(),
         }
     }
 
     fn length(&self, index: usize) -> u64 {
         match self.origin {
-            Origin::Local(image) => image.layers[index].length,
+            ImageOrigin::Local(image) => image.layers[index].length,
             #[cfg(feature = "registry")]
-            Origin::Registry(image) => image.layers()[index].size,
+            ImageOrigin::Registry(image) => image.layers()[index].size,
         }
     }
 
     #[cfg_attr(not(feature = "registry"), expect(clippy::unused_async, reason = "registries are waited for"))]
-    async fn blob(&self, index: usize, done: &AtomicU64) -> Result<Blob, ImageError> {
+    async fn blob(&self, index: usize, done: &AtomicU64) -> Result<LayerBlob, ImageError> {
         match self.origin {
-            Origin::Local(image) => {
+            ImageOrigin::Local(image) => {
                 let at = image.layers[index].clone();
                 done.fetch_add(at.length, Relaxed);
-                Ok(Blob { at, _download: None })
+                Ok(LayerBlob { at, _download: None })
             }
             #[cfg(feature = "registry")]
-            Origin::Registry(image) => image.download(self.store, index, done).await,
+            ImageOrigin::Registry(image) => image.download(self.store, index, done).await,
         }
     }
 
     fn verbs(&self) -> (&'static str, &'static str) {
         match self.origin {
-            Origin::Local(_) => ("unpacking", "unpacked"),
+            ImageOrigin::Local(_) => ("unpacking", "unpacked"),
             #[cfg(feature = "registry")]
-            Origin::Registry(_) => ("pulling", "pulled"),
+            ImageOrigin::Registry(_) => ("pulling", "pulled"),
         }
     }
 

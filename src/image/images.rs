@@ -13,7 +13,7 @@ use tokio::sync::OnceCell;
 use super::{
     Base, ImageDigest, ImageError,
     archive::LocalImage,
-    fetch::{Fetch, Origin},
+    fetch::{ImageFetch, ImageOrigin},
     reference::ImageName,
     stored::StoredImage,
 };
@@ -140,7 +140,7 @@ enum Pinned {
     /// A base that need not be fetched.
     Base(Base),
     /// An image that the store may have already.
-    Image { digest: ImageDigest, origin: Box<Origin> },
+    Image { digest: ImageDigest, origin: Box<ImageOrigin> },
 }
 
 impl Images {
@@ -189,14 +189,14 @@ impl Images {
             return Ok(Base::Image(digest));
         }
         #[cfg(feature = "registry")]
-        if let Origin::Registry(remote) = &**origin {
+        if let ImageOrigin::Registry(remote) = &**origin {
             if self.options.pull == PullPolicy::Never {
                 return Err(ImageError::Offline { image: image.to_owned() });
             }
             remote.complete().await?;
         }
         let limits = self.options.limits();
-        Fetch { store, name: image, digest, origin, id_map, limits }.run(notes).await?;
+        ImageFetch { store, name: image, digest, origin, id_map, limits }.run(notes).await?;
         drop(alone);
         Ok(Base::Image(digest))
     }
@@ -212,7 +212,7 @@ impl Images {
                     let (opener, text) = (Arc::clone(store), image.to_owned());
                     let limit = self.options.limits().bytes;
                     let local = blocking(store, move || LocalImage::open(&opener, &text, &name, limit)).await?;
-                    Pinned::Image { digest: local.digest, origin: Box::new(Origin::Local(local)) }
+                    Pinned::Image { digest: local.digest, origin: Box::new(ImageOrigin::Local(local)) }
                 }
             };
             Ok(Arc::new(pinned))
@@ -230,7 +230,7 @@ impl Images {
     #[cfg(feature = "registry")]
     async fn pin_remote(&self, store: &Arc<Store>, image: &str, notes: &impl Notes) -> Result<Pinned, ImageError> {
         let (digest, remote) = self.registries.pin(&self.options, store, image, notes).await?;
-        Ok(Pinned::Image { digest, origin: Box::new(Origin::Registry(remote)) })
+        Ok(Pinned::Image { digest, origin: Box::new(ImageOrigin::Registry(remote)) })
     }
 
     #[cfg(not(feature = "registry"))]

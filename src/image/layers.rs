@@ -25,6 +25,28 @@ pub struct LayerLock {
     _file: std::fs::File,
 }
 
+/// A layer in a file, to be unpacked.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct LayerFile<'a> {
+    /// Where the layer comes from, for errors.
+    pub name: &'a str,
+    /// The digest of its uncompressed tar.
+    pub diff_id: ImageDigest,
+    /// The file.
+    pub blob: BlobFile,
+    /// What may be unpacked at most.
+    pub limits: UnpackLimits,
+}
+
+impl<'a> LayerFile<'a> {
+    /// Names a layer in a file, with the default limits.
+    #[must_use]
+    pub fn new(name: &'a str, diff_id: ImageDigest, blob: BlobFile) -> Self {
+        Self { name, diff_id, blob, limits: UnpackLimits::default() }
+    }
+}
+
 /// A tree that is being created, named by its content. It is removed when dropped, unless it is
 /// [kept](keep_tree).
 #[derive(Debug)]
@@ -65,23 +87,17 @@ pub fn find_layer(store: &Store, diff_id: &ImageDigest, id_map: IdMap) -> Result
 }
 
 /// Unpacks a layer from a file, and keeps it as [`find_layer`] does. The caller must hold
-/// the layer's [lock](lock_layer). Blocks. `name` is used in errors.
+/// the layer's [lock](lock_layer). Blocks.
 ///
 /// # Errors
 /// Returns an error if the layer cannot be unpacked, or does not have the digest `diff_id`.
-pub fn unpack_layer(
-    store: &Arc<Store>,
-    name: &str,
-    diff_id: &ImageDigest,
-    id_map: IdMap,
-    blob: BlobFile,
-    limits: UnpackLimits,
-) -> Result<LayerId, ImageError> {
-    let layer = LayerId::of_image(diff_id, id_map);
+pub fn unpack_layer(store: &Arc<Store>, file: LayerFile<'_>, id_map: IdMap) -> Result<LayerId, ImageError> {
+    let diff_id = file.diff_id;
+    let layer = LayerId::of_image(&diff_id, id_map);
     // An existing directory is damaged.
     store.trash().discard_from(&store.layers().home(&layer))?;
-    unpack(store, name, &layer, diff_id, id_map, blob, limits)?;
-    keep(store, diff_id, id_map, &layer)?;
+    unpack(store, &layer, file, id_map)?;
+    keep(store, &diff_id, id_map, &layer)?;
     Ok(layer)
 }
 
@@ -150,18 +166,16 @@ fn keep(store: &Store, digest: &ImageDigest, id_map: IdMap, layer: &LayerId) -> 
 /// Creates the layer `layer` from a file. The caller must hold its lock.
 pub(super) fn unpack(
     store: &Arc<Store>,
-    name: &str,
     layer: &LayerId,
-    diff_id: &ImageDigest,
+    file: LayerFile<'_>,
     id_map: IdMap,
-    blob: BlobFile,
-    limits: UnpackLimits,
 ) -> Result<(), ImageError> {
+    let LayerFile { name, diff_id, blob, limits } = file;
     let partial = Partial::new(store)?;
     let unpacked = store.trash().tree_ops().unpack(blob, &partial.root(), id_map, limits);
     let unpacked = unpacked.map_err(|error| failed_to_unpack(name, &partial, error))?;
     let found = ImageDigest::from_bytes(unpacked.diff_id);
-    if found != *diff_id {
+    if found != diff_id {
         let (image, what) = (name.to_owned(), "a layer".into());
         return Err(ImageError::WrongDigest { image, what, expected: diff_id.to_string(), found: found.to_string() });
     }

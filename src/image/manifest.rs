@@ -38,25 +38,25 @@ pub(crate) struct Descriptor {
 #[serde(untagged)]
 pub(super) enum Document {
     /// One manifest per platform.
-    Index(Index),
+    Index(ImageIndex),
     /// One image.
-    Manifest(Manifest),
+    Manifest(ImageManifest),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-pub(super) struct Index {
+pub(super) struct ImageIndex {
     pub(super) manifests: Vec<Descriptor>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-pub(super) struct Manifest {
+pub(super) struct ImageManifest {
     pub(super) config: Descriptor,
     pub(super) layers: Vec<Descriptor>,
 }
 
 /// The relevant part of an image's configuration.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-pub(super) struct Config {
+pub(super) struct ImageConfig {
     #[serde(default)]
     pub(super) architecture: String,
     #[serde(default)]
@@ -80,13 +80,13 @@ pub(super) struct RootFs {
 
 /// A problem with a document. The caller adds the document's name.
 #[derive(Debug)]
-pub(super) enum Wrong {
+pub(super) enum DocumentError {
     Malformed(String),
     Unsupported(String, &'static str),
     Platform { wanted: String, found: String },
 }
 
-impl Wrong {
+impl DocumentError {
     /// Returns the error for an image that is only for `found`.
     pub(super) fn platform(found: String) -> Self {
         Self::Platform { wanted: this_machine(), found }
@@ -105,17 +105,18 @@ impl Wrong {
 }
 
 impl Document {
-    pub(super) fn parse(bytes: &[u8]) -> Result<Self, Wrong> {
+    pub(super) fn parse(bytes: &[u8]) -> Result<Self, DocumentError> {
         #[derive(Deserialize)]
         struct Version {
             #[serde(rename = "schemaVersion")]
             schema_version: u32,
         }
-        let malformed = |error: serde_json::Error| Wrong::Malformed(format!("its manifest is invalid ({error})"));
+        let malformed =
+            |error: serde_json::Error| DocumentError::Malformed(format!("its manifest is invalid ({error})"));
         let version: Version = serde_json::from_slice(bytes).map_err(malformed)?;
         if version.schema_version != 2 {
             let what = format!("a manifest of version {}", version.schema_version);
-            return Err(Wrong::Unsupported(what, "push it again with a current tool"));
+            return Err(DocumentError::Unsupported(what, "push it again with a current tool"));
         }
         let document: Self = serde_json::from_slice(bytes).map_err(malformed)?;
         if let Self::Manifest(manifest) = &document {
@@ -125,7 +126,7 @@ impl Document {
     }
 }
 
-impl Index {
+impl ImageIndex {
     /// Returns the entries that may be for this machine: first those that say so, in descending order of the
     /// processor level that they use, then those that do not say what they are for.
     pub(super) fn candidates(&self) -> Vec<&Descriptor> {
@@ -140,7 +141,7 @@ impl Index {
     }
 }
 
-/// Returns [`Index::candidates`] of some entries.
+/// Returns [`ImageIndex::candidates`] of some entries.
 pub(super) fn candidates<'a>(entries: impl Iterator<Item = &'a Descriptor>) -> Vec<&'a Descriptor> {
     let ranked = entries.filter_map(|entry| match &entry.platform {
         Some(platform) => platform.rank().map(|rank| (Some(rank), entry)),
@@ -152,11 +153,11 @@ pub(super) fn candidates<'a>(entries: impl Iterator<Item = &'a Descriptor>) -> V
     ranked.into_iter().map(|(_, entry)| entry).collect()
 }
 
-impl Manifest {
-    fn check(&self) -> Result<(), Wrong> {
+impl ImageManifest {
+    fn check(&self) -> Result<(), DocumentError> {
         if self.layers.len() > MAX_LAYERS {
             let what = format!("{} layers", self.layers.len());
-            return Err(Wrong::Unsupported(what, "at most 256 can be mounted: squash it"));
+            return Err(DocumentError::Unsupported(what, "at most 256 can be mounted: squash it"));
         }
         for layer in &self.layers {
             // A layer is accepted unless its type is known to be something else, because archives and old
@@ -164,28 +165,28 @@ impl Manifest {
             let known = layer.media_type.is_empty() || layer.media_type.contains("tar");
             if !known || layer.media_type.contains("foreign") || layer.media_type.contains("encrypted") {
                 let what = format!("a layer of the type `{}`", layer.media_type.escape_default());
-                return Err(Wrong::Unsupported(what, "only plain filesystem images are supported"));
+                return Err(DocumentError::Unsupported(what, "only plain filesystem images are supported"));
             }
         }
         Ok(())
     }
 }
 
-impl Config {
+impl ImageConfig {
     /// Parses a configuration, and checks that it is for this machine and has `layers` layers.
-    pub(super) fn parse(bytes: &[u8], layers: Option<usize>) -> Result<Self, Wrong> {
+    pub(super) fn parse(bytes: &[u8], layers: Option<usize>) -> Result<Self, DocumentError> {
         let config: Self = serde_json::from_slice(bytes)
-            .map_err(|error| Wrong::Malformed(format!("its configuration is invalid ({error})")))?;
+            .map_err(|error| DocumentError::Malformed(format!("its configuration is invalid ({error})")))?;
         let found = config.rootfs.diff_ids.len();
         if let Some(layers) = layers
             && found != layers
         {
-            return Err(Wrong::Malformed(format!(
+            return Err(DocumentError::Malformed(format!(
                 "its configuration has {found} layers, but its manifest has {layers}"
             )));
         }
         if found > MAX_LAYERS {
-            return Err(Wrong::Unsupported(format!("{found} layers"), "at most 256 can be mounted: squash it"));
+            return Err(DocumentError::Unsupported(format!("{found} layers"), "at most 256 can be mounted: squash it"));
         }
         // The processor level that a variant requires is not checked, because there is nothing to choose from
         // here.
@@ -193,7 +194,7 @@ impl Config {
         let platform = Platform { os, architecture, variant: None };
         let says_nothing = platform.os.is_empty() || platform.architecture.is_empty();
         if !says_nothing && platform != this_platform() {
-            return Err(Wrong::platform(platform.to_text()));
+            return Err(DocumentError::platform(platform.to_text()));
         }
         Ok(config)
     }
@@ -221,7 +222,7 @@ mod tests {
         descriptor
     }
 
-    fn index(entries: &[serde_json::Value]) -> Index {
+    fn index(entries: &[serde_json::Value]) -> ImageIndex {
         match Document::parse(&serde_json::to_vec(&json!({ "schemaVersion": 2, "manifests": entries })).unwrap()) {
             Ok(Document::Index(index)) => index,
             other => panic!("{other:?}"),
@@ -232,7 +233,7 @@ mod tests {
     fn an_index_offers_what_runs_here_the_best_first() {
         let here = this_platform().architecture;
         let found = index(&[descriptor("a", Some("other")), descriptor("c", None), descriptor("b", Some(&here))]);
-        let digests = |index: &Index| index.candidates().into_iter().map(|it| it.digest).collect::<Vec<_>>();
+        let digests = |index: &ImageIndex| index.candidates().into_iter().map(|it| it.digest).collect::<Vec<_>>();
         assert_eq!(digests(&found), [ImageDigest::of(b"b"), ImageDigest::of(b"c")]);
         let other = index(&[descriptor("a", Some("other"))]);
         assert_eq!((digests(&other), other.platforms()), (vec![], "linux/other".into()));
@@ -263,14 +264,18 @@ mod tests {
             br#"{"schemaVersion":2}"#,
             br#"{"schemaVersion":2,"config":{"digest":"sha256:x","size":1},"layers":[]}"#,
         ] {
-            assert!(matches!(Document::parse(wrong), Err(Wrong::Malformed(_))), "{}", String::from_utf8_lossy(wrong));
+            assert!(
+                matches!(Document::parse(wrong), Err(DocumentError::Malformed(_))),
+                "{}",
+                String::from_utf8_lossy(wrong)
+            );
         }
-        assert!(matches!(Document::parse(br#"{"schemaVersion":1}"#), Err(Wrong::Unsupported(..))));
+        assert!(matches!(Document::parse(br#"{"schemaVersion":1}"#), Err(DocumentError::Unsupported(..))));
         let mut layer = descriptor("l", None);
         layer["mediaType"] = "application/vnd.wasm".into();
         let manifest = json!({ "schemaVersion": 2, "config": descriptor("c", None), "layers": [layer] });
         let parsed = Document::parse(&serde_json::to_vec(&manifest).unwrap());
-        assert!(matches!(parsed, Err(Wrong::Unsupported(..))), "{parsed:?}");
+        assert!(matches!(parsed, Err(DocumentError::Unsupported(..))), "{parsed:?}");
     }
 
     #[test]
@@ -279,12 +284,13 @@ mod tests {
             let env = ["A=1", "B=2=3", "broken"];
             json!({ "os": "linux", "architecture": arch, "config": { "Env": env }, "rootfs": { "diff_ids": [] } })
         };
-        let parse = |config: serde_json::Value, layers| Config::parse(&serde_json::to_vec(&config).unwrap(), layers);
+        let parse =
+            |config: serde_json::Value, layers| ImageConfig::parse(&serde_json::to_vec(&config).unwrap(), layers);
         let here = this_platform().architecture;
         let env = parse(config(&here), Some(0)).unwrap().env();
         assert_eq!(env.into_iter().collect::<Vec<_>>(), [("A".into(), "1".into()), ("B".into(), "2=3".into())]);
-        assert!(matches!(parse(config("other"), None), Err(Wrong::Platform { .. })));
-        assert!(matches!(parse(config(&here), Some(1)), Err(Wrong::Malformed(_))));
+        assert!(matches!(parse(config("other"), None), Err(DocumentError::Platform { .. })));
+        assert!(matches!(parse(config(&here), Some(1)), Err(DocumentError::Malformed(_))));
         assert!(parse(json!({ "rootfs": { "diff_ids": [] } }), None).is_ok());
     }
 }

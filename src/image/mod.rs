@@ -32,26 +32,23 @@ mod reference;
 #[cfg(feature = "registry")]
 mod registry;
 mod search;
-mod stored;
+pub(crate) mod stored;
 
 pub use base_layer::base_layer;
 #[cfg(feature = "docker")]
 pub(crate) use docker_save::{ArchiveFile, SavedImage};
 pub use error::ImageError;
-pub(crate) use export::layer_dirs;
 pub use export::{ExportError, ExportTarget, PackedLayer, export, pack_layer};
 #[cfg(feature = "docker")]
-pub(crate) use export::{pack_layer_tar, thin_archive};
+pub(crate) use export::{layer_dirs, pack_layer_tar, thin_archive};
 pub use host::{HostDir, HostImage};
 pub use identity::image_identity;
 pub use images::{ImageOptions, Images, Notes, PullPolicy};
 pub use layers::{
-    LayerLock, PartialTree, find_layer, find_tree, keep_tree, layer_id, lock_layer, new_tree, tree_id, unpack_layer,
+    LayerFile, LayerLock, PartialTree, find_layer, find_tree, keep_tree, layer_id, lock_layer, new_tree, tree_id,
+    unpack_layer,
 };
 pub(crate) use reference::check_image;
 pub use reference::image_path;
-pub(crate) use stored::StoredImage;
-#[cfg(feature = "docker")]
-pub(crate) use stored::{env_of, is_stored};
 
 use crate::store::{Base, ImageDigest};

@@ -7,7 +7,7 @@ use std::{
     sync::Arc,
 };
 
-use crate::store::{LayerId, Store, StoreError, error::Doing, files::make_dir};
+use crate::store::{LayerId, Store, StoreError, error::IoContext, files::make_dir};
 
 /// A layer that is being created, or a file that is being downloaded. It is removed when dropped, unless it
 /// was put in its place.

@@ -2,7 +2,7 @@
 
 use super::{
     ImageDigest,
-    manifest::{Descriptor, Index, Wrong},
+    manifest::{Descriptor, DocumentError, ImageIndex},
 };
 
 /// The maximum depth of nested indexes, and the maximum number of documents. No legitimate image has more.
@@ -21,14 +21,14 @@ pub(super) struct Candidate {
 
 /// The documents still to be examined, and the platforms of those that were rejected.
 #[derive(Debug)]
-pub(super) struct Search {
+pub(super) struct ManifestSearch {
     /// The next document is the last element.
     next: Vec<Candidate>,
     seen: u32,
     found: Vec<String>,
 }
 
-impl Search {
+impl ManifestSearch {
     /// Returns a search that begins at this document.
     pub(super) fn at(digest: ImageDigest) -> Self {
         Self { next: vec![Candidate { digest, is_certain: true, depth: 0 }], seen: 0, found: Vec::new() }
@@ -43,19 +43,19 @@ impl Search {
 
     /// Returns the next document to examine. Returns an error if there is none, because all are for other
     /// machines.
-    pub(super) fn next(&mut self) -> Result<Candidate, Wrong> {
+    pub(super) fn next(&mut self) -> Result<Candidate, DocumentError> {
         self.seen += 1;
         match self.next.pop() {
             Some(next) if next.depth > MAX_DEPTH || self.seen > MAX_DOCUMENTS => {
-                Err(Wrong::Malformed("its indexes refer to too many other indexes".into()))
+                Err(DocumentError::Malformed("its indexes refer to too many other indexes".into()))
             }
             Some(next) => Ok(next),
-            None => Err(Wrong::platform(self.found.join(", "))),
+            None => Err(DocumentError::platform(self.found.join(", "))),
         }
     }
 
     /// Continues the search in the index that `at` turned out to be.
-    pub(super) fn descend(&mut self, at: Candidate, index: &Index) {
+    pub(super) fn descend(&mut self, at: Candidate, index: &ImageIndex) {
         self.add(&index.candidates(), at.depth + 1, index.platforms());
     }
 
@@ -91,18 +91,18 @@ mod tests {
             annotations: Default::default(),
         };
         let (a, b, c) = (entry("a"), entry("b"), entry("c"));
-        let mut search = Search::among(&[&a, &b], String::new());
+        let mut search = ManifestSearch::among(&[&a, &b], String::new());
         let first = search.next().unwrap();
         assert!(first.digest == a.digest && !first.is_certain);
-        search.descend(first, &Index { manifests: vec![c.clone()] });
+        search.descend(first, &ImageIndex { manifests: vec![c.clone()] });
         assert_eq!(search.next().unwrap().digest, c.digest);
         search.reject("linux/other".into());
         assert_eq!(search.next().unwrap().digest, b.digest);
-        assert!(matches!(search.next(), Err(Wrong::Platform { found, .. }) if found == "linux/other"));
+        assert!(matches!(search.next(), Err(DocumentError::Platform { found, .. }) if found == "linux/other"));
 
         // An index cannot contain its own digest, but a registry may answer anything.
-        let mut search = Search::at(a.digest);
-        let endless = Index { manifests: vec![a.clone(), a] };
+        let mut search = ManifestSearch::at(a.digest);
+        let endless = ImageIndex { manifests: vec![a.clone(), a] };
         let error = (0..1000).find_map(|_| match search.next() {
             Ok(at) => {
                 search.descend(at, &endless);
@@ -110,6 +110,6 @@ mod tests {
             }
             Err(wrong) => Some(wrong),
         });
-        assert!(matches!(error, Some(Wrong::Malformed(_))), "{error:?}");
+        assert!(matches!(error, Some(DocumentError::Malformed(_))), "{error:?}");
     }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 #[cfg(feature = "docker")]
 use super::Base;
-use super::{ImageDigest, ImageError, base_layer, manifest::Config};
+use super::{ImageDigest, ImageError, base_layer, manifest::ImageConfig};
 use crate::store::{IdMap, ImageRow, LayerId, Store, StoreError};
 
 /// An image in the store that is ready to boot from.
@@ -28,7 +28,7 @@ impl StoredImage {
         if ImageDigest::of(config.as_bytes()) != *digest {
             return Err(lost());
         }
-        let config = Config::parse(config.as_bytes(), None).map_err(|_| lost())?;
+        let config = ImageConfig::parse(config.as_bytes(), None).map_err(|_| lost())?;
         Ok(Self { layers: stack, env: config.env() })
     }
 }
@@ -64,7 +64,7 @@ pub(super) fn keep(
     store: &Store,
     digest: &ImageDigest,
     id_map: IdMap,
-    config: &Config,
+    config: &ImageConfig,
     bytes: Vec<u8>,
 ) -> Result<(), StoreError> {
     let config = ImageRow {
@@ -79,7 +79,7 @@ pub(super) fn keep(
 
 /// Returns the layers of an image, topmost first. A layer that occurs twice counts at its higher position:
 /// overlayfs rejects duplicates, and the lower copy shows nothing that the higher one does not.
-fn stack(config: &Config, id_map: IdMap) -> Vec<LayerId> {
+fn stack(config: &ImageConfig, id_map: IdMap) -> Vec<LayerId> {
     let mut layers: Vec<LayerId> = Vec::new();
     for diff_id in config.rootfs.diff_ids.iter().rev() {
         let layer = LayerId::of_image(diff_id, id_map);

@@ -18,7 +18,7 @@ use futures_util::{
 use tokio_util::sync::CancellationToken;
 
 use super::RunnerError;
-use crate::{event::EventBus, model::Secrets, source::Archives};
+use crate::{event::EventBus, model::Secrets, source::RunSource};
 
 /// The context of an attempt: everything it needs besides its input. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -27,7 +27,7 @@ pub struct StepContext {
     /// The destination of the command's output: `ctx.event_bus.output(input.step_id, stream, bytes).await`.
     pub event_bus: EventBus,
     /// The run's source tree, frozen when a runner first requests it.
-    pub archives: Arc<Archives>,
+    pub archives: Arc<RunSource>,
     /// Fires when this attempt must end: send TERM, wait for the grace period, send KILL, then return
     /// [`StepContext::interrupted`].
     pub cancel: CancellationToken,
@@ -82,7 +82,12 @@ impl StepContext {
     /// Creates a context for a whole run, from which the executor derives those of its attempts. Tests of
     /// runners may use it as is.
     #[must_use]
-    pub fn new(event_bus: EventBus, archives: Arc<Archives>, secrets: Arc<Secrets>, cancel: CancellationToken) -> Self {
+    pub fn new(
+        event_bus: EventBus,
+        archives: Arc<RunSource>,
+        secrets: Arc<Secrets>,
+        cancel: CancellationToken,
+    ) -> Self {
         Self {
             event_bus,
             archives,

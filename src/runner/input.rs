@@ -74,10 +74,10 @@ pub struct ExecutorInput {
 
 #[cfg(any(feature = "sandbox", feature = "vm"))]
 impl ExecutorInput {
-    /// Returns the step's surroundings besides its files, for a runner that exposes neither host directories
+    /// Returns how the step runs besides its files, for a runner that exposes neither host directories
     /// nor secrets to the step.
-    pub(super) fn surroundings(&self) -> crate::store::Surroundings {
-        crate::store::Surroundings {
+    pub(super) fn snapshot_config(&self) -> crate::store::SnapshotConfig {
+        crate::store::SnapshotConfig {
             env: Arc::clone(&self.env),
             workdir: Arc::clone(&self.workdir),
             runner_args: self.step.runner_args.clone(),

@@ -7,7 +7,7 @@
 use std::{fmt, sync::Arc};
 
 use super::{ExecutorInput, RunnerError, RunnerErrorKind, SnapshotRef};
-use crate::store::{KeepAs, Store, Surroundings};
+use crate::store::{KeepAs, SnapshotConfig, Store};
 
 /// Returns whether the filesystem of an attempt with this result is worth inspecting: the command ran, and is
 /// not retried.
@@ -30,7 +30,7 @@ pub(super) async fn keep_failed(
     committed: Result<SnapshotRef, RunnerError>,
     store: &Arc<Store>,
     input: &ExecutorInput,
-    around: Surroundings,
+    around: SnapshotConfig,
 ) {
     match committed {
         Ok(snapshot) => {
@@ -50,7 +50,7 @@ pub(super) async fn keep_passed(snapshot: SnapshotRef, store: &Arc<Store>, input
 async fn keep(snapshot: SnapshotRef, store: &Arc<Store>, input: &ExecutorInput, passed: bool) {
     let (store, run, step) = (Arc::clone(store), input.run_id, Arc::clone(&input.step));
     let keeping = RunnerError::blocking("write the store's index", move || {
-        Ok(store.keep(&snapshot, KeepAs::Left { run, step: &step.key, passed })?)
+        Ok(store.keep(&snapshot, KeepAs::ForInspection { run, step: &step.key, passed })?)
     });
     if let Err(error) = keeping.await {
         warn(input, error.to_line());

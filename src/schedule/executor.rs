@@ -161,7 +161,7 @@ mod tests {
         plan::{SnapshotUse, StepIndex},
         runner::{ArchiveId, RunnerIndex},
         schedule::fixture::{Noop, Runners, journal, plan, progress},
-        source::Archives,
+        source::RunSource,
     };
 
     #[test]
@@ -169,7 +169,7 @@ mod tests {
         let plan = plan(1, "");
         let (writer, bus) = journal(&plan);
         let input = progress(&plan, writer).input(StepIndex(0), SnapshotUse::None);
-        let archives = Arc::new(Archives::new(ArchiveId(Uuid::nil()), "/"));
+        let archives = Arc::new(RunSource::new(ArchiveId(Uuid::nil()), "/"));
         let attempt = Attempt {
             start: Start { step: StepIndex(0), attempt: 1 },
             runner: RunnerIndex(0),

@@ -18,11 +18,11 @@ use std::{
 
 use super::{
     FrozenSource,
-    manifest::{Change, Entry, Kind, Manifest, Times},
+    manifest::{EntryKind, Manifest, ManifestChange, ManifestEntry, Times},
     write::put_symlink,
 };
 use crate::{
-    store::{LayerId, Snapshot, Store, StoreError, error::Doing, files::stat, staging::imitate},
+    store::{LayerId, Snapshot, Store, StoreError, error::IoContext, files::stat, staging::imitate},
     tree,
 };
 
@@ -86,22 +86,22 @@ enum Seen {
 
 /// The change to write at a path.
 #[derive(Clone, Copy)]
-enum Action<'a> {
-    Put(Entry<'a>),
+enum DeltaAction<'a> {
+    Put(ManifestEntry<'a>),
     Hide,
 }
 
-type DeltaPlan<'a> = BTreeMap<&'a [u8], Action<'a>>;
+type DeltaPlan<'a> = BTreeMap<&'a [u8], DeltaAction<'a>>;
 
 impl SnapshotLayers {
     /// Finds the changes that the layers would hide.
-    fn plan<'a>(&self, changes: &[Change<'a>]) -> Result<DeltaPlan<'a>, StoreError> {
+    fn plan<'a>(&self, changes: &[ManifestChange<'a>]) -> Result<DeltaPlan<'a>, StoreError> {
         let mut plan = DeltaPlan::new();
         let mut removed_dirs = Vec::new();
         let mut replaced: Option<&[u8]> = None;
         for change in changes {
             match *change {
-                Change::Added(entry) | Change::Changed(entry) => {
+                ManifestChange::Added(entry) | ManifestChange::Changed(entry) => {
                     if !entry.is_dir() {
                         replaced = Some(entry.path);
                     }
@@ -109,18 +109,18 @@ impl SnapshotLayers {
                         Seen::Nothing { hidden: false } => false,
                         Seen::Dir(_) => true,
                         // A step removed a directory of which only the mode changed since.
-                        _ => !(entry.is_dir() && matches!(change, Change::Changed(_))),
+                        _ => !(entry.is_dir() && matches!(change, ManifestChange::Changed(_))),
                     };
                     if put {
-                        plan.insert(entry.path, Action::Put(entry));
+                        plan.insert(entry.path, DeltaAction::Put(entry));
                     }
                 }
                 // The former contents of a directory that is now a file are removed with it.
-                Change::Removed(entry) if replaced.is_some_and(|dir| is_below(entry.path, dir)) => {}
-                Change::Removed(entry) if entry.is_dir() => removed_dirs.push(entry),
-                Change::Removed(entry) => {
+                ManifestChange::Removed(entry) if replaced.is_some_and(|dir| is_below(entry.path, dir)) => {}
+                ManifestChange::Removed(entry) if entry.is_dir() => removed_dirs.push(entry),
+                ManifestChange::Removed(entry) => {
                     if matches!(self.look(entry.as_path())?, Seen::Leaf) {
-                        plan.insert(entry.path, Action::Hide);
+                        plan.insert(entry.path, DeltaAction::Hide);
                     }
                 }
             }
@@ -130,7 +130,7 @@ impl SnapshotLayers {
                 && self.is_empty(dir.path, &layers, &plan)?
             {
                 plan.retain(|path, _| !is_below(path, dir.path));
-                plan.insert(dir.path, Action::Hide);
+                plan.insert(dir.path, DeltaAction::Hide);
             }
         }
         Ok(plan)
@@ -148,7 +148,7 @@ impl SnapshotLayers {
                     continue;
                 }
                 let hidden = tree::is_whiteout_at(&entry.metadata().doing("read", &entry.path())?)
-                    || matches!(plan.get(&tree::join(path, name.as_bytes())[..]), Some(Action::Hide));
+                    || matches!(plan.get(&tree::join(path, name.as_bytes())[..]), Some(DeltaAction::Hide));
                 if !hidden {
                     return Ok(false);
                 }
@@ -207,18 +207,18 @@ struct Delta<'a> {
 }
 
 impl Delta<'_> {
-    fn write(&mut self, path: &Path, action: Action<'_>) -> Result<(), StoreError> {
+    fn write(&mut self, path: &Path, action: DeltaAction<'_>) -> Result<(), StoreError> {
         let mut parents: Vec<&Path> = path.ancestors().skip(1).collect();
         while let Some(parent) = parents.pop() {
             self.dir(parent, false)?;
         }
         let place = self.root.join(path);
         match action {
-            Action::Hide => tree::whiteout(&place).doing("hide", &place),
-            Action::Put(entry) => match entry.kind {
-                Kind::Directory => self.dir(path, true),
-                Kind::Symlink { target } => put_symlink(&entry, target, &place),
-                Kind::File { .. } => {
+            DeltaAction::Hide => tree::whiteout(&place).doing("hide", &place),
+            DeltaAction::Put(entry) => match entry.kind {
+                EntryKind::Directory => self.dir(path, true),
+                EntryKind::Symlink { target } => put_symlink(&entry, target, &place),
+                EntryKind::File { .. } => {
                     tree::copy_file(&self.source.locate(path), &place).doing("write", &place)?;
                     entry.put_attributes(&place)
                 }

@@ -16,10 +16,10 @@ use std::{
 
 use super::{
     FrozenSource,
-    manifest::{Change, Manifest, Times},
-    read::{ATTEMPTS, Known, Reader},
+    manifest::{Manifest, ManifestChange, Times},
+    read::{ATTEMPTS, Known, SourceReader},
     stat_cache::{StatCache, now},
-    walk::Walk,
+    walk::SourceWalk,
     weight::Weight,
     write::{LayerWriter, Written},
 };
@@ -50,7 +50,7 @@ pub fn freeze(store: &Store, dir: &Path, abandoned: &AtomicBool) -> Result<Froze
     }
     let mut attempt = 1;
     loop {
-        match freeze_once(store, &Reader { source: &source, abandoned }) {
+        match freeze_once(store, &SourceReader { source: &source, abandoned }) {
             Err(StoreError::SourceChanged { path }) if attempt < ATTEMPTS => {
                 tracing::debug!(path = %path.display(), attempt, "the source changed while it was read");
                 attempt += 1;
@@ -60,11 +60,11 @@ pub fn freeze(store: &Store, dir: &Path, abandoned: &AtomicBool) -> Result<Froze
     }
 }
 
-fn freeze_once(store: &Store, reader: &Reader<'_>) -> Result<FrozenSource, StoreError> {
+fn freeze_once(store: &Store, reader: &SourceReader<'_>) -> Result<FrozenSource, StoreError> {
     let cache_path = StatCache::path(store, reader.source);
     let cache = StatCache::load(&cache_path);
     let started = now();
-    let walk = Walk { source: reader.source, store: store.dir(), abandoned: reader.abandoned };
+    let walk = SourceWalk { source: reader.source, store: store.dir(), abandoned: reader.abandoned };
     // Checking that the last source's layers are intact takes as long as the walk.
     let (tree, last) = thread::scope(|scope| {
         let last = cache.as_ref().map(|cache| scope.spawn(|| FrozenSource::find(store, &cache.last)));
@@ -98,7 +98,7 @@ fn freeze_once(store: &Store, reader: &Reader<'_>) -> Result<FrozenSource, Store
 /// Adds a source that is not in the store.
 fn add_source(
     store: &Store,
-    reader: &Reader<'_>,
+    reader: &SourceReader<'_>,
     id: &SourceId,
     new: &Manifest,
     last: Option<&LastSource>,
@@ -142,7 +142,7 @@ fn add_source(
 fn write_layer(
     store: &Store,
     writer: &LayerWriter<'_>,
-    changes: &[Change<'_>],
+    changes: &[ManifestChange<'_>],
     manifest: Option<&[u8]>,
 ) -> Result<Option<LayerId>, StoreError> {
     let home = store.instance().new_tmp();

@@ -39,13 +39,13 @@ pub(crate) fn import_manifest(store: &Store, id: &SourceId, bytes: &[u8]) -> Res
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::source::manifest::{Entry, Kind};
+    use crate::source::manifest::{EntryKind, ManifestEntry};
 
     fn manifest(paths: &[&str]) -> Manifest {
         let mut manifest = Manifest::default();
         for path in paths {
-            let kind = if path.is_empty() { Kind::Directory } else { Kind::Symlink { target: b"target" } };
-            manifest.push(Entry { path: path.as_bytes(), mode: 0o755, mtime: (1, 0), kind });
+            let kind = if path.is_empty() { EntryKind::Directory } else { EntryKind::Symlink { target: b"target" } };
+            manifest.push(ManifestEntry { path: path.as_bytes(), mode: 0o755, mtime: (1, 0), kind });
         }
         manifest
     }

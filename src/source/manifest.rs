@@ -14,7 +14,7 @@
 
 use std::{cmp::Ordering, ffi::OsStr, fs, os::unix::ffi::OsStrExt, path::Path};
 
-use crate::store::{SourceId, StoreError, error::Doing};
+use crate::store::{SourceId, StoreError, error::IoContext};
 
 const HEADER: &[u8] = b"hm-exec manifest 2\n";
 
@@ -55,18 +55,18 @@ pub(crate) type Time = (i64, u32);
 
 /// One file, directory or symbolic link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Entry<'a> {
+pub(crate) struct ManifestEntry<'a> {
     /// Relative to the root of the tree. A byte string, because names need not be UTF-8.
     pub(crate) path: &'a [u8],
     /// The permission bits.
     pub(crate) mode: u32,
     /// The time of the last modification.
     pub(crate) mtime: Time,
-    pub(crate) kind: Kind<'a>,
+    pub(crate) kind: EntryKind<'a>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Kind<'a> {
+pub(crate) enum EntryKind<'a> {
     Directory,
     File { size_bytes: u64, hash: &'a [u8; 32] },
     Symlink { target: &'a [u8] },
@@ -74,13 +74,13 @@ pub(crate) enum Kind<'a> {
 
 /// The difference between an entry of a newer manifest and an older one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Change<'a> {
+pub(super) enum ManifestChange<'a> {
     /// Present only in the older one.
-    Removed(Entry<'a>),
+    Removed(ManifestEntry<'a>),
     /// Present only in the newer one, or of another kind there.
-    Added(Entry<'a>),
+    Added(ManifestEntry<'a>),
     /// Present in both, with the newer one's attributes.
-    Changed(Entry<'a>),
+    Changed(ManifestEntry<'a>),
 }
 
 /// Which modification times count as differences. Those of directories change whenever an ignored file is
@@ -96,9 +96,9 @@ pub(super) enum Times {
     PassOver,
 }
 
-impl<'a> Entry<'a> {
+impl<'a> ManifestEntry<'a> {
     pub(super) fn is_dir(&self) -> bool {
-        self.kind == Kind::Directory
+        self.kind == EntryKind::Directory
     }
 
     pub(super) fn as_path(&self) -> &'a Path {
@@ -119,13 +119,13 @@ impl<'a> Entry<'a> {
 
 impl Manifest {
     /// Adds an entry, which must come after all previous ones.
-    pub(super) fn push(&mut self, entry: Entry<'_>) {
+    pub(super) fn push(&mut self, entry: ManifestEntry<'_>) {
         let start = self.names.len();
         self.names.extend_from_slice(entry.path);
         let kind = match entry.kind {
-            Kind::Directory => RecordKind::Directory,
-            Kind::File { size_bytes, hash } => RecordKind::File { size_bytes, hash: *hash },
-            Kind::Symlink { target } => {
+            EntryKind::Directory => RecordKind::Directory,
+            EntryKind::File { size_bytes, hash } => RecordKind::File { size_bytes, hash: *hash },
+            EntryKind::Symlink { target } => {
                 self.names.extend_from_slice(target);
                 RecordKind::Symlink { target_bytes: length(target) }
             }
@@ -137,16 +137,16 @@ impl Manifest {
         self.records.len()
     }
 
-    pub(super) fn get(&self, index: usize) -> Option<Entry<'_>> {
+    pub(super) fn get(&self, index: usize) -> Option<ManifestEntry<'_>> {
         self.records.get(index).map(|record| self.entry(record))
     }
 
-    pub(crate) fn entries(&self) -> impl DoubleEndedIterator<Item = Entry<'_>> {
+    pub(crate) fn entries(&self) -> impl DoubleEndedIterator<Item = ManifestEntry<'_>> {
         self.records.iter().map(|record| self.entry(record))
     }
 
     /// Returns the entry at a path.
-    pub(super) fn find(&self, path: &[u8]) -> Option<Entry<'_>> {
+    pub(super) fn find(&self, path: &[u8]) -> Option<ManifestEntry<'_>> {
         self.get(self.position(path)?)
     }
 
@@ -169,16 +169,16 @@ impl Manifest {
         &self.names[record.start..record.start + record.path_bytes as usize]
     }
 
-    fn entry<'a>(&'a self, record: &'a Record) -> Entry<'a> {
+    fn entry<'a>(&'a self, record: &'a Record) -> ManifestEntry<'a> {
         let end = record.start + record.path_bytes as usize;
         let kind = match &record.kind {
-            RecordKind::Directory => Kind::Directory,
-            RecordKind::File { size_bytes, hash } => Kind::File { size_bytes: *size_bytes, hash },
+            RecordKind::Directory => EntryKind::Directory,
+            RecordKind::File { size_bytes, hash } => EntryKind::File { size_bytes: *size_bytes, hash },
             RecordKind::Symlink { target_bytes } => {
-                Kind::Symlink { target: &self.names[end..end + *target_bytes as usize] }
+                EntryKind::Symlink { target: &self.names[end..end + *target_bytes as usize] }
             }
         };
-        Entry { path: self.path(record), mode: record.mode, mtime: record.mtime, kind }
+        ManifestEntry { path: self.path(record), mode: record.mode, mtime: record.mtime, kind }
     }
 
     /// Returns the name of the tree, derived from everything that makes a difference to a step.
@@ -195,12 +195,12 @@ impl Manifest {
             bytes.extend_from_slice(entry.path);
             bytes.extend((entry.mode | type_bits(&entry.kind)).to_le_bytes());
             match entry.kind {
-                Kind::Directory => continue,
-                Kind::File { size_bytes, hash } => {
+                EntryKind::Directory => continue,
+                EntryKind::File { size_bytes, hash } => {
                     bytes.extend(size_bytes.to_le_bytes());
                     bytes.extend(hash);
                 }
-                Kind::Symlink { target } => {
+                EntryKind::Symlink { target } => {
                     bytes.extend(length(target).to_le_bytes());
                     bytes.extend_from_slice(target);
                 }
@@ -216,7 +216,7 @@ impl Manifest {
     #[cfg(feature = "cloud")]
     pub(super) fn is_well_formed(&self) -> bool {
         let is_plain = |name: &[u8]| !matches!(name, b"" | b"." | b"..") && !name.contains(&0);
-        let plain = |(at, entry): (usize, Entry<'_>)| match entry.path {
+        let plain = |(at, entry): (usize, ManifestEntry<'_>)| match entry.path {
             b"" => at == 0 && entry.is_dir(),
             path => path.split(|byte| *byte == b'/').all(is_plain),
         };
@@ -241,12 +241,12 @@ impl Manifest {
             to.extend(entry.mtime.0.to_le_bytes());
             to.extend(entry.mtime.1.to_le_bytes());
             match entry.kind {
-                Kind::Directory => to.extend(0_u64.to_le_bytes()),
-                Kind::File { size_bytes, hash } => {
+                EntryKind::Directory => to.extend(0_u64.to_le_bytes()),
+                EntryKind::File { size_bytes, hash } => {
                     to.extend(size_bytes.to_le_bytes());
                     to.extend(hash);
                 }
-                Kind::Symlink { target } => to.extend((target.len() as u64).to_le_bytes()),
+                EntryKind::Symlink { target } => to.extend((target.len() as u64).to_le_bytes()),
             }
         }
         to.extend_from_slice(&self.names);
@@ -293,7 +293,7 @@ impl Manifest {
     }
 
     /// Returns the changes that turn `self` into `newer`, by path.
-    pub(super) fn changes<'a>(&'a self, newer: &'a Self, times: Times) -> Vec<Change<'a>> {
+    pub(super) fn changes<'a>(&'a self, newer: &'a Self, times: Times) -> Vec<ManifestChange<'a>> {
         let (mut old, mut new) = (self.entries().peekable(), newer.entries().peekable());
         let mut changes = Vec::new();
         loop {
@@ -304,14 +304,14 @@ impl Manifest {
                 (Some(old), Some(new)) => order(old.path, new.path),
             };
             match side {
-                Ordering::Less => changes.extend(old.next().map(Change::Removed)),
-                Ordering::Greater => changes.extend(new.next().map(Change::Added)),
+                Ordering::Less => changes.extend(old.next().map(ManifestChange::Removed)),
+                Ordering::Greater => changes.extend(new.next().map(ManifestChange::Added)),
                 Ordering::Equal => {
                     if let (Some(old), Some(new)) = (old.next(), new.next()) {
                         if old.is_dir() != new.is_dir() {
-                            changes.push(Change::Added(new));
+                            changes.push(ManifestChange::Added(new));
                         } else if !old.is_same(&new, times) {
-                            changes.push(Change::Changed(new));
+                            changes.push(ManifestChange::Changed(new));
                         }
                     }
                 }
@@ -370,11 +370,11 @@ pub(super) fn i64_of(bytes: &mut &[u8]) -> Option<i64> {
     take(bytes).map(i64::from_le_bytes)
 }
 
-fn type_bits(kind: &Kind<'_>) -> u32 {
+fn type_bits(kind: &EntryKind<'_>) -> u32 {
     match kind {
-        Kind::Directory => DIRECTORY,
-        Kind::File { .. } => FILE,
-        Kind::Symlink { .. } => SYMLINK,
+        EntryKind::Directory => DIRECTORY,
+        EntryKind::File { .. } => FILE,
+        EntryKind::Symlink { .. } => SYMLINK,
     }
 }
 
@@ -387,21 +387,26 @@ fn length(path: &[u8]) -> u32 {
 mod tests {
     use super::*;
 
-    fn file(path: &str, content: u8) -> Entry<'_> {
+    fn file(path: &str, content: u8) -> ManifestEntry<'_> {
         const HASHES: [[u8; 32]; 8] = [[0; 32], [1; 32], [2; 32], [3; 32], [4; 32], [5; 32], [6; 32], [7; 32]];
-        let kind = Kind::File { size_bytes: 1, hash: &HASHES[usize::from(content)] };
-        Entry { path: path.as_bytes(), mode: 0o644, mtime: (1, 2), kind }
+        let kind = EntryKind::File { size_bytes: 1, hash: &HASHES[usize::from(content)] };
+        ManifestEntry { path: path.as_bytes(), mode: 0o644, mtime: (1, 2), kind }
     }
 
-    fn dir(path: &str) -> Entry<'_> {
-        Entry { path: path.as_bytes(), mode: 0o755, mtime: (1, 2), kind: Kind::Directory }
+    fn dir(path: &str) -> ManifestEntry<'_> {
+        ManifestEntry { path: path.as_bytes(), mode: 0o755, mtime: (1, 2), kind: EntryKind::Directory }
     }
 
-    fn link<'a>(path: &'a str, target: &'a str) -> Entry<'a> {
-        Entry { path: path.as_bytes(), mode: 0o777, mtime: (-1, 2), kind: Kind::Symlink { target: target.as_bytes() } }
+    fn link<'a>(path: &'a str, target: &'a str) -> ManifestEntry<'a> {
+        ManifestEntry {
+            path: path.as_bytes(),
+            mode: 0o777,
+            mtime: (-1, 2),
+            kind: EntryKind::Symlink { target: target.as_bytes() },
+        }
     }
 
-    fn manifest(mut entries: Vec<Entry<'_>>) -> Manifest {
+    fn manifest(mut entries: Vec<ManifestEntry<'_>>) -> Manifest {
         entries.sort_by(|a, b| order(a.path, b.path));
         let mut manifest = Manifest::default();
         entries.into_iter().for_each(|entry| manifest.push(entry));
@@ -438,14 +443,14 @@ mod tests {
             link("l", "b"),
         ]);
         let mut expected = vec![
-            Change::Added(file("d", 1)),
-            Change::Changed(file("edited", 2)),
-            Change::Removed(file("gone", 1)),
-            Change::Changed(link("l", "b")),
-            Change::Added(file("new", 1)),
+            ManifestChange::Added(file("d", 1)),
+            ManifestChange::Changed(file("edited", 2)),
+            ManifestChange::Removed(file("gone", 1)),
+            ManifestChange::Changed(link("l", "b")),
+            ManifestChange::Added(file("new", 1)),
         ];
         assert_eq!(old.changes(&new, Times::OfFiles), expected);
-        expected.push(Change::Changed(touched));
+        expected.push(ManifestChange::Changed(touched));
         assert_eq!(old.changes(&new, Times::Count), expected);
         assert_ne!(old.id(), new.id());
         assert_eq!(manifest(vec![dir("same")]).id(), manifest(vec![touched]).id());

@@ -6,19 +6,20 @@
 //! without layers, and the digests of the paths in a cache policy. This module knows nothing about steps.
 
 mod delta;
+mod fnmatch;
 mod freeze;
 mod frozen;
+mod ignore_rules;
 #[cfg(feature = "cloud")]
 mod import;
 mod manifest;
+mod path_digests;
 mod read;
-mod rules;
 mod run_source;
 mod stat_cache;
 #[cfg(feature = "vm")]
 mod tar;
 mod walk;
-mod watched;
 mod weight;
 #[cfg(feature = "process")]
 pub(crate) mod workspace;
@@ -30,11 +31,11 @@ pub use frozen::FrozenSource;
 #[cfg(feature = "cloud")]
 pub(crate) use import::{has_manifest, import_manifest, manifest_bytes};
 #[cfg(feature = "cloud")]
-pub(crate) use manifest::{Kind as SourceKind, Manifest};
-pub use run_source::Archives;
+pub(crate) use manifest::{EntryKind, Manifest};
+pub(crate) use path_digests::path_digests;
+pub use run_source::RunSource;
 #[cfg(feature = "vm")]
 pub(crate) use tar::source_tar;
-pub(crate) use watched::watched;
 
 /// Returns the number of threads that read or walk a tree.
 fn threads() -> usize {

@@ -21,13 +21,13 @@ use std::{
 use rustix::io::Errno;
 
 use super::{
-    manifest::{self, Entry, Kind, Manifest},
+    manifest::{self, EntryKind, Manifest, ManifestEntry},
     stat_cache::{Stamp, StatCache},
     threads,
-    walk::{FileKind, Status, Tree},
+    walk::{FileKind, FileStatus, WalkedTree},
 };
 use crate::{
-    store::{StoreError, error::Doing},
+    store::{StoreError, error::IoContext},
     tree,
 };
 
@@ -38,7 +38,7 @@ const CHUNK_BYTES: usize = 128 << 10;
 
 /// One attempt to read a tree.
 #[derive(Debug)]
-pub(super) struct Reader<'a> {
+pub(super) struct SourceReader<'a> {
     /// The canonical path.
     pub(super) source: &'a Path,
     pub(super) abandoned: &'a AtomicBool,
@@ -47,16 +47,16 @@ pub(super) struct Reader<'a> {
 /// What is known about a walked tree without reading a file.
 #[derive(Debug)]
 pub(super) struct Known<'a> {
-    tree: &'a Tree,
+    tree: &'a WalkedTree,
     /// For each path of the tree, the entry that the cache confirms.
-    entries: Vec<Option<Entry<'a>>>,
+    entries: Vec<Option<ManifestEntry<'a>>>,
     /// The number of entries in the cache.
     cached: usize,
 }
 
 impl<'a> Known<'a> {
     /// Compares a tree with the cache. Both are in the same order.
-    pub(super) fn of(tree: &'a Tree, cache: Option<&'a StatCache>) -> Self {
+    pub(super) fn of(tree: &'a WalkedTree, cache: Option<&'a StatCache>) -> Self {
         let Some(cache) = cache else { return Self { tree, entries: vec![None; tree.len()], cached: 0 } };
         let mut next = 0;
         let find = |index| {
@@ -75,7 +75,7 @@ impl<'a> Known<'a> {
 
     /// Returns whether the tree is exactly what the cache contains.
     pub(super) fn is_everything(&self) -> bool {
-        let same = |(index, entry): (usize, &Option<Entry<'_>>)| {
+        let same = |(index, entry): (usize, &Option<ManifestEntry<'_>>)| {
             entry.is_some_and(|entry| entry.mode == self.tree.status(index).mode)
         };
         self.cached == self.tree.len() && self.entries.iter().enumerate().all(same)
@@ -88,7 +88,7 @@ enum Content {
     Target(Vec<u8>),
 }
 
-impl Reader<'_> {
+impl SourceReader<'_> {
     /// Determines the manifest of a walked tree, reading what is not known yet.
     ///
     /// # Errors
@@ -106,18 +106,18 @@ impl Reader<'_> {
         let (mut manifest, mut stamps) = (Manifest::default(), Vec::with_capacity(tree.len()));
         for index in 0..tree.len() {
             let (path, walked) = (tree.path(index), tree.status(index));
-            let mut push = |status: &Status, kind| {
-                manifest.push(Entry { path, mode: status.mode, mtime: status.mtime, kind });
+            let mut push = |status: &FileStatus, kind| {
+                manifest.push(ManifestEntry { path, mode: status.mode, mtime: status.mtime, kind });
                 stamps.push(Stamp::of(status));
             };
             if walked.kind == FileKind::Directory {
-                push(walked, Kind::Directory);
+                push(walked, EntryKind::Directory);
             } else if let Some(entry) = known.entries[index] {
                 push(walked, entry.kind);
             } else if let Some((_, Some((status, content)))) = read.next_if(|(read, _)| *read == index) {
                 let kind = match &content {
-                    Content::Hash(hash) => Kind::File { size_bytes: status.size_bytes, hash },
-                    Content::Target(target) => Kind::Symlink { target },
+                    Content::Hash(hash) => EntryKind::File { size_bytes: status.size_bytes, hash },
+                    Content::Target(target) => EntryKind::Symlink { target },
                 };
                 push(&status, kind);
             }
@@ -127,7 +127,12 @@ impl Reader<'_> {
 
     /// Returns the content of a file or link, and its status at the time. Returns `None` if it is gone by
     /// now.
-    fn read(&self, path: &[u8], kind: FileKind, buffer: &mut [u8]) -> Result<Option<(Status, Content)>, StoreError> {
+    fn read(
+        &self,
+        path: &[u8],
+        kind: FileKind,
+        buffer: &mut [u8],
+    ) -> Result<Option<(FileStatus, Content)>, StoreError> {
         self.check()?;
         let path = &self.source.join(OsStr::from_bytes(path));
         match kind {
@@ -136,7 +141,7 @@ impl Reader<'_> {
         }
     }
 
-    fn read_link(&self, path: &Path) -> Result<Option<(Status, Content)>, StoreError> {
+    fn read_link(&self, path: &Path) -> Result<Option<(FileStatus, Content)>, StoreError> {
         let unreadable = |source| StoreError::Unreadable { path: path.into(), source };
         let target = match fs::read_link(path) {
             Ok(target) => target.into_os_string().into_vec(),
@@ -147,7 +152,7 @@ impl Reader<'_> {
         // The status is read after the target: if the link had been replaced in between, the length of the
         // target or the time would differ.
         let stat = tree::stat_at(rustix::fs::CWD, path).map_err(unreadable)?;
-        let status = stat.as_ref().and_then(Status::of).filter(|it| it.kind == FileKind::Symlink);
+        let status = stat.as_ref().and_then(FileStatus::of).filter(|it| it.kind == FileKind::Symlink);
         let again = fs::read_link(path).map(|again| again.into_os_string().into_vec());
         match status {
             Some(status) if again.is_ok_and(|again| again == target) => Ok(Some((status, Content::Target(target)))),
@@ -156,7 +161,7 @@ impl Reader<'_> {
     }
 
     /// Hashes a file, provided that no process writes to it in the meantime.
-    fn read_file(&self, path: &Path, buffer: &mut [u8]) -> Result<Option<(Status, Content)>, StoreError> {
+    fn read_file(&self, path: &Path, buffer: &mut [u8]) -> Result<Option<(FileStatus, Content)>, StoreError> {
         let unreadable = |source: io::Error| StoreError::Unreadable { path: path.into(), source };
         for _ in 0..ATTEMPTS {
             let Some(mut file) = open(path)? else { return Ok(None) };
@@ -179,10 +184,10 @@ impl Reader<'_> {
     ///
     /// # Errors
     /// Returns [`StoreError::SourceChanged`] if it is a different file by now.
-    pub(super) fn copy(&self, entry: &Entry<'_>, target: &Path, buffer: &mut [u8]) -> Result<(), StoreError> {
+    pub(super) fn copy(&self, entry: &ManifestEntry<'_>, target: &Path, buffer: &mut [u8]) -> Result<(), StoreError> {
         self.check()?;
         let path = self.source.join(entry.as_path());
-        let Kind::File { size_bytes, hash } = entry.kind else { return Ok(()) };
+        let EntryKind::File { size_bytes, hash } = entry.kind else { return Ok(()) };
         let Some(mut source) = open(&path)? else { return Err(changed(&path)) };
         let mut copy = OpenOptions::new()
             .read(true)
@@ -308,9 +313,9 @@ fn open(path: &Path) -> Result<Option<File>, StoreError> {
 }
 
 /// Returns the status of an open file, which must be a regular file.
-fn status(file: &File, path: &Path) -> Result<Status, StoreError> {
+fn status(file: &File, path: &Path) -> Result<FileStatus, StoreError> {
     let unreadable = |error: Errno| StoreError::Unreadable { path: path.into(), source: error.into() };
-    let status = Status::of(&rustix::fs::fstat(file).map_err(unreadable)?);
+    let status = FileStatus::of(&rustix::fs::fstat(file).map_err(unreadable)?);
     status.filter(|it| it.kind == FileKind::File).ok_or_else(|| changed(path))
 }
 

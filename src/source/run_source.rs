@@ -18,14 +18,14 @@ use crate::{
 
 /// A run's source tree, frozen when the first runner requests it.
 #[derive(Debug)]
-pub struct Archives {
+pub struct RunSource {
     id: ArchiveId,
     source_dir: PathBuf,
     /// Together with the lease that keeps the tree in the store.
     frozen: OnceCell<(Arc<FrozenSource>, Lease)>,
 }
 
-impl Archives {
+impl RunSource {
     /// Names the tree. Nothing is read yet.
     #[must_use]
     pub fn new(id: ArchiveId, source_dir: impl Into<PathBuf>) -> Self {

@@ -13,11 +13,11 @@ use std::{
 };
 
 use super::{
-    manifest::{Entry, Kind, Manifest, Time, i64_of, seal, u32_of, u64_of, unseal},
-    walk::{FileKind, Status},
+    manifest::{EntryKind, Manifest, ManifestEntry, Time, i64_of, seal, u32_of, u64_of, unseal},
+    walk::{FileKind, FileStatus},
     weight::Weight,
 };
-use crate::store::{SourceId, Store, StoreError, error::Doing, files::make_dir};
+use crate::store::{SourceId, Store, StoreError, error::IoContext, files::make_dir};
 
 const HEADER: &[u8] = b"hm-exec stat cache 1\n";
 
@@ -54,7 +54,7 @@ pub(super) struct Stamp {
 }
 
 impl Stamp {
-    pub(super) fn of(status: &Status) -> Self {
+    pub(super) fn of(status: &FileStatus) -> Self {
         Self { device: status.device, inode: status.inode, ctime: status.ctime }
     }
 }
@@ -146,20 +146,20 @@ impl StatCache {
     }
 
     /// Returns the entry at `index` if a file with this status must still have the hashed content.
-    pub(super) fn trusted(&self, index: usize, status: &Status) -> Option<Entry<'_>> {
+    pub(super) fn trusted(&self, index: usize, status: &FileStatus) -> Option<ManifestEntry<'_>> {
         let entry = self.manifest.get(index)?;
         let same = match entry.kind {
             // The contents of a directory are separate entries.
-            Kind::Directory => return (status.kind == FileKind::Directory).then_some(entry),
-            Kind::File { size_bytes, .. } => status.kind == FileKind::File && status.size_bytes == size_bytes,
-            Kind::Symlink { .. } => status.kind == FileKind::Symlink,
+            EntryKind::Directory => return (status.kind == FileKind::Directory).then_some(entry),
+            EntryKind::File { size_bytes, .. } => status.kind == FileKind::File && status.size_bytes == size_bytes,
+            EntryKind::Symlink { .. } => status.kind == FileKind::Symlink,
         };
         let same = same && (entry.mode, entry.mtime) == (status.mode, status.mtime);
         (same && self.stamps.get(index) == Some(&Stamp::of(status)) && self.is_settled(status)).then_some(entry)
     }
 
     /// Returns whether a change after this cache was recorded would have changed the status.
-    fn is_settled(&self, status: &Status) -> bool {
+    fn is_settled(&self, status: &FileStatus) -> bool {
         let latest = status.mtime.max(status.ctime);
         let settled = if (status.mtime.1, status.ctime.1) == (0, 0) {
             (latest.0 + COARSE_STEP_SECONDS, 0)
@@ -184,15 +184,15 @@ pub(super) fn now() -> Time {
 mod tests {
     use super::*;
 
-    fn status(ctime: Time) -> Status {
+    fn status(ctime: Time) -> FileStatus {
         let kind = FileKind::File;
-        Status { kind, mode: 0o644, size_bytes: 3, mtime: (100, 5), ctime, device: 1, inode: 2 }
+        FileStatus { kind, mode: 0o644, size_bytes: 3, mtime: (100, 5), ctime, device: 1, inode: 2 }
     }
 
-    fn cache(started: Time, seen: &Status) -> StatCache {
+    fn cache(started: Time, seen: &FileStatus) -> StatCache {
         let mut manifest = Manifest::default();
-        let kind = Kind::File { size_bytes: seen.size_bytes, hash: &[7; 32] };
-        manifest.push(Entry { path: b"f", mode: seen.mode, mtime: seen.mtime, kind });
+        let kind = EntryKind::File { size_bytes: seen.size_bytes, hash: &[7; 32] };
+        manifest.push(ManifestEntry { path: b"f", mode: seen.mode, mtime: seen.mtime, kind });
         let (last, stamps) = (SourceId::parse(&"0".repeat(64)).unwrap(), vec![Stamp::of(seen)]);
         StatCache { last, weight: Weight { entries: 1, bytes: 2 }, started, manifest, stamps }
     }
@@ -206,11 +206,11 @@ mod tests {
         let almost = status((200, 999_999_999));
         assert!(cache((201, 1_000_000), &almost).trusted(0, &almost).is_none());
         // The times have no fractions of seconds: perhaps the filesystem does not store them.
-        let whole = Status { mtime: (100, 0), ..status((200, 0)) };
+        let whole = FileStatus { mtime: (100, 0), ..status((200, 0)) };
         assert!(cache((202, 0), &whole).trusted(0, &whole).is_none());
         assert!(cache((202, 1), &whole).trusted(0, &whole).is_some());
         // A time in the future is meaningless.
-        let future = Status { mtime: (900, 5), ..seen };
+        let future = FileStatus { mtime: (900, 5), ..seen };
         assert!(cache((500, 0), &future).trusted(0, &future).is_none());
     }
 
@@ -220,14 +220,14 @@ mod tests {
         let cache = cache((300, 0), &seen);
         assert!(cache.trusted(0, &seen).is_some());
         for other in [
-            Status { kind: FileKind::Symlink, ..seen },
-            Status { kind: FileKind::Directory, ..seen },
-            Status { mode: 0o600, ..seen },
-            Status { size_bytes: 4, ..seen },
-            Status { mtime: (100, 6), ..seen },
-            Status { ctime: (200, 2), ..seen },
-            Status { device: 9, ..seen },
-            Status { inode: 9, ..seen },
+            FileStatus { kind: FileKind::Symlink, ..seen },
+            FileStatus { kind: FileKind::Directory, ..seen },
+            FileStatus { mode: 0o600, ..seen },
+            FileStatus { size_bytes: 4, ..seen },
+            FileStatus { mtime: (100, 6), ..seen },
+            FileStatus { ctime: (200, 2), ..seen },
+            FileStatus { device: 9, ..seen },
+            FileStatus { inode: 9, ..seen },
         ] {
             assert!(cache.trusted(0, &other).is_none(), "{other:?}");
         }

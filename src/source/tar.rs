@@ -12,7 +12,7 @@ use tar::{Builder, EntryType, Header};
 
 use super::{
     FrozenSource,
-    manifest::{Change, Entry, Kind, Manifest, Times},
+    manifest::{EntryKind, Manifest, ManifestChange, ManifestEntry, Times},
 };
 use crate::store::{SourceId, Store, StoreError};
 
@@ -38,13 +38,13 @@ pub(crate) fn source_tar(
             let older = Manifest::of(store, since)?;
             for change in older.changes(&manifest, Times::OfFiles) {
                 match change {
-                    Change::Removed(entry) => removed.push(entry.as_path().to_owned()),
-                    Change::Added(entry) => {
+                    ManifestChange::Removed(entry) => removed.push(entry.as_path().to_owned()),
+                    ManifestChange::Added(entry) => {
                         // The entry may replace one of another kind.
                         removed.push(entry.as_path().to_owned());
                         append(&mut archive, &entry, source)?;
                     }
-                    Change::Changed(entry) => append(&mut archive, &entry, source)?,
+                    ManifestChange::Changed(entry) => append(&mut archive, &entry, source)?,
                 }
             }
         }
@@ -55,7 +55,11 @@ pub(crate) fn source_tar(
     Ok(removed)
 }
 
-fn append(archive: &mut Builder<impl Write>, entry: &Entry<'_>, source: &FrozenSource) -> Result<(), StoreError> {
+fn append(
+    archive: &mut Builder<impl Write>,
+    entry: &ManifestEntry<'_>,
+    source: &FrozenSource,
+) -> Result<(), StoreError> {
     // The root of the tree is the directory where the stream is unpacked.
     let path = if entry.path.is_empty() { Path::new(".") } else { entry.as_path() };
     append_to(archive, entry, path, source)
@@ -64,7 +68,7 @@ fn append(archive: &mut Builder<impl Write>, entry: &Entry<'_>, source: &FrozenS
 
 fn append_to(
     archive: &mut Builder<impl Write>,
-    entry: &Entry<'_>,
+    entry: &ManifestEntry<'_>,
     path: &Path,
     source: &FrozenSource,
 ) -> io::Result<()> {
@@ -79,15 +83,15 @@ fn append_to(
     header.set_mtime(u64::try_from(seconds).unwrap_or_default());
     header.set_size(0);
     match entry.kind {
-        Kind::Directory => {
+        EntryKind::Directory => {
             header.set_entry_type(EntryType::Directory);
             archive.append_data(&mut header, path, io::empty())
         }
-        Kind::Symlink { target } => {
+        EntryKind::Symlink { target } => {
             header.set_entry_type(EntryType::Symlink);
             archive.append_link(&mut header, path, OsStr::from_bytes(target))
         }
-        Kind::File { size_bytes, .. } => {
+        EntryKind::File { size_bytes, .. } => {
             header.set_entry_type(EntryType::Regular);
             header.set_size(size_bytes);
             archive.append_data(&mut header, path, File::open(source.locate(entry.as_path()))?)

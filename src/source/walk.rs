@@ -27,10 +27,10 @@ use rustix::{
 };
 
 use super::{
+    ignore_rules::{IgnoreRules, RuleFiles},
     manifest::Time,
-    rules::{Found, Rules},
+    path_digests::PIPELINES,
     threads,
-    watched::PIPELINES,
 };
 use crate::{store::StoreError, tree};
 
@@ -41,7 +41,7 @@ const MAX_PATH_BYTES: usize = 3500;
 
 /// The metadata of a file, known without reading it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Status {
+pub(super) struct FileStatus {
     pub(super) kind: FileKind,
     /// The permission bits.
     pub(super) mode: u32,
@@ -59,7 +59,7 @@ pub(super) enum FileKind {
     Symlink,
 }
 
-impl Status {
+impl FileStatus {
     /// Returns `None` for what is not part of a source: sockets, pipes, devices.
     #[expect(clippy::unnecessary_cast, clippy::useless_conversion, reason = "types differ between systems")]
     pub(super) fn of(stat: &rustix::fs::Stat) -> Option<Self> {
@@ -84,13 +84,13 @@ impl Status {
 
 /// Everything in a tree, in the order of a manifest.
 #[derive(Debug, Default)]
-pub(super) struct Tree {
+pub(super) struct WalkedTree {
     paths: Vec<u8>,
-    found: Vec<(usize, Status)>,
+    found: Vec<(usize, FileStatus)>,
 }
 
-impl Tree {
-    fn push(&mut self, dir: &[u8], name: &[u8], status: Status) {
+impl WalkedTree {
+    fn push(&mut self, dir: &[u8], name: &[u8], status: FileStatus) {
         self.paths.extend_from_slice(dir);
         if !dir.is_empty() {
             self.paths.push(b'/');
@@ -108,14 +108,14 @@ impl Tree {
         &self.paths[start..self.found[index].0]
     }
 
-    pub(super) fn status(&self, index: usize) -> &Status {
+    pub(super) fn status(&self, index: usize) -> &FileStatus {
         &self.found[index].1
     }
 }
 
 /// The directory to walk.
 #[derive(Debug)]
-pub(super) struct Walk<'a> {
+pub(super) struct SourceWalk<'a> {
     /// The canonical path.
     pub(super) source: &'a Path,
     /// A directory that is not part of the source, even if it is inside it.
@@ -123,19 +123,19 @@ pub(super) struct Walk<'a> {
     pub(super) abandoned: &'a AtomicBool,
 }
 
-impl Walk<'_> {
+impl SourceWalk<'_> {
     /// Lists the tree.
     ///
     /// # Errors
     /// Returns [`StoreError::Unreadable`] with the directory, or [`StoreError::SourceChanged`] if one is
     /// removed in the meantime.
-    pub(super) fn run(&self) -> Result<Tree, StoreError> {
+    pub(super) fn run(&self) -> Result<WalkedTree, StoreError> {
         let unreadable = |source: Errno| StoreError::Unreadable { path: self.source.into(), source: source.into() };
         let root = tree::open_dir(self.source)
             .map_err(|source| StoreError::Unreadable { path: self.source.into(), source })?;
-        let status = Status::of(&rustix::fs::fstat(&root).map_err(unreadable)?);
+        let status = FileStatus::of(&rustix::fs::fstat(&root).map_err(unreadable)?);
         let status = status.ok_or_else(|| StoreError::NoSource { path: self.source.into() })?;
-        let first = Job { slot: 0, path: Vec::new(), rules: Arc::new(Rules::above(self.source)) };
+        let first = Job { slot: 0, path: Vec::new(), rules: Arc::new(IgnoreRules::above(self.source)) };
         let queue = Queue {
             state: Mutex::new(State { jobs: vec![first], open: 1, slots: 1, lists: Vec::new(), failed: None }),
             changed: Condvar::new(),
@@ -175,7 +175,7 @@ impl Walk<'_> {
                 return Err(if went { StoreError::SourceChanged { path: dir_path() } } else { unreadable(error) });
             }
         };
-        let mut found = Found::default();
+        let mut found = RuleFiles::default();
         scratch.clear();
         for entry in Dir::read_from(&dir).map_err(|error| unreadable(error.into()))? {
             let entry = entry.map_err(|error| unreadable(error.into()))?;
@@ -212,7 +212,7 @@ impl Walk<'_> {
             if has_rules && hint == FileType::Unknown && rules.ignore(path, is_dir) || is_dir && path == self.store {
                 continue;
             }
-            let Some(status) = Status::of(&stat) else {
+            let Some(status) = FileStatus::of(&stat) else {
                 tracing::warn!(path = %path.display(), "ignoring a file of the source that is not a file, directory or symbolic link");
                 continue;
             };
@@ -263,7 +263,7 @@ impl Scratch {
 struct Job {
     slot: usize,
     path: Vec<u8>,
-    rules: Arc<Rules>,
+    rules: Arc<IgnoreRules>,
 }
 
 /// A directory that was found, and its position in its parent's list.
@@ -282,7 +282,7 @@ struct List {
 
 struct Listed {
     name_end: usize,
-    status: Status,
+    status: FileStatus,
     /// The index of this directory's list. It is 0, the root's, for everything else.
     slot: usize,
 }
@@ -343,14 +343,14 @@ impl Queue {
 }
 
 /// Concatenates the lists, each directory's after its own entry.
-fn join(lists: Vec<(usize, List)>, slots: usize, root: Status) -> Tree {
+fn join(lists: Vec<(usize, List)>, slots: usize, root: FileStatus) -> WalkedTree {
     let mut by_slot: Vec<List> = Vec::new();
     by_slot.resize_with(slots, List::default);
     let total: usize = lists.iter().map(|(_, list)| list.entries.len()).sum();
     for (slot, list) in lists {
         by_slot[slot] = list;
     }
-    let mut tree = Tree { paths: Vec::with_capacity(total * 32), found: Vec::with_capacity(total + 1) };
+    let mut tree = WalkedTree { paths: Vec::with_capacity(total * 32), found: Vec::with_capacity(total + 1) };
     tree.push(b"", b"", root);
     // The directories being traversed, with the position in each.
     let mut open = vec![(0, 0)];

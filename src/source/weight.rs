@@ -1,6 +1,6 @@
 //! The size of the deltas in a source's stack, compared with that of the tree.
 
-use super::manifest::{Change, Kind, Manifest};
+use super::manifest::{EntryKind, Manifest, ManifestChange};
 
 /// Deltas up to this size never outweigh their base.
 const LIGHT: Weight = Weight { entries: 1000, bytes: 16 << 20 };
@@ -14,11 +14,11 @@ pub(super) struct Weight {
 
 impl Weight {
     /// Returns the weight of a layer made of these changes.
-    pub(super) fn of(changes: &[Change<'_>]) -> Self {
+    pub(super) fn of(changes: &[ManifestChange<'_>]) -> Self {
         let bytes = changes.iter().map(|change| match change {
-            Change::Removed(_) => 0,
-            Change::Added(entry) | Change::Changed(entry) => match entry.kind {
-                Kind::File { size_bytes, .. } => size_bytes,
+            ManifestChange::Removed(_) => 0,
+            ManifestChange::Added(entry) | ManifestChange::Changed(entry) => match entry.kind {
+                EntryKind::File { size_bytes, .. } => size_bytes,
                 _ => 0,
             },
         });
@@ -29,7 +29,7 @@ impl Weight {
     pub(super) fn outweighs(self, tree: &Manifest) -> bool {
         let bytes: u64 = tree
             .entries()
-            .map(|entry| if let Kind::File { size_bytes, .. } = entry.kind { size_bytes } else { 0 })
+            .map(|entry| if let EntryKind::File { size_bytes, .. } = entry.kind { size_bytes } else { 0 })
             .sum();
         self.outnumbers(tree) || self.bytes > LIGHT.bytes.max(bytes / 4)
     }

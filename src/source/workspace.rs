@@ -13,11 +13,11 @@ use std::{
 
 use super::{
     FrozenSource,
-    manifest::{Change, Entry, Kind, Manifest, Times},
+    manifest::{EntryKind, Manifest, ManifestChange, ManifestEntry, Times},
     write::put_symlink,
 };
 use crate::{
-    store::{LayerId, SourceId, Staging, Store, StoreError, error::Doing, files::write_new},
+    store::{LayerId, SourceId, Staging, Store, StoreError, error::IoContext, files::write_new},
     tree,
 };
 
@@ -38,15 +38,15 @@ pub(crate) fn copy_source(store: &Store, source: &FrozenSource, into: &Path) -> 
     for entry in manifest.entries() {
         let path = into.join(entry.as_path());
         match entry.kind {
-            Kind::Directory => DirBuilder::new().mode(0o700).create(&path).doing("make the directory", &path)?,
-            Kind::Symlink { target } => put_symlink(&entry, target, &path)?,
-            Kind::File { .. } => {
+            EntryKind::Directory => DirBuilder::new().mode(0o700).create(&path).doing("make the directory", &path)?,
+            EntryKind::Symlink { target } => put_symlink(&entry, target, &path)?,
+            EntryKind::File { .. } => {
                 tree::copy_file(&source.locate(entry.as_path()), &path).doing("write", &path)?;
                 entry.put_attributes(&path)?;
             }
         }
     }
-    let mut dirs = manifest.entries().rev().filter(Entry::is_dir);
+    let mut dirs = manifest.entries().rev().filter(ManifestEntry::is_dir);
     dirs.try_for_each(|entry| entry.put_attributes(&into.join(entry.as_path())))
 }
 
@@ -81,21 +81,21 @@ fn update(store: &Store, workspace: &Path, old: &SourceId, new: &FrozenSource) -
     let changes = before.changes(&after, Times::OfFiles);
     for change in &changes {
         match *change {
-            Change::Removed(entry) if entry.is_dir() => {}
-            Change::Removed(entry) => {
+            ManifestChange::Removed(entry) if entry.is_dir() => {}
+            ManifestChange::Removed(entry) => {
                 if let Some(path) = existing(workspace, &entry)
                     && !path.is_dir()
                 {
                     fs::remove_file(&path).doing("remove", &path)?;
                 }
             }
-            Change::Added(entry) | Change::Changed(entry) => {
+            ManifestChange::Added(entry) | ManifestChange::Changed(entry) => {
                 put(&entry, workspace, new)?;
             }
         }
     }
     for change in changes.iter().rev() {
-        if let Change::Removed(entry) = change
+        if let ManifestChange::Removed(entry) = change
             && entry.is_dir()
             && let Some(path) = existing(workspace, entry)
         {
@@ -113,7 +113,7 @@ fn home(store: &Store, id: &LayerId) -> PathBuf {
 
 /// Returns the path of an entry if every parent of it is a directory of the workspace. A step may have
 /// replaced parents with symbolic links.
-fn existing(workspace: &Path, entry: &Entry<'_>) -> Option<PathBuf> {
+fn existing(workspace: &Path, entry: &ManifestEntry<'_>) -> Option<PathBuf> {
     let mut path = workspace.to_path_buf();
     for part in entry.as_path() {
         if !fs::symlink_metadata(&path).is_ok_and(|metadata| metadata.is_dir()) {
@@ -126,7 +126,7 @@ fn existing(workspace: &Path, entry: &Entry<'_>) -> Option<PathBuf> {
 
 /// Puts an entry of the newer source in its place, and replaces any file that a step put there or in the
 /// place of its parents.
-fn put(entry: &Entry<'_>, workspace: &Path, source: &FrozenSource) -> Result<(), StoreError> {
+fn put(entry: &ManifestEntry<'_>, workspace: &Path, source: &FrozenSource) -> Result<(), StoreError> {
     let mut path = workspace.to_path_buf();
     let mut parts = entry.as_path().components().peekable();
     while let Some(part) = parts.next() {
@@ -142,9 +142,9 @@ fn put(entry: &Entry<'_>, workspace: &Path, source: &FrozenSource) -> Result<(),
         }
     }
     match entry.kind {
-        Kind::Directory => entry.put_attributes(&path),
-        Kind::Symlink { target } => put_symlink(entry, target, &path),
-        Kind::File { .. } => {
+        EntryKind::Directory => entry.put_attributes(&path),
+        EntryKind::Symlink { target } => put_symlink(entry, target, &path),
+        EntryKind::File { .. } => {
             tree::copy_file(&source.locate(entry.as_path()), &path).doing("write", &path)?;
             entry.put_attributes(&path)
         }

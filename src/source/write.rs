@@ -18,18 +18,18 @@ use rustix::io::Errno;
 
 use super::{
     FrozenSource,
-    manifest::{Change, Entry, Kind, Manifest, Times},
-    read::{Reader, in_parallel},
+    manifest::{EntryKind, Manifest, ManifestChange, ManifestEntry, Times},
+    read::{SourceReader, in_parallel},
 };
 use crate::{
-    store::{StoreError, error::Doing, files::make_dir},
+    store::{StoreError, error::IoContext, files::make_dir},
     tree,
 };
 
 /// A layer to write.
 #[derive(Debug)]
 pub(super) struct LayerWriter<'a> {
-    pub(super) reader: &'a Reader<'a>,
+    pub(super) reader: &'a SourceReader<'a>,
     pub(super) new: &'a Manifest,
     /// A source in the store, with its manifest. Equal files become hard links to its files.
     pub(super) stored: Option<(&'a FrozenSource, &'a Manifest)>,
@@ -47,15 +47,15 @@ pub(super) enum Written {
 impl LayerWriter<'_> {
     /// Writes the layer that turns an older tree into the new one to `root`, which must not exist. `changes`
     /// are the differences between the two.
-    pub(super) fn write(&self, changes: &[Change<'_>], root: &Path) -> Result<Written, StoreError> {
+    pub(super) fn write(&self, changes: &[ManifestChange<'_>], root: &Path) -> Result<Written, StoreError> {
         let workspace = root.join("workspace");
         make_dir(root)?;
         let (mut dirs, mut files) = (BTreeSet::new(), Vec::new());
         for change in changes {
             self.reader.check()?;
             let (entry, removed) = match change {
-                Change::Removed(entry) => (entry, true),
-                Change::Added(entry) | Change::Changed(entry) => (entry, false),
+                ManifestChange::Removed(entry) => (entry, true),
+                ManifestChange::Added(entry) | ManifestChange::Changed(entry) => (entry, false),
             };
             if removed && !self.new.find(parent(entry.path)).is_some_and(|dir| dir.is_dir()) {
                 // Removed together with its directory.
@@ -69,9 +69,9 @@ impl LayerWriter<'_> {
                     Err(error) if cannot_mark(&error) => return Ok(Written::NoMarks),
                     Err(error) => return Err(StoreError::io("hide", place, error)),
                 },
-                Kind::Directory => self.make_dirs(entry.path, &workspace, &mut dirs)?,
-                Kind::Symlink { target } => put_symlink(entry, target, &place)?,
-                Kind::File { .. } => files.push(*entry),
+                EntryKind::Directory => self.make_dirs(entry.path, &workspace, &mut dirs)?,
+                EntryKind::Symlink { target } => put_symlink(entry, target, &place)?,
+                EntryKind::File { .. } => files.push(*entry),
             }
         }
         in_parallel(&files, |entry, buffer| {
@@ -112,7 +112,7 @@ impl LayerWriter<'_> {
 
     /// Creates a hard link to a file of the stored source, if it has the same file. Returns false if the file
     /// has to be copied.
-    fn link(&self, entry: &Entry<'_>, place: &Path) -> bool {
+    fn link(&self, entry: &ManifestEntry<'_>, place: &Path) -> bool {
         let Some((frozen, manifest)) = self.stored else { return false };
         let is_same = manifest.find(entry.path).is_some_and(|it| it.is_same(entry, Times::Count));
         // A file may have too many links, or its layer may be lost.
@@ -120,7 +120,7 @@ impl LayerWriter<'_> {
     }
 }
 
-impl Entry<'_> {
+impl ManifestEntry<'_> {
     /// Sets the mode and the time.
     pub(super) fn put_attributes(&self, path: &Path) -> Result<(), StoreError> {
         fs::set_permissions(path, fs::Permissions::from_mode(self.mode)).doing("set the mode of", path)?;
@@ -135,7 +135,7 @@ impl Entry<'_> {
 }
 
 /// Creates a symbolic link, with its time.
-pub(super) fn put_symlink(entry: &Entry<'_>, target: &[u8], path: &Path) -> Result<(), StoreError> {
+pub(super) fn put_symlink(entry: &ManifestEntry<'_>, target: &[u8], path: &Path) -> Result<(), StoreError> {
     let target: &std::ffi::OsStr = std::os::unix::ffi::OsStrExt::from_bytes(target);
     std::os::unix::fs::symlink(target, path).doing("make the link", path)?;
     entry.put_mtime(path)

@@ -2,7 +2,7 @@
 
 use std::{collections::HashSet, path::PathBuf, sync::Arc};
 
-use super::{Base, IdMap, LayerId, Snapshot, SourceId, Staging, Store, StoreError, error::Doing};
+use super::{Base, IdMap, LayerId, Snapshot, SourceId, Staging, Store, StoreError, error::IoContext};
 use crate::model::SnapshotRef;
 
 /// The maximum number of layers in a snapshot. The lookup of a missing file has to search each layer.

@@ -161,12 +161,12 @@ fn room(path: &Path) -> String {
 }
 
 /// Adds the operation and its path to an error of the system.
-pub(crate) trait Doing<T> {
+pub(crate) trait IoContext<T> {
     /// Adds the context, as in `fs::read(path).doing("read", path)`.
     fn doing(self, doing: &'static str, path: &Path) -> Result<T, StoreError>;
 }
 
-impl<T, E: Into<io::Error>> Doing<T> for Result<T, E> {
+impl<T, E: Into<io::Error>> IoContext<T> for Result<T, E> {
     fn doing(self, doing: &'static str, path: &Path) -> Result<T, StoreError> {
         self.map_err(|source| StoreError::io(doing, path, source))
     }

@@ -12,7 +12,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{StoreError, error::Doing};
+use super::{StoreError, error::IoContext};
 use crate::quote::quote;
 
 /// The entries of a store's directory. A name is either one of these or begins with one of them.

@@ -7,7 +7,7 @@ use std::{
     path::Path,
 };
 
-use super::{StoreError, error::Doing};
+use super::{StoreError, error::IoContext};
 
 /// Writes a new file, accessible to its owner only. Fails if the file exists.
 pub(crate) fn write_new(path: &Path, bytes: &[u8]) -> Result<(), StoreError> {

@@ -2,7 +2,7 @@
 
 use std::{fs, io};
 
-use super::{StoreError, error::Doing, index, paths::Paths};
+use super::{StoreError, error::IoContext, index, paths::Paths};
 
 /// The content of the file for this version.
 pub(super) const FORMAT: &str = "hm-exec store 2\n";

@@ -15,7 +15,7 @@ use uuid::Uuid;
 
 use super::{
     LayerId, StoreError,
-    error::Doing,
+    error::IoContext,
     files::{make_dir, names, write_new},
     paths::Paths,
 };

@@ -19,7 +19,7 @@ use rusqlite::{Connection, Transaction};
 use super::files::stat;
 use super::{
     LayerId, StoreError,
-    error::Doing,
+    error::IoContext,
     index::{self, LayerKind, LayerRow},
     shared::Shared,
     tree,

@@ -33,16 +33,16 @@ mod open;
 mod paths;
 mod recover;
 mod remover;
-mod reserve;
+mod reserved_space;
 mod runs;
 mod shared;
+mod snapshot_config;
 mod snapshots;
 mod stacks;
 #[cfg(feature = "sandbox")]
 mod staged_dir;
 pub(crate) mod staging;
 mod steps;
-mod surroundings;
 mod trash;
 mod tree_ops;
 mod usage;
@@ -65,12 +65,12 @@ pub use layers::Layers;
 pub use lease::Lease;
 pub use open::Store;
 pub use runs::{NewRun, Run, Runs};
+pub use snapshot_config::SnapshotConfig;
 pub use snapshots::{Snapshot, Snapshots};
 #[cfg(feature = "sandbox")]
 pub(crate) use staged_dir::{StagedDir, Touched};
 pub use staging::Staging;
 pub use steps::{Cached, Evicted, KeepAs, Steps};
-pub use surroundings::Surroundings;
 pub use tree_ops::TreeOps;
 pub use usage::{Filesystem, PipelineUsage, Usage, UsageKind};
 

@@ -16,7 +16,7 @@ use uuid::Uuid;
 use super::digests::Digests;
 use super::{
     Filesystem, KeepAs, Lease, Staging, StoreError, TreeOps,
-    error::Doing,
+    error::IoContext,
     exposure::{self, Exposure},
     files::make_dir,
     format::{FORMAT, Format},
@@ -25,7 +25,7 @@ use super::{
     layers::Layers,
     lease::Leases,
     paths::Paths,
-    recover, reserve,
+    recover, reserved_space,
     runs::Runs,
     shared::Shared,
     snapshots::Snapshots,
@@ -74,7 +74,7 @@ impl Store {
     /// store.
     pub fn open(dir: &Path) -> Result<Arc<Self>, StoreError> {
         match Self::open_once(dir) {
-            Err(StoreError::Full { .. }) if reserve::release(dir) => Self::open_once(dir),
+            Err(StoreError::Full { .. }) if reserved_space::release(dir) => Self::open_once(dir),
             opened => opened,
         }
     }
@@ -113,7 +113,7 @@ impl Store {
             recover::run(&shared, Opened::New)?;
         }
         if opened == Opened::New {
-            reserve::fill(shared.paths.dir(), &Filesystem::of(shared.paths.dir())?);
+            reserved_space::fill(shared.paths.dir(), &Filesystem::of(shared.paths.dir())?);
         }
         Ok(Arc::new(Self::of(Arc::new(shared), exposure)))
     }

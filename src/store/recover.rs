@@ -16,7 +16,7 @@ use rustix::fs::FlockOperation;
 
 use super::{
     LayerId, StoreError,
-    error::Doing,
+    error::IoContext,
     files::names,
     index::{self, Opened},
     shared::Shared,

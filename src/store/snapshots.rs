@@ -12,7 +12,7 @@ use rusqlite::Transaction;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Base, IdMap, LayerId, SourceId, StoreError, Surroundings,
+    Base, IdMap, LayerId, SnapshotConfig, SourceId, StoreError,
     index::{self, LayerKind, LayerRow},
     layers::Layers,
     shared::Shared,
@@ -47,7 +47,7 @@ pub struct Snapshots {
 #[derive(Debug, Default)]
 struct OwnSnapshots {
     snapshots: HashMap<String, Arc<Snapshot>>,
-    surroundings: HashMap<String, Arc<Surroundings>>,
+    configs: HashMap<String, Arc<SnapshotConfig>>,
     /// The number of these snapshots that contain each layer. A kept layer counts once more.
     uses: HashMap<LayerId, usize>,
 }
@@ -122,10 +122,10 @@ impl Snapshots {
     ) -> Result<(), StoreError> {
         let id = id_of(snapshot).ok_or_else(|| self.unknown(snapshot))?;
         let found = self.get(snapshot)?;
-        let around = self.own().surroundings.get(id).and_then(|around| serde_json::to_string(&**around).ok());
+        let config = self.own().configs.get(id).and_then(|config| serde_json::to_string(&**config).ok());
         let (rows, is_whole) = self.layers.keep(&found.layers, LayerKind::Step, |transaction, is_whole| {
             if is_whole {
-                index::snapshots::insert(transaction, id, &found, around.as_deref())?;
+                index::snapshots::insert(transaction, id, &found, config.as_deref())?;
                 name(transaction, id)?;
             }
             Ok(is_whole)
@@ -157,7 +157,7 @@ impl Snapshots {
         {
             let mut own = self.own();
             for id in snapshots.iter().filter_map(id_of) {
-                own.surroundings.remove(id);
+                own.configs.remove(id);
                 let Some(removed) = own.snapshots.remove(id) else { continue };
                 for layer in &removed.layers {
                     let Some(uses) = own.uses.get_mut(layer) else { continue };
@@ -181,27 +181,27 @@ impl Snapshots {
         self.remove(&own)
     }
 
-    /// Records the surroundings of the step that made a snapshot of this process. [Keeping](super::Store::keep)
-    /// the snapshot also keeps its surroundings. The call has no effect on a snapshot that another process
+    /// Records how the step that made a snapshot of this process ran. [Keeping](super::Store::keep)
+    /// the snapshot also keeps that. The call has no effect on a snapshot that another process
     /// made.
-    pub fn describe(&self, snapshot: &SnapshotRef, surroundings: Arc<Surroundings>) {
+    pub fn describe(&self, snapshot: &SnapshotRef, config: Arc<SnapshotConfig>) {
         let Some(id) = id_of(snapshot) else { return };
         let mut own = self.own();
         if own.snapshots.contains_key(id) {
-            own.surroundings.insert(id.to_owned(), surroundings);
+            own.configs.insert(id.to_owned(), config);
         }
     }
 
-    /// Returns the surroundings of the step that made a snapshot, if they are known.
+    /// Returns how the step that made a snapshot ran, if that is known.
     ///
     /// # Errors
     /// Returns an error if the index cannot be read.
-    pub fn surroundings(&self, snapshot: &SnapshotRef) -> Result<Option<Arc<Surroundings>>, StoreError> {
+    pub fn config(&self, snapshot: &SnapshotRef) -> Result<Option<Arc<SnapshotConfig>>, StoreError> {
         let Some(id) = id_of(snapshot) else { return Ok(None) };
-        if let Some(found) = self.own().surroundings.get(id) {
+        if let Some(found) = self.own().configs.get(id) {
             return Ok(Some(Arc::clone(found)));
         }
-        let text = self.shared.index.read(|connection| index::snapshots::surroundings(connection, id))?;
+        let text = self.shared.index.read(|connection| index::snapshots::config(connection, id))?;
         // A text in the format of a later version is treated as missing.
         Ok(text.and_then(|text| serde_json::from_str(&text).ok()).map(Arc::new))
     }

@@ -11,7 +11,7 @@ use std::{
 
 use super::{
     Staging, Store, StoreError,
-    error::Doing,
+    error::IoContext,
     staging::{attributes, imitate, is_empty, is_marked},
 };
 

@@ -10,7 +10,7 @@ use std::{
 
 use rustix::fs::{Gid, Uid};
 
-use super::{Store, StoreError, error::Doing, files::make_dir};
+use super::{Store, StoreError, error::IoContext, files::make_dir};
 
 /// The mode of a new upper directory, which a step sees as the mode of `/`.
 const ROOT_MODE: u32 = 0o755;

@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use super::{
     Base, StoreError,
-    error::Doing,
+    error::IoContext,
     index::{self, cache::CacheRow},
     layers::{LayerCheck, Layers, SealedLayer},
     shared::Shared,
@@ -38,7 +38,7 @@ pub enum KeepAs<'a> {
         created_at: i64,
     },
     /// As the final filesystem of a run's step, for inspection.
-    Left {
+    ForInspection {
         /// The run.
         run: Uuid,
         /// The step's key in the pipeline.
@@ -162,7 +162,7 @@ impl Steps {
     /// # Errors
     /// Returns an error if the index cannot be read.
     pub fn of_run(&self, run: Uuid, step: &str) -> Result<Option<(SnapshotRef, bool)>, StoreError> {
-        let kept = self.shared.index.read(|connection| index::kept::get(connection, run, step))?;
+        let kept = self.shared.index.read(|connection| index::inspection::get(connection, run, step))?;
         Ok(kept.map(|(id, passed)| (snapshots::reference(&id), passed)))
     }
 
@@ -217,6 +217,6 @@ pub(super) fn name(transaction: &Transaction<'_>, id: &str, name: KeepAs<'_>) ->
             let (snapshot, pipeline, step) = (id.to_owned(), pipeline.to_owned(), step.to_owned());
             index::cache::put(transaction, key, &CacheRow { snapshot, run, pipeline, step, created_at })
         }
-        KeepAs::Left { run, step, passed } => index::kept::put(transaction, run, step, id, passed),
+        KeepAs::ForInspection { run, step, passed } => index::inspection::put(transaction, run, step, id, passed),
     }
 }

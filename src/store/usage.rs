@@ -9,12 +9,11 @@ use serde::Serialize;
 
 use super::{
     LayerId, Store, StoreError,
-    error::Doing,
+    error::IoContext,
     files::names,
     index::{self, inventory::Inventory},
     tree::{self, Extent, FileId},
 };
-
 use crate::size;
 
 /// The store's disk usage, in bytes of allocated blocks. A file with several hard links counts once.

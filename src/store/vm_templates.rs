@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use super::{StoreError, error::Doing, shared::Shared, tree};
+use super::{StoreError, error::IoContext, shared::Shared, tree};
 
 /// Machines that were not used for this long are removed.
 const KEPT_FOR: Duration = Duration::from_secs(24 * 60 * 60);

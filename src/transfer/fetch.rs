@@ -7,7 +7,7 @@ use super::TransferError;
 use crate::{
     blocking,
     remote::{Cas, Digest},
-    store::{BlobFile, IdMap, ImageDigest, LayerId, Store, StoreError, tree::UnpackLimits},
+    store::{BlobFile, IdMap, ImageDigest, LayerId, Store, StoreError},
 };
 
 /// A layer in the form in which an engine has it.
@@ -52,7 +52,7 @@ pub(crate) async fn fetch_layer(
             let file =
                 File::open(&path).map_err(|error| TransferError::store(DOING)(StoreError::io("open", &path, error)))?;
             let file = BlobFile { file, offset: 0, length: blob.size_bytes };
-            Ok(image::unpack_layer(&store, name, &diff_id, id_map, file, UnpackLimits::default())?)
+            Ok(image::unpack_layer(&store, image::LayerFile::new(name, diff_id, file), id_map)?)
         };
         let unpacked = unpack();
         store.trash().discard(path.clone());

@@ -37,7 +37,7 @@ use crate::{
         sandbox::{Control, SandboxRunner, StackStep},
     },
     step::{self, Exit, LayerOutput, Lower, StepInput},
-    store::{BlobFile, IdMap, ImageDigest, Store, StoreError, tree::UnpackLimits},
+    store::{BlobFile, IdMap, ImageDigest, Store, StoreError},
 };
 
 /// The command of every Action that this worker runs.
@@ -371,8 +371,7 @@ impl LeaseRunner {
                     let _held = (dir, lock);
                     let file = fs::File::open(&blob).map_err(|error| LeaseError::Io("open a layer", error))?;
                     let blob = BlobFile { file, offset: 0, length: digest.size_bytes };
-                    let unpacked =
-                        image::unpack_layer(&unpacker, &name, &diff_id, id_map, blob, UnpackLimits::default());
+                    let unpacked = image::unpack_layer(&unpacker, image::LayerFile::new(&name, diff_id, blob), id_map);
                     unpacked.map_err(|error| match error {
                         ImageError::Store(error) => LeaseError::Store(error),
                         error => LeaseError::Layer(error),

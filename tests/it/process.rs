@@ -14,7 +14,7 @@ use hm_exec::{
     event::{self, EventWriter, RunDir, StateEvent, StdStream, step_id},
     plan::StepIndex,
     runner::{ArchiveId, CacheDecision, RunnerError, Secrets, StepContext, StepRunner, process::ProcessRunner},
-    source::Archives,
+    source::RunSource,
     store::{Store, StoreHandle},
 };
 use serde_json::json;
@@ -47,7 +47,7 @@ impl Bench {
         let meta = run_meta(RUN, 1);
         let (mut writer, bus, events) = event::create(RunDir::Temporary, meta, &Secrets::new()).unwrap();
         writer.emit(0, StateEvent::StepStart { step: StepIndex(0), attempt: 1 });
-        let archives = Arc::new(Archives::new(ArchiveId(RUN), self.source()));
+        let archives = Arc::new(RunSource::new(ArchiveId(RUN), self.source()));
         (StepContext::new(bus, archives, Arc::default(), CancellationToken::new()), writer, events)
     }
 

@@ -13,7 +13,7 @@ use hm_exec::{
     image::{ExportTarget, ImageOptions},
     runner::sandbox::{Errand, SandboxExportError, SandboxRunner, Streams, Visit, VisitError},
     source::FrozenSource,
-    store::{ImageDigest, Lease, Run, Store, StoreError, Surroundings},
+    store::{ImageDigest, Lease, Run, SnapshotConfig, Store, StoreError},
 };
 
 use crate::{
@@ -32,7 +32,7 @@ const RUNS: u32 = 100;
 pub(crate) struct Left {
     pub(crate) run: Run,
     pub(crate) step: StepRecord,
-    pub(crate) surroundings: Arc<Surroundings>,
+    pub(crate) surroundings: Arc<SnapshotConfig>,
     snapshot: SnapshotRef,
     source: FrozenSource,
     sandbox: SandboxRunner,
@@ -86,9 +86,9 @@ impl Left {
                 frozen.map_err(|error| Failure::infrastructure("failed to freeze the source").because(error))?
             }
         };
-        let surroundings = store.snapshots().surroundings(&snapshot).map_err(unreadable)?.unwrap_or_else(|| {
+        let surroundings = store.snapshots().config(&snapshot).map_err(unreadable)?.unwrap_or_else(|| {
             // The snapshot was made by an older version.
-            Arc::new(Surroundings::in_workdir("/workspace"))
+            Arc::new(SnapshotConfig::in_workdir("/workspace"))
         });
         let sandbox = runners::sandbox(&Arc::clone(store).into(), &surroundings.host_dirs, ImageOptions::default());
         Ok(Self { run, step, surroundings, snapshot, source, sandbox, _lease: lease })

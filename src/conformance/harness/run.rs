@@ -18,7 +18,7 @@ use crate::{
     ir::CommandStep,
     model::{ArchiveId, BuildRef, Secrets, StepIndex, StepStatus},
     runner::{CacheDecision, DynStepRunner, ExecutorInput, RunnerError, StepContext, StepResult},
-    source::Archives,
+    source::RunSource,
 };
 
 /// An upper bound on the number of steps in one run of any case.
@@ -58,7 +58,7 @@ impl Run {
             runners: vec![harness.runner.name().into()],
         };
         let (writer, bus, events) = event::create(RunDir::Temporary, meta, &secrets)?;
-        let archives = Arc::new(Archives::new(ArchiveId(id), harness.source()));
+        let archives = Arc::new(RunSource::new(ArchiveId(id), harness.source()));
         let mut ctx = StepContext::new(bus, archives, Arc::new(secrets), CancellationToken::new());
         ctx.grace = Duration::from_millis(300);
         harness.contexts.lock().unwrap_or_else(PoisonError::into_inner).push(ctx.clone());

@@ -101,13 +101,13 @@ fn write_blob(
     file: &File,
     compression: LayerCompression,
 ) -> io::Result<(ImageDigest, ImageDigest, u64)> {
-    let mut blob = Blob { out: BufWriter::new(file), hash: Sha256::new(), size: 0 };
+    let mut blob = HashedFile { out: BufWriter::new(file), hash: Sha256::new(), size: 0 };
     let mut hash = Sha256::new();
     let mut buffer = vec![0; 1 << 17];
     let mut sink = match compression {
-        LayerCompression::Plain => Sink::Plain(blob),
-        LayerCompression::Gzip => Sink::Gzip(GzBuilder::new().write(blob, LEVEL)),
-        LayerCompression::Zstd => Sink::Zstd(zstd::Encoder::new(blob, ZSTD_LEVEL)?),
+        LayerCompression::Plain => Compressor::Plain(blob),
+        LayerCompression::Gzip => Compressor::Gzip(GzBuilder::new().write(blob, LEVEL)),
+        LayerCompression::Zstd => Compressor::Zstd(zstd::Encoder::new(blob, ZSTD_LEVEL)?),
     };
     loop {
         let read = match stream.read(&mut buffer) {
@@ -119,35 +119,35 @@ fn write_blob(
         }
         hash.update(&buffer[..read]);
         match &mut sink {
-            Sink::Gzip(gzip) => gzip.write_all(&buffer[..read])?,
-            Sink::Zstd(zstd) => zstd.write_all(&buffer[..read])?,
-            Sink::Plain(blob) => blob.write_all(&buffer[..read])?,
+            Compressor::Gzip(gzip) => gzip.write_all(&buffer[..read])?,
+            Compressor::Zstd(zstd) => zstd.write_all(&buffer[..read])?,
+            Compressor::Plain(blob) => blob.write_all(&buffer[..read])?,
         }
     }
     blob = match sink {
-        Sink::Gzip(gzip) => gzip.finish()?,
-        Sink::Zstd(zstd) => zstd.finish()?,
-        Sink::Plain(blob) => blob,
+        Compressor::Gzip(gzip) => gzip.finish()?,
+        Compressor::Zstd(zstd) => zstd.finish()?,
+        Compressor::Plain(blob) => blob,
     };
     blob.flush()?;
     let diff_id = ImageDigest::from_bytes(hash.finalize().into());
     Ok((diff_id, ImageDigest::from_bytes(blob.hash.finalize().into()), blob.size))
 }
 
-enum Sink<'a> {
-    Gzip(GzEncoder<Blob<'a>>),
-    Zstd(zstd::Encoder<'static, Blob<'a>>),
-    Plain(Blob<'a>),
+enum Compressor<'a> {
+    Gzip(GzEncoder<HashedFile<'a>>),
+    Zstd(zstd::Encoder<'static, HashedFile<'a>>),
+    Plain(HashedFile<'a>),
 }
 
 /// A file that is hashed while it is written.
-struct Blob<'a> {
+struct HashedFile<'a> {
     out: BufWriter<&'a File>,
     hash: Sha256,
     size: u64,
 }
 
-impl Write for Blob<'_> {
+impl Write for HashedFile<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let written = self.out.write(bytes)?;
         self.hash.update(&bytes[..written]);

@@ -11,7 +11,7 @@ use std::{
 
 use super::redact;
 use crate::{
-    store::{StoreError, error::Doing, files::make_dir},
+    store::{StoreError, error::IoContext, files::make_dir},
     tree,
 };
 

@@ -18,7 +18,7 @@ use std::{
 
 use mask::{Made, Reach};
 
-use crate::store::{IdMap, Store, StoreError, error::Doing, files::make_dir};
+use crate::store::{IdMap, Store, StoreError, error::IoContext, files::make_dir};
 
 /// Top-level directories of the system, if they are directories. If they are links (`/bin` to `usr/bin`), the
 /// skeleton contains the link.

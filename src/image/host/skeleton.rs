@@ -9,7 +9,7 @@ use std::{
 
 use super::{HostDir, SYSTEM};
 use crate::{
-    store::{StoreError, error::Doing, files::make_dir},
+    store::{StoreError, error::IoContext, files::make_dir},
     tree,
 };
 

@@ -14,26 +14,26 @@ use sha2::{Digest, Sha256};
 
 use super::{
     super::manifest::Descriptor,
-    session::{PATIENT, Session},
-    trouble::{Attempts, Failure, Trouble},
+    error::{Attempts, DownloadError, RegistryError},
+    session::{PATIENT, RegistrySession},
 };
-use crate::store::{ImageDigest, StoreError, error::Doing};
+use crate::store::{ImageDigest, StoreError, error::IoContext};
 
 /// The destination of a blob.
 #[derive(Debug)]
-pub(super) enum Sink {
+pub(super) enum DownloadSink {
     Memory(Vec<u8>),
     File(File, PathBuf),
 }
 
 /// The progress of a download.
 #[derive(Default)]
-struct Progress {
+struct DownloadProgress {
     bytes: u64,
     hash: Sha256,
 }
 
-impl Sink {
+impl DownloadSink {
     /// Creates a new file.
     pub(super) fn file(path: &Path) -> Result<Self, StoreError> {
         let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).doing("make", path)?;
@@ -59,35 +59,40 @@ impl Sink {
     }
 }
 
-impl Session {
+impl RegistrySession {
     /// Downloads a blob. Received bytes are added to `done`, and subtracted again if they have to be
     /// downloaded again.
-    pub(super) async fn blob(&self, descriptor: &Descriptor, sink: &mut Sink, done: &AtomicU64) -> Result<(), Failure> {
+    pub(super) async fn blob(
+        &self,
+        descriptor: &Descriptor,
+        sink: &mut DownloadSink,
+        done: &AtomicU64,
+    ) -> Result<(), DownloadError> {
         let mut attempts = Attempts::new(PATIENT);
-        let mut progress = Progress::default();
-        sink.clear().map_err(Failure::Store)?;
+        let mut progress = DownloadProgress::default();
+        sink.clear().map_err(DownloadError::Store)?;
         loop {
             let before = progress.bytes;
-            let trouble = match self.part(descriptor, sink, &mut progress, done).await {
-                Ok(()) if progress.bytes < descriptor.size => Trouble::Unreachable("the connection broke".into()),
+            let error = match self.part(descriptor, sink, &mut progress, done).await {
+                Ok(()) if progress.bytes < descriptor.size => RegistryError::Unreachable("the connection broke".into()),
                 Ok(()) => {
                     let found = ImageDigest::from_bytes(progress.hash.clone().finalize().into());
                     if found == descriptor.digest {
                         return Ok(());
                     }
-                    Trouble::WrongDigest { expected: descriptor.digest.to_string(), found: found.to_string() }
+                    RegistryError::WrongDigest { expected: descriptor.digest.to_string(), found: found.to_string() }
                 }
-                Err(Failure::Trouble(trouble)) => trouble,
+                Err(DownloadError::Registry(error)) => error,
                 Err(failure) => return Err(failure),
             };
-            match trouble {
+            match error {
                 // None of the received bytes can be trusted.
-                Trouble::WrongDigest { .. } => restart(sink, &mut progress, done)?,
+                RegistryError::WrongDigest { .. } => restart(sink, &mut progress, done)?,
                 // The download makes progress, however slowly.
                 _ if progress.bytes > before => attempts.progressed(),
                 _ => {}
             }
-            attempts.after(trouble).await?;
+            attempts.after(error).await?;
         }
     }
 
@@ -95,14 +100,14 @@ impl Session {
     async fn part(
         &self,
         descriptor: &Descriptor,
-        sink: &mut Sink,
-        progress: &mut Progress,
+        sink: &mut DownloadSink,
+        progress: &mut DownloadProgress,
         done: &AtomicU64,
-    ) -> Result<(), Failure> {
+    ) -> Result<(), DownloadError> {
         self.authenticate().await?;
         let digest = descriptor.digest.to_string();
         let answer = self.client.pull_blob_stream_partial(&self.reference, &*digest, progress.bytes, None).await;
-        let mut stream = match answer.map_err(Trouble::of)? {
+        let mut stream = match answer.map_err(RegistryError::of)? {
             BlobResponse::Partial(stream) => stream,
             BlobResponse::Full(stream) => {
                 restart(sink, progress, done)?;
@@ -110,23 +115,23 @@ impl Session {
             }
         };
         while let Some(bytes) = stream.next().await {
-            let bytes = bytes.map_err(|error| Trouble::of_stream(&error))?;
+            let bytes = bytes.map_err(|error| RegistryError::of_stream(&error))?;
             progress.bytes += bytes.len() as u64;
             if progress.bytes > descriptor.size {
                 progress.bytes -= bytes.len() as u64;
                 let expected = format!("{digest} of {} bytes", descriptor.size);
-                return Err(Trouble::WrongDigest { expected, found: "more bytes".into() }.into());
+                return Err(RegistryError::WrongDigest { expected, found: "more bytes".into() }.into());
             }
             progress.hash.update(&bytes);
-            sink.write(&bytes).map_err(Failure::Store)?;
+            sink.write(&bytes).map_err(DownloadError::Store)?;
             done.fetch_add(bytes.len() as u64, Relaxed);
         }
         Ok(())
     }
 }
 
-fn restart(sink: &mut Sink, progress: &mut Progress, done: &AtomicU64) -> Result<(), Failure> {
+fn restart(sink: &mut DownloadSink, progress: &mut DownloadProgress, done: &AtomicU64) -> Result<(), DownloadError> {
     done.fetch_sub(progress.bytes, Relaxed);
-    *progress = Progress::default();
-    sink.clear().map_err(Failure::Store)
+    *progress = DownloadProgress::default();
+    sink.clear().map_err(DownloadError::Store)
 }

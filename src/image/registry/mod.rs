@@ -6,8 +6,8 @@
 
 mod credentials;
 mod download;
+mod error;
 mod session;
-mod trouble;
 
 use std::sync::{
     Arc, OnceLock,
@@ -19,17 +19,17 @@ use oci_client::{Client, Reference};
 use tokio::sync::OnceCell;
 
 use self::{
-    download::Sink,
-    session::{Session, client},
-    trouble::Failure,
+    download::DownloadSink,
+    error::DownloadError,
+    session::{RegistrySession, client},
 };
 use super::{
     ImageDigest, ImageError, ImageOptions, Notes, PullPolicy,
     archive::BlobAt,
-    fetch::Blob,
-    manifest::{Config, Descriptor, Document, MAX_DOCUMENT_BYTES, Manifest, Wrong},
+    fetch::LayerBlob,
+    manifest::{Descriptor, Document, DocumentError, ImageConfig, ImageManifest, MAX_DOCUMENT_BYTES},
     partial::Partial,
-    search::Search,
+    search::ManifestSearch,
 };
 use crate::store::{Store, TagRow};
 
@@ -55,11 +55,11 @@ pub(super) struct RemoteImage {
     /// The image as the user wrote it.
     name: String,
     /// The registries to ask, in this order.
-    sessions: Vec<Session>,
+    sessions: Vec<RegistrySession>,
     /// The manifest for this machine.
     digest: ImageDigest,
     /// Fetched on demand if the tag was remembered.
-    manifest: OnceCell<Manifest>,
+    manifest: OnceCell<ImageManifest>,
 }
 
 /// Parses the name of an image of a registry.
@@ -126,7 +126,7 @@ impl Registries {
         options: &ImageOptions,
         image: &str,
         reference: &Reference,
-    ) -> Result<Vec<Session>, ImageError> {
+    ) -> Result<Vec<RegistrySession>, ImageError> {
         let mut references = Vec::new();
         if let Some(mirror) = &options.mirror
             && reference.registry() == DOCKER_HUB
@@ -153,14 +153,18 @@ impl Registries {
                 }
             };
             let auth = credentials::look_up(options.docker_config.clone(), reference.registry()).await?;
-            sessions.push(Session::new(image, client, reference, auth));
+            sessions.push(RegistrySession::new(image, client, reference, auth));
         }
         Ok(sessions)
     }
 }
 
 /// Requests the manifest for this machine. Returns its digest and the manifest.
-async fn ask(image: &str, sessions: &[Session], patience: u32) -> Result<(ImageDigest, Manifest), ImageError> {
+async fn ask(
+    image: &str,
+    sessions: &[RegistrySession],
+    patience: u32,
+) -> Result<(ImageDigest, ImageManifest), ImageError> {
     let mut failed = None;
     for session in sessions {
         match ask_one(image, session, patience).await {
@@ -174,14 +178,18 @@ async fn ask(image: &str, sessions: &[Session], patience: u32) -> Result<(ImageD
     Err(failed.unwrap_or_else(|| ImageError::NotFound { image: image.to_owned(), place: None }))
 }
 
-async fn ask_one(image: &str, session: &Session, patience: u32) -> Result<(ImageDigest, Manifest), ImageError> {
+async fn ask_one(
+    image: &str,
+    session: &RegistrySession,
+    patience: u32,
+) -> Result<(ImageDigest, ImageManifest), ImageError> {
     let wrong = |wrong| session.wrong(wrong);
     let (bytes, digest) = session.document(None, patience).await?;
     let index = match Document::parse(&bytes).map_err(wrong)? {
         Document::Manifest(manifest) => return Ok((digest, manifest)),
         Document::Index(index) => index,
     };
-    let mut search = Search::among(&index.candidates(), index.platforms());
+    let mut search = ManifestSearch::among(&index.candidates(), index.platforms());
     loop {
         let at = search.next().map_err(wrong)?;
         let (bytes, _) = session.document(Some(at.digest), patience).await?;
@@ -189,9 +197,9 @@ async fn ask_one(image: &str, session: &Session, patience: u32) -> Result<(Image
             Document::Index(index) => search.descend(at, &index),
             Document::Manifest(manifest) if at.is_certain => return Ok((at.digest, manifest)),
             Document::Manifest(manifest) => {
-                match config_of(image, &[session], &manifest).await.map(|bytes| Config::parse(&bytes, None))? {
+                match config_of(image, &[session], &manifest).await.map(|bytes| ImageConfig::parse(&bytes, None))? {
                     Ok(_) => return Ok((at.digest, manifest)),
-                    Err(Wrong::Platform { found, .. }) => search.reject(found),
+                    Err(DocumentError::Platform { found, .. }) => search.reject(found),
                     Err(other) => return Err(wrong(other)),
                 }
             }
@@ -200,40 +208,53 @@ async fn ask_one(image: &str, session: &Session, patience: u32) -> Result<(Image
 }
 
 /// Fetches a configuration from the first session that has it, and verifies its digest.
-async fn config_of(image: &str, sessions: &[&Session], manifest: &Manifest) -> Result<Vec<u8>, ImageError> {
+async fn config_of(
+    image: &str,
+    sessions: &[&RegistrySession],
+    manifest: &ImageManifest,
+) -> Result<Vec<u8>, ImageError> {
     let config = &manifest.config;
     if config.size > MAX_DOCUMENT_BYTES {
         let (image, bytes, limit) = (image.to_owned(), config.size, MAX_DOCUMENT_BYTES);
         return Err(ImageError::TooLarge { image, bytes, limit });
     }
-    let mut sink = Sink::Memory(Vec::new());
-    blob_of(image, sessions, config, "the configuration", &mut sink, &AtomicU64::new(0)).await?;
+    let mut sink = DownloadSink::Memory(Vec::new());
+    let from = BlobSource { image, sessions, what: "the configuration" };
+    from.download(config, &mut sink, &AtomicU64::new(0)).await?;
     match sink {
-        Sink::Memory(bytes) => Ok(bytes),
-        Sink::File(..) => Ok(Vec::new()),
+        DownloadSink::Memory(bytes) => Ok(bytes),
+        DownloadSink::File(..) => Ok(Vec::new()),
     }
 }
 
-/// Downloads a blob from the first session that has it. Adds the received bytes to `done`.
-async fn blob_of(
-    image: &str,
-    sessions: &[&Session],
-    descriptor: &Descriptor,
-    what: &str,
-    sink: &mut Sink,
-    done: &AtomicU64,
-) -> Result<(), ImageError> {
-    let mut failed = None;
-    for session in sessions {
-        let before = done.load(Relaxed);
-        match session.blob(descriptor, sink, done).await {
-            Ok(()) => return Ok(()),
-            Err(Failure::Store(error)) => return Err(error.into()),
-            Err(Failure::Trouble(trouble)) => failed = Some(session.error(trouble, what)),
+/// Where a blob is looked for.
+struct BlobSource<'a> {
+    image: &'a str,
+    sessions: &'a [&'a RegistrySession],
+    /// The part of the image, for errors.
+    what: &'a str,
+}
+
+impl BlobSource<'_> {
+    /// Downloads a blob from the first session that has it. Adds the received bytes to `done`.
+    async fn download(
+        &self,
+        descriptor: &Descriptor,
+        sink: &mut DownloadSink,
+        done: &AtomicU64,
+    ) -> Result<(), ImageError> {
+        let mut failed = None;
+        for session in self.sessions {
+            let before = done.load(Relaxed);
+            match session.blob(descriptor, sink, done).await {
+                Ok(()) => return Ok(()),
+                Err(DownloadError::Store(error)) => return Err(error.into()),
+                Err(DownloadError::Registry(error)) => failed = Some(session.error(error, self.what)),
+            }
+            done.fetch_sub(done.load(Relaxed).saturating_sub(before).min(descriptor.size), Relaxed);
         }
-        done.fetch_sub(done.load(Relaxed).saturating_sub(before).min(descriptor.size), Relaxed);
+        Err(failed.unwrap_or_else(|| ImageError::NotFound { image: self.image.to_owned(), place: None }))
     }
-    Err(failed.unwrap_or_else(|| ImageError::NotFound { image: image.to_owned(), place: None }))
 }
 
 impl RemoteImage {
@@ -269,7 +290,7 @@ impl RemoteImage {
         config_of(&self.name, &self.sessions(), manifest).await
     }
 
-    fn sessions(&self) -> Vec<&Session> {
+    fn sessions(&self) -> Vec<&RegistrySession> {
         self.sessions.iter().collect()
     }
 
@@ -279,13 +300,14 @@ impl RemoteImage {
         store: &Arc<Store>,
         index: usize,
         done: &AtomicU64,
-    ) -> Result<Blob, ImageError> {
+    ) -> Result<LayerBlob, ImageError> {
         let not_found = || ImageError::NotFound { image: self.name.clone(), place: None };
         let layer = self.layers().get(index).ok_or_else(not_found)?;
         let partial = Partial::free(store);
-        let mut sink = Sink::file(partial.path())?;
-        blob_of(&self.name, &self.sessions(), layer, "a layer", &mut sink, done).await?;
+        let mut sink = DownloadSink::file(partial.path())?;
+        let from = BlobSource { image: &self.name, sessions: &self.sessions(), what: "a layer" };
+        from.download(layer, &mut sink, done).await?;
         let at = BlobAt::file(partial.path().to_owned(), layer.size);
-        Ok(Blob { at, _download: Some(partial) })
+        Ok(LayerBlob { at, _download: Some(partial) })
     }
 }

@@ -12,8 +12,8 @@ use oci_client::{
 };
 
 use super::{
-    super::{ImageDigest, ImageError, ImageOptions, manifest::MAX_DOCUMENT_BYTES, manifest::Wrong},
-    trouble::{Attempts, Trouble},
+    super::{ImageDigest, ImageError, ImageOptions, manifest::DocumentError, manifest::MAX_DOCUMENT_BYTES},
+    error::{Attempts, RegistryError},
 };
 
 /// The number of attempts at a request that a build depends on. The pauses take seven and a half seconds in
@@ -30,7 +30,7 @@ const ACCEPTED: &[&str] =
     &[OCI_IMAGE_MEDIA_TYPE, OCI_IMAGE_INDEX_MEDIA_TYPE, IMAGE_MANIFEST_MEDIA_TYPE, IMAGE_MANIFEST_LIST_MEDIA_TYPE];
 
 /// One registry, and one of its images.
-pub(super) struct Session {
+pub(super) struct RegistrySession {
     /// The image as the user wrote it.
     image: String,
     pub(super) client: Client,
@@ -38,9 +38,9 @@ pub(super) struct Session {
     auth: RegistryAuth,
 }
 
-impl std::fmt::Debug for Session {
+impl std::fmt::Debug for RegistrySession {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Session").field("reference", &self.reference).finish_non_exhaustive()
+        f.debug_struct("RegistrySession").field("reference", &self.reference).finish_non_exhaustive()
     }
 }
 
@@ -98,7 +98,7 @@ pub(super) fn on_mirror(mirror: &str, reference: &Reference) -> Option<Reference
     format!("{host}/{repository}{end}").parse().ok().filter(|_| is_host)
 }
 
-impl Session {
+impl RegistrySession {
     pub(super) fn new(image: &str, client: Client, reference: Reference, auth: RegistryAuth) -> Self {
         Self { image: image.to_owned(), client, reference, auth }
     }
@@ -117,13 +117,15 @@ impl Session {
         let mut attempts = Attempts::new(patience);
         let bytes = loop {
             let answer = match self.authenticate().await {
-                Ok(()) => self.client.pull_manifest_raw(&reference, &self.auth, ACCEPTED).await.map_err(Trouble::of),
-                Err(trouble) => Err(trouble),
+                Ok(()) => {
+                    self.client.pull_manifest_raw(&reference, &self.auth, ACCEPTED).await.map_err(RegistryError::of)
+                }
+                Err(error) => Err(error),
             };
             match answer {
                 Ok((bytes, _)) => break bytes.to_vec(),
-                Err(trouble) => {
-                    attempts.after(trouble).await.map_err(|trouble| self.error(trouble, "the manifest"))?;
+                Err(error) => {
+                    attempts.after(error).await.map_err(|error| self.error(error, "the manifest"))?;
                 }
             }
         };
@@ -136,37 +138,37 @@ impl Session {
             && expected != found.to_string()
         {
             let (expected, found) = (expected.to_owned(), found.to_string());
-            return Err(self.error(Trouble::WrongDigest { expected, found }, "the manifest"));
+            return Err(self.error(RegistryError::WrongDigest { expected, found }, "the manifest"));
         }
         Ok((bytes, found))
     }
 
     /// Requests a token if the registry requires one. The client stores it.
-    pub(super) async fn authenticate(&self) -> Result<(), Trouble> {
+    pub(super) async fn authenticate(&self) -> Result<(), RegistryError> {
         let done = self.client.auth(&self.reference, &self.auth, RegistryOperation::Pull).await;
-        done.map(drop).map_err(Trouble::of)
+        done.map(drop).map_err(RegistryError::of)
     }
 
-    /// Returns the error for trouble with `what`.
-    pub(super) fn error(&self, trouble: Trouble, what: &str) -> ImageError {
+    /// Returns the error for a failed request for `what`.
+    pub(super) fn error(&self, error: RegistryError, what: &str) -> ImageError {
         let (image, registry) = (self.image.clone(), self.reference.registry().to_owned());
-        match trouble {
-            Trouble::NotFound => ImageError::NotFound { image, place: None },
-            Trouble::Unauthorized => ImageError::Unauthorized { image, registry },
-            Trouble::RateLimited => ImageError::RateLimited { image, registry },
-            Trouble::Unreachable(reason) => ImageError::Unreachable { image, registry, reason },
-            Trouble::WrongDigest { expected, found } => {
+        match error {
+            RegistryError::NotFound => ImageError::NotFound { image, place: None },
+            RegistryError::Unauthorized => ImageError::Unauthorized { image, registry },
+            RegistryError::RateLimited => ImageError::RateLimited { image, registry },
+            RegistryError::Unreachable(reason) => ImageError::Unreachable { image, registry, reason },
+            RegistryError::WrongDigest { expected, found } => {
                 ImageError::WrongDigest { image, what: what.to_owned(), expected, found }
             }
-            Trouble::BadAnswer(reason) => ImageError::BadAnswer { image, registry, reason },
+            RegistryError::BadAnswer(reason) => ImageError::BadAnswer { image, registry, reason },
         }
     }
 
     pub(super) fn bad_answer(&self, reason: String) -> ImageError {
-        self.error(Trouble::BadAnswer(reason), "")
+        self.error(RegistryError::BadAnswer(reason), "")
     }
 
-    pub(super) fn wrong(&self, wrong: Wrong) -> ImageError {
+    pub(super) fn wrong(&self, wrong: DocumentError) -> ImageError {
         wrong.of(&self.image, |reason| self.bad_answer(reason))
     }
 }

@@ -452,7 +452,7 @@ impl StepRunner for CloudRunner {
         let committed_snapshot = if exit_code == 0 && input.cache_lookup.commits() {
             let taking = collect::snapshot(&result, &output, boot, &cas, &store, &self.uploads);
             let snapshot = Box::pin(taking).await?;
-            store.snapshots().describe(&snapshot, Arc::new(input.surroundings()));
+            store.snapshots().describe(&snapshot, Arc::new(input.snapshot_config()));
             if ctx.keep {
                 left::keep_passed(snapshot.clone(), &store, &input).await;
             }

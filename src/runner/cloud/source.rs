@@ -14,7 +14,7 @@ use crate::{
     blocking,
     remote::{Blob, Cas, Digest, DirectoryTree, FileAttributes, Tree, TreeError, Uploaded},
     runner::RunnerError,
-    source::{FrozenSource, SourceKind},
+    source::{EntryKind, FrozenSource},
     store::{SourceId, Store},
     sync::Mutex,
 };
@@ -91,7 +91,7 @@ fn name(store: &Store, source: &FrozenSource) -> Result<Named, RunnerError> {
     let manifest = source::Manifest::of(store, &source.id).map_err(failed)?;
     let contents: Vec<[u8; 32]> = manifest
         .entries()
-        .filter_map(|entry| if let SourceKind::File { hash, .. } = entry.kind { Some(*hash) } else { None })
+        .filter_map(|entry| if let EntryKind::File { hash, .. } = entry.kind { Some(*hash) } else { None })
         .collect();
     let known = store.digests().sha256_of(&contents).map_err(trouble::store("look up what files are called"))?;
     let mut known = known.into_iter();
@@ -101,9 +101,9 @@ fn name(store: &Store, source: &FrozenSource) -> Result<Named, RunnerError> {
         let path = [b"workspace/", entry.path].concat();
         let attributes = FileAttributes { mode: entry.mode, mtime: entry.mtime };
         match entry.kind {
-            SourceKind::Directory => tree.add_directory(&path).map(drop).map_err(untravelable)?,
-            SourceKind::Symlink { target } => tree.add_symlink(&path, target, attributes).map_err(untravelable)?,
-            SourceKind::File { size_bytes, hash } => {
+            EntryKind::Directory => tree.add_directory(&path).map(drop).map_err(untravelable)?,
+            EntryKind::Symlink { target } => tree.add_symlink(&path, target, attributes).map_err(untravelable)?,
+            EntryKind::File { size_bytes, hash } => {
                 let digest = match known.next().flatten() {
                     Some(sha256) => Digest { hash: sha256, size_bytes },
                     None => {

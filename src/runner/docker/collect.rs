@@ -14,7 +14,7 @@ use crate::{
     image::{ArchiveFile, SavedImage},
     model::SnapshotRef,
     runner::RunnerError,
-    store::{Base, CommitRequest, IdMap, ImageDigest, LayerId, Snapshot, Store, files::create_new, tree::UnpackLimits},
+    store::{Base, CommitRequest, IdMap, ImageDigest, LayerId, Snapshot, Store, files::create_new},
 };
 
 const DOING: &str = "download the container's layer";
@@ -104,7 +104,7 @@ async fn take_home(
         }
         let blob = saved.layer(index).map_err(|error| RunnerError::infrastructure(DOING, error))?;
         let unpacked =
-            image::unpack_layer(&store, "the container's layer", &diff_id, id_map, blob, UnpackLimits::default());
+            image::unpack_layer(&store, image::LayerFile::new("the container's layer", diff_id, blob), id_map);
         unpacked.map_err(trouble::image(DOING))
     })
     .await

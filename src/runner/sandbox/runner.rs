@@ -30,7 +30,7 @@ use crate::{
         ArgsSchema, CacheIdentity, ExecutorInput, ImageSupport, Limits, Network, Probe, RunnerCapabilities,
         RunnerError, StepContext, StepResult, StepRunner, image_notes::no_image, left,
     },
-    store::{IdMap, Store, StoreError, StoreHandle, Surroundings},
+    store::{IdMap, SnapshotConfig, Store, StoreError, StoreHandle},
     userns::{StartError, UsernsHelper, UsernsOptions, Zygote},
 };
 
@@ -147,7 +147,7 @@ impl SandboxBuilder {
     }
 
     /// Sets whether the filesystems of steps that fail, or are interrupted, are kept in the store for a
-    /// while, as [`KeepAs::Left`](crate::store::KeepAs::Left). By default they are kept if [the build
+    /// while, as [`KeepAs::ForInspection`](crate::store::KeepAs::ForInspection). By default they are kept if [the build
     /// requests it](StepContext::keep).
     #[must_use]
     pub fn keep_failed(mut self, keep_failed: bool) -> Self {
@@ -289,15 +289,15 @@ impl StepRunner for SandboxRunner {
             End::Interrupted => Err(ctx.interrupted()),
             end => exit_code(&end, &limits, &limited),
         });
-        let surroundings = || Surroundings {
+        let config = || SnapshotConfig {
             host_dirs: self.config.host_dirs.clone(),
             had_secrets: !ctx.secrets.is_empty(),
-            ..input.surroundings()
+            ..input.snapshot_config()
         };
         let committed_snapshot = match &ended {
             Ok(0) if input.cache_lookup.commits() => {
                 let snapshot = commit(boot, &store).await?;
-                store.snapshots().describe(&snapshot, Arc::new(surroundings()));
+                store.snapshots().describe(&snapshot, Arc::new(config()));
                 if ctx.keep {
                     left::keep_passed(snapshot.clone(), &store, &input).await;
                 }
@@ -305,7 +305,7 @@ impl StepRunner for SandboxRunner {
             }
             ended => {
                 if (self.config.keep_failed || ctx.keep) && left::is_worth_keeping(ended) {
-                    left::keep_failed(commit(boot, &store).await, &store, &input, surroundings()).await;
+                    left::keep_failed(commit(boot, &store).await, &store, &input, config()).await;
                 } else if all_dead {
                     boot.discard();
                 }

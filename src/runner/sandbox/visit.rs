@@ -22,7 +22,7 @@ use crate::{
     model::SnapshotRef,
     runner::{Limits, Network, RunnerError},
     source::FrozenSource,
-    store::Surroundings,
+    store::SnapshotConfig,
 };
 
 /// The operation to perform over a snapshot.
@@ -34,7 +34,7 @@ pub enum Errand<'a> {
         /// The program's path and its arguments.
         argv: &'a [String],
         /// The step's surroundings. Its secrets are not available.
-        surroundings: &'a Surroundings,
+        surroundings: &'a SnapshotConfig,
         /// Variables that override the step's own.
         env: &'a [(String, String)],
     },

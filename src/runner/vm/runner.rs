@@ -17,7 +17,7 @@ use crate::{
         StepResult, StepRunner, left,
     },
     source::FrozenSource,
-    store::{SourceId, Store, StoreError, StoreHandle, Surroundings},
+    store::{SnapshotConfig, SourceId, Store, StoreError, StoreHandle},
 };
 
 /// Runs each step in a machine of its own, which a [`VmBackend`] creates.
@@ -41,7 +41,7 @@ impl<B: VmBackend> VmRunner<B> {
     }
 
     /// Sets whether the filesystems of steps that fail, or are interrupted, are kept in the store for a
-    /// while, as [`KeepAs::Left`](crate::store::KeepAs::Left). By default they are kept if [the build
+    /// while, as [`KeepAs::ForInspection`](crate::store::KeepAs::ForInspection). By default they are kept if [the build
     /// requests it](StepContext::keep). Without [layers](VmBackend::LAYERS) there is nothing to keep.
     #[must_use]
     pub fn keep_failed(mut self, keep_failed: bool) -> Self {
@@ -133,12 +133,12 @@ impl<B: VmBackend> StepRunner for VmRunner<B> {
             prepared = Box::pin(self.prepare(ctx, &input, &limits)) => prepared?,
         };
         let ended = run(&vm, ctx, &input).await;
-        let surroundings = || Surroundings { host_dirs: self.backend.host_dirs().to_vec(), ..input.surroundings() };
+        let config = || SnapshotConfig { host_dirs: self.backend.host_dirs().to_vec(), ..input.snapshot_config() };
         let committed_snapshot = match &ended {
             Ok(0) if input.cache_lookup.commits() => {
                 if B::LAYERS && (ctx.snapshot_travels || vm.wants_commit()) {
                     let snapshot = Box::pin(vm.commit(&store)).await?;
-                    store.snapshots().describe(&snapshot, Arc::new(surroundings()));
+                    store.snapshots().describe(&snapshot, Arc::new(config()));
                     if ctx.keep {
                         left::keep_passed(snapshot.clone(), &store, &input).await;
                     }
@@ -150,7 +150,7 @@ impl<B: VmBackend> StepRunner for VmRunner<B> {
             ended => {
                 if B::LAYERS && (self.keep_failed || ctx.keep) && left::is_worth_keeping(ended) {
                     let committed = Box::pin(vm.commit(&store)).await;
-                    left::keep_failed(committed, &store, &input, surroundings()).await;
+                    left::keep_failed(committed, &store, &input, config()).await;
                 } else {
                     vm.destroy().await;
                 }

@@ -17,7 +17,7 @@ use crate::{
     cache::BuildCache,
     ir::on_change_paths,
     model::StepIndex,
-    source::Archives,
+    source::RunSource,
     store::{Store, StoreError},
 };
 
@@ -27,7 +27,7 @@ pub(super) type Digest = Result<[u8; 32], Arc<str>>;
 /// The inputs of all cached steps of a build that have `on_change` paths.
 pub(super) struct Inputs<'a> {
     paths: BTreeMap<StepIndex, Vec<&'a str>>,
-    archives: &'a Archives,
+    archives: &'a RunSource,
     store: Option<&'a Arc<Store>>,
     found: OnceCell<BTreeMap<StepIndex, Digest>>,
 }
@@ -81,7 +81,8 @@ impl<'a> Inputs<'a> {
         let frozen = archives.freeze(store).await.map_err(in_words)?;
         let patterns: BTreeSet<String> = self.paths.values().flatten().map(|path| (*path).to_owned()).collect();
         let (store, checkout) = (Arc::clone(store), archives.source_dir().to_owned());
-        let looking = tokio::task::spawn_blocking(move || source::watched(&store, &frozen.id, &checkout, patterns));
+        let looking =
+            tokio::task::spawn_blocking(move || source::path_digests(&store, &frozen.id, &checkout, patterns));
         looking.await.map_err(|error| Arc::from(error.to_string()))?.map_err(in_words)
     }
 }

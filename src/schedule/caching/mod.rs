@@ -46,7 +46,7 @@ use crate::{
     plan::BoundPlan,
     remote_cache::RemoteCache,
     runner::{Probe, RunnerIndex, RunnerSet},
-    source::Archives,
+    source::RunSource,
 };
 
 /// The caching of one build. Without a cache, and with every runner probed, it costs one or two checks per
@@ -76,7 +76,7 @@ pub(super) struct CachingScope<'a> {
     pub(super) plan: &'a BoundPlan,
     pub(super) cache: Option<&'a BuildCache>,
     pub(super) remote: Option<&'a RemoteCache>,
-    pub(super) archives: &'a Archives,
+    pub(super) archives: &'a RunSource,
 }
 
 /// Work that is done.

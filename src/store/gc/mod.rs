@@ -23,17 +23,17 @@ use std::{
 };
 
 pub use limits::GcLimits;
-use plan::{Plan, RunFiles, Scene, Victim};
+use plan::{GcInput, GcPlan, RunFiles, Victim};
 use rustix::fs::FlockOperation;
 use serde::Serialize;
 use sweep::{CachedLogs, Sweep};
 
 use super::{
     Filesystem, LayerId, Store, StoreError,
-    error::Doing,
+    error::IoContext,
     files::open_lock,
     index::{self, collect, inventory::Inventory},
-    reserve,
+    reserved_space,
     tree::{self, Extent},
 };
 
@@ -172,11 +172,11 @@ impl Store {
         let Some(_lock) = lock(self, request.wait)? else { return Ok(None) };
         // Freeing space needs some space itself. The reserve is released before anything is removed, so that
         // the report includes all of it.
-        if !request.dry_run && Filesystem::of(self.dir())?.free_bytes < reserve::MIN_BYTES {
-            reserve::release(self.dir());
+        if !request.dry_run && Filesystem::of(self.dir())?.free_bytes < reserved_space::MIN_BYTES {
+            reserved_space::release(self.dir());
         }
         match collect_garbage(self, request) {
-            Err(StoreError::Full { .. }) if reserve::release(self.dir()) => collect_garbage(self, request),
+            Err(StoreError::Full { .. }) if reserved_space::release(self.dir()) => collect_garbage(self, request),
             collected => collected,
         }
         .map(Some)
@@ -255,7 +255,7 @@ fn collect_garbage(store: &Store, request: &GcRequest) -> Result<GcReport, Store
     report.freed_bytes += sweep.remove_machines(&request.forget)?;
     (report.waiting_layers, report.waiting_bytes) = store.index().read(collect::doomed)?;
     store.index().read(collect::shrink)?;
-    reserve::fill(store.dir(), &Filesystem::of(store.dir())?);
+    reserved_space::fill(store.dir(), &Filesystem::of(store.dir())?);
     Ok(report)
 }
 
@@ -286,8 +286,8 @@ fn measure(store: &Store, inventory: &Inventory, limits: &GcLimits) -> Result<Me
 
 impl Measured {
     /// Returns the plan, and the runs that it refers to.
-    fn plan(&self, inventory: &Inventory, request: &GcRequest, now: i64, jumped: bool) -> (Plan, Vec<RunFiles>) {
-        let scene = Scene {
+    fn plan(&self, inventory: &Inventory, request: &GcRequest, now: i64, jumped: bool) -> (GcPlan, Vec<RunFiles>) {
+        let input = GcInput {
             inventory,
             extents: &self.extents,
             runs: &self.runs,
@@ -298,16 +298,16 @@ impl Measured {
             now,
             jumped,
         };
-        let plan = plan::plan(&scene, &request.limits, &request.forget);
+        let plan = plan::plan(&input, &request.limits, &request.forget);
         let runs = plan.runs.iter().map(|victim| self.runs[victim.index].clone()).collect();
         (plan, runs)
     }
 }
 
-fn report(plan: &Plan) -> GcReport {
+fn report(plan: &GcPlan) -> GcReport {
     GcReport {
         cached: Forgotten::of(&plan.cached),
-        leftovers: Forgotten::of(&plan.left),
+        leftovers: Forgotten::of(&plan.inspected),
         sources: Forgotten::of(&plan.sources),
         images: Forgotten::of(&plan.images),
         runs: Forgotten::of(&plan.runs),
@@ -320,7 +320,7 @@ fn report(plan: &Plan) -> GcReport {
 fn forget(
     transaction: &rusqlite::Transaction<'_>,
     inventory: &Inventory,
-    plan: &Plan,
+    plan: &GcPlan,
     now: i64,
 ) -> rusqlite::Result<()> {
     for victim in &plan.cached {
@@ -328,9 +328,9 @@ fn forget(
         let (bytes, cause) = (victim.bytes, victim.cause.as_str());
         collect::evict(transaction, now, collect::Eviction { key: &row.key, step: &row.step, bytes, cause })?;
     }
-    for victim in &plan.left {
-        let row = &inventory.left[victim.index];
-        index::kept::remove(transaction, row.run, &row.step)?;
+    for victim in &plan.inspected {
+        let row = &inventory.inspected[victim.index];
+        index::inspection::remove(transaction, row.run, &row.step)?;
     }
     for victim in &plan.sources {
         collect::doom_source(transaction, &inventory.sources[victim.index].id)?;

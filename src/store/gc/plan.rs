@@ -28,7 +28,7 @@ const LARGE_RUN_PART: u64 = 4;
 
 /// Everything that the plan depends on, besides limits.
 #[derive(Debug)]
-pub(super) struct Scene<'a> {
+pub(super) struct GcInput<'a> {
     pub(super) inventory: &'a Inventory,
     /// The measured layers. For other layers the index knows a size that is not too small.
     pub(super) extents: &'a HashMap<LayerId, Extent>,
@@ -56,11 +56,11 @@ pub(super) struct RunFiles {
     pub(super) at: i64,
 }
 
-/// What to forget: indexes into the scene's lists, with the sizes.
+/// What to forget: indexes into the input's lists, with the sizes.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Plan {
+pub(super) struct GcPlan {
     pub(super) cached: Vec<Victim>,
-    pub(super) left: Vec<Victim>,
+    pub(super) inspected: Vec<Victim>,
     pub(super) sources: Vec<Victim>,
     pub(super) images: Vec<Victim>,
     pub(super) runs: Vec<Victim>,
@@ -76,22 +76,22 @@ pub(super) struct Victim {
     pub(super) cause: Cause,
 }
 
-impl Plan {
-    fn list(&mut self, kind: Kind) -> &mut Vec<Victim> {
+impl GcPlan {
+    fn list(&mut self, kind: GcKind) -> &mut Vec<Victim> {
         match kind {
-            Kind::Cached => &mut self.cached,
-            Kind::Left => &mut self.left,
-            Kind::Source => &mut self.sources,
-            Kind::Image => &mut self.images,
-            Kind::Run => &mut self.runs,
+            GcKind::Cached => &mut self.cached,
+            GcKind::Inspected => &mut self.inspected,
+            GcKind::Source => &mut self.sources,
+            GcKind::Image => &mut self.images,
+            GcKind::Run => &mut self.runs,
         }
     }
 }
 
 /// The order of removal among items that were used at the same time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Kind {
-    Left,
+enum GcKind {
+    Inspected,
     Cached,
     Source,
     Run,
@@ -99,9 +99,9 @@ enum Kind {
 }
 
 #[derive(Debug)]
-struct Item {
+struct GcItem {
     used_at: i64,
-    kind: Kind,
+    kind: GcKind,
     /// The number of its layers. A child is removed before its parent, because a run that has both uses them
     /// at the same time.
     depth: usize,
@@ -109,22 +109,22 @@ struct Item {
 }
 
 /// Decides what to forget.
-pub(super) fn plan(scene: &Scene<'_>, limits: &GcLimits, forget: &Forget) -> Plan {
-    let mut held = Held::new(scene);
-    let waiting: u64 = scene.inventory.layers.values().filter_map(|layer| layer.doomed.map(|_| layer.bytes)).sum();
-    let mut free = scene.free_bytes.saturating_add(waiting);
-    let mut plan = Plan::default();
-    let mut items = items(scene);
+pub(super) fn plan(input: &GcInput<'_>, limits: &GcLimits, forget: &Forget) -> GcPlan {
+    let mut held = Held::new(input);
+    let waiting: u64 = input.inventory.layers.values().filter_map(|layer| layer.doomed.map(|_| layer.bytes)).sum();
+    let mut free = input.free_bytes.saturating_add(waiting);
+    let mut plan = GcPlan::default();
+    let mut items = items(input);
     let large = LARGE_RUN_BYTES.max(held.bytes / LARGE_RUN_PART);
-    let is_large = |item: &Item| item.kind == Kind::Run && scene.runs[item.index].bytes > large;
+    let is_large = |item: &GcItem| item.kind == GcKind::Run && input.runs[item.index].bytes > large;
     items.sort_by_key(|item| (!is_large(item), item.used_at, item.kind, Reverse(item.depth), item.index));
     for item in &items {
-        if item.kind == Kind::Image && held.is_base(item.index) {
+        if item.kind == GcKind::Image && held.is_base(item.index) {
             continue;
         }
-        let cause = if asked(scene, forget, item) {
+        let cause = if asked(input, forget, item) {
             Cause::Asked
-        } else if expired(scene, limits, item) {
+        } else if expired(input, limits, item) {
             Cause::Age
         } else if held.bytes > limits.max_bytes {
             Cause::Size
@@ -133,7 +133,7 @@ pub(super) fn plan(scene: &Scene<'_>, limits: &GcLimits, forget: &Forget) -> Pla
         } else {
             continue;
         };
-        let bytes = held.release(scene, item);
+        let bytes = held.release(input, item);
         free = free.saturating_add(bytes);
         plan.list(item.kind).push(Victim { index: item.index, bytes, cause });
     }
@@ -142,48 +142,48 @@ pub(super) fn plan(scene: &Scene<'_>, limits: &GcLimits, forget: &Forget) -> Pla
 }
 
 /// Returns everything that may be removed.
-fn items(scene: &Scene<'_>) -> Vec<Item> {
-    let inventory = scene.inventory;
+fn items(input: &GcInput<'_>) -> Vec<GcItem> {
+    let inventory = input.inventory;
     let snapshots: HashMap<&str, (usize, &str)> =
         inventory.snapshots.iter().map(|row| (row.id.as_str(), (row.stack.len(), row.base.as_str()))).collect();
     let mut items = Vec::new();
     // An image is used by every snapshot based on it.
     let mut bases: HashMap<&str, i64> = HashMap::new();
     let mut named = |kind, index, snapshot: &str, used_at: i64| {
-        let used_at = used_at.min(scene.now);
+        let used_at = used_at.min(input.now);
         let found = snapshots.get(snapshot);
         if let Some((_, base)) = found {
             let last = bases.entry(base).or_insert(used_at);
             *last = used_at.max(*last);
         }
-        items.push(Item { used_at, kind, depth: found.map_or(0, |(depth, _)| *depth), index });
+        items.push(GcItem { used_at, kind, depth: found.map_or(0, |(depth, _)| *depth), index });
     };
     for (index, row) in inventory.cached.iter().enumerate() {
-        named(Kind::Cached, index, &row.snapshot, row.used_at);
+        named(GcKind::Cached, index, &row.snapshot, row.used_at);
     }
-    for (index, row) in inventory.left.iter().enumerate() {
-        named(Kind::Left, index, &row.snapshot, row.created_at);
+    for (index, row) in inventory.inspected.iter().enumerate() {
+        named(GcKind::Inspected, index, &row.snapshot, row.created_at);
     }
     let mut item = |kind, index, used_at: i64| {
-        items.push(Item { used_at: used_at.min(scene.now), kind, depth: 0, index });
+        items.push(GcItem { used_at: used_at.min(input.now), kind, depth: 0, index });
     };
     for (index, row) in inventory.sources.iter().enumerate().filter(|(_, row)| row.doomed.is_none()) {
-        item(Kind::Source, index, row.used_at);
+        item(GcKind::Source, index, row.used_at);
     }
     for (index, row) in inventory.images.iter().enumerate().filter(|(_, row)| row.doomed.is_none()) {
         let by_snapshots = bases.get(row.digest.as_str()).copied().unwrap_or(i64::MIN);
-        item(Kind::Image, index, row.used_at.max(by_snapshots));
+        item(GcKind::Image, index, row.used_at.max(by_snapshots));
     }
-    for (index, run) in scene.runs.iter().enumerate() {
-        item(Kind::Run, index, run.at);
+    for (index, run) in input.runs.iter().enumerate() {
+        item(GcKind::Run, index, run.at);
     }
     items
 }
 
-fn asked(scene: &Scene<'_>, forget: &Forget, item: &Item) -> bool {
+fn asked(input: &GcInput<'_>, forget: &Forget, item: &GcItem) -> bool {
     let step = match item.kind {
-        Kind::Cached => &scene.inventory.cached[item.index].step,
-        Kind::Left => &scene.inventory.left[item.index].step,
+        GcKind::Cached => &input.inventory.cached[item.index].step,
+        GcKind::Inspected => &input.inventory.inspected[item.index].step,
         _ => return *forget == Forget::Everything,
     };
     match forget {
@@ -193,17 +193,17 @@ fn asked(scene: &Scene<'_>, forget: &Forget, item: &Item) -> bool {
     }
 }
 
-fn expired(scene: &Scene<'_>, limits: &GcLimits, item: &Item) -> bool {
+fn expired(input: &GcInput<'_>, limits: &GcLimits, item: &GcItem) -> bool {
     let is_older = |limit: Duration| {
-        let age = u128::try_from(scene.now.saturating_sub(item.used_at)).unwrap_or_default();
+        let age = u128::try_from(input.now.saturating_sub(item.used_at)).unwrap_or_default();
         age > limit.as_millis()
     };
     match item.kind {
-        Kind::Cached | Kind::Source | Kind::Image => is_older(limits.max_age),
-        Kind::Left => is_older(limits.max_age_leftovers),
-        Kind::Run => {
-            let place = item.index + scene.live_runs;
-            place >= limits.max_runs || (place >= MIN_RUNS && !scene.jumped && is_older(limits.max_age_runs))
+        GcKind::Cached | GcKind::Source | GcKind::Image => is_older(limits.max_age),
+        GcKind::Inspected => is_older(limits.max_age_leftovers),
+        GcKind::Run => {
+            let place = item.index + input.live_runs;
+            place >= limits.max_runs || (place >= MIN_RUNS && !input.jumped && is_older(limits.max_age_runs))
         }
     }
 }
@@ -226,12 +226,13 @@ struct Held<'a> {
 }
 
 impl<'a> Held<'a> {
-    fn new(scene: &Scene<'a>) -> Self {
-        let inventory = scene.inventory;
-        let mut held = Self { extents: Some(scene.extents), ..Self::default() };
-        held.bytes = scene.fixed_bytes + scene.runs.iter().map(|run| run.bytes).sum::<u64>();
-        held.bytes += scene.logs.values().sum::<u64>();
-        let names = inventory.cached.iter().map(|row| &row.snapshot).chain(inventory.left.iter().map(|r| &r.snapshot));
+    fn new(input: &GcInput<'a>) -> Self {
+        let inventory = input.inventory;
+        let mut held = Self { extents: Some(input.extents), ..Self::default() };
+        held.bytes = input.fixed_bytes + input.runs.iter().map(|run| run.bytes).sum::<u64>();
+        held.bytes += input.logs.values().sum::<u64>();
+        let names =
+            inventory.cached.iter().map(|row| &row.snapshot).chain(inventory.inspected.iter().map(|r| &r.snapshot));
         names.for_each(|snapshot| *held.names.entry(snapshot).or_default() += 1);
         for row in inventory.snapshots.iter().filter(|row| held.names.contains_key(row.id.as_str())) {
             held.snapshots.insert(&row.id, (&row.base, &row.stack));
@@ -272,19 +273,19 @@ impl<'a> Held<'a> {
     }
 
     /// Releases an item. Returns the bytes that this frees.
-    fn release(&mut self, scene: &Scene<'a>, item: &Item) -> u64 {
+    fn release(&mut self, input: &GcInput<'a>, item: &GcItem) -> u64 {
         let before = self.bytes;
-        let inventory = scene.inventory;
+        let inventory = input.inventory;
         match item.kind {
-            Kind::Cached => {
+            GcKind::Cached => {
                 let row = &inventory.cached[item.index];
-                self.bytes -= scene.logs.get(&row.key).copied().unwrap_or_default();
+                self.bytes -= input.logs.get(&row.key).copied().unwrap_or_default();
                 self.release_name(&row.snapshot);
             }
-            Kind::Left => self.release_name(&inventory.left[item.index].snapshot),
-            Kind::Source => self.release_stack(&inventory.sources[item.index].stack),
-            Kind::Image => self.release_stack(&inventory.images[item.index].stack),
-            Kind::Run => self.bytes -= scene.runs[item.index].bytes,
+            GcKind::Inspected => self.release_name(&inventory.inspected[item.index].snapshot),
+            GcKind::Source => self.release_stack(&inventory.sources[item.index].stack),
+            GcKind::Image => self.release_stack(&inventory.images[item.index].stack),
+            GcKind::Run => self.bytes -= input.runs[item.index].bytes,
         }
         before - self.bytes
     }

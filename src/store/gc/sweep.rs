@@ -15,7 +15,7 @@ use uuid::Uuid;
 use super::{Forget, plan::RunFiles};
 use crate::store::{
     LayerId, Store, StoreError,
-    error::Doing,
+    error::IoContext,
     files::names,
     index::{self, LayerKind, LayerRow, collect, inventory::Inventory},
     tree::{self, FileId},

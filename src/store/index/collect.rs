@@ -43,7 +43,7 @@ pub(in crate::store) fn doom_image(transaction: &Transaction<'_>, digest: &str, 
 pub(in crate::store) fn reconcile(transaction: &Transaction<'_>, inventory: &Inventory) -> rusqlite::Result<()> {
     let epoch = super::epoch(transaction)?;
     let named: HashSet<&str> = inventory.cached.iter().map(|row| row.snapshot.as_str()).collect();
-    let left: HashSet<&str> = inventory.left.iter().map(|row| row.snapshot.as_str()).collect();
+    let left: HashSet<&str> = inventory.inspected.iter().map(|row| row.snapshot.as_str()).collect();
     let mut wanted: HashSet<&LayerId> = HashSet::new();
     let mut bases: HashSet<&str> = HashSet::new();
     let mut doom = transaction.prepare_cached("UPDATE snapshots SET doomed = ? WHERE id = ?")?;

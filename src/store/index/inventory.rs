@@ -14,7 +14,7 @@ pub(in crate::store) struct Inventory {
     pub(in crate::store) layers: BTreeMap<LayerId, LayerFacts>,
     pub(in crate::store) snapshots: Vec<SnapshotFacts>,
     pub(in crate::store) cached: Vec<CachedFacts>,
-    pub(in crate::store) left: Vec<LeftFacts>,
+    pub(in crate::store) inspected: Vec<InspectedFacts>,
     pub(in crate::store) sources: Vec<SourceFacts>,
     pub(in crate::store) images: Vec<ImageFacts>,
 }
@@ -49,7 +49,7 @@ pub(in crate::store) struct CachedFacts {
 
 /// The snapshot of a run's step.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(in crate::store) struct LeftFacts {
+pub(in crate::store) struct InspectedFacts {
     pub(in crate::store) run: Uuid,
     pub(in crate::store) step: String,
     pub(in crate::store) snapshot: String,
@@ -99,7 +99,7 @@ pub(in crate::store) fn read(connection: &Connection) -> rusqlite::Result<Invent
     };
     let left = |row: &Row<'_>| {
         let run = row.get_ref(0)?.as_str()?.parse().unwrap_or_default();
-        Ok(LeftFacts { run, step: row.get(1)?, snapshot: row.get(2)?, created_at: row.get(3)? })
+        Ok(InspectedFacts { run, step: row.get(1)?, snapshot: row.get(2)?, created_at: row.get(3)? })
     };
     let source = |row: &Row<'_>| {
         Ok(SourceFacts { id: row.get(0)?, stack: stack(row, 1)?, used_at: row.get(2)?, doomed: row.get(3)? })
@@ -117,7 +117,7 @@ pub(in crate::store) fn read(connection: &Connection) -> rusqlite::Result<Invent
         layers: rows(connection, "SELECT id, kind, bytes, doomed FROM layers", layer)?.into_iter().collect(),
         snapshots: rows(connection, "SELECT id, base, source, stack, doomed FROM snapshots", snapshot)?,
         cached: rows(connection, "SELECT key, snapshot, pipeline, step, used_at FROM cache", cached)?,
-        left: rows(connection, "SELECT run, step, snapshot, created_at FROM kept", left)?,
+        inspected: rows(connection, "SELECT run, step, snapshot, created_at FROM kept", left)?,
         sources: rows(connection, "SELECT id, stack, used_at, doomed FROM sources", source)?,
         images: rows(connection, "SELECT digest, id_map, stack, used_at, doomed FROM images", image)?,
     })

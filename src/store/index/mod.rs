@@ -11,8 +11,8 @@ pub(super) mod blobs;
 pub(super) mod cache;
 pub(super) mod collect;
 pub(super) mod images;
+pub(super) mod inspection;
 pub(super) mod inventory;
-pub(super) mod kept;
 pub(super) mod layers;
 pub(super) mod runs;
 mod schema;
@@ -30,7 +30,7 @@ use std::{
 pub(super) use layers::{LayerKind, LayerRow};
 use rusqlite::{Connection, ErrorCode, Transaction, TransactionBehavior, config::DbConfig};
 
-use super::{Filesystem, StoreError, error::Doing};
+use super::{Filesystem, StoreError, error::IoContext};
 
 /// How long a writer waits for another process's transaction. Transactions take well under a millisecond.
 const BUSY: Duration = Duration::from_secs(10);
@@ -164,7 +164,7 @@ pub(super) fn forget_broken(transaction: &Transaction<'_>) -> rusqlite::Result<u
     snapshots::forget_broken(transaction, "sources")?;
     snapshots::forget_broken(transaction, "images")?;
     cache::forget_broken(transaction)?;
-    kept::forget_broken(transaction)?;
+    inspection::forget_broken(transaction)?;
     Ok(snapshots)
 }
 

@@ -7,24 +7,24 @@ use super::{layers, now_ms};
 use crate::store::{LayerId, Snapshot};
 
 /// Adds a snapshot. A doomed snapshot is no longer doomed afterwards, and one that lost layers gets the
-/// current ones. Its layers must have rows already. `around` is JSON.
+/// current ones. Its layers must have rows already. `config` is JSON.
 pub(in crate::store) fn insert(
     transaction: &Transaction<'_>,
     id: &str,
     snapshot: &Snapshot,
-    around: Option<&str>,
+    config: Option<&str>,
 ) -> rusqlite::Result<()> {
     let mut insert = transaction.prepare_cached(
         "INSERT INTO snapshots (id, base, source, id_map, stack, around, created_at) VALUES (?, ?, ?, ?, ?, ?, ?)
          ON CONFLICT (id) DO UPDATE SET doomed = NULL, stack = excluded.stack",
     )?;
     let Snapshot { base, source, layers, id_map } = snapshot;
-    let values = params![id, base.to_string(), source.as_str(), to_text(id_map), stack(layers), around, now_ms()];
+    let values = params![id, base.to_string(), source.as_str(), to_text(id_map), stack(layers), config, now_ms()];
     insert.execute(values).map(drop)
 }
 
-/// Returns the surroundings of a snapshot's step, as JSON.
-pub(in crate::store) fn surroundings(connection: &Connection, id: &str) -> rusqlite::Result<Option<String>> {
+/// Returns how a snapshot's step ran, as JSON.
+pub(in crate::store) fn config(connection: &Connection, id: &str) -> rusqlite::Result<Option<String>> {
     let mut select = connection.prepare_cached("SELECT around FROM snapshots WHERE id = ?")?;
     Ok(select.query_row([id], |row| row.get(0)).optional()?.flatten())
 }

@@ -18,7 +18,7 @@ use hm_exec::{
         ArgsSchema, Limits, RunnerCapabilities, RunnerError, RunnerErrorKind, StepContext, StepRunner,
         process::ProcessRunner,
     },
-    source::Archives,
+    source::RunSource,
     store::StoreHandle,
 };
 use tempfile::TempDir;
@@ -60,7 +60,7 @@ struct Broken {
     fault: Fault,
     dir: TempDir,
     left: Mutex<Vec<Child>>,
-    archives: Mutex<Option<Arc<Archives>>>,
+    archives: Mutex<Option<Arc<RunSource>>>,
     busy: AtomicBool,
 }
 

@@ -34,7 +34,7 @@ async fn a_failed_steps_files_are_kept_if_requested() {
         assert_eq!(found, keep.then(|| ("broken\n".to_owned(), false)));
         if keep {
             let (snapshot, _) = bench.store.steps().of_run(run.id(), "s").unwrap().unwrap();
-            let around = bench.store.snapshots().surroundings(&snapshot).unwrap().unwrap();
+            let around = bench.store.snapshots().config(&snapshot).unwrap().unwrap();
             assert_eq!((&*around.workdir, around.env.get("GREETING").unwrap().as_str()), ("/workspace", "hello"));
             assert_eq!(left(&bench.store, run.id(), "workspace/p").unwrap().0, "parent\n", "with its parent's");
         }

@@ -22,7 +22,7 @@ use std::{
 
 use hm_exec::{
     runner::ArchiveId,
-    source::{Archives, FrozenSource},
+    source::{FrozenSource, RunSource},
     store::StoreError,
 };
 
@@ -236,7 +236,7 @@ fn the_error_for_an_unreadable_file_names_it_and_a_remedy() {
 async fn a_run_freezes_its_source_once() {
     let bench = Bench::new();
     bench.put("file", "x");
-    let archives = Archives::new(ArchiveId(uuid::Uuid::nil()), bench.source(""));
+    let archives = RunSource::new(ArchiveId(uuid::Uuid::nil()), bench.source(""));
     let (one, two) = tokio::join!(archives.freeze(&bench.store), archives.freeze(&bench.store));
     assert!(Arc::ptr_eq(&one.unwrap(), &two.unwrap()));
     bench.put("file", "edited while the run goes on");

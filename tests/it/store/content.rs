@@ -10,10 +10,7 @@ use std::{
 use hm_exec::{
     SnapshotRef,
     image::{ImageError, PackedLayer},
-    store::{
-        Base, BlobFile, CommitRequest, IdMap, ImageDigest, LayerId, Store,
-        tree::{self, UnpackLimits},
-    },
+    store::{Base, BlobFile, CommitRequest, IdMap, ImageDigest, LayerId, Store, tree},
 };
 
 use crate::support::store::Bench;
@@ -49,8 +46,7 @@ fn a_packed_layer_is_unpacked_once_and_then_found_by_its_content() {
     let diff_id = packed.diff_id();
     assert_eq!(find(&other, &diff_id), None);
     let layer =
-        image::unpack_layer(&other, "it", &diff_id, IdMap::Single, blob(packed.path()), UnpackLimits::default())
-            .unwrap();
+        image::unpack_layer(&other, image::LayerFile::new("it", diff_id, blob(packed.path())), IdMap::Single).unwrap();
     let root = other.layers().dir(&layer);
     assert_eq!(fs::read_to_string(root.join("dir/file")).unwrap(), "what a step wrote");
     assert_eq!(find(&other, &diff_id), Some(root.clone()));
@@ -65,7 +61,7 @@ fn a_packed_layer_is_unpacked_once_and_then_found_by_its_content() {
     drop(other);
     let other = Store::open(&dir).unwrap();
     assert_eq!(find(&other, &diff_id), None, "a layer that changed is none");
-    image::unpack_layer(&other, "it", &diff_id, IdMap::Single, blob(packed.path()), UnpackLimits::default()).unwrap();
+    image::unpack_layer(&other, image::LayerFile::new("it", diff_id, blob(packed.path())), IdMap::Single).unwrap();
     assert_eq!(fs::read_to_string(root.join("dir/file")).unwrap(), "what a step wrote");
 }
 
@@ -75,7 +71,7 @@ fn a_layer_that_does_not_match_its_digest_is_refused() {
     let packed = packed(&bench);
     let wrong = ImageDigest::of(b"something else");
     let refused =
-        image::unpack_layer(&bench.store, "it", &wrong, IdMap::Single, blob(packed.path()), UnpackLimits::default());
+        image::unpack_layer(&bench.store, image::LayerFile::new("it", wrong, blob(packed.path())), IdMap::Single);
     assert!(matches!(refused, Err(ImageError::WrongDigest { .. })), "{refused:?}");
     assert_eq!(find(&bench.store, &wrong), None);
 }
@@ -122,7 +118,7 @@ fn a_layer_that_occurs_twice_is_stacked_at_its_last_position() {
         fs::write(dir.join(name), "").unwrap();
         let packed = image::pack_layer(&bench.store, &dir, IdMap::Single).unwrap();
         let (diff_id, blob) = (packed.diff_id(), blob(packed.path()));
-        image::unpack_layer(&bench.store, name, &diff_id, IdMap::Single, blob, UnpackLimits::default()).unwrap()
+        image::unpack_layer(&bench.store, image::LayerFile::new(name, diff_id, blob), IdMap::Single).unwrap()
     });
     let mut parent: Option<SnapshotRef> = None;
     for layer in [0, 1, 0] {

@@ -241,7 +241,7 @@ fn snapshots_of_failed_steps_stay_three_days() {
     let run = Uuid::from_u128(7);
     for (step, days) in [("old", 4), ("new", 2)] {
         let snapshot = commit(&bench, &bench.store, None, 1000);
-        bench.store.keep(&snapshot, KeepAs::Left { run, step, passed: false }).unwrap();
+        bench.store.keep(&snapshot, KeepAs::ForInspection { run, step, passed: false }).unwrap();
         sql(&bench.store, &format!("UPDATE kept SET created_at = {} WHERE step = '{step}'", now_ms() - days * DAY_MS));
     }
     assert_eq!(gc(&bench.store, u64::MAX).leftovers.count, 1);

@@ -8,7 +8,7 @@ use std::{
 
 use hm_exec::{
     SnapshotRef,
-    store::{Base, Cached, CommitRequest, IdMap, KeepAs, LayerId, Store, Surroundings},
+    store::{Base, Cached, CommitRequest, IdMap, KeepAs, LayerId, SnapshotConfig, Store},
 };
 use rusqlite::Connection;
 use uuid::Uuid;
@@ -150,7 +150,7 @@ fn a_store_without_an_index_opens() {
 fn snapshots_that_were_not_kept_end_with_their_process_unless_others_build_on_them() {
     let bench = Bench::new();
     let (kept, other) = (commit(&bench, "a"), commit(&bench, "b"));
-    bench.store.keep(&kept, KeepAs::Left { run: Uuid::nil(), step: "a", passed: false }).unwrap();
+    bench.store.keep(&kept, KeepAs::ForInspection { run: Uuid::nil(), step: "a", passed: false }).unwrap();
     bench.store.snapshots().remove(&[kept.clone(), other.clone()]).unwrap();
     assert!(bench.store.snapshots().get(&kept).is_ok() && bench.store.snapshots().get(&other).is_err());
     let dir = bench.store.layers().dir(&bench.store.snapshots().get(&kept).unwrap().layers[0]);
@@ -161,8 +161,8 @@ fn snapshots_that_were_not_kept_end_with_their_process_unless_others_build_on_th
 fn the_environment_of_a_step_is_kept_with_its_snapshot() {
     let bench = Bench::new();
     let snapshot = commit(&bench, "a");
-    assert_eq!(bench.store.snapshots().surroundings(&snapshot).unwrap(), None);
-    let around = Surroundings {
+    assert_eq!(bench.store.snapshots().config(&snapshot).unwrap(), None);
+    let around = SnapshotConfig {
         env: Arc::new([("GREETING".into(), "hello".into())].into()),
         workdir: "/workspace".into(),
         runner_args: Some(serde_json::json!({ "network": "none" })),
@@ -170,11 +170,11 @@ fn the_environment_of_a_step_is_kept_with_its_snapshot() {
         had_secrets: true,
     };
     bench.store.snapshots().describe(&snapshot, Arc::new(around.clone()));
-    bench.store.keep(&snapshot, KeepAs::Left { run: Uuid::nil(), step: "a", passed: false }).unwrap();
+    bench.store.keep(&snapshot, KeepAs::ForInspection { run: Uuid::nil(), step: "a", passed: false }).unwrap();
     let Bench { top: _top, store } = bench;
     let dir = store.dir().to_owned();
     drop(store);
     let store = Store::open(&dir).unwrap();
-    assert_eq!(store.snapshots().surroundings(&snapshot).unwrap().as_deref(), Some(&around));
-    assert_eq!(store.snapshots().surroundings(&SnapshotRef::from("docker:x")).unwrap(), None);
+    assert_eq!(store.snapshots().config(&snapshot).unwrap().as_deref(), Some(&around));
+    assert_eq!(store.snapshots().config(&SnapshotRef::from("docker:x")).unwrap(), None);
 }

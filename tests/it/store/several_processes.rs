@@ -45,7 +45,7 @@ fn a_closed_store_leaves_no_temporary_files_and_keeps_kept_snapshots() {
     let request =
         CommitRequest { parent: None, base: Base::Host, source: source.id.clone(), delta: None, id_map: IdMap::Single };
     let snapshot = store.commit(kept, request).unwrap();
-    store.keep(&snapshot, KeepAs::Left { run: Uuid::nil(), step: "a", passed: true }).unwrap();
+    store.keep(&snapshot, KeepAs::ForInspection { run: Uuid::nil(), step: "a", passed: true }).unwrap();
     let forgotten = store.stage().unwrap();
     fs::write(forgotten.upper().join("file"), "x").unwrap();
     let request =

@@ -8,7 +8,7 @@ use hm_exec::{
     event::{RunDir, create},
     ir::{CommandStep, Env},
     runner::{ArchiveId, CacheDecision, Secrets, StepContext},
-    source::Archives,
+    source::RunSource,
 };
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -21,7 +21,7 @@ pub(crate) fn attempt() -> (StepContext, ExecutorInput) {
     let meta = run_meta(run_id, 0);
     let (_, event_bus, _) = create(RunDir::Temporary, meta, &Secrets::new()).expect("a temporary journal");
     let archive = ArchiveId(run_id);
-    let archives = Arc::new(Archives::new(archive, "/nonexistent"));
+    let archives = Arc::new(RunSource::new(archive, "/nonexistent"));
     let step = CommandStep {
         key: "build".into(),
         label: None,

@@ -14,7 +14,7 @@ use hm_exec::{
         ArchiveId, CacheDecision, RunnerError, Secrets, StepContext, StepRunner,
         sandbox::{SandboxBuilder, SandboxRunner},
     },
-    source::Archives,
+    source::RunSource,
     store::Store,
 };
 use serde_json::Value;
@@ -112,7 +112,7 @@ impl Bench {
         let meta = run_meta(run_id, 64);
         let (writer, bus, events) = event::create(RunDir::Temporary, meta, &secrets).unwrap();
         let bus: EventBus = bus.for_attempt(1);
-        let archives = Arc::new(Archives::new(ArchiveId(Uuid::new_v4()), self.source()));
+        let archives = Arc::new(RunSource::new(ArchiveId(Uuid::new_v4()), self.source()));
         let mut ctx = StepContext::new(bus, archives, Arc::new(secrets), CancellationToken::new());
         ctx.grace = std::time::Duration::from_millis(300);
         Run { run_id, ctx, writer, events, next: 0 }

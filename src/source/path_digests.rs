@@ -14,9 +14,10 @@ use std::{
 };
 
 use super::{
-    manifest::{Entry, Kind, Manifest},
-    read::{Known, Reader},
-    walk::Walk,
+    fnmatch::{has_magic, matches},
+    manifest::{EntryKind, Manifest, ManifestEntry},
+    read::{Known, SourceReader},
+    walk::SourceWalk,
 };
 use crate::{
     store::{SourceId, Store, StoreError},
@@ -34,7 +35,7 @@ const MAX_LINKS: usize = 40;
 ///
 /// # Errors
 /// Returns an error if the source's manifest, or the checkout's `.hm/`, cannot be read.
-pub(crate) fn watched(
+pub(crate) fn path_digests(
     store: &Store,
     source: &SourceId,
     checkout: &Path,
@@ -71,8 +72,8 @@ fn pipelines_manifest(store: &Store, checkout: &Path) -> Result<Manifest, StoreE
     }
     let abandoned = AtomicBool::new(false);
     let dir = dir.canonicalize().map_err(|source| StoreError::Unreadable { path: dir.clone(), source })?;
-    let tree = Walk { source: &dir, store: store.dir(), abandoned: &abandoned }.run()?;
-    let (manifest, _) = Reader { source: &dir, abandoned: &abandoned }.read_unknown(&Known::of(&tree, None))?;
+    let tree = SourceWalk { source: &dir, store: store.dir(), abandoned: &abandoned }.run()?;
+    let (manifest, _) = SourceReader { source: &dir, abandoned: &abandoned }.read_unknown(&Known::of(&tree, None))?;
     Ok(manifest)
 }
 
@@ -86,7 +87,7 @@ fn names_of(pattern: &str) -> Vec<&str> {
 /// Returns the digest of what a pattern's names match, or `None` if they match nothing.
 fn digest(manifest: &Manifest, names: &[&str]) -> Option<[u8; 32]> {
     let (seen, followed, records) = (HashSet::new(), HashSet::new(), BTreeMap::new());
-    let mut search = Search { manifest, names, seen, followed, matched: false, records };
+    let mut search = PathSearch { manifest, names, seen, followed, matched: false, records };
     // Without a root the directory does not exist, and there is nothing to match.
     manifest.find(b"")?;
     search.run();
@@ -94,7 +95,7 @@ fn digest(manifest: &Manifest, names: &[&str]) -> Option<[u8; 32]> {
 }
 
 /// A search for what a pattern matches.
-struct Search<'a> {
+struct PathSearch<'a> {
     manifest: &'a Manifest,
     names: &'a [&'a str],
     /// The states visited so far: a directory, and the number of pattern names that led there. Links may lead
@@ -104,10 +105,10 @@ struct Search<'a> {
     followed: HashSet<Vec<u8>>,
     matched: bool,
     /// The entries that count, by path: what is matched, and the links on the way.
-    records: BTreeMap<Vec<u8>, Entry<'a>>,
+    records: BTreeMap<Vec<u8>, ManifestEntry<'a>>,
 }
 
-impl<'a> Search<'a> {
+impl<'a> PathSearch<'a> {
     fn run(&mut self) {
         let mut todo = vec![(Vec::new(), 0)];
         while let Some((dir, at)) = todo.pop() {
@@ -121,7 +122,7 @@ impl<'a> Search<'a> {
             };
             if name == "**" {
                 todo.push((dir.clone(), at + 1));
-                let below = self.children(&dir).into_iter().filter(Entry::is_dir);
+                let below = self.children(&dir).into_iter().filter(ManifestEntry::is_dir);
                 todo.extend(below.map(|child| (child.path.to_vec(), at)));
             } else if has_magic(name) {
                 let pattern: Vec<char> = name.chars().collect();
@@ -138,7 +139,7 @@ impl<'a> Search<'a> {
     }
 
     /// Continues at an entry that was reached by `at` names of the pattern.
-    fn reach(&mut self, entry: Entry<'a>, at: usize, todo: &mut Vec<(Vec<u8>, usize)>) {
+    fn reach(&mut self, entry: ManifestEntry<'a>, at: usize, todo: &mut Vec<(Vec<u8>, usize)>) {
         if at == self.names.len() {
             self.matched = true;
             self.include(entry.path);
@@ -157,7 +158,7 @@ impl<'a> Search<'a> {
             let mut index = start;
             while let Some(entry) = self.manifest.get(index).filter(|it| index == start || is_below(it.path, &path)) {
                 self.records.insert(entry.path.to_vec(), entry);
-                if matches!(entry.kind, Kind::Symlink { .. })
+                if matches!(entry.kind, EntryKind::Symlink { .. })
                     && self.followed.insert(entry.path.to_vec())
                     && let Some(target) = self.resolve(entry)
                     && !self.records.contains_key(&target)
@@ -171,8 +172,8 @@ impl<'a> Search<'a> {
 
     /// Returns the path that an entry leads to, following links within the source. Each link on the way
     /// counts. Returns `None` if the chain does not end, or leads outside.
-    fn resolve(&mut self, entry: Entry<'a>) -> Option<Vec<u8>> {
-        let Kind::Symlink { target } = entry.kind else { return Some(entry.path.to_vec()) };
+    fn resolve(&mut self, entry: ManifestEntry<'a>) -> Option<Vec<u8>> {
+        let EntryKind::Symlink { target } = entry.kind else { return Some(entry.path.to_vec()) };
         let parent = |path: &[u8]| path.iter().rposition(|byte| *byte == b'/').map_or(0, |end| end);
         self.records.insert(entry.path.to_vec(), entry);
         let mut at = entry.path[..parent(entry.path)].to_vec();
@@ -185,7 +186,7 @@ impl<'a> Search<'a> {
                 b".." => at.truncate(parent(&at)),
                 name => {
                     let next = self.manifest.find(&join(&at, name))?;
-                    if let Kind::Symlink { target } = next.kind {
+                    if let EntryKind::Symlink { target } = next.kind {
                         links += 1;
                         if links > MAX_LINKS {
                             return None;
@@ -201,7 +202,7 @@ impl<'a> Search<'a> {
         Some(at)
     }
 
-    fn children(&self, dir: &[u8]) -> Vec<Entry<'a>> {
+    fn children(&self, dir: &[u8]) -> Vec<ManifestEntry<'a>> {
         let manifest: &'a Manifest = self.manifest;
         let Some(start) = manifest.position(dir) else { return Vec::new() };
         let mut found = Vec::new();
@@ -219,13 +220,13 @@ impl<'a> Search<'a> {
         let mut part = |bytes: &[u8]| {
             hasher.update(&(bytes.len() as u64).to_le_bytes()).update(bytes);
         };
-        for (path, Entry { mode, kind, .. }) in &self.records {
+        for (path, ManifestEntry { mode, kind, .. }) in &self.records {
             part(path);
             part(&mode.to_le_bytes());
             match kind {
-                Kind::Directory => part(b"d"),
-                Kind::File { hash, .. } => [b"f", &hash[..]].into_iter().for_each(&mut part),
-                Kind::Symlink { target } => [b"l", *target].into_iter().for_each(&mut part),
+                EntryKind::Directory => part(b"d"),
+                EntryKind::File { hash, .. } => [b"f", &hash[..]].into_iter().for_each(&mut part),
+                EntryKind::Symlink { target } => [b"l", *target].into_iter().for_each(&mut part),
             }
         }
         *hasher.finalize().as_bytes()
@@ -242,108 +243,5 @@ fn is_below(path: &[u8], dir: &[u8]) -> bool {
         Some(rest) if dir.is_empty() => !rest.is_empty(),
         Some(rest) => rest.starts_with(b"/"),
         None => false,
-    }
-}
-
-fn has_magic(name: &str) -> bool {
-    name.contains(['*', '?', '['])
-}
-
-/// Returns whether a name matches a pattern, as Python's `fnmatch` does.
-fn matches(pattern: &[char], name: &[u8]) -> bool {
-    let name: Vec<char> = String::from_utf8_lossy(name).chars().collect();
-    let (mut p, mut n) = (0, 0);
-    // The position to resume from if what follows the last `*` does not match.
-    let mut star: Option<(usize, usize)> = None;
-    while n < name.len() {
-        let step = match pattern.get(p) {
-            Some('*') => {
-                star = Some((p + 1, n));
-                p += 1;
-                continue;
-            }
-            Some('?') => Some(p + 1),
-            Some('[') => match class(pattern, p, name[n]) {
-                Some((end, true)) => Some(end),
-                Some((_, false)) => None,
-                // Without a closing bracket it is a literal bracket.
-                None => (name[n] == '[').then_some(p + 1),
-            },
-            Some(c) => (*c == name[n]).then_some(p + 1),
-            None => None,
-        };
-        match (step, star) {
-            (Some(next), _) => (p, n) = (next, n + 1),
-            (None, Some((after, from))) => {
-                star = Some((after, from + 1));
-                (p, n) = (after, from + 1);
-            }
-            (None, None) => return false,
-        }
-    }
-    pattern[p..].iter().all(|c| *c == '*')
-}
-
-/// Returns the end of the class at `start`, and whether it contains `c`. Returns `None` if the class is not
-/// closed.
-fn class(pattern: &[char], start: usize, c: char) -> Option<(usize, bool)> {
-    let is_negated = pattern.get(start + 1) == Some(&'!');
-    let first = start + 1 + usize::from(is_negated);
-    // A closing bracket at the very beginning is part of the class.
-    let end = (first + 1..pattern.len()).find(|at| pattern[*at] == ']')?;
-    let set = &pattern[first..end];
-    let (mut at, mut has_it) = (0, false);
-    while at < set.len() {
-        if at + 2 < set.len() && set[at + 1] == '-' {
-            has_it |= (set[at]..=set[at + 2]).contains(&c);
-            at += 3;
-        } else {
-            has_it |= set[at] == c;
-            at += 1;
-        }
-    }
-    Some((end + 1, has_it != is_negated))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn names_match_as_in_python() {
-        let is_match = |pattern: &str, name: &str| matches(&pattern.chars().collect::<Vec<_>>(), name.as_bytes());
-        for (pattern, name) in [
-            ("*", ".hidden"),
-            ("*.c", "a.c"),
-            ("*a*a*", "banana"),
-            ("?", "é"),
-            ("[a-c]x", "bx"),
-            ("[!a-c]x", "dx"),
-            ("[]]", "]"),
-            ("[!]]", "a"),
-            ("[", "["),
-            ("a[b", "a[b"),
-            ("[a-]", "-"),
-            ("**", "anything"),
-            ("a\\*", "a\\b"),
-            ("{a,b}", "{a,b}"),
-            ("[^a]", "^"),
-        ] {
-            assert!(is_match(pattern, name), "{pattern} {name}");
-        }
-        for (pattern, name) in [
-            ("*.c", "a.cc"),
-            ("?", ""),
-            ("?", "ab"),
-            ("[a-c]", "d"),
-            ("[c-a]", "b"),
-            ("[!a]", "a"),
-            ("a", "A"),
-            ("", "a"),
-        ] {
-            assert!(!is_match(pattern, name), "{pattern} {name}");
-        }
-        // The time of a match is at most quadratic in the length of the name.
-        assert!(!is_match(&"*a".repeat(60), &"a".repeat(59)));
     }
 }

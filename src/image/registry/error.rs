@@ -12,7 +12,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(8);
 
 /// The failure of a request.
 #[derive(Debug)]
-pub(super) enum Trouble {
+pub(super) enum RegistryError {
     NotFound,
     Unauthorized,
     RateLimited,
@@ -28,18 +28,18 @@ pub(super) enum Trouble {
 
 /// The failure of a download.
 #[derive(Debug)]
-pub(super) enum Failure {
-    Trouble(Trouble),
+pub(super) enum DownloadError {
+    Registry(RegistryError),
     Store(StoreError),
 }
 
-impl From<Trouble> for Failure {
-    fn from(trouble: Trouble) -> Self {
-        Self::Trouble(trouble)
+impl From<RegistryError> for DownloadError {
+    fn from(error: RegistryError) -> Self {
+        Self::Registry(error)
     }
 }
 
-impl Trouble {
+impl RegistryError {
     fn is_transient(&self) -> bool {
         // The bytes may also be wrong because they were corrupted in transit.
         matches!(self, Self::RateLimited | Self::Unreachable(_) | Self::WrongDigest { .. })
@@ -118,20 +118,20 @@ impl Attempts {
         Self { made: 1, most }
     }
 
-    /// Waits before the next attempt if the trouble is transient and attempts remain. Otherwise returns the
-    /// trouble as final.
-    pub(super) async fn after(&mut self, trouble: Trouble) -> Result<(), Trouble> {
-        if !trouble.is_transient() || self.made >= self.most {
-            return Err(trouble);
+    /// Waits before the next attempt if the error is transient and attempts remain. Otherwise returns the
+    /// error as final.
+    pub(super) async fn after(&mut self, error: RegistryError) -> Result<(), RegistryError> {
+        if !error.is_transient() || self.made >= self.most {
+            return Err(error);
         }
         let pause = PAUSE.saturating_mul(1 << (self.made - 1).min(10)).min(LONGEST_PAUSE);
-        tracing::debug!(?trouble, ?pause, "retrying a request to a registry");
+        tracing::debug!(?error, ?pause, "retrying a request to a registry");
         tokio::time::sleep(pause).await;
         self.made += 1;
         Ok(())
     }
 
-    /// Restarts the count, because there was progress since the last trouble.
+    /// Restarts the count, because there was progress since the last error.
     pub(super) fn progressed(&mut self) {
         self.made = 1;
     }

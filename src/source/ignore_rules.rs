@@ -19,13 +19,13 @@ const MAX_BYTES: u64 = 4 << 20;
 
 /// The rule files found in a directory.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Found {
+pub(super) struct RuleFiles {
     pub(super) git: bool,
     pub(super) gitignore: bool,
     pub(super) ignore: bool,
 }
 
-impl Found {
+impl RuleFiles {
     /// Records an entry's name.
     pub(super) fn note(&mut self, name: &[u8]) {
         match name {
@@ -43,7 +43,7 @@ impl Found {
 
 /// The rules for the entries directly in one directory.
 #[derive(Debug, Clone)]
-pub(super) struct Rules {
+pub(super) struct IgnoreRules {
     /// Rules of the `.ignore` files, the nearest one last.
     ignores: Vec<Arc<Gitignore>>,
     /// Rules of the `.gitignore` files, the nearest one last.
@@ -52,7 +52,7 @@ pub(super) struct Rules {
     global: Option<Arc<Gitignore>>,
 }
 
-impl Rules {
+impl IgnoreRules {
     /// Returns the rules of the directories above `source`, which is absolute. Returns no rules outside of a
     /// repository.
     pub(super) fn above(source: &Path) -> Self {
@@ -79,7 +79,7 @@ impl Rules {
     }
 
     /// Returns the rules within `dir`, which contains the `found` rule files.
-    pub(super) fn within(&self, dir: &Path, found: Found) -> Self {
+    pub(super) fn within(&self, dir: &Path, found: RuleFiles) -> Self {
         let mut rules = self.clone();
         if found.git {
             rules.levels.clear();

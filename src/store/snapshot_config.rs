@@ -1,4 +1,4 @@
-//! A step's environment besides its files, kept with its snapshot so that a user can inspect both later.
+//! How the step that made a snapshot ran, kept with the snapshot so that a user can inspect both later.
 
 use std::{path::PathBuf, sync::Arc};
 
@@ -6,9 +6,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::ir::Env;
 
-/// A step's environment besides its files. It never contains the values of secrets.
+/// How the step that made a snapshot ran, besides its files. It never contains the values of secrets.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Surroundings {
+pub struct SnapshotConfig {
     /// The environment variables, except those that the runner sets.
     pub env: Arc<Env>,
     /// The working directory.
@@ -24,8 +24,8 @@ pub struct Surroundings {
     pub had_secrets: bool,
 }
 
-impl Surroundings {
-    /// Returns surroundings that consist only of a working directory.
+impl SnapshotConfig {
+    /// Returns a configuration that consists only of a working directory.
     #[must_use]
     pub fn in_workdir(workdir: &str) -> Self {
         Self {
