@@ -4,7 +4,7 @@ use std::{
     collections::HashMap,
     future::Future,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -17,7 +17,10 @@ use super::{
     reference::ImageName,
     stored::StoredImage,
 };
-use crate::store::{IdMap, Store, StoreError, tree::UnpackLimits};
+use crate::{
+    store::{IdMap, Store, StoreError, tree::UnpackLimits},
+    sync::Mutex,
+};
 
 /// When a registry is asked to resolve a tag.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -182,7 +185,7 @@ impl Images {
         };
         // Until the image has its name. Those who boot from it hold their own leases.
         let _lease = store.lease()?;
-        let fetching = Arc::clone(lock(&self.fetching).entry((digest, id_map)).or_default());
+        let fetching = Arc::clone(self.fetching.lock().entry((digest, id_map)).or_default());
         let alone = fetching.lock().await;
         if StoredImage::find(store, &digest, id_map).is_ok() {
             store.stacks().touch_image(&digest, id_map)?;
@@ -221,7 +224,7 @@ impl Images {
     }
 
     fn cell(&self, image: &str) -> Arc<OnceCell<Arc<Pinned>>> {
-        let mut pinned = lock(&self.pinned);
+        let mut pinned = self.pinned.lock();
         pinned.retain(|_, pin| pin.since.elapsed() < PINNED_FOR);
         let new = || Pin { since: Instant::now(), cell: Arc::default() };
         Arc::clone(&pinned.entry(image.to_owned()).or_insert_with(new).cell)
@@ -238,10 +241,6 @@ impl Images {
     async fn pin_remote(&self, _: &Arc<Store>, image: &str, _: &impl Notes) -> Result<Pinned, ImageError> {
         Err(ImageError::NoRegistry { image: image.to_owned() })
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Runs work that reads files on a thread for blocking work.

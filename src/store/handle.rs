@@ -1,11 +1,9 @@
 //! A store that is opened on first use.
 
-use std::{
-    path::PathBuf,
-    sync::{Arc, Mutex, PoisonError},
-};
+use std::{path::PathBuf, sync::Arc};
 
 use super::{Store, StoreError};
+use crate::sync::Mutex;
 
 /// Names a store, and opens it on first use. Clones share the open store. Runners hold a handle, so that an
 /// engine whose steps need no store does not open one.
@@ -34,7 +32,7 @@ impl StoreHandle {
     /// # Errors
     /// Returns an error if the store cannot be opened. The next call tries again.
     pub fn get(&self) -> Result<Arc<Store>, StoreError> {
-        let mut opened = self.opened.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut opened = self.opened.lock();
         if let Some(store) = &*opened {
             return Ok(Arc::clone(store));
         }
@@ -47,7 +45,7 @@ impl StoreHandle {
     /// Returns the store if it is already open, for work that does not justify opening it.
     #[must_use]
     pub fn get_opened(&self) -> Option<Arc<Store>> {
-        self.opened.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.opened.lock().clone()
     }
 }
 

@@ -8,7 +8,7 @@ use std::{
     fs::{self, File},
     path::{Path, PathBuf},
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicBool, Ordering},
     },
 };
@@ -24,6 +24,7 @@ use super::{
     shared::Shared,
     tree,
 };
+use crate::sync::Mutex;
 
 /// The layers of a store.
 #[derive(Debug)]
@@ -96,7 +97,7 @@ impl Layers {
     /// Returns those of some layers that were not checked since the store was opened, with the seals recorded
     /// when they were made.
     pub(super) fn unchecked(&self, connection: &Connection, layers: &[LayerId]) -> rusqlite::Result<Vec<SealedLayer>> {
-        let intact = self.intact.lock().unwrap_or_else(PoisonError::into_inner);
+        let intact = self.intact.lock();
         let unchecked = layers.iter().filter(|layer| !intact.contains(layer));
         unchecked.map(|layer| Ok((layer.clone(), index::layers::seal(connection, layer)?))).collect()
     }
@@ -114,7 +115,7 @@ impl Layers {
                 Ok(_) => return LayerCheck::Damaged(format!("its layer {layer} was modified")),
                 Err(error) => return LayerCheck::Damaged(format!("failed to read its layer {layer}: {error}")),
             }
-            self.intact.lock().unwrap_or_else(PoisonError::into_inner).insert(layer);
+            self.intact.lock().insert(layer);
         }
         LayerCheck::Intact
     }

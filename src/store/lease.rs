@@ -5,9 +5,10 @@
 //! earlier one has released it. Processes therefore need not record which layers they use, and a lease costs
 //! a few bytes in the process's lock file. The kernel releases it when the process ends.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use super::{Store, StoreError, index, shared::Shared};
+use crate::sync::Mutex;
 
 /// A lease on kept snapshots, sources and images. All leases of one process count as one.
 #[derive(Debug)]
@@ -42,7 +43,7 @@ impl Leases {
     }
 
     fn take(&self) -> Result<(), StoreError> {
-        let mut count = self.count.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut count = self.count.lock();
         if *count == 0 {
             // Everything is protected until the epoch is known.
             self.shared.instance.set_epoch(0)?;
@@ -53,7 +54,7 @@ impl Leases {
     }
 
     fn release(&self) {
-        let mut count = self.count.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut count = self.count.lock();
         *count -= 1;
         if *count == 0
             && let Err(error) = self.shared.instance.clear_epoch()

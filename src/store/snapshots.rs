@@ -5,7 +5,7 @@
 
 use std::{
     collections::{HashMap, hash_map::Entry},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, MutexGuard},
 };
 
 use rusqlite::Transaction;
@@ -17,7 +17,7 @@ use super::{
     layers::Layers,
     shared::Shared,
 };
-use crate::model::SnapshotRef;
+use crate::{model::SnapshotRef, sync::Mutex};
 
 /// The scheme of [`SnapshotRef`]s that refer to layers of the store.
 const SCHEME: &str = "hm1";
@@ -58,7 +58,7 @@ impl Snapshots {
     }
 
     fn own(&self) -> MutexGuard<'_, OwnSnapshots> {
-        self.own.lock().unwrap_or_else(PoisonError::into_inner)
+        self.own.lock()
     }
 
     /// Registers a snapshot as made by this process, unless it is registered already.

@@ -5,12 +5,13 @@ use std::{
     io,
     os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
 };
 
 use rustix::fs::{Gid, Uid};
 
 use super::{Store, StoreError, error::IoContext, files::make_dir};
+use crate::sync::Mutex;
 
 /// The mode of a new upper directory, which a step sees as the mode of `/`.
 const ROOT_MODE: u32 = 0o755;
@@ -65,7 +66,7 @@ impl Staging {
     /// # Errors
     /// Returns an error if a directory cannot be created.
     pub fn premake(&self, path: &Path, lowers: &[PathBuf]) -> Result<PathBuf, StoreError> {
-        let mut premade = self.premade.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut premade = self.premade.lock();
         let upper = self.upper();
         let mut relative = PathBuf::new();
         for part in path.components() {
@@ -94,7 +95,7 @@ impl Staging {
     /// step changed nothing.
     pub(crate) fn prune(&self) -> Result<bool, StoreError> {
         let upper = self.upper();
-        let premade = self.premade.lock().unwrap_or_else(PoisonError::into_inner);
+        let premade = self.premade.lock();
         for made in premade.iter().rev() {
             let path = upper.join(&made.path);
             let is_as_made = fs::symlink_metadata(&path).is_ok_and(|found| attributes(&found) == made.attributes);

@@ -4,13 +4,14 @@ use std::{
     fs::{self, File},
     io::{self, BufWriter},
     path::{Path, PathBuf},
-    sync::{Arc, PoisonError, RwLock},
+    sync::Arc,
 };
 
 use super::{
     IdMap,
     tree::{self, BlobFile, UnpackError, UnpackLimits, Unpacked},
 };
+use crate::sync::Mutex;
 
 /// Operations on trees whose files may belong to other user ids than the caller's.
 ///
@@ -82,19 +83,19 @@ impl TreeOps for Direct {
 
 /// The operations that a store uses. Clones share them.
 #[derive(Debug, Clone)]
-pub(super) struct CurrentTreeOps(Arc<RwLock<Arc<dyn TreeOps>>>);
+pub(super) struct CurrentTreeOps(Arc<Mutex<Arc<dyn TreeOps>>>);
 
 impl CurrentTreeOps {
     /// Returns the operations that are performed directly.
     pub(super) fn direct() -> Self {
-        Self(Arc::new(RwLock::new(Arc::new(Direct))))
+        Self(Arc::new(Mutex::new(Arc::new(Direct))))
     }
 
     pub(super) fn get(&self) -> Arc<dyn TreeOps> {
-        Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner))
+        Arc::clone(&self.0.lock())
     }
 
     pub(super) fn set(&self, ops: Arc<dyn TreeOps>) {
-        *self.0.write().unwrap_or_else(PoisonError::into_inner) = ops;
+        *self.0.lock() = ops;
     }
 }

@@ -8,7 +8,6 @@ use std::{
     fs, io,
     path::{Path, PathBuf},
     process::{Command, Stdio},
-    sync::{Mutex, PoisonError},
 };
 
 use base64::{Engine, engine::general_purpose::STANDARD};
@@ -16,7 +15,7 @@ use oci_client::secrets::RegistryAuth;
 use serde::Deserialize;
 
 use super::super::ImageError;
-use crate::programs;
+use crate::{programs, sync::Mutex};
 
 /// The name under which docker.io's credentials are stored.
 const DOCKER_HUB_KEY: &str = "https://index.docker.io/v1/";
@@ -70,7 +69,7 @@ pub(super) async fn look_up(file: Option<PathBuf>, registry: &str) -> Result<Reg
 /// Returns whether a warning was not printed yet. Credentials are looked up for each image of a build.
 fn is_new(warning: &str) -> bool {
     static GIVEN: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
-    GIVEN.lock().unwrap_or_else(PoisonError::into_inner).insert(warning.to_owned())
+    GIVEN.lock().insert(warning.to_owned())
 }
 
 fn default_file() -> Option<PathBuf> {

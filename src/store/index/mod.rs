@@ -23,7 +23,7 @@ use std::{
     fs,
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::MutexGuard,
     time::{Duration, SystemTime},
 };
 
@@ -31,6 +31,7 @@ pub(super) use layers::{LayerKind, LayerRow};
 use rusqlite::{Connection, ErrorCode, Transaction, TransactionBehavior, config::DbConfig};
 
 use super::{Filesystem, StoreError, error::IoContext};
+use crate::sync::Mutex;
 
 /// How long a writer waits for another process's transaction. Transactions take well under a millisecond.
 const BUSY: Duration = Duration::from_secs(10);
@@ -124,7 +125,7 @@ impl Index {
 
     fn connection(&self) -> MutexGuard<'_, Connection> {
         // A transaction that panicked was rolled back.
-        self.connection.lock().unwrap_or_else(PoisonError::into_inner)
+        self.connection.lock()
     }
 
     /// Converts an error, and marks a damaged index. It is examined when the store is opened the next time.
