@@ -64,7 +64,7 @@ impl BoundPlan {
         &self.runners[usize::from(self.step(step).runner.0)]
     }
 
-    /// Returns who needs the snapshot of `step`. `is_published` is whether the cache does.
+    /// Returns what the snapshot of `step` is needed for. `is_published` is whether the cache needs it.
     #[must_use]
     pub fn snapshot_use(&self, step: StepIndex, is_published: bool) -> SnapshotUse {
         let bound = self.step(step);
@@ -106,15 +106,15 @@ impl BoundPlan {
     }
 }
 
-/// Who needs the snapshot of a step.
+/// What the snapshot of a step is needed for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SnapshotUse {
-    /// Nobody. The step commits no snapshot.
+    /// Nothing needs it, so the step commits no snapshot.
     None,
-    /// Steps on the same runner in this build. The runner may commit in a form of its own.
+    /// For steps on the same runner in this build. The runner may commit in a form of its own.
     SameRunner,
-    /// Something other than the runner's own steps in this build: a child on another runner, the cache, or
-    /// the user.
+    /// For something other than the runner's own steps in this build: a child on another runner, the cache,
+    /// or the user.
     Anywhere,
 }
 

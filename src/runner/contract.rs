@@ -76,6 +76,7 @@ pub trait StepRunner: Send + Sync + fmt::Debug + 'static {
     /// The engine asks once per build and image, before it looks a step up. It asks again before it publishes
     /// a result, and does not publish if the answer has changed. Implementations must answer without starting
     /// anything.
+    ///
     /// # Errors
     /// Returns an error if the image cannot be resolved. Its steps then run.
     ///

@@ -30,11 +30,11 @@ use super::{
 pub struct RunnerRegistry {
     /// The runners in the order of registration, so that indices are stable. There are so few that a scan is
     /// faster than a map.
-    entries: Vec<Entry>,
+    entries: Vec<RegistryEntry>,
     default: Option<usize>,
 }
 
-struct Entry {
+struct RegistryEntry {
     /// The name at registration, so that a runner that later returns another name is still found under this
     /// one.
     name: Arc<str>,
@@ -54,7 +54,7 @@ impl RunnerRegistry {
     pub fn register(&mut self, runner: Arc<dyn DynStepRunner>, is_default: bool) {
         let name: Arc<str> = runner.name().into();
         let index = self.position(&name).unwrap_or(self.entries.len());
-        let entry = Entry { name, runner };
+        let entry = RegistryEntry { name, runner };
         match self.entries.get_mut(index) {
             Some(replaced) => *replaced = entry,
             None => self.entries.push(entry),

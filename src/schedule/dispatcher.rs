@@ -1,10 +1,10 @@
 //! The dispatcher: the single loop of a build, on one task.
 //!
-//! It owns the attempts' futures, the work of the cache ([`Caching`]), and the build's [`BuildProgress`]. Each
-//! turn of the loop checks the cancel token and the clock, handles the attempts that ended, starts the steps
-//! that can start, and writes all resulting events with one `write`. Then it sleeps until woken. The next turn
-//! checks everything, so a wake-up carries no information. `BuildProgress` and the policy behind it decide
-//! synchronously what follows from each event.
+//! It owns the attempts' futures, the work of the cache ([`Caching`]), and the build's [`BuildProgress`].
+//! Each turn of the loop checks the cancel token and the clock, handles the attempts that ended, starts the
+//! steps that can start, and writes all resulting events with one `write`. Then it sleeps until woken. The
+//! next turn checks everything, so a wake-up carries no information. `BuildProgress` and the policy behind it
+//! decide synchronously what follows from each event.
 
 use std::{
     future::{pending, poll_fn},
