@@ -65,6 +65,18 @@ fn overviews_are_short() {
 }
 
 #[test]
+fn the_code_map_names_every_module() {
+    let map = fs::read_to_string(root().join("ARCHITECTURE.md")).unwrap();
+    let sources = fs::read_dir(root().join("src")).unwrap().map(|entry| PathBuf::from(entry.unwrap().file_name()));
+    let modules = sources.map(|path| path.file_stem().unwrap().to_string_lossy().into_owned());
+    let missing: Vec<_> = modules
+        .filter(|name| !matches!(&**name, "lib" | "bin"))
+        .filter(|name| !map.contains(&format!("`{name}`")))
+        .collect();
+    assert!(missing.is_empty(), "ARCHITECTURE.md does not name {missing:?}");
+}
+
+#[test]
 fn links_lead_to_files_and_headings() {
     let mut broken = Vec::new();
     let top_level = TOP_LEVEL.into_iter().map(PathBuf::from);
