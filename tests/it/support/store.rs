@@ -6,7 +6,10 @@ use std::{
     sync::{Arc, atomic::AtomicBool},
 };
 
-use hm_exec::store::{FrozenSource, Store, StoreError};
+use hm_exec::{
+    source::{self, FrozenSource},
+    store::{Store, StoreError},
+};
 
 use super::{
     backends::usable,
@@ -46,7 +49,7 @@ impl Bench {
     }
 
     pub(crate) fn try_freeze(&self) -> Result<FrozenSource, StoreError> {
-        self.store.freeze(&self.source(""), &AtomicBool::new(false))
+        source::freeze(&self.store, &self.source(""), &AtomicBool::new(false))
     }
 }
 
