@@ -258,7 +258,7 @@ async fn missing_archives_and_layouts_are_reported() {
         (format!("oci:{}", top.path().join("nothing").display()), "failed to read"),
         (format!("docker-archive:{}", top.path().join("text").display()), "not a complete tar file"),
         (format!("oci-archive:{}", top.path().join("text").display()), "not a complete tar file"),
-        ("oci:".into(), "write `oci:PATH`"),
+        ("oci:".into(), "expected `oci:PATH`"),
         (format!("rootfs:{}", top.path().join("nothing").display()), "no such directory"),
     ] {
         let error = fetch(&store, &name).await.expect_err(&name);
