@@ -143,7 +143,7 @@ fn an_unknown_runner_is_reported_with_the_nearest_and_all_known_names() {
     ] {
         let plan = plan(&[step("a", json!({ "runner": name }))], json!([]));
         let expected =
-            format!("step `a`: there is no runner `{name}`{nearest} (known: `sandbox`, `process` and `docker`)");
+            format!("step `a`: no runner named `{name}`{nearest} (known: `sandbox`, `process` and `docker`)");
         assert_refused(&plan, runners(), &BindOptions::default(), &[&expected]);
     }
 }
@@ -159,7 +159,7 @@ fn a_runner_that_is_not_compiled_in_is_reported_as_such() {
 fn a_wrong_runner_option_is_reported_once_and_not_for_each_step() {
     let plan = plan(&[step("a", json!({})), step("b", json!({}))], json!([]));
     let expected =
-        "options: there is no runner `sandbx`, did you mean `sandbox`? (known: `sandbox`, `process` and `docker`)";
+        "options: no runner named `sandbx`, did you mean `sandbox`? (known: `sandbox`, `process` and `docker`)";
     assert_refused(&plan, runners(), &named("sandbx"), &[expected]);
 }
 
@@ -170,7 +170,7 @@ fn a_step_without_a_runner_needs_a_default() {
     assert_refused(&plan, vec![runner("noop", |_| {})], &BindOptions::default(), &[expected]);
     let expected = [
         "step `a`: the step names no runner, and there is no default (known: none)",
-        "step `b`: there is no runner `noop` (known: none)",
+        "step `b`: no runner named `noop` (known: none)",
     ];
     assert_refused(&plan, vec![], &BindOptions::default(), &expected);
 }
@@ -183,19 +183,19 @@ fn runner_args_are_checked_by_the_runner() {
     };
     check(
         args("docker", json!({ "cpus": "two" })),
-        "step `a`: runner `docker` refuses runner_args.cpus: invalid type: string \"two\", expected u32",
+        "step `a`: runner `docker` rejects runner_args.cpus: invalid type: string \"two\", expected u32",
     );
     check(
         args("docker", json!({ "cpu": 2 })),
-        "step `a`: runner `docker` refuses runner_args.cpu: unknown field `cpu`, expected `cpus`",
+        "step `a`: runner `docker` rejects runner_args.cpu: unknown field `cpu`, expected `cpus`",
     );
     check(
         args("docker", json!({ "\x1b[2J": 2 })),
-        "step `a`: runner `docker` refuses runner_args.\\u{1b}[2J: unknown field `\\u{1b}[2J`, expected `cpus`",
+        "step `a`: runner `docker` rejects runner_args.\\u{1b}[2J: unknown field `\\u{1b}[2J`, expected `cpus`",
     );
     check(
         args("sandbox", json!({ "cpus": 2 })),
-        "step `a`: runner `sandbox` refuses runner_args: this runner takes no arguments",
+        "step `a`: runner `sandbox` rejects runner_args: this runner takes no arguments",
     );
     for args in [json!({ "cpus": 2 }), json!({}), Value::Null] {
         let step = step("a", json!({ "runner": "docker", "runner_args": args }));
@@ -224,7 +224,7 @@ fn limits_are_checked_with_the_place_of_the_mistake() {
         (json!({ "network": "bridge" }), "network: unknown variant `bridge`, expected `host` or `none`"),
         (json!({ "disk": 1 }), "disk: unknown field `disk`, expected one of `memory`, `cpus`, `pids`, `network`"),
     ] {
-        let expected = format!("step `a`: runner `sandbox` refuses runner_args.{says}");
+        let expected = format!("step `a`: runner `sandbox` rejects runner_args.{says}");
         assert_refused(&plan(args), holds_limits(), &BindOptions::default(), &[&expected]);
     }
     let all = json!({ "memory": "512m", "cpus": 1.5, "pids": 100, "network": "none" });

@@ -95,7 +95,7 @@ async fn a_step_that_cannot_start_is_reported_and_not_retried() {
     let bench = Bench::new();
     let mut run = bench.run();
     let error = bench.step(&mut run, Ask::new("a\0b")).await.unwrap_err();
-    assert!(error.to_string().contains("zero byte") && !error.is_retryable(), "{error}");
+    assert!(error.to_string().contains("NUL byte") && !error.is_retryable(), "{error}");
     let error = bench.step(&mut run, Ask::new(":").image("ubuntu:24.04")).await.unwrap_err();
     assert!(error.to_line().contains("ubuntu:24.04"), "{}", error.to_line());
 }

@@ -111,7 +111,7 @@ fn an_index_of_a_later_version_is_refused_and_left_alone() {
     let version: u32 = index().pragma_query_value(None, "user_version", |row| row.get(0)).unwrap();
     index().pragma_update(None, "user_version", 99).unwrap();
     let error = Store::open(&dir).unwrap_err().to_string();
-    assert!(error.contains("99") && error.contains("newer"), "{error}");
+    assert!(error.contains("version 99") && error.contains("newer"), "{error}");
     index().pragma_update(None, "user_version", version).unwrap();
     assert!(matches!(Store::open(&dir).unwrap().steps().cached(&KEY).unwrap(), Cached::Found { .. }));
 }
