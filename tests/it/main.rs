@@ -14,6 +14,7 @@ mod documents;
 mod engine;
 mod event;
 mod executor_input;
+mod house;
 #[cfg(target_os = "linux")]
 mod images;
 mod ir;
