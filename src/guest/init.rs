@@ -35,11 +35,11 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// The result of an operation, with an error text for the host.
 type Outcome<T> = Result<T, String>;
 
-trait Doing<T> {
+trait ResultExt<T> {
     fn doing(self, what: &str) -> Outcome<T>;
 }
 
-impl<T, E: Into<io::Error>> Doing<T> for Result<T, E> {
+impl<T, E: Into<io::Error>> ResultExt<T> for Result<T, E> {
     fn doing(self, what: &str) -> Outcome<T> {
         self.map_err(|error| format!("failed to {what}: {}", error.into()))
     }

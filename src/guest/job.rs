@@ -12,7 +12,7 @@ use super::{
     wire::{Ended, Job},
 };
 use crate::jail::{
-    self, Bounds, End, GroupView, JailSpec, MountApi, Place, Root, SetupError, Solo,
+    self, Bounds, End, GroupView, JailPlace, JailSpec, MountApi, OneShot, Root, SetupError,
     guest_ops::{self as sys, Cloned},
 };
 
@@ -59,13 +59,13 @@ pub(super) fn end(told: &[u8]) -> Result<Ended, String> {
 }
 
 fn run(job: &Job) -> Result<Ended, SetupError> {
-    let solo = Solo::enter()?;
+    let oneshot = OneShot::enter()?;
     let spec = JailSpec {
-        user_namespace: solo.user_namespace(),
+        user_namespace: oneshot.user_namespace(),
         mount_api: MountApi::New,
         mountpoint: c"/tmp".into(),
         root: Root::Dir(c_string(ROOT)?),
-        place: Place::Root,
+        place: JailPlace::Root,
         binds: jail::resolver(&[PathBuf::from(ROOT)]).into_iter().collect(),
         secrets: Vec::new(),
         shares_network: false,
@@ -81,7 +81,7 @@ fn run(job: &Job) -> Result<Ended, SetupError> {
     };
     // The host enforces the time limit by ending the machine.
     let bounds = Bounds { timeout: None, grace: Duration::MAX };
-    Ok(match solo.run(&spec, false, bounds)? {
+    Ok(match oneshot.run(&spec, false, bounds)? {
         End::Exited { code } => Ended::Exited(code),
         End::OutOfMemory => Ended::OutOfMemory,
         // The number of processes is limited by the control group, not by polling.

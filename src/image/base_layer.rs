@@ -1,4 +1,4 @@
-//! The base layer, which is below every image: see [`tree::make_ground`].
+//! The base layer, which is below every image: see [`tree::make_base_layer`].
 
 use std::sync::Arc;
 
@@ -23,7 +23,7 @@ pub fn base_layer(store: &Arc<Store>, id_map: IdMap) -> Result<LayerId, StoreErr
     if !store.layers().is_intact(&layer)? {
         store.trash().discard_from(&store.layers().home(&layer))?;
         let partial = Partial::new(store)?;
-        tree::make_ground(&partial.root()).doing("fill", &partial.root())?;
+        tree::make_base_layer(&partial.root()).doing("fill", &partial.root())?;
         partial.place(&layer)?;
     }
     Ok(layer)

@@ -11,8 +11,8 @@ use rustix::{
 
 use super::{
     SetupError,
-    error::Doing,
-    spec::{Place, UserNamespace},
+    error::ResultExt,
+    spec::{JailPlace, UserNamespace},
 };
 
 /// The capabilities of a command: enough to install packages and to serve a port, as container engines grant
@@ -47,18 +47,18 @@ const WATCHING_INIT: CapabilitySet = INIT.union(CapabilitySet::SYS_PTRACE).union
 /// Returns the capabilities of a command. Raw sockets, which can read other processes' traffic, are granted
 /// only if the step has its own network.
 ///
-/// A command with [`Place::Beside`] is a program of the host that serves the step's files to a virtual
+/// A command with [`JailPlace::Beside`] is a program of the host that serves the step's files to a virtual
 /// machine. It does not start without MKNOD. The file systems that it serves are `nodev`, too.
-fn of_command(shares_network: bool, place: Place) -> CapabilitySet {
+fn of_command(shares_network: bool, place: JailPlace) -> CapabilitySet {
     let granted = if shares_network { COMMAND.difference(CapabilitySet::NET_RAW) } else { COMMAND };
     match place {
-        Place::Root => granted,
-        Place::Beside => granted.union(CapabilitySet::MKNOD),
+        JailPlace::Root => granted,
+        JailPlace::Beside => granted.union(CapabilitySet::MKNOD),
     }
 }
 
 /// Limits the calling thread, which is about to run the command, to the capabilities of a command.
-pub(crate) fn limit_command(shares_network: bool, place: Place) -> Result<(), SetupError> {
+pub(crate) fn limit_command(shares_network: bool, place: JailPlace) -> Result<(), SetupError> {
     limit_to(of_command(shares_network, place))
 }
 

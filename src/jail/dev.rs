@@ -12,7 +12,7 @@ use rustix::{
 
 use super::{
     JailSpec, SetupError,
-    error::Doing,
+    error::ResultExt,
     identity,
     mounts::{attach, clone_tree, filesystem_at, memory, path, restricted},
     spec::UserNamespace,

@@ -31,18 +31,18 @@ impl SetupError {
 }
 
 /// Adds the name of the failed operation to an error.
-pub(crate) trait Doing<T> {
+pub(crate) trait ResultExt<T> {
     /// Converts the error; `what` completes "failed to ...".
     fn doing(self, what: impl FnOnce() -> String) -> Result<T, SetupError>;
 }
 
-impl<T> Doing<T> for Result<T, Errno> {
+impl<T> ResultExt<T> for Result<T, Errno> {
     fn doing(self, what: impl FnOnce() -> String) -> Result<T, SetupError> {
         self.map_err(|errno| SetupError::new(what(), errno))
     }
 }
 
-impl<T> Doing<T> for io::Result<T> {
+impl<T> ResultExt<T> for io::Result<T> {
     fn doing(self, what: impl FnOnce() -> String) -> Result<T, SetupError> {
         self.map_err(|error| SetupError { doing: what(), errno: error.raw_os_error().unwrap_or(libc::EIO) })
     }

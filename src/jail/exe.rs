@@ -26,7 +26,7 @@ use rustix::{
     },
 };
 
-use super::{SetupError, error::Doing, mounts, sys};
+use super::{SetupError, error::ResultExt, mounts, sys};
 
 /// The last argument of a program that was executed again.
 const AGAIN: &str = "again";

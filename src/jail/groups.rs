@@ -2,7 +2,7 @@
 
 use rustix::{fs::Gid, io::Errno, thread::set_thread_groups};
 
-use super::{SetupError, error::Doing, small};
+use super::{SetupError, error::ResultExt, small_file};
 
 /// The maximum size of the group file, in bytes.
 const MAX_BYTES: u64 = 1 << 20;
@@ -13,7 +13,7 @@ const MAX_GROUPS: usize = 65_536;
 /// do. The step's files must be the caller's root.
 pub(crate) fn join_those_of_root() -> Result<(), SetupError> {
     let own = [Gid::ROOT];
-    let groups = match small::read(c"/etc/group", MAX_BYTES) {
+    let groups = match small_file::read(c"/etc/group", MAX_BYTES) {
         Ok(file) => of_root(&file),
         // An image may have no such file, or something else at its path.
         Err(_) => own.to_vec(),

@@ -13,10 +13,10 @@ use rustix::{
 
 use super::{
     SetupError,
-    error::Doing,
+    error::ResultExt,
     hosts,
     mounts::{attach, filesystem},
-    small, sys,
+    small_file, sys,
 };
 
 const HOSTS: &CStr = c"/etc/hosts";
@@ -30,7 +30,7 @@ const CGROUPS: &CStr = c"/sys/fs/cgroup";
 /// stays without one. Every image has the file, except for custom root file systems.
 pub(super) fn name_the_host(aside: &CStr) -> Result<(), SetupError> {
     let doing = || "show the step's host name in /etc/hosts".to_owned();
-    let own = small::read(HOSTS, hosts::MAX_BYTES).unwrap_or_default();
+    let own = small_file::read(HOSTS, hosts::MAX_BYTES).unwrap_or_default();
     let uname = rustix::system::uname();
     let content = hosts::complete(&own, &uname.nodename().to_string_lossy());
     let path =

@@ -22,9 +22,9 @@ use rustix::{
 
 use super::{
     JailSpec, SetupError, caps,
-    error::Doing,
+    error::ResultExt,
     groups, landlock, mounts, seccomp,
-    spec::{FIRST_FD, Place, Report, UserNamespace, Watch},
+    spec::{FIRST_FD, JailPlace, Report, UserNamespace, Watch},
     sys::{self, Cloned, Reap},
     tree,
     watch::Watcher,
@@ -242,7 +242,7 @@ fn reap(command: Pid, children: &OwnedFd, report: &mut Option<Report>) -> Left {
 ///
 /// Three kinds of commands gain nothing from such programs, and get `no_new_privs`. In a user namespace with
 /// a single id, no other user exists who could use such a program, and the filters, which pretend that
-/// `capset` and `setuid` succeed, must be installed last. A command with [`Place::Beside`] is a program of
+/// `capset` and `setuid` succeed, must be installed last. A command with [`JailPlace::Beside`] is a program of
 /// the host. A command with a root in memory only reads, and has no privileges at all.
 fn confine(spec: &JailSpec, prepared: &Prepared) -> Result<(), SetupError> {
     // The capability for this is still held.
@@ -272,7 +272,7 @@ fn confine(spec: &JailSpec, prepared: &Prepared) -> Result<(), SetupError> {
 
 /// Returns whether the command may gain privileges by setuid programs and file capabilities.
 fn gains_rights(spec: &JailSpec) -> bool {
-    spec.place == Place::Root && spec.user_namespace != UserNamespace::Single && spec.root.memory().is_none()
+    spec.place == JailPlace::Root && spec.user_namespace != UserNamespace::Single && spec.root.memory().is_none()
 }
 
 /// Makes `dir` the working directory. Magic links below `/proc` are not followed, because the jail's

@@ -4,7 +4,7 @@
 //! host's network could talk to the X server, to the session bus, and to other steps. A step is a Landlock
 //! domain: its processes connect to each other's abstract sockets and to none outside. Needs Linux 6.12.
 
-use super::{SetupError, error::Doing, sys};
+use super::{SetupError, error::ResultExt, sys};
 
 /// The first version of the Landlock interface that has scopes.
 const SCOPES: u32 = 6;

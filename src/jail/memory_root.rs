@@ -9,7 +9,7 @@ use rustix::{
 
 use super::{
     SetupError,
-    error::Doing,
+    error::ResultExt,
     spec::{MemoryEntry, MemoryRoot},
 };
 

@@ -23,10 +23,10 @@ mod landlock;
 mod memory;
 mod memory_root;
 mod mounts;
+mod oneshot;
 mod resolver;
 mod seccomp;
-mod small;
-mod solo;
+mod small_file;
 mod spec;
 mod sys;
 mod tree;
@@ -44,13 +44,13 @@ pub(crate) mod guest_ops {
 pub use error::SetupError;
 pub use exe::is_again;
 pub use hint::user_namespace_hint;
-pub use resolver::resolver;
 #[cfg(feature = "sandbox")]
-pub(crate) use solo::may_mount;
-pub use solo::{Bounds, End, Solo};
+pub(crate) use oneshot::may_mount;
+pub use oneshot::{Bounds, End, OneShot};
+pub use resolver::resolver;
 pub use spec::{
-    Bind, DEFAULT_ENV, FIRST_FD, GroupView, JailSpec, MemoryEntry, MemoryRoot, MountApi, MountedOverlay, Overlay,
-    Place, Report, Request, Root, Screen, SecretFile, TreeOp, UserNamespace, Watch,
+    Bind, DEFAULT_ENV, FIRST_FD, GroupView, JailPlace, JailSpec, MemoryEntry, MemoryRoot, MountApi, MountedOverlay,
+    Overlay, Report, Request, Root, Screen, SecretFile, TreeOp, UserNamespace, Watch,
 };
 #[cfg(feature = "sandbox")]
 pub(crate) use spec::{GREETING, greeting};

@@ -21,9 +21,9 @@ use rustix::{
 
 use super::{
     JailSpec, SetupError, dev,
-    error::Doing,
+    error::ResultExt,
     identity, memory_root,
-    spec::{Bind, GroupView, MountApi, MountedOverlay, Overlay, Place, Root, Screen, SecretFile, UserNamespace},
+    spec::{Bind, GroupView, JailPlace, MountApi, MountedOverlay, Overlay, Root, Screen, SecretFile, UserNamespace},
     sys,
 };
 
@@ -104,8 +104,8 @@ pub(super) enum Proc {
     OwnOrShared,
 }
 
-/// Mounts the step's file systems. With [`Place::Root`] they become the caller's root, and the host's file
-/// systems are detached. With [`Place::Beside`] the caller keeps its root, and they are at the mount point,
+/// Mounts the step's file systems. With [`JailPlace::Root`] they become the caller's root, and the host's file
+/// systems are detached. With [`JailPlace::Beside`] the caller keeps its root, and they are at the mount point,
 /// without the file systems that every kernel makes for itself.
 pub(super) fn enter(spec: &JailSpec, special: &SpecialPaths, proc: Proc) -> Result<(), SetupError> {
     let host = rustix::fs::openat(CWD, c"/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
@@ -123,16 +123,16 @@ pub(super) fn enter(spec: &JailSpec, special: &SpecialPaths, proc: Proc) -> Resu
     attach(&root, &spec.mountpoint)?;
     rustix::process::fchdir(&root).doing(|| "enter the new root".into())?;
     match spec.place {
-        Place::Root => rustix::process::pivot_root(c".", c".").doing(|| "make the new root the root".into())?,
+        JailPlace::Root => rustix::process::pivot_root(c".", c".").doing(|| "make the new root the root".into())?,
         // For as long as paths of the step are resolved: a link in a layer must not lead to the host's files.
-        Place::Beside => rustix::process::chroot(c".").doing(|| "open the new root".into())?,
+        JailPlace::Beside => rustix::process::chroot(c".").doing(|| "open the new root".into())?,
     }
     rustix::process::chdir(c"/").doing(|| "enter the new root".into())?;
 
     for (target, mount) in &binds {
         attach(mount, target)?;
     }
-    if spec.place == Place::Beside {
+    if spec.place == JailPlace::Beside {
         rustix::process::fchdir(&host).doing(|| "enter the host's root".into())?;
         return rustix::process::chroot(c".").doing(|| "go back to the host's root".into());
     }

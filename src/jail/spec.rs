@@ -277,7 +277,7 @@ pub enum MemoryEntry {
 
 /// Where a step's files are visible.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Place {
+pub enum JailPlace {
     /// They are the command's root. The command sees no other files.
     Root,
     /// They are at the mount point, and the command runs with the host's files as its root. It may show the
@@ -348,7 +348,7 @@ pub struct JailSpec {
     /// The root.
     pub root: Root,
     /// Where its files are visible.
-    pub place: Place,
+    pub place: JailPlace,
     /// Views of host files in the root, parents before children.
     pub binds: Vec<Bind>,
     /// Files at `/run/secrets`.

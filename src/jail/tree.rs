@@ -13,7 +13,7 @@ use rustix::io::Errno;
 
 use super::{
     SetupError,
-    error::Doing,
+    error::ResultExt,
     mounts,
     spec::{Report, TreeOp},
 };

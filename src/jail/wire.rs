@@ -20,7 +20,7 @@ use rustix::{
 };
 use serde::{Serialize, de::DeserializeOwned};
 
-use super::{SetupError, error::Doing, spec::SPEC_VERSION};
+use super::{SetupError, error::ResultExt, spec::SPEC_VERSION};
 
 /// The maximum number of descriptors in one message.
 const MAX_FDS: usize = 12;

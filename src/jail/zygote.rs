@@ -17,7 +17,7 @@ use rustix::{
 
 use super::{
     SetupError,
-    error::Doing,
+    error::ResultExt,
     exe,
     init::{self, StepFds},
     landlock,

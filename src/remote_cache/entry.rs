@@ -5,7 +5,7 @@ use prost::Message;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 use uuid::Uuid;
 
-use super::trouble::Trouble;
+use super::error::RemoteCacheError;
 use crate::{
     cache::CacheKey,
     remote::{Blob, Digest, reapi},
@@ -22,7 +22,7 @@ pub(super) const MAX_ENTRY_BYTES: u64 = 1 << 20;
 
 /// A shared result.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Entry {
+pub(super) struct SharedEntry {
     pub(super) version: u32,
     /// The snapshot's id. The keys of steps that build on it are derived from it.
     pub(super) snapshot: String,
@@ -108,29 +108,30 @@ pub(super) fn action_of(key: &CacheKey) -> KeyAction {
 }
 
 /// Returns the digest of the file in a result that contains the entry.
-pub(super) fn entry_blob(result: &reapi::ActionResult) -> Result<Digest, Trouble> {
+pub(super) fn entry_blob(result: &reapi::ActionResult) -> Result<Digest, RemoteCacheError> {
     let file = result.output_files.iter().find(|file| file.path == ENTRY);
     let digest = file.and_then(|file| file.digest.as_ref()).and_then(|digest| Digest::try_from(digest).ok());
-    digest.ok_or_else(|| Trouble::Foreign(format!("a result without {ENTRY}")))
+    digest.ok_or_else(|| RemoteCacheError::Foreign(format!("a result without {ENTRY}")))
 }
 
-impl Entry {
-    /// Decodes what [`Entry::encode`] wrote.
-    pub(super) fn decode(bytes: &[u8]) -> Result<Self, Trouble> {
-        let entry: Self = serde_json::from_slice(bytes).map_err(|error| Trouble::Foreign(error.to_string()))?;
+impl SharedEntry {
+    /// Decodes what [`SharedEntry::encode`] wrote.
+    pub(super) fn decode(bytes: &[u8]) -> Result<Self, RemoteCacheError> {
+        let entry: Self =
+            serde_json::from_slice(bytes).map_err(|error| RemoteCacheError::Foreign(error.to_string()))?;
         match (entry.version, &entry.scope) {
             (VERSION, None) => Ok(entry),
-            (VERSION, Some(Scope { version })) => Err(Trouble::Foreign(format!(
+            (VERSION, Some(Scope { version })) => Err(RemoteCacheError::Foreign(format!(
                 "an entry in a scope of version {version}, which this hm does not support"
             ))),
-            (version, _) => Err(Trouble::Foreign(format!("an entry of version {version}"))),
+            (version, _) => Err(RemoteCacheError::Foreign(format!("an entry of version {version}"))),
         }
     }
 
     /// Returns the entry as a blob, and the result that names it and every blob that it names. From the
     /// result, engines that collect garbage know which blobs belong together.
-    pub(super) fn encode(&self) -> Result<(Blob, reapi::ActionResult), Trouble> {
-        let json = serde_json::to_vec(self).map_err(|error| Trouble::Foreign(error.to_string()))?;
+    pub(super) fn encode(&self) -> Result<(Blob, reapi::ActionResult), RemoteCacheError> {
+        let json = serde_json::to_vec(self).map_err(|error| RemoteCacheError::Foreign(error.to_string()))?;
         let blob = Blob::of_bytes(json);
         let file = |(path, digest): (String, Digest)| reapi::OutputFile {
             path,
@@ -160,8 +161,8 @@ mod tests {
 
     use super::*;
 
-    fn entry() -> Entry {
-        Entry {
+    fn entry() -> SharedEntry {
+        SharedEntry {
             version: VERSION,
             snapshot: "0123456789abcdef0123456789abcdef".into(),
             id_map: IdMap::Root,
@@ -182,11 +183,11 @@ mod tests {
     fn an_entry_without_a_scope_is_what_it_was_and_one_with_a_scope_is_not_used() {
         let mut json = serde_json::to_value(entry()).unwrap();
         assert_eq!(json.get("scope"), None);
-        let decode = |json: &Value| Entry::decode(json.to_string().as_bytes());
+        let decode = |json: &Value| SharedEntry::decode(json.to_string().as_bytes());
         assert_eq!(decode(&json).ok(), Some(entry()));
         json["scope"] = json!({ "version": 1, "name": "trusted", "signature": "AAAA" });
         match decode(&json) {
-            Err(Trouble::Foreign(why)) => assert!(why.contains("scope of version 1"), "{why}"),
+            Err(RemoteCacheError::Foreign(why)) => assert!(why.contains("scope of version 1"), "{why}"),
             _ => panic!("it is used"),
         }
     }

@@ -6,9 +6,9 @@ use std::{collections::HashSet, fs::OpenOptions, os::unix::fs::OpenOptionsExt, s
 use futures_util::{FutureExt, StreamExt, TryStreamExt, future::BoxFuture, stream};
 
 use super::{
-    entry::{Entry, LayerName},
+    entry::{LayerName, SharedEntry},
+    error::RemoteCacheError,
     options::RemoteCache,
-    trouble::Trouble,
 };
 use crate::{
     blocking,
@@ -31,17 +31,17 @@ impl RemoteCache {
         pipeline: &str,
         image: &str,
         key: &CacheKey,
-        entry: &Arc<Entry>,
-    ) -> Result<(), Trouble> {
+        entry: &Arc<SharedEntry>,
+    ) -> Result<(), RemoteCacheError> {
         let _turn = self.moves.acquire().await;
         // Held until the result has its row.
         let _lease = store.lease()?;
         let id_map = self.userns.prepare_trees(store).await?;
         if id_map != entry.id_map {
-            return Err(Trouble::Foreign("its file owners are mapped differently".into()));
+            return Err(RemoteCacheError::Foreign("its file owners are mapped differently".into()));
         }
         if self.images.fetch(store, image, id_map, &()).await? != Base::Image(entry.image) {
-            return Err(Trouble::Foreign(format!("{image} is another image here")));
+            return Err(RemoteCacheError::Foreign(format!("{image} is another image here")));
         }
         let mut layers = self.fetch_layers(store, id_map, &entry.layers).await?;
         // An overlay does not accept the same layer twice, and the lower one shows nothing that the higher
@@ -58,7 +58,7 @@ impl RemoteCache {
             if let Some(manifest) = manifest {
                 source::import_manifest(&store, &entry.source, &manifest)?;
             }
-            let Entry { run, step, created_at, .. } = &*entry;
+            let SharedEntry { run, step, created_at, .. } = &*entry;
             let snapshot = Snapshot { base: Base::Image(entry.image), source: entry.source.clone(), layers, id_map };
             let snapshot = store.snapshots().import(&entry.snapshot, snapshot)?;
             let name = KeepAs::Cached { key: &key.0, run: *run, pipeline: &pipeline, step, created_at: *created_at };
@@ -68,7 +68,12 @@ impl RemoteCache {
     }
 
     /// Fetches the step's output.
-    pub(super) async fn fetch_log(&self, store: &Arc<Store>, key: &CacheKey, entry: &Entry) -> Result<(), Trouble> {
+    pub(super) async fn fetch_log(
+        &self,
+        store: &Arc<Store>,
+        key: &CacheKey,
+        entry: &SharedEntry,
+    ) -> Result<(), RemoteCacheError> {
         let aside = store.instance().new_tmp();
         match entry.log {
             Some(log) => self.cas.read_to_file(log.0, &aside).await?,
@@ -79,7 +84,7 @@ impl RemoteCache {
                 .mode(0o600)
                 .open(&aside)
                 .map(drop)
-                .map_err(|source| Trouble::Read { what: "a log", source })?,
+                .map_err(|source| RemoteCacheError::Read { what: "a log", source })?,
         }
         Ok(store.steps().import_log(&key.0, &aside)?)
     }
@@ -89,15 +94,15 @@ impl RemoteCache {
         store: &Arc<Store>,
         id_map: IdMap,
         layers: &[LayerName],
-    ) -> Result<Vec<LayerId>, Trouble> {
+    ) -> Result<Vec<LayerId>, RemoteCacheError> {
         // Boxed and collected: the compiler cannot prove that a stream which creates the futures lazily is
         // `Send`.
-        let fetches: Vec<BoxFuture<'_, Result<LayerId, Trouble>>> =
+        let fetches: Vec<BoxFuture<'_, Result<LayerId, RemoteCacheError>>> =
             layers.iter().map(|name| self.fetch_one(store, id_map, *name).boxed()).collect();
         stream::iter(fetches).buffered(LAYERS).try_collect().await
     }
 
-    async fn fetch_one(&self, store: &Arc<Store>, id_map: IdMap, name: LayerName) -> Result<LayerId, Trouble> {
+    async fn fetch_one(&self, store: &Arc<Store>, id_map: IdMap, name: LayerName) -> Result<LayerId, RemoteCacheError> {
         let LayerName { diff_id, blob } = name;
         let parcel = Parcel { diff_id, blob: blob.0, id_map };
         let layer = fetch_layer(store, &self.cas, "the cached step's layer", parcel).await?;

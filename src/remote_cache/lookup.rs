@@ -11,9 +11,9 @@ use futures_util::{FutureExt, StreamExt, TryStreamExt, future::BoxFuture, stream
 
 use super::{
     Candidate, LookedAhead, Question,
-    entry::{Entry, MAX_ENTRY_BYTES, action_of, entry_blob},
+    entry::{MAX_ENTRY_BYTES, SharedEntry, action_of, entry_blob},
+    error::{Consequence, RemoteCacheError},
     options::{Absent, RemoteCache},
-    trouble::{Trouble, Verdict},
 };
 use crate::{
     blocking,
@@ -34,7 +34,7 @@ enum State {
     /// In this machine's cache.
     Here,
     Missed,
-    Shared(CacheKey, Arc<Entry>),
+    Shared(CacheKey, Arc<SharedEntry>),
 }
 
 impl RemoteCache {
@@ -55,8 +55,8 @@ impl RemoteCache {
         }
         match self.resolve(store, pipeline, &question, ahead).await {
             Ok(found) => found,
-            Err(trouble) => {
-                self.note("look a step up in the remote cache", trouble);
+            Err(error) => {
+                self.note("look a step up in the remote cache", error);
                 None
             }
         }
@@ -68,7 +68,7 @@ impl RemoteCache {
         pipeline: &str,
         question: &Question<'_>,
         ahead: &LookedAhead,
-    ) -> Result<Option<Found>, Trouble> {
+    ) -> Result<Option<Found>, RemoteCacheError> {
         let mut states = self.look(store, question).await?;
         let mut is_needed: Vec<bool> = question.candidates.iter().map(|candidate| candidate.is_needed).collect();
         // Its layers are here in any case, because they are among those of the steps that build on it.
@@ -96,11 +96,11 @@ impl RemoteCache {
                             Some(found(entry))
                         }
                         // The result has disappeared in the meantime.
-                        Err(trouble) if trouble.verdict() == Verdict::Miss => {
-                            self.note("use a shared result", trouble);
+                        Err(error) if error.consequence() == Consequence::Miss => {
+                            self.note("use a shared result", error);
                             None
                         }
-                        Err(trouble) => return Err(trouble),
+                        Err(error) => return Err(error),
                     }
                 }
             };
@@ -119,7 +119,7 @@ impl RemoteCache {
     }
 
     /// Looks up the first candidate, and the candidates above each one that is found.
-    async fn look(&self, store: &Arc<Store>, question: &Question<'_>) -> Result<Vec<State>, Trouble> {
+    async fn look(&self, store: &Arc<Store>, question: &Question<'_>) -> Result<Vec<State>, RemoteCacheError> {
         let candidates = &question.candidates;
         let mut above = vec![Vec::new(); candidates.len()];
         for (at, candidate) in candidates.iter().enumerate() {
@@ -132,7 +132,7 @@ impl RemoteCache {
         while !level.is_empty() {
             // Boxed and collected: the compiler cannot prove that a stream which creates the futures lazily
             // is `Send`.
-            let looks: Vec<BoxFuture<'_, Result<(usize, State), Trouble>>> =
+            let looks: Vec<BoxFuture<'_, Result<(usize, State), RemoteCacheError>>> =
                 level.drain(..).map(|(at, key)| self.look_at(store, at, &candidates[at], key).boxed()).collect();
             let looked: Vec<(usize, State)> = stream::iter(looks).buffer_unordered(AT_ONCE).try_collect().await?;
             for (at, state) in looked {
@@ -153,20 +153,21 @@ impl RemoteCache {
         at: usize,
         candidate: &Candidate,
         key: CacheKey,
-    ) -> Result<(usize, State), Trouble> {
+    ) -> Result<(usize, State), RemoteCacheError> {
         let max_age = candidate.max_age;
         // The first candidate has already been looked up in the local cache.
         if at > 0 {
             let here = Arc::clone(store);
             let looked =
-                blocking::run("look into the cache", move || Ok::<_, Trouble>(here.steps().cached(&key.0))).await?;
+                blocking::run("look into the cache", move || Ok::<_, RemoteCacheError>(here.steps().cached(&key.0)))
+                    .await?;
             if matches!(looked, Ok(Cached::Found { created_at, .. }) if is_young(created_at, max_age)) {
                 return Ok((at, State::Here));
             }
         }
         let entry = match self.entry(&key).await {
-            Err(trouble) if trouble.verdict() == Verdict::Miss => {
-                self.note("read a shared result", trouble);
+            Err(error) if error.consequence() == Consequence::Miss => {
+                self.note("read a shared result", error);
                 None
             }
             entry => entry?,
@@ -177,13 +178,13 @@ impl RemoteCache {
     }
 
     /// Returns the engine's entry for a key, if the engine has every blob that it names.
-    async fn entry(&self, key: &CacheKey) -> Result<Option<Arc<Entry>>, Trouble> {
+    async fn entry(&self, key: &CacheKey) -> Result<Option<Arc<SharedEntry>>, RemoteCacheError> {
         let _turn = self.questions.acquire().await;
         let Some(result) = self.actions.get(action_of(key).digest).await? else { return Ok(None) };
         let bytes = self.cas.read(entry_blob(&result)?, MAX_ENTRY_BYTES).await?;
-        let entry = Entry::decode(&bytes)?;
+        let entry = SharedEntry::decode(&bytes)?;
         if LayerId::parse(&entry.snapshot).is_none() {
-            return Err(Trouble::Foreign("a snapshot without an id".into()));
+            return Err(RemoteCacheError::Foreign("a snapshot without an id".into()));
         }
         let missing = self.cas.find_missing(entry.blobs()).await?;
         Ok(missing.is_empty().then(|| Arc::new(entry)))
@@ -195,8 +196,8 @@ impl RemoteCache {
         store: &Arc<Store>,
         image: &str,
         key: &CacheKey,
-        entry: &Arc<Entry>,
-    ) -> Result<(), Trouble> {
+        entry: &Arc<SharedEntry>,
+    ) -> Result<(), RemoteCacheError> {
         self.fetch_log(store, key, entry).await?;
         let is_here = tokio::sync::Mutex::new(false);
         let absent = Absent { key: *key, image: image.to_owned(), entry: Arc::clone(entry), is_here };
@@ -223,8 +224,8 @@ impl RemoteCache {
                 *is_here = true;
                 self.absent.lock().remove(id);
             }
-            Err(trouble) => {
-                self.note("fetch the result of a cached step (use `--remote-cache=off` to run it again)", trouble)
+            Err(error) => {
+                self.note("fetch the result of a cached step (use `--remote-cache=off` to run it again)", error)
             }
         }
     }
@@ -233,10 +234,10 @@ impl RemoteCache {
 /// The prefix of a snapshot's id in its name.
 const SCHEME: &str = "hm1:";
 
-fn reference(entry: &Entry) -> SnapshotRef {
+fn reference(entry: &SharedEntry) -> SnapshotRef {
     SnapshotRef::from(format!("{SCHEME}{}", entry.snapshot))
 }
 
-fn found(entry: &Entry) -> Found {
+fn found(entry: &SharedEntry) -> Found {
     Found { snapshot: reference(entry), run: entry.run, step: entry.step.as_str().into(), created_at: entry.created_at }
 }

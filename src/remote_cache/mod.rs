@@ -8,6 +8,8 @@
 #[cfg(all(feature = "cloud", target_os = "linux"))]
 mod entry;
 #[cfg(all(feature = "cloud", target_os = "linux"))]
+mod error;
+#[cfg(all(feature = "cloud", target_os = "linux"))]
 mod fetch;
 #[cfg(all(feature = "cloud", target_os = "linux"))]
 mod lookup;
@@ -17,8 +19,6 @@ mod none;
 mod options;
 #[cfg(all(feature = "cloud", target_os = "linux"))]
 mod share;
-#[cfg(all(feature = "cloud", target_os = "linux"))]
-mod trouble;
 
 use std::{collections::HashMap, fmt, sync::Arc, time::Duration};
 

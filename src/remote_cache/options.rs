@@ -13,8 +13,8 @@ use std::{
 use tokio::sync::Semaphore;
 
 use super::{
-    entry::Entry,
-    trouble::{Trouble, Verdict},
+    entry::SharedEntry,
+    error::{Consequence, RemoteCacheError},
 };
 use crate::{
     cache::CacheKey,
@@ -69,7 +69,7 @@ pub struct RemoteCache {
 pub(super) struct Absent {
     pub(super) key: CacheKey,
     pub(super) image: String,
-    pub(super) entry: Arc<Entry>,
+    pub(super) entry: Arc<SharedEntry>,
     /// Whether the files have been fetched. Locked while they are being fetched.
     pub(super) is_here: tokio::sync::Mutex<bool>,
 }
@@ -160,19 +160,19 @@ impl RemoteCache {
     }
 
     /// Records a failure, and logs a warning once.
-    pub(super) fn note(&self, doing: &str, trouble: Trouble) {
-        let verdict = trouble.verdict();
-        let words = trouble.in_words();
-        match verdict {
-            Verdict::Miss => tracing::warn!("failed to {doing}: {words}"),
-            Verdict::Away => {
+    pub(super) fn note(&self, doing: &str, error: RemoteCacheError) {
+        let consequence = error.consequence();
+        let words = error.to_line();
+        match consequence {
+            Consequence::Miss => tracing::warn!("failed to {doing}: {words}"),
+            Consequence::Away => {
                 let mut until = self.resting_until.lock();
                 if until.is_none_or(|until| until <= Instant::now()) {
                     tracing::warn!("failed to {doing}: {words}; continuing without the remote cache");
                 }
                 *until = Some(Instant::now() + REST);
             }
-            Verdict::Refused => {
+            Consequence::Refused => {
                 if !self.is_read_only.swap(true, Relaxed) {
                     tracing::warn!("failed to {doing}: {words}; no more results are shared");
                 }

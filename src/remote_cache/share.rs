@@ -4,16 +4,16 @@ use crate::source;
 use std::{path::PathBuf, sync::Arc};
 
 use super::{
-    entry::{BlobName, Entry, LayerName, VERSION, action_of},
+    entry::{BlobName, LayerName, SharedEntry, VERSION, action_of},
+    error::{Consequence, RemoteCacheError},
     options::RemoteCache,
-    trouble::{Trouble, Verdict},
 };
 use crate::{
     blocking,
     cache::{CacheKey, Found},
     remote::{Blob, Digest},
     store::{Base, LayerId, Store},
-    transfer::{Ground, Packable, digest},
+    transfer::{Packable, TransferContext, digest},
 };
 
 impl RemoteCache {
@@ -30,14 +30,20 @@ impl RemoteCache {
         match self.try_share(store, pipeline, key, &found).await {
             Ok(()) => {}
             // For example, garbage collection has removed a layer in the meantime.
-            Err(trouble) if trouble.verdict() == Verdict::Miss => {
-                tracing::warn!(step = &*found.step, "failed to share a result: {}", trouble.in_words());
+            Err(error) if error.consequence() == Consequence::Miss => {
+                tracing::warn!(step = &*found.step, "failed to share a result: {}", error.to_line());
             }
-            Err(trouble) => self.note(&format!("share a result at {}", self.place), trouble),
+            Err(error) => self.note(&format!("share a result at {}", self.place), error),
         }
     }
 
-    async fn try_share(&self, store: &Arc<Store>, pipeline: &str, key: CacheKey, found: &Found) -> Result<(), Trouble> {
+    async fn try_share(
+        &self,
+        store: &Arc<Store>,
+        pipeline: &str,
+        key: CacheKey,
+        found: &Found,
+    ) -> Result<(), RemoteCacheError> {
         let snapshot = store.snapshots().get(&found.snapshot)?;
         let Base::Image(image) = snapshot.base else { return Ok(()) };
         let _lease = store.lease()?;
@@ -45,14 +51,14 @@ impl RemoteCache {
         if id_map != snapshot.id_map {
             return Ok(());
         }
-        let ground = Ground { store, cas: &self.cas, id_map };
+        let context = TransferContext { store, cas: &self.cas, id_map };
         let mut layers = Vec::new();
         for layer in &snapshot.layers {
-            layers.push(self.bring(ground, layer.clone()).await?);
+            layers.push(self.bring(context, layer.clone()).await?);
         }
         let (manifest, log) = (source::manifest_bytes(store, &snapshot.source)?, store.steps().log(&key.0));
         let (manifest, log) = (Blob::of_bytes(manifest), blob_of(log).await?);
-        let entry = Entry {
+        let entry = SharedEntry {
             version: VERSION,
             snapshot: found.snapshot.0.strip_prefix("hm1:").unwrap_or_default().to_owned(),
             id_map,
@@ -76,19 +82,19 @@ impl RemoteCache {
         Ok(self.actions.put(action.digest, &result).await?)
     }
 
-    async fn bring(&self, ground: Ground<'_>, layer: LayerId) -> Result<LayerName, Trouble> {
-        let name = self.uploads.bring(ground, Packable::Layer(layer), |_| {}).await?;
+    async fn bring(&self, context: TransferContext<'_>, layer: LayerId) -> Result<LayerName, RemoteCacheError> {
+        let name = self.uploads.bring(context, Packable::Layer(layer), |_| {}).await?;
         Ok(LayerName { diff_id: name.diff_id, blob: BlobName(digest(&name)) })
     }
 }
 
 /// Returns the step's output, if it printed anything.
-async fn blob_of(log: PathBuf) -> Result<Option<Blob>, Trouble> {
+async fn blob_of(log: PathBuf) -> Result<Option<Blob>, RemoteCacheError> {
     blocking::run("read a log", move || match Digest::of_file(&log) {
         Ok(digest) if digest.size_bytes == 0 => Ok(None),
         Ok(digest) => Ok(Some(Blob::of_file(digest, log))),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(source) => Err(Trouble::Read { what: "a log", source }),
+        Err(source) => Err(RemoteCacheError::Read { what: "a log", source }),
     })
     .await
 }

@@ -5,7 +5,7 @@
 //! nothing of the plan or the schedule: an attempt is an [`ExecutorInput`] and a [`StepContext`].
 
 #[cfg(any(all(feature = "cloud", target_os = "linux"), feature = "docker"))]
-mod afterwards;
+mod cleanup;
 #[cfg(all(feature = "cloud", target_os = "linux"))]
 pub mod cloud;
 mod context;
@@ -20,7 +20,7 @@ pub(crate) mod hlist;
 mod image_notes;
 mod input;
 #[cfg(any(all(feature = "sandbox", target_os = "linux"), feature = "vm"))]
-mod left;
+mod kept_steps;
 mod limits;
 pub(crate) mod name;
 #[cfg(all(any(feature = "process", feature = "sandbox"), target_os = "linux"))]

@@ -34,7 +34,7 @@ pub(crate) enum Packable {
 
 /// The context of packing and uploading.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Ground<'a> {
+pub(crate) struct TransferContext<'a> {
     pub(crate) store: &'a Arc<Store>,
     pub(crate) cas: &'a Cas,
     pub(crate) id_map: IdMap,
@@ -44,12 +44,12 @@ impl Uploads {
     /// Uploads a layer to the engine, unless it is there already. `uploaded` counts.
     pub(crate) async fn bring(
         &self,
-        ground: Ground<'_>,
+        context: TransferContext<'_>,
         packable: Packable,
         uploaded: impl Fn(Uploaded),
     ) -> Result<PackedDigests, TransferError> {
         let (key, dir, layer) = match packable {
-            Packable::Layer(layer) => (layer.to_string(), ground.store.layers().dir(&layer), Some(layer)),
+            Packable::Layer(layer) => (layer.to_string(), context.store.layers().dir(&layer), Some(layer)),
             Packable::Tree { identity, dir } => (identity, dir, None),
         };
         let slot = self.slot(key);
@@ -57,18 +57,18 @@ impl Uploads {
         let known = match (*slot, &layer) {
             (Some(name), _) => Some(name),
             (None, Some(layer)) => {
-                ground.store.digests().of_layer(layer).map_err(TransferError::store("look the layer up"))?
+                context.store.digests().of_layer(layer).map_err(TransferError::store("look the layer up"))?
             }
             (None, None) => None,
         };
         if let Some(name) = known {
-            let missing = ground.cas.find_missing([digest(&name)]).await;
+            let missing = context.cas.find_missing([digest(&name)]).await;
             if missing.map_err(TransferError::remote("look for layers"))?.is_empty() {
                 *slot = Some(name);
                 return Ok(name);
             }
         }
-        let name = pack(ground, dir, layer, uploaded).await?;
+        let name = pack(context, dir, layer, uploaded).await?;
         *slot = Some(name);
         Ok(name)
     }
@@ -94,20 +94,20 @@ pub(crate) fn digest(name: &PackedDigests) -> Digest {
 }
 
 async fn pack(
-    ground: Ground<'_>,
+    context: TransferContext<'_>,
     dir: PathBuf,
     layer: Option<LayerId>,
     uploaded: impl Fn(Uploaded),
 ) -> Result<PackedDigests, TransferError> {
-    let (store, id_map) = (Arc::clone(ground.store), ground.id_map);
+    let (store, id_map) = (Arc::clone(context.store), context.id_map);
     let packed =
         blocking::run("pack a layer", move || image::pack_layer(&store, &dir, id_map).map_err(TransferError::Pack));
     let packed = packed.await?;
     let name = PackedDigests { diff_id: packed.diff_id(), blob: packed.digest(), size_bytes: packed.size_bytes() };
     let blob = Blob::of_file(digest(&name), packed.path());
-    uploaded(ground.cas.upload(vec![blob]).await.map_err(TransferError::remote("upload a layer"))?);
+    uploaded(context.cas.upload(vec![blob]).await.map_err(TransferError::remote("upload a layer"))?);
     if let Some(layer) = layer {
-        ground.store.digests().remember_layer(&layer, &name).map_err(TransferError::store("remember the layer"))?;
+        context.store.digests().remember_layer(&layer, &name).map_err(TransferError::store("remember the layer"))?;
     }
     Ok(name)
 }

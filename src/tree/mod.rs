@@ -5,16 +5,14 @@
 //! process in another user namespace can call the same functions.
 
 mod at;
+mod base_layer;
 mod blob;
 mod copy;
+mod copy_out;
 mod descent;
-mod extract;
 mod flatten;
-mod ground;
 mod id_map;
 mod layer_tar;
-#[cfg(feature = "engine")]
-mod marks;
 #[cfg(feature = "engine")]
 mod measure;
 mod pack;
@@ -23,12 +21,14 @@ mod remove;
 mod seal;
 mod stack;
 mod unpack;
+#[cfg(feature = "engine")]
+mod whiteouts;
 
+pub use base_layer::{CONTAINER_MARK, make_base_layer};
 pub use blob::BlobFile;
 pub use copy::copy_tree;
-pub use extract::extract;
+pub use copy_out::copy_out;
 pub use flatten::flatten;
-pub use ground::{CONTAINER_MARK, make_ground};
 pub use id_map::IdMap;
 pub use layer_tar::layer_tar;
 pub use pack::pack;
@@ -45,7 +45,7 @@ pub(crate) use descent::Descent;
 pub(crate) use {
     at::{entries, mtime, open_below, open_dir, open_dir_at, stat_at},
     copy::{copy_file, reflink},
-    marks::{is_opaque_at, is_whiteout_at, whiteout},
     measure::{Extent, FileId, measure},
     unpack::decompress,
+    whiteouts::{is_opaque_at, is_whiteout_at, whiteout},
 };

@@ -1,8 +1,9 @@
 //! The program that becomes the zygote.
 //!
 //! The zygote is a program with this library, started with a marker as its first argument. `hm` is one. A
-//! program that embeds the library becomes one by calling [`init`](crate::runner::sandbox::init) first thing in
-//! `main`.
+//! program that embeds the library becomes one by calling [`init`] first thing in `main`.
+//!
+//! [`init`]: crate::runner::sandbox::init
 
 use std::{
     path::{Path, PathBuf},

@@ -38,13 +38,13 @@ pub(super) async fn message<T: Message + Default>(cas: &Cas, digest: Digest, wha
 
 /// An entry of an input root.
 #[derive(Debug, Clone)]
-pub(super) enum Entry {
+pub(super) enum TreeEntry {
     File(Digest),
     Directory(Digest),
 }
 
 /// Looks up a path below the directory `root`. The path is relative, with `/` between names.
-pub(super) async fn look_up(cas: &Cas, root: &reapi::Directory, path: &str) -> Result<Entry, InputError> {
+pub(super) async fn look_up(cas: &Cas, root: &reapi::Directory, path: &str) -> Result<TreeEntry, InputError> {
     let missing = || InputError::Malformed(format!("no `{path}` in its input root"));
     let mut dir = std::borrow::Cow::Borrowed(root);
     let mut names = path.split('/').peekable();
@@ -52,10 +52,10 @@ pub(super) async fn look_up(cas: &Cas, root: &reapi::Directory, path: &str) -> R
         let node = dir.directories.iter().find(|node| node.name == name);
         if names.peek().is_none() {
             if let Some(file) = dir.files.iter().find(|node| node.name == name) {
-                return Ok(Entry::File(digest_of(file.digest.as_ref(), path)?));
+                return Ok(TreeEntry::File(digest_of(file.digest.as_ref(), path)?));
             }
             let node = node.ok_or_else(missing)?;
-            return Ok(Entry::Directory(digest_of(node.digest.as_ref(), path)?));
+            return Ok(TreeEntry::Directory(digest_of(node.digest.as_ref(), path)?));
         }
         let digest = digest_of(node.ok_or_else(missing)?.digest.as_ref(), path)?;
         dir = std::borrow::Cow::Owned(message(cas, digest, "a directory").await?);

@@ -20,7 +20,7 @@ use tonic::Code;
 
 use super::{
     bots::Streams,
-    inputs::{Entry, InputError, digest_of, look_up, message},
+    inputs::{InputError, TreeEntry, digest_of, look_up, message},
     live_log, rpc,
     rwapi::Lease,
     session::{Completed, Execute},
@@ -34,7 +34,7 @@ use crate::{
     remote::{Blob, Cas, Digest, Endpoint, RemoteError, RemoteErrorKind, reapi},
     runner::{
         Cpus, Limits, MemorySize, Network, RunnerError, RunnerErrorKind,
-        sandbox::{Control, SandboxRunner, StackStep},
+        sandbox::{Control, LayeredCommand, SandboxRunner},
     },
     step::{self, Exit, LayerOutput, Lower, StepInput},
     store::{BlobFile, IdMap, ImageDigest, Store, StoreError},
@@ -237,7 +237,7 @@ impl LeaseRunner {
         }
         let root = digest_of(action.input_root_digest.as_ref(), "its input root")?;
         let root: reapi::Directory = message(&self.cas, root, "a directory").await?;
-        let Entry::File(input) = look_up(&self.cas, &root, COMMAND[1]).await? else {
+        let TreeEntry::File(input) = look_up(&self.cas, &root, COMMAND[1]).await? else {
             return Err(InputError::Malformed("input.json is a directory".into()).into());
         };
         let input = StepInput::decode(&self.cas.read(input, INPUT_BYTES).await?)?;
@@ -265,7 +265,7 @@ impl LeaseRunner {
         }
         let fetched = SystemTime::now();
         let limits = limits_of(&input.limits);
-        let step = StackStep {
+        let step = LayeredCommand {
             lowers: &lowers,
             command: &input.command,
             env: &input.env,
@@ -276,7 +276,7 @@ impl LeaseRunner {
         let control = Control { cancel: &stop, grace: Duration::from_millis(input.grace_ms).min(LONGEST_GRACE) };
         let own = input.timeout_ms.map(Duration::from_millis);
         let limit = own.into_iter().chain(task.timeout).min();
-        let running = self.sandbox.run_stack(step, control, spool);
+        let running = self.sandbox.run_layered(step, control, spool);
         tokio::pin!(running);
         let mut timed_out = false;
         let ran = loop {
@@ -343,8 +343,8 @@ impl LeaseRunner {
     ) -> Result<PathBuf, LeaseError> {
         match lower {
             Lower::Workspace { path } => match look_up(&self.cas, &task.root, path).await? {
-                Entry::Directory(digest) => Ok(self.workspaces.get(store, &self.cas, digest).await?),
-                Entry::File(_) => Err(InputError::Malformed(format!("the source `{path}` is a file")).into()),
+                TreeEntry::Directory(digest) => Ok(self.workspaces.get(store, &self.cas, digest).await?),
+                TreeEntry::File(_) => Err(InputError::Malformed(format!("the source `{path}` is a file")).into()),
             },
             Lower::Layer { path, diff_id } => {
                 let diff_id: ImageDigest =
@@ -359,7 +359,7 @@ impl LeaseRunner {
                 if found.is_some() {
                     return Ok(store.layers().dir(&layer));
                 }
-                let Entry::File(digest) = look_up(&self.cas, &task.root, path).await? else {
+                let TreeEntry::File(digest) = look_up(&self.cas, &task.root, path).await? else {
                     return Err(InputError::Malformed(format!("the layer `{path}` is a directory")).into());
                 };
                 let dir = Scratch::new(store)?;

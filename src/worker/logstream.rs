@@ -31,7 +31,7 @@ use tokio::{net::TcpListener, sync::watch};
 use tonic::{Request, Response, Status, Streaming, transport::server::TcpIncoming};
 use uuid::Uuid;
 
-use super::{pool::Stop, spool::Progress};
+use super::{pool::WorkerStop, spool::SpoolProgress};
 use crate::sync::Mutex;
 
 /// The maximum number of bytes in one message.
@@ -91,7 +91,7 @@ impl LogStreams {
     ///
     /// # Errors
     /// Returns an error if the listener fails.
-    pub async fn serve(self, stop: &Stop) -> Result<(), LogStreamError> {
+    pub async fn serve(self, stop: &WorkerStop) -> Result<(), LogStreamError> {
         let shelf = Arc::new(Shelf::default());
         tonic::transport::Server::builder()
             .tcp_nodelay(true)
@@ -112,7 +112,7 @@ struct Log {
     file: File,
     /// The secret that follows the name when writing.
     token: String,
-    progress: watch::Sender<Progress>,
+    progress: watch::Sender<SpoolProgress>,
     touched: Mutex<Instant>,
 }
 
@@ -133,7 +133,7 @@ impl Log {
         answer
     }
 
-    fn append(&self, progress: &mut Progress, offset: u64, data: &[u8], finish: bool) -> Result<u64, Status> {
+    fn append(&self, progress: &mut SpoolProgress, offset: u64, data: &[u8], finish: bool) -> Result<u64, Status> {
         let known = progress.length_bytes.checked_sub(offset);
         let known =
             known.ok_or_else(|| Status::out_of_range(format!("the log stream has {} bytes", progress.length_bytes)))?;
@@ -163,7 +163,7 @@ impl Shelf {
         let (id, token) = (Uuid::new_v4().simple().to_string(), Uuid::new_v4().simple().to_string());
         let name = if parent.is_empty() { format!("logstreams/{id}") } else { format!("{parent}/logstreams/{id}") };
         let write_resource_name = format!("{name}/{token}");
-        let progress = watch::Sender::new(Progress::default());
+        let progress = watch::Sender::new(SpoolProgress::default());
         let log = Arc::new(Log { file, token, progress, touched: Mutex::new(Instant::now()) });
         let mut logs = self.logs();
         logs.retain(|_, log| {
@@ -252,7 +252,7 @@ impl ByteStream for Shelf {
         &self,
         request: Request<QueryWriteStatusRequest>,
     ) -> Result<Response<QueryWriteStatusResponse>, Status> {
-        let Progress { length_bytes, finished } =
+        let SpoolProgress { length_bytes, finished } =
             *self.to_write(&request.into_inner().resource_name)?.progress.borrow();
         let committed_size = i64::try_from(length_bytes).unwrap_or(i64::MAX);
         Ok(Response::new(QueryWriteStatusResponse { committed_size, complete: finished }))

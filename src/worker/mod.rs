@@ -23,7 +23,7 @@ mod spool;
 mod workspace;
 
 pub use logstream::{LogStreamError, LogStreams};
-pub use pool::{Stop, Worker, WorkerOptions};
+pub use pool::{Worker, WorkerOptions, WorkerStop};
 pub use session::{WorkerNote, WorkerNotes};
 
 use googleapis_tonic_google_devtools_remoteworkers_v1test2::google::{devtools::remoteworkers::v1test2 as rwapi, rpc};

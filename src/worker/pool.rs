@@ -33,12 +33,12 @@ pub struct WorkerOptions {
 
 /// A handle to stop a worker. Clones refer to the same worker.
 #[derive(Debug, Clone, Default)]
-pub struct Stop {
+pub struct WorkerStop {
     drain: CancellationToken,
     cancel: CancellationToken,
 }
 
-impl Stop {
+impl WorkerStop {
     /// Makes the worker accept no more leases, and end when the running ones have ended.
     pub fn drain(&self) {
         self.drain.cancel();
@@ -86,7 +86,7 @@ impl Worker {
     ///
     /// # Cancel safety
     /// If the future is dropped, every process of every lease is killed; the engine detects this by itself.
-    pub async fn run(&self, stop: &Stop, notes: &impl WorkerNotes) {
+    pub async fn run(&self, stop: &WorkerStop, notes: &impl WorkerNotes) {
         let slots: Vec<Slot> = (1..=self.options.slots.get()).map(|number| self.slot(number)).collect();
         future::join_all(slots.iter().map(|slot| serve(slot, &self.options.engine, &self.leases, stop, notes))).await;
     }

@@ -14,7 +14,7 @@ use crate::{model::StdStream, runner::sandbox::OutputSink, sync::Mutex};
 
 /// The progress of a stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(super) struct Progress {
+pub(super) struct SpoolProgress {
     pub(super) length_bytes: u64,
     /// No more data will follow.
     pub(super) finished: bool,
@@ -25,7 +25,7 @@ pub(super) struct Progress {
 pub(super) struct SpoolFile {
     path: PathBuf,
     file: Arc<File>,
-    progress: watch::Sender<Progress>,
+    progress: watch::Sender<SpoolProgress>,
 }
 
 /// The output of a command.
@@ -41,7 +41,7 @@ pub(super) struct Spool {
 impl SpoolFile {
     fn new(path: PathBuf) -> io::Result<Self> {
         let file = OpenOptions::new().read(true).append(true).create_new(true).mode(0o600).open(&path)?;
-        Ok(Self { path, file: Arc::new(file), progress: watch::Sender::new(Progress::default()) })
+        Ok(Self { path, file: Arc::new(file), progress: watch::Sender::new(SpoolProgress::default()) })
     }
 
     fn push(&self, bytes: &[u8]) -> io::Result<()> {
@@ -61,7 +61,7 @@ impl SpoolFile {
     }
 
     /// Returns a receiver of the stream's progress.
-    pub(super) fn follow(&self) -> watch::Receiver<Progress> {
+    pub(super) fn follow(&self) -> watch::Receiver<SpoolProgress> {
         self.progress.subscribe()
     }
 }

@@ -88,9 +88,9 @@ pub(crate) fn make(
         lowers.extend(done?);
     }
     lowers.sort_unstable_by_key(|(index, _)| std::cmp::Reverse(*index));
-    let ground = scratch.make_dir("ground")?;
-    tree::make_ground(&ground).map_err(|error| Failure::io("create the lowest layer", &error))?;
-    Ok(lowers.into_iter().map(|(_, root)| root).chain([ground]).collect())
+    let base_layer = scratch.make_dir("base-layer")?;
+    tree::make_base_layer(&base_layer).map_err(|error| Failure::io("create the lowest layer", &error))?;
+    Ok(lowers.into_iter().map(|(_, root)| root).chain([base_layer]).collect())
 }
 
 fn unpack(path: &Path, name: &str, diff_id: &str, root: &Path, id_map: IdMap) -> Result<(), Failure> {

@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use hm_exec::{jail::Solo, tree};
+use hm_exec::{jail::OneShot, tree};
 
 use crate::failure::Failure;
 
@@ -30,13 +30,13 @@ pub(crate) struct Scratch {
 impl Scratch {
     /// Creates a scratch directory for the step in the directory `dir`. It hides none of `inputs`, which are
     /// canonical paths.
-    pub(crate) fn new(solo: &Solo, dir: &Path, inputs: &[PathBuf]) -> Result<Self, Failure> {
+    pub(crate) fn new(oneshot: &OneShot, dir: &Path, inputs: &[PathBuf]) -> Result<Self, Failure> {
         let free = |place: &&Path| {
             let is_dir = place.symlink_metadata().is_ok_and(|metadata| metadata.is_dir());
             is_dir && !inputs.iter().map(PathBuf::as_path).chain([dir]).any(|input| input.starts_with(place))
         };
         if let Some(place) = PLACES.iter().map(Path::new).find(free)
-            && solo.mount_memory_over(place).is_ok()
+            && oneshot.mount_memory_over(place).is_ok()
         {
             return Ok(Self { path: place.into(), made: false });
         }
@@ -45,7 +45,7 @@ impl Scratch {
         made.map_err(|error| Failure::io(format_args!("create {}", path.display()), &error))?;
         let scratch = Self { path, made: true };
         // If it cannot be in memory, the directory is on the disk, which is only slower.
-        let _ = solo.mount_memory_over(&scratch.path);
+        let _ = oneshot.mount_memory_over(&scratch.path);
         Ok(scratch)
     }
 

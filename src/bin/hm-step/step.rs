@@ -11,7 +11,8 @@ use std::{
 
 use hm_exec::{
     jail::{
-        self, Bounds, DEFAULT_ENV, End, JailSpec, MountApi, Overlay, Place, Root, Solo, Watch, user_namespace_hint,
+        self, Bounds, DEFAULT_ENV, End, JailPlace, JailSpec, MountApi, OneShot, Overlay, Root, Watch,
+        user_namespace_hint,
     },
     step::{Exit, LayerOutput, Network, StepInput, StepOutput, VERSION},
 };
@@ -33,12 +34,12 @@ const TERMINATED: u8 = 128 + 15;
 /// no result file.
 pub(crate) fn run(input: &Path) -> Result<u8, Failure> {
     // This comes first because it may run this program again.
-    let solo = Solo::enter_protected()
+    let oneshot = OneShot::enter_protected()
         .map_err(|error| Failure::lasting(format!("failed to {error}; hint: {}", user_namespace_hint(&error))));
     let name = input.display();
     let input = input.canonicalize().map_err(|error| Failure::io(format_args!("find {name}"), &error))?;
     let dir = input.parent().unwrap_or(Path::new("/"));
-    let ran = read(&input).and_then(|input| run_in(dir, &input, &solo?));
+    let ran = read(&input).and_then(|input| run_in(dir, &input, &oneshot?));
     let (exit, layer) = match &ran {
         Ok((exit, layer)) => (exit.clone(), layer.clone()),
         Err(failure) => (failure.exit(), None),
@@ -62,16 +63,17 @@ fn read(input: &Path) -> Result<StepInput, Failure> {
     })
 }
 
-fn run_in(dir: &Path, input: &StepInput, solo: &Solo) -> Result<(Exit, Option<LayerOutput>), Failure> {
+fn run_in(dir: &Path, input: &StepInput, oneshot: &OneShot) -> Result<(Exit, Option<LayerOutput>), Failure> {
     let paths = lowers::find(dir, &input.stack)?;
-    let id_map = solo.user_namespace().id_map();
-    let scratch = Scratch::new(solo, dir, &paths)?;
+    let id_map = oneshot.user_namespace().id_map();
+    let scratch = Scratch::new(oneshot, dir, &paths)?;
     let lowers = lowers::make(&input.stack, &paths, &scratch, id_map)?;
     let upper = scratch.make_dir("upper")?;
-    let spec = spec(input, solo, &scratch, &lowers, &upper)?;
+    let spec = spec(input, oneshot, &scratch, &lowers, &upper)?;
     let bounds =
         Bounds { timeout: input.timeout_ms.map(Duration::from_millis), grace: Duration::from_millis(input.grace_ms) };
-    let end = solo.run(&spec, input.limits.network == Network::None, bounds).map_err(|error| Failure::setup(&error))?;
+    let end =
+        oneshot.run(&spec, input.limits.network == Network::None, bounds).map_err(|error| Failure::setup(&error))?;
     let exit = match end {
         End::Exited { code } => Exit::exited(code),
         End::OutOfMemory => Exit::OutOfMemory,
@@ -92,7 +94,7 @@ fn run_in(dir: &Path, input: &StepInput, solo: &Solo) -> Result<(Exit, Option<La
 /// Returns the specification of the step's jail.
 fn spec(
     input: &StepInput,
-    solo: &Solo,
+    oneshot: &OneShot,
     scratch: &Scratch,
     lowers: &[PathBuf],
     upper: &Path,
@@ -105,7 +107,7 @@ fn spec(
     let mut env = BTreeMap::from(DEFAULT_ENV);
     env.extend(input.env.iter().map(|(name, value)| (name.as_str(), value.as_str())));
     Ok(JailSpec {
-        user_namespace: solo.user_namespace(),
+        user_namespace: oneshot.user_namespace(),
         mount_api: MountApi::of_this_kernel(),
         mountpoint: c_path(&scratch.make_dir("root")?)?,
         root: Root::Overlay(Overlay {
@@ -113,7 +115,7 @@ fn spec(
             upper: c_path(upper)?,
             work: c_path(&scratch.make_dir("work")?)?,
         }),
-        place: Place::Root,
+        place: JailPlace::Root,
         binds: jail::resolver(lowers).into_iter().collect(),
         secrets: Vec::new(),
         shares_network: limits.network == Network::Host,

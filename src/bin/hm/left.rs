@@ -11,7 +11,7 @@ use hm_exec::{
     SnapshotRef, StepStatus,
     event::{self, StepRecord},
     image::{ExportTarget, ImageOptions},
-    runner::sandbox::{Errand, SandboxExportError, SandboxRunner, Streams, Visit, VisitError},
+    runner::sandbox::{SandboxExportError, SandboxRunner, Streams, Visit, VisitError, VisitOperation},
     source::FrozenSource,
     store::{ImageDigest, Lease, Run, SnapshotConfig, Store, StoreError},
 };
@@ -101,8 +101,8 @@ impl Left {
     }
 
     /// Makes a visit. Returns the exit code, or an error if there is none.
-    pub(crate) async fn visit(&self, errand: Errand<'_>, streams: Streams) -> Result<i32, VisitError> {
-        self.sandbox.visit(Visit::new(&self.snapshot, &self.source, errand), streams).await
+    pub(crate) async fn visit(&self, operation: VisitOperation<'_>, streams: Streams) -> Result<i32, VisitError> {
+        self.sandbox.visit(Visit::new(&self.snapshot, &self.source, operation), streams).await
     }
 
     /// Writes the step's snapshot as an image. Returns its digest.
@@ -113,7 +113,7 @@ impl Left {
     /// Returns the failure of a visit.
     pub(crate) fn failed(&self, error: VisitError) -> Failure {
         match error {
-            VisitError::Errand { doing, source } if is_about_the_path(&source) => {
+            VisitError::Operation { doing, source } if is_about_the_path(&source) => {
                 Failure::input(format_args!("failed to {doing} in the files of step `{}`", self.step.key))
                     .because(source)
             }

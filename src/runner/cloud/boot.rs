@@ -4,7 +4,7 @@ use crate::image;
 use crate::source;
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 
-use super::trouble;
+use super::error;
 use crate::{
     blocking,
     image::Images,
@@ -50,10 +50,10 @@ impl Boot {
         images: &Images,
         id_map: IdMap,
     ) -> Result<Self, RunnerError> {
-        let source = ctx.archives.freeze(store).await.map_err(trouble::store("freeze the source"))?;
+        let source = ctx.archives.freeze(store).await.map_err(error::store("freeze the source"))?;
         let parent = match &input.parent_snapshot {
             Some(snapshot) => {
-                Some(store.snapshots().get(snapshot).map_err(trouble::store("read the parent's snapshot"))?)
+                Some(store.snapshots().get(snapshot).map_err(error::store("read the parent's snapshot"))?)
             }
             None => None,
         };
@@ -74,7 +74,7 @@ impl Boot {
         let (opened, old, new) = (Arc::clone(store), parent.clone(), Arc::clone(&source));
         let delta = blocking::run("compare the source", move || match old {
             Some(old) if old.source != new.id => {
-                source::delta(&opened, &old, &new).map_err(trouble::store("compare the source"))
+                source::delta(&opened, &old, &new).map_err(error::store("compare the source"))
             }
             _ => Ok(None),
         });
@@ -88,8 +88,8 @@ impl Boot {
                 ));
             }
             Base::Rootfs(dir) => {
-                let ground = image::base_layer(store, id_map).map_err(trouble::store("make the lowest layer"))?;
-                parts.extend([Part::Layer(ground), Part::Rootfs(dir.clone())]);
+                let base_layer = image::base_layer(store, id_map).map_err(error::store("make the lowest layer"))?;
+                parts.extend([Part::Layer(base_layer), Part::Rootfs(dir.clone())]);
             }
             Base::Image(digest) => {
                 let image = image::stored::StoredImage::find(store, digest, id_map).map_err(no_image)?;

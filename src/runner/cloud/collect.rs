@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::{
     action::{LAYER, RESULT},
     boot::Boot,
-    trouble,
+    error,
 };
 use crate::{
     blocking,
@@ -33,7 +33,7 @@ pub(super) async fn step_output(result: &reapi::ActionResult, cas: &Cas) -> Resu
     };
     let bytes = if file.contents.is_empty() {
         let digest = file_digest(file)?;
-        cas.read(digest, MAX_RESULT_BYTES).await.map_err(trouble::remote("read the step's result"))?
+        cas.read(digest, MAX_RESULT_BYTES).await.map_err(error::remote("read the step's result"))?
     } else {
         file.contents.clone()
     };
@@ -74,7 +74,7 @@ pub(super) async fn snapshot(
     uploads: &Uploads,
 ) -> Result<SnapshotRef, RunnerError> {
     // Held until the snapshot refers to the layer.
-    let _lease = store.lease().map_err(trouble::store("take a lease"))?;
+    let _lease = store.lease().map_err(error::store("take a lease"))?;
     let layer = match &output.layer {
         None => None,
         Some(left) => {
@@ -86,16 +86,16 @@ pub(super) async fn snapshot(
             let digest = file_digest(file)?;
             let parcel = Parcel { diff_id, blob: digest, id_map: boot.id_map };
             let fetched = fetch_layer(store, cas, "the step's layer", parcel).await;
-            let layer = fetched.map_err(trouble::transfer)?;
+            let layer = fetched.map_err(error::transfer)?;
             let blob = ImageDigest::from_bytes(digest.hash);
             let name = PackedDigests { diff_id, blob, size_bytes: digest.size_bytes };
-            uploads.note(store, &layer, name).await.map_err(trouble::transfer)?;
+            uploads.note(store, &layer, name).await.map_err(error::transfer)?;
             Some(layer)
         }
     };
     let store = Arc::clone(store);
     blocking::run("commit the step's layer", move || {
-        store.commit_layer(layer, boot.commit_request()).map_err(trouble::store("commit the step's layer"))
+        store.commit_layer(layer, boot.commit_request()).map_err(error::store("commit the step's layer"))
     })
     .await
 }

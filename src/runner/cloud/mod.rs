@@ -10,10 +10,10 @@
 mod action;
 mod boot;
 mod collect;
+mod error;
 mod output;
 mod runner;
 mod source;
 mod step_program;
-mod trouble;
 
 pub use runner::{CloudBuilder, CloudRunner};

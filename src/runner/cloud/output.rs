@@ -19,7 +19,7 @@ use futures_util::{
 use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
-use super::trouble;
+use super::error;
 use crate::{
     blocking,
     event::EventBus,
@@ -172,7 +172,7 @@ impl<'a> Output<'a> {
             return Ok(());
         }
         let path = store.instance().new_tmp();
-        cas.read_to_file(digest, &path).await.map_err(trouble::remote("read the step's output"))?;
+        cas.read_to_file(digest, &path).await.map_err(error::remote("read the step's output"))?;
         let shown = self.show_file(stream, &path).await;
         store.trash().discard(path);
         shown

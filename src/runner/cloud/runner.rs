@@ -16,11 +16,10 @@ use futures_util::{StreamExt, future};
 use super::{
     action::{Parts, Prepared},
     boot::{Boot, Part},
-    collect,
+    collect, error,
     output::Output,
     source::Sources,
     step_program::StepProgram,
-    trouble,
 };
 use crate::{
     awake, blocking,
@@ -32,11 +31,11 @@ use crate::{
     },
     runner::{
         ArgsSchema, CacheIdentity, ExecutorInput, ImageSupport, Limits, Pool, Probe, RunnerCapabilities, RunnerError,
-        StepContext, StepResult, StepRunner, afterwards::Afterwards, image_notes::no_image, left,
+        StepContext, StepResult, StepRunner, cleanup::CleanupThread, image_notes::no_image, kept_steps,
     },
     source::FrozenSource,
     store::{Base, Store, StoreHandle},
-    transfer::{self, Ground, Packable, Uploads},
+    transfer::{self, Packable, TransferContext, Uploads},
     userns::{UsernsHelper, UsernsOptions},
 };
 
@@ -55,7 +54,7 @@ const LINGER: Duration = Duration::from_secs(2);
 #[derive(Debug)]
 pub struct CloudRunner {
     /// Ends the executions of dropped attempts at the engine.
-    afterwards: Afterwards,
+    cleanup: CleanupThread,
     engine: Result<RemoteEngine, Unready>,
     platform: Vec<(String, String)>,
     jobs: NonZeroUsize,
@@ -181,7 +180,7 @@ impl CloudBuilder {
             Ok(RemoteEngine { logs: logs.unwrap_or_else(|| endpoint.clone()), endpoint })
         });
         CloudRunner {
-            afterwards: Afterwards::default(),
+            cleanup: CleanupThread::default(),
             engine,
             platform: self.platform,
             jobs: self.jobs.unwrap_or(JOBS),
@@ -239,7 +238,7 @@ impl CloudRunner {
     }
 
     fn store(&self) -> Result<Arc<Store>, RunnerError> {
-        self.store.get().map_err(trouble::store("open the store"))
+        self.store.get().map_err(error::store("open the store"))
     }
 
     /// Uploads everything that the attempt needs to the engine.
@@ -255,11 +254,11 @@ impl CloudRunner {
         let id_map = self.userns.prepare_trees(store).await?;
         let boot = Boot::of(ctx, input, store, &self.images, id_map).await?;
         let source = self.sources.bring(store, cas, &boot.source, |uploaded| self.count(uploaded)).await?;
-        let ground = Ground { store, cas, id_map };
+        let context = TransferContext { store, cas, id_map };
         let layers = boot.parts.iter().map(async |part| {
             let Some(packable) = packable(part).await? else { return Ok(None) };
-            let brought = self.uploads.bring(ground, packable, |uploaded| self.count(uploaded)).await;
-            brought.map(Some).map_err(trouble::transfer)
+            let brought = self.uploads.bring(context, packable, |uploaded| self.count(uploaded)).await;
+            brought.map(Some).map_err(error::transfer)
         });
         let layers: Vec<_> = future::try_join_all(layers).await?.into_iter().flatten().collect();
         let parts =
@@ -269,7 +268,7 @@ impl CloudRunner {
         blobs.push(program);
         let needs =
             blobs.iter().map(|blob| blob.digest).chain(layers.iter().map(transfer::digest)).chain([source]).collect();
-        self.count(cas.upload(blobs).await.map_err(trouble::remote("upload the step"))?);
+        self.count(cas.upload(blobs).await.map_err(error::remote("upload the step"))?);
         Ok(Ready { boot, prepared, needs })
     }
 
@@ -374,7 +373,7 @@ impl CloudRunner {
                     if ctx.cancel.is_cancelled() {
                         return Err(ctx.interrupted());
                     }
-                    return Err(trouble::remote("run the step")(error));
+                    return Err(error::remote("run the step")(error));
                 }
             };
             let is_cached = response.cached_result;
@@ -416,7 +415,7 @@ impl Drop for Begun<'_> {
         let (endpoint, operation) = (self.endpoint.apart(), std::mem::take(&mut self.operation));
         let what = format!("cancel the step {operation}, which is still running at {}", endpoint.place());
         let cancelling = async move { Execution::new(endpoint).cancel(&operation).await };
-        self.runner.afterwards.run(what, cancelling);
+        self.runner.cleanup.run(what, cancelling);
     }
 }
 
@@ -454,7 +453,7 @@ impl StepRunner for CloudRunner {
             let snapshot = Box::pin(taking).await?;
             store.snapshots().describe(&snapshot, Arc::new(input.snapshot_config()));
             if ctx.keep {
-                left::keep_passed(snapshot.clone(), &store, &input).await;
+                kept_steps::keep_passed(snapshot.clone(), &store, &input).await;
             }
             Some(snapshot)
         } else {
@@ -466,7 +465,7 @@ impl StepRunner for CloudRunner {
     async fn reap_snapshots(&self, snapshots: Vec<SnapshotRef>) {
         let Some(store) = self.store.get_opened() else { return };
         let removed = blocking::run("remove snapshots", move || {
-            store.snapshots().remove(&snapshots).map_err(trouble::store("remove snapshots"))
+            store.snapshots().remove(&snapshots).map_err(error::store("remove snapshots"))
         });
         if let Err(error) = removed.await {
             tracing::warn!(%error, "failed to remove snapshots");
@@ -511,7 +510,7 @@ impl StepRunner for CloudRunner {
                 let store = self.store()?;
                 let base = Box::pin(self.images.pin(&store, image, &())).await.map_err(no_image)?;
                 let identity = blocking::run("look at the image", move || {
-                    image_identity(&base, &[]).map_err(trouble::store("resolve the image"))
+                    image_identity(&base, &[]).map_err(error::store("resolve the image"))
                 });
                 Some(identity.await?.into())
             }
@@ -555,7 +554,7 @@ async fn packable(part: &Part) -> Result<Option<Packable>, RunnerError> {
         Part::Rootfs(dir) => {
             let base = Base::Rootfs(dir.clone());
             let identity = blocking::run("look at the image", move || {
-                image_identity(&base, &[]).map_err(trouble::store("look at the image"))
+                image_identity(&base, &[]).map_err(error::store("look at the image"))
             });
             Some(Packable::Tree { identity: identity.await?, dir: dir.clone() })
         }

@@ -9,7 +9,7 @@ use std::{
     sync::Arc,
 };
 
-use super::trouble;
+use super::error;
 use crate::{
     blocking,
     remote::{Blob, Cas, Digest, DirectoryTree, FileAttributes, Tree, TreeError, Uploaded},
@@ -54,14 +54,14 @@ impl Sources {
         let Named { tree, files } = blocking::run("name the source's files", move || name(&opened, &frozen)).await?;
         let directories = tree.directories.iter().map(|blob| blob.digest);
         let missing = cas.find_missing(files.keys().copied().chain(directories)).await;
-        let missing = missing.map_err(trouble::remote("ask for the source's files"))?;
+        let missing = missing.map_err(error::remote("ask for the source's files"))?;
         let (frozen, wanted) = (Arc::clone(source), missing.clone());
         let blobs = blocking::run("find the source's files", move || {
             let files = files.iter().filter(|(digest, _)| wanted.contains(digest));
             let files = files.map(|(digest, path)| Blob::of_file(*digest, frozen.locate(&as_path(path))));
             Ok::<_, RunnerError>(files.chain(tree.directories).collect::<Vec<_>>())
         });
-        uploaded(cas.upload_missing(blobs.await?, missing).await.map_err(trouble::remote("upload the source"))?);
+        uploaded(cas.upload_missing(blobs.await?, missing).await.map_err(error::remote("upload the source"))?);
         *slot = Some(tree.root);
         Ok(tree.root)
     }
@@ -87,13 +87,13 @@ fn as_path(bytes: &[u8]) -> PathBuf {
 /// Computes the digest of every file and directory of a source. Reads only files whose content has no known
 /// digest.
 fn name(store: &Store, source: &FrozenSource) -> Result<Named, RunnerError> {
-    let failed = trouble::store("read the source's manifest");
+    let failed = error::store("read the source's manifest");
     let manifest = source::Manifest::of(store, &source.id).map_err(failed)?;
     let contents: Vec<[u8; 32]> = manifest
         .entries()
         .filter_map(|entry| if let EntryKind::File { hash, .. } = entry.kind { Some(*hash) } else { None })
         .collect();
-    let known = store.digests().sha256_of(&contents).map_err(trouble::store("look up what files are called"))?;
+    let known = store.digests().sha256_of(&contents).map_err(error::store("look up what files are called"))?;
     let mut known = known.into_iter();
     let (mut tree, mut files, mut new) = (DirectoryTree::default(), BTreeMap::new(), Vec::new());
     tree.add_directory(b"workspace").map_err(untravelable)?;
@@ -120,7 +120,7 @@ fn name(store: &Store, source: &FrozenSource) -> Result<Named, RunnerError> {
         }
     }
     if !new.is_empty() {
-        store.digests().remember_sha256(&new).map_err(trouble::store("remember what files are called"))?;
+        store.digests().remember_sha256(&new).map_err(error::store("remember what files are called"))?;
     }
     Ok(Named { tree: tree.finish(), files })
 }

@@ -10,20 +10,20 @@ use tokio::sync::OnceCell;
 use super::{
     connection,
     container::Container,
+    error,
     images::{self, is_the_stores},
+    labels::Owner,
     make::no_host,
-    marks::Marks,
     shared::{Connection, Shared},
     sweep::{self, Swept},
-    trouble,
 };
 use crate::{
     blocking,
     image::{ImageOptions, Images, image_identity},
     runner::{
         CacheIdentity, ImageSupport, Limits, Probe, RunnerCapabilities, RunnerError, StepContext,
-        afterwards::Afterwards,
-        vm::{Ground, Output, VmBackend},
+        cleanup::CleanupThread,
+        vm::{BootContext, Output, VmBackend},
     },
     store::{Store, StoreHandle},
     sync::Mutex,
@@ -92,7 +92,7 @@ impl DockerBuilder {
             runs: Mutex::default(),
             own: Mutex::default(),
             bases: Mutex::default(),
-            afterwards: Afterwards::default(),
+            cleanup: CleanupThread::default(),
             #[cfg(target_os = "linux")]
             userns: self.userns.unwrap_or_else(|| crate::userns::UsernsHelper::new(Default::default())),
         };
@@ -114,10 +114,10 @@ impl Docker {
     /// Returns an error if there is no daemon, or if the daemon cannot remove something.
     pub async fn sweep(&self, store: &Arc<Store>) -> Result<Swept, RunnerError> {
         let client = connection::connect(&connection::place(self.shared.host.as_deref())).await;
-        let client = client.map_err(trouble::daemon("talk to the daemon"))?;
-        let marks = Marks::of(store).map_err(trouble::store("read the store's name"))?;
-        let swept = sweep::remove(&client, &marks.of_store(), |process| !store.instance().is_open_in(process)).await;
-        swept.map_err(trouble::daemon("remove leftovers of dead processes"))
+        let client = client.map_err(error::daemon("talk to the daemon"))?;
+        let owner = Owner::of(store).map_err(error::store("read the store's name"))?;
+        let swept = sweep::remove(&client, &owner.of_store(), |process| !store.instance().is_open_in(process)).await;
+        swept.map_err(error::daemon("remove leftovers of dead processes"))
     }
 }
 
@@ -131,22 +131,23 @@ impl VmBackend for Docker {
     }
 
     async fn restore(&self, snapshot: &str, limits: &Limits) -> Result<Option<Container>, RunnerError> {
-        let Some(footing) = self.shared.own.lock().get(snapshot).map(Arc::clone) else { return Ok(None) };
+        let Some(container_image) = self.shared.own.lock().get(snapshot).map(Arc::clone) else { return Ok(None) };
         let connection = self.shared.connection.get();
-        Ok(connection.map(|connection| Container::new(&self.shared, connection, &footing, limits)))
+        Ok(connection.map(|connection| Container::new(&self.shared, connection, &container_image, limits)))
     }
 
     async fn boot(
         &self,
         ctx: &StepContext,
-        ground: &Ground,
+        context: &BootContext,
         limits: &Limits,
         output: &Output<'_>,
     ) -> Result<Container, RunnerError> {
-        let connection = self.shared.connection(&ground.store).await?;
-        let cell = self.shared.run(ctx, ground.run).cell(ground);
-        let footing = cell.get_or_try_init(|| Box::pin(self.shared.make_footing(connection, ground, output))).await?;
-        Ok(Container::new(&self.shared, connection, footing, limits))
+        let connection = self.shared.connection(&context.store).await?;
+        let cell = self.shared.run(ctx, context.run).cell(context);
+        let container_image =
+            cell.get_or_try_init(|| Box::pin(self.shared.make_container_image(connection, context, output))).await?;
+        Ok(Container::new(&self.shared, connection, container_image, limits))
     }
 
     async fn cache_identity(
@@ -159,9 +160,9 @@ impl VmBackend for Docker {
             Some("host") => return Err(no_host()),
             Some(image) if is_the_stores(image) => {
                 let base = Box::pin(self.shared.images.pin(&store, image, &())).await;
-                let base = base.map_err(trouble::image("get the image"))?;
+                let base = base.map_err(error::image("get the image"))?;
                 let identity = blocking::run("look at the image", move || {
-                    image_identity(&base, &[]).map_err(trouble::store("resolve the image"))
+                    image_identity(&base, &[]).map_err(error::store("resolve the image"))
                 });
                 Some(identity.await?.into())
             }
@@ -183,7 +184,7 @@ impl VmBackend for Docker {
         match sweep::remove_image(client, snapshot).await {
             // Other images are based on it. It is removed with them at the build's end.
             Err(bollard::errors::Error::DockerResponseServerError { status_code: 409, .. }) => Ok(()),
-            removed => removed.map_err(trouble::daemon("remove the image")),
+            removed => removed.map_err(error::daemon("remove the image")),
         }
     }
 

@@ -8,7 +8,7 @@ use bollard::Docker;
 use bytes::Bytes;
 use futures_util::StreamExt;
 
-use super::{footing::Footing, trouble};
+use super::{container_image::ContainerImage, error};
 use crate::{
     blocking,
     image::{ArchiveFile, SavedImage},
@@ -39,12 +39,12 @@ pub(super) async fn save(docker: &Docker, store: &Arc<Store>, image: &str) -> Re
             Ok(())
         };
         let failed = |error: std::io::Error| crate::store::StoreError::io("write", &path, error);
-        write().map_err(failed).map_err(trouble::store(DOING))
+        write().map_err(failed).map_err(error::store(DOING))
     });
     let reading = async {
         let mut stream = pin!(docker.export_image(image));
         while let Some(chunk) = stream.next().await {
-            if sender.send(chunk.map_err(trouble::daemon(DOING))?).await.is_err() {
+            if sender.send(chunk.map_err(error::daemon(DOING))?).await.is_err() {
                 break;
             }
         }
@@ -55,36 +55,36 @@ pub(super) async fn save(docker: &Docker, store: &Arc<Store>, image: &str) -> Re
     // If writing failed, reading stopped because of it, so the write error comes first.
     written.and(read)?;
     let store = Arc::clone(store);
-    blocking::run(DOING, move || SavedImage::open(&store, file).map_err(trouble::image(DOING))).await
+    blocking::run(DOING, move || SavedImage::open(&store, file).map_err(error::image(DOING))).await
 }
 
-/// Commits a snapshot of an image that is based on a footing, with `footing.made + 1` layers that the store
+/// Commits a snapshot of an image that is based on a container_image, with `container_image.made + 1` layers that the store
 /// does not have.
 pub(super) async fn snapshot(
     saved: SavedImage,
-    footing: &Footing,
+    container_image: &ContainerImage,
     base: Base,
     store: &Arc<Store>,
 ) -> Result<SnapshotRef, RunnerError> {
     // Held until the snapshot refers to the layers.
-    let _lease = store.lease().map_err(trouble::store("take a lease"))?;
-    let expected = footing.layer_count() + 1;
+    let _lease = store.lease().map_err(error::store("take a lease"))?;
+    let expected = container_image.layer_count() + 1;
     if saved.diff_ids().len() != expected {
         let error = anyhow::anyhow!("the image has {} layers instead of {expected}", saved.diff_ids().len());
         return Err(RunnerError::infrastructure(DOING, error));
     }
     let saved = Arc::new(saved);
-    let mut layers = footing.layers.clone();
-    for index in footing.known..expected {
+    let mut layers = container_image.layers.clone();
+    for index in container_image.known..expected {
         if saved.diff_ids()[index] != ImageDigest::of(&EMPTY_TAR) {
-            layers.insert(0, take_home(&saved, index, footing.id_map, store).await?);
+            layers.insert(0, take_home(&saved, index, container_image.id_map, store).await?);
         }
     }
-    let (store, source, id_map) = (Arc::clone(store), footing.source.clone(), footing.id_map);
+    let (store, source, id_map) = (Arc::clone(store), container_image.source.clone(), container_image.id_map);
     blocking::run(DOING, move || {
         let parent = Snapshot { base: base.clone(), source: source.clone(), layers, id_map };
         let request = CommitRequest { parent: Some(&parent), base, source, delta: None, id_map };
-        store.commit_layer(None, request).map_err(trouble::store("commit the container's layer"))
+        store.commit_layer(None, request).map_err(error::store("commit the container's layer"))
     })
     .await
 }
@@ -96,16 +96,16 @@ async fn take_home(
     store: &Arc<Store>,
 ) -> Result<LayerId, RunnerError> {
     let diff_id = saved.diff_ids()[index];
-    let _lock = image::lock_layer(store, &image::layer_id(&diff_id, id_map)).await.map_err(trouble::store(DOING))?;
+    let _lock = image::lock_layer(store, &image::layer_id(&diff_id, id_map)).await.map_err(error::store(DOING))?;
     let (saved, store) = (Arc::clone(saved), Arc::clone(store));
     blocking::run(DOING, move || {
-        if let Some(layer) = image::find_layer(&store, &diff_id, id_map).map_err(trouble::store(DOING))? {
+        if let Some(layer) = image::find_layer(&store, &diff_id, id_map).map_err(error::store(DOING))? {
             return Ok(layer);
         }
         let blob = saved.layer(index).map_err(|error| RunnerError::infrastructure(DOING, error))?;
         let unpacked =
             image::unpack_layer(&store, image::LayerFile::new("the container's layer", diff_id, blob), id_map);
-        unpacked.map_err(trouble::image(DOING))
+        unpacked.map_err(error::image(DOING))
     })
     .await
 }

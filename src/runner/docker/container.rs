@@ -24,11 +24,11 @@ use uuid::Uuid;
 
 use super::{
     collect,
-    footing::{Footing, MAX_LAYERS},
+    container_image::{ContainerImage, MAX_LAYERS},
+    error::{self, is_missing},
     processes::Processes,
     shared::{Connection, Shared},
     sweep::{remove_container, remove_image},
-    trouble::{self, is_missing},
 };
 use crate::{
     model::{SnapshotRef, StdStream},
@@ -91,7 +91,7 @@ pub struct Container {
     shared: Arc<Shared>,
     connection: Connection,
     name: String,
-    footing: Arc<Footing>,
+    container_image: Arc<ContainerImage>,
     limits: Limits,
     /// Whether the container may exist at the daemon.
     may_exist: AtomicBool,
@@ -102,12 +102,17 @@ pub struct Container {
 }
 
 impl Container {
-    pub(super) fn new(shared: &Arc<Shared>, connection: &Connection, footing: &Arc<Footing>, limits: &Limits) -> Self {
+    pub(super) fn new(
+        shared: &Arc<Shared>,
+        connection: &Connection,
+        container_image: &Arc<ContainerImage>,
+        limits: &Limits,
+    ) -> Self {
         Self {
             shared: Arc::clone(shared),
             connection: connection.clone(),
             name: format!("hm-{}", Uuid::new_v4().simple()),
-            footing: Arc::clone(footing),
+            container_image: Arc::clone(container_image),
             limits: limits.clone(),
             may_exist: AtomicBool::new(false),
             ended: AtomicBool::new(false),
@@ -117,11 +122,11 @@ impl Container {
 
     fn body(&self, command: &Command<'_>) -> ContainerCreateBody {
         let mut env = BTreeMap::from(DEFAULT_ENV);
-        let variables = self.footing.env.iter().chain(command.env);
+        let variables = self.container_image.env.iter().chain(command.env);
         env.extend(variables.map(|(name, value)| (name.as_str(), value.as_str())));
         // Variables that the daemon would inherit from the step that produced the image. In Docker, a name
         // without a value removes a variable.
-        let stray = self.footing.stray.iter().filter(|name| !env.contains_key(name.as_str())).cloned();
+        let stray = self.container_image.stray.iter().filter(|name| !env.contains_key(name.as_str())).cloned();
         let stray: Vec<_> = stray.collect();
         let cmd = argument(command.script, &stray);
         let env = env.into_iter().map(|(name, value)| format!("{name}={value}")).chain(stray).collect();
@@ -147,7 +152,7 @@ impl Container {
             ..HostConfig::default()
         };
         ContainerCreateBody {
-            image: Some(self.footing.image.clone()),
+            image: Some(self.container_image.image.clone()),
             entrypoint: Some(vec!["/bin/sh".into(), "-c".into()]),
             cmd: Some(cmd),
             env: Some(env),
@@ -155,7 +160,7 @@ impl Container {
             user: Some(USER.into()),
             attach_stdout: Some(true),
             attach_stderr: Some(true),
-            labels: Some(self.connection.marks.labels(self.footing.run)),
+            labels: Some(self.connection.owner.labels(self.container_image.run)),
             host_config: Some(host_config),
             ..ContainerCreateBody::default()
         }
@@ -167,7 +172,7 @@ impl Container {
         let code = match waiting.next().await {
             Some(Ok(ended)) => ended.status_code,
             Some(Err(Error::DockerContainerWaitError { error, code })) if error.is_empty() => code,
-            Some(Err(error)) => return Err(trouble::daemon("wait for the container")(error)),
+            Some(Err(error)) => return Err(error::daemon("wait for the container")(error)),
             None => {
                 let error = anyhow::anyhow!("the daemon reported no exit code");
                 return Err(RunnerError::infrastructure("wait for the container", error));
@@ -178,7 +183,7 @@ impl Container {
             && let Some(memory) = self.limits.memory
         {
             let found = self.connection.client.inspect_container(&self.name, None).await;
-            let state = found.map_err(trouble::daemon("look at the container"))?.state;
+            let state = found.map_err(error::daemon("look at the container"))?.state;
             if state.and_then(|state| state.oom_killed).unwrap_or(false) {
                 return Err(RunnerError::out_of_memory(memory.bytes));
             }
@@ -210,17 +215,17 @@ impl Container {
 
     /// Commits the container's files as an image. The container is removed soon after, which is not waited
     /// for, because nothing runs in it any longer.
-    async fn image(self) -> Result<Footing, RunnerError> {
+    async fn image(self) -> Result<ContainerImage, RunnerError> {
         if !self.ended.load(Relaxed) {
-            self.kill().await.map_err(trouble::daemon("kill the container"))?;
+            self.kill().await.map_err(error::daemon("kill the container"))?;
         }
         let options = CommitContainerOptionsBuilder::default().container(&self.name).pause(false).build();
-        let labels = Some(self.connection.marks.labels(self.footing.run));
+        let labels = Some(self.connection.owner.labels(self.container_image.run));
         let config = ContainerConfig { labels, ..ContainerConfig::default() };
         let committed = self.connection.client.commit_container(options, config).await;
-        let image = committed.map_err(trouble::daemon("commit the container"))?.id;
+        let image = committed.map_err(error::daemon("commit the container"))?.id;
         let none = BTreeSet::new();
-        Ok(self.footing.above(image, self.env.get().unwrap_or(&none)))
+        Ok(self.container_image.above(image, self.env.get().unwrap_or(&none)))
     }
 }
 
@@ -263,16 +268,16 @@ impl Vm for Container {
             Err(error) => {
                 if is_missing(&error) {
                     // The image was removed from outside: the next attempt makes it anew.
-                    self.shared.forget(&self.footing);
+                    self.shared.forget(&self.container_image);
                 }
-                return Err(trouble::daemon("create the container")(error));
+                return Err(error::daemon("create the container")(error));
             }
         };
         let options = AttachContainerOptionsBuilder::default().stream(true).stdout(true).stderr(true).build();
         let attached = self.connection.client.attach_container(&self.name, Some(options)).await;
-        let mut printed = attached.map_err(trouble::daemon("attach to the container"))?.output;
+        let mut printed = attached.map_err(error::daemon("attach to the container"))?.output;
         let started = self.connection.client.start_container(&self.name, None).await;
-        started.map_err(trouble::daemon("start the container"))?;
+        started.map_err(error::daemon("start the container"))?;
         let processes = self.processes(&created.id).await;
         let mut refused = false;
         loop {
@@ -285,7 +290,7 @@ impl Vm for Container {
                 chunk = printed.next() => chunk,
             };
             let Some(chunk) = chunk else { break };
-            match chunk.map_err(trouble::daemon("read the container's output"))? {
+            match chunk.map_err(error::daemon("read the container's output"))? {
                 LogOutput::StdErr { message } => output.write(StdStream::Stderr, &message).await,
                 LogOutput::StdOut { message } | LogOutput::Console { message } => {
                     output.write(StdStream::Stdout, &message).await;
@@ -324,32 +329,32 @@ impl Vm for Container {
     }
 
     fn wants_commit(&self) -> bool {
-        self.footing.layer_count() >= MAX_LAYERS
+        self.container_image.layer_count() >= MAX_LAYERS
     }
 
     async fn snapshot(self) -> Result<String, RunnerError> {
         let shared = Arc::clone(&self.shared);
-        let footing = self.image().await?;
-        let name = footing.image.clone();
-        shared.keep(footing);
+        let container_image = self.image().await?;
+        let name = container_image.image.clone();
+        shared.keep(container_image);
         Ok(name)
     }
 
     async fn commit(self, store: &Arc<Store>) -> Result<SnapshotRef, RunnerError> {
         let (shared, client, below) =
-            (Arc::clone(&self.shared), self.connection.client.clone(), Arc::clone(&self.footing));
+            (Arc::clone(&self.shared), self.connection.client.clone(), Arc::clone(&self.container_image));
         let base = shared.base_in_store(&client, store, &below).await?;
-        let footing = self.image().await?;
-        let saved = collect::save(&client, store, &footing.image).await?;
+        let container_image = self.image().await?;
+        let saved = collect::save(&client, store, &container_image.image).await?;
         let name = collect::snapshot(saved, &below, base.clone(), store).await?;
-        let snapshot = store.snapshots().get(&name).map_err(trouble::store("read the snapshot"))?;
-        if footing.layer_count() > MAX_LAYERS {
+        let snapshot = store.snapshots().get(&name).map_err(error::store("read the snapshot"))?;
+        if container_image.layer_count() > MAX_LAYERS {
             // A child loads the image anew, with the layers that the store has merged.
-            if let Err(error) = remove_image(&client, &footing.image).await {
+            if let Err(error) = remove_image(&client, &container_image.image).await {
                 tracing::debug!(%error, "an image is kept until the end of the build");
             }
         } else {
-            shared.put(&name, footing, base, &snapshot);
+            shared.put(&name, container_image, base, &snapshot);
         }
         Ok(name)
     }
@@ -371,7 +376,7 @@ impl Drop for Container {
         if *self.may_exist.get_mut() {
             let (client, name) = (self.connection.client.clone(), std::mem::take(&mut self.name));
             let what = format!("remove container {name}, which is left to the end of the build or the next run");
-            self.shared.afterwards.run(what, async move { remove_container(&client, &name).await });
+            self.shared.cleanup.run(what, async move { remove_container(&client, &name).await });
         }
     }
 }

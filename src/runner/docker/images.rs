@@ -5,7 +5,7 @@ use std::time::Instant;
 use bollard::{Docker, models::ImageInspect, query_parameters::CreateImageOptionsBuilder};
 use futures_util::StreamExt;
 
-use super::trouble::{self, is_missing};
+use super::error::{self, is_missing};
 use crate::{
     image::PullPolicy,
     ir::Env,
@@ -41,7 +41,7 @@ pub(super) async fn find(docker: &Docker, name: &str) -> Result<Option<DaemonIma
     match docker.inspect_image(name).await {
         Ok(found) => Ok(Some(described(name, found)?)),
         Err(error) if is_missing(&error) => Ok(None),
-        Err(error) => Err(trouble::daemon("look at the image")(error)),
+        Err(error) => Err(error::daemon("look at the image")(error)),
     }
 }
 

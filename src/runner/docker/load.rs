@@ -7,7 +7,7 @@ use bollard::{Docker, body_try_stream, errors::Error, query_parameters::ImportIm
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt, stream};
 
-use super::trouble;
+use super::error;
 use crate::{
     blocking,
     image::ArchiveFile,
@@ -39,7 +39,7 @@ pub(super) async fn load(
 ) -> Result<String, RunnerError> {
     let opened = Arc::clone(store);
     let (file, digest) = blocking::run(DOING, move || {
-        let failed = trouble::export;
+        let failed = error::export;
         let mut layers = Vec::with_capacity(parts.len());
         for part in parts {
             layers.push(match part {
@@ -65,7 +65,7 @@ pub(super) async fn load(
             Some(error) => Err(Error::DockerStreamError { error }),
             None => Ok(answer.stream),
         });
-        let said = answer.map_err(trouble::daemon(DOING))?;
+        let said = answer.map_err(error::daemon(DOING))?;
         // Podman reports the id in a different wording.
         id = id.or(said
             .as_deref()

@@ -7,18 +7,18 @@ use bollard::Docker as Client;
 
 use super::{
     collect,
-    footing::{Footing, FootingBase},
+    container_image::{ContainerImage, ContainerImageBase},
+    error,
     images::{self, DaemonImage, is_the_stores},
     load::{self, Part},
     shared::{Connection, Shared},
-    trouble,
 };
 use crate::{
     ir::Env,
     runner::{
         RunnerError,
         image_notes::StepNotes,
-        vm::{Ground, GroundBase, Output},
+        vm::{BootContext, MachineBase, Output},
     },
     store::{Base, IdMap, Store},
 };
@@ -32,16 +32,16 @@ pub(super) fn no_host() -> RunnerError {
 }
 
 impl Shared {
-    /// Returns the base of a footing in the store. Imports it if only the daemon has it.
+    /// Returns the base of a container_image in the store. Imports it if only the daemon has it.
     pub(super) async fn base_in_store(
         &self,
         client: &Client,
         store: &Arc<Store>,
-        footing: &Footing,
+        container_image: &ContainerImage,
     ) -> Result<Base, RunnerError> {
-        match &footing.base {
-            FootingBase::Store(base) => Ok(base.clone()),
-            FootingBase::Daemon(id) => self.daemon_base(client, store, id, footing.id_map).await,
+        match &container_image.base {
+            ContainerImageBase::Store(base) => Ok(base.clone()),
+            ContainerImageBase::Daemon(id) => self.daemon_base(client, store, id, container_image.id_map).await,
         }
     }
 
@@ -57,37 +57,37 @@ impl Shared {
         // Most daemons use the same id for an image as the store.
         let digest = known.or_else(|| id.parse().ok());
         if let Some(digest) = digest
-            && image::stored::is_stored(store, &digest, id_map).map_err(trouble::store("look for the image"))?
+            && image::stored::is_stored(store, &digest, id_map).map_err(error::store("look for the image"))?
         {
             return Ok(Base::Image(digest));
         }
         let saved = collect::save(client, store, id).await?;
-        let digest = saved.keep(id_map).await.map_err(trouble::image("download the image"))?;
+        let digest = saved.keep(id_map).await.map_err(error::image("download the image"))?;
         *known = Some(digest);
         Ok(Base::Image(digest))
     }
 
     /// Creates the image that containers start from.
-    pub(super) async fn make_footing(
+    pub(super) async fn make_container_image(
         &self,
         connection: &Connection,
-        ground: &Ground,
+        context: &BootContext,
         output: &Output<'_>,
-    ) -> Result<Arc<Footing>, RunnerError> {
-        let (store, client) = (&ground.store, &connection.client);
+    ) -> Result<Arc<ContainerImage>, RunnerError> {
+        let (store, client) = (&context.store, &connection.client);
         let id_map = self.id_map(store).await?;
-        let (base, image, layers) = match &ground.base {
-            GroundBase::Image(name) if &**name == "host" => return Err(no_host()),
-            GroundBase::Image(name) if is_the_stores(name) => {
+        let (base, image, layers) = match &context.base {
+            MachineBase::Image(name) if &**name == "host" => return Err(no_host()),
+            MachineBase::Image(name) if is_the_stores(name) => {
                 let notes = StepNotes { bus: output.bus, step_id: output.step_id };
                 let base = Box::pin(self.images.fetch(store, name, id_map, &notes)).await;
-                (FootingBase::Store(base.map_err(trouble::image("get the image"))?), None, Vec::new())
+                (ContainerImageBase::Store(base.map_err(error::image("get the image"))?), None, Vec::new())
             }
-            GroundBase::Image(name) => {
+            MachineBase::Image(name) => {
                 let image = images::get(client, name, self.options.pull, output).await?;
-                (FootingBase::Daemon(image.id.clone()), Some(image), Vec::new())
+                (ContainerImageBase::Daemon(image.id.clone()), Some(image), Vec::new())
             }
-            GroundBase::Snapshot { snapshot, delta, .. } => {
+            MachineBase::Snapshot { snapshot, delta, .. } => {
                 if snapshot.id_map != id_map {
                     let why = "the parent's snapshot was made with another id mapping: run the parent step again";
                     return Err(RunnerError::unsupported(why));
@@ -98,13 +98,13 @@ impl Shared {
                     Base::Image(digest) => images::find(client, &digest.to_string()).await?,
                 };
                 let layers = delta.iter().chain(&snapshot.layers).cloned().collect();
-                (FootingBase::Store(snapshot.base.clone()), image, layers)
+                (ContainerImageBase::Store(snapshot.base.clone()), image, layers)
             }
         };
-        let above = ground.source.roots.iter().rev().cloned();
+        let above = context.source.roots.iter().rev().cloned();
         let above: Vec<Part> =
             above.chain(layers.iter().rev().map(|layer| store.layers().dir(layer))).map(Part::Dir).collect();
-        let labels = connection.marks.labels(ground.run);
+        let labels = connection.owner.labels(context.run);
         let loaded = match &image {
             Some(DaemonImage { diff_ids, .. }) => {
                 let parts = diff_ids.iter().map(|diff_id| Part::There(*diff_id)).chain(above.iter().cloned()).collect();
@@ -124,18 +124,18 @@ impl Shared {
             Some(loaded) => loaded,
             None => {
                 let whole = match &base {
-                    FootingBase::Store(base) => base.clone(),
-                    FootingBase::Daemon(id) => self.daemon_base(client, store, id, id_map).await?,
+                    ContainerImageBase::Store(base) => base.clone(),
+                    ContainerImageBase::Daemon(id) => self.daemon_base(client, store, id, id_map).await?,
                 };
-                let lower = image::layer_dirs(store, &whole, id_map).map_err(trouble::export("read the image"))?;
-                env = image::stored::env_of(store, &whole, id_map).map_err(trouble::image("read the image"))?;
+                let lower = image::layer_dirs(store, &whole, id_map).map_err(error::export("read the image"))?;
+                env = image::stored::env_of(store, &whole, id_map).map_err(error::image("read the image"))?;
                 let parts: Vec<Part> = lower.into_iter().map(Part::Dir).chain(above).collect();
                 let known = parts.len();
                 (load::load(client, store, parts, id_map, labels).await?, known)
             }
         };
-        let (run, source) = (ground.run, ground.source.id.clone());
+        let (run, source) = (context.run, context.source.id.clone());
         let stray = BTreeSet::new();
-        Ok(Arc::new(Footing { image, run, base, source, known, layers, made: 0, env, stray, id_map }))
+        Ok(Arc::new(ContainerImage { image, run, base, source, known, layers, made: 0, env, stray, id_map }))
     }
 }

@@ -14,7 +14,7 @@ use std::{
     time::Duration,
 };
 
-use super::{connection, marks::Marks, sweep};
+use super::{connection, labels::Owner, sweep};
 
 /// The first argument that turns a program with this library into this process. The daemon's address, a
 /// label, and a process follow.
@@ -57,10 +57,10 @@ pub(super) struct Reaper(Child);
 
 impl Reaper {
     /// Starts the process.
-    pub(super) fn start(program: &Path, place: &str, marks: &Marks) -> std::io::Result<Self> {
+    pub(super) fn start(program: &Path, place: &str, owner: &Owner) -> std::io::Result<Self> {
         let child = Command::new(program)
             .arg0("hm-docker")
-            .args([MARKER, place, &marks.of_store(), marks.process()])
+            .args([MARKER, place, &owner.of_store(), owner.process()])
             .env_clear()
             .current_dir("/")
             .stdin(Stdio::piped())

@@ -13,16 +13,16 @@ use uuid::Uuid;
 
 use super::{
     connection,
-    footing::{Footing, FootingBase, Footings},
-    marks::{self, Marks},
+    container_image::{ContainerImage, ContainerImageBase, ContainerImages},
+    error,
+    labels::{self, Owner},
     reaper::{self, Reaper},
     sweep::{self, Swept},
-    trouble,
 };
 use crate::{
     image::{ImageOptions, Images},
     model::SnapshotRef,
-    runner::{RunnerError, StepContext, afterwards::Afterwards},
+    runner::{RunnerError, StepContext, cleanup::CleanupThread},
     store::{Base, IdMap, ImageDigest, Snapshot, Store},
     sync::Mutex,
 };
@@ -35,12 +35,12 @@ pub(super) struct Shared {
     pub(super) options: ImageOptions,
     pub(super) images: Images,
     pub(super) connection: OnceCell<Connection>,
-    pub(super) runs: Mutex<HashMap<Uuid, Arc<Footings>>>,
+    pub(super) runs: Mutex<HashMap<Uuid, Arc<ContainerImages>>>,
     /// Images at the daemon that are snapshots, by id.
-    pub(super) own: Mutex<HashMap<String, Arc<Footing>>>,
+    pub(super) own: Mutex<HashMap<String, Arc<ContainerImage>>>,
     /// The digests in the store of images of the daemon, by the daemon's id.
     pub(super) bases: Mutex<HashMap<String, Slot>>,
-    pub(super) afterwards: Afterwards,
+    pub(super) cleanup: CleanupThread,
     pub(super) reaper: OnceLock<Reaper>,
     /// Determines how ids are mapped in this machine's steps. Containers share layers with those.
     #[cfg(target_os = "linux")]
@@ -54,7 +54,7 @@ pub(super) type Slot = Arc<tokio::sync::Mutex<Option<ImageDigest>>>;
 #[derive(Debug, Clone)]
 pub(super) struct Connection {
     pub(super) client: Client,
-    pub(super) marks: Marks,
+    pub(super) owner: Owner,
 }
 
 impl Shared {
@@ -62,9 +62,9 @@ impl Shared {
     pub(super) async fn connection(&self, store: &Arc<Store>) -> Result<&Connection, RunnerError> {
         let connecting = self.connection.get_or_try_init(async || {
             let place = connection::place(self.host.as_deref());
-            let client = connection::connect(&place).await.map_err(trouble::daemon("talk to the daemon"))?;
-            let marks = Marks::of(store).map_err(trouble::store("read the store's name"))?;
-            match sweep::remove(&client, &marks.of_store(), |process| !store.instance().is_open_in(process)).await {
+            let client = connection::connect(&place).await.map_err(error::daemon("talk to the daemon"))?;
+            let owner = Owner::of(store).map_err(error::store("read the store's name"))?;
+            match sweep::remove(&client, &owner.of_store(), |process| !store.instance().is_open_in(process)).await {
                 Ok(swept) if swept == Swept::default() => {}
                 Ok(Swept { containers, images }) => {
                     tracing::info!(containers, images, "removed leftovers of killed runs")
@@ -72,18 +72,18 @@ impl Shared {
                 Err(error) => tracing::warn!(%error, "failed to remove leftovers of killed runs from the daemon"),
             }
             if let Some(program) = reaper::locate(self.helper.as_deref()) {
-                match Reaper::start(&program, &place, &marks) {
+                match Reaper::start(&program, &place, &owner) {
                     Ok(reaper) => drop(self.reaper.set(reaper)),
                     Err(error) => tracing::warn!(%error, "containers will not be removed if this process is killed"),
                 }
             }
-            Ok(Connection { client, marks })
+            Ok(Connection { client, owner })
         });
         connecting.await
     }
 
-    /// Returns the footings of a run. They are removed when the run ends.
-    pub(super) fn run(self: &Arc<Self>, ctx: &StepContext, run: Uuid) -> Arc<Footings> {
+    /// Returns the images of a run. They are removed when the run ends.
+    pub(super) fn run(self: &Arc<Self>, ctx: &StepContext, run: Uuid) -> Arc<ContainerImages> {
         let mut runs = self.runs.lock();
         Arc::clone(runs.entry(run).or_insert_with(|| {
             let shared = Arc::clone(self);
@@ -94,9 +94,9 @@ impl Shared {
 
     async fn end_run(&self, run: Uuid) {
         self.runs.lock().remove(&run);
-        self.own.lock().retain(|_, footing| footing.run != run);
+        self.own.lock().retain(|_, container_image| container_image.run != run);
         let Some(Connection { client, .. }) = self.connection.get() else { return };
-        match sweep::remove(client, &marks::of_run(run), |_| true).await {
+        match sweep::remove(client, &labels::of_run(run), |_| true).await {
             Ok(swept) => tracing::debug!(?swept, %run, "removed at the end of the build"),
             Err(error) => {
                 tracing::warn!(%error, "failed to remove the build's containers and images from the daemon; the next build will remove them")
@@ -105,22 +105,25 @@ impl Shared {
     }
 
     /// Records an image that is a snapshot.
-    pub(super) fn keep(&self, footing: Footing) {
-        self.own.lock().insert(footing.image.clone(), Arc::new(footing));
+    pub(super) fn keep(&self, container_image: ContainerImage) {
+        self.own.lock().insert(container_image.image.clone(), Arc::new(container_image));
     }
 
     /// Records an image with the same content as a snapshot of the store, so that the snapshot's children
     /// need not load it.
-    pub(super) fn put(&self, name: &SnapshotRef, image: Footing, base: Base, snapshot: &Snapshot) {
-        let Some(footings) = self.runs.lock().get(&image.run).map(Arc::clone) else { return };
+    pub(super) fn put(&self, name: &SnapshotRef, image: ContainerImage, base: Base, snapshot: &Snapshot) {
+        let Some(images) = self.runs.lock().get(&image.run).map(Arc::clone) else { return };
         let (known, layers) = (image.layer_count(), snapshot.layers.clone());
-        footings.put(&name.0, Arc::new(Footing { base: FootingBase::Store(base), known, layers, made: 0, ..image }));
+        images.put(
+            &name.0,
+            Arc::new(ContainerImage { base: ContainerImageBase::Store(base), known, layers, made: 0, ..image }),
+        );
     }
 
     /// Forgets an image that the daemon no longer has.
-    pub(super) fn forget(&self, footing: &Footing) {
-        if let Some(footings) = self.runs.lock().get(&footing.run) {
-            footings.forget(&footing.image);
+    pub(super) fn forget(&self, container_image: &ContainerImage) {
+        if let Some(images) = self.runs.lock().get(&container_image.run) {
+            images.forget(&container_image.image);
         }
     }
 

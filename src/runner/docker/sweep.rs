@@ -15,7 +15,7 @@ use bollard::{
 };
 use futures_util::StreamExt;
 
-use super::{marks::PROCESS, trouble::is_missing};
+use super::{error::is_missing, labels::PROCESS};
 
 /// The number of objects that were removed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

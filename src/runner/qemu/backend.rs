@@ -6,11 +6,11 @@ use tokio::sync::OnceCell;
 
 use super::{
     accel::Accelerator,
+    error::NoMachine,
     machine::Machine,
+    machine_size::{MachineSize, SizeDefaults},
     programs::{Places, Programs},
-    shape::{Defaults, Shape},
     template::{Template, Templates},
-    trouble::NoMachine,
 };
 use crate::{
     blocking,
@@ -18,7 +18,7 @@ use crate::{
         CacheIdentity, ImageSupport, Limits, Probe, RunnerCapabilities, RunnerError, StepContext, StepRunner,
         image_notes::StepNotes,
         sandbox::{SandboxBuilder, SandboxRunner},
-        vm::{Ground, Output, VmBackend},
+        vm::{BootContext, Output, VmBackend},
     },
     store::{Store, StoreHandle},
     sync::Mutex,
@@ -28,23 +28,23 @@ use crate::{
 #[derive(Debug)]
 pub struct Qemu {
     places: Places,
-    defaults: Defaults,
+    defaults: SizeDefaults,
     /// The sandbox that assembles a step's files, and runs QEMU next to them.
     local: SandboxRunner,
     store: StoreHandle,
     programs: OnceCell<Arc<Programs>>,
     place: Option<PathBuf>,
-    templates: Mutex<HashMap<Shape, Slot>>,
+    templates: Mutex<HashMap<MachineSize, Slot>>,
 }
 
-/// The template of a shape, if it exists. Locked while the template is made.
+/// The template of a size, if it exists. Locked while the template is made.
 type Slot = Arc<tokio::sync::Mutex<Option<Template>>>;
 
 /// A builder for a [`Qemu`].
 #[derive(Debug, Clone, Default)]
 pub struct QemuBuilder {
     places: Places,
-    defaults: Defaults,
+    defaults: SizeDefaults,
     local: SandboxBuilder,
     place: Option<PathBuf>,
 }
@@ -153,8 +153,8 @@ impl Qemu {
     /// Returns an error if there is no machine.
     pub async fn trial(&self) -> Result<Accelerator, RunnerError> {
         let store = self.store.get().map_err(|error| RunnerError::infrastructure("open the store", error))?;
-        let shape = Shape::of(&Limits::default(), &self.defaults);
-        Ok(self.template(&store, self.programs().await?, shape).await?.accelerator)
+        let size = MachineSize::of(&Limits::default(), &self.defaults);
+        Ok(self.template(&store, self.programs().await?, size).await?.accelerator)
     }
 
     /// Returns the directory of the templates.
@@ -175,16 +175,16 @@ impl Qemu {
         &self,
         store: &Arc<Store>,
         programs: &Arc<Programs>,
-        shape: Shape,
+        size: MachineSize,
     ) -> Result<Template, NoMachine> {
-        let slot = Arc::clone(self.templates.lock().entry(shape).or_default());
+        let slot = Arc::clone(self.templates.lock().entry(size).or_default());
         let mut known = slot.lock().await;
         match &*known {
             Some(template) if template.is_there() => Ok(template.clone()),
             _ => {
                 let place = self.place(store);
                 let templates = Templates { place: &place, local: &self.local, store, programs };
-                let template = templates.get(shape).await?;
+                let template = templates.get(size).await?;
                 Ok(known.insert(template).clone())
             }
         }
@@ -208,15 +208,15 @@ impl VmBackend for Qemu {
     async fn boot(
         &self,
         _: &StepContext,
-        ground: &Ground,
+        context: &BootContext,
         limits: &Limits,
         output: &Output<'_>,
     ) -> Result<Machine, RunnerError> {
         let programs = self.programs().await?;
         let notes = StepNotes { bus: output.bus, step_id: output.step_id };
-        let files = self.local.files(ground, notes).await?;
-        let template = self.template(&ground.store, programs, Shape::of(limits, &self.defaults)).await?;
-        Ok(Machine::start(&self.local, &ground.store, programs, &template, files, limits).await?)
+        let files = self.local.files(context, notes).await?;
+        let template = self.template(&context.store, programs, MachineSize::of(limits, &self.defaults)).await?;
+        Ok(Machine::start(&self.local, &context.store, programs, &template, files, limits).await?)
     }
 
     fn host_dirs(&self) -> &[PathBuf] {

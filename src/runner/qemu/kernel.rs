@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::trouble::Missing;
+use super::error::Missing;
 
 const BOOT: &str = "/boot";
 const MODULES: &str = "/lib/modules";

@@ -19,9 +19,9 @@ use tokio::net::UnixStream;
 
 use super::{
     accel::Accelerator,
+    error::{NoMachine, ResultExt},
+    machine_size::MachineSize,
     programs::Programs,
-    shape::Shape,
-    trouble::{Doing, NoMachine},
 };
 use crate::{
     guest,
@@ -49,7 +49,7 @@ exec 9<&-; exec "$@""#;
 pub(super) struct Launch<'a> {
     pub(super) programs: &'a Programs,
     pub(super) accelerator: Accelerator,
-    pub(super) shape: Shape,
+    pub(super) size: MachineSize,
     pub(super) initrd: &'a Path,
     /// A file of the size of the machine's memory, which the machine writes to.
     pub(super) memory: OwnedFd,
@@ -110,7 +110,7 @@ impl Launch<'_> {
         let its_log = log.try_clone().doing("make a file for what QEMU prints")?;
         let mut fds = Fds::default();
         let (guest_fd, qmp_fd, memory_fd) = (fds.add(its_guest), fds.add(its_qmp), fds.add(self.memory));
-        let Shape { memory_bytes, cpus, network } = self.shape;
+        let MachineSize { memory_bytes, cpus, network } = self.size;
         let (accelerator, cpu) = self.accelerator.names();
         let mut argv: Vec<OsString> = Vec::new();
         if self.files.is_some() {

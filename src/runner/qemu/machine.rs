@@ -12,11 +12,11 @@ use uuid::Uuid;
 
 use super::{
     channel::{self, Orders, Words},
+    error::{NoMachine, ResultExt},
     launch::{FILES_CHARDEV, Launch, Launched, Log},
     programs::Programs,
     qmp::Qmp,
     template::{Template, attend, capabilities},
-    trouble::{Doing, NoMachine},
 };
 use crate::{
     blocking,
@@ -65,7 +65,7 @@ impl Machine {
         let launch = Launch {
             programs,
             accelerator: template.accelerator,
-            shape: template.shape,
+            size: template.size,
             initrd: &template.initrd(),
             memory,
             state: Some(state),
@@ -91,7 +91,7 @@ impl Machine {
             orders: Mutex::new(orders),
             log,
             files,
-            memory_limit: template.shape.memory_limit(limits),
+            memory_limit: template.size.memory_limit(limits),
             limits: limits.clone(),
             _qmp: qmp,
         })

@@ -10,7 +10,7 @@
 //!
 //! The input is an attempt as [`VmRunner`] passes it on. The host mounts the step's overlay as the sandbox
 //! does, and `virtiofsd` serves it to the machine. So a command's changes go to a layer of the store,
-//! including whiteouts. A machine boots once for each shape and store; a step's machine is a copy of the one
+//! including whiteouts. A machine boots once for each size and store; a step's machine is a copy of the one
 //! that booted. Both programs run in the namespaces of a step, and die with the engine.
 //!
 //! This module knows nothing of plans. [`guest`](crate::guest) has the code that runs inside a machine.
@@ -20,15 +20,15 @@
 mod accel;
 mod backend;
 mod channel;
+mod error;
 mod initrd;
 mod kernel;
 mod launch;
 mod machine;
+mod machine_size;
 mod programs;
 mod qmp;
-mod shape;
 mod template;
-mod trouble;
 
 pub use accel::Accelerator;
 pub use backend::{Qemu, QemuBuilder};

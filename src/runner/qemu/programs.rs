@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::{kernel::Kernel, trouble::Missing};
+use super::{error::Missing, kernel::Kernel};
 use crate::{programs::find as on_path, step};
 
 /// The directories that distributions use for `virtiofsd`, which users do not call themselves.

@@ -8,7 +8,7 @@ use tokio::{
     net::UnixStream,
 };
 
-use super::trouble::NoMachine;
+use super::error::NoMachine;
 
 /// The longest answer in bytes.
 const MAX_LINE_BYTES: u64 = 1 << 20;

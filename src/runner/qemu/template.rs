@@ -23,12 +23,13 @@ use serde_json::json;
 
 use super::{
     accel::Accelerator,
-    channel, initrd,
+    channel,
+    error::{NoMachine, ResultExt},
+    initrd,
     launch::{Launch, Launched, Log},
+    machine_size::MachineSize,
     programs::Programs,
     qmp::Qmp,
-    shape::Shape,
-    trouble::{Doing, NoMachine},
 };
 use crate::{
     awake, blocking,
@@ -61,18 +62,18 @@ pub(super) struct Templates<'a> {
 #[derive(Debug, Clone)]
 pub(super) struct Template {
     dir: PathBuf,
-    pub(super) shape: Shape,
+    pub(super) size: MachineSize,
     pub(super) accelerator: Accelerator,
 }
 
 impl Templates<'_> {
-    /// Returns the template of a shape.
-    pub(super) async fn get(&self, shape: Shape) -> Result<Template, NoMachine> {
+    /// Returns the template of a size.
+    pub(super) async fn get(&self, size: MachineSize) -> Result<Template, NoMachine> {
         let first = Accelerator::first_choice(self.place, self.store);
-        match self.get_with(shape, first).await {
+        match self.get_with(size, first).await {
             Err(error) if first == Accelerator::Kvm => {
                 tracing::info!(error = &error as &dyn std::error::Error, "KVM is not usable here");
-                let template = self.get_with(shape, Accelerator::Tcg).await?;
+                let template = self.get_with(size, Accelerator::Tcg).await?;
                 // If both fail, KVM is not the cause.
                 Accelerator::avoid_kvm(self.place, self.store);
                 Ok(template)
@@ -81,12 +82,12 @@ impl Templates<'_> {
         }
     }
 
-    async fn get_with(&self, shape: Shape, accelerator: Accelerator) -> Result<Template, NoMachine> {
+    async fn get_with(&self, size: MachineSize, accelerator: Accelerator) -> Result<Template, NoMachine> {
         let (programs, store) = (Arc::clone(self.programs), Arc::clone(self.store));
-        let key = blocking::run("read QEMU's files", move || key(&store, &programs, shape, accelerator))
+        let key = blocking::run("read QEMU's files", move || key(&store, &programs, size, accelerator))
             .await
             .doing("read QEMU's files")?;
-        let template = Template { dir: self.place.join(&key), shape, accelerator };
+        let template = Template { dir: self.place.join(&key), size, accelerator };
         if template.touch() {
             return Ok(template);
         }
@@ -116,8 +117,8 @@ impl Templates<'_> {
     }
 
     async fn make(&self, template: &Template, dir: &Path) -> Result<(), NoMachine> {
-        let Template { shape, accelerator, .. } = *template;
-        let (place, contents, memory_bytes) = (dir.to_owned(), Arc::clone(self.programs), shape.memory_bytes);
+        let Template { size, accelerator, .. } = *template;
+        let (place, contents, memory_bytes) = (dir.to_owned(), Arc::clone(self.programs), size.memory_bytes);
         let prepared = blocking::run("make a template's files", move || {
             make_dir(&place).map_err(io::Error::other)?;
             initrd::write(&contents, BufWriter::new(create_new(&place.join("initrd"))?))?;
@@ -129,7 +130,7 @@ impl Templates<'_> {
         let launch = Launch {
             programs: self.programs,
             accelerator,
-            shape,
+            size,
             initrd: &dir.join("initrd"),
             memory: memory.into(),
             state: None,
@@ -227,7 +228,7 @@ pub(super) async fn attend<T>(
 }
 
 /// Returns the name of a template, a hash of everything that it depends on.
-fn key(store: &Store, programs: &Programs, shape: Shape, accelerator: Accelerator) -> io::Result<String> {
+fn key(store: &Store, programs: &Programs, size: MachineSize, accelerator: Accelerator) -> io::Result<String> {
     let mut hasher = blake3::Hasher::new();
     hasher.update_reader(File::open(&programs.guest)?)?;
     let files = [&programs.qemu, &programs.kernel.image];
@@ -236,6 +237,6 @@ fn key(store: &Store, programs: &Programs, shape: Shape, accelerator: Accelerato
         Ok((path.clone(), metadata.len(), metadata.mtime(), metadata.mtime_nsec()))
     });
     let described = described.collect::<io::Result<Vec<_>>>()?;
-    hasher.update(format!("{} {described:?} {shape:?} {accelerator:?}", guest::VERSION).as_bytes());
+    hasher.update(format!("{} {described:?} {size:?} {accelerator:?}", guest::VERSION).as_bytes());
     Ok(format!("{}-{}", store.vm_templates().name_prefix(), &hasher.finalize().to_hex()[..32]))
 }

@@ -94,7 +94,7 @@ impl LayerDirs {
 
 /// What a step's filesystems depend on besides its own input.
 #[derive(Debug)]
-pub(super) struct Ground<'a> {
+pub(super) struct BootContext<'a> {
     pub(super) store: &'a Arc<Store>,
     pub(super) layer_dirs: &'a LayerDirs,
     pub(super) images: &'a Images,
@@ -114,7 +114,7 @@ struct Plan {
     host: Vec<HostOverlaySpec>,
 }
 
-impl Ground<'_> {
+impl BootContext<'_> {
     /// Looks up what `input` boots from, and creates the layer that it writes to.
     pub(super) async fn boot(&self, ctx: &StepContext, input: &ExecutorInput) -> Result<Boot, RunnerError> {
         let source = ctx.archives.freeze(self.store).await.map_err(failed("freeze the source"))?;

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use super::{
     attempt, cgroup,
-    jail::{self, JailSpec, MountApi, Overlay, Place, Root, SetupError, UserNamespace},
+    jail::{self, JailPlace, JailSpec, MountApi, Overlay, Root, SetupError, UserNamespace},
     runner::{SandboxRunner, c_string},
 };
 use crate::{
@@ -87,7 +87,7 @@ impl SandboxRunner {
                     upper: path(&staging.upper())?,
                     work: path(staging.work())?,
                 }),
-                place: Place::Root,
+                place: JailPlace::Root,
                 binds: Vec::new(),
                 secrets: Vec::new(),
                 shares_network: true,

@@ -19,12 +19,12 @@ mod checks;
 mod confined;
 mod error;
 mod export;
+#[cfg(feature = "cloud")]
+mod layered_command;
 mod overlays;
 mod runner;
 #[cfg(feature = "qemu")]
 mod serve;
-#[cfg(feature = "cloud")]
-mod stack;
 mod visit;
 
 #[cfg(feature = "cloud")]
@@ -33,14 +33,14 @@ pub use cgroup::reap_control_groups;
 pub use checks::{Check, checks};
 pub use confined::{ConfinedCommand, ConfinedEnd, ConfinedError, ConfinedLimits, ConfinedOutput, OutputStream};
 pub use export::SandboxExportError;
+#[cfg(feature = "cloud")]
+pub(crate) use layered_command::LayeredCommand;
 #[cfg(feature = "qemu")]
 pub(crate) use runner::c_string;
 pub use runner::{SandboxBuilder, SandboxRunner};
 #[cfg(feature = "qemu")]
 pub(crate) use serve::{Files, Program, Serving};
-#[cfg(feature = "cloud")]
-pub(crate) use stack::StackStep;
-pub use visit::{Errand, Streams, Visit, VisitError};
+pub use visit::{Streams, Visit, VisitError, VisitOperation};
 
 pub use crate::{
     jail::{self, MountApi, UserNamespace},

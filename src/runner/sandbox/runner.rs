@@ -15,10 +15,10 @@ use uuid::Uuid;
 
 use super::{
     attempt::{self, Control, End, OutputSink},
-    boot::{Boot, Ground, LayerDirs},
+    boot::{Boot, BootContext, LayerDirs},
     cgroup::Limited,
     checks,
-    jail::{DEFAULT_ENV, JailSpec, MountApi, Place, Root, SecretFile, UserNamespace},
+    jail::{DEFAULT_ENV, JailPlace, JailSpec, MountApi, Root, SecretFile, UserNamespace},
     overlays::Overlays,
 };
 use crate::{
@@ -28,7 +28,7 @@ use crate::{
     model::{SnapshotRef, StdStream},
     runner::{
         ArgsSchema, CacheIdentity, ExecutorInput, ImageSupport, Limits, Network, Probe, RunnerCapabilities,
-        RunnerError, StepContext, StepResult, StepRunner, image_notes::no_image, left,
+        RunnerError, StepContext, StepResult, StepRunner, image_notes::no_image, kept_steps,
     },
     store::{IdMap, SnapshotConfig, Store, StoreError, StoreHandle},
     userns::{StartError, UsernsHelper, UsernsOptions, Zygote},
@@ -207,8 +207,8 @@ impl SandboxRunner {
     }
 
     /// Returns what steps' filesystems depend on.
-    pub(super) fn ground<'a>(&'a self, store: &'a Arc<Store>, zygote: &'a Arc<Zygote>) -> Ground<'a> {
-        Ground {
+    pub(super) fn boot_context<'a>(&'a self, store: &'a Arc<Store>, zygote: &'a Arc<Zygote>) -> BootContext<'a> {
+        BootContext {
             store,
             layer_dirs: &self.layer_dirs,
             images: &self.images,
@@ -242,7 +242,7 @@ impl SandboxRunner {
             mount_api: self.mount_api(),
             mountpoint: c_string("the store's path", store.dir().as_os_str().as_bytes())?,
             root: Root::Overlay(boot.root.clone()),
-            place: Place::Root,
+            place: JailPlace::Root,
             binds: boot.binds.clone(),
             secrets: ctx.secrets.iter().map(secret).collect::<Result<_, _>>()?,
             shares_network: limits.network == Network::Host,
@@ -278,7 +278,7 @@ impl StepRunner for SandboxRunner {
         let limits = Limits::of_args(input.step.runner_args.as_ref())?;
         let store = self.store().map_err(|error| RunnerError::infrastructure("open the store", error))?;
         let zygote = self.zygote(&store).await?;
-        let boot = self.ground(&store, &zygote).boot(ctx, &input).await?;
+        let boot = self.boot_context(&store, &zygote).boot(ctx, &input).await?;
         let limited = self.hold(&limits);
         let spec = self.spec(&zygote, &store, &boot, (&limits, &limited), ctx, &input)?;
         let control = Control { cancel: &ctx.cancel, grace: ctx.grace };
@@ -299,13 +299,13 @@ impl StepRunner for SandboxRunner {
                 let snapshot = commit(boot, &store).await?;
                 store.snapshots().describe(&snapshot, Arc::new(config()));
                 if ctx.keep {
-                    left::keep_passed(snapshot.clone(), &store, &input).await;
+                    kept_steps::keep_passed(snapshot.clone(), &store, &input).await;
                 }
                 Some(snapshot)
             }
             ended => {
-                if (self.config.keep_failed || ctx.keep) && left::is_worth_keeping(ended) {
-                    left::keep_failed(commit(boot, &store).await, &store, &input, config()).await;
+                if (self.config.keep_failed || ctx.keep) && kept_steps::is_worth_keeping(ended) {
+                    kept_steps::keep_failed(commit(boot, &store).await, &store, &input, config()).await;
                 } else if all_dead {
                     boot.discard();
                 }

@@ -16,7 +16,7 @@ use std::{
 use super::{
     attempt::{self, End},
     boot::{Boot, failed},
-    jail::{JailSpec, Place, Root},
+    jail::{JailPlace, JailSpec, Root},
     runner::{SandboxRunner, c_string, commit, environment},
 };
 use crate::{
@@ -25,7 +25,7 @@ use crate::{
     runner::{
         RunnerError,
         image_notes::{StepNotes, no_image},
-        vm::{self, GroundBase},
+        vm::{self, MachineBase},
     },
     store::{Store, StoreError, files::make_dir},
 };
@@ -97,17 +97,17 @@ impl SandboxRunner {
     ///
     /// # Errors
     /// Returns an error if the files cannot be assembled.
-    pub(crate) async fn files(&self, ground: &vm::Ground, notes: StepNotes<'_>) -> Result<Files, RunnerError> {
-        let zygote = self.zygote(&ground.store).await?;
-        let here = self.ground(&ground.store, &zygote);
-        let (parent, base) = match &ground.base {
-            GroundBase::Snapshot { snapshot, .. } => (Some(Arc::clone(snapshot)), snapshot.base.clone()),
-            GroundBase::Image(image) => {
-                let fetched = Box::pin(self.images.fetch(&ground.store, image, zygote.id_map(), &notes)).await;
+    pub(crate) async fn files(&self, context: &vm::BootContext, notes: StepNotes<'_>) -> Result<Files, RunnerError> {
+        let zygote = self.zygote(&context.store).await?;
+        let here = self.boot_context(&context.store, &zygote);
+        let (parent, base) = match &context.base {
+            MachineBase::Snapshot { snapshot, .. } => (Some(Arc::clone(snapshot)), snapshot.base.clone()),
+            MachineBase::Image(image) => {
+                let fetched = Box::pin(self.images.fetch(&context.store, image, zygote.id_map(), &notes)).await;
                 (None, fetched.map_err(no_image)?)
             }
         };
-        here.boot_over(&ground.source, parent, base, false, None).await.map(Files)
+        here.boot_over(&context.source, parent, base, false, None).await.map(Files)
     }
 
     /// Starts a program next to a step's files, or next to an empty directory if there are none.
@@ -140,7 +140,7 @@ impl SandboxRunner {
             mount_api: self.mount_api(),
             mountpoint: path(&place)?,
             root,
-            place: Place::Beside,
+            place: JailPlace::Beside,
             binds,
             secrets: Vec::new(),
             shares_network: false,

@@ -15,7 +15,7 @@ use std::{
 use super::{
     SandboxRunner,
     attempt::{self, End},
-    jail::{JailSpec, Place, Root, SetupError},
+    jail::{JailPlace, JailSpec, Root, SetupError},
     runner::{c_string, environment},
 };
 use crate::{
@@ -28,7 +28,7 @@ use crate::{
 /// The operation to perform over a snapshot.
 #[derive(Debug)]
 #[non_exhaustive]
-pub enum Errand<'a> {
+pub enum VisitOperation<'a> {
     /// Runs a program with a step's surroundings.
     Run {
         /// The program's path and its arguments.
@@ -68,14 +68,14 @@ pub struct Visit<'a> {
     /// The source: the one that the snapshot saw, or another one, whose changes are then visible.
     pub source: &'a FrozenSource,
     /// The operation to perform.
-    pub errand: Errand<'a>,
+    pub operation: VisitOperation<'a>,
 }
 
 impl<'a> Visit<'a> {
     /// Describes a visit.
     #[must_use]
-    pub fn new(snapshot: &'a SnapshotRef, source: &'a FrozenSource, errand: Errand<'a>) -> Self {
-        Self { snapshot, source, errand }
+    pub fn new(snapshot: &'a SnapshotRef, source: &'a FrozenSource, operation: VisitOperation<'a>) -> Self {
+        Self { snapshot, source, operation }
     }
 }
 
@@ -88,7 +88,7 @@ pub enum VisitError {
     Sandbox(#[source] RunnerError),
     /// The visitor failed to perform the operation.
     #[error("failed to {doing}")]
-    Errand {
+    Operation {
         /// The failed operation: completes "failed to ...".
         doing: String,
         /// The cause.
@@ -116,14 +116,14 @@ impl SandboxRunner {
             .get(visit.snapshot)
             .map_err(|error| sandbox(RunnerError::infrastructure("read the snapshot", error)))?;
         let base = snapshot.base.clone();
-        let ground = self.ground(&store, &zygote);
-        let boot = ground.boot_over(visit.source, Some(snapshot), base, false, None).await.map_err(sandbox)?;
+        let context = self.boot_context(&store, &zygote);
+        let boot = context.boot_over(visit.source, Some(snapshot), base, false, None).await.map_err(sandbox)?;
         let mut spec = JailSpec {
             user_namespace: zygote.user_namespace(),
             mount_api: self.mount_api(),
             mountpoint: c_string("the store's path", store.dir().as_os_str().as_bytes()).map_err(sandbox)?,
             root: Root::Overlay(boot.root.clone()),
-            place: Place::Root,
+            place: JailPlace::Root,
             binds: boot.binds.clone(),
             secrets: Vec::new(),
             shares_network: false,
@@ -137,12 +137,12 @@ impl SandboxRunner {
             terminal: streams.terminal,
             env: Vec::new(),
         };
-        let isolate_network = match visit.errand {
-            Errand::Pack { path } => {
+        let isolate_network = match visit.operation {
+            VisitOperation::Pack { path } => {
                 spec.pack = Some(c_string("the path", path.as_os_str().as_bytes()).map_err(sandbox)?);
                 true
             }
-            Errand::Run { argv, surroundings, env } => {
+            VisitOperation::Run { argv, surroundings, env } => {
                 let mut all = (*surroundings.env).clone();
                 all.extend(env.iter().cloned());
                 spec.env = environment(&boot.env, &all).map_err(sandbox)?;
@@ -160,7 +160,7 @@ impl SandboxRunner {
             Ok(End::Exited { code }) => Ok(code),
             Ok(_) => Ok(128 + 9),
             Err(SetupError { doing, errno }) => {
-                Err(VisitError::Errand { doing, source: io::Error::from_raw_os_error(errno) })
+                Err(VisitError::Operation { doing, source: io::Error::from_raw_os_error(errno) })
             }
         }
     }

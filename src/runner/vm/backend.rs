@@ -68,11 +68,11 @@ pub trait VmBackend: Send + Sync + fmt::Debug + 'static {
     fn boot(
         &self,
         ctx: &StepContext,
-        ground: &Ground,
+        context: &BootContext,
         limits: &Limits,
         output: &Output<'_>,
     ) -> impl Future<Output = Result<Self::Vm, RunnerError>> + Send {
-        let _ = (ctx, ground, limits, output);
+        let _ = (ctx, context, limits, output);
         async { Err(no_layers(Self::NAME)) }
     }
 
@@ -177,7 +177,7 @@ pub trait Vm: Send + Sync {
 /// The files that a machine of a backend with [`LAYERS`](VmBackend::LAYERS) starts from.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
-pub struct Ground {
+pub struct BootContext {
     /// The id of the run.
     pub run: Uuid,
     /// The store of the layers.
@@ -185,12 +185,12 @@ pub struct Ground {
     /// The source that the machine sees: over the image, below the snapshot's layers.
     pub source: Arc<FrozenSource>,
     /// The image or snapshot.
-    pub base: GroundBase,
+    pub base: MachineBase,
 }
 
 /// The files below and above the source.
 #[derive(Debug, Clone)]
-pub enum GroundBase {
+pub enum MachineBase {
     /// An image, with nothing above the source.
     Image(Arc<str>),
     /// A snapshot of the store.

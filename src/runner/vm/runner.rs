@@ -8,13 +8,13 @@ use std::{
     sync::Arc,
 };
 
-use super::{Command, Ground, GroundBase, Injection, Output, Vm, VmBackend};
+use super::{BootContext, Command, Injection, MachineBase, Output, Vm, VmBackend};
 use crate::{
     awake,
     model::SnapshotRef,
     runner::{
         ArgsSchema, CacheIdentity, ExecutorInput, Limits, Probe, RunnerCapabilities, RunnerError, StepContext,
-        StepResult, StepRunner, left,
+        StepResult, StepRunner, kept_steps,
     },
     source::FrozenSource,
     store::{SnapshotConfig, SourceId, Store, StoreError, StoreHandle},
@@ -85,11 +85,11 @@ impl<B: VmBackend> VmRunner<B> {
             parent if B::LAYERS => {
                 let base = match parent {
                     Some(snapshot) => layers(&store, snapshot, &source).await?,
-                    None => GroundBase::Image(image()),
+                    None => MachineBase::Image(image()),
                 };
                 let (run, output) = (input.run_id, Output { bus: &ctx.event_bus, step_id: input.step_id });
-                let ground = Ground { run, store: Arc::clone(&store), source: Arc::clone(&source), base };
-                return Ok((self.backend.boot(ctx, &ground, limits, &output).await?, store, source));
+                let context = BootContext { run, store: Arc::clone(&store), source: Arc::clone(&source), base };
+                return Ok((self.backend.boot(ctx, &context, limits, &output).await?, store, source));
             }
             Some(snapshot) => return Err(unknown(snapshot)),
             None => (self.backend.create(&image(), limits).await?, None),
@@ -106,12 +106,16 @@ impl<B: VmBackend> VmRunner<B> {
 }
 
 /// Reads a snapshot of the store, with the layer that adapts it to `source`.
-async fn layers(store: &Arc<Store>, name: &SnapshotRef, source: &Arc<FrozenSource>) -> Result<GroundBase, RunnerError> {
+async fn layers(
+    store: &Arc<Store>,
+    name: &SnapshotRef,
+    source: &Arc<FrozenSource>,
+) -> Result<MachineBase, RunnerError> {
     let (store, name, source) = (Arc::clone(store), name.clone(), Arc::clone(source));
     RunnerError::blocking("read the parent's snapshot", move || {
         let snapshot = store.snapshots().get(&name)?;
         let delta = if snapshot.source == source.id { None } else { source::delta(&store, &snapshot, &source)? };
-        Ok(GroundBase::Snapshot { name, snapshot, delta })
+        Ok(MachineBase::Snapshot { name, snapshot, delta })
     })
     .await
 }
@@ -140,7 +144,7 @@ impl<B: VmBackend> StepRunner for VmRunner<B> {
                     let snapshot = Box::pin(vm.commit(&store)).await?;
                     store.snapshots().describe(&snapshot, Arc::new(config()));
                     if ctx.keep {
-                        left::keep_passed(snapshot.clone(), &store, &input).await;
+                        kept_steps::keep_passed(snapshot.clone(), &store, &input).await;
                     }
                     Some(snapshot)
                 } else {
@@ -148,9 +152,9 @@ impl<B: VmBackend> StepRunner for VmRunner<B> {
                 }
             }
             ended => {
-                if B::LAYERS && (self.keep_failed || ctx.keep) && left::is_worth_keeping(ended) {
+                if B::LAYERS && (self.keep_failed || ctx.keep) && kept_steps::is_worth_keeping(ended) {
                     let committed = Box::pin(vm.commit(&store)).await;
-                    left::keep_failed(committed, &store, &input, config()).await;
+                    kept_steps::keep_failed(committed, &store, &input, config()).await;
                 } else {
                     vm.destroy().await;
                 }

@@ -115,11 +115,11 @@ impl Fault {
 }
 
 /// Adds the operation to a failed file operation.
-pub(super) trait Doing<T> {
+pub(super) trait ResultExt<T> {
     fn doing(self, doing: &'static str) -> Result<T, Fault>;
 }
 
-impl<T, E: Into<io::Error>> Doing<T> for Result<T, E> {
+impl<T, E: Into<io::Error>> ResultExt<T> for Result<T, E> {
     fn doing(self, doing: &'static str) -> Result<T, Fault> {
         self.map_err(|error| Fault::Io(doing, error.into()))
     }

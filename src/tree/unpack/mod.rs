@@ -10,11 +10,11 @@
 //! directories are set last. If the caller is not root, devices below `dev` are left out, because steps get a
 //! `/dev` of their own, and devices elsewhere are refused.
 
+mod cursor;
 mod error;
 mod reader;
 mod sparse;
 mod stream;
-mod way;
 mod writer;
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! Makes the files of an archive's members, below one directory and nowhere else.
 //!
-//! A member may be behind a symbolic link that an earlier one made (`lib -> usr/lib`, then `lib/x`). [`Way`]
-//! resolves its directory. Here a directory's path is always the real one, without links.
+//! A member may be behind a symbolic link that an earlier one made (`lib -> usr/lib`, then `lib/x`). The
+//! [`DirCursor`] resolves its directory. Here a directory's path is always the real one, without links.
 
 use std::{
     collections::BTreeMap,
@@ -23,10 +23,10 @@ use super::{
         at::{entries, is_whiteout, join, mtime, open_below, open_dir, open_dir_at, stat_at},
         copy::create,
     },
-    error::{Doing, Fault},
+    cursor::{DirCursor, parts},
+    error::{Fault, ResultExt},
     reader::{Kind, Member},
     sparse::Piece,
-    way::{Way, parts},
 };
 use crate::tree::IdMap;
 
@@ -43,7 +43,7 @@ const PRIVATE_XATTRS: [&[u8]; 5] =
 pub(super) struct Writer {
     id_map: IdMap,
     /// Leads to the directory that is being written to.
-    way: Way,
+    cursor: DirCursor,
     /// The number of directories that were made only because the archive has files in them.
     pub(super) implied: u64,
     /// The attributes that directories get when their content is complete, by path.
@@ -77,7 +77,7 @@ impl Attributes {
 impl Writer {
     pub(super) fn new(into: &Path, id_map: IdMap) -> Result<Self, Fault> {
         let root = open_dir(into).doing("open")?;
-        Ok(Self { id_map, way: Way::new(root), implied: 0, dirs: BTreeMap::new(), mtime: (0, 0) })
+        Ok(Self { id_map, cursor: DirCursor::new(root), implied: 0, dirs: BTreeMap::new(), mtime: (0, 0) })
     }
 
     /// Makes one member.
@@ -108,7 +108,7 @@ impl Writer {
             Kind::HardLink { target } => self.hard_link(parents, name, target),
             kind => {
                 let is_for_root = matches!(kind, Kind::Device { .. }) && self.id_map != IdMap::Root;
-                if is_for_root && self.way.top() == Some(b"dev") {
+                if is_for_root && self.cursor.top() == Some(b"dev") {
                     return Ok(());
                 }
                 self.make_room(name)?;
@@ -123,21 +123,21 @@ impl Writer {
             let given = self.finish_dir(&path, &attributes);
             given.map_err(|fault| (path, fault))?;
         }
-        let given = fs::futimens(self.way.root(), &mtime(self.mtime.0, self.mtime.1)).doing("set the time of");
+        let given = fs::futimens(self.cursor.root(), &mtime(self.mtime.0, self.mtime.1)).doing("set the time of");
         given.map_err(|fault| (Vec::new(), fault))
     }
 
     fn finish_dir(&mut self, path: &[u8], attributes: &Attributes) -> Result<(), Fault> {
         self.enter(&parts(path)?)?;
-        self.give(self.way.here(), attributes)
+        self.give(self.cursor.here(), attributes)
     }
 
     /// Enters a directory, and makes the missing parts of its path.
     fn enter(&mut self, parts: &[&[u8]]) -> Result<(), Fault> {
         let (dirs, implied) = (&mut self.dirs, &mut self.implied);
-        self.way.enter(parts, |way, name| {
-            way.make_dir(name)?;
-            dirs.insert(way.path_of(name), Attributes::implied());
+        self.cursor.enter(parts, |cursor, name| {
+            cursor.make_dir(name)?;
+            dirs.insert(cursor.path_of(name), Attributes::implied());
             *implied += 1;
             Ok(true)
         })?;
@@ -146,7 +146,7 @@ impl Writer {
 
     /// Enters a directory if it exists.
     fn enter_existing(&mut self, parts: &[&[u8]]) -> Result<bool, Fault> {
-        self.way.enter(parts, |_, _| Ok(false))
+        self.cursor.enter(parts, |_, _| Ok(false))
     }
 
     fn directory(&mut self, name: &OsStr, member: &Member) -> Result<(), Fault> {
@@ -156,7 +156,7 @@ impl Writer {
             found => {
                 let replaces = found.is_some_and(|stat| is_whiteout(&stat));
                 self.make_room(name)?;
-                self.way.make_dir(name)?;
+                self.cursor.make_dir(name)?;
                 // A directory that was removed and made again must hide the earlier content.
                 if replaces {
                     let dir = open_dir_at(self.here(), name).doing("open")?;
@@ -164,7 +164,7 @@ impl Writer {
                 }
             }
         }
-        self.dirs.insert(self.way.path_of(name), Attributes::of(member));
+        self.dirs.insert(self.cursor.path_of(name), Attributes::of(member));
         Ok(())
     }
 
@@ -179,9 +179,9 @@ impl Writer {
             return Err(nothing());
         }
         let from = self.here().try_clone_to_owned().doing("open the directory of")?;
-        let target_path = self.way.path_of(target_name);
+        let target_path = self.cursor.path_of(target_name);
         self.enter(parents)?;
-        if self.way.path_of(name) == target_path {
+        if self.cursor.path_of(name) == target_path {
             return Err(Fault::refused("it is a hard link to itself"));
         }
         self.make_room(name)?;
@@ -194,7 +194,7 @@ impl Writer {
     }
 
     fn here(&self) -> BorrowedFd<'_> {
-        self.way.here()
+        self.cursor.here()
     }
 
     /// Removes the files that earlier entries made at a name.
@@ -208,7 +208,7 @@ impl Writer {
             Err(Errno::NOTEMPTY | Errno::EXIST) => self.remove_filled(name)?,
             removed => removed.doing("replace")?,
         }
-        let path = self.way.path_of(name);
+        let path = self.cursor.path_of(name);
         self.dirs.remove(&path);
         // Paths below it sort directly after its path with a slash.
         let below = join(&path, b"");

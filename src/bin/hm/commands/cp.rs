@@ -10,7 +10,7 @@ use std::{
 };
 
 use hm_exec::{
-    runner::sandbox::{Errand, Streams},
+    runner::sandbox::{Streams, VisitOperation},
     store::tree,
 };
 use rustix::pipe::PipeFlags;
@@ -73,7 +73,7 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
         let mut interrupts = Interrupts::listen()
             .map_err(|error| Failure::infrastructure("failed to listen for signals").because(error))?;
         let packed = tokio::select! {
-            packed = left.visit(Errand::Pack { path: path.into() }, streams) => Some(packed),
+            packed = left.visit(VisitOperation::Pack { path: path.into() }, streams) => Some(packed),
             () = interrupts.next() => None,
         };
         Outcome::Ok(packed)
@@ -106,7 +106,7 @@ fn write_out(read: OwnedFd, to: &Path) -> io::Result<()> {
     if to == Path::new("-") {
         return io::copy(&mut stream, &mut io::stdout().lock()).map(drop);
     }
-    tree::extract(&mut stream, to)?;
+    tree::copy_out(&mut stream, to)?;
     // Drain what follows the last entry: the writer would fail on a closed pipe.
     io::copy(&mut stream, &mut io::sink()).map(drop)
 }

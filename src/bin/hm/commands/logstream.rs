@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, process::ExitCode};
 
-use hm_exec::worker::{LogStreams, Stop};
+use hm_exec::worker::{LogStreams, WorkerStop};
 
 use crate::{
     failure::{Failure, Outcome},
@@ -33,7 +33,7 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
             .map_err(|error| Failure::infrastructure("failed to listen for signals").because(error))?;
         let streams = LogStreams::bind(args.listen).await.map_err(failed)?;
         to_stderr(&format!("log streams at grpc://{}", streams.address()));
-        let stop = Stop::default();
+        let stop = WorkerStop::default();
         tokio::select! {
             served = streams.serve(&stop) => served.map_err(failed)?,
             () = interrupts.next() => {}

@@ -6,7 +6,7 @@ use hm_exec::{
     image::ImageOptions,
     remote::Endpoint,
     store::StoreHandle,
-    worker::{Stop, Worker, WorkerNote, WorkerNotes, WorkerOptions},
+    worker::{Worker, WorkerNote, WorkerNotes, WorkerOptions, WorkerStop},
 };
 
 use super::cache;
@@ -92,7 +92,7 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
         let worker = Worker::new(options, sandbox).await.map_err(|error| {
             Failure::infrastructure("the sandbox is not available").because(error).hint("run `hm doctor` for details")
         })?;
-        let (stop, notes) = (Stop::default(), Lines { place: &place, store: &store });
+        let (stop, notes) = (WorkerStop::default(), Lines { place: &place, store: &store });
         let work = worker.run(&stop, &notes);
         tokio::pin!(work);
         let mut signals = 0;

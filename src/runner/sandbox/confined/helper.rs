@@ -15,7 +15,9 @@ use crate::runner::{
     Limits, MemorySize,
     sandbox::{
         cgroup::Limited,
-        jail::{Bounds, End, JailSpec, MountApi, Place, Root, SetupError, Solo, UserNamespace, close_from, wire},
+        jail::{
+            Bounds, End, JailPlace, JailSpec, MountApi, OneShot, Root, SetupError, UserNamespace, close_from, wire,
+        },
     },
 };
 
@@ -47,10 +49,10 @@ fn serve() -> Result<(), Errno> {
     }
     // This must happen before the order is received: it executes the program again, and the order's
     // descriptor would be lost.
-    let solo = Solo::enter_unseeing();
+    let oneshot = OneShot::enter_unseeing();
     let Some((_, fds)) = wire::receive(&socket, RecvFlags::empty())? else { return Ok(()) };
     let answer = match fds.into_iter().next() {
-        Some(order) => answer(solo, order),
+        Some(order) => answer(oneshot, order),
         None => return Err(Errno::INVAL),
     };
     wire::send_value(&socket, &answer, &[])
@@ -62,27 +64,27 @@ fn hung_up(socket: &std::io::Stdin) -> Result<bool, Errno> {
     Ok(fds[0].revents().contains(PollFlags::HUP))
 }
 
-fn answer(solo: Result<Solo, SetupError>, order: OwnedFd) -> Answer {
+fn answer(oneshot: Result<OneShot, SetupError>, order: OwnedFd) -> Answer {
     let cut = |mut error: SetupError| {
         while error.doing.len() > MAX_DOING_BYTES {
             error.doing.pop();
         }
         error
     };
-    let (solo, order) = match solo.and_then(|solo| Ok((solo, wire::from_memory_file::<Order>(order)?))) {
+    let (oneshot, order) = match oneshot.and_then(|oneshot| Ok((oneshot, wire::from_memory_file::<Order>(order)?))) {
         Ok(both) => both,
         Err(error) => return Answer::NoSandbox(cut(error)),
     };
     let running = order.argv.first().map(|program| format!("run {}", program.to_string_lossy()));
-    match run(&solo, order) {
+    match run(&oneshot, order) {
         Ok(end) => Answer::Ended(end),
         Err(error) if Some(&error.doing) == running.as_ref() => Answer::Program(cut(error)),
         Err(error) => Answer::NoSandbox(cut(error)),
     }
 }
 
-fn run(solo: &Solo, mut order: Order) -> Result<ConfinedEnd, SetupError> {
-    if solo.user_namespace() != UserNamespace::None {
+fn run(oneshot: &OneShot, mut order: Order) -> Result<ConfinedEnd, SetupError> {
+    if oneshot.user_namespace() != UserNamespace::None {
         // Only the user who started this process exists.
         order.root.run_as = None;
     }
@@ -96,11 +98,11 @@ fn run(solo: &Solo, mut order: Order) -> Result<ConfinedEnd, SetupError> {
     // Limits that no control group enforces are enforced by polling.
     let (limited, _) = Limited::new(&limits);
     let spec = JailSpec {
-        user_namespace: solo.user_namespace(),
+        user_namespace: oneshot.user_namespace(),
         mount_api: MountApi::of_this_kernel(),
         mountpoint: c"/usr".into(),
         root: Root::Memory(order.root),
-        place: Place::Root,
+        place: JailPlace::Root,
         shares_network: false,
         binds: order.binds,
         secrets: Vec::new(),
@@ -115,7 +117,7 @@ fn run(solo: &Solo, mut order: Order) -> Result<ConfinedEnd, SetupError> {
         env: order.env,
     };
     let bounds = Bounds { timeout: Some(order.time), grace: std::time::Duration::ZERO };
-    let end = solo.run(&spec, true, bounds)?;
+    let end = oneshot.run(&spec, true, bounds)?;
     Ok(match end {
         End::Exited { code: 0 } => ConfinedEnd::Exited { code: 0 },
         End::Exited { .. } | End::Killed if limited.oom_killed().is_some() => ConfinedEnd::OutOfMemory,

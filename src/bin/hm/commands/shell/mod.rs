@@ -10,7 +10,7 @@ use std::{
     process::ExitCode,
 };
 
-use hm_exec::runner::sandbox::{Errand, VisitError};
+use hm_exec::runner::sandbox::{VisitError, VisitOperation};
 use relay::Relay;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -82,12 +82,12 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
         .enable_all()
         .build()
         .map_err(|error| Failure::infrastructure("failed to start the runtime").because(error))?;
-    let errand = Errand::Run { argv: &argv, surroundings: &left.surroundings, env: &env };
+    let operation = VisitOperation::Run { argv: &argv, surroundings: &left.surroundings, env: &env };
     let ended = runtime.block_on(async {
         let listening = |error| Failure::infrastructure("failed to listen for signals").because(error);
         let mut interrupts = Interrupts::listen().map_err(listening)?;
         let mut resized = signal(SignalKind::window_change()).map_err(listening)?;
-        let mut visit = pin!(left.visit(errand, streams));
+        let mut visit = pin!(left.visit(operation, streams));
         let ended = loop {
             tokio::select! {
                 ended = &mut visit => break Some(ended),
@@ -102,7 +102,7 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
     match ended? {
         None => Ok(ExitCode::from(130)),
         Some(Ok(code)) => Ok(ExitCode::from(u8::try_from(code).unwrap_or(u8::MAX))),
-        Some(Err(error @ VisitError::Errand { .. })) => Err(Failure::infrastructure("failed to start the shell")
+        Some(Err(error @ VisitError::Operation { .. })) => Err(Failure::infrastructure("failed to start the shell")
             .because(error)
             .hint("the image must have a /bin/sh")),
         Some(Err(error)) => Err(left.failed(error)),

@@ -13,7 +13,7 @@ use crate::{
 
 /// The reason why there is no result, or why none was shared.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Trouble {
+pub(super) enum RemoteCacheError {
     #[error(transparent)]
     Remote(#[from] RemoteError),
     #[error(transparent)]
@@ -35,7 +35,7 @@ pub(super) enum Trouble {
 
 /// The consequence of an error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Verdict {
+pub(super) enum Consequence {
     /// Only one result is affected.
     Miss,
     /// Other calls would fail, too, for a while.
@@ -44,32 +44,34 @@ pub(super) enum Verdict {
     Refused,
 }
 
-impl BlockingError for Trouble {
+impl BlockingError for RemoteCacheError {
     fn not_done(doing: &'static str, source: JoinError) -> Self {
         Self::Thread { doing, source }
     }
 }
 
-impl Trouble {
-    pub(super) fn verdict(&self) -> Verdict {
+impl RemoteCacheError {
+    pub(super) fn consequence(&self) -> Consequence {
         match self {
             Self::Remote(error) | Self::Transfer(TransferError::Remote { source: error, .. }) => match error.kind() {
                 RemoteErrorKind::NotFound
                 | RemoteErrorKind::MissingBlobs
                 | RemoteErrorKind::Corrupt
-                | RemoteErrorKind::Local => Verdict::Miss,
-                RemoteErrorKind::Denied | RemoteErrorKind::Refused | RemoteErrorKind::Unimplemented => Verdict::Refused,
+                | RemoteErrorKind::Local => Consequence::Miss,
+                RemoteErrorKind::Denied | RemoteErrorKind::Refused | RemoteErrorKind::Unimplemented => {
+                    Consequence::Refused
+                }
                 RemoteErrorKind::Unavailable
                 | RemoteErrorKind::Exhausted
                 | RemoteErrorKind::Cancelled
-                | RemoteErrorKind::Internal => Verdict::Away,
+                | RemoteErrorKind::Internal => Consequence::Away,
             },
-            _ => Verdict::Miss,
+            _ => Consequence::Miss,
         }
     }
 
     /// Returns the error and its causes on one line.
-    pub(super) fn in_words(self) -> String {
+    pub(super) fn to_line(self) -> String {
         format!("{:#}", anyhow::Error::new(self))
     }
 }

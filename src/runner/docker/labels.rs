@@ -17,12 +17,12 @@ pub(super) const PROCESS: &str = "hm-exec.process";
 
 /// The identity of this process and its store.
 #[derive(Debug, Clone)]
-pub(super) struct Marks {
+pub(super) struct Owner {
     store: String,
     process: String,
 }
 
-impl Marks {
+impl Owner {
     pub(super) fn of(store: &Arc<Store>) -> Result<Self, StoreError> {
         // The name must neither reveal the store's secret nor allow others to forge a mark.
         let name = blake3::Hasher::new_keyed(&store.secret()?).update(b"hm-exec docker 1").finalize();

@@ -12,14 +12,14 @@ const RESERVED_BYTES: u64 = 256 << 20;
 
 /// The sizes of machines for steps that do not request more.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Defaults {
+pub(super) struct SizeDefaults {
     pub(super) memory_bytes: Option<u64>,
     pub(super) cpus: Option<NonZeroUsize>,
 }
 
 /// A machine's size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) struct Shape {
+pub(super) struct MachineSize {
     /// The total memory in bytes.
     pub(super) memory_bytes: u64,
     /// The number of processors.
@@ -28,9 +28,9 @@ pub(super) struct Shape {
     pub(super) network: bool,
 }
 
-impl Shape {
-    /// Returns the smallest shape that holds the step's limits. The limits are enforced inside the machine.
-    pub(super) fn of(limits: &Limits, defaults: &Defaults) -> Self {
+impl MachineSize {
+    /// Returns the smallest size that holds the step's limits. The limits are enforced inside the machine.
+    pub(super) fn of(limits: &Limits, defaults: &SizeDefaults) -> Self {
         let usual = defaults.memory_bytes.unwrap_or(DEFAULT_MEMORY_BYTES);
         let wanted = limits.memory.map_or(0, |memory| memory.bytes.saturating_add(RESERVED_BYTES));
         let memory_bytes = if wanted <= usual { usual } else { wanted.checked_next_power_of_two().unwrap_or(wanted) };
@@ -59,12 +59,12 @@ mod tests {
 
     #[test]
     fn steps_share_shapes_where_they_can() {
-        let defaults = Defaults { memory_bytes: Some(1 << 30), cpus: NonZeroUsize::new(2) };
-        let usual = Shape::of(&limits(&json!({})), &defaults);
-        assert_eq!(usual, Shape { memory_bytes: 1 << 30, cpus: 2, network: true });
-        assert_eq!(Shape::of(&limits(&json!({ "memory": "700m", "cpus": 0.5, "pids": 9 })), &defaults), usual);
-        let large = Shape::of(&limits(&json!({ "memory": "1g", "cpus": 2.5, "network": "none" })), &defaults);
-        assert_eq!(large, Shape { memory_bytes: 2 << 30, cpus: 3, network: false });
+        let defaults = SizeDefaults { memory_bytes: Some(1 << 30), cpus: NonZeroUsize::new(2) };
+        let usual = MachineSize::of(&limits(&json!({})), &defaults);
+        assert_eq!(usual, MachineSize { memory_bytes: 1 << 30, cpus: 2, network: true });
+        assert_eq!(MachineSize::of(&limits(&json!({ "memory": "700m", "cpus": 0.5, "pids": 9 })), &defaults), usual);
+        let large = MachineSize::of(&limits(&json!({ "memory": "1g", "cpus": 2.5, "network": "none" })), &defaults);
+        assert_eq!(large, MachineSize { memory_bytes: 2 << 30, cpus: 3, network: false });
         assert_eq!(usual.memory_limit(&limits(&json!({ "memory": "64m" }))), 64 << 20);
         assert_eq!(usual.memory_limit(&limits(&json!({}))), 768 << 20);
     }

@@ -52,11 +52,11 @@ fn told(log: &str) -> String {
     if log.is_empty() { String::new() } else { format!(": it printed {log:?}") }
 }
 
-pub(super) trait Doing<T> {
+pub(super) trait ResultExt<T> {
     fn doing(self, doing: &'static str) -> Result<T, NoMachine>;
 }
 
-impl<T, E: Into<io::Error>> Doing<T> for Result<T, E> {
+impl<T, E: Into<io::Error>> ResultExt<T> for Result<T, E> {
     fn doing(self, doing: &'static str) -> Result<T, NoMachine> {
         self.map_err(|error| NoMachine::Io { doing, source: error.into() })
     }

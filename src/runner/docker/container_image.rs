@@ -1,4 +1,4 @@
-//! Footings, from which containers start: images at the daemon, and their relation to the store.
+//! ContainerImages, from which containers start: images at the daemon, and their relation to the store.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use crate::{
     ir::Env,
-    runner::vm::{Ground, GroundBase},
+    runner::vm::{BootContext, MachineBase},
     source::FrozenSource,
     store::{Base, IdMap, LayerId, SourceId},
     sync::Mutex,
@@ -18,11 +18,11 @@ use crate::{
 
 /// An image at the daemon that consists of a base, a source and layers, in this order.
 #[derive(Debug, Clone)]
-pub(super) struct Footing {
+pub(super) struct ContainerImage {
     /// The daemon's id of the image.
     pub(super) image: String,
     pub(super) run: Uuid,
-    pub(super) base: FootingBase,
+    pub(super) base: ContainerImageBase,
     pub(super) source: SourceId,
     /// The number of its layers, from the lowest, that belong to the base, to the source, or to `layers`.
     pub(super) known: usize,
@@ -37,9 +37,9 @@ pub(super) struct Footing {
     pub(super) id_map: IdMap,
 }
 
-/// The base of a footing.
+/// The base of a container_image.
 #[derive(Debug, Clone)]
-pub(super) enum FootingBase {
+pub(super) enum ContainerImageBase {
     /// The store has the base.
     Store(Base),
     /// The daemon has the base, with this id. It has not been needed in the store so far.
@@ -49,8 +49,8 @@ pub(super) enum FootingBase {
 /// The most layers that all daemons can stack, with a margin for what they mount below them.
 pub(super) const MAX_LAYERS: usize = 100;
 
-impl Footing {
-    /// Returns the footing of a container's image, with one more layer that the store does not have.
+impl ContainerImage {
+    /// Returns the container_image of a container's image, with one more layer that the store does not have.
     pub(super) fn above(&self, image: String, step_env: &BTreeSet<String>) -> Self {
         let stray = self.stray.union(step_env).cloned().collect();
         Self { image, made: self.made + 1, stray, ..self.clone() }
@@ -61,32 +61,32 @@ impl Footing {
     }
 }
 
-/// The footings of one run, each made once.
+/// The images of one run, each made once.
 #[derive(Debug, Default)]
-pub(super) struct Footings(Mutex<HashMap<String, Arc<OnceCell<Arc<Footing>>>>>);
+pub(super) struct ContainerImages(Mutex<HashMap<String, Arc<OnceCell<Arc<ContainerImage>>>>>);
 
-impl Footings {
-    /// Returns the cell of the footing for `ground`, which may still be empty.
-    pub(super) fn cell(&self, ground: &Ground) -> Arc<OnceCell<Arc<Footing>>> {
-        let key = match &ground.base {
-            GroundBase::Image(image) => key(&format!("image {image}"), &ground.source, None),
-            GroundBase::Snapshot { name, delta, .. } => key(&name.0, &ground.source, delta.as_ref()),
+impl ContainerImages {
+    /// Returns the cell of the container_image for `context`, which may still be empty.
+    pub(super) fn cell(&self, context: &BootContext) -> Arc<OnceCell<Arc<ContainerImage>>> {
+        let key = match &context.base {
+            MachineBase::Image(image) => key(&format!("image {image}"), &context.source, None),
+            MachineBase::Snapshot { name, delta, .. } => key(&name.0, &context.source, delta.as_ref()),
         };
         let mut cells = self.0.lock();
         Arc::clone(cells.entry(key).or_default())
     }
 
-    /// Records an image with the same content as a snapshot's footing.
-    pub(super) fn put(&self, snapshot: &str, footing: Arc<Footing>) {
-        let key = format!("{snapshot}\n{}\n", footing.source.as_str());
+    /// Records an image with the same content as a snapshot's container_image.
+    pub(super) fn put(&self, snapshot: &str, container_image: Arc<ContainerImage>) {
+        let key = format!("{snapshot}\n{}\n", container_image.source.as_str());
         let mut cells = self.0.lock();
-        cells.insert(key, Arc::new(OnceCell::new_with(Some(footing))));
+        cells.insert(key, Arc::new(OnceCell::new_with(Some(container_image))));
     }
 
     /// Forgets an image that the daemon no longer has.
     pub(super) fn forget(&self, image: &str) {
         let mut cells = self.0.lock();
-        cells.retain(|_, cell| cell.get().is_none_or(|footing| footing.image != image));
+        cells.retain(|_, cell| cell.get().is_none_or(|container_image| container_image.image != image));
     }
 }
 

@@ -23,7 +23,7 @@ use rustix::{
 
 use super::{
     JailSpec, SetupError,
-    error::Doing,
+    error::ResultExt,
     exe,
     init::{self, StepFds},
     mounts::{self, Proc},
@@ -39,7 +39,7 @@ const ALL_IDS: [&str; 3] = ["0", "0", "4294967295"];
 
 /// A process in namespaces in which it makes one step's file systems, and the step.
 #[derive(Debug)]
-pub struct Solo {
+pub struct OneShot {
     user_namespace: UserNamespace,
     prepared: Prepared,
     me: OwnedFd,
@@ -74,7 +74,7 @@ pub enum End {
     Terminated,
 }
 
-impl Solo {
+impl OneShot {
     /// Moves this process into the namespaces of a step: a mount namespace if it is root with all
     /// capabilities. Otherwise it also enters a user namespace with a single id. The process must have one
     /// thread.
@@ -89,7 +89,7 @@ impl Solo {
         Self::inside(user_namespace, Proc::OwnOrShared)
     }
 
-    /// Enters the namespaces as [`Solo::enter`] does, and executes this program again from a file that the
+    /// Enters the namespaces as [`OneShot::enter`] does, and executes this program again from a file that the
     /// step cannot change, with an additional argument, unless [`is_again`](super::is_again) returns that
     /// this was done.
     ///
@@ -99,8 +99,8 @@ impl Solo {
         Self::enter_and_protect(Proc::OwnOrShared)
     }
 
-    /// Enters the namespaces as [`Solo::enter_protected`] does, for a command that must not see the processes
-    /// around it. [`Solo::run`] fails if the kernel refuses to mount a new `/proc`.
+    /// Enters the namespaces as [`OneShot::enter_protected`] does, for a command that must not see the processes
+    /// around it. [`OneShot::run`] fails if the kernel refuses to mount a new `/proc`.
     ///
     /// # Errors
     /// Returns an error if the kernel refuses an operation. The process must then end.

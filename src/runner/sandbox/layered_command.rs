@@ -11,7 +11,7 @@ use std::{
 use super::{
     attempt::{self, Control, End, OutputSink},
     boot::{MOUNT_POINTS, failed},
-    jail::{self, JailSpec, Place, Root},
+    jail::{self, JailPlace, JailSpec, Root},
     overlays::overlay,
     runner::{SandboxRunner, c_string, environment, exit_code},
 };
@@ -23,7 +23,7 @@ use crate::{
 
 /// A command to run, and the directories below it.
 #[derive(Debug)]
-pub(crate) struct StackStep<'a> {
+pub(crate) struct LayeredCommand<'a> {
     /// The directories of files, topmost first. What every root filesystem needs is put below them.
     pub(crate) lowers: &'a [PathBuf],
     /// The command, which `/bin/sh -c` runs.
@@ -38,13 +38,13 @@ pub(crate) struct StackStep<'a> {
 
 /// A command that ended. Dropping this discards the command's writes.
 #[derive(Debug)]
-pub(crate) struct StackEnd {
+pub(crate) struct LayeredEnd {
     /// The exit code, or why there is none: [`RunnerError::cancelled`] if the command was interrupted.
     pub(crate) ended: Result<i32, RunnerError>,
     staging: Staging,
 }
 
-impl StackEnd {
+impl LayeredEnd {
     /// Returns the directory with the command's changes, or `None` if it changed nothing.
     ///
     /// # Errors
@@ -69,24 +69,25 @@ impl SandboxRunner {
     /// Runs a command over a stack of directories, which stay unchanged, until its last process is dead.
     ///
     /// # Errors
-    /// Returns an error if the sandbox cannot be set up. The result of the command is in [`StackEnd::ended`].
+    /// Returns an error if the sandbox cannot be set up. The result of the command is in [`LayeredEnd::ended`].
     ///
     /// # Cancel safety
     /// If the future is dropped, every process of the command gets SIGKILL.
-    pub(crate) async fn run_stack(
+    pub(crate) async fn run_layered(
         &self,
-        step: StackStep<'_>,
+        step: LayeredCommand<'_>,
         control: Control<'_>,
         sink: &impl OutputSink,
-    ) -> Result<StackEnd, RunnerError> {
+    ) -> Result<LayeredEnd, RunnerError> {
         let store = self.store().map_err(|error| RunnerError::infrastructure("open the store", error))?;
         let zygote = self.zygote(&store).await?;
-        let ground = image::base_layer(&store, zygote.id_map()).map_err(failed("make the lowest layer"))?;
+        let base_layer = image::base_layer(&store, zygote.id_map()).map_err(failed("make the lowest layer"))?;
         let mut seen = BTreeSet::new();
-        let ground = [store.layers().dir(&ground)];
+        let base_layer = [store.layers().dir(&base_layer)];
         // An overlay rejects a duplicate directory. The higher occurrence hides the lower one, so the lower
         // one can be dropped.
-        let lowers: Vec<PathBuf> = step.lowers.iter().chain(&ground).filter(|it| seen.insert(*it)).cloned().collect();
+        let lowers: Vec<PathBuf> =
+            step.lowers.iter().chain(&base_layer).filter(|it| seen.insert(*it)).cloned().collect();
         let staging = store.stage().map_err(failed("make the step's layer"))?;
         for name in MOUNT_POINTS {
             if !tree::topmost(&lowers, Path::new(name)).is_some_and(|metadata| metadata.is_dir()) {
@@ -100,7 +101,7 @@ impl SandboxRunner {
             mount_api: self.mount_api(),
             mountpoint: c_string("the store's path", store.dir().as_os_str().as_bytes())?,
             root: Root::Overlay(root),
-            place: Place::Root,
+            place: JailPlace::Root,
             binds: jail::resolver(&lowers).into_iter().collect(),
             secrets: Vec::new(),
             shares_network: step.limits.network == Network::Host,
@@ -120,6 +121,6 @@ impl SandboxRunner {
             End::Interrupted => Err(RunnerError::cancelled()),
             end => exit_code(&end, step.limits, &limited),
         });
-        Ok(StackEnd { ended, staging })
+        Ok(LayeredEnd { ended, staging })
     }
 }

@@ -33,7 +33,7 @@ pub const CONTAINER_MARK: (&str, &str) = ("run/.containerenv", "engine=\"hm\"\n"
 ///
 /// # Errors
 /// Returns the first error.
-pub fn make_ground(root: &Path) -> io::Result<()> {
+pub fn make_base_layer(root: &Path) -> io::Result<()> {
     for (name, mode) in DIRS {
         let path = root.join(name);
         DirBuilder::new().mode(0o700).create(&path)?;

@@ -36,7 +36,7 @@ const PERMISSIONS: u32 = 0o777;
 ///
 /// # Errors
 /// Returns the first error, with the path. The files written until then stay.
-pub fn extract(stream: impl Read, to: &Path) -> io::Result<()> {
+pub fn copy_out(stream: impl Read, to: &Path) -> io::Result<()> {
     let mut archive = Archive::new(stream);
     let mut extraction: Option<Extraction> = None;
     for entry in archive.entries()? {
@@ -341,7 +341,7 @@ mod tests {
         {
             let into = top.path().join(format!("into-{at}"));
             fs::create_dir(&into).unwrap();
-            let error = extract(&stream(&entries)[..], &into).unwrap_err();
+            let error = copy_out(&stream(&entries)[..], &into).unwrap_err();
             assert_eq!(fs::read_dir(&outside).unwrap().count(), 1, "{entries:?}: {error}");
             assert_eq!(fs::metadata(outside.join("kept")).unwrap().nlink(), 1, "{entries:?}: {error}");
         }
@@ -349,7 +349,7 @@ mod tests {
         let into = top.path().join("into");
         fs::create_dir_all(into.join("d")).unwrap();
         std::os::unix::fs::symlink(outside.join("kept"), into.join("d/f")).unwrap();
-        extract(&stream(&[dir, (Regular, "d/f", "")])[..], &into).unwrap();
+        copy_out(&stream(&[dir, (Regular, "d/f", "")])[..], &into).unwrap();
         assert_eq!(fs::read_to_string(into.join("d/f")).unwrap(), "evil");
         assert_eq!(fs::read_to_string(outside.join("kept")).unwrap(), "kept");
     }
@@ -375,7 +375,7 @@ mod tests {
         let top = tempfile::tempdir().unwrap();
         let whole = stream(&[(EntryType::Directory, "d/", ""), (EntryType::Regular, "d/f", "")]);
         for length in [0, 100, 600, 1100] {
-            assert!(extract(&whole[..length], top.path()).is_err(), "{length}");
+            assert!(copy_out(&whole[..length], top.path()).is_err(), "{length}");
         }
     }
 
@@ -398,7 +398,7 @@ mod tests {
         fs::hard_link(from.join("b"), from.join("z")).unwrap();
         let mut packed = Vec::new();
         pack(&from.join("."), &mut packed).unwrap();
-        extract(&packed[..], &to).unwrap();
+        copy_out(&packed[..], &to).unwrap();
         let mut again = Vec::new();
         pack(&to.join("."), &mut again).unwrap();
         assert!(packed == again, "{} and {} bytes", packed.len(), again.len());

@@ -21,7 +21,7 @@ use tonic::{Code, Status};
 
 use super::{
     bots::{Answer, Bots, Streams},
-    pool::Stop,
+    pool::WorkerStop,
     rpc,
     rwapi::{BotSession, BotStatus, Lease, LeaseState, Worker},
 };
@@ -153,7 +153,13 @@ enum Over {
 }
 
 /// Serves a slot until it is stopped.
-pub(super) async fn serve(slot: &Slot, bots: &impl Bots, leases: &impl Execute, stop: &Stop, notes: &impl WorkerNotes) {
+pub(super) async fn serve(
+    slot: &Slot,
+    bots: &impl Bots,
+    leases: &impl Execute,
+    stop: &WorkerStop,
+    notes: &impl WorkerNotes,
+) {
     let mut session =
         Session { slot, bots, leases, stop, notes, state: BotSession::default(), failures: 0, told: None };
     loop {
@@ -169,7 +175,7 @@ struct Session<'a, B, E, N> {
     slot: &'a Slot,
     bots: &'a B,
     leases: &'a E,
-    stop: &'a Stop,
+    stop: &'a WorkerStop,
     notes: &'a N,
     state: BotSession,
     /// The number of consecutive failed calls.
@@ -371,7 +377,7 @@ mod tests {
         answers: Mutex<VecDeque<Result<Answer, Status>>>,
         /// The sessions that were reported to it; a session that is being created has no name yet.
         told: Mutex<Vec<BotSession>>,
-        stop: Stop,
+        stop: WorkerStop,
     }
 
     impl Script {

@@ -16,7 +16,7 @@ use rustix::{
 
 use super::{
     super::at::open_dir_at,
-    error::{Doing, Fault},
+    error::{Fault, ResultExt},
 };
 
 /// The maximum length of a path, in bytes, as in the kernel.
@@ -28,7 +28,7 @@ const MAX_LINKS: usize = 40;
 const HELD_OPEN: usize = 64;
 
 /// The directory that was entered last, and those that lead to it. None of their names is a link.
-pub(super) struct Way {
+pub(super) struct DirCursor {
     root: OwnedFd,
     levels: Vec<Level>,
 }
@@ -39,7 +39,7 @@ struct Level {
     dir: Option<OwnedFd>,
 }
 
-impl Way {
+impl DirCursor {
     pub(super) fn new(root: OwnedFd) -> Self {
         Self { root, levels: Vec::new() }
     }

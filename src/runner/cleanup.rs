@@ -19,7 +19,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A thread that runs cleanup work. It is started with the first piece of work.
 #[derive(Debug, Default)]
-pub(super) struct Afterwards(Mutex<Option<(UnboundedSender<Work>, JoinHandle<()>)>>);
+pub(super) struct CleanupThread(Mutex<Option<(UnboundedSender<Work>, JoinHandle<()>)>>);
 
 /// One piece of work: what to do, as in "remove container NAME", and the future that does it.
 struct Work {
@@ -27,7 +27,7 @@ struct Work {
     doing: Pin<Box<dyn Future<Output = anyhow::Result<()>> + Send>>,
 }
 
-impl Afterwards {
+impl CleanupThread {
     /// Queues `doing` to run soon. This takes no longer than sending a message.
     pub(super) fn run<E: Into<anyhow::Error>>(
         &self,
@@ -48,7 +48,7 @@ impl Afterwards {
     }
 }
 
-impl Drop for Afterwards {
+impl Drop for CleanupThread {
     fn drop(&mut self) {
         let thread = self.0.get_mut().take();
         if let Some((orders, thread)) = thread {
