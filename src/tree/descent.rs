@@ -5,7 +5,10 @@
 //! `..`, and checks that it returns to the directory that it came from. A tree that changes meanwhile cannot
 //! lead it elsewhere.
 
-use std::{ffi::CStr, io};
+use std::{
+    ffi::{CStr, CString},
+    io,
+};
 
 use rustix::{
     fd::{AsFd, BorrowedFd, OwnedFd},
@@ -79,12 +82,37 @@ impl Descent {
         self.path.truncate(length);
         Ok(std::mem::replace(&mut self.dir, up))
     }
+
+    /// Visits the current directory and all those below it, depth first. `visit` returns the names of the
+    /// directories to enter from the current one, in order.
+    ///
+    /// # Errors
+    /// Returns the first error of `visit`, or of going to a directory.
+    pub(crate) fn walk(&mut self, mut visit: impl FnMut(&Self) -> io::Result<Vec<CString>>) -> io::Result<()> {
+        // The names of directories to enter, the next one last; `None` means to go up again.
+        let mut work: Vec<Option<CString>> = visit(self)?.into_iter().rev().map(Some).collect();
+        while let Some(next) = work.pop() {
+            match next {
+                None => drop(self.leave()?),
+                Some(name) => {
+                    self.enter(&name)?;
+                    work.push(None);
+                    work.extend(visit(self)?.into_iter().rev().map(Some));
+                }
+            }
+        }
+        Ok(())
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::{
-        super::{IdMap, at::open_dir, copy_tree, flatten, layer_tar, pack, remove_tree},
+        super::{
+            IdMap,
+            at::{entries, open_dir},
+            copy_tree, flatten, layer_tar, pack, remove_tree,
+        },
         *,
     };
 
@@ -124,6 +152,24 @@ mod tests {
         for name in ["tree", "copy", "flat", "part"] {
             remove_tree(&path(name)).unwrap();
         }
+    }
+
+    #[test]
+    fn a_walk_visits_each_directory_right_before_its_content() {
+        let top = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(top.path().join("a/b")).unwrap();
+        std::fs::create_dir_all(top.path().join("c")).unwrap();
+        let mut visited = Vec::new();
+        let mut walk = Descent::new(open_dir(top.path()).unwrap());
+        let walked = walk.walk(|walk| {
+            visited.push(walk.path().to_vec());
+            let mut names: Vec<CString> = entries(walk.dir())?.into_iter().map(|(name, _)| name).collect();
+            names.sort_unstable();
+            Ok(names)
+        });
+        walked.unwrap();
+        assert_eq!(visited, [&b""[..], b"a", b"a/b", b"c"]);
+        assert_eq!(walk.path(), b"");
     }
 
     #[test]

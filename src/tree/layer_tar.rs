@@ -40,21 +40,7 @@ pub fn layer_tar(root: &Path, out: impl Write, id_map: IdMap) -> io::Result<()> 
     let top = open_dir(root)?;
     let device = fs::fstat(&top)?.st_dev;
     let mut writer = Writer { out, single: id_map == IdMap::Single, links: HashMap::new() };
-    // Depth first, so that a directory stands right before its content.
-    let mut walk = Descent::new(top);
-    // The names of directories to enter; `None` means to go up again.
-    let mut work: Vec<Option<CString>> = Vec::new();
-    writer.directory(&walk, device, &mut work)?;
-    while let Some(next) = work.pop() {
-        match next {
-            None => drop(walk.leave()?),
-            Some(name) => {
-                walk.enter(&name)?;
-                work.push(None);
-                writer.directory(&walk, device, &mut work)?;
-            }
-        }
-    }
+    Descent::new(top).walk(|walk| writer.directory(walk, device))?;
     writer.out.write_all(&[0; 2 * BLOCK_BYTES as usize])?;
     writer.out.flush()
 }
@@ -66,17 +52,34 @@ struct Writer<W> {
     links: HashMap<(u64, u64), Vec<u8>>,
 }
 
-type Xattrs = Vec<(CString, Vec<u8>)>;
+/// A file of the layer.
+struct Member<'a> {
+    path: &'a [u8],
+    stat: &'a Stat,
+    kind: EntryType,
+    /// The target of a link.
+    link: &'a [u8],
+    size: u64,
+    xattrs: &'a [(CString, Vec<u8>)],
+}
+
+impl<'a> Member<'a> {
+    /// Describes a file without a target, content and attributes.
+    fn new(path: &'a [u8], stat: &'a Stat, kind: EntryType) -> Self {
+        Self { path, stat, kind, link: b"", size: 0, xattrs: &[] }
+    }
+}
 
 impl<W: Write> Writer<W> {
-    /// Writes the current directory of a walk, and its content except for directories.
-    fn directory(&mut self, walk: &Descent, device: fs::Dev, work: &mut Vec<Option<CString>>) -> io::Result<()> {
+    /// Writes the current directory of a walk, and its content except for directories. Returns the names of
+    /// those.
+    fn directory(&mut self, walk: &Descent, device: fs::Dev) -> io::Result<Vec<CString>> {
         let (dir, path) = (walk.dir(), walk.path());
         if !path.is_empty() {
             let stat = fs::fstat(dir)?;
-            self.entry(path, &stat, EntryType::Directory, b"", 0, &shared_xattrs(dir)?)?;
+            self.entry(&Member { xattrs: &shared_xattrs(dir)?, ..Member::new(path, &stat, EntryType::Directory) })?;
             if stat.st_dev != device {
-                return Ok(());
+                return Ok(Vec::new());
             }
         }
         if is_opaque(dir)? {
@@ -84,17 +87,16 @@ impl<W: Write> Writer<W> {
         }
         let mut names = entries(dir)?;
         names.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
-        let first = work.len();
+        let mut directories = Vec::new();
         for (name, _) in names {
             let Some(stat) = stat_at(dir, &name)? else { continue };
             if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
-                work.push(Some(name));
+                directories.push(name);
             } else {
                 self.leaf(dir, &name, &join(path, name.to_bytes()), &stat)?;
             }
         }
-        work[first..].reverse();
-        Ok(())
+        Ok(directories)
     }
 
     fn leaf(&mut self, dir: BorrowedFd<'_>, name: &CStr, path: &[u8], stat: &Stat) -> io::Result<()> {
@@ -109,16 +111,18 @@ impl<W: Write> Writer<W> {
         if stat.st_nlink > 1 {
             if let Some(first) = self.links.get(&(stat.st_dev, stat.st_ino)) {
                 let first = first.clone();
-                return self.entry(path, stat, EntryType::Link, &first, 0, &Vec::new());
+                return self.entry(&Member { link: &first, ..Member::new(path, stat, EntryType::Link) });
             }
             self.links.insert((stat.st_dev, stat.st_ino), path.to_vec());
         }
+        let member = |kind| Member::new(path, stat, kind);
         match FileType::from_raw_mode(stat.st_mode) {
             FileType::RegularFile => {
                 let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
                 let file = File::from(fs::openat(dir, name, flags, Mode::empty())?);
                 let size = stat.st_size.cast_unsigned();
-                self.entry(path, stat, EntryType::Regular, b"", size, &shared_xattrs(file.as_fd())?)?;
+                let xattrs = shared_xattrs(file.as_fd())?;
+                self.entry(&Member { size, xattrs: &xattrs, ..member(EntryType::Regular) })?;
                 let copied = io::copy(&mut file.take(size), &mut self.out)?;
                 if copied < size {
                     return Err(io::Error::other("a file became shorter while it was read"));
@@ -127,11 +131,11 @@ impl<W: Write> Writer<W> {
             }
             FileType::Symlink => {
                 let target = fs::readlinkat(dir, name, Vec::new())?;
-                self.entry(path, stat, EntryType::Symlink, target.to_bytes(), 0, &Vec::new())
+                self.entry(&Member { link: target.to_bytes(), ..member(EntryType::Symlink) })
             }
-            FileType::Fifo => self.entry(path, stat, EntryType::Fifo, b"", 0, &Vec::new()),
-            FileType::CharacterDevice => self.entry(path, stat, EntryType::Char, b"", 0, &Vec::new()),
-            FileType::BlockDevice => self.entry(path, stat, EntryType::Block, b"", 0, &Vec::new()),
+            FileType::Fifo => self.entry(&member(EntryType::Fifo)),
+            FileType::CharacterDevice => self.entry(&member(EntryType::Char)),
+            FileType::BlockDevice => self.entry(&member(EntryType::Block)),
             _ => Ok(()),
         }
     }
@@ -147,18 +151,12 @@ impl<W: Write> Writer<W> {
             push_record(&mut records, b"path", path);
             self.extended(&records)?;
         }
-        self.header(header, path, b"", 0, 0, 0)
+        self.header(header, path, b"", 0, (0, 0))
     }
 
-    fn entry(
-        &mut self,
-        path: &[u8],
-        stat: &Stat,
-        kind: EntryType,
-        link: &[u8],
-        size: u64,
-        xattrs: &Xattrs,
-    ) -> io::Result<()> {
+    /// Writes the headers of a member.
+    fn entry(&mut self, member: &Member<'_>) -> io::Result<()> {
+        let &Member { path, stat, kind, link, size, xattrs } = member;
         let (uid, gid) = if self.single { (0, 0) } else { (stat.st_uid, stat.st_gid) };
         let mut records = Vec::new();
         if stat.st_mtime_nsec != 0 || stat.st_mtime < 0 || stat.st_mtime.cast_unsigned() > MAX_SIZE {
@@ -190,7 +188,7 @@ impl<W: Write> Writer<W> {
             header.set_device_major(fs::major(stat.st_rdev))?;
             header.set_device_minor(fs::minor(stat.st_rdev))?;
         }
-        self.header(header, path, link, size, uid, gid)
+        self.header(header, path, link, size, (uid, gid))
     }
 
     /// Writes a header. Values that do not fit are written to an extended header before it.
@@ -200,8 +198,7 @@ impl<W: Write> Writer<W> {
         path: &[u8],
         link: &[u8],
         size: u64,
-        uid: u32,
-        gid: u32,
+        (uid, gid): (u32, u32),
     ) -> io::Result<()> {
         header.set_uid(uid.min(MAX_ID).into());
         header.set_gid(gid.min(MAX_ID).into());
@@ -219,7 +216,7 @@ impl<W: Write> Writer<W> {
         header.set_entry_type(EntryType::XHeader);
         header.set_mode(0o644);
         header.set_mtime(0);
-        self.header(header, b"pax", b"", records.len() as u64, 0, 0)?;
+        self.header(header, b"pax", b"", records.len() as u64, (0, 0))?;
         self.out.write_all(records)?;
         self.pad(records.len() as u64)
     }

@@ -1,4 +1,4 @@
-//! Writes a tree as a tar stream, for a user who may not read it directly: see [`extract`](super::extract).
+//! Writes a tree as a tar stream, for a user who may not read it directly: see [`copy_out`](super::copy_out).
 
 use std::{
     collections::HashMap,
@@ -69,84 +69,82 @@ struct Packer<W: Write> {
     links: HashMap<(u64, u64), Vec<u8>>,
 }
 
+/// An entry of the stream.
+struct Member<'a> {
+    name: &'a [u8],
+    stat: &'a Stat,
+    kind: EntryType,
+    /// The target of a link.
+    link: &'a [u8],
+    size_bytes: u64,
+}
+
+impl<'a> Member<'a> {
+    /// Describes an entry without a target and content.
+    fn new(name: &'a [u8], stat: &'a Stat, kind: EntryType) -> Self {
+        Self { name, stat, kind, link: b"", size_bytes: 0 }
+    }
+}
+
 impl<W: Write> Packer<W> {
     fn directory(&mut self, root: &OwnedFd, top: &[u8]) -> io::Result<()> {
-        let mut walk = Descent::new(root.try_clone()?);
-        // The names of directories to enter; `None` means to go up again.
-        let mut work: Vec<Option<CString>> = Vec::new();
-        self.content(&walk, top, &mut work)?;
-        while let Some(next) = work.pop() {
-            match next {
-                None => drop(walk.leave()?),
-                Some(name) => {
-                    walk.enter(&name)?;
-                    work.push(None);
-                    self.content(&walk, top, &mut work)?;
-                }
-            }
-        }
-        Ok(())
+        Descent::new(root.try_clone()?).walk(|walk| self.content(walk, top))
     }
 
-    /// Writes the current directory of a walk, and its content except for directories.
-    fn content(&mut self, walk: &Descent, top: &[u8], work: &mut Vec<Option<CString>>) -> io::Result<()> {
+    /// Writes the current directory of a walk, and its content except for directories. Returns the names of
+    /// those.
+    fn content(&mut self, walk: &Descent, top: &[u8]) -> io::Result<Vec<CString>> {
         let dir = walk.dir();
         let name = if walk.path().is_empty() { top.to_vec() } else { join(top, walk.path()) };
-        self.entry(EntryType::Directory, &name, &fs::fstat(dir)?, b"", 0, io::empty())?;
+        self.entry(&Member::new(&name, &fs::fstat(dir)?, EntryType::Directory), io::empty())?;
         #[cfg(target_os = "linux")]
         if PSEUDO.contains(&fs::fstatfs(dir)?.f_type) {
-            return Ok(());
+            return Ok(Vec::new());
         }
         let mut found = entries(dir)?;
         found.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
-        let first = work.len();
+        let mut directories = Vec::new();
         for (entry, _) in found {
             let Some(stat) = stat_at(dir, &entry)? else { continue };
             if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
-                work.push(Some(entry));
+                directories.push(entry);
             } else {
                 self.leaf(dir, &entry, &stat, &join(&name, entry.to_bytes()))?;
             }
         }
-        work[first..].reverse();
-        Ok(())
+        Ok(directories)
     }
 
     /// Writes an entry that is not a directory. Returns false if entries of its kind are left out.
     fn leaf(&mut self, dir: BorrowedFd<'_>, entry: &CStr, stat: &Stat, name: &[u8]) -> io::Result<bool> {
+        let member = |kind| Member::new(name, stat, kind);
         match FileType::from_raw_mode(stat.st_mode) {
             FileType::RegularFile => {
                 if stat.st_nlink > 1 {
                     if let Some(first) = self.links.get(&(stat.st_dev, stat.st_ino)) {
                         let first = first.clone();
-                        return self.entry(EntryType::Link, name, stat, &first, 0, io::empty()).map(|()| true);
+                        let link = Member { link: &first, ..member(EntryType::Link) };
+                        return self.entry(&link, io::empty()).map(|()| true);
                     }
                     self.links.insert((stat.st_dev, stat.st_ino), name.to_vec());
                 }
                 let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
                 let file = File::from(fs::openat(dir, entry, flags, Mode::empty())?);
                 let size_bytes = stat.st_size.cast_unsigned();
-                self.entry(EntryType::Regular, name, stat, b"", size_bytes, file.take(size_bytes))?;
+                self.entry(&Member { size_bytes, ..member(EntryType::Regular) }, file.take(size_bytes))?;
             }
             FileType::Symlink => {
                 let target = fs::readlinkat(dir, entry, Vec::new())?;
-                self.entry(EntryType::Symlink, name, stat, target.to_bytes(), 0, io::empty())?;
+                self.entry(&Member { link: target.to_bytes(), ..member(EntryType::Symlink) }, io::empty())?;
             }
-            FileType::Fifo => self.entry(EntryType::Fifo, name, stat, b"", 0, io::empty())?,
+            FileType::Fifo => self.entry(&member(EntryType::Fifo), io::empty())?,
             _ => return Ok(false),
         }
         Ok(true)
     }
 
-    fn entry(
-        &mut self,
-        kind: EntryType,
-        name: &[u8],
-        stat: &Stat,
-        link: &[u8],
-        size_bytes: u64,
-        data: impl Read,
-    ) -> io::Result<()> {
+    fn entry(&mut self, member: &Member<'_>, data: impl Read) -> io::Result<()> {
+        let &Member { name, stat, kind, link, size_bytes } = member;
         let mut header = Header::new_gnu();
         let Some(gnu) = header.as_gnu_mut() else { return Err(io::Error::other("a GNU header is not one")) };
         for (text, field, long) in
