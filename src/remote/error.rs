@@ -126,7 +126,7 @@ impl RemoteError {
         let missing = missing_blobs(status.details());
         let mut detail = mask(&words(status));
         let kind = match status.code() {
-            _ if is_certificate_trouble(status) => RemoteErrorKind::Denied,
+            _ if is_certificate_error(status) => RemoteErrorKind::Denied,
             Code::Unauthenticated | Code::PermissionDenied => RemoteErrorKind::Denied,
             Code::FailedPrecondition if !missing.is_empty() => RemoteErrorKind::MissingBlobs,
             Code::InvalidArgument | Code::FailedPrecondition | Code::OutOfRange | Code::AlreadyExists => {
@@ -180,7 +180,7 @@ fn is_reset(status: &Status) -> bool {
 }
 
 /// Returns whether TLS failed because of either side's certificate, which is permanent.
-fn is_certificate_trouble(status: &Status) -> bool {
+fn is_certificate_error(status: &Status) -> bool {
     let mut source = status.source();
     while let Some(error) = source {
         let io = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);

@@ -103,7 +103,7 @@ impl Execution {
 
     /// Converts the status of a response to an error. Returns `None` for a success.
     #[must_use]
-    pub fn trouble(&self, response: &reapi::ExecuteResponse) -> Option<RemoteError> {
+    pub fn error_of(&self, response: &reapi::ExecuteResponse) -> Option<RemoteError> {
         response.status.as_ref().filter(|status| status.code != 0).map(|status| self.endpoint.answer_error(status))
     }
 }

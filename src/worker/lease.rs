@@ -1,9 +1,7 @@
 //! The execution of one lease: from the Action in its payload to its result.
 
-use crate::image;
 use std::{
     fs::{self, DirBuilder},
-    io,
     num::NonZeroU64,
     os::unix::fs::DirBuilderExt,
     path::PathBuf,
@@ -14,37 +12,35 @@ use std::{
 use bazel_remote_apis::google::protobuf::Timestamp;
 use prost::Message;
 use prost_types::Any;
-use tokio::{sync::watch, task::JoinError};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use tonic::Code;
 
 use super::{
     bots::Streams,
     inputs::{InputError, TreeEntry, digest_of, look_up, message},
+    lease_error::{LeaseError, status_of},
     live_log, rpc,
     rwapi::Lease,
     session::{Completed, Execute},
     spool::Spool,
-    workspace::{WorkspaceError, Workspaces},
+    workspace::Workspaces,
 };
 use crate::{
-    awake,
-    blocking::{self, BlockingError},
-    image::{ExportError, ImageError},
-    remote::{Blob, Cas, Digest, Endpoint, RemoteError, RemoteErrorKind, reapi},
+    awake, blocking,
+    image::{self, ImageError},
+    remote::{Blob, Cas, Digest, Endpoint, reapi},
     runner::{
-        Cpus, Limits, MemorySize, Network, RunnerError, RunnerErrorKind,
+        Cpus, Limits, MemorySize, Network, RunnerErrorKind,
         sandbox::{Control, LayeredCommand, SandboxRunner},
     },
     step::{self, Exit, LayerOutput, Lower, StepInput},
-    store::{BlobFile, IdMap, ImageDigest, Store, StoreError},
+    store::{BlobFile, IdMap, ImageDigest, Store},
 };
 
 /// The command of every Action that this worker runs.
 const COMMAND: [&str; 2] = ["./hm-step", "input.json"];
 const ACTION: &str = "build.bazel.remote.execution.v2.Action";
 const ACTION_RESULT: &str = "type.googleapis.com/build.bazel.remote.execution.v2.ActionResult";
-const PRECONDITION_FAILURE: &str = "type.googleapis.com/google.rpc.PreconditionFailure";
 /// The maximum size of an input message.
 const INPUT_BYTES: u64 = 16 << 20;
 /// The maximum size of output that is part of the result itself.
@@ -65,41 +61,11 @@ pub(super) struct LeaseRunner {
     name: String,
 }
 
-/// The reason why a lease has no result.
-#[derive(Debug, thiserror::Error)]
-enum LeaseError {
-    #[error("{0}")]
-    NotOurs(String),
-    #[error(transparent)]
-    Input(#[from] InputError),
-    #[error("failed to read input.json")]
-    Format(#[from] step::FormatError),
-    #[error("failed to get a layer")]
-    Layer(#[source] ImageError),
-    #[error("failed to get the source")]
-    Workspace(#[from] WorkspaceError),
-    #[error("failed to pack the command's changes")]
-    Pack(#[from] ExportError),
-    #[error("failed to {0}")]
-    Io(&'static str, #[source] io::Error),
-    #[error(transparent)]
-    Store(#[from] StoreError),
-    #[error("failed to run the command")]
-    Sandbox(#[source] RunnerError),
-    #[error("the engine's time limit for the action was reached")]
-    Deadline,
-}
-
-impl BlockingError for LeaseError {
-    fn not_done(doing: &'static str, error: JoinError) -> Self {
-        Self::Io(doing, io::Error::other(error))
-    }
-}
-
-impl From<RemoteError> for LeaseError {
-    fn from(error: RemoteError) -> Self {
-        Self::Input(error.into())
-    }
+/// Where a step runs: the store with its layers, and the files for its output.
+struct Host<'a> {
+    store: &'a Arc<Store>,
+    id_map: IdMap,
+    spool: &'a Spool,
 }
 
 /// An Action that this worker can run, and the contents of its Command.
@@ -149,7 +115,7 @@ impl LeaseRunner {
         let dir = Scratch::new(&store)?;
         let spool = Spool::new(&dir.0).map_err(|error| LeaseError::Io("store the command's output", error))?;
         let work = async {
-            let done = self.step(&task, &store, id_map, &spool, cancel, queued).await;
+            let done = self.step(&task, &Host { store: &store, id_map, spool: &spool }, cancel, queued).await;
             let kept = spool.finish().map_err(|error| LeaseError::Io("store the command's output", error));
             kept.and(done)
         };
@@ -250,13 +216,11 @@ impl LeaseRunner {
     async fn step(
         &self,
         task: &Task,
-        store: &Arc<Store>,
-        id_map: IdMap,
-        spool: &Spool,
+        host: &Host<'_>,
         cancel: &CancellationToken,
         queued: SystemTime,
     ) -> Result<(reapi::ActionResult, Ended), LeaseError> {
-        let input = &task.input;
+        let (input, &Host { store, id_map, spool }) = (&task.input, host);
         let fetching = SystemTime::now();
         let mut lowers = Vec::new();
         // Topmost first, as overlays require.
@@ -462,84 +426,9 @@ fn timestamp(time: SystemTime) -> Timestamp {
     }
 }
 
-/// Returns the status that is reported to the engine. INTERNAL and UNAVAILABLE make the engine retry on
-/// another worker, so they are only used for errors that may not occur there.
-fn status_of(error: &LeaseError) -> rpc::Status {
-    let remote = match error {
-        LeaseError::Input(InputError::Remote(remote))
-        | LeaseError::Workspace(WorkspaceError::Input(InputError::Remote(remote))) => Some(remote),
-        _ => None,
-    };
-    let code = match (error, remote.map(RemoteError::kind)) {
-        (LeaseError::NotOurs(_), _) | (_, Some(RemoteErrorKind::MissingBlobs)) => Code::FailedPrecondition,
-        (LeaseError::Deadline, _) => Code::DeadlineExceeded,
-        (_, Some(RemoteErrorKind::Unavailable)) => Code::Unavailable,
-        (_, Some(_)) => Code::Internal,
-        (
-            LeaseError::Input(InputError::Malformed(_))
-            | LeaseError::Workspace(WorkspaceError::Input(InputError::Malformed(_)))
-            | LeaseError::Format(_)
-            | LeaseError::Layer(_),
-            None,
-        ) => Code::InvalidArgument,
-        (LeaseError::Sandbox(error), None) if !error.is_retryable() => Code::FailedPrecondition,
-        _ => Code::Internal,
-    };
-    let mut message = error.to_string();
-    let mut source = std::error::Error::source(error);
-    while let Some(error) = source {
-        message = format!("{message}: {error}");
-        source = error.source();
-    }
-    let missing = remote.map_or(&[][..], RemoteError::missing);
-    let details = if missing.is_empty() { Vec::new() } else { vec![precondition_failure(missing)] };
-    rpc::Status { code: code as i32, message, details }
-}
-
-/// Lists missing blobs in the protocol's form, so that a client that has them can upload them again.
-fn precondition_failure(missing: &[Digest]) -> Any {
-    let violation = |digest: &Digest| rpc::precondition_failure::Violation {
-        r#type: "MISSING".into(),
-        subject: format!("blobs/{digest}"),
-        description: String::new(),
-    };
-    let failure = rpc::PreconditionFailure { violations: missing.iter().map(violation).collect() };
-    Any { type_url: PRECONDITION_FAILURE.into(), value: failure.encode_to_vec() }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn only_what_may_pass_elsewhere_is_tried_elsewhere() {
-        let malformed = || InputError::Malformed("nothing".into());
-        let unusable = RunnerError::unsupported("no user namespaces");
-        let passing = RunnerError::infrastructure("start the sandbox", io::Error::other("busy"));
-        let full = StoreError::io("write", "/store", io::Error::from_raw_os_error(28));
-        for (error, code) in [
-            (LeaseError::NotOurs("no step".into()), Code::FailedPrecondition),
-            (LeaseError::Deadline, Code::DeadlineExceeded),
-            (LeaseError::Input(malformed()), Code::InvalidArgument),
-            (LeaseError::Workspace(WorkspaceError::Input(malformed())), Code::InvalidArgument),
-            (LeaseError::Sandbox(unusable), Code::FailedPrecondition),
-            (LeaseError::Sandbox(passing), Code::Internal),
-            (LeaseError::Store(full), Code::Internal),
-        ] {
-            let status = status_of(&error);
-            assert_eq!(status.code, code as i32, "{error}");
-            assert!(status.message.starts_with(&error.to_string()), "{status:?}");
-        }
-    }
-
-    #[test]
-    fn blobs_that_are_missing_are_named_as_the_protocol_wants() {
-        let digest = Digest::of(b"gone");
-        let failure = precondition_failure(&[digest]);
-        let failure = rpc::PreconditionFailure::decode(&failure.value[..]).unwrap();
-        let [violation] = &failure.violations[..] else { panic!("{failure:?}") };
-        assert_eq!((&*violation.r#type, &*violation.subject), ("MISSING", &*format!("blobs/{digest}")));
-    }
 
     #[test]
     fn what_is_asked_for_is_within_what_the_sandbox_takes() {

@@ -15,6 +15,7 @@
 mod bots;
 mod inputs;
 mod lease;
+mod lease_error;
 mod live_log;
 mod logstream;
 mod pool;

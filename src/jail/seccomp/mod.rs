@@ -4,44 +4,12 @@
 //! machine rather than the step's own files and processes fail with EPERM. Calls that this list does not know
 //! yet fail with ENOSYS, so that programs fall back. `clone3` fails with ENOSYS too, because a filter cannot
 //! see its flags.
-//!
-//! A filter is a binary search over the system call numbers. Each time a filter is installed, which is once
-//! per step, the kernel converts it, and tries it on every number to learn which calls need no filter. For a
-//! chain of comparisons, which a rule list compiles to, this takes about five times as long: 675 us for 330
-//! comparisons, 136 us for a search (best of 30, busy machine).
+
+mod filter;
 
 use libc::{c_long, sock_filter};
 
-const LOAD: u16 = 0x20;
-const JUMP: u16 = 0x05;
-const JUMP_EQUAL: u16 = 0x15;
-const JUMP_GREATER_OR_EQUAL: u16 = 0x35;
-const JUMP_ANY_BIT: u16 = 0x45;
-const RETURN: u16 = 0x06;
-
-const NUMBER: u32 = 0;
-const ARCHITECTURE: u32 = 4;
-/// Returns the offset of an argument's low half (little endian, as all supported architectures are).
-const fn argument(index: u32) -> u32 {
-    16 + 8 * index
-}
-
-/// The outcome of a system call.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Verdict {
-    Allow,
-    /// Fails with this error number; 0 is success without effect.
-    Errno(u16),
-    /// Denied if this argument has any of these bits.
-    DenyBits {
-        argument: u32,
-        bits: u32,
-    },
-    /// Denied if the first argument is one of these values.
-    DenyValues(&'static [u32]),
-    /// Allowed if the first argument is one of these values.
-    AllowValues(&'static [u32]),
-}
+use self::filter::{Verdict, program};
 
 const PERM: Verdict = Verdict::Errno(libc::EPERM as u16);
 const NOSYS: Verdict = Verdict::Errno(libc::ENOSYS as u16);
@@ -156,103 +124,8 @@ const PRETENDED: &[c_long] = numbers![
 ];
 
 #[cfg(target_arch = "x86_64")]
-mod arch {
-    use super::{CLONE, PERM, PERSONALITIES, PRETEND, UNSHARE, Verdict};
-
-    pub(super) const NATIVE: u32 = 0xC000_003E;
-    pub(super) const DENIED: &[libc::c_long] =
-        numbers![SYS__sysctl, SYS_ioperm, SYS_iopl, SYS_sysfs, SYS_uselib, SYS_ustat,];
-    pub(super) const PRETENDED: &[(libc::c_long, Verdict)] = &[(libc::SYS_chown, PRETEND), (libc::SYS_lchown, PRETEND)];
-
-    /// 32-bit programs.
-    pub(super) const COMPAT: Option<u32> = Some(0x4000_0003);
-    pub(super) const COMPAT_SOCKET: u32 = 359;
-    /// The number of `socket`. The older `socketcall` keeps its arguments in memory, which a filter cannot
-    /// read.
-    pub(super) const COMPAT_SOCKETS: &[(u32, Verdict)] = &[(359, super::UNIX_SOCKET), (102, super::PERM)];
-    pub(super) const COMPAT_DENIED: &[(u32, Verdict)] = &[
-        (120, CLONE),
-        (310, UNSHARE),
-        (136, Verdict::AllowValues(PERSONALITIES)),
-        (21, PERM),  // mount
-        (22, PERM),  // umount
-        (25, PERM),  // stime
-        (51, PERM),  // acct
-        (52, PERM),  // umount2
-        (62, PERM),  // ustat
-        (79, PERM),  // settimeofday
-        (86, PERM),  // uselib
-        (87, PERM),  // swapon
-        (88, PERM),  // reboot
-        (101, PERM), // ioperm
-        (103, PERM), // syslog
-        (110, PERM), // iopl
-        (111, PERM), // vhangup
-        (113, PERM), // vm86old
-        (115, PERM), // swapoff
-        (127, PERM), // create_module
-        (128, PERM), // init_module
-        (129, PERM), // delete_module
-        (130, PERM), // get_kernel_syms
-        (131, PERM), // quotactl
-        (135, PERM), // sysfs
-        (149, PERM), // _sysctl
-        (166, PERM), // vm86
-        (167, PERM), // query_module
-        (169, PERM), // nfsservctl
-        (217, PERM), // pivot_root
-        (253, PERM), // lookup_dcookie
-        (264, PERM), // clock_settime
-        (274, PERM), // mbind
-        (275, PERM), // get_mempolicy
-        (276, PERM), // set_mempolicy
-        (283, PERM), // kexec_load
-        (286, PERM), // add_key
-        (287, PERM), // request_key
-        (288, PERM), // keyctl
-        (294, PERM), // migrate_pages
-        (317, PERM), // move_pages
-        (336, PERM), // perf_event_open
-        (338, PERM), // fanotify_init
-        (342, PERM), // open_by_handle_at
-        (343, PERM), // clock_adjtime
-        (346, PERM), // setns
-        (349, PERM), // kcmp
-        (350, PERM), // finit_module
-        (357, PERM), // bpf
-        (374, PERM), // userfaultfd
-        (404, PERM), // clock_settime64
-        (405, PERM), // clock_adjtime64
-    ];
-    pub(super) const COMPAT_PRETENDED: &[(u32, Verdict)] = &[
-        (16, PRETEND),  // lchown16
-        (23, PRETEND),  // setuid16
-        (46, PRETEND),  // setgid16
-        (70, PRETEND),  // setreuid16
-        (71, PRETEND),  // setregid16
-        (81, PRETEND),  // setgroups16
-        (95, PRETEND),  // fchown16
-        (138, PRETEND), // setfsuid16
-        (139, PRETEND), // setfsgid16
-        (164, PRETEND), // setresuid16
-        (170, PRETEND), // setresgid16
-        (182, PRETEND), // chown16
-        (185, PRETEND), // capset
-        (198, PRETEND), // lchown
-        (203, PRETEND), // setreuid
-        (204, PRETEND), // setregid
-        (206, PRETEND), // setgroups
-        (207, PRETEND), // fchown
-        (208, PRETEND), // setresuid
-        (210, PRETEND), // setresgid
-        (212, PRETEND), // chown
-        (213, PRETEND), // setuid
-        (214, PRETEND), // setgid
-        (215, PRETEND), // setfsuid
-        (216, PRETEND), // setfsgid
-        (298, PRETEND), // fchownat
-    ];
-}
+#[path = "x86_64.rs"]
+mod arch;
 
 #[cfg(target_arch = "aarch64")]
 mod arch {
@@ -310,101 +183,12 @@ fn number(call: c_long) -> u32 {
     u32::try_from(call).unwrap_or(u32::MAX)
 }
 
-fn instruction(code: u16, k: u32) -> sock_filter {
-    sock_filter { code, jt: 0, jf: 0, k }
-}
-
-fn branch(code: u16, k: u32, jt: u8, jf: u8) -> sock_filter {
-    sock_filter { code, jt, jf, k }
-}
-
-/// Makes a whole filter: by architecture, then by number. `foreign` is the verdict for architectures without
-/// a list.
-fn program(native: Vec<(u32, Verdict)>, compat: Vec<(u32, Verdict)>, foreign: Verdict) -> Vec<sock_filter> {
-    let mut code = vec![instruction(LOAD, ARCHITECTURE)];
-    let mut arch = |audit: u32, rules: Vec<(u32, Verdict)>| {
-        let mut body = vec![instruction(LOAD, NUMBER)];
-        body.extend(search(&ranges(rules)));
-        code.push(branch(JUMP_EQUAL, audit, 1, 0));
-        code.push(instruction(JUMP, body.len() as u32));
-        code.extend(body);
-    };
-    arch(arch::NATIVE, native);
-    if let Some(audit) = arch::COMPAT {
-        arch(audit, compat);
-    }
-    code.extend(leaf(foreign));
-    code
-}
-
-/// Converts the rules to ranges that cover every number. Each range starts at its number and ends where the
-/// next one starts. The last range, from [`FIRST_UNKNOWN`] on, also covers the numbers of the x32 ABI.
-fn ranges(mut rules: Vec<(u32, Verdict)>) -> Vec<(u32, Verdict)> {
-    rules.sort_by_key(|&(number, _)| number);
-    let mut ranges = vec![(0, Verdict::Allow)];
-    for (number, verdict) in rules {
-        push(&mut ranges, number, verdict);
-        if number != FIRST_UNKNOWN {
-            push(&mut ranges, number + 1, Verdict::Allow);
-        }
-    }
-    ranges
-}
-
-fn push(ranges: &mut Vec<(u32, Verdict)>, start: u32, verdict: Verdict) {
-    match ranges.last_mut() {
-        Some(last) if last.0 == start => last.1 = verdict,
-        Some(last) if last.1 == verdict => {}
-        _ => ranges.push((start, verdict)),
-    }
-}
-
-/// Makes a binary search for the range of the loaded number.
-fn search(ranges: &[(u32, Verdict)]) -> Vec<sock_filter> {
-    let middle = ranges.len() / 2;
-    if middle == 0 {
-        return ranges.first().map(|&(_, verdict)| leaf(verdict)).unwrap_or_default();
-    }
-    let (low, high) = (search(&ranges[..middle]), search(&ranges[middle..]));
-    let start = ranges[middle].0;
-    let mut code = match u8::try_from(low.len()) {
-        Ok(skip) => vec![branch(JUMP_GREATER_OR_EQUAL, start, skip, 0)],
-        // Conditional jumps reach at most 255 instructions.
-        Err(_) => vec![branch(JUMP_GREATER_OR_EQUAL, start, 0, 1), instruction(JUMP, low.len() as u32)],
-    };
-    code.extend(low);
-    code.extend(high);
-    code
-}
-
-fn leaf(verdict: Verdict) -> Vec<sock_filter> {
-    let allow = instruction(RETURN, libc::SECCOMP_RET_ALLOW);
-    let errno = |number: u16| instruction(RETURN, libc::SECCOMP_RET_ERRNO | u32::from(number));
-    let perm = errno(libc::EPERM as u16);
-    match verdict {
-        Verdict::Allow => vec![allow],
-        Verdict::Errno(number) => vec![errno(number)],
-        Verdict::DenyBits { argument: index, bits } => {
-            vec![instruction(LOAD, argument(index)), branch(JUMP_ANY_BIT, bits, 0, 1), perm, allow]
-        }
-        Verdict::DenyValues(values) => {
-            let mut code = vec![instruction(LOAD, argument(0))];
-            code.extend(values.iter().flat_map(|&value| [branch(JUMP_EQUAL, value, 0, 1), perm]));
-            code.push(allow);
-            code
-        }
-        Verdict::AllowValues(values) => {
-            let mut code = vec![instruction(LOAD, argument(0))];
-            code.extend(values.iter().flat_map(|&value| [branch(JUMP_EQUAL, value, 0, 1), allow]));
-            code.push(perm);
-            code
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{
+        filter::{ARCHITECTURE, JUMP, JUMP_ANY_BIT, JUMP_EQUAL, JUMP_GREATER_OR_EQUAL, LOAD, NUMBER, RETURN},
+        *,
+    };
 
     /// Returns the filter's result, executed as the kernel does.
     fn run(program: &[sock_filter], arch: u32, nr: u32, args: [u32; 3]) -> u32 {

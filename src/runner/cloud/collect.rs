@@ -13,8 +13,8 @@ use crate::{
     remote::{Cas, Digest, reapi},
     runner::{Limits, RunnerError, StepContext},
     step::{Exit, StepOutput},
-    store::{ImageDigest, PackedDigests, Store},
-    transfer::{Parcel, Uploads, fetch_layer},
+    store::{ImageDigest, PackedDigests},
+    transfer::{Parcel, TransferContext, Uploads, fetch_layer},
 };
 
 /// An upper bound on the size of `result.json`.
@@ -69,10 +69,10 @@ pub(super) async fn snapshot(
     result: &reapi::ActionResult,
     output: &StepOutput,
     boot: Boot,
-    cas: &Cas,
-    store: &Arc<Store>,
+    context: TransferContext<'_>,
     uploads: &Uploads,
 ) -> Result<SnapshotRef, RunnerError> {
+    let TransferContext { store, cas, id_map } = context;
     // Held until the snapshot refers to the layer.
     let _lease = store.lease().map_err(error::store("take a lease"))?;
     let layer = match &output.layer {
@@ -84,7 +84,7 @@ pub(super) async fn snapshot(
                 return Err(RunnerError::infrastructure("download the step's layer", error));
             };
             let digest = file_digest(file)?;
-            let parcel = Parcel { diff_id, blob: digest, id_map: boot.id_map };
+            let parcel = Parcel { diff_id, blob: digest, id_map };
             let fetched = fetch_layer(store, cas, "the step's layer", parcel).await;
             let layer = fetched.map_err(error::transfer)?;
             let blob = ImageDigest::from_bytes(digest.hash);

@@ -8,7 +8,9 @@
 //! workers.
 
 mod action;
+mod attempt;
 mod boot;
+mod builder;
 mod collect;
 mod error;
 mod output;
@@ -16,4 +18,5 @@ mod runner;
 mod source;
 mod step_program;
 
-pub use runner::{CloudBuilder, CloudRunner};
+pub use builder::CloudBuilder;
+pub use runner::CloudRunner;

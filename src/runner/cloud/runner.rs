@@ -1,52 +1,28 @@
-//! The runner itself: one attempt from its input to its snapshot.
+//! The runner itself: what it keeps between attempts, and an attempt's result.
 
 use std::{
     num::NonZeroUsize,
-    path::PathBuf,
-    pin::pin,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
-    time::Duration,
 };
 
-use futures_util::{StreamExt, future};
-
-use super::{
-    action::{Parts, Prepared},
-    boot::{Boot, Part},
-    collect, error,
-    output::Output,
-    source::Sources,
-    step_program::StepProgram,
-};
+use super::{CloudBuilder, collect, error, source::Sources, step_program::StepProgram};
 use crate::{
-    awake, blocking,
-    image::{ImageOptions, Images, image_identity},
-    model::{SnapshotRef, StdStream},
-    remote::{
-        Cas, Digest, Endpoint, EndpointOptions, Execution, OptionsError, RemoteError, RemoteErrorKind, Update,
-        Uploaded, reapi,
-    },
+    blocking,
+    image::{Images, image_identity},
+    model::SnapshotRef,
+    remote::{Cas, Digest, Endpoint, OptionsError, RemoteErrorKind, Uploaded},
     runner::{
         ArgsSchema, CacheIdentity, ExecutorInput, ImageSupport, Limits, Pool, Probe, RunnerCapabilities, RunnerError,
         StepContext, StepResult, StepRunner, cleanup::CleanupThread, image_notes::no_image, kept_steps,
     },
     source::FrozenSource,
-    store::{Base, Store, StoreHandle},
-    transfer::{self, Packable, TransferContext, Uploads},
-    userns::{UsernsHelper, UsernsOptions},
+    store::{Store, StoreHandle},
+    transfer::{TransferContext, Uploads},
+    userns::UsernsHelper,
 };
-
-/// The default number of steps in flight.
-const JOBS: NonZeroUsize = NonZeroUsize::new(16).expect("not zero");
-/// The most times to upload again, in one attempt, blobs that the engine lost.
-const MAX_ROUNDS: u32 = 4;
-/// How long a request to the engine to end a step may take.
-const CANCELLING: Duration = Duration::from_secs(5);
-/// How long an engine may take to report the end of a step, beyond the step's grace.
-const LINGER: Duration = Duration::from_secs(2);
 
 /// Runs each step on an engine that speaks the Remote Execution API.
 ///
@@ -54,31 +30,31 @@ const LINGER: Duration = Duration::from_secs(2);
 #[derive(Debug)]
 pub struct CloudRunner {
     /// Ends the executions of dropped attempts at the engine.
-    cleanup: CleanupThread,
-    engine: Result<RemoteEngine, Unready>,
-    platform: Vec<(String, String)>,
-    jobs: NonZeroUsize,
-    store: StoreHandle,
-    images: Images,
-    program: StepProgram,
-    uploads: Uploads,
-    sources: Sources,
+    pub(super) cleanup: CleanupThread,
+    pub(super) engine: Result<RemoteEngine, Unready>,
+    pub(super) platform: Vec<(String, String)>,
+    pub(super) jobs: NonZeroUsize,
+    pub(super) store: StoreHandle,
+    pub(super) images: Images,
+    pub(super) program: StepProgram,
+    pub(super) uploads: Uploads,
+    pub(super) sources: Sources,
     /// Determines how ids are mapped in this machine's steps, which share layers with this runner's.
-    userns: Arc<UsernsHelper>,
-    uploaded_blobs: AtomicU64,
-    uploaded_bytes: AtomicU64,
+    pub(super) userns: Arc<UsernsHelper>,
+    pub(super) uploaded_blobs: AtomicU64,
+    pub(super) uploaded_bytes: AtomicU64,
 }
 
 /// The endpoints of an engine and of its log streams.
 #[derive(Debug)]
-struct RemoteEngine {
-    endpoint: Endpoint,
-    logs: Endpoint,
+pub(super) struct RemoteEngine {
+    pub(super) endpoint: Endpoint,
+    pub(super) logs: Endpoint,
 }
 
 /// Why there is no engine to connect to.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-enum Unready {
+pub(super) enum Unready {
     #[error("no engine is configured")]
     Nowhere,
     #[error(transparent)]
@@ -88,121 +64,6 @@ enum Unready {
 }
 
 const SET_ENDPOINT: &str = "set --remote grpc://HOST:PORT, HM_REMOTE, or `endpoint` of [remote] in .hm/hm.toml";
-
-/// A builder for a [`CloudRunner`].
-#[derive(Debug, Clone, Default)]
-pub struct CloudBuilder {
-    endpoint: Option<EndpointOptions>,
-    logs: Option<EndpointOptions>,
-    platform: Vec<(String, String)>,
-    jobs: Option<NonZeroUsize>,
-    store: StoreHandle,
-    images: ImageOptions,
-    program: Option<PathBuf>,
-    userns: Option<Arc<UsernsHelper>>,
-}
-
-impl CloudBuilder {
-    /// Runs steps on the engine at this endpoint.
-    #[must_use]
-    pub fn endpoint(mut self, endpoint: EndpointOptions) -> Self {
-        self.endpoint = Some(endpoint);
-        self
-    }
-
-    /// Reads the output of running steps from this endpoint, instead of the engine's own. The output of a
-    /// step that has ended is complete and correct, even if the log service returns wrong data.
-    #[must_use]
-    pub fn log_service(mut self, logs: EndpointOptions) -> Self {
-        self.logs = Some(logs);
-        self
-    }
-
-    /// Requires workers with this property.
-    #[must_use]
-    pub fn platform_property(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
-        self.platform.push((name.into(), value.into()));
-        self
-    }
-
-    /// Sets how many steps may be in flight at once, besides those on this machine. The default is 16.
-    #[must_use]
-    pub fn jobs(mut self, jobs: NonZeroUsize) -> Self {
-        self.jobs = Some(jobs);
-        self
-    }
-
-    /// Keeps layers and snapshots in this store instead of the default one.
-    #[must_use]
-    pub fn store(mut self, store: impl Into<StoreHandle>) -> Self {
-        self.store = store.into();
-        self
-    }
-
-    /// Sets how images are found and fetched.
-    #[must_use]
-    pub fn images(mut self, options: ImageOptions) -> Self {
-        self.images = options;
-        self
-    }
-
-    /// Sends this `hm-step`, instead of the one that `HM_STEP` names or that is in the directory of this
-    /// program.
-    #[must_use]
-    pub fn step_program(mut self, program: impl Into<PathBuf>) -> Self {
-        self.program = Some(program.into());
-        self
-    }
-
-    /// Reads layers that belong to subordinate ids through a helper that other parts of this process use,
-    /// too, instead of one of its own.
-    #[must_use]
-    pub fn userns(mut self, helper: Arc<UsernsHelper>) -> Self {
-        self.userns = Some(helper);
-        self
-    }
-
-    /// Starts this `hm` as a helper of its own, to read layers that belong to subordinate ids.
-    #[must_use]
-    pub fn helper(self, program: impl Into<PathBuf>) -> Self {
-        self.userns(UsernsHelper::new(UsernsOptions::default().program(program)))
-    }
-
-    /// Builds the runner. Nothing is connected or opened yet. The probe reports errors in the endpoint.
-    #[must_use]
-    pub fn build(self) -> CloudRunner {
-        let engine = match self.endpoint {
-            Some(options) => Endpoint::new(options).map_err(Unready::Options),
-            None => Err(Unready::Nowhere),
-        };
-        let engine = engine.and_then(|endpoint| {
-            let logs = self.logs.map(Endpoint::new).transpose().map_err(Unready::Logs)?;
-            Ok(RemoteEngine { logs: logs.unwrap_or_else(|| endpoint.clone()), endpoint })
-        });
-        CloudRunner {
-            cleanup: CleanupThread::default(),
-            engine,
-            platform: self.platform,
-            jobs: self.jobs.unwrap_or(JOBS),
-            images: Images::new(self.images),
-            program: StepProgram::new(self.program),
-            store: self.store,
-            uploads: Uploads::default(),
-            sources: Sources::default(),
-            userns: self.userns.unwrap_or_else(|| UsernsHelper::new(UsernsOptions::default())),
-            uploaded_blobs: AtomicU64::new(0),
-            uploaded_bytes: AtomicU64::new(0),
-        }
-    }
-}
-
-/// An attempt's Action, and the data to process its result.
-struct Ready {
-    boot: Boot,
-    prepared: Prepared,
-    /// The blobs that the engine had when the Action was ready, except the source's files.
-    needs: Vec<Digest>,
-}
 
 impl CloudRunner {
     /// Returns a builder for a runner with custom settings.
@@ -228,7 +89,7 @@ impl CloudRunner {
         self.sources.bring(&store, &cas, source, |uploaded| self.count(uploaded)).await
     }
 
-    fn count(&self, uploaded: Uploaded) {
+    pub(super) fn count(&self, uploaded: Uploaded) {
         self.uploaded_blobs.fetch_add(uploaded.blobs, Relaxed);
         self.uploaded_bytes.fetch_add(uploaded.bytes, Relaxed);
     }
@@ -239,195 +100,6 @@ impl CloudRunner {
 
     fn store(&self) -> Result<Arc<Store>, RunnerError> {
         self.store.get().map_err(error::store("open the store"))
-    }
-
-    /// Uploads everything that the attempt needs to the engine.
-    async fn prepare(
-        &self,
-        ctx: &StepContext,
-        input: &ExecutorInput,
-        limits: &Limits,
-        cas: &Cas,
-        store: &Arc<Store>,
-    ) -> Result<Ready, RunnerError> {
-        let program = self.program.blob().await?;
-        let id_map = self.userns.prepare_trees(store).await?;
-        let boot = Boot::of(ctx, input, store, &self.images, id_map).await?;
-        let source = self.sources.bring(store, cas, &boot.source, |uploaded| self.count(uploaded)).await?;
-        let context = TransferContext { store, cas, id_map };
-        let layers = boot.parts.iter().map(async |part| {
-            let Some(packable) = packable(part).await? else { return Ok(None) };
-            let brought = self.uploads.bring(context, packable, |uploaded| self.count(uploaded)).await;
-            brought.map(Some).map_err(error::transfer)
-        });
-        let layers: Vec<_> = future::try_join_all(layers).await?.into_iter().flatten().collect();
-        let parts =
-            Parts { boot: &boot, layers: &layers, source, program: program.digest, platform: &self.platform, limits };
-        let mut prepared = parts.prepare(ctx, input)?;
-        let mut blobs = std::mem::take(&mut prepared.blobs);
-        blobs.push(program);
-        let needs =
-            blobs.iter().map(|blob| blob.digest).chain(layers.iter().map(transfer::digest)).chain([source]).collect();
-        self.count(cas.upload(blobs).await.map_err(error::remote("upload the step"))?);
-        Ok(Ready { boot, prepared, needs })
-    }
-
-    /// Executes an Action to its end, or until the attempt is interrupted.
-    async fn run(
-        &self,
-        engine: &RemoteEngine,
-        action: Digest,
-        skip_cache_lookup: bool,
-        output: &mut Output<'_>,
-        ctx: &StepContext,
-    ) -> Result<Result<Box<reapi::ExecuteResponse>, RemoteError>, RunnerError> {
-        let execution = Execution::new(engine.endpoint.clone());
-        let mut updates = pin!(execution.run(action, skip_cache_lookup));
-        let mut begun = Begun { runner: self, endpoint: &engine.endpoint, operation: String::new() };
-        // Whether the attempt was interrupted, and whether the engine was asked to cancel it.
-        let (mut interrupted, mut told) = (false, false);
-        // How long to wait for the end of an interrupted execution. The time counts from the first poll.
-        let mut patience = pin!(awake::sleep(ctx.grace.saturating_add(LINGER)));
-        loop {
-            if interrupted && !told && !begun.operation.is_empty() {
-                told = true;
-                let cancelled = tokio::time::timeout(CANCELLING, execution.cancel(&begun.operation)).await;
-                match cancelled {
-                    Ok(Ok(())) => {}
-                    // The execution continues, and ends by its own time limit.
-                    Ok(Err(error)) => {
-                        tracing::debug!(%error, "leaving a cancelled step to the engine");
-                        begun.end();
-                        return Err(ctx.interrupted());
-                    }
-                    Err(_) => return Err(ctx.interrupted()),
-                }
-            }
-            tokio::select! {
-                update = updates.next() => match update {
-                    Some(Ok(Update::Progress { operation: name, stdout_stream, stderr_stream, .. })) => {
-                        begun.operation = name;
-                        output.follow(&engine.logs, StdStream::Stdout, &stdout_stream).await;
-                        output.follow(&engine.logs, StdStream::Stderr, &stderr_stream).await;
-                    }
-                    Some(Ok(Update::Done(response))) => {
-                        begun.end();
-                        return Ok(Ok(response));
-                    }
-                    Some(Err(error)) => {
-                        begun.end();
-                        return Ok(Err(error));
-                    }
-                    None => return Err(RunnerError::infrastructure(
-                        "run the step",
-                        anyhow::anyhow!("the engine ended the stream of answers"),
-                    )),
-                },
-                (stream, piece) = output.next() => output.show(stream, &piece).await,
-                () = ctx.cancel.cancelled(), if !interrupted => interrupted = true,
-                () = &mut patience, if interrupted => return Err(ctx.interrupted()),
-            }
-        }
-    }
-
-    /// Runs one attempt, up to the engine's result.
-    async fn attempt(
-        &self,
-        engine: &RemoteEngine,
-        ctx: &StepContext,
-        input: &ExecutorInput,
-        limits: &Limits,
-        store: &Arc<Store>,
-    ) -> Result<(Boot, reapi::ActionResult), RunnerError> {
-        let cas = Cas::new(engine.endpoint.clone());
-        let mut output = Output::new(&ctx.event_bus, input.step_id);
-        let (mut round, mut distrust_cache) = (1, false);
-        loop {
-            let preparing = self.prepare(ctx, input, limits, &cas, store);
-            let Ready { boot, prepared, needs } = tokio::select! {
-                ready = preparing => ready?,
-                () = ctx.cancel.cancelled() => return Err(ctx.interrupted()),
-            };
-            let skip_cache_lookup = distrust_cache || !prepared.cacheable;
-            let ended = self.run(engine, prepared.action, skip_cache_lookup, &mut output, ctx).await?;
-            let response = match ended {
-                Ok(response) => match Execution::new(engine.endpoint.clone()).trouble(&response) {
-                    Some(error) => Err((error, Some(response))),
-                    None => Ok(response),
-                },
-                Err(error) => Err((error, None)),
-            };
-            let response = match response {
-                Ok(response) => response,
-                Err((error, _)) if round < MAX_ROUNDS && comes_of_loss(&error, &cas, needs).await => {
-                    tracing::debug!(%error, round, "uploading again what the engine lost");
-                    output.say("hm: the engine lost uploaded files; uploading them again\n").await;
-                    self.sources.forget();
-                    round += 1;
-                    continue;
-                }
-                Err((error, response)) => {
-                    if let Some(result) = response.and_then(|response| response.result) {
-                        output.finish(&result, &cas, store).await?;
-                    }
-                    if ctx.cancel.is_cancelled() {
-                        return Err(ctx.interrupted());
-                    }
-                    return Err(error::remote("run the step")(error));
-                }
-            };
-            let is_cached = response.cached_result;
-            let Some(result) = response.result else {
-                let error = anyhow::anyhow!("the engine reported the end of the step without a result");
-                return Err(RunnerError::infrastructure("run the step", error));
-            };
-            // A failure may be temporary, so a cached one is not accepted: the user runs the step again to
-            // see it pass.
-            if is_cached && result.exit_code != 0 && !distrust_cache {
-                distrust_cache = true;
-                continue;
-            }
-            output.finish(&result, &cas, store).await?;
-            return Ok((boot, result));
-        }
-    }
-}
-
-/// An Action that the engine executes. If this is dropped before the end, the engine is asked to cancel it.
-struct Begun<'a> {
-    runner: &'a CloudRunner,
-    endpoint: &'a Endpoint,
-    /// The name of the operation; empty before it is known, and after its end.
-    operation: String,
-}
-
-impl Begun<'_> {
-    fn end(&mut self) {
-        self.operation.clear();
-    }
-}
-
-impl Drop for Begun<'_> {
-    fn drop(&mut self) {
-        if self.operation.is_empty() {
-            return;
-        }
-        let (endpoint, operation) = (self.endpoint.apart(), std::mem::take(&mut self.operation));
-        let what = format!("cancel the step {operation}, which is still running at {}", endpoint.place());
-        let cancelling = async move { Execution::new(endpoint).cancel(&operation).await };
-        self.runner.cleanup.run(what, cancelling);
-    }
-}
-
-/// Returns whether an engine refuses an Action because it has lost blobs. Not every engine reports that as
-/// the protocol requires.
-async fn comes_of_loss(error: &RemoteError, cas: &Cas, needs: Vec<Digest>) -> bool {
-    match error.kind() {
-        RemoteErrorKind::MissingBlobs => true,
-        RemoteErrorKind::NotFound | RemoteErrorKind::Refused | RemoteErrorKind::Internal => {
-            cas.find_missing(needs).await.is_ok_and(|missing| !missing.is_empty())
-        }
-        _ => false,
     }
 }
 
@@ -449,7 +121,8 @@ impl StepRunner for CloudRunner {
         let output = collect::step_output(&result, &cas).await?;
         let exit_code = collect::exit_code(&output, &limits, ctx)?;
         let committed_snapshot = if exit_code == 0 && input.cache_lookup.commits() {
-            let taking = collect::snapshot(&result, &output, boot, &cas, &store, &self.uploads);
+            let context = TransferContext { store: &store, cas: &cas, id_map: boot.id_map };
+            let taking = collect::snapshot(&result, &output, boot, context, &self.uploads);
             let snapshot = Box::pin(taking).await?;
             store.snapshots().describe(&snapshot, Arc::new(input.snapshot_config()));
             if ctx.keep {
@@ -544,19 +217,4 @@ impl StepRunner for CloudRunner {
     fn pool(&self) -> Pool {
         Pool::Own { limit: self.jobs }
     }
-}
-
-/// Returns the part of a step's filesystem to transfer as a layer, or `None` for the source.
-async fn packable(part: &Part) -> Result<Option<Packable>, RunnerError> {
-    Ok(match part {
-        Part::Source => None,
-        Part::Layer(layer) => Some(Packable::Layer(layer.clone())),
-        Part::Rootfs(dir) => {
-            let base = Base::Rootfs(dir.clone());
-            let identity = blocking::run("look at the image", move || {
-                image_identity(&base, &[]).map_err(error::store("look at the image"))
-            });
-            Some(Packable::Tree { identity: identity.await?, dir: dir.clone() })
-        }
-    })
 }
