@@ -85,7 +85,7 @@ fn run(job: &Job) -> Result<Ended, SetupError> {
         End::Exited { code } => Ended::Exited(code),
         End::OutOfMemory => Ended::OutOfMemory,
         // The number of processes is limited by the control group, not by polling.
-        End::TooManyProcesses | End::Killed | End::TimedOut | End::Terminated => Ended::Killed,
+        End::TooManyProcesses | End::Killed | End::TimedOut | End::Interrupted => Ended::Killed,
     })
 }
 

@@ -242,8 +242,8 @@ fn reap(command: Pid, children: &OwnedFd, report: &mut Option<Report>) -> Left {
 ///
 /// Three kinds of commands gain nothing from such programs, and get `no_new_privs`. In a user namespace with
 /// a single id, no other user exists who could use such a program, and the filters, which pretend that
-/// `capset` and `setuid` succeed, must be installed last. A command with [`JailPlace::Beside`] is a program of
-/// the host. A command with a root in memory only reads, and has no privileges at all.
+/// `capset` and `setuid` succeed, must be installed last. A command with [`JailPlace::Beside`] is a program
+/// of the host. A command with a root in memory only reads, and has no privileges at all.
 fn confine(spec: &JailSpec, prepared: &Prepared) -> Result<(), SetupError> {
     // The capability for this is still held.
     if spec.shares_network && prepared.has_landlock_scopes {

@@ -104,9 +104,9 @@ pub(super) enum Proc {
     OwnOrShared,
 }
 
-/// Mounts the step's file systems. With [`JailPlace::Root`] they become the caller's root, and the host's file
-/// systems are detached. With [`JailPlace::Beside`] the caller keeps its root, and they are at the mount point,
-/// without the file systems that every kernel makes for itself.
+/// Mounts the step's file systems. With [`JailPlace::Root`] they become the caller's root, and the host's
+/// file systems are detached. With [`JailPlace::Beside`] the caller keeps its root, and they are at the mount
+/// point, without the file systems that every kernel makes for itself.
 pub(super) fn enter(spec: &JailSpec, special: &SpecialPaths, proc: Proc) -> Result<(), SetupError> {
     let host = rustix::fs::openat(CWD, c"/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
         .doing(|| "open the host's root".into())?;

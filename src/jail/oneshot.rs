@@ -54,7 +54,7 @@ pub struct Bounds {
     pub grace: Duration,
 }
 
-/// How a command ended. No process of its step is left.
+/// How a command ended, here or as reported by a zygote's step. No process of its step is left.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum End {
     /// The command ended by itself.
@@ -70,8 +70,8 @@ pub enum End {
     Killed,
     /// Its timeout expired.
     TimedOut,
-    /// This process received a signal to end.
-    Terminated,
+    /// The caller requested the end: by a signal to this process, or by its own means.
+    Interrupted,
 }
 
 impl OneShot {
@@ -242,7 +242,7 @@ impl Running {
                 continue;
             }
             let is_over = limit.is_some_and(|limit| limit.next().is_none());
-            let reason = if signalled { Some(End::Terminated) } else { is_over.then_some(End::TimedOut) };
+            let reason = if signalled { Some(End::Interrupted) } else { is_over.then_some(End::TimedOut) };
             stop = match (stop, reason) {
                 (Stop::No, Some(reason)) => {
                     self.terminate();

@@ -188,8 +188,13 @@ fn serve(message: &[u8], fds: Vec<OwnedFd>, me: &OwnedFd, prepared: &Prepared) {
     let served = match request {
         Request::Step { isolate_network } => {
             let (Some(spec), Some(stdout), Some(stderr)) = (fds.next(), fds.next(), fds.next()) else { return };
+            let doing = || "start a step".into();
             let (stdin, more) = (fds.next(), fds.collect());
-            step(status.as_fd(), [spec, stdout, stderr], (stdin, more), isolate_network, me, prepared)
+            let own = status.try_clone().and_then(|status| Ok((status, me.try_clone()?))).doing(doing);
+            own.and_then(|(status, zygote)| {
+                let fds = StepFds { status, spec, stdin, stdout, stderr, more, zygote };
+                step(fds, isolate_network, prepared)
+            })
         }
         Request::Tree => {
             let Some(op) = fds.next() else { return };
@@ -201,29 +206,12 @@ fn serve(message: &[u8], fds: Vec<OwnedFd>, me: &OwnedFd, prepared: &Prepared) {
     }
 }
 
-fn step(
-    status: std::os::fd::BorrowedFd<'_>,
-    [spec, stdout, stderr]: [OwnedFd; 3],
-    (stdin, more): (Option<OwnedFd>, Vec<OwnedFd>),
-    isolate_network: bool,
-    me: &OwnedFd,
-    prepared: &Prepared,
-) -> Result<(), SetupError> {
-    let doing = || "start a step".into();
-    let fds = StepFds {
-        status: status.try_clone_to_owned().doing(doing)?,
-        spec,
-        stdin,
-        stdout,
-        stderr,
-        more,
-        zygote: me.try_clone().doing(doing)?,
-    };
-    match sys::clone_process(clone_flags(isolate_network)).doing(doing)? {
+fn step(fds: StepFds, isolate_network: bool, prepared: &Prepared) -> Result<(), SetupError> {
+    match sys::clone_process(clone_flags(isolate_network)).doing(|| "start a step".into())? {
         Cloned::Child => init::run(fds, isolate_network, prepared),
         Cloned::Parent { pidfd, .. } => {
             // If the engine has closed the socket, pid 1 sees that, too.
-            let _ = wire::send_value(status, &Report::Started, &[pidfd.as_fd()]);
+            let _ = wire::send_value(&fds.status, &Report::Started, &[pidfd.as_fd()]);
             Ok(())
         }
     }

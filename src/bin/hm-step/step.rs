@@ -79,7 +79,7 @@ fn run_in(dir: &Path, input: &StepInput, oneshot: &OneShot) -> Result<(Exit, Opt
         End::OutOfMemory => Exit::OutOfMemory,
         End::TooManyProcesses => Exit::Exited { code: KILLED.into(), too_many_processes: true },
         End::TimedOut => Exit::TimedOut,
-        End::Terminated => Exit::Terminated,
+        End::Interrupted => Exit::Terminated,
         End::Killed => {
             return Err(Failure::passing("the step was killed by another process, or this machine is out of memory"));
         }

@@ -58,8 +58,8 @@ pub(super) async fn save(docker: &Docker, store: &Arc<Store>, image: &str) -> Re
     blocking::run(DOING, move || SavedImage::open(&store, file).map_err(error::image(DOING))).await
 }
 
-/// Commits a snapshot of an image that is based on a container_image, with `container_image.made + 1` layers that the store
-/// does not have.
+/// Commits a snapshot of an image that has one layer more than `container_image`. The store does not have
+/// that layer, nor those that [`made`](ContainerImage::made) counts.
 pub(super) async fn snapshot(
     saved: SavedImage,
     container_image: &ContainerImage,

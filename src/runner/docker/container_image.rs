@@ -1,4 +1,4 @@
-//! ContainerImages, from which containers start: images at the daemon, and their relation to the store.
+//! The images from which containers start: images at the daemon, and their relation to the store.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -37,7 +37,7 @@ pub(super) struct ContainerImage {
     pub(super) id_map: IdMap,
 }
 
-/// The base of a container_image.
+/// The base of a [`ContainerImage`].
 #[derive(Debug, Clone)]
 pub(super) enum ContainerImageBase {
     /// The store has the base.
@@ -50,7 +50,7 @@ pub(super) enum ContainerImageBase {
 pub(super) const MAX_LAYERS: usize = 100;
 
 impl ContainerImage {
-    /// Returns the container_image of a container's image, with one more layer that the store does not have.
+    /// Returns the image that a container was committed to: one more layer, which the store does not have.
     pub(super) fn above(&self, image: String, step_env: &BTreeSet<String>) -> Self {
         let stray = self.stray.union(step_env).cloned().collect();
         Self { image, made: self.made + 1, stray, ..self.clone() }
@@ -66,7 +66,7 @@ impl ContainerImage {
 pub(super) struct ContainerImages(Mutex<HashMap<String, Arc<OnceCell<Arc<ContainerImage>>>>>);
 
 impl ContainerImages {
-    /// Returns the cell of the container_image for `context`, which may still be empty.
+    /// Returns the cell of the image for `context`, which may still be empty.
     pub(super) fn cell(&self, context: &BootContext) -> Arc<OnceCell<Arc<ContainerImage>>> {
         let key = match &context.base {
             MachineBase::Image(image) => key(&format!("image {image}"), &context.source, None),
@@ -76,7 +76,7 @@ impl ContainerImages {
         Arc::clone(cells.entry(key).or_default())
     }
 
-    /// Records an image with the same content as a snapshot's container_image.
+    /// Records an image with the same content as a snapshot.
     pub(super) fn put(&self, snapshot: &str, container_image: Arc<ContainerImage>) {
         let key = format!("{snapshot}\n{}\n", container_image.source.as_str());
         let mut cells = self.0.lock();

@@ -32,7 +32,7 @@ pub(super) fn no_host() -> RunnerError {
 }
 
 impl Shared {
-    /// Returns the base of a container_image in the store. Imports it if only the daemon has it.
+    /// Returns the base of a container's image in the store. Imports it if only the daemon has it.
     pub(super) async fn base_in_store(
         &self,
         client: &Client,

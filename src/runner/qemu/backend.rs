@@ -7,6 +7,7 @@ use tokio::sync::OnceCell;
 use super::{
     accel::Accelerator,
     error::NoMachine,
+    launch::Host,
     machine::Machine,
     machine_size::{MachineSize, SizeDefaults},
     programs::{Places, Programs},
@@ -216,7 +217,8 @@ impl VmBackend for Qemu {
         let notes = StepNotes { bus: output.bus, step_id: output.step_id };
         let files = self.local.files(context, notes).await?;
         let template = self.template(&context.store, programs, MachineSize::of(limits, &self.defaults)).await?;
-        Ok(Machine::start(&self.local, &context.store, programs, &template, files, limits).await?)
+        let host = Host { local: &self.local, store: &context.store, programs };
+        Ok(Machine::start(host, &template, files, limits).await?)
     }
 
     fn host_dirs(&self) -> &[PathBuf] {

@@ -100,6 +100,15 @@ impl Fds {
     }
 }
 
+/// Where machines run.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Host<'a> {
+    /// The sandbox that runs QEMU.
+    pub(super) local: &'a SandboxRunner,
+    pub(super) store: &'a Arc<Store>,
+    pub(super) programs: &'a Arc<Programs>,
+}
+
 impl Launch<'_> {
     /// Starts the programs.
     pub(super) async fn start(self, local: &SandboxRunner, store: &Arc<Store>) -> Result<Launched, NoMachine> {

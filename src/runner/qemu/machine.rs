@@ -13,8 +13,7 @@ use uuid::Uuid;
 use super::{
     channel::{self, Orders, Words},
     error::{NoMachine, ResultExt},
-    launch::{FILES_CHARDEV, Launch, Launched, Log},
-    programs::Programs,
+    launch::{FILES_CHARDEV, Host, Launch, Launched, Log},
     qmp::Qmp,
     template::{Template, attend, capabilities},
 };
@@ -24,7 +23,7 @@ use crate::{
     model::{SnapshotRef, StdStream},
     runner::{
         Limits, RunnerError,
-        sandbox::{Files, SandboxRunner, Serving, c_string},
+        sandbox::{Files, Serving, c_string},
         vm::{Command, Injection, Output, Vm},
     },
     store::Store,
@@ -51,9 +50,7 @@ pub struct Machine {
 impl Machine {
     /// Creates a machine from a template, with a step's files.
     pub(super) async fn start(
-        local: &SandboxRunner,
-        store: &Arc<Store>,
-        programs: &Programs,
+        Host { local, store, programs }: Host<'_>,
         template: &Template,
         files: Files,
         limits: &Limits,

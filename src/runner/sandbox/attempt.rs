@@ -17,7 +17,7 @@ use rustix::{
 use tokio::io::{Interest, unix::AsyncFd};
 use tokio_util::sync::CancellationToken;
 
-use super::jail::{JailSpec, Report, Request, SetupError, wire};
+use super::jail::{End, JailSpec, Report, Request, SetupError, wire};
 use crate::{
     awake,
     model::StdStream,
@@ -30,25 +30,6 @@ use crate::{
 const PIPE_BYTES: usize = 1 << 20;
 /// The size of one read in bytes.
 const READ_BYTES: usize = 1 << 17;
-
-/// How a command ended, once no process of its step is left.
-#[derive(Debug)]
-pub(super) enum End {
-    /// The command ended by itself.
-    Exited {
-        /// The exit code, or 128+n after signal n.
-        code: i32,
-    },
-    /// The step exceeded its memory limit, as detected by polling.
-    OutOfMemory,
-    /// The step exceeded its limit on processes, as detected by polling.
-    TooManyProcesses,
-    /// The command was killed together with its pid 1: by the kernel because of the step's memory, or by a
-    /// user.
-    Killed,
-    /// The caller requested the end: [`Control::cancel`].
-    Interrupted,
-}
 
 /// The destination of a command's output.
 pub(crate) trait OutputSink: Sync {

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use super::{
     attempt, cgroup,
-    jail::{self, JailPlace, JailSpec, MountApi, Overlay, Root, SetupError, UserNamespace},
+    jail::{self, JailSpec, MountApi, Overlay, Root, SetupError, UserNamespace},
     runner::{SandboxRunner, c_string},
 };
 use crate::{
@@ -78,29 +78,9 @@ impl SandboxRunner {
             c_string("the store's path", path.as_os_str().as_bytes())
         };
         let spec = || -> Result<JailSpec, RunnerError> {
-            Ok(JailSpec {
-                user_namespace: zygote.user_namespace(),
-                mount_api: self.mount_api(),
-                mountpoint: path(store.dir())?,
-                root: Root::Overlay(Overlay {
-                    lowers: vec![path(&lower.upper())?],
-                    upper: path(&staging.upper())?,
-                    work: path(staging.work())?,
-                }),
-                place: JailPlace::Root,
-                binds: Vec::new(),
-                secrets: Vec::new(),
-                shares_network: true,
-                cgroups: Vec::new(),
-                group_views: Vec::new(),
-                watch: None,
-                memory_bytes: None,
-                workdir: c"/".into(),
-                argv: Vec::new(),
-                pack: None,
-                terminal: false,
-                env: Vec::new(),
-            })
+            let (lowers, upper) = (vec![path(&lower.upper())?], path(&staging.upper())?);
+            let root = Root::Overlay(Overlay { lowers, upper, work: path(staging.work())? });
+            Ok(JailSpec { shares_network: true, ..self.jail(&zygote, store.dir(), root)? })
         };
         let again = "try again";
         let spec = spec().map_err(|error| Failure::new(error, "move the store (HM_CACHE_DIR)"))?;

@@ -3,15 +3,14 @@
 use crate::image;
 use std::{
     collections::BTreeSet,
-    os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
 use super::{
-    attempt::{self, Control, End, OutputSink},
+    attempt::{self, Control, OutputSink},
     boot::{MOUNT_POINTS, failed},
-    jail::{self, JailPlace, JailSpec, Root},
+    jail::{self, End, JailSpec, Root},
     overlays::overlay,
     runner::{SandboxRunner, c_string, environment, exit_code},
 };
@@ -97,13 +96,7 @@ impl SandboxRunner {
         let root = overlay(&lowers, &staging.upper(), staging.work())?;
         let limited = self.hold(step.limits);
         let spec = JailSpec {
-            user_namespace: zygote.user_namespace(),
-            mount_api: self.mount_api(),
-            mountpoint: c_string("the store's path", store.dir().as_os_str().as_bytes())?,
-            root: Root::Overlay(root),
-            place: JailPlace::Root,
             binds: jail::resolver(&lowers).into_iter().collect(),
-            secrets: Vec::new(),
             shares_network: step.limits.network == Network::Host,
             cgroups: limited.procs(),
             group_views: limited.views(),
@@ -111,9 +104,8 @@ impl SandboxRunner {
             memory_bytes: step.limits.memory.map(|memory| memory.bytes),
             workdir: c_string("the work directory", step.workdir)?,
             argv: vec![c"/bin/sh".into(), c"-c".into(), c_string("the command", step.command)?],
-            pack: None,
-            terminal: false,
             env: environment(&Env::new(), step.env)?,
+            ..self.jail(&zygote, store.dir(), Root::Overlay(root))?
         };
         let isolate_network = step.limits.network == Network::None;
         let ended = attempt::run(&zygote, &spec, isolate_network, control, sink).await;

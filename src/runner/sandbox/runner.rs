@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     ffi::CString,
     os::unix::ffi::OsStrExt,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -14,11 +14,11 @@ use std::{
 use uuid::Uuid;
 
 use super::{
-    attempt::{self, Control, End, OutputSink},
+    attempt::{self, Control, OutputSink},
     boot::{Boot, BootContext, LayerDirs},
     cgroup::Limited,
     checks,
-    jail::{DEFAULT_ENV, JailPlace, JailSpec, MountApi, Root, SecretFile, UserNamespace},
+    jail::{DEFAULT_ENV, End, JailPlace, JailSpec, MountApi, Root, SecretFile, UserNamespace},
     overlays::Overlays,
 };
 use crate::{
@@ -219,11 +219,32 @@ impl SandboxRunner {
         }
     }
 
-    /// Builds the specification of one step's jail.
+    /// Describes a jail over a root, with nothing else in it: no command, and no network but its own.
+    pub(super) fn jail(&self, zygote: &Zygote, mountpoint: &Path, root: Root) -> Result<JailSpec, RunnerError> {
+        Ok(JailSpec {
+            user_namespace: zygote.user_namespace(),
+            mount_api: self.mount_api(),
+            mountpoint: c_string("the store's path", mountpoint.as_os_str().as_bytes())?,
+            root,
+            place: JailPlace::Root,
+            binds: Vec::new(),
+            secrets: Vec::new(),
+            shares_network: false,
+            cgroups: Vec::new(),
+            group_views: Vec::new(),
+            watch: None,
+            memory_bytes: None,
+            workdir: c"/".into(),
+            argv: Vec::new(),
+            pack: None,
+            terminal: false,
+            env: Vec::new(),
+        })
+    }
+
+    /// Adds a step's command, limits and secrets to its jail.
     fn spec(
-        &self,
-        zygote: &Zygote,
-        store: &Store,
+        jail: JailSpec,
         boot: &Boot,
         (limits, limited): (&Limits, &Limited),
         ctx: &StepContext,
@@ -238,11 +259,6 @@ impl SandboxRunner {
             Ok(SecretFile { name: c_string("a secret's name", name)?, value: value.to_owned() })
         };
         Ok(JailSpec {
-            user_namespace: zygote.user_namespace(),
-            mount_api: self.mount_api(),
-            mountpoint: c_string("the store's path", store.dir().as_os_str().as_bytes())?,
-            root: Root::Overlay(boot.root.clone()),
-            place: JailPlace::Root,
             binds: boot.binds.clone(),
             secrets: ctx.secrets.iter().map(secret).collect::<Result<_, _>>()?,
             shares_network: limits.network == Network::Host,
@@ -252,9 +268,8 @@ impl SandboxRunner {
             memory_bytes: limits.memory.map(|memory| memory.bytes),
             workdir: c_string("the work directory", &*input.workdir)?,
             argv: vec![c"/bin/sh".into(), c"-c".into(), c_string("the command", &*input.step.cmd)?],
-            pack: None,
-            terminal: false,
             env: environment(&boot.env, &input.env)?,
+            ..jail
         })
     }
 
@@ -280,7 +295,8 @@ impl StepRunner for SandboxRunner {
         let zygote = self.zygote(&store).await?;
         let boot = self.boot_context(&store, &zygote).boot(ctx, &input).await?;
         let limited = self.hold(&limits);
-        let spec = self.spec(&zygote, &store, &boot, (&limits, &limited), ctx, &input)?;
+        let jail = self.jail(&zygote, store.dir(), Root::Overlay(boot.root.clone()))?;
+        let spec = Self::spec(jail, &boot, (&limits, &limited), ctx, &input)?;
         let control = Control { cancel: &ctx.cancel, grace: ctx.grace };
         let output = StepOutput { bus: &ctx.event_bus, step_id: input.step_id };
         let ended = attempt::run(&zygote, &spec, limits.network == Network::None, control, &output).await;
@@ -388,6 +404,7 @@ pub(super) fn exit_code(end: &End, limits: &Limits, limited: &Limited) -> Result
             return Err(RunnerError::too_many_processes(limit, KILLED));
         }
         End::Killed => KILLED,
+        End::TimedOut => return Err(RunnerError::timed_out()),
         End::Interrupted => return Err(RunnerError::cancelled()),
     };
     if code != 0

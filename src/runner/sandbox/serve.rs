@@ -14,9 +14,9 @@ use std::{
 };
 
 use super::{
-    attempt::{self, End},
+    attempt,
     boot::{Boot, failed},
-    jail::{JailPlace, JailSpec, Root},
+    jail::{End, JailPlace, JailSpec, Root},
     runner::{SandboxRunner, c_string, commit, environment},
 };
 use crate::{
@@ -136,23 +136,12 @@ impl SandboxRunner {
             None => (Root::Dir(path(&place)?), Vec::new()),
         };
         let spec = JailSpec {
-            user_namespace: zygote.user_namespace(),
-            mount_api: self.mount_api(),
-            mountpoint: path(&place)?,
-            root,
             place: JailPlace::Beside,
             binds,
-            secrets: Vec::new(),
-            shares_network: false,
-            cgroups: Vec::new(),
-            group_views: Vec::new(),
-            watch: None,
-            memory_bytes: None,
             workdir: path(&place)?,
             argv: program.argv,
-            pack: None,
-            terminal: false,
             env: environment(&Env::new(), &Env::new())?,
+            ..self.jail(&zygote, &place, root)?
         };
         let null = std::fs::File::open("/dev/null").map_err(|error| {
             let path = "/dev/null".into();

@@ -13,9 +13,8 @@ use std::{
 };
 
 use super::{
-    SandboxRunner,
-    attempt::{self, End},
-    jail::{JailPlace, JailSpec, Root, SetupError},
+    SandboxRunner, attempt,
+    jail::{End, JailSpec, Root, SetupError},
     runner::{c_string, environment},
 };
 use crate::{
@@ -119,23 +118,9 @@ impl SandboxRunner {
         let context = self.boot_context(&store, &zygote);
         let boot = context.boot_over(visit.source, Some(snapshot), base, false, None).await.map_err(sandbox)?;
         let mut spec = JailSpec {
-            user_namespace: zygote.user_namespace(),
-            mount_api: self.mount_api(),
-            mountpoint: c_string("the store's path", store.dir().as_os_str().as_bytes()).map_err(sandbox)?,
-            root: Root::Overlay(boot.root.clone()),
-            place: JailPlace::Root,
             binds: boot.binds.clone(),
-            secrets: Vec::new(),
-            shares_network: false,
-            cgroups: Vec::new(),
-            group_views: Vec::new(),
-            watch: None,
-            memory_bytes: None,
-            workdir: c"/".into(),
-            argv: Vec::new(),
-            pack: None,
             terminal: streams.terminal,
-            env: Vec::new(),
+            ..self.jail(&zygote, store.dir(), Root::Overlay(boot.root.clone())).map_err(sandbox)?
         };
         let isolate_network = match visit.operation {
             VisitOperation::Pack { path } => {

@@ -126,7 +126,7 @@ fn run(oneshot: &OneShot, mut order: Order) -> Result<ConfinedEnd, SetupError> {
         End::OutOfMemory => ConfinedEnd::OutOfMemory,
         End::TooManyProcesses => ConfinedEnd::TooManyProcesses,
         End::TimedOut => ConfinedEnd::TimedOut,
-        End::Killed | End::Terminated => ConfinedEnd::Killed,
+        End::Killed | End::Interrupted => ConfinedEnd::Killed,
     })
 }
 
