@@ -15,7 +15,7 @@ use super::{
     parts::{self, KeyRecord},
 };
 use crate::{
-    awake,
+    awake, blocking,
     model::{CacheMissReason, SnapshotRef},
     store::{Cached, KeepAs, Lease, NewRun, Store, StoreError, StoreHandle},
 };
@@ -188,7 +188,7 @@ impl BuildCache {
         let (store, run, pipeline) = (Arc::clone(store), self.build.run, self.build.pipeline.clone());
         let Passed { key, step, snapshot, log, flight } = result;
         let found = Found { snapshot, run, step, created_at: now_ms() };
-        let kept = blocking(move || {
+        let kept = on_thread("keep a result", move || {
             store.steps().keep_log(&key.0, &log)?;
             let Found { step, created_at, .. } = &found;
             let name = KeepAs::Cached { key: &key.0, run, pipeline: &pipeline, step, created_at: *created_at };
@@ -219,7 +219,7 @@ impl BuildCache {
         let (store, run) = (Arc::clone(store), self.build.run);
         let BuildEnd { run_dir, records, hits, published, exit_code } = end;
         let project = self.project.clone();
-        let finishing = blocking(move || {
+        let finishing = on_thread("record the run", move || {
             if !records.is_empty()
                 && let Err(error) = parts::write(&run_dir, &store.secret()?, project.as_str(), &records)
             {
@@ -243,7 +243,7 @@ impl BuildCache {
 
 /// Performs a lookup that takes longer.
 async fn check(store: Arc<Store>, request: LookupRequest, flight: Flight) -> LookupOutcome {
-    match blocking(move || store.steps().cached(&request.key.0)).await {
+    match on_thread("look a result up", move || store.steps().cached(&request.key.0)).await {
         Ok(cached) => judge(cached, request, flight),
         Err(message) => unavailable(message),
     }
@@ -274,14 +274,13 @@ fn unavailable(message: Arc<str>) -> LookupOutcome {
     LookupOutcome::Missed { reason: CacheMissReason::Unavailable, message: Some(message), flight: None }
 }
 
-/// Runs `work` on a thread for blocking work.
-async fn blocking<T: Send + 'static>(
+/// Does work on a thread for blocking work. Its error becomes text.
+async fn on_thread<T: Send + 'static>(
+    doing: &'static str,
     work: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
 ) -> Result<T, Arc<str>> {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(done) => done.map_err(in_words),
-        Err(error) => Err(in_words(error)),
-    }
+    let done = blocking::run(doing, move || work().map_err(anyhow::Error::from)).await;
+    done.map_err(|error| format!("{error:#}").into())
 }
 
 /// Formats an error and its causes on one line.

@@ -1,13 +1,11 @@
 //! Equal steps in flight: one of them runs, and the others wait for its result.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
-};
+use std::{collections::HashMap, sync::Arc};
 
 use tokio::sync::watch;
 
 use super::{CacheKey, Found};
+use crate::sync::Mutex;
 
 type Landing = watch::Receiver<Option<Found>>;
 
@@ -40,7 +38,7 @@ pub(super) struct Waiting(Landing);
 impl Flights {
     /// Begins a flight, or joins the one in progress.
     pub(super) fn enter(&self, key: CacheKey) -> Entered {
-        let mut flights = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut flights = self.0.lock();
         if let Some(landing) = flights.get(&key) {
             return Entered::After(Waiting(landing.clone()));
         }
@@ -59,7 +57,7 @@ impl Flight {
 
 impl Drop for Flight {
     fn drop(&mut self) {
-        self.flights.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.key);
+        self.flights.0.lock().remove(&self.key);
     }
 }
 

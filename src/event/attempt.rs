@@ -1,17 +1,15 @@
 //! The output of one attempt: masked, appended to its log, and added to the journal's next flush as a range.
 
-use std::{
-    collections::BTreeMap,
-    sync::{Arc, Mutex},
-};
+use std::{collections::BTreeMap, sync::Arc};
 
 use super::{
     StdStream,
     logs::{LogWriter, RunFiles},
     mask::Held,
     record::stream_code,
-    shared::{OutputRange, Shared, lock},
+    shared::{OutputRange, Shared},
 };
+use crate::sync::Mutex;
 
 /// The attempts that have a log, and those that may no longer have one.
 #[derive(Debug)]
@@ -108,7 +106,7 @@ impl AttemptLog {
             return;
         }
         let appended = self.log.append(bytes);
-        let mut pending = lock(&shared.pending);
+        let mut pending = shared.pending.lock();
         let was_dirty = pending.is_dirty;
         match appended {
             Ok(offset) => pending.push_output(OutputRange {

@@ -4,11 +4,7 @@ use std::sync::{Arc, atomic::Ordering::Relaxed};
 
 use uuid::Uuid;
 
-use super::{
-    StdStream,
-    meta::step_index,
-    shared::{Shared, lock},
-};
+use super::{StdStream, meta::step_index, shared::Shared};
 
 /// The runners' handle, which receives output. It is cheap to clone, and can be used from any thread.
 #[derive(Debug, Clone)]
@@ -30,9 +26,9 @@ impl EventBus {
     /// Either all bytes are written, or none.
     pub async fn output(&self, step_id: Uuid, stream: StdStream, bytes: &[u8]) {
         let log = step_index(self.shared.meta.build.run_id, step_id)
-            .and_then(|step| lock(&self.shared.attempts).log(&self.shared.files, step.0, self.attempt));
+            .and_then(|step| self.shared.attempts.lock().log(&self.shared.files, step.0, self.attempt));
         match log {
-            Some(log) => lock(&log).write(&self.shared, stream, bytes),
+            Some(log) => log.lock().write(&self.shared, stream, bytes),
             None if self.shared.has_warned.swap(true, Relaxed) => {}
             None => {
                 tracing::warn!(%step_id, attempt = self.attempt, "ignoring output that belongs to no running attempt")

@@ -3,7 +3,7 @@
 use std::{
     io,
     path::PathBuf,
-    sync::{Arc, Mutex, atomic::AtomicBool},
+    sync::{Arc, atomic::AtomicBool},
 };
 
 use tokio::{sync::Notify, time::Instant};
@@ -19,7 +19,7 @@ use super::{
     temporary,
     wake::Published,
 };
-use crate::model::Secrets;
+use crate::{model::Secrets, sync::Mutex};
 
 /// The location of a run's journal and logs.
 #[derive(Debug)]

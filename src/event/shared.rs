@@ -6,12 +6,13 @@
 use std::{
     fs::File,
     io,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicBool},
+    sync::{Arc, atomic::AtomicBool},
 };
 
 use tokio::{sync::Notify, time::Instant};
 
 use super::{RunMeta, attempt::Attempts, logs::RunFiles, mask::Masker, record::Record, wake::Published};
+use crate::sync::Mutex;
 
 /// The state shared by writer, bus and readers of one run. The run's temporary directory is removed with it.
 #[derive(Debug)]
@@ -126,9 +127,4 @@ impl Failure {
     pub(super) fn to_error(&self) -> io::Error {
         io::Error::new(self.kind, self.message.clone())
     }
-}
-
-/// Locks a mutex and ignores poisoning: a panic of another holder leaves no relevant state inconsistent.
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

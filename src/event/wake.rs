@@ -2,14 +2,11 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{
-        Mutex,
-        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst},
-    },
+    sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst},
     task::Waker,
 };
 
-use super::shared::lock;
+use crate::sync::Mutex;
 
 /// The length of the journal that readers may read, and the readers that wait for more.
 #[derive(Debug, Default)]
@@ -58,14 +55,14 @@ impl Published {
     /// Registers `waker` to be woken when the state changes. The caller must check the state again
     /// afterwards.
     pub(super) fn wait(&self, reader: ReaderId, waker: &Waker) {
-        let mut wakers = lock(&self.wakers);
+        let mut wakers = self.wakers.lock();
         wakers.entry(reader).and_modify(|known| known.clone_from(waker)).or_insert_with(|| waker.clone());
         self.waiting.store(wakers.len(), SeqCst);
     }
 
     /// Removes a reader's waker.
     pub(super) fn forget(&self, reader: ReaderId) {
-        let mut wakers = lock(&self.wakers);
+        let mut wakers = self.wakers.lock();
         wakers.remove(&reader);
         self.waiting.store(wakers.len(), SeqCst);
     }
@@ -75,7 +72,7 @@ impl Published {
             return;
         }
         let wakers = {
-            let mut wakers = lock(&self.wakers);
+            let mut wakers = self.wakers.lock();
             self.waiting.store(0, SeqCst);
             std::mem::take(&mut *wakers)
         };

@@ -6,7 +6,7 @@ use super::{
     EventStream, StateEvent,
     journal::Journal,
     record::{Record, build_status_code, clip, encode_artifacts, miss_reason_code, step_status_code},
-    shared::{Shared, lock},
+    shared::Shared,
 };
 use crate::model::StepIndex;
 
@@ -42,7 +42,7 @@ impl EventWriter {
             _ => {}
         }
         let mask = |text| self.shared.mask_text(text);
-        let mut pending = lock(&self.shared.pending);
+        let mut pending = self.shared.pending.lock();
         match event {
             StateEvent::StepStart { step, attempt } => {
                 pending.push(&Record::StepStart { at_ms, step: step.0, attempt });
@@ -112,7 +112,7 @@ impl EventWriter {
     /// state events are still written.
     pub fn flush(&mut self) -> io::Result<()> {
         let failure = {
-            let mut pending = lock(&self.shared.pending);
+            let mut pending = self.shared.pending.lock();
             self.spare.clear();
             pending.take(&mut self.spare);
             pending.failure.clone()
@@ -132,7 +132,7 @@ impl EventWriter {
     /// # Cancel safety
     /// If this is cancelled, nothing is lost.
     pub async fn dirty(&self) {
-        while !lock(&self.shared.pending).is_dirty {
+        while !self.shared.pending.lock().is_dirty {
             self.shared.dirty.notified().await;
         }
     }
@@ -144,15 +144,15 @@ impl EventWriter {
     }
 
     fn end_all_attempts(&self) {
-        let logs = lock(&self.shared.attempts).end_all();
-        logs.for_each(|log| lock(&log).close(&self.shared));
+        let logs = self.shared.attempts.lock().end_all();
+        logs.for_each(|log| log.lock().close(&self.shared));
     }
 
     fn end_attempts(&self, step: u32, attempt: u32) {
         loop {
-            let log = lock(&self.shared.attempts).end(step, attempt);
+            let log = self.shared.attempts.lock().end(step, attempt);
             match log {
-                Some(log) => lock(&log).close(&self.shared),
+                Some(log) => log.lock().close(&self.shared),
                 None => break,
             }
         }

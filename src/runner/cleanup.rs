@@ -8,11 +8,12 @@ use std::{
     time::Duration,
 };
 
-use crate::sync::Mutex;
 use tokio::{
     sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel},
     task::JoinSet,
 };
+
+use crate::sync::Mutex;
 
 /// How long one piece of work may take.
 const PATIENCE: Duration = Duration::from_secs(20);

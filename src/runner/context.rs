@@ -5,7 +5,7 @@ use std::{
     future::Future,
     mem,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicU8, Ordering},
     },
     time::Duration,
@@ -18,7 +18,7 @@ use futures_util::{
 use tokio_util::sync::CancellationToken;
 
 use super::RunnerError;
-use crate::{event::EventBus, model::Secrets, source::RunSource};
+use crate::{event::EventBus, model::Secrets, source::RunSource, sync::Mutex};
 
 /// The context of an attempt: everything it needs besides its input. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -123,7 +123,7 @@ impl StepContext {
     /// Registers `work` to run after the build has ended and its snapshots were reaped, within the time that
     /// all runners have for that. Runners use it to clean up what they keep for all steps of one run.
     pub fn at_build_end(&self, work: impl Future<Output = ()> + Send + 'static) {
-        self.at_end.0.lock().unwrap_or_else(PoisonError::into_inner).push(Box::pin(work));
+        self.at_end.0.lock().push(Box::pin(work));
     }
 
     /// Runs the work registered with [`at_build_end`](Self::at_build_end). The creator of the run's context
@@ -132,7 +132,7 @@ impl StepContext {
     /// # Cancel safety
     /// Dropping the future may leave some of the work undone.
     pub async fn end_build(&self) {
-        let work = mem::take(&mut *self.at_end.0.lock().unwrap_or_else(PoisonError::into_inner));
+        let work = mem::take(&mut *self.at_end.0.lock());
         let ended = join_all(work.into_iter().map(|work| std::panic::AssertUnwindSafe(work).catch_unwind())).await;
         if ended.iter().any(Result::is_err) {
             tracing::error!("a runner panicked at the end of a build, which is a bug in the runner");

@@ -115,6 +115,7 @@ impl RunnerError {
 
     /// Does work on a thread for blocking work. Every error of it counts as one of the infrastructure. `doing`
     /// completes "failed to ...".
+    #[allow(dead_code, reason = "only some runners use it")]
     pub(crate) async fn blocking<T: Send + 'static>(
         doing: &'static str,
         work: impl FnOnce() -> anyhow::Result<T> + Send + 'static,

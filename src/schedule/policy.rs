@@ -31,6 +31,7 @@ use std::{
 };
 
 use crate::{
+    backoff::Backoff,
     model::{BuildStatus, StepIndex, StepStatus},
     plan::Dag,
 };
@@ -244,7 +245,7 @@ impl<'dag> Policy<'dag> {
             AttemptEnd::Infrastructure { retryable } => {
                 let retries_done = self.steps[step.get()].attempts - 1;
                 if retryable && retries_done < self.retries && self.stop.is_none() {
-                    let backoff = self.backoff.saturating_mul(1_u32.checked_shl(retries_done).unwrap_or(u32::MAX));
+                    let backoff = Backoff { first: self.backoff, longest: Duration::MAX }.pause(retries_done + 1);
                     self.backing_off.push(Reverse((now.saturating_add(backoff), step)));
                     self.set(step, State::BackingOff);
                     return Answer::Retry(backoff);

@@ -11,10 +11,7 @@ use std::{
         fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt},
     },
     path::Path,
-    sync::{
-        Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
-    },
+    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
     thread,
 };
 
@@ -28,6 +25,7 @@ use super::{
 };
 use crate::{
     store::{StoreError, error::IoContext},
+    sync::Mutex,
     tree,
 };
 
@@ -273,7 +271,7 @@ pub(super) fn in_parallel<T: Sync, R: Send>(
                 Ok(result) => done.push(result),
                 Err(error) => {
                     next.store(items.len(), Ordering::Relaxed);
-                    let mut all = all.lock().unwrap_or_else(PoisonError::into_inner);
+                    let mut all = all.lock();
                     if all.is_ok() {
                         *all = Err(error);
                     }
@@ -281,7 +279,7 @@ pub(super) fn in_parallel<T: Sync, R: Send>(
                 }
             }
         }
-        if let Ok(all) = &mut *all.lock().unwrap_or_else(PoisonError::into_inner) {
+        if let Ok(all) = &mut *all.lock() {
             all.append(&mut done);
         }
     };
@@ -291,7 +289,7 @@ pub(super) fn in_parallel<T: Sync, R: Send>(
         }
         run();
     });
-    all.into_inner().unwrap_or_else(PoisonError::into_inner)
+    all.into_inner()
 }
 
 fn changed(path: &Path) -> StoreError {

@@ -14,7 +14,7 @@ use std::{
     },
     path::Path,
     sync::{
-        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        Arc, MutexGuard,
         atomic::{AtomicBool, Ordering},
     },
     thread,
@@ -32,7 +32,11 @@ use super::{
     path_digests::PIPELINES,
     threads,
 };
-use crate::{store::StoreError, tree};
+use crate::{
+    store::StoreError,
+    sync::{Condvar, Mutex},
+    tree,
+};
 
 /// The longest path of a directory in a source, in bytes. Longer ones cannot be opened with a single call
 /// where steps see them: the kernel's limit is 4096 bytes, including the file's name and the path of the
@@ -146,7 +150,7 @@ impl SourceWalk<'_> {
             }
             self.work(&root, &queue);
         });
-        let state = queue.state.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let state = queue.state.into_inner();
         match state.failed {
             Some(error) => Err(error),
             None => Ok(join(state.lists, state.slots, status)),
@@ -304,7 +308,7 @@ struct State {
 
 impl Queue {
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     /// Returns the next directory, or `None` if all are done or something failed.
@@ -317,7 +321,7 @@ impl Queue {
             if let Some(job) = state.jobs.pop() {
                 return Some(job);
             }
-            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state = self.changed.wait(state);
         }
     }
 

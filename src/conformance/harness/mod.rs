@@ -4,11 +4,7 @@ mod expect;
 mod run;
 mod step;
 
-use std::{
-    fs, io, mem,
-    path::PathBuf,
-    sync::{Arc, Mutex, PoisonError},
-};
+use std::{fs, io, mem, path::PathBuf, sync::Arc};
 
 use tempfile::TempDir;
 
@@ -20,6 +16,7 @@ pub(super) use self::{
 use crate::{
     model::{Secrets, SnapshotRef, StdStream},
     runner::{DynStepRunner, StepContext},
+    sync::Mutex,
 };
 
 /// The environment of one case.
@@ -49,7 +46,7 @@ impl<'r> Harness<'r> {
 
     /// Ends all runs.
     pub(super) async fn end(&self) {
-        let contexts = mem::take(&mut *self.contexts.lock().unwrap_or_else(PoisonError::into_inner));
+        let contexts = mem::take(&mut *self.contexts.lock());
         for context in contexts {
             context.end_build().await;
         }

@@ -1,11 +1,6 @@
 //! Runs of steps on a runner, with a journal as an engine has it.
 
-use std::{
-    collections::HashMap,
-    pin::pin,
-    sync::{Arc, PoisonError},
-    time::Duration,
-};
+use std::{collections::HashMap, pin::pin, sync::Arc, time::Duration};
 
 use chrono::DateTime;
 use futures_util::{StreamExt, stream};
@@ -61,7 +56,7 @@ impl Run {
         let archives = Arc::new(RunSource::new(ArchiveId(id), harness.source()));
         let mut ctx = StepContext::new(bus, archives, Arc::new(secrets), CancellationToken::new());
         ctx.grace = Duration::from_millis(300);
-        harness.contexts.lock().unwrap_or_else(PoisonError::into_inner).push(ctx.clone());
+        harness.contexts.lock().push(ctx.clone());
         Ok(Self { id, ctx, image: Arc::clone(&harness.image), writer, events, next: 0 })
     }
 

@@ -147,8 +147,8 @@ impl SandboxBuilder {
     }
 
     /// Sets whether the filesystems of steps that fail, or are interrupted, are kept in the store for a
-    /// while, as [`KeepAs::ForInspection`](crate::store::KeepAs::ForInspection). By default they are kept if [the build
-    /// requests it](StepContext::keep).
+    /// while, as [`KeepAs::ForInspection`](crate::store::KeepAs::ForInspection). By default they are kept
+    /// if [the build requests it](StepContext::keep).
     #[must_use]
     pub fn keep_failed(mut self, keep_failed: bool) -> Self {
         self.config.keep_failed = keep_failed;

@@ -41,8 +41,9 @@ impl<B: VmBackend> VmRunner<B> {
     }
 
     /// Sets whether the filesystems of steps that fail, or are interrupted, are kept in the store for a
-    /// while, as [`KeepAs::ForInspection`](crate::store::KeepAs::ForInspection). By default they are kept if [the build
-    /// requests it](StepContext::keep). Without [layers](VmBackend::LAYERS) there is nothing to keep.
+    /// while, as [`KeepAs::ForInspection`](crate::store::KeepAs::ForInspection). By default they are kept
+    /// if [the build requests it](StepContext::keep). Without [layers](VmBackend::LAYERS) there is nothing
+    /// to keep.
     #[must_use]
     pub fn keep_failed(mut self, keep_failed: bool) -> Self {
         self.keep_failed = keep_failed;
