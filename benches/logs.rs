@@ -3,7 +3,7 @@
 //!
 //! `cargo bench --bench logs`
 
-#![allow(clippy::unwrap_used, reason = "a bench has nobody to report to")]
+#![allow(clippy::unwrap_used, reason = "a bench panics on errors")]
 
 mod common;
 #[path = "../tests/it/support/run_meta.rs"]

@@ -5,7 +5,7 @@
 //! `cargo bench --bench sandbox` (as root, because `bwrap` 0.8 cannot mount overlays: the bench mounts them
 //! for it)
 
-#![allow(clippy::unwrap_used, reason = "a bench has nobody to report to")]
+#![allow(clippy::unwrap_used, reason = "a bench panics on errors")]
 
 #[path = "../tests/it/support/backends.rs"]
 #[allow(dead_code, reason = "the bench needs less of it than the tests")]

@@ -5,7 +5,7 @@
 //! STEPS...]`
 
 #![allow(clippy::print_stdout, reason = "a bench prints its figures")]
-#![allow(clippy::unwrap_used, reason = "a bench has nobody to report to")]
+#![allow(clippy::unwrap_used, reason = "a bench panics on errors")]
 
 mod common;
 #[path = "common/shapes.rs"]

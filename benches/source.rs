@@ -2,7 +2,7 @@
 //!
 //! `cargo bench --bench source` (writes about 900 MB to the temporary directory)
 
-#![allow(clippy::unwrap_used, reason = "a bench has nobody to report to")]
+#![allow(clippy::unwrap_used, reason = "a bench panics on errors")]
 
 mod common;
 

@@ -3,7 +3,7 @@
 //!
 //! `cargo bench --bench vm` (with HM_STEP, a static `hm-step`)
 
-#![allow(clippy::unwrap_used, reason = "a bench has nobody to report to")]
+#![allow(clippy::unwrap_used, reason = "a bench panics on errors")]
 
 #[path = "../tests/it/support/backends.rs"]
 #[allow(dead_code, reason = "the bench needs less of it than the tests")]

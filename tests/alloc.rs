@@ -1,5 +1,5 @@
-//! What a dispatch allocates: nothing on a derived set, one box on a registry. A binary of its own, because it counts with
-//! a global allocator.
+//! What a dispatch allocates: nothing on a derived set, one box on a registry. A binary of its own, because
+//! it counts with a global allocator.
 
 #[path = "it/support/attempt.rs"]
 mod attempt;

@@ -12,10 +12,11 @@ use super::{
 /// # Contract
 /// - `Ok(StepResult)`: the user's command ended by itself. A non-zero exit is a result; death by signal n is
 ///   `128 + n`.
-/// - `Err(RunnerError)`: the command did not end by itself. Of the [kinds](super::RunnerErrorKind), only
-///   `Infrastructure` is retried, a bounded number of times, with backoff, from the parent's snapshot. The
-///   failed attempt's writes are dropped, and its log is kept. An attempt that was interrupted because of its
-///   deadline is not retried: the step has timed out, whatever else went wrong.
+/// - `Err(RunnerError)`: the command did not end by itself. Only errors of the
+///   [kind](super::RunnerErrorKind) `Infrastructure` are retried, a bounded number of times, with backoff,
+///   from the parent's snapshot. The failed attempt's writes are dropped, and its log is kept. An attempt
+///   that was interrupted because of its deadline is not retried: the step has timed out, whatever else went
+///   wrong.
 /// - The executor owns time. When a deadline passes or the build is cancelled, it fires `ctx.cancel`. The
 ///   runner then sends TERM, waits `ctx.grace`, sends KILL, and returns
 ///   [`ctx.interrupted()`](StepContext::interrupted). If the runner returns `Ok` because its command happened

@@ -17,7 +17,8 @@ pub struct CommitRequest<'a> {
     pub base: Base,
     /// The source that the step saw.
     pub source: SourceId,
-    /// The layer that turns the source that the parent saw into this one: see [`source::delta`](crate::source::delta()).
+    /// The layer that turns the source that the parent saw into this one: see
+    /// [`source::delta`](crate::source::delta()).
     pub delta: Option<LayerId>,
     /// How to interpret the owners of files in the layer.
     pub id_map: IdMap,

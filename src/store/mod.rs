@@ -1,17 +1,17 @@
 //! The store: layers and snapshots in a directory that several processes share.
 //!
-//! Files that steps wrote, and stacks of layers that others made (images, source trees), go in. Directories to
-//! mount come out, and what is kept is found again by name until garbage collection removes it. Everything is
-//! synchronous. Operations take microseconds unless their documentation says otherwise. This module does not
-//! know what is in a layer, where images and sources come from ([`image`](crate::image) and
+//! Files that steps wrote, and stacks of layers that others made (images, source trees), go in. Directories
+//! to mount come out, and what is kept is found again by name until garbage collection removes it. Everything
+//! is synchronous. Operations take microseconds unless their documentation says otherwise. This module does
+//! not know what is in a layer, where images and sources come from ([`image`](crate::image) and
 //! [`source`](crate::source) are above it), how layers are mounted, or what a pipeline is.
 //!
 //! An open [`Store`] consists of parts, each of which owns a piece of its state: [`Layers`] on disk,
 //! [`Snapshots`], [`Steps`] (results by cache key), and [`Runs`].
 //!
-//! A step sees, from top to bottom: its own upper directory, the [delta](crate::source::delta) from the source
-//! that its parent saw to the source of this run, the [layers](Snapshot::layers) of its parent, the [frozen
-//! source](crate::source::FrozenSource), and the image ([`Base`]).
+//! A step sees, from top to bottom: its own upper directory, the [delta](crate::source::delta) from the
+//! source that its parent saw to the source of this run, the [layers](Snapshot::layers) of its parent, the
+//! [frozen source](crate::source::FrozenSource), and the image ([`Base`]).
 
 mod base;
 mod commit;

@@ -1,7 +1,7 @@
 //! Snapshots: the layers, the source and the image that a child boots from.
 //!
-//! A snapshot exists only in the process that made it until it is [kept](super::Store::keep). A snapshot that only
-//! one run needs thus takes no record on disk, and goes away with the process.
+//! A snapshot exists only in the process that made it until it is [kept](super::Store::keep). A snapshot that
+//! only one run needs thus takes no record on disk, and goes away with the process.
 
 use std::{
     collections::{HashMap, hash_map::Entry},

@@ -1,4 +1,5 @@
-//! The results of steps: found by cache key, or by run and step for inspection, with the output of cached ones.
+//! The results of steps: found by cache key, or by run and step for inspection, with the output of cached
+//! ones.
 
 use std::{
     fs,

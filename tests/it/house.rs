@@ -6,8 +6,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// The modules of `src/`, from the bottom up. A module imports only modules that stand before it, so there are
-/// no circles.
+/// The modules of `src/`, from the bottom up. A module imports only modules that stand before it, so there
+/// are no circles.
 const ORDER: &[&str] = &[
     "model",
     "blocking",
@@ -46,7 +46,6 @@ const ORDER: &[&str] = &[
 ];
 
 #[test]
-#[ignore = "modules are still being moved"]
 fn modules_import_only_modules_below_them() {
     let place = |module: &str| ORDER.iter().position(|name| *name == module);
     let mut wrong = String::new();
@@ -83,7 +82,8 @@ fn code(text: &str) -> String {
     code.lines().filter(|line| !line.trim_start().starts_with("//")).map(|line| line.to_owned() + "\n").collect()
 }
 
-/// Returns the names that follow `crate::`, or as many `super::` as lead from a module at `depth` to the crate.
+/// Returns the names that follow `crate::`, or as many `super::` as lead from a module at `depth` to the
+/// crate.
 fn imports(code: String, depth: usize) -> Vec<String> {
     let mut found = Vec::new();
     for prefix in ["crate::".to_owned(), "super::".repeat(depth)] {
@@ -122,6 +122,7 @@ fn heads(list: &str) -> Vec<String> {
         }
     }
     names.push(name);
+    names.retain(|name| name != "super");
     names
 }
 
@@ -184,7 +185,7 @@ fn mistake(comment: &str) -> Option<&'static str> {
 }
 
 #[test]
-#[ignore = "FILES"]
+#[ignore = "five files of src are longer"]
 fn files_over_500_lines_give_a_reason() {
     let is_long = |text: &str| text.lines().count() > 500 && !text.contains("//! Over 500 lines because");
     let long: Vec<_> = sources(&["src", "macros", "tests", "benches"])
@@ -195,7 +196,7 @@ fn files_over_500_lines_give_a_reason() {
 }
 
 #[test]
-#[ignore = "STORE"]
+#[ignore = "30 files today"]
 fn the_store_has_its_methods_in_few_files() {
     let with = |text: &String| text.lines().any(|line| line == "impl Store {");
     let count = sources(&["src"]).into_iter().filter(|(_, text)| with(text)).count();
@@ -203,7 +204,7 @@ fn the_store_has_its_methods_in_few_files() {
 }
 
 #[test]
-#[ignore = "CFGS"]
+#[ignore = "246 today"]
 fn few_items_depend_on_features() {
     let attributes = |text: String| {
         let code: String = text.lines().filter(|line| !line.trim_start().starts_with("//")).collect();

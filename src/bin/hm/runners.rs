@@ -149,9 +149,9 @@ pub(crate) fn sandbox(store: &StoreHandle, host_dirs: &[PathBuf], images: ImageO
     host_dirs.iter().fold(builder, |builder, dir| builder.host_dir(dir)).build()
 }
 
-/// Describes the docker runner of `hm`, for the daemon that the user named, or else for the one that is found.
-/// A failed step's files are kept only if the run requests it: daemons export an image only as a whole, which
-/// may take longer than the step.
+/// Describes the docker runner of `hm`, for the daemon that the user named, or else for the one that is
+/// found. A failed step's files are kept only if the run requests it: daemons export an image only as a
+/// whole, which may take longer than the step.
 pub(crate) fn docker(images: ImageOptions, host: Option<String>) -> DockerBuilder {
     let builder = Docker::builder().images(images);
     match host {

@@ -78,7 +78,8 @@ pub(crate) fn thin_archive(
 }
 
 /// Writes a snapshot, over the source that its steps saw last, as an image. `source` are the directories of
-/// the source's layers, topmost first. Blocks for as long as packing takes. Returns the digest by which runs identify the image.
+/// the source's layers, topmost first. Blocks for as long as packing takes. Returns the digest by which runs
+/// identify the image.
 ///
 /// # Errors
 /// Returns an error if the image cannot be written. The target is then unchanged, except for blobs in an

@@ -132,7 +132,8 @@ impl SandboxBuilder {
         self
     }
 
-    /// Starts a helper of its own that maps ids in this way, instead of the best one that this machine allows.
+    /// Starts a helper of its own that maps ids in this way, instead of the best one that this machine
+    /// allows.
     #[must_use]
     pub fn user_namespace(mut self, user_namespace: UserNamespace) -> Self {
         self.userns = Userns::Own(self.userns.into_options().user_namespace(user_namespace));

@@ -20,7 +20,7 @@ mod lost_blobs;
 mod output;
 #[cfg(target_os = "linux")]
 mod private_files;
-pub(crate) mod python;
+mod python;
 #[cfg(target_os = "linux")]
 mod remote_cache;
 #[cfg(target_os = "linux")]

@@ -1,13 +1,11 @@
 //! Pipelines in Python, with the package `harmont`.
 
-use std::{
-    env,
-    process::{Command, Stdio},
-};
+use std::process::Command;
 
 use crate::support::{
     backends::usable,
     project::{Ended, Project, ir},
+    python::python_with_harmont,
 };
 
 const PIPELINE: &str = r#"

@@ -1,8 +1,8 @@
 //! The sessions that README and the guide show are run, and print what is shown.
 //!
-//! A console block with output has a comment before it. `<!-- run: NAME -->` runs it in the project NAME; blocks
-//! of a document with the same name share one. `<!-- file: NAME PATH -->` before another block writes it to that
-//! project. The project `demo` has the demo pipeline of this repository.
+//! A console block with output has a comment before it. `<!-- run: NAME -->` runs it in the project NAME;
+//! blocks of a document with the same name share one. `<!-- file: NAME PATH -->` before another block writes
+//! it to that project. The project `demo` has the demo pipeline of this repository.
 //!
 //! Shown lines must be among those that were printed, in any order, because steps run side by side. Numbers,
 //! ids and runs of blanks count as equal, and `...` stands for any lines.
@@ -13,13 +13,11 @@ use super::{
     markdown::{Block, Document},
     root, shown_to_users,
 };
-use crate::{
-    cli::python::python_with_harmont,
-    support::{
-        backends::usable,
-        programs::hm,
-        project::{Ended, Project},
-    },
+use crate::support::{
+    backends::usable,
+    programs::hm,
+    project::{Ended, Project},
+    python::python_with_harmont,
 };
 
 #[test]

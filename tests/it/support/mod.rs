@@ -17,6 +17,8 @@ pub(crate) mod events;
 pub(crate) mod filesystem;
 pub(crate) mod graphs;
 #[cfg(target_os = "linux")]
+pub(crate) mod hostile_project;
+#[cfg(target_os = "linux")]
 pub(crate) mod images;
 pub(crate) mod input_oracle;
 pub(crate) mod ir;
@@ -39,6 +41,7 @@ pub(crate) mod processes;
 pub(crate) mod programs;
 pub(crate) mod project;
 pub(crate) mod proxy;
+pub(crate) mod python;
 #[cfg(target_os = "linux")]
 pub(crate) mod qemu;
 #[cfg(target_os = "linux")]

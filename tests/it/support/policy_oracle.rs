@@ -1,5 +1,5 @@
-//! Any course of a build, on the pure policy and on the reference model. The property test and the fuzz target
-//! share it.
+//! Any course of a build, on the pure policy and on the reference model. The property test and the fuzz
+//! target share it.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -26,8 +26,8 @@ const MAX_LINE_BYTES: u64 = 1 << 20;
 /// the cached result.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// The step; RUN is a prefix of a run's id [default: the last run of this directory]. Without a step, list
-    /// the steps of the last run
+    /// The step; RUN is a prefix of a run's id [default: the last run of this directory]. Without a step,
+    /// list the steps of the last run
     #[arg(value_name = "[RUN/]STEP")]
     step: Option<String>,
 

@@ -12,8 +12,8 @@ use crate::{
 
 /// Serve log streams for an engine that has none, such as BuildGrid
 ///
-/// Workers write log streams, and runs read them. Every client can create streams, so listen only on a network
-/// of the engine, its workers and its users.
+/// Workers write log streams, and runs read them. Every client can create streams, so listen only on a
+/// network of the engine, its workers and its users.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// The address to listen on

@@ -122,8 +122,8 @@ pub(crate) struct Args {
     #[arg(long)]
     logs: bool,
 
-    /// Allow what the project requests beyond the sandbox in this run (`hm trust` allows it permanently) [env:
-    /// HM_TRUST=1]
+    /// Allow what the project requests beyond the sandbox in this run (`hm trust` allows it permanently)
+    /// [env: HM_TRUST=1]
     #[arg(long)]
     trust: bool,
 
