@@ -1,6 +1,5 @@
 //! SIGKILL of `hm`, and the state that the next start finds.
 
-use hm_exec::source;
 use std::{
     fs::{self, File},
     path::Path,
@@ -8,7 +7,10 @@ use std::{
     time::Duration,
 };
 
-use hm_exec::store::{Base, Cached, CommitRequest, IdMap, KeepAs, LayerId, Store};
+use hm_exec::{
+    source,
+    store::{Base, Cached, CommitRequest, IdMap, KeepAs, LayerId, Store},
+};
 use rusqlite::Connection;
 use serde_json::{Value, json};
 use uuid::Uuid;

@@ -25,19 +25,6 @@ def other():
     return hm.sh("true", label="Nothing", image="debian:bookworm")
 "#;
 
-/// Returns a Python that has harmont. If there is none, prints a note and returns `None`.
-pub(crate) fn python_with_harmont() -> Option<String> {
-    let candidates = [env::var("HM_PYTHON").unwrap_or_default(), "python3".into()];
-    let has_harmont = |python: &String| {
-        let mut import = Command::new(python);
-        import.args(["-c", "import harmont"]).stdout(Stdio::null()).stderr(Stdio::null());
-        import.status().is_ok_and(|status| status.success())
-    };
-    let found = candidates.into_iter().filter(|python| !python.is_empty()).find(has_harmont);
-    let why = "no python3 with the package harmont: `pip install harmont`, or set HM_PYTHON";
-    usable("harmont", found.is_some(), why).then_some(found).flatten()
-}
-
 #[test]
 fn a_harmont_pipeline_runs_unchanged_on_the_hosts_system() {
     let Some(python) = python_with_harmont() else { return };

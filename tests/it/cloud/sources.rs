@@ -1,9 +1,8 @@
 //! The part of a large source that is uploaded.
 
-use hm_exec::source;
 use std::{fs, sync::Arc, sync::atomic::AtomicBool};
 
-use hm_exec::{remote::Uploaded, runner::cloud::CloudRunner, store::Store};
+use hm_exec::{remote::Uploaded, runner::cloud::CloudRunner, source, store::Store};
 
 use crate::support::remote_engine::TestEngine;
 

@@ -1,6 +1,5 @@
 //! Steps' snapshots exported as images, for other tools and for hm itself.
 
-use hm_exec::source;
 use std::{
     collections::BTreeMap,
     fs,
@@ -8,7 +7,7 @@ use std::{
     process::{Command, Stdio},
 };
 
-use hm_exec::{StepResult, image::ExportTarget, runner::sandbox::SandboxExportError, store::ImageDigest};
+use hm_exec::{StepResult, image::ExportTarget, runner::sandbox::SandboxExportError, source, store::ImageDigest};
 
 use crate::support::{
     backends::usable,

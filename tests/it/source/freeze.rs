@@ -1,6 +1,5 @@
 //! Freezing a source tree.
 
-use hm_exec::source;
 use std::{
     collections::BTreeSet,
     ffi::OsStr,
@@ -22,7 +21,7 @@ use std::{
 
 use hm_exec::{
     runner::ArchiveId,
-    source::{FrozenSource, RunSource},
+    source::{self, FrozenSource, RunSource},
     store::StoreError,
 };
 

@@ -1,7 +1,6 @@
 //! Sources as stacks of layers: how many layers a changed tree needs, and that the stack shows the whole
 //! tree.
 
-use hm_exec::source;
 use std::{
     collections::BTreeMap,
     fs::{self, Permissions},
@@ -16,7 +15,7 @@ use std::{
     time::Duration,
 };
 
-use hm_exec::source::FrozenSource;
+use hm_exec::source::{self, FrozenSource};
 use hm_exec::store::{Store, tree};
 use proptest::prelude::*;
 use rustix::fs::inotify;

@@ -1,6 +1,5 @@
 //! Layers and trees that come from elsewhere, named by their content.
 
-use hm_exec::image;
 use std::{
     fs::{self, File},
     path::{Path, PathBuf},
@@ -9,7 +8,7 @@ use std::{
 
 use hm_exec::{
     SnapshotRef,
-    image::{ImageError, PackedLayer},
+    image::{self, ImageError, PackedLayer},
     store::{Base, BlobFile, CommitRequest, IdMap, ImageDigest, LayerId, Store, tree},
 };
 

@@ -1,6 +1,5 @@
 //! A disk that runs full at any point: typed errors, no damage, and a way to recover.
 
-use hm_exec::source;
 use std::{
     fs,
     sync::{Arc, atomic::AtomicBool},
@@ -8,7 +7,7 @@ use std::{
 
 use hm_exec::{
     SnapshotRef,
-    source::FrozenSource,
+    source::{self, FrozenSource},
     store::{Base, Cached, CommitRequest, Forget, GcRequest, IdMap, KeepAs, Store, StoreError},
 };
 use uuid::Uuid;

@@ -1,6 +1,5 @@
 //! Layers, snapshots and deltas.
 
-use hm_exec::source;
 use std::{
     fs::{self, Permissions},
     os::unix::fs::{MetadataExt, PermissionsExt, symlink},
@@ -10,7 +9,7 @@ use std::{
 
 use hm_exec::{
     SnapshotRef,
-    source::FrozenSource,
+    source::{self, FrozenSource},
     store::{Base, CommitRequest, IdMap, MAX_LAYERS, Snapshot, StoreError, tree},
 };
 use proptest::prelude::*;

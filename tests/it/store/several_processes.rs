@@ -1,9 +1,11 @@
 //! One store, used by several processes (or several instances in one process).
 
-use hm_exec::source;
 use std::{fs, sync::atomic::AtomicBool};
 
-use hm_exec::store::{Base, Cached, CommitRequest, IdMap, KeepAs, Store, StoreError, StoreHandle};
+use hm_exec::{
+    source,
+    store::{Base, Cached, CommitRequest, IdMap, KeepAs, Store, StoreError, StoreHandle},
+};
 use uuid::Uuid;
 
 use crate::support::store::Bench;
