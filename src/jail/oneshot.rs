@@ -99,8 +99,8 @@ impl OneShot {
         Self::enter_and_protect(Proc::OwnOrShared)
     }
 
-    /// Enters the namespaces as [`OneShot::enter_protected`] does, for a command that must not see the processes
-    /// around it. [`OneShot::run`] fails if the kernel refuses to mount a new `/proc`.
+    /// Enters the namespaces as [`OneShot::enter_protected`] does, for a command that must not see the
+    /// processes around it. [`OneShot::run`] fails if the kernel refuses to mount a new `/proc`.
     ///
     /// # Errors
     /// Returns an error if the kernel refuses an operation. The process must then end.

@@ -113,8 +113,8 @@ impl RunnerError {
         }
     }
 
-    /// Does work on a thread for blocking work. Every error of it counts as one of the infrastructure. `doing`
-    /// completes "failed to ...".
+    /// Does work on a thread for blocking work. Every error of it counts as one of the infrastructure.
+    /// `doing` completes "failed to ...".
     #[allow(dead_code, reason = "only some runners use it")]
     pub(crate) async fn blocking<T: Send + 'static>(
         doing: &'static str,

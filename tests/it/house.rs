@@ -185,7 +185,6 @@ fn mistake(comment: &str) -> Option<&'static str> {
 }
 
 #[test]
-#[ignore = "five files of src are longer"]
 fn files_over_500_lines_give_a_reason() {
     let is_long = |text: &str| text.lines().count() > 500 && !text.contains("//! Over 500 lines because");
     let long: Vec<_> = sources(&["src", "macros", "tests", "benches"])
@@ -196,7 +195,6 @@ fn files_over_500_lines_give_a_reason() {
 }
 
 #[test]
-#[ignore = "30 files today"]
 fn the_store_has_its_methods_in_few_files() {
     let with = |text: &String| text.lines().any(|line| line == "impl Store {");
     let count = sources(&["src"]).into_iter().filter(|(_, text)| with(text)).count();
@@ -204,7 +202,7 @@ fn the_store_has_its_methods_in_few_files() {
 }
 
 #[test]
-#[ignore = "246 today"]
+#[ignore = "256 today, as parts of the library are features"]
 fn few_items_depend_on_features() {
     let attributes = |text: String| {
         let code: String = text.lines().filter(|line| !line.trim_start().starts_with("//")).collect();

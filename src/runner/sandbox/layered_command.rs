@@ -68,7 +68,8 @@ impl SandboxRunner {
     /// Runs a command over a stack of directories, which stay unchanged, until its last process is dead.
     ///
     /// # Errors
-    /// Returns an error if the sandbox cannot be set up. The result of the command is in [`LayeredEnd::ended`].
+    /// Returns an error if the sandbox cannot be set up. The result of the command is in
+    /// [`LayeredEnd::ended`].
     ///
     /// # Cancel safety
     /// If the future is dropped, every process of the command gets SIGKILL.
