@@ -71,7 +71,7 @@ impl RemoteCacheError {
     }
 
     /// Returns the error and its causes on one line.
-    pub(super) fn to_line(self) -> String {
+    pub(super) fn into_line(self) -> String {
         format!("{:#}", anyhow::Error::new(self))
     }
 }

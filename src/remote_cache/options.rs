@@ -162,7 +162,7 @@ impl RemoteCache {
     /// Records a failure, and logs a warning once.
     pub(super) fn note(&self, doing: &str, error: RemoteCacheError) {
         let consequence = error.consequence();
-        let words = error.to_line();
+        let words = error.into_line();
         match consequence {
             Consequence::Miss => tracing::warn!("failed to {doing}: {words}"),
             Consequence::Away => {

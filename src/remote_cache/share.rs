@@ -31,7 +31,7 @@ impl RemoteCache {
             Ok(()) => {}
             // For example, garbage collection has removed a layer in the meantime.
             Err(error) if error.consequence() == Consequence::Miss => {
-                tracing::warn!(step = &*found.step, "failed to share a result: {}", error.to_line());
+                tracing::warn!(step = &*found.step, "failed to share a result: {}", error.into_line());
             }
             Err(error) => self.note(&format!("share a result at {}", self.place), error),
         }
