@@ -9,7 +9,7 @@ use hm_exec::{
     store::{Filesystem, StoreError},
 };
 
-use crate::{render::text, runners};
+use crate::{exit_code, reporter::text, store};
 
 /// The result of every command.
 pub(crate) type Outcome<T> = Result<T, Failure>;
@@ -24,14 +24,14 @@ pub(crate) struct Failure {
 }
 
 impl Failure {
-    /// Creates a failure caused by invalid input or usage: exit code 2.
+    /// Creates a failure caused by invalid input or usage.
     pub(crate) fn input(what: impl Display) -> Self {
-        Self { code: 2, error: anyhow::anyhow!("{what}"), details: Vec::new(), hint: None }
+        Self { code: exit_code::INVALID, error: anyhow::anyhow!("{what}"), details: Vec::new(), hint: None }
     }
 
-    /// Creates a failure of this machine, or of something on it: exit code 3.
+    /// Creates a failure of this machine, or of something on it.
     pub(crate) fn infrastructure(what: impl Display) -> Self {
-        Self { code: 3, ..Self::input(what) }
+        Self { code: exit_code::COULD_NOT_RUN, ..Self::input(what) }
     }
 
     /// Adds the cause.
@@ -53,9 +53,9 @@ impl Failure {
         self
     }
 
-    /// Returns the failure for a full disk below the store: exit code 3.
+    /// Returns the failure for a full disk below the store.
     pub(crate) fn full_store() -> Self {
-        let place = runners::store_dir().map_or_else(
+        let place = store::dir().map_or_else(
             |_| "the store's disk".into(),
             |dir| {
                 let room = Filesystem::of(&dir).map(|of| format!(" ({})", of.room())).unwrap_or_default();

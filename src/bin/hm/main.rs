@@ -2,26 +2,27 @@
 
 mod args;
 mod commands;
-mod consent;
+mod config;
+mod exit_code;
 mod failure;
-mod history;
 #[cfg(target_os = "linux")]
-mod left;
-mod log;
+mod find_step;
+mod logging;
 mod pipelines;
+mod previous_durations;
 mod project_id;
-mod remote;
-mod render;
+mod reporter;
 mod runners;
 mod signals;
+#[cfg(target_os = "linux")]
+mod step_files;
+mod store;
+mod trust;
 mod warnings;
 
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use commands::{cache, doctor, list, plan, render as render_ir, run, runners as runner_list, trust};
-#[cfg(target_os = "linux")]
-use commands::{cp, logs, logstream, shell, why, worker};
 
 /// Run CI pipelines: graphs of isolated shell steps, each starting from its parent's files
 #[derive(Debug, Parser)]
@@ -33,26 +34,26 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    Run(Box<run::Args>),
-    Plan(plan::Args),
-    Pipelines(list::Args),
-    Render(render_ir::Args),
-    Runners(runner_list::Args),
-    Trust(trust::Args),
+    Run(Box<commands::run::Args>),
+    Plan(commands::plan::Args),
+    Pipelines(commands::pipelines::Args),
+    Render(commands::render::Args),
+    Runners(commands::runners::Args),
+    Trust(commands::trust::Args),
     #[cfg(target_os = "linux")]
-    Shell(shell::Args),
+    Shell(commands::shell::Args),
     #[cfg(target_os = "linux")]
-    Logs(logs::Args),
+    Logs(commands::logs::Args),
     #[cfg(target_os = "linux")]
-    Why(why::Args),
+    Why(commands::why::Args),
     #[cfg(target_os = "linux")]
-    Cp(cp::Args),
-    Cache(cache::Args),
+    Cp(commands::cp::Args),
+    Cache(commands::cache::Args),
     #[cfg(target_os = "linux")]
-    Worker(worker::Args),
+    Worker(commands::worker::Args),
     #[cfg(target_os = "linux")]
-    Logstream(logstream::Args),
-    Doctor(doctor::Args),
+    Logstream(commands::logstream::Args),
+    Doctor(commands::doctor::Args),
 }
 
 fn main() -> ExitCode {
@@ -62,28 +63,28 @@ fn main() -> ExitCode {
     hm_exec::runner::docker::init();
     hm_exec::open_files::raise_limit();
     let command = Cli::parse().command;
-    log::init();
+    logging::init();
     let done = match command {
-        Command::Run(args) => run::run(&args),
-        Command::Plan(args) => plan::run(&args),
-        Command::Pipelines(args) => list::run(&args),
-        Command::Render(args) => render_ir::run(&args),
-        Command::Runners(args) => runner_list::run(&args),
-        Command::Trust(args) => trust::run(&args),
+        Command::Run(args) => commands::run::run(&args),
+        Command::Plan(args) => commands::plan::run(&args),
+        Command::Pipelines(args) => commands::pipelines::run(&args),
+        Command::Render(args) => commands::render::run(&args),
+        Command::Runners(args) => commands::runners::run(&args),
+        Command::Trust(args) => commands::trust::run(&args),
         #[cfg(target_os = "linux")]
-        Command::Shell(args) => shell::run(&args),
+        Command::Shell(args) => commands::shell::run(&args),
         #[cfg(target_os = "linux")]
-        Command::Logs(args) => logs::run(&args),
+        Command::Logs(args) => commands::logs::run(&args),
         #[cfg(target_os = "linux")]
-        Command::Why(args) => why::run(&args),
+        Command::Why(args) => commands::why::run(&args),
         #[cfg(target_os = "linux")]
-        Command::Cp(args) => cp::run(&args),
-        Command::Cache(args) => cache::run(&args),
+        Command::Cp(args) => commands::cp::run(&args),
+        Command::Cache(args) => commands::cache::run(&args),
         #[cfg(target_os = "linux")]
-        Command::Worker(args) => worker::run(&args),
+        Command::Worker(args) => commands::worker::run(&args),
         #[cfg(target_os = "linux")]
-        Command::Logstream(args) => logstream::run(&args),
-        Command::Doctor(args) => doctor::run(&args),
+        Command::Logstream(args) => commands::logstream::run(&args),
+        Command::Doctor(args) => commands::doctor::run(&args),
     };
     done.unwrap_or_else(|failure| failure.report())
 }

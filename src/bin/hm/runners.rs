@@ -1,4 +1,4 @@
-//! The runners of `hm`, and where it stores its data.
+//! The runners of `hm`.
 
 #[cfg(target_os = "linux")]
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use hm_exec::{
         docker::{Docker, DockerBuilder, DockerRunner},
         process::ProcessRunner,
     },
-    store::{Store, StoreHandle},
+    store::StoreHandle,
 };
 #[cfg(target_os = "linux")]
 use hm_exec::{
@@ -26,9 +26,10 @@ use hm_exec::{
 };
 
 use crate::{
+    config::{Config, Sharing, VmTable},
     failure::{Failure, Outcome},
-    remote::{Remote, Sharing, VmTable},
-    render::to_stderr,
+    reporter::to_stderr,
+    store,
 };
 
 /// The runners of `hm`, by the names that pipelines use. On systems without the sandbox there is no default
@@ -47,9 +48,9 @@ pub(crate) struct Runners {
 }
 
 impl Runners {
-    /// Creates the runners, on the store in [`store_dir`]. Nothing is opened before one of them needs it.
-    pub(crate) fn new(remote: Remote) -> Outcome<Self> {
-        Ok(Self::on(&store()?, &[], ImageOptions::default(), remote))
+    /// Creates the runners, on the store in [`store::dir`]. Nothing is opened before one of them needs it.
+    pub(crate) fn new(config: Config) -> Outcome<Self> {
+        Ok(Self::on(&store::handle()?, &[], ImageOptions::default(), config))
     }
 
     /// Boots a machine for the runner `vm`, if none has booted yet.
@@ -61,19 +62,19 @@ impl Runners {
     /// Creates the runners on a store that is also used otherwise, with options on how images are found. The
     /// sandbox shows `host_dirs` to steps on image `host`.
     #[cfg_attr(not(target_os = "linux"), expect(unused_variables, reason = "only Linux has the sandbox"))]
-    pub(crate) fn on(store: &StoreHandle, host_dirs: &[PathBuf], images: ImageOptions, remote: Remote) -> Self {
+    pub(crate) fn on(store: &StoreHandle, host_dirs: &[PathBuf], images: ImageOptions, config: Config) -> Self {
         #[cfg(target_os = "linux")]
         let sandbox = sandbox(store, host_dirs, images.clone());
-        let docker = docker(images.clone(), remote.docker_host.clone());
+        let docker = docker(images.clone(), config.docker_host.clone());
         #[cfg(target_os = "linux")]
         let docker = docker.local(Arc::clone(sandbox.userns()));
         Self {
             process: ProcessRunner::new(store.clone()),
             docker: docker.build(store.clone()),
             #[cfg(target_os = "linux")]
-            vm: vm(store, local(&sandbox, host_dirs, images.clone()), remote.vm.clone()),
+            vm: vm(store, local(&sandbox, host_dirs, images.clone()), config.vm.clone()),
             #[cfg(target_os = "linux")]
-            cloud: cloud(store, images, remote).userns(Arc::clone(sandbox.userns())).build(),
+            cloud: cloud(store, images, config).userns(Arc::clone(sandbox.userns())).build(),
             #[cfg(target_os = "linux")]
             sandbox,
         }
@@ -89,7 +90,7 @@ impl Runners {
     ) -> Outcome<Engine<Self>> {
         #[cfg(target_os = "linux")]
         let remote = remote.map(|remote| remote.userns(Arc::clone(self.sandbox.userns())));
-        let mut builder = Engine::builder(self).runs_dir(runs_dir()?).cache(store.clone());
+        let mut builder = Engine::builder(self).runs_dir(store::runs_dir()?).cache(store.clone());
         // More steps than that wait for a slot: they would fail because they could not open files.
         let most = open_files::enough_for();
         if let Some(jobs) = jobs {
@@ -114,28 +115,28 @@ impl Runners {
 /// Returns the remote cache, if one is used: by default for steps of runner `cloud` only, unless the user
 /// asked for more.
 #[cfg(target_os = "linux")]
-pub(crate) fn remote_cache(images: &ImageOptions, remote: &Remote) -> Outcome<Option<RemoteCache>> {
-    let (reads, writes) = match remote.cache {
+pub(crate) fn remote_cache(images: &ImageOptions, config: &Config) -> Outcome<Option<RemoteCache>> {
+    let (reads, writes) = match config.cache {
         Some(Sharing::Off) => return Ok(None),
         Some(Sharing::Read) => (true, false),
         Some(Sharing::Write) => (false, true),
         Some(Sharing::Both) | None => (true, true),
     };
-    let Some(endpoint) = &remote.endpoint else { return Ok(None) };
+    let Some(endpoint) = &config.endpoint else { return Ok(None) };
     match RemoteCache::new(endpoint.clone()) {
         Ok(cache) => {
-            let cache = cache.read(reads).write(writes).local_steps(remote.cache.is_some());
+            let cache = cache.read(reads).write(writes).local_steps(config.cache.is_some());
             Ok(Some(cache.images(images.clone())))
         }
         // The cloud runner reports the error if a step needs it.
-        Err(_) if remote.cache.is_none() => Ok(None),
+        Err(_) if config.cache.is_none() => Ok(None),
         Err(error) => Err(Failure::input(format_args!("--remote-cache: {error}"))),
     }
 }
 
 /// Returns `None`: only Linux has the remote cache.
 #[cfg(not(target_os = "linux"))]
-pub(crate) fn remote_cache(_: &ImageOptions, _: &Remote) -> Outcome<Option<RemoteCache>> {
+pub(crate) fn remote_cache(_: &ImageOptions, _: &Config) -> Outcome<Option<RemoteCache>> {
     Ok(None)
 }
 
@@ -196,8 +197,8 @@ fn vm(store: &StoreHandle, local: SandboxBuilder, table: VmTable) -> QemuRunner 
 
 /// Describes the cloud runner of `hm`.
 #[cfg(target_os = "linux")]
-fn cloud(store: &StoreHandle, images: ImageOptions, remote: Remote) -> CloudBuilder {
-    let Remote { endpoint, logs, platform, jobs, .. } = remote;
+fn cloud(store: &StoreHandle, images: ImageOptions, config: Config) -> CloudBuilder {
+    let Config { endpoint, logs, platform, jobs, .. } = config;
     let builder = CloudRunner::builder().store(store.clone()).images(images);
     let builder = platform.into_iter().fold(builder, |builder, (name, value)| builder.platform_property(name, value));
     let builder = match jobs {
@@ -212,21 +213,4 @@ fn cloud(store: &StoreHandle, images: ImageOptions, remote: Remote) -> CloudBuil
         Some(logs) => builder.log_service(logs),
         None => builder,
     }
-}
-
-/// Returns a handle to the store, which is not opened yet.
-pub(crate) fn store() -> Outcome<StoreHandle> {
-    Ok(StoreHandle::new(store_dir()?))
-}
-
-/// Returns the directory of layers, images, journals and logs.
-pub(crate) fn store_dir() -> Outcome<PathBuf> {
-    Store::default_dir().map_err(|error| {
-        Failure::infrastructure("failed to choose a directory for the store").because(error).hint("set HM_CACHE_DIR")
-    })
-}
-
-/// Returns the directory of journals and logs, which has a subdirectory for each run, named after it.
-pub(crate) fn runs_dir() -> Outcome<PathBuf> {
-    Ok(store_dir()?.join("runs"))
 }

@@ -2,7 +2,7 @@
 
 use hm_exec::plan::BoundPlan;
 
-use crate::render::{text, to_stderr};
+use crate::reporter::{text, to_stderr};
 
 /// The maximum number of steps that a warning names; the others are counted.
 const NAMED: usize = 5;

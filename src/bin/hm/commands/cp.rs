@@ -16,9 +16,10 @@ use hm_exec::{
 use rustix::pipe::PipeFlags;
 
 use crate::{
+    exit_code,
     failure::{Failure, Outcome},
-    left::{Left, is_about_the_path},
     signals::Interrupts,
+    step_files::{StepFiles, is_about_the_path},
 };
 
 const LONG_HELP: &str = "\
@@ -51,7 +52,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
-    let (left, path) = Left::find_path(&args.from, args.dir.as_deref())?;
+    let (files, path) = StepFiles::find_path(&args.from, args.dir.as_deref())?;
     if path.is_empty() {
         return Err(Failure::input("the path is empty")
             .hint("use `.` for the step's work directory, or `/.` for its whole filesystem"));
@@ -61,7 +62,7 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
     let null = File::options().read(true).write(true).open("/dev/null").map_err(failed)?;
     let streams = Streams { stdin: None, stdout: write, stderr: null.into(), terminal: false };
     // `join` would drop a trailing `/.`, which selects the content of a directory.
-    let path = if path.starts_with('/') { path.to_owned() } else { format!("{}/{path}", left.surroundings.workdir) };
+    let path = if path.starts_with('/') { path.to_owned() } else { format!("{}/{path}", files.surroundings.workdir) };
 
     let to = args.to.clone();
     let writer = thread::spawn(move || write_out(read, &to));
@@ -73,12 +74,12 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
         let mut interrupts = Interrupts::listen()
             .map_err(|error| Failure::infrastructure("failed to listen for signals").because(error))?;
         let packed = tokio::select! {
-            packed = left.visit(VisitOperation::Pack { path: path.into() }, streams) => Some(packed),
+            packed = files.visit(VisitOperation::Pack { path: path.into() }, streams) => Some(packed),
             () = interrupts.next() => None,
         };
         Outcome::Ok(packed)
     })?;
-    let Some(packed) = packed else { return Ok(ExitCode::from(130)) };
+    let Some(packed) = packed else { return Ok(ExitCode::from(exit_code::INTERRUPTED)) };
     let written = writer.join().unwrap_or_else(|_| Err(io::Error::other("the writing thread panicked")));
     match (packed, written) {
         (Ok(0), Ok(())) => Ok(ExitCode::SUCCESS),
@@ -87,8 +88,8 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         // If nothing could be read, there was nothing to write either.
-        (Err(error), Ok(())) => Err(left.failed(error)),
-        (Err(error), Err(end)) if end.kind() == io::ErrorKind::UnexpectedEof => Err(left.failed(error)),
+        (Err(error), Ok(())) => Err(files.failed(error)),
+        (Err(error), Err(end)) if end.kind() == io::ErrorKind::UnexpectedEof => Err(files.failed(error)),
         (_, Err(error)) => {
             let doing = "failed to write the copy";
             let failure =

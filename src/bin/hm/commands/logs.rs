@@ -12,8 +12,9 @@ use hm_exec::{StepStatus, cache, event, plan::StepIndex};
 use super::{print, table};
 use crate::{
     failure::{Failure, Outcome},
-    left::{describe, find_run, find_step, last_run, open_store},
-    render::{style::Style, text},
+    find_step::{describe, find_run, find_step, last_run},
+    reporter::{style::Style, text},
+    store,
 };
 
 /// The longest line that is shown in one piece.
@@ -37,7 +38,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
-    let store = open_store()?;
+    let store = store::open()?;
     let Some(step) = &args.step else {
         let (run, steps) = last_run(&store, args.dir.as_deref())?;
         let rows: Vec<_> = steps.iter().map(|step| vec![text::clean(&step.key), describe(step)]).collect();

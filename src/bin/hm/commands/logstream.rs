@@ -6,7 +6,7 @@ use hm_exec::worker::{LogStreams, WorkerStop};
 
 use crate::{
     failure::{Failure, Outcome},
-    render::to_stderr,
+    reporter::to_stderr,
     signals::Interrupts,
 };
 

@@ -4,11 +4,11 @@ pub(crate) mod cache;
 #[cfg(target_os = "linux")]
 pub(crate) mod cp;
 pub(crate) mod doctor;
-pub(crate) mod list;
 #[cfg(target_os = "linux")]
 pub(crate) mod logs;
 #[cfg(target_os = "linux")]
 pub(crate) mod logstream;
+pub(crate) mod pipelines;
 pub(crate) mod plan;
 pub(crate) mod render;
 pub(crate) mod run;
@@ -31,9 +31,9 @@ use hm_exec::project::ProjectDir;
 use serde::Serialize;
 
 use crate::{
-    consent::{self, Ask},
+    config::ConfigArgs,
     failure::{Failure, Outcome},
-    remote::RemoteArgs,
+    trust::{Permission, report_ignored},
 };
 
 /// How a command that answers at once prints its answer.
@@ -57,16 +57,16 @@ fn print(answer: &str) -> Outcome<ExitCode> {
     }
 }
 
-/// Prints one line about the requests of a project that are ignored here: `asks`, which are those of its
-/// pipelines, and those of its `hm.toml`.
-fn note_ignored(project: &ProjectDir, asks: impl IntoIterator<Item = Ask>) -> Outcome<()> {
-    let mut all = RemoteArgs::default().read(Some(project))?.asks(Some(project))?;
-    for ask in asks {
-        if !all.contains(&ask) {
-            all.push(ask);
+/// Prints one line about the requests of a project that are ignored here: `permissions`, which are those of
+/// its pipelines, and those of its `hm.toml`.
+fn note_ignored(project: &ProjectDir, permissions: impl IntoIterator<Item = Permission>) -> Outcome<()> {
+    let mut all = ConfigArgs::default().read(Some(project))?.permissions(Some(project))?;
+    for permission in permissions {
+        if !all.contains(&permission) {
+            all.push(permission);
         }
     }
-    consent::ignored(project.path(), &all).map(drop)
+    report_ignored(project.path(), &all).map(drop)
 }
 
 fn print_json(answer: &impl Serialize) -> Outcome<ExitCode> {

@@ -12,10 +12,10 @@ use serde::Serialize;
 use super::{AnswerFormat, note_ignored, print, print_json};
 use crate::{
     args::{BindArgs, SourceArgs},
+    config::Config,
     failure::Outcome,
     pipelines::{self, parse},
-    remote::Remote,
-    render::{style::Style, text},
+    reporter::{style::Style, text},
     runners::Runners,
     warnings,
 };
@@ -65,9 +65,9 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
     let definition = &found.definition;
     let plan = parse(definition)?;
     let options = args.bind.bind_options()?;
-    let bound = plan::bind(&plan, Runners::new(Remote::default())?.descriptors(), &options)
+    let bound = plan::bind(&plan, Runners::new(Config::default())?.descriptors(), &options)
         .map_err(|invalid| definition.invalid(&invalid))?;
-    note_ignored(&found.project, found.asks(&plan, &options))?;
+    note_ignored(&found.project, found.permissions(&plan, &options))?;
     warnings::of_plan(&bound);
     let shown = show(&definition.name, &bound);
     match args.format {

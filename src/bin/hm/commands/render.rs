@@ -10,7 +10,7 @@ use crate::{
     args::SourceArgs,
     failure::Outcome,
     pipelines::{self, parse},
-    render::to_stderr,
+    reporter::to_stderr,
 };
 
 /// Print a pipeline's v0 IR and validate it
@@ -31,7 +31,7 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
     }
     let plan = parse(definition)?;
     // The pipeline is shown even if the project's `hm.toml` is invalid.
-    if let Err(failure) = note_ignored(&found.project, found.asks(&plan, &BindOptions::default())) {
+    if let Err(failure) = note_ignored(&found.project, found.permissions(&plan, &BindOptions::default())) {
         to_stderr(&format!("warning: {failure}"));
     }
     Ok(ExitCode::SUCCESS)

@@ -13,16 +13,15 @@ use uuid::Uuid;
 use crate::{
     args::{BindArgs, SourceArgs, existing_dir, parse_duration},
     commands::cache,
-    consent,
+    config::ConfigArgs,
+    exit_code,
     failure::{Failure, Outcome},
-    history,
     pipelines::{self, nearest, parse},
-    project_id,
-    remote::RemoteArgs,
-    render::{Format, Screen, text, to_stderr},
+    previous_durations, project_id,
+    reporter::{Format, Screen, text, to_stderr},
     runners::{self, Runners},
     signals::Interrupts,
-    warnings,
+    store, trust, warnings,
 };
 
 const LONG_HELP: &str = "\
@@ -129,7 +128,7 @@ pub(crate) struct Args {
 
     // Last, because its heading applies to all arguments that follow.
     #[command(flatten)]
-    remote: RemoteArgs,
+    config: ConfigArgs,
 }
 
 /// When image tags are looked up in their registries.
@@ -170,21 +169,21 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
     let bind = args.bind.bind_options()?;
     let secrets = args.bind.read_secrets()?;
     check_steps(&plan, &args.refresh)?;
-    let settings = args.remote.read(Some(&found.project))?;
-    let mut asks = settings.asks(Some(&found.project))?;
-    asks.extend(found.asks(&plan, &bind));
-    consent::require(found.project.path(), &asks, args.trust, &consent::line(&args.source))?;
-    let remote = settings.resolve(Some(&found.project))?;
-    let store = runners::store()?;
+    let sources = args.config.read(Some(&found.project))?;
+    let mut permissions = sources.permissions(Some(&found.project))?;
+    permissions.extend(found.permissions(&plan, &bind));
+    trust::require(found.project.path(), &permissions, args.trust, &trust::command(&args.source))?;
+    let config = sources.resolve(Some(&found.project))?;
+    let store = store::handle()?;
     warn_of_exposure(&store);
 
     let mut request = RunRequest::new(plan, &found.dir);
     request.pipeline_slug = definition.name.clone();
-    request.project = Some(project_id::of_source(&request.repo_root, &remote.projects, remote.share.as_ref()));
+    request.project = Some(project_id::of_source(&request.repo_root, &config.projects, config.share.as_ref()));
     request.env = bind.env;
     request.secrets = secrets;
     request.run_id = Some(Uuid::new_v4());
-    request.durations = history::durations(&store, &request.repo_root, &definition.name);
+    request.durations = previous_durations::read(&store, &request.repo_root, &definition.name);
     request.options.no_cache = args.no_cache;
     request.options.refresh = args.refresh.iter().cloned().collect();
     request.options.images = bind.images;
@@ -197,8 +196,8 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
     request.options.watch = true;
 
     let host_dirs = args.host_dirs.iter().map(|dir| existing_dir(dir)).collect::<Outcome<Vec<_>>>()?;
-    let shared = runners::remote_cache(&images, &remote)?;
-    let engine = Runners::on(&store, &host_dirs, images, remote).engine(&store, args.jobs, shared)?;
+    let shared = runners::remote_cache(&images, &config)?;
+    let engine = Runners::on(&store, &host_dirs, images, config).engine(&store, args.jobs, shared)?;
     let bound = engine.bind(&request).map_err(|error| definition.refused(error))?;
     for image in &bound.unused_images {
         to_stderr(&format!("warning: `--image {image}=...` has no effect: no step starts from that image"));
@@ -207,7 +206,7 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
     let run_id = request.run_id;
     let format = args.format.unwrap_or_else(Format::default_here);
     // One thread for the build (a build is one task), blocking threads to freeze files, and one thread that
-    // renders.
+    // shows it.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -231,11 +230,12 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
                 screen.close(SHUTDOWN_LIMIT);
             }
             // The killed build could not record its own end.
-            let note = |run| store.get_opened().map_or(Ok(()), |store| store.runs().end(run, 130));
+            let note =
+                |run| store.get_opened().map_or(Ok(()), |store| store.runs().end(run, exit_code::INTERRUPTED.into()));
             if let Err(error) = run_id.map_or(Ok(()), note) {
                 to_stderr(&format!("warning: failed to record the end of this run: {error}"));
             }
-            Ok(ExitCode::from(130))
+            Ok(ExitCode::from(exit_code::INTERRUPTED))
         }
         End::Ended(outcome) => {
             if outcome.status == BuildStatus::Infrastructure && is_full(&store) {
@@ -244,7 +244,7 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
                 point_at_what_is_left(&store, &outcome);
             }
             cache::collect_if_due(&store);
-            Ok(ExitCode::from(u8::try_from(outcome.status.exit_code()).unwrap_or(u8::MAX)))
+            Ok(exit_code::of_build(outcome.status))
         }
     }
 }
@@ -263,7 +263,7 @@ fn warn_of_exposure(store: &StoreHandle) {
 fn is_full(store: &StoreHandle) -> bool {
     /// Less than what a step's log, a layer and their rows take.
     const NOTHING: u64 = 256 << 10;
-    let dir = store.get_opened().map(|store| store.dir().to_owned()).or_else(|| runners::store_dir().ok());
+    let dir = store.get_opened().map(|store| store.dir().to_owned()).or_else(|| store::dir().ok());
     dir.is_some_and(|dir| Filesystem::of(&dir).is_ok_and(|of| of.free_bytes < NOTHING))
 }
 

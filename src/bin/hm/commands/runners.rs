@@ -11,12 +11,12 @@ use tokio::runtime::Runtime;
 
 use super::{AnswerFormat, print, print_json, table};
 use crate::{
-    consent,
+    config::{Config, ConfigArgs},
     failure::{Failure, Outcome},
     pipelines,
-    remote::{Remote, RemoteArgs},
-    render::text,
+    reporter::text,
     runners::Runners,
+    trust,
 };
 
 /// List the runners and whether they are available
@@ -27,11 +27,11 @@ pub(crate) struct Args {
     format: AnswerFormat,
 
     #[command(flatten)]
-    remote: RemoteArgs,
+    config: ConfigArgs,
 }
 
 pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
-    let runners = probe_all(resolve(&args.remote)?)?;
+    let runners = probe_all(resolve(&args.config)?)?;
     match args.format {
         AnswerFormat::Text => {
             let rows = runners.iter().map(|(runner, probe)| {
@@ -64,27 +64,27 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
 }
 
 /// Returns the settings of the engine that steps would run on in the working directory.
-pub(super) fn resolve(args: &RemoteArgs) -> Outcome<Remote> {
+pub(super) fn resolve(args: &ConfigArgs) -> Outcome<Config> {
     let source = pipelines::Source::locate(None)?;
     let project = source.hm_dir.is_some().then(|| source.project()).transpose()?;
     let mut settings = args.read(project.as_ref())?;
     if let Some(project) = &project
-        && consent::ignored(project.path(), &settings.asks(Some(project))?)?
+        && trust::report_ignored(project.path(), &settings.permissions(Some(project))?)?
     {
-        settings.ignore_asks();
+        settings.remove_unpermitted();
     }
     settings.resolve(project.as_ref())
 }
 
 /// Probes every runner.
-pub(super) fn probe_all(remote: Remote) -> Outcome<Vec<(RunnerDescriptor, Probe)>> {
-    probe(&Runners::new(remote)?, &runtime()?)
+pub(super) fn probe_all(config: Config) -> Outcome<Vec<(RunnerDescriptor, Probe)>> {
+    probe(&Runners::new(config)?, &runtime()?)
 }
 
 /// Probes every runner like [`probe_all`], but also boots a virtual machine to find out whether that works,
 /// and how.
-pub(super) fn try_all(remote: Remote) -> Outcome<Vec<(RunnerDescriptor, Probe)>> {
-    let (runtime, runners) = (runtime()?, Runners::new(remote)?);
+pub(super) fn try_all(config: Config) -> Outcome<Vec<(RunnerDescriptor, Probe)>> {
+    let (runtime, runners) = (runtime()?, Runners::new(config)?);
     let mut probes = probe(&runners, &runtime)?;
     #[cfg(target_os = "linux")]
     for (_, probe) in

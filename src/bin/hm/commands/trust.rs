@@ -7,11 +7,11 @@ use hm_exec::{Plan, plan::BindOptions};
 use super::print;
 use crate::{
     args::SourceArgs,
-    consent::{self, Ask, grants},
+    config,
     failure::{Failure, Outcome},
     pipelines::{self, Source},
-    remote,
-    render::{text, to_stderr},
+    reporter::{text, to_stderr},
+    trust::{self, Permission, grants},
 };
 
 const LONG_HELP: &str = "\
@@ -57,16 +57,16 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
     }
     let source = Source::of(&args.source)?;
     let project = source.project()?;
-    let mut asks = remote::all_asks(&project)?;
+    let mut permissions = config::all_permissions(&project)?;
     let options = BindOptions::default();
     if args.source.file.is_some() || args.source.pipeline.is_some() {
         let found = pipelines::find(&args.source)?;
         let plan = pipelines::parse(&found.definition)?;
-        asks.extend(found.asks(&plan, &options));
+        permissions.extend(found.permissions(&plan, &options));
     } else if source.hm_dir.is_some() {
         for definition in source.list()? {
             match Plan::parse(&*definition.ir_json) {
-                Ok(plan) => asks.extend(consent::of_plan(&plan, &options, project.path())),
+                Ok(plan) => permissions.extend(trust::of_plan(&plan, &options, project.path())),
                 Err(_) => to_stderr(&format!(
                     "warning: skipping invalid pipeline `{}`: see `hm render` for the reason",
                     text::clean(&definition.name)
@@ -74,10 +74,10 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
             }
         }
     }
-    let mut shown: Vec<&Ask> = Vec::new();
-    for ask in &asks {
-        if !shown.contains(&ask) {
-            shown.push(ask);
+    let mut shown: Vec<&Permission> = Vec::new();
+    for permission in &permissions {
+        if !shown.contains(&permission) {
+            shown.push(permission);
         }
     }
     let place = text::clean(&project.path().to_string_lossy());
@@ -86,8 +86,8 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
     }
     grants::grant(project.path(), &shown)?;
     let mut out = format!("allowed to {place} from now on (revoke it with `hm trust --revoke`):\n");
-    for ask in shown {
-        out.push_str(&format!("  - {}\n", text::clean(&ask.line())));
+    for permission in shown {
+        out.push_str(&format!("  - {}\n", text::clean(&permission.line())));
     }
     print(&out)
 }

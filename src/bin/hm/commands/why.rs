@@ -13,8 +13,9 @@ use hm_exec::{
 use super::{AnswerFormat, print, print_json};
 use crate::{
     failure::{Failure, Outcome},
-    left::{find_run, find_step, open_store},
-    render::text,
+    find_step::{find_run, find_step},
+    reporter::text,
+    store,
 };
 
 const LONG_HELP: &str = "\
@@ -44,7 +45,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
-    let store = open_store()?;
+    let store = store::open()?;
     let (run, steps, key) = find_run(&store, &args.step, args.dir.as_deref())?;
     let step = find_step(&run, &steps, key)?;
     let explanation = explain(&store, &run, &step.key)

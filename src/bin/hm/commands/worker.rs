@@ -11,11 +11,12 @@ use hm_exec::{
 
 use super::cache;
 use crate::{
+    config::{EngineArgs, NamedEngine},
     failure::{Failure, Outcome},
-    remote::{EngineArgs, Named},
-    render::to_stderr,
-    runners::{sandbox, store},
+    reporter::to_stderr,
+    runners::sandbox,
     signals::Interrupts,
+    store,
 };
 
 /// Run a worker for an engine that uses the Remote Workers API, such as BuildGrid
@@ -68,7 +69,7 @@ impl WorkerNotes for Lines<'_> {
 
 /// Works until a signal stops it.
 pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
-    let Some(Named { engine, logs }) = args.engine.endpoint()? else {
+    let Some(NamedEngine { engine, logs }) = args.engine.endpoint()? else {
         return Err(Failure::input("no engine is given").hint("pass `--remote grpc://HOST:PORT`, or set HM_REMOTE"));
     };
     let endpoint =
@@ -80,7 +81,7 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
     });
     let place = engine.place().to_owned();
     let options = WorkerOptions { engine, logs, slots: args.slots, name, platform: args.platform.clone() };
-    let store = store()?;
+    let store = store::handle()?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

@@ -114,7 +114,7 @@ impl Interpreter {
     /// Finds out what `program` needs.
     pub(crate) fn of(program: Program, checkout: &Path) -> Outcome<Self> {
         match program {
-            Program::OfTheUser(program) => ask(&program, checkout),
+            Program::OfTheUser(program) => permission(&program, checkout),
             Program::OfTheCheckout(program) => {
                 let places = bases(&program).iter().flat_map(|base| of_named_prefix(base)).collect();
                 Ok(Self { program, places, user_base: None })
@@ -143,14 +143,14 @@ impl Interpreter {
 }
 
 /// Runs the user's own interpreter to find out where it finds its packages.
-fn ask(program: &Path, checkout: &Path) -> Outcome<Interpreter> {
+fn permission(program: &Path, checkout: &Path) -> Outcome<Interpreter> {
     let shown = program.display();
     let path: Vec<PathBuf> = absolute(&env::var_os("PATH").unwrap_or_default())
         .filter(|dir| !dir.canonicalize().is_ok_and(|dir| dir.starts_with(checkout)))
         .collect();
     let path = env::join_paths(path).unwrap_or_default();
     let output = Command::new(program)
-        .args(["-I", "-S", "-B", "-c", include_str!("ask.py")])
+        .args(["-I", "-S", "-B", "-c", include_str!("interpreter_paths.py")])
         .env("PATH", path)
         .env_remove("PWD")
         .env_remove("OLDPWD")

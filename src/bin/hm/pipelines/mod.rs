@@ -6,7 +6,7 @@
 
 mod environment;
 #[cfg(target_os = "linux")]
-mod git;
+mod git_secrets;
 pub(crate) mod interpreter;
 mod python;
 pub(crate) mod rendering;
@@ -26,8 +26,8 @@ use hm_exec::{
 
 use crate::{
     args::{SourceArgs, existing_dir},
-    consent::{self, Ask},
     failure::{Failure, Outcome},
+    trust::{self, Permission},
 };
 
 /// Names that are used if several pipelines exist and the user names none.
@@ -91,9 +91,9 @@ pub(crate) struct Found {
 
 impl Found {
     /// Returns what the pipeline requests beyond the sandbox: nothing if the user gave it.
-    pub(crate) fn asks(&self, plan: &Plan, options: &BindOptions) -> Vec<Ask> {
+    pub(crate) fn permissions(&self, plan: &Plan, options: &BindOptions) -> Vec<Permission> {
         if self.definition.origin.is_projects() {
-            consent::of_plan(plan, options, self.project.path())
+            trust::of_plan(plan, options, self.project.path())
         } else {
             Vec::new()
         }

@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     failure::{Failure, Outcome},
-    render::to_stderr,
+    reporter::to_stderr,
 };
 
 /// The version of `harmont`'s envelope that this module supports.
@@ -138,7 +138,7 @@ fn rendering<'a>(
             places.extend(dirs);
         }
     }
-    let mut argv = vec![program.into_os_string(), "-B".into(), "-c".into(), include_str!("dump.py").into()];
+    let mut argv = vec![program.into_os_string(), "-B".into(), "-c".into(), include_str!("render_pipelines.py").into()];
     argv.extend(files.iter().map(|file| file.clone().into_os_string()));
     Rendering {
         files: list(files),

@@ -18,11 +18,11 @@ use std::{
 use hm_exec::runner::sandbox::{ConfinedCommand, ConfinedEnd, ConfinedError, ConfinedLimits, OutputStream};
 
 #[cfg(target_os = "linux")]
-use super::git;
+use super::git_secrets;
 use crate::{
-    consent::{self, VARIABLE as TRUST},
     failure::{Failure, Outcome},
-    render::{text, to_stderr},
+    reporter::{text, to_stderr},
+    trust::{self, VARIABLE as TRUST},
 };
 
 /// How long a rendering may take, in seconds, and the variable that overrides it.
@@ -107,7 +107,7 @@ impl Rendering<'_> {
             env: self.env.clone(),
             dir: self.dir.into(),
             show,
-            hide: git::secret_files(self.project)
+            hide: git_secrets::find(self.project)
                 .map_err(|source| ConfinedError::Io { doing: "look for repositories in the project", source })?,
             limits: limits(),
             helper: None,
@@ -160,7 +160,7 @@ impl Rendering<'_> {
     /// Renders without a sandbox, as the user, who has allowed it.
     fn without_sandbox(&self, reason: &str, hint: &str) -> Outcome<Vec<u8>> {
         let no_sandbox = format!("no sandbox to render {} in: {reason}", self.files);
-        if !consent::variable_trusts()? {
+        if !trust::variable_trusts()? {
             return Err(Failure::input(no_sandbox).hint(format_args!(
                 "{hint}\nor, if you trust this project with everything that your user may do, set {TRUST}=1 to render \
                  without a sandbox"

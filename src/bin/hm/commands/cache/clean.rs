@@ -4,10 +4,11 @@ use std::process::ExitCode;
 
 use hm_exec::store::{Forget, GcRequest};
 
-use super::{collect, gc::show_report, limits::LimitArgs, open_store};
+use super::{collect, gc::show_report, limits::LimitArgs};
 use crate::{
     commands::AnswerFormat,
     failure::{Failure, Outcome},
+    store,
 };
 
 /// Remove cached results and the files of failed steps
@@ -33,7 +34,7 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args) -> Outcome<ExitCode> {
-    let store = open_store()?;
+    let store = store::open()?;
     let limits = LimitArgs::from_env().map_err(Failure::input)?;
     let mut request = GcRequest::new(limits.of(&store)?);
     request.dry_run = args.dry_run;

@@ -7,11 +7,11 @@ use hm_exec::{
     store::{Usage, UsageKind},
 };
 
-use super::open_store;
 use crate::{
     commands::{AnswerFormat, print, print_json, table},
     failure::{Failure, Outcome},
-    render::text,
+    reporter::text,
+    store,
 };
 
 /// Show the cache's disk usage by kind and by pipeline
@@ -25,7 +25,7 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args) -> Outcome<ExitCode> {
-    let store = open_store()?;
+    let store = store::open()?;
     let usage = store.usage().map_err(|error| Failure::infrastructure("failed to measure the store").because(error))?;
     match args.format {
         AnswerFormat::Text => print(&as_text(&usage)),

@@ -9,9 +9,10 @@ use hm_exec::{
 
 use crate::{
     commands::print,
+    exit_code,
     failure::{Failure, Outcome},
-    left::Left,
     signals::Interrupts,
+    step_files::StepFiles,
 };
 
 const LONG_HELP: &str = "\
@@ -44,7 +45,7 @@ pub(super) struct Args {
 
 pub(super) fn run(args: &Args) -> Outcome<ExitCode> {
     let target = ExportTarget::parse(&args.to).map_err(Failure::input)?;
-    let left = Left::find(&args.step, args.dir.as_deref())?;
+    let files = StepFiles::find(&args.step, args.dir.as_deref())?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -53,7 +54,7 @@ pub(super) fn run(args: &Args) -> Outcome<ExitCode> {
         let mut interrupts = Interrupts::listen()
             .map_err(|error| Failure::infrastructure("failed to listen for signals").because(error))?;
         Outcome::Ok(tokio::select! {
-            exported = left.export(target) => Some(exported),
+            exported = files.export(target) => Some(exported),
             () = interrupts.next() => None,
         })
     })?;
@@ -61,7 +62,7 @@ pub(super) fn run(args: &Args) -> Outcome<ExitCode> {
         None => {
             // The packing thread does nothing that is worth waiting for.
             runtime.shutdown_background();
-            Ok(ExitCode::from(130))
+            Ok(ExitCode::from(exit_code::INTERRUPTED))
         }
         Some(Ok(digest)) => print(&format!("{digest}\n")),
         Some(Err(SandboxExportError::Export(error @ (ExportError::Host | ExportError::Occupied { .. })))) => {

@@ -9,11 +9,11 @@ use hm_exec::{
     store::{Forgotten, GcReport, GcRequest, Store},
 };
 
-use super::{auto::detach, collect, limits::LimitArgs, open_store};
+use super::{background::detach, collect, limits::LimitArgs};
 use crate::{
     commands::{AnswerFormat, print, print_json, table},
     failure::Outcome,
-    runners,
+    runners, store,
 };
 
 /// How long a daemon may take to remove what killed runs left.
@@ -51,7 +51,7 @@ pub(super) fn run(args: &Args) -> Outcome<ExitCode> {
     if args.auto {
         detach();
     }
-    let store = open_store()?;
+    let store = store::open()?;
     let mut request = GcRequest::new(args.limits.of(&store)?);
     request.dry_run = args.dry_run;
     request.wait = !args.auto;

@@ -1,21 +1,18 @@
 //! `hm cache`: shows what the store contains, and removes it.
 
-mod auto;
+mod background;
 mod clean;
 mod du;
 mod export;
 mod gc;
 mod limits;
 
-use std::{process::ExitCode, sync::Arc};
+use std::process::ExitCode;
 
-pub(crate) use auto::collect_if_due;
+pub(crate) use background::collect_if_due;
 use hm_exec::store::{GcReport, GcRequest, Store};
 
-use crate::{
-    failure::{Failure, Outcome},
-    runners::store_dir,
-};
+use crate::failure::{Failure, Outcome};
 
 /// Inspect and clean the cache
 ///
@@ -41,12 +38,6 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
         Command::Clean(args) => clean::run(args),
         Command::Export(args) => export::run(args),
     }
-}
-
-/// Opens the store, which removes what killed processes left in it.
-fn open_store() -> Outcome<Arc<Store>> {
-    let dir = store_dir()?;
-    Store::open(&dir).map_err(|error| Failure::infrastructure("failed to open the store").because(error))
 }
 
 /// Collects garbage.

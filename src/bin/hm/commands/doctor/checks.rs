@@ -18,7 +18,7 @@ use crate::{
         interpreter::{self, Interpreter, Program},
         rendering::trial,
     },
-    runners,
+    store,
 };
 
 /// The result of one check.
@@ -46,7 +46,7 @@ pub(super) fn all() -> Vec<Check> {
     vec![
         Check { name: "user namespaces".into(), finding: user_namespaces() },
         Check { name: "overlay".into(), finding: overlay() },
-        Check { name: "store".into(), finding: store() },
+        Check { name: "store".into(), finding: store_dir() },
         Check { name: "uid ranges".into(), finding: uid_ranges() },
         Check { name: "cgroups".into(), finding: cgroups() },
         Check { name: "kvm".into(), finding: kvm() },
@@ -121,12 +121,12 @@ fn overlay() -> Finding {
     }
 }
 
-fn store() -> Finding {
+fn store_dir() -> Finding {
     const CHOOSE: &str = "put the store on a local disk: export HM_CACHE_DIR=DIR";
     // Filesystems that cannot hold an overlay's upper layer, by the magic number of statfs(2).
     const UNFIT: [(u64, &str); 5] =
         [(0x794c_7630, "overlay"), (0x6969, "nfs"), (0xff53_4d42, "cifs"), (0x6573_5546, "fuse"), (0x0102_1997, "9p")];
-    let dir = match runners::store_dir() {
+    let dir = match store::dir() {
         Ok(dir) => dir,
         Err(failure) => return bad(failure.to_string(), CHOOSE),
     };

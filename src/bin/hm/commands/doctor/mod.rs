@@ -10,9 +10,10 @@ use hm_exec::runner::Probe;
 use super::{AnswerFormat, print, print_json};
 use crate::{
     commands::runners,
+    config::ConfigArgs,
+    exit_code,
     failure::Outcome,
-    remote::RemoteArgs,
-    render::{style::Style, text},
+    reporter::{style::Style, text},
 };
 
 /// Check this machine and show how to fix problems
@@ -25,14 +26,14 @@ pub(crate) struct Args {
     format: AnswerFormat,
 
     #[command(flatten)]
-    remote: RemoteArgs,
+    config: ConfigArgs,
 }
 
 pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
     let mut checks = checks::all();
-    let remote = runners::resolve(&args.remote)?;
-    let (has_engine, has_daemon) = (remote.endpoint.is_some(), remote.docker_host.is_some());
-    let runners = runners::try_all(remote)?;
+    let config = runners::resolve(&args.config)?;
+    let (has_engine, has_daemon) = (config.endpoint.is_some(), config.docker_host.is_some());
+    let runners = runners::try_all(config)?;
     checks.extend(runners.into_iter().map(|(runner, probe)| Check {
         name: format!("runner {}", runner.name),
         finding: match probe {
@@ -53,7 +54,7 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
         AnswerFormat::Text => print(&as_text(&checks))?,
         AnswerFormat::Json => print_json(&checks)?,
     };
-    Ok(if works { ExitCode::SUCCESS } else { ExitCode::from(3) })
+    Ok(if works { ExitCode::SUCCESS } else { ExitCode::from(exit_code::COULD_NOT_RUN) })
 }
 
 fn as_text(checks: &[Check]) -> String {

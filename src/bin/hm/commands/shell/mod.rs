@@ -15,10 +15,11 @@ use relay::Relay;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{
+    exit_code,
     failure::{Failure, Outcome},
-    left::Left,
-    render::to_stderr,
+    reporter::to_stderr,
     signals::Interrupts,
+    step_files::StepFiles,
 };
 
 const LONG_HELP: &str = "\
@@ -63,11 +64,11 @@ if [ -x /bin/bash ]; then exec /bin/bash $flag; fi
 exec /bin/sh $flag"#;
 
 pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
-    let left = Left::find(&args.step, args.dir.as_deref())?;
+    let files = StepFiles::find(&args.step, args.dir.as_deref())?;
     let interactive = io::stdin().is_terminal() && io::stdout().is_terminal();
-    to_stderr(&hint(&left));
+    to_stderr(&hint(&files));
     let flag = if interactive { "-i" } else { "" };
-    let argv: Vec<String> = ["/bin/sh", "-c", START, "hm", &*left.surroundings.workdir, flag]
+    let argv: Vec<String> = ["/bin/sh", "-c", START, "hm", &*files.surroundings.workdir, flag]
         .into_iter()
         .map(String::from)
         .chain(args.command.iter().cloned())
@@ -82,12 +83,12 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
         .enable_all()
         .build()
         .map_err(|error| Failure::infrastructure("failed to start the runtime").because(error))?;
-    let operation = VisitOperation::Run { argv: &argv, surroundings: &left.surroundings, env: &env };
+    let errand = VisitOperation::Run { argv: &argv, surroundings: &files.surroundings, env: &env };
     let ended = runtime.block_on(async {
         let listening = |error| Failure::infrastructure("failed to listen for signals").because(error);
         let mut interrupts = Interrupts::listen().map_err(listening)?;
         let mut resized = signal(SignalKind::window_change()).map_err(listening)?;
-        let mut visit = pin!(left.visit(operation, streams));
+        let mut visit = pin!(files.visit(errand, streams));
         let ended = loop {
             tokio::select! {
                 ended = &mut visit => break Some(ended),
@@ -100,16 +101,16 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
     // Before anything else is printed, all of the shell's output is shown and the terminal is restored.
     relay.finish(matches!(ended, Ok(Some(Ok(_)))));
     match ended? {
-        None => Ok(ExitCode::from(130)),
-        Some(Ok(code)) => Ok(ExitCode::from(u8::try_from(code).unwrap_or(u8::MAX))),
+        None => Ok(ExitCode::from(exit_code::INTERRUPTED)),
+        Some(Ok(code)) => Ok(exit_code::of_program(code)),
         Some(Err(error @ VisitError::Operation { .. })) => Err(Failure::infrastructure("failed to start the shell")
             .because(error)
             .hint("the image must have a /bin/sh")),
-        Some(Err(error)) => Err(left.failed(error)),
+        Some(Err(error)) => Err(files.failed(error)),
     }
 }
 
-fn hint(left: &Left) -> String {
-    let secrets = if left.surroundings.had_secrets { "; its secrets are not available" } else { "" };
-    format!("{}: changes are discarded at exit{secrets}", left.describe())
+fn hint(files: &StepFiles) -> String {
+    let secrets = if files.surroundings.had_secrets { "; its secrets are not available" } else { "" };
+    format!("{}: changes are discarded at exit{secrets}", files.describe())
 }

@@ -4,21 +4,21 @@ use std::io::{self, Write};
 
 use hm_exec::BuildEvent;
 
-use super::{Out, Render, json_line::JsonLine};
+use super::{BufferedWriter, Reporter, json_line::JsonLine};
 
 pub(super) struct Json<W> {
-    out: Out<W>,
+    out: BufferedWriter<W>,
     /// How the newest line of output was written.
     line: Option<JsonLine>,
 }
 
 impl<W: Write> Json<W> {
     pub(super) fn new(sink: W) -> Self {
-        Self { out: Out::new(sink), line: None }
+        Self { out: BufferedWriter::new(sink), line: None }
     }
 }
 
-impl<W: Write> Render for Json<W> {
+impl<W: Write> Reporter for Json<W> {
     fn event(&mut self, event: &BuildEvent) {
         self.out.push(|buffer| {
             let is_written = self.line.as_ref().is_some_and(|line| line.push(buffer, event));

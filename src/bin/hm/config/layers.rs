@@ -17,8 +17,8 @@ use serde::Deserialize;
 
 use super::{
     ProjectFiles,
-    engine_args::{Named, pems},
-    settings::Sharing,
+    args::Sharing,
+    engine_args::{NamedEngine, pems},
 };
 use crate::failure::Outcome;
 
@@ -26,7 +26,7 @@ use crate::failure::Outcome;
 /// written there.
 #[derive(Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub(super) struct Table {
+pub(super) struct RemoteTable {
     pub(super) endpoint: Option<String>,
     pub(super) instance: Option<String>,
     pub(super) logs: Option<String>,
@@ -39,7 +39,7 @@ pub(super) struct Table {
     pub(super) key: Option<PathBuf>,
 }
 
-impl Table {
+impl RemoteTable {
     /// Returns whether the table has anything that identifies the user to an engine.
     fn has_credentials(&self) -> bool {
         !self.headers.is_empty() || self.ca.is_some() || self.cert.is_some() || self.key.is_some()
@@ -48,7 +48,7 @@ impl Table {
 
 /// A place of settings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Place {
+pub(super) enum ConfigPlace {
     Arguments,
     Environment,
     Project,
@@ -57,37 +57,38 @@ pub(super) enum Place {
 
 /// All settings of an engine, each place separately.
 #[derive(Clone, Default)]
-pub(super) struct Layers {
-    pub(super) arguments: Table,
-    pub(super) environment: Table,
-    pub(super) project: Table,
-    pub(super) user: Table,
+pub(super) struct RemoteLayers {
+    pub(super) arguments: RemoteTable,
+    pub(super) environment: RemoteTable,
+    pub(super) project: RemoteTable,
+    pub(super) user: RemoteTable,
     pub(super) files: Rc<ProjectFiles>,
 }
 
 /// The places in order of precedence, highest first.
-const ORDER: [Place; 4] = [Place::Arguments, Place::Environment, Place::Project, Place::User];
+const ORDER: [ConfigPlace; 4] =
+    [ConfigPlace::Arguments, ConfigPlace::Environment, ConfigPlace::Project, ConfigPlace::User];
 
-impl Layers {
-    pub(super) fn table(&self, place: Place) -> &Table {
+impl RemoteLayers {
+    pub(super) fn table(&self, place: ConfigPlace) -> &RemoteTable {
         match place {
-            Place::Arguments => &self.arguments,
-            Place::Environment => &self.environment,
-            Place::Project => &self.project,
-            Place::User => &self.user,
+            ConfigPlace::Arguments => &self.arguments,
+            ConfigPlace::Environment => &self.environment,
+            ConfigPlace::Project => &self.project,
+            ConfigPlace::User => &self.user,
         }
     }
 
     /// Returns the engine's URL, and the place that names it.
-    pub(super) fn url(&self) -> Option<(&str, Place)> {
+    pub(super) fn url(&self) -> Option<(&str, ConfigPlace)> {
         ORDER.into_iter().find_map(|place| Some((self.table(place).endpoint.as_deref()?, place)))
     }
 
     /// Returns the first value, in order of precedence. The user's own file is skipped if only the project
     /// names the engine.
-    pub(super) fn first<T>(&self, of: impl Fn(&Table) -> Option<&T>) -> Option<&T> {
+    pub(super) fn first<T>(&self, of: impl Fn(&RemoteTable) -> Option<&T>) -> Option<&T> {
         let is_projects = self.url().is_some_and(|(url, _)| !self.is_users(url));
-        let mut places = ORDER.into_iter().filter(|place| !is_projects || *place != Place::User);
+        let mut places = ORDER.into_iter().filter(|place| !is_projects || *place != ConfigPlace::User);
         places.find_map(|place| of(self.table(place)))
     }
 
@@ -95,7 +96,7 @@ impl Layers {
     pub(super) fn platform(&self) -> BTreeMap<String, String> {
         let is_projects = self.url().is_some_and(|(url, _)| !self.is_users(url));
         let mut platform = BTreeMap::new();
-        for place in ORDER.into_iter().rev().filter(|place| !is_projects || *place != Place::User) {
+        for place in ORDER.into_iter().rev().filter(|place| !is_projects || *place != ConfigPlace::User) {
             platform.extend(self.table(place).platform.clone());
         }
         platform
@@ -103,29 +104,29 @@ impl Layers {
 
     /// Returns the engine and its log service, with what is sent to each. Returns `None` if no place names an
     /// engine.
-    pub(super) fn named(&self, project: Option<&ProjectDir>) -> Outcome<Option<Named>> {
+    pub(super) fn named(&self, project: Option<&ProjectDir>) -> Outcome<Option<NamedEngine>> {
         let Some((url, _)) = self.url() else { return Ok(None) };
-        let read = |places: &[Place]| self.options(url, places, project);
+        let read = |places: &[ConfigPlace]| self.options(url, places, project);
         let engine = read(&ORDER)?;
         let logs = match self.logs(url) {
             None => None,
             // Credentials for an engine that the user named are not sent to a log service that a project
             // names.
-            Some((logs, Place::Project)) if self.is_users(url) => Some(EndpointOptions::new(logs)),
-            Some((logs, Place::Project)) => Some(read(&[Place::Project])?.beside(logs)),
+            Some((logs, ConfigPlace::Project)) if self.is_users(url) => Some(EndpointOptions::new(logs)),
+            Some((logs, ConfigPlace::Project)) => Some(read(&[ConfigPlace::Project])?.beside(logs)),
             Some((logs, _)) => {
-                let users = ORDER.into_iter().filter(|place| *place != Place::Project);
+                let users = ORDER.into_iter().filter(|place| *place != ConfigPlace::Project);
                 Some(read(&users.collect::<Vec<_>>())?.beside(logs))
             }
         };
-        Ok(Some(Named { engine, logs }))
+        Ok(Some(NamedEngine { engine, logs }))
     }
 
     /// Returns the places whose headers and keys are not sent because they belong to another engine. Only
     /// places that the user may expect to apply to this call are returned.
-    pub(super) fn withheld(&self) -> Vec<Place> {
+    pub(super) fn withheld(&self) -> Vec<ConfigPlace> {
         let Some((url, _)) = self.url() else { return Vec::new() };
-        let places = [Place::Arguments, Place::Environment].into_iter();
+        let places = [ConfigPlace::Arguments, ConfigPlace::Environment].into_iter();
         places.filter(|place| self.table(*place).has_credentials() && !self.belongs(*place, url)).collect()
     }
 
@@ -138,13 +139,13 @@ impl Layers {
     /// that the same place names. If the place names none, they belong to the one named by the next place of
     /// the user's in order of precedence, else to any that the user names. The project's belong to it unless
     /// the project names another engine.
-    pub(super) fn belongs(&self, place: Place, url: &str) -> bool {
-        let below: &[&Table] = match place {
+    pub(super) fn belongs(&self, place: ConfigPlace, url: &str) -> bool {
+        let below: &[&RemoteTable] = match place {
             // A project's credentials are not the user's secrets.
-            Place::Project => return self.project.endpoint.is_none() || names(&self.project, url),
-            Place::Arguments => &[&self.arguments, &self.environment, &self.user],
-            Place::Environment => &[&self.environment, &self.user],
-            Place::User => &[&self.user],
+            ConfigPlace::Project => return self.project.endpoint.is_none() || names(&self.project, url),
+            ConfigPlace::Arguments => &[&self.arguments, &self.environment, &self.user],
+            ConfigPlace::Environment => &[&self.environment, &self.user],
+            ConfigPlace::User => &[&self.user],
         };
         match below.iter().find(|table| table.endpoint.is_some()) {
             Some(table) => names(table, url),
@@ -153,24 +154,24 @@ impl Layers {
     }
 
     /// Returns the URL of the log service, and the place that names it.
-    fn logs(&self, url: &str) -> Option<(&str, Place)> {
-        let may = |place: &Place| *place == Place::Arguments || self.belongs(*place, url);
+    fn logs(&self, url: &str) -> Option<(&str, ConfigPlace)> {
+        let may = |place: &ConfigPlace| *place == ConfigPlace::Arguments || self.belongs(*place, url);
         ORDER.into_iter().filter(may).find_map(|place| Some((self.table(place).logs.as_deref()?, place)))
     }
 
     /// Returns the options of the engine at `url`, from those of `places` whose settings belong to it.
-    fn options(&self, url: &str, places: &[Place], project: Option<&ProjectDir>) -> Outcome<EndpointOptions> {
+    fn options(&self, url: &str, places: &[ConfigPlace], project: Option<&ProjectDir>) -> Outcome<EndpointOptions> {
         let mut options = EndpointOptions::new(url);
         options.instance = self.first(|table| table.instance.as_ref()).cloned().unwrap_or_default();
-        let places: Vec<Place> = places.iter().copied().filter(|place| self.belongs(*place, url)).collect();
+        let places: Vec<ConfigPlace> = places.iter().copied().filter(|place| self.belongs(*place, url)).collect();
         let mut headers = BTreeMap::new();
         for place in places.iter().rev() {
             let own = self.table(*place).headers.iter();
             headers.extend(own.map(|(name, value)| (name.to_ascii_lowercase(), value.clone())));
         }
         options.headers = headers.into_iter().collect();
-        let first = |of: fn(&Table) -> Option<&PathBuf>| {
-            places.iter().find_map(|place| Some((of(self.table(*place))?.as_path(), *place == Place::Project)))
+        let first = |of: fn(&RemoteTable) -> Option<&PathBuf>| {
+            places.iter().find_map(|place| Some((of(self.table(*place))?.as_path(), *place == ConfigPlace::Project)))
         };
         let read = |(path, is_projects): (&Path, bool)| match project.filter(|_| is_projects) {
             Some(project) => self.files.read(project, path),
@@ -183,7 +184,7 @@ impl Layers {
 }
 
 /// Returns whether a place names the engine at `url`.
-fn names(table: &Table, url: &str) -> bool {
+fn names(table: &RemoteTable, url: &str) -> bool {
     let plain = |url: &str| url.trim_end_matches('/').to_ascii_lowercase();
     table.endpoint.as_deref().is_some_and(|own| plain(own) == plain(url))
 }
@@ -192,10 +193,15 @@ fn names(table: &Table, url: &str) -> bool {
 mod tests {
     use super::*;
 
-    fn table(endpoint: &str, logs: &str, token: &str) -> Table {
+    fn table(endpoint: &str, logs: &str, token: &str) -> RemoteTable {
         let some = |text: &str| Some(text.to_owned()).filter(|text| !text.is_empty());
         let headers = some(token).map(|token| ("authorization".to_owned(), token));
-        Table { endpoint: some(endpoint), logs: some(logs), headers: headers.into_iter().collect(), ..Table::default() }
+        RemoteTable {
+            endpoint: some(endpoint),
+            logs: some(logs),
+            headers: headers.into_iter().collect(),
+            ..RemoteTable::default()
+        }
     }
 
     const A: &str = "grpcs://a:1";
@@ -206,7 +212,7 @@ mod tests {
     #[track_caller]
     fn sent(places: [(&str, &str); 4]) -> (String, Option<String>) {
         let [arguments, environment, project, user] = places.map(|(endpoint, token)| table(endpoint, "", token));
-        let layers = Layers { arguments, environment, project, user, ..Layers::default() };
+        let layers = RemoteLayers { arguments, environment, project, user, ..RemoteLayers::default() };
         let named = layers.named(None).unwrap().unwrap();
         (named.engine.url, named.engine.headers.into_iter().map(|(_, value)| value).next())
     }
@@ -280,7 +286,7 @@ mod tests {
             ("no encryption", [(B, "grpc://b:2", "arg"), ("", "", ""), ("", "", "")], Some(("grpc://b:2", false))),
         ] {
             let [arguments, project, user] = layers.map(|(endpoint, logs, token)| table(endpoint, logs, token));
-            let layers = Layers { arguments, project, user, ..Layers::default() };
+            let layers = RemoteLayers { arguments, project, user, ..RemoteLayers::default() };
             let logs = layers.named(None).unwrap().unwrap().logs;
             assert_eq!(logs.as_ref().map(|logs| (&*logs.url, !logs.headers.is_empty())), expected, "{what}");
         }
@@ -288,11 +294,11 @@ mod tests {
 
     #[test]
     fn headers_and_keys_that_are_not_sent_are_told() {
-        let environment = Table { key: Some("/key.pem".into()), ..table("", "", "") };
-        let layers = Layers { environment, project: table(P, "", ""), ..Layers::default() };
-        assert_eq!(layers.withheld(), [Place::Environment]);
-        let layers = Layers { arguments: table(P, "", "mine"), environment: table(A, "", "env"), ..layers };
-        assert_eq!(layers.withheld(), [Place::Environment]);
-        assert!(Layers { environment: Table::default(), ..layers }.withheld().is_empty());
+        let environment = RemoteTable { key: Some("/key.pem".into()), ..table("", "", "") };
+        let layers = RemoteLayers { environment, project: table(P, "", ""), ..RemoteLayers::default() };
+        assert_eq!(layers.withheld(), [ConfigPlace::Environment]);
+        let layers = RemoteLayers { arguments: table(P, "", "mine"), environment: table(A, "", "env"), ..layers };
+        assert_eq!(layers.withheld(), [ConfigPlace::Environment]);
+        assert!(RemoteLayers { environment: RemoteTable::default(), ..layers }.withheld().is_empty());
     }
 }

@@ -11,7 +11,7 @@ use hm_exec::{event, store::StoreHandle};
 const RUNS: u32 = 3;
 
 /// Returns how long each step took when it last ran, by key. Empty if nothing is known.
-pub(crate) fn durations(store: &StoreHandle, source_dir: &Path, pipeline: &str) -> BTreeMap<Arc<str>, Duration> {
+pub(crate) fn read(store: &StoreHandle, source_dir: &Path, pipeline: &str) -> BTreeMap<Arc<str>, Duration> {
     let mut durations = BTreeMap::new();
     let Ok(store) = store.get() else { return durations };
     let runs = store.runs().of(source_dir, Some(pipeline), RUNS).unwrap_or_default();

@@ -10,10 +10,10 @@ use std::{
 
 use hm_exec::remote::EndpointOptions;
 
-use super::table::{Layers, Place, Table};
+use super::layers::{ConfigPlace, RemoteLayers, RemoteTable};
 use crate::{
     failure::{Failure, Outcome},
-    render::to_stderr,
+    reporter::to_stderr,
 };
 
 /// Where an engine is, and how it knows us.
@@ -54,15 +54,15 @@ pub(crate) struct EngineArgs {
 impl EngineArgs {
     /// Returns the engine that arguments or variables name, and its log service; `None` if they name none.
     /// Reads no configuration file.
-    pub(crate) fn endpoint(&self) -> Outcome<Option<Named>> {
-        let layers = Layers { arguments: self.table()?, environment: environment()?, ..Layers::default() };
+    pub(crate) fn endpoint(&self) -> Outcome<Option<NamedEngine>> {
+        let layers = RemoteLayers { arguments: self.table()?, environment: environment()?, ..RemoteLayers::default() };
         note_withheld(&layers);
         layers.named(None)
     }
 
     /// Returns the values of the arguments.
-    pub(super) fn table(&self) -> Outcome<Table> {
-        Ok(Table {
+    pub(super) fn table(&self) -> Outcome<RemoteTable> {
+        Ok(RemoteTable {
             endpoint: given(self.url.clone()),
             instance: given(self.instance.clone()),
             logs: given(self.logs.clone()),
@@ -70,20 +70,20 @@ impl EngineArgs {
             ca: self.ca.clone(),
             cert: self.cert.clone(),
             key: self.key.clone(),
-            ..Table::default()
+            ..RemoteTable::default()
         })
     }
 }
 
 /// Returns the values of the environment variables.
-pub(super) fn environment() -> Outcome<Table> {
+pub(super) fn environment() -> Outcome<RemoteTable> {
     let text = |name: &str| match env::var(name) {
         Ok(text) => Ok(given(Some(text))),
         Err(env::VarError::NotPresent) => Ok(None),
         Err(env::VarError::NotUnicode(_)) => Err(Failure::input(format_args!("{name} is not UTF-8"))),
     };
     let path = |name: &str| env::var_os(name).filter(|path| !path.is_empty()).map(PathBuf::from);
-    Ok(Table {
+    Ok(RemoteTable {
         endpoint: text("HM_REMOTE")?,
         instance: text("HM_REMOTE_INSTANCE")?,
         logs: text("HM_REMOTE_LOGS")?,
@@ -91,17 +91,17 @@ pub(super) fn environment() -> Outcome<Table> {
         ca: path("HM_REMOTE_CA"),
         cert: path("HM_REMOTE_CERT"),
         key: path("HM_REMOTE_KEY"),
-        ..Table::default()
+        ..RemoteTable::default()
     })
 }
 
 /// Reports which headers and keys are not sent.
-pub(super) fn note_withheld(layers: &Layers) {
+pub(super) fn note_withheld(layers: &RemoteLayers) {
     let Some((url, _)) = layers.url() else { return };
     let place = EndpointOptions::new(url).place();
     for withheld in layers.withheld() {
         let what = match withheld {
-            Place::Environment => "HM_REMOTE_HEADER, HM_REMOTE_CA, HM_REMOTE_CERT and HM_REMOTE_KEY",
+            ConfigPlace::Environment => "HM_REMOTE_HEADER, HM_REMOTE_CA, HM_REMOTE_CERT and HM_REMOTE_KEY",
             _ => "--remote-header, --remote-ca, --remote-cert and --remote-key",
         };
         to_stderr(&format!(
@@ -121,7 +121,7 @@ fn headers<'a>(source: &str, texts: impl Iterator<Item = &'a str>) -> Outcome<BT
 
 /// An engine that was named.
 #[derive(Debug)]
-pub(crate) struct Named {
+pub(crate) struct NamedEngine {
     pub(crate) engine: EndpointOptions,
     /// The engine of its log streams, if it is another one.
     pub(crate) logs: Option<EndpointOptions>,

@@ -19,10 +19,10 @@ use chrono::{DateTime, Utc};
 use rustix::fs::{FlockOperation, Mode, OFlags, flock};
 use serde::{Deserialize, Serialize};
 
-use super::Ask;
+use super::Permission;
 use crate::{
     failure::{Failure, Outcome},
-    render::to_stderr,
+    reporter::to_stderr,
 };
 
 const VERSION: u32 = 1;
@@ -48,14 +48,14 @@ pub(crate) struct Granted {
 
 /// Returns the digests of what the user consented to for `project`.
 pub(crate) fn of(project: &Path) -> Outcome<BTreeSet<String>> {
-    let Some(dir) = place() else { return Ok(BTreeSet::new()) };
+    let Some(dir) = grants_dir() else { return Ok(BTreeSet::new()) };
     let record = read(&dir, &file_name(project))?;
     Ok(record.into_iter().flat_map(|record| record.granted).map(|granted| granted.digest).collect())
 }
 
-/// Records consent to `asks`, in addition to what was recorded before.
-pub(crate) fn grant(project: &Path, asks: &[&Ask]) -> Outcome<()> {
-    let dir = place().ok_or_else(|| {
+/// Records consent to `permissions`, in addition to what was recorded before.
+pub(crate) fn grant(project: &Path, permissions: &[&Permission]) -> Outcome<()> {
+    let dir = grants_dir().ok_or_else(|| {
         Failure::input("no directory to record consent in: neither XDG_STATE_HOME nor HOME is set")
             .hint("set one of them, or use HM_TRUST=1")
     })?;
@@ -64,10 +64,10 @@ pub(crate) fn grant(project: &Path, asks: &[&Ask]) -> Outcome<()> {
     let granted = read(&dir, &name)?.map_or_else(Vec::new, |record| record.granted);
     let mut record = Record { version: VERSION, project: project.to_string_lossy().into_owned(), granted };
     let since = Utc::now();
-    for ask in asks {
-        let digest = ask.digest();
+    for permission in permissions {
+        let digest = permission.digest();
         if !record.granted.iter().any(|granted| granted.digest == digest) {
-            record.granted.push(Granted { what: ask.what(), digest, since });
+            record.granted.push(Granted { what: permission.what(), digest, since });
         }
     }
     write(&dir, &name, &record).map_err(|error| failed("record consent in", &dir, error))
@@ -75,7 +75,7 @@ pub(crate) fn grant(project: &Path, asks: &[&Ask]) -> Outcome<()> {
 
 /// Removes all consent for `project`. Returns whether there was any.
 pub(crate) fn revoke(project: &Path) -> Outcome<bool> {
-    let Some(dir) = place().filter(|dir| dir.exists()) else { return Ok(false) };
+    let Some(dir) = grants_dir().filter(|dir| dir.exists()) else { return Ok(false) };
     let _lock = lock(&dir)?;
     match fs::remove_file(dir.join(file_name(project))) {
         Ok(()) => Ok(true),
@@ -86,7 +86,7 @@ pub(crate) fn revoke(project: &Path) -> Outcome<bool> {
 
 /// Returns all recorded consent, by project.
 pub(crate) fn all() -> Outcome<Vec<Record>> {
-    let Some(dir) = place() else { return Ok(Vec::new()) };
+    let Some(dir) = grants_dir() else { return Ok(Vec::new()) };
     let entries = match fs::read_dir(&dir) {
         Ok(entries) => entries,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -107,7 +107,7 @@ fn failed(doing: &str, dir: &Path, error: io::Error) -> Failure {
     Failure::infrastructure(format_args!("failed to {doing} {}", dir.display())).because(error)
 }
 
-fn place() -> Option<PathBuf> {
+fn grants_dir() -> Option<PathBuf> {
     let variable = |name| env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
     let state = variable("XDG_STATE_HOME").or_else(|| variable("HOME").map(|home| home.join(".local/state")))?;
     Some(state.join("hm/trust"))
@@ -130,12 +130,12 @@ fn lock(dir: &Path) -> Outcome<File> {
         Ok(file)
     };
     let file = locked().map_err(|error| failed("record consent in", dir, error))?;
-    believed(dir, &dir.metadata().map_err(|error| failed("record consent in", dir, error))?)?;
+    check_owner(dir, &dir.metadata().map_err(|error| failed("record consent in", dir, error))?)?;
     Ok(file)
 }
 
 /// Refuses a file that another user owns or may write to.
-fn believed(path: &Path, metadata: &fs::Metadata) -> Outcome<()> {
+fn check_owner(path: &Path, metadata: &fs::Metadata) -> Outcome<()> {
     let own = rustix::process::geteuid().as_raw();
     if metadata.uid() == own && metadata.mode() & 0o022 == 0 {
         return Ok(());
@@ -157,9 +157,9 @@ fn read(dir: &Path, name: &str) -> Outcome<Option<Record>> {
         Err(errno) => return Err(failed("read consent in", dir, errno.into())),
     };
     let unreadable = |error| failed("read consent in", dir, error);
-    believed(dir, &dir.metadata().map_err(unreadable)?)?;
+    check_owner(dir, &dir.metadata().map_err(unreadable)?)?;
     let metadata = file.metadata().map_err(unreadable)?;
-    believed(&path, &metadata)?;
+    check_owner(&path, &metadata)?;
     let mut bytes = Vec::new();
     if metadata.is_file() {
         file.take(MAX_BYTES).read_to_end(&mut bytes).map_err(unreadable)?;

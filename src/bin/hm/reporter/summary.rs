@@ -1,4 +1,4 @@
-//! The state that the renderers for people keep of a build: its steps, and how many ended how.
+//! The state that the reporters for people keep of a build: its steps, and how many ended how.
 
 use std::{collections::HashMap, sync::Arc};
 

@@ -5,14 +5,14 @@ use std::io::{self, Write};
 use hm_exec::BuildEvent;
 
 use super::{
-    Out, Render,
-    steps::{Steps, ending, is_failure},
+    BufferedWriter, Reporter,
     style::Style,
+    summary::{Steps, ending, is_failure},
     text,
 };
 
 pub(super) struct Human<W> {
-    out: Out<W>,
+    out: BufferedWriter<W>,
     style: Style,
     steps: Steps,
     line: String,
@@ -20,7 +20,7 @@ pub(super) struct Human<W> {
 
 impl<W: Write> Human<W> {
     pub(super) fn new(sink: W, style: Style) -> Self {
-        Self { out: Out::new(sink), style, steps: Steps::default(), line: String::new() }
+        Self { out: BufferedWriter::new(sink), style, steps: Steps::default(), line: String::new() }
     }
 
     fn say(&mut self, text: &str) {
@@ -31,7 +31,7 @@ impl<W: Write> Human<W> {
     }
 }
 
-impl<W: Write> Render for Human<W> {
+impl<W: Write> Reporter for Human<W> {
     fn event(&mut self, event: &BuildEvent) {
         let style = self.style;
         self.steps.learn(event, style);

@@ -5,7 +5,7 @@ use std::process::{Command, Stdio};
 use hm_exec::store::StoreHandle;
 
 use super::limits::LimitArgs;
-use crate::render::to_stderr;
+use crate::reporter::to_stderr;
 
 /// Starts `hm cache gc --auto` if it is due, unless HM_CACHE_GC is `off`. A run that opened no store has
 /// nothing to collect.

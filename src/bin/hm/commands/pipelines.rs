@@ -7,10 +7,10 @@ use serde_json::json;
 
 use super::{AnswerFormat, note_ignored, print, print_json, table};
 use crate::{
-    consent,
     failure::Outcome,
     pipelines::Source,
-    render::{text, to_stderr},
+    reporter::{text, to_stderr},
+    trust,
 };
 
 /// List the pipelines of a source directory
@@ -34,8 +34,8 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
     let project = source.project()?;
     // An invalid pipeline requests nothing, but is listed nevertheless.
     let plans = found.iter().filter_map(|definition| Plan::parse(&*definition.ir_json).ok());
-    let asks = plans.flat_map(|plan| consent::of_plan(&plan, &BindOptions::default(), project.path()));
-    if let Err(failure) = note_ignored(&project, asks) {
+    let permissions = plans.flat_map(|plan| trust::of_plan(&plan, &BindOptions::default(), project.path()));
+    if let Err(failure) = note_ignored(&project, permissions) {
         to_stderr(&format!("warning: {failure}"));
     }
     match args.format {

@@ -8,83 +8,101 @@ use std::path::PathBuf;
 
 use hm_exec::project::ProjectDir;
 
-use super::{
-    settings::{File, Settings, Sharing},
-    table::Place,
-};
-use crate::{consent::Ask, failure::Outcome};
+use super::{args::Sharing, file::ConfigFile, layers::ConfigPlace, sources::ConfigSources};
+use crate::{failure::Outcome, trust::Permission};
 
 /// Returns the requests in the project's file. With `all`, includes those that have no effect because no
 /// engine is named.
-pub(super) fn of(settings: &Settings, project: Option<&ProjectDir>, all: bool) -> Outcome<Vec<Ask>> {
-    let File { docker, vm, cache, .. } = &settings.project;
-    let mut asks = Vec::new();
-    remote(settings, project, all, &mut asks)?;
+pub(super) fn of(settings: &ConfigSources, project: Option<&ProjectDir>, all: bool) -> Outcome<Vec<Permission>> {
+    let ConfigFile { docker, vm, cache, .. } = &settings.project;
+    let mut permissions = Vec::new();
+    remote(settings, project, all, &mut permissions)?;
     if let Some(host) = &docker.host
         && settings.docker_host.is_none()
         && settings.user.docker.host.as_ref() != Some(host)
     {
-        asks.push(Ask::new("[docker] host", host, "this daemon runs containers and receives the source"));
+        permissions.push(Permission::new("[docker] host", host, "this daemon runs containers and receives the source"));
     }
     if let Some(name) = &cache.share {
         let effect = "cached results are shared with every project that has the same value";
-        asks.push(Ask::new("[cache] share", name, effect));
+        permissions.push(Permission::new("[cache] share", name, effect));
     }
     for ((key, path), (_, users)) in vm.paths().into_iter().zip(settings.user.vm.paths()) {
         if let Some(path) = path
             && users.as_ref() != Some(path)
         {
-            asks.push(Ask::new(
+            permissions.push(Permission::new(
                 format!("[vm] {key}"),
                 path.display(),
                 "it is used as your user, outside of any sandbox",
             ));
         }
     }
-    Ok(asks)
+    Ok(permissions)
 }
 
 /// Adds the requests of `[remote]`: every key but `jobs` and `cache = "off"`.
-fn remote(settings: &Settings, project: Option<&ProjectDir>, all: bool, asks: &mut Vec<Ask>) -> Outcome<()> {
+fn remote(
+    settings: &ConfigSources,
+    project: Option<&ProjectDir>,
+    all: bool,
+    permissions: &mut Vec<Permission>,
+) -> Outcome<()> {
     let layers = settings.layers();
     let (own, user) = (&layers.project, &layers.user);
     // If no engine is named, none of it has any effect.
     let (url, place) = match layers.url() {
         Some(named) => named,
-        None if all => ("", Place::User),
+        None if all => ("", ConfigPlace::User),
         None => return Ok(()),
     };
-    if place == Place::Project && !layers.is_users(url) {
-        asks.push(Ask::new("[remote] endpoint", url, "steps, the source and results are sent to this engine"));
+    if place == ConfigPlace::Project && !layers.is_users(url) {
+        permissions.push(Permission::new(
+            "[remote] endpoint",
+            url,
+            "steps, the source and results are sent to this engine",
+        ));
     }
     // The tables that take precedence over the project's file.
     let above = [&layers.arguments, &layers.environment];
-    let belongs = layers.belongs(Place::Project, url);
+    let belongs = layers.belongs(ConfigPlace::Project, url);
     if let Some(logs) = own.logs.as_ref().filter(|_| belongs && above.iter().all(|table| table.logs.is_none()))
         && user.logs.as_ref() != Some(logs)
     {
-        asks.push(Ask::new("[remote] logs", logs, "the output of steps is read from this address"));
+        permissions.push(Permission::new("[remote] logs", logs, "the output of steps is read from this address"));
     }
     if let Some(instance) = own.instance.as_ref().filter(|_| above.iter().all(|table| table.instance.is_none()))
         && user.instance.as_ref() != Some(instance)
     {
-        asks.push(Ask::new("[remote] instance", instance, "this instance of the engine receives what is sent"));
+        permissions.push(Permission::new(
+            "[remote] instance",
+            instance,
+            "this instance of the engine receives what is sent",
+        ));
     }
     for (name, value) in own.headers.iter().filter(|_| belongs) {
         if user.headers.get(name) != Some(value) {
-            asks.push(Ask::secret(format!("[remote] headers.{name}"), value, "sent with every call to the engine"));
+            permissions.push(Permission::secret(
+                format!("[remote] headers.{name}"),
+                value,
+                "sent with every call to the engine",
+            ));
         }
     }
     for (name, value) in &own.platform {
         if !above.iter().any(|table| table.platform.contains_key(name)) && user.platform.get(name) != Some(value) {
-            asks.push(Ask::new(format!("[remote] platform.{name}"), value, "selects the workers that run steps"));
+            permissions.push(Permission::new(
+                format!("[remote] platform.{name}"),
+                value,
+                "selects the workers that run steps",
+            ));
         }
     }
     if own.cache.is_some_and(|cache| cache != Sharing::Off && user.cache != Some(cache))
         && above.iter().all(|table| table.cache.is_none())
     {
         let how = format!("{:?}", own.cache.unwrap_or(Sharing::Both)).to_lowercase();
-        asks.push(Ask::new("[remote] cache", how, "results are shared with others through the engine"));
+        permissions.push(Permission::new("[remote] cache", how, "results are shared with others through the engine"));
     }
     let files: [(&str, &Option<PathBuf>); 3] = [("ca", &own.ca), ("cert", &own.cert), ("key", &own.key)];
     for (key, path) in files.into_iter().filter(|_| belongs) {
@@ -95,7 +113,7 @@ fn remote(settings: &Settings, project: Option<&ProjectDir>, all: bool, asks: &m
             None => Vec::new(),
         };
         let effect = "this file decides which engine is trusted, or who you are there";
-        asks.push(Ask::new(format!("[remote] {key}"), path.display(), effect).with_content(&content));
+        permissions.push(Permission::new(format!("[remote] {key}"), path.display(), effect).with_content(&content));
     }
     Ok(())
 }

@@ -1,14 +1,14 @@
 //! The user's consent to what a project requests beyond the sandbox, similar to `direnv allow` and `mise
 //! trust`.
 //!
-//! Code that knows what a project requests (from its `hm.toml`, from a pipeline) makes a list of [`Ask`]s,
-//! and calls [`require`] before anything happens, or [`ignored`] in commands that never ask. [`grants`]
-//! records consent for a directory and for each request separately: an edited step requests nothing new, and
-//! only a new request is shown.
+//! Code that knows what a project requests (from its `hm.toml`, from a pipeline) makes a list of
+//! [`Permission`]s, and calls [`require`] before anything happens, or [`report_ignored`] in commands that
+//! never ask. [`grants`] records consent for a directory and for each request separately: an edited step
+//! requests nothing new, and only a new request is shown.
 
-mod ask;
 pub(crate) mod grants;
-mod plan;
+mod permission;
+mod pipeline;
 
 use std::{
     env,
@@ -16,49 +16,50 @@ use std::{
     path::Path,
 };
 
-pub(crate) use ask::Ask;
 use hm_exec::quote::quote;
-pub(crate) use plan::of_plan;
+pub(crate) use permission::Permission;
+pub(crate) use pipeline::of_plan;
 
 use crate::{
     args::SourceArgs,
     failure::{Failure, Outcome},
-    render::{text, to_stderr},
+    reporter::{text, to_stderr},
 };
 
 /// The environment variable that gives consent as long as it is set.
 pub(crate) const VARIABLE: &str = "HM_TRUST";
 
-/// Returns an error unless the user consents to all of `asks`: by `--trust` (`trusts`), by [`VARIABLE`], by
-/// recorded consent, or by an answer on the terminal, which is recorded. `project` is the directory that
-/// asks, and `line` is the command that gives consent permanently.
-pub(crate) fn require(project: &Path, asks: &[Ask], trusts: bool, line: &str) -> Outcome<()> {
-    let missing = missing(project, asks, trusts)?;
+/// Returns an error unless the user consents to all of `permissions`: by `--trust` (`trusts`), by
+/// [`VARIABLE`], by recorded consent, or by an answer on the terminal, which is recorded. `project` is the
+/// directory that requests them, and `command` is the command that gives consent permanently.
+pub(crate) fn require(project: &Path, permissions: &[Permission], trusts: bool, command: &str) -> Outcome<()> {
+    let missing = missing(project, permissions, trusts)?;
     if missing.is_empty() {
         return Ok(());
     }
     let head = format!("{} requests access beyond the sandbox", project.display());
     let terminal = io::stdin().is_terminal() && io::stderr().is_terminal();
-    if terminal && allows(&head, &missing)? {
+    if terminal && prompt(&head, &missing)? {
         if let Err(failure) = grants::grant(project, &missing) {
             to_stderr(&format!("warning: hm will ask again in the next run: {failure}"));
         }
         return Ok(());
     }
     Err(Failure::input(format_args!("{head}, which you have not allowed"))
-        .details(missing.iter().map(|ask| ask.line()))
+        .details(missing.iter().map(|permission| permission.line()))
         .hint(format_args!(
-            "if you trust this project, run `{line}`; for a single run, use `hm run --trust` or {VARIABLE}=1"
+            "if you trust this project, run `{command}`; for a single run, use `hm run --trust` or {VARIABLE}=1"
         )))
 }
 
-/// Returns whether any of `asks` lacks consent. If so, prints one line which says that they are ignored.
-pub(crate) fn ignored(project: &Path, asks: &[Ask]) -> Outcome<bool> {
-    let missing = missing(project, asks, false)?;
+/// Returns whether any of `permissions` lacks consent. If so, prints one line which says that they are
+/// ignored.
+pub(crate) fn report_ignored(project: &Path, permissions: &[Permission]) -> Outcome<bool> {
+    let missing = missing(project, permissions, false)?;
     if missing.is_empty() {
         return Ok(false);
     }
-    let names: Vec<String> = missing.iter().map(|ask| ask.name()).collect();
+    let names: Vec<String> = missing.iter().map(|permission| permission.name()).collect();
     to_stderr(&format!(
         "note: ignoring what you have not allowed (see `hm trust`): {}",
         text::clean(&names.join(", "))
@@ -67,13 +68,13 @@ pub(crate) fn ignored(project: &Path, asks: &[Ask]) -> Outcome<bool> {
 }
 
 /// Returns the requests that lack consent.
-fn missing<'a>(project: &Path, asks: &'a [Ask], trusts: bool) -> Outcome<Vec<&'a Ask>> {
+fn missing<'a>(project: &Path, permissions: &'a [Permission], trusts: bool) -> Outcome<Vec<&'a Permission>> {
     // If there is nothing to ask for, the records are not read.
-    if asks.is_empty() || trusts || variable_trusts()? {
+    if permissions.is_empty() || trusts || variable_trusts()? {
         return Ok(Vec::new());
     }
     let granted = grants::of(project)?;
-    Ok(asks.iter().filter(|ask| !granted.contains(&ask.digest())).collect())
+    Ok(permissions.iter().filter(|permission| !granted.contains(&permission.digest())).collect())
 }
 
 /// Returns whether [`VARIABLE`] consents to everything.
@@ -87,10 +88,10 @@ pub(crate) fn variable_trusts() -> Outcome<bool> {
 }
 
 /// Asks on the terminal.
-fn allows(head: &str, asks: &[&Ask]) -> Outcome<bool> {
+fn prompt(head: &str, permissions: &[&Permission]) -> Outcome<bool> {
     let mut question = format!("{}:\n", text::clean(head));
-    for ask in asks {
-        question.push_str(&format!("  - {}\n", text::clean(&ask.line())));
+    for permission in permissions {
+        question.push_str(&format!("  - {}\n", text::clean(&permission.line())));
     }
     question.push_str("Allow this now and in the future? [y/N] ");
     let failed =
@@ -103,7 +104,7 @@ fn allows(head: &str, asks: &[&Ask]) -> Outcome<bool> {
 }
 
 /// Returns the command that gives consent to what these arguments name.
-pub(crate) fn line(args: &SourceArgs) -> String {
+pub(crate) fn command(args: &SourceArgs) -> String {
     let mut line = "hm trust".to_owned();
     if let Some(dir) = &args.dir {
         line.push_str(&format!(" -d {}", path_word(dir)));
@@ -138,11 +139,11 @@ mod tests {
             dir: dir.map(Into::into),
             file: file.map(Into::into),
         };
-        assert_eq!(line(&args(None, None, None)), "hm trust");
-        assert_eq!(line(&args(Some("ci"), Some("/a b"), None)), "hm trust -d '/a b' -- ci");
-        assert_eq!(line(&args(None, None, Some("it's.json"))), r"hm trust -f 'it'\''s.json'");
-        assert_eq!(line(&args(Some("-rf"), None, None)), "hm trust -- -rf");
-        assert_eq!(line(&args(None, Some("-rf"), Some("-a b"))), "hm trust -d ./-rf -f './-a b'");
-        assert_eq!(line(&args(None, None, Some("-"))), "hm trust -f -");
+        assert_eq!(command(&args(None, None, None)), "hm trust");
+        assert_eq!(command(&args(Some("ci"), Some("/a b"), None)), "hm trust -d '/a b' -- ci");
+        assert_eq!(command(&args(None, None, Some("it's.json"))), r"hm trust -f 'it'\''s.json'");
+        assert_eq!(command(&args(Some("-rf"), None, None)), "hm trust -- -rf");
+        assert_eq!(command(&args(None, Some("-rf"), Some("-a b"))), "hm trust -d ./-rf -f './-a b'");
+        assert_eq!(command(&args(None, None, Some("-"))), "hm trust -f -");
     }
 }

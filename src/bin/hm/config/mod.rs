@@ -1,14 +1,18 @@
-//! The engine to use, and the credentials for it.
+//! The configuration: from arguments, environment variables, the project's `.hm/hm.toml` and the user's own
+//! `hm.toml`, in this order of precedence.
 //!
-//! [`EngineArgs`] are the arguments of every command that talks to an engine. [`RemoteArgs`] adds those of a
-//! run, and also reads the files `hm.toml`: arguments take precedence over variables, those over
-//! `.hm/hm.toml`, and that over the user's own file. The project's file applies only with the user's consent,
-//! except for keys that reach nothing outside.
+//! [`EngineArgs`] are the arguments of every command that talks to an engine. [`ConfigArgs`] adds those of a
+//! run, and also reads the files. The project's file applies only with the user's consent, except for keys
+//! that reach nothing outside.
 
-mod asks;
+mod args;
 mod engine_args;
-mod settings;
-mod table;
+mod file;
+mod layers;
+mod permissions;
+mod sources;
+#[cfg(test)]
+mod tests;
 
 use std::{
     cell::RefCell,
@@ -18,9 +22,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
-pub(crate) use engine_args::{EngineArgs, Named};
+pub(crate) use args::{ConfigArgs, Sharing};
+pub(crate) use engine_args::{EngineArgs, NamedEngine};
+pub(crate) use file::VmTable;
 use hm_exec::project::{CONFIG_BYTES, ProjectDir};
-pub(crate) use settings::{Remote, RemoteArgs, Sharing, VmTable, all_asks};
+pub(crate) use sources::{Config, all_permissions};
 
 use crate::failure::{Failure, Outcome};
 

@@ -11,20 +11,20 @@ use hm_exec::{
     plan::{BindOptions, DEFAULT_IMAGE},
 };
 
-use super::Ask;
+use super::Permission;
 
 /// Runners whose steps run outside of any sandbox on this machine and are not services of the user's own.
 const OUTSIDE: [(&str, &str); 1] = [("process", "its steps run as your user, with access to your files and network")];
 
 /// Returns what a project's `plan` requests. Values from the command line need no consent: `options.runner`,
 /// and the images that replace others.
-pub(crate) fn of_plan(plan: &Plan, options: &BindOptions, project: &Path) -> Vec<Ask> {
+pub(crate) fn of_plan(plan: &Plan, options: &BindOptions, project: &Path) -> Vec<Permission> {
     let nodes = &plan.pipeline().nodes;
-    let mut asks = Vec::new();
+    let mut permissions = Vec::new();
     for (runner, effect) in OUTSIDE {
         let named = nodes.iter().any(|node| node.step.runner.as_deref() == Some(runner));
         if named && options.runner.as_deref() != Some(runner) {
-            asks.push(Ask::new("runner", runner, effect));
+            permissions.push(Permission::new("runner", runner, effect));
         }
     }
     let default = plan.pipeline().default_image.as_deref().unwrap_or(DEFAULT_IMAGE);
@@ -36,10 +36,10 @@ pub(crate) fn of_plan(plan: &Plan, options: &BindOptions, project: &Path) -> Vec
             // The same path may mean another place in another directory.
             let transport = image.split_once(':').map_or(image, |(transport, _)| transport);
             let value = format!("{transport}:{}", place.display());
-            asks.push(Ask::new("image", value, "its steps can read these files outside of the project"));
+            permissions.push(Permission::new("image", value, "its steps can read these files outside of the project"));
         }
     }
-    asks
+    permissions
 }
 
 /// Returns the target of `path`, if it is outside of the project.
@@ -64,11 +64,11 @@ mod tests {
 
     use super::*;
 
-    fn asks(steps: &str, edges: &str, options: &BindOptions, project: &Path) -> Vec<String> {
+    fn permissions(steps: &str, edges: &str, options: &BindOptions, project: &Path) -> Vec<String> {
         let ir = format!(
             r#"{{"version":"0","graph":{{"nodes":[{steps}],"node_holes":[],"edge_property":"directed","edges":[{edges}]}}}}"#
         );
-        of_plan(&Plan::parse(ir).unwrap(), options, project).iter().map(Ask::what).collect()
+        of_plan(&Plan::parse(ir).unwrap(), options, project).iter().map(Permission::what).collect()
     }
 
     fn step(key: &str, more: &str) -> String {
@@ -79,13 +79,13 @@ mod tests {
     fn a_runner_that_isolates_nothing_asks_unless_the_user_names_it() {
         let steps = [step("a", r#","runner":"process""#), step("b", r#","runner":"docker""#)].join(",");
         let here = Path::new("/project");
-        assert_eq!(asks(&steps, "", &BindOptions::default(), here), [r#"runner = "process""#]);
+        assert_eq!(permissions(&steps, "", &BindOptions::default(), here), [r#"runner = "process""#]);
         let named = BindOptions { runner: Some("process".into()), ..BindOptions::default() };
-        assert_eq!(asks(&steps, "", &named, here), [""; 0]);
+        assert_eq!(permissions(&steps, "", &named, here), [""; 0]);
         let other = BindOptions { runner: Some("sandbox".into()), ..BindOptions::default() };
-        assert_eq!(asks(&steps, "", &other, here).len(), 1);
+        assert_eq!(permissions(&steps, "", &other, here).len(), 1);
         let plain = [step("a", ""), step("b", r#","image":"debian:bookworm","runner":"sandbox""#)].join(",");
-        assert_eq!(asks(&plain, "", &BindOptions::default(), here), [""; 0]);
+        assert_eq!(permissions(&plain, "", &BindOptions::default(), here), [""; 0]);
     }
 
     #[test]
@@ -97,7 +97,7 @@ mod tests {
         fs::create_dir(&beside).unwrap();
         symlink("../beside", project.join("link")).unwrap();
         let of = |image: &str, options: &BindOptions| {
-            asks(&step("a", &format!(r#","image":"{image}""#)), "", options, &project)
+            permissions(&step("a", &format!(r#","image":"{image}""#)), "", options, &project)
         };
         let (here, out) = (project.display().to_string(), beside.display().to_string());
         for inside in ["host", "debian:bookworm", &format!("rootfs:{here}/root"), &format!("oci:{here}/missing:tag")] {
@@ -123,6 +123,6 @@ mod tests {
         assert_eq!(of_plan(&plan, &BindOptions::default(), &project).len(), 1);
         // A child starts from its parent's snapshot.
         let steps = [step("a", ""), step("b", r#","image":"rootfs:/""#)].join(",");
-        assert_eq!(asks(&steps, r#"[0,1,"builds_in"]"#, &BindOptions::default(), &project), [""; 0]);
+        assert_eq!(permissions(&steps, r#"[0,1,"builds_in"]"#, &BindOptions::default(), &project), [""; 0]);
     }
 }

@@ -50,7 +50,7 @@ enum Part {
 }
 
 /// Returns the files below `project` that may contain git credentials.
-pub(super) fn secret_files(project: &Path) -> io::Result<Vec<PathBuf>> {
+pub(super) fn find(project: &Path) -> io::Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     let mut dirs = vec![(project.to_path_buf(), Part::Project)];
     while let Some((dir, part)) = dirs.pop() {
@@ -146,7 +146,7 @@ mod tests {
             let text = if file.ends_with("heads/main") { "pull https://t0ken@host/: x" } else { "a b <c@d> x" };
             fs::write(path, text).unwrap();
         }
-        let mut found = secret_files(top.path()).unwrap();
+        let mut found = find(top.path()).unwrap();
         found.sort();
         let mut expected: Vec<_> =
             files.iter().filter(|(_, is_secret)| *is_secret).map(|(file, _)| top.path().join(file)).collect();

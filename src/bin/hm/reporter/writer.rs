@@ -1,4 +1,4 @@
-//! The destination of rendered text: writes in big chunks, and only while there is a reader.
+//! The destination of shown text: writes in big chunks, and only while there is a reader.
 
 use std::io::{self, IsTerminal, Write};
 
@@ -9,12 +9,12 @@ const CHUNK_BYTES: usize = 64 * 1024;
 
 /// A stream of hm's own. A terminal that has disappeared counts as a reader that left.
 #[derive(Debug)]
-pub(crate) struct Stream<W> {
+pub(crate) struct StdWriter<W> {
     stream: W,
     is_terminal: bool,
 }
 
-impl<W: IsTerminal> Stream<W> {
+impl<W: IsTerminal> StdWriter<W> {
     /// Wraps a stream. Call it while the terminal exists: after it has disappeared it is not recognised as a
     /// terminal.
     pub(crate) fn new(stream: W) -> Self {
@@ -22,7 +22,7 @@ impl<W: IsTerminal> Stream<W> {
     }
 }
 
-impl<W> Stream<W> {
+impl<W> StdWriter<W> {
     /// Turns the error of a terminal that has disappeared into that of a reader that left.
     pub(crate) fn judge<T>(&self, written: io::Result<T>) -> io::Result<T> {
         let is_gone = |error: &io::Error| self.is_terminal && error.raw_os_error() == Some(Errno::IO.raw_os_error());
@@ -30,7 +30,7 @@ impl<W> Stream<W> {
     }
 }
 
-impl<W: Write> Write for Stream<W> {
+impl<W: Write> Write for StdWriter<W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let written = self.stream.write(bytes);
         self.judge(written)
@@ -45,7 +45,7 @@ impl<W: Write> Write for Stream<W> {
 /// A buffered sink whose reader may leave (`| head`). What is written afterwards is dropped, and the build
 /// continues.
 #[derive(Debug)]
-pub(crate) struct Out<W> {
+pub(crate) struct BufferedWriter<W> {
     sink: W,
     buffer: Vec<u8>,
     state: State,
@@ -54,11 +54,11 @@ pub(crate) struct Out<W> {
 #[derive(Debug)]
 enum State {
     Open,
-    Left,
+    Closed,
     Failed(io::Error),
 }
 
-impl<W: Write> Out<W> {
+impl<W: Write> BufferedWriter<W> {
     /// Creates a buffered sink on `sink`.
     pub(crate) fn new(sink: W) -> Self {
         Self { sink, buffer: Vec::with_capacity(CHUNK_BYTES + 4096), state: State::Open }
@@ -86,7 +86,7 @@ impl<W: Write> Out<W> {
             self.buffer.clear();
             match written {
                 Ok(()) => {}
-                Err(error) if error.kind() == io::ErrorKind::BrokenPipe => self.state = State::Left,
+                Err(error) if error.kind() == io::ErrorKind::BrokenPipe => self.state = State::Closed,
                 Err(error) => self.state = State::Failed(error),
             }
         }
@@ -97,7 +97,7 @@ impl<W: Write> Out<W> {
     pub(crate) fn finish(mut self) -> io::Result<()> {
         self.flush();
         match self.state {
-            State::Open | State::Left => Ok(()),
+            State::Open | State::Closed => Ok(()),
             State::Failed(error) => Err(error),
         }
     }
@@ -128,7 +128,7 @@ mod tests {
     #[test]
     fn text_arrives_whole_and_in_order() {
         let mut written = Vec::new();
-        let mut out = Out::new(Sink { written: &mut written, error: None });
+        let mut out = BufferedWriter::new(Sink { written: &mut written, error: None });
         for n in 0..50_000 {
             out.push(|buffer| buffer.extend(format!("{n}\n").bytes()));
         }
@@ -141,10 +141,10 @@ mod tests {
     fn a_reader_who_leaves_is_no_error_and_a_full_disk_is() {
         for (kind, ok) in [(io::ErrorKind::BrokenPipe, true), (io::ErrorKind::StorageFull, false)] {
             let mut written = Vec::new();
-            let mut out = Out::new(Sink { written: &mut written, error: Some(kind) });
+            let mut out = BufferedWriter::new(Sink { written: &mut written, error: Some(kind) });
             out.push(|buffer| buffer.extend(b"text"));
             out.flush();
-            out.push(|_| panic!("nothing is rendered for nobody"));
+            out.push(|_| panic!("nothing is written without a reader"));
             assert_eq!(out.finish().is_ok(), ok);
         }
     }

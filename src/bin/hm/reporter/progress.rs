@@ -12,9 +12,9 @@ use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use uuid::Uuid;
 
 use super::{
-    Out, Render, Stream,
-    steps::{Steps, ending, is_failure},
+    BufferedWriter, Reporter, StdWriter,
     style::Style,
+    summary::{Steps, ending, is_failure},
     text,
 };
 
@@ -29,7 +29,7 @@ pub(super) struct Progress {
     bars: MultiProgress,
     total: ProgressBar,
     bar_style: ProgressStyle,
-    out: Out<Above>,
+    out: BufferedWriter<Above>,
     style: Style,
     show_logs: bool,
     steps: Steps,
@@ -54,12 +54,12 @@ struct Running {
 struct Above {
     bars: MultiProgress,
     total: ProgressBar,
-    stream: Stream<io::Stderr>,
+    stream: StdWriter<io::Stderr>,
 }
 
 impl Above {
     /// Writes like `MultiProgress::suspend`, which panics when the terminal is gone.
-    fn write_between<T>(&mut self, write: impl FnOnce(&mut Stream<io::Stderr>) -> io::Result<T>) -> io::Result<T> {
+    fn write_between<T>(&mut self, write: impl FnOnce(&mut StdWriter<io::Stderr>) -> io::Result<T>) -> io::Result<T> {
         let cleared = self.bars.clear();
         self.stream.judge(cleared)?;
         let written = write(&mut self.stream)?;
@@ -90,7 +90,11 @@ impl Progress {
         let spinner =
             if style.colors { "{spinner:.cyan} {prefix} {wide_msg:.dim}" } else { "{spinner} {prefix} {wide_msg}" };
         Self {
-            out: Out::new(Above { bars: bars.clone(), total: total.clone(), stream: Stream::new(io::stderr()) }),
+            out: BufferedWriter::new(Above {
+                bars: bars.clone(),
+                total: total.clone(),
+                stream: StdWriter::new(io::stderr()),
+            }),
             bars,
             total,
             bar_style: template(spinner),
@@ -161,7 +165,7 @@ impl Progress {
     }
 }
 
-impl Render for Progress {
+impl Reporter for Progress {
     fn event(&mut self, event: &BuildEvent) {
         let style = self.style;
         self.steps.learn(event, style);

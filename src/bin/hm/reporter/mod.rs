@@ -6,11 +6,11 @@
 mod human;
 mod json;
 mod json_line;
-mod out;
 mod progress;
-mod steps;
 pub(crate) mod style;
+mod summary;
 pub(crate) mod text;
+mod writer;
 
 use std::{
     future::ready,
@@ -21,13 +21,13 @@ use std::{
 use clap::ValueEnum;
 use futures_util::FutureExt;
 use hm_exec::{BuildEvent, EventStream};
-pub(crate) use out::Out;
-use out::Stream;
 use style::Style;
 use tokio::{
     sync::{mpsc, oneshot},
     task::unconstrained,
 };
+pub(crate) use writer::BufferedWriter;
+use writer::StdWriter;
 
 /// The maximum number of events that are shown in one go, if so many are available.
 const BURST: usize = 256;
@@ -49,18 +49,18 @@ impl Format {
         if io::stdout().is_terminal() && io::stderr().is_terminal() { Self::Progress } else { Self::Human }
     }
 
-    fn renderer(self, show_logs: bool) -> Box<dyn Render> {
+    fn reporter(self, show_logs: bool) -> Box<dyn Reporter> {
         match self {
-            Self::Human => Box::new(human::Human::new(Stream::new(io::stdout()), Style::of(&io::stdout()))),
+            Self::Human => Box::new(human::Human::new(StdWriter::new(io::stdout()), Style::of(&io::stdout()))),
             Self::Progress => Box::new(progress::Progress::new(Style::of(&io::stderr()), show_logs)),
-            Self::Json => Box::new(json::Json::new(Stream::new(io::stdout()))),
+            Self::Json => Box::new(json::Json::new(StdWriter::new(io::stdout()))),
         }
     }
 }
 
 /// A way to show a build. Text may be buffered until [`flush`](Self::flush), which is called as soon as there
 /// is nothing else to do.
-trait Render {
+trait Reporter {
     /// Shows an event.
     fn event(&mut self, event: &BuildEvent);
     /// Shows a notice of `hm` itself.
@@ -93,19 +93,19 @@ impl Screen {
         let (notices, inbox) = mpsc::unbounded_channel();
         let (ended, done) = oneshot::channel();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        std::thread::Builder::new().name("render".into()).spawn(move || {
+        std::thread::Builder::new().name("reporter".into()).spawn(move || {
             // It is alone on its thread, so it need not yield to other tasks.
-            let shown = runtime.block_on(unconstrained(show(events, inbox, format.renderer(show_logs))));
+            let shown = runtime.block_on(unconstrained(show(events, inbox, format.reporter(show_logs))));
             // The receiver has been dropped if `hm` could not wait any longer.
             let _ = ended.send(shown);
         })?;
-        crate::log::send_to(notices.clone());
+        crate::logging::send_to(notices.clone());
         Ok(Self { notices, done })
     }
 
     /// Shows a notice of `hm` itself.
     pub(crate) fn notice(&self, text: impl Into<String>) {
-        // After the renderer has ended, direct output disturbs nothing.
+        // After the reporter has ended, direct output disturbs nothing.
         if let Err(mpsc::error::SendError(text)) = self.notices.send(text.into()) {
             to_stderr(&text);
         }
@@ -116,15 +116,15 @@ impl Screen {
         (&mut self.done).await.unwrap_or_else(|_| Err(io::Error::other("the output thread panicked")))
     }
 
-    /// Lets the renderer restore the terminal, but waits no longer than `limit`.
+    /// Lets the reporter restore the terminal, but waits no longer than `limit`.
     pub(crate) fn close(mut self, limit: Duration) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
-        // The process ends next, whether or not the renderer could show everything.
+        // The process ends next, whether or not the reporter could show everything.
         let _ = runtime.map(|runtime| runtime.block_on(async { tokio::time::timeout(limit, self.done()).await }));
     }
 }
 
-/// Prints a line on stderr, bypassing any renderer.
+/// Prints a line on stderr, bypassing any reporter.
 pub(crate) fn to_stderr(text: &str) {
     // Best effort: if stderr is closed, there is nowhere to report it.
     let _ = writeln!(io::stderr(), "{text}");
@@ -133,36 +133,36 @@ pub(crate) fn to_stderr(text: &str) {
 async fn show(
     mut events: EventStream,
     mut notices: mpsc::UnboundedReceiver<String>,
-    mut renderer: Box<dyn Render>,
+    mut reporter: Box<dyn Reporter>,
 ) -> io::Result<()> {
-    let interval = renderer.tick_interval();
+    let interval = reporter.tick_interval();
     let mut next_tick = Instant::now() + interval;
     loop {
         tokio::select! {
             biased;
-            Some(text) = notices.recv() => renderer.notice(&text),
+            Some(text) = notices.recv() => reporter.notice(&text),
             event = events.next() => {
                 let Some(event) = event else { break };
-                renderer.event(&event);
+                reporter.event(&event);
                 // Polling the clock and the other branches before each event would cost as much as showing
                 // it.
                 let there = std::iter::from_fn(|| events.next().now_or_never().flatten());
-                there.take(BURST).for_each(|event| renderer.event(&event));
+                there.take(BURST).for_each(|event| reporter.event(&event));
             }
             // Nothing has happened since, so this is a good time to write before waiting.
-            () = ready(()), if renderer.is_dirty() => renderer.flush(),
+            () = ready(()), if reporter.is_dirty() => reporter.flush(),
             () = tokio::time::sleep_until(next_tick.into()) => {}
         }
         let now = Instant::now();
         if now >= next_tick {
-            renderer.tick();
+            reporter.tick();
             next_tick = now + interval;
         }
     }
     // From now on, notices go to stderr directly.
     notices.close();
     while let Some(text) = notices.recv().await {
-        renderer.notice(&text);
+        reporter.notice(&text);
     }
-    renderer.finish()
+    reporter.finish()
 }

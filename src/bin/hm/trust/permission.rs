@@ -5,7 +5,7 @@ use std::fmt::Display;
 /// One thing that a project requests beyond the sandbox: a key, its value, and its effect. Consent applies to
 /// the key and the value.
 #[derive(Clone, PartialEq, Eq)]
-pub(crate) struct Ask {
+pub(crate) struct Permission {
     key: String,
     value: String,
     is_secret: bool,
@@ -14,13 +14,13 @@ pub(crate) struct Ask {
     effect: &'static str,
 }
 
-impl std::fmt::Debug for Ask {
+impl std::fmt::Debug for Permission {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_tuple("Ask").field(&self.line()).finish()
     }
 }
 
-impl Ask {
+impl Permission {
     /// Creates a request that `key` is `value`, with an `effect` described for the user.
     pub(crate) fn new(key: impl Into<String>, value: impl Display, effect: &'static str) -> Self {
         Self { key: key.into(), value: value.to_string(), is_secret: false, content: None, effect }
@@ -74,18 +74,21 @@ mod tests {
 
     #[test]
     fn consent_is_to_one_key_and_one_value() {
-        let digest = |key: &str, value: &str| Ask::new(key, value, "x").digest();
-        assert_eq!(digest("a", "b"), Ask::new("a", "b", "said in other words").digest());
-        assert_eq!(digest("a", "b"), Ask::secret("a", "b", "x").digest());
+        let digest = |key: &str, value: &str| Permission::new(key, value, "x").digest();
+        assert_eq!(digest("a", "b"), Permission::new("a", "b", "said in other words").digest());
+        assert_eq!(digest("a", "b"), Permission::secret("a", "b", "x").digest());
         let others = [digest("a", "bc"), digest("ab", "c"), digest("a", ""), digest("", "a")];
         assert!(others.iter().all(|other| *other != digest("a", "b")));
-        let content = |bytes: &[u8]| Ask::new("a", "b", "x").with_content(bytes).digest();
+        let content = |bytes: &[u8]| Permission::new("a", "b", "x").with_content(bytes).digest();
         assert!(content(b"1") != content(b"2") && content(b"1") == content(b"1") && content(b"") != digest("a", "b"));
     }
 
     #[test]
     fn a_secret_is_shown_nowhere() {
-        let ask = Ask::secret("[remote] headers.authorization", "s3cret", "sent");
-        assert!(!format!("{ask:?} {} {} {}", ask.line(), ask.name(), ask.digest()).contains("s3cret"));
+        let permission = Permission::secret("[remote] headers.authorization", "s3cret", "sent");
+        assert!(
+            !format!("{permission:?} {} {} {}", permission.line(), permission.name(), permission.digest())
+                .contains("s3cret")
+        );
     }
 }

@@ -2,7 +2,7 @@
 //! stderr.
 //!
 //! Warnings are always shown; `HM_LOG` enables more (such as `HM_LOG=debug` or
-//! `HM_LOG=hm_exec::runner=trace`). While a build is shown they go through its renderer, so that they do not
+//! `HM_LOG=hm_exec::runner=trace`). While a build is shown they go through its reporter, so that they do not
 //! disturb a live display.
 
 use std::{
@@ -13,7 +13,7 @@ use std::{
 use tokio::sync::mpsc;
 use tracing_subscriber::{EnvFilter, fmt::MakeWriter};
 
-use crate::render::{text, to_stderr};
+use crate::reporter::{text, to_stderr};
 
 /// The destination of lines while a build is shown.
 static SCREEN: Mutex<Option<mpsc::UnboundedSender<String>>> = Mutex::new(None);

@@ -1,0 +1,93 @@
+//! The arguments that configure the runners.
+
+use std::{num::NonZeroUsize, rc::Rc, str::FromStr};
+
+use hm_exec::project::ProjectDir;
+use serde::Deserialize;
+
+use super::{
+    engine_args::{EngineArgs, environment, given},
+    file::{self, ConfigFile},
+    layers::RemoteTable,
+    sources::ConfigSources,
+};
+use crate::failure::Outcome;
+
+/// The engine of runner `cloud`.
+#[derive(Debug, Default, clap::Args)]
+#[command(next_help_heading = "Remote execution (runner cloud)")]
+pub(crate) struct ConfigArgs {
+    #[command(flatten)]
+    pub(super) engine: EngineArgs,
+
+    /// Require a platform property of workers (repeatable)
+    #[arg(long = "remote-platform", value_name = "NAME=VALUE", value_parser = Property::from_str)]
+    pub(super) platform: Vec<Property>,
+
+    /// Maximum number of remote steps in flight, independent of `-j` [default: 16]
+    #[arg(id = "remote-jobs", long = "remote-jobs", value_name = "N", env = "HM_REMOTE_JOBS")]
+    pub(super) jobs: Option<NonZeroUsize>,
+
+    /// Share cached results of all runners through the engine [default: both, for runner cloud only]
+    #[arg(id = "remote-cache", long = "remote-cache", value_enum, value_name = "HOW", env = "HM_REMOTE_CACHE")]
+    pub(super) cache: Option<Sharing>,
+
+    /// URL of the container daemon: unix://PATH or tcp://HOST:PORT [default: the socket of Docker or Podman]
+    #[arg(help_heading = "Containers (runner docker)", long = "docker-host", value_name = "URL", env = "DOCKER_HOST")]
+    pub(super) docker_host: Option<String>,
+}
+
+/// How the engine's cache is used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Sharing {
+    /// Look up results
+    Read,
+    /// Upload results
+    Write,
+    /// Both
+    Both,
+    /// Neither
+    Off,
+}
+
+/// `NAME=VALUE`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Property(String, String);
+
+impl FromStr for Property {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.split_once('=') {
+            Some((name, value)) if !name.is_empty() => Ok(Self(name.into(), value.into())),
+            _ => Err("expected NAME=VALUE, as in `OSFamily=linux`".into()),
+        }
+    }
+}
+
+impl ConfigArgs {
+    /// Reads the files. `project` is the directory that contains the project's `.hm`.
+    pub(crate) fn read(&self, project: Option<&ProjectDir>) -> Outcome<ConfigSources> {
+        let file = project.map_or_else(|| Ok(ConfigFile::default()), file::read_project)?;
+        let user = match file::user_path() {
+            Some(path) => file::read_user(&path)?,
+            None => ConfigFile::default(),
+        };
+        self.over(environment()?, file, user)
+    }
+
+    /// Merges the arguments with the variables and the files.
+    pub(super) fn over(
+        &self,
+        environment: RemoteTable,
+        project: ConfigFile,
+        user: ConfigFile,
+    ) -> Outcome<ConfigSources> {
+        let mut arguments = self.engine.table()?;
+        arguments.platform = self.platform.iter().map(|Property(name, value)| (name.clone(), value.clone())).collect();
+        (arguments.jobs, arguments.cache) = (self.jobs, self.cache);
+        let docker_host = given(self.docker_host.clone());
+        Ok(ConfigSources { arguments, environment, docker_host, project, user, files: Rc::default() })
+    }
+}

@@ -1,0 +1,24 @@
+//! The exit codes of `hm`. `hm run --help` lists them for users.
+
+use std::process::ExitCode;
+
+use hm_exec::BuildStatus;
+
+/// The exit code for wrong usage or invalid input: nothing has run.
+pub(crate) const INVALID: u8 = 2;
+
+/// The exit code if this machine, or something on it, prevented the command from doing its work.
+pub(crate) const COULD_NOT_RUN: u8 = 3;
+
+/// The exit code after Ctrl-C, or another signal to stop.
+pub(crate) const INTERRUPTED: u8 = 130;
+
+/// Returns the exit code of `hm run` for a build that has ended.
+pub(crate) fn of_build(status: BuildStatus) -> ExitCode {
+    of_program(status.exit_code())
+}
+
+/// Returns the exit code that passes on the one of another program.
+pub(crate) fn of_program(code: i32) -> ExitCode {
+    ExitCode::from(u8::try_from(code).unwrap_or(u8::MAX))
+}

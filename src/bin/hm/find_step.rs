@@ -1,0 +1,129 @@
+//! Finds the run and the step that `[RUN/]STEP` names.
+
+use std::path::Path;
+
+use hm_exec::{
+    StepStatus,
+    event::{self, StepRecord},
+    store::{Run, Store, StoreError},
+};
+
+use crate::{
+    args::existing_dir,
+    failure::{Failure, Outcome},
+    pipelines::{Source, nearest},
+};
+
+/// How many of a directory's runs are searched for a step. The last run of each pipeline is among them.
+const RUNS: u32 = 100;
+
+pub(crate) fn unreadable(error: StoreError) -> Failure {
+    Failure::infrastructure("failed to read the store").because(error)
+}
+
+/// Returns the run that `text` names, its steps, and the part of the text after the run.
+pub(crate) fn find_run<'a>(
+    store: &Store,
+    text: &'a str,
+    dir: Option<&Path>,
+) -> Outcome<(Run, Vec<StepRecord>, &'a str)> {
+    let head = text.split_once(':').map_or(text, |(head, _)| head);
+    let is_id = |prefix: &str| prefix.len() >= 4 && prefix.bytes().all(|b| b.is_ascii_hexdigit() || b == b'-');
+    if let Some((prefix, _)) = head.split_once('/').filter(|(prefix, _)| is_id(prefix)) {
+        let mut found = store.runs().find(prefix).map_err(unreadable)?;
+        let rest = &text[prefix.len() + 1..];
+        match found.len() {
+            0 => {
+                return Err(Failure::input(format_args!("no run with id prefix `{prefix}`")).hint(
+                    "it may have been removed by garbage collection; without `RUN/`, the last run of this directory \
+                     is used",
+                ));
+            }
+            1 => {
+                let run = found.remove(0);
+                let steps = steps_of(store, &run)?;
+                return Ok((run, steps, rest));
+            }
+            _ => {
+                return Err(Failure::input(format_args!("several runs have id prefix `{prefix}`"))
+                    .details(found.iter().map(|run| format!("{} ({})", run.id, run.pipeline)))
+                    .hint("use a longer prefix"));
+            }
+        }
+    }
+    let here = existing_dir(dir.unwrap_or(Path::new(".")))?;
+    let dirs = [Source::locate(dir)?.dir, here];
+    let mut runs = Vec::new();
+    for dir in if dirs[0] == dirs[1] { &dirs[..1] } else { &dirs[..] } {
+        runs.extend(store.runs().of(dir, None, RUNS).map_err(unreadable)?);
+    }
+    let mut pipelines: Vec<String> = Vec::new();
+    let mut newest = None;
+    for run in runs {
+        if pipelines.contains(&run.pipeline) {
+            continue;
+        }
+        pipelines.push(run.pipeline.clone());
+        let steps = steps_of(store, &run)?;
+        let key_of = |step: &StepRecord| {
+            let rest = text.strip_prefix(&*step.key);
+            rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(':'))
+        };
+        if steps.iter().any(key_of) {
+            return Ok((run, steps, text));
+        }
+        newest.get_or_insert((run, steps, text));
+    }
+    newest.ok_or_else(|| {
+        Failure::input(format_args!("no runs of pipelines in {}", dirs[0].display()))
+            .hint("run a pipeline first, set its source directory with `-d DIR`, or name a run, as in `RUN/STEP`")
+    })
+}
+
+/// Returns the last run of a directory, and its steps.
+pub(crate) fn last_run(store: &Store, dir: Option<&Path>) -> Outcome<(Run, Vec<StepRecord>)> {
+    // No step has an empty key, so the newest run is the result.
+    find_run(store, "", dir).map(|(run, steps, _)| (run, steps))
+}
+
+fn steps_of(store: &Store, run: &Run) -> Outcome<Vec<StepRecord>> {
+    event::step_records(store.runs().dir(run.id)).map_err(|error| {
+        Failure::infrastructure(format_args!("failed to read the journal of run {}", run.id))
+            .because(error)
+            .hint("it may have been removed by garbage collection: run the pipeline again")
+    })
+}
+
+pub(crate) fn find_step(run: &Run, steps: &[StepRecord], key: &str) -> Outcome<StepRecord> {
+    if let Some(step) = steps.iter().find(|step| &*step.key == key) {
+        return Ok(step.clone());
+    }
+    let keys: Vec<String> = steps.iter().map(|step| step.key.to_string()).collect();
+    let failure = Failure::input(format_args!(
+        "no step named `{key}` in run {} of pipeline `{}`",
+        &run.id.to_string()[..8],
+        run.pipeline
+    ));
+    let known = if keys.len() > 20 { format!("{}, ...", keys[..20].join(", ")) } else { keys.join(", ") };
+    Err(match nearest(key, &keys) {
+        Some(near) => failure.hint(format_args!("did you mean `{near}`? (steps: {known})")),
+        None => failure.hint(format_args!("steps: {known}")),
+    })
+}
+
+/// Describes how a step ended, for the user.
+pub(crate) fn describe(step: &StepRecord) -> String {
+    let code = || step.exit_code.unwrap_or(-1);
+    match step.status {
+        None => "not ended".into(),
+        Some(StepStatus::Passed) => "passed".into(),
+        Some(StepStatus::CacheHit) => "passed, cached".into(),
+        Some(StepStatus::Failed) => format!("failed with exit code {}", code()),
+        Some(StepStatus::Skipped) => "skipped".into(),
+        Some(StepStatus::Canceled) => "cancelled".into(),
+        Some(StepStatus::TimedOut) => "timed out".into(),
+        Some(StepStatus::OutOfMemory) => "out of memory".into(),
+        Some(StepStatus::Infrastructure) => "could not run".into(),
+        Some(other) => format!("{other:?}").to_lowercase(),
+    }
+}
