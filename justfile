@@ -6,7 +6,7 @@ bench:
 hm-step:
     RUSTFLAGS="-C target-feature=+crt-static --remap-path-prefix=${CARGO_HOME:-$HOME/.cargo}=/cargo --remap-path-prefix=$PWD=/hm-exec" \
         cargo build --locked --profile step --target {{arch()}}-unknown-linux-gnu \
-        --no-default-features --features step --bin hm-step
+        -p hm-exec-step
     @echo "export HM_STEP=$PWD/target/{{arch()}}-unknown-linux-gnu/step/hm-step"
 
 # One target of `cargo fuzz list`, for as many seconds as you like; what it finds new stays out of the committed seeds.

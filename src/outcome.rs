@@ -1,4 +1,4 @@
-//! How builds and steps end, and the exit-code table.
+//! The result of a build. Statuses and the exit-code table of builds are in `model::build`.
 
 use std::sync::Arc;
 

@@ -5,7 +5,7 @@
 //! nothing of the plan or the schedule: an attempt is an [`ExecutorInput`] and a [`StepContext`].
 
 #[cfg(any(all(feature = "cloud", target_os = "linux"), feature = "docker"))]
-mod cleanup;
+mod cleanup_thread;
 #[cfg(all(feature = "cloud", target_os = "linux"))]
 pub mod cloud;
 mod context;

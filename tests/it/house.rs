@@ -15,14 +15,16 @@ const ORDER: &[&str] = &[
     "backoff",
     "size",
     "hex",
-    "awake",
-    "open_files",
-    "quote",
+    "format",
+    "locate",
     "tree",
     "streams",
-    "jail",
     "step",
+    "awake",
+    "jail",
     "guest",
+    "open_files",
+    "quote",
     "ir",
     "project",
     "programs",
@@ -71,6 +73,8 @@ fn modules_import_only_modules_below_them() {
 /// Returns the path of the module in a file below `src/`.
 fn module_path(path: &Path) -> Vec<String> {
     let below = path.strip_prefix(root().join("src")).unwrap().with_extension("");
+    // The crate below the others has modules of its own, which the crate above names as if they were its own.
+    let below = below.strip_prefix("step").unwrap_or(&below);
     let mut parts: Vec<String> = below.iter().map(|part| part.to_str().unwrap().to_owned()).collect();
     parts.pop_if(|last| last == "mod");
     parts
@@ -202,7 +206,7 @@ fn the_store_has_its_methods_in_few_files() {
 }
 
 #[test]
-#[ignore = "256 today, as parts of the library are features"]
+#[ignore = "about 200 today, as parts of the library are features"]
 fn few_items_depend_on_features() {
     let attributes = |text: String| {
         let code: String = text.lines().filter(|line| !line.trim_start().starts_with("//")).collect();

@@ -14,7 +14,7 @@ use super::{
 use crate::{
     image::{ImageOptions, Images},
     remote::{Endpoint, EndpointOptions},
-    runner::cleanup::CleanupThread,
+    runner::cleanup_thread::CleanupThread,
     store::StoreHandle,
     transfer::Uploads,
     userns::{UsernsHelper, UsernsOptions},

@@ -16,7 +16,7 @@ use crate::{
     remote::{Cas, Digest, Endpoint, OptionsError, RemoteErrorKind, Uploaded},
     runner::{
         ArgsSchema, CacheIdentity, ExecutorInput, ImageSupport, Limits, Pool, Probe, RunnerCapabilities, RunnerError,
-        StepContext, StepResult, StepRunner, cleanup::CleanupThread, image_notes::no_image, kept_steps,
+        StepContext, StepResult, StepRunner, cleanup_thread::CleanupThread, image_notes::no_image, kept_steps,
     },
     source::FrozenSource,
     store::{Store, StoreHandle},

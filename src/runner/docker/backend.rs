@@ -22,7 +22,7 @@ use crate::{
     image::{ImageOptions, Images, image_identity},
     runner::{
         CacheIdentity, ImageSupport, Limits, Probe, RunnerCapabilities, RunnerError, StepContext,
-        cleanup::CleanupThread,
+        cleanup_thread::CleanupThread,
         vm::{BootContext, Output, VmBackend},
     },
     store::{Store, StoreHandle},

@@ -22,7 +22,7 @@ use super::{
 use crate::{
     image::{ImageOptions, Images},
     model::SnapshotRef,
-    runner::{RunnerError, StepContext, cleanup::CleanupThread},
+    runner::{RunnerError, StepContext, cleanup_thread::CleanupThread},
     store::{Base, IdMap, ImageDigest, Snapshot, Store},
     sync::Mutex,
 };

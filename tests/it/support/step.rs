@@ -58,11 +58,11 @@ pub(crate) fn everybody() -> Vec<Who> {
     trials.iter().filter_map(usable).collect()
 }
 
-/// Returns the program: the static one if the environment names it, otherwise the one that was built with the
-/// tests.
+/// Returns the program: the static one if the environment names it, otherwise the one that `cargo test
+/// --workspace` builds beside `hm`.
 pub(crate) fn program() -> PathBuf {
     let named = std::env::var_os(hm_exec::step::STEP_VARIABLE).filter(|path| !path.is_empty());
-    named.map_or_else(|| env!("CARGO_BIN_EXE_hm-step").into(), PathBuf::from)
+    named.map_or_else(|| Path::new(env!("CARGO_BIN_EXE_hm")).with_file_name("hm-step"), PathBuf::from)
 }
 
 /// A directory with everything that a step needs.

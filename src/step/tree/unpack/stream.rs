@@ -1,0 +1,68 @@
+//! The bytes of a layer: decompressed, counted, hashed.
+
+use std::io::{self, BufRead, BufReader, Read};
+
+use sha2::{Digest, Sha256};
+
+use super::error::Fault;
+
+const BUFFER_BYTES: usize = 1 << 17;
+
+/// Returns the decompressed stream of `blob`. Gzip and zstd are recognised by their first bytes; any other
+/// stream is returned unchanged.
+pub fn decompress<'a>(blob: impl Read + 'a) -> io::Result<Box<dyn Read + 'a>> {
+    let mut blob = BufReader::with_capacity(BUFFER_BYTES, blob);
+    let start = blob.fill_buf()?;
+    if start.starts_with(&[0x1f, 0x8b]) {
+        Ok(Box::new(flate2::bufread::MultiGzDecoder::new(blob)))
+    } else if start.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]) {
+        Ok(Box::new(zstd::stream::read::Decoder::with_buffer(blob)?))
+    } else {
+        Ok(Box::new(blob))
+    }
+}
+
+/// The stream has more bytes than allowed.
+#[derive(Debug, thiserror::Error)]
+#[error("more than {limit} bytes")]
+pub(super) struct TooLarge {
+    pub(super) limit: u64,
+}
+
+/// A reader that counts and hashes its bytes.
+pub(super) struct Measured<R> {
+    inner: R,
+    hash: Sha256,
+    bytes: u64,
+    limit: u64,
+}
+
+impl<R: Read> Measured<R> {
+    pub(super) fn new(inner: R, limit: u64) -> Self {
+        Self { inner, hash: Sha256::new(), bytes: 0, limit }
+    }
+
+    /// Reads the rest of the stream. Returns the hash and the length of the whole stream.
+    pub(super) fn finish(mut self) -> Result<([u8; 32], u64), Fault> {
+        let mut rest = vec![0; BUFFER_BYTES];
+        while self.read(&mut rest).map_err(|error| Fault::reading(&error))? > 0 {}
+        Ok((self.hash.finalize().into(), self.bytes))
+    }
+}
+
+impl<R: Read> Read for Measured<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = loop {
+            match self.inner.read(buffer) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                read => break read?,
+            }
+        };
+        self.bytes += read as u64;
+        if self.bytes > self.limit {
+            return Err(io::Error::other(TooLarge { limit: self.limit }));
+        }
+        self.hash.update(&buffer[..read]);
+        Ok(read)
+    }
+}
