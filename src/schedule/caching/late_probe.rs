@@ -148,7 +148,7 @@ mod tests {
         assert_eq!(probes.admit(released, RUNNER), Admission::Held);
         let report = probes.take_report().unwrap();
         assert_eq!((report.start, report.end), (start(1), AttemptEnd::Infrastructure { retryable: false }));
-        assert_eq!(report.message.as_deref(), Some("runner `vm` can't work here: no KVM; load it"));
+        assert_eq!(report.message.as_deref(), Some("runner `vm` is not available: no KVM; load it"));
     }
 
     #[test]
