@@ -9,8 +9,8 @@
 //! The library is a leaf of hm-exec: `tree` imports nothing, `jail` imports `tree`, and `guest` imports
 //! `jail`. There is no runtime, no store and no network: the static program `hm-step`, which is sent to other
 //! machines, consists of nothing else. An Action on a remote engine is `hm-step input.json` in an input root
-//! with everything that the step needs: see [`StepInput`]. The crate is an internal part of hm-exec and promises
-//! nothing to others.
+//! with everything that the step needs: see [`StepInput`]. The crate is an internal part of hm-exec and
+//! promises nothing to others.
 
 mod awake;
 mod format;
