@@ -25,7 +25,7 @@
 //! use std::{fs, path::PathBuf, process::Stdio};
 //!
 //! use hm_exec::{
-//!     conformance::{Suite, Verdict},
+//!     conformance::{CaseVerdict, Suite},
 //!     event::StdStream,
 //!     runner::{
 //!         Limits, RunnerError,
@@ -108,7 +108,7 @@
 //! let runner = VmRunner::new(Directories(dir.path().into()), StoreHandle::new(dir.path().join("store")));
 //! let suite = Suite::new(&runner, "any");
 //! for case in ["exit-codes", "order-within-a-stream", "siblings", "edited-source", "reaping"] {
-//!     assert_eq!(suite.run_case(case).await, Some(Verdict::Passed), "{case}");
+//!     assert_eq!(suite.run_case(case).await, Some(CaseVerdict::Passed), "{case}");
 //! }
 //! # Ok(())
 //! # }
