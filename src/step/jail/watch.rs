@@ -27,13 +27,14 @@ impl Watcher {
     /// Returns the report for a step over its limits, or `None` while it is within them.
     pub(crate) fn exceeded(&mut self) -> Option<Report> {
         let pids = processes()?;
-        if let Some(memory) = &mut self.memory
-            && memory.is_exceeded(&pids)
+        // Processes that multiply exceed the memory, too, if this process looks late: they are the cause.
+        if let Some(limit) = self.pids
+            && pids.iter().copied().map(threads).sum::<u64>() > limit
         {
-            return Some(Report::OutOfMemory);
+            return Some(Report::TooManyProcesses);
         }
-        let limit = self.pids?;
-        (pids.iter().copied().map(threads).sum::<u64>() > limit).then_some(Report::TooManyProcesses)
+        let memory = self.memory.as_mut()?;
+        memory.is_exceeded(&pids).then_some(Report::OutOfMemory)
     }
 }
 
