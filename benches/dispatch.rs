@@ -30,7 +30,7 @@ impl<const N: u8> StepRunner for Noop<N> {
 
     async fn execute(&self, _: &StepContext, input: ExecutorInput) -> Result<StepResult, RunnerError> {
         black_box(&input);
-        Ok(StepResult { exit_code: i32::from(N), committed_snapshot: None, artifacts: vec![] })
+        Ok(StepResult::exited(i32::from(N)))
     }
 }
 

@@ -9,6 +9,14 @@
 //! `store`, and `cache`.
 //! `event` and `outcome` report what happened. `tree`, `jail`, `step` and `guest` are a crate of
 //! their own, `hm-exec-step`: all that a step on another machine needs.
+//!
+//! The crate is for Linux.
+
+// Without all features, some functions have no caller. With them, as `hm` is built, none is excused.
+#![cfg_attr(not(feature = "cli"), allow(dead_code, unused_imports))]
+
+#[cfg(not(target_os = "linux"))]
+compile_error!("hm-exec runs on Linux only: its store and its steps rely on the kernel's overlays and namespaces");
 
 #[allow(unused_extern_crates, reason = "what `#[derive(RunnerSet)]` emits names this crate as others do")]
 extern crate self as hm_exec;
@@ -30,7 +38,6 @@ mod model;
 pub mod open_files;
 pub mod outcome;
 pub mod plan;
-#[cfg(any(feature = "registry", all(feature = "sandbox", target_os = "linux")))]
 mod programs;
 pub mod project;
 #[doc(hidden)]
@@ -38,6 +45,7 @@ pub mod quote;
 #[cfg(feature = "cloud")]
 #[doc(hidden)]
 pub mod remote;
+#[cfg(feature = "cloud")]
 pub mod remote_cache;
 pub mod runner;
 #[doc(hidden)]
@@ -47,20 +55,17 @@ pub mod size;
 pub mod source;
 pub mod store;
 mod sync;
-#[cfg(all(feature = "cloud", target_os = "linux"))]
+#[cfg(feature = "cloud")]
 pub(crate) mod transfer;
-#[cfg(all(feature = "sandbox", target_os = "linux"))]
+#[cfg(feature = "sandbox")]
 pub mod userns;
-#[cfg(all(feature = "cloud", target_os = "linux"))]
+#[cfg(feature = "cloud")]
 #[doc(hidden)]
 pub mod worker;
 
 /// The crate that runs one step, and its modules, as parts of this one.
 #[doc(hidden)]
-pub use hm_exec_step::{self as step, tree};
-#[cfg(target_os = "linux")]
-#[doc(hidden)]
-pub use hm_exec_step::{guest, jail, streams};
+pub use hm_exec_step::{self as step, guest, jail, streams, tree};
 
 pub use backend::{
     BackendError, BackendHandle, Capabilities, Control, ExecutionBackend, RunOptions, RunRequest, SourceMeta,

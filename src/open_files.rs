@@ -30,7 +30,6 @@ pub fn raise_limit() {
 }
 
 /// Returns the soft limit that steps get, or `None` if they get that of this process.
-#[cfg(any(feature = "process", all(feature = "sandbox", target_os = "linux")))]
 pub(crate) fn for_steps() -> Option<u64> {
     INHERITED.get().copied().flatten()
 }

@@ -1,6 +1,5 @@
 //! Finds programs of this machine, but never one in the checkout that the user is working in.
 
-#[cfg(feature = "registry")]
 use std::ffi::OsString;
 use std::{
     env,
@@ -19,7 +18,6 @@ pub(crate) fn find(name: &str) -> Option<PathBuf> {
 }
 
 /// Returns `PATH` without the directories that [`find`] skips, for a program that looks for others.
-#[cfg(feature = "registry")]
 pub(crate) fn search_path() -> OsString {
     let path = env::var_os("PATH").unwrap_or_default();
     env::join_paths(directories(&path)).unwrap_or_default()

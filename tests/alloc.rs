@@ -32,7 +32,7 @@ impl<const STATE_BYTES: usize> StepRunner for Holds<STATE_BYTES> {
         let mut is_woken = false;
         poll_fn(|_| if std::mem::replace(&mut is_woken, true) { Poll::Ready(()) } else { Poll::Pending }).await;
         let exit_code = state.iter().map(|byte| i32::from(*byte)).sum();
-        Ok(StepResult { exit_code, committed_snapshot: None, artifacts: vec![] })
+        Ok(StepResult::exited(exit_code))
     }
 }
 

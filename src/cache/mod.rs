@@ -12,9 +12,9 @@ mod key;
 mod parts;
 mod policy;
 mod project;
+mod shared;
 mod why;
 
-#[cfg(all(feature = "cloud", target_os = "linux"))]
 pub(crate) use build::is_young;
 pub(crate) use build::{BuildCache, BuildEnd, BuildFacts, Cache, Found, Lookup, LookupOutcome, LookupRequest, Passed};
 pub use difference::Difference;
@@ -24,4 +24,5 @@ pub use parts::CacheVerdict;
 pub(crate) use parts::{BaseRecord, KeyRecord};
 pub use policy::Cacheable;
 pub use project::ProjectId;
+pub(crate) use shared::{Candidate, LookedAhead, Question, SharedResults};
 pub use why::{Explanation, WhyError, explain, key_of};

@@ -5,8 +5,7 @@ use std::{num::NonZeroUsize, path::PathBuf, sync::Arc, thread, time::Duration};
 use super::Engine;
 use crate::{
     backend::BackendError,
-    cache::Cache,
-    remote_cache::RemoteCache,
+    cache::{Cache, SharedResults},
     runner::{RunnerSet, validate},
     store::StoreHandle,
 };
@@ -20,7 +19,7 @@ pub struct EngineBuilder<R> {
     grace: Duration,
     runs_dir: Option<PathBuf>,
     cache: Option<Cache>,
-    remote: Option<Arc<RemoteCache>>,
+    remote: Option<Arc<dyn SharedResults>>,
 }
 
 impl<R: RunnerSet> EngineBuilder<R> {
@@ -56,8 +55,8 @@ impl<R: RunnerSet> EngineBuilder<R> {
 
     /// Also looks cached steps up in a remote cache, and shares their results there. Requires a
     /// [`cache`](Self::cache), which stores what is found.
-    #[cfg(all(feature = "cloud", target_os = "linux"))]
-    pub fn remote_cache(mut self, remote: RemoteCache) -> Self {
+    #[cfg(feature = "cloud")]
+    pub fn remote_cache(mut self, remote: crate::remote_cache::RemoteCache) -> Self {
         self.remote = Some(Arc::new(remote));
         self
     }

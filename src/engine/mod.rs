@@ -14,8 +14,7 @@ pub use builder::EngineBuilder;
 
 use crate::{
     backend::{BackendError, BackendHandle, Capabilities, ExecutionBackend, RunRequest},
-    cache::Cache,
-    remote_cache::RemoteCache,
+    cache::{Cache, SharedResults},
     runner::{RunnerDescriptor, RunnerSet},
 };
 
@@ -37,7 +36,7 @@ use crate::{
 ///     const NAME: &'static str = "noop";
 ///
 ///     async fn execute(&self, _: &StepContext, _: ExecutorInput) -> Result<StepResult, RunnerError> {
-///         Ok(StepResult { exit_code: 0, committed_snapshot: None, artifacts: vec![] })
+///         Ok(StepResult::exited(0))
 ///     }
 /// }
 ///
@@ -71,7 +70,7 @@ pub struct Engine<R> {
     grace: Duration,
     runs_dir: Option<PathBuf>,
     cache: Option<Cache>,
-    remote: Option<Arc<RemoteCache>>,
+    remote: Option<Arc<dyn SharedResults>>,
 }
 
 impl<R: RunnerSet> Engine<R> {

@@ -301,7 +301,6 @@ impl ImageFiles {
 
 impl BlobAt {
     /// Creates the location of a whole file of the store.
-    #[cfg(feature = "registry")]
     pub(super) fn file(path: PathBuf, length: u64) -> Self {
         Self { place: BlobPlace::Path(path), offset: 0, length }
     }

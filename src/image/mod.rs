@@ -16,7 +16,6 @@
 
 mod archive;
 mod base_layer;
-#[cfg(feature = "docker")]
 mod docker_save;
 mod error;
 mod export;
@@ -35,11 +34,9 @@ mod search;
 pub(crate) mod stored;
 
 pub use base_layer::base_layer;
-#[cfg(feature = "docker")]
 pub(crate) use docker_save::{ArchiveFile, SavedImage};
 pub use error::ImageError;
 pub use export::{ExportError, ExportTarget, PackedLayer, export, pack_layer};
-#[cfg(feature = "docker")]
 pub(crate) use export::{layer_dirs, pack_layer_tar, thin_archive};
 pub use host::{HostDir, HostImage};
 pub use identity::image_identity;

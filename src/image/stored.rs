@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 
-#[cfg(feature = "docker")]
 use super::Base;
 use super::{ImageDigest, ImageError, base_layer, manifest::ImageConfig};
 use crate::store::{IdMap, ImageRow, LayerId, Store, StoreError};
@@ -38,7 +37,6 @@ impl StoredImage {
 ///
 /// # Errors
 /// Returns an error if the index cannot be written.
-#[cfg(feature = "docker")]
 pub(crate) fn is_stored(store: &Store, digest: &ImageDigest, id_map: IdMap) -> Result<bool, StoreError> {
     if StoredImage::find(store, digest, id_map).is_err() {
         return Ok(false);
@@ -51,7 +49,6 @@ pub(crate) fn is_stored(store: &Store, digest: &ImageDigest, id_map: IdMap) -> R
 ///
 /// # Errors
 /// Returns [`ImageError::Lost`], as [`StoredImage::find`] does.
-#[cfg(feature = "docker")]
 pub(crate) fn env_of(store: &Store, base: &Base, id_map: IdMap) -> Result<BTreeMap<String, String>, ImageError> {
     match base {
         Base::Image(digest) => Ok(StoredImage::find(store, digest, id_map)?.env),

@@ -6,11 +6,13 @@
 //! [`crate::runner::SnapshotRef`].
 
 mod build;
+mod pool;
 mod secrets;
 mod snapshot;
 mod step;
 
 pub use build::{BuildRef, BuildStatus};
+pub use pool::Pool;
 pub use secrets::Secrets;
 pub use snapshot::{ArchiveId, ArtifactRef, SnapshotRef};
 pub use step::{CacheMissReason, StdStream, StepIndex, StepStatus};

@@ -10,14 +10,13 @@ use std::sync::Arc;
 use futures_util::{FutureExt, StreamExt, TryStreamExt, future::BoxFuture, stream};
 
 use super::{
-    Candidate, LookedAhead, Question,
     entry::{MAX_ENTRY_BYTES, SharedEntry, action_of, entry_blob},
     error::{Consequence, RemoteCacheError},
     options::{Absent, RemoteCache},
 };
 use crate::{
     blocking,
-    cache::{CacheKey, Found, is_young},
+    cache::{CacheKey, Candidate, Found, LookedAhead, Question, is_young},
     model::SnapshotRef,
     store::{Cached, LayerId, Store},
 };
@@ -38,12 +37,7 @@ enum State {
 }
 
 impl RemoteCache {
-    /// Looks up a step. Returns `None` for a miss, whatever the reason. Findings about other steps are put
-    /// into `ahead`. The result becomes one of `pipeline` here.
-    ///
-    /// # Cancel safety
-    /// If the future is dropped, at most layers that were already in place and results that were kept remain.
-    pub(crate) async fn find(
+    pub(super) async fn look_up(
         &self,
         store: &Arc<Store>,
         pipeline: &str,
@@ -209,10 +203,7 @@ impl RemoteCache {
         Ok(())
     }
 
-    /// Fetches the files of a result that was used without them, if a step is about to boot from it after
-    /// all: the result that was found above it has expired since. A failure is logged, and the step's runner
-    /// will not find its snapshot.
-    pub(crate) async fn complete(&self, store: &Arc<Store>, pipeline: &str, snapshot: &SnapshotRef) {
+    pub(super) async fn fetch_absent(&self, store: &Arc<Store>, pipeline: &str, snapshot: &SnapshotRef) {
         let id = snapshot.0.strip_prefix(SCHEME).unwrap_or_default();
         let Some(absent) = self.absent.lock().get(id).cloned() else { return };
         let mut is_here = absent.is_here.lock().await;

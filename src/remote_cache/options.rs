@@ -19,8 +19,8 @@ use super::{
 use crate::{
     cache::CacheKey,
     image::{ImageOptions, Images},
+    model::Pool,
     remote::{ActionCache, Cas, Endpoint, EndpointOptions, OptionsError, Retry},
-    runner::Pool,
     sync::Mutex,
     transfer::Uploads,
     userns::{UsernsHelper, UsernsOptions},
@@ -136,13 +136,11 @@ impl RemoteCache {
         self.userns(UsernsHelper::new(UsernsOptions::default().program(program)))
     }
 
-    /// Returns whether results of a runner are looked up there.
-    pub(crate) fn reads(&self, pool: &Pool) -> bool {
+    pub(super) fn reads_of(&self, pool: &Pool) -> bool {
         self.reads && self.serves(pool)
     }
 
-    /// Returns whether results of a runner are shared there.
-    pub(crate) fn writes(&self, pool: &Pool) -> bool {
+    pub(super) fn writes_of(&self, pool: &Pool) -> bool {
         self.writes && self.serves(pool)
     }
 

@@ -17,12 +17,7 @@ use crate::{
 };
 
 impl RemoteCache {
-    /// Shares a result in this machine's cache. A result on an image that only this machine has is not
-    /// shared.
-    ///
-    /// # Cancel safety
-    /// If the future is dropped, blobs that no result names may remain at the engine.
-    pub(crate) async fn share(&self, store: &Arc<Store>, pipeline: &str, key: CacheKey, found: Found) {
+    pub(super) async fn publish(&self, store: &Arc<Store>, pipeline: &str, key: CacheKey, found: Found) {
         if self.is_read_only() || self.is_resting() {
             return;
         }

@@ -1,12 +1,12 @@
 //! What a runner declares about itself before it runs anything. `plan::bind` and `hm runners` read it.
 
-use std::{collections::BTreeMap, fmt, num::NonZeroUsize, sync::Arc};
+use std::{collections::BTreeMap, fmt, sync::Arc};
 
 use schemars::{JsonSchema, Schema};
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
 
-use super::DynStepRunner;
+use super::{DynStepRunner, Pool};
 
 /// The index of a runner in its [`RunnerSet`](super::RunnerSet), resolved from its name once, when the plan
 /// is bound.
@@ -77,36 +77,47 @@ impl ImageSupport {
     }
 }
 
-/// The limit on concurrent steps that counts a runner's steps.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case", tag = "kind")]
-pub enum Pool {
-    /// The steps use this machine. They count towards the engine's parallelism (`-j`), together with those of
-    /// all other local runners.
-    Local,
-    /// The steps use another resource, with a limit of its own.
-    Own {
-        /// The number of steps that may be in flight at once.
-        limit: NonZeroUsize,
-    },
-}
-
 /// Whether a runner can work on this machine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case", tag = "kind")]
 pub enum Probe {
     /// The runner can work.
+    #[non_exhaustive]
     Usable {
         /// A note for the user, such as "rootless, single id".
         note: Option<String>,
     },
     /// The runner cannot work.
+    #[non_exhaustive]
     Unusable {
         /// The check that failed, and how.
         reason: String,
         /// How to fix it.
         hint: String,
     },
+}
+
+impl Probe {
+    /// Returns that the runner can work.
+    #[must_use]
+    pub fn usable() -> Self {
+        Self::Usable { note: None }
+    }
+
+    /// Returns that the runner cannot work: the check that failed and how, and how to fix it.
+    #[must_use]
+    pub fn unusable(reason: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self::Unusable { reason: reason.into(), hint: hint.into() }
+    }
+
+    /// Adds a note for the user, such as "rootless, single id", if the runner can work.
+    #[must_use]
+    pub fn with_note(self, note: impl Into<String>) -> Self {
+        match self {
+            Self::Usable { .. } => Self::Usable { note: Some(note.into()) },
+            Self::Unusable { .. } => self,
+        }
+    }
 }
 
 /// The arguments a runner takes in a step's `runner_args`: a JSON schema for users, and the check itself.

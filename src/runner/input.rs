@@ -49,9 +49,10 @@ pub struct CacheIdentity {
     pub mode: Arc<str>,
 }
 
-/// The input of one attempt.
+/// The input of one attempt. The engine makes it; [`new`](Self::new) is for tests of runners.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[non_exhaustive]
 pub struct ExecutorInput {
     /// The step, with its image resolved (defaults and substitutions applied).
     pub step: Arc<CommandStep>,
@@ -72,8 +73,23 @@ pub struct ExecutorInput {
     pub parent_snapshot: Option<SnapshotRef>,
 }
 
-#[cfg(any(feature = "sandbox", feature = "vm"))]
 impl ExecutorInput {
+    /// Creates the input of a step that boots from its image, in `/workspace`, without an environment and
+    /// without a snapshot of its result.
+    #[must_use]
+    pub fn new(step: Arc<CommandStep>, source: ArchiveId, run_id: Uuid, step_id: Uuid) -> Self {
+        Self {
+            step,
+            workspace_archive_id: source,
+            env: Arc::default(),
+            workdir: "/workspace".into(),
+            run_id,
+            step_id,
+            cache_lookup: CacheDecision::MissNoCommit,
+            parent_snapshot: None,
+        }
+    }
+
     /// Returns how the step runs besides its files, for a runner that exposes neither host directories
     /// nor secrets to the step.
     pub(super) fn snapshot_config(&self) -> crate::store::SnapshotConfig {
@@ -89,6 +105,7 @@ impl ExecutorInput {
 
 /// How a command ended by itself. A non-zero exit is a result, not an error.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct StepResult {
     /// The exit code; 128+n if signal n ended the command.
     pub exit_code: i32,
@@ -96,4 +113,18 @@ pub struct StepResult {
     pub committed_snapshot: Option<SnapshotRef>,
     /// The files published for users.
     pub artifacts: Vec<ArtifactRef>,
+}
+
+impl StepResult {
+    /// Returns the result of a command that exited with `exit_code`, without a snapshot or artifacts.
+    #[must_use]
+    pub fn exited(exit_code: i32) -> Self {
+        Self { exit_code, committed_snapshot: None, artifacts: Vec::new() }
+    }
+
+    /// Sets the snapshot of the step's filesystem, if one was committed.
+    #[must_use]
+    pub fn with_snapshot(self, committed_snapshot: Option<SnapshotRef>) -> Self {
+        Self { committed_snapshot, ..self }
+    }
 }

@@ -14,6 +14,7 @@ use crate::size;
 /// capability.
 #[derive(Debug, Clone, PartialEq, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
+#[non_exhaustive]
 pub struct Limits {
     /// The most memory that the step's processes may use together, swap included. A step that exceeds it
     /// fails as out of memory.

@@ -4,9 +4,8 @@
 //! [`RunnerRegistry`] do the same by name at run time. Each built-in runner has a folder. This module knows
 //! nothing of the plan or the schedule: an attempt is an [`ExecutorInput`] and a [`StepContext`].
 
-#[cfg(any(all(feature = "cloud", target_os = "linux"), feature = "docker"))]
 mod cleanup_thread;
-#[cfg(all(feature = "cloud", target_os = "linux"))]
+#[cfg(feature = "cloud")]
 pub mod cloud;
 mod context;
 mod contract;
@@ -16,32 +15,27 @@ pub mod docker;
 mod dynamic;
 mod error;
 pub(crate) mod hlist;
-#[cfg(all(feature = "sandbox", target_os = "linux"))]
 mod image_notes;
 mod input;
-#[cfg(any(all(feature = "sandbox", target_os = "linux"), feature = "vm"))]
 mod kept_steps;
 mod limits;
 pub(crate) mod name;
-#[cfg(all(any(feature = "process", feature = "sandbox"), target_os = "linux"))]
 mod pipes;
 #[cfg(feature = "process")]
 pub mod process;
-#[cfg(all(feature = "qemu", target_os = "linux"))]
+#[cfg(feature = "qemu")]
 pub mod qemu;
 mod registry;
-#[cfg(all(feature = "sandbox", target_os = "linux"))]
+#[cfg(feature = "sandbox")]
 pub mod sandbox;
 pub(crate) mod set;
 #[cfg(feature = "vm")]
 pub mod vm;
 
-pub use crate::model::{ArchiveId, ArtifactRef, Secrets, SnapshotRef};
+pub use crate::model::{ArchiveId, ArtifactRef, Pool, Secrets, SnapshotRef};
 pub use context::{CancelReason, StepContext};
 pub use contract::StepRunner;
-pub use descriptor::{
-    ArgsError, ArgsSchema, ImageSupport, Pool, Probe, RunnerCapabilities, RunnerDescriptor, RunnerIndex,
-};
+pub use descriptor::{ArgsError, ArgsSchema, ImageSupport, Probe, RunnerCapabilities, RunnerDescriptor, RunnerIndex};
 pub use dynamic::DynStepRunner;
 pub use error::{RunnerError, RunnerErrorKind};
 /// Makes a struct whose fields are runners a [`RunnerSet`](trait@RunnerSet), so that an
@@ -64,7 +58,7 @@ pub use error::{RunnerError, RunnerErrorKind};
 ///     const NAME: &'static str = "noop";
 ///
 ///     async fn execute(&self, _: &StepContext, _: ExecutorInput) -> Result<StepResult, RunnerError> {
-///         Ok(StepResult { exit_code: 0, committed_snapshot: None, artifacts: vec![] })
+///         Ok(StepResult::exited(0))
 ///     }
 /// }
 ///

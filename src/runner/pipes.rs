@@ -46,7 +46,6 @@ impl Pipes {
     }
 
     /// Returns a piece that is already available.
-    #[cfg(feature = "sandbox")]
     pub(crate) fn next_now(&mut self) -> io::Result<Option<Piece>> {
         Ok(self.0.get_mut().read_now()?)
     }

@@ -15,7 +15,7 @@ use super::{
 /// # impl StepRunner for Noop {
 /// #     const NAME: &'static str = "noop";
 /// #     async fn execute(&self, _: &StepContext, _: ExecutorInput) -> Result<StepResult, RunnerError> {
-/// #         Ok(StepResult { exit_code: 0, committed_snapshot: None, artifacts: vec![] })
+/// #         Ok(StepResult::exited(0))
 /// #     }
 /// # }
 /// use std::sync::Arc;

@@ -31,12 +31,11 @@ use super::{
 };
 use crate::{
     awake::{self, Awake},
-    cache::BuildCache,
+    cache::{BuildCache, SharedResults},
     event::EventWriter,
     model::{BuildRef, SnapshotRef, StepIndex},
     outcome::BuildOutcome,
     plan::BoundPlan,
-    remote_cache::RemoteCache,
     runner::{CancelReason, Pool, RunnerIndex, RunnerSet, StepContext},
 };
 
@@ -63,7 +62,7 @@ pub(crate) struct Build<R> {
     /// The cache in which cached steps are looked up.
     pub(crate) cache: Option<BuildCache>,
     /// The remote cache, for steps that the local cache does not have.
-    pub(crate) remote: Option<Arc<RemoteCache>>,
+    pub(crate) remote: Option<Arc<dyn SharedResults>>,
     /// Runners that have not been probed yet.
     pub(crate) unprobed: Vec<RunnerIndex>,
     /// The duration of each step in the last run.

@@ -88,10 +88,6 @@ pub(super) enum ManifestChange<'a> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Times {
     Count,
-    #[cfg_attr(
-        not(any(feature = "process", feature = "vm")),
-        allow(dead_code, reason = "for runners that write sources out")
-    )]
     OfFiles,
     PassOver,
 }
@@ -213,7 +209,6 @@ impl Manifest {
     }
 
     /// Returns whether the paths are those that a walk finds: below the root, each once, in order.
-    #[cfg(feature = "cloud")]
     pub(super) fn is_well_formed(&self) -> bool {
         let is_plain = |name: &[u8]| !matches!(name, b"" | b"." | b"..") && !name.contains(&0);
         let plain = |(at, entry): (usize, ManifestEntry<'_>)| match entry.path {

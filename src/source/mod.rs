@@ -10,31 +10,25 @@ mod fnmatch;
 mod freeze;
 mod frozen;
 mod ignore_rules;
-#[cfg(feature = "cloud")]
 mod import;
 mod manifest;
 mod path_digests;
 mod read;
 mod run_source;
 mod stat_cache;
-#[cfg(feature = "vm")]
 mod tar;
 mod walk;
 mod weight;
-#[cfg(feature = "process")]
 pub(crate) mod workspace;
 mod write;
 
 pub use delta::delta;
 pub use freeze::freeze;
 pub use frozen::FrozenSource;
-#[cfg(feature = "cloud")]
 pub(crate) use import::{has_manifest, import_manifest, manifest_bytes};
-#[cfg(feature = "cloud")]
 pub(crate) use manifest::{EntryKind, Manifest};
 pub(crate) use path_digests::path_digests;
 pub use run_source::RunSource;
-#[cfg(feature = "vm")]
 pub(crate) use tar::source_tar;
 
 /// Returns the number of threads that read or walk a tree.

@@ -14,12 +14,9 @@
 
 mod awake;
 mod format;
-#[cfg(target_os = "linux")]
 pub mod guest;
-#[cfg(target_os = "linux")]
 pub mod jail;
 mod locate;
-#[cfg(target_os = "linux")]
 pub mod streams;
 pub mod tree;
 

@@ -46,7 +46,6 @@ impl Instance {
     }
 
     /// Returns a name that identifies this process among all processes that ever open the store.
-    #[cfg(feature = "docker")]
     pub(crate) fn id(&self) -> &str {
         &self.id
     }
@@ -94,7 +93,6 @@ impl Instance {
     }
 
     /// Returns whether the process with that id still has the store open.
-    #[cfg(feature = "docker")]
     pub(crate) fn is_open_in(&self, id: &str) -> bool {
         if self.made(id) {
             return true;

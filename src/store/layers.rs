@@ -15,7 +15,6 @@ use std::{
 
 use rusqlite::{Connection, Transaction};
 
-#[cfg(feature = "sandbox")]
 use super::files::stat;
 use super::{
     LayerId, StoreError,
@@ -70,7 +69,6 @@ impl Layers {
     /// # Errors
     /// Returns an error if the path cannot be examined: the step that wrote the layer may have made a
     /// directory above it inaccessible to this user.
-    #[cfg(feature = "sandbox")]
     pub(crate) fn has_dir(&self, layer: &LayerId, path: &Path) -> Result<bool, StoreError> {
         Ok(stat(&self.dir(layer).join(path))?.is_some_and(|metadata| metadata.is_dir()))
     }
@@ -198,10 +196,7 @@ impl Layers {
             return Ok(());
         }
         let dir = File::open(self.shared.paths.dir()).doing("open", self.shared.paths.dir())?;
-        #[cfg(target_os = "linux")]
         rustix::fs::syncfs(&dir).doing("sync the filesystem of", self.shared.paths.dir())?;
-        #[cfg(not(target_os = "linux"))]
-        dir.sync_all().doing("sync", self.shared.paths.dir())?;
         self.shared.index.write(|transaction| index::layers::mark_synced(transaction, &layers))
     }
 }

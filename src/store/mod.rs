@@ -16,7 +16,6 @@
 mod base;
 mod commit;
 mod digest;
-#[cfg(feature = "cloud")]
 mod digests;
 pub(crate) mod error;
 mod exposure;
@@ -39,7 +38,6 @@ mod shared;
 mod snapshot_config;
 mod snapshots;
 mod stacks;
-#[cfg(feature = "sandbox")]
 mod staged_dir;
 pub(crate) mod staging;
 mod steps;
@@ -51,7 +49,6 @@ mod vm_templates;
 pub use base::Base;
 pub use commit::{CommitRequest, MAX_LAYERS};
 pub use digest::ImageDigest;
-#[cfg(feature = "cloud")]
 pub(crate) use digests::PackedDigests;
 pub use error::StoreError;
 pub use exposure::Exposure;
@@ -59,7 +56,6 @@ pub use gc::{Forget, Forgotten, GcLimits, GcReport, GcRequest};
 pub use handle::StoreHandle;
 pub use ids::{LayerId, SourceId};
 pub(crate) use index::images::ImageRow;
-#[cfg(feature = "registry")]
 pub(crate) use index::images::TagRow;
 pub use layers::Layers;
 pub use lease::Lease;
@@ -67,7 +63,6 @@ pub use open::Store;
 pub use runs::{NewRun, Run, Runs};
 pub use snapshot_config::SnapshotConfig;
 pub use snapshots::{Snapshot, Snapshots};
-#[cfg(feature = "sandbox")]
 pub(crate) use staged_dir::{StagedDir, Touched};
 pub use staging::Staging;
 pub use steps::{Cached, Evicted, KeepAs, Steps};

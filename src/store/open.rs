@@ -12,7 +12,6 @@ use std::{
 use rustix::fs::FlockOperation;
 use uuid::Uuid;
 
-#[cfg(feature = "cloud")]
 use super::digests::Digests;
 use super::{
     Filesystem, KeepAs, Lease, Staging, StoreError, TreeOps,
@@ -46,7 +45,6 @@ pub struct Store {
     snapshots: Snapshots,
     steps: Steps,
     runs: Runs,
-    #[cfg(feature = "cloud")]
     digests: Digests,
     vm_templates: VmTemplates,
     exposure: Option<Exposure>,
@@ -126,7 +124,6 @@ impl Store {
             snapshots: Snapshots::new(Arc::clone(&shared), Arc::clone(&layers)),
             steps: Steps::new(Arc::clone(&shared), Arc::clone(&layers)),
             runs: Runs::new(Arc::clone(&shared)),
-            #[cfg(feature = "cloud")]
             digests: Digests::new(Arc::clone(&shared)),
             vm_templates: VmTemplates::new(Arc::clone(&shared)),
             layers,
@@ -196,7 +193,6 @@ impl Store {
         &self.stacks
     }
 
-    #[cfg(feature = "cloud")]
     pub(crate) fn digests(&self) -> &Digests {
         &self.digests
     }

@@ -21,7 +21,6 @@ pub(super) struct Remover {
 enum Order {
     Remove(PathBuf),
     /// The directories of an overlay, which have to be unmounted first.
-    #[cfg(feature = "sandbox")]
     Unmount(PathBuf),
     Retry,
 }
@@ -44,7 +43,6 @@ impl Remover {
     }
 
     /// Unmounts a [`StagedDir`](super::StagedDir) and removes it.
-    #[cfg(feature = "sandbox")]
     pub(super) fn unmount(&self, home: PathBuf) {
         self.send(Order::Unmount(home));
     }
@@ -75,7 +73,6 @@ fn work(inbox: &mpsc::Receiver<Order>, ops: &CurrentTreeOps) {
     while let Ok(order) = inbox.recv() {
         let paths = match order {
             Order::Remove(path) => vec![path],
-            #[cfg(feature = "sandbox")]
             Order::Unmount(home) => {
                 if let Err(error) = super::staged_dir::unmount(&home) {
                     // A mounted directory must not be removed: that would write to files that steps see.

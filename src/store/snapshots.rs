@@ -80,7 +80,6 @@ impl Snapshots {
     ///
     /// # Errors
     /// Returns an error if `id` is not a valid id of a store.
-    #[cfg(feature = "cloud")]
     pub(crate) fn import(&self, id: &str, snapshot: Snapshot) -> Result<SnapshotRef, StoreError> {
         if LayerId::parse(id).is_none() {
             return Err(StoreError::Corrupt {

@@ -5,7 +5,6 @@
 
 use std::sync::Arc;
 
-#[cfg(feature = "registry")]
 use super::index::images::TagRow;
 use super::{
     IdMap, ImageDigest, LayerId, SourceId, StoreError,
@@ -47,19 +46,16 @@ impl Stacks {
     }
 
     /// Returns whether there is an image of this digest, in any state.
-    #[cfg(feature = "registry")]
     pub(crate) fn has_image(&self, digest: &ImageDigest) -> Result<bool, StoreError> {
         self.shared.index.read(|connection| index::images::exists(connection, digest))
     }
 
     /// Returns the image that a tag was last resolved to.
-    #[cfg(feature = "registry")]
     pub(crate) fn tag(&self, reference: &str) -> Result<Option<TagRow>, StoreError> {
         self.shared.index.read(|connection| index::images::tag(connection, reference))
     }
 
     /// Remembers the image that a tag resolves to.
-    #[cfg(feature = "registry")]
     pub(crate) fn remember_tag(&self, reference: &str, tag: &TagRow) -> Result<(), StoreError> {
         self.shared.index.write(|transaction| index::images::put_tag(transaction, reference, tag))
     }

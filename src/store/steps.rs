@@ -190,7 +190,6 @@ impl Steps {
     ///
     /// # Errors
     /// Returns an error if the file cannot be put in its place.
-    #[cfg(feature = "cloud")]
     pub(crate) fn import_log(&self, key: &[u8; 32], log: &Path) -> Result<(), StoreError> {
         let place = self.log(key);
         fs::rename(log, &place).doing("make", &place)

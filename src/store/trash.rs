@@ -40,7 +40,6 @@ impl Trash {
     }
 
     /// Unmounts a directory that is mounted for steps and removes it soon.
-    #[cfg(feature = "sandbox")]
     pub(super) fn discard_mounted(&self, home: PathBuf) {
         self.remover.unmount(home);
     }

@@ -90,7 +90,6 @@ impl UsernsHelper {
     ///
     /// # Errors
     /// Returns an error if that takes a zygote, and it cannot be started.
-    #[cfg(any(feature = "cloud", feature = "docker"))]
     pub(crate) async fn prepare_trees(&self, store: &Arc<Store>) -> Result<IdMap, StartError> {
         match self.id_map().await {
             IdMap::Range => Ok(self.zygote(store).await?.id_map()),

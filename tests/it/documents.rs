@@ -3,7 +3,7 @@
 #[cfg(feature = "cli")]
 mod commands;
 mod markdown;
-#[cfg(all(feature = "cli", target_os = "linux"))]
+#[cfg(feature = "cli")]
 mod sessions;
 
 use std::{

@@ -8,24 +8,19 @@ mod cli;
 mod cloud;
 mod compose;
 mod conformance;
-#[cfg(target_os = "linux")]
 mod docker;
 mod documents;
 mod engine;
 mod event;
 mod executor_input;
 mod house;
-#[cfg(target_os = "linux")]
 mod images;
 mod ir;
 mod process;
-#[cfg(target_os = "linux")]
 mod qemu;
-#[cfg(target_os = "linux")]
 mod sandbox;
 mod schedule;
 mod source;
-#[cfg(target_os = "linux")]
 mod step;
 mod store;
 mod support;

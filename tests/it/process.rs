@@ -92,17 +92,11 @@ async fn read(mut writer: EventWriter, mut events: EventStream) -> Vec<BuildEven
 }
 
 fn input(cmd: &str, parent: Option<&SnapshotRef>) -> ExecutorInput {
-    let step = json!({ "key": "step", "cmd": cmd });
-    ExecutorInput {
-        step: Arc::new(serde_json::from_value(step).unwrap()),
-        workspace_archive_id: ArchiveId(RUN),
-        env: Arc::default(),
-        workdir: "/workspace".into(),
-        run_id: RUN,
-        step_id: step_id(RUN, StepIndex(0)),
-        cache_lookup: CacheDecision::MissBuildAs { tag: "tag".into() },
-        parent_snapshot: parent.cloned(),
-    }
+    let step = serde_json::from_value(json!({ "key": "step", "cmd": cmd })).unwrap();
+    let mut input = ExecutorInput::new(Arc::new(step), ArchiveId(RUN), RUN, step_id(RUN, StepIndex(0)));
+    input.cache_lookup = CacheDecision::MissBuildAs { tag: "tag".into() };
+    input.parent_snapshot = parent.cloned();
+    input
 }
 
 fn lines(events: &[BuildEvent], from: StdStream) -> Vec<&str> {

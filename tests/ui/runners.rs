@@ -14,7 +14,7 @@ macro_rules! runner {
                 _: &hm_exec::runner::StepContext,
                 _: hm_exec::ExecutorInput,
             ) -> Result<hm_exec::StepResult, hm_exec::runner::RunnerError> {
-                Ok(hm_exec::StepResult { exit_code: 0, committed_snapshot: None, artifacts: vec![] })
+                Ok(hm_exec::StepResult::exited(0))
             }
         }
     )*};

@@ -31,7 +31,6 @@ pub(super) fn write_archive(
 }
 
 /// Writes an archive for a daemon. The layers given only by digest are those that the daemon has already.
-#[cfg(feature = "docker")]
 pub(super) fn write_thin_archive(
     path: &Path,
     config: &[u8],

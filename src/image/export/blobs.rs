@@ -65,7 +65,6 @@ pub fn pack_layer(store: &Store, layer: &Path, id_map: IdMap) -> Result<PackedLa
 }
 
 /// Packs a layer as [`pack_layer`] does, without compression.
-#[cfg(feature = "docker")]
 pub(crate) fn pack_layer_tar(store: &Store, layer: &Path, id_map: IdMap) -> Result<PackedLayer, ExportError> {
     pack_one(store, layer, id_map, &store.instance().tmp(), LayerCompression::Plain)
 }

@@ -14,7 +14,6 @@ use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
-#[cfg(feature = "docker")]
 pub(crate) use self::blobs::pack_layer_tar;
 use self::{archive::write_archive, blobs::LayerCompression, layout::write_layout};
 pub use self::{
@@ -62,7 +61,6 @@ impl ExportTarget {
     }
 }
 
-#[cfg(feature = "docker")]
 /// Writes an archive of an image with these labels to the free path `path`, for a daemon. The layers
 /// given only by digest are those that the daemon has already. Layers are in order from the lowest.
 /// Returns the digest of the image.

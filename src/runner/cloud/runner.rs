@@ -132,7 +132,7 @@ impl StepRunner for CloudRunner {
         } else {
             None
         };
-        Ok(StepResult { exit_code, committed_snapshot, artifacts: Vec::new() })
+        Ok(StepResult::exited(exit_code).with_snapshot(committed_snapshot))
     }
 
     async fn reap_snapshots(&self, snapshots: Vec<SnapshotRef>) {

@@ -103,7 +103,7 @@ impl StepRunner for ProcessRunner {
         } else {
             None
         };
-        Ok(StepResult { exit_code, committed_snapshot, artifacts: Vec::new() })
+        Ok(StepResult::exited(exit_code).with_snapshot(committed_snapshot))
     }
 
     async fn reap_snapshots(&self, snapshots: Vec<SnapshotRef>) {

@@ -19,7 +19,6 @@ mod checks;
 mod confined;
 mod error;
 mod export;
-#[cfg(feature = "cloud")]
 mod layered_command;
 mod overlays;
 mod runner;
@@ -27,15 +26,12 @@ mod runner;
 mod serve;
 mod visit;
 
-#[cfg(feature = "cloud")]
 pub(crate) use attempt::{Control, OutputSink};
 pub use cgroup::reap_control_groups;
 pub use checks::{Check, checks};
 pub use confined::{ConfinedCommand, ConfinedEnd, ConfinedError, ConfinedLimits, ConfinedOutput, OutputStream};
 pub use export::SandboxExportError;
-#[cfg(feature = "cloud")]
 pub(crate) use layered_command::LayeredCommand;
-#[cfg(feature = "qemu")]
 pub(crate) use runner::c_string;
 pub use runner::{SandboxBuilder, SandboxRunner};
 #[cfg(feature = "qemu")]

@@ -202,7 +202,6 @@ impl SandboxRunner {
     }
 
     /// Returns the directories of this machine that steps on the `host` image see.
-    #[cfg(feature = "qemu")]
     pub(crate) fn host_dirs(&self) -> &[PathBuf] {
         &self.config.host_dirs
     }
@@ -329,7 +328,7 @@ impl StepRunner for SandboxRunner {
                 None
             }
         };
-        Ok(StepResult { exit_code: ended?, committed_snapshot, artifacts: Vec::new() })
+        Ok(StepResult::exited(ended?).with_snapshot(committed_snapshot))
     }
 
     async fn reap_snapshots(&self, snapshots: Vec<SnapshotRef>) {

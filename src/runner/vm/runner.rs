@@ -162,7 +162,7 @@ impl<B: VmBackend> StepRunner for VmRunner<B> {
                 None
             }
         };
-        Ok(StepResult { exit_code: ended?, committed_snapshot, artifacts: Vec::new() })
+        Ok(StepResult::exited(ended?).with_snapshot(committed_snapshot))
     }
 
     async fn reap_snapshots(&self, snapshots: Vec<SnapshotRef>) {

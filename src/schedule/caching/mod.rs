@@ -41,10 +41,9 @@ use self::{
 };
 use super::{executor::AttemptReport, policy::Start, progress::BuildProgress};
 use crate::{
-    cache::{BuildCache, BuildEnd, KeyRecord, LookupOutcome},
+    cache::{BuildCache, BuildEnd, KeyRecord, LookupOutcome, SharedResults},
     model::StepIndex,
     plan::BoundPlan,
-    remote_cache::RemoteCache,
     runner::{Probe, RunnerIndex, RunnerSet},
     source::RunSource,
 };
@@ -75,7 +74,7 @@ pub(super) struct Caching<'a, R> {
 pub(super) struct CachingScope<'a> {
     pub(super) plan: &'a BoundPlan,
     pub(super) cache: Option<&'a BuildCache>,
-    pub(super) remote: Option<&'a RemoteCache>,
+    pub(super) remote: Option<&'a dyn SharedResults>,
     pub(super) archives: &'a RunSource,
 }
 

@@ -22,11 +22,10 @@ use super::{
 };
 use crate::{
     awake,
-    cache::{BasePart, BuildCache, CacheKey, Cacheable, Found},
+    cache::{BasePart, BuildCache, CacheKey, Cacheable, Candidate, Found, LookedAhead, Question, SharedResults},
     ir::EdgeKind,
     model::{SnapshotRef, StepIndex},
     plan::{Base, BoundPlan},
-    remote_cache::{Candidate, LookedAhead, Question, RemoteCache},
     runner::RunnerIndex,
     store::Store,
 };
@@ -65,7 +64,7 @@ struct SharingScope<'a> {
 /// A remote cache, the store that exchanges results with it, and the pipeline.
 #[derive(Clone, Copy)]
 struct Exchange<'a> {
-    remote: &'a RemoteCache,
+    remote: &'a dyn SharedResults,
     store: &'a Arc<Store>,
     pipeline: &'a str,
 }

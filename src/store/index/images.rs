@@ -34,7 +34,6 @@ pub(in crate::store) fn spare(
 }
 
 /// The last known target of a tag.
-#[cfg(feature = "registry")]
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct TagRow {
     /// The manifest for this machine.
@@ -76,7 +75,6 @@ pub(in crate::store) fn get(
 }
 
 /// Returns whether there is such an image, with any mapping of owners.
-#[cfg(feature = "registry")]
 pub(in crate::store) fn exists(connection: &Connection, digest: &ImageDigest) -> rusqlite::Result<bool> {
     connection
         .prepare_cached("SELECT EXISTS (SELECT 1 FROM images WHERE digest = ? AND doomed IS NULL)")?
@@ -94,7 +92,6 @@ pub(in crate::store) fn touch(
 }
 
 /// Remembers the target of a tag.
-#[cfg(feature = "registry")]
 pub(in crate::store) fn put_tag(transaction: &Transaction<'_>, reference: &str, tag: &TagRow) -> rusqlite::Result<()> {
     let mut insert = transaction
         .prepare_cached("INSERT OR REPLACE INTO tags (reference, manifest, digest, fetched_at) VALUES (?, ?, ?, ?)")?;
@@ -103,7 +100,6 @@ pub(in crate::store) fn put_tag(transaction: &Transaction<'_>, reference: &str, 
 }
 
 /// Returns the last known target of a tag.
-#[cfg(feature = "registry")]
 pub(in crate::store) fn tag(connection: &Connection, reference: &str) -> rusqlite::Result<Option<TagRow>> {
     use super::snapshots::from_text;
     let mut select = connection.prepare_cached("SELECT manifest, digest, fetched_at FROM tags WHERE reference = ?")?;

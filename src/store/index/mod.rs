@@ -6,7 +6,6 @@
 //! leaves either all of it or nothing. Writes are not synced: [`super::Store::sync`] determines what survives
 //! a power failure. This module does not know what rows are used for.
 
-#[cfg(feature = "cloud")]
 pub(super) mod blobs;
 pub(super) mod cache;
 pub(super) mod collect;

@@ -5,7 +5,6 @@ mod errors;
 mod hits;
 mod keys;
 mod on_change;
-#[cfg(target_os = "linux")]
 mod on_the_sandbox;
 mod projects;
 mod why;

@@ -49,7 +49,7 @@ impl StepRunner for Exits {
         // An await point, so that a dispatch takes more than its first poll.
         tokio::task::yield_now().await;
         assert_eq!((ctx.attempt, &*input.step.key), (1, "build"));
-        Ok(StepResult { exit_code: self.code, committed_snapshot: None, artifacts: vec![] })
+        Ok(StepResult::exited(self.code))
     }
 
     async fn reap_snapshots(&self, snapshots: Vec<SnapshotRef>) {
@@ -57,7 +57,7 @@ impl StepRunner for Exits {
     }
 
     async fn probe(&self) -> Probe {
-        Probe::Usable { note: Some(self.code.to_string()) }
+        Probe::usable().with_note(self.code.to_string())
     }
 
     fn capabilities(&self) -> RunnerCapabilities {
@@ -112,8 +112,8 @@ async fn check_set(set: &impl RunnerSet) {
         assert_eq!(result.exit_code, exit_code);
     }
 
-    let note = |note: &str| Probe::Usable { note: Some(note.into()) };
-    let probes = [Probe::Usable { note: None }, note("1"), note("2")];
+    let note = |note: &str| Probe::usable().with_note(note);
+    let probes = [Probe::usable(), note("1"), note("2")];
     assert_eq!(set.probe_all().await, probes);
     for (index, expected) in ALL.into_iter().zip(probes) {
         assert_eq!(set.probe(index).await, expected);

@@ -30,7 +30,7 @@ impl DynStepRunner for Plugin {
         _: ExecutorInput,
     ) -> Pin<Box<dyn Future<Output = Result<StepResult, RunnerError>> + Send + 'a>> {
         let exit_code = self.exit_code;
-        Box::pin(async move { Ok(StepResult { exit_code, committed_snapshot: None, artifacts: vec![] }) })
+        Box::pin(async move { Ok(StepResult::exited(exit_code)) })
     }
 }
 
@@ -102,7 +102,7 @@ async fn a_handwritten_runner_needs_only_a_name_and_execute() {
     let [descriptor] = &registry.descriptors()[..] else { panic!("one runner") };
     assert_eq!((&*descriptor.name, descriptor.is_default, descriptor.cache_version), ("local", true, 1));
     assert_eq!((descriptor.capabilities, descriptor.pool), (Default::default(), Pool::Local));
-    assert_eq!(registry.probe_all().await, [Probe::Usable { note: None }]);
+    assert_eq!(registry.probe_all().await, [Probe::usable()]);
     registry.resolve(None).unwrap().reap_snapshots(vec!["local:1".into()]).await;
 }
 

@@ -106,7 +106,7 @@ impl Broken {
                 return Err(RunnerError::unsupported("it died"));
             }
             (Fault::StartsFromAnything, Some(RunnerErrorKind::Infrastructure)) => {
-                return Ok(StepResult { exit_code: 0, committed_snapshot: None, artifacts: vec![] });
+                return Ok(StepResult::exited(0));
             }
             (Fault::TellsSecrets, Some(RunnerErrorKind::Infrastructure)) => {
                 let values = ctx.secrets.iter().map(|(_, value)| String::from_utf8_lossy(value).into_owned());

@@ -29,7 +29,9 @@ impl StepRunner for Leaves {
     async fn execute(&self, _: &StepContext, input: ExecutorInput) -> Result<StepResult, RunnerError> {
         let key = format!("out/{}.xml", input.step.key);
         let artifacts = vec![ArtifactRef { key, mime: "text/xml".into(), size_bytes: 7 }];
-        Ok(StepResult { exit_code: i32::from(*input.step.key == *"s1"), committed_snapshot: None, artifacts })
+        let mut result = StepResult::exited(i32::from(*input.step.key == *"s1"));
+        result.artifacts = artifacts;
+        Ok(result)
     }
 }
 
@@ -362,7 +364,7 @@ async fn nothing_starts_if_the_plan_is_invalid_or_a_runner_is_unusable() {
     let error = run(runner.engine(), misspelt).await.unwrap_err();
     assert!(matches!(error, BackendError::Invalid(_)), "{error:?}");
 
-    runner.probe = Probe::Unusable { reason: "no namespaces".to_owned(), hint: "enable them".to_owned() };
+    runner.probe = Probe::unusable("no namespaces", "enable them");
     let error = run(runner.engine(), request(&Graph::chain(2))).await.unwrap_err();
     assert_eq!(error.to_string(), "runner `scripted` is not available: no namespaces; enable them");
 

@@ -6,8 +6,8 @@ use std::{num::NonZeroU32, sync::Arc};
 use hm_exec::{
     ExecutorInput,
     event::{RunDir, create},
-    ir::{CommandStep, Env},
-    runner::{ArchiveId, CacheDecision, Secrets, StepContext},
+    ir::CommandStep,
+    runner::{ArchiveId, Secrets, StepContext},
     source::RunSource,
 };
 use tokio_util::sync::CancellationToken;
@@ -33,15 +33,6 @@ pub(crate) fn attempt() -> (StepContext, ExecutorInput) {
         runner: None,
         runner_args: None,
     };
-    let input = ExecutorInput {
-        step: Arc::new(step),
-        workspace_archive_id: archive,
-        env: Arc::new(Env::new()),
-        workdir: "/workspace".into(),
-        run_id,
-        step_id: Uuid::from_u128(2),
-        cache_lookup: CacheDecision::MissNoCommit,
-        parent_snapshot: None,
-    };
+    let input = ExecutorInput::new(Arc::new(step), archive, run_id, Uuid::from_u128(2));
     (StepContext::new(event_bus, archives, Arc::default(), CancellationToken::new()), input)
 }

@@ -87,7 +87,7 @@ impl StepRunner for Writer {
             }
         }
         let commits = exit_code == 0 && input.cache_lookup.commits();
-        Ok(StepResult { exit_code, committed_snapshot: commits.then(|| self.commit(&input)), artifacts: vec![] })
+        Ok(StepResult::exited(exit_code).with_snapshot(commits.then(|| self.commit(&input))))
     }
 
     async fn reap_snapshots(&self, snapshots: Vec<SnapshotRef>) {
@@ -98,8 +98,8 @@ impl StepRunner for Writer {
         let mut state = self.state.lock().unwrap();
         state.probes += 1;
         match state.usable {
-            true => Probe::Usable { note: None },
-            false => Probe::Unusable { reason: "it is broken".into(), hint: "mend it".into() },
+            true => Probe::usable(),
+            false => Probe::unusable("it is broken", "mend it"),
         }
     }
 

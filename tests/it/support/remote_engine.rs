@@ -13,7 +13,6 @@ use super::{backends::usable, images::has_busybox};
 
 /// Returns the static `hm-step`, or `None` if a test of steps is skipped because `hm-step` or a shell for
 /// steps is missing.
-#[cfg(target_os = "linux")]
 pub(crate) fn step_program() -> Option<PathBuf> {
     let program = std::env::var_os("HM_STEP").map(PathBuf::from).filter(|path| path.exists());
     let found = usable("hm-step", program.is_some(), "`just hm-step` builds it; HM_STEP names it");

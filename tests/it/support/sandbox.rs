@@ -151,20 +151,13 @@ impl Run {
             runner: None,
             runner_args: ask.args,
         };
-        let cache_lookup = match ask.commit {
-            true => CacheDecision::MissBuildAs { tag: SnapshotRef::from("hm1:t") },
-            false => CacheDecision::MissNoCommit,
-        };
-        ExecutorInput {
-            step: Arc::new(step),
-            workspace_archive_id: self.ctx.archives.id(),
-            env: Arc::new(ask.env),
-            workdir: "/workspace".into(),
-            run_id: self.run_id,
-            step_id,
-            cache_lookup,
-            parent_snapshot: ask.parent,
+        let mut input = ExecutorInput::new(Arc::new(step), self.ctx.archives.id(), self.run_id, step_id);
+        input.env = Arc::new(ask.env);
+        input.parent_snapshot = ask.parent;
+        if ask.commit {
+            input.cache_lookup = CacheDecision::MissBuildAs { tag: SnapshotRef::from("hm1:t") };
         }
+        input
     }
 
     /// Ends the run. Returns all lines that its steps printed, those of standard error last.

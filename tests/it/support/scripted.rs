@@ -105,7 +105,7 @@ impl Scripted {
             script: script.map(|(key, acts)| (key.to_owned(), acts)).into(),
             memory: Arc::default(),
             reaping_hangs: false,
-            probe: Probe::Usable { note: None },
+            probe: Probe::usable(),
             pool: Pool::Local,
             capabilities: RunnerCapabilities::default(),
             started: Instant::now(),
@@ -186,7 +186,7 @@ impl StepRunner for Scripted {
         let exit_code = result?;
         let commits = exit_code == 0 && input.cache_lookup.commits();
         let committed_snapshot = commits.then(|| SnapshotRef::from(format!("{}:{key}", self.name)));
-        Ok(StepResult { exit_code, committed_snapshot, artifacts: vec![] })
+        Ok(StepResult::exited(exit_code).with_snapshot(committed_snapshot))
     }
 
     async fn reap_snapshots(&self, snapshots: Vec<SnapshotRef>) {

@@ -36,8 +36,8 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
         AnswerFormat::Text => {
             let rows = runners.iter().map(|(runner, probe)| {
                 let (state, why) = match probe {
-                    Probe::Usable { note } => ("available", note.clone().unwrap_or_default()),
-                    Probe::Unusable { reason, hint } => ("not available", format!("{reason}; {hint}")),
+                    Probe::Usable { note, .. } => ("available", note.clone().unwrap_or_default()),
+                    Probe::Unusable { reason, hint, .. } => ("not available", format!("{reason}; {hint}")),
                 };
                 let default = if runner.is_default { "default" } else { "" };
                 vec![runner.name.to_string(), default.into(), state.into(), text::clean(&why)]
@@ -92,10 +92,10 @@ pub(super) fn try_all(config: Config) -> Outcome<Vec<(RunnerDescriptor, Probe)>>
     {
         let booted = runtime.block_on(runners.boot_machine());
         *probe = match booted {
-            Ok(accelerator) => Probe::Usable { note: Some(format!("a machine booted with {accelerator}")) },
+            Ok(accelerator) => Probe::usable().with_note(format!("a machine booted with {accelerator}")),
             Err(error) => {
-                let hint = "see its output, or set `HM_LOG=debug` for details".into();
-                Probe::Unusable { reason: error.to_line(), hint }
+                let hint = "see its output, or set `HM_LOG=debug` for details";
+                Probe::unusable(error.to_line(), hint)
             }
         };
     }

@@ -13,7 +13,7 @@ use hm_exec::runner::Probe;
 
 #[tokio::test]
 async fn the_probe_reports_a_usable_sandbox() {
-    assert!(matches!(Bench::new().runner.probe().await, Probe::Usable { note: Some(_) }));
+    assert!(matches!(Bench::new().runner.probe().await, Probe::Usable { note: Some(_), .. }));
 }
 
 #[tokio::test]

@@ -37,16 +37,16 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
     checks.extend(runners.into_iter().map(|(runner, probe)| Check {
         name: format!("runner {}", runner.name),
         finding: match probe {
-            Probe::Usable { note } => Finding::Good(note.unwrap_or_else(|| "available".into())),
+            Probe::Usable { note, .. } => Finding::Good(note.unwrap_or_else(|| "available".into())),
             // A user who names no engine or daemon does not need one, and virtual machines are optional.
-            Probe::Unusable { reason, hint }
+            Probe::Unusable { reason, hint, .. }
                 if !has_engine && *runner.name == *"cloud"
                     || !has_daemon && *runner.name == *"docker"
                     || *runner.name == *"vm" =>
             {
                 Finding::Lacking { what: reason, fix: hint }
             }
-            Probe::Unusable { reason, hint } => Finding::Bad { what: reason, fix: hint },
+            Probe::Unusable { reason, hint, .. } => Finding::Bad { what: reason, fix: hint },
         },
     }));
     let works = !checks.iter().any(|check| matches!(check.finding, Finding::Bad { .. }));
