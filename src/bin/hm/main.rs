@@ -5,7 +5,6 @@ mod commands;
 mod config;
 mod exit_code;
 mod failure;
-#[cfg(target_os = "linux")]
 mod find_step;
 mod logging;
 mod pipelines;
@@ -14,8 +13,6 @@ mod project_id;
 mod reporter;
 mod runners;
 mod signals;
-#[cfg(target_os = "linux")]
-mod step_files;
 mod store;
 mod trust;
 mod warnings;
@@ -40,27 +37,21 @@ enum Command {
     Render(commands::render::Args),
     Runners(commands::runners::Args),
     Trust(commands::trust::Args),
-    #[cfg(target_os = "linux")]
-    Shell(commands::shell::Args),
-    #[cfg(target_os = "linux")]
     Logs(commands::logs::Args),
-    #[cfg(target_os = "linux")]
     Why(commands::why::Args),
     #[cfg(target_os = "linux")]
-    Cp(commands::cp::Args),
+    #[command(flatten)]
+    StepFiles(commands::step_files::Command),
     Cache(commands::cache::Args),
     #[cfg(target_os = "linux")]
-    Worker(commands::worker::Args),
-    #[cfg(target_os = "linux")]
-    Logstream(commands::logstream::Args),
+    #[command(flatten)]
+    Cluster(commands::cluster::Command),
     Doctor(commands::doctor::Args),
 }
 
 fn main() -> ExitCode {
-    // This comes first because the process may be the sandbox's helper, started again.
-    #[cfg(target_os = "linux")]
-    hm_exec::runner::sandbox::init();
-    hm_exec::runner::docker::init();
+    // This comes first because the process may be the helper of a runner, started again.
+    runners::init();
     hm_exec::open_files::raise_limit();
     let command = Cli::parse().command;
     logging::init();
@@ -71,19 +62,13 @@ fn main() -> ExitCode {
         Command::Render(args) => commands::render::run(&args),
         Command::Runners(args) => commands::runners::run(&args),
         Command::Trust(args) => commands::trust::run(&args),
-        #[cfg(target_os = "linux")]
-        Command::Shell(args) => commands::shell::run(&args),
-        #[cfg(target_os = "linux")]
         Command::Logs(args) => commands::logs::run(&args),
-        #[cfg(target_os = "linux")]
         Command::Why(args) => commands::why::run(&args),
         #[cfg(target_os = "linux")]
-        Command::Cp(args) => commands::cp::run(&args),
+        Command::StepFiles(command) => commands::step_files::run(&command),
         Command::Cache(args) => commands::cache::run(&args),
         #[cfg(target_os = "linux")]
-        Command::Worker(args) => commands::worker::run(&args),
-        #[cfg(target_os = "linux")]
-        Command::Logstream(args) => commands::logstream::run(&args),
+        Command::Cluster(command) => commands::cluster::run(&command),
         Command::Doctor(args) => commands::doctor::run(&args),
     };
     done.unwrap_or_else(|failure| failure.report())

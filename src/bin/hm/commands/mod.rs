@@ -1,25 +1,20 @@
-//! The commands, one file each: an `Args` struct and a function.
+//! The commands, one file each: an `Args` struct and a function. Those that only Linux has are in
+//! `step_files` and `cluster`.
 
 pub(crate) mod cache;
 #[cfg(target_os = "linux")]
-pub(crate) mod cp;
+pub(crate) mod cluster;
 pub(crate) mod doctor;
-#[cfg(target_os = "linux")]
 pub(crate) mod logs;
-#[cfg(target_os = "linux")]
-pub(crate) mod logstream;
 pub(crate) mod pipelines;
 pub(crate) mod plan;
 pub(crate) mod render;
 pub(crate) mod run;
 pub(crate) mod runners;
 #[cfg(target_os = "linux")]
-pub(crate) mod shell;
+pub(crate) mod step_files;
 pub(crate) mod trust;
-#[cfg(target_os = "linux")]
 pub(crate) mod why;
-#[cfg(target_os = "linux")]
-pub(crate) mod worker;
 
 use std::{
     io::{self, Write},

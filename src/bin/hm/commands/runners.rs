@@ -86,7 +86,6 @@ pub(super) fn probe_all(config: Config) -> Outcome<Vec<(RunnerDescriptor, Probe)
 pub(super) fn try_all(config: Config) -> Outcome<Vec<(RunnerDescriptor, Probe)>> {
     let (runtime, runners) = (runtime()?, Runners::new(config)?);
     let mut probes = probe(&runners, &runtime)?;
-    #[cfg(target_os = "linux")]
     for (_, probe) in
         probes.iter_mut().filter(|(runner, probe)| *runner.name == *"vm" && matches!(probe, Probe::Usable { .. }))
     {

@@ -5,8 +5,6 @@
 //! not this module.
 
 mod environment;
-#[cfg(target_os = "linux")]
-mod git_secrets;
 pub(crate) mod interpreter;
 mod python;
 pub(crate) mod rendering;

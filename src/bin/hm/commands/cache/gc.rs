@@ -76,7 +76,7 @@ fn reap_outside(store: &Arc<Store>) -> Vec<(&'static str, u64)> {
         Swept::default()
     });
     vec![
-        ("control groups", reap_control_groups() as u64),
+        ("control groups", runners::reap_control_groups() as u64),
         ("containers", swept.containers as u64),
         ("images of containers", swept.images as u64),
     ]
@@ -88,15 +88,6 @@ fn sweep_containers(store: &Arc<Store>) -> anyhow::Result<Swept> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let swept = runtime.block_on(async { tokio::time::timeout(PATIENCE, docker.backend().sweep(store)).await });
     Ok(swept??)
-}
-
-/// Removes the control groups that killed runs left.
-fn reap_control_groups() -> usize {
-    #[cfg(target_os = "linux")]
-    let reaped = hm_exec::runner::sandbox::reap_control_groups();
-    #[cfg(not(target_os = "linux"))]
-    let reaped = 0;
-    reaped
 }
 
 /// Prints the report.

@@ -3,7 +3,6 @@
 mod background;
 mod clean;
 mod du;
-mod export;
 mod gc;
 mod limits;
 
@@ -28,7 +27,8 @@ enum Command {
     Du(du::Args),
     Gc(gc::Args),
     Clean(clean::Args),
-    Export(export::Args),
+    #[cfg(target_os = "linux")]
+    Export(super::step_files::export::Args),
 }
 
 pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
@@ -36,7 +36,8 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
         Command::Du(args) => du::run(args),
         Command::Gc(args) => gc::run(args),
         Command::Clean(args) => clean::run(args),
-        Command::Export(args) => export::run(args),
+        #[cfg(target_os = "linux")]
+        Command::Export(args) => super::step_files::export::run(args),
     }
 }
 

@@ -1,8 +1,14 @@
-//! The files of a step that has ended: its snapshot, opened for `hm shell`, `hm cp` and `hm cache export`.
+//! The files of a step that has ended, and the commands that open them: `hm shell`, `hm cp`, and
+//! `hm cache export`.
+
+mod cp;
+pub(super) mod export;
+mod shell;
 
 use std::{
     io,
     path::Path,
+    process::ExitCode,
     sync::{Arc, atomic::AtomicBool},
 };
 
@@ -19,15 +25,29 @@ use crate::{
     failure::{Failure, Outcome},
     find_step::{describe, find_run, find_step, unreadable},
     reporter::to_stderr,
-    runners, store,
+    runners::system::sandbox,
+    store,
 };
+
+#[derive(Debug, clap::Subcommand)]
+pub(crate) enum Command {
+    Shell(shell::Args),
+    Cp(cp::Args),
+}
+
+pub(crate) fn run(command: &Command) -> Outcome<ExitCode> {
+    match command {
+        Command::Shell(args) => shell::run(args),
+        Command::Cp(args) => cp::run(args),
+    }
+}
 
 /// The files of a step that has ended, with a lease on its snapshot.
 #[derive(Debug)]
-pub(crate) struct StepFiles {
-    pub(crate) run: Run,
-    pub(crate) step: StepRecord,
-    pub(crate) surroundings: Arc<SnapshotConfig>,
+struct StepFiles {
+    run: Run,
+    step: StepRecord,
+    surroundings: Arc<SnapshotConfig>,
     snapshot: SnapshotRef,
     source: FrozenSource,
     sandbox: SandboxRunner,
@@ -36,7 +56,7 @@ pub(crate) struct StepFiles {
 
 impl StepFiles {
     /// Finds the snapshot of `[RUN/]STEP`. Without a run, searches the last run of each pipeline of `dir`.
-    pub(crate) fn find(text: &str, dir: Option<&Path>) -> Outcome<Self> {
+    fn find(text: &str, dir: Option<&Path>) -> Outcome<Self> {
         let store = store::open()?;
         let lease = store.lease().map_err(unreadable)?;
         let (run, steps, key) = find_run(&store, text, dir)?;
@@ -45,7 +65,7 @@ impl StepFiles {
     }
 
     /// Finds the snapshot and the path of `[RUN/]STEP:PATH`.
-    pub(crate) fn find_path<'a>(text: &'a str, dir: Option<&Path>) -> Outcome<(Self, &'a str)> {
+    fn find_path<'a>(text: &'a str, dir: Option<&Path>) -> Outcome<(Self, &'a str)> {
         let store = store::open()?;
         let lease = store.lease().map_err(unreadable)?;
         let (run, steps, rest) = find_run(&store, text, dir)?;
@@ -85,28 +105,28 @@ impl StepFiles {
             // The snapshot was made by an older version.
             Arc::new(SnapshotConfig::in_workdir("/workspace"))
         });
-        let sandbox = runners::sandbox(&Arc::clone(store).into(), &surroundings.host_dirs, ImageOptions::default());
+        let sandbox = sandbox(&Arc::clone(store).into(), &surroundings.host_dirs, ImageOptions::default());
         Ok(Self { run, step, surroundings, snapshot, source, sandbox, _lease: lease })
     }
 
     /// Describes the run, the step, and how it ended, for the user.
-    pub(crate) fn describe(&self) -> String {
+    fn describe(&self) -> String {
         let id = self.run.id.to_string();
         format!("step `{}` of run {} ({})", self.step.key, &id[..8], describe(&self.step))
     }
 
     /// Makes a visit. Returns the exit code, or an error if there is none.
-    pub(crate) async fn visit(&self, operation: VisitOperation<'_>, streams: Streams) -> Result<i32, VisitError> {
+    async fn visit(&self, operation: VisitOperation<'_>, streams: Streams) -> Result<i32, VisitError> {
         self.sandbox.visit(Visit::new(&self.snapshot, &self.source, operation), streams).await
     }
 
     /// Writes the step's snapshot as an image. Returns its digest.
-    pub(crate) async fn export(&self, to: ExportTarget) -> Result<ImageDigest, SandboxExportError> {
+    async fn export(&self, to: ExportTarget) -> Result<ImageDigest, SandboxExportError> {
         self.sandbox.export(&self.snapshot, &self.source, to).await
     }
 
     /// Returns the failure of a visit.
-    pub(crate) fn failed(&self, error: VisitError) -> Failure {
+    fn failed(&self, error: VisitError) -> Failure {
         match error {
             VisitError::Operation { doing, source } if is_about_the_path(&source) => {
                 Failure::input(format_args!("failed to {doing} in the files of step `{}`", self.step.key))
@@ -120,7 +140,7 @@ impl StepFiles {
 }
 
 /// Returns whether an error is caused by the path rather than by the machine.
-pub(crate) fn is_about_the_path(error: &io::Error) -> bool {
+fn is_about_the_path(error: &io::Error) -> bool {
     matches!(
         error.kind(),
         io::ErrorKind::NotFound

@@ -7,12 +7,12 @@ use hm_exec::{
     runner::sandbox::SandboxExportError,
 };
 
+use super::StepFiles;
 use crate::{
     commands::print,
     exit_code,
     failure::{Failure, Outcome},
     signals::Interrupts,
-    step_files::StepFiles,
 };
 
 const LONG_HELP: &str = "\
@@ -29,7 +29,7 @@ Use the image in a pipeline as `image: oci:image`. Steps on image `host` cannot 
 /// The image includes the source at /workspace. Exporting the same step again creates the same bytes.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = LONG_HELP)]
-pub(super) struct Args {
+pub(crate) struct Args {
     /// The step; RUN is a prefix of a run's id [default: the last run of this directory]
     #[arg(value_name = "[RUN/]STEP")]
     step: String,
@@ -43,7 +43,7 @@ pub(super) struct Args {
     dir: Option<PathBuf>,
 }
 
-pub(super) fn run(args: &Args) -> Outcome<ExitCode> {
+pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
     let target = ExportTarget::parse(&args.to).map_err(Failure::input)?;
     let files = StepFiles::find(&args.step, args.dir.as_deref())?;
     let runtime = tokio::runtime::Builder::new_current_thread()

@@ -14,12 +14,12 @@ use hm_exec::runner::sandbox::{VisitError, VisitOperation};
 use relay::Relay;
 use tokio::signal::unix::{SignalKind, signal};
 
+use super::StepFiles;
 use crate::{
     exit_code,
     failure::{Failure, Outcome},
     reporter::to_stderr,
     signals::Interrupts,
-    step_files::StepFiles,
 };
 
 const LONG_HELP: &str = "\

@@ -15,11 +15,11 @@ use hm_exec::{
 };
 use rustix::pipe::PipeFlags;
 
+use super::{StepFiles, is_about_the_path};
 use crate::{
     exit_code,
     failure::{Failure, Outcome},
     signals::Interrupts,
-    step_files::{StepFiles, is_about_the_path},
 };
 
 const LONG_HELP: &str = "\

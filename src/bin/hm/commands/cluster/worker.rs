@@ -9,12 +9,12 @@ use hm_exec::{
     worker::{Worker, WorkerNote, WorkerNotes, WorkerOptions, WorkerStop},
 };
 
-use super::cache;
 use crate::{
+    commands::cache,
     config::{EngineArgs, NamedEngine},
     failure::{Failure, Outcome},
     reporter::to_stderr,
-    runners::sandbox,
+    runners::system::sandbox,
     signals::Interrupts,
     store,
 };
