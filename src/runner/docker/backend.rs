@@ -13,6 +13,7 @@ use super::{
     error,
     images::{self, is_the_stores},
     labels::Owner,
+    local_trees::LocalTrees,
     make::no_host,
     shared::{Connection, Shared},
     sweep::{self, Swept},
@@ -41,8 +42,7 @@ pub struct DockerBuilder {
     host: Option<String>,
     helper: Option<PathBuf>,
     images: ImageOptions,
-    #[cfg(target_os = "linux")]
-    userns: Option<Arc<crate::userns::UsernsHelper>>,
+    pub(super) local_trees: LocalTrees,
 }
 
 impl DockerBuilder {
@@ -69,15 +69,6 @@ impl DockerBuilder {
         self
     }
 
-    /// Reads and writes layers in the store through this helper, or the helper of this
-    /// [sandbox](crate::runner::sandbox::SandboxBuilder), instead of one of its own.
-    #[cfg(target_os = "linux")]
-    #[must_use]
-    pub fn local(mut self, helper: impl Into<Arc<crate::userns::UsernsHelper>>) -> Self {
-        self.userns = Some(helper.into());
-        self
-    }
-
     /// Builds a runner on this backend, with layers in `store`. Nothing is connected or opened yet.
     #[must_use]
     pub fn build(self, store: impl Into<StoreHandle>) -> super::DockerRunner {
@@ -93,8 +84,7 @@ impl DockerBuilder {
             own: Mutex::default(),
             bases: Mutex::default(),
             cleanup: CleanupThread::default(),
-            #[cfg(target_os = "linux")]
-            userns: self.userns.unwrap_or_else(|| crate::userns::UsernsHelper::new(Default::default())),
+            local_trees: self.local_trees,
         };
         super::DockerRunner::new(Docker { shared: Arc::new(shared) }, store)
     }

@@ -16,6 +16,7 @@ use super::{
     container_image::{ContainerImage, ContainerImageBase, ContainerImages},
     error,
     labels::{self, Owner},
+    local_trees::LocalTrees,
     reaper::{self, Reaper},
     sweep::{self, Swept},
 };
@@ -43,8 +44,7 @@ pub(super) struct Shared {
     pub(super) cleanup: CleanupThread,
     pub(super) reaper: OnceLock<Reaper>,
     /// Determines how ids are mapped in this machine's steps. Containers share layers with those.
-    #[cfg(target_os = "linux")]
-    pub(super) userns: Arc<crate::userns::UsernsHelper>,
+    pub(super) local_trees: LocalTrees,
 }
 
 /// The digest of an image in the store, once it is known. Locked while the image is being imported.
@@ -129,21 +129,11 @@ impl Shared {
 
     /// Returns how ids are mapped in the layers that are committed to the store.
     pub(super) async fn id_map(&self, store: &Arc<Store>) -> Result<IdMap, RunnerError> {
-        #[cfg(target_os = "linux")]
-        return Ok(self.userns.prepare_trees(store).await?);
-        #[cfg(not(target_os = "linux"))]
-        {
-            let _ = store;
-            Ok(IdMap::Single)
-        }
+        self.local_trees.prepare(store).await
     }
 
     /// Returns how ids are mapped, for cache keys.
     pub(super) async fn mode(&self) -> &'static str {
-        #[cfg(target_os = "linux")]
-        let id_map = self.userns.id_map().await;
-        #[cfg(not(target_os = "linux"))]
-        let id_map = IdMap::Single;
-        id_map.as_str()
+        self.local_trees.id_map().await.as_str()
     }
 }

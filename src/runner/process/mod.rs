@@ -14,5 +14,11 @@ mod group;
 mod output;
 mod runner;
 mod supervisor;
+#[cfg(target_os = "linux")]
+#[path = "linux.rs"]
+mod system;
+#[cfg(not(target_os = "linux"))]
+#[path = "other.rs"]
+mod system;
 
 pub use runner::ProcessRunner;

@@ -18,6 +18,7 @@ use rustix::{
 use super::{
     at::{copy_xattrs, entries, join, open_dir, stat_at, timestamps},
     descent::Descent,
+    system::reflink,
 };
 
 /// Copies the directory `from` to `to`, which must not exist.
@@ -196,18 +197,6 @@ fn copy_range(mut from: &File, mut to: &File, start: u64, end: u64) -> io::Resul
     from.seek(SeekFrom::Start(start))?;
     to.seek(SeekFrom::Start(start))?;
     io::copy(&mut from.take(end - start), &mut to).map(drop)
-}
-
-/// Shares the data of one file with another, empty one. Returns false if that fails for any reason.
-#[cfg(target_os = "linux")]
-pub fn reflink(from: &File, to: &File) -> bool {
-    fs::ioctl_ficlone(to, from).is_ok()
-}
-
-/// Shares the data of one file with another, empty one. Returns false if that fails for any reason.
-#[cfg(not(target_os = "linux"))]
-pub fn reflink(_: &File, _: &File) -> bool {
-    false
 }
 
 #[cfg(test)]

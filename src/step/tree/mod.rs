@@ -18,6 +18,12 @@ mod pack;
 mod remove;
 mod seal;
 mod stack;
+#[cfg(target_os = "linux")]
+#[path = "linux.rs"]
+mod system;
+#[cfg(not(target_os = "linux"))]
+#[path = "other.rs"]
+mod system;
 mod unpack;
 mod whiteouts;
 
@@ -38,8 +44,9 @@ pub use at::join;
 pub use descent::Descent;
 pub use {
     at::{entries, mtime, open_below, open_dir, open_dir_at, stat_at},
-    copy::{copy_file, reflink},
+    copy::copy_file,
     measure::{Extent, FileId, measure},
+    system::reflink,
     unpack::decompress,
     whiteouts::{is_opaque_at, is_whiteout_at, whiteout},
 };

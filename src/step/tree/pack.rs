@@ -18,13 +18,11 @@ use tar::{Builder, EntryType, Header};
 use super::{
     at::{entries, join, open_dir_at, stat_at},
     descent::Descent,
+    system::is_pseudo,
 };
 
 /// The first part of entry names if a directory's content was requested.
 pub(super) const CONTENT: &[u8] = b".";
-
-/// File systems that show a machine's state rather than stored files.
-const PSEUDO: [i64; 3] = [0x9fa0, 0x6265_6572, 0x1cd1];
 
 /// Writes the file or tree at `path` to `out` as a GNU tar stream.
 ///
@@ -97,8 +95,7 @@ impl<W: Write> Packer<W> {
         let dir = walk.dir();
         let name = if walk.path().is_empty() { top.to_vec() } else { join(top, walk.path()) };
         self.entry(&Member::new(&name, &fs::fstat(dir)?, EntryType::Directory), io::empty())?;
-        #[cfg(target_os = "linux")]
-        if PSEUDO.contains(&fs::fstatfs(dir)?.f_type) {
+        if is_pseudo(dir)? {
             return Ok(Vec::new());
         }
         let mut found = entries(dir)?;

@@ -7,8 +7,11 @@
 
 #[cfg(target_os = "linux")]
 mod step;
+#[cfg(not(target_os = "linux"))]
+#[path = "no_step.rs"]
+mod step;
 
-use std::{ffi::OsStr, process::ExitCode};
+use std::process::ExitCode;
 
 /// The exit code if the command could not be run.
 const FAILED: u8 = 125;
@@ -21,7 +24,7 @@ fn main() -> ExitCode {
             println!("hm-step {}, format {}", env!("CARGO_PKG_VERSION"), hm_exec_step::VERSION);
             ExitCode::SUCCESS
         }
-        (Some(input), again) => answer(&input, again.is_some()),
+        (Some(input), again) => step::answer(&input, again.is_some()),
         _ => usage(),
     }
 }
@@ -29,38 +32,5 @@ fn main() -> ExitCode {
 #[expect(clippy::print_stderr, reason = "this is a command")]
 fn usage() -> ExitCode {
     eprintln!("usage: hm-step input.json");
-    ExitCode::from(FAILED)
-}
-
-/// Runs what the first argument names. A second argument is right only if this program runs itself again.
-#[cfg(target_os = "linux")]
-#[expect(clippy::print_stderr, reason = "this is a command")]
-fn answer(input: &OsStr, has_more: bool) -> ExitCode {
-    if !has_more && input == hm_exec_step::guest::MARKER && std::process::id() == 1 {
-        // The machine ends when its first process ends.
-        if let Err(why) = hm_exec_step::guest::run() {
-            eprintln!("hm-step: {why}");
-        }
-        return ExitCode::from(FAILED);
-    }
-    if has_more && !hm_exec_step::jail::is_again() {
-        return usage();
-    }
-    match step::run(input.as_ref()) {
-        Ok(code) => ExitCode::from(code),
-        Err(failure) => {
-            eprintln!("hm-step: {failure}");
-            ExitCode::from(FAILED)
-        }
-    }
-}
-
-#[cfg(not(target_os = "linux"))]
-#[expect(clippy::print_stderr, reason = "this is a command")]
-fn answer(_: &OsStr, has_more: bool) -> ExitCode {
-    if has_more {
-        return usage();
-    }
-    eprintln!("hm-step: steps run on Linux");
     ExitCode::from(FAILED)
 }

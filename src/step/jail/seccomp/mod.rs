@@ -127,23 +127,9 @@ const PRETENDED: &[c_long] = numbers![
 #[path = "x86_64.rs"]
 mod arch;
 
-#[cfg(target_arch = "aarch64")]
-mod arch {
-    use super::Verdict;
-
-    pub(super) const NATIVE: u32 = 0xC000_00B7;
-    pub(super) const DENIED: &[libc::c_long] = &[];
-    pub(super) const PRETENDED: &[(libc::c_long, Verdict)] = &[];
-    /// 32-bit programs get ENOSYS for every call: there is no list for them.
-    pub(super) const COMPAT: Option<u32> = None;
-    pub(super) const COMPAT_SOCKET: u32 = super::FIRST_UNKNOWN;
-    pub(super) const COMPAT_SOCKETS: &[(u32, Verdict)] = &[];
-    pub(super) const COMPAT_DENIED: &[(u32, Verdict)] = &[];
-    pub(super) const COMPAT_PRETENDED: &[(u32, Verdict)] = &[];
-}
-
-#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-compile_error!("the sandbox does not filter system calls on this architecture");
+#[cfg(not(target_arch = "x86_64"))]
+#[path = "aarch64.rs"]
+mod arch;
 
 /// Returns the filter of denied calls for every step. `shares_network` adds the sockets denied on a shared
 /// network.
@@ -286,10 +272,10 @@ mod tests {
         assert_eq!(run(&denied(false), 0x1234, 0, [0; 3]), ENOSYS);
     }
 
-    #[cfg(target_arch = "x86_64")]
     #[test]
     fn programs_of_32_bits_have_a_list_of_their_own() {
-        let compat = |call, argument| run(&denied(true), 0x4000_0003, call, [argument, 0, 0]);
+        let Some(compat) = arch::COMPAT else { return };
+        let compat = |call, argument| run(&denied(true), compat, call, [argument, 0, 0]);
         assert_eq!(compat(21, 0), EPERM);
         assert_eq!(compat(120, libc::CLONE_NEWNET.cast_unsigned()), EPERM);
         assert_eq!(compat(4, 0), ALLOW);

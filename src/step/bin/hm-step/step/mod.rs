@@ -7,15 +7,16 @@ mod scratch;
 
 use std::{
     collections::BTreeMap,
-    ffi::CString,
+    ffi::{CString, OsStr},
     fs, io,
     os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
+    process::ExitCode,
     time::Duration,
 };
 
 use hm_exec_step::{
-    Exit, LayerOutput, Network, StepInput, StepOutput, VERSION,
+    Exit, LayerOutput, Network, StepInput, StepOutput, VERSION, guest,
     jail::{
         self, Bounds, DEFAULT_ENV, End, JailPlace, JailSpec, MountApi, OneShot, Overlay, Root, Watch,
         user_namespace_hint,
@@ -23,7 +24,7 @@ use hm_exec_step::{
 };
 
 use self::{failure::Failure, scratch::Scratch};
-use crate::FAILED;
+use crate::{FAILED, usage};
 
 /// The result's file name in the directory of the input.
 const RESULT: &str = "result.json";
@@ -33,12 +34,34 @@ const TIMED_OUT: u8 = 124;
 const KILLED: u8 = 128 + 9;
 const TERMINATED: u8 = 128 + 15;
 
+/// Runs what the first argument names. A second argument is right only if this program runs itself again.
+#[expect(clippy::print_stderr, reason = "this is a command")]
+pub(crate) fn answer(input: &OsStr, has_more: bool) -> ExitCode {
+    if !has_more && input == guest::MARKER && std::process::id() == 1 {
+        // The machine ends when its first process ends.
+        if let Err(why) = guest::run() {
+            eprintln!("hm-step: {why}");
+        }
+        return ExitCode::from(FAILED);
+    }
+    if has_more && !jail::is_again() {
+        return usage();
+    }
+    match run(input.as_ref()) {
+        Ok(code) => ExitCode::from(code),
+        Err(failure) => {
+            eprintln!("hm-step: {failure}");
+            ExitCode::from(FAILED)
+        }
+    }
+}
+
 /// Runs the step that the file `input` describes. Returns the exit code for this process.
 ///
 /// # Errors
 /// Returns the error that the result file states if the command could not be run, or the reason why there is
 /// no result file.
-pub(crate) fn run(input: &Path) -> Result<u8, Failure> {
+fn run(input: &Path) -> Result<u8, Failure> {
     // This comes first because it may run this program again.
     let oneshot = OneShot::enter_protected()
         .map_err(|error| Failure::lasting(format!("failed to {error}; hint: {}", user_namespace_hint(&error))));
