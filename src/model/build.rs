@@ -36,6 +36,7 @@ pub enum BuildStatus {
 impl BuildStatus {
     /// Returns the exit code of `hm run`: 0 passed, 1 failed, 3 infrastructure, 124 timed out, 130 cancelled.
     /// (2 is for bad input and usage errors, before there is a build.)
+    // `src/bin/hm/exit_code.rs` has the table of all exit codes of `hm`.
     #[must_use]
     pub const fn exit_code(self) -> i32 {
         match self {

@@ -1,4 +1,14 @@
 //! The exit codes of `hm`. `hm run --help` lists them for users.
+//!
+//! | code | meaning | defined in |
+//! |---|---|---|
+//! | 0 | success | [`BuildStatus::exit_code`] |
+//! | 1 | the build failed | [`BuildStatus::exit_code`] |
+//! | 2 | wrong usage or invalid input | [`INVALID`] |
+//! | 3 | something other than a step's command failed | [`BuildStatus::exit_code`] |
+//! | 124 | the build timed out | [`BuildStatus::exit_code`] |
+//! | 130 | interrupted | [`BuildStatus::exit_code`] |
+//! | other | that of the program which `hm shell` ran | [`of_program`] |
 
 use std::process::ExitCode;
 
@@ -8,10 +18,10 @@ use hm_exec::BuildStatus;
 pub(crate) const INVALID: u8 = 2;
 
 /// The exit code if this machine, or something on it, prevented the command from doing its work.
-pub(crate) const COULD_NOT_RUN: u8 = 3;
+pub(crate) const COULD_NOT_RUN: u8 = BuildStatus::Infrastructure.exit_code() as u8;
 
 /// The exit code after Ctrl-C, or another signal to stop.
-pub(crate) const INTERRUPTED: u8 = 130;
+pub(crate) const INTERRUPTED: u8 = BuildStatus::Canceled.exit_code() as u8;
 
 /// Returns the exit code of `hm run` for a build that has ended.
 pub(crate) fn of_build(status: BuildStatus) -> ExitCode {
