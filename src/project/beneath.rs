@@ -6,33 +6,25 @@ use std::{
 };
 
 use rustix::{
-    fs::{self, FileType, Mode, OFlags},
+    fs::{self, FileType, Mode, OFlags, ResolveFlags},
     io::Errno,
 };
 
 /// The number of retries of a lookup that failed because of a concurrent rename.
-#[cfg(target_os = "linux")]
 const RACES: u32 = 64;
 
 /// Opens `path` below `dir`. If `path` leads out of it, also through a symbolic link, the error is `XDEV`.
 pub(super) fn open(dir: impl AsFd, path: &Path, flags: OFlags) -> Result<OwnedFd, Errno> {
-    #[cfg(target_os = "linux")]
-    {
-        use rustix::fs::ResolveFlags;
-
-        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
-        for _ in 0..RACES {
-            match fs::openat2(&dir, path, flags, Mode::empty(), resolve) {
-                Err(Errno::AGAIN) => {}
-                // Linux before 5.6, or a system call filter that does not know the call and refuses it.
-                Err(Errno::NOSYS | Errno::PERM) => return walk(dir, path, flags),
-                opened => return opened,
-            }
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
+    for _ in 0..RACES {
+        match fs::openat2(&dir, path, flags, Mode::empty(), resolve) {
+            Err(Errno::AGAIN) => {}
+            // Linux before 5.6, or a system call filter that does not know the call and refuses it.
+            Err(Errno::NOSYS | Errno::PERM) => return walk(dir, path, flags),
+            opened => return opened,
         }
-        Err(Errno::AGAIN)
     }
-    #[cfg(not(target_os = "linux"))]
-    walk(dir, path, flags)
+    Err(Errno::AGAIN)
 }
 
 /// Does the same as [`open`], one name at a time. Symbolic links are not followed at all, because there would

@@ -206,7 +206,6 @@ fn the_store_has_its_methods_in_few_files() {
 }
 
 #[test]
-#[ignore = "the commands and the docker runner still name systems"]
 fn few_items_depend_on_features() {
     let attributes = |text: String| {
         let code: String = text.lines().filter(|line| !line.trim_start().starts_with("//")).collect();

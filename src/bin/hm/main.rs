@@ -39,11 +39,9 @@ enum Command {
     Trust(commands::trust::Args),
     Logs(commands::logs::Args),
     Why(commands::why::Args),
-    #[cfg(target_os = "linux")]
     #[command(flatten)]
     StepFiles(commands::step_files::Command),
     Cache(commands::cache::Args),
-    #[cfg(target_os = "linux")]
     #[command(flatten)]
     Cluster(commands::cluster::Command),
     Doctor(commands::doctor::Args),
@@ -64,10 +62,8 @@ fn main() -> ExitCode {
         Command::Trust(args) => commands::trust::run(&args),
         Command::Logs(args) => commands::logs::run(&args),
         Command::Why(args) => commands::why::run(&args),
-        #[cfg(target_os = "linux")]
         Command::StepFiles(command) => commands::step_files::run(&command),
         Command::Cache(args) => commands::cache::run(&args),
-        #[cfg(target_os = "linux")]
         Command::Cluster(command) => commands::cluster::run(&command),
         Command::Doctor(args) => commands::doctor::run(&args),
     };

@@ -28,10 +28,6 @@ mod error;
 mod images;
 mod labels;
 mod load;
-#[cfg(target_os = "linux")]
-mod local_trees;
-#[cfg(not(target_os = "linux"))]
-#[path = "no_local_trees.rs"]
 mod local_trees;
 mod make;
 mod processes;

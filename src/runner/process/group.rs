@@ -7,7 +7,7 @@ use rustix::{
     process::{Pid, Signal, kill_process, kill_process_group},
 };
 
-use super::system;
+use super::processes;
 use crate::backoff::Backoff;
 
 /// How long killed processes may take to disappear: they can be stuck in a system call.
@@ -38,7 +38,7 @@ impl Group {
             // The shell has no session of its own yet.
             let _ = kill_process(self.leader, signal);
         }
-        for process in system::find_processes(self.leader, &self.mark) {
+        for process in processes::find_processes(self.leader, &self.mark) {
             let has_it = if has_no_group { process.is_leader() } else { process.is_in_group() };
             if !has_it {
                 process.signal(signal);
@@ -50,7 +50,7 @@ impl Group {
     pub(super) async fn ended(&self) {
         let backoff = Backoff { first: Duration::from_millis(1), longest: Duration::from_millis(50) };
         let mut looks = 0;
-        while system::find_processes(self.leader, &self.mark).iter().any(|process| !process.is_watchdog()) {
+        while processes::find_processes(self.leader, &self.mark).iter().any(|process| !process.is_watchdog()) {
             looks += 1;
             tokio::time::sleep(backoff.pause(looks)).await;
         }
@@ -63,7 +63,7 @@ impl Group {
         let _ = kill_process_group(self.leader, Signal::KILL);
         let backoff = Backoff { first: Duration::from_micros(200), longest: Duration::from_millis(20) };
         for looks in 1.. {
-            let left = system::find_processes(self.leader, &self.mark);
+            let left = processes::find_processes(self.leader, &self.mark);
             for process in &left {
                 process.signal(Signal::KILL);
             }

@@ -12,13 +12,8 @@
 
 mod group;
 mod output;
+mod processes;
 mod runner;
 mod supervisor;
-#[cfg(target_os = "linux")]
-#[path = "linux.rs"]
-mod system;
-#[cfg(not(target_os = "linux"))]
-#[path = "other.rs"]
-mod system;
 
 pub use runner::ProcessRunner;

@@ -18,7 +18,7 @@ use rustix::{
 use super::{
     at::{copy_xattrs, entries, join, open_dir, stat_at, timestamps},
     descent::Descent,
-    system::reflink,
+    filesystem::reflink,
 };
 
 /// Copies the directory `from` to `to`, which must not exist.

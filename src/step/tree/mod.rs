@@ -10,6 +10,7 @@ mod blob;
 mod copy;
 mod copy_out;
 mod descent;
+mod filesystem;
 mod flatten;
 mod id_map;
 mod layer_tar;
@@ -18,12 +19,6 @@ mod pack;
 mod remove;
 mod seal;
 mod stack;
-#[cfg(target_os = "linux")]
-#[path = "linux.rs"]
-mod system;
-#[cfg(not(target_os = "linux"))]
-#[path = "other.rs"]
-mod system;
 mod unpack;
 mod whiteouts;
 
@@ -45,8 +40,8 @@ pub use descent::Descent;
 pub use {
     at::{entries, mtime, open_below, open_dir, open_dir_at, stat_at},
     copy::copy_file,
+    filesystem::reflink,
     measure::{Extent, FileId, measure},
-    system::reflink,
     unpack::decompress,
     whiteouts::{is_opaque_at, is_whiteout_at, whiteout},
 };

@@ -18,7 +18,7 @@ use tar::{Builder, EntryType, Header};
 use super::{
     at::{entries, join, open_dir_at, stat_at},
     descent::Descent,
-    system::is_pseudo,
+    filesystem::is_pseudo,
 };
 
 /// The first part of entry names if a directory's content was requested.

@@ -1,8 +1,6 @@
-//! The commands, one file each: an `Args` struct and a function. Those that only Linux has are in
-//! `step_files` and `cluster`.
+//! The commands, one file each: an `Args` struct and a function.
 
 pub(crate) mod cache;
-#[cfg(target_os = "linux")]
 pub(crate) mod cluster;
 pub(crate) mod doctor;
 pub(crate) mod logs;
@@ -11,7 +9,6 @@ pub(crate) mod plan;
 pub(crate) mod render;
 pub(crate) mod run;
 pub(crate) mod runners;
-#[cfg(target_os = "linux")]
 pub(crate) mod step_files;
 pub(crate) mod trust;
 pub(crate) mod why;

@@ -1,12 +1,6 @@
-//! The runners of `hm`, and the engine on them. What depends on the system is in `system`: with the sandbox
-//! on Linux, without it elsewhere.
+//! The runners of `hm`, and the engine on them.
 
-#[cfg(target_os = "linux")]
-#[path = "linux.rs"]
-pub(crate) mod system;
-#[cfg(not(target_os = "linux"))]
-#[path = "other.rs"]
-pub(crate) mod system;
+pub(crate) mod set;
 
 use std::num::NonZeroUsize;
 
@@ -14,12 +8,15 @@ use hm_exec::{
     Engine,
     image::ImageOptions,
     open_files,
-    runner::docker::{self, Docker, DockerBuilder},
+    runner::{
+        docker::{self, Docker, DockerBuilder},
+        sandbox,
+    },
     store::StoreHandle,
 };
 
-use self::system::RemoteCache;
-pub(crate) use self::system::{Runners, reap_control_groups, remote_cache};
+use self::set::RemoteCache;
+pub(crate) use self::set::{Runners, remote_cache};
 use crate::{config::Config, failure::Outcome, reporter::to_stderr, store};
 
 impl Runners {
@@ -55,7 +52,7 @@ impl Runners {
 
 /// Runs the helper of a runner and ends, if this process was started as one.
 pub(crate) fn init() {
-    system::init();
+    sandbox::init();
     docker::init();
 }
 

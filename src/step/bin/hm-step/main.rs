@@ -5,10 +5,6 @@
 //! process of a virtual machine, does the same for the runner `vm` (see [`hm_exec_step::guest`]). It needs
 //! only a kernel that lets it create namespaces: no runtime, no store, no configuration.
 
-#[cfg(target_os = "linux")]
-mod step;
-#[cfg(not(target_os = "linux"))]
-#[path = "no_step.rs"]
 mod step;
 
 use std::process::ExitCode;

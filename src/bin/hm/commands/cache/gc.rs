@@ -5,6 +5,7 @@ use std::{process::ExitCode, sync::Arc, time::Duration};
 use hm_exec::{
     image::ImageOptions,
     runner::docker::Swept,
+    runner::sandbox::reap_control_groups,
     size::show,
     store::{Forgotten, GcReport, GcRequest, Store},
 };
@@ -76,7 +77,7 @@ fn reap_outside(store: &Arc<Store>) -> Vec<(&'static str, u64)> {
         Swept::default()
     });
     vec![
-        ("control groups", runners::reap_control_groups() as u64),
+        ("control groups", reap_control_groups() as u64),
         ("containers", swept.containers as u64),
         ("images of containers", swept.images as u64),
     ]

@@ -27,7 +27,6 @@ enum Command {
     Du(du::Args),
     Gc(gc::Args),
     Clean(clean::Args),
-    #[cfg(target_os = "linux")]
     Export(super::step_files::export::Args),
 }
 
@@ -36,7 +35,6 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
         Command::Du(args) => du::run(args),
         Command::Gc(args) => gc::run(args),
         Command::Clean(args) => clean::run(args),
-        #[cfg(target_os = "linux")]
         Command::Export(args) => super::step_files::export::run(args),
     }
 }

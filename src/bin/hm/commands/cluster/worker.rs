@@ -14,7 +14,7 @@ use crate::{
     config::{EngineArgs, NamedEngine},
     failure::{Failure, Outcome},
     reporter::to_stderr,
-    runners::system::sandbox,
+    runners::set::sandbox,
     signals::Interrupts,
     store,
 };

@@ -25,7 +25,7 @@ use crate::{
     failure::{Failure, Outcome},
     find_step::{describe, find_run, find_step, unreadable},
     reporter::to_stderr,
-    runners::system::sandbox,
+    runners::set::sandbox,
     store,
 };
 

@@ -1,7 +1,5 @@
 //! Renders in the sandbox.
 
-mod git_secrets;
-
 use std::{env, io, time::Duration};
 
 use hm_exec::runner::sandbox::{ConfinedCommand, ConfinedEnd, ConfinedError, ConfinedLimits, OutputStream};
@@ -65,7 +63,7 @@ fn confined(rendering: &Rendering<'_>) -> Result<Outcome<Vec<u8>>, ConfinedError
         env: rendering.env.clone(),
         dir: rendering.dir.into(),
         show,
-        hide: git_secrets::find(rendering.project)
+        hide: super::git_secrets::find(rendering.project)
             .map_err(|source| ConfinedError::Io { doing: "look for repositories in the project", source })?,
         limits: limits(),
         helper: None,

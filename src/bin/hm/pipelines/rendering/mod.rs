@@ -3,15 +3,10 @@
 //!
 //! Input: a program, its arguments, and the directories that it needs. Output: what it printed to stdout. Its
 //! stderr is copied to hm's as it comes, without anything that could control a terminal. Everything that
-//! renders pipelines uses [`Rendering::run`]. What depends on the system is in `system`: the sandbox on
-//! Linux, and the lack of it elsewhere.
+//! renders pipelines uses [`Rendering::run`].
 
-#[cfg(target_os = "linux")]
-#[path = "confined.rs"]
-mod system;
-#[cfg(not(target_os = "linux"))]
-#[path = "unconfined.rs"]
-mod system;
+mod confined;
+mod git_secrets;
 
 use std::{
     env,
@@ -20,7 +15,7 @@ use std::{
     process::{Command, Stdio},
 };
 
-pub(crate) use self::system::trial;
+pub(crate) use self::confined::trial;
 use crate::{
     failure::{Failure, Outcome},
     reporter::{text, to_stderr},
@@ -57,7 +52,7 @@ struct NoSandbox {
 impl Rendering<'_> {
     /// Runs the program. Returns what it printed to stdout, if it succeeded.
     pub(super) fn run(&self) -> Outcome<Vec<u8>> {
-        match system::run(self) {
+        match confined::run(self) {
             Err(no_sandbox) => self.without_sandbox(&no_sandbox),
             Ok(answer) => answer,
         }

@@ -1,30 +1,13 @@
-//! What the runner does with the means of Linux: it reads both streams in the order of the output, and finds
-//! processes in `/proc`.
+//! The processes of a step, found in `/proc`.
 
-use std::{fs, io};
+use std::fs;
 
 use rustix::{
     fd::OwnedFd,
     process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal},
 };
-use tokio::process::{ChildStderr, ChildStdout};
-use uuid::Uuid;
 
-use super::{
-    output::CHUNK_BYTES,
-    supervisor::{MARK, WATCHDOG_NAME},
-};
-use crate::{event::EventBus, runner::pipes::Pipes};
-
-/// Forwards output of both streams in the order of its arrival.
-pub(super) async fn forward(stdout: ChildStdout, stderr: ChildStderr, bus: &EventBus, step_id: Uuid) -> io::Result<()> {
-    let mut pipes = Pipes::new(stdout.into_owned_fd()?, stderr.into_owned_fd()?, CHUNK_BYTES)?;
-    while let Some(piece) = pipes.next().await? {
-        let (stream, bytes) = pipes.bytes(piece);
-        bus.output(step_id, stream, bytes).await;
-    }
-    Ok(())
-}
+use super::supervisor::{MARK, WATCHDOG_NAME};
 
 /// A process found in `/proc`, which cannot be confused with a later one that reuses its id.
 #[derive(Debug)]

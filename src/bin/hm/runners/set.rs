@@ -1,4 +1,4 @@
-//! The runners of `hm` on Linux, and what needs the sandbox.
+//! The set of runners, and how each is set up.
 
 use std::{path::PathBuf, sync::Arc};
 
@@ -12,7 +12,7 @@ use hm_exec::{
         docker::DockerRunner,
         process::ProcessRunner,
         qemu::{Qemu, QemuBuilder, QemuRunner},
-        sandbox::{self, SandboxBuilder, SandboxRunner},
+        sandbox::{SandboxBuilder, SandboxRunner},
     },
     store::StoreHandle,
 };
@@ -63,16 +63,6 @@ impl Runners {
     pub(crate) async fn boot_machine(&self) -> Result<String, RunnerError> {
         self.vm.backend().trial().await.map(|accelerator| accelerator.to_string())
     }
-}
-
-/// Runs the sandbox's helper and ends, if this process was started as one.
-pub(super) fn init() {
-    sandbox::init();
-}
-
-/// Removes the control groups that killed runs left. Returns their number.
-pub(crate) fn reap_control_groups() -> usize {
-    sandbox::reap_control_groups()
 }
 
 /// Returns the remote cache, if one is used: by default for steps of runner `cloud` only, unless the user
