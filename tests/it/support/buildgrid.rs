@@ -14,8 +14,8 @@ use rustix::process::{Pid, Signal, kill_process_group};
 
 use super::{
     backends::{skip_optional, usable},
+    database::{Database, programs},
     programs::hm,
-    users::is_root,
 };
 
 /// The time that a service may take to start on a busy machine.
@@ -27,7 +27,7 @@ pub(crate) struct Group(Child);
 
 impl Group {
     /// Starts a process whose output goes to the file `log`.
-    fn start(command: &mut Command, log: &Path) -> Self {
+    pub(crate) fn start(command: &mut Command, log: &Path) -> Self {
         let log = File::options().append(true).create(true).open(log).unwrap();
         let child = command
             .stdin(Stdio::null())
@@ -39,7 +39,7 @@ impl Group {
         Self(child)
     }
 
-    fn signal(&self, signal: Signal) {
+    pub(crate) fn signal(&self, signal: Signal) {
         let _ = kill_process_group(Pid::from_child(&self.0), signal);
     }
 
@@ -58,7 +58,7 @@ impl Group {
         self.0.wait().unwrap().code()
     }
 
-    fn has_ended(&mut self) -> bool {
+    pub(crate) fn has_ended(&mut self) -> bool {
         self.0.try_wait().unwrap().is_some()
     }
 }
@@ -74,7 +74,7 @@ impl Drop for Group {
 pub(crate) struct BuildGrid {
     server: Option<Group>,
     logstream: LogService,
-    _database: Group,
+    _database: Database,
     bgd: PathBuf,
     port: u16,
     dir: tempfile::TempDir,
@@ -105,24 +105,22 @@ impl BuildGrid {
         if !usable("BuildGrid", bgd.is_some(), "set HM_TEST_BUILDGRID to a virtual environment with it: see .ci/run") {
             return None;
         }
-        let programs = postgres();
+        let programs = programs();
         if !usable("PostgreSQL", programs.is_some(), "install the package postgresql") {
             return None;
         }
         let dir = tempfile::Builder::new().prefix("hm-buildgrid-").tempdir().unwrap();
-        let database = start_database(&programs?, dir.path());
-        let logstream = start_logstream();
         let bgd = bgd?;
+        let database = Database::start(&programs?, &bgd, dir.path());
+        let logstream = start_logstream();
         let port = free_port();
         let config = CONFIG
             .replace("PORT", &port.to_string())
             .replace("ROOT", dir.path().to_str().unwrap())
-            .replace("DATABASE", &database.1)
+            .replace("DATABASE", &database.url())
             .replace("LOGSTREAM", &logstream.address);
         fs::write(dir.path().join("buildgrid.yml"), config).unwrap();
-        let migrated = Command::new(&bgd).args(["migrate", "apply", &database.1]).output().unwrap();
-        assert!(migrated.status.success(), "{}", String::from_utf8_lossy(&migrated.stderr));
-        let mut engine = Self { server: None, logstream, _database: database.0, bgd, port, dir };
+        let mut engine = Self { server: None, logstream, _database: database, bgd, port, dir };
         engine.serve();
         Some(engine)
     }
@@ -221,62 +219,8 @@ pub(crate) fn until(mut condition: impl FnMut() -> bool) -> bool {
 }
 
 /// Returns a port that is free at the time of the call.
-fn free_port() -> u16 {
+pub(crate) fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-}
-
-/// Returns the directory of PostgreSQL's programs.
-fn postgres() -> Option<PathBuf> {
-    let versions = fs::read_dir("/usr/lib/postgresql").ok()?.flatten();
-    let mut found: Vec<PathBuf> =
-        versions.map(|version| version.path().join("bin")).filter(|bin| bin.join("initdb").exists()).collect();
-    found.sort();
-    found.pop()
-}
-
-/// Starts a new PostgreSQL cluster. Returns its process group and its connection string.
-fn start_database(programs: &Path, dir: &Path) -> (Group, String) {
-    let data = dir.join("postgres");
-    fs::create_dir(&data).unwrap();
-    let run = |program: &str| {
-        if !is_root() {
-            return Command::new(programs.join(program));
-        }
-        // PostgreSQL refuses to run as root.
-        let mut command = Command::new("setpriv");
-        command.args(["--reuid=postgres", "--regid=postgres", "--init-groups", "--"]).arg(programs.join(program));
-        command
-    };
-    if is_root() {
-        use std::os::unix::fs::PermissionsExt;
-        fs::set_permissions(dir, fs::Permissions::from_mode(0o755)).unwrap();
-        let owned = Command::new("chown").arg("postgres:postgres").arg(&data).status().unwrap();
-        assert!(owned.success());
-    }
-    let made = run("initdb")
-        .args(["-U", "bgd", "-A", "trust", "--no-sync", "-E", "UTF8", "--locale=C.UTF-8", "-D"])
-        .arg(&data)
-        .current_dir("/")
-        .output()
-        .unwrap();
-    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
-    let port = free_port();
-    let mut server = run("postgres");
-    server.arg("-D").arg(&data).arg("-p").arg(port.to_string()).arg("-k").arg(&data).current_dir("/");
-    for setting in ["listen_addresses=127.0.0.1", "fsync=off", "synchronous_commit=off", "full_page_writes=off"] {
-        server.args(["-c", setting]);
-    }
-    let mut group = Group::start(&mut server, &dir.join("postgres.log"));
-    let created = until(|| {
-        assert!(!group.has_ended(), "{}", fs::read_to_string(dir.join("postgres.log")).unwrap_or_default());
-        let created = run("createdb")
-            .args(["-h", "127.0.0.1", "-p", &port.to_string(), "-U", "bgd", "bgd"])
-            .current_dir("/")
-            .output();
-        created.is_ok_and(|created| created.status.success())
-    });
-    assert!(created, "PostgreSQL does not answer");
-    (group, format!("postgresql+psycopg2://bgd@127.0.0.1:{port}/bgd"))
 }
 
 fn start_logstream() -> LogService {

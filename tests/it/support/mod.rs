@@ -6,6 +6,7 @@ pub(crate) mod actions;
 pub(crate) mod attempt;
 pub(crate) mod backends;
 pub(crate) mod buildgrid;
+pub(crate) mod database;
 pub(crate) mod docker;
 pub(crate) mod docker_daemon;
 pub(crate) mod events;
