@@ -6,7 +6,7 @@
 
 mod common;
 
-use hm_exec::source;
+use hm_exec::source::{self, SourceTimes};
 use std::{
     fs,
     path::Path,
@@ -32,7 +32,7 @@ fn main() {
         // Each run opens the store anew, as the next run of `hm` would. Opening it takes about a millisecond.
         let started = Instant::now();
         let store = Store::open(&top.path().join("store")).unwrap();
-        let frozen = source::freeze(&store, &source, &AtomicBool::new(false)).unwrap();
+        let frozen = source::freeze(&store, &source, SourceTimes::Normal, &AtomicBool::new(false)).unwrap();
         (started.elapsed(), frozen)
     };
     let (first, mut last) = freeze();

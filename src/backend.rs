@@ -23,6 +23,7 @@ use crate::{
     outcome::BuildOutcome,
     plan::Plan,
     runner::CompositionError,
+    source::SourceTimes,
 };
 
 /// Runs whole builds.
@@ -150,6 +151,8 @@ pub struct RunOptions {
     pub keep: bool,
     /// The runner of steps that name none. It overrides the engine's default.
     pub runner: Option<String>,
+    /// Which modification times of source files steps see.
+    pub source_times: SourceTimes,
     /// Images to replace: from the image that the plan names to the image to use.
     pub images: BTreeMap<String, String>,
 }

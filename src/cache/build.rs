@@ -17,6 +17,7 @@ use super::{
 use crate::{
     awake, blocking,
     model::{CacheMissReason, SnapshotRef},
+    source::SourceTimes,
     store::{Cached, KeepAs, Lease, NewRun, Store, StoreError, StoreHandle},
 };
 
@@ -51,6 +52,7 @@ pub(crate) struct BuildFacts {
     /// The project that the results belong to. By default the source directory's.
     pub(crate) project: Option<ProjectId>,
     pub(crate) pipeline: String,
+    pub(crate) source_times: SourceTimes,
     pub(crate) started_at_ms: i64,
 }
 
@@ -207,6 +209,11 @@ impl BuildCache {
         &self.project
     }
 
+    /// Returns which times of source files the steps see.
+    pub(crate) fn source_times(&self) -> SourceTimes {
+        self.build.source_times
+    }
+
     /// Returns the store, if there is one, and the pipeline.
     pub(crate) fn store(&self) -> Option<(&Arc<Store>, &str)> {
         self.store.as_ref().ok().map(|(store, _)| (store, &*self.build.pipeline))
@@ -218,10 +225,10 @@ impl BuildCache {
         let Ok((store, _)) = &self.store else { return };
         let (store, run) = (Arc::clone(store), self.build.run);
         let BuildEnd { run_dir, records, hits, published, exit_code } = end;
-        let project = self.project.clone();
+        let (project, source_times) = (self.project.clone(), self.build.source_times);
         let finishing = on_thread("record the run", move || {
             if !records.is_empty()
-                && let Err(error) = parts::write(&run_dir, &store.secret()?, project.as_str(), &records)
+                && let Err(error) = parts::write(&run_dir, &store.secret()?, (project.as_str(), source_times), &records)
             {
                 tracing::warn!(%error, "`hm why` will not be able to explain this run");
             }

@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use serde::Serialize;
 
 use super::parts::{BaseRecord, RunParts, StepParts};
+use crate::source::SourceTimes;
 
 /// One part that differs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -81,6 +82,13 @@ pub enum Difference {
         /// And now.
         is: String,
     },
+    /// The times of source files that the step sees.
+    SourceTimes {
+        /// Before.
+        was: SourceTimes,
+        /// And now.
+        is: SourceTimes,
+    },
     /// The arguments for the runner.
     RunnerArgs,
     /// The mode of the runner, such as how it maps user ids.
@@ -100,6 +108,9 @@ pub(super) fn differences(
     let mut found = Vec::new();
     if old_run.project != new_run.project {
         found.push(Difference::Project { was: old_run.project.clone(), is: new_run.project.clone() });
+    }
+    if old_run.source_times != new_run.source_times {
+        found.push(Difference::SourceTimes { was: old_run.source_times, is: new_run.source_times });
     }
     if old.dsl_key != new.dsl_key {
         found.push(Difference::DslKey);

@@ -2,10 +2,10 @@
 
 use std::fmt;
 
-use crate::ir::Env;
+use crate::{ir::Env, source::SourceTimes};
 
 /// Must be increased whenever the same parts produce another key.
-const VERSION: u8 = 2;
+const VERSION: u8 = 3;
 
 /// The key under which a cached step is found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -34,7 +34,7 @@ pub enum BasePart<'a> {
 /// in byte order. The kind of the base is a part, too. Without inputs their part is empty.
 ///
 /// ```
-/// use hm_exec::cache::{BasePart, KeyParts};
+/// use hm_exec::{cache::{BasePart, KeyParts}, source::SourceTimes};
 ///
 /// let parts = KeyParts {
 ///     dsl_key: "43da73fe",
@@ -48,6 +48,7 @@ pub enum BasePart<'a> {
 ///     mode: "root",
 ///     runner_args: r#"{"network":"none"}"#,
 ///     project: "git:github.com/owner/repo",
+///     source_times: SourceTimes::Normal,
 ///     inputs: None,
 /// };
 /// assert_eq!(parts.key(), parts.key());
@@ -79,6 +80,8 @@ pub struct KeyParts<'a> {
     pub runner_args: &'a str,
     /// The [`ProjectId`](super::ProjectId).
     pub project: &'a str,
+    /// Which times of source files the step sees.
+    pub source_times: SourceTimes,
     /// The digest of what `on_change` paths match in the source.
     pub inputs: Option<&'a [u8; 32]>,
 }
@@ -88,7 +91,7 @@ impl KeyParts<'_> {
     #[must_use]
     pub fn key(&self) -> CacheKey {
         let Self { dsl_key, base, command, env, runner, runner_version, os, arch, mode, .. } = self;
-        let Self { runner_args, project, inputs, .. } = self;
+        let Self { runner_args, project, source_times, inputs, .. } = self;
         let mut hasher = blake3::Hasher::new();
         let mut part = |bytes: &[u8]| {
             hasher.update(&(bytes.len() as u64).to_le_bytes()).update(bytes);
@@ -107,6 +110,7 @@ impl KeyParts<'_> {
         part(runner.as_bytes());
         part(&runner_version.to_le_bytes());
         [os, arch, mode, runner_args, project].into_iter().for_each(|text| part(text.as_bytes()));
+        part(source_times.as_str().as_bytes());
         part(inputs.map_or(&[], |digest| &digest[..]));
         CacheKey(*hasher.finalize().as_bytes())
     }

@@ -20,10 +20,11 @@ use super::CacheKey;
 use crate::{
     ir::{CommandStep, Env},
     model::CacheMissReason,
+    source::SourceTimes,
 };
 
 /// The beginning of the file: a name, and the version.
-const HEADER: &[u8; 8] = b"hm-keys\x02";
+const HEADER: &[u8; 8] = b"hm-keys\x03";
 
 /// The keyed hash of a text.
 pub(super) type Hidden = [u8; 16];
@@ -80,6 +81,7 @@ pub(super) struct RunParts {
     envs: Vec<BTreeMap<String, Hidden>>,
     steps: BTreeMap<String, StepParts>,
     pub(super) project: String,
+    pub(super) source_times: SourceTimes,
 }
 
 /// The parts of one step's key.
@@ -105,13 +107,18 @@ fn path(run_dir: &Path) -> PathBuf {
 }
 
 /// Writes the file of a run.
-pub(super) fn write(run_dir: &Path, secret: &[u8; 32], project: &str, records: &[KeyRecord]) -> io::Result<()> {
+pub(super) fn write(
+    run_dir: &Path,
+    secret: &[u8; 32],
+    (project, source_times): (&str, SourceTimes),
+    records: &[KeyRecord],
+) -> io::Result<()> {
     let hide = |text: &str| {
         let mut hidden = Hidden::default();
         hidden.copy_from_slice(&blake3::keyed_hash(secret, text.as_bytes()).as_bytes()[..size_of::<Hidden>()]);
         hidden
     };
-    let mut parts = RunParts { project: project.to_owned(), ..RunParts::default() };
+    let mut parts = RunParts { project: project.to_owned(), source_times, ..RunParts::default() };
     let mut last_env: Option<&Arc<Env>> = None;
     for KeyRecord { step, env, base, key, runner, runner_version, mode, runner_args, inputs, verdict } in records {
         if last_env.is_none_or(|last| !Arc::ptr_eq(last, env)) {

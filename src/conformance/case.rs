@@ -109,6 +109,7 @@ pub(super) const CASES: &[Case] = cases! {
     "lineage-system" [Snapshots Isolation] lineage::system;
     "siblings" [Workspace Snapshots] snapshots::siblings;
     "edited-source" [Workspace Snapshots] source::edited;
+    "edited-source-with-an-old-time" [Workspace Snapshots] source::edited_with_an_old_time;
     "commits-when-asked" [Snapshots] snapshots::commits_when_asked;
     "unknown-snapshot" [Snapshots] snapshots::unknown;
     "reaping" [Snapshots] snapshots::reaping;

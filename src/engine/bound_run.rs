@@ -86,7 +86,8 @@ impl<'a, R: RunnerSet> BoundRun<'a, R> {
 
         let Self { engine, request, plan } = self;
         let cancel = CancellationToken::new();
-        let archives = Arc::new(RunSource::new(ArchiveId(run_id), request.repo_root.clone()));
+        let source = RunSource::new(ArchiveId(run_id), request.repo_root.clone());
+        let archives = Arc::new(source.times(request.options.source_times));
         let mut context = StepContext::new(bus, archives, Arc::new(request.secrets.clone()), cancel.child_token());
         context.grace = engine.grace;
         context.keep = plan.keep;
@@ -141,6 +142,7 @@ impl<'a, R: RunnerSet> BoundRun<'a, R> {
             source_dir: self.request.repo_root.clone(),
             project: self.request.project.clone(),
             pipeline: self.request.pipeline_slug.clone(),
+            source_times: self.request.options.source_times,
             started_at_ms: identity.started_at.timestamp_millis(),
         };
         let opened = tokio::task::spawn_blocking(move || cache.open(facts)).await;

@@ -59,6 +59,8 @@ pub struct DirectoryTree {
     files: BTreeMap<String, reapi::FileNode>,
     links: BTreeMap<String, reapi::SymlinkNode>,
     dirs: BTreeMap<String, Self>,
+    /// The modification time of the directory itself, if it is set.
+    mtime: Option<(i64, u32)>,
     known: BTreeMap<String, Digest>,
 }
 
@@ -116,6 +118,11 @@ impl DirectoryTree {
             dir = dir.dirs.entry(name).or_default();
         }
         Ok(dir)
+    }
+
+    /// Sets the directory's modification time. Without one, a worker may choose any.
+    pub fn set_mtime(&mut self, mtime: (i64, u32)) {
+        self.mtime = Some(mtime);
     }
 
     /// Adds a finished tree as a directory.
@@ -184,6 +191,7 @@ impl DirectoryTree {
                 directories: known.map(|(name, it)| reapi::DirectoryNode { name, digest: Some(it.into()) }).collect(),
                 files: tree.files.into_values().collect(),
                 symlinks: tree.links.into_values().collect(),
+                node_properties: tree.mtime.map(|mtime| FileAttributes { mode: 0, mtime }.properties(false)),
                 ..Default::default()
             };
             Open { name, message, left: tree.dirs.into_iter() }

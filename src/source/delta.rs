@@ -2,9 +2,12 @@
 //!
 //! The result is the same as stacking the changes between the two sources on top of the snapshot: edits and
 //! deletions override a step's copy of a file, and everything else that a step wrote stays. The newer source
-//! is at the bottom already, so the delta contains only those changes that a layer of the snapshot would
-//! hide. Usually there are none. A file that differs only in its time does not count as edited: on another
-//! machine all times differ, and a step's own copy stays.
+//! is at the bottom already. The delta contains every change, because each gets a time later than everything
+//! in the snapshot: build tools compare times, and would overlook an edit that is older than what they built.
+//!
+//! With [real](SourceTimes::Real) times, the delta contains only those changes that a layer of the snapshot
+//! would hide. Usually there are none. In either case a file that differs only in its time does not count as
+//! edited: on another machine all times differ, and a step's own copy stays.
 
 use std::{
     collections::BTreeMap,
@@ -17,9 +20,12 @@ use std::{
 };
 
 use super::{
-    FrozenSource,
-    manifest::{EntryKind, Manifest, ManifestChange, ManifestEntry, Times},
-    write::put_symlink,
+    FrozenSource, SourceTimes,
+    manifest::{EntryKind, Manifest, ManifestChange, ManifestEntry, Time, Times},
+    read::in_parallel,
+    times::{later_than, let_pass},
+    touched::Touched,
+    write::{put_mtime, put_symlink},
 };
 use crate::{
     store::{LayerId, Snapshot, Store, StoreError, error::IoContext, files::stat, staging::imitate},
@@ -27,8 +33,9 @@ use crate::{
 };
 
 /// Returns the layer to put over those of a snapshot so that a step sees the source `new`, or `None` if
-/// none is needed. The layer is made once for the same layers and sources. Takes as long as reading two
-/// manifests.
+/// none is needed. The layer is made once for the same layers and sources. Blocks while two manifests are
+/// read, and, if the layer is new, while the snapshot's layers are walked and the changed files copied. If the
+/// snapshot was made less than a second ago, blocks until the second is over.
 ///
 /// # Errors
 /// Returns an error if a manifest cannot be read, or if the layer cannot be written.
@@ -36,33 +43,54 @@ pub fn delta(store: &Arc<Store>, old: &Snapshot, new: &FrozenSource) -> Result<O
     if old.source == new.id || old.layers.is_empty() {
         return Ok(None);
     }
+    let version = match new.times {
+        SourceTimes::Normal => 3,
+        SourceTimes::Real => 2,
+    };
     let mut hasher = blake3::Hasher::new();
-    hasher.update(format!("hm-exec delta 2\n{}\n{}\n", old.source, new.id).as_bytes());
+    hasher.update(format!("hm-exec delta {version}\n{}\n{}\n", old.source, new.id).as_bytes());
     for layer in &old.layers {
         hasher.update(format!("{layer}\n").as_bytes());
     }
     let id = LayerId::of_delta(hasher.finalize());
     let home = store.layers().home(&id);
+    // Steps that start at once often need the same delta.
+    let _turn = store.layers().delta_turn();
     if store.layers().find(&id)? {
         return Ok(Some(id));
     }
     let (before, after) = (Manifest::of(store, &old.source)?, Manifest::of(store, &new.id)?);
     let layers =
         SnapshotLayers { roots: old.layers.iter().map(|layer| store.layers().dir(layer).join("workspace")).collect() };
-    let plan = layers.plan(&before.changes(&after, Times::PassOver))?;
+    let changes = before.changes(&after, Times::PassOver);
+    let mut plan = layers.plan(&changes, new.times)?;
+    let mut touched = Touched::default();
+    if new.times == SourceTimes::Normal {
+        touched = Touched::by(&changes, &after);
+        layers.touch(&touched, &mut plan)?;
+    }
     if plan.is_empty() {
         return Ok(None);
     }
+    let time = match new.times {
+        SourceTimes::Normal => {
+            let mut newest = old.layers.iter().map(|layer| store.layers().newest(layer));
+            let newest = newest.try_fold((0, 0), |latest, next| Ok::<Time, StoreError>(latest.max(next?)))?;
+            Some(later_than(newest, [&before, &after]))
+        }
+        SourceTimes::Real => None,
+    };
     let staging = store.stage()?;
-    let mut delta = Delta { layers: &layers, source: new, root: staging.upper().join("workspace"), made: Vec::new() };
-    for (path, action) in &plan {
-        delta.write(Path::new(OsStr::from_bytes(path)), *action)?;
-    }
-    delta.finish()?;
+    let root = staging.upper().join("workspace");
+    let mut delta = Delta { layers: &layers, source: new, touched: &touched, time, root, made: Vec::new() };
+    delta.write(&plan)?;
     match fs::rename(staging.home(), &home) {
         // Another process made the same delta first.
         Err(_) if home.is_dir() => {}
         renamed => renamed.doing("make the layer", &home)?,
+    }
+    if let Some(time) = time {
+        let_pass(time);
     }
     Ok(Some(id))
 }
@@ -88,14 +116,16 @@ enum Seen {
 #[derive(Clone, Copy)]
 enum DeltaAction<'a> {
     Put(ManifestEntry<'a>),
+    /// Show the directory that was visible so far, with a new time.
+    Touch,
     Hide,
 }
 
 type DeltaPlan<'a> = BTreeMap<&'a [u8], DeltaAction<'a>>;
 
 impl SnapshotLayers {
-    /// Finds the changes that the layers would hide.
-    fn plan<'a>(&self, changes: &[ManifestChange<'a>]) -> Result<DeltaPlan<'a>, StoreError> {
+    /// Finds the changes that the layers would hide, and all others that need a new time.
+    fn plan<'a>(&self, changes: &[ManifestChange<'a>], times: SourceTimes) -> Result<DeltaPlan<'a>, StoreError> {
         let mut plan = DeltaPlan::new();
         let mut removed_dirs = Vec::new();
         let mut replaced: Option<&[u8]> = None;
@@ -106,7 +136,7 @@ impl SnapshotLayers {
                         replaced = Some(entry.path);
                     }
                     let put = match self.look(entry.as_path())? {
-                        Seen::Nothing { hidden: false } => false,
+                        Seen::Nothing { hidden: false } => times == SourceTimes::Normal,
                         Seen::Dir(_) => true,
                         // A step removed a directory of which only the mode changed since.
                         _ => !(entry.is_dir() && matches!(change, ManifestChange::Changed(_))),
@@ -134,6 +164,22 @@ impl SnapshotLayers {
             }
         }
         Ok(plan)
+    }
+
+    /// Adds to the plan what is touched, except what earlier steps removed or replaced.
+    fn touch<'a>(&self, touched: &Touched<'a>, plan: &mut DeltaPlan<'a>) -> Result<(), StoreError> {
+        for &dir in touched.dirs.iter().filter(|dir| !plan.contains_key(*dir)).collect::<Vec<_>>() {
+            let at = Path::new(OsStr::from_bytes(dir));
+            if matches!(self.look(at)?, Seen::Dir(_) | Seen::Nothing { hidden: false }) {
+                plan.insert(dir, DeltaAction::Touch);
+            }
+        }
+        for (path, entry) in &touched.behind_links {
+            if !plan.contains_key(path) && matches!(self.look(entry.as_path())?, Seen::Nothing { hidden: false }) {
+                plan.insert(path, DeltaAction::Put(*entry));
+            }
+        }
+        Ok(())
     }
 
     /// Returns whether a directory is empty after the plan.
@@ -201,29 +247,42 @@ struct Delta<'a> {
     layers: &'a SnapshotLayers,
     /// The newer source.
     source: &'a FrozenSource,
+    touched: &'a Touched<'a>,
+    /// The time of everything that changed, or `None` if the source's own times are shown.
+    time: Option<Time>,
     root: PathBuf,
-    /// The created directories, and their final attributes.
-    made: Vec<(PathBuf, Option<Metadata>)>,
+    /// The created directories, with their final attributes and times.
+    made: Vec<(PathBuf, Option<Metadata>, Option<Time>)>,
 }
 
 impl Delta<'_> {
-    fn write(&mut self, path: &Path, action: DeltaAction<'_>) -> Result<(), StoreError> {
-        let mut parents: Vec<&Path> = path.ancestors().skip(1).collect();
-        while let Some(parent) = parents.pop() {
-            self.dir(parent, false)?;
-        }
-        let place = self.root.join(path);
-        match action {
-            DeltaAction::Hide => tree::whiteout(&place).doing("hide", &place),
-            DeltaAction::Put(entry) => match entry.kind {
-                EntryKind::Directory => self.dir(path, true),
-                EntryKind::Symlink { target } => put_symlink(&entry, target, &place),
-                EntryKind::File { .. } => {
-                    tree::copy_file(&self.source.locate(path), &place).doing("write", &place)?;
-                    entry.put_attributes(&place)
+    fn write(&mut self, plan: &DeltaPlan<'_>) -> Result<(), StoreError> {
+        let mut files = Vec::new();
+        for (path, action) in plan {
+            let path = Path::new(OsStr::from_bytes(path));
+            let mut parents: Vec<&Path> = path.ancestors().skip(1).collect();
+            while let Some(parent) = parents.pop() {
+                self.dir(parent, false)?;
+            }
+            let place = self.root.join(path);
+            match action {
+                DeltaAction::Hide => tree::whiteout(&place).doing("hide", &place)?,
+                DeltaAction::Touch => self.dir(path, false)?,
+                DeltaAction::Put(entry) => {
+                    let entry = ManifestEntry { mtime: self.time.unwrap_or(entry.mtime), ..*entry };
+                    match entry.kind {
+                        EntryKind::Directory => self.dir(path, true)?,
+                        EntryKind::Symlink { target } => put_symlink(&entry, target, &place)?,
+                        EntryKind::File { .. } => files.push((entry, place)),
+                    }
                 }
-            },
+            }
         }
+        in_parallel(&files, |(entry, place), _| {
+            tree::copy_file(&self.source.locate(entry.as_path()), place).doing("write", place)?;
+            entry.put_attributes(place)
+        })?;
+        self.finish()
     }
 
     /// Creates a directory, with the attributes of the source's directory if that changed, or else of the
@@ -239,14 +298,19 @@ impl Delta<'_> {
             Seen::Dir(layers) if !changed => self.layers.roots[layers[0]].join(path),
             _ => self.source.locate(path),
         };
-        self.made.push((place, stat(&shown)?));
+        let is_touched = changed || self.touched.dirs.contains(path.as_os_str().as_bytes());
+        self.made.push((place, stat(&shown)?, self.time.filter(|_| is_touched)));
         Ok(())
     }
 
-    fn finish(self) -> Result<(), StoreError> {
-        for (path, model) in self.made.into_iter().rev() {
-            let Some(model) = model else { continue };
-            imitate(&path, Some(&model)).doing("set the attributes of", &path)?;
+    fn finish(&mut self) -> Result<(), StoreError> {
+        for (path, model, time) in self.made.drain(..).rev() {
+            if let Some(model) = model {
+                imitate(&path, Some(&model)).doing("set the attributes of", &path)?;
+            }
+            if let Some(time) = time {
+                put_mtime(&path, time)?;
+            }
         }
         Ok(())
     }

@@ -19,6 +19,7 @@ use super::{
     manifest::{Manifest, ManifestChange, Times},
     read::{ATTEMPTS, Known, SourceReader},
     stat_cache::{StatCache, now},
+    times::SourceTimes,
     walk::SourceWalk,
     weight::Weight,
     write::{LayerWriter, Written},
@@ -37,12 +38,17 @@ const MAX_DELTAS: usize = 8;
 ///
 /// The following are left out: what git would ignore and what `.ignore` files name, `.git`, the pipelines
 /// of `dir` itself (`.hm`), sockets, pipes, devices, and the store itself. Hidden files, empty
-/// directories, symbolic links, modes and times are kept.
+/// directories, symbolic links and modes are kept; `times` decides which times files get.
 ///
 /// # Errors
 /// Returns [`StoreError::Unreadable`] or [`StoreError::SourceChanged`] with the file concerned, or
 /// [`StoreError::Abandoned`] if `abandoned` was set in the meantime.
-pub fn freeze(store: &Store, dir: &Path, abandoned: &AtomicBool) -> Result<FrozenSource, StoreError> {
+pub fn freeze(
+    store: &Store,
+    dir: &Path,
+    times: SourceTimes,
+    abandoned: &AtomicBool,
+) -> Result<FrozenSource, StoreError> {
     let no_source = || StoreError::NoSource { path: dir.into() };
     let source = dir.canonicalize().map_err(|_| no_source())?;
     if !source.is_dir() {
@@ -50,7 +56,7 @@ pub fn freeze(store: &Store, dir: &Path, abandoned: &AtomicBool) -> Result<Froze
     }
     let mut attempt = 1;
     loop {
-        match freeze_once(store, &SourceReader { source: &source, abandoned }) {
+        match freeze_once(store, &SourceReader { source: &source, times, abandoned }) {
             Err(StoreError::SourceChanged { path }) if attempt < ATTEMPTS => {
                 tracing::debug!(path = %path.display(), attempt, "the source changed while it was read");
                 attempt += 1;
@@ -67,10 +73,12 @@ fn freeze_once(store: &Store, reader: &SourceReader<'_>) -> Result<FrozenSource,
     let walk = SourceWalk { source: reader.source, store: store.dir(), abandoned: reader.abandoned };
     // Checking that the last source's layers are intact takes as long as the walk.
     let (tree, last) = thread::scope(|scope| {
-        let last = cache.as_ref().map(|cache| scope.spawn(|| FrozenSource::find(store, &cache.last)));
+        let last = cache.as_ref().map(|cache| scope.spawn(|| FrozenSource::find(store, &cache.last, cache.times)));
         (walk.run(), last.map(|last| last.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))))
     });
-    let (tree, last) = (tree?, last.transpose()?.flatten());
+    // A source with other times has no files in common with the new one.
+    let has_our_times = |last: &FrozenSource| last.times == reader.times;
+    let (tree, last) = (tree?, last.transpose()?.flatten().filter(has_our_times));
     // If the clock went backwards, times are meaningless.
     let trusted = cache.as_ref().filter(|cache| cache.started <= started);
     let known = Known::of(&tree, trusted);
@@ -81,14 +89,14 @@ fn freeze_once(store: &Store, reader: &SourceReader<'_>) -> Result<FrozenSource,
     let (manifest, stamps) = reader.read_unknown(&known)?;
     let id = manifest.id();
     let weight = cache.as_ref().map(|cache| cache.weight).unwrap_or_default();
-    let (frozen, weight) = match FrozenSource::find(store, &id)? {
+    let (frozen, weight) = match FrozenSource::find(store, &id, reader.times)? {
         Some(frozen) => (frozen, if cache.is_some_and(|cache| cache.last == id) { weight } else { Weight::default() }),
         None => {
             let last = last.and_then(|last| LastSource::read(store, last, weight));
             add_source(store, reader, &id, &manifest, last.as_ref())?
         }
     };
-    let cache = StatCache { last: id, weight, started, manifest, stamps };
+    let cache = StatCache { last: id, weight, started, times: reader.times, manifest, stamps };
     if let Err(error) = cache.save(store, &cache_path) {
         tracing::warn!(%error, "failed to write the stat cache; the next run must read all files again");
     }
@@ -106,7 +114,7 @@ fn add_source(
     let stored = last.map(|last| (&last.frozen, &last.manifest));
     let writer = LayerWriter { reader, new, stored };
     let encoded = new.encode();
-    let record = |layers: &[LayerId]| FrozenSource::record(store, id, &encoded, layers);
+    let record = |layers: &[LayerId]| FrozenSource::record(store, (id, reader.times), &encoded, layers);
     if let Some(LastSource { frozen: last, manifest, weight }) = last {
         let changes = manifest.changes(new, Times::Count);
         let weight = *weight + Weight::of(&changes);

@@ -2,15 +2,18 @@
 
 use std::path::{Path, PathBuf};
 
-use super::manifest::Manifest;
+use super::{SourceTimes, manifest::Manifest};
 use crate::store::{LayerId, SourceId, Store, StoreError, files::make_dir};
 
 /// A source tree in the store: a stack of read-only layers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct FrozenSource {
-    /// The name. Equal content, modes and times give equal ids.
+    /// The name. Equal content, modes and times give equal ids. With [`SourceTimes::Normal`] all times are
+    /// equal.
     pub id: SourceId,
+    /// The times of its files.
+    pub times: SourceTimes,
     /// The layers of the source, topmost first: later changes, over a whole tree.
     pub layers: Vec<LayerId>,
     /// The directories of these layers. Each contains its part of the tree at `workspace`, and marks removed
@@ -21,31 +24,31 @@ pub struct FrozenSource {
 
 impl FrozenSource {
     /// Returns a source whose layers are all in the store, unchanged. Returns `None` if there is no such
-    /// source, or not any more.
+    /// source, or not any more. `times` are those that it was frozen with.
     ///
     /// # Errors
     /// Returns an error if the index cannot be read.
-    pub fn find(store: &Store, id: &SourceId) -> Result<Option<Self>, StoreError> {
-        Ok(store.stacks().source(id)?.map(|layers| Self::of(store, id, layers)))
+    pub fn find(store: &Store, id: &SourceId, times: SourceTimes) -> Result<Option<Self>, StoreError> {
+        Ok(store.stacks().source(id)?.map(|layers| Self::of(store, (id, times), layers)))
     }
 
     /// Names a stack of layers, all of which are in place. The manifest outlives the layers: snapshots over
     /// this source need it to find out which files were edited since.
     pub(super) fn record(
         store: &Store,
-        id: &SourceId,
+        (id, times): (&SourceId, SourceTimes),
         manifest: &[u8],
         layers: &[LayerId],
     ) -> Result<Self, StoreError> {
         make_dir(&store.paths().source(id))?;
         store.instance().write_file(&manifest_path(store, id), manifest)?;
         store.stacks().keep_source(id, layers)?;
-        Ok(Self::of(store, id, layers.to_vec()))
+        Ok(Self::of(store, (id, times), layers.to_vec()))
     }
 
-    fn of(store: &Store, id: &SourceId, layers: Vec<LayerId>) -> Self {
+    fn of(store: &Store, (id, times): (&SourceId, SourceTimes), layers: Vec<LayerId>) -> Self {
         let roots = layers.iter().map(|layer| store.layers().dir(layer)).collect();
-        Self { id: id.clone(), layers, roots }
+        Self { id: id.clone(), times, layers, roots }
     }
 
     /// Returns the path of a file of this source in the store. `path` is relative to the tree.

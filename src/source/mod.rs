@@ -17,6 +17,8 @@ mod read;
 mod run_source;
 mod stat_cache;
 mod tar;
+mod times;
+mod touched;
 mod walk;
 mod weight;
 pub(crate) mod workspace;
@@ -30,6 +32,7 @@ pub(crate) use manifest::{EntryKind, Manifest};
 pub(crate) use path_digests::path_digests;
 pub use run_source::RunSource;
 pub(crate) use tar::source_tar;
+pub use times::SourceTimes;
 
 /// Returns the number of threads that read or walk a tree.
 fn threads() -> usize {

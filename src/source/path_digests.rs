@@ -17,6 +17,7 @@ use super::{
     fnmatch::{has_magic, matches},
     manifest::{EntryKind, Manifest, ManifestEntry},
     read::{Known, SourceReader},
+    times::SourceTimes,
     walk::SourceWalk,
 };
 use crate::{
@@ -73,7 +74,8 @@ fn pipelines_manifest(store: &Store, checkout: &Path) -> Result<Manifest, StoreE
     let abandoned = AtomicBool::new(false);
     let dir = dir.canonicalize().map_err(|source| StoreError::Unreadable { path: dir.clone(), source })?;
     let tree = SourceWalk { source: &dir, store: store.dir(), abandoned: &abandoned }.run()?;
-    let (manifest, _) = SourceReader { source: &dir, abandoned: &abandoned }.read_unknown(&Known::of(&tree, None))?;
+    let reader = SourceReader { source: &dir, times: SourceTimes::Normal, abandoned: &abandoned };
+    let (manifest, _) = reader.read_unknown(&Known::of(&tree, None))?;
     Ok(manifest)
 }
 
@@ -92,6 +94,15 @@ fn digest(manifest: &Manifest, names: &[&str]) -> Option<[u8; 32]> {
     manifest.find(b"")?;
     search.run();
     search.matched.then(|| search.digest())
+}
+
+/// Returns everything that some symbolic links lead to within a source, with the links on the way, and with
+/// what is in directories.
+pub(super) fn behind_links<'a>(manifest: &'a Manifest, links: &[&[u8]]) -> Vec<ManifestEntry<'a>> {
+    let (seen, followed, records) = (HashSet::new(), HashSet::new(), BTreeMap::new());
+    let mut search = PathSearch { manifest, names: &[], seen, followed, matched: false, records };
+    links.iter().for_each(|link| search.include(link));
+    search.records.into_values().collect()
 }
 
 /// A search for what a pattern matches.

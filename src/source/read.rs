@@ -21,6 +21,7 @@ use super::{
     manifest::{self, EntryKind, Manifest, ManifestEntry},
     stat_cache::{Stamp, StatCache},
     threads,
+    times::SourceTimes,
     walk::{FileKind, FileStatus, WalkedTree},
 };
 use crate::{
@@ -39,6 +40,8 @@ const CHUNK_BYTES: usize = 128 << 10;
 pub(super) struct SourceReader<'a> {
     /// The canonical path.
     pub(super) source: &'a Path,
+    /// The times that the manifest gets.
+    pub(super) times: SourceTimes,
     pub(super) abandoned: &'a AtomicBool,
 }
 
@@ -105,7 +108,8 @@ impl SourceReader<'_> {
         for index in 0..tree.len() {
             let (path, walked) = (tree.path(index), tree.status(index));
             let mut push = |status: &FileStatus, kind| {
-                manifest.push(ManifestEntry { path, mode: status.mode, mtime: status.mtime, kind });
+                let mtime = self.times.of(status.mtime);
+                manifest.push(ManifestEntry { path, mode: status.mode, mtime, kind });
                 stamps.push(Stamp::of(status));
             };
             if walked.kind == FileKind::Directory {

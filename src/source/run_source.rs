@@ -10,7 +10,7 @@ use std::{
 
 use tokio::sync::OnceCell;
 
-use super::{FrozenSource, freeze};
+use super::{FrozenSource, SourceTimes, freeze};
 use crate::{
     model::ArchiveId,
     store::{Lease, Store, StoreError},
@@ -21,15 +21,23 @@ use crate::{
 pub struct RunSource {
     id: ArchiveId,
     source_dir: PathBuf,
+    times: SourceTimes,
     /// Together with the lease that keeps the tree in the store.
     frozen: OnceCell<(Arc<FrozenSource>, Lease)>,
 }
 
 impl RunSource {
-    /// Names the tree. Nothing is read yet.
+    /// Names the tree. Steps see [normal](SourceTimes::Normal) times. Nothing is read yet.
     #[must_use]
     pub fn new(id: ArchiveId, source_dir: impl Into<PathBuf>) -> Self {
-        Self { id, source_dir: source_dir.into(), frozen: OnceCell::new() }
+        Self { id, source_dir: source_dir.into(), times: SourceTimes::Normal, frozen: OnceCell::new() }
+    }
+
+    /// Sets which times of files steps see.
+    #[must_use]
+    pub fn times(mut self, times: SourceTimes) -> Self {
+        self.times = times;
+        self
     }
 
     /// Returns the id in [`ExecutorInput::workspace_archive_id`](crate::ExecutorInput).
@@ -54,12 +62,12 @@ impl RunSource {
     /// If all callers drop their futures, the work stops soon and leaves nothing behind.
     pub async fn freeze(&self, store: &Arc<Store>) -> Result<Arc<FrozenSource>, StoreError> {
         let frozen = self.frozen.get_or_try_init(async || {
-            let (store, source_dir) = (Arc::clone(store), self.source_dir.clone());
+            let (store, source_dir, times) = (Arc::clone(store), self.source_dir.clone(), self.times);
             let abandoned = Arc::new(AtomicBool::new(false));
             let _guard = Abandon(Arc::clone(&abandoned));
             let work = tokio::task::spawn_blocking(move || {
                 let lease = store.lease()?;
-                Ok((Arc::new(freeze(&store, &source_dir, &abandoned)?), lease))
+                Ok((Arc::new(freeze(&store, &source_dir, times, &abandoned)?), lease))
             });
             work.await.map_err(|error| StoreError::Io {
                 doing: "freeze",

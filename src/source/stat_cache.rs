@@ -14,12 +14,13 @@ use std::{
 
 use super::{
     manifest::{EntryKind, Manifest, ManifestEntry, Time, i64_of, seal, u32_of, u64_of, unseal},
+    times::SourceTimes,
     walk::{FileKind, FileStatus},
     weight::Weight,
 };
 use crate::store::{SourceId, Store, StoreError, error::IoContext, files::make_dir};
 
-const HEADER: &[u8] = b"hm-exec stat cache 1\n";
+const HEADER: &[u8] = b"hm-exec stat cache 2\n";
 
 /// File times come from a clock that the kernel advances in steps of up to 10 ms.
 const CLOCK_STEP_NANOSECONDS: u32 = 50_000_000;
@@ -39,6 +40,8 @@ pub(super) struct StatCache {
     pub(super) weight: Weight,
     /// The time when the walk began.
     pub(super) started: Time,
+    /// The times in the manifest.
+    pub(super) times: SourceTimes,
     pub(super) manifest: Manifest,
     /// The stamp of each entry of the manifest.
     pub(super) stamps: Vec<Stamp>,
@@ -50,12 +53,14 @@ pub(super) struct StatCache {
 pub(super) struct Stamp {
     device: u64,
     inode: u64,
+    /// The file's own time, which need not be the one in the manifest.
+    mtime: Time,
     ctime: Time,
 }
 
 impl Stamp {
     pub(super) fn of(status: &FileStatus) -> Self {
-        Self { device: status.device, inode: status.inode, ctime: status.ctime }
+        Self { device: status.device, inode: status.inode, mtime: status.mtime, ctime: status.ctime }
     }
 }
 
@@ -115,12 +120,15 @@ impl StatCache {
         body.extend(self.weight.bytes.to_le_bytes());
         body.extend(self.started.0.to_le_bytes());
         body.extend(self.started.1.to_le_bytes());
+        body.push(u8::from(self.times == SourceTimes::Real));
         self.manifest.encode_body(&mut body);
         for stamp in &self.stamps {
             body.extend(stamp.device.to_le_bytes());
             body.extend(stamp.inode.to_le_bytes());
-            body.extend(stamp.ctime.0.to_le_bytes());
-            body.extend(stamp.ctime.1.to_le_bytes());
+            for (seconds, nanoseconds) in [stamp.mtime, stamp.ctime] {
+                body.extend(seconds.to_le_bytes());
+                body.extend(nanoseconds.to_le_bytes());
+            }
         }
         seal(HEADER, &body)
     }
@@ -133,16 +141,20 @@ impl StatCache {
         *bytes = rest;
         let weight = Weight { entries: u64_of(bytes)?, bytes: u64_of(bytes)? };
         let started = (i64_of(bytes)?, u32_of(bytes)?);
+        let (times, rest) = bytes.split_first()?;
+        let times = if *times == 0 { SourceTimes::Normal } else { SourceTimes::Real };
+        *bytes = rest;
         let manifest = Manifest::decode_body(bytes)?;
         let mut stamps = Vec::with_capacity(manifest.len());
         for _ in 0..manifest.len() {
             stamps.push(Stamp {
                 device: u64_of(bytes)?,
                 inode: u64_of(bytes)?,
+                mtime: (i64_of(bytes)?, u32_of(bytes)?),
                 ctime: (i64_of(bytes)?, u32_of(bytes)?),
             });
         }
-        bytes.is_empty().then_some(Self { last, weight, started, manifest, stamps })
+        bytes.is_empty().then_some(Self { last, weight, started, times, manifest, stamps })
     }
 
     /// Returns the entry at `index` if a file with this status must still have the hashed content.
@@ -154,7 +166,7 @@ impl StatCache {
             EntryKind::File { size_bytes, .. } => status.kind == FileKind::File && status.size_bytes == size_bytes,
             EntryKind::Symlink { .. } => status.kind == FileKind::Symlink,
         };
-        let same = same && (entry.mode, entry.mtime) == (status.mode, status.mtime);
+        let same = same && entry.mode == status.mode;
         (same && self.stamps.get(index) == Some(&Stamp::of(status)) && self.is_settled(status)).then_some(entry)
     }
 
@@ -194,7 +206,8 @@ mod tests {
         let kind = EntryKind::File { size_bytes: seen.size_bytes, hash: &[7; 32] };
         manifest.push(ManifestEntry { path: b"f", mode: seen.mode, mtime: seen.mtime, kind });
         let (last, stamps) = (SourceId::parse(&"0".repeat(64)).unwrap(), vec![Stamp::of(seen)]);
-        StatCache { last, weight: Weight { entries: 1, bytes: 2 }, started, manifest, stamps }
+        let times = SourceTimes::Normal;
+        StatCache { last, weight: Weight { entries: 1, bytes: 2 }, started, times, manifest, stamps }
     }
 
     #[test]

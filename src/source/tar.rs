@@ -11,14 +11,20 @@ use std::{
 use tar::{Builder, EntryType, Header};
 
 use super::{
-    FrozenSource,
+    FrozenSource, SourceTimes,
     manifest::{EntryKind, Manifest, ManifestChange, ManifestEntry, Times},
+    stat_cache::now,
+    times::{later_than, let_pass},
 };
 use crate::store::{SourceId, Store, StoreError};
 
 /// Writes `source`, or its differences from the older source `since`, as a tar stream with paths relative
-/// to the tree. Returns the paths to remove before the stream is unpacked over the older source, the
-/// contents of a directory before the directory itself.
+/// to the tree. Returns the paths to remove before the stream is unpacked over the older source, the contents
+/// of a directory before the directory itself.
+///
+/// The differences have the times of `source`. If those are [normal](SourceTimes::Normal), the differences
+/// have the next full second of this machine's clock, because the files that they must be newer than are
+/// elsewhere. What changed links lead to is not among them: a step may have written it.
 pub(crate) fn source_tar(
     store: &Store,
     source: &FrozenSource,
@@ -28,6 +34,7 @@ pub(crate) fn source_tar(
     let manifest = Manifest::of(store, &source.id)?;
     let mut archive = Builder::new(out);
     let mut removed = Vec::new();
+    let mut time = None;
     match since {
         None => {
             for entry in manifest.entries() {
@@ -36,21 +43,34 @@ pub(crate) fn source_tar(
         }
         Some(since) => {
             let older = Manifest::of(store, since)?;
-            for change in older.changes(&manifest, Times::OfFiles) {
+            let times = match source.times {
+                SourceTimes::Normal => {
+                    time = Some(later_than(now(), [&older, &manifest]));
+                    Times::PassOver
+                }
+                SourceTimes::Real => Times::OfFiles,
+            };
+            let mut append = |entry: ManifestEntry<'_>| {
+                append(&mut archive, &ManifestEntry { mtime: time.unwrap_or(entry.mtime), ..entry }, source)
+            };
+            for change in older.changes(&manifest, times) {
                 match change {
                     ManifestChange::Removed(entry) => removed.push(entry.as_path().to_owned()),
                     ManifestChange::Added(entry) => {
                         // The entry may replace one of another kind.
                         removed.push(entry.as_path().to_owned());
-                        append(&mut archive, &entry, source)?;
+                        append(entry)?;
                     }
-                    ManifestChange::Changed(entry) => append(&mut archive, &entry, source)?,
+                    ManifestChange::Changed(entry) => append(entry)?,
                 }
             }
         }
     }
     let root = source.locate(Path::new(""));
     archive.into_inner().map_err(|error| StoreError::io("pack", root, error))?;
+    if let Some(time) = time {
+        let_pass(time);
+    }
     removed.reverse();
     Ok(removed)
 }

@@ -5,19 +5,31 @@
 //! gets the difference.
 
 use std::{
-    fs::{self, DirBuilder},
+    collections::{BTreeMap, BTreeSet},
+    ffi::OsStr,
+    fs::{self, DirBuilder, Metadata},
     io,
-    os::unix::fs::DirBuilderExt,
+    os::unix::{
+        ffi::OsStrExt,
+        fs::{DirBuilderExt, MetadataExt},
+    },
     path::{Path, PathBuf},
 };
 
 use super::{
-    FrozenSource,
-    manifest::{EntryKind, Manifest, ManifestChange, ManifestEntry, Times},
-    write::put_symlink,
+    FrozenSource, SourceTimes,
+    manifest::{EntryKind, Manifest, ManifestChange, ManifestEntry, Time, Times},
+    stat_cache::now,
+    times::{later_than, let_pass},
+    touched::{Touched, parent},
+    write::{put_mtime, put_symlink},
 };
 use crate::{
-    store::{LayerId, SourceId, Staging, Store, StoreError, error::IoContext, files::write_new},
+    store::{
+        LayerId, SourceId, Staging, Store, StoreError,
+        error::IoContext,
+        files::{stat, write_new},
+    },
     tree,
 };
 
@@ -75,29 +87,73 @@ pub(crate) fn remove(store: &Store, id: &LayerId) -> Result<(), StoreError> {
 }
 
 /// Applies the difference between two sources. Edits and deletions override the step's changes, and
-/// everything else stays.
+/// everything else stays. With [normal](SourceTimes::Normal) times, edits get a later time than everything in
+/// the workspace.
 fn update(store: &Store, workspace: &Path, old: &SourceId, new: &FrozenSource) -> Result<(), StoreError> {
     let (before, after) = (Manifest::of(store, old)?, Manifest::of(store, &new.id)?);
-    let changes = before.changes(&after, Times::OfFiles);
-    for change in &changes {
+    if new.times == SourceTimes::Real {
+        return apply(&before.changes(&after, Times::OfFiles), workspace, new, None);
+    }
+    let changes = before.changes(&after, Times::PassOver);
+    let touched = Touched::by(&changes, &after);
+    let newest = tree::newest(workspace).doing("read", workspace)?;
+    let time = later_than(if newest.is_complete { newest.mtime } else { newest.mtime.max(now()) }, [&before, &after]);
+    let at = |path: &[u8]| Path::new(OsStr::from_bytes(path)).to_owned();
+    // Writing to a directory changes its time.
+    let parents: BTreeSet<&[u8]> = changes.iter().map(|change| parent(change.entry().path)).collect();
+    let mut times: BTreeMap<PathBuf, Time> = BTreeMap::new();
+    for dir in parents {
+        if let Some(path) = existing(workspace, &at(dir))
+            && let Some(found) = stat(&path)?.filter(Metadata::is_dir)
+        {
+            times.insert(path, (found.mtime(), u32::try_from(found.mtime_nsec()).unwrap_or(0)));
+        }
+    }
+    apply(&changes, workspace, new, Some(time))?;
+    let edited = changes.iter().map(|change| change.entry().path).collect::<BTreeSet<_>>();
+    for path in touched.behind_links.keys().filter(|path| !edited.contains(*path)) {
+        if let Some(path) = existing(workspace, &at(path)) {
+            put_mtime(&path, time)?;
+        }
+    }
+    let edited = edited.into_iter().filter(|path| after.find(path).is_some_and(|entry| entry.is_dir()));
+    let dirs = touched.dirs.iter().copied().chain(edited);
+    times.extend(dirs.filter_map(|dir| Some((existing(workspace, &at(dir))?, time))));
+    for (path, mtime) in &times {
+        if stat(path)?.is_some_and(|found| found.is_dir()) {
+            put_mtime(path, *mtime)?;
+        }
+    }
+    let_pass(time);
+    Ok(())
+}
+
+/// Applies changes. What is written gets the time `time`, or its own one if there is none.
+fn apply(
+    changes: &[ManifestChange<'_>],
+    workspace: &Path,
+    new: &FrozenSource,
+    time: Option<Time>,
+) -> Result<(), StoreError> {
+    for change in changes {
         match *change {
             ManifestChange::Removed(entry) if entry.is_dir() => {}
             ManifestChange::Removed(entry) => {
-                if let Some(path) = existing(workspace, &entry)
+                if let Some(path) = existing(workspace, entry.as_path())
                     && !path.is_dir()
                 {
                     fs::remove_file(&path).doing("remove", &path)?;
                 }
             }
             ManifestChange::Added(entry) | ManifestChange::Changed(entry) => {
-                put(&entry, workspace, new)?;
+                put(&ManifestEntry { mtime: time.unwrap_or(entry.mtime), ..entry }, workspace, new)?;
             }
         }
     }
     for change in changes.iter().rev() {
         if let ManifestChange::Removed(entry) = change
             && entry.is_dir()
-            && let Some(path) = existing(workspace, entry)
+            && let Some(path) = existing(workspace, entry.as_path())
         {
             // Stays if a step put files of its own there.
             let _ = fs::remove_dir(path);
@@ -113,9 +169,9 @@ fn home(store: &Store, id: &LayerId) -> PathBuf {
 
 /// Returns the path of an entry if every parent of it is a directory of the workspace. A step may have
 /// replaced parents with symbolic links.
-fn existing(workspace: &Path, entry: &ManifestEntry<'_>) -> Option<PathBuf> {
+fn existing(workspace: &Path, entry: &Path) -> Option<PathBuf> {
     let mut path = workspace.to_path_buf();
-    for part in entry.as_path() {
+    for part in entry {
         if !fs::symlink_metadata(&path).is_ok_and(|metadata| metadata.is_dir()) {
             return None;
         }

@@ -18,8 +18,9 @@ use rustix::io::Errno;
 
 use super::{
     FrozenSource,
-    manifest::{EntryKind, Manifest, ManifestChange, ManifestEntry, Times},
+    manifest::{EntryKind, Manifest, ManifestChange, ManifestEntry, Time, Times},
     read::{SourceReader, in_parallel},
+    touched::parent,
 };
 use crate::{
     store::{StoreError, error::IoContext, files::make_dir},
@@ -124,26 +125,22 @@ impl ManifestEntry<'_> {
     /// Sets the mode and the time.
     pub(super) fn put_attributes(&self, path: &Path) -> Result<(), StoreError> {
         fs::set_permissions(path, fs::Permissions::from_mode(self.mode)).doing("set the mode of", path)?;
-        self.put_mtime(path)
+        put_mtime(path, self.mtime)
     }
+}
 
-    fn put_mtime(&self, path: &Path) -> Result<(), StoreError> {
-        let times = tree::mtime(self.mtime.0, self.mtime.1.into());
-        rustix::fs::utimensat(rustix::fs::CWD, path, &times, rustix::fs::AtFlags::SYMLINK_NOFOLLOW)
-            .doing("set the time of", path)
-    }
+/// Sets the modification time of a file, a directory or a link itself.
+pub(super) fn put_mtime(path: &Path, (seconds, nanoseconds): Time) -> Result<(), StoreError> {
+    let times = tree::mtime(seconds, nanoseconds.into());
+    rustix::fs::utimensat(rustix::fs::CWD, path, &times, rustix::fs::AtFlags::SYMLINK_NOFOLLOW)
+        .doing("set the time of", path)
 }
 
 /// Creates a symbolic link, with its time.
 pub(super) fn put_symlink(entry: &ManifestEntry<'_>, target: &[u8], path: &Path) -> Result<(), StoreError> {
     let target: &std::ffi::OsStr = std::os::unix::ffi::OsStrExt::from_bytes(target);
     std::os::unix::fs::symlink(target, path).doing("make the link", path)?;
-    entry.put_mtime(path)
-}
-
-/// Returns the parent directory of a path. The parent of the root is the root.
-fn parent(path: &[u8]) -> &[u8] {
-    path.iter().rposition(|byte| *byte == b'/').map_or(b"", |end| &path[..end])
+    put_mtime(path, entry.mtime)
 }
 
 fn cannot_mark(error: &io::Error) -> bool {

@@ -8,9 +8,10 @@ use std::{
     fs::{self, File},
     path::{Path, PathBuf},
     sync::{
-        Arc,
+        Arc, MutexGuard,
         atomic::{AtomicBool, Ordering},
     },
+    time::SystemTime,
 };
 
 use rusqlite::{Connection, Transaction};
@@ -33,6 +34,8 @@ pub struct Layers {
     intact: Mutex<HashSet<LayerId>>,
     /// Whether this process has kept anything.
     kept_new: AtomicBool,
+    /// Held while a delta is made.
+    making_delta: Mutex<()>,
 }
 
 /// A layer, and its seal if it has a row.
@@ -50,7 +53,7 @@ pub(super) enum LayerCheck {
 
 impl Layers {
     pub(super) fn new(shared: Arc<Shared>) -> Self {
-        Self { shared, intact: Mutex::default(), kept_new: AtomicBool::new(false) }
+        Self { shared, intact: Mutex::default(), kept_new: AtomicBool::new(false), making_delta: Mutex::default() }
     }
 
     /// Returns the directory of a layer, with its files in `root`.
@@ -71,6 +74,37 @@ impl Layers {
     /// directory above it inaccessible to this user.
     pub(crate) fn has_dir(&self, layer: &LayerId, path: &Path) -> Result<bool, StoreError> {
         Ok(stat(&self.dir(layer).join(path))?.is_some_and(|metadata| metadata.is_dir()))
+    }
+
+    /// Waits until no other thread of this process makes a delta.
+    pub(crate) fn delta_turn(&self) -> MutexGuard<'_, ()> {
+        self.making_delta.lock()
+    }
+
+    /// Returns the latest modification time in a layer, which must be in its place, in seconds since the Unix
+    /// epoch and nanoseconds. A directory that cannot be listed counts as written now. The first call for a
+    /// layer takes a walk over it; the result is kept beside the layer.
+    pub(crate) fn newest(&self, layer: &LayerId) -> Result<(i64, u32), StoreError> {
+        let path = self.home(layer).join("newest");
+        let known = fs::read_to_string(&path).ok();
+        let parse = |text: &str| {
+            let (seconds, nanoseconds) = text.strip_suffix('\n')?.split_once(' ')?;
+            Some((seconds.parse().ok()?, nanoseconds.parse().ok()?))
+        };
+        if let Some(known) = known.as_deref().and_then(parse) {
+            return Ok(known);
+        }
+        let root = self.dir(layer);
+        let found = tree::newest(&root).doing("read", &root)?;
+        let mut newest = found.mtime;
+        if !found.is_complete {
+            let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+            newest = newest.max((i64::try_from(now.as_secs()).unwrap_or(i64::MAX), now.subsec_nanos()));
+        }
+        if let Err(error) = self.shared.instance.write_file(&path, format!("{} {}\n", newest.0, newest.1).as_bytes()) {
+            tracing::debug!(%error, %layer, "failed to keep the latest time of a layer");
+        }
+        Ok(newest)
     }
 
     /// Puts a finished layer in its place.

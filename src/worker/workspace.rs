@@ -65,7 +65,7 @@ impl From<RemoteError> for WorkspaceError {
 struct FileKey {
     digest: Digest,
     mode: u32,
-    mtime: (i64, i32),
+    mtime: Mtime,
 }
 
 /// The sources of a worker.
@@ -78,10 +78,13 @@ pub(super) struct Workspaces {
 /// A tree to create. Paths are relative, and directories come before their entries.
 #[derive(Debug, Default)]
 struct Plan {
-    dirs: Vec<PathBuf>,
+    dirs: Vec<(PathBuf, Mtime)>,
     files: Vec<(PathBuf, FileKey)>,
-    links: Vec<(PathBuf, String)>,
+    links: Vec<(PathBuf, String, Mtime)>,
 }
+
+/// Seconds and nanoseconds since the Unix epoch. What has no time gets that of the epoch.
+type Mtime = (i64, i32);
 
 impl Workspaces {
     /// Returns the directory with the source of the tree `digest`, whose files are in its `workspace`. Call
@@ -114,9 +117,9 @@ impl Workspaces {
         let (keeper, made, at) = (Arc::clone(store), Arc::clone(&plan), root);
         let keeping = blocking::run("make the source", move || -> Result<LayerId, WorkspaceError> {
             // Innermost first, because creating an entry changes the modification time of its directory.
-            for dir in made.dirs.iter().rev() {
+            for (dir, mtime) in made.dirs.iter().rev() {
                 let path = at.join(dir);
-                set_mtime(&path, (0, 0)).map_err(making(&path))?;
+                set_mtime(&path, *mtime).map_err(making(&path))?;
             }
             Ok(image::keep_tree(&keeper, tree, &name)?)
         });
@@ -142,7 +145,7 @@ impl Workspaces {
 
 /// Reads the directories of a tree, level by level.
 async fn plan(cas: &Cas, root: Digest) -> Result<Plan, WorkspaceError> {
-    let mut plan = Plan { dirs: vec![PathBuf::new()], ..Plan::default() };
+    let mut plan = Plan::default();
     let mut level = vec![(PathBuf::new(), root)];
     while !level.is_empty() {
         let mut wanted: Vec<Digest> = level.iter().map(|(_, digest)| *digest).collect();
@@ -157,6 +160,7 @@ async fn plan(cas: &Cas, root: Digest) -> Result<Plan, WorkspaceError> {
         let mut next = Vec::new();
         for (path, digest) in level {
             let Some(directory) = messages.get(&digest) else { continue };
+            plan.dirs.push((path.clone(), mtime_of(directory.node_properties.as_ref())));
             for node in &directory.files {
                 let properties = node.node_properties.clone().unwrap_or_default();
                 let mode = match properties.unix_mode {
@@ -164,25 +168,29 @@ async fn plan(cas: &Cas, root: Digest) -> Result<Plan, WorkspaceError> {
                     None if node.is_executable => 0o755,
                     None => 0o644,
                 };
-                let mtime = properties.mtime.map_or((0, 0), |time| (time.seconds, time.nanos));
+                let mtime = mtime_of(Some(&properties));
                 let digest = digest_of(node.digest.as_ref(), &node.name)?;
                 plan.files.push((path.join(checked(&node.name)?), FileKey { digest, mode, mtime }));
             }
             for node in &directory.symlinks {
-                plan.links.push((path.join(checked(&node.name)?), node.target.clone()));
+                let mtime = mtime_of(node.node_properties.as_ref());
+                plan.links.push((path.join(checked(&node.name)?), node.target.clone(), mtime));
             }
             for node in &directory.directories {
                 let path = path.join(checked(&node.name)?);
-                next.push((path.clone(), digest_of(node.digest.as_ref(), &node.name)?));
-                plan.dirs.push(path);
+                next.push((path, digest_of(node.digest.as_ref(), &node.name)?));
             }
-            if plan.files.len() + plan.links.len() + plan.dirs.len() > MAX_ENTRIES {
+            if plan.files.len() + plan.links.len() + plan.dirs.len() + next.len() > MAX_ENTRIES {
                 return Err(InputError::Malformed(format!("the source has more than {MAX_ENTRIES} entries")).into());
             }
         }
         level = next;
     }
     Ok(plan)
+}
+
+fn mtime_of(properties: Option<&reapi::NodeProperties>) -> Mtime {
+    properties.and_then(|properties| properties.mtime.as_ref()).map_or((0, 0), |time| (time.seconds, time.nanos))
 }
 
 /// Returns `name` unless it could refer outside of its directory.
@@ -197,14 +205,14 @@ fn checked(name: &str) -> Result<&str, InputError> {
 /// were linked. A duplicate name is an error, because nothing is created over an existing entry.
 fn make(plan: &Plan, root: &Path, known: &HashMap<FileKey, Arc<Path>>) -> Result<Vec<bool>, WorkspaceError> {
     // The first one is the root, which exists.
-    for dir in plan.dirs.iter().skip(1) {
+    for (dir, _) in plan.dirs.iter().skip(1) {
         let path = root.join(dir);
         fs::create_dir(&path).map_err(making(&path))?;
         fs::set_permissions(&path, Permissions::from_mode(0o755)).map_err(making(&path))?;
     }
-    for (link, target) in &plan.links {
+    for (link, target, mtime) in &plan.links {
         let path = root.join(link);
-        symlink(target, &path).map_err(making(&path))?;
+        symlink(target, &path).and_then(|()| set_mtime(&path, *mtime)).map_err(making(&path))?;
     }
     let link = |(path, key): &(PathBuf, FileKey)| {
         let path = root.join(path);
@@ -305,9 +313,9 @@ mod tests {
         let known =
             HashMap::from([(key(b"known"), Arc::from(&*old)), (key(b"gone"), Arc::from(top.path().join("gone")))]);
         let plan = Plan {
-            dirs: vec![PathBuf::new(), "dir".into()],
+            dirs: vec![(PathBuf::new(), (0, 0)), ("dir".into(), (3, 0))],
             files: vec![("dir/a".into(), key(b"known")), ("b".into(), key(b"gone")), ("c".into(), key(b"new"))],
-            links: vec![("link".into(), "/etc".into())],
+            links: vec![("link".into(), "/etc".into(), (3, 4))],
         };
         let root = top.path().join("new");
         fs::create_dir(&root).unwrap();
@@ -323,8 +331,8 @@ mod tests {
     fn a_link_that_is_also_a_directory_is_refused() {
         let top = tempfile::tempdir().unwrap();
         let plan = Plan {
-            dirs: vec![PathBuf::new(), "out".into()],
-            links: vec![("out".into(), top.path().display().to_string())],
+            dirs: vec![(PathBuf::new(), (0, 0)), ("out".into(), (0, 0))],
+            links: vec![("out".into(), top.path().display().to_string(), (0, 0))],
             files: vec![],
         };
         let root = top.path().join("root");

@@ -172,6 +172,32 @@ async fn a_child_under_newer_source_gets_its_edits_and_deletions() {
 }
 
 #[tokio::test]
+async fn an_edit_with_an_old_time_is_newer_than_what_the_parent_built() {
+    let bench = Bench::new();
+    let put = |name: &str, text: &str| {
+        fs::create_dir_all(bench.source().join(name).parent().unwrap()).unwrap();
+        fs::write(bench.source().join(name), text).unwrap();
+        fs::File::open(bench.source().join(name)).unwrap().set_modified(std::time::UNIX_EPOCH).unwrap();
+    };
+    for name in ["edited", "same", "in/x", "added-to/x", "target/x"] {
+        put(name, "old");
+    }
+    std::os::unix::fs::symlink("same", bench.source().join("link")).unwrap();
+    let one_time = "test $(find . -printf '%T@\\n' | sort -u) = 946684800.0000000000 && echo > built";
+    let parent = bench.passes(one_time, None).await;
+    for name in ["edited", "in/x", "added-to/y"] {
+        put(name, "new");
+    }
+    fs::remove_file(bench.source().join("link")).unwrap();
+    std::os::unix::fs::symlink("target", bench.source().join("link")).unwrap();
+    let look = "find . -newer built | LC_ALL=C sort";
+    let (result, events) = bench.run(look, Some(&parent)).await;
+    assert_eq!(result.unwrap().exit_code, 0);
+    let expected = ["./added-to", "./added-to/y", "./edited", "./in/x", "./link", "./target", "./target/x"];
+    assert_eq!(lines(&events, StdStream::Stdout), expected);
+}
+
+#[tokio::test]
 async fn commands_longer_than_an_argument_can_be_run() {
     let bench = Bench::new();
     let cmd = format!("# {}\necho ran", "x".repeat(300_000));

@@ -1,6 +1,10 @@
 //! The user's source tree, as steps see it.
 
-use std::{fs, os::unix::fs::PermissionsExt};
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt,
+    time::{Duration, UNIX_EPOCH},
+};
 
 use crate::{
     conformance::harness::{Broken, Harness, Step, expect},
@@ -45,4 +49,17 @@ pub(in crate::conformance) async fn edited(harness: &Harness<'_>) -> Result<(), 
     let look = "cat edited same added built; test -e removed && echo removed; true";
     let lines = harness.sh(Step::new(look).after(&parent)).await?;
     expect("what a child under newer source saw", lines, ["newer", "changed", "added", "old", "old", "old"])
+}
+
+/// Checks that a file that was edited since a parent ran is newer than what the parent built from it, even if
+/// its time is old.
+pub(in crate::conformance) async fn edited_with_an_old_time(harness: &Harness<'_>) -> Result<(), Broken> {
+    let edited = harness.source().join("edited");
+    fs::write(&edited, "old\n")?;
+    let parent = harness.snapshot(Step::new("cp edited built")).await?;
+    fs::write(&edited, "newer\n")?;
+    fs::File::open(&edited)?.set_modified(UNIX_EPOCH + Duration::from_secs(1_000_000_000))?;
+    let make = "if [ edited -nt built ]; then cp edited built; fi; cat built";
+    let lines = harness.sh(Step::new(make).after(&parent)).await?;
+    expect("what a child built", lines, ["newer"])
 }

@@ -101,7 +101,7 @@ fn name(store: &Store, source: &FrozenSource) -> Result<Named, RunnerError> {
         let path = [b"workspace/", entry.path].concat();
         let attributes = FileAttributes { mode: entry.mode, mtime: entry.mtime };
         match entry.kind {
-            EntryKind::Directory => tree.add_directory(&path).map(drop).map_err(untravelable)?,
+            EntryKind::Directory => tree.add_directory(&path).map_err(untravelable)?.set_mtime(entry.mtime),
             EntryKind::Symlink { target } => tree.add_symlink(&path, target, attributes).map_err(untravelable)?,
             EntryKind::File { size_bytes, hash } => {
                 let digest = match known.next().flatten() {

@@ -110,8 +110,15 @@ struct Plan {
     binds: Vec<Bind>,
     staging: Staging,
     env: BTreeMap<String, String>,
-    delta: Option<LayerId>,
     host: Vec<HostOverlaySpec>,
+}
+
+/// What a step takes over from its parent.
+#[derive(Clone, Copy)]
+struct Inherited<'a> {
+    parent: Option<&'a Snapshot>,
+    /// The layer over the parent's, if the source changed since.
+    delta: Option<&'a LayerId>,
 }
 
 impl BootContext<'_> {
@@ -150,8 +157,10 @@ impl BootContext<'_> {
             Base::Host => Some(self.host_image(build.as_ref()).await?),
             _ => None,
         };
-        let Plan { root, mut binds, staging, env, delta, host } =
-            self.plan(source, parent.as_deref(), &base, image.as_deref(), has_secrets)?;
+        let delta = self.delta(source, parent.as_ref()).await?;
+        let inherited = Inherited { parent: parent.as_deref(), delta: delta.as_ref() };
+        let Plan { root, mut binds, staging, env, host } =
+            self.plan(source, inherited, &base, image.as_deref(), has_secrets)?;
         let mounting = overlays::obtain(host, build.as_ref(), self.store, self.zygote, self.mount_api);
         let overlays = mounting.await?;
         let shown = overlays.iter().map(HostOverlay::bind).collect::<Result<Vec<_>, _>>()?;
@@ -177,10 +186,26 @@ impl BootContext<'_> {
         }
     }
 
+    /// Returns the layer that makes the parent's snapshot show `source`, if one is needed.
+    async fn delta(
+        &self,
+        source: &FrozenSource,
+        parent: Option<&Arc<Snapshot>>,
+    ) -> Result<Option<LayerId>, RunnerError> {
+        let Some(parent) = parent.filter(|parent| parent.source != source.id && parent.id_map == self.zygote.id_map())
+        else {
+            return Ok(None);
+        };
+        // It may copy many files.
+        let (store, parent, source) = (Arc::clone(self.store), Arc::clone(parent), source.clone());
+        let delta = RunnerError::blocking("compare the source", move || Ok(source::delta(&store, &parent, &source)?));
+        Box::pin(delta).await
+    }
+
     fn plan(
         &self,
         source: &FrozenSource,
-        parent: Option<&Snapshot>,
+        Inherited { parent, delta }: Inherited<'_>,
         base: &Base,
         host_image: Option<&HostImage>,
         has_secrets: bool,
@@ -201,14 +226,8 @@ impl BootContext<'_> {
             let (store, within) = (self.store.dir().into(), dir.clone());
             return Err(failed("use the image")(StoreError::StoreWithinImage { store, within }));
         }
-        let delta = match parent {
-            Some(parent) if parent.source != source.id => {
-                source::delta(self.store, parent, source).map_err(failed("compare the source"))?
-            }
-            _ => None,
-        };
         let layers = parent.iter().flat_map(|parent| &parent.layers);
-        let mut lowers: Vec<PathBuf> = delta.iter().chain(layers).map(|it| self.store.layers().dir(it)).collect();
+        let mut lowers: Vec<PathBuf> = delta.into_iter().chain(layers).map(|it| self.store.layers().dir(it)).collect();
         lowers.extend_from_slice(&source.roots);
 
         let staging = self.store.stage().map_err(failed("make the step's layer"))?;
@@ -268,7 +287,7 @@ impl BootContext<'_> {
             staging.premake(Path::new(SECRETS), &lowers).map_err(failed("make the step's layer"))?;
         }
         let root = overlay(&lowers, &staging.upper(), staging.work())?;
-        Ok(Plan { root, binds, staging, env, delta, host })
+        Ok(Plan { root, binds, staging, env, host })
     }
 }
 

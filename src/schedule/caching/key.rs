@@ -4,6 +4,7 @@ use crate::{
     cache::{BasePart, CacheKey, Cacheable, KeyParts, ProjectId},
     model::StepIndex,
     plan::BoundPlan,
+    source::SourceTimes,
 };
 
 /// The parts of a step's key that are not in the plan.
@@ -11,6 +12,7 @@ pub(super) struct KeyContext<'a> {
     pub(super) base: BasePart<'a>,
     pub(super) mode: &'a str,
     pub(super) project: &'a ProjectId,
+    pub(super) source_times: SourceTimes,
     pub(super) inputs: Option<&'a [u8; 32]>,
 }
 
@@ -21,7 +23,7 @@ pub(crate) fn is_cached(plan: &BoundPlan, step: StepIndex) -> bool {
 
 /// Returns the key of `step`, whose policy has `dsl_key`.
 pub(super) fn key_of(plan: &BoundPlan, step: StepIndex, dsl_key: &str, context: &KeyContext<'_>) -> CacheKey {
-    let KeyContext { base, mode, project, inputs } = *context;
+    let KeyContext { base, mode, project, source_times, inputs } = *context;
     let (bound, runner) = (plan.step(step), plan.runner(step));
     let runner_args = runner.args.in_keys(bound.step.runner_args.as_ref());
     let parts = KeyParts {
@@ -36,6 +38,7 @@ pub(super) fn key_of(plan: &BoundPlan, step: StepIndex, dsl_key: &str, context: 
         mode,
         runner_args: &runner_args,
         project: project.as_str(),
+        source_times,
         inputs,
     };
     parts.key()

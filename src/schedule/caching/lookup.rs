@@ -155,7 +155,8 @@ impl<'a, R: RunnerSet> Caching<'a, R> {
             BaseRecord::Image { identity, .. } => BasePart::Image(identity),
             BaseRecord::Parent { snapshot, .. } => BasePart::Snapshot(snapshot),
         };
-        let context = KeyContext { base: part, mode: &mode, project: cache.project(), inputs: inputs.as_ref() };
+        let (project, source_times) = (cache.project(), cache.source_times());
+        let context = KeyContext { base: part, mode: &mode, project, source_times, inputs: inputs.as_ref() };
         let key = key_of(self.plan, step, dsl_key, &context);
         Ok((cache, CachedStep { key, base, mode, inputs, flight: None }, LookupRequest { key, max_age }))
     }

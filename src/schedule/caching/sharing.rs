@@ -212,7 +212,7 @@ impl<'a> SharingScope<'a> {
         inputs: &Inputs<'_>,
     ) -> Option<Question<'a>> {
         let plan = self.plan;
-        let project = self.cache?.project();
+        let (project, source_times) = self.cache.map(|cache| (cache.project(), cache.source_times()))?;
         let mut candidates = vec![self.candidate(step, None, modes, inputs)?];
         let mut at = 0;
         while let Some(step) = candidates.get(at).map(|candidate| candidate.step) {
@@ -228,7 +228,7 @@ impl<'a> SharingScope<'a> {
             let (step, base) = (candidate.step, BasePart::Snapshot(snapshot));
             let dsl_key = Cacheable::of(&plan.step(step).step).map_or("", |policy| policy.dsl_key);
             let inputs = candidate.inputs.as_ref();
-            key_of(plan, step, dsl_key, &KeyContext { base, mode: &candidate.mode, project, inputs })
+            key_of(plan, step, dsl_key, &KeyContext { base, mode: &candidate.mode, project, source_times, inputs })
         });
         Some(Question { key, image: plan.root_image(step), candidates, key_over })
     }

@@ -2,7 +2,10 @@
 
 use std::{collections::BTreeMap, fs, path::Path};
 
-use hm_exec::cache::{BasePart, KeyParts};
+use hm_exec::{
+    cache::{BasePart, KeyParts},
+    source::SourceTimes,
+};
 use proptest::prelude::*;
 use serde::{Deserialize, Serialize};
 
@@ -22,15 +25,16 @@ struct Parts {
     mode: String,
     runner_args: String,
     project: String,
+    source_times: SourceTimes,
     inputs: Option<[u8; 32]>,
 }
 
 impl Parts {
     fn key(&self) -> String {
         let Self { dsl_key, is_snapshot, base, command, env, runner, runner_version, os, arch, mode, .. } = self;
-        let Self { runner_args, project, inputs, .. } = self;
+        let Self { runner_args, project, source_times, inputs, .. } = self;
         let base = if *is_snapshot { BasePart::Snapshot(base) } else { BasePart::Image(base) };
-        let (runner_version, inputs) = (*runner_version, inputs.as_ref());
+        let (runner_version, source_times, inputs) = (*runner_version, *source_times, inputs.as_ref());
         let parts = KeyParts {
             dsl_key,
             base,
@@ -43,6 +47,7 @@ impl Parts {
             mode,
             runner_args,
             project,
+            source_times,
             inputs,
         };
         parts.key().to_string()
@@ -67,7 +72,7 @@ struct Vector {
 /// Set `HM_UPDATE_FIXTURES` to regenerate the keys, and only together with a new version in the key.
 #[test]
 fn keys_match_the_committed_ones() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/cache/keys-v2.json");
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/cache/keys-v3.json");
     let mut vectors: Vec<Vector> = serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
     assert!(vectors.len() >= 5);
     if std::env::var_os("HM_UPDATE_FIXTURES").is_some() {
@@ -83,7 +88,8 @@ fn parts() -> impl Strategy<Value = Parts> {
     let text = || "[a-z\\x00é=]{0,6}";
     let env = proptest::collection::btree_map("[A-Z=]{0,3}", text(), 0..4);
     let inputs = prop::option::of(prop::array::uniform32(0..2_u8));
-    let more = (text(), text(), inputs);
+    let times = any::<bool>().prop_map(|real| if real { SourceTimes::Real } else { SourceTimes::Normal });
+    let more = (text(), text(), times, inputs);
     (text(), any::<bool>(), text(), text(), env, text(), 0..3_u32, text(), text(), text(), more).prop_map(
         |(dsl_key, is_snapshot, base, command, env, runner, runner_version, os, arch, mode, more)| Parts {
             dsl_key,
@@ -98,7 +104,8 @@ fn parts() -> impl Strategy<Value = Parts> {
             mode,
             runner_args: more.0,
             project: more.1,
-            inputs: more.2,
+            source_times: more.2,
+            inputs: more.3,
         },
     )
 }
@@ -125,13 +132,17 @@ proptest! {
     #[test]
     fn every_single_change_changes_the_key(parts in parts(), which in any::<prop::sample::Index>()) {
         let key = parts.key();
-        let mut changes = vec![parts.clone(); 5];
+        let mut changes = vec![parts.clone(); 6];
         changes[0].is_snapshot ^= true;
         changes[1].runner_version += 1;
         changes[2].env.insert("ADDED".into(), String::new());
         changes[4].inputs = match parts.inputs {
             Some(_) => None,
             None => Some([0; 32]),
+        };
+        changes[5].source_times = match parts.source_times {
+            SourceTimes::Normal => SourceTimes::Real,
+            SourceTimes::Real => SourceTimes::Normal,
         };
         let mut texts = changes[3].texts();
         let at = which.index(texts.len());

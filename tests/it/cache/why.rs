@@ -1,8 +1,10 @@
 //! Why a step ran.
 
 use hm_exec::{
+    StepStatus::{CacheHit, Passed},
     cache::{CacheVerdict, Difference, Explanation, explain, key_of},
     event::CacheMissReason::{Absent, Refresh},
+    source::SourceTimes,
 };
 use rusqlite::{Connection, params};
 use serde_json::{Value, json};
@@ -64,6 +66,19 @@ async fn a_changed_image_another_image_and_another_mode_are_distinguished() {
     bench.run(&ir).await;
     let image = Difference::Image { was: "debian".into(), is: "alpine".into() };
     assert_eq!(why(&bench, "a").differences, [image, Difference::Mode { was: "plain".into(), is: "other".into() }]);
+}
+
+#[tokio::test]
+async fn other_times_of_source_files_are_another_step() {
+    let bench = Bench::new();
+    let ir = pipeline(&[cached("a")], &[]);
+    let real = |request: &mut hm_exec::RunRequest| request.options.source_times = SourceTimes::Real;
+    assert_eq!(bench.run(&ir).await.statuses(), [Passed]);
+    assert_eq!(bench.run_with(&ir, real).await.statuses(), [Passed]);
+    let difference = Difference::SourceTimes { was: SourceTimes::Normal, is: SourceTimes::Real };
+    assert_eq!(why(&bench, "a").differences, [difference]);
+    assert_eq!(bench.run_with(&ir, real).await.statuses(), [CacheHit]);
+    assert_eq!(bench.run(&ir).await.statuses(), [CacheHit]);
 }
 
 #[tokio::test]

@@ -8,7 +8,7 @@ use std::{
 };
 
 use hm_exec::{
-    source,
+    source::{self, SourceTimes},
     store::{Base, Cached, CommitRequest, IdMap, KeepAs, LayerId, Store},
 };
 use rusqlite::Connection;
@@ -26,7 +26,9 @@ fn key(n: u8) -> [u8; 32] {
 
 /// Caches a step that writes its number, and a few files.
 fn cache(project: &Project, store: &std::sync::Arc<Store>, n: u8) {
-    let source = source::freeze(store, &project.dir, &std::sync::atomic::AtomicBool::new(false)).unwrap().id;
+    let source = source::freeze(store, &project.dir, SourceTimes::Normal, &std::sync::atomic::AtomicBool::new(false))
+        .unwrap()
+        .id;
     let staging = store.stage().unwrap();
     for file in 0..20 {
         fs::write(staging.upper().join(format!("file-{file}")), vec![n; 5000]).unwrap();

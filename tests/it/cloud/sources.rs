@@ -2,7 +2,12 @@
 
 use std::{fs, sync::Arc, sync::atomic::AtomicBool};
 
-use hm_exec::{remote::Uploaded, runner::cloud::CloudRunner, source, store::Store};
+use hm_exec::{
+    remote::Uploaded,
+    runner::cloud::CloudRunner,
+    source::{self, SourceTimes},
+    store::Store,
+};
 
 use crate::support::remote_engine::TestEngine;
 
@@ -23,7 +28,7 @@ async fn one_changed_file_of_twenty_thousand_uploads_only_itself_and_its_parent_
         }
     }
     let store = Store::open(&top.path().join("store")).unwrap();
-    let freeze = || Arc::new(source::freeze(&store, &source, &AtomicBool::new(false)).unwrap());
+    let freeze = || Arc::new(source::freeze(&store, &source, SourceTimes::Normal, &AtomicBool::new(false)).unwrap());
     let runner = || CloudRunner::builder().endpoint(engine.options()).store(Arc::clone(&store)).build();
 
     let first = runner();

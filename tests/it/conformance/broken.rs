@@ -271,6 +271,7 @@ async fn wrong_sources_and_workspaces_are_found() {
     finds(Fault::SharesWorkspaces, "root-steps-are-apart", "the number of files").await;
     finds(Fault::SharesWorkspaces, "siblings", "saw: expected").await;
     finds(Fault::KeepsOldSource, "edited-source", "what a child under newer source saw").await;
+    finds(Fault::KeepsOldSource, "edited-source-with-an-old-time", "what a child built").await;
 }
 
 #[tokio::test]

@@ -38,7 +38,7 @@ async fn steps(bench: &Bench, image: &str) -> StepResult {
 async fn export(bench: &Bench, step: &StepResult, to: &str) -> Result<ImageDigest, SandboxExportError> {
     let snapshot = step.committed_snapshot.as_ref().unwrap();
     let source = bench.store.snapshots().get(snapshot).unwrap().source.clone();
-    let source = source::FrozenSource::find(&bench.store, &source).unwrap().unwrap();
+    let source = source::FrozenSource::find(&bench.store, &source, source::SourceTimes::Normal).unwrap().unwrap();
     bench.runner.export(snapshot, &source, ExportTarget::parse(to).unwrap()).await
 }
 

@@ -12,3 +12,4 @@ mod processes;
 mod read_only_programs;
 mod rootless;
 mod source;
+mod source_times;

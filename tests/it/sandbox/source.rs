@@ -82,8 +82,17 @@ async fn a_rebuild_with_cargo_compiles_nothing_until_something_is_edited() {
     assert!(parent.exit_code == 0 && output.contains("Compiling tiny"), "{output}");
     write("README", "edited");
     for (edited, compiles) in [(None, false), (Some("src/other.rs"), true)] {
+        // Another clone, in which every file has a new time.
+        for name in ["Cargo.toml", "src/lib.rs", "src/other.rs"] {
+            let text = fs::read(bench.source().join(name)).unwrap();
+            fs::remove_file(bench.source().join(name)).unwrap();
+            fs::write(bench.source().join(name), text).unwrap();
+        }
         if let Some(edited) = edited {
             write(edited, "// edited\n");
+            // As `rsync -t` or `unzip` leave it.
+            let path = bench.source().join(edited);
+            fs::File::open(path).unwrap().set_modified(std::time::UNIX_EPOCH).unwrap();
         }
         let mut run = bench.run();
         let child = bench.step(&mut run, Ask::new(&build).after(&parent)).await.unwrap();

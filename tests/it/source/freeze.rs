@@ -21,7 +21,7 @@ use std::{
 
 use hm_exec::{
     runner::ArchiveId,
-    source::{self, FrozenSource, RunSource},
+    source::{self, FrozenSource, RunSource, SourceTimes},
     store::StoreError,
 };
 
@@ -57,7 +57,8 @@ fn git_rules_apply_inside_a_repository() {
         bench.put(&format!("repo/{file}"), "x");
     }
     bench.put("repo/sub/.git", "gitdir: elsewhere");
-    let frozen = source::freeze(&bench.store, &bench.source("repo"), &AtomicBool::new(false)).unwrap();
+    let frozen =
+        source::freeze(&bench.store, &bench.source("repo"), SourceTimes::Normal, &AtomicBool::new(false)).unwrap();
     let expected = [
         ".gitignore",
         ".hidden",
@@ -81,7 +82,8 @@ fn a_directory_of_a_repository_obeys_the_rules_above_it() {
     for file in ["part/a.log", "part/out/x", "part/file"] {
         bench.put(file, "x");
     }
-    let frozen = source::freeze(&bench.store, &bench.source("part"), &AtomicBool::new(false)).unwrap();
+    let frozen =
+        source::freeze(&bench.store, &bench.source("part"), SourceTimes::Normal, &AtomicBool::new(false)).unwrap();
     assert_eq!(paths(&frozen), ["file".to_owned()].into());
 }
 
@@ -93,7 +95,8 @@ fn without_a_repository_ignore_files_count_except_those_above_the_source() {
     for file in ["part/a.log", "part/b.txt"] {
         bench.put(file, "x");
     }
-    let frozen = source::freeze(&bench.store, &bench.source("part"), &AtomicBool::new(false)).unwrap();
+    let frozen =
+        source::freeze(&bench.store, &bench.source("part"), SourceTimes::Normal, &AtomicBool::new(false)).unwrap();
     assert_eq!(paths(&frozen), [".gitignore", "b.txt"].map(str::to_owned).into());
 }
 
@@ -118,7 +121,7 @@ fn modes_times_links_and_odd_names_are_kept_and_special_files_left_out() {
     }
     fs::set_permissions(bench.source("dir"), Permissions::from_mode(0o555)).unwrap();
 
-    let workspace = bench.freeze().roots[0].join("workspace");
+    let workspace = bench.freeze_with(SourceTimes::Real).unwrap().roots[0].join("workspace");
     for path in ["dir/file", "again", "dangling", "dir/loop", "dir", "empty", ""] {
         let (a, b) = (bench.source(path).symlink_metadata().unwrap(), workspace.join(path).symlink_metadata().unwrap());
         assert_eq!((a.mode(), a.mtime(), a.mtime_nsec()), (b.mode(), b.mtime(), b.mtime_nsec()), "{path}");
@@ -150,7 +153,8 @@ fn a_tree_is_copied_again_only_after_a_relevant_change() {
     assert!(seen.insert(bench.freeze().id), "mode");
     let file = fs::File::options().write(true).open(bench.source("dir/file")).unwrap();
     file.set_modified(std::time::UNIX_EPOCH).unwrap();
-    assert!(seen.insert(bench.freeze().id), "time");
+    assert!(!seen.insert(bench.freeze().id), "a time is none");
+    assert!(seen.insert(bench.freeze_with(SourceTimes::Real).unwrap().id), "unless times are real");
     fs::create_dir(bench.source("empty")).unwrap();
     assert!(seen.insert(bench.freeze().id), "an empty directory");
 }
@@ -160,7 +164,7 @@ fn a_store_inside_the_source_is_left_out() {
     let bench = Bench::new();
     bench.put("file", "x");
     let store = hm_exec::store::Store::open(&bench.source(".cache/store")).unwrap();
-    let frozen = source::freeze(&store, &bench.source(""), &AtomicBool::new(false)).unwrap();
+    let frozen = source::freeze(&store, &bench.source(""), SourceTimes::Normal, &AtomicBool::new(false)).unwrap();
     assert_eq!(paths(&frozen), [".cache", "file"].map(str::to_owned).into());
 }
 
@@ -192,9 +196,13 @@ fn a_missing_directory_and_a_cancelled_freeze_are_errors() {
     bench.put("file", "x");
     let never = AtomicBool::new(false);
     for path in ["nowhere", "file"] {
-        assert!(matches!(source::freeze(&bench.store, &bench.source(path), &never), Err(StoreError::NoSource { .. })));
+        assert!(matches!(
+            source::freeze(&bench.store, &bench.source(path), SourceTimes::Normal, &never),
+            Err(StoreError::NoSource { .. })
+        ));
     }
-    let error = source::freeze(&bench.store, &bench.source(""), &AtomicBool::new(true)).unwrap_err();
+    let error =
+        source::freeze(&bench.store, &bench.source(""), SourceTimes::Normal, &AtomicBool::new(true)).unwrap_err();
     assert!(matches!(error, StoreError::Abandoned));
     assert_eq!(fs::read_dir(bench.store.dir().join("sources")).unwrap().count(), 0);
 }

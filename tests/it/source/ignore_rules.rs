@@ -1,7 +1,7 @@
 //! Which files are part of a source, compared with the `ignore` crate's own walker, which is independent of
 //! our code.
 
-use hm_exec::source;
+use hm_exec::source::{self, SourceTimes};
 use std::{collections::BTreeSet, fs, path::Path, sync::atomic::AtomicBool};
 
 use ignore::WalkBuilder;
@@ -19,7 +19,7 @@ fn by_crate(source: &Path) -> BTreeSet<String> {
 
 /// Returns the paths in a frozen source of one layer.
 fn frozen(bench: &Bench, source: &Path) -> BTreeSet<String> {
-    let frozen = source::freeze(&bench.store, source, &AtomicBool::new(false)).unwrap();
+    let frozen = source::freeze(&bench.store, source, SourceTimes::Normal, &AtomicBool::new(false)).unwrap();
     assert_eq!(frozen.roots.len(), 1);
     let workspace = frozen.roots[0].join("workspace");
     let mut found = BTreeSet::from([String::new()]);
@@ -101,9 +101,9 @@ fn the_projects_own_pipelines_are_left_out_and_those_of_other_directories_are_no
     }
     let expected = ["", "kept", "sub", "sub/.hm", "sub/.hm/ci.py"].map(str::to_owned);
     assert_eq!(frozen(&bench, &source), BTreeSet::from(expected));
-    let before = source::freeze(&bench.store, &source, &AtomicBool::new(false)).unwrap().id;
+    let before = source::freeze(&bench.store, &source, SourceTimes::Normal, &AtomicBool::new(false)).unwrap().id;
     fs::write(source.join(".hm/ci.py"), "edited").unwrap();
-    assert_eq!(source::freeze(&bench.store, &source, &AtomicBool::new(false)).unwrap().id, before);
+    assert_eq!(source::freeze(&bench.store, &source, SourceTimes::Normal, &AtomicBool::new(false)).unwrap().id, before);
 }
 
 #[test]

@@ -15,7 +15,7 @@ use std::{
     time::Duration,
 };
 
-use hm_exec::source::{self, FrozenSource};
+use hm_exec::source::{self, FrozenSource, SourceTimes};
 use hm_exec::store::{Store, tree};
 use proptest::prelude::*;
 use rustix::fs::inotify;
@@ -31,6 +31,13 @@ fn shown(source: &FrozenSource) -> Tree {
     for root in source.roots.iter().rev() {
         lay(&mut tree, &root.join("workspace"), Path::new(""));
     }
+    tree
+}
+
+/// Returns the entries of the source directory, with the times that a frozen source has.
+fn fresh(bench: &Bench) -> Tree {
+    let mut tree = direct(&bench.source(""));
+    tree.values_mut().for_each(|entry| (entry.1, entry.2) = (946_684_800, 0));
     tree
 }
 
@@ -145,8 +152,13 @@ fn an_unchanged_tree_is_recognized_without_opening_files_or_ignored_directories(
     let_time_pass();
     assert_eq!(bench.freeze(), first);
     opens.take();
-    let again =
-        source::freeze(&Store::open(bench.store.dir()).unwrap(), &bench.source(""), &AtomicBool::new(false)).unwrap();
+    let again = source::freeze(
+        &Store::open(bench.store.dir()).unwrap(),
+        &bench.source(""),
+        SourceTimes::Normal,
+        &AtomicBool::new(false),
+    )
+    .unwrap();
     assert_eq!(again, first);
     let opened = opens.take();
     let files: Vec<_> = opened.iter().filter(|name| !name.ends_with('/') && *name != ".gitignore").collect();
@@ -168,7 +180,7 @@ fn the_layer_of_one_edit_has_only_the_edited_file() {
     assert_eq!((second.layers.len(), &second.layers[1..]), (2, &first.layers[..]));
     assert_eq!(topmost(&second), ["dir/b"]);
     assert!(!second.roots[0].join("workspace/other").exists());
-    assert_eq!(shown(&second), direct(&bench.source("")));
+    assert_eq!(shown(&second), fresh(&bench));
     // Change it, and change it back: the store has the earlier tree already, so the result is the earlier
     // source.
     fs::set_permissions(bench.source("other"), Permissions::from_mode(0o700)).unwrap();
@@ -196,14 +208,14 @@ fn removed_paths_get_one_whiteout_and_replaced_paths_are_hidden() {
     bench.put("dir", "a file now");
     let second = bench.freeze();
     assert_eq!(topmost(&second), ["dir", "file/inner", "new-name", "-gone", "-renamed"]);
-    assert_eq!(shown(&second), direct(&bench.source("")));
+    assert_eq!(shown(&second), fresh(&bench));
     // A path that comes back shows nothing of its earlier content.
     bench.put("gone/c", "again");
     fs::remove_file(bench.source("dir")).unwrap();
     bench.put("dir/z", "again");
     let third = bench.freeze();
     assert_eq!((third.layers.len(), topmost(&third)), (3, vec!["dir/z".to_owned(), "gone/c".to_owned()]));
-    assert_eq!(shown(&third), direct(&bench.source("")));
+    assert_eq!(shown(&third), fresh(&bench));
     assert_eq!(shown(&first).len(), 10, "older sources stay as they are");
 }
 
@@ -252,12 +264,12 @@ fn many_small_edits_are_compacted_without_losing_files() {
         }
         let frozen = bench.freeze();
         assert!(frozen.layers.len() <= 10, "{}", frozen.layers.len());
-        assert_eq!(shown(&frozen), direct(&bench.source("")), "round {round}");
+        assert_eq!(shown(&frozen), fresh(&bench), "round {round}");
         if can_mark() {
             assert_eq!(frozen.layers.last(), base.last(), "so small a change makes no new base");
         }
         compacted += usize::from(round > 0 && frozen.layers.len() == 2);
-        earlier.push((frozen, direct(&bench.source(""))));
+        earlier.push((frozen, fresh(&bench)));
     }
     assert!(compacted >= 2);
     for (frozen, tree) in earlier {
@@ -277,7 +289,7 @@ fn a_much_changed_tree_becomes_a_base_that_shares_unchanged_files() {
     }
     let second = bench.freeze();
     assert!(second.layers.len() == 1 && second.layers != first.layers);
-    assert_eq!(shown(&second), direct(&bench.source("")));
+    assert_eq!(shown(&second), fresh(&bench));
     let inode = |source: &FrozenSource| source.roots[0].join("workspace/dir-19/1999").metadata().unwrap().ino();
     assert_eq!(inode(&second), inode(&first));
     assert_eq!(bench.source("dir-19/1999").metadata().unwrap().nlink(), 1, "the user's files are never linked");
@@ -296,7 +308,7 @@ fn a_damaged_stat_cache_costs_only_time() {
     }
     bench.put("dir/file", "y");
     fs::write(&cache, "").unwrap();
-    assert_eq!(shown(&bench.freeze()), direct(&bench.source("")));
+    assert_eq!(shown(&bench.freeze()), fresh(&bench));
 }
 
 #[test]
@@ -306,15 +318,16 @@ fn a_source_with_lost_layers_is_frozen_again() {
     let first = bench.freeze();
     tree::remove_tree(&bench.store.dir().join("layers").join(first.layers[0].as_str())).unwrap();
     let open = || Store::open(bench.store.dir()).unwrap();
-    let freeze = |store: &Store| source::freeze(store, &bench.source(""), &AtomicBool::new(false)).unwrap();
+    let freeze =
+        |store: &Store| source::freeze(store, &bench.source(""), SourceTimes::Normal, &AtomicBool::new(false)).unwrap();
     let second = freeze(&open());
     assert!(second.id == first.id && second.layers != first.layers);
-    assert_eq!(shown(&second), direct(&bench.source("")));
+    assert_eq!(shown(&second), fresh(&bench));
     // A file of the layer is truncated while the tree changes.
     fs::File::options().write(true).open(second.roots[0].join("workspace/dir/file")).unwrap().set_len(0).unwrap();
     bench.put("another", "y");
     let third = freeze(&open());
-    assert_eq!(shown(&third), direct(&bench.source("")));
+    assert_eq!(shown(&third), fresh(&bench));
 }
 
 #[test]
@@ -328,8 +341,9 @@ fn concurrent_freezes_of_one_tree_give_the_same_source() {
         let frozen: Vec<FrozenSource> = thread::scope(|scope| {
             let freeze = || {
                 let store = Store::open(bench.store.dir()).unwrap();
-                let frozen = source::freeze(&store, &bench.source(""), &AtomicBool::new(false)).unwrap();
-                assert_eq!(shown(&frozen), direct(&bench.source("")));
+                let frozen =
+                    source::freeze(&store, &bench.source(""), SourceTimes::Normal, &AtomicBool::new(false)).unwrap();
+                assert_eq!(shown(&frozen), fresh(&bench));
                 frozen
             };
             let all: Vec<_> = (0..4).map(|_| scope.spawn(freeze)).collect();
@@ -337,7 +351,7 @@ fn concurrent_freezes_of_one_tree_give_the_same_source() {
         });
         assert!(frozen.iter().all(|one| one.id == frozen[0].id));
     }
-    assert_eq!(shown(&bench.freeze()), direct(&bench.source("")));
+    assert_eq!(shown(&bench.freeze()), fresh(&bench));
 }
 
 /// A change to a source tree.
@@ -417,12 +431,17 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
 
     #[test]
-    fn after_any_edits_the_layers_show_the_tree(rounds in prop::collection::vec(prop::collection::vec(edit(), 1..5), 1..16)) {
+    fn after_any_edits_the_layers_show_the_tree(
+        rounds in prop::collection::vec(prop::collection::vec(edit(), 1..5), 1..16),
+        real in any::<bool>(),
+    ) {
+        let times = if real { SourceTimes::Real } else { SourceTimes::Normal };
         let bench = Bench::new();
         let mut seen: Vec<(FrozenSource, Tree)> = Vec::new();
         for edits in &rounds {
             edits.iter().for_each(|edit| apply(edit, &bench.source("")));
-            let (frozen, mut now) = (bench.freeze(), direct(&bench.source("")));
+            let frozen = bench.freeze_with(times).unwrap();
+            let mut now = if real { direct(&bench.source("")) } else { fresh(&bench) };
             let mut shows = shown(&frozen);
             if seen.iter().any(|(earlier, _)| earlier.id == frozen.id) {
                 // The tree was frozen before, with the times that its directories had then.
@@ -439,7 +458,7 @@ proptest! {
             prop_assert_eq!(&shown(frozen), tree, "older sources stay as they are");
         }
         let elsewhere = Store::open(&bench.top().join("elsewhere")).unwrap();
-        let whole = source::freeze(&elsewhere, &bench.source(""), &AtomicBool::new(false)).unwrap();
-        prop_assert_eq!(&whole.id, &bench.freeze().id, "a tree has one name, however it came to be");
+        let whole = source::freeze(&elsewhere, &bench.source(""), times, &AtomicBool::new(false)).unwrap();
+        prop_assert_eq!(&whole.id, &bench.freeze_with(times).unwrap().id, "a tree has one name, however it came to be");
     }
 }

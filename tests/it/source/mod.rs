@@ -3,3 +3,4 @@
 mod freeze;
 mod ignore_rules;
 mod layers;
+mod times;

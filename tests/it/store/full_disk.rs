@@ -7,7 +7,7 @@ use std::{
 
 use hm_exec::{
     SnapshotRef,
-    source::{self, FrozenSource},
+    source::{self, FrozenSource, SourceTimes},
     store::{Base, Cached, CommitRequest, Forget, GcRequest, IdMap, KeepAs, Store, StoreError},
 };
 use uuid::Uuid;
@@ -51,7 +51,7 @@ impl Small {
     }
 
     fn freeze(&self, store: &Store) -> Result<FrozenSource, StoreError> {
-        source::freeze(store, self.source.path(), &AtomicBool::new(false))
+        source::freeze(store, self.source.path(), SourceTimes::Normal, &AtomicBool::new(false))
     }
 
     /// Runs a step that writes its number and some kilobytes. Returns `None` if it could not.

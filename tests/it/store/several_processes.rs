@@ -3,7 +3,7 @@
 use std::{fs, sync::atomic::AtomicBool};
 
 use hm_exec::{
-    source,
+    source::{self, SourceTimes},
     store::{Base, Cached, CommitRequest, IdMap, KeepAs, Store, StoreError, StoreHandle},
 };
 use uuid::Uuid;
@@ -33,7 +33,10 @@ fn opening_a_store_in_another_process_removes_nothing_of_this_one() {
     assert!(
         matches!(other.steps().cached(&[7; 32]).unwrap(), Cached::Found { snapshot: found, .. } if found == snapshot)
     );
-    assert_eq!(source::freeze(&other, &bench.source(""), &AtomicBool::new(false)).unwrap(), bench.freeze());
+    assert_eq!(
+        source::freeze(&other, &bench.source(""), SourceTimes::Normal, &AtomicBool::new(false)).unwrap(),
+        bench.freeze()
+    );
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::{
 };
 
 use hm_exec::{
-    source::{self, FrozenSource},
+    source::{self, FrozenSource, SourceTimes},
     store::{Store, StoreError},
 };
 
@@ -49,7 +49,11 @@ impl Bench {
     }
 
     pub(crate) fn try_freeze(&self) -> Result<FrozenSource, StoreError> {
-        source::freeze(&self.store, &self.source(""), &AtomicBool::new(false))
+        self.freeze_with(SourceTimes::Normal)
+    }
+
+    pub(crate) fn freeze_with(&self, times: SourceTimes) -> Result<FrozenSource, StoreError> {
+        source::freeze(&self.store, &self.source(""), times, &AtomicBool::new(false))
     }
 }
 

@@ -184,6 +184,7 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
     request.secrets = secrets;
     request.run_id = Some(Uuid::new_v4());
     request.durations = previous_durations::read(&store, &request.repo_root, &definition.name);
+    request.options.source_times = config.source_times;
     request.options.no_cache = args.no_cache;
     request.options.refresh = args.refresh.iter().cloned().collect();
     request.options.images = bind.images;

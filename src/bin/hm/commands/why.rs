@@ -139,6 +139,7 @@ fn push_differences(out: &mut String, explanation: &Explanation) {
         let line = match difference {
             Difference::DslKey => "its cache policy's key changed (computed by the pipeline's language)".into(),
             Difference::Project { was, is } => changed("the project", was, is),
+            Difference::SourceTimes { was, is } => changed("`times` of [source] in hm.toml", was.as_str(), is.as_str()),
             Difference::Inputs => "files that match its `on_change` paths changed".into(),
             Difference::RunnerArgs => "its `runner_args` changed".into(),
             Difference::Command => "its command changed".into(),

@@ -9,6 +9,7 @@ use std::{
 use hm_exec::{
     project::{CONFIG_BYTES, ProjectDir},
     runner::MemorySize,
+    source::SourceTimes,
 };
 use serde::Deserialize;
 
@@ -29,9 +30,18 @@ pub(super) struct ConfigFile {
     pub(super) docker: DockerTable,
     pub(super) vm: VmTable,
     pub(super) cache: CacheTable,
+    pub(super) source: SourceTable,
     /// Ids of directories, in the user's file only.
     #[serde(rename = "project")]
     pub(super) projects: ProjectTables,
+}
+
+/// `[source]`.
+#[derive(Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct SourceTable {
+    /// Which modification times of source files steps see.
+    pub(super) times: Option<SourceTimes>,
 }
 
 /// `[docker]`.

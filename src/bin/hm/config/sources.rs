@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeMap, num::NonZeroUsize, rc::Rc};
 
-use hm_exec::{project::ProjectDir, remote::EndpointOptions};
+use hm_exec::{project::ProjectDir, remote::EndpointOptions, source::SourceTimes};
 
 use super::{
     ProjectFiles,
@@ -39,6 +39,8 @@ pub(crate) struct Config {
     pub(crate) projects: ProjectTables,
     /// The name under which results are shared with other projects.
     pub(crate) share: Option<Name>,
+    /// Which modification times of source files steps see.
+    pub(crate) source_times: SourceTimes,
 }
 
 /// The settings of each place, not merged yet.
@@ -62,7 +64,8 @@ impl ConfigSources {
 
     /// Removes everything that requires consent from the project's settings.
     pub(crate) fn remove_unpermitted(&mut self) {
-        let ConfigFile { remote, vm, .. } = std::mem::take(&mut self.project);
+        let ConfigFile { remote, vm, source, .. } = std::mem::take(&mut self.project);
+        self.project.source = source;
         // Less sharing needs no consent.
         let cache = remote.cache.filter(|cache| *cache == Sharing::Off);
         self.project.remote = RemoteTable { jobs: remote.jobs, cache, ..RemoteTable::default() };
@@ -110,6 +113,7 @@ impl ConfigSources {
             vm: VmTable::over(own.vm, user.vm, project.map(ProjectDir::path))?,
             projects: user.projects,
             share: own.cache.share,
+            source_times: own.source.times.or(user.source.times).unwrap_or_default(),
         })
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{fs, num::NonZeroUsize, path::Path};
 
-use hm_exec::project::ProjectDir;
+use hm_exec::{project::ProjectDir, source::SourceTimes};
 
 use super::{
     args::{ConfigArgs, Sharing},
@@ -86,6 +86,22 @@ fn what_is_ignored_leaves_what_reaches_nothing() {
     assert!(remote.endpoint.is_none() && remote.logs.is_none() && remote.platform.is_empty());
     assert_eq!((remote.docker_host.as_deref(), remote.jobs), (Some("unix:///ours"), NonZeroUsize::new(3)));
     assert!(remote.vm.memory.is_some() && remote.vm.qemu.is_none());
+}
+
+#[test]
+fn the_times_of_source_files_need_no_consent_and_the_project_wins() {
+    let times = |project: &str, user: &str| {
+        let mut sources = settings(&ConfigArgs::default(), project, user);
+        assert_eq!(keys(&sources), [""; 0]);
+        sources.remove_unpermitted();
+        sources.resolve(None).unwrap().source_times
+    };
+    let (normal, real) = ("[source]\ntimes = 'normal'\n", "[source]\ntimes = 'real'\n");
+    assert_eq!(times("", ""), SourceTimes::Normal);
+    assert_eq!((times(real, ""), times("", real)), (SourceTimes::Real, SourceTimes::Real));
+    assert_eq!((times(real, normal), times(normal, real)), (SourceTimes::Real, SourceTimes::Normal));
+    let error = format!("{:?}", parse(Path::new("hm.toml"), "[source]\ntimes = 'fake'\n").err().unwrap());
+    assert!(error.contains("normal") && error.contains("real"), "{error}");
 }
 
 #[test]

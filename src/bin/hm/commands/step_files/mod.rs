@@ -17,7 +17,7 @@ use hm_exec::{
     event::StepRecord,
     image::{ExportTarget, ImageOptions},
     runner::sandbox::{SandboxExportError, SandboxRunner, Streams, Visit, VisitError, VisitOperation},
-    source::{self, FrozenSource},
+    source::{self, FrozenSource, SourceTimes},
     store::{ImageDigest, Lease, Run, SnapshotConfig, Store},
 };
 
@@ -90,14 +90,14 @@ impl StepFiles {
             ))
             .hint("run the pipeline again"));
         }
-        let source = match FrozenSource::find(store, &found.source).map_err(unreadable)? {
+        let source = match FrozenSource::find(store, &found.source, SourceTimes::Normal).map_err(unreadable)? {
             Some(source) => source,
             None => {
                 to_stderr(&format!(
                     "note: the source of that run is no longer in the store; using the current content of {}",
                     run.source_dir.display()
                 ));
-                let frozen = source::freeze(store, &run.source_dir, &AtomicBool::new(false));
+                let frozen = source::freeze(store, &run.source_dir, SourceTimes::Normal, &AtomicBool::new(false));
                 frozen.map_err(|error| Failure::infrastructure("failed to freeze the source").because(error))?
             }
         };
