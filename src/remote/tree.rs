@@ -192,7 +192,6 @@ impl DirectoryTree {
                 files: tree.files.into_values().collect(),
                 symlinks: tree.links.into_values().collect(),
                 node_properties: tree.mtime.map(|mtime| FileAttributes { mode: 0, mtime }.properties(false)),
-                ..Default::default()
             };
             Open { name, message, left: tree.dirs.into_iter() }
         };

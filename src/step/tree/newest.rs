@@ -89,7 +89,7 @@ mod tests {
         assert_eq!(newest(top.path()).unwrap().mtime, (4_000_000_001, 7));
         assert!(newest(&path("missing")).is_err());
         if !rustix::process::geteuid().is_root() {
-            std::fs::set_permissions(path("a/b"), std::fs::Permissions::from_mode(0)).unwrap();
+            std::fs::set_permissions(path("a/b"), std::fs::Permissions::from_mode(0o000)).unwrap();
             assert_eq!(newest(top.path()).unwrap(), Newest { mtime: (4_000_000_001, 7), is_complete: false });
             std::fs::set_permissions(path("a/b"), std::fs::Permissions::from_mode(0o755)).unwrap();
         }
