@@ -33,19 +33,26 @@ mod registry;
 mod search;
 pub(crate) mod stored;
 
-pub use base_layer::base_layer;
 pub(crate) use docker_save::{ArchiveFile, SavedImage};
 pub use error::ImageError;
-pub use export::{ExportError, ExportTarget, PackedLayer, export, pack_layer};
+pub use export::{ExportError, ExportTarget, export};
 pub(crate) use export::{layer_dirs, pack_layer_tar, thin_archive};
-pub use host::{HostDir, HostImage};
-pub use identity::image_identity;
-pub use images::{ImageOptions, Images, Notes, PullPolicy};
-pub use layers::{
-    LayerFile, LayerLock, PartialTree, find_layer, find_tree, keep_tree, layer_id, lock_layer, new_tree, tree_id,
-    unpack_layer,
-};
+pub use images::{BadVariable, ImageOptions, PullPolicy};
 pub(crate) use reference::check_image;
-pub use reference::image_path;
+
+// What runners and commands of this package do with images.
+#[doc(hidden)]
+pub use {
+    base_layer::base_layer,
+    export::{PackedLayer, pack_layer},
+    host::{HostDir, HostImage},
+    identity::image_identity,
+    images::{Images, Notes},
+    layers::{
+        LayerFile, LayerLock, PartialTree, find_layer, find_tree, keep_tree, layer_id, lock_layer, new_tree, tree_id,
+        unpack_layer,
+    },
+    reference::image_path,
+};
 
 use crate::store::{Base, ImageDigest};

@@ -34,8 +34,8 @@ use crate::{
 
 /// Returns the layer to put over those of a snapshot so that a step sees the source `new`, or `None` if
 /// none is needed. The layer is made once for the same layers and sources. Blocks while two manifests are
-/// read, and, if the layer is new, while the snapshot's layers are walked and the changed files copied. If the
-/// snapshot was made less than a second ago, blocks until the second is over.
+/// read, and, if the layer is new, while the snapshot's layers are walked and the changed files copied. If
+/// the snapshot was made less than a second ago, blocks until the second is over.
 ///
 /// # Errors
 /// Returns an error if a manifest cannot be read, or if the layer cannot be written.

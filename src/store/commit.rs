@@ -34,6 +34,7 @@ impl Store {
     /// # Errors
     /// Returns an error if the layer cannot be put in place. No snapshot is made then.
     #[expect(clippy::needless_pass_by_value, reason = "a committed staging is gone")]
+    #[doc(hidden)]
     pub fn commit(self: &Arc<Self>, staging: Staging, request: CommitRequest<'_>) -> Result<SnapshotRef, StoreError> {
         let written = if staging.prune()? { None } else { Some(self.layers().place(staging.home())?) };
         self.commit_layer(written, request)
@@ -44,6 +45,7 @@ impl Store {
     ///
     /// # Errors
     /// Returns an error if layers cannot be merged. No snapshot is made then.
+    #[doc(hidden)]
     pub fn commit_layer(
         self: &Arc<Self>,
         written: Option<LayerId>,

@@ -46,27 +46,32 @@ mod tree_ops;
 mod usage;
 mod vm_templates;
 
-pub use base::Base;
-pub use commit::{CommitRequest, MAX_LAYERS};
-pub use digest::ImageDigest;
 pub(crate) use digests::PackedDigests;
 pub use error::StoreError;
-pub use exposure::Exposure;
 pub use gc::{Forget, Forgotten, GcLimits, GcReport, GcRequest};
 pub use handle::StoreHandle;
-pub use ids::{LayerId, SourceId};
-pub(crate) use index::images::ImageRow;
-pub(crate) use index::images::TagRow;
-pub use layers::Layers;
-pub use lease::Lease;
+pub(crate) use index::images::{ImageRow, TagRow};
 pub use open::Store;
-pub use runs::{NewRun, Run, Runs};
-pub use snapshot_config::SnapshotConfig;
-pub use snapshots::{Snapshot, Snapshots};
 pub(crate) use staged_dir::{StagedDir, Touched};
-pub use staging::Staging;
-pub use steps::{Cached, Evicted, KeepAs, Steps};
-pub use tree_ops::TreeOps;
 pub use usage::{Filesystem, PipelineUsage, Usage, UsageKind};
 
+// What runners and commands of this package do with a store.
+#[doc(hidden)]
+pub use {
+    base::Base,
+    commit::{CommitRequest, MAX_LAYERS},
+    digest::ImageDigest,
+    exposure::Exposure,
+    ids::{LayerId, SourceId},
+    layers::Layers,
+    lease::Lease,
+    runs::{NewRun, Run, Runs},
+    snapshot_config::SnapshotConfig,
+    snapshots::{Snapshot, Snapshots},
+    staging::Staging,
+    steps::{Cached, Evicted, KeepAs, Steps},
+    tree_ops::TreeOps,
+};
+
+#[doc(hidden)]
 pub use crate::tree::{self, BlobFile, IdMap};

@@ -141,30 +141,35 @@ impl Store {
     /// Returns whether other users could access the store before it was opened. It was closed to them as far
     /// as possible.
     #[must_use]
+    #[doc(hidden)]
     pub fn exposure(&self) -> Option<&Exposure> {
         self.exposure.as_ref()
     }
 
     /// Returns the layers on disk.
     #[must_use]
+    #[doc(hidden)]
     pub fn layers(&self) -> &Layers {
         &self.layers
     }
 
     /// Returns the snapshots that this process made, and those that are kept.
     #[must_use]
+    #[doc(hidden)]
     pub fn snapshots(&self) -> &Snapshots {
         &self.snapshots
     }
 
     /// Returns the results of steps that are kept.
     #[must_use]
+    #[doc(hidden)]
     pub fn steps(&self) -> &Steps {
         &self.steps
     }
 
     /// Returns the history of runs.
     #[must_use]
+    #[doc(hidden)]
     pub fn runs(&self) -> &Runs {
         &self.runs
     }
@@ -202,6 +207,7 @@ impl Store {
     }
 
     /// Uses `ops` for all further operations on trees that steps wrote.
+    #[doc(hidden)]
     pub fn set_tree_ops(&self, ops: Arc<dyn TreeOps>) {
         self.trash().set_tree_ops(ops);
     }
@@ -211,6 +217,7 @@ impl Store {
     ///
     /// # Errors
     /// Returns an error if the lock file cannot be written, or if the index cannot be read.
+    #[doc(hidden)]
     pub fn lease(self: &Arc<Self>) -> Result<Lease, StoreError> {
         Lease::take(self)
     }
@@ -219,6 +226,7 @@ impl Store {
     ///
     /// # Errors
     /// Returns an error if a directory cannot be created.
+    #[doc(hidden)]
     pub fn stage(self: &Arc<Self>) -> Result<Staging, StoreError> {
         Staging::new(self)
     }
@@ -230,6 +238,7 @@ impl Store {
     /// # Errors
     /// Returns an error if there is no such snapshot, or if the index cannot be written. Nothing is kept
     /// then.
+    #[doc(hidden)]
     pub fn keep(&self, snapshot: &SnapshotRef, name: KeepAs<'_>) -> Result<(), StoreError> {
         self.snapshots.keep(snapshot, |transaction, id| steps::name(transaction, id, name))
     }
@@ -239,6 +248,7 @@ impl Store {
     ///
     /// # Errors
     /// Returns an error if the key can be neither read nor created.
+    #[doc(hidden)]
     pub fn secret(&self) -> Result<[u8; 32], StoreError> {
         let path = self.paths().secret();
         let read = || fs::read(&path).ok().and_then(|bytes| bytes.try_into().ok());

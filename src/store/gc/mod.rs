@@ -204,6 +204,7 @@ impl Store {
     ///
     /// # Errors
     /// Returns an error if the index cannot be written.
+    #[doc(hidden)]
     pub fn mark_reaped_shown(&self) -> Result<(), StoreError> {
         self.index().write(collect::mark_reaped_shown)
     }
