@@ -45,7 +45,12 @@ impl<R> Deref for BoundRun<'_, R> {
 }
 
 impl<'a, R: RunnerSet> BoundRun<'a, R> {
-    pub(super) fn new(engine: &'a Engine<R>, request: &'a RunRequest) -> Result<Self, BackendError> {
+    pub(super) fn new(engine: &'a Engine<R>, request: &'a RunRequest, plan: BoundPlan) -> Self {
+        Self { engine, request, plan }
+    }
+
+    /// Binds the plan of a request to the runners of an engine.
+    pub(super) fn bind(engine: &Engine<R>, request: &RunRequest) -> Result<BoundPlan, BackendError> {
         let options = BindOptions {
             runner: request.options.runner.clone(),
             images: request.options.images.clone(),
@@ -56,8 +61,7 @@ impl<'a, R: RunnerSet> BoundRun<'a, R> {
             no_cache: request.options.no_cache,
             refresh: request.options.refresh.clone(),
         };
-        let plan = bind(&request.plan, engine.descriptors.clone(), &options)?;
-        Ok(Self { engine, request, plan })
+        Ok(bind(&request.plan, engine.descriptors.clone(), &options)?)
     }
 
     /// Starts the build as a task of the current tokio runtime, whose time driver must be enabled.
@@ -91,7 +95,10 @@ impl<'a, R: RunnerSet> BoundRun<'a, R> {
         let mut context = StepContext::new(bus, archives, Arc::new(request.secrets.clone()), cancel.child_token());
         context.grace = engine.grace;
         context.keep = plan.keep;
-        let durations = plan.steps.iter().map(|bound| request.durations.get(&bound.step.key).copied()).collect();
+        let durations = match request.durations.is_empty() {
+            true => Vec::new(),
+            false => plan.steps.iter().map(|bound| request.durations.get(&bound.step.key).copied()).collect(),
+        };
         let task = schedule::run(Build {
             runners: Arc::clone(&engine.runners),
             plan,
@@ -120,9 +127,16 @@ impl<'a, R: RunnerSet> BoundRun<'a, R> {
         let is_sure_to_run = |step: StepIndex| {
             engine.cache.is_none() || plan.step(step).is_refreshed || !schedule::is_cached(plan, step)
         };
-        let all: BTreeSet<RunnerIndex> = plan.steps.iter().map(|step| step.runner).collect();
-        let used: BTreeSet<RunnerIndex> =
-            plan.dag.steps().filter(|&step| is_sure_to_run(step)).map(|step| plan.step(step).runner).collect();
+        let (mut all, mut used) = (BTreeSet::new(), BTreeSet::new());
+        for step in plan.dag.steps() {
+            let runner = plan.step(step).runner;
+            if !used.contains(&runner) {
+                all.insert(runner);
+                if is_sure_to_run(step) {
+                    used.insert(runner);
+                }
+            }
+        }
         let unprobed = all.difference(&used).copied().collect();
         let probes = join_all(used.iter().map(|&runner| engine.runners.probe(runner))).await;
         for (runner, probe) in used.into_iter().zip(probes) {

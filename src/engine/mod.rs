@@ -15,6 +15,7 @@ pub use builder::EngineBuilder;
 use crate::{
     backend::{BackendError, BackendHandle, Capabilities, ExecutionBackend, RunRequest},
     cache::{Cache, SharedResults},
+    plan::Plan,
     runner::{RunnerDescriptor, RunnerSet},
 };
 
@@ -98,7 +99,7 @@ impl<R: RunnerSet> Engine<R> {
     /// # Errors
     /// Returns [`BackendError::Invalid`], which lists every mistake.
     pub fn bind<'a>(&'a self, request: &'a RunRequest) -> Result<BoundRun<'a, R>, BackendError> {
-        BoundRun::new(self, request)
+        Ok(BoundRun::new(self, request, BoundRun::bind(self, request)?))
     }
 
     /// Starts a build as a task of the current tokio runtime, whose time driver must be enabled. This is
@@ -110,8 +111,13 @@ impl<R: RunnerSet> Engine<R> {
     ///
     /// # Cancel safety
     /// If the future is dropped before it completes, nothing was started.
-    pub async fn start(&self, request: RunRequest) -> Result<BackendHandle, BackendError> {
-        self.bind(&request)?.start().await
+    pub async fn start(&self, mut request: RunRequest) -> Result<BackendHandle, BackendError> {
+        // If the caller has kept no clone of the plan, its text and its graph end here: a large part of the
+        // memory of a large build.
+        request.plan.forget_text();
+        let plan = BoundRun::bind(self, &request)?;
+        request.plan = Plan::empty();
+        BoundRun::new(self, &request, plan).start().await
     }
 }
 

@@ -5,15 +5,15 @@
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Csr<T> {
     /// The start of each row in `items`; one more than there are rows.
-    starts: Vec<usize>,
+    starts: Vec<u32>,
     items: Vec<T>,
 }
 
 impl<T: Copy> Csr<T> {
     /// Sorts `(row, item)` pairs into `rows` rows in linear time. The caller must ensure that every row is
-    /// below `rows`.
+    /// below `rows`, and that there are at most [`u32::MAX`] pairs.
     pub(crate) fn new(rows: usize, pairs: impl Iterator<Item = (usize, T)> + Clone) -> Self {
-        let mut starts = vec![0; rows + 1];
+        let mut starts = vec![0_u32; rows + 1];
         for (row, _) in pairs.clone() {
             starts[row + 1] += 1;
         }
@@ -22,10 +22,10 @@ impl<T: Copy> Csr<T> {
         }
         let mut items = Vec::new();
         if let Some((_, filler)) = pairs.clone().next() {
-            items.resize(starts[rows], filler);
+            items.resize(starts[rows] as usize, filler);
             let mut next = starts.clone();
             for (row, item) in pairs {
-                items[next[row]] = item;
+                items[next[row] as usize] = item;
                 next[row] += 1;
             }
         }
@@ -34,7 +34,7 @@ impl<T: Copy> Csr<T> {
 
     /// Returns the items of one row.
     pub(crate) fn row(&self, row: usize) -> &[T] {
-        &self.items[self.starts[row]..self.starts[row + 1]]
+        &self.items[self.starts[row] as usize..self.starts[row + 1] as usize]
     }
 
     /// Returns the number of rows.

@@ -3,6 +3,7 @@
 //! Input: the JSON bytes that the DSL emits. Output: a valid [`Pipeline`], or an [`InvalidPipeline`] with all
 //! errors. The module does not know runners: `plan::bind` checks whether a runner exists.
 
+pub(crate) mod adjacency;
 mod csr;
 mod cycles;
 mod on_change;
@@ -13,10 +14,9 @@ mod text;
 mod validate;
 mod wire;
 
-pub(crate) use csr::Csr;
 pub(crate) use on_change::on_change_paths;
 pub use pipeline::Pipeline;
 pub(crate) use problem::Problems;
 pub use problem::{Endpoint, InvalidPipeline, Problem, ProblemKind, ProblemPlace};
-pub(crate) use validate::check_env;
+pub(crate) use validate::{Validated, check_env, decode};
 pub use wire::{Cache, CommandStep, Edge, EdgeKind, Env, Node};

@@ -4,7 +4,7 @@ use std::{num::NonZeroU32, sync::Arc};
 
 use serde::{Serialize, Serializer, ser::SerializeStruct};
 
-use super::{Edge, InvalidPipeline, Node, raw, validate};
+use super::{Edge, InvalidPipeline, Node, validate};
 
 /// A valid pipeline. Keys are unique and not empty. Edges are between existing nodes, at most one between
 /// two. There is no cycle, and at most one `builds_in` parent per step. All text can be passed to a program.
@@ -39,7 +39,7 @@ impl Pipeline {
     /// Returns every error, with its position. If the text is not JSON, or has a value of the wrong type, it
     /// cannot be read any further, so only that error is returned.
     pub fn decode(json: &[u8]) -> Result<Self, InvalidPipeline> {
-        validate::validate(raw::decode(json)?)
+        validate::decode(json).map(|validated| validated.pipeline)
     }
 }
 

@@ -187,6 +187,12 @@ pub enum ProblemKind {
         /// The number of steps.
         count: usize,
     },
+    /// The pipeline has more edges than can be indexed.
+    #[error("too many edges: {count}, the maximum is {max}", max = u32::MAX)]
+    TooManyEdges {
+        /// The number of edges.
+        count: usize,
+    },
     /// `node_holes` is not empty. It has the positions of nodes that were removed from the graph.
     #[error("`node_holes` must be empty: number the nodes without gaps")]
     NodeHoles,

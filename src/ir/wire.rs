@@ -102,6 +102,17 @@ pub enum EdgeKind {
     DependsOn,
 }
 
+impl EdgeKind {
+    /// Returns the kind with this name in the IR.
+    pub(super) fn named(name: &str) -> Option<Self> {
+        match name {
+            "builds_in" => Some(Self::BuildsIn),
+            "depends_on" => Some(Self::DependsOn),
+            _ => None,
+        }
+    }
+}
+
 /// A node of the graph: a step and its environment.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Node {

@@ -68,6 +68,8 @@ struct Binder<'a> {
     last_env: Option<(&'a Arc<Env>, Arc<Env>)>,
     /// The arguments to check for a step that has none: the runner may require some.
     no_args: Value,
+    /// The runners that were found to require none.
+    without_args: BTreeSet<RunnerIndex>,
     problems: Problems,
 }
 
@@ -85,12 +87,13 @@ impl<'a> Binder<'a> {
             without_secrets: BTreeSet::new(),
             last_env: None,
             no_args: Value::Object(Map::new()),
+            without_args: BTreeSet::new(),
             problems: Problems::default(),
         };
         if let Some(name) = &options.runner {
-            binder.default_runner = binder.runner_named(name, &ProblemPlace::Options).map(Some).ok_or(());
+            binder.default_runner = binder.runner_named(name, || ProblemPlace::Options).map(Some).ok_or(());
         }
-        check_env(&options.env, &ProblemPlace::Options, &mut binder.problems);
+        check_env(&options.env, || ProblemPlace::Options, &mut binder.problems);
         binder
     }
 
@@ -98,14 +101,14 @@ impl<'a> Binder<'a> {
     fn step(&mut self, at: StepIndex) -> Option<BoundStep> {
         let node = &self.plan.pipeline().nodes[at.get()];
         let step = &node.step;
-        let place = ProblemPlace::Step { node: at.get(), key: Arc::clone(&step.key) };
+        let place = || ProblemPlace::Step { node: at.get(), key: Arc::clone(&step.key) };
         let runner = match &step.runner {
-            Some(name) => self.runner_named(name, &place)?,
+            Some(name) => self.runner_named(name, place)?,
             None => match self.default_runner {
                 Ok(Some(runner)) => runner,
                 Ok(None) => {
                     let kind = ProblemKind::NoDefaultRunner { known: self.known() };
-                    self.problems.add(place, kind);
+                    self.problems.add(place(), kind);
                     return None;
                 }
                 Err(()) => return None,
@@ -113,20 +116,25 @@ impl<'a> Binder<'a> {
         };
         let descriptor = &self.runners[usize::from(runner.0)];
 
-        if let Err(error) = descriptor.args.check(step.runner_args.as_ref().unwrap_or(&self.no_args)) {
+        let checked = match &step.runner_args {
+            Some(args) => descriptor.args.check(args),
+            None if self.without_args.contains(&runner) => Ok(()),
+            None => descriptor.args.check(&self.no_args).inspect(|()| _ = self.without_args.insert(runner)),
+        };
+        if let Err(error) = checked {
             let kind = ProblemKind::RunnerArgs {
                 runner: Arc::clone(&descriptor.name),
                 path: error.path,
                 message: error.message,
             };
-            self.problems.add(place.clone(), kind);
+            self.problems.add(place(), kind);
         }
         if let Some(Err(wrong)) = step.cache.as_ref().map(on_change_paths) {
-            self.problems.add(place.clone(), ProblemKind::OnChangePath { path: wrong.path, message: wrong.message });
+            self.problems.add(place(), ProblemKind::OnChangePath { path: wrong.path, message: wrong.message });
         }
         if self.options.has_secrets && !descriptor.capabilities.secrets && self.without_secrets.insert(runner) {
             let kind = ProblemKind::Secrets { runner: Arc::clone(&descriptor.name) };
-            self.problems.add(place.clone(), kind);
+            self.problems.add(place(), kind);
         }
         let step = match self.plan.dag().lineage_parent(at) {
             Some(_) => Arc::clone(step),
@@ -147,7 +155,12 @@ impl<'a> Binder<'a> {
     }
 
     /// Resolves a root step's image.
-    fn root(&mut self, step: &'a Arc<CommandStep>, at: RunnerIndex, place: ProblemPlace) -> Arc<CommandStep> {
+    fn root(
+        &mut self,
+        step: &'a Arc<CommandStep>,
+        at: RunnerIndex,
+        place: impl FnOnce() -> ProblemPlace,
+    ) -> Arc<CommandStep> {
         let runner = &self.runners[usize::from(at.0)];
         let named = step.image.as_ref().unwrap_or(&self.default_image);
         let mut image = named;
@@ -166,11 +179,11 @@ impl<'a> Binder<'a> {
         if let Some(images) = images {
             let (image, named) = (Arc::clone(image), Arc::clone(named));
             let kind = ProblemKind::Image { runner: Arc::clone(&runner.name), image, images, named };
-            self.problems.add(place, kind);
+            self.problems.add(place(), kind);
         } else {
             let checked = self.checked_images.entry((Arc::clone(image), at));
             if let Err(reason) = checked.or_insert_with(|| runner.capabilities.images.check(image)) {
-                self.problems.add(place, ProblemKind::BadImage(reason.clone()));
+                self.problems.add(place(), ProblemKind::BadImage(reason.clone()));
             }
         }
         if step.image.as_ref() == Some(image) {
@@ -219,7 +232,7 @@ impl<'a> Binder<'a> {
         self.problems.add(place, kind);
     }
 
-    fn runner_named(&mut self, name: &str, place: &ProblemPlace) -> Option<RunnerIndex> {
+    fn runner_named(&mut self, name: &str, place: impl FnOnce() -> ProblemPlace) -> Option<RunnerIndex> {
         if let Some(runner) = index(self.runners, |runner| *runner.name == *name) {
             return Some(runner);
         }
@@ -228,7 +241,7 @@ impl<'a> Binder<'a> {
             Some(name) => ProblemKind::MissingRunner { name, known },
             None => ProblemKind::UnknownRunner { name: name.to_owned(), nearest: nearest(name, &known), known },
         };
-        self.problems.add(place.clone(), kind);
+        self.problems.add(place(), kind);
         None
     }
 

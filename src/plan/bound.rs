@@ -184,6 +184,7 @@ pub(super) fn display_name(step: &CommandStep) -> Arc<str> {
     };
     match line.char_indices().nth(DISPLAY_CHARS) {
         Some((cut, _)) => format!("{}…", line[..cut].trim_end()).into(),
+        None if line.len() == step.cmd.len() => Arc::clone(&step.cmd),
         None => line.into(),
     }
 }

@@ -1,25 +1,19 @@
 //! The indexed graph.
 
+pub use crate::ir::adjacency::Link;
 use crate::{
-    ir::{Csr, Edge, EdgeKind},
+    ir::{
+        Edge,
+        adjacency::{Adjacency, lineage},
+    },
     model::StepIndex,
 };
-
-/// One end of an edge: the step at the other end, and the edge's kind.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Link {
-    /// The step at the other end.
-    pub step: StepIndex,
-    /// The kind of the edge.
-    pub kind: EdgeKind,
-}
 
 /// A directed acyclic graph of steps, as adjacency in two flat arrays in each direction. It is built in
 /// linear time, and walks need no recursion.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Dag {
-    parents: Csr<Link>,
-    children: Csr<Link>,
+    adjacency: Adjacency,
     order: Vec<StepIndex>,
     chain_of: Vec<u32>,
     chain_count: usize,
@@ -27,22 +21,25 @@ pub struct Dag {
 
 impl Dag {
     /// Indexes the edges of `len` steps. Returns `None` if an edge refers to a missing step, if there is a
-    /// cycle, or if a step has several `builds_in` parents. The edges of a [`Pipeline`](crate::ir::Pipeline)
-    /// have none of these errors.
+    /// cycle, if a step has several `builds_in` parents, or if there are more than [`u32::MAX`] edges. The
+    /// edges of a [`Pipeline`](crate::ir::Pipeline) have none of these errors.
     #[must_use]
     pub fn new(len: usize, edges: &[Edge]) -> Option<Self> {
-        if u32::try_from(len).is_err() || edges.iter().any(|edge| edge.0.max(edge.1) as usize >= len) {
+        if u32::try_from(len.max(edges.len())).is_err() || edges.iter().any(|edge| edge.0.max(edge.1) as usize >= len) {
             return None;
         }
-        let link = |step, kind| Link { step: StepIndex(step), kind };
-        let parents = Csr::new(len, edges.iter().map(|&Edge(from, to, kind)| (to as usize, link(from, kind))));
-        let children = Csr::new(len, edges.iter().map(|&Edge(from, to, kind)| (from as usize, link(to, kind))));
-        if (0..len).any(|step| lineage(parents.row(step)).nth(1).is_some()) {
+        let adjacency = Adjacency::new(len, edges);
+        if (0..len).any(|step| lineage(adjacency.parents.row(step)).nth(1).is_some()) {
             return None;
         }
-        let order = topological_order(&parents)?;
-        let (chain_of, chain_count) = chains(&parents, &children);
-        Some(Self { parents, children, order, chain_of, chain_count })
+        let order = adjacency.order()?;
+        Some(Self::of(adjacency, order))
+    }
+
+    /// Completes a graph that is known to be acyclic, with at most one `builds_in` parent per step.
+    pub(super) fn of(adjacency: Adjacency, order: Vec<StepIndex>) -> Self {
+        let (chain_of, chain_count) = chains(&adjacency);
+        Self { adjacency, order, chain_of, chain_count }
     }
 
     /// Returns the number of steps.
@@ -65,13 +62,13 @@ impl Dag {
     /// Returns the steps that `step` waits for, in the order of the IR.
     #[must_use]
     pub fn parents(&self, step: StepIndex) -> &[Link] {
-        self.parents.row(step.get())
+        self.adjacency.parents.row(step.get())
     }
 
     /// Returns the steps that wait for `step`, in the order of the IR.
     #[must_use]
     pub fn children(&self, step: StepIndex) -> &[Link] {
-        self.children.row(step.get())
+        self.adjacency.children.row(step.get())
     }
 
     /// Returns the steps in topological order, otherwise by index: the parents of a step that come after it
@@ -102,63 +99,21 @@ impl Dag {
     }
 }
 
-fn lineage(links: &[Link]) -> impl Iterator<Item = StepIndex> {
-    links.iter().filter(|link| link.kind == EdgeKind::BuildsIn).map(|link| link.step)
-}
-
-/// Sorts steps depth first through the parents of each step in turn, with an explicit stack. Returns `None`
-/// if there is a cycle.
-fn topological_order(parents: &Csr<Link>) -> Option<Vec<StepIndex>> {
-    #[derive(Clone, Copy, PartialEq)]
-    enum Mark {
-        New,
-        Entered,
-        Placed,
-    }
-
-    let mut marks = vec![Mark::New; parents.rows()];
-    let mut order = Vec::with_capacity(parents.rows());
-    let mut entered: Vec<(usize, usize)> = Vec::new();
-    for first in 0..parents.rows() {
-        if marks[first] == Mark::New {
-            marks[first] = Mark::Entered;
-            entered.push((first, 0));
-        }
-        while let Some((step, looked_at)) = entered.last_mut() {
-            let Some(parent) = parents.row(*step).get(*looked_at) else {
-                marks[*step] = Mark::Placed;
-                order.push(StepIndex(*step as u32));
-                entered.pop();
-                continue;
-            };
-            *looked_at += 1;
-            let parent = parent.step.get();
-            match marks[parent] {
-                Mark::New => {
-                    marks[parent] = Mark::Entered;
-                    entered.push((parent, 0));
-                }
-                Mark::Entered => return None,
-                Mark::Placed => {}
-            }
-        }
-    }
-    Some(order)
-}
-
-fn chains(parents: &Csr<Link>, children: &Csr<Link>) -> (Vec<u32>, usize) {
-    let first_child = |step: StepIndex| lineage(children.row(step.get())).next();
+/// Returns the chain of each step, and the number of chains.
+fn chains(Adjacency { parents, children }: &Adjacency) -> (Vec<u32>, usize) {
+    let first_child: Vec<Option<StepIndex>> =
+        (0..children.rows()).map(|step| lineage(children.row(step)).next()).collect();
     let mut chain_of = vec![0; parents.rows()];
     let mut count = 0;
     for step in (0..parents.rows() as u32).map(StepIndex) {
-        let continues = lineage(parents.row(step.get())).next().is_some_and(|parent| first_child(parent) == Some(step));
-        if continues {
+        let parent = lineage(parents.row(step.get())).next();
+        if parent.is_some_and(|parent| first_child[parent.get()] == Some(step)) {
             continue;
         }
         let mut link = Some(step);
         while let Some(step) = link {
             chain_of[step.get()] = count;
-            link = first_child(step);
+            link = first_child[step.get()];
         }
         count += 1;
     }
@@ -170,6 +125,7 @@ mod tests {
     use EdgeKind::{BuildsIn, DependsOn};
 
     use super::*;
+    use crate::ir::EdgeKind;
 
     fn dag(len: usize, edges: &[(u32, u32, EdgeKind)]) -> Option<Dag> {
         let edges: Vec<_> = edges.iter().map(|&(from, to, kind)| Edge(from, to, kind)).collect();

@@ -15,7 +15,7 @@ pub use bind::bind;
 pub use bound::{Base, BindOptions, BoundPlan, BoundStep, DEFAULT_IMAGE, SnapshotUse};
 pub use dag::{Dag, Link};
 
-use crate::ir::{InvalidPipeline, Pipeline};
+use crate::ir::{self, InvalidPipeline, Pipeline, Validated};
 
 /// A pipeline, decoded, valid, and indexed. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -37,10 +37,22 @@ impl Plan {
     /// Returns every mistake, with its place; see [`Pipeline::decode`].
     pub fn parse(ir_json: impl Into<String>) -> Result<Self, InvalidPipeline> {
         let ir_json = ir_json.into();
-        let pipeline = Pipeline::decode(ir_json.as_bytes())?;
-        let dag = Arc::new(Dag::new(pipeline.nodes.len(), &pipeline.edges).unwrap_or_default());
-        debug_assert_eq!(dag.len(), pipeline.nodes.len(), "validation lets no cycle pass");
+        let Validated { pipeline, adjacency, order } = ir::decode(ir_json.as_bytes())?;
+        let dag = Arc::new(Dag::of(adjacency, order));
         Ok(Self { inner: Arc::new(Inner { pipeline, dag, ir_json }) })
+    }
+
+    /// Returns a plan without steps.
+    pub(crate) fn empty() -> Self {
+        let pipeline = Pipeline { default_image: None, timeout_seconds: None, nodes: Vec::new(), edges: Vec::new() };
+        Self { inner: Arc::new(Inner { pipeline, dag: Arc::default(), ir_json: String::new() }) }
+    }
+
+    /// Drops the JSON, unless the plan has clones.
+    pub(crate) fn forget_text(&mut self) {
+        if let Some(inner) = Arc::get_mut(&mut self.inner) {
+            inner.ir_json = String::new();
+        }
     }
 
     /// Returns the pipeline with its steps.

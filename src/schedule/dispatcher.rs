@@ -159,8 +159,12 @@ pub(crate) async fn run<R: RunnerSet>(build: Build<R>) -> BuildOutcome {
                     timeout: bound.timeout,
                     context: context.for_attempt(start.attempt, bound.timeout.is_some(), snapshot.travels()),
                 };
-                let (key, runner) = (&*bound.step.key, &*plan.runner(start.step).name);
-                let span = tracing::info_span!("step", key, runner, attempt = start.attempt);
+                let span = tracing::info_span!(
+                    "step",
+                    key = &*bound.step.key,
+                    runner = &*plan.runner(start.step).name,
+                    attempt = start.attempt
+                );
                 let input = progress.input(start.step, snapshot);
                 attempts.push(executor::execute(&*runners, attempt, input).instrument(span));
             }
@@ -217,7 +221,8 @@ pub(crate) async fn run<R: RunnerSet>(build: Build<R>) -> BuildOutcome {
         cache.finish(end).await;
     }
     reap(&*runners, progress.take_snapshots(), &context).await;
-    progress.finish(build, started_at, clock.elapsed())
+    let finished = progress.finish(build, started_at, clock.elapsed());
+    finished.outcome(plan)
 }
 
 /// The build's time limit.

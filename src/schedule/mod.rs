@@ -14,6 +14,7 @@ mod executor;
 mod fixture;
 mod policy;
 mod progress;
+mod ranks;
 
 pub(crate) use caching::is_cached;
 pub use critical_path::priorities;

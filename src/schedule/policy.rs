@@ -30,6 +30,7 @@ use std::{
     time::Duration,
 };
 
+use super::ranks::{RankSet, Ranks};
 use crate::{
     backoff::Backoff,
     model::{BuildStatus, StepIndex, StepStatus},
@@ -142,26 +143,29 @@ enum State {
     Ended(StepStatus),
 }
 
-/// All data of one step, to fit in one cache line.
+/// The data of one step that its own start and end need. The states are apart, because each end of a step
+/// also looks at the states of all its children.
 #[derive(Debug)]
 struct Step {
-    state: State,
     attempts: u32,
-    placement: Placement,
+    pool: u32,
+    cached: bool,
 }
 
 #[derive(Debug)]
 struct Pool {
     free: usize,
-    ready: BinaryHeap<(u64, Reverse<StepIndex>)>,
+    ready: RankSet,
 }
 
-/// Makes the decisions for one build. Every operation costs O(log n), amortised over the build's steps and
-/// edges.
+/// Makes the decisions for one build. Every operation takes constant time, amortised over the build's steps
+/// and edges, except that retries are sorted by their time.
 #[derive(Debug)]
 pub struct Policy<'dag> {
     dag: &'dag Dag,
+    states: Vec<State>,
     steps: Vec<Step>,
+    ranks: Ranks,
     keep_going: bool,
     retries: u32,
     backoff: Duration,
@@ -183,15 +187,20 @@ impl<'dag> Policy<'dag> {
     #[must_use]
     pub fn new(dag: &'dag Dag, placements: Vec<Placement>, rules: &Rules) -> Self {
         assert_eq!(placements.len(), dag.len(), "one placement for each step");
-        let steps =
-            placements.into_iter().map(|placement| Step { state: State::Waiting { unmet: 0 }, attempts: 0, placement });
+        let step = |&Placement { pool, cached, .. }: &Placement| {
+            assert!(pool < rules.limits.len(), "a limit for each pool");
+            Step { attempts: 0, pool: u32::try_from(pool).expect("fewer pools than runners"), cached }
+        };
+        let pool = |limit: &NonZeroUsize| Pool { free: limit.get(), ready: RankSet::new(dag.len()) };
         let mut policy = Self {
             dag,
-            steps: steps.collect(),
+            states: vec![State::Waiting { unmet: 0 }; dag.len()],
+            steps: placements.iter().map(step).collect(),
+            ranks: Ranks::new(&placements.iter().map(|placement| placement.priority).collect::<Vec<_>>()),
             keep_going: rules.keep_going,
             retries: rules.retries,
             backoff: rules.backoff,
-            pools: rules.limits.iter().map(|limit| Pool { free: limit.get(), ready: BinaryHeap::new() }).collect(),
+            pools: rules.limits.iter().map(pool).collect(),
             lookups: VecDeque::new(),
             backing_off: BinaryHeap::new(),
             stop: None,
@@ -203,7 +212,7 @@ impl<'dag> Policy<'dag> {
         for &step in dag.order() {
             match u32::try_from(dag.parents(step).len()).unwrap_or(u32::MAX) {
                 0 => policy.parents_passed(step),
-                unmet => policy.steps[step.get()].state = State::Waiting { unmet },
+                unmet => policy.states[step.get()] = State::Waiting { unmet },
             }
         }
         policy
@@ -217,7 +226,7 @@ impl<'dag> Policy<'dag> {
     /// Handles the result of the cache lookup of `step`. Does nothing and returns false if the build's stop
     /// has ended the step meanwhile.
     pub fn looked_up(&mut self, step: StepIndex, found: bool) -> bool {
-        if self.steps[step.get()].state != State::LookingUp {
+        if self.states[step.get()] != State::LookingUp {
             return false;
         }
         self.set(step, if found { State::Ended(StepStatus::CacheHit) } else { State::Ready });
@@ -226,16 +235,15 @@ impl<'dag> Policy<'dag> {
 
     /// Starts the ready step with the highest priority among the pools with a free slot.
     pub fn start_next(&mut self) -> Option<Start> {
-        let with_slots = self.pools.iter().enumerate().filter(|(_, pool)| pool.free > 0);
-        let (_, pool) = with_slots.filter_map(|(at, pool)| Some((pool.ready.peek()?, at))).max()?;
-        let (_, Reverse(step)) = self.pools[pool].ready.pop()?;
+        let with_slots = self.pools.iter().filter(|pool| pool.free > 0);
+        let step = self.ranks.step(with_slots.filter_map(|pool| pool.ready.first()).min()?);
         self.set(step, State::Running);
         Some(Start { step, attempt: self.steps[step.get()].attempts })
     }
 
     /// Handles the end of the running attempt of `step`, at `now`.
     pub fn attempt_ended(&mut self, step: StepIndex, end: AttemptEnd, now: Duration) -> Answer {
-        debug_assert_eq!(self.steps[step.get()].state, State::Running, "an attempt ended that was not running");
+        debug_assert_eq!(self.states[step.get()], State::Running, "an attempt ended that was not running");
         let status = match end {
             AttemptEnd::Exited(0) => StepStatus::Passed,
             AttemptEnd::Exited(_) => StepStatus::Failed,
@@ -295,10 +303,10 @@ impl<'dag> Policy<'dag> {
             pool.ready.clear();
         }
         for &step in self.dag.order() {
-            match self.steps[step.get()] {
-                Step { state: State::Running | State::Ended(_), .. } => {}
-                Step { attempts: 0, .. } => self.end_bystander(step, reason.unstarted()),
-                Step { .. } => self.end_bystander(step, reason.interrupted()),
+            match (self.states[step.get()], self.steps[step.get()].attempts) {
+                (State::Running | State::Ended(_), _) => {}
+                (_, 0) => self.end_bystander(step, reason.unstarted()),
+                _ => self.end_bystander(step, reason.interrupted()),
             }
         }
     }
@@ -324,7 +332,7 @@ impl<'dag> Policy<'dag> {
     /// Returns the status of `step`, if it has ended.
     #[must_use]
     pub fn status(&self, step: StepIndex) -> Option<StepStatus> {
-        match self.steps[step.get()].state {
+        match self.states[step.get()] {
             State::Ended(status) => Some(status),
             _ => None,
         }
@@ -354,7 +362,7 @@ impl<'dag> Policy<'dag> {
         let mut above = vec![step];
         while let Some(step) = above.pop() {
             for link in self.dag.children(step) {
-                if let State::Waiting { .. } = self.steps[link.step.get()].state {
+                if let State::Waiting { .. } = self.states[link.step.get()] {
                     self.end_bystander(link.step, StepStatus::Skipped);
                     above.push(link.step);
                 }
@@ -369,9 +377,7 @@ impl<'dag> Policy<'dag> {
 
     /// Changes a step's state. All state changes happen here.
     fn set(&mut self, step: StepIndex, next: State) {
-        let Step { state, attempts, placement } = &mut self.steps[step.get()];
-        let previous = mem::replace(state, next);
-        let pool = &mut self.pools[placement.pool];
+        let previous = mem::replace(&mut self.states[step.get()], next);
         debug_assert!(
             matches!(
                 (previous, next),
@@ -386,14 +392,17 @@ impl<'dag> Policy<'dag> {
             ),
             "{previous:?} -> {next:?} is not in the diagram"
         );
+        let Step { attempts, pool, .. } = &mut self.steps[step.get()];
+        let pool = &mut self.pools[*pool as usize];
         if previous == State::Running {
             pool.free += 1;
         }
         match next {
             State::Waiting { .. } | State::BackingOff => {}
             State::LookingUp => self.lookups.push_back(step),
-            State::Ready => pool.ready.push((placement.priority, Reverse(step))),
+            State::Ready => pool.ready.insert(self.ranks.rank(step)),
             State::Running => {
+                pool.ready.remove(self.ranks.rank(step));
                 pool.free -= 1;
                 *attempts += 1;
             }
@@ -409,7 +418,7 @@ impl<'dag> Policy<'dag> {
 
     fn parent_passed(&mut self, parent: StepIndex) {
         for link in self.dag.children(parent) {
-            if let State::Waiting { unmet } = &mut self.steps[link.step.get()].state {
+            if let State::Waiting { unmet } = &mut self.states[link.step.get()] {
                 *unmet -= 1;
                 if *unmet == 0 {
                     self.parents_passed(link.step);
@@ -419,7 +428,7 @@ impl<'dag> Policy<'dag> {
     }
 
     fn parents_passed(&mut self, step: StepIndex) {
-        let cached = self.steps[step.get()].placement.cached;
+        let cached = self.steps[step.get()].cached;
         self.set(step, if cached { State::LookingUp } else { State::Ready });
     }
 }

@@ -4,7 +4,7 @@
 //! synchronous call with the time since the start of the run. Output: attempts to start, state events, and
 //! finally the outcome. The module knows no runtime, and nothing here waits.
 
-use std::{io, iter, path::PathBuf, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, io, iter, num::NonZeroU64, path::PathBuf, sync::Arc, time::Duration};
 
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
@@ -21,16 +21,29 @@ use crate::{
     runner::{CacheDecision, ExecutorInput, RunnerIndex},
 };
 
-/// The record of one step.
+/// The record of one step. It is small, because there is one for each step of the plan; what few steps have
+/// is in [`BuildProgress`].
 #[derive(Debug, Clone, Default)]
 struct Record {
-    started: Option<Duration>,
+    started: Option<NonZeroU64>,
     duration_ms: u64,
     exit_code: Option<i32>,
-    snapshot: Option<SnapshotRef>,
-    artifacts: Vec<ArtifactRef>,
     /// Whether the snapshot belongs to the cache.
     is_kept: bool,
+}
+
+impl Record {
+    /// Marks the start of the first attempt.
+    fn start(&mut self, now: Duration) {
+        // A clock that counts nanoseconds from 1 overflows after five centuries.
+        let nanos = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX - 1) + 1;
+        self.started = self.started.or(NonZeroU64::new(nanos));
+    }
+
+    /// Returns the time since the start of the first attempt. It is zero if there was none.
+    fn age(&self, now: Duration) -> Duration {
+        self.started.map_or(Duration::ZERO, |started| now.saturating_sub(Duration::from_nanos(started.get() - 1)))
+    }
 }
 
 /// A running build.
@@ -40,6 +53,9 @@ pub(super) struct BuildProgress<'plan> {
     policy: Policy<'plan>,
     events: EventWriter,
     records: Vec<Record>,
+    /// The snapshots, by step; none before the first step has one.
+    snapshots: Vec<Option<SnapshotRef>>,
+    artifacts: BTreeMap<StepIndex, Vec<ArtifactRef>>,
     run_id: Uuid,
     archive_id: ArchiveId,
     workdir: Arc<str>,
@@ -59,6 +75,8 @@ impl<'plan> BuildProgress<'plan> {
             policy,
             events,
             records: vec![Record::default(); plan.steps.len()],
+            snapshots: Vec::new(),
+            artifacts: BTreeMap::new(),
             run_id,
             archive_id,
             workdir: "/workspace".into(),
@@ -69,7 +87,7 @@ impl<'plan> BuildProgress<'plan> {
     /// Starts the next attempt, if one may start now.
     pub(super) fn start_next(&mut self, now: Duration) -> Option<Start> {
         let start = self.policy.start_next()?;
-        self.records[start.step.get()].started.get_or_insert(now);
+        self.records[start.step.get()].start(now);
         self.emit(now, StateEvent::StepStart { step: start.step, attempt: start.attempt });
         Some(start)
     }
@@ -89,8 +107,8 @@ impl<'plan> BuildProgress<'plan> {
         let exit_code = code_without_exit(status, 0);
         let record = &mut self.records[step.get()];
         record.exit_code = Some(exit_code);
-        record.snapshot = Some(snapshot.clone());
         record.is_kept = true;
+        self.set_snapshot(step, Some(snapshot.clone()));
         let end = StateEvent::StepEnd {
             step,
             attempt: 0,
@@ -120,7 +138,16 @@ impl<'plan> BuildProgress<'plan> {
 
     /// Returns the snapshot that a step committed, or that was found.
     pub(super) fn snapshot(&self, step: StepIndex) -> Option<&SnapshotRef> {
-        self.records[step.get()].snapshot.as_ref()
+        self.snapshots.get(step.get())?.as_ref()
+    }
+
+    fn set_snapshot(&mut self, step: StepIndex, snapshot: Option<SnapshotRef>) {
+        if self.snapshots.is_empty() && snapshot.is_some() {
+            self.snapshots = vec![None; self.records.len()];
+        }
+        if let Some(place) = self.snapshots.get_mut(step.get()) {
+            *place = snapshot;
+        }
     }
 
     /// Marks the snapshot of a step as owned by the cache.
@@ -161,23 +188,21 @@ impl<'plan> BuildProgress<'plan> {
             } else {
                 CacheDecision::MissNoCommit
             },
-            parent_snapshot: self
-                .plan
-                .dag
-                .lineage_parent(step)
-                .and_then(|parent| self.records[parent.get()].snapshot.clone()),
+            parent_snapshot: if self.snapshots.is_empty() {
+                None
+            } else {
+                self.plan.dag.lineage_parent(step).and_then(|parent| self.snapshot(parent).cloned())
+            },
         }
     }
 
     /// Handles an attempt's end, and its consequences for other steps.
     pub(super) fn attempt_ended(&mut self, report: AttemptReport, now: Duration) {
         let AttemptReport { start: Start { step, attempt }, end, snapshot, artifacts, message } = report;
-        let record = &mut self.records[step.get()];
-        let started = record.started.unwrap_or(now);
         if let AttemptEnd::Exited(code) = end {
-            record.exit_code = Some(code);
+            self.records[step.get()].exit_code = Some(code);
         }
-        record.snapshot.clone_from(&snapshot);
+        self.set_snapshot(step, snapshot.clone());
         let status = match self.policy.attempt_ended(step, end, now) {
             Answer::Retry(backoff) => {
                 let message = message.unwrap_or_else(|| "unknown".into());
@@ -186,10 +211,13 @@ impl<'plan> BuildProgress<'plan> {
             }
             Answer::Ended(status) => status,
         };
-        let duration_ms = millis(now.saturating_sub(started));
-        self.records[step.get()].duration_ms = duration_ms;
-        self.records[step.get()].artifacts.clone_from(&artifacts);
-        let exit_code = self.records[step.get()].exit_code.unwrap_or_else(|| code_without_exit(status, attempt));
+        let record = &mut self.records[step.get()];
+        record.duration_ms = millis(record.age(now));
+        let duration_ms = record.duration_ms;
+        let exit_code = record.exit_code.unwrap_or_else(|| code_without_exit(status, attempt));
+        if !artifacts.is_empty() {
+            self.artifacts.insert(step, artifacts.clone());
+        }
         let chain_message = chain_message(status, exit_code, message.as_deref());
         let end = StateEvent::StepEnd { step, attempt, status, exit_code, duration_ms, snapshot, message, artifacts };
         self.emit(now, end);
@@ -260,10 +288,8 @@ impl<'plan> BuildProgress<'plan> {
     pub(super) fn take_snapshots(&mut self) -> Vec<(RunnerIndex, Vec<SnapshotRef>)> {
         let mut by_runner: Vec<_> =
             (0_u16..).map(RunnerIndex).zip(iter::repeat_n(Vec::new(), self.plan.runners.len())).collect();
-        for (record, step) in self.records.iter_mut().zip(&self.plan.steps) {
-            if let Some(snapshot) = record.snapshot.take()
-                && !record.is_kept
-            {
+        for ((snapshot, record), step) in self.snapshots.drain(..).zip(&self.records).zip(&self.plan.steps) {
+            if let Some(snapshot) = snapshot.filter(|_| !record.is_kept) {
                 by_runner[usize::from(step.runner.0)].1.push(snapshot);
             }
         }
@@ -271,8 +297,8 @@ impl<'plan> BuildProgress<'plan> {
         by_runner
     }
 
-    /// Ends the build: emits its last event, and returns its outcome.
-    pub(super) fn finish(mut self, build: BuildRef, started_at: DateTime<Utc>, now: Duration) -> BuildOutcome {
+    /// Ends the build: emits its last event, and returns everything of its outcome that is not in the plan.
+    pub(super) fn finish(mut self, build: BuildRef, started_at: DateTime<Utc>, now: Duration) -> FinishedBuild {
         let verdict = self.status();
         self.emit(now, StateEvent::BuildEnd { status: verdict, duration_ms: millis(now) });
         self.flush(now);
@@ -280,26 +306,24 @@ impl<'plan> BuildProgress<'plan> {
             None => (verdict, None),
             Some(error) => (BuildStatus::Infrastructure, Some(format!("failed to record the run: {error}"))),
         };
-        let steps =
-            self.plan.steps.iter().zip(&self.records).zip((0..).map(StepIndex)).map(|((bound, record), step)| {
-                StepResultSummary {
-                    step_id: step_id(self.run_id, step),
-                    key: Arc::clone(&bound.step.key),
-                    status: self.policy.status(step).unwrap_or(StepStatus::Canceled),
-                    exit_code: record.exit_code,
-                    duration_ms: record.duration_ms,
-                    attempts: self.policy.attempts(step),
-                    artifacts: record.artifacts.clone(),
-                }
-            });
-        BuildOutcome {
-            build,
-            status,
-            message,
+        let steps = self.records.iter().zip((0..).map(StepIndex)).map(|(record, step)| FinishedStep {
+            status: self.policy.status(step).unwrap_or(StepStatus::Canceled),
+            exit_code: record.exit_code,
+            duration_ms: record.duration_ms,
+            attempts: self.policy.attempts(step),
+        });
+        FinishedBuild {
             steps: steps.collect(),
-            started_at,
-            finished_at: started_at + now,
-            watch_url: None,
+            artifacts: self.artifacts,
+            outcome: BuildOutcome {
+                build,
+                status,
+                message,
+                steps: Vec::new(),
+                started_at,
+                finished_at: started_at + now,
+                watch_url: None,
+            },
         }
     }
 
@@ -307,7 +331,7 @@ impl<'plan> BuildProgress<'plan> {
         for (step, status) in self.policy.take_bystanders() {
             let attempt = self.policy.attempts(step);
             let record = &mut self.records[step.get()];
-            record.duration_ms = record.started.map_or(0, |started| millis(now.saturating_sub(started)));
+            record.duration_ms = millis(record.age(now));
             let duration_ms = record.duration_ms;
             let exit_code = code_without_exit(status, attempt);
             let end = StateEvent::StepEnd {
@@ -326,6 +350,50 @@ impl<'plan> BuildProgress<'plan> {
 
     fn emit(&mut self, now: Duration, event: StateEvent) {
         self.events.emit(millis(now), event);
+    }
+}
+
+/// A build that has ended. It does not refer to the plan.
+#[derive(Debug)]
+pub(super) struct FinishedBuild {
+    steps: Vec<FinishedStep>,
+    artifacts: BTreeMap<StepIndex, Vec<ArtifactRef>>,
+    /// The outcome without its steps.
+    outcome: BuildOutcome,
+}
+
+#[derive(Debug)]
+struct FinishedStep {
+    status: StepStatus,
+    exit_code: Option<i32>,
+    duration_ms: u64,
+    attempts: u32,
+}
+
+impl FinishedBuild {
+    /// Returns the outcome. The plan is dropped before its steps get their summaries, so that a large build
+    /// needs no memory for both.
+    pub(super) fn outcome(self, plan: BoundPlan) -> BuildOutcome {
+        let Self { steps, mut artifacts, mut outcome } = self;
+        let keys: Vec<_> = plan.steps.iter().map(|bound| Arc::clone(&bound.step.key)).collect();
+        drop(plan);
+        let run_id = outcome.build.run_id;
+        let steps = keys.into_iter().zip(steps).zip((0..).map(StepIndex));
+        let summary = |((key, finished), step)| {
+            let FinishedStep { status, exit_code, duration_ms, attempts } = finished;
+            let artifacts = artifacts.remove(&step).unwrap_or_default();
+            StepResultSummary {
+                step_id: step_id(run_id, step),
+                key,
+                status,
+                exit_code,
+                duration_ms,
+                attempts,
+                artifacts,
+            }
+        };
+        outcome.steps = steps.map(summary).collect();
+        outcome
     }
 }
 
@@ -397,7 +465,8 @@ mod tests {
         assert_eq!((progress.start_next(NOW), progress.is_done()), (None, false));
         progress.attempt_ended(ends(2, AttemptEnd::Canceled), NOW * 4);
         assert!(progress.is_done());
-        let outcome = progress.finish(build(), DateTime::UNIX_EPOCH, NOW * 4);
+        let finished = progress.finish(build(), DateTime::UNIX_EPOCH, NOW * 4);
+        let outcome = finished.outcome(plan);
         assert_eq!(outcome.status, BuildStatus::Failed);
         let expected = [StepStatus::Failed, StepStatus::Skipped, StepStatus::Canceled, StepStatus::Skipped];
         assert_eq!(statuses(&outcome), expected);
