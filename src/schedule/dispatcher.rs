@@ -113,7 +113,7 @@ pub(crate) async fn run<R: RunnerSet>(build: Build<R>) -> BuildOutcome {
             cached: cache.is_some() && is_cached(&plan, step),
         });
     let rules = Rules { limits, keep_going, retries: RETRIES, backoff: BACKOFF };
-    let policy = Policy::new(&plan.dag, placements.collect(), &rules);
+    let policy = Policy::new(&plan.dag, &placements.collect::<Vec<_>>(), &rules);
     let mut progress = BuildProgress::new(&plan, policy, events, build.run_id, context.archives.id());
 
     let clock = Instant::now();

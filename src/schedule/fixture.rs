@@ -78,6 +78,6 @@ pub(super) fn progress(plan: &BoundPlan, events: EventWriter) -> BuildProgress<'
         backoff: Duration::from_secs(1),
     };
     let placements = vec![Placement { pool: 0, priority: 0, cached: false }; plan.steps.len()];
-    let policy = Policy::new(&plan.dag, placements, &rules);
+    let policy = Policy::new(&plan.dag, &placements, &rules);
     BuildProgress::new(plan, policy, events, Uuid::nil(), ArchiveId(Uuid::nil()))
 }

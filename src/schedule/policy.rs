@@ -185,7 +185,7 @@ impl<'dag> Policy<'dag> {
     /// # Panics
     /// Panics if a step has no placement, or if its pool has no limit in `rules`.
     #[must_use]
-    pub fn new(dag: &'dag Dag, placements: Vec<Placement>, rules: &Rules) -> Self {
+    pub fn new(dag: &'dag Dag, placements: &[Placement], rules: &Rules) -> Self {
         assert_eq!(placements.len(), dag.len(), "one placement for each step");
         let step = |&Placement { pool, cached, .. }: &Placement| {
             assert!(pool < rules.limits.len(), "a limit for each pool");

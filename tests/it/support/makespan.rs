@@ -65,9 +65,9 @@ pub(crate) fn dag(work: &Workload) -> Dag {
 /// Returns the engine's policy with the believed durations of the steps.
 pub(crate) fn ours<'dag>(dag: &'dag Dag, believed: &[Option<Duration>], slots: usize) -> Policy<'dag> {
     let placements = priorities(dag, believed).into_iter();
-    let placements = placements.map(|priority| Placement { pool: 0, priority, cached: false }).collect();
+    let placements: Vec<_> = placements.map(|priority| Placement { pool: 0, priority, cached: false }).collect();
     let limits = vec![NonZeroUsize::new(slots).expect("at least one slot")];
-    Policy::new(dag, placements, &Rules { limits, keep_going: false, retries: 0, backoff: Duration::ZERO })
+    Policy::new(dag, &placements, &Rules { limits, keep_going: false, retries: 0, backoff: Duration::ZERO })
 }
 
 impl Order for Policy<'_> {

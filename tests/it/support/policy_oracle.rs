@@ -223,7 +223,7 @@ pub(crate) fn check(scenario: &Scenario) {
         backoff: Duration::from_millis(BACKOFFS_MS[0]),
     };
     let mut pair = Pair {
-        policy: Policy::new(plan.dag(), placements.collect(), &rules),
+        policy: Policy::new(plan.dag(), &placements.collect::<Vec<_>>(), &rules),
         model: Model {
             parents: (0..scenario.graph.len).map(|step| scenario.graph.parents(step)).collect(),
             pool_of: scenario.pool_of.clone(),
