@@ -18,6 +18,7 @@ use uuid::Uuid;
 
 use super::{
     BuildEvent, EVENT_SCHEMA_VERSION, JournalError, RunMeta, StdStream, StepMeta,
+    batch::LogLines,
     frames::Frames,
     lines::{Line, LineEnd, LineSplitter},
     logs::{LogReader, journal_path},
@@ -59,14 +60,42 @@ enum Phase {
 
 /// The result of advancing a cursor.
 #[derive(Debug)]
-pub(super) enum Next {
-    Event(BuildEvent),
+pub(super) enum Next<T = BuildEvent> {
+    Event(T),
     /// No event after a bounded amount of work: the caller must call again.
     Again,
     /// No more events are available yet; more may follow.
     Wait,
     /// The build's end was returned already.
     End,
+}
+
+impl<T> Next<T> {
+    fn map<U>(self, f: impl FnOnce(T) -> U) -> Next<U> {
+        match self {
+            Self::Event(event) => Next::Event(f(event)),
+            Self::Again => Next::Again,
+            Self::Wait => Next::Wait,
+            Self::End => Next::End,
+        }
+    }
+}
+
+/// An event, or events that are lines.
+#[derive(Debug)]
+pub(super) enum EventOrLines {
+    Event(BuildEvent),
+    /// Lines, which [`Cursor::lines`] returns.
+    Lines(Batch),
+}
+
+/// Whole lines of one range of output.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Batch {
+    range: OutputRange,
+    of: LineOf,
+    seq: u64,
+    count: u64,
 }
 
 impl Cursor {
@@ -115,6 +144,45 @@ impl Cursor {
             },
             Phase::Ended | Phase::BrokenOff => Ok(Next::End),
         }
+    }
+
+    /// Returns the next event as [`next`](Self::next) does, or as many whole lines as can be had at once.
+    pub(super) fn next_batch(&mut self, journal: &File, limit: u64) -> Result<Next<EventOrLines>, JournalError> {
+        if self.ready.is_empty()
+            && self.phase == Phase::Records
+            && let Some((range, of)) = self.range
+            && let Some(batch) = self.whole_lines(range, of)
+        {
+            return Ok(Next::Event(EventOrLines::Lines(batch)));
+        }
+        Ok(self.next(journal, limit)?.map(EventOrLines::Event))
+    }
+
+    /// Returns the lines of the batch that was returned last.
+    pub(super) fn lines(&self, batch: Batch) -> LogLines<'_> {
+        let Batch { range: OutputRange { offset, len, .. }, of, seq, count } = batch;
+        let LineOf { step_id, attempt, stream, ts } = of;
+        LogLines { seq, step_id, stream, ts, attempt, count, text: String::from_utf8_lossy(self.logs.seen(offset, len)) }
+    }
+
+    /// Takes whole lines from `range`, the current range. Returns `None` if it begins inside a line, or if it
+    /// has no line end that is read at once with its beginning. No line is longer than the maximum, because
+    /// that is more than is read at once.
+    fn whole_lines(&mut self, range: OutputRange, of: LineOf) -> Option<Batch> {
+        let OutputRange { step, attempt, stream, offset, len, .. } = range;
+        let splitters = self.lines.entry((step, attempt)).or_default();
+        if len == 0 || self.lost.contains(&(step, attempt)) || !splitters[usize::from(stream)].is_at_line_start() {
+            return None;
+        }
+        // An error occurs again, and is reported, when the range is read line by line.
+        let bytes = self.logs.read(step, attempt, offset, len).ok()?;
+        let bytes = &bytes[..=memchr::memrchr(b'\n', bytes)?];
+        let (taken, count) = (bytes.len() as u64, memchr::memchr_iter(b'\n', bytes).count() as u64);
+        let batch = Batch { range: OutputRange { len: taken, ..range }, of, seq: self.seq, count };
+        self.seq += count;
+        let rest = OutputRange { offset: offset + taken, len: len - taken, ..range };
+        self.range = (rest.len > 0).then_some((rest, of));
+        Some(batch)
     }
 
     /// Handles a run that ended without a build's end: the unfinished lines become events.

@@ -64,6 +64,11 @@ impl LineSplitter {
         })
     }
 
+    /// Returns whether the next byte is the first of a line.
+    pub(super) fn is_at_line_start(&self) -> bool {
+        self.begun.len() == self.taken
+    }
+
     /// Returns the bytes after the last line end. The splitter is empty afterwards.
     pub(super) fn finish(&mut self) -> Option<Line<'_>> {
         self.begun.drain(..std::mem::take(&mut self.taken));

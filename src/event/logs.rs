@@ -15,6 +15,7 @@ use std::{
 
 use tempfile::TempDir;
 
+use super::MAX_LINE_BYTES;
 use crate::model::StepIndex;
 
 /// The maximum number of logs kept open for writing; any further log is opened for each write.
@@ -25,6 +26,9 @@ const MAX_OPEN_FOR_READING: usize = 16;
 
 /// The number of bytes of a log that are read at a time.
 const CHUNK_BYTES: usize = 64 << 10;
+
+// Lines that are read at once need not be cut.
+const _: () = assert!(CHUNK_BYTES <= MAX_LINE_BYTES);
 
 /// Returns the journal's path in a run's directory.
 pub(super) fn journal_path(dir: &Path) -> PathBuf {
@@ -198,6 +202,14 @@ impl LogReader {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
         Ok(&bytes[..usize::try_from(len).unwrap_or(usize::MAX).min(bytes.len())])
+    }
+
+    /// Returns bytes that the last [`read`](Self::read) returned.
+    pub(super) fn seen(&self, offset: u64, len: u64) -> &[u8] {
+        let Some(log) = self.open.first() else { return &[] };
+        let at = offset.checked_sub(log.chunk_offset).and_then(|at| usize::try_from(at).ok());
+        let end = at.zip(usize::try_from(len).ok()).and_then(|(at, len)| at.checked_add(len));
+        at.zip(end).and_then(|(at, end)| log.chunk[..log.chunk_len].get(at..end)).unwrap_or_default()
     }
 
     /// Closes the log of an attempt that is not read any further.

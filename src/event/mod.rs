@@ -15,6 +15,7 @@
 //! know rendering, runners, or schedules.
 
 mod attempt;
+mod batch;
 mod bus;
 mod create;
 mod cursor;
@@ -35,6 +36,7 @@ mod wake;
 mod writer;
 
 pub use crate::model::{BuildRef, CacheMissReason, StdStream};
+pub use batch::{EventBatch, LogLines};
 pub use bus::EventBus;
 pub use create::{RunDir, create};
 pub use frames::JournalError;

@@ -2,7 +2,7 @@
 
 use std::io::{self, Write};
 
-use hm_exec::BuildEvent;
+use hm_exec::{BuildEvent, event::LogLines};
 
 use super::{
     BufferedWriter, Reporter,
@@ -79,6 +79,24 @@ impl<W: Write> Reporter for Human<W> {
                 }
             }
             _ => {}
+        }
+    }
+
+    fn lines(&mut self, lines: &LogLines<'_>) {
+        let prefix = format!("{} | ", self.steps.name(lines.step_id));
+        let is_plain = text::is_plain(&lines.text);
+        for line in lines.lines() {
+            self.out.push(|buffer| {
+                buffer.extend_from_slice(prefix.as_bytes());
+                if is_plain {
+                    buffer.extend_from_slice(line.as_bytes());
+                } else {
+                    self.line.clear();
+                    text::push_clean(&mut self.line, line, self.style.colors);
+                    buffer.extend_from_slice(self.line.as_bytes());
+                }
+                buffer.push(b'\n');
+            });
         }
     }
 

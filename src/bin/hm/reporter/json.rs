@@ -2,9 +2,12 @@
 
 use std::io::{self, Write};
 
-use hm_exec::BuildEvent;
+use hm_exec::{BuildEvent, event::LogLines};
 
-use super::{BufferedWriter, Reporter, json_line::JsonLine};
+use super::{
+    BufferedWriter, Reporter,
+    json_line::{JsonLine, needs_no_escape},
+};
 
 pub(super) struct Json<W> {
     out: BufferedWriter<W>,
@@ -34,6 +37,17 @@ impl<W: Write> Reporter for Json<W> {
             }
             buffer.push(b'\n');
         });
+    }
+
+    fn lines(&mut self, lines: &LogLines<'_>) {
+        let Some(template) = JsonLine::of(lines) else { return lines.events().for_each(|event| self.event(&event)) };
+        let is_plain = needs_no_escape(&lines.text);
+        for (line, seq) in lines.lines().zip(lines.seq..) {
+            self.out.push(|buffer| {
+                template.push_line(buffer, seq, line, is_plain);
+                buffer.push(b'\n');
+            });
+        }
     }
 
     fn notice(&mut self, text: &str) {

@@ -5,7 +5,10 @@
 //! nothing about the destination.
 
 use chrono::{DateTime, Utc};
-use hm_exec::{BuildEvent, event::StdStream};
+use hm_exec::{
+    BuildEvent,
+    event::{LogLines, StdStream},
+};
 use uuid::Uuid;
 
 /// The template for lines of one origin.
@@ -34,6 +37,16 @@ impl JsonLine {
     /// Creates a template for lines of the same origin as `event`. Returns `None` if it is no line.
     pub(super) fn like(event: &BuildEvent) -> Option<Self> {
         let (_, _, origin) = parts(event)?;
+        Self::from(origin)
+    }
+
+    /// Creates a template for `lines`. Returns `None` if there is none.
+    pub(super) fn of(lines: &LogLines<'_>) -> Option<Self> {
+        let &LogLines { step_id, stream, ts, attempt, .. } = lines;
+        Self::from(Origin { step_id, stream, ts, attempt, partial: false })
+    }
+
+    fn from(origin: Origin) -> Option<Self> {
         let Origin { step_id, stream, ts, attempt, partial } = origin;
         let empty = BuildEvent::StepLog { seq: 0, step_id, stream, line: String::new(), ts, attempt, partial };
         let json = serde_json::to_string(&empty).ok()?;
@@ -48,15 +61,34 @@ impl JsonLine {
         if origin != self.origin {
             return false;
         }
+        self.push_line(buffer, seq, text, false);
+        true
+    }
+
+    /// Appends a line of this origin. `is_plain` says that [no byte of it is escaped](needs_no_escape).
+    pub(super) fn push_line(&self, buffer: &mut Vec<u8>, seq: u64, text: &str, is_plain: bool) {
         let json = self.json.as_bytes();
         buffer.extend_from_slice(&json[..self.number_at]);
         // Writing a number to memory does not fail.
         let _ = serde_json::to_writer(&mut *buffer, &seq);
         buffer.extend_from_slice(&json[self.number_at + 1..self.text_at]);
-        push_escaped(buffer, text.as_bytes());
+        if is_plain {
+            buffer.extend_from_slice(text.as_bytes());
+        } else {
+            push_escaped(buffer, text.as_bytes());
+        }
         buffer.extend_from_slice(&json[self.text_at..]);
-        true
     }
+}
+
+/// Returns whether no byte of the lines of `text` must be escaped in JSON.
+pub(super) fn needs_no_escape(text: &str) -> bool {
+    // Checks every byte without an early exit, so that the loop can be vectorized.
+    text.bytes().fold(true, |plain, byte| plain & (!must_escape(byte) | (byte == b'\n')))
+}
+
+fn must_escape(byte: u8) -> bool {
+    byte < b' ' || byte == b'"' || byte == b'\\'
 }
 
 fn parts(event: &BuildEvent) -> Option<(u64, &str, Origin)> {
@@ -92,10 +124,9 @@ fn push_escaped(buffer: &mut Vec<u8>, mut text: &[u8]) {
 
 /// Returns how many bytes at the beginning of `text` need no escaping.
 fn plain_len(text: &[u8]) -> usize {
-    let must_escape = |byte: &u8| *byte < b' ' || *byte == b'"' || *byte == b'\\';
     // Checks all of a block without an early exit, which compilers turn into a few instructions.
-    let is_plain = |block: &&[u8; 16]| !block.iter().fold(false, |found, byte| found | must_escape(byte));
+    let is_plain = |block: &&[u8; 16]| !block.iter().fold(false, |found, byte| found | must_escape(*byte));
     let (blocks, _) = text.as_chunks::<16>();
     let plain = 16 * blocks.iter().take_while(is_plain).count();
-    plain + text[plain..].iter().position(must_escape).unwrap_or(text.len() - plain)
+    plain + text[plain..].iter().position(|byte| must_escape(*byte)).unwrap_or(text.len() - plain)
 }

@@ -20,7 +20,10 @@ use std::{
 
 use clap::ValueEnum;
 use futures_util::FutureExt;
-use hm_exec::{BuildEvent, EventStream};
+use hm_exec::{
+    BuildEvent, EventStream,
+    event::{EventBatch, LogLines},
+};
 use style::Style;
 use tokio::{
     sync::{mpsc, oneshot},
@@ -29,7 +32,7 @@ use tokio::{
 pub(crate) use writer::BufferedWriter;
 use writer::StdWriter;
 
-/// The maximum number of events that are shown in one go, if so many are available.
+/// The maximum number of events, or batches of lines, that are shown in one go, if so many are available.
 const BURST: usize = 256;
 
 /// How to show a build.
@@ -63,6 +66,8 @@ impl Format {
 trait Reporter {
     /// Shows an event.
     fn event(&mut self, event: &BuildEvent);
+    /// Shows lines of output.
+    fn lines(&mut self, lines: &LogLines<'_>);
     /// Shows a notice of `hm` itself.
     fn notice(&mut self, text: &str);
     /// Called every [`tick_interval`](Self::tick_interval), for what changes with time.
@@ -130,6 +135,14 @@ pub(crate) fn to_stderr(text: &str) {
     let _ = writeln!(io::stderr(), "{text}");
 }
 
+fn show_batch(reporter: &mut dyn Reporter, batch: &EventBatch<'_>) {
+    match batch {
+        EventBatch::Event(event) => reporter.event(event),
+        EventBatch::Lines(lines) => reporter.lines(lines),
+        _ => {}
+    }
+}
+
 async fn show(
     mut events: EventStream,
     mut notices: mpsc::UnboundedReceiver<String>,
@@ -141,13 +154,15 @@ async fn show(
         tokio::select! {
             biased;
             Some(text) = notices.recv() => reporter.notice(&text),
-            event = events.next() => {
-                let Some(event) = event else { break };
-                reporter.event(&event);
+            batch = events.next_batch() => {
+                let Some(batch) = batch else { break };
+                show_batch(&mut *reporter, &batch);
                 // Polling the clock and the other branches before each event would cost as much as showing
                 // it.
-                let there = std::iter::from_fn(|| events.next().now_or_never().flatten());
-                there.take(BURST).for_each(|event| reporter.event(&event));
+                for _ in 0..BURST {
+                    let Some(Some(batch)) = events.next_batch().now_or_never() else { break };
+                    show_batch(&mut *reporter, &batch);
+                }
             }
             // Nothing has happened since, so this is a good time to write before waiting.
             () = ready(()), if reporter.is_dirty() => reporter.flush(),

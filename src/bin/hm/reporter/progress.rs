@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use hm_exec::BuildEvent;
+use hm_exec::{BuildEvent, event::LogLines};
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use uuid::Uuid;
 
@@ -204,6 +204,24 @@ impl Reporter for Progress {
             }
             _ => {}
         }
+    }
+
+    fn lines(&mut self, lines: &LogLines<'_>) {
+        if self.show_logs {
+            lines.lines().for_each(|line| self.log(lines.step_id, line));
+            return;
+        }
+        // Only the last ones can be shown.
+        let count = usize::try_from(lines.count).unwrap_or(usize::MAX);
+        let hidden = count.saturating_sub(TAIL_LINES);
+        if hidden > 0
+            && let Some(running) = self.running.get_mut(&lines.step_id)
+        {
+            running.dropped += hidden + running.tail.len();
+            running.tail.clear();
+        }
+        let last: Vec<&str> = lines.lines().rev().take(TAIL_LINES).collect();
+        last.into_iter().rev().for_each(|line| self.log(lines.step_id, line));
     }
 
     fn notice(&mut self, text: &str) {

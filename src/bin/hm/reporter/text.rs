@@ -7,7 +7,7 @@ use std::time::Duration;
 /// that a carriage return would have overwritten is left out. Colours are reset at the end.
 pub(crate) fn push_clean(out: &mut String, line: &str, colors: bool) {
     // Checks every byte without an early exit, so that the loop can be vectorized.
-    if line.bytes().fold(true, |plain, byte| plain & is_plain(byte)) {
+    if line.bytes().fold(true, |plain, byte| plain & is_plain_byte(byte)) {
         out.push_str(line);
         return;
     }
@@ -62,7 +62,12 @@ fn shows_something(text: &str) -> bool {
     false
 }
 
-fn is_plain(byte: u8) -> bool {
+/// Returns whether [`push_clean`] would change nothing in any of the lines of `text`.
+pub(crate) fn is_plain(text: &str) -> bool {
+    text.bytes().fold(true, |plain, byte| plain & (is_plain_byte(byte) | (byte == b'\n')))
+}
+
+fn is_plain_byte(byte: u8) -> bool {
     matches!(byte, b' '..=b'~' | b'\t')
 }
 
