@@ -20,6 +20,9 @@ use rustix::{
 /// largest pipe.
 const TURN_BYTES: usize = 1 << 20;
 
+/// The events of a stream that are listed.
+const LISTED: epoll::EventFlags = epoll::EventFlags::IN.union(epoll::EventFlags::ET);
+
 /// The read ends of the two pipes. Nothing is read ahead.
 #[derive(Debug)]
 pub struct Streams {
@@ -30,6 +33,8 @@ pub struct Streams {
     /// Streams that still had data when their turn ended, and whether their last writer is known to have
     /// closed the pipe.
     unfinished: [Option<bool>; 2],
+    /// The stream whose data does not make the descriptor readable.
+    muted: Option<usize>,
     buffer: Vec<u8>,
 }
 
@@ -57,16 +62,22 @@ impl Streams {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         for (number, pipe) in [(0, &stdout), (1, &stderr)] {
             rustix::io::ioctl_fionbio(pipe, true)?;
-            let flags = epoll::EventFlags::IN | epoll::EventFlags::ET;
-            epoll::add(&epoll, pipe, epoll::EventData::new_u64(number), flags)?;
+            epoll::add(&epoll, pipe, epoll::EventData::new_u64(number), LISTED)?;
         }
         Ok(Self {
             epoll,
             pipes: [Some(stdout), Some(stderr)],
             queue: Vec::with_capacity(2),
             unfinished: [None; 2],
+            muted: None,
             buffer: vec![0; piece_bytes],
         })
+    }
+
+    /// Returns the capacity of the smaller pipe that is open, in bytes.
+    pub fn capacity(&self) -> usize {
+        let capacities = self.pipes.iter().flatten().map(rustix::pipe::fcntl_getpipe_size);
+        capacities.filter_map(Result::ok).min().unwrap_or(0)
     }
 
     /// Returns whether both streams have ended.
@@ -82,6 +93,14 @@ impl Streams {
     /// Finds out which streams can be read; [`read`](Self::read) then reads them. Called when the descriptor
     /// is readable. Never blocks.
     pub fn look(&mut self) -> Result<(), Errno> {
+        if let Some(index) = self.muted.take()
+            && let Some(pipe) = &self.pipes[index]
+        {
+            epoll::modify(&self.epoll, pipe, epoll::EventData::new_u64(index as u64), LISTED)?;
+            // It may have data, which is then probably older than that of the other stream: a stream is muted
+            // if it has data all the time.
+            self.queue.push(Turn { index, left: TURN_BYTES, hung_up: false });
+        }
         // Data of unfinished streams is older than what is listed now.
         for (index, unfinished) in self.unfinished.iter_mut().enumerate() {
             if let Some(hung_up) = unfinished.take() {
@@ -106,6 +125,18 @@ impl Streams {
         {
             let held = usize::try_from(rustix::io::ioctl_fionread(pipe)?).unwrap_or(TURN_BYTES);
             first.left = held.clamp(1, TURN_BYTES);
+        }
+        Ok(())
+    }
+
+    /// Lets the descriptor become readable only for the other stream, and for the end of this one, until the
+    /// next [`look`](Self::look). For a stream that is written to all the time, in small pieces.
+    pub fn mute(&mut self, stderr: bool) -> Result<(), Errno> {
+        let index = usize::from(stderr);
+        if let (None, Some(pipe)) = (self.muted, &self.pipes[index]) {
+            let data = epoll::EventData::new_u64(index as u64);
+            epoll::modify(&self.epoll, pipe, data, epoll::EventFlags::ET)?;
+            self.muted = Some(index);
         }
         Ok(())
     }
@@ -180,7 +211,10 @@ impl AsRawFd for Streams {
 #[cfg(test)]
 mod tests {
     use proptest::{collection::vec, prelude::*};
-    use rustix::pipe::{PipeFlags, pipe_with};
+    use rustix::{
+        event::{PollFd, PollFlags, poll},
+        pipe::{PipeFlags, pipe_with},
+    };
 
     use super::*;
 
@@ -245,6 +279,33 @@ mod tests {
     }
 
     #[test]
+    fn a_muted_stream_wakes_nobody_and_is_read_before_the_other() {
+        let mut rig = Rig::new(100);
+        let is_ready = |rig: &Rig| {
+            let mut fds = [PollFd::new(&rig.streams, PollFlags::IN)];
+            poll(&mut fds, Some(&Timespec::default())).unwrap() == 1
+        };
+        rig.write(0, b"1");
+        assert_eq!(rig.read(), ".1");
+        rig.streams.mute(false).unwrap();
+        rig.write(0, b"2");
+        assert!(!is_ready(&rig));
+        rig.write(1, b"!");
+        assert!(is_ready(&rig));
+        assert_eq!(rig.read(), ".2!!");
+        // It is listed again.
+        rig.write(0, b"3");
+        assert!(is_ready(&rig));
+        assert_eq!(rig.read(), ".3");
+        rig.streams.mute(false).unwrap();
+        rig.write(0, b"4");
+        rig.writers = [None, None];
+        assert!(is_ready(&rig), "the end is seen");
+        assert_eq!(rig.read(), ".4");
+        assert!(rig.streams.is_over());
+    }
+
+    #[test]
     fn a_flood_on_one_stream_does_not_hide_the_other() {
         let mut rig = Rig::new(1 << 12);
         let mut read = 0;
@@ -298,6 +359,7 @@ mod tests {
                 written[index] += len;
                 if look {
                     take(&mut rig, &mut read, false);
+                    rig.streams.mute(len % 2 == 0).unwrap();
                 }
             }
             rig.writers = [None, None];
