@@ -1,5 +1,6 @@
-//! The cost of events and output: lines from a step to the JSON stream of `hm run` compared with `cat`
-//! through a pipe; lines kept in the journal compared with lines in a plain file; state events.
+//! The cost of events and output: lines from a step to what `hm run` prints on a pipe and on a terminal,
+//! compared with the same command in a shell; logs compressed, compared with `zstd`; lines kept in the
+//! journal compared with lines in a plain file; state events.
 //!
 //! `cargo bench --bench logs`
 
@@ -10,9 +11,10 @@ mod common;
 mod run_meta;
 
 use std::{
+    ffi::OsStr,
     fs::{self, File},
     io::Read,
-    os::unix::fs::FileExt,
+    os::unix::{ffi::OsStrExt, fs::FileExt},
     process::{Command, Stdio},
     time::{Duration, Instant},
 };
@@ -26,7 +28,12 @@ use hm_exec::{
     runner::Secrets,
 };
 use run_meta::run_meta;
-use rustix::time::{ClockId, clock_gettime};
+use rustix::{
+    pipe::{PipeFlags, pipe_with},
+    pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt},
+    time::{ClockId, clock_gettime},
+};
+use serde_json::json;
 use uuid::Uuid;
 
 const RUN: Uuid = Uuid::from_u128(0x1234_5678_9abc_def0_1234_5678_9abc_def0);
@@ -38,7 +45,8 @@ fn main() {
     // Figures in this thread's CPU time are minima, because interruptions only ever add time.
     let rounds = effort.pick(7, 1);
     let table = Table::new("logs");
-    stream(&table, lines, rounds);
+    shown(&table, effort);
+    compressed(&table, effort);
     let mut secrets = Secrets::new();
     secrets.insert("TOKEN", "hunter2-hunter2-hunter2");
     secrets.insert("KEY", "-----BEGIN KEY-----\n".to_owned() + &"MIIEowIBAAKCAQEA0123456789abcdef\n".repeat(50));
@@ -61,53 +69,163 @@ fn main() {
     }
 }
 
-/// Measures from a step to a reader of `hm run --format json`, and from `cat` to the same reader.
-fn stream(table: &Table, lines: u32, rounds: usize) {
-    let top = tempfile::tempdir().unwrap();
-    let path = |name: &str| top.path().join(name);
-    fs::create_dir(path("source")).unwrap();
-    fs::write(path("source/lines"), LINE.repeat(lines as usize)).unwrap();
-    let step = r#"{"step":{"key":"lines","cmd":"cat /workspace/lines","image":"host"},"env":{}}"#;
-    let graph = format!(r#"{{"nodes":[{step}],"node_holes":[],"edge_property":"directed","edges":[]}}"#);
-    fs::write(path("ir.json"), format!(r#"{{"version":"0","graph":{graph}}}"#)).unwrap();
-    let mut hm = Command::new(env!("CARGO_BIN_EXE_hm"));
-    hm.args(["run", "--format", "json", "-f"]).arg(path("ir.json")).arg("-d").arg(path("source"));
-    hm.env("HM_CACHE_DIR", path("store")).env("HM_CACHE_GC", "off");
-    let mut cat = Command::new("cat");
-    cat.arg(path("source/lines"));
-    let (mut ours, mut theirs) = (vec![], vec![]);
-    for round in 0..=rounds {
-        let (took, seen) = read(&mut hm);
-        assert!(seen > lines as usize, "{seen} events");
-        let (plain, seen) = read(&mut cat);
-        assert_eq!(seen, lines as usize);
-        // The first round freezes the source.
-        if round > 0 {
-            ours.push(took);
-            theirs.push(plain);
-        }
-    }
-    let (us, them) = (median(&mut ours), median(&mut theirs));
-    let rate = |time: Duration| format!("{:.2} million lines a second", f64::from(lines) / time.as_secs_f64() / 1e6);
-    let besides = format!("{}, theirs: {}; {}", rate(us), rate(them), spread(&mut ours));
-    let what = format!("{lines} lines from a step to JSON, with all of `hm run`");
-    table.against(what, &Figure::ms(us), &Figure::ms(them).of("`cat` to a pipe"), besides);
+/// A program that prints lines: its name in the table, its command, and the number of lines.
+struct Printer {
+    what: &'static str,
+    command: String,
+    lines: u32,
 }
 
-/// Returns how long `command` takes to end, and how many lines it prints to a pipe.
-fn read(command: &mut Command) -> (Duration, usize) {
-    let begin = Instant::now();
-    let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
-    let mut stdout = child.stdout.take().unwrap();
-    let (mut buffer, mut lines) = (vec![0; 64 << 10], 0);
-    loop {
-        match stdout.read(&mut buffer).unwrap() {
-            0 => break,
-            read => lines += memchr::memchr_iter(b'\n', &buffer[..read]).count(),
+/// Measures from a step to a reader of `hm run`, and from the same command in a shell to the same reader, on
+/// a pipe and on a pseudo-terminal. All sides take turns. `HM_BEFORE` names an earlier `hm` to compare with.
+fn shown(table: &Table, effort: Effort) {
+    let lines = effort.pick(2_000_000, 2_000);
+    let rounds = effort.pick(7, 1);
+    let top = tempfile::tempdir().unwrap();
+    let source = top.path().join("source");
+    fs::create_dir(&source).unwrap();
+    fs::write(source.join("lines"), LINE.repeat(lines as usize)).unwrap();
+    let awk = format!("BEGIN {{ for (i = 0; i < {lines}; i++) print \"line\", i, \"of the output of a step\" }}");
+    let each = lines / 20;
+    let one_by_one =
+        format!("i=0; while [ $i -lt {each} ]; do echo \"line $i of the output of a step\"; i=$((i+1)); done");
+    let printers = [
+        Printer { what: "by awk", command: format!("awk '{awk}'"), lines },
+        Printer { what: "by cat", command: "cat lines".into(), lines },
+        Printer { what: "each written by sh", command: one_by_one, lines: each },
+    ];
+    let old = std::env::var_os("HM_BEFORE");
+    let hm = |program: &OsStr, name: &str, args: &[&str]| {
+        let mut hm = Command::new(program);
+        hm.arg("run").args(args).arg("-f").arg(top.path().join(name)).arg("-d").arg(&source);
+        hm.env("HM_CACHE_DIR", top.path().join(format!("store-{}", program == env!("CARGO_BIN_EXE_hm"))));
+        hm.env("HM_CACHE_GC", "off").env("TERM", "xterm");
+        hm
+    };
+    let ours = OsStr::new(env!("CARGO_BIN_EXE_hm"));
+    let sh = |command: &str| {
+        let mut sh = Command::new("sh");
+        sh.args(["-c", command]).current_dir(&source);
+        sh
+    };
+    fs::write(top.path().join("nothing.json"), ir("true")).unwrap();
+    for Printer { what, command, lines } in &printers {
+        fs::write(top.path().join("ir.json"), ir(&format!("cd /workspace; {command}"))).unwrap();
+        type Way = (&'static str, &'static [&'static str], bool);
+        let ways: [Way; 4] = [
+            ("human to a pipe", &["--format", "human"], false),
+            ("JSON to a pipe", &["--format", "json"], false),
+            ("human on a terminal", &["--format", "human"], true),
+            ("progress on a terminal", &["--format", "progress"], true),
+        ];
+        let mut nothing = vec![];
+        let mut times = ways.map(|_| [vec![], vec![], vec![]]);
+        for round in 0..=rounds {
+            let theirs = [(false, format!("{command} | cat")), (true, command.clone())].map(|(terminal, command)| {
+                let (took, seen) = read(&mut sh(&command), terminal);
+                assert_eq!(seen, *lines as usize, "{command}");
+                took
+            });
+            nothing.push(read(&mut hm(ours, "nothing.json", &["--format", "json"]), false).0);
+            for ((way, args, terminal), times) in ways.iter().zip(&mut times) {
+                let (took, seen) = read(&mut hm(ours, "ir.json", args), *terminal);
+                assert!(*way == "progress on a terminal" || seen >= *lines as usize, "{seen} of {lines}: {way}");
+                let old = old.as_ref().map(|old| read(&mut hm(old, "ir.json", args), *terminal).0);
+                // The first round freezes the source.
+                if round > 0 {
+                    times[0].push(took);
+                    times[1].push(theirs[usize::from(*terminal)]);
+                    times[2].extend(old);
+                }
+            }
         }
+        let nothing = Figure::ms(median(&mut nothing));
+        for ((way, _, terminal), [ours, theirs, old]) in ways.iter().zip(&mut times) {
+            let mut besides = format!("{}; a run that prints nothing: {nothing}", spread(ours));
+            if !old.is_empty() {
+                besides.push_str(&format!("; before: {}", Figure::ms(median(old))));
+            }
+            let theirs = Figure::ms(median(theirs)).of(if *terminal { "`sh`" } else { "`sh \\| cat`" });
+            table.against(format!("{lines} lines {what}, {way}"), &Figure::ms(median(ours)), &theirs, besides);
+        }
+    }
+}
+
+fn ir(command: &str) -> String {
+    let step = json!({ "key": "lines", "cmd": command, "image": "host" });
+    let nodes = json!([{ "step": step, "env": {} }]);
+    let graph = json!({ "nodes": nodes, "node_holes": [], "edge_property": "directed", "edges": [] });
+    json!({ "version": "0", "graph": graph }).to_string()
+}
+
+/// Returns how long `command` takes to end, and how many lines it prints to a pipe or to a terminal.
+fn read(command: &mut Command, terminal: bool) -> (Duration, usize) {
+    let begin = Instant::now();
+    let (mut reader, mut child) = if terminal {
+        let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();
+        grantpt(&master).unwrap();
+        unlockpt(&master).unwrap();
+        let slave = File::options()
+            .read(true)
+            .write(true)
+            .open(OsStr::from_bytes(ptsname(&master, Vec::new()).unwrap().as_bytes()));
+        let slave = slave.unwrap();
+        command.stdout(slave.try_clone().unwrap()).stderr(slave);
+        let child = command.stdin(Stdio::null()).spawn().unwrap();
+        // The parent's copies of the terminal, which would keep it open.
+        command.stdout(Stdio::null()).stderr(Stdio::null());
+        (File::from(master), child)
+    } else {
+        let (ours, theirs) = pipe_with(PipeFlags::CLOEXEC).unwrap();
+        command.stdout(theirs);
+        let child = command.stdin(Stdio::null()).spawn().unwrap();
+        command.stdout(Stdio::null());
+        (File::from(ours), child)
+    };
+    let (mut buffer, mut lines) = (vec![0; 64 << 10], 0);
+    // The end of a terminal is an error.
+    while let Ok(read @ 1..) = reader.read(&mut buffer) {
+        lines += memchr::memchr_iter(b'\n', &buffer[..read]).count();
     }
     assert!(child.wait().unwrap().success(), "{command:?}");
     (begin.elapsed(), lines)
+}
+
+/// Measures how long it takes to compress the log of a run, beside the program `zstd`, and how small it gets.
+fn compressed(table: &Table, effort: Effort) {
+    let lines = effort.pick(2_000_000, 20_000);
+    let top = tempfile::tempdir().unwrap();
+    let text: Vec<u8> = (0..lines)
+        .flat_map(|n: u32| {
+            let took = n.wrapping_mul(2_654_435_761) >> 20;
+            format!("[{n:>7}/{lines}] compiling module_{:04} ({took} ms): no warnings\n", took * 7 % 1000).into_bytes()
+        })
+        .collect();
+    let raw = top.path().join("raw");
+    fs::write(&raw, &text).unwrap();
+    let (mut ours, mut theirs, mut len) = (vec![], vec![], 0);
+    for round in 0..effort.pick(5, 1) {
+        let dir = top.path().join(round.to_string());
+        fs::create_dir_all(dir.join("logs")).unwrap();
+        fs::write(dir.join("journal"), "").unwrap();
+        fs::write(dir.join("logs/0-1.log"), &text).unwrap();
+        let begin = Instant::now();
+        hm_exec::event::compress_logs(&dir).unwrap();
+        ours.push(begin.elapsed());
+        len = fs::metadata(dir.join("logs/0-1.log.zst")).unwrap().len();
+        let begin = Instant::now();
+        let mut zstd = Command::new("zstd");
+        if zstd.args(["-q", "-f", "-3", "--single-thread"]).arg(&raw).status().is_ok_and(|status| status.success()) {
+            theirs.push(begin.elapsed());
+        }
+    }
+    let megabytes = |bytes: u64| bytes as f64 / 1e6;
+    let besides = format!("{:.1} MB become {:.1} MB", megabytes(text.len() as u64), megabytes(len));
+    let (what, figure) = (format!("compressing a log of {lines} lines"), Figure::ms(median(&mut ours)));
+    match theirs.is_empty() {
+        true => table.alone(what, &figure, "zstd: not installed", besides),
+        false => table.against(what, &figure, &Figure::ms(median(&mut theirs)).of("`zstd -3`"), besides),
+    }
 }
 
 /// Returns the minimum of each figure.

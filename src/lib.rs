@@ -33,6 +33,7 @@ pub mod event;
 mod hex;
 pub mod image;
 pub mod ir;
+mod log_file;
 mod model;
 #[doc(hidden)]
 pub mod open_files;

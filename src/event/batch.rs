@@ -1,6 +1,6 @@
 //! Lines of output that a reader takes together. They cost a fraction of as many events.
 
-use std::{borrow::Cow, str::Lines};
+use std::borrow::Cow;
 
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
@@ -40,8 +40,14 @@ pub struct LogLines<'a> {
 
 impl LogLines<'_> {
     /// Returns the lines without their ends.
-    pub fn lines(&self) -> Lines<'_> {
-        self.text.lines()
+    pub fn lines(&self) -> impl Iterator<Item = &str> {
+        // As `str::lines`, but faster.
+        let mut start = 0;
+        memchr::memchr_iter(b'\n', self.text.as_bytes()).map(move |end| {
+            let line = &self.text[start..end];
+            start = end + 1;
+            line.strip_suffix('\r').unwrap_or(line)
+        })
     }
 
     /// Returns the events that these lines stand for.

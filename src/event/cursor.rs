@@ -4,6 +4,7 @@
 //! module knows neither how to wait nor who reads.
 
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, BTreeSet, VecDeque},
     fs::File,
     io,
@@ -162,7 +163,10 @@ impl Cursor {
     pub(super) fn lines(&self, batch: Batch) -> LogLines<'_> {
         let Batch { range: OutputRange { offset, len, .. }, of, seq, count } = batch;
         let LineOf { step_id, attempt, stream, ts } = of;
-        LogLines { seq, step_id, stream, ts, attempt, count, text: String::from_utf8_lossy(self.logs.seen(offset, len)) }
+        let bytes = self.logs.seen(offset, len);
+        // Many times as fast as `from_utf8_lossy` if everything is valid.
+        let text = str::from_utf8(bytes).map_or_else(|_| String::from_utf8_lossy(bytes), Cow::Borrowed);
+        LogLines { seq, step_id, stream, ts, attempt, count, text }
     }
 
     /// Takes whole lines from `range`, the current range. Returns `None` if it begins inside a line, or if it
@@ -324,6 +328,7 @@ impl Cursor {
                 let message = match error.kind() {
                     io::ErrorKind::NotFound => "the log was removed".into(),
                     io::ErrorKind::UnexpectedEof => "the log is truncated".into(),
+                    io::ErrorKind::InvalidData => "the log is damaged".into(),
                     _ => format!("failed to read the log: {error}").into(),
                 };
                 let step_id = of.step_id;

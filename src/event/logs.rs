@@ -3,7 +3,7 @@
 //! Writers and readers keep a bounded number of files open, however many attempts there are.
 
 use std::{
-    fs::{DirBuilder, File, OpenOptions},
+    fs::{DirBuilder, File, OpenOptions, TryLockError},
     io,
     os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt},
     path::{Path, PathBuf},
@@ -16,7 +16,10 @@ use std::{
 use tempfile::TempDir;
 
 use super::MAX_LINE_BYTES;
-use crate::model::StepIndex;
+use crate::{
+    log_file::{self, LogFile},
+    model::StepIndex,
+};
 
 /// The maximum number of logs kept open for writing; any further log is opened for each write.
 const MAX_OPEN_FOR_WRITING: usize = 256;
@@ -46,7 +49,7 @@ fn log_path(logs: &Path, step: u32, attempt: u32) -> PathBuf {
 }
 
 /// Returns the log of a step's last attempt that printed anything, in the run's directory `dir`. Returns
-/// `None` if no attempt printed anything.
+/// `None` if no attempt printed anything. Read it with [`LogFile::open`], because it may be compressed.
 ///
 /// # Errors
 /// Returns an error if the directory cannot be read.
@@ -55,7 +58,10 @@ pub fn last_log(dir: impl AsRef<Path>, step: StepIndex) -> io::Result<Option<Pat
     let mut last = None;
     for entry in std::fs::read_dir(&logs)? {
         let name = entry?.file_name();
-        let attempt = name.to_str().and_then(|name| name.strip_suffix(".log")?.split_once('-'));
+        let attempt = name.to_str().and_then(|name| {
+            let name = name.strip_suffix(".zst").unwrap_or(name);
+            name.strip_suffix(".log")?.split_once('-')
+        });
         if let Some((number, attempt)) = attempt
             && number.parse() == Ok(step.0)
         {
@@ -63,6 +69,30 @@ pub fn last_log(dir: impl AsRef<Path>, step: StepIndex) -> io::Result<Option<Pat
         }
     }
     Ok(last.map(|attempt| log_path(&logs, step.0, attempt)))
+}
+
+/// Compresses the long logs of the run in `dir`, a [`RunDir::Kept`](super::RunDir::Kept), if the run has
+/// ended. Readers of the run, also those that have begun, find the same bytes as before. If this process is killed,
+/// every log is still whole.
+///
+/// # Errors
+/// Returns an error if a log cannot be read, or if its compressed form cannot be written. It is left alone
+/// then.
+pub fn compress_logs(dir: impl AsRef<Path>) -> io::Result<()> {
+    let dir = dir.as_ref();
+    let journal = File::open(journal_path(dir))?;
+    // The lock also keeps others from compressing the same logs.
+    match journal.try_lock() {
+        Err(TryLockError::WouldBlock) => Ok(()),
+        Err(TryLockError::Error(error)) => Err(error),
+        Ok(()) => log_file::compress_dir(&logs_path(dir), &mut |_| {}),
+    }
+}
+
+/// Returns whether [`compress_logs`] would compress a log of the run in `dir`, if the run has ended.
+#[must_use]
+pub fn has_long_logs(dir: impl AsRef<Path>) -> bool {
+    log_file::has_any_to_compress(&logs_path(dir.as_ref()))
 }
 
 /// A run's directory, and the count of its logs that are open for writing.
@@ -167,7 +197,7 @@ pub(super) struct LogReader {
 struct OpenLog {
     step: u32,
     attempt: u32,
-    file: File,
+    file: LogFile,
     /// The last bytes that were read, from the beginning. They stay valid because logs only grow.
     chunk: Box<[u8]>,
     chunk_len: usize,
@@ -192,7 +222,7 @@ impl LogReader {
             Some(at) => at,
             None => {
                 log.chunk_len = 0;
-                log.chunk_len = read_at(&log.file, &mut log.chunk, offset)?;
+                log.chunk_len = log.file.read_at(&mut log.chunk, offset)?;
                 log.chunk_offset = offset;
                 0
             }
@@ -224,13 +254,13 @@ impl LogReader {
         }
         self.open.truncate(MAX_OPEN_FOR_READING - 1);
         let path = log_path(&self.logs, step, attempt);
-        let file = File::open(&path).or_else(|error| {
+        let file = LogFile::open(&path).or_else(|error| {
             // The process may have no descriptors left; closing the logs here frees some.
             if self.open.is_empty() || error.kind() == io::ErrorKind::NotFound {
                 return Err(error);
             }
             self.open.clear();
-            File::open(&path)
+            LogFile::open(&path)
         })?;
         let chunk = vec![0; CHUNK_BYTES].into();
         self.open.insert(0, OpenLog { step, attempt, file, chunk, chunk_len: 0, chunk_offset: 0 });

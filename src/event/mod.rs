@@ -35,12 +35,15 @@ mod types;
 mod wake;
 mod writer;
 
-pub use crate::model::{BuildRef, CacheMissReason, StdStream};
+pub use crate::{
+    log_file::LogFile,
+    model::{BuildRef, CacheMissReason, StdStream},
+};
 pub use batch::{EventBatch, LogLines};
 pub use bus::EventBus;
 pub use create::{RunDir, create};
 pub use frames::JournalError;
-pub use logs::last_log;
+pub use logs::{compress_logs, has_long_logs, last_log};
 pub use meta::{RunMeta, StateEvent, StepMeta, step_id, step_index};
 pub use replay::{JournalReader, StepRecord, durations, open, step_records};
 pub use stream::EventStream;

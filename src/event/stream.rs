@@ -46,8 +46,8 @@ impl EventStream {
         std::future::poll_fn(|cx| Pin::new(&mut *self).poll_next(cx)).await
     }
 
-    /// Returns the next event, or all whole lines that can be had at once. Returns `None` after the last event.
-    /// For readers that show millions of lines: this makes no event and no `String` for each of them.
+    /// Returns the next event, or all whole lines that can be had at once. Returns `None` after the last
+    /// event. For readers that show millions of lines: this makes no event and no `String` for each of them.
     ///
     /// Calls can be mixed with those of [`next`](Self::next).
     ///

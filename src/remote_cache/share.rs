@@ -1,7 +1,6 @@
 //! Shares results.
 
-use crate::source;
-use std::{path::PathBuf, sync::Arc};
+use std::{fs::File, io, path::PathBuf, sync::Arc};
 
 use super::{
     entry::{BlobName, LayerName, SharedEntry, VERSION, action_of},
@@ -11,7 +10,9 @@ use super::{
 use crate::{
     blocking,
     cache::{CacheKey, Found},
+    log_file::LogFile,
     remote::{Blob, Digest},
+    source,
     store::{Base, LayerId, Store},
     transfer::{Packable, TransferContext, digest},
 };
@@ -52,7 +53,8 @@ impl RemoteCache {
             layers.push(self.bring(context, layer.clone()).await?);
         }
         let (manifest, log) = (source::manifest_bytes(store, &snapshot.source)?, store.steps().log(&key.0));
-        let (manifest, log) = (Blob::of_bytes(manifest), blob_of(log).await?);
+        let copy = store.instance().new_tmp();
+        let (manifest, log) = (Blob::of_bytes(manifest), blob_of(log, copy.clone()).await?);
         let entry = SharedEntry {
             version: VERSION,
             snapshot: found.snapshot.0.strip_prefix("hm1:").unwrap_or_default().to_owned(),
@@ -73,7 +75,10 @@ impl RemoteCache {
         let mut blobs = action.blobs;
         blobs.extend([manifest, json]);
         blobs.extend(log);
-        self.cas.upload(blobs).await?;
+        let uploaded = self.cas.upload(blobs).await;
+        // If it stays, it is removed when the store is closed.
+        let _ = std::fs::remove_file(copy);
+        uploaded?;
         Ok(self.actions.put(action.digest, &result).await?)
     }
 
@@ -83,13 +88,21 @@ impl RemoteCache {
     }
 }
 
-/// Returns the step's output, if it printed anything.
-async fn blob_of(log: PathBuf) -> Result<Option<Blob>, RemoteCacheError> {
-    blocking::run("read a log", move || match Digest::of_file(&log) {
-        Ok(digest) if digest.size_bytes == 0 => Ok(None),
-        Ok(digest) => Ok(Some(Blob::of_file(digest, log))),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(source) => Err(RemoteCacheError::Read { what: "a log", source }),
+/// Returns the step's output, if it printed anything. The blob is the file `copy`, because another process
+/// may compress the log meanwhile.
+async fn blob_of(log: PathBuf, copy: PathBuf) -> Result<Option<Blob>, RemoteCacheError> {
+    let blob = move || {
+        if let Err(error) = std::fs::hard_link(&log, &copy) {
+            // It was compressed, or the filesystem has no hard links.
+            tracing::debug!(%error, "copying the log {}", log.display());
+            io::copy(&mut LogFile::open(&log)?, &mut File::create_new(&copy)?)?;
+        }
+        let digest = Digest::of_file(&copy)?;
+        Ok((digest.size_bytes > 0).then(|| Blob::of_file(digest, copy)))
+    };
+    blocking::run("read a log", move || match blob() {
+        Err(error) if io::Error::kind(&error) == io::ErrorKind::NotFound => Ok(None),
+        blob => blob.map_err(|source| RemoteCacheError::Read { what: "a log", source }),
     })
     .await
 }

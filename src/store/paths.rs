@@ -11,7 +11,7 @@
 //! gc.lock                   locked by a process that collects garbage
 //! reserve                   deleted when the disk is full, so that garbage can be collected
 //! pulling/                  locks for creating layers of images
-//! logs/KEY                  the output of a cached step
+//! logs/KEY, logs/KEY.zst    the output of a cached step, raw or compressed
 //! runs/RUN/                 a run's journal and logs
 //! secret                    a key for hashes that must not reveal their input
 //! workspaces/WORKSPACE/     the process runner's snapshots

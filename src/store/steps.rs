@@ -19,7 +19,7 @@ use super::{
     shared::Shared,
     snapshots,
 };
-use crate::model::SnapshotRef;
+use crate::{log_file::compressed_path, model::SnapshotRef};
 
 /// The name under which a snapshot is kept.
 #[derive(Debug, Clone, Copy)]
@@ -176,13 +176,16 @@ impl Steps {
         let place = self.log(key);
         let tmp = self.shared.instance.new_tmp();
         let linked = match fs::hard_link(log, &tmp) {
-            Err(error) if error.kind() == ErrorKind::NotFound => return self.shared.trash.discard_from(&place),
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                self.shared.trash.discard_from(&place)?;
+                return self.shared.trash.discard_from(&compressed_path(&place));
+            }
             // The file is on another filesystem, or the filesystem does not support hard links.
             Err(_) => fs::copy(log, &tmp).map(drop),
             linked => linked,
         };
         linked.doing("keep", log)?;
-        fs::rename(&tmp, &place).doing("make", &place)
+        self.put_log(&tmp, &place)
     }
 
     /// Keeps the output of a cached step as [`keep_log`](Self::keep_log) does, from a file `log` that came
@@ -191,11 +194,17 @@ impl Steps {
     /// # Errors
     /// Returns an error if the file cannot be put in its place.
     pub(crate) fn import_log(&self, key: &[u8; 32], log: &Path) -> Result<(), StoreError> {
-        let place = self.log(key);
-        fs::rename(log, &place).doing("make", &place)
+        self.put_log(log, &self.log(key))
     }
 
-    /// Returns the path of a cached step's output. There is no file if the step printed nothing.
+    /// Moves a log to its place, and removes the compressed log of an earlier result.
+    fn put_log(&self, log: &Path, place: &Path) -> Result<(), StoreError> {
+        fs::rename(log, place).doing("make", place)?;
+        self.shared.trash.discard_from(&compressed_path(place))
+    }
+
+    /// Returns the path of a cached step's output, for [`LogFile::open`](crate::event::LogFile::open), because
+    /// garbage collection compresses long logs. There is no file if the step printed nothing.
     #[must_use]
     pub fn log(&self, key: &[u8; 32]) -> PathBuf {
         self.shared.paths.log(key)

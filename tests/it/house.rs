@@ -28,6 +28,7 @@ const ORDER: &[&str] = &[
     "ir",
     "project",
     "programs",
+    "log_file",
     "store",
     "image",
     "source",

@@ -12,6 +12,7 @@
 //! have kept something that uses one in the meantime, which cancels the doom. See [`super::lease`] for what a
 //! living process may still be using.
 
+mod compress;
 mod due;
 mod limits;
 mod plan;
@@ -222,8 +223,21 @@ fn lock(store: &Store, wait: bool) -> Result<Option<File>, StoreError> {
     }
 }
 
+/// Compresses logs. On a full disk, there may be room for that only after the collection.
+fn compress_logs(store: &Store) -> Result<u64, StoreError> {
+    match compress::compress_logs(store) {
+        Err(error @ StoreError::Full { .. }) => {
+            tracing::debug!(%error, "failed to compress logs");
+            Ok(0)
+        }
+        done => done,
+    }
+}
+
 fn collect_garbage(store: &Store, request: &GcRequest) -> Result<GcReport, StoreError> {
     let sweep = Sweep { store };
+    // Before anything is measured, so that less has to be removed.
+    let compressed_bytes = if request.dry_run { 0 } else { compress_logs(store)? };
     let inventory = store.index().read(index::inventory::read)?;
     let measured = measure(store, &inventory, &request.limits)?;
     let now = index::now_ms();
@@ -250,7 +264,7 @@ fn collect_garbage(store: &Store, request: &GcRequest) -> Result<GcReport, Store
         report.reaped = collect::reaped(transaction)?;
         Ok((report, runs, collect::next_epoch(transaction)?))
     })?;
-    report.freed_bytes += sweep.remove_runs(&runs)?;
+    report.freed_bytes += compressed_bytes + sweep.remove_runs(&runs)?;
     report.freed_bytes += sweep.remove_doomed(epoch)?;
     report.freed_bytes += sweep.remove_unnamed(&inventory)?;
     report.freed_bytes += sweep.remove_machines(&request.forget)?;

@@ -13,12 +13,15 @@ use rustix::fs::FlockOperation;
 use uuid::Uuid;
 
 use super::{Forget, plan::RunFiles};
-use crate::store::{
-    LayerId, Store, StoreError,
-    error::IoContext,
-    files::names,
-    index::{self, LayerKind, LayerRow, collect, inventory::Inventory},
-    tree::{self, FileId},
+use crate::{
+    log_file::compressed_path,
+    store::{
+        LayerId, Store, StoreError,
+        error::IoContext,
+        files::names,
+        index::{self, LayerKind, LayerRow, collect, inventory::Inventory},
+        tree::{self, FileId},
+    },
 };
 
 /// A younger file may be about to get its row.
@@ -70,9 +73,11 @@ impl Sweep<'_> {
         if self.store.paths().logs().is_dir() {
             for row in &inventory.cached {
                 let path = self.store.steps().log(&row.key);
-                let extent = tree::measure(&path).doing("measure", &path)?;
-                logs.sizes.insert(row.key, extent.bytes());
-                logs.files.extend(extent.shared.into_keys());
+                for path in [compressed_path(&path), path] {
+                    let extent = tree::measure(&path).doing("measure", &path)?;
+                    *logs.sizes.entry(row.key).or_default() += extent.bytes();
+                    logs.files.extend(extent.shared.into_keys());
+                }
             }
         }
         Ok(logs)
@@ -190,7 +195,10 @@ impl Sweep<'_> {
             let mut unnamed = unnamed;
             let logs = self.store.paths().logs();
             let is_young = |dir: &Path, name: &str| !is_older(&dir.join(name), SETTLED);
-            let keep_log = |name: &str| cached.contains(name) || (!forgotten.contains(name) && is_young(&logs, name));
+            let keep_log = |name: &str| {
+                let key = name.strip_suffix(".zst").unwrap_or(name);
+                cached.contains(key) || (!forgotten.contains(key) && is_young(&logs, name))
+            };
             let manifests = self.store.paths().sources();
             let keep_manifest = |name: &str| sources.contains(name) || is_young(&manifests, name);
             let aside = |name: &str| !name.starts_with("index.db-damaged-") || is_young(self.store.dir(), name);
@@ -241,7 +249,7 @@ fn is_older(path: &Path, limit: Duration) -> bool {
     now.duration_since(changed).or_else(|_| changed.duration_since(now)).is_ok_and(|age| age > limit)
 }
 
-fn names_if_any(dir: &Path) -> Result<Vec<String>, StoreError> {
+pub(super) fn names_if_any(dir: &Path) -> Result<Vec<String>, StoreError> {
     if dir.is_dir() { names(dir) } else { Ok(Vec::new()) }
 }
 

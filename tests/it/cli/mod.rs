@@ -1,6 +1,8 @@
 //! The `hm` command, run as a user or a script would run it.
 
 mod cache;
+#[cfg(target_os = "linux")]
+mod compressed_logs;
 mod cp;
 mod disk_errors;
 mod earlier_runs;

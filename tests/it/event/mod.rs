@@ -1,6 +1,7 @@
 //! Events from the writer and the runners to the readers, on virtual input.
 
 mod compat;
+mod compressed;
 mod journal;
 mod masking;
 

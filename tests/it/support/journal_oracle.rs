@@ -6,7 +6,7 @@ use std::{fs, path::Path};
 use futures_util::FutureExt;
 use hm_exec::{
     BuildEvent, BuildStatus,
-    event::{self, JournalError, MAX_LINE_BYTES, RunDir, StateEvent, StdStream, step_id},
+    event::{self, EventBatch, JournalError, MAX_LINE_BYTES, RunDir, StateEvent, StdStream, step_id},
     plan::StepIndex,
     runner::Secrets,
 };
@@ -71,7 +71,7 @@ pub(crate) fn check_output(pieces: &[(StdStream, &[u8])]) {
     let meta = run_meta(run, 1);
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path().join("run");
-    let (mut writer, bus, _) = event::create(RunDir::Kept(dir.clone()), meta, &Secrets::new()).unwrap();
+    let (mut writer, bus, mut live) = event::create(RunDir::Kept(dir.clone()), meta, &Secrets::new()).unwrap();
     let step = StepIndex(0);
     writer.emit(0, StateEvent::StepStart { step, attempt: 1 });
     for (stream, piece) in pieces {
@@ -85,6 +85,18 @@ pub(crate) fn check_output(pieces: &[(StdStream, &[u8])]) {
     assert_eq!(log.map_or_else(Vec::new, |log| fs::read(log).unwrap()), all);
     let (events, error) = read(&dir);
     assert!(error.is_none(), "{error:?}");
+    let mut batches = Vec::new();
+    while let Some(batch) = live.next_batch().now_or_never().expect("the run has ended") {
+        match batch {
+            EventBatch::Event(event) => batches.push(event),
+            EventBatch::Lines(lines) => {
+                assert_eq!(lines.events().count() as u64, lines.count);
+                batches.extend(lines.events());
+            }
+            batch => panic!("{batch:?}"),
+        }
+    }
+    assert_eq!(batches, events, "lines in batches are the same events");
     for of in [StdStream::Stdout, StdStream::Stderr] {
         let bytes: Vec<u8> = pieces.iter().filter(|piece| piece.0 == of).flat_map(|piece| piece.1).copied().collect();
         // The text after the last line end is a line only if it is not empty, and it keeps its carriage

@@ -1,13 +1,16 @@
 //! `hm logs`.
 
 use std::{
-    fs::File,
     io::{self, BufRead, BufReader, BufWriter, ErrorKind, IsTerminal, Read, Write},
     path::PathBuf,
     process::ExitCode,
 };
 
-use hm_exec::{StepStatus, cache, event, plan::StepIndex};
+use hm_exec::{
+    StepStatus, cache,
+    event::{self, LogFile},
+    plan::StepIndex,
+};
 
 use super::{print, table};
 use crate::{
@@ -19,6 +22,9 @@ use crate::{
 
 /// The longest line that is shown in one piece.
 const MAX_LINE_BYTES: u64 = 1 << 20;
+
+/// The number of bytes that are read at a time.
+const READ_BYTES: usize = 128 << 10;
 
 /// Print the output of a step
 ///
@@ -58,22 +64,42 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
         let last = index.map(|index| event::last_log(store.runs().dir(run.id), StepIndex(index))).transpose();
         last.map_err(|error| unreadable(error.into()))?.flatten()
     };
-    let file = match log.map(File::open) {
+    let file = match log.map(LogFile::open) {
         None => return Ok(ExitCode::SUCCESS),
         // The step printed nothing.
         Some(Err(error)) if error.kind() == ErrorKind::NotFound => return Ok(ExitCode::SUCCESS),
         Some(file) => file.map_err(|error| unreadable(error.into()))?,
     };
-    let mut stdout = io::stdout().lock();
+    let stdout = io::stdout().lock();
+    let mut trouble = None;
+    let mut log = BufReader::with_capacity(READ_BYTES, UntilError { file, error: &mut trouble });
     let shown = match stdout.is_terminal() {
-        true => show(BufReader::new(file), stdout),
-        false => io::copy(&mut &file, &mut stdout).map(drop),
+        true => show(log, stdout),
+        false => io::copy(&mut log, &mut { stdout }).map(drop),
     };
+    if let Some(error) = trouble {
+        return Err(unreadable(error.into()));
+    }
     match shown {
         Err(error) if error.kind() != ErrorKind::BrokenPipe => {
             Err(Failure::infrastructure("failed to write to stdout").because(error))
         }
         _ => Ok(ExitCode::SUCCESS),
+    }
+}
+
+/// A log that ends where it cannot be read any further, so that what is before that can be shown.
+struct UntilError<'a> {
+    file: LogFile,
+    error: &'a mut Option<io::Error>,
+}
+
+impl Read for UntilError<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        Ok(self.file.read(buffer).unwrap_or_else(|error| {
+            *self.error = Some(error);
+            0
+        }))
     }
 }
 

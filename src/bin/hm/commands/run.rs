@@ -44,7 +44,7 @@ Exit codes:
 
 Environment variables:
   HM_CACHE_DIR   directory of layers, images and journals (default: hm in the XDG cache directory)
-  HM_CACHE_GC    off: do not collect garbage after the run; for the limits, see `hm cache gc --help`
+  HM_CACHE_GC    off: do not collect garbage or compress logs after the run; for the limits, see `hm cache gc --help`
   HM_PYTHON      Python that renders .hm/*.py (default: python3)
   HM_RENDER_ENV, HM_RENDER_TIMEOUT
                  additional variables for it, separated by commas; its time limit in seconds (default: 60)
@@ -244,7 +244,7 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
             } else if format != Format::Json {
                 point_at_what_is_left(&store, &outcome);
             }
-            cache::collect_if_due(&store);
+            cache::collect_if_due(&store, run_id);
             Ok(exit_code::of_build(outcome.status))
         }
     }

@@ -220,7 +220,7 @@ impl Reporter for Progress {
             running.dropped += hidden + running.tail.len();
             running.tail.clear();
         }
-        let last: Vec<&str> = lines.lines().rev().take(TAIL_LINES).collect();
+        let last: Vec<&str> = lines.text.lines().rev().take(TAIL_LINES).collect();
         last.into_iter().rev().for_each(|line| self.log(lines.step_id, line));
     }
 

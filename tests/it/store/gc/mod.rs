@@ -1,5 +1,6 @@
 //! Garbage collection: what is removed, in which order, and what is never removed.
 
+mod logs;
 mod random;
 
 use std::{

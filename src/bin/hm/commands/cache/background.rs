@@ -1,15 +1,17 @@
-//! Garbage collection after a run, in a background process that `hm` does not wait for.
+//! Garbage collection and compression of logs after a run, in a background process that `hm` does not wait
+//! for.
 
 use std::process::{Command, Stdio};
 
-use hm_exec::store::StoreHandle;
+use hm_exec::{event, store::StoreHandle};
+use uuid::Uuid;
 
 use super::limits::LimitArgs;
 use crate::reporter::to_stderr;
 
-/// Starts `hm cache gc --auto` if it is due, unless HM_CACHE_GC is `off`. A run that opened no store has
-/// nothing to collect.
-pub(crate) fn collect_if_due(store: &StoreHandle) {
+/// Starts `hm cache gc --auto` if it is due, unless HM_CACHE_GC is `off`. If it is not due, that process only
+/// compresses the logs of `run`, if they are long. A run that opened no store has nothing to collect.
+pub(crate) fn collect_if_due(store: &StoreHandle, run: Option<Uuid>) {
     if std::env::var_os("HM_CACHE_GC").is_some_and(|value| value == "off") {
         return;
     }
@@ -23,12 +25,13 @@ pub(crate) fn collect_if_due(store: &StoreHandle) {
         Ok(Err(error)) => return tracing::warn!(%error, "skipping garbage collection"),
         Err(error) => return tracing::warn!(%error, "skipping garbage collection"),
     };
-    if !is_due {
+    if !is_due && !run.is_some_and(|run| event::has_long_logs(store.runs().dir(run))) {
         return;
     }
     let started = std::env::current_exe().and_then(|hm| {
         Command::new(hm)
             .args(["cache", "gc", "--auto"])
+            .args((!is_due).then_some("--only-logs"))
             .env("HM_CACHE_DIR", store.dir())
             .current_dir("/")
             .stdin(Stdio::null())

@@ -10,7 +10,7 @@ use hm_exec::{
     store::{Forgotten, GcReport, GcRequest, Store},
 };
 
-use super::{background::detach, collect, limits::LimitArgs};
+use super::{background::detach, collect, compress_logs, limits::LimitArgs};
 use crate::{
     commands::{AnswerFormat, print, print_json, table},
     failure::Outcome,
@@ -26,7 +26,10 @@ logs. Removed by age: the files of failed steps after 3 days, journals after 14 
 runs, and everything else that was not used for --max-age. Data that a running build may use is removed after that
 build.
 
-`hm run` starts this in the background once a day, and when a limit is exceeded; HM_CACHE_GC=off disables that.";
+The logs of runs that have ended are compressed: `zstdcat` shows them.
+
+`hm run` starts this in the background once a day, and when a limit is exceeded, and compresses logs after every
+run; HM_CACHE_GC=off disables both.";
 
 /// Remove data that is no longer needed or exceeds the limits
 #[derive(Debug, clap::Args)]
@@ -43,6 +46,10 @@ pub(super) struct Args {
     #[arg(long, conflicts_with = "dry_run")]
     auto: bool,
 
+    /// Only compress the logs of runs that have ended, and of cached steps
+    #[arg(long, hide = true, conflicts_with = "dry_run")]
+    only_logs: bool,
+
     /// Output format
     #[arg(long, value_enum, default_value_t)]
     format: AnswerFormat,
@@ -53,6 +60,10 @@ pub(super) fn run(args: &Args) -> Outcome<ExitCode> {
         detach();
     }
     let store = store::open()?;
+    if args.only_logs {
+        compress_logs(&store)?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let mut request = GcRequest::new(args.limits.of(&store)?);
     request.dry_run = args.dry_run;
     request.wait = !args.auto;

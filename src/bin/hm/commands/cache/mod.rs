@@ -43,3 +43,8 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
 fn collect(store: &Store, request: &GcRequest) -> Outcome<Option<GcReport>> {
     store.gc(request).map_err(|error| Failure::infrastructure("failed to collect garbage").because(error))
 }
+
+/// Compresses logs. Returns how many bytes that frees.
+fn compress_logs(store: &Store) -> Outcome<u64> {
+    store.compress_logs().map_err(|error| Failure::infrastructure("failed to compress logs").because(error))
+}

@@ -60,7 +60,7 @@ impl WorkerNotes for Lines<'_> {
             }
             WorkerNote::Ended { slot, lease, how } => {
                 to_stderr(&format!("slot {slot}: {lease}: {how}"));
-                cache::collect_if_due(self.store);
+                cache::collect_if_due(self.store, None);
             }
             _ => {}
         }
