@@ -28,6 +28,9 @@ use shapes::{SHAPES, forget_peak, ir_json, peak_rss_mib};
 const ROUNDS: usize = 5;
 /// From this number of steps on, the peer runs one round.
 const MANY: usize = 10_000;
+/// From this number of steps on, the peer does not run, and the time from the text of the IR to the outcome
+/// gets a row.
+const HUGE: usize = 1_000_000;
 /// How long the peer may take for all its rounds.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// The first argument of the bench when it is started again for one graph. With a process for each graph,
@@ -61,19 +64,24 @@ struct Measured {
     peak_mib: u64,
 }
 
-/// Runs a graph, and prints nanoseconds per step, events, peak memory in MiB, and nanoseconds per step for
-/// parsing.
+/// Runs a graph, and prints nanoseconds per step, events, peak memory in MiB, nanoseconds per step for
+/// parsing, and milliseconds for everything.
 fn run_one(shape: &str, steps: usize, rounds: usize) {
     let (_, edges) = SHAPES.iter().find(|(name, _)| *name == shape).unwrap();
-    let json = ir_json(steps, &edges(steps));
-    forget_peak();
-    let (run, parse, events) = (0..rounds).map(|_| measure(&json)).min().unwrap();
+    let edges = edges(steps);
+    let round = |_| {
+        let json = ir_json(steps, &edges);
+        forget_peak();
+        measure(json)
+    };
+    let (run, parse, events) = (0..rounds).map(round).min().unwrap();
     let per_step = |time: Duration| time.as_nanos() / steps as u128;
-    println!("{} {events} {} {}", per_step(run), peak_rss_mib().unwrap_or_default(), per_step(parse));
+    let peak = peak_rss_mib().unwrap_or_default();
+    println!("{} {events} {peak} {} {}", per_step(run), per_step(parse), (parse + run).as_millis());
 }
 
 /// Returns how long a build takes, how long parsing its plan takes, and how many events it has.
-fn measure(json: &str) -> (Duration, Duration, u64) {
+fn measure(json: String) -> (Duration, Duration, u64) {
     let begin = Instant::now();
     let plan = Plan::parse(json).unwrap();
     let parse = begin.elapsed();
@@ -161,7 +169,7 @@ fn main() {
     let effort = Effort::asked();
     let asked: Vec<usize> = arguments.iter().filter_map(|argument| argument.parse().ok()).collect();
     let sizes = match asked.is_empty() {
-        true => effort.pick(vec![1_000, 10_000, 100_000], vec![1_000]),
+        true => effort.pick(vec![1_000, 10_000, 100_000, HUGE], vec![1_000]),
         false => asked,
     };
     let rounds = effort.pick(ROUNDS, 1);
@@ -176,8 +184,10 @@ fn main() {
             let what = format!("{shape}, {steps} no-op steps: each");
             let besides =
                 format!("{} events, peak {} MiB; {} ns a step for parsing", ours.events, ours.peak_mib, more[0]);
+            let peak_mib = ours.peak_mib;
             let ours = Figure::ns(ours.ns);
             let theirs = match (&peer, &failed) {
+                _ if steps >= HUGE => Err("not started".to_owned()),
                 (None, _) => Err("not built".to_owned()),
                 (Some(_), Some(why)) => Err(format!("{why} with fewer")),
                 (Some(peer), None) => figures(&mut peer.command(), shape, steps, if steps < MANY { rounds } else { 1 }),
@@ -191,6 +201,11 @@ fn main() {
                     table.alone(what, &ours, format!("hm-exec 0.0.9: {why}"), besides);
                     failed = failed.or(Some(why));
                 }
+            }
+            if steps >= HUGE {
+                let all = Figure::ms(Duration::from_millis(more[1]));
+                let what = format!("{shape}, {steps} no-op steps: from the text to the outcome");
+                table.alone(what, &all, "", format!("peak {peak_mib} MiB, the text included"));
             }
         }
     }

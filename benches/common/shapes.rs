@@ -1,5 +1,7 @@
 //! Graphs of no-op steps, as IR, for the bench of the scheduler and its peer.
 
+#![allow(dead_code, reason = "each bench uses a part of it")]
+
 use std::fmt::Write as _;
 
 type Edges = fn(usize) -> Vec<(usize, usize)>;

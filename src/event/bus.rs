@@ -25,7 +25,7 @@ impl EventBus {
     /// # Cancel safety
     /// Either all bytes are written, or none.
     pub async fn output(&self, step_id: Uuid, stream: StdStream, bytes: &[u8]) {
-        let log = step_index(self.shared.meta.build.run_id, step_id)
+        let log = step_index(self.shared.run.build.run_id, step_id)
             .and_then(|step| self.shared.attempts.lock().log(&self.shared.files, step.0, self.attempt));
         match log {
             Some(log) => log.lock().write(&self.shared, stream, bytes),

@@ -69,6 +69,7 @@ pub fn create(dir: RunDir, mut meta: RunMeta, secrets: &Secrets) -> io::Result<(
     let journal = Arc::new(journal);
     let mut end = Journal::new(journal.clone());
     end.append(&header)?;
+    drop(header);
     let shared = Arc::new(Shared {
         masker,
         started: Instant::now(),
@@ -80,7 +81,7 @@ pub fn create(dir: RunDir, mut meta: RunMeta, secrets: &Secrets) -> io::Result<(
         published: Published::new(end.len()),
         has_warned: AtomicBool::new(false),
         files,
-        meta: Arc::new(meta),
+        run: Arc::new(meta.into()),
     });
     let events = EventStream::new(shared.clone());
     Ok((EventWriter::new(shared.clone(), end), EventBus::new(shared), events))

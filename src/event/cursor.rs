@@ -18,7 +18,7 @@ use serde_json::Map;
 use uuid::Uuid;
 
 use super::{
-    BuildEvent, EVENT_SCHEMA_VERSION, JournalError, RunMeta, StdStream, StepMeta,
+    BuildEvent, EVENT_SCHEMA_VERSION, JournalError, StdStream,
     batch::LogLines,
     frames::Frames,
     lines::{Line, LineEnd, LineSplitter},
@@ -26,13 +26,14 @@ use super::{
     meta::step_id,
     record::{Record, build_status_of, decode_artifacts, miss_reason_of, step_status_of, stream_of},
     shared::OutputRange,
+    table::RunTable,
 };
 use crate::model::StepIndex;
 
 /// A position in a run's events.
 #[derive(Debug)]
 pub(super) struct Cursor {
-    meta: Arc<RunMeta>,
+    run: Arc<RunTable>,
     frames: Frames,
     logs: LogReader,
     phase: Phase,
@@ -102,9 +103,9 @@ pub(super) struct Batch {
 impl Cursor {
     /// Returns a cursor before the first event of the run in `dir`, whose records begin at `first_record` of
     /// its journal.
-    pub(super) fn new(meta: Arc<RunMeta>, dir: &Path, first_record: u64) -> Self {
+    pub(super) fn new(run: Arc<RunTable>, dir: &Path, first_record: u64) -> Self {
         Self {
-            meta,
+            run,
             frames: Frames::new(journal_path(dir), first_record),
             logs: LogReader::new(dir),
             phase: Phase::BuildStart,
@@ -128,14 +129,14 @@ impl Cursor {
                 Ok(Next::Event(BuildEvent::BuildStart {
                     seq: self.next_seq(),
                     schema_version: EVENT_SCHEMA_VERSION,
-                    run_id: self.meta.build.run_id,
-                    plan: self.meta.plan.clone(),
-                    started_at: self.meta.started_at,
+                    run_id: self.run.build.run_id,
+                    plan: self.run.plan.clone(),
+                    started_at: self.run.started_at,
                 }))
             }
             Phase::BuildAccepted => {
                 self.phase = Phase::StepQueued(0);
-                let build = self.meta.build.clone();
+                let build = self.run.build.clone();
                 Ok(Next::Event(BuildEvent::BuildAccepted { seq: self.next_seq(), build, watch_url: None }))
             }
             Phase::StepQueued(step) => Ok(self.step_queued(step)),
@@ -203,17 +204,20 @@ impl Cursor {
     }
 
     fn step_queued(&mut self, step: usize) -> Next {
-        let meta = &*self.meta;
-        let Some(StepMeta { key, display_name, chain_idx, parent, .. }) = meta.steps.get(step) else {
+        let run = &*self.run;
+        let index = StepIndex(u32::try_from(step).unwrap_or(u32::MAX));
+        let (Some(key), Some(display_name), Some(chain_idx)) =
+            (run.key(index), run.display_name(index), run.chain(index))
+        else {
             self.phase = Phase::Records;
             return Next::Again;
         };
         let event = BuildEvent::StepQueued {
             seq: self.seq,
-            step_id: step_id(meta.build.run_id, StepIndex(u32::try_from(step).unwrap_or(u32::MAX))),
+            step_id: step_id(run.build.run_id, index),
             key: key.clone(),
-            chain_idx: *chain_idx,
-            parent_key: parent.and_then(|parent| meta.steps.get(parent.get())).map(|parent| parent.key.clone()),
+            chain_idx,
+            parent_key: run.parent_key(index).cloned(),
             display_name: display_name.clone(),
         };
         self.phase = Phase::StepQueued(step + 1);
@@ -227,47 +231,48 @@ impl Cursor {
         let Some(payload) = self.frames.next(journal, limit)? else { return Ok(Next::Wait) };
         let record = Record::decode(payload).map_err(|_| corrupt("a record cannot be decoded"))?;
         let seq = self.seq;
-        let meta = &self.meta;
-        let step_of = |step: u32| match meta.steps.get(step as usize) {
-            Some(known) => Ok((step_id(meta.build.run_id, StepIndex(step)), known)),
-            None => Err(corrupt("a record refers to an unknown step")),
+        let run = &self.run;
+        let unknown_step = || corrupt("a record refers to an unknown step");
+        let id_of = |step: u32| match StepIndex(step) {
+            step if step.get() < run.len() => Ok(step_id(run.build.run_id, step)),
+            _ => Err(unknown_step()),
         };
+        let key_of = |step: u32| run.key(StepIndex(step)).cloned().ok_or_else(unknown_step);
         let event = match record {
             Record::Output { at_ms, step, attempt, stream, offset, len } => {
-                let (step_id, _) = step_of(step)?;
+                let step_id = id_of(step)?;
                 let name = stream_of(stream).ok_or_else(|| corrupt("a record refers to an unknown stream"))?;
                 if offset.checked_add(len).is_none() {
                     return Err(corrupt("a range of output is too long"));
                 }
                 self.last_at_ms = at_ms;
-                let of = LineOf { step_id, attempt, stream: name, ts: timestamp(meta, at_ms) };
+                let of = LineOf { step_id, attempt, stream: name, ts: timestamp(run, at_ms) };
                 self.range = Some((OutputRange { at_ms, step, attempt, stream, offset, len }, of));
                 return Ok(Next::Again);
             }
             Record::StepStart { step, attempt, .. } => {
-                let (step_id, step) = step_of(step)?;
-                let runner = meta.runners.get(usize::from(step.runner));
-                let runner = runner.ok_or_else(|| corrupt("a record refers to an unknown runner"))?.clone();
-                BuildEvent::StepStart { seq, step_id, runner, image: step.image.clone(), attempt }
+                let step_id = id_of(step)?;
+                let ground = run.ground(StepIndex(step)).ok_or_else(unknown_step)?;
+                let runner = ground.runner.clone().ok_or_else(|| corrupt("a record refers to an unknown runner"))?;
+                BuildEvent::StepStart { seq, step_id, runner, image: ground.image.clone(), attempt }
             }
             Record::StepRetry { at_ms, step, attempt, backoff_ms, message } => {
-                let (step_id, _) = step_of(step)?;
+                let step_id = id_of(step)?;
                 let message = message.into();
                 let seq = self.finish_attempts(step, attempt..=attempt, at_ms);
                 return Ok(self.last(BuildEvent::StepRetry { seq, step_id, attempt, backoff_ms, message }));
             }
             Record::StepCacheHit { step, tag, .. } => {
-                let (step_id, step) = step_of(step)?;
-                BuildEvent::StepCacheHit { seq, step_id, key: step.key.clone(), tag: tag.into() }
+                BuildEvent::StepCacheHit { seq, step_id: id_of(step)?, key: key_of(step)?, tag: tag.into() }
             }
             Record::StepCacheMiss { step, reason, message, .. } => {
-                let (step_id, step) = step_of(step)?;
+                let (step_id, key) = (id_of(step)?, key_of(step)?);
                 let reason = miss_reason_of(reason).ok_or_else(|| corrupt("the reason for a miss is unknown"))?;
                 let message = message.map(Into::into);
-                BuildEvent::StepCacheMiss { seq, step_id, key: step.key.clone(), reason, message }
+                BuildEvent::StepCacheMiss { seq, step_id, key, reason, message }
             }
             Record::StepEnd { at_ms, step, attempt, status, exit_code, duration_ms, snapshot, message, artifacts } => {
-                let (step_id, _) = step_of(step)?;
+                let step_id = id_of(step)?;
                 let status = step_status_of(status).ok_or_else(|| corrupt("a step's status is unknown"))?;
                 let (snapshot, message) = (snapshot.map(Into::into), message.map(Into::into));
                 let artifacts =
@@ -285,18 +290,15 @@ impl Cursor {
                     artifacts,
                 }));
             }
-            Record::ChainFailed { at_ms, step, exit_code, message } => {
-                let (failed_step_id, step) = step_of(step)?;
-                BuildEvent::ChainFailed {
-                    seq,
-                    chain_idx: step.chain_idx,
-                    failed_step_id,
-                    failed_step_key: step.key.clone(),
-                    exit_code,
-                    message: message.into(),
-                    ts: timestamp(meta, at_ms),
-                }
-            }
+            Record::ChainFailed { at_ms, step, exit_code, message } => BuildEvent::ChainFailed {
+                seq,
+                chain_idx: run.chain(StepIndex(step)).ok_or_else(unknown_step)?,
+                failed_step_id: id_of(step)?,
+                failed_step_key: key_of(step)?,
+                exit_code,
+                message: message.into(),
+                ts: timestamp(run, at_ms),
+            },
             Record::BuildEnd { at_ms, status, duration_ms } => {
                 let status = build_status_of(status).ok_or_else(|| corrupt("the build's status is unknown"))?;
                 self.finish_all_lines(at_ms);
@@ -383,7 +385,7 @@ impl Cursor {
     fn finish_lines(&mut self, (step, attempt): (u32, u32), at_ms: u64) {
         self.logs.close(step, attempt);
         let Some(splitters) = self.lines.remove(&(step, attempt)) else { return };
-        let (step_id, ts) = (step_id(self.meta.build.run_id, StepIndex(step)), timestamp(&self.meta, at_ms));
+        let (step_id, ts) = (step_id(self.run.build.run_id, StepIndex(step)), timestamp(&self.run, at_ms));
         for (mut splitter, stream) in splitters.into_iter().zip([StdStream::Stdout, StdStream::Stderr]) {
             if let Some(line) = splitter.finish() {
                 self.ready.push_back(LineOf { step_id, attempt, stream, ts }.event(self.seq, line));
@@ -419,7 +421,7 @@ impl LineOf {
     }
 }
 
-fn timestamp(meta: &RunMeta, at_ms: u64) -> DateTime<Utc> {
+fn timestamp(run: &RunTable, at_ms: u64) -> DateTime<Utc> {
     let delta = i64::try_from(at_ms).ok().and_then(TimeDelta::try_milliseconds);
-    delta.and_then(|delta| meta.started_at.checked_add_signed(delta)).unwrap_or(meta.started_at)
+    delta.and_then(|delta| run.started_at.checked_add_signed(delta)).unwrap_or(run.started_at)
 }

@@ -30,6 +30,7 @@ mod record;
 mod replay;
 mod shared;
 mod stream;
+mod table;
 mod temporary;
 mod types;
 mod wake;

@@ -29,7 +29,7 @@ use crate::model::{SnapshotRef, StepStatus};
 pub fn open(dir: impl AsRef<Path>) -> Result<JournalReader, JournalError> {
     let dir = dir.as_ref();
     let journal = OpenJournal::open(dir)?;
-    let cursor = Cursor::new(journal.meta.clone(), dir, journal.first_record);
+    let cursor = Cursor::new(Arc::new(journal.meta.clone().into()), dir, journal.first_record);
     Ok(JournalReader { journal, cursor, is_over: false })
 }
 
@@ -160,7 +160,7 @@ impl Iterator for JournalReader {
 struct OpenJournal {
     file: File,
     len: u64,
-    meta: Arc<RunMeta>,
+    meta: RunMeta,
     first_record: u64,
 }
 
@@ -204,7 +204,7 @@ impl OpenJournal {
         }
         let (meta, _later_fields) =
             postcard::take_from_bytes::<RunMeta>(&payload).map_err(|_| corrupt("the header cannot be decoded"))?;
-        Ok(Self { file, len, meta: Arc::new(meta), first_record })
+        Ok(Self { file, len, meta, first_record })
     }
 }
 

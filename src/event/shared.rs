@@ -11,13 +11,13 @@ use std::{
 
 use tokio::{sync::Notify, time::Instant};
 
-use super::{RunMeta, attempt::Attempts, logs::RunFiles, mask::Masker, record::Record, wake::Published};
+use super::{attempt::Attempts, logs::RunFiles, mask::Masker, record::Record, table::RunTable, wake::Published};
 use crate::sync::Mutex;
 
 /// The state shared by writer, bus and readers of one run. The run's temporary directory is removed with it.
 #[derive(Debug)]
 pub(super) struct Shared {
-    pub(super) meta: Arc<RunMeta>,
+    pub(super) run: Arc<RunTable>,
     pub(super) masker: Option<Masker>,
     /// The clock for the times of output, because the wall clock may jump.
     pub(super) started: Instant,

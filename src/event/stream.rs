@@ -33,7 +33,7 @@ pub struct EventStream {
 
 impl EventStream {
     pub(super) fn new(shared: Arc<Shared>) -> Self {
-        let cursor = Cursor::new(shared.meta.clone(), shared.files.dir(), shared.first_record);
+        let cursor = Cursor::new(shared.run.clone(), shared.files.dir(), shared.first_record);
         let reader = shared.published.new_reader();
         Self { cursor, reader, limit: shared.first_record, error: None, shared }
     }

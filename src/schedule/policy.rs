@@ -130,7 +130,7 @@ impl StopReason {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
     /// Some parents have not passed yet.
-    Waiting { unmet: u32 },
+    Waiting,
     /// The parents have passed, and a cache lookup is due or in progress.
     LookingUp,
     /// In its pool's queue.
@@ -164,6 +164,8 @@ struct Pool {
 pub struct Policy<'dag> {
     dag: &'dag Dag,
     states: Vec<State>,
+    /// The number of parents of each step that have not passed yet.
+    unmet: Vec<u32>,
     steps: Vec<Step>,
     ranks: Ranks,
     keep_going: bool,
@@ -187,16 +189,18 @@ impl<'dag> Policy<'dag> {
     #[must_use]
     pub fn new(dag: &'dag Dag, placements: &[Placement], rules: &Rules) -> Self {
         assert_eq!(placements.len(), dag.len(), "one placement for each step");
-        let step = |&Placement { pool, cached, .. }: &Placement| {
+        let ranks = Ranks::new(&placements.iter().map(|placement| placement.priority).collect::<Vec<_>>());
+        let step = |Placement { pool, cached, .. }: Placement| {
             assert!(pool < rules.limits.len(), "a limit for each pool");
             Step { attempts: 0, pool: u32::try_from(pool).expect("fewer pools than runners"), cached }
         };
         let pool = |limit: &NonZeroUsize| Pool { free: limit.get(), ready: RankSet::new(dag.len()) };
         let mut policy = Self {
             dag,
-            states: vec![State::Waiting { unmet: 0 }; dag.len()],
-            steps: placements.iter().map(step).collect(),
-            ranks: Ranks::new(&placements.iter().map(|placement| placement.priority).collect::<Vec<_>>()),
+            states: vec![State::Waiting; dag.len()],
+            unmet: dag.steps().map(|step| dag.parents(step).len() as u32).collect(),
+            steps: placements.into_iter().map(step).collect(),
+            ranks,
             keep_going: rules.keep_going,
             retries: rules.retries,
             backoff: rules.backoff,
@@ -210,9 +214,8 @@ impl<'dag> Policy<'dag> {
             bystanders: Vec::new(),
         };
         for &step in dag.order() {
-            match u32::try_from(dag.parents(step).len()).unwrap_or(u32::MAX) {
-                0 => policy.parents_passed(step),
-                unmet => policy.states[step.get()] = State::Waiting { unmet },
+            if policy.unmet[step.get()] == 0 {
+                policy.parents_passed(step);
             }
         }
         policy
@@ -344,6 +347,14 @@ impl<'dag> Policy<'dag> {
         self.steps[step.get()].attempts
     }
 
+    /// Ends the policy: the status and the number of started attempts of each step remain.
+    pub(super) fn into_ends(self) -> impl Iterator<Item = (Option<StepStatus>, u32)> + use<> {
+        self.states.into_iter().zip(self.steps).map(|(state, step)| match state {
+            State::Ended(status) => (Some(status), step.attempts),
+            _ => (None, step.attempts),
+        })
+    }
+
     /// Returns the build's status, once every step has ended. If all steps passed, the build passed, even if
     /// it was stopped late.
     #[must_use]
@@ -362,7 +373,7 @@ impl<'dag> Policy<'dag> {
         let mut above = vec![step];
         while let Some(step) = above.pop() {
             for link in self.dag.children(step) {
-                if let State::Waiting { .. } = self.states[link.step.get()] {
+                if self.states[link.step.get()] == State::Waiting {
                     self.end_bystander(link.step, StepStatus::Skipped);
                     above.push(link.step);
                 }
@@ -381,12 +392,12 @@ impl<'dag> Policy<'dag> {
         debug_assert!(
             matches!(
                 (previous, next),
-                (State::Waiting { unmet: 0 } | State::LookingUp | State::BackingOff, State::Ready)
-                    | (State::Waiting { unmet: 0 }, State::LookingUp)
+                (State::Waiting | State::LookingUp | State::BackingOff, State::Ready)
+                    | (State::Waiting, State::LookingUp)
                     | (State::Ready, State::Running)
                     | (State::Running, State::BackingOff)
                     | (
-                        State::Waiting { .. } | State::LookingUp | State::Ready | State::Running | State::BackingOff,
+                        State::Waiting | State::LookingUp | State::Ready | State::Running | State::BackingOff,
                         State::Ended(_)
                     )
             ),
@@ -398,7 +409,7 @@ impl<'dag> Policy<'dag> {
             pool.free += 1;
         }
         match next {
-            State::Waiting { .. } | State::BackingOff => {}
+            State::Waiting | State::BackingOff => {}
             State::LookingUp => self.lookups.push_back(step),
             State::Ready => pool.ready.insert(self.ranks.rank(step)),
             State::Running => {
@@ -418,16 +429,17 @@ impl<'dag> Policy<'dag> {
 
     fn parent_passed(&mut self, parent: StepIndex) {
         for link in self.dag.children(parent) {
-            if let State::Waiting { unmet } = &mut self.states[link.step.get()] {
-                *unmet -= 1;
-                if *unmet == 0 {
-                    self.parents_passed(link.step);
-                }
+            let unmet = &mut self.unmet[link.step.get()];
+            *unmet -= 1;
+            // A step may have ended before its parents, because another parent failed or the build stopped.
+            if *unmet == 0 && self.states[link.step.get()] == State::Waiting {
+                self.parents_passed(link.step);
             }
         }
     }
 
     fn parents_passed(&mut self, step: StepIndex) {
+        debug_assert_eq!(self.unmet[step.get()], 0, "a parent has not passed");
         let cached = self.steps[step.get()].cached;
         self.set(step, if cached { State::LookingUp } else { State::Ready });
     }

@@ -27,7 +27,9 @@ use crate::{
 struct Record {
     started: Option<NonZeroU64>,
     duration_ms: u64,
-    exit_code: Option<i32>,
+    exit_code: i32,
+    /// Whether there is an exit code.
+    has_exited: bool,
     /// Whether the snapshot belongs to the cache.
     is_kept: bool,
 }
@@ -38,6 +40,10 @@ impl Record {
         // A clock that counts nanoseconds from 1 overflows after five centuries.
         let nanos = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX - 1) + 1;
         self.started = self.started.or(NonZeroU64::new(nanos));
+    }
+
+    fn set_exit_code(&mut self, code: i32) {
+        (self.exit_code, self.has_exited) = (code, true);
     }
 
     /// Returns the time since the start of the first attempt. It is zero if there was none.
@@ -106,7 +112,7 @@ impl<'plan> BuildProgress<'plan> {
         let status = StepStatus::CacheHit;
         let exit_code = code_without_exit(status, 0);
         let record = &mut self.records[step.get()];
-        record.exit_code = Some(exit_code);
+        record.set_exit_code(exit_code);
         record.is_kept = true;
         self.set_snapshot(step, Some(snapshot.clone()));
         let end = StateEvent::StepEnd {
@@ -200,7 +206,7 @@ impl<'plan> BuildProgress<'plan> {
     pub(super) fn attempt_ended(&mut self, report: AttemptReport, now: Duration) {
         let AttemptReport { start: Start { step, attempt }, end, snapshot, artifacts, message } = report;
         if let AttemptEnd::Exited(code) = end {
-            self.records[step.get()].exit_code = Some(code);
+            self.records[step.get()].set_exit_code(code);
         }
         self.set_snapshot(step, snapshot.clone());
         let status = match self.policy.attempt_ended(step, end, now) {
@@ -214,7 +220,7 @@ impl<'plan> BuildProgress<'plan> {
         let record = &mut self.records[step.get()];
         record.duration_ms = millis(record.age(now));
         let duration_ms = record.duration_ms;
-        let exit_code = record.exit_code.unwrap_or_else(|| code_without_exit(status, attempt));
+        let exit_code = if record.has_exited { record.exit_code } else { code_without_exit(status, attempt) };
         if !artifacts.is_empty() {
             self.artifacts.insert(step, artifacts.clone());
         }
@@ -306,14 +312,9 @@ impl<'plan> BuildProgress<'plan> {
             None => (verdict, None),
             Some(error) => (BuildStatus::Infrastructure, Some(format!("failed to record the run: {error}"))),
         };
-        let steps = self.records.iter().zip((0..).map(StepIndex)).map(|(record, step)| FinishedStep {
-            status: self.policy.status(step).unwrap_or(StepStatus::Canceled),
-            exit_code: record.exit_code,
-            duration_ms: record.duration_ms,
-            attempts: self.policy.attempts(step),
-        });
         FinishedBuild {
-            steps: steps.collect(),
+            ends: self.policy.into_ends().collect(),
+            records: self.records,
             artifacts: self.artifacts,
             outcome: BuildOutcome {
                 build,
@@ -356,43 +357,33 @@ impl<'plan> BuildProgress<'plan> {
 /// A build that has ended. It does not refer to the plan.
 #[derive(Debug)]
 pub(super) struct FinishedBuild {
-    steps: Vec<FinishedStep>,
+    records: Vec<Record>,
+    /// The status and the number of attempts, by step.
+    ends: Vec<(Option<StepStatus>, u32)>,
     artifacts: BTreeMap<StepIndex, Vec<ArtifactRef>>,
     /// The outcome without its steps.
     outcome: BuildOutcome,
-}
-
-#[derive(Debug)]
-struct FinishedStep {
-    status: StepStatus,
-    exit_code: Option<i32>,
-    duration_ms: u64,
-    attempts: u32,
 }
 
 impl FinishedBuild {
     /// Returns the outcome. The plan is dropped before its steps get their summaries, so that a large build
     /// needs no memory for both.
     pub(super) fn outcome(self, plan: BoundPlan) -> BuildOutcome {
-        let Self { steps, mut artifacts, mut outcome } = self;
+        let Self { records, ends, mut artifacts, mut outcome } = self;
         let keys: Vec<_> = plan.steps.iter().map(|bound| Arc::clone(&bound.step.key)).collect();
         drop(plan);
         let run_id = outcome.build.run_id;
-        let steps = keys.into_iter().zip(steps).zip((0..).map(StepIndex));
-        let summary = |((key, finished), step)| {
-            let FinishedStep { status, exit_code, duration_ms, attempts } = finished;
-            let artifacts = artifacts.remove(&step).unwrap_or_default();
-            StepResultSummary {
-                step_id: step_id(run_id, step),
-                key,
-                status,
-                exit_code,
-                duration_ms,
-                attempts,
-                artifacts,
-            }
-        };
-        outcome.steps = steps.map(summary).collect();
+        let steps = keys.into_iter().zip(records).zip(ends).zip((0..).map(StepIndex));
+        let summaries = steps.map(|(((key, record), (status, attempts)), step)| StepResultSummary {
+            step_id: step_id(run_id, step),
+            key,
+            status: status.unwrap_or(StepStatus::Canceled),
+            exit_code: record.has_exited.then_some(record.exit_code),
+            duration_ms: record.duration_ms,
+            attempts,
+            artifacts: artifacts.remove(&step).unwrap_or_default(),
+        });
+        outcome.steps = summaries.collect();
         outcome
     }
 }
