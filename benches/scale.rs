@@ -156,7 +156,7 @@ fn with_policy(work: &Work, dag: &Dag, workers: usize) -> Simulated {
     let begin = thread_time();
     let believed: Vec<_> = work.durations.iter().copied().map(Some).collect();
     let placements = priorities(dag, &believed).into_iter();
-    let placements = placements.map(|priority| Placement { pool: 0, priority, cached: false }).collect();
+    let placements: Vec<_> = placements.map(|priority| Placement { pool: 0, priority, cached: false }).collect();
     let limits = vec![NonZeroUsize::new(workers).unwrap()];
     let rules = Rules { limits, keep_going: true, retries: RETRIES, backoff: BACKOFF };
     let mut policy = Policy::new(dag, placements, &rules);
@@ -203,7 +203,7 @@ impl StepRunner for Sleeper {
         let (time, end) = self.work.attempt(step, context.attempt);
         tokio::time::sleep(time).await;
         match end {
-            End::Exits(exit_code) => Ok(StepResult { exit_code, committed_snapshot: None, artifacts: vec![] }),
+            End::Exits(exit_code) => Ok(StepResult::exited(exit_code)),
             End::Breaks => Err(RunnerError::infrastructure("reach the worker", io::Error::other("simulated"))),
         }
     }

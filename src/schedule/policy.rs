@@ -190,7 +190,7 @@ impl<'dag> Policy<'dag> {
     pub fn new(dag: &'dag Dag, placements: &[Placement], rules: &Rules) -> Self {
         assert_eq!(placements.len(), dag.len(), "one placement for each step");
         let ranks = Ranks::new(&placements.iter().map(|placement| placement.priority).collect::<Vec<_>>());
-        let step = |Placement { pool, cached, .. }: Placement| {
+        let step = |&Placement { pool, cached, .. }: &Placement| {
             assert!(pool < rules.limits.len(), "a limit for each pool");
             Step { attempts: 0, pool: u32::try_from(pool).expect("fewer pools than runners"), cached }
         };
@@ -199,7 +199,7 @@ impl<'dag> Policy<'dag> {
             dag,
             states: vec![State::Waiting; dag.len()],
             unmet: dag.steps().map(|step| dag.parents(step).len() as u32).collect(),
-            steps: placements.into_iter().map(step).collect(),
+            steps: placements.iter().map(step).collect(),
             ranks,
             keep_going: rules.keep_going,
             retries: rules.retries,
