@@ -159,7 +159,7 @@ fn with_policy(work: &Work, dag: &Dag, workers: usize) -> Simulated {
     let placements: Vec<_> = placements.map(|priority| Placement { pool: 0, priority, cached: false }).collect();
     let limits = vec![NonZeroUsize::new(workers).unwrap()];
     let rules = Rules { limits, keep_going: true, retries: RETRIES, backoff: BACKOFF };
-    let mut policy = Policy::new(dag, placements, &rules);
+    let mut policy = Policy::new(dag, &placements, &rules);
     let mut now = Duration::ZERO;
     let mut running = BinaryHeap::new();
     while !policy.is_done() {

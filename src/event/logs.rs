@@ -72,8 +72,8 @@ pub fn last_log(dir: impl AsRef<Path>, step: StepIndex) -> io::Result<Option<Pat
 }
 
 /// Compresses the long logs of the run in `dir`, a [`RunDir::Kept`](super::RunDir::Kept), if the run has
-/// ended. Readers of the run, also those that have begun, find the same bytes as before. If this process is killed,
-/// every log is still whole.
+/// ended. Readers of the run, also those that have begun, find the same bytes as before. If this process is
+/// killed, every log is still whole.
 ///
 /// # Errors
 /// Returns an error if a log cannot be read, or if its compressed form cannot be written. It is left alone
