@@ -203,8 +203,8 @@ impl Steps {
         self.shared.trash.discard_from(&compressed_path(place))
     }
 
-    /// Returns the path of a cached step's output, for [`LogFile::open`](crate::event::LogFile::open): garbage
-    /// collection compresses long logs. There is no file if the step printed nothing.
+    /// Returns the path of a cached step's output. Open it with [`LogFile`](crate::event::LogFile), because
+    /// garbage collection compresses long logs. There is no file if the step printed nothing.
     #[must_use]
     pub fn log(&self, key: &[u8; 32]) -> PathBuf {
         self.shared.paths.log(key)

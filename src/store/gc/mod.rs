@@ -122,6 +122,8 @@ pub struct GcReport {
     pub images: Forgotten,
     /// Journals and logs of runs.
     pub runs: Forgotten,
+    /// The bytes that compressing logs freed on disk. They are part of `freed_bytes`.
+    pub compressed_bytes: u64,
     /// The bytes freed on disk.
     pub freed_bytes: u64,
     /// The bytes that will be freed when the last run that may use them ends.
@@ -264,6 +266,7 @@ fn collect_garbage(store: &Store, request: &GcRequest) -> Result<GcReport, Store
         report.reaped = collect::reaped(transaction)?;
         Ok((report, runs, collect::next_epoch(transaction)?))
     })?;
+    report.compressed_bytes = compressed_bytes;
     report.freed_bytes += compressed_bytes + sweep.remove_runs(&runs)?;
     report.freed_bytes += sweep.remove_doomed(epoch)?;
     report.freed_bytes += sweep.remove_unnamed(&inventory)?;

@@ -33,7 +33,7 @@ fn a_log_that_fills_the_disk_is_reported_once_and_collected_at_once() {
     assert_eq!(ended.stderr.matches("hint:").count(), 1, "{}", ended.stderr);
 
     let ended = hm_on(&project, &disk, &["cache", "gc"]).expect(0);
-    assert!(ended.stdout.contains("removed: journals and logs") && ended.stdout.contains("freed"), "{}", ended.stdout);
+    assert!(ended.stdout.contains("compressed: logs") && ended.stdout.contains("freed"), "{}", ended.stdout);
     hm_on(&project, &disk, &["run", "--runner", "process", "ci"]).expect(0);
 }
 

@@ -130,7 +130,9 @@ fn as_text(report: &GcReport, dry_run: bool) -> String {
             vec![format!("{verb}: {name}"), count.to_string(), show(*bytes)]
         })
         .collect();
-    if rows.is_empty() {
+    if report.compressed_bytes > 0 {
+        out.push_str(&format!("compressed: logs, by {}\n", show(report.compressed_bytes)));
+    } else if rows.is_empty() {
         out.push_str("nothing to remove\n");
     }
     out.push_str(&table(&rows));
