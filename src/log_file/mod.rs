@@ -34,10 +34,16 @@ pub(crate) fn compressed_path(path: &Path) -> PathBuf {
 /// ```no_run
 /// use std::io::Read;
 ///
-/// # let (store, key) = (hm_exec::store::Store::open("/var/lib/hm")?, [0; 32]);
+/// use hm_exec::{
+///     event::{LogFile, last_log},
+///     plan::StepIndex,
+/// };
+///
 /// let mut text = Vec::new();
-/// hm_exec::event::LogFile::open(store.steps().log(&key))?.read_to_end(&mut text)?;
-/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// if let Some(log) = last_log("runs/2f5c3f0e", StepIndex(0))? {
+///     LogFile::open(log)?.read_to_end(&mut text)?;
+/// }
+/// # Ok::<(), std::io::Error>(())
 /// ```
 #[derive(Debug)]
 pub struct LogFile {
