@@ -9,10 +9,8 @@ use std::{
         ffi::OsStrExt,
         fs::{MetadataExt, PermissionsExt, symlink},
         net::UnixListener,
-        process::CommandExt,
     },
     path::Path,
-    process::Command,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -25,7 +23,10 @@ use hm_exec::{
     store::StoreError,
 };
 
-use crate::support::store::Bench;
+use crate::support::{
+    store::Bench,
+    users::{is_root, run_again},
+};
 
 /// Returns all paths in a frozen source.
 fn paths(frozen: &FrozenSource) -> BTreeSet<String> {
@@ -209,20 +210,11 @@ fn a_missing_directory_and_a_cancelled_freeze_are_errors() {
 
 #[test]
 fn the_error_for_an_unreadable_file_names_it_and_a_remedy() {
-    if rustix::process::geteuid().is_root() {
+    if is_root() {
         // Root can read every file, so the same test runs again as another user.
-        let status = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "store::freeze::the_error_for_an_unreadable_file_names_it_and_a_remedy"])
-            .env("TMPDIR", "/tmp")
-            .gid(65534)
-            .uid(65534)
-            .status();
-        match status {
-            Ok(status) => assert!(status.success()),
-            Err(error) => {
-                assert!(std::env::var_os("HM_REQUIRE_BACKENDS").is_none(), "another user can't run this: {error}");
-                eprintln!("skipped: another user can't run this test's program: {error}");
-            }
+        let name = "source::freeze::the_error_for_an_unreadable_file_names_it_and_a_remedy";
+        if let Some(passed) = run_again(&["--exact", name], &[]) {
+            assert_eq!(passed, 1);
         }
         return;
     }
