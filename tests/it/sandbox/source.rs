@@ -3,27 +3,16 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::Command,
 };
 
-use crate::support::sandbox::{Ask, Bench};
-
-/// Returns whether this machine has a program, which is then part of its image.
-fn has(program: &str) -> bool {
-    Command::new(program).arg("--version").output().is_ok_and(|output| output.status.success())
-}
-
-/// Prints why a test does nothing. Build tools are no backends: this machine need not have them, nor let
-/// every user run them.
-#[expect(clippy::print_stderr, reason = "a skipped test says so")]
-fn skip(reason: &str) {
-    eprintln!("skipped: {reason}");
-}
+use crate::support::{
+    backends::{runs, usable, usable_program},
+    sandbox::{Ask, Bench},
+};
 
 #[tokio::test]
 async fn a_rebuild_with_make_builds_nothing_until_something_it_needs_is_edited() {
-    if !has("make") {
-        skip("no make");
+    if !usable_program("make") {
         return;
     }
     let bench = Bench::new();
@@ -56,16 +45,16 @@ async fn a_rebuild_with_make_builds_nothing_until_something_it_needs_is_edited()
 /// Returns the toolchain that runs this test, if `cargo` and `rustc` are in it.
 fn toolchain() -> Option<PathBuf> {
     let bin = PathBuf::from(std::env::var_os("CARGO")?).canonicalize().ok()?.parent()?.to_path_buf();
-    (has(bin.join("cargo").to_str()?) && has(bin.join("rustc").to_str()?))
-        .then(|| bin.parent().map(Path::to_path_buf))?
+    (runs(&bin.join("cargo")) && runs(&bin.join("rustc"))).then(|| bin.parent().map(Path::to_path_buf))?
 }
 
 #[tokio::test]
 async fn a_rebuild_with_cargo_compiles_nothing_until_something_is_edited() {
-    let Some(toolchain) = toolchain() else {
-        skip("no cargo with a rustc beside it");
+    let toolchain = toolchain();
+    if !usable("cargo", toolchain.is_some(), "there is no rustc beside it") {
         return;
-    };
+    }
+    let toolchain = toolchain.unwrap();
     let bench = Bench::with(|builder| builder.host_dir(&toolchain));
     let write = |name: &str, text: &str| fs::write(bench.source().join(name), text).unwrap();
     fs::create_dir(bench.source().join("src")).unwrap();

@@ -15,18 +15,10 @@ use hm_exec::{
     source::{RunSource, SourceTimes},
 };
 
-use crate::support::sandbox::{Ask, Bench};
-
-/// Returns whether this machine has a program, which is then part of its image. Build tools are no backends:
-/// this machine need not have them.
-#[expect(clippy::print_stderr, reason = "a skipped test says so")]
-fn has(program: &str) -> bool {
-    let found = Command::new(program).arg("--version").output().is_ok_and(|output| output.status.success());
-    if !found {
-        eprintln!("skipped: no {program}");
-    }
-    found
-}
+use crate::support::{
+    backends::usable_program,
+    sandbox::{Ask, Bench},
+};
 
 /// Sets a time long ago, as `rsync -t` and `unzip` leave it.
 fn age(path: &Path) {
@@ -72,7 +64,7 @@ async fn run_with(bench: &Bench, cmd: &str, parent: Option<&StepResult>, times: 
 
 #[tokio::test]
 async fn make_notices_an_edit_with_an_old_time() {
-    if !has("make") {
+    if !usable_program("make") {
         return;
     }
     let bench = Bench::new();
@@ -98,7 +90,7 @@ async fn make_notices_an_edit_with_an_old_time() {
 
 #[tokio::test]
 async fn another_clone_builds_nothing() {
-    if !has("make") {
+    if !usable_program("make") {
         return;
     }
     let bench = Bench::new();
@@ -121,7 +113,7 @@ async fn another_clone_builds_nothing() {
 
 #[tokio::test]
 async fn python_runs_an_edit_that_keeps_size_and_time() {
-    if !has("python3") {
+    if !usable_program("python3") {
         return;
     }
     let bench = Bench::new();

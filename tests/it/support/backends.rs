@@ -1,5 +1,7 @@
 //! Tests that need something that a machine may lack.
 
+use std::{path::Path, process::Command};
+
 /// Prints why a test does nothing, and fails under `HM_REQUIRE_BACKENDS=1`.
 #[track_caller]
 #[allow(clippy::print_stderr, reason = "a skipped test prints the reason")]
@@ -16,6 +18,17 @@ pub(crate) fn usable(what: &str, is_usable: bool, why: &str) -> bool {
         skip(&format!("{what} can't be used here: {}", why.trim()));
     }
     is_usable
+}
+
+/// Returns whether a program runs, which is then part of this machine's image.
+pub(crate) fn runs(program: &Path) -> bool {
+    Command::new(program).arg("--version").output().is_ok_and(|output| output.status.success())
+}
+
+/// Returns whether this machine has a program. [Skips](skip) the test if it has not.
+#[track_caller]
+pub(crate) fn usable_program(program: &str) -> bool {
+    usable(program, runs(program.as_ref()), "install it")
 }
 
 /// Prints that a test, or a part of it, needs something that no machine is required to have.
