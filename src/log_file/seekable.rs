@@ -118,7 +118,8 @@ impl Seekable {
         }
         let (mut ends, mut end) = (Vec::with_capacity(frames as usize), (0, 0));
         while let (Some(compressed), Some(size)) = (words.next(), words.next()) {
-            if size > MAX_FRAME_BYTES {
+            // Whatever does not compress becomes only a little longer.
+            if size > MAX_FRAME_BYTES || compressed > 2 * MAX_FRAME_BYTES {
                 return Err(damaged("a frame is too long"));
             }
             end = (end.0 + u64::from(compressed), end.1 + u64::from(size));
