@@ -12,6 +12,7 @@ mod previous_durations;
 mod project_id;
 mod reporter;
 mod runners;
+mod runtime;
 mod signals;
 mod store;
 mod trust;

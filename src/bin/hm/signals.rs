@@ -1,9 +1,11 @@
 //! Ctrl-C, the signals that process managers send instead, and a terminal that hangs up. The first signal
 //! requests cancellation, the second one forces it.
 
-use std::{fs, io};
+use std::fs;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use crate::failure::{Failure, Outcome};
 
 /// SIGINT, SIGTERM and SIGHUP.
 ///
@@ -17,16 +19,17 @@ pub(crate) struct Interrupts {
     has_asked: bool,
 }
 
+/// Starts to listen for a signal, which from now on does not end the process by itself.
+pub(crate) fn listen(kind: SignalKind) -> Outcome<Signal> {
+    signal(kind).map_err(|error| Failure::infrastructure("failed to listen for signals").because(error))
+}
+
 impl Interrupts {
     /// Starts to listen. From now on these signals do not end the process by themselves.
-    pub(crate) fn listen() -> io::Result<Self> {
-        let hup = if ignores_hangup() { None } else { Some(signal(SignalKind::hangup())?) };
-        Ok(Self {
-            int: signal(SignalKind::interrupt())?,
-            term: signal(SignalKind::terminate())?,
-            hup,
-            has_asked: false,
-        })
+    pub(crate) fn listen() -> Outcome<Self> {
+        let hup = if ignores_hangup() { None } else { Some(listen(SignalKind::hangup())?) };
+        let (int, term) = (listen(SignalKind::interrupt())?, listen(SignalKind::terminate())?);
+        Ok(Self { int, term, hup, has_asked: false })
     }
 
     /// Waits for the next one. Cancel-safe.

@@ -20,6 +20,7 @@ use crate::{
     previous_durations, project_id,
     reporter::{Format, Screen, text, to_stderr},
     runners::{self, Runners},
+    runtime::runtime,
     signals::Interrupts,
     store, trust, warnings,
 };
@@ -208,13 +209,9 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
     let format = args.format.unwrap_or_else(Format::default_here);
     // One thread for the build (a build is one task), blocking threads to freeze files, and one thread that
     // shows it.
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(|error| Failure::infrastructure("failed to start the runtime").because(error))?;
+    let runtime = runtime()?;
     let end = runtime.block_on(async {
-        let mut interrupts = Interrupts::listen()
-            .map_err(|error| Failure::infrastructure("failed to listen for signals").because(error))?;
+        let mut interrupts = Interrupts::listen()?;
         tokio::select! {
             handle = bound.start() => {
                 let handle = handle.map_err(|error| definition.refused(error))?;

@@ -12,10 +12,11 @@ use tokio::runtime::Runtime;
 use super::{AnswerFormat, print, print_json, table};
 use crate::{
     config::{Config, ConfigArgs},
-    failure::{Failure, Outcome},
+    failure::Outcome,
     pipelines,
     reporter::text,
     runners::Runners,
+    runtime::runtime,
     trust,
 };
 
@@ -104,11 +105,4 @@ pub(super) fn try_all(config: Config) -> Outcome<Vec<(RunnerDescriptor, Probe)>>
 fn probe(runners: &Runners, runtime: &Runtime) -> Outcome<Vec<(RunnerDescriptor, Probe)>> {
     let probes = runtime.block_on(runners.probe_all());
     Ok(runners.descriptors().into_iter().zip(probes).collect())
-}
-
-fn runtime() -> Outcome<Runtime> {
-    tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(|error| Failure::infrastructure("failed to start the runtime").because(error))
 }

@@ -7,6 +7,7 @@ use hm_exec::worker::{LogStreams, WorkerStop};
 use crate::{
     failure::{Failure, Outcome},
     reporter::to_stderr,
+    runtime::runtime,
     signals::Interrupts,
 };
 
@@ -23,14 +24,10 @@ pub(crate) struct Args {
 
 /// Serves until a signal stops it.
 pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(|error| Failure::infrastructure("failed to start the runtime").because(error))?;
+    let runtime = runtime()?;
     runtime.block_on(async {
         let failed = |error| Failure::infrastructure("failed to serve log streams").because(error);
-        let mut interrupts = Interrupts::listen()
-            .map_err(|error| Failure::infrastructure("failed to listen for signals").because(error))?;
+        let mut interrupts = Interrupts::listen()?;
         let streams = LogStreams::bind(args.listen).await.map_err(failed)?;
         to_stderr(&format!("log streams at grpc://{}", streams.address()));
         let stop = WorkerStop::default();

@@ -15,6 +15,7 @@ use crate::{
     failure::{Failure, Outcome},
     reporter::to_stderr,
     runners::set::sandbox,
+    runtime::runtime,
     signals::Interrupts,
     store,
 };
@@ -82,13 +83,9 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
     let place = engine.place().to_owned();
     let options = WorkerOptions { engine, logs, slots: args.slots, name, platform: args.platform.clone() };
     let store = store::handle()?;
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(|error| Failure::infrastructure("failed to start the runtime").because(error))?;
+    let runtime = runtime()?;
     runtime.block_on(async {
-        let mut interrupts = Interrupts::listen()
-            .map_err(|error| Failure::infrastructure("failed to listen for signals").because(error))?;
+        let mut interrupts = Interrupts::listen()?;
         let sandbox = sandbox(&store, &[], ImageOptions::default());
         let worker = Worker::new(options, sandbox).await.map_err(|error| {
             Failure::infrastructure("the sandbox is not available").because(error).hint("run `hm doctor` for details")

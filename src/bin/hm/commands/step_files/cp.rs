@@ -19,6 +19,7 @@ use super::{StepFiles, is_about_the_path};
 use crate::{
     exit_code,
     failure::{Failure, Outcome},
+    runtime::runtime,
     signals::Interrupts,
 };
 
@@ -66,13 +67,9 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
 
     let to = args.to.clone();
     let writer = thread::spawn(move || write_out(read, &to));
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(|error| Failure::infrastructure("failed to start the runtime").because(error))?;
+    let runtime = runtime()?;
     let packed = runtime.block_on(async {
-        let mut interrupts = Interrupts::listen()
-            .map_err(|error| Failure::infrastructure("failed to listen for signals").because(error))?;
+        let mut interrupts = Interrupts::listen()?;
         let packed = tokio::select! {
             packed = files.visit(VisitOperation::Pack { path: path.into() }, streams) => Some(packed),
             () = interrupts.next() => None,

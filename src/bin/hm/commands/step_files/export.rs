@@ -12,6 +12,7 @@ use crate::{
     commands::print,
     exit_code,
     failure::{Failure, Outcome},
+    runtime::runtime,
     signals::Interrupts,
 };
 
@@ -46,13 +47,9 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
     let target = ExportTarget::parse(&args.to).map_err(Failure::input)?;
     let files = StepFiles::find(&args.step, args.dir.as_deref())?;
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(|error| Failure::infrastructure("failed to start the runtime").because(error))?;
+    let runtime = runtime()?;
     let exported = runtime.block_on(async {
-        let mut interrupts = Interrupts::listen()
-            .map_err(|error| Failure::infrastructure("failed to listen for signals").because(error))?;
+        let mut interrupts = Interrupts::listen()?;
         Outcome::Ok(tokio::select! {
             exported = files.export(target) => Some(exported),
             () = interrupts.next() => None,

@@ -12,14 +12,15 @@ use std::{
 
 use hm_exec::runner::sandbox::{VisitError, VisitOperation};
 use relay::Relay;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::SignalKind;
 
 use super::StepFiles;
 use crate::{
     exit_code,
     failure::{Failure, Outcome},
     reporter::to_stderr,
-    signals::Interrupts,
+    runtime::runtime,
+    signals::{Interrupts, listen},
 };
 
 const LONG_HELP: &str = "\
@@ -79,15 +80,11 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
     }
     let failed = |error| Failure::infrastructure("failed to open the shell's streams").because(error);
     let (relay, streams) = if interactive { Relay::terminal() } else { Relay::pipes() }.map_err(failed)?;
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(|error| Failure::infrastructure("failed to start the runtime").because(error))?;
+    let runtime = runtime()?;
     let errand = VisitOperation::Run { argv: &argv, surroundings: &files.surroundings, env: &env };
     let ended = runtime.block_on(async {
-        let listening = |error| Failure::infrastructure("failed to listen for signals").because(error);
-        let mut interrupts = Interrupts::listen().map_err(listening)?;
-        let mut resized = signal(SignalKind::window_change()).map_err(listening)?;
+        let mut interrupts = Interrupts::listen()?;
+        let mut resized = listen(SignalKind::window_change())?;
         let mut visit = pin!(files.visit(errand, streams));
         let ended = loop {
             tokio::select! {
