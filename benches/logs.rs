@@ -19,7 +19,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use common::{Effort, Figure, Table, median, spread};
+use common::{Effort, Figure, Table, median, spread, thread_time};
 use futures_util::{FutureExt, StreamExt};
 use hm_exec::{
     BuildStatus, EventStream, StepStatus,
@@ -31,7 +31,6 @@ use run_meta::run_meta;
 use rustix::{
     pipe::{PipeFlags, pipe_with},
     pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt},
-    time::{ClockId, clock_gettime},
 };
 use serde_json::json;
 use uuid::Uuid;
@@ -329,8 +328,4 @@ impl Clock {
         let now = thread_time();
         (now - std::mem::replace(&mut self.last, now)).as_secs_f64() * 1e9 / f64::from(self.items)
     }
-}
-
-fn thread_time() -> Duration {
-    clock_gettime(ClockId::ThreadCPUTime).try_into().unwrap()
 }

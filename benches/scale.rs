@@ -18,7 +18,7 @@ mod shapes;
 
 use std::{cmp::Reverse, collections::BinaryHeap, io, num::NonZeroUsize, sync::Arc, time::Duration};
 
-use common::{Effort, Figure, Table, median};
+use common::{Effort, Figure, Table, median, thread_time};
 use hm_exec::{
     BuildStatus, Engine, ExecutorInput, Plan, RunRequest, RunnerSet, StepResult,
     event::step_index,
@@ -27,8 +27,7 @@ use hm_exec::{
     runner::{RunnerError, StepContext, StepRunner},
     schedule::{AttemptEnd, Placement, Policy, Rules, priorities},
 };
-use rustix::time::{ClockId, clock_gettime};
-use shapes::ir_json;
+use shapes::{Random, ir_json};
 
 const ROUNDS: usize = 3;
 /// A step waits for up to three of this number of steps before it.
@@ -118,24 +117,14 @@ impl Work {
     }
 }
 
-/// Xorshift: the same numbers on every machine.
-struct Random(u64);
-
 impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 >> 11
-    }
-
     fn below(&mut self, limit: usize) -> usize {
-        usize::try_from(self.next()).expect("53 bits") % limit
+        usize::try_from(self.next() >> 11).expect("53 bits") % limit
     }
 
     /// Returns a number between 0 and 1, but not 0.
     fn unit(&mut self) -> f64 {
-        (self.next() + 1) as f64 / (1_u64 << 53) as f64
+        ((self.next() >> 11) + 1) as f64 / (1_u64 << 53) as f64
     }
 
     /// Returns a duration, by the transformation of Box and Muller.
@@ -234,12 +223,6 @@ fn with_engine(work: &Arc<Work>, plan: &Plan, workers: usize) -> Simulated {
         assert!(outcome.steps.iter().all(|step| step.attempts > 0), "no step waits for one that fails");
         Simulated { makespan: (outcome.finished_at - outcome.started_at).to_std().unwrap(), cost }
     })
-}
-
-/// Returns processor time, because the machine may be busy with other programs.
-fn thread_time() -> Duration {
-    let time = clock_gettime(ClockId::ThreadCPUTime);
-    Duration::new(time.tv_sec.unsigned_abs(), time.tv_nsec.try_into().unwrap())
 }
 
 fn main() {

@@ -118,3 +118,9 @@ pub(crate) fn spread(times: &mut [Duration]) -> String {
     let ms = |at: usize| Figure::ms(times[at]);
     format!("{} at best, {} at the 90th percentile", ms(0), ms(times.len() * 9 / 10))
 }
+
+/// Returns the processor time of this thread, because the machine may be busy with other programs.
+pub(crate) fn thread_time() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    Duration::new(time.tv_sec.unsigned_abs(), u32::try_from(time.tv_nsec).expect("less than a second"))
+}

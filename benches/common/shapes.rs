@@ -4,6 +4,18 @@
 
 use std::fmt::Write as _;
 
+/// Xorshift: the same numbers on every machine.
+pub(crate) struct Random(pub(crate) u64);
+
+impl Random {
+    pub(crate) fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0
+    }
+}
+
 type Edges = fn(usize) -> Vec<(usize, usize)>;
 
 /// The shapes, by name.
@@ -25,13 +37,8 @@ fn layers(steps: usize) -> Vec<(usize, usize)> {
 
 /// Up to three parents among all earlier steps.
 fn random(steps: usize) -> Vec<(usize, usize)> {
-    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
-    let mut below = |limit: usize| {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        usize::try_from(state >> 33).expect("31 bits") % limit
-    };
+    let mut random = Random(0x9e37_79b9_7f4a_7c15);
+    let mut below = |limit: usize| usize::try_from(random.next() >> 33).expect("31 bits") % limit;
     let mut edges = Vec::new();
     for step in 1..steps {
         let mut parents: Vec<_> = (0..=below(3)).map(|_| below(step)).collect();
