@@ -21,8 +21,8 @@ pub(crate) trait SharedResults: fmt::Debug + Send + Sync {
     /// Returns whether results of a runner are shared there.
     fn writes(&self, pool: &Pool) -> bool;
 
-    /// Looks up a step. Returns `None` for a miss, whatever the reason. Findings about other steps are put
-    /// into `ahead`. The result becomes one of `pipeline` here.
+    /// Looks up a step. Returns `None` if there is no result or if the lookup fails. Findings about other
+    /// steps are put into `ahead`. The result becomes one of `pipeline` here.
     ///
     /// # Cancel safety
     /// If the future is dropped, at most layers that were already in place and results that were kept remain.

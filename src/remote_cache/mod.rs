@@ -26,11 +26,11 @@ use crate::{
 
 impl SharedResults for RemoteCache {
     fn reads(&self, pool: &Pool) -> bool {
-        self.reads_of(pool)
+        self.reads && self.serves(pool)
     }
 
     fn writes(&self, pool: &Pool) -> bool {
-        self.writes_of(pool)
+        self.writes && self.serves(pool)
     }
 
     fn find<'a>(

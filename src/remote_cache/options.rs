@@ -49,8 +49,8 @@ pub struct RemoteCache {
     pub(super) cas: Cas,
     pub(super) actions: ActionCache,
     pub(super) place: String,
-    reads: bool,
-    writes: bool,
+    pub(super) reads: bool,
+    pub(super) writes: bool,
     local_steps: bool,
     /// Maps ids for this machine's steps, and reads and writes layers of subordinate ids.
     pub(super) userns: Arc<UsernsHelper>,
@@ -136,15 +136,8 @@ impl RemoteCache {
         self.userns(UsernsHelper::new(UsernsOptions::default().program(program)))
     }
 
-    pub(super) fn reads_of(&self, pool: &Pool) -> bool {
-        self.reads && self.serves(pool)
-    }
-
-    pub(super) fn writes_of(&self, pool: &Pool) -> bool {
-        self.writes && self.serves(pool)
-    }
-
-    fn serves(&self, pool: &Pool) -> bool {
+    /// Returns whether the cache is used for a runner's steps.
+    pub(super) fn serves(&self, pool: &Pool) -> bool {
         self.local_steps || matches!(pool, Pool::Own { .. })
     }
 

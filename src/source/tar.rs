@@ -19,8 +19,8 @@ use super::{
 use crate::store::{SourceId, Store, StoreError};
 
 /// Writes `source`, or its differences from the older source `since`, as a tar stream with paths relative
-/// to the tree. Returns the paths to remove before the stream is unpacked over the older source, the contents
-/// of a directory before the directory itself.
+/// to the tree. Returns the paths to remove before the stream is unpacked over the older source; a directory
+/// comes after its contents.
 ///
 /// The differences have the times of `source`. If those are [normal](SourceTimes::Normal), the differences
 /// have the next full second of this machine's clock, because the files that they must be newer than are

@@ -9,8 +9,8 @@ use serde::{Deserialize, Serialize};
 
 use super::manifest::{Manifest, Time};
 
-/// The time of everything in a fresh lineage: 2000-01-01 00:00:00 UTC. It is later than 1980, the first year
-/// of zip archives, and earlier than anything that a step makes.
+/// The time of everything in a fresh lineage: 2000-01-01 00:00:00 UTC. Steps make later times, and zip
+/// archives cannot have times before 1980.
 pub(super) const FRESH: Time = (946_684_800, 0);
 
 /// By how much the clock for the times of files may be behind.
