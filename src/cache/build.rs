@@ -92,6 +92,15 @@ pub(crate) enum Lookup {
     Later(Pin<Box<dyn Future<Output = LookupOutcome> + Send>>),
 }
 
+/// Whether the layers of a result are present and unchanged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Intact {
+    Yes,
+    No,
+    /// The check would take longer than a lookup may.
+    TooMany,
+}
+
 /// The result of a step that passed.
 #[derive(Debug)]
 pub(crate) struct Passed {
@@ -180,6 +189,37 @@ impl BuildCache {
         }
     }
 
+    /// Looks results up in a consistent state, by a function that `read` gets. Their layers are not checked.
+    /// Takes microseconds for each. Returns `None` if `read` does, or if there is no store to read.
+    pub(crate) fn read<T>(&self, read: impl FnOnce(&dyn Fn(LookupRequest) -> Option<Found>) -> Option<T>) -> Option<T> {
+        let (store, _) = self.store.as_ref().ok()?;
+        let done = store.steps().read(|reader| {
+            read(&|LookupRequest { key, max_age }| match reader.get(&key.0)? {
+                Cached::Found { snapshot, run, step, created_at } if is_young(created_at, max_age) => {
+                    Some(Found { snapshot, run, step: step.into(), created_at })
+                }
+                _ => None,
+            })
+        });
+        // A lookup of the step itself reports the error.
+        done.ok().flatten()
+    }
+
+    /// Returns whether the layers of a result are unchanged, if that takes no longer than a lookup may.
+    pub(crate) fn is_intact(&self, key: CacheKey) -> Intact {
+        self.store.as_ref().map_or(Intact::No, |(store, _)| is_intact(store, key, QUICK_ENTRIES))
+    }
+
+    /// Does work that checks results on a thread for blocking work. Returns `None` if that fails.
+    pub(crate) async fn check<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&dyn Fn(CacheKey) -> Intact) -> T + Send + 'static,
+    ) -> Option<T> {
+        let (store, _) = self.store.as_ref().ok()?;
+        let store = Arc::clone(store);
+        on_thread("check results", move || Ok(work(&|key| is_intact(&store, key, u64::MAX)))).await.ok()
+    }
+
     /// Keeps the result of a step under its key, and passes it to the steps that wait for it. Returns the
     /// entry as it will be found.
     ///
@@ -245,6 +285,15 @@ impl BuildCache {
                 "the cache may lose the results of this run: the disk did not finish writing within {FINISH_LIMIT:?}"
             ),
         }
+    }
+}
+
+/// Returns whether a result's layers are unchanged, by a walk over at most `entries` files and directories.
+fn is_intact(store: &Store, key: CacheKey, entries: u64) -> Intact {
+    match store.steps().cached_within(&key.0, entries) {
+        Ok(Some(Cached::Found { .. })) => Intact::Yes,
+        Ok(Some(_)) | Err(_) => Intact::No,
+        Ok(None) => Intact::TooMany,
     }
 }
 

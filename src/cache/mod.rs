@@ -16,7 +16,9 @@ mod shared;
 mod why;
 
 pub(crate) use build::is_young;
-pub(crate) use build::{BuildCache, BuildEnd, BuildFacts, Cache, Found, Lookup, LookupOutcome, LookupRequest, Passed};
+pub(crate) use build::{
+    BuildCache, BuildEnd, BuildFacts, Cache, Found, Intact, Lookup, LookupOutcome, LookupRequest, Passed,
+};
 pub use difference::Difference;
 pub(crate) use flight::Flight;
 pub use key::{BasePart, CacheKey, KeyParts};

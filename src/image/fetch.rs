@@ -39,7 +39,7 @@ pub(super) enum ImageOrigin {
     Local(LocalImage),
     /// A registry.
     #[cfg(feature = "registry")]
-    Registry(super::registry::RemoteImage),
+    Registry(Box<super::registry::RemoteImage>),
 }
 
 /// A layer's bytes, ready to read, and the resource that keeps them available.

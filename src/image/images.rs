@@ -143,7 +143,7 @@ enum Pinned {
     /// A base that need not be fetched.
     Base(Base),
     /// An image that the store may have already.
-    Image { digest: ImageDigest, origin: Box<ImageOrigin> },
+    Image { digest: ImageDigest, origin: ImageOrigin },
 }
 
 impl Images {
@@ -192,7 +192,7 @@ impl Images {
             return Ok(Base::Image(digest));
         }
         #[cfg(feature = "registry")]
-        if let ImageOrigin::Registry(remote) = &**origin {
+        if let ImageOrigin::Registry(remote) = origin {
             if self.options.pull == PullPolicy::Never {
                 return Err(ImageError::Offline { image: image.to_owned() });
             }
@@ -215,7 +215,7 @@ impl Images {
                     let (opener, text) = (Arc::clone(store), image.to_owned());
                     let limit = self.options.limits().bytes;
                     let local = blocking(store, move || LocalImage::open(&opener, &text, &name, limit)).await?;
-                    Pinned::Image { digest: local.digest, origin: Box::new(ImageOrigin::Local(local)) }
+                    Pinned::Image { digest: local.digest, origin: ImageOrigin::Local(local) }
                 }
             };
             Ok(Arc::new(pinned))
@@ -233,7 +233,7 @@ impl Images {
     #[cfg(feature = "registry")]
     async fn pin_remote(&self, store: &Arc<Store>, image: &str, notes: &impl Notes) -> Result<Pinned, ImageError> {
         let (digest, remote) = self.registries.pin(&self.options, store, image, notes).await?;
-        Ok(Pinned::Image { digest, origin: Box::new(ImageOrigin::Registry(remote)) })
+        Ok(Pinned::Image { digest, origin: ImageOrigin::Registry(Box::new(remote)) })
     }
 
     #[cfg(not(feature = "registry"))]

@@ -4,13 +4,16 @@
 //! seal, which later tells whether its files are unchanged.
 
 use std::{
+    cmp::Reverse,
     collections::HashSet,
     fs::{self, File},
+    num::NonZeroUsize,
     path::{Path, PathBuf},
     sync::{
         Arc, MutexGuard,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
+    thread,
     time::SystemTime,
 };
 
@@ -25,6 +28,9 @@ use super::{
     tree,
 };
 use crate::sync::Mutex;
+
+/// The number of files and directories that one thread walks over in the time that another needs to start.
+const FEW_ENTRIES: u64 = 1024;
 
 /// The layers of a store.
 #[derive(Debug)]
@@ -134,22 +140,49 @@ impl Layers {
         unchecked.map(|layer| Ok((layer.clone(), index::layers::seal(connection, layer)?))).collect()
     }
 
-    /// Checks layers by a walk over at most `entries` files and directories.
-    pub(super) fn check(&self, layers: Vec<SealedLayer>, mut entries: u64) -> LayerCheck {
+    /// Checks layers by a walk over at most `entries` files and directories, several of them at once if they
+    /// are large.
+    pub(super) fn check(&self, layers: Vec<SealedLayer>, entries: u64) -> LayerCheck {
+        let (mut sealed, mut total) = (Vec::with_capacity(layers.len()), 0_u64);
         for (layer, made) in layers {
             let Some(made) = made else { return LayerCheck::Damaged(format!("its layer {layer} is missing")) };
-            match entries.checked_sub(made.entries) {
-                Some(left) => entries = left,
-                None => return LayerCheck::TooMany,
-            }
-            match tree::seal(&self.dir(&layer)) {
-                Ok(found) if found.hash == made.hash => {}
-                Ok(_) => return LayerCheck::Damaged(format!("its layer {layer} was modified")),
-                Err(error) => return LayerCheck::Damaged(format!("failed to read its layer {layer}: {error}")),
-            }
-            self.intact.lock().insert(layer);
+            total = total.saturating_add(made.entries);
+            sealed.push((layer, made));
         }
-        LayerCheck::Intact
+        if total > entries {
+            return LayerCheck::TooMany;
+        }
+        // The largest one first, because it takes longest.
+        sealed.sort_by_key(|(_, made)| Reverse(made.entries));
+        let (next, damage) = (AtomicUsize::new(0), Mutex::new(None));
+        let walk = || {
+            while let Some((layer, made)) = sealed.get(next.fetch_add(1, Ordering::Relaxed)) {
+                match self.damage_of(layer, made) {
+                    None => drop(self.intact.lock().insert(layer.clone())),
+                    Some(reason) => {
+                        next.store(sealed.len(), Ordering::Relaxed);
+                        damage.lock().get_or_insert(reason);
+                    }
+                }
+            }
+        };
+        let most = if total > FEW_ENTRIES { thread::available_parallelism().map_or(1, NonZeroUsize::get) } else { 1 };
+        thread::scope(|scope| {
+            for _ in 1..most.min(sealed.len()) {
+                scope.spawn(walk);
+            }
+            walk();
+        });
+        damage.into_inner().map_or(LayerCheck::Intact, LayerCheck::Damaged)
+    }
+
+    /// Returns how a layer differs from the one that was sealed, if it does.
+    fn damage_of(&self, layer: &LayerId, made: &tree::Seal) -> Option<String> {
+        match tree::seal(&self.dir(layer)) {
+            Ok(found) if found.hash == made.hash => None,
+            Ok(_) => Some(format!("its layer {layer} was modified")),
+            Err(error) => Some(format!("failed to read its layer {layer}: {error}")),
+        }
     }
 
     /// Returns whether a layer with a known name is in its place and either unchanged, or just made and not

@@ -8,14 +8,14 @@ use std::{
     sync::Arc,
 };
 
-use rusqlite::Transaction;
+use rusqlite::{Connection, Transaction};
 use uuid::Uuid;
 
 use super::{
-    Base, StoreError,
+    Base, LayerId, StoreError,
     error::IoContext,
     index::{self, cache::CacheRow},
-    layers::{LayerCheck, Layers, SealedLayer},
+    layers::{LayerCheck, Layers},
     shared::Shared,
     snapshots,
 };
@@ -96,7 +96,21 @@ pub struct Steps {
 enum CacheEntry {
     Absent,
     Damaged(String),
-    Found(CacheRow, Vec<SealedLayer>),
+    /// The entry, and all layers of its result.
+    Found(CacheRow, Vec<LayerId>),
+}
+
+/// Reads the entries of cache keys. Nothing says that the layers of a result are unchanged.
+pub(crate) struct CacheReader<'a>(&'a Connection);
+
+impl CacheReader<'_> {
+    /// Returns the entry of a key, or `None` if there is none or if it cannot be read.
+    pub(crate) fn get(&self, key: &[u8; 32]) -> Option<Cached> {
+        match entry(self.0, key) {
+            Ok(CacheEntry::Found(row, _)) => Some(found(row)),
+            Ok(CacheEntry::Absent | CacheEntry::Damaged(_)) | Err(_) => None,
+        }
+    }
 }
 
 impl Steps {
@@ -119,32 +133,33 @@ impl Steps {
     /// # Errors
     /// Returns an error if the index cannot be read.
     pub fn cached_within(&self, key: &[u8; 32], entries: u64) -> Result<Option<Cached>, StoreError> {
-        let row = self.shared.index.read_at_once(|connection| {
-            let Some(row) = index::cache::get(connection, key)? else { return Ok(CacheEntry::Absent) };
-            let Some(snapshot) = index::snapshots::get(connection, &row.snapshot)? else {
-                return Ok(CacheEntry::Damaged("its snapshot is missing".into()));
+        let (entry, unchecked) = self.shared.index.read_at_once(|connection| {
+            let entry = entry(connection, key)?;
+            let unchecked = match &entry {
+                CacheEntry::Found(_, layers) => self.layers.unchecked(connection, layers)?,
+                CacheEntry::Absent | CacheEntry::Damaged(_) => Vec::new(),
             };
-            let mut layers = snapshot.layers;
-            if let Base::Image(digest) = &snapshot.base {
-                let Some((image, _)) = index::images::get(connection, digest, snapshot.id_map)? else {
-                    return Ok(CacheEntry::Damaged(format!("its image {digest} is missing")));
-                };
-                layers.extend(image.stack);
-            }
-            Ok(CacheEntry::Found(row, self.layers.unchecked(connection, &layers)?))
+            Ok((entry, unchecked))
         })?;
-        let (row, unchecked) = match row {
+        let row = match entry {
             CacheEntry::Absent => return Ok(Some(Cached::Absent)),
             CacheEntry::Damaged(reason) => return Ok(Some(Cached::Damaged { reason })),
-            CacheEntry::Found(row, unchecked) => (row, unchecked),
+            CacheEntry::Found(row, _) => row,
         };
         match self.layers.check(unchecked, entries) {
             LayerCheck::TooMany => return Ok(None),
             LayerCheck::Damaged(reason) => return Ok(Some(Cached::Damaged { reason })),
             LayerCheck::Intact => {}
         }
-        let CacheRow { snapshot, run, step, created_at, .. } = row;
-        Ok(Some(Cached::Found { snapshot: snapshots::reference(&snapshot), run, step, created_at }))
+        Ok(Some(found(row)))
+    }
+
+    /// Reads entries in a consistent state, without a look at their layers. Takes microseconds for each.
+    ///
+    /// # Errors
+    /// Returns an error if the index cannot be read.
+    pub(crate) fn read<T>(&self, read: impl FnOnce(&CacheReader<'_>) -> T) -> Result<T, StoreError> {
+        self.shared.index.read_at_once(|connection| Ok(read(&CacheReader(connection))))
     }
 
     /// Records that cached steps were just used, so that garbage collection does not remove them first.
@@ -217,6 +232,27 @@ impl Steps {
     pub fn evicted(&self, key: &[u8; 32]) -> Result<Option<Evicted>, StoreError> {
         self.shared.index.read(|connection| index::cache::evicted(connection, key))
     }
+}
+
+/// Returns the entry of a key.
+fn entry(connection: &Connection, key: &[u8; 32]) -> rusqlite::Result<CacheEntry> {
+    let Some(row) = index::cache::get(connection, key)? else { return Ok(CacheEntry::Absent) };
+    let Some(snapshot) = index::snapshots::get(connection, &row.snapshot)? else {
+        return Ok(CacheEntry::Damaged("its snapshot is missing".into()));
+    };
+    let mut layers = snapshot.layers;
+    if let Base::Image(digest) = &snapshot.base {
+        let Some((image, _)) = index::images::get(connection, digest, snapshot.id_map)? else {
+            return Ok(CacheEntry::Damaged(format!("its image {digest} is missing")));
+        };
+        layers.extend(image.stack);
+    }
+    Ok(CacheEntry::Found(row, layers))
+}
+
+fn found(row: CacheRow) -> Cached {
+    let CacheRow { snapshot, run, step, created_at, .. } = row;
+    Cached::Found { snapshot: snapshots::reference(&snapshot), run, step, created_at }
 }
 
 /// Gives the snapshot `id` a name.

@@ -9,9 +9,12 @@ mod download;
 mod error;
 mod session;
 
-use std::sync::{
-    Arc, OnceLock,
-    atomic::{AtomicU64, Ordering::Relaxed},
+use std::{
+    path::PathBuf,
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
 };
 
 use chrono::{DateTime, Utc};
@@ -36,17 +39,35 @@ use crate::store::{Store, TagRow};
 /// The registry whose images a mirror may have.
 const DOCKER_HUB: &str = "docker.io";
 
-/// Clients for registries, one with and one without encryption.
+/// The registries of a runner's images. Cheap to clone.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Registries(Arc<Clients>);
+
+/// Clients for registries, one with and one without encryption. Each is made when it is first needed: to
+/// load the machine's certificates takes milliseconds.
 #[derive(Default)]
-pub(super) struct Registries {
+struct Clients {
     encrypted: OnceLock<Client>,
     plain: OnceLock<Client>,
 }
 
-impl std::fmt::Debug for Registries {
+impl std::fmt::Debug for Clients {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Registries").finish_non_exhaustive()
+        f.debug_struct("Clients").finish_non_exhaustive()
     }
+}
+
+/// The registries to ask for an image, in this order. Clients and credentials are looked up when the first
+/// registry is asked.
+#[derive(Debug)]
+struct Sources {
+    /// The image as the user wrote it.
+    image: String,
+    /// Each with whether it is contacted without encryption.
+    references: Vec<(Reference, bool)>,
+    docker_config: Option<PathBuf>,
+    registries: Registries,
+    sessions: OnceCell<Vec<RegistrySession>>,
 }
 
 /// An image of a registry that is pinned, and whose layers have not been read yet.
@@ -54,8 +75,7 @@ impl std::fmt::Debug for Registries {
 pub(super) struct RemoteImage {
     /// The image as the user wrote it.
     name: String,
-    /// The registries to ask, in this order.
-    sessions: Vec<RegistrySession>,
+    sources: Sources,
     /// The manifest for this machine.
     digest: ImageDigest,
     /// Fetched on demand if the tag was remembered.
@@ -82,10 +102,10 @@ impl Registries {
         let reference = reference(image)?;
         let full = reference.whole();
         let remembered = store.stacks().tag(&full)?;
-        let sessions = self.sessions(options, image, &reference).await?;
-        let from = |tag: &TagRow, sessions| {
+        let sources = self.sources(options, image, &reference)?;
+        let from = |tag: &TagRow, sources| {
             let manifest = OnceCell::new();
-            (tag.image, RemoteImage { name: image.to_owned(), sessions, digest: tag.manifest, manifest })
+            (tag.image, RemoteImage { name: image.to_owned(), sources, digest: tag.manifest, manifest })
         };
         if let Some(tag) = &remembered {
             let is_enough = match options.pull {
@@ -94,26 +114,26 @@ impl Registries {
                 PullPolicy::Never => true,
             };
             if is_enough {
-                return Ok(from(tag, sessions));
+                return Ok(from(tag, sources));
             }
         } else if options.pull == PullPolicy::Never {
             return Err(ImageError::Offline { image: image.to_owned() });
         }
         let patience = if remembered.is_some() { session::IMPATIENT } else { session::PATIENT };
-        match ask(image, &sessions, patience).await {
+        match ask(image, sources.sessions().await?, patience).await {
             Ok((digest, manifest)) => {
                 let fetched_at = Utc::now().timestamp_millis();
                 let tag = TagRow { manifest: digest, image: manifest.config.digest, fetched_at };
                 store.stacks().remember_tag(&full, &tag)?;
                 let manifest = OnceCell::new_with(Some(manifest));
-                Ok((tag.image, RemoteImage { name: image.to_owned(), sessions, digest, manifest }))
+                Ok((tag.image, RemoteImage { name: image.to_owned(), sources, digest, manifest }))
             }
             Err(error) => match (remembered, &error) {
                 (Some(tag), ImageError::Unreachable { .. } | ImageError::RateLimited { .. }) => {
                     let since = DateTime::from_timestamp_millis(tag.fetched_at).unwrap_or_default();
                     let since = since.format("%Y-%m-%d %H:%M UTC");
                     notes.note(format!("warning: {error}: using `{image}` as resolved at {since}")).await;
-                    Ok(from(&tag, sessions))
+                    Ok(from(&tag, sources))
                 }
                 _ => Err(error),
             },
@@ -121,12 +141,7 @@ impl Registries {
     }
 
     /// Returns the registries to ask for an image.
-    async fn sessions(
-        &self,
-        options: &ImageOptions,
-        image: &str,
-        reference: &Reference,
-    ) -> Result<Vec<RegistrySession>, ImageError> {
+    fn sources(&self, options: &ImageOptions, image: &str, reference: &Reference) -> Result<Sources, ImageError> {
         let mut references = Vec::new();
         if let Some(mirror) = &options.mirror
             && reference.registry() == DOCKER_HUB
@@ -137,25 +152,48 @@ impl Registries {
             })?);
         }
         references.push(reference.clone());
-        let mut sessions = Vec::new();
-        for reference in references {
+        let with_protocol = |reference: Reference| {
             let is_plain = session::is_plain(options, reference.resolve_registry());
-            let slot = if is_plain { &self.plain } else { &self.encrypted };
-            let client = match slot.get() {
-                Some(client) => client.clone(),
-                None => {
-                    let made = client(is_plain).map_err(|reason| ImageError::Unreachable {
-                        image: image.to_owned(),
-                        registry: reference.registry().to_owned(),
-                        reason,
-                    })?;
-                    slot.get_or_init(|| made).clone()
-                }
-            };
-            let auth = credentials::look_up(options.docker_config.clone(), reference.registry()).await?;
-            sessions.push(RegistrySession::new(image, client, reference, auth));
+            (reference, is_plain)
+        };
+        Ok(Sources {
+            image: image.to_owned(),
+            references: references.into_iter().map(with_protocol).collect(),
+            docker_config: options.docker_config.clone(),
+            registries: self.clone(),
+            sessions: OnceCell::new(),
+        })
+    }
+
+    /// Returns the client for registries that are contacted with or without encryption, or the reason why
+    /// there is none.
+    fn client(&self, is_plain: bool) -> Result<Client, String> {
+        let slot = if is_plain { &self.0.plain } else { &self.0.encrypted };
+        if let Some(client) = slot.get() {
+            return Ok(client.clone());
         }
-        Ok(sessions)
+        let made = client(is_plain)?;
+        Ok(slot.get_or_init(|| made).clone())
+    }
+}
+
+impl Sources {
+    /// Returns a session with each registry.
+    async fn sessions(&self) -> Result<&[RegistrySession], ImageError> {
+        let sessions = self.sessions.get_or_try_init(async || {
+            let mut sessions = Vec::with_capacity(self.references.len());
+            for (reference, is_plain) in &self.references {
+                let client = self.registries.client(*is_plain).map_err(|reason| ImageError::Unreachable {
+                    image: self.image.clone(),
+                    registry: reference.registry().to_owned(),
+                    reason,
+                })?;
+                let auth = credentials::look_up(self.docker_config.clone(), reference.registry()).await?;
+                sessions.push(RegistrySession::new(&self.image, client, reference.clone(), auth));
+            }
+            Ok(sessions)
+        });
+        sessions.await.map(Vec::as_slice)
     }
 }
 
@@ -262,7 +300,7 @@ impl RemoteImage {
     pub(super) async fn complete(&self) -> Result<(), ImageError> {
         let manifest = self.manifest.get_or_try_init(async || {
             let mut failed = None;
-            for session in &self.sessions {
+            for session in self.sources.sessions().await? {
                 let document = session.document(Some(self.digest), session::PATIENT).await;
                 let parsed = document.and_then(|(bytes, _)| Document::parse(&bytes).map_err(|it| session.wrong(it)));
                 match parsed {
@@ -287,11 +325,11 @@ impl RemoteImage {
         let Some(manifest) = self.manifest.get() else {
             return Err(ImageError::NotFound { image: self.name.clone(), place: None });
         };
-        config_of(&self.name, &self.sessions(), manifest).await
+        config_of(&self.name, &self.sessions().await?, manifest).await
     }
 
-    fn sessions(&self) -> Vec<&RegistrySession> {
-        self.sessions.iter().collect()
+    async fn sessions(&self) -> Result<Vec<&RegistrySession>, ImageError> {
+        Ok(self.sources.sessions().await?.iter().collect())
     }
 
     /// Downloads a layer to a file of the store, and verifies its digest. Adds the received bytes to `done`.
@@ -305,7 +343,8 @@ impl RemoteImage {
         let layer = self.layers().get(index).ok_or_else(not_found)?;
         let partial = Partial::free(store);
         let mut sink = DownloadSink::file(partial.path())?;
-        let from = BlobSource { image: &self.name, sessions: &self.sessions(), what: "a layer" };
+        let sessions = self.sessions().await?;
+        let from = BlobSource { image: &self.name, sessions: &sessions, what: "a layer" };
         from.download(layer, &mut sink, done).await?;
         let at = BlobAt::file(partial.path().to_owned(), layer.size);
         Ok(LayerBlob { at, _download: Some(partial) })

@@ -55,6 +55,11 @@ impl<'a> Inputs<'a> {
         self.found.get()?.get(&step).map(|digest| digest.clone().map(Some))
     }
 
+    /// Returns whether nothing is left to compute.
+    pub(super) fn is_complete(&self) -> bool {
+        self.paths.is_empty() || self.found.get().is_some()
+    }
+
     /// Computes all digests. The first caller freezes the source, the others wait.
     ///
     /// # Cancel safety

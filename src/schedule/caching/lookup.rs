@@ -6,7 +6,9 @@
 use std::{collections::BTreeMap, future::Future, mem, sync::Arc, time::Duration};
 
 use super::{
-    Caching, JobDone, caught,
+    Caching, JobDone,
+    ahead::settle,
+    caught,
     key::{KeyContext, key_of},
 };
 use crate::{
@@ -96,7 +98,7 @@ impl<'a, R: RunnerSet> Caching<'a, R> {
                 return;
             }
         };
-        let Some(inputs) = self.inputs.get(step) else {
+        let Some(inputs) = self.inputs.get(step).filter(|_| !self.is_lineage_waiting(step)) else {
             self.without_inputs.push(step);
             if self.without_inputs.len() == 1 {
                 let inputs = Arc::clone(&self.inputs);
@@ -119,6 +121,50 @@ impl<'a, R: RunnerSet> Caching<'a, R> {
             let refreshed = LookupOutcome::Missed { reason: CacheMissReason::Refresh, message: None, flight: None };
             return self.decided(step, refreshed, progress, now);
         }
+        if let Some(found) = self.ahead.take(step, request.key) {
+            return self.looked_up(step, LookupOutcome::Found(found), progress, now);
+        }
+        let Some(mut steps) = self.look_ahead(step, request, cache) else {
+            return self.look_up_alone(step, request, cache, progress, now);
+        };
+        if settle(&mut steps, |key| cache.is_intact(key)) {
+            self.ahead.extend(steps);
+            return self.look_up_expected(step, request, progress, now);
+        }
+        self.jobs.push(Box::pin(async move {
+            let settled = cache.check(move |check| {
+                settle(&mut steps, check);
+                steps
+            });
+            JobDone::LookedAhead(step, request, settled.await.unwrap_or_default())
+        }));
+    }
+
+    /// Looks up a step after those that build on it.
+    pub(super) fn look_up_expected(
+        &mut self,
+        step: StepIndex,
+        request: LookupRequest,
+        progress: &mut BuildProgress<'_>,
+        now: Duration,
+    ) {
+        match (self.ahead.take(step, request.key), self.cache) {
+            (Some(found), _) => self.looked_up(step, LookupOutcome::Found(found), progress, now),
+            (None, Some(cache)) => self.look_up_alone(step, request, cache, progress, now),
+            (None, None) => {}
+        }
+    }
+
+    /// Looks up a step that is not found ahead: it has no result, or one that is damaged, or an equal step is
+    /// in flight.
+    fn look_up_alone(
+        &mut self,
+        step: StepIndex,
+        request: LookupRequest,
+        cache: &'a BuildCache,
+        progress: &mut BuildProgress<'_>,
+        now: Duration,
+    ) {
         match cache.look_up(request) {
             Lookup::Now(outcome) => self.looked_up(step, outcome, progress, now),
             Lookup::Later(outcome) => {
@@ -203,11 +249,7 @@ impl<'a, R: RunnerSet> Caching<'a, R> {
 
     /// Returns the modes of the runners. Runners that have not been queried yet are queried.
     fn modes(&self) -> impl Future<Output = BTreeMap<RunnerIndex, Arc<str>>> + use<'a, R> {
-        let known = self.identities.iter().filter_map(|((runner, _), state)| match state {
-            IdentityState::Answered(Ok(Some(identity))) => Some((*runner, Arc::clone(&identity.mode))),
-            _ => None,
-        });
-        let mut modes: BTreeMap<_, _> = known.collect();
+        let mut modes = self.known_modes();
         let unknown: Vec<_> = self.sharing.runners().filter(|runner| !modes.contains_key(runner)).collect();
         let runners = self.runners;
         async move {

@@ -11,6 +11,7 @@
 //! The results go to the [`BuildProgress`]. The module knows neither how keys are made nor what the store
 //! keeps.
 
+mod ahead;
 mod inputs;
 mod key;
 mod late_probe;
@@ -33,6 +34,7 @@ use tokio_util::sync::CancellationToken;
 
 pub(crate) use self::key::is_cached;
 use self::{
+    ahead::{Ahead, Expected},
     inputs::Inputs,
     late_probe::{Admission, LateProbes},
     lookup::{CachedStep, IdentityAnswer, IdentityQuery, IdentityState},
@@ -41,7 +43,7 @@ use self::{
 };
 use super::{executor::AttemptReport, policy::Start, progress::BuildProgress};
 use crate::{
-    cache::{BuildCache, BuildEnd, KeyRecord, LookupOutcome, SharedResults},
+    cache::{BuildCache, BuildEnd, KeyRecord, LookupOutcome, LookupRequest, SharedResults},
     model::StepIndex,
     plan::BoundPlan,
     runner::{Probe, RunnerIndex, RunnerSet},
@@ -60,6 +62,8 @@ pub(super) struct Caching<'a, R> {
     inputs: Arc<Inputs<'a>>,
     /// Steps that wait for their inputs to be computed.
     without_inputs: Vec<StepIndex>,
+    /// Steps that will be found.
+    ahead: Ahead,
     /// The cached steps that run, or are about to run.
     running: BTreeMap<StepIndex, CachedStep>,
     probes: LateProbes,
@@ -83,6 +87,8 @@ pub(super) enum JobDone<'a> {
     Identified(IdentityQuery<'a>, IdentityAnswer),
     /// The inputs of steps in the source are known.
     InputsFound,
+    /// A step and those that build on it were looked up, and those are found that have a result.
+    LookedAhead(StepIndex, LookupRequest, Vec<Expected>),
     LookedUp(StepIndex, LookupOutcome),
     /// The result of the remote cache for a step that the local cache does not have.
     LookedUpRemotely(StepIndex, LookupOutcome),
@@ -104,6 +110,7 @@ impl<'a, R: RunnerSet> Caching<'a, R> {
             sharing: Sharing::new(scope, Arc::clone(&inputs)),
             inputs,
             without_inputs: Vec::new(),
+            ahead: Ahead::default(),
             running: BTreeMap::new(),
             probes: LateProbes::new(plan.runners.len(), unprobed),
             hits: Vec::new(),
@@ -133,6 +140,10 @@ impl<'a, R: RunnerSet> Caching<'a, R> {
         match done {
             JobDone::Identified(query, answer) => self.identified(query, answer, progress, now),
             JobDone::InputsFound => self.inputs_found(progress, now),
+            JobDone::LookedAhead(step, request, steps) => {
+                self.ahead.extend(steps);
+                self.look_up_expected(step, request, progress, now);
+            }
             JobDone::LookedUp(step, outcome) => self.looked_up(step, outcome, progress, now),
             JobDone::LookedUpRemotely(step, outcome) => self.decided(step, outcome, progress, now),
             JobDone::Probed(runner, probe) => {

@@ -13,6 +13,7 @@ use hm_exec::{
     store::Store,
 };
 use rusqlite::Connection;
+use serde_json::Value;
 
 use crate::support::layer_writer::{Bench, Ended, cached, chain, pipeline, plain, request};
 
@@ -27,11 +28,16 @@ fn reopen(bench: &mut Bench) {
     bench.writer.store = Store::open(bench.writer.store.dir()).unwrap();
 }
 
+/// Returns a chain of three cached steps, and a step that is not cached on top.
+fn used_chain() -> Value {
+    pipeline(&[cached("a"), cached("b"), cached("c"), plain("d")], &[(0, 1), (1, 2), (2, 3)])
+}
+
 #[tokio::test]
 async fn a_damaged_layer_is_a_reported_miss_and_is_repaired() {
     for damage in ["cut", "emptied", "removed", "unreadable"] {
         let mut bench = Bench::new();
-        bench.run(&chain()).await;
+        bench.run(&used_chain()).await;
         let layer = layer_with(bench.writer.store.dir(), "b");
         match damage {
             "cut" => File::options().write(true).open(layer.join("root/b")).unwrap().set_len(1).unwrap(),
@@ -43,14 +49,53 @@ async fn a_damaged_layer_is_a_reported_miss_and_is_repaired() {
             }
         }
         reopen(&mut bench);
-        let ended = bench.run(&chain()).await;
-        assert_eq!(ended.statuses(), [CacheHit, Passed, Passed], "{damage}");
+        let ended = bench.run(&used_chain()).await;
+        // The layer is part of what `d` boots from, and then of what `c` boots from.
+        assert_eq!(ended.statuses(), [CacheHit, Passed, Passed, Passed], "{damage}");
         let (reason, message) = &ended.misses()["b"];
         assert_eq!((*reason, message.contains("layer")), (Damaged, true), "{damage}: {message}");
         assert_eq!(ended.misses()["c"].0, Absent, "{damage}: its parent is another now");
         reopen(&mut bench);
-        assert_eq!(bench.run(&chain()).await.statuses(), [CacheHit; 3], "{damage}");
+        let hits = [CacheHit, CacheHit, CacheHit, Passed];
+        assert_eq!(bench.run(&used_chain()).await.statuses(), hits, "{damage}");
     }
+}
+
+#[tokio::test]
+async fn a_damaged_layer_that_no_step_boots_from_is_not_looked_at() {
+    let mut bench = Bench::new();
+    bench.run(&used_chain()).await;
+    fs::remove_dir_all(layer_with(bench.writer.store.dir(), "b")).unwrap();
+    reopen(&mut bench);
+    assert_eq!(bench.run(&chain()).await.statuses(), [CacheHit; 3]);
+    // In the same process, too, it is found when it is needed.
+    assert_eq!(bench.run(&used_chain()).await.statuses(), [CacheHit, Passed, Passed, Passed]);
+}
+
+#[tokio::test]
+async fn of_two_steps_over_one_result_the_one_that_runs_has_it_checked() {
+    let fork = |last: Value| pipeline(&[cached("a"), cached("b"), last], &[(0, 1), (0, 2)]);
+    let mut bench = Bench::new();
+    bench.run(&fork(cached("c"))).await;
+    let layer = layer_with(bench.writer.store.dir(), "a");
+    fs::remove_file(layer.join("root/a")).unwrap();
+    reopen(&mut bench);
+    assert_eq!(bench.run(&fork(cached("c"))).await.statuses(), [CacheHit; 3]);
+    let ended = bench.run(&fork(plain("d"))).await;
+    assert_eq!((ended.statuses(), ended.misses()["a"].0), (vec![Passed; 3], Damaged));
+}
+
+#[tokio::test]
+async fn a_refreshed_step_has_the_result_below_it_checked() {
+    let mut bench = Bench::new();
+    bench.run(&chain()).await;
+    fs::remove_dir_all(layer_with(bench.writer.store.dir(), "b")).unwrap();
+    reopen(&mut bench);
+    let mut refreshing = request(&chain());
+    refreshing.options.refresh = ["c".to_owned()].into();
+    let engine = bench.builder().build().unwrap();
+    let ended = Ended::of(engine.start(refreshing).await.unwrap()).await;
+    assert_eq!((ended.statuses(), ended.misses()["b"].0), (vec![CacheHit, Passed, Passed], Damaged));
 }
 
 #[tokio::test]
