@@ -18,11 +18,15 @@ use crate::{
     awake, blocking,
     model::{CacheMissReason, SnapshotRef},
     source::SourceTimes,
-    store::{Cached, KeepAs, Lease, NewRun, Store, StoreError, StoreHandle},
+    store::{CacheHit, Cached, KeepAs, Lease, NewRun, Store, StoreError, StoreHandle},
 };
 
 /// Checking layers with more files and directories than this is done on a separate thread.
 const QUICK_ENTRIES: u64 = 256;
+
+/// A use is not recorded if the last recorded one is more recent than this, in milliseconds. Garbage
+/// collection removes what was not used for longest, and needs to know that no better.
+const FRESH_MS: i64 = 5 * 60 * 1000;
 
 /// How long the end of a build may wait for the disk.
 const FINISH_LIMIT: Duration = Duration::from_secs(30);
@@ -72,6 +76,8 @@ pub(crate) struct Found {
     pub(crate) run: Uuid,
     pub(crate) step: Arc<str>,
     pub(crate) created_at: i64,
+    /// Whether a use was recorded so recently that this one need not be.
+    pub(crate) just_used: bool,
 }
 
 /// The outcome of a lookup.
@@ -193,12 +199,12 @@ impl BuildCache {
     /// Takes microseconds for each. Returns `None` if `read` does, or if there is no store to read.
     pub(crate) fn read<T>(&self, read: impl FnOnce(&dyn Fn(LookupRequest) -> Option<Found>) -> Option<T>) -> Option<T> {
         let (store, _) = self.store.as_ref().ok()?;
+        let now = now_ms();
         let done = store.steps().read(|reader| {
-            read(&|LookupRequest { key, max_age }| match reader.get(&key.0)? {
-                Cached::Found { snapshot, run, step, created_at } if is_young(created_at, max_age) => {
-                    Some(Found { snapshot, run, step: step.into(), created_at })
-                }
-                _ => None,
+            read(&|LookupRequest { key, max_age }| {
+                let CacheHit { snapshot, run, step, created_at, used_at } = reader.get(&key.0)?;
+                let just_used = (0..FRESH_MS).contains(&(now - used_at));
+                is_young(created_at, max_age).then_some(Found { snapshot, run, step, created_at, just_used })
             })
         });
         // A lookup of the step itself reports the error.
@@ -229,7 +235,7 @@ impl BuildCache {
         let (store, _) = self.store.as_ref().map_err(Arc::clone)?;
         let (store, run, pipeline) = (Arc::clone(store), self.build.run, self.build.pipeline.clone());
         let Passed { key, step, snapshot, log, flight } = result;
-        let found = Found { snapshot, run, step, created_at: now_ms() };
+        let found = Found { snapshot, run, step, created_at: now_ms(), just_used: true };
         let kept = on_thread("keep a result", move || {
             store.steps().keep_log(&key.0, &log)?;
             let Found { step, created_at, .. } = &found;
@@ -310,7 +316,7 @@ fn judge(cached: Cached, request: LookupRequest, flight: Flight) -> LookupOutcom
     let (reason, message) = match cached {
         Cached::Found { created_at, .. } if !is_young(created_at, request.max_age) => (CacheMissReason::Expired, None),
         Cached::Found { snapshot, run, step, created_at } => {
-            let found = Found { snapshot, run, step: step.into(), created_at };
+            let found = Found { snapshot, run, step: step.into(), created_at, just_used: false };
             flight.land(found.clone());
             return LookupOutcome::Found(found);
         }

@@ -93,7 +93,13 @@ mod tests {
     #[test]
     fn those_who_wait_get_the_result_or_the_next_turn() {
         let flights = Flights::default();
-        let found = Found { snapshot: "hm1:x".into(), run: uuid::Uuid::nil(), step: "a".into(), created_at: 1 };
+        let found = Found {
+            snapshot: "hm1:x".into(),
+            run: uuid::Uuid::nil(),
+            step: "a".into(),
+            created_at: 1,
+            just_used: true,
+        };
         let flight = first(&flights);
         let (one, other) = (after(&flights), after(&flights));
         assert!(matches!(flights.enter(CacheKey([2; 32])), Entered::First(_)), "another key");

@@ -230,5 +230,6 @@ fn reference(entry: &SharedEntry) -> SnapshotRef {
 }
 
 fn found(entry: &SharedEntry) -> Found {
-    Found { snapshot: reference(entry), run: entry.run, step: entry.step.as_str().into(), created_at: entry.created_at }
+    let (snapshot, step) = (reference(entry), entry.step.as_str().into());
+    Found { snapshot, run: entry.run, step, created_at: entry.created_at, just_used: true }
 }

@@ -18,6 +18,9 @@ pub struct ImageDigest([u8; 32]);
 pub struct NoDigest(String);
 
 impl ImageDigest {
+    /// What the text of each digest starts with.
+    pub(crate) const PREFIX: &str = "sha256:";
+
     /// Returns the digest of some bytes.
     #[must_use]
     pub fn of(bytes: &[u8]) -> Self {
@@ -43,7 +46,7 @@ impl FromStr for ImageDigest {
     type Err = NoDigest;
 
     fn from_str(text: &str) -> Result<Self, NoDigest> {
-        let digest = text.strip_prefix("sha256:").and_then(from_hex);
+        let digest = text.strip_prefix(Self::PREFIX).and_then(from_hex);
         digest.map(Self).ok_or_else(|| NoDigest(text.chars().take(100).collect()))
     }
 }
@@ -64,7 +67,7 @@ impl From<ImageDigest> for String {
 
 impl fmt::Display for ImageDigest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "sha256:{}", self.hex())
+        write!(f, "{}{}", Self::PREFIX, self.hex())
     }
 }
 

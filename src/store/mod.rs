@@ -50,7 +50,10 @@ pub(crate) use digests::PackedDigests;
 pub use error::StoreError;
 pub use gc::{Forget, Forgotten, GcLimits, GcReport, GcRequest};
 pub use handle::StoreHandle;
-pub(crate) use index::images::{ImageRow, TagRow};
+pub(crate) use index::{
+    cache::CacheHit,
+    images::{ImageRow, TagRow},
+};
 pub use open::Store;
 pub(crate) use staged_dir::{StagedDir, Touched};
 pub use usage::{Filesystem, PipelineUsage, Usage, UsageKind};

@@ -14,7 +14,10 @@ use uuid::Uuid;
 use super::{
     Base, LayerId, StoreError,
     error::IoContext,
-    index::{self, cache::CacheRow},
+    index::{
+        self,
+        cache::{CacheHit, CacheRow},
+    },
     layers::{LayerCheck, Layers},
     shared::Shared,
     snapshots,
@@ -104,12 +107,9 @@ enum CacheEntry {
 pub(crate) struct CacheReader<'a>(&'a Connection);
 
 impl CacheReader<'_> {
-    /// Returns the entry of a key, or `None` if there is none or if it cannot be read.
-    pub(crate) fn get(&self, key: &[u8; 32]) -> Option<Cached> {
-        match entry(self.0, key) {
-            Ok(CacheEntry::Found(row, _)) => Some(found(row)),
-            Ok(CacheEntry::Absent | CacheEntry::Damaged(_)) | Err(_) => None,
-        }
+    /// Returns the entry of a key, or `None` if there is none, if it is incomplete, or if it cannot be read.
+    pub(crate) fn get(&self, key: &[u8; 32]) -> Option<CacheHit> {
+        index::cache::find(self.0, key).ok().flatten()
     }
 }
 

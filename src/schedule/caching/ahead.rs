@@ -1,7 +1,7 @@
 //! Looking ahead: which steps will be found, and which of their results must be whole.
 //!
-//! A result is mounted only if a step that runs boots from it, and only then its layers have to be checked. So
-//! a step that is found is looked up together with the cached steps that build on it, in one read of the
+//! A result is mounted only if a step that runs boots from it, and only then its layers have to be checked.
+//! So a step that is found is looked up together with the cached steps that build on it, in one read of the
 //! index. From the top down, a result is checked if one of the steps that boot from it is not found. If it is
 //! damaged, its step will run, and the result below it must be whole in turn. All this is settled before the
 //! first of these steps is reported as found, so that a damaged result is always made again.
@@ -184,6 +184,7 @@ mod tests {
                 run: Uuid::nil(),
                 step: "step".into(),
                 created_at: 0,
+                just_used: true,
             };
             let key = |step: usize| CacheKey([u8::try_from(step).unwrap(); 32]);
             let mut steps: Vec<Expected> = Vec::new();

@@ -273,10 +273,11 @@ impl<'a, R: RunnerSet> Caching<'a, R> {
         match outcome {
             LookupOutcome::Found(found) => {
                 self.sharing.found(step);
-                let Found { snapshot, run, step: made_by, created_at } = found;
+                let Found { snapshot, run, step: made_by, created_at, just_used } = found;
                 self.record(step, CacheVerdict::Hit { run, step: made_by, created_at });
                 if let Some(running) = self.running.remove(&step)
                     && progress.found(step, snapshot, now)
+                    && !just_used
                 {
                     self.hits.push(running.key.0);
                 }

@@ -1,10 +1,15 @@
 //! Rows of cached steps.
 
+use std::sync::Arc;
+
 use rusqlite::{Connection, OptionalExtension, Transaction, params};
 use uuid::Uuid;
 
-use super::now_ms;
-use crate::store::Evicted;
+use super::{now_ms, snapshots};
+use crate::{
+    model::SnapshotRef,
+    store::{Evicted, snapshots::reference},
+};
 
 /// The snapshot of a cache key, and its origin.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,6 +45,40 @@ pub(in crate::store) fn get(connection: &Connection, key: &[u8; 32]) -> rusqlite
         })
     };
     select.query_row([key], read).optional()
+}
+
+/// An entry whose snapshot has its rows.
+#[derive(Debug)]
+pub(crate) struct CacheHit {
+    pub(crate) snapshot: SnapshotRef,
+    pub(crate) run: Uuid,
+    pub(crate) step: Arc<str>,
+    /// When the result was made, in milliseconds since the Unix epoch.
+    pub(crate) created_at: i64,
+    /// The last recorded use, in milliseconds since the Unix epoch.
+    pub(crate) used_at: i64,
+}
+
+/// Returns the entry of `key` if its snapshot is in the index, and the image that it starts from. Does not
+/// read which layers these have.
+pub(in crate::store) fn find(connection: &Connection, key: &[u8; 32]) -> rusqlite::Result<Option<CacheHit>> {
+    // Not a join: SQLite, with the statistics that the bundled one has, compiles a join anew for each key.
+    let mut select =
+        connection.prepare_cached("SELECT snapshot, run, step, created_at, used_at FROM cache WHERE key = ?")?;
+    let read = |row: &rusqlite::Row<'_>| {
+        let id = row.get_ref(0)?.as_str()?;
+        if !snapshots::is_complete(connection, id)? {
+            return Ok(None);
+        }
+        Ok(Some(CacheHit {
+            snapshot: reference(id),
+            run: row.get_ref(1)?.as_str()?.parse().unwrap_or_default(),
+            step: row.get_ref(2)?.as_str()?.into(),
+            created_at: row.get(3)?,
+            used_at: row.get(4)?,
+        }))
+    };
+    Ok(select.query_row([key], read).optional()?.flatten())
 }
 
 /// Records that keys were just used.

@@ -74,6 +74,12 @@ pub(in crate::store) fn get(
     select.query_row(params![digest.to_string(), to_text(&id_map)], read).optional()
 }
 
+/// Returns whether there is a row for an image, whose digest and mapping of owners are given as in a row.
+pub(super) fn has_row(connection: &Connection, digest: &str, id_map: &str) -> rusqlite::Result<bool> {
+    let mut select = connection.prepare_cached("SELECT 1 FROM images WHERE digest = ? AND id_map = ?")?;
+    select.exists([digest, id_map])
+}
+
 /// Returns whether there is such an image, with any mapping of owners.
 pub(in crate::store) fn exists(connection: &Connection, digest: &ImageDigest) -> rusqlite::Result<bool> {
     connection

@@ -3,8 +3,8 @@
 use rusqlite::{Connection, OptionalExtension, Transaction, params, types::Type};
 use serde::{Serialize, de::DeserializeOwned};
 
-use super::{layers, now_ms};
-use crate::store::{LayerId, Snapshot};
+use super::{images, layers, now_ms};
+use crate::store::{ImageDigest, LayerId, Snapshot};
 
 /// Adds a snapshot. A doomed snapshot is no longer doomed afterwards, and one that lost layers gets the
 /// current ones. Its layers must have rows already. `config` is JSON.
@@ -41,6 +41,16 @@ pub(in crate::store) fn get(connection: &Connection, id: &str) -> rusqlite::Resu
         })
     };
     select.query_row([id], read).optional()
+}
+
+/// Returns whether there is a snapshot, and the image that it starts from. Does not read their layers.
+pub(super) fn is_complete(connection: &Connection, id: &str) -> rusqlite::Result<bool> {
+    let mut select = connection.prepare_cached("SELECT base, id_map FROM snapshots WHERE id = ?")?;
+    let read = |row: &rusqlite::Row<'_>| {
+        let (base, id_map) = (row.get_ref(0)?.as_str()?, row.get_ref(1)?.as_str()?);
+        Ok(!base.starts_with(ImageDigest::PREFIX) || images::has_row(connection, base, id_map)?)
+    };
+    Ok(select.query_row([id], read).optional()?.unwrap_or(false))
 }
 
 /// Forgets every row of `table` that contains a layer without a row. Returns how many.

@@ -35,6 +35,23 @@ async fn a_second_run_hits_every_step_and_neither_runs_nor_probes_anything() {
     assert_eq!(ends.collect::<Vec<_>>(), [(true, 0, 0); 3]);
 }
 
+#[tokio::test]
+async fn a_hit_is_recorded_as_a_use_unless_the_last_one_is_recent() {
+    let bench = Bench::new();
+    bench.run(&pipeline(&[cached("a")], &[])).await;
+    let index = Connection::open(bench.writer.store.dir().join("index.db")).unwrap();
+    let used_at = || index.query_row("SELECT used_at FROM cache", [], |row| row.get::<_, i64>(0)).unwrap();
+    let made = used_at();
+    // Minutes ago, long ago, and after the clock was set back.
+    for (ago, is_recorded) in [(60_000, false), (600_000, true), (-600_000, true)] {
+        index.execute("UPDATE cache SET used_at = ?", [made - ago]).unwrap();
+        let warm = bench.run(&pipeline(&[cached("a")], &[])).await;
+        assert_eq!(warm.statuses(), [CacheHit]);
+        let is_new = (made..made + 300_000).contains(&used_at());
+        assert_eq!((is_new, used_at() == made - ago), (is_recorded, !is_recorded), "{ago} ms ago");
+    }
+}
+
 /// A change to a pipeline or to what its runner sees.
 type Change = dyn Fn(&Bench, &mut Value);
 
