@@ -22,8 +22,8 @@ use super::{id_ranges::IdRanges, program::NoHelper};
 use crate::{
     awake::Awake,
     jail::{
-        GREETING, MARKER, MountApi, MountedOverlay, Report, Request, Screen, SetupError, TreeOp, UserNamespace,
-        greeting, wire,
+        GREETING, MARKER, MountApi, MountedOverlay, Report, Request, Screen, SetupError, TreeOp, UNISOLATED,
+        UserNamespace, greeting, wire,
     },
     open_files,
     store::IdMap,
@@ -78,19 +78,26 @@ impl Zygote {
         user_namespace: UserNamespace,
         ranges: Option<&IdRanges>,
     ) -> Result<Self, StartError> {
-        Self::start_within(PATIENCE, helper, user_namespace, ranges)
+        Self::start_within(PATIENCE, helper, user_namespace, user_namespace.as_str(), ranges)
+    }
+
+    /// Starts a zygote without namespaces, which starts steps without isolation. Blocks for a few
+    /// milliseconds.
+    pub(crate) fn start_unisolated(helper: &Path) -> Result<Self, StartError> {
+        Self::start_within(PATIENCE, helper, UserNamespace::None, UNISOLATED, None)
     }
 
     fn start_within(
         patience: Duration,
         helper: &Path,
         user_namespace: UserNamespace,
+        mode: &str,
         ranges: Option<&IdRanges>,
     ) -> Result<Self, StartError> {
         let (ours, theirs) = wire::pair().map_err(|errno| StartError::Talk(errno.into()))?;
         let child = Command::new(helper)
             .arg0("hm-sandbox")
-            .args([MARKER, user_namespace.as_str()])
+            .args([MARKER, mode])
             .args(open_files::for_steps().map(|limit| limit.to_string()))
             // Steps must not see the engine's environment.
             .env_clear()
@@ -144,7 +151,7 @@ impl Zygote {
     }
 
     /// Returns whether the zygote is still running.
-    pub(super) fn is_alive(&self) -> bool {
+    pub(crate) fn is_alive(&self) -> bool {
         let mut child = self.child.lock();
         matches!(child.try_wait(), Ok(None))
     }
@@ -283,7 +290,7 @@ mod tests {
         fs::write(&helper, format!("#!/bin/sh\n{script}\n")).unwrap();
         fs::set_permissions(&helper, fs::Permissions::from_mode(0o755)).unwrap();
         loop {
-            match Zygote::start_within(Duration::from_millis(500), &helper, UserNamespace::None, None) {
+            match Zygote::start_within(Duration::from_millis(500), &helper, UserNamespace::None, "none", None) {
                 // Another test's child still has the script open for writing.
                 Err(StartError::Spawn { source, .. }) if source.kind() == io::ErrorKind::ExecutableFileBusy => {}
                 started => return started.unwrap_err(),

@@ -21,7 +21,7 @@ use serde_json::json;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::support::run_meta::run_meta;
+use crate::support::{programs::hm, run_meta::run_meta};
 
 const RUN: Uuid = Uuid::from_u128(7);
 
@@ -32,6 +32,17 @@ struct Bench {
 }
 
 impl Bench {
+    /// Returns a bench whose steps have a supervisor.
+    fn supervised() -> Self {
+        let Self { top, runner } = Self::new();
+        Self { top, runner: runner.helper(hm()) }
+    }
+
+    /// Returns a bench of each kind.
+    fn both() -> [Self; 2] {
+        [Self::new(), Self::supervised()]
+    }
+
     fn new() -> Self {
         let top = tempfile::tempdir().unwrap();
         fs::create_dir(top.path().join("source")).unwrap();
@@ -134,20 +145,21 @@ fn pids(path: &Path, count: usize) -> Vec<String> {
 
 #[tokio::test]
 async fn a_command_runs_in_a_copy_of_the_source_with_its_own_environment() {
-    let bench = Bench::new();
-    fs::write(bench.source().join("file"), "original").unwrap();
-    let (ctx, writer, events) = bench.context();
-    let mut input =
-        input("cat; cat file; echo changed > file; env | cut -d= -f1 | sort | tr '\\n' ' '; echo err >&2", None);
-    input.env = Arc::new([("MINE".to_owned(), "x y".to_owned())].into());
-    let result = bench.runner.execute(&ctx, input).await.unwrap();
-    assert_eq!(result.exit_code, 0);
-    let events = read(writer, events).await;
-    let names = lines(&events, StdStream::Stdout)[0].strip_prefix("original").unwrap();
-    let names: Vec<_> = names.split_whitespace().filter(|name| !["LANG", "_", "SHLVL"].contains(name)).collect();
-    assert_eq!(names, ["HM_STEP_MARK", "HOME", "MINE", "PATH", "PWD", "TMPDIR"]);
-    assert_eq!(lines(&events, StdStream::Stderr), ["err"]);
-    assert_eq!(fs::read(bench.source().join("file")).unwrap(), b"original");
+    for bench in Bench::both() {
+        fs::write(bench.source().join("file"), "original").unwrap();
+        let (ctx, writer, events) = bench.context();
+        let mut input =
+            input("cat; cat file; echo changed > file; env | cut -d= -f1 | sort | tr '\\n' ' '; echo err >&2", None);
+        input.env = Arc::new([("MINE".to_owned(), "x y".to_owned())].into());
+        let result = bench.runner.execute(&ctx, input).await.unwrap();
+        assert_eq!(result.exit_code, 0);
+        let events = read(writer, events).await;
+        let names = lines(&events, StdStream::Stdout)[0].strip_prefix("original").unwrap();
+        let names: Vec<_> = names.split_whitespace().filter(|name| !["LANG", "_", "SHLVL"].contains(name)).collect();
+        assert_eq!(names, ["HM_STEP_MARK", "HOME", "MINE", "PATH", "PWD", "TMPDIR"]);
+        assert_eq!(lines(&events, StdStream::Stderr), ["err"]);
+        assert_eq!(fs::read(bench.source().join("file")).unwrap(), b"original");
+    }
 }
 
 #[tokio::test]
@@ -199,26 +211,28 @@ async fn an_edit_with_an_old_time_is_newer_than_what_the_parent_built() {
 
 #[tokio::test]
 async fn commands_longer_than_an_argument_can_be_run() {
-    let bench = Bench::new();
-    let cmd = format!("# {}\necho ran", "x".repeat(300_000));
-    let (result, events) = bench.run(&cmd, None).await;
-    assert_eq!((result.unwrap().exit_code, lines(&events, StdStream::Stdout)), (0, vec!["ran"]));
+    for bench in Bench::both() {
+        let cmd = format!("# {}\necho ran", "x".repeat(300_000));
+        let (result, events) = bench.run(&cmd, None).await;
+        assert_eq!((result.unwrap().exit_code, lines(&events, StdStream::Stdout)), (0, vec!["ran"]));
+    }
 }
 
 #[tokio::test]
 async fn unsupported_requests_are_refused_and_not_retried() {
-    let bench = Bench::new();
-    let (ctx, _writer, _events) = bench.context();
-    let mut with_image = input("true", None);
-    with_image.step =
-        Arc::new(serde_json::from_value(json!({ "key": "a", "cmd": "true", "image": "debian:12" })).unwrap());
-    for (input, says) in [
-        (with_image, "--image debian:12=host"),
-        (input("true", Some(&"hm1:00000000000000000000000000000000".into())), "cannot start from snapshot"),
-        (input("nul \0 byte", None), "NUL byte"),
-    ] {
-        let error = bench.runner.execute(&ctx, input).await.unwrap_err();
-        assert!(error.to_line().contains(says) && !error.is_retryable(), "{}", error.to_line());
+    for bench in Bench::both() {
+        let (ctx, _writer, _events) = bench.context();
+        let mut with_image = input("true", None);
+        with_image.step =
+            Arc::new(serde_json::from_value(json!({ "key": "a", "cmd": "true", "image": "debian:12" })).unwrap());
+        for (input, says) in [
+            (with_image, "--image debian:12=host"),
+            (input("true", Some(&"hm1:00000000000000000000000000000000".into())), "cannot start from snapshot"),
+            (input("nul \0 byte", None), "NUL byte"),
+        ] {
+            let error = bench.runner.execute(&ctx, input).await.unwrap_err();
+            assert!(error.to_line().contains(says) && !error.is_retryable(), "{}", error.to_line());
+        }
     }
 }
 
@@ -232,25 +246,28 @@ async fn an_unused_runner_creates_no_store() {
 
 #[test]
 fn steps_end_with_a_killed_engine_and_the_next_engine_cleans_up() {
-    let bench = Bench::new();
-    let mut victim = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "process::victim", "--ignored", "--nocapture"])
-        .env("HM_TEST_VICTIM", bench.top.path())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
-    let pids = pids(&bench.top.path().join("pids"), 3);
-    assert!(pids.iter().all(|pid| is_alive(pid)));
-    victim.kill().unwrap();
-    assert_eq!(victim.wait().unwrap().signal(), Some(9));
-    for pid in &pids {
-        wait_for("end", || (!is_alive(pid)).then_some(()));
-    }
-    let store = Store::open(&bench.top.path().join("store")).unwrap();
-    for dir in ["workspaces", "tmp", "locks"] {
-        let left = || fs::read_dir(store.dir().join(dir)).unwrap().count();
-        wait_for("clean store", || (left() == usize::from(dir != "workspaces")).then_some(()));
+    for (kind, count) in [("watched", 3), ("supervised", 4)] {
+        let bench = Bench::new();
+        let mut victim = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "process::victim", "--ignored", "--nocapture"])
+            .env("HM_TEST_VICTIM", bench.top.path())
+            .env("HM_TEST_VICTIM_KIND", kind)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let pids = pids(&bench.top.path().join("pids"), count);
+        assert!(pids.iter().all(|pid| is_alive(pid)));
+        victim.kill().unwrap();
+        assert_eq!(victim.wait().unwrap().signal(), Some(9));
+        for pid in &pids {
+            wait_for("end", || (!is_alive(pid)).then_some(()));
+        }
+        let store = Store::open(&bench.top.path().join("store")).unwrap();
+        for dir in ["workspaces", "tmp", "locks"] {
+            let left = || fs::read_dir(store.dir().join(dir)).unwrap().count();
+            wait_for("clean store", || (left() == usize::from(dir != "workspaces")).then_some(()));
+        }
     }
 }
 
@@ -259,16 +276,114 @@ fn steps_end_with_a_killed_engine_and_the_next_engine_cleans_up() {
 #[ignore = "started, and killed, by another test"]
 fn victim() {
     let Some(top) = std::env::var_os("HM_TEST_VICTIM").map(PathBuf::from) else { return };
+    let supervised = std::env::var("HM_TEST_VICTIM_KIND").unwrap() == "supervised";
     let runner = ProcessRunner::new(StoreHandle::new(top.join("store")));
+    let runner = if supervised { runner.helper(hm()) } else { runner };
     let bench = Bench { top: tempfile::tempdir().unwrap(), runner };
     fs::create_dir(bench.source()).unwrap();
     tokio::runtime::Runtime::new().unwrap().block_on(async {
         let parent = bench.passes("touch here", None).await;
+        let pids = top.join("pids").display().to_string();
+        let escape = if supervised { escape(&pids) } else { String::new() };
         let cmd = format!(
-            "echo $$ >> {0}; (trap '' TERM HUP; echo $(sh -c 'echo $PPID') >> {0}; while :; do sleep 1; done) & \
-             setsid nohup sh -c 'echo $$ >> {0}; exec sleep 1000'",
-            top.join("pids").display()
+            "{escape} echo $$ >> {pids}; (trap '' TERM HUP; echo $(sh -c 'echo $PPID') >> {pids}; while :; do sleep 1; done) & \
+             setsid nohup sh -c 'echo $$ >> {pids}; exec sleep 1000'",
         );
         bench.passes(&cmd, Some(&parent)).await;
     });
+}
+
+/// Returns a command that leaves a process that nothing connects to the step any more: its parent has ended,
+/// it is in a session of its own, and its environment is empty. It writes its id to the file `pids`.
+fn escape(pids: &str) -> String {
+    format!(
+        "(env -i PATH=\"$PATH\" setsid sh -c 'trap \"\" TERM HUP; (echo $(sh -c \"echo \\$PPID\") >> {pids}; while :; do sleep 1; done) &' </dev/null >/dev/null 2>&1 &);"
+    )
+}
+
+#[tokio::test]
+async fn no_process_leaves_its_supervisor() {
+    let bench = Bench::supervised();
+    let file = bench.top.path().join("pids");
+    let path = file.display().to_string();
+    let cmd =
+        format!("{} {} while [ $(cat {path} 2>/dev/null | wc -l) -lt 2 ]; do :; done", escape(&path), escape(&path));
+    bench.passes(&cmd, None).await;
+    let pids = pids(&file, 2);
+    assert!(pids.iter().all(|pid| !is_alive(pid)), "{pids:?}");
+}
+
+#[tokio::test]
+async fn every_process_gets_term_once_and_has_the_grace() {
+    let bench = Bench::supervised();
+    let file = bench.top.path().join("ready");
+    let (ready, ended) = (file.display(), bench.top.path().join("ended"));
+    // The first is in the shell's group, the second in another session, the third has no parent either.
+    let member = |name: &str| {
+        let waits = "while :; do sleep 0.05; done";
+        format!(
+            "sh -c 'trap \"echo {name} >> {}; sleep 0.3; echo {name}-late >> {0}; exit\" TERM; echo {name} >> {ready}; {waits}'",
+            ended.display()
+        )
+    };
+    let cmd =
+        format!("{} & setsid {} & (env -i PATH=\"$PATH\" setsid {} &); wait", member("a"), member("b"), member("c"));
+    let (mut ctx, _writer, _events) = bench.context();
+    ctx.grace = Duration::from_secs(20);
+    let cancel = ctx.cancel.clone();
+    let stop = std::thread::spawn(move || {
+        pids(&file, 3);
+        cancel.cancel();
+    });
+    let error = bench.runner.execute(&ctx, input(&cmd, None)).await.unwrap_err();
+    stop.join().unwrap();
+    assert!(!error.is_retryable());
+    let mut ended: Vec<_> = fs::read_to_string(&ended).unwrap().lines().map(str::to_owned).collect();
+    ended.sort();
+    assert_eq!(ended, ["a", "a-late", "b", "b-late", "c", "c-late"]);
+}
+
+#[tokio::test]
+async fn a_step_that_kills_its_supervisor_fails_and_leaves_no_process() {
+    let bench = Bench::supervised();
+    let file = bench.top.path().join("pids");
+    let cmd = format!(
+        "setsid sh -c 'echo $$ >> {0}; exec sleep 1000' & echo $$ >> {0}; \
+         while [ $(cat {0} | wc -l) -lt 2 ]; do :; done; kill -9 $PPID; sleep 1000",
+        file.display()
+    );
+    let (result, _) = bench.run(&cmd, None).await;
+    let error = result.unwrap_err();
+    assert!(error.is_retryable() && error.to_line().contains("supervisor was killed"), "{}", error.to_line());
+    assert!(pids(&file, 2).iter().all(|pid| !is_alive(pid)));
+    bench.passes("true", None).await;
+}
+
+#[tokio::test]
+async fn a_step_that_stops_its_supervisor_is_ended_after_its_grace() {
+    let bench = Bench::supervised();
+    let file = bench.top.path().join("pids");
+    let cmd = format!("kill -STOP $PPID; echo $$ >> {0}; sleep 1000", file.display());
+    let (mut ctx, _writer, _events) = bench.context();
+    ctx.grace = Duration::from_millis(50);
+    let (cancel, written) = (ctx.cancel.clone(), file.clone());
+    let stop = std::thread::spawn(move || {
+        pids(&written, 1);
+        cancel.cancel();
+    });
+    bench.runner.execute(&ctx, input(&cmd, None)).await.unwrap_err();
+    stop.join().unwrap();
+    assert!(!is_alive(&pids(&file, 1)[0]));
+}
+
+#[tokio::test]
+async fn a_helper_that_was_killed_is_started_again() {
+    let bench = Bench::supervised();
+    let file = bench.top.path().join("pids");
+    // The parent of a supervisor is the helper.
+    bench.passes(&format!("ps -o ppid= -p $PPID >> {}", file.display()), None).await;
+    let helper = pids(&file, 1).remove(0);
+    assert!(Command::new("kill").args(["-9", helper.trim()]).status().unwrap().success());
+    wait_for("end", || (!is_alive(helper.trim())).then_some(()));
+    bench.passes("true", None).await;
 }

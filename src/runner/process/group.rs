@@ -13,11 +13,12 @@ use crate::backoff::Backoff;
 /// How long killed processes may take to disappear: they can be stuck in a system call.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// The processes of one step: the process group of its shell, and on Linux also all processes in its session
-/// or with its mark.
+/// The processes of one step: the process group of its shell, and all processes in its session or with its
+/// mark.
 #[derive(Debug)]
 pub(super) struct Group {
-    leader: Pid,
+    /// The shell, if it is known.
+    leader: Option<Pid>,
     mark: String,
     /// Whether the shell was waited for: its process id can then be reused.
     waited: bool,
@@ -26,17 +27,22 @@ pub(super) struct Group {
 
 impl Group {
     pub(super) fn new(leader: Pid, mark: String) -> Self {
-        Self { leader, mark, waited: false, gone: false }
+        Self { leader: Some(leader), mark, waited: false, gone: false }
+    }
+
+    /// Returns the processes with a mark.
+    pub(super) fn without_leader(mark: String) -> Self {
+        Self { leader: None, mark, waited: true, gone: false }
     }
 
     /// Sends a signal to all processes, exactly once to each: to some programs a second TERM means more than
     /// the first.
     pub(super) fn signal(&self, signal: Signal) {
         // Signals the whole group at once, so that no process is missed that is just being started.
-        let has_no_group = kill_process_group(self.leader, signal) == Err(Errno::SRCH);
-        if has_no_group && !self.waited {
+        let has_no_group = self.leader.is_none_or(|leader| kill_process_group(leader, signal) == Err(Errno::SRCH));
+        if let Some(leader) = self.leader.filter(|_| has_no_group && !self.waited) {
             // The shell has no session of its own yet.
-            let _ = kill_process(self.leader, signal);
+            let _ = kill_process(leader, signal);
         }
         for process in processes::find_processes(self.leader, &self.mark) {
             let has_it = if has_no_group { process.is_leader() } else { process.is_in_group() };
@@ -60,7 +66,9 @@ impl Group {
     pub(super) async fn end(&mut self) {
         self.waited = true;
         let deadline = Instant::now() + PATIENCE;
-        let _ = kill_process_group(self.leader, Signal::KILL);
+        if let Some(leader) = self.leader {
+            let _ = kill_process_group(leader, Signal::KILL);
+        }
         let backoff = Backoff { first: Duration::from_micros(200), longest: Duration::from_millis(20) };
         for looks in 1.. {
             let left = processes::find_processes(self.leader, &self.mark);

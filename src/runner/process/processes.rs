@@ -7,7 +7,7 @@ use rustix::{
     process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal},
 };
 
-use super::supervisor::{MARK, WATCHDOG_NAME};
+use super::{launch::MARK, watched::WATCHDOG_NAME};
 
 /// A process found in `/proc`, which cannot be confused with a later one that reuses its id.
 #[derive(Debug)]
@@ -40,10 +40,11 @@ impl Process {
 
 /// Finds every process in the session or the group of `leader`, or with its mark in its environment.
 /// Zombies are left out.
-pub(super) fn find_processes(leader: Pid, mark: &str) -> Vec<Process> {
+pub(super) fn find_processes(leader: Option<Pid>, mark: &str) -> Vec<Process> {
     let variable = format!("{MARK}={mark}").into_bytes();
-    let watchdog = format!("\0{WATCHDOG_NAME}\0{}\0{mark}\0", leader.as_raw_nonzero()).into_bytes();
-    let leader = leader.as_raw_nonzero().to_string();
+    // No process has an empty id.
+    let leader = leader.map(|leader| leader.as_raw_nonzero().to_string()).unwrap_or_default();
+    let watchdog = format!("\0{WATCHDOG_NAME}\0{leader}\0{mark}\0").into_bytes();
     let belongs = |pid: &str| match membership(pid, &leader) {
         Membership::Ended => None,
         Membership::None => is_marked(pid, &variable).unwrap_or(false).then_some(false),

@@ -17,7 +17,7 @@ use rustix::{
 use tokio::io::{Interest, unix::AsyncFd};
 use tokio_util::sync::CancellationToken;
 
-use super::jail::{End, JailSpec, Report, Request, SetupError, wire};
+use super::jail::{End, JailSpec, ProcessSpec, Report, Request, SetupError, wire};
 use crate::{
     awake,
     model::StdStream,
@@ -58,14 +58,37 @@ pub(super) async fn run(
     control: Control<'_>,
     sink: &impl OutputSink,
 ) -> Result<End, RunnerError> {
-    let failed = |doing: &'static str| move |error: io::Error| RunnerError::infrastructure(doing, error);
-    let (step, theirs) = Step::new().map_err(failed("make the step's pipes"))?;
     let spec = wire::to_memory_file(spec).map_err(setup_error)?;
+    run_as(zygote, (Request::Step { isolate_network }, spec), Ending::ByKernel, control, sink).await
+}
+
+/// Runs the command of `spec` without isolation, on a zygote without namespaces. Returns when every process
+/// of the step is dead, and all of its output has been passed on. [`End::Killed`] means that the supervisor
+/// of the step was killed, and that processes of the step may be left.
+///
+/// # Cancel safety
+/// If the future is dropped, every process of the step gets SIGKILL.
+pub(crate) async fn supervise(
+    zygote: &Zygote,
+    spec: &ProcessSpec,
+    control: Control<'_>,
+    sink: &impl OutputSink,
+) -> Result<End, RunnerError> {
+    let spec = wire::to_memory_file(spec).map_err(setup_error)?;
+    run_as(zygote, (Request::Process, spec), Ending::BySupervisor, control, sink).await
+}
+
+async fn run_as(
+    zygote: &Zygote,
+    (request, spec): (Request, OwnedFd),
+    ending: Ending,
+    control: Control<'_>,
+    sink: &impl OutputSink,
+) -> Result<End, RunnerError> {
+    let failed = |doing: &'static str| move |error: io::Error| RunnerError::infrastructure(doing, error);
+    let (step, theirs) = Step::new(ending).map_err(failed("make the step's pipes"))?;
     let fds = [theirs.status.as_fd(), spec.as_fd(), theirs.stdout.as_fd(), theirs.stderr.as_fd()];
-    zygote
-        .request(Request::Step { isolate_network }, &fds)
-        .await
-        .map_err(failed("ask the sandbox's helper for a step"))?;
+    zygote.request(request, &fds).await.map_err(failed("ask the helper process for a step"))?;
     drop((theirs, spec));
     step.attend(control, sink).await
 }
@@ -106,7 +129,7 @@ pub(super) async fn start_on(
     streams: &[BorrowedFd<'_>],
 ) -> io::Result<Result<Step, SetupError>> {
     let (status, theirs) = wire::pair()?;
-    let step = Step::over(status, None)?;
+    let step = Step::over(status, None, Ending::ByKernel)?;
     let spec = match wire::to_memory_file(spec) {
         Ok(spec) => spec,
         Err(error) => return Ok(Err(error)),
@@ -131,7 +154,17 @@ pub(super) struct Step {
     output: Option<Pipes>,
     /// The pidfd of the step's pid 1, once it is known.
     pid1: Option<AsyncFd<OwnedFd>>,
+    ending: Ending,
     progress: Progress,
+}
+
+/// What kills the processes of a step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ending {
+    /// The kernel, when pid 1 is dead.
+    ByKernel,
+    /// The supervisor, which takes the place of pid 1.
+    BySupervisor,
 }
 
 /// The step's ends of the descriptors.
@@ -168,16 +201,16 @@ enum Event {
 }
 
 impl Step {
-    fn new() -> io::Result<(Self, Theirs)> {
+    fn new(ending: Ending) -> io::Result<(Self, Theirs)> {
         let (status, their_status) = wire::pair()?;
         let (stdout, their_stdout) = pipe()?;
         let (stderr, their_stderr) = pipe()?;
-        let step = Self::over(status, Some(Pipes::new(stdout, stderr, READ_BYTES)?))?;
+        let step = Self::over(status, Some(Pipes::new(stdout, stderr, READ_BYTES)?), ending)?;
         Ok((step, Theirs { status: their_status, stdout: their_stdout, stderr: their_stderr }))
     }
 
-    fn over(status: OwnedFd, output: Option<Pipes>) -> io::Result<Self> {
-        Ok(Self { status: watched(status)?, output, pid1: None, progress: Progress::default() })
+    fn over(status: OwnedFd, output: Option<Pipes>, ending: Ending) -> io::Result<Self> {
+        Ok(Self { status: watched(status)?, output, pid1: None, ending, progress: Progress::default() })
     }
 
     /// Waits until every process of the step is dead. For steps that print to the caller's streams.
@@ -267,6 +300,9 @@ impl Step {
             Some((Report::Exited { code, .. }, _)) => self.progress.end = Some(End::Exited { code }),
             Some((Report::OutOfMemory, _)) => self.progress.end = Some(End::OutOfMemory),
             Some((Report::TooManyProcesses, _)) => self.progress.end = Some(End::TooManyProcesses),
+            Some((Report::StillRunning, _)) => {
+                tracing::warn!("processes of a step are still running after being killed");
+            }
             Some((Report::Done | Report::NeedsIdMap | Report::Unpacked(_), _)) => {}
         }
         Ok(())
@@ -275,16 +311,29 @@ impl Step {
     /// Asks every process of the step to end: pid 1 forwards the signal. If pid 1 is not ready yet, it does
     /// so when it is.
     fn terminate(&self) {
-        let signal = [Signal::TERM.as_raw().unsigned_abs() as u8];
-        if let Err(error) = wire::try_send(self.status.get_ref(), &signal, &[]) {
+        if let Err(error) = self.pass_on(Signal::TERM) {
             // When the grace period is over, the step is killed, which needs no help from pid 1.
             tracing::debug!(%error, "failed to pass TERM on to a step");
         }
     }
 
+    /// Sends a signal to every process of the step, by a message to pid 1.
+    fn pass_on(&self, signal: Signal) -> Result<(), Errno> {
+        wire::try_send(self.status.get_ref(), &[signal.as_raw().unsigned_abs() as u8], &[])
+    }
+
     pub(super) fn kill(&self) {
+        let signal = match self.ending {
+            Ending::ByKernel => Signal::KILL,
+            Ending::BySupervisor => {
+                // Fails if the supervisor is dead.
+                let _ = self.pass_on(Signal::KILL);
+                // The step may have stopped it.
+                Signal::CONT
+            }
+        };
         if let Some(pid1) = &self.pid1
-            && let Err(error) = pidfd_send_signal(pid1.get_ref(), Signal::KILL)
+            && let Err(error) = pidfd_send_signal(pid1.get_ref(), signal)
             && error != Errno::SRCH
         {
             tracing::warn!(%error, "failed to kill a step");

@@ -26,14 +26,14 @@ mod runner;
 mod serve;
 mod visit;
 
-pub(crate) use attempt::{Control, OutputSink};
+pub(crate) use attempt::{Control, OutputSink, supervise};
 pub use cgroup::reap_control_groups;
 pub use checks::{Check, checks};
 pub use confined::{ConfinedCommand, ConfinedEnd, ConfinedError, ConfinedLimits, ConfinedOutput, OutputStream};
 pub use export::SandboxExportError;
 pub(crate) use layered_command::LayeredCommand;
-pub(crate) use runner::c_string;
 pub use runner::{SandboxBuilder, SandboxRunner};
+pub(crate) use runner::{StepOutput, c_string};
 #[cfg(feature = "qemu")]
 pub(crate) use serve::{Files, Program, Serving};
 pub use visit::{Streams, Visit, VisitError, VisitOperation};

@@ -380,9 +380,9 @@ impl StepRunner for SandboxRunner {
 }
 
 /// A step's output on the event bus.
-struct StepOutput<'a> {
-    bus: &'a EventBus,
-    step_id: Uuid,
+pub(crate) struct StepOutput<'a> {
+    pub(crate) bus: &'a EventBus,
+    pub(crate) step_id: Uuid,
 }
 
 impl OutputSink for StepOutput<'_> {

@@ -168,9 +168,12 @@ fn attend(command: Pid, status: &OwnedFd, children: &OwnedFd, zygote: &OwnedFd, 
             }
         }
         if from_engine {
-            match forward(status) {
+            match receive(status) {
                 Forwarded::HungUp => return,
-                Forwarded::Signal(signal) => asked_to_end |= signal == Signal::TERM.as_raw(),
+                Forwarded::Signal(signal) => {
+                    sys::signal_all(signal);
+                    asked_to_end |= signal == Signal::TERM.as_raw();
+                }
                 Forwarded::Nothing => {}
             }
         }
@@ -182,23 +185,20 @@ fn attend(command: Pid, status: &OwnedFd, children: &OwnedFd, zygote: &OwnedFd, 
 }
 
 /// A message of the engine.
-enum Forwarded {
+pub(super) enum Forwarded {
     /// An invalid message.
     Nothing,
-    /// This signal, which was sent to every process of the step.
+    /// This signal is for every process of the step.
     Signal(i32),
     /// The engine closed the socket: the step is to end.
     HungUp,
 }
 
-/// Forwards a signal from the engine to every process of the step.
-fn forward(status: &OwnedFd) -> Forwarded {
+/// Receives a message of the engine.
+pub(super) fn receive(status: &OwnedFd) -> Forwarded {
     match wire::receive(status, RecvFlags::DONTWAIT) {
         Ok(Some((message, _))) => match message[..] {
-            [signal] => {
-                sys::signal_all(i32::from(signal));
-                Forwarded::Signal(i32::from(signal))
-            }
+            [signal] => Forwarded::Signal(i32::from(signal)),
             _ => Forwarded::Nothing,
         },
         Err(Errno::AGAIN) => Forwarded::Nothing,
@@ -208,13 +208,13 @@ fn forward(status: &OwnedFd) -> Forwarded {
 
 /// Whether any processes of the step are left.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Left {
+pub(super) enum Left {
     Some,
     Nothing,
 }
 
 /// Reaps all children that ended, and stores the command's report if the command is among them.
-fn reap(command: Pid, children: &OwnedFd, report: &mut Option<Report>) -> Left {
+pub(super) fn reap(command: Pid, children: &OwnedFd, report: &mut Option<Report>) -> Left {
     let mut info = [0; size_of::<libc::signalfd_siginfo>()];
     // Several children may share one signal, so the signal is read first and then the children are reaped one
     // by one.

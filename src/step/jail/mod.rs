@@ -6,6 +6,9 @@
 //!      └──────────────────┴── status socket ─┘
 //! ```
 //!
+//! A zygote without namespaces starts steps without isolation. The supervisor of such a step takes the place
+//! of pid 1: see `supervisor`.
+//!
 //! Input: a [`JailSpec`] per step, its status socket and its streams. Output: one or two [`Report`]s. The
 //! module depends neither on tokio nor on the rest of the crate, except for [`tree`](crate::tree), so that it
 //! can run in a program of its own. The only `unsafe` code of the crate is in `sys`.
@@ -28,6 +31,7 @@ mod resolver;
 mod seccomp;
 mod small_file;
 mod spec;
+mod supervisor;
 mod sys;
 mod tree;
 mod watch;
@@ -49,8 +53,8 @@ pub use oneshot::{Bounds, End, OneShot};
 pub use resolver::resolver;
 pub use spec::{
     Bind, DEFAULT_ENV, FIRST_FD, GroupView, JailPlace, JailSpec, MemoryEntry, MemoryRoot, MountApi, MountedOverlay,
-    Overlay, Report, Request, Root, Screen, SecretFile, TreeOp, UserNamespace, Watch,
+    Overlay, ProcessSpec, Report, Request, Root, Screen, SecretFile, TreeOp, UserNamespace, Watch,
 };
 pub use spec::{GREETING, greeting};
 pub use sys::close_from;
-pub use zygote::{MARKER, run_if_marked};
+pub use zygote::{MARKER, UNISOLATED, run_if_marked};

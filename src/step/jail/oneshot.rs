@@ -299,7 +299,8 @@ impl Running {
             Ok(Report::TooManyProcesses) => self.end = Some(End::TooManyProcesses),
             Ok(Report::Failed(error)) => self.failure = Some(error),
             // These reports are never sent here.
-            Ok(Report::Started | Report::Done | Report::NeedsIdMap | Report::Unpacked(_)) | Err(_) => {}
+            Ok(Report::Started | Report::StillRunning | Report::Done | Report::NeedsIdMap | Report::Unpacked(_))
+            | Err(_) => {}
         }
         true
     }

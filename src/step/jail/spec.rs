@@ -11,7 +11,7 @@ use super::SetupError;
 use crate::tree::{IdMap, UnpackError, UnpackLimits, Unpacked};
 
 /// The version of every type in this file. Increase it with any change to one of them.
-pub(crate) const SPEC_VERSION: u32 = 9;
+pub(crate) const SPEC_VERSION: u32 = 10;
 
 /// The start of a helper's greeting. [`greeting`] appends the rest.
 pub const GREETING: &str = "hm-sandbox ";
@@ -107,6 +107,9 @@ pub enum Request {
         /// Whether the step gets its own network namespace, which has only a loopback device.
         isolate_network: bool,
     },
+    /// Runs a step without isolation, in a zygote without namespaces. Descriptors: status socket,
+    /// [`ProcessSpec`], standard output, standard error.
+    Process,
     /// Runs a [`TreeOp`] in the zygote's user namespace. Descriptors: status socket, the operation, and the
     /// file that it reads or writes, if there is one.
     Tree,
@@ -180,6 +183,9 @@ pub enum Report {
     OutOfMemory,
     /// The step exceeded its limit on processes, as seen by polling, and was ended.
     TooManyProcesses,
+    /// Processes of a step without isolation are still running after being killed: they are stuck in a system
+    /// call, or belong to another user.
+    StillRunning,
     /// A tree operation is done, or the zygote is ready.
     Done,
     /// A layer was unpacked, or could not be.
@@ -374,6 +380,17 @@ pub struct JailSpec {
     pub pack: Option<CString>,
     /// Whether standard input is a terminal. It becomes the command's controlling terminal.
     pub terminal: bool,
+    /// The environment, as `NAME=value`.
+    pub env: Vec<CString>,
+}
+
+/// The specification of a step without isolation.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProcessSpec {
+    /// The working directory.
+    pub workdir: CString,
+    /// The program and its arguments.
+    pub argv: Vec<CString>,
     /// The environment, as `NAME=value`.
     pub env: Vec<CString>,
 }

@@ -237,6 +237,13 @@ pub(crate) fn child_signals() -> Result<OwnedFd> {
     signals(&[libc::SIGCHLD])
 }
 
+/// Blocks all signals and returns a descriptor that becomes readable with SIGCHLD.
+pub(crate) fn only_child_signals() -> Result<OwnedFd> {
+    set_disposition(libc::SIGCHLD, libc::SIG_DFL)?;
+    set_blocked(&(1..=libc::SIGRTMAX()).collect::<Vec<_>>())?;
+    signal_descriptor(&[libc::SIGCHLD])
+}
+
 /// Blocks exactly the signals that request the process to end, and returns a descriptor that becomes readable
 /// with them. A hang-up that is ignored, as under `nohup`, stays ignored.
 pub(crate) fn end_signals() -> Result<OwnedFd> {
@@ -260,6 +267,11 @@ pub(crate) fn unblock_signals() -> Result<()> {
 /// Blocks exactly `signals` and returns a descriptor that becomes readable with them.
 fn signals(signals: &[c_int]) -> Result<OwnedFd> {
     set_blocked(signals)?;
+    signal_descriptor(signals)
+}
+
+/// Returns a descriptor that becomes readable with `signals`, which must be blocked.
+fn signal_descriptor(signals: &[c_int]) -> Result<OwnedFd> {
     let set = signal_set(signals);
     // SAFETY: `set` outlives the call.
     let fd =

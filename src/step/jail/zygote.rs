@@ -24,12 +24,17 @@ use super::{
     mounts::{Proc, SpecialPaths},
     seccomp,
     spec::{Report, Request, UserNamespace, greeting},
+    supervisor::{self, SupervisorFds},
     sys::{self, Cloned},
     tree, wire,
 };
 
-/// The first argument of a program that is started as a zygote. The second is the [`UserNamespace`] by name.
+/// The first argument of a program that is started as a zygote. The second is the [`UserNamespace`] by name,
+/// or [`UNISOLATED`].
 pub const MARKER: &str = "__hm-sandbox";
+
+/// The second argument of a zygote without namespaces, which starts steps without isolation.
+pub const UNISOLATED: &str = "unisolated";
 
 /// Returns the clone flags of a step's pid 1.
 pub(super) fn clone_flags(isolate_network: bool) -> u64 {
@@ -82,9 +87,11 @@ pub fn run_if_marked() {
     if args.next().is_some_and(|arg| arg == MARKER) {
         let name = args.next();
         let name = name.as_deref().and_then(std::ffi::OsStr::to_str);
-        let user_namespace = name.and_then(UserNamespace::named).unwrap_or(UserNamespace::None);
         let open_files = args.next().and_then(|limit| limit.to_str()?.parse().ok());
-        run(user_namespace, open_files);
+        if name == Some(UNISOLATED) {
+            run_unisolated(open_files);
+        }
+        run(name.and_then(UserNamespace::named).unwrap_or(UserNamespace::None), open_files);
     }
 }
 
@@ -112,6 +119,24 @@ fn run(user_namespace: UserNamespace, open_files: Option<u64>) -> ! {
     }
 }
 
+/// Runs a zygote without namespaces.
+fn run_unisolated(open_files: Option<u64>) -> ! {
+    if wire::send(sys::stdin(), greeting().as_bytes(), &[]).is_err() {
+        sys::exit(0);
+    }
+    let started = limit_open_files(open_files).and_then(|()| detach()).and_then(|()| ignore_children());
+    let ready = started.map_or_else(Report::Failed, |()| Report::Done);
+    if wire::send_value(sys::stdin(), &ready, &[]).is_err() || ready != Report::Done {
+        sys::exit(1);
+    }
+    while let Ok(Some((message, fds))) = wire::receive(sys::stdin(), RecvFlags::empty()) {
+        if let Ok(Request::Process) = postcard::from_bytes(&message) {
+            supervise(fds);
+        }
+    }
+    sys::exit(0)
+}
+
 /// Gives the steps the soft limit on open files that the engine had before it raised its own.
 fn limit_open_files(limit: Option<u64>) -> Result<(), SetupError> {
     let Some(limit) = limit else { return Ok(()) };
@@ -120,15 +145,24 @@ fn limit_open_files(limit: Option<u64>) -> Result<(), SetupError> {
 }
 
 fn start(user_namespace: UserNamespace) -> Result<(), SetupError> {
-    sys::close_from(3).doing(|| "close inherited descriptors".into())?;
-    rustix::process::chdir(c"/").doing(|| "enter /".into())?;
+    detach()?;
     isolate(user_namespace)
+}
+
+/// Closes and leaves what belongs to the program that started this one.
+fn detach() -> Result<(), SetupError> {
+    sys::close_from(3).doing(|| "close inherited descriptors".into())?;
+    rustix::process::chdir(c"/").doing(|| "enter /".into())
+}
+
+fn ignore_children() -> Result<(), SetupError> {
+    sys::ignore_children().doing(|| "ignore the ends of children".into())
 }
 
 /// Enters the namespaces that all steps share. With [`UserNamespace::Range`], the process at the other end of
 /// standard input maps the ids.
 pub(super) fn isolate(user_namespace: UserNamespace) -> Result<(), SetupError> {
-    sys::ignore_children().doing(|| "ignore the ends of children".into())?;
+    ignore_children()?;
     match user_namespace {
         UserNamespace::None => {}
         UserNamespace::Single => {
@@ -196,6 +230,8 @@ fn serve(message: &[u8], fds: Vec<OwnedFd>, me: &OwnedFd, prepared: &Prepared) {
                 step(fds, isolate_network, prepared)
             })
         }
+        // Only a zygote without namespaces starts such steps.
+        Request::Process => return,
         Request::Tree => {
             let Some(op) = fds.next() else { return };
             tree_op(status.as_fd(), op, fds.next())
@@ -215,6 +251,17 @@ fn step(fds: StepFds, isolate_network: bool, prepared: &Prepared) -> Result<(), 
             Ok(())
         }
     }
+}
+
+/// Starts a step without isolation.
+fn supervise(fds: Vec<OwnedFd>) {
+    let Ok([status, spec, stdout, stderr]) = <[OwnedFd; 4]>::try_from(fds) else { return };
+    // If the engine has closed the socket, the supervisor sees that, too.
+    let _ = match sys::clone_process(0) {
+        Ok(Cloned::Child) => supervisor::run(SupervisorFds { status, spec, stdout, stderr }),
+        Ok(Cloned::Parent { pidfd, .. }) => wire::send_value(&status, &Report::Started, &[pidfd.as_fd()]),
+        Err(errno) => wire::send_value(&status, &Report::Failed(SetupError::new("start a step", errno)), &[]),
+    };
 }
 
 /// Executes a tree operation in a child, because a large tree takes seconds.

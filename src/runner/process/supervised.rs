@@ -1,0 +1,85 @@
+//! Steps with a supervisor: a process of the helper that all processes of the step descend from. See
+//! `jail::supervisor`.
+
+use std::{
+    ffi::{CString, OsStr},
+    os::unix::ffi::OsStrExt,
+    path::PathBuf,
+    sync::Arc,
+};
+
+use tokio::sync::Mutex;
+
+use super::{group::Group, launch::Launch};
+use crate::{
+    jail::{End, ProcessSpec},
+    runner::{
+        ExecutorInput, RunnerError, StepContext,
+        sandbox::{Control, StepOutput, c_string, supervise},
+    },
+    userns::{Zygote, locate},
+};
+
+/// The helper that starts supervisors. It is started with the first step, and again if it died.
+#[derive(Debug, Default)]
+pub(super) struct Helper {
+    program: Option<PathBuf>,
+    running: Mutex<Option<Arc<Zygote>>>,
+}
+
+impl Helper {
+    /// Returns the helper that is this program, instead of the one found by default.
+    pub(super) fn new(program: PathBuf) -> Self {
+        Self { program: Some(program), running: Mutex::default() }
+    }
+
+    /// Returns the running helper, or `None` if this program has none.
+    ///
+    /// # Errors
+    /// Returns an error if the helper cannot be started.
+    pub(super) async fn zygote(&self) -> Result<Option<Arc<Zygote>>, RunnerError> {
+        let mut slot = self.running.lock().await;
+        if let Some(zygote) = slot.as_ref().filter(|zygote| zygote.is_alive()) {
+            return Ok(Some(Arc::clone(zygote)));
+        }
+        let Ok(program) = locate(self.program.as_deref()) else { return Ok(None) };
+        let start = move || Ok(Arc::new(Zygote::start_unisolated(&program)?));
+        let zygote = RunnerError::blocking("start the helper process", start).await?;
+        Ok(Some(Arc::clone(slot.insert(zygote))))
+    }
+}
+
+/// Runs the command to its end, and returns its exit code. All output has been forwarded, and no process is
+/// left, when this returns.
+pub(super) async fn run(
+    zygote: &Zygote,
+    ctx: &StepContext,
+    input: &ExecutorInput,
+    launch: &Launch,
+) -> Result<i32, RunnerError> {
+    let spec = spec(launch)?;
+    let control = Control { cancel: &ctx.cancel, grace: ctx.grace };
+    let output = StepOutput { bus: &ctx.event_bus, step_id: input.step_id };
+    match supervise(zygote, &spec, control, &output).await? {
+        End::Exited { code } => Ok(code),
+        End::Interrupted => Err(ctx.interrupted()),
+        End::Killed | End::OutOfMemory | End::TooManyProcesses | End::TimedOut => {
+            Group::without_leader(launch.mark.clone()).end().await;
+            Err(RunnerError::infrastructure(
+                "keep the step running",
+                std::io::Error::other("its supervisor was killed by another process"),
+            ))
+        }
+    }
+}
+
+fn spec(launch: &Launch) -> Result<ProcessSpec, RunnerError> {
+    let text = |what: &str, text: &OsStr| c_string(what, text.as_bytes());
+    let args = launch.args.iter().map(|arg| text("the command", arg));
+    let argv = [Ok(c"/bin/sh".into())].into_iter().chain(args).collect::<Result<Vec<CString>, _>>()?;
+    let env = launch.env.iter().map(|(name, value)| {
+        text("a variable of the environment", &[name, OsStr::new("="), value].join(OsStr::new("")))
+    });
+    let env = env.collect::<Result<_, _>>()?;
+    Ok(ProcessSpec { workdir: text("the workspace's path", launch.workspace.as_os_str())?, argv, env })
+}
