@@ -36,6 +36,9 @@ const COMMAND: CapabilitySet = CapabilitySet::AUDIT_WRITE
     .union(CapabilitySet::SETUID)
     .union(CapabilitySet::SYS_CHROOT);
 
+/// The capabilities that some command gets.
+const ANY_COMMAND: CapabilitySet = COMMAND.union(CapabilitySet::MKNOD);
+
 /// The capabilities of pid 1: it forwards signals, also to processes that changed their user, and does
 /// nothing else.
 const INIT: CapabilitySet = CapabilitySet::KILL;
@@ -79,22 +82,31 @@ pub(crate) fn limit_reader(user_namespace: UserNamespace, run_as: Option<(u32, u
     set(CapabilitySet::empty())
 }
 
+/// Removes the capabilities that no command gets from the bounding set of this process and its children. It
+/// keeps those that it has until it executes a program.
+pub(crate) fn limit_children() -> Result<(), SetupError> {
+    limit_bounding_set(CapabilitySet::from_bits_retain(!0), ANY_COMMAND)
+}
+
 fn limit_to(granted: CapabilitySet) -> Result<(), SetupError> {
-    let doing = || "drop capabilities".to_owned();
-    for capability in (0..u64::BITS).map(|bit| CapabilitySet::from_bits_retain(1 << bit)) {
-        match remove_unless(granted.contains(capability), capability) {
-            Ok(()) => {}
-            // The first capability that this kernel does not know: there are no more.
-            Err(Errno::INVAL) => break,
-            Err(errno) => return Err(SetupError::new(doing(), errno)),
-        }
-    }
-    clear_ambient_capability_set().doing(doing)?;
+    // The others were removed by `limit_children`.
+    limit_bounding_set(ANY_COMMAND, granted)?;
+    clear_ambient_capability_set().doing(|| "drop capabilities".into())?;
     set(granted)
 }
 
-fn remove_unless(granted: bool, capability: CapabilitySet) -> Result<(), Errno> {
-    if granted { Ok(()) } else { remove_capability_from_bounding_set(capability) }
+/// Removes the capabilities of `from` that are not in `granted` from the bounding set.
+fn limit_bounding_set(from: CapabilitySet, granted: CapabilitySet) -> Result<(), SetupError> {
+    let all = (0..u64::BITS).map(|bit| CapabilitySet::from_bits_retain(1 << bit));
+    for capability in all.filter(|one| from.contains(*one) && !granted.contains(*one)) {
+        match remove_capability_from_bounding_set(capability) {
+            Ok(()) => {}
+            // The first capability that this kernel does not know: there are no more.
+            Err(Errno::INVAL) => break,
+            Err(errno) => return Err(SetupError::new("drop capabilities", errno)),
+        }
+    }
+    Ok(())
 }
 
 /// Limits pid 1 to the capabilities that it needs.

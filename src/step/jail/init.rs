@@ -310,7 +310,7 @@ fn exec(
         rustix::process::ioctl_tiocsctty(stdin).doing(|| "take the terminal".into())?;
     }
     enter(&spec.workdir).doing(|| format!("enter {}", spec.workdir.to_string_lossy()))?;
-    sys::reset_signals().doing(|| "reset signals".into())?;
+    sys::reset_signals(&prepared.ignored_signals).doing(|| "reset signals".into())?;
     sys::close_on_exec_from(3).doing(|| "close the jail's descriptors".into())?;
     for (fd, target) in streams.more.iter().zip(FIRST_FD..) {
         sys::move_to(fd, target.cast_signed()).doing(|| "hand over descriptors".into())?;

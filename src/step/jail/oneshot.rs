@@ -120,7 +120,7 @@ impl OneShot {
     fn inside(user_namespace: UserNamespace, proc: Proc) -> Result<Self, SetupError> {
         zygote::leave_groups(user_namespace)?;
         let me = pidfd_open(getpid(), PidfdFlags::empty()).doing(|| "open this process".into())?;
-        Ok(Self { user_namespace, prepared: Prepared::new(proc), me })
+        Ok(Self { user_namespace, prepared: Prepared::new(proc)?, me })
     }
 
     /// Returns how ids are mapped.

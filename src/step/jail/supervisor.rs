@@ -58,10 +58,10 @@ pub(super) struct SupervisorFds {
     pub(super) stderr: OwnedFd,
 }
 
-/// Runs a step. Ends the process.
-pub(super) fn run(fds: SupervisorFds) -> ! {
+/// Runs a step, whose command must not inherit that signals are `ignored`. Ends the process.
+pub(super) fn run(fds: SupervisorFds, ignored: &[libc::c_int]) -> ! {
     let Ok(status) = fds.status.try_clone() else { sys::exit(1) };
-    if let Err(error) = run_step(fds) {
+    if let Err(error) = run_step(fds, ignored) {
         // If the engine has ended, there is no receiver.
         let _ = wire::send_value(&status, &Report::Failed(error), &[]);
         sys::exit(1);
@@ -69,7 +69,7 @@ pub(super) fn run(fds: SupervisorFds) -> ! {
     sys::exit(0)
 }
 
-fn run_step(fds: SupervisorFds) -> Result<(), SetupError> {
+fn run_step(fds: SupervisorFds, ignored: &[libc::c_int]) -> Result<(), SetupError> {
     let SupervisorFds { status, spec, stdout, stderr } = fds;
     let null = rustix::fs::openat(CWD, c"/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
         .doing(|| "open /dev/null".into())?;
@@ -81,7 +81,7 @@ fn run_step(fds: SupervisorFds) -> Result<(), SetupError> {
     let children = sys::only_child_signals().doing(|| "watch for children".into())?;
     let spec: ProcessSpec = wire::from_memory_file(spec)?;
     let command = sys::start_sharing_memory(|| {
-        let Err(error) = exec(&spec, &stdout, &stderr);
+        let Err(error) = exec(&spec, [&stdout, &stderr], ignored);
         let _ = wire::send_value(&status, &Report::Failed(error), &[]);
     });
     let command = command.doing(|| "start the command".into())?;
@@ -225,7 +225,11 @@ fn to_pid(text: &str) -> Option<Pid> {
 }
 
 /// Executes the command in a session of its own. Returns only on failure.
-fn exec(spec: &ProcessSpec, stdout: &OwnedFd, stderr: &OwnedFd) -> Result<Infallible, SetupError> {
+fn exec(
+    spec: &ProcessSpec,
+    [stdout, stderr]: [&OwnedFd; 2],
+    ignored: &[libc::c_int],
+) -> Result<Infallible, SetupError> {
     let argv: Vec<&CStr> = spec.argv.iter().map(CString::as_c_str).collect();
     let env: Vec<&CStr> = spec.env.iter().map(CString::as_c_str).collect();
     let Some(program) = argv.first() else { return Err(SetupError::new("run the command", Errno::INVAL)) };
@@ -235,7 +239,7 @@ fn exec(spec: &ProcessSpec, stdout: &OwnedFd, stderr: &OwnedFd) -> Result<Infall
     // Otherwise the step could ask for passwords on the user's terminal.
     rustix::process::setsid().doing(|| "start a session".into())?;
     rustix::process::chdir(&*spec.workdir).doing(|| format!("enter {}", spec.workdir.to_string_lossy()))?;
-    sys::reset_signals().doing(|| "reset signals".into())?;
+    sys::reset_signals(ignored).doing(|| "reset signals".into())?;
     sys::close_on_exec_from(3).doing(|| "close the supervisor's descriptors".into())?;
     let errno = sys::execve(program, &argv, &env);
     Err(SetupError::new(format!("run {}", program.to_string_lossy()), errno))

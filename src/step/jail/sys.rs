@@ -183,24 +183,37 @@ pub(crate) fn ignore_children() -> Result<()> {
     set_disposition(libc::SIGCHLD, libc::SIG_IGN)
 }
 
-/// Gives every signal its default action and blocks none, as a command expects.
-///
-/// The C library is not used, because it reserves signals 32 and 33. A step could inherit them ignored
-/// nevertheless.
-pub(crate) fn reset_signals() -> Result<()> {
-    /// The kernel's `sigaction`, all zero: SIG_DFL, no flags, an empty mask.
-    const DEFAULT: [u64; 4] = [0; 4];
+/// Returns the signals that this process ignores, and that programs executed by it and its children would
+/// ignore, too. Handlers are not inherited.
+pub(crate) fn ignored_signals() -> Result<Vec<c_int>> {
+    let mut ignored = Vec::new();
+    for signal in 1..=64 {
+        let mut action = DEFAULT_ACTION;
+        rt_sigaction(signal, None, Some(&mut action))?;
+        // The first field is the handler.
+        if action[0] == libc::SIG_IGN as u64 {
+            ignored.push(signal);
+        }
+    }
+    Ok(ignored)
+}
+
+/// Gives ignored signals their default action and blocks none, as a command expects.
+pub(crate) fn reset_signals(ignored: &[c_int]) -> Result<()> {
+    ignored.iter().try_for_each(|signal| rt_sigaction(*signal, Some(&DEFAULT_ACTION), None))?;
+    set_blocked(&[])
+}
+
+/// The kernel's `sigaction`, all zero: SIG_DFL, no flags, an empty mask.
+const DEFAULT_ACTION: [u64; 4] = [0; 4];
+
+/// Calls `rt_sigaction`, because the C library reserves signals 32 and 33. No new action has a handler.
+fn rt_sigaction(signal: c_int, new: Option<&[u64; 4]>, old: Option<&mut [u64; 4]>) -> Result<()> {
     /// The size of the kernel's signal set, in bytes.
     const SET_BYTES: usize = 8;
-    for signal in (1..=64).filter(|signal| ![libc::SIGKILL, libc::SIGSTOP].contains(signal)) {
-        // SAFETY: `DEFAULT` is as long as the structure on every supported architecture, and outlives the
-        // call; nothing is written back, and no code of this crate runs on a signal.
-        let set = unsafe {
-            libc::syscall(libc::SYS_rt_sigaction, signal, DEFAULT.as_ptr(), ptr::null_mut::<u64>(), SET_BYTES)
-        };
-        check(set)?;
-    }
-    set_blocked(&[])
+    let (new, old) = (new.map_or(ptr::null(), ptr::from_ref), old.map_or(ptr::null_mut(), ptr::from_mut));
+    // SAFETY: both are null or as long as the structure on every supported architecture, and outlive the call.
+    check(unsafe { libc::syscall(libc::SYS_rt_sigaction, signal, new, old, SET_BYTES) }).map(drop)
 }
 
 fn set_disposition(signal: c_int, handler: libc::sighandler_t) -> Result<()> {

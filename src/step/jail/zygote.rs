@@ -16,7 +16,7 @@ use rustix::{
 };
 
 use super::{
-    SetupError,
+    SetupError, caps,
     error::ResultExt,
     exe,
     init::{self, StepFds},
@@ -52,21 +52,26 @@ pub(super) struct Prepared {
     pub(super) proc: Proc,
     /// Whether connections and signals can be restricted to a step.
     pub(super) has_landlock_scopes: bool,
+    /// The signals that commands would inherit ignored.
+    pub(super) ignored_signals: Vec<libc::c_int>,
     denied: Vec<libc::sock_filter>,
     denied_on_shared_network: Vec<libc::sock_filter>,
     pretended: Vec<libc::sock_filter>,
 }
 
 impl Prepared {
-    pub(super) fn new(proc: Proc) -> Self {
-        Self {
+    /// Prepares this process, which executes no program any more itself, for steps.
+    pub(super) fn new(proc: Proc) -> Result<Self, SetupError> {
+        caps::limit_children()?;
+        Ok(Self {
             proc,
             special_paths: SpecialPaths::of_this_kernel(),
             has_landlock_scopes: landlock::has_scopes(),
+            ignored_signals: ignored_signals()?,
             denied: seccomp::denied(false),
             denied_on_shared_network: seccomp::denied(true),
             pretended: seccomp::pretended(),
-        }
+        })
     }
 
     /// Returns the filters of a step, in the order in which they are installed.
@@ -102,11 +107,13 @@ fn run(user_namespace: UserNamespace, open_files: Option<u64>) -> ! {
     }
     let started = if is_again { Ok(()) } else { limit_open_files(open_files).and_then(|()| start(user_namespace)) };
     let started = started.and_then(|()| exe::protect()).and_then(|()| leave_groups(user_namespace));
-    if let Err(error) = started {
-        let _ = wire::send_value(sys::stdin(), &Report::Failed(error), &[]);
-        sys::exit(1);
-    }
-    let prepared = Prepared::new(Proc::Own);
+    let prepared = match started.and_then(|()| Prepared::new(Proc::Own)) {
+        Ok(prepared) => prepared,
+        Err(error) => {
+            let _ = wire::send_value(sys::stdin(), &Report::Failed(error), &[]);
+            sys::exit(1);
+        }
+    };
     let Ok(me) = pidfd_open(getpid(), PidfdFlags::empty()) else { sys::exit(1) };
     if wire::send_value(sys::stdin(), &Report::Done, &[]).is_err() {
         sys::exit(0);
@@ -125,13 +132,19 @@ fn run_unisolated(open_files: Option<u64>) -> ! {
         sys::exit(0);
     }
     let started = limit_open_files(open_files).and_then(|()| detach()).and_then(|()| ignore_children());
-    let ready = started.map_or_else(Report::Failed, |()| Report::Done);
-    if wire::send_value(sys::stdin(), &ready, &[]).is_err() || ready != Report::Done {
-        sys::exit(1);
+    let ignored = match started.and_then(|()| ignored_signals()) {
+        Ok(ignored) => ignored,
+        Err(error) => {
+            let _ = wire::send_value(sys::stdin(), &Report::Failed(error), &[]);
+            sys::exit(1);
+        }
+    };
+    if wire::send_value(sys::stdin(), &Report::Done, &[]).is_err() {
+        sys::exit(0);
     }
     while let Ok(Some((message, fds))) = wire::receive(sys::stdin(), RecvFlags::empty()) {
         if let Ok(Request::Process) = postcard::from_bytes(&message) {
-            supervise(fds);
+            supervise(fds, &ignored);
         }
     }
     sys::exit(0)
@@ -153,6 +166,10 @@ fn start(user_namespace: UserNamespace) -> Result<(), SetupError> {
 fn detach() -> Result<(), SetupError> {
     sys::close_from(3).doing(|| "close inherited descriptors".into())?;
     rustix::process::chdir(c"/").doing(|| "enter /".into())
+}
+
+fn ignored_signals() -> Result<Vec<libc::c_int>, SetupError> {
+    sys::ignored_signals().doing(|| "look up ignored signals".into())
 }
 
 fn ignore_children() -> Result<(), SetupError> {
@@ -254,11 +271,11 @@ fn step(fds: StepFds, isolate_network: bool, prepared: &Prepared) -> Result<(), 
 }
 
 /// Starts a step without isolation.
-fn supervise(fds: Vec<OwnedFd>) {
+fn supervise(fds: Vec<OwnedFd>, ignored: &[libc::c_int]) {
     let Ok([status, spec, stdout, stderr]) = <[OwnedFd; 4]>::try_from(fds) else { return };
     // If the engine has closed the socket, the supervisor sees that, too.
     let _ = match sys::clone_process(0) {
-        Ok(Cloned::Child) => supervisor::run(SupervisorFds { status, spec, stdout, stderr }),
+        Ok(Cloned::Child) => supervisor::run(SupervisorFds { status, spec, stdout, stderr }, ignored),
         Ok(Cloned::Parent { pidfd, .. }) => wire::send_value(&status, &Report::Started, &[pidfd.as_fd()]),
         Err(errno) => wire::send_value(&status, &Report::Failed(SetupError::new("start a step", errno)), &[]),
     };
