@@ -25,6 +25,7 @@ impl ActionCache {
             let request = reapi::GetActionResultRequest {
                 instance_name: self.endpoint.instance().to_owned(),
                 action_digest: Some(action.into()),
+                digest_function: action.function.number(),
                 ..Default::default()
             };
             let answer = client.get_action_result(self.endpoint.request(request)).await;
@@ -49,6 +50,7 @@ impl ActionCache {
                 instance_name: self.endpoint.instance().to_owned(),
                 action_digest: Some(action.into()),
                 action_result: Some(result.clone()),
+                digest_function: action.function.number(),
                 ..Default::default()
             };
             let answer = client.update_action_result(self.endpoint.request(request)).await;

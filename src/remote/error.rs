@@ -33,6 +33,8 @@ pub enum RemoteErrorKind {
     Local,
     /// The engine cancelled the call.
     Cancelled,
+    /// The engine ended an Action at a time limit.
+    TimedOut,
     /// Another internal error of the engine.
     Internal,
 }
@@ -64,6 +66,7 @@ fn says(kind: RemoteErrorKind) -> &'static str {
         RemoteErrorKind::Corrupt => "sent wrong data",
         RemoteErrorKind::Local => "was not at fault",
         RemoteErrorKind::Cancelled => "cancelled the call",
+        RemoteErrorKind::TimedOut => "ended the step at the engine's time limit",
         RemoteErrorKind::Internal => "failed",
     }
 }
@@ -101,6 +104,11 @@ impl RemoteError {
     /// Creates an error for a local file.
     pub(super) fn local(place: &str, doing: impl Into<String>, source: io::Error) -> Self {
         Self { source: Some(source), ..Self::new(place, RemoteErrorKind::Local, doing) }
+    }
+
+    /// Returns the error as one of another kind.
+    pub(super) fn of_kind(self, kind: RemoteErrorKind) -> Self {
+        Self { kind, ..self }
     }
 
     /// Returns the error's kind.
@@ -224,7 +232,7 @@ struct Violation {
 }
 
 /// Returns the blobs that a status reports as missing: violations of type `MISSING` with the subject
-/// `blobs/HASH/SIZE`.
+/// `blobs/HASH/SIZE` or `blobs/blake3/HASH/SIZE`.
 fn missing_blobs(details: &[u8]) -> Vec<Digest> {
     let Ok(status) = google::rpc::Status::decode(details) else { return Vec::new() };
     let failures = status.details.iter().filter(|it| it.type_url.ends_with("/google.rpc.PreconditionFailure"));
@@ -233,9 +241,8 @@ fn missing_blobs(details: &[u8]) -> Vec<Digest> {
         .flat_map(|failure| failure.violations)
         .filter(|violation| violation.kind == "MISSING")
         .filter_map(|violation| {
-            let mut parts = violation.subject.rsplit('/');
-            let (size, hash) = (parts.next()?.parse().ok()?, parts.next()?);
-            Digest::parse(hash, size).ok()
+            let (_, name) = violation.subject.rsplit_once("blobs/")?;
+            name.parse().ok()
         })
         .collect()
 }

@@ -16,6 +16,17 @@ use super::{
 /// The maximum number of restarts: an engine that forgets an Action so often will not run it.
 const MAX_RESTARTS: u32 = 5;
 
+/// The stage of an Action that has not ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    /// The engine does not report it, or checks its cache.
+    Unknown,
+    /// The Action waits for a worker.
+    Queued,
+    /// A worker has it.
+    Executing,
+}
+
 /// A progress report of an engine that runs an Action.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
@@ -24,8 +35,8 @@ pub enum Update {
     Progress {
         /// The name of the operation, which is used to cancel it.
         operation: String,
-        /// Whether a worker is running it now.
-        executing: bool,
+        /// The stage that it has reached.
+        stage: Stage,
         /// The resource name of its standard output while it runs; empty if it cannot be read.
         stdout_stream: String,
         /// The same for its standard error.
@@ -63,6 +74,7 @@ impl Execution {
             inline_stdout: true,
             inline_stderr: true,
             inline_output_files: vec!["result.json".into()],
+            digest_function: action.function.number(),
             ..Default::default()
         };
         let running = Running {
@@ -104,7 +116,11 @@ impl Execution {
     /// Converts the status of a response to an error. Returns `None` for a success.
     #[must_use]
     pub fn error_of(&self, response: &reapi::ExecuteResponse) -> Option<RemoteError> {
-        response.status.as_ref().filter(|status| status.code != 0).map(|status| self.endpoint.answer_error(status))
+        let status = response.status.as_ref().filter(|status| status.code != 0)?;
+        let error = self.endpoint.answer_error(status);
+        // Elsewhere, the code means that an answer did not come in time. Here it is about the Action.
+        let is_verdict = status.code == tonic::Code::DeadlineExceeded as i32;
+        Some(if is_verdict { error.of_kind(RemoteErrorKind::TimedOut) } else { error })
     }
 }
 
@@ -186,7 +202,11 @@ impl Running {
                 let metadata = reapi::ExecuteOperationMetadata::decode(&metadata[..]).unwrap_or_default();
                 Ok(Update::Progress {
                     operation: operation.name,
-                    executing: metadata.stage == reapi::execution_stage::Value::Executing as i32,
+                    stage: match metadata.stage() {
+                        reapi::execution_stage::Value::Queued => Stage::Queued,
+                        reapi::execution_stage::Value::Executing => Stage::Executing,
+                        _ => Stage::Unknown,
+                    },
                     stdout_stream: metadata.stdout_stream_name,
                     stderr_stream: metadata.stderr_stream_name,
                 })

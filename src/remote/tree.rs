@@ -14,7 +14,7 @@ use std::{
 use bazel_remote_apis::google::protobuf::{Timestamp, UInt32Value};
 use prost::Message;
 
-use super::{Blob, Content, Digest, reapi};
+use super::{Blob, Content, Digest, DigestFunction, reapi};
 
 /// The attributes of a file or symbolic link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -56,11 +56,12 @@ pub enum TreeError {
 /// digests.
 #[derive(Debug, Clone, Default)]
 pub struct DirectoryTree {
+    function: DigestFunction,
     files: BTreeMap<String, reapi::FileNode>,
     links: BTreeMap<String, reapi::SymlinkNode>,
     dirs: BTreeMap<String, Self>,
-    /// The modification time of the directory itself, if it is set.
-    mtime: Option<(i64, u32)>,
+    /// The attributes of the directory itself, if they are set.
+    attributes: Option<FileAttributes>,
     known: BTreeMap<String, Digest>,
 }
 
@@ -74,6 +75,12 @@ pub struct Tree {
 }
 
 impl DirectoryTree {
+    /// Creates an empty tree whose directories are named by `function`. The default is SHA-256.
+    #[must_use]
+    pub fn new(function: DigestFunction) -> Self {
+        Self { function, ..Self::default() }
+    }
+
     /// Adds a file, and creates the directories above it. `path` is relative, with `/` between names.
     ///
     /// # Errors
@@ -120,9 +127,9 @@ impl DirectoryTree {
         Ok(dir)
     }
 
-    /// Sets the directory's modification time. Without one, a worker may choose any.
-    pub fn set_mtime(&mut self, mtime: (i64, u32)) {
-        self.mtime = Some(mtime);
+    /// Sets the directory's own attributes. Without any, a worker may choose them.
+    pub fn set_attributes(&mut self, attributes: FileAttributes) {
+        self.attributes = Some(attributes);
     }
 
     /// Adds a finished tree as a directory.
@@ -167,7 +174,7 @@ impl DirectoryTree {
                     let target = fs::read_link(&here).map_err(failed)?;
                     self.add_symlink(&name, target.as_os_str().as_bytes(), attributes)?;
                 } else if metadata.is_file() {
-                    let digest = Digest::of_file(&here).map_err(failed)?;
+                    let digest = self.function.of_file(&here).map_err(failed)?;
                     self.add_file(&name, digest, attributes)?;
                     blobs.push(Blob { digest, content: Content::File { path: here, offset: 0 } });
                 }
@@ -191,12 +198,13 @@ impl DirectoryTree {
                 directories: known.map(|(name, it)| reapi::DirectoryNode { name, digest: Some(it.into()) }).collect(),
                 files: tree.files.into_values().collect(),
                 symlinks: tree.links.into_values().collect(),
-                node_properties: tree.mtime.map(|mtime| FileAttributes { mode: 0, mtime }.properties(false)),
+                node_properties: tree.attributes.map(|attributes| attributes.properties(true)),
             };
             Open { name, message, left: tree.dirs.into_iter() }
         };
+        let function = self.function;
         let mut directories: BTreeMap<Digest, Arc<[u8]>> = BTreeMap::new();
-        let mut root = Digest::of(&[]);
+        let mut root = function.of(&[]);
         let mut path = vec![open(String::new(), self)];
         while let Some(top) = path.last_mut() {
             if let Some((name, tree)) = top.left.next() {
@@ -206,7 +214,7 @@ impl DirectoryTree {
             let Some(Open { name, mut message, .. }) = path.pop() else { break };
             message.directories.sort_by(|a, b| a.name.cmp(&b.name));
             let bytes = message.encode_to_vec();
-            let digest = Digest::of(&bytes);
+            let digest = function.of(&bytes);
             directories.insert(digest, bytes.into());
             match path.last_mut() {
                 Some(above) => {

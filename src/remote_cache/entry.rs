@@ -8,7 +8,7 @@ use uuid::Uuid;
 use super::error::RemoteCacheError;
 use crate::{
     cache::CacheKey,
-    remote::{Blob, Digest, reapi},
+    remote::{Blob, Digest, DigestFunction, reapi},
     store::{IdMap, ImageDigest, SourceId},
 };
 
@@ -61,7 +61,7 @@ pub(super) struct LayerName {
     pub(super) blob: BlobName,
 }
 
-/// `HASH/SIZE`.
+/// `HASH/SIZE`, or `blake3/HASH/SIZE`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct BlobName(pub(super) Digest);
 
@@ -73,10 +73,7 @@ impl Serialize for BlobName {
 
 impl<'de> Deserialize<'de> for BlobName {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        let parts = text.split_once('/').and_then(|(hex, size)| Some((hex, size.parse().ok()?)));
-        let (hex, size) = parts.ok_or_else(|| D::Error::custom("expected a blob as HASH/SIZE"))?;
-        Digest::parse(hex, size).map(Self).map_err(D::Error::custom)
+        String::deserialize(deserializer)?.parse().map(Self).map_err(D::Error::custom)
     }
 }
 
@@ -88,29 +85,32 @@ pub(super) struct KeyAction {
 
 /// Returns the Action that represents a key. It is never executed; a worker that tried would find no such
 /// command.
-pub(super) fn action_of(key: &CacheKey) -> KeyAction {
-    let command = blob(&reapi::Command {
+pub(super) fn action_of(key: &CacheKey, function: DigestFunction) -> KeyAction {
+    let blob = |message: Vec<u8>| Blob::named_by(function, message);
+    let command = reapi::Command {
         arguments: vec![format!("hm-exec-remote-cache-{VERSION}")],
         output_paths: vec![ENTRY.into()],
         ..Default::default()
-    });
+    };
+    let command = blob(command.encode_to_vec());
     // Some engines do not store the empty directory.
     let target = blake3::Hash::from_bytes(key.0).to_hex().to_string();
     let link = reapi::SymlinkNode { name: "key".into(), target, ..Default::default() };
-    let root = blob(&reapi::Directory { symlinks: vec![link], ..Default::default() });
-    let action = blob(&reapi::Action {
+    let root = blob(reapi::Directory { symlinks: vec![link], ..Default::default() }.encode_to_vec());
+    let action = reapi::Action {
         command_digest: Some(command.digest.into()),
         input_root_digest: Some(root.digest.into()),
         salt: key.0.to_vec(),
         ..Default::default()
-    });
+    };
+    let action = blob(action.encode_to_vec());
     KeyAction { digest: action.digest, blobs: vec![command, root, action] }
 }
 
 /// Returns the digest of the file in a result that contains the entry.
-pub(super) fn entry_blob(result: &reapi::ActionResult) -> Result<Digest, RemoteCacheError> {
+pub(super) fn entry_blob(result: &reapi::ActionResult, function: DigestFunction) -> Result<Digest, RemoteCacheError> {
     let file = result.output_files.iter().find(|file| file.path == ENTRY);
-    let digest = file.and_then(|file| file.digest.as_ref()).and_then(|digest| Digest::try_from(digest).ok());
+    let digest = file.and_then(|file| file.digest.as_ref()).and_then(|digest| function.parse(digest).ok());
     digest.ok_or_else(|| RemoteCacheError::Foreign(format!("a result without {ENTRY}")))
 }
 
@@ -132,7 +132,7 @@ impl SharedEntry {
     /// result, engines that collect garbage know which blobs belong together.
     pub(super) fn encode(&self) -> Result<(Blob, reapi::ActionResult), RemoteCacheError> {
         let json = serde_json::to_vec(self).map_err(|error| RemoteCacheError::Foreign(error.to_string()))?;
-        let blob = Blob::of_bytes(json);
+        let blob = Blob::named_by(self.manifest.0.function, json);
         let file = |(path, digest): (String, Digest)| reapi::OutputFile {
             path,
             digest: Some(digest.into()),
@@ -149,10 +149,6 @@ impl SharedEntry {
         let layers = self.layers.iter().map(|layer| layer.blob.0);
         [self.manifest.0].into_iter().chain(layers).chain(self.log.map(|log| log.0))
     }
-}
-
-fn blob(message: &impl Message) -> Blob {
-    Blob::of_bytes(message.encode_to_vec())
 }
 
 #[cfg(test)]

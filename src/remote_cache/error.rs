@@ -64,6 +64,7 @@ impl RemoteCacheError {
                 RemoteErrorKind::Unavailable
                 | RemoteErrorKind::Exhausted
                 | RemoteErrorKind::Cancelled
+                | RemoteErrorKind::TimedOut
                 | RemoteErrorKind::Internal => Consequence::Away,
             },
             _ => Consequence::Miss,

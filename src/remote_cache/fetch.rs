@@ -13,8 +13,8 @@ use super::{
 use crate::{
     blocking,
     cache::CacheKey,
-    store::{Base, IdMap, KeepAs, LayerId, PackedDigests, Snapshot, Store},
-    transfer::{Parcel, fetch_layer},
+    store::{Base, IdMap, KeepAs, LayerId, Snapshot, Store},
+    transfer::{Parcel, RemoteLayer, fetch_layer},
 };
 
 /// The maximum number of layers of one result that are fetched at a time. Unpacking each takes a processor.
@@ -107,8 +107,7 @@ impl RemoteCache {
         let parcel = Parcel { diff_id, blob: blob.0, id_map };
         let layer = fetch_layer(store, &self.cas, "the cached step's layer", parcel).await?;
         // So that the layer is not packed again when a step that builds on it is shared.
-        let name = PackedDigests::new(diff_id, blob.0.hash, blob.0.size_bytes);
-        self.uploads.note(store, &layer, name).await?;
+        self.uploads.note(store, &layer, RemoteLayer { diff_id, blob: blob.0 }).await?;
         Ok(layer)
     }
 }

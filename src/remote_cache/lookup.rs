@@ -174,8 +174,9 @@ impl RemoteCache {
     /// Returns the engine's entry for a key, if the engine has every blob that it names.
     async fn entry(&self, key: &CacheKey) -> Result<Option<Arc<SharedEntry>>, RemoteCacheError> {
         let _turn = self.questions.acquire().await;
-        let Some(result) = self.actions.get(action_of(key).digest).await? else { return Ok(None) };
-        let bytes = self.cas.read(entry_blob(&result)?, MAX_ENTRY_BYTES).await?;
+        let function = self.cas.digest_function().await?;
+        let Some(result) = self.actions.get(action_of(key, function).digest).await? else { return Ok(None) };
+        let bytes = self.cas.read(entry_blob(&result, function)?, MAX_ENTRY_BYTES).await?;
         let entry = SharedEntry::decode(&bytes)?;
         if LayerId::parse(&entry.snapshot).is_none() {
             return Err(RemoteCacheError::Foreign("a snapshot without an id".into()));

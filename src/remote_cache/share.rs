@@ -11,10 +11,10 @@ use crate::{
     blocking,
     cache::{CacheKey, Found},
     log_file::LogFile,
-    remote::{Blob, Digest},
+    remote::{Blob, DigestFunction},
     source,
     store::{Base, LayerId, Store},
-    transfer::{Packable, TransferContext, digest},
+    transfer::{Packable, TransferContext},
 };
 
 impl RemoteCache {
@@ -54,7 +54,8 @@ impl RemoteCache {
         }
         let (manifest, log) = (source::manifest_bytes(store, &snapshot.source)?, store.steps().log(&key.0));
         let copy = store.instance().new_tmp();
-        let (manifest, log) = (Blob::of_bytes(manifest), blob_of(log, copy.clone()).await?);
+        let function = self.cas.digest_function().await?;
+        let (manifest, log) = (Blob::named_by(function, manifest), blob_of(function, log, copy.clone()).await?);
         let entry = SharedEntry {
             version: VERSION,
             snapshot: found.snapshot.0.strip_prefix("hm1:").unwrap_or_default().to_owned(),
@@ -71,7 +72,7 @@ impl RemoteCache {
             scope: None,
         };
         let (json, result) = entry.encode()?;
-        let action = action_of(&key);
+        let action = action_of(&key, function);
         let mut blobs = action.blobs;
         blobs.extend([manifest, json]);
         blobs.extend(log);
@@ -84,20 +85,20 @@ impl RemoteCache {
 
     async fn bring(&self, context: TransferContext<'_>, layer: LayerId) -> Result<LayerName, RemoteCacheError> {
         let name = self.uploads.bring(context, Packable::Layer(layer), |_| {}).await?;
-        Ok(LayerName { diff_id: name.diff_id, blob: BlobName(digest(&name)) })
+        Ok(LayerName { diff_id: name.diff_id, blob: BlobName(name.blob) })
     }
 }
 
 /// Returns the step's output, if it printed anything. The blob is the file `copy`, because another process
 /// may compress the log meanwhile.
-async fn blob_of(log: PathBuf, copy: PathBuf) -> Result<Option<Blob>, RemoteCacheError> {
+async fn blob_of(function: DigestFunction, log: PathBuf, copy: PathBuf) -> Result<Option<Blob>, RemoteCacheError> {
     let blob = move || {
         if let Err(error) = std::fs::hard_link(&log, &copy) {
             // It was compressed, or the filesystem has no hard links.
             tracing::debug!(%error, "copying the log {}", log.display());
             io::copy(&mut LogFile::open(&log)?, &mut File::create_new(&copy)?)?;
         }
-        let digest = Digest::of_file(&copy)?;
+        let digest = function.of_file(&copy)?;
         Ok((digest.size_bytes > 0).then(|| Blob::of_file(digest, copy)))
     };
     blocking::run("read a log", move || match blob() {

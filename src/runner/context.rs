@@ -15,10 +15,11 @@ use futures_util::{
     FutureExt,
     future::{BoxFuture, join_all},
 };
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::RunnerError;
-use crate::{event::EventBus, model::Secrets, source::RunSource, sync::Mutex};
+use crate::{awake, event::EventBus, model::Secrets, source::RunSource, sync::Mutex};
 
 /// The context of an attempt: everything it needs besides its input. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -69,13 +70,28 @@ pub enum CancelReason {
     TimedOut = 2,
 }
 
+/// The part of an attempt with a time limit that its runner and its executor share.
+#[derive(Debug)]
+struct Limited {
+    reason: AtomicU8,
+    /// The time beyond the limit after which the attempt is ended; `None` while the clock stands still.
+    beyond: Mutex<Option<Duration>>,
+    changed: Notify,
+}
+
 /// The reasons of the whole run, in a cell that all its attempts share, and of one attempt, in a cell of its
 /// own. Only an attempt with a time limit needs the second cell; all others share, which keeps the hot path
 /// free of an allocation.
 #[derive(Debug, Clone, Default)]
 struct Reasons {
     run: Arc<AtomicU8>,
-    attempt: Option<Arc<AtomicU8>>,
+    attempt: Option<Arc<Limited>>,
+}
+
+impl Default for Limited {
+    fn default() -> Self {
+        Self { reason: AtomicU8::new(0), beyond: Mutex::new(Some(Duration::ZERO)), changed: Notify::new() }
+    }
 }
 
 impl StepContext {
@@ -141,7 +157,7 @@ impl StepContext {
 
     /// Ends the attempt for `reason`, or all attempts if this is a run's context. The first reason wins.
     pub fn interrupt(&self, reason: CancelReason) {
-        let cell = self.reasons.attempt.as_ref().unwrap_or(&self.reasons.run);
+        let cell = self.reasons.attempt.as_ref().map_or(&*self.reasons.run, |limited| &limited.reason);
         let _ = cell.compare_exchange(0, reason as u8, Ordering::Release, Ordering::Relaxed);
         self.cancel.cancel();
     }
@@ -149,14 +165,55 @@ impl StepContext {
     /// Returns why the attempt must end: [`CancelReason::Cancelled`] if the token was fired without a reason.
     #[must_use]
     pub fn cancel_reason(&self) -> CancelReason {
-        let attempt = self.reasons.attempt.as_ref().map_or(0, |cell| cell.load(Ordering::Acquire));
+        let attempt = self.reasons.attempt.as_ref().map_or(0, |limited| limited.reason.load(Ordering::Acquire));
         let reason = if attempt == 0 { self.reasons.run.load(Ordering::Acquire) } else { attempt };
         if reason == CancelReason::TimedOut as u8 { CancelReason::TimedOut } else { CancelReason::Cancelled }
     }
 
     /// Returns whether this attempt was interrupted on its own, rather than with its run.
     pub(crate) fn interrupted_alone(&self) -> bool {
-        self.reasons.attempt.as_ref().is_some_and(|cell| cell.load(Ordering::Acquire) != 0)
+        self.reasons.attempt.as_ref().is_some_and(|limited| limited.reason.load(Ordering::Acquire) != 0)
+    }
+
+    /// Stops the clock of the step's time limit: the command does not run, or something close to it keeps the
+    /// limit. Runners whose steps wait elsewhere call this.
+    pub fn stop_limit(&self) {
+        self.set_limit(None);
+    }
+
+    /// Starts the clock of the step's time limit from zero. The attempt is ended when the limit and then
+    /// `beyond` are over.
+    pub fn restart_limit(&self, beyond: Duration) {
+        self.set_limit(Some(beyond));
+    }
+
+    fn set_limit(&self, beyond: Option<Duration>) {
+        if let Some(limited) = &self.reasons.attempt {
+            *limited.beyond.lock() = beyond;
+            limited.changed.notify_one();
+        }
+    }
+
+    /// Completes when the attempt has reached its limit. At most one call waits at a time.
+    ///
+    /// # Cancel safety
+    /// Only the elapsed time is lost.
+    pub(crate) async fn limit_reached(&self, limit: Duration) {
+        let Some(limited) = &self.reasons.attempt else { return awake::sleep(limit).await };
+        loop {
+            let beyond = *limited.beyond.lock();
+            let time_is_up = async {
+                match beyond {
+                    Some(beyond) => awake::sleep(limit.saturating_add(beyond)).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                biased;
+                () = limited.changed.notified() => {}
+                () = time_is_up => return,
+            }
+        }
     }
 
     /// Returns the error to report after [`StepContext::cancel`] fired and the command was ended.

@@ -46,6 +46,13 @@ impl RunnerError {
         Self::bare(RunnerErrorKind::TimedOut, "the time limit was reached".into())
     }
 
+    /// Returns the error of a command that was ended by a time limit that is not the step's, as `message`
+    /// says.
+    #[must_use]
+    pub fn timed_out_by(message: impl Into<String>) -> Self {
+        Self::bare(RunnerErrorKind::TimedOut, message.into())
+    }
+
     /// Returns the error of a command that was ended because the build was cancelled.
     #[must_use]
     pub fn cancelled() -> Self {

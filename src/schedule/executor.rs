@@ -80,7 +80,7 @@ async fn supervise(
 ) -> Option<Caught> {
     let time_is_up = async {
         match timeout {
-            Some(timeout) => awake::sleep(timeout).await,
+            Some(timeout) => context.limit_reached(timeout).await,
             None => pending().await,
         }
     };

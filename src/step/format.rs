@@ -30,6 +30,9 @@ pub struct StepInput {
     pub stack: Vec<Lower>,
     /// Whether to pack the files that the command wrote as `layer.tar.zst`, if it exits with 0.
     pub commit: bool,
+    /// Whether to pack them also if the command fails, so that users can inspect them.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub keep: bool,
     /// The time limit of the command, in milliseconds; then TERM, grace, KILL.
     pub timeout_ms: Option<u64>,
     /// The time between TERM and KILL, in milliseconds.
@@ -156,6 +159,17 @@ impl StepInput {
     /// Returns an error if the file has another version, or is malformed.
     pub fn decode(json: &[u8]) -> Result<Self, FormatError> {
         decode(json)
+    }
+
+    /// Returns whether the files that the command wrote are packed after this end.
+    #[must_use]
+    pub fn packs(&self, exit: &Exit) -> bool {
+        match exit {
+            Exit::Exited { code: 0, .. } => self.commit,
+            Exit::Exited { .. } | Exit::OutOfMemory | Exit::TimedOut => self.keep,
+            // The request to end leaves no time, or the command did not run.
+            Exit::Terminated | Exit::Failed { .. } => false,
+        }
     }
 }
 

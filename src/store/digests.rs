@@ -50,6 +50,12 @@ impl Digests {
         self.shared.index.read(|connection| index::blobs::sha256(connection, contents))
     }
 
+    /// Returns the other hash of the content with this SHA-256, if it is known. Reads the whole table, so it
+    /// is for a few large blobs.
+    pub(crate) fn blake3_of(&self, sha256: &[u8; 32]) -> Result<Option<[u8; 32]>, StoreError> {
+        self.shared.index.read(|connection| index::blobs::content(connection, sha256))
+    }
+
     /// Remembers the SHA-256 of contents.
     pub(crate) fn remember_sha256(&self, known: &[([u8; 32], [u8; 32])]) -> Result<(), StoreError> {
         self.shared.index.write(|transaction| index::blobs::put_sha256(transaction, known))

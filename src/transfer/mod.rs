@@ -11,4 +11,4 @@ mod upload;
 
 pub(crate) use error::TransferError;
 pub(crate) use fetch::{Parcel, fetch_layer};
-pub(crate) use upload::{Packable, TransferContext, Uploads, digest};
+pub(crate) use upload::{Packable, RemoteLayer, TransferContext, Uploads};

@@ -1,19 +1,32 @@
 //! Uploads layers to an engine. A layer is packed once, and uploaded if the engine lacks it.
 
 use crate::image;
-use std::{collections::HashMap, path::PathBuf, sync::Arc};
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use super::TransferError;
 use crate::{
     blocking,
-    remote::{Blob, Cas, Digest, Uploaded},
-    store::{IdMap, LayerId, PackedDigests, Store},
+    remote::{Blob, Cas, Digest, DigestFunction, Uploaded},
+    store::{IdMap, ImageDigest, LayerId, PackedDigests, Store, StoreError},
     sync::Mutex,
 };
 
+/// A layer in the form in which an engine has it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct RemoteLayer {
+    /// The digest of its tar.
+    pub(crate) diff_id: ImageDigest,
+    /// The compressed tar.
+    pub(crate) blob: Digest,
+}
+
 /// The digests of a layer, once they are known. Locked while the layer is being packed, so that it is not
 /// packed twice.
-type Slot = Arc<tokio::sync::Mutex<Option<PackedDigests>>>;
+type Slot = Arc<tokio::sync::Mutex<Option<RemoteLayer>>>;
 
 /// If there are more layers than this, all of them are forgotten at once: a long-running engine must not grow
 /// with the number of steps that it ran.
@@ -47,7 +60,8 @@ impl Uploads {
         context: TransferContext<'_>,
         packable: Packable,
         uploaded: impl Fn(Uploaded),
-    ) -> Result<PackedDigests, TransferError> {
+    ) -> Result<RemoteLayer, TransferError> {
+        let function = context.cas.digest_function().await.map_err(TransferError::remote("look for layers"))?;
         let (key, dir, layer) = match packable {
             Packable::Layer(layer) => (layer.to_string(), context.store.layers().dir(&layer), Some(layer)),
             Packable::Tree { identity, dir } => (identity, dir, None),
@@ -57,26 +71,33 @@ impl Uploads {
         let known = match (*slot, &layer) {
             (Some(name), _) => Some(name),
             (None, Some(layer)) => {
-                context.store.digests().of_layer(layer).map_err(TransferError::store("look the layer up"))?
+                known(context.store, layer, function).map_err(TransferError::store("look the layer up"))?
             }
             (None, None) => None,
         };
         if let Some(name) = known {
-            let missing = context.cas.find_missing([digest(&name)]).await;
+            let missing = context.cas.find_missing([name.blob]).await;
             if missing.map_err(TransferError::remote("look for layers"))?.is_empty() {
                 *slot = Some(name);
                 return Ok(name);
             }
         }
-        let name = pack(context, dir, layer, uploaded).await?;
+        let name = pack(context, function, dir, layer, uploaded).await?;
         *slot = Some(name);
         Ok(name)
     }
 
     /// Remembers the digests of a layer that came from the engine.
-    pub(crate) async fn note(&self, store: &Store, layer: &LayerId, name: PackedDigests) -> Result<(), TransferError> {
+    pub(crate) async fn note(&self, store: &Store, layer: &LayerId, name: RemoteLayer) -> Result<(), TransferError> {
         *self.slot(layer.to_string()).lock().await = Some(name);
-        store.digests().remember_layer(layer, &name).map_err(TransferError::store("remember the layer"))
+        match name.blob.function {
+            DigestFunction::Sha256 => {
+                let name = PackedDigests::new(name.diff_id, name.blob.hash, name.blob.size_bytes);
+                store.digests().remember_layer(layer, &name).map_err(TransferError::store("remember the layer"))
+            }
+            // The store names packed layers by SHA-256, which nothing has computed.
+            DigestFunction::Blake3 => Ok(()),
+        }
     }
 
     fn slot(&self, key: String) -> Slot {
@@ -88,26 +109,49 @@ impl Uploads {
     }
 }
 
-/// Returns the digest of a packed layer at the engine.
-pub(crate) fn digest(name: &PackedDigests) -> Digest {
-    Digest { hash: *name.blob.as_bytes(), size_bytes: name.size_bytes }
+/// Returns the name of a layer that was packed before, if the store knows its digest by this function.
+fn known(store: &Store, layer: &LayerId, function: DigestFunction) -> Result<Option<RemoteLayer>, StoreError> {
+    let Some(PackedDigests { diff_id, blob, size_bytes }) = store.digests().of_layer(layer)? else { return Ok(None) };
+    let hash = match function {
+        DigestFunction::Sha256 => Some(*blob.as_bytes()),
+        DigestFunction::Blake3 => store.digests().blake3_of(blob.as_bytes())?,
+    };
+    Ok(hash.map(|hash| RemoteLayer { diff_id, blob: Digest { function, hash, size_bytes } }))
 }
 
 async fn pack(
     context: TransferContext<'_>,
+    function: DigestFunction,
     dir: PathBuf,
     layer: Option<LayerId>,
     uploaded: impl Fn(Uploaded),
-) -> Result<PackedDigests, TransferError> {
+) -> Result<RemoteLayer, TransferError> {
     let (store, id_map) = (Arc::clone(context.store), context.id_map);
-    let packed =
-        blocking::run("pack a layer", move || image::pack_layer(&store, &dir, id_map).map_err(TransferError::Pack));
-    let packed = packed.await?;
-    let name = PackedDigests { diff_id: packed.diff_id(), blob: packed.digest(), size_bytes: packed.size_bytes() };
-    let blob = Blob::of_file(digest(&name), packed.path());
-    uploaded(context.cas.upload(vec![blob]).await.map_err(TransferError::remote("upload a layer"))?);
+    let packed = blocking::run("pack a layer", move || {
+        let packed = image::pack_layer(&store, &dir, id_map).map_err(TransferError::Pack)?;
+        let sha256 = *packed.digest().as_bytes();
+        let blob = match function {
+            DigestFunction::Sha256 => Digest { function, hash: sha256, size_bytes: packed.size_bytes() },
+            DigestFunction::Blake3 => {
+                let blob = hash(function, packed.path())?;
+                let remembered = store.digests().remember_sha256(&[(blob.hash, sha256)]);
+                remembered.map_err(TransferError::store("remember the layer"))?;
+                blob
+            }
+        };
+        Ok::<_, TransferError>((packed, blob))
+    });
+    let (packed, blob) = packed.await?;
+    let uploading = context.cas.upload(vec![Blob::of_file(blob, packed.path())]).await;
+    uploaded(uploading.map_err(TransferError::remote("upload a layer"))?);
     if let Some(layer) = layer {
+        let name = PackedDigests { diff_id: packed.diff_id(), blob: packed.digest(), size_bytes: packed.size_bytes() };
         context.store.digests().remember_layer(&layer, &name).map_err(TransferError::store("remember the layer"))?;
     }
-    Ok(name)
+    Ok(RemoteLayer { diff_id: packed.diff_id(), blob })
+}
+
+fn hash(function: DigestFunction, path: &Path) -> Result<Digest, TransferError> {
+    let read = function.of_file(path);
+    read.map_err(|error| TransferError::store("read a packed layer")(StoreError::io("read", path, error)))
 }

@@ -2,7 +2,7 @@
 
 use prost::Message;
 
-use crate::remote::{Cas, Digest, DigestError, RemoteError, reapi};
+use crate::remote::{Cas, Digest, DigestError, DigestFunction, RemoteError, reapi};
 
 /// The maximum size of a directory or command message.
 const MESSAGE_BYTES: u64 = 64 << 20;
@@ -27,7 +27,8 @@ impl From<DigestError> for InputError {
 /// Returns the digest in a required field.
 pub(super) fn digest_of(digest: Option<&reapi::Digest>, of: &str) -> Result<Digest, InputError> {
     let digest = digest.ok_or_else(|| InputError::Malformed(format!("no digest of {of}")))?;
-    Ok(Digest::try_from(digest)?)
+    // The engines that assign work by this protocol know no other function.
+    Ok(DigestFunction::Sha256.parse(digest)?)
 }
 
 /// Reads a message by its digest.

@@ -28,7 +28,7 @@ use super::{
 use crate::{
     awake, blocking,
     image::{self, ImageError},
-    remote::{Blob, Cas, Digest, Endpoint, reapi},
+    remote::{Blob, Cas, Digest, DigestFunction, Endpoint, reapi},
     runner::{
         Cpus, Limits, MemorySize, Network, RunnerErrorKind,
         sandbox::{Control, LayeredCommand, SandboxRunner},
@@ -270,7 +270,7 @@ impl LeaseRunner {
                 _ => Exit::Failed { message: error.to_line(), retry: error.is_retryable() },
             },
         };
-        if matches!(exit, Exit::Exited { code: 0, .. }) && input.commit {
+        if input.packs(&exit) {
             let packer = Arc::clone(store);
             // The upper directory is part of `ran`, so it moves to the thread.
             packed = blocking::run("pack what the command wrote", move || match ran.layer()? {
@@ -411,7 +411,7 @@ fn told(exit: &Exit) -> (i32, String) {
 }
 
 fn packed_digest(packed: &crate::image::PackedLayer) -> Digest {
-    Digest { hash: *packed.digest().as_bytes(), size_bytes: packed.size_bytes() }
+    Digest { function: DigestFunction::Sha256, hash: *packed.digest().as_bytes(), size_bytes: packed.size_bytes() }
 }
 
 fn output_file(path: &str, digest: Digest) -> reapi::OutputFile {

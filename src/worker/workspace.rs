@@ -78,7 +78,7 @@ pub(super) struct Workspaces {
 /// A tree to create. Paths are relative, and directories come before their entries.
 #[derive(Debug, Default)]
 struct Plan {
-    dirs: Vec<(PathBuf, Mtime)>,
+    dirs: Vec<(PathBuf, u32, Mtime)>,
     files: Vec<(PathBuf, FileKey)>,
     links: Vec<(PathBuf, String, Mtime)>,
 }
@@ -117,9 +117,10 @@ impl Workspaces {
         let (keeper, made, at) = (Arc::clone(store), Arc::clone(&plan), root);
         let keeping = blocking::run("make the source", move || -> Result<LayerId, WorkspaceError> {
             // Innermost first, because creating an entry changes the modification time of its directory.
-            for (dir, mtime) in made.dirs.iter().rev() {
+            for (dir, mode, mtime) in made.dirs.iter().rev() {
                 let path = at.join(dir);
-                set_mtime(&path, *mtime).map_err(making(&path))?;
+                let finished = fs::set_permissions(&path, Permissions::from_mode(*mode));
+                finished.and_then(|()| set_mtime(&path, *mtime)).map_err(making(&path))?;
             }
             Ok(image::keep_tree(&keeper, tree, &name)?)
         });
@@ -160,7 +161,9 @@ async fn plan(cas: &Cas, root: Digest) -> Result<Plan, WorkspaceError> {
         let mut next = Vec::new();
         for (path, digest) in level {
             let Some(directory) = messages.get(&digest) else { continue };
-            plan.dirs.push((path.clone(), mtime_of(directory.node_properties.as_ref())));
+            let properties = directory.node_properties.as_ref();
+            let mode = properties.and_then(|it| it.unix_mode.as_ref()).map_or(0o755, |mode| mode.value & 0o777);
+            plan.dirs.push((path.clone(), mode, mtime_of(properties)));
             for node in &directory.files {
                 let properties = node.node_properties.clone().unwrap_or_default();
                 let mode = match properties.unix_mode {
@@ -205,7 +208,7 @@ fn checked(name: &str) -> Result<&str, InputError> {
 /// were linked. A duplicate name is an error, because nothing is created over an existing entry.
 fn make(plan: &Plan, root: &Path, known: &HashMap<FileKey, Arc<Path>>) -> Result<Vec<bool>, WorkspaceError> {
     // The first one is the root, which exists.
-    for (dir, _) in plan.dirs.iter().skip(1) {
+    for (dir, ..) in plan.dirs.iter().skip(1) {
         let path = root.join(dir);
         fs::create_dir(&path).map_err(making(&path))?;
         fs::set_permissions(&path, Permissions::from_mode(0o755)).map_err(making(&path))?;
@@ -313,7 +316,7 @@ mod tests {
         let known =
             HashMap::from([(key(b"known"), Arc::from(&*old)), (key(b"gone"), Arc::from(top.path().join("gone")))]);
         let plan = Plan {
-            dirs: vec![(PathBuf::new(), (0, 0)), ("dir".into(), (3, 0))],
+            dirs: vec![(PathBuf::new(), 0o755, (0, 0)), ("dir".into(), 0o755, (3, 0))],
             files: vec![("dir/a".into(), key(b"known")), ("b".into(), key(b"gone")), ("c".into(), key(b"new"))],
             links: vec![("link".into(), "/etc".into(), (3, 4))],
         };
@@ -331,7 +334,7 @@ mod tests {
     fn a_link_that_is_also_a_directory_is_refused() {
         let top = tempfile::tempdir().unwrap();
         let plan = Plan {
-            dirs: vec![(PathBuf::new(), (0, 0)), ("out".into(), (0, 0))],
+            dirs: vec![(PathBuf::new(), 0o755, (0, 0)), ("out".into(), 0o755, (0, 0))],
             links: vec![("out".into(), top.path().display().to_string(), (0, 0))],
             files: vec![],
         };

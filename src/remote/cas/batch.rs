@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use super::{
-    super::{Digest, RemoteError, RemoteErrorKind, reapi, retry::retried},
+    super::{Digest, DigestFunction, RemoteError, RemoteErrorKind, reapi, retry::retried},
     Blob, Cas,
 };
 
@@ -54,10 +54,11 @@ impl Cas {
             let requests = read.await.map_err(no_thread)?;
             let requests =
                 requests.map_err(|(name, error)| self.endpoint.local_error(format!("reading {name}"), error))?;
+            let function = blobs.first().map_or(DigestFunction::Sha256, |blob| blob.digest.function);
             let request = reapi::BatchUpdateBlobsRequest {
                 instance_name: self.endpoint.instance().to_owned(),
                 requests,
-                ..Default::default()
+                digest_function: function.number(),
             };
             let mut client = self.endpoint.cas_client().await;
             let answer = client.batch_update_blobs(self.endpoint.request(request)).await;
@@ -65,7 +66,7 @@ impl Cas {
             let mut again = None;
             let mut left: HashMap<Digest, Blob> = blobs.drain(..).map(|blob| (blob.digest, blob)).collect();
             for response in answer.responses {
-                let digest = response.digest.as_ref().map(|digest| self.digest(digest)).transpose()?;
+                let digest = response.digest.as_ref().map(|digest| self.digest(function, digest)).transpose()?;
                 let blob = digest.and_then(|digest| left.remove(&digest));
                 let Some(status) = response.status.filter(|status| status.code != 0) else { continue };
                 let error = self.endpoint.answer_error(&status);
@@ -99,11 +100,13 @@ impl Cas {
             read.push((blob.digest, self.read(blob.digest, blob.digest.size_bytes).await?));
         }
         for batch in batches {
+            let function = batch.first().map_or(DigestFunction::Sha256, |blob| blob.digest.function);
             let answers = retried!(self.endpoint.retry(), {
                 let mut client = self.endpoint.cas_client().await;
                 let request = reapi::BatchReadBlobsRequest {
                     instance_name: self.endpoint.instance().to_owned(),
                     digests: batch.iter().map(|blob| blob.digest.into()).collect(),
+                    digest_function: function.number(),
                     ..Default::default()
                 };
                 let answer = client.batch_read_blobs(self.endpoint.request(request)).await;
@@ -111,7 +114,7 @@ impl Cas {
             });
             let mut found: HashMap<Digest, Vec<u8>> = HashMap::new();
             for answer in answers? {
-                let digest = answer.digest.as_ref().map(|digest| self.digest(digest)).transpose()?;
+                let digest = answer.digest.as_ref().map(|digest| self.digest(function, digest)).transpose()?;
                 let Some(digest) = digest else { continue };
                 if let Some(status) = answer.status.filter(|status| status.code != 0) {
                     let error = self.endpoint.answer_error(&status);
@@ -120,7 +123,7 @@ impl Cas {
                         _ => error,
                     });
                 }
-                let came = Digest::of(&answer.data);
+                let came = function.of(&answer.data);
                 if came != digest {
                     let why = format!("{came} instead of {digest}");
                     return Err(self.endpoint.own_error(RemoteErrorKind::Corrupt, why));

@@ -7,7 +7,7 @@ use std::{
     sync::Arc,
 };
 
-use super::super::Digest;
+use super::super::{Digest, DigestFunction};
 
 /// A blob that can be uploaded to an engine.
 #[derive(Debug, Clone)]
@@ -33,11 +33,17 @@ pub enum Content {
 }
 
 impl Blob {
-    /// Creates a blob from bytes in memory.
+    /// Creates a blob from bytes in memory, named by their SHA-256.
     #[must_use]
     pub fn of_bytes(bytes: impl Into<Arc<[u8]>>) -> Self {
+        Self::named_by(DigestFunction::Sha256, bytes)
+    }
+
+    /// Creates a blob from bytes in memory.
+    #[must_use]
+    pub fn named_by(function: DigestFunction, bytes: impl Into<Arc<[u8]>>) -> Self {
         let bytes = bytes.into();
-        Self { digest: Digest::of(&bytes), content: Content::Bytes(bytes) }
+        Self { digest: function.of(&bytes), content: Content::Bytes(bytes) }
     }
 
     /// Creates a blob from a whole file whose digest is known.

@@ -15,7 +15,7 @@ use futures_util::{
 
 pub use self::blob::{Blob, Content};
 use self::write::Write;
-use super::{Digest, Endpoint, RemoteError, RemoteErrorKind, reapi, retry::retried};
+use super::{Digest, DigestFunction, Endpoint, RemoteError, RemoteErrorKind, reapi, retry::retried};
 
 /// The maximum number of digests in one request: about 80 bytes each, in messages of 4 MiB.
 const ASK_AT_ONCE: usize = 16_384;
@@ -44,7 +44,24 @@ impl Cas {
         Self { endpoint }
     }
 
-    /// Returns which of these blobs are missing. The engine counts the others as just used.
+    /// Returns the digest function for blobs of this engine.
+    ///
+    /// # Errors
+    /// Returns an error if the engine does not answer, or supports none that we do.
+    pub async fn digest_function(&self) -> Result<DigestFunction, RemoteError> {
+        let limits = match self.endpoint.limits().await {
+            Ok(limits) => limits,
+            // Such an engine has no other than the one that all have.
+            Err(error) if error.kind() == RemoteErrorKind::Unimplemented => return Ok(DigestFunction::Sha256),
+            Err(error) => return Err(error),
+        };
+        limits.digest_function.ok_or_else(|| {
+            self.endpoint.own_error(RemoteErrorKind::Unimplemented, "it supports neither SHA-256 nor BLAKE3")
+        })
+    }
+
+    /// Returns which of these blobs, all named by one digest function, are missing. The engine counts the
+    /// others as just used.
     ///
     /// # Errors
     /// Returns an error if the call fails.
@@ -53,6 +70,7 @@ impl Cas {
         digests: impl IntoIterator<Item = Digest>,
     ) -> Result<HashSet<Digest>, RemoteError> {
         let digests: HashSet<Digest> = digests.into_iter().collect();
+        let function = digests.iter().next().map_or(DigestFunction::Sha256, |digest| digest.function);
         let digests: Vec<reapi::Digest> = digests.into_iter().map(Into::into).collect();
         let asked = digests.chunks(ASK_AT_ONCE).map(|digests| async {
             retried!(self.endpoint.retry(), {
@@ -60,7 +78,7 @@ impl Cas {
                 let request = reapi::FindMissingBlobsRequest {
                     instance_name: self.endpoint.instance().to_owned(),
                     blob_digests: digests.to_vec(),
-                    ..Default::default()
+                    digest_function: function.number(),
                 };
                 let answer = client.find_missing_blobs(self.endpoint.request(request)).await;
                 Ok(answer.map_err(|status| self.endpoint.error(&status))?.into_inner().missing_blob_digests)
@@ -69,7 +87,7 @@ impl Cas {
         let mut missing = HashSet::new();
         for answer in future::try_join_all(asked).await? {
             for digest in &answer {
-                missing.insert(self.digest(digest)?);
+                missing.insert(self.digest(function, digest)?);
             }
         }
         Ok(missing)
@@ -123,7 +141,7 @@ impl Cas {
     }
 
     /// Parses a digest that the engine sent.
-    fn digest(&self, digest: &reapi::Digest) -> Result<Digest, RemoteError> {
-        Digest::try_from(digest).map_err(|error| self.endpoint.own_error(RemoteErrorKind::Corrupt, error.to_string()))
+    fn digest(&self, function: DigestFunction, digest: &reapi::Digest) -> Result<Digest, RemoteError> {
+        function.parse(digest).map_err(|error| self.endpoint.own_error(RemoteErrorKind::Corrupt, error.to_string()))
     }
 }

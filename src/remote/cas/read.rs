@@ -8,10 +8,9 @@ use std::{
 };
 
 use bazel_remote_apis::google::bytestream::ReadRequest;
-use sha2::{Digest as _, Sha256};
 
 use super::{
-    super::{Digest, RemoteError, RemoteErrorKind, retry::retried},
+    super::{Digest, Hasher, RemoteError, RemoteErrorKind, retry::retried},
     Cas,
 };
 use crate::blocking;
@@ -28,7 +27,7 @@ pub(super) fn prefix(instance: &str) -> String {
 struct Sink {
     file: Option<File>,
     bytes: Vec<u8>,
-    hash: Sha256,
+    hash: Hasher,
     size_bytes: u64,
 }
 
@@ -55,7 +54,7 @@ impl Cas {
             let why = format!("a blob has {} bytes, more than the limit of {limit}", digest.size_bytes);
             return Err(self.endpoint.own_error(RemoteErrorKind::Corrupt, why));
         }
-        let sink = Sink { file: None, bytes: Vec::new(), hash: Sha256::new(), size_bytes: 0 };
+        let sink = Sink { file: None, bytes: Vec::new(), hash: digest.function.hasher(), size_bytes: 0 };
         Ok(self.read_to(digest, sink).await?.bytes)
     }
 
@@ -71,7 +70,7 @@ impl Cas {
     pub async fn read_to_file(&self, digest: Digest, path: &Path) -> Result<(), RemoteError> {
         let failed = |error| self.endpoint.local_error(format!("writing {}", path.display()), error);
         let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map_err(failed)?;
-        let sink = Sink { file: Some(file), bytes: Vec::new(), hash: Sha256::new(), size_bytes: 0 };
+        let sink = Sink { file: Some(file), bytes: Vec::new(), hash: digest.function.hasher(), size_bytes: 0 };
         self.read_to(digest, sink).await.map(drop)
     }
 
@@ -80,7 +79,7 @@ impl Cas {
         let failed = |error| self.endpoint.local_error(format!("writing {digest}"), error);
         let mut sink = Some(sink);
         let mut gathered = Vec::new();
-        // The empty blob is known everywhere, and some engines do not store it.
+        // The empty blob is known everywhere, and some engines do not store it. Others name it by zeros.
         if digest.size_bytes > 0 {
             let read = retried!(self.endpoint.retry(), {
                 let mut client = self.endpoint.byte_stream_client().await;
@@ -121,8 +120,8 @@ impl Cas {
             return Err(failed(io::Error::other("the writing thread has ended")));
         };
         let sink = blocking::run("write what was read", move || taking.take(&gathered)).await.map_err(failed)?;
-        let came = Digest { hash: sink.hash.clone().finalize().into(), size_bytes: sink.size_bytes };
-        if came != digest {
+        let came = Digest { hash: sink.hash.finish(), size_bytes: sink.size_bytes, ..digest };
+        if came != digest && digest.size_bytes > 0 {
             let why = format!("{came} instead of {digest}");
             return Err(self.endpoint.own_error(RemoteErrorKind::Corrupt, why));
         }

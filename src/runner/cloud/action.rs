@@ -7,15 +7,14 @@ use prost::Message;
 use super::boot::{Boot, Part};
 use crate::{
     cache::Cacheable,
-    remote::{Blob, Digest, DirectoryTree, FileAttributes, TreeError, reapi},
+    remote::{Blob, Digest, DigestFunction, DirectoryTree, FileAttributes, TreeError, reapi},
     runner::{ExecutorInput, Limits, Network, RunnerError, StepContext},
     step::{self, Lower, StepInput},
-    store::PackedDigests,
-    transfer,
+    transfer::RemoteLayer,
 };
 
 /// The time that a worker has beyond the step's own, for fetching and packing.
-const AROUND_STEP: Duration = Duration::from_secs(20 * 60);
+pub(super) const AROUND_STEP: Duration = Duration::from_secs(20 * 60);
 
 /// The file names of an Action.
 pub(super) const PROGRAM: &str = "hm-step";
@@ -32,18 +31,23 @@ pub(super) struct Prepared {
     pub(super) blobs: Vec<Blob>,
     /// Whether the engine may answer with the cached result of an equal Action.
     pub(super) cacheable: bool,
+    /// The time limit for the worker, if the Action has one.
+    pub(super) bound: Option<Duration>,
 }
 
 /// The parts of an Action, all of which are at the engine.
 pub(super) struct Parts<'a> {
+    pub(super) function: DigestFunction,
     pub(super) boot: &'a Boot,
     /// The names of the layers among the boot's parts, in their order.
-    pub(super) layers: &'a [PackedDigests],
+    pub(super) layers: &'a [RemoteLayer],
     /// The directory of the source.
     pub(super) source: Digest,
     pub(super) program: Digest,
     pub(super) platform: &'a [(String, String)],
     pub(super) limits: &'a Limits,
+    /// The longest time limit that the engine may accept, if it refused a longer one.
+    pub(super) longest_bound: Option<Duration>,
 }
 
 impl Parts<'_> {
@@ -52,11 +56,11 @@ impl Parts<'_> {
         let step_input = self.step_input(ctx, input);
         let json = serde_json::to_vec(&step_input)
             .map_err(|error| RunnerError::infrastructure("encode the step's input", error))?;
-        let json = Blob::of_bytes(json);
+        let json = Blob::named_by(self.function, json);
         let tree = self
             .input_root(json.digest)
             .map_err(|error| RunnerError::infrastructure("make the step's input root", anyhow::Error::new(error)))?;
-        let command = message(&self.command());
+        let command = self.message(&self.command());
         // The engine does not know the maximum age of a result. So it must not answer for steps that have
         // one.
         let cacheable = Cacheable::of(&input.step).filter(|policy| policy.max_age.is_none()).is_some();
@@ -64,8 +68,13 @@ impl Parts<'_> {
             true => serde_json::to_vec(&input.step.cache).unwrap_or_default(),
             false => uuid::Uuid::new_v4().as_bytes().to_vec(),
         };
-        let bound = input.step.timeout_seconds.map(|it| Duration::from_secs(it.get().into()) + ctx.grace + AROUND_STEP);
-        let action = message(&reapi::Action {
+        // The step's own limit is kept by hm-step. This one is for workers that lost it.
+        let bound = input
+            .step
+            .timeout_seconds
+            .map(|it| Duration::from_secs(it.get().into()).saturating_add(ctx.grace).saturating_add(AROUND_STEP));
+        let bound = bound.filter(|bound| self.longest_bound.is_none_or(|longest| *bound <= longest));
+        let action = self.message(&reapi::Action {
             command_digest: Some(command.digest.into()),
             input_root_digest: Some(tree.root.into()),
             timeout: bound.map(|bound| bazel_remote_apis::google::protobuf::Duration {
@@ -79,7 +88,7 @@ impl Parts<'_> {
         let digest = action.digest;
         let mut blobs = tree.directories;
         blobs.extend([json, command, action]);
-        Ok(Prepared { action: digest, blobs, cacheable: cacheable && ctx.attempt == 1 })
+        Ok(Prepared { action: digest, blobs, cacheable: cacheable && ctx.attempt == 1, bound })
     }
 
     fn step_input(&self, ctx: &StepContext, input: &ExecutorInput) -> StepInput {
@@ -100,6 +109,7 @@ impl Parts<'_> {
             workdir: input.workdir.to_string(),
             stack: stack.collect(),
             commit: input.cache_lookup.commits(),
+            keep: ctx.keep,
             timeout_ms: input.step.timeout_seconds.map(|it| u64::from(it.get()) * 1000),
             grace_ms: millis(ctx.grace),
             limits: step_limits(self.limits),
@@ -107,13 +117,13 @@ impl Parts<'_> {
     }
 
     fn input_root(&self, json: Digest) -> Result<crate::remote::Tree, TreeError> {
-        let mut root = DirectoryTree::default();
+        let mut root = DirectoryTree::new(self.function);
         let file = FileAttributes { mode: 0o644, mtime: (0, 0) };
         root.add_file(PROGRAM.as_bytes(), self.program, FileAttributes { mode: 0o755, ..file })?;
         root.add_file(INPUT.as_bytes(), json, file)?;
         root.add_tree(SOURCE.as_bytes(), self.source)?;
         for (index, name) in self.layers.iter().enumerate() {
-            root.add_file(layer_path(index).as_bytes(), transfer::digest(name), file)?;
+            root.add_file(layer_path(index).as_bytes(), name.blob, file)?;
         }
         Ok(root.finish())
     }
@@ -126,6 +136,10 @@ impl Parts<'_> {
             platform: Some(self.platform()),
             ..Default::default()
         }
+    }
+
+    fn message(&self, message: &impl Message) -> Blob {
+        Blob::named_by(self.function, message.encode_to_vec())
     }
 
     fn platform(&self) -> reapi::Platform {
@@ -141,10 +155,6 @@ impl Parts<'_> {
 
 fn layer_path(index: usize) -> String {
     format!("layers/{index}.tar.zst")
-}
-
-fn message(message: &impl Message) -> Blob {
-    Blob::of_bytes(message.encode_to_vec())
 }
 
 fn step_limits(limits: &Limits) -> step::Limits {

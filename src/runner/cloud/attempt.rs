@@ -5,7 +5,7 @@ use std::{pin::pin, sync::Arc, time::Duration};
 use futures_util::{StreamExt, future};
 
 use super::{
-    action::{Parts, Prepared},
+    action::{AROUND_STEP, Parts, Prepared},
     boot::{Boot, Part},
     error,
     output::Output,
@@ -15,10 +15,10 @@ use crate::{
     awake, blocking,
     image::image_identity,
     model::StdStream,
-    remote::{Cas, Digest, Endpoint, Execution, RemoteError, RemoteErrorKind, Update, reapi},
-    runner::{ExecutorInput, Limits, RunnerError, StepContext},
+    remote::{Cas, Digest, DigestFunction, Endpoint, Execution, RemoteError, RemoteErrorKind, Stage, Update, reapi},
+    runner::{CancelReason, ExecutorInput, Limits, RunnerError, StepContext},
     store::{Base, Store},
-    transfer::{self, Packable, TransferContext},
+    transfer::{Packable, TransferContext},
 };
 
 /// The most times to upload again, in one attempt, blobs that the engine lost.
@@ -36,6 +36,54 @@ struct Ready {
     needs: Vec<Digest>,
 }
 
+/// An engine's store and this machine's, and what the engine accepts.
+#[derive(Clone, Copy)]
+struct Place<'a> {
+    cas: &'a Cas,
+    store: &'a Arc<Store>,
+    function: DigestFunction,
+    longest_bound: Option<Duration>,
+}
+
+/// An Action's place in the engine's queue.
+struct Queue<'a> {
+    ctx: &'a StepContext,
+    stage: Stage,
+    /// Whether the user knows that the step waits.
+    was_reported: bool,
+}
+
+impl<'a> Queue<'a> {
+    fn new(ctx: &'a StepContext) -> Self {
+        Self { ctx, stage: Stage::Unknown, was_reported: false }
+    }
+
+    /// Notes the stage that the engine reported. The attempt ends some time after the limit of a step that a
+    /// worker has, in case that the worker does not end it.
+    fn is_at(&mut self, stage: Stage) {
+        if stage != self.stage {
+            self.stage = stage;
+            match stage {
+                Stage::Executing => self.ctx.restart_limit(self.ctx.grace.saturating_add(AROUND_STEP)),
+                Stage::Queued | Stage::Unknown => self.ctx.stop_limit(),
+            }
+        }
+    }
+
+    /// Returns whether the step waits without the user's knowledge.
+    fn is_silent(&self) -> bool {
+        self.stage == Stage::Queued && !self.was_reported
+    }
+}
+
+/// Returns the message about a step that was interrupted and continues.
+fn left_running(endpoint: &Endpoint) -> String {
+    let place = endpoint.place();
+    format!(
+        "hm: {place} cannot cancel steps: this one continues there until its time limit, or until {place} ends it\n"
+    )
+}
+
 impl CloudRunner {
     /// Uploads everything that the attempt needs to the engine.
     async fn prepare(
@@ -43,10 +91,10 @@ impl CloudRunner {
         ctx: &StepContext,
         input: &ExecutorInput,
         limits: &Limits,
-        cas: &Cas,
-        store: &Arc<Store>,
+        place: Place<'_>,
     ) -> Result<Ready, RunnerError> {
-        let program = self.program.blob().await?;
+        let Place { cas, store, function, longest_bound } = place;
+        let program = self.program.blob(function).await?;
         let id_map = self.userns.prepare_trees(store).await?;
         let boot = Boot::of(ctx, input, store, &self.images, id_map).await?;
         let source = self.sources.bring(store, cas, &boot.source, |uploaded| self.count(uploaded)).await?;
@@ -57,13 +105,21 @@ impl CloudRunner {
             brought.map(Some).map_err(error::transfer)
         });
         let layers: Vec<_> = future::try_join_all(layers).await?.into_iter().flatten().collect();
-        let parts =
-            Parts { boot: &boot, layers: &layers, source, program: program.digest, platform: &self.platform, limits };
+        let parts = Parts {
+            function,
+            boot: &boot,
+            layers: &layers,
+            source,
+            program: program.digest,
+            platform: &self.platform,
+            limits,
+            longest_bound,
+        };
         let mut prepared = parts.prepare(ctx, input)?;
         let mut blobs = std::mem::take(&mut prepared.blobs);
         blobs.push(program);
         let needs =
-            blobs.iter().map(|blob| blob.digest).chain(layers.iter().map(transfer::digest)).chain([source]).collect();
+            blobs.iter().map(|blob| blob.digest).chain(layers.iter().map(|layer| layer.blob)).chain([source]).collect();
         self.count(cas.upload(blobs).await.map_err(error::remote("upload the step"))?);
         Ok(Ready { boot, prepared, needs })
     }
@@ -80,8 +136,12 @@ impl CloudRunner {
         let execution = Execution::new(engine.endpoint.clone());
         let mut updates = pin!(execution.run(action, skip_cache_lookup));
         let mut begun = Begun { runner: self, endpoint: &engine.endpoint, operation: String::new() };
+        let mut queue = Queue::new(ctx);
+        let mut waited = pin!(tokio::time::sleep(self.queue_notice));
         // Whether the attempt was interrupted, and whether the engine was asked to cancel it.
         let (mut interrupted, mut told) = (false, false);
+        // Whether the engine cannot cancel, and the execution may end by itself in time.
+        let mut runs_on = false;
         // How long to wait for the end of an interrupted execution. The time counts from the first poll.
         let mut patience = pin!(awake::sleep(ctx.grace.saturating_add(LINGER)));
         loop {
@@ -93,16 +153,24 @@ impl CloudRunner {
                     // The execution continues, and ends by its own time limit.
                     Ok(Err(error)) => {
                         tracing::debug!(%error, "leaving a cancelled step to the engine");
+                        runs_on = true;
                         begun.end();
-                        return Err(ctx.interrupted());
                     }
                     Err(_) => return Err(ctx.interrupted()),
                 }
             }
+            // At a time limit, hm-step may be ending the command, too, and then the engine has its output.
+            if runs_on && ctx.cancel_reason() == CancelReason::Cancelled {
+                output.say(&left_running(&engine.endpoint)).await;
+                return Err(ctx.interrupted());
+            }
             tokio::select! {
                 update = updates.next() => match update {
-                    Some(Ok(Update::Progress { operation: name, stdout_stream, stderr_stream, .. })) => {
-                        begun.operation = name;
+                    Some(Ok(Update::Progress { operation: name, stage, stdout_stream, stderr_stream })) => {
+                        if !runs_on {
+                            begun.operation = name;
+                        }
+                        queue.is_at(stage);
                         output.follow(&engine.logs, StdStream::Stdout, &stdout_stream).await;
                         output.follow(&engine.logs, StdStream::Stderr, &stderr_stream).await;
                     }
@@ -121,9 +189,32 @@ impl CloudRunner {
                 },
                 (stream, piece) = output.next() => output.show(stream, &piece).await,
                 () = ctx.cancel.cancelled(), if !interrupted => interrupted = true,
-                () = &mut patience, if interrupted => return Err(ctx.interrupted()),
+                () = &mut waited, if queue.is_silent() => {
+                    queue.was_reported = true;
+                    output.say(&self.waiting(&engine.endpoint)).await;
+                }
+                () = &mut patience, if interrupted => {
+                    if runs_on {
+                        output.say(&left_running(&engine.endpoint)).await;
+                    }
+                    return Err(ctx.interrupted());
+                }
             }
         }
+    }
+
+    /// Returns the message about a step that waits for a worker.
+    fn waiting(&self, endpoint: &Endpoint) -> String {
+        let properties: Vec<String> = self.platform.iter().map(|(name, value)| format!("{name}={value}")).collect();
+        let which = match &properties[..] {
+            [] => String::new(),
+            properties => format!(" with the platform properties {}", properties.join(" ")),
+        };
+        format!(
+            "hm: this step has waited {:.0?} for a worker of {}: every worker{which} is busy, or there is none\n",
+            self.queue_notice,
+            endpoint.place()
+        )
     }
 
     /// Runs one attempt, up to the engine's result.
@@ -135,17 +226,28 @@ impl CloudRunner {
         limits: &Limits,
         store: &Arc<Store>,
     ) -> Result<(Boot, reapi::ActionResult), RunnerError> {
+        // hm-step keeps the step's limit. Uploads and the engine's queue do not count.
+        ctx.stop_limit();
         let cas = Cas::new(engine.endpoint.clone());
-        let mut output = Output::new(&ctx.event_bus, input.step_id);
+        let function = tokio::select! {
+            function = cas.digest_function() => function.map_err(error::remote("ask the engine what it supports"))?,
+            () = ctx.cancel.cancelled() => return Err(ctx.interrupted()),
+        };
+        let mut output = Output::new(&ctx.event_bus, input.step_id, function);
         let (mut round, mut distrust_cache) = (1, false);
+        // The time limit that the engine refused, or may have refused.
+        let mut refused = None;
         loop {
-            let preparing = self.prepare(ctx, input, limits, &cas, store);
+            let longest_bound = refused.map(|_| Duration::ZERO).or_else(|| self.longest_bound());
+            let preparing = self.prepare(ctx, input, limits, Place { cas: &cas, store, function, longest_bound });
             let Ready { boot, prepared, needs } = tokio::select! {
                 ready = preparing => ready?,
                 () = ctx.cancel.cancelled() => return Err(ctx.interrupted()),
             };
             let skip_cache_lookup = distrust_cache || !prepared.cacheable;
             let ended = self.run(engine, prepared.action, skip_cache_lookup, &mut output, ctx).await?;
+            // From here on, only files are transferred.
+            ctx.stop_limit();
             let response = match ended {
                 Ok(response) => match Execution::new(engine.endpoint.clone()).error_of(&response) {
                     Some(error) => Err((error, Some(response))),
@@ -155,6 +257,12 @@ impl CloudRunner {
             };
             let response = match response {
                 Ok(response) => response,
+                // The step's limit does not depend on it, so any engine may have a maximum of its own.
+                Err((error, _)) if error.kind() == RemoteErrorKind::Refused && prepared.bound.is_some() => {
+                    tracing::debug!(%error, "executing the step without a time limit at the engine");
+                    refused = prepared.bound;
+                    continue;
+                }
                 Err((error, _)) if round < MAX_ROUNDS && comes_of_loss(&error, &cas, needs).await => {
                     tracing::debug!(%error, round, "uploading again what the engine lost");
                     output.say("hm: the engine lost uploaded files; uploading them again\n").await;
@@ -164,7 +272,7 @@ impl CloudRunner {
                 }
                 Err((error, response)) => {
                     if let Some(result) = response.and_then(|response| response.result) {
-                        output.finish(&result, &cas, store).await?;
+                        output.finish_failed(result, &cas, store).await;
                     }
                     if ctx.cancel.is_cancelled() {
                         return Err(ctx.interrupted());
@@ -172,6 +280,9 @@ impl CloudRunner {
                     return Err(error::remote("run the step")(error));
                 }
             };
+            if let Some(refused) = refused {
+                self.note_refused_bound(refused);
+            }
             let is_cached = response.cached_result;
             let Some(result) = response.result else {
                 let error = anyhow::anyhow!("the engine reported the end of the step without a result");

@@ -4,6 +4,7 @@ use std::{
     num::NonZeroUsize,
     path::PathBuf,
     sync::{Arc, atomic::AtomicU64},
+    time::Duration,
 };
 
 use super::{
@@ -23,6 +24,9 @@ use crate::{
 /// The default number of steps in flight.
 const JOBS: NonZeroUsize = NonZeroUsize::new(16).expect("not zero");
 
+/// The default time after which a step that waits for a worker is reported.
+const QUEUE_NOTICE: Duration = Duration::from_secs(30);
+
 /// A builder for a [`CloudRunner`].
 #[derive(Debug, Clone, Default)]
 pub struct CloudBuilder {
@@ -34,6 +38,7 @@ pub struct CloudBuilder {
     images: ImageOptions,
     program: Option<PathBuf>,
     userns: Option<Arc<UsernsHelper>>,
+    queue_notice: Option<Duration>,
 }
 
 impl CloudBuilder {
@@ -96,6 +101,14 @@ impl CloudBuilder {
         self
     }
 
+    /// Sets after how long a step that waits for a worker of the engine says so in its output. The default is
+    /// half a minute.
+    #[must_use]
+    pub fn queue_notice(mut self, after: Duration) -> Self {
+        self.queue_notice = Some(after);
+        self
+    }
+
     /// Starts this `hm` as a helper of its own, to read layers that belong to subordinate ids.
     #[must_use]
     pub fn helper(self, program: impl Into<PathBuf>) -> Self {
@@ -126,6 +139,8 @@ impl CloudBuilder {
             userns: self.userns.unwrap_or_else(|| UsernsHelper::new(UsernsOptions::default())),
             uploaded_blobs: AtomicU64::new(0),
             uploaded_bytes: AtomicU64::new(0),
+            queue_notice: self.queue_notice.unwrap_or(QUEUE_NOTICE),
+            refused_bound: AtomicU64::new(u64::MAX),
         }
     }
 }

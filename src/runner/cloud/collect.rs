@@ -10,11 +10,11 @@ use super::{
 use crate::{
     blocking,
     model::SnapshotRef,
-    remote::{Cas, Digest, reapi},
+    remote::{Cas, Digest, DigestFunction, reapi},
     runner::{Limits, RunnerError, StepContext},
     step::{Exit, StepOutput},
-    store::{ImageDigest, PackedDigests},
-    transfer::{Parcel, TransferContext, Uploads, fetch_layer},
+    store::ImageDigest,
+    transfer::{Parcel, RemoteLayer, TransferContext, Uploads, fetch_layer},
 };
 
 /// An upper bound on the size of `result.json`.
@@ -32,7 +32,8 @@ pub(super) async fn step_output(result: &reapi::ActionResult, cas: &Cas) -> Resu
         ));
     };
     let bytes = if file.contents.is_empty() {
-        let digest = file_digest(file)?;
+        let function = cas.digest_function().await.map_err(error::remote("read the step's result"))?;
+        let digest = file_digest(function, file)?;
         cas.read(digest, MAX_RESULT_BYTES).await.map_err(error::remote("read the step's result"))?
     } else {
         file.contents.clone()
@@ -83,12 +84,12 @@ pub(super) async fn snapshot(
                 let error = anyhow::anyhow!("the engine's result does not have {LAYER}");
                 return Err(RunnerError::infrastructure("download the step's layer", error));
             };
-            let digest = file_digest(file)?;
+            let function = cas.digest_function().await.map_err(error::remote("download the step's layer"))?;
+            let digest = file_digest(function, file)?;
             let parcel = Parcel { diff_id, blob: digest, id_map };
             let fetched = fetch_layer(store, cas, "the step's layer", parcel).await;
             let layer = fetched.map_err(error::transfer)?;
-            let blob = ImageDigest::from_bytes(digest.hash);
-            let name = PackedDigests { diff_id, blob, size_bytes: digest.size_bytes };
+            let name = RemoteLayer { diff_id, blob: digest };
             uploads.note(store, &layer, name).await.map_err(error::transfer)?;
             Some(layer)
         }
@@ -105,8 +106,8 @@ fn image_digest(text: &str) -> Result<ImageDigest, RunnerError> {
     text.parse().map_err(|error| RunnerError::infrastructure("read the step's result", anyhow::Error::new(error)))
 }
 
-fn file_digest(file: &reapi::OutputFile) -> Result<Digest, RunnerError> {
+fn file_digest(function: DigestFunction, file: &reapi::OutputFile) -> Result<Digest, RunnerError> {
     let digest = file.digest.as_ref().ok_or_else(|| anyhow::anyhow!("{} has no digest", file.path));
-    let digest = digest.and_then(|digest| Ok(Digest::try_from(digest)?));
+    let digest = digest.and_then(|digest| Ok(function.parse(digest)?));
     digest.map_err(|error| RunnerError::infrastructure("read the step's result", error))
 }

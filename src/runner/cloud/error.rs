@@ -13,6 +13,7 @@ pub(super) fn remote(doing: &'static str) -> impl FnOnce(RemoteError) -> RunnerE
         RemoteErrorKind::Unavailable | RemoteErrorKind::MissingBlobs | RemoteErrorKind::Cancelled => {
             RunnerError::infrastructure(doing, error)
         }
+        RemoteErrorKind::TimedOut => RunnerError::timed_out_by(error.to_string()),
         _ => RunnerError::unsupported(format!("failed to {doing}: {:#}", anyhow::Error::new(error))),
     }
 }

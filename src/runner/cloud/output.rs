@@ -16,7 +16,6 @@ use futures_util::{
     StreamExt, future,
     stream::{self, BoxStream},
 };
-use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
 use super::error;
@@ -24,7 +23,7 @@ use crate::{
     blocking,
     event::EventBus,
     model::StdStream,
-    remote::{Cas, Digest, Endpoint, read_log, reapi},
+    remote::{Cas, Digest, DigestFunction, Endpoint, Hasher, read_log, reapi},
     runner::RunnerError,
     store::Store,
 };
@@ -37,24 +36,30 @@ const MAX_LIVE_BYTES: u64 = 4 << 30;
 pub(super) struct Output<'a> {
     bus: &'a EventBus,
     step_id: Uuid,
+    function: DigestFunction,
     logs: [Log; 2],
 }
 
 /// The state of one stream.
-#[derive(Default)]
 struct Log {
+    function: DigestFunction,
     /// The name of the log stream from which the output is read while the step runs.
     name: String,
     live: Option<BoxStream<'static, Vec<u8>>>,
     /// The number of bytes that were shown, and their hash.
     shown: u64,
-    hash: Sha256,
+    hash: Hasher,
     /// If the step runs again: the number of shown bytes that have not been repeated yet, and the hash of
     /// those that have.
-    again: Option<(u64, Sha256)>,
+    again: Option<(u64, Hasher)>,
 }
 
 impl Log {
+    /// Returns a stream of which nothing was shown.
+    fn new(function: DigestFunction) -> Self {
+        Self { function, name: String::new(), live: None, shown: 0, hash: function.hasher(), again: None }
+    }
+
     /// Returns the next piece. Never completes if no log stream is read.
     async fn next(&mut self) -> Vec<u8> {
         while let Some(live) = &mut self.live {
@@ -77,7 +82,7 @@ impl Log {
         hash.update(&piece[..known]);
         *left -= known as u64;
         if *left == 0 {
-            let is_same = hash.clone().finalize() == self.hash.clone().finalize();
+            let is_same = hash.finish() == self.hash.finish();
             self.again = None;
             if !is_same {
                 return None;
@@ -90,13 +95,14 @@ impl Log {
     /// Returns whether the shown output is a prefix of `bytes`.
     fn begins(&self, bytes: &[u8]) -> bool {
         let begin = usize::try_from(self.shown).ok().and_then(|shown| bytes.get(..shown));
-        begin.is_some_and(|begin| Sha256::digest(begin) == self.hash.clone().finalize())
+        begin.is_some_and(|begin| self.function.of(begin).hash == self.hash.finish())
     }
 }
 
 impl<'a> Output<'a> {
-    pub(super) fn new(bus: &'a EventBus, step_id: Uuid) -> Self {
-        Self { bus, step_id, logs: Default::default() }
+    /// Creates the output of an attempt on an engine with this digest function.
+    pub(super) fn new(bus: &'a EventBus, step_id: Uuid, function: DigestFunction) -> Self {
+        Self { bus, step_id, function, logs: [Log::new(function), Log::new(function)] }
     }
 
     /// Starts to read a stream that the engine named, unless it is already being read.
@@ -108,7 +114,7 @@ impl<'a> Output<'a> {
         let runs_again = !log.name.is_empty() && stream == StdStream::Stdout;
         name.clone_into(&mut log.name);
         log.live = Some(read_log(logs, name.to_owned()).boxed());
-        log.again = (log.shown > 0).then(|| (log.shown, Sha256::new()));
+        log.again = (log.shown > 0).then(|| (log.shown, log.function.hasher()));
         if runs_again {
             // A worker or the engine was lost.
             self.say("hm: the engine runs the step again\n").await;
@@ -149,7 +155,9 @@ impl<'a> Output<'a> {
                     self.show(stream, raw.get(shown..).unwrap_or_default()).await;
                 }
                 Some(digest) => {
-                    let digest = Digest::try_from(digest)
+                    let digest = self
+                        .function
+                        .parse(digest)
                         .map_err(|error| RunnerError::infrastructure("read the step's output", error))?;
                     self.finish_blob(stream, digest, cas, store).await?;
                 }
@@ -160,6 +168,17 @@ impl<'a> Output<'a> {
         Ok(())
     }
 
+    /// Shows what a result with an error has of the output. The error matters more, so nothing here fails.
+    pub(super) async fn finish_failed(&mut self, mut result: reapi::ActionResult, cas: &Cas, store: &Arc<Store>) {
+        // An engine that has no output may say so by any digest.
+        for digest in [&mut result.stdout_digest, &mut result.stderr_digest] {
+            digest.take_if(|digest| digest.size_bytes == 0);
+        }
+        if let Err(error) = self.finish(&result, cas, store).await {
+            tracing::debug!(error = error.to_line(), "the output of a failed step is not complete");
+        }
+    }
+
     async fn finish_blob(
         &mut self,
         stream: StdStream,
@@ -168,7 +187,7 @@ impl<'a> Output<'a> {
         store: &Arc<Store>,
     ) -> Result<(), RunnerError> {
         let log = &self.logs[stream as usize];
-        if digest.size_bytes == log.shown && digest.hash == *log.hash.clone().finalize() {
+        if digest.size_bytes == log.shown && digest.hash == log.hash.finish() {
             return Ok(());
         }
         let path = store.instance().new_tmp();
@@ -183,9 +202,9 @@ impl<'a> Output<'a> {
         let failed = |error| RunnerError::infrastructure("read the step's output", error);
         let mut file = File::open(path).map_err(failed)?;
         let Log { shown, hash, .. } = &self.logs[stream as usize];
-        let (shown, hash) = (*shown, hash.clone().finalize());
+        let (shown, hash, function) = (*shown, hash.finish(), self.function);
         let (begins, mut file) = blocking::run("read the step's output", move || {
-            let (mut begin, mut rest) = (Sha256::new(), (&mut file).take(shown));
+            let (mut begin, mut rest) = (function.hasher(), (&mut file).take(shown));
             let mut piece = vec![0; PIECE_BYTES];
             loop {
                 match rest.read(&mut piece).map_err(failed)? {
@@ -193,7 +212,7 @@ impl<'a> Output<'a> {
                     read => begin.update(&piece[..read]),
                 }
             }
-            let begins = rest.limit() == 0 && begin.finalize() == hash;
+            let begins = rest.limit() == 0 && begin.finish() == hash;
             Ok::<_, RunnerError>((begins, file))
         })
         .await?;
@@ -219,7 +238,7 @@ impl<'a> Output<'a> {
 
     /// Starts the stream again, because the output shown is not the step's output.
     async fn begin_again(&mut self, stream: StdStream) {
-        self.logs[stream as usize] = Log::default();
+        self.logs[stream as usize] = Log::new(self.function);
         self.say("hm: the output shown so far was incomplete; the complete output follows:\n").await;
     }
 
@@ -240,10 +259,17 @@ impl<'a> Output<'a> {
 mod tests {
     use super::*;
 
+    fn log_of(shown: &[u8]) -> Log {
+        let mut log = Log::new(DigestFunction::Sha256);
+        log.shown = shown.len() as u64;
+        log.hash.update(shown);
+        log
+    }
+
     /// Returns what is shown of pieces that arrive after `shown`, when the step runs again.
     fn shown_again(shown: &[u8], pieces: &[&[u8]]) -> Option<Vec<u8>> {
-        let mut log = Log { shown: shown.len() as u64, hash: Sha256::new_with_prefix(shown), ..Log::default() };
-        log.again = Some((log.shown, Sha256::new()));
+        let mut log = log_of(shown);
+        log.again = Some((log.shown, log.function.hasher()));
         let mut news = Vec::new();
         for piece in pieces {
             news.extend(log.news(piece.to_vec())?);
@@ -264,7 +290,7 @@ mod tests {
     #[test]
     fn what_differs_from_what_was_shown_is_left_to_the_result() {
         assert_eq!(shown_again(b"one\n", &[b"on", b"ce\n"]), None);
-        let log = Log { shown: 3, hash: Sha256::new_with_prefix(b"one"), ..Log::default() };
+        let log = log_of(b"one");
         assert!(log.begins(b"one and more") && log.begins(b"one"));
         assert!(!log.begins(b"on") && !log.begins(b"two and more"));
     }

@@ -6,6 +6,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
+    time::Duration,
 };
 
 use super::{CloudBuilder, collect, error, source::Sources, step_program::StepProgram};
@@ -43,6 +44,10 @@ pub struct CloudRunner {
     pub(super) userns: Arc<UsernsHelper>,
     pub(super) uploaded_blobs: AtomicU64,
     pub(super) uploaded_bytes: AtomicU64,
+    /// How long a step waits for a worker before the user is told.
+    pub(super) queue_notice: Duration,
+    /// The shortest time limit in seconds that the engine refused.
+    pub(super) refused_bound: AtomicU64,
 }
 
 /// The endpoints of an engine and of its log streams.
@@ -94,6 +99,17 @@ impl CloudRunner {
         self.uploaded_bytes.fetch_add(uploaded.bytes, Relaxed);
     }
 
+    /// Returns the longest time limit that the engine may accept, if it refused one.
+    pub(super) fn longest_bound(&self) -> Option<Duration> {
+        let refused = self.refused_bound.load(Relaxed);
+        (refused < u64::MAX).then(|| Duration::from_secs(refused.saturating_sub(1)))
+    }
+
+    /// Remembers a time limit that the engine refused.
+    pub(super) fn note_refused_bound(&self, bound: Duration) {
+        self.refused_bound.fetch_min(bound.as_secs(), Relaxed);
+    }
+
     fn engine(&self) -> Result<&RemoteEngine, RunnerError> {
         self.engine.as_ref().map_err(|error| RunnerError::unsupported(format!("{error}: {SET_ENDPOINT}")))
     }
@@ -119,9 +135,15 @@ impl StepRunner for CloudRunner {
         let (boot, result) = Box::pin(self.attempt(engine, ctx, &input, &limits, &store)).await?;
         let cas = Cas::new(engine.endpoint.clone());
         let output = collect::step_output(&result, &cas).await?;
-        let exit_code = collect::exit_code(&output, &limits, ctx)?;
+        let ended = collect::exit_code(&output, &limits, ctx);
+        let context = TransferContext { store: &store, cas: &cas, id_map: boot.id_map };
+        if ctx.keep && kept_steps::is_worth_keeping(&ended) {
+            let taking = collect::snapshot(&result, &output, boot, context, &self.uploads);
+            kept_steps::keep_failed(Box::pin(taking).await, &store, &input, input.snapshot_config()).await;
+            return Ok(StepResult::exited(ended?));
+        }
+        let exit_code = ended?;
         let committed_snapshot = if exit_code == 0 && input.cache_lookup.commits() {
-            let context = TransferContext { store: &store, cas: &cas, id_map: boot.id_map };
             let taking = collect::snapshot(&result, &output, boot, context, &self.uploads);
             let snapshot = Box::pin(taking).await?;
             store.snapshots().describe(&snapshot, Arc::new(input.snapshot_config()));
@@ -162,16 +184,21 @@ impl StepRunner for CloudRunner {
                 error.to_string(),
                 match error.kind() {
                     RemoteErrorKind::Denied => "set --remote-header, or --remote-cert and --remote-key",
-                    _ => SET_ENDPOINT,
+                    RemoteErrorKind::Refused | RemoteErrorKind::NotFound => {
+                        "set the instance's name: --remote-instance, HM_REMOTE_INSTANCE, or `instance` of [remote]"
+                    }
+                    RemoteErrorKind::Unavailable => "start the engine, or correct its address",
+                    _ => "use an engine that speaks the Remote Execution API",
                 },
             ),
             Ok(limits) if !limits.executes => unusable(
                 format!("{} has a cache, but does not run steps", engine.place()),
                 "use an engine that runs steps, or another instance (--remote-instance)",
             ),
-            Ok(limits) if !limits.sha256 => {
-                unusable(format!("{} does not support SHA-256", engine.place()), "enable SHA-256 in the engine")
-            }
+            Ok(limits) if limits.digest_function.is_none() => unusable(
+                format!("{} supports neither SHA-256 nor BLAKE3", engine.place()),
+                "enable one of them in the engine",
+            ),
             Ok(_) => Probe::Usable { note: Some(format!("{}, {}", engine.place(), program.display())) },
         }
     }

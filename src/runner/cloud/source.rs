@@ -12,7 +12,7 @@ use std::{
 use super::error;
 use crate::{
     blocking,
-    remote::{Blob, Cas, Digest, DirectoryTree, FileAttributes, Tree, TreeError, Uploaded},
+    remote::{Blob, Cas, Digest, DigestFunction, DirectoryTree, FileAttributes, Tree, TreeError, Uploaded},
     runner::RunnerError,
     source::{EntryKind, FrozenSource},
     store::{SourceId, Store},
@@ -50,8 +50,10 @@ impl Sources {
         if let Some(root) = *slot {
             return Ok(root);
         }
+        let function = cas.digest_function().await.map_err(error::remote("ask for the source's files"))?;
         let (opened, frozen) = (Arc::clone(store), Arc::clone(source));
-        let Named { tree, files } = blocking::run("name the source's files", move || name(&opened, &frozen)).await?;
+        let naming = blocking::run("name the source's files", move || name(&opened, &frozen, function));
+        let Named { tree, files } = naming.await?;
         let directories = tree.directories.iter().map(|blob| blob.digest);
         let missing = cas.find_missing(files.keys().copied().chain(directories)).await;
         let missing = missing.map_err(error::remote("ask for the source's files"))?;
@@ -86,43 +88,73 @@ fn as_path(bytes: &[u8]) -> PathBuf {
 
 /// Computes the digest of every file and directory of a source. Reads only files whose content has no known
 /// digest.
-fn name(store: &Store, source: &FrozenSource) -> Result<Named, RunnerError> {
+fn name(store: &Store, source: &FrozenSource, function: DigestFunction) -> Result<Named, RunnerError> {
     let failed = error::store("read the source's manifest");
     let manifest = source::Manifest::of(store, &source.id).map_err(failed)?;
-    let contents: Vec<[u8; 32]> = manifest
-        .entries()
-        .filter_map(|entry| if let EntryKind::File { hash, .. } = entry.kind { Some(*hash) } else { None })
-        .collect();
-    let known = store.digests().sha256_of(&contents).map_err(error::store("look up what files are called"))?;
-    let mut known = known.into_iter();
-    let (mut tree, mut files, mut new) = (DirectoryTree::default(), BTreeMap::new(), Vec::new());
+    let mut contents = Contents::of(store, &manifest, function)?;
+    let (mut tree, mut files) = (DirectoryTree::new(function), BTreeMap::new());
     tree.add_directory(b"workspace").map_err(untravelable)?;
     for entry in manifest.entries() {
         let path = [b"workspace/", entry.path].concat();
         let attributes = FileAttributes { mode: entry.mode, mtime: entry.mtime };
         match entry.kind {
-            EntryKind::Directory => tree.add_directory(&path).map_err(untravelable)?.set_mtime(entry.mtime),
+            EntryKind::Directory => tree.add_directory(&path).map_err(untravelable)?.set_attributes(attributes),
             EntryKind::Symlink { target } => tree.add_symlink(&path, target, attributes).map_err(untravelable)?,
             EntryKind::File { size_bytes, hash } => {
-                let digest = match known.next().flatten() {
-                    Some(sha256) => Digest { hash: sha256, size_bytes },
-                    None => {
-                        let place = source.locate(&as_path(entry.path));
-                        let digest = Digest::of_file(&place)
-                            .map_err(|error| RunnerError::infrastructure(format!("read {}", place.display()), error))?;
-                        new.push((*hash, digest.hash));
-                        digest
-                    }
-                };
+                let hash = contents.next(hash, || source.locate(&as_path(entry.path)))?;
+                let digest = Digest { function, hash, size_bytes };
                 tree.add_file(&path, digest, attributes).map_err(untravelable)?;
                 files.insert(digest, entry.path.to_vec());
             }
         }
     }
-    if !new.is_empty() {
-        store.digests().remember_sha256(&new).map_err(error::store("remember what files are called"))?;
-    }
+    contents.remember(store)?;
     Ok(Named { tree: tree.finish(), files })
+}
+
+/// The hashes of the files of a manifest by the engine's digest function, in the manifest's order.
+enum Contents {
+    /// Manifests have these hashes.
+    Blake3,
+    /// The store remembers the hashes of contents that were read before.
+    Sha256 { known: std::vec::IntoIter<Option<[u8; 32]>>, new: Vec<([u8; 32], [u8; 32])> },
+}
+
+impl Contents {
+    fn of(store: &Store, manifest: &source::Manifest, function: DigestFunction) -> Result<Self, RunnerError> {
+        if function == DigestFunction::Blake3 {
+            return Ok(Self::Blake3);
+        }
+        let hash = |kind| if let EntryKind::File { hash, .. } = kind { Some(*hash) } else { None };
+        let contents: Vec<[u8; 32]> = manifest.entries().filter_map(|entry| hash(entry.kind)).collect();
+        let known = store.digests().sha256_of(&contents).map_err(error::store("look up what files are called"))?;
+        Ok(Self::Sha256 { known: known.into_iter(), new: Vec::new() })
+    }
+
+    /// Returns the hash of the next file, and reads it if that is not known.
+    fn next(&mut self, content: &[u8; 32], path: impl FnOnce() -> PathBuf) -> Result<[u8; 32], RunnerError> {
+        let (known, new) = match self {
+            Self::Blake3 => return Ok(*content),
+            Self::Sha256 { known, new } => (known, new),
+        };
+        if let Some(sha256) = known.next().flatten() {
+            return Ok(sha256);
+        }
+        let path = path();
+        let digest = Digest::of_file(&path)
+            .map_err(|error| RunnerError::infrastructure(format!("read {}", path.display()), error))?;
+        new.push((*content, digest.hash));
+        Ok(digest.hash)
+    }
+
+    fn remember(self, store: &Store) -> Result<(), RunnerError> {
+        match self {
+            Self::Sha256 { new, .. } if !new.is_empty() => {
+                store.digests().remember_sha256(&new).map_err(error::store("remember what files are called"))
+            }
+            _ => Ok(()),
+        }
+    }
 }
 
 fn untravelable(error: TreeError) -> RunnerError {

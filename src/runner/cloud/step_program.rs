@@ -6,7 +6,7 @@ use tokio::sync::OnceCell;
 
 use crate::{
     blocking,
-    remote::{Blob, Digest},
+    remote::{Blob, DigestFunction},
     runner::RunnerError,
     step::{self, NoStepProgram},
 };
@@ -24,12 +24,12 @@ impl StepProgram {
         Self { named, blob: OnceCell::new() }
     }
 
-    /// Returns the program as a blob. The file is read only once.
-    pub(super) async fn blob(&self) -> Result<Blob, RunnerError> {
+    /// Returns the program as a blob. The file is read only once: an engine has one digest function.
+    pub(super) async fn blob(&self, function: DigestFunction) -> Result<Blob, RunnerError> {
         let blob = self.blob.get_or_try_init(async || {
             let path = self.locate().map_err(|error| RunnerError::unsupported(error.to_string()))?.path;
             blocking::run("read hm-step", move || {
-                let digest = Digest::of_file(&path);
+                let digest = function.of_file(&path);
                 let digest = digest
                     .map_err(|error| RunnerError::unsupported(format!("failed to read {}: {error}", path.display())))?;
                 Ok(Blob::of_file(digest, path))

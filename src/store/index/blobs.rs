@@ -45,6 +45,12 @@ pub(in crate::store) fn sha256(
     contents.iter().map(|content| select.query_row([content], |row| row.get(0)).optional()).collect()
 }
 
+/// Returns the content with a SHA-256, if it is known.
+pub(in crate::store) fn content(connection: &Connection, sha256: &[u8; 32]) -> rusqlite::Result<Option<[u8; 32]>> {
+    let mut select = connection.prepare_cached("SELECT content FROM contents WHERE sha256 = ? LIMIT 1")?;
+    select.query_row([sha256], |row| row.get(0)).optional()
+}
+
 /// Remembers the SHA-256 of contents, and forgets the oldest.
 pub(in crate::store) fn put_sha256(
     transaction: &Transaction<'_>,

@@ -2,6 +2,7 @@
 
 mod admission;
 mod cas;
+mod engines;
 mod remote_cache;
 mod sources;
 mod steps;

@@ -8,7 +8,7 @@ use bazel_remote_apis::google::{
 };
 use hm_exec::{
     remote::{
-        Blob, Cas, Digest, DirectoryTree, Endpoint, EndpointOptions, FileAttributes,
+        Blob, Cas, Digest, DigestFunction, DirectoryTree, Endpoint, EndpointOptions, FileAttributes,
         reapi::{self, execution_client::ExecutionClient},
     },
     step::{Exit, Limits, Lower, StepInput, StepOutput, VERSION},
@@ -88,6 +88,7 @@ impl Actions {
             workdir: "/workspace".into(),
             stack,
             commit: true,
+            keep: false,
             timeout_ms: None,
             grace_ms: 1000,
             limits: Limits::default(),
@@ -178,11 +179,11 @@ impl Actions {
         }
         let Some(result) = response.result else { return Err(response) };
         let file = |name: &str| result.output_files.iter().find(|file| file.path == name);
-        let digest = |file: &reapi::OutputFile| Digest::try_from(file.digest.as_ref().unwrap()).unwrap();
+        let digest = |file: &reapi::OutputFile| DigestFunction::Sha256.parse(file.digest.as_ref().unwrap()).unwrap();
         let json = self.cas.read(digest(file("result.json").unwrap()), 1 << 20).await.unwrap();
         let output = StepOutput::decode(&json).unwrap();
         let stdout = match &result.stdout_digest {
-            Some(stdout) => self.cas.read(Digest::try_from(stdout).unwrap(), 1 << 30).await.unwrap(),
+            Some(stdout) => self.cas.read(DigestFunction::Sha256.parse(stdout).unwrap(), 1 << 30).await.unwrap(),
             None => result.stdout_raw.clone(),
         };
         let layer = file("layer.tar.zst").map(digest);

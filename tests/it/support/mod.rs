@@ -41,6 +41,7 @@ pub(crate) mod run_meta;
 pub(crate) mod sandbox;
 pub(crate) mod scripted;
 pub(crate) mod step;
+pub(crate) mod stock_engine;
 pub(crate) mod store;
 pub(crate) mod terminal;
 pub(crate) mod unpack_oracle;

@@ -160,6 +160,21 @@ impl Run {
         input
     }
 
+    /// Waits until a step prints a line with `text`, and returns it.
+    pub(crate) async fn says(&mut self, text: &str) -> String {
+        let mut events = self.writer.subscribe();
+        loop {
+            tokio::select! {
+                () = self.writer.dirty() => self.writer.flush().unwrap(),
+                event = events.next() => match event {
+                    Some(BuildEvent::StepLog { line, .. }) if line.contains(text) => return line.to_string(),
+                    Some(_) => {}
+                    None => panic!("the events ended without {text:?}"),
+                },
+            }
+        }
+    }
+
     /// Ends the run. Returns all lines that its steps printed, those of standard error last.
     pub(crate) async fn output(mut self) -> String {
         self.writer.emit(0, StateEvent::BuildEnd { status: BuildStatus::Passed, duration_ms: 0 });

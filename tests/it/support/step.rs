@@ -100,6 +100,7 @@ impl Action {
                 workdir: "/workspace".into(),
                 stack: Vec::new(),
                 commit: true,
+                keep: false,
                 timeout_ms: None,
                 grace_ms: 5_000,
                 limits: Limits::default(),

@@ -113,10 +113,7 @@ fn run_in(dir: &Path, input: &StepInput, oneshot: &OneShot) -> Result<(Exit, Opt
             return Err(Failure::passing("the step was killed by another process, or this machine is out of memory"));
         }
     };
-    let layer = match exit {
-        Exit::Exited { code: 0, .. } if input.commit => layer::pack(&upper, dir, id_map)?,
-        _ => None,
-    };
+    let layer = if input.packs(&exit) { layer::pack(&upper, dir, id_map)? } else { None };
     Ok((exit, layer))
 }
 

@@ -1,0 +1,324 @@
+//! Engines that behave in their own ways: limits, queues, failures, digest functions, and no cancellation.
+
+use std::{
+    fs,
+    process::{Command, Stdio},
+    time::Duration,
+};
+
+use hm_exec::{
+    remote::{DigestFunction, Endpoint},
+    runner::{CancelReason, RunnerErrorKind, StepRunner, cloud::CloudRunner},
+};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::{Value, json};
+use tonic::Code;
+
+use crate::support::{
+    images::Image,
+    processes::{is_asleep, is_running, marker},
+    programs::hm,
+    project::{Ended, Project, eventually},
+    remote_engine::step_program,
+    sandbox::{Ask, Bench},
+    stock_engine::{Function, Habits, StockEngine},
+};
+
+/// An engine with some habits, and a project with steps for it.
+struct Stock {
+    engine: StockEngine,
+    project: Project,
+}
+
+impl Stock {
+    /// Starts an engine, and writes a pipeline of steps, each with a key, a command and more. Returns `None`
+    /// if the test is skipped.
+    fn new(habits: Habits, steps: &[(&str, &str, Value)]) -> Option<Self> {
+        step_program()?;
+        let stock = Self { engine: StockEngine::start(habits), project: Project::new() };
+        let nodes = steps.iter().map(|(key, cmd, more)| {
+            let mut step = more.clone();
+            step["key"] = json!(key);
+            step["cmd"] = json!(cmd);
+            json!({ "step": step, "env": {} })
+        });
+        let nodes: Vec<Value> = nodes.collect();
+        let graph = json!({ "nodes": nodes, "node_holes": [], "edge_property": "directed", "edges": [] });
+        stock
+            .project
+            .file(".hm/ci.json", &json!({ "version": "0", "default_image": "host", "graph": graph }).to_string());
+        Image::shell().write_oci(&stock.project.dir.with_file_name("image"), "it");
+        Some(stock)
+    }
+
+    fn hm(&self, args: &[&str]) -> Command {
+        let image = format!("host=oci:{}:it", self.project.dir.with_file_name("image").display());
+        let mut hm = self.project.hm(&["run", "--runner", "cloud", "--format", "json", "--image", &image]);
+        hm.args(["--remote", &self.engine.url()]).args(args);
+        hm
+    }
+
+    fn run(&self, args: &[&str]) -> Ended {
+        Ended::of(&mut self.hm(args))
+    }
+}
+
+/// Returns the lines of output in a report.
+fn lines(ended: &Ended) -> Vec<String> {
+    let line = |event: &Value| Some(event["line"].as_str()?.to_owned());
+    ended.events().iter().filter_map(line).filter(|line| !line.starts_with("unpack")).collect()
+}
+
+/// Returns how the steps of a report ended: the status, and the message.
+fn ends(ended: &Ended) -> Vec<(String, String)> {
+    let ends = ended.events().into_iter().filter(|event| event["kind"] == "step_end");
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    ends.map(|event| (text(&event["status"]), text(&event["message"]))).collect()
+}
+
+#[test]
+fn a_step_with_a_limit_runs_on_an_engine_with_a_shorter_maximum() {
+    let habits = Habits { max_timeout: Some(Duration::from_secs(1_200)), ..Habits::default() };
+    let steps = [
+        ("first", "echo first", json!({ "timeout_seconds": 20 })),
+        ("second", "echo second", json!({ "timeout_seconds": 4_000_000 })),
+    ];
+    let Some(stock) = Stock::new(habits, &steps) else { return };
+    let ended = stock.run(&["--remote-jobs", "1"]).expect(0);
+    assert_eq!(lines(&ended), ["first", "second"]);
+    assert_eq!(stock.engine.refused(), 1, "a longer limit is not tried again");
+}
+
+#[test]
+fn a_limit_that_the_engine_accepts_is_sent() {
+    let Some(stock) = Stock::new(Habits::buildbuddy(), &[("a", "true", json!({ "timeout_seconds": 20 }))]) else {
+        return;
+    };
+    stock.run(&[]).expect(0);
+    assert_eq!((stock.engine.refused(), stock.engine.timeouts()), (0, vec![Some(20 + 5 + 1_200)]));
+}
+
+#[test]
+fn the_reason_of_a_failure_is_shown_even_if_its_output_does_not_exist() {
+    let fails = Some((Code::Internal, "the disk quota of the worker is exceeded", u32::MAX));
+    let habits = Habits { fails, ..Habits::nativelink() };
+    let Some(stock) = Stock::new(habits, &[("a", "echo seen", json!({}))]) else { return };
+    let ended = stock.run(&[]).expect(3);
+    let (status, message) = &ends(&ended)[0];
+    assert!(status == "infrastructure" && message.contains("the disk quota of the worker"), "{status}: {message}");
+    assert_eq!(stock.engine.executed(), 1, "a verdict is not asked for again");
+}
+
+#[test]
+fn a_failure_without_output_that_may_pass_is_tried_again() {
+    let fails = Some((Code::Unavailable, "the worker was lost", 1));
+    let habits = Habits { fails, ..Habits::nativelink() };
+    let Some(stock) = Stock::new(habits, &[("a", "echo seen", json!({}))]) else { return };
+    let ended = stock.run(&[]).expect(0);
+    assert_eq!((lines(&ended), stock.engine.executed()), (vec!["seen".to_owned()], 2));
+}
+
+#[test]
+fn the_output_of_a_step_that_the_engine_failed_is_shown() {
+    let fails = Some((Code::Internal, "why", u32::MAX));
+    let Some(stock) = Stock::new(Habits { fails, ..Habits::default() }, &[("a", "echo seen", json!({}))]) else {
+        return;
+    };
+    assert_eq!(lines(&stock.run(&[]).expect(3)), ["seen"]);
+}
+
+#[test]
+fn the_time_in_the_engines_queue_does_not_count() {
+    let names = ["a", "b", "c", "d"];
+    let steps = names.map(|name| (name, "sleep 1", json!({ "timeout_seconds": 2 })));
+    let Some(stock) = Stock::new(Habits { slots: 1, ..Habits::default() }, &steps) else { return };
+    let ended = stock.run(&[]).expect(0);
+    assert!(ends(&ended).iter().all(|(status, _)| status == "passed"), "{ended:?}");
+    assert_eq!(stock.engine.executed(), 4);
+}
+
+#[test]
+fn the_engines_own_limit_is_a_verdict() {
+    for habits in [Habits::default(), Habits::nativelink()] {
+        let shows = !habits.zero_digests;
+        let habits = Habits { max_timeout: Some(Duration::from_secs(1)), ..habits };
+        let Some(stock) = Stock::new(habits, &[("a", "echo begun; sleep 1000", json!({}))]) else { return };
+        let ended = stock.run(&[]);
+        let (status, message) = &ends(&ended)[0];
+        assert_eq!((&**status, stock.engine.executed()), ("timed_out", 1), "{ended:?}");
+        assert!(message.contains("the engine's time limit") && message.contains("Command timed out"), "{message}");
+        let expected: &[&str] = if shows { &["begun"] } else { &[] };
+        assert_eq!(lines(&ended), expected);
+    }
+}
+
+#[test]
+fn a_step_that_timed_out_shows_its_output_where_nothing_can_be_cancelled() {
+    let command = "echo begun; trap 'echo ended; exit' TERM; while :; do sleep 0.1; done";
+    let steps = [("a", command, json!({ "timeout_seconds": 1 }))];
+    let Some(stock) = Stock::new(Habits { cancels: false, ..Habits::default() }, &steps) else { return };
+    let ended = stock.run(&[]);
+    let (status, message) = &ends(&ended)[0];
+    assert_eq!(
+        (&**status, &lines(&ended)[..2]),
+        ("timed_out", &["begun".to_owned(), "ended".to_owned()][..]),
+        "{message}"
+    );
+}
+
+#[tokio::test]
+async fn a_time_limit_waits_for_the_output_where_nothing_can_be_cancelled() {
+    let Some(program) = step_program() else { return };
+    let engine = StockEngine::start(Habits { cancels: false, shows_output: true, ..Habits::default() });
+    let bench = Bench::new();
+    let layout = bench.path().join("image");
+    Image::shell().write_oci(&layout, "it");
+    let builder = CloudRunner::builder().endpoint(engine.options()).store(bench.store.clone()).helper(hm());
+    let runner = builder.step_program(program).build();
+    let mut run = bench.run();
+    run.ctx.grace = Duration::from_secs(60);
+    let ask = Ask::new("echo begun; sleep 0.5; echo ended").image(format!("oci:{}:it", layout.display()));
+    let (input, ctx) = (run.input(ask), run.ctx.clone());
+    let (ended, ()) = tokio::join!(runner.execute(&ctx, input), async {
+        run.says("begun").await;
+        ctx.interrupt(CancelReason::TimedOut);
+    });
+    assert_eq!(ended.unwrap().exit_code, 0);
+    assert!(run.output().await.contains("begun\nended\n"));
+}
+
+#[test]
+fn an_interrupted_step_that_continues_says_so() {
+    let marker = marker();
+    let steps = [("a", &*format!("sleep {marker}"), json!({}))];
+    let habits = Habits { abandons_after: Some(Duration::from_millis(300)), ..Habits::nativelink() };
+    let Some(stock) = Stock::new(habits, &steps) else { return };
+    let child = stock.hm(&[]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    eventually("the step runs", || is_asleep(&marker));
+    kill_process(Pid::from_child(&child), Signal::INT).unwrap();
+    let ended = Ended::from(child.wait_with_output().unwrap()).expect(130);
+    let said = lines(&ended);
+    assert!(said.iter().any(|line| line.contains("cannot cancel steps: this one continues")), "{said:?}");
+    // No client waits for it any longer.
+    eventually("the engine ends it", || !is_running(&marker) && !stock.engine.is_busy());
+}
+
+#[test]
+fn a_step_whose_client_was_killed_is_ended_by_the_engine() {
+    let marker = marker();
+    let steps = [("a", &*format!("sleep {marker}"), json!({}))];
+    let habits = Habits { abandons_after: Some(Duration::from_millis(300)), ..Habits::nativelink() };
+    let Some(stock) = Stock::new(habits, &steps) else { return };
+    let mut child = stock.hm(&[]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    eventually("the step runs", || is_asleep(&marker));
+    child.kill().unwrap();
+    child.wait().unwrap();
+    eventually("the engine ends it", || !is_running(&marker) && !stock.engine.is_busy());
+}
+
+#[tokio::test]
+async fn an_engines_default_digest_function_is_used_for_everything() {
+    for (functions, expected) in [
+        (vec![Function::Blake3], DigestFunction::Blake3),
+        (vec![Function::Blake3, Function::Sha256], DigestFunction::Blake3),
+        (vec![Function::Sha256, Function::Blake3], DigestFunction::Sha256),
+    ] {
+        let Some(program) = step_program() else { return };
+        let engine = StockEngine::start(Habits { functions, ..Habits::default() });
+        let limits = Endpoint::new(engine.options()).unwrap().limits().await.unwrap();
+        assert_eq!(limits.digest_function, Some(expected));
+        let bench = Bench::new();
+        fs::create_dir(bench.source().join("dir")).unwrap();
+        fs::write(bench.source().join("dir/file"), "from the source\n").unwrap();
+        // More than a batch holds, and more than an engine puts into its answer.
+        fs::write(bench.source().join("large"), vec![b'x'; 3 << 20]).unwrap();
+        let layout = bench.path().join("image");
+        Image::shell().write_oci(&layout, "it");
+        let ask = |cmd: &str| Ask::new(cmd).image(format!("oci:{}:it", layout.display()));
+        let runner = || {
+            let builder = CloudRunner::builder().endpoint(engine.options()).store(bench.store.clone()).helper(hm());
+            builder.step_program(&program).build()
+        };
+        let first = runner();
+        let mut run = bench.run();
+        let input = run.input(ask("cat dir/file; cp large /data/large; wc -c < large; echo oops >&2"));
+        let made = first.execute(&run.ctx, input).await.unwrap_or_else(|error| panic!("{}", error.to_line()));
+        let input = run.input(ask("wc -c < /data/large").after(&made));
+        first.execute(&run.ctx, input).await.unwrap_or_else(|error| panic!("{}", error.to_line()));
+        let child = bench.step(&mut run, ask("wc -c < /data/large").after(&made)).await.unwrap();
+        assert_eq!(child.exit_code, 0);
+        let output: String =
+            run.output().await.lines().filter(|it| !it.contains("unpack")).collect::<Vec<_>>().join("|");
+        assert_eq!(output, "from the source|3145728|3145728|3145728|err: oops");
+        // As in another process: neither the image's layers nor the source's files are uploaded again.
+        let second = runner();
+        let mut run = bench.run();
+        let input = run.input(ask("echo again"));
+        second.execute(&run.ctx, input).await.unwrap_or_else(|error| panic!("{}", error.to_line()));
+        assert!(second.uploaded().blobs <= 4, "{:?}", second.uploaded());
+    }
+}
+
+#[test]
+fn results_are_shared_by_an_engine_that_knows_only_blake3() {
+    let habits = Habits { functions: vec![Function::Blake3], ..Habits::default() };
+    let cached = json!({ "cache": { "policy": "forever", "key": "a" } });
+    let Some(stock) = Stock::new(habits, &[("a", "echo ran; echo made > file", cached)]) else { return };
+    stock.run(&["--remote-cache", "both"]).expect(0);
+    let elsewhere = stock.project.dir.with_file_name("elsewhere");
+    let ended = Ended::of(stock.hm(&["--remote-cache", "both"]).env("HM_CACHE_DIR", elsewhere)).expect(0);
+    assert!(ended.stdout.contains("step_cache_hit"), "{ended:?}");
+    assert_eq!(stock.engine.executed(), 1);
+}
+
+#[tokio::test]
+async fn a_step_that_waits_for_a_worker_says_so_with_what_it_asks_for() {
+    let Some(program) = step_program() else { return };
+    let engine = StockEngine::start(Habits { lists: vec!["pool".into()], ..Habits::default() });
+    let bench = Bench::new();
+    let layout = bench.path().join("image");
+    Image::shell().write_oci(&layout, "it");
+    let builder = CloudRunner::builder().endpoint(engine.options()).store(bench.store.clone()).helper(hm());
+    let builder = builder.platform_property("pool", "large").queue_notice(Duration::from_millis(100));
+    let runner = builder.step_program(program).build();
+    let mut run = bench.run();
+    let input = run.input(Ask::new("true").image(format!("oci:{}:it", layout.display())));
+    let ctx = run.ctx.clone();
+    let said = async {
+        let line = run.says("for a worker").await;
+        ctx.cancel.cancel();
+        line
+    };
+    let (ended, line) = tokio::join!(runner.execute(&ctx, input), said);
+    assert!(line.contains("pool=large") && line.contains(&engine.url()), "{line}");
+    assert_eq!(ended.unwrap_err().kind(), RunnerErrorKind::Cancelled);
+    assert_eq!(engine.executed(), 0);
+}
+
+#[test]
+fn the_hint_for_an_engine_that_is_down_is_not_to_name_one() {
+    let Some(stock) = Stock::new(Habits::default(), &[("a", "true", json!({}))]) else { return };
+    let url = stock.engine.url();
+    let Stock { engine, project } = stock;
+    drop(engine);
+    let ended =
+        Ended::of(&mut project.hm(&["run", "--runner", "cloud", "--image", "host=x", "--remote", &url])).expect(3);
+    assert!(ended.stderr.contains("start the engine") && !ended.stderr.contains("set --remote"), "{ended:?}");
+    let ended = Ended::of(&mut project.hm(&["run", "--runner", "cloud", "--image", "host=x"])).expect(3);
+    assert!(ended.stderr.contains("set --remote"), "{ended:?}");
+}
+
+#[test]
+fn the_files_of_a_failed_step_are_kept_on_request() {
+    for (command, more, code) in [
+        ("echo left > report; exit 7", json!({}), 1),
+        ("echo left > report; sleep 1000", json!({ "timeout_seconds": 1 }), 1),
+    ] {
+        let Some(stock) = Stock::new(Habits::nativelink(), &[("a", command, more)]) else { return };
+        stock.run(&[]).expect(code);
+        Ended::of(&mut stock.project.hm(&["cp", "a:report", "none"])).expect(2);
+        stock.run(&["--keep"]).expect(code);
+        Ended::of(&mut stock.project.hm(&["cp", "a:report", "copy"])).expect(0);
+        assert_eq!(fs::read_to_string(stock.project.dir.join("copy")).unwrap(), "left\n");
+    }
+}
