@@ -212,7 +212,7 @@ fn rt_sigaction(signal: c_int, new: Option<&[u64; 4]>, old: Option<&mut [u64; 4]
     /// The size of the kernel's signal set, in bytes.
     const SET_BYTES: usize = 8;
     let (new, old) = (new.map_or(ptr::null(), ptr::from_ref), old.map_or(ptr::null_mut(), ptr::from_mut));
-    // SAFETY: both are null or as long as the structure on every supported architecture, and outlive the call.
+    // SAFETY: both are null or as long as the structure on every architecture, and outlive the call.
     check(unsafe { libc::syscall(libc::SYS_rt_sigaction, signal, new, old, SET_BYTES) }).map(drop)
 }
 
