@@ -26,7 +26,7 @@ use bazel_remote_apis::{
         byte_stream_server::{ByteStream, ByteStreamServer},
     },
 };
-use futures_util::{Stream as FutureStream, stream};
+use futures_util::{FutureExt, Stream as FutureStream, future::BoxFuture, stream};
 use tokio::{net::TcpListener, sync::watch};
 use tonic::{Request, Response, Status, Streaming, transport::server::TcpIncoming};
 use uuid::Uuid;
@@ -92,14 +92,21 @@ impl LogStreams {
     /// # Errors
     /// Returns an error if the listener fails.
     pub async fn serve(self, stop: &WorkerStop) -> Result<(), LogStreamError> {
-        let shelf = Arc::new(Shelf::default());
-        tonic::transport::Server::builder()
-            .tcp_nodelay(true)
-            .add_service(LogStreamServiceServer::from_arc(Arc::clone(&shelf)))
-            .add_service(ByteStreamServer::from_arc(shelf))
-            .serve_with_incoming_shutdown(TcpIncoming::from(self.listener), stop.draining())
-            .await
-            .map_err(LogStreamError::Serve)
+        self.boxed_serve(stop).await
+    }
+
+    fn boxed_serve(self, stop: &WorkerStop) -> BoxFuture<'_, Result<(), LogStreamError>> {
+        async move {
+            let shelf = Arc::new(Shelf::default());
+            tonic::transport::Server::builder()
+                .tcp_nodelay(true)
+                .add_service(LogStreamServiceServer::from_arc(Arc::clone(&shelf)))
+                .add_service(ByteStreamServer::from_arc(shelf))
+                .serve_with_incoming_shutdown(TcpIncoming::from(self.listener), stop.draining())
+                .await
+                .map_err(LogStreamError::Serve)
+        }
+        .boxed()
     }
 }
 

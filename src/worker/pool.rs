@@ -2,7 +2,10 @@
 
 use std::num::NonZeroUsize;
 
-use futures_util::future;
+use futures_util::{
+    FutureExt,
+    future::{self, LocalBoxFuture},
+};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -87,8 +90,16 @@ impl Worker {
     /// # Cancel safety
     /// If the future is dropped, every process of every lease is killed; the engine detects this by itself.
     pub async fn run(&self, stop: &WorkerStop, notes: &impl WorkerNotes) {
-        let slots: Vec<Slot> = (1..=self.options.slots.get()).map(|number| self.slot(number)).collect();
-        future::join_all(slots.iter().map(|slot| serve(slot, &self.options.engine, &self.leases, stop, notes))).await;
+        self.boxed_run(stop, notes).await;
+    }
+
+    fn boxed_run<'a>(&'a self, stop: &'a WorkerStop, notes: &'a dyn WorkerNotes) -> LocalBoxFuture<'a, ()> {
+        async move {
+            let slots: Vec<Slot> = (1..=self.options.slots.get()).map(|number| self.slot(number)).collect();
+            future::join_all(slots.iter().map(|slot| serve(slot, &self.options.engine, &self.leases, stop, notes)))
+                .await;
+        }
+        .boxed_local()
     }
 
     fn slot(&self, number: usize) -> Slot {

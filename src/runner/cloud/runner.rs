@@ -9,6 +9,8 @@ use std::{
     time::Duration,
 };
 
+use futures_util::{FutureExt, future::BoxFuture};
+
 use super::{CloudBuilder, collect, error, source::Sources, step_program::StepProgram};
 use crate::{
     blocking,
@@ -119,42 +121,115 @@ impl CloudRunner {
     }
 }
 
+/// The futures of a step, boxed: see `docs/design/runners.md`, section Compile time.
+impl CloudRunner {
+    fn boxed_execute<'a>(
+        &'a self,
+        ctx: &'a StepContext,
+        input: ExecutorInput,
+    ) -> BoxFuture<'a, Result<StepResult, RunnerError>> {
+        async move {
+            if !ctx.secrets.is_empty() {
+                return Err(RunnerError::unsupported(
+                    "secrets are not sent to other machines: run the step in the sandbox",
+                ));
+            }
+            let limits = Limits::of_args(input.step.runner_args.as_ref())?;
+            let engine = self.engine()?;
+            let store = self.store()?;
+            let (boot, result) = self.attempt(engine, ctx, &input, &limits, &store).await?;
+            let cas = Cas::new(engine.endpoint.clone());
+            let output = collect::step_output(&result, &cas).await?;
+            let ended = collect::exit_code(&output, &limits, ctx);
+            let context = TransferContext { store: &store, cas: &cas, id_map: boot.id_map };
+            if ctx.keep && kept_steps::is_worth_keeping(&ended) {
+                let taking = collect::snapshot(&result, &output, boot, context, &self.uploads);
+                kept_steps::keep_failed(taking.await, &store, &input, input.snapshot_config()).await;
+                return Ok(StepResult::exited(ended?));
+            }
+            let exit_code = ended?;
+            let committed_snapshot = if exit_code == 0 && input.cache_lookup.commits() {
+                let taking = collect::snapshot(&result, &output, boot, context, &self.uploads);
+                let snapshot = taking.await?;
+                store.snapshots().describe(&snapshot, Arc::new(input.snapshot_config()));
+                if ctx.keep {
+                    kept_steps::keep_passed(snapshot.clone(), &store, &input).await;
+                }
+                Some(snapshot)
+            } else {
+                None
+            };
+            Ok(StepResult::exited(exit_code).with_snapshot(committed_snapshot))
+        }
+        .boxed()
+    }
+
+    fn boxed_probe(&self) -> BoxFuture<'_, Probe> {
+        async move {
+            let unusable = |reason: String, hint: &str| Probe::Unusable { reason, hint: hint.into() };
+            let engine = match &self.engine {
+                Ok(engine) => &engine.endpoint,
+                Err(error) => return unusable(error.to_string(), SET_ENDPOINT),
+            };
+            let program = match self.program.locate() {
+                Ok(program) => program.path,
+                Err(error) => {
+                    return unusable(error.to_string(), "build one with `just hm-step`, and set HM_STEP to its path");
+                }
+            };
+            match engine.check().await {
+                Err(error) => unusable(
+                    error.to_string(),
+                    match error.kind() {
+                        RemoteErrorKind::Denied => "set --remote-header, or --remote-cert and --remote-key",
+                        RemoteErrorKind::Refused | RemoteErrorKind::NotFound => {
+                            "set the instance's name: --remote-instance, HM_REMOTE_INSTANCE, or `instance` of [remote]"
+                        }
+                        RemoteErrorKind::Unavailable => "start the engine, or correct its address",
+                        _ => "use an engine that speaks the Remote Execution API",
+                    },
+                ),
+                Ok(limits) if !limits.executes => unusable(
+                    format!("{} has a cache, but does not run steps", engine.place()),
+                    "use an engine that runs steps, or another instance (--remote-instance)",
+                ),
+                Ok(limits) if limits.digest_function.is_none() => unusable(
+                    format!("{} supports neither SHA-256 nor BLAKE3", engine.place()),
+                    "enable one of them in the engine",
+                ),
+                Ok(_) => Probe::Usable { note: Some(format!("{}, {}", engine.place(), program.display())) },
+            }
+        }
+        .boxed()
+    }
+
+    fn boxed_cache_identity<'a>(
+        &'a self,
+        image: Option<&'a str>,
+    ) -> BoxFuture<'a, Result<Option<CacheIdentity>, RunnerError>> {
+        async move {
+            let image = match image {
+                None => None,
+                Some(image) => {
+                    let store = self.store()?;
+                    let base = Box::pin(self.images.pin(&store, image, &())).await.map_err(no_image)?;
+                    let identity = blocking::run("look at the image", move || {
+                        image_identity(&base, &[]).map_err(error::store("resolve the image"))
+                    });
+                    Some(identity.await?.into())
+                }
+            };
+            Ok(Some(CacheIdentity { image, mode: self.userns.id_map().await.as_str().into() }))
+        }
+        .boxed()
+    }
+}
+
 impl StepRunner for CloudRunner {
     const NAME: &'static str = "cloud";
 
     async fn execute(&self, ctx: &StepContext, input: ExecutorInput) -> Result<StepResult, RunnerError> {
-        if !ctx.secrets.is_empty() {
-            return Err(RunnerError::unsupported(
-                "secrets are not sent to other machines: run the step in the sandbox",
-            ));
-        }
-        let limits = Limits::of_args(input.step.runner_args.as_ref())?;
-        let engine = self.engine()?;
-        let store = self.store()?;
-        // Boxed, because it is large, and other runners' futures do not need the space.
-        let (boot, result) = Box::pin(self.attempt(engine, ctx, &input, &limits, &store)).await?;
-        let cas = Cas::new(engine.endpoint.clone());
-        let output = collect::step_output(&result, &cas).await?;
-        let ended = collect::exit_code(&output, &limits, ctx);
-        let context = TransferContext { store: &store, cas: &cas, id_map: boot.id_map };
-        if ctx.keep && kept_steps::is_worth_keeping(&ended) {
-            let taking = collect::snapshot(&result, &output, boot, context, &self.uploads);
-            kept_steps::keep_failed(Box::pin(taking).await, &store, &input, input.snapshot_config()).await;
-            return Ok(StepResult::exited(ended?));
-        }
-        let exit_code = ended?;
-        let committed_snapshot = if exit_code == 0 && input.cache_lookup.commits() {
-            let taking = collect::snapshot(&result, &output, boot, context, &self.uploads);
-            let snapshot = Box::pin(taking).await?;
-            store.snapshots().describe(&snapshot, Arc::new(input.snapshot_config()));
-            if ctx.keep {
-                kept_steps::keep_passed(snapshot.clone(), &store, &input).await;
-            }
-            Some(snapshot)
-        } else {
-            None
-        };
-        Ok(StepResult::exited(exit_code).with_snapshot(committed_snapshot))
+        self.boxed_execute(ctx, input).await
     }
 
     async fn reap_snapshots(&self, snapshots: Vec<SnapshotRef>) {
@@ -168,54 +243,11 @@ impl StepRunner for CloudRunner {
     }
 
     async fn probe(&self) -> Probe {
-        let unusable = |reason: String, hint: &str| Probe::Unusable { reason, hint: hint.into() };
-        let engine = match &self.engine {
-            Ok(engine) => &engine.endpoint,
-            Err(error) => return unusable(error.to_string(), SET_ENDPOINT),
-        };
-        let program = match self.program.locate() {
-            Ok(program) => program.path,
-            Err(error) => {
-                return unusable(error.to_string(), "build one with `just hm-step`, and set HM_STEP to its path");
-            }
-        };
-        match engine.check().await {
-            Err(error) => unusable(
-                error.to_string(),
-                match error.kind() {
-                    RemoteErrorKind::Denied => "set --remote-header, or --remote-cert and --remote-key",
-                    RemoteErrorKind::Refused | RemoteErrorKind::NotFound => {
-                        "set the instance's name: --remote-instance, HM_REMOTE_INSTANCE, or `instance` of [remote]"
-                    }
-                    RemoteErrorKind::Unavailable => "start the engine, or correct its address",
-                    _ => "use an engine that speaks the Remote Execution API",
-                },
-            ),
-            Ok(limits) if !limits.executes => unusable(
-                format!("{} has a cache, but does not run steps", engine.place()),
-                "use an engine that runs steps, or another instance (--remote-instance)",
-            ),
-            Ok(limits) if limits.digest_function.is_none() => unusable(
-                format!("{} supports neither SHA-256 nor BLAKE3", engine.place()),
-                "enable one of them in the engine",
-            ),
-            Ok(_) => Probe::Usable { note: Some(format!("{}, {}", engine.place(), program.display())) },
-        }
+        self.boxed_probe().await
     }
 
     async fn cache_identity(&self, image: Option<&str>) -> Result<Option<CacheIdentity>, RunnerError> {
-        let image = match image {
-            None => None,
-            Some(image) => {
-                let store = self.store()?;
-                let base = Box::pin(self.images.pin(&store, image, &())).await.map_err(no_image)?;
-                let identity = blocking::run("look at the image", move || {
-                    image_identity(&base, &[]).map_err(error::store("resolve the image"))
-                });
-                Some(identity.await?.into())
-            }
-        };
-        Ok(Some(CacheIdentity { image, mode: self.userns.id_map().await.as_str().into() }))
+        self.boxed_cache_identity(image).await
     }
 
     fn capabilities(&self) -> RunnerCapabilities {

@@ -5,6 +5,7 @@ use std::{
     sync::{Arc, OnceLock},
 };
 
+use futures_util::{FutureExt, future::BoxFuture};
 use tokio::sync::OnceCell;
 
 use super::{
@@ -103,11 +104,89 @@ impl Docker {
     /// # Errors
     /// Returns an error if there is no daemon, or if the daemon cannot remove something.
     pub async fn sweep(&self, store: &Arc<Store>) -> Result<Swept, RunnerError> {
-        let client = connection::connect(&connection::place(self.shared.host.as_deref())).await;
-        let client = client.map_err(error::daemon("talk to the daemon"))?;
-        let owner = Owner::of(store).map_err(error::store("read the store's name"))?;
-        let swept = sweep::remove(&client, &owner.of_store(), |process| !store.instance().is_open_in(process)).await;
-        swept.map_err(error::daemon("remove leftovers of dead processes"))
+        self.boxed_sweep(store).await
+    }
+
+    fn boxed_sweep<'a>(&'a self, store: &'a Arc<Store>) -> BoxFuture<'a, Result<Swept, RunnerError>> {
+        async move {
+            let client = connection::connect(&connection::place(self.shared.host.as_deref())).await;
+            let client = client.map_err(error::daemon("talk to the daemon"))?;
+            let owner = Owner::of(store).map_err(error::store("read the store's name"))?;
+            let is_left = |process: &str| !store.instance().is_open_in(process);
+            let swept = sweep::remove(&client, &owner.of_store(), is_left).await;
+            swept.map_err(error::daemon("remove leftovers of dead processes"))
+        }
+        .boxed()
+    }
+}
+
+/// The futures of a step, boxed: see `docs/design/runners.md`, section Compile time.
+impl Docker {
+    fn boxed_boot<'a>(
+        &'a self,
+        ctx: &'a StepContext,
+        context: &'a BootContext,
+        limits: &'a Limits,
+        output: &'a Output<'a>,
+    ) -> BoxFuture<'a, Result<Container, RunnerError>> {
+        async move {
+            let connection = self.shared.connection(&context.store).await?;
+            let cell = self.shared.run(ctx, context.run).cell(context);
+            let container_image = cell
+                .get_or_try_init(|| Box::pin(self.shared.make_container_image(connection, context, output)))
+                .await?;
+            Ok(Container::new(&self.shared, connection, container_image, limits))
+        }
+        .boxed()
+    }
+
+    fn boxed_cache_identity<'a>(
+        &'a self,
+        store: Arc<Store>,
+        image: Option<&'a str>,
+    ) -> BoxFuture<'a, Result<Option<CacheIdentity>, RunnerError>> {
+        async move {
+            let image = match image {
+                None => None,
+                Some("host") => return Err(no_host()),
+                Some(image) if is_the_stores(image) => {
+                    let base = Box::pin(self.shared.images.pin(&store, image, &())).await;
+                    let base = base.map_err(error::image("get the image"))?;
+                    let identity = blocking::run("look at the image", move || {
+                        image_identity(&base, &[]).map_err(error::store("resolve the image"))
+                    });
+                    Some(identity.await?.into())
+                }
+                Some(image) => {
+                    let connection = self.shared.connection(&store).await?;
+                    let found = images::find(&connection.client, image).await?;
+                    let found =
+                        found.ok_or_else(|| RunnerError::unsupported("the daemon does not have the image yet"))?;
+                    Some(found.id.into())
+                }
+            };
+            Ok(Some(CacheIdentity { image, mode: self.shared.mode().await.into() }))
+        }
+        .boxed()
+    }
+
+    fn boxed_remove<'a>(&'a self, snapshot: &'a str) -> BoxFuture<'a, Result<(), RunnerError>> {
+        async move {
+            if self.shared.own.lock().remove(snapshot).is_none() {
+                return Ok(());
+            }
+            let Some(Connection { client, .. }) = self.shared.connection.get() else { return Ok(()) };
+            match sweep::remove_image(client, snapshot).await {
+                // Other images are based on it. It is removed with them at the build's end.
+                Err(bollard::errors::Error::DockerResponseServerError { status_code: 409, .. }) => Ok(()),
+                removed => removed.map_err(error::daemon("remove the image")),
+            }
+        }
+        .boxed()
+    }
+
+    fn boxed_probe(&self) -> BoxFuture<'_, Probe> {
+        async move { connection::probe(&connection::place(self.shared.host.as_deref())).await }.boxed()
     }
 }
 
@@ -133,11 +212,7 @@ impl VmBackend for Docker {
         limits: &Limits,
         output: &Output<'_>,
     ) -> Result<Container, RunnerError> {
-        let connection = self.shared.connection(&context.store).await?;
-        let cell = self.shared.run(ctx, context.run).cell(context);
-        let container_image =
-            cell.get_or_try_init(|| Box::pin(self.shared.make_container_image(connection, context, output))).await?;
-        Ok(Container::new(&self.shared, connection, container_image, limits))
+        self.boxed_boot(ctx, context, limits, output).await
     }
 
     async fn cache_identity(
@@ -145,41 +220,15 @@ impl VmBackend for Docker {
         store: Arc<Store>,
         image: Option<&str>,
     ) -> Result<Option<CacheIdentity>, RunnerError> {
-        let image = match image {
-            None => None,
-            Some("host") => return Err(no_host()),
-            Some(image) if is_the_stores(image) => {
-                let base = Box::pin(self.shared.images.pin(&store, image, &())).await;
-                let base = base.map_err(error::image("get the image"))?;
-                let identity = blocking::run("look at the image", move || {
-                    image_identity(&base, &[]).map_err(error::store("resolve the image"))
-                });
-                Some(identity.await?.into())
-            }
-            Some(image) => {
-                let connection = self.shared.connection(&store).await?;
-                let found = images::find(&connection.client, image).await?;
-                let found = found.ok_or_else(|| RunnerError::unsupported("the daemon does not have the image yet"))?;
-                Some(found.id.into())
-            }
-        };
-        Ok(Some(CacheIdentity { image, mode: self.shared.mode().await.into() }))
+        self.boxed_cache_identity(store, image).await
     }
 
     async fn remove(&self, snapshot: &str) -> Result<(), RunnerError> {
-        if self.shared.own.lock().remove(snapshot).is_none() {
-            return Ok(());
-        }
-        let Some(Connection { client, .. }) = self.shared.connection.get() else { return Ok(()) };
-        match sweep::remove_image(client, snapshot).await {
-            // Other images are based on it. It is removed with them at the build's end.
-            Err(bollard::errors::Error::DockerResponseServerError { status_code: 409, .. }) => Ok(()),
-            removed => removed.map_err(error::daemon("remove the image")),
-        }
+        self.boxed_remove(snapshot).await
     }
 
     async fn probe(&self) -> Probe {
-        connection::probe(&connection::place(self.shared.host.as_deref())).await
+        self.boxed_probe().await
     }
 
     fn capabilities(&self) -> RunnerCapabilities {

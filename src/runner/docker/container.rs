@@ -19,7 +19,7 @@ use bollard::{
         KillContainerOptionsBuilder,
     },
 };
-use futures_util::StreamExt;
+use futures_util::{FutureExt, StreamExt, future::BoxFuture};
 use uuid::Uuid;
 
 use super::{
@@ -252,6 +252,134 @@ async fn refused_any(processes: Option<&Processes>) {
     }
 }
 
+/// The futures of a step, boxed: see `docs/design/runners.md`, section Compile time.
+impl Container {
+    fn boxed_exec<'a>(
+        &'a self,
+        command: &'a Command<'a>,
+        output: &'a Output<'a>,
+    ) -> BoxFuture<'a, Result<i32, RunnerError>> {
+        async move {
+            let _ = self.env.set(command.env.keys().cloned().collect());
+            let body = self.body(command);
+            let options = CreateContainerOptionsBuilder::default().name(&self.name).build();
+            self.may_exist.store(true, Relaxed);
+            let created = match self.connection.client.create_container(Some(options), body).await {
+                Ok(created) => created,
+                Err(error) => {
+                    if is_missing(&error) {
+                        // The image was removed from outside: the next attempt makes it anew.
+                        self.shared.forget(&self.container_image);
+                    }
+                    return Err(error::daemon("create the container")(error));
+                }
+            };
+            let options = AttachContainerOptionsBuilder::default().stream(true).stdout(true).stderr(true).build();
+            let attached = self.connection.client.attach_container(&self.name, Some(options)).await;
+            let mut printed = attached.map_err(error::daemon("attach to the container"))?.output;
+            let started = self.connection.client.start_container(&self.name, None).await;
+            started.map_err(error::daemon("start the container"))?;
+            let processes = self.processes(&created.id).await;
+            let mut refused = false;
+            loop {
+                let chunk = tokio::select! {
+                    biased;
+                    () = refused_any(processes.as_ref()), if !refused => {
+                        refused = true;
+                        continue;
+                    }
+                    chunk = printed.next() => chunk,
+                };
+                let Some(chunk) = chunk else { break };
+                match chunk.map_err(error::daemon("read the container's output"))? {
+                    LogOutput::StdErr { message } => output.write(StdStream::Stderr, &message).await,
+                    LogOutput::StdOut { message } | LogOutput::Console { message } => {
+                        output.write(StdStream::Stdout, &message).await;
+                    }
+                    LogOutput::StdIn { .. } => {}
+                }
+            }
+            refused = refused || processes.is_some_and(|processes| processes.were_refused());
+            let code = self.exit_code().await?;
+            match self.limits.pids {
+                Some(limit) if refused && code != 0 => Err(RunnerError::too_many_processes(limit.get(), code)),
+                _ => Ok(code),
+            }
+        }
+        .boxed()
+    }
+
+    fn boxed_terminate(&self) -> BoxFuture<'_, ()> {
+        async move {
+            let options = CreateExecOptions {
+                cmd: Some(vec!["/bin/sh", "-c", TERMINATE]),
+                user: Some(USER),
+                ..CreateExecOptions::default()
+            };
+            let detached = StartExecOptions { detach: true, ..StartExecOptions::default() };
+            let all = async {
+                let exec = self.connection.client.create_exec(&self.name, options).await?;
+                self.connection.client.start_exec(&exec.id, Some(detached)).await.map(drop)
+            };
+            if let Err(error) = all.await {
+                tracing::debug!(%error, "only the container's first process gets SIGTERM");
+                let options = KillContainerOptionsBuilder::default().signal("TERM").build();
+                if let Err(error) = self.connection.client.kill_container(&self.name, Some(options)).await {
+                    tracing::debug!(%error, "failed to send SIGTERM to the container");
+                }
+            }
+        }
+        .boxed()
+    }
+
+    fn boxed_snapshot(self) -> BoxFuture<'static, Result<String, RunnerError>> {
+        async move {
+            let shared = Arc::clone(&self.shared);
+            let container_image = self.image().await?;
+            let name = container_image.image.clone();
+            shared.keep(container_image);
+            Ok(name)
+        }
+        .boxed()
+    }
+
+    fn boxed_commit(self, store: &Arc<Store>) -> BoxFuture<'_, Result<SnapshotRef, RunnerError>> {
+        async move {
+            let (shared, client, below) =
+                (Arc::clone(&self.shared), self.connection.client.clone(), Arc::clone(&self.container_image));
+            let base = shared.base_in_store(&client, store, &below).await?;
+            let container_image = self.image().await?;
+            let saved = collect::save(&client, store, &container_image.image).await?;
+            let name = collect::snapshot(saved, &below, base.clone(), store).await?;
+            let snapshot = store.snapshots().get(&name).map_err(error::store("read the snapshot"))?;
+            if container_image.layer_count() > MAX_LAYERS {
+                // A child loads the image anew, with the layers that the store has merged.
+                if let Err(error) = remove_image(&client, &container_image.image).await {
+                    tracing::debug!(%error, "an image is kept until the end of the build");
+                }
+            } else {
+                shared.put(&name, container_image, base, &snapshot);
+            }
+            Ok(name)
+        }
+        .boxed()
+    }
+
+    fn boxed_destroy(mut self) -> BoxFuture<'static, ()> {
+        async move {
+            if *self.ended.get_mut() || !*self.may_exist.get_mut() {
+                // Nothing runs in the container, so its removal is not waited for.
+                return;
+            }
+            match remove_container(&self.connection.client, &self.name).await {
+                Ok(()) => *self.may_exist.get_mut() = false,
+                Err(error) => tracing::debug!(%error, "failed to remove a container at once"),
+            }
+        }
+        .boxed()
+    }
+}
+
 impl Vm for Container {
     /// Fails, because a container gets its source as a layer of its image.
     async fn inject(&mut self, _: Injection) -> Result<(), RunnerError> {
@@ -259,73 +387,13 @@ impl Vm for Container {
     }
 
     async fn exec(&self, command: &Command<'_>, output: &Output<'_>) -> Result<i32, RunnerError> {
-        let _ = self.env.set(command.env.keys().cloned().collect());
-        let body = self.body(command);
-        let options = CreateContainerOptionsBuilder::default().name(&self.name).build();
-        self.may_exist.store(true, Relaxed);
-        let created = match self.connection.client.create_container(Some(options), body).await {
-            Ok(created) => created,
-            Err(error) => {
-                if is_missing(&error) {
-                    // The image was removed from outside: the next attempt makes it anew.
-                    self.shared.forget(&self.container_image);
-                }
-                return Err(error::daemon("create the container")(error));
-            }
-        };
-        let options = AttachContainerOptionsBuilder::default().stream(true).stdout(true).stderr(true).build();
-        let attached = self.connection.client.attach_container(&self.name, Some(options)).await;
-        let mut printed = attached.map_err(error::daemon("attach to the container"))?.output;
-        let started = self.connection.client.start_container(&self.name, None).await;
-        started.map_err(error::daemon("start the container"))?;
-        let processes = self.processes(&created.id).await;
-        let mut refused = false;
-        loop {
-            let chunk = tokio::select! {
-                biased;
-                () = refused_any(processes.as_ref()), if !refused => {
-                    refused = true;
-                    continue;
-                }
-                chunk = printed.next() => chunk,
-            };
-            let Some(chunk) = chunk else { break };
-            match chunk.map_err(error::daemon("read the container's output"))? {
-                LogOutput::StdErr { message } => output.write(StdStream::Stderr, &message).await,
-                LogOutput::StdOut { message } | LogOutput::Console { message } => {
-                    output.write(StdStream::Stdout, &message).await;
-                }
-                LogOutput::StdIn { .. } => {}
-            }
-        }
-        refused = refused || processes.is_some_and(|processes| processes.were_refused());
-        let code = self.exit_code().await?;
-        match self.limits.pids {
-            Some(limit) if refused && code != 0 => Err(RunnerError::too_many_processes(limit.get(), code)),
-            _ => Ok(code),
-        }
+        self.boxed_exec(command, output).await
     }
 
     /// Sends TERM from within the container. The daemon would send a signal only to the first process, which
     /// forwards it only to the command's shell.
     async fn terminate(&self) {
-        let options = CreateExecOptions {
-            cmd: Some(vec!["/bin/sh", "-c", TERMINATE]),
-            user: Some(USER),
-            ..CreateExecOptions::default()
-        };
-        let detached = StartExecOptions { detach: true, ..StartExecOptions::default() };
-        let all = async {
-            let exec = self.connection.client.create_exec(&self.name, options).await?;
-            self.connection.client.start_exec(&exec.id, Some(detached)).await.map(drop)
-        };
-        if let Err(error) = all.await {
-            tracing::debug!(%error, "only the container's first process gets SIGTERM");
-            let options = KillContainerOptionsBuilder::default().signal("TERM").build();
-            if let Err(error) = self.connection.client.kill_container(&self.name, Some(options)).await {
-                tracing::debug!(%error, "failed to send SIGTERM to the container");
-            }
-        }
+        self.boxed_terminate().await
     }
 
     fn wants_commit(&self) -> bool {
@@ -333,41 +401,15 @@ impl Vm for Container {
     }
 
     async fn snapshot(self) -> Result<String, RunnerError> {
-        let shared = Arc::clone(&self.shared);
-        let container_image = self.image().await?;
-        let name = container_image.image.clone();
-        shared.keep(container_image);
-        Ok(name)
+        self.boxed_snapshot().await
     }
 
     async fn commit(self, store: &Arc<Store>) -> Result<SnapshotRef, RunnerError> {
-        let (shared, client, below) =
-            (Arc::clone(&self.shared), self.connection.client.clone(), Arc::clone(&self.container_image));
-        let base = shared.base_in_store(&client, store, &below).await?;
-        let container_image = self.image().await?;
-        let saved = collect::save(&client, store, &container_image.image).await?;
-        let name = collect::snapshot(saved, &below, base.clone(), store).await?;
-        let snapshot = store.snapshots().get(&name).map_err(error::store("read the snapshot"))?;
-        if container_image.layer_count() > MAX_LAYERS {
-            // A child loads the image anew, with the layers that the store has merged.
-            if let Err(error) = remove_image(&client, &container_image.image).await {
-                tracing::debug!(%error, "an image is kept until the end of the build");
-            }
-        } else {
-            shared.put(&name, container_image, base, &snapshot);
-        }
-        Ok(name)
+        self.boxed_commit(store).await
     }
 
-    async fn destroy(mut self) {
-        if *self.ended.get_mut() || !*self.may_exist.get_mut() {
-            // Nothing runs in the container, so its removal is not waited for.
-            return;
-        }
-        match remove_container(&self.connection.client, &self.name).await {
-            Ok(()) => *self.may_exist.get_mut() = false,
-            Err(error) => tracing::debug!(%error, "failed to remove a container at once"),
-        }
+    async fn destroy(self) {
+        self.boxed_destroy().await
     }
 }
 

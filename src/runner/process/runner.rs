@@ -6,6 +6,8 @@ use std::{
     sync::Arc,
 };
 
+use futures_util::{FutureExt, future::BoxFuture};
+
 use super::{
     launch::Launch,
     supervised::{self, Helper},
@@ -75,34 +77,48 @@ impl ProcessRunner {
     }
 }
 
+/// The futures of a step, boxed: see `docs/design/runners.md`, section Compile time.
+impl ProcessRunner {
+    fn boxed_execute<'a>(
+        &'a self,
+        ctx: &'a StepContext,
+        input: ExecutorInput,
+    ) -> BoxFuture<'a, Result<StepResult, RunnerError>> {
+        async move {
+            if let Some(image) = input.step.image.as_deref().filter(|image| *image != "host") {
+                return Err(RunnerError::unsupported(format!(
+                    "the process runner supports only image `host`, but the step uses `{image}`: pass `--image {image}=host`"
+                )));
+            }
+            let prepared = tokio::select! {
+                prepared = self.prepare(ctx, &input) => prepared?,
+                () = ctx.cancel.cancelled() => return Err(ctx.interrupted()),
+            };
+            let launch = Launch::new(&input, &prepared)
+                .map_err(|error| RunnerError::infrastructure("write the command to a file", error))?;
+            let exit_code = match self.helper.zygote().await? {
+                Some(zygote) => supervised::run(&zygote, ctx, &input, &launch).await?,
+                None => watched::run(ctx, &input, &launch).await?,
+            };
+            let committed_snapshot = if exit_code == 0 && input.cache_lookup.commits() {
+                let Prepared { store, source, staging, .. } = prepared;
+                let kept = source::workspace::keep(&store, staging, &source.id);
+                let id = kept.map_err(|error| RunnerError::infrastructure("keep the workspace", error))?;
+                Some(SnapshotRef::from(format!("{}:{id}", Self::NAME)))
+            } else {
+                None
+            };
+            Ok(StepResult::exited(exit_code).with_snapshot(committed_snapshot))
+        }
+        .boxed()
+    }
+}
+
 impl StepRunner for ProcessRunner {
     const NAME: &'static str = "process";
 
     async fn execute(&self, ctx: &StepContext, input: ExecutorInput) -> Result<StepResult, RunnerError> {
-        if let Some(image) = input.step.image.as_deref().filter(|image| *image != "host") {
-            return Err(RunnerError::unsupported(format!(
-                "the process runner supports only image `host`, but the step uses `{image}`: pass `--image {image}=host`"
-            )));
-        }
-        let prepared = tokio::select! {
-            prepared = self.prepare(ctx, &input) => prepared?,
-            () = ctx.cancel.cancelled() => return Err(ctx.interrupted()),
-        };
-        let launch = Launch::new(&input, &prepared)
-            .map_err(|error| RunnerError::infrastructure("write the command to a file", error))?;
-        let exit_code = match self.helper.zygote().await? {
-            Some(zygote) => supervised::run(&zygote, ctx, &input, &launch).await?,
-            None => watched::run(ctx, &input, &launch).await?,
-        };
-        let committed_snapshot = if exit_code == 0 && input.cache_lookup.commits() {
-            let Prepared { store, source, staging, .. } = prepared;
-            let kept = source::workspace::keep(&store, staging, &source.id);
-            let id = kept.map_err(|error| RunnerError::infrastructure("keep the workspace", error))?;
-            Some(SnapshotRef::from(format!("{}:{id}", Self::NAME)))
-        } else {
-            None
-        };
-        Ok(StepResult::exited(exit_code).with_snapshot(committed_snapshot))
+        self.boxed_execute(ctx, input).await
     }
 
     async fn reap_snapshots(&self, snapshots: Vec<SnapshotRef>) {

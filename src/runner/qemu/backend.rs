@@ -2,6 +2,7 @@
 
 use std::{collections::HashMap, num::NonZeroUsize, path::PathBuf, sync::Arc};
 
+use futures_util::{FutureExt, future::BoxFuture};
 use tokio::sync::OnceCell;
 
 use super::{
@@ -153,9 +154,16 @@ impl Qemu {
     /// # Errors
     /// Returns an error if there is no machine.
     pub async fn trial(&self) -> Result<Accelerator, RunnerError> {
-        let store = self.store.get().map_err(|error| RunnerError::infrastructure("open the store", error))?;
-        let size = MachineSize::of(&Limits::default(), &self.defaults);
-        Ok(self.template(&store, self.programs().await?, size).await?.accelerator)
+        self.boxed_trial().await
+    }
+
+    fn boxed_trial(&self) -> BoxFuture<'_, Result<Accelerator, RunnerError>> {
+        async move {
+            let store = self.store.get().map_err(|error| RunnerError::infrastructure("open the store", error))?;
+            let size = MachineSize::of(&Limits::default(), &self.defaults);
+            Ok(self.template(&store, self.programs().await?, size).await?.accelerator)
+        }
+        .boxed()
     }
 
     /// Returns the directory of the templates.
@@ -192,6 +200,48 @@ impl Qemu {
     }
 }
 
+/// The futures of a step, boxed: see `docs/design/runners.md`, section Compile time.
+impl Qemu {
+    fn boxed_boot<'a>(
+        &'a self,
+        context: &'a BootContext,
+        limits: &'a Limits,
+        output: &'a Output<'a>,
+    ) -> BoxFuture<'a, Result<Machine, RunnerError>> {
+        async move {
+            let programs = self.programs().await?;
+            let notes = StepNotes { bus: output.bus, step_id: output.step_id };
+            let files = self.local.files(context, notes).await?;
+            let template = self.template(&context.store, programs, MachineSize::of(limits, &self.defaults)).await?;
+            let host = Host { local: &self.local, store: &context.store, programs };
+            Ok(Machine::start(host, &template, files, limits).await?)
+        }
+        .boxed()
+    }
+
+    fn boxed_probe(&self) -> BoxFuture<'_, Probe> {
+        async move {
+            if let unusable @ Probe::Unusable { .. } = self.local.probe().await {
+                return unusable;
+            }
+            match (self.programs().await, self.store.get()) {
+                (Ok(_), Ok(store)) => {
+                    let accelerator = Accelerator::first_choice(&self.place(&store), &store);
+                    Probe::Usable { note: Some(accelerator.to_string()) }
+                }
+                (Err(error), _) => {
+                    Probe::Unusable { reason: error.to_line(), hint: "or use another runner, such as `sandbox`".into() }
+                }
+                (_, Err(error)) => Probe::Unusable {
+                    reason: error.to_string(),
+                    hint: "check the store's directory (HM_CACHE_DIR)".into(),
+                },
+            }
+        }
+        .boxed()
+    }
+}
+
 impl VmBackend for Qemu {
     const NAME: &'static str = "vm";
     const LAYERS: bool = true;
@@ -213,12 +263,7 @@ impl VmBackend for Qemu {
         limits: &Limits,
         output: &Output<'_>,
     ) -> Result<Machine, RunnerError> {
-        let programs = self.programs().await?;
-        let notes = StepNotes { bus: output.bus, step_id: output.step_id };
-        let files = self.local.files(context, notes).await?;
-        let template = self.template(&context.store, programs, MachineSize::of(limits, &self.defaults)).await?;
-        let host = Host { local: &self.local, store: &context.store, programs };
-        Ok(Machine::start(host, &template, files, limits).await?)
+        self.boxed_boot(context, limits, output).await
     }
 
     fn host_dirs(&self) -> &[PathBuf] {
@@ -234,21 +279,7 @@ impl VmBackend for Qemu {
     }
 
     async fn probe(&self) -> Probe {
-        if let unusable @ Probe::Unusable { .. } = self.local.probe().await {
-            return unusable;
-        }
-        match (self.programs().await, self.store.get()) {
-            (Ok(_), Ok(store)) => {
-                let accelerator = Accelerator::first_choice(&self.place(&store), &store);
-                Probe::Usable { note: Some(accelerator.to_string()) }
-            }
-            (Err(error), _) => {
-                Probe::Unusable { reason: error.to_line(), hint: "or use another runner, such as `sandbox`".into() }
-            }
-            (_, Err(error)) => {
-                Probe::Unusable { reason: error.to_string(), hint: "check the store's directory (HM_CACHE_DIR)".into() }
-            }
-        }
+        self.boxed_probe().await
     }
 
     fn capabilities(&self) -> RunnerCapabilities {

@@ -6,6 +6,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use futures_util::{FutureExt, future::BoxFuture};
 use serde_json::json;
 use tokio::sync::Mutex;
 use uuid::Uuid;
@@ -152,24 +153,42 @@ impl Machine {
     }
 }
 
+/// The futures of a step, boxed: see `docs/design/runners.md`, section Compile time.
+impl Machine {
+    fn boxed_exec<'a>(
+        &'a self,
+        command: &'a Command<'a>,
+        output: &'a Output<'a>,
+    ) -> BoxFuture<'a, Result<i32, RunnerError>> {
+        async move {
+            let order = Order::Run(Box::new(self.job(command)?));
+            let running = async {
+                let given = self.orders.lock().await.give(&order).await;
+                given.map_err(|source| NoMachine::Guest { source, log: self.log.tail() })?;
+                self.listen(output).await
+            };
+            let mut serving = self.serving.lock().await;
+            tokio::select! {
+                biased;
+                ended = running => ended,
+                how = serving.ended() => Err(NoMachine::Ended { how, log: self.log.tail() }.into()),
+            }
+        }
+        .boxed()
+    }
+
+    fn boxed_commit(self, store: &Arc<Store>) -> BoxFuture<'_, Result<SnapshotRef, RunnerError>> {
+        async move { self.end().await.commit(store).await }.boxed()
+    }
+}
+
 impl Vm for Machine {
     async fn inject(&mut self, _: Injection) -> Result<(), RunnerError> {
         Err(RunnerError::unsupported("a machine already has the source, which is a bug in hm"))
     }
 
     async fn exec(&self, command: &Command<'_>, output: &Output<'_>) -> Result<i32, RunnerError> {
-        let order = Order::Run(Box::new(self.job(command)?));
-        let running = async {
-            let given = self.orders.lock().await.give(&order).await;
-            given.map_err(|source| NoMachine::Guest { source, log: self.log.tail() })?;
-            self.listen(output).await
-        };
-        let mut serving = self.serving.lock().await;
-        tokio::select! {
-            biased;
-            ended = running => ended,
-            how = serving.ended() => Err(NoMachine::Ended { how, log: self.log.tail() }.into()),
-        }
+        self.boxed_exec(command, output).await
     }
 
     async fn terminate(&self) {
@@ -189,7 +208,7 @@ impl Vm for Machine {
     }
 
     async fn commit(self, store: &Arc<Store>) -> Result<SnapshotRef, RunnerError> {
-        self.end().await.commit(store).await
+        self.boxed_commit(store).await
     }
 
     async fn destroy(self) {

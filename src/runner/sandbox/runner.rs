@@ -11,6 +11,7 @@ use std::{
     },
 };
 
+use futures_util::{FutureExt, future::BoxFuture};
 use uuid::Uuid;
 
 use super::{
@@ -286,49 +287,84 @@ impl SandboxRunner {
     }
 }
 
+/// The futures of a step, boxed: see `docs/design/runners.md`, section Compile time.
+impl SandboxRunner {
+    fn boxed_execute<'a>(
+        &'a self,
+        ctx: &'a StepContext,
+        input: ExecutorInput,
+    ) -> BoxFuture<'a, Result<StepResult, RunnerError>> {
+        async move {
+            let limits = Limits::of_args(input.step.runner_args.as_ref())?;
+            let store = self.store().map_err(|error| RunnerError::infrastructure("open the store", error))?;
+            let zygote = self.zygote(&store).await?;
+            let boot = self.boot_context(&store, &zygote).boot(ctx, &input).await?;
+            let limited = self.hold(&limits);
+            let jail = self.jail(&zygote, store.dir(), Root::Overlay(boot.root.clone()))?;
+            let spec = Self::spec(jail, &boot, (&limits, &limited), ctx, &input)?;
+            let control = Control { cancel: &ctx.cancel, grace: ctx.grace };
+            let output = StepOutput { bus: &ctx.event_bus, step_id: input.step_id };
+            let ended = attempt::run(&zygote, &spec, limits.network == Network::None, control, &output).await;
+            let all_dead = ended.is_ok();
+            let ended = ended.and_then(|end| match end {
+                End::Interrupted => Err(ctx.interrupted()),
+                end => exit_code(&end, &limits, &limited),
+            });
+            let config = || SnapshotConfig {
+                host_dirs: self.config.host_dirs.clone(),
+                had_secrets: !ctx.secrets.is_empty(),
+                ..input.snapshot_config()
+            };
+            let committed_snapshot = match &ended {
+                Ok(0) if input.cache_lookup.commits() => {
+                    let snapshot = commit(boot, &store).await?;
+                    store.snapshots().describe(&snapshot, Arc::new(config()));
+                    if ctx.keep {
+                        kept_steps::keep_passed(snapshot.clone(), &store, &input).await;
+                    }
+                    Some(snapshot)
+                }
+                ended => {
+                    if (self.config.keep_failed || ctx.keep) && kept_steps::is_worth_keeping(ended) {
+                        kept_steps::keep_failed(commit(boot, &store).await, &store, &input, config()).await;
+                    } else if all_dead {
+                        boot.discard();
+                    }
+                    None
+                }
+            };
+            Ok(StepResult::exited(ended?).with_snapshot(committed_snapshot))
+        }
+        .boxed()
+    }
+
+    fn boxed_cache_identity<'a>(
+        &'a self,
+        image: Option<&'a str>,
+    ) -> BoxFuture<'a, Result<Option<CacheIdentity>, RunnerError>> {
+        async move {
+            let image = match image {
+                None => None,
+                Some(image) => {
+                    let failed = |error: StoreError| RunnerError::infrastructure("resolve the image", error);
+                    let store = self.store().map_err(failed)?;
+                    let base = Box::pin(self.images.pin(&store, image, &())).await.map_err(no_image)?;
+                    let host_dirs = self.config.host_dirs.clone();
+                    let doing = "tell what the image stands for";
+                    Some(RunnerError::blocking(doing, move || Ok(image_identity(&base, &host_dirs)?)).await?.into())
+                }
+            };
+            Ok(Some(CacheIdentity { image, mode: self.userns.id_map().await.as_str().into() }))
+        }
+        .boxed()
+    }
+}
+
 impl StepRunner for SandboxRunner {
     const NAME: &'static str = "sandbox";
 
     async fn execute(&self, ctx: &StepContext, input: ExecutorInput) -> Result<StepResult, RunnerError> {
-        let limits = Limits::of_args(input.step.runner_args.as_ref())?;
-        let store = self.store().map_err(|error| RunnerError::infrastructure("open the store", error))?;
-        let zygote = self.zygote(&store).await?;
-        let boot = self.boot_context(&store, &zygote).boot(ctx, &input).await?;
-        let limited = self.hold(&limits);
-        let jail = self.jail(&zygote, store.dir(), Root::Overlay(boot.root.clone()))?;
-        let spec = Self::spec(jail, &boot, (&limits, &limited), ctx, &input)?;
-        let control = Control { cancel: &ctx.cancel, grace: ctx.grace };
-        let output = StepOutput { bus: &ctx.event_bus, step_id: input.step_id };
-        let ended = attempt::run(&zygote, &spec, limits.network == Network::None, control, &output).await;
-        let all_dead = ended.is_ok();
-        let ended = ended.and_then(|end| match end {
-            End::Interrupted => Err(ctx.interrupted()),
-            end => exit_code(&end, &limits, &limited),
-        });
-        let config = || SnapshotConfig {
-            host_dirs: self.config.host_dirs.clone(),
-            had_secrets: !ctx.secrets.is_empty(),
-            ..input.snapshot_config()
-        };
-        let committed_snapshot = match &ended {
-            Ok(0) if input.cache_lookup.commits() => {
-                let snapshot = commit(boot, &store).await?;
-                store.snapshots().describe(&snapshot, Arc::new(config()));
-                if ctx.keep {
-                    kept_steps::keep_passed(snapshot.clone(), &store, &input).await;
-                }
-                Some(snapshot)
-            }
-            ended => {
-                if (self.config.keep_failed || ctx.keep) && kept_steps::is_worth_keeping(ended) {
-                    kept_steps::keep_failed(commit(boot, &store).await, &store, &input, config()).await;
-                } else if all_dead {
-                    boot.discard();
-                }
-                None
-            }
-        };
-        Ok(StepResult::exited(ended?).with_snapshot(committed_snapshot))
+        self.boxed_execute(ctx, input).await
     }
 
     async fn reap_snapshots(&self, snapshots: Vec<SnapshotRef>) {
@@ -344,18 +380,7 @@ impl StepRunner for SandboxRunner {
     }
 
     async fn cache_identity(&self, image: Option<&str>) -> Result<Option<CacheIdentity>, RunnerError> {
-        let image = match image {
-            None => None,
-            Some(image) => {
-                let failed = |error: StoreError| RunnerError::infrastructure("resolve the image", error);
-                let store = self.store().map_err(failed)?;
-                let base = Box::pin(self.images.pin(&store, image, &())).await.map_err(no_image)?;
-                let host_dirs = self.config.host_dirs.clone();
-                let doing = "tell what the image stands for";
-                Some(RunnerError::blocking(doing, move || Ok(image_identity(&base, &host_dirs)?)).await?.into())
-            }
-        };
-        Ok(Some(CacheIdentity { image, mode: self.userns.id_map().await.as_str().into() }))
+        self.boxed_cache_identity(image).await
     }
 
     fn capabilities(&self) -> RunnerCapabilities {

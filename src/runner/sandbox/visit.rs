@@ -12,6 +12,8 @@ use std::{
     path::PathBuf,
 };
 
+use futures_util::{FutureExt, future::BoxFuture};
+
 use super::{
     SandboxRunner, attempt,
     jail::{End, JailSpec, Root, SetupError},
@@ -106,48 +108,58 @@ impl SandboxRunner {
     /// # Cancel safety
     /// If the future is dropped, every process of the visit gets SIGKILL.
     pub async fn visit(&self, visit: Visit<'_>, streams: Streams) -> Result<i32, VisitError> {
-        let failed = |doing: &'static str| move |error: io::Error| sandbox(RunnerError::infrastructure(doing, error));
-        let store =
-            self.store().map_err(|error| VisitError::Sandbox(RunnerError::infrastructure("open the store", error)))?;
-        let zygote = self.zygote(&store).await.map_err(|error| VisitError::Sandbox(error.into()))?;
-        let snapshot = store
-            .snapshots()
-            .get(visit.snapshot)
-            .map_err(|error| sandbox(RunnerError::infrastructure("read the snapshot", error)))?;
-        let base = snapshot.base.clone();
-        let context = self.boot_context(&store, &zygote);
-        let boot = context.boot_over(visit.source, Some(snapshot), base, false, None).await.map_err(sandbox)?;
-        let mut spec = JailSpec {
-            binds: boot.binds.clone(),
-            terminal: streams.terminal,
-            ..self.jail(&zygote, store.dir(), Root::Overlay(boot.root.clone())).map_err(sandbox)?
-        };
-        let isolate_network = match visit.operation {
-            VisitOperation::Pack { path } => {
-                spec.pack = Some(c_string("the path", path.as_os_str().as_bytes()).map_err(sandbox)?);
-                true
-            }
-            VisitOperation::Run { argv, surroundings, env } => {
-                let mut all = (*surroundings.env).clone();
-                all.extend(env.iter().cloned());
-                spec.env = environment(&boot.env, &all).map_err(sandbox)?;
-                let argv = argv.iter().map(|arg| c_string("an argument", arg.as_bytes()));
-                spec.argv = argv.collect::<Result<_, _>>().map_err(sandbox)?;
-                let limits = Limits::of_args(surroundings.runner_args.as_ref()).map_err(sandbox)?;
-                limits.network == Network::None
-            }
-        };
-        spec.shares_network = !isolate_network;
-        let fds: Vec<_> =
-            [&streams.stdout, &streams.stderr].into_iter().chain(&streams.stdin).map(AsFd::as_fd).collect();
-        let ended = attempt::run_on(&zygote, &spec, isolate_network, &fds).await.map_err(failed("keep it running"))?;
-        match ended {
-            Ok(End::Exited { code }) => Ok(code),
-            Ok(_) => Ok(128 + 9),
-            Err(SetupError { doing, errno }) => {
-                Err(VisitError::Operation { doing, source: io::Error::from_raw_os_error(errno) })
+        self.boxed_visit(visit, streams).await
+    }
+
+    fn boxed_visit<'a>(&'a self, visit: Visit<'a>, streams: Streams) -> BoxFuture<'a, Result<i32, VisitError>> {
+        async move {
+            let failed =
+                |doing: &'static str| move |error: io::Error| sandbox(RunnerError::infrastructure(doing, error));
+            let store = self
+                .store()
+                .map_err(|error| VisitError::Sandbox(RunnerError::infrastructure("open the store", error)))?;
+            let zygote = self.zygote(&store).await.map_err(|error| VisitError::Sandbox(error.into()))?;
+            let snapshot = store
+                .snapshots()
+                .get(visit.snapshot)
+                .map_err(|error| sandbox(RunnerError::infrastructure("read the snapshot", error)))?;
+            let base = snapshot.base.clone();
+            let context = self.boot_context(&store, &zygote);
+            let boot = context.boot_over(visit.source, Some(snapshot), base, false, None).await.map_err(sandbox)?;
+            let mut spec = JailSpec {
+                binds: boot.binds.clone(),
+                terminal: streams.terminal,
+                ..self.jail(&zygote, store.dir(), Root::Overlay(boot.root.clone())).map_err(sandbox)?
+            };
+            let isolate_network = match visit.operation {
+                VisitOperation::Pack { path } => {
+                    spec.pack = Some(c_string("the path", path.as_os_str().as_bytes()).map_err(sandbox)?);
+                    true
+                }
+                VisitOperation::Run { argv, surroundings, env } => {
+                    let mut all = (*surroundings.env).clone();
+                    all.extend(env.iter().cloned());
+                    spec.env = environment(&boot.env, &all).map_err(sandbox)?;
+                    let argv = argv.iter().map(|arg| c_string("an argument", arg.as_bytes()));
+                    spec.argv = argv.collect::<Result<_, _>>().map_err(sandbox)?;
+                    let limits = Limits::of_args(surroundings.runner_args.as_ref()).map_err(sandbox)?;
+                    limits.network == Network::None
+                }
+            };
+            spec.shares_network = !isolate_network;
+            let fds: Vec<_> =
+                [&streams.stdout, &streams.stderr].into_iter().chain(&streams.stdin).map(AsFd::as_fd).collect();
+            let ended =
+                attempt::run_on(&zygote, &spec, isolate_network, &fds).await.map_err(failed("keep it running"))?;
+            match ended {
+                Ok(End::Exited { code }) => Ok(code),
+                Ok(_) => Ok(128 + 9),
+                Err(SetupError { doing, errno }) => {
+                    Err(VisitError::Operation { doing, source: io::Error::from_raw_os_error(errno) })
+                }
             }
         }
+        .boxed()
     }
 }
 

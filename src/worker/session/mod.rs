@@ -161,7 +161,7 @@ pub(super) async fn serve(
     bots: &impl Bots,
     leases: &impl Execute,
     stop: &WorkerStop,
-    notes: &impl WorkerNotes,
+    notes: &(impl WorkerNotes + ?Sized),
 ) {
     let mut session =
         Session { slot, bots, leases, stop, notes, state: BotSession::default(), failures: 0, told: None };
@@ -174,7 +174,7 @@ pub(super) async fn serve(
     }
 }
 
-struct Session<'a, B, E, N> {
+struct Session<'a, B, E, N: ?Sized> {
     slot: &'a Slot,
     bots: &'a B,
     leases: &'a E,
@@ -187,7 +187,7 @@ struct Session<'a, B, E, N> {
     told: Option<bool>,
 }
 
-impl<'a, B: Bots, E: Execute, N: WorkerNotes> Session<'a, B, E, N> {
+impl<'a, B: Bots, E: Execute, N: WorkerNotes + ?Sized> Session<'a, B, E, N> {
     /// Creates a session. Returns `None` if the worker is stopping.
     async fn create(&mut self) -> Option<Answer> {
         while !self.stop.is_draining() {
