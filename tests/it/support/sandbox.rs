@@ -81,6 +81,13 @@ impl Ask {
 }
 
 impl Bench {
+    /// Returns the number of layers in the store that are not the lowest one of an image, which is the only
+    /// one with the mark of containers.
+    pub(crate) fn layers_above_images(&self) -> usize {
+        let layers = std::fs::read_dir(self.store.dir().join("layers")).unwrap();
+        layers.filter(|layer| !layer.as_ref().unwrap().path().join("root/run/.containerenv").exists()).count()
+    }
+
     pub(crate) fn new() -> Self {
         Self::with(|builder| builder)
     }
