@@ -62,16 +62,24 @@ impl PartialTree {
 /// Waits until no other process or task is creating the layer `layer`. The lock is polled, because
 /// waiting for it in the kernel could not be cancelled.
 pub async fn lock_layer(store: &Store, layer: &LayerId) -> Result<LayerLock, StoreError> {
+    loop {
+        match try_lock_layer(store, layer)? {
+            Some(lock) => return Ok(lock),
+            None => tokio::time::sleep(LOCK_EVERY).await,
+        }
+    }
+}
+
+/// Does the same as [`lock_layer`], but returns `None` at once if another process or task holds the lock.
+pub(super) fn try_lock_layer(store: &Store, layer: &LayerId) -> Result<Option<LayerLock>, StoreError> {
     let dir = store.paths().layer_locks();
     make_dir(&dir)?;
     let path = dir.join(&layer.as_str()[..LOCK_DIGITS]);
     let lock = open_lock(&path)?;
-    loop {
-        match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => return Ok(LayerLock { _file: lock }),
-            Err(rustix::io::Errno::WOULDBLOCK | rustix::io::Errno::INTR) => tokio::time::sleep(LOCK_EVERY).await,
-            Err(error) => return Err(StoreError::io("lock", path, error)),
-        }
+    match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(Some(LayerLock { _file: lock })),
+        Err(rustix::io::Errno::WOULDBLOCK | rustix::io::Errno::INTR) => Ok(None),
+        Err(error) => Err(StoreError::io("lock", path, error)),
     }
 }
 

@@ -6,6 +6,7 @@
 //! points of the machine within a system directory are not visible either, because overlays do not cross
 //! them.
 
+mod kept;
 mod mask;
 mod redact;
 mod skeleton;
@@ -14,6 +15,7 @@ use std::{
     fs,
     path::{Component, Path, PathBuf},
     sync::Arc,
+    time::SystemTime,
 };
 
 use mask::{Made, Reach};
@@ -52,6 +54,7 @@ pub struct HostImage {
     pub skeleton: PathBuf,
     /// The directories to mount over it, parents before children.
     pub dirs: Vec<HostDir>,
+    _kept: kept::Tree,
     _home: Home,
 }
 
@@ -136,9 +139,8 @@ impl HostImage {
                 screened: false,
             });
         }
-        let skeleton = home.path.join("skeleton");
-        skeleton::make(machine, &skeleton, &dirs)?;
-        Ok(Self { skeleton, dirs, _home: home })
+        let kept = kept::tree(store, machine, &dirs, SystemTime::now())?;
+        Ok(Self { skeleton: kept.root().into(), dirs, _kept: kept, _home: home })
     }
 }
 
