@@ -57,6 +57,10 @@ pub enum Lower {
         /// The directory that contains the tree as `workspace`, and nothing else. It is used unchanged as the
         /// lower directory of an overlay.
         path: String,
+        /// The file with the modes and times of the tree: see [`attributes`](crate::tree::attributes). Absent
+        /// if those of the directory are right.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        attributes: Option<String>,
     },
 }
 

@@ -306,7 +306,8 @@ impl LeaseRunner {
         lower: &Lower,
     ) -> Result<PathBuf, LeaseError> {
         match lower {
-            Lower::Workspace { path } => match look_up(&self.cas, &task.root, path).await? {
+            // The tree names all attributes, and its files are created by this worker.
+            Lower::Workspace { path, .. } => match look_up(&self.cas, &task.root, path).await? {
                 TreeEntry::Directory(digest) => Ok(self.workspaces.get(store, &self.cas, digest).await?),
                 TreeEntry::File(_) => Err(InputError::Malformed(format!("the source `{path}` is a file")).into()),
             },

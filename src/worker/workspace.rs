@@ -162,7 +162,7 @@ async fn plan(cas: &Cas, root: Digest) -> Result<Plan, WorkspaceError> {
         for (path, digest) in level {
             let Some(directory) = messages.get(&digest) else { continue };
             let properties = directory.node_properties.as_ref();
-            let mode = properties.and_then(|it| it.unix_mode.as_ref()).map_or(0o755, |mode| mode.value & 0o777);
+            let mode = properties.and_then(|it| it.unix_mode.as_ref()).map_or(0o755, |mode| mode.value & 0o7777);
             plan.dirs.push((path.clone(), mode, mtime_of(properties)));
             for node in &directory.files {
                 let properties = node.node_properties.clone().unwrap_or_default();

@@ -118,8 +118,12 @@ impl CloudRunner {
         let mut prepared = parts.prepare(ctx, input)?;
         let mut blobs = std::mem::take(&mut prepared.blobs);
         blobs.push(program);
-        let needs =
-            blobs.iter().map(|blob| blob.digest).chain(layers.iter().map(|layer| layer.blob)).chain([source]).collect();
+        let needs = blobs
+            .iter()
+            .map(|blob| blob.digest)
+            .chain(layers.iter().map(|layer| layer.blob))
+            .chain([source.root, source.attributes])
+            .collect();
         self.count(cas.upload(blobs).await.map_err(error::remote("upload the step"))?);
         Ok(Ready { boot, prepared, needs })
     }

@@ -93,7 +93,7 @@ impl CloudRunner {
     pub async fn upload_source(&self, source: &Arc<FrozenSource>) -> Result<Digest, RunnerError> {
         let store = self.store()?;
         let cas = Cas::new(self.engine()?.endpoint.clone());
-        self.sources.bring(&store, &cas, source, |uploaded| self.count(uploaded)).await
+        Ok(self.sources.bring(&store, &cas, source, |uploaded| self.count(uploaded)).await?.root)
     }
 
     pub(super) fn count(&self, uploaded: Uploaded) {

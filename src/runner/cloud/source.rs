@@ -9,6 +9,8 @@ use std::{
     sync::Arc,
 };
 
+use rustix::fs::FileType;
+
 use super::error;
 use crate::{
     blocking,
@@ -17,10 +19,21 @@ use crate::{
     source::{EntryKind, FrozenSource},
     store::{SourceId, Store},
     sync::Mutex,
+    tree::attributes::{self, EntryAttributes},
 };
 
-/// The tree of a source, once it is at the engine. Locked while the source is being uploaded.
-type Slot = Arc<tokio::sync::Mutex<Option<Digest>>>;
+/// A source at the engine.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct RemoteSource {
+    /// The directory that contains it as `workspace`.
+    pub(super) root: Digest,
+    /// The list of its modes and times, because not every worker creates files with those that the tree
+    /// names.
+    pub(super) attributes: Digest,
+}
+
+/// A source, once it is at the engine. Locked while it is being uploaded.
+type Slot = Arc<tokio::sync::Mutex<Option<RemoteSource>>>;
 
 /// The most sources to remember. When there are more, all are forgotten at once.
 const MAX_REMEMBERED: usize = 64;
@@ -29,43 +42,44 @@ const MAX_REMEMBERED: usize = 64;
 #[derive(Debug, Default)]
 pub(super) struct Sources(Mutex<HashMap<SourceId, Slot>>);
 
-/// A source's tree, and the path of a file for each content.
+/// A source's tree and list of attributes, and the path of a file for each content.
 struct Named {
     tree: Tree,
+    attributes: Blob,
     files: BTreeMap<Digest, Vec<u8>>,
 }
 
 impl Sources {
-    /// Uploads a source to the engine, unless this process already did. Returns the digest of the directory
-    /// that contains it as `workspace`.
+    /// Uploads a source to the engine, unless this process already did.
     pub(super) async fn bring(
         &self,
         store: &Arc<Store>,
         cas: &Cas,
         source: &Arc<FrozenSource>,
         uploaded: impl Fn(Uploaded),
-    ) -> Result<Digest, RunnerError> {
+    ) -> Result<RemoteSource, RunnerError> {
         let slot = self.slot(&source.id);
         let mut slot = slot.lock().await;
-        if let Some(root) = *slot {
-            return Ok(root);
+        if let Some(source) = *slot {
+            return Ok(source);
         }
         let function = cas.digest_function().await.map_err(error::remote("ask for the source's files"))?;
         let (opened, frozen) = (Arc::clone(store), Arc::clone(source));
         let naming = blocking::run("name the source's files", move || name(&opened, &frozen, function));
-        let Named { tree, files } = naming.await?;
-        let directories = tree.directories.iter().map(|blob| blob.digest);
+        let Named { tree, attributes, files } = naming.await?;
+        let named = RemoteSource { root: tree.root, attributes: attributes.digest };
+        let directories = tree.directories.iter().chain([&attributes]).map(|blob| blob.digest);
         let missing = cas.find_missing(files.keys().copied().chain(directories)).await;
         let missing = missing.map_err(error::remote("ask for the source's files"))?;
         let (frozen, wanted) = (Arc::clone(source), missing.clone());
         let blobs = blocking::run("find the source's files", move || {
             let files = files.iter().filter(|(digest, _)| wanted.contains(digest));
             let files = files.map(|(digest, path)| Blob::of_file(*digest, frozen.locate(&as_path(path))));
-            Ok::<_, RunnerError>(files.chain(tree.directories).collect::<Vec<_>>())
+            Ok::<_, RunnerError>(files.chain(tree.directories).chain([attributes]).collect::<Vec<_>>())
         });
         uploaded(cas.upload_missing(blobs.await?, missing).await.map_err(error::remote("upload the source"))?);
-        *slot = Some(tree.root);
-        Ok(tree.root)
+        *slot = Some(named);
+        Ok(named)
     }
 
     /// Forgets all uploads, because the engine reported that something is missing.
@@ -109,7 +123,19 @@ fn name(store: &Store, source: &FrozenSource, function: DigestFunction) -> Resul
         }
     }
     contents.remember(store)?;
-    Ok(Named { tree: tree.finish(), files })
+    let attributes = attributes::encode(manifest.entries().map(|entry| EntryAttributes {
+        path: entry.path,
+        kind: match entry.kind {
+            EntryKind::Directory => FileType::Directory,
+            EntryKind::File { .. } => FileType::RegularFile,
+            EntryKind::Symlink { .. } => FileType::Symlink,
+        },
+        mode: entry.mode,
+        mtime: entry.mtime,
+    }));
+    let attributes =
+        attributes.map_err(|error| RunnerError::infrastructure("list the modes and times of the source", error))?;
+    Ok(Named { tree: tree.finish(), attributes: Blob::named_by(function, attributes), files })
 }
 
 /// The hashes of the files of a manifest by the engine's digest function, in the manifest's order.

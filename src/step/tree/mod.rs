@@ -4,6 +4,8 @@
 //! may exceed `PATH_MAX` and the stack. It depends neither on tokio nor on the store's layout, so a helper
 //! process in another user namespace can call the same functions.
 
+pub mod attributes;
+
 mod at;
 mod base_layer;
 mod blob;

@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    os::unix::fs::{PermissionsExt, symlink},
     process::{Command, Stdio},
     time::Duration,
 };
@@ -9,8 +10,12 @@ use std::{
 use hm_exec::{
     remote::{DigestFunction, Endpoint},
     runner::{CancelReason, RunnerErrorKind, StepRunner, cloud::CloudRunner},
+    tree::mtime,
 };
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::{
+    fs::{AtFlags, CWD, utimensat},
+    process::{Pid, Signal, kill_process},
+};
 use serde_json::{Value, json};
 use tonic::Code;
 
@@ -320,5 +325,54 @@ fn the_files_of_a_failed_step_are_kept_on_request() {
         stock.run(&["--keep"]).expect(code);
         Ended::of(&mut stock.project.hm(&["cp", "a:report", "copy"])).expect(0);
         assert_eq!(fs::read_to_string(stock.project.dir.join("copy")).unwrap(), "left\n");
+    }
+}
+
+#[tokio::test]
+async fn modes_and_times_of_the_source_do_not_depend_on_the_engine() {
+    for habits in [Habits::nativelink(), Habits::buildbuddy(), Habits::default()] {
+        let Some(program) = step_program() else { return };
+        let engine = StockEngine::start(habits);
+        let bench = Bench::new();
+        let source = bench.source();
+        fs::create_dir_all(source.join("private/shared")).unwrap();
+        for (path, content, mode) in [
+            ("plain", "content", 0o644),
+            ("secret", "content", 0o600),
+            ("script", "#!/bin/sh", 0o755),
+            ("empty script", "", 0o755),
+            ("private/shared/read only", "content", 0o444),
+            ("private/group", "content", 0o664),
+        ] {
+            fs::write(source.join(path), content).unwrap();
+            fs::set_permissions(source.join(path), fs::Permissions::from_mode(mode)).unwrap();
+        }
+        symlink("plain", source.join("private/link")).unwrap();
+        fs::set_permissions(source.join("private"), fs::Permissions::from_mode(0o700)).unwrap();
+        fs::set_permissions(source.join("private/shared"), fs::Permissions::from_mode(0o1777)).unwrap();
+        let old = |path: &str, seconds: i64| {
+            let times = mtime(seconds, 5);
+            utimensat(CWD, source.join(path), &times, AtFlags::SYMLINK_NOFOLLOW).unwrap();
+        };
+        for (path, seconds) in [("plain", 1_000_000_000), ("private/link", 1_100_000_000), ("private", 1_200_000_000)] {
+            old(path, seconds);
+        }
+        let layout = bench.path().join("image");
+        Image::shell().write_oci(&layout, "it");
+        let look = "find . | sort | while read f; do stat -c '%n %F %a %Y' \"$f\"; done; echo new > private/shared/new; cat plain";
+        let ask = || Ask::new(look).image(format!("oci:{}:it", layout.display()));
+        let mut run = bench.run();
+        bench.step(&mut run, ask()).await.unwrap();
+        let expected = run.output().await;
+        let seen =
+            |output: &str| output.lines().filter(|it| !it.contains("unpack")).map(str::to_owned).collect::<Vec<_>>();
+        let builder = CloudRunner::builder().endpoint(engine.options()).store(bench.store.clone()).helper(hm());
+        let runner = builder.step_program(program).build();
+        let mut run = bench.run();
+        let input = run.input(ask());
+        runner.execute(&run.ctx, input).await.unwrap_or_else(|error| panic!("{}", error.to_line()));
+        assert_eq!(seen(&run.output().await), seen(&expected));
+        assert!(expected.contains("./private directory 700 ") && expected.contains("file 755 "));
+        engine.assert_inputs_are_intact();
     }
 }

@@ -34,8 +34,9 @@ async fn one_changed_file_of_twenty_thousand_uploads_only_itself_and_its_parent_
     let first = runner();
     let frozen = freeze();
     let whole = first.upload_source(&frozen).await.unwrap();
-    // The blobs are each file, its directory, `a`, `workspace`, and the directory that contains `workspace`.
-    assert_eq!(first.uploaded().blobs, (DIRS * FILES + DIRS + 3) as u64);
+    // The blobs are each file, its directory, `a`, `workspace`, the directory that contains `workspace`, and
+    // the list of modes and times.
+    assert_eq!(first.uploaded().blobs, (DIRS * FILES + DIRS + 4) as u64);
     assert_eq!(first.upload_source(&frozen).await.unwrap(), whole);
 
     fs::write(source.join("a/7/7"), format!("{seed} changed")).unwrap();
@@ -43,6 +44,7 @@ async fn one_changed_file_of_twenty_thousand_uploads_only_itself_and_its_parent_
     // As in another process: only the content of the store and of the engine is known.
     let second = runner();
     assert_ne!(second.upload_source(&changed).await.unwrap(), whole);
+    // The list of modes and times is the same.
     assert_eq!(second.uploaded().blobs, 5, "the file, `7`, `a`, `workspace`, and the directory that has that");
     let third = runner();
     third.upload_source(&changed).await.unwrap();

@@ -1,7 +1,8 @@
 //! The lower directories of a step: unpacked layers, and the source directory as it is.
 
 use std::{
-    fs::File,
+    fs::{self, File},
+    os::fd::AsFd,
     path::{Component, Path, PathBuf},
     sync::atomic::{AtomicUsize, Ordering},
     thread,
@@ -14,6 +15,9 @@ use hm_exec_step::{
 
 use super::{Failure, Scratch};
 
+/// The name of a source's tree in its directory.
+const WORKSPACE: &str = "workspace";
+
 /// The maximum number of lower directories of an overlay, including the bottom one.
 const MAX_LOWERS: usize = 499;
 
@@ -22,46 +26,60 @@ const MAX_LOWERS: usize = 499;
 /// # Errors
 /// Returns an error if there are too many to stack, or if one of them does not exist.
 pub(crate) fn find(dir: &Path, stack: &[Lower]) -> Result<Vec<PathBuf>, Failure> {
-    if stack.len() > MAX_LOWERS {
-        return Err(Failure::lasting(format!(
-            "the step has {} layers, more than the limit of {MAX_LOWERS}",
-            stack.len()
-        )));
+    // A source may have a layer of its own over it.
+    let corrected = |lower: &&Lower| matches!(lower, Lower::Workspace { attributes: Some(_), .. });
+    let count = stack.len() + stack.iter().filter(corrected).count();
+    if count > MAX_LOWERS {
+        return Err(Failure::lasting(format!("the step has {count} layers, more than the limit of {MAX_LOWERS}")));
     }
     stack
         .iter()
         .map(|lower| {
-            let (Lower::Layer { path, .. } | Lower::Workspace { path }) = lower;
-            let within = Path::new(path).components().all(|part| matches!(part, Component::Normal(_)));
-            if path.is_empty() || !within {
-                return Err(Failure::lasting(format!("the path {path:?} is not below the input's directory")));
-            }
-            // A worker may provide its files as symbolic links.
-            let found = dir.join(path).canonicalize();
-            found.map_err(|error| Failure::io(format_args!("find {path:?}"), &error))
+            let (Lower::Layer { path, .. } | Lower::Workspace { path, .. }) = lower;
+            find_one(dir, path)
         })
         .collect()
 }
 
-/// Unpacks the layers of `stack`, whose files are at `paths`, in parallel. Returns all lower directories of
-/// the step, topmost first.
+fn find_one(dir: &Path, path: &str) -> Result<PathBuf, Failure> {
+    let within = Path::new(path).components().all(|part| matches!(part, Component::Normal(_)));
+    if path.is_empty() || !within {
+        return Err(Failure::lasting(format!("the path {path:?} is not below the input's directory")));
+    }
+    // A worker may provide its files as symbolic links.
+    let found = dir.join(path).canonicalize();
+    found.map_err(|error| Failure::io(format_args!("find {path:?}"), &error))
+}
+
+/// Unpacks the layers of `stack`, whose files are at `paths`, in parallel, and corrects the attributes of its
+/// sources by the lists in `dir`. Returns all lower directories of the step, topmost first.
 ///
 /// # Errors
 /// Returns the first error of any of them.
 pub(crate) fn make(
+    dir: &Path,
     stack: &[Lower],
     paths: &[PathBuf],
     scratch: &Scratch,
     id_map: IdMap,
 ) -> Result<Vec<PathBuf>, Failure> {
     let next = AtomicUsize::new(0);
-    let some = || -> Result<Vec<(usize, PathBuf)>, Failure> {
+    let some = || -> Result<Vec<(usize, bool, PathBuf)>, Failure> {
+        // A layer that corrects another one lies over it.
         let mut done = Vec::new();
         loop {
             let index = next.fetch_add(1, Ordering::Relaxed);
             let (Some(lower), Some(path)) = (stack.get(index), paths.get(index)) else { return Ok(done) };
             let root = match lower {
-                Lower::Workspace { .. } => path.clone(),
+                Lower::Workspace { attributes, .. } => {
+                    if let Some(list) = attributes {
+                        let layer = scratch.make_dir(&format!("attributes/{index}"))?;
+                        if restore(&find_one(dir, list)?, list, path, &layer)? {
+                            done.push((index, true, layer));
+                        }
+                    }
+                    path.clone()
+                }
                 Lower::Layer { path: name, diff_id } => {
                     let root = scratch.make_dir(&format!("layers/{index}"))?;
                     unpack(path, name, diff_id, &root, id_map).inspect_err(|_| {
@@ -71,7 +89,7 @@ pub(crate) fn make(
                     root
                 }
             };
-            done.push((index, root));
+            done.push((index, false, root));
         }
     };
     let threads = thread::available_parallelism().map_or(1, usize::from).min(stack.len());
@@ -87,10 +105,22 @@ pub(crate) fn make(
     for done in done {
         lowers.extend(done?);
     }
-    lowers.sort_unstable_by_key(|(index, _)| std::cmp::Reverse(*index));
+    lowers.sort_unstable_by_key(|(index, corrects, _)| std::cmp::Reverse((*index, *corrects)));
     let base_layer = scratch.make_dir("base-layer")?;
     tree::make_base_layer(&base_layer).map_err(|error| Failure::io("create the lowest layer", &error))?;
-    Ok(lowers.into_iter().map(|(_, root)| root).chain([base_layer]).collect())
+    Ok(lowers.into_iter().map(|(.., root)| root).chain([base_layer]).collect())
+}
+
+/// Makes a layer in `layer` that gives the source in `source` the attributes of the list at `path`. Returns
+/// whether anything differs.
+fn restore(path: &Path, name: &str, source: &Path, layer: &Path) -> Result<bool, Failure> {
+    let restore = || {
+        let to = layer.join(WORKSPACE);
+        fs::create_dir(&to)?;
+        let (from, to) = (tree::open_dir(&source.join(WORKSPACE))?, tree::open_dir(&to)?);
+        tree::attributes::restore(File::open(path)?, from.as_fd(), to.as_fd())
+    };
+    restore().map_err(|error| Failure::io(format_args!("restore the modes and times in {name:?}"), &error))
 }
 
 fn unpack(path: &Path, name: &str, diff_id: &str, root: &Path, id_map: IdMap) -> Result<(), Failure> {

@@ -96,7 +96,7 @@ fn run_in(dir: &Path, input: &StepInput, oneshot: &OneShot) -> Result<(Exit, Opt
     let paths = lowers::find(dir, &input.stack)?;
     let id_map = oneshot.user_namespace().id_map();
     let scratch = Scratch::new(oneshot, dir, &paths)?;
-    let lowers = lowers::make(&input.stack, &paths, &scratch, id_map)?;
+    let lowers = lowers::make(dir, &input.stack, &paths, &scratch, id_map)?;
     let upper = scratch.make_dir("upper")?;
     let spec = spec(input, oneshot, &scratch, &lowers, &upper)?;
     let bounds =
