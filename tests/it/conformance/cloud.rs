@@ -22,6 +22,7 @@ use crate::support::{
 };
 
 /// Runs the suite over a cloud runner.
+#[expect(clippy::print_stdout, reason = "a failed test shows it")]
 async fn report(program: PathBuf, builder: CloudBuilder) -> Report {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(&dir.path().join("store")).unwrap();
