@@ -43,6 +43,14 @@ impl RemoteCache {
         let snapshot = store.snapshots().get(&found.snapshot)?;
         let Base::Image(image) = snapshot.base else { return Ok(()) };
         let _lease = store.lease()?;
+        // A result that was found, and that nothing booted from, has not been checked. Others would take a
+        // damaged layer for a valid one, because it is named by what it contains now.
+        let (checked, name) = (Arc::clone(store), found.snapshot.clone());
+        let check = move || Ok::<_, RemoteCacheError>(checked.snapshots().damage(&name)?);
+        if let Some(reason) = blocking::run("check a result", check).await? {
+            tracing::warn!(step = &*found.step, "not sharing a damaged result: {reason}");
+            return Ok(());
+        }
         let id_map = self.userns.prepare_trees(store).await?;
         if id_map != snapshot.id_map {
             return Ok(());

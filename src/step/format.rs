@@ -98,6 +98,9 @@ pub struct StepOutput {
     pub exit: Exit,
     /// The content of `layer.tar.zst`, if there is one. Also absent if the command changed nothing.
     pub layer: Option<LayerOutput>,
+    /// Why the layer of a step that did not pass could not be made. Absent otherwise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub layer_lost: Option<String>,
 }
 
 /// The end of a command.
@@ -165,7 +168,8 @@ impl StepInput {
         decode(json)
     }
 
-    /// Returns whether the files that the command wrote are packed after this end.
+    /// Returns whether the files that the command wrote are packed after this end. Those of a step that did
+    /// not pass are for inspection only: a failure to pack them does not change how the step ended.
     #[must_use]
     pub fn packs(&self, exit: &Exit) -> bool {
         match exit {

@@ -15,6 +15,7 @@ use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     io::Errno,
     net::RecvFlags,
+    process::{Pid, Signal, kill_process},
 };
 use tokio::io::{Interest, unix::AsyncFd};
 
@@ -232,6 +233,8 @@ impl Drop for Zygote {
         // Closing the stream ends the zygote.
         drop(self.socket.take());
         let child = self.child.get_mut();
+        // A step without isolation may have stopped it.
+        let _ = kill_process(Pid::from_child(child), Signal::CONT);
         if let Err(error) = child.wait() {
             tracing::debug!(%error, "failed to reap the sandbox's helper");
         }

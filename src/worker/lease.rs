@@ -257,7 +257,7 @@ impl LeaseRunner {
             return Err(LeaseError::Deadline);
         }
         let ended = SystemTime::now();
-        let mut packed = None;
+        let (mut packed, mut layer_lost) = (None, None);
         let exit = match &ran.ended {
             Ok(code) => Exit::exited(*code),
             Err(error) => match error.kind() {
@@ -273,15 +273,19 @@ impl LeaseRunner {
         if input.packs(&exit) {
             let packer = Arc::clone(store);
             // The upper directory is part of `ran`, so it moves to the thread.
-            packed = blocking::run("pack what the command wrote", move || match ran.layer()? {
+            let packing = blocking::run("pack what the command wrote", move || match ran.layer()? {
                 Some(layer) => Ok::<_, LeaseError>(Some(image::pack_layer(&packer, &layer, id_map)?)),
                 None => Ok(None),
-            })
-            .await?;
+            });
+            match packing.await {
+                Ok(layer) => packed = layer,
+                Err(error) if exit == Exit::exited(0) => return Err(error),
+                Err(error) => layer_lost = Some(format!("{:#}", anyhow::Error::new(error))),
+            }
         }
         let layer = packed.as_ref().map(|packed| LayerOutput { diff_id: packed.diff_id().to_string() });
         let (exit_code, how) = told(&exit);
-        let output = step::StepOutput { version: step::VERSION, exit, layer };
+        let output = step::StepOutput { version: step::VERSION, exit, layer, layer_lost };
         let output = serde_json::to_vec(&output).map_err(|error| LeaseError::Io("write the result", error.into()))?;
         let metadata = reapi::ExecutedActionMetadata {
             worker: self.name.clone(),

@@ -21,7 +21,12 @@ use serde_json::json;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::support::{programs::hm, run_meta::run_meta};
+use crate::support::{
+    backends::usable,
+    programs::hm,
+    project::{Ended, Project, ir},
+    run_meta::run_meta,
+};
 
 const RUN: Uuid = Uuid::from_u128(7);
 
@@ -360,6 +365,50 @@ async fn a_step_that_kills_its_supervisor_fails_and_leaves_no_process() {
 }
 
 #[tokio::test]
+async fn a_step_that_kills_its_supervisor_cannot_print_for_ever() {
+    let (result, _) = Bench::supervised().run("kill -9 $PPID; exec yes", None).await;
+    assert!(result.unwrap_err().to_line().contains("supervisor was killed"));
+}
+
+#[tokio::test]
+async fn a_step_that_kills_its_supervisor_when_it_must_end_leaves_no_process() {
+    let bench = Bench::supervised();
+    let file = bench.top.path().join("pids");
+    let cmd = format!(
+        "trap 'kill -9 $PPID' TERM; setsid sh -c 'trap \"\" TERM; echo $$ >> {0}; exec sleep 1000' & \
+         echo $$ >> {0}; while :; do sleep 0.05; done",
+        file.display()
+    );
+    let (ctx, _writer, _events) = bench.context();
+    let (cancel, written) = (ctx.cancel.clone(), file.clone());
+    let stop = std::thread::spawn(move || {
+        pids(&written, 2);
+        cancel.cancel();
+    });
+    let error = bench.runner.execute(&ctx, input(&cmd, None)).await.unwrap_err();
+    stop.join().unwrap();
+    assert!(!error.is_retryable());
+    assert!(pids(&file, 2).iter().all(|pid| !is_alive(pid)));
+}
+
+#[tokio::test]
+async fn a_step_that_goes_on_to_start_processes_is_ended_after_its_grace() {
+    let bench = Bench::supervised();
+    let file = bench.top.path().join("pids");
+    let cmd = format!("trap '' TERM; echo $$ >> {}; while :; do setsid sleep 0.2 & done", file.display());
+    let (mut ctx, _writer, _events) = bench.context();
+    ctx.grace = Duration::from_millis(50);
+    let (cancel, written) = (ctx.cancel.clone(), file.clone());
+    let stop = std::thread::spawn(move || {
+        pids(&written, 1);
+        cancel.cancel();
+    });
+    bench.runner.execute(&ctx, input(&cmd, None)).await.unwrap_err();
+    stop.join().unwrap();
+    assert!(!is_alive(&pids(&file, 1)[0]));
+}
+
+#[tokio::test]
 async fn a_step_that_stops_its_supervisor_is_ended_after_its_grace() {
     let bench = Bench::supervised();
     let file = bench.top.path().join("pids");
@@ -386,4 +435,20 @@ async fn a_helper_that_was_killed_is_started_again() {
     assert!(Command::new("kill").args(["-9", helper.trim()]).status().unwrap().success());
     wait_for("end", || (!is_alive(helper.trim())).then_some(()));
     bench.passes("true", None).await;
+}
+
+/// As the filters of containers do.
+#[test]
+fn steps_run_in_a_sandbox_that_denies_clone3() {
+    let project = Project::new();
+    project.file("inner.json", &ir(&[("inner", "echo from the inner step", None)]));
+    let program = hm();
+    let inner = "HM_CACHE_DIR=/tmp/store \"$HM\" run -f inner.json --runner process --format human".to_owned();
+    let outer = format!("HM={}; {inner}", program.display());
+    project.file(".hm/ci.json", &ir(&[("outer", &outer, None)]));
+    let dir = program.parent().unwrap().display().to_string();
+    let ended = Ended::of(&mut project.hm(&["run", "--format", "human", "--host-dir", &dir]));
+    if usable("the sandbox", ended.code != Some(3), &ended.stderr) {
+        assert!(ended.expect(0).stdout.contains("from the inner step"));
+    }
 }

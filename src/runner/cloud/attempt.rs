@@ -3,6 +3,7 @@
 use std::{pin::pin, sync::Arc, time::Duration};
 
 use futures_util::{StreamExt, future};
+use tokio::time::Instant;
 
 use super::{
     action::{AROUND_STEP, Parts, Prepared},
@@ -45,35 +46,59 @@ struct Place<'a> {
     longest_bound: Option<Duration>,
 }
 
-/// An Action's place in the engine's queue.
-struct Queue<'a> {
+/// An Action's way through the engine: its queue, and a worker.
+struct Progress<'a> {
     ctx: &'a StepContext,
     stage: Stage,
+    /// Whether a worker had the Action at any time.
+    was_executing: bool,
     /// Whether the user knows that the step waits.
     was_reported: bool,
 }
 
-impl<'a> Queue<'a> {
+impl<'a> Progress<'a> {
     fn new(ctx: &'a StepContext) -> Self {
-        Self { ctx, stage: Stage::Unknown, was_reported: false }
+        Self { ctx, stage: Stage::Unknown, was_executing: false, was_reported: false }
     }
 
-    /// Notes the stage that the engine reported. The attempt ends some time after the limit of a step that a
-    /// worker has, in case that the worker does not end it.
-    fn is_at(&mut self, stage: Stage) {
-        if stage != self.stage {
-            self.stage = stage;
-            match stage {
-                Stage::Executing => self.ctx.restart_limit(self.ctx.grace.saturating_add(AROUND_STEP)),
-                Stage::Queued | Stage::Unknown => self.ctx.stop_limit(),
+    /// Notes the stage that the engine reported. Returns whether the Action has just entered the queue. Only
+    /// there, the clock of the attempt's limit stands still. An unknown stage changes nothing.
+    fn is_at(&mut self, stage: Stage) -> bool {
+        if stage == self.stage || stage == Stage::Unknown {
+            return false;
+        }
+        self.stage = stage;
+        match stage {
+            Stage::Queued => self.ctx.stop_limit(),
+            Stage::Executing | Stage::Unknown => {
+                self.was_executing = true;
+                start_bound(self.ctx);
             }
         }
+        stage == Stage::Queued
     }
 
     /// Returns whether the step waits without the user's knowledge.
     fn is_silent(&self) -> bool {
         self.stage == Stage::Queued && !self.was_reported
     }
+
+    fn ended(&self, response: Result<Box<reapi::ExecuteResponse>, RemoteError>) -> Executed {
+        Executed { was_executing: self.was_executing, response }
+    }
+}
+
+/// Starts the clock that ends the attempt some time after the step's limit, in case that the worker or the
+/// engine does not end it: hm-step keeps the limit.
+fn start_bound(ctx: &StepContext) {
+    ctx.restart_limit(ctx.grace.saturating_add(AROUND_STEP));
+}
+
+/// The end of an execution.
+struct Executed {
+    /// Whether a worker had the Action at any time.
+    was_executing: bool,
+    response: Result<Box<reapi::ExecuteResponse>, RemoteError>,
 }
 
 /// Returns the message about a step that was interrupted and continues.
@@ -136,11 +161,11 @@ impl CloudRunner {
         skip_cache_lookup: bool,
         output: &mut Output<'_>,
         ctx: &StepContext,
-    ) -> Result<Result<Box<reapi::ExecuteResponse>, RemoteError>, RunnerError> {
+    ) -> Result<Executed, RunnerError> {
         let execution = Execution::new(engine.endpoint.clone());
         let mut updates = pin!(execution.run(action, skip_cache_lookup));
         let mut begun = Begun { runner: self, endpoint: &engine.endpoint, operation: String::new() };
-        let mut queue = Queue::new(ctx);
+        let mut progress = Progress::new(ctx);
         let mut waited = pin!(tokio::time::sleep(self.queue_notice));
         // Whether the attempt was interrupted, and whether the engine was asked to cancel it.
         let (mut interrupted, mut told) = (false, false);
@@ -174,27 +199,33 @@ impl CloudRunner {
                         if !runs_on {
                             begun.operation = name;
                         }
-                        queue.is_at(stage);
+                        if progress.is_at(stage) {
+                            waited.as_mut().reset(Instant::now() + self.queue_notice);
+                        }
                         output.follow(&engine.logs, StdStream::Stdout, &stdout_stream).await;
                         output.follow(&engine.logs, StdStream::Stderr, &stderr_stream).await;
                     }
                     Some(Ok(Update::Done(response))) => {
                         begun.end();
-                        return Ok(Ok(response));
+                        return Ok(progress.ended(Ok(response)));
                     }
                     Some(Err(error)) => {
                         begun.end();
-                        return Ok(Err(error));
+                        return Ok(progress.ended(Err(error)));
                     }
                     None => return Err(RunnerError::infrastructure(
                         "run the step",
                         anyhow::anyhow!("the engine ended the stream of answers"),
                     )),
                 },
-                (stream, piece) = output.next() => output.show(stream, &piece).await,
+                (stream, piece) = output.next() => {
+                    // Some engines do not report that a worker has the Action.
+                    progress.is_at(Stage::Executing);
+                    output.show(stream, &piece).await;
+                }
                 () = ctx.cancel.cancelled(), if !interrupted => interrupted = true,
-                () = &mut waited, if queue.is_silent() => {
-                    queue.was_reported = true;
+                () = &mut waited, if progress.is_silent() => {
+                    progress.was_reported = true;
                     output.say(&self.waiting(&engine.endpoint)).await;
                 }
                 () = &mut patience, if interrupted => {
@@ -230,8 +261,8 @@ impl CloudRunner {
         limits: &Limits,
         store: &Arc<Store>,
     ) -> Result<(Boot, reapi::ActionResult), RunnerError> {
-        // hm-step keeps the step's limit. Uploads and the engine's queue do not count.
-        ctx.stop_limit();
+        // Neither uploads nor the engine's queue count.
+        start_bound(ctx);
         let cas = Cas::new(engine.endpoint.clone());
         let function = tokio::select! {
             function = cas.digest_function() => function.map_err(error::remote("ask the engine what it supports"))?,
@@ -239,8 +270,9 @@ impl CloudRunner {
         };
         let mut output = Output::new(&ctx.event_bus, input.step_id, function);
         let (mut round, mut distrust_cache) = (1, false);
-        // The time limit that the engine refused, or may have refused.
-        let mut refused = None;
+        // The time limit that the engine refused, or may have refused, and the same if nothing else went
+        // wrong after that.
+        let (mut refused, mut learned) = (None, None);
         loop {
             let longest_bound = refused.map(|_| Duration::ZERO).or_else(|| self.longest_bound());
             let preparing = self.prepare(ctx, input, limits, Place { cas: &cas, store, function, longest_bound });
@@ -249,10 +281,11 @@ impl CloudRunner {
                 () = ctx.cancel.cancelled() => return Err(ctx.interrupted()),
             };
             let skip_cache_lookup = distrust_cache || !prepared.cacheable;
-            let ended = self.run(engine, prepared.action, skip_cache_lookup, &mut output, ctx).await?;
+            let Executed { was_executing, response } =
+                self.run(engine, prepared.action, skip_cache_lookup, &mut output, ctx).await?;
             // From here on, only files are transferred.
-            ctx.stop_limit();
-            let response = match ended {
+            start_bound(ctx);
+            let response = match response {
                 Ok(response) => match Execution::new(engine.endpoint.clone()).error_of(&response) {
                     Some(error) => Err((error, Some(response))),
                     None => Ok(response),
@@ -261,17 +294,20 @@ impl CloudRunner {
             };
             let response = match response {
                 Ok(response) => response,
-                // The step's limit does not depend on it, so any engine may have a maximum of its own.
-                Err((error, _)) if error.kind() == RemoteErrorKind::Refused && prepared.bound.is_some() => {
-                    tracing::debug!(%error, "executing the step without a time limit at the engine");
-                    refused = prepared.bound;
-                    continue;
-                }
                 Err((error, _)) if round < MAX_ROUNDS && comes_of_loss(&error, &cas, needs).await => {
                     tracing::debug!(%error, round, "uploading again what the engine lost");
                     output.say("hm: the engine lost uploaded files; uploading them again\n").await;
                     self.sources.forget();
-                    round += 1;
+                    (round, learned) = (round + 1, None);
+                    continue;
+                }
+                // The step's limit does not depend on it, so any engine may have a maximum of its own. What a
+                // worker had is not run again.
+                Err((error, _))
+                    if error.kind() == RemoteErrorKind::Refused && prepared.bound.is_some() && !was_executing =>
+                {
+                    tracing::debug!(%error, "executing the step without a time limit at the engine");
+                    (refused, learned) = (prepared.bound, prepared.bound);
                     continue;
                 }
                 Err((error, response)) => {
@@ -284,7 +320,7 @@ impl CloudRunner {
                     return Err(error::remote("run the step")(error));
                 }
             };
-            if let Some(refused) = refused {
+            if let Some(refused) = learned {
                 self.note_refused_bound(refused);
             }
             let is_cached = response.cached_result;

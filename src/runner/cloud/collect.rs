@@ -76,6 +76,10 @@ pub(super) async fn snapshot(
     let TransferContext { store, cas, id_map } = context;
     // Held until the snapshot refers to the layer.
     let _lease = store.lease().map_err(error::store("take a lease"))?;
+    if let Some(reason) = &output.layer_lost {
+        let error = anyhow::anyhow!("its worker reported: {reason}");
+        return Err(RunnerError::infrastructure("keep the step's files", error));
+    }
     let layer = match &output.layer {
         None => None,
         Some(left) => {

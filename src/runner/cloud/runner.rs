@@ -22,6 +22,7 @@ use crate::{
         StepContext, StepResult, StepRunner, cleanup_thread::CleanupThread, image_notes::no_image, kept_steps,
     },
     source::FrozenSource,
+    step::Exit,
     store::{Store, StoreHandle},
     transfer::{TransferContext, Uploads},
     userns::UsernsHelper,
@@ -142,7 +143,8 @@ impl CloudRunner {
             let output = collect::step_output(&result, &cas).await?;
             let ended = collect::exit_code(&output, &limits, ctx);
             let context = TransferContext { store: &store, cas: &cas, id_map: boot.id_map };
-            if ctx.keep && kept_steps::is_worth_keeping(&ended) {
+            // A worker that had to end at once packed nothing.
+            if ctx.keep && kept_steps::is_worth_keeping(&ended) && output.exit != Exit::Terminated {
                 let taking = collect::snapshot(&result, &output, boot, context, &self.uploads);
                 kept_steps::keep_failed(taking.await, &store, &input, input.snapshot_config()).await;
                 return Ok(StepResult::exited(ended?));

@@ -62,6 +62,11 @@ impl Group {
         }
     }
 
+    /// Notes that no process is left.
+    pub(super) fn is_gone(&mut self) {
+        self.gone = true;
+    }
+
     /// Kills all processes, and waits until they are gone. The shell must have been waited for.
     pub(super) async fn end(&mut self) {
         self.waited = true;

@@ -15,7 +15,7 @@ use crate::{
     jail::{End, ProcessSpec},
     runner::{
         ExecutorInput, RunnerError, StepContext,
-        sandbox::{Control, StepOutput, c_string, supervise},
+        sandbox::{Control, StepOutput, Supervised, c_string, supervise},
     },
     userns::{Zygote, locate},
 };
@@ -60,16 +60,21 @@ pub(super) async fn run(
     let spec = spec(launch)?;
     let control = Control { cancel: &ctx.cancel, grace: ctx.grace };
     let output = StepOutput { bus: &ctx.event_bus, step_id: input.step_id };
-    match supervise(zygote, &spec, control, &output).await? {
-        End::Exited { code } => Ok(code),
+    // If this future is dropped, or the supervisor was killed, the step's processes are killed by their mark.
+    let mut group = Group::without_leader(launch.mark.clone());
+    let ended = supervise(zygote, &spec, control, &output).await;
+    match ended {
+        Ok(Supervised { ended_all: true, .. }) => group.is_gone(),
+        Ok(Supervised { ended_all: false, .. }) | Err(_) => group.end().await,
+    }
+    let Supervised { end, ended_all } = ended?;
+    match end {
         End::Interrupted => Err(ctx.interrupted()),
-        End::Killed | End::OutOfMemory | End::TooManyProcesses | End::TimedOut => {
-            Group::without_leader(launch.mark.clone()).end().await;
-            Err(RunnerError::infrastructure(
-                "keep the step running",
-                std::io::Error::other("its supervisor was killed by another process"),
-            ))
-        }
+        End::Exited { code } if ended_all => Ok(code),
+        _ => Err(RunnerError::infrastructure(
+            "keep the step running",
+            std::io::Error::other("its supervisor was killed by another process"),
+        )),
     }
 }
 

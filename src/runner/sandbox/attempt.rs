@@ -59,12 +59,21 @@ pub(super) async fn run(
     sink: &impl OutputSink,
 ) -> Result<End, RunnerError> {
     let spec = wire::to_memory_file(spec).map_err(setup_error)?;
-    run_as(zygote, (Request::Step { isolate_network }, spec), Ending::ByKernel, control, sink).await
+    let ended = run_as(zygote, (Request::Step { isolate_network }, spec), Ending::ByKernel, control, sink).await?;
+    Ok(ended.end)
 }
 
-/// Runs the command of `spec` without isolation, on a zygote without namespaces. Returns when every process
-/// of the step is dead, and all of its output has been passed on. [`End::Killed`] means that the supervisor
-/// of the step was killed, and that processes of the step may be left.
+/// The end of a step with a supervisor.
+#[derive(Debug)]
+pub(crate) struct Supervised {
+    pub(crate) end: End,
+    /// Whether the supervisor ended all processes of the step. If not, it was killed before, and processes of
+    /// the step may be left.
+    pub(crate) ended_all: bool,
+}
+
+/// Runs the command of `spec` without isolation, on a zygote without namespaces. Returns when the supervisor
+/// of the step has ended, and all of its output has been passed on.
 ///
 /// # Cancel safety
 /// If the future is dropped, every process of the step gets SIGKILL.
@@ -73,7 +82,7 @@ pub(crate) async fn supervise(
     spec: &ProcessSpec,
     control: Control<'_>,
     sink: &impl OutputSink,
-) -> Result<End, RunnerError> {
+) -> Result<Supervised, RunnerError> {
     let spec = wire::to_memory_file(spec).map_err(setup_error)?;
     run_as(zygote, (Request::Process, spec), Ending::BySupervisor, control, sink).await
 }
@@ -84,7 +93,7 @@ async fn run_as(
     ending: Ending,
     control: Control<'_>,
     sink: &impl OutputSink,
-) -> Result<End, RunnerError> {
+) -> Result<Supervised, RunnerError> {
     let failed = |doing: &'static str| move |error: io::Error| RunnerError::infrastructure(doing, error);
     let (step, theirs) = Step::new(ending).map_err(failed("make the step's pipes"))?;
     let fds = [theirs.status.as_fd(), spec.as_fd(), theirs.stdout.as_fd(), theirs.stderr.as_fd()];
@@ -180,6 +189,8 @@ struct Theirs {
 struct Progress {
     end: Option<End>,
     failure: Option<SetupError>,
+    /// Whether the supervisor has ended all processes of the step.
+    ended_all: bool,
     hung_up: bool,
 }
 
@@ -230,7 +241,7 @@ impl Step {
         }
     }
 
-    async fn attend(mut self, control: Control<'_>, sink: &impl OutputSink) -> Result<End, RunnerError> {
+    async fn attend(mut self, control: Control<'_>, sink: &impl OutputSink) -> Result<Supervised, RunnerError> {
         let failed = |error: io::Error| RunnerError::infrastructure("watch the step", error);
         let mut stop = Stop::No;
         // The time counts from the first poll.
@@ -266,22 +277,29 @@ impl Step {
             }
         }
         // No process of the step is left, so no output or report can follow what the pipes and the socket
-        // hold now.
-        while let Some(output) = &mut self.output
+        // hold now. A process that outlived its supervisor can fill them without end.
+        let mut most = match self.ending {
+            Ending::ByKernel => usize::MAX,
+            Ending::BySupervisor => 2 * PIPE_BYTES,
+        };
+        while most > 0
+            && let Some(output) = &mut self.output
             && let Some(piece) = output.next_now().map_err(failed)?
         {
+            most = most.saturating_sub(output.bytes(piece).1.len());
             self.hand_on(piece, sink).await;
         }
         while let Some(report) = take_report(self.status.get_ref()).map_err(failed)? {
             self.absorb(Some(report)).map_err(failed)?;
         }
-        let Progress { end, failure, .. } = std::mem::take(&mut self.progress);
-        match (failure, end) {
-            _ if stop != Stop::No => Ok(End::Interrupted),
-            (Some(error), _) => Err(setup_error(error)),
-            (None, Some(end)) => Ok(end),
-            (None, None) => Ok(End::Killed),
-        }
+        let Progress { end, failure, ended_all, .. } = std::mem::take(&mut self.progress);
+        let end = match (failure, end) {
+            _ if stop != Stop::No => End::Interrupted,
+            (Some(error), _) => return Err(setup_error(error)),
+            (None, Some(end)) => end,
+            (None, None) => End::Killed,
+        };
+        Ok(Supervised { end, ended_all })
     }
 
     async fn hand_on(&self, piece: Piece, sink: &impl OutputSink) {
@@ -300,10 +318,12 @@ impl Step {
             Some((Report::Exited { code, .. }, _)) => self.progress.end = Some(End::Exited { code }),
             Some((Report::OutOfMemory, _)) => self.progress.end = Some(End::OutOfMemory),
             Some((Report::TooManyProcesses, _)) => self.progress.end = Some(End::TooManyProcesses),
+            Some((Report::Done, _)) => self.progress.ended_all = true,
             Some((Report::StillRunning, _)) => {
+                self.progress.ended_all = true;
                 tracing::warn!("processes of a step are still running after being killed");
             }
-            Some((Report::Done | Report::NeedsIdMap | Report::Unpacked(_), _)) => {}
+            Some((Report::NeedsIdMap | Report::Unpacked(_), _)) => {}
         }
         Ok(())
     }

@@ -26,7 +26,7 @@ mod runner;
 mod serve;
 mod visit;
 
-pub(crate) use attempt::{Control, OutputSink, supervise};
+pub(crate) use attempt::{Control, OutputSink, Supervised, supervise};
 pub use cgroup::reap_control_groups;
 pub use checks::{Check, checks};
 pub use confined::{ConfinedCommand, ConfinedEnd, ConfinedError, ConfinedLimits, ConfinedOutput, OutputStream};

@@ -42,6 +42,9 @@ use super::{
 /// How long killed processes may take to disappear: they can be stuck in a system call.
 const PATIENCE: Duration = Duration::from_secs(2);
 
+/// The most searches for processes that get a signal.
+const MOST_SEARCHES: u32 = 16;
+
 /// How long to wait for the end of a killed process before looking for others.
 const PAUSE: Timespec = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
 
@@ -86,21 +89,26 @@ fn run_step(fds: SupervisorFds, ignored: &[libc::c_int]) -> Result<(), SetupErro
     });
     let command = command.doing(|| "start the command".into())?;
     drop((null, stdout, stderr));
-    attend(command, &status, &children);
-    if end_all(&children) == Left::Some {
-        let _ = wire::send_value(&status, &Report::StillRunning, &[]);
-    }
+    let running = attend(command, &status, &children);
+    let report = match end_all(running, &children) {
+        Left::Nothing => Report::Done,
+        Left::Some => Report::StillRunning,
+    };
+    // Without this, the engine looks for processes of the step itself.
+    let _ = wire::send_value(&status, &report, &[]);
     Ok(())
 }
 
 /// Waits for the end of the command, and reports it. After TERM it waits for the last process of the step.
-fn attend(command: Pid, status: &OwnedFd, children: &OwnedFd) {
+/// Returns the command if it is still running.
+fn attend(command: Pid, status: &OwnedFd, children: &OwnedFd) -> Option<Pid> {
     let (mut report, mut asked_to_end) = (None, false);
     loop {
+        let running = report.is_none().then_some(command);
         let mut fds = [status, children].map(|fd| PollFd::from_borrowed_fd(fd.as_fd(), PollFlags::IN));
         match poll(&mut fds, None) {
             Ok(_) | Err(Errno::INTR) => {}
-            Err(_) => return,
+            Err(_) => return running,
         }
         let [from_engine, from_children] = fds.map(|fd| !fd.revents().is_empty());
         // Checked before the engine's messages: a command that has ended by now ended by itself.
@@ -108,26 +116,31 @@ fn attend(command: Pid, status: &OwnedFd, children: &OwnedFd) {
             let left = reap(command, children, &mut report);
             if let Some(report) = report.as_ref().filter(|_| !asked_to_end || left == Left::Nothing) {
                 let _ = wire::send_value(status, report, &[]);
-                return;
+                return None;
             }
         }
         if from_engine {
             match receive(status) {
                 Forwarded::Signal(signal) if signal == Signal::TERM.as_raw() => {
                     asked_to_end = true;
-                    signal_all(Signal::TERM);
+                    signal_all(report.is_none().then_some(command), Signal::TERM);
                 }
                 // KILL.
-                Forwarded::Signal(_) | Forwarded::HungUp => return,
+                Forwarded::Signal(_) | Forwarded::HungUp => return report.is_none().then_some(command),
                 Forwarded::Nothing => {}
             }
         }
     }
 }
 
-/// Kills all processes of the step, and returns whether any are left.
-fn end_all(children: &OwnedFd) -> Left {
+/// Kills all processes of the step, and returns whether any are left. `command` is the command if it was not
+/// reaped.
+fn end_all(command: Option<Pid>, children: &OwnedFd) -> Left {
     let deadline = Instant::now() + PATIENCE;
+    if let Some(command) = command {
+        // Needs no look at `/proc`, which a step may make impossible.
+        let _ = kill_process_group(command, Signal::KILL);
+    }
     loop {
         if reap_all(children) == Left::Nothing {
             return Left::Nothing;
@@ -155,10 +168,18 @@ fn reap_all(children: &OwnedFd) -> Left {
 
 /// Sends a signal to all processes of the step, exactly once to each: to some programs a second TERM means
 /// more than the first. A process is in one group, and a group gets the signal at once, so that no process of
-/// it is missed that is just being started.
-fn signal_all(signal: Signal) {
+/// it is missed that is just being started. A step that ignores the signal may go on to start groups, so the
+/// search ends some time. `command` is the command if it was not reaped.
+fn signal_all(command: Option<Pid>, signal: Signal) {
     let mut groups = BTreeSet::new();
-    loop {
+    if let Some(command) = command {
+        groups.insert(command.as_raw_nonzero().get());
+        if kill_process_group(command, signal) == Err(Errno::SRCH) {
+            // It has no session of its own yet.
+            let _ = kill_process(command, signal);
+        }
+    }
+    for _ in 0..MOST_SEARCHES {
         let found: BTreeSet<i32> =
             descendants().into_iter().filter_map(group_of).map(|group| group.as_raw_nonzero().get()).collect();
         let new: Vec<i32> = found.difference(&groups).copied().collect();

@@ -1,4 +1,6 @@
 //! The system calls that rustix does not offer. Every `unsafe` of the crate is in this file.
+//!
+//! Over 500 lines because of that: what is unsafe is read together.
 
 #![allow(unsafe_code, reason = "system calls without a safe wrapper: clone3, execve, seccomp, close_range, signals")]
 
@@ -54,12 +56,26 @@ pub(crate) fn clone_process(flags: u64) -> Result<Cloned> {
     args.exit_signal = libc::SIGCHLD as u64;
     // SAFETY: the arguments outlive the call; without CLONE_VM the child has its own copy of this stack and
     // memory.
-    let pid = check(unsafe { libc::syscall(libc::SYS_clone3, &raw const args, mem::size_of::<libc::clone_args>()) })?;
+    let pid = check(unsafe { libc::syscall(libc::SYS_clone3, &raw const args, mem::size_of::<libc::clone_args>()) });
+    let pid = match pid {
+        // The filters of containers cannot look into the arguments of clone3, so they deny it.
+        Err(Errno::NOSYS) => clone_without_arguments(args.flags, &mut pidfd)?,
+        pid => pid?,
+    };
     match Pid::from_raw(i32::try_from(pid).map_err(|_| Errno::OVERFLOW)?) {
         None => Ok(Cloned::Child),
         // SAFETY: the kernel stored a new descriptor that has no other owner.
         Some(pid) => Ok(Cloned::Parent { pid, pidfd: unsafe { OwnedFd::from_raw_fd(pidfd) } }),
     }
+}
+
+/// Calls `clone`, with which a fork can have a pidfd, too.
+fn clone_without_arguments(flags: u64, pidfd: &mut c_int) -> Result<c_long> {
+    let flags = c_long::try_from(flags).map_err(|_| Errno::INVAL)? | c_long::from(libc::SIGCHLD);
+    let none = ptr::null_mut::<c_int>();
+    // SAFETY: as for clone3: no stack means the caller's, of which the child has its own copy. The first
+    // three arguments have this order on all supported architectures, and the rest is null.
+    check(unsafe { libc::syscall(libc::SYS_clone, flags, none, ptr::from_mut(pidfd), none, none) })
 }
 
 /// Runs `child` in a new process that shares this one's memory until it executes a program or returns, and
@@ -102,13 +118,40 @@ pub(crate) fn execve(path: &CStr, argv: &[&CStr], envp: &[&CStr]) -> Errno {
 /// own.
 pub fn close_from(first: c_uint) -> Result<()> {
     // SAFETY: takes no pointers, and no `OwnedFd` exists yet.
-    check(unsafe { libc::syscall(libc::SYS_close_range, first, c_uint::MAX, 0) }).map(drop)
+    let closed = check(unsafe { libc::syscall(libc::SYS_close_range, first, c_uint::MAX, 0) });
+    // SAFETY: no `OwnedFd` exists yet.
+    closed.map(drop).or_else(|_| for_each_from(first, |fd| check(c_long::from(unsafe { libc::close(fd) })).map(drop)))
 }
 
 /// Marks every descriptor from `first` on as close-on-exec.
 pub(crate) fn close_on_exec_from(first: c_uint) -> Result<()> {
     // SAFETY: takes no pointers, and closes nothing here.
-    check(unsafe { libc::syscall(libc::SYS_close_range, first, c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC) }).map(drop)
+    let marked = check(unsafe { libc::syscall(libc::SYS_close_range, first, c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC) });
+    marked.map(drop).or_else(|_| {
+        for_each_from(first, |fd| {
+            // SAFETY: takes no pointers, and closes nothing here.
+            check(c_long::from(unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) })).map(drop)
+        })
+    })
+}
+
+/// Does what `close_range` does, which some kernels and filters do not know, to one open descriptor after the
+/// other.
+fn for_each_from(first: c_uint, change: impl Fn(c_int) -> Result<()>) -> Result<()> {
+    let failed = |error: std::io::Error| Errno::from_io_error(&error).unwrap_or(Errno::IO);
+    let mut open = Vec::new();
+    for entry in std::fs::read_dir("/proc/self/fd").map_err(failed)? {
+        let name = entry.map_err(failed)?.file_name();
+        open.extend(name.to_str().and_then(|name| name.parse::<c_int>().ok()));
+    }
+    for fd in open.into_iter().filter(|fd| c_uint::try_from(*fd).is_ok_and(|fd| fd >= first)) {
+        match change(fd) {
+            // The directory itself, which was closed meanwhile.
+            Ok(()) | Err(Errno::BADF) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }
 
 /// Moves the calling thread out of shared namespaces.

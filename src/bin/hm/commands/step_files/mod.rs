@@ -16,6 +16,7 @@ use hm_exec::{
     SnapshotRef, StepStatus,
     event::StepRecord,
     image::{ExportTarget, ImageOptions},
+    quote::quote,
     runner::sandbox::{SandboxExportError, SandboxRunner, Streams, Visit, VisitError, VisitOperation},
     source::{self, FrozenSource, SourceTimes},
     store::{ImageDigest, Lease, Run, SnapshotConfig, Store},
@@ -24,7 +25,7 @@ use hm_exec::{
 use crate::{
     failure::{Failure, Outcome},
     find_step::{describe, find_run, find_step, unreadable},
-    reporter::to_stderr,
+    reporter::{text, to_stderr},
     runners::set::sandbox,
     store,
 };
@@ -88,7 +89,7 @@ impl StepFiles {
                 "the files of step `{}` are damaged: {reason}",
                 step.key
             ))
-            .hint("run the pipeline again"));
+            .hint(format_args!("run `hm run --refresh={}` to make them again", text::clean(&quote(&step.key)))));
         }
         let source = match FrozenSource::find(store, &found.source, SourceTimes::Normal).map_err(unreadable)? {
             Some(source) => source,

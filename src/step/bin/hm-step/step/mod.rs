@@ -16,7 +16,7 @@ use std::{
 };
 
 use hm_exec_step::{
-    Exit, LayerOutput, Network, StepInput, StepOutput, VERSION, guest,
+    Exit, Network, StepInput, StepOutput, VERSION, guest,
     jail::{
         self, Bounds, DEFAULT_ENV, End, JailPlace, JailSpec, MountApi, OneShot, Overlay, Root, Watch,
         user_namespace_hint,
@@ -69,13 +69,12 @@ fn run(input: &Path) -> Result<u8, Failure> {
     let input = input.canonicalize().map_err(|error| Failure::io(format_args!("find {name}"), &error))?;
     let dir = input.parent().unwrap_or(Path::new("/"));
     let ran = read(&input).and_then(|input| run_in(dir, &input, &oneshot?));
-    let (exit, layer) = match &ran {
-        Ok((exit, layer)) => (exit.clone(), layer.clone()),
-        Err(failure) => (failure.exit(), None),
+    let output = match &ran {
+        Ok(output) => output,
+        Err(failure) => &StepOutput { version: VERSION, exit: failure.exit(), layer: None, layer_lost: None },
     };
-    write_result(dir, &StepOutput { version: VERSION, exit, layer })
-        .map_err(|error| Failure::io(format_args!("write {RESULT}"), &error))?;
-    Ok(match ran?.0 {
+    write_result(dir, output).map_err(|error| Failure::io(format_args!("write {RESULT}"), &error))?;
+    Ok(match ran?.exit {
         Exit::Exited { code, .. } => u8::try_from(code).unwrap_or(FAILED),
         Exit::OutOfMemory => KILLED,
         Exit::TimedOut => TIMED_OUT,
@@ -92,7 +91,7 @@ fn read(input: &Path) -> Result<StepInput, Failure> {
     })
 }
 
-fn run_in(dir: &Path, input: &StepInput, oneshot: &OneShot) -> Result<(Exit, Option<LayerOutput>), Failure> {
+fn run_in(dir: &Path, input: &StepInput, oneshot: &OneShot) -> Result<StepOutput, Failure> {
     let paths = lowers::find(dir, &input.stack)?;
     let id_map = oneshot.user_namespace().id_map();
     let scratch = Scratch::new(oneshot, dir, &paths)?;
@@ -113,8 +112,13 @@ fn run_in(dir: &Path, input: &StepInput, oneshot: &OneShot) -> Result<(Exit, Opt
             return Err(Failure::passing("the step was killed by another process, or this machine is out of memory"));
         }
     };
-    let layer = if input.packs(&exit) { layer::pack(&upper, dir, id_map)? } else { None };
-    Ok((exit, layer))
+    let (layer, layer_lost) = match input.packs(&exit).then(|| layer::pack(&upper, dir, id_map)) {
+        None => (None, None),
+        Some(Ok(layer)) => (layer, None),
+        Some(Err(failure)) if exit == Exit::exited(0) => return Err(failure),
+        Some(Err(failure)) => (None, Some(failure.to_string())),
+    };
+    Ok(StepOutput { version: VERSION, exit, layer, layer_lost })
 }
 
 /// Returns the specification of the step's jail.
