@@ -169,7 +169,10 @@ impl Layers {
         let most = if total > FEW_ENTRIES { thread::available_parallelism().map_or(1, NonZeroUsize::get) } else { 1 };
         thread::scope(|scope| {
             for _ in 1..most.min(sealed.len()) {
-                scope.spawn(walk);
+                // If there can be no other thread, this one does it all.
+                if thread::Builder::new().spawn_scoped(scope, walk).is_err() {
+                    break;
+                }
             }
             walk();
         });

@@ -147,6 +147,17 @@ mod tests {
     }
 
     #[test]
+    fn state_behind_a_link_is_not_copied() {
+        let machine = Machine::new();
+        fs::write(machine.path("private"), "secret").unwrap();
+        fs::set_permissions(machine.path("private"), fs::Permissions::from_mode(0o600)).unwrap();
+        fs::remove_file(machine.path("var/lib/shells.state")).unwrap();
+        std::os::unix::fs::symlink(machine.path("private"), machine.path("var/lib/shells.state")).unwrap();
+        let state = machine.tree().root().join("var/lib/shells.state");
+        assert_eq!(fs::read_link(state).unwrap(), machine.path("private"));
+    }
+
+    #[test]
     fn a_tree_of_files_that_changed_just_now_is_for_one_run_only() {
         let machine = Machine::new();
         let tree = machine.tree_at(SystemTime::now());

@@ -162,6 +162,10 @@ impl Skeleton {
             return;
         }
         let from = machine.join(path);
+        // A link is mirrored as such: what it leads to may be hidden.
+        if !fs::symlink_metadata(&from).is_ok_and(|metadata| !metadata.is_symlink()) {
+            return;
+        }
         let mut survey = Survey { files: MAX_STATE_FILES, bytes: MAX_STATE_BYTES, attributes: vec![], changed_at: 0 };
         if survey.fits(&from) {
             self.changed_at = self.changed_at.max(survey.changed_at);
