@@ -74,6 +74,23 @@ impl Bench {
         (result, read(writer, events).await)
     }
 
+    /// Runs a command, cancels it when it has written `count` process ids to the file `pids`, and returns how
+    /// it ended. All of these processes have ended then, too.
+    async fn interrupted(&self, cmd: &str, count: usize, grace: Option<Duration>) -> RunnerError {
+        let (mut ctx, _writer, _events) = self.context();
+        ctx.grace = grace.unwrap_or(ctx.grace);
+        let (cancel, file) = (ctx.cancel.clone(), self.top.path().join("pids"));
+        let stop = std::thread::spawn(move || {
+            let pids = pids(&file, count);
+            cancel.cancel();
+            pids
+        });
+        let error = self.runner.execute(&ctx, input(cmd, None)).await.unwrap_err();
+        let pids = stop.join().unwrap();
+        assert!(pids.iter().all(|pid| !is_alive(pid)), "{pids:?}");
+        error
+    }
+
     async fn passes(&self, cmd: &str, parent: Option<&SnapshotRef>) -> SnapshotRef {
         let (result, events) = self.run(cmd, parent).await;
         let result = result.unwrap();
@@ -373,56 +390,24 @@ async fn a_step_that_kills_its_supervisor_cannot_print_for_ever() {
 #[tokio::test]
 async fn a_step_that_kills_its_supervisor_when_it_must_end_leaves_no_process() {
     let bench = Bench::supervised();
-    let file = bench.top.path().join("pids");
     let cmd = format!(
         "trap 'kill -9 $PPID' TERM; setsid sh -c 'trap \"\" TERM; echo $$ >> {0}; exec sleep 1000' & \
          echo $$ >> {0}; while :; do sleep 0.05; done",
-        file.display()
+        bench.top.path().join("pids").display()
     );
-    let (ctx, _writer, _events) = bench.context();
-    let (cancel, written) = (ctx.cancel.clone(), file.clone());
-    let stop = std::thread::spawn(move || {
-        pids(&written, 2);
-        cancel.cancel();
-    });
-    let error = bench.runner.execute(&ctx, input(&cmd, None)).await.unwrap_err();
-    stop.join().unwrap();
-    assert!(!error.is_retryable());
-    assert!(pids(&file, 2).iter().all(|pid| !is_alive(pid)));
+    assert!(!bench.interrupted(&cmd, 2, None).await.is_retryable());
 }
 
 #[tokio::test]
-async fn a_step_that_goes_on_to_start_processes_is_ended_after_its_grace() {
-    let bench = Bench::supervised();
-    let file = bench.top.path().join("pids");
-    let cmd = format!("trap '' TERM; echo $$ >> {}; while :; do setsid sleep 0.2 & done", file.display());
-    let (mut ctx, _writer, _events) = bench.context();
-    ctx.grace = Duration::from_millis(50);
-    let (cancel, written) = (ctx.cancel.clone(), file.clone());
-    let stop = std::thread::spawn(move || {
-        pids(&written, 1);
-        cancel.cancel();
-    });
-    bench.runner.execute(&ctx, input(&cmd, None)).await.unwrap_err();
-    stop.join().unwrap();
-    assert!(!is_alive(&pids(&file, 1)[0]));
-}
-
-#[tokio::test]
-async fn a_step_that_stops_its_supervisor_is_ended_after_its_grace() {
-    let bench = Bench::supervised();
-    let file = bench.top.path().join("pids");
-    let cmd = format!("kill -STOP $PPID; echo $$ >> {0}; sleep 1000", file.display());
-    let (mut ctx, _writer, _events) = bench.context();
-    ctx.grace = Duration::from_millis(50);
-    let (cancel, written) = (ctx.cancel.clone(), file.clone());
-    let stop = std::thread::spawn(move || {
-        pids(&written, 1);
-        cancel.cancel();
-    });
-    bench.runner.execute(&ctx, input(&cmd, None)).await.unwrap_err();
-    stop.join().unwrap();
-    assert!(!is_alive(&pids(&file, 1)[0]));
+async fn a_step_that_disturbs_its_supervisor_is_ended_after_its_grace() {
+    for disturb in [
+        "trap '' TERM; echo $$ >> PIDS; while :; do setsid sleep 0.2 & done",
+        "kill -STOP $PPID; echo $$ >> PIDS; sleep 1000",
+    ] {
+        let bench = Bench::supervised();
+        let cmd = disturb.replace("PIDS", &bench.top.path().join("pids").display().to_string());
+        bench.interrupted(&cmd, 1, Some(Duration::from_millis(50))).await;
+    }
 }
 
 #[tokio::test]
