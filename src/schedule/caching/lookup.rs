@@ -151,7 +151,10 @@ impl<'a, R: RunnerSet> Caching<'a, R> {
         match (self.ahead.take(step, request.key), self.cache) {
             (Some(found), _) => self.looked_up(step, LookupOutcome::Found(found), progress, now),
             (None, Some(cache)) => self.look_up_alone(step, request, cache, progress, now),
-            (None, None) => {}
+            (None, None) => {
+                let reason = CacheMissReason::Unavailable;
+                self.decided(step, LookupOutcome::Missed { reason, message: None, flight: None }, progress, now);
+            }
         }
     }
 
