@@ -19,7 +19,7 @@ use std::{
 };
 
 use super::{
-    FrozenSource,
+    FrozenSource, in_same_log,
     manifest::{Manifest, ManifestChange, Times},
     read::{ATTEMPTS, Known, SourceReader},
     stat_cache::{StatCache, now},
@@ -101,7 +101,7 @@ pub(super) fn freeze_until_stable(
 }
 
 fn freeze_once(store: &Store, reader: &SourceReader<'_>, state: LayerState) -> Result<FrozenSource, StoreError> {
-    let cache_path = StatCache::path(store, reader.source);
+    let cache_path = StatCache::path(store.dir(), reader.source);
     let started = now();
     let walk = SourceWalk { source: reader.source, store: store.dir(), abandoned: reader.abandoned };
     let find_last = || {
@@ -111,7 +111,7 @@ fn freeze_once(store: &Store, reader: &SourceReader<'_>, state: LayerState) -> R
         Ok((Some(cache), last))
     };
     let (tree, last) = thread::scope(|scope| {
-        let last = scope.spawn(find_last);
+        let last = scope.spawn(in_same_log(find_last));
         (walk.run(), last.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
     });
     let (tree, (cache, last)) = (tree?, last?);

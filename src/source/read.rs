@@ -18,6 +18,7 @@ use std::{
 use rustix::io::Errno;
 
 use super::{
+    in_same_log,
     manifest::{self, EntryKind, Manifest, ManifestEntry},
     stat_cache::{Stamp, StatCache},
     threads,
@@ -299,7 +300,7 @@ pub(super) fn in_parallel<T: Sync, R: Send>(
     };
     thread::scope(|scope| {
         for _ in 1..threads().min(items.len().div_ceil(FEW)) {
-            scope.spawn(run);
+            scope.spawn(in_same_log(run));
         }
         run();
     });

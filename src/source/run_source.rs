@@ -11,7 +11,7 @@ use std::{
 use tokio::sync::OnceCell;
 
 use super::{
-    FrozenSource, SourceTimes, freeze,
+    EarlyFreeze, FrozenSource, SourceTimes, freeze,
     freeze::{LayerState, freeze_until_stable},
 };
 use crate::{
@@ -25,12 +25,13 @@ pub struct RunSource {
     id: ArchiveId,
     source_dir: PathBuf,
     times: SourceTimes,
+    early: Option<Arc<EarlyFreeze>>,
     named: OnceCell<NamedSource>,
 }
 
 /// A source tree that is in the store.
 #[derive(Debug)]
-struct NamedSource {
+pub(super) struct NamedSource {
     id: SourceId,
     /// Keeps the tree in the store.
     _lease: Lease,
@@ -42,13 +43,21 @@ impl RunSource {
     /// Names the tree. Steps see [normal](SourceTimes::Normal) times. Nothing is read yet.
     #[must_use]
     pub fn new(id: ArchiveId, source_dir: impl Into<PathBuf>) -> Self {
-        Self { id, source_dir: source_dir.into(), times: SourceTimes::Normal, named: OnceCell::new() }
+        Self { id, source_dir: source_dir.into(), times: SourceTimes::Normal, early: None, named: OnceCell::new() }
     }
 
     /// Sets which times of files steps see.
     #[must_use]
     pub fn times(mut self, times: SourceTimes) -> Self {
         self.times = times;
+        self
+    }
+
+    /// Uses a tree that is frozen already, if it is the same directory with the same times, and in the store
+    /// of this run.
+    #[must_use]
+    pub fn frozen_early(mut self, early: Option<Arc<EarlyFreeze>>) -> Self {
+        self.early = early;
         self
     }
 
@@ -65,7 +74,7 @@ impl RunSource {
     }
 
     /// Returns the name of the tree, whose manifest is then in the store. The first caller of this or of
-    /// [`freeze`](Self::freeze) examines the tree on a thread for blocking work, while the other callers wait.
+    /// [`freeze`](Self::freeze) examines the tree on a thread for blocking work. The other callers wait.
     ///
     /// # Errors
     /// As [`freeze`](Self::freeze).
@@ -76,8 +85,8 @@ impl RunSource {
         Ok(self.named(store, LayerState::Recorded).await?.id.clone())
     }
 
-    /// Returns the tree in the store, with layers that are intact. The first caller freezes it on a thread for
-    /// blocking work, while the other callers wait. All runners of a run share one store.
+    /// Returns the tree in the store, with layers that are intact. The first caller freezes it on a thread
+    /// for blocking work, while the other callers wait. All runners of a run share one store.
     ///
     /// # Errors
     /// Returns an error if the tree cannot be read or copied, or if its layers are damaged and it was edited
@@ -94,14 +103,12 @@ impl RunSource {
     /// Returns the source. If this is the first call, its layers are in the required state.
     async fn named(&self, store: &Arc<Store>, state: LayerState) -> Result<&NamedSource, StoreError> {
         let name = async || {
-            self.work(store, move |work| {
-                let lease = work.store.lease()?;
-                let frozen = freeze_until_stable(&work.store, &work.dir, (work.times, state), &work.abandoned)?;
-                let id = frozen.id.clone();
-                let intact = (state == LayerState::Intact).then(|| Arc::new(frozen));
-                Ok(NamedSource { id, _lease: lease, intact: OnceCell::new_with(intact) })
-            })
-            .await
+            if let Some(early) = &self.early
+                && let Some(named) = early.take(store, &self.source_dir, self.times).await
+            {
+                return Ok(named);
+            }
+            self.work(store, move |work| work.freeze(state)).await
         };
         self.named.get_or_try_init(name).await
     }
@@ -140,11 +147,26 @@ impl RunSource {
 }
 
 /// What work on a tree needs.
-struct Work {
-    store: Arc<Store>,
-    dir: PathBuf,
-    times: SourceTimes,
-    abandoned: Arc<AtomicBool>,
+pub(super) struct Work {
+    pub(super) store: Arc<Store>,
+    pub(super) dir: PathBuf,
+    pub(super) times: SourceTimes,
+    pub(super) abandoned: Arc<AtomicBool>,
+}
+
+impl Work {
+    /// Freezes the tree, and looks at no layer that is in the store already.
+    pub(super) fn name(self) -> Result<NamedSource, StoreError> {
+        self.freeze(LayerState::Recorded)
+    }
+
+    fn freeze(self, state: LayerState) -> Result<NamedSource, StoreError> {
+        let lease = self.store.lease()?;
+        let frozen = freeze_until_stable(&self.store, &self.dir, (self.times, state), &self.abandoned)?;
+        let id = frozen.id.clone();
+        let intact = (state == LayerState::Intact).then(|| Arc::new(frozen));
+        Ok(NamedSource { id, _lease: lease, intact: OnceCell::new_with(intact) })
+    }
 }
 
 /// Stops the work when no caller waits for it any more.

@@ -28,6 +28,7 @@ use rustix::{
 
 use super::{
     ignore_rules::{IgnoreRules, RuleFiles},
+    in_same_log,
     manifest::Time,
     path_digests::PIPELINES,
     threads,
@@ -149,7 +150,7 @@ impl SourceWalk<'_> {
         };
         thread::scope(|scope| {
             for _ in 1..threads() {
-                scope.spawn(|| self.work(&root, &queue));
+                scope.spawn(in_same_log(|| self.work(&root, &queue)));
             }
             self.work(&root, &queue);
         });

@@ -50,7 +50,7 @@ pub fn seal(root: &Path) -> io::Result<Seal> {
     Ok(seal.finish(HashMap::new()))
 }
 
-/// Reads the same seal on up to `threads` threads, which keeps about a hundred bytes for each entry in memory.
+/// Reads the same seal on up to `threads` threads. About a hundred bytes for each entry are kept in memory.
 ///
 /// # Errors
 /// As [`seal`].
