@@ -68,7 +68,7 @@ pub fn seal_on_threads(root: &Path, threads: usize) -> io::Result<Seal> {
         let mut finer = Vec::with_capacity(parts.len() * 2);
         for part in parts {
             match part {
-                Part::Dir(path) => split(&top, path, &mut finer)?,
+                Part::Dir(path) => split(&top, &path, &mut finer)?,
                 done => finer.push(done),
             }
         }
@@ -125,17 +125,17 @@ enum Part {
 }
 
 /// Splits a directory into its own entries and the directories in it.
-fn split(top: &OwnedFd, path: Vec<u8>, to: &mut Vec<Part>) -> io::Result<()> {
+fn split(top: &OwnedFd, path: &[u8], to: &mut Vec<Part>) -> io::Result<()> {
     let mut own = Sealing::into_memory();
-    own.begin(&path);
+    own.begin(path);
     let mut dirs = Vec::new();
-    match open_below(top.as_fd(), &path) {
+    match open_below(top.as_fd(), path) {
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {}
         dir => own.directory(dir?.as_fd(), &mut dirs)?,
     }
     to.push(Part::Done(own));
     // The order in which one thread would walk.
-    to.extend(dirs.into_iter().rev().flatten().map(|name| Part::Dir(join(&path, name.to_bytes()))));
+    to.extend(dirs.into_iter().rev().flatten().map(|name| Part::Dir(join(path, name.to_bytes()))));
     Ok(())
 }
 
