@@ -1,6 +1,7 @@
 //! Freezing a source tree before it is known which pipeline runs on it, while that is rendered.
 
 use std::{
+    fs, io,
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -22,27 +23,37 @@ use crate::{
     sync::Mutex,
 };
 
+/// Receives a source, and the store that it is in.
+type Offer = oneshot::Receiver<(Arc<Store>, NamedSource)>;
+
 /// A source tree that is frozen on a thread of its own, for a [`RunRequest`](crate::RunRequest) that follows.
 ///
 /// It is an offer: whatever prevents it, the run freezes the tree itself, and reports errors and warnings
 /// then. If this is dropped, the work stops soon and leaves nothing behind.
+///
+/// Many runs find all steps in the cache and need no file of the source. So a run that did not take the offer
+/// leaves a mark beside the stat cache, and no other offer is made until a run freezes the tree by itself.
 #[derive(Debug)]
 pub struct EarlyFreeze {
     dir: PathBuf,
+    /// The mark of an offer that was not taken.
+    unused: PathBuf,
     times: SourceTimes,
     abandoned: Arc<AtomicBool>,
     /// Receives the source, once.
-    named: Mutex<Option<oneshot::Receiver<(Arc<Store>, NamedSource)>>>,
+    named: Mutex<Option<Offer>>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl EarlyFreeze {
     /// Begins to freeze the tree at `dir` if it was frozen before, so that only changes have to be copied.
-    /// Returns `None` if it was not, or if there can be no thread. Creates no store.
+    /// Returns `None` if it was not, if the last offer was not taken, or if there can be no thread. Creates no
+    /// store.
     #[must_use]
     pub fn begin(store: &StoreHandle, dir: &Path, times: SourceTimes) -> Option<Self> {
-        let known = StatCache::path(&store.dir().ok()?, &dir.canonicalize().ok()?);
-        if !known.is_file() {
+        let (store_dir, canonical) = (store.dir().ok()?, dir.canonicalize().ok()?);
+        let unused = mark(&store_dir, &canonical);
+        if !StatCache::path(&store_dir, &canonical).is_file() || unused.exists() {
             return None;
         }
         let abandoned = Arc::new(AtomicBool::new(false));
@@ -63,7 +74,14 @@ impl EarlyFreeze {
             }
         };
         let thread = Builder::new().name("freeze".into()).spawn(freeze).ok()?;
-        Some(Self { dir: dir.to_owned(), times, abandoned, named: Mutex::new(Some(receiver)), thread: Some(thread) })
+        Some(Self {
+            dir: dir.to_owned(),
+            unused,
+            times,
+            abandoned,
+            named: Mutex::new(Some(receiver)),
+            thread: Some(thread),
+        })
     }
 
     /// Waits for the source. Returns `None` if it is a different one, or if there is none.
@@ -84,7 +102,27 @@ impl Drop for EarlyFreeze {
             // A panic has been reported by its thread.
             drop(thread.join());
         }
+        if self.named.lock().is_some()
+            && let Err(error) = fs::write(&self.unused, "")
+        {
+            tracing::debug!(%error, "failed to record that no step needed the source");
+        }
     }
+}
+
+/// Allows offers again for a directory whose source is needed. `dir` is canonical.
+pub(super) fn note_need(store: &Store, dir: &Path) {
+    // Usually there is no mark.
+    if let Err(error) = fs::remove_file(mark(store.dir(), dir))
+        && error.kind() != io::ErrorKind::NotFound
+    {
+        tracing::debug!(%error, "failed to record that a step needs the source");
+    }
+}
+
+/// Returns the path of the mark for a source directory. Old ones are removed with stat caches.
+fn mark(store: &Path, source: &Path) -> PathBuf {
+    StatCache::path(store, source).with_extension("unused")
 }
 
 /// Does some work, and returns its result if it logged no warning. Those are suppressed.
@@ -121,7 +159,7 @@ impl Subscriber for Warnings {
 
 #[cfg(test)]
 mod tests {
-    use std::{fs, os::unix::net::UnixListener};
+    use std::os::unix::net::UnixListener;
 
     use uuid::Uuid;
 
@@ -195,6 +233,20 @@ mod tests {
         let one = early();
         assert!(one.take(&store, &bench.dir(), SourceTimes::Normal).await.is_some());
         assert!(one.take(&store, &bench.dir(), SourceTimes::Normal).await.is_none());
+    }
+
+    #[tokio::test]
+    async fn an_offer_that_no_run_takes_is_not_repeated_until_one_freezes_the_tree() {
+        let bench = Bench::new();
+        let handle = bench.handle();
+        let store = handle.get().unwrap();
+        bench.source().freeze(&store).await.unwrap();
+        drop(bench.begin(&handle).unwrap());
+        assert!(bench.begin(&handle).is_none());
+        bench.source().freeze(&store).await.unwrap();
+        let early = bench.begin(&handle).unwrap();
+        bench.source().frozen_early(Some(Arc::new(early))).name(&store).await.unwrap();
+        assert!(bench.begin(&handle).is_some());
     }
 
     #[tokio::test]

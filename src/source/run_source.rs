@@ -11,7 +11,9 @@ use std::{
 use tokio::sync::OnceCell;
 
 use super::{
-    EarlyFreeze, FrozenSource, SourceTimes, freeze,
+    EarlyFreeze, FrozenSource, SourceTimes,
+    early::note_need,
+    freeze,
     freeze::{LayerState, freeze_until_stable},
 };
 use crate::{
@@ -108,7 +110,13 @@ impl RunSource {
             {
                 return Ok(named);
             }
-            self.work(store, move |work| work.freeze(state)).await
+            self.work(store, move |work| {
+                if let Ok(dir) = work.dir.canonicalize() {
+                    note_need(&work.store, &dir);
+                }
+                work.freeze(state)
+            })
+            .await
         };
         self.named.get_or_try_init(name).await
     }
