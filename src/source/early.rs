@@ -225,7 +225,10 @@ mod tests {
         let handle = bench.handle();
         let store = handle.get().unwrap();
         bench.source().freeze(&store).await.unwrap();
-        let early = || bench.begin(&handle).unwrap();
+        let early = || {
+            note_need(&store, &bench.dir().canonicalize().unwrap());
+            bench.begin(&handle).unwrap()
+        };
         assert!(early().take(&store, Path::new("/elsewhere"), SourceTimes::Normal).await.is_none());
         assert!(early().take(&store, &bench.dir(), SourceTimes::Real).await.is_none());
         let other = Store::open(&bench.top.path().join("store")).unwrap();
