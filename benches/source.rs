@@ -20,6 +20,11 @@ use hm_exec::store::Store;
 
 const FILES_PER_DIR: usize = 1000;
 
+/// A step that is cached by the content of a part of the tree, which no round edits.
+const IR: &str = r#"{"version":"0","graph":{"nodes":[{"step":{"key":"step","cmd":"true","image":"host",
+"cache":{"policy":"on_change","paths":["dir-0"],"env_keys":[],"key":"0000"}},"env":{}}],
+"node_holes":[],"edge_property":"directed","edges":[]}}"#;
+
 fn main() {
     let (dirs, rounds) = Effort::asked().pick((100, 15), (2, 2));
     let top = tempfile::tempdir().unwrap();
@@ -35,18 +40,32 @@ fn main() {
         let frozen = source::freeze(&store, &source, SourceTimes::Normal, &AtomicBool::new(false)).unwrap();
         (started.elapsed(), frozen)
     };
+    let ir = top.path().join("ir.json");
+    fs::write(&ir, IR).unwrap();
+    // A whole run needs the name of the tree, and no file of it.
+    let run = || {
+        let mut hm = Command::new(env!("CARGO_BIN_EXE_hm"));
+        hm.env("HM_CACHE_DIR", top.path().join("store")).args(["run", "-d"]).arg(&source).arg("-f").arg(&ir);
+        let started = Instant::now();
+        let output = hm.stdin(Stdio::null()).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        started.elapsed()
+    };
     let (first, mut last) = freeze();
     let edited = source.join("dir-1/sub-3/file-300");
     // Files that were written just before the first freeze are read once more by the second.
     freeze();
+    run();
 
-    let (mut unchanged, mut one_changed, mut git_unchanged, mut git_changed) = (vec![], vec![], vec![], vec![]);
+    let (mut cached, mut unchanged, mut one_changed, mut git_unchanged, mut git_changed) =
+        (vec![], vec![], vec![], vec![], vec![]);
     // The contenders take turns, so that other activity of the machine affects all alike.
     for round in 0..rounds {
         let (took, frozen) = freeze();
         assert_eq!(frozen, last);
         unchanged.push(took);
         git_unchanged.extend(status(&source, has_git));
+        cached.push(run());
         fs::write(&edited, format!("edited {round}")).unwrap();
         let (took, frozen) = freeze();
         assert!(frozen != last);
@@ -64,6 +83,7 @@ fn main() {
             false => table.alone(what, &ours, "git status: not installed", besides),
         }
     };
+    row(&format!("run on {files} files, unchanged, all steps cached"), &mut cached, &mut git_unchanged);
     row(&format!("freezing {files} files, unchanged"), &mut unchanged, &mut git_unchanged);
     row(&format!("freezing {files} files, one changed"), &mut one_changed, &mut git_changed);
     table.alone(format!("freezing {files} files for the first time"), &Figure::ms(first), "", "once");

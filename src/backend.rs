@@ -23,7 +23,7 @@ use crate::{
     outcome::BuildOutcome,
     plan::Plan,
     runner::CompositionError,
-    source::SourceTimes,
+    source::{EarlyFreeze, SourceTimes},
 };
 
 /// Runs whole builds.
@@ -93,6 +93,8 @@ pub struct RunRequest {
     pub run_id: Option<Uuid>,
     /// The run's start time. By default, now.
     pub started_at: Option<DateTime<Utc>>,
+    /// The source tree, if it is being frozen already.
+    pub early_freeze: Option<Arc<EarlyFreeze>>,
 }
 
 impl RunRequest {
@@ -114,6 +116,7 @@ impl RunRequest {
             durations: BTreeMap::new(),
             run_id: None,
             started_at: None,
+            early_freeze: None,
         }
     }
 }

@@ -1,5 +1,9 @@
 //! Freezes a source tree: walks it, names it by its content, and stores what changed.
 //!
+//! Whether the layers of an older source are intact is known after a walk over them, which takes as long as
+//! that over the tree. Keys of cached steps need the name alone, so [`LayerState::Recorded`] leaves
+//! that walk out, and it is made up for before something mounts the layers.
+//!
 //! ```text
 //! walk   the status of every path that the rules admit; no file is read
 //! read   unchanged files are taken from the stat cache, the others are read and hashed: this yields the
@@ -15,7 +19,7 @@ use std::{
 };
 
 use super::{
-    FrozenSource,
+    FrozenSource, in_same_log,
     manifest::{Manifest, ManifestChange, Times},
     read::{ATTEMPTS, Known, SourceReader},
     stat_cache::{StatCache, now},
@@ -49,6 +53,36 @@ pub fn freeze(
     times: SourceTimes,
     abandoned: &AtomicBool,
 ) -> Result<FrozenSource, StoreError> {
+    freeze_until_stable(store, dir, (times, LayerState::Intact), abandoned)
+}
+
+/// What is known about the layers of a source.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum LayerState {
+    /// All are present and unchanged.
+    Intact,
+    /// They are in the index. The source has to be frozen once more before its files are used.
+    Recorded,
+}
+
+impl LayerState {
+    /// Returns a source whose layers are in this state.
+    fn find(self, store: &Store, id: &SourceId, times: SourceTimes) -> Result<Option<FrozenSource>, StoreError> {
+        match self {
+            Self::Intact => FrozenSource::find(store, id, times),
+            Self::Recorded => FrozenSource::recorded(store, id, times),
+        }
+    }
+}
+
+/// Freezes the tree at `dir`, and starts again if it changes in the meantime. Unless `state` requires it, no
+/// layer is looked at that is in the store already.
+pub(super) fn freeze_until_stable(
+    store: &Store,
+    dir: &Path,
+    (times, state): (SourceTimes, LayerState),
+    abandoned: &AtomicBool,
+) -> Result<FrozenSource, StoreError> {
     let no_source = || StoreError::NoSource { path: dir.into() };
     let source = dir.canonicalize().map_err(|_| no_source())?;
     if !source.is_dir() {
@@ -56,7 +90,7 @@ pub fn freeze(
     }
     let mut attempt = 1;
     loop {
-        match freeze_once(store, &SourceReader { source: &source, times, abandoned }) {
+        match freeze_once(store, &SourceReader { source: &source, times, abandoned }, state) {
             Err(StoreError::SourceChanged { path }) if attempt < ATTEMPTS => {
                 tracing::debug!(path = %path.display(), attempt, "the source changed while it was read");
                 attempt += 1;
@@ -66,19 +100,21 @@ pub fn freeze(
     }
 }
 
-fn freeze_once(store: &Store, reader: &SourceReader<'_>) -> Result<FrozenSource, StoreError> {
-    let cache_path = StatCache::path(store, reader.source);
-    let cache = StatCache::load(&cache_path);
+fn freeze_once(store: &Store, reader: &SourceReader<'_>, state: LayerState) -> Result<FrozenSource, StoreError> {
+    let cache_path = StatCache::path(store.dir(), reader.source);
     let started = now();
     let walk = SourceWalk { source: reader.source, store: store.dir(), abandoned: reader.abandoned };
-    // Checking that the last source's layers are intact takes as long as the walk.
+    let find_last = || {
+        let Some(cache) = StatCache::load(&cache_path) else { return Ok((None, None)) };
+        // A source with other times has no files in common with the new one.
+        let last = if cache.times == reader.times { state.find(store, &cache.last, cache.times)? } else { None };
+        Ok((Some(cache), last))
+    };
     let (tree, last) = thread::scope(|scope| {
-        let last = cache.as_ref().map(|cache| scope.spawn(|| FrozenSource::find(store, &cache.last, cache.times)));
-        (walk.run(), last.map(|last| last.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))))
+        let last = scope.spawn(in_same_log(find_last));
+        (walk.run(), last.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
     });
-    // A source with other times has no files in common with the new one.
-    let has_our_times = |last: &FrozenSource| last.times == reader.times;
-    let (tree, last) = (tree?, last.transpose()?.flatten().filter(has_our_times));
+    let (tree, (cache, last)) = (tree?, last?);
     // If the clock went backwards, times are meaningless.
     let trusted = cache.as_ref().filter(|cache| cache.started <= started);
     let known = Known::of(&tree, trusted);
@@ -89,7 +125,7 @@ fn freeze_once(store: &Store, reader: &SourceReader<'_>) -> Result<FrozenSource,
     let (manifest, stamps) = reader.read_unknown(&known)?;
     let id = manifest.id();
     let weight = cache.as_ref().map(|cache| cache.weight).unwrap_or_default();
-    let (frozen, weight) = match FrozenSource::find(store, &id, reader.times)? {
+    let (frozen, weight) = match state.find(store, &id, reader.times)? {
         Some(frozen) => (frozen, if cache.is_some_and(|cache| cache.last == id) { weight } else { Weight::default() }),
         None => {
             let last = last.and_then(|last| LastSource::read(store, last, weight));
@@ -103,7 +139,7 @@ fn freeze_once(store: &Store, reader: &SourceReader<'_>) -> Result<FrozenSource,
     Ok(frozen)
 }
 
-/// Adds a source that is not in the store.
+/// Adds a source that is not in the store. The layers of the last one need not be intact.
 fn add_source(
     store: &Store,
     reader: &SourceReader<'_>,
@@ -111,28 +147,36 @@ fn add_source(
     new: &Manifest,
     last: Option<&LastSource>,
 ) -> Result<(FrozenSource, Weight), StoreError> {
-    let stored = last.map(|last| (&last.frozen, &last.manifest));
-    let writer = LayerWriter { reader, new, stored };
+    let writer = LayerWriter { reader, new, stored: None };
     let encoded = new.encode();
     let record = |layers: &[LayerId]| FrozenSource::record(store, (id, reader.times), &encoded, layers);
+    let mut is_heavy = false;
     if let Some(LastSource { frozen: last, manifest, weight }) = last {
         let changes = manifest.changes(new, Times::Count);
         let weight = *weight + Weight::of(&changes);
-        if last.layers.len() <= MAX_DELTAS && !weight.outweighs(new) {
-            if let Some(delta) = write_layer(store, &writer, &changes, None)? {
-                let layers = [&[delta], &last.layers[..]].concat();
-                return Ok((record(&layers)?, weight));
-            }
-        } else if let Some(base) = last.layers.last()
-            && let Ok(manifest) = Manifest::read(&base_manifest(store, base))
+        is_heavy = last.layers.len() > MAX_DELTAS || weight.outweighs(new);
+        if !is_heavy && let Some(delta) = write_layer(store, &writer, &changes, None)? {
+            let layers = [&[delta], &last.layers[..]].concat();
+            return Ok((record(&layers)?, weight));
+        }
+    }
+    // Unchanged files become links to those of the last source, and then belong to a new layer.
+    let is_intact = |last: &FrozenSource| Ok::<_, StoreError>(store.layers().damage(&last.layers)?.is_none());
+    let last = match last {
+        Some(last) if is_intact(&last.frozen)? => Some(last),
+        _ => None,
+    };
+    let writer = LayerWriter { stored: last.map(|last| (&last.frozen, &last.manifest)), ..writer };
+    if is_heavy
+        && let Some(base) = last.and_then(|last| last.frozen.layers.last())
+        && let Ok(manifest) = Manifest::read(&base_manifest(store, base))
+    {
+        let changes = manifest.changes(new, Times::Count);
+        let weight = Weight::of(&changes);
+        if !weight.outnumbers(new)
+            && let Some(delta) = write_layer(store, &writer, &changes, None)?
         {
-            let changes = manifest.changes(new, Times::Count);
-            let weight = Weight::of(&changes);
-            if !weight.outnumbers(new)
-                && let Some(delta) = write_layer(store, &writer, &changes, None)?
-            {
-                return Ok((record(&[delta, base.clone()])?, weight));
-            }
+            return Ok((record(&[delta, base.clone()])?, weight));
         }
     }
     let nothing = Manifest::default();

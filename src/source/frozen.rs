@@ -32,6 +32,11 @@ impl FrozenSource {
         Ok(store.stacks().source(id)?.map(|layers| Self::of(store, (id, times), layers)))
     }
 
+    /// Returns a source that is in the index. Its layers may be damaged.
+    pub(super) fn recorded(store: &Store, id: &SourceId, times: SourceTimes) -> Result<Option<Self>, StoreError> {
+        Ok(store.stacks().recorded_source(id)?.map(|layers| Self::of(store, (id, times), layers)))
+    }
+
     /// Names a stack of layers, all of which are in place. The manifest outlives the layers: snapshots over
     /// this source need it to find out which files were edited since.
     pub(super) fn record(

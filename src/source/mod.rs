@@ -6,6 +6,7 @@
 //! without layers, and the digests of the paths in a cache policy. This module knows nothing about steps.
 
 mod delta;
+mod early;
 mod fnmatch;
 mod freeze;
 mod frozen;
@@ -25,6 +26,7 @@ pub(crate) mod workspace;
 mod write;
 
 pub use delta::delta;
+pub use early::EarlyFreeze;
 pub use freeze::freeze;
 pub use frozen::FrozenSource;
 pub(crate) use import::{has_manifest, import_manifest, manifest_bytes};
@@ -37,4 +39,10 @@ pub use times::SourceTimes;
 /// Returns the number of threads that read or walk a tree.
 fn threads() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from).min(8)
+}
+
+/// Returns work for another thread that logs as the current thread does.
+fn in_same_log<T>(work: impl FnOnce() -> T) -> impl FnOnce() -> T {
+    let log = tracing::dispatcher::get_default(Clone::clone);
+    move || tracing::dispatcher::with_default(&log, work)
 }

@@ -18,6 +18,7 @@ use std::{
 use rustix::io::Errno;
 
 use super::{
+    in_same_log,
     manifest::{self, EntryKind, Manifest, ManifestEntry},
     stat_cache::{Stamp, StatCache},
     threads,
@@ -265,21 +266,31 @@ pub(super) fn in_parallel<T: Sync, R: Send>(
 ) -> Result<Vec<R>, StoreError> {
     /// So few items are processed faster than a thread is started.
     const FEW: usize = 16;
+    /// Neighbours are usually in one directory, and two threads that create files in one wait for each other.
+    const NEIGHBOURS: usize = 32;
 
+    let neighbours = (items.len() / threads() / 4).clamp(1, NEIGHBOURS);
     let next = AtomicUsize::new(0);
     let all = Mutex::new(Ok(Vec::new()));
     let run = || {
         let (mut buffer, mut done) = (vec![0; CHUNK_BYTES], Vec::new());
-        while let Some(item) = items.get(next.fetch_add(1, Ordering::Relaxed)) {
-            match work(item, &mut buffer) {
-                Ok(result) => done.push(result),
-                Err(error) => {
-                    next.store(items.len(), Ordering::Relaxed);
-                    let mut all = all.lock();
-                    if all.is_ok() {
-                        *all = Err(error);
+        loop {
+            let start = next.fetch_add(neighbours, Ordering::Relaxed).min(items.len());
+            let end = items.len().min(start + neighbours);
+            if start == end {
+                break;
+            }
+            for item in &items[start..end] {
+                match work(item, &mut buffer) {
+                    Ok(result) => done.push(result),
+                    Err(error) => {
+                        next.store(items.len(), Ordering::Relaxed);
+                        let mut all = all.lock();
+                        if all.is_ok() {
+                            *all = Err(error);
+                        }
+                        return;
                     }
-                    return;
                 }
             }
         }
@@ -289,7 +300,7 @@ pub(super) fn in_parallel<T: Sync, R: Send>(
     };
     thread::scope(|scope| {
         for _ in 1..threads().min(items.len().div_ceil(FEW)) {
-            scope.spawn(run);
+            scope.spawn(in_same_log(run));
         }
         run();
     });

@@ -10,10 +10,15 @@ use std::{
 
 use tokio::sync::OnceCell;
 
-use super::{FrozenSource, SourceTimes, freeze};
+use super::{
+    EarlyFreeze, FrozenSource, SourceTimes,
+    early::note_need,
+    freeze,
+    freeze::{LayerState, freeze_until_stable},
+};
 use crate::{
     model::ArchiveId,
-    store::{Lease, Store, StoreError},
+    store::{Lease, SourceId, Store, StoreError},
 };
 
 /// A run's source tree, frozen when the first runner requests it.
@@ -22,21 +27,39 @@ pub struct RunSource {
     id: ArchiveId,
     source_dir: PathBuf,
     times: SourceTimes,
-    /// Together with the lease that keeps the tree in the store.
-    frozen: OnceCell<(Arc<FrozenSource>, Lease)>,
+    early: Option<Arc<EarlyFreeze>>,
+    named: OnceCell<NamedSource>,
+}
+
+/// A source tree that is in the store.
+#[derive(Debug)]
+pub(super) struct NamedSource {
+    id: SourceId,
+    /// Keeps the tree in the store.
+    _lease: Lease,
+    /// The source, once its layers were found intact.
+    intact: OnceCell<Arc<FrozenSource>>,
 }
 
 impl RunSource {
     /// Names the tree. Steps see [normal](SourceTimes::Normal) times. Nothing is read yet.
     #[must_use]
     pub fn new(id: ArchiveId, source_dir: impl Into<PathBuf>) -> Self {
-        Self { id, source_dir: source_dir.into(), times: SourceTimes::Normal, frozen: OnceCell::new() }
+        Self { id, source_dir: source_dir.into(), times: SourceTimes::Normal, early: None, named: OnceCell::new() }
     }
 
     /// Sets which times of files steps see.
     #[must_use]
     pub fn times(mut self, times: SourceTimes) -> Self {
         self.times = times;
+        self
+    }
+
+    /// Uses a tree that is frozen already, if it is the same directory with the same times, and in the store
+    /// of this run.
+    #[must_use]
+    pub fn frozen_early(mut self, early: Option<Arc<EarlyFreeze>>) -> Self {
+        self.early = early;
         self
     }
 
@@ -52,30 +75,105 @@ impl RunSource {
         &self.source_dir
     }
 
-    /// Returns the tree in the store. The first caller freezes it on a thread for blocking work, while the
-    /// other callers wait. All runners of a run share one store.
+    /// Returns the name of the tree, whose manifest is then in the store. The first caller of this or of
+    /// [`freeze`](Self::freeze) examines the tree on a thread for blocking work. The other callers wait.
     ///
     /// # Errors
-    /// Returns an error if the tree cannot be read or copied. The next caller tries again.
+    /// As [`freeze`](Self::freeze).
+    ///
+    /// # Cancel safety
+    /// As [`freeze`](Self::freeze).
+    pub(crate) async fn name(&self, store: &Arc<Store>) -> Result<SourceId, StoreError> {
+        Ok(self.named(store, LayerState::Recorded).await?.id.clone())
+    }
+
+    /// Returns the tree in the store, with layers that are intact. The first caller freezes it on a thread
+    /// for blocking work, while the other callers wait. All runners of a run share one store.
+    ///
+    /// # Errors
+    /// Returns an error if the tree cannot be read or copied, or if its layers are damaged and it was edited
+    /// since it was named. The next caller tries again.
     ///
     /// # Cancel safety
     /// If all callers drop their futures, the work stops soon and leaves nothing behind.
     pub async fn freeze(&self, store: &Arc<Store>) -> Result<Arc<FrozenSource>, StoreError> {
-        let frozen = self.frozen.get_or_try_init(async || {
-            let (store, source_dir, times) = (Arc::clone(store), self.source_dir.clone(), self.times);
-            let abandoned = Arc::new(AtomicBool::new(false));
-            let _guard = Abandon(Arc::clone(&abandoned));
-            let work = tokio::task::spawn_blocking(move || {
-                let lease = store.lease()?;
-                Ok((Arc::new(freeze(&store, &source_dir, times, &abandoned)?), lease))
-            });
-            work.await.map_err(|error| StoreError::Io {
-                doing: "freeze",
-                path: self.source_dir.clone(),
-                source: std::io::Error::other(error),
-            })?
-        });
-        frozen.await.map(|(frozen, _)| Arc::clone(frozen))
+        let named = self.named(store, LayerState::Intact).await?;
+        let intact = named.intact.get_or_try_init(|| self.check(store, &named.id)).await?;
+        Ok(Arc::clone(intact))
+    }
+
+    /// Returns the source. If this is the first call, its layers are in the required state.
+    async fn named(&self, store: &Arc<Store>, state: LayerState) -> Result<&NamedSource, StoreError> {
+        let name = async || {
+            if let Some(early) = &self.early
+                && let Some(named) = early.take(store, &self.source_dir, self.times).await
+            {
+                return Ok(named);
+            }
+            self.work(store, move |work| {
+                if let Ok(dir) = work.dir.canonicalize() {
+                    note_need(&work.store, &dir);
+                }
+                work.freeze(state)
+            })
+            .await
+        };
+        self.named.get_or_try_init(name).await
+    }
+
+    /// Returns the source with this name if its layers are intact. Freezes the tree again if they are not.
+    async fn check(&self, store: &Arc<Store>, id: &SourceId) -> Result<Arc<FrozenSource>, StoreError> {
+        let id = id.clone();
+        self.work(store, move |work| {
+            if let Some(intact) = FrozenSource::find(&work.store, &id, work.times)? {
+                return Ok(Arc::new(intact));
+            }
+            tracing::debug!(source = %id, "layers of the source are damaged; freezing it again");
+            let again = freeze(&work.store, &work.dir, work.times, &work.abandoned)?;
+            // Steps were already looked up in the cache by the name.
+            if again.id == id { Ok(Arc::new(again)) } else { Err(StoreError::SourceChanged { path: work.dir }) }
+        })
+        .await
+    }
+
+    /// Does blocking work on the tree, on a thread.
+    async fn work<T: Send + 'static>(
+        &self,
+        store: &Arc<Store>,
+        work: impl FnOnce(Work) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let abandoned = Arc::new(AtomicBool::new(false));
+        let _guard = Abandon(Arc::clone(&abandoned));
+        let input = Work { store: Arc::clone(store), dir: self.source_dir.clone(), times: self.times, abandoned };
+        let work = tokio::task::spawn_blocking(move || work(input));
+        work.await.map_err(|error| StoreError::Io {
+            doing: "freeze",
+            path: self.source_dir.clone(),
+            source: std::io::Error::other(error),
+        })?
+    }
+}
+
+/// What work on a tree needs.
+pub(super) struct Work {
+    pub(super) store: Arc<Store>,
+    pub(super) dir: PathBuf,
+    pub(super) times: SourceTimes,
+    pub(super) abandoned: Arc<AtomicBool>,
+}
+
+impl Work {
+    /// Freezes the tree, and looks at no layer that is in the store already.
+    pub(super) fn name(self) -> Result<NamedSource, StoreError> {
+        self.freeze(LayerState::Recorded)
+    }
+
+    fn freeze(self, state: LayerState) -> Result<NamedSource, StoreError> {
+        let lease = self.store.lease()?;
+        let frozen = freeze_until_stable(&self.store, &self.dir, (self.times, state), &self.abandoned)?;
+        let id = frozen.id.clone();
+        let intact = (state == LayerState::Intact).then(|| Arc::new(frozen));
+        Ok(NamedSource { id, _lease: lease, intact: OnceCell::new_with(intact) })
     }
 }
 
@@ -85,5 +183,109 @@ struct Abandon(Arc<AtomicBool>);
 impl Drop for Abandon {
     fn drop(&mut self) {
         self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    /// A store, and a source directory.
+    struct Bench {
+        top: tempfile::TempDir,
+    }
+
+    impl Bench {
+        fn new() -> Self {
+            let bench = Self { top: tempfile::tempdir().unwrap() };
+            fs::create_dir(bench.top.path().join("source")).unwrap();
+            bench
+        }
+
+        fn file(&self, name: &str) -> PathBuf {
+            self.top.path().join("source").join(name)
+        }
+
+        /// Opens the store as the next process would.
+        fn store(&self) -> Arc<Store> {
+            Store::open(&self.top.path().join("store")).unwrap()
+        }
+
+        fn source(&self) -> RunSource {
+            RunSource::new(ArchiveId(uuid::Uuid::nil()), self.top.path().join("source"))
+        }
+    }
+
+    fn truncate(source: &FrozenSource, name: &str) {
+        let file = source.locate(Path::new(name));
+        fs::File::options().write(true).open(file).unwrap().set_len(0).unwrap();
+    }
+
+    fn read(source: &FrozenSource, name: &str) -> String {
+        fs::read_to_string(source.locate(Path::new(name))).unwrap()
+    }
+
+    #[tokio::test]
+    async fn layers_that_a_name_did_not_look_at_are_intact_once_the_source_is_frozen() {
+        let bench = Bench::new();
+        fs::write(bench.file("file"), "content").unwrap();
+        let first = bench.source().freeze(&bench.store()).await.unwrap();
+        truncate(&first, "file");
+        let (store, source) = (bench.store(), bench.source());
+        assert_eq!(source.name(&store).await.unwrap(), first.id);
+        let again = source.freeze(&store).await.unwrap();
+        assert_eq!(again.id, first.id);
+        assert_eq!(read(&again, "file"), "content");
+        assert_eq!(source.name(&store).await.unwrap(), first.id);
+
+        // Also if the name is a new one, over a layer that is damaged.
+        truncate(&again, "file");
+        fs::write(bench.file("other"), "new").unwrap();
+        let (store, source) = (bench.store(), bench.source());
+        let id = source.name(&store).await.unwrap();
+        assert_ne!(id, first.id);
+        let third = source.freeze(&store).await.unwrap();
+        assert_eq!((&third.id, &*read(&third, "file"), &*read(&third, "other")), (&id, "content", "new"));
+    }
+
+    #[tokio::test]
+    async fn an_edit_cannot_replace_a_damaged_source_that_has_a_name() {
+        let bench = Bench::new();
+        fs::write(bench.file("file"), "content").unwrap();
+        let first = bench.source().freeze(&bench.store()).await.unwrap();
+        truncate(&first, "file");
+        let (store, source) = (bench.store(), bench.source());
+        source.name(&store).await.unwrap();
+        fs::write(bench.file("file"), "edited in the meantime").unwrap();
+        assert!(matches!(source.freeze(&store).await, Err(StoreError::SourceChanged { .. })));
+        assert_eq!(read(&bench.source().freeze(&store).await.unwrap(), "file"), "edited in the meantime");
+    }
+
+    #[tokio::test]
+    async fn a_name_links_no_damaged_file_into_a_new_layer() {
+        let bench = Bench::new();
+        (0..1500).for_each(|number| fs::write(bench.file(&format!("file-{number}")), "old").unwrap());
+        fs::write(bench.file("kept"), "content").unwrap();
+        let first = bench.source().freeze(&bench.store()).await.unwrap();
+        truncate(&first, "kept");
+        // So many changes become a whole tree.
+        (0..1500).for_each(|number| fs::write(bench.file(&format!("file-{number}")), "newer").unwrap());
+        let (store, source) = (bench.store(), bench.source());
+        source.name(&store).await.unwrap();
+        let second = source.freeze(&store).await.unwrap();
+        assert_eq!(second.layers.len(), 1);
+        assert_eq!((&*read(&second, "kept"), &*read(&second, "file-7")), ("content", "newer"));
+    }
+
+    #[tokio::test]
+    async fn a_name_that_is_waited_for_and_a_frozen_source_are_one() {
+        let bench = Bench::new();
+        fs::write(bench.file("file"), "content").unwrap();
+        let (store, source) = (bench.store(), bench.source());
+        let (name, frozen, other) = tokio::join!(source.name(&store), source.freeze(&store), source.freeze(&store));
+        let frozen = frozen.unwrap();
+        assert!(name.unwrap() == frozen.id && Arc::ptr_eq(&frozen, &other.unwrap()));
     }
 }

@@ -18,7 +18,7 @@ use super::{
     walk::{FileKind, FileStatus},
     weight::Weight,
 };
-use crate::store::{SourceId, Store, StoreError, error::IoContext, files::make_dir};
+use crate::store::{Paths, SourceId, Store, StoreError, error::IoContext, files::make_dir};
 
 const HEADER: &[u8] = b"hm-exec stat cache 2\n";
 
@@ -65,10 +65,10 @@ impl Stamp {
 }
 
 impl StatCache {
-    /// Returns the path of a source directory's stat cache.
-    pub(super) fn path(store: &Store, source: &Path) -> PathBuf {
+    /// Returns the path of a source directory's stat cache in the store at `store`.
+    pub(super) fn path(store: &Path, source: &Path) -> PathBuf {
         let name = blake3::hash(source.as_os_str().as_encoded_bytes()).to_hex();
-        store.paths().stat_caches().join(name.as_str())
+        Paths::new(store.into()).stat_caches().join(name.as_str())
     }
 
     /// Writes this cache, and removes those of the directories that were frozen longest ago.

@@ -22,12 +22,13 @@ use std::{
 
 use rustix::{
     fd::AsFd,
-    fs::{Dir, FileType},
+    fs::{FileType, RawDir},
     io::Errno,
 };
 
 use super::{
     ignore_rules::{IgnoreRules, RuleFiles},
+    in_same_log,
     manifest::Time,
     path_digests::PIPELINES,
     threads,
@@ -42,6 +43,9 @@ use crate::{
 /// where steps see them: the kernel's limit is 4096 bytes, including the file's name and the path of the
 /// store.
 const MAX_PATH_BYTES: usize = 3500;
+
+/// The bytes that the kernel returns of a directory at once: some hundreds of names.
+const LISTING_BYTES: usize = 32 << 10;
 
 /// The metadata of a file, known without reading it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -146,7 +150,7 @@ impl SourceWalk<'_> {
         };
         thread::scope(|scope| {
             for _ in 1..threads() {
-                scope.spawn(|| self.work(&root, &queue));
+                scope.spawn(in_same_log(|| self.work(&root, &queue)));
             }
             self.work(&root, &queue);
         });
@@ -180,9 +184,15 @@ impl SourceWalk<'_> {
             }
         };
         let mut found = RuleFiles::default();
-        scratch.clear();
-        for entry in Dir::read_from(&dir).map_err(|error| unreadable(error.into()))? {
-            let entry = entry.map_err(|error| unreadable(error.into()))?;
+        let Scratch { buffer, names } = scratch;
+        names.clear();
+        let mut entries = RawDir::new(&dir, buffer.spare_capacity_mut());
+        while let Some(entry) = entries.next() {
+            let entry = match entry {
+                // The directory was removed.
+                Err(Errno::NOENT) => break,
+                entry => entry.map_err(|error| unreadable(error.into()))?,
+            };
             let name = entry.file_name().to_bytes();
             found.note(name);
             // Pipelines are not part of the source that they run on. Otherwise, editing one would change
@@ -190,10 +200,10 @@ impl SourceWalk<'_> {
             let is_left_out = matches!(name, b"." | b".." | b".git")
                 || job.path.is_empty() && name == PIPELINES.as_bytes() && entry.file_type() != FileType::RegularFile;
             if !is_left_out {
-                scratch.push(entry.file_name(), entry.file_type());
+                names.push(entry.file_name(), entry.file_type());
             }
         }
-        scratch.sort();
+        names.sort();
         let rules = if found.any() { Arc::new(job.rules.within(&dir_path(), found)) } else { Arc::clone(&job.rules) };
         let mut path = dir_path().into_os_string().into_vec();
         if !path.ends_with(b"/") {
@@ -201,9 +211,9 @@ impl SourceWalk<'_> {
         }
         let dir_bytes = path.len();
         let has_rules = !rules.is_empty();
-        let (mut list, mut below) = (List::default(), Vec::new());
-        for &(start, end, hint) in &scratch.names {
-            let name = CStr::from_bytes_with_nul(&scratch.bytes[start..end]).unwrap_or_default();
+        let (mut list, mut below) = (List::with_room_for(names), Vec::new());
+        for &(start, end, hint) in &names.entries {
+            let name = CStr::from_bytes_with_nul(&names.bytes[start..end]).unwrap_or_default();
             path.truncate(dir_bytes);
             path.extend_from_slice(name.to_bytes());
             let path = Path::new(OsStr::from_bytes(&path));
@@ -237,29 +247,42 @@ impl SourceWalk<'_> {
     }
 }
 
-/// The names of one directory, sorted. Reused for the next directory.
-#[derive(Default)]
+/// Memory of one thread, reused for the next directory.
 struct Scratch {
-    /// The names, each with a terminating NUL.
-    bytes: Vec<u8>,
-    names: Vec<(usize, usize, FileType)>,
+    /// Room for what the kernel lists at once.
+    buffer: Vec<u8>,
+    names: Names,
 }
 
-impl Scratch {
+impl Default for Scratch {
+    fn default() -> Self {
+        Self { buffer: Vec::with_capacity(LISTING_BYTES), names: Names::default() }
+    }
+}
+
+/// The names of one directory, sorted.
+#[derive(Default)]
+struct Names {
+    /// The names, each with a terminating NUL.
+    bytes: Vec<u8>,
+    entries: Vec<(usize, usize, FileType)>,
+}
+
+impl Names {
     fn clear(&mut self) {
         self.bytes.clear();
-        self.names.clear();
+        self.entries.clear();
     }
 
     fn push(&mut self, name: &CStr, kind: FileType) {
         let start = self.bytes.len();
         self.bytes.extend_from_slice(name.to_bytes_with_nul());
-        self.names.push((start, self.bytes.len(), kind));
+        self.entries.push((start, self.bytes.len(), kind));
     }
 
     fn sort(&mut self) {
         let bytes = &self.bytes;
-        self.names.sort_unstable_by(|a, b| bytes[a.0..a.1].cmp(&bytes[b.0..b.1]));
+        self.entries.sort_unstable_by(|a, b| bytes[a.0..a.1].cmp(&bytes[b.0..b.1]));
     }
 }
 
@@ -282,6 +305,13 @@ struct List {
     path: Vec<u8>,
     names: Vec<u8>,
     entries: Vec<Listed>,
+}
+
+impl List {
+    fn with_room_for(names: &Names) -> Self {
+        let entries = Vec::with_capacity(names.entries.len());
+        Self { path: Vec::new(), names: Vec::with_capacity(names.bytes.len()), entries }
+    }
 }
 
 struct Listed {
@@ -327,6 +357,7 @@ impl Queue {
 
     fn done(&self, slot: usize, listed: Result<(List, Vec<SubDir>), StoreError>) {
         let mut state = self.lock();
+        let waiting = state.jobs.len();
         match listed {
             Ok((mut list, below)) => {
                 for mut dir in below {
@@ -341,8 +372,12 @@ impl Queue {
             Err(error) => drop(state.failed.get_or_insert(error)),
         }
         state.open -= 1;
+        // The thread that calls this takes the next directory itself.
+        let is_news = state.jobs.len() > waiting || state.open == 0 || state.failed.is_some();
         drop(state);
-        self.changed.notify_all();
+        if is_news {
+            self.changed.notify_all();
+        }
     }
 }
 

@@ -36,10 +36,14 @@ impl StoreHandle {
         if let Some(store) = &*opened {
             return Ok(Arc::clone(store));
         }
-        let dir = self.dir.clone().map_or_else(Store::default_dir, Ok)?;
-        let store = Store::open(&dir)?;
+        let store = Store::open(&self.dir()?)?;
         *opened = Some(Arc::clone(&store));
         Ok(store)
+    }
+
+    /// Returns the store's directory, which need not exist.
+    pub(crate) fn dir(&self) -> Result<PathBuf, StoreError> {
+        self.dir.clone().map_or_else(Store::default_dir, Ok)
     }
 
     /// Returns the store if it is already open, for work that does not justify opening it.

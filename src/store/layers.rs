@@ -154,10 +154,13 @@ impl Layers {
         }
         // The largest one first, because it takes longest.
         sealed.sort_by_key(|(_, made)| Reverse(made.entries));
+        let most = if total > FEW_ENTRIES { thread::available_parallelism().map_or(1, NonZeroUsize::get) } else { 1 };
         let (next, damage) = (AtomicUsize::new(0), Mutex::new(None));
         let walk = || {
             while let Some((layer, made)) = sealed.get(next.fetch_add(1, Ordering::Relaxed)) {
-                match self.damage_of(layer, made) {
+                // A layer that is most of the work gets most of the threads.
+                let threads = u64::try_from(most).unwrap_or(1).saturating_mul(made.entries).div_ceil(total.max(1));
+                match self.damage_of(layer, made, usize::try_from(threads).unwrap_or(most)) {
                     None => drop(self.intact.lock().insert(layer.clone())),
                     Some(reason) => {
                         next.store(sealed.len(), Ordering::Relaxed);
@@ -166,7 +169,6 @@ impl Layers {
                 }
             }
         };
-        let most = if total > FEW_ENTRIES { thread::available_parallelism().map_or(1, NonZeroUsize::get) } else { 1 };
         thread::scope(|scope| {
             for _ in 1..most.min(sealed.len()) {
                 // If there can be no other thread, this one does it all.
@@ -180,8 +182,10 @@ impl Layers {
     }
 
     /// Returns how a layer differs from the one that was sealed, if it does.
-    fn damage_of(&self, layer: &LayerId, made: &tree::Seal) -> Option<String> {
-        match tree::seal(&self.dir(layer)) {
+    fn damage_of(&self, layer: &LayerId, made: &tree::Seal, threads: usize) -> Option<String> {
+        let dir = self.dir(layer);
+        let found = if threads > 1 { tree::seal_on_threads(&dir, threads) } else { tree::seal(&dir) };
+        match found {
             Ok(found) if found.hash == made.hash => None,
             Ok(_) => Some(format!("its layer {layer} was modified")),
             Err(error) => Some(format!("failed to read its layer {layer}: {error}")),

@@ -55,6 +55,7 @@ pub(crate) use index::{
     images::{ImageRow, TagRow},
 };
 pub use open::Store;
+pub(crate) use paths::Paths;
 pub(crate) use staged_dir::{StagedDir, Touched};
 pub use usage::{Filesystem, PipelineUsage, Usage, UsageKind};
 

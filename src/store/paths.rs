@@ -36,7 +36,7 @@ pub(crate) struct Paths {
 
 impl Paths {
     /// Names what is in `dir`, which is canonical.
-    pub(super) fn new(dir: PathBuf) -> Self {
+    pub(crate) fn new(dir: PathBuf) -> Self {
         Self { dir }
     }
 

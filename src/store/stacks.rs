@@ -79,12 +79,15 @@ impl Stacks {
 
     /// Returns the layers of a source, topmost first, if all of them are present and unchanged.
     pub(crate) fn source(&self, id: &SourceId) -> Result<Option<Vec<LayerId>>, StoreError> {
+        let Some(layers) = self.recorded_source(id)? else { return Ok(None) };
+        Ok(if self.layers.damage(&layers)?.is_none() { Some(layers) } else { None })
+    }
+
+    /// Returns the layers of a source, topmost first, without looking at them.
+    pub(crate) fn recorded_source(&self, id: &SourceId) -> Result<Option<Vec<LayerId>>, StoreError> {
         let Some(row) = self.shared.index.read(|connection| index::sources::get(connection, id))? else {
             return Ok(None);
         };
-        if self.layers.damage(&row.stack)?.is_some() {
-            return Ok(None);
-        }
         let is_fresh = (0..FRESH_MS).contains(&(index::now_ms() - row.used_at));
         if row.is_doomed || !is_fresh {
             let touched = self.shared.index.write(|transaction| index::sources::touch(transaction, id, &row.stack));

@@ -83,11 +83,10 @@ impl<'a> Inputs<'a> {
         let in_words = |error: StoreError| -> Arc<str> {
             format!("failed to read the paths of `on_change`: {:#}", anyhow::Error::new(error)).into()
         };
-        let frozen = archives.freeze(store).await.map_err(in_words)?;
+        let id = archives.name(store).await.map_err(in_words)?;
         let patterns: BTreeSet<String> = self.paths.values().flatten().map(|path| (*path).to_owned()).collect();
         let (store, checkout) = (Arc::clone(store), archives.source_dir().to_owned());
-        let looking =
-            tokio::task::spawn_blocking(move || source::path_digests(&store, &frozen.id, &checkout, patterns));
+        let looking = tokio::task::spawn_blocking(move || source::path_digests(&store, &id, &checkout, patterns));
         looking.await.map_err(|error| Arc::from(error.to_string()))?.map_err(in_words)
     }
 }

@@ -33,6 +33,9 @@ pub fn open_dir_at(dir: impl AsFd, name: impl rustix::path::Arg) -> io::Result<O
 
 /// Opens the directory at `path` below `root`. `path` may have any length; an empty path is `root` itself.
 pub fn open_below(root: BorrowedFd<'_>, path: &[u8]) -> io::Result<OwnedFd> {
+    if !path.is_empty() && path.len() <= PART_BYTES {
+        return open_dir_at(root, OsStr::from_bytes(path));
+    }
     let mut rest = path;
     let mut dir = open_dir_at(root, ".")?;
     while !rest.is_empty() {

@@ -35,7 +35,7 @@ pub use layer_tar::layer_tar;
 pub use newest::{Newest, newest};
 pub use pack::pack;
 pub use remove::remove_tree;
-pub use seal::{Seal, seal};
+pub use seal::{Seal, seal, seal_on_threads};
 pub use stack::topmost;
 pub use unpack::{UnpackError, UnpackLimits, Unpacked, unpack};
 

@@ -74,6 +74,36 @@ fn a_script_that_raises_shows_its_traceback() {
 }
 
 #[test]
+fn the_source_is_frozen_while_a_pipeline_is_rendered() {
+    let Some(python) = python_with_harmont() else { return };
+    let project = Project::new();
+    project.file(".hm/ci.py", PIPELINE);
+    project.file("out.txt", "of the source");
+    let args = ["run", "ci", "--image", "debian:bookworm=host", "--format", "json"];
+    let run = || Ended::of(project.hm(&args).env("HM_PYTHON", &python).env_remove("HM_TRUST"));
+    let first = run();
+    if !usable("runner sandbox", first.code != Some(3), &first.stderr) {
+        return;
+    }
+    first.expect(0);
+    // From the second run on, the directory is known. What changed is seen, and warnings are printed once.
+    let _socket = std::os::unix::net::UnixListener::bind(project.dir.join("socket")).unwrap();
+    project.file(".hm/ci.py", &PIPELINE.replace("echo built | tee", "cat added | grep new; echo built | tee"));
+    project.file("added", "new");
+    let warning = "ignoring a file of the source";
+    let second = run().expect(0);
+    assert_eq!(second.stderr.matches(warning).count(), 1, "{}", second.stderr);
+    // If rendering fails, its error is all that is printed, and the run changes nothing.
+    project.file(".hm/ci.py", "raise SystemExit(3)");
+    project.file("added", "newer");
+    let failed = run().expect(2);
+    assert!(failed.stderr.contains("error: failed to render .hm/ci.py"), "{}", failed.stderr);
+    assert!(!failed.stderr.contains(warning), "{}", failed.stderr);
+    project.file(".hm/ci.py", &PIPELINE.replace("echo built | tee", "grep newer added; echo built | tee"));
+    run().expect(0);
+}
+
+#[test]
 fn two_pipelines_with_one_name_are_refused() {
     let Some(python) = python_with_harmont() else { return };
     let project = Project::with_steps(&[("a", "true", None)]);

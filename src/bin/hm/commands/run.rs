@@ -1,11 +1,20 @@
 //! `hm run`.
 
-use std::{num::NonZeroUsize, path::PathBuf, pin::pin, process::ExitCode, time::Duration};
+use std::{
+    num::NonZeroUsize,
+    path::{Path, PathBuf},
+    pin::pin,
+    process::ExitCode,
+    sync::Arc,
+    time::Duration,
+};
 
 use hm_exec::{
     BackendHandle, BuildOutcome, BuildStatus, Plan, RunRequest, StepStatus,
     image::{ImageOptions, PullPolicy},
+    project::ProjectDir,
     quote::quote,
+    source::EarlyFreeze,
     store::{Filesystem, StoreHandle},
 };
 use uuid::Uuid;
@@ -164,7 +173,8 @@ enum End {
 }
 
 pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
-    let found = pipelines::find(&args.source)?;
+    let mut early = None;
+    let found = pipelines::find_while(&args.source, |dir, project| early = begin_freeze(args, dir, project))?;
     let definition = &found.definition;
     let plan = parse(definition)?;
     let bind = args.bind.bind_options()?;
@@ -175,7 +185,10 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
     permissions.extend(found.permissions(&plan, &bind));
     trust::require(found.project.path(), &permissions, args.trust, &trust::command(&args.source))?;
     let config = sources.resolve(Some(&found.project))?;
-    let store = store::handle()?;
+    let (store, early) = match early {
+        Some((store, freeze)) => (store, Some(Arc::new(freeze))),
+        None => (store::handle()?, None),
+    };
     warn_of_exposure(&store);
 
     let mut request = RunRequest::new(plan, &found.dir);
@@ -184,6 +197,7 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
     request.env = bind.env;
     request.secrets = secrets;
     request.run_id = Some(Uuid::new_v4());
+    request.early_freeze = early;
     request.durations = previous_durations::read(&store, &request.repo_root, &definition.name);
     request.options.source_times = config.source_times;
     request.options.no_cache = args.no_cache;
@@ -245,6 +259,14 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
             Ok(exit_code::of_build(outcome.status))
         }
     }
+}
+
+/// Begins to freeze the source. Leaves errors to the code that runs after the pipeline was found.
+fn begin_freeze(args: &Args, dir: &Path, project: &ProjectDir) -> Option<(StoreHandle, EarlyFreeze)> {
+    let times = args.config.read(Some(project)).ok()?.source_times();
+    let store = store::handle().ok()?;
+    let freeze = EarlyFreeze::begin(&store, dir, times)?;
+    Some((store, freeze))
 }
 
 /// Prints one warning if other users can access the store, or could until now.

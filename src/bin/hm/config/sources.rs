@@ -85,7 +85,7 @@ impl ConfigSources {
 
     /// Resolves the settings. The user must have consented to the project's requests.
     pub(crate) fn resolve(self, project: Option<&ProjectDir>) -> Outcome<Config> {
-        let layers = self.layers();
+        let (layers, source_times) = (self.layers(), self.source_times());
         let Self { arguments, docker_host, project: own, user, .. } = self;
         if !own.projects.is_empty() {
             return Err(Failure::input("`[project]` is not allowed in a project's hm.toml")
@@ -113,8 +113,13 @@ impl ConfigSources {
             vm: VmTable::over(own.vm, user.vm, project.map(ProjectDir::path))?,
             projects: user.projects,
             share: own.cache.share,
-            source_times: own.source.times.or(user.source.times).unwrap_or_default(),
+            source_times,
         })
+    }
+
+    /// Returns which modification times of source files steps see.
+    pub(crate) fn source_times(&self) -> SourceTimes {
+        self.project.source.times.or(self.user.source.times).unwrap_or_default()
     }
 }
 

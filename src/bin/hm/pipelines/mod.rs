@@ -154,6 +154,11 @@ impl Source {
 
     /// Returns every pipeline of `.hm/`, by name.
     pub(crate) fn list(&self) -> Outcome<Vec<Definition>> {
+        self.list_while(|| ())
+    }
+
+    /// Returns every pipeline of `.hm/`, by name. Calls `meanwhile` before other programs render pipelines.
+    fn list_while(&self, meanwhile: impl FnOnce()) -> Outcome<Vec<Definition>> {
         let hm_dir = self.hm_dir()?;
         let project = self.project()?;
         let mut found = Vec::new();
@@ -167,6 +172,7 @@ impl Source {
         }
         let scripts: Vec<PathBuf> = scripts.iter().map(|script| project.path().join(script)).collect();
         if !scripts.is_empty() {
+            meanwhile();
             let dir = hm_dir.parent().unwrap_or(hm_dir);
             let project = python::Project { dir, source: &self.dir, checkout: &self.checkout };
             found.extend(python::render(&scripts, &project)?);
@@ -182,7 +188,7 @@ impl Source {
 
     /// Returns the pipeline called `name`, or the one that needs no name. `NAME.json` is found without
     /// starting Python.
-    fn select(&self, name: Option<&str>) -> Outcome<Definition> {
+    fn select(&self, name: Option<&str>, meanwhile: impl FnOnce()) -> Outcome<Definition> {
         let hm_dir = self.hm_dir()?;
         if let Some(path) = name.map(|name| hm_dir.join(format!("{name}.json")))
             && path.parent() == Some(hm_dir)
@@ -194,7 +200,7 @@ impl Source {
                 Ok(_) => return read_ir(&project, &path),
             }
         }
-        let mut known = self.list()?;
+        let mut known = self.list_while(meanwhile)?;
         let names: Vec<String> = known.iter().map(|definition| definition.name.clone()).collect();
         let at = match name {
             Some(name) => names.iter().position(|known| known == name),
@@ -250,12 +256,25 @@ pub(crate) fn parse(definition: &Definition) -> Outcome<Plan> {
 
 /// Finds the pipeline that the arguments name, and its source directory.
 pub(crate) fn find(args: &SourceArgs) -> Outcome<Found> {
+    find_while(args, |_, _| ())
+}
+
+/// Finds the pipeline that the arguments name. Calls `meanwhile` with the source directory and the project
+/// before another program renders pipelines, which takes some time and cannot write to either.
+pub(crate) fn find_while(args: &SourceArgs, meanwhile: impl FnOnce(&Path, &ProjectDir)) -> Outcome<Found> {
     let source = Source::of(args)?;
     let project = source.project()?;
+    // Without a sandbox, which takes this consent, pipelines may write source files while they are rendered.
+    let is_confined = !trust::variable_trusts().unwrap_or(true);
+    let meanwhile = || {
+        if is_confined {
+            meanwhile(&source.dir, &project)
+        }
+    };
     let definition = match &args.file {
         Some(file) if file == Path::new("-") => read_stdin()?,
         Some(file) => read_given(file, &source.checkout)?,
-        None => source.select(args.pipeline.as_deref())?,
+        None => source.select(args.pipeline.as_deref(), meanwhile)?,
     };
     Ok(Found { definition, dir: source.dir, project })
 }
