@@ -311,7 +311,7 @@ impl LeaseRunner {
     ) -> Result<PathBuf, LeaseError> {
         match lower {
             // The tree names all attributes, and its files are created by this worker.
-            Lower::Workspace { path, .. } => match look_up(&self.cas, &task.root, path).await? {
+            Lower::Workspace { path } => match look_up(&self.cas, &task.root, path).await? {
                 TreeEntry::Directory(digest) => Ok(self.workspaces.get(store, &self.cas, digest).await?),
                 TreeEntry::File(_) => Err(InputError::Malformed(format!("the source `{path}` is a file")).into()),
             },

@@ -25,7 +25,6 @@ const INPUT: &str = "input.json";
 pub(super) const RESULT: &str = "result.json";
 pub(super) const LAYER: &str = "layer.tar.zst";
 const SOURCE: &str = "source";
-const ATTRIBUTES: &str = "source.attributes";
 
 /// An Action that is ready to be executed once its blobs are at the engine.
 #[derive(Debug)]
@@ -99,7 +98,7 @@ impl Parts<'_> {
         env.extend(input.env.iter().map(|(name, value)| (name.to_string(), value.to_string())));
         let mut layers = self.layers.iter().enumerate();
         let stack = self.boot.parts.iter().filter_map(|part| match part {
-            Part::Source => Some(Lower::Workspace { path: SOURCE.into(), attributes: Some(ATTRIBUTES.into()) }),
+            Part::Source => Some(Lower::Workspace { path: SOURCE.into() }),
             Part::Layer(_) | Part::Rootfs(_) => layers
                 .next()
                 .map(|(index, name)| Lower::Layer { path: layer_path(index), diff_id: name.diff_id.to_string() }),
@@ -125,7 +124,8 @@ impl Parts<'_> {
         root.add_file(PROGRAM.as_bytes(), self.program, FileAttributes { mode: 0o755, ..file })?;
         root.add_file(INPUT.as_bytes(), json, file)?;
         root.add_tree(SOURCE.as_bytes(), self.source.root)?;
-        root.add_file(ATTRIBUTES.as_bytes(), self.source.attributes, file)?;
+        let attributes = format!("{SOURCE}{}", step::ATTRIBUTES_SUFFIX);
+        root.add_file(attributes.as_bytes(), self.source.attributes, file)?;
         for (index, name) in self.layers.iter().enumerate() {
             root.add_file(layer_path(index).as_bytes(), name.blob, file)?;
         }

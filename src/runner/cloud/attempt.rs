@@ -312,7 +312,7 @@ impl CloudRunner {
                 }
                 Err((error, response)) => {
                     if let Some(result) = response.and_then(|response| response.result) {
-                        output.finish_failed(result, &cas, store).await;
+                        output.finish_failed(&result, &cas, store).await;
                     }
                     if ctx.cancel.is_cancelled() {
                         return Err(ctx.interrupted());
@@ -391,4 +391,41 @@ async fn packable(part: &Part) -> Result<Option<Packable>, RunnerError> {
             Some(Packable::Tree { identity: identity.await?, dir: dir.clone() })
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::runner::context::tests::limited;
+
+    /// Returns after how many seconds an attempt with a limit of 10 s is ended, if the engine reports these
+    /// stages after so many seconds each.
+    async fn ended_after(stages: &[(u64, Stage)]) -> u64 {
+        let (_writer, ctx) = limited();
+        let begun = Instant::now();
+        start_bound(&ctx);
+        let engine = async {
+            let mut progress = Progress::new(&ctx);
+            for (after, stage) in stages {
+                tokio::time::sleep(Duration::from_secs(*after)).await;
+                progress.is_at(*stage);
+            }
+        };
+        tokio::join!(engine, ctx.limit_reached(Duration::from_secs(10)));
+        begun.elapsed().as_secs()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_clock_counts_what_one_worker_takes() {
+        use Stage::{Executing, Queued, Unknown};
+        let bound = 10 + 5 + AROUND_STEP.as_secs();
+        assert_eq!(ended_after(&[]).await, bound);
+        assert_eq!(ended_after(&[(3, Queued), (9_000, Executing)]).await, 9_003 + bound);
+        // What was reported before, and what is unknown, changes nothing.
+        assert_eq!(ended_after(&[(0, Executing), (500, Executing), (500, Unknown)]).await, bound);
+        let lost = [(0, Queued), (9_000, Executing), (1_200, Queued), (9_000, Executing)];
+        assert_eq!(ended_after(&lost).await, 9_000 + 1_200 + 9_000 + bound);
+        // An engine that goes on without a word about its queue.
+        assert_eq!(ended_after(&[(0, Executing), (1_200, Unknown)]).await, bound);
+    }
 }

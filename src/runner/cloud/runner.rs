@@ -141,7 +141,7 @@ impl CloudRunner {
             let (boot, result) = self.attempt(engine, ctx, &input, &limits, &store).await?;
             let cas = Cas::new(engine.endpoint.clone());
             let output = collect::step_output(&result, &cas).await?;
-            let ended = collect::exit_code(&output, &limits, ctx);
+            let ended = collect::exit_code(&output, &input.step, &limits, ctx);
             let context = TransferContext { store: &store, cas: &cas, id_map: boot.id_map };
             // A worker that had to end at once packed nothing.
             if ctx.keep && kept_steps::is_worth_keeping(&ended) && output.exit != Exit::Terminated {

@@ -114,7 +114,7 @@ impl Action {
         {
             action.add_layer(&compressed, &ImageDigest::of(tar).to_string());
         }
-        action.input.stack.push(Lower::Workspace { path: "source".into(), attributes: None });
+        action.input.stack.push(Lower::Workspace { path: "source".into() });
         action
     }
 

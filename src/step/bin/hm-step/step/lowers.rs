@@ -2,6 +2,7 @@
 
 use std::{
     fs::{self, File},
+    io,
     os::fd::AsFd,
     path::{Component, Path, PathBuf},
     sync::atomic::{AtomicUsize, Ordering},
@@ -9,7 +10,7 @@ use std::{
 };
 
 use hm_exec_step::{
-    Lower,
+    ATTRIBUTES_SUFFIX, Lower,
     tree::{self, IdMap, UnpackLimits},
 };
 
@@ -21,24 +22,44 @@ const WORKSPACE: &str = "workspace";
 /// The maximum number of lower directories of an overlay, including the bottom one.
 const MAX_LOWERS: usize = 499;
 
-/// Returns the paths of the parts of a step's filesystem: one for each of `stack`, in the same order.
+/// A part of a step's filesystem in the files of the worker.
+#[derive(Debug)]
+pub(crate) struct Found {
+    /// The file of a layer, or the directory of a source.
+    pub(crate) path: PathBuf,
+    /// The list of a source's modes and times.
+    pub(crate) attributes: Option<PathBuf>,
+}
+
+/// Finds the parts of a step's filesystem: one for each of `stack`, in the same order.
 ///
 /// # Errors
 /// Returns an error if there are too many to stack, or if one of them does not exist.
-pub(crate) fn find(dir: &Path, stack: &[Lower]) -> Result<Vec<PathBuf>, Failure> {
+pub(crate) fn find(dir: &Path, stack: &[Lower]) -> Result<Vec<Found>, Failure> {
+    let parts = stack.iter().map(|lower| {
+        let (Lower::Layer { path, .. } | Lower::Workspace { path }) = lower;
+        let attributes = match lower {
+            Lower::Layer { .. } => None,
+            Lower::Workspace { path } => find_if_any(dir, &format!("{path}{ATTRIBUTES_SUFFIX}"))?,
+        };
+        Ok(Found { path: find_one(dir, path)?, attributes })
+    });
+    let parts = parts.collect::<Result<Vec<_>, Failure>>()?;
     // A source may have a layer of its own over it.
-    let corrected = |lower: &&Lower| matches!(lower, Lower::Workspace { attributes: Some(_), .. });
-    let count = stack.len() + stack.iter().filter(corrected).count();
+    let count = parts.len() + parts.iter().filter(|part| part.attributes.is_some()).count();
     if count > MAX_LOWERS {
         return Err(Failure::lasting(format!("the step has {count} layers, more than the limit of {MAX_LOWERS}")));
     }
-    stack
-        .iter()
-        .map(|lower| {
-            let (Lower::Layer { path, .. } | Lower::Workspace { path, .. }) = lower;
-            find_one(dir, path)
-        })
-        .collect()
+    Ok(parts)
+}
+
+/// Finds a file that need not exist.
+fn find_if_any(dir: &Path, path: &str) -> Result<Option<PathBuf>, Failure> {
+    match dir.join(path).symlink_metadata() {
+        Ok(_) => find_one(dir, path).map(Some),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(Failure::io(format_args!("find {path:?}"), &error)),
+    }
 }
 
 fn find_one(dir: &Path, path: &str) -> Result<PathBuf, Failure> {
@@ -51,15 +72,14 @@ fn find_one(dir: &Path, path: &str) -> Result<PathBuf, Failure> {
     found.map_err(|error| Failure::io(format_args!("find {path:?}"), &error))
 }
 
-/// Unpacks the layers of `stack`, whose files are at `paths`, in parallel, and corrects the attributes of its
-/// sources by the lists in `dir`. Returns all lower directories of the step, topmost first.
+/// Unpacks the layers of `stack`, which were found at `parts`, in parallel, and corrects the attributes of
+/// its sources. Returns all lower directories of the step, topmost first.
 ///
 /// # Errors
 /// Returns the first error of any of them.
 pub(crate) fn make(
-    dir: &Path,
     stack: &[Lower],
-    paths: &[PathBuf],
+    parts: &[Found],
     scratch: &Scratch,
     id_map: IdMap,
 ) -> Result<Vec<PathBuf>, Failure> {
@@ -69,20 +89,20 @@ pub(crate) fn make(
         let mut done = Vec::new();
         loop {
             let index = next.fetch_add(1, Ordering::Relaxed);
-            let (Some(lower), Some(path)) = (stack.get(index), paths.get(index)) else { return Ok(done) };
+            let (Some(lower), Some(part)) = (stack.get(index), parts.get(index)) else { return Ok(done) };
             let root = match lower {
-                Lower::Workspace { attributes, .. } => {
-                    if let Some(list) = attributes {
+                Lower::Workspace { path: name } => {
+                    if let Some(list) = &part.attributes {
                         let layer = scratch.make_dir(&format!("attributes/{index}"))?;
-                        if restore(&find_one(dir, list)?, list, path, &layer)? {
+                        if restore(list, name, &part.path, &layer)? {
                             done.push((index, true, layer));
                         }
                     }
-                    path.clone()
+                    part.path.clone()
                 }
                 Lower::Layer { path: name, diff_id } => {
                     let root = scratch.make_dir(&format!("layers/{index}"))?;
-                    unpack(path, name, diff_id, &root, id_map).inspect_err(|_| {
+                    unpack(&part.path, name, diff_id, &root, id_map).inspect_err(|_| {
                         // The step cannot run without this layer, so the others need not be unpacked.
                         next.store(stack.len(), Ordering::Relaxed);
                     })?;
@@ -120,7 +140,15 @@ fn restore(path: &Path, name: &str, source: &Path, layer: &Path) -> Result<bool,
         let (from, to) = (tree::open_dir(&source.join(WORKSPACE))?, tree::open_dir(&to)?);
         tree::attributes::restore(File::open(path)?, from.as_fd(), to.as_fd())
     };
-    restore().map_err(|error| Failure::io(format_args!("restore the modes and times in {name:?}"), &error))
+    restore().map_err(|error| match error.kind() {
+        // Another worker of this kind has as little.
+        io::ErrorKind::StorageFull | io::ErrorKind::OutOfMemory => Failure::lasting(format!(
+            "failed to restore the modes and times of {name:?}: the files whose modes or times the engine did not \
+             keep do not fit into the memory of this worker ({error}); use workers with more memory, or a worker \
+             that keeps node properties"
+        )),
+        _ => Failure::io(format_args!("restore the modes and times of {name:?}"), &error),
+    })
 }
 
 fn unpack(path: &Path, name: &str, diff_id: &str, root: &Path, id_map: IdMap) -> Result<(), Failure> {

@@ -92,10 +92,11 @@ fn read(input: &Path) -> Result<StepInput, Failure> {
 }
 
 fn run_in(dir: &Path, input: &StepInput, oneshot: &OneShot) -> Result<StepOutput, Failure> {
-    let paths = lowers::find(dir, &input.stack)?;
+    let parts = lowers::find(dir, &input.stack)?;
     let id_map = oneshot.user_namespace().id_map();
-    let scratch = Scratch::new(oneshot, dir, &paths)?;
-    let lowers = lowers::make(dir, &input.stack, &paths, &scratch, id_map)?;
+    let paths = parts.iter().flat_map(|part| [Some(&part.path), part.attributes.as_ref()]).flatten();
+    let scratch = Scratch::new(oneshot, dir, &paths.map(PathBuf::as_path).collect::<Vec<_>>())?;
+    let lowers = lowers::make(&input.stack, &parts, &scratch, id_map)?;
     let upper = scratch.make_dir("upper")?;
     let spec = spec(input, oneshot, &scratch, &lowers, &upper)?;
     let bounds =
