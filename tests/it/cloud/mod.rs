@@ -2,6 +2,7 @@
 
 mod admission;
 mod cas;
+mod digest_functions;
 mod engines;
 mod remote_cache;
 mod sources;
