@@ -67,6 +67,9 @@ pub enum Lower {
 /// Appended to the path of a source, the name of the file with the modes and times of its tree.
 pub const ATTRIBUTES_SUFFIX: &str = ".attributes";
 
+/// The environment variable of `hm-step` with a directory for unpacked layers that outlive the step.
+pub const LAYER_CACHE_VARIABLE: &str = "HM_LAYER_CACHE";
+
 /// The resource limits of a step. An absent limit is unlimited.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -104,6 +107,9 @@ pub struct StepOutput {
     /// Why the layer of a step that did not pass could not be made. Absent otherwise.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub layer_lost: Option<String>,
+    /// Why the layer cache that the client named was not used. Absent otherwise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cache_unused: Option<String>,
 }
 
 /// The end of a command.

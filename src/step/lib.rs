@@ -22,6 +22,7 @@ pub mod tree;
 
 pub use awake::Awake;
 pub use format::{
-    ATTRIBUTES_SUFFIX, Exit, FormatError, LayerOutput, Limits, Lower, Network, StepInput, StepOutput, VERSION,
+    ATTRIBUTES_SUFFIX, Exit, FormatError, LAYER_CACHE_VARIABLE, LayerOutput, Limits, Lower, Network, StepInput,
+    StepOutput, VERSION,
 };
 pub use locate::{NoStepProgram, STEP_VARIABLE, StepProgram, locate};

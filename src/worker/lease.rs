@@ -285,7 +285,7 @@ impl LeaseRunner {
         }
         let layer = packed.as_ref().map(|packed| LayerOutput { diff_id: packed.diff_id().to_string() });
         let (exit_code, how) = told(&exit);
-        let output = step::StepOutput { version: step::VERSION, exit, layer, layer_lost };
+        let output = step::StepOutput { version: step::VERSION, exit, layer, layer_lost, cache_unused: None };
         let output = serde_json::to_vec(&output).map_err(|error| LeaseError::Io("write the result", error.into()))?;
         let metadata = reapi::ExecutedActionMetadata {
             worker: self.name.clone(),

@@ -6,8 +6,8 @@ use futures_util::{StreamExt, future};
 use tokio::time::Instant;
 
 use super::{
-    action::{AROUND_STEP, Parts, Prepared},
-    boot::{Boot, Part},
+    action::{AROUND_STEP, Parts, Prepared, layer_cache},
+    boot::{Boot, Part, SourceForm},
     error,
     output::Output,
     runner::{CloudRunner, RemoteEngine},
@@ -121,8 +121,14 @@ impl CloudRunner {
         let Place { cas, store, function, longest_bound } = place;
         let program = self.program.blob(function).await?;
         let id_map = self.userns.prepare_trees(store).await?;
-        let boot = Boot::of(ctx, input, store, &self.images, id_map).await?;
-        let source = self.sources.bring(store, cas, &boot.source, |uploaded| self.count(uploaded)).await?;
+        let source_form = if layer_cache(&self.platform).is_some() { SourceForm::Layers } else { SourceForm::Tree };
+        let boot = Boot::of(ctx, input, store, &self.images, (id_map, source_form)).await?;
+        let source = match source_form {
+            SourceForm::Tree => {
+                Some(self.sources.bring(store, cas, &boot.source, |uploaded| self.count(uploaded)).await?)
+            }
+            SourceForm::Layers => None,
+        };
         let context = TransferContext { store, cas, id_map };
         let layers = boot.parts.iter().map(async |part| {
             let Some(packable) = packable(part).await? else { return Ok(None) };
@@ -147,7 +153,7 @@ impl CloudRunner {
             .iter()
             .map(|blob| blob.digest)
             .chain(layers.iter().map(|layer| layer.blob))
-            .chain([source.root, source.attributes])
+            .chain(source.iter().flat_map(|source| [source.root, source.attributes]))
             .collect();
         self.count(cas.upload(blobs).await.map_err(error::remote("upload the step"))?);
         Ok(Ready { boot, prepared, needs })

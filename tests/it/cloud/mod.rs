@@ -4,6 +4,7 @@ mod admission;
 mod cas;
 mod digest_functions;
 mod engines;
+mod layer_cache;
 mod remote_cache;
 mod sources;
 mod steps;

@@ -5,7 +5,10 @@ use std::{
     io,
     os::fd::AsFd,
     path::{Component, Path, PathBuf},
-    sync::atomic::{AtomicUsize, Ordering},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
     thread,
 };
 
@@ -14,7 +17,10 @@ use hm_exec_step::{
     tree::{self, IdMap, UnpackLimits},
 };
 
-use super::{Failure, Scratch};
+use super::{
+    Failure, Scratch,
+    layer_cache::{CachedLayer, LayerCache},
+};
 
 /// The name of a source's tree in its directory.
 const WORKSPACE: &str = "workspace";
@@ -29,6 +35,15 @@ pub(crate) struct Found {
     pub(crate) path: PathBuf,
     /// The list of a source's modes and times.
     pub(crate) attributes: Option<PathBuf>,
+}
+
+/// The lower directories of a step.
+#[derive(Debug)]
+pub(crate) struct Lowers {
+    /// Their paths, topmost first.
+    pub(crate) lowers: Vec<PathBuf>,
+    /// Those of them that are in the cache.
+    pub(crate) cached: Vec<CachedLayer>,
 }
 
 /// Finds the parts of a step's filesystem: one for each of `stack`, in the same order.
@@ -73,16 +88,18 @@ fn find_one(dir: &Path, path: &str) -> Result<PathBuf, Failure> {
 }
 
 /// Unpacks the layers of `stack`, which were found at `parts`, in parallel, and corrects the attributes of
-/// its sources. Returns all lower directories of the step, topmost first.
+/// its sources. Layers in the cache are used as they are.
 ///
 /// # Errors
 /// Returns the first error of any of them.
 pub(crate) fn make(
     stack: &[Lower],
     parts: &[Found],
+    cache: Option<&LayerCache>,
     scratch: &Scratch,
     id_map: IdMap,
-) -> Result<Vec<PathBuf>, Failure> {
+) -> Result<Lowers, Failure> {
+    let cached = Mutex::new(Vec::new());
     let next = AtomicUsize::new(0);
     let some = || -> Result<Vec<(usize, bool, PathBuf)>, Failure> {
         // A layer that corrects another one lies over it.
@@ -101,12 +118,19 @@ pub(crate) fn make(
                     part.path.clone()
                 }
                 Lower::Layer { path: name, diff_id } => {
-                    let root = scratch.make_dir(&format!("layers/{index}"))?;
-                    unpack(&part.path, name, diff_id, &root, id_map).inspect_err(|_| {
-                        // The step cannot run without this layer, so the others need not be unpacked.
-                        next.store(stack.len(), Ordering::Relaxed);
-                    })?;
-                    root
+                    let unpack = |root: &Path| unpack(&part.path, name, diff_id, root, id_map);
+                    if let Some(layer) = cache.and_then(|cache| cache.get(diff_id, unpack)) {
+                        let root = layer.root.clone();
+                        cached.lock().unwrap_or_else(PoisonError::into_inner).push(layer);
+                        root
+                    } else {
+                        let root = scratch.make_dir(&format!("layers/{index}"))?;
+                        unpack(&root).inspect_err(|_| {
+                            // The step cannot run without this layer, so the others need not be unpacked.
+                            next.store(stack.len(), Ordering::Relaxed);
+                        })?;
+                        root
+                    }
                 }
             };
             done.push((index, false, root));
@@ -128,7 +152,8 @@ pub(crate) fn make(
     lowers.sort_unstable_by_key(|(index, corrects, _)| std::cmp::Reverse((*index, *corrects)));
     let base_layer = scratch.make_dir("base-layer")?;
     tree::make_base_layer(&base_layer).map_err(|error| Failure::io("create the lowest layer", &error))?;
-    Ok(lowers.into_iter().map(|(.., root)| root).chain([base_layer]).collect())
+    let lowers = lowers.into_iter().map(|(.., root)| root).chain([base_layer]).collect();
+    Ok(Lowers { lowers, cached: cached.into_inner().unwrap_or_else(PoisonError::into_inner) })
 }
 
 /// Makes a layer in `layer` that gives the source in `source` the attributes of the list at `path`. Returns
