@@ -7,13 +7,13 @@
 //! DIR/                    belongs to this user; no other user can write to it
 //!   sha256-HEX-IDMAP/     locked: shared by steps that use it, exclusively while it is filled or removed
 //!     layer/              the unpacked layer
-//!     seal                its seal and size, written last
+//!     seal                its boot, seal and size, written last
 //! ```
 //!
 //! Nothing waits for a lock: a step that does not get one unpacks the layer into its own memory, and so does a
 //! step that cannot fill an entry. A kill releases the lock and leaves an entry without a seal, which the next
 //! step fills again. A seal is compared before each use, so that an entry that was damaged or cleaned up is
-//! made again.
+//! made again. It names the boot of the machine: after a crash, files may lack what was written to them.
 
 use std::{
     fs::{self, DirBuilder, File, Permissions},
@@ -34,7 +34,7 @@ use hm_exec_step::{
     tree::{self, IdMap, Seal},
 };
 use rustix::{
-    fs::{CWD, FlockOperation, Mode, OFlags, flock, fstat, openat, statvfs, syncfs},
+    fs::{CWD, FlockOperation, Mode, OFlags, flock, fstat, openat, statvfs},
     io::Errno,
     process::geteuid,
 };
@@ -43,8 +43,7 @@ use super::Failure;
 
 /// The maximum size of all entries.
 const MAX_BYTES: u64 = 32 << 30;
-/// Entries are removed until this part of the disk is free.
-const FREE_PART: u64 = 10;
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 /// The first line of a seal's file.
 const SEAL_FORMAT: &str = "hm-exec layer 1";
 /// The maximum size of a seal's file.
@@ -59,6 +58,8 @@ const FILE: OFlags = OFlags::RDONLY.union(OFlags::NOFOLLOW).union(OFlags::NONBLO
 pub(crate) struct LayerCache {
     dir: PathBuf,
     id_map: IdMap,
+    /// The identity of the machine's boot.
+    boot: String,
     max_bytes: u64,
 }
 
@@ -91,7 +92,8 @@ impl LayerCache {
             return Err(unused("it must belong to the worker's user, and no other user may write to it"));
         }
         let dir = dir.canonicalize().map_err(|error| unused(&error.to_string()))?;
-        Ok(Self { dir, id_map, max_bytes: MAX_BYTES })
+        let boot = fs::read_to_string(BOOT_ID).map_err(|error| unused(&format!("{BOOT_ID}: {error}")))?;
+        Ok(Self { dir, id_map, boot: boot.trim().to_owned(), max_bytes: MAX_BYTES })
     }
 
     /// Returns the directory.
@@ -109,22 +111,22 @@ impl LayerCache {
         }
         let path = self.dir.join(format!("sha256-{hex}-{}", self.id_map.as_str()));
         let entry = enter(&path).ok().flatten()?;
-        if let Some(layer) = use_if_whole(&entry, &path)? {
+        if let Some(layer) = self.use_if_whole(&entry, &path)? {
             return Some(CachedLayer { root: layer, _lock: entry });
         }
         if !lock(&entry, &path, FlockOperation::NonBlockingLockExclusive) {
             return None;
         }
         // Another step may have filled it between the locks.
-        if read_whole(&path).is_none() {
+        if self.read_whole(&path).is_none() {
             self.make_room(&path);
-            if fill(&entry, &path, unpack).is_err() {
+            if self.fill(&path, unpack).is_err() {
                 // Best effort: the next step does it again.
                 let _ = clear(&path);
                 return None;
             }
         }
-        let layer = use_if_whole(&entry, &path)??;
+        let layer = self.use_if_whole(&entry, &path)??;
         Some(CachedLayer { root: layer, _lock: entry })
     }
 
@@ -137,14 +139,16 @@ impl LayerCache {
             .map(|path| {
                 // An entry without a seal is of no use.
                 let used = fs::symlink_metadata(path.join("seal")).and_then(|seal| seal.modified());
-                let bytes = read_seal(&path).map_or(0, |(_, bytes)| bytes);
+                let bytes = read_seal(&path).map_or(0, |seal| seal.bytes);
                 (used.unwrap_or(SystemTime::UNIX_EPOCH), bytes, path)
             })
             .collect();
         entries.sort_unstable();
         let mut bytes: u64 = entries.iter().map(|(_, bytes, _)| bytes).sum();
         for (_, size, path) in entries {
-            if bytes <= self.max_bytes && has_room(&self.dir) {
+            // Half of what is free without the cache.
+            let free = statvfs(&self.dir).map_or(0, |disk| disk.f_bavail.saturating_mul(disk.f_frsize));
+            if bytes <= self.max_bytes.min(free.saturating_add(bytes) / 2) {
                 return;
             }
             let Ok(Some(entry)) = enter(&path) else { continue };
@@ -153,6 +157,47 @@ impl LayerCache {
                 bytes = bytes.saturating_sub(size);
             }
         }
+    }
+
+    /// Locks an entry and returns its layer, if it is whole; `None` within if it is not. Returns `None` if it
+    /// cannot be locked.
+    fn use_if_whole(&self, entry: &OwnedFd, path: &Path) -> Option<Option<PathBuf>> {
+        if !lock(entry, path, FlockOperation::NonBlockingLockShared) {
+            return None;
+        }
+        let Some(layer) = self.read_whole(path) else { return Some(None) };
+        // Only the order of removal depends on it.
+        if let Ok(seal) = openat(CWD, path.join("seal"), FILE, Mode::empty()) {
+            let _ = File::from(seal).set_modified(SystemTime::now());
+        }
+        Some(Some(layer))
+    }
+
+    /// Returns the layer of an entry if it is as it was sealed.
+    fn read_whole(&self, path: &Path) -> Option<PathBuf> {
+        let layer = path.join("layer");
+        let seal = read_seal(path).filter(|seal| seal.boot == self.boot)?;
+        let found = tree::seal(&layer).ok()?;
+        (super::layer::hex(&found.hash) == seal.hash).then_some(layer)
+    }
+
+    /// Unpacks a layer into a locked entry.
+    fn fill(&self, path: &Path, unpack: impl FnOnce(&Path) -> Result<(), Failure>) -> Result<(), Failure> {
+        let failed = |error: &io::Error| Failure::io("fill the layer cache", error);
+        // What a killed step began, or what was damaged.
+        clear(path).map_err(|error| failed(&error))?;
+        let layer = path.join("layer");
+        DirBuilder::new().mode(0o755).create(&layer).map_err(|error| failed(&error))?;
+        fs::set_permissions(&layer, Permissions::from_mode(0o755)).map_err(|error| failed(&error))?;
+        unpack(&layer)?;
+        let finish = || {
+            let Seal { hash, bytes, .. } = tree::seal(&layer)?;
+            let aside = path.join("seal.new");
+            let text = format!("{SEAL_FORMAT}\n{}\n{}\n{bytes}\n", self.boot, super::layer::hex(&hash));
+            fs::write(&aside, text)?;
+            fs::rename(aside, path.join("seal"))
+        };
+        finish().map_err(|error| failed(&error))
     }
 }
 
@@ -164,10 +209,6 @@ fn is_ours(dir: BorrowedFd<'_>) -> io::Result<bool> {
 
 fn is_entry(path: &Path) -> bool {
     path.file_name().is_some_and(|name| name.as_bytes().starts_with(b"sha256-"))
-}
-
-fn has_room(dir: &Path) -> bool {
-    statvfs(dir).is_ok_and(|disk| disk.f_bavail >= disk.f_blocks / FREE_PART)
 }
 
 /// Opens an entry, which is created if it does not exist. Returns `None` if it cannot be trusted.
@@ -195,62 +236,19 @@ fn lock(entry: &OwnedFd, path: &Path, how: FlockOperation) -> bool {
     }
 }
 
-/// Locks an entry and returns its layer, if it is whole; `None` within if it is not. Returns `None` if it
-/// cannot be locked.
-fn use_if_whole(entry: &OwnedFd, path: &Path) -> Option<Option<PathBuf>> {
-    if !lock(entry, path, FlockOperation::NonBlockingLockShared) {
-        return None;
-    }
-    let Some(layer) = read_whole(path) else { return Some(None) };
-    // Only the order of removal depends on it.
-    if let Ok(seal) = openat(CWD, path.join("seal"), FILE, Mode::empty()) {
-        let _ = File::from(seal).set_modified(SystemTime::now());
-    }
-    Some(Some(layer))
+/// The content of a seal's file.
+struct SealFile {
+    boot: String,
+    hash: String,
+    bytes: u64,
 }
 
-/// Returns the layer of an entry if it is as it was sealed.
-fn read_whole(path: &Path) -> Option<PathBuf> {
-    let layer = path.join("layer");
-    let (hash, _) = read_seal(path)?;
-    let found = tree::seal(&layer).ok()?;
-    (hex(&found) == hash).then_some(layer)
-}
-
-/// Returns the hash and the size in an entry's seal.
-fn read_seal(path: &Path) -> Option<(String, u64)> {
+fn read_seal(path: &Path) -> Option<SealFile> {
     let file = openat(CWD, path.join("seal"), FILE, Mode::empty()).ok()?;
     let mut text = String::new();
     File::from(file).take(SEAL_FILE_BYTES).read_to_string(&mut text).ok()?;
-    let mut lines = text.lines();
-    if lines.next() != Some(SEAL_FORMAT) {
-        return None;
-    }
-    Some((lines.next()?.to_owned(), lines.next()?.parse().ok()?))
-}
-
-fn hex(seal: &Seal) -> String {
-    super::layer::hex(&seal.hash)
-}
-
-/// Unpacks a layer into a locked entry.
-fn fill(entry: &OwnedFd, path: &Path, unpack: impl FnOnce(&Path) -> Result<(), Failure>) -> Result<(), Failure> {
-    let failed = |error: &io::Error| Failure::io("fill the layer cache", error);
-    // What a killed step began, or what was damaged.
-    clear(path).map_err(|error| failed(&error))?;
-    let layer = path.join("layer");
-    DirBuilder::new().mode(0o755).create(&layer).map_err(|error| failed(&error))?;
-    fs::set_permissions(&layer, Permissions::from_mode(0o755)).map_err(|error| failed(&error))?;
-    unpack(&layer)?;
-    let finish = || {
-        let seal = tree::seal(&layer)?;
-        // After a crash of the machine, a seal must not be newer than the content of files.
-        syncfs(entry)?;
-        let aside = path.join("seal.new");
-        fs::write(&aside, format!("{SEAL_FORMAT}\n{}\n{}\n", hex(&seal), seal.bytes))?;
-        fs::rename(aside, path.join("seal"))
-    };
-    finish().map_err(|error| failed(&error))
+    let [SEAL_FORMAT, boot, hash, bytes] = text.lines().collect::<Vec<_>>()[..] else { return None };
+    Some(SealFile { boot: boot.to_owned(), hash: hash.to_owned(), bytes: bytes.parse().ok()? })
 }
 
 /// Removes everything in a locked entry, beginning with the seal.
