@@ -35,8 +35,11 @@ async fn steps_on_workers_that_keep_layers_see_what_steps_in_the_sandbox_see() {
         let builder = CloudRunner::builder().endpoint(engine.options()).store(bench.store.clone()).helper(hm());
         builder.platform_property("hm-layer-cache", dir.display().to_string()).step_program(&program).build()
     };
-    let look =
-        "find . | sort | while read f; do stat -c '%n %F %a %Y' \"$f\"; done; cat plain; echo more >> made; cat made";
+    let look = |form: &str| {
+        format!(
+            "find . | sort | while read f; do stat -c '{form}' \"$f\"; done; cat plain; echo more >> made; cat made"
+        )
+    };
     let lines = |output: &str| -> Vec<String> {
         output.lines().filter(|it| !it.contains("unpack")).map(str::to_owned).collect()
     };
@@ -48,9 +51,11 @@ async fn steps_on_workers_that_keep_layers_see_what_steps_in_the_sandbox_see() {
             fs::remove_file(source.join("removed")).unwrap();
             fs::write(source.join("private/new"), "").unwrap();
         }
+        // What an edit touches has the time at which its parent's snapshot was updated.
+        let look = look(if round == 0 { "%n %F %a %Y" } else { "%n %F %a" });
         let ask = |parent: &Option<_>| match parent {
-            None => Ask::new(look).image(format!("oci:{}:it", layout.display())),
-            Some(parent) => Ask::new(look).after(parent),
+            None => Ask::new(&*look).image(format!("oci:{}:it", layout.display())),
+            Some(parent) => Ask::new(&*look).after(parent),
         };
         let mut run = bench.run();
         here = Some(bench.step(&mut run, ask(&here)).await.unwrap());
@@ -60,7 +65,7 @@ async fn steps_on_workers_that_keep_layers_see_what_steps_in_the_sandbox_see() {
         let ended = first.execute(&run.ctx, input).await;
         there = Some(ended.unwrap_or_else(|error| panic!("{}", error.to_line())));
         assert_eq!(lines(&run.output().await), lines(&expected), "round {round}");
-        assert!(expected.contains("./private directory 700 "));
+        assert!(expected.contains("./private directory 700"));
     }
     assert!(fs::read_dir(cache.path()).unwrap().count() >= 5);
     engine.assert_inputs_are_intact();

@@ -72,6 +72,7 @@ pub(crate) struct Action {
     pub(crate) input: StepInput,
     /// The directory for unpacked layers that outlive the step.
     pub(crate) cache: Option<PathBuf>,
+    cache_top: Option<TempDir>,
 }
 
 /// The end of a run of `hm-step`, with its output.
@@ -108,6 +109,7 @@ impl Action {
                 limits: Limits::default(),
             },
             cache: None,
+            cache_top: None,
             top,
         };
         // One layer in each of the supported compressions.
@@ -143,10 +145,14 @@ impl Action {
         (fs::read(self.dir().join("layer.tar.zst")).unwrap(), layer.diff_id.clone())
     }
 
-    /// Uses a cache of unpacked layers, which is created beside the action's files. Returns its directory.
+    /// Uses a new cache of unpacked layers. Returns its directory.
     pub(crate) fn use_cache(&mut self) -> PathBuf {
-        let cache = self.dir().join("cache");
+        let top = self.cache_top.insert(TempDir::new().unwrap()).path();
+        let cache = top.canonicalize().unwrap().join("cache");
         fs::create_dir(&cache).unwrap();
+        if self.who == Who::Ordinary {
+            give(top, ORDINARY);
+        }
         self.cache = Some(cache.clone());
         cache
     }

@@ -1,7 +1,8 @@
 //! Unpacked layers that outlive a step, in a directory of the worker.
 //!
-//! Input: a layer's DiffID. Output: the directory with the unpacked layer, which no one changes while the step
-//! runs. The client names the directory, and the worker's administrator creates it: see [`LayerCache::open`].
+//! Input: a layer's DiffID. Output: the directory with the unpacked layer, which no one changes while the
+//! step runs. The client names the directory of all layers, and the worker's administrator creates it: see
+//! [`LayerCache::open`].
 //!
 //! ```text
 //! DIR/                    belongs to this user; no other user can write to it
@@ -10,10 +11,10 @@
 //!     seal                its boot, seal and size, written last
 //! ```
 //!
-//! Nothing waits for a lock: a step that does not get one unpacks the layer into its own memory, and so does a
-//! step that cannot fill an entry. A kill releases the lock and leaves an entry without a seal, which the next
-//! step fills again. A seal is compared before each use, so that an entry that was damaged or cleaned up is
-//! made again. It names the boot of the machine: after a crash, files may lack what was written to them.
+//! Nothing waits for a lock: a step that does not get one unpacks the layer into its own memory, and so does
+//! a step that cannot fill an entry. A kill releases the lock and leaves an entry without a seal, which the
+//! next step fills again. A seal is compared before each use, so that an entry that was damaged or cleaned up
+//! is made again. It names the boot of the machine: after a crash, files may lack what was written to them.
 
 use std::{
     fs::{self, DirBuilder, File, Permissions},
@@ -74,8 +75,8 @@ impl LayerCache {
     /// Opens the directory that the environment names. Returns `None` if it names none.
     ///
     /// # Errors
-    /// Returns the reason why the directory is not used: it does not exist, belongs to another user, or can be
-    /// written to by other users.
+    /// Returns the reason why the directory is not used: it does not exist, belongs to another user, or can
+    /// be written to by other users.
     pub(crate) fn open(id_map: IdMap) -> Result<Option<Self>, String> {
         let Some(dir) = std::env::var_os(LAYER_CACHE_VARIABLE).filter(|dir| !dir.is_empty()) else { return Ok(None) };
         Self::at(Path::new(&dir), id_map).map(Some)
@@ -130,8 +131,8 @@ impl LayerCache {
         Some(CachedLayer { root: layer, _lock: entry })
     }
 
-    /// Removes the entries that were not used for longest, until there is room for another one. Entries in use
-    /// stay. Best effort: if the disk is full all the same, filling fails.
+    /// Removes the entries that were not used for longest, until there is room for another one. Entries in
+    /// use stay. Best effort: if the disk is full all the same, filling fails.
     fn make_room(&self, except: &Path) {
         let entries = fs::read_dir(&self.dir).into_iter().flatten().flatten().map(|entry| entry.path());
         let mut entries: Vec<(SystemTime, u64, PathBuf)> = entries
