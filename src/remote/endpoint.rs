@@ -214,6 +214,11 @@ impl Endpoint {
         RemoteError::new(&self.0.place, kind, detail)
     }
 
+    /// Returns the error of a stream that stood still for so long.
+    pub(super) fn stalled_error(&self, idle: Duration) -> RemoteError {
+        self.own_error(RemoteErrorKind::Unavailable, format!("nothing was transferred for {idle:?}"))
+    }
+
     pub(super) fn missing_error(&self, missing: Vec<super::Digest>) -> RemoteError {
         RemoteError::of_missing(&self.0.place, missing)
     }

@@ -15,6 +15,8 @@ pub struct Retry {
     pub first: Duration,
     /// The longest pause.
     pub longest: Duration,
+    /// How long a stream of a blob's bytes may stand still before the call counts as failed.
+    pub idle: Duration,
     /// Returns a number from 0 to 1 that shortens each pause by up to half, so that many clients do not retry
     /// in step.
     pub jitter: fn() -> f64,
@@ -27,6 +29,7 @@ impl Default for Retry {
             attempts: 10,
             first: Duration::from_millis(100),
             longest: Duration::from_secs(10),
+            idle: Duration::from_secs(120),
             jitter: || f64::from(uuid::Uuid::new_v4().as_fields().0) / 4_294_967_296.0,
         }
     }

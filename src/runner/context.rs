@@ -225,3 +225,62 @@ impl StepContext {
         }
     }
 }
+
+#[cfg(test)]
+pub(super) mod tests {
+    use std::time::Duration;
+
+    use chrono::DateTime;
+    use tokio::time::Instant;
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::{
+        event::{self, EventWriter, PlanSummary, RunDir, RunMeta},
+        model::{ArchiveId, BuildRef},
+    };
+
+    /// Returns the context of an attempt with a time limit. The journal lives as long as the writer.
+    pub(in crate::runner) fn limited() -> (EventWriter, StepContext) {
+        let meta = RunMeta {
+            build: BuildRef { run_id: Uuid::nil(), number: None, org: None, pipeline: "p".into() },
+            plan: PlanSummary { step_count: 0, chain_count: 0, default_runner: "cloud".to_owned() },
+            started_at: DateTime::UNIX_EPOCH,
+            steps: Vec::new(),
+            runners: vec!["cloud".into()],
+        };
+        let (writer, bus, _) = event::create(RunDir::Temporary, meta, &Secrets::default()).unwrap();
+        let archives = Arc::new(RunSource::new(ArchiveId(Uuid::nil()), "/"));
+        let run = StepContext::new(bus, archives, Arc::default(), CancellationToken::new());
+        (writer, run.for_attempt(1, true, true))
+    }
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    #[tokio::test(start_paused = true)]
+    async fn a_clock_that_is_stopped_and_started_again_counts_from_zero() {
+        let (_writer, ctx) = limited();
+        let begun = Instant::now();
+        let clock = async {
+            tokio::time::sleep(8 * SECOND).await;
+            ctx.stop_limit();
+            tokio::time::sleep(1000 * SECOND).await;
+            ctx.restart_limit(5 * SECOND);
+            tokio::time::sleep(9 * SECOND).await;
+            // As if the worker were lost.
+            ctx.stop_limit();
+            tokio::time::sleep(1000 * SECOND).await;
+            ctx.restart_limit(5 * SECOND);
+        };
+        tokio::join!(clock, ctx.limit_reached(10 * SECOND));
+        assert_eq!(begun.elapsed().as_secs(), 8 + 1000 + 9 + 1000 + 10 + 5);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_clock_that_nobody_touches_ends_at_the_limit() {
+        let (_writer, ctx) = limited();
+        let begun = Instant::now();
+        ctx.limit_reached(10 * SECOND).await;
+        assert_eq!(begun.elapsed().as_secs(), 10);
+    }
+}

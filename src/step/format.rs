@@ -56,13 +56,19 @@ pub enum Lower {
     Workspace {
         /// The directory that contains the tree as `workspace`, and nothing else. It is used unchanged as the
         /// lower directory of an overlay.
+        ///
+        /// A file beside it, named like it with `.attributes` appended, may list the modes and times of the
+        /// tree: see [`attributes`](crate::tree::attributes). Without that file, those of the directory are
+        /// right.
         path: String,
-        /// The file with the modes and times of the tree: see [`attributes`](crate::tree::attributes). Absent
-        /// if those of the directory are right.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        attributes: Option<String>,
     },
 }
+
+/// Appended to the path of a source, the name of the file with the modes and times of its tree.
+pub const ATTRIBUTES_SUFFIX: &str = ".attributes";
+
+/// The environment variable of `hm-step` with a directory for unpacked layers that outlive the step.
+pub const LAYER_CACHE_VARIABLE: &str = "HM_LAYER_CACHE";
 
 /// The resource limits of a step. An absent limit is unlimited.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
@@ -101,6 +107,9 @@ pub struct StepOutput {
     /// Why the layer of a step that did not pass could not be made. Absent otherwise.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub layer_lost: Option<String>,
+    /// Why the layer cache that the client named was not used. Absent otherwise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cache_unused: Option<String>,
 }
 
 /// The end of a command.
@@ -155,7 +164,7 @@ pub enum FormatError {
         found: u32,
     },
     /// The file is not in this format.
-    #[error("not in the format of version {VERSION}")]
+    #[error("not in the format of version {VERSION} as this build knows it: use the same hm on both sides")]
     Malformed(#[source] serde_json::Error),
 }
 

@@ -21,5 +21,8 @@ pub mod streams;
 pub mod tree;
 
 pub use awake::Awake;
-pub use format::{Exit, FormatError, LayerOutput, Limits, Lower, Network, StepInput, StepOutput, VERSION};
+pub use format::{
+    ATTRIBUTES_SUFFIX, Exit, FormatError, LAYER_CACHE_VARIABLE, LayerOutput, Limits, Lower, Network, StepInput,
+    StepOutput, VERSION,
+};
 pub use locate::{NoStepProgram, STEP_VARIABLE, StepProgram, locate};

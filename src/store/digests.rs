@@ -13,13 +13,15 @@ pub(crate) struct PackedDigests {
     pub(crate) blob: ImageDigest,
     /// The size of the compressed tar.
     pub(crate) size_bytes: u64,
+    /// The BLAKE3 of the compressed tar, if it was computed.
+    pub(crate) blake3: Option<[u8; 32]>,
 }
 
 impl PackedDigests {
     /// Collects them from the digest of a layer's tar, and from the SHA-256 and the size of the compressed
     /// tar.
     pub(crate) fn new(diff_id: ImageDigest, blob: [u8; 32], size_bytes: u64) -> Self {
-        Self { diff_id, blob: ImageDigest::from_bytes(blob), size_bytes }
+        Self { diff_id, blob: ImageDigest::from_bytes(blob), size_bytes, blake3: None }
     }
 }
 
@@ -48,12 +50,6 @@ impl Digests {
     /// Returns the SHA-256 of contents that manifests identify by another hash, if it is known.
     pub(crate) fn sha256_of(&self, contents: &[[u8; 32]]) -> Result<Vec<Option<[u8; 32]>>, StoreError> {
         self.shared.index.read(|connection| index::blobs::sha256(connection, contents))
-    }
-
-    /// Returns the other hash of the content with this SHA-256, if it is known. Reads the whole table, so it
-    /// is for a few large blobs.
-    pub(crate) fn blake3_of(&self, sha256: &[u8; 32]) -> Result<Option<[u8; 32]>, StoreError> {
-        self.shared.index.read(|connection| index::blobs::content(connection, sha256))
     }
 
     /// Remembers the SHA-256 of contents.

@@ -70,9 +70,7 @@ impl Uploads {
         let mut slot = slot.lock().await;
         let known = match (*slot, &layer) {
             (Some(name), _) => Some(name),
-            (None, Some(layer)) => {
-                known(context.store, layer, function).map_err(TransferError::store("look the layer up"))?
-            }
+            (None, Some(layer)) => known(context.store, layer.clone(), function).await?,
             (None, None) => None,
         };
         if let Some(name) = known {
@@ -110,11 +108,18 @@ impl Uploads {
 }
 
 /// Returns the name of a layer that was packed before, if the store knows its digest by this function.
-fn known(store: &Store, layer: &LayerId, function: DigestFunction) -> Result<Option<RemoteLayer>, StoreError> {
-    let Some(PackedDigests { diff_id, blob, size_bytes }) = store.digests().of_layer(layer)? else { return Ok(None) };
+async fn known(
+    store: &Arc<Store>,
+    layer: LayerId,
+    function: DigestFunction,
+) -> Result<Option<RemoteLayer>, TransferError> {
+    const DOING: &str = "look the layer up";
+    let store = Arc::clone(store);
+    let found = blocking::run(DOING, move || store.digests().of_layer(&layer).map_err(TransferError::store(DOING)));
+    let Some(PackedDigests { diff_id, blob, size_bytes, blake3 }) = found.await? else { return Ok(None) };
     let hash = match function {
         DigestFunction::Sha256 => Some(*blob.as_bytes()),
-        DigestFunction::Blake3 => store.digests().blake3_of(blob.as_bytes())?,
+        DigestFunction::Blake3 => blake3,
     };
     Ok(hash.map(|hash| RemoteLayer { diff_id, blob: Digest { function, hash, size_bytes } }))
 }
@@ -132,22 +137,18 @@ async fn pack(
         let sha256 = *packed.digest().as_bytes();
         let blob = match function {
             DigestFunction::Sha256 => Digest { function, hash: sha256, size_bytes: packed.size_bytes() },
-            DigestFunction::Blake3 => {
-                let blob = hash(function, packed.path())?;
-                let remembered = store.digests().remember_sha256(&[(blob.hash, sha256)]);
-                remembered.map_err(TransferError::store("remember the layer"))?;
-                blob
-            }
+            DigestFunction::Blake3 => hash(function, packed.path())?,
         };
+        if let Some(layer) = layer {
+            let blake3 = (function == DigestFunction::Blake3).then_some(blob.hash);
+            let name = PackedDigests { blake3, ..PackedDigests::new(packed.diff_id(), sha256, packed.size_bytes()) };
+            store.digests().remember_layer(&layer, &name).map_err(TransferError::store("remember the layer"))?;
+        }
         Ok::<_, TransferError>((packed, blob))
     });
     let (packed, blob) = packed.await?;
     let uploading = context.cas.upload(vec![Blob::of_file(blob, packed.path())]).await;
     uploaded(uploading.map_err(TransferError::remote("upload a layer"))?);
-    if let Some(layer) = layer {
-        let name = PackedDigests { diff_id: packed.diff_id(), blob: packed.digest(), size_bytes: packed.size_bytes() };
-        context.store.digests().remember_layer(&layer, &name).map_err(TransferError::store("remember the layer"))?;
-    }
     Ok(RemoteLayer { diff_id: packed.diff_id(), blob })
 }
 

@@ -285,7 +285,7 @@ impl LeaseRunner {
         }
         let layer = packed.as_ref().map(|packed| LayerOutput { diff_id: packed.diff_id().to_string() });
         let (exit_code, how) = told(&exit);
-        let output = step::StepOutput { version: step::VERSION, exit, layer, layer_lost };
+        let output = step::StepOutput { version: step::VERSION, exit, layer, layer_lost, cache_unused: None };
         let output = serde_json::to_vec(&output).map_err(|error| LeaseError::Io("write the result", error.into()))?;
         let metadata = reapi::ExecutedActionMetadata {
             worker: self.name.clone(),
@@ -311,7 +311,7 @@ impl LeaseRunner {
     ) -> Result<PathBuf, LeaseError> {
         match lower {
             // The tree names all attributes, and its files are created by this worker.
-            Lower::Workspace { path, .. } => match look_up(&self.cas, &task.root, path).await? {
+            Lower::Workspace { path } => match look_up(&self.cas, &task.root, path).await? {
                 TreeEntry::Directory(digest) => Ok(self.workspaces.get(store, &self.cas, digest).await?),
                 TreeEntry::File(_) => Err(InputError::Malformed(format!("the source `{path}` is a file")).into()),
             },

@@ -167,7 +167,7 @@ async fn plan(cas: &Cas, root: Digest) -> Result<Plan, WorkspaceError> {
             for node in &directory.files {
                 let properties = node.node_properties.clone().unwrap_or_default();
                 let mode = match properties.unix_mode {
-                    Some(mode) => mode.value & 0o777,
+                    Some(mode) => mode.value & 0o7777,
                     None if node.is_executable => 0o755,
                     None => 0o644,
                 };

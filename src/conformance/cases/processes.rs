@@ -14,18 +14,31 @@ pub(super) fn marker() -> String {
     (100_000_000 + Uuid::new_v4().as_u128() % 900_000_000).to_string()
 }
 
-/// Returns whether a process of this machine has `marker` in its command line.
-fn is_running(marker: &str) -> bool {
-    let command_lines = fs::read_dir("/proc").into_iter().flatten().flatten().filter_map(|entry| {
+/// Returns the command lines of this machine's processes.
+fn command_lines() -> impl Iterator<Item = Vec<u8>> {
+    fs::read_dir("/proc").into_iter().flatten().flatten().filter_map(|entry| {
         entry.file_name().to_str()?.parse::<u32>().ok()?;
         fs::read(entry.path().join("cmdline")).ok()
-    });
-    command_lines.into_iter().any(|line| line.windows(marker.len()).any(|window| window == marker.as_bytes()))
+    })
+}
+
+/// Returns whether a process of this machine has `marker` in its command line.
+fn is_running(marker: &str) -> bool {
+    command_lines().any(|line| line.windows(marker.len()).any(|window| window == marker.as_bytes()))
+}
+
+/// Returns how many processes of this machine are `sleep MARKER`.
+fn sleepers(marker: &str) -> usize {
+    let sleep = format!("sleep\0{marker}\0");
+    command_lines().filter(|line| line == sleep.as_bytes()).count()
 }
 
 pub(super) fn expect_gone(marker: &str) -> Result<(), Broken> {
     expect("whether a process of the step is still running", is_running(marker), false)
 }
+
+/// The number of processes `sleep MARKER` that [`stubborn`] starts.
+const STUBBORN: usize = 3;
 
 /// Returns commands that start processes which resist being ended.
 pub(super) fn stubborn(marker: &str) -> String {
@@ -47,7 +60,12 @@ pub(in crate::conformance) async fn background_children(harness: &Harness<'_>) -
 pub(in crate::conformance) async fn dropped_attempt(harness: &Harness<'_>) -> Result<(), Broken> {
     let marker = marker();
     let step = Step::new(format!("{} echo ready; sleep {marker}", stubborn(&marker)));
-    harness.run()?.drop_when_ready(harness.runner, step).await?;
+    let is_seen = async {
+        while sleepers(&marker) < STUBBORN + 1 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    harness.run()?.drop_when_ready(harness.runner, step, is_seen).await?;
     // No caller waits for a dropped attempt's processes; the suite's timeout ends this loop.
     while is_running(&marker) {
         tokio::time::sleep(Duration::from_millis(10)).await;

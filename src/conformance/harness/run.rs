@@ -1,6 +1,6 @@
 //! Runs of steps on a runner, with a journal as an engine has it.
 
-use std::{collections::HashMap, pin::pin, sync::Arc, time::Duration};
+use std::{collections::HashMap, future::Future, pin::pin, sync::Arc, time::Duration};
 
 use chrono::DateTime;
 use futures_util::{StreamExt, stream};
@@ -139,17 +139,20 @@ impl Run {
         done.pop().ok_or_else(|| Broken::new("a step without an end"))
     }
 
-    /// Runs a step, and drops the attempt when it prints the line `ready`.
+    /// Runs a step, and drops the attempt when it prints the line `ready`, or when `is_seen` completes: the
+    /// output of a runner may be known only when the step has ended.
     pub(in crate::conformance) async fn drop_when_ready(
         &mut self,
         runner: &dyn DynStepRunner,
         step: Step,
+        is_seen: impl Future<Output = ()>,
     ) -> Result<(), Broken> {
         let input = self.input(step);
         let ctx = self.ctx.clone();
         tokio::select! {
             result = runner.execute(&ctx, input) => Err(Broken::new(format!("the step ended by itself: {result:?}"))),
             ready = self.ready() => ready,
+            () = is_seen => Ok(()),
         }
     }
 

@@ -2,6 +2,7 @@
 
 use std::{
     fs::{File, OpenOptions},
+    future::Future,
     io::{self, Write},
     os::unix::fs::OpenOptionsExt,
     path::Path,
@@ -74,6 +75,12 @@ impl Cas {
         self.read_to(digest, sink).await.map(drop)
     }
 
+    /// Waits for a part of a stream, unless it stands still.
+    async fn moving<T>(&self, part: impl Future<Output = T>) -> Result<T, RemoteError> {
+        let idle = self.endpoint.retry().idle;
+        tokio::time::timeout(idle, part).await.map_err(|_| self.endpoint.stalled_error(idle))
+    }
+
     async fn read_to(&self, digest: Digest, sink: Sink) -> Result<Sink, RemoteError> {
         let resource_name = format!("{}blobs/{digest}", prefix(self.endpoint.instance()));
         let failed = |error| self.endpoint.local_error(format!("writing {digest}"), error);
@@ -90,8 +97,8 @@ impl Cas {
                     error if error.kind() == RemoteErrorKind::NotFound => self.endpoint.missing_error(vec![digest]),
                     error => error,
                 };
-                let mut answer = client.read(request).await.map_err(error)?.into_inner();
-                while let Some(piece) = answer.message().await.map_err(error)? {
+                let mut answer = self.moving(client.read(request)).await?.map_err(error)?.into_inner();
+                while let Some(piece) = self.moving(answer.message()).await?.map_err(error)? {
                     gathered.extend_from_slice(&piece.data);
                     let came = sink.as_ref().map_or(0, |sink| sink.size_bytes) + gathered.len() as u64;
                     if came > digest.size_bytes {

@@ -1,9 +1,10 @@
 //! Writes a large blob in pieces, and resumes at what the engine has committed.
 
-use std::sync::Arc;
+use std::{pin::pin, sync::Arc, time::Duration};
 
 use bazel_remote_apis::google::bytestream::{QueryWriteStatusRequest, WriteRequest};
 use futures_util::stream;
+use tokio::sync::watch;
 
 use super::{
     super::{Endpoint, RemoteError, RemoteErrorKind, retry::retried},
@@ -65,7 +66,10 @@ impl Write {
     async fn write(&self, from: u64) -> Result<(), RemoteError> {
         let failure = Failure::default();
         let (blob, resource, slot) = (self.blob.clone(), self.resource.clone(), Arc::clone(&failure));
+        // Each message that is taken changes it.
+        let (moves, mut moved) = watch::channel(());
         let pieces = stream::unfold(Some(from), move |at| {
+            moves.send_replace(());
             let (blob, slot) = (blob.clone(), Arc::clone(&slot));
             let resource_name = if at == Some(from) { resource.clone() } else { String::new() };
             async move {
@@ -87,7 +91,18 @@ impl Write {
             }
         });
         let mut client = self.endpoint.byte_stream_client().await;
-        let answer = client.write(pieces).await;
+        let idle = self.endpoint.retry().idle;
+        let mut writing = pin!(client.write(pieces));
+        let answer = loop {
+            tokio::select! {
+                answer = &mut writing => break answer,
+                stalled = stands_still(&mut moved, idle) => {
+                    if stalled {
+                        return Err(self.endpoint.stalled_error(idle));
+                    }
+                }
+            }
+        };
         if let Some(error) = failure.lock().take() {
             return Err(self.endpoint.local_error(format!("reading {}", self.blob.name()), error));
         }
@@ -100,4 +115,15 @@ impl Write {
         let why = format!("it accepted only {committed} bytes of {}", self.blob.digest);
         Err(self.endpoint.own_error(RemoteErrorKind::Unavailable, why))
     }
+}
+
+/// Completes at the next move, or when there was none for so long. Returns whether that is the reason.
+async fn stands_still(moved: &mut watch::Receiver<()>, idle: Duration) -> bool {
+    let next = async {
+        // All messages were taken: the engine has to answer.
+        if moved.changed().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    };
+    tokio::time::timeout(idle, next).await.is_err()
 }

@@ -25,7 +25,9 @@ const INPUT: &str = "input.json";
 pub(super) const RESULT: &str = "result.json";
 pub(super) const LAYER: &str = "layer.tar.zst";
 const SOURCE: &str = "source";
-const ATTRIBUTES: &str = "source.attributes";
+
+/// The platform property with the directory in which workers keep unpacked layers.
+const LAYER_CACHE_PROPERTY: &str = "hm-layer-cache";
 
 /// An Action that is ready to be executed once its blobs are at the engine.
 #[derive(Debug)]
@@ -45,7 +47,8 @@ pub(super) struct Parts<'a> {
     pub(super) boot: &'a Boot,
     /// The names of the layers among the boot's parts, in their order.
     pub(super) layers: &'a [RemoteLayer],
-    pub(super) source: RemoteSource,
+    /// The source as a tree, unless it is among the layers.
+    pub(super) source: Option<RemoteSource>,
     pub(super) program: Digest,
     pub(super) platform: &'a [(String, String)],
     pub(super) limits: &'a Limits,
@@ -99,7 +102,7 @@ impl Parts<'_> {
         env.extend(input.env.iter().map(|(name, value)| (name.to_string(), value.to_string())));
         let mut layers = self.layers.iter().enumerate();
         let stack = self.boot.parts.iter().filter_map(|part| match part {
-            Part::Source => Some(Lower::Workspace { path: SOURCE.into(), attributes: Some(ATTRIBUTES.into()) }),
+            Part::Source => Some(Lower::Workspace { path: SOURCE.into() }),
             Part::Layer(_) | Part::Rootfs(_) => layers
                 .next()
                 .map(|(index, name)| Lower::Layer { path: layer_path(index), diff_id: name.diff_id.to_string() }),
@@ -124,8 +127,11 @@ impl Parts<'_> {
         let file = FileAttributes { mode: 0o644, mtime: (0, 0) };
         root.add_file(PROGRAM.as_bytes(), self.program, FileAttributes { mode: 0o755, ..file })?;
         root.add_file(INPUT.as_bytes(), json, file)?;
-        root.add_tree(SOURCE.as_bytes(), self.source.root)?;
-        root.add_file(ATTRIBUTES.as_bytes(), self.source.attributes, file)?;
+        if let Some(source) = self.source {
+            root.add_tree(SOURCE.as_bytes(), source.root)?;
+            let attributes = format!("{SOURCE}{}", step::ATTRIBUTES_SUFFIX);
+            root.add_file(attributes.as_bytes(), source.attributes, file)?;
+        }
         for (index, name) in self.layers.iter().enumerate() {
             root.add_file(layer_path(index).as_bytes(), name.blob, file)?;
         }
@@ -137,6 +143,7 @@ impl Parts<'_> {
         reapi::Command {
             arguments: vec![format!("./{PROGRAM}"), INPUT.into()],
             output_paths: vec![LAYER.into(), RESULT.into()],
+            environment_variables: layer_cache(self.platform).map(cache_variable).into_iter().collect(),
             platform: Some(self.platform()),
             ..Default::default()
         }
@@ -155,6 +162,16 @@ impl Parts<'_> {
         properties.sort_by(|a, b| (&a.name, &a.value).cmp(&(&b.name, &b.value)));
         reapi::Platform { properties }
     }
+}
+
+/// Returns the directory for unpacked layers that the platform properties name.
+pub(super) fn layer_cache(platform: &[(String, String)]) -> Option<&str> {
+    platform.iter().find(|(name, _)| name == LAYER_CACHE_PROPERTY).map(|(_, dir)| &**dir)
+}
+
+fn cache_variable(dir: &str) -> reapi::command::EnvironmentVariable {
+    let (name, value) = (step::LAYER_CACHE_VARIABLE.into(), dir.into());
+    reapi::command::EnvironmentVariable { name, value }
 }
 
 fn layer_path(index: usize) -> String {

@@ -6,8 +6,8 @@ use futures_util::{StreamExt, future};
 use tokio::time::Instant;
 
 use super::{
-    action::{AROUND_STEP, Parts, Prepared},
-    boot::{Boot, Part},
+    action::{AROUND_STEP, Parts, Prepared, layer_cache},
+    boot::{Boot, Part, SourceForm},
     error,
     output::Output,
     runner::{CloudRunner, RemoteEngine},
@@ -121,8 +121,14 @@ impl CloudRunner {
         let Place { cas, store, function, longest_bound } = place;
         let program = self.program.blob(function).await?;
         let id_map = self.userns.prepare_trees(store).await?;
-        let boot = Boot::of(ctx, input, store, &self.images, id_map).await?;
-        let source = self.sources.bring(store, cas, &boot.source, |uploaded| self.count(uploaded)).await?;
+        let source_form = if layer_cache(&self.platform).is_some() { SourceForm::Layers } else { SourceForm::Tree };
+        let boot = Boot::of(ctx, input, store, &self.images, (id_map, source_form)).await?;
+        let source = match source_form {
+            SourceForm::Tree => {
+                Some(self.sources.bring(store, cas, &boot.source, |uploaded| self.count(uploaded)).await?)
+            }
+            SourceForm::Layers => None,
+        };
         let context = TransferContext { store, cas, id_map };
         let layers = boot.parts.iter().map(async |part| {
             let Some(packable) = packable(part).await? else { return Ok(None) };
@@ -147,7 +153,7 @@ impl CloudRunner {
             .iter()
             .map(|blob| blob.digest)
             .chain(layers.iter().map(|layer| layer.blob))
-            .chain([source.root, source.attributes])
+            .chain(source.iter().flat_map(|source| [source.root, source.attributes]))
             .collect();
         self.count(cas.upload(blobs).await.map_err(error::remote("upload the step"))?);
         Ok(Ready { boot, prepared, needs })
@@ -312,7 +318,7 @@ impl CloudRunner {
                 }
                 Err((error, response)) => {
                     if let Some(result) = response.and_then(|response| response.result) {
-                        output.finish_failed(result, &cas, store).await;
+                        output.finish_failed(&result, &cas, store).await;
                     }
                     if ctx.cancel.is_cancelled() {
                         return Err(ctx.interrupted());
@@ -391,4 +397,41 @@ async fn packable(part: &Part) -> Result<Option<Packable>, RunnerError> {
             Some(Packable::Tree { identity: identity.await?, dir: dir.clone() })
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::runner::context::tests::limited;
+
+    /// Returns after how many seconds an attempt with a limit of 10 s is ended, if the engine reports these
+    /// stages after so many seconds each.
+    async fn ended_after(stages: &[(u64, Stage)]) -> u64 {
+        let (_writer, ctx) = limited();
+        let begun = Instant::now();
+        start_bound(&ctx);
+        let engine = async {
+            let mut progress = Progress::new(&ctx);
+            for (after, stage) in stages {
+                tokio::time::sleep(Duration::from_secs(*after)).await;
+                progress.is_at(*stage);
+            }
+        };
+        tokio::join!(engine, ctx.limit_reached(Duration::from_secs(10)));
+        begun.elapsed().as_secs()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_clock_counts_what_one_worker_takes() {
+        use Stage::{Executing, Queued, Unknown};
+        let bound = 10 + 5 + AROUND_STEP.as_secs();
+        assert_eq!(ended_after(&[]).await, bound);
+        assert_eq!(ended_after(&[(3, Queued), (9_000, Executing)]).await, 9_003 + bound);
+        // What was reported before, and what is unknown, changes nothing.
+        assert_eq!(ended_after(&[(0, Executing), (500, Executing), (500, Unknown)]).await, bound);
+        let lost = [(0, Queued), (9_000, Executing), (1_200, Queued), (9_000, Executing)];
+        assert_eq!(ended_after(&lost).await, 9_000 + 1_200 + 9_000 + bound);
+        // An engine that goes on without a word about its queue.
+        assert_eq!(ended_after(&[(0, Executing), (1_200, Unknown)]).await, bound);
+    }
 }

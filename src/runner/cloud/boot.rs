@@ -27,6 +27,15 @@ pub(super) enum Part {
     Source,
 }
 
+/// How a source is sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum SourceForm {
+    /// As a tree of files, which the engine makes for each step.
+    Tree,
+    /// As layers, for workers that keep them.
+    Layers,
+}
+
 /// The filesystem that a step boots from.
 #[derive(Debug)]
 pub(super) struct Boot {
@@ -48,7 +57,7 @@ impl Boot {
         input: &ExecutorInput,
         store: &Arc<Store>,
         images: &Images,
-        id_map: IdMap,
+        (id_map, source_form): (IdMap, SourceForm),
     ) -> Result<Self, RunnerError> {
         let source = ctx.archives.freeze(store).await.map_err(error::store("freeze the source"))?;
         let parent = match &input.parent_snapshot {
@@ -97,7 +106,10 @@ impl Boot {
                 env = image.env;
             }
         }
-        parts.push(Part::Source);
+        match source_form {
+            SourceForm::Tree => parts.push(Part::Source),
+            SourceForm::Layers => parts.extend(source.layers.iter().rev().cloned().map(Part::Layer)),
+        }
         parts.extend(parent.iter().flat_map(|parent| parent.layers.iter().rev()).cloned().map(Part::Layer));
         parts.extend(delta.clone().map(Part::Layer));
         Ok(Self { parts, source, env, id_map, parent, base, delta })

@@ -3,7 +3,10 @@
 use std::{
     num::NonZeroUsize,
     path::PathBuf,
-    sync::{Arc, atomic::AtomicU64},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64},
+    },
     time::Duration,
 };
 
@@ -141,6 +144,7 @@ impl CloudBuilder {
             uploaded_bytes: AtomicU64::new(0),
             queue_notice: self.queue_notice.unwrap_or(QUEUE_NOTICE),
             refused_bound: AtomicU64::new(u64::MAX),
+            cache_reported: AtomicBool::new(false),
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Collects the result of an Action: how its command ended, and the layer with its changes.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use super::{
     action::{LAYER, RESULT},
@@ -9,6 +9,7 @@ use super::{
 };
 use crate::{
     blocking,
+    ir::CommandStep,
     model::SnapshotRef,
     remote::{Cas, Digest, DigestFunction, reapi},
     runner::{Limits, RunnerError, StepContext},
@@ -43,7 +44,12 @@ pub(super) async fn step_output(result: &reapi::ActionResult, cas: &Cas) -> Resu
 }
 
 /// Returns the command's exit code, if it ended by itself.
-pub(super) fn exit_code(output: &StepOutput, limits: &Limits, ctx: &StepContext) -> Result<i32, RunnerError> {
+pub(super) fn exit_code(
+    output: &StepOutput,
+    step: &CommandStep,
+    limits: &Limits,
+    ctx: &StepContext,
+) -> Result<i32, RunnerError> {
     match &output.exit {
         Exit::Exited { code, too_many_processes: true } => {
             let limit = limits.pids.map_or(0, std::num::NonZeroU64::get);
@@ -51,7 +57,13 @@ pub(super) fn exit_code(output: &StepOutput, limits: &Limits, ctx: &StepContext)
         }
         Exit::Exited { code, .. } => Ok(*code),
         Exit::OutOfMemory => Err(RunnerError::out_of_memory(limits.memory.map_or(0, |memory| memory.bytes))),
-        Exit::TimedOut => Err(RunnerError::timed_out()),
+        Exit::TimedOut => Err(match step.timeout_seconds {
+            Some(seconds) => {
+                let limit = Duration::from_secs(seconds.get().into());
+                RunnerError::timed_out_by(format!("the step's time limit of {limit:?} was reached"))
+            }
+            None => RunnerError::timed_out(),
+        }),
         Exit::Terminated if ctx.cancel.is_cancelled() => Err(ctx.interrupted()),
         Exit::Terminated => {
             Err(RunnerError::infrastructure("keep the step running", anyhow::anyhow!("its worker was told to stop it")))

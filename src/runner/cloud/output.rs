@@ -32,6 +32,8 @@ const PIECE_BYTES: usize = 256 << 10;
 /// The most bytes of one stream to read while a step runs: the same as `hm logstream` keeps.
 const MAX_LIVE_BYTES: u64 = 4 << 30;
 
+const STREAMS: [StdStream; 2] = [StdStream::Stdout, StdStream::Stderr];
+
 /// The output of one attempt.
 pub(super) struct Output<'a> {
     bus: &'a EventBus,
@@ -139,44 +141,56 @@ impl<'a> Output<'a> {
         cas: &Cas,
         store: &Arc<Store>,
     ) -> Result<(), RunnerError> {
-        let outputs = [
-            (StdStream::Stdout, &result.stdout_raw, &result.stdout_digest),
-            (StdStream::Stderr, &result.stderr_raw, &result.stderr_digest),
-        ];
-        for (stream, raw, digest) in outputs {
-            // Output that is still in transit is also in the result.
-            self.logs[stream as usize].live = None;
-            match digest {
-                _ if !raw.is_empty() => {
-                    if !self.logs[stream as usize].begins(raw) {
-                        self.begin_again(stream).await;
-                    }
-                    let shown = usize::try_from(self.logs[stream as usize].shown).unwrap_or(usize::MAX);
-                    self.show(stream, raw.get(shown..).unwrap_or_default()).await;
-                }
-                Some(digest) => {
-                    let digest = self
-                        .function
-                        .parse(digest)
-                        .map_err(|error| RunnerError::infrastructure("read the step's output", error))?;
-                    self.finish_blob(stream, digest, cas, store).await?;
-                }
-                // An engine that reports nothing about a step's output has none, or has already streamed it.
-                None => {}
-            }
+        for stream in STREAMS {
+            self.finish_stream(stream, result, cas, store).await?;
         }
         Ok(())
     }
 
     /// Shows what a result with an error has of the output. The error matters more, so nothing here fails.
-    pub(super) async fn finish_failed(&mut self, mut result: reapi::ActionResult, cas: &Cas, store: &Arc<Store>) {
-        // An engine that has no output may say so by any digest.
-        for digest in [&mut result.stdout_digest, &mut result.stderr_digest] {
-            digest.take_if(|digest| digest.size_bytes == 0);
+    pub(super) async fn finish_failed(&mut self, result: &reapi::ActionResult, cas: &Cas, store: &Arc<Store>) {
+        for stream in STREAMS {
+            if let Err(error) = self.finish_stream(stream, result, cas, store).await {
+                tracing::debug!(error = error.to_line(), "the output of a failed step is not complete");
+            }
         }
-        if let Err(error) = self.finish(&result, cas, store).await {
-            tracing::debug!(error = error.to_line(), "the output of a failed step is not complete");
+    }
+
+    async fn finish_stream(
+        &mut self,
+        stream: StdStream,
+        result: &reapi::ActionResult,
+        cas: &Cas,
+        store: &Arc<Store>,
+    ) -> Result<(), RunnerError> {
+        let (raw, digest) = match stream {
+            StdStream::Stdout => (&result.stdout_raw, &result.stdout_digest),
+            StdStream::Stderr => (&result.stderr_raw, &result.stderr_digest),
+        };
+        // Output that is still in transit is also in the result.
+        self.logs[stream as usize].live = None;
+        match digest {
+            _ if !raw.is_empty() => {
+                if !self.logs[stream as usize].begins(raw) {
+                    self.begin_again(stream).await;
+                }
+                let shown = usize::try_from(self.logs[stream as usize].shown).unwrap_or(usize::MAX);
+                self.show(stream, raw.get(shown..).unwrap_or_default()).await;
+                Ok(())
+            }
+            Some(digest) if self.is_known(digest) => {
+                let digest = self.function.parse(digest);
+                let digest = digest.map_err(|error| RunnerError::infrastructure("read the step's output", error))?;
+                self.finish_blob(stream, digest, cas, store).await
+            }
+            // An engine that reports nothing about a step's output has none, or has already streamed it.
+            Some(_) | None => Ok(()),
         }
+    }
+
+    /// Returns whether a digest names output. An engine that has none may say so by any hash of size 0.
+    fn is_known(&self, digest: &reapi::Digest) -> bool {
+        digest.size_bytes != 0 || digest.hash == self.function.of(b"").hex()
     }
 
     async fn finish_blob(

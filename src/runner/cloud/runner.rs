@@ -4,7 +4,7 @@ use std::{
     num::NonZeroUsize,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
 };
@@ -15,14 +15,14 @@ use super::{CloudBuilder, collect, error, source::Sources, step_program::StepPro
 use crate::{
     blocking,
     image::{Images, image_identity},
-    model::SnapshotRef,
+    model::{SnapshotRef, StdStream},
     remote::{Cas, Digest, Endpoint, OptionsError, RemoteErrorKind, Uploaded},
     runner::{
         ArgsSchema, CacheIdentity, ExecutorInput, ImageSupport, Limits, Pool, Probe, RunnerCapabilities, RunnerError,
         StepContext, StepResult, StepRunner, cleanup_thread::CleanupThread, image_notes::no_image, kept_steps,
     },
     source::FrozenSource,
-    step::Exit,
+    step::{Exit, StepOutput},
     store::{Store, StoreHandle},
     transfer::{TransferContext, Uploads},
     userns::UsernsHelper,
@@ -51,6 +51,8 @@ pub struct CloudRunner {
     pub(super) queue_notice: Duration,
     /// The shortest time limit in seconds that the engine refused.
     pub(super) refused_bound: AtomicU64,
+    /// Whether a worker that does not use its layer cache was reported.
+    pub(super) cache_reported: AtomicBool,
 }
 
 /// The endpoints of an engine and of its log streams.
@@ -113,6 +115,16 @@ impl CloudRunner {
         self.refused_bound.fetch_min(bound.as_secs(), Relaxed);
     }
 
+    /// Prints, once, why a worker did not use its layer cache.
+    async fn report_unused_cache(&self, ctx: &StepContext, input: &ExecutorInput, output: &StepOutput) {
+        if let Some(why) = &output.cache_unused
+            && !self.cache_reported.swap(true, Relaxed)
+        {
+            let line = format!("hm: {why}\n");
+            ctx.event_bus.output(input.step_id, StdStream::Stderr, line.as_bytes()).await;
+        }
+    }
+
     fn engine(&self) -> Result<&RemoteEngine, RunnerError> {
         self.engine.as_ref().map_err(|error| RunnerError::unsupported(format!("{error}: {SET_ENDPOINT}")))
     }
@@ -141,7 +153,8 @@ impl CloudRunner {
             let (boot, result) = self.attempt(engine, ctx, &input, &limits, &store).await?;
             let cas = Cas::new(engine.endpoint.clone());
             let output = collect::step_output(&result, &cas).await?;
-            let ended = collect::exit_code(&output, &limits, ctx);
+            self.report_unused_cache(ctx, &input, &output).await;
+            let ended = collect::exit_code(&output, &input.step, &limits, ctx);
             let context = TransferContext { store: &store, cas: &cas, id_map: boot.id_map };
             // A worker that had to end at once packed nothing.
             if ctx.keep && kept_steps::is_worth_keeping(&ended) && output.exit != Exit::Terminated {

@@ -3,7 +3,7 @@
 use rusqlite::{Connection, TransactionBehavior};
 
 /// The entry at position N migrates an index of version N to version N + 1. Append only.
-const MIGRATIONS: [&str; 2] = [V1, V2];
+const MIGRATIONS: [&str; 3] = [V1, V2, V3];
 
 /// Times are milliseconds since the Unix epoch. A `stack` is a list of layer ids, topmost first, one per
 /// line. Only the rows of layers determine what is on disk. A name whose stack contains a layer without a row
@@ -124,6 +124,11 @@ CREATE TABLE contents (
     made_at    INTEGER NOT NULL
 ) WITHOUT ROWID;
 CREATE INDEX contents_made ON contents (made_at);
+";
+
+/// The names of packed layers at engines that use BLAKE3.
+const V3: &str = "
+ALTER TABLE layers ADD COLUMN blob_blake3 BLOB;         -- the BLAKE3 of its packed form, once it was computed
 ";
 
 /// Migrates the tables to this version.

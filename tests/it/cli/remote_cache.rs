@@ -10,6 +10,7 @@ use crate::support::{
     images::Image,
     project::{Ended, Project, ir},
     remote_engine::{TestEngine, step_program},
+    stock_engine::{Function, Habits, StockEngine},
 };
 
 /// Returns the pipeline of a repository with three components. Every step is cached under a key that depends
@@ -61,23 +62,41 @@ fn a_second_machine_reuses_the_results_that_a_first_one_made_on_an_engine() {
     }
     let Some(engine) = BuildGrid::start() else { return };
     let workers = [engine.worker("first"), engine.worker("second")];
+    // No worker is left for the second machine that could run a step.
+    results_are_reused(&engine.url(), || drop(workers));
+}
+
+#[test]
+fn a_second_machine_reuses_the_results_that_a_first_one_made_on_a_stock_engine() {
+    if step_program().is_none() {
+        return;
+    }
+    for habits in [Habits::nativelink(), Habits { functions: vec![Function::Blake3], ..Habits::buildbarn() }] {
+        let engine = StockEngine::start(habits);
+        let mut executed = 0;
+        results_are_reused(&engine.url(), || executed = engine.executed());
+        // All steps of one pipeline, and every other one of the second.
+        assert_eq!((executed, engine.executed()), (18, 18));
+    }
+}
+
+/// Runs pipelines on one machine, and after `between` on another one.
+fn results_are_reused(remote: &str, between: impl FnOnce()) {
     let project = Project::new();
     let image = write_image(&project);
     project.file("input", "from the source\n");
-    let remote = engine.url();
     for (name, runner) in PIPELINES {
         project.file(".hm/ci.json", &pipeline(name, runner));
-        let args = ["--remote", &remote, "--remote-cache", "both"];
+        let args = ["--remote", remote, "--remote-cache", "both"];
         // Results of the engine's own runner are shared without an option.
         let args = if name == "cloud" { &args[..2] } else { &args[..] };
         let cold = run(&project, &format!("{name}-first"), &image, args).expect(0).events();
         assert_eq!((count(&cold, "step_start"), count(&cold, "step_cache_hit")), (12, 0), "{name}");
     }
-    // No worker is left that could run a step.
-    drop(workers);
+    between();
     for (name, runner) in PIPELINES {
         project.file(".hm/ci.json", &pipeline(name, runner));
-        let args = ["--remote", &remote, "--remote-cache", "read"];
+        let args = ["--remote", remote, "--remote-cache", "read"];
         let store = format!("{name}-second");
         let warm = run(&project, &store, &image, &args).expect(0).events();
         assert_eq!((count(&warm, "step_start"), count(&warm, "step_cache_hit")), (0, 12), "{name}");

@@ -1,25 +1,41 @@
-//! `hm run --runner cloud`: a pipeline on BuildGrid with two workers, alone and mixed with the sandbox.
+//! `hm run --runner cloud`: pipelines on BuildGrid with two workers, on buildbox-casd, and on engines that
+//! behave as stock engines do, alone and mixed with the sandbox.
 
-use std::{collections::BTreeMap, process::Stdio, time::Instant};
+use std::{
+    collections::BTreeMap,
+    process::Stdio,
+    time::{Duration, Instant},
+};
 
 use serde_json::Value;
 
 use crate::support::{
     buildgrid::{BuildGrid, until},
     images::Image,
+    ir::fixtures,
     processes::{is_asleep, is_running, marker},
     project::{Ended, Project},
     proxy::{Proxy, Rules},
     remote_engine::{TestEngine, step_program},
+    stock_engine::{Function, Habits, StockEngine},
 };
 
 /// The report of a run for each step: the kinds of its events, how it ended, and its lines.
 type Told = BTreeMap<String, (Vec<String>, Value, Vec<String>)>;
 
-/// Returns the pipeline of a repository with three components, whose steps print what they see and write some
-/// files. Each step runs `before` first, on the runner that `runner` names.
+/// The name of a pipeline in the fixtures: that of a repository with three components.
+const MONOREPO: &str = "monorepo-ci.json";
+
+/// Returns the pipeline of a repository with three components. Each step runs `before` first, on the runner
+/// that `runner` names.
 fn pipeline(before: &str, runner: impl Fn(usize) -> Option<&'static str>) -> String {
-    let mut ir: Value = serde_json::from_str(include_str!("../../fixtures/ir/monorepo-ci.json")).unwrap();
+    pipeline_of(MONOREPO, before, runner)
+}
+
+/// Returns a pipeline of the fixtures whose steps print what they see and write some files.
+fn pipeline_of(name: &str, before: &str, runner: impl Fn(usize) -> Option<&'static str>) -> String {
+    let (_, json) = fixtures().into_iter().find(|(file, _)| file == name).unwrap();
+    let mut ir: Value = serde_json::from_str(&json).unwrap();
     for (at, node) in ir["graph"]["nodes"].as_array_mut().unwrap().iter_mut().enumerate() {
         let step = &mut node["step"];
         let key = step["key"].as_str().unwrap().to_owned();
@@ -143,4 +159,59 @@ fn a_pipeline_on_an_engine_with_its_own_workers_gives_the_same_results_as_in_the
     assert_eq!(expected.len(), 12);
     assert_eq!(run("cloud", &plain), expected);
     assert_eq!(run("cloud", &pipeline("true", |at| (at % 2 == 1).then_some("sandbox"))), expected);
+}
+
+/// The images that the fixtures name.
+const IMAGES: [&str; 3] = ["host", "debian:bookworm", "ubuntu:24.04"];
+
+/// Checks that the pipelines of the fixtures, with a time limit on every step, end as in the sandbox on an
+/// engine that accepts no limit above 20 minutes, and on others.
+#[test]
+fn pipelines_with_limits_give_the_same_results_on_stock_engines_as_in_the_sandbox() {
+    if step_program().is_none() {
+        return;
+    }
+    let project = Project::new();
+    Image::shell().write_oci(&project.dir.with_file_name("image"), "it");
+    let layout = project.dir.with_file_name("image").display().to_string();
+    project.file("input", "from the source\n");
+    let run = |runner: &str, ir: &str, more: &[String]| {
+        project.file(".hm/ci.json", ir);
+        let mut hm = project.hm(&["run", "--runner", runner, "--no-cache", "--format", "json"]);
+        hm.args(IMAGES.map(|image| format!("--image={image}=oci:{layout}:it")));
+        told(Ended::of(hm.args(more)))
+    };
+    let engines = [
+        Habits { max_timeout: Some(Duration::from_secs(1_200)), ..Habits::default() },
+        Habits::nativelink(),
+        Habits { slots: 1, functions: vec![Function::Blake3], ..Habits::buildbarn() },
+        Habits { announces_default: false, ..Habits::buildbuddy() },
+    ]
+    .map(StockEngine::start);
+    for (name, _) in &fixtures() {
+        let limited = |runner: fn(usize) -> Option<&'static str>| {
+            let mut ir: Value = serde_json::from_str(&pipeline_of(name, "true", runner)).unwrap();
+            for (at, node) in ir["graph"]["nodes"].as_array_mut().unwrap().iter_mut().enumerate() {
+                let step = node["step"].as_object_mut().unwrap();
+                step.insert("timeout_seconds".into(), (60 + 600 * at).into());
+                if runner(at).is_none() {
+                    step.remove("runner");
+                    step.remove("runner_args");
+                }
+            }
+            ir.to_string()
+        };
+        let plain = limited(|_| None);
+        let expected = run("sandbox", &plain, &[]);
+        assert!(expected.len() >= 4 && expected.values().all(|(_, end, _)| end == "passed"), "{expected:#?}");
+        for engine in &engines {
+            let remote = [format!("--remote={}", engine.url()), "--remote-cache=off".into()];
+            assert_eq!(run("cloud", &plain, &remote), expected, "{name}");
+            if name == MONOREPO {
+                let mixed = limited(|at| (at % 2 == 1).then_some("sandbox"));
+                assert_eq!(run("cloud", &mixed, &remote), expected, "mixed");
+            }
+            engine.assert_inputs_are_intact();
+        }
+    }
 }

@@ -1,10 +1,13 @@
 //! Blobs to a real engine and back.
 
-use std::{fs, io::Write};
+use std::{fs, io::Write, time::Duration};
 
-use hm_exec::remote::{Blob, Digest, RemoteErrorKind, Uploaded};
+use hm_exec::remote::{Blob, Cas, Digest, Endpoint, RemoteErrorKind, Retry, Uploaded};
 
-use crate::support::remote_engine::TestEngine;
+use crate::support::{
+    remote_engine::TestEngine,
+    stock_engine::{Habits, StockEngine},
+};
 
 /// Returns blobs of these sizes that no engine has.
 fn blobs(sizes: &[usize]) -> Vec<Blob> {
@@ -95,5 +98,20 @@ async fn the_error_names_a_file_that_becomes_shorter() {
         let error = engine.cas().upload(vec![Blob::of_file(digest, &path)]).await.unwrap_err();
         assert_eq!(error.kind(), RemoteErrorKind::Local, "{error}");
         assert!(error.to_string().contains(path.to_str().unwrap()), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn a_stream_that_stands_still_is_an_error_that_may_pass() {
+    let engine = StockEngine::start(Habits { stalls: true, ..Habits::default() });
+    let retry =
+        Retry { attempts: 2, first: Duration::from_millis(1), idle: Duration::from_millis(200), ..Retry::default() };
+    let cas = Cas::new(Endpoint::with_retry(engine.options(), retry).unwrap());
+    // More than a connection holds without a reader.
+    let blob = blobs(&[20 << 20]).remove(0);
+    let digest = blob.digest;
+    for error in [cas.upload(vec![blob]).await.unwrap_err(), cas.read(digest, digest.size_bytes).await.unwrap_err()] {
+        assert_eq!(error.kind(), RemoteErrorKind::Unavailable, "{error}");
+        assert!(error.to_string().contains("nothing was transferred"), "{error}");
     }
 }

@@ -1,14 +1,13 @@
-//! Engines that behave in their own ways: limits, queues, failures, digest functions, and no cancellation.
+//! Engines that behave in their own ways: limits, queues, lost workers, and no cancellation.
 
 use std::{
     fs,
     os::unix::fs::{PermissionsExt, symlink},
-    process::{Command, Stdio},
+    process::Stdio,
     time::Duration,
 };
 
 use hm_exec::{
-    remote::{DigestFunction, Endpoint},
     runner::{CancelReason, RunnerErrorKind, StepRunner, cloud::CloudRunner},
     tree::mtime,
 };
@@ -16,70 +15,19 @@ use rustix::{
     fs::{AtFlags, CWD, utimensat},
     process::{Pid, Signal, kill_process},
 };
-use serde_json::{Value, json};
+use serde_json::json;
 use tonic::Code;
 
 use crate::support::{
     images::Image,
     processes::{is_asleep, is_running, marker},
     programs::hm,
-    project::{Ended, Project, eventually},
+    project::{Ended, eventually},
     remote_engine::step_program,
     sandbox::{Ask, Bench},
-    stock_engine::{Function, Habits, StockEngine},
+    stock_engine::{Habits, StockEngine},
+    stock_project::{Stock, ends, lines},
 };
-
-/// An engine with some habits, and a project with steps for it.
-struct Stock {
-    engine: StockEngine,
-    project: Project,
-}
-
-impl Stock {
-    /// Starts an engine, and writes a pipeline of steps, each with a key, a command and more. Returns `None`
-    /// if the test is skipped.
-    fn new(habits: Habits, steps: &[(&str, &str, Value)]) -> Option<Self> {
-        step_program()?;
-        let stock = Self { engine: StockEngine::start(habits), project: Project::new() };
-        let nodes = steps.iter().map(|(key, cmd, more)| {
-            let mut step = more.clone();
-            step["key"] = json!(key);
-            step["cmd"] = json!(cmd);
-            json!({ "step": step, "env": {} })
-        });
-        let nodes: Vec<Value> = nodes.collect();
-        let graph = json!({ "nodes": nodes, "node_holes": [], "edge_property": "directed", "edges": [] });
-        stock
-            .project
-            .file(".hm/ci.json", &json!({ "version": "0", "default_image": "host", "graph": graph }).to_string());
-        Image::shell().write_oci(&stock.project.dir.with_file_name("image"), "it");
-        Some(stock)
-    }
-
-    fn hm(&self, args: &[&str]) -> Command {
-        let image = format!("host=oci:{}:it", self.project.dir.with_file_name("image").display());
-        let mut hm = self.project.hm(&["run", "--runner", "cloud", "--format", "json", "--image", &image]);
-        hm.args(["--remote", &self.engine.url()]).args(args);
-        hm
-    }
-
-    fn run(&self, args: &[&str]) -> Ended {
-        Ended::of(&mut self.hm(args))
-    }
-}
-
-/// Returns the lines of output in a report.
-fn lines(ended: &Ended) -> Vec<String> {
-    let line = |event: &Value| Some(event["line"].as_str()?.to_owned());
-    ended.events().iter().filter_map(line).filter(|line| !line.starts_with("unpack")).collect()
-}
-
-/// Returns how the steps of a report ended: the status, and the message.
-fn ends(ended: &Ended) -> Vec<(String, String)> {
-    let ends = ended.events().into_iter().filter(|event| event["kind"] == "step_end");
-    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-    ends.map(|event| (text(&event["status"]), text(&event["message"]))).collect()
-}
 
 #[test]
 fn a_step_with_a_limit_runs_on_an_engine_with_a_shorter_maximum() {
@@ -135,7 +83,7 @@ fn the_output_of_a_step_that_the_engine_failed_is_shown() {
 #[test]
 fn the_time_in_the_engines_queue_does_not_count() {
     let names = ["a", "b", "c", "d"];
-    let steps = names.map(|name| (name, "sleep 1", json!({ "timeout_seconds": 2 })));
+    let steps = names.map(|name| (name, "sleep 2", json!({ "timeout_seconds": 6 })));
     let Some(stock) = Stock::new(Habits { slots: 1, ..Habits::default() }, &steps) else { return };
     let ended = stock.run(&[]).expect(0);
     assert!(ends(&ended).iter().all(|(status, _)| status == "passed"), "{ended:?}");
@@ -143,10 +91,18 @@ fn the_time_in_the_engines_queue_does_not_count() {
 }
 
 #[test]
+fn a_step_whose_workers_are_lost_has_its_whole_limit_again() {
+    let steps = [("a", "sleep 2; echo ended; sleep 1", json!({ "timeout_seconds": 7 }))];
+    let Some(stock) = Stock::new(Habits { loses_workers: 3, ..Habits::default() }, &steps) else { return };
+    let ended = stock.run(&[]).expect(0);
+    assert_eq!((lines(&ended), stock.engine.executed()), (vec!["ended".to_owned()], 4));
+}
+
+#[test]
 fn the_engines_own_limit_is_a_verdict() {
     for habits in [Habits::default(), Habits::nativelink()] {
         let shows = !habits.zero_digests;
-        let habits = Habits { max_timeout: Some(Duration::from_secs(1)), ..habits };
+        let habits = Habits { max_timeout: Some(Duration::from_secs(5)), ..habits };
         let Some(stock) = Stock::new(habits, &[("a", "echo begun; sleep 1000", json!({}))]) else { return };
         let ended = stock.run(&[]);
         let (status, message) = &ends(&ended)[0];
@@ -160,7 +116,7 @@ fn the_engines_own_limit_is_a_verdict() {
 #[test]
 fn a_step_that_timed_out_shows_its_output_where_nothing_can_be_cancelled() {
     let command = "echo begun; trap 'echo ended; exit' TERM; while :; do sleep 0.1; done";
-    let steps = [("a", command, json!({ "timeout_seconds": 1 }))];
+    let steps = [("a", command, json!({ "timeout_seconds": 3 }))];
     let Some(stock) = Stock::new(Habits { cancels: false, ..Habits::default() }, &steps) else { return };
     let ended = stock.run(&[]);
     let (status, message) = &ends(&ended)[0];
@@ -169,6 +125,7 @@ fn a_step_that_timed_out_shows_its_output_where_nothing_can_be_cancelled() {
         ("timed_out", &["begun".to_owned(), "ended".to_owned()][..]),
         "{message}"
     );
+    assert!(message.contains("time limit of 3s"), "{message}");
 }
 
 #[tokio::test]
@@ -222,61 +179,6 @@ fn a_step_whose_client_was_killed_is_ended_by_the_engine() {
 }
 
 #[tokio::test]
-async fn an_engines_default_digest_function_is_used_for_everything() {
-    for (functions, expected) in [
-        (vec![Function::Blake3], DigestFunction::Blake3),
-        (vec![Function::Blake3, Function::Sha256], DigestFunction::Blake3),
-        (vec![Function::Sha256, Function::Blake3], DigestFunction::Sha256),
-    ] {
-        let Some(program) = step_program() else { return };
-        let engine = StockEngine::start(Habits { functions, ..Habits::default() });
-        let limits = Endpoint::new(engine.options()).unwrap().limits().await.unwrap();
-        assert_eq!(limits.digest_function, Some(expected));
-        let bench = Bench::new();
-        fs::create_dir(bench.source().join("dir")).unwrap();
-        fs::write(bench.source().join("dir/file"), "from the source\n").unwrap();
-        // More than a batch holds, and more than an engine puts into its answer.
-        fs::write(bench.source().join("large"), vec![b'x'; 3 << 20]).unwrap();
-        let layout = bench.path().join("image");
-        Image::shell().write_oci(&layout, "it");
-        let ask = |cmd: &str| Ask::new(cmd).image(format!("oci:{}:it", layout.display()));
-        let runner = || {
-            let builder = CloudRunner::builder().endpoint(engine.options()).store(bench.store.clone()).helper(hm());
-            builder.step_program(&program).build()
-        };
-        let first = runner();
-        let mut run = bench.run();
-        let input = run.input(ask("cat dir/file; cp large /data/large; wc -c < large; echo oops >&2"));
-        let made = first.execute(&run.ctx, input).await.unwrap_or_else(|error| panic!("{}", error.to_line()));
-        let input = run.input(ask("wc -c < /data/large").after(&made));
-        first.execute(&run.ctx, input).await.unwrap_or_else(|error| panic!("{}", error.to_line()));
-        let child = bench.step(&mut run, ask("wc -c < /data/large").after(&made)).await.unwrap();
-        assert_eq!(child.exit_code, 0);
-        let output: String =
-            run.output().await.lines().filter(|it| !it.contains("unpack")).collect::<Vec<_>>().join("|");
-        assert_eq!(output, "from the source|3145728|3145728|3145728|err: oops");
-        // As in another process: neither the image's layers nor the source's files are uploaded again.
-        let second = runner();
-        let mut run = bench.run();
-        let input = run.input(ask("echo again"));
-        second.execute(&run.ctx, input).await.unwrap_or_else(|error| panic!("{}", error.to_line()));
-        assert!(second.uploaded().blobs <= 4, "{:?}", second.uploaded());
-    }
-}
-
-#[test]
-fn results_are_shared_by_an_engine_that_knows_only_blake3() {
-    let habits = Habits { functions: vec![Function::Blake3], ..Habits::default() };
-    let cached = json!({ "cache": { "policy": "forever", "key": "a" } });
-    let Some(stock) = Stock::new(habits, &[("a", "echo ran; echo made > file", cached)]) else { return };
-    stock.run(&["--remote-cache", "both"]).expect(0);
-    let elsewhere = stock.project.dir.with_file_name("elsewhere");
-    let ended = Ended::of(stock.hm(&["--remote-cache", "both"]).env("HM_CACHE_DIR", elsewhere)).expect(0);
-    assert!(ended.stdout.contains("step_cache_hit"), "{ended:?}");
-    assert_eq!(stock.engine.executed(), 1);
-}
-
-#[tokio::test]
 async fn a_step_that_waits_for_a_worker_says_so_with_what_it_asks_for() {
     let Some(program) = step_program() else { return };
     let engine = StockEngine::start(Habits { lists: vec!["pool".into()], ..Habits::default() });
@@ -317,7 +219,7 @@ fn the_hint_for_an_engine_that_is_down_is_not_to_name_one() {
 fn the_files_of_a_failed_step_are_kept_on_request() {
     for (command, more, code) in [
         ("echo left > report; exit 7", json!({}), 1),
-        ("echo left > report; sleep 1000", json!({ "timeout_seconds": 1 }), 1),
+        ("echo left > report; sleep 1000", json!({ "timeout_seconds": 4 }), 1),
     ] {
         let Some(stock) = Stock::new(Habits::nativelink(), &[("a", command, more)]) else { return };
         stock.run(&[]).expect(code);

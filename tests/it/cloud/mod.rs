@@ -2,7 +2,9 @@
 
 mod admission;
 mod cas;
+mod digest_functions;
 mod engines;
+mod layer_cache;
 mod remote_cache;
 mod sources;
 mod steps;

@@ -3,4 +3,5 @@
 mod buildbox;
 mod ends;
 mod inputs;
+mod layer_cache;
 mod layers;

@@ -79,7 +79,7 @@ impl Actions {
             diff_id: layer.diff_id.clone(),
         };
         let mut stack: Vec<Lower> = [&self.shell].into_iter().enumerate().map(layer).collect();
-        stack.push(Lower::Workspace { path: "source".into(), attributes: None });
+        stack.push(Lower::Workspace { path: "source".into() });
         stack.extend(above.iter().enumerate().map(|(at, it)| layer((at + 1, it))));
         StepInput {
             version: VERSION,

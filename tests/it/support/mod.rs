@@ -42,6 +42,7 @@ pub(crate) mod sandbox;
 pub(crate) mod scripted;
 pub(crate) mod step;
 pub(crate) mod stock_engine;
+pub(crate) mod stock_project;
 pub(crate) mod store;
 pub(crate) mod terminal;
 pub(crate) mod unpack_oracle;

@@ -13,7 +13,7 @@ use std::{
 };
 
 use hm_exec::{
-    step::{Exit, Limits, Lower, StepInput, StepOutput, VERSION},
+    step::{Exit, LAYER_CACHE_VARIABLE, Limits, Lower, StepInput, StepOutput, VERSION},
     store::ImageDigest,
 };
 use tempfile::TempDir;
@@ -70,6 +70,9 @@ pub(crate) struct Action {
     top: TempDir,
     who: Who,
     pub(crate) input: StepInput,
+    /// The directory for unpacked layers that outlive the step.
+    pub(crate) cache: Option<PathBuf>,
+    cache_top: Option<TempDir>,
 }
 
 /// The end of a run of `hm-step`, with its output.
@@ -105,6 +108,8 @@ impl Action {
                 grace_ms: 5_000,
                 limits: Limits::default(),
             },
+            cache: None,
+            cache_top: None,
             top,
         };
         // One layer in each of the supported compressions.
@@ -114,7 +119,7 @@ impl Action {
         {
             action.add_layer(&compressed, &ImageDigest::of(tar).to_string());
         }
-        action.input.stack.push(Lower::Workspace { path: "source".into(), attributes: None });
+        action.input.stack.push(Lower::Workspace { path: "source".into() });
         action
     }
 
@@ -140,6 +145,18 @@ impl Action {
         (fs::read(self.dir().join("layer.tar.zst")).unwrap(), layer.diff_id.clone())
     }
 
+    /// Uses a new cache of unpacked layers. Returns its directory.
+    pub(crate) fn use_cache(&mut self) -> PathBuf {
+        let top = self.cache_top.insert(TempDir::new().unwrap()).path();
+        let cache = top.canonicalize().unwrap().join("cache");
+        fs::create_dir(&cache).unwrap();
+        if self.who == Who::Ordinary {
+            give(top, ORDINARY);
+        }
+        self.cache = Some(cache.clone());
+        cache
+    }
+
     /// Returns a step on top of this step's layer.
     pub(crate) fn child(&self, ended: &Ended, command: &str) -> Self {
         let mut child = Self::new(self.who, command);
@@ -157,6 +174,12 @@ impl Action {
     pub(crate) fn run_with(&self, json: &[u8]) -> Ended {
         self.prepare(json);
         self.finish(self.command().spawn().unwrap())
+    }
+
+    /// Starts the step.
+    pub(crate) fn spawn(&self) -> Child {
+        self.prepare(&serde_json::to_vec(&self.input).unwrap());
+        self.command().spawn().unwrap()
     }
 
     /// Starts the step, and waits for the command's first line.
@@ -202,6 +225,7 @@ impl Action {
     fn command_of(&self, argv: &[&str]) -> Command {
         let mut command = Command::new(argv[0]);
         command.args(&argv[1..]).current_dir(self.dir()).env_clear();
+        command.envs(self.cache.iter().map(|cache| (LAYER_CACHE_VARIABLE, cache)));
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         if self.who == Who::Ordinary {
             command.uid(ORDINARY).gid(ORDINARY);

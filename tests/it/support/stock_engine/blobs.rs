@@ -13,6 +13,8 @@ use sha2::{Digest as _, Sha256};
 use tonic::{Code, Status};
 use uuid::Uuid;
 
+use super::Habits;
+
 /// A digest function.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Function {
@@ -48,15 +50,19 @@ impl Function {
 pub(super) struct Blobs {
     dir: PathBuf,
     functions: Vec<Function>,
+    /// The function of blobs that are named without one.
+    unnamed: Function,
 }
 
 impl Blobs {
-    pub(super) fn new(top: &Path, functions: Vec<Function>) -> Self {
+    pub(super) fn new(top: &Path, habits: &Habits) -> Self {
         let dir = top.join("blobs");
         for name in ["sha256", "blake3", "inputs", "new"] {
             fs::create_dir_all(dir.join(name)).unwrap();
         }
-        Self { dir, functions }
+        let functions = habits.functions.clone();
+        let unnamed = if habits.announces_default { functions[0] } else { Function::Sha256 };
+        Self { dir, functions, unnamed }
     }
 
     /// Returns the digest function of a request: the default one if it names none.
@@ -74,7 +80,7 @@ impl Blobs {
         let parts: Vec<&str> = name.split('/').skip_while(|part| *part != "blobs").skip(1).collect();
         let (function, hash, size) = match parts[..] {
             ["blake3", hash, size] => (self.function(Value::Blake3 as i32)?, hash, size),
-            [hash, size] => (self.functions[0], hash, size),
+            [hash, size] => (self.unnamed, hash, size),
             _ => return Err(wrong()),
         };
         let size_bytes = size.parse().map_err(|_| wrong())?;

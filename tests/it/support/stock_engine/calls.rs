@@ -38,7 +38,7 @@ impl Capabilities for Service {
                 ..Default::default()
             }),
             execution_capabilities: Some(reapi::ExecutionCapabilities {
-                digest_function: functions[0],
+                digest_function: if self.0.habits.announces_default { functions[0] } else { 0 },
                 digest_functions: functions,
                 exec_enabled: true,
                 ..Default::default()
@@ -62,7 +62,7 @@ impl ContentAddressableStorage for Service {
         request: Request<reapi::FindMissingBlobsRequest>,
     ) -> Result<Response<reapi::FindMissingBlobsResponse>, Status> {
         let request = request.into_inner();
-        let function = self.0.blobs.function(request.digest_function)?;
+        let function = self.0.function(request.digest_function)?;
         let mut missing_blob_digests = Vec::new();
         for digest in request.blob_digests {
             if !self.0.blobs.has(function, &digest)? {
@@ -77,7 +77,7 @@ impl ContentAddressableStorage for Service {
         request: Request<reapi::BatchUpdateBlobsRequest>,
     ) -> Result<Response<reapi::BatchUpdateBlobsResponse>, Status> {
         let request = request.into_inner();
-        let function = self.0.blobs.function(request.digest_function)?;
+        let function = self.0.function(request.digest_function)?;
         let responses = request.requests.into_iter().map(|blob| {
             let digest = blob.digest.unwrap_or_default();
             let status = Some(rpc_status(self.0.blobs.write(function, &digest, &blob.data)));
@@ -91,7 +91,7 @@ impl ContentAddressableStorage for Service {
         request: Request<reapi::BatchReadBlobsRequest>,
     ) -> Result<Response<reapi::BatchReadBlobsResponse>, Status> {
         let request = request.into_inner();
-        let function = self.0.blobs.function(request.digest_function)?;
+        let function = self.0.function(request.digest_function)?;
         let responses = request.digests.into_iter().map(|digest| {
             let (data, status) = match self.0.blobs.read(function, &digest) {
                 Ok(data) => (data, rpc_status(Ok(()))),
@@ -150,6 +150,9 @@ impl ByteStream for Service {
         if let Some(name) = request.resource_name.strip_prefix("logs/") {
             return Ok(Response::new(self.log(name, offset)?));
         }
+        if self.0.habits.stalls {
+            return Ok(Response::new(stream::pending().boxed()));
+        }
         let (function, digest) = self.0.blobs.resource(&request.resource_name)?;
         let bytes = self.0.blobs.read(function, &digest)?;
         let pieces: Vec<_> = bytes.get(offset..).unwrap_or_default().chunks(PIECE_BYTES).map(<[u8]>::to_vec).collect();
@@ -158,6 +161,10 @@ impl ByteStream for Service {
 
     async fn write(&self, request: Request<Streaming<WriteRequest>>) -> Result<Response<WriteResponse>, Status> {
         let mut pieces = request.into_inner();
+        if self.0.habits.stalls {
+            pieces.message().await?;
+            return std::future::pending().await;
+        }
         let (mut name, mut bytes) = (String::new(), Vec::new());
         while let Some(piece) = pieces.message().await? {
             if name.is_empty() {
@@ -218,7 +225,7 @@ impl ActionCache for Service {
         request: Request<reapi::GetActionResultRequest>,
     ) -> Result<Response<reapi::ActionResult>, Status> {
         let request = request.into_inner();
-        let key = result_key(self.0.blobs.function(request.digest_function)?, request.action_digest.as_ref())?;
+        let key = result_key(self.0.function(request.digest_function)?, request.action_digest.as_ref())?;
         let result = self.0.results.lock().unwrap().get(&key).cloned();
         result.map(Response::new).ok_or_else(|| Status::not_found("no such result"))
     }
@@ -228,7 +235,7 @@ impl ActionCache for Service {
         request: Request<reapi::UpdateActionResultRequest>,
     ) -> Result<Response<reapi::ActionResult>, Status> {
         let request = request.into_inner();
-        let key = result_key(self.0.blobs.function(request.digest_function)?, request.action_digest.as_ref())?;
+        let key = result_key(self.0.function(request.digest_function)?, request.action_digest.as_ref())?;
         let result = request.action_result.unwrap_or_default();
         self.0.results.lock().unwrap().insert(key, result.clone());
         Ok(Response::new(result))

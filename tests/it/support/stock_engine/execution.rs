@@ -1,7 +1,7 @@
 //! Actions from their request to their response.
 
 use std::{
-    pin::Pin,
+    pin::{Pin, pin},
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
@@ -117,7 +117,7 @@ impl Execution for Service {
 
     async fn execute(&self, request: Request<reapi::ExecuteRequest>) -> Result<Response<Updates>, Status> {
         let (state, request) = (&self.0, request.into_inner());
-        let function = state.blobs.function(request.digest_function)?;
+        let function = state.function(request.digest_function)?;
         let action: reapi::Action = state.blobs.message(function, request.action_digest.as_ref())?;
         let asked = action.timeout.as_ref().map(|it| Duration::from_secs(u64::try_from(it.seconds).unwrap_or(0)));
         if let (Some(asked), Some(most)) = (asked, state.habits.max_timeout)
@@ -188,14 +188,32 @@ async fn perform(state: Arc<State>, running: Arc<Running>, work: Work, key: Stri
         running.killed.cancelled().await;
         return finish(&running, &cancelled());
     }
-    let slot = tokio::select! {
-        slot = state.slots.acquire() => slot.unwrap(),
-        () = running.killed.cancelled() => return finish(&running, &cancelled()),
+    let caches = !work.action.do_not_cache;
+    let (number, ran) = loop {
+        let slot = tokio::select! {
+            slot = state.slots.acquire() => slot.unwrap(),
+            () = running.killed.cancelled() => return finish(&running, &cancelled()),
+        };
+        running.set(|operation| operation.metadata = Some(metadata(&state, &work.name, Stage::Executing)));
+        let number = state.executed.fetch_add(1, Ordering::Relaxed);
+        let worker = running.killed.child_token();
+        let ran = {
+            let mut ran = pin!(worker::run(&state, &work, &worker));
+            tokio::select! {
+                ran = &mut ran => ran,
+                () = worker::prints(&state, &work.name), if number < state.habits.loses_workers => {
+                    worker.cancel();
+                    ran.await
+                }
+            }
+        };
+        drop(slot);
+        if running.killed.is_cancelled() || !worker.is_cancelled() {
+            break (number, ran);
+        }
+        worker::forget_output(&state, &work.name);
+        running.set(|operation| operation.metadata = Some(metadata(&state, &work.name, Stage::Queued)));
     };
-    running.set(|operation| operation.metadata = Some(metadata(&state, &work.name, Stage::Executing)));
-    let number = state.executed.fetch_add(1, Ordering::Relaxed);
-    let (caches, ran) = (!work.action.do_not_cache, worker::run(&state, work, &running.killed).await);
-    drop(slot);
     let fails = state.habits.fails.filter(|(.., count)| number < *count);
     let response = match (ran, fails) {
         (Ok(result), Some((code, words, _))) => failure(&state, &Status::new(code, words), Some(result)),

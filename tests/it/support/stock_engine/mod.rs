@@ -47,6 +47,9 @@ pub(crate) struct Habits {
     pub(crate) cancels: bool,
     /// The digest functions that are supported. The first one is the default.
     pub(crate) functions: Vec<Function>,
+    /// Whether the capabilities name the default one. If not, a blob's name without a function is SHA-256, as
+    /// the protocol requires.
+    pub(crate) announces_default: bool,
     /// Whether files get the modes and times that node properties name.
     pub(crate) node_properties: bool,
     /// Whether inputs are read-only hard links into a cache: 444 or 555, and times of their creation.
@@ -59,6 +62,10 @@ pub(crate) struct Habits {
     pub(crate) lists: Vec<String>,
     /// The status with which the first Actions end after they have run, and how many of them.
     pub(crate) fails: Option<(Code, &'static str, u32)>,
+    /// How many workers are lost when the Action that they run prints something. It is queued again then.
+    pub(crate) loses_workers: u32,
+    /// Whether streams of blobs stand still.
+    pub(crate) stalls: bool,
     /// Whether the output of running Actions can be read.
     pub(crate) shows_output: bool,
 }
@@ -70,12 +77,15 @@ impl Default for Habits {
             zero_digests: false,
             cancels: true,
             functions: vec![Function::Sha256],
+            announces_default: true,
             node_properties: true,
             read_only: false,
             slots: 4,
             abandons_after: None,
             lists: Vec::new(),
             fails: None,
+            loses_workers: 0,
+            stalls: false,
             shows_output: false,
         }
     }
@@ -140,6 +150,18 @@ struct State {
     executed: AtomicU32,
     refused: AtomicU32,
     timeouts: Mutex<Vec<Option<u64>>>,
+    /// The number of requests that named no digest function.
+    unnamed: AtomicU32,
+}
+
+impl State {
+    /// Returns the digest function of a request: the default one if it names none.
+    fn function(&self, named: i32) -> Result<Function, tonic::Status> {
+        if named == reapi::digest_function::Value::Unknown as i32 {
+            self.unnamed.fetch_add(1, Ordering::Relaxed);
+        }
+        self.blobs.function(named)
+    }
 }
 
 /// The services of an engine.
@@ -157,7 +179,7 @@ impl StockEngine {
         std::fs::create_dir(&actions).unwrap();
         let state = Arc::new(State {
             slots: tokio::sync::Semaphore::new(habits.slots),
-            blobs: Blobs::new(dir.path(), habits.functions.clone()),
+            blobs: Blobs::new(dir.path(), &habits),
             habits,
             actions,
             results: Mutex::default(),
@@ -165,6 +187,7 @@ impl StockEngine {
             executed: AtomicU32::new(0),
             refused: AtomicU32::new(0),
             timeouts: Mutex::default(),
+            unnamed: AtomicU32::new(0),
         });
         let service = Service(Arc::clone(&state));
         let server = tonic::transport::Server::builder()
@@ -202,6 +225,11 @@ impl StockEngine {
     /// Returns the time limits in seconds of the Actions that were accepted.
     pub(crate) fn timeouts(&self) -> Vec<Option<u64>> {
         self.state.timeouts.lock().unwrap().clone()
+    }
+
+    /// Returns how many requests named no digest function.
+    pub(crate) fn unnamed(&self) -> u32 {
+        self.state.unnamed.load(Ordering::Relaxed)
     }
 
     /// Returns whether an Action is queued or running.

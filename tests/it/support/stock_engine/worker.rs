@@ -33,13 +33,14 @@ type Failed = (Status, Option<reapi::ActionResult>);
 /// Runs an Action to its end, or until it is killed.
 pub(super) async fn run(
     state: &Arc<State>,
-    work: Work,
+    work: &Work,
     killed: &CancellationToken,
 ) -> Result<reapi::ActionResult, Failed> {
     let failed = |status: Status| (status, None);
     let Work { name, action, function, limit } = work;
+    let (function, limit) = (*function, *limit);
     let command: reapi::Command = state.blobs.message(function, action.command_digest.as_ref()).map_err(failed)?;
-    let dir = state.actions.join(&name);
+    let dir = state.actions.join(name);
     let (maker, root, at) = (Arc::clone(state), action.input_root_digest.clone(), dir.clone());
     let made = tokio::task::spawn_blocking(move || {
         fs::create_dir(&at).unwrap();
@@ -104,6 +105,21 @@ pub(super) async fn run(
     }
     remove(&dir);
     ended.map(|_| result)
+}
+
+/// Completes when an Action has printed something.
+pub(super) async fn prints(state: &State, name: &str) {
+    let log = state.actions.join(format!("{name}.stdout"));
+    while !fs::metadata(&log).is_ok_and(|log| log.len() > 0) {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// Removes what an Action printed before its worker was lost.
+pub(super) fn forget_output(state: &State, name: &str) {
+    for stream in ["stdout", "stderr"] {
+        fs::remove_file(state.actions.join(format!("{name}.{stream}"))).unwrap();
+    }
 }
 
 /// Makes a directory's entries.

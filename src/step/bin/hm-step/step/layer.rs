@@ -50,7 +50,12 @@ pub(crate) fn pack(upper: &Path, dir: &Path, id_map: IdMap) -> Result<Option<Lay
 
 /// Formats a SHA-256 hash as text.
 pub(crate) fn digest(hash: &[u8]) -> String {
-    hash.iter().fold("sha256:".to_owned(), |mut text, byte| {
+    format!("sha256:{}", hex(hash))
+}
+
+/// Formats a hash as hexadecimal digits.
+pub(crate) fn hex(hash: &[u8]) -> String {
+    hash.iter().fold(String::new(), |mut text, byte| {
         let _ = write!(text, "{byte:02x}");
         text
     })

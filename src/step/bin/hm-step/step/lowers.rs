@@ -2,18 +2,25 @@
 
 use std::{
     fs::{self, File},
+    io,
     os::fd::AsFd,
     path::{Component, Path, PathBuf},
-    sync::atomic::{AtomicUsize, Ordering},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
     thread,
 };
 
 use hm_exec_step::{
-    Lower,
+    ATTRIBUTES_SUFFIX, Lower,
     tree::{self, IdMap, UnpackLimits},
 };
 
-use super::{Failure, Scratch};
+use super::{
+    Failure, Scratch,
+    layer_cache::{CachedLayer, LayerCache},
+};
 
 /// The name of a source's tree in its directory.
 const WORKSPACE: &str = "workspace";
@@ -21,24 +28,53 @@ const WORKSPACE: &str = "workspace";
 /// The maximum number of lower directories of an overlay, including the bottom one.
 const MAX_LOWERS: usize = 499;
 
-/// Returns the paths of the parts of a step's filesystem: one for each of `stack`, in the same order.
+/// A part of a step's filesystem in the files of the worker.
+#[derive(Debug)]
+pub(crate) struct Found {
+    /// The file of a layer, or the directory of a source.
+    pub(crate) path: PathBuf,
+    /// The list of a source's modes and times.
+    pub(crate) attributes: Option<PathBuf>,
+}
+
+/// The lower directories of a step.
+#[derive(Debug)]
+pub(crate) struct Lowers {
+    /// Their paths, topmost first.
+    pub(crate) lowers: Vec<PathBuf>,
+    /// Those of them that are in the cache.
+    pub(crate) cached: Vec<CachedLayer>,
+}
+
+/// Finds the parts of a step's filesystem: one for each of `stack`, in the same order.
 ///
 /// # Errors
 /// Returns an error if there are too many to stack, or if one of them does not exist.
-pub(crate) fn find(dir: &Path, stack: &[Lower]) -> Result<Vec<PathBuf>, Failure> {
+pub(crate) fn find(dir: &Path, stack: &[Lower]) -> Result<Vec<Found>, Failure> {
+    let parts = stack.iter().map(|lower| {
+        let (Lower::Layer { path, .. } | Lower::Workspace { path }) = lower;
+        let attributes = match lower {
+            Lower::Layer { .. } => None,
+            Lower::Workspace { path } => find_if_any(dir, &format!("{path}{ATTRIBUTES_SUFFIX}"))?,
+        };
+        Ok(Found { path: find_one(dir, path)?, attributes })
+    });
+    let parts = parts.collect::<Result<Vec<_>, Failure>>()?;
     // A source may have a layer of its own over it.
-    let corrected = |lower: &&Lower| matches!(lower, Lower::Workspace { attributes: Some(_), .. });
-    let count = stack.len() + stack.iter().filter(corrected).count();
+    let count = parts.len() + parts.iter().filter(|part| part.attributes.is_some()).count();
     if count > MAX_LOWERS {
         return Err(Failure::lasting(format!("the step has {count} layers, more than the limit of {MAX_LOWERS}")));
     }
-    stack
-        .iter()
-        .map(|lower| {
-            let (Lower::Layer { path, .. } | Lower::Workspace { path, .. }) = lower;
-            find_one(dir, path)
-        })
-        .collect()
+    Ok(parts)
+}
+
+/// Finds a file that need not exist.
+fn find_if_any(dir: &Path, path: &str) -> Result<Option<PathBuf>, Failure> {
+    match dir.join(path).symlink_metadata() {
+        Ok(_) => find_one(dir, path).map(Some),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(Failure::io(format_args!("find {path:?}"), &error)),
+    }
 }
 
 fn find_one(dir: &Path, path: &str) -> Result<PathBuf, Failure> {
@@ -51,42 +87,50 @@ fn find_one(dir: &Path, path: &str) -> Result<PathBuf, Failure> {
     found.map_err(|error| Failure::io(format_args!("find {path:?}"), &error))
 }
 
-/// Unpacks the layers of `stack`, whose files are at `paths`, in parallel, and corrects the attributes of its
-/// sources by the lists in `dir`. Returns all lower directories of the step, topmost first.
+/// Unpacks the layers of `stack`, which were found at `parts`, in parallel, and corrects the attributes of
+/// its sources. Layers in the cache are used as they are.
 ///
 /// # Errors
 /// Returns the first error of any of them.
 pub(crate) fn make(
-    dir: &Path,
     stack: &[Lower],
-    paths: &[PathBuf],
+    parts: &[Found],
+    cache: Option<&LayerCache>,
     scratch: &Scratch,
     id_map: IdMap,
-) -> Result<Vec<PathBuf>, Failure> {
+) -> Result<Lowers, Failure> {
+    let cached = Mutex::new(Vec::new());
     let next = AtomicUsize::new(0);
     let some = || -> Result<Vec<(usize, bool, PathBuf)>, Failure> {
         // A layer that corrects another one lies over it.
         let mut done = Vec::new();
         loop {
             let index = next.fetch_add(1, Ordering::Relaxed);
-            let (Some(lower), Some(path)) = (stack.get(index), paths.get(index)) else { return Ok(done) };
+            let (Some(lower), Some(part)) = (stack.get(index), parts.get(index)) else { return Ok(done) };
             let root = match lower {
-                Lower::Workspace { attributes, .. } => {
-                    if let Some(list) = attributes {
+                Lower::Workspace { path: name } => {
+                    if let Some(list) = &part.attributes {
                         let layer = scratch.make_dir(&format!("attributes/{index}"))?;
-                        if restore(&find_one(dir, list)?, list, path, &layer)? {
+                        if restore(list, name, &part.path, &layer)? {
                             done.push((index, true, layer));
                         }
                     }
-                    path.clone()
+                    part.path.clone()
                 }
                 Lower::Layer { path: name, diff_id } => {
-                    let root = scratch.make_dir(&format!("layers/{index}"))?;
-                    unpack(path, name, diff_id, &root, id_map).inspect_err(|_| {
-                        // The step cannot run without this layer, so the others need not be unpacked.
-                        next.store(stack.len(), Ordering::Relaxed);
-                    })?;
-                    root
+                    let unpack = |root: &Path| unpack(&part.path, name, diff_id, root, id_map);
+                    if let Some(layer) = cache.and_then(|cache| cache.get(diff_id, unpack)) {
+                        let root = layer.root.clone();
+                        cached.lock().unwrap_or_else(PoisonError::into_inner).push(layer);
+                        root
+                    } else {
+                        let root = scratch.make_dir(&format!("layers/{index}"))?;
+                        unpack(&root).inspect_err(|_| {
+                            // The step cannot run without this layer, so the others need not be unpacked.
+                            next.store(stack.len(), Ordering::Relaxed);
+                        })?;
+                        root
+                    }
                 }
             };
             done.push((index, false, root));
@@ -108,7 +152,8 @@ pub(crate) fn make(
     lowers.sort_unstable_by_key(|(index, corrects, _)| std::cmp::Reverse((*index, *corrects)));
     let base_layer = scratch.make_dir("base-layer")?;
     tree::make_base_layer(&base_layer).map_err(|error| Failure::io("create the lowest layer", &error))?;
-    Ok(lowers.into_iter().map(|(.., root)| root).chain([base_layer]).collect())
+    let lowers = lowers.into_iter().map(|(.., root)| root).chain([base_layer]).collect();
+    Ok(Lowers { lowers, cached: cached.into_inner().unwrap_or_else(PoisonError::into_inner) })
 }
 
 /// Makes a layer in `layer` that gives the source in `source` the attributes of the list at `path`. Returns
@@ -120,7 +165,15 @@ fn restore(path: &Path, name: &str, source: &Path, layer: &Path) -> Result<bool,
         let (from, to) = (tree::open_dir(&source.join(WORKSPACE))?, tree::open_dir(&to)?);
         tree::attributes::restore(File::open(path)?, from.as_fd(), to.as_fd())
     };
-    restore().map_err(|error| Failure::io(format_args!("restore the modes and times in {name:?}"), &error))
+    restore().map_err(|error| match error.kind() {
+        // Another worker of this kind has as little.
+        io::ErrorKind::StorageFull | io::ErrorKind::OutOfMemory => Failure::lasting(format!(
+            "failed to restore the modes and times of {name:?}: the files whose modes or times the engine did not \
+             keep do not fit into the memory of this worker ({error}); use workers with more memory, or a worker \
+             that keeps node properties"
+        )),
+        _ => Failure::io(format_args!("restore the modes and times of {name:?}"), &error),
+    })
 }
 
 fn unpack(path: &Path, name: &str, diff_id: &str, root: &Path, id_map: IdMap) -> Result<(), Failure> {

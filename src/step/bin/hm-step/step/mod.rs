@@ -2,6 +2,7 @@
 
 mod failure;
 mod layer;
+mod layer_cache;
 mod lowers;
 mod scratch;
 
@@ -23,7 +24,7 @@ use hm_exec_step::{
     },
 };
 
-use self::{failure::Failure, scratch::Scratch};
+use self::{failure::Failure, layer_cache::LayerCache, lowers::Lowers, scratch::Scratch};
 use crate::{FAILED, usage};
 
 /// The result's file name in the directory of the input.
@@ -71,7 +72,9 @@ fn run(input: &Path) -> Result<u8, Failure> {
     let ran = read(&input).and_then(|input| run_in(dir, &input, &oneshot?));
     let output = match &ran {
         Ok(output) => output,
-        Err(failure) => &StepOutput { version: VERSION, exit: failure.exit(), layer: None, layer_lost: None },
+        Err(failure) => {
+            &StepOutput { version: VERSION, exit: failure.exit(), layer: None, layer_lost: None, cache_unused: None }
+        }
     };
     write_result(dir, output).map_err(|error| Failure::io(format_args!("write {RESULT}"), &error))?;
     Ok(match ran?.exit {
@@ -92,10 +95,17 @@ fn read(input: &Path) -> Result<StepInput, Failure> {
 }
 
 fn run_in(dir: &Path, input: &StepInput, oneshot: &OneShot) -> Result<StepOutput, Failure> {
-    let paths = lowers::find(dir, &input.stack)?;
+    let parts = lowers::find(dir, &input.stack)?;
     let id_map = oneshot.user_namespace().id_map();
+    let (cache, cache_unused) = match LayerCache::open(id_map) {
+        Ok(cache) => (cache, None),
+        Err(why) => (None, Some(why)),
+    };
+    let paths = parts.iter().flat_map(|part| [Some(&*part.path), part.attributes.as_deref()]).flatten();
+    let paths: Vec<&Path> = paths.chain(cache.iter().map(LayerCache::dir)).collect();
     let scratch = Scratch::new(oneshot, dir, &paths)?;
-    let lowers = lowers::make(dir, &input.stack, &paths, &scratch, id_map)?;
+    // Cached layers are locked for as long as the step uses them.
+    let Lowers { lowers, cached: _cached } = lowers::make(&input.stack, &parts, cache.as_ref(), &scratch, id_map)?;
     let upper = scratch.make_dir("upper")?;
     let spec = spec(input, oneshot, &scratch, &lowers, &upper)?;
     let bounds =
@@ -118,7 +128,7 @@ fn run_in(dir: &Path, input: &StepInput, oneshot: &OneShot) -> Result<StepOutput
         Some(Err(failure)) if exit == Exit::exited(0) => return Err(failure),
         Some(Err(failure)) => (None, Some(failure.to_string())),
     };
-    Ok(StepOutput { version: VERSION, exit, layer, layer_lost })
+    Ok(StepOutput { version: VERSION, exit, layer, layer_lost, cache_unused })
 }
 
 /// Returns the specification of the step's jail.

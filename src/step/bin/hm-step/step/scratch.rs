@@ -30,10 +30,10 @@ pub(crate) struct Scratch {
 impl Scratch {
     /// Creates a scratch directory for the step in the directory `dir`. It hides none of `inputs`, which are
     /// canonical paths.
-    pub(crate) fn new(oneshot: &OneShot, dir: &Path, inputs: &[PathBuf]) -> Result<Self, Failure> {
+    pub(crate) fn new(oneshot: &OneShot, dir: &Path, inputs: &[&Path]) -> Result<Self, Failure> {
         let free = |place: &&Path| {
             let is_dir = place.symlink_metadata().is_ok_and(|metadata| metadata.is_dir());
-            is_dir && !inputs.iter().map(PathBuf::as_path).chain([dir]).any(|input| input.starts_with(place))
+            is_dir && !inputs.iter().copied().chain([dir]).any(|input| input.starts_with(place))
         };
         if let Some(place) = PLACES.iter().map(Path::new).find(free)
             && oneshot.mount_memory_over(place).is_ok()

@@ -1,0 +1,340 @@
+//! Unpacked layers that outlive a step, in a directory of the worker.
+//!
+//! Input: a layer's DiffID. Output: the directory with the unpacked layer, which no one changes while the
+//! step runs. The client names the directory of all layers, and the worker's administrator creates it: see
+//! [`LayerCache::open`].
+//!
+//! ```text
+//! DIR/                    belongs to this user; no other user can write to it
+//!   sha256-HEX-IDMAP/     locked: shared by steps that use it, exclusively while it is filled or removed
+//!     layer/              the unpacked layer
+//!     seal                its boot, seal and size, written last
+//! ```
+//!
+//! Nothing waits for a lock: a step that does not get one unpacks the layer into its own memory, and so does
+//! a step that cannot fill an entry. A kill releases the lock and leaves an entry without a seal, which the
+//! next step fills again. A seal is compared before each use, so that an entry that was damaged or cleaned up
+//! is made again. It names the boot of the machine: after a crash, files may lack what was written to them.
+
+use std::{
+    fs::{self, DirBuilder, File, Permissions},
+    io::{self, Read},
+    os::{
+        fd::{AsFd, BorrowedFd, OwnedFd},
+        unix::{
+            ffi::OsStrExt,
+            fs::{DirBuilderExt, PermissionsExt},
+        },
+    },
+    path::{Path, PathBuf},
+    time::SystemTime,
+};
+
+use hm_exec_step::{
+    LAYER_CACHE_VARIABLE,
+    tree::{self, IdMap, Seal},
+};
+use rustix::{
+    fs::{CWD, FlockOperation, Mode, OFlags, flock, fstat, openat, statvfs},
+    io::Errno,
+    process::geteuid,
+};
+
+use super::Failure;
+
+/// The maximum size of all entries.
+const MAX_BYTES: u64 = 32 << 30;
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+/// The first line of a seal's file.
+const SEAL_FORMAT: &str = "hm-exec layer 1";
+/// The maximum size of a seal's file.
+const SEAL_FILE_BYTES: u64 = 256;
+
+const DIR: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+/// A file that is something else must not block.
+const FILE: OFlags = OFlags::RDONLY.union(OFlags::NOFOLLOW).union(OFlags::NONBLOCK).union(OFlags::CLOEXEC);
+
+/// A directory of unpacked layers.
+#[derive(Debug)]
+pub(crate) struct LayerCache {
+    dir: PathBuf,
+    id_map: IdMap,
+    /// The identity of the machine's boot.
+    boot: String,
+    max_bytes: u64,
+}
+
+/// An unpacked layer. It stays as it is for as long as this value exists.
+#[derive(Debug)]
+pub(crate) struct CachedLayer {
+    pub(crate) root: PathBuf,
+    _lock: OwnedFd,
+}
+
+impl LayerCache {
+    /// Opens the directory that the environment names. Returns `None` if it names none.
+    ///
+    /// # Errors
+    /// Returns the reason why the directory is not used: it does not exist, belongs to another user, or can
+    /// be written to by other users.
+    pub(crate) fn open(id_map: IdMap) -> Result<Option<Self>, String> {
+        let Some(dir) = std::env::var_os(LAYER_CACHE_VARIABLE).filter(|dir| !dir.is_empty()) else { return Ok(None) };
+        Self::at(Path::new(&dir), id_map).map(Some)
+    }
+
+    fn at(dir: &Path, id_map: IdMap) -> Result<Self, String> {
+        let unused = |why: &str| format!("the layer cache {} is not used: {why}", dir.display());
+        if !dir.is_absolute() {
+            return Err(unused("its path is not absolute"));
+        }
+        let opened =
+            openat(CWD, dir, DIR, Mode::empty()).map_err(|error| unused(&io::Error::from(error).to_string()))?;
+        if !is_ours(opened.as_fd()).map_err(|error| unused(&error.to_string()))? {
+            return Err(unused("it must belong to the worker's user, and no other user may write to it"));
+        }
+        let dir = dir.canonicalize().map_err(|error| unused(&error.to_string()))?;
+        let boot = fs::read_to_string(BOOT_ID).map_err(|error| unused(&format!("{BOOT_ID}: {error}")))?;
+        Ok(Self { dir, id_map, boot: boot.trim().to_owned(), max_bytes: MAX_BYTES })
+    }
+
+    /// Returns the directory.
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Returns the layer with a DiffID. If it is not there, `unpack` unpacks it into an empty directory.
+    /// Returns `None` if another step is filling the entry, or if that failed: then the cache is of no use to
+    /// this step.
+    pub(crate) fn get(&self, diff_id: &str, unpack: impl FnOnce(&Path) -> Result<(), Failure>) -> Option<CachedLayer> {
+        let hex = diff_id.strip_prefix("sha256:").filter(|hex| hex.len() == 64)?;
+        if !hex.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')) {
+            return None;
+        }
+        let path = self.dir.join(format!("sha256-{hex}-{}", self.id_map.as_str()));
+        let entry = enter(&path).ok().flatten()?;
+        if let Some(layer) = self.use_if_whole(&entry, &path)? {
+            return Some(CachedLayer { root: layer, _lock: entry });
+        }
+        if !lock(&entry, &path, FlockOperation::NonBlockingLockExclusive) {
+            return None;
+        }
+        // Another step may have filled it between the locks.
+        if self.read_whole(&path).is_none() {
+            self.make_room(&path);
+            if self.fill(&path, unpack).is_err() {
+                // Best effort: the next step does it again.
+                let _ = clear(&path);
+                return None;
+            }
+        }
+        let layer = self.use_if_whole(&entry, &path)??;
+        Some(CachedLayer { root: layer, _lock: entry })
+    }
+
+    /// Removes the entries that were not used for longest, until there is room for another one. Entries in
+    /// use stay. Best effort: if the disk is full all the same, filling fails.
+    fn make_room(&self, except: &Path) {
+        let entries = fs::read_dir(&self.dir).into_iter().flatten().flatten().map(|entry| entry.path());
+        let mut entries: Vec<(SystemTime, u64, PathBuf)> = entries
+            .filter(|path| path != except && is_entry(path))
+            .map(|path| {
+                // An entry without a seal is of no use.
+                let used = fs::symlink_metadata(path.join("seal")).and_then(|seal| seal.modified());
+                let bytes = read_seal(&path).map_or(0, |seal| seal.bytes);
+                (used.unwrap_or(SystemTime::UNIX_EPOCH), bytes, path)
+            })
+            .collect();
+        entries.sort_unstable();
+        let mut bytes: u64 = entries.iter().map(|(_, bytes, _)| bytes).sum();
+        for (_, size, path) in entries {
+            // Half of what is free without the cache.
+            let free = statvfs(&self.dir).map_or(0, |disk| disk.f_bavail.saturating_mul(disk.f_frsize));
+            if bytes <= self.max_bytes.min(free.saturating_add(bytes) / 2) {
+                return;
+            }
+            let Ok(Some(entry)) = enter(&path) else { continue };
+            if lock(&entry, &path, FlockOperation::NonBlockingLockExclusive) && clear(&path).is_ok() {
+                let _ = fs::remove_dir(&path);
+                bytes = bytes.saturating_sub(size);
+            }
+        }
+    }
+
+    /// Locks an entry and returns its layer, if it is whole; `None` within if it is not. Returns `None` if it
+    /// cannot be locked.
+    fn use_if_whole(&self, entry: &OwnedFd, path: &Path) -> Option<Option<PathBuf>> {
+        if !lock(entry, path, FlockOperation::NonBlockingLockShared) {
+            return None;
+        }
+        let Some(layer) = self.read_whole(path) else { return Some(None) };
+        // Only the order of removal depends on it.
+        if let Ok(seal) = openat(CWD, path.join("seal"), FILE, Mode::empty()) {
+            let _ = File::from(seal).set_modified(SystemTime::now());
+        }
+        Some(Some(layer))
+    }
+
+    /// Returns the layer of an entry if it is as it was sealed.
+    fn read_whole(&self, path: &Path) -> Option<PathBuf> {
+        let layer = path.join("layer");
+        let seal = read_seal(path).filter(|seal| seal.boot == self.boot)?;
+        let found = tree::seal(&layer).ok()?;
+        (super::layer::hex(&found.hash) == seal.hash).then_some(layer)
+    }
+
+    /// Unpacks a layer into a locked entry.
+    fn fill(&self, path: &Path, unpack: impl FnOnce(&Path) -> Result<(), Failure>) -> Result<(), Failure> {
+        let failed = |error: &io::Error| Failure::io("fill the layer cache", error);
+        // What a killed step began, or what was damaged.
+        clear(path).map_err(|error| failed(&error))?;
+        let layer = path.join("layer");
+        DirBuilder::new().mode(0o755).create(&layer).map_err(|error| failed(&error))?;
+        fs::set_permissions(&layer, Permissions::from_mode(0o755)).map_err(|error| failed(&error))?;
+        unpack(&layer)?;
+        let finish = || {
+            let Seal { hash, bytes, .. } = tree::seal(&layer)?;
+            let aside = path.join("seal.new");
+            let text = format!("{SEAL_FORMAT}\n{}\n{}\n{bytes}\n", self.boot, super::layer::hex(&hash));
+            fs::write(&aside, text)?;
+            fs::rename(aside, path.join("seal"))
+        };
+        finish().map_err(|error| failed(&error))
+    }
+}
+
+/// Returns whether a directory belongs to this user, and no other user can write to it.
+fn is_ours(dir: BorrowedFd<'_>) -> io::Result<bool> {
+    let stat = fstat(dir)?;
+    Ok(stat.st_uid == geteuid().as_raw() && stat.st_mode & 0o022 == 0)
+}
+
+fn is_entry(path: &Path) -> bool {
+    path.file_name().is_some_and(|name| name.as_bytes().starts_with(b"sha256-"))
+}
+
+/// Opens an entry, which is created if it does not exist. Returns `None` if it cannot be trusted.
+fn enter(path: &Path) -> io::Result<Option<OwnedFd>> {
+    match DirBuilder::new().mode(0o700).create(path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+        _ => {}
+    }
+    let entry = openat(CWD, path, DIR, Mode::empty())?;
+    Ok(is_ours(entry.as_fd())?.then_some(entry))
+}
+
+/// Locks an entry, unless another process holds a lock that conflicts, or has removed the entry meanwhile.
+fn lock(entry: &OwnedFd, path: &Path, how: FlockOperation) -> bool {
+    let is_there = || {
+        let (opened, found) = (fstat(entry).ok()?, rustix::fs::lstat(path).ok()?);
+        Some((opened.st_dev, opened.st_ino) == (found.st_dev, found.st_ino))
+    };
+    loop {
+        match flock(entry, how) {
+            Ok(()) => return is_there() == Some(true),
+            Err(Errno::INTR) => {}
+            Err(_) => return false,
+        }
+    }
+}
+
+/// The content of a seal's file.
+struct SealFile {
+    boot: String,
+    hash: String,
+    bytes: u64,
+}
+
+fn read_seal(path: &Path) -> Option<SealFile> {
+    let file = openat(CWD, path.join("seal"), FILE, Mode::empty()).ok()?;
+    let mut text = String::new();
+    File::from(file).take(SEAL_FILE_BYTES).read_to_string(&mut text).ok()?;
+    let [SEAL_FORMAT, boot, hash, bytes] = text.lines().collect::<Vec<_>>()[..] else { return None };
+    Some(SealFile { boot: boot.to_owned(), hash: hash.to_owned(), bytes: bytes.parse().ok()? })
+}
+
+/// Removes everything in a locked entry, beginning with the seal.
+fn clear(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path.join("seal")) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => tree::remove_tree(&path.join("seal"))?,
+        _ => {}
+    }
+    for entry in fs::read_dir(path)? {
+        tree::remove_tree(&entry?.path())?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cache(dir: &Path, max_bytes: u64) -> LayerCache {
+        fs::set_permissions(dir, Permissions::from_mode(0o700)).unwrap();
+        LayerCache { max_bytes, ..LayerCache::at(dir, IdMap::Single).unwrap() }
+    }
+
+    fn id(number: u8) -> String {
+        format!("sha256:{number:064x}")
+    }
+
+    fn content(root: &Path) -> Result<(), Failure> {
+        fs::write(root.join("file"), vec![1; 100_000]).map_err(|error| Failure::io("write", &error))
+    }
+
+    fn never(_: &Path) -> Result<(), Failure> {
+        panic!("it is there")
+    }
+
+    #[test]
+    fn the_entries_that_were_not_used_for_longest_are_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = cache(dir.path(), 250_000);
+        let first = cache.get(&id(1), content).unwrap();
+        for number in 2..4 {
+            cache.get(&id(number), content).unwrap();
+        }
+        // It is in use. So the second one is removed.
+        cache.get(&id(4), content).unwrap();
+        assert!(first.root.join("file").exists());
+        cache.get(&id(1), never).unwrap();
+        cache.get(&id(3), never).unwrap();
+        let mut is_unpacked = false;
+        cache
+            .get(&id(2), |root| {
+                is_unpacked = true;
+                content(root)
+            })
+            .unwrap();
+        assert!(is_unpacked);
+    }
+
+    #[test]
+    fn an_entry_that_another_step_fills_is_not_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = cache(dir.path(), MAX_BYTES);
+        let filled = cache.get(&id(1), |root| {
+            assert!(cache.get(&id(1), never).is_none());
+            content(root)
+        });
+        assert!(filled.is_some());
+        // A failure leaves nothing, and the entry can be filled later.
+        assert!(cache.get(&id(2), |_| Err(Failure::passing("no"))).is_none());
+        assert!(cache.get(&id(2), content).is_some());
+        assert!(cache.get("sha256:../../etc", content).is_none() && cache.get("", content).is_none());
+    }
+
+    #[test]
+    fn a_directory_that_others_can_write_to_is_not_used() {
+        let dir = tempfile::tempdir().unwrap();
+        for (mode, is_used) in [(0o700, true), (0o755, true), (0o770, false), (0o1777, false)] {
+            fs::set_permissions(dir.path(), Permissions::from_mode(mode)).unwrap();
+            assert_eq!(LayerCache::at(dir.path(), IdMap::Single).is_ok(), is_used, "{mode:o}");
+        }
+        let link = dir.path().join("link");
+        fs::set_permissions(dir.path(), Permissions::from_mode(0o700)).unwrap();
+        std::os::unix::fs::symlink(dir.path(), &link).unwrap();
+        for path in [&*link, &dir.path().join("missing"), Path::new("relative")] {
+            assert!(LayerCache::at(path, IdMap::Single).unwrap_err().contains("is not used"));
+        }
+    }
+}
