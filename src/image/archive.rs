@@ -300,11 +300,6 @@ impl ImageFiles {
 }
 
 impl BlobAt {
-    /// Creates the location of a whole file of the store.
-    pub(super) fn file(path: PathBuf, length: u64) -> Self {
-        Self { place: BlobPlace::Path(path), offset: 0, length }
-    }
-
     /// Opens the file that contains the blob.
     pub(super) fn open(&self) -> Result<BlobFile, ImageError> {
         let file = match &self.place {

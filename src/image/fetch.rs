@@ -1,10 +1,11 @@
 //! Adds the layers of a pinned image to the store.
 //!
-//! Layers are fetched and unpacked concurrently, each under a lock that the kernel releases when its holder
-//! dies. If another task or process needs the same layer, it waits and then finds the layer in place. The
-//! configuration is kept last.
+//! Layers are fetched and unpacked concurrently, and each is unpacked while it is downloaded. That happens
+//! under a lock that the kernel releases when its holder dies. If another task or process needs the same
+//! layer, it waits and then finds the layer in place. The configuration is kept last.
 
 use std::{
+    cmp::Reverse,
     collections::BTreeSet,
     sync::{
         Arc,
@@ -42,13 +43,6 @@ pub(super) enum ImageOrigin {
     Registry(Box<super::registry::RemoteImage>),
 }
 
-/// A layer's bytes, ready to read, and the resource that keeps them available.
-pub(super) struct LayerBlob {
-    pub(super) at: BlobAt,
-    /// A download, which is removed after it is unpacked.
-    pub(super) _download: Option<Partial>,
-}
-
 /// One fetch.
 pub(super) struct ImageFetch<'a> {
     pub(super) store: &'a Arc<Store>,
@@ -72,7 +66,7 @@ impl ImageFetch<'_> {
     /// Fetches the missing layers.
     ///
     /// # Cancel safety
-    /// If the future is dropped, downloads are removed. A layer that is being unpacked is finished on its
+    /// If the future is dropped, downloads end. A layer of a file that is being unpacked is finished on its
     /// thread and then removed.
     pub(super) async fn run(&self, notes: &impl Notes) -> Result<(), ImageError> {
         base_layer(self.store, self.id_map)?;
@@ -101,7 +95,10 @@ impl ImageFetch<'_> {
         let (verb, past) = self.verbs();
         notes.note(format!("{verb} {}: {} in {} {layers}", self.name, megabytes(total), missing.len())).await;
         let done = AtomicU64::new(0);
-        let layers: Vec<_> = missing.iter().map(|layer| self.layer(layer, &done)).collect();
+        // The largest ones first: one that starts last would run alone in the end.
+        let mut missing: Vec<_> = missing.iter().collect();
+        missing.sort_by_key(|it| Reverse(self.length(it.index)));
+        let layers: Vec<_> = missing.into_iter().map(|layer| self.layer(layer, &done)).collect();
         let work = stream::iter(layers).buffer_unordered(AT_ONCE).try_for_each(|()| async { Ok(()) });
         tokio::pin!(work);
         loop {
@@ -130,12 +127,29 @@ impl ImageFetch<'_> {
         }
         // An existing directory is damaged.
         self.store.trash().discard_from(&self.store.layers().home(layer))?;
-        let blob = self.blob(*index, done).await?;
-        let (store, layer, diff_id) = (Arc::clone(self.store), layer.clone(), *diff_id);
-        let (id_map, limits, image) = (self.id_map, self.limits, self.name.to_owned());
+        let tree = match self.origin {
+            ImageOrigin::Local(image) => {
+                let at = image.layers[*index].clone();
+                done.fetch_add(at.length, Relaxed);
+                self.unpack(at, *diff_id).await?
+            }
+            #[cfg(feature = "registry")]
+            ImageOrigin::Registry(image) => {
+                let (store, name, diff_id) = (Arc::clone(self.store), self.name.to_owned(), *diff_id);
+                let (id_map, limits) = (self.id_map, self.limits);
+                let streamed = super::registry::StreamedLayer { store, image: name, diff_id, id_map, limits };
+                image.unpack(*index, streamed, done).await?
+            }
+        };
+        Ok(tree.place(layer)?)
+    }
+
+    /// Unpacks a layer that is a file of this machine.
+    async fn unpack(&self, at: BlobAt, diff_id: ImageDigest) -> Result<Partial, ImageError> {
+        let (store, id_map, limits, image) = (Arc::clone(self.store), self.id_map, self.limits, self.name.to_owned());
         let work = tokio::task::spawn_blocking(move || {
-            let file = layers::LayerFile { name: &image, diff_id, blob: blob.at.open()?, limits };
-            layers::unpack(&store, &layer, file, id_map)
+            let file = layers::LayerFile { name: &image, diff_id, blob: at.open()?, limits };
+            layers::unpack_tree(&store, file, id_map)
         });
         work.await.map_err(|error| self.no_thread(error))?
     }
@@ -176,19 +190,6 @@ impl ImageFetch<'_> {
             ImageOrigin::Local(image) => image.layers[index].length,
             #[cfg(feature = "registry")]
             ImageOrigin::Registry(image) => image.layers()[index].size,
-        }
-    }
-
-    #[cfg_attr(not(feature = "registry"), expect(clippy::unused_async, reason = "registries are waited for"))]
-    async fn blob(&self, index: usize, done: &AtomicU64) -> Result<LayerBlob, ImageError> {
-        match self.origin {
-            ImageOrigin::Local(image) => {
-                let at = image.layers[index].clone();
-                done.fetch_add(at.length, Relaxed);
-                Ok(LayerBlob { at, _download: None })
-            }
-            #[cfg(feature = "registry")]
-            ImageOrigin::Registry(image) => image.download(self.store, index, done).await,
         }
     }
 

@@ -178,6 +178,11 @@ pub(super) fn unpack(
     file: LayerFile<'_>,
     id_map: IdMap,
 ) -> Result<(), ImageError> {
+    Ok(unpack_tree(store, file, id_map)?.place(layer)?)
+}
+
+/// Unpacks a layer, and verifies its content. The tree is not put in its place.
+pub(super) fn unpack_tree(store: &Arc<Store>, file: LayerFile<'_>, id_map: IdMap) -> Result<Partial, ImageError> {
     let LayerFile { name, diff_id, blob, limits } = file;
     let partial = Partial::new(store)?;
     let unpacked = store.trash().tree_ops().unpack(blob, &partial.root(), id_map, limits);
@@ -187,7 +192,7 @@ pub(super) fn unpack(
         let (image, what) = (name.to_owned(), "a layer".into());
         return Err(ImageError::WrongDigest { image, what, expected: diff_id.to_string(), found: found.to_string() });
     }
-    Ok(partial.place(layer)?)
+    Ok(partial)
 }
 
 /// Returns the error of unpacking a layer. A full disk is reported as an error of the store.

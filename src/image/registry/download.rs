@@ -1,10 +1,7 @@
 //! Downloads blobs. Resumes after a broken connection, and verifies size and digest.
 
 use std::{
-    fs::{File, OpenOptions},
-    io::{Seek, SeekFrom, Write},
-    os::unix::fs::OpenOptionsExt,
-    path::{Path, PathBuf},
+    future::Future,
     sync::atomic::{AtomicU64, Ordering::Relaxed},
 };
 
@@ -17,13 +14,26 @@ use super::{
     error::{Attempts, DownloadError, RegistryError},
     session::{PATIENT, RegistrySession},
 };
-use crate::store::{ImageDigest, StoreError, error::IoContext};
+use crate::store::{ImageDigest, StoreError};
 
-/// The destination of a blob.
-#[derive(Debug)]
-pub(super) enum DownloadSink {
-    Memory(Vec<u8>),
-    File(File, PathBuf),
+/// The destination of a blob. What it received counts only once the whole blob is verified.
+pub(super) trait BlobSink: Send {
+    /// Receives the next bytes.
+    fn write(&mut self, bytes: &[u8]) -> impl Future<Output = Result<(), StoreError>> + Send;
+
+    /// Discards all received bytes.
+    fn restart(&mut self) -> impl Future<Output = ()> + Send;
+}
+
+impl BlobSink for Vec<u8> {
+    async fn write(&mut self, bytes: &[u8]) -> Result<(), StoreError> {
+        self.extend_from_slice(bytes);
+        Ok(())
+    }
+
+    async fn restart(&mut self) {
+        self.clear();
+    }
 }
 
 /// The progress of a download.
@@ -33,44 +43,18 @@ struct DownloadProgress {
     hash: Sha256,
 }
 
-impl DownloadSink {
-    /// Creates a new file.
-    pub(super) fn file(path: &Path) -> Result<Self, StoreError> {
-        let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).doing("make", path)?;
-        Ok(Self::File(file, path.to_owned()))
-    }
-
-    fn write(&mut self, bytes: &[u8]) -> Result<(), StoreError> {
-        match self {
-            Self::Memory(all) => all.extend_from_slice(bytes),
-            Self::File(file, path) => file.write_all(bytes).doing("write", path)?,
-        }
-        Ok(())
-    }
-
-    fn clear(&mut self) -> Result<(), StoreError> {
-        match self {
-            Self::Memory(all) => all.clear(),
-            Self::File(file, path) => {
-                file.set_len(0).and_then(|()| file.seek(SeekFrom::Start(0))).doing("empty", path)?;
-            }
-        }
-        Ok(())
-    }
-}
-
 impl RegistrySession {
     /// Downloads a blob. Received bytes are added to `done`, and subtracted again if they have to be
     /// downloaded again.
     pub(super) async fn blob(
         &self,
         descriptor: &Descriptor,
-        sink: &mut DownloadSink,
+        sink: &mut impl BlobSink,
         done: &AtomicU64,
     ) -> Result<(), DownloadError> {
         let mut attempts = Attempts::new(PATIENT);
         let mut progress = DownloadProgress::default();
-        sink.clear().map_err(DownloadError::Store)?;
+        sink.restart().await;
         loop {
             let before = progress.bytes;
             let error = match self.part(descriptor, sink, &mut progress, done).await {
@@ -87,7 +71,7 @@ impl RegistrySession {
             };
             match error {
                 // None of the received bytes can be trusted.
-                RegistryError::WrongDigest { .. } => restart(sink, &mut progress, done)?,
+                RegistryError::WrongDigest { .. } => restart(sink, &mut progress, done).await,
                 // The download makes progress, however slowly.
                 _ if progress.bytes > before => attempts.progressed(),
                 _ => {}
@@ -100,7 +84,7 @@ impl RegistrySession {
     async fn part(
         &self,
         descriptor: &Descriptor,
-        sink: &mut DownloadSink,
+        sink: &mut impl BlobSink,
         progress: &mut DownloadProgress,
         done: &AtomicU64,
     ) -> Result<(), DownloadError> {
@@ -110,7 +94,7 @@ impl RegistrySession {
         let mut stream = match answer.map_err(RegistryError::of)? {
             BlobResponse::Partial(stream) => stream,
             BlobResponse::Full(stream) => {
-                restart(sink, progress, done)?;
+                restart(sink, progress, done).await;
                 stream
             }
         };
@@ -123,15 +107,15 @@ impl RegistrySession {
                 return Err(RegistryError::WrongDigest { expected, found: "more bytes".into() }.into());
             }
             progress.hash.update(&bytes);
-            sink.write(&bytes).map_err(DownloadError::Store)?;
+            sink.write(&bytes).await.map_err(DownloadError::Store)?;
             done.fetch_add(bytes.len() as u64, Relaxed);
         }
         Ok(())
     }
 }
 
-fn restart(sink: &mut DownloadSink, progress: &mut DownloadProgress, done: &AtomicU64) -> Result<(), DownloadError> {
+async fn restart(sink: &mut impl BlobSink, progress: &mut DownloadProgress, done: &AtomicU64) {
     done.fetch_sub(progress.bytes, Relaxed);
     *progress = DownloadProgress::default();
-    sink.clear().map_err(DownloadError::Store)
+    sink.restart().await;
 }

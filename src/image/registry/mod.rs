@@ -7,6 +7,7 @@
 mod credentials;
 mod download;
 mod error;
+mod layer_sink;
 mod session;
 
 use std::{
@@ -22,19 +23,19 @@ use oci_client::{Client, Reference};
 use tokio::sync::OnceCell;
 
 use self::{
-    download::DownloadSink,
+    download::BlobSink,
     error::DownloadError,
+    layer_sink::LayerSink,
     session::{RegistrySession, client},
 };
 use super::{
     ImageDigest, ImageError, ImageOptions, Notes, PullPolicy,
-    archive::BlobAt,
-    fetch::LayerBlob,
     manifest::{Descriptor, Document, DocumentError, ImageConfig, ImageManifest, MAX_DOCUMENT_BYTES},
     partial::Partial,
     search::ManifestSearch,
 };
 use crate::store::{Store, TagRow};
+pub(super) use layer_sink::StreamedLayer;
 
 /// The registry whose images a mirror may have.
 const DOCKER_HUB: &str = "docker.io";
@@ -256,13 +257,10 @@ async fn config_of(
         let (image, bytes, limit) = (image.to_owned(), config.size, MAX_DOCUMENT_BYTES);
         return Err(ImageError::TooLarge { image, bytes, limit });
     }
-    let mut sink = DownloadSink::Memory(Vec::new());
+    let mut bytes = Vec::new();
     let from = BlobSource { image, sessions, what: "the configuration" };
-    from.download(config, &mut sink, &AtomicU64::new(0)).await?;
-    match sink {
-        DownloadSink::Memory(bytes) => Ok(bytes),
-        DownloadSink::File(..) => Ok(Vec::new()),
-    }
+    from.download(config, &mut bytes, &AtomicU64::new(0)).await?;
+    Ok(bytes)
 }
 
 /// Where a blob is looked for.
@@ -278,7 +276,7 @@ impl BlobSource<'_> {
     async fn download(
         &self,
         descriptor: &Descriptor,
-        sink: &mut DownloadSink,
+        sink: &mut impl BlobSink,
         done: &AtomicU64,
     ) -> Result<(), ImageError> {
         let mut failed = None;
@@ -332,21 +330,25 @@ impl RemoteImage {
         Ok(self.sources.sessions().await?.iter().collect())
     }
 
-    /// Downloads a layer to a file of the store, and verifies its digest. Adds the received bytes to `done`.
-    pub(super) async fn download(
+    /// Downloads the layer at `index` and unpacks it meanwhile. Returns the tree once both digests, that of
+    /// the download and that of the content, are verified. Adds the received bytes to `done`.
+    pub(super) async fn unpack(
         &self,
-        store: &Arc<Store>,
         index: usize,
+        layer: StreamedLayer,
         done: &AtomicU64,
-    ) -> Result<LayerBlob, ImageError> {
+    ) -> Result<Partial, ImageError> {
         let not_found = || ImageError::NotFound { image: self.name.clone(), place: None };
-        let layer = self.layers().get(index).ok_or_else(not_found)?;
-        let partial = Partial::free(store);
-        let mut sink = DownloadSink::file(partial.path())?;
+        let descriptor = self.layers().get(index).ok_or_else(not_found)?;
+        let mut sink = LayerSink::new(layer);
         let sessions = self.sessions().await?;
         let from = BlobSource { image: &self.name, sessions: &sessions, what: "a layer" };
-        from.download(layer, &mut sink, done).await?;
-        let at = BlobAt::file(partial.path().to_owned(), layer.size);
-        Ok(LayerBlob { at, _download: Some(partial) })
+        match from.download(descriptor, &mut sink, done).await {
+            Ok(()) => sink.finish().await,
+            Err(error) => {
+                sink.restart().await;
+                Err(error)
+            }
+        }
     }
 }

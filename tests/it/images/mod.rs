@@ -6,5 +6,6 @@ mod export;
 mod registry;
 mod registry_errors;
 mod selection;
+mod streaming;
 mod subordinate_ids;
 mod unpack;

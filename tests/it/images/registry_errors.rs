@@ -17,11 +17,13 @@ use crate::support::images::{Image, Layer};
 
 /// The registry's answer to a request for a path with a given suffix.
 #[derive(Debug, Clone)]
-enum Answer {
+pub(super) enum Answer {
     /// This status, and no body.
     Status(u16),
     /// This many bytes of the right body, then the connection ends.
     Cut(usize),
+    /// This many bytes of the right body, then nothing more.
+    Stall(usize),
     /// Another body.
     Instead(Vec<u8>),
 }
@@ -33,15 +35,15 @@ struct Script {
     requests: Vec<String>,
 }
 
-struct Fake {
-    host: String,
+pub(super) struct Fake {
+    pub(super) host: String,
     script: Arc<Mutex<Script>>,
     /// Aborted with the test's runtime.
     _server: tokio::task::JoinHandle<()>,
 }
 
 impl Fake {
-    async fn start(image: &Image, answers: &[(&str, Answer)]) -> Self {
+    pub(super) async fn start(image: &Image, answers: &[(&str, Answer)]) -> Self {
         let blobs = image.blobs();
         let mut bodies: BTreeMap<String, Vec<u8>> =
             blobs.iter().map(|blob| (ImageDigest::of(blob).to_string(), blob.clone())).collect();
@@ -53,6 +55,7 @@ impl Fake {
         let served = Arc::clone(&script);
         #[expect(clippy::disallowed_methods, reason = "a server of its own")]
         let server = tokio::spawn(async move {
+            let mut stalled = Vec::new();
             loop {
                 let (mut socket, _) = listener.accept().await.unwrap();
                 let mut request = Vec::new();
@@ -60,25 +63,28 @@ impl Fake {
                 while !request.ends_with(b"\r\n\r\n") && socket.read(&mut byte).await.is_ok_and(|read| read == 1) {
                     request.push(byte[0]);
                 }
-                let response = respond(&served, &String::from_utf8_lossy(&request));
+                let (response, stalls) = respond(&served, &String::from_utf8_lossy(&request));
                 let _ = socket.write_all(&response).await;
-                let _ = socket.shutdown().await;
+                match stalls {
+                    true => stalled.push(socket),
+                    false => drop(socket.shutdown().await),
+                }
             }
         });
         Self { host, script, _server: server }
     }
 
-    fn requests(&self, of: &str) -> usize {
+    pub(super) fn requests(&self, of: &str) -> usize {
         self.script.lock().unwrap().requests.iter().filter(|path| path.ends_with(of)).count()
     }
 }
 
-/// Returns the bytes of the response, after which the connection ends.
-fn respond(script: &Mutex<Script>, request: &str) -> Vec<u8> {
+/// Returns the bytes of the response, and whether the connection stays open after them.
+fn respond(script: &Mutex<Script>, request: &str) -> (Vec<u8>, bool) {
     let mut script = script.lock().unwrap();
     let path = request.split(' ').nth(1).unwrap_or_default().to_owned();
     if path == "/v2/" {
-        return response(200, &[], None);
+        return (response(200, &[], None), false);
     }
     script.requests.push(path.clone());
     let offset = request.lines().find_map(|line| {
@@ -88,18 +94,20 @@ fn respond(script: &Mutex<Script>, request: &str) -> Vec<u8> {
     let next = script.answers.iter().position(|(end, _)| path.ends_with(end.as_str()));
     let answer = next.map(|at| script.answers.remove(at).1);
     let body = script.bodies.iter().find(|(name, _)| path.ends_with(name.as_str())).map(|(_, body)| body.clone());
-    let Some(body) = body else { return response(404, br#"{"errors":[{"code":"MANIFEST_UNKNOWN"}]}"#, None) };
-    match answer {
+    let Some(body) = body else { return (response(404, br#"{"errors":[{"code":"MANIFEST_UNKNOWN"}]}"#, None), false) };
+    let stalls = matches!(answer, Some(Answer::Stall(_)));
+    let response = match answer {
         Some(Answer::Status(status)) => response(status, b"trouble", None),
         Some(Answer::Instead(other)) => response(200, &other, None),
-        Some(Answer::Cut(bytes)) => {
+        Some(Answer::Cut(bytes) | Answer::Stall(bytes)) => {
             let rest = &body[offset.unwrap_or(0)..];
             let mut whole = response(200, rest, offset);
             whole.truncate(whole.len() - rest.len() + bytes.min(rest.len()));
             whole
         }
         None => response(200, &body[offset.unwrap_or(0).min(body.len())..], offset),
-    }
+    };
+    (response, stalls)
 }
 
 fn response(status: u16, body: &[u8], offset: Option<usize>) -> Vec<u8> {

@@ -30,6 +30,9 @@ use super::{
 };
 use crate::tree::IdMap;
 
+/// The size of a write to a file.
+const BUFFER_BYTES: usize = 1 << 17;
+
 const WHITEOUT: &[u8] = b".wh.";
 /// The prefix of the storage driver's marks, which are not about a file. Only the one for opaque directories
 /// is part of the format.
@@ -51,6 +54,8 @@ pub(super) struct Writer {
     /// The time of the root directory. Its other attributes are not set, so that the same archive becomes the
     /// same tree.
     mtime: (i64, i64),
+    /// Data on the way from the archive to a file.
+    buffer: Vec<u8>,
 }
 
 #[derive(Debug, Clone)]
@@ -77,7 +82,8 @@ impl Attributes {
 impl Writer {
     pub(super) fn new(into: &Path, id_map: IdMap) -> Result<Self, Fault> {
         let root = open_dir(into).doing("open")?;
-        Ok(Self { id_map, cursor: DirCursor::new(root), implied: 0, dirs: BTreeMap::new(), mtime: (0, 0) })
+        let (cursor, buffer) = (DirCursor::new(root), Vec::new());
+        Ok(Self { id_map, cursor, implied: 0, dirs: BTreeMap::new(), mtime: (0, 0), buffer })
     }
 
     /// Makes one member.
@@ -111,7 +117,9 @@ impl Writer {
                 if is_for_root && self.cursor.top() == Some(b"dev") {
                     return Ok(());
                 }
-                self.make_room(name)?;
+                if !matches!(kind, Kind::File { .. }) {
+                    self.make_room(name)?;
+                }
                 self.leaf(name, member, data)
             }
         }
@@ -253,11 +261,10 @@ impl Writer {
         let attributes = Attributes::of(member);
         match &member.kind {
             Kind::File { bytes, pieces } => {
-                let name = CString::new(name.as_bytes()).map_err(|_| Fault::refused("its name contains a NUL byte"))?;
-                let mut file = create(self.here(), &name).doing("make")?;
+                let mut file = self.file(name)?;
                 match pieces {
-                    None => copy(data, &mut file, *bytes)?,
-                    Some(pieces) => copy_pieces(data, &mut file, *bytes, pieces)?,
+                    None => copy(data, &mut file, *bytes, &mut self.buffer)?,
+                    Some(pieces) => copy_pieces(data, &mut file, *bytes, pieces, &mut self.buffer)?,
                 }
                 self.give(file.as_fd(), &attributes)
             }
@@ -286,6 +293,19 @@ impl Writer {
             }
             Kind::Directory | Kind::HardLink { .. } | Kind::Skipped => Ok(()),
         }
+    }
+
+    /// Makes an empty file. Hardly ever does anything have to make room for it.
+    fn file(&mut self, name: &OsStr) -> Result<File, Fault> {
+        let c_name = CString::new(name.as_bytes()).map_err(|_| Fault::refused("its name contains a NUL byte"))?;
+        match create(self.here(), &c_name) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                self.make_room(name)?;
+                create(self.here(), &c_name)
+            }
+            created => created,
+        }
+        .doing("make")
     }
 
     /// Marks an entry of lower layers as removed. An entry of this layer with that name hides it anyway.
@@ -369,29 +389,39 @@ impl Writer {
 }
 
 /// Copies a file's data. Read errors and write errors are distinguished.
-fn copy(data: &mut impl Read, file: &mut File, bytes: u64) -> Result<(), Fault> {
+fn copy(data: &mut impl Read, file: &mut File, bytes: u64, buffer: &mut Vec<u8>) -> Result<(), Fault> {
     use io::Write;
-    let mut buffer = vec![0; usize::try_from(bytes).unwrap_or(usize::MAX).clamp(1, 1 << 17)];
+    buffer.resize(BUFFER_BYTES, 0);
     let mut left = bytes;
     while left > 0 {
         // Reads no more than is left: the data that follows may be another part of the file.
         let most = buffer.len().min(usize::try_from(left).unwrap_or(usize::MAX));
-        let read = data.read(&mut buffer[..most]).map_err(|error| Fault::reading(&error))?;
-        if read == 0 {
-            return Err(Fault::damaged("it ends in the middle"));
+        // A full buffer each time, because a write costs more than a read.
+        let mut filled = 0;
+        while filled < most {
+            match data.read(&mut buffer[filled..most]).map_err(|error| Fault::reading(&error))? {
+                0 => return Err(Fault::damaged("it ends in the middle")),
+                read => filled += read,
+            }
         }
-        file.write_all(&buffer[..read]).doing("write")?;
-        left = left.saturating_sub(read as u64);
+        file.write_all(&buffer[..filled]).doing("write")?;
+        left = left.saturating_sub(filled as u64);
     }
     Ok(())
 }
 
 /// Makes a sparse file: parts without data in the archive stay holes.
-fn copy_pieces(data: &mut impl Read, file: &mut File, bytes: u64, pieces: &[Piece]) -> Result<(), Fault> {
+fn copy_pieces(
+    data: &mut impl Read,
+    file: &mut File,
+    bytes: u64,
+    pieces: &[Piece],
+    buffer: &mut Vec<u8>,
+) -> Result<(), Fault> {
     file.set_len(bytes).doing("set the size of")?;
     for piece in pieces {
         file.seek(SeekFrom::Start(piece.offset)).doing("write")?;
-        copy(data, file, piece.bytes)?;
+        copy(data, file, piece.bytes, buffer)?;
     }
     Ok(())
 }
