@@ -15,6 +15,7 @@ mod live_output;
 mod lost_blobs;
 mod output;
 mod private_files;
+mod published_stream;
 mod python;
 mod remote_cache;
 mod remote_run;

@@ -18,7 +18,7 @@ use crate::{
     failure::{Failure, Outcome},
     pipelines::{self, nearest, parse},
     previous_durations, project_id,
-    reporter::{Format, Screen, text, to_stderr},
+    reporter::{Format, Screen, View, text, to_stderr},
     runners::{self, Runners},
     runtime::runtime,
     signals::Interrupts,
@@ -207,6 +207,7 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
     warnings::of_plan(&bound);
     let run_id = request.run_id;
     let format = args.format.unwrap_or_else(Format::default_here);
+    let view = View::new(format, args.logs, &bound);
     // One thread for the build (a build is one task), blocking threads to freeze files, and one thread that
     // shows it.
     let runtime = runtime()?;
@@ -215,7 +216,7 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
         tokio::select! {
             handle = bound.start() => {
                 let handle = handle.map_err(|error| definition.refused(error))?;
-                watch(handle, &mut interrupts, format, args.logs).await
+                watch(handle, &mut interrupts, view).await
             }
             () = interrupts.next() => Ok(End::Killed(None)),
         }
@@ -238,7 +239,7 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
         End::Ended(outcome) => {
             if outcome.status == BuildStatus::Infrastructure && is_full(&store) {
                 Failure::full_store().report();
-            } else if format != Format::Json {
+            } else if !format.is_json() {
                 point_at_what_is_left(&store, &outcome);
             }
             cache::collect_if_due(&store, run_id);
@@ -294,10 +295,10 @@ fn point_at_what_is_left(store: &StoreHandle, outcome: &BuildOutcome) {
 }
 
 /// Shows a build until it ends, or until the user forces its end.
-async fn watch(handle: BackendHandle, interrupts: &mut Interrupts, format: Format, logs: bool) -> Outcome<End> {
+async fn watch(handle: BackendHandle, interrupts: &mut Interrupts, view: View) -> Outcome<End> {
     let (events, control) = handle.into_parts();
     let cancel = control.cancel_token();
-    let mut screen = Screen::open(events, format, logs)
+    let mut screen = Screen::open(events, view)
         .map_err(|error| Failure::infrastructure("failed to start the output thread").because(error))?;
     let mut wait = pin!(control.wait());
     let ended = loop {
