@@ -17,7 +17,7 @@ def pipeline(slug, name=None):
         "node_holes": [], "edge_property": "directed", "edges": []}}
     pipelines.append({"slug": slug, "name": name, "definition": definition})
 def dump_registry_json():
-    return json.dumps({"schema_version": "1", "pipelines": pipelines})
+    return json.dumps({"schema_version": "1", "ls": pipelines})
 "#;
 
 /// A project with untrusted code, and its surroundings.
@@ -65,7 +65,7 @@ impl Hostile {
     }
 
     pub(crate) fn pipelines(&self) -> Ended {
-        Ended::of(&mut self.hm(&["pipelines"]))
+        Ended::of(&mut self.hm(&["ls"]))
     }
 
     /// Returns the output of a script, which must succeed.

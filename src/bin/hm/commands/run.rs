@@ -12,6 +12,7 @@ use uuid::Uuid;
 
 use crate::{
     args::{BindArgs, SourceArgs, existing_dir, parse_duration},
+    backend::BackendArgs,
     commands::cache,
     config::ConfigArgs,
     exit_code,
@@ -46,9 +47,12 @@ Exit codes:
 Environment variables:
   HM_CACHE_DIR   directory of layers, images and journals (default: hm in the XDG cache directory)
   HM_CACHE_GC    off: do not collect garbage or compress logs after the run; for the limits, see `hm cache gc --help`
-  HM_PYTHON      Python that renders .hm/*.py (default: python3)
+  HM_PYTHON, HM_NODE
+                 Python that renders .hm/*.py (default: python3); Node that renders .hm/*.ts (default: node)
+  HM_HARMONT_TS  directory of the package @harmont/hm, for projects that do not have it
+  HM_DSL         system: never download the package harmont for a Python that does not have it
   HM_RENDER_ENV, HM_RENDER_TIMEOUT
-                 additional variables for it, separated by commas; its time limit in seconds (default: 60)
+                 additional variables for them, separated by commas; its time limit in seconds (default: 60)
   HM_REGISTRY_MIRROR, HM_INSECURE_REGISTRIES, HM_MAX_IMAGE_BYTES
                  registry to try first for images of docker.io; registries to use without TLS, separated by
                  commas; size limit of an image
@@ -81,6 +85,10 @@ pub(crate) struct Args {
     /// Maximum number of steps that run at once on this machine [default: the number of CPUs]
     #[arg(short, long, value_name = "N")]
     jobs: Option<NonZeroUsize>,
+
+    /// Same as `--jobs`; 0 means 1
+    #[arg(long, value_name = "N", conflicts_with = "jobs")]
+    parallelism: Option<usize>,
 
     /// After a failure, continue with the steps that do not depend on the failed one
     #[arg(short, long)]
@@ -127,9 +135,19 @@ pub(crate) struct Args {
     #[arg(long)]
     trust: bool,
 
+    #[command(flatten)]
+    backend: BackendArgs,
+
     // Last, because its heading applies to all arguments that follow.
     #[command(flatten)]
     config: ConfigArgs,
+}
+
+impl Args {
+    /// Returns the maximum number of steps at once, if one was given.
+    fn jobs(&self) -> Option<NonZeroUsize> {
+        self.jobs.or(self.parallelism.map(|jobs| NonZeroUsize::new(jobs).unwrap_or(NonZeroUsize::MIN)))
+    }
 }
 
 /// When image tags are looked up in their registries.
@@ -166,8 +184,8 @@ enum End {
 pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
     let found = pipelines::find(&args.source)?;
     let definition = &found.definition;
-    let plan = parse(definition)?;
-    let bind = args.bind.bind_options()?;
+    let mut bind = args.bind.bind_options()?;
+    let plan = args.backend.apply(parse(definition)?, &mut bind)?;
     let secrets = args.bind.read_secrets()?;
     check_steps(&plan, &args.refresh)?;
     let sources = args.config.read(Some(&found.project))?;
@@ -199,7 +217,7 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
 
     let host_dirs = args.host_dirs.iter().map(|dir| existing_dir(dir)).collect::<Outcome<Vec<_>>>()?;
     let shared = runners::remote_cache(&images, &config)?;
-    let engine = Runners::on(&store, &host_dirs, images, config).engine(&store, args.jobs, shared)?;
+    let engine = Runners::on(&store, &host_dirs, images, config).engine(&store, args.jobs(), shared)?;
     let bound = engine.bind(&request).map_err(|error| definition.refused(error))?;
     for image in &bound.unused_images {
         to_stderr(&format!("warning: `--image {image}=...` has no effect: no step starts from that image"));
