@@ -354,14 +354,9 @@ fn files_of_a_project_that_hang_or_lead_elsewhere_are_refused_by_name() {
     fs::write(project.store.with_file_name("secret"), "[docker]\nhost = 's3cret'\n").unwrap();
     for how in SPOILT {
         spoil(&project.dir.join(".hm/hm.toml"), how);
-        for (args, code) in [
-            (&["run"][..], 2),
-            (&["plan"], 2),
-            (&["runners"], 2),
-            (&["trust"], 2),
-            (&["ls"], 0),
-            (&["render"], 0),
-        ] {
+        for (args, code) in
+            [(&["run"][..], 2), (&["plan"], 2), (&["runners"], 2), (&["trust"], 2), (&["ls"], 0), (&["render"], 0)]
+        {
             let ended = limited(&hm(&project, args)).expect(code);
             assert!(
                 ended.stderr.contains(".hm/hm.toml: it is") || ended.stderr.contains(".hm/hm.toml: it leads"),

@@ -17,7 +17,7 @@ def pipeline(slug, name=None):
         "node_holes": [], "edge_property": "directed", "edges": []}}
     pipelines.append({"slug": slug, "name": name, "definition": definition})
 def dump_registry_json():
-    return json.dumps({"schema_version": "1", "ls": pipelines})
+    return json.dumps({"schema_version": "1", "pipelines": pipelines})
 "#;
 
 /// A project with untrusted code, and its surroundings.

@@ -33,6 +33,18 @@ const SHA256: &str = "8cc5de800cd8eae1dc4ab5656cc20702bc2c7c6fb091c375865b4e7e74
 const SOURCE: &str = "HM_DSL";
 const SYSTEM: &str = "system";
 
+/// Runs pip. Its first argument is a directory from which nothing is imported: a package that is installed as
+/// a link to its source would bring code of that source. For the same reason no `sitecustomize` is run.
+const PIP: &str = "
+import os, site, sys
+site.execsitecustomize = site.execusercustomize = lambda: None
+site.main()
+checkout = os.path.join(sys.argv.pop(1), '')
+sys.path = [entry for entry in sys.path if not os.path.join(os.path.realpath(entry), '').startswith(checkout)]
+import runpy
+runpy.run_module('pip', run_name='__main__', alter_sys=True)
+";
+
 /// Returns the wheel, if the store has it.
 pub(super) fn stored() -> Option<PathBuf> {
     if is_forbidden() {
@@ -90,7 +102,8 @@ fn pip(python: &Path, to: &Path, checkout: &Path) -> anyhow::Result<()> {
     let dirs = environment::absolute(&path_list);
     let dirs = dirs.filter(|dir| !dir.canonicalize().is_ok_and(|dir| dir.starts_with(checkout)));
     let mut pip = Command::new(python);
-    pip.args(["-I", "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-input", "--no-deps"]);
+    pip.args(["-I", "-S", "-B", "-c", PIP]).arg(checkout);
+    pip.args(["download", "--quiet", "--disable-pip-version-check", "--no-input", "--no-deps"]);
     pip.args(["--only-binary", ":all:", "--dest"]).arg(to).arg(format!("harmont=={VERSION}"));
     pip.env("PATH", env::join_paths(dirs).unwrap_or_else(|_| OsString::new()));
     pip.env_remove("PWD").env_remove("OLDPWD").current_dir("/").stdin(Stdio::null());

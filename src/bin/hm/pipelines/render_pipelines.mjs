@@ -78,14 +78,16 @@ process.env = new Proxy(process.env, {
 // The last line of the project's own files that an error comes from.
 function located(error) {
   const stack = String(error?.stack ?? "");
-  const own = (url) => fileURLToPath(url).startsWith(project + path.sep) && fs.existsSync(fileURLToPath(url));
-  const places = [...stack.matchAll(/(file:\/\/[^\s()]+?):(\d+)(?::\d+)?\)?$/gm)].filter((match) => own(match[1]));
+  const toPath = (place) => (place.startsWith("file:") ? fileURLToPath(place) : place);
+  const own = (file) => file.startsWith(project + path.sep) && fs.existsSync(file);
+  const places = [...stack.matchAll(/((?:file:\/\/)?\/[^\s()]+?):(\d+)(?::\d+)?\)?$/gm)]
+    .map((match) => [toPath(match[1]), Number(match[2])])
+    .filter(([file]) => own(file));
   const inSource = /\[(\d+):\d+\]/.exec(String(error?.message ?? ""));
-  let url, line;
-  if (error?.file) [url, line] = [error.file, Number(inSource?.[1] ?? /:(\d+)\n/.exec(stack)?.[1] ?? 1)];
-  else if (places.length) [url, line] = [places[0][1], Number(places[0][2])];
-  else if (loading && own(loading)) url = loading;
-  const file = url && fileURLToPath(url);
+  let file, line;
+  if (error?.file) [file, line] = [toPath(error.file), Number(inSource?.[1] ?? /:(\d+)\n/.exec(stack)?.[1] ?? 1)];
+  else if (places.length) [file, line] = places[0];
+  else if (loading && own(toPath(loading))) file = toPath(loading);
   const source = line && fs.readFileSync(file, "utf8").split("\n")[line - 1]?.trim().slice(0, 500);
   const kind = error?.constructor?.name ?? typeof error;
   const words = String(error?.message ?? error).split("\n").map((text) => text.trim());
