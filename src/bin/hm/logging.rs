@@ -2,26 +2,49 @@
 //! stderr.
 //!
 //! Warnings are always shown; `HM_LOG` enables more (such as `HM_LOG=debug` or
-//! `HM_LOG=hm_exec::runner=trace`). While a build is shown they go through its reporter, so that they do not
-//! disturb a live display.
+//! `HM_LOG=hm_exec::runner=trace`), and so does `-v`. While a build is shown they go through its reporter, so
+//! that they do not disturb a live display.
 
 use std::{
+    fs::File,
     io,
+    path::Path,
     sync::{Mutex, PoisonError},
 };
 
 use tokio::sync::mpsc;
-use tracing_subscriber::{EnvFilter, fmt::MakeWriter};
+use tracing_chrome::{ChromeLayerBuilder, FlushGuard};
+use tracing_subscriber::{
+    EnvFilter, Layer,
+    filter::LevelFilter,
+    fmt::{self, MakeWriter},
+    layer::SubscriberExt,
+    util::SubscriberInitExt,
+};
 
-use crate::reporter::{text, to_stderr};
+use crate::{
+    failure::{Failure, Outcome},
+    reporter::{text, to_stderr},
+};
 
 /// The destination of lines while a build is shown.
 static SCREEN: Mutex<Option<mpsc::UnboundedSender<String>>> = Mutex::new(None);
 
-/// Starts logging.
-pub(crate) fn init() {
-    let filter = EnvFilter::try_from_env("HM_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
-    tracing_subscriber::fmt().with_env_filter(filter).without_time().with_ansi(false).with_writer(ToScreen).init();
+/// Starts logging, and tracing to a file. The trace is complete when the guard has been dropped.
+pub(crate) fn init(is_verbose: bool, trace: Option<&Path>) -> Outcome<Option<FlushGuard>> {
+    let level = if is_verbose { "debug" } else { "warn" };
+    let filter = EnvFilter::try_from_env("HM_LOG").unwrap_or_else(|_| EnvFilter::new(level));
+    let Some(path) = trace else {
+        tracing_subscriber::fmt().with_env_filter(filter).without_time().with_ansi(false).with_writer(ToScreen).init();
+        return Ok(None);
+    };
+    let file = File::create(path).map_err(|error| {
+        Failure::input(format_args!("failed to create the trace {}", path.display())).because(error)
+    })?;
+    let (layer, guard) = ChromeLayerBuilder::new().writer(file).include_args(true).build();
+    let log = fmt::layer().without_time().with_ansi(false).with_writer(ToScreen).with_filter(filter);
+    tracing_subscriber::registry().with(log).with(layer.with_filter(LevelFilter::DEBUG)).init();
+    Ok(Some(guard))
 }
 
 /// Sends log lines to `screen`, until its receiver is dropped.

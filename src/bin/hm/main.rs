@@ -1,6 +1,7 @@
 //! The `hm` command: arguments, rendering, exit codes. The library defines what a build is.
 
 mod args;
+mod backend;
 mod commands;
 mod config;
 mod exit_code;
@@ -18,7 +19,7 @@ mod store;
 mod trust;
 mod warnings;
 
-use std::process::ExitCode;
+use std::{path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 
@@ -26,17 +27,39 @@ use clap::{Parser, Subcommand};
 #[derive(Debug, Parser)]
 #[command(name = "hm", version, max_term_width = 100, arg_required_else_help = true)]
 struct Cli {
+    #[command(flatten)]
+    global: GlobalArgs,
+
     #[command(subcommand)]
     command: Command,
 }
 
+/// The options of all commands.
+#[derive(Debug, clap::Args)]
+struct GlobalArgs {
+    /// Print hm's own debug log on stderr; HM_LOG chooses what it contains
+    #[arg(short, long, global = true)]
+    verbose: bool,
+
+    /// Do not use colors, as with NO_COLOR=1
+    #[arg(long, global = true)]
+    no_color: bool,
+
+    /// Write a trace of hm's own work to FILE, for chrome://tracing or Perfetto
+    #[arg(long, global = true, value_name = "FILE")]
+    debug_trace: Option<PathBuf>,
+}
+
 #[derive(Debug, Subcommand)]
 enum Command {
+    Init(commands::init::Args),
     Run(Box<commands::run::Args>),
     Plan(commands::plan::Args),
+    Ls(commands::pipelines::ListArgs),
     Pipelines(commands::pipelines::Args),
     Render(commands::render::Args),
     Runners(commands::runners::Args),
+    Plugin(commands::runners::PluginArgs),
     Trust(commands::trust::Args),
     Logs(commands::logs::Args),
     Why(commands::why::Args),
@@ -46,20 +69,34 @@ enum Command {
     #[command(flatten)]
     Cluster(commands::cluster::Command),
     Doctor(commands::doctor::Args),
+    Completions(commands::completions::Args),
+    /// Print the version
+    Version,
 }
 
 fn main() -> ExitCode {
     // This comes first because the process may be the helper of a runner, started again.
     runners::init();
     hm_exec::open_files::raise_limit();
-    let command = Cli::parse().command;
-    logging::init();
+    let Cli { global, command } = Cli::parse();
+    if global.no_color {
+        reporter::style::disable_colors();
+    }
+    // Dropped last, when everything has been traced.
+    let _trace = match logging::init(global.verbose, global.debug_trace.as_deref()) {
+        Ok(trace) => trace,
+        Err(failure) => return failure.report(),
+    };
+    tracing::debug!(version = env!("CARGO_PKG_VERSION"), "started");
     let done = match command {
+        Command::Init(args) => commands::init::run(&args),
         Command::Run(args) => commands::run::run(&args),
         Command::Plan(args) => commands::plan::run(&args),
+        Command::Ls(args) => commands::pipelines::list(&args),
         Command::Pipelines(args) => commands::pipelines::run(&args),
         Command::Render(args) => commands::render::run(&args),
         Command::Runners(args) => commands::runners::run(&args),
+        Command::Plugin(args) => commands::runners::plugin(&args),
         Command::Trust(args) => commands::trust::run(&args),
         Command::Logs(args) => commands::logs::run(&args),
         Command::Why(args) => commands::why::run(&args),
@@ -67,6 +104,8 @@ fn main() -> ExitCode {
         Command::Cache(args) => commands::cache::run(&args),
         Command::Cluster(command) => commands::cluster::run(&command),
         Command::Doctor(args) => commands::doctor::run(&args),
+        Command::Completions(args) => commands::completions::run(&args),
+        Command::Version => commands::print(concat!("hm ", env!("CARGO_PKG_VERSION"), "\n")),
     };
     done.unwrap_or_else(|failure| failure.report())
 }

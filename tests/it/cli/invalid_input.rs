@@ -2,7 +2,7 @@
 
 use std::{fs, io::Write, process::Stdio};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::support::{
     backends::usable,
@@ -159,11 +159,21 @@ fn render_prints_a_pipeline_that_run_accepts() {
 #[test]
 fn pipelines_and_plan_print_text_and_json() {
     let project = Project::with_steps(&[("build", "cc x.c", None), ("test", "./a.out", Some(0))]);
-    let ended = Ended::of(&mut project.hm(&["pipelines"])).expect(0);
-    assert!(ended.stdout.starts_with("ci  "), "{}", ended.stdout);
-    let ended = Ended::of(&mut project.hm(&["pipelines", "--format", "json"])).expect(0);
-    let list: Value = serde_json::from_str(&ended.stdout).unwrap();
-    assert_eq!(list[0]["name"], "ci");
+    for args in [&["ls"][..], &["pipelines", "--format", "text"]] {
+        let ended = Ended::of(&mut project.hm(args)).expect(0);
+        assert!(ended.stdout.starts_with("ci  "), "{}", ended.stdout);
+    }
+    let envelope =
+        |args: &[&str]| -> Value { serde_json::from_str(&Ended::of(&mut project.hm(args)).expect(0).stdout).unwrap() };
+    let ir = json!({ "schema_version": "1", "pipelines": [{
+        "slug": "ci", "name": "ci", "allow_manual": true, "triggers": [],
+        "definition": serde_json::from_str::<Value>(&fs::read_to_string(project.dir.join(".hm/ci.json")).unwrap()).unwrap(),
+    }]});
+    assert_eq!(envelope(&["pipelines", "--format", "json"]), ir);
+    assert_eq!(envelope(&["pipelines"]), ir, "JSON unless stdout is a terminal");
+    let nothing = tempfile::tempdir().unwrap();
+    let dir = nothing.path().to_str().unwrap();
+    assert_eq!(envelope(&["pipelines", "-d", dir]), json!({ "schema_version": "1", "pipelines": [] }));
 
     let ended = Ended::of(&mut project.hm(&["plan", "--runner", "process"])).expect(0);
     assert_eq!(

@@ -67,7 +67,7 @@ impl Losing {
         *self.losses.lock().unwrap() = losses.iter().copied().collect();
         self.executed.store(0, Ordering::Relaxed);
         self.project.file(".hm/ci.json", ir);
-        let mut hm = self.project.hm(&["run", "--runner", "cloud", "--format", "json"]);
+        let mut hm = self.project.hm(&["run", "--runner", "cloud", "--format", "json-full"]);
         hm.args(&self.arguments).env("HM_CACHE_DIR", self.project.store.with_file_name(store));
         let events = Ended::of(&mut hm).expect(0).events();
         assert!(self.losses.lock().unwrap().is_empty(), "{:?}", self.losses);

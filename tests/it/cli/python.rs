@@ -47,7 +47,7 @@ fn a_harmont_pipeline_runs_unchanged_on_the_hosts_system() {
         assert_eq!(project.listing(), before, "no __pycache__, nothing");
     }
 
-    let ended = Ended::of(project.hm(&["pipelines"]).env("HM_PYTHON", &python)).expect(0);
+    let ended = Ended::of(project.hm(&["ls"]).env("HM_PYTHON", &python)).expect(0);
     assert_eq!(ended.stdout, "ci     .hm/*.py  Everything\nother  .hm/*.py\n");
     let ended = Ended::of(project.hm(&["run", "otter"]).env("HM_PYTHON", &python)).expect(2);
     assert!(ended.stderr.contains("did you mean `other`?"), "{}", ended.stderr);
@@ -63,14 +63,26 @@ fn without_a_substitution_the_refused_image_names_one() {
 }
 
 #[test]
-fn a_script_that_raises_shows_its_traceback() {
+fn an_error_in_a_file_is_shown_at_its_place() {
     let Some(python) = python_with_harmont() else { return };
-    let project = Project::new();
-    project.file(".hm/broken.py", "def f():\n    return 1 / 0\nf()\n");
-    let ended = Ended::of(project.hm(&["run"]).env("HM_PYTHON", &python)).expect(2);
-    assert!(ended.stderr.contains("ZeroDivisionError"), "{}", ended.stderr);
-    assert!(ended.stderr.contains("error: failed to render .hm/broken.py"), "{}", ended.stderr);
-    assert_eq!(ended.stdout, "");
+    for (text, said) in [
+        (
+            "def f():\n    return 1 / 0\nf()\n",
+            ".hm/broken.py:2: ZeroDivisionError: division by zero\n  - return 1 / 0\n",
+        ),
+        ("import harmont\n\nx = (1,\n", ".hm/broken.py:3: SyntaxError: '(' was never closed\n  - x = (1,\n"),
+        ("import json\njson.loads('{')\n", ".hm/broken.py:2: JSONDecodeError: Expecting property name"),
+        ("import harmont as hm\n@hm.pipeline('x')\ndef x():\n    return 5\n", ".hm/broken.py: TypeError: pipeline 'x'"),
+        ("import nothing\n", ".hm/broken.py:1: ModuleNotFoundError: No module named 'nothing'\n"),
+    ] {
+        let project = Project::new();
+        project.file(".hm/broken.py", text);
+        let ended = Ended::of(project.hm(&["run"]).env("HM_PYTHON", &python)).expect(2);
+        assert!(ended.stderr.starts_with(&format!("error: {said}")), "{}", ended.stderr);
+        assert!(ended.stderr.contains("`hm render`") && !ended.stderr.contains("frozen importlib"), "{}", ended.stderr);
+        assert_eq!(ended.stderr.contains("it runs in a sandbox"), text.contains("nothing"), "{}", ended.stderr);
+        assert_eq!(ended.stdout, "");
+    }
 }
 
 #[test]
@@ -135,6 +147,49 @@ fn without_harmont_the_hint_says_how_to_install_it() {
     let ended = Ended::of(project.hm(&["run"]).env("HM_PYTHON", &python)).expect(2);
     assert!(ended.stderr.contains("does not have the package `harmont`, which .hm/ci.py needs"), "{}", ended.stderr);
     assert!(ended.stderr.contains("-m pip install harmont"), "{}", ended.stderr);
+}
+
+#[test]
+fn a_python_without_harmont_gets_its_wheel_once() {
+    let Some(python) = python_with_harmont() else { return };
+    let index = tempfile::tempdir().unwrap();
+    let download = ["-m", "pip", "download", "--quiet", "--no-deps", "--dest"];
+    let got = Command::new(python).args(download).arg(index.path()).arg("harmont==0.0.9").output();
+    if !usable("pip", got.is_ok_and(|output| output.status.success()), "no wheel of harmont can be downloaded") {
+        return;
+    }
+    // A virtual environment without harmont, whose pip is that of the system.
+    let top = tempfile::tempdir().unwrap();
+    let mut venv = Command::new("/usr/bin/python3");
+    venv.args(["-m", "venv", "--system-site-packages", "--without-pip"]).arg(top.path());
+    let made = venv.output().is_ok_and(|output| output.status.success());
+    if !usable("python3 -m venv", made, "there is no /usr/bin/python3, or no package python3-venv") {
+        return;
+    }
+    let project = Project::new();
+    project.file(".hm/ci.py", PIPELINE);
+    let plan = |index: &std::path::Path| {
+        let mut hm = project.hm(&["ls"]);
+        hm.env("HM_PYTHON", top.path().join("bin/python3")).env_remove("HM_DSL");
+        Ended::of(hm.env("PIP_NO_INDEX", "1").env("PIP_FIND_LINKS", index))
+    };
+    // A file of that name which is not the package.
+    let forged = tempfile::tempdir().unwrap();
+    let name = "harmont-0.0.9-py3-none-any.whl";
+    let mut bytes = std::fs::read(index.path().join(name)).unwrap();
+    bytes.extend(*b"x");
+    std::fs::write(forged.path().join(name), bytes).unwrap();
+    let ended = plan(forged.path()).expect(2);
+    assert!(ended.stderr.contains("does not have the package `harmont`"), "{}", ended.stderr);
+    assert!(ended.stderr.contains("failed to download"), "{}", ended.stderr);
+    let ended = plan(index.path()).expect(0);
+    assert!(ended.stdout.starts_with("ci "), "{}", ended.stdout);
+    assert!(ended.stderr.starts_with("note: downloaded harmont 0.0.9"), "{}", ended.stderr);
+    let nothing = tempfile::tempdir().unwrap();
+    assert!(!plan(nothing.path()).expect(0).stderr.contains("downloaded"), "the store has it");
+    // A damaged file is downloaded again.
+    std::fs::write(project.store.join("dsl").join(name), "damaged").unwrap();
+    assert!(plan(index.path()).expect(0).stderr.contains("downloaded"));
 }
 
 #[test]

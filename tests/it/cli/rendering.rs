@@ -107,7 +107,7 @@ fn a_pipeline_sees_few_variables_and_missing_ones_are_reported() {
         "print(dict(os.environ))\nos.environ.get('DEPLOY_KEY')\nos.getenv('NEVER_SET')\nharmont.pipeline('ci')",
     );
     let hm = || {
-        let mut hm = hostile.hm(&["pipelines"]);
+        let mut hm = hostile.hm(&["ls"]);
         hm.env("DEPLOY_KEY", "SECRET-VALUE").env("GITHUB_SHA", "abc123").env("GITHUB_TOKEN", "SECRET-TOKEN");
         hm
     };
@@ -168,7 +168,7 @@ fn no_command_lets_a_pipeline_send_files_of_the_user() {
         hostile.around.path().join("home/.ssh/id_rsa"),
         at = recorder.address(),
     ));
-    for args in [&["pipelines"][..], &["render", "ci"], &["plan", "ci"], &["run", "ci"], &["runners"], &["doctor"]] {
+    for args in [&["ls"][..], &["render", "ci"], &["plan", "ci"], &["run", "ci"], &["runners"], &["doctor"]] {
         let mut hm = hostile.hm(args);
         hm.env("HM_REMOTE_HEADER", format!("authorization: Bearer {SECRET}")).env("TOKEN", SECRET);
         for proxy in ["http_proxy", "https_proxy", "all_proxy"] {
@@ -258,12 +258,12 @@ fn no_program_of_the_checkout_runs_outside_the_sandbox() {
     }
     let path = std::env::var("PATH").unwrap_or_default();
     let own = hostile.project.dir.join("bin");
-    for command in [&["pipelines"][..], &["plan"], &["render"], &["doctor"], &["run"]] {
+    for command in [&["ls"][..], &["plan"], &["render"], &["doctor"], &["run"]] {
         let mut hm = hostile.hm(command);
         hm.env("PATH", format!(".:bin::{}:{path}", own.display())).env_remove("HM_PYTHON");
         let ended = Ended::of(&mut hm);
         assert_eq!(hostile.marks(), Vec::<PathBuf>::new(), "{command:?}: {}", ended.stderr);
-        if matches!(command[0], "pipelines" | "plan" | "render") {
+        if matches!(command[0], "ls" | "plan" | "render") {
             let mut hm = hostile.hm(command);
             let ended = Ended::of(hm.env("PATH", format!(".:bin::{path}"))).expect(0);
             assert_eq!(hostile.marks(), Vec::<PathBuf>::new(), "{command:?}: {}", ended.stderr);
@@ -287,13 +287,13 @@ fn an_interpreter_of_the_checkout_is_run_in_the_sandbox() {
     hostile.script("print(sys.prefix)\nharmont.pipeline('ci')");
     let path = format!("{}:{}", venv.join("bin").display(), std::env::var("PATH").unwrap_or_default());
     let hm = || {
-        let mut hm = hostile.hm(&["pipelines"]);
+        let mut hm = hostile.hm(&["ls"]);
         hm.env("PATH", &path).env_remove("HM_PYTHON").env_remove("PYTHONPATH");
         hm
     };
     let ended = Ended::of(&mut hm()).expect(0);
     assert!(ended.stderr.contains(venv.to_str().unwrap()), "{}", ended.stderr);
-    let mut relative = hostile.hm(&["pipelines"]);
+    let mut relative = hostile.hm(&["ls"]);
     Ended::of(relative.env_remove("PYTHONPATH").env("HM_PYTHON", ".venv/bin/python3")).expect(0);
     assert_eq!(hostile.marks(), Vec::<PathBuf>::new());
     // Any program may stand in its place.
@@ -376,7 +376,7 @@ fn a_rendering_ends_with_an_interrupted_or_killed_hm() {
             "import signal\nfor it in (2, 15): signal.signal(it, signal.SIG_IGN)\nprint('here', flush=True)\n\
              os.system(\"trap '' INT TERM; sleep {marker}\")"
         ));
-        let mut hm = hostile.hm(&["pipelines"]);
+        let mut hm = hostile.hm(&["ls"]);
         let mut hm = hm.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         let mut lines = BufReader::new(hm.stderr.take().unwrap()).lines();
         assert_eq!(lines.next().unwrap().unwrap(), "here");
@@ -391,7 +391,7 @@ fn a_rendering_ends_with_an_interrupted_or_killed_hm() {
 fn concurrent_renderings_do_not_interfere() {
     let Some(hostile) = Hostile::new() else { return };
     hostile.script("open('/tmp/mine', 'x')\nharmont.pipeline('ci')");
-    let hm = || hostile.hm(&["pipelines"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let hm = || hostile.hm(&["ls"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     let all: Vec<_> = (0..6).map(|_| hm()).collect();
     for mut hm in all {
         assert!(hm.wait().unwrap().success());
@@ -402,7 +402,7 @@ fn concurrent_renderings_do_not_interfere() {
 fn without_a_sandbox_a_project_renders_only_with_consent() {
     let Some(hostile) = Hostile::new() else { return };
     let hm = |trust: &str| {
-        let of = hostile.hm(&["pipelines"]);
+        let of = hostile.hm(&["ls"]);
         let script = "echo 0 > /proc/sys/user/max_user_namespaces && exec \"$0\" \"$@\"";
         let mut hm = Command::new("unshare");
         hm.args(["--user", "--map-root-user", "sh", "-c", script]).arg(of.get_program()).args(of.get_args());

@@ -83,7 +83,7 @@ fn a_project_runs_nothing_outside_the_sandbox_without_consent() {
     assert_eq!((ran(&project), project.store.exists()), (None, false), "{refused:?}");
 
     // Commands that run nothing print a one-line warning and work without consent.
-    for command in ["plan", "pipelines", "render"] {
+    for command in ["plan", "ls", "render"] {
         let ended = Ended::of(&mut hm(&project, &[command])).expect(0);
         assert_eq!(ended.stderr.lines().count(), 1, "{command}: {}", ended.stderr);
         assert!(ended.stderr.contains("hm trust") && ended.stderr.contains("process"), "{}", ended.stderr);
@@ -201,7 +201,7 @@ fn files_of_another_user_above_the_project_are_not_trusted() {
     let project = Project::with_steps(&[("a", "true", None)]);
     fs::create_dir(project.dir.join(".git")).unwrap();
     fs::create_dir(project.dir.join("mine")).unwrap();
-    let list = || Ended::of(&mut hm(&project, &["pipelines", "-d", "mine"]));
+    let list = || Ended::of(&mut hm(&project, &["ls", "-d", "mine"]));
     list().expect(0);
     for given_away in [".hm", ".git"] {
         let give = |user| std::os::unix::fs::chown(project.dir.join(given_away), Some(user), None).unwrap();
@@ -246,7 +246,7 @@ fn images_outside_the_project_need_consent() {
         assert!(!asks || ended.code == Some(2), "{ended:?}");
         let named = Ended::of(&mut hm(&project, &["run", "--image", &format!("{image}=host")]));
         assert!(!named.stderr.contains("which you have not allowed"), "{image}: {}", named.stderr);
-        let ended = Ended::of(&mut hm(&project, &["pipelines"])).expect(0);
+        let ended = Ended::of(&mut hm(&project, &["ls"])).expect(0);
         assert_eq!(ended.stderr.contains("hm trust"), asks, "{image}: {}", ended.stderr);
     }
 }
@@ -328,7 +328,7 @@ fn consent_given_by_several_processes_at_once_is_all_stored() {
     }
     let listed = Ended::of(&mut hm(&project, &["trust", "--list"])).expect(0).stdout;
     assert_eq!(listed.matches("oci:/elsewhere/").count(), names.len(), "{listed}");
-    assert_eq!(Ended::of(&mut hm(&project, &["pipelines"])).expect(0).stderr, "");
+    assert_eq!(Ended::of(&mut hm(&project, &["ls"])).expect(0).stderr, "");
 }
 
 /// Puts a malicious file at `path`.
@@ -354,14 +354,9 @@ fn files_of_a_project_that_hang_or_lead_elsewhere_are_refused_by_name() {
     fs::write(project.store.with_file_name("secret"), "[docker]\nhost = 's3cret'\n").unwrap();
     for how in SPOILT {
         spoil(&project.dir.join(".hm/hm.toml"), how);
-        for (args, code) in [
-            (&["run"][..], 2),
-            (&["plan"], 2),
-            (&["runners"], 2),
-            (&["trust"], 2),
-            (&["pipelines"], 0),
-            (&["render"], 0),
-        ] {
+        for (args, code) in
+            [(&["run"][..], 2), (&["plan"], 2), (&["runners"], 2), (&["trust"], 2), (&["ls"], 0), (&["render"], 0)]
+        {
             let ended = limited(&hm(&project, args)).expect(code);
             assert!(
                 ended.stderr.contains(".hm/hm.toml: it is") || ended.stderr.contains(".hm/hm.toml: it leads"),
@@ -377,7 +372,7 @@ fn files_of_a_project_that_hang_or_lead_elsewhere_are_refused_by_name() {
             &["run", "odd"][..],
             &["plan", "odd"],
             &["render", "odd"],
-            &["pipelines"],
+            &["ls"],
             &["trust"],
             &["plan", "-f", ".hm/odd.json"],
         ] {
@@ -391,7 +386,7 @@ fn files_of_a_project_that_hang_or_lead_elsewhere_are_refused_by_name() {
     fs::remove_file(project.dir.join(".hm/odd.json")).unwrap();
     for how in ["a FIFO", "leads out", "leads out "] {
         spoil(&project.dir.join(".hm/odd.py"), how);
-        let ended = limited(&hm(&project, &["pipelines"])).expect(2);
+        let ended = limited(&hm(&project, &["ls"])).expect(2);
         assert!(ended.stderr.contains(".hm/odd.py") && ended.stderr.contains(how.trim()), "{ended:?}");
     }
     fs::remove_file(project.dir.join(".hm/odd.py")).unwrap();
@@ -412,7 +407,7 @@ fn files_of_a_project_that_hang_or_lead_elsewhere_are_refused_by_name() {
     fs::create_dir(&elsewhere).unwrap();
     fs::write(elsewhere.join("ci.json"), ir(&[("only", "true", None)])).unwrap();
     symlink("../elsewhere", project.dir.join(".hm")).unwrap();
-    for command in ["plan", "pipelines", "run"] {
+    for command in ["plan", "ls", "run"] {
         let ended = limited(&hm(&project, &[command])).expect(2);
         assert!(ended.stderr.contains("leads out of the project"), "{ended:?}");
     }

@@ -6,7 +6,7 @@ use super::{markdown::Block, shown_to_users};
 use crate::support::programs::hm;
 
 /// Commands with subcommands of their own.
-const NESTED: [&str; 1] = ["cache"];
+const NESTED: [&str; 2] = ["cache", "plugin"];
 
 #[test]
 fn shown_commands_have_the_options_that_they_are_shown_with() {

@@ -65,7 +65,7 @@ impl Hostile {
     }
 
     pub(crate) fn pipelines(&self) -> Ended {
-        Ended::of(&mut self.hm(&["pipelines"]))
+        Ended::of(&mut self.hm(&["ls"]))
     }
 
     /// Returns the output of a script, which must succeed.

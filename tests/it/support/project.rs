@@ -52,6 +52,8 @@ impl Project {
         command.args(args).current_dir(&self.dir).env("HM_CACHE_DIR", &self.store).stdin(Stdio::null());
         // The store is removed with the project, at any moment.
         command.env("HM_CACHE_GC", "off");
+        // Nothing is downloaded, except in the test of that.
+        command.env("HM_DSL", "system");
         for variable in ["HM_PYTHON", "NO_COLOR", "CLICOLOR_FORCE", "VIRTUAL_ENV"] {
             command.env_remove(variable);
         }

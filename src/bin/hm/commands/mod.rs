@@ -2,7 +2,9 @@
 
 pub(crate) mod cache;
 pub(crate) mod cluster;
+pub(crate) mod completions;
 pub(crate) mod doctor;
+pub(crate) mod init;
 pub(crate) mod logs;
 pub(crate) mod pipelines;
 pub(crate) mod plan;
@@ -39,7 +41,7 @@ pub(crate) enum AnswerFormat {
 }
 
 /// Prints a whole answer on stdout. It is no error if the reader closes the pipe early.
-fn print(answer: &str) -> Outcome<ExitCode> {
+pub(crate) fn print(answer: &str) -> Outcome<ExitCode> {
     let mut stdout = io::stdout().lock();
     match stdout.write_all(answer.as_bytes()).and_then(|()| stdout.flush()) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {

@@ -21,13 +21,14 @@ use uuid::Uuid;
 
 use crate::{
     args::{BindArgs, SourceArgs, existing_dir, parse_duration},
+    backend::BackendArgs,
     commands::cache,
     config::ConfigArgs,
     exit_code,
     failure::{Failure, Outcome},
     pipelines::{self, nearest, parse},
     previous_durations, project_id,
-    reporter::{Format, Screen, text, to_stderr},
+    reporter::{Format, Screen, View, text, to_stderr},
     runners::{self, Runners},
     runtime::runtime,
     signals::Interrupts,
@@ -55,9 +56,12 @@ Exit codes:
 Environment variables:
   HM_CACHE_DIR   directory of layers, images and journals (default: hm in the XDG cache directory)
   HM_CACHE_GC    off: do not collect garbage or compress logs after the run; for the limits, see `hm cache gc --help`
-  HM_PYTHON      Python that renders .hm/*.py (default: python3)
+  HM_PYTHON, HM_NODE
+                 Python that renders .hm/*.py (default: python3); Node that renders .hm/*.ts (default: node)
+  HM_HARMONT_TS  directory of the package @harmont/hm, for projects that do not have it
+  HM_DSL         system: never download the package harmont for a Python that does not have it
   HM_RENDER_ENV, HM_RENDER_TIMEOUT
-                 additional variables for it, separated by commas; its time limit in seconds (default: 60)
+                 additional variables for them, separated by commas; its time limit in seconds (default: 60)
   HM_REGISTRY_MIRROR, HM_INSECURE_REGISTRIES, HM_MAX_IMAGE_BYTES
                  registry to try first for images of docker.io; registries to use without TLS, separated by
                  commas; size limit of an image
@@ -90,6 +94,10 @@ pub(crate) struct Args {
     /// Maximum number of steps that run at once on this machine [default: the number of CPUs]
     #[arg(short, long, value_name = "N")]
     jobs: Option<NonZeroUsize>,
+
+    /// Same as `--jobs`; 0 means 1
+    #[arg(long, value_name = "N", conflicts_with = "jobs")]
+    parallelism: Option<usize>,
 
     /// After a failure, continue with the steps that do not depend on the failed one
     #[arg(short, long)]
@@ -136,9 +144,19 @@ pub(crate) struct Args {
     #[arg(long)]
     trust: bool,
 
+    #[command(flatten)]
+    backend: BackendArgs,
+
     // Last, because its heading applies to all arguments that follow.
     #[command(flatten)]
     config: ConfigArgs,
+}
+
+impl Args {
+    /// Returns the maximum number of steps at once, if one was given.
+    fn jobs(&self) -> Option<NonZeroUsize> {
+        self.jobs.or(self.parallelism.map(|jobs| NonZeroUsize::new(jobs).unwrap_or(NonZeroUsize::MIN)))
+    }
 }
 
 /// When image tags are looked up in their registries.
@@ -176,8 +194,8 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
     let mut early = None;
     let found = pipelines::find_while(&args.source, |dir, project| early = begin_freeze(args, dir, project))?;
     let definition = &found.definition;
-    let plan = parse(definition)?;
-    let bind = args.bind.bind_options()?;
+    let mut bind = args.bind.bind_options()?;
+    let plan = args.backend.apply(parse(definition)?, &mut bind)?;
     let secrets = args.bind.read_secrets()?;
     check_steps(&plan, &args.refresh)?;
     let sources = args.config.read(Some(&found.project))?;
@@ -213,7 +231,7 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
 
     let host_dirs = args.host_dirs.iter().map(|dir| existing_dir(dir)).collect::<Outcome<Vec<_>>>()?;
     let shared = runners::remote_cache(&images, &config)?;
-    let engine = Runners::on(&store, &host_dirs, images, config).engine(&store, args.jobs, shared)?;
+    let engine = Runners::on(&store, &host_dirs, images, config).engine(&store, args.jobs(), shared)?;
     let bound = engine.bind(&request).map_err(|error| definition.refused(error))?;
     for image in &bound.unused_images {
         to_stderr(&format!("warning: `--image {image}=...` has no effect: no step starts from that image"));
@@ -221,6 +239,7 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
     warnings::of_plan(&bound);
     let run_id = request.run_id;
     let format = args.format.unwrap_or_else(Format::default_here);
+    let view = View::new(format, args.logs, &bound);
     // One thread for the build (a build is one task), blocking threads to freeze files, and one thread that
     // shows it.
     let runtime = runtime()?;
@@ -229,7 +248,7 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
         tokio::select! {
             handle = bound.start() => {
                 let handle = handle.map_err(|error| definition.refused(error))?;
-                watch(handle, &mut interrupts, format, args.logs).await
+                watch(handle, &mut interrupts, view).await
             }
             () = interrupts.next() => Ok(End::Killed(None)),
         }
@@ -252,7 +271,7 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
         End::Ended(outcome) => {
             if outcome.status == BuildStatus::Infrastructure && is_full(&store) {
                 Failure::full_store().report();
-            } else if format != Format::Json {
+            } else if !format.is_json() {
                 point_at_what_is_left(&store, &outcome);
             }
             cache::collect_if_due(&store, run_id);
@@ -316,10 +335,10 @@ fn point_at_what_is_left(store: &StoreHandle, outcome: &BuildOutcome) {
 }
 
 /// Shows a build until it ends, or until the user forces its end.
-async fn watch(handle: BackendHandle, interrupts: &mut Interrupts, format: Format, logs: bool) -> Outcome<End> {
+async fn watch(handle: BackendHandle, interrupts: &mut Interrupts, view: View) -> Outcome<End> {
     let (events, control) = handle.into_parts();
     let cancel = control.cancel_token();
-    let mut screen = Screen::open(events, format, logs)
+    let mut screen = Screen::open(events, view)
         .map_err(|error| Failure::infrastructure("failed to start the output thread").because(error))?;
     let mut wait = pin!(control.wait());
     let ended = loop {

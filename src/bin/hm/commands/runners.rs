@@ -21,7 +21,7 @@ use crate::{
 };
 
 /// List the runners and whether they are available
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Default, clap::Args)]
 pub(crate) struct Args {
     /// Output format
     #[arg(long, value_enum, default_value_t)]
@@ -29,6 +29,23 @@ pub(crate) struct Args {
 
     #[command(flatten)]
     config: ConfigArgs,
+}
+
+/// Compatible with other versions of hm, in which runners are plugins
+#[derive(Debug, clap::Args)]
+pub(crate) struct PluginArgs {
+    #[command(subcommand)]
+    command: PluginCommand,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum PluginCommand {
+    /// List the runners, like `hm runners`
+    List,
+}
+
+pub(crate) fn plugin(PluginArgs { command: PluginCommand::List }: &PluginArgs) -> Outcome<ExitCode> {
+    run(&Args::default())
 }
 
 pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {

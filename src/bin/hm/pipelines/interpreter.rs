@@ -35,7 +35,7 @@ const OF_A_PREFIX: [&str; 4] = ["bin", "lib", "lib64", "pyvenv.cfg"];
 const BROAD: [&str; 8] = ["/", "/home", "/opt", "/root", "/srv", "/usr", "/usr/local", "/var"];
 
 /// An interpreter, and the directories that a sandbox must show for it.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Interpreter {
     /// Its absolute path.
     pub(super) program: PathBuf,

@@ -1,13 +1,16 @@
-//! The sources of pipelines: `.hm/*.json` (IR, named after the file), `.hm/*.py` (through harmont), or a file
-//! that the user names.
+//! The sources of pipelines: `.hm/*.json` (IR, named after the file), `.hm/*.py`, `.hm/*.ts` and `.hm/*.mts`
+//! (through harmont), or a file that the user names.
 //!
 //! Input: the shared [`SourceArgs`]. Output: IR text and the source directory. The library decodes the IR,
 //! not this module.
 
+mod envelope;
 mod environment;
+mod harmont_wheel;
 pub(crate) mod interpreter;
 mod python;
 pub(crate) mod rendering;
+mod typescript;
 
 use std::{
     fmt, fs, io,
@@ -38,10 +41,22 @@ pub(crate) struct Definition {
     pub(crate) name: String,
     /// The name that is shown to the user, if it differs.
     pub(crate) title: Option<String>,
+    /// What a service needs to know about it.
+    pub(crate) discovery: Discovery,
     /// The v0 IR.
     pub(crate) ir_json: String,
     /// Where it came from.
     pub(crate) origin: Origin,
+}
+
+/// What the discovery envelope has about a pipeline besides its IR, as the DSL wrote it.
+#[derive(Debug, Clone)]
+pub(crate) struct Discovery {
+    pub(crate) name: Option<String>,
+    /// Whether builds may be started by hand.
+    pub(crate) allow_manual: bool,
+    /// The events that start builds.
+    pub(crate) triggers: serde_json::Value,
 }
 
 /// Where a pipeline came from.
@@ -55,6 +70,8 @@ pub(crate) enum Origin {
     Stdin,
     /// The `.hm/*.py` files.
     Python,
+    /// The `.hm/*.ts` and `.hm/*.mts` files.
+    TypeScript,
 }
 
 impl fmt::Display for Origin {
@@ -63,6 +80,7 @@ impl fmt::Display for Origin {
             Self::File(path) | Self::Given(path) => path.display().fmt(f),
             Self::Stdin => f.write_str("stdin"),
             Self::Python => f.write_str(".hm/*.py"),
+            Self::TypeScript => f.write_str(".hm/*.ts"),
         }
     }
 }
@@ -71,7 +89,7 @@ impl Origin {
     /// Returns whether this comes from the checkout's author. If not, the user gave it.
     pub(crate) fn is_projects(&self) -> bool {
         match self {
-            Self::File(_) | Self::Python => true,
+            Self::File(_) | Self::Python | Self::TypeScript => true,
             Self::Given(_) | Self::Stdin => false,
         }
     }
@@ -165,17 +183,17 @@ impl Source {
         for path in files(&project, "json")? {
             found.push(read_ir(&project, &path)?);
         }
-        let scripts = files(&project, "py")?;
-        for script in &scripts {
-            // The file is read by another program, which would block on a FIFO.
-            project.open_file(script, PIPELINE_BYTES)?;
-        }
-        let scripts: Vec<PathBuf> = scripts.iter().map(|script| project.path().join(script)).collect();
-        if !scripts.is_empty() {
+        let dir = hm_dir.parent().unwrap_or(hm_dir);
+        let scripted = python::Project { dir, source: &self.dir, checkout: &self.checkout };
+        let (py, ts) = (scripts(&project, &["py"])?, scripts(&project, &["ts", "mts"])?);
+        if !py.is_empty() || !ts.is_empty() {
             meanwhile();
-            let dir = hm_dir.parent().unwrap_or(hm_dir);
-            let project = python::Project { dir, source: &self.dir, checkout: &self.checkout };
-            found.extend(python::render(&scripts, &project)?);
+        }
+        if !py.is_empty() {
+            found.extend(python::render(&py, &scripted)?);
+        }
+        if !ts.is_empty() {
+            found.extend(typescript::render(&ts, &scripted)?);
         }
         found.sort_by(|a, b| a.name.cmp(&b.name));
         if let Some(pair) = found.windows(2).find(|pair| pair[0].name == pair[1].name) {
@@ -210,7 +228,7 @@ impl Source {
         match (at, name) {
             (Some(at), _) => Ok(known.swap_remove(at)),
             (None, _) if names.is_empty() => Err(Failure::input(format_args!("no pipelines in {}", hm_dir.display()))
-                .hint("add NAME.json (v0 IR), or a Python file that uses harmont")),
+                .hint("run `hm init` to create one")),
             (None, Some(name)) => {
                 let failure = Failure::input(format_args!("no pipeline named `{name}` in {}", hm_dir.display()));
                 let known = names.join(", ");
@@ -227,9 +245,18 @@ impl Source {
 
     fn hm_dir(&self) -> Outcome<&Path> {
         self.hm_dir.as_deref().ok_or_else(|| {
-            Failure::input(format_args!("no directory .hm in {} or above it", self.dir.display()))
-                .hint("set the source directory with `-d DIR`, or pass an IR file with `-f IR.json`")
+            Failure::input(format_args!("no directory .hm in {} or above it", self.dir.display())).hint(
+                "run `hm init` to create a pipeline, set the source directory with `-d DIR`, or pass an IR file \
+                     with `-f IR.json`",
+            )
         })
+    }
+}
+
+impl Discovery {
+    /// Returns what is known of a pipeline that is an IR file: nothing starts it but a user.
+    fn of_file(name: &str) -> Self {
+        Self { name: Some(name.to_owned()), allow_manual: true, triggers: serde_json::Value::Array(Vec::new()) }
     }
 }
 
@@ -311,7 +338,7 @@ fn read_given(path: &Path, checkout: &Path) -> Outcome<Definition> {
 
 fn definition(origin: Origin, path: &Path, ir_json: String) -> Definition {
     let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-    Definition { name, title: None, ir_json, origin }
+    Definition { discovery: Discovery::of_file(&name), name, title: None, ir_json, origin }
 }
 
 fn read_stdin() -> Outcome<Definition> {
@@ -323,7 +350,7 @@ fn read_stdin() -> Outcome<Definition> {
     if ir_json.len() as u64 > PIPELINE_BYTES {
         return Err(Failure::input(format_args!("the pipeline on stdin is larger than {} MiB", PIPELINE_BYTES >> 20)));
     }
-    Ok(Definition { name: "stdin".into(), title: None, ir_json, origin: Origin::Stdin })
+    Ok(definition(Origin::Stdin, Path::new("stdin"), ir_json))
 }
 
 /// Returns the files of the project's `.hm` that end in `.extension`, by name. Files that start with `_` or
@@ -335,6 +362,25 @@ fn files(project: &ProjectDir, extension: &str) -> Outcome<Vec<PathBuf>> {
         !hidden && path.extension().is_some_and(|found| found == extension)
     };
     Ok(names.filter(is_wanted).collect())
+}
+
+/// Returns the absolute paths of the project's files that end in one of `extensions`.
+fn scripts(project: &ProjectDir, extensions: &[&str]) -> Outcome<Vec<PathBuf>> {
+    let mut scripts = Vec::new();
+    for extension in extensions {
+        scripts.extend(files(project, extension)?.into_iter().filter(|file| !is_declaration(file)));
+    }
+    for script in &scripts {
+        // The file is read by another program, which would block on a FIFO.
+        project.open_file(script, PIPELINE_BYTES)?;
+    }
+    scripts.sort();
+    Ok(scripts.iter().map(|script| project.path().join(script)).collect())
+}
+
+/// Returns whether a file has types alone, as `NAME.d.ts` has.
+fn is_declaration(file: &Path) -> bool {
+    file.file_stem().is_some_and(|stem| stem.as_encoded_bytes().ends_with(b".d"))
 }
 
 /// Returns the known name that is most similar to `name`, if any is similar enough.

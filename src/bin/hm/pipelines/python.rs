@@ -9,43 +9,15 @@ use std::{
 };
 
 use hm_exec::quote::quote;
-use serde::Deserialize;
-use serde_json::value::RawValue;
 
 use super::{
-    Definition, Origin, environment,
+    Definition, Origin,
+    envelope::Answer,
+    environment, harmont_wheel,
     interpreter::{self, Interpreter, Program},
     rendering::Rendering,
 };
-use crate::{
-    failure::{Failure, Outcome},
-    reporter::to_stderr,
-};
-
-/// The version of `harmont`'s envelope that this module supports.
-const ENVELOPE_VERSION: &str = "1";
-
-#[derive(Deserialize)]
-struct Answer {
-    envelope: Option<String>,
-    /// Variables that the files tried to read and that were not set.
-    #[serde(default)]
-    missed: Vec<String>,
-}
-
-#[derive(Deserialize)]
-struct Envelope {
-    schema_version: String,
-    pipelines: Vec<Registered>,
-}
-
-#[derive(Deserialize)]
-struct Registered {
-    slug: String,
-    #[serde(default)]
-    name: Option<String>,
-    definition: Box<RawValue>,
-}
+use crate::failure::{Failure, Outcome};
 
 /// The directories of a project.
 #[derive(Debug)]
@@ -69,52 +41,33 @@ pub(super) fn render(files: &[PathBuf], project: &Project<'_>) -> Outcome<Vec<De
         interpreter::find(&name, Some(project.checkout)).map_err(|error| cannot_start(&shown, files, error))?;
     let is_of_the_checkout = matches!(program, Program::OfTheCheckout(_));
     let python = Interpreter::of(program, project.checkout)?;
-    let output = rendering(python, files, project, is_of_the_checkout).run()?;
-    let answer: Answer = serde_json::from_slice(&output).map_err(|error| {
-        Failure::input(format_args!("`{shown}` ended without printing its pipelines")).because(error)
-    })?;
-    let withheld = environment::withheld(&answer.missed);
-    if !withheld.is_empty() {
-        let names = withheld.join(",");
-        to_stderr(&format!(
-            "note: {} read variables that are hidden from pipelines: set {}={names} to show them",
-            list(files),
-            environment::MORE
-        ));
-    }
-    let Some(envelope) = answer.envelope else {
-        let what = format_args!("`{shown}` does not have the package `harmont`, which {} needs", list(files));
-        return Err(Failure::input(what).hint(format_args!(
-            "run `{} -m pip install harmont`, or set HM_PYTHON to a Python that has it",
-            quote(&shown)
-        )));
+    let listed = list(files);
+    let run = |wheel: Option<PathBuf>| {
+        let output = rendering(python.clone(), files, project, (is_of_the_checkout, wheel)).run()?;
+        Answer::parse(&output, &shown)?.definitions(&listed, &Origin::Python)
     };
-    let envelope: Envelope = serde_json::from_str(&envelope).map_err(|error| {
-        Failure::input("failed to read the output of harmont")
-            .because(error)
-            .hint("run `pip install --upgrade harmont`")
-    })?;
-    if envelope.schema_version != ENVELOPE_VERSION {
-        return Err(Failure::input(format_args!(
-            "harmont's envelope has version {}, but this hm supports version {ENVELOPE_VERSION}",
-            envelope.schema_version
-        ))
-        .hint("install a version of harmont that fits this hm"));
+    let stored = if python.harmont().is_some() { None } else { harmont_wheel::stored() };
+    if let Some(definitions) = run(stored)? {
+        return Ok(definitions);
     }
-    let definitions = envelope.pipelines.into_iter().map(|registered| Definition {
-        title: registered.name.filter(|name| *name != registered.slug),
-        name: registered.slug,
-        ir_json: registered.definition.get().to_owned(),
-        origin: Origin::Python,
-    });
-    Ok(definitions.collect())
+    let lacking = |cause: Failure| {
+        Failure::input(format_args!("`{shown}` does not have the package `harmont`, which {listed} needs"))
+            .because(anyhow::anyhow!("{cause}"))
+            .hint(format_args!(
+                "run `{} -m pip install harmont`, or set HM_PYTHON to a Python that has it",
+                quote(&shown)
+            ))
+    };
+    let own = (!is_of_the_checkout).then_some(&*python.program);
+    let wheel = harmont_wheel::download(own, project.checkout).map_err(lacking)?;
+    run(Some(wheel))?.ok_or_else(|| lacking(Failure::input("the downloaded package cannot be imported")))
 }
 
 fn rendering<'a>(
     python: Interpreter,
     files: &[PathBuf],
     project: &Project<'a>,
-    is_of_the_checkout: bool,
+    (is_of_the_checkout, wheel): (bool, Option<PathBuf>),
 ) -> Rendering<'a> {
     let Interpreter { program, mut places, user_base } = python;
     let mut env = environment::shown(&program);
@@ -139,10 +92,14 @@ fn rendering<'a>(
         }
     }
     let mut argv = vec![program.into_os_string(), "-B".into(), "-c".into(), include_str!("render_pipelines.py").into()];
+    argv.push(project.dir.into());
+    argv.push(wheel.clone().unwrap_or_default().into());
+    places.extend(wheel);
     argv.extend(files.iter().map(|file| file.clone().into_os_string()));
     Rendering {
         files: list(files),
         language: "python",
+        variable: "HM_PYTHON",
         argv,
         env,
         project: project.dir,
@@ -153,7 +110,7 @@ fn rendering<'a>(
 }
 
 /// Refuses a path that is not a file of the project.
-fn check(file: &Path, project: &Path) -> Outcome<()> {
+pub(super) fn check(file: &Path, project: &Path) -> Outcome<()> {
     let shown = list(std::slice::from_ref(&file));
     let real = file.canonicalize();
     let real = real.map_err(|error| Failure::input(format_args!("failed to read {shown}")).because(error))?;
@@ -167,8 +124,7 @@ fn check(file: &Path, project: &Path) -> Outcome<()> {
     if fs::metadata(&real).is_ok_and(|metadata| metadata.is_file()) {
         return Ok(());
     }
-    Err(Failure::input(format_args!("{shown} is not a regular file"))
-        .hint("replace it with a Python file, or remove it"))
+    Err(Failure::input(format_args!("{shown} is not a regular file")).hint("replace it with a file, or remove it"))
 }
 
 fn cannot_start(python: &str, files: &[PathBuf], error: io::Error) -> Failure {
@@ -177,7 +133,7 @@ fn cannot_start(python: &str, files: &[PathBuf], error: io::Error) -> Failure {
     failure.hint("install Python 3 and its package harmont (`pip install harmont`), or set HM_PYTHON to a Python")
 }
 
-fn list(files: &[impl AsRef<Path>]) -> String {
+pub(super) fn list(files: &[impl AsRef<Path>]) -> String {
     let name = |file: &Path| file.file_name().unwrap_or(file.as_os_str()).to_string_lossy().into_owned();
     files.iter().map(|file| format!(".hm/{}", name(file.as_ref()))).collect::<Vec<_>>().join(", ")
 }

@@ -1,7 +1,8 @@
 """Prints the pipelines that the given files register, as one JSON object on what was stdout at the start.
 
-Run by `hm` as `python3 -B -c SOURCE FILE...`, in a sandbox. From the first line on, stdout is stderr for the files
-themselves, so that whatever they print cannot mix with the answer.
+Run by `hm` as `python3 -B -c SOURCE PROJECT WHEEL FILE...`, in a sandbox. WHEEL is a file with the package `harmont`,
+for a Python that does not have it, or empty. From the first line on, stdout is stderr for the files themselves, so
+that whatever they print cannot mix with the answer.
 """
 
 import os
@@ -17,6 +18,10 @@ if sys.path[0] == "":
 
 import importlib.util
 import json
+
+project, wheel, *files = sys.argv[1:]
+if wheel:
+    sys.path.append(wheel)
 
 try:
     import harmont
@@ -44,22 +49,45 @@ class Environ(type(os.environ)):
 
 os.environ.__class__ = Environ
 
-files = sys.argv[1:]
+
+def located(error):
+    """Returns the last line of the project's own files that an error comes from."""
+    import traceback
+
+    file, line, source = None, None, None
+    for frame in traceback.extract_tb(error.__traceback__):
+        if frame.filename.startswith(project + os.sep):
+            file, line, source = frame.filename, frame.lineno, frame.line
+    message = str(error)
+    if isinstance(error, SyntaxError) and str(error.filename).startswith(project + os.sep):
+        file, line, source, message = error.filename, error.lineno, error.text, error.msg
+    return {
+        "file": file and os.path.relpath(file, project),
+        "line": line,
+        "kind": type(error).__name__,
+        "message": message,
+        "source": source and source.strip()[:500],
+    }
+
+
 for file in files:
     folder = os.path.dirname(file)
     if folder not in sys.path:
         sys.path.append(folder)
-for file in files:
-    name = os.path.splitext(os.path.basename(file))[0]
-    spec = importlib.util.spec_from_file_location(name, file)
-    module = importlib.util.module_from_spec(spec)
-    # As a plain import would, so that the files can import each other and run once.
-    if name not in sys.modules:
-        sys.modules[name] = module
-        spec.loader.exec_module(module)
-    elif os.path.realpath(getattr(sys.modules[name], "__file__", None) or "") != os.path.realpath(file):
-        spec.loader.exec_module(module)
+try:
+    for file in files:
+        name = os.path.splitext(os.path.basename(file))[0]
+        spec = importlib.util.spec_from_file_location(name, file)
+        module = importlib.util.module_from_spec(spec)
+        # As a plain import would, so that the files can import each other and run once.
+        if name not in sys.modules:
+            sys.modules[name] = module
+            spec.loader.exec_module(module)
+        elif os.path.realpath(getattr(sys.modules[name], "__file__", None) or "") != os.path.realpath(file):
+            spec.loader.exec_module(module)
+    result = {"envelope": harmont.dump_registry_json()}
+except Exception as error:
+    result = {"error": located(error)}
 
-envelope = harmont.dump_registry_json()
-answer.write(json.dumps({"envelope": envelope, "missed": sorted(missed)}))
+answer.write(json.dumps({**result, "missed": sorted(missed)}))
 answer.close()

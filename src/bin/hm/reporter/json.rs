@@ -1,4 +1,4 @@
-//! `--format json`: the event stream, one event a line, and nothing else.
+//! `--format json` and `json-full`: the event stream, one event a line, and nothing else.
 
 use std::io::{self, Write};
 
@@ -7,22 +7,35 @@ use hm_exec::{BuildEvent, event::LogLines};
 use super::{
     BufferedWriter, Reporter,
     json_line::{JsonLine, needs_no_escape},
+    published::{PlanFacts, Translator},
 };
 
 pub(super) struct Json<W> {
     out: BufferedWriter<W>,
     /// How the newest line of output was written.
     line: Option<JsonLine>,
+    /// Translates all events but lines of output. `None` shows every event unchanged.
+    translator: Option<Translator>,
 }
 
 impl<W: Write> Json<W> {
-    pub(super) fn new(sink: W) -> Self {
-        Self { out: BufferedWriter::new(sink), line: None }
+    /// Creates a reporter. If there are `facts` about the plan, it uses the dialect of the published crate.
+    pub(super) fn new(sink: W, facts: Option<PlanFacts>) -> Self {
+        Self { out: BufferedWriter::new(sink), line: None, translator: facts.map(Translator::new) }
     }
 }
 
 impl<W: Write> Reporter for Json<W> {
     fn event(&mut self, event: &BuildEvent) {
+        if let (Some(translator), false) = (&mut self.translator, matches!(event, BuildEvent::StepLog { .. })) {
+            let Some(translated) = translator.translate(event) else { return };
+            self.out.push(|buffer| {
+                // Writing plain data to memory does not fail.
+                drop(serde_json::to_writer(&mut *buffer, &translated));
+                buffer.push(b'\n');
+            });
+            return;
+        }
         self.out.push(|buffer| {
             let is_written = self.line.as_ref().is_some_and(|line| line.push(buffer, event));
             if !is_written {
@@ -78,7 +91,7 @@ mod tests {
 
     fn shown(events: &[BuildEvent]) -> String {
         let mut shown = Vec::new();
-        let mut json = Box::new(Json::new(&mut shown));
+        let mut json = Box::new(Json::new(&mut shown, None));
         events.iter().for_each(|event| json.event(event));
         json.finish().unwrap();
         String::from_utf8(shown).unwrap()

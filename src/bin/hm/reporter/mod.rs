@@ -7,6 +7,7 @@ mod human;
 mod json;
 mod json_line;
 mod progress;
+mod published;
 pub(crate) mod style;
 mod summary;
 pub(crate) mod text;
@@ -23,7 +24,9 @@ use futures_util::FutureExt;
 use hm_exec::{
     BuildEvent, EventStream,
     event::{EventBatch, LogLines},
+    plan::BoundPlan,
 };
+use published::PlanFacts;
 use style::Style;
 use tokio::{
     sync::{mpsc, oneshot},
@@ -42,8 +45,10 @@ pub(crate) enum Format {
     Human,
     /// Running steps with their elapsed time, on stderr
     Progress,
-    /// The event stream on stdout, one JSON object per line
+    /// Events on stdout, one JSON object per line, as the ecosystem's readers know them
     Json,
+    /// All events of hm, and everything about them; a superset of what `json` shows
+    JsonFull,
 }
 
 impl Format {
@@ -52,11 +57,32 @@ impl Format {
         if io::stdout().is_terminal() && io::stderr().is_terminal() { Self::Progress } else { Self::Human }
     }
 
-    fn reporter(self, show_logs: bool) -> Box<dyn Reporter> {
-        match self {
-            Self::Human => Box::new(human::Human::new(StdWriter::new(io::stdout()), Style::of(&io::stdout()))),
-            Self::Progress => Box::new(progress::Progress::new(Style::of(&io::stderr()), show_logs)),
-            Self::Json => Box::new(json::Json::new(StdWriter::new(io::stdout()))),
+    /// Returns whether the output is for programs.
+    pub(crate) fn is_json(self) -> bool {
+        matches!(self, Self::Json | Self::JsonFull)
+    }
+}
+
+/// What to show of a build, and how.
+#[derive(Debug)]
+pub(crate) struct View {
+    format: Format,
+    /// Whether to show all output, also in `progress`.
+    show_logs: bool,
+    /// For `json` only.
+    facts: Option<PlanFacts>,
+}
+
+impl View {
+    pub(crate) fn new(format: Format, show_logs: bool, plan: &BoundPlan) -> Self {
+        Self { format, show_logs, facts: (format == Format::Json).then(|| PlanFacts::of(plan)) }
+    }
+
+    fn reporter(self) -> Box<dyn Reporter> {
+        match self.format {
+            Format::Human => Box::new(human::Human::new(StdWriter::new(io::stdout()), Style::of(&io::stdout()))),
+            Format::Progress => Box::new(progress::Progress::new(Style::of(&io::stderr()), self.show_logs)),
+            Format::Json | Format::JsonFull => Box::new(json::Json::new(StdWriter::new(io::stdout()), self.facts)),
         }
     }
 }
@@ -94,13 +120,13 @@ pub(crate) struct Screen {
 
 impl Screen {
     /// Starts to show `events`.
-    pub(crate) fn open(events: EventStream, format: Format, show_logs: bool) -> io::Result<Self> {
+    pub(crate) fn open(events: EventStream, view: View) -> io::Result<Self> {
         let (notices, inbox) = mpsc::unbounded_channel();
         let (ended, done) = oneshot::channel();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         std::thread::Builder::new().name("reporter".into()).spawn(move || {
             // It is alone on its thread, so it need not yield to other tasks.
-            let shown = runtime.block_on(unconstrained(show(events, inbox, format.reporter(show_logs))));
+            let shown = runtime.block_on(unconstrained(show(events, inbox, view.reporter())));
             // The receiver has been dropped if `hm` could not wait any longer.
             let _ = ended.send(shown);
         })?;

@@ -1,6 +1,18 @@
 //! The few colours that `hm` uses itself.
 
-use std::{env, io::IsTerminal};
+use std::{
+    env,
+    io::IsTerminal,
+    sync::atomic::{AtomicBool, Ordering},
+};
+
+/// Whether `--no-color` was given.
+static IS_DISABLED: AtomicBool = AtomicBool::new(false);
+
+/// Disables colours in every [`Style`] that is created from now on.
+pub(crate) fn disable_colors() {
+    IS_DISABLED.store(true, Ordering::Relaxed);
+}
 
 /// Whether to use colours, and whether to keep the colours of steps' output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -10,12 +22,12 @@ pub(crate) struct Style {
 }
 
 impl Style {
-    /// Enables colours if `stream` is a terminal. `NO_COLOR` and `CLICOLOR_FORCE`, if they are set and not
-    /// empty, override this, in this order.
+    /// Enables colours if `stream` is a terminal. `--no-color`, and the variables `NO_COLOR` and
+    /// `CLICOLOR_FORCE` if they are set and not empty, override this, in this order.
     pub(crate) fn of(stream: &impl IsTerminal) -> Self {
         let is_set = |name| env::var_os(name).is_some_and(|value| !value.is_empty());
         let forced = is_set("CLICOLOR_FORCE") && env::var_os("CLICOLOR_FORCE").is_some_and(|value| value != "0");
-        Self { colors: !is_set("NO_COLOR") && (forced || stream.is_terminal()) }
+        Self { colors: !IS_DISABLED.load(Ordering::Relaxed) && !is_set("NO_COLOR") && (forced || stream.is_terminal()) }
     }
 
     pub(crate) fn good(self, text: &str) -> String {

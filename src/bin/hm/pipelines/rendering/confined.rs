@@ -4,7 +4,7 @@ use std::{env, io, time::Duration};
 
 use hm_exec::runner::sandbox::{ConfinedCommand, ConfinedEnd, ConfinedError, ConfinedLimits, OutputStream};
 
-use super::{NoSandbox, Rendering};
+use super::{super::envelope::SANDBOXED, NoSandbox, Rendering};
 use crate::{
     failure::{Failure, Outcome},
     reporter::text,
@@ -45,7 +45,8 @@ pub(super) fn run(rendering: &Rendering<'_>) -> Result<Outcome<Vec<u8>>, NoSandb
         Err(ConfinedError::Program(error)) => {
             let failure = Failure::input(format_args!("failed to {error}, which {files} needs"));
             let here = "it runs in a sandbox with only the project and the interpreter's own directories";
-            Err(failure.hint(format_args!("{here}\nset HM_PYTHON to an interpreter outside of the project")))
+            Err(failure
+                .hint(format_args!("{here}\nset {} to an interpreter outside of the project", rendering.variable)))
         }
         Err(error @ ConfinedError::Path { .. }) => Err(Failure::input(format_args!("failed to render {files}"))
             .because(error)
@@ -80,10 +81,7 @@ fn confined(rendering: &Rendering<'_>) -> Result<Outcome<Vec<u8>>, ConfinedError
             let failure = because(format!("{language} failed with {}", status(code)));
             let correct = "see the traceback above; fix the file, then check the result with `hm render`";
             Err(if SIGNS.iter().any(|sign| printed.tail.contains(sign)) {
-                let sandboxed = "it runs in a sandbox with only the project and its language: without a network or \
-                                 a home directory, with only /tmp writable, and with few variables \
-                                 (HM_RENDER_ENV adds more)";
-                failure.hint(format_args!("{correct}\n{sandboxed}"))
+                failure.hint(format_args!("{correct}\n{SANDBOXED}"))
             } else {
                 failure.hint(correct)
             })

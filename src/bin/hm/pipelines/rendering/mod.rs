@@ -29,6 +29,8 @@ pub(super) struct Rendering<'a> {
     pub(super) files: String,
     /// The language's name, for messages.
     pub(super) language: &'a str,
+    /// The variable that names the program, for messages.
+    pub(super) variable: &'a str,
     /// The program's absolute path, and its arguments.
     pub(super) argv: Vec<OsString>,
     /// Its environment variables.

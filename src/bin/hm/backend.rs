@@ -1,0 +1,113 @@
+//! The backend of a whole build, and options that the published `hm` has for builds on its service.
+
+use clap::ValueEnum;
+use hm_exec::{Plan, plan::BindOptions};
+
+use crate::{
+    failure::{Failure, Outcome},
+    reporter::to_stderr,
+};
+
+/// The runner of virtual machines. In the published `hm`, it is the name of the container runner.
+const VM: &str = "vm";
+
+const DOCKER: &str = "docker";
+
+/// Where the build runs.
+#[derive(Debug, clap::Args)]
+pub(crate) struct BackendArgs {
+    /// Where the build runs [default: local]
+    #[arg(long, value_enum, value_name = "NAME")]
+    backend: Option<Backend>,
+
+    /// Same as `--backend cloud`
+    #[arg(long, hide = true, conflicts_with = "backend")]
+    cloud: bool,
+
+    /// Branch to record with a build on the service; without effect on this machine
+    #[arg(short, long, value_name = "NAME")]
+    branch: Option<String>,
+
+    /// Message to record with a build on the service; without effect on this machine
+    #[arg(short, long, value_name = "TEXT")]
+    message: Option<String>,
+
+    /// Organization of a build on the service; without effect on this machine
+    #[arg(long, value_name = "SLUG")]
+    org: Option<String>,
+
+    /// Return when the build has been submitted to the service
+    #[arg(long)]
+    no_watch: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Backend {
+    /// On this machine, on the runners that the pipeline names
+    Local,
+    /// On this machine, in containers; steps on runner `vm` as well
+    Docker,
+    /// On the hosted service
+    Cloud,
+}
+
+impl BackendArgs {
+    /// Applies the backend to a plan. Returns an error if there is no such backend.
+    pub(crate) fn apply(&self, plan: Plan, bind: &mut BindOptions) -> Outcome<Plan> {
+        let backend = if self.cloud { Some(Backend::Cloud) } else { self.backend };
+        if backend == Some(Backend::Cloud) {
+            return Err(Failure::input("this version of hm does not submit builds to the service")
+                .hint("run the build on this machine with `--backend local`"));
+        }
+        if self.no_watch {
+            return Err(Failure::input("`--no-watch` is not possible: a build on this machine ends with hm")
+                .hint("remove the option"));
+        }
+        if backend != Some(Backend::Docker) {
+            return Ok(plan);
+        }
+        bind.runner.get_or_insert_with(|| DOCKER.into());
+        let (plan, moved) = in_containers(plan)?;
+        if moved > 0 {
+            to_stderr(&format!("note: `--backend docker` runs steps on runner `{VM}` in containers ({moved} of them)"));
+        }
+        Ok(plan)
+    }
+}
+
+/// Replaces runner `vm` by `docker`. Returns the new plan, and the number of steps.
+fn in_containers(plan: Plan) -> Outcome<(Plan, usize)> {
+    let is_vm = |node: &&hm_exec::ir::Node| node.step.runner.as_deref() == Some(VM);
+    let moved = plan.pipeline().nodes.iter().filter(is_vm).count();
+    if moved == 0 {
+        return Ok((plan, 0));
+    }
+    let failed = |error: anyhow::Error| Failure::input("failed to move steps to containers").because(error);
+    let mut ir: serde_json::Value = serde_json::from_str(plan.ir_json()).map_err(|error| failed(error.into()))?;
+    let nodes = ir.pointer_mut("/graph/nodes").and_then(serde_json::Value::as_array_mut);
+    for runner in nodes.into_iter().flatten().filter_map(|node| node.pointer_mut("/step/runner")) {
+        if runner == VM {
+            *runner = DOCKER.into();
+        }
+    }
+    Ok((Plan::parse(ir.to_string()).map_err(|error| failed(error.into()))?, moved))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn steps_on_virtual_machines_move_to_containers_and_others_stay() {
+        let steps = [("a", "vm"), ("b", "process"), ("c", "vm")];
+        let nodes = steps.map(
+            |(key, runner)| serde_json::json!({ "step": { "key": key, "cmd": "true", "runner": runner }, "env": {} }),
+        );
+        let graph = serde_json::json!({ "nodes": nodes, "node_holes": [], "edge_property": "directed", "edges": [] });
+        let plan = Plan::parse(serde_json::json!({ "version": "0", "graph": graph }).to_string()).unwrap();
+        let (plan, moved) = in_containers(plan).unwrap();
+        let runners: Vec<_> = plan.pipeline().nodes.iter().map(|node| node.step.runner.as_deref().unwrap()).collect();
+        assert_eq!((moved, runners), (2, vec!["docker", "process", "docker"]));
+        assert_eq!(in_containers(plan).unwrap().1, 0);
+    }
+}

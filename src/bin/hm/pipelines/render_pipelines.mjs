@@ -1,0 +1,118 @@
+// Prints the pipelines that the given files export, as one JSON object on descriptor 3.
+//
+// Run by `hm` as `node --input-type=module --eval SOURCE PROJECT HARMONT FILE...`, in a sandbox. HARMONT is the
+// directory of the package `@harmont/hm`, or empty. Standard output is standard error for the files themselves,
+// so that whatever they print cannot mix with the answer.
+
+import fs from "node:fs";
+import module from "node:module";
+import path from "node:path";
+import { fileURLToPath, pathToFileURL } from "node:url";
+
+const [project, harmont, ...files] = process.argv.slice(1);
+
+function answer(value) {
+  const bytes = Buffer.from(JSON.stringify(value));
+  for (let at = 0; at < bytes.length; ) at += fs.writeSync(3, bytes, at);
+  process.exit(0);
+}
+
+if (!module.registerHooks || !module.stripTypeScriptTypes) answer({ too_old: process.version });
+
+// Where the package is, if the project does not have it: source or compiled.
+const ENTRIES = {
+  "@harmont/hm": ["index.ts", "index.js", "index.mjs"],
+  "@harmont/hm/toolchains": ["toolchains/index.ts", "toolchains/index.js", "toolchains.mjs"],
+};
+
+class Missing extends Error {}
+
+function given(specifier) {
+  const found = ENTRIES[specifier].map((name) => path.join(harmont, name)).find((file) => fs.existsSync(file));
+  if (!harmont || !found) throw new Missing(specifier);
+  return { url: pathToFileURL(found).href, format: "module", shortCircuit: true };
+}
+
+// The file that is loaded last, in which errors without a place are.
+let loading;
+
+module.registerHooks({
+  resolve(specifier, context, next) {
+    try {
+      return next(specifier, context);
+    } catch (error) {
+      if (Object.hasOwn(ENTRIES, specifier)) return given(specifier);
+      // TypeScript names the file that it would compile to.
+      if (/^\.{1,2}\/.*\.m?js$/.test(specifier)) return next(specifier.replace(/js$/, "ts"), context);
+      throw error;
+    }
+  },
+  load(url, context, next) {
+    if (!/^file:.*\.m?ts$/.test(url)) return next(url, context);
+    const text = fs.readFileSync(fileURLToPath(url), "utf8");
+    loading = url;
+    let source;
+    try {
+      source = module.stripTypeScriptTypes(text, { mode: "strip" });
+    } catch (error) {
+      if (error.code === "ERR_UNSUPPORTED_TYPESCRIPT_SYNTAX") {
+        source = module.stripTypeScriptTypes(text, { mode: "transform", sourceMap: true, sourceUrl: url });
+      } else {
+        error.file = url;
+        throw error;
+      }
+    }
+    return { format: "module", source, shortCircuit: true };
+  },
+});
+
+// Variables that the files ask for in vain: few are shown to a pipeline.
+const missed = new Set();
+process.env = new Proxy(process.env, {
+  get(env, name) {
+    if (typeof name === "string" && !(name in env) && missed.size < 64 && name.length < 256) missed.add(name);
+    return env[name];
+  },
+});
+
+// The last line of the project's own files that an error comes from.
+function located(error) {
+  const stack = String(error?.stack ?? "");
+  const toPath = (place) => (place.startsWith("file:") ? fileURLToPath(place) : place);
+  const own = (file) => file.startsWith(project + path.sep) && fs.existsSync(file);
+  const places = [...stack.matchAll(/((?:file:\/\/)?\/[^\s()]+?):(\d+)(?::\d+)?\)?$/gm)]
+    .map((match) => [toPath(match[1]), Number(match[2])])
+    .filter(([file]) => own(file));
+  const inSource = /\[(\d+):\d+\]/.exec(String(error?.message ?? ""));
+  let file, line;
+  if (error?.file) [file, line] = [toPath(error.file), Number(inSource?.[1] ?? /:(\d+)\n/.exec(stack)?.[1] ?? 1)];
+  else if (places.length) [file, line] = places[0];
+  else if (loading && own(toPath(loading))) file = toPath(loading);
+  const source = line && fs.readFileSync(file, "utf8").split("\n")[line - 1]?.trim().slice(0, 500);
+  const kind = error?.constructor?.name ?? typeof error;
+  const words = String(error?.message ?? error).split("\n").map((text) => text.trim());
+  const message = words.find((text) => text && !/^[,|·╭│╰]/.test(text))?.replace(/^(x|×)\s+/, "") ?? "";
+  return { file: file && path.relative(project, file), line, kind, message, source };
+}
+
+try {
+  const definitions = [];
+  for (const file of files) {
+    const loaded = await import(pathToFileURL(file));
+    const exported = loaded.default ?? loaded.pipelines;
+    definitions.push(...(Array.isArray(exported) ? exported : exported ? [exported] : []));
+  }
+  let hm;
+  try {
+    hm = module.createRequire(files[0]).resolve("@harmont/hm");
+  } catch {
+    hm = fileURLToPath(given("@harmont/hm").url);
+  }
+  const { renderEnvelope } = await import(pathToFileURL(hm));
+  const envelope = renderEnvelope(definitions, { basePath: process.cwd() });
+  missed.delete("HM_PIPELINE_ORG");
+  answer({ envelope, missed: [...missed].sort() });
+} catch (error) {
+  if (error instanceof Missing) answer({ missing: "@harmont/hm" });
+  answer({ error: located(error) });
+}

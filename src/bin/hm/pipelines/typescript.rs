@@ -1,0 +1,120 @@
+//! Pipelines written in TypeScript: `.hm/*.ts` and `.hm/*.mts`, rendered by the package `@harmont/hm` in the
+//! user's Node.
+//!
+//! The files run in a sandbox with the source directory as their working directory. Nothing is written next
+//! to them: types are removed in memory, and the package is found by a hook. Everything that they print goes
+//! to stderr.
+
+use std::{
+    env,
+    ffi::OsString,
+    fs::File,
+    io::{self, Read},
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+use super::{
+    Definition, Origin,
+    envelope::Answer,
+    environment,
+    interpreter::{self, Program},
+    python::{Project, check, list},
+    rendering::Rendering,
+};
+use crate::failure::{Failure, Outcome};
+
+/// The directory of the package `@harmont/hm`, for projects that do not have it in `node_modules`.
+const PACKAGE: &str = "HM_HARMONT_TS";
+
+/// The variable that names the program.
+const PROGRAM: &str = "HM_NODE";
+
+/// The options of Node, before those of the script. Errors are reported at their place in the source.
+const OPTIONS: [&str; 4] =
+    ["--disable-warning=ExperimentalWarning", "--enable-source-maps", "--input-type=module", "--eval"];
+
+/// Runs `files` and collects the pipelines that they export.
+pub(super) fn render(files: &[PathBuf], project: &Project<'_>) -> Outcome<Vec<Definition>> {
+    for file in files {
+        check(file, project.dir)?;
+    }
+    let listed = list(files);
+    let name = env::var_os(PROGRAM).filter(|name| !name.is_empty()).unwrap_or_else(|| "node".into());
+    let shown = name.to_string_lossy().into_owned();
+    let install =
+        format!("install Node 22.15 or later, for example from npm's package `node`, or set {PROGRAM} to one");
+    let program = interpreter::find(&name, Some(project.checkout))
+        .and_then(|program| real_program(program, project.checkout))
+        .map_err(|error| {
+            Failure::input(format_args!("failed to start `{shown}`, which {listed} needs"))
+                .because(error)
+                .hint(&install)
+        })?;
+    let package = env::var_os(PACKAGE).map(PathBuf::from).filter(|dir| dir.is_absolute());
+    let output = rendering(program, files, project, package).run()?;
+    let answer = Answer::parse(&output, &shown)?;
+    if let Some(version) = &answer.too_old {
+        return Err(
+            Failure::input(format_args!("`{shown}` is Node {version}, which is too old for {listed}")).hint(install)
+        );
+    }
+    answer.definitions(&listed, &Origin::TypeScript)?.ok_or_else(|| {
+        Failure::input(format_args!("the project does not have the package `@harmont/hm`, which {listed} needs"))
+            .hint(format_args!("install it in the project, or set {PACKAGE} to the absolute path of its directory"))
+    })
+}
+
+fn rendering<'a>(
+    program: Program,
+    files: &[PathBuf],
+    project: &Project<'a>,
+    package: Option<PathBuf>,
+) -> Rendering<'a> {
+    let (program, is_of_the_checkout) = match program {
+        Program::OfTheUser(program) => (program, false),
+        Program::OfTheCheckout(program) => (program, true),
+    };
+    let env = environment::shown(&program);
+    // What the project names must not show anything else of the user's.
+    let mut places = if is_of_the_checkout { Vec::new() } else { vec![program.clone()] };
+    // The answer goes to descriptor 3, and everything else to stderr.
+    let mut argv: Vec<OsString> = ["/bin/sh", "-c", r#"exec "$@" 3>&1 1>&2"#, "sh"].map(Into::into).into();
+    argv.push(program.into());
+    argv.extend(OPTIONS.map(OsString::from));
+    argv.extend([include_str!("render_pipelines.mjs").into(), project.dir.into()]);
+    argv.push(package.clone().unwrap_or_default().into());
+    argv.extend(files.iter().map(|file| file.clone().into_os_string()));
+    places.extend(package);
+    Rendering {
+        files: list(files),
+        language: "typescript",
+        variable: PROGRAM,
+        argv,
+        env,
+        project: project.dir,
+        dir: project.source,
+        places,
+        is_of_the_checkout,
+    }
+}
+
+/// Resolves the links of a program. A script that starts the program, as version managers install it, is
+/// asked where the program is, from `/`.
+fn real_program(program: Program, checkout: &Path) -> io::Result<Program> {
+    let Program::OfTheUser(path) = program else { return Ok(program) };
+    let path = path.canonicalize()?;
+    let mut start = [0; 2];
+    if File::open(&path)?.read_exact(&mut start).is_err() || start != *b"#!" {
+        return Ok(Program::OfTheUser(path));
+    }
+    let path_list = env::var_os("PATH").unwrap_or_default();
+    let dirs = environment::absolute(&path_list);
+    let dirs = dirs.filter(|dir| !dir.canonicalize().is_ok_and(|dir| dir.starts_with(checkout)));
+    let mut ask = Command::new(&path);
+    ask.args(["-p", "process.execPath"]).current_dir("/").stdin(Stdio::null());
+    ask.env("PATH", env::join_paths(dirs).unwrap_or_default()).env_remove("NODE_OPTIONS").env_remove("PWD");
+    let answer = ask.output()?.stdout;
+    let real = PathBuf::from(String::from_utf8_lossy(&answer).trim_end());
+    if real.is_absolute() { interpreter::find(real.as_os_str(), Some(checkout)) } else { Ok(Program::OfTheUser(path)) }
+}

@@ -1,0 +1,158 @@
+//! Pipelines in TypeScript, with the package `@harmont/hm`.
+
+use std::{env, fs, path::PathBuf, process::Command};
+
+use serde_json::{Value, json};
+
+use crate::support::{
+    backends::usable,
+    project::{Ended, Project},
+};
+
+/// A stand-in for the package with the functions that these tests use. It has what the real one has in its
+/// own source: types, a private member, and imports of `.js` files that are `.ts` files.
+const INDEX: &str = r#"
+export { step, type Step } from "./step.js";
+interface Definition { readonly slug: string; readonly steps: readonly string[] }
+export function renderEnvelope(definitions: readonly Definition[], options?: { basePath?: string }): string {
+  const node = (cmd: string, at: number) => ({ step: { key: `step-${at}`, cmd, image: "host" }, env: {} });
+  const pipelines = definitions.map((it) => ({
+    slug: it.slug, name: it.slug, allow_manual: true, triggers: [],
+    definition: { version: "0", graph: {
+      nodes: it.steps.map(node), node_holes: [], edge_property: "directed", edges: [] } },
+  }));
+  return JSON.stringify({ schema_version: "1", pipelines });
+}
+"#;
+
+const STEP: &str = "export type Step = string;\nexport class Own { private readonly x: number = 1; }\n\
+                    export const step = (cmd: string): Step => cmd;\n";
+
+const PIPELINE: &str = r#"import { step, type Step } from "@harmont/hm";
+import { tool } from "@harmont/hm/toolchains";
+import { more } from "./_more.js";
+console.log("printed by the file");
+enum Kind { Fast = "fast" }
+const steps: Step[] = [step(`echo ${Kind.Fast}`), step(tool), more];
+export default [{ slug: "ci", steps }];
+"#;
+
+/// Returns a Node that can render pipelines. If there is none, prints a note and returns `None`.
+fn node() -> Option<PathBuf> {
+    let candidates = [env::var_os("HM_NODE").unwrap_or_default().into(), PathBuf::from("node")];
+    let is_recent = |node: &PathBuf| {
+        let mut check = Command::new(node);
+        check.args(["-e", "process.exit(require('module').registerHooks ? 0 : 1)"]);
+        check.output().is_ok_and(|output| output.status.success())
+    };
+    let found = candidates.into_iter().filter(|node| !node.as_os_str().is_empty()).find(is_recent);
+    usable("node", found.is_some(), "no Node 22.15 or later: install npm's package `node`, or set HM_NODE")
+        .then_some(())?;
+    found
+}
+
+/// Creates a project with the pipeline, and the package outside of it.
+fn project() -> (Project, PathBuf) {
+    let project = Project::new();
+    project.file(".hm/ci.ts", PIPELINE);
+    project.file(".hm/_more.ts", "export const more: string = 'echo more';\n");
+    project.file(".hm/ci.d.ts", "this is not read");
+    let package = project.dir.with_file_name("harmont-ts");
+    for (name, text) in
+        [("index.ts", INDEX), ("step.ts", STEP), ("toolchains/index.ts", "export const tool: string = 'echo tool';\n")]
+    {
+        let path = package.join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
+    }
+    (project, package)
+}
+
+#[test]
+fn a_typescript_pipeline_is_rendered_and_what_it_prints_does_no_harm() {
+    let Some(node) = node() else { return };
+    let (project, package) = project();
+    let before = project.listing();
+    let mut hm = project.hm(&["pipelines"]);
+    let ended = Ended::of(hm.env("HM_NODE", &node).env("HM_HARMONT_TS", &package)).expect(0);
+    let envelope: Value = serde_json::from_str(&ended.stdout).unwrap();
+    assert_eq!(envelope["pipelines"][0]["slug"], "ci");
+    let nodes = envelope["pipelines"][0]["definition"]["graph"]["nodes"].as_array().unwrap();
+    let commands: Vec<_> = nodes.iter().map(|node| node["step"]["cmd"].as_str().unwrap()).collect();
+    assert_eq!(commands, ["echo fast", "echo tool", "echo more"]);
+    assert_eq!(ended.stderr, "printed by the file\n");
+    let mut hm = project.hm(&["run", "--runner", "process"]);
+    let ended = Ended::of(hm.env("HM_NODE", &node).env("HM_HARMONT_TS", &package)).expect(0);
+    assert!(ended.stdout.contains("| more"), "{}", ended.stdout);
+    assert_eq!(project.listing(), before, "nothing is written next to the files");
+
+    // The project's own package comes first.
+    project.file(
+        "node_modules/@harmont/hm/package.json",
+        &json!({
+            "name": "@harmont/hm", "type": "module", "exports": { ".": "./index.js", "./toolchains": "./tools.js" },
+        })
+        .to_string(),
+    );
+    project.file(
+        "node_modules/@harmont/hm/index.js",
+        "export const step = (cmd) => cmd + ' own';\n\
+        export const renderEnvelope = (all) => JSON.stringify({ schema_version: '1', pipelines: all.map((it) => ({ \
+        slug: it.slug, definition: { it: it.steps } })) });\n",
+    );
+    project.file("node_modules/@harmont/hm/tools.js", "export const tool = 'own';\n");
+    let mut hm = project.hm(&["pipelines"]);
+    let ended = Ended::of(hm.env("HM_NODE", &node).env_remove("HM_HARMONT_TS")).expect(0);
+    assert!(ended.stdout.contains(r#"{"it":["echo fast own","own own","echo more"]}"#), "{}", ended.stdout);
+}
+
+#[test]
+fn errors_in_typescript_are_shown_at_their_place() {
+    let Some(node) = node() else { return };
+    for (text, said) in [
+        (
+            "const x: number = 1;\nthrow new RangeError('no');\n",
+            ".hm/ci.ts:2: RangeError: no\n  - throw new RangeError",
+        ),
+        ("const x: number = ;\n", ".hm/ci.ts:1: SyntaxError: Expression expected\n  - const x: number = ;\n"),
+        ("enum A { B = 1 }\n\nnull.x;\n", ".hm/ci.ts:3: TypeError: Cannot read properties of null"),
+        ("const a = 1;\nconst a = 2;\n", ".hm/ci.ts: SyntaxError: Identifier 'a' has already been declared"),
+        ("import './_none.js';\n", ".hm/ci.ts: Error: Cannot find module"),
+        ("import { readFileSync } from 'node:fs';\nreadFileSync('/root/.ssh/id');\n", ".hm/ci.ts:2: Error: E"),
+    ] {
+        let (project, package) = project();
+        project.file(".hm/ci.ts", text);
+        let mut hm = project.hm(&["plan"]);
+        let ended = Ended::of(hm.env("HM_NODE", &node).env("HM_HARMONT_TS", &package)).expect(2);
+        assert!(ended.stderr.starts_with(&format!("error: {said}")), "{}", ended.stderr);
+        assert!(ended.stderr.contains("`hm render`"), "{}", ended.stderr);
+    }
+}
+
+#[test]
+fn what_is_missing_is_one_line_with_what_to_do() {
+    let (project, package) = project();
+    let run = |node: &str| {
+        let mut hm = project.hm(&["plan"]);
+        Ended::of(hm.env("HM_NODE", node).env("HM_HARMONT_TS", &package)).expect(2).stderr
+    };
+    let said = run("/no/such/node");
+    assert!(said.starts_with("error: failed to start `/no/such/node`, which .hm/ci.ts needs: "), "{said}");
+    assert!(said.contains("install Node 22.15 or later"), "{said}");
+    let Some(node) = node() else { return };
+    let mut hm = project.hm(&["plan"]);
+    let said = Ended::of(hm.env("HM_NODE", &node).env_remove("HM_HARMONT_TS")).expect(2).stderr;
+    assert!(said.starts_with("error: the project does not have the package `@harmont/hm`"), "{said}");
+    assert!(said.contains("HM_HARMONT_TS"), "{said}");
+}
+
+#[test]
+fn pipelines_of_both_languages_need_names_of_their_own() {
+    let Some(node) = node() else { return };
+    let (project, package) = project();
+    project.file(".hm/ci.json", &crate::support::project::ir(&[("a", "true", None)]));
+    let mut hm = project.hm(&["pipelines"]);
+    let ended = Ended::of(hm.env("HM_NODE", &node).env("HM_HARMONT_TS", &package)).expect(2);
+    assert!(ended.stderr.contains("two pipelines are named `ci`"), "{}", ended.stderr);
+    assert!(ended.stderr.contains(".hm/ci.json") && ended.stderr.contains(".hm/*.ts"), "{}", ended.stderr);
+}
