@@ -47,8 +47,8 @@ pub struct EarlyFreeze {
 
 impl EarlyFreeze {
     /// Begins to freeze the tree at `dir` if it was frozen before, so that only changes have to be copied.
-    /// Returns `None` if it was not, if the last offer was not taken, or if there can be no thread. Creates no
-    /// store.
+    /// Returns `None` if it was not, if the last offer was not taken, or if no thread can be started. Creates
+    /// no store.
     #[must_use]
     pub fn begin(store: &StoreHandle, dir: &Path, times: SourceTimes) -> Option<Self> {
         let (store_dir, canonical) = (store.dir().ok()?, dir.canonicalize().ok()?);

@@ -16,8 +16,9 @@ use super::{StoreError, error::IoContext};
 use crate::quote::quote;
 
 /// The entries of a store's directory. A name is either one of these or begins with one of them.
-const OWN: [&str; 19] = [
+const OWN: [&str; 20] = [
     "boot",
+    "dsl",
     "format",
     "gc.lock",
     "index.",

@@ -56,6 +56,22 @@ fn a_layer_is_unpacked_once() {
 }
 
 #[test]
+fn two_layers_with_equal_content_are_one() {
+    for who in everybody() {
+        let parent = Action::new(who, "echo one > /one");
+        let ended = parent.run();
+        let (blob, diff_id) = parent.layer(&ended);
+        // As after an edit that was undone, and made once more.
+        let mut action = parent.child(&ended, COMMAND);
+        action.add_layer(&blob, &diff_id);
+        let expected = passes(&action);
+        assert!(expected.contains("\n/one\n"), "{expected}");
+        action.use_cache();
+        assert_eq!([passes(&action), passes(&action)], [expected.clone(), expected]);
+    }
+}
+
+#[test]
 fn a_damaged_layer_is_not_kept() {
     for who in everybody().into_iter().take(1) {
         let mut action = Action::new(who, COMMAND);

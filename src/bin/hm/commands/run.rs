@@ -201,7 +201,10 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
     let sources = args.config.read(Some(&found.project))?;
     let mut permissions = sources.permissions(Some(&found.project))?;
     permissions.extend(found.permissions(&plan, &bind));
-    trust::require(found.project.path(), &permissions, args.trust, &trust::command(&args.source))?;
+    if trust::require(found.project.path(), &permissions, args.trust, &trust::command(&args.source))? {
+        // The user may have edited the source before the answer.
+        early = None;
+    }
     let config = sources.resolve(Some(&found.project))?;
     let (store, early) = match early {
         Some((store, freeze)) => (store, Some(Arc::new(freeze))),

@@ -7,9 +7,10 @@
 use std::{
     env,
     ffi::OsString,
-    fs,
+    fs::{self, DirBuilder},
     io::Write,
-    path::{Path, PathBuf},
+    os::unix::fs::DirBuilderExt,
+    path::{self, Path, PathBuf},
     process::{Command, Stdio},
 };
 
@@ -66,6 +67,9 @@ pub(super) fn download(python: Option<&Path>, checkout: &Path) -> Outcome<PathBu
         Program::OfTheUser(path) => Some(path),
         Program::OfTheCheckout(_) => None,
     });
+    if let Some(wheel) = stored() {
+        return Ok(wheel);
+    }
     let temporary = tempfile::tempdir().map_err(|error| failed().because(error))?;
     let mut refusal = anyhow::anyhow!("there is no Python with pip");
     for python in python.map(Path::to_path_buf).into_iter().chain(system) {
@@ -85,7 +89,9 @@ fn is_forbidden() -> bool {
 }
 
 fn place() -> Outcome<PathBuf> {
-    Ok(store::dir()?.join("dsl").join(FILE))
+    let dir = path::absolute(store::dir()?)
+        .map_err(|error| Failure::infrastructure("failed to find the store's directory").because(error))?;
+    Ok(dir.join("dsl").join(FILE))
 }
 
 fn is_valid(path: &Path) -> bool {
@@ -104,6 +110,8 @@ fn pip(python: &Path, to: &Path, checkout: &Path) -> anyhow::Result<()> {
     let mut pip = Command::new(python);
     pip.args(["-I", "-S", "-B", "-c", PIP]).arg(checkout);
     pip.args(["download", "--quiet", "--disable-pip-version-check", "--no-input", "--no-deps"]);
+    // A network that does not answer must not delay an error for minutes.
+    pip.args(["--retries", "1", "--timeout", "15"]);
     pip.args(["--only-binary", ":all:", "--dest"]).arg(to).arg(format!("harmont=={VERSION}"));
     pip.env("PATH", env::join_paths(dirs).unwrap_or_else(|_| OsString::new()));
     pip.env_remove("PWD").env_remove("OLDPWD").current_dir("/").stdin(Stdio::null());
@@ -121,7 +129,8 @@ fn keep(bytes: &[u8]) -> anyhow::Result<PathBuf> {
     anyhow::ensure!(sha256(bytes) == SHA256, "the downloaded {FILE} has another hash than expected");
     let path = place().map_err(|failure| anyhow::anyhow!("{failure}"))?;
     let dir = path.parent().unwrap_or(&path);
-    fs::create_dir_all(dir)?;
+    // It may be the first directory of the store.
+    DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
     let mut file = tempfile::NamedTempFile::new_in(dir)?;
     file.write_all(bytes)?;
     file.persist(&path)?;

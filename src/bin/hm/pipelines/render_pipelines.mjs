@@ -73,6 +73,11 @@ process.env = new Proxy(process.env, {
     if (typeof name === "string" && !(name in env) && missed.size < 64 && name.length < 256) missed.add(name);
     return env[name];
   },
+  // Without it, an assignment defines a property, which the environment refuses.
+  set(env, name, value) {
+    env[name] = value;
+    return true;
+  },
 });
 
 // The last line of the project's own files that an error comes from.

@@ -32,10 +32,10 @@ pub(crate) const VARIABLE: &str = "HM_TRUST";
 /// Returns an error unless the user consents to all of `permissions`: by `--trust` (`trusts`), by
 /// [`VARIABLE`], by recorded consent, or by an answer on the terminal, which is recorded. `project` is the
 /// directory that requests them, and `command` is the command that gives consent permanently.
-pub(crate) fn require(project: &Path, permissions: &[Permission], trusts: bool, command: &str) -> Outcome<()> {
+pub(crate) fn require(project: &Path, permissions: &[Permission], trusts: bool, command: &str) -> Outcome<bool> {
     let missing = missing(project, permissions, trusts)?;
     if missing.is_empty() {
-        return Ok(());
+        return Ok(false);
     }
     let head = format!("{} requests access beyond the sandbox", project.display());
     let terminal = io::stdin().is_terminal() && io::stderr().is_terminal();
@@ -43,7 +43,7 @@ pub(crate) fn require(project: &Path, permissions: &[Permission], trusts: bool, 
         if let Err(failure) = grants::grant(project, &missing) {
             to_stderr(&format!("warning: hm will ask again in the next run: {failure}"));
         }
-        return Ok(());
+        return Ok(true);
     }
     Err(Failure::input(format_args!("{head}, which you have not allowed"))
         .details(missing.iter().map(|permission| permission.line()))

@@ -1,21 +1,27 @@
 //! The bytes of a layer: decompressed, counted, hashed.
 
-use std::io::{self, BufRead, BufReader, Read};
+use std::io::{self, BufReader, Read};
 
 use sha2::{Digest, Sha256};
 
 use super::error::Fault;
 
 const BUFFER_BYTES: usize = 1 << 17;
+/// The bytes by which a compression is recognised.
+const MAGIC_BYTES: usize = 4;
 
 /// Returns the decompressed stream of `blob`. Gzip and zstd are recognised by their first bytes; any other
 /// stream is returned unchanged.
 pub fn decompress<'a>(blob: impl Read + 'a) -> io::Result<Box<dyn Read + 'a>> {
     let mut blob = BufReader::with_capacity(BUFFER_BYTES, blob);
-    let start = blob.fill_buf()?;
-    if start.starts_with(&[0x1f, 0x8b]) {
+    // A pipe may return them one by one.
+    let mut start = Vec::with_capacity(MAGIC_BYTES);
+    blob.by_ref().take(MAGIC_BYTES as u64).read_to_end(&mut start)?;
+    let (is_gzip, is_zstd) = (start.starts_with(&[0x1f, 0x8b]), start.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]));
+    let blob = io::Cursor::new(start).chain(blob);
+    if is_gzip {
         Ok(Box::new(flate2::bufread::MultiGzDecoder::new(blob)))
-    } else if start.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]) {
+    } else if is_zstd {
         Ok(Box::new(zstd::stream::read::Decoder::with_buffer(blob)?))
     } else {
         Ok(Box::new(blob))

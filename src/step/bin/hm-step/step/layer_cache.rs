@@ -27,26 +27,33 @@ use std::{
         },
     },
     path::{Path, PathBuf},
+    sync::atomic::{AtomicBool, Ordering},
     time::SystemTime,
 };
 
 use hm_exec_step::{
     LAYER_CACHE_VARIABLE,
-    tree::{self, IdMap, Seal},
+    tree::{self, IdMap, Seal, UnpackLimits},
 };
 use rustix::{
-    fs::{CWD, FlockOperation, Mode, OFlags, flock, fstat, openat, statvfs},
+    fs::{CWD, FlockOperation, FsWord, Mode, OFlags, flock, fstat, fstatfs, openat, statvfs},
     io::Errno,
     process::geteuid,
 };
 
 use super::Failure;
 
-/// The maximum size of all entries.
+/// The maximum size of all entries. It is less if the disk is nearly full: see [`LayerCache::make_room`].
 const MAX_BYTES: u64 = 32 << 30;
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+/// Filesystems that other machines may share, as `statfs` names them: NFS, SMB (two versions), FUSE, 9P, AFS,
+/// Ceph.
+const REMOTE_FILE_SYSTEMS: [FsWord; 7] =
+    [0x6969, 0xff53_4d42, 0xfe53_4d42, 0x6573_5546, 0x0102_1997, 0x5346_414f, 0x00c3_6400];
 /// The first line of a seal's file.
 const SEAL_FORMAT: &str = "hm-exec layer 1";
+/// How often an entry is opened that others remove.
+const ATTEMPTS: usize = 8;
 /// The maximum size of a seal's file.
 const SEAL_FILE_BYTES: u64 = 256;
 
@@ -62,6 +69,8 @@ pub(crate) struct LayerCache {
     /// The identity of the machine's boot.
     boot: String,
     max_bytes: u64,
+    /// An entry could not be filled, for example because the disk is full.
+    has_failed: AtomicBool,
 }
 
 /// An unpacked layer. It stays as it is for as long as this value exists.
@@ -92,9 +101,13 @@ impl LayerCache {
         if !is_ours(opened.as_fd()).map_err(|error| unused(&error.to_string()))? {
             return Err(unused("it must belong to the worker's user, and no other user may write to it"));
         }
+        let kind = fstatfs(&opened).map_err(|error| unused(&io::Error::from(error).to_string()))?.f_type;
+        if REMOTE_FILE_SYSTEMS.contains(&kind) {
+            return Err(unused("it must be on a local filesystem, because locks hold on one machine only"));
+        }
         let dir = dir.canonicalize().map_err(|error| unused(&error.to_string()))?;
         let boot = fs::read_to_string(BOOT_ID).map_err(|error| unused(&format!("{BOOT_ID}: {error}")))?;
-        Ok(Self { dir, id_map, boot: boot.trim().to_owned(), max_bytes: MAX_BYTES })
+        Ok(Self { dir, id_map, boot: boot.trim().to_owned(), max_bytes: MAX_BYTES, has_failed: AtomicBool::new(false) })
     }
 
     /// Returns the directory.
@@ -102,76 +115,92 @@ impl LayerCache {
         &self.dir
     }
 
-    /// Returns the layer with a DiffID. If it is not there, `unpack` unpacks it into an empty directory.
-    /// Returns `None` if another step is filling the entry, or if that failed: then the cache is of no use to
-    /// this step.
-    pub(crate) fn get(&self, diff_id: &str, unpack: impl FnOnce(&Path) -> Result<(), Failure>) -> Option<CachedLayer> {
+    /// Returns the layer with a DiffID. If it is not there, room is made for about `wanted` bytes, and `unpack`
+    /// unpacks it into an empty directory, within the limits that it is given. Returns `None` if another step
+    /// is filling the entry, or if that failed: then no other entry is filled for this step.
+    pub(crate) fn get(
+        &self,
+        diff_id: &str,
+        wanted: u64,
+        unpack: impl FnOnce(&Path, UnpackLimits) -> Result<(), Failure>,
+    ) -> Option<CachedLayer> {
         let hex = diff_id.strip_prefix("sha256:").filter(|hex| hex.len() == 64)?;
         if !hex.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')) {
             return None;
         }
         let path = self.dir.join(format!("sha256-{hex}-{}", self.id_map.as_str()));
-        let entry = enter(&path).ok().flatten()?;
-        if let Some(layer) = self.use_if_whole(&entry, &path)? {
-            return Some(CachedLayer { root: layer, _lock: entry });
-        }
-        if !lock(&entry, &path, FlockOperation::NonBlockingLockExclusive) {
-            return None;
-        }
-        // Another step may have filled it between the locks.
-        if self.read_whole(&path).is_none() {
-            self.make_room(&path);
-            if self.fill(&path, unpack).is_err() {
-                // Best effort: the next step does it again.
-                let _ = clear(&path);
+        let mut unpack = Some(unpack);
+        // What makes room removes an entry that is empty, or was not used for longest, before it is locked here.
+        for _ in 0..ATTEMPTS {
+            let entry = enter(&path).ok().flatten()?;
+            match self.use_if_whole(&entry, &path) {
+                Found::Whole(root) => return Some(CachedLayer { root, _lock: entry }),
+                Found::Damaged => {}
+                Found::Gone => continue,
+                Found::Busy => return None,
+            }
+            match lock(&entry, &path, FlockOperation::NonBlockingLockExclusive) {
+                Lock::Held => {}
+                Lock::Gone => continue,
+                Lock::Busy => return None,
+            }
+            // Another step may have filled it between the locks.
+            if self.read_whole(&path).is_none() && !self.fill(&path, wanted, unpack.take()?) {
                 return None;
             }
+            if let Found::Whole(root) = self.use_if_whole(&entry, &path) {
+                return Some(CachedLayer { root, _lock: entry });
+            }
         }
-        let layer = self.use_if_whole(&entry, &path)??;
-        Some(CachedLayer { root: layer, _lock: entry })
+        None
     }
 
-    /// Removes the entries that were not used for longest, until there is room for another one. Entries in
-    /// use stay. Best effort: if the disk is full all the same, filling fails.
-    fn make_room(&self, except: &Path) {
+    /// Removes entries that no step can use any more, and then those that were not used for longest, until
+    /// `wanted` bytes may be added. Entries in use stay. Returns how many bytes may be added.
+    fn make_room(&self, except: &Path, wanted: u64) -> u64 {
         let entries = fs::read_dir(&self.dir).into_iter().flatten().flatten().map(|entry| entry.path());
-        let mut entries: Vec<(SystemTime, u64, PathBuf)> = entries
-            .filter(|path| path != except && is_entry(path))
-            .map(|path| {
-                // An entry without a seal is of no use.
-                let used = fs::symlink_metadata(path.join("seal")).and_then(|seal| seal.modified());
-                let bytes = read_seal(&path).map_or(0, |seal| seal.bytes);
-                (used.unwrap_or(SystemTime::UNIX_EPOCH), bytes, path)
-            })
-            .collect();
-        entries.sort_unstable();
-        let mut bytes: u64 = entries.iter().map(|(_, bytes, _)| bytes).sum();
-        for (_, size, path) in entries {
-            // Half of what is free without the cache.
-            let free = statvfs(&self.dir).map_or(0, |disk| disk.f_bavail.saturating_mul(disk.f_frsize));
-            if bytes <= self.max_bytes.min(free.saturating_add(bytes) / 2) {
-                return;
+        let mut whole: Vec<(SystemTime, u64, PathBuf)> = Vec::new();
+        for path in entries.filter(|path| path != except && is_entry(path)) {
+            match read_seal(&path).filter(|seal| seal.boot == self.boot) {
+                Some(seal) => {
+                    let used = fs::symlink_metadata(path.join("seal")).and_then(|seal| seal.modified());
+                    whole.push((used.unwrap_or(SystemTime::UNIX_EPOCH), seal.bytes, path));
+                }
+                // A killed step left it, or an earlier boot. One that is being filled is locked.
+                None => drop(remove(&path)),
             }
-            let Ok(Some(entry)) = enter(&path) else { continue };
-            if lock(&entry, &path, FlockOperation::NonBlockingLockExclusive) && clear(&path).is_ok() {
-                let _ = fs::remove_dir(&path);
+        }
+        whole.sort_unstable();
+        let mut bytes: u64 = whole.iter().map(|(_, bytes, _)| bytes).sum();
+        // Half of what is free without the cache.
+        let limit = |bytes: u64| {
+            let free = statvfs(&self.dir).map_or(0, |disk| disk.f_bavail.saturating_mul(disk.f_frsize));
+            self.max_bytes.min(free.saturating_add(bytes) / 2)
+        };
+        for (_, size, path) in whole {
+            if bytes.saturating_add(wanted) <= limit(bytes) {
+                break;
+            }
+            if remove(&path) {
                 bytes = bytes.saturating_sub(size);
             }
         }
+        limit(bytes).saturating_sub(bytes)
     }
 
-    /// Locks an entry and returns its layer, if it is whole; `None` within if it is not. Returns `None` if it
-    /// cannot be locked.
-    fn use_if_whole(&self, entry: &OwnedFd, path: &Path) -> Option<Option<PathBuf>> {
-        if !lock(entry, path, FlockOperation::NonBlockingLockShared) {
-            return None;
+    /// Locks an entry and returns its layer, if it is whole.
+    fn use_if_whole(&self, entry: &OwnedFd, path: &Path) -> Found {
+        match lock(entry, path, FlockOperation::NonBlockingLockShared) {
+            Lock::Held => {}
+            Lock::Gone => return Found::Gone,
+            Lock::Busy => return Found::Busy,
         }
-        let Some(layer) = self.read_whole(path) else { return Some(None) };
+        let Some(layer) = self.read_whole(path) else { return Found::Damaged };
         // Only the order of removal depends on it.
         if let Ok(seal) = openat(CWD, path.join("seal"), FILE, Mode::empty()) {
             let _ = File::from(seal).set_modified(SystemTime::now());
         }
-        Some(Some(layer))
+        Found::Whole(layer)
     }
 
     /// Returns the layer of an entry if it is as it was sealed.
@@ -182,8 +211,23 @@ impl LayerCache {
         (super::layer::hex(&found.hash) == seal.hash).then_some(layer)
     }
 
-    /// Unpacks a layer into a locked entry.
-    fn fill(&self, path: &Path, unpack: impl FnOnce(&Path) -> Result<(), Failure>) -> Result<(), Failure> {
+    /// Fills a locked entry, and returns whether it is whole then.
+    fn fill(&self, path: &Path, wanted: u64, unpack: impl FnOnce(&Path, UnpackLimits) -> Result<(), Failure>) -> bool {
+        let room = if self.has_failed.load(Ordering::Relaxed) { 0 } else { self.make_room(path, wanted) };
+        let limits = UnpackLimits { bytes: room.min(UnpackLimits::default().bytes), ..UnpackLimits::default() };
+        let is_filled = room > 0 && self.unpack_into(path, |layer| unpack(layer, limits)).is_ok();
+        if !is_filled {
+            self.has_failed.store(true, Ordering::Relaxed);
+            // Best effort: the next step that fills an entry removes what is left of this one.
+            if clear(path).is_ok() {
+                let _ = fs::remove_dir(path);
+            }
+        }
+        is_filled
+    }
+
+    /// Unpacks a layer into a locked entry, and seals it.
+    fn unpack_into(&self, path: &Path, unpack: impl FnOnce(&Path) -> Result<(), Failure>) -> Result<(), Failure> {
         let failed = |error: &io::Error| Failure::io("fill the layer cache", error);
         // What a killed step began, or what was damaged.
         clear(path).map_err(|error| failed(&error))?;
@@ -222,17 +266,36 @@ fn enter(path: &Path) -> io::Result<Option<OwnedFd>> {
     Ok(is_ours(entry.as_fd())?.then_some(entry))
 }
 
-/// Locks an entry, unless another process holds a lock that conflicts, or has removed the entry meanwhile.
-fn lock(entry: &OwnedFd, path: &Path, how: FlockOperation) -> bool {
+/// What is in an entry.
+enum Found {
+    Whole(PathBuf),
+    Damaged,
+    Busy,
+    Gone,
+}
+
+/// What came of locking an entry.
+#[derive(PartialEq, Eq)]
+enum Lock {
+    Held,
+    /// Another process holds a lock that conflicts, or locks do not work here.
+    Busy,
+    /// Another process removed the entry.
+    Gone,
+}
+
+/// Locks an entry, without waiting.
+fn lock(entry: &OwnedFd, path: &Path, how: FlockOperation) -> Lock {
     let is_there = || {
         let (opened, found) = (fstat(entry).ok()?, rustix::fs::lstat(path).ok()?);
         Some((opened.st_dev, opened.st_ino) == (found.st_dev, found.st_ino))
     };
     loop {
         match flock(entry, how) {
-            Ok(()) => return is_there() == Some(true),
+            Ok(()) if is_there() == Some(true) => return Lock::Held,
+            Ok(()) => return Lock::Gone,
             Err(Errno::INTR) => {}
-            Err(_) => return false,
+            Err(_) => return Lock::Busy,
         }
     }
 }
@@ -250,6 +313,14 @@ fn read_seal(path: &Path) -> Option<SealFile> {
     File::from(file).take(SEAL_FILE_BYTES).read_to_string(&mut text).ok()?;
     let [SEAL_FORMAT, boot, hash, bytes] = text.lines().collect::<Vec<_>>()[..] else { return None };
     Some(SealFile { boot: boot.to_owned(), hash: hash.to_owned(), bytes: bytes.parse().ok()? })
+}
+
+/// Removes an entry that no step uses. Best effort: returns whether it is gone.
+fn remove(path: &Path) -> bool {
+    let Ok(Some(entry)) = enter(path) else { return false };
+    lock(&entry, path, FlockOperation::NonBlockingLockExclusive) == Lock::Held
+        && clear(path).is_ok()
+        && fs::remove_dir(path).is_ok()
 }
 
 /// Removes everything in a locked entry, beginning with the seal.
@@ -277,11 +348,11 @@ mod tests {
         format!("sha256:{number:064x}")
     }
 
-    fn content(root: &Path) -> Result<(), Failure> {
+    fn content(root: &Path, _: UnpackLimits) -> Result<(), Failure> {
         fs::write(root.join("file"), vec![1; 100_000]).map_err(|error| Failure::io("write", &error))
     }
 
-    fn never(_: &Path) -> Result<(), Failure> {
+    fn never(_: &Path, _: UnpackLimits) -> Result<(), Failure> {
         panic!("it is there")
     }
 
@@ -289,20 +360,20 @@ mod tests {
     fn the_entries_that_were_not_used_for_longest_are_removed() {
         let dir = tempfile::tempdir().unwrap();
         let cache = cache(dir.path(), 250_000);
-        let first = cache.get(&id(1), content).unwrap();
+        let first = cache.get(&id(1), 0, content).unwrap();
         for number in 2..4 {
-            cache.get(&id(number), content).unwrap();
+            cache.get(&id(number), 0, content).unwrap();
         }
         // It is in use. So the second one is removed.
-        cache.get(&id(4), content).unwrap();
+        cache.get(&id(4), 0, content).unwrap();
         assert!(first.root.join("file").exists());
-        cache.get(&id(1), never).unwrap();
-        cache.get(&id(3), never).unwrap();
+        cache.get(&id(1), 0, never).unwrap();
+        cache.get(&id(3), 0, never).unwrap();
         let mut is_unpacked = false;
         cache
-            .get(&id(2), |root| {
+            .get(&id(2), 0, |root, limits| {
                 is_unpacked = true;
-                content(root)
+                content(root, limits)
             })
             .unwrap();
         assert!(is_unpacked);
@@ -312,15 +383,56 @@ mod tests {
     fn an_entry_that_another_step_fills_is_not_waited_for() {
         let dir = tempfile::tempdir().unwrap();
         let cache = cache(dir.path(), MAX_BYTES);
-        let filled = cache.get(&id(1), |root| {
-            assert!(cache.get(&id(1), never).is_none());
-            content(root)
+        let filled = cache.get(&id(1), 0, |root, limits| {
+            assert!(cache.get(&id(1), 0, never).is_none());
+            content(root, limits)
         });
         assert!(filled.is_some());
-        // A failure leaves nothing, and the entry can be filled later.
-        assert!(cache.get(&id(2), |_| Err(Failure::passing("no"))).is_none());
-        assert!(cache.get(&id(2), content).is_some());
-        assert!(cache.get("sha256:../../etc", content).is_none() && cache.get("", content).is_none());
+        // A failure leaves nothing, and another step can fill the entry.
+        assert!(cache.get(&id(2), 0, |_, _| Err(Failure::passing("no"))).is_none());
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+        assert!(cache.get(&id(2), 0, never).is_none());
+        assert!(self::cache(dir.path(), MAX_BYTES).get(&id(2), 0, content).is_some());
+        assert!(cache.get("sha256:../../etc", 0, content).is_none() && cache.get("", 0, content).is_none());
+    }
+
+    #[test]
+    fn what_no_step_can_use_is_removed_and_what_is_added_is_limited() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = cache(dir.path(), 250_000);
+        for (number, boot) in [(1, None), (2, Some("another"))] {
+            let left = dir.path().join(format!("sha256-{number:064x}-single"));
+            fs::create_dir_all(left.join("layer")).unwrap();
+            fs::write(left.join("layer/file"), "left").unwrap();
+            if let Some(boot) = boot {
+                fs::write(left.join("seal"), format!("{SEAL_FORMAT}\n{boot}\n00\n4\n")).unwrap();
+            }
+        }
+        let mut room = 0;
+        cache
+            .get(&id(3), 0, |root, limits| {
+                room = limits.bytes;
+                content(root, limits)
+            })
+            .unwrap();
+        assert_eq!(room, 250_000);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+        cache
+            .get(&id(4), 60_000, |root, limits| {
+                room = limits.bytes;
+                content(root, limits)
+            })
+            .unwrap();
+        assert!((60_000..=150_000).contains(&room), "{room}");
+        // An entry that was not used for longest makes room for what would not fit.
+        cache
+            .get(&id(5), 100_000, |root, limits| {
+                room = limits.bytes;
+                content(root, limits)
+            })
+            .unwrap();
+        assert!((100_000..=150_000).contains(&room), "{room}");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2);
     }
 
     #[test]

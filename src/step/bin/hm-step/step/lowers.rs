@@ -1,6 +1,7 @@
 //! The lower directories of a step: unpacked layers, and the source directory as it is.
 
 use std::{
+    collections::HashSet,
     fs::{self, File},
     io,
     os::fd::AsFd,
@@ -118,14 +119,14 @@ pub(crate) fn make(
                     part.path.clone()
                 }
                 Lower::Layer { path: name, diff_id } => {
-                    let unpack = |root: &Path| unpack(&part.path, name, diff_id, root, id_map);
-                    if let Some(layer) = cache.and_then(|cache| cache.get(diff_id, unpack)) {
+                    let unpack = |root: &Path, limits| unpack((&part.path, name, diff_id), root, id_map, limits);
+                    if let Some(layer) = cache.and_then(|cache| cache.get(diff_id, content_bytes(&part.path), unpack)) {
                         let root = layer.root.clone();
                         cached.lock().unwrap_or_else(PoisonError::into_inner).push(layer);
                         root
                     } else {
                         let root = scratch.make_dir(&format!("layers/{index}"))?;
-                        unpack(&root).inspect_err(|_| {
+                        unpack(&root, UnpackLimits::default()).inspect_err(|_| {
                             // The step cannot run without this layer, so the others need not be unpacked.
                             next.store(stack.len(), Ordering::Relaxed);
                         })?;
@@ -150,6 +151,10 @@ pub(crate) fn make(
         lowers.extend(done?);
     }
     lowers.sort_unstable_by_key(|(index, corrects, _)| std::cmp::Reverse((*index, *corrects)));
+    // Two layers with equal content are one in the cache, and an overlay refuses the same directory twice. The
+    // lower one shows nothing that the upper one does not.
+    let mut seen = HashSet::new();
+    lowers.retain(|(.., root)| seen.insert(root.clone()));
     let base_layer = scratch.make_dir("base-layer")?;
     tree::make_base_layer(&base_layer).map_err(|error| Failure::io("create the lowest layer", &error))?;
     let lowers = lowers.into_iter().map(|(.., root)| root).chain([base_layer]).collect();
@@ -176,10 +181,21 @@ fn restore(path: &Path, name: &str, source: &Path, layer: &Path) -> Result<bool,
     })
 }
 
-fn unpack(path: &Path, name: &str, diff_id: &str, root: &Path, id_map: IdMap) -> Result<(), Failure> {
+/// Returns about how many bytes are in a compressed layer.
+fn content_bytes(path: &Path) -> u64 {
+    /// What compression usually achieves, rounded up.
+    const RATIO: u64 = 4;
+    path.metadata().map_or(0, |blob| blob.len().saturating_mul(RATIO))
+}
+
+fn unpack(
+    (path, name, diff_id): (&Path, &str, &str),
+    root: &Path,
+    id_map: IdMap,
+    limits: UnpackLimits,
+) -> Result<(), Failure> {
     let file = File::open(path).map_err(|error| Failure::io(format_args!("open {name:?}"), &error))?;
-    let unpacked =
-        tree::unpack(file, root, id_map, UnpackLimits::default()).map_err(|error| Failure::unpack(name, &error))?;
+    let unpacked = tree::unpack(file, root, id_map, limits).map_err(|error| Failure::unpack(name, &error))?;
     let found = super::layer::digest(&unpacked.diff_id);
     if found == diff_id {
         return Ok(());
