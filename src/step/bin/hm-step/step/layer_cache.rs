@@ -17,6 +17,7 @@
 //! is made again. It names the boot of the machine: after a crash, files may lack what was written to them.
 
 use std::{
+    collections::HashSet,
     fs::{self, DirBuilder, File, Permissions},
     io::{self, Read},
     os::{
@@ -32,7 +33,7 @@ use std::{
 };
 
 use hm_exec_step::{
-    LAYER_CACHE_VARIABLE,
+    LAYER_CACHE_VARIABLE, Lower,
     tree::{self, IdMap, Seal, UnpackLimits},
 };
 use rustix::{
@@ -69,6 +70,8 @@ pub(crate) struct LayerCache {
     /// The identity of the machine's boot.
     boot: String,
     max_bytes: u64,
+    /// The entries of the step's own layers, for which no room is made.
+    wanted: HashSet<PathBuf>,
     /// An entry could not be filled, for example because the disk is full.
     has_failed: AtomicBool,
 }
@@ -81,14 +84,21 @@ pub(crate) struct CachedLayer {
 }
 
 impl LayerCache {
-    /// Opens the directory that the environment names. Returns `None` if it names none.
+    /// Opens the directory that the environment names, for the layers of `stack`. Returns `None` if it names
+    /// none.
     ///
     /// # Errors
     /// Returns the reason why the directory is not used: it does not exist, belongs to another user, or can
     /// be written to by other users.
-    pub(crate) fn open(id_map: IdMap) -> Result<Option<Self>, String> {
+    pub(crate) fn open(id_map: IdMap, stack: &[Lower]) -> Result<Option<Self>, String> {
         let Some(dir) = std::env::var_os(LAYER_CACHE_VARIABLE).filter(|dir| !dir.is_empty()) else { return Ok(None) };
-        Self::at(Path::new(&dir), id_map).map(Some)
+        let mut cache = Self::at(Path::new(&dir), id_map)?;
+        let wanted = stack.iter().filter_map(|lower| match lower {
+            Lower::Layer { diff_id, .. } => cache.entry(diff_id),
+            Lower::Workspace { .. } => None,
+        });
+        cache.wanted = wanted.collect();
+        Ok(Some(cache))
     }
 
     fn at(dir: &Path, id_map: IdMap) -> Result<Self, String> {
@@ -107,7 +117,14 @@ impl LayerCache {
         }
         let dir = dir.canonicalize().map_err(|error| unused(&error.to_string()))?;
         let boot = fs::read_to_string(BOOT_ID).map_err(|error| unused(&format!("{BOOT_ID}: {error}")))?;
-        Ok(Self { dir, id_map, boot: boot.trim().to_owned(), max_bytes: MAX_BYTES, has_failed: AtomicBool::new(false) })
+        Ok(Self {
+            dir,
+            id_map,
+            boot: boot.trim().to_owned(),
+            max_bytes: MAX_BYTES,
+            wanted: HashSet::new(),
+            has_failed: AtomicBool::new(false),
+        })
     }
 
     /// Returns the directory.
@@ -115,22 +132,18 @@ impl LayerCache {
         &self.dir
     }
 
-    /// Returns the layer with a DiffID. If it is not there, room is made for about `wanted` bytes, and `unpack`
-    /// unpacks it into an empty directory, within the limits that it is given. Returns `None` if another step
-    /// is filling the entry, or if that failed: then no other entry is filled for this step.
+    /// Returns the layer with a DiffID. If it is not there, room is made for about `wanted` bytes, and
+    /// `unpack` unpacks it into an empty directory, within the limits that it is given. Returns `None` if
+    /// another step is filling the entry, or if that failed: then no other entry is filled for this step.
     pub(crate) fn get(
         &self,
         diff_id: &str,
         wanted: u64,
         unpack: impl FnOnce(&Path, UnpackLimits) -> Result<(), Failure>,
     ) -> Option<CachedLayer> {
-        let hex = diff_id.strip_prefix("sha256:").filter(|hex| hex.len() == 64)?;
-        if !hex.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')) {
-            return None;
-        }
-        let path = self.dir.join(format!("sha256-{hex}-{}", self.id_map.as_str()));
+        let path = self.entry(diff_id)?;
         let mut unpack = Some(unpack);
-        // What makes room removes an entry that is empty, or was not used for longest, before it is locked here.
+        // Another step that makes room may remove the entry before it is locked here.
         for _ in 0..ATTEMPTS {
             let entry = enter(&path).ok().flatten()?;
             match self.use_if_whole(&entry, &path) {
@@ -155,6 +168,13 @@ impl LayerCache {
         None
     }
 
+    /// Returns the path of the entry of a layer, or `None` if `diff_id` is none.
+    fn entry(&self, diff_id: &str) -> Option<PathBuf> {
+        let hex = diff_id.strip_prefix("sha256:").filter(|hex| hex.len() == 64)?;
+        let is_hex = hex.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+        is_hex.then(|| self.dir.join(format!("sha256-{hex}-{}", self.id_map.as_str())))
+    }
+
     /// Removes entries that no step can use any more, and then those that were not used for longest, until
     /// `wanted` bytes may be added. Entries in use stay. Returns how many bytes may be added.
     fn make_room(&self, except: &Path, wanted: u64) -> u64 {
@@ -167,7 +187,8 @@ impl LayerCache {
                     whole.push((used.unwrap_or(SystemTime::UNIX_EPOCH), seal.bytes, path));
                 }
                 // A killed step left it, or an earlier boot. One that is being filled is locked.
-                None => drop(remove(&path)),
+                None if !self.wanted.contains(&path) => drop(remove(&path)),
+                None => {}
             }
         }
         whole.sort_unstable();
@@ -181,7 +202,7 @@ impl LayerCache {
             if bytes.saturating_add(wanted) <= limit(bytes) {
                 break;
             }
-            if remove(&path) {
+            if !self.wanted.contains(&path) && remove(&path) {
                 bytes = bytes.saturating_sub(size);
             }
         }

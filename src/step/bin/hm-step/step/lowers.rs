@@ -151,8 +151,8 @@ pub(crate) fn make(
         lowers.extend(done?);
     }
     lowers.sort_unstable_by_key(|(index, corrects, _)| std::cmp::Reverse((*index, *corrects)));
-    // Two layers with equal content are one in the cache, and an overlay refuses the same directory twice. The
-    // lower one shows nothing that the upper one does not.
+    // Two layers with equal content are one in the cache, and an overlay refuses the same directory twice.
+    // The lower one shows nothing that the upper one does not.
     let mut seen = HashSet::new();
     lowers.retain(|(.., root)| seen.insert(root.clone()));
     let base_layer = scratch.make_dir("base-layer")?;

@@ -97,7 +97,7 @@ fn read(input: &Path) -> Result<StepInput, Failure> {
 fn run_in(dir: &Path, input: &StepInput, oneshot: &OneShot) -> Result<StepOutput, Failure> {
     let parts = lowers::find(dir, &input.stack)?;
     let id_map = oneshot.user_namespace().id_map();
-    let (cache, cache_unused) = match LayerCache::open(id_map) {
+    let (cache, cache_unused) = match LayerCache::open(id_map, &input.stack) {
         Ok(cache) => (cache, None),
         Err(why) => (None, Some(why)),
     };
