@@ -1,6 +1,6 @@
 //! Pipelines in Python, with the package `harmont`.
 
-use std::process::Command;
+use std::{os::unix::fs::PermissionsExt, process::Command};
 
 use crate::support::{
     backends::usable,
@@ -73,6 +73,10 @@ fn an_error_in_a_file_is_shown_at_its_place() {
         ("import harmont\n\nx = (1,\n", ".hm/broken.py:3: SyntaxError: '(' was never closed\n  - x = (1,\n"),
         ("import json\njson.loads('{')\n", ".hm/broken.py:2: JSONDecodeError: Expecting property name"),
         ("import harmont as hm\n@hm.pipeline('x')\ndef x():\n    return 5\n", ".hm/broken.py: TypeError: pipeline 'x'"),
+        (
+            "import os\ntry:\n    os.environ['NONE']\nexcept KeyError as e:\n    raise ValueError('no \\udc80') from e\n",
+            ".hm/broken.py:5: ValueError: no ?: 'NONE'\n",
+        ),
         ("import nothing\n", ".hm/broken.py:1: ModuleNotFoundError: No module named 'nothing'\n"),
     ] {
         let project = Project::new();
@@ -158,10 +162,10 @@ fn a_python_without_harmont_gets_its_wheel_once() {
     if !usable("pip", got.is_ok_and(|output| output.status.success()), "no wheel of harmont can be downloaded") {
         return;
     }
-    // A virtual environment without harmont, whose pip is that of the system.
+    // A virtual environment with pip, and without harmont.
     let top = tempfile::tempdir().unwrap();
     let mut venv = Command::new("/usr/bin/python3");
-    venv.args(["-m", "venv", "--system-site-packages", "--without-pip"]).arg(top.path());
+    venv.args(["-m", "venv"]).arg(top.path());
     let made = venv.output().is_ok_and(|output| output.status.success());
     if !usable("python3 -m venv", made, "there is no /usr/bin/python3, or no package python3-venv") {
         return;
@@ -185,8 +189,18 @@ fn a_python_without_harmont_gets_its_wheel_once() {
     let ended = plan(index.path()).expect(0);
     assert!(ended.stdout.starts_with("ci "), "{}", ended.stdout);
     assert!(ended.stderr.starts_with("note: downloaded harmont 0.0.9"), "{}", ended.stderr);
+    // The wheel is the first that the store has.
+    let open_to_others = |store: &std::path::Path| std::fs::metadata(store).unwrap().permissions().mode() & 0o077;
+    assert_eq!(open_to_others(&project.store), 0);
+    let mut hm = project.hm(&["run", "ci", "--runner", "process", "--image", "debian:bookworm=host"]);
+    hm.env("HM_PYTHON", top.path().join("bin/python3")).env_remove("HM_DSL");
+    let ended = Ended::of(hm.env("PIP_NO_INDEX", "1")).expect(0);
+    assert!(!ended.stderr.contains("other users"), "{}", ended.stderr);
     let nothing = tempfile::tempdir().unwrap();
     assert!(!plan(nothing.path()).expect(0).stderr.contains("downloaded"), "the store has it");
+    let mut hm = project.hm(&["ls"]);
+    hm.env("HM_PYTHON", top.path().join("bin/python3")).env_remove("HM_DSL").env("HM_CACHE_DIR", "../relative");
+    Ended::of(hm.env("PIP_NO_INDEX", "1").env("PIP_FIND_LINKS", index.path())).expect(0);
     // A damaged file is downloaded again.
     std::fs::write(project.store.join("dsl").join(name), "damaged").unwrap();
     assert!(plan(index.path()).expect(0).stderr.contains("downloaded"));

@@ -107,6 +107,26 @@ fn a_typescript_pipeline_is_rendered_and_what_it_prints_does_no_harm() {
 }
 
 #[test]
+fn a_package_that_can_only_be_imported_is_found_and_variables_can_be_set() {
+    let Some(node) = node() else { return };
+    let (project, _) = project();
+    let dir = "node_modules/@harmont/hm";
+    let manifest = json!({ "type": "module", "exports": { ".": { "import": "./index.js" } } });
+    project.file(&format!("{dir}/package.json"), &manifest.to_string());
+    // Each copy of the package knows the steps that it made.
+    let index = "const made = []; export const step = (cmd) => { made.push(cmd); return cmd; };\n\
+                 export const renderEnvelope = () => JSON.stringify({ schema_version: '1', pipelines: [\n\
+                 { slug: 'ci', definition: { it: made } }] });\n";
+    project.file(&format!("{dir}/index.js"), index);
+    let pipeline = "import { step } from '@harmont/hm';\nfor (const home of ['a', 'b']) process.env.HOME = home;\n\
+                    export default [step(`echo ${process.env.HOME}`)];\n";
+    project.file(".hm/ci.ts", pipeline);
+    let mut hm = project.hm(&["pipelines"]);
+    let ended = Ended::of(hm.env("HM_NODE", &node).env_remove("HM_HARMONT_TS")).expect(0);
+    assert!(ended.stdout.contains(r#"{"it":["echo b"]}"#), "{}", ended.stdout);
+}
+
+#[test]
 fn errors_in_typescript_are_shown_at_their_place() {
     let Some(node) = node() else { return };
     for (text, said) in [
@@ -117,6 +137,10 @@ fn errors_in_typescript_are_shown_at_their_place() {
         ("const x: number = ;\n", ".hm/ci.ts:1: SyntaxError: Expression expected\n  - const x: number = ;\n"),
         ("enum A { B = 1 }\n\nnull.x;\n", ".hm/ci.ts:3: TypeError: Cannot read properties of null"),
         ("const a = 1;\nconst a = 2;\n", ".hm/ci.ts: SyntaxError: Identifier 'a' has already been declared"),
+        (
+            "throw new Error('first', { cause: new AggregateError([new Error('second \\ud800'), 3]) });\n",
+            ".hm/ci.ts:1: Error: first: second \u{fffd}\n",
+        ),
         ("import './_none.js';\n", ".hm/ci.ts: Error: Cannot find module"),
         ("import { readFileSync } from 'node:fs';\nreadFileSync('/root/.ssh/id');\n", ".hm/ci.ts:2: Error: E"),
     ] {

@@ -12,7 +12,9 @@ import { fileURLToPath, pathToFileURL } from "node:url";
 const [project, harmont, ...files] = process.argv.slice(1);
 
 function answer(value) {
-  const bytes = Buffer.from(JSON.stringify(value));
+  // Half a character, which `slice` leaves, is no text to the reader of the answer.
+  const whole = (key, value) => (typeof value === "string" ? value.toWellFormed() : value);
+  const bytes = Buffer.from(JSON.stringify(value, whole));
   for (let at = 0; at < bytes.length; ) at += fs.writeSync(3, bytes, at);
   process.exit(0);
 }
@@ -36,10 +38,15 @@ function given(specifier) {
 // The file that is loaded last, in which errors without a place are.
 let loading;
 
+// The package that the files import. Another copy would not know the steps that this one made.
+let imported;
+
 module.registerHooks({
   resolve(specifier, context, next) {
     try {
-      return next(specifier, context);
+      const found = next(specifier, context);
+      if (specifier === "@harmont/hm") imported ??= found.url;
+      return found;
     } catch (error) {
       if (Object.hasOwn(ENTRIES, specifier)) return given(specifier);
       // TypeScript names the file that it would compile to.
@@ -80,6 +87,20 @@ process.env = new Proxy(process.env, {
   },
 });
 
+// An error, and what led to it.
+function* causes(error) {
+  // Any value can be thrown, and a cause may be a circle.
+  for (let depth = 0; error !== undefined && error !== null && depth < 8; depth += 1) {
+    yield error;
+    error = error.cause ?? error.errors?.[0];
+  }
+}
+
+function firstLine(error) {
+  const lines = String(error?.message ?? error).split("\n").map((text) => text.trim());
+  return lines.find((text) => text && !/^[,|·╭│╰]/.test(text))?.replace(/^(x|×)\s+/, "") ?? "";
+}
+
 // The last line of the project's own files that an error comes from.
 function located(error) {
   const stack = String(error?.stack ?? "");
@@ -95,9 +116,17 @@ function located(error) {
   else if (loading && own(toPath(loading))) file = toPath(loading);
   const source = line && fs.readFileSync(file, "utf8").split("\n")[line - 1]?.trim().slice(0, 500);
   const kind = error?.constructor?.name ?? typeof error;
-  const words = String(error?.message ?? error).split("\n").map((text) => text.trim());
-  const message = words.find((text) => text && !/^[,|·╭│╰]/.test(text))?.replace(/^(x|×)\s+/, "") ?? "";
+  const message = [...causes(error)].map(firstLine).filter(Boolean).join(": ");
   return { file: file && path.relative(project, file), line, kind, message, source };
+}
+
+// The package that a file would import, if it imports only parts of it.
+function packageOf(file) {
+  try {
+    return pathToFileURL(module.createRequire(file).resolve("@harmont/hm")).href;
+  } catch {
+    return given("@harmont/hm").url;
+  }
 }
 
 try {
@@ -107,17 +136,11 @@ try {
     const exported = loaded.default ?? loaded.pipelines;
     definitions.push(...(Array.isArray(exported) ? exported : exported ? [exported] : []));
   }
-  let hm;
-  try {
-    hm = module.createRequire(files[0]).resolve("@harmont/hm");
-  } catch {
-    hm = fileURLToPath(given("@harmont/hm").url);
-  }
-  const { renderEnvelope } = await import(pathToFileURL(hm));
+  const { renderEnvelope } = await import(imported ?? packageOf(files[0]));
   const envelope = renderEnvelope(definitions, { basePath: process.cwd() });
   missed.delete("HM_PIPELINE_ORG");
   answer({ envelope, missed: [...missed].sort() });
 } catch (error) {
   if (error instanceof Missing) answer({ missing: "@harmont/hm" });
-  answer({ error: located(error) });
+  answer({ error: located(error), missed: [...missed].sort() });
 }

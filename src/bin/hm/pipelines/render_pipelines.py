@@ -50,6 +50,22 @@ class Environ(type(os.environ)):
 os.environ.__class__ = Environ
 
 
+def causes(error):
+    """Yields an error, and what led to it."""
+    for _ in range(8):
+        if error is None:
+            return
+        yield error
+        nested = getattr(error, "exceptions", None)
+        shown = None if error.__suppress_context__ else error.__context__
+        error = nested[0] if nested else error.__cause__ or shown
+
+
+def clean(text):
+    """Returns text that any reader of JSON takes: names of files may have half a character."""
+    return text and text.encode("utf-8", "replace").decode()
+
+
 def located(error):
     """Returns the last line of the project's own files that an error comes from."""
     import traceback
@@ -58,15 +74,15 @@ def located(error):
     for frame in traceback.extract_tb(error.__traceback__):
         if frame.filename.startswith(project + os.sep):
             file, line, source = frame.filename, frame.lineno, frame.line
-    message = str(error)
+    message = ": ".join(filter(None, map(str, causes(error))))
     if isinstance(error, SyntaxError) and str(error.filename).startswith(project + os.sep):
         file, line, source, message = error.filename, error.lineno, error.text, error.msg
     return {
         "file": file and os.path.relpath(file, project),
         "line": line,
         "kind": type(error).__name__,
-        "message": message,
-        "source": source and source.strip()[:500],
+        "message": clean(message),
+        "source": source and clean(source.strip()[:500]),
     }
 
 
@@ -89,5 +105,5 @@ try:
 except Exception as error:
     result = {"error": located(error)}
 
-answer.write(json.dumps({**result, "missed": sorted(missed)}))
+answer.write(json.dumps({**result, "missed": sorted(map(clean, missed))}))
 answer.close()

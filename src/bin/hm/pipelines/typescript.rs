@@ -99,19 +99,21 @@ fn rendering<'a>(
     }
 }
 
-/// Resolves the links of a program. A script that starts the program, as version managers install it, is
-/// asked where the program is, from `/`.
+/// Resolves the links of a program. What version managers install in its place, a script or a link to a
+/// program that looks at its own name, is asked where the program is, from `/`.
 fn real_program(program: Program, checkout: &Path) -> io::Result<Program> {
     let Program::OfTheUser(path) = program else { return Ok(program) };
-    let path = path.canonicalize()?;
+    let named = path;
+    let path = named.canonicalize()?;
     let mut start = [0; 2];
-    if File::open(&path)?.read_exact(&mut start).is_err() || start != *b"#!" {
+    let is_script = File::open(&path)?.read_exact(&mut start).is_ok() && start == *b"#!";
+    if !is_script && path.file_name() == named.file_name() {
         return Ok(Program::OfTheUser(path));
     }
     let path_list = env::var_os("PATH").unwrap_or_default();
     let dirs = environment::absolute(&path_list);
     let dirs = dirs.filter(|dir| !dir.canonicalize().is_ok_and(|dir| dir.starts_with(checkout)));
-    let mut ask = Command::new(&path);
+    let mut ask = Command::new(&named);
     ask.args(["-p", "process.execPath"]).current_dir("/").stdin(Stdio::null());
     ask.env("PATH", env::join_paths(dirs).unwrap_or_default()).env_remove("NODE_OPTIONS").env_remove("PWD");
     let answer = ask.output()?.stdout;

@@ -72,3 +72,33 @@ impl<R: Read> Read for Measured<R> {
         Ok(read)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    /// A pipe whose writer is slow.
+    struct OneByOne<'a>(&'a [u8]);
+
+    impl Read for OneByOne<'_> {
+        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+            let most = buffer.len().min(1);
+            self.0.read(&mut buffer[..most])
+        }
+    }
+
+    #[test]
+    fn compression_is_recognised_however_the_bytes_arrive() {
+        let text = b"some text";
+        let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+        gzip.write_all(text).unwrap();
+        let blobs = [gzip.finish().unwrap(), zstd::encode_all(&text[..], 1).unwrap(), text.to_vec()];
+        for (blob, content) in blobs.iter().map(|blob| (&blob[..], &text[..])).chain([(&b"ab"[..], &b"ab"[..])]) {
+            let mut found = Vec::new();
+            decompress(OneByOne(blob)).unwrap().read_to_end(&mut found).unwrap();
+            assert_eq!(found, content);
+        }
+    }
+}
