@@ -161,59 +161,38 @@ impl Subscriber for Warnings {
 mod tests {
     use std::os::unix::net::UnixListener;
 
-    use uuid::Uuid;
+    use super::{super::test_project::TestProject, *};
 
-    use super::*;
-    use crate::{model::ArchiveId, source::RunSource};
-
-    struct Bench {
-        top: tempfile::TempDir,
+    /// Returns a project with one file.
+    fn project() -> TestProject {
+        let project = TestProject::new();
+        fs::write(project.file("file"), "content").unwrap();
+        project
     }
 
-    impl Bench {
-        fn new() -> Self {
-            let bench = Self { top: tempfile::tempdir().unwrap() };
-            fs::create_dir(bench.dir()).unwrap();
-            fs::write(bench.dir().join("file"), "content").unwrap();
-            bench
-        }
-
-        fn dir(&self) -> PathBuf {
-            self.top.path().join("source")
-        }
-
-        fn handle(&self) -> StoreHandle {
-            StoreHandle::new(self.top.path().join("store"))
-        }
-
-        fn source(&self) -> RunSource {
-            RunSource::new(ArchiveId(Uuid::nil()), self.dir())
-        }
-
-        fn begin(&self, store: &StoreHandle) -> Option<EarlyFreeze> {
-            EarlyFreeze::begin(store, &self.dir(), SourceTimes::Normal)
-        }
+    fn begin(project: &TestProject, store: &StoreHandle) -> Option<EarlyFreeze> {
+        EarlyFreeze::begin(store, &project.dir(), SourceTimes::Normal)
     }
 
     #[tokio::test]
     async fn a_directory_that_was_never_frozen_is_left_to_the_run() {
-        let bench = Bench::new();
-        assert!(bench.begin(&bench.handle()).is_none());
-        assert!(!bench.top.path().join("store").exists());
+        let project = project();
+        assert!(begin(&project, &project.handle()).is_none());
+        assert!(!project.store_dir().exists());
     }
 
     #[tokio::test]
     async fn the_source_of_a_run_is_the_one_that_was_frozen_early() {
-        let bench = Bench::new();
-        bench.source().freeze(&bench.handle().get().unwrap()).await.unwrap();
-        fs::write(bench.dir().join("file"), "edited").unwrap();
-        let handle = bench.handle();
-        let mut early = bench.begin(&handle).unwrap();
+        let project = project();
+        project.source().freeze(&project.handle().get().unwrap()).await.unwrap();
+        fs::write(project.file("file"), "edited").unwrap();
+        let handle = project.handle();
+        let mut early = begin(&project, &handle).unwrap();
         early.thread.take().unwrap().join().unwrap();
         // A later edit belongs to the next run.
-        fs::write(bench.dir().join("file"), "edited once more").unwrap();
+        fs::write(project.file("file"), "edited once more").unwrap();
         let store = handle.get().unwrap();
-        let source = bench.source().frozen_early(Some(Arc::new(early)));
+        let source = project.source().frozen_early(Some(Arc::new(early)));
         let frozen = source.freeze(&store).await.unwrap();
         assert_eq!(fs::read_to_string(frozen.locate(Path::new("file"))).unwrap(), "edited");
         assert_eq!(source.name(&store).await.unwrap(), frozen.id);
@@ -221,58 +200,58 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_offered_for_another_source_or_store_is_not_used() {
-        let bench = Bench::new();
-        let handle = bench.handle();
+        let project = project();
+        let handle = project.handle();
         let store = handle.get().unwrap();
-        bench.source().freeze(&store).await.unwrap();
+        project.source().freeze(&store).await.unwrap();
         let early = || {
-            note_need(&store, &bench.dir().canonicalize().unwrap());
-            bench.begin(&handle).unwrap()
+            note_need(&store, &project.dir().canonicalize().unwrap());
+            begin(&project, &handle).unwrap()
         };
         assert!(early().take(&store, Path::new("/elsewhere"), SourceTimes::Normal).await.is_none());
-        assert!(early().take(&store, &bench.dir(), SourceTimes::Real).await.is_none());
-        let other = Store::open(&bench.top.path().join("store")).unwrap();
-        assert!(early().take(&other, &bench.dir(), SourceTimes::Normal).await.is_none());
+        assert!(early().take(&store, &project.dir(), SourceTimes::Real).await.is_none());
+        let other = Store::open(&project.store_dir()).unwrap();
+        assert!(early().take(&other, &project.dir(), SourceTimes::Normal).await.is_none());
         let one = early();
-        assert!(one.take(&store, &bench.dir(), SourceTimes::Normal).await.is_some());
-        assert!(one.take(&store, &bench.dir(), SourceTimes::Normal).await.is_none());
+        assert!(one.take(&store, &project.dir(), SourceTimes::Normal).await.is_some());
+        assert!(one.take(&store, &project.dir(), SourceTimes::Normal).await.is_none());
     }
 
     #[tokio::test]
     async fn an_offer_that_no_run_takes_is_not_repeated_until_one_freezes_the_tree() {
-        let bench = Bench::new();
-        let handle = bench.handle();
+        let project = project();
+        let handle = project.handle();
         let store = handle.get().unwrap();
-        bench.source().freeze(&store).await.unwrap();
-        drop(bench.begin(&handle).unwrap());
-        assert!(bench.begin(&handle).is_none());
-        bench.source().freeze(&store).await.unwrap();
-        let early = bench.begin(&handle).unwrap();
-        bench.source().frozen_early(Some(Arc::new(early))).name(&store).await.unwrap();
-        assert!(bench.begin(&handle).is_some());
+        project.source().freeze(&store).await.unwrap();
+        drop(begin(&project, &handle).unwrap());
+        assert!(begin(&project, &handle).is_none());
+        project.source().freeze(&store).await.unwrap();
+        let early = begin(&project, &handle).unwrap();
+        project.source().frozen_early(Some(Arc::new(early))).name(&store).await.unwrap();
+        assert!(begin(&project, &handle).is_some());
     }
 
     #[tokio::test]
     async fn a_source_with_warnings_is_frozen_by_the_run_which_reports_them() {
-        let bench = Bench::new();
-        let handle = bench.handle();
+        let project = project();
+        let handle = project.handle();
         let store = handle.get().unwrap();
-        bench.source().freeze(&store).await.unwrap();
-        let _socket = UnixListener::bind(bench.dir().join("socket")).unwrap();
-        let early = bench.begin(&handle).unwrap();
-        assert!(early.take(&store, &bench.dir(), SourceTimes::Normal).await.is_none());
+        project.source().freeze(&store).await.unwrap();
+        let _socket = UnixListener::bind(project.file("socket")).unwrap();
+        let early = begin(&project, &handle).unwrap();
+        assert!(early.take(&store, &project.dir(), SourceTimes::Normal).await.is_none());
     }
 
     #[tokio::test]
     async fn errors_are_left_to_the_run() {
-        let bench = Bench::new();
-        let handle = bench.handle();
+        let project = project();
+        let handle = project.handle();
         let store = handle.get().unwrap();
-        bench.source().freeze(&store).await.unwrap();
-        let early = bench.begin(&handle).unwrap();
+        project.source().freeze(&store).await.unwrap();
+        let early = begin(&project, &handle).unwrap();
         early.abandoned.store(true, Ordering::Relaxed);
-        drop(early.take(&store, &bench.dir(), SourceTimes::Normal).await);
-        let source = bench.source().frozen_early(Some(Arc::new(early)));
+        drop(early.take(&store, &project.dir(), SourceTimes::Normal).await);
+        let source = project.source().frozen_early(Some(Arc::new(early)));
         source.freeze(&store).await.unwrap();
     }
 }

@@ -18,6 +18,8 @@ mod read;
 mod run_source;
 mod stat_cache;
 mod tar;
+#[cfg(test)]
+mod test_project;
 mod times;
 mod touched;
 mod walk;

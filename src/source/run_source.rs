@@ -190,33 +190,7 @@ impl Drop for Abandon {
 mod tests {
     use std::fs;
 
-    use super::*;
-
-    /// A store, and a source directory.
-    struct Bench {
-        top: tempfile::TempDir,
-    }
-
-    impl Bench {
-        fn new() -> Self {
-            let bench = Self { top: tempfile::tempdir().unwrap() };
-            fs::create_dir(bench.top.path().join("source")).unwrap();
-            bench
-        }
-
-        fn file(&self, name: &str) -> PathBuf {
-            self.top.path().join("source").join(name)
-        }
-
-        /// Opens the store as the next process would.
-        fn store(&self) -> Arc<Store> {
-            Store::open(&self.top.path().join("store")).unwrap()
-        }
-
-        fn source(&self) -> RunSource {
-            RunSource::new(ArchiveId(uuid::Uuid::nil()), self.top.path().join("source"))
-        }
-    }
+    use super::{super::test_project::TestProject, *};
 
     fn truncate(source: &FrozenSource, name: &str) {
         let file = source.locate(Path::new(name));
@@ -229,11 +203,11 @@ mod tests {
 
     #[tokio::test]
     async fn layers_that_a_name_did_not_look_at_are_intact_once_the_source_is_frozen() {
-        let bench = Bench::new();
-        fs::write(bench.file("file"), "content").unwrap();
-        let first = bench.source().freeze(&bench.store()).await.unwrap();
+        let project = TestProject::new();
+        fs::write(project.file("file"), "content").unwrap();
+        let first = project.source().freeze(&project.store()).await.unwrap();
         truncate(&first, "file");
-        let (store, source) = (bench.store(), bench.source());
+        let (store, source) = (project.store(), project.source());
         assert_eq!(source.name(&store).await.unwrap(), first.id);
         let again = source.freeze(&store).await.unwrap();
         assert_eq!(again.id, first.id);
@@ -242,8 +216,8 @@ mod tests {
 
         // Also if the name is a new one, over a layer that is damaged.
         truncate(&again, "file");
-        fs::write(bench.file("other"), "new").unwrap();
-        let (store, source) = (bench.store(), bench.source());
+        fs::write(project.file("other"), "new").unwrap();
+        let (store, source) = (project.store(), project.source());
         let id = source.name(&store).await.unwrap();
         assert_ne!(id, first.id);
         let third = source.freeze(&store).await.unwrap();
@@ -252,27 +226,27 @@ mod tests {
 
     #[tokio::test]
     async fn an_edit_cannot_replace_a_damaged_source_that_has_a_name() {
-        let bench = Bench::new();
-        fs::write(bench.file("file"), "content").unwrap();
-        let first = bench.source().freeze(&bench.store()).await.unwrap();
+        let project = TestProject::new();
+        fs::write(project.file("file"), "content").unwrap();
+        let first = project.source().freeze(&project.store()).await.unwrap();
         truncate(&first, "file");
-        let (store, source) = (bench.store(), bench.source());
+        let (store, source) = (project.store(), project.source());
         source.name(&store).await.unwrap();
-        fs::write(bench.file("file"), "edited in the meantime").unwrap();
+        fs::write(project.file("file"), "edited in the meantime").unwrap();
         assert!(matches!(source.freeze(&store).await, Err(StoreError::SourceChanged { .. })));
-        assert_eq!(read(&bench.source().freeze(&store).await.unwrap(), "file"), "edited in the meantime");
+        assert_eq!(read(&project.source().freeze(&store).await.unwrap(), "file"), "edited in the meantime");
     }
 
     #[tokio::test]
     async fn a_name_links_no_damaged_file_into_a_new_layer() {
-        let bench = Bench::new();
-        (0..1500).for_each(|number| fs::write(bench.file(&format!("file-{number}")), "old").unwrap());
-        fs::write(bench.file("kept"), "content").unwrap();
-        let first = bench.source().freeze(&bench.store()).await.unwrap();
+        let project = TestProject::new();
+        (0..1500).for_each(|number| fs::write(project.file(&format!("file-{number}")), "old").unwrap());
+        fs::write(project.file("kept"), "content").unwrap();
+        let first = project.source().freeze(&project.store()).await.unwrap();
         truncate(&first, "kept");
         // So many changes become a whole tree.
-        (0..1500).for_each(|number| fs::write(bench.file(&format!("file-{number}")), "newer").unwrap());
-        let (store, source) = (bench.store(), bench.source());
+        (0..1500).for_each(|number| fs::write(project.file(&format!("file-{number}")), "newer").unwrap());
+        let (store, source) = (project.store(), project.source());
         source.name(&store).await.unwrap();
         let second = source.freeze(&store).await.unwrap();
         assert_eq!(second.layers.len(), 1);
@@ -281,9 +255,9 @@ mod tests {
 
     #[tokio::test]
     async fn a_name_that_is_waited_for_and_a_frozen_source_are_one() {
-        let bench = Bench::new();
-        fs::write(bench.file("file"), "content").unwrap();
-        let (store, source) = (bench.store(), bench.source());
+        let project = TestProject::new();
+        fs::write(project.file("file"), "content").unwrap();
+        let (store, source) = (project.store(), project.source());
         let (name, frozen, other) = tokio::join!(source.name(&store), source.freeze(&store), source.freeze(&store));
         let frozen = frozen.unwrap();
         assert!(name.unwrap() == frozen.id && Arc::ptr_eq(&frozen, &other.unwrap()));
