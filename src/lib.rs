@@ -69,7 +69,8 @@ pub mod worker;
 pub use hm_exec_step::{self as step, guest, jail, streams, tree};
 
 pub use backend::{
-    BackendError, BackendHandle, Capabilities, Control, ExecutionBackend, RunOptions, RunRequest, SourceMeta,
+    BackendError, BackendHandle, Capabilities, Control, DynExecutionBackend, ExecutionBackend, Result, RunOptions,
+    RunRequest, SourceMeta,
 };
 pub use engine::{Engine, EngineBuilder};
 pub use event::{BuildEvent, BuildRef, EventStream};

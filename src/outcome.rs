@@ -31,6 +31,24 @@ pub struct StepResultSummary {
     pub artifacts: Vec<ArtifactRef>,
 }
 
+impl StepResultSummary {
+    /// Creates the summary of a step without an exit code, a duration or artifacts. It counts one attempt if
+    /// the status is that of a step that ran. Backends set the other fields.
+    #[must_use]
+    pub fn new(step_id: Uuid, key: impl Into<Arc<str>>, status: StepStatus) -> Self {
+        let never_ran = matches!(status, StepStatus::Skipped | StepStatus::Canceled | StepStatus::CacheHit);
+        Self {
+            step_id,
+            key: key.into(),
+            status,
+            exit_code: None,
+            duration_ms: 0,
+            attempts: u32::from(!never_ran),
+            artifacts: Vec::new(),
+        }
+    }
+}
+
 /// A finished build.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
@@ -50,4 +68,17 @@ pub struct BuildOutcome {
     pub finished_at: DateTime<Utc>,
     /// The address of a page to watch, if the backend has one.
     pub watch_url: Option<String>,
+}
+
+impl BuildOutcome {
+    /// Creates the outcome of a build without steps. Backends set the other fields.
+    #[must_use]
+    pub const fn new(
+        build: BuildRef,
+        status: BuildStatus,
+        started_at: DateTime<Utc>,
+        finished_at: DateTime<Utc>,
+    ) -> Self {
+        Self { build, status, message: None, steps: Vec::new(), started_at, finished_at, watch_url: None }
+    }
 }

@@ -118,7 +118,7 @@ impl<'a, R: RunnerSet> BoundRun<'a, R> {
         let span = tracing::info_span!("run", id = %run_id);
         #[expect(clippy::disallowed_methods, reason = "the one place where a task is spawned")]
         let outcome = tokio::spawn(async move { Ok(task.await) }.instrument(span));
-        Ok(BackendHandle::new(stream, cancel, outcome))
+        Ok(BackendHandle::of_journal(stream, cancel, outcome))
     }
 
     /// Checks whether the runners that the plan uses can work here. Skips and returns the runners whose every

@@ -15,6 +15,7 @@ pub use builder::EngineBuilder;
 use crate::{
     backend::{BackendError, BackendHandle, Capabilities, ExecutionBackend, RunRequest},
     cache::{Cache, SharedResults},
+    outcome::BuildOutcome,
     plan::Plan,
     runner::{RunnerDescriptor, RunnerSet},
 };
@@ -119,6 +120,19 @@ impl<R: RunnerSet> Engine<R> {
         request.plan = Plan::empty();
         BoundRun::new(self, &request, plan).start().await
     }
+
+    /// Runs a build to its end, and ignores its events.
+    ///
+    /// # Errors
+    /// Returns the errors of [`start`](Self::start), and one if the build's task ended unexpectedly. A failed
+    /// build is an outcome.
+    ///
+    /// # Cancel safety
+    /// If the future is dropped, the build is cancelled: running steps get SIGTERM, then SIGKILL, as long as
+    /// the runtime lives.
+    pub async fn run(&self, request: RunRequest) -> Result<BuildOutcome, BackendError> {
+        ExecutionBackend::run(self, request).await
+    }
 }
 
 impl<R> Clone for Engine<R> {
@@ -141,13 +155,7 @@ impl<R: RunnerSet> ExecutionBackend for Engine<R> {
     }
 
     fn capabilities(&self) -> Capabilities {
-        Capabilities {
-            honors_parallelism: true,
-            honors_keep_going: true,
-            enforces_timeout: true,
-            reports_cache_hits: self.cache.is_some(),
-            ..Capabilities::default()
-        }
+        Capabilities { reports_cache_hits: self.cache.is_some(), ..Capabilities::local() }
     }
 
     async fn start(&self, request: RunRequest) -> Result<BackendHandle, BackendError> {

@@ -83,7 +83,7 @@ pub fn create(dir: RunDir, mut meta: RunMeta, secrets: &Secrets) -> io::Result<(
         files,
         run: Arc::new(meta.into()),
     });
-    let events = EventStream::new(shared.clone());
+    let events = EventStream::of_journal(shared.clone());
     Ok((EventWriter::new(shared.clone(), end), EventBus::new(shared), events))
 }
 

@@ -1,41 +1,60 @@
-//! A live reader.
+//! The events of a build, for one reader.
 
 use std::{
-    fs::File,
+    fmt,
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll, ready},
+    task::{Context, Poll},
 };
 
-use futures_util::Stream;
-use tokio::task::coop;
+use futures_util::{
+    Stream, StreamExt,
+    stream::{BoxStream, Fuse},
+};
 
 use super::{
     BuildEvent, EventBatch, JournalError,
-    cursor::{Cursor, EventOrLines, Next},
+    live::{JournalStream, Subscriber},
     shared::Shared,
-    wake::ReaderId,
 };
+use crate::sync::Mutex;
 
-/// A reader: every event of a run from the first to `build_end`, at the reader's own pace. A reader that is
+/// A reader: every event of a build from the first to `build_end`, at the reader's own pace. A reader that is
 /// not polled costs nothing.
 ///
-/// If the build was interrupted, the stream ends without a `build_end`.
-#[derive(Debug)]
-pub struct EventStream {
-    shared: Arc<Shared>,
-    cursor: Cursor,
-    reader: ReaderId,
-    /// The length of the journal that may be read, in bytes.
-    limit: u64,
-    error: Option<JournalError>,
+/// If the build was interrupted, the stream ends without a `build_end`. After the end it keeps returning
+/// `None`.
+pub struct EventStream(Source);
+
+/// Where the events come from.
+enum Source {
+    Journal(Box<JournalStream>),
+    /// The lock is never taken: it makes the reader `Sync`, which a stream need not be.
+    Other(Mutex<Fuse<BoxStream<'static, BuildEvent>>>),
 }
 
+const _: () = {
+    const fn is_sync<T: Send + Sync>() {}
+    is_sync::<EventStream>();
+};
+
 impl EventStream {
-    pub(super) fn new(shared: Arc<Shared>) -> Self {
-        let cursor = Cursor::new(shared.run.clone(), shared.files.dir(), shared.first_record);
-        let reader = shared.published.new_reader();
-        Self { cursor, reader, limit: shared.first_record, error: None, shared }
+    /// Creates a reader of any stream of events, such as that of a backend of your own.
+    #[must_use]
+    pub fn new(events: impl Stream<Item = BuildEvent> + Send + 'static) -> Self {
+        Self(Source::Other(Mutex::new(events.boxed().fuse())))
+    }
+
+    pub(super) fn of_journal(shared: Arc<Shared>) -> Self {
+        Self(Source::Journal(Box::new(JournalStream::new(shared))))
+    }
+
+    /// Returns what creates further readers, or `None` if there can be only one.
+    pub(crate) fn subscriber(&self) -> Option<Subscriber> {
+        match &self.0 {
+            Source::Journal(journal) => Some(journal.subscriber()),
+            Source::Other(_) => None,
+        }
     }
 
     /// Returns the next event, or `None` after the last.
@@ -49,67 +68,34 @@ impl EventStream {
     /// Returns the next event, or all whole lines that can be had at once. Returns `None` after the last
     /// event. For readers that show millions of lines: this makes no event and no `String` for each of them.
     ///
-    /// Calls can be mixed with those of [`next`](Self::next).
+    /// Calls can be mixed with those of [`next`](Self::next). A stream that was made by [`new`](Self::new)
+    /// returns single events only.
     ///
     /// # Cancel safety
     /// If this is cancelled, no event is lost.
     pub async fn next_batch(&mut self) -> Option<EventBatch<'_>> {
-        let next = std::future::poll_fn(|cx| self.poll_with(cx, Cursor::next_batch)).await?;
-        Some(match next {
-            EventOrLines::Event(event) => EventBatch::Event(event),
-            EventOrLines::Lines(batch) => EventBatch::Lines(self.cursor.lines(batch)),
-        })
+        match &mut self.0 {
+            Source::Journal(journal) => journal.next_batch().await,
+            Source::Other(events) => events.get_mut().next().await.map(EventBatch::Event),
+        }
     }
 
     /// Returns the error that ended the stream early, if the journal could not be read.
     #[must_use]
     pub fn error(&self) -> Option<&JournalError> {
-        self.error.as_ref()
+        match &self.0 {
+            Source::Journal(journal) => journal.error(),
+            Source::Other(_) => None,
+        }
     }
 }
 
 #[cfg(test)]
 impl EventStream {
     pub(super) fn dir(&self) -> &std::path::Path {
-        self.shared.files.dir()
-    }
-}
-
-impl EventStream {
-    /// Polls for what `advance` returns next.
-    fn poll_with<T>(
-        &mut self,
-        cx: &mut Context<'_>,
-        advance: impl Fn(&mut Cursor, &File, u64) -> Result<Next<T>, JournalError>,
-    ) -> Poll<Option<T>> {
-        let mut is_registered = false;
-        loop {
-            // A reader that always finds an event must still yield to the build if both share a thread.
-            let budget = ready!(coop::poll_proceed(cx));
-            if self.error.is_some() {
-                return Poll::Ready(None);
-            }
-            match advance(&mut self.cursor, &self.shared.journal, self.limit) {
-                Ok(Next::Event(event)) => {
-                    budget.made_progress();
-                    return Poll::Ready(Some(event));
-                }
-                Ok(Next::Again) => budget.made_progress(),
-                Ok(Next::End) => return Poll::Ready(None),
-                Ok(Next::Wait) => match self.shared.published.state() {
-                    (bytes, _) if bytes > self.limit => self.limit = bytes,
-                    (_, true) => self.cursor.break_off(),
-                    _ if is_registered => return Poll::Pending,
-                    _ => {
-                        self.shared.published.wait(self.reader, cx.waker());
-                        is_registered = true;
-                    }
-                },
-                Err(error) => {
-                    tracing::error!(%error, "failed to read the build's events");
-                    self.error = Some(error);
-                }
-            }
+        match &self.0 {
+            Source::Journal(journal) => journal.dir(),
+            Source::Other(_) => panic!("this stream has no journal"),
         }
     }
 }
@@ -118,12 +104,18 @@ impl Stream for EventStream {
     type Item = BuildEvent;
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<BuildEvent>> {
-        self.get_mut().poll_with(cx, Cursor::next)
+        match &mut self.get_mut().0 {
+            Source::Journal(journal) => journal.poll_event(cx),
+            Source::Other(events) => events.get_mut().poll_next_unpin(cx),
+        }
     }
 }
 
-impl Drop for EventStream {
-    fn drop(&mut self) {
-        self.shared.published.forget(self.reader);
+impl fmt::Debug for EventStream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.0 {
+            Source::Journal(journal) => f.debug_tuple("EventStream").field(journal).finish(),
+            Source::Other(_) => f.debug_struct("EventStream").finish_non_exhaustive(),
+        }
     }
 }

@@ -247,6 +247,12 @@ impl BuildEvent {
             Self::Unknown(fields) => fields.get("seq").and_then(serde_json::Value::as_u64).unwrap_or(0),
         }
     }
+
+    /// Returns whether this is the last event of a build. For other kinds of events use `matches!`.
+    #[must_use]
+    pub const fn is_build_end(&self) -> bool {
+        matches!(self, Self::BuildEnd { .. })
+    }
 }
 
 const fn first() -> u32 {

@@ -140,7 +140,7 @@ impl EventWriter {
     /// Returns a new reader of the whole stream from its start.
     #[must_use]
     pub fn subscribe(&self) -> EventStream {
-        EventStream::new(self.shared.clone())
+        EventStream::of_journal(self.shared.clone())
     }
 
     fn end_all_attempts(&self) {

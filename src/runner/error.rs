@@ -1,6 +1,6 @@
 //! The error of an attempt that ended without an exit code.
 
-use std::fmt;
+use std::{fmt, io};
 
 use tokio::task::JoinError;
 
@@ -135,6 +135,23 @@ impl RunnerError {
     }
 }
 
+/// An error of the infrastructure, or the runner's own error if it is one: for `?` in runners.
+impl From<anyhow::Error> for RunnerError {
+    fn from(error: anyhow::Error) -> Self {
+        error.downcast().unwrap_or_else(|error| Self { message: FAILED.into(), ..Self::infrastructure(FAILED, error) })
+    }
+}
+
+/// An error of the infrastructure: for `?` in runners.
+impl From<io::Error> for RunnerError {
+    fn from(error: io::Error) -> Self {
+        anyhow::Error::from(error).into()
+    }
+}
+
+/// The message of an error that a runner did not describe.
+const FAILED: &str = "the runner failed";
+
 impl BlockingError for RunnerError {
     fn not_done(doing: &'static str, error: JoinError) -> Self {
         Self::infrastructure(doing, error)
@@ -150,5 +167,24 @@ impl fmt::Display for RunnerError {
 impl std::error::Error for RunnerError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         self.source.as_ref().map(|source| &**source as &(dyn std::error::Error + 'static))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_of_libraries_are_of_the_infrastructure_and_the_runners_own_stay_themselves() {
+        let refused = || io::Error::from(io::ErrorKind::ConnectionRefused);
+        let converted = RunnerError::from(refused());
+        assert_eq!(converted.kind(), RunnerErrorKind::Infrastructure);
+        assert!(converted.is_retryable());
+        assert_eq!(converted.to_line(), "the runner failed: connection refused");
+        let with_context = anyhow::Error::from(refused()).context("failed to reach the machine");
+        let line = RunnerError::from(with_context).to_line();
+        assert_eq!(line, "the runner failed: failed to reach the machine: connection refused");
+        let own = RunnerError::from(anyhow::Error::from(RunnerError::cancelled()).context("while waiting"));
+        assert_eq!(own.kind(), RunnerErrorKind::Cancelled);
     }
 }

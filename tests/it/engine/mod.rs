@@ -1,5 +1,6 @@
 //! Whole builds on a scripted runner and tokio's paused clock.
 
+mod backends;
 mod makespan;
 mod random;
 mod scale;
