@@ -5,6 +5,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::manifest::{Manifest, Time};
@@ -19,7 +20,7 @@ const CLOCK_STEP: Duration = Duration::from_millis(10);
 /// Which modification times of source files steps see.
 ///
 /// Build tools such as `make` and `cargo` compare times, and each clone of a repository has new ones.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum SourceTimes {
     /// Those of the lineage. In a fresh one, everything has the same time. What was edited since a step's

@@ -1,9 +1,9 @@
 //! The backend of a whole build, and options that the published `hm` has for builds on its service.
 
-use clap::ValueEnum;
 use hm_exec::{Plan, plan::BindOptions};
 
 use crate::{
+    config::{BackendName, Sourced, ValueSource},
     failure::{Failure, Outcome},
     reporter::to_stderr,
 };
@@ -18,7 +18,7 @@ const DOCKER: &str = "docker";
 pub(crate) struct BackendArgs {
     /// Where the build runs [default: local]
     #[arg(long, value_enum, value_name = "NAME")]
-    backend: Option<Backend>,
+    backend: Option<BackendName>,
 
     /// Same as `--backend cloud`
     #[arg(long, hide = true, conflicts_with = "backend")]
@@ -41,21 +41,18 @@ pub(crate) struct BackendArgs {
     no_watch: bool,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Backend {
-    /// On this machine, on the runners that the pipeline names
-    Local,
-    /// On this machine, in containers; steps on runner `vm` as well
-    Docker,
-    /// On the hosted service
-    Cloud,
-}
-
 impl BackendArgs {
+    /// Returns the backend that the arguments name.
+    pub(crate) fn named(&self) -> Option<Sourced<BackendName>> {
+        match self.backend {
+            Some(backend) => Some(Sourced::new(backend, ValueSource::Argument("--backend"))),
+            None => self.cloud.then(|| Sourced::new(BackendName::Cloud, ValueSource::Argument("--cloud"))),
+        }
+    }
+
     /// Applies the backend to a plan. Returns an error if there is no such backend.
-    pub(crate) fn apply(&self, plan: Plan, bind: &mut BindOptions) -> Outcome<Plan> {
-        let backend = if self.cloud { Some(Backend::Cloud) } else { self.backend };
-        if backend == Some(Backend::Cloud) {
+    pub(crate) fn apply(&self, plan: Plan, bind: &mut BindOptions, backend: &Sourced<BackendName>) -> Outcome<Plan> {
+        if backend.value == BackendName::Cloud {
             return Err(Failure::input("this version of hm does not submit builds to the service")
                 .hint("run the build on this machine with `--backend local`"));
         }
@@ -63,16 +60,27 @@ impl BackendArgs {
             return Err(Failure::input("`--no-watch` is not possible: a build on this machine ends with hm")
                 .hint("remove the option"));
         }
-        if backend != Some(Backend::Docker) {
-            return Ok(plan);
-        }
-        bind.runner.get_or_insert_with(|| DOCKER.into());
-        let (plan, moved) = in_containers(plan)?;
-        if moved > 0 {
-            to_stderr(&format!("note: `--backend docker` runs steps on runner `{VM}` in containers ({moved} of them)"));
-        }
-        Ok(plan)
+        apply(plan, bind, backend)
     }
+}
+
+/// Applies a backend of this machine to a plan.
+pub(crate) fn apply(plan: Plan, bind: &mut BindOptions, backend: &Sourced<BackendName>) -> Outcome<Plan> {
+    if backend.value != BackendName::Docker {
+        return Ok(plan);
+    }
+    bind.runner.get_or_insert_with(|| DOCKER.into());
+    let (plan, moved) = in_containers(plan)?;
+    if !matches!(backend.source, ValueSource::Argument(_)) {
+        to_stderr(&format!(
+            "note: running steps in containers, because {} sets `backend = \"docker\"`",
+            backend.source
+        ));
+    }
+    if moved > 0 {
+        to_stderr(&format!("note: `--backend docker` runs steps on runner `{VM}` in containers ({moved} of them)"));
+    }
+    Ok(plan)
 }
 
 /// Replaces runner `vm` by `docker`. Returns the new plan, and the number of steps.

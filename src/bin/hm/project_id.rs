@@ -8,6 +8,7 @@ use std::{
 };
 
 use hm_exec::cache::ProjectId;
+use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, de};
 
 /// Longer than any name in use.
@@ -17,18 +18,20 @@ const MAX_NAME_BYTES: usize = 200;
 pub(crate) type ProjectTables = BTreeMap<PathBuf, ProjectTable>;
 
 /// What the user configures for one project.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct ProjectTable {
     /// The project's id. Directories with the same id share their results.
+    #[schemars(with = "String")]
     pub(crate) id: Name,
 }
 
 /// `[cache]`, in a project's `hm.toml`.
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct CacheTable {
     /// Results are shared with every project that has the same value here.
+    #[schemars(with = "Option<String>")]
     pub(crate) share: Option<Name>,
 }
 

@@ -195,10 +195,10 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
     let found = pipelines::find_while(&args.source, |dir, project| early = begin_freeze(args, dir, project))?;
     let definition = &found.definition;
     let mut bind = args.bind.bind_options()?;
-    let plan = args.backend.apply(parse(definition)?, &mut bind)?;
+    let sources = args.config.read(Some(&found.project))?.with_backend(args.backend.named());
+    let plan = args.backend.apply(parse(definition)?, &mut bind, &sources.backend()?)?;
     let secrets = args.bind.read_secrets()?;
     check_steps(&plan, &args.refresh)?;
-    let sources = args.config.read(Some(&found.project))?;
     let mut permissions = sources.permissions(Some(&found.project))?;
     permissions.extend(found.permissions(&plan, &bind));
     if trust::require(found.project.path(), &permissions, args.trust, &trust::command(&args.source))? {
@@ -206,6 +206,7 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
         early = None;
     }
     let config = sources.resolve(Some(&found.project))?;
+    let format = args.format.unwrap_or_else(|| Format::preferred_here(config.format));
     let (store, early) = match early {
         Some((store, freeze)) => (store, Some(Arc::new(freeze))),
         None => (store::handle()?, None),
@@ -241,7 +242,6 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
     }
     warnings::of_plan(&bound);
     let run_id = request.run_id;
-    let format = args.format.unwrap_or_else(Format::default_here);
     let view = View::new(format, args.logs, &bound);
     // One thread for the build (a build is one task), blocking threads to freeze files, and one thread that
     // shows it.

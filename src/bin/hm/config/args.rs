@@ -1,15 +1,16 @@
 //! The arguments that configure the runners.
 
-use std::{num::NonZeroUsize, rc::Rc, str::FromStr};
+use std::{num::NonZeroUsize, str::FromStr};
 
 use hm_exec::project::ProjectDir;
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::{
     engine_args::{EngineArgs, environment, given},
-    file::{self, ConfigFile},
-    layers::RemoteTable,
+    file::{self, PlaceConfig},
     sources::ConfigSources,
+    variables::{DOCKER_HOST, Environment, REMOTE_CACHE, REMOTE_JOBS},
 };
 use crate::failure::Outcome;
 
@@ -25,20 +26,20 @@ pub(crate) struct ConfigArgs {
     pub(super) platform: Vec<Property>,
 
     /// Maximum number of remote steps in flight, independent of `-j` [default: 16]
-    #[arg(id = "remote-jobs", long = "remote-jobs", value_name = "N", env = "HM_REMOTE_JOBS")]
+    #[arg(id = "remote-jobs", long = "remote-jobs", value_name = "N", env = REMOTE_JOBS)]
     pub(super) jobs: Option<NonZeroUsize>,
 
     /// Share cached results of all runners through the engine [default: both, for runner cloud only]
-    #[arg(id = "remote-cache", long = "remote-cache", value_enum, value_name = "HOW", env = "HM_REMOTE_CACHE")]
+    #[arg(id = "remote-cache", long = "remote-cache", value_enum, value_name = "HOW", env = REMOTE_CACHE)]
     pub(super) cache: Option<Sharing>,
 
     /// URL of the container daemon: unix://PATH or tcp://HOST:PORT [default: the socket of Docker or Podman]
-    #[arg(help_heading = "Containers (runner docker)", long = "docker-host", value_name = "URL", env = "DOCKER_HOST")]
+    #[arg(help_heading = "Containers (runner docker)", long = "docker-host", value_name = "URL", env = DOCKER_HOST)]
     pub(super) docker_host: Option<String>,
 }
 
 /// How the engine's cache is used.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Sharing {
     /// Look up results
@@ -69,25 +70,31 @@ impl FromStr for Property {
 impl ConfigArgs {
     /// Reads the files. `project` is the directory that contains the project's `.hm`.
     pub(crate) fn read(&self, project: Option<&ProjectDir>) -> Outcome<ConfigSources> {
-        let file = project.map_or_else(|| Ok(ConfigFile::default()), file::read_project)?;
-        let user = match file::user_path() {
-            Some(path) => file::read_user(&path)?,
-            None => ConfigFile::default(),
-        };
-        self.over(environment()?, file, user)
+        let file = project.map(file::read_project).unwrap_or_default().check()?;
+        let user = file::read_user().check()?;
+        self.over(Environment::of_process(), file, user)
     }
 
-    /// Merges the arguments with the variables and the files.
+    /// Puts the arguments beside the variables and the files.
     pub(super) fn over(
         &self,
-        environment: RemoteTable,
-        project: ConfigFile,
-        user: ConfigFile,
+        variables: Environment,
+        project: PlaceConfig,
+        user: PlaceConfig,
     ) -> Outcome<ConfigSources> {
         let mut arguments = self.engine.table()?;
         arguments.platform = self.platform.iter().map(|Property(name, value)| (name.clone(), value.clone())).collect();
         (arguments.jobs, arguments.cache) = (self.jobs, self.cache);
         let docker_host = given(self.docker_host.clone());
-        Ok(ConfigSources { arguments, environment, docker_host, project, user, files: Rc::default() })
+        Ok(ConfigSources {
+            arguments,
+            environment: environment(&variables)?,
+            docker_host: docker_host.map_or_else(|| variables.text(DOCKER_HOST), |host| Ok(Some(host)))?,
+            variables,
+            project: project.file,
+            user: user.file,
+            unknown: project.unknown.into_iter().chain(user.unknown).collect(),
+            ..ConfigSources::default()
+        })
     }
 }

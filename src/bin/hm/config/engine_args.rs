@@ -3,14 +3,20 @@
 use std::{
     collections::BTreeMap,
     convert::Infallible,
-    env, fmt,
+    fmt,
+    num::ParseIntError,
     path::{Path, PathBuf},
     str::FromStr,
 };
 
+use clap::ValueEnum;
 use hm_exec::remote::EndpointOptions;
 
-use super::layers::{ConfigPlace, RemoteLayers, RemoteTable};
+use super::{
+    args::Sharing,
+    layers::{ConfigPlace, RemoteLayers, RemoteTable},
+    variables::{Environment, REMOTE_CACHE, REMOTE_JOBS},
+};
 use crate::{
     failure::{Failure, Outcome},
     reporter::to_stderr,
@@ -55,7 +61,11 @@ impl EngineArgs {
     /// Returns the engine that arguments or variables name, and its log service; `None` if they name none.
     /// Reads no configuration file.
     pub(crate) fn endpoint(&self) -> Outcome<Option<NamedEngine>> {
-        let layers = RemoteLayers { arguments: self.table()?, environment: environment()?, ..RemoteLayers::default() };
+        let layers = RemoteLayers {
+            arguments: self.table()?,
+            environment: environment(&Environment::of_process())?,
+            ..RemoteLayers::default()
+        };
         note_withheld(&layers);
         layers.named(None)
     }
@@ -76,21 +86,23 @@ impl EngineArgs {
 }
 
 /// Returns the values of the environment variables.
-pub(super) fn environment() -> Outcome<RemoteTable> {
-    let text = |name: &str| match env::var(name) {
-        Ok(text) => Ok(given(Some(text))),
-        Err(env::VarError::NotPresent) => Ok(None),
-        Err(env::VarError::NotUnicode(_)) => Err(Failure::input(format_args!("{name} is not UTF-8"))),
-    };
-    let path = |name: &str| env::var_os(name).filter(|path| !path.is_empty()).map(PathBuf::from);
+pub(super) fn environment(variables: &Environment) -> Outcome<RemoteTable> {
+    fn parsed<T>(name: &str, text: Option<String>, parse: impl Fn(&str) -> Result<T, String>) -> Outcome<Option<T>> {
+        let wrong = |error| Failure::input(format_args!("{name}: {error}"));
+        text.map(|text| parse(&text)).transpose().map_err(wrong)
+    }
+    let text = |name| variables.text(name);
+    let jobs = |text: &str| text.parse().map_err(|error: ParseIntError| error.to_string());
     Ok(RemoteTable {
         endpoint: text("HM_REMOTE")?,
         instance: text("HM_REMOTE_INSTANCE")?,
         logs: text("HM_REMOTE_LOGS")?,
         headers: headers("HM_REMOTE_HEADER", text("HM_REMOTE_HEADER")?.unwrap_or_default().lines())?,
-        ca: path("HM_REMOTE_CA"),
-        cert: path("HM_REMOTE_CERT"),
-        key: path("HM_REMOTE_KEY"),
+        jobs: parsed(REMOTE_JOBS, text(REMOTE_JOBS)?, jobs)?,
+        cache: parsed(REMOTE_CACHE, text(REMOTE_CACHE)?, |text| Sharing::from_str(text, false))?,
+        ca: variables.path("HM_REMOTE_CA"),
+        cert: variables.path("HM_REMOTE_CERT"),
+        key: variables.path("HM_REMOTE_KEY"),
         ..RemoteTable::default()
     })
 }

@@ -1,157 +1,248 @@
-//! The configuration files: the project's `.hm/hm.toml` and the user's own `hm.toml`.
+//! The configuration files, and how they are read.
+//!
+//! There are two places: the project's `.hm/` and the user's own directory. Each may have two files, `hm.toml`
+//! and `config.toml`, which is the name that the published `hm` knows. They have the same keys. In one
+//! directory, a key of `hm.toml` takes precedence over the same key of `config.toml`.
 
 use std::{
     env, io,
-    num::NonZeroUsize,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
-use hm_exec::{
-    project::{CONFIG_BYTES, ProjectDir},
-    runner::MemorySize,
-    source::SourceTimes,
-};
+use clap::ValueEnum;
+use hm_exec::project::{CONFIG_BYTES, ProjectDir};
 use serde::Deserialize;
+use toml::de::{DeTable, DeValue};
 
-use super::{engine_args::given, layers::RemoteTable};
+use super::{
+    keys::{self, FilePlace, KeyPath, Keys},
+    schema::{ConfigFile, KnownKeys, UNSUPPORTED},
+};
 use crate::{
     failure::{Failure, Outcome},
-    project_id::{CacheTable, ProjectTables},
+    reporter::Format,
 };
 
-/// The path of the project's file, relative to its directory.
-const PROJECT_FILE: &str = ".hm/hm.toml";
+/// The directory of a project's files.
+pub(super) const PROJECT_DIR: &str = ".hm";
 
-/// `hm.toml`.
-#[derive(Clone, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub(super) struct ConfigFile {
-    pub(super) remote: RemoteTable,
-    pub(super) docker: DockerTable,
-    pub(super) vm: VmTable,
-    pub(super) cache: CacheTable,
-    pub(super) source: SourceTable,
-    /// Ids of directories, in the user's file only.
-    #[serde(rename = "project")]
-    pub(super) projects: ProjectTables,
+/// The file of this `hm`, in which unknown keys are errors.
+pub(super) const OWN_NAME: &str = "hm.toml";
+
+/// The file that the published `hm` reads and writes.
+pub(super) const SHARED_NAME: &str = "config.toml";
+
+/// The names of the files in one directory, highest precedence first.
+const NAMES: [&str; 2] = [OWN_NAME, SHARED_NAME];
+
+/// The files of one place.
+#[derive(Default)]
+pub(super) struct PlaceConfig {
+    /// The files, merged.
+    pub(super) file: ConfigFile,
+    /// Keys of `config.toml` that this version does not know.
+    pub(super) unknown: Vec<UnknownKey>,
+    /// The files that are not valid, if the reader wants to know all of them.
+    pub(super) mistakes: Vec<Failure>,
 }
 
-/// `[source]`.
-#[derive(Clone, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub(super) struct SourceTable {
-    /// Which modification times of source files steps see.
-    pub(super) times: Option<SourceTimes>,
+/// A key that this version does not know.
+#[derive(Debug, Clone)]
+pub(crate) struct UnknownKey {
+    pub(crate) key: String,
+    pub(crate) place: FilePlace,
+    /// The key that was probably intended.
+    pub(crate) nearest: Option<String>,
 }
 
-/// `[docker]`.
-#[derive(Clone, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub(super) struct DockerTable {
-    pub(super) host: Option<String>,
+/// A file's text.
+struct ConfigText {
+    path: Arc<Path>,
+    text: String,
+    is_projects: bool,
 }
 
-/// `[vm]`: the defaults for virtual machines, and the programs and files that they are made from. A path in a
-/// project's file requires the user's consent, because it is run, or read, outside of any sandbox.
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub(crate) struct VmTable {
-    /// The memory size, as in `2g`.
-    pub(crate) memory: Option<MemorySize>,
-    /// The number of processors.
-    pub(crate) cpus: Option<NonZeroUsize>,
-    /// The path of `qemu-system-x86_64`.
-    pub(crate) qemu: Option<PathBuf>,
-    /// The path of `virtiofsd`.
-    pub(crate) virtiofsd: Option<PathBuf>,
-    /// The path of the kernel, `vmlinuz-VERSION`.
-    pub(crate) kernel: Option<PathBuf>,
-    /// The directory of the kernel's modules.
-    pub(crate) modules: Option<PathBuf>,
-    /// The directory in which booted machines are kept.
-    pub(crate) templates: Option<PathBuf>,
-}
-
-impl VmTable {
-    /// Returns the settings that are paths, by their keys.
-    pub(super) fn paths(&self) -> [(&'static str, &Option<PathBuf>); 5] {
-        [
-            ("qemu", &self.qemu),
-            ("virtiofsd", &self.virtiofsd),
-            ("kernel", &self.kernel),
-            ("modules", &self.modules),
-            ("templates", &self.templates),
-        ]
-    }
-
-    /// Merges the project's table over the user's. A path in the project itself is refused: consent is to a
-    /// path, and the file there could change with every commit.
-    pub(super) fn over(project: Self, user: Self, root: Option<&Path>) -> Outcome<Self> {
-        for (key, path) in project.paths() {
-            let Some(path) = path else { continue };
-            let real = path.canonicalize().unwrap_or_else(|_| path.clone());
-            if !path.is_absolute() || root.is_some_and(|root| real.starts_with(root)) {
-                return Err(Failure::input(format_args!(
-                    "`[vm] {key}` in a project's hm.toml must be an absolute path outside of the project"
-                ))
-                .hint("or set it in your own hm.toml, in ~/.config/hm"));
-            }
-        }
-        Ok(Self {
-            memory: project.memory.or(user.memory),
-            cpus: project.cpus.or(user.cpus),
-            qemu: project.qemu.or(user.qemu),
-            virtiofsd: project.virtiofsd.or(user.virtiofsd),
-            kernel: project.kernel.or(user.kernel),
-            modules: project.modules.or(user.modules),
-            templates: project.templates.or(user.templates),
-        })
-    }
-}
-
-pub(super) fn user_path() -> Option<PathBuf> {
+/// Returns the user's directories for configuration, highest precedence first: the one of the XDG
+/// specification, and `~/.config/hm`, which the published `hm` always uses.
+pub(super) fn user_dirs() -> Vec<PathBuf> {
     let variable = |name| env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
-    let config = variable("XDG_CONFIG_HOME").or_else(|| variable("HOME").map(|home| home.join(".config")))?;
-    Some(config.join("hm/hm.toml"))
+    let home = variable("HOME").map(|home| home.join(".config"));
+    let mut dirs: Vec<PathBuf> =
+        variable("XDG_CONFIG_HOME").into_iter().chain(home).map(|config| config.join("hm")).collect();
+    dirs.dedup();
+    dirs
 }
 
-pub(super) fn read_project(project: &ProjectDir) -> Outcome<ConfigFile> {
-    match project.read_text_if_any(PROJECT_FILE, CONFIG_BYTES)? {
-        Some(text) => parse(&project.path().join(PROJECT_FILE), &text),
-        None => Ok(ConfigFile::default()),
-    }
+/// Returns the user's files, highest precedence first. In `~/.config/hm`, if it is not the directory of the
+/// XDG specification, only the file of the published `hm` counts.
+pub(super) fn user_files() -> Vec<PathBuf> {
+    let dirs = user_dirs();
+    let in_dir =
+        |(at, dir): (usize, &PathBuf)| NAMES[at.min(1)..].iter().map(|name| dir.join(name)).collect::<Vec<_>>();
+    dirs.iter().enumerate().flat_map(in_dir).collect()
 }
 
-/// Reads the user's own file. Its paths are relative to it.
-pub(super) fn read_user(path: &Path) -> Outcome<ConfigFile> {
-    match path.metadata() {
-        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
-            return Ok(ConfigFile::default());
+/// Reads the project's files.
+pub(super) fn read_project(project: &ProjectDir) -> PlaceConfig {
+    merge(NAMES.map(|name| {
+        let path = Path::new(PROJECT_DIR).join(name);
+        let text = project.read_text_if_any(&path, CONFIG_BYTES)?;
+        Ok(text.map(|text| ConfigText { path: project.path().join(path).into(), text, is_projects: true }))
+    }))
+}
+
+/// Reads the user's own files. Their paths are relative to them.
+pub(super) fn read_user() -> PlaceConfig {
+    merge(user_files().into_iter().map(|path| {
+        match path.metadata() {
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+                return Ok(None);
+            }
+            // A pipe without a writer would be waited for.
+            Ok(metadata) if !metadata.is_file() => {
+                return Err(Failure::input(format_args!("{} is not a regular file", path.display())));
+            }
+            _ => {}
         }
-        _ => {}
-    }
-    let bytes = super::read_users(path)?;
-    let text = String::from_utf8(bytes).map_err(|_| Failure::input(format_args!("{} is not UTF-8", path.display())))?;
-    let mut file = parse(path, &text)?;
-    let table = &mut file.remote;
-    for named in [&mut table.ca, &mut table.cert, &mut table.key] {
-        *named = named.take().map(|named| path.parent().unwrap_or(Path::new(".")).join(named));
-    }
-    Ok(file)
+        let text = String::from_utf8(super::read_users(&path)?)
+            .map_err(|_| Failure::input(format_args!("{} is not UTF-8", path.display())))?;
+        Ok(Some(ConfigText { path: path.into(), text, is_projects: false }))
+    }))
 }
 
-pub(super) fn parse(path: &Path, text: &str) -> Outcome<ConfigFile> {
-    // The parser's full message quotes the line, which may contain a token.
-    let mut file: ConfigFile = toml::from_str(text).map_err(|error| {
-        let line = error.span().map_or(1, |span| text[..span.start].lines().count().max(1));
-        Failure::input(format_args!("{}, line {line}: {}", path.display(), error.message()))
-    })?;
-    // Empty values count as unset.
-    let table = &mut file.remote;
-    for text in [&mut table.endpoint, &mut table.instance, &mut table.logs, &mut file.docker.host] {
-        *text = given(text.take());
+impl PlaceConfig {
+    /// Returns an error if a file is not valid.
+    pub(super) fn check(mut self) -> Outcome<Self> {
+        if self.mistakes.is_empty() { Ok(self) } else { Err(self.mistakes.swap_remove(0)) }
     }
-    let names = table.headers.keys().map(|name| name.to_ascii_lowercase()).collect::<Vec<_>>();
-    table.headers = names.into_iter().zip(std::mem::take(&mut table.headers).into_values()).collect();
-    Ok(file)
+}
+
+/// Merges the files of one place, highest precedence first.
+fn merge(texts: impl IntoIterator<Item = Outcome<Option<ConfigText>>>) -> PlaceConfig {
+    let mut place = PlaceConfig::default();
+    let mut keys = Keys::new();
+    for text in texts {
+        let read = text.and_then(|text| text.map(|text| parse(&text)).transpose());
+        match read {
+            Ok(None) => {}
+            Ok(Some((read, unknown))) => {
+                for (path, key) in read {
+                    keys.entry(path).or_insert(key);
+                }
+                place.unknown.extend(unknown);
+            }
+            Err(failure) => place.mistakes.push(failure),
+        }
+    }
+    match ConfigFile::of_keys(keys) {
+        Ok(mut file) => {
+            resolve_paths(&mut file);
+            place.file = file;
+        }
+        // Each file is valid alone, so the messages name no value.
+        Err(error) => place.mistakes.push(Failure::input("configuration files contradict each other").because(error)),
+    }
+    place
+}
+
+/// Parses one file. Returns its keys, and those that are unknown.
+fn parse(file: &ConfigText) -> Outcome<(Keys, Vec<UnknownKey>)> {
+    let text = &*file.text;
+    // The parser's full message quotes the line, which may contain a token.
+    let mistake = |at: usize, what: &str| {
+        Failure::input(format_args!("{}, line {}: {what}", file.path.display(), keys::line_at(text, at)))
+    };
+    let invalid = |error: toml::de::Error| mistake(error.span().map_or(0, |span| span.start), error.message());
+    let place = |line| FilePlace { path: Arc::clone(&file.path), line, is_projects: file.is_projects };
+    let mut table = DeTable::parse(text).map_err(invalid)?;
+    let mut unknown = Vec::new();
+    if file.path.file_name().is_some_and(|name| name == SHARED_NAME) {
+        let known = KnownKeys::new();
+        let mut removed = Vec::new();
+        remove_unknown(table.get_mut(), &known, &mut KeyPath::new(), &mut removed);
+        unknown.extend(removed.into_iter().map(|(path, at)| UnknownKey {
+            nearest: known.nearest(&path).map(|near| keys::dotted(&near)),
+            key: keys::dotted(&path),
+            place: place(keys::line_at(text, at)),
+        }));
+    } else if let Some((name, _)) = table.get_ref().iter().find(|(name, _)| UNSUPPORTED.contains(&&**name.get_ref())) {
+        return Err(mistake(
+            name.span().start,
+            &format!("[{}] is not supported by this version of hm", name.get_ref()),
+        ));
+    }
+    ConfigFile::deserialize(toml::Deserializer::from(table.clone())).map_err(invalid)?;
+    let found = keys::of_table(table.get_ref(), text, place).map_err(invalid)?;
+    Ok((found.into_iter().filter_map(|(path, key)| normalise(path, key, file)).collect(), unknown))
+}
+
+/// Removes keys that no file of this version has. Returns them, with the bytes where they are.
+fn remove_unknown(table: &mut DeTable<'_>, known: &KnownKeys, path: &mut KeyPath, removed: &mut Vec<(KeyPath, usize)>) {
+    let names: Vec<_> = table.keys().cloned().collect();
+    for name in names {
+        path.push(name.get_ref().to_string());
+        let value = table.get(&name).map(|value| value.get_ref());
+        if !known.has(path) || path.len() == 1 && UNSUPPORTED.contains(&&*path[0]) || is_odd_format(path, value) {
+            table.remove(&name);
+            removed.push((path.clone(), name.span().start));
+        } else if let Some(DeValue::Table(below)) = table.get_mut(&name).map(toml::Spanned::get_mut) {
+            remove_unknown(below, known, path, removed);
+        }
+        path.pop();
+    }
+}
+
+/// Returns whether this is an output format that we do not have. The published `hm` accepts any text there.
+fn is_odd_format(path: &[String], value: Option<&DeValue<'_>>) -> bool {
+    path == ["preferences", "format"]
+        && value.and_then(DeValue::as_str).is_some_and(|name| Format::from_str(name, false).is_err())
+}
+
+/// The keys whose empty values count as unset.
+const TEXTS: [&[&str]; 8] = [
+    &["cloud", "api_url"],
+    &["cloud", "app_url"],
+    &["cloud", "org"],
+    &["cloud", "pipeline"],
+    &["docker", "host"],
+    &["remote", "endpoint"],
+    &["remote", "instance"],
+    &["remote", "logs"],
+];
+
+/// Makes the paths of the user's files absolute: they are relative to the file that has them. Those of a project
+/// are resolved when they are read.
+fn resolve_paths(file: &mut ConfigFile) {
+    let (table, keys) = (&mut file.remote, &file.keys);
+    for (name, path) in [("ca", &mut table.ca), ("cert", &mut table.cert), ("key", &mut table.key)] {
+        if let Some(key) = keys.get(&["remote".to_owned(), name.to_owned()][..])
+            && !key.place.is_projects
+        {
+            *path = path.take().map(|path| key.place.path.parent().unwrap_or(Path::new(".")).join(path));
+        }
+    }
+}
+
+/// Brings a key to the form in which files are compared. Returns `None` if it counts as unset.
+fn normalise(mut path: KeyPath, key: keys::KeyValue, file: &ConfigText) -> Option<(KeyPath, keys::KeyValue)> {
+    if TEXTS.iter().any(|text| path == **text) && key.value.as_str() == Some("") {
+        return None;
+    }
+    if let [table, headers, name] = &mut *path
+        && (&**table, &**headers) == ("remote", "headers")
+    {
+        name.make_ascii_lowercase();
+    }
+    // The published `hm` writes its defaults to the file when it saves another key. This one is its default, and
+    // would turn off the display for terminals.
+    let is_their_default = path == ["preferences", "format"] && key.value == "human";
+    (!is_their_default || file.path.file_name().is_some_and(|name| name == OWN_NAME)).then_some((path, key))
+}
+
+/// Parses a file of the project, in tests.
+#[cfg(test)]
+pub(super) fn parsed(name: &str, text: &str) -> Outcome<ConfigFile> {
+    let text = ConfigText { path: Path::new(name).into(), text: text.to_owned(), is_projects: true };
+    Ok(merge([Ok(Some(text))]).check()?.file)
 }

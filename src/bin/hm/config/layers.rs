@@ -13,6 +13,7 @@ use std::{
 };
 
 use hm_exec::{project::ProjectDir, remote::EndpointOptions};
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::{
@@ -24,18 +25,28 @@ use crate::failure::Outcome;
 
 /// The settings of one place. Paths of the user's file are absolute; paths of the project's file are as
 /// written there.
-#[derive(Clone, Default, Deserialize)]
+#[derive(Clone, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct RemoteTable {
+    /// The URL of the engine: grpc://HOST:PORT, or grpcs://HOST:PORT with TLS.
     pub(super) endpoint: Option<String>,
+    /// The name of the engine's instance.
     pub(super) instance: Option<String>,
+    /// The URL of the service for live output, if it is not the engine itself.
     pub(super) logs: Option<String>,
+    /// Headers of every call, by name. All of them count as secret.
     pub(super) headers: BTreeMap<String, String>,
+    /// Properties that workers must have, by name.
     pub(super) platform: BTreeMap<String, String>,
+    /// The maximum number of steps in flight there.
     pub(super) jobs: Option<NonZeroUsize>,
+    /// Whether results of all runners are shared through the engine.
     pub(super) cache: Option<Sharing>,
+    /// A PEM file of certificate authorities to trust instead of the system's.
     pub(super) ca: Option<PathBuf>,
+    /// A PEM file of the client certificate.
     pub(super) cert: Option<PathBuf>,
+    /// A PEM file of the client certificate's key.
     pub(super) key: Option<PathBuf>,
 }
 

@@ -1,18 +1,27 @@
-//! The configuration: from arguments, environment variables, the project's `.hm/hm.toml` and the user's own
-//! `hm.toml`, in this order of precedence.
+//! The configuration: from arguments, environment variables, the project's files and the user's own files, in
+//! this order of precedence.
 //!
 //! [`EngineArgs`] are the arguments of every command that talks to an engine. [`ConfigArgs`] adds those of a
-//! run, and also reads the files. The project's file applies only with the user's consent, except for keys
-//! that reach nothing outside.
+//! run, and also reads the files. The project's files apply only with the user's consent, except for keys that
+//! reach nothing outside.
 
 mod args;
+#[allow(dead_code, reason = "for `hm cloud`")]
+mod cloud;
+#[allow(dead_code, reason = "for `hm cloud`")]
+pub(crate) mod credentials;
 mod engine_args;
 mod file;
+mod keys;
 mod layers;
 mod permissions;
+mod schema;
 mod sources;
 #[cfg(test)]
 mod tests;
+pub(crate) mod variables;
+#[allow(dead_code, reason = "for `hm cloud`")]
+mod write;
 
 use std::{
     cell::RefCell,
@@ -23,10 +32,15 @@ use std::{
 };
 
 pub(crate) use args::{ConfigArgs, Sharing};
+#[allow(unused_imports, reason = "for `hm cloud`")]
+pub(crate) use cloud::{CloudConfig, Token};
 pub(crate) use engine_args::{EngineArgs, NamedEngine};
-pub(crate) use file::VmTable;
 use hm_exec::project::{CONFIG_BYTES, ProjectDir};
+pub(crate) use keys::{Sourced, ValueSource};
+pub(crate) use schema::{BackendName, VmTable};
 pub(crate) use sources::{Config, all_permissions};
+#[allow(unused_imports, reason = "for `hm cloud`")]
+pub(crate) use write::{set_projects, set_users};
 
 use crate::failure::{Failure, Outcome};
 

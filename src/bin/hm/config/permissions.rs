@@ -1,4 +1,4 @@
-//! What a project's `.hm/hm.toml` requests beyond the sandbox, as listed in `docs/design/trust.md`.
+//! What a project's `.hm/hm.toml` and `.hm/config.toml` request beyond the sandbox, as listed in `docs/design/trust.md`.
 //!
 //! A key requires consent if it sends anything to a machine that the user did not name, or if it runs or
 //! reads a file of the machine outside of a sandbox. A key without effect, because the user sets the same or
@@ -8,7 +8,13 @@ use std::path::PathBuf;
 
 use hm_exec::project::ProjectDir;
 
-use super::{args::Sharing, file::ConfigFile, layers::ConfigPlace, sources::ConfigSources};
+use super::{
+    args::Sharing,
+    cloud,
+    layers::ConfigPlace,
+    schema::{BackendName, ConfigFile},
+    sources::{ConfigSources, Project},
+};
 use crate::{failure::Outcome, trust::Permission};
 
 /// Returns the requests in the project's file. With `all`, includes those that have no effect because no
@@ -16,6 +22,7 @@ use crate::{failure::Outcome, trust::Permission};
 pub(super) fn of(settings: &ConfigSources, project: Option<&ProjectDir>, all: bool) -> Outcome<Vec<Permission>> {
     let ConfigFile { docker, vm, cache, .. } = &settings.project;
     let mut permissions = Vec::new();
+    service(settings, all, &mut permissions)?;
     remote(settings, project, all, &mut permissions)?;
     if let Some(host) = &docker.host
         && settings.docker_host.is_none()
@@ -39,6 +46,37 @@ pub(super) fn of(settings: &ConfigSources, project: Option<&ProjectDir>, all: bo
         }
     }
     Ok(permissions)
+}
+
+/// Adds the requests about where builds run, and about the hosted service. With `all`, includes those that have no
+/// effect because builds do not run there.
+fn service(settings: &ConfigSources, all: bool, permissions: &mut Vec<Permission>) -> Outcome<()> {
+    let backend = settings.backend()?;
+    let is_users = || settings.backend_of(Project::IsIgnored).is_ok_and(|users| users.value == backend.value);
+    if backend.source.is_projects() && !is_users() {
+        let effect = match backend.value {
+            BackendName::Cloud => "builds, with their source, are sent to the hosted service",
+            _ => "steps run in containers instead of the sandbox",
+        };
+        permissions.push(Permission::new("backend", backend.value.as_str(), effect));
+    }
+    if !all && backend.value != BackendName::Cloud {
+        return Ok(());
+    }
+    let asked = cloud::api_url(settings, Project::Counts)?;
+    let users = cloud::api_url(settings, Project::IsIgnored)?;
+    if asked.source.is_projects() && cloud::comparable(&asked.value) != cloud::comparable(&users.value) {
+        let effect = "builds, with their source, are sent to this service";
+        permissions.push(Permission::new("[cloud] api_url", &asked.value, effect));
+    }
+    let pages = cloud::app_url(settings, Project::Counts, &asked)?;
+    if settings.project.cloud.app_url.is_some()
+        && pages.source.is_projects()
+        && cloud::app_url(settings, Project::IsIgnored, &users)?.value != pages.value
+    {
+        permissions.push(Permission::new("[cloud] app_url", &pages.value, "links in the output lead there"));
+    }
+    Ok(())
 }
 
 /// Adds the requests of `[remote]`: every key but `jobs` and `cache = "off"`.

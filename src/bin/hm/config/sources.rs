@@ -1,20 +1,26 @@
-//! The configuration of each source (arguments, variables, the project's file, the user's file), and how the
+//! The configuration of each source (arguments, variables, the project's files, the user's files), and how the
 //! sources are merged.
 
 use std::{collections::BTreeMap, num::NonZeroUsize, rc::Rc};
 
+use clap::ValueEnum;
 use hm_exec::{project::ProjectDir, remote::EndpointOptions, source::SourceTimes};
 
 use super::{
     ProjectFiles,
     args::Sharing,
+    cloud::CloudConfig,
     engine_args::{NamedEngine, note_withheld},
-    file::{self, ConfigFile, VmTable},
+    file::{self, UnknownKey},
+    keys::{KeyPath, Sourced, ValueSource},
     layers::{RemoteLayers, RemoteTable},
+    schema::{BackendName, ConfigFile, VmTable},
+    variables::Environment,
 };
 use crate::{
     failure::{Failure, Outcome},
     project_id::{Name, ProjectTables},
+    reporter::{Format, to_stderr},
     trust::Permission,
 };
 
@@ -41,6 +47,11 @@ pub(crate) struct Config {
     pub(crate) share: Option<Name>,
     /// Which modification times of source files steps see.
     pub(crate) source_times: SourceTimes,
+    /// The hosted service, if builds run there.
+    #[allow(dead_code, reason = "for `hm cloud`")]
+    pub(crate) cloud: Option<CloudConfig>,
+    /// The preferred output format.
+    pub(crate) format: Option<Format>,
 }
 
 /// The settings of each place, not merged yet.
@@ -50,9 +61,21 @@ pub(crate) struct ConfigSources {
     pub(super) environment: RemoteTable,
     /// The daemon that arguments or variables name.
     pub(super) docker_host: Option<String>,
+    /// The backend that an argument names.
+    pub(super) backend: Option<Sourced<BackendName>>,
+    pub(super) variables: Environment,
     pub(super) project: ConfigFile,
     pub(super) user: ConfigFile,
+    /// Keys that this version does not know.
+    pub(super) unknown: Vec<UnknownKey>,
     pub(super) files: Rc<ProjectFiles>,
+}
+
+/// Whether the project's files count.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Project {
+    Counts,
+    IsIgnored,
 }
 
 impl ConfigSources {
@@ -64,12 +87,67 @@ impl ConfigSources {
 
     /// Removes everything that requires consent from the project's settings.
     pub(crate) fn remove_unpermitted(&mut self) {
-        let ConfigFile { remote, vm, source, .. } = std::mem::take(&mut self.project);
-        self.project.source = source;
-        // Less sharing needs no consent.
-        let cache = remote.cache.filter(|cache| *cache == Sharing::Off);
-        self.project.remote = RemoteTable { jobs: remote.jobs, cache, ..RemoteTable::default() };
-        self.project.vm = VmTable { memory: vm.memory, cpus: vm.cpus, ..VmTable::default() };
+        self.project.retain(|path, value| match *path {
+            ["cloud", "org" | "pipeline"] | ["preferences" | "source", _] => true,
+            ["remote", "jobs"] | ["vm", "memory" | "cpus"] => true,
+            ["backend"] => value == BackendName::Local.as_str(),
+            // Less sharing needs no consent.
+            ["remote", "cache"] => value == "off",
+            _ => false,
+        });
+    }
+
+    /// Puts the backend that an argument names above all others.
+    pub(crate) fn with_backend(self, backend: Option<Sourced<BackendName>>) -> Self {
+        Self { backend, ..self }
+    }
+
+    /// Returns where builds run.
+    pub(crate) fn backend(&self) -> Outcome<Sourced<BackendName>> {
+        self.backend_of(Project::Counts)
+    }
+
+    pub(super) fn backend_of(&self, project: Project) -> Outcome<Sourced<BackendName>> {
+        if let Some(backend) = &self.backend {
+            return Ok(backend.clone());
+        }
+        self.named("backend", project).map(Option::unwrap_or_default)
+    }
+
+    /// Returns the text of a key, from the first of variables, project and user that sets it.
+    pub(super) fn text(&self, key: &str, project: Project) -> Outcome<Option<Sourced<String>>> {
+        if let Some((name, text)) = self.variables.of_key(key)? {
+            return Ok(Some(Sourced::new(text, ValueSource::Variable(name))));
+        }
+        let path: KeyPath = key.split('.').map(String::from).collect();
+        let files = [(project == Project::Counts).then_some(&self.project), Some(&self.user)];
+        Ok(files.into_iter().flatten().find_map(|file| {
+            let key = file.keys.get(&path)?;
+            Some(Sourced::new(key.value.as_str()?.to_owned(), ValueSource::File(key.place.clone())))
+        }))
+    }
+
+    /// Returns the value of a key that is one of several names.
+    fn named<T: ValueEnum>(&self, key: &str, project: Project) -> Outcome<Option<Sourced<T>>> {
+        let Some(Sourced { value, source }) = self.text(key, project)? else { return Ok(None) };
+        match T::from_str(&value, false) {
+            Ok(value) => Ok(Some(Sourced::new(value, source))),
+            Err(_) => {
+                let known = T::value_variants().iter().filter_map(ValueEnum::to_possible_value);
+                let known: Vec<String> = known.map(|value| value.get_name().to_owned()).collect();
+                Err(Failure::input(format_args!("invalid value of `{key}` ({source})"))
+                    .hint(format_args!("expected {}", known.join(", "))))
+            }
+        }
+    }
+
+    /// Prints notes about keys that this version does not know, but that look like others.
+    fn note_unknown(&self) {
+        for UnknownKey { key, place, nearest } in &self.unknown {
+            if let Some(nearest) = nearest {
+                to_stderr(&format!("note: ignoring the unknown key `{key}` ({place}): did you mean `{nearest}`?"));
+            }
+        }
     }
 
     pub(super) fn layers(&self) -> RemoteLayers {
@@ -86,14 +164,18 @@ impl ConfigSources {
     /// Resolves the settings. The user must have consented to the project's requests.
     pub(crate) fn resolve(self, project: Option<&ProjectDir>) -> Outcome<Config> {
         let (layers, source_times) = (self.layers(), self.source_times());
+        let is_cloud = self.backend()?.value == BackendName::Cloud;
+        let cloud = is_cloud.then(|| CloudConfig::of(&self)).transpose()?;
+        let format = self.named("preferences.format", Project::Counts)?.map(|format| format.value);
+        self.note_unknown();
         let Self { arguments, docker_host, project: own, user, .. } = self;
         if !own.projects.is_empty() {
-            return Err(Failure::input("`[project]` is not allowed in a project's hm.toml")
+            return Err(Failure::input("`[project]` is not allowed in a project's files")
                 .hint("move it to your own hm.toml, in ~/.config/hm"));
         }
         if user.cache.share.is_some() {
             return Err(Failure::input(
-                "`[cache] share` is not allowed in your own hm.toml: it would apply to all projects",
+                "`[cache] share` is not allowed in your own files: it would apply to all projects",
             )
             .hint("give directories the same id instead: `[project.\"/path\"] id = \"NAME\"`"));
         }
@@ -114,6 +196,8 @@ impl ConfigSources {
             projects: user.projects,
             share: own.cache.share,
             source_times,
+            cloud,
+            format,
         })
     }
 
@@ -125,6 +209,7 @@ impl ConfigSources {
 
 /// Returns everything that a project's `hm.toml` requests, including what the user's settings override.
 pub(crate) fn all_permissions(project: &ProjectDir) -> Outcome<Vec<Permission>> {
-    let settings = ConfigSources { project: file::read_project(project)?, ..ConfigSources::default() };
+    let project_file = file::read_project(project).check()?.file;
+    let settings = ConfigSources { project: project_file, ..ConfigSources::default() };
     super::permissions::of(&settings, Some(project), true)
 }

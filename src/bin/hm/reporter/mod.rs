@@ -27,6 +27,8 @@ use hm_exec::{
     plan::BoundPlan,
 };
 use published::PlanFacts;
+use schemars::JsonSchema;
+use serde::Deserialize;
 use style::Style;
 use tokio::{
     sync::{mpsc, oneshot},
@@ -39,7 +41,8 @@ use writer::StdWriter;
 const BURST: usize = 256;
 
 /// How to show a build.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
 pub(crate) enum Format {
     /// Plain lines on stdout, each prefixed with its step's key
     Human,
@@ -52,9 +55,16 @@ pub(crate) enum Format {
 }
 
 impl Format {
-    /// Returns `progress` if both streams are terminals, else `human`.
-    pub(crate) fn default_here() -> Self {
-        if io::stdout().is_terminal() && io::stderr().is_terminal() { Self::Progress } else { Self::Human }
+    /// Returns the format that the user prefers, unless it suits only programs and stdout is a terminal, or suits
+    /// only terminals and there is none. By default, `progress` if both streams are terminals, else `human`.
+    pub(crate) fn preferred_here(preferred: Option<Self>) -> Self {
+        let is_shown = io::stdout().is_terminal();
+        match preferred {
+            Some(Self::Human) => Self::Human,
+            Some(format) if format.is_json() && !is_shown => format,
+            _ if is_shown && io::stderr().is_terminal() => Self::Progress,
+            _ => Self::Human,
+        }
     }
 
     /// Returns whether the output is for programs.

@@ -9,6 +9,7 @@ use hm_exec::{
 
 use crate::{
     args::parse_duration,
+    config::variables::{CACHE_MAX_AGE, CACHE_MAX_SIZE, CACHE_MIN_FREE},
     failure::{Failure, Outcome},
 };
 
@@ -16,15 +17,15 @@ use crate::{
 #[derive(Debug, Default, clap::Args)]
 pub(super) struct LimitArgs {
     /// Maximum size of the store, such as 500M or 10G [default: a fifth of the filesystem, at most 100 GiB]
-    #[arg(long, value_name = "SIZE", value_parser = size::parse, env = "HM_CACHE_MAX_SIZE", hide_env_values = true)]
+    #[arg(long, value_name = "SIZE", value_parser = size::parse, env = CACHE_MAX_SIZE, hide_env_values = true)]
     max_size: Option<u64>,
 
     /// Minimum free space on the store's filesystem [default: a twentieth of it, at most 10 GiB]
-    #[arg(long, value_name = "SIZE", value_parser = size::parse, env = "HM_CACHE_MIN_FREE", hide_env_values = true)]
+    #[arg(long, value_name = "SIZE", value_parser = size::parse, env = CACHE_MIN_FREE, hide_env_values = true)]
     min_free: Option<u64>,
 
     /// Maximum age of unused cached steps, sources and images, such as 12h or 14d [default: 30d]
-    #[arg(long, value_name = "DURATION", value_parser = parse_duration, env = "HM_CACHE_MAX_AGE", hide_env_values = true)]
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration, env = CACHE_MAX_AGE, hide_env_values = true)]
     max_age: Option<Duration>,
 }
 
@@ -32,9 +33,9 @@ impl LimitArgs {
     /// Reads the limits from the environment only.
     pub(super) fn from_env() -> Result<Self, String> {
         Ok(Self {
-            max_size: read("HM_CACHE_MAX_SIZE", size::parse)?,
-            min_free: read("HM_CACHE_MIN_FREE", size::parse)?,
-            max_age: read("HM_CACHE_MAX_AGE", parse_duration)?,
+            max_size: read(CACHE_MAX_SIZE, size::parse)?,
+            min_free: read(CACHE_MIN_FREE, size::parse)?,
+            max_age: read(CACHE_MAX_AGE, parse_duration)?,
         })
     }
 

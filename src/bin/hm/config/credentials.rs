@@ -1,0 +1,224 @@
+//! `credentials.toml`: the tokens that the user keeps, by the URL of the service. The published `hm` has the same
+//! file: `[entries.harmont-cloud]`, with URLs as keys.
+//!
+//! A token is sent to the URL under which it was stored, and to no other. A damaged file is an error, and is never
+//! replaced.
+
+use std::{
+    fs::{File, Permissions},
+    io::Read,
+    os::unix::fs::{MetadataExt, PermissionsExt},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use hm_exec::project::CONFIG_BYTES;
+use rustix::{
+    fs::{Mode, OFlags},
+    io::Errno,
+};
+use toml::de::{DeTable, DeValue};
+use toml_edit::{DocumentMut, Item, Table};
+
+use super::{
+    cloud::{Token, comparable},
+    file,
+    keys::{self, FilePlace, Sourced, ValueSource},
+    write::LockedDir,
+};
+use crate::{
+    failure::{Failure, Outcome},
+    reporter::to_stderr,
+};
+
+const NAME: &str = "credentials.toml";
+const ENTRIES: &str = "entries";
+const SERVICE: &str = "harmont-cloud";
+
+/// A stored token, and the URL as it is spelled in the file.
+#[derive(Debug)]
+struct Entry {
+    url: String,
+    token: Token,
+    place: FilePlace,
+}
+
+/// Returns the token that is stored for the service at `url`, and where.
+pub(crate) fn stored(url: &str) -> Outcome<Option<Sourced<Token>>> {
+    let mut entries = Vec::new();
+    for path in files() {
+        entries.extend(read(&path)?.map(|text| entries_of(&path, &text)).transpose()?.unwrap_or_default());
+    }
+    // The exact spelling takes precedence, then the first file.
+    let exact = entries.iter().position(|entry| entry.url == url);
+    let found = exact.or_else(|| entries.iter().position(|entry| comparable(&entry.url) == comparable(url)));
+    Ok(found.map(|at| entries.swap_remove(at)).map(|entry| Sourced::new(entry.token, ValueSource::File(entry.place))))
+}
+
+/// Returns the URLs for which tokens are stored, and where.
+pub(super) fn urls() -> Outcome<Vec<(String, FilePlace)>> {
+    let mut urls = Vec::new();
+    for path in files() {
+        let entries = read(&path)?.map(|text| entries_of(&path, &text)).transpose()?.unwrap_or_default();
+        urls.extend(entries.into_iter().map(|entry| (entry.url, entry.place)));
+    }
+    Ok(urls)
+}
+
+/// Stores a token for the service at `url`. Returns the file.
+pub(crate) fn store(url: &str, token: &Token) -> Outcome<PathBuf> {
+    // The file that has a token for this URL, else the first that exists, else a new one.
+    let mut chosen = None;
+    for path in files() {
+        let Some(text) = read(&path)? else { continue };
+        let has_url = entries_of(&path, &text)?.iter().any(|entry| comparable(&entry.url) == comparable(url));
+        if has_url || chosen.is_none() {
+            chosen = Some(path);
+        }
+        if has_url {
+            break;
+        }
+    }
+    let path = chosen.or_else(|| files().into_iter().next()).ok_or_else(|| {
+        Failure::input("no directory to store a token in: neither XDG_CONFIG_HOME nor HOME is set")
+            .hint("set one of them, or set HM_API_TOKEN instead of storing a token")
+    })?;
+    edit(&path, |entries| {
+        let spelled = spelled(entries, url);
+        let spelled = if spelled.is_empty() { vec![url.to_owned()] } else { spelled };
+        for url in spelled {
+            entries.insert(&url, toml_edit::value(token.reveal()));
+        }
+        true
+    })?;
+    Ok(path)
+}
+
+/// Removes the tokens of the service at `url`. Returns whether there was one.
+pub(crate) fn forget(url: &str) -> Outcome<bool> {
+    let mut was_there = false;
+    for path in files() {
+        let Some(text) = read(&path)? else { continue };
+        if !entries_of(&path, &text)?.iter().any(|entry| comparable(&entry.url) == comparable(url)) {
+            continue;
+        }
+        was_there |= edit(&path, |entries| {
+            let spelled = spelled(entries, url);
+            spelled.iter().for_each(|url| drop(entries.remove(url)));
+            !spelled.is_empty()
+        })?;
+    }
+    Ok(was_there)
+}
+
+/// Returns the keys that are the URL in any spelling.
+fn spelled(entries: &Table, url: &str) -> Vec<String> {
+    entries.iter().map(|(key, _)| key.to_owned()).filter(|key| comparable(key) == comparable(url)).collect()
+}
+
+/// Returns the paths of the files, highest precedence first.
+fn files() -> Vec<PathBuf> {
+    file::user_dirs().into_iter().map(|dir| dir.join(NAME)).collect()
+}
+
+/// Reads a file, if there is one. It must be the user's own; access by others is removed.
+fn read(path: &Path) -> Outcome<Option<String>> {
+    let failed = |error: std::io::Error| {
+        Failure::infrastructure(format_args!("failed to read the tokens in {}", path.display())).because(error)
+    };
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let file = match rustix::fs::open(path, flags, Mode::empty()) {
+        Ok(file) => File::from(file),
+        Err(Errno::NOENT | Errno::NOTDIR) => return Ok(None),
+        Err(Errno::LOOP) => return Err(refused(path, "is a link", "replace it with the file itself")),
+        Err(errno) => return Err(failed(errno.into())),
+    };
+    let metadata = file.metadata().map_err(failed)?;
+    if !metadata.is_file() {
+        return Err(refused(path, "is not a regular file", "remove it"));
+    }
+    if metadata.uid() != rustix::process::geteuid().as_raw() {
+        return Err(refused(path, "belongs to another user", "remove it, or change its owner"));
+    }
+    if metadata.mode() & 0o077 != 0 {
+        let shown = path.display();
+        match file.set_permissions(Permissions::from_mode(0o600)) {
+            Ok(()) => to_stderr(&format!(
+                "warning: other users could access {shown}, which has tokens: its mode was {:03o} and is now 600",
+                metadata.mode() & 0o777
+            )),
+            Err(error) => to_stderr(&format!("warning: other users can access {shown}, which has tokens: {error}")),
+        }
+    }
+    let mut bytes = Vec::new();
+    file.take(CONFIG_BYTES + 1).read_to_end(&mut bytes).map_err(failed)?;
+    if bytes.len() as u64 > CONFIG_BYTES {
+        return Err(refused(path, "is larger than 1 MiB", "remove what is no token"));
+    }
+    String::from_utf8(bytes).map(Some).map_err(|_| damaged(path, 1))
+}
+
+fn refused(path: &Path, why: &str, remedy: &str) -> Failure {
+    Failure::input(format_args!("{} {why}, so hm does not use its tokens", path.display()))
+        .hint(format_args!("{remedy}, or set HM_API_TOKEN"))
+}
+
+/// Returns the failure for a file that cannot be understood. The message does not quote it.
+fn damaged(path: &Path, line: usize) -> Failure {
+    Failure::input(format_args!("{}, line {line}: this is no table of tokens", path.display()))
+        .hint("correct the file, or remove it and run `hm cloud login`")
+}
+
+/// Returns the entries of the service.
+fn entries_of(path: &Path, text: &str) -> Outcome<Vec<Entry>> {
+    let at = |at| damaged(path, keys::line_at(text, at));
+    let root = DeTable::parse(text).map_err(|error| at(error.span().map_or(0, |span| span.start)))?;
+    let mut table = root.get_ref();
+    for name in [ENTRIES, SERVICE] {
+        match table.iter().find(|(key, _)| *key.get_ref() == name) {
+            None => return Ok(Vec::new()),
+            Some((_, below)) => match below.get_ref() {
+                DeValue::Table(below) => table = below,
+                _ => return Err(at(below.span().start)),
+            },
+        }
+    }
+    let shared: Arc<Path> = path.into();
+    table
+        .iter()
+        .map(|(url, token)| {
+            let text_of_token = token.get_ref().as_str().ok_or_else(|| at(token.span().start))?;
+            let place = FilePlace { path: Arc::clone(&shared), line: keys::line(text, url), is_projects: false };
+            Ok(Entry { url: url.get_ref().to_string(), token: Token::new(text_of_token), place })
+        })
+        .collect()
+}
+
+/// Changes the entries of the service in a file, whole or not at all. `change` returns whether it changed them.
+fn edit(path: &Path, change: impl FnOnce(&mut Table) -> bool) -> Outcome<bool> {
+    let failed = |error: std::io::Error| {
+        Failure::infrastructure(format_args!("failed to write the tokens in {}", path.display())).because(error)
+    };
+    let dir = LockedDir::create(path.parent().unwrap_or(path)).map_err(failed)?;
+    // Another process may have changed it before the lock was taken.
+    let text = read(path)?.unwrap_or_default();
+    entries_of(path, &text)?;
+    let mut document: DocumentMut = text.parse().map_err(|_| damaged(path, 1))?;
+    let mut table = document.as_table_mut();
+    for name in [ENTRIES, SERVICE] {
+        let below = table.entry(name).or_insert_with(|| {
+            let mut table = Table::new();
+            table.set_implicit(name == ENTRIES);
+            Item::Table(table)
+        });
+        if let Some(inline) = below.as_inline_table() {
+            *below = Item::Table(inline.clone().into_table());
+        }
+        table = below.as_table_mut().ok_or_else(|| damaged(path, 1))?;
+    }
+    if !change(table) {
+        return Ok(false);
+    }
+    dir.replace(NAME.as_ref(), document.to_string().as_bytes(), Mode::RUSR | Mode::WUSR).map_err(failed)?;
+    Ok(true)
+}

@@ -1,0 +1,124 @@
+//! The environment variables that `hm` reads, and the configuration keys that some of them set.
+
+use std::{collections::BTreeMap, env, ffi::OsString, path::PathBuf};
+
+use crate::failure::{Failure, Outcome};
+
+/// An environment variable.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Variable {
+    pub(crate) name: &'static str,
+    /// The configuration key that it sets.
+    pub(crate) key: Option<&'static str>,
+    /// Whether its value is never shown.
+    pub(crate) is_secret: bool,
+}
+
+const fn of_key(name: &'static str, key: &'static str) -> Variable {
+    Variable { name, key: Some(key), is_secret: false }
+}
+
+const fn alone(name: &'static str) -> Variable {
+    Variable { name, key: None, is_secret: false }
+}
+
+const fn secret(name: &'static str, key: Option<&'static str>) -> Variable {
+    Variable { name, key, is_secret: true }
+}
+
+pub(crate) const API_TOKEN: &str = "HM_API_TOKEN";
+pub(crate) const CACHE_MAX_AGE: &str = "HM_CACHE_MAX_AGE";
+pub(crate) const CACHE_MAX_SIZE: &str = "HM_CACHE_MAX_SIZE";
+pub(crate) const CACHE_MIN_FREE: &str = "HM_CACHE_MIN_FREE";
+pub(crate) const DOCKER_HOST: &str = "DOCKER_HOST";
+pub(crate) const REMOTE_CACHE: &str = "HM_REMOTE_CACHE";
+pub(crate) const REMOTE_JOBS: &str = "HM_REMOTE_JOBS";
+
+/// All variables. If several set the same key, the first one that is set takes precedence. Others that begin with
+/// `HM_` are ignored.
+pub(crate) const VARIABLES: &[Variable] = &[
+    of_key("HM_BACKEND", "backend"),
+    of_key("HM_API_URL", "cloud.api_url"),
+    of_key("HM_CLOUD__API_URL", "cloud.api_url"),
+    of_key("HM_APP_URL", "cloud.app_url"),
+    of_key("HM_CLOUD__APP_URL", "cloud.app_url"),
+    of_key("HM_ORG", "cloud.org"),
+    of_key("HM_CLOUD__ORG", "cloud.org"),
+    of_key("HM_CLOUD__PIPELINE", "cloud.pipeline"),
+    of_key("HM_PREFERENCES__FORMAT", "preferences.format"),
+    of_key("HM_PREFERENCES__AUTO_WATCH", "preferences.auto_watch"),
+    secret(API_TOKEN, None),
+    of_key("HM_REMOTE", "remote.endpoint"),
+    of_key("HM_REMOTE_INSTANCE", "remote.instance"),
+    of_key("HM_REMOTE_LOGS", "remote.logs"),
+    secret("HM_REMOTE_HEADER", Some("remote.headers")),
+    of_key(REMOTE_JOBS, "remote.jobs"),
+    of_key(REMOTE_CACHE, "remote.cache"),
+    of_key("HM_REMOTE_CA", "remote.ca"),
+    of_key("HM_REMOTE_CERT", "remote.cert"),
+    of_key("HM_REMOTE_KEY", "remote.key"),
+    of_key(DOCKER_HOST, "docker.host"),
+    alone("HM_CACHE_DIR"),
+    alone("HM_CACHE_GC"),
+    alone(CACHE_MAX_SIZE),
+    alone(CACHE_MIN_FREE),
+    alone(CACHE_MAX_AGE),
+    alone("HM_DSL"),
+    alone("HM_PYTHON"),
+    alone("HM_NODE"),
+    alone("HM_HARMONT_TS"),
+    alone("HM_RENDER_ENV"),
+    alone("HM_RENDER_TIMEOUT"),
+    alone("HM_REGISTRY_MIRROR"),
+    alone("HM_INSECURE_REGISTRIES"),
+    alone("HM_MAX_IMAGE_BYTES"),
+    alone("DOCKER_CONFIG"),
+    alone("HM_LAYER_CACHE"),
+    alone("HM_TRUST"),
+    alone("HM_STEP"),
+    alone("HM_LOG"),
+    alone("NO_COLOR"),
+    alone("CLICOLOR_FORCE"),
+];
+
+/// The variables that are set. An empty one counts as unset.
+#[derive(Clone, Default)]
+pub(crate) struct Environment(BTreeMap<&'static str, OsString>);
+
+impl Environment {
+    /// Returns the environment of this process.
+    pub(crate) fn of_process() -> Self {
+        Self::of(|name| env::var_os(name))
+    }
+
+    /// Returns an environment in which `get` looks up variables.
+    pub(crate) fn of(get: impl Fn(&str) -> Option<OsString>) -> Self {
+        let values = VARIABLES.iter().filter_map(|variable| Some((variable.name, get(variable.name)?)));
+        Self(values.filter(|(_, value)| !value.is_empty()).collect())
+    }
+
+    /// Returns the text of a variable.
+    pub(crate) fn text(&self, name: &str) -> Outcome<Option<String>> {
+        let not_text = |_| Failure::input(format_args!("{name} is not UTF-8"));
+        self.0.get(name).cloned().map(OsString::into_string).transpose().map_err(not_text)
+    }
+
+    /// Returns the path that a variable names.
+    pub(crate) fn path(&self, name: &str) -> Option<PathBuf> {
+        self.0.get(name).map(PathBuf::from)
+    }
+
+    /// Returns the variable that sets a key, and its text.
+    pub(crate) fn of_key(&self, key: &str) -> Outcome<Option<(&'static str, String)>> {
+        let mut names = VARIABLES.iter().filter(|variable| variable.key == Some(key)).map(|variable| variable.name);
+        let Some(name) = names.find(|name| self.0.contains_key(name)) else { return Ok(None) };
+        Ok(self.text(name)?.map(|text| (name, text)))
+    }
+
+    #[allow(dead_code, reason = "for `hm config`")]
+    /// Returns the variables that are set, in the order of [`VARIABLES`].
+    pub(crate) fn set(&self) -> impl Iterator<Item = (Variable, String)> {
+        let text = |variable: &Variable| Some((*variable, self.0.get(variable.name)?.to_string_lossy().into_owned()));
+        VARIABLES.iter().filter_map(text)
+    }
+}
