@@ -51,11 +51,15 @@ pub mod remote_cache;
 pub mod runner;
 #[doc(hidden)]
 pub mod schedule;
+#[cfg(feature = "service")]
+pub mod service;
 #[doc(hidden)]
 pub mod size;
 pub mod source;
 pub mod store;
 mod sync;
+#[cfg(any(feature = "registry", feature = "service"))]
+mod tls;
 #[cfg(feature = "cloud")]
 pub(crate) mod transfer;
 #[cfg(feature = "sandbox")]

@@ -185,6 +185,7 @@ impl<'a, R: RunnerSet> BoundRun<'a, R> {
             started_at: identity.started_at,
             steps: plan.dag.steps().map(|step| step_meta(plan, step)).collect(),
             runners: plan.runners.iter().map(|runner| Arc::clone(&runner.name)).collect(),
+            server: None,
         };
         event::create(dir, meta, &request.secrets)
             .map_err(|source| BackendError::Local { doing: format!("open the run's journal {place}"), source })

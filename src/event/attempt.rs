@@ -74,18 +74,18 @@ pub(super) struct AttemptLog {
 }
 
 impl AttemptLog {
-    /// Appends a chunk. After [`close`](Self::close) it is ignored, because the attempt's end is in the
+    /// Appends a chunk that was written `at_ms`. After [`close`](Self::close) it is ignored, because the attempt's end is in the
     /// journal already.
-    pub(super) fn write(&mut self, shared: &Shared, stream: StdStream, bytes: &[u8]) {
+    pub(super) fn write(&mut self, shared: &Shared, stream: StdStream, bytes: &[u8], at_ms: u64) {
         if self.is_closed {
             return;
         }
         match &shared.masker {
-            None => self.append(shared, stream, bytes),
+            None => self.append(shared, stream, bytes, at_ms),
             Some(masker) => {
                 let mut masked = Vec::with_capacity(bytes.len());
                 masker.push(&mut self.held[usize::from(stream_code(stream))], bytes, &mut masked);
-                self.append(shared, stream, &masked);
+                self.append(shared, stream, &masked, at_ms);
             }
         }
     }
@@ -97,11 +97,11 @@ impl AttemptLog {
         for stream in [StdStream::Stdout, StdStream::Stderr] {
             let mut masked = Vec::new();
             masker.finish(&mut self.held[usize::from(stream_code(stream))], &mut masked);
-            self.append(shared, stream, &masked);
+            self.append(shared, stream, &masked, shared.elapsed_ms());
         }
     }
 
-    fn append(&mut self, shared: &Shared, stream: StdStream, bytes: &[u8]) {
+    fn append(&mut self, shared: &Shared, stream: StdStream, bytes: &[u8], at_ms: u64) {
         if bytes.is_empty() {
             return;
         }
@@ -110,7 +110,7 @@ impl AttemptLog {
         let was_dirty = pending.is_dirty;
         match appended {
             Ok(offset) => pending.push_output(OutputRange {
-                at_ms: shared.elapsed_ms(),
+                at_ms,
                 step: self.step,
                 attempt: self.attempt,
                 stream: stream_code(stream),

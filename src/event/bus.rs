@@ -2,9 +2,10 @@
 
 use std::sync::{Arc, atomic::Ordering::Relaxed};
 
+use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
-use super::{StdStream, meta::step_index, shared::Shared};
+use super::{StdStream, shared::Shared};
 
 /// The runners' handle, which receives output. It is cheap to clone, and can be used from any thread.
 #[derive(Debug, Clone)]
@@ -25,10 +26,24 @@ impl EventBus {
     /// # Cancel safety
     /// Either all bytes are written, or none.
     pub async fn output(&self, step_id: Uuid, stream: StdStream, bytes: &[u8]) {
-        let log = step_index(self.shared.run.build.run_id, step_id)
+        self.write(step_id, stream, bytes, self.shared.elapsed_ms());
+    }
+
+    /// Does the same as [`output`](Self::output) for output that was written at another time, on another
+    /// machine.
+    pub(crate) fn output_at(&self, step_id: Uuid, stream: StdStream, bytes: &[u8], at: DateTime<Utc>) {
+        let since_start = (at - self.shared.run.started_at).num_milliseconds();
+        self.write(step_id, stream, bytes, u64::try_from(since_start).unwrap_or_default());
+    }
+
+    fn write(&self, step_id: Uuid, stream: StdStream, bytes: &[u8], at_ms: u64) {
+        let log = self
+            .shared
+            .run
+            .step_index(step_id)
             .and_then(|step| self.shared.attempts.lock().log(&self.shared.files, step.0, self.attempt));
         match log {
-            Some(log) => log.lock().write(&self.shared, stream, bytes),
+            Some(log) => log.lock().write(&self.shared, stream, bytes, at_ms),
             None if self.shared.has_warned.swap(true, Relaxed) => {}
             None => {
                 tracing::warn!(%step_id, attempt = self.attempt, "ignoring output that belongs to no running attempt")

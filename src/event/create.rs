@@ -14,7 +14,7 @@ use super::{
     journal::Journal,
     logs::RunFiles,
     mask::Masker,
-    record::{FORMAT_VERSION, MAGIC, MAX_HEADER_BYTES, encode},
+    record::{FORMAT_VERSION, MAGIC, MAX_HEADER_BYTES, encode_header},
     shared::{Pending, Shared},
     temporary,
     wake::Published,
@@ -47,10 +47,13 @@ pub fn create(dir: RunDir, mut meta: RunMeta, secrets: &Secrets) -> io::Result<(
             step.display_name = masker.mask_text(&step.display_name).into();
             step.image = step.image.take().map(|image| masker.mask_text(&image).into());
         }
+        if let Some(url) = meta.server.as_mut().and_then(|server| server.watch_url.as_mut()) {
+            *url = masker.mask_text(url).into_owned();
+        }
     }
     let mut header = Vec::from(MAGIC);
     header.extend_from_slice(&FORMAT_VERSION.to_le_bytes());
-    encode(&mut header, &meta).map_err(|error| invalid(&error))?;
+    encode_header(&mut header, &meta).map_err(|error| invalid(&error))?;
     if header.len() > MAX_HEADER_BYTES {
         return Err(io::Error::new(
             io::ErrorKind::InvalidInput,
@@ -102,6 +105,7 @@ mod tests {
             started_at: chrono::Utc::now(),
             steps: vec![],
             runners: vec![],
+            server: None,
         };
         let (writer, bus, events) = create(RunDir::Temporary, meta, &Secrets::new()).unwrap();
         let dir: Box<Path> = events.dir().into();

@@ -23,7 +23,6 @@ use super::{
     frames::Frames,
     lines::{Line, LineEnd, LineSplitter},
     logs::{LogReader, journal_path},
-    meta::step_id,
     record::{Record, build_status_of, decode_artifacts, miss_reason_of, step_status_of, stream_of},
     shared::OutputRange,
     table::RunTable,
@@ -137,7 +136,11 @@ impl Cursor {
             Phase::BuildAccepted => {
                 self.phase = Phase::StepQueued(0);
                 let build = self.run.build.clone();
-                Ok(Next::Event(BuildEvent::BuildAccepted { seq: self.next_seq(), build, watch_url: None }))
+                Ok(Next::Event(BuildEvent::BuildAccepted {
+                    seq: self.next_seq(),
+                    build,
+                    watch_url: self.run.watch_url.clone(),
+                }))
             }
             Phase::StepQueued(step) => Ok(self.step_queued(step)),
             Phase::Records => match self.range {
@@ -214,7 +217,7 @@ impl Cursor {
         };
         let event = BuildEvent::StepQueued {
             seq: self.seq,
-            step_id: step_id(run.build.run_id, index),
+            step_id: run.step_id(index),
             key: key.clone(),
             chain_idx,
             parent_key: run.parent_key(index).cloned(),
@@ -234,7 +237,7 @@ impl Cursor {
         let run = &self.run;
         let unknown_step = || corrupt("a record refers to an unknown step");
         let id_of = |step: u32| match StepIndex(step) {
-            step if step.get() < run.len() => Ok(step_id(run.build.run_id, step)),
+            step if step.get() < run.len() => Ok(run.step_id(step)),
             _ => Err(unknown_step()),
         };
         let key_of = |step: u32| run.key(StepIndex(step)).cloned().ok_or_else(unknown_step);
@@ -245,7 +248,7 @@ impl Cursor {
                 if offset.checked_add(len).is_none() {
                     return Err(corrupt("a range of output is too long"));
                 }
-                self.last_at_ms = at_ms;
+                self.last_at_ms = self.last_at_ms.max(at_ms);
                 let of = LineOf { step_id, attempt, stream: name, ts: timestamp(run, at_ms) };
                 self.range = Some((OutputRange { at_ms, step, attempt, stream, offset, len }, of));
                 return Ok(Next::Again);
@@ -385,7 +388,7 @@ impl Cursor {
     fn finish_lines(&mut self, (step, attempt): (u32, u32), at_ms: u64) {
         self.logs.close(step, attempt);
         let Some(splitters) = self.lines.remove(&(step, attempt)) else { return };
-        let (step_id, ts) = (step_id(self.run.build.run_id, StepIndex(step)), timestamp(&self.run, at_ms));
+        let (step_id, ts) = (self.run.step_id(StepIndex(step)), timestamp(&self.run, at_ms));
         for (mut splitter, stream) in splitters.into_iter().zip([StdStream::Stdout, StdStream::Stderr]) {
             if let Some(line) = splitter.finish() {
                 self.ready.push_back(LineOf { step_id, attempt, stream, ts }.event(self.seq, line));

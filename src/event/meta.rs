@@ -9,7 +9,8 @@ use uuid::Uuid;
 use super::{BuildRef, CacheMissReason, PlanSummary};
 use crate::model::{ArtifactRef, BuildStatus, SnapshotRef, StepIndex, StepStatus};
 
-/// The constant data of a run; the journal's header. Step ids derive from the run's id and the index.
+/// The constant data of a run; the journal's header. Step ids derive from the run's id and the index, unless a
+/// server assigned them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RunMeta {
     /// The build's identity.
@@ -22,6 +23,18 @@ pub struct RunMeta {
     pub steps: Vec<StepMeta>,
     /// The runners' names by index.
     pub runners: Vec<Arc<str>>,
+    /// What a server says about the run, if it runs there. In the journal it follows the other fields.
+    #[serde(skip)]
+    pub server: Option<ServerRun>,
+}
+
+/// What a server says about a run.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct ServerRun {
+    /// The URL of a page that shows the build.
+    pub watch_url: Option<String>,
+    /// The server's ids of the steps, by index. Steps without one have the id that [`step_id`] returns.
+    pub step_ids: Vec<Uuid>,
 }
 
 /// The constant data of a step.

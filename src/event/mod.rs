@@ -47,7 +47,7 @@ pub use create::{RunDir, create};
 pub use frames::JournalError;
 pub(crate) use live::Subscriber;
 pub use logs::{compress_logs, has_long_logs, last_log};
-pub use meta::{RunMeta, StateEvent, StepMeta, step_id, step_index};
+pub use meta::{RunMeta, ServerRun, StateEvent, StepMeta, step_id, step_index};
 pub use replay::{JournalReader, StepRecord, durations, open, step_records};
 pub use stream::EventStream;
 pub use types::{BuildEvent, EVENT_SCHEMA_VERSION, PlanSummary};

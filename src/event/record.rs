@@ -13,7 +13,7 @@
 use postcard::ser_flavors::Flavor;
 use serde::{Deserialize, Serialize};
 
-use super::{CacheMissReason, StdStream};
+use super::{CacheMissReason, RunMeta, StdStream};
 use crate::model::{ArtifactRef, BuildStatus, StepStatus};
 
 /// The first bytes of every journal.
@@ -168,7 +168,23 @@ pub(super) fn decode_artifacts(bytes: &[u8]) -> Result<Vec<ArtifactRef>, postcar
     Ok(all.into_iter().map(|(key, mime, size_bytes)| ArtifactRef { key, mime, size_bytes }).collect())
 }
 
+/// Appends a run's header to `buffer` as one frame. On failure the buffer is unchanged.
+pub(super) fn encode_header(buffer: &mut Vec<u8>, meta: &RunMeta) -> Result<(), postcard::Error> {
+    let server = meta.server.as_ref().map(postcard::to_stdvec).transpose()?.unwrap_or_default();
+    encode_with(buffer, meta, &server)
+}
+
+/// Decodes a header's payload. Any bytes after the known fields belong to a later version.
+pub(super) fn decode_header(payload: &[u8]) -> Result<RunMeta, postcard::Error> {
+    let (mut meta, server) = postcard::take_from_bytes::<RunMeta>(payload)?;
+    if !server.is_empty() {
+        meta.server = Some(postcard::take_from_bytes(server)?.0);
+    }
+    Ok(meta)
+}
+
 /// Appends `value` to `buffer` as one frame. On failure the buffer is unchanged.
+#[cfg(test)]
 pub(super) fn encode<T: Serialize>(buffer: &mut Vec<u8>, value: &T) -> Result<(), postcard::Error> {
     encode_with(buffer, value, &[])
 }

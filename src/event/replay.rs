@@ -8,8 +8,8 @@ use super::{
     frames::{Frames, frame_header},
     logs::{journal_path, read_at},
     record::{
-        FORMAT_VERSION, FRAME_HEADER_BYTES, MAGIC, MAX_HEADER_BYTES, PREAMBLE_BYTES, Record, step_status_code,
-        step_status_of,
+        FORMAT_VERSION, FRAME_HEADER_BYTES, MAGIC, MAX_HEADER_BYTES, PREAMBLE_BYTES, Record, decode_header,
+        step_status_code, step_status_of,
     },
 };
 use crate::model::{SnapshotRef, StepStatus};
@@ -202,8 +202,7 @@ impl OpenJournal {
         if crc32fast::hash(&payload) != crc {
             return Err(corrupt("the header's checksum is wrong"));
         }
-        let (meta, _later_fields) =
-            postcard::take_from_bytes::<RunMeta>(&payload).map_err(|_| corrupt("the header cannot be decoded"))?;
+        let meta = decode_header(&payload).map_err(|_| corrupt("the header cannot be decoded"))?;
         Ok(Self { file, len, meta, first_record })
     }
 }

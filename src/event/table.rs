@@ -7,7 +7,9 @@ use std::{collections::HashMap, sync::Arc};
 
 use chrono::{DateTime, Utc};
 
-use super::{BuildRef, PlanSummary, RunMeta, StepMeta};
+use uuid::Uuid;
+
+use super::{BuildRef, PlanSummary, RunMeta, ServerRun, StepMeta, meta};
 use crate::model::StepIndex;
 
 /// The constant data of a run.
@@ -16,6 +18,10 @@ pub(super) struct RunTable {
     pub(super) build: BuildRef,
     pub(super) plan: PlanSummary,
     pub(super) started_at: DateTime<Utc>,
+    /// The URL of a page that shows the build, if a server has one.
+    pub(super) watch_url: Option<String>,
+    /// Empty unless a server assigned the ids.
+    ids: StepIds,
     keys: Vec<Arc<str>>,
     display_names: Vec<Arc<str>>,
     chains: Vec<u32>,
@@ -46,6 +52,19 @@ impl RunTable {
         self.keys.len()
     }
 
+    /// Returns a step's id in events.
+    pub(super) fn step_id(&self, step: StepIndex) -> Uuid {
+        self.ids.by_step.get(step.get()).copied().unwrap_or_else(|| meta::step_id(self.build.run_id, step))
+    }
+
+    /// Returns the step with this id, or `None` if the run has no such step.
+    pub(super) fn step_index(&self, step_id: Uuid) -> Option<StepIndex> {
+        match self.ids.by_id.is_empty() {
+            true => meta::step_index(self.build.run_id, step_id),
+            false => self.ids.by_id.get(&step_id).copied(),
+        }
+    }
+
     /// Returns a step's key.
     pub(super) fn key(&self, step: StepIndex) -> Option<&Arc<str>> {
         self.keys.get(step.get())
@@ -72,13 +91,30 @@ impl RunTable {
     }
 }
 
+/// The ids that a server assigned to steps.
+#[derive(Debug, Default)]
+struct StepIds {
+    by_step: Vec<Uuid>,
+    by_id: HashMap<Uuid, StepIndex>,
+}
+
+impl From<Vec<Uuid>> for StepIds {
+    fn from(by_step: Vec<Uuid>) -> Self {
+        let by_id = by_step.iter().zip(0..).map(|(id, step)| (*id, StepIndex(step))).collect();
+        Self { by_step, by_id }
+    }
+}
+
 impl From<RunMeta> for RunTable {
-    fn from(RunMeta { build, plan, started_at, mut steps, runners }: RunMeta) -> Self {
+    fn from(RunMeta { build, plan, started_at, mut steps, runners, server }: RunMeta) -> Self {
         let len = steps.len();
+        let ServerRun { watch_url, step_ids } = server.unwrap_or_default();
         let mut table = Self {
             build,
             plan,
             started_at,
+            watch_url,
+            ids: step_ids.into(),
             keys: Vec::with_capacity(len),
             display_names: Vec::with_capacity(len),
             chains: Vec::with_capacity(len),

@@ -248,6 +248,7 @@ pub(super) mod tests {
             started_at: DateTime::UNIX_EPOCH,
             steps: Vec::new(),
             runners: vec!["cloud".into()],
+            server: None,
         };
         let (writer, bus, _) = event::create(RunDir::Temporary, meta, &Secrets::default()).unwrap();
         let archives = Arc::new(RunSource::new(ArchiveId(Uuid::nil()), "/"));

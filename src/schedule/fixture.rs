@@ -64,6 +64,7 @@ pub(super) fn journal(plan: &BoundPlan) -> (EventWriter, EventBus) {
         started_at: DateTime::UNIX_EPOCH,
         steps: plan.steps.iter().map(|bound| step(&bound.step.key)).collect(),
         runners: vec!["noop".into()],
+        server: None,
     };
     let (writer, bus, _) = event::create(RunDir::Temporary, meta, &Secrets::new()).unwrap();
     (writer, bus)

@@ -2,7 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{SourceTimes, manifest::Manifest};
+use super::{
+    SourceTimes,
+    manifest::{EntryKind, Manifest},
+};
 use crate::store::{LayerId, SourceId, Store, StoreError, files::make_dir};
 
 /// A source tree in the store: a stack of read-only layers.
@@ -75,4 +78,21 @@ impl Manifest {
 /// Returns the path of the manifest of a source in the store.
 pub(super) fn manifest_path(store: &Store, id: &SourceId) -> PathBuf {
     store.paths().source(id).join("manifest")
+}
+
+/// Returns the paths and sizes of the largest files of a source, at most `count`, largest first.
+pub(crate) fn largest_files(
+    store: &Store,
+    source: &FrozenSource,
+    count: usize,
+) -> Result<Vec<(PathBuf, u64)>, StoreError> {
+    let manifest = Manifest::of(store, &source.id)?;
+    let sizes = manifest.entries().filter_map(|entry| match entry.kind {
+        EntryKind::File { size_bytes, .. } => Some((entry.as_path().to_owned(), size_bytes)),
+        _ => None,
+    });
+    let mut sizes: Vec<_> = sizes.collect();
+    sizes.sort_by(|(a, a_bytes), (b, b_bytes)| b_bytes.cmp(a_bytes).then_with(|| a.cmp(b)));
+    sizes.truncate(count);
+    Ok(sizes)
 }

@@ -19,7 +19,7 @@ mod run_source;
 mod stat_cache;
 mod tar;
 #[cfg(test)]
-mod test_project;
+pub(crate) mod test_project;
 mod times;
 mod touched;
 mod walk;
@@ -31,6 +31,7 @@ pub use delta::delta;
 pub use early::EarlyFreeze;
 pub use freeze::freeze;
 pub use frozen::FrozenSource;
+pub(crate) use frozen::largest_files;
 pub(crate) use import::{has_manifest, import_manifest, manifest_bytes};
 pub(crate) use manifest::{EntryKind, Manifest};
 pub(crate) use path_digests::path_digests;

@@ -14,6 +14,7 @@ const ORDER: &[&str] = &[
     "sync",
     "backoff",
     "size",
+    "tls",
     "hex",
     "format",
     "locate",
@@ -44,6 +45,7 @@ const ORDER: &[&str] = &[
     "schedule",
     "backend",
     "engine",
+    "service",
     "worker",
     "conformance",
 ];

@@ -51,6 +51,7 @@ impl Run {
             started_at: DateTime::UNIX_EPOCH,
             steps: (0..STEPS).map(meta).collect(),
             runners: vec![harness.runner.name().into()],
+            server: None,
         };
         let (writer, bus, events) = event::create(RunDir::Temporary, meta, &secrets)?;
         let archives = Arc::new(RunSource::new(ArchiveId(id), harness.source()));

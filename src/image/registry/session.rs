@@ -47,8 +47,7 @@ impl std::fmt::Debug for RegistrySession {
 /// Creates a client for registries that are contacted with or without encryption. Returns the reason if that
 /// fails.
 pub(super) fn client(is_plain: bool) -> Result<Client, String> {
-    // Fails if the embedding program has already chosen a provider, which is equally good.
-    let _ = rustls::crypto::ring::default_provider().install_default();
+    crate::tls::choose_provider();
     let config = ClientConfig {
         protocol: if is_plain { ClientProtocol::Http } else { ClientProtocol::Https },
         connect_timeout: Some(CONNECT_TIMEOUT),

@@ -25,5 +25,6 @@ pub(crate) fn run_meta(run_id: Uuid, steps: u32) -> RunMeta {
         started_at: DateTime::from_timestamp(1_800_000_000, 0).expect("a valid time"),
         steps: (0..steps).map(step).collect(),
         runners: vec!["noop".into()],
+        server: None,
     }
 }

@@ -1,0 +1,356 @@
+//! Follows a build until it ends: one task, which polls, follows logs, and records.
+
+use std::{collections::HashMap, future::Future, pin::Pin, sync::Arc, time::Duration};
+
+use chrono::{DateTime, Utc};
+use futures_util::{StreamExt, stream::FuturesUnordered};
+use tokio::{
+    sync::{Semaphore, watch},
+    time::Instant,
+};
+use uuid::Uuid;
+
+use super::{
+    Ended,
+    api::{Build, Job},
+    error::ServiceError,
+    job_log::JobLog,
+    map::{self, JobEnd},
+    tokens::LogTokens,
+    watch::{Watched, unrecorded},
+};
+use crate::{
+    backend::BackendError,
+    event::{EventBus, EventWriter, StateEvent},
+    model::{BuildStatus, StepIndex},
+    outcome::{BuildOutcome, StepResultSummary},
+};
+
+/// The number of logs that are open at once.
+const MAX_LOGS: usize = 32;
+/// How long a build may stay unchanged before it is polled less often.
+const UNCHANGED: Duration = Duration::from_secs(1800);
+/// How many times as long as one log all of them may take after the build has ended.
+const DRAINING: u32 = 6;
+
+type Pending<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+
+/// The verdict of a build, and the reason if the steps do not show it.
+type Verdict = (BuildStatus, Option<String>);
+
+/// A build that is being followed.
+pub(super) struct Follow {
+    of: Watched,
+    tokens: Arc<LogTokens>,
+    writer: EventWriter,
+    bus: EventBus,
+    started_at: DateTime<Utc>,
+    started: Instant,
+    steps: Vec<Step>,
+    by_id: HashMap<Uuid, usize>,
+    logs: FuturesUnordered<Pending<(usize, Option<String>)>>,
+    slots: Arc<Semaphore>,
+    verdict: Option<Verdict>,
+    /// When the user cancelled the build.
+    canceled_at: Option<Instant>,
+    /// When everything that is still open is given up.
+    deadline: Option<Instant>,
+    has_warned_of_strangers: bool,
+}
+
+/// A step of the build.
+#[derive(Debug)]
+struct Step {
+    key: Arc<str>,
+    job: Job,
+    has_started: bool,
+    /// Whether its log is being followed.
+    has_open_log: bool,
+    /// The reason why its output is incomplete.
+    lost: Option<String>,
+    has_ended: watch::Sender<bool>,
+    summary: Option<StepResultSummary>,
+}
+
+/// How far polling is.
+struct Polling {
+    next: Pending<Result<(Vec<Job>, Build), ServiceError>>,
+    failures: u32,
+    last_answer: Instant,
+    last_change: Instant,
+}
+
+impl Follow {
+    pub(super) fn new(
+        of: Watched,
+        steps: impl Iterator<Item = (Arc<str>, Job)>,
+        tokens: Arc<LogTokens>,
+        started_at: DateTime<Utc>,
+        (writer, bus): (EventWriter, EventBus),
+    ) -> Self {
+        let steps: Vec<Step> = steps
+            .map(|(key, job)| Step {
+                key,
+                job,
+                has_started: false,
+                has_open_log: false,
+                lost: None,
+                has_ended: watch::Sender::new(false),
+                summary: None,
+            })
+            .collect();
+        Self {
+            by_id: steps.iter().enumerate().map(|(at, step)| (step.job.id, at)).collect(),
+            of,
+            tokens,
+            writer,
+            bus,
+            started_at,
+            started: Instant::now(),
+            steps,
+            logs: FuturesUnordered::new(),
+            slots: Arc::new(Semaphore::new(MAX_LOGS)),
+            verdict: None,
+            canceled_at: None,
+            deadline: None,
+            has_warned_of_strangers: false,
+        }
+    }
+
+    /// Follows the build until it ends.
+    pub(super) async fn run(mut self) -> Ended {
+        let now = Instant::now();
+        let mut polling =
+            Polling { next: self.look_after(Duration::ZERO), failures: 0, last_answer: now, last_change: now };
+        let mut canceling: Option<Pending<Result<Build, ServiceError>>> = None;
+        (0..self.steps.len()).for_each(|at| self.update(at));
+        loop {
+            self.writer.flush().map_err(unrecorded)?;
+            if self.is_over() {
+                return self.end();
+            }
+            let (is_polling, is_canceling, deadline) = (self.verdict.is_none(), canceling.is_some(), self.deadline);
+            tokio::select! {
+                () = self.writer.dirty() => {}
+                answer = &mut polling.next, if is_polling => self.answer(answer, &mut polling)?,
+                Some((at, lost)) = self.logs.next(), if !self.logs.is_empty() => {
+                    self.steps[at].has_open_log = false;
+                    self.steps[at].lost = lost;
+                    self.update(at);
+                }
+                () = self.of.cancel.cancelled(), if self.canceled_at.is_none() && is_polling => {
+                    let (service, place) = (self.of.service.clone(), self.of.place.clone());
+                    canceling = Some(Box::pin(async move { service.cancel(&place).await }));
+                    self.canceled_at = Some(Instant::now());
+                    self.deadline = Some(Instant::now() + self.of.service.pace.cancel);
+                }
+                answer = until(&mut canceling), if is_canceling => {
+                    canceling = None;
+                    // If the build has ended meanwhile, the next look shows how.
+                    if let Err(error) = answer {
+                        tracing::warn!(%error, "failed to cancel the build at the service");
+                    }
+                }
+                () = tokio::time::sleep_until(deadline.unwrap_or(now)), if deadline.is_some() => self.give_up(),
+            }
+        }
+    }
+
+    /// Returns whether nothing is left to wait for.
+    fn is_over(&self) -> bool {
+        let is_known = self.verdict.is_some() || self.of.job.is_some();
+        is_known
+            && self.steps.iter().all(|step| step.summary.is_some())
+            && (self.verdict.is_some() || !self.steps.is_empty())
+    }
+
+    fn look_after(&self, pause: Duration) -> Pending<Result<(Vec<Job>, Build), ServiceError>> {
+        let (service, place) = (self.of.service.clone(), self.of.place.clone());
+        Box::pin(async move {
+            tokio::time::sleep(pause).await;
+            service.look(&place).await
+        })
+    }
+
+    /// Handles a look at the build, and prepares the next one.
+    fn answer(
+        &mut self,
+        answer: Result<(Vec<Job>, Build), ServiceError>,
+        polling: &mut Polling,
+    ) -> Result<(), BackendError> {
+        let (now, pace) = (Instant::now(), self.of.service.pace);
+        let pause = match answer {
+            Ok((jobs, build)) => {
+                if polling.failures > 0 {
+                    tracing::warn!("the service answers again");
+                }
+                if self.observe(jobs) {
+                    polling.last_change = now;
+                }
+                (polling.failures, polling.last_answer) = (0, now);
+                if let Some(verdict) = map::build_end(&build) {
+                    self.drain(verdict);
+                }
+                if now - polling.last_change > UNCHANGED { pace.slow_poll } else { pace.poll }
+            }
+            Err(error @ (ServiceError::Busy { .. } | ServiceError::Network { .. })) => {
+                if now - polling.last_answer > pace.lost {
+                    return Err(error.into());
+                }
+                polling.failures += 1;
+                if polling.failures == 1 {
+                    tracing::warn!(%error, "the build continues, but the service does not answer; asking again");
+                }
+                pace.backoff().pause(polling.failures).max(pace.poll)
+            }
+            Err(error) => return Err(error.into()),
+        };
+        polling.next = self.look_after(pause);
+        Ok(())
+    }
+
+    /// Takes over the states of jobs. Returns whether anything has changed.
+    fn observe(&mut self, jobs: Vec<Job>) -> bool {
+        let mut has_changed = false;
+        for job in jobs {
+            let Some(&at) = self.by_id.get(&job.id) else {
+                if self.of.job.is_none() && !self.has_warned_of_strangers {
+                    self.has_warned_of_strangers = true;
+                    tracing::warn!(job = %job.id, "the build has more jobs than at its start; they are not shown");
+                }
+                continue;
+            };
+            has_changed |= self.steps[at].job.state != job.state;
+            self.steps[at].job = job;
+            self.update(at);
+        }
+        has_changed
+    }
+
+    /// Records what a step's job has done since the last call.
+    fn update(&mut self, at: usize) {
+        let step = &mut self.steps[at];
+        if step.summary.is_some() {
+            return;
+        }
+        let index = StepIndex(u32::try_from(at).unwrap_or(u32::MAX));
+        let is_ended = map::has_ended(&step.job) || self.verdict.is_some();
+        if !step.has_started && map::has_started(&step.job) {
+            (step.has_started, step.has_open_log) = (true, true);
+            let log = JobLog {
+                service: self.of.service.clone(),
+                job: step.job.id,
+                tokens: Arc::clone(&self.tokens),
+                bus: self.bus.clone(),
+                has_ended: step.has_ended.subscribe(),
+                slots: Arc::clone(&self.slots),
+            };
+            self.logs.push(Box::pin(async move { (at, log.follow().await) }));
+            self.emit(StateEvent::StepStart { step: index, attempt: 1 });
+        }
+        let step = &mut self.steps[at];
+        if is_ended {
+            step.has_ended.send_if_modified(|known| !std::mem::replace(known, true));
+            if !step.has_open_log {
+                self.end_step(index);
+            }
+        }
+    }
+
+    fn end_step(&mut self, index: StepIndex) {
+        let step = &mut self.steps[index.get()];
+        let JobEnd { status, exit_code, command_exit_code, duration_ms, message, fails_chain } =
+            map::job_end(&step.job);
+        let lost = step.lost.as_ref().map(|why| format!("its output is incomplete: {why}"));
+        let message: Option<Arc<str>> = match (message, lost) {
+            (Some(message), Some(lost)) => Some(format!("{message}; {lost}").into()),
+            (message, lost) => message.or(lost).map(Into::into),
+        };
+        let attempt = u32::from(step.has_started);
+        step.summary = Some(StepResultSummary {
+            step_id: step.job.id,
+            key: Arc::clone(&step.key),
+            status,
+            exit_code: command_exit_code,
+            duration_ms,
+            attempts: attempt,
+            artifacts: Vec::new(),
+        });
+        self.emit(StateEvent::StepEnd {
+            step: index,
+            attempt,
+            status,
+            exit_code,
+            duration_ms,
+            snapshot: None,
+            message: message.clone(),
+            artifacts: Vec::new(),
+        });
+        if fails_chain {
+            let message = message.unwrap_or_else(|| format!("failed with exit code {exit_code}").into());
+            self.emit(StateEvent::ChainFailed { step: index, exit_code, message });
+        }
+    }
+
+    /// Handles the end of the build: only logs are still open.
+    fn drain(&mut self, verdict: Verdict) {
+        self.verdict = Some(verdict);
+        self.deadline = Some(Instant::now() + self.of.service.pace.log_end * DRAINING);
+        (0..self.steps.len()).for_each(|at| self.update(at));
+    }
+
+    /// Ends everything that is still open.
+    fn give_up(&mut self) {
+        self.deadline = None;
+        if self.verdict.is_none() {
+            let message = "the service may still be stopping it".to_owned();
+            self.verdict = Some((BuildStatus::Canceled, Some(message)));
+        }
+        for at in 0..self.steps.len() {
+            let step = &mut self.steps[at];
+            if std::mem::take(&mut step.has_open_log) {
+                step.lost.get_or_insert_with(|| "the service did not end its log".into());
+            }
+            self.update(at);
+        }
+        self.logs.clear();
+    }
+
+    fn end(mut self) -> Ended {
+        let worst = || {
+            let is_failed = |step: &Step| step.summary.as_ref().is_some_and(|summary| !summary.status.is_success());
+            if self.steps.iter().any(is_failed) { BuildStatus::Failed } else { BuildStatus::Passed }
+        };
+        let (status, message) = self.verdict.take().unwrap_or_else(|| (worst(), None));
+        let duration_ms = self.elapsed_ms();
+        self.emit(StateEvent::BuildEnd { status, duration_ms });
+        self.writer.flush().map_err(unrecorded)?;
+        self.of.note_end(status);
+        Ok(BuildOutcome {
+            build: self.of.build_ref(),
+            status,
+            message,
+            steps: self.steps.into_iter().filter_map(|step| step.summary).collect(),
+            started_at: self.started_at,
+            finished_at: Utc::now(),
+            watch_url: Some(self.of.watch_url()),
+        })
+    }
+
+    fn emit(&mut self, event: StateEvent) {
+        let at_ms = self.elapsed_ms();
+        self.writer.emit(at_ms, event);
+    }
+
+    fn elapsed_ms(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+}
+
+/// Waits for a future that may not exist.
+async fn until<T>(pending: &mut Option<Pending<T>>) -> T {
+    match pending {
+        Some(pending) => pending.await,
+        None => std::future::pending().await,
+    }
+}
