@@ -15,7 +15,7 @@ use crate::{
     event::{self, EventBus, EventStream, EventWriter, PlanSummary, RunDir, RunMeta, StepMeta},
     model::{ArchiveId, BuildRef, StepIndex},
     plan::{BindOptions, BoundPlan, bind},
-    runner::{Probe, RunnerIndex, RunnerSet, StepContext},
+    runner::{Probe, RunnerIndex, RunnerSet, StepContext, probe_within},
     schedule::{self, Build},
     source::RunSource,
 };
@@ -106,6 +106,7 @@ impl<'a, R: RunnerSet> BoundRun<'a, R> {
             cache,
             remote: engine.remote.clone(),
             unprobed,
+            probe_limit: engine.probe_limit,
             durations,
             parallelism: engine.parallelism,
             keep_going: request.options.keep_going,
@@ -139,7 +140,8 @@ impl<'a, R: RunnerSet> BoundRun<'a, R> {
             }
         }
         let unprobed = all.difference(&used).copied().collect();
-        let probes = join_all(used.iter().map(|&runner| engine.runners.probe(runner))).await;
+        let probes =
+            join_all(used.iter().map(|&runner| probe_within(&*engine.runners, runner, engine.probe_limit))).await;
         for (runner, probe) in used.into_iter().zip(probes) {
             if let Probe::Unusable { reason, hint } = probe {
                 let runner = plan.runners[usize::from(runner.0)].name.to_string();

@@ -6,7 +6,7 @@ use super::Engine;
 use crate::{
     backend::BackendError,
     cache::{Cache, SharedResults},
-    runner::{RunnerSet, validate},
+    runner::{PROBE_LIMIT, RunnerSet, validate},
     store::StoreHandle,
 };
 
@@ -17,6 +17,7 @@ pub struct EngineBuilder<R> {
     runners: R,
     parallelism: Option<NonZeroUsize>,
     grace: Duration,
+    probe_limit: Duration,
     runs_dir: Option<PathBuf>,
     cache: Option<Cache>,
     remote: Option<Arc<dyn SharedResults>>,
@@ -24,7 +25,15 @@ pub struct EngineBuilder<R> {
 
 impl<R: RunnerSet> EngineBuilder<R> {
     pub(super) fn new(runners: R) -> Self {
-        Self { runners, parallelism: None, grace: Duration::from_secs(5), runs_dir: None, cache: None, remote: None }
+        Self {
+            runners,
+            parallelism: None,
+            grace: Duration::from_secs(5),
+            probe_limit: PROBE_LIMIT,
+            runs_dir: None,
+            cache: None,
+            remote: None,
+        }
     }
 
     /// Sets how many steps of local runners may run at once. By default, as many as the machine has threads.
@@ -36,6 +45,14 @@ impl<R: RunnerSet> EngineBuilder<R> {
     /// Sets how long a command may take between SIGTERM and SIGKILL. By default, 5 seconds.
     pub fn grace(mut self, grace: Duration) -> Self {
         self.grace = grace;
+        self
+    }
+
+    /// Sets how long a runner may take to report whether it works, and what goes into its cache keys. By
+    /// default, 30 seconds. A build whose runner does not answer in time does not start; steps whose cache
+    /// keys are unknown run.
+    pub fn probe_limit(mut self, limit: Duration) -> Self {
+        self.probe_limit = limit;
         self
     }
 
@@ -75,6 +92,7 @@ impl<R: RunnerSet> EngineBuilder<R> {
             descriptors,
             parallelism: parallelism.unwrap_or(NonZeroUsize::MIN),
             grace: self.grace,
+            probe_limit: self.probe_limit,
             runs_dir: self.runs_dir,
             cache: self.cache,
             remote: self.remote,

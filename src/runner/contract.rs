@@ -1,6 +1,6 @@
 //! The contract between the executor and a runner.
 
-use std::{fmt, future::Future};
+use std::{fmt, future::Future, sync::Arc};
 
 use super::{
     ArgsSchema, CacheIdentity, ExecutorInput, Pool, Probe, RunnerCapabilities, RunnerError, SnapshotRef, StepContext,
@@ -65,7 +65,8 @@ pub trait StepRunner: Send + Sync + fmt::Debug + 'static {
 
     /// Reports whether the runner can work on this machine. Called by `hm runners`, by `hm doctor`, and by
     /// the engine for the runners that a plan uses, before anything runs. If the cache may have every step,
-    /// the engine calls it before the first step that the cache does not have.
+    /// the engine calls it before the first step that the cache does not have. A runner that does not answer
+    /// within the engine's [limit](crate::EngineBuilder::probe_limit) counts as unusable.
     fn probe(&self) -> impl Future<Output = Probe> + Send {
         async { Probe::Usable { note: None } }
     }
@@ -104,5 +105,46 @@ pub trait StepRunner: Send + Sync + fmt::Debug + 'static {
     /// Returns the limit on concurrent steps that counts this runner's steps. Called once per build.
     fn pool(&self) -> Pool {
         Pool::Local
+    }
+}
+
+/// A runner that is shared: with other engines, or with code that reads what it recorded.
+impl<R: StepRunner> StepRunner for Arc<R> {
+    const NAME: &'static str = R::NAME;
+    const CACHE_VERSION: u32 = R::CACHE_VERSION;
+
+    fn execute(
+        &self,
+        ctx: &StepContext,
+        input: ExecutorInput,
+    ) -> impl Future<Output = Result<StepResult, RunnerError>> + Send {
+        R::execute(self, ctx, input)
+    }
+
+    fn reap_snapshots(&self, snapshots: Vec<SnapshotRef>) -> impl Future<Output = ()> + Send {
+        R::reap_snapshots(self, snapshots)
+    }
+
+    fn probe(&self) -> impl Future<Output = Probe> + Send {
+        R::probe(self)
+    }
+
+    fn cache_identity(
+        &self,
+        image: Option<&str>,
+    ) -> impl Future<Output = Result<Option<CacheIdentity>, RunnerError>> + Send {
+        R::cache_identity(self, image)
+    }
+
+    fn capabilities(&self) -> RunnerCapabilities {
+        R::capabilities(self)
+    }
+
+    fn args_schema(&self) -> ArgsSchema {
+        R::args_schema(self)
+    }
+
+    fn pool(&self) -> Pool {
+        R::pool(self)
     }
 }

@@ -107,3 +107,4 @@ pub use limits::{Cpus, Limits, MemorySize, Network};
 pub use name::is_runner_name;
 pub use registry::RunnerRegistry;
 pub use set::{CompositionError, RunnerSet, validate};
+pub(crate) use set::{PROBE_LIMIT, probe_within};

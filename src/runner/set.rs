@@ -1,13 +1,17 @@
 //! A set of runners as one value, over which the engine is generic.
 
-use std::{fmt, future::Future, sync::Arc};
+use std::{fmt, future::Future, sync::Arc, time::Duration};
 
-use futures_util::future::join_all;
+use futures_util::future::{BoxFuture, join_all};
 
 use super::{
     CacheIdentity, DynStepRunner, ExecutorInput, Probe, RunnerDescriptor, RunnerError, RunnerIndex, RunnerRegistry,
     SnapshotRef, StepContext, StepResult, name::is_runner_name,
 };
+use crate::awake;
+
+/// How long a runner may take to answer, unless an engine has another limit.
+pub(crate) const PROBE_LIMIT: Duration = Duration::from_secs(30);
 
 /// A set of runners, composed at compile time (by `#[derive(RunnerSet)]` on a struct of runners) or at run
 /// time (a [`RunnerRegistry`]).
@@ -63,9 +67,13 @@ pub trait RunnerSet: Send + Sync + fmt::Debug + 'static {
         }
     }
 
-    /// Probes every runner at once, and returns the results in the order of the indices.
+    /// Probes every runner at once, and returns the results in the order of the indices. A runner that does
+    /// not answer within 30 seconds counts as unusable.
     fn probe_all(&self) -> impl Future<Output = Vec<Probe>> + Send {
-        join_all(members(self).map(|(_, _, runner)| runner.probe()))
+        join_all(members(self).map(|(_, _, runner)| {
+            let answer = awake::timeout(PROBE_LIMIT, runner.probe());
+            async { answer.await.unwrap_or_else(|| silent(PROBE_LIMIT)) }
+        }))
     }
 
     /// Asks the runner at `index` for its part of the cache keys; see
@@ -93,6 +101,20 @@ pub trait RunnerSet: Send + Sync + fmt::Debug + 'static {
                 runner.reap_snapshots(snapshots).await;
             }
         }
+    }
+}
+
+/// Asks the runner at `index` whether it can work on this machine, and waits at most for `limit`.
+pub(crate) async fn probe_within<R: RunnerSet>(runners: &R, index: RunnerIndex, limit: Duration) -> Probe {
+    let probe: BoxFuture<'_, Probe> = Box::pin(runners.probe(index));
+    awake::timeout(limit, probe).await.unwrap_or_else(|| silent(limit))
+}
+
+/// Returns the result of a probe that did not end in time.
+fn silent(limit: Duration) -> Probe {
+    Probe::Unusable {
+        reason: format!("its check did not end within {} s", limit.as_secs_f64()),
+        hint: "something that the runner needs does not answer; try again, or use another runner".into(),
     }
 }
 

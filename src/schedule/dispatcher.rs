@@ -65,6 +65,8 @@ pub(crate) struct Build<R> {
     pub(crate) remote: Option<Arc<dyn SharedResults>>,
     /// Runners that have not been probed yet.
     pub(crate) unprobed: Vec<RunnerIndex>,
+    /// How long a runner may take to answer.
+    pub(crate) probe_limit: Duration,
     /// The duration of each step in the last run.
     pub(crate) durations: Vec<Option<Duration>>,
     /// The maximum number of concurrent steps of local runners.
@@ -95,6 +97,7 @@ pub(crate) async fn run<R: RunnerSet>(build: Build<R>) -> BuildOutcome {
         cache,
         remote,
         unprobed,
+        probe_limit,
         durations,
         parallelism,
         keep_going,
@@ -119,7 +122,13 @@ pub(crate) async fn run<R: RunnerSet>(build: Build<R>) -> BuildOutcome {
     let clock = Instant::now();
     let mut attempts = FuturesUnordered::new();
     let archives = Arc::clone(&context.archives);
-    let scope = CachingScope { plan: &plan, cache: cache.as_ref(), remote: remote.as_deref(), archives: &archives };
+    let scope = CachingScope {
+        plan: &plan,
+        cache: cache.as_ref(),
+        remote: remote.as_deref(),
+        archives: &archives,
+        probe_limit,
+    };
     let mut caching = Caching::new(&*runners, scope, &unprobed);
     let mut deadline = plan.timeout.map(Deadline::new);
     let mut happened = None;

@@ -21,4 +21,4 @@ pub use helper::{UsernsHelper, UsernsOptions};
 pub(crate) use id_ranges::IdRanges;
 pub use program::{HELPER_VARIABLE, NoHelper};
 pub(crate) use program::{locate, mark_initialized};
-pub(crate) use zygote::{StartError, Zygote, register};
+pub(crate) use zygote::{PATIENCE, StartError, Zygote, register};

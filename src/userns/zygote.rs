@@ -7,7 +7,9 @@ use std::{
         unix::process::CommandExt,
     },
     path::{Path, PathBuf},
+    pin::pin,
     process::{Child, Command, Stdio},
+    sync::atomic::{AtomicBool, Ordering},
     time::{Duration, Instant},
 };
 
@@ -31,8 +33,8 @@ use crate::{
     sync::Mutex,
 };
 
-/// How long a helper may take to send each message until it is ready.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// How long a helper may take to send each message until it is ready, and later to start a step.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A running zygote. Dropping it ends the zygote and every step of it.
 #[derive(Debug)]
@@ -40,6 +42,8 @@ pub(crate) struct Zygote {
     socket: Option<OwnedFd>,
     child: Mutex<Child>,
     user_namespace: UserNamespace,
+    /// Whether it has stopped answering.
+    is_silent: AtomicBool,
 }
 
 /// Why the zygote could not be started.
@@ -109,7 +113,8 @@ impl Zygote {
             .process_group(0)
             .spawn()
             .map_err(|source| StartError::Spawn { path: helper.into(), source })?;
-        let zygote = Self { socket: Some(ours), child: Mutex::new(child), user_namespace };
+        let zygote =
+            Self { socket: Some(ours), child: Mutex::new(child), user_namespace, is_silent: AtomicBool::new(false) };
         if let Err(error) = zygote.prepare(patience, helper, ranges) {
             // A helper that does not answer may not notice the end of the stream, either.
             if let Err(error) = zygote.child.lock().kill() {
@@ -151,10 +156,22 @@ impl Zygote {
         }
     }
 
-    /// Returns whether the zygote is still running.
+    /// Returns whether the zygote is still running, and has not stopped answering.
     pub(crate) fn is_alive(&self) -> bool {
+        if self.is_silent.load(Ordering::Relaxed) {
+            return false;
+        }
         let mut child = self.child.lock();
         matches!(child.try_wait(), Ok(None))
+    }
+
+    /// Asks for no more steps of a zygote that has not answered within [`PATIENCE`], and returns the error of
+    /// the step that it did not start. The steps that it has started go on; it is killed after the last.
+    pub(crate) fn give_up(&self) -> io::Error {
+        if !self.is_silent.swap(true, Ordering::Relaxed) {
+            tracing::warn!("the sandbox's helper process has stopped answering; the next step starts another");
+        }
+        io::Error::new(io::ErrorKind::TimedOut, format!("it did not answer within {} s", PATIENCE.as_secs()))
     }
 
     /// Returns how ids are mapped in its steps.
@@ -170,7 +187,7 @@ impl Zygote {
     /// Sends a request. Waits only if hundreds of requests are pending.
     ///
     /// # Errors
-    /// Returns `EPIPE` if the zygote is gone.
+    /// Returns `EPIPE` if the zygote is gone, and an error if it does not receive requests any more.
     pub(crate) async fn request(&self, request: Request, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
         let message = postcard::to_stdvec(&request).map_err(io::Error::other)?;
         match wire::try_send(self.socket(), &message, fds) {
@@ -179,13 +196,16 @@ impl Zygote {
         }
         // Registered only when it is needed, so that a zygote is not bound to a runtime.
         let socket = register(self.socket().try_clone_to_owned()?, Interest::WRITABLE)?;
-        loop {
-            let mut ready = socket.writable().await?;
-            match ready.try_io(|socket| Ok(wire::try_send(socket, &message, fds)?)) {
-                Ok(sent) => return sent,
-                Err(_would_block) => {}
+        let sending = pin!(async {
+            loop {
+                let mut ready = socket.writable().await?;
+                match ready.try_io(|socket| Ok(wire::try_send(socket, &message, fds)?)) {
+                    Ok(sent) => return sent,
+                    Err(_would_block) => {}
+                }
             }
-        }
+        });
+        crate::awake::timeout(PATIENCE, sending).await.unwrap_or_else(|| Err(self.give_up()))
     }
 
     /// Performs `op`, which may read `file`, in the steps' user namespace, and waits for it. Blocks.
@@ -217,7 +237,25 @@ impl Zygote {
         let fds: Vec<_> = [theirs.as_fd(), spec.as_fd()].into_iter().chain(file).collect();
         wire::send(self.socket(), &message, &fds)?;
         drop(theirs);
+        // The operation itself may take any time.
+        while !is_readable_within(ours.as_fd(), PATIENCE)? {
+            if !self.responds()? {
+                return Err(self.give_up());
+            }
+        }
         receive_report(ours.as_fd())?.ok_or_else(|| io::Error::other("the sandbox's helper ended"))
+    }
+
+    /// Returns whether the zygote still receives requests. It drops one that is invalid, with its
+    /// descriptors.
+    fn responds(&self) -> io::Result<bool> {
+        let (ours, theirs) = wire::pair()?;
+        match wire::try_send(self.socket(), b"\xff", &[theirs.as_fd()]) {
+            Err(Errno::AGAIN) => return Ok(false),
+            sent => sent?,
+        }
+        drop(theirs);
+        Ok(is_readable_within(ours.as_fd(), PATIENCE)?)
     }
 
     fn socket(&self) -> BorrowedFd<'_> {
@@ -233,6 +271,11 @@ impl Drop for Zygote {
         // Closing the stream ends the zygote.
         drop(self.socket.take());
         let child = self.child.get_mut();
+        if *self.is_silent.get_mut()
+            && let Err(error) = child.kill()
+        {
+            tracing::debug!(%error, "failed to kill a helper that does not answer");
+        }
         // A step without isolation may have stopped it.
         let _ = kill_process(Pid::from_child(child), Signal::CONT);
         if let Err(error) = child.wait() {

@@ -422,6 +422,21 @@ async fn a_helper_that_was_killed_is_started_again() {
     bench.passes("true", None).await;
 }
 
+#[tokio::test]
+async fn a_helper_that_stops_answering_fails_one_attempt_and_another_is_started() {
+    let bench = Bench::supervised();
+    let file = bench.top.path().join("pids");
+    bench.passes(&format!("ps -o ppid= -p $PPID >> {}", file.display()), None).await;
+    let helper = pids(&file, 1).remove(0);
+    assert!(Command::new("kill").args(["-STOP", helper.trim()]).status().unwrap().success());
+    let error = bench.run("true", None).await.0.unwrap_err();
+    assert!(error.is_retryable(), "{error}");
+    assert!(error.to_line().contains("did not answer within 10 s"), "{}", error.to_line());
+    bench.passes("true", None).await;
+    // Nothing uses it any more.
+    wait_for("end", || (!is_alive(helper.trim())).then_some(()));
+}
+
 /// As the filters of containers do.
 #[test]
 fn steps_run_in_a_sandbox_that_denies_clone3() {

@@ -5,6 +5,7 @@ use std::{
     future::pending,
     io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
+    pin::pin,
     time::Duration,
 };
 
@@ -23,7 +24,7 @@ use crate::{
     model::StdStream,
     runner::{RunnerError, pipes::Pipes},
     streams::Piece,
-    userns::{Zygote, register},
+    userns::{PATIENCE, Zygote, register},
 };
 
 /// The capacity of a pipe in bytes; less if the system allows less.
@@ -99,7 +100,7 @@ async fn run_as(
     let fds = [theirs.status.as_fd(), spec.as_fd(), theirs.stdout.as_fd(), theirs.stderr.as_fd()];
     zygote.request(request, &fds).await.map_err(failed("ask the helper process for a step"))?;
     drop((theirs, spec));
-    step.attend(control, sink).await
+    step.attend(zygote, control, sink).await
 }
 
 /// Sets up the jail of a `spec` without a command, and tears it down.
@@ -138,7 +139,7 @@ pub(super) async fn start_on(
     streams: &[BorrowedFd<'_>],
 ) -> io::Result<Result<Step, SetupError>> {
     let (status, theirs) = wire::pair()?;
-    let step = Step::over(status, None, Ending::ByKernel)?;
+    let mut step = Step::over(status, None, Ending::ByKernel)?;
     let spec = match wire::to_memory_file(spec) {
         Ok(spec) => spec,
         Err(error) => return Ok(Err(error)),
@@ -146,6 +147,8 @@ pub(super) async fn start_on(
     let fds: Vec<BorrowedFd<'_>> = [theirs.as_fd(), spec.as_fd()].into_iter().chain(streams.iter().copied()).collect();
     zygote.request(Request::Step { isolate_network }, &fds).await?;
     drop((theirs, spec));
+    let answered = awake::timeout(PATIENCE, pin!(step.answered())).await;
+    answered.unwrap_or_else(|| Err(zygote.give_up()))?;
     Ok(Ok(step))
 }
 
@@ -209,6 +212,7 @@ enum Event {
     Dead,
     Interrupted,
     GraceOver,
+    Silence,
 }
 
 impl Step {
@@ -222,6 +226,20 @@ impl Step {
 
     fn over(status: OwnedFd, output: Option<Pipes>, ending: Ending) -> io::Result<Self> {
         Ok(Self { status: watched(status)?, output, pid1: None, ending, progress: Progress::default() })
+    }
+
+    /// Waits until the zygote has started the step, or has failed to. Cancel-safe.
+    async fn answered(&mut self) -> io::Result<()> {
+        while self.is_unanswered() {
+            let report = next_report(&self.status).await?;
+            self.absorb(report)?;
+        }
+        Ok(())
+    }
+
+    /// Returns whether nothing is known yet of what became of the request.
+    fn is_unanswered(&self) -> bool {
+        self.pid1.is_none() && self.progress.failure.is_none() && !self.progress.hung_up
     }
 
     /// Waits until every process of the step is dead. For steps that print to the caller's streams.
@@ -241,12 +259,17 @@ impl Step {
         }
     }
 
-    async fn attend(mut self, control: Control<'_>, sink: &impl OutputSink) -> Result<Supervised, RunnerError> {
+    async fn attend(
+        mut self,
+        zygote: &Zygote,
+        control: Control<'_>,
+        sink: &impl OutputSink,
+    ) -> Result<Supervised, RunnerError> {
         let failed = |error: io::Error| RunnerError::infrastructure("watch the step", error);
         let mut stop = Stop::No;
-        // The time counts from the first poll.
-        let grace = awake::sleep(control.grace);
-        tokio::pin!(grace);
+        // The times count from the first poll.
+        let (grace, patience) = (awake::sleep(control.grace), awake::sleep(PATIENCE));
+        tokio::pin!(grace, patience);
         loop {
             let event = tokio::select! {
                 () = dead(self.pid1.as_ref()) => Event::Dead,
@@ -255,6 +278,7 @@ impl Step {
                 // A command whose end was reported ended by itself.
                 () = control.cancel.cancelled(), if stop == Stop::No && self.progress.end.is_none() => Event::Interrupted,
                 () = &mut grace, if stop == Stop::Terminated => Event::GraceOver,
+                () = &mut patience, if self.is_unanswered() => Event::Silence,
             };
             match event {
                 Event::Output(piece) => self.hand_on(piece, sink).await,
@@ -269,6 +293,13 @@ impl Step {
                 Event::Interrupted => {
                     stop = Stop::Terminated;
                     self.terminate();
+                }
+                Event::Silence => {
+                    let error = zygote.give_up();
+                    if stop != Stop::No {
+                        break;
+                    }
+                    return Err(RunnerError::infrastructure("start the step by the helper process", error));
                 }
                 Event::GraceOver => {
                     stop = Stop::Killed;

@@ -5,6 +5,8 @@
 
 use std::{collections::BTreeMap, future::Future, mem, sync::Arc, time::Duration};
 
+use futures_util::future::BoxFuture;
+
 use super::{
     Caching, JobDone,
     ahead::settle,
@@ -12,6 +14,7 @@ use super::{
     key::{KeyContext, key_of},
 };
 use crate::{
+    awake,
     cache::{
         BasePart, BaseRecord, BuildCache, CacheKey, CacheVerdict, Cacheable, Flight, Found, KeyRecord, Lookup,
         LookupOutcome, LookupRequest,
@@ -93,8 +96,9 @@ impl<'a, R: RunnerSet> Caching<'a, R> {
             Some(IdentityState::InProgress(waiting)) => return waiting.push(step),
             None => {
                 self.identities.insert(query, IdentityState::InProgress(vec![step]));
-                let runners = self.runners;
-                self.jobs.push(Box::pin(async move { JobDone::Identified(query, identity(runners, query).await) }));
+                let (runners, limit) = (self.runners, self.probe_limit);
+                let answer = async move { JobDone::Identified(query, identity(runners, limit, query).await) };
+                self.jobs.push(Box::pin(answer));
                 return;
             }
         };
@@ -254,10 +258,10 @@ impl<'a, R: RunnerSet> Caching<'a, R> {
     fn modes(&self) -> impl Future<Output = BTreeMap<RunnerIndex, Arc<str>>> + use<'a, R> {
         let mut modes = self.known_modes();
         let unknown: Vec<_> = self.sharing.runners().filter(|runner| !modes.contains_key(runner)).collect();
-        let runners = self.runners;
+        let (runners, limit) = (self.runners, self.probe_limit);
         async move {
             for runner in unknown {
-                if let Ok(Some(identity)) = identity(runners, (runner, None)).await {
+                if let Ok(Some(identity)) = identity(runners, limit, (runner, None)).await {
                     modes.insert(runner, identity.mode);
                 }
             }
@@ -317,10 +321,16 @@ impl<'a, R: RunnerSet> Caching<'a, R> {
     }
 }
 
-/// Queries a runner for an image's identity.
-pub(super) async fn identity(runners: &impl RunnerSet, (runner, image): IdentityQuery<'_>) -> IdentityAnswer {
-    match caught(runners.cache_identity(runner, image)).await {
-        Ok(identity) => identity.map_err(|error| error.to_line().into()),
+/// Queries a runner for an image's identity, and waits at most for `limit`.
+pub(super) async fn identity(
+    runners: &impl RunnerSet,
+    limit: Duration,
+    (runner, image): IdentityQuery<'_>,
+) -> IdentityAnswer {
+    let asked: BoxFuture<'_, _> = Box::pin(runners.cache_identity(runner, image));
+    match caught(awake::timeout(limit, asked)).await {
+        Ok(Some(identity)) => identity.map_err(|error| error.to_line().into()),
+        Ok(None) => Err(format!("the runner did not answer within {} s", limit.as_secs_f64()).into()),
         Err(()) => Err("the runner panicked; this is a bug in the runner".into()),
     }
 }

@@ -46,7 +46,7 @@ use crate::{
     cache::{BuildCache, BuildEnd, KeyRecord, LookupOutcome, LookupRequest, SharedResults},
     model::StepIndex,
     plan::BoundPlan,
-    runner::{Probe, RunnerIndex, RunnerSet},
+    runner::{Probe, RunnerIndex, RunnerSet, probe_within},
     source::RunSource,
 };
 
@@ -54,6 +54,7 @@ use crate::{
 /// step.
 pub(super) struct Caching<'a, R> {
     runners: &'a R,
+    probe_limit: Duration,
     plan: &'a BoundPlan,
     cache: Option<&'a BuildCache>,
     /// The work in progress that steps wait for.
@@ -80,6 +81,7 @@ pub(super) struct CachingScope<'a> {
     pub(super) cache: Option<&'a BuildCache>,
     pub(super) remote: Option<&'a dyn SharedResults>,
     pub(super) archives: &'a RunSource,
+    pub(super) probe_limit: Duration,
 }
 
 /// Work that is done.
@@ -99,10 +101,11 @@ pub(super) enum JobDone<'a> {
 impl<'a, R: RunnerSet> Caching<'a, R> {
     /// Returns the caching of a build; `unprobed` are the runners that have not been probed yet.
     pub(super) fn new(runners: &'a R, scope: CachingScope<'a>, unprobed: &[RunnerIndex]) -> Self {
-        let CachingScope { plan, cache, .. } = scope;
+        let CachingScope { plan, cache, probe_limit, .. } = scope;
         let inputs = Arc::new(Inputs::new(scope));
         Self {
             runners,
+            probe_limit,
             plan,
             cache,
             jobs: FuturesUnordered::new(),
@@ -129,7 +132,7 @@ impl<'a, R: RunnerSet> Caching<'a, R> {
             let runner = self.plan.step(start.step).runner;
             match self.probes.admit(start, runner) {
                 Admission::Start => return Some(start),
-                Admission::Probe => self.jobs.push(Box::pin(probe(self.runners, runner))),
+                Admission::Probe => self.jobs.push(Box::pin(probe(self.runners, runner, self.probe_limit))),
                 Admission::Held => {}
             }
         }
@@ -184,8 +187,8 @@ impl<'a, R: RunnerSet> Caching<'a, R> {
 }
 
 /// Probes a runner.
-async fn probe<'a>(runners: &impl RunnerSet, runner: RunnerIndex) -> JobDone<'a> {
-    let probe = caught(runners.probe(runner)).await.unwrap_or_else(|()| Probe::Unusable {
+async fn probe<'a>(runners: &impl RunnerSet, runner: RunnerIndex, limit: Duration) -> JobDone<'a> {
+    let probe = caught(probe_within(runners, runner, limit)).await.unwrap_or_else(|()| Probe::Unusable {
         reason: "its probe panicked".into(),
         hint: "this is a bug in the runner".into(),
     });

@@ -42,11 +42,11 @@ impl<'a, R: RunnerSet> Caching<'a, R> {
             && let (Some(cache), Some(running)) = (self.cache, self.running.remove(&step))
         {
             let CachedStep { key, mode, flight, .. } = running;
-            let (runners, bound) = (self.runners, self.plan.step(step));
+            let (runners, limit, bound) = (self.runners, self.probe_limit, self.plan.step(step));
             let log = progress.close_log(report.start);
             let passed = Passed { key, step: Arc::clone(&bound.step.key), snapshot, log, flight };
             self.jobs.push(Box::pin(async move {
-                let published = match identity(runners, (bound.runner, None)).await {
+                let published = match identity(runners, limit, (bound.runner, None)).await {
                     Ok(Some(identity)) if identity.mode == mode => cache.publish(passed).await,
                     Ok(_) => Err("the runner's mode changed during the run".into()),
                     Err(message) => Err(message),

@@ -7,6 +7,7 @@ mod hygiene;
 mod mixed_with_ours;
 mod only_runner_is_the_default;
 mod registry;
+mod shared;
 mod tuple_struct;
 mod two_instances_of_one_type;
 

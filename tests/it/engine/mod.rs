@@ -4,6 +4,7 @@ mod backends;
 mod makespan;
 mod random;
 mod scale;
+mod silent;
 mod suspended;
 
 use std::{fs, num::NonZeroUsize, time::Duration};

@@ -39,9 +39,36 @@ async fn steps_end_with_a_killed_helper_and_the_next_step_starts_another() {
     assert_eq!((again.exit_code, run.output().await), (0, "text\ntext\n".into()));
 }
 
+#[tokio::test]
+async fn a_helper_that_stops_answering_keeps_its_steps_and_the_next_step_starts_another() {
+    let (bench, marker) = (Bench::new(), marker());
+    let mut run = bench.run();
+    let running = run.input(Ask::new(format!("sleep {marker}")));
+    let ends = run.input(Ask::new("true"));
+    let stop = async {
+        eventually("the command runs", || is_asleep(&marker)).await;
+        signal_helper_of(std::process::id(), &marker, rustix::process::Signal::STOP);
+        let error = bench.runner.execute(&run.ctx, ends).await.unwrap_err();
+        assert_eq!((error.kind(), error.is_retryable()), (RunnerErrorKind::Infrastructure, true), "{error}");
+        assert!(error.to_line().contains("did not answer within 10 s"), "{}", error.to_line());
+        assert!(is_running(&marker), "a step that runs needs no helper");
+    };
+    tokio::select! {
+        ended = bench.runner.execute(&run.ctx, running) => panic!("the step ended: {ended:?}"),
+        () = stop => {}
+    }
+    assert_eq!(bench.step(&mut run, Ask::new("echo again")).await.unwrap().exit_code, 0);
+    // Nothing uses it any more.
+    eventually("the step is gone", || !is_running(&marker)).await;
+}
+
 /// Kills the zygote of the step that has `marker`: the grandparent, through the step's pid 1, of a process
 /// with the marker.
 fn kill_helpers_of(engine: u32, marker: &str) {
+    signal_helper_of(engine, marker, rustix::process::Signal::KILL);
+}
+
+fn signal_helper_of(engine: u32, marker: &str, signal: rustix::process::Signal) {
     let field = |pid: u32, name: &str| -> Option<u32> {
         let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
         status.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok())
@@ -56,7 +83,7 @@ fn kill_helpers_of(engine: u32, marker: &str) {
         while let Some(parent) = field(pid, "PPid:").filter(|parent| *parent > 1) {
             if parent == engine {
                 let zygote = rustix::process::Pid::from_raw(pid.cast_signed()).unwrap();
-                let _ = rustix::process::kill_process(zygote, rustix::process::Signal::KILL);
+                let _ = rustix::process::kill_process(zygote, signal);
                 return;
             }
             pid = parent;

@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     fs,
+    future::pending,
     path::PathBuf,
     sync::{Arc, Mutex},
 };
@@ -34,6 +35,8 @@ pub(crate) struct State {
     pub(crate) exits: BTreeMap<String, Vec<i32>>,
     pub(crate) layers: bool,
     pub(crate) usable: bool,
+    pub(crate) probe_hangs: bool,
+    pub(crate) identity_hangs: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -95,15 +98,24 @@ impl StepRunner for Writer {
     }
 
     async fn probe(&self) -> Probe {
-        let mut state = self.state.lock().unwrap();
-        state.probes += 1;
-        match state.usable {
+        let (usable, hangs) = {
+            let mut state = self.state.lock().unwrap();
+            state.probes += 1;
+            (state.usable, state.probe_hangs)
+        };
+        if hangs {
+            pending::<()>().await;
+        }
+        match usable {
             true => Probe::usable(),
             false => Probe::unusable("it is broken", "mend it"),
         }
     }
 
     async fn cache_identity(&self, image: Option<&str>) -> Result<Option<CacheIdentity>, RunnerError> {
+        if self.state.lock().unwrap().identity_hangs {
+            pending::<()>().await;
+        }
         let state = self.state.lock().unwrap();
         let image = image.map(|image| format!("{image}@{}", state.digest).into());
         Ok(Some(CacheIdentity { image, mode: state.mode.as_str().into() }))
@@ -159,6 +171,8 @@ impl Bench {
             exits: BTreeMap::new(),
             layers: true,
             usable: true,
+            probe_hangs: false,
+            identity_hangs: false,
         };
         let runs = store.dir().join("runs");
         let writer = Writer { state: Arc::new(Mutex::new(state)), store, go: Arc::default(), waits: Arc::default() };
