@@ -169,7 +169,8 @@ impl Shown {
 
 const NOT_ALLOWED: &str = "not allowed (see `hm trust`)";
 
-/// Removes what the user has not allowed from the project's settings, including what would have no effect now.
+/// Removes what the user has not allowed from the project's settings, including what would have no effect
+/// now.
 fn remove_refused(sources: &mut ConfigSources, project: Option<&ProjectDir>) -> Outcome<()> {
     let Some(project) = project else { return Ok(()) };
     let asked = sources.permissions(Some(project))?;

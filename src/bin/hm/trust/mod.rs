@@ -138,6 +138,7 @@ mod tests {
             pipeline: pipeline.map(Into::into),
             dir: dir.map(Into::into),
             file: file.map(Into::into),
+            offline: false,
         };
         assert_eq!(command(&args(None, None, None)), "hm trust");
         assert_eq!(command(&args(Some("ci"), Some("/a b"), None)), "hm trust -d '/a b' -- ci");
