@@ -5,6 +5,7 @@
 //! one directory, a key of `hm.toml` takes precedence over the same key of `config.toml`.
 
 use std::{
+    collections::btree_map::Entry,
     env, io,
     path::{Path, PathBuf},
     sync::Arc,
@@ -130,10 +131,9 @@ fn merge(texts: impl IntoIterator<Item = Outcome<Option<ConfigText>>>) -> PlaceC
             Ok(None) => {}
             Ok(Some((read, unknown))) => {
                 for (path, key) in read {
-                    if keys.contains_key(&path) {
-                        place.overridden.push((path, key));
-                    } else {
-                        keys.insert(path, key);
+                    match keys.entry(path) {
+                        Entry::Vacant(vacant) => drop(vacant.insert(key)),
+                        Entry::Occupied(higher) => place.overridden.push((higher.key().clone(), key)),
                     }
                 }
                 place.unknown.extend(unknown);
