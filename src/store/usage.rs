@@ -16,6 +16,9 @@ use super::{
 };
 use crate::size;
 
+/// The directory of packages that render pipelines, which only the command uses.
+pub(super) const PACKAGES_DIR: &str = "dsl";
+
 /// The store's disk usage, in bytes of allocated blocks. A file with several hard links counts once.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
@@ -45,6 +48,8 @@ pub enum UsageKind {
     Leftovers,
     /// Templates of virtual machines that have booted.
     Machines,
+    /// Packages that render pipelines.
+    Packages,
     /// Journals and logs of runs, and logs of cached steps.
     Journals,
     /// The index and other small files.
@@ -115,6 +120,7 @@ impl Store {
                 "runs" | "logs" | "last-runs" => UsageKind::Journals,
                 "tmp" | "workspaces" => UsageKind::Temporary,
                 "vm" => UsageKind::Machines,
+                PACKAGES_DIR => UsageKind::Packages,
                 _ => UsageKind::Index,
             };
             let path = self.dir().join(name);

@@ -25,6 +25,10 @@ pub(crate) struct SourceArgs {
     /// The source directory [default: the nearest directory with `.hm/`, searched upwards]
     #[arg(short, long, value_name = "DIR")]
     pub(crate) dir: Option<PathBuf>,
+
+    /// Download nothing: no package to render pipelines with, and no images (as with `--pull never`)
+    #[arg(long)]
+    pub(crate) offline: bool,
 }
 
 /// What a run changes about a pipeline.

@@ -68,6 +68,7 @@ enum Command {
     Cache(commands::cache::Args),
     #[command(flatten)]
     Cluster(commands::cluster::Command),
+    Config(commands::config::Args),
     Doctor(commands::doctor::Args),
     Completions(commands::completions::Args),
     /// Print the version
@@ -103,6 +104,7 @@ fn main() -> ExitCode {
         Command::StepFiles(command) => commands::step_files::run(&command),
         Command::Cache(args) => commands::cache::run(&args),
         Command::Cluster(command) => commands::cluster::run(&command),
+        Command::Config(args) => commands::config::run(&args),
         Command::Doctor(args) => commands::doctor::run(&args),
         Command::Completions(args) => commands::completions::run(&args),
         Command::Version => commands::print(concat!("hm ", env!("CARGO_PKG_VERSION"), "\n")),

@@ -36,6 +36,7 @@ use super::{
     index::{self, collect, inventory::Inventory},
     reserved_space,
     tree::{self, Extent},
+    usage::PACKAGES_DIR,
 };
 
 const DAY_MS: i64 = 24 * 60 * 60 * 1000;
@@ -80,7 +81,7 @@ pub enum Forget {
     Steps(Vec<String>),
     /// Everything kept of every step.
     Cached,
-    /// Everything kept of every step, and sources, images, journals and logs.
+    /// Everything kept of every step, and sources, images, journals, logs and packages that render pipelines.
     Everything,
 }
 
@@ -271,6 +272,7 @@ fn collect_garbage(store: &Store, request: &GcRequest) -> Result<GcReport, Store
     report.freed_bytes += sweep.remove_doomed(epoch)?;
     report.freed_bytes += sweep.remove_unnamed(&inventory)?;
     report.freed_bytes += sweep.remove_machines(&request.forget)?;
+    report.freed_bytes += sweep.remove_packages(&request.forget)?;
     (report.waiting_layers, report.waiting_bytes) = store.index().read(collect::doomed)?;
     store.index().read(collect::shrink)?;
     reserved_space::fill(store.dir(), &Filesystem::of(store.dir())?);
@@ -282,7 +284,7 @@ fn measure(store: &Store, inventory: &Inventory, limits: &GcLimits) -> Result<Me
     let logs = Sweep { store }.cached_logs(inventory)?;
     let (runs, live_runs) = Sweep { store }.old_runs(&logs)?;
     let mut fixed_bytes = 0;
-    for name in ["sources", "stat", "index.db", "last-runs"] {
+    for name in ["sources", "stat", "index.db", "last-runs", PACKAGES_DIR] {
         let path = store.dir().join(name);
         fixed_bytes += tree::measure(&path).doing("measure", &path)?.bytes();
     }

@@ -21,6 +21,7 @@ use crate::{
         files::names,
         index::{self, LayerKind, LayerRow, collect, inventory::Inventory},
         tree::{self, FileId},
+        usage::PACKAGES_DIR,
     },
 };
 
@@ -218,6 +219,17 @@ impl Sweep<'_> {
             Forget::Everything => machines.remove_all(),
             _ => machines.remove_old(&machines.dir()),
         }
+    }
+
+    /// Removes packages that render pipelines, if everything is to be removed. Returns the freed bytes.
+    pub(super) fn remove_packages(&self, forget: &Forget) -> Result<u64, StoreError> {
+        let dir = self.store.dir().join(PACKAGES_DIR);
+        if *forget != Forget::Everything || !dir.exists() {
+            return Ok(0);
+        }
+        let bytes = tree::measure(&dir).doing("measure", &dir)?.bytes();
+        tree::remove_tree(&dir).doing("remove", &dir)?;
+        Ok(bytes)
     }
 }
 

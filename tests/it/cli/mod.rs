@@ -3,6 +3,7 @@
 mod cache;
 #[cfg(target_os = "linux")]
 mod compressed_logs;
+mod config;
 mod cp;
 mod disk_errors;
 mod earlier_runs;

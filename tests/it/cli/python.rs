@@ -172,11 +172,23 @@ fn a_python_without_harmont_gets_its_wheel_once() {
     }
     let project = Project::new();
     project.file(".hm/ci.py", PIPELINE);
-    let plan = |index: &std::path::Path| {
-        let mut hm = project.hm(&["ls"]);
+    let at = |args: &[&str], index: &std::path::Path| {
+        let mut hm = project.hm(args);
         hm.env("HM_PYTHON", top.path().join("bin/python3")).env_remove("HM_DSL");
         Ended::of(hm.env("PIP_NO_INDEX", "1").env("PIP_FIND_LINKS", index))
     };
+    let plan = |index: &std::path::Path| at(&["ls"], index);
+    let offline: [&[&str]; 5] = [
+        &["ls", "--offline"],
+        &["pipelines", "--offline"],
+        &["plan", "--offline", "--image", "debian:bookworm=host"],
+        &["render", "--offline"],
+        &["run", "--offline", "--runner", "process", "--image", "debian:bookworm=host"],
+    ];
+    for args in offline {
+        let ended = at(args, index.path()).expect(2);
+        assert!(ended.stderr.contains("--offline forbids it"), "{args:?}: {}", ended.stderr);
+    }
     // A file of that name which is not the package.
     let forged = tempfile::tempdir().unwrap();
     let name = "harmont-0.0.9-py3-none-any.whl";
@@ -201,9 +213,20 @@ fn a_python_without_harmont_gets_its_wheel_once() {
     let mut hm = project.hm(&["ls"]);
     hm.env("HM_PYTHON", top.path().join("bin/python3")).env_remove("HM_DSL").env("HM_CACHE_DIR", "../relative");
     Ended::of(hm.env("PIP_NO_INDEX", "1").env("PIP_FIND_LINKS", index.path())).expect(0);
+    for args in offline {
+        at(args, nothing.path()).expect(0);
+    }
+    let usage = Ended::of(&mut project.hm(&["cache", "du", "--format", "json"])).expect(0);
+    let usage: serde_json::Value = serde_json::from_str(&usage.stdout).unwrap();
+    let size = std::fs::metadata(project.store.join("dsl").join(name)).unwrap().len();
+    assert!(usage["kinds"]["packages"].as_u64().unwrap() >= size, "{usage}");
     // A damaged file is downloaded again.
     std::fs::write(project.store.join("dsl").join(name), "damaged").unwrap();
     assert!(plan(index.path()).expect(0).stderr.contains("downloaded"));
+    Ended::of(&mut project.hm(&["cache", "clean"])).expect(0);
+    assert!(project.store.join("dsl").join(name).exists());
+    Ended::of(&mut project.hm(&["cache", "clean", "--all"])).expect(0);
+    assert!(!project.store.join("dsl").exists());
 }
 
 #[test]

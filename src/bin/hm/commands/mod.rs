@@ -3,6 +3,7 @@
 pub(crate) mod cache;
 pub(crate) mod cluster;
 pub(crate) mod completions;
+pub(crate) mod config;
 pub(crate) mod doctor;
 pub(crate) mod init;
 pub(crate) mod logs;
@@ -25,9 +26,9 @@ use hm_exec::project::ProjectDir;
 use serde::Serialize;
 
 use crate::{
-    config::ConfigArgs,
+    config::{ConfigArgs, ConfigSources},
     failure::{Failure, Outcome},
-    trust::{Permission, report_ignored},
+    trust::{Permission, missing, report_ignored},
 };
 
 /// How a command that answers at once prints its answer.
@@ -52,15 +53,20 @@ pub(crate) fn print(answer: &str) -> Outcome<ExitCode> {
 }
 
 /// Prints one line about the requests of a project that are ignored here: `permissions`, which are those of
-/// its pipelines, and those of its `hm.toml`.
-fn note_ignored(project: &ProjectDir, permissions: impl IntoIterator<Item = Permission>) -> Outcome<()> {
-    let mut all = ConfigArgs::default().read(Some(project))?.permissions(Some(project))?;
+/// its pipelines, and those of its configuration. Returns the configuration without what is ignored.
+fn note_ignored(project: &ProjectDir, permissions: impl IntoIterator<Item = Permission>) -> Outcome<ConfigSources> {
+    let mut sources = ConfigArgs::default().read(Some(project))?;
+    let mut all = sources.permissions(Some(project))?;
+    if !missing(project.path(), &all, false)?.is_empty() {
+        sources.remove_unpermitted();
+    }
     for permission in permissions {
         if !all.contains(&permission) {
             all.push(permission);
         }
     }
-    report_ignored(project.path(), &all).map(drop)
+    report_ignored(project.path(), &all)?;
+    Ok(sources)
 }
 
 fn print_json(answer: &impl Serialize) -> Outcome<ExitCode> {

@@ -29,6 +29,10 @@ pub(crate) struct Args {
     #[arg(short, long, value_name = "DIR")]
     dir: Option<PathBuf>,
 
+    /// Download no package to render pipelines with
+    #[arg(long)]
+    offline: bool,
+
     /// Output format [default: text on a terminal, otherwise json]
     #[arg(long, value_enum)]
     format: Option<AnswerFormat>,
@@ -40,6 +44,10 @@ pub(crate) struct ListArgs {
     /// The source directory [default: the nearest directory with `.hm/`, searched upwards]
     #[arg(short, long, value_name = "DIR")]
     dir: Option<PathBuf>,
+
+    /// Download no package to render pipelines with
+    #[arg(long)]
+    offline: bool,
 }
 
 /// The discovery envelope, which services read.
@@ -60,7 +68,7 @@ struct Discovered<'a> {
 
 pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
     let default = if io::stdout().is_terminal() { AnswerFormat::Text } else { AnswerFormat::Json };
-    let source = Source::locate(args.dir.as_deref())?;
+    let source = Source { offline: args.offline, ..Source::locate(args.dir.as_deref())? };
     match args.format.unwrap_or(default) {
         AnswerFormat::Text => show(&source),
         AnswerFormat::Json => {
@@ -75,7 +83,7 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
 }
 
 pub(crate) fn list(args: &ListArgs) -> Outcome<ExitCode> {
-    show(&Source::locate(args.dir.as_deref())?)
+    show(&Source { offline: args.offline, ..Source::locate(args.dir.as_deref())? })
 }
 
 fn show(source: &Source) -> Outcome<ExitCode> {

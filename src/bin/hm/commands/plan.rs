@@ -12,6 +12,7 @@ use serde::Serialize;
 use super::{AnswerFormat, note_ignored, print, print_json};
 use crate::{
     args::{BindArgs, SourceArgs},
+    backend,
     config::Config,
     failure::Outcome,
     pipelines::{self, parse},
@@ -64,10 +65,11 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
     let found = pipelines::find(&args.source)?;
     let definition = &found.definition;
     let plan = parse(definition)?;
-    let options = args.bind.bind_options()?;
+    let mut options = args.bind.bind_options()?;
+    let sources = note_ignored(&found.project, found.permissions(&plan, &options))?;
+    let plan = backend::apply(plan, &mut options, &sources.backend()?)?;
     let bound = plan::bind(&plan, Runners::new(Config::default())?.descriptors(), &options)
         .map_err(|invalid| definition.invalid(&invalid))?;
-    note_ignored(&found.project, found.permissions(&plan, &options))?;
     warnings::of_plan(&bound);
     let shown = show(&definition.name, &bound);
     match args.format {

@@ -120,12 +120,8 @@ pub(crate) struct Args {
     host_dirs: Vec<PathBuf>,
 
     /// When to look up image tags in their registries, at most once per run
-    #[arg(long, value_enum, value_name = "WHEN", default_value_t = Pull::Missing)]
+    #[arg(long, value_enum, value_name = "WHEN", default_value_t = Pull::Missing, conflicts_with = "offline")]
     pull: Pull,
-
-    /// Do not download images; same as `--pull never`
-    #[arg(long, conflicts_with = "pull")]
-    offline: bool,
 
     /// Time limit of the whole build, such as 90s, 15m or 1h30m
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
@@ -226,7 +222,7 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
     request.options.refresh = args.refresh.iter().cloned().collect();
     request.options.images = bind.images;
     let mut images = ImageOptions::from_env().map_err(Failure::input)?;
-    images.pull = if args.offline { PullPolicy::Never } else { args.pull.into() };
+    images.pull = if args.source.offline { PullPolicy::Never } else { args.pull.into() };
     request.options.runner = bind.runner;
     request.options.keep_going = args.keep_going;
     request.options.keep = args.keep;

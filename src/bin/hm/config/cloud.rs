@@ -55,8 +55,8 @@ impl fmt::Debug for Token {
 }
 
 impl CloudConfig {
-    /// Returns the settings of commands that are not about one build: variables, the user's files, and those keys
-    /// of the project that need no consent.
+    /// Returns the settings of commands that are not about one build: variables, the user's files, and those
+    /// keys of the project that need no consent.
     pub(crate) fn of_verbs(project: Option<&ProjectDir>) -> Outcome<Self> {
         let mut sources = ConfigSources {
             variables: Environment::of_process(),
@@ -83,7 +83,13 @@ impl CloudConfig {
         })
     }
 
-    /// Returns the token for the service, and where it came from. Returns `None` if the user is not logged in.
+    /// Returns whether the service may receive the token of the environment.
+    pub(super) fn is_users(&self) -> bool {
+        self.is_users
+    }
+
+    /// Returns the token for the service, and where it came from. Returns `None` if the user is not logged
+    /// in.
     pub(crate) fn token(&self) -> Outcome<Option<Sourced<Token>>> {
         let url = &self.api_url.value;
         let token = match &self.token {
@@ -126,7 +132,8 @@ pub(super) fn app_url(
     }
 }
 
-/// Returns a URL in the form in which URLs are compared: without a `/` at the end, scheme and host in lower case.
+/// Returns a URL in the form in which URLs are compared: without a `/` at the end, scheme and host in lower
+/// case.
 pub(super) fn comparable(url: &str) -> String {
     let url = url.trim_end_matches('/');
     let (scheme, rest) = url.split_once("://").unwrap_or(("", url));
@@ -142,7 +149,8 @@ fn pages_of(api_url: &str) -> String {
     }
 }
 
-/// Checks a URL, and removes `/` at its end. The message does not repeat it, because it may contain a password.
+/// Checks a URL, and removes `/` at its end. The message does not repeat it, because it may contain a
+/// password.
 fn checked(key: &str, Sourced { value, source }: Sourced<String>) -> Outcome<Sourced<String>> {
     let refused = |why: &str| {
         Err(Failure::input(format_args!("`{key}` ({source}) {why}"))

@@ -1,8 +1,8 @@
-//! `credentials.toml`: the tokens that the user keeps, by the URL of the service. The published `hm` has the same
-//! file: `[entries.harmont-cloud]`, with URLs as keys.
+//! `credentials.toml`: the tokens that the user keeps, by the URL of the service. The published `hm` has the
+//! same file: `[entries.harmont-cloud]`, with URLs as keys.
 //!
-//! A token is sent to the URL under which it was stored, and to no other. A damaged file is an error, and is never
-//! replaced.
+//! A token is sent to the URL under which it was stored, and to no other. A damaged file is an error, and is
+//! never replaced.
 
 use std::{
     fs::{File, Permissions},
@@ -45,9 +45,23 @@ struct Entry {
 
 /// Returns the token that is stored for the service at `url`, and where.
 pub(crate) fn stored(url: &str) -> Outcome<Option<Sourced<Token>>> {
+    stored_in(&files(), url)
+}
+
+/// Stores a token for the service at `url`. Returns the file.
+pub(crate) fn store(url: &str, token: &Token) -> Outcome<PathBuf> {
+    store_in(&files(), url, token)
+}
+
+/// Removes the tokens of the service at `url`. Returns whether there was one.
+pub(crate) fn forget(url: &str) -> Outcome<bool> {
+    forget_in(&files(), url)
+}
+
+fn stored_in(files: &[PathBuf], url: &str) -> Outcome<Option<Sourced<Token>>> {
     let mut entries = Vec::new();
-    for path in files() {
-        entries.extend(read(&path)?.map(|text| entries_of(&path, &text)).transpose()?.unwrap_or_default());
+    for path in files {
+        entries.extend(read(path)?.map(|text| entries_of(path, &text)).transpose()?.unwrap_or_default());
     }
     // The exact spelling takes precedence, then the first file.
     let exact = entries.iter().position(|entry| entry.url == url);
@@ -65,13 +79,12 @@ pub(super) fn urls() -> Outcome<Vec<(String, FilePlace)>> {
     Ok(urls)
 }
 
-/// Stores a token for the service at `url`. Returns the file.
-pub(crate) fn store(url: &str, token: &Token) -> Outcome<PathBuf> {
+fn store_in(files: &[PathBuf], url: &str, token: &Token) -> Outcome<PathBuf> {
     // The file that has a token for this URL, else the first that exists, else a new one.
     let mut chosen = None;
-    for path in files() {
-        let Some(text) = read(&path)? else { continue };
-        let has_url = entries_of(&path, &text)?.iter().any(|entry| comparable(&entry.url) == comparable(url));
+    for path in files {
+        let Some(text) = read(path)? else { continue };
+        let has_url = entries_of(path, &text)?.iter().any(|entry| comparable(&entry.url) == comparable(url));
         if has_url || chosen.is_none() {
             chosen = Some(path);
         }
@@ -79,11 +92,11 @@ pub(crate) fn store(url: &str, token: &Token) -> Outcome<PathBuf> {
             break;
         }
     }
-    let path = chosen.or_else(|| files().into_iter().next()).ok_or_else(|| {
+    let path = chosen.or_else(|| files.first()).ok_or_else(|| {
         Failure::input("no directory to store a token in: neither XDG_CONFIG_HOME nor HOME is set")
             .hint("set one of them, or set HM_API_TOKEN instead of storing a token")
     })?;
-    edit(&path, |entries| {
+    edit(path, |entries| {
         let spelled = spelled(entries, url);
         let spelled = if spelled.is_empty() { vec![url.to_owned()] } else { spelled };
         for url in spelled {
@@ -91,18 +104,17 @@ pub(crate) fn store(url: &str, token: &Token) -> Outcome<PathBuf> {
         }
         true
     })?;
-    Ok(path)
+    Ok(path.clone())
 }
 
-/// Removes the tokens of the service at `url`. Returns whether there was one.
-pub(crate) fn forget(url: &str) -> Outcome<bool> {
+fn forget_in(files: &[PathBuf], url: &str) -> Outcome<bool> {
     let mut was_there = false;
-    for path in files() {
-        let Some(text) = read(&path)? else { continue };
-        if !entries_of(&path, &text)?.iter().any(|entry| comparable(&entry.url) == comparable(url)) {
+    for path in files {
+        let Some(text) = read(path)? else { continue };
+        if !entries_of(path, &text)?.iter().any(|entry| comparable(&entry.url) == comparable(url)) {
             continue;
         }
-        was_there |= edit(&path, |entries| {
+        was_there |= edit(path, |entries| {
             let spelled = spelled(entries, url);
             spelled.iter().for_each(|url| drop(entries.remove(url)));
             !spelled.is_empty()
@@ -194,7 +206,8 @@ fn entries_of(path: &Path, text: &str) -> Outcome<Vec<Entry>> {
         .collect()
 }
 
-/// Changes the entries of the service in a file, whole or not at all. `change` returns whether it changed them.
+/// Changes the entries of the service in a file, whole or not at all. `change` returns whether it changed
+/// them.
 fn edit(path: &Path, change: impl FnOnce(&mut Table) -> bool) -> Outcome<bool> {
     let failed = |error: std::io::Error| {
         Failure::infrastructure(format_args!("failed to write the tokens in {}", path.display())).because(error)
@@ -221,4 +234,122 @@ fn edit(path: &Path, change: impl FnOnce(&mut Table) -> bool) -> Outcome<bool> {
     }
     dir.replace(NAME.as_ref(), document.to_string().as_bytes(), Mode::RUSR | Mode::WUSR).map_err(failed)?;
     Ok(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, os::unix::fs::symlink};
+
+    use super::*;
+
+    const A: &str = "https://a.example";
+
+    fn files(dir: &Path) -> Vec<PathBuf> {
+        ["xdg", "home"].map(|name| dir.join(name).join(NAME)).to_vec()
+    }
+
+    fn write(path: &Path, text: &str) {
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
+        fs::set_permissions(path, Permissions::from_mode(0o600)).unwrap();
+    }
+
+    fn token(files: &[PathBuf], url: &str) -> Option<String> {
+        stored_in(files, url).unwrap().map(|found| found.value.reveal().to_owned())
+    }
+
+    fn mode(path: &Path) -> u32 {
+        path.metadata().unwrap().mode() & 0o777
+    }
+
+    #[test]
+    fn a_token_belongs_to_its_url_and_others_stay() {
+        let top = tempfile::tempdir().unwrap();
+        let files = files(top.path());
+        assert_eq!(store_in(&files, A, &Token::new("one")).unwrap(), files[0]);
+        assert_eq!((mode(&files[0]), mode(files[0].parent().unwrap())), (0o600, 0o700));
+        store_in(&files, "http://localhost:4000", &Token::new("two")).unwrap();
+        assert_eq!((token(&files, A), token(&files, "https://b.example")), (Some("one".into()), None));
+        assert_eq!(token(&files, "HTTPS://A.example/"), Some("one".into()));
+        assert_eq!(token(&files, "https://a.example/other"), None);
+        store_in(&files, "https://a.example/", &Token::new("three")).unwrap();
+        assert_eq!(token(&files, A), Some("three".into()));
+        assert!(forget_in(&files, A).unwrap() && !forget_in(&files, A).unwrap());
+        assert_eq!((token(&files, A), token(&files, "http://localhost:4000")), (None, Some("two".into())));
+    }
+
+    #[test]
+    fn a_file_of_the_published_command_is_used_in_its_place() {
+        let top = tempfile::tempdir().unwrap();
+        let files = files(top.path());
+        // As the published `hm` writes it; another program has an entry, too.
+        let text = "[entries.harmont-cloud]\n\"https://a.example/\" = \"old\" # mine\n\n[entries.other]\nkey = \"x\"\n";
+        write(&files[1], text);
+        assert_eq!(token(&files, A), Some("old".into()));
+        assert_eq!(store_in(&files, A, &Token::new("new")).unwrap(), files[1]);
+        let written = fs::read_to_string(&files[1]).unwrap();
+        assert!(written.contains("\"https://a.example/\" = \"new\"") && written.contains("key = \"x\""), "{written}");
+        assert!(!files[0].exists());
+        let found = stored_in(&files, A).unwrap().unwrap();
+        assert!(found.source.to_string().ends_with("home/credentials.toml:2"), "{}", found.source);
+        assert!(!format!("{found:?}").contains("new\""), "{found:?}");
+    }
+
+    #[test]
+    fn what_is_damaged_or_not_the_users_is_never_replaced() {
+        let top = tempfile::tempdir().unwrap();
+        let files = files(top.path());
+        for text in [
+            "[entries",
+            "entries = 3",
+            "[entries]\nharmont-cloud = 's3cret'",
+            "[entries.harmont-cloud]\n'https://a' = 3",
+            "[entries.harmont-cloud]\n'https://a' = s3cret",
+        ] {
+            write(&files[0], text);
+            for failed in [stored_in(&files, A).err(), store_in(&files, A, &Token::new("t")).err()] {
+                let error = format!("{:?}", failed.unwrap());
+                assert!(error.contains("credentials.toml") && !error.contains("s3cret"), "{error}");
+            }
+            assert!(forget_in(&files, A).is_err());
+            assert_eq!(fs::read_to_string(&files[0]).unwrap(), text);
+        }
+        fs::remove_file(&files[0]).unwrap();
+        write(&top.path().join("elsewhere"), "[entries.harmont-cloud]\n'https://a.example' = 'x'\n");
+        symlink(top.path().join("elsewhere"), &files[0]).unwrap();
+        assert!(stored_in(&files, A).is_err() && store_in(&files, A, &Token::new("t")).is_err());
+        fs::remove_file(&files[0]).unwrap();
+        rustix::fs::mknodat(rustix::fs::CWD, &files[0], rustix::fs::FileType::Fifo, Mode::RUSR, 0).unwrap();
+        assert!(stored_in(&files, A).is_err());
+        fs::remove_file(&files[0]).unwrap();
+        write(&files[0], &"#".repeat(2 << 20));
+        assert!(stored_in(&files, A).is_err());
+    }
+
+    #[test]
+    fn access_by_others_is_removed() {
+        let top = tempfile::tempdir().unwrap();
+        let files = files(top.path());
+        write(&files[0], "[entries.harmont-cloud]\n'https://a.example' = 'x'\n");
+        fs::set_permissions(&files[0], Permissions::from_mode(0o644)).unwrap();
+        assert_eq!(token(&files, A), Some("x".into()));
+        assert_eq!(mode(&files[0]), 0o600);
+    }
+
+    #[test]
+    fn writers_at_once_lose_nothing() {
+        let top = tempfile::tempdir().unwrap();
+        let files = files(top.path());
+        std::thread::scope(|scope| {
+            for at in 0..8 {
+                let files = &files;
+                scope.spawn(move || {
+                    store_in(files, &format!("https://{at}.example"), &Token::new(format!("t{at}"))).unwrap()
+                });
+            }
+        });
+        for at in 0..8 {
+            assert_eq!(token(&files, &format!("https://{at}.example")), Some(format!("t{at}")));
+        }
+    }
 }

@@ -1,10 +1,11 @@
 //! The configuration files, and how they are read.
 //!
-//! There are two places: the project's `.hm/` and the user's own directory. Each may have two files, `hm.toml`
-//! and `config.toml`, which is the name that the published `hm` knows. They have the same keys. In one
-//! directory, a key of `hm.toml` takes precedence over the same key of `config.toml`.
+//! There are two places: the project's `.hm/` and the user's own directory. Each may have two files,
+//! `hm.toml` and `config.toml`, which is the name that the published `hm` knows. They have the same keys. In
+//! one directory, a key of `hm.toml` takes precedence over the same key of `config.toml`.
 
 use std::{
+    collections::btree_map::Entry,
     env, io,
     path::{Path, PathBuf},
     sync::Arc,
@@ -16,7 +17,7 @@ use serde::Deserialize;
 use toml::de::{DeTable, DeValue};
 
 use super::{
-    keys::{self, FilePlace, KeyPath, Keys},
+    keys::{self, FilePlace, KeyPath, KeyValue, Keys},
     schema::{ConfigFile, KnownKeys, UNSUPPORTED},
 };
 use crate::{
@@ -41,6 +42,8 @@ const NAMES: [&str; 2] = [OWN_NAME, SHARED_NAME];
 pub(super) struct PlaceConfig {
     /// The files, merged.
     pub(super) file: ConfigFile,
+    /// Keys that another file of the place sets as well, with precedence.
+    pub(super) overridden: Vec<(KeyPath, KeyValue)>,
     /// Keys of `config.toml` that this version does not know.
     pub(super) unknown: Vec<UnknownKey>,
     /// The files that are not valid, if the reader wants to know all of them.
@@ -128,7 +131,10 @@ fn merge(texts: impl IntoIterator<Item = Outcome<Option<ConfigText>>>) -> PlaceC
             Ok(None) => {}
             Ok(Some((read, unknown))) => {
                 for (path, key) in read {
-                    keys.entry(path).or_insert(key);
+                    match keys.entry(path) {
+                        Entry::Vacant(vacant) => drop(vacant.insert(key)),
+                        Entry::Occupied(higher) => place.overridden.push((higher.key().clone(), key)),
+                    }
                 }
                 place.unknown.extend(unknown);
             }
@@ -211,8 +217,8 @@ const TEXTS: [&[&str]; 8] = [
     &["remote", "logs"],
 ];
 
-/// Makes the paths of the user's files absolute: they are relative to the file that has them. Those of a project
-/// are resolved when they are read.
+/// Makes the paths of the user's files absolute: they are relative to the file that has them. Those of a
+/// project are resolved when they are read.
 fn resolve_paths(file: &mut ConfigFile) {
     let (table, keys) = (&mut file.remote, &file.keys);
     for (name, path) in [("ca", &mut table.ca), ("cert", &mut table.cert), ("key", &mut table.key)] {
@@ -225,7 +231,7 @@ fn resolve_paths(file: &mut ConfigFile) {
 }
 
 /// Brings a key to the form in which files are compared. Returns `None` if it counts as unset.
-fn normalise(mut path: KeyPath, key: keys::KeyValue, file: &ConfigText) -> Option<(KeyPath, keys::KeyValue)> {
+fn normalise(mut path: KeyPath, key: KeyValue, file: &ConfigText) -> Option<(KeyPath, KeyValue)> {
     if TEXTS.iter().any(|text| path == **text) && key.value.as_str() == Some("") {
         return None;
     }
@@ -234,15 +240,16 @@ fn normalise(mut path: KeyPath, key: keys::KeyValue, file: &ConfigText) -> Optio
     {
         name.make_ascii_lowercase();
     }
-    // The published `hm` writes its defaults to the file when it saves another key. This one is its default, and
-    // would turn off the display for terminals.
+    // The published `hm` writes its defaults to the file when it saves another key. This one is its default,
+    // and would turn off the display for terminals.
     let is_their_default = path == ["preferences", "format"] && key.value == "human";
     (!is_their_default || file.path.file_name().is_some_and(|name| name == OWN_NAME)).then_some((path, key))
 }
 
-/// Parses a file of the project, in tests.
+/// Reads one place from texts, highest precedence first, in tests.
 #[cfg(test)]
-pub(super) fn parsed(name: &str, text: &str) -> Outcome<ConfigFile> {
-    let text = ConfigText { path: Path::new(name).into(), text: text.to_owned(), is_projects: true };
-    Ok(merge([Ok(Some(text))]).check()?.file)
+pub(super) fn of_texts(dir: &str, is_projects: bool, texts: &[(&str, &str)]) -> PlaceConfig {
+    merge(texts.iter().map(|(name, text)| {
+        Ok(Some(ConfigText { path: Path::new(dir).join(name).into(), text: (*text).to_owned(), is_projects }))
+    }))
 }

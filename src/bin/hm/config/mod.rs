@@ -2,8 +2,8 @@
 //! this order of precedence.
 //!
 //! [`EngineArgs`] are the arguments of every command that talks to an engine. [`ConfigArgs`] adds those of a
-//! run, and also reads the files. The project's files apply only with the user's consent, except for keys that
-//! reach nothing outside.
+//! run, and also reads the files. The project's files apply only with the user's consent, except for keys
+//! that reach nothing outside.
 
 mod args;
 #[allow(dead_code, reason = "for `hm cloud`")]
@@ -16,9 +16,12 @@ mod keys;
 mod layers;
 mod permissions;
 mod schema;
+mod show;
 mod sources;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_of_places;
 pub(crate) mod variables;
 #[allow(dead_code, reason = "for `hm cloud`")]
 mod write;
@@ -38,7 +41,8 @@ pub(crate) use engine_args::{EngineArgs, NamedEngine};
 use hm_exec::project::{CONFIG_BYTES, ProjectDir};
 pub(crate) use keys::{Sourced, ValueSource};
 pub(crate) use schema::{BackendName, VmTable};
-pub(crate) use sources::{Config, all_permissions};
+pub(crate) use show::{Row, RowState, Shown, schema};
+pub(crate) use sources::{Config, ConfigSources, all_permissions};
 #[allow(unused_imports, reason = "for `hm cloud`")]
 pub(crate) use write::{set_projects, set_users};
 

@@ -1,4 +1,5 @@
-//! What a project's `.hm/hm.toml` and `.hm/config.toml` request beyond the sandbox, as listed in `docs/design/trust.md`.
+//! What a project's `.hm/hm.toml` and `.hm/config.toml` request beyond the sandbox, as listed in
+//! `docs/design/trust.md`.
 //!
 //! A key requires consent if it sends anything to a machine that the user did not name, or if it runs or
 //! reads a file of the machine outside of a sandbox. A key without effect, because the user sets the same or
@@ -48,8 +49,8 @@ pub(super) fn of(settings: &ConfigSources, project: Option<&ProjectDir>, all: bo
     Ok(permissions)
 }
 
-/// Adds the requests about where builds run, and about the hosted service. With `all`, includes those that have no
-/// effect because builds do not run there.
+/// Adds the requests about where builds run, and about the hosted service. With `all`, includes those that
+/// have no effect because builds do not run there.
 fn service(settings: &ConfigSources, all: bool, permissions: &mut Vec<Permission>) -> Outcome<()> {
     let backend = settings.backend()?;
     let is_users = || settings.backend_of(Project::IsIgnored).is_ok_and(|users| users.value == backend.value);

@@ -225,7 +225,7 @@ impl KnownKeys {
 
     /// Returns the known key that is most similar to an unknown one.
     pub(super) fn nearest(&self, path: &[String]) -> Option<KeyPath> {
-        let (last, parents) = path.split_last()?;
+        let (last, parents) = path.split_last().filter(|_| !self.has(path))?;
         let near = crate::pipelines::nearest(last, &self.names(parents))?.to_owned();
         Some(parents.iter().cloned().chain([near]).collect())
     }

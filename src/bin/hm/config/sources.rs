@@ -1,5 +1,5 @@
-//! The configuration of each source (arguments, variables, the project's files, the user's files), and how the
-//! sources are merged.
+//! The configuration of each source (arguments, variables, the project's files, the user's files), and how
+//! the sources are merged.
 
 use std::{collections::BTreeMap, num::NonZeroUsize, rc::Rc};
 

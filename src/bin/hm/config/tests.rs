@@ -7,7 +7,7 @@ use hm_exec::{project::ProjectDir, source::SourceTimes};
 use super::{
     args::{ConfigArgs, Sharing},
     engine_args::EngineArgs,
-    file::{PlaceConfig, parsed},
+    file::of_texts,
     sources::ConfigSources,
     variables::Environment,
 };
@@ -19,8 +19,13 @@ const HOSTILE: &str = "[cache]\nshare = 'all'\n[docker]\nhost = 'tcp://evil:2375
     headers = { X-Key = 's3cret' }\nplatform = { a = '1' }\nca = 'ca.pem'\n";
 
 fn settings(args: &ConfigArgs, project: &str, user: &str) -> ConfigSources {
-    let place = |text| PlaceConfig { file: parsed("hm.toml", text).unwrap(), ..PlaceConfig::default() };
-    args.over(Environment::default(), place(project), place(user)).unwrap()
+    let place = |text, is_projects| of_texts("/x", is_projects, &[("hm.toml", text)]).check().unwrap();
+    args.over(Environment::default(), place(project, true), place(user, false)).unwrap()
+}
+
+/// Returns the mistake in a file.
+fn mistake(name: &str, text: &str) -> String {
+    format!("{:?}", of_texts("/x", true, &[(name, text)]).check().err().unwrap())
 }
 
 fn keys(settings: &ConfigSources) -> Vec<String> {
@@ -100,7 +105,7 @@ fn the_times_of_source_files_need_no_consent_and_the_project_wins() {
     assert_eq!(times("", ""), SourceTimes::Normal);
     assert_eq!((times(real, ""), times("", real)), (SourceTimes::Real, SourceTimes::Real));
     assert_eq!((times(real, normal), times(normal, real)), (SourceTimes::Real, SourceTimes::Normal));
-    let error = format!("{:?}", parsed("hm.toml", "[source]\ntimes = 'fake'\n").err().unwrap());
+    let error = mistake("hm.toml", "[source]\ntimes = 'fake'\n");
     assert!(error.contains("normal") && error.contains("real"), "{error}");
 }
 
@@ -167,6 +172,6 @@ fn what_the_user_consents_to_is_what_is_used() {
 #[test]
 fn a_mistake_in_a_file_is_told_with_its_line_and_without_it() {
     let text = "[remote]\nendpoint = 'grpc://a:1'\nheaders = { authorization = Bearer s3cret }\n";
-    let error = format!("{:?}", parsed("hm.toml", text).err().unwrap());
+    let error = mistake("hm.toml", text);
     assert!(error.contains("line 3") && !error.contains("s3cret"), "{error}");
 }

@@ -34,8 +34,8 @@ pub(crate) const DOCKER_HOST: &str = "DOCKER_HOST";
 pub(crate) const REMOTE_CACHE: &str = "HM_REMOTE_CACHE";
 pub(crate) const REMOTE_JOBS: &str = "HM_REMOTE_JOBS";
 
-/// All variables. If several set the same key, the first one that is set takes precedence. Others that begin with
-/// `HM_` are ignored.
+/// All variables. If several set the same key, the first one that is set takes precedence. Others that begin
+/// with `HM_` are ignored.
 pub(crate) const VARIABLES: &[Variable] = &[
     of_key("HM_BACKEND", "backend"),
     of_key("HM_API_URL", "cloud.api_url"),
@@ -73,7 +73,6 @@ pub(crate) const VARIABLES: &[Variable] = &[
     alone("HM_INSECURE_REGISTRIES"),
     alone("HM_MAX_IMAGE_BYTES"),
     alone("DOCKER_CONFIG"),
-    alone("HM_LAYER_CACHE"),
     alone("HM_TRUST"),
     alone("HM_STEP"),
     alone("HM_LOG"),
@@ -97,6 +96,12 @@ impl Environment {
         Self(values.filter(|(_, value)| !value.is_empty()).collect())
     }
 
+    /// Returns the variables that do not describe an engine.
+    pub(crate) fn without_engine(mut self) -> Self {
+        self.0.retain(|name, _| !name.starts_with("HM_REMOTE"));
+        self
+    }
+
     /// Returns the text of a variable.
     pub(crate) fn text(&self, name: &str) -> Outcome<Option<String>> {
         let not_text = |_| Failure::input(format_args!("{name} is not UTF-8"));
@@ -115,7 +120,6 @@ impl Environment {
         Ok(self.text(name)?.map(|text| (name, text)))
     }
 
-    #[allow(dead_code, reason = "for `hm config`")]
     /// Returns the variables that are set, in the order of [`VARIABLES`].
     pub(crate) fn set(&self) -> impl Iterator<Item = (Variable, String)> {
         let text = |variable: &Variable| Some((*variable, self.0.get(variable.name)?.to_string_lossy().into_owned()));

@@ -89,11 +89,17 @@ pub(crate) fn set_users(keys: &[(&str, &str)]) -> Outcome<PathBuf> {
         Failure::input("no directory for configuration: neither XDG_CONFIG_HOME nor HOME is set")
             .hint("set one of them")
     })?;
+    set_in(&path, keys)?;
+    Ok(path)
+}
+
+/// Sets keys in one file of the user.
+fn set_in(path: &Path, keys: &[(&str, &str)]) -> Outcome<()> {
     let failed =
         |error: io::Error| Failure::infrastructure(format_args!("failed to write {}", path.display())).because(error);
     // People keep such files elsewhere, and link to them: the link stays.
     let real = match path.canonicalize() {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => path.clone(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => path.to_owned(),
         real => real.map_err(failed)?,
     };
     let (Some(parent), Some(name)) = (real.parent(), real.file_name()) else {
@@ -102,9 +108,8 @@ pub(crate) fn set_users(keys: &[(&str, &str)]) -> Outcome<PathBuf> {
     let dir = LockedDir::create(parent).map_err(failed)?;
     let old = if real.exists() { Some(super::read_users(&real)?) } else { None };
     let mode = real.metadata().map_or(0o600, |metadata| metadata.permissions().mode() & 0o777);
-    let text = with_keys(&path, old, keys)?;
-    dir.replace(name, text.as_bytes(), Mode::from_raw_mode(mode)).map_err(failed)?;
-    Ok(path)
+    let text = with_keys(path, old, keys)?;
+    dir.replace(name, text.as_bytes(), Mode::from_raw_mode(mode)).map_err(failed)
 }
 
 /// Sets keys in the project's `.hm/config.toml`, to which the user has agreed. Returns the file.
@@ -144,6 +149,15 @@ fn with_keys(path: &Path, old: Option<Vec<u8>>, keys: &[(&str, &str)]) -> Outcom
     };
     let text = String::from_utf8(old.unwrap_or_default()).map_err(|_| invalid())?;
     let mut document: DocumentMut = text.parse().map_err(|_| invalid())?;
+    // Comments without any key would move behind the new ones.
+    let mut head = String::new();
+    if document.is_empty() {
+        head = text;
+        if !head.is_empty() && !head.ends_with('\n') {
+            head.push('\n');
+        }
+        document = DocumentMut::new();
+    }
     for (key, value) in keys {
         let mut parts = key.split('.').collect::<Vec<_>>();
         let Some(last) = parts.pop() else { continue };
@@ -162,7 +176,7 @@ fn with_keys(path: &Path, old: Option<Vec<u8>>, keys: &[(&str, &str)]) -> Outcom
             None => drop(table.insert(last, toml_edit::value(*value))),
         }
     }
-    Ok(document.to_string())
+    Ok(head + &document.to_string())
 }
 
 #[cfg(test)]
@@ -184,6 +198,48 @@ mod tests {
         );
         assert_eq!(edited("cloud = { org = 'x' }\n", &[("cloud.org", "a")]).unwrap(), "cloud = { org = \"a\" }\n");
         assert_eq!(edited("cloud.org = 'x'\n", &[("cloud.org", "a\"b")]).unwrap(), "cloud.org = 'a\"b'\n");
+    }
+
+    #[test]
+    fn a_link_and_the_mode_stay_and_writers_at_once_lose_nothing() {
+        let top = tempfile::tempdir().unwrap();
+        let (real, link) = (top.path().join("dotfiles/hm.toml"), top.path().join("hm/hm.toml"));
+        for path in [&real, &link] {
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        }
+        std::fs::write(&real, "# mine\n").unwrap();
+        std::fs::set_permissions(&real, std::fs::Permissions::from_mode(0o640)).unwrap();
+        std::os::unix::fs::symlink(&real, &link).unwrap();
+        std::thread::scope(|scope| {
+            for at in 0..8 {
+                let link = &link;
+                scope.spawn(move || set_in(link, &[(&format!("cloud.k{at}"), "x")]).unwrap());
+            }
+        });
+        let text = std::fs::read_to_string(&real).unwrap();
+        assert!(text.starts_with("# mine\n") && (0..8).all(|at| text.contains(&format!("k{at} = "))), "{text}");
+        assert!(link.is_symlink());
+        assert_eq!(real.metadata().unwrap().permissions().mode() & 0o777, 0o640);
+    }
+
+    #[test]
+    fn a_project_is_written_to_below_its_own_directory_only() {
+        let top = tempfile::tempdir().unwrap();
+        let (inside, outside) = (top.path().join("in"), top.path().join("out"));
+        for dir in [inside.join(".hm"), outside.clone()] {
+            std::fs::create_dir_all(dir).unwrap();
+        }
+        let project = ProjectDir::open(&inside).unwrap();
+        let set = || set_projects(&project, &[("cloud.org", "acme")]);
+        assert_eq!(set().unwrap(), inside.join(".hm/config.toml"));
+        std::fs::write(outside.join("config.toml"), "").unwrap();
+        std::fs::remove_file(inside.join(".hm/config.toml")).unwrap();
+        std::os::unix::fs::symlink(outside.join("config.toml"), inside.join(".hm/config.toml")).unwrap();
+        assert!(set().is_err());
+        std::fs::remove_dir_all(inside.join(".hm")).unwrap();
+        std::os::unix::fs::symlink(&outside, inside.join(".hm")).unwrap();
+        assert!(set().is_err());
+        assert_eq!(std::fs::read(outside.join("config.toml")).unwrap(), b"");
     }
 
     #[test]

@@ -55,9 +55,9 @@ pub(super) fn stored() -> Option<PathBuf> {
     is_valid(&path).then_some(path)
 }
 
-/// Downloads the wheel with a pip that is not part of the checkout. `python` is the user's own, if it is
-/// known.
-pub(super) fn download(python: Option<&Path>, checkout: &Path) -> Outcome<PathBuf> {
+/// Downloads the wheel with a pip that is not part of the checkout, unless `offline` forbids it. `python` is
+/// the user's own, if it is known.
+pub(super) fn download(python: Option<&Path>, checkout: &Path, offline: bool) -> Outcome<PathBuf> {
     let failed = || Failure::input("failed to download the package `harmont`");
     if is_forbidden() {
         return Err(failed().because(anyhow::anyhow!("{SOURCE}={SYSTEM} forbids it")));
@@ -69,6 +69,9 @@ pub(super) fn download(python: Option<&Path>, checkout: &Path) -> Outcome<PathBu
     });
     if let Some(wheel) = stored() {
         return Ok(wheel);
+    }
+    if offline {
+        return Err(failed().because(anyhow::anyhow!("--offline forbids it")));
     }
     let temporary = tempfile::tempdir().map_err(|error| failed().because(error))?;
     let mut refusal = anyhow::anyhow!("there is no Python with pip");

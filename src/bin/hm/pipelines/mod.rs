@@ -124,6 +124,8 @@ pub(crate) struct Source {
     pub(crate) hm_dir: Option<PathBuf>,
     /// The repository that contains the source. Nothing in it is run outside of a sandbox.
     pub(crate) checkout: PathBuf,
+    /// Whether nothing may be downloaded to render pipelines.
+    pub(crate) offline: bool,
 }
 
 impl Source {
@@ -145,7 +147,7 @@ impl Source {
             (None, Some(found)) => found.to_owned(),
             _ => start,
         };
-        Ok(Self { dir, hm_dir, checkout })
+        Ok(Self { dir, hm_dir, checkout, offline: false })
     }
 
     /// Returns the source that the arguments name. If they name a file, no `.hm` above the directory is
@@ -154,9 +156,14 @@ impl Source {
         match &args.file {
             Some(_) => {
                 let dir = existing_dir(args.dir.as_deref().unwrap_or(Path::new(".")))?;
-                Ok(Self { checkout: checkout(&dir).unwrap_or_else(|| dir.clone()), dir, hm_dir: None })
+                Ok(Self {
+                    checkout: checkout(&dir).unwrap_or_else(|| dir.clone()),
+                    dir,
+                    hm_dir: None,
+                    offline: args.offline,
+                })
             }
-            None => Self::locate(args.dir.as_deref()),
+            None => Ok(Self { offline: args.offline, ..Self::locate(args.dir.as_deref())? }),
         }
     }
 
@@ -184,7 +191,7 @@ impl Source {
             found.push(read_ir(&project, &path)?);
         }
         let dir = hm_dir.parent().unwrap_or(hm_dir);
-        let scripted = python::Project { dir, source: &self.dir, checkout: &self.checkout };
+        let scripted = python::Project { dir, source: &self.dir, checkout: &self.checkout, offline: self.offline };
         let (py, ts) = (scripts(&project, &["py"])?, scripts(&project, &["ts", "mts"])?);
         if !py.is_empty() || !ts.is_empty() {
             meanwhile();

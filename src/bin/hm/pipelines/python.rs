@@ -28,6 +28,8 @@ pub(super) struct Project<'a> {
     pub(super) source: &'a Path,
     /// The repository that contains the project.
     pub(super) checkout: &'a Path,
+    /// Whether nothing may be downloaded.
+    pub(super) offline: bool,
 }
 
 /// Runs `files` and collects the pipelines that they register.
@@ -59,7 +61,7 @@ pub(super) fn render(files: &[PathBuf], project: &Project<'_>) -> Outcome<Vec<De
             ))
     };
     let own = (!is_of_the_checkout).then_some(&*python.program);
-    let wheel = harmont_wheel::download(own, project.checkout).map_err(lacking)?;
+    let wheel = harmont_wheel::download(own, project.checkout, project.offline).map_err(lacking)?;
     run(Some(wheel))?.ok_or_else(|| lacking(Failure::input("the downloaded package cannot be imported")))
 }
 

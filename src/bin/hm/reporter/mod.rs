@@ -55,8 +55,9 @@ pub(crate) enum Format {
 }
 
 impl Format {
-    /// Returns the format that the user prefers, unless it suits only programs and stdout is a terminal, or suits
-    /// only terminals and there is none. By default, `progress` if both streams are terminals, else `human`.
+    /// Returns the format that the user prefers, unless it suits only programs and stdout is a terminal, or
+    /// suits only terminals and there is none. By default, `progress` if both streams are terminals, else
+    /// `human`.
     pub(crate) fn preferred_here(preferred: Option<Self>) -> Self {
         let is_shown = io::stdout().is_terminal();
         match preferred {

@@ -68,7 +68,7 @@ pub(crate) fn report_ignored(project: &Path, permissions: &[Permission]) -> Outc
 }
 
 /// Returns the requests that lack consent.
-fn missing<'a>(project: &Path, permissions: &'a [Permission], trusts: bool) -> Outcome<Vec<&'a Permission>> {
+pub(crate) fn missing<'a>(project: &Path, permissions: &'a [Permission], trusts: bool) -> Outcome<Vec<&'a Permission>> {
     // If there is nothing to ask for, the records are not read.
     if permissions.is_empty() || trusts || variable_trusts()? {
         return Ok(Vec::new());
@@ -138,6 +138,7 @@ mod tests {
             pipeline: pipeline.map(Into::into),
             dir: dir.map(Into::into),
             file: file.map(Into::into),
+            offline: false,
         };
         assert_eq!(command(&args(None, None, None)), "hm trust");
         assert_eq!(command(&args(Some("ci"), Some("/a b"), None)), "hm trust -d '/a b' -- ci");

@@ -42,6 +42,11 @@ impl Permission {
         if self.key.starts_with('[') { self.key.clone() } else { self.what() }
     }
 
+    /// Returns the key as it is written in a configuration file, with dots.
+    pub(crate) fn dotted_key(&self) -> String {
+        self.key.strip_prefix('[').unwrap_or(&self.key).replacen("] ", ".", 1)
+    }
+
     /// Returns the key, and its value unless it is secret.
     pub(crate) fn what(&self) -> String {
         if self.is_secret { self.key.clone() } else { format!("{} = \"{}\"", self.key, self.value) }

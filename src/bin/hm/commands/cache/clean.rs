@@ -20,7 +20,7 @@ pub(super) struct Args {
     #[arg(value_name = "STEP")]
     steps: Vec<String>,
 
-    /// Remove sources, images, journals and logs, too
+    /// Remove sources, images, journals, logs and downloaded packages, too
     #[arg(long, conflicts_with = "steps")]
     all: bool,
 

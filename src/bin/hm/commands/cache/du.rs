@@ -61,6 +61,7 @@ fn name(kind: UsageKind) -> &'static str {
         UsageKind::Images => "images",
         UsageKind::Leftovers => "files of failed steps",
         UsageKind::Machines => "booted machines",
+        UsageKind::Packages => "packages to render pipelines with",
         UsageKind::Journals => "journals and logs",
         UsageKind::Index => "index",
         UsageKind::Waiting => "to be removed after running builds",
