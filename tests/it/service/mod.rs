@@ -1,8 +1,10 @@
 //! The hosted service as a backend, against a stand-in of it.
 
+mod command;
 mod errors;
 mod logs;
 mod submit;
+mod verbs;
 mod watch;
 
 use std::{path::PathBuf, time::Duration};

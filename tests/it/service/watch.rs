@@ -144,11 +144,23 @@ async fn a_build_that_is_cancelled_while_it_is_submitted_does_not_stay() {
     let here = Here::new();
     here.stand_in.script(Script::new([Job::hangs("a")]));
     let cancel = CancellationToken::new();
-    cancel.cancel();
-    let handle = here.backend().submit(here.request(&["a"]), cancel).await.unwrap();
-    let (_, outcome) = ended(handle).await;
+    let backend = here.backend();
+    here.stand_in.fault("createBuildBySource", Fault::Status(503, "busy", Some(1)));
+    let submitted = backend.submit(here.request(&["a"]), cancel.clone());
+    let cancels = async {
+        while here.stand_in.calls().is_empty() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        cancel.cancel();
+    };
+    let (handle, ()) = tokio::join!(submitted, cancels);
+    let (_, outcome) = ended(handle.unwrap()).await;
     assert_eq!(outcome.unwrap().status, BuildStatus::Canceled);
     assert!(here.stand_in.is_canceled(1));
+
+    let submitted = backend.submit(here.request(&["a"]), cancel).await;
+    assert!(matches!(submitted, Err(ServiceError::Canceled)));
+    assert_eq!(here.stand_in.builds(), 1);
 }
 
 #[tokio::test]
@@ -205,8 +217,8 @@ async fn a_service_that_does_not_answer_is_asked_again_and_given_up_at_last() {
     for _ in 0..100_000 {
         here.stand_in.fault("getBuild", Fault::Close);
     }
-    let Err(BackendError::Other(error)) = control.wait().await else { panic!("no error") };
-    assert!(matches!(error.downcast_ref(), Some(ServiceError::Network { .. })), "{error}");
+    let Err(BackendError::Transport(why)) = control.wait().await else { panic!("no error") };
+    assert!(why.starts_with("127.0.0.1 "), "{why}");
     assert!(!here.stand_in.is_canceled(2));
 }
 

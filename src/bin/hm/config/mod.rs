@@ -6,9 +6,7 @@
 //! reach nothing outside.
 
 mod args;
-#[allow(dead_code, reason = "for `hm cloud`")]
 mod cloud;
-#[allow(dead_code, reason = "for `hm cloud`")]
 pub(crate) mod credentials;
 mod engine_args;
 mod file;
@@ -20,7 +18,6 @@ mod sources;
 #[cfg(test)]
 mod tests;
 pub(crate) mod variables;
-#[allow(dead_code, reason = "for `hm cloud`")]
 mod write;
 
 use std::{
@@ -32,14 +29,12 @@ use std::{
 };
 
 pub(crate) use args::{ConfigArgs, Sharing};
-#[allow(unused_imports, reason = "for `hm cloud`")]
 pub(crate) use cloud::{CloudConfig, Token};
 pub(crate) use engine_args::{EngineArgs, NamedEngine};
 use hm_exec::project::{CONFIG_BYTES, ProjectDir};
 pub(crate) use keys::{Sourced, ValueSource};
 pub(crate) use schema::{BackendName, VmTable};
 pub(crate) use sources::{Config, all_permissions};
-#[allow(unused_imports, reason = "for `hm cloud`")]
 pub(crate) use write::{set_projects, set_users};
 
 use crate::failure::{Failure, Outcome};

@@ -58,8 +58,8 @@ async fn send(shared: Arc<Shared>, (build, at): (usize, usize), fault: Option<Lo
     if fault == Some(LogFault::Malformed) {
         return say("event: chunk\ndata: {not json\n\n".into());
     }
-    let history: Vec<_> =
-        (0..shared.state().builds[build].script.jobs[at].sent).map(|n| chunk(&shared, (build, at), n)).collect();
+    let sent = shared.state().builds[build].script.jobs[at].sent;
+    let history: Vec<_> = (0..sent).map(|n| chunk(&shared, (build, at), n)).collect();
     let mut next = history.len();
     for _ in 0..if fault == Some(LogFault::HistoryTwice) { 2 } else { 1 } {
         say(format!("event: history\ndata: {}\n\n", json!({ "chunks": history })))?;
@@ -105,5 +105,5 @@ fn chunk(shared: &Shared, (build, at): (usize, usize), n: usize) -> serde_json::
     let job = &state.builds[build].script.jobs[at];
     let (kind, text) = &job.chunks[n];
     let seq = job.first_seq + i64::try_from(n).unwrap();
-    json!({"seq": seq, "stream_kind": kind, "content": text, "ts": if n % 2 == 0 { Some(1_767_225_601_000_000_000_i64) } else { None }})
+    json!({"seq": seq, "stream_kind": kind, "content": text, "ts": if n.is_multiple_of(2) { Some(1_767_225_601_000_000_000_i64) } else { None }})
 }

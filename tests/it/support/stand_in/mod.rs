@@ -1,5 +1,5 @@
-//! A stand-in for the hosted service: builds whose jobs follow a script, logs that stream, and faults. It records
-//! every request.
+//! A stand-in for the hosted service: builds whose jobs follow a script, logs that stream, and faults. It
+//! records every request.
 //!
 //! Time is counted in ticks: each look at a build's jobs is one. So nothing depends on the clock.
 
@@ -124,7 +124,12 @@ impl StandIn {
     /// Starts to serve at an address.
     pub(crate) fn at(address: &str) -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-        let listener = runtime.block_on(tokio::net::TcpListener::bind(address)).unwrap();
+        let listener = std::net::TcpListener::bind(address).unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let listener = {
+            let _context = runtime.enter();
+            tokio::net::TcpListener::from_std(listener).unwrap()
+        };
         let address = listener.local_addr().unwrap();
         let state = State { log_token_seconds: 3600, piece: usize::MAX, ..State::default() };
         let shared = Arc::new(Shared { state: Mutex::new(state), changes: watch::Sender::new(0) });
@@ -215,14 +220,6 @@ impl StandIn {
 
     pub(crate) fn builds(&self) -> usize {
         self.state().builds.len()
-    }
-
-    /// Lets time pass for a build, without a request.
-    pub(crate) fn tick(&self, number: i64) {
-        for build in self.state().builds.iter_mut().filter(|build| build.number == number) {
-            build.tick += 1;
-        }
-        self.shared.changed();
     }
 }
 

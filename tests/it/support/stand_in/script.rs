@@ -39,7 +39,7 @@ pub(crate) struct Job {
     /// What goes wrong with its next connections.
     pub(crate) log_faults: VecDeque<LogFault>,
     /// The parts that were sent to any connection.
-    pub(super) sent: usize,
+    pub(crate) sent: usize,
 }
 
 /// What goes wrong with a log's connection.
