@@ -25,6 +25,6 @@ pub use key::{BasePart, CacheKey, KeyParts};
 pub use parts::CacheVerdict;
 pub(crate) use parts::{BaseRecord, KeyRecord};
 pub use policy::Cacheable;
-pub use project::ProjectId;
+pub use project::{ProjectId, RemoteOrigin};
 pub(crate) use shared::{Candidate, LookedAhead, Question, SharedResults};
 pub use why::{Explanation, WhyError, explain, key_of};

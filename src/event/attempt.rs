@@ -74,8 +74,8 @@ pub(super) struct AttemptLog {
 }
 
 impl AttemptLog {
-    /// Appends a chunk that was written `at_ms`. After [`close`](Self::close) it is ignored, because the attempt's end is in the
-    /// journal already.
+    /// Appends a chunk that was written `at_ms`. After [`close`](Self::close) it is ignored, because the
+    /// attempt's end is in the journal already.
     pub(super) fn write(&mut self, shared: &Shared, stream: StdStream, bytes: &[u8], at_ms: u64) {
         if self.is_closed {
             return;

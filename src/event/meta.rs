@@ -9,8 +9,8 @@ use uuid::Uuid;
 use super::{BuildRef, CacheMissReason, PlanSummary};
 use crate::model::{ArtifactRef, BuildStatus, SnapshotRef, StepIndex, StepStatus};
 
-/// The constant data of a run; the journal's header. Step ids derive from the run's id and the index, unless a
-/// server assigned them.
+/// The constant data of a run; the journal's header. Step ids derive from the run's id and the index, unless
+/// a server assigned them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RunMeta {
     /// The build's identity.

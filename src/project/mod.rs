@@ -10,6 +10,7 @@ mod checkout;
 mod error;
 mod gitdir;
 mod plain;
+mod revision;
 
 use std::{
     ffi::{OsStr, OsString},
@@ -26,8 +27,9 @@ use rustix::{
 
 pub use checkout::{checkout, is_own};
 pub use error::{ProjectFileError, ProjectFileErrorKind};
-pub(crate) use gitdir::common_dir;
+pub(crate) use gitdir::{common_dir, git_dir};
 pub(crate) use plain::read_plain;
+pub use revision::Revision;
 
 /// The maximum size of a configuration file such as `.hm/hm.toml` or `.git/config`, in bytes.
 pub const CONFIG_BYTES: u64 = 1 << 20;

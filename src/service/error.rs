@@ -63,6 +63,9 @@ pub enum ServiceError {
         /// The largest files, with their sizes before compression.
         largest: Vec<(PathBuf, u64)>,
     },
+    /// The user cancelled the build before it was sent.
+    #[error("the build was cancelled before it was submitted")]
+    Canceled,
     /// Something that the service has no place for, or that it could not be asked with.
     #[error("{0}")]
     Unsupported(String),
@@ -100,6 +103,15 @@ impl ServiceError {
         }
     }
 
+    /// Returns the error of a request to create a build: it was refused, whatever is missing.
+    #[must_use]
+    pub fn of_submission(self) -> Self {
+        match self {
+            Self::NotFound { code, message } => Self::Rejected { status: 404, code, message },
+            other => other,
+        }
+    }
+
     /// Returns the error with the fact that the request surely had no effect.
     pub(super) fn surely_not_done(mut self) -> Self {
         if let Self::Busy { may_be_done, .. } | Self::Network { may_be_done, .. } = &mut self {
@@ -118,6 +130,15 @@ impl From<ServiceError> for BackendError {
         match error {
             ServiceError::Unauthorized => Self::Unauthorized,
             ServiceError::Rejected { code, message, .. } => Self::Rejected { code, message },
+            ServiceError::NotFound { code, message } => Self::NotFound(format!("[{code}] {message}")),
+            ServiceError::Network { host, reason, .. } => {
+                Self::Transport(format!("{host} cannot be reached: {reason}"))
+            }
+            ServiceError::TooLarge { limit, largest } => Self::SourceTooLarge {
+                observed_bytes: limit,
+                cap_bytes: limit,
+                largest_paths: largest.into_iter().map(|(path, bytes)| (path.display().to_string(), bytes)).collect(),
+            },
             ServiceError::Local { doing, source } => Self::Local { doing, source },
             other => Self::Other(Box::new(other)),
         }

@@ -86,7 +86,7 @@ mod tests {
 
     use super::*;
 
-    fn job(more: Value) -> Job {
+    fn job(more: &Value) -> Job {
         let mut job = json!({"id": uuid::Uuid::nil(), "state": "pending", "soft_failed": false, "depends_on": [],
             "created_at": "2026-01-01T00:00:00Z"});
         job.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
@@ -112,22 +112,22 @@ mod tests {
             (ran("timing_out"), true, false, StepStatus::Canceled, 130),
             (ran("timed_out"), true, true, StepStatus::TimedOut, 124),
         ] {
-            let job = job(more);
+            let job = job(&more);
             let end = job_end(&job);
             let found = (has_started(&job), has_ended(&job), end.status, end.exit_code);
             assert_eq!(found, (started, ended, status, code), "{}", job.state);
         }
-        assert_eq!(job_end(&job(ran("passed"))).duration_ms, 2500);
+        assert_eq!(job_end(&job(&ran("passed"))).duration_ms, 2500);
     }
 
     #[test]
     fn a_failure_that_is_allowed_ends_no_chain_and_reasons_are_kept() {
         let failed = json!({"state": "failed", "exit_code": 2, "error_code": "oom", "error_message": "no memory"});
-        let end = job_end(&job(failed.clone()));
+        let end = job_end(&job(&failed));
         assert!(end.fails_chain);
         assert_eq!(end.message.as_deref(), Some("[oom] no memory"));
         let mut soft = failed;
         soft["soft_failed"] = true.into();
-        assert!(!job_end(&job(soft)).fails_chain);
+        assert!(!job_end(&job(&soft)).fails_chain);
     }
 }

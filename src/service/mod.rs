@@ -6,8 +6,8 @@
 //!                                   └───▶ one log stream per job ───▲
 //! ```
 //!
-//! Input: a [`RunRequest`], or the place of a build that exists. Output: a [`BackendHandle`]. One task watches
-//! a build. The module renders nothing and knows no configuration.
+//! Input: a [`RunRequest`], or the place of a build that exists. Output: a [`BackendHandle`]. One task
+//! watches a build. The module renders nothing and knows no configuration.
 
 mod archive;
 mod client;
@@ -30,6 +30,7 @@ use uuid::Uuid;
 pub use self::{
     client::{BuildPlace, Pace, Service},
     error::ServiceError,
+    submit::is_slug,
 };
 use self::{
     submit::Submission,
@@ -77,17 +78,21 @@ impl CloudBackend {
     }
 
     /// Submits a build, and starts to watch it unless the request says otherwise. To cancel it, cancel the
-    /// token: also while this waits, after which the build is cancelled as soon as the service has accepted it.
+    /// token: also while this waits, after which the build is cancelled as soon as the service has accepted
+    /// it.
     ///
     /// # Errors
-    /// Returns an error if the build was not submitted. If [`may_be_done`](ServiceError::may_be_done) is true,
-    /// it may run nevertheless.
+    /// Returns an error if the build was not submitted. If [`may_be_done`](ServiceError::may_be_done) is
+    /// true, it may run nevertheless.
     ///
     /// # Cancel safety
-    /// If the future is dropped, the build is cancelled as soon as the service has accepted it, if the runtime
-    /// lives that long.
+    /// If the future is dropped, the build is cancelled as soon as the service has accepted it, if the
+    /// runtime lives that long.
     pub async fn submit(&self, request: RunRequest, cancel: CancellationToken) -> Result<BackendHandle, ServiceError> {
-        let submission = self.prepare(&request).await?;
+        let submission = tokio::select! {
+            submission = self.prepare(&request) => submission?,
+            () = cancel.cancelled() => return Err(ServiceError::Canceled),
+        };
         let plan = PlanFacts::of(&request.plan);
         let (service, pages, store) = (self.service.clone(), self.app.clone(), self.store.clone());
         let run_id = request.run_id.unwrap_or_else(Uuid::new_v4);
@@ -137,8 +142,8 @@ impl CloudBackend {
     }
 }
 
-/// Watches a build that the service has, until it ends, or only one job of it. `app` is the URL of the service's
-/// pages. Cancelling the token cancels the build.
+/// Watches a build that the service has, until it ends, or only one job of it. `app` is the URL of the
+/// service's pages. Cancelling the token cancels the build.
 ///
 /// # Errors
 /// Returns an error if the service does not know the build.
@@ -187,7 +192,7 @@ where
         doing: "watch the build".into(),
         source: std::io::Error::other("its task ended unexpectedly"),
     };
-    Ok(BackendHandle::new(events.map_err(|_| ended())??, cancel, outcome))
+    Ok(BackendHandle::of_journal(events.map_err(|_| ended())??, cancel, outcome))
 }
 
 /// Spawns the one task of a build.
@@ -209,7 +214,7 @@ impl ExecutionBackend for CloudBackend {
     }
 
     fn capabilities(&self) -> Capabilities {
-        Capabilities { is_observer: true, supports_no_watch: true, provides_watch_url: true, ..Capabilities::default() }
+        Capabilities::cloud()
     }
 
     async fn start(&self, request: RunRequest) -> Result<BackendHandle, BackendError> {

@@ -87,7 +87,7 @@ impl Submission {
                 Err(ServiceError::Network { host, reason, may_be_done: true })
             }),
         };
-        let build = build.map_err(refused)?;
+        let build = build.map_err(ServiceError::of_submission)?;
         Ok(BuildPlace { org, pipeline: checked(&build.pipeline_slug, "the pipeline's slug")?, number: build.number })
     }
 
@@ -127,18 +127,16 @@ impl Submission {
     }
 }
 
-/// A build that cannot be created because something is missing was refused like any other.
-fn refused(error: ServiceError) -> ServiceError {
-    match error {
-        ServiceError::NotFound { code, message } => ServiceError::Rejected { status: 404, code, message },
-        other => other,
-    }
+/// Returns whether a text is the slug of something, and so can be a part of a URL.
+#[must_use]
+pub fn is_slug(text: &str) -> bool {
+    let is_of_slug = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
+    !text.is_empty() && text.bytes().all(is_of_slug) && !matches!(text, "." | "..")
 }
 
 /// Returns a slug, if it is one that can be a part of a URL.
 pub(super) fn checked(slug: &str, what: &str) -> Result<String, ServiceError> {
-    let is_slug = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
-    if slug.is_empty() || !slug.bytes().all(is_slug) || matches!(slug, "." | "..") {
+    if !is_slug(slug) {
         return Err(ServiceError::Unsupported(format!(
             "{what} has other characters than letters, digits, `-`, `_`, `.`"
         )));

@@ -13,8 +13,8 @@ use super::{
 /// A token is not used for a new connection if it expires within this time.
 const RESERVE: TimeDelta = TimeDelta::minutes(5);
 
-/// The log token of a build, which all of its logs share. It is replaced before it expires, or when the service
-/// refuses it.
+/// The log token of a build, which all of its logs share. It is replaced before it expires, or when the
+/// service refuses it.
 #[derive(Debug)]
 pub(super) struct LogTokens {
     service: Service,

@@ -158,8 +158,8 @@ impl Watched {
         format!("{}/{org}/pipelines/{pipeline}/builds/{number}", self.pages)
     }
 
-    /// Returns the jobs of the build: all of the plan's, or a list that two looks agree on. Returns what there
-    /// is if the build ends, or if it is cancelled.
+    /// Returns the jobs of the build: all of the plan's, or a list that two looks agree on. Returns what
+    /// there is if the build ends, or if it is cancelled.
     async fn first_jobs(&self) -> Result<Vec<Job>, ServiceError> {
         let expected = self.plan.steps.len().max(1);
         let mut before = usize::MAX;

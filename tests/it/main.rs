@@ -20,6 +20,7 @@ mod process;
 mod qemu;
 mod sandbox;
 mod schedule;
+mod service;
 mod source;
 mod step;
 mod store;

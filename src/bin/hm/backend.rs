@@ -50,11 +50,30 @@ impl BackendArgs {
         }
     }
 
-    /// Applies the backend to a plan. Returns an error if there is no such backend.
+    /// Returns the branch to record.
+    pub(crate) fn branch(&self) -> Option<&str> {
+        self.branch.as_deref()
+    }
+
+    /// Returns the message to record.
+    pub(crate) fn message(&self) -> Option<&str> {
+        self.message.as_deref()
+    }
+
+    /// Returns the organization of a build on the service.
+    pub(crate) fn org(&self) -> Option<&str> {
+        self.org.as_deref()
+    }
+
+    /// Returns whether to wait for the end of a build on the service.
+    pub(crate) fn watches(&self) -> bool {
+        !self.no_watch
+    }
+
+    /// Applies the backend to a plan. Returns an error if an argument is for another backend.
     pub(crate) fn apply(&self, plan: Plan, bind: &mut BindOptions, backend: &Sourced<BackendName>) -> Outcome<Plan> {
         if backend.value == BackendName::Cloud {
-            return Err(Failure::input("this version of hm does not submit builds to the service")
-                .hint("run the build on this machine with `--backend local`"));
+            return Ok(plan);
         }
         if self.no_watch {
             return Err(Failure::input("`--no-watch` is not possible: a build on this machine ends with hm")

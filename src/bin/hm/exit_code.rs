@@ -6,6 +6,10 @@
 //! | 1 | the build failed | [`BuildStatus::exit_code`] |
 //! | 2 | wrong usage or invalid input | [`INVALID`] |
 //! | 3 | something other than a step's command failed | [`BuildStatus::exit_code`] |
+//! | 3 | of the service: not logged in | [`AUTH`] |
+//! | 4 | of the service: it cannot be reached | [`NETWORK`] |
+//! | 5 | of the service: it does not have it, or could not answer | [`API`] |
+//! | 7 | of the service: it refused the build | [`PIPELINE`] |
 //! | 124 | the build timed out | [`BuildStatus::exit_code`] |
 //! | 130 | interrupted | [`BuildStatus::exit_code`] |
 //! | other | that of the program which `hm shell` ran | [`of_program`] |
@@ -19,6 +23,18 @@ pub(crate) const INVALID: u8 = 2;
 
 /// The exit code if this machine, or something on it, prevented the command from doing its work.
 pub(crate) const COULD_NOT_RUN: u8 = BuildStatus::Infrastructure.exit_code() as u8;
+
+/// The exit code if the user is not logged in to the service.
+pub(crate) const AUTH: u8 = 3;
+
+/// The exit code if the service cannot be reached.
+pub(crate) const NETWORK: u8 = 4;
+
+/// The exit code if the service does not have what was requested, or could not answer.
+pub(crate) const API: u8 = 5;
+
+/// The exit code if the service refused a build.
+pub(crate) const PIPELINE: u8 = 7;
 
 /// The exit code after Ctrl-C, or another signal to stop.
 pub(crate) const INTERRUPTED: u8 = BuildStatus::Canceled.exit_code() as u8;

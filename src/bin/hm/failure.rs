@@ -34,6 +34,11 @@ impl Failure {
         Self { code: exit_code::COULD_NOT_RUN, ..Self::input(what) }
     }
 
+    /// Creates a failure of the service or of the way to it, with one of its exit codes.
+    pub(crate) fn service(code: u8, what: impl Display) -> Self {
+        Self { code, ..Self::input(what) }
+    }
+
     /// Adds the cause.
     pub(crate) fn because(mut self, source: impl Into<anyhow::Error>) -> Self {
         let what = self.error.to_string();

@@ -14,6 +14,7 @@ mod project_id;
 mod reporter;
 mod runners;
 mod runtime;
+mod service;
 mod signals;
 mod store;
 mod trust;
@@ -68,6 +69,7 @@ enum Command {
     Cache(commands::cache::Args),
     #[command(flatten)]
     Cluster(commands::cluster::Command),
+    Cloud(Box<commands::cloud::Args>),
     Config(commands::config::Args),
     Doctor(commands::doctor::Args),
     Completions(commands::completions::Args),
@@ -103,6 +105,7 @@ fn main() -> ExitCode {
         Command::Why(args) => commands::why::run(&args),
         Command::StepFiles(command) => commands::step_files::run(&command),
         Command::Cache(args) => commands::cache::run(&args),
+        Command::Cloud(args) => commands::cloud::run(&args),
         Command::Cluster(command) => commands::cluster::run(&command),
         Command::Config(args) => commands::config::run(&args),
         Command::Doctor(args) => commands::doctor::run(&args),

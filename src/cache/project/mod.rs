@@ -10,6 +10,7 @@
 //! another project, but nothing else.
 
 mod config;
+mod origin;
 mod url;
 
 use std::{
@@ -19,6 +20,7 @@ use std::{
     sync::Arc,
 };
 
+pub use self::origin::RemoteOrigin;
 use self::url::Origin;
 use crate::project::{common_dir, is_own, read_plain};
 

@@ -40,6 +40,7 @@ pub(crate) mod rootfs;
 pub(crate) mod run_meta;
 pub(crate) mod sandbox;
 pub(crate) mod scripted;
+pub(crate) mod stand_in;
 pub(crate) mod step;
 pub(crate) mod stock_engine;
 pub(crate) mod stock_project;

@@ -1,6 +1,7 @@
 //! The commands, one file each: an `Args` struct and a function.
 
 pub(crate) mod cache;
+pub(crate) mod cloud;
 pub(crate) mod cluster;
 pub(crate) mod completions;
 pub(crate) mod config;

@@ -68,6 +68,11 @@ impl FromStr for Property {
 }
 
 impl ConfigArgs {
+    /// Returns whether an argument names an engine.
+    pub(crate) fn names_engine(&self) -> bool {
+        self.engine.url.is_some()
+    }
+
     /// Reads the files. `project` is the directory that contains the project's `.hm`.
     pub(crate) fn read(&self, project: Option<&ProjectDir>) -> Outcome<ConfigSources> {
         let file = project.map(file::read_project).unwrap_or_default().check()?;

@@ -6,9 +6,7 @@
 //! that reach nothing outside.
 
 mod args;
-#[allow(dead_code, reason = "for `hm cloud`")]
 mod cloud;
-#[allow(dead_code, reason = "for `hm cloud`")]
 pub(crate) mod credentials;
 mod engine_args;
 mod file;
@@ -23,7 +21,6 @@ mod tests;
 #[cfg(test)]
 mod tests_of_places;
 pub(crate) mod variables;
-#[allow(dead_code, reason = "for `hm cloud`")]
 mod write;
 
 use std::{
@@ -35,7 +32,6 @@ use std::{
 };
 
 pub(crate) use args::{ConfigArgs, Sharing};
-#[allow(unused_imports, reason = "for `hm cloud`")]
 pub(crate) use cloud::{CloudConfig, Token};
 pub(crate) use engine_args::{EngineArgs, NamedEngine};
 use hm_exec::project::{CONFIG_BYTES, ProjectDir};
@@ -43,7 +39,6 @@ pub(crate) use keys::{Sourced, ValueSource};
 pub(crate) use schema::{BackendName, VmTable};
 pub(crate) use show::{Row, RowState, Shown, schema};
 pub(crate) use sources::{Config, ConfigSources, all_permissions};
-#[allow(unused_imports, reason = "for `hm cloud`")]
 pub(crate) use write::{set_projects, set_users};
 
 use crate::failure::{Failure, Outcome};

@@ -48,7 +48,6 @@ pub(crate) struct Config {
     /// Which modification times of source files steps see.
     pub(crate) source_times: SourceTimes,
     /// The hosted service, if builds run there.
-    #[allow(dead_code, reason = "for `hm cloud`")]
     pub(crate) cloud: Option<CloudConfig>,
     /// The preferred output format.
     pub(crate) format: Option<Format>,

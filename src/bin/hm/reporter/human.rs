@@ -7,7 +7,7 @@ use hm_exec::{BuildEvent, event::LogLines};
 use super::{
     BufferedWriter, Reporter,
     style::Style,
-    summary::{Steps, ending, is_failure},
+    summary::{Steps, accepted, ending, is_failure},
     text,
 };
 
@@ -44,6 +44,7 @@ impl<W: Write> Reporter for Human<W> {
                 self.line.push('\n');
                 self.out.push(|buffer| buffer.extend_from_slice(self.line.as_bytes()));
             }
+            BuildEvent::BuildAccepted { build, watch_url: Some(url), .. } => self.say(&accepted(build, url)),
             BuildEvent::StepStart { step_id, runner, image, attempt, .. } => {
                 let key = self.steps.name(*step_id);
                 let image = image.as_ref().map(|image| format!(", image {}", text::clean(image))).unwrap_or_default();

@@ -89,6 +89,11 @@ impl View {
         Self { format, show_logs, facts: (format == Format::Json).then(|| PlanFacts::of(plan)) }
     }
 
+    /// Returns the view of a build whose plan is not known.
+    pub(crate) fn observed(format: Format, show_logs: bool) -> Self {
+        Self { format, show_logs, facts: (format == Format::Json).then(PlanFacts::observed) }
+    }
+
     fn reporter(self) -> Box<dyn Reporter> {
         match self.format {
             Format::Human => Box::new(human::Human::new(StdWriter::new(io::stdout()), Style::of(&io::stdout()))),

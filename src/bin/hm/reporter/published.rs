@@ -21,7 +21,8 @@ use uuid::Uuid;
 pub(super) struct PlanFacts {
     /// By the index of the step, which is also the order of `step_queued`.
     steps: Vec<StepFacts>,
-    chain_count: usize,
+    /// `None` if the plan is not known, because another machine runs it.
+    chain_count: Option<usize>,
 }
 
 #[derive(Debug, Clone)]
@@ -42,7 +43,12 @@ impl PlanFacts {
             cache_key: bound.step.cache.as_ref().and_then(|cache| cache.key.clone()),
             timeout: bound.timeout,
         });
-        Self { steps: steps.collect(), chain_count }
+        Self { steps: steps.collect(), chain_count: Some(chain_count) }
+    }
+
+    /// Returns the facts of a build that another machine runs: one chain, and no snapshots here.
+    pub(super) fn observed() -> Self {
+        Self { steps: Vec::new(), chain_count: None }
     }
 }
 
@@ -168,15 +174,19 @@ impl Translator {
             BuildEvent::StepLog { .. } | BuildEvent::BuildAccepted { .. } => {}
             BuildEvent::BuildStart { .. } => {
                 if let BuildEvent::BuildStart { plan, .. } = event.to_mut() {
-                    plan.chain_count = self.plan.chain_count;
+                    plan.chain_count = self.plan.chain_count.unwrap_or(1);
                 }
             }
             BuildEvent::StepQueued { step_id, key, .. } => {
                 let (step_id, key) = (*step_id, key.clone());
                 let facts = self.plan.steps.get(self.queued).cloned();
                 self.queued += 1;
-                if let (BuildEvent::StepQueued { chain_idx, .. }, Some(facts)) = (event.to_mut(), &facts) {
-                    *chain_idx = facts.position;
+                let position = match &facts {
+                    Some(facts) => Some(facts.position),
+                    None => self.plan.chain_count.is_none().then(|| self.queued - 1),
+                };
+                if let (BuildEvent::StepQueued { chain_idx, .. }, Some(position)) = (event.to_mut(), position) {
+                    *chain_idx = position;
                 }
                 self.steps.insert(step_id, Step { key, facts, extra: Extra::default(), status: None });
             }
@@ -198,6 +208,7 @@ impl Translator {
                     return None;
                 }
                 if status == StepStatus::Passed
+                    && self.plan.chain_count.is_some()
                     && let BuildEvent::StepEnd { snapshot: snapshot @ None, .. } = event.to_mut()
                 {
                     *snapshot = Some(format!("ephemeral:{step_id}").as_str().into());
@@ -207,8 +218,10 @@ impl Translator {
                 if let BuildEvent::ChainFailed { chain_idx, failed_step_id, exit_code, message, .. } = event.to_mut()
                     && let Some(step) = self.steps.get(failed_step_id)
                 {
-                    if let Some(facts) = &step.facts {
-                        *chain_idx = facts.chain;
+                    match &step.facts {
+                        Some(facts) => *chain_idx = facts.chain,
+                        None if self.plan.chain_count.is_none() => *chain_idx = 0,
+                        None => {}
                     }
                     *message = failure_message(step, *exit_code, message);
                 }
@@ -269,7 +282,7 @@ mod tests {
     /// Translates events of two steps, and decodes the result with the published crate.
     fn translated(events: &[BuildEvent]) -> Vec<serde_json::Value> {
         let facts = |chain| StepFacts { chain, position: 0, cache_key: None, timeout: None };
-        let mut translator = Translator::new(PlanFacts { steps: vec![facts(0), facts(1)], chain_count: 2 });
+        let mut translator = Translator::new(PlanFacts { steps: vec![facts(0), facts(1)], chain_count: Some(2) });
         let queued = [(ids(1), "a"), (SKIPPED, "b")].map(|(step_id, key)| BuildEvent::StepQueued {
             seq: 0,
             step_id,

@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use hm_exec::{BuildEvent, BuildStatus, StepStatus};
+use hm_exec::{BuildEvent, BuildRef, BuildStatus, StepStatus};
 use uuid::Uuid;
 
 use super::{style::Style, text};
@@ -89,6 +89,12 @@ impl Steps {
         lines.push(format!("{verdict}: {steps} in {took} ({})", counts.collect::<Vec<_>>().join(", ")));
         lines
     }
+}
+
+/// Describes a build that a server runs.
+pub(super) fn accepted(build: &BuildRef, url: &str) -> String {
+    let number = build.number.map(|number| format!(" #{number}")).unwrap_or_default();
+    format!("=> build{number} of {}: {}", text::clean(&build.pipeline), text::clean(url))
 }
 
 /// Returns whether the step itself failed.

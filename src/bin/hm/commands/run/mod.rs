@@ -1,6 +1,10 @@
 //! `hm run`.
 
+mod service;
+
 use std::{
+    future::Future,
+    io,
     num::NonZeroUsize,
     path::{Path, PathBuf},
     pin::pin,
@@ -10,7 +14,7 @@ use std::{
 };
 
 use hm_exec::{
-    BackendHandle, BuildOutcome, BuildStatus, Plan, RunRequest, StepStatus,
+    BackendError, BackendHandle, BuildOutcome, BuildStatus, EventStream, Plan, RunRequest, StepStatus,
     image::{ImageOptions, PullPolicy},
     project::ProjectDir,
     quote::quote,
@@ -19,11 +23,12 @@ use hm_exec::{
 };
 use uuid::Uuid;
 
+use self::service::Submission;
 use crate::{
     args::{BindArgs, SourceArgs, existing_dir, parse_duration},
     backend::BackendArgs,
     commands::cache,
-    config::ConfigArgs,
+    config::{BackendName, ConfigArgs},
     exit_code,
     failure::{Failure, Outcome},
     pipelines::{self, nearest, parse},
@@ -52,6 +57,14 @@ Exit codes:
   3    the build could not run: the runner is not available, the disk is full, ...
   124  the build timed out
   130  the build was cancelled (Ctrl-C, SIGTERM or SIGHUP; a second Ctrl-C or SIGTERM kills all steps)
+With `--backend cloud` only:
+  3    not logged in, or the service does not accept the token
+  4    the service cannot be reached
+  5    the service could not answer
+  7    the service refused the build
+
+`--backend cloud` sends the whole build to the hosted service; runner `cloud` (`--remote`) sends single steps to
+an engine of yours.
 
 Environment variables:
   HM_CACHE_DIR   directory of layers, images and journals (default: hm in the XDG cache directory)
@@ -70,6 +83,8 @@ Environment variables:
   HM_REMOTE_CA, HM_REMOTE_CERT, HM_REMOTE_KEY
                  engine of runner cloud, like the options with these names; or set [remote] in .hm/hm.toml
   HM_TRUST       1: allow what the project requests beyond the sandbox, like --trust; see `hm trust --help`
+  HM_API_TOKEN, HM_API_URL, HM_APP_URL, HM_ORG
+                 token, addresses and organization for `--backend cloud`; see `hm cloud --help`
   HM_STEP        hm-step binary for remote steps (default: the one next to hm)
   HM_LOG         level of hm's own log on stderr, such as debug (default: warn)
   NO_COLOR, CLICOLOR_FORCE
@@ -192,11 +207,18 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
     let definition = &found.definition;
     let mut bind = args.bind.bind_options()?;
     let sources = args.config.read(Some(&found.project))?.with_backend(args.backend.named());
-    let plan = args.backend.apply(parse(definition)?, &mut bind, &sources.backend()?)?;
+    let backend = sources.backend()?;
+    let is_remote = backend.value == BackendName::Cloud;
+    if is_remote {
+        service::check(args)?;
+    }
+    let plan = args.backend.apply(parse(definition)?, &mut bind, &backend)?;
     let secrets = args.bind.read_secrets()?;
     check_steps(&plan, &args.refresh)?;
     let mut permissions = sources.permissions(Some(&found.project))?;
-    permissions.extend(found.permissions(&plan, &bind));
+    if !is_remote {
+        permissions.extend(found.permissions(&plan, &bind));
+    }
     if trust::require(found.project.path(), &permissions, args.trust, &trust::command(&args.source))? {
         // The user may have edited the source before the answer.
         early = None;
@@ -208,6 +230,22 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
         None => (store::handle()?, None),
     };
     warn_of_exposure(&store);
+    if let Some(cloud) = config.cloud.as_ref().filter(|_| is_remote) {
+        return Submission {
+            args,
+            plan,
+            dir: &found.dir,
+            project: &found.project,
+            pipeline: &definition.name,
+            env: bind.env,
+            config: cloud,
+            source_times: config.source_times,
+            format,
+            store,
+            early,
+        }
+        .run();
+    }
 
     let mut request = RunRequest::new(plan, &found.dir);
     request.pipeline_slug = definition.name.clone();
@@ -247,7 +285,7 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
         tokio::select! {
             handle = bound.start() => {
                 let handle = handle.map_err(|error| definition.refused(error))?;
-                watch(handle, &mut interrupts, view).await
+                watch(handle, &mut interrupts, view, &LOCAL, Failure::from).await
             }
             () = interrupts.next() => Ok(End::Killed(None)),
         }
@@ -277,6 +315,37 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
             Ok(exit_code::of_build(outcome.status))
         }
     }
+}
+
+/// The notices after interrupts.
+struct Notices {
+    first: &'static str,
+    second: &'static str,
+}
+
+const LOCAL: Notices = Notices {
+    first: "cancelling: waiting for running steps to stop; interrupt again to kill them",
+    second: "killing all running steps",
+};
+
+/// Shows a build of the service that nothing of this process depends on, until it ends. An interrupt ends
+/// only hm.
+pub(super) fn show(
+    start: impl Future<Output = Outcome<BackendHandle>>,
+    view: View,
+    failed: impl Fn(BackendError) -> Failure,
+) -> Outcome<ExitCode> {
+    let runtime = runtime()?;
+    let outcome = runtime.block_on(async {
+        let (events, control) = start.await?.into_parts();
+        let mut screen = open(events, view)?;
+        let outcome = control.wait().await.map_err(failed);
+        let shown = screen.done().await;
+        let outcome = outcome?;
+        shown.map_err(|error| unwritten(&outcome, error))?;
+        Ok::<_, Failure>(outcome)
+    })?;
+    Ok(exit_code::of_build(outcome.status))
 }
 
 /// Begins to freeze the source. Leaves errors to the code that runs after the pipeline was found.
@@ -334,22 +403,27 @@ fn point_at_what_is_left(store: &StoreHandle, outcome: &BuildOutcome) {
 }
 
 /// Shows a build until it ends, or until the user forces its end.
-async fn watch(handle: BackendHandle, interrupts: &mut Interrupts, view: View) -> Outcome<End> {
+async fn watch(
+    handle: BackendHandle,
+    interrupts: &mut Interrupts,
+    view: View,
+    notices: &Notices,
+    failed: impl Fn(BackendError) -> Failure,
+) -> Outcome<End> {
     let (events, control) = handle.into_parts();
     let cancel = control.cancel_token();
-    let mut screen = Screen::open(events, view)
-        .map_err(|error| Failure::infrastructure("failed to start the output thread").because(error))?;
+    let mut screen = open(events, view)?;
     let mut wait = pin!(control.wait());
     let ended = loop {
         tokio::select! {
             ended = &mut wait => break ended,
             () = interrupts.next() => {
                 if cancel.is_cancelled() {
-                    screen.notice("killing all running steps");
+                    screen.notice(notices.second);
                     return Ok(End::Killed(Some(screen)));
                 }
                 cancel.cancel();
-                screen.notice("cancelling: waiting for running steps to stop; interrupt again to kill them");
+                screen.notice(notices.first);
             }
         }
     };
@@ -358,13 +432,19 @@ async fn watch(handle: BackendHandle, interrupts: &mut Interrupts, view: View) -
         // The reader of the output has stopped, but the verdict is known.
         () = interrupts.next() => Ok(()),
     };
-    let outcome = ended?;
-    shown.map_err(|error| {
-        Failure::infrastructure(format_args!(
-            "the build ended ({:?}), but its output could not be written",
-            outcome.status
-        ))
-        .because(error)
-    })?;
+    let outcome = ended.map_err(failed)?;
+    shown.map_err(|error| unwritten(&outcome, error))?;
     Ok(End::Ended(outcome))
+}
+
+/// Starts to show events.
+fn open(events: EventStream, view: View) -> Outcome<Screen> {
+    Screen::open(events, view)
+        .map_err(|error| Failure::infrastructure("failed to start the output thread").because(error))
+}
+
+fn unwritten(outcome: &BuildOutcome, error: io::Error) -> Failure {
+    let status = outcome.status;
+    Failure::infrastructure(format_args!("the build ended ({status:?}), but its output could not be written"))
+        .because(error)
 }
