@@ -1,5 +1,6 @@
 """Runs a case with one program, and notes what a user or another program could notice."""
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -18,6 +19,10 @@ class Unusable(Exception):
 def observe(project, case, program, both):
     """Returns what was noticed, by its place in the case: COMMAND/ASPECT."""
     project.mkdir(parents=True)
+    # A home directory for each case: the published hm keeps its cache there, for all projects.
+    home = project.parents[3] / "home" / program.name / project.name
+    home.mkdir(parents=True)
+    program = dataclasses.replace(program, env=program.env | {"HOME": str(home)})
     prepare(project, case, both)
     seen, names = {}, set()
     for command in case["command"]:
@@ -34,7 +39,8 @@ def observe(project, case, program, both):
             noticed |= events(out)
         elif args and args[0] in ("render", "pipelines") and code == 0:
             noticed |= document(out, command.get("bytes", False))
-        noticed |= {f"tree:{path}": what for path, what in tree(project).items()}
+        with_contents = not case.get("names_only", False)
+        noticed |= {f"tree:{path}": what for path, what in tree(project, with_contents).items()}
         for aspect in command.get("not", []):
             noticed = {key: value for key, value in noticed.items() if key.split(":")[0] != aspect}
         seen |= {f"{name}/{aspect}": value for aspect, value in noticed.items()}
@@ -132,7 +138,8 @@ def events(out):
         kind = event.get("kind")
         key = keys.get(event.get("step_id"))
         if kind == "build_start":
-            seen["plan"] = {name: event["plan"].get(name) for name in ("step_count", "chain_count", "default_runner")}
+            seen["plan"] = {name: event["plan"].get(name) for name in ("step_count", "chain_count")}
+            seen["default_runner"] = event["plan"].get("default_runner")
         elif kind == "step_queued":
             keys[event["step_id"]] = key = event["key"]
             steps[key] = "queued"
@@ -176,13 +183,14 @@ def document(out, with_bytes):
     return seen
 
 
-def tree(project):
+def tree(project, with_contents):
     """Returns the files below a directory, but for git's own, and their contents in short."""
     found = {}
     for path in sorted(project.rglob("*")):
         relative = path.relative_to(project)
         if relative.parts[0] == ".git" or (path.is_dir() and not path.is_symlink()):
             continue
-        is_read = path.is_file() and not path.is_symlink()
-        found[str(relative)] = hashlib.sha256(path.read_bytes()).hexdigest()[:12] if is_read else "not a file"
+        what = "a link" if path.is_symlink() else "a file"
+        is_read = with_contents and path.is_file() and not path.is_symlink()
+        found[str(relative)] = hashlib.sha256(path.read_bytes()).hexdigest()[:12] if is_read else what
     return found

@@ -38,15 +38,13 @@ def find(scratch):
     published, ours = published_hm(node), pathlib.Path(os.environ.get("HM", REPOSITORY / "target/debug/hm")).resolve()
     if not ours.exists():
         raise Missing(f"{ours} does not exist: build it, or set HM")
-    # Relative to nothing of the user's: each program has a home directory of its own.
+    # Nothing of the user's but how packages are fetched. Each case has a home directory of its own.
     path = os.pathsep.join([str(node), "/usr/local/bin", "/usr/bin", "/bin", "/usr/sbin", "/sbin"])
     env = {"PATH": path, "LANG": "C.UTF-8", "TZ": "UTC"}
     env |= {name: value for name, value in os.environ.items() if name.startswith(("PIP_", "SSL_CERT_"))}
     both = {}
     for name, program in (("published", published), ("ours", ours)):
-        home = scratch / "home" / name
-        home.mkdir(parents=True)
-        both[name] = Program(name, program, env | {"HOME": str(home)})
+        both[name] = Program(name, program, env | {"HOME": str(scratch)})
     both["ours"].env |= {"HM_CACHE_DIR": str(scratch / "store"), "HM_CACHE_GC": "off", "HM_HARMONT_TS": typescript_package()}
     if "HM_PYTHON" in os.environ:
         both["ours"].env["HM_PYTHON"] = os.environ["HM_PYTHON"]

@@ -36,10 +36,10 @@ find . -type f ! -path './proc/*' | sort | head -n 40
 """
 # What the templates unpack, they run.
 TAR = """#!/bin/sh
-case $1 in
--xJf|-xzf|-xz|xz) while [ $# -gt 0 ]; do [ "$1" = -C ] && to=$2; shift; done
-      for name in zig go; do mkdir -p "$to" "$to/bin" "$to/go/bin"; done
-      for at in zig bin/go go/bin/go; do cp /usr/local/bin/curl "$to/$at"; done;;
+case $* in
+*-x*) while [ $# -gt 0 ]; do [ "$1" = -C ] && to=$2; shift; done
+      mkdir -p "$to/go/bin"
+      for at in zig go/bin/go; do cp /usr/local/bin/curl "$to/$at"; done;;
 *) exec /bin/tar "$@";;
 esac
 """
@@ -77,9 +77,8 @@ class Services:
         subprocess.run(["umount", "-l", self.dir / "exec/netns/default"], stderr=subprocess.DEVNULL)
 
     def env(self, side):
-        if side == "published":
-            return {"DOCKER_HOST": f"unix://{self.dir}/docker.sock"}
-        return {"HM_REGISTRY_MIRROR": self.registry}
+        env = {"DOCKER_HOST": f"unix://{self.dir}/docker.sock"}
+        return env if side == "published" else env | {"HM_REGISTRY_MIRROR": self.registry}
 
     def root(self):
         """Returns a tar file of a small Debian, which is made once."""
