@@ -78,7 +78,7 @@ pub(super) fn check(args: &Args) -> Outcome<()> {
         return Err(Failure::input(format_args!("`{option}` has no meaning for a build on the service"))
             .hint("remove the option, or run the build on this machine with `--backend local`"));
     }
-    let ignored = [("-j", args.jobs().is_some()), ("-k", args.keep_going), ("--offline", args.offline)];
+    let ignored = [("-j", args.jobs().is_some()), ("-k", args.keep_going), ("--offline", args.source.offline)];
     let ignored: Vec<_> = ignored.iter().filter(|(_, is_given)| *is_given).map(|(option, _)| *option).collect();
     if !ignored.is_empty() {
         to_stderr(&format!("note: the service decides what {} would", ignored.join(", ")));
