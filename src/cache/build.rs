@@ -133,6 +133,11 @@ impl Cache {
         Self { store, flights: Flights::default() }
     }
 
+    /// Returns the cache's store.
+    pub(crate) fn store(&self) -> &StoreHandle {
+        &self.store
+    }
+
     /// Opens the store for a build, and records its run. If that fails, every lookup reports the failure.
     /// Blocks for about a millisecond.
     pub(crate) fn open(&self, build: BuildFacts) -> BuildCache {

@@ -91,7 +91,10 @@ impl<'a, R: RunnerSet> BoundRun<'a, R> {
         let Self { engine, request, plan } = self;
         let cancel = CancellationToken::new();
         let source = RunSource::new(ArchiveId(run_id), request.repo_root.clone());
-        let source = source.times(request.options.source_times).frozen_early(request.early_freeze.clone());
+        let mut source = source.times(request.options.source_times).frozen_early(request.early_freeze.clone());
+        if let Some(cache) = &engine.cache {
+            source = source.store(cache.store().clone());
+        }
         let archives = Arc::new(source);
         let mut context = StepContext::new(bus, archives, Arc::new(request.secrets.clone()), cancel.child_token());
         context.grace = engine.grace;

@@ -7,6 +7,8 @@
 mod cleanup_thread;
 #[cfg(feature = "cloud")]
 pub mod cloud;
+#[cfg(feature = "process")]
+pub mod command;
 mod context;
 mod contract;
 mod descriptor;

@@ -1,10 +1,16 @@
 //! Frozen sources in the store: a stack of layers, and the manifest in `sources/SOURCE/`.
 
-use std::path::{Path, PathBuf};
+use std::{
+    io::Write,
+    path::{Path, PathBuf},
+    sync::atomic::AtomicBool,
+};
 
 use super::{
     SourceTimes,
     manifest::{EntryKind, Manifest},
+    tar::write_tree,
+    workspace,
 };
 use crate::store::{LayerId, SourceId, Store, StoreError, files::make_dir};
 
@@ -23,6 +29,7 @@ pub struct FrozenSource {
     /// entries as overlayfs does (with whiteouts, never with opaque directories). They can be an overlay's
     /// lower directories for any user ids of the steps.
     pub roots: Vec<PathBuf>,
+    manifest: PathBuf,
 }
 
 impl FrozenSource {
@@ -56,7 +63,33 @@ impl FrozenSource {
 
     fn of(store: &Store, (id, times): (&SourceId, SourceTimes), layers: Vec<LayerId>) -> Self {
         let roots = layers.iter().map(|layer| store.layers().dir(layer)).collect();
-        Self { id: id.clone(), times, layers, roots }
+        Self { id: id.clone(), times, layers, roots, manifest: manifest_path(store, id) }
+    }
+
+    /// Copies the tree to `dir`, which must not exist. Files belong to this process's user; they keep their
+    /// modes, and have the times that steps see. Blocks.
+    ///
+    /// The tree is in the store as long as the [`RunSource`](super::RunSource) that it comes from.
+    ///
+    /// # Errors
+    /// Returns an error if `dir` exists, or if something cannot be read or written. A part of the copy may be
+    /// left then.
+    pub fn copy_to(&self, dir: impl AsRef<Path>) -> Result<(), StoreError> {
+        workspace::copy_source(self, dir.as_ref(), &AtomicBool::new(false))
+    }
+
+    /// Writes the tree as a tar stream, without compression, with paths relative to it. Equal sources give
+    /// equal bytes. Blocks.
+    ///
+    /// # Errors
+    /// Returns an error if something cannot be read, or if `out` does.
+    pub fn write_tar(&self, out: impl Write) -> Result<(), StoreError> {
+        write_tree(self, out)
+    }
+
+    /// Reads the manifest.
+    pub(super) fn manifest(&self) -> Result<Manifest, StoreError> {
+        Manifest::read(&self.manifest)
     }
 
     /// Returns the path of a file of this source in the store. `path` is relative to the tree.

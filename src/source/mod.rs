@@ -5,6 +5,7 @@
 //! follow the [`delta`] that updates a snapshot made over the older one, the changes to apply to a workspace
 //! without layers, and the digests of the paths in a cache policy. This module knows nothing about steps.
 
+mod archives;
 mod delta;
 mod early;
 mod fnmatch;

@@ -12,6 +12,7 @@ use tokio::sync::OnceCell;
 
 use super::{
     EarlyFreeze, FrozenSource, SourceTimes,
+    archives::Archives,
     early::note_need,
     freeze,
     freeze::{LayerState, freeze_until_stable},
@@ -29,12 +30,14 @@ pub struct RunSource {
     times: SourceTimes,
     early: Option<Arc<EarlyFreeze>>,
     named: OnceCell<NamedSource>,
+    pub(super) archives: Archives,
 }
 
 /// A source tree that is in the store.
 #[derive(Debug)]
 pub(super) struct NamedSource {
     id: SourceId,
+    store: Arc<Store>,
     /// Keeps the tree in the store.
     _lease: Lease,
     /// The source, once its layers were found intact.
@@ -45,7 +48,14 @@ impl RunSource {
     /// Names the tree. Steps see [normal](SourceTimes::Normal) times. Nothing is read yet.
     #[must_use]
     pub fn new(id: ArchiveId, source_dir: impl Into<PathBuf>) -> Self {
-        Self { id, source_dir: source_dir.into(), times: SourceTimes::Normal, early: None, named: OnceCell::new() }
+        Self {
+            id,
+            source_dir: source_dir.into(),
+            times: SourceTimes::Normal,
+            early: None,
+            named: OnceCell::new(),
+            archives: Archives::default(),
+        }
     }
 
     /// Sets which times of files steps see.
@@ -100,6 +110,17 @@ impl RunSource {
         let named = self.named(store, LayerState::Intact).await?;
         let intact = named.intact.get_or_try_init(|| self.check(store, &named.id)).await?;
         Ok(Arc::clone(intact))
+    }
+
+    /// Returns the tree in the store in which it was frozen first, or in `store`.
+    pub(super) async fn freeze_anywhere(&self, store: &Arc<Store>) -> Result<Arc<FrozenSource>, StoreError> {
+        let NamedSource { id, store, intact, .. } = self.named(store, LayerState::Intact).await?;
+        Ok(Arc::clone(intact.get_or_try_init(|| self.check(store, id)).await?))
+    }
+
+    /// Returns the store in which the tree is.
+    pub(super) fn store_of_tree(&self) -> Option<Arc<Store>> {
+        self.named.get().map(|named| Arc::clone(&named.store))
     }
 
     /// Returns the source. If this is the first call, its layers are in the required state.
@@ -173,12 +194,12 @@ impl Work {
         let frozen = freeze_until_stable(&self.store, &self.dir, (self.times, state), &self.abandoned)?;
         let id = frozen.id.clone();
         let intact = (state == LayerState::Intact).then(|| Arc::new(frozen));
-        Ok(NamedSource { id, _lease: lease, intact: OnceCell::new_with(intact) })
+        Ok(NamedSource { id, store: self.store, _lease: lease, intact: OnceCell::new_with(intact) })
     }
 }
 
 /// Stops the work when no caller waits for it any more.
-struct Abandon(Arc<AtomicBool>);
+pub(super) struct Abandon(pub(super) Arc<AtomicBool>);
 
 impl Drop for Abandon {
     fn drop(&mut self) {

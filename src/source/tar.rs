@@ -31,48 +31,52 @@ pub(crate) fn source_tar(
     since: Option<&SourceId>,
     out: impl Write,
 ) -> Result<Vec<PathBuf>, StoreError> {
-    let manifest = Manifest::of(store, &source.id)?;
+    let Some(since) = since else { return write_tree(source, out).map(|()| Vec::new()) };
+    let (older, manifest) = (Manifest::of(store, since)?, source.manifest()?);
     let mut archive = Builder::new(out);
     let mut removed = Vec::new();
     let mut time = None;
-    match since {
-        None => {
-            for entry in manifest.entries() {
-                append(&mut archive, &entry, source)?;
-            }
+    let times = match source.times {
+        SourceTimes::Normal => {
+            time = Some(later_than(now(), [&older, &manifest]));
+            Times::PassOver
         }
-        Some(since) => {
-            let older = Manifest::of(store, since)?;
-            let times = match source.times {
-                SourceTimes::Normal => {
-                    time = Some(later_than(now(), [&older, &manifest]));
-                    Times::PassOver
-                }
-                SourceTimes::Real => Times::OfFiles,
-            };
-            let mut append = |entry: ManifestEntry<'_>| {
-                append(&mut archive, &ManifestEntry { mtime: time.unwrap_or(entry.mtime), ..entry }, source)
-            };
-            for change in older.changes(&manifest, times) {
-                match change {
-                    ManifestChange::Removed(entry) => removed.push(entry.as_path().to_owned()),
-                    ManifestChange::Added(entry) => {
-                        // The entry may replace one of another kind.
-                        removed.push(entry.as_path().to_owned());
-                        append(entry)?;
-                    }
-                    ManifestChange::Changed(entry) => append(entry)?,
-                }
+        SourceTimes::Real => Times::OfFiles,
+    };
+    let mut append = |entry: ManifestEntry<'_>| {
+        append(&mut archive, &ManifestEntry { mtime: time.unwrap_or(entry.mtime), ..entry }, source)
+    };
+    for change in older.changes(&manifest, times) {
+        match change {
+            ManifestChange::Removed(entry) => removed.push(entry.as_path().to_owned()),
+            ManifestChange::Added(entry) => {
+                // The entry may replace one of another kind.
+                removed.push(entry.as_path().to_owned());
+                append(entry)?;
             }
+            ManifestChange::Changed(entry) => append(entry)?,
         }
     }
-    let root = source.locate(Path::new(""));
-    archive.into_inner().map_err(|error| StoreError::io("pack", root, error))?;
+    finish(archive, source)?;
     if let Some(time) = time {
         let_pass(time);
     }
     removed.reverse();
     Ok(removed)
+}
+
+/// Writes the whole of `source` as a tar stream with paths relative to the tree.
+pub(super) fn write_tree(source: &FrozenSource, out: impl Write) -> Result<(), StoreError> {
+    let mut archive = Builder::new(out);
+    for entry in source.manifest()?.entries() {
+        append(&mut archive, &entry, source)?;
+    }
+    finish(archive, source)
+}
+
+fn finish(archive: Builder<impl Write>, source: &FrozenSource) -> Result<(), StoreError> {
+    let finished = archive.into_inner().and_then(|mut out| out.flush());
+    finished.map_err(|error| StoreError::io("pack", source.locate(Path::new("")), error))
 }
 
 fn append(

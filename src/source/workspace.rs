@@ -14,6 +14,7 @@ use std::{
         fs::{DirBuilderExt, MetadataExt},
     },
     path::{Path, PathBuf},
+    sync::atomic::{AtomicBool, Ordering},
 };
 
 use super::{
@@ -44,10 +45,13 @@ pub(crate) fn keep(store: &Store, staging: Staging, source: &SourceId) -> Result
     Ok(id)
 }
 
-/// Copies a source to `into`, which must not exist.
-pub(crate) fn copy_source(store: &Store, source: &FrozenSource, into: &Path) -> Result<(), StoreError> {
-    let manifest = Manifest::of(store, &source.id)?;
+/// Copies a source to `into`, which must not exist, until `abandoned` is set.
+pub(crate) fn copy_source(source: &FrozenSource, into: &Path, abandoned: &AtomicBool) -> Result<(), StoreError> {
+    let manifest = source.manifest()?;
     for entry in manifest.entries() {
+        if abandoned.load(Ordering::Relaxed) {
+            return Err(StoreError::Abandoned);
+        }
         let path = into.join(entry.as_path());
         match entry.kind {
             EntryKind::Directory => DirBuilder::new().mode(0o700).create(&path).doing("make the directory", &path)?,

@@ -6,6 +6,7 @@ mod bind;
 mod cache;
 mod cli;
 mod cloud;
+mod command;
 mod compose;
 mod conformance;
 mod docker;

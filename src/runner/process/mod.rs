@@ -7,18 +7,8 @@
 //! snapshot. The workspace has a different path for every step, and never `/workspace`. So tools that record
 //! absolute paths, as CMake does, cannot pass their output on to a child.
 //!
-//! No process of a step outlives it. If the program has a helper (see
-//! [`sandbox::init`](crate::runner::sandbox::init)), each step has a supervisor that all its processes
-//! descend from, and none can leave. Otherwise, processes are found by their session, or by a mark in their
-//! environment, among all processes of the machine: only a process that has left the session and cleared its
-//! environment escapes.
+//! No process of a step outlives it: see [`command`](super::command).
 
-mod group;
-mod launch;
-mod output;
-mod processes;
 mod runner;
-mod supervised;
-mod watched;
 
 pub use runner::ProcessRunner;

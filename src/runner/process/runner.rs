@@ -1,22 +1,14 @@
 //! One attempt: preparing a workspace, running a shell in it, and keeping the workspace.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::{fs, path::PathBuf, sync::Arc};
 
 use futures_util::{FutureExt, future::BoxFuture};
 
-use super::{
-    launch::Launch,
-    supervised::{self, Helper},
-    watched,
-};
 use crate::{
     model::SnapshotRef,
     runner::{
         ExecutorInput, ImageSupport, Probe, RunnerCapabilities, RunnerError, StepContext, StepResult, StepRunner,
+        command::{Helper, StepCommand},
     },
     source::{self, FrozenSource},
     store::{LayerId, Staging, Store, StoreError, StoreHandle},
@@ -64,12 +56,9 @@ impl ProcessRunner {
             let staging = store.stage()?;
             let workspace = staging.upper().join("workspace");
             match parent {
-                None => source::workspace::copy_source(&store, &source, &workspace)?,
+                None => source.copy_to(&workspace)?,
                 Some((snapshot, id)) => source::workspace::copy(&store, &id, &workspace, &source)?
                     .ok_or_else(|| StoreError::UnknownSnapshot { snapshot, store: store.dir().into() })?,
-            }
-            for private in ["home", "tmp"] {
-                fs::create_dir(staging.work().join(private))?;
             }
             Ok(Prepared { workspace, store, source, staging })
         })
@@ -94,12 +83,12 @@ impl ProcessRunner {
                 prepared = self.prepare(ctx, &input) => prepared?,
                 () = ctx.cancel.cancelled() => return Err(ctx.interrupted()),
             };
-            let launch = Launch::new(&input, &prepared)
-                .map_err(|error| RunnerError::infrastructure("write the command to a file", error))?;
-            let exit_code = match self.helper.zygote().await? {
-                Some(zygote) => supervised::run(&zygote, ctx, &input, &launch).await?,
-                None => watched::run(ctx, &input, &launch).await?,
-            };
+            let command = StepCommand::shell(&*input.step.cmd)
+                .envs(&*input.env)
+                .current_dir(&prepared.workspace)
+                .scratch_dir(prepared.staging.work())
+                .with_helper(Arc::clone(&self.helper));
+            let exit_code = command.run(ctx, input.step_id).await?;
             let committed_snapshot = if exit_code == 0 && input.cache_lookup.commits() {
                 let Prepared { store, source, staging, .. } = prepared;
                 let kept = source::workspace::keep(&store, staging, &source.id);
@@ -152,18 +141,11 @@ impl StepRunner for ProcessRunner {
 }
 
 /// A workspace to run in. Dropping it removes the workspace.
-pub(super) struct Prepared {
-    pub(super) workspace: PathBuf,
-    pub(super) store: Arc<Store>,
+struct Prepared {
+    workspace: PathBuf,
+    store: Arc<Store>,
     source: Arc<FrozenSource>,
     staging: Staging,
-}
-
-impl Prepared {
-    /// Returns the directory of what the step has of its own besides the workspace.
-    pub(super) fn private(&self) -> &Path {
-        self.staging.work()
-    }
 }
 
 /// Returns the id in a snapshot of this runner.

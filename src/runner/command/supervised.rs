@@ -2,6 +2,7 @@
 //! `jail::supervisor`.
 
 use std::{
+    collections::BTreeMap,
     ffi::{CString, OsStr},
     os::unix::ffi::OsStrExt,
     path::PathBuf,
@@ -9,28 +10,38 @@ use std::{
 };
 
 use tokio::sync::Mutex;
+use uuid::Uuid;
 
 use super::{group::Group, launch::Launch};
 use crate::{
     jail::{End, ProcessSpec},
     runner::{
-        ExecutorInput, RunnerError, StepContext,
+        RunnerError, StepContext,
         sandbox::{Control, StepOutput, Supervised, c_string, supervise},
     },
+    sync,
     userns::{Zygote, locate},
 };
 
 /// The helper that starts supervisors. It is started with the first step, and again if it died.
 #[derive(Debug, Default)]
-pub(super) struct Helper {
+pub(in crate::runner) struct Helper {
     program: Option<PathBuf>,
     running: Mutex<Option<Arc<Zygote>>>,
 }
 
 impl Helper {
     /// Returns the helper that is this program, instead of the one found by default.
-    pub(super) fn new(program: PathBuf) -> Self {
+    pub(in crate::runner) fn new(program: PathBuf) -> Self {
         Self { program: Some(program), running: Mutex::default() }
+    }
+
+    /// Returns the helper that all commands of this process share which have the same program.
+    pub(super) fn shared(program: Option<PathBuf>) -> Arc<Self> {
+        static SHARED: sync::Mutex<BTreeMap<Option<PathBuf>, Arc<Helper>>> = sync::Mutex::new(BTreeMap::new());
+        let mut shared = SHARED.lock();
+        let helper = shared.entry(program.clone());
+        Arc::clone(helper.or_insert_with(|| Arc::new(Self { program, running: Mutex::default() })))
     }
 
     /// Returns the running helper, or `None` if this program has none.
@@ -54,12 +65,12 @@ impl Helper {
 pub(super) async fn run(
     zygote: &Zygote,
     ctx: &StepContext,
-    input: &ExecutorInput,
+    step_id: Uuid,
     launch: &Launch,
 ) -> Result<i32, RunnerError> {
     let spec = spec(launch)?;
     let control = Control { cancel: &ctx.cancel, grace: ctx.grace };
-    let output = StepOutput { bus: &ctx.event_bus, step_id: input.step_id };
+    let output = StepOutput { bus: &ctx.event_bus, step_id };
     // If this future is dropped, or the supervisor was killed, the step's processes are killed by their mark.
     let mut group = Group::without_leader(launch.mark.clone());
     let ended = supervise(zygote, &spec, control, &output).await;
@@ -80,11 +91,10 @@ pub(super) async fn run(
 
 fn spec(launch: &Launch) -> Result<ProcessSpec, RunnerError> {
     let text = |what: &str, text: &OsStr| c_string(what, text.as_bytes());
-    let args = launch.args.iter().map(|arg| text("the command", arg));
-    let argv = [Ok(c"/bin/sh".into())].into_iter().chain(args).collect::<Result<Vec<CString>, _>>()?;
+    let argv = launch.argv.iter().map(|arg| text("the command", arg)).collect::<Result<Vec<CString>, _>>()?;
     let env = launch.env.iter().map(|(name, value)| {
         text("a variable of the environment", &[name, OsStr::new("="), value].join(OsStr::new("")))
     });
     let env = env.collect::<Result<_, _>>()?;
-    Ok(ProcessSpec { workdir: text("the workspace's path", launch.workspace.as_os_str())?, argv, env })
+    Ok(ProcessSpec { workdir: text("the work directory", launch.dir.as_os_str())?, argv, env })
 }

@@ -22,11 +22,12 @@ use std::{
 
 use rustix::process::{Pid, Signal};
 use tokio::process::{Child, Command};
+use uuid::Uuid;
 
 use super::{group::Group, launch::Launch, output::pump};
 use crate::{
     awake, open_files,
-    runner::{ExecutorInput, RunnerError, StepContext},
+    runner::{RunnerError, StepContext},
 };
 
 /// How long to wait for the end of the output when all processes are dead: only a process that escaped can
@@ -36,8 +37,8 @@ const DRAIN: Duration = Duration::from_millis(500);
 /// The name of the watchdog, as its `$0`.
 pub(super) const WATCHDOG_NAME: &str = "hm-watchdog";
 
-/// The arguments: `$0` is the shell, `$1` the option, `$2` its argument: `-c COMMAND`, or a file. Standard
-/// input is the pipe.
+/// The arguments: `$0` is the shell, `$1` the path of the program, and the others are those of the program.
+/// Standard input is the pipe.
 const SUPERVISOR: &str = r#"
 exec 3<&0 </dev/null
 (
@@ -48,7 +49,7 @@ exec 3<&0 </dev/null
 )
 exec 3<&-
 unset WATCHDOG
-exec /bin/sh "$@"
+exec "$@"
 "#;
 
 /// The arguments: `$1` is the group, `$2` the mark. Processes that left the group are killed first: they
@@ -68,7 +69,7 @@ kill -KILL -- "-$1"
 
 /// Runs the command to its end, and returns its exit code. All output has been forwarded, and no process is
 /// left, when this returns.
-pub(super) async fn run(ctx: &StepContext, input: &ExecutorInput, launch: &Launch) -> Result<i32, RunnerError> {
+pub(super) async fn run(ctx: &StepContext, step_id: Uuid, launch: &Launch) -> Result<i32, RunnerError> {
     let mut child = start(launch).map_err(|error| match error.kind() {
         io::ErrorKind::InvalidInput => {
             RunnerError::unsupported("the command or its environment contains a NUL byte or a variable without a name")
@@ -82,7 +83,7 @@ pub(super) async fn run(ctx: &StepContext, input: &ExecutorInput, launch: &Launc
     let _lifeline = child.stdin.take();
     let mut group = Group::new(leader, launch.mark.clone());
     let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
-    let mut output = pin!(pump(stdout.zip(stderr), &ctx.event_bus, input.step_id));
+    let mut output = pin!(pump(stdout.zip(stderr), &ctx.event_bus, step_id));
     let mut drained = false;
     let ended = {
         let mut ended = pin!(end(ctx, &mut child, &group));
@@ -147,11 +148,11 @@ fn start(launch: &Launch) -> io::Result<Child> {
     let limit = open_files::for_steps().map(|limit| format!("ulimit -Sn {limit}")).unwrap_or_default();
     command.args(["-c", &format!("{limit}{SUPERVISOR}"), "/bin/sh"]);
     command
-        .args(&launch.args)
+        .args(&launch.argv)
         .env_clear()
         .envs(&launch.env)
         .env("WATCHDOG", WATCHDOG)
-        .current_dir(&launch.workspace)
+        .current_dir(&launch.dir)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
