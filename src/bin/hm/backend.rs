@@ -90,7 +90,8 @@ pub(crate) fn apply(plan: Plan, bind: &mut BindOptions, backend: &Sourced<Backen
     }
     bind.runner.get_or_insert_with(|| DOCKER.into());
     let (plan, moved) = in_containers(plan)?;
-    if !matches!(backend.source, ValueSource::Argument(_)) {
+    // The published `hm` writes it there when it saves another key.
+    if backend.source.is_in_shared_file() {
         to_stderr(&format!(
             "note: running steps in containers, because {} sets `backend = \"docker\"`",
             backend.source

@@ -132,6 +132,15 @@ fn a_backend_of_the_project_needs_consent() {
     project.file(".hm/config.toml", "[cloud]\norg = 'acme'\n");
     let events = run(&[]).expect(0).events();
     assert_eq!(events.last().unwrap()["kind"], "build_end");
+    fs::write(home.join(".config/hm/hm.toml"), "").unwrap();
+    fs::write(home.join(".config/hm/config.toml"), "backend = 'docker'\nfuture = 1\n").unwrap();
+    let plan = Ended::of(&mut hm(&project, &home, &["plan", "--image", "host=debian"])).expect(0);
+    assert!(plan.stdout.contains("a on docker"), "{}", plan.stdout);
+    let note = "note: running steps in containers, because ~/.config/hm/config.toml:1 sets `backend = \"docker\"`\n";
+    assert_eq!(plan.stderr, note);
+    let doctor = Ended::of(&mut hm(&project, &home, &["doctor"]));
+    assert!(doctor.stdout.contains("unknown keys: `future` (~/.config/hm/config.toml:2)"), "{}", doctor.stdout);
+    fs::remove_file(home.join(".config/hm/config.toml")).unwrap();
     project.file(".hm/config.toml", "backend = 'docker'\n");
     let asked = run(&[]).expect(2);
     assert!(asked.stderr.contains("backend = \"docker\": steps run in containers"), "{}", asked.stderr);

@@ -45,6 +45,7 @@ impl Checkout {
             ".hm/hm.toml",
             &format!(
                 "[docker]\nhost = 'tcp://{at}'\n[vm]\nqemu = '{home}/key'\n\
+                 [cloud]\napi_url = 'http://{at}'\napp_url = 'http://{at}'\n\
                  [remote]\nendpoint = 'grpc://{at}'\nlogs = 'grpc://{at}'\ncache = 'both'\n"
             ),
         );
@@ -76,6 +77,7 @@ impl Checkout {
             hm.env_remove(name);
         }
         hm.env("HOME", &self.home).env("XDG_STATE_HOME", self.home.join("state"));
+        hm.env("HM_API_TOKEN", SECRET);
         hm.env("HM_REMOTE_HEADER", format!("authorization: Bearer {SECRET}\nx-api-key: {SECRET}"));
         // Only addresses that the user names are reached through a proxy, and the user names none here.
         for proxy in ["http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "grpc_proxy"]
@@ -106,6 +108,8 @@ fn nothing_is_sent_from_an_untrusted_checkout() {
         .output();
     Ended::from(piped.unwrap()).expect(2);
     Ended::of(&mut checkout.hm(&["pipelines"])).expect(0);
+    let config = Ended::of(&mut checkout.hm(&["config"])).expect(0);
+    assert!(config.stdout.contains("not allowed") && !config.stdout.contains(SECRET), "{}", config.stdout);
     let runners = Ended::of(&mut checkout.hm(&["runners"])).expect(0);
     assert!(runners.stderr.contains("[remote] endpoint") && runners.stderr.lines().count() == 1, "{}", runners.stderr);
     let doctor = Ended::of(&mut checkout.hm(&["doctor"]));

@@ -51,6 +51,11 @@ impl ValueSource {
     pub(crate) fn is_projects(&self) -> bool {
         matches!(self, Self::File(place) if place.is_projects)
     }
+
+    /// Returns whether the value is in a file that the published `hm` writes, too.
+    pub(crate) fn is_in_shared_file(&self) -> bool {
+        matches!(self, Self::File(place) if place.path.ends_with(super::file::SHARED_NAME))
+    }
 }
 
 impl fmt::Display for ValueSource {

@@ -149,6 +149,11 @@ impl Shown {
         Self { rows, mistakes }
     }
 
+    /// Returns the keys that this version does not know.
+    pub(crate) fn unknown(&self) -> impl Iterator<Item = &Row> {
+        self.rows.iter().filter(|row| matches!(&row.state, RowState::Ignored { reason } if reason.starts_with(UNKNOWN)))
+    }
+
     /// Keeps the rows of one key or table. Returns an error if there is no such key.
     pub(crate) fn select(&mut self, key: &str) -> Outcome<()> {
         let known = KnownKeys::new();
@@ -167,6 +172,7 @@ impl Shown {
     }
 }
 
+const UNKNOWN: &str = "unknown key";
 const NOT_ALLOWED: &str = "not allowed (see `hm trust`)";
 
 /// Removes what the user has not allowed from the project's settings, including what would have no effect
@@ -318,7 +324,7 @@ fn of_unknown(UnknownKey { key, place, nearest }: &UnknownKey) -> Row {
         value: None,
         secret: true,
         source: ValueSource::File(place.clone()),
-        state: RowState::ignored(format!("unknown key{nearest}")),
+        state: RowState::ignored(format!("{UNKNOWN}{nearest}")),
     }
 }
 

@@ -169,12 +169,12 @@ impl ConfigSources {
         self.note_unknown();
         let Self { arguments, docker_host, project: own, user, .. } = self;
         if !own.projects.is_empty() {
-            return Err(Failure::input("`[project]` is not allowed in a project's files")
+            return Err(Failure::input("`[project]` is not allowed in a project's hm.toml")
                 .hint("move it to your own hm.toml, in ~/.config/hm"));
         }
         if user.cache.share.is_some() {
             return Err(Failure::input(
-                "`[cache] share` is not allowed in your own files: it would apply to all projects",
+                "`[cache] share` is not allowed in your own hm.toml: it would apply to all projects",
             )
             .hint("give directories the same id instead: `[project.\"/path\"] id = \"NAME\"`"));
         }

@@ -13,6 +13,7 @@ use hm_exec::store::Exposure;
 use serde::Serialize;
 
 use crate::{
+    config::Shown,
     pipelines::{
         Source,
         interpreter::{self, Interpreter, Program},
@@ -47,6 +48,7 @@ pub(super) fn all() -> Vec<Check> {
         Check { name: "user namespaces".into(), finding: user_namespaces() },
         Check { name: "overlay".into(), finding: overlay() },
         Check { name: "store".into(), finding: store_dir() },
+        Check { name: "configuration".into(), finding: configuration() },
         Check { name: "uid ranges".into(), finding: uid_ranges() },
         Check { name: "cgroups".into(), finding: cgroups() },
         Check { name: "kvm".into(), finding: kvm() },
@@ -153,6 +155,21 @@ fn store_dir() -> Finding {
     let free = rustix::fs::statvfs(existing).map_or(0, |stat| stat.f_bavail.saturating_mul(stat.f_frsize));
     let free_shown = format!("{shown}, {:.1} GB free", free as f64 / 1e9);
     if free < 1_000_000_000 { lacking(free_shown, format!("free some space, or {CHOOSE}")) } else { good(free_shown) }
+}
+
+/// Checks the configuration files.
+fn configuration() -> Finding {
+    const SEE: &str = "see `hm config`";
+    let project = Source::locate(None).and_then(|source| source.project());
+    let shown = match project {
+        Ok(project) => Shown::read(&project),
+        Err(failure) => return bad(failure.to_string(), SEE),
+    };
+    if let Some(mistake) = shown.mistakes.first() {
+        return bad(mistake.to_string(), SEE);
+    }
+    let unknown: Vec<String> = shown.unknown().map(|row| format!("`{}` ({})", row.key, row.source)).collect();
+    if unknown.is_empty() { good("valid") } else { lacking(format!("unknown keys: {}", unknown.join(", ")), SEE) }
 }
 
 fn uid_ranges() -> Finding {
