@@ -1,6 +1,7 @@
 //! The hosted service as a backend, against a stand-in of it.
 
 mod command;
+mod contract;
 mod errors;
 mod logs;
 mod submit;
@@ -41,6 +42,7 @@ fn quick() -> Pace {
 struct Here {
     top: tempfile::TempDir,
     stand_in: StandIn,
+    pace: Pace,
 }
 
 impl Here {
@@ -48,7 +50,7 @@ impl Here {
         let top = tempfile::tempdir().unwrap();
         std::fs::create_dir(top.path().join("source")).unwrap();
         std::fs::write(top.path().join("source/file.txt"), "content").unwrap();
-        Self { top, stand_in: StandIn::start() }
+        Self { top, stand_in: StandIn::start(), pace: quick() }
     }
 
     fn source(&self) -> PathBuf {
@@ -60,7 +62,7 @@ impl Here {
     }
 
     fn service(&self) -> Service {
-        Service::new(&self.stand_in.url(), TOKEN).unwrap().pace(quick())
+        Service::new(&self.stand_in.url(), TOKEN).unwrap().pace(self.pace)
     }
 
     fn backend(&self) -> CloudBackend {

@@ -34,7 +34,10 @@ pub(super) fn answer(shared: &Shared, request: &Recorded) -> Answer {
             drop(act(&mut state, operation, &path, &request.body));
             return Err(Closed);
         }
-        Some(Fault::Body(body)) => return Ok(Response::new(text(body))),
+        Some(Fault::Body(body)) => {
+            let builder = Response::builder().header("content-type", "application/json");
+            return Ok(builder.body(text(body)).unwrap());
+        }
         Some(Fault::Redirect(to)) => {
             return Ok(Response::builder().status(307).header("location", to).body(text("")).unwrap());
         }
