@@ -128,7 +128,7 @@ fn act(state: &mut State, operation: &str, path: &[&str], body: &Value) -> Answe
         "listBillingTransactions" => json(
             200,
             &json!({"data": [{"id": Uuid::from_u128(9), "amount_cents": 500,
-            "source": "stripe", "created_at": time(0), "description": "card"}], "next_cursor": null}),
+            "source": "stripe_topup", "created_at": time(0), "description": "card"}], "next_cursor": null}),
         ),
         "getBillingUsage" => json(
             200,
