@@ -30,7 +30,7 @@ use crate::{
 const MAX_LOGS: usize = 32;
 /// How long a build may stay unchanged before it is polled less often.
 const UNCHANGED: Duration = Duration::from_secs(1800);
-/// How many times as long as one log all of them may take after the build has ended.
+/// After the end of the build, how many times as long as one log all of them together may be silent.
 const DRAINING: u32 = 6;
 
 type Pending<T> = Pin<Box<dyn Future<Output = T> + Send>>;
@@ -131,12 +131,13 @@ impl Follow {
             }
             let (is_polling, is_canceling, deadline) = (self.verdict.is_none(), canceling.is_some(), self.deadline);
             tokio::select! {
-                () = self.writer.dirty() => {}
+                () = self.writer.dirty() => self.extend_draining(),
                 answer = &mut polling.next, if is_polling => self.answer(answer, &mut polling)?,
                 Some((at, lost)) = self.logs.next(), if !self.logs.is_empty() => {
                     self.steps[at].has_open_log = false;
                     self.steps[at].lost = lost;
                     self.update(at);
+                    self.extend_draining();
                 }
                 () = self.of.cancel.cancelled(), if self.canceled_at.is_none() && is_polling => {
                     let (service, place) = (self.of.service.clone(), self.of.place.clone());
@@ -295,8 +296,18 @@ impl Follow {
     /// Handles the end of the build: only logs are still open.
     fn drain(&mut self, verdict: Verdict) {
         self.verdict = Some(verdict);
-        self.deadline = Some(Instant::now() + self.of.service.pace.log_end * DRAINING);
+        self.deadline = Some(Instant::now());
+        self.extend_draining();
         (0..self.steps.len()).for_each(|at| self.update(at));
+    }
+
+    /// Waits longer for the logs of a build that has ended, because one of them made progress.
+    fn extend_draining(&mut self) {
+        if self.verdict.is_some()
+            && let Some(deadline) = &mut self.deadline
+        {
+            *deadline = Instant::now() + self.of.service.pace.log_end * DRAINING;
+        }
     }
 
     /// Ends everything that is still open.

@@ -142,8 +142,6 @@ impl JobLog {
             match event {
                 Ok(LogEvent::Output(chunks)) => self.write(chunks, progress),
                 Ok(LogEvent::Done) => return Ok(()),
-                // Comments of a job that has ended do not keep its log open.
-                Ok(LogEvent::Alive) if has_ended => {}
                 Ok(LogEvent::Alive) => progress.silences = 0,
                 Err(LogBreak::Connection(why)) => return Err(Failed::Broken(why)),
                 Err(LogBreak::Malformed(why)) => {

@@ -1,8 +1,10 @@
 //! The hosted service as a backend, against a stand-in of it.
 
 mod command;
+mod contract;
 mod errors;
 mod logs;
+mod published;
 mod submit;
 mod verbs;
 mod watch;
@@ -41,6 +43,7 @@ fn quick() -> Pace {
 struct Here {
     top: tempfile::TempDir,
     stand_in: StandIn,
+    pace: Pace,
 }
 
 impl Here {
@@ -48,7 +51,7 @@ impl Here {
         let top = tempfile::tempdir().unwrap();
         std::fs::create_dir(top.path().join("source")).unwrap();
         std::fs::write(top.path().join("source/file.txt"), "content").unwrap();
-        Self { top, stand_in: StandIn::start() }
+        Self { top, stand_in: StandIn::start(), pace: quick() }
     }
 
     fn source(&self) -> PathBuf {
@@ -60,7 +63,7 @@ impl Here {
     }
 
     fn service(&self) -> Service {
-        Service::new(&self.stand_in.url(), TOKEN).unwrap().pace(quick())
+        Service::new(&self.stand_in.url(), TOKEN).unwrap().pace(self.pace)
     }
 
     fn backend(&self) -> CloudBackend {

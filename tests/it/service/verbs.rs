@@ -36,7 +36,7 @@ fn each_command_prints_its_answer_on_stdout() {
         (&["job", "show", "-p", p, "-b", "1", "b"], "\"exit_code\": 3"),
         (&["job", "log", "-p", p, "-b", "1", "a"], "one\ntwo\n"),
         (&["billing", "balance"], "$12.34"),
-        (&["billing", "transactions"], "2026-01-01  $5.00  stripe  card"),
+        (&["billing", "transactions"], "2026-01-01  $5.00  stripe_topup  card"),
         (&["billing", "usage", "--from", "2026-01-01", "--to", "2026-01-31"], "2026-01-01 to 2026-01-31: $0.03"),
         (&["billing", "topup", "12.50"], "pay $12.50 at https://pay.example/session"),
         (&["billing", "redeem", "CODE"], "redeemed $10.00; the balance is $22.34"),

@@ -5,6 +5,7 @@
 
 #![allow(clippy::disallowed_methods, reason = "a server in the test's process has tasks of its own")]
 
+pub(crate) mod front;
 mod logs;
 mod routes;
 mod script;
@@ -144,6 +145,10 @@ impl StandIn {
         let stand_in = Self { runtime: Some(runtime), address, shared };
         stand_in.pipeline("acme-app-ci", Some("acme/app"), "ci");
         stand_in
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
     }
 
     pub(crate) fn url(&self) -> String {

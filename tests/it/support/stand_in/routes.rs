@@ -34,7 +34,10 @@ pub(super) fn answer(shared: &Shared, request: &Recorded) -> Answer {
             drop(act(&mut state, operation, &path, &request.body));
             return Err(Closed);
         }
-        Some(Fault::Body(body)) => return Ok(Response::new(text(body))),
+        Some(Fault::Body(body)) => {
+            let builder = Response::builder().header("content-type", "application/json");
+            return Ok(builder.body(text(body)).unwrap());
+        }
         Some(Fault::Redirect(to)) => {
             return Ok(Response::builder().status(307).header("location", to).body(text("")).unwrap());
         }
@@ -125,7 +128,7 @@ fn act(state: &mut State, operation: &str, path: &[&str], body: &Value) -> Answe
         "listBillingTransactions" => json(
             200,
             &json!({"data": [{"id": Uuid::from_u128(9), "amount_cents": 500,
-            "source": "stripe", "created_at": time(0), "description": "card"}], "next_cursor": null}),
+            "source": "stripe_topup", "created_at": time(0), "description": "card"}], "next_cursor": null}),
         ),
         "getBillingUsage" => json(
             200,

@@ -39,7 +39,7 @@ pub(super) enum Command {
 #[derive(Debug, clap::Args)]
 pub(super) struct OfBuild {
     /// The build's number
-    #[arg(short, long = "build", value_name = "N")]
+    #[arg(short = 'b', long = "build", value_name = "N")]
     number: i64,
     #[command(flatten)]
     pipeline: PipelineArgs,
