@@ -14,7 +14,7 @@ use super::{
     policy::{Answer, AttemptEnd, Policy, Start, StopReason},
 };
 use crate::{
-    event::{EventWriter, StateEvent, is_full, step_id},
+    event::{EventWriter, StateEvent, StepEndDetails, is_full, step_id},
     model::{ArchiveId, ArtifactRef, BuildRef, BuildStatus, CacheMissReason, SnapshotRef, StepIndex, StepStatus},
     outcome::{BuildOutcome, StepResultSummary},
     plan::{BoundPlan, SnapshotUse},
@@ -124,6 +124,7 @@ impl<'plan> BuildProgress<'plan> {
             snapshot: Some(snapshot),
             message: None,
             artifacts: Vec::new(),
+            details: StepEndDetails::default(),
         };
         self.emit(now, end);
         true
@@ -212,7 +213,8 @@ impl<'plan> BuildProgress<'plan> {
         let status = match self.policy.attempt_ended(step, end, now) {
             Answer::Retry(backoff) => {
                 let message = message.unwrap_or_else(|| "unknown".into());
-                self.emit(now, StateEvent::StepRetry { step, attempt, backoff_ms: millis(backoff), message });
+                let backoff_ms = millis(backoff);
+                self.emit(now, StateEvent::StepRetry { step, attempt, backoff_ms, message, exit_code: None });
                 return;
             }
             Answer::Ended(status) => status,
@@ -225,7 +227,17 @@ impl<'plan> BuildProgress<'plan> {
             self.artifacts.insert(step, artifacts.clone());
         }
         let chain_message = chain_message(status, exit_code, message.as_deref());
-        let end = StateEvent::StepEnd { step, attempt, status, exit_code, duration_ms, snapshot, message, artifacts };
+        let end = StateEvent::StepEnd {
+            step,
+            attempt,
+            status,
+            exit_code,
+            duration_ms,
+            snapshot,
+            message,
+            artifacts,
+            details: StepEndDetails::default(),
+        };
         self.emit(now, end);
         if let Some(message) = chain_message {
             self.emit(now, StateEvent::ChainFailed { step, exit_code, message });
@@ -344,6 +356,7 @@ impl<'plan> BuildProgress<'plan> {
                 snapshot: None,
                 message: None,
                 artifacts: Vec::new(),
+                details: StepEndDetails::default(),
             };
             self.emit(now, end);
         }
@@ -397,8 +410,8 @@ fn code_without_exit(status: StepStatus, attempt: u32) -> i32 {
     match status {
         StepStatus::CacheHit => 0,
         _ if attempt == 0 => -1,
-        StepStatus::Passed => 0,
-        StepStatus::Failed => 1,
+        StepStatus::Passed | StepStatus::Flaky => 0,
+        StepStatus::Failed | StepStatus::FailedAllowed => 1,
         StepStatus::TimedOut => 124,
         StepStatus::Canceled => 130,
         StepStatus::OutOfMemory => 137,
@@ -411,7 +424,12 @@ fn code_without_exit(status: StepStatus, attempt: u32) -> i32 {
 /// because of another step.
 fn chain_message(status: StepStatus, exit_code: i32, message: Option<&str>) -> Option<Arc<str>> {
     match status {
-        StepStatus::Passed | StepStatus::CacheHit | StepStatus::Skipped | StepStatus::Canceled => None,
+        StepStatus::Passed
+        | StepStatus::Flaky
+        | StepStatus::CacheHit
+        | StepStatus::FailedAllowed
+        | StepStatus::Skipped
+        | StepStatus::Canceled => None,
         StepStatus::Failed => Some(format!("the command exited with {exit_code}").into()),
         StepStatus::TimedOut | StepStatus::OutOfMemory | StepStatus::Infrastructure => {
             Some(message.unwrap_or("unknown").into())
