@@ -1,6 +1,6 @@
-//! Fields after those that a record had in the first version of the format. Each field follows those that were
-//! added before it. A record in which all of them are empty ends before them, as if they did not exist, and a
-//! reader ignores what follows the fields that it knows.
+//! Fields after those that a record had in the first version of the format. Each field follows those that
+//! were added before it. A record in which all of them are empty ends before them, as if they did not exist,
+//! and a reader ignores what follows the fields that it knows.
 
 use crate::model::{ArtifactRef, StepStatus};
 
@@ -10,8 +10,8 @@ const MAX_ARTIFACTS_BYTES: usize = 512 << 10;
 /// The maximum size of the numbers of one artifact, in bytes.
 const MAX_NUMBERS_BYTES: usize = 20;
 
-/// What a status means beyond its code in the journal. A code of its own would make the journal unreadable for
-/// older versions; so they read a flaky step as passed, and an allowed failure as a failure.
+/// What a status means beyond its code in the journal. A code of its own would make the journal unreadable
+/// for older versions; so they read a flaky step as passed, and an allowed failure as a failure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Refinement {
     /// The step passed after its command had failed.

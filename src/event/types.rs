@@ -152,8 +152,8 @@ pub enum BuildEvent {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         message: Option<Arc<str>>,
     },
-    /// An attempt failed, and another follows: because something other than the command failed, or because the
-    /// step has retries left.
+    /// An attempt failed, and another follows: because something other than the command failed, or because
+    /// the step has retries left.
     StepRetry {
         /// Position in the stream.
         #[serde(default)]
