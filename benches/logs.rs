@@ -255,6 +255,7 @@ fn states(steps: u32, steps_per_flush: u32) -> [f64; 3] {
             snapshot,
             message,
             artifacts: vec![],
+            details: Default::default(),
         };
         writer.emit(at_ms, ended);
         if step.0 % steps_per_flush == 0 {

@@ -16,7 +16,14 @@ mod common;
 #[path = "common/shapes.rs"]
 mod shapes;
 
-use std::{cmp::Reverse, collections::BinaryHeap, io, num::NonZeroUsize, sync::Arc, time::Duration};
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, BinaryHeap},
+    io,
+    num::NonZeroUsize,
+    sync::Arc,
+    time::Duration,
+};
 
 use common::{Effort, Figure, Table, median, thread_time};
 use hm_exec::{
@@ -147,7 +154,7 @@ fn with_policy(work: &Work, dag: &Dag, workers: usize) -> Simulated {
     let placements = priorities(dag, &believed).into_iter();
     let placements: Vec<_> = placements.map(|priority| Placement { pool: 0, priority, cached: false }).collect();
     let limits = vec![NonZeroUsize::new(workers).unwrap()];
-    let rules = Rules { limits, keep_going: true, retries: RETRIES, backoff: BACKOFF };
+    let rules = Rules { limits, keep_going: true, retries: RETRIES, backoff: BACKOFF, outcomes: BTreeMap::new() };
     let mut policy = Policy::new(dag, &placements, &rules);
     let mut now = Duration::ZERO;
     let mut running = BinaryHeap::new();

@@ -23,9 +23,10 @@ use super::{
     frames::Frames,
     lines::{Line, LineEnd, LineSplitter},
     logs::{LogReader, journal_path},
-    record::{Record, build_status_of, decode_artifacts, miss_reason_of, step_status_of, stream_of},
+    record::{Record, build_status_of, miss_reason_of, step_status_of, stream_of},
     shared::OutputRange,
     table::RunTable,
+    trailing::{decode_end, decode_retry},
 };
 use crate::model::StepIndex;
 
@@ -259,11 +260,13 @@ impl Cursor {
                 let runner = ground.runner.clone().ok_or_else(|| corrupt("a record refers to an unknown runner"))?;
                 BuildEvent::StepStart { seq, step_id, runner, image: ground.image.clone(), attempt }
             }
-            Record::StepRetry { at_ms, step, attempt, backoff_ms, message } => {
+            Record::StepRetry { at_ms, step, attempt, backoff_ms, message, trailing } => {
                 let step_id = id_of(step)?;
                 let message = message.into();
+                let exit_code =
+                    decode_retry(trailing).map_err(|_| corrupt("the fields of a retry cannot be decoded"))?;
                 let seq = self.finish_attempts(step, attempt..=attempt, at_ms);
-                return Ok(self.last(BuildEvent::StepRetry { seq, step_id, attempt, backoff_ms, message }));
+                return Ok(self.last(BuildEvent::StepRetry { seq, step_id, attempt, backoff_ms, message, exit_code }));
             }
             Record::StepCacheHit { step, tag, .. } => {
                 BuildEvent::StepCacheHit { seq, step_id: id_of(step)?, key: key_of(step)?, tag: tag.into() }
@@ -274,12 +277,13 @@ impl Cursor {
                 let message = message.map(Into::into);
                 BuildEvent::StepCacheMiss { seq, step_id, key, reason, message }
             }
-            Record::StepEnd { at_ms, step, attempt, status, exit_code, duration_ms, snapshot, message, artifacts } => {
+            Record::StepEnd { at_ms, step, attempt, status, exit_code, duration_ms, snapshot, message, trailing } => {
                 let step_id = id_of(step)?;
                 let status = step_status_of(status).ok_or_else(|| corrupt("a step's status is unknown"))?;
                 let (snapshot, message) = (snapshot.map(Into::into), message.map(Into::into));
-                let artifacts =
-                    decode_artifacts(artifacts).map_err(|_| corrupt("a step's artifacts cannot be decoded"))?;
+                let fields =
+                    decode_end(trailing).map_err(|_| corrupt("the fields of a step's end cannot be decoded"))?;
+                let (status, artifacts) = (fields.refine(status), fields.artifacts);
                 let seq = self.finish_attempts(step, 0..=u32::MAX, at_ms);
                 return Ok(self.last(BuildEvent::StepEnd {
                     seq,

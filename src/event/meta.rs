@@ -100,6 +100,8 @@ pub enum StateEvent {
         backoff_ms: u64,
         /// The error.
         message: Arc<str>,
+        /// The command's exit code, if the command failed. Otherwise something else did.
+        exit_code: Option<i32>,
     },
     /// The step did not have to run, because of the cache.
     StepCacheHit {
@@ -135,6 +137,8 @@ pub enum StateEvent {
         message: Option<Arc<str>>,
         /// The artifacts that the step left for users.
         artifacts: Vec<ArtifactRef>,
+        /// What few steps have.
+        details: StepEndDetails,
     },
     /// The step's chain ends here.
     ChainFailed {
@@ -152,6 +156,15 @@ pub enum StateEvent {
         /// The time from the start of the build, in milliseconds.
         duration_ms: u64,
     },
+}
+
+/// What the ends of few steps have.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct StepEndDetails {
+    /// The failure that is allowed, if the status is [`StepStatus::FailedAllowed`]. By default,
+    /// [`StepStatus::Failed`]. Older versions read this status.
+    pub allowed: Option<StepStatus>,
 }
 
 #[cfg(test)]

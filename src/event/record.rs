@@ -14,7 +14,7 @@ use postcard::ser_flavors::Flavor;
 use serde::{Deserialize, Serialize};
 
 use super::{CacheMissReason, RunMeta, StdStream};
-use crate::model::{ArtifactRef, BuildStatus, StepStatus};
+use crate::model::{BuildStatus, StepStatus};
 
 /// The first bytes of every journal.
 pub(super) const MAGIC: [u8; 8] = *b"hm-jrnl\0";
@@ -33,12 +33,6 @@ pub(super) const MAX_RECORD_BYTES: usize = 1 << 20;
 
 /// The maximum length of preamble and header, in bytes. (100,000 steps take some ten million.)
 pub(super) const MAX_HEADER_BYTES: usize = 256 << 20;
-
-/// The maximum size of one step's artifacts in a record, in bytes.
-const MAX_ARTIFACTS_BYTES: usize = 512 << 10;
-
-/// The maximum size of the numbers of one artifact, in bytes.
-const MAX_NUMBERS_BYTES: usize = 20;
 
 /// The length to which texts in records are clipped, in bytes.
 pub(super) const MAX_TEXT_BYTES: usize = 64 << 10;
@@ -68,6 +62,9 @@ pub(super) enum Record<'a> {
         attempt: u32,
         backoff_ms: u64,
         message: &'a str,
+        /// The result of [`encode_retry`](super::trailing::encode_retry), after the other fields.
+        #[serde(skip)]
+        trailing: &'a [u8],
     },
     StepCacheHit {
         at_ms: u64,
@@ -83,10 +80,10 @@ pub(super) enum Record<'a> {
         duration_ms: u64,
         snapshot: Option<&'a str>,
         message: Option<&'a str>,
-        /// The result of [`encode_artifacts`], after the other fields. Records without artifacts, as older
-        /// versions wrote them, end before it.
+        /// The result of [`encode_end`](super::trailing::encode_end), after the other fields. Records without
+        /// such fields, as older versions wrote them, end before it.
         #[serde(skip)]
-        artifacts: &'a [u8],
+        trailing: &'a [u8],
     },
     ChainFailed {
         at_ms: u64,
@@ -123,8 +120,8 @@ impl<'a> Record<'a> {
             return Ok(Self::Unknown { kind });
         }
         let (mut record, later_fields) = postcard::take_from_bytes(payload)?;
-        if let Self::StepEnd { artifacts, .. } = &mut record {
-            *artifacts = later_fields;
+        if let Self::StepEnd { trailing, .. } | Self::StepRetry { trailing, .. } = &mut record {
+            *trailing = later_fields;
         }
         Ok(record)
     }
@@ -132,40 +129,10 @@ impl<'a> Record<'a> {
     /// Appends the record to `buffer` as one frame. On failure the buffer is unchanged.
     pub(super) fn append_to(&self, buffer: &mut Vec<u8>) -> Result<(), postcard::Error> {
         match self {
-            Self::StepEnd { artifacts, .. } => encode_with(buffer, self, artifacts),
+            Self::StepEnd { trailing, .. } | Self::StepRetry { trailing, .. } => encode_with(buffer, self, trailing),
             record => encode_with(buffer, record, &[]),
         }
     }
-}
-
-/// Encodes a step's artifacts as a trailing field. The field is empty if there are none.
-pub(super) fn encode_artifacts<'a>(artifacts: impl Iterator<Item = (&'a str, &'a str, u64)>) -> Vec<u8> {
-    let (mut bytes, mut all, mut left_out) = (0, Vec::new(), 0_usize);
-    for artifact in artifacts {
-        bytes += artifact.0.len() + artifact.1.len() + MAX_NUMBERS_BYTES;
-        if bytes > MAX_ARTIFACTS_BYTES {
-            left_out += 1;
-        } else {
-            all.push(artifact);
-        }
-    }
-    if left_out > 0 {
-        tracing::warn!("{left_out} artifacts of a step are not recorded because their names are too long");
-    }
-    if all.is_empty() {
-        return Vec::new();
-    }
-    // These types cannot fail to encode.
-    postcard::to_stdvec(&all).unwrap_or_default()
-}
-
-/// Decodes the artifacts after a record's other fields. Any bytes after them belong to a later version.
-pub(super) fn decode_artifacts(bytes: &[u8]) -> Result<Vec<ArtifactRef>, postcard::Error> {
-    if bytes.is_empty() {
-        return Ok(Vec::new());
-    }
-    let (all, _later_fields) = postcard::take_from_bytes::<Vec<(String, String, u64)>>(bytes)?;
-    Ok(all.into_iter().map(|(key, mime, size_bytes)| ArtifactRef { key, mime, size_bytes }).collect())
 }
 
 /// Appends a run's header to `buffer` as one frame. On failure the buffer is unchanged.
@@ -251,11 +218,12 @@ pub(super) const fn stream_of(code: u8) -> Option<StdStream> {
     }
 }
 
-/// Returns a step status's code in the journal.
+/// Returns a step status's code in the journal. A refined status has the code of the status that it refines:
+/// see [`Refinement`](super::trailing::Refinement).
 pub(super) const fn step_status_code(status: StepStatus) -> u8 {
     match status {
-        StepStatus::Passed => 0,
-        StepStatus::Failed => 1,
+        StepStatus::Passed | StepStatus::Flaky => 0,
+        StepStatus::Failed | StepStatus::FailedAllowed => 1,
         StepStatus::Skipped => 2,
         StepStatus::Canceled => 3,
         StepStatus::CacheHit => 4,
@@ -349,7 +317,7 @@ mod tests {
             duration_ms: 10,
             snapshot: None,
             message: None,
-            artifacts: &[],
+            trailing: &[],
         };
         end.append_to(&mut buffer).unwrap();
         assert!(buffer.len() <= 50, "{}", buffer.len());
@@ -370,42 +338,6 @@ mod tests {
         let mut payload = payload_of(record);
         payload.extend_from_slice(b"later");
         assert_eq!(Record::decode(&payload), Ok(record));
-    }
-
-    #[test]
-    fn artifacts_are_a_trailing_field_that_older_records_lack_and_that_later_ones_may_follow() {
-        let end = |artifacts| Record::StepEnd {
-            at_ms: 1,
-            step: 2,
-            attempt: 1,
-            status: 0,
-            exit_code: 0,
-            duration_ms: 1,
-            snapshot: None,
-            message: None,
-            artifacts,
-        };
-        let mut frame = Vec::new();
-        end(&[]).append_to(&mut frame).unwrap();
-        assert_eq!(frame[FRAME_HEADER_BYTES..], payload_of(end(&[])), "as it was without the field");
-        let artifacts = [("out/a.txt", "text/plain", 3), ("b", "", u64::MAX)];
-        let mut field = encode_artifacts(artifacts.into_iter());
-        field.extend_from_slice(b"later");
-        frame.clear();
-        end(&field).append_to(&mut frame).unwrap();
-        let Ok(Record::StepEnd { artifacts: found, .. }) = Record::decode(&frame[FRAME_HEADER_BYTES..]) else {
-            panic!("another record");
-        };
-        let found = decode_artifacts(found).unwrap();
-        let found: Vec<_> = found.iter().map(|it| (&*it.key, &*it.mime, it.size_bytes)).collect();
-        assert_eq!(found, artifacts);
-        assert_eq!(decode_artifacts(&[]).unwrap(), []);
-        assert!(decode_artifacts(&[200]).is_err());
-        // Too many for a record: only those that fit are kept.
-        let long = "x".repeat(100_000);
-        let field = encode_artifacts((0..20).map(|size| (&*long, "", size)));
-        assert!(field.len() < MAX_RECORD_BYTES / 2);
-        assert_eq!(decode_artifacts(&field).unwrap().len(), 5);
     }
 
     #[test]

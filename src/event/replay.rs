@@ -9,8 +9,9 @@ use super::{
     logs::{journal_path, read_at},
     record::{
         FORMAT_VERSION, FRAME_HEADER_BYTES, MAGIC, MAX_HEADER_BYTES, PREAMBLE_BYTES, Record, decode_header,
-        step_status_code, step_status_of,
+        step_status_of,
     },
+    trailing::{decode_end, decode_retry},
 };
 use crate::model::{SnapshotRef, StepStatus};
 
@@ -33,7 +34,8 @@ pub fn open(dir: impl AsRef<Path>) -> Result<JournalReader, JournalError> {
     Ok(JournalReader { journal, cursor, is_over: false })
 }
 
-/// Returns the duration of each passed step of the run in `dir`, by key. Unreadable parts of a truncated
+/// Returns the duration of each passed step of the run in `dir`, by key. The duration of a flaky step is left
+/// out, because it has the time of the failed attempts. Unreadable parts of a truncated
 /// journal are left out, because a scheduler's priorities affect only speed.
 ///
 /// # Errors
@@ -44,13 +46,19 @@ pub fn durations(dir: impl AsRef<Path>) -> Result<BTreeMap<Arc<str>, Duration>, 
     let mut frames = Frames::new(journal_path(dir), journal.first_record);
     let mut durations = BTreeMap::new();
     while let Ok(Some(payload)) = frames.next(&journal.file, journal.len) {
-        let Ok(Record::StepEnd { step, status, duration_ms, .. }) = Record::decode(payload) else { continue };
+        let Ok(Record::StepEnd { step, status, duration_ms, trailing, .. }) = Record::decode(payload) else { continue };
         let Some(step) = journal.meta.steps.get(step as usize) else { continue };
-        if status == step_status_code(StepStatus::Passed) {
+        if refined_status(status, trailing) == Some(StepStatus::Passed) {
             durations.insert(step.key.clone(), Duration::from_millis(duration_ms));
         }
     }
     Ok(durations)
+}
+
+/// Returns the status of a step's end, if it is known. Unreadable trailing fields refine nothing.
+fn refined_status(code: u8, trailing: &[u8]) -> Option<StepStatus> {
+    let status = step_status_of(code)?;
+    Some(decode_end(trailing).map_or(status, |fields| fields.refine(status)))
 }
 
 /// The state of a step in a run.
@@ -67,6 +75,10 @@ pub struct StepRecord {
     pub exit_code: Option<i32>,
     /// The snapshot that the step committed, or that was found in the cache.
     pub snapshot: Option<SnapshotRef>,
+    /// The last attempt, from 1; 0 if none was started or the step has not ended.
+    pub attempts: u32,
+    /// The attempts whose command failed and that were followed by another, and their exit codes.
+    pub failed_attempts: Vec<(u32, i32)>,
 }
 
 /// Returns the state of each step of the run in `dir`, in the order of the plan. Logs are not read.
@@ -87,6 +99,8 @@ pub fn step_records(dir: impl AsRef<Path>) -> Result<Vec<StepRecord>, JournalErr
             status: None,
             exit_code: None,
             snapshot: None,
+            attempts: 0,
+            failed_attempts: Vec::new(),
         })
         .collect();
     while let Ok(Some(payload)) = frames.next(&journal.file, journal.len) {
@@ -96,9 +110,15 @@ pub fn step_records(dir: impl AsRef<Path>) -> Result<Vec<StepRecord>, JournalErr
                     record.snapshot = Some(SnapshotRef::from(tag));
                 }
             }
-            Ok(Record::StepEnd { step, status, exit_code, snapshot, .. }) => {
+            Ok(Record::StepRetry { step, attempt, trailing, .. }) => {
+                if let (Some(record), Ok(Some(code))) = (records.get_mut(step as usize), decode_retry(trailing)) {
+                    record.failed_attempts.push((attempt, code));
+                }
+            }
+            Ok(Record::StepEnd { step, attempt, status, exit_code, snapshot, trailing, .. }) => {
                 if let Some(record) = records.get_mut(step as usize) {
-                    record.status = step_status_of(status);
+                    record.status = refined_status(status, trailing);
+                    record.attempts = attempt;
                     record.exit_code = Some(exit_code);
                     record.snapshot = snapshot.map(SnapshotRef::from).or(record.snapshot.take());
                 }

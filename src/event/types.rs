@@ -152,7 +152,8 @@ pub enum BuildEvent {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         message: Option<Arc<str>>,
     },
-    /// An attempt failed for reasons other than its command, and another follows.
+    /// An attempt failed, and another follows: because something other than the command failed, or because
+    /// the step has retries left.
     StepRetry {
         /// Position in the stream.
         #[serde(default)]
@@ -165,6 +166,9 @@ pub enum BuildEvent {
         backoff_ms: u64,
         /// The error, with secrets masked.
         message: Arc<str>,
+        /// The command's exit code, if the command failed.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        exit_code: Option<i32>,
     },
     /// A step ended. There is exactly one per step.
     StepEnd {

@@ -5,10 +5,11 @@ use std::{borrow::Cow, io, path::PathBuf, sync::Arc};
 use super::{
     EventStream, StateEvent,
     journal::Journal,
-    record::{Record, build_status_code, clip, encode_artifacts, miss_reason_code, step_status_code},
+    record::{Record, build_status_code, clip, miss_reason_code, step_status_code},
     shared::Shared,
+    trailing::{Refinement, encode_end, encode_retry},
 };
-use crate::model::StepIndex;
+use crate::model::{StepIndex, StepStatus};
 
 /// Returns whether an error means that a disk or a quota is full.
 pub(crate) fn is_full(error: &io::Error) -> bool {
@@ -47,9 +48,10 @@ impl EventWriter {
             StateEvent::StepStart { step, attempt } => {
                 pending.push(&Record::StepStart { at_ms, step: step.0, attempt });
             }
-            StateEvent::StepRetry { step, attempt, backoff_ms, message } => {
-                let message = mask(&message);
-                pending.push(&Record::StepRetry { at_ms, step: step.0, attempt, backoff_ms, message: clip(&message) });
+            StateEvent::StepRetry { step, attempt, backoff_ms, message, exit_code } => {
+                let (message, step) = (mask(&message), step.0);
+                let (message, trailing) = (clip(&message), &*encode_retry(exit_code));
+                pending.push(&Record::StepRetry { at_ms, step, attempt, backoff_ms, message, trailing });
             }
             StateEvent::StepCacheHit { step, tag } => {
                 pending.push(&Record::StepCacheHit { at_ms, step: step.0, tag: clip(&mask(&tag)) });
@@ -59,22 +61,34 @@ impl EventWriter {
                 let (reason, message) = (miss_reason_code(reason), message.as_deref().map(clip));
                 pending.push(&Record::StepCacheMiss { at_ms, step: step.0, reason, message });
             }
-            StateEvent::StepEnd { step, attempt, status, exit_code, duration_ms, snapshot, message, artifacts } => {
+            StateEvent::StepEnd {
+                step,
+                attempt,
+                status,
+                exit_code,
+                duration_ms,
+                snapshot,
+                message,
+                artifacts,
+                details,
+            } => {
                 let snapshot = snapshot.as_ref().map(|snapshot| mask(&snapshot.0));
                 let message = message.as_deref().map(mask);
                 let artifacts: Vec<_> =
                     artifacts.iter().map(|it| (mask(&it.key), mask(&it.mime), it.size_bytes)).collect();
-                let artifacts = encode_artifacts(artifacts.iter().map(|(key, mime, size)| (&**key, &**mime, *size)));
+                let artifacts = artifacts.iter().map(|(key, mime, size)| (&**key, &**mime, *size));
+                let trailing = encode_end(artifacts, Refinement::of(status));
+                let recorded = details.allowed.filter(|_| status == StepStatus::FailedAllowed).unwrap_or(status);
                 pending.push(&Record::StepEnd {
                     at_ms,
                     step: step.0,
                     attempt,
-                    status: step_status_code(status),
+                    status: step_status_code(recorded),
                     exit_code,
                     duration_ms,
                     snapshot: snapshot.as_deref().map(clip),
                     message: message.as_deref().map(clip),
-                    artifacts: &artifacts,
+                    trailing: &trailing,
                 });
             }
             StateEvent::ChainFailed { step, exit_code, message } => {

@@ -299,6 +299,16 @@ pub enum ProblemKind {
         /// The reason.
         message: String,
     },
+    /// An argument of the step that no runner interprets, because the engine does, is wrong.
+    #[error("{} must be {expected}, not {}", Name(.path), Quoted(.found))]
+    StepArg {
+        /// The path of the argument, such as `runner_args.retries`.
+        path: String,
+        /// The values that are possible.
+        expected: &'static str,
+        /// The value, as JSON.
+        found: String,
+    },
     /// The image's name is invalid, or refers to nothing on this machine.
     #[error("{0}")]
     BadImage(String),

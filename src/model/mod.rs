@@ -6,12 +6,14 @@
 //! [`crate::runner::SnapshotRef`].
 
 mod build;
+mod outcome_rules;
 mod pool;
 mod secrets;
 mod snapshot;
 mod step;
 
 pub use build::{BuildRef, BuildStatus};
+pub use outcome_rules::{OutcomeRules, SoftFail};
 pub use pool::Pool;
 pub use secrets::Secrets;
 pub use snapshot::{ArchiveId, ArtifactRef, SnapshotRef};

@@ -31,8 +31,12 @@ pub enum StdStream {
 pub enum StepStatus {
     /// The command exited with 0.
     Passed,
+    /// The command exited with 0, after an earlier attempt of it had failed.
+    Flaky,
     /// The command exited non-zero or was killed by a signal.
     Failed,
+    /// The step failed, and its pipeline allows that. What builds in it is skipped; everything else goes on.
+    FailedAllowed,
     /// The step never ran, because a step that it needs did not pass, or because the build stopped after a
     /// failure.
     Skipped,
@@ -52,7 +56,7 @@ impl StepStatus {
     /// Returns whether steps that need this one may run.
     #[must_use]
     pub const fn is_success(self) -> bool {
-        matches!(self, Self::Passed | Self::CacheHit)
+        matches!(self, Self::Passed | Self::Flaky | Self::CacheHit)
     }
 }
 

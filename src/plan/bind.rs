@@ -11,13 +11,14 @@ use std::{
 use serde_json::{Map, Value};
 
 use super::{
-    BindOptions, BoundPlan, BoundStep, Plan, StepIndex,
+    BindOptions, BoundPlan, BoundStep, Plan, StepIndex, bind_args,
     bound::{DEFAULT_IMAGE, display_name, is_rootfs},
 };
 use crate::{
     ir::{
         CommandStep, EdgeKind, Env, InvalidPipeline, ProblemKind, ProblemPlace, Problems, check_env, on_change_paths,
     },
+    model::OutcomeRules,
     runner::{ImageSupport, RunnerDescriptor, RunnerIndex},
 };
 
@@ -36,13 +37,14 @@ pub fn bind(plan: &Plan, runners: Vec<RunnerDescriptor>, options: &BindOptions) 
     for step in plan.dag().steps() {
         binder.check_lineage(step, &mut steps);
     }
-    let Binder { mut problems, used_images, .. } = binder;
+    let Binder { mut problems, used_images, outcomes, .. } = binder;
     problems.check()?;
     Ok(BoundPlan {
         dag: Arc::clone(&plan.inner.dag),
         // Without problems every step has its runner.
         steps: steps.into_iter().flatten().collect(),
         timeout: plan.pipeline().timeout_seconds.map(seconds).into_iter().chain(options.timeout).min(),
+        outcomes,
         keep: options.keep,
         unused_images: options.images.keys().filter(|image| !used_images.contains(image.as_str())).cloned().collect(),
         runners,
@@ -70,6 +72,8 @@ struct Binder<'a> {
     no_args: Value,
     /// The runners that were found to require none.
     without_args: BTreeSet<RunnerIndex>,
+    /// The steps whose failures are allowed or retried.
+    outcomes: BTreeMap<StepIndex, OutcomeRules>,
     problems: Problems,
 }
 
@@ -88,6 +92,7 @@ impl<'a> Binder<'a> {
             last_env: None,
             no_args: Value::Object(Map::new()),
             without_args: BTreeSet::new(),
+            outcomes: BTreeMap::new(),
             problems: Problems::default(),
         };
         if let Some(name) = &options.runner {
@@ -116,6 +121,17 @@ impl<'a> Binder<'a> {
         };
         let descriptor = &self.runners[usize::from(runner.0)];
 
+        let own = step.runner_args.as_ref().and_then(bind_args::take);
+        let own = own.map(|taken| {
+            for problem in taken.problems {
+                self.problems.add(place(), problem);
+            }
+            if taken.rules != OutcomeRules::default() {
+                self.outcomes.insert(at, taken.rules);
+            }
+            Arc::new(CommandStep { runner_args: taken.rest, ..CommandStep::clone(step) })
+        });
+        let step = own.as_ref().unwrap_or(step);
         let checked = match &step.runner_args {
             Some(args) => descriptor.args.check(args),
             None if self.without_args.contains(&runner) => Ok(()),
@@ -157,7 +173,7 @@ impl<'a> Binder<'a> {
     /// Resolves a root step's image.
     fn root(
         &mut self,
-        step: &'a Arc<CommandStep>,
+        step: &Arc<CommandStep>,
         at: RunnerIndex,
         place: impl FnOnce() -> ProblemPlace,
     ) -> Arc<CommandStep> {

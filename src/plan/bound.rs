@@ -9,6 +9,7 @@ use std::{
 use super::{Dag, StepIndex};
 use crate::{
     ir::{CommandStep, Env},
+    model::OutcomeRules,
     runner::{RunnerDescriptor, RunnerIndex},
 };
 
@@ -45,6 +46,8 @@ pub struct BoundPlan {
     pub runners: Vec<RunnerDescriptor>,
     /// Wall-clock budget of the whole build.
     pub timeout: Option<Duration>,
+    /// The steps whose failures are allowed or retried.
+    pub outcomes: BTreeMap<StepIndex, OutcomeRules>,
     /// Whether the filesystem of every step outlives the build so that users can inspect it.
     pub keep: bool,
     /// The [`BindOptions::images`] that no root step boots from. They may be misspelled.

@@ -5,12 +5,13 @@
 //! runs.
 
 mod bind;
+mod bind_args;
 mod bound;
 mod dag;
 
 use std::sync::Arc;
 
-pub use crate::model::StepIndex;
+pub use crate::model::{OutcomeRules, SoftFail, StepIndex};
 pub use bind::bind;
 pub use bound::{Base, BindOptions, BoundPlan, BoundStep, DEFAULT_IMAGE, SnapshotUse};
 pub use dag::{Dag, Link};

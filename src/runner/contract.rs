@@ -97,7 +97,8 @@ pub trait StepRunner: Send + Sync + fmt::Debug + 'static {
         RunnerCapabilities::default()
     }
 
-    /// Returns the arguments that the runner takes in `runner_args`. Called when a plan is bound.
+    /// Returns the arguments that the runner takes in `runner_args`. Called when a plan is bound. The names
+    /// `soft_fail` and `retries` belong to the engine: a runner never gets them.
     fn args_schema(&self) -> ArgsSchema {
         ArgsSchema::none()
     }

@@ -115,7 +115,8 @@ pub(crate) async fn run<R: RunnerSet>(build: Build<R>) -> BuildOutcome {
             priority,
             cached: cache.is_some() && is_cached(&plan, step),
         });
-    let rules = Rules { limits, keep_going, retries: RETRIES, backoff: BACKOFF };
+    let outcomes = plan.outcomes.clone();
+    let rules = Rules { limits, keep_going, retries: RETRIES, backoff: BACKOFF, outcomes };
     let policy = Policy::new(&plan.dag, &placements.collect::<Vec<_>>(), &rules);
     let mut progress = BuildProgress::new(&plan, policy, events, build.run_id, context.archives.id());
 

@@ -1,6 +1,6 @@
 //! A plan of no-op steps, its journal and its progress, for this module's tests.
 
-use std::{num::NonZeroUsize, time::Duration};
+use std::{collections::BTreeMap, num::NonZeroUsize, time::Duration};
 
 use chrono::DateTime;
 use uuid::Uuid;
@@ -77,6 +77,7 @@ pub(super) fn progress(plan: &BoundPlan, events: EventWriter) -> BuildProgress<'
         keep_going: false,
         retries: 1,
         backoff: Duration::from_secs(1),
+        outcomes: BTreeMap::new(),
     };
     let placements = vec![Placement { pool: 0, priority: 0, cached: false }; plan.steps.len()];
     let policy = Policy::new(&plan.dag, &placements, &rules);

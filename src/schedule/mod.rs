@@ -10,6 +10,7 @@ mod caching;
 mod critical_path;
 mod dispatcher;
 mod executor;
+mod finished;
 #[cfg(test)]
 mod fixture;
 mod policy;

@@ -4,53 +4,23 @@
 //! synchronous call with the time since the start of the run. Output: attempts to start, state events, and
 //! finally the outcome. The module knows no runtime, and nothing here waits.
 
-use std::{collections::BTreeMap, io, iter, num::NonZeroU64, path::PathBuf, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, io, iter, path::PathBuf, sync::Arc, time::Duration};
 
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
 use super::{
     executor::AttemptReport,
+    finished::{FinishedBuild, Record},
     policy::{Answer, AttemptEnd, Policy, Start, StopReason},
 };
 use crate::{
-    event::{EventWriter, StateEvent, is_full, step_id},
+    event::{EventWriter, StateEvent, StepEndDetails, is_full, step_id},
     model::{ArchiveId, ArtifactRef, BuildRef, BuildStatus, CacheMissReason, SnapshotRef, StepIndex, StepStatus},
-    outcome::{BuildOutcome, StepResultSummary},
+    outcome::BuildOutcome,
     plan::{BoundPlan, SnapshotUse},
     runner::{CacheDecision, ExecutorInput, RunnerIndex},
 };
-
-/// The record of one step. It is small, because there is one for each step of the plan; what few steps have
-/// is in [`BuildProgress`].
-#[derive(Debug, Clone, Default)]
-struct Record {
-    started: Option<NonZeroU64>,
-    duration_ms: u64,
-    exit_code: i32,
-    /// Whether there is an exit code.
-    has_exited: bool,
-    /// Whether the snapshot belongs to the cache.
-    is_kept: bool,
-}
-
-impl Record {
-    /// Marks the start of the first attempt.
-    fn start(&mut self, now: Duration) {
-        // A clock that counts nanoseconds from 1 overflows after five centuries.
-        let nanos = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX - 1) + 1;
-        self.started = self.started.or(NonZeroU64::new(nanos));
-    }
-
-    fn set_exit_code(&mut self, code: i32) {
-        (self.exit_code, self.has_exited) = (code, true);
-    }
-
-    /// Returns the time since the start of the first attempt. It is zero if there was none.
-    fn age(&self, now: Duration) -> Duration {
-        self.started.map_or(Duration::ZERO, |started| now.saturating_sub(Duration::from_nanos(started.get() - 1)))
-    }
-}
 
 /// A running build.
 #[derive(Debug)]
@@ -124,6 +94,7 @@ impl<'plan> BuildProgress<'plan> {
             snapshot: Some(snapshot),
             message: None,
             artifacts: Vec::new(),
+            details: StepEndDetails::default(),
         };
         self.emit(now, end);
         true
@@ -205,32 +176,57 @@ impl<'plan> BuildProgress<'plan> {
     /// Handles an attempt's end, and its consequences for other steps.
     pub(super) fn attempt_ended(&mut self, report: AttemptReport, now: Duration) {
         let AttemptReport { start: Start { step, attempt }, end, snapshot, artifacts, message } = report;
-        if let AttemptEnd::Exited(code) = end {
-            self.records[step.get()].set_exit_code(code);
-        }
-        self.set_snapshot(step, snapshot.clone());
+        let command_code = match end {
+            AttemptEnd::Exited(code) => Some(code),
+            _ => None,
+        };
         let status = match self.policy.attempt_ended(step, end, now) {
             Answer::Retry(backoff) => {
-                let message = message.unwrap_or_else(|| "unknown".into());
-                self.emit(now, StateEvent::StepRetry { step, attempt, backoff_ms: millis(backoff), message });
+                let message = self.retry_message(step, command_code, message);
+                let backoff_ms = millis(backoff);
+                self.emit(now, StateEvent::StepRetry { step, attempt, backoff_ms, message, exit_code: command_code });
                 return;
             }
             Answer::Ended(status) => status,
         };
+        self.set_snapshot(step, snapshot.clone());
         let record = &mut self.records[step.get()];
+        if let Some(code) = command_code {
+            record.set_exit_code(code);
+        }
         record.duration_ms = millis(record.age(now));
         let duration_ms = record.duration_ms;
-        let exit_code = if record.has_exited { record.exit_code } else { code_without_exit(status, attempt) };
+        let details = details(status, end);
+        let base = details.allowed.unwrap_or(status);
+        let exit_code = record.exit_code().unwrap_or_else(|| code_without_exit(base, attempt));
         if !artifacts.is_empty() {
             self.artifacts.insert(step, artifacts.clone());
         }
         let chain_message = chain_message(status, exit_code, message.as_deref());
-        let end = StateEvent::StepEnd { step, attempt, status, exit_code, duration_ms, snapshot, message, artifacts };
+        let end = StateEvent::StepEnd {
+            step,
+            attempt,
+            status,
+            exit_code,
+            duration_ms,
+            snapshot,
+            message,
+            artifacts,
+            details,
+        };
         self.emit(now, end);
         if let Some(message) = chain_message {
             self.emit(now, StateEvent::ChainFailed { step, exit_code, message });
         }
         self.end_bystanders(now);
+    }
+
+    /// Describes why an attempt failed that another follows.
+    fn retry_message(&self, step: StepIndex, command_code: Option<i32>, message: Option<Arc<str>>) -> Arc<str> {
+        let Some(code) = command_code else { return message.unwrap_or_else(|| "unknown".into()) };
+        let (done, allowed) = self.policy.command_retries(step);
+        let reason = message.unwrap_or_else(|| format!("the command exited with {code}").into());
+        format!("{reason}; retry {done} of {allowed}").into()
     }
 
     /// Ends all waiting steps, and prevents further starts.
@@ -344,6 +340,7 @@ impl<'plan> BuildProgress<'plan> {
                 snapshot: None,
                 message: None,
                 artifacts: Vec::new(),
+                details: StepEndDetails::default(),
             };
             self.emit(now, end);
         }
@@ -351,40 +348,6 @@ impl<'plan> BuildProgress<'plan> {
 
     fn emit(&mut self, now: Duration, event: StateEvent) {
         self.events.emit(millis(now), event);
-    }
-}
-
-/// A build that has ended. It does not refer to the plan.
-#[derive(Debug)]
-pub(super) struct FinishedBuild {
-    records: Vec<Record>,
-    /// The status and the number of attempts, by step.
-    ends: Vec<(Option<StepStatus>, u32)>,
-    artifacts: BTreeMap<StepIndex, Vec<ArtifactRef>>,
-    /// The outcome without its steps.
-    outcome: BuildOutcome,
-}
-
-impl FinishedBuild {
-    /// Returns the outcome. The plan is dropped before its steps get their summaries, so that a large build
-    /// needs no memory for both.
-    pub(super) fn outcome(self, plan: BoundPlan) -> BuildOutcome {
-        let Self { records, ends, mut artifacts, mut outcome } = self;
-        let keys: Vec<_> = plan.steps.iter().map(|bound| Arc::clone(&bound.step.key)).collect();
-        drop(plan);
-        let run_id = outcome.build.run_id;
-        let steps = keys.into_iter().zip(records).zip(ends).zip((0..).map(StepIndex));
-        let summaries = steps.map(|(((key, record), (status, attempts)), step)| StepResultSummary {
-            step_id: step_id(run_id, step),
-            key,
-            status: status.unwrap_or(StepStatus::Canceled),
-            exit_code: record.has_exited.then_some(record.exit_code),
-            duration_ms: record.duration_ms,
-            attempts,
-            artifacts: artifacts.remove(&step).unwrap_or_default(),
-        });
-        outcome.steps = summaries.collect();
-        outcome
     }
 }
 
@@ -397,8 +360,8 @@ fn code_without_exit(status: StepStatus, attempt: u32) -> i32 {
     match status {
         StepStatus::CacheHit => 0,
         _ if attempt == 0 => -1,
-        StepStatus::Passed => 0,
-        StepStatus::Failed => 1,
+        StepStatus::Passed | StepStatus::Flaky => 0,
+        StepStatus::Failed | StepStatus::FailedAllowed => 1,
         StepStatus::TimedOut => 124,
         StepStatus::Canceled => 130,
         StepStatus::OutOfMemory => 137,
@@ -407,11 +370,29 @@ fn code_without_exit(status: StepStatus, attempt: u32) -> i32 {
     }
 }
 
+/// Returns which failure is allowed, if `status` is that of an allowed one.
+fn details(status: StepStatus, end: AttemptEnd) -> StepEndDetails {
+    let mut details = StepEndDetails::default();
+    if status == StepStatus::FailedAllowed {
+        details.allowed = Some(match end {
+            AttemptEnd::TimedOut => StepStatus::TimedOut,
+            AttemptEnd::OutOfMemory => StepStatus::OutOfMemory,
+            _ => StepStatus::Failed,
+        });
+    }
+    details
+}
+
 /// Returns the message for the chain that a step ends. Returns `None` if the step did not fail, or failed
 /// because of another step.
 fn chain_message(status: StepStatus, exit_code: i32, message: Option<&str>) -> Option<Arc<str>> {
     match status {
-        StepStatus::Passed | StepStatus::CacheHit | StepStatus::Skipped | StepStatus::Canceled => None,
+        StepStatus::Passed
+        | StepStatus::Flaky
+        | StepStatus::CacheHit
+        | StepStatus::FailedAllowed
+        | StepStatus::Skipped
+        | StepStatus::Canceled => None,
         StepStatus::Failed => Some(format!("the command exited with {exit_code}").into()),
         StepStatus::TimedOut | StepStatus::OutOfMemory | StepStatus::Infrastructure => {
             Some(message.unwrap_or("unknown").into())

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Instant};
 
 use hm_exec::{
     Plan,
-    plan::{Base, BindOptions, BoundPlan, StepIndex, bind},
+    plan::{Base, BindOptions, BoundPlan, OutcomeRules, SoftFail, StepIndex, bind},
     runner::{ArgsSchema, ImageSupport, Limits, RunnerCapabilities, RunnerDescriptor, RunnerIndex},
 };
 use schemars::JsonSchema;
@@ -201,6 +201,63 @@ fn runner_args_are_checked_by_the_runner() {
         let step = step("a", json!({ "runner": "docker", "runner_args": args }));
         assert_eq!(bound(&plan(&[step], json!([])), &BindOptions::default()).steps[0].runner, RunnerIndex(2));
     }
+}
+
+#[test]
+fn the_engine_takes_its_arguments_on_every_runner() {
+    let of = |runner: &str, args: Value| step(runner, json!({ "runner": runner, "runner_args": args }));
+    let steps = [
+        of("process", json!({ "soft_fail": true })),
+        of("docker", json!({ "cpus": 2, "retries": 10, "soft_fail": [3, 1, 3] })),
+        of("sandbox", json!({ "soft_fail": false, "retries": null })),
+    ];
+    let plan = plan(&steps, json!([]));
+    let bound = bound(&plan, &BindOptions::default());
+    let expected = [
+        (StepIndex(0), OutcomeRules::new(0, SoftFail::Any)),
+        (StepIndex(1), OutcomeRules::new(10, SoftFail::Codes([1, 3].into()))),
+    ];
+    assert_eq!(bound.outcomes.into_iter().collect::<Vec<_>>(), expected);
+    let rest: Vec<_> = bound.steps.iter().map(|bound| bound.step.runner_args.clone()).collect();
+    assert_eq!(rest, [None, Some(json!({ "cpus": 2 })), None], "neither runners nor keys see them");
+}
+
+#[test]
+fn wrong_arguments_of_the_engine_are_all_reported_beside_those_of_the_runner() {
+    for (args, expected) in [
+        (json!({ "retries": 11 }), &["retries must be a whole number from 0 to 10, not `11`"][..]),
+        (json!({ "retries": -1 }), &["retries must be a whole number from 0 to 10, not `-1`"]),
+        (json!({ "retries": 1.5 }), &["retries must be a whole number from 0 to 10, not `1.5`"]),
+        (json!({ "retries": 300 }), &["retries must be a whole number from 0 to 10, not `300`"]),
+        (json!({ "retries": [1] }), &["retries must be a whole number from 0 to 10, not `a list`"]),
+        (json!({ "soft_fail": 1 }), &["soft_fail must be `true`, `false` or a list of exit codes, not `1`"]),
+        (json!({ "soft_fail": {} }), &["soft_fail must be `true`, `false` or a list of exit codes, not `an object`"]),
+        (json!({ "soft_fail": [1, 0] }), &["soft_fail[1] must be an exit code from 1 to 255, not `0`"]),
+        (json!({ "soft_fail": [256] }), &["soft_fail[0] must be an exit code from 1 to 255, not `256`"]),
+        (
+            json!({ "soft_fail": ["\u{1b}[2J"] }),
+            &["soft_fail[0] must be an exit code from 1 to 255, not `\"\\u001b[2J\"`"],
+        ),
+        (
+            json!({ "soft_fail": "yes", "retries": true }),
+            &[
+                "soft_fail must be `true`, `false` or a list of exit codes, not `\"yes\"`",
+                "retries must be a whole number from 0 to 10, not `true`",
+            ],
+        ),
+    ] {
+        let plan = plan(&[step("a", json!({ "runner_args": args }))], json!([]));
+        let expected: Vec<_> = expected.iter().map(|text| format!("step `a`: runner_args.{text}")).collect();
+        let expected: Vec<_> = expected.iter().map(String::as_str).collect();
+        assert_refused(&plan, runners(), &BindOptions::default(), &expected);
+    }
+    let args = json!({ "retries": 99, "cpu": 1 });
+    let plan = plan(&[step("a", json!({ "runner": "docker", "runner_args": args }))], json!([]));
+    let expected = [
+        "step `a`: runner_args.retries must be a whole number from 0 to 10, not `99`",
+        "step `a`: runner `docker` rejects runner_args.cpu: unknown field `cpu`, expected `cpus`",
+    ];
+    assert_refused(&plan, runners(), &BindOptions::default(), &expected);
 }
 
 #[test]

@@ -112,6 +112,7 @@ async fn read(mut writer: EventWriter, mut events: EventStream) -> Vec<BuildEven
             snapshot: None,
             message: None,
             artifacts: vec![],
+            details: Default::default(),
         },
     );
     writer.emit(1, StateEvent::BuildEnd { status: BuildStatus::Passed, duration_ms: 1 });

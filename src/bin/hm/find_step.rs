@@ -117,8 +117,10 @@ pub(crate) fn describe(step: &StepRecord) -> String {
     match step.status {
         None => "not ended".into(),
         Some(StepStatus::Passed) => "passed".into(),
+        Some(StepStatus::Flaky) => format!("flaky, passed on attempt {}", step.attempts),
         Some(StepStatus::CacheHit) => "passed, cached".into(),
         Some(StepStatus::Failed) => format!("failed with exit code {}", code()),
+        Some(StepStatus::FailedAllowed) => format!("failed (allowed) with exit code {}", code()),
         Some(StepStatus::Skipped) => "skipped".into(),
         Some(StepStatus::Canceled) => "cancelled".into(),
         Some(StepStatus::TimedOut) => "timed out".into(),

@@ -194,6 +194,7 @@ impl Run {
                 snapshot,
                 message,
                 artifacts: vec![],
+                details: Default::default(),
             };
             self.writer.emit(0, ended);
         }

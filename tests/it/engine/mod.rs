@@ -2,6 +2,7 @@
 
 mod backends;
 mod makespan;
+mod outcomes;
 mod random;
 mod scale;
 mod silent;

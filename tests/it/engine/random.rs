@@ -9,14 +9,18 @@ use std::{
 };
 
 use hm_exec::{
-    BuildEvent, BuildOutcome, BuildStatus, Engine, Plan, RunnerSet, StepResultSummary, StepStatus::Passed, runner::Pool,
+    BuildEvent, BuildOutcome, BuildStatus, Engine, Plan, RunnerSet, StepResultSummary,
+    StepStatus::{FailedAllowed, Flaky, Passed, Skipped},
+    plan::{OutcomeRules, SoftFail},
+    runner::Pool,
 };
-use proptest::{collection::vec, option::weighted, prelude::*};
+use proptest::{collection::vec, option::weighted, prelude::*, sample::subsequence};
 use uuid::Uuid;
 
 use crate::support::{
     graphs::{Graph, cases, graphs},
     model::{Build, GRACE, Played, RUNNERS},
+    policy_oracle::outcome_rules,
     scripted::{Act, Memory, PASS, Scripted, json_lines, request, statuses},
     workloads::Workload,
 };
@@ -89,13 +93,15 @@ fn sparse_builds() -> impl Strategy<Value = Build> {
             vec(0..RUNNERS.len(), steps),
             vec(weighted(0.15, 1..1_500_u64), steps),
             vec(weighted(0.5, 0..5_000_u64), steps),
+            vec(outcome_rules(subsequence(vec![1, 2, 124, 137], 1..=4)), steps),
         )
-            .prop_map(move |(scripts, runner_of, timeout_seconds, last_run_ms)| Build {
+            .prop_map(move |(scripts, runner_of, timeout_seconds, last_run_ms, outcomes)| Build {
                 graph: graph.clone(),
                 scripts,
                 runner_of,
                 timeout_seconds,
                 last_run_ms,
+                outcomes,
                 limits,
                 keep_going,
                 cancel_after: stops.0.map(|ms| Duration::from_millis(ms + 3)),
@@ -119,6 +125,18 @@ fn crowded(build: Build) -> Build {
         cancel_after: build.cancel_after.map(moment),
         timeout: moment(build.timeout),
         ..build
+    }
+}
+
+/// Returns the field of the IR that asks for `rules`.
+fn runner_args(rules: &OutcomeRules) -> String {
+    let soft_fail = match &rules.soft_fail {
+        SoftFail::Codes(codes) => format!("{codes:?}"),
+        soft_fail => (*soft_fail == SoftFail::Any).to_string(),
+    };
+    match rules {
+        rules if *rules == OutcomeRules::default() => String::new(),
+        rules => format!(r#","runner_args":{{"retries":{},"soft_fail":{soft_fail}}}"#, rules.retries),
     }
 }
 
@@ -146,7 +164,8 @@ fn run<R: RunnerSet>(build: &Build, compose: fn(Three) -> R) -> Run {
         let mut request = request(&build.graph);
         let json = build.graph.to_ir_json_with(|step| {
             let limit = build.timeout_seconds[step].map(|seconds| format!(r#","timeout_seconds":{seconds}"#));
-            format!(r#","runner":"{}"{}"#, RUNNERS[build.runner_of[step]], limit.unwrap_or_default())
+            let runner = RUNNERS[build.runner_of[step]];
+            format!(r#","runner":"{runner}"{}{}"#, limit.unwrap_or_default(), runner_args(&build.outcomes[step]))
         });
         request.plan = Plan::parse(json).unwrap();
         request.options.keep_going = build.keep_going;
@@ -185,6 +204,7 @@ pub(crate) fn pass_only(work: &Workload, slots: usize) -> u64 {
         runner_of: vec![0; steps],
         timeout_seconds: vec![None; steps],
         last_run_ms: work.durations_ms.iter().copied().map(Some).collect(),
+        outcomes: vec![OutcomeRules::default(); steps],
         limits: [slots, 1],
         keep_going: false,
         cancel_after: None,
@@ -240,7 +260,11 @@ impl Run {
                     started[step] += 1;
                     assert_eq!(*attempt, started[step]);
                     for parent in build.graph.parents(step) {
-                        assert_eq!(ended.get(&parent), Some(&Passed), "s{step} started before s{parent} passed");
+                        let is_released = match ended.get(&parent) {
+                            Some(FailedAllowed) => build.graph.lineage(step) != Some(parent),
+                            status => matches!(status, Some(Passed | Flaky)),
+                        };
+                        assert!(is_released, "s{step} started before s{parent} passed");
                     }
                     assert!(running.insert(step), "two attempts of s{step} at once");
                     let in_pool = running.iter().filter(|other| pool_of(**other) == pool_of(step)).count();
@@ -260,8 +284,13 @@ impl Run {
         }
         assert!(matches!(self.events.last(), Some(BuildEvent::BuildEnd { .. })));
         assert_eq!(ended.into_values().collect::<Vec<_>>(), statuses(&self.outcome));
-        let all_passed = statuses(&self.outcome).iter().all(|status| *status == Passed);
-        assert_eq!(self.outcome.status == BuildStatus::Passed, all_passed);
+        let statuses = statuses(&self.outcome);
+        let (has_passed, mut all) = (self.outcome.status == BuildStatus::Passed, statuses.iter());
+        if has_passed {
+            assert!(all.all(|status| matches!(status, Passed | Flaky | FailedAllowed | Skipped)), "{statuses:?}");
+        } else {
+            assert!(!all.all(|status| matches!(status, Passed | Flaky | FailedAllowed)), "{statuses:?}");
+        }
         for (memory, limit) in self.memories.iter().zip(build.limits) {
             assert_eq!(memory.running, 0);
             assert!(memory.most_running <= limit);

@@ -112,7 +112,22 @@ fn events_of_the_published_crate_are_read_with_defaults_for_our_additions() {
 #[test]
 fn events_round_trip_through_json() {
     let own = [
-        BuildEvent::StepRetry { seq: 1, step_id: id(1), attempt: 3, backoff_ms: 250, message: "lost".into() },
+        BuildEvent::StepRetry {
+            seq: 1,
+            step_id: id(1),
+            attempt: 3,
+            backoff_ms: 250,
+            message: "lost".into(),
+            exit_code: None,
+        },
+        BuildEvent::StepRetry {
+            seq: 1,
+            step_id: id(1),
+            attempt: 1,
+            backoff_ms: 0,
+            message: "no".into(),
+            exit_code: Some(9),
+        },
         BuildEvent::StepCacheMiss {
             seq: 1,
             step_id: id(1),

@@ -4,9 +4,10 @@ use std::{fs, os::unix::fs::PermissionsExt, path::Path};
 
 use hm_exec::{
     BuildEvent,
-    event::{self, CacheMissReason, JournalError, StateEvent, StdStream},
+    StepStatus::{self, FailedAllowed, Flaky, OutOfMemory, Passed, TimedOut},
+    event::{self, CacheMissReason, EventWriter, JournalError, StateEvent, StdStream, StepEndDetails},
     plan::StepIndex,
-    runner::Secrets,
+    runner::{ArtifactRef, Secrets},
 };
 use proptest::prelude::*;
 use tempfile::TempDir;
@@ -25,7 +26,8 @@ async fn record(dir: &Path) {
     bus.output(id(0), StdStream::Stderr, b"warning: \xff\n").await;
     bus.output(id(0), StdStream::Stdout, b"\xa4 is split").await;
     let message = "failed to mount: no such device".into();
-    writer.emit(8, StateEvent::StepRetry { step: StepIndex(0), attempt: 1, backoff_ms: 250, message });
+    let retry = StateEvent::StepRetry { step: StepIndex(0), attempt: 1, backoff_ms: 250, message, exit_code: None };
+    writer.emit(8, retry);
     writer.flush().unwrap();
     writer.emit(258, StateEvent::StepStart { step: StepIndex(0), attempt: 2 });
     bus.for_attempt(2).output(id(0), StdStream::Stdout, b"no newline at the end").await;
@@ -92,6 +94,84 @@ async fn misses_are_written_byte_for_byte_as_when_version_1_got_them() {
     }
     assert_eq!(fs::read(dir.join("journal")).unwrap(), fs::read(kept.join("journal")).unwrap());
     assert_eq!(json_lines(&replay(&kept)), fs::read_to_string(kept.join("events.jsonl")).unwrap());
+}
+
+/// Emits the end of a step with a status that refines another.
+fn end_refined(writer: &mut EventWriter, step: u32, status: StepStatus, allowed: Option<StepStatus>) {
+    let mut details = StepEndDetails::default();
+    details.allowed = allowed;
+    let size = u64::from(step);
+    let artifacts = vec![ArtifactRef { key: "out/a.txt".into(), mime: "text/plain".into(), size_bytes: size }];
+    let end = StateEvent::StepEnd {
+        step: StepIndex(step),
+        attempt: 2,
+        status,
+        exit_code: step.cast_signed(),
+        duration_ms: 5,
+        snapshot: None,
+        message: None,
+        artifacts: if step == 1 { artifacts } else { vec![] },
+        details,
+    };
+    writer.emit(6, end);
+}
+
+/// Records a run with a flaky step, three failures that are allowed, and a passed step.
+fn record_refined(dir: &Path) {
+    let (mut writer, _bus, _events) = create_in(dir, 5);
+    start(&mut writer, 0);
+    let (step, message) = (StepIndex(0), "the command exited with 7; retry 1 of 2".into());
+    writer.emit(1, StateEvent::StepRetry { step, attempt: 1, backoff_ms: 0, message, exit_code: Some(7) });
+    writer.emit(1, StateEvent::StepStart { step, attempt: 2 });
+    end_refined(&mut writer, 0, Flaky, None);
+    end_refined(&mut writer, 1, FailedAllowed, None);
+    end_refined(&mut writer, 2, FailedAllowed, Some(TimedOut));
+    end_refined(&mut writer, 3, FailedAllowed, Some(OutOfMemory));
+    end(&mut writer, 4);
+    end_build(writer);
+}
+
+#[test]
+fn refined_statuses_are_written_byte_for_byte_as_when_version_1_got_them() {
+    let scratch = TempDir::new().unwrap();
+    let dir = scratch.path().join("run");
+    record_refined(&dir);
+    let kept = fixture().with_file_name("v1-outcomes");
+    if std::env::var_os("HM_UPDATE_FIXTURES").is_some() {
+        fs::create_dir_all(&kept).unwrap();
+        fs::copy(dir.join("journal"), kept.join("journal")).unwrap();
+        fs::write(kept.join("events.jsonl"), json_lines(&replay(&dir))).unwrap();
+    }
+    assert_eq!(fs::read(dir.join("journal")).unwrap(), fs::read(kept.join("journal")).unwrap());
+    assert_eq!(json_lines(&replay(&kept)), fs::read_to_string(kept.join("events.jsonl")).unwrap());
+    let records = event::step_records(&kept).unwrap();
+    let statuses: Vec<_> = records.iter().map(|step| step.status.unwrap()).collect();
+    assert_eq!(statuses, [Flaky, FailedAllowed, FailedAllowed, FailedAllowed, Passed]);
+    assert_eq!((records[0].attempts, &*records[0].failed_attempts), (2, &[(1, 7)][..]));
+    let durations: Vec<_> = event::durations(&kept).unwrap().into_keys().collect();
+    assert_eq!(durations.iter().map(|key| &**key).collect::<Vec<_>>(), ["step-4"], "without the failed attempts");
+}
+
+/// Older versions ignore what follows the fields that they know.
+#[test]
+fn older_readers_read_flaky_as_passed_and_an_allowed_failure_as_one() {
+    let dir = TempDir::new().unwrap();
+    record_refined(&dir.path().join("run"));
+    let journal = fs::read(dir.path().join("run/journal")).unwrap();
+    let header = 20 + u32::from_le_bytes(journal[12..16].try_into().unwrap()) as usize;
+    let (mut rest, mut payloads) = (&journal[header..], Vec::new());
+    while let Some((len, _)) = rest.split_first_chunk::<4>() {
+        let end = 8 + u32::from_le_bytes(*len) as usize;
+        let payload = &rest[8..end];
+        // The empty list of artifacts and the refinement are the last two bytes of a step's end.
+        let known =
+            if payload[0] == 4 { payload.strip_suffix(&[0, 1]).or(payload.strip_suffix(&[0, 2])) } else { None };
+        payloads.push(known.unwrap_or(payload));
+        rest = &rest[end..];
+    }
+    let old = with_journal(&with_records(&journal, payloads.into_iter()));
+    let statuses: Vec<_> = event::step_records(old.path()).unwrap().iter().map(|step| step.status.unwrap()).collect();
+    assert_eq!(statuses, [Passed, FailedAllowed, TimedOut, OutOfMemory, Passed], "step-1 has an artifact");
 }
 
 #[test]

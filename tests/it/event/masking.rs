@@ -48,7 +48,8 @@ async fn a_secret_is_masked_in_output_in_every_text_and_in_every_file() {
     bus.output(id(0), StdStream::Stdout, b"at the end hunter").await;
     let message: std::sync::Arc<str> = text.as_str().into();
     let step = StepIndex(0);
-    writer.emit(1, StateEvent::StepRetry { step, attempt: 1, backoff_ms: 1, message: message.clone() });
+    let retry = StateEvent::StepRetry { step, attempt: 1, backoff_ms: 1, message: message.clone(), exit_code: None };
+    writer.emit(1, retry);
     writer.emit(1, StateEvent::StepCacheHit { step, tag: message.clone() });
     writer.emit(1, StateEvent::ChainFailed { step, exit_code: 1, message: message.clone() });
     let (status, snapshot, message) = (StepStatus::Failed, Some(text.as_str().into()), Some(message));
@@ -63,6 +64,7 @@ async fn a_secret_is_masked_in_output_in_every_text_and_in_every_file() {
             snapshot,
             message,
             artifacts: vec![],
+            details: Default::default(),
         },
     );
     assert!(!format!("{writer:?} {bus:?}").contains(SECRET));
@@ -99,7 +101,8 @@ async fn withheld_output_comes_before_the_end_of_its_attempt() {
     let (mut writer, bus, events) = event::create(RunDir::Temporary, meta(1), &secrets()).unwrap();
     start(&mut writer, 0);
     bus.output(id(0), StdStream::Stdout, b"hunt").await;
-    writer.emit(1, StateEvent::StepRetry { step: StepIndex(0), attempt: 1, backoff_ms: 1, message: "x".into() });
+    let (step, message) = (StepIndex(0), "x".into());
+    writer.emit(1, StateEvent::StepRetry { step, attempt: 1, backoff_ms: 1, message, exit_code: None });
     end_build(writer);
     let events: Vec<BuildEvent> = events.collect().await;
     assert_eq!(kinds(&events)[3..], ["step_start", "step_log", "step_retry", "build_end"]);

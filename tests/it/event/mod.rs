@@ -43,6 +43,7 @@ async fn every_reader_gets_the_same_events_from_start_to_end() {
         snapshot: Some("hm1:abc".into()),
         message: Some("as before".into()),
         artifacts: vec![ArtifactRef { key: "out/report.html".into(), mime: "text/html".into(), size_bytes: 9 }],
+        details: Default::default(),
     };
     writer.emit(6, skipped);
     writer.emit(7, StateEvent::ChainFailed { step: StepIndex(1), exit_code: 1, message: "no".into() });
@@ -185,7 +186,8 @@ async fn output_of_ended_attempts_and_of_unknown_steps_is_ignored() {
     let (mut writer, bus, events) = create(1);
     start(&mut writer, 0);
     bus.output(id(0), StdStream::Stdout, b"first").await;
-    let retry = StateEvent::StepRetry { step: StepIndex(0), attempt: 1, backoff_ms: 3, message: "lost".into() };
+    let (step, message) = (StepIndex(0), "lost".into());
+    let retry = StateEvent::StepRetry { step, attempt: 1, backoff_ms: 3, message, exit_code: None };
     writer.emit(1, retry);
     bus.output(id(0), StdStream::Stdout, b"late").await;
     writer.emit(2, StateEvent::StepStart { step: StepIndex(0), attempt: 2 });

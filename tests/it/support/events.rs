@@ -46,6 +46,7 @@ pub(crate) fn end(writer: &mut EventWriter, step: u32) {
             snapshot: None,
             message: None,
             artifacts: vec![],
+            details: Default::default(),
         },
     );
 }

@@ -26,6 +26,11 @@ impl Graph {
         self.edges.iter().filter(|edge| edge.1 == step).map(|edge| edge.0).collect()
     }
 
+    /// Returns the parent in which `step` builds.
+    pub(crate) fn lineage(&self, step: usize) -> Option<usize> {
+        self.edges.iter().find(|edge| edge.1 == step && edge.2).map(|edge| edge.0)
+    }
+
     /// Returns the IR of no-op steps `s0`, `s1`, ...
     pub(crate) fn to_ir_json(&self) -> String {
         self.to_ir_json_with(|_| String::new())

@@ -2,7 +2,7 @@
 
 use std::{
     cmp::Reverse,
-    collections::{BinaryHeap, VecDeque},
+    collections::{BTreeMap, BinaryHeap, VecDeque},
     num::NonZeroUsize,
     time::Duration,
 };
@@ -67,7 +67,8 @@ pub(crate) fn ours<'dag>(dag: &'dag Dag, believed: &[Option<Duration>], slots: u
     let placements = priorities(dag, believed).into_iter();
     let placements: Vec<_> = placements.map(|priority| Placement { pool: 0, priority, cached: false }).collect();
     let limits = vec![NonZeroUsize::new(slots).expect("at least one slot")];
-    Policy::new(dag, &placements, &Rules { limits, keep_going: false, retries: 0, backoff: Duration::ZERO })
+    let (backoff, outcomes) = (Duration::ZERO, BTreeMap::new());
+    Policy::new(dag, &placements, &Rules { limits, keep_going: false, retries: 0, backoff, outcomes })
 }
 
 impl Order for Policy<'_> {

@@ -9,7 +9,7 @@ use std::{
 
 use hm_exec::{
     Plan, StepStatus,
-    plan::StepIndex,
+    plan::{OutcomeRules, SoftFail, StepIndex},
     schedule::{Answer, AttemptEnd, Placement, Policy, Rules, StopReason, priorities},
 };
 use proptest::{collection::vec, prelude::*};
@@ -36,6 +36,7 @@ pub(crate) struct Scenario {
     graph: Graph,
     pool_of: Vec<usize>,
     cached: Vec<bool>,
+    outcomes: Vec<OutcomeRules>,
     limits: Vec<usize>,
     last_run_ms: Vec<Option<u64>>,
     keep_going: bool,
@@ -68,26 +69,41 @@ fn operations_of(bytes: &[u8]) -> Vec<Operation> {
     bytes.as_chunks().0.iter().map(operation).collect()
 }
 
+/// Generates what failures of a step mean; about every second step has the usual meaning.
+pub(crate) fn outcome_rules(codes: impl Strategy<Value = Vec<u8>>) -> impl Strategy<Value = OutcomeRules> {
+    let soft_fail = prop_oneof![
+        6 => Just(SoftFail::No),
+        1 => Just(SoftFail::Any),
+        2 => codes.prop_map(|codes| SoftFail::Codes(codes.into())),
+    ];
+    (prop_oneof![6 => Just(0), 3 => 0..=3_u8, 1 => Just(10)], soft_fail)
+        .prop_map(|(retries, soft_fail)| OutcomeRules::new(retries, soft_fail))
+}
+
 pub(crate) fn scenarios() -> impl Strategy<Value = Scenario> {
     (graphs(0..=60), vec(1..=4_usize, 3)).prop_flat_map(|(graph, limits)| {
         let steps = graph.len;
         (
             vec(0..limits.len(), steps),
             vec(proptest::bool::weighted(0.3), steps),
+            vec(outcome_rules(vec(1..=255_u8, 0..200)), steps),
             vec(proptest::option::of(0..5_000_u64), steps),
             any::<bool>(),
             vec(any::<u8>(), 0..900).prop_map(|bytes| operations_of(&bytes)),
             vec(any::<u8>().prop_map(end_of), 1..20),
         )
-            .prop_map(move |(pool_of, cached, last_run_ms, keep_going, operations, final_ends)| Scenario {
-                graph: graph.clone(),
-                pool_of,
-                cached,
-                limits: limits.clone(),
-                last_run_ms,
-                keep_going,
-                operations,
-                final_ends,
+            .prop_map(move |(pool_of, cached, outcomes, last_run_ms, keep_going, operations, final_ends)| {
+                Scenario {
+                    graph: graph.clone(),
+                    pool_of,
+                    cached,
+                    outcomes,
+                    limits: limits.clone(),
+                    last_run_ms,
+                    keep_going,
+                    operations,
+                    final_ends,
+                }
             })
     })
 }
@@ -121,8 +137,12 @@ impl Pair<'_> {
         }
         if let Some(start) = started {
             for parent in &self.model.parents[start.step.get()] {
-                let parent = self.terminal.get(parent);
-                assert!(parent.is_some_and(|status| status.is_success()), "started before its parent passed");
+                let is_lineage = self.model.lineage[start.step.get()] == Some(*parent);
+                let is_released = match self.terminal.get(parent) {
+                    Some(StepStatus::FailedAllowed) => !is_lineage,
+                    status => status.is_some_and(|status| status.is_success()),
+                };
+                assert!(is_released, "started before its parent passed");
             }
         }
         self.compare();
@@ -221,11 +241,14 @@ pub(crate) fn check(scenario: &Scenario) {
         keep_going: scenario.keep_going,
         retries: u32::try_from(BACKOFFS_MS.len()).unwrap(),
         backoff: Duration::from_millis(BACKOFFS_MS[0]),
+        outcomes: (0..).map(index).zip(scenario.outcomes.iter().cloned()).collect(),
     };
     let mut pair = Pair {
         policy: Policy::new(plan.dag(), &placements.collect::<Vec<_>>(), &rules),
         model: Model {
             parents: (0..scenario.graph.len).map(|step| scenario.graph.parents(step)).collect(),
+            lineage: (0..scenario.graph.len).map(|step| scenario.graph.lineage(step)).collect(),
+            outcomes: scenario.outcomes.clone(),
             pool_of: scenario.pool_of.clone(),
             to_look_up: scenario.cached.clone(),
             urgency,
@@ -234,6 +257,7 @@ pub(crate) fn check(scenario: &Scenario) {
             backoffs: BACKOFFS_MS.map(Duration::from_millis).to_vec(),
             steps: vec![Step::Idle; scenario.graph.len],
             attempts: vec![0; scenario.graph.len],
+            command_failures: vec![0; scenario.graph.len],
             stop: None,
         },
         now: Duration::ZERO,

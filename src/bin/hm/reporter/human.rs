@@ -2,7 +2,7 @@
 
 use std::io::{self, Write};
 
-use hm_exec::{BuildEvent, event::LogLines};
+use hm_exec::{BuildEvent, StepStatus, event::LogLines};
 
 use super::{
     BufferedWriter, Reporter,
@@ -57,17 +57,18 @@ impl<W: Write> Reporter for Human<W> {
             }
             BuildEvent::StepRetry { step_id, attempt, backoff_ms, message, .. } => {
                 let key = self.steps.name(*step_id);
-                let wait = text::duration(std::time::Duration::from_millis(*backoff_ms));
-                let message = text::clean(message);
-                self.say(&format!(
-                    "=> {key} {} {message}; retrying in {wait}",
-                    style.odd(&format!("attempt {attempt} failed:"))
-                ));
+                let mut message = text::clean(message);
+                if *backoff_ms > 0 {
+                    let wait = text::duration(std::time::Duration::from_millis(*backoff_ms));
+                    message.push_str(&format!("; retrying in {wait}"));
+                }
+                self.say(&format!("=> {key} {} {message}", style.odd(&format!("attempt {attempt} failed:"))));
             }
-            BuildEvent::StepEnd { step_id, status, exit_code, duration_ms, message, .. } => {
+            BuildEvent::StepEnd { step_id, status, attempt, exit_code, duration_ms, message, .. } => {
                 let key = self.steps.name(*step_id);
-                let ending = ending(*status, *exit_code, *duration_ms, message.as_deref());
+                let ending = ending(*status, *attempt, *exit_code, *duration_ms, message.as_deref());
                 let ending = match status {
+                    StepStatus::Flaky => style.odd(&ending),
                     status if status.is_success() => style.good(&ending),
                     status if is_failure(*status) => style.bad(&ending),
                     _ => style.odd(&ending),

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use hm_exec::{BuildEvent, event::LogLines};
+use hm_exec::{BuildEvent, StepStatus, event::LogLines};
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use uuid::Uuid;
 
@@ -186,15 +186,17 @@ impl Reporter for Progress {
                 let key = self.steps.name(*step_id);
                 self.say(&format!("{} {key} attempt {attempt} failed: {}", style.odd("!"), text::clean(message)));
             }
-            BuildEvent::StepEnd { step_id, status, exit_code, duration_ms, message, .. } => {
+            BuildEvent::StepEnd { step_id, status, attempt, exit_code, duration_ms, message, .. } => {
                 let key = self.steps.name(*step_id);
-                let ending = ending(*status, *exit_code, *duration_ms, message.as_deref());
+                let ending = ending(*status, *attempt, *exit_code, *duration_ms, message.as_deref());
                 let (mark, ending) = match status {
+                    StepStatus::Flaky | StepStatus::FailedAllowed => (style.odd("!"), style.odd(&ending)),
                     status if status.is_success() => (style.good("✓"), ending),
                     status if is_failure(*status) => (style.bad("✗"), style.bad(&ending)),
                     _ => (style.odd("-"), style.odd(&ending)),
                 };
-                self.end(*step_id, &key, &mark, &ending, is_failure(*status) && !self.show_logs);
+                let has_failed = is_failure(*status) || *status == StepStatus::FailedAllowed;
+                self.end(*step_id, &key, &mark, &ending, has_failed && !self.show_logs);
             }
             BuildEvent::BuildEnd { status, duration_ms, .. } => {
                 self.total.finish_and_clear();

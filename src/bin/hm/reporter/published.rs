@@ -132,6 +132,8 @@ struct CacheMiss {
 struct Retry {
     backoff_ms: u64,
     message: Arc<str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    exit_code: Option<i32>,
 }
 
 /// A step that never ran, because of another step or because the build was cancelled.
@@ -157,8 +159,8 @@ impl Translator {
                     step.extra.cache_miss = Some(CacheMiss { reason: *reason, message: message.clone() });
                     return None;
                 }
-                BuildEvent::StepRetry { backoff_ms, message, .. } => {
-                    step.extra.retry = Some(Retry { backoff_ms: *backoff_ms, message: message.clone() });
+                &BuildEvent::StepRetry { backoff_ms, ref message, exit_code, .. } => {
+                    step.extra.retry = Some(Retry { backoff_ms, message: message.clone(), exit_code });
                     return None;
                 }
                 BuildEvent::StepLogLost { message, .. } => {
@@ -207,7 +209,7 @@ impl Translator {
                     self.note_not_run(step_id, &event);
                     return None;
                 }
-                if status == StepStatus::Passed
+                if matches!(status, StepStatus::Passed | StepStatus::Flaky)
                     && self.plan.chain_count.is_some()
                     && let BuildEvent::StepEnd { snapshot: snapshot @ None, .. } = event.to_mut()
                 {
@@ -306,6 +308,10 @@ mod tests {
         BuildEvent::StepStart { seq: 0, step_id: ids(1), runner: "sandbox".into(), image: None, attempt }
     }
 
+    fn retry(backoff_ms: u64, message: &str, exit_code: Option<i32>) -> BuildEvent {
+        BuildEvent::StepRetry { seq: 0, step_id: ids(1), attempt: 1, backoff_ms, message: message.into(), exit_code }
+    }
+
     fn end(step_id: Uuid, status: StepStatus, exit_code: i32, attempt: u32) -> BuildEvent {
         let (snapshot, message, artifacts) = (None, Some("why".into()), Vec::new());
         BuildEvent::StepEnd {
@@ -332,7 +338,7 @@ mod tests {
                 message: Some("gone".into()),
             },
             start(1),
-            BuildEvent::StepRetry { seq: 0, step_id: ids(1), attempt: 1, backoff_ms: 250, message: "lost".into() },
+            retry(250, "lost", None),
             start(2),
             BuildEvent::StepLogLost { seq: 0, step_id: ids(1), attempt: 2, message: "removed".into() },
             BuildEvent::Unknown(serde_json::Map::new()),
@@ -353,6 +359,25 @@ mod tests {
         assert_eq!(shown[1]["retry"], serde_json::json!({ "backoff_ms": 250, "message": "lost" }));
         assert!(shown[1].get("cache_miss").is_none() && shown[2]["log_lost"] == "removed");
         assert_eq!((&shown[3]["message"], &shown[3]["chain_idx"]), (&"step 'a': why".into(), &0.into()));
+    }
+
+    #[test]
+    fn a_flaky_step_has_passed_and_an_allowed_failure_keeps_its_exit_code() {
+        let shown = translated(&[
+            start(1),
+            retry(0, "the command exited with 7; retry 1 of 1", Some(7)),
+            start(2),
+            end(ids(1), StepStatus::Flaky, 0, 2),
+            end(SKIPPED, StepStatus::FailedAllowed, 9, 1),
+            BuildEvent::BuildEnd { seq: 0, exit_code: 0, duration_ms: 1, status: hm_exec::BuildStatus::Passed },
+        ]);
+        let kinds: Vec<_> = shown.iter().map(|event| event["kind"].as_str().unwrap()).collect();
+        assert_eq!(kinds, ["step_start", "step_start", "step_end", "step_end", "build_end"]);
+        assert_eq!(shown[1]["retry"]["exit_code"], 7);
+        assert_eq!((&shown[2]["status"], &shown[2]["exit_code"]), (&"flaky".into(), &0.into()));
+        assert_eq!(shown[2]["snapshot"], format!("ephemeral:{}", ids(1)));
+        assert_eq!((&shown[3]["status"], &shown[3]["exit_code"]), (&"failed_allowed".into(), &9.into()));
+        assert!(shown[3]["snapshot"].is_null() && shown[4].get("not_run").is_none());
     }
 
     #[test]

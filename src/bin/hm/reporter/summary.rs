@@ -13,13 +13,17 @@ pub(super) struct Steps {
     /// The steps' keys, safe to print and coloured.
     names: HashMap<Uuid, Arc<str>>,
     ended: Tally,
+    /// The steps that passed only when repeated, and the failures that are allowed.
+    remarks: Vec<String>,
     failures: Vec<String>,
 }
 
 #[derive(Debug, Default, Clone, Copy)]
 struct Tally {
     passed: usize,
+    flaky: usize,
     cached: usize,
+    failed_allowed: usize,
     failed: usize,
     skipped: usize,
     canceled: usize,
@@ -32,18 +36,26 @@ impl Steps {
             BuildEvent::StepQueued { step_id, key, .. } => {
                 self.names.insert(*step_id, style.name(&text::clean(key)).into());
             }
-            BuildEvent::StepEnd { step_id, status, exit_code, duration_ms, message, .. } => {
+            BuildEvent::StepEnd { step_id, status, attempt, exit_code, duration_ms, message, .. } => {
                 let count = match status {
                     StepStatus::Passed => &mut self.ended.passed,
+                    StepStatus::Flaky => &mut self.ended.flaky,
+                    StepStatus::FailedAllowed => &mut self.ended.failed_allowed,
                     StepStatus::CacheHit => &mut self.ended.cached,
                     StepStatus::Skipped => &mut self.ended.skipped,
                     StepStatus::Canceled => &mut self.ended.canceled,
                     _ => &mut self.ended.failed,
                 };
                 *count += 1;
-                if is_failure(*status) {
-                    let ending = ending(*status, *exit_code, *duration_ms, message.as_deref());
-                    self.failures.push(format!("{} {}", self.name(*step_id), style.bad(&ending)));
+                let is_remarkable = matches!(status, StepStatus::Flaky | StepStatus::FailedAllowed);
+                if is_remarkable || is_failure(*status) {
+                    let ending = ending(*status, *attempt, *exit_code, *duration_ms, message.as_deref());
+                    let (lines, ending) = match is_remarkable {
+                        true => (&mut self.remarks, style.odd(&ending)),
+                        false => (&mut self.failures, style.bad(&ending)),
+                    };
+                    let name = self.names.get(step_id).map_or_else(|| step_id.to_string().into(), Arc::clone);
+                    lines.push(format!("{name} {ending}"));
                 }
             }
             _ => {}
@@ -62,17 +74,20 @@ impl Steps {
 
     /// Returns how many steps have ended.
     pub(super) fn ended(&self) -> usize {
-        let Tally { passed, cached, failed, skipped, canceled } = self.ended;
-        passed + cached + failed + skipped + canceled
+        let Tally { passed, flaky, cached, failed_allowed, failed, skipped, canceled } = self.ended;
+        passed + flaky + cached + failed_allowed + failed + skipped + canceled
     }
 
-    /// Returns the last lines of a build: which steps failed, and the verdict.
+    /// Returns the last lines of a build: which steps failed or were flaky, and the verdict.
     pub(super) fn summary(&self, status: BuildStatus, duration_ms: u64, style: Style) -> Vec<String> {
-        let mut lines: Vec<String> = self.failures.iter().map(|failure| format!("  {failure}")).collect();
+        let mut lines: Vec<String> =
+            self.remarks.iter().chain(&self.failures).map(|line| format!("  {line}")).collect();
         let counts = [
             (self.ended.passed, "passed"),
+            (self.ended.flaky, "flaky"),
             (self.ended.cached, "cached"),
             (self.ended.failed, "failed"),
+            (self.ended.failed_allowed, "failed (allowed)"),
             (self.ended.skipped, "skipped"),
             (self.ended.canceled, "cancelled"),
         ];
@@ -97,17 +112,25 @@ pub(super) fn accepted(build: &BuildRef, url: &str) -> String {
     format!("=> build{number} of {}: {}", text::clean(&build.pipeline), text::clean(url))
 }
 
-/// Returns whether the step itself failed.
+/// Returns whether the step itself failed, and the pipeline does not allow that.
 pub(super) fn is_failure(status: StepStatus) -> bool {
-    !matches!(status, StepStatus::Passed | StepStatus::CacheHit | StepStatus::Skipped | StepStatus::Canceled)
+    !status.is_success() && !matches!(status, StepStatus::FailedAllowed | StepStatus::Skipped | StepStatus::Canceled)
 }
 
 /// Describes how a step ended: `passed in 1.2s`, `failed with exit code 2 after 0.4s`.
-pub(super) fn ending(status: StepStatus, exit_code: i32, duration_ms: u64, message: Option<&str>) -> String {
+pub(super) fn ending(
+    status: StepStatus,
+    attempt: u32,
+    exit_code: i32,
+    duration_ms: u64,
+    message: Option<&str>,
+) -> String {
     let took = text::duration(std::time::Duration::from_millis(duration_ms));
     let mut ending = match status {
         StepStatus::Passed => format!("passed in {took}"),
+        StepStatus::Flaky => format!("flaky: passed on attempt {attempt} after {took}"),
         StepStatus::CacheHit => "was cached".into(),
+        StepStatus::FailedAllowed => format!("failed (allowed) with exit code {exit_code} after {took}"),
         StepStatus::Skipped => "skipped".into(),
         StepStatus::Canceled if duration_ms == 0 => "cancelled".into(),
         StepStatus::Canceled => format!("cancelled after {took}"),

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use hm_exec::{
     BuildStatus,
-    StepStatus::{self, Passed},
+    StepStatus::{self, Flaky, Passed},
+    plan::OutcomeRules,
     schedule::{Answer, AttemptEnd, StopReason},
 };
 
@@ -35,6 +36,7 @@ pub(crate) struct Build {
     pub(crate) runner_of: Vec<usize>,
     pub(crate) timeout_seconds: Vec<Option<u64>>,
     pub(crate) last_run_ms: Vec<Option<u64>>,
+    pub(crate) outcomes: Vec<OutcomeRules>,
     /// The limit of the first two runners' pool, and that of the third's.
     pub(crate) limits: [usize; 2],
     pub(crate) keep_going: bool,
@@ -148,6 +150,8 @@ impl Build {
         let steps = self.graph.len;
         Model {
             parents: (0..steps).map(|step| self.graph.parents(step)).collect(),
+            lineage: (0..steps).map(|step| self.graph.lineage(step)).collect(),
+            outcomes: self.outcomes.clone(),
             pool_of: self.runner_of.iter().map(|runner| usize::from(*runner == 2)).collect(),
             to_look_up: vec![false; steps],
             urgency: urgency(&self.graph.edges, &self.last_run_ms),
@@ -156,6 +160,7 @@ impl Build {
             backoffs: [100, 200].map(Duration::from_millis).to_vec(),
             steps: vec![Step::Idle; steps],
             attempts: vec![0; steps],
+            command_failures: vec![0; steps],
             stop: None,
         }
     }
@@ -220,11 +225,10 @@ impl Build {
             now = next;
             if let Some(first) = first.filter(|first| ends[*first].at == now) {
                 let Attempt { step, .. } = running.remove(first);
-                if let Answer::Retry(_) = model.attempt_ended(step, ends[first].how, now) {
-                    retries.push((step, model.attempts[step]));
-                }
-                if let AttemptEnd::Exited(code) = ends[first].how {
-                    codes[step] = Some(code);
+                match (model.attempt_ended(step, ends[first].how, now), ends[first].how) {
+                    (Answer::Retry(_), _) => retries.push((step, model.attempts[step])),
+                    (Answer::Ended(_), AttemptEnd::Exited(code)) => codes[step] = Some(code),
+                    (Answer::Ended(_), _) => {}
                 }
                 if ends[first].is_dropped {
                     dropped.push(key(step));
@@ -232,7 +236,7 @@ impl Build {
             }
         }
 
-        let passed = |step: &usize| model.steps[*step] == Step::Ended(Passed);
+        let passed = |step: &usize| matches!(model.steps[*step], Step::Ended(Passed | Flaky));
         let snapshots = (0..self.graph.len).filter(passed);
         let reaped = snapshots.filter_map(|step| Some((RUNNERS[self.runner_of[step]], self.snapshot(step)?)));
         let steps = model.steps.iter().enumerate().map(|(step, state)| {
@@ -247,12 +251,11 @@ impl Build {
     }
 
     fn seen(&self, step: usize, attempt: usize, at: Duration) -> Seen {
-        let lineage = self.graph.edges.iter().find(|edge| edge.1 == step && edge.2);
         Seen {
             key: key(step),
             attempt: u32::try_from(attempt).unwrap(),
             at,
-            parent: lineage.and_then(|(parent, ..)| self.snapshot(*parent)),
+            parent: self.graph.lineage(step).and_then(|parent| self.snapshot(parent)),
             commits: self.snapshot(step).is_some(),
         }
     }

@@ -5,6 +5,7 @@ use std::{cmp::Reverse, time::Duration};
 
 use hm_exec::{
     BuildStatus, StepStatus,
+    plan::{OutcomeRules, SoftFail},
     schedule::{Answer, AttemptEnd, StopReason},
 };
 
@@ -19,6 +20,9 @@ pub(crate) enum Step {
 #[derive(Debug)]
 pub(crate) struct Model {
     pub(crate) parents: Vec<Vec<usize>>,
+    /// The parent in which each step builds.
+    pub(crate) lineage: Vec<Option<usize>>,
+    pub(crate) outcomes: Vec<OutcomeRules>,
     pub(crate) pool_of: Vec<usize>,
     /// Steps whose cache lookup has not been made yet.
     pub(crate) to_look_up: Vec<bool>,
@@ -28,6 +32,8 @@ pub(crate) struct Model {
     pub(crate) backoffs: Vec<Duration>,
     pub(crate) steps: Vec<Step>,
     pub(crate) attempts: Vec<usize>,
+    /// The number of each step's attempts whose command failed and that were followed by another.
+    pub(crate) command_failures: Vec<usize>,
     pub(crate) stop: Option<StopReason>,
 }
 
@@ -36,7 +42,7 @@ impl Model {
         let startable = (0..self.steps.len()).filter(|&step| {
             self.steps[step] == Step::Idle
                 && !self.to_look_up[step]
-                && self.parents[step].iter().all(|&parent| self.passed(parent))
+                && self.may_run(step)
                 && self.running(self.pool_of[step]) < self.limits[self.pool_of[step]]
         });
         let step = startable.max_by_key(|&step| (self.urgency[step], Reverse(step)))?;
@@ -49,7 +55,7 @@ impl Model {
     pub(crate) fn looking_up(&self) -> Vec<usize> {
         let waits = |&step: &usize| self.steps[step] == Step::Idle && self.to_look_up[step];
         let steps = (0..self.steps.len()).filter(waits);
-        steps.filter(|&step| self.parents[step].iter().all(|&parent| self.passed(parent))).collect()
+        steps.filter(|&step| self.may_run(step)).collect()
     }
 
     pub(crate) fn looked_up(&mut self, step: usize, found: bool) {
@@ -62,26 +68,38 @@ impl Model {
     pub(crate) fn attempt_ended(&mut self, step: usize, end: AttemptEnd, now: Duration) -> Answer {
         let status = match end {
             AttemptEnd::Infrastructure { retryable: true } if self.stop.is_none() => {
-                if let Some(&backoff) = self.backoffs.get(self.attempts[step] - 1) {
+                if let Some(&backoff) = self.backoffs.get(self.attempts[step] - 1 - self.command_failures[step]) {
                     self.steps[step] = Step::BackingOff { due: now + backoff };
                     return Answer::Retry(backoff);
                 }
                 StepStatus::Infrastructure
             }
             AttemptEnd::Infrastructure { .. } => StepStatus::Infrastructure,
+            AttemptEnd::Exited(0) if self.command_failures[step] > 0 => StepStatus::Flaky,
             AttemptEnd::Exited(0) => StepStatus::Passed,
+            AttemptEnd::Exited(_)
+                if self.stop.is_none() && self.command_failures[step] < usize::from(self.outcomes[step].retries) =>
+            {
+                self.command_failures[step] += 1;
+                self.steps[step] = Step::Idle;
+                return Answer::Retry(Duration::ZERO);
+            }
+            AttemptEnd::Exited(code) if self.is_allowed(step, code) => StepStatus::FailedAllowed,
+            AttemptEnd::TimedOut if self.is_allowed(step, 124) => StepStatus::FailedAllowed,
+            AttemptEnd::OutOfMemory if self.is_allowed(step, 137) => StepStatus::FailedAllowed,
             AttemptEnd::Exited(_) => StepStatus::Failed,
             AttemptEnd::TimedOut => StepStatus::TimedOut,
             AttemptEnd::Canceled => StepStatus::Canceled,
             AttemptEnd::OutOfMemory => StepStatus::OutOfMemory,
         };
         self.steps[step] = Step::Ended(status);
-        if status != StepStatus::Passed && !self.keep_going {
+        let is_fine = matches!(status, StepStatus::Passed | StepStatus::Flaky | StepStatus::FailedAllowed);
+        if !is_fine && !self.keep_going {
             self.stop(StopReason::Failed);
         }
         while let Some(doomed) = (0..self.steps.len()).find(|&step| {
             self.steps[step] == Step::Idle
-                && self.parents[step].iter().any(|&parent| self.ended(parent) && !self.passed(parent))
+                && self.parents[step].iter().any(|&parent| self.ended(parent) && !self.releases(parent, step))
         }) {
             self.steps[doomed] = Step::Ended(StepStatus::Skipped);
         }
@@ -115,7 +133,9 @@ impl Model {
 
     pub(crate) fn verdict(&self) -> BuildStatus {
         let any = |wanted: &[StepStatus]| self.steps.iter().any(|s| matches!(s, Step::Ended(s) if wanted.contains(s)));
-        if (0..self.steps.len()).all(|step| self.passed(step)) {
+        let excused = self.excused();
+        let is_fine = |step: usize| self.passed(step) || self.failed_allowed(step) || excused[step];
+        if (0..self.steps.len()).all(is_fine) {
             BuildStatus::Passed
         } else if self.stop == Some(StopReason::Canceled) {
             BuildStatus::Canceled
@@ -141,7 +161,46 @@ impl Model {
     }
 
     fn passed(&self, step: usize) -> bool {
-        matches!(self.steps[step], Step::Ended(StepStatus::Passed | StepStatus::CacheHit))
+        matches!(self.steps[step], Step::Ended(StepStatus::Passed | StepStatus::Flaky | StepStatus::CacheHit))
+    }
+
+    fn failed_allowed(&self, step: usize) -> bool {
+        self.steps[step] == Step::Ended(StepStatus::FailedAllowed)
+    }
+
+    /// Returns whether an end without a pass is allowed, if it is reported with this exit code.
+    fn is_allowed(&self, step: usize, code: i32) -> bool {
+        let is_listed = match &self.outcomes[step].soft_fail {
+            SoftFail::No => false,
+            SoftFail::Any => true,
+            SoftFail::Codes(codes) => codes.iter().any(|listed| i32::from(*listed) == code),
+        };
+        is_listed && self.stop.is_none()
+    }
+
+    /// Returns whether `parent` has ended in such a way that `child` may run.
+    pub(crate) fn releases(&self, parent: usize, child: usize) -> bool {
+        self.passed(parent) || self.failed_allowed(parent) && self.lineage[child] != Some(parent)
+    }
+
+    fn may_run(&self, step: usize) -> bool {
+        self.parents[step].iter().all(|&parent| self.releases(parent, step))
+    }
+
+    /// Returns which steps are skipped only because of a failure that is allowed: directly or indirectly,
+    /// they wait for a step that would have built in the failed one.
+    fn excused(&self) -> Vec<bool> {
+        let mut excused = vec![false; self.steps.len()];
+        while let Some(step) = (0..self.steps.len()).find(|&step| {
+            let because =
+                |&parent: &usize| excused[parent] || self.failed_allowed(parent) && self.lineage[step] == Some(parent);
+            !excused[step]
+                && self.steps[step] == Step::Ended(StepStatus::Skipped)
+                && self.parents[step].iter().any(because)
+        }) {
+            excused[step] = true;
+        }
+        excused
     }
 }
 

@@ -163,7 +163,7 @@ fn find_snapshot(store: &Store, run: &Run, step: &StepRecord) -> Outcome<Snapsho
         return Ok(snapshot.clone());
     }
     let key = &step.key;
-    let passed = matches!(step.status, Some(StepStatus::Passed | StepStatus::CacheHit));
+    let passed = step.status.is_some_and(StepStatus::is_success);
     Err(if step.status.is_some() && step.exit_code == Some(-1) {
         Failure::input(format_args!("step `{key}` did not run ({}), so it has no files", describe(step)))
             .hint("inspect the step before it that did not pass")

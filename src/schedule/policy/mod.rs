@@ -8,123 +8,44 @@
 //! ```text
 //!            parents passed          start_next           attempt_ended
 //!  Waiting ------------------> Ready -----------> Running -------------> Ended
-//!     |  |                      | ^ ^                |                    ^ ^
-//!     |  |                      | | |                | infrastructure,    | |
-//!     |  |                      | | |  retry_due     v retries left       | |
-//!     |  |                      | | +----------- BackingOff               | |
-//!     |  |                      | |                  |                    | |
-//!     |  |  of a cached step    | | not found        |                    | |
+//!     |  |                      | ^ ^ ^             |  |                  ^ ^
+//!     |  |                      | | | |  command,   |  | infrastructure,  | |
+//!     |  |                      | | | |  retries    |  v retries left     | |
+//!     |  |                      | | | +- left ------+ BackingOff          | |
+//!     |  |                      | | +-- retry_due -----+ |               | |
+//!     |  |  of a cached step    | | not found            |               | |
 //!     |  +------------------> LookingUp --------------------- found ------+ |
-//!     |                         | |                  |                      |
-//!     +-------------------------+-+------------------+----------------------+
+//!     |                         | |                      |                  |
+//!     +-------------------------+-+----------------------+------------------+
 //!                        a parent did not pass, or stop
 //! ```
 //!
-//! A lookup does not occupy a slot.
+//! A lookup does not occupy a slot. A step whose failure is allowed (`SoftFail`) counts as passed for the
+//! steps that only depend on it. Those that build in it have no filesystem to start from, and are skipped;
+//! such a skip is excused, so it does not fail the build.
+
+mod rules;
 
 use std::{
     cmp::Reverse,
-    collections::{BinaryHeap, VecDeque},
+    collections::{BTreeMap, BinaryHeap, VecDeque},
     mem,
     num::NonZeroUsize,
     time::Duration,
 };
 
+pub use self::rules::{Answer, AttemptEnd, Placement, Rules, Start, StopReason};
 use super::ranks::{RankSet, Ranks};
 use crate::{
     backoff::Backoff,
-    model::{BuildStatus, StepIndex, StepStatus},
+    ir::EdgeKind,
+    model::{BuildStatus, OutcomeRules, StepIndex, StepStatus},
     plan::Dag,
 };
 
-/// The rules of one build.
-#[derive(Debug, Clone)]
-pub struct Rules {
-    /// The maximum number of concurrent steps, by pool.
-    pub limits: Vec<NonZeroUsize>,
-    /// Whether to continue after a failure with steps that do not need the failed step.
-    pub keep_going: bool,
-    /// The number of retries of a step after infrastructure errors.
-    pub retries: u32,
-    /// The delay before the first retry. Each further delay is twice the previous one.
-    pub backoff: Duration,
-}
-
-/// The pool and the priority of a step.
-#[derive(Debug, Clone, Copy)]
-pub struct Placement {
-    /// The pool whose limit applies, as an index into [`Rules::limits`].
-    pub pool: usize,
-    /// Steps with a higher priority start first; ties are resolved by index.
-    pub priority: u64,
-    /// Whether the step is looked up in the cache before the first attempt.
-    pub cached: bool,
-}
-
-/// An attempt to start now.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Start {
-    /// The step.
-    pub step: StepIndex,
-    /// The number of the attempt, from 1.
-    pub attempt: u32,
-}
-
-/// How an attempt ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum AttemptEnd {
-    /// The command ended by itself with this code.
-    Exited(i32),
-    /// Its time limit, or the build's, was reached.
-    TimedOut,
-    /// It was interrupted because the build stops.
-    Canceled,
-    /// It exceeded its memory limit.
-    OutOfMemory,
-    /// It failed for a reason other than the command.
-    Infrastructure {
-        /// Whether another attempt could succeed.
-        retryable: bool,
-    },
-}
-
-/// The consequence for the step whose attempt ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Answer {
-    /// The step ended, too.
-    Ended(StepStatus),
-    /// Another attempt starts after this delay.
-    Retry(Duration),
-}
-
-/// The reason why a build stops before all steps have ended. The first reason is kept.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum StopReason {
-    /// A step failed, and the build does not keep going.
-    Failed,
-    /// The user cancelled the build.
-    Canceled,
-    /// The build's time limit was reached.
-    TimedOut,
-}
-
-impl StopReason {
-    /// Returns the status of a step that was never started.
-    const fn unstarted(self) -> StepStatus {
-        match self {
-            Self::Canceled => StepStatus::Canceled,
-            Self::Failed | Self::TimedOut => StepStatus::Skipped,
-        }
-    }
-
-    /// Returns the status of a step that was between two attempts.
-    const fn interrupted(self) -> StepStatus {
-        match self {
-            Self::TimedOut => StepStatus::TimedOut,
-            Self::Failed | Self::Canceled => StepStatus::Canceled,
-        }
-    }
-}
+/// The exit codes by which a list of allowed codes refers to ends without one, as `step_end` reports them.
+const TIMED_OUT: i32 = 124;
+const OUT_OF_MEMORY: i32 = 137;
 
 /// The state of a step. The diagram is at the top of the module.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -150,6 +71,8 @@ struct Step {
     attempts: u32,
     pool: u32,
     cached: bool,
+    /// The number of attempts whose command failed and that were followed by another.
+    command_failures: u8,
 }
 
 #[derive(Debug)]
@@ -171,11 +94,13 @@ pub struct Policy<'dag> {
     keep_going: bool,
     retries: u32,
     backoff: Duration,
+    outcomes: BTreeMap<StepIndex, OutcomeRules>,
     pools: Vec<Pool>,
     lookups: VecDeque<StepIndex>,
     backing_off: BinaryHeap<Reverse<(Duration, StepIndex)>>,
     stop: Option<StopReason>,
     unended: usize,
+    /// The number of steps that have neither passed nor are excused.
     unpassed: usize,
     command_failed: bool,
     bystanders: Vec<(StepIndex, StepStatus)>,
@@ -192,7 +117,8 @@ impl<'dag> Policy<'dag> {
         let ranks = Ranks::new(&placements.iter().map(|placement| placement.priority).collect::<Vec<_>>());
         let step = |&Placement { pool, cached, .. }: &Placement| {
             assert!(pool < rules.limits.len(), "a limit for each pool");
-            Step { attempts: 0, pool: u32::try_from(pool).expect("fewer pools than runners"), cached }
+            let pool = u32::try_from(pool).expect("fewer pools than runners");
+            Step { attempts: 0, pool, cached, command_failures: 0 }
         };
         let pool = |limit: &NonZeroUsize| Pool { free: limit.get(), ready: RankSet::new(dag.len()) };
         let mut policy = Self {
@@ -204,6 +130,7 @@ impl<'dag> Policy<'dag> {
             keep_going: rules.keep_going,
             retries: rules.retries,
             backoff: rules.backoff,
+            outcomes: rules.outcomes.clone(),
             pools: rules.limits.iter().map(pool).collect(),
             lookups: VecDeque::new(),
             backing_off: BinaryHeap::new(),
@@ -248,13 +175,22 @@ impl<'dag> Policy<'dag> {
     pub fn attempt_ended(&mut self, step: StepIndex, end: AttemptEnd, now: Duration) -> Answer {
         debug_assert_eq!(self.states[step.get()], State::Running, "an attempt ended that was not running");
         let status = match end {
+            AttemptEnd::Exited(0) if self.steps[step.get()].command_failures > 0 => StepStatus::Flaky,
             AttemptEnd::Exited(0) => StepStatus::Passed,
-            AttemptEnd::Exited(_) => StepStatus::Failed,
+            AttemptEnd::Exited(_) => {
+                if self.retries_command(step) {
+                    self.steps[step.get()].command_failures += 1;
+                    self.set(step, State::Ready);
+                    return Answer::Retry(Duration::ZERO);
+                }
+                StepStatus::Failed
+            }
             AttemptEnd::TimedOut => StepStatus::TimedOut,
             AttemptEnd::Canceled => StepStatus::Canceled,
             AttemptEnd::OutOfMemory => StepStatus::OutOfMemory,
             AttemptEnd::Infrastructure { retryable } => {
-                let retries_done = self.steps[step.get()].attempts - 1;
+                let Step { attempts, command_failures, .. } = self.steps[step.get()];
+                let retries_done = attempts - 1 - u32::from(command_failures);
                 if retryable && retries_done < self.retries && self.stop.is_none() {
                     let backoff = Backoff { first: self.backoff, longest: Duration::MAX }.pause(retries_done + 1);
                     self.backing_off.push(Reverse((now.saturating_add(backoff), step)));
@@ -264,8 +200,11 @@ impl<'dag> Policy<'dag> {
                 StepStatus::Infrastructure
             }
         };
+        let status = if self.allows(step, end) { StepStatus::FailedAllowed } else { status };
         self.set(step, State::Ended(status));
-        if !status.is_success() {
+        if status == StepStatus::FailedAllowed {
+            self.failure_allowed(step);
+        } else if !status.is_success() {
             self.command_failed |=
                 matches!(status, StepStatus::Failed | StepStatus::TimedOut | StepStatus::OutOfMemory);
             if self.keep_going {
@@ -275,6 +214,37 @@ impl<'dag> Policy<'dag> {
             }
         }
         Answer::Ended(status)
+    }
+
+    /// Returns whether `step`, whose command failed, runs again.
+    fn retries_command(&self, step: StepIndex) -> bool {
+        let (done, allowed) = self.command_retries(step);
+        done < allowed && self.stop.is_none()
+    }
+
+    /// Returns whether `step` may end like this without having passed.
+    fn allows(&self, step: StepIndex, end: AttemptEnd) -> bool {
+        let code = match end {
+            AttemptEnd::Exited(0) | AttemptEnd::Canceled | AttemptEnd::Infrastructure { .. } => return false,
+            AttemptEnd::Exited(code) => code,
+            AttemptEnd::TimedOut => TIMED_OUT,
+            AttemptEnd::OutOfMemory => OUT_OF_MEMORY,
+        };
+        self.stop.is_none() && self.outcomes.get(&step).is_some_and(|rules| rules.soft_fail.allows(code))
+    }
+
+    /// Handles a failure that is allowed: what only depends on the step goes on, and what needs its
+    /// filesystem is skipped, with everything below it.
+    fn failure_allowed(&mut self, step: StepIndex) {
+        self.unpassed -= 1;
+        for link in self.dag.children(step) {
+            if link.kind == EdgeKind::DependsOn {
+                self.parent_done(link.step);
+            } else if self.states[link.step.get()] == State::Waiting {
+                self.end_bystander(link.step, StepStatus::Skipped);
+                self.unpassed -= 1 + self.skip_below(link.step);
+            }
+        }
     }
 
     /// Returns when the next retry is due.
@@ -347,6 +317,12 @@ impl<'dag> Policy<'dag> {
         self.steps[step.get()].attempts
     }
 
+    /// Returns how often `step` ran again after its command had failed, and how often it may.
+    #[must_use]
+    pub fn command_retries(&self, step: StepIndex) -> (u8, u8) {
+        (self.steps[step.get()].command_failures, self.outcomes.get(&step).map_or(0, |rules| rules.retries))
+    }
+
     /// Ends the policy: the status and the number of started attempts of each step remain.
     pub(super) fn into_ends(self) -> impl Iterator<Item = (Option<StepStatus>, u32)> + use<> {
         self.states.into_iter().zip(self.steps).map(|(state, step)| match state {
@@ -355,8 +331,8 @@ impl<'dag> Policy<'dag> {
         })
     }
 
-    /// Returns the build's status, once every step has ended. If all steps passed, the build passed, even if
-    /// it was stopped late.
+    /// Returns the build's status, once every step has ended. If all steps passed or are excused, the build
+    /// passed, even if it was stopped late.
     #[must_use]
     pub fn verdict(&self) -> BuildStatus {
         match self.stop {
@@ -368,17 +344,19 @@ impl<'dag> Policy<'dag> {
         }
     }
 
-    /// Skips all steps that wait for `step`, directly or indirectly.
-    fn skip_below(&mut self, step: StepIndex) {
-        let mut above = vec![step];
+    /// Skips all steps that wait for `step`, directly or indirectly. Returns their number.
+    fn skip_below(&mut self, step: StepIndex) -> usize {
+        let (mut above, mut skipped) = (vec![step], 0);
         while let Some(step) = above.pop() {
             for link in self.dag.children(step) {
                 if self.states[link.step.get()] == State::Waiting {
                     self.end_bystander(link.step, StepStatus::Skipped);
                     above.push(link.step);
+                    skipped += 1;
                 }
             }
         }
+        skipped
     }
 
     fn end_bystander(&mut self, step: StepIndex, status: StepStatus) {
@@ -392,7 +370,7 @@ impl<'dag> Policy<'dag> {
         debug_assert!(
             matches!(
                 (previous, next),
-                (State::Waiting | State::LookingUp | State::BackingOff, State::Ready)
+                (State::Waiting | State::LookingUp | State::Running | State::BackingOff, State::Ready)
                     | (State::Waiting, State::LookingUp)
                     | (State::Ready, State::Running)
                     | (State::Running, State::BackingOff)
@@ -429,12 +407,17 @@ impl<'dag> Policy<'dag> {
 
     fn parent_passed(&mut self, parent: StepIndex) {
         for link in self.dag.children(parent) {
-            let unmet = &mut self.unmet[link.step.get()];
-            *unmet -= 1;
-            // A step may have ended before its parents, because another parent failed or the build stopped.
-            if *unmet == 0 && self.states[link.step.get()] == State::Waiting {
-                self.parents_passed(link.step);
-            }
+            self.parent_done(link.step);
+        }
+    }
+
+    /// Counts one more parent of `step` that it does not wait for any more.
+    fn parent_done(&mut self, step: StepIndex) {
+        let unmet = &mut self.unmet[step.get()];
+        *unmet -= 1;
+        // A step may have ended before its parents, because another parent failed or the build stopped.
+        if *unmet == 0 && self.states[step.get()] == State::Waiting {
+            self.parents_passed(step);
         }
     }
 

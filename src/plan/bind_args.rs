@@ -1,0 +1,88 @@
+//! The arguments of a step that the engine interprets, whatever the step's runner: `soft_fail` and `retries`.
+//!
+//! They say what a failure of the step means. They change nothing that the step sees, so they are taken out
+//! of its `runner_args`: neither the runner nor a cache key has them.
+
+use serde_json::{Map, Value};
+
+use crate::{
+    ir::ProblemKind,
+    model::{OutcomeRules, SoftFail},
+};
+
+/// The names of these arguments. Runners cannot have arguments with such names.
+const SOFT_FAIL: &str = "soft_fail";
+const RETRIES: &str = "retries";
+
+/// The maximum of `retries`.
+const MAX_RETRIES: u8 = 10;
+
+/// The engine's arguments of a step, and the rest.
+pub(super) struct Taken {
+    pub(super) rules: OutcomeRules,
+    /// The runner's arguments, if there are any.
+    pub(super) rest: Option<Value>,
+    pub(super) problems: Vec<ProblemKind>,
+}
+
+/// Takes the engine's arguments out of a step's `runner_args`. Returns `None` if there are none.
+pub(super) fn take(args: &Value) -> Option<Taken> {
+    let args = args.as_object()?;
+    if !args.contains_key(SOFT_FAIL) && !args.contains_key(RETRIES) {
+        return None;
+    }
+    let mut problems = Vec::new();
+    let soft_fail = args.get(SOFT_FAIL).map_or(Ok(SoftFail::No), soft_fail);
+    let soft_fail = soft_fail.unwrap_or_else(|problem| {
+        problems.push(problem);
+        SoftFail::No
+    });
+    let retries = args.get(RETRIES).map_or(Ok(0), retries);
+    let retries = retries.unwrap_or_else(|problem| {
+        problems.push(problem);
+        0
+    });
+    let rest = args.iter().filter(|(name, _)| !matches!(name.as_str(), SOFT_FAIL | RETRIES));
+    let rest: Map<_, _> = rest.map(|(name, value)| (name.clone(), value.clone())).collect();
+    let rest = (!rest.is_empty()).then_some(Value::Object(rest));
+    Some(Taken { rules: OutcomeRules::new(retries, soft_fail), rest, problems })
+}
+
+fn soft_fail(value: &Value) -> Result<SoftFail, ProblemKind> {
+    match value {
+        Value::Null | Value::Bool(false) => Ok(SoftFail::No),
+        Value::Bool(true) => Ok(SoftFail::Any),
+        Value::Array(codes) => {
+            let code = |(at, code): (usize, &Value)| match code.as_u64().map(u8::try_from) {
+                Some(Ok(code @ 1..)) => Ok(code),
+                _ => Err(wrong(format!("{SOFT_FAIL}[{at}]"), "an exit code from 1 to 255", value_text(&codes[at]))),
+            };
+            let mut codes = codes.iter().enumerate().map(code).collect::<Result<Vec<_>, _>>()?;
+            codes.sort_unstable();
+            codes.dedup();
+            Ok(if codes.is_empty() { SoftFail::No } else { SoftFail::Codes(codes.into()) })
+        }
+        value => Err(wrong(SOFT_FAIL.into(), "`true`, `false` or a list of exit codes", value_text(value))),
+    }
+}
+
+fn retries(value: &Value) -> Result<u8, ProblemKind> {
+    match value.as_u64().map(u8::try_from) {
+        Some(Ok(retries @ 0..=MAX_RETRIES)) => Ok(retries),
+        None if value.is_null() => Ok(0),
+        _ => Err(wrong(RETRIES.into(), "a whole number from 0 to 10", value_text(value))),
+    }
+}
+
+fn wrong(name: String, expected: &'static str, found: String) -> ProblemKind {
+    ProblemKind::StepArg { path: format!("runner_args.{name}"), expected, found }
+}
+
+/// Returns a value as JSON, or its kind if it may be long.
+fn value_text(value: &Value) -> String {
+    match value {
+        Value::Array(_) => "a list".into(),
+        Value::Object(_) => "an object".into(),
+        value => value.to_string(),
+    }
+}
