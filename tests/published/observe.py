@@ -163,6 +163,8 @@ def events(out):
         elif kind == "chain_failed":
             name = f"chain_failed:{event['failed_step_key']}"
             seen[name] = {name: event[name] for name in ("chain_idx", "exit_code", "message")}
+        elif kind == "build_accepted":
+            seen["accepted"] = event["build"]["pipeline"]
         elif kind == "build_end":
             seen["end"] = event["exit_code"]
         else:
@@ -179,7 +181,8 @@ def document(out, with_bytes):
     except ValueError:
         return {"json": f"no JSON: {out[:200]}"}
     if with_bytes:
-        seen["bytes"] = out
+        # Ours ends the line.
+        seen["bytes"] = out.removesuffix("\n")
     return seen
 
 
