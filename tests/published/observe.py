@@ -20,7 +20,7 @@ def observe(project, case, program, both):
     """Returns what was noticed, by its place in the case: COMMAND/ASPECT."""
     project.mkdir(parents=True)
     # A home directory for each case: the published hm keeps its cache there, for all projects.
-    home = project.parents[3] / "home" / program.name / project.name
+    home = project.parents[2] / "home" / program.name / project.name
     home.mkdir(parents=True)
     program = dataclasses.replace(program, env=program.env | {"HOME": str(home)})
     prepare(project, case, both)
