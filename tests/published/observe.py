@@ -108,23 +108,33 @@ def execute(project, args, command, program):
         [program.path, *args], cwd=cwd, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         start_new_session=True,
     )
-    late = threading.Timer(PATIENCE, lambda: os.killpg(child.pid, signal.SIGKILL))
+    late = threading.Timer(PATIENCE, end, [child])
     late.start()
     err = []
     reader = threading.Thread(target=lambda: err.append(child.stderr.read()))
     reader.start()
     out, marker = [], command.get("interrupt")
-    for line in child.stdout:
-        out.append(line)
-        if marker and b'"step_log"' in line and marker.encode() in line:
-            child.send_signal(signal.SIGINT)
-            marker = None
-    code = child.wait()
-    reader.join()
-    late.cancel()
+    try:
+        for line in child.stdout:
+            out.append(line)
+            if marker and b'"step_log"' in line and marker.encode() in line:
+                child.send_signal(signal.SIGINT)
+                marker = None
+        code = child.wait()
+    finally:
+        late.cancel()
+        end(child)
+        reader.join()
     if os.environ.get("HM_PUBLISHED_VERBOSE"):
         print(f"  $ {program.name} {' '.join(args)} -> {code}\n{b''.join(out).decode()[-4000:]}{err[0].decode()[-4000:]}", flush=True)
     return code, b"".join(out).decode(), err[0].decode()
+
+
+def end(child):
+    """Kills a program that still runs, and what it started in its group."""
+    if child.poll() is None:
+        os.killpg(child.pid, signal.SIGKILL)
+        child.wait()
 
 
 def events(out):

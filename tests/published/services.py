@@ -75,7 +75,9 @@ class Services:
                 child.kill()
                 child.wait()
         # The daemon leaves its own network namespace mounted if it had containers without a network.
-        subprocess.run(["umount", "-l", self.dir / "exec/netns/default"], stderr=subprocess.DEVNULL)
+        namespace = self.dir / "exec/netns/default"
+        if namespace.exists():
+            subprocess.run(["umount", "-l", namespace], stderr=subprocess.DEVNULL)
 
     def env(self, side):
         env = {"DOCKER_HOST": f"unix://{self.dir}/docker.sock"}
