@@ -20,7 +20,7 @@ def observe(project, case, program, both):
     """Returns what was noticed, by its place in the case: COMMAND/ASPECT."""
     project.mkdir(parents=True)
     # A home directory for each case: the published hm keeps its cache there, for all projects.
-    home = project.parents[3] / "home" / program.name / project.name
+    home = project.parents[2] / "home" / program.name / project.name
     home.mkdir(parents=True)
     program = dataclasses.replace(program, env=program.env | {"HOME": str(home)})
     prepare(project, case, both)
@@ -108,23 +108,33 @@ def execute(project, args, command, program):
         [program.path, *args], cwd=cwd, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         start_new_session=True,
     )
-    late = threading.Timer(PATIENCE, lambda: os.killpg(child.pid, signal.SIGKILL))
+    late = threading.Timer(PATIENCE, end, [child])
     late.start()
     err = []
     reader = threading.Thread(target=lambda: err.append(child.stderr.read()))
     reader.start()
     out, marker = [], command.get("interrupt")
-    for line in child.stdout:
-        out.append(line)
-        if marker and b'"step_log"' in line and marker.encode() in line:
-            child.send_signal(signal.SIGINT)
-            marker = None
-    code = child.wait()
-    reader.join()
-    late.cancel()
+    try:
+        for line in child.stdout:
+            out.append(line)
+            if marker and b'"step_log"' in line and marker.encode() in line:
+                child.send_signal(signal.SIGINT)
+                marker = None
+        code = child.wait()
+    finally:
+        late.cancel()
+        end(child)
+        reader.join()
     if os.environ.get("HM_PUBLISHED_VERBOSE"):
         print(f"  $ {program.name} {' '.join(args)} -> {code}\n{b''.join(out).decode()[-4000:]}{err[0].decode()[-4000:]}", flush=True)
     return code, b"".join(out).decode(), err[0].decode()
+
+
+def end(child):
+    """Kills a program that still runs, and what it started in its group."""
+    if child.poll() is None:
+        os.killpg(child.pid, signal.SIGKILL)
+        child.wait()
 
 
 def events(out):
@@ -163,6 +173,8 @@ def events(out):
         elif kind == "chain_failed":
             name = f"chain_failed:{event['failed_step_key']}"
             seen[name] = {name: event[name] for name in ("chain_idx", "exit_code", "message")}
+        elif kind == "build_accepted":
+            seen["accepted"] = event["build"]["pipeline"]
         elif kind == "build_end":
             seen["end"] = event["exit_code"]
         else:
@@ -179,7 +191,8 @@ def document(out, with_bytes):
     except ValueError:
         return {"json": f"no JSON: {out[:200]}"}
     if with_bytes:
-        seen["bytes"] = out
+        # Ours ends the line.
+        seen["bytes"] = out.removesuffix("\n")
     return seen
 
 

@@ -46,8 +46,7 @@ def find(scratch):
     for name, program in (("published", published), ("ours", ours)):
         both[name] = Program(name, program, env | {"HOME": str(scratch)})
     both["ours"].env |= {"HM_CACHE_DIR": str(scratch / "store"), "HM_CACHE_GC": "off", "HM_HARMONT_TS": typescript_package()}
-    if "HM_PYTHON" in os.environ:
-        both["ours"].env["HM_PYTHON"] = os.environ["HM_PYTHON"]
+    both["ours"].env |= {name: os.environ[name] for name in ("HM_PYTHON", "HM_STEP") if name in os.environ}
     return both
 
 

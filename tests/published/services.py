@@ -21,7 +21,7 @@ IMAGES = (IMAGE, OTHER)
 DEBIAN = "bookworm"
 
 # Commands of the templates that want the network, or are big: each prints how it was called and what is there.
-TOOLS = """apt-get curl dpkg erl unzip cargo rustc rustup uv npm npx go cmake ninja ccache ctest clang-format
+TOOLS = """apt-get curl dpkg erl unzip cargo rustc rustup uv npm npx go gofmt python3 cmake ninja ccache ctest clang-format
 run-clang-tidy mix elixir zig bun git golangci-lint""".split()
 TOOL = """#!/bin/sh
 # What curl prints is often run.
@@ -30,6 +30,7 @@ echo "${0##*/} $*"
 case ${0##*/} in
 unzip) mkdir -p "$4/bin"; for name in elixir mix iex elixirc; do cp "$0" "$4/bin/$name"; done;;
 cmake) mkdir -p build; echo built > build/out;;
+python3) mkdir -p .venv/bin; for name in pip pytest; do cp "$0" ".venv/bin/$name"; done;;
 npm|uv|cargo|zig|mix|go) echo "$*" >> made;;
 esac
 find . -type f ! -path './proc/*' | sort | head -n 40
@@ -74,7 +75,9 @@ class Services:
                 child.kill()
                 child.wait()
         # The daemon leaves its own network namespace mounted if it had containers without a network.
-        subprocess.run(["umount", "-l", self.dir / "exec/netns/default"], stderr=subprocess.DEVNULL)
+        namespace = self.dir / "exec/netns/default"
+        if namespace.exists():
+            subprocess.run(["umount", "-l", namespace], stderr=subprocess.DEVNULL)
 
     def env(self, side):
         env = {"DOCKER_HOST": f"unix://{self.dir}/docker.sock"}

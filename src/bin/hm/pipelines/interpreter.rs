@@ -68,7 +68,7 @@ pub(crate) fn find(name: &OsStr, checkout: Option<&Path>) -> io::Result<Program>
         let path = env::var_os("PATH").unwrap_or_default();
         absolute(&path).map(|dir| dir.join(named)).find(|path| is_executable(path))
     };
-    let program = found.ok_or(io::ErrorKind::NotFound)?;
+    let program = found.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "there is no such program in PATH"))?;
     let real = program.canonicalize()?;
     let folder = program.parent().map(Path::canonicalize).transpose()?;
     let is_inside = |path: &Path| checkout.is_some_and(|checkout| path.starts_with(checkout));

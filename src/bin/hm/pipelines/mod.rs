@@ -235,7 +235,12 @@ impl Source {
         match (at, name) {
             (Some(at), _) => Ok(known.swap_remove(at)),
             (None, _) if names.is_empty() => Err(Failure::input(format_args!("no pipelines in {}", hm_dir.display()))
-                .hint("run `hm init` to create one")),
+                .hint(match self.project().and_then(|project| scripts(&project, &["py", "ts", "mts"])) {
+                    Ok(files) if !files.is_empty() => {
+                        "its files register none: use `@hm.pipeline(\"NAME\")` in Python, `export default` in TypeScript"
+                    }
+                    _ => "run `hm init` to create one",
+                })),
             (None, Some(name)) => {
                 let failure = Failure::input(format_args!("no pipeline named `{name}` in {}", hm_dir.display()));
                 let known = names.join(", ");

@@ -59,10 +59,24 @@ pub(super) fn render(files: &[PathBuf], project: &Project<'_>) -> Outcome<Vec<De
             Failure::input(format_args!("`{shown}` is Node {version}, which is too old for {listed}")).hint(install)
         );
     }
-    answer.definitions(&listed, &Origin::TypeScript)?.ok_or_else(|| {
-        Failure::input(format_args!("the project does not have the package `@harmont/hm`, which {listed} needs"))
-            .hint(format_args!("install it in the project, or set {PACKAGE} to the absolute path of its directory"))
-    })
+    answer.definitions(&listed, &Origin::TypeScript)?.ok_or_else(|| lacking(&listed))
+}
+
+/// Returns the failure for `files` without the package.
+fn lacking(files: &str) -> Failure {
+    let what = format!("the package `@harmont/hm`, which {files} needs");
+    let failure = match env::var_os(PACKAGE).filter(|dir| !dir.is_empty()).map(PathBuf::from) {
+        None => Failure::input(format_args!("the project does not have {what}")),
+        Some(dir) if dir.is_absolute() => {
+            Failure::input(format_args!("neither the project nor {PACKAGE}={} has {what}", dir.display()))
+        }
+        Some(dir) => Failure::input(format_args!("the project does not have {what}"))
+            .because(anyhow::anyhow!("{PACKAGE}={} is no absolute path", dir.display())),
+    };
+    // npm does not have it yet.
+    failure.hint(format_args!(
+        "set {PACKAGE} to the directory `harmont-ts/src` of the crate hm-dsl-engine, or write the pipeline in Python"
+    ))
 }
 
 fn rendering<'a>(

@@ -254,6 +254,9 @@ fn python() -> Finding {
     match Interpreter::of(program, &checkout) {
         Ok(found) => match found.harmont() {
             Some(version) => good(format!("harmont {version}")),
+            None if env::var_os("HM_DSL").is_none_or(|source| source != "system") => {
+                good(format!("{python} does not have the package harmont: hm downloads it when a pipeline needs it"))
+            }
             None => {
                 let what = format!("{python} does not have the package harmont; {USE}");
                 lacking(what, format!("{python} -m pip install harmont"))
