@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     backend::BackendError,
-    event::{EventBus, EventWriter, StateEvent},
+    event::{EventBus, EventWriter, StateEvent, StepEndDetails},
     model::{BuildStatus, StepIndex},
     outcome::{BuildOutcome, StepResultSummary},
 };
@@ -260,7 +260,7 @@ impl Follow {
 
     fn end_step(&mut self, index: StepIndex) {
         let step = &mut self.steps[index.get()];
-        let JobEnd { status, exit_code, command_exit_code, duration_ms, message, fails_chain } =
+        let JobEnd { status, exit_code, command_exit_code, duration_ms, message, allowed, fails_chain } =
             map::job_end(&step.job);
         let lost = step.lost.as_ref().map(|why| format!("its output is incomplete: {why}"));
         let message: Option<Arc<str>> = match (message, lost) {
@@ -277,6 +277,8 @@ impl Follow {
             attempts: attempt,
             artifacts: Vec::new(),
         });
+        let mut details = StepEndDetails::default();
+        details.allowed = allowed;
         self.emit(StateEvent::StepEnd {
             step: index,
             attempt,
@@ -286,6 +288,7 @@ impl Follow {
             snapshot: None,
             message: message.clone(),
             artifacts: Vec::new(),
+            details,
         });
         if fails_chain {
             let message = message.unwrap_or_else(|| format!("failed with exit code {exit_code}").into());

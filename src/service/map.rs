@@ -17,6 +17,8 @@ pub(super) struct JobEnd {
     pub(super) command_exit_code: Option<i32>,
     pub(super) duration_ms: u64,
     pub(super) message: Option<String>,
+    /// The failure that is allowed, if the status is [`StepStatus::FailedAllowed`].
+    pub(super) allowed: Option<StepStatus>,
     /// Whether the build fails because of it.
     pub(super) fails_chain: bool,
 }
@@ -49,14 +51,17 @@ pub(super) fn job_end(job: &Job) -> JobEnd {
         _ if job.started_at.is_some() => (StepStatus::Canceled, 130, None),
         _ => (StepStatus::Canceled, NEVER_RAN, None),
     };
+    let is_failure = matches!(status, StepStatus::Failed | StepStatus::TimedOut);
+    let allowed = Some(status).filter(|_| is_failure && job.soft_failed);
     let took = job.started_at.zip(job.finished_at).map(|(from, to)| (to - from).num_milliseconds());
     JobEnd {
-        status,
+        status: if allowed.is_some() { StepStatus::FailedAllowed } else { status },
         exit_code,
         command_exit_code,
         duration_ms: took.and_then(|took| u64::try_from(took).ok()).unwrap_or_default(),
         message: reason(job.error_code.as_deref(), job.error_message.as_deref()),
-        fails_chain: matches!(status, StepStatus::Failed | StepStatus::TimedOut) && !job.soft_failed,
+        allowed,
+        fails_chain: is_failure && allowed.is_none(),
     }
 }
 
@@ -128,6 +133,8 @@ mod tests {
         assert_eq!(end.message.as_deref(), Some("[oom] no memory"));
         let mut soft = failed;
         soft["soft_failed"] = true.into();
-        assert!(!job_end(&job(&soft)).fails_chain);
+        let end = job_end(&job(&soft));
+        assert_eq!((end.status, end.allowed), (StepStatus::FailedAllowed, Some(StepStatus::Failed)));
+        assert!(!end.fails_chain);
     }
 }

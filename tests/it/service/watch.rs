@@ -39,7 +39,7 @@ async fn a_build_has_the_events_and_the_outcome_of_a_local_one() {
         steps,
         [
             ("good", StepStatus::Passed, Some(0), 1500),
-            ("soft", StepStatus::Failed, Some(3), 1500),
+            ("soft", StepStatus::FailedAllowed, Some(3), 1500),
             ("dead", StepStatus::Failed, Some(137), 1500),
             ("slow", StepStatus::TimedOut, None, 1500),
             ("after", StepStatus::Skipped, None, 0),
