@@ -4,6 +4,7 @@ mod command;
 mod contract;
 mod errors;
 mod logs;
+mod published;
 mod submit;
 mod verbs;
 mod watch;

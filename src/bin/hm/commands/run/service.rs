@@ -107,14 +107,20 @@ impl Submission<'_> {
             };
             let slug = match &config.pipeline {
                 Some(pipeline) => Some(pipeline.value.clone()),
-                None if request.source.repo_name.is_none() => Some(place.find_or_create(self.dir).await?),
+                None if request.source.repo_name.is_none() => tokio::select! {
+                    slug = place.find_or_create(self.dir) => Some(slug?),
+                    () = interrupts.next() => return Ok(End::Killed(None)),
+                },
                 None => None,
             };
             let submitted = match slug {
                 Some(slug) => submit(backend.pipeline(slug), request, &mut interrupts).await,
                 None => match submit(backend.clone(), request.clone(), &mut interrupts).await {
                     Err(error) if error.code() == Some("pipeline_not_found") => {
-                        let slug = place.find_or_create(self.dir).await?;
+                        let slug = tokio::select! {
+                            slug = place.find_or_create(self.dir) => slug?,
+                            () = interrupts.next() => return Ok(End::Killed(None)),
+                        };
                         submit(backend.pipeline(slug), request, &mut interrupts).await
                     }
                     submitted => submitted,
@@ -216,7 +222,7 @@ impl Pipeline<'_> {
         let can_ask = io::stdin().is_terminal() && io::stderr().is_terminal();
         if can_ask {
             let question = format!("The service has no pipeline `{name}` of {repository} in {org}. Create it? [y/N] ");
-            if !agrees(&question)? {
+            if !agrees(question).await? {
                 return Err(Failure::service(exit_code::PIPELINE, "the service has no such pipeline")
                     .hint("name another one with `[cloud] pipeline = \"SLUG\"` in .hm/config.toml"));
             }
@@ -229,7 +235,8 @@ impl Pipeline<'_> {
         let created =
             service.create_pipeline(org, &body).await.map_err(|error| service::refused(config, org, error))?;
         let slug = &created.slug;
-        if can_ask && agrees(&format!("Created pipeline `{slug}`. Record its name in .hm/config.toml? [y/N] "))? {
+        let question = format!("Created pipeline `{slug}`. Record its name in .hm/config.toml? [y/N] ");
+        if can_ask && agrees(question).await? {
             config::set_projects(project, &[("cloud.pipeline", slug)])?;
         } else {
             let line = format!("[cloud] pipeline = \"{slug}\"");
@@ -239,8 +246,13 @@ impl Pipeline<'_> {
     }
 }
 
-/// Asks on the terminal.
-fn agrees(question: &str) -> Outcome<bool> {
+/// Asks on the terminal. If the future is dropped, the thread that reads the answer ends with the process.
+async fn agrees(question: String) -> Outcome<bool> {
+    let failed = |error: tokio::task::JoinError| Failure::infrastructure("failed to prompt").because(error);
+    tokio::task::spawn_blocking(move || ask(&question)).await.map_err(failed)?
+}
+
+fn ask(question: &str) -> Outcome<bool> {
     let failed = |error: io::Error| Failure::infrastructure("failed to prompt on the terminal").because(error);
     let question = crate::reporter::text::clean(question);
     let mut stderr = io::stderr().lock();
