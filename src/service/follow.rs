@@ -277,8 +277,7 @@ impl Follow {
             attempts: attempt,
             artifacts: Vec::new(),
         });
-        let mut details = StepEndDetails::default();
-        details.allowed = allowed;
+        let details = StepEndDetails { allowed, ..StepEndDetails::default() };
         self.emit(StateEvent::StepEnd {
             step: index,
             attempt,

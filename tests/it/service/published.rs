@@ -160,9 +160,12 @@ fn builds_are_submitted_and_watched_with_the_same_requests() {
     type Prepare = fn(&StandIn);
     let nothing: Prepare = |_| ();
     let forget: Prepare = |stand_in| stand_in.state().pipelines.clear();
-    let refuse: Prepare = |stand_in| drop(stand_in.fault("createBuildBySource", Fault::Status(422, "bad_ir", None)));
-    let forbid: Prepare =
-        |stand_in| drop(stand_in.fault("createBuildBySource", Fault::Status(401, "unauthorized", None)));
+    let refuse: Prepare = |stand_in| {
+        stand_in.fault("createBuildBySource", Fault::Status(422, "bad_ir", None));
+    };
+    let forbid: Prepare = |stand_in| {
+        stand_in.fault("createBuildBySource", Fault::Status(401, "unauthorized", None));
+    };
     // The exit codes are those of the published program and ours.
     for (about, args, prepare, codes) in [
         ("a build that fails", &["-m", "why", "-e", "K=V"][..], nothing, [1, 1]),
