@@ -55,14 +55,14 @@ fn soft_fail(value: &Value) -> Result<SoftFail, ProblemKind> {
         Value::Array(codes) => {
             let code = |(at, code): (usize, &Value)| match code.as_u64().map(u8::try_from) {
                 Some(Ok(code @ 1..)) => Ok(code),
-                _ => Err(wrong(format!("{SOFT_FAIL}[{at}]"), "an exit code from 1 to 255", value_text(&codes[at]))),
+                _ => Err(wrong(&format!("{SOFT_FAIL}[{at}]"), "an exit code from 1 to 255", value_text(&codes[at]))),
             };
             let mut codes = codes.iter().enumerate().map(code).collect::<Result<Vec<_>, _>>()?;
             codes.sort_unstable();
             codes.dedup();
             Ok(if codes.is_empty() { SoftFail::No } else { SoftFail::Codes(codes.into()) })
         }
-        value => Err(wrong(SOFT_FAIL.into(), "`true`, `false` or a list of exit codes", value_text(value))),
+        value => Err(wrong(SOFT_FAIL, "`true`, `false` or a list of exit codes", value_text(value))),
     }
 }
 
@@ -70,11 +70,11 @@ fn retries(value: &Value) -> Result<u8, ProblemKind> {
     match value.as_u64().map(u8::try_from) {
         Some(Ok(retries @ 0..=MAX_RETRIES)) => Ok(retries),
         None if value.is_null() => Ok(0),
-        _ => Err(wrong(RETRIES.into(), "a whole number from 0 to 10", value_text(value))),
+        _ => Err(wrong(RETRIES, "a whole number from 0 to 10", value_text(value))),
     }
 }
 
-fn wrong(name: String, expected: &'static str, found: String) -> ProblemKind {
+fn wrong(name: &str, expected: &'static str, found: String) -> ProblemKind {
     ProblemKind::StepArg { path: format!("runner_args.{name}"), expected, found }
 }
 
