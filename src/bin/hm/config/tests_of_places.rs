@@ -1,6 +1,6 @@
 //! Two places with two files each, variables, and what `hm config` shows of them.
 
-use std::ffi::OsString;
+use std::{ffi::OsString, fs, path::PathBuf};
 
 use proptest::prelude::*;
 use serde_json::Value;
@@ -374,6 +374,32 @@ fn the_guide_has_every_key_and_every_variable_and_no_other() {
     let mut variables: Vec<String> = VARIABLES.iter().map(|variable| variable.name.to_owned()).collect();
     variables.sort();
     assert_eq!(rows("Environment variables"), variables);
+}
+
+#[test]
+fn the_table_has_every_variable_that_the_source_names() {
+    /// Set by services for pipelines, by tests, for steps of workers, and a prefix of names.
+    const OTHERS: [&str; 5] =
+        ["HM_PIPELINE_ORG", "HM_PIPELINE_SLUG", "HM_REQUIRE_BACKENDS", "HM_SANDBOX_HELPER", "HM_RUN_ENV_"];
+    let mut open = vec![PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("src/bin/hm")];
+    let mut found = 0;
+    while let Some(path) = open.pop() {
+        if path.is_dir() {
+            open.extend(fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()));
+            continue;
+        }
+        let text = fs::read_to_string(&path).unwrap();
+        for (at, _) in text.match_indices("\"HM_") {
+            let name: String = text[at + 1..].chars().take_while(|c| c.is_ascii_uppercase() || *c == '_').collect();
+            // Texts begin with names, too.
+            let is_whole = text[at + 1 + name.len()..].starts_with('"') && name != "HM_";
+            if is_whole && !OTHERS.contains(&&*name) {
+                found += 1;
+                assert!(VARIABLES.iter().any(|variable| variable.name == name), "{name} in {}", path.display());
+            }
+        }
+    }
+    assert!(found > 40, "only {found} names were found");
 }
 
 #[test]

@@ -48,6 +48,7 @@ pub(crate) const VARIABLES: &[Variable] = &[
     of_key("HM_PREFERENCES__FORMAT", "preferences.format"),
     of_key("HM_PREFERENCES__AUTO_WATCH", "preferences.auto_watch"),
     secret(API_TOKEN, None),
+    secret("HM_LOGIN_CODE", None),
     of_key("HM_REMOTE", "remote.endpoint"),
     of_key("HM_REMOTE_INSTANCE", "remote.instance"),
     of_key("HM_REMOTE_LOGS", "remote.logs"),
