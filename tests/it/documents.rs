@@ -3,6 +3,7 @@
 #[cfg(feature = "cli")]
 mod commands;
 mod markdown;
+mod migrating;
 #[cfg(feature = "cli")]
 mod sessions;
 

@@ -42,6 +42,14 @@ fn wrong_sets_get_clear_compiler_errors() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
+#[test]
+fn a_runner_that_moved_here_compiles() {
+    let scratch = tempfile::tempdir().unwrap();
+    let library = library(scratch.path());
+    let compiled = compile(&library, "tests/fixtures/migrate/after.rs", scratch.path());
+    assert!(compiled.status.success(), "{}", errors(&compiled));
+}
+
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }

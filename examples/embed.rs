@@ -1,0 +1,56 @@
+//! Builds in your own program, in the sandbox if the machine has one.
+//!
+//! `cargo run --example embed --features process,sandbox`
+//!
+//! The sandbox starts this program again as its helper, so `init` comes first in `main`. In `cargo test`, `main`
+//! belongs to the test harness. There are two ways: a test target with `harness = false`, whose `main` calls
+//! `init`; or a program of your package whose `main` calls it, as the helper:
+//! `SandboxRunner::builder().helper(env!("CARGO_BIN_EXE_mine"))`.
+
+#![expect(clippy::print_stdout, reason = "an example prints")]
+
+use std::error::Error;
+
+use hm_exec::{
+    BuildEvent, Engine, Plan, RunRequest, RunnerSet,
+    runner::{Probe, process::ProcessRunner, sandbox::SandboxRunner},
+    store::StoreHandle,
+};
+
+#[derive(Debug, RunnerSet)]
+struct Runners {
+    #[runner(default)]
+    sandbox: SandboxRunner,
+    process: ProcessRunner,
+}
+
+fn main() -> Result<(), Box<dyn Error>> {
+    hm_exec::runner::sandbox::init();
+    let dir = tempfile::tempdir()?;
+    let store = StoreHandle::new(dir.path().join("store"));
+    let sandbox = SandboxRunner::builder().store(store.clone()).build();
+    let runners = Runners { sandbox, process: ProcessRunner::new(store.clone()) };
+    let engine = Engine::builder(runners).cache(store).build()?;
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(build(&engine))
+}
+
+async fn build(engine: &Engine<Runners>) -> Result<(), Box<dyn Error>> {
+    let ir = r#"{"version":"0","graph":{"nodes":[
+        {"step":{"key":"make","cmd":"echo made > file","image":"host"},"env":{}},
+        {"step":{"key":"test","cmd":"cat file"},"env":{}}],
+        "node_holes":[],"edge_property":"directed","edges":[[0,1,"builds_in"]]}}"#;
+    let mut request = RunRequest::new(Plan::parse(ir)?, "examples");
+    if let Probe::Unusable { reason, .. } = &engine.runners().probe_all().await[0] {
+        println!("without the sandbox: {reason}");
+        request.options.runner = Some("process".into());
+    }
+    let (mut events, control) = engine.start(request).await?.into_parts();
+    while let Some(event) = events.next().await {
+        if let BuildEvent::StepLog { line, .. } = event {
+            println!("{line}");
+        }
+    }
+    let outcome = control.wait().await?;
+    println!("{:?}", outcome.status);
+    std::process::exit(outcome.status.exit_code());
+}
