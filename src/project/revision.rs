@@ -142,9 +142,7 @@ mod tests {
         assert_eq!(of(&dir), (None, first.clone()));
         git(&dir, &["worktree", "add", "-q", "../b", "main"]);
         assert_eq!(of(&top.path().join("b")), (branch("main"), first.clone()));
-        git(top.path(), &["clone", "-q", "a", "c"]);
-        git(&dir, &["checkout", "-q", "main"]);
-        git(top.path(), &["clone", "-q", "a", "d"]);
+        git(top.path(), &["clone", "-q", "b", "d"]);
         let cloned = Revision::of_checkout(&top.path().join("d"));
         assert_eq!((cloned.commit, cloned.default_branch), (first, branch("main")));
     }

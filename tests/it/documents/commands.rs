@@ -6,7 +6,10 @@ use super::{markdown::Block, shown_to_users};
 use crate::support::programs::hm;
 
 /// Commands with subcommands of their own.
-const NESTED: [&str; 2] = ["cache", "plugin"];
+const NESTED: [&str; 3] = ["cache", "cloud", "plugin"];
+
+/// Subcommands of `hm cloud` with subcommands of their own.
+const CLOUD: [&str; 5] = ["billing", "build", "job", "org", "pipeline"];
 
 #[test]
 fn shown_commands_have_the_options_that_they_are_shown_with() {
@@ -97,7 +100,12 @@ impl Helps {
     fn check(&mut self, args: &[String]) -> Result<(), String> {
         let is_word = |word: &&String| word.chars().all(|c| c.is_ascii_lowercase());
         let Some(first) = args.first().filter(is_word) else { return Ok(()) };
-        let depth = if NESTED.contains(&&**first) && args.get(1).is_some_and(|word| is_word(&word)) { 2 } else { 1 };
+        let has_word = |at: usize| args.get(at).is_some_and(|word| is_word(&word));
+        let depth = match NESTED.contains(&&**first) && has_word(1) {
+            true if first == "cloud" && CLOUD.contains(&&*args[1]) && has_word(2) => 3,
+            true => 2,
+            false => 1,
+        };
         let (command, rest) = args.split_at(depth);
         let help = self.help(command).ok_or_else(|| format!("there is no `hm {}`", command.join(" ")))?;
         let listed: Vec<&str> = help

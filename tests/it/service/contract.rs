@@ -1,5 +1,6 @@
-//! Requests and answers are as the service's own description says: `prism`, an independent program, checks them
-//! between `hm` and the stand-in. So the stand-in cannot agree with `hm` on something that the service does not do.
+//! Requests and answers are as the service's own description says: `prism`, an independent program, checks
+//! them between `hm` and the stand-in. So the stand-in cannot agree with `hm` on something that the service
+//! does not do.
 
 use std::{
     net::{SocketAddr, TcpListener, TcpStream},

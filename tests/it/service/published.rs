@@ -1,5 +1,5 @@
-//! The published `hm` 0.0.9 and ours make the same requests, and end with the same exit codes but for the listed
-//! differences.
+//! The published `hm` 0.0.9 and ours make the same requests, and end with the same exit codes but for the
+//! listed differences.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -81,8 +81,8 @@ impl Side {
         command
     }
 
-    /// Returns the requests since the last call, in a form in which they can be compared. Looks at a build are
-    /// one; a repetition of any other request is kept.
+    /// Returns the requests since the last call, in a form in which they can be compared. Looks at a build
+    /// are one; a repetition of any other request is kept.
     fn requests(&self) -> Vec<Value> {
         let mut all = Vec::new();
         for request in std::mem::take(&mut self.stand_in.state().requests) {

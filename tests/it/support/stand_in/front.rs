@@ -1,5 +1,5 @@
-//! A server before the stand-in: requests of the API pass through a proxy that checks them against the service's
-//! description, and logs go straight to the stand-in, because the proxy reads answers whole.
+//! A server before the stand-in: requests of the API pass through a proxy that checks them against the
+//! service's description, and logs go straight to the stand-in, because the proxy reads answers whole.
 
 use std::{
     net::SocketAddr,
