@@ -99,8 +99,8 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
     }
 }
 
-/// Counts flaky steps in `runs`, newest first. `steps_of` returns the steps of a run, or `None` if they cannot
-/// be read.
+/// Counts flaky steps in `runs`, newest first. `steps_of` returns the steps of a run, or `None` if they
+/// cannot be read.
 fn count(runs: Vec<Run>, steps_of: impl Fn(&Run) -> Option<Vec<StepRecord>>) -> Answer {
     let mut answer = Answer::default();
     let mut tallies: BTreeMap<(String, String), Tally> = BTreeMap::new();
