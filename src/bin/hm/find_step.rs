@@ -51,12 +51,7 @@ pub(crate) fn find_run<'a>(
             }
         }
     }
-    let here = existing_dir(dir.unwrap_or(Path::new(".")))?;
-    let dirs = [Source::locate(dir)?.dir, here];
-    let mut runs = Vec::new();
-    for dir in if dirs[0] == dirs[1] { &dirs[..1] } else { &dirs[..] } {
-        runs.extend(store.runs().of(dir, None, RUNS).map_err(unreadable)?);
-    }
+    let runs = runs_of(store, dir, None, RUNS)?;
     let mut pipelines: Vec<String> = Vec::new();
     let mut newest = None;
     for run in runs {
@@ -75,9 +70,22 @@ pub(crate) fn find_run<'a>(
         newest.get_or_insert((run, steps, text));
     }
     newest.ok_or_else(|| {
-        Failure::input(format_args!("no runs of pipelines in {}", dirs[0].display()))
+        let dir = Source::locate(dir).map_or_else(|_| Path::new(".").to_owned(), |source| source.dir);
+        Failure::input(format_args!("no runs of pipelines in {}", dir.display()))
             .hint("run a pipeline first, set its source directory with `-d DIR`, or name a run, as in `RUN/STEP`")
     })
+}
+
+/// Returns the runs of the source directory to which `dir` belongs, newest first, and those of `dir` itself.
+/// There are at most `limit` of each. If a pipeline is named, returns only its runs.
+pub(crate) fn runs_of(store: &Store, dir: Option<&Path>, pipeline: Option<&str>, limit: u32) -> Outcome<Vec<Run>> {
+    let here = existing_dir(dir.unwrap_or(Path::new(".")))?;
+    let dirs = [Source::locate(dir)?.dir, here];
+    let mut runs = Vec::new();
+    for dir in if dirs[0] == dirs[1] { &dirs[..1] } else { &dirs[..] } {
+        runs.extend(store.runs().of(dir, pipeline, limit).map_err(unreadable)?);
+    }
+    Ok(runs)
 }
 
 /// Returns the last run of a directory, and its steps.

@@ -64,6 +64,7 @@ enum Command {
     Trust(commands::trust::Args),
     Logs(commands::logs::Args),
     Why(commands::why::Args),
+    Flaky(commands::flaky::Args),
     #[command(flatten)]
     StepFiles(commands::step_files::Command),
     Cache(commands::cache::Args),
@@ -103,6 +104,7 @@ fn main() -> ExitCode {
         Command::Trust(args) => commands::trust::run(&args),
         Command::Logs(args) => commands::logs::run(&args),
         Command::Why(args) => commands::why::run(&args),
+        Command::Flaky(args) => commands::flaky::run(&args),
         Command::StepFiles(command) => commands::step_files::run(&command),
         Command::Cache(args) => commands::cache::run(&args),
         Command::Cloud(args) => commands::cloud::run(&args),

@@ -15,6 +15,7 @@ mod killed;
 mod killed_at_random;
 mod live_output;
 mod lost_blobs;
+mod outcomes;
 mod output;
 mod private_files;
 mod published_stream;

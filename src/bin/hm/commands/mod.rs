@@ -6,6 +6,7 @@ pub(crate) mod cluster;
 pub(crate) mod completions;
 pub(crate) mod config;
 pub(crate) mod doctor;
+pub(crate) mod flaky;
 pub(crate) mod init;
 pub(crate) mod logs;
 pub(crate) mod pipelines;

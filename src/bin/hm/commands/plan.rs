@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use hm_exec::{
     RunnerSet,
     ir::EdgeKind,
-    plan::{self, BoundPlan, StepIndex},
+    plan::{self, BoundPlan, SoftFail, StepIndex},
 };
 use serde::Serialize;
 
@@ -57,8 +57,19 @@ struct ShownStep<'a> {
     builds_in: Option<&'a str>,
     depends_on: Vec<&'a str>,
     timeout_seconds: Option<u64>,
+    /// How often the step runs again after its command failed.
+    retries: u8,
+    /// Whether the build allows failures of the step: all, or those with these exit codes.
+    soft_fail: ShownSoftFail<'a>,
     cmd: &'a str,
     env: &'a hm_exec::ir::Env,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+enum ShownSoftFail<'a> {
+    All(bool),
+    Codes(&'a [u8]),
 }
 
 pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
@@ -82,6 +93,7 @@ fn show<'a>(pipeline: &'a str, bound: &'a BoundPlan) -> Shown<'a> {
     let key = |step: StepIndex| &*bound.steps[step.get()].step.key;
     let steps = bound.dag.order().iter().map(|&index| {
         let step = &bound.steps[index.get()];
+        let outcomes = bound.outcomes.get(&index);
         let parents = bound.dag.parents(index);
         let builds_in = bound.dag.lineage_parent(index).map(key);
         ShownStep {
@@ -97,6 +109,11 @@ fn show<'a>(pipeline: &'a str, bound: &'a BoundPlan) -> Shown<'a> {
                 .map(|link| key(link.step))
                 .collect(),
             timeout_seconds: step.timeout.map(|timeout| timeout.as_secs()),
+            retries: outcomes.map_or(0, |rules| rules.retries),
+            soft_fail: match outcomes.map(|rules| &rules.soft_fail) {
+                Some(SoftFail::Codes(codes)) => ShownSoftFail::Codes(codes),
+                soft_fail => ShownSoftFail::All(soft_fail == Some(&SoftFail::Any)),
+            },
             cmd: &step.step.cmd,
             env: &step.env,
         }
@@ -135,6 +152,17 @@ fn as_text(shown: &Shown<'_>) -> String {
         }
         if let Some(seconds) = step.timeout_seconds {
             out.push_str(&format!(", timeout {seconds} s"));
+        }
+        if step.retries > 0 {
+            out.push_str(&format!(", retries {}", step.retries));
+        }
+        match &step.soft_fail {
+            ShownSoftFail::All(true) => out.push_str(", may fail"),
+            ShownSoftFail::All(false) => {}
+            ShownSoftFail::Codes(codes) => {
+                let codes: Vec<_> = codes.iter().map(u8::to_string).collect();
+                out.push_str(&format!(", may fail with {}", codes.join(", ")));
+            }
         }
         out.push('\n');
         for line in step.cmd.lines() {

@@ -172,7 +172,7 @@ fn short(run: &uuid::Uuid) -> String {
     run.to_string()[..8].to_owned()
 }
 
-fn date(ms: i64) -> String {
+pub(super) fn date(ms: i64) -> String {
     let at = DateTime::from_timestamp_millis(ms);
     at.map_or_else(|| "an unknown date".into(), |at| at.format("%Y-%m-%d at %H:%M UTC").to_string())
 }
