@@ -24,8 +24,8 @@ DEBIAN = "bookworm"
 TOOLS = """apt-get curl dpkg erl unzip cargo rustc rustup uv npm npx go gofmt python3 cmake ninja ccache ctest clang-format
 run-clang-tidy mix elixir zig bun git golangci-lint""".split()
 TOOL = """#!/bin/sh
-# What curl prints is often run.
-[ "${0##*/}" = curl ] && exit 0
+# What curl prints is often run, and gofmt prints what is wrong.
+case ${0##*/} in curl|gofmt) exit 0;; esac
 echo "${0##*/} $*"
 case ${0##*/} in
 unzip) mkdir -p "$4/bin"; for name in elixir mix iex elixirc; do cp "$0" "$4/bin/$name"; done;;
@@ -40,7 +40,7 @@ TAR = """#!/bin/sh
 case $* in
 *-x*) while [ $# -gt 0 ]; do [ "$1" = -C ] && to=$2; shift; done
       mkdir -p "$to/go/bin"
-      for at in zig go/bin/go; do cp /usr/local/bin/curl "$to/$at"; done;;
+      for at in zig go/bin/go go/bin/gofmt; do cp /usr/local/bin/curl "$to/$at"; done;;
 *) exec /bin/tar "$@";;
 esac
 """
