@@ -18,7 +18,7 @@ use crate::{
     ir::{
         CommandStep, EdgeKind, Env, InvalidPipeline, ProblemKind, ProblemPlace, Problems, check_env, on_change_paths,
     },
-    runner::{ImageSupport, RunnerDescriptor, RunnerIndex},
+    runner::{ImageSupport, Network, RunnerDescriptor, RunnerIndex},
 };
 
 /// The names of this project's runners, including those that the program is built without.
@@ -116,6 +116,7 @@ impl<'a> Binder<'a> {
         };
         let descriptor = &self.runners[usize::from(runner.0)];
 
+        let step = &self.with_network(step, descriptor);
         let checked = match &step.runner_args {
             Some(args) => descriptor.args.check(args),
             None if self.without_args.contains(&runner) => Ok(()),
@@ -154,10 +155,31 @@ impl<'a> Binder<'a> {
         })
     }
 
+    /// Returns the step with the options' network, if it names none and its runner can provide that one.
+    fn with_network(&self, step: &Arc<CommandStep>, runner: &RunnerDescriptor) -> Arc<CommandStep> {
+        let name = match self.options.network {
+            // That is the default.
+            None | Some(Network::Host) => return Arc::clone(step),
+            Some(Network::Private) => "private",
+            Some(Network::None) => "none",
+        };
+        let mut args = match &step.runner_args {
+            None | Some(Value::Null) => Map::new(),
+            Some(Value::Object(args)) if !args.contains_key("network") => args.clone(),
+            Some(_) => return Arc::clone(step),
+        };
+        args.insert("network".to_owned(), name.into());
+        let args = Value::Object(args);
+        match runner.args.check(&args) {
+            Ok(()) => Arc::new(CommandStep { runner_args: Some(args), ..CommandStep::clone(step) }),
+            Err(_) => Arc::clone(step),
+        }
+    }
+
     /// Resolves a root step's image.
     fn root(
         &mut self,
-        step: &'a Arc<CommandStep>,
+        step: &Arc<CommandStep>,
         at: RunnerIndex,
         place: impl FnOnce() -> ProblemPlace,
     ) -> Arc<CommandStep> {

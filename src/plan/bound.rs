@@ -9,7 +9,7 @@ use std::{
 use super::{Dag, StepIndex};
 use crate::{
     ir::{CommandStep, Env},
-    runner::{RunnerDescriptor, RunnerIndex},
+    runner::{Network, RunnerDescriptor, RunnerIndex},
 };
 
 /// The options of a run that change a plan.
@@ -17,6 +17,8 @@ use crate::{
 pub struct BindOptions {
     /// The runner of steps that name none, instead of the set's default.
     pub runner: Option<String>,
+    /// The network of steps that name none in their `runner_args`, on runners that can provide it.
+    pub network: Option<Network>,
     /// The images to replace.
     pub images: BTreeMap<String, String>,
     /// Variables that override the steps' own.
