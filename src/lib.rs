@@ -35,6 +35,8 @@ pub mod image;
 pub mod ir;
 mod log_file;
 mod model;
+#[cfg(feature = "sandbox")]
+mod network;
 #[doc(hidden)]
 pub mod open_files;
 pub mod outcome;

@@ -15,6 +15,7 @@ use crate::{
     ir::Env,
     model::Secrets,
     plan::Plan,
+    runner::Network,
     source::{EarlyFreeze, SourceTimes},
 };
 
@@ -106,6 +107,9 @@ pub struct RunOptions {
     pub keep: bool,
     /// The runner of steps that name none. It overrides the engine's default.
     pub runner: Option<String>,
+    /// The network of steps that name none in their `runner_args`, on runners that can provide it. The others
+    /// keep theirs.
+    pub network: Option<Network>,
     /// Which modification times of source files steps see.
     pub source_times: SourceTimes,
     /// Images to replace: from the image that the plan names to the image to use.

@@ -13,6 +13,7 @@ use crate::{
     backend::{BackendError, BackendHandle, RunRequest},
     cache::{BuildCache, BuildFacts},
     event::{self, EventBus, EventStream, EventWriter, PlanSummary, RunDir, RunMeta, StepMeta},
+    ir::CommandStep,
     model::{ArchiveId, BuildRef, StepIndex},
     plan::{BindOptions, BoundPlan, bind},
     runner::{Probe, RunnerIndex, RunnerSet, StepContext, probe_within},
@@ -53,6 +54,7 @@ impl<'a, R: RunnerSet> BoundRun<'a, R> {
     pub(super) fn bind(engine: &Engine<R>, request: &RunRequest) -> Result<BoundPlan, BackendError> {
         let options = BindOptions {
             runner: request.options.runner.clone(),
+            network: request.options.network,
             images: request.options.images.clone(),
             env: request.env.clone(),
             has_secrets: !request.secrets.is_empty(),
@@ -133,8 +135,12 @@ impl<'a, R: RunnerSet> BoundRun<'a, R> {
             engine.cache.is_none() || plan.step(step).is_refreshed || !schedule::is_cached(plan, step)
         };
         let (mut all, mut used) = (BTreeSet::new(), BTreeSet::new());
+        let mut with_networks = BTreeSet::new();
         for step in plan.dag.steps() {
             let runner = plan.step(step).runner;
+            if !with_networks.contains(&runner) && has_own_network(&plan.step(step).step) && is_sure_to_run(step) {
+                with_networks.insert(runner);
+            }
             if !used.contains(&runner) {
                 all.insert(runner);
                 if is_sure_to_run(step) {
@@ -143,8 +149,10 @@ impl<'a, R: RunnerSet> BoundRun<'a, R> {
             }
         }
         let unprobed = all.difference(&used).copied().collect();
-        let probes =
-            join_all(used.iter().map(|&runner| probe_within(&*engine.runners, runner, engine.probe_limit))).await;
+        let probes = join_all(used.iter().map(|&runner| {
+            probe_within(&*engine.runners, runner, with_networks.contains(&runner), engine.probe_limit)
+        }))
+        .await;
         for (runner, probe) in used.into_iter().zip(probes) {
             if let Probe::Unusable { reason, hint } = probe {
                 let runner = plan.runners[usize::from(runner.0)].name.to_string();
@@ -216,4 +224,9 @@ fn step_meta(plan: &BoundPlan, step: StepIndex) -> StepMeta {
         image: if parent.is_none() { bound.step.image.clone() } else { None },
         runner: bound.runner.0,
     }
+}
+
+/// Returns whether a step asks for a network of its own, which a runner cannot always provide.
+fn has_own_network(step: &CommandStep) -> bool {
+    step.runner_args.as_ref().is_some_and(|args| args["network"] == "private")
 }

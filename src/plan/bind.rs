@@ -19,7 +19,7 @@ use crate::{
         CommandStep, EdgeKind, Env, InvalidPipeline, ProblemKind, ProblemPlace, Problems, check_env, on_change_paths,
     },
     model::OutcomeRules,
-    runner::{ImageSupport, RunnerDescriptor, RunnerIndex},
+    runner::{ImageSupport, Network, RunnerDescriptor, RunnerIndex},
 };
 
 /// The names of this project's runners, including those that the program is built without.
@@ -132,6 +132,7 @@ impl<'a> Binder<'a> {
             Arc::new(CommandStep { runner_args: taken.rest, ..CommandStep::clone(step) })
         });
         let step = own.as_ref().unwrap_or(step);
+        let step = &self.with_network(step, descriptor);
         let checked = match &step.runner_args {
             Some(args) => descriptor.args.check(args),
             None if self.without_args.contains(&runner) => Ok(()),
@@ -168,6 +169,27 @@ impl<'a> Binder<'a> {
             is_refreshed: self.options.no_cache || self.options.refresh.contains(&*step.key),
             step,
         })
+    }
+
+    /// Returns the step with the options' network, if it names none and its runner can provide that one.
+    fn with_network(&self, step: &Arc<CommandStep>, runner: &RunnerDescriptor) -> Arc<CommandStep> {
+        let name = match self.options.network {
+            // That is the default.
+            None | Some(Network::Host) => return Arc::clone(step),
+            Some(Network::Private) => "private",
+            Some(Network::None) => "none",
+        };
+        let mut args = match &step.runner_args {
+            None | Some(Value::Null) => Map::new(),
+            Some(Value::Object(args)) if !args.contains_key("network") => args.clone(),
+            Some(_) => return Arc::clone(step),
+        };
+        args.insert("network".to_owned(), name.into());
+        let args = Value::Object(args);
+        match runner.args.check(&args) {
+            Ok(()) => Arc::new(CommandStep { runner_args: Some(args), ..CommandStep::clone(step) }),
+            Err(_) => Arc::clone(step),
+        }
     }
 
     /// Resolves a root step's image.

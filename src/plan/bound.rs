@@ -10,7 +10,7 @@ use super::{Dag, StepIndex};
 use crate::{
     ir::{CommandStep, Env},
     model::OutcomeRules,
-    runner::{RunnerDescriptor, RunnerIndex},
+    runner::{Network, RunnerDescriptor, RunnerIndex},
 };
 
 /// The options of a run that change a plan.
@@ -18,6 +18,8 @@ use crate::{
 pub struct BindOptions {
     /// The runner of steps that name none, instead of the set's default.
     pub runner: Option<String>,
+    /// The network of steps that name none in their `runner_args`, on runners that can provide it.
+    pub network: Option<Network>,
     /// The images to replace.
     pub images: BTreeMap<String, String>,
     /// Variables that override the steps' own.

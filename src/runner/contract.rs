@@ -71,6 +71,12 @@ pub trait StepRunner: Send + Sync + fmt::Debug + 'static {
         async { Probe::Usable { note: None } }
     }
 
+    /// Reports whether steps can have a network of their own on this machine. Called after
+    /// [`probe`](Self::probe), if a plan has such a step.
+    fn probe_network(&self) -> impl Future<Output = Probe> + Send {
+        async { Probe::Usable { note: None } }
+    }
+
     /// Returns the current state of everything that goes into the cache keys of this runner's steps besides
     /// the steps themselves: what `image` resolves to (`None`: the step boots from a snapshot), and how the
     /// runner works here. Returns `None` if steps cannot be cached.

@@ -127,6 +127,8 @@ impl Probe {
 pub struct ArgsSchema {
     schema: fn() -> Option<Schema>,
     check: fn(&Value) -> Result<(), ArgsError>,
+    /// A check of arguments that the type accepts.
+    check_more: fn(&Value) -> Result<(), ArgsError>,
     not_in_keys: &'static [&'static str],
 }
 
@@ -151,6 +153,7 @@ impl ArgsSchema {
                 Value::Object(fields) if fields.is_empty() => Ok(()),
                 _ => Err(ArgsError { path: "runner_args".into(), message: "this runner takes no arguments".into() }),
             },
+            check_more: |_| Ok(()),
             not_in_keys: &[],
         }
     }
@@ -168,8 +171,15 @@ impl ArgsSchema {
                     Err(ArgsError { path, message: error.into_inner().to_string() })
                 }
             },
+            check_more: |_| Ok(()),
             not_in_keys: &[],
         }
+    }
+
+    /// Checks also, after the type, what a type cannot say, such as that one argument needs another.
+    #[must_use]
+    pub(crate) fn with_check(self, check_more: fn(&Value) -> Result<(), ArgsError>) -> Self {
+        Self { check_more, ..self }
     }
 
     /// Leaves these arguments out of cache keys. This is for arguments that do not affect what a step sees or
@@ -216,7 +226,7 @@ impl ArgsSchema {
     /// # Errors
     /// Returns the first error, with its path.
     pub fn check(&self, args: &Value) -> Result<(), ArgsError> {
-        (self.check)(args)
+        (self.check)(args).and_then(|()| (self.check_more)(args))
     }
 }
 

@@ -46,6 +46,11 @@ pub trait DynStepRunner: Send + Sync + fmt::Debug {
         Box::pin(async { Probe::Usable { note: None } })
     }
 
+    /// Reports whether steps can have a network of their own; see [`StepRunner::probe_network`].
+    fn probe_network<'a>(&'a self) -> Pin<Box<dyn Future<Output = Probe> + Send + 'a>> {
+        Box::pin(async { Probe::Usable { note: None } })
+    }
+
     /// Returns what goes into cache keys; see [`StepRunner::cache_identity`].
     fn cache_identity<'a>(
         &'a self,
@@ -94,6 +99,10 @@ impl<R: StepRunner> DynStepRunner for R {
         Box::pin(StepRunner::probe(self))
     }
 
+    fn probe_network<'a>(&'a self) -> Boxed<'a, Probe> {
+        Box::pin(StepRunner::probe_network(self))
+    }
+
     fn cache_identity<'a>(&'a self, image: Option<&'a str>) -> Boxed<'a, Result<Option<CacheIdentity>, RunnerError>> {
         Box::pin(StepRunner::cache_identity(self, image))
     }
@@ -137,6 +146,10 @@ impl<R: StepRunner> DynStepRunner for Named<R> {
 
     fn probe<'a>(&'a self) -> Boxed<'a, Probe> {
         DynStepRunner::probe(&self.runner)
+    }
+
+    fn probe_network<'a>(&'a self) -> Boxed<'a, Probe> {
+        DynStepRunner::probe_network(&self.runner)
     }
 
     fn cache_identity<'a>(&'a self, image: Option<&'a str>) -> Boxed<'a, Result<Option<CacheIdentity>, RunnerError>> {

@@ -1,13 +1,17 @@
 //! The resource limits of a step in its `runner_args`: one type, with one meaning, for every runner that
 //! enforces limits.
 
-use std::{borrow::Cow, fmt, num::NonZeroU64};
+use std::{
+    borrow::Cow,
+    fmt,
+    num::{NonZeroU16, NonZeroU64},
+};
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, de};
 use serde_json::Value;
 
-use super::RunnerError;
+use super::{ArgsError, RunnerError};
 use crate::size;
 
 /// The limits of a step: its `runner_args`, on runners with the [`limits`](super::RunnerCapabilities::limits)
@@ -25,6 +29,10 @@ pub struct Limits {
     pub pids: Option<NonZeroU64>,
     /// The step's access to the network.
     pub network: Network,
+    /// The ports of this machine's loopback that a step with a private network reaches as `host.hm.internal`.
+    #[serde(deserialize_with = "ports")]
+    #[schemars(with = "Vec<NonZeroU16>")]
+    pub host_ports: Vec<u16>,
 }
 
 impl Limits {
@@ -42,6 +50,30 @@ impl Limits {
     }
 }
 
+/// Checks the network of a step on a runner whose steps may have one of their own.
+pub(crate) fn check_network(args: &Value) -> Result<(), ArgsError> {
+    if args["network"] == "private" || !has_host_ports(args) {
+        return Ok(());
+    }
+    let message = "these ports are for steps with a network of their own: set `\"network\": \"private\"`";
+    Err(ArgsError { path: "runner_args.host_ports".into(), message: message.into() })
+}
+
+/// Checks the network of a step on a runner whose steps have the machine's, or none.
+pub(crate) fn check_shared_network(args: &Value) -> Result<(), ArgsError> {
+    let name = match args["network"] == "private" {
+        true => "network",
+        false if has_host_ports(args) => "host_ports",
+        false => return Ok(()),
+    };
+    let message = "this runner has no private networks: use \"host\" or \"none\"";
+    Err(ArgsError { path: format!("runner_args.{name}"), message: message.into() })
+}
+
+fn has_host_ports(args: &Value) -> bool {
+    args["host_ports"].as_array().is_some_and(|ports| !ports.is_empty())
+}
+
 /// The network access of a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
@@ -49,8 +81,15 @@ pub enum Network {
     /// The network of this machine. This is the default because CI steps install packages.
     #[default]
     Host,
+    /// A network of the step's own, with its own ports and loopback. Names and other machines are reachable,
+    /// this machine is not.
+    Private,
     /// Only a loopback device of its own.
     None,
+}
+
+fn ports<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u16>, D::Error> {
+    Vec::<NonZeroU16>::deserialize(deserializer).map(|ports| ports.into_iter().map(NonZeroU16::get).collect())
 }
 
 /// A number of bytes: a JSON number, or text such as `512m`, with the suffixes `k`, `m`, `g` and `t` in
@@ -159,6 +198,24 @@ mod tests {
         for wrong in [json!("much"), json!(-1), json!(1), json!("99999999999999t"), json!(""), json!("m"), json!(1.5)] {
             assert!(parse(json!({ "memory": wrong })).is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn a_network_of_its_own_needs_a_runner_that_has_one() {
+        let private = json!({ "network": "private", "host_ports": [5000] });
+        assert_eq!(parse(private.clone()).unwrap().host_ports, [5000]);
+        assert_eq!(check_network(&private), Ok(()));
+        let error = check_shared_network(&private).unwrap_err();
+        assert_eq!(error.path, "runner_args.network");
+        for args in [json!({ "host_ports": [1] }), json!({ "network": "none", "host_ports": [1] })] {
+            for check in [check_network, check_shared_network] {
+                assert_eq!(check(&args).unwrap_err().path, "runner_args.host_ports");
+            }
+        }
+        for args in [json!({}), json!(null), json!({ "network": "host", "host_ports": [] })] {
+            assert_eq!((check_network(&args), check_shared_network(&args)), (Ok(()), Ok(())));
+        }
+        assert!(parse(json!({ "host_ports": [0] })).is_err());
     }
 
     #[test]

@@ -67,6 +67,16 @@ pub trait RunnerSet: Send + Sync + fmt::Debug + 'static {
         }
     }
 
+    /// Asks the runner at `index` whether steps can have a network of their own on this machine.
+    fn probe_network(&self, index: RunnerIndex) -> impl Future<Output = Probe> + Send {
+        async move {
+            match self.at(index) {
+                Some((_, runner)) => runner.probe_network().await,
+                None => unusable_index(index),
+            }
+        }
+    }
+
     /// Probes every runner at once, and returns the results in the order of the indices. A runner that does
     /// not answer within 30 seconds counts as unusable.
     fn probe_all(&self) -> impl Future<Output = Vec<Probe>> + Send {
@@ -104,9 +114,20 @@ pub trait RunnerSet: Send + Sync + fmt::Debug + 'static {
     }
 }
 
-/// Asks the runner at `index` whether it can work on this machine, and waits at most for `limit`.
-pub(crate) async fn probe_within<R: RunnerSet>(runners: &R, index: RunnerIndex, limit: Duration) -> Probe {
-    let probe: BoxFuture<'_, Probe> = Box::pin(runners.probe(index));
+/// Asks the runner at `index` whether it can work on this machine, with steps that have networks of their own if
+/// the plan has some, and waits at most for `limit`.
+pub(crate) async fn probe_within<R: RunnerSet>(
+    runners: &R,
+    index: RunnerIndex,
+    has_networks: bool,
+    limit: Duration,
+) -> Probe {
+    let probe: BoxFuture<'_, Probe> = Box::pin(async move {
+        match runners.probe(index).await {
+            Probe::Usable { .. } if has_networks => runners.probe_network(index).await,
+            probe => probe,
+        }
+    });
     awake::timeout(limit, probe).await.unwrap_or_else(|| silent(limit))
 }
 

@@ -399,6 +399,7 @@ fn limits_of(limits: &step::Limits) -> Limits {
             step::Network::Host => Network::Host,
             step::Network::None => Network::None,
         },
+        ..Limits::default()
     }
 }
 

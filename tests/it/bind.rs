@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Instant};
 use hm_exec::{
     Plan,
     plan::{Base, BindOptions, BoundPlan, OutcomeRules, SoftFail, StepIndex, bind},
-    runner::{ArgsSchema, ImageSupport, Limits, RunnerCapabilities, RunnerDescriptor, RunnerIndex},
+    runner::{ArgsSchema, ImageSupport, Limits, Network, RunnerCapabilities, RunnerDescriptor, RunnerIndex},
 };
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -261,6 +261,34 @@ fn wrong_arguments_of_the_engine_are_all_reported_beside_those_of_the_runner() {
 }
 
 #[test]
+fn steps_that_name_no_network_get_that_of_the_options_if_their_runner_has_it() {
+    let mut runners = runners();
+    runners[0].args = ArgsSchema::of::<Limits>();
+    let plan = plan(
+        &[
+            step("a", json!({})),
+            step("b", json!({ "runner_args": { "network": "host" } })),
+            step("c", json!({ "runner_args": { "cpus": 1 } })),
+            step("d", json!({ "runner": "process" })),
+        ],
+        json!([]),
+    );
+    let args = |network| {
+        let options = BindOptions { network, ..BindOptions::default() };
+        let bound = bind(&plan, runners.clone(), &options).unwrap();
+        bound.steps.iter().map(|it| it.step.runner_args.clone().unwrap_or_default()).collect::<Vec<_>>()
+    };
+    let unchanged = [json!(null), json!({ "network": "host" }), json!({ "cpus": 1 }), json!(null)];
+    assert_eq!(args(None), unchanged);
+    assert_eq!(args(Some(Network::Host)), unchanged);
+    for (network, name) in [(Network::Private, "private"), (Network::None, "none")] {
+        let mut expected = unchanged.clone();
+        (expected[0], expected[2]) = (json!({ "network": name }), json!({ "cpus": 1, "network": name }));
+        assert_eq!(args(Some(network)), expected);
+    }
+}
+
+#[test]
 fn limits_are_checked_with_the_place_of_the_mistake() {
     let holds_limits = || {
         let mut runners = runners();
@@ -278,8 +306,14 @@ fn limits_are_checked_with_the_place_of_the_mistake() {
             "cpus: invalid value: floating point `0.0`, expected a number of processors from 0.01 to 4096",
         ),
         (json!({ "pids": 0 }), "pids: invalid value: integer `0`, expected a nonzero u64"),
-        (json!({ "network": "bridge" }), "network: unknown variant `bridge`, expected `host` or `none`"),
-        (json!({ "disk": 1 }), "disk: unknown field `disk`, expected one of `memory`, `cpus`, `pids`, `network`"),
+        (
+            json!({ "network": "bridge" }),
+            "network: unknown variant `bridge`, expected one of `host`, `private`, `none`",
+        ),
+        (
+            json!({ "disk": 1 }),
+            "disk: unknown field `disk`, expected one of `memory`, `cpus`, `pids`, `network`, `host_ports`",
+        ),
     ] {
         let expected = format!("step `a`: runner `sandbox` rejects runner_args.{says}");
         assert_refused(&plan(args), holds_limits(), &BindOptions::default(), &[&expected]);

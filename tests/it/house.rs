@@ -34,6 +34,7 @@ const ORDER: &[&str] = &[
     "image",
     "source",
     "userns",
+    "network",
     "event",
     "outcome",
     "remote",

@@ -7,7 +7,11 @@ use std::{
 };
 
 use clap::Args;
-use hm_exec::{ir::Env, plan::BindOptions, runner::Secrets};
+use hm_exec::{
+    ir::Env,
+    plan::BindOptions,
+    runner::{Network, Secrets},
+};
 
 use crate::failure::{Failure, Outcome};
 
@@ -38,6 +42,11 @@ pub(crate) struct BindArgs {
     #[arg(long, value_name = "NAME")]
     pub(crate) runner: Option<String>,
 
+    /// The network of steps that do not name one: `private` is one of the step's own, from which this
+    /// machine's ports cannot be reached, `none` is a loopback device
+    #[arg(long, value_name = "NETWORK", env = "HM_NETWORK", value_enum)]
+    pub(crate) network: Option<NetworkArg>,
+
     /// Replace image A with image B, as in `debian:bookworm=host` (repeatable)
     #[arg(long = "image", value_name = "A=B", value_parser = Substitution::from_str)]
     pub(crate) images: Vec<Substitution>,
@@ -52,11 +61,30 @@ pub(crate) struct BindArgs {
     pub(crate) secrets: Vec<SecretSource>,
 }
 
+/// The values of `--network`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum NetworkArg {
+    Private,
+    Host,
+    None,
+}
+
+impl From<NetworkArg> for Network {
+    fn from(argument: NetworkArg) -> Self {
+        match argument {
+            NetworkArg::Private => Self::Private,
+            NetworkArg::Host => Self::Host,
+            NetworkArg::None => Self::None,
+        }
+    }
+}
+
 impl BindArgs {
     /// Returns everything but the secrets' values.
     pub(crate) fn bind_options(&self) -> Outcome<BindOptions> {
         Ok(BindOptions {
             runner: self.runner.clone(),
+            network: self.network.map(Network::from),
             images: self.images.iter().map(|image| (image.from.clone(), image.to.clone())).collect(),
             env: self.read_env()?,
             has_secrets: !self.secrets.is_empty(),

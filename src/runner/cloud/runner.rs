@@ -19,7 +19,8 @@ use crate::{
     remote::{Cas, Digest, Endpoint, OptionsError, RemoteErrorKind, Uploaded},
     runner::{
         ArgsSchema, CacheIdentity, ExecutorInput, ImageSupport, Limits, Pool, Probe, RunnerCapabilities, RunnerError,
-        StepContext, StepResult, StepRunner, cleanup_thread::CleanupThread, image_notes::no_image, kept_steps,
+        StepContext, StepResult, StepRunner, check_shared_network, cleanup_thread::CleanupThread,
+        image_notes::no_image, kept_steps,
     },
     source::FrozenSource,
     step::{Exit, StepOutput},
@@ -285,7 +286,7 @@ impl StepRunner for CloudRunner {
     }
 
     fn args_schema(&self) -> ArgsSchema {
-        ArgsSchema::of::<Limits>()
+        ArgsSchema::of::<Limits>().with_check(check_shared_network)
     }
 
     fn pool(&self) -> Pool {

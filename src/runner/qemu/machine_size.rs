@@ -37,7 +37,7 @@ impl MachineSize {
         let usual = defaults.cpus.or_else(|| thread::available_parallelism().ok()).map_or(1, NonZeroUsize::get);
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "at most 4096, and above zero")]
         let wanted = limits.cpus.map_or(0, |cpus| cpus.0.ceil() as usize);
-        Self { memory_bytes, cpus: usual.max(wanted), network: limits.network == Network::Host }
+        Self { memory_bytes, cpus: usual.max(wanted), network: limits.network != Network::None }
     }
 
     /// Returns the memory that the step's processes may use together, in bytes.

@@ -18,11 +18,12 @@ use rustix::{
 use tokio::io::{Interest, unix::AsyncFd};
 use tokio_util::sync::CancellationToken;
 
-use super::jail::{End, JailSpec, ProcessSpec, Report, Request, SetupError, wire};
+use super::jail::{End, JailSpec, ProcessSpec, Report, Request, SetupError, StepNetwork, wire};
 use crate::{
     awake,
     model::StdStream,
-    runner::{RunnerError, pipes::Pipes},
+    network,
+    runner::{Limits, Network, RunnerError, pipes::Pipes},
     streams::Piece,
     userns::{PATIENCE, Zygote, register},
 };
@@ -47,6 +48,51 @@ pub(crate) struct Control<'a> {
     pub(crate) grace: Duration,
 }
 
+/// The network namespace of a step.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum StepNamespace<'a> {
+    /// The machine's.
+    Shared,
+    /// A new one that has only a loopback device.
+    Loopback,
+    /// This one, which the zygote made.
+    Given(BorrowedFd<'a>),
+}
+
+impl<'a> StepNamespace<'a> {
+    /// Returns the one for a step, whose own network is `network`.
+    pub(super) fn of(limits: &Limits, network: Option<&'a network::Network>) -> Self {
+        match (limits.network, network) {
+            (_, Some(network)) => Self::Given(network.namespace()),
+            (Network::Host, None) => Self::Shared,
+            (Network::None | Network::Private, None) => Self::Loopback,
+        }
+    }
+
+    fn kind(self) -> StepNetwork {
+        match self {
+            Self::Shared => StepNetwork::Shared,
+            Self::Loopback => StepNetwork::Loopback,
+            Self::Given(_) => StepNetwork::Given,
+        }
+    }
+
+    fn given(self) -> Option<BorrowedFd<'a>> {
+        match self {
+            Self::Shared | Self::Loopback => None,
+            Self::Given(namespace) => Some(namespace),
+        }
+    }
+}
+
+/// What a helper is asked for.
+struct Asked<'a> {
+    request: Request,
+    spec: OwnedFd,
+    /// The network namespace, if one is given.
+    network: Option<BorrowedFd<'a>>,
+}
+
 /// Runs the command of `spec`. Returns when every process of the step is dead, and all of its output has been
 /// passed on.
 ///
@@ -55,12 +101,13 @@ pub(crate) struct Control<'a> {
 pub(super) async fn run(
     zygote: &Zygote,
     spec: &JailSpec,
-    isolate_network: bool,
+    network: StepNamespace<'_>,
     control: Control<'_>,
     sink: &impl OutputSink,
 ) -> Result<End, RunnerError> {
     let spec = wire::to_memory_file(spec).map_err(setup_error)?;
-    let ended = run_as(zygote, (Request::Step { isolate_network }, spec), Ending::ByKernel, control, sink).await?;
+    let asked = Asked { request: Request::Step(network.kind()), spec, network: network.given() };
+    let ended = run_as(zygote, asked, Ending::ByKernel, control, sink).await?;
     Ok(ended.end)
 }
 
@@ -85,20 +132,24 @@ pub(crate) async fn supervise(
     sink: &impl OutputSink,
 ) -> Result<Supervised, RunnerError> {
     let spec = wire::to_memory_file(spec).map_err(setup_error)?;
-    run_as(zygote, (Request::Process, spec), Ending::BySupervisor, control, sink).await
+    let asked = Asked { request: Request::Process, spec, network: None };
+    run_as(zygote, asked, Ending::BySupervisor, control, sink).await
 }
 
 async fn run_as(
     zygote: &Zygote,
-    (request, spec): (Request, OwnedFd),
+    asked: Asked<'_>,
     ending: Ending,
     control: Control<'_>,
     sink: &impl OutputSink,
 ) -> Result<Supervised, RunnerError> {
     let failed = |doing: &'static str| move |error: io::Error| RunnerError::infrastructure(doing, error);
     let (step, theirs) = Step::new(ending).map_err(failed("make the step's pipes"))?;
-    let fds = [theirs.status.as_fd(), spec.as_fd(), theirs.stdout.as_fd(), theirs.stderr.as_fd()];
+    let Asked { request, spec, network } = asked;
+    let first = [theirs.status.as_fd(), spec.as_fd()].into_iter().chain(network);
+    let fds: Vec<_> = first.chain([theirs.stdout.as_fd(), theirs.stderr.as_fd()]).collect();
     zygote.request(request, &fds).await.map_err(failed("ask the helper process for a step"))?;
+    drop(fds);
     drop((theirs, spec));
     step.attend(zygote, control, sink).await
 }
@@ -106,7 +157,7 @@ async fn run_as(
 /// Sets up the jail of a `spec` without a command, and tears it down.
 pub(super) async fn trial(zygote: &Zygote, spec: &JailSpec) -> io::Result<Result<(), SetupError>> {
     let null = File::open("/dev/null")?;
-    let ended = run_on(zygote, spec, false, &[null.as_fd(), null.as_fd()]).await?;
+    let ended = run_on(zygote, spec, StepNamespace::Shared, &[null.as_fd(), null.as_fd()]).await?;
     Ok(ended.map(drop))
 }
 
@@ -118,10 +169,10 @@ pub(super) async fn trial(zygote: &Zygote, spec: &JailSpec) -> io::Result<Result
 pub(super) async fn run_on(
     zygote: &Zygote,
     spec: &JailSpec,
-    isolate_network: bool,
+    network: StepNamespace<'_>,
     streams: &[BorrowedFd<'_>],
 ) -> io::Result<Result<End, SetupError>> {
-    match start_on(zygote, spec, isolate_network, streams).await? {
+    match start_on(zygote, spec, network, streams).await? {
         Ok(mut step) => step.ended().await,
         Err(error) => Ok(Err(error)),
     }
@@ -135,7 +186,7 @@ pub(super) async fn run_on(
 pub(super) async fn start_on(
     zygote: &Zygote,
     spec: &JailSpec,
-    isolate_network: bool,
+    network: StepNamespace<'_>,
     streams: &[BorrowedFd<'_>],
 ) -> io::Result<Result<Step, SetupError>> {
     let (status, theirs) = wire::pair()?;
@@ -144,8 +195,9 @@ pub(super) async fn start_on(
         Ok(spec) => spec,
         Err(error) => return Ok(Err(error)),
     };
-    let fds: Vec<BorrowedFd<'_>> = [theirs.as_fd(), spec.as_fd()].into_iter().chain(streams.iter().copied()).collect();
-    zygote.request(Request::Step { isolate_network }, &fds).await?;
+    let first = [theirs.as_fd(), spec.as_fd()].into_iter().chain(network.given());
+    let fds: Vec<BorrowedFd<'_>> = first.chain(streams.iter().copied()).collect();
+    zygote.request(Request::Step(network.kind()), &fds).await?;
     drop((theirs, spec));
     let answered = awake::timeout(PATIENCE, pin!(step.answered())).await;
     answered.unwrap_or_else(|| Err(zygote.give_up()))?;
@@ -354,7 +406,7 @@ impl Step {
                 self.progress.ended_all = true;
                 tracing::warn!("processes of a step are still running after being killed");
             }
-            Some((Report::NeedsIdMap | Report::Unpacked(_), _)) => {}
+            Some((Report::NeedsIdMap | Report::Network { .. } | Report::Unpacked(_), _)) => {}
         }
         Ok(())
     }

@@ -56,12 +56,12 @@ pub(super) async fn probe(runner: &SandboxRunner) -> Probe {
 /// Why a trial failed.
 #[derive(Debug)]
 pub(super) struct Failure {
-    reason: String,
-    hint: String,
+    pub(super) reason: String,
+    pub(super) hint: String,
 }
 
 impl Failure {
-    fn new(error: impl Into<anyhow::Error>, hint: impl AsRef<str>) -> Self {
+    pub(super) fn new(error: impl Into<anyhow::Error>, hint: impl AsRef<str>) -> Self {
         Self { reason: format!("{:#}", error.into()), hint: format!("{}, {LAST_RESORT}", hint.as_ref()) }
     }
 }

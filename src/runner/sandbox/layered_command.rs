@@ -8,7 +8,7 @@ use std::{
 };
 
 use super::{
-    attempt::{self, Control, OutputSink},
+    attempt::{self, Control, OutputSink, StepNamespace},
     boot::{MOUNT_POINTS, failed},
     jail::{self, End, JailSpec, Root},
     overlays::overlay,
@@ -108,8 +108,9 @@ impl SandboxRunner {
             env: environment(&Env::new(), step.env)?,
             ..self.jail(&zygote, store.dir(), Root::Overlay(root))?
         };
-        let isolate_network = step.limits.network == Network::None;
-        let ended = attempt::run(&zygote, &spec, isolate_network, control, sink).await;
+        // An engine's steps have no network of their own but the loopback device.
+        let namespace = StepNamespace::of(step.limits, None);
+        let ended = attempt::run(&zygote, &spec, namespace, control, sink).await;
         let ended = ended.and_then(|end| match end {
             End::Interrupted => Err(RunnerError::cancelled()),
             end => exit_code(&end, step.limits, &limited),

@@ -21,6 +21,7 @@ mod error;
 mod export;
 mod layered_command;
 mod overlays;
+mod own_network;
 mod runner;
 #[cfg(feature = "qemu")]
 mod serve;

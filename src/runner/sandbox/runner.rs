@@ -15,21 +15,23 @@ use futures_util::{FutureExt, future::BoxFuture};
 use uuid::Uuid;
 
 use super::{
-    attempt::{self, Control, OutputSink},
+    attempt::{self, Control, OutputSink, StepNamespace},
     boot::{Boot, BootContext, LayerDirs},
     cgroup::Limited,
     checks,
     jail::{DEFAULT_ENV, End, JailPlace, JailSpec, MountApi, Root, SecretFile, UserNamespace},
     overlays::Overlays,
+    own_network,
 };
 use crate::{
     event::EventBus,
     image::{ImageOptions, Images, image_identity},
     ir::Env,
     model::{SnapshotRef, StdStream},
+    network::{Networks, resolver_config},
     runner::{
         ArgsSchema, CacheIdentity, ExecutorInput, ImageSupport, Limits, Network, Probe, RunnerCapabilities,
-        RunnerError, StepContext, StepResult, StepRunner, image_notes::no_image, kept_steps,
+        RunnerError, StepContext, StepResult, StepRunner, check_network, image_notes::no_image, kept_steps,
     },
     store::{IdMap, SnapshotConfig, Store, StoreError, StoreHandle},
     userns::{StartError, UsernsHelper, UsernsOptions, Zygote},
@@ -45,6 +47,7 @@ pub struct SandboxRunner {
     pub(super) layer_dirs: LayerDirs,
     pub(super) overlays: Arc<Overlays>,
     pub(super) images: Images,
+    pub(super) networks: Networks,
     warned: AtomicBool,
 }
 
@@ -166,6 +169,7 @@ impl SandboxBuilder {
             userns: self.into(),
             layer_dirs: LayerDirs::default(),
             overlays: Arc::default(),
+            networks: Networks::default(),
             warned: AtomicBool::new(false),
         }
     }
@@ -229,6 +233,7 @@ impl SandboxRunner {
             root,
             place: JailPlace::Root,
             binds: Vec::new(),
+            resolver: None,
             secrets: Vec::new(),
             shares_network: false,
             cgroups: Vec::new(),
@@ -262,6 +267,7 @@ impl SandboxRunner {
         Ok(JailSpec {
             binds: boot.binds.clone(),
             secrets: ctx.secrets.iter().map(secret).collect::<Result<_, _>>()?,
+            resolver: (limits.network == Network::Private).then(resolver_config),
             shares_network: limits.network == Network::Host,
             cgroups: limited.procs(),
             group_views: limited.views(),
@@ -298,14 +304,21 @@ impl SandboxRunner {
             let limits = Limits::of_args(input.step.runner_args.as_ref())?;
             let store = self.store().map_err(|error| RunnerError::infrastructure("open the store", error))?;
             let zygote = self.zygote(&store).await?;
-            let boot = self.boot_context(&store, &zygote).boot(ctx, &input).await?;
+            // A new network takes as long as a third of the rest.
+            let context = self.boot_context(&store, &zygote);
+            let (boot, network) = tokio::join!(context.boot(ctx, &input), self.network(&zygote, &limits));
+            let (boot, network) = (boot?, network?);
             let limited = self.hold(&limits);
             let jail = self.jail(&zygote, store.dir(), Root::Overlay(boot.root.clone()))?;
             let spec = Self::spec(jail, &boot, (&limits, &limited), ctx, &input)?;
             let control = Control { cancel: &ctx.cancel, grace: ctx.grace };
             let output = StepOutput { bus: &ctx.event_bus, step_id: input.step_id };
-            let ended = attempt::run(&zygote, &spec, limits.network == Network::None, control, &output).await;
+            let namespace = StepNamespace::of(&limits, network.as_ref());
+            let ended = attempt::run(&zygote, &spec, namespace, control, &output).await;
             let all_dead = ended.is_ok();
+            if let Some(network) = network.filter(|_| all_dead) {
+                network.end().await;
+            }
             let ended = ended.and_then(|end| match end {
                 End::Interrupted => Err(ctx.interrupted()),
                 end => exit_code(&end, &limits, &limited),
@@ -379,6 +392,10 @@ impl StepRunner for SandboxRunner {
         checks::probe(self).await
     }
 
+    async fn probe_network(&self) -> Probe {
+        own_network::probe(self).await
+    }
+
     async fn cache_identity(&self, image: Option<&str>) -> Result<Option<CacheIdentity>, RunnerError> {
         self.boxed_cache_identity(image).await
     }
@@ -400,7 +417,7 @@ impl StepRunner for SandboxRunner {
     }
 
     fn args_schema(&self) -> ArgsSchema {
-        ArgsSchema::of::<Limits>()
+        ArgsSchema::of::<Limits>().with_check(check_network)
     }
 }
 

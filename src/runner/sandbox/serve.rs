@@ -14,7 +14,7 @@ use std::{
 };
 
 use super::{
-    attempt,
+    attempt::{self, StepNamespace},
     boot::{Boot, failed},
     jail::{End, JailPlace, JailSpec, Root},
     runner::{SandboxRunner, c_string, commit, environment},
@@ -149,7 +149,8 @@ impl SandboxRunner {
         })?;
         let mut fds: Vec<BorrowedFd<'_>> = vec![program.log.as_fd(), program.log.as_fd(), null.as_fd()];
         fds.extend(program.fds.iter().map(AsFd::as_fd));
-        let started = attempt::start_on(&zygote, &spec, program.isolate_network, &fds).await;
+        let network = if program.isolate_network { StepNamespace::Loopback } else { StepNamespace::Shared };
+        let started = attempt::start_on(&zygote, &spec, network, &fds).await;
         let started = started.map_err(|error| RunnerError::infrastructure("ask the sandbox's helper", error))?;
         started.map(Serving).map_err(attempt::setup_error)
     }

@@ -15,12 +15,14 @@ use std::{
 use futures_util::{FutureExt, future::BoxFuture};
 
 use super::{
-    SandboxRunner, attempt,
+    SandboxRunner,
+    attempt::{self, StepNamespace},
     jail::{End, JailSpec, Root, SetupError},
     runner::{c_string, environment},
 };
 use crate::{
     model::SnapshotRef,
+    network::resolver_config,
     runner::{Limits, Network, RunnerError},
     source::FrozenSource,
     store::SnapshotConfig,
@@ -131,10 +133,10 @@ impl SandboxRunner {
                 terminal: streams.terminal,
                 ..self.jail(&zygote, store.dir(), Root::Overlay(boot.root.clone())).map_err(sandbox)?
             };
-            let isolate_network = match visit.operation {
+            let limits = match visit.operation {
                 VisitOperation::Pack { path } => {
                     spec.pack = Some(c_string("the path", path.as_os_str().as_bytes()).map_err(sandbox)?);
-                    true
+                    Limits { network: Network::None, ..Limits::default() }
                 }
                 VisitOperation::Run { argv, surroundings, env } => {
                     let mut all = (*surroundings.env).clone();
@@ -142,15 +144,16 @@ impl SandboxRunner {
                     spec.env = environment(&boot.env, &all).map_err(sandbox)?;
                     let argv = argv.iter().map(|arg| c_string("an argument", arg.as_bytes()));
                     spec.argv = argv.collect::<Result<_, _>>().map_err(sandbox)?;
-                    let limits = Limits::of_args(surroundings.runner_args.as_ref()).map_err(sandbox)?;
-                    limits.network == Network::None
+                    Limits::of_args(surroundings.runner_args.as_ref()).map_err(sandbox)?
                 }
             };
-            spec.shares_network = !isolate_network;
+            let network = self.network(&zygote, &limits).await.map_err(sandbox)?;
+            spec.resolver = network.is_some().then(resolver_config);
+            spec.shares_network = limits.network == Network::Host;
+            let namespace = StepNamespace::of(&limits, network.as_ref());
             let fds: Vec<_> =
                 [&streams.stdout, &streams.stderr].into_iter().chain(&streams.stdin).map(AsFd::as_fd).collect();
-            let ended =
-                attempt::run_on(&zygote, &spec, isolate_network, &fds).await.map_err(failed("keep it running"))?;
+            let ended = attempt::run_on(&zygote, &spec, namespace, &fds).await.map_err(failed("keep it running"))?;
             match ended {
                 Ok(End::Exited { code }) => Ok(code),
                 Ok(_) => Ok(128 + 9),

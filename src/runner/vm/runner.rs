@@ -14,7 +14,7 @@ use crate::{
     model::SnapshotRef,
     runner::{
         ArgsSchema, CacheIdentity, ExecutorInput, Limits, Probe, RunnerCapabilities, RunnerError, StepContext,
-        StepResult, StepRunner, kept_steps,
+        StepResult, StepRunner, check_shared_network, kept_steps,
     },
     source::FrozenSource,
     store::{SnapshotConfig, SourceId, Store, StoreError, StoreHandle},
@@ -199,7 +199,11 @@ impl<B: VmBackend> StepRunner for VmRunner<B> {
 
     fn args_schema(&self) -> ArgsSchema {
         let claimed = self.backend.capabilities();
-        if claimed.limits || claimed.network { ArgsSchema::of::<Limits>() } else { ArgsSchema::none() }
+        if claimed.limits || claimed.network {
+            ArgsSchema::of::<Limits>().with_check(check_shared_network)
+        } else {
+            ArgsSchema::none()
+        }
     }
 }
 

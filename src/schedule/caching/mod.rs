@@ -188,7 +188,7 @@ impl<'a, R: RunnerSet> Caching<'a, R> {
 
 /// Probes a runner.
 async fn probe<'a>(runners: &impl RunnerSet, runner: RunnerIndex, limit: Duration) -> JobDone<'a> {
-    let probe = caught(probe_within(runners, runner, limit)).await.unwrap_or_else(|()| Probe::Unusable {
+    let probe = caught(probe_within(runners, runner, false, limit)).await.unwrap_or_else(|()| Probe::Unusable {
         reason: "its probe panicked".into(),
         hint: "this is a bug in the runner".into(),
     });

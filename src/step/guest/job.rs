@@ -67,6 +67,7 @@ fn run(job: &Job) -> Result<Ended, SetupError> {
         root: Root::Dir(c_string(ROOT)?),
         place: JailPlace::Root,
         binds: jail::resolver(&[PathBuf::from(ROOT)]).into_iter().collect(),
+        resolver: None,
         secrets: Vec::new(),
         shares_network: false,
         cgroups: vec![c_string(&format!("{GROUP}/cgroup.procs"))?],

@@ -79,11 +79,14 @@ pub(super) fn mount(host: &OwnedFd, spec: &JailSpec, message_queues: bool) -> Re
     };
     let empty = [empty()?, empty()?];
     identity::name_the_host(c"/dev/pts")?;
+    if let Some(content) = &spec.resolver {
+        identity::show_resolver(c"/dev/pts", content)?;
+    }
     let terminals = match spec.user_namespace {
         UserNamespace::Single => c"ptmxmode=0666,mode=0620",
         UserNamespace::None | UserNamespace::Range => c"ptmxmode=0666,mode=0620,gid=5",
     };
-    // Hides what the two statements above put there.
+    // Hides what the statements above put there.
     filesystem_at(c"/dev/pts", c"devpts", MountFlags::empty(), terminals)?;
     if message_queues {
         filesystem_at(c"/dev/mqueue", c"mqueue", MountFlags::NODEV, c"")?;

@@ -20,6 +20,7 @@ use super::{
 };
 
 const HOSTS: &CStr = c"/etc/hosts";
+const RESOLVER: &CStr = c"/etc/resolv.conf";
 /// The mount point of control groups.
 const CGROUPS: &CStr = c"/sys/fs/cgroup";
 
@@ -33,20 +34,30 @@ pub(super) fn name_the_host(aside: &CStr) -> Result<(), SetupError> {
     let own = small_file::read(HOSTS, hosts::MAX_BYTES).unwrap_or_default();
     let uname = rustix::system::uname();
     let content = hosts::complete(&own, &uname.nodename().to_string_lossy());
-    let path =
-        CString::new([aside.to_bytes(), b"/hosts"].concat()).map_err(|_| SetupError::new(doing(), Errno::INVAL))?;
+    show_file(&[aside.to_bytes(), b"/hosts"].concat(), &content, HOSTS).doing(doing)
+}
+
+/// Mounts a file in memory over the step's `/etc/resolv.conf`, in the same way as `/etc/hosts`.
+pub(super) fn show_resolver(aside: &CStr, content: &[u8]) -> Result<(), SetupError> {
+    let aside = [aside.to_bytes(), b"/resolv.conf"].concat();
+    show_file(&aside, content, RESOLVER).doing(|| "show the step's resolver in /etc/resolv.conf".into())
+}
+
+/// Writes a file at `aside` and mounts it over `target`, if the step has a file there.
+fn show_file(aside: &[u8], content: &[u8], target: &CStr) -> Result<(), Errno> {
+    let aside = CString::new(aside).map_err(|_| Errno::INVAL)?;
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
-    let file = rustix::fs::openat(CWD, &path, flags, Mode::from_raw_mode(0o644)).doing(doing)?;
-    let mut rest = &content[..];
+    let file = rustix::fs::openat(CWD, &aside, flags, Mode::from_raw_mode(0o644))?;
+    let mut rest = content;
     while !rest.is_empty() {
-        let written = rustix::io::write(&file, rest).doing(doing)?;
+        let written = rustix::io::write(&file, rest)?;
         rest = &rest[written..];
     }
     // A missing mount point is not made, because it would become part of the step's layer. A link that leads
     // nowhere, or to a directory, is the image's own fault.
-    match mount_bind(&*path, HOSTS) {
+    match mount_bind(&*aside, target) {
         Err(Errno::NOENT | Errno::NOTDIR | Errno::INVAL | Errno::LOOP) => Ok(()),
-        mounted => mounted.doing(doing),
+        mounted => mounted,
     }
 }
 

@@ -15,16 +15,16 @@ use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     fs::{CWD, Mode, OFlags, ResolveFlags},
     io::Errno,
-    net::RecvFlags,
+    net::{AddressFamily, RecvFlags, SocketType},
     process::{DumpableBehavior, Pid, Signal},
-    thread::UnshareFlags,
+    thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space},
 };
 
 use super::{
     JailSpec, SetupError, caps,
     error::ResultExt,
     groups, landlock, mounts, seccomp,
-    spec::{FIRST_FD, JailPlace, Report, UserNamespace, Watch},
+    spec::{FIRST_FD, JailPlace, Report, StepNetwork, UserNamespace, Watch},
     sys::{self, Cloned, Reap},
     tree,
     watch::Watcher,
@@ -42,6 +42,8 @@ pub(crate) struct StepFds {
     pub(crate) status: OwnedFd,
     /// The spec.
     pub(crate) spec: OwnedFd,
+    /// The network namespace.
+    pub(crate) network: Network,
     /// The command's standard input, if it has one.
     pub(crate) stdin: Option<OwnedFd>,
     /// The command's standard output.
@@ -54,6 +56,40 @@ pub(crate) struct StepFds {
     pub(crate) zygote: OwnedFd,
 }
 
+/// The network namespace of a step.
+#[derive(Debug)]
+pub(crate) enum Network {
+    /// The one that this process was started in, which is not the step's alone.
+    Shared,
+    /// The one that this process was started in, which is new.
+    Loopback,
+    /// One to enter.
+    Given(OwnedFd),
+}
+
+impl Network {
+    /// Returns what a request for such a step names.
+    pub(crate) fn kind(&self) -> StepNetwork {
+        match self {
+            Self::Shared => StepNetwork::Shared,
+            Self::Loopback => StepNetwork::Loopback,
+            Self::Given(_) => StepNetwork::Given,
+        }
+    }
+
+    /// Makes it the network namespace of this process.
+    fn enter(&self) -> Result<(), SetupError> {
+        match self {
+            Self::Shared => Ok(()),
+            Self::Loopback => rustix::net::socket(AddressFamily::INET, SocketType::DGRAM, None)
+                .and_then(sys::loopback_up)
+                .doing(|| "bring up the loopback device".into()),
+            Self::Given(given) => move_into_link_name_space(given.as_fd(), Some(LinkNameSpaceType::Network))
+                .doing(|| "enter the step's network namespace".into()),
+        }
+    }
+}
+
 /// The command's streams.
 #[derive(Debug)]
 struct Streams {
@@ -64,12 +100,12 @@ struct Streams {
 }
 
 /// Runs a step as pid 1 of its namespaces. Ends the process.
-pub(crate) fn run(fds: StepFds, isolate_network: bool, prepared: &Prepared) -> ! {
+pub(crate) fn run(fds: StepFds, prepared: &Prepared) -> ! {
     let status = match fds.status.try_clone() {
         Ok(status) => status,
         Err(_) => sys::exit(1),
     };
-    if let Err(error) = run_step(fds, isolate_network, prepared) {
+    if let Err(error) = run_step(fds, prepared) {
         // If the engine has ended, there is no receiver.
         let _ = wire::send_value(&status, &Report::Failed(error), &[]);
         sys::exit(1);
@@ -77,8 +113,8 @@ pub(crate) fn run(fds: StepFds, isolate_network: bool, prepared: &Prepared) -> !
     sys::exit(0)
 }
 
-fn run_step(fds: StepFds, isolate_network: bool, prepared: &Prepared) -> Result<(), SetupError> {
-    let StepFds { status, spec, stdin, stdout, stderr, more, zygote } = fds;
+fn run_step(fds: StepFds, prepared: &Prepared) -> Result<(), SetupError> {
+    let StepFds { status, spec, network, stdin, stdout, stderr, more, zygote } = fds;
     // Requests are for the zygote. If a step kept the request socket open, the engine would not see the
     // zygote's end.
     sys::move_to(&zygote, 0).doing(|| "let go of the request socket".into())?;
@@ -86,10 +122,8 @@ fn run_step(fds: StepFds, isolate_network: bool, prepared: &Prepared) -> Result<
     let children = sys::child_signals().doing(|| "watch for children".into())?;
     let spec: JailSpec = wire::from_memory_file(spec)?;
     let cgroups = spec.cgroups.iter().map(|procs| open_cgroup(procs)).collect::<Result<Vec<_>, _>>()?;
-    if isolate_network {
-        let socket = rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::DGRAM, None);
-        socket.and_then(sys::loopback_up).doing(|| "bring up the loopback device".into())?;
-    }
+    network.enter()?;
+    drop(network);
     rustix::process::umask(Mode::empty());
     mounts::enter(&spec, &prepared.special_paths, prepared.proc)?;
     rustix::process::umask(Mode::from_raw_mode(0o022));

@@ -26,6 +26,7 @@ mod landlock;
 mod memory;
 mod memory_root;
 mod mounts;
+pub mod network;
 mod oneshot;
 mod resolver;
 mod seccomp;
@@ -53,7 +54,7 @@ pub use oneshot::{Bounds, End, OneShot};
 pub use resolver::resolver;
 pub use spec::{
     Bind, DEFAULT_ENV, FIRST_FD, GroupView, JailPlace, JailSpec, MemoryEntry, MemoryRoot, MountApi, MountedOverlay,
-    Overlay, ProcessSpec, Report, Request, Root, Screen, SecretFile, TreeOp, UserNamespace, Watch,
+    Overlay, ProcessSpec, Report, Request, Root, Screen, SecretFile, StepNetwork, TreeOp, UserNamespace, Watch,
 };
 pub use spec::{GREETING, greeting};
 pub use sys::close_from;

@@ -161,16 +161,17 @@ impl OneShot {
         let fds = StepFds {
             status: theirs,
             spec: wire::to_memory_file(spec)?,
+            network: if isolate_network { init::Network::Loopback } else { init::Network::Shared },
             stdin: None,
             stdout: std::io::stdout().as_fd().try_clone_to_owned().doing(doing)?,
             stderr: std::io::stderr().as_fd().try_clone_to_owned().doing(doing)?,
             more: Vec::new(),
             zygote: self.me.try_clone().doing(doing)?,
         };
-        match sys::clone_process(zygote::clone_flags(isolate_network)).doing(doing)? {
+        match sys::clone_process(zygote::clone_flags(fds.network.kind())).doing(doing)? {
             Cloned::Child => {
                 drop(status);
-                init::run(fds, isolate_network, &self.prepared)
+                init::run(fds, &self.prepared)
             }
             Cloned::Parent { pidfd, .. } => Ok(Running { status, pid1: pidfd, end: None, failure: None }),
         }
@@ -299,7 +300,14 @@ impl Running {
             Ok(Report::TooManyProcesses) => self.end = Some(End::TooManyProcesses),
             Ok(Report::Failed(error)) => self.failure = Some(error),
             // These reports are never sent here.
-            Ok(Report::Started | Report::StillRunning | Report::Done | Report::NeedsIdMap | Report::Unpacked(_))
+            Ok(
+                Report::Started
+                | Report::StillRunning
+                | Report::Done
+                | Report::NeedsIdMap
+                | Report::Network { .. }
+                | Report::Unpacked(_),
+            )
             | Err(_) => {}
         }
         true

@@ -11,7 +11,7 @@ use super::SetupError;
 use crate::tree::{IdMap, UnpackError, UnpackLimits, Unpacked};
 
 /// The version of every type in this file. Increase it with any change to one of them.
-pub(crate) const SPEC_VERSION: u32 = 10;
+pub(crate) const SPEC_VERSION: u32 = 11;
 
 /// The start of a helper's greeting. [`greeting`] appends the rest.
 pub const GREETING: &str = "hm-sandbox ";
@@ -101,18 +101,29 @@ pub const FIRST_FD: u32 = 32;
 /// A request to the zygote: one message, with its spec in a memory file and a socket for the answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Request {
-    /// Runs a step. Descriptors: status socket, [`JailSpec`], standard output, standard error, then the
-    /// optional ones: standard input, and those that the command gets from [`FIRST_FD`] on.
-    Step {
-        /// Whether the step gets its own network namespace, which has only a loopback device.
-        isolate_network: bool,
-    },
+    /// Runs a step. Descriptors: status socket, [`JailSpec`], the network namespace if one is given, standard
+    /// output, standard error, then the optional ones: standard input, and those that the command gets from
+    /// [`FIRST_FD`] on.
+    Step(StepNetwork),
+    /// Makes a network namespace: see [`network`](super::network). Descriptor: status socket.
+    Network,
     /// Runs a step without isolation, in a zygote without namespaces. Descriptors: status socket,
     /// [`ProcessSpec`], standard output, standard error.
     Process,
     /// Runs a [`TreeOp`] in the zygote's user namespace. Descriptors: status socket, the operation, and the
     /// file that it reads or writes, if there is one.
     Tree,
+}
+
+/// The network namespace of a step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum StepNetwork {
+    /// The zygote's, which is the machine's.
+    Shared,
+    /// A new one that has only a loopback device.
+    Loopback,
+    /// One that [`Request::Network`] made.
+    Given,
 }
 
 /// Operations on file trees whose owners, or mounts, exist only in the zygote's namespaces.
@@ -190,6 +201,12 @@ pub enum Report {
     Done,
     /// A layer was unpacked, or could not be.
     Unpacked(Result<Unpacked, UnpackError>),
+    /// A network namespace is ready. Descriptors: the namespace, its TUN device, and the listeners for IPv4
+    /// and, if the kernel has it, IPv6.
+    Network {
+        /// Whether the namespace can be used again after a step.
+        reusable: bool,
+    },
     /// The zygote is in its user namespace and waits for the ids to be mapped.
     NeedsIdMap,
 }
@@ -357,6 +374,9 @@ pub struct JailSpec {
     pub place: JailPlace,
     /// Views of host files in the root, parents before children.
     pub binds: Vec<Bind>,
+    /// The content of the step's `/etc/resolv.conf`, if it is not the image's own or a view. A step without
+    /// such a file gets none.
+    pub resolver: Option<Vec<u8>>,
     /// Files at `/run/secrets`.
     pub secrets: Vec<SecretFile>,
     /// Whether the step shares its network with processes that are not its own. It then gets no raw sockets,

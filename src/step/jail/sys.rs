@@ -492,6 +492,28 @@ pub(crate) fn default_route(socket: impl AsFd, gateway: Ipv4Addr) -> Result<()> 
     check(c_long::from(unsafe { libc::ioctl(fd, libc::SIOCADDRT as _, &raw const route) })).map(drop)
 }
 
+/// Sets the largest packet of a network interface, in bytes.
+pub(crate) fn set_mtu(socket: impl AsFd, name: &[u8], bytes: c_int) -> Result<()> {
+    let mut request = interface(name);
+    request.ifr_ifru.ifru_mtu = bytes;
+    interface_ioctl(socket, libc::SIOCSIFMTU, &request)
+}
+
+/// Makes `file`, an open `/dev/net/tun`, a device of the caller's network namespace that passes IP packets
+/// and leaves checksums and segmentation to its user. The device lives as long as the namespace.
+pub(crate) fn make_tun(file: impl AsFd, name: &[u8]) -> Result<()> {
+    const PERSIST: c_int = 1;
+    let offloads = libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO6;
+    let mut request = interface(name);
+    request.ifr_ifru.ifru_flags = (libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as i16;
+    interface_ioctl(&file, libc::c_ulong::from(libc::TUNSETIFF), &request)?;
+    let fd = file.as_fd().as_raw_fd();
+    // SAFETY: takes a number instead of a pointer.
+    check(c_long::from(unsafe { libc::ioctl(fd, libc::TUNSETOFFLOAD as _, offloads) }))?;
+    // SAFETY: takes a number instead of a pointer.
+    check(c_long::from(unsafe { libc::ioctl(fd, libc::TUNSETPERSIST as _, PERSIST) })).map(drop)
+}
+
 fn interface(name: &[u8]) -> libc::ifreq {
     // SAFETY: all-zero is a valid `ifreq`.
     let mut request: libc::ifreq = unsafe { mem::zeroed() };

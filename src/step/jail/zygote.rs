@@ -5,7 +5,7 @@
 //! the engine: its standard input is the request socket, and it ends at the end of that stream. When it ends,
 //! every step's pid 1 ends.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::{
     fs::Gid,
@@ -22,8 +22,8 @@ use super::{
     init::{self, StepFds},
     landlock,
     mounts::{Proc, SpecialPaths},
-    seccomp,
-    spec::{Report, Request, UserNamespace, greeting},
+    network, seccomp,
+    spec::{Report, Request, StepNetwork, UserNamespace, greeting},
     supervisor::{self, SupervisorFds},
     sys::{self, Cloned},
     tree, wire,
@@ -37,8 +37,11 @@ pub const MARKER: &str = "__hm-sandbox";
 pub const UNISOLATED: &str = "unisolated";
 
 /// Returns the clone flags of a step's pid 1.
-pub(super) fn clone_flags(isolate_network: bool) -> u64 {
-    let network = if isolate_network { libc::CLONE_NEWNET } else { 0 };
+pub(super) fn clone_flags(network: StepNetwork) -> u64 {
+    let network = match network {
+        StepNetwork::Loopback => libc::CLONE_NEWNET,
+        StepNetwork::Shared | StepNetwork::Given => 0,
+    };
     u64::from((NAMESPACES | network).cast_unsigned())
 }
 
@@ -237,16 +240,24 @@ fn serve(message: &[u8], fds: Vec<OwnedFd>, me: &OwnedFd, prepared: &Prepared) {
     let mut fds = fds.into_iter();
     let Some(status) = fds.next() else { return };
     let served = match request {
-        Request::Step { isolate_network } => {
-            let (Some(spec), Some(stdout), Some(stderr)) = (fds.next(), fds.next(), fds.next()) else { return };
+        Request::Step(network) => {
+            let Some(spec) = fds.next() else { return };
+            let given = (network == StepNetwork::Given).then(|| fds.next());
+            let (Some(stdout), Some(stderr)) = (fds.next(), fds.next()) else { return };
+            let network = match given {
+                Some(Some(given)) => init::Network::Given(given),
+                Some(None) => return,
+                None if network == StepNetwork::Loopback => init::Network::Loopback,
+                None => init::Network::Shared,
+            };
             let doing = || "start a step".into();
             let (stdin, more) = (fds.next(), fds.collect());
             let own = status.try_clone().and_then(|status| Ok((status, me.try_clone()?))).doing(doing);
             own.and_then(|(status, zygote)| {
-                let fds = StepFds { status, spec, stdin, stdout, stderr, more, zygote };
-                step(fds, isolate_network, prepared)
+                step(StepFds { status, spec, network, stdin, stdout, stderr, more, zygote }, prepared)
             })
         }
+        Request::Network => make_network(status.as_fd()),
         // Only a zygote without namespaces starts such steps.
         Request::Process => return,
         Request::Tree => {
@@ -259,9 +270,9 @@ fn serve(message: &[u8], fds: Vec<OwnedFd>, me: &OwnedFd, prepared: &Prepared) {
     }
 }
 
-fn step(fds: StepFds, isolate_network: bool, prepared: &Prepared) -> Result<(), SetupError> {
-    match sys::clone_process(clone_flags(isolate_network)).doing(|| "start a step".into())? {
-        Cloned::Child => init::run(fds, isolate_network, prepared),
+fn step(fds: StepFds, prepared: &Prepared) -> Result<(), SetupError> {
+    match sys::clone_process(clone_flags(fds.network.kind())).doing(|| "start a step".into())? {
+        Cloned::Child => init::run(fds, prepared),
         Cloned::Parent { pidfd, .. } => {
             // If the engine has closed the socket, pid 1 sees that, too.
             let _ = wire::send_value(&fds.status, &Report::Started, &[pidfd.as_fd()]);
@@ -281,8 +292,27 @@ fn supervise(fds: Vec<OwnedFd>, ignored: &[libc::c_int]) {
     };
 }
 
+/// Makes a network namespace in a child: an ordinary user could not come back from it.
+fn make_network(status: BorrowedFd<'_>) -> Result<(), SetupError> {
+    let flags = u64::from(libc::CLONE_NEWNET.cast_unsigned());
+    match sys::clone_process(flags).doing(|| "make a network namespace".into())? {
+        Cloned::Parent { .. } => Ok(()),
+        Cloned::Child => {
+            let sent = network::make().and_then(|made| {
+                let fds: Vec<_> = made.descriptors().collect();
+                wire::send_value(status, &Report::Network { reusable: made.reusable }, &fds)
+                    .doing(|| "hand over a network namespace".into())
+            });
+            if let Err(error) = sent {
+                let _ = wire::send_value(status, &Report::Failed(error), &[]);
+            }
+            sys::exit(0)
+        }
+    }
+}
+
 /// Executes a tree operation in a child, because a large tree takes seconds.
-fn tree_op(status: std::os::fd::BorrowedFd<'_>, op: OwnedFd, file: Option<OwnedFd>) -> Result<(), SetupError> {
+fn tree_op(status: BorrowedFd<'_>, op: OwnedFd, file: Option<OwnedFd>) -> Result<(), SetupError> {
     match sys::clone_process(0).doing(|| "start a tree operation".into())? {
         Cloned::Parent { .. } => Ok(()),
         Cloned::Child => {

@@ -7,6 +7,7 @@ mod files;
 mod identity;
 mod isolation;
 mod limits;
+mod network;
 mod overlays;
 mod processes;
 mod read_only_programs;

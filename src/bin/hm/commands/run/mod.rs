@@ -262,6 +262,7 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
     let mut images = ImageOptions::from_env().map_err(Failure::input)?;
     images.pull = if args.source.offline { PullPolicy::Never } else { args.pull.into() };
     request.options.runner = bind.runner;
+    request.options.network = bind.network;
     request.options.keep_going = args.keep_going;
     request.options.keep = args.keep;
     request.options.timeout = args.timeout;

@@ -157,6 +157,7 @@ fn spec(
         }),
         place: JailPlace::Root,
         binds: jail::resolver(lowers).into_iter().collect(),
+        resolver: None,
         secrets: Vec::new(),
         shares_network: limits.network == Network::Host,
         cgroups: Vec::new(),

@@ -1,0 +1,199 @@
+//! A network namespace while a step is in it: packets, connections, and what is left at the end.
+
+use std::{
+    cell::RefCell,
+    collections::HashMap,
+    io,
+    os::fd::OwnedFd,
+    rc::Rc,
+    time::{Duration, Instant},
+};
+
+use tokio::{
+    io::unix::AsyncFd,
+    net::{TcpListener, TcpStream},
+    sync::oneshot,
+    task::{JoinSet, yield_now},
+};
+
+use super::{
+    access::Access,
+    addresses::neighbour,
+    log::{ConnectionLog, Recorder},
+    nat::{Nat, Verdict},
+    relay::{Pipes, reset},
+    tcp, udp,
+};
+use crate::jail::network::{FRAME_HEADER_BYTES, MAX_PACKET_BYTES};
+
+/// The most frames that are handled before others get their turn.
+const BUDGET: usize = 64;
+/// The most rounds of packets after a step's end: enough for every connection that it may have.
+const MAX_ROUNDS: usize = 256;
+/// How long to wait before accepting again, if there are no descriptors.
+const PAUSE: Duration = Duration::from_millis(10);
+
+/// The tasks of a step: one for each connection.
+pub(super) type Tasks = JoinSet<()>;
+
+/// The descriptors of a namespace, registered with the runtime of the thread.
+#[derive(Debug)]
+pub(super) struct Devices {
+    pub(super) tun: AsyncFd<OwnedFd>,
+    pub(super) listeners: Vec<TcpListener>,
+}
+
+/// What the tasks of a step share.
+#[derive(Debug)]
+pub(super) struct Served {
+    devices: Rc<Devices>,
+    pub(super) access: Access,
+    pub(super) nat: RefCell<Nat>,
+    /// The connections that wait until the listener accepts them, by the neighbour's port.
+    pub(super) waiting: RefCell<HashMap<u16, oneshot::Sender<TcpStream>>>,
+    pub(super) sockets: udp::Sockets,
+    pub(super) recorder: Recorder,
+    pub(super) pipes: Rc<Pipes>,
+    pub(super) buffer: RefCell<Vec<u8>>,
+}
+
+impl Served {
+    /// Writes a frame, if there is one, to the device.
+    pub(super) fn write(&self, frame: Option<Vec<u8>>) {
+        if let Some(frame) = frame {
+            self.write_frame(&frame);
+        }
+    }
+
+    fn write_frame(&self, frame: &[u8]) {
+        // The kernel handles the packet within the call. What it refuses is lost, as packets may be.
+        if let Err(error) = rustix::io::write(self.devices.tun.get_ref(), frame) {
+            tracing::trace!(%error, "a packet for a step is lost");
+        }
+    }
+
+    /// Handles at most [`BUDGET`] frames. Returns whether the device may have more.
+    fn handle_frames(self: &Rc<Self>, tasks: Option<&mut Tasks>, buffer: &mut [u8]) -> io::Result<bool> {
+        let mut tasks = tasks;
+        for _ in 0..BUDGET {
+            let length = match rustix::io::read(self.devices.tun.get_ref(), &mut *buffer) {
+                Ok(length) => length,
+                Err(rustix::io::Errno::AGAIN) => return Ok(false),
+                Err(errno) => return Err(errno.into()),
+            };
+            let frame = &mut buffer[..length];
+            let verdict = self.nat.borrow_mut().handle(frame, Instant::now());
+            match (verdict, tasks.as_deref_mut()) {
+                (Verdict::Forward, _) => self.write_frame(frame),
+                (Verdict::Answer(answer), _) => self.write_frame(&answer),
+                (Verdict::Connect(port, to), Some(tasks)) => {
+                    tasks.spawn_local(tcp::serve(Rc::clone(self), port, to));
+                }
+                (Verdict::Send(datagram), Some(tasks)) => udp::send_datagram(self, tasks, &datagram, frame),
+                // The step is dead.
+                (Verdict::Connect(..) | Verdict::Send(_), None) | (Verdict::Drop, _) => {}
+            }
+        }
+        Ok(true)
+    }
+
+    /// Hands a socket that a listener accepted to the connection that waits for it.
+    fn accepted(&self, step: TcpStream) {
+        let waiting = match step.peer_addr() {
+            // The step can connect to the listener, too, but not from the neighbour's address.
+            Ok(peer) if peer.ip() == neighbour(peer.ip()) => self.waiting.borrow_mut().remove(&peer.port()),
+            Ok(_) | Err(_) => None,
+        };
+        let refused = match waiting {
+            Some(waiting) => waiting.send(step).err(),
+            None => Some(step),
+        };
+        if let Some(step) = refused {
+            reset(&step);
+        }
+    }
+
+    /// Handles what the end of the connections leaves in the namespace.
+    fn wind_up(self: &Rc<Self>, buffer: &mut [u8]) -> io::Result<()> {
+        for _ in 0..MAX_ROUNDS {
+            let mut is_quiet = true;
+            for listener in &self.devices.listeners {
+                while let Ok(socket) = rustix::net::accept(listener) {
+                    reset(&socket);
+                    is_quiet = false;
+                }
+            }
+            is_quiet &= !self.handle_frames(None, buffer)?;
+            if is_quiet {
+                break;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Serves a step until `end` says that it is dead. Returns its connections. The namespace is then as before.
+pub(super) async fn serve(
+    devices: &Rc<Devices>,
+    access: Access,
+    pipes: &Rc<Pipes>,
+    end: oneshot::Receiver<()>,
+) -> io::Result<ConnectionLog> {
+    let served = Rc::new(Served {
+        devices: Rc::clone(devices),
+        access,
+        nat: RefCell::default(),
+        waiting: RefCell::default(),
+        sockets: udp::Sockets::default(),
+        recorder: Recorder::default(),
+        pipes: Rc::clone(pipes),
+        buffer: RefCell::default(),
+    });
+    let mut tasks = Tasks::new();
+    let mut buffer = vec![0; FRAME_HEADER_BYTES + MAX_PACKET_BYTES];
+    tokio::pin!(end);
+    loop {
+        tokio::select! {
+            biased;
+            // Also if the caller is gone.
+            _ = &mut end => break,
+            ready = devices.tun.readable() => {
+                let mut ready = ready?;
+                if served.handle_frames(Some(&mut tasks), &mut buffer)? {
+                    yield_now().await;
+                } else {
+                    ready.clear_ready();
+                }
+            }
+            accepted = accept(&devices.listeners) => served.accepted(accepted),
+            Some(_) = tasks.join_next() => {}
+        }
+    }
+    // Resets all connections.
+    tasks.shutdown().await;
+    served.wind_up(&mut buffer)?;
+    Ok(served.recorder.take())
+}
+
+/// Waits for the next connection of any listener.
+async fn accept(listeners: &[TcpListener]) -> TcpStream {
+    loop {
+        let accepted = match listeners {
+            [v4, v6] => tokio::select! {
+                accepted = v4.accept() => accepted,
+                accepted = v6.accept() => accepted,
+            },
+            [one] => one.accept().await,
+            _ => std::future::pending().await,
+        };
+        match accepted {
+            Ok((socket, _)) => return socket,
+            // The connection ended before it was accepted, or there are no descriptors until others are
+            // closed.
+            Err(error) => {
+                tracing::debug!(%error, "failed to accept a connection of a step");
+                tokio::time::sleep(PAUSE).await;
+            }
+        }
+    }
+}

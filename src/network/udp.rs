@@ -1,0 +1,228 @@
+//! Datagrams of a step.
+//!
+//! Each pair of a step's port and a destination has a socket on the machine, which is connected, so that
+//! only the destination can answer.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::HashMap,
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    rc::Rc,
+    time::Duration,
+};
+
+use rustix::{
+    io::Errno,
+    net::{SendFlags, send},
+};
+use tokio::{io::Interest, net::UdpSocket, task::AbortHandle, time::Instant};
+
+use super::{
+    access::{Way, is_within},
+    addresses::{Destination, machine},
+    dns,
+    log::{Connection, ConnectionEnd, Protocol},
+    nat::Datagram,
+    packet::{self, Unreachable},
+    resolver,
+    served::{Served, Tasks},
+};
+
+/// The most sockets for datagrams of a step.
+const MAX_SOCKETS: usize = 256;
+/// The most questions to resolvers at a time.
+const MAX_QUESTIONS: usize = 256;
+/// How long a socket may be idle.
+const IDLE: Duration = Duration::from_secs(60);
+/// The longest datagram.
+const MAX_BYTES: usize = 65535;
+
+type Key = (SocketAddr, SocketAddr);
+
+/// The sockets of a step.
+#[derive(Debug, Default)]
+pub(super) struct Sockets {
+    open: RefCell<HashMap<Key, Open>>,
+    questions: Cell<usize>,
+}
+
+#[derive(Debug)]
+struct Open {
+    socket: Rc<Socket>,
+    task: AbortHandle,
+}
+
+#[derive(Debug)]
+struct Socket {
+    udp: UdpSocket,
+    used: Cell<Instant>,
+    sent: Cell<u64>,
+    received: Cell<u64>,
+}
+
+/// Sends a datagram of the step.
+pub(super) fn send_datagram(served: &Rc<Served>, tasks: &mut Tasks, datagram: &Datagram, frame: &[u8]) {
+    let Some(content) = frame.get(datagram.content.clone()) else { return };
+    let sent = match Destination::of(datagram.to) {
+        Destination::Resolver => {
+            question(served, tasks, datagram, content);
+            Ok(())
+        }
+        _ => socket(served, tasks, datagram).and_then(|socket| socket.send(content)),
+    };
+    if let Err(error) = sent {
+        let why = match error.kind() {
+            io::ErrorKind::ConnectionRefused | io::ErrorKind::PermissionDenied => Unreachable::Port,
+            io::ErrorKind::NetworkUnreachable => Unreachable::Network,
+            io::ErrorKind::HostUnreachable => Unreachable::Host,
+            // Datagrams may get lost.
+            _ => return,
+        };
+        served.write(packet::unreachable(machine(datagram.to.ip()), frame, why));
+    }
+}
+
+/// Asks the machine's resolvers.
+fn question(served: &Rc<Served>, tasks: &mut Tasks, datagram: &Datagram, content: &[u8]) {
+    let asked = &served.sockets.questions;
+    if asked.get() >= MAX_QUESTIONS {
+        return;
+    }
+    if let Some(answer) = dns::own_answer(content) {
+        return served.write(packet::datagram(datagram.to, datagram.from, &answer));
+    }
+    asked.set(asked.get() + 1);
+    let (served, from, to, content) = (Rc::clone(served), datagram.from, datagram.to, content.to_vec());
+    tasks.spawn_local(async move {
+        match resolver::ask(&content).await {
+            Ok(answer) => served.write(packet::datagram(to, from, &answer)),
+            Err(error) => tracing::debug!(%error, "no resolver of this machine answers"),
+        }
+        let asked = &served.sockets.questions;
+        asked.set(asked.get().saturating_sub(1));
+    });
+}
+
+/// Returns the socket for a datagram.
+fn socket(served: &Rc<Served>, tasks: &mut Tasks, datagram: &Datagram) -> io::Result<Rc<Socket>> {
+    let key = (datagram.from, datagram.to);
+    if let Some(open) = served.sockets.open.borrow().get(&key) {
+        return Ok(Rc::clone(&open.socket));
+    }
+    let record = |end| {
+        let (protocol, to) = (Protocol::Udp, datagram.to);
+        served.recorder.record(Connection { protocol, to, end, sent: 0, received: 0 });
+    };
+    let address = match served.access.way(datagram.to)? {
+        Way::To(addresses) => addresses.first().copied(),
+        Way::Denied => {
+            record(ConnectionEnd::Denied);
+            None
+        }
+        Way::Refused => {
+            record(ConnectionEnd::Refused);
+            None
+        }
+    };
+    let address = address.ok_or(io::ErrorKind::ConnectionRefused)?;
+    make_room(served);
+    let socket = connected(address).inspect_err(|_| record(ConnectionEnd::Unreachable))?;
+    let idle = (Cell::new(Instant::now()), Cell::new(0), Cell::new(0));
+    let socket = Rc::new(Socket { udp: socket, used: idle.0, sent: idle.1, received: idle.2 });
+    let record = Recording { served: Rc::clone(served), socket: Rc::clone(&socket), to: datagram.to };
+    let task = tasks.spawn_local(receive(record, key));
+    served.sockets.open.borrow_mut().insert(key, Open { socket: Rc::clone(&socket), task });
+    Ok(socket)
+}
+
+fn connected(to: SocketAddr) -> io::Result<UdpSocket> {
+    let own: IpAddr = if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let socket = std::net::UdpSocket::bind((own, 0))?;
+    socket.connect(to)?;
+    if is_within(socket.local_addr()?, to) && !to.ip().is_loopback() {
+        return Err(io::ErrorKind::ConnectionRefused.into());
+    }
+    socket.set_nonblocking(true)?;
+    UdpSocket::from_std(socket)
+}
+
+/// Closes the socket that was not used for the longest time, if there are too many.
+fn make_room(served: &Served) {
+    let mut open = served.sockets.open.borrow_mut();
+    while open.len() >= MAX_SOCKETS
+        && let Some(key) = open.iter().min_by_key(|(_, open)| open.socket.used.get()).map(|(key, _)| *key)
+        && let Some(oldest) = open.remove(&key)
+    {
+        oldest.task.abort();
+    }
+}
+
+impl Socket {
+    fn send(&self, content: &[u8]) -> io::Result<()> {
+        self.used.set(Instant::now());
+        let send = || {
+            let sent = send(&self.udp, content, SendFlags::DONTWAIT | SendFlags::NOSIGNAL)?;
+            self.sent.set(self.sent.get() + sent as u64);
+            Ok(())
+        };
+        let sent = send();
+        if sent == Err(Errno::CONNREFUSED) {
+            // That is what came of an earlier datagram. The step learns it, and this one is sent.
+            let _ = send();
+        }
+        Ok(sent?)
+    }
+}
+
+/// Writes the datagrams of a socket to the log when it is closed.
+struct Recording {
+    served: Rc<Served>,
+    socket: Rc<Socket>,
+    to: SocketAddr,
+}
+
+impl Drop for Recording {
+    fn drop(&mut self) {
+        self.served.recorder.record(Connection {
+            protocol: Protocol::Udp,
+            to: self.to,
+            end: ConnectionEnd::Closed,
+            sent: self.socket.sent.get(),
+            received: self.socket.received.get(),
+        });
+    }
+}
+
+/// Passes on what a destination sends, until there was nothing for a while.
+async fn receive(record: Recording, (from, to): Key) {
+    let (served, socket) = (&record.served, &record.socket);
+    loop {
+        let ready = socket.udp.ready(Interest::READABLE | Interest::ERROR);
+        match tokio::time::timeout_at(socket.used.get() + IDLE, ready).await {
+            Ok(Ok(ready)) if ready.is_error() => {
+                // Waits for the next error.
+                let seen = || Err::<(), _>(io::ErrorKind::WouldBlock.into());
+                let _ = socket.udp.try_io(Interest::ERROR, seen);
+                let error = socket.udp.take_error().ok().flatten().map(|error| error.kind());
+                if error == Some(io::ErrorKind::ConnectionRefused) {
+                    // About a datagram that was like this one.
+                    let sent = packet::datagram(from, to, &[]);
+                    served.write(sent.and_then(|sent| packet::unreachable(to.ip(), &sent, Unreachable::Port)));
+                }
+            }
+            Ok(Ok(_)) => {}
+            // Something was sent meanwhile.
+            Err(_) if socket.used.get().elapsed() < IDLE => continue,
+            Ok(Err(_)) | Err(_) => break,
+        }
+        let mut buffer = served.buffer.borrow_mut();
+        buffer.resize(MAX_BYTES, 0);
+        if let Ok(length) = socket.udp.try_recv(&mut buffer) {
+            socket.used.set(Instant::now());
+            socket.received.set(socket.received.get() + length as u64);
+            served.write(packet::datagram(to, from, &buffer[..length]));
+        }
+    }
+    served.sockets.open.borrow_mut().remove(&(from, to));
+}

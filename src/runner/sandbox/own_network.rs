@@ -1,0 +1,65 @@
+//! Steps with a network of their own.
+
+use std::sync::Arc;
+
+use super::{
+    checks::{Failure, start_failure},
+    runner::SandboxRunner,
+};
+use crate::{
+    network::{self, Access, NetworkError},
+    runner::{Limits, Network, Probe, RunnerError},
+    store::StoreError,
+    userns::Zygote,
+};
+
+/// Makes a network of a step, which the first step that has one will use.
+pub(super) async fn probe(runner: &SandboxRunner) -> Probe {
+    match runner.network_trial().await {
+        Ok(()) => Probe::usable(),
+        Err(Failure { reason, hint }) => Probe::Unusable { reason, hint },
+    }
+}
+
+impl SandboxRunner {
+    /// Returns a network for a step, if it gets one of its own that is connected to the machine's.
+    pub(super) async fn network(
+        &self,
+        zygote: &Arc<Zygote>,
+        limits: &Limits,
+    ) -> Result<Option<network::Network>, RunnerError> {
+        match limits.network {
+            Network::Host | Network::None => Ok(None),
+            Network::Private => {
+                let access = Access { host_ports: limits.host_ports.clone() };
+                Ok(Some(self.networks.enter(zygote, access).await?))
+            }
+        }
+    }
+
+    async fn network_trial(&self) -> Result<(), Failure> {
+        let store_failed = |error: StoreError| Failure::new(error, "check the store's directory (HM_CACHE_DIR)");
+        let store = self.store().map_err(store_failed)?;
+        let zygote = self.zygote(&store).await.map_err(start_failure)?;
+        self.networks.prepare(&zygote).await.map_err(|error| Failure {
+            reason: format!("steps cannot have a network of their own: {:#}", anyhow::Error::new(error)),
+            hint:
+                "give the machine or the container /dev/net/tun (`sudo modprobe tun`, `--device /dev/net/tun`), or use \
+                   the machine's network: `--network host`, or `\"network\": \"host\"` in `runner_args`"
+                    .into(),
+        })
+    }
+}
+
+/// What the kernel refuses once, it refuses again.
+impl From<NetworkError> for RunnerError {
+    fn from(error: NetworkError) -> Self {
+        match error {
+            NetworkError::Talk(_) => Self::infrastructure("make a network for the step", error),
+            NetworkError::Setup(error) => Self::unsupported(format!(
+                "steps cannot have a network of their own here: failed to {error}; use the machine's, by \
+                 `--network host` or `\"network\": \"host\"` in `runner_args`"
+            )),
+        }
+    }
+}
