@@ -114,8 +114,8 @@ pub trait RunnerSet: Send + Sync + fmt::Debug + 'static {
     }
 }
 
-/// Asks the runner at `index` whether it can work on this machine, with steps that have networks of their own if
-/// the plan has some, and waits at most for `limit`.
+/// Asks the runner at `index` whether it can work on this machine, and with `has_networks` whether steps can
+/// have networks of their own, and waits at most for `limit`.
 pub(crate) async fn probe_within<R: RunnerSet>(
     runners: &R,
     index: RunnerIndex,
