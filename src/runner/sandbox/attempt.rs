@@ -18,12 +18,14 @@ use rustix::{
 use tokio::io::{Interest, unix::AsyncFd};
 use tokio_util::sync::CancellationToken;
 
-use super::jail::{End, JailSpec, ProcessSpec, Report, Request, SetupError, StepNetwork, wire};
+use super::{
+    jail::{End, JailSpec, ProcessSpec, Report, Request, SetupError, wire},
+    own_network::StepNamespace,
+};
 use crate::{
     awake,
     model::StdStream,
-    network,
-    runner::{Limits, Network, RunnerError, pipes::Pipes},
+    runner::{RunnerError, pipes::Pipes},
     streams::Piece,
     userns::{PATIENCE, Zygote, register},
 };
@@ -46,43 +48,6 @@ pub(crate) struct Control<'a> {
     pub(crate) cancel: &'a CancellationToken,
     /// The time that the command has between TERM and KILL.
     pub(crate) grace: Duration,
-}
-
-/// The network namespace of a step.
-#[derive(Debug, Clone, Copy)]
-pub(super) enum StepNamespace<'a> {
-    /// The machine's.
-    Shared,
-    /// A new one that has only a loopback device.
-    Loopback,
-    /// This one, which the zygote made.
-    Given(BorrowedFd<'a>),
-}
-
-impl<'a> StepNamespace<'a> {
-    /// Returns the one for a step, whose own network is `network`.
-    pub(super) fn of(limits: &Limits, network: Option<&'a network::Network>) -> Self {
-        match (limits.network, network) {
-            (_, Some(network)) => Self::Given(network.namespace()),
-            (Network::Host, None) => Self::Shared,
-            (Network::None | Network::Private, None) => Self::Loopback,
-        }
-    }
-
-    fn kind(self) -> StepNetwork {
-        match self {
-            Self::Shared => StepNetwork::Shared,
-            Self::Loopback => StepNetwork::Loopback,
-            Self::Given(_) => StepNetwork::Given,
-        }
-    }
-
-    fn given(self) -> Option<BorrowedFd<'a>> {
-        match self {
-            Self::Shared | Self::Loopback => None,
-            Self::Given(namespace) => Some(namespace),
-        }
-    }
 }
 
 /// What a helper is asked for.

@@ -8,10 +8,11 @@ use std::{
 };
 
 use super::{
-    attempt::{self, Control, OutputSink, StepNamespace},
+    attempt::{self, Control, OutputSink},
     boot::{MOUNT_POINTS, failed},
     jail::{self, End, JailSpec, Root},
     overlays::overlay,
+    own_network::StepNamespace,
     runner::{SandboxRunner, c_string, environment, exit_code},
 };
 use crate::{

@@ -1,9 +1,10 @@
 //! Steps with a network of their own.
 
-use std::sync::Arc;
+use std::{os::fd::BorrowedFd, sync::Arc};
 
 use super::{
     checks::{Failure, start_failure},
+    jail::StepNetwork,
     runner::SandboxRunner,
 };
 use crate::{
@@ -12,6 +13,43 @@ use crate::{
     store::StoreError,
     userns::Zygote,
 };
+
+/// The network namespace of a step.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum StepNamespace<'a> {
+    /// The machine's.
+    Shared,
+    /// A new one that has only a loopback device.
+    Loopback,
+    /// This one, which the zygote made.
+    Given(BorrowedFd<'a>),
+}
+
+impl<'a> StepNamespace<'a> {
+    /// Returns the one for a step, whose own network is `network`.
+    pub(super) fn of(limits: &Limits, network: Option<&'a network::Network>) -> Self {
+        match (limits.network, network) {
+            (_, Some(network)) => Self::Given(network.namespace()),
+            (Network::Host, None) => Self::Shared,
+            (Network::None | Network::Private, None) => Self::Loopback,
+        }
+    }
+
+    pub(super) fn kind(self) -> StepNetwork {
+        match self {
+            Self::Shared => StepNetwork::Shared,
+            Self::Loopback => StepNetwork::Loopback,
+            Self::Given(_) => StepNetwork::Given,
+        }
+    }
+
+    pub(super) fn given(self) -> Option<BorrowedFd<'a>> {
+        match self {
+            Self::Shared | Self::Loopback => None,
+            Self::Given(namespace) => Some(namespace),
+        }
+    }
+}
 
 /// Makes a network of a step, which the first step that has one will use.
 pub(super) async fn probe(runner: &SandboxRunner) -> Probe {

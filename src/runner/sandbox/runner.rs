@@ -15,13 +15,13 @@ use futures_util::{FutureExt, future::BoxFuture};
 use uuid::Uuid;
 
 use super::{
-    attempt::{self, Control, OutputSink, StepNamespace},
+    attempt::{self, Control, OutputSink},
     boot::{Boot, BootContext, LayerDirs},
     cgroup::Limited,
     checks,
     jail::{DEFAULT_ENV, End, JailPlace, JailSpec, MountApi, Root, SecretFile, UserNamespace},
     overlays::Overlays,
-    own_network,
+    own_network::{self, StepNamespace},
 };
 use crate::{
     event::EventBus,

@@ -14,9 +14,10 @@ use std::{
 };
 
 use super::{
-    attempt::{self, StepNamespace},
+    attempt,
     boot::{Boot, failed},
     jail::{End, JailPlace, JailSpec, Root},
+    own_network::StepNamespace,
     runner::{SandboxRunner, c_string, commit, environment},
 };
 use crate::{

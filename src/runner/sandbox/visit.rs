@@ -15,9 +15,9 @@ use std::{
 use futures_util::{FutureExt, future::BoxFuture};
 
 use super::{
-    SandboxRunner,
-    attempt::{self, StepNamespace},
+    SandboxRunner, attempt,
     jail::{End, JailSpec, Root, SetupError},
+    own_network::StepNamespace,
     runner::{c_string, environment},
 };
 use crate::{
