@@ -64,6 +64,7 @@ pub(crate) const VARIABLES: &[Variable] = &[
     alone(CACHE_MAX_SIZE),
     alone(CACHE_MIN_FREE),
     alone(CACHE_MAX_AGE),
+    alone("HM_NETWORK"),
     alone("HM_DSL"),
     alone("HM_PYTHON"),
     alone("HM_NODE"),
