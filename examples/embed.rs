@@ -9,10 +9,10 @@
 
 #![expect(clippy::print_stdout, reason = "an example prints")]
 
-use std::error::Error;
+use std::{error::Error, process::ExitCode};
 
 use hm_exec::{
-    BuildEvent, Engine, Plan, RunRequest, RunnerSet,
+    BuildEvent, BuildStatus, Engine, Plan, RunRequest, RunnerSet,
     runner::{Probe, process::ProcessRunner, sandbox::SandboxRunner},
     store::StoreHandle,
 };
@@ -24,17 +24,20 @@ struct Runners {
     process: ProcessRunner,
 }
 
-fn main() -> Result<(), Box<dyn Error>> {
+fn main() -> Result<ExitCode, Box<dyn Error>> {
     hm_exec::runner::sandbox::init();
     let dir = tempfile::tempdir()?;
     let store = StoreHandle::new(dir.path().join("store"));
     let sandbox = SandboxRunner::builder().store(store.clone()).build();
     let runners = Runners { sandbox, process: ProcessRunner::new(store.clone()) };
     let engine = Engine::builder(runners).cache(store).build()?;
-    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(build(&engine))
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let status = runtime.block_on(build(&engine))?;
+    println!("{status:?}");
+    Ok(if status == BuildStatus::Passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-async fn build(engine: &Engine<Runners>) -> Result<(), Box<dyn Error>> {
+async fn build(engine: &Engine<Runners>) -> Result<BuildStatus, Box<dyn Error>> {
     let ir = r#"{"version":"0","graph":{"nodes":[
         {"step":{"key":"make","cmd":"echo made > file","image":"host"},"env":{}},
         {"step":{"key":"test","cmd":"cat file"},"env":{}}],
@@ -50,7 +53,5 @@ async fn build(engine: &Engine<Runners>) -> Result<(), Box<dyn Error>> {
             println!("{line}");
         }
     }
-    let outcome = control.wait().await?;
-    println!("{:?}", outcome.status);
-    std::process::exit(outcome.status.exit_code());
+    Ok(control.wait().await?.status)
 }

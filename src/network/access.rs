@@ -2,8 +2,10 @@
 
 use std::{
     io,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
 };
+
+use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socket_with};
 
 use super::{addresses::Destination, resolver};
 
@@ -44,29 +46,43 @@ impl Access {
     }
 }
 
-/// Returns whether an address belongs to this machine: a socket can be bound to it.
+/// Returns whether packets to an address stay on this machine, by its routing table (`rtnetlink(7)`). Whether
+/// a socket can be bound to it would not tell: whole networks can be local (`ip route add local`), and so is
+/// the first address of each network of a router.
 fn is_own(ip: IpAddr) -> io::Result<bool> {
-    /// Addresses for documentation, which no machine has.
-    const FOREIGN: [IpAddr; 2] =
-        [IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)), IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1))];
-    if !binds(ip)? {
-        return Ok(false);
-    }
-    // The machine may allow sockets any address (`ip_nonlocal_bind`): `is_within` decides when it is
-    // connected.
-    Ok(!binds(FOREIGN[usize::from(ip.is_ipv6())])?)
-}
-
-fn binds(ip: IpAddr) -> io::Result<bool> {
-    match UdpSocket::bind((ip, 0)) {
-        Ok(_) => Ok(true),
-        Err(error) => match error.kind() {
-            io::ErrorKind::AddrNotAvailable | io::ErrorKind::InvalidInput => Ok(false),
-            // A kernel without this family has no such address, and no way to one.
-            _ if error.raw_os_error() == Some(rustix::io::Errno::AFNOSUPPORT.raw_os_error()) => Ok(false),
-            _ => Err(error),
-        },
-    }
+    const NEW_ROUTE: u16 = 24;
+    const GET_ROUTE: u16 = 26;
+    const REQUEST: u16 = 1;
+    const DESTINATION: u16 = 1;
+    const UNICAST: u8 = 1;
+    /// The length of `nlmsghdr`, and of `rtmsg` after it.
+    const LENGTHS: (usize, usize) = (16, 12);
+    /// Where `rtmsg` has the kind of the route.
+    const KIND_AT: usize = 7;
+    let (family, bytes) = match ip {
+        IpAddr::V4(ip) => (AddressFamily::INET, ip.octets().to_vec()),
+        IpAddr::V6(ip) => (AddressFamily::INET6, ip.octets().to_vec()),
+    };
+    // An address has at most 16 bytes, and the number of a family fits in one.
+    #[expect(clippy::cast_possible_truncation, reason = "see above")]
+    let (family, length) = (family.as_raw() as u8, bytes.len() as u8);
+    let mut message = Vec::with_capacity(64);
+    message.extend((32 + u32::from(length)).to_ne_bytes());
+    message.extend(GET_ROUTE.to_ne_bytes());
+    message.extend(REQUEST.to_ne_bytes());
+    message.extend([0; 8]);
+    message.extend([family, length * 8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+    message.extend((4 + u16::from(length)).to_ne_bytes());
+    message.extend(DESTINATION.to_ne_bytes());
+    message.extend(&bytes);
+    let socket = socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, None)?;
+    send(&socket, &message, SendFlags::empty())?;
+    let mut answer = [0_u8; 1024];
+    let (length, _) = recv(&socket, &mut answer, RecvFlags::empty())?;
+    let kind = u16::from_ne_bytes([answer[4], answer[5]]);
+    // Another answer is an error: there is no route, which the connection will show.
+    let is_route = length >= LENGTHS.0 + LENGTHS.1 && kind == NEW_ROUTE;
+    Ok(is_route && answer[LENGTHS.0 + KIND_AT] != UNICAST)
 }
 
 /// Returns whether a connection stays on this machine.
@@ -76,11 +92,14 @@ pub(super) fn is_within(local: SocketAddr, peer: SocketAddr) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::net::UdpSocket;
+
     use super::*;
 
     #[test]
     fn the_machines_own_addresses_are_known() {
         assert!(is_own("127.0.0.1".parse().unwrap()).unwrap());
+        assert!(is_own("::1".parse().unwrap()).unwrap());
         assert!(!is_own("192.0.2.7".parse().unwrap()).unwrap());
         assert!(!is_own("2001:db8::7".parse().unwrap()).unwrap());
         // The address that packets to the world leave from.

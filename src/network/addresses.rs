@@ -69,7 +69,10 @@ impl Destination {
 fn is_blocked(ip: IpAddr) -> bool {
     match ip {
         IpAddr::V4(ip) => {
-            ip.is_loopback()
+            /// The metadata of Alibaba's and Azure's machines.
+            const METADATA: [Ipv4Addr; 2] = [Ipv4Addr::new(100, 100, 100, 200), Ipv4Addr::new(168, 63, 129, 16)];
+            METADATA.contains(&ip)
+                || ip.is_loopback()
                 || ip.is_link_local()
                 || ip.is_multicast()
                 || ip.is_broadcast()
@@ -77,14 +80,20 @@ fn is_blocked(ip: IpAddr) -> bool {
                 || ip.octets()[..3] == STEP_V4.octets()[..3]
         }
         IpAddr::V6(ip) => {
-            /// The metadata of Amazon's machines.
-            const METADATA: Ipv6Addr = Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254);
+            /// The metadata of Amazon's and Google's machines.
+            const METADATA: [Ipv6Addr; 2] =
+                [Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254), Ipv6Addr::new(0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254)];
+            // An IPv4 address behind a gateway that translates (RFC 6052).
+            if let [0x64, 0xff9b, 0, 0, 0, 0, high, low] = ip.segments() {
+                let [[a, b], [c, d]] = [high.to_be_bytes(), low.to_be_bytes()];
+                return is_blocked(Ipv4Addr::new(a, b, c, d).into());
+            }
             // The address of the form `::a.b.c.d`, which some kernels take for `a.b.c.d`.
             let compatible = ip.segments()[..6] == [0; 6];
             compatible
                 || ip.is_multicast()
                 || ip.is_unicast_link_local()
-                || ip == METADATA
+                || METADATA.contains(&ip)
                 || ip.segments()[..4] == STEP_V6.segments()[..4]
         }
     }
@@ -121,6 +130,11 @@ mod tests {
             "[fe80::1]:80",
             "[ff02::fb]:5353",
             "[fd00:ec2::254]:80",
+            "[fd20:ce::254]:80",
+            "100.100.100.200:80",
+            "168.63.129.16:80",
+            "[64:ff9b::a9fe:a9fe]:80",
+            "[64:ff9b::7f00:1]:80",
             "[fd00:2::9]:80",
         ] {
             assert_eq!(of(address), Destination::Blocked, "{address}");

@@ -3,14 +3,16 @@
 use std::{
     io,
     os::fd::{AsFd, OwnedFd},
+    pin::pin,
 };
 
-use rustix::net::RecvFlags;
+use rustix::{io::Errno, net::RecvFlags};
 use tokio::io::Interest;
 
 use crate::{
+    awake,
     jail::{Report, Request, SetupError, wire},
-    userns::{Zygote, register},
+    userns::{PATIENCE, Zygote, register},
 };
 
 /// A network namespace with a device and listeners.
@@ -44,15 +46,22 @@ pub(super) async fn make(zygote: &Zygote) -> Result<Made, NetworkError> {
     zygote.request(Request::Network, &[theirs.as_fd()]).await?;
     drop(theirs);
     let ours = register(ours, Interest::READABLE)?;
-    let received = ours.async_io(Interest::READABLE, |ours| Ok(wire::receive(ours, RecvFlags::DONTWAIT)?)).await?;
-    let Some((message, fds)) = received else {
+    let receiving = pin!(ours.async_io(Interest::READABLE, |ours| Ok(wire::receive(ours, RecvFlags::DONTWAIT)?)));
+    let Some(received) = awake::timeout(PATIENCE, receiving).await else {
+        return Err(zygote.give_up().into());
+    };
+    let Some((message, fds)) = received? else {
         return Err(io::Error::other("the sandbox's helper ended").into());
     };
     let mut fds = fds.into_iter();
     match postcard::from_bytes(&message).map_err(io::Error::other)? {
         Report::Failed(error) => Err(NetworkError::Setup(error)),
         Report::Network { reusable } => match (fds.next(), fds.next()) {
-            (Some(namespace), Some(tun)) => Ok(Made { namespace, tun, listeners: fds.collect(), reusable }),
+            (Some(namespace), Some(tun)) => {
+                let made = Made { namespace, tun, listeners: fds.collect(), reusable };
+                // Without a listener, which is lost if this process can open no more, connections would hang.
+                if made.listeners.is_empty() { Err(io::Error::from(Errno::MFILE).into()) } else { Ok(made) }
+            }
             _ => Err(io::Error::from(io::ErrorKind::InvalidData).into()),
         },
         _ => Err(io::Error::from(io::ErrorKind::InvalidData).into()),

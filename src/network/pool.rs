@@ -110,7 +110,7 @@ impl Network {
                 log
             }
             Err(error) => {
-                tracing::debug!(%error, "the network of a step broke");
+                tracing::warn!(%error, "the network of a step broke");
                 ConnectionLog::default()
             }
         }

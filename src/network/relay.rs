@@ -10,11 +10,14 @@ use std::{
 use rustix::{
     net::{Shutdown, shutdown, sockopt::set_socket_linger},
     pipe::{PipeFlags, SpliceFlags, fcntl_setpipe_size, pipe_with, splice},
+    process::{Resource, getrlimit},
 };
 use tokio::{io::Interest, net::TcpStream};
 
 /// The most bytes that wait in a pipe.
 const PIPE_BYTES: usize = 256 << 10;
+/// The most descriptors of a connection: two sockets and two pipes.
+const FOR_CONNECTION: usize = 6;
 /// The most empty pipes that are kept.
 const MAX_KEPT: usize = 16;
 
@@ -25,13 +28,43 @@ struct Pipe {
     into: OwnedFd,
 }
 
-/// Pipes that are empty. A direction holds one only while bytes are in it.
-#[derive(Debug, Default)]
-pub(super) struct Pipes(RefCell<Vec<Pipe>>);
+/// Pipes that are empty, and the number of connections. A direction holds a pipe only while bytes are in it.
+#[derive(Debug)]
+pub(super) struct Pipes {
+    kept: RefCell<Vec<Pipe>>,
+    connections: Cell<usize>,
+    max_connections: usize,
+}
+
+/// The place of a connection among those that the process has descriptors for.
+#[derive(Debug)]
+pub(super) struct Held<'a>(&'a Cell<usize>);
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
+    }
+}
 
 impl Pipes {
+    /// Makes no pipe yet. Connections may use half of the descriptors of this process: the rest is for steps.
+    pub(super) fn new() -> Self {
+        let open = getrlimit(Resource::Nofile).current.and_then(|open| usize::try_from(open).ok());
+        let max_connections = open.map_or(usize::MAX, |open| (open / 2 / FOR_CONNECTION).max(16));
+        Self { kept: RefCell::default(), connections: Cell::new(0), max_connections }
+    }
+
+    /// Counts a connection, unless there are too many.
+    pub(super) fn hold(&self) -> Option<Held<'_>> {
+        let connections = self.connections.get();
+        (connections < self.max_connections).then(|| {
+            self.connections.set(connections + 1);
+            Held(&self.connections)
+        })
+    }
+
     fn take(&self) -> io::Result<Pipe> {
-        if let Some(pipe) = self.0.borrow_mut().pop() {
+        if let Some(pipe) = self.kept.borrow_mut().pop() {
             return Ok(pipe);
         }
         let (out, into) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
@@ -41,7 +74,7 @@ impl Pipes {
     }
 
     fn keep(&self, pipe: Pipe) {
-        let mut kept = self.0.borrow_mut();
+        let mut kept = self.kept.borrow_mut();
         if kept.len() < MAX_KEPT {
             kept.push(pipe);
         }

@@ -9,11 +9,12 @@ use std::{
     time::{Duration, Instant},
 };
 
+use rustix::net::SocketFlags;
 use tokio::{
     io::unix::AsyncFd,
     net::{TcpListener, TcpStream},
     sync::oneshot,
-    task::{JoinSet, yield_now},
+    task::{JoinError, JoinSet, yield_now},
 };
 
 use super::{
@@ -118,7 +119,7 @@ impl Served {
         for _ in 0..MAX_ROUNDS {
             let mut is_quiet = true;
             for listener in &self.devices.listeners {
-                while let Ok(socket) = rustix::net::accept(listener) {
+                while let Ok(socket) = rustix::net::accept_with(listener, SocketFlags::CLOEXEC) {
                     reset(&socket);
                     is_quiet = false;
                 }
@@ -157,22 +158,37 @@ pub(super) async fn serve(
             biased;
             // Also if the caller is gone.
             _ = &mut end => break,
+            // Frames come last: a step can send without a pause.
+            accepted = accept(&devices.listeners) => served.accepted(accepted),
+            Some(ended) = tasks.join_next() => note_panic(ended),
             ready = devices.tun.readable() => {
                 let mut ready = ready?;
-                if served.handle_frames(Some(&mut tasks), &mut buffer)? {
+                let is_more = served.handle_frames(Some(&mut tasks), &mut buffer)?;
+                // Connections that are refused end at once, and each keeps its memory until here.
+                while let Some(ended) = tasks.try_join_next() {
+                    note_panic(ended);
+                }
+                if is_more {
                     yield_now().await;
                 } else {
                     ready.clear_ready();
                 }
             }
-            accepted = accept(&devices.listeners) => served.accepted(accepted),
-            Some(_) = tasks.join_next() => {}
         }
     }
     // Resets all connections.
     tasks.shutdown().await;
     served.wind_up(&mut buffer)?;
     Ok(served.recorder.take())
+}
+
+/// Logs the panic of a task. Its connection is reset, and the step goes on.
+fn note_panic(ended: Result<(), JoinError>) {
+    if let Err(error) = ended
+        && error.is_panic()
+    {
+        tracing::warn!(%error, "a connection of a step broke");
+    }
 }
 
 /// Waits for the next connection of any listener.

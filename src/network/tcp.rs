@@ -7,10 +7,12 @@ use std::{
     time::{Duration, Instant},
 };
 
+use rustix::io::Errno;
 use tokio::{net::TcpStream, sync::oneshot};
 
 use super::{
     access::{Way, is_within},
+    addresses::Destination,
     log::{Connection, ConnectionEnd, Protocol},
     packet::Unreachable,
     relay::{Pair, Passed},
@@ -48,7 +50,12 @@ impl Drop for Recording<'_> {
 }
 
 async fn serve_recorded(served: &Served, port: u16, mut record: Recording<'_>) {
-    let far = match connect(served, record.to).await {
+    let held = served.pipes.hold();
+    let connected = match &held {
+        Some(_) => connect(served, record.to).await,
+        None => Err(Failure::NoMeans(Errno::MFILE.into())),
+    };
+    let far = match connected {
         Ok(far) => far,
         Err(failure) => {
             record.end = failure.end();
@@ -128,7 +135,7 @@ async fn connect(served: &Served, to: SocketAddr) -> Result<TcpStream, Failure> 
                 let (local, peer) =
                     far.local_addr().and_then(|own| Ok((own, far.peer_addr()?))).map_err(Failure::of)?;
                 // Only these were meant to be here.
-                let is_asked_for = address.ip().is_loopback();
+                let is_asked_for = address.ip().is_loopback() || Destination::of(to) == Destination::Resolver;
                 return if is_within(local, peer) && !is_asked_for { Err(Failure::Denied) } else { Ok(far) };
             }
             Err(error) => failure = Failure::of(error),

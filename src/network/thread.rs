@@ -92,7 +92,7 @@ impl Thread {
 }
 
 async fn run(mut adopted: mpsc::UnboundedReceiver<(Made, mpsc::UnboundedReceiver<Step>)>) {
-    let pipes = Rc::new(Pipes::default());
+    let pipes = Rc::new(Pipes::new());
     let mut namespaces = tokio::task::JoinSet::new();
     loop {
         tokio::select! {
@@ -100,7 +100,11 @@ async fn run(mut adopted: mpsc::UnboundedReceiver<(Made, mpsc::UnboundedReceiver
                 let Some((made, steps)) = next else { break };
                 namespaces.spawn_local(serve_steps(made, steps, Rc::clone(&pipes)));
             }
-            Some(_) = namespaces.join_next() => {}
+            Some(ended) = namespaces.join_next() => {
+                if let Err(error) = ended {
+                    tracing::warn!(%error, "the network of a step broke");
+                }
+            }
         }
     }
     // The last steps may still be running.

@@ -216,13 +216,17 @@ async fn receive(record: Recording, (from, to): Key) {
             Err(_) if socket.used.get().elapsed() < IDLE => continue,
             Ok(Err(_)) | Err(_) => break,
         }
-        let mut buffer = served.buffer.borrow_mut();
-        buffer.resize(MAX_BYTES, 0);
-        if let Ok(length) = socket.udp.try_recv(&mut buffer) {
-            socket.used.set(Instant::now());
-            socket.received.set(socket.received.get() + length as u64);
-            served.write(packet::datagram(to, from, &buffer[..length]));
+        {
+            let mut buffer = served.buffer.borrow_mut();
+            buffer.resize(MAX_BYTES, 0);
+            if let Ok(length) = socket.udp.try_recv(&mut buffer) {
+                socket.used.set(Instant::now());
+                socket.received.set(socket.received.get() + length as u64);
+                served.write(packet::datagram(to, from, &buffer[..length]));
+            }
         }
+        // Else one destination that sends without a pause would stop all others.
+        tokio::task::consume_budget().await;
     }
     served.sockets.open.borrow_mut().remove(&(from, to));
 }

@@ -136,6 +136,10 @@ impl<R: StepRunner> StepRunner for Arc<R> {
         R::probe(self)
     }
 
+    fn probe_network(&self) -> impl Future<Output = Probe> + Send {
+        R::probe_network(self)
+    }
+
     fn cache_identity(
         &self,
         image: Option<&str>,

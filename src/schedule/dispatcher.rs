@@ -155,6 +155,10 @@ pub(crate) async fn run<R: RunnerSet>(build: Build<R>) -> BuildOutcome {
         loop {
             if let Some(happened) = happened.take() {
                 now = clock.elapsed();
+                // The attempt may have ended because of it: that is neither repeated nor allowed.
+                if cancel.is_cancelled() {
+                    progress.stop(StopReason::Canceled, now);
+                }
                 handle(happened, &mut caching, &mut progress, now);
                 taken += 1;
             }

@@ -133,12 +133,15 @@ impl Service {
             return Err(ServiceError::Unsupported("the service's URL must not have a user or a query".into()));
         }
         crate::tls::choose_provider();
+        let is_encrypted = url.scheme() == "https";
         let builder = || {
-            reqwest::Client::builder()
+            let builder = reqwest::Client::builder()
                 .connect_timeout(CONNECT_TIMEOUT)
                 // A redirect would send the source, or a token, to another host.
                 .redirect(Policy::none())
-                .user_agent(concat!("hm-exec/", env!("CARGO_PKG_VERSION")))
+                .user_agent(concat!("hm-exec/", env!("CARGO_PKG_VERSION")));
+            // A proxy could read the token.
+            if is_encrypted { builder } else { builder.no_proxy() }
         };
         let failed = |error: reqwest::Error| {
             ServiceError::Unsupported(format!(

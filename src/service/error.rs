@@ -63,6 +63,9 @@ pub enum ServiceError {
         /// The largest files, with their sizes before compression.
         largest: Vec<(PathBuf, u64)>,
     },
+    /// The service accepted the build, which cannot be watched.
+    #[error("the build was accepted, but cannot be watched: {0}")]
+    Unwatched(#[source] Box<Self>),
     /// The user cancelled the build before it was sent.
     #[error("the build was cancelled before it was submitted")]
     Canceled,
@@ -89,7 +92,7 @@ impl ServiceError {
     pub fn may_be_done(&self) -> bool {
         match self {
             Self::Busy { may_be_done, .. } | Self::Network { may_be_done, .. } => *may_be_done,
-            Self::Answer(_) => true,
+            Self::Answer(_) | Self::Unwatched(_) => true,
             _ => false,
         }
     }

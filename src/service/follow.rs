@@ -22,7 +22,7 @@ use super::{
 use crate::{
     backend::BackendError,
     event::{EventBus, EventWriter, StateEvent, StepEndDetails},
-    model::{BuildStatus, StepIndex},
+    model::{BuildStatus, StepIndex, StepStatus},
     outcome::{BuildOutcome, StepResultSummary},
 };
 
@@ -152,7 +152,7 @@ impl Follow {
                         tracing::warn!(%error, "failed to cancel the build at the service");
                     }
                 }
-                () = tokio::time::sleep_until(deadline.unwrap_or(now)), if deadline.is_some() => self.give_up(),
+                () = tokio::time::sleep_until(deadline.unwrap_or(now)), if deadline.is_some() => self.give_up(is_canceling),
             }
         }
     }
@@ -298,7 +298,10 @@ impl Follow {
     /// Handles the end of the build: only logs are still open.
     fn drain(&mut self, verdict: Verdict) {
         self.verdict = Some(verdict);
-        self.deadline = Some(Instant::now());
+        // After a cancel, its own limit stays.
+        if self.canceled_at.is_none() {
+            self.deadline = Some(Instant::now());
+        }
         self.extend_draining();
         (0..self.steps.len()).for_each(|at| self.update(at));
     }
@@ -306,6 +309,7 @@ impl Follow {
     /// Waits longer for the logs of a build that has ended, because one of them made progress.
     fn extend_draining(&mut self) {
         if self.verdict.is_some()
+            && self.canceled_at.is_none()
             && let Some(deadline) = &mut self.deadline
         {
             *deadline = Instant::now() + self.of.service.pace.log_end * DRAINING;
@@ -313,10 +317,14 @@ impl Follow {
     }
 
     /// Ends everything that is still open.
-    fn give_up(&mut self) {
+    fn give_up(&mut self, is_unconfirmed: bool) {
         self.deadline = None;
         if self.verdict.is_none() {
-            let message = "the service may still be stopping it".to_owned();
+            let message = match is_unconfirmed {
+                true => "the service did not confirm that it stops it: it may still run",
+                false => "the service may still be stopping it",
+            };
+            let message = message.to_owned();
             self.verdict = Some((BuildStatus::Canceled, Some(message)));
         }
         for at in 0..self.steps.len() {
@@ -331,7 +339,11 @@ impl Follow {
 
     fn end(mut self) -> Ended {
         let worst = || {
-            let is_failed = |step: &Step| step.summary.as_ref().is_some_and(|summary| !summary.status.is_success());
+            let is_failed = |step: &Step| {
+                step.summary
+                    .as_ref()
+                    .is_some_and(|it| !it.status.is_success() && it.status != StepStatus::FailedAllowed)
+            };
             if self.steps.iter().any(is_failed) { BuildStatus::Failed } else { BuildStatus::Passed }
         };
         let (status, message) = self.verdict.take().unwrap_or_else(|| (worst(), None));

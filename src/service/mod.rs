@@ -103,9 +103,11 @@ impl CloudBackend {
                 Err(error) => return not_started(ready, error),
             };
             tracing::info!(number = place.number, "the service has accepted the build");
-            if ready.is_closed() {
-                // The caller is gone, and has cancelled the build.
-                return watch::abandon(&service, &place).await;
+            // A caller that is gone has cancelled the build. A build that is watched is cancelled by its watch.
+            if ready.is_closed() || (!watch && cancel.is_cancelled()) {
+                let ended = watch::abandon(&service, &place).await;
+                drop(ready.send(Err(ServiceError::Canceled)));
+                return ended;
             }
             let kept = watch.then_some(KeptRun { store, source_dir, pipeline: slug });
             let watched = Watched { service, place, pages, run_id, kept, plan, job: None, cancel };

@@ -43,6 +43,8 @@ const RUNNER: &str = "cloud";
 /// The pauses between the first looks for the jobs of a build.
 const FIRST_LOOKS: [Duration; 4] =
     [Duration::ZERO, Duration::from_millis(250), Duration::from_millis(250), Duration::from_millis(500)];
+/// How long a cancelled build may take to show its jobs.
+const CANCELED_LOOK: Duration = Duration::from_secs(2);
 /// How long the service may take to accept that an abandoned build is cancelled.
 const ABANDON_LIMIT: Duration = Duration::from_secs(10);
 
@@ -131,21 +133,36 @@ impl Watched {
     pub(super) async fn run(self, ready: Ready) -> Ended {
         let tokens = Arc::new(LogTokens::new(self.service.clone(), self.place.clone()));
         // If there is no token, the logs ask again and report it.
-        let token = tokens.get(None).await.ok();
+        let token = tokio::select! {
+            token = tokens.get(None) => token.ok(),
+            () = self.cancel.cancelled() => None,
+        };
         let jobs = match self.first_jobs().await {
             Ok(jobs) => self.watched(jobs),
-            Err(error) => return not_started(ready, error),
+            Err(error) => return self.unwatchable(ready, error).await,
         };
         let started_at = Utc::now();
         let (writer, bus, events) = match self.journal(&jobs, started_at, token.as_deref()) {
             Ok(created) => created,
-            Err(error) => return not_started(ready, error),
+            Err(error) => return self.unwatchable(ready, error).await,
         };
         self.begin(started_at);
         // If the caller is gone, it has cancelled the build.
         drop(ready.send(Ok(events)));
         let steps = keys(&jobs).into_iter().zip(jobs);
         Follow::new(self, steps, tokens, started_at, (writer, bus)).run().await
+    }
+
+    /// Ends the watch of a build that exists, but cannot be watched.
+    async fn unwatchable(&self, ready: Ready, error: ServiceError) -> Ended {
+        if self.cancel.is_cancelled() {
+            let ended = abandon(&self.service, &self.place).await;
+            drop(ready.send(Err(ServiceError::Canceled)));
+            return ended;
+        }
+        // Only builds that were just submitted are kept.
+        let error = if self.kept.is_some() { ServiceError::Unwatched(Box::new(error)) } else { error };
+        not_started(ready, error)
     }
 
     pub(super) fn build_ref(&self) -> BuildRef {
@@ -161,16 +178,28 @@ impl Watched {
     /// Returns the jobs of the build: all of the plan's, or a list that two looks agree on. Returns what
     /// there is if the build ends, or if it is cancelled.
     async fn first_jobs(&self) -> Result<Vec<Job>, ServiceError> {
-        let expected = self.plan.steps.len().max(1);
+        tokio::select! {
+            jobs = self.planned_jobs() => jobs,
+            () = self.cancel.cancelled() => {
+                // The request to cancel, which comes next, must not wait long for what is only shown.
+                let jobs = tokio::time::timeout(CANCELED_LOOK, self.service.jobs(&self.place)).await;
+                Ok(jobs.ok().and_then(Result::ok).unwrap_or_default())
+            }
+        }
+    }
+
+    async fn planned_jobs(&self) -> Result<Vec<Job>, ServiceError> {
+        let expected = match self.plan.steps.len() {
+            // The plan is not known.
+            0 => usize::MAX,
+            steps => steps,
+        };
         let mut before = usize::MAX;
         let mut looks = FIRST_LOOKS.into_iter();
         loop {
-            tokio::select! {
-                () = tokio::time::sleep(looks.next().unwrap_or(self.service.pace.poll)) => {}
-                () = self.cancel.cancelled() => {}
-            }
+            tokio::time::sleep(looks.next().unwrap_or(self.service.pace.poll)).await;
             let jobs = self.service.jobs(&self.place).await?;
-            if jobs.len() >= expected || (jobs.len() == before && !jobs.is_empty()) || self.cancel.is_cancelled() {
+            if jobs.len() >= expected || (jobs.len() == before && !jobs.is_empty()) {
                 return Ok(jobs);
             }
             if map::build_end(&self.service.build(&self.place).await?).is_some() {

@@ -278,6 +278,11 @@ impl Drop for Zygote {
         }
         // A step without isolation may have stopped it.
         let _ = kill_process(Pid::from_child(child), Signal::CONT);
+        if *self.is_silent.get_mut() {
+            // It may be stuck in the kernel, where no signal reaches it: it is not waited for.
+            let _ = child.try_wait();
+            return;
+        }
         if let Err(error) = child.wait() {
             tracing::debug!(%error, "failed to reap the sandbox's helper");
         }

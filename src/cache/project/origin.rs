@@ -8,7 +8,7 @@ use super::{read_origin, repository_above};
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct RemoteOrigin {
-    /// The URL without a user and a password.
+    /// The URL without a user, a password and a query.
     pub url: String,
     /// `owner/name`: the last two parts of its path.
     pub repo_name: Option<String>,
@@ -25,14 +25,17 @@ impl RemoteOrigin {
             tracing::warn!(%error, "failed to read the project's origin");
             None
         })?;
-        Some(Self { repo_name: repo_name(&url), url: without_user(&url) })
+        let url = without_secrets(&url);
+        Some(Self { repo_name: repo_name(&url), url })
     }
 }
 
-/// Returns a URL without a user and a password. The user of an address such as `git@host:path` is no secret.
-fn without_user(url: &str) -> String {
+/// Returns a URL without a user, a password and a query. The user of an address such as `git@host:path` is no
+/// secret.
+fn without_secrets(url: &str) -> String {
     let Some((scheme, rest)) = url.split_once("://") else { return url.to_owned() };
-    let (host, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+    let (host, path) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
+    let path = path.split(['?', '#']).next().unwrap_or_default();
     let host = host.rsplit_once('@').map_or(host, |(_, host)| host);
     format!("{scheme}://{host}{path}")
 }
@@ -74,8 +77,14 @@ mod tests {
 
     #[test]
     fn passwords_are_not_part_of_the_url() {
-        assert_eq!(without_user("https://ann:hunter2@github.com/a/b@c"), "https://github.com/a/b@c");
-        assert_eq!(without_user("https://token@host"), "https://host");
-        assert_eq!(without_user("git@github.com:a/b.git"), "git@github.com:a/b.git");
+        for (url, expected) in [
+            ("https://ann:hunter2@github.com/a/b@c", "https://github.com/a/b@c"),
+            ("https://token@host", "https://host"),
+            ("https://host/a/b.git?private_token=hunter2#x", "https://host/a/b.git"),
+            ("https://host?private_token=hunter2", "https://host"),
+            ("git@github.com:a/b.git", "git@github.com:a/b.git"),
+        ] {
+            assert_eq!(without_secrets(url), expected);
+        }
     }
 }

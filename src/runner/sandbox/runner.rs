@@ -306,8 +306,7 @@ impl SandboxRunner {
             let zygote = self.zygote(&store).await?;
             // A new network takes as long as a third of the rest.
             let context = self.boot_context(&store, &zygote);
-            let (boot, network) = tokio::join!(context.boot(ctx, &input), self.network(&zygote, &limits));
-            let (boot, network) = (boot?, network?);
+            let (boot, network) = tokio::try_join!(context.boot(ctx, &input), self.network(&zygote, &limits))?;
             let limited = self.hold(&limits);
             let jail = self.jail(&zygote, store.dir(), Root::Overlay(boot.root.clone()))?;
             let spec = Self::spec(jail, &boot, (&limits, &limited), ctx, &input)?;

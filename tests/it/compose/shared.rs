@@ -33,6 +33,10 @@ impl StepRunner for All {
         Probe::unusable("of its own", "hint")
     }
 
+    async fn probe_network(&self) -> Probe {
+        Probe::unusable("no networks", "hint")
+    }
+
     async fn cache_identity(&self, image: Option<&str>) -> Result<Option<CacheIdentity>, RunnerError> {
         Ok(Some(CacheIdentity { image: image.map(Into::into), mode: "own".into() }))
     }
@@ -70,6 +74,7 @@ async fn a_shared_runner_is_the_runner() {
     assert_eq!(said(shared.descriptors()), said(Plain { all: All::default() }.descriptors()));
     let only = RunnerIndex(0);
     assert_eq!(shared.probe(only).await, Probe::unusable("of its own", "hint"));
+    assert_eq!(shared.probe_network(only).await, Probe::unusable("no networks", "hint"));
     let identity = shared.cache_identity(only, Some("image")).await.unwrap().unwrap();
     assert_eq!((identity.image.as_deref(), &*identity.mode), (Some("image"), "own"));
     let (ctx, input) = attempt();
@@ -95,5 +100,5 @@ fn a_shared_runner_forwards_every_item_of_the_trait() {
     };
     let (declared, forwarded) = contract.split_once("for Arc<R>").unwrap();
     assert_eq!(items(declared), items(forwarded));
-    assert_eq!(items(declared).len(), 9);
+    assert_eq!(items(declared).len(), 10);
 }

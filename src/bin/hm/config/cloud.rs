@@ -104,11 +104,20 @@ impl CloudConfig {
                 credentials::stored(url)?
             }
         };
-        if token.is_some() && !is_encrypted(url) {
-            return Err(Failure::input(format_args!("refusing to send a token to {url}, which has no encryption"))
-                .hint("use an address that begins with https://"));
+        if token.is_some() {
+            self.check_encrypted()?;
         }
         Ok(token)
+    }
+
+    /// Returns an error if others can read what is sent to the service.
+    pub(crate) fn check_encrypted(&self) -> Outcome<()> {
+        let url = &self.api_url.value;
+        if is_encrypted(url) {
+            return Ok(());
+        }
+        Err(Failure::input(format_args!("refusing to send a token to {url}, which has no encryption"))
+            .hint("use an address that begins with https://"))
     }
 }
 

@@ -54,7 +54,8 @@ pub(super) fn of(settings: &ConfigSources, project: Option<&ProjectDir>, all: bo
 fn service(settings: &ConfigSources, all: bool, permissions: &mut Vec<Permission>) -> Outcome<()> {
     let backend = settings.backend()?;
     let is_users = || settings.backend_of(Project::IsIgnored).is_ok_and(|users| users.value == backend.value);
-    if backend.source.is_projects() && !is_users() {
+    // The sandbox needs no consent, whatever the user prefers.
+    if backend.value != BackendName::Local && backend.source.is_projects() && !is_users() {
         let effect = match backend.value {
             BackendName::Cloud => "builds, with their source, are sent to the hosted service",
             _ => "steps run in containers instead of the sandbox",

@@ -61,6 +61,7 @@ pub(super) struct WhoamiArgs {
 
 pub(super) fn login(args: &LoginArgs) -> Outcome<ExitCode> {
     let config = config()?;
+    config.check_encrypted()?;
     let url = &config.api_url.value;
     let failed = |error| failure(&config, error);
     let service = Service::anonymous(url).map_err(failed)?;
@@ -83,7 +84,13 @@ pub(super) fn logout(args: &LogoutArgs) -> Outcome<ExitCode> {
     let url = &config.api_url.value;
     if args.revoke {
         let session = Session { service: service::connect(&config)?, config: config.clone() };
-        session.ask("revoke the token", session.service.revoke_token())?;
+        session.ask("revoke the token", async {
+            match session.service.revoke_token().await {
+                // It is invalid already: perhaps the first answer was lost.
+                Err(ServiceError::Unauthorized) => Ok(()),
+                revoked => revoked,
+            }
+        })?;
     }
     match credentials::forget(url)? {
         true => print(&format!("logged out of {url}\n")),

@@ -13,7 +13,7 @@ use hm_exec::{
     cache::RemoteOrigin,
     ir::Env,
     project::{ProjectDir, Revision},
-    service::{CloudBackend, Service, ServiceError, api},
+    service::{CloudBackend, Service, ServiceError, api, is_slug},
     source::{EarlyFreeze, SourceTimes},
     store::StoreHandle,
 };
@@ -25,7 +25,7 @@ use crate::{
     config::{self, CloudConfig},
     exit_code,
     failure::{Failure, Outcome},
-    reporter::{Format, View, to_stderr},
+    reporter::{Format, View, text::clean, to_stderr},
     runtime::runtime,
     service,
     signals::Interrupts,
@@ -72,6 +72,7 @@ pub(super) fn check(args: &Args) -> Outcome<()> {
         ("--no-cache", args.no_cache),
         ("--refresh", !args.refresh.is_empty()),
         ("--timeout", args.timeout.is_some()),
+        ("--network", args.bind.network.is_some()),
         ("--remote", args.config.names_engine()),
     ];
     if let Some((option, _)) = given.iter().find(|(_, is_given)| *is_given) {
@@ -91,6 +92,9 @@ impl Submission<'_> {
         let config = self.config;
         let service = service::connect(config)?;
         let org = service::org(self.args.backend.org(), config)?;
+        if !is_slug(&org) {
+            return Err(Failure::input(format_args!("`{}` is not the slug of an organization", clean(&org))));
+        }
         let (request, origin) = self.request();
         let runtime = runtime()?;
         let view = View::observed(self.format, self.args.logs);
@@ -133,6 +137,9 @@ impl Submission<'_> {
                 }
                 Ok(Submitted::Left) => Ok(End::Killed(None)),
                 Err(ServiceError::Canceled) => Ok(End::Killed(None)),
+                Err(ServiceError::Unwatched(error)) => {
+                    Err(service::failure(config, "failed to watch the build, which continues at the service", *error))
+                }
                 Err(error) => Err(service::refused(config, &org, error)),
             }
         });
@@ -146,7 +153,7 @@ impl Submission<'_> {
             }
             End::Ended(outcome) => {
                 if let Some(message) = &outcome.message {
-                    to_stderr(&format!("note: {}", crate::reporter::text::clean(message)));
+                    to_stderr(&format!("note: {}", clean(message)));
                 }
                 Ok(exit_code::of_build(outcome.status))
             }
@@ -212,10 +219,12 @@ impl Pipeline<'_> {
     async fn find_or_create(&self, dir: &Path) -> Outcome<String> {
         let Self { service, config, org, name, origin, project } = self;
         let failed = |error| service::failure(config, "failed to look up the pipeline", error);
-        match service.pipeline(org, name).await {
-            Ok(pipeline) => return Ok(pipeline.slug),
-            Err(ServiceError::NotFound { .. }) => {}
-            Err(error) => return Err(failed(error)),
+        if is_slug(name) {
+            match service.pipeline(org, name).await {
+                Ok(pipeline) => return Ok(pipeline.slug),
+                Err(ServiceError::NotFound { .. }) => {}
+                Err(error) => return Err(failed(error)),
+            }
         }
         let of_dir = || dir.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         let repository = origin.map_or_else(of_dir, |origin| origin.url.clone());
