@@ -103,7 +103,7 @@ impl CloudBackend {
                 Err(error) => return not_started(ready, error),
             };
             tracing::info!(number = place.number, "the service has accepted the build");
-            // A caller that is gone has cancelled the build. A build that is watched is cancelled by its watch.
+            // A caller that is gone has cancelled the build. The watch of a build cancels it.
             if ready.is_closed() || (!watch && cancel.is_cancelled()) {
                 let ended = watch::abandon(&service, &place).await;
                 drop(ready.send(Err(ServiceError::Canceled)));

@@ -50,7 +50,7 @@ const BACKLOG: i32 = 4096;
 /// Settings without which a step would notice, or could influence, the one before or after it: ports of
 /// closed connections are free at once, and neither redirects nor measurements are kept.
 const FORGETFUL: [(&str, &str); 6] = [
-    // Handshakes that a step forged with the listener, and bytes that are never read, are gone within seconds.
+    // Forged handshakes with the listener, and bytes that are never read, are gone within seconds.
     ("ipv4/tcp_synack_retries", "0"),
     ("ipv4/tcp_orphan_retries", "1"),
     ("ipv4/tcp_max_tw_buckets", "0"),
