@@ -20,6 +20,7 @@ use std::{
 
 use rustix::fs::{MemfdFlags, SeekFrom};
 use serde_json::json;
+use tempfile::TempDir;
 
 use super::{
     accel::Accelerator,
@@ -94,12 +95,12 @@ impl Templates<'_> {
         let place = self.place.to_owned();
         let aside = blocking::run("make a template's files", move || {
             make_dir(&place).map_err(io::Error::other)?;
-            tempfile::Builder::new().prefix(&format!("{key}.")).tempdir_in(&place)
+            tempfile::Builder::new().prefix(&format!("{key}.")).tempdir_in(&place).map(Arc::new)
         });
         // The directory is removed with this value unless it is renamed into place, even if the future is
         // dropped.
         let aside = aside.await.doing("make a template's files")?;
-        let made = self.make(&template, aside.path()).await;
+        let made = self.make(&template, &aside).await;
         let (dir, store) = (template.dir.clone(), Arc::clone(self.store));
         let placed = blocking::run("put a template in its place", move || {
             let renamed = made.and_then(|()| fs::rename(aside.path(), &dir).doing("put a template in its place"));
@@ -116,11 +117,14 @@ impl Templates<'_> {
         placed.await.map(|()| template)
     }
 
-    async fn make(&self, template: &Template, dir: &Path) -> Result<(), NoMachine> {
+    async fn make(&self, template: &Template, aside: &Arc<TempDir>) -> Result<(), NoMachine> {
         let Template { size, accelerator, .. } = *template;
-        let (place, contents, memory_bytes) = (dir.to_owned(), Arc::clone(self.programs), size.memory_bytes);
+        // The thread owns the directory, too: if the future is dropped, it is removed after the last file is made.
+        let (owned, contents, memory_bytes) = (Arc::clone(aside), Arc::clone(self.programs), size.memory_bytes);
+        let dir = aside.path();
         let prepared = blocking::run("make a template's files", move || {
-            make_dir(&place).map_err(io::Error::other)?;
+            let place = owned.path();
+            make_dir(place).map_err(io::Error::other)?;
             initrd::write(&contents, BufWriter::new(create_new(&place.join("initrd"))?))?;
             let memory = create_new(&place.join("memory"))?;
             memory.set_len(memory_bytes)?;

@@ -276,13 +276,15 @@ async fn ports_of_the_machine_need_a_private_network_and_numbers() {
 fn nothing_is_left_if_the_engine_is_killed() {
     let (ended, is_ended) = std::sync::mpsc::channel();
     let holds = server(move |mut stream| {
-        let mut namespace = Vec::new();
-        // The connection may end by a reset, after what was sent.
-        let _ = stream.read_to_end(&mut namespace);
-        ended.send(String::from_utf8(namespace).unwrap()).unwrap();
+        let mut namespace = [0; 64];
+        let length = stream.read(&mut namespace).unwrap();
+        stream.write_all(b"k").unwrap();
+        // The connection may end by a reset.
+        let _ = stream.read(&mut [0]);
+        ended.send(String::from_utf8(namespace[..length].to_vec()).unwrap()).unwrap();
     });
     let code = "import os, socket, sys, time; s = socket.create_connection((\"host.hm.internal\", int(sys.argv[1])));\
-                s.send(os.readlink(\"/proc/self/ns/net\").encode()); print(\"connected\", flush=True); time.sleep(600)";
+                s.send(os.readlink(\"/proc/self/ns/net\").encode()); s.recv(1); print(\"connected\", flush=True); time.sleep(600)";
     let mut ir: Value =
         serde_json::from_str(&ir(&[("a", &format!("exec python3 -c '{code}' {holds}"), None)])).unwrap();
     ir["graph"]["nodes"][0]["step"]["runner_args"] = json!({ "network": "private", "host_ports": [holds] });
