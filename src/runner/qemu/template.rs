@@ -119,7 +119,7 @@ impl Templates<'_> {
 
     async fn make(&self, template: &Template, aside: &Arc<TempDir>) -> Result<(), NoMachine> {
         let Template { size, accelerator, .. } = *template;
-        // The thread owns the directory, too: if the future is dropped, it is removed after the last file is made.
+        // The thread owns the directory, too: a dropped future removes it after the last file is made.
         let (owned, contents, memory_bytes) = (Arc::clone(aside), Arc::clone(self.programs), size.memory_bytes);
         let dir = aside.path();
         let prepared = blocking::run("make a template's files", move || {
