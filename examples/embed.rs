@@ -2,9 +2,9 @@
 //!
 //! `cargo run --example embed --features process,sandbox`
 //!
-//! The sandbox starts this program again as its helper, so `init` comes first in `main`. In `cargo test`, `main`
-//! belongs to the test harness. There are two ways: a test target with `harness = false`, whose `main` calls
-//! `init`; or a program of your package whose `main` calls it, as the helper:
+//! The sandbox starts this program again as its helper, so `init` comes first in `main`. In `cargo test`,
+//! `main` belongs to the test harness. There are two ways: a test target with `harness = false`, whose `main`
+//! calls `init`; or a program of your package whose `main` calls it, as the helper:
 //! `SandboxRunner::builder().helper(env!("CARGO_BIN_EXE_mine"))`.
 
 #![expect(clippy::print_stdout, reason = "an example prints")]

@@ -1,4 +1,5 @@
-//! A backend of your own: it sends builds somewhere, and reports what happens there. This one only pretends to.
+//! A backend of your own. It sends builds to another system, and reports what happens there. This one only
+//! pretends to.
 //!
 //! `cargo run --example own_backend`
 

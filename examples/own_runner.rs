@@ -1,6 +1,7 @@
 //! A runner of your own, which passes the conformance suite: each step runs in a copy of the source.
 //!
-//! `cargo run --example own_runner --features process,conformance`, and its test: `cargo test --example own_runner`.
+//! `cargo run --example own_runner --features process,conformance`, and its test:
+//! `cargo test --example own_runner`.
 
 #![expect(clippy::print_stdout, reason = "an example prints")]
 

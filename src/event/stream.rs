@@ -26,7 +26,7 @@ use crate::sync::Mutex;
 /// `None`.
 pub struct EventStream(Source);
 
-/// Where the events come from.
+/// The source of the events.
 enum Source {
     Journal(Box<JournalStream>),
     /// The lock is never taken: it makes the reader `Sync`, which a stream need not be.

@@ -57,7 +57,7 @@ fn is_own(ip: IpAddr) -> io::Result<bool> {
     const UNICAST: u8 = 1;
     /// The length of `nlmsghdr`, and of `rtmsg` after it.
     const LENGTHS: (usize, usize) = (16, 12);
-    /// Where `rtmsg` has the kind of the route.
+    /// The offset of the route's kind in `rtmsg`.
     const KIND_AT: usize = 7;
     let (family, bytes) = match ip {
         IpAddr::V4(ip) => (AddressFamily::INET, ip.octets().to_vec()),

@@ -147,7 +147,7 @@ const COLUMNS: usize = 110;
 #[test]
 fn comments_are_plain_and_fit() {
     let mut wrong = String::new();
-    for (path, text) in sources(&["src", "tests", "macros", "benches", "fuzz"]) {
+    for (path, text) in sources(&["src", "tests", "macros", "benches", "examples", "fuzz"]) {
         let mut is_diagram = false;
         let mut heading = "";
         for (number, line) in (1..).zip(text.lines()) {
@@ -195,7 +195,7 @@ fn mistake(comment: &str) -> Option<&'static str> {
 #[test]
 fn files_over_500_lines_give_a_reason() {
     let is_long = |text: &str| text.lines().count() > 500 && !text.contains("//! Over 500 lines because");
-    let long: Vec<_> = sources(&["src", "macros", "tests", "benches"])
+    let long: Vec<_> = sources(&["src", "macros", "tests", "benches", "examples"])
         .into_iter()
         .filter_map(|(path, text)| is_long(&text).then_some(path))
         .collect();

@@ -17,7 +17,7 @@ use crate::{
 ///
 /// Values come from environment variables, from hm.toml and config.toml in the project's .hm/ and in your own
 /// configuration directory, or are defaults, in this order of precedence. Options of `hm run` are above all
-/// of them. Values that have no effect are shown with the reason. Exits with code 2 if a file is not valid.
+/// of them. Shows values that have no effect with the reason. Exits with code 2 if a file is invalid.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// Show only this key, or the keys of this table, such as `cloud`

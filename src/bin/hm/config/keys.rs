@@ -33,7 +33,7 @@ impl<T: Default> Default for Sourced<T> {
     }
 }
 
-/// Where a value came from.
+/// The origin of a value.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum ValueSource {
     /// It is the default.

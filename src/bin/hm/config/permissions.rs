@@ -49,12 +49,12 @@ pub(super) fn of(settings: &ConfigSources, project: Option<&ProjectDir>, all: bo
     Ok(permissions)
 }
 
-/// Adds the requests about where builds run, and about the hosted service. With `all`, includes those that
+/// Adds the requests about the backend, and about the hosted service. With `all`, includes those that
 /// have no effect because builds do not run there.
 fn service(settings: &ConfigSources, all: bool, permissions: &mut Vec<Permission>) -> Outcome<()> {
     let backend = settings.backend()?;
     let is_users = || settings.backend_of(Project::IsIgnored).is_ok_and(|users| users.value == backend.value);
-    // The sandbox needs no consent, whatever the user prefers.
+    // The sandbox needs no consent, even if the user prefers another backend.
     if backend.value != BackendName::Local && backend.source.is_projects() && !is_users() {
         let effect = match backend.value {
             BackendName::Cloud => "builds, with their source, are sent to the hosted service",

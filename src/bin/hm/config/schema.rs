@@ -25,7 +25,7 @@ use crate::{
 #[derive(Clone, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct ConfigFile {
-    /// Where builds run.
+    /// The backend that runs builds.
     pub(super) backend: Option<BackendName>,
     /// The hosted service.
     pub(super) cloud: CloudTable,
@@ -75,7 +75,7 @@ impl ConfigFile {
 /// The tables that a file may have, and that this version does not support.
 pub(super) const UNSUPPORTED: [&str; 2] = ["service", "step"];
 
-/// Where a build runs.
+/// A backend that runs builds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum BackendName {
