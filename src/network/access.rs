@@ -5,9 +5,12 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
 };
 
-use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socket_with};
+use rustix::{
+    io::Errno,
+    net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socket_with},
+};
 
-use super::{addresses::Destination, resolver};
+use super::{addresses::Destination, packet::Unreachable, resolver};
 
 /// What a step may reach besides the rest of the world.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -83,6 +86,23 @@ fn is_own(ip: IpAddr) -> io::Result<bool> {
     // Another answer is an error: there is no route, which the connection will show.
     let is_route = length >= LENGTHS.0 + LENGTHS.1 && kind == NEW_ROUTE;
     Ok(is_route && answer[LENGTHS.0 + KIND_AT] != UNICAST)
+}
+
+/// Returns what an error says about the destination `to`, or `None` if it is about this machine.
+pub(super) fn why_unreachable(error: &io::Error, to: SocketAddr) -> Option<Unreachable> {
+    use io::ErrorKind::{
+        AddrNotAvailable, ConnectionRefused, ConnectionReset, HostUnreachable, NetworkDown, NetworkUnreachable,
+        PermissionDenied, TimedOut,
+    };
+    match error.kind() {
+        ConnectionRefused | ConnectionReset | PermissionDenied => Some(Unreachable::Port),
+        NetworkUnreachable | NetworkDown => Some(Unreachable::Network),
+        HostUnreachable | TimedOut => Some(Unreachable::Host),
+        // IPv6 is turned off. For IPv4, it means that no port is free.
+        AddrNotAvailable if to.is_ipv6() => Some(Unreachable::Network),
+        _ if error.raw_os_error() == Some(Errno::AFNOSUPPORT.raw_os_error()) => Some(Unreachable::Network),
+        _ => None,
+    }
 }
 
 /// Returns whether a connection stays on this machine.

@@ -80,9 +80,8 @@ fn is_blocked(ip: IpAddr) -> bool {
                 || ip.octets()[..3] == STEP_V4.octets()[..3]
         }
         IpAddr::V6(ip) => {
-            /// The metadata of Amazon's and Google's machines.
-            const METADATA: [Ipv6Addr; 2] =
-                [Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254), Ipv6Addr::new(0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254)];
+            /// The metadata of Google's machines.
+            const METADATA: Ipv6Addr = Ipv6Addr::new(0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254);
             // An IPv4 address behind a gateway that translates (RFC 6052).
             if let [0x64, 0xff9b, 0, 0, 0, 0, high, low] = ip.segments() {
                 let [[a, b], [c, d]] = [high.to_be_bytes(), low.to_be_bytes()];
@@ -93,7 +92,9 @@ fn is_blocked(ip: IpAddr) -> bool {
             compatible
                 || ip.is_multicast()
                 || ip.is_unicast_link_local()
-                || METADATA.contains(&ip)
+                || ip == METADATA
+                // Metadata, credentials, names and time of Amazon's machines.
+                || ip.segments()[..2] == [0xfd00, 0xec2]
                 || ip.segments()[..4] == STEP_V6.segments()[..4]
         }
     }
@@ -130,6 +131,7 @@ mod tests {
             "[fe80::1]:80",
             "[ff02::fb]:5353",
             "[fd00:ec2::254]:80",
+            "[fd00:ec2::23]:80",
             "[fd20:ce::254]:80",
             "100.100.100.200:80",
             "168.63.129.16:80",

@@ -23,7 +23,7 @@ use super::{
 use crate::jail::network::LISTENER_PORT;
 
 /// The most connections of a step at a time.
-pub(super) const MAX_CONNECTIONS: usize = 1024;
+const MAX_CONNECTIONS: usize = 1024;
 /// The most connections that are over and not forgotten yet.
 const MAX_OVER: usize = 16 << 10;
 /// The first port of the neighbour.
@@ -261,9 +261,27 @@ fn readdressed(frame: &mut [u8], packet: &Packet, port: u16) -> Verdict {
 
 #[cfg(test)]
 mod tests {
+    use std::{net::SocketAddr, time::Instant};
+
     use proptest::prelude::*;
 
-    use super::super::nat_oracle;
+    use super::{super::nat_oracle, MAX_CONNECTIONS, Nat, Verdict};
+    use crate::jail::network::STEP_V4;
+
+    #[test]
+    fn a_connection_beyond_the_limit_waits_until_another_is_over() {
+        let (mut nat, now) = (Nat::default(), Instant::now());
+        let far: SocketAddr = "192.0.2.1:80".parse().unwrap();
+        let syn = |port: u16| nat_oracle::segment((STEP_V4, port).into(), far, 1);
+        for port in (1..).take(MAX_CONNECTIONS) {
+            assert!(matches!(nat.handle(&mut syn(port), now), Verdict::Connect(..)), "{port}");
+        }
+        assert_eq!(nat.handle(&mut syn(u16::MAX), now), Verdict::Drop);
+        // The neighbour's first port.
+        nat.connected(1024).unwrap();
+        nat.closed(1024, now);
+        assert!(matches!(nat.handle(&mut syn(u16::MAX), now), Verdict::Connect(..)));
+    }
 
     proptest! {
         #[test]

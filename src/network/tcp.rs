@@ -11,7 +11,7 @@ use rustix::io::Errno;
 use tokio::{net::TcpStream, sync::oneshot};
 
 use super::{
-    access::{Way, is_within},
+    access::{Way, is_within, why_unreachable},
     addresses::Destination,
     log::{Connection, ConnectionEnd, Protocol},
     packet::Unreachable,
@@ -97,19 +97,11 @@ enum Failure {
 }
 
 impl Failure {
-    fn of(error: io::Error) -> Self {
-        use io::ErrorKind::{
-            ConnectionRefused, ConnectionReset, HostUnreachable, NetworkDown, NetworkUnreachable, PermissionDenied,
-            TimedOut,
-        };
-        match error.kind() {
-            ConnectionRefused | ConnectionReset | PermissionDenied => Self::Refused,
-            NetworkUnreachable | NetworkDown => Self::Unreachable(Unreachable::Network),
-            HostUnreachable | TimedOut => Self::Unreachable(Unreachable::Host),
-            _ if error.raw_os_error() == Some(rustix::io::Errno::AFNOSUPPORT.raw_os_error()) => {
-                Self::Unreachable(Unreachable::Network)
-            }
-            _ => Self::NoMeans(error),
+    fn of(error: io::Error, to: SocketAddr) -> Self {
+        match why_unreachable(&error, to) {
+            Some(Unreachable::Port) => Self::Refused,
+            Some(why) => Self::Unreachable(why),
+            None => Self::NoMeans(error),
         }
     }
 
@@ -128,18 +120,20 @@ async fn connect(served: &Served, to: SocketAddr) -> Result<TcpStream, Failure> 
         Way::Denied => return Err(Failure::Denied),
         Way::Refused => return Err(Failure::Refused),
     };
-    let mut failure = Failure::Refused;
+    // That of the first address: this machine may lack the family of another.
+    let mut failure = None;
     for address in addresses {
         match TcpStream::connect(address).await {
             Ok(far) => {
                 let (local, peer) =
-                    far.local_addr().and_then(|own| Ok((own, far.peer_addr()?))).map_err(Failure::of)?;
+                    far.local_addr().and_then(|own| Ok((own, far.peer_addr()?))).map_err(Failure::NoMeans)?;
                 // Only these were meant to be here.
                 let is_asked_for = address.ip().is_loopback() || Destination::of(to) == Destination::Resolver;
                 return if is_within(local, peer) && !is_asked_for { Err(Failure::Denied) } else { Ok(far) };
             }
-            Err(error) => failure = Failure::of(error),
+            Err(error) if failure.is_none() => failure = Some(Failure::of(error, address)),
+            Err(_) => {}
         }
     }
-    Err(failure)
+    Err(failure.unwrap_or(Failure::Refused))
 }

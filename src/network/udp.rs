@@ -19,7 +19,7 @@ use rustix::{
 use tokio::{io::Interest, net::UdpSocket, task::AbortHandle, time::Instant};
 
 use super::{
-    access::{Way, is_within},
+    access::{Way, is_within, why_unreachable},
     addresses::{Destination, machine},
     dns,
     log::{Connection, ConnectionEnd, Protocol},
@@ -71,14 +71,10 @@ pub(super) fn send_datagram(served: &Rc<Served>, tasks: &mut Tasks, datagram: &D
         }
         _ => socket(served, tasks, datagram).and_then(|socket| socket.send(content)),
     };
-    if let Err(error) = sent {
-        let why = match error.kind() {
-            io::ErrorKind::ConnectionRefused | io::ErrorKind::PermissionDenied => Unreachable::Port,
-            io::ErrorKind::NetworkUnreachable => Unreachable::Network,
-            io::ErrorKind::HostUnreachable => Unreachable::Host,
-            // Datagrams may get lost.
-            _ => return,
-        };
+    // Else it is lost, as datagrams may be.
+    if let Err(error) = sent
+        && let Some(why) = why_unreachable(&error, datagram.to)
+    {
         served.write(packet::unreachable(machine(datagram.to.ip()), frame, why));
     }
 }

@@ -280,7 +280,9 @@ impl Drop for Zygote {
         let _ = kill_process(Pid::from_child(child), Signal::CONT);
         if *self.is_silent.get_mut() {
             // It may be stuck in the kernel, where no signal reaches it: it is not waited for.
-            let _ = child.try_wait();
+            let pid = Pid::from_child(child);
+            let reap = move || rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::empty());
+            let _ = std::thread::Builder::new().name("hm-reaper".into()).spawn(reap);
             return;
         }
         if let Err(error) = child.wait() {

@@ -24,7 +24,7 @@ use super::{
     JailSpec, SetupError, caps,
     error::ResultExt,
     groups, landlock, mounts, seccomp,
-    spec::{FIRST_FD, JailPlace, Report, StepNetwork, UserNamespace, Watch},
+    spec::{FIRST_FD, JailPlace, Report, UserNamespace, Watch},
     sys::{self, Cloned, Reap},
     tree,
     watch::Watcher,
@@ -68,15 +68,6 @@ pub(crate) enum Network {
 }
 
 impl Network {
-    /// Returns what a request for such a step names.
-    pub(crate) fn kind(&self) -> StepNetwork {
-        match self {
-            Self::Shared => StepNetwork::Shared,
-            Self::Loopback => StepNetwork::Loopback,
-            Self::Given(_) => StepNetwork::Given,
-        }
-    }
-
     /// Makes it the network namespace of this process.
     fn enter(&self) -> Result<(), SetupError> {
         match self {

@@ -168,7 +168,7 @@ impl OneShot {
             more: Vec::new(),
             zygote: self.me.try_clone().doing(doing)?,
         };
-        match sys::clone_process(zygote::clone_flags(fds.network.kind())).doing(doing)? {
+        match sys::clone_process(zygote::clone_flags(&fds.network)).doing(doing)? {
             Cloned::Child => {
                 drop(status);
                 init::run(fds, &self.prepared)

@@ -37,10 +37,10 @@ pub const MARKER: &str = "__hm-sandbox";
 pub const UNISOLATED: &str = "unisolated";
 
 /// Returns the clone flags of a step's pid 1.
-pub(super) fn clone_flags(network: StepNetwork) -> u64 {
+pub(super) fn clone_flags(network: &init::Network) -> u64 {
     let network = match network {
-        StepNetwork::Loopback => libc::CLONE_NEWNET,
-        StepNetwork::Shared | StepNetwork::Given => 0,
+        init::Network::Loopback => libc::CLONE_NEWNET,
+        init::Network::Shared | init::Network::Given(_) => 0,
     };
     u64::from((NAMESPACES | network).cast_unsigned())
 }
@@ -242,14 +242,15 @@ fn serve(message: &[u8], fds: Vec<OwnedFd>, me: &OwnedFd, prepared: &Prepared) {
     let served = match request {
         Request::Step(network) => {
             let Some(spec) = fds.next() else { return };
-            let given = (network == StepNetwork::Given).then(|| fds.next());
-            let (Some(stdout), Some(stderr)) = (fds.next(), fds.next()) else { return };
-            let network = match given {
-                Some(Some(given)) => init::Network::Given(given),
-                Some(None) => return,
-                None if network == StepNetwork::Loopback => init::Network::Loopback,
-                None => init::Network::Shared,
+            let network = match network {
+                StepNetwork::Shared => init::Network::Shared,
+                StepNetwork::Loopback => init::Network::Loopback,
+                StepNetwork::Given => match fds.next() {
+                    Some(given) => init::Network::Given(given),
+                    None => return,
+                },
             };
+            let (Some(stdout), Some(stderr)) = (fds.next(), fds.next()) else { return };
             let doing = || "start a step".into();
             let (stdin, more) = (fds.next(), fds.collect());
             let own = status.try_clone().and_then(|status| Ok((status, me.try_clone()?))).doing(doing);
@@ -271,7 +272,7 @@ fn serve(message: &[u8], fds: Vec<OwnedFd>, me: &OwnedFd, prepared: &Prepared) {
 }
 
 fn step(fds: StepFds, prepared: &Prepared) -> Result<(), SetupError> {
-    match sys::clone_process(clone_flags(fds.network.kind())).doing(|| "start a step".into())? {
+    match sys::clone_process(clone_flags(&fds.network)).doing(|| "start a step".into())? {
         Cloned::Child => init::run(fds, prepared),
         Cloned::Parent { pidfd, .. } => {
             // If the engine has closed the socket, pid 1 sees that, too.
