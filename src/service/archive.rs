@@ -8,10 +8,7 @@ use std::{
 use flate2::{Compression, write::GzEncoder};
 
 use super::error::ServiceError;
-use crate::{
-    source::{FrozenSource, largest_files, source_tar},
-    store::Store,
-};
+use crate::source::{FrozenSource, largest_files};
 
 /// The service's limit, in bytes after compression.
 pub(super) const MAX_ARCHIVE_BYTES: u64 = 6 << 20;
@@ -20,13 +17,13 @@ pub(super) const MAX_ARCHIVE_BYTES: u64 = 6 << 20;
 const NAMED: usize = 10;
 
 /// Returns the source as `tar.gz`, of at most `limit` bytes. Blocks.
-pub(super) fn pack(store: &Store, source: &FrozenSource, limit: u64) -> Result<Vec<u8>, ServiceError> {
+pub(super) fn pack(source: &FrozenSource, limit: u64) -> Result<Vec<u8>, ServiceError> {
     let mut packed = Limited { bytes: Vec::new(), limit, is_exceeded: false };
     let mut gzip = GzEncoder::new(&mut packed, Compression::default());
-    let written = source_tar(store, source, None, &mut gzip).map(drop);
+    let written = source.write_tar(&mut gzip);
     let ended = gzip.finish().map(drop);
     if packed.is_exceeded {
-        return Err(too_large(store, source, limit)?);
+        return Err(too_large(source, limit)?);
     }
     written?;
     ended.map_err(|source| ServiceError::Local { doing: "compress the source".into(), source })?;
@@ -34,8 +31,8 @@ pub(super) fn pack(store: &Store, source: &FrozenSource, limit: u64) -> Result<V
 }
 
 /// Returns the error for a source that is too large.
-pub(super) fn too_large(store: &Store, source: &FrozenSource, limit: u64) -> Result<ServiceError, ServiceError> {
-    let largest: Vec<(PathBuf, u64)> = largest_files(store, source, NAMED)?;
+fn too_large(source: &FrozenSource, limit: u64) -> Result<ServiceError, ServiceError> {
+    let largest: Vec<(PathBuf, u64)> = largest_files(source, NAMED)?;
     Ok(ServiceError::TooLarge { limit, largest })
 }
 
@@ -78,8 +75,8 @@ mod tests {
         let store = project.handle().get().unwrap();
         let source = project.source().freeze(&store).await.unwrap();
 
-        let packed = pack(&store, &source, MAX_ARCHIVE_BYTES).unwrap();
-        assert_eq!(packed, pack(&store, &source, MAX_ARCHIVE_BYTES).unwrap(), "the order is fixed");
+        let packed = pack(&source, MAX_ARCHIVE_BYTES).unwrap();
+        assert_eq!(packed, pack(&source, MAX_ARCHIVE_BYTES).unwrap(), "the order is fixed");
         let mut archive = tar::Archive::new(flate2::read::GzDecoder::new(&*packed));
         let found: BTreeMap<String, usize> = archive
             .entries()
@@ -92,7 +89,7 @@ mod tests {
             .collect();
         assert_eq!((found["a.txt"], found["dir/big"], found["link"]), (7, 100_000, 0));
 
-        let Err(ServiceError::TooLarge { limit: 100, largest }) = pack(&store, &source, 100) else {
+        let Err(ServiceError::TooLarge { limit: 100, largest }) = pack(&source, 100) else {
             panic!("it fits");
         };
         assert_eq!(largest, [("dir/big".into(), 100_000), ("a.txt".into(), 7)]);

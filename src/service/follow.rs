@@ -51,8 +51,8 @@ pub(super) struct Follow {
     logs: FuturesUnordered<Pending<(usize, Option<String>)>>,
     slots: Arc<Semaphore>,
     verdict: Option<Verdict>,
-    /// When the user cancelled the build.
-    canceled_at: Option<Instant>,
+    /// Whether the user has cancelled the build.
+    is_canceled: bool,
     /// When everything that is still open is given up.
     deadline: Option<Instant>,
     has_warned_of_strangers: bool,
@@ -111,7 +111,7 @@ impl Follow {
             logs: FuturesUnordered::new(),
             slots: Arc::new(Semaphore::new(MAX_LOGS)),
             verdict: None,
-            canceled_at: None,
+            is_canceled: false,
             deadline: None,
             has_warned_of_strangers: false,
         }
@@ -123,6 +123,7 @@ impl Follow {
         let mut polling =
             Polling { next: self.look_after(Duration::ZERO), failures: 0, last_answer: now, last_change: now };
         let mut canceling: Option<Pending<Result<Build, ServiceError>>> = None;
+        let mut is_confirmed = false;
         (0..self.steps.len()).for_each(|at| self.update(at));
         loop {
             self.writer.flush().map_err(unrecorded)?;
@@ -139,20 +140,21 @@ impl Follow {
                     self.update(at);
                     self.extend_draining();
                 }
-                () = self.of.cancel.cancelled(), if self.canceled_at.is_none() && is_polling => {
+                () = self.of.cancel.cancelled(), if !self.is_canceled && is_polling => {
                     let (service, place) = (self.of.service.clone(), self.of.place.clone());
                     canceling = Some(Box::pin(async move { service.cancel(&place).await }));
-                    self.canceled_at = Some(Instant::now());
+                    self.is_canceled = true;
                     self.deadline = Some(Instant::now() + self.of.service.pace.cancel);
                 }
                 answer = until(&mut canceling), if is_canceling => {
                     canceling = None;
                     // If the build has ended meanwhile, the next look shows how.
-                    if let Err(error) = answer {
-                        tracing::warn!(%error, "failed to cancel the build at the service");
+                    match answer {
+                        Ok(_) => is_confirmed = true,
+                        Err(error) => tracing::warn!(%error, "failed to cancel the build at the service"),
                     }
                 }
-                () = tokio::time::sleep_until(deadline.unwrap_or(now)), if deadline.is_some() => self.give_up(is_canceling),
+                () = tokio::time::sleep_until(deadline.unwrap_or(now)), if deadline.is_some() => self.give_up(!is_confirmed),
             }
         }
     }
@@ -298,21 +300,15 @@ impl Follow {
     /// Handles the end of the build: only logs are still open.
     fn drain(&mut self, verdict: Verdict) {
         self.verdict = Some(verdict);
-        // After a cancel, its own limit stays.
-        if self.canceled_at.is_none() {
-            self.deadline = Some(Instant::now());
-        }
         self.extend_draining();
         (0..self.steps.len()).for_each(|at| self.update(at));
     }
 
     /// Waits longer for the logs of a build that has ended, because one of them made progress.
     fn extend_draining(&mut self) {
-        if self.verdict.is_some()
-            && self.canceled_at.is_none()
-            && let Some(deadline) = &mut self.deadline
-        {
-            *deadline = Instant::now() + self.of.service.pace.log_end * DRAINING;
+        // After a cancel, its own limit stays.
+        if self.verdict.is_some() && !self.is_canceled {
+            self.deadline = Some(Instant::now() + self.of.service.pace.log_end * DRAINING);
         }
     }
 

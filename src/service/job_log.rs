@@ -142,7 +142,7 @@ impl JobLog {
             match event {
                 Ok(LogEvent::Output(chunks)) => self.write(chunks, progress),
                 Ok(LogEvent::Done) => return Ok(()),
-                Ok(LogEvent::Alive) => progress.silences = 0,
+                Ok(LogEvent::Alive) => {}
                 Err(LogBreak::Connection(why)) => return Err(Failed::Broken(why)),
                 Err(LogBreak::Malformed(why)) => {
                     let is_again = progress.malformed.replace(why.clone()).is_some_and(|before| before == why);
@@ -160,7 +160,7 @@ impl JobLog {
                 continue;
             }
             progress.last = Some(chunk.seq);
-            (progress.failures, progress.malformed) = (0, None);
+            (progress.failures, progress.silences, progress.malformed) = (0, 0, None);
             let at = chunk.at().unwrap_or_else(chrono::Utc::now);
             self.bus.output_at(self.job, chunk.stream(), chunk.content.as_bytes(), at);
         }

@@ -128,11 +128,8 @@ impl CloudBackend {
         let frozen = source.freeze(&store).await?;
         let submission = Submission::of(request, &self.org, self.pipeline.as_deref())?;
         let packing = tokio::task::spawn_blocking(move || {
-            let packed = archive::pack(&store, &frozen, archive::MAX_ARCHIVE_BYTES)?;
-            if submission.body_bytes(packed.len()) > submit::MAX_BODY_BYTES {
-                return Err(archive::too_large(&store, &frozen, archive::MAX_ARCHIVE_BYTES)?);
-            }
-            Ok(submission.with_source(&packed))
+            let packed = archive::pack(&frozen, submission.max_source_bytes());
+            packed.map(|packed| submission.with_source(&packed))
         });
         let packed = packing.await.map_err(|error| ServiceError::Local {
             doing: "pack the source".into(),

@@ -204,6 +204,16 @@ mod tests {
     }
 
     #[test]
+    fn no_part_of_a_line_is_searched_twice() {
+        let mut parser = Parser::default();
+        for _ in 0..100 {
+            parser.push(b"data: part").unwrap();
+            assert_eq!(parser.next_event(), None);
+            assert_eq!(parser.searched, parser.buffer.len());
+        }
+    }
+
+    #[test]
     fn chunks_have_a_stream_and_a_time_and_errors_show_no_output() {
         let event = |name: &str, data: &str| Event { name: name.into(), data: data.into() };
         let chunk = |kind| format!(r#"{{"seq":3,"stream_kind":{kind},"content":"x","ts":1500000000}}"#);

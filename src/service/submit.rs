@@ -7,13 +7,14 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     api,
+    archive::MAX_ARCHIVE_BYTES,
     client::{BuildPlace, Service},
     error::ServiceError,
 };
 use crate::backend::RunRequest;
 
 /// The service's limit for the body of a request, in bytes.
-pub(super) const MAX_BODY_BYTES: usize = 8_000_000;
+const MAX_BODY_BYTES: usize = 8_000_000;
 
 /// How long a request that was sent may take after the user has cancelled the build.
 const LAST_WAIT: Duration = Duration::from_secs(10);
@@ -64,10 +65,12 @@ impl Submission {
         })
     }
 
-    /// Returns the length of the body, nearly, with a source of this length.
-    pub(super) fn body_bytes(&self, source: usize) -> usize {
+    /// Returns the length, nearly, that the packed source may have in bytes. The body has it in base64,
+    /// beside the pipeline and the environment.
+    pub(super) fn max_source_bytes(&self) -> u64 {
         let env = self.env.iter().map(|(name, value)| name.len() + value.len() + 6).sum::<usize>();
-        source.div_ceil(3) * 4 + self.pipeline_ir.len() + env
+        let left = MAX_BODY_BYTES.saturating_sub(self.pipeline_ir.len() + env);
+        MAX_ARCHIVE_BYTES.min((left / 4 * 3) as u64)
     }
 
     /// Adds the packed source.

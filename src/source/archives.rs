@@ -87,7 +87,7 @@ impl RunSource {
     pub async fn copy_to(&self, dir: impl Into<PathBuf> + Send) -> Result<(), StoreError> {
         let dir = dir.into();
         let source = self.frozen().await?;
-        self.on_thread("copy", move |abandoned| copy_source(&source, &dir, abandoned)).await
+        self.on_thread("copy", move |abandoned| copy_source(&source, &dir, &abandoned)).await
     }
 
     /// Returns the whole tree as tar.gz, with paths relative to it. It is packed once for all callers of a
@@ -102,7 +102,7 @@ impl RunSource {
     pub async fn tar_gz(&self) -> Result<Arc<[u8]>, StoreError> {
         let pack = async || {
             let source = self.frozen().await?;
-            self.on_thread("pack", move |abandoned| pack(&source, abandoned)).await
+            self.on_thread("pack", move |abandoned| pack(&source, &abandoned)).await
         };
         Ok(Arc::clone(self.archives.tar_gz.get_or_try_init(pack).await?))
     }
@@ -118,14 +118,14 @@ impl RunSource {
     }
 
     /// Does blocking work on a thread. `doing` completes "failed to ...", and is followed by the directory.
-    async fn on_thread<T: Send + 'static>(
+    pub(super) async fn on_thread<T: Send + 'static>(
         &self,
         doing: &'static str,
-        work: impl FnOnce(&AtomicBool) -> Result<T, StoreError> + Send + 'static,
+        work: impl FnOnce(Arc<AtomicBool>) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
         let abandoned = Arc::new(AtomicBool::new(false));
         let _guard = Abandon(Arc::clone(&abandoned));
-        let done = tokio::task::spawn_blocking(move || work(&abandoned)).await;
+        let done = tokio::task::spawn_blocking(move || work(abandoned)).await;
         done.map_err(|error| StoreError::io(doing, self.source_dir().to_owned(), io::Error::other(error)))?
     }
 }

@@ -114,12 +114,8 @@ pub(super) fn manifest_path(store: &Store, id: &SourceId) -> PathBuf {
 }
 
 /// Returns the paths and sizes of the largest files of a source, at most `count`, largest first.
-pub(crate) fn largest_files(
-    store: &Store,
-    source: &FrozenSource,
-    count: usize,
-) -> Result<Vec<(PathBuf, u64)>, StoreError> {
-    let manifest = Manifest::of(store, &source.id)?;
+pub(crate) fn largest_files(source: &FrozenSource, count: usize) -> Result<Vec<(PathBuf, u64)>, StoreError> {
+    let manifest = source.manifest()?;
     let sizes = manifest.entries().filter_map(|entry| match entry.kind {
         EntryKind::File { size_bytes, .. } => Some((entry.as_path().to_owned(), size_bytes)),
         _ => None,

@@ -163,15 +163,8 @@ impl RunSource {
         store: &Arc<Store>,
         work: impl FnOnce(Work) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
-        let abandoned = Arc::new(AtomicBool::new(false));
-        let _guard = Abandon(Arc::clone(&abandoned));
-        let input = Work { store: Arc::clone(store), dir: self.source_dir.clone(), times: self.times, abandoned };
-        let work = tokio::task::spawn_blocking(move || work(input));
-        work.await.map_err(|error| StoreError::Io {
-            doing: "freeze",
-            path: self.source_dir.clone(),
-            source: std::io::Error::other(error),
-        })?
+        let (store, dir, times) = (Arc::clone(store), self.source_dir.clone(), self.times);
+        self.on_thread("freeze", move |abandoned| work(Work { store, dir, times, abandoned })).await
     }
 }
 

@@ -34,6 +34,9 @@ def observe(project, case, program, both):
         if "before" in command:
             subprocess.run(["sh", "-euc", command["before"]], cwd=project, check=True, env=program.env)
         code, out, err = execute(project, args, command, program)
+        # Else a program that hangs, or ours if it panics, could count as a listed difference.
+        if code == -signal.SIGKILL or (program.name == "ours" and code == 101):
+            raise Unusable(f"{program.name} {name}: did not end by itself, or panicked ({code})")
         noticed = {"exit": code, "stdout": "text" if out.strip() else "empty", "stderr": "text" if err.strip() else "empty"}
         if "json" in args:
             noticed |= events(out)

@@ -207,13 +207,14 @@ fn a_second_ctrl_c_leaves_the_build() {
 #[test]
 fn a_killed_hm_leaves_the_build_and_watching_it_again_shows_everything() {
     let here = Checkout::new();
-    here.stand_in.script(Script::new([Job::is("a", &["running", "running", "passed"]).out("one\n").out("two\n")]));
+    here.stand_in.script(Script::new([Job::hangs("a").out("one\n").out("two\n")]));
     let mut child = here.start(&[], "a | one");
     signal(&child, Signal::KILL);
-    child.wait().unwrap();
+    assert_eq!(child.wait().unwrap().code(), None, "it ended by itself");
     assert!(!here.stand_in.is_canceled(1));
+    Ended::of(&mut here.hm(&["cloud", "build", "cancel", "-p", "acme-app-ci", "1"])).expect(0);
     let mut watch = here.hm(&["cloud", "build", "watch", "-p", "acme-app-ci", "1", "--format", "human"]);
-    let ended = Ended::of(&mut watch).expect(0);
+    let ended = Ended::of(&mut watch).expect(130);
     let output: Vec<_> = ended.stdout.lines().filter(|line| line.starts_with("a | ")).collect();
     assert_eq!(output, ["a | one", "a | two"]);
 }

@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Here, ended, quick};
 use crate::support::{
-    backends::skip_optional,
+    backends::skip,
     project::eventually,
     stand_in::{
         Fault, Job, Script, TOKEN,
@@ -79,7 +79,7 @@ fn errors(checked: &[Checked]) -> Vec<String> {
 #[tokio::test]
 async fn every_request_and_answer_is_as_the_service_describes_it() {
     let Some(program) = std::env::var_os("HM_TEST_PRISM") else {
-        return skip_optional("prism", "set HM_TEST_PRISM to the file index.js of @stoplight/prism-cli");
+        return skip("prism can't be used here: set HM_TEST_PRISM to the file index.js of @stoplight/prism-cli");
     };
     let here = Here::new();
     let (_prism, address) = Prism::start(Path::new(&program), &here.stand_in.url());

@@ -8,7 +8,10 @@ use hm_exec::{
 use tokio_util::sync::CancellationToken;
 
 use super::{Here, quick};
-use crate::support::stand_in::{Fault, Job, Script, TOKEN};
+use crate::support::{
+    project::walk,
+    stand_in::{Fault, Job, Script, TOKEN},
+};
 
 const POST: &str = "POST /api/v0/organizations/acme/builds";
 
@@ -119,16 +122,10 @@ async fn tokens_are_in_no_file_even_if_a_step_prints_them() {
         lines[0].starts_with("see ") && !lines[0].contains(TOKEN) && !lines[0].contains("log-token-0"),
         "{lines:?}"
     );
-    let mut dirs = vec![here.top.path().to_owned()];
-    while let Some(dir) = dirs.pop() {
-        for entry in std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()) {
-            if entry.is_dir() {
-                dirs.push(entry);
-            } else if let Ok(bytes) = std::fs::read(&entry) {
-                for secret in [TOKEN, "log-token-0"] {
-                    assert!(memchr::memmem::find(&bytes, secret.as_bytes()).is_none(), "{}", entry.display());
-                }
-            }
+    walk(here.top.path(), &mut |path| {
+        let Ok(bytes) = std::fs::read(path) else { return };
+        for secret in [TOKEN, "log-token-0"] {
+            assert!(memchr::memmem::find(&bytes, secret.as_bytes()).is_none(), "{}", path.display());
         }
-    }
+    });
 }

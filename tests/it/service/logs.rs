@@ -103,7 +103,7 @@ async fn a_log_that_cannot_be_had_is_named_and_does_not_fail_the_build() {
 }
 
 #[tokio::test]
-async fn the_history_of_a_long_log_is_read_in_linear_time() {
+async fn the_history_of_a_long_log_is_read_whole() {
     let mut here = Here::new();
     here.pace.log_end = Duration::from_secs(60);
     let text = "0123456789abcdef\n".repeat(1 << 15);

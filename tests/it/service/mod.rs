@@ -34,8 +34,8 @@ fn quick() -> Pace {
         slow_poll: short,
         log_retry: short,
         log_end: Duration::from_millis(500),
-        cancel: Duration::from_millis(500),
-        lost: Duration::from_millis(200),
+        cancel: Duration::from_secs(60),
+        lost: Duration::from_secs(60),
     }
 }
 

@@ -129,7 +129,8 @@ async fn a_build_that_the_user_cancels_ends_there_and_its_steps_have_their_real_
 
 #[tokio::test]
 async fn a_build_that_the_service_does_not_stop_is_given_up() {
-    let here = Here::new();
+    let mut here = Here::new();
+    here.pace.cancel = Duration::from_millis(500);
     here.stand_in.script(Script { stopping: usize::MAX - 9, ..Script::new([Job::hangs("a").out("x\n")]) });
     let handle = here.submit(&["a"]).await.unwrap();
     let (_, control) = handle.into_parts();
@@ -203,7 +204,7 @@ async fn an_answer_of_a_later_version_is_an_error_without_its_content() {
 
 #[tokio::test]
 async fn a_service_that_does_not_answer_is_asked_again_and_given_up_at_last() {
-    let here = Here::new();
+    let mut here = Here::new();
     here.stand_in.script(Script::new([Job::passes("a").out("x\n")]));
     for fault in [Fault::Close, Fault::Status(500, "x", None), Fault::Status(429, "x", None)] {
         here.stand_in.fault("getBuild", fault.clone()).fault("listJobs", fault);
@@ -212,6 +213,7 @@ async fn a_service_that_does_not_answer_is_asked_again_and_given_up_at_last() {
     assert_eq!(outcome.unwrap().status, BuildStatus::Passed);
     assert_eq!(output(&events, "a"), ["x"]);
 
+    here.pace.lost = Duration::from_millis(200);
     here.stand_in.script(Script::new([Job::hangs("a")]));
     let (_, control) = here.submit(&["a"]).await.unwrap().into_parts();
     for _ in 0..100_000 {

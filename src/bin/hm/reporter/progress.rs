@@ -14,7 +14,7 @@ use uuid::Uuid;
 use super::{
     BufferedWriter, Reporter, StdWriter,
     style::Style,
-    summary::{Steps, ending, is_failure},
+    summary::{Steps, accepted, ending, is_failure},
     text,
 };
 
@@ -178,6 +178,7 @@ impl Reporter for Progress {
                 }
             }
             BuildEvent::StepLog { step_id, line, .. } => self.log(*step_id, line),
+            BuildEvent::BuildAccepted { build, watch_url: Some(url), .. } => self.say(&accepted(build, url)),
             BuildEvent::StepCacheMiss { key, message: Some(message), .. } => {
                 let (mark, key) = (style.odd("!"), style.name(&text::clean(key)));
                 self.say(&format!("{mark} {key} cache miss: {}", text::clean(message)));

@@ -50,11 +50,11 @@ impl Steps {
                 let is_remarkable = matches!(status, StepStatus::Flaky | StepStatus::FailedAllowed);
                 if is_remarkable || is_failure(*status) {
                     let ending = ending(*status, *attempt, *exit_code, *duration_ms, message.as_deref());
+                    let name = self.name(*step_id);
                     let (lines, ending) = match is_remarkable {
                         true => (&mut self.remarks, style.odd(&ending)),
                         false => (&mut self.failures, style.bad(&ending)),
                     };
-                    let name = self.names.get(step_id).map_or_else(|| step_id.to_string().into(), Arc::clone);
                     lines.push(format!("{name} {ending}"));
                 }
             }

@@ -15,6 +15,9 @@ use crate::{
     failure::{Failure, Outcome},
 };
 
+/// The commit of a source without one.
+pub(crate) const NO_COMMIT: &str = "0000000000000000000000000000000000000000";
+
 /// Connects to the service with the user's token. Nothing is sent yet.
 pub(crate) fn connect(config: &CloudConfig) -> Outcome<Service> {
     let url = &config.api_url.value;

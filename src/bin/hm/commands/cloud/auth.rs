@@ -82,8 +82,12 @@ pub(super) fn login(args: &LoginArgs) -> Outcome<ExitCode> {
 pub(super) fn logout(args: &LogoutArgs) -> Outcome<ExitCode> {
     let config = config()?;
     let url = &config.api_url.value;
-    if args.revoke {
-        let session = Session { service: service::connect(&config)?, config: config.clone() };
+    if args.revoke
+        && let Some(stored) = credentials::stored(url)?
+    {
+        config.check_encrypted()?;
+        let service = Service::new(url, stored.value.reveal()).map_err(|error| failure(&config, error))?;
+        let session = Session { service, config: config.clone() };
         session.ask("revoke the token", async {
             match session.service.revoke_token().await {
                 // It is invalid already: perhaps the first answer was lost.

@@ -4,7 +4,6 @@ use std::process::ExitCode;
 
 use hm_exec::service::{self, BuildPlace};
 use tokio_util::sync::CancellationToken;
-use uuid::Uuid;
 
 use super::{FormatArgs, PipelineArgs, Session};
 use crate::{
@@ -75,16 +74,16 @@ pub(super) fn run(command: &Command) -> Outcome<ExitCode> {
         }
         Command::Watch { build: OneBuild { number, pipeline }, format } => {
             let place = session.build(pipeline, *number)?;
-            watch(&session, place, None, format.unwrap_or_else(|| Format::preferred_here(None)))
+            watch(&session, place, format.unwrap_or_else(|| Format::preferred_here(None)))
         }
     }
 }
 
-/// Shows a build, or one job of it, until it ends. Interrupting this leaves the build alone.
-pub(super) fn watch(session: &Session, place: BuildPlace, job: Option<Uuid>, format: Format) -> Outcome<ExitCode> {
+/// Shows a build until it ends. Interrupting this leaves the build alone.
+pub(super) fn watch(session: &Session, place: BuildPlace, format: Format) -> Outcome<ExitCode> {
     let what = format!("failed to watch build #{} of {}", place.number, place.pipeline);
     let pages = session.config.app_url.value.clone();
-    let start = service::watch(&session.service, place, &pages, job, CancellationToken::new());
+    let start = service::watch(&session.service, place, &pages, None, CancellationToken::new());
     let failed = |error| crate::service::failure(&session.config, &what, error);
     let unwatched = |error| crate::service::unwatched(&session.config, error);
     run::show(async { start.await.map_err(failed) }, View::observed(format, false), unwatched)

@@ -18,9 +18,6 @@ use crate::{
 /// Variables with this prefix are variables of the build.
 const PREFIX: &str = "HM_RUN_ENV_";
 
-/// The commit of a build without a source.
-const NO_COMMIT: &str = "0000000000000000000000000000000000000000";
-
 /// Submit a rendered pipeline without a source, and watch the build
 ///
 /// Environment variables HM_RUN_ENV_NAME are passed on to its steps as NAME. To build the source of this
@@ -40,7 +37,7 @@ pub(super) struct Args {
     branch: String,
 
     /// Commit to record
-    #[arg(short, long, value_name = "ID", default_value = NO_COMMIT)]
+    #[arg(short, long, value_name = "ID", default_value = service::NO_COMMIT)]
     commit: String,
 
     /// Message to record
@@ -91,5 +88,5 @@ pub(super) fn run(args: &Args) -> Outcome<ExitCode> {
     if args.no_watch {
         return print(&format!("submitted build #{}\n", build.number));
     }
-    build::watch(&session, place, None, args.format.unwrap_or_else(|| Format::preferred_here(None)))
+    build::watch(&session, place, args.format.unwrap_or_else(|| Format::preferred_here(None)))
 }

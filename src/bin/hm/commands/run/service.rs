@@ -31,9 +31,6 @@ use crate::{
     signals::Interrupts,
 };
 
-/// The commit of a source without one.
-const NO_COMMIT: &str = "0000000000000000000000000000000000000000";
-
 /// A build to submit.
 pub(super) struct Submission<'a> {
     pub(super) args: &'a Args,
@@ -173,7 +170,7 @@ impl Submission<'_> {
         request.options.watch = self.args.backend.watches();
         let branch = self.args.backend.branch().map(Into::into).or(revision.branch);
         request.source.branch = branch.unwrap_or_else(|| "HEAD".into());
-        request.source.commit = revision.commit.unwrap_or_else(|| NO_COMMIT.into());
+        request.source.commit = revision.commit.unwrap_or_else(|| service::NO_COMMIT.into());
         request.source.message = self.args.backend.message().map(Into::into);
         request.source.repo_name = origin.as_ref().and_then(|origin| origin.repo_name.clone());
         (request, origin)
@@ -220,9 +217,12 @@ impl Pipeline<'_> {
         let Self { service, config, org, name, origin, project } = self;
         let failed = |error| service::failure(config, "failed to look up the pipeline", error);
         if is_slug(name) {
+            let own = origin.and_then(|origin| origin.repo_name.as_deref());
+            let is_own = |its: Option<&str>| own.is_none_or(|own| its.is_none_or(|its| its.eq_ignore_ascii_case(own)));
             match service.pipeline(org, name).await {
-                Ok(pipeline) => return Ok(pipeline.slug),
-                Err(ServiceError::NotFound { .. }) => {}
+                // The pipeline of another repository may have this slug.
+                Ok(pipeline) if is_own(pipeline.repo_name.as_deref()) => return Ok(pipeline.slug),
+                Ok(_) | Err(ServiceError::NotFound { .. }) => {}
                 Err(error) => return Err(failed(error)),
             }
         }
@@ -245,9 +245,16 @@ impl Pipeline<'_> {
             service.create_pipeline(org, &body).await.map_err(|error| service::refused(config, org, error))?;
         let slug = &created.slug;
         let question = format!("Created pipeline `{slug}`. Record its name in .hm/config.toml? [y/N] ");
-        if can_ask && agrees(question).await? {
-            config::set_projects(project, &[("cloud.pipeline", slug)])?;
-        } else {
+        let is_recorded = can_ask
+            && agrees(question).await?
+            && match config::set_projects(project, &[("cloud.pipeline", slug)]) {
+                Ok(_) => true,
+                Err(failure) => {
+                    to_stderr(&format!("warning: {failure}"));
+                    false
+                }
+            };
+        if !is_recorded {
             let line = format!("[cloud] pipeline = \"{slug}\"");
             to_stderr(&format!("note: created pipeline `{slug}` in {org}; to name it, put {line} in .hm/config.toml"));
         }
