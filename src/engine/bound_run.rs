@@ -13,10 +13,9 @@ use crate::{
     backend::{BackendError, BackendHandle, RunRequest},
     cache::{BuildCache, BuildFacts},
     event::{self, EventBus, EventStream, EventWriter, PlanSummary, RunDir, RunMeta, StepMeta},
-    ir::CommandStep,
     model::{ArchiveId, BuildRef, StepIndex},
     plan::{BindOptions, BoundPlan, bind},
-    runner::{Probe, RunnerIndex, RunnerSet, StepContext, probe_within},
+    runner::{Probe, RunnerIndex, RunnerSet, StepContext, is_private, probe_within},
     schedule::{self, Build},
     source::RunSource,
 };
@@ -138,7 +137,8 @@ impl<'a, R: RunnerSet> BoundRun<'a, R> {
         let mut with_networks = BTreeSet::new();
         for step in plan.dag.steps() {
             let runner = plan.step(step).runner;
-            if !with_networks.contains(&runner) && has_own_network(&plan.step(step).step) && is_sure_to_run(step) {
+            let is_private = plan.step(step).step.runner_args.as_ref().is_some_and(is_private);
+            if is_private && !with_networks.contains(&runner) && is_sure_to_run(step) {
                 with_networks.insert(runner);
             }
             if !used.contains(&runner) {
@@ -224,9 +224,4 @@ fn step_meta(plan: &BoundPlan, step: StepIndex) -> StepMeta {
         image: if parent.is_none() { bound.step.image.clone() } else { None },
         runner: bound.runner.0,
     }
-}
-
-/// Returns whether a step asks for a network of its own, which a runner cannot always provide.
-fn has_own_network(step: &CommandStep) -> bool {
-    step.runner_args.as_ref().is_some_and(|args| args["network"] == "private")
 }

@@ -59,10 +59,8 @@ impl RunTable {
 
     /// Returns the step with this id, or `None` if the run has no such step.
     pub(super) fn step_index(&self, step_id: Uuid) -> Option<StepIndex> {
-        match self.ids.by_id.is_empty() {
-            true => meta::step_index(self.build.run_id, step_id),
-            false => self.ids.by_id.get(&step_id).copied(),
-        }
+        let assigned = self.ids.by_id.get(&step_id).copied();
+        assigned.or_else(|| meta::step_index(self.build.run_id, step_id))
     }
 
     /// Returns a step's key.

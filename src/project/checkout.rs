@@ -30,6 +30,12 @@ pub fn is_own(path: &Path, dir: &Path) -> bool {
     path.symlink_metadata().is_ok_and(|path| [user, owner, 0].contains(&path.uid()))
 }
 
+/// Returns the top of the repository that contains `dir`. Repositories of other users in directories above
+/// are ignored.
+pub(crate) fn repository_above(dir: &Path) -> Option<&Path> {
+    dir.ancestors().find(|top| is_own(&top.join(".git"), dir))
+}
+
 #[cfg(test)]
 mod tests {
     use std::fs;

@@ -25,6 +25,7 @@ use rustix::{
     io::Errno,
 };
 
+pub(crate) use checkout::repository_above;
 pub use checkout::{checkout, is_own};
 pub use error::{ProjectFileError, ProjectFileErrorKind};
 pub(crate) use gitdir::{common_dir, git_dir};

@@ -8,7 +8,7 @@ use std::{
     path::{Component, Path, PathBuf},
 };
 
-use super::{common_dir, git_dir, is_own, read_plain};
+use super::{common_dir, git_dir, read_plain, repository_above};
 
 /// More than the size of any file with the name of one branch or commit.
 const MAX_REF_BYTES: u64 = 8 << 10;
@@ -33,7 +33,7 @@ impl Revision {
     #[must_use]
     pub fn of_checkout(dir: &Path) -> Self {
         let dir = dir.canonicalize().unwrap_or_else(|_| dir.to_owned());
-        let Some(top) = dir.ancestors().find(|top| is_own(&top.join(".git"), &dir)) else { return Self::default() };
+        let Some(top) = repository_above(&dir) else { return Self::default() };
         Self::read(top).unwrap_or_else(|error| {
             tracing::debug!(%error, "failed to read the branch and the commit of the source");
             Self::default()

@@ -52,7 +52,7 @@ impl Limits {
 
 /// Checks the network of a step on a runner whose steps may have one of their own.
 pub(crate) fn check_network(args: &Value) -> Result<(), ArgsError> {
-    if args["network"] == "private" || !has_host_ports(args) {
+    if is_private(args) || !has_host_ports(args) {
         return Ok(());
     }
     let message = "these ports are for steps with a network of their own: set `\"network\": \"private\"`";
@@ -61,13 +61,18 @@ pub(crate) fn check_network(args: &Value) -> Result<(), ArgsError> {
 
 /// Checks the network of a step on a runner whose steps have the machine's, or none.
 pub(crate) fn check_shared_network(args: &Value) -> Result<(), ArgsError> {
-    let name = match args["network"] == "private" {
+    let name = match is_private(args) {
         true => "network",
         false if has_host_ports(args) => "host_ports",
         false => return Ok(()),
     };
     let message = "this runner has no private networks: use \"host\" or \"none\"";
     Err(ArgsError { path: format!("runner_args.{name}"), message: message.into() })
+}
+
+/// Returns whether a step asks for a network of its own, which a runner cannot always provide.
+pub(crate) fn is_private(args: &Value) -> bool {
+    args["network"] == "private"
 }
 
 fn has_host_ports(args: &Value) -> bool {

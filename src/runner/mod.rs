@@ -106,7 +106,7 @@ pub use error::{RunnerError, RunnerErrorKind};
 pub use hm_exec_macros::RunnerSet;
 pub use input::{CacheDecision, CacheIdentity, ExecutorInput, StepResult};
 pub use limits::{Cpus, Limits, MemorySize, Network};
-pub(crate) use limits::{check_network, check_shared_network};
+pub(crate) use limits::{check_network, check_shared_network, is_private};
 pub use name::is_runner_name;
 pub use registry::RunnerRegistry;
 pub use set::{CompositionError, RunnerSet, validate};

@@ -44,6 +44,14 @@ async fn a_command_ends_with_its_exit_code_or_its_signal() {
     assert_eq!(run(|| StepCommand::shell("kill -9 $$"), &ctx).await.unwrap(), 137);
     let long: Arc<str> = format!("exit 3 # {}", "x".repeat(300_000)).into();
     assert_eq!(run(|| StepCommand::shell(Arc::clone(&long)), &ctx).await.unwrap(), 3);
+    for name in ["watched", "supervised"] {
+        let dir = tempfile::tempdir().unwrap();
+        let mut command = StepCommand::shell(Arc::clone(&long)).scratch_dir(dir.path().join("new"));
+        if name == "supervised" {
+            command = command.helper(hm());
+        }
+        assert_eq!(command.run(&ctx, STEP).await.unwrap(), 3, "{name}");
+    }
     assert_eq!(run(|| StepCommand::new("sh").arg("-c").arg("exit 4"), &ctx).await.unwrap(), 4);
     let dir = tempfile::tempdir().unwrap();
     std::os::unix::fs::symlink("/bin/sh", dir.path().join("-odd name")).unwrap();

@@ -22,7 +22,7 @@ use std::{
 
 pub use self::origin::RemoteOrigin;
 use self::url::Origin;
-use crate::project::{common_dir, is_own, read_plain};
+use crate::project::{common_dir, read_plain, repository_above};
 
 /// More than the size of any real configuration.
 const MAX_CONFIG_BYTES: u64 = 1 << 20;
@@ -143,12 +143,6 @@ impl Place {
             _ => Self::Directory(dir),
         }
     }
-}
-
-/// Returns the top of the repository that contains `dir`. Repositories of other users in directories above
-/// are ignored.
-fn repository_above(dir: &Path) -> Option<&Path> {
-    dir.ancestors().find(|top| is_own(&top.join(".git"), dir))
 }
 
 /// Returns the URL of a repository's origin, if it has one.

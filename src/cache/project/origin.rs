@@ -2,7 +2,8 @@
 
 use std::path::Path;
 
-use super::{read_origin, repository_above};
+use super::read_origin;
+use crate::project::repository_above;
 
 /// The `origin` of a checkout.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -184,9 +184,9 @@ fn step_limits(limits: &Limits) -> step::Limits {
         cpus: limits.cpus.map(|cpus| cpus.0),
         pids: limits.pids.map(Into::into),
         network: match limits.network {
+            Network::Host => step::Network::Host,
             // Binding refuses a private one.
-            Network::Host | Network::Private => step::Network::Host,
-            Network::None => step::Network::None,
+            Network::Private | Network::None => step::Network::None,
         },
     }
 }

@@ -41,6 +41,9 @@ impl Launch {
     /// script that is too long for an argument to a file.
     pub(super) fn new(command: StepCommand, step_id: Uuid) -> io::Result<Self> {
         let StepCommand { program, args, env, dir, scratch, .. } = command;
+        let mark = format!("{step_id}-{}", Uuid::new_v4());
+        // Makes the directory that the script is written to.
+        let env = environment(env, scratch.as_deref(), &mark)?;
         let mut script = None;
         let mut argv = match program {
             Program::Shell(text) if text.len() > MAX_ARGUMENT_BYTES => {
@@ -55,8 +58,6 @@ impl Launch {
             Program::Other(name) => vec![path_of(&name, &dir)?.into()],
         };
         argv.extend(args);
-        let mark = format!("{step_id}-{}", Uuid::new_v4());
-        let env = environment(env, scratch.as_deref(), &mark)?;
         Ok(Self { dir, argv, env, mark, _script: script })
     }
 }

@@ -137,8 +137,8 @@ impl Container {
         let nano_cpus = self.limits.cpus.map(|cpus| (cpus.0 * 1e9) as i64);
         let network = match self.limits.network {
             Network::Host => "host",
-            Network::Private => "bridge",
-            Network::None => "none",
+            // Binding refuses a private one.
+            Network::Private | Network::None => "none",
         };
         let host_config = HostConfig {
             memory,

@@ -2,7 +2,14 @@
 
 #![expect(clippy::disallowed_methods, reason = "a backend of another crate spawns tasks of its own")]
 
-use std::{future::pending, sync::Arc, time::Duration};
+use std::{
+    future::pending,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use chrono::DateTime;
 use futures_util::stream;
@@ -24,6 +31,8 @@ use crate::support::{
 struct Claims {
     /// Whether builds go on until they are cancelled.
     never_ends: bool,
+    /// Whether such a build was cancelled.
+    was_cancelled: Arc<AtomicBool>,
 }
 
 fn build(run_id: Uuid) -> BuildRef {
@@ -49,6 +58,7 @@ impl ExecutionBackend for Claims {
         let (events, receiver) = mpsc::channel(1);
         let cancel = CancellationToken::new();
         let (cancelled, never_ends) = (cancel.clone(), self.never_ends);
+        let was_cancelled = Arc::clone(&self.was_cancelled);
         let outcome = tokio::spawn(async move {
             let build = build(request.run_id.unwrap());
             let accepted = BuildEvent::BuildAccepted { seq: 0, build: build.clone(), watch_url: None };
@@ -57,6 +67,7 @@ impl ExecutionBackend for Claims {
             let mut status = BuildStatus::Passed;
             if never_ends {
                 cancelled.cancelled().await;
+                was_cancelled.store(true, Ordering::Relaxed);
                 status = BuildStatus::Canceled;
             }
             let _ = events.send(build_end()).await;
@@ -192,7 +203,9 @@ async fn a_build_that_is_run_to_its_end_returns_its_outcome_and_is_cancelled_if_
     assert_eq!(runner.memory.lock().unwrap().running, 0);
     assert_eq!(runner.seen().len(), 1, "the second step never started");
 
-    let waiting = Claims { never_ends: true };
+    let waiting = Claims { never_ends: true, ..Claims::default() };
     let claimed = tokio::time::timeout(limit, waiting.run(request(&Graph::chain(1)))).await;
     assert!(claimed.is_err());
+    tokio::time::sleep(limit).await;
+    assert!(waiting.was_cancelled.load(Ordering::Relaxed));
 }

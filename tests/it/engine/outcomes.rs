@@ -177,15 +177,18 @@ async fn a_stopping_build_retries_and_allows_nothing() {
     let (events, outcome) = build(&runner, &graph(2, &[]), r#"{"retries":5,"soft_fail":true}"#, |_| {}).await;
     assert_eq!((outcome.status, statuses(&outcome)), (BuildStatus::Failed, vec![Failed, Failed]));
     assert_eq!(retries(&events), []);
-    // A step that waits for a slot to run again is cancelled by the stop.
-    let runner = Scripted::new([("s0", exit(1, 5)), ("s1", exit(1, 5))]);
+    // A step that waits for a slot to run again is cancelled by the stop: s3 has the longer path, and takes
+    // the slot at 5 ms; s2 fails at 8 ms.
+    let acts = [("s0", exit(1, 5)), ("s1", exit(0, 3)), ("s2", exit(1, 5)), ("s3", exit(0, 100))];
+    let runner = Scripted::new(acts);
     let engine = runner.engine().parallelism(2.try_into().unwrap());
-    let pipeline = graph(2, &[]);
+    let pipeline = graph(6, &[(1, 2, false), (1, 3, false), (2, 4, false), (3, 5, false)]);
     let json = pipeline
         .to_ir_json_with(|step| if step == 0 { r#","runner_args":{"retries":5}"#.into() } else { String::new() });
     let mut request = request(&pipeline);
     request.plan = Plan::parse(json).unwrap();
-    let (_, outcome) = run(engine, request).await.unwrap();
-    assert_eq!((outcome.status, statuses(&outcome)[1]), (BuildStatus::Failed, Failed));
-    assert!(matches!(statuses(&outcome)[0], Canceled | Failed), "{:?}", statuses(&outcome));
+    let (events, outcome) = run(engine, request).await.unwrap();
+    assert_eq!(outcome.status, BuildStatus::Failed);
+    assert_eq!(statuses(&outcome), [Canceled, Passed, Failed, Canceled, Skipped, Skipped]);
+    assert_eq!((retries(&events).len(), outcome.steps[0].attempts), (1, 1));
 }
