@@ -43,8 +43,8 @@ pub(crate) struct BindArgs {
     pub(crate) runner: Option<String>,
 
     /// The network of steps that do not name one: `private` is one of the step's own, from which this
-    /// machine's ports cannot be reached, `none` is a loopback device
-    #[arg(long, value_name = "NETWORK", env = "HM_NETWORK", value_enum)]
+    /// machine's ports cannot be reached, `none` is a loopback device [env: HM_NETWORK]
+    #[arg(long, value_name = "NETWORK", value_enum)]
     pub(crate) network: Option<NetworkArg>,
 
     /// Replace image A with image B, as in `debian:bookworm=host` (repeatable)
@@ -80,11 +80,24 @@ impl From<NetworkArg> for Network {
 }
 
 impl BindArgs {
+    /// Returns the network that the option or the variable names. An empty variable counts as unset.
+    fn network(&self) -> Outcome<Option<NetworkArg>> {
+        if self.network.is_some() {
+            return Ok(self.network);
+        }
+        let variable = std::env::var_os("HM_NETWORK").filter(|name| !name.is_empty());
+        let parse =
+            |name: std::ffi::OsString| <NetworkArg as clap::ValueEnum>::from_str(&name.to_string_lossy(), false);
+        variable.map(parse).transpose().map_err(|_| {
+            Failure::input("HM_NETWORK names no network").hint("set it to `private`, `host` or `none`, or unset it")
+        })
+    }
+
     /// Returns everything but the secrets' values.
     pub(crate) fn bind_options(&self) -> Outcome<BindOptions> {
         Ok(BindOptions {
             runner: self.runner.clone(),
-            network: self.network.map(Network::from),
+            network: self.network()?.map(Network::from),
             images: self.images.iter().map(|image| (image.from.clone(), image.to.clone())).collect(),
             env: self.read_env()?,
             has_secrets: !self.secrets.is_empty(),

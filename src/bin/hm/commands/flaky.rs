@@ -85,7 +85,10 @@ struct Tally {
 
 pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
     let store = store::open()?;
-    let runs = runs_of(&store, args.dir.as_deref(), args.pipeline.as_deref(), args.runs)?;
+    let mut runs = runs_of(&store, args.dir.as_deref(), args.pipeline.as_deref(), args.runs)?;
+    // The runs of a second directory follow those of the first.
+    runs.sort_by_key(|run| std::cmp::Reverse(run.started_at));
+    runs.truncate(usize::try_from(args.runs).unwrap_or(usize::MAX));
     let answer = count(runs, |run| event::step_records(store.runs().dir(run.id)).ok());
     match args.format {
         AnswerFormat::Json => print_json(&answer),

@@ -10,7 +10,7 @@ use super::{
     engine_args::{EngineArgs, environment, given},
     file::{self, PlaceConfig},
     sources::ConfigSources,
-    variables::{DOCKER_HOST, Environment, REMOTE_CACHE, REMOTE_JOBS},
+    variables::{DOCKER_HOST, Environment},
 };
 use crate::failure::Outcome;
 
@@ -25,12 +25,13 @@ pub(crate) struct ConfigArgs {
     #[arg(long = "remote-platform", value_name = "NAME=VALUE", value_parser = Property::from_str)]
     pub(super) platform: Vec<Property>,
 
-    /// Maximum number of remote steps in flight, independent of `-j` [default: 16]
-    #[arg(id = "remote-jobs", long = "remote-jobs", value_name = "N", env = REMOTE_JOBS)]
+    /// Maximum number of remote steps in flight, independent of `-j` [env: HM_REMOTE_JOBS] [default: 16]
+    #[arg(id = "remote-jobs", long = "remote-jobs", value_name = "N")]
     pub(super) jobs: Option<NonZeroUsize>,
 
-    /// Share cached results of all runners through the engine [default: both, for runner cloud only]
-    #[arg(id = "remote-cache", long = "remote-cache", value_enum, value_name = "HOW", env = REMOTE_CACHE)]
+    /// Share cached results of all runners through the engine [env: HM_REMOTE_CACHE] [default: both, for
+    /// runner cloud only]
+    #[arg(id = "remote-cache", long = "remote-cache", value_enum, value_name = "HOW")]
     pub(super) cache: Option<Sharing>,
 
     /// URL of the container daemon: unix://PATH or tcp://HOST:PORT [default: the socket of Docker or Podman]

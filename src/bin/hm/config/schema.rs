@@ -4,6 +4,7 @@ use std::{
     collections::BTreeMap,
     num::NonZeroUsize,
     path::{Path, PathBuf},
+    sync::LazyLock,
 };
 
 use hm_exec::{runner::MemorySize, source::SourceTimes};
@@ -205,11 +206,12 @@ pub(super) fn json_schema() -> Value {
 }
 
 /// The names of all keys, to tell known keys from unknown ones.
-pub(super) struct KnownKeys(Value);
+pub(super) struct KnownKeys(&'static Value);
 
 impl KnownKeys {
     pub(super) fn new() -> Self {
-        Self(json_schema())
+        static SCHEMA: LazyLock<Value> = LazyLock::new(json_schema);
+        Self(&SCHEMA)
     }
 
     /// Returns whether a file may have this key or table.
@@ -231,7 +233,7 @@ impl KnownKeys {
     }
 
     fn below(&self, path: &[String]) -> Option<&Value> {
-        path.iter().try_fold(&self.0, |schema, name| {
+        path.iter().try_fold(self.0, |schema, name| {
             let named = schema.get("properties").and_then(|properties| properties.get(name));
             named.or_else(|| schema.get("additionalProperties").filter(|others| others.as_bool() != Some(false)))
         })

@@ -107,6 +107,7 @@ impl Shown {
             mistakes.push(failure);
             ConfigSources::default()
         });
+        mistakes.extend([sources.check_places().err(), sources.format().err()].into_iter().flatten());
         let asked = sources.project.keys.clone();
         if let Err(failure) = remove_refused(&mut sources, project) {
             mistakes.push(failure);

@@ -140,6 +140,26 @@ impl ConfigSources {
         }
     }
 
+    /// Returns the preferred output format.
+    pub(super) fn format(&self) -> Outcome<Option<Format>> {
+        Ok(self.named("preferences.format", Project::Counts)?.map(|format| format.value))
+    }
+
+    /// Returns an error if a file sets a key that only files of another place may have.
+    pub(super) fn check_places(&self) -> Outcome<()> {
+        if !self.project.projects.is_empty() {
+            return Err(Failure::input("`[project]` is not allowed in a project's hm.toml")
+                .hint("move it to your own hm.toml, in ~/.config/hm"));
+        }
+        if self.user.cache.share.is_some() {
+            return Err(Failure::input(
+                "`[cache] share` is not allowed in your own hm.toml: it would apply to all projects",
+            )
+            .hint("give directories the same id instead: `[project.\"/path\"] id = \"NAME\"`"));
+        }
+        Ok(())
+    }
+
     /// Prints notes about keys that this version does not know, but that look like others.
     fn note_unknown(&self) {
         for UnknownKey { key, place, nearest } in &self.unknown {
@@ -165,21 +185,13 @@ impl ConfigSources {
         let (layers, source_times) = (self.layers(), self.source_times());
         let is_cloud = self.backend()?.value == BackendName::Cloud;
         let cloud = is_cloud.then(|| CloudConfig::of(&self)).transpose()?;
-        let format = self.named("preferences.format", Project::Counts)?.map(|format| format.value);
+        let format = self.format()?;
         self.note_unknown();
+        self.check_places()?;
         let Self { arguments, docker_host, project: own, user, .. } = self;
-        if !own.projects.is_empty() {
-            return Err(Failure::input("`[project]` is not allowed in a project's hm.toml")
-                .hint("move it to your own hm.toml, in ~/.config/hm"));
-        }
-        if user.cache.share.is_some() {
-            return Err(Failure::input(
-                "`[cache] share` is not allowed in your own hm.toml: it would apply to all projects",
-            )
-            .hint("give directories the same id instead: `[project.\"/path\"] id = \"NAME\"`"));
-        }
         let named = layers.named(project)?;
-        if named.is_none() && arguments.cache.is_some_and(|cache| cache != Sharing::Off) {
+        let shares = |table: &RemoteTable| table.cache.is_some_and(|cache| cache != Sharing::Off);
+        if named.is_none() && (shares(&arguments) || shares(&layers.environment)) {
             return Err(Failure::input("--remote-cache needs an engine").hint("pass `--remote URL`"));
         }
         note_withheld(&layers);

@@ -87,7 +87,7 @@ pub(super) fn download(python: Option<&Path>, checkout: &Path, offline: bool) ->
     Err(failed().because(refusal))
 }
 
-fn is_forbidden() -> bool {
+pub(crate) fn is_forbidden() -> bool {
     env::var_os(SOURCE).is_some_and(|value| value == SYSTEM)
 }
 

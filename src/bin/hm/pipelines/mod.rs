@@ -6,7 +6,7 @@
 
 mod envelope;
 mod environment;
-mod harmont_wheel;
+pub(crate) mod harmont_wheel;
 pub(crate) mod interpreter;
 mod python;
 pub(crate) mod rendering;

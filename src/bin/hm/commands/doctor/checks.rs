@@ -15,7 +15,7 @@ use serde::Serialize;
 use crate::{
     config::Shown,
     pipelines::{
-        Source,
+        Source, harmont_wheel,
         interpreter::{self, Interpreter, Program},
         rendering::trial,
     },
@@ -254,7 +254,7 @@ fn python() -> Finding {
     match Interpreter::of(program, &checkout) {
         Ok(found) => match found.harmont() {
             Some(version) => good(format!("harmont {version}")),
-            None if env::var_os("HM_DSL").is_none_or(|source| source != "system") => {
+            None if !harmont_wheel::is_forbidden() => {
                 good(format!("{python} does not have the package harmont: hm downloads it when a pipeline needs it"))
             }
             None => {
