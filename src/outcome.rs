@@ -6,7 +6,7 @@ use chrono::{DateTime, Utc};
 use serde::Serialize;
 use uuid::Uuid;
 
-use crate::model::{ArtifactRef, BuildRef};
+use crate::model::{ArtifactRef, BuildRef, StepUsage};
 pub use crate::model::{BuildStatus, StepStatus};
 
 /// One step of a finished build.
@@ -29,6 +29,9 @@ pub struct StepResultSummary {
     /// Files that the step left for users.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub artifacts: Vec<ArtifactRef>,
+    /// What the step's processes used of the machine, if that is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub usage: Option<StepUsage>,
 }
 
 impl StepResultSummary {
@@ -45,6 +48,7 @@ impl StepResultSummary {
             duration_ms: 0,
             attempts: u32::from(!never_ran),
             artifacts: Vec::new(),
+            usage: None,
         }
     }
 }

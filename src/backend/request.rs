@@ -42,6 +42,9 @@ pub struct RunRequest {
     pub secrets: Secrets,
     /// How long steps took the last time, by key. The scheduler starts the longest remaining path first.
     pub durations: BTreeMap<Arc<str>, Duration>,
+    /// The most memory that steps had in the last runs, by key, in bytes. Used if the options have a limit on
+    /// memory.
+    pub peaks: BTreeMap<Arc<str>, u64>,
     /// The run's id, if the caller has assigned one already. By default, a random one.
     pub run_id: Option<Uuid>,
     /// The run's start time. By default, now.
@@ -67,6 +70,7 @@ impl RunRequest {
             options: RunOptions::default(),
             secrets: Secrets::new(),
             durations: BTreeMap::new(),
+            peaks: BTreeMap::new(),
             run_id: None,
             started_at: None,
             early_freeze: None,
@@ -102,6 +106,11 @@ pub struct RunOptions {
     pub watch: bool,
     /// After a failure, continue with steps that do not need the failed step.
     pub keep_going: bool,
+    /// How much memory the steps that run at once on this machine may need together, in bytes, as far as their
+    /// needs are known. A step that fails because the machine has no memory left, beside others, runs again
+    /// alone, once. By default, memory does not matter. [`available_memory`](crate::runner::available_memory)
+    /// is a good choice.
+    pub memory: Option<u64>,
     /// Keep the filesystem of every step after the build ends, for inspection: also those of passed steps,
     /// and those that no other step needs.
     pub keep: bool,

@@ -1,6 +1,10 @@
 //! A build between binding and its start: its plan fits the engine's runners, and nothing runs yet.
 
-use std::{collections::BTreeSet, ops::Deref, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::Deref,
+    sync::Arc,
+};
 
 use chrono::{DateTime, Utc};
 use futures_util::future::join_all;
@@ -14,9 +18,9 @@ use crate::{
     cache::{BuildCache, BuildFacts},
     event::{self, EventBus, EventStream, EventWriter, PlanSummary, RunDir, RunMeta, StepMeta},
     model::{ArchiveId, BuildRef, StepIndex},
-    plan::{BindOptions, BoundPlan, bind},
+    plan::{BindOptions, BoundPlan, BoundStep, bind},
     runner::{Probe, RunnerIndex, RunnerSet, StepContext, is_private, probe_within},
-    schedule::{self, Build},
+    schedule::{self, Build, MemoryRules},
     source::RunSource,
 };
 
@@ -104,6 +108,14 @@ impl<'a, R: RunnerSet> BoundRun<'a, R> {
             true => Vec::new(),
             false => plan.steps.iter().map(|bound| request.durations.get(&bound.step.key).copied()).collect(),
         };
+        let memory = request.options.memory.map(|budget| {
+            let peak = |(bound, step): (&BoundStep, u32)| Some((StepIndex(step), *request.peaks.get(&bound.step.key)?));
+            let peaks = match request.peaks.is_empty() {
+                true => BTreeMap::new(),
+                false => plan.steps.iter().zip(0..).filter_map(peak).collect(),
+            };
+            MemoryRules { budget, peaks }
+        });
         let task = schedule::run(Build {
             runners: Arc::clone(&engine.runners),
             plan,
@@ -112,6 +124,7 @@ impl<'a, R: RunnerSet> BoundRun<'a, R> {
             unprobed,
             probe_limit: engine.probe_limit,
             durations,
+            memory,
             parallelism: engine.parallelism,
             keep_going: request.options.keep_going,
             events,

@@ -283,7 +283,7 @@ impl Cursor {
                 let (snapshot, message) = (snapshot.map(Into::into), message.map(Into::into));
                 let fields =
                     decode_end(trailing).map_err(|_| corrupt("the fields of a step's end cannot be decoded"))?;
-                let (status, artifacts) = (fields.refine(status), fields.artifacts);
+                let (status, artifacts, usage) = (fields.refine(status), fields.artifacts, fields.usage);
                 let seq = self.finish_attempts(step, 0..=u32::MAX, at_ms);
                 return Ok(self.last(BuildEvent::StepEnd {
                     seq,
@@ -295,6 +295,7 @@ impl Cursor {
                     attempt,
                     message,
                     artifacts,
+                    usage,
                 }));
             }
             Record::ChainFailed { at_ms, step, exit_code, message } => BuildEvent::ChainFailed {

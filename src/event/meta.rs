@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::{BuildRef, CacheMissReason, PlanSummary};
-use crate::model::{ArtifactRef, BuildStatus, SnapshotRef, StepIndex, StepStatus};
+use crate::model::{ArtifactRef, BuildStatus, SnapshotRef, StepIndex, StepStatus, StepUsage};
 
 /// The constant data of a run; the journal's header. Step ids derive from the run's id and the index, unless
 /// a server assigned them.
@@ -165,6 +165,8 @@ pub struct StepEndDetails {
     /// The failure that is allowed, if the status is [`StepStatus::FailedAllowed`]. By default,
     /// [`StepStatus::Failed`]. Older versions read this status.
     pub allowed: Option<StepStatus>,
+    /// What the step's processes used of the machine, if that is known.
+    pub usage: Option<StepUsage>,
 }
 
 #[cfg(test)]

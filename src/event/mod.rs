@@ -49,7 +49,7 @@ pub use frames::JournalError;
 pub(crate) use live::Subscriber;
 pub use logs::{compress_logs, has_long_logs, last_log};
 pub use meta::{RunMeta, ServerRun, StateEvent, StepEndDetails, StepMeta, step_id, step_index};
-pub use replay::{JournalReader, StepRecord, durations, open, step_records};
+pub use replay::{JournalReader, StepCost, StepRecord, durations, open, step_costs, step_records};
 pub use stream::EventStream;
 pub use types::{BuildEvent, EVENT_SCHEMA_VERSION, PlanSummary};
 pub use writer::EventWriter;

@@ -41,18 +41,42 @@ pub fn open(dir: impl AsRef<Path>) -> Result<JournalReader, JournalError> {
 /// # Errors
 /// Returns the same errors as [`open`].
 pub fn durations(dir: impl AsRef<Path>) -> Result<BTreeMap<Arc<str>, Duration>, JournalError> {
+    let costs = step_costs(dir)?.into_iter();
+    Ok(costs.filter_map(|(key, cost)| Some((key, cost.duration?))).collect())
+}
+
+/// What a step cost in a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub struct StepCost {
+    /// The duration, if the step passed at its first attempt or only infrastructure failed before.
+    pub duration: Option<Duration>,
+    /// The most memory that it had at a time, in bytes, if it was measured.
+    pub peak_memory_bytes: Option<u64>,
+}
+
+/// Returns what each step of the run in `dir` cost, by key, as far as the journal shows it. Unreadable parts of
+/// a truncated journal are left out.
+///
+/// # Errors
+/// Returns the same errors as [`open`].
+pub fn step_costs(dir: impl AsRef<Path>) -> Result<BTreeMap<Arc<str>, StepCost>, JournalError> {
     let dir = dir.as_ref();
     let journal = OpenJournal::open(dir)?;
     let mut frames = Frames::new(journal_path(dir), journal.first_record);
-    let mut durations = BTreeMap::new();
+    let mut costs = BTreeMap::new();
     while let Ok(Some(payload)) = frames.next(&journal.file, journal.len) {
         let Ok(Record::StepEnd { step, status, duration_ms, trailing, .. }) = Record::decode(payload) else { continue };
         let Some(step) = journal.meta.steps.get(step as usize) else { continue };
-        if refined_status(status, trailing) == Some(StepStatus::Passed) {
-            durations.insert(step.key.clone(), Duration::from_millis(duration_ms));
+        let fields = decode_end(trailing).unwrap_or_default();
+        let status = step_status_of(status).map(|status| fields.refine(status));
+        let duration = (status == Some(StepStatus::Passed)).then_some(Duration::from_millis(duration_ms));
+        let peak_memory_bytes = fields.usage.map(|usage| usage.peak_memory_bytes);
+        if duration.is_some() || peak_memory_bytes.is_some() {
+            costs.insert(step.key.clone(), StepCost { duration, peak_memory_bytes });
         }
     }
-    Ok(durations)
+    Ok(costs)
 }
 
 /// Returns the status of a step's end, if it is known. Unreadable trailing fields refine nothing.

@@ -2,7 +2,7 @@
 //! were added before it. A record in which all of them are empty ends before them, as if they did not exist,
 //! and a reader ignores what follows the fields that it knows.
 
-use crate::model::{ArtifactRef, StepStatus};
+use crate::model::{ArtifactRef, StepStatus, StepUsage};
 
 /// The maximum size of one step's artifacts in a record, in bytes.
 const MAX_ARTIFACTS_BYTES: usize = 512 << 10;
@@ -19,6 +19,9 @@ pub(super) enum Refinement {
     /// The failure is allowed.
     Allowed,
 }
+
+/// The code of no refinement, if other fields follow.
+const NO_REFINEMENT: u8 = 0;
 
 impl Refinement {
     /// Returns what `status` means beyond its code.
@@ -63,6 +66,7 @@ impl Refinement {
 pub(super) struct EndFields {
     pub(super) artifacts: Vec<ArtifactRef>,
     pub(super) refinement: Option<Refinement>,
+    pub(super) usage: Option<StepUsage>,
 }
 
 impl EndFields {
@@ -73,10 +77,11 @@ impl EndFields {
 }
 
 /// Encodes the trailing fields of a step's end. The result is empty if there are neither artifacts nor a
-/// refinement.
+/// refinement nor a usage.
 pub(super) fn encode_end<'a>(
     artifacts: impl Iterator<Item = (&'a str, &'a str, u64)>,
     refinement: Option<Refinement>,
+    usage: Option<StepUsage>,
 ) -> Vec<u8> {
     let (mut bytes, mut all, mut left_out) = (0, Vec::new(), 0_usize);
     for artifact in artifacts {
@@ -90,12 +95,17 @@ pub(super) fn encode_end<'a>(
     if left_out > 0 {
         tracing::warn!("{left_out} artifacts of a step are not recorded because their names are too long");
     }
-    if all.is_empty() && refinement.is_none() {
+    if all.is_empty() && refinement.is_none() && usage.is_none() {
         return Vec::new();
     }
     // These types cannot fail to encode.
     let mut fields = postcard::to_stdvec(&all).unwrap_or_default();
-    fields.extend(refinement.map(Refinement::code));
+    if let Some(StepUsage { peak_memory_bytes, cpu_ms, .. }) = usage {
+        fields.push(refinement.map_or(NO_REFINEMENT, Refinement::code));
+        fields.extend(postcard::to_stdvec(&(peak_memory_bytes, cpu_ms)).unwrap_or_default());
+    } else {
+        fields.extend(refinement.map(Refinement::code));
+    }
     fields
 }
 
@@ -106,8 +116,17 @@ pub(super) fn decode_end(bytes: &[u8]) -> Result<EndFields, postcard::Error> {
     }
     let (all, later_fields) = postcard::take_from_bytes::<Vec<(String, String, u64)>>(bytes)?;
     let artifacts = all.into_iter().map(|(key, mime, size_bytes)| ArtifactRef { key, mime, size_bytes }).collect();
-    let refinement = later_fields.first().and_then(|code| Refinement::with_code(*code));
-    Ok(EndFields { artifacts, refinement })
+    let Some((code, later_fields)) = later_fields.split_first() else {
+        return Ok(EndFields { artifacts, ..EndFields::default() });
+    };
+    let usage = match later_fields {
+        [] => None,
+        fields => {
+            let ((peak_memory_bytes, cpu_ms), _) = postcard::take_from_bytes(fields)?;
+            Some(StepUsage::new(peak_memory_bytes, cpu_ms))
+        }
+    };
+    Ok(EndFields { artifacts, refinement: Refinement::with_code(*code), usage })
 }
 
 /// Encodes the trailing field of a retry: the command's exit code, if the command failed.
@@ -156,7 +175,7 @@ mod tests {
     #[test]
     fn an_end_without_trailing_fields_is_as_it_was_before_they_existed() {
         let artifacts: [(&str, &str, u64); 0] = [];
-        assert_eq!(encode_end(artifacts.into_iter(), None), [0_u8; 0]);
+        assert_eq!(encode_end(artifacts.into_iter(), None, None), [0_u8; 0]);
         assert_eq!(decoded(&payload(&[])), EndFields::default());
         assert!(decode_end(&[200]).is_err());
     }
@@ -164,19 +183,22 @@ mod tests {
     #[test]
     fn artifacts_survive_and_later_fields_may_follow() {
         let artifacts = [("out/a.txt", "text/plain", 3), ("b", "", u64::MAX)];
-        for refinement in [None, Some(Refinement::Flaky), Some(Refinement::Allowed)] {
-            let mut fields = encode_end(artifacts.into_iter(), refinement);
-            if refinement.is_some() {
+        let usage = Some(StepUsage::new(u64::MAX, 7));
+        for (refinement, usage) in
+            [(None, None), (Some(Refinement::Flaky), None), (None, usage), (Some(Refinement::Allowed), usage)]
+        {
+            let mut fields = encode_end(artifacts.into_iter(), refinement, usage);
+            if usage.is_some() {
                 fields.extend_from_slice(b"later");
             }
             let found = decoded(&payload(&fields));
-            assert_eq!(found.refinement, refinement);
+            assert_eq!((found.refinement, found.usage), (refinement, usage));
             let found: Vec<_> = found.artifacts.iter().map(|it| (&*it.key, &*it.mime, it.size_bytes)).collect();
             assert_eq!(found, artifacts);
         }
         // Too many for a record: only those that fit are kept.
         let long = "x".repeat(100_000);
-        let fields = encode_end((0..20).map(|size| (&*long, "", size)), Some(Refinement::Flaky));
+        let fields = encode_end((0..20).map(|size| (&*long, "", size)), Some(Refinement::Flaky), None);
         assert!(fields.len() < MAX_RECORD_BYTES / 2);
         let found = decode_end(&fields).unwrap();
         assert_eq!((found.artifacts.len(), found.refinement), (5, Some(Refinement::Flaky)));
@@ -187,7 +209,7 @@ mod tests {
         use StepStatus::{CacheHit, Failed, FailedAllowed, Flaky, OutOfMemory, Passed, TimedOut};
         let none: [(&str, &str, u64); 0] = [];
         for (status, base) in [(Flaky, Passed), (FailedAllowed, Failed), (Passed, Passed)] {
-            let fields = decoded(&payload(&encode_end(none.into_iter(), Refinement::of(status))));
+            let fields = decoded(&payload(&encode_end(none.into_iter(), Refinement::of(status), None)));
             assert_eq!(fields.refine(base), status);
         }
         for status in [TimedOut, OutOfMemory] {

@@ -9,7 +9,7 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::model::{ArtifactRef, BuildRef, CacheMissReason, SnapshotRef, StdStream, StepStatus};
+use crate::model::{ArtifactRef, BuildRef, CacheMissReason, SnapshotRef, StdStream, StepStatus, StepUsage};
 
 /// The version of the event schema, in every `build_start`. It is increased when a field changes its meaning
 /// or is removed.
@@ -195,6 +195,10 @@ pub enum BuildEvent {
         /// The artifacts that the step left for users, with secrets masked.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         artifacts: Vec<ArtifactRef>,
+        /// What the step's processes used of the machine, if that is known: the highest peak and the sum of the
+        /// processor times of all attempts.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        usage: Option<StepUsage>,
     },
     /// A chain ends here, because this step of it failed.
     ChainFailed {

@@ -77,7 +77,7 @@ impl EventWriter {
                 let artifacts: Vec<_> =
                     artifacts.iter().map(|it| (mask(&it.key), mask(&it.mime), it.size_bytes)).collect();
                 let artifacts = artifacts.iter().map(|(key, mime, size)| (&**key, &**mime, *size));
-                let trailing = encode_end(artifacts, Refinement::of(status));
+                let trailing = encode_end(artifacts, Refinement::of(status), details.usage);
                 let recorded = details.allowed.filter(|_| status == StepStatus::FailedAllowed).unwrap_or(status);
                 pending.push(&Record::StepEnd {
                     at_ms,

@@ -11,6 +11,7 @@ mod pool;
 mod secrets;
 mod snapshot;
 mod step;
+mod usage;
 
 pub use build::{BuildRef, BuildStatus};
 pub use outcome_rules::{OutcomeRules, SoftFail};
@@ -18,3 +19,4 @@ pub use pool::Pool;
 pub use secrets::Secrets;
 pub use snapshot::{ArchiveId, ArtifactRef, SnapshotRef};
 pub use step::{CacheMissReason, StdStream, StepIndex, StepStatus};
+pub use usage::StepUsage;

@@ -6,6 +6,7 @@ use tokio::task::JoinError;
 
 use crate::{
     blocking::{self, BlockingError},
+    model::StepUsage,
     store::StoreError,
 };
 
@@ -17,7 +18,8 @@ pub enum RunnerErrorKind {
     TimedOut,
     /// The build was cancelled, and the runner ended the command.
     Cancelled,
-    /// The command exceeded its memory limit and was killed.
+    /// The command exceeded its memory limit and was killed, or it failed when the machine had no memory left:
+    /// see [`RunnerError::machine_out_of_memory`].
     OutOfMemory,
     /// The command reached its limit on processes, and failed or was killed as a result: see
     /// [`RunnerError::exit_code`].
@@ -37,6 +39,7 @@ pub struct RunnerError {
     source: Option<anyhow::Error>,
     retry: bool,
     exit_code: Option<i32>,
+    usage: Option<StepUsage>,
 }
 
 impl RunnerError {
@@ -65,6 +68,15 @@ impl RunnerError {
         Self::bare(RunnerErrorKind::OutOfMemory, format!("the memory limit of {limit_bytes} bytes was reached"))
     }
 
+    /// Returns the error of a command that failed with `exit_code` while the machine had so little memory that
+    /// the kernel ended processes. If other steps ran at that time, the step runs again alone.
+    #[must_use]
+    pub fn machine_out_of_memory(exit_code: i32) -> Self {
+        let message =
+            format!("the machine ran out of memory while the step ran, and its command exited with {exit_code}");
+        Self { exit_code: Some(exit_code), ..Self::bare(RunnerErrorKind::OutOfMemory, message) }
+    }
+
     /// Returns the error of a command that reached its limit of `limit` processes, and ended with `exit_code`
     /// as a result.
     #[must_use]
@@ -84,6 +96,7 @@ impl RunnerError {
             retry: source.downcast_ref::<StoreError>().is_none_or(StoreError::is_transient),
             source: Some(source),
             exit_code: None,
+            usage: None,
         }
     }
 
@@ -103,6 +116,18 @@ impl RunnerError {
     #[must_use]
     pub fn exit_code(&self) -> Option<i32> {
         self.exit_code
+    }
+
+    /// Sets what the command used of the machine.
+    #[must_use]
+    pub fn with_usage(self, usage: Option<StepUsage>) -> Self {
+        Self { usage, ..self }
+    }
+
+    /// Returns what the command used of the machine, if it is known.
+    #[must_use]
+    pub fn usage(&self) -> Option<StepUsage> {
+        self.usage
     }
 
     /// Returns whether another attempt could end differently.
@@ -131,7 +156,14 @@ impl RunnerError {
     }
 
     fn bare(kind: RunnerErrorKind, message: String) -> Self {
-        Self { kind, message, source: None, retry: kind == RunnerErrorKind::Infrastructure, exit_code: None }
+        Self {
+            kind,
+            message,
+            source: None,
+            retry: kind == RunnerErrorKind::Infrastructure,
+            exit_code: None,
+            usage: None,
+        }
     }
 }
 

@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use crate::{
     ir::{CommandStep, Env},
-    model::{ArchiveId, ArtifactRef, SnapshotRef},
+    model::{ArchiveId, ArtifactRef, SnapshotRef, StepUsage},
 };
 
 /// The host's decision about the cache. A runner follows it and does not decide again.
@@ -113,18 +113,27 @@ pub struct StepResult {
     pub committed_snapshot: Option<SnapshotRef>,
     /// The files published for users.
     pub artifacts: Vec<ArtifactRef>,
+    /// What the command used of the machine, if the runner knows it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub usage: Option<StepUsage>,
 }
 
 impl StepResult {
     /// Returns the result of a command that exited with `exit_code`, without a snapshot or artifacts.
     #[must_use]
     pub fn exited(exit_code: i32) -> Self {
-        Self { exit_code, committed_snapshot: None, artifacts: Vec::new() }
+        Self { exit_code, committed_snapshot: None, artifacts: Vec::new(), usage: None }
     }
 
     /// Sets the snapshot of the step's filesystem, if one was committed.
     #[must_use]
     pub fn with_snapshot(self, committed_snapshot: Option<SnapshotRef>) -> Self {
         Self { committed_snapshot, ..self }
+    }
+
+    /// Sets what the command used of the machine.
+    #[must_use]
+    pub fn with_usage(self, usage: Option<StepUsage>) -> Self {
+        Self { usage, ..self }
     }
 }

@@ -21,6 +21,7 @@ mod image_notes;
 mod input;
 mod kept_steps;
 mod limits;
+mod machine_memory;
 pub(crate) mod name;
 mod pipes;
 #[cfg(feature = "process")]
@@ -34,7 +35,7 @@ pub(crate) mod set;
 #[cfg(feature = "vm")]
 pub mod vm;
 
-pub use crate::model::{ArchiveId, ArtifactRef, Pool, Secrets, SnapshotRef};
+pub use crate::model::{ArchiveId, ArtifactRef, Pool, Secrets, SnapshotRef, StepUsage};
 pub use context::{CancelReason, StepContext};
 pub use contract::StepRunner;
 pub use descriptor::{ArgsError, ArgsSchema, ImageSupport, Probe, RunnerCapabilities, RunnerDescriptor, RunnerIndex};
@@ -107,6 +108,7 @@ pub use hm_exec_macros::RunnerSet;
 pub use input::{CacheDecision, CacheIdentity, ExecutorInput, StepResult};
 pub use limits::{Cpus, Limits, MemorySize, Network};
 pub(crate) use limits::{check_network, check_shared_network, is_private};
+pub use machine_memory::available_memory;
 pub use name::is_runner_name;
 pub use registry::RunnerRegistry;
 pub use set::{CompositionError, RunnerSet, validate};

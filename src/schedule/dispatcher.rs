@@ -26,7 +26,7 @@ use super::{
     caching::{Caching, CachingScope, JobDone, is_cached},
     critical_path::priorities,
     executor::{self, Attempt, AttemptReport},
-    policy::{Placement, Policy, Rules, StopReason},
+    policy::{MemoryRules, Placement, Policy, Rules, StopReason},
     progress::BuildProgress,
 };
 use crate::{
@@ -69,6 +69,8 @@ pub(crate) struct Build<R> {
     pub(crate) probe_limit: Duration,
     /// The duration of each step in the last run.
     pub(crate) durations: Vec<Option<Duration>>,
+    /// How the steps of local runners share the machine's memory.
+    pub(crate) memory: Option<MemoryRules>,
     /// The maximum number of concurrent steps of local runners.
     pub(crate) parallelism: NonZeroUsize,
     /// Whether to continue after a failure with steps that do not need the failed step.
@@ -99,6 +101,7 @@ pub(crate) async fn run<R: RunnerSet>(build: Build<R>) -> BuildOutcome {
         unprobed,
         probe_limit,
         durations,
+        memory,
         parallelism,
         keep_going,
         events,
@@ -116,7 +119,7 @@ pub(crate) async fn run<R: RunnerSet>(build: Build<R>) -> BuildOutcome {
             cached: cache.is_some() && is_cached(&plan, step),
         });
     let outcomes = plan.outcomes.clone();
-    let rules = Rules { limits, keep_going, retries: RETRIES, backoff: BACKOFF, outcomes };
+    let rules = Rules { limits, keep_going, retries: RETRIES, backoff: BACKOFF, outcomes, memory };
     let policy = Policy::new(&plan.dag, &placements.collect::<Vec<_>>(), &rules);
     let mut progress = BuildProgress::new(&plan, policy, events, build.run_id, context.archives.id());
 

@@ -19,7 +19,7 @@ use futures_util::FutureExt;
 use super::policy::{AttemptEnd, Start};
 use crate::{
     awake,
-    model::{ArtifactRef, SnapshotRef},
+    model::{ArtifactRef, SnapshotRef, StepUsage},
     runner::{
         CancelReason, ExecutorInput, RunnerError, RunnerErrorKind, RunnerIndex, RunnerSet, StepContext, StepResult,
     },
@@ -45,6 +45,7 @@ pub(super) struct AttemptReport {
     pub(super) end: AttemptEnd,
     pub(super) snapshot: Option<SnapshotRef>,
     pub(super) artifacts: Vec<ArtifactRef>,
+    pub(super) usage: Option<StepUsage>,
     pub(super) message: Option<Arc<str>>,
 }
 
@@ -103,10 +104,14 @@ fn report(attempt: &Attempt, ended: Option<Caught>) -> AttemptReport {
         }
         (CancelReason::TimedOut, _) => (AttemptEnd::TimedOut, Some("the build's time limit was reached".to_owned())),
     };
+    let usage = match &ended {
+        Some(Ok(Err(error))) => error.usage(),
+        _ => None,
+    };
     let (end, message) = match ended {
-        Some(Ok(Ok(StepResult { exit_code, committed_snapshot: snapshot, artifacts }))) => {
+        Some(Ok(Ok(StepResult { exit_code, committed_snapshot: snapshot, artifacts, usage }))) => {
             let end = AttemptEnd::Exited(exit_code);
-            return AttemptReport { start: *start, end, snapshot, artifacts, message: None };
+            return AttemptReport { start: *start, end, snapshot, artifacts, usage, message: None };
         }
         Some(Ok(Err(error))) => match error.kind() {
             RunnerErrorKind::TimedOut | RunnerErrorKind::Cancelled if context.cancel.is_cancelled() => interrupted(),
@@ -120,7 +125,10 @@ fn report(attempt: &Attempt, ended: Option<Caught>) -> AttemptReport {
             RunnerErrorKind::TooManyProcesses => {
                 (AttemptEnd::Exited(error.exit_code().unwrap_or(137)), Some(error.to_line()))
             }
-            RunnerErrorKind::OutOfMemory => (AttemptEnd::OutOfMemory, Some(error.to_line())),
+            RunnerErrorKind::OutOfMemory => {
+                let end = error.exit_code().map_or(AttemptEnd::OutOfMemory, AttemptEnd::MemoryWasShort);
+                (end, Some(error.to_line()))
+            }
             RunnerErrorKind::Cancelled => (
                 AttemptEnd::Infrastructure { retryable: true },
                 Some("the runner cancelled the step without a request".to_owned()),
@@ -140,7 +148,8 @@ fn report(attempt: &Attempt, ended: Option<Caught>) -> AttemptReport {
             (end, Some(format!("{why}; the runner did not return within {patience:?} and was abandoned")))
         }
     };
-    AttemptReport { start: *start, end, snapshot: None, artifacts: Vec::new(), message: message.map(Arc::from) }
+    let message = message.map(Arc::from);
+    AttemptReport { start: *start, end, snapshot: None, artifacts: Vec::new(), usage, message }
 }
 
 fn panic_message(panic: &(dyn Any + Send)) -> &str {

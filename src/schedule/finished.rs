@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, num::NonZeroU64, sync::Arc, time::Duration};
 
 use crate::{
     event::step_id,
-    model::{ArtifactRef, StepIndex, StepStatus},
+    model::{ArtifactRef, StepIndex, StepStatus, StepUsage},
     outcome::{BuildOutcome, StepResultSummary},
     plan::BoundPlan,
 };
@@ -52,6 +52,7 @@ pub(super) struct FinishedBuild {
     /// The status and the number of attempts, by step.
     pub(super) ends: Vec<(Option<StepStatus>, u32)>,
     pub(super) artifacts: BTreeMap<StepIndex, Vec<ArtifactRef>>,
+    pub(super) usages: BTreeMap<StepIndex, StepUsage>,
     /// The outcome without its steps.
     pub(super) outcome: BuildOutcome,
 }
@@ -60,7 +61,7 @@ impl FinishedBuild {
     /// Returns the outcome. The plan is dropped before its steps get their summaries, so that a large build
     /// needs no memory for both.
     pub(super) fn outcome(self, plan: BoundPlan) -> BuildOutcome {
-        let Self { records, ends, mut artifacts, mut outcome } = self;
+        let Self { records, ends, mut artifacts, usages, mut outcome } = self;
         let keys: Vec<_> = plan.steps.iter().map(|bound| Arc::clone(&bound.step.key)).collect();
         drop(plan);
         let run_id = outcome.build.run_id;
@@ -73,6 +74,7 @@ impl FinishedBuild {
             duration_ms: record.duration_ms,
             attempts,
             artifacts: artifacts.remove(&step).unwrap_or_default(),
+            usage: usages.get(&step).copied(),
         });
         outcome.steps = summaries.collect();
         outcome

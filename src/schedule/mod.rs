@@ -20,4 +20,4 @@ mod ranks;
 pub(crate) use caching::is_cached;
 pub use critical_path::priorities;
 pub(crate) use dispatcher::{Build, run};
-pub use policy::{Answer, AttemptEnd, Placement, Policy, Rules, Start, StopReason};
+pub use policy::{Answer, AttemptEnd, MemoryRules, Placement, Policy, Rules, Start, StopReason};

@@ -12,11 +12,13 @@ use uuid::Uuid;
 use super::{
     executor::AttemptReport,
     finished::{FinishedBuild, Record},
-    policy::{Answer, AttemptEnd, Policy, Start, StopReason},
+    policy::{Answer, AttemptEnd, OUT_OF_MEMORY, Policy, Start, StopReason},
 };
 use crate::{
     event::{EventWriter, StateEvent, StepEndDetails, is_full, step_id},
-    model::{ArchiveId, ArtifactRef, BuildRef, BuildStatus, CacheMissReason, SnapshotRef, StepIndex, StepStatus},
+    model::{
+        ArchiveId, ArtifactRef, BuildRef, BuildStatus, CacheMissReason, SnapshotRef, StepIndex, StepStatus, StepUsage,
+    },
     outcome::BuildOutcome,
     plan::{BoundPlan, SnapshotUse},
     runner::{CacheDecision, ExecutorInput, RunnerIndex},
@@ -32,6 +34,8 @@ pub(super) struct BuildProgress<'plan> {
     /// The snapshots, by step; none before the first step has one.
     snapshots: Vec<Option<SnapshotRef>>,
     artifacts: BTreeMap<StepIndex, Vec<ArtifactRef>>,
+    /// The usages of the attempts that were measured.
+    usages: BTreeMap<StepIndex, StepUsage>,
     run_id: Uuid,
     archive_id: ArchiveId,
     workdir: Arc<str>,
@@ -53,6 +57,7 @@ impl<'plan> BuildProgress<'plan> {
             records: vec![Record::default(); plan.steps.len()],
             snapshots: Vec::new(),
             artifacts: BTreeMap::new(),
+            usages: BTreeMap::new(),
             run_id,
             archive_id,
             workdir: "/workspace".into(),
@@ -175,12 +180,24 @@ impl<'plan> BuildProgress<'plan> {
 
     /// Handles an attempt's end, and its consequences for other steps.
     pub(super) fn attempt_ended(&mut self, report: AttemptReport, now: Duration) {
-        let AttemptReport { start: Start { step, attempt }, end, snapshot, artifacts, message } = report;
+        let AttemptReport { start: Start { step, attempt }, end, snapshot, artifacts, usage, message } = report;
+        let usage = usage.map(|usage| self.usages.get(&step).map_or(usage, |before| before.then(usage)));
+        if let Some(usage) = usage {
+            self.usages.insert(step, usage);
+        }
+        let answer = self.policy.attempt_ended(step, end, now);
         let command_code = match end {
-            AttemptEnd::Exited(code) => Some(code),
+            AttemptEnd::Exited(code) | AttemptEnd::MemoryWasShort(code) => Some(code),
             _ => None,
         };
-        let status = match self.policy.attempt_ended(step, end, now) {
+        let status = match answer {
+            Answer::RetryAlone => {
+                let reason = message.unwrap_or_else(|| "the machine ran out of memory".into());
+                let message = format!("{reason}; it runs again with no other step beside it").into();
+                let retry = StateEvent::StepRetry { step, attempt, backoff_ms: 0, message, exit_code: None };
+                self.emit(now, retry);
+                return;
+            }
             Answer::Retry(backoff) => {
                 let message = self.retry_message(step, command_code, message);
                 let backoff_ms = millis(backoff);
@@ -196,7 +213,7 @@ impl<'plan> BuildProgress<'plan> {
         }
         record.duration_ms = millis(record.age(now));
         let duration_ms = record.duration_ms;
-        let details = details(status, end);
+        let details = StepEndDetails { usage: self.usages.get(&step).copied(), ..details(status, end) };
         let base = details.allowed.unwrap_or(status);
         let exit_code = record.exit_code().unwrap_or_else(|| code_without_exit(base, attempt));
         if !artifacts.is_empty() {
@@ -312,6 +329,7 @@ impl<'plan> BuildProgress<'plan> {
             ends: self.policy.into_ends().collect(),
             records: self.records,
             artifacts: self.artifacts,
+            usages: self.usages,
             outcome: BuildOutcome {
                 build,
                 status,
@@ -376,7 +394,7 @@ fn details(status: StepStatus, end: AttemptEnd) -> StepEndDetails {
     if status == StepStatus::FailedAllowed {
         details.allowed = Some(match end {
             AttemptEnd::TimedOut => StepStatus::TimedOut,
-            AttemptEnd::OutOfMemory => StepStatus::OutOfMemory,
+            AttemptEnd::OutOfMemory | AttemptEnd::MemoryWasShort(OUT_OF_MEMORY) => StepStatus::OutOfMemory,
             _ => StepStatus::Failed,
         });
     }
@@ -418,7 +436,7 @@ mod tests {
 
     fn ends(step: u32, end: AttemptEnd) -> AttemptReport {
         let start = Start { step: StepIndex(step), attempt: 1 };
-        AttemptReport { start, end, snapshot: None, artifacts: Vec::new(), message: None }
+        AttemptReport { start, end, snapshot: None, artifacts: Vec::new(), usage: None, message: None }
     }
 
     fn statuses(outcome: &BuildOutcome) -> Vec<StepStatus> {

@@ -118,6 +118,22 @@ impl RankSet {
         (!is_empty).then_some(at as u32)
     }
 
+    /// Returns the lowest rank above `rank`, which is in the set.
+    pub(super) fn next_after(&self, rank: u32) -> Option<u32> {
+        let mut at = rank as usize;
+        for (height, level) in self.levels.iter().enumerate() {
+            let (index, bit) = (at / 64, at as u32 % 64);
+            let above = level[index] & u64::MAX.checked_shl(bit + 1).unwrap_or(0);
+            if above != 0 {
+                let first = index * 64 + above.trailing_zeros() as usize;
+                let below = self.levels[..height].iter().rev();
+                return Some(below.fold(first, |at, level| at * 64 + level[at].trailing_zeros() as usize) as u32);
+            }
+            at = index;
+        }
+        None
+    }
+
     /// Removes a rank.
     pub(super) fn remove(&mut self, rank: u32) {
         let mut at = rank as usize;
@@ -184,6 +200,10 @@ mod tests {
                     },
                 }
                 prop_assert_eq!(ours.first(), model.first().copied());
+                if let Some(first) = model.first() {
+                    let all = std::iter::successors(Some(*first), |rank| ours.next_after(*rank));
+                    prop_assert!(all.eq(model.iter().copied()));
+                }
             }
             ours.clear();
             prop_assert_eq!(ours.first(), None);

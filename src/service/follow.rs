@@ -278,6 +278,7 @@ impl Follow {
             duration_ms,
             attempts: attempt,
             artifacts: Vec::new(),
+            usage: None,
         });
         let details = StepEndDetails { allowed, ..StepEndDetails::default() };
         self.emit(StateEvent::StepEnd {

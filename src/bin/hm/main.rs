@@ -9,7 +9,7 @@ mod failure;
 mod find_step;
 mod logging;
 mod pipelines;
-mod previous_durations;
+mod previous_runs;
 mod project_id;
 mod reporter;
 mod runners;

@@ -15,7 +15,7 @@ use super::{
     supervised::{self, Helper},
     watched,
 };
-use crate::runner::{RunnerError, StepContext};
+use crate::runner::{RunnerError, StepContext, StepResult};
 
 /// A command of a step, to be run once.
 ///
@@ -137,18 +137,30 @@ impl StepCommand {
     /// # Cancel safety
     /// Dropping the future kills the processes at once.
     pub async fn run(self, ctx: &StepContext, step_id: Uuid) -> Result<i32, RunnerError> {
+        Ok(self.boxed_run(ctx, step_id).await?.exit_code)
+    }
+
+    /// Does the same as [`run`](Self::run), and returns what the command used of the machine, too, if that is
+    /// known.
+    ///
+    /// # Errors
+    /// Returns the same errors as [`run`](Self::run).
+    ///
+    /// # Cancel safety
+    /// As [`run`](Self::run).
+    pub async fn run_measured(self, ctx: &StepContext, step_id: Uuid) -> Result<StepResult, RunnerError> {
         self.boxed_run(ctx, step_id).await
     }
 
     /// The future of a command, boxed: see `docs/design/runners.md`, section Compile time.
-    fn boxed_run(self, ctx: &StepContext, step_id: Uuid) -> BoxFuture<'_, Result<i32, RunnerError>> {
+    fn boxed_run(self, ctx: &StepContext, step_id: Uuid) -> BoxFuture<'_, Result<StepResult, RunnerError>> {
         async move {
             let helper = self.helper.clone().unwrap_or_else(|| Helper::shared(None));
             let launch = move || Ok(Launch::new(self, step_id)?);
             let launch = RunnerError::blocking("prepare the command", launch).await?;
             match helper.zygote().await? {
                 Some(zygote) => supervised::run(&zygote, ctx, step_id, &launch).await,
-                None => watched::run(ctx, step_id, &launch).await,
+                None => watched::run(ctx, step_id, &launch).await.map(StepResult::exited),
             }
         }
         .boxed()

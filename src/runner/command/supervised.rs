@@ -16,7 +16,8 @@ use super::{group::Group, launch::Launch};
 use crate::{
     jail::{End, ProcessSpec},
     runner::{
-        RunnerError, StepContext,
+        RunnerError, StepContext, StepResult,
+        machine_memory::MemoryWatch,
         sandbox::{Control, StepOutput, Supervised, c_string, supervise},
     },
     sync,
@@ -60,28 +61,32 @@ impl Helper {
     }
 }
 
-/// Runs the command to its end, and returns its exit code. All output has been forwarded, and no process is
-/// left, when this returns.
+/// Runs the command to its end, and returns its exit code and what it used. All output has been forwarded, and
+/// no process is left, when this returns.
 pub(super) async fn run(
     zygote: &Zygote,
     ctx: &StepContext,
     step_id: Uuid,
     launch: &Launch,
-) -> Result<i32, RunnerError> {
+) -> Result<StepResult, RunnerError> {
     let spec = spec(launch)?;
     let control = Control { cancel: &ctx.cancel, grace: ctx.grace };
     let output = StepOutput { bus: &ctx.event_bus, step_id };
     // If this future is dropped, or the supervisor was killed, the step's processes are killed by their mark.
     let mut group = Group::without_leader(launch.mark.clone());
+    let memory = MemoryWatch::start();
     let ended = supervise(zygote, &spec, control, &output).await;
     match ended {
         Ok(Supervised { ended_all: true, .. }) => group.is_gone(),
         Ok(Supervised { ended_all: false, .. }) | Err(_) => group.end().await,
     }
-    let Supervised { end, ended_all } = ended?;
+    let Supervised { end, usage, ended_all } = ended?;
     match end {
         End::Interrupted => Err(ctx.interrupted()),
-        End::Exited { code } if ended_all => Ok(code),
+        End::Exited { code } if ended_all => match memory.ended(code) {
+            Ok(code) => Ok(StepResult::exited(code).with_usage(usage)),
+            Err(error) => Err(error.with_usage(usage)),
+        },
         _ => Err(RunnerError::infrastructure(
             "keep the step running",
             std::io::Error::other("its supervisor was killed by another process"),

@@ -88,8 +88,8 @@ impl ProcessRunner {
                 .current_dir(&prepared.workspace)
                 .scratch_dir(prepared.staging.work())
                 .with_helper(Arc::clone(&self.helper));
-            let exit_code = command.run(ctx, input.step_id).await?;
-            let committed_snapshot = if exit_code == 0 && input.cache_lookup.commits() {
+            let ended = command.run_measured(ctx, input.step_id).await?;
+            let committed_snapshot = if ended.exit_code == 0 && input.cache_lookup.commits() {
                 let Prepared { store, source, staging, .. } = prepared;
                 let kept = source::workspace::keep(&store, staging, &source.id);
                 let id = kept.map_err(|error| RunnerError::infrastructure("keep the workspace", error))?;
@@ -97,7 +97,7 @@ impl ProcessRunner {
             } else {
                 None
             };
-            Ok(StepResult::exited(exit_code).with_snapshot(committed_snapshot))
+            Ok(ended.with_snapshot(committed_snapshot))
         }
         .boxed()
     }

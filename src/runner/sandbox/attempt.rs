@@ -24,7 +24,7 @@ use super::{
 };
 use crate::{
     awake,
-    model::StdStream,
+    model::{StdStream, StepUsage},
     runner::{RunnerError, pipes::Pipes},
     streams::Piece,
     userns::{PATIENCE, Zygote, register},
@@ -69,17 +69,18 @@ pub(super) async fn run(
     network: StepNamespace<'_>,
     control: Control<'_>,
     sink: &impl OutputSink,
-) -> Result<End, RunnerError> {
+) -> Result<Supervised, RunnerError> {
     let spec = wire::to_memory_file(spec).map_err(setup_error)?;
     let asked = Asked { request: Request::Step(network.kind()), spec, network: network.given() };
-    let ended = run_as(zygote, asked, Ending::ByKernel, control, sink).await?;
-    Ok(ended.end)
+    run_as(zygote, asked, Ending::ByKernel, control, sink).await
 }
 
-/// The end of a step with a supervisor.
+/// The end of a step.
 #[derive(Debug)]
 pub(crate) struct Supervised {
     pub(crate) end: End,
+    /// What the step used, if its command ended by itself.
+    pub(crate) usage: Option<StepUsage>,
     /// Whether the supervisor ended all processes of the step. If not, it was killed before, and processes of
     /// the step may be left.
     pub(crate) ended_all: bool,
@@ -208,6 +209,7 @@ struct Theirs {
 #[derive(Debug, Default)]
 struct Progress {
     end: Option<End>,
+    usage: Option<StepUsage>,
     failure: Option<SetupError>,
     /// Whether the supervisor has ended all processes of the step.
     ended_all: bool,
@@ -340,14 +342,14 @@ impl Step {
         while let Some(report) = take_report(self.status.get_ref()).map_err(failed)? {
             self.absorb(Some(report)).map_err(failed)?;
         }
-        let Progress { end, failure, ended_all, .. } = std::mem::take(&mut self.progress);
+        let Progress { end, usage, failure, ended_all, .. } = std::mem::take(&mut self.progress);
         let end = match (failure, end) {
             _ if stop != Stop::No => End::Interrupted,
             (Some(error), _) => return Err(setup_error(error)),
             (None, Some(end)) => end,
             (None, None) => End::Killed,
         };
-        Ok(Supervised { end, ended_all })
+        Ok(Supervised { end, usage, ended_all })
     }
 
     async fn hand_on(&self, piece: Piece, sink: &impl OutputSink) {
@@ -363,7 +365,10 @@ impl Step {
             None => self.progress.hung_up = true,
             Some((Report::Started, pidfd)) => self.pid1 = pidfd.map(watched).transpose()?,
             Some((Report::Failed(error), _)) => self.progress.failure = Some(error),
-            Some((Report::Exited { code, .. }, _)) => self.progress.end = Some(End::Exited { code }),
+            Some((Report::Exited { code, cpu_micros, max_rss_bytes }, _)) => {
+                self.progress.end = Some(End::Exited { code });
+                self.progress.usage = Some(StepUsage::new(max_rss_bytes, cpu_micros / 1000));
+            }
             Some((Report::OutOfMemory, _)) => self.progress.end = Some(End::OutOfMemory),
             Some((Report::TooManyProcesses, _)) => self.progress.end = Some(End::TooManyProcesses),
             Some((Report::Done, _)) => self.progress.ended_all = true,

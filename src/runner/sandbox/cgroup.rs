@@ -13,7 +13,7 @@ use std::{
 };
 
 use super::jail::{GroupView, Watch};
-use crate::runner::Limits;
+use crate::{model::StepUsage, runner::Limits};
 
 /// The period of processor quotas, in microseconds.
 const CPU_PERIOD_MICROS: f64 = 100_000.0;
@@ -131,6 +131,13 @@ impl Limited {
         }
     }
 
+    /// Returns what the step used: `counted` without a control group that knows better.
+    pub(super) fn usage(&self, counted: StepUsage) -> StepUsage {
+        let peak = self.groups.iter().find_map(Group::peak_memory);
+        let cpu_ms = self.groups.iter().find_map(Group::cpu_ms);
+        StepUsage::new(peak.unwrap_or(0).max(counted.peak_memory_bytes), cpu_ms.unwrap_or(0).max(counted.cpu_ms))
+    }
+
     /// Returns the limits to enforce by polling.
     pub(super) fn watch(&self) -> Option<Watch> {
         self.watch
@@ -225,14 +232,41 @@ impl Group {
         self.has_counted(file, "oom_kill ")
     }
 
+    /// Returns the most memory that the group had at a time, without the page cache that it still has. Much of
+    /// the peak may be such cache, which the kernel takes back when there is a need.
+    fn peak_memory(&self) -> Option<u64> {
+        let (peak, cache) = match self.version {
+            Version::V1 => ("memory.max_usage_in_bytes", ["total_cache ", "total_shmem "]),
+            Version::V2 => ("memory.peak", ["file ", "shmem "]),
+        };
+        let peak: u64 = fs::read_to_string(self.dir.join(peak)).ok()?.trim().parse().ok()?;
+        let [cache, shared] = cache.map(|name| self.number("memory.stat", name).unwrap_or(0));
+        Some(peak.saturating_sub(cache.saturating_sub(shared)))
+    }
+
+    /// Returns the processor time of the group, in milliseconds.
+    fn cpu_ms(&self) -> Option<u64> {
+        match self.version {
+            Version::V1 => {
+                let nanos: u64 = fs::read_to_string(self.dir.join("cpuacct.usage")).ok()?.trim().parse().ok()?;
+                Some(nanos / 1_000_000)
+            }
+            Version::V2 => Some(self.number("cpu.stat", "usage_usec ")? / 1000),
+        }
+    }
+
     fn refused_processes(&self) -> bool {
         self.has_counted("pids.events", "max ")
     }
 
     fn has_counted(&self, file: &str, event: &str) -> bool {
-        let text = fs::read_to_string(self.dir.join(file)).unwrap_or_default();
-        let count = text.lines().find_map(|line| line.strip_prefix(event)?.trim().parse::<u64>().ok());
-        count.is_some_and(|count| count > 0)
+        self.number(file, event).is_some_and(|count| count > 0)
+    }
+
+    /// Returns the number after `name` in a file of lines such as `oom_kill 3`.
+    fn number(&self, file: &str, name: &str) -> Option<u64> {
+        let text = fs::read_to_string(self.dir.join(file)).ok()?;
+        text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok())
     }
 }
 

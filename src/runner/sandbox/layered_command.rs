@@ -112,7 +112,7 @@ impl SandboxRunner {
         // An engine's steps have no network of their own but the loopback device.
         let namespace = StepNamespace::of(step.limits, None);
         let ended = attempt::run(&zygote, &spec, namespace, control, sink).await;
-        let ended = ended.and_then(|end| match end {
+        let ended = ended.and_then(|ended| match ended.end {
             End::Interrupted => Err(RunnerError::cancelled()),
             end => exit_code(&end, step.limits, &limited),
         });

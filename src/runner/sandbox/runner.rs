@@ -15,7 +15,7 @@ use futures_util::{FutureExt, future::BoxFuture};
 use uuid::Uuid;
 
 use super::{
-    attempt::{self, Control, OutputSink},
+    attempt::{self, Control, OutputSink, Supervised},
     boot::{Boot, BootContext, LayerDirs},
     cgroup::Limited,
     checks,
@@ -32,6 +32,7 @@ use crate::{
     runner::{
         ArgsSchema, CacheIdentity, ExecutorInput, ImageSupport, Limits, Network, Probe, RunnerCapabilities,
         RunnerError, StepContext, StepResult, StepRunner, check_network, image_notes::no_image, kept_steps,
+        machine_memory::MemoryWatch,
     },
     store::{IdMap, SnapshotConfig, Store, StoreError, StoreHandle},
     userns::{StartError, UsernsHelper, UsernsOptions, Zygote},
@@ -313,15 +314,21 @@ impl SandboxRunner {
             let control = Control { cancel: &ctx.cancel, grace: ctx.grace };
             let output = StepOutput { bus: &ctx.event_bus, step_id: input.step_id };
             let namespace = StepNamespace::of(&limits, network.as_ref());
+            let started = MemoryWatch::start();
             let ended = attempt::run(&zygote, &spec, namespace, control, &output).await;
             let all_dead = ended.is_ok();
             if let Some(network) = network.filter(|_| all_dead) {
                 network.end().await;
             }
-            let ended = ended.and_then(|end| match end {
-                End::Interrupted => Err(ctx.interrupted()),
-                end => exit_code(&end, &limits, &limited),
-            });
+            let (ended, usage) = match ended {
+                Ok(Supervised { end: End::Interrupted, usage, .. }) => (Err(ctx.interrupted()), usage),
+                Ok(Supervised { end, usage, .. }) => {
+                    let code = exit_code(&end, &limits, &limited);
+                    (code.and_then(|code| started.ended(code)), usage)
+                }
+                Err(error) => (Err(error), None),
+            };
+            let usage = usage.map(|usage| limited.usage(usage));
             let config = || SnapshotConfig {
                 host_dirs: self.config.host_dirs.clone(),
                 had_secrets: !ctx.secrets.is_empty(),
@@ -345,7 +352,8 @@ impl SandboxRunner {
                     None
                 }
             };
-            Ok(StepResult::exited(ended?).with_snapshot(committed_snapshot))
+            let exit_code = ended.map_err(|error| error.with_usage(usage))?;
+            Ok(StepResult::exited(exit_code).with_snapshot(committed_snapshot).with_usage(usage))
         }
         .boxed()
     }

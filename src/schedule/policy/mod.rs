@@ -24,6 +24,7 @@
 //! steps that only depend on it. Those that build in it have no filesystem to start from, and are skipped;
 //! such a skip is excused, so it does not fail the build.
 
+mod memory;
 mod rules;
 
 use std::{
@@ -34,7 +35,8 @@ use std::{
     time::Duration,
 };
 
-pub use self::rules::{Answer, AttemptEnd, Placement, Rules, Start, StopReason};
+use self::memory::MemoryShare;
+pub use self::rules::{Answer, AttemptEnd, MemoryRules, Placement, Rules, Start, StopReason};
 use super::ranks::{RankSet, Ranks};
 use crate::{
     backoff::Backoff,
@@ -45,7 +47,7 @@ use crate::{
 
 /// The exit codes by which a list of allowed codes refers to ends without one, as `step_end` reports them.
 const TIMED_OUT: i32 = 124;
-const OUT_OF_MEMORY: i32 = 137;
+pub(super) const OUT_OF_MEMORY: i32 = 137;
 
 /// The state of a step. The diagram is at the top of the module.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -95,6 +97,8 @@ pub struct Policy<'dag> {
     retries: u32,
     backoff: Duration,
     outcomes: BTreeMap<StepIndex, OutcomeRules>,
+    /// The memory that the steps of pool 0 share.
+    memory: Option<MemoryShare>,
     pools: Vec<Pool>,
     lookups: VecDeque<StepIndex>,
     backing_off: BinaryHeap<Reverse<(Duration, StepIndex)>>,
@@ -131,6 +135,7 @@ impl<'dag> Policy<'dag> {
             retries: rules.retries,
             backoff: rules.backoff,
             outcomes: rules.outcomes.clone(),
+            memory: rules.memory.clone().map(MemoryShare::new),
             pools: rules.limits.iter().map(pool).collect(),
             lookups: VecDeque::new(),
             backing_off: BinaryHeap::new(),
@@ -163,10 +168,15 @@ impl<'dag> Policy<'dag> {
         true
     }
 
-    /// Starts the ready step with the highest priority among the pools with a free slot.
+    /// Starts the ready step with the highest priority among the pools with a free slot, and among the steps
+    /// that the memory of the machine allows.
     pub fn start_next(&mut self) -> Option<Start> {
-        let with_slots = self.pools.iter().filter(|pool| pool.free > 0);
-        let step = self.ranks.step(with_slots.filter_map(|pool| pool.ready.first()).min()?);
+        let with_slots = self.pools.iter().enumerate().filter(|(_, pool)| pool.free > 0);
+        let first = |(at, pool): (usize, &Pool)| match &self.memory {
+            Some(memory) if at == 0 => memory.first(&pool.ready, &self.ranks),
+            _ => pool.ready.first(),
+        };
+        let step = self.ranks.step(with_slots.filter_map(first).min()?);
         self.set(step, State::Running);
         Some(Start { step, attempt: self.steps[step.get()].attempts })
     }
@@ -174,6 +184,12 @@ impl<'dag> Policy<'dag> {
     /// Handles the end of the running attempt of `step`, at `now`.
     pub fn attempt_ended(&mut self, step: StepIndex, end: AttemptEnd, now: Duration) -> Answer {
         debug_assert_eq!(self.states[step.get()], State::Running, "an attempt ended that was not running");
+        let end = match end {
+            AttemptEnd::MemoryWasShort(_) if self.retries_alone(step) => return Answer::RetryAlone,
+            AttemptEnd::MemoryWasShort(OUT_OF_MEMORY) => AttemptEnd::OutOfMemory,
+            AttemptEnd::MemoryWasShort(code) => AttemptEnd::Exited(code),
+            end => end,
+        };
         let status = match end {
             AttemptEnd::Exited(0) if self.steps[step.get()].command_failures > 0 => StepStatus::Flaky,
             AttemptEnd::Exited(0) => StepStatus::Passed,
@@ -187,10 +203,11 @@ impl<'dag> Policy<'dag> {
             }
             AttemptEnd::TimedOut => StepStatus::TimedOut,
             AttemptEnd::Canceled => StepStatus::Canceled,
-            AttemptEnd::OutOfMemory => StepStatus::OutOfMemory,
+            AttemptEnd::OutOfMemory | AttemptEnd::MemoryWasShort(_) => StepStatus::OutOfMemory,
             AttemptEnd::Infrastructure { retryable } => {
                 let Step { attempts, command_failures, .. } = self.steps[step.get()];
-                let retries_done = attempts - 1 - u32::from(command_failures);
+                let alone = self.memory.as_ref().is_some_and(|memory| memory.has_repeated(step));
+                let retries_done = attempts - 1 - u32::from(command_failures) - u32::from(alone);
                 if retryable && retries_done < self.retries && self.stop.is_none() {
                     let backoff = Backoff { first: self.backoff, longest: Duration::MAX }.pause(retries_done + 1);
                     self.backing_off.push(Reverse((now.saturating_add(backoff), step)));
@@ -216,6 +233,19 @@ impl<'dag> Policy<'dag> {
         Answer::Ended(status)
     }
 
+    /// Makes `step` ready again, which failed when memory was short, to run with nothing beside it. Returns
+    /// false if it has had that already.
+    fn retries_alone(&mut self, step: StepIndex) -> bool {
+        if self.stop.is_some() || !self.memory.as_ref().is_some_and(|memory| memory.may_repeat(step)) {
+            return false;
+        }
+        self.set(step, State::Ready);
+        if let Some(memory) = &mut self.memory {
+            memory.repeat_alone(step);
+        }
+        true
+    }
+
     /// Returns whether `step`, whose command failed, runs again.
     fn retries_command(&self, step: StepIndex) -> bool {
         let (done, allowed) = self.command_retries(step);
@@ -228,7 +258,7 @@ impl<'dag> Policy<'dag> {
             AttemptEnd::Exited(0) | AttemptEnd::Canceled | AttemptEnd::Infrastructure { .. } => return false,
             AttemptEnd::Exited(code) => code,
             AttemptEnd::TimedOut => TIMED_OUT,
-            AttemptEnd::OutOfMemory => OUT_OF_MEMORY,
+            AttemptEnd::OutOfMemory | AttemptEnd::MemoryWasShort(_) => OUT_OF_MEMORY,
         };
         self.stop.is_none() && self.outcomes.get(&step).is_some_and(|rules| rules.soft_fail.allows(code))
     }
@@ -272,6 +302,9 @@ impl<'dag> Policy<'dag> {
         self.stop = Some(reason);
         self.backing_off.clear();
         self.lookups.clear();
+        if let Some(memory) = &mut self.memory {
+            memory.stop();
+        }
         for pool in &mut self.pools {
             pool.ready.clear();
         }
@@ -382,6 +415,14 @@ impl<'dag> Policy<'dag> {
             "{previous:?} -> {next:?} is not in the diagram"
         );
         let Step { attempts, pool, .. } = &mut self.steps[step.get()];
+        if let Some(memory) = self.memory.as_mut().filter(|_| *pool == 0) {
+            if previous == State::Running {
+                memory.ended(step);
+            }
+            if next == State::Running {
+                memory.started(step);
+            }
+        }
         let pool = &mut self.pools[*pool as usize];
         if previous == State::Running {
             pool.free += 1;

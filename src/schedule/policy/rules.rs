@@ -17,6 +17,17 @@ pub struct Rules {
     pub backoff: Duration,
     /// The steps whose failures are allowed or retried.
     pub outcomes: BTreeMap<StepIndex, OutcomeRules>,
+    /// How the steps of pool 0, which run on one machine, share its memory. `None`: they do not care.
+    pub memory: Option<MemoryRules>,
+}
+
+/// How steps share the memory of a machine.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct MemoryRules {
+    /// The memory that steps which run at once may need together, in bytes.
+    pub budget: u64,
+    /// The steps whose peaks are known, in bytes. The others count as nothing.
+    pub peaks: BTreeMap<StepIndex, u64>,
 }
 
 /// The pool and the priority of a step.
@@ -50,6 +61,8 @@ pub enum AttemptEnd {
     Canceled,
     /// It exceeded its memory limit.
     OutOfMemory,
+    /// The command failed with this code while the machine had no memory left.
+    MemoryWasShort(i32),
     /// It failed for a reason other than the command.
     Infrastructure {
         /// Whether another attempt could succeed.
@@ -64,6 +77,8 @@ pub enum Answer {
     Ended(StepStatus),
     /// Another attempt starts after this delay.
     Retry(Duration),
+    /// Another attempt starts when no other step of pool 0 runs, and none starts before or beside it.
+    RetryAlone,
 }
 
 /// The reason why a build stops before all steps have ended. The first reason is kept.

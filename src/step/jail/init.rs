@@ -173,7 +173,7 @@ fn open_cgroup(procs: &CStr) -> Result<OwnedFd, SetupError> {
 fn attend(command: Pid, status: &OwnedFd, children: &OwnedFd, zygote: &OwnedFd, watch: Option<Watch>) {
     let timeout = watch.map(|_| WATCH_INTERVAL);
     let mut watcher = watch.map(Watcher::new);
-    let (mut report, mut asked_to_end) = (None, false);
+    let (mut reaped, mut asked_to_end) = (Reaped::default(), false);
     loop {
         let mut fds = [status, children, zygote].map(|fd| PollFd::from_borrowed_fd(fd.as_fd(), PollFlags::IN));
         match poll(&mut fds, timeout.as_ref()) {
@@ -186,8 +186,8 @@ fn attend(command: Pid, status: &OwnedFd, children: &OwnedFd, zygote: &OwnedFd, 
         }
         // Checked before the engine's messages: a command that has ended by now ended by itself.
         if from_children {
-            let left = reap(command, children, &mut report);
-            if let Some(report) = report.as_ref().filter(|_| !asked_to_end || left == Left::Nothing) {
+            let left = reap(command, children, &mut reaped);
+            if let Some(report) = reaped.report.as_ref().filter(|_| !asked_to_end || left == Left::Nothing) {
                 let _ = wire::send_value(status, report, &[]);
                 return;
             }
@@ -238,19 +238,33 @@ pub(super) enum Left {
     Nothing,
 }
 
+/// What is known of the children that ended.
+#[derive(Debug, Default)]
+pub(super) struct Reaped {
+    /// The report of the command, if it has ended.
+    pub(super) report: Option<Report>,
+    /// The processor time of all of them, in microseconds.
+    cpu_micros: u64,
+    /// The largest resident set among them, in bytes.
+    max_rss_bytes: u64,
+}
+
 /// Reaps all children that ended, and stores the command's report if the command is among them.
-pub(super) fn reap(command: Pid, children: &OwnedFd, report: &mut Option<Report>) -> Left {
+pub(super) fn reap(command: Pid, children: &OwnedFd, reaped: &mut Reaped) -> Left {
     let mut info = [0; size_of::<libc::signalfd_siginfo>()];
     // Several children may share one signal, so the signal is read first and then the children are reaped one
     // by one.
     let _ = rustix::io::read(children, &mut info[..]);
     loop {
         match sys::reap() {
-            Ok(Reap::Ended(child)) if child.pid == command => {
-                let (cpu_micros, max_rss_bytes) = (child.cpu_micros, child.max_rss_bytes);
-                *report = Some(Report::Exited { code: child.code, cpu_micros, max_rss_bytes });
+            Ok(Reap::Ended(child)) => {
+                reaped.cpu_micros = reaped.cpu_micros.saturating_add(child.cpu_micros);
+                reaped.max_rss_bytes = reaped.max_rss_bytes.max(child.max_rss_bytes);
+                if child.pid == command {
+                    let (cpu_micros, max_rss_bytes) = (reaped.cpu_micros, reaped.max_rss_bytes);
+                    reaped.report = Some(Report::Exited { code: child.code, cpu_micros, max_rss_bytes });
+                }
             }
-            Ok(Reap::Ended(_)) => {}
             // Orphans become children of this process, so no child means no process.
             Ok(Reap::NoChild) => return Left::Nothing,
             Ok(Reap::NoneYet) | Err(_) => return Left::Some,

@@ -185,7 +185,7 @@ pub enum Report {
     Exited {
         /// Its exit code, or 128+n after signal n.
         code: i32,
-        /// The processor time of the command and the children it waited for, in microseconds.
+        /// The processor time of the command and of every process that was waited for, in microseconds.
         cpu_micros: u64,
         /// The largest resident set among them, in bytes.
         max_rss_bytes: u64,

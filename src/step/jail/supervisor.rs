@@ -34,7 +34,7 @@ use rustix::{
 use super::{
     SetupError,
     error::ResultExt,
-    init::{Forwarded, Left, reap, receive},
+    init::{Forwarded, Left, Reaped, reap, receive},
     spec::{ProcessSpec, Report},
     sys, wire,
 };
@@ -102,9 +102,9 @@ fn run_step(fds: SupervisorFds, ignored: &[libc::c_int]) -> Result<(), SetupErro
 /// Waits for the end of the command, and reports it. After TERM it waits for the last process of the step.
 /// Returns the command if it is still running.
 fn attend(command: Pid, status: &OwnedFd, children: &OwnedFd) -> Option<Pid> {
-    let (mut report, mut asked_to_end) = (None, false);
+    let (mut reaped, mut asked_to_end) = (Reaped::default(), false);
     loop {
-        let running = report.is_none().then_some(command);
+        let running = reaped.report.is_none().then_some(command);
         let mut fds = [status, children].map(|fd| PollFd::from_borrowed_fd(fd.as_fd(), PollFlags::IN));
         match poll(&mut fds, None) {
             Ok(_) | Err(Errno::INTR) => {}
@@ -113,8 +113,8 @@ fn attend(command: Pid, status: &OwnedFd, children: &OwnedFd) -> Option<Pid> {
         let [from_engine, from_children] = fds.map(|fd| !fd.revents().is_empty());
         // Checked before the engine's messages: a command that has ended by now ended by itself.
         if from_children {
-            let left = reap(command, children, &mut report);
-            if let Some(report) = report.as_ref().filter(|_| !asked_to_end || left == Left::Nothing) {
+            let left = reap(command, children, &mut reaped);
+            if let Some(report) = reaped.report.as_ref().filter(|_| !asked_to_end || left == Left::Nothing) {
                 let _ = wire::send_value(status, report, &[]);
                 return None;
             }
@@ -123,10 +123,10 @@ fn attend(command: Pid, status: &OwnedFd, children: &OwnedFd) -> Option<Pid> {
             match receive(status) {
                 Forwarded::Signal(signal) if signal == Signal::TERM.as_raw() => {
                     asked_to_end = true;
-                    signal_all(report.is_none().then_some(command), Signal::TERM);
+                    signal_all(reaped.report.is_none().then_some(command), Signal::TERM);
                 }
                 // KILL.
-                Forwarded::Signal(_) | Forwarded::HungUp => return report.is_none().then_some(command),
+                Forwarded::Signal(_) | Forwarded::HungUp => return reaped.report.is_none().then_some(command),
                 Forwarded::Nothing => {}
             }
         }
@@ -163,7 +163,7 @@ fn end_all(command: Option<Pid>, children: &OwnedFd) -> Left {
 
 fn reap_all(children: &OwnedFd) -> Left {
     // This process is not its own child.
-    reap(getpid(), children, &mut None)
+    reap(getpid(), children, &mut Reaped::default())
 }
 
 /// Sends a signal to all processes of the step, exactly once to each: to some programs a second TERM means

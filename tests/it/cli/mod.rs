@@ -15,6 +15,8 @@ mod killed;
 mod killed_at_random;
 mod live_output;
 mod lost_blobs;
+#[cfg(target_os = "linux")]
+mod memory;
 mod outcomes;
 mod output;
 mod private_files;

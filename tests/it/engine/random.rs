@@ -20,7 +20,7 @@ use uuid::Uuid;
 use crate::support::{
     graphs::{Graph, cases, graphs},
     model::{Build, GRACE, Played, RUNNERS},
-    policy_oracle::outcome_rules,
+    policy_oracle::{memory, outcome_rules},
     scripted::{Act, Memory, PASS, Scripted, json_lines, request, statuses},
     workloads::Workload,
 };
@@ -43,6 +43,7 @@ fn mishaps() -> impl Strategy<Value = Act> {
         3 => Just(Act::Break),
         1 => Just(Act::BreakForGood),
         1 => Just(Act::Swell),
+        3 => prop_oneof![Just(137), 1..3_i32].prop_map(|code| Act::Starve { code }),
         1 => Just(Act::Panic),
         1 => Just(Act::Desert),
         1 => Just(Act::OwnLimit),
@@ -94,14 +95,16 @@ fn sparse_builds() -> impl Strategy<Value = Build> {
             vec(weighted(0.15, 1..1_500_u64), steps),
             vec(weighted(0.5, 0..5_000_u64), steps),
             vec(outcome_rules(subsequence(vec![1, 2, 124, 137], 1..=4)), steps),
+            weighted(0.7, memory(steps)),
         )
-            .prop_map(move |(scripts, runner_of, timeout_seconds, last_run_ms, outcomes)| Build {
+            .prop_map(move |(scripts, runner_of, timeout_seconds, last_run_ms, outcomes, memory)| Build {
                 graph: graph.clone(),
                 scripts,
                 runner_of,
                 timeout_seconds,
                 last_run_ms,
                 outcomes,
+                memory,
                 limits,
                 keep_going,
                 cancel_after: stops.0.map(|ms| Duration::from_millis(ms + 3)),
@@ -170,6 +173,11 @@ fn run<R: RunnerSet>(build: &Build, compose: fn(Three) -> R) -> Run {
         request.plan = Plan::parse(json).unwrap();
         request.options.keep_going = build.keep_going;
         request.options.timeout = Some(build.timeout);
+        if let Some((budget, peaks)) = &build.memory {
+            request.options.memory = Some(*budget);
+            let known = (0..).zip(peaks).filter_map(|(step, peak): (usize, _)| Some((step, (*peak)?)));
+            request.peaks = known.map(|(step, peak)| (format!("s{step}").into(), peak)).collect();
+        }
         let durations = (0..).zip(&build.last_run_ms).filter_map(|(step, ms)| Some((step, (*ms)?)));
         request.durations =
             durations.map(|(step, ms): (usize, _)| (format!("s{step}").into(), Duration::from_millis(ms))).collect();
@@ -205,6 +213,7 @@ pub(crate) fn pass_only(work: &Workload, slots: usize) -> u64 {
         timeout_seconds: vec![None; steps],
         last_run_ms: work.durations_ms.iter().copied().map(Some).collect(),
         outcomes: vec![OutcomeRules::default(); steps],
+        memory: None,
         limits: [slots, 1],
         keep_going: false,
         cancel_after: None,

@@ -3,7 +3,7 @@
 use hm_exec::{
     BuildEvent, BuildRef, BuildStatus, StepStatus,
     event::{CacheMissReason, EVENT_SCHEMA_VERSION, PlanSummary, StdStream},
-    runner::ArtifactRef,
+    runner::{ArtifactRef, StepUsage},
 };
 use hm_plugin_protocol::BuildEvent as Theirs;
 use serde_json::Value;
@@ -61,6 +61,7 @@ fn shared() -> Vec<BuildEvent> {
             attempt: 2,
             message: Some("no".into()),
             artifacts: vec![ArtifactRef { key: "out/a".into(), mime: "text/plain".into(), size_bytes: 3 }],
+            usage: Some(StepUsage::new(1 << 30, 1200)),
         },
         BuildEvent::ChainFailed {
             seq: 8,
@@ -77,7 +78,7 @@ fn shared() -> Vec<BuildEvent> {
 
 #[test]
 fn the_published_crate_reads_our_events_and_loses_only_our_additions() {
-    let added = ["seq", "schema_version", "attempt", "partial", "status", "message", "artifacts"];
+    let added = ["seq", "schema_version", "attempt", "partial", "status", "message", "artifacts", "usage"];
     for event in shared() {
         let ours = serde_json::to_value(&event).unwrap();
         let theirs = serde_json::to_value(serde_json::from_value::<Theirs>(ours.clone()).unwrap()).unwrap();

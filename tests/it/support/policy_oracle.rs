@@ -10,13 +10,13 @@ use std::{
 use hm_exec::{
     Plan, StepStatus,
     plan::{OutcomeRules, SoftFail, StepIndex},
-    schedule::{Answer, AttemptEnd, Placement, Policy, Rules, StopReason, priorities},
+    schedule::{Answer, AttemptEnd, MemoryRules, Placement, Policy, Rules, StopReason, priorities},
 };
 use proptest::{collection::vec, prelude::*};
 
 use super::{
     graphs::{Graph, graphs},
-    model::{Model, Step, urgency},
+    model::{Alone, Model, Step, urgency},
 };
 
 const BACKOFFS_MS: [u64; 2] = [100, 200];
@@ -37,6 +37,8 @@ pub(crate) struct Scenario {
     pool_of: Vec<usize>,
     cached: Vec<bool>,
     outcomes: Vec<OutcomeRules>,
+    /// The memory of the machine, if it matters, and the steps' expected peaks.
+    memory: Option<(u64, Vec<Option<u64>>)>,
     limits: Vec<usize>,
     last_run_ms: Vec<Option<u64>>,
     keep_going: bool,
@@ -46,13 +48,15 @@ pub(crate) struct Scenario {
 
 /// Returns how an attempt ends; the more bytes map to an end, the likelier it is.
 fn end_of(byte: u8) -> AttemptEnd {
-    match byte % 17 {
+    match byte % 20 {
         0..8 => AttemptEnd::Exited(0),
         8..10 => AttemptEnd::Exited(i32::from(byte) + 1),
         10..13 => AttemptEnd::Infrastructure { retryable: true },
         13 => AttemptEnd::Infrastructure { retryable: false },
         14 => AttemptEnd::OutOfMemory,
         15 => AttemptEnd::TimedOut,
+        16 => AttemptEnd::MemoryWasShort(137),
+        17..19 => AttemptEnd::MemoryWasShort(i32::from(byte) + 1),
         _ => AttemptEnd::Canceled,
     }
 }
@@ -80,6 +84,18 @@ pub(crate) fn outcome_rules(codes: impl Strategy<Value = Vec<u8>>) -> impl Strat
         .prop_map(|(retries, soft_fail)| OutcomeRules::new(retries, soft_fail))
 }
 
+/// Generates the memory of a machine, and the peaks of steps: some fit, some do not, and some are not known.
+pub(crate) fn memory(steps: usize) -> impl Strategy<Value = (u64, Vec<Option<u64>>)> {
+    let peak = prop_oneof![6 => 0..50_u64, 1 => 50..200_u64, 1 => Just(u64::MAX)];
+    (prop_oneof![8 => 1..150_u64, 1 => Just(0), 1 => Just(u64::MAX)], vec(proptest::option::weighted(0.8, peak), steps))
+}
+
+/// Returns the rules of such a machine.
+pub(crate) fn memory_rules((budget, peaks): &(u64, Vec<Option<u64>>)) -> MemoryRules {
+    let peaks = (0..).map(index).zip(peaks).filter_map(|(step, peak)| Some((step, (*peak)?)));
+    MemoryRules { budget: *budget, peaks: peaks.collect() }
+}
+
 pub(crate) fn scenarios() -> impl Strategy<Value = Scenario> {
     (graphs(0..=60), vec(1..=4_usize, 3)).prop_flat_map(|(graph, limits)| {
         let steps = graph.len;
@@ -91,20 +107,22 @@ pub(crate) fn scenarios() -> impl Strategy<Value = Scenario> {
             any::<bool>(),
             vec(any::<u8>(), 0..900).prop_map(|bytes| operations_of(&bytes)),
             vec(any::<u8>().prop_map(end_of), 1..20),
+            proptest::option::weighted(0.7, memory(steps)),
         )
-            .prop_map(move |(pool_of, cached, outcomes, last_run_ms, keep_going, operations, final_ends)| {
-                Scenario {
+            .prop_map(
+                move |(pool_of, cached, outcomes, last_run_ms, keep_going, operations, final_ends, memory)| Scenario {
                     graph: graph.clone(),
                     pool_of,
                     cached,
                     outcomes,
+                    memory,
                     limits: limits.clone(),
                     last_run_ms,
                     keep_going,
                     operations,
                     final_ends,
-                }
-            })
+                },
+            )
     })
 }
 
@@ -242,6 +260,7 @@ pub(crate) fn check(scenario: &Scenario) {
         retries: u32::try_from(BACKOFFS_MS.len()).unwrap(),
         backoff: Duration::from_millis(BACKOFFS_MS[0]),
         outcomes: (0..).map(index).zip(scenario.outcomes.iter().cloned()).collect(),
+        memory: scenario.memory.as_ref().map(memory_rules),
     };
     let mut pair = Pair {
         policy: Policy::new(plan.dag(), &placements.collect::<Vec<_>>(), &rules),
@@ -249,6 +268,9 @@ pub(crate) fn check(scenario: &Scenario) {
             parents: (0..scenario.graph.len).map(|step| scenario.graph.parents(step)).collect(),
             lineage: (0..scenario.graph.len).map(|step| scenario.graph.lineage(step)).collect(),
             outcomes: scenario.outcomes.clone(),
+            memory: scenario.memory.clone(),
+            is_beside: vec![false; scenario.graph.len],
+            alone: vec![Alone::No; scenario.graph.len],
             pool_of: scenario.pool_of.clone(),
             to_look_up: scenario.cached.clone(),
             urgency,

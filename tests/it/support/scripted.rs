@@ -34,6 +34,8 @@ pub(crate) enum Act {
     BreakForGood,
     /// Exceeds its memory limit.
     Swell,
+    /// Fails with a code, because the machine has no memory left.
+    Starve { code: i32 },
     /// Waits to be cancelled, and then takes some milliseconds to end.
     Linger { ms: u64 },
     /// Ignores its cancellation token.
@@ -142,6 +144,7 @@ impl Scripted {
             }
             Act::Break => Err(RunnerError::infrastructure("reach the worker", anyhow!("no route"))),
             Act::BreakForGood => Err(RunnerError::unsupported("no such device")),
+            Act::Starve { code } => Err(RunnerError::machine_out_of_memory(code)),
             Act::Swell => Err(RunnerError::out_of_memory(1 << 20)),
             Act::Linger { ms } => {
                 ctx.cancel.cancelled().await;

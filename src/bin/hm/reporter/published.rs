@@ -324,6 +324,7 @@ mod tests {
             attempt,
             message,
             artifacts,
+            usage: None,
         }
     }
 

@@ -2,10 +2,15 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use hm_exec::{BuildEvent, BuildRef, BuildStatus, StepStatus};
+use hm_exec::{BuildEvent, BuildRef, BuildStatus, StepStatus, runner::StepUsage, size};
 use uuid::Uuid;
 
 use super::{style::Style, text};
+
+/// Less memory than this is not worth a line.
+const MUCH_MEMORY: u64 = 256 << 20;
+/// Less processor time than this is not worth a line, in milliseconds.
+const MUCH_CPU_MS: u64 = 10_000;
 
 /// The steps of a build, collected from its events.
 #[derive(Debug, Default)]
@@ -16,6 +21,9 @@ pub(super) struct Steps {
     /// The steps that passed only when repeated, and the failures that are allowed.
     remarks: Vec<String>,
     failures: Vec<String>,
+    /// The step that had the most memory, and what all steps used together.
+    hungriest: Option<(Uuid, StepUsage)>,
+    cpu_ms: u64,
 }
 
 #[derive(Debug, Default, Clone, Copy)]
@@ -36,7 +44,10 @@ impl Steps {
             BuildEvent::StepQueued { step_id, key, .. } => {
                 self.names.insert(*step_id, style.name(&text::clean(key)).into());
             }
-            BuildEvent::StepEnd { step_id, status, attempt, exit_code, duration_ms, message, .. } => {
+            BuildEvent::StepEnd { step_id, status, attempt, exit_code, duration_ms, message, usage, .. } => {
+                if let Some(usage) = usage {
+                    self.used(*step_id, *usage);
+                }
                 let count = match status {
                     StepStatus::Passed => &mut self.ended.passed,
                     StepStatus::Flaky => &mut self.ended.flaky,
@@ -62,6 +73,23 @@ impl Steps {
         }
     }
 
+    fn used(&mut self, step_id: Uuid, usage: StepUsage) {
+        self.cpu_ms = self.cpu_ms.saturating_add(usage.cpu_ms);
+        if self.hungriest.is_none_or(|(_, most)| usage.peak_memory_bytes > most.peak_memory_bytes) {
+            self.hungriest = Some((step_id, usage));
+        }
+    }
+
+    /// Describes what the steps used, if it is much.
+    fn usage(&self) -> Option<String> {
+        let (step, StepUsage { peak_memory_bytes: peak, .. }) = self.hungriest?;
+        if peak < MUCH_MEMORY && self.cpu_ms < MUCH_CPU_MS {
+            return None;
+        }
+        let cpu = text::duration(std::time::Duration::from_millis(self.cpu_ms));
+        Some(format!("  used {cpu} of CPU time, and at most {} of memory in {}", size::show(peak), self.name(step)))
+    }
+
     /// Returns a step's key, safe to print and coloured.
     pub(super) fn name(&self, step_id: Uuid) -> Arc<str> {
         self.names.get(&step_id).map_or_else(|| step_id.to_string().into(), Arc::clone)
@@ -78,10 +106,11 @@ impl Steps {
         passed + flaky + cached + failed_allowed + failed + skipped + canceled
     }
 
-    /// Returns the last lines of a build: which steps failed or were flaky, and the verdict.
+    /// Returns the last lines of a build: which steps failed or were flaky, what they used, and the verdict.
     pub(super) fn summary(&self, status: BuildStatus, duration_ms: u64, style: Style) -> Vec<String> {
         let mut lines: Vec<String> =
             self.remarks.iter().chain(&self.failures).map(|line| format!("  {line}")).collect();
+        lines.extend(self.usage());
         let counts = [
             (self.ended.passed, "passed"),
             (self.ended.flaky, "flaky"),

@@ -15,7 +15,7 @@ use super::{
         graphs::Graph,
         scripted::{Act, PASS, Seen},
     },
-    Model, Step, urgency,
+    Alone, Model, Step, urgency,
 };
 
 /// The time between TERM and KILL in these builds.
@@ -37,6 +37,8 @@ pub(crate) struct Build {
     pub(crate) timeout_seconds: Vec<Option<u64>>,
     pub(crate) last_run_ms: Vec<Option<u64>>,
     pub(crate) outcomes: Vec<OutcomeRules>,
+    /// The memory of the machine, if it matters, and the expected peaks of the steps.
+    pub(crate) memory: Option<(u64, Vec<Option<u64>>)>,
     /// The limit of the first two runners' pool, and that of the third's.
     pub(crate) limits: [usize; 2],
     pub(crate) keep_going: bool,
@@ -134,6 +136,7 @@ fn outcome(act: &Act) -> AttemptEnd {
         Act::Break | Act::Desert => AttemptEnd::Infrastructure { retryable: true },
         Act::BreakForGood | Act::Panic => AttemptEnd::Infrastructure { retryable: false },
         Act::Swell => AttemptEnd::OutOfMemory,
+        Act::Starve { code } => AttemptEnd::MemoryWasShort(*code),
         Act::OwnLimit => AttemptEnd::TimedOut,
         Act::Linger { .. } | Act::Ignore | Act::After(..) | Act::OnceTold(_) => unreachable!("it waits for something"),
     }
@@ -152,6 +155,9 @@ impl Build {
             parents: (0..steps).map(|step| self.graph.parents(step)).collect(),
             lineage: (0..steps).map(|step| self.graph.lineage(step)).collect(),
             outcomes: self.outcomes.clone(),
+            memory: self.memory.clone(),
+            is_beside: vec![false; steps],
+            alone: vec![Alone::No; steps],
             pool_of: self.runner_of.iter().map(|runner| usize::from(*runner == 2)).collect(),
             to_look_up: vec![false; steps],
             urgency: urgency(&self.graph.edges, &self.last_run_ms),
@@ -226,8 +232,10 @@ impl Build {
             if let Some(first) = first.filter(|first| ends[*first].at == now) {
                 let Attempt { step, .. } = running.remove(first);
                 match (model.attempt_ended(step, ends[first].how, now), ends[first].how) {
-                    (Answer::Retry(_), _) => retries.push((step, model.attempts[step])),
-                    (Answer::Ended(_), AttemptEnd::Exited(code)) => codes[step] = Some(code),
+                    (Answer::Retry(_) | Answer::RetryAlone, _) => retries.push((step, model.attempts[step])),
+                    (Answer::Ended(_), AttemptEnd::Exited(code) | AttemptEnd::MemoryWasShort(code)) => {
+                        codes[step] = Some(code)
+                    }
                     (Answer::Ended(_), _) => {}
                 }
                 if ends[first].is_dropped {

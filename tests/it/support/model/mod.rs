@@ -4,4 +4,4 @@ mod build;
 mod policy;
 
 pub(crate) use build::{Build, GRACE, Played, RUNNERS};
-pub(crate) use policy::{Model, Step, urgency};
+pub(crate) use policy::{Alone, Model, Step, urgency};

@@ -17,12 +17,26 @@ pub(crate) enum Step {
     Ended(StepStatus),
 }
 
+/// Whether a step runs again without others, because memory was short.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Alone {
+    No,
+    /// It waits for that, or does.
+    Now,
+    Done,
+}
+
 #[derive(Debug)]
 pub(crate) struct Model {
     pub(crate) parents: Vec<Vec<usize>>,
     /// The parent in which each step builds.
     pub(crate) lineage: Vec<Option<usize>>,
     pub(crate) outcomes: Vec<OutcomeRules>,
+    /// The memory that the steps of pool 0 share, if it matters, and their peaks, if they are known.
+    pub(crate) memory: Option<(u64, Vec<Option<u64>>)>,
+    /// Whether another step of pool 0 has run during the last attempt of each step.
+    pub(crate) is_beside: Vec<bool>,
+    pub(crate) alone: Vec<Alone>,
     pub(crate) pool_of: Vec<usize>,
     /// Steps whose cache lookup has not been made yet.
     pub(crate) to_look_up: Vec<bool>,
@@ -44,11 +58,35 @@ impl Model {
                 && !self.to_look_up[step]
                 && self.may_run(step)
                 && self.running(self.pool_of[step]) < self.limits[self.pool_of[step]]
+                && self.memory_allows(step)
         });
         let step = startable.max_by_key(|&step| (self.urgency[step], Reverse(step)))?;
         self.steps[step] = Step::Running;
+        if self.pool_of[step] == 0 {
+            self.is_beside[step] = false;
+            let running: Vec<_> = self.on_the_machine().collect();
+            if running.len() > 1 {
+                running.into_iter().for_each(|step| self.is_beside[step] = true);
+            }
+        }
         self.attempts[step] += 1;
         Some((step, self.attempts[step]))
+    }
+
+    /// Returns the running steps of pool 0.
+    fn on_the_machine(&self) -> impl Iterator<Item = usize> {
+        (0..self.steps.len()).filter(|&step| self.steps[step] == Step::Running && self.pool_of[step] == 0)
+    }
+
+    /// Returns whether a step may start beside those that run, as far as memory matters.
+    fn memory_allows(&self, step: usize) -> bool {
+        let Some((budget, peaks)) = self.memory.as_ref().filter(|_| self.pool_of[step] == 0) else { return true };
+        let is_idle = self.on_the_machine().count() == 0;
+        if self.alone.contains(&Alone::Now) {
+            return is_idle && self.alone[step] == Alone::Now;
+        }
+        let sum: u128 = self.on_the_machine().chain([step]).map(|step| u128::from(peaks[step].unwrap_or(0))).sum();
+        is_idle || sum.min(u128::from(u64::MAX)) <= u128::from(*budget)
     }
 
     /// Returns the steps whose lookups may end now.
@@ -66,9 +104,26 @@ impl Model {
     }
 
     pub(crate) fn attempt_ended(&mut self, step: usize, end: AttemptEnd, now: Duration) -> Answer {
+        let may_repeat = self.memory.is_some() && self.is_beside[step] && self.pool_of[step] == 0;
+        let end = match end {
+            AttemptEnd::MemoryWasShort(_) if may_repeat && self.alone[step] == Alone::No && self.stop.is_none() => {
+                self.steps[step] = Step::Idle;
+                self.alone[step] = Alone::Now;
+                return Answer::RetryAlone;
+            }
+            AttemptEnd::MemoryWasShort(137) => AttemptEnd::OutOfMemory,
+            AttemptEnd::MemoryWasShort(code) => AttemptEnd::Exited(code),
+            end => end,
+        };
+        let repeated = usize::from(self.alone[step] != Alone::No);
+        if repeated > 0 {
+            self.alone[step] = Alone::Done;
+        }
         let status = match end {
             AttemptEnd::Infrastructure { retryable: true } if self.stop.is_none() => {
-                if let Some(&backoff) = self.backoffs.get(self.attempts[step] - 1 - self.command_failures[step]) {
+                if let Some(&backoff) =
+                    self.backoffs.get(self.attempts[step] - 1 - self.command_failures[step] - repeated)
+                {
                     self.steps[step] = Step::BackingOff { due: now + backoff };
                     return Answer::Retry(backoff);
                 }
@@ -90,7 +145,7 @@ impl Model {
             AttemptEnd::Exited(_) => StepStatus::Failed,
             AttemptEnd::TimedOut => StepStatus::TimedOut,
             AttemptEnd::Canceled => StepStatus::Canceled,
-            AttemptEnd::OutOfMemory => StepStatus::OutOfMemory,
+            AttemptEnd::OutOfMemory | AttemptEnd::MemoryWasShort(_) => StepStatus::OutOfMemory,
         };
         self.steps[step] = Step::Ended(status);
         let is_fine = matches!(status, StepStatus::Passed | StepStatus::Flaky | StepStatus::FailedAllowed);

@@ -18,6 +18,8 @@ use hm_exec::{
     image::{ImageOptions, PullPolicy},
     project::ProjectDir,
     quote::quote,
+    runner::available_memory,
+    size,
     source::EarlyFreeze,
     store::{Filesystem, StoreHandle},
 };
@@ -32,7 +34,7 @@ use crate::{
     exit_code,
     failure::{Failure, Outcome},
     pipelines::{self, nearest, parse},
-    previous_durations, project_id,
+    previous_runs, project_id,
     reporter::{Format, Screen, View, text, to_stderr},
     runners::{self, Runners},
     runtime::runtime,
@@ -113,6 +115,11 @@ pub(crate) struct Args {
     /// Same as `--jobs`; 0 means 1
     #[arg(long, value_name = "N", conflicts_with = "jobs")]
     parallelism: Option<usize>,
+
+    /// How much memory steps that run at once may need together, judged by their last runs, such as 16g
+    /// [default: what this machine has available]
+    #[arg(long, value_name = "SIZE", value_parser = size::parse)]
+    memory: Option<u64>,
 
     /// After a failure, continue with the steps that do not depend on the failed one
     #[arg(short, long)]
@@ -254,7 +261,10 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
     request.secrets = secrets;
     request.run_id = Some(Uuid::new_v4());
     request.early_freeze = early;
-    request.durations = previous_durations::read(&store, &request.repo_root, &definition.name);
+    let previous = previous_runs::read(&store, &request.repo_root, &definition.name);
+    request.durations = previous.durations;
+    request.peaks = previous.peaks;
+    request.options.memory = args.memory.or_else(available_memory);
     request.options.source_times = config.source_times;
     request.options.no_cache = args.no_cache;
     request.options.refresh = args.refresh.iter().cloned().collect();
