@@ -106,10 +106,10 @@ pub struct RunOptions {
     pub watch: bool,
     /// After a failure, continue with steps that do not need the failed step.
     pub keep_going: bool,
-    /// How much memory the steps that run at once on this machine may need together, in bytes, as far as their
-    /// needs are known. A step that fails because the machine has no memory left, beside others, runs again
-    /// alone, once. By default, memory does not matter. [`available_memory`](crate::runner::available_memory)
-    /// is a good choice.
+    /// How much memory the steps that run at once on this machine may need together, in bytes, as far as
+    /// their needs are known. A step that fails because the machine has no memory left, beside others, runs
+    /// again alone, once. By default, memory does not matter.
+    /// [`available_memory`](crate::runner::available_memory) is a good choice.
     pub memory: Option<u64>,
     /// Keep the filesystem of every step after the build ends, for inspection: also those of passed steps,
     /// and those that no other step needs.

@@ -55,8 +55,8 @@ pub struct StepCost {
     pub peak_memory_bytes: Option<u64>,
 }
 
-/// Returns what each step of the run in `dir` cost, by key, as far as the journal shows it. Unreadable parts of
-/// a truncated journal are left out.
+/// Returns what each step of the run in `dir` cost, by key, as far as the journal shows it. Unreadable parts
+/// of a truncated journal are left out.
 ///
 /// # Errors
 /// Returns the same errors as [`open`].

@@ -195,8 +195,8 @@ pub enum BuildEvent {
         /// The artifacts that the step left for users, with secrets masked.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         artifacts: Vec<ArtifactRef>,
-        /// What the step's processes used of the machine, if that is known: the highest peak and the sum of the
-        /// processor times of all attempts.
+        /// What the step's processes used of the machine, if that is known: the highest peak and the sum of
+        /// the processor times of all attempts.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         usage: Option<StepUsage>,
     },

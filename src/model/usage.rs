@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct StepUsage {
-    /// The most memory at a time, in bytes: of all processes together if a control group counted it, otherwise
-    /// of the largest one.
+    /// The most memory at a time, in bytes: of all processes together if a control group counted it,
+    /// otherwise of the largest one.
     pub peak_memory_bytes: u64,
     /// The processor time, in milliseconds.
     pub cpu_ms: u64,

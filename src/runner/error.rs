@@ -18,8 +18,8 @@ pub enum RunnerErrorKind {
     TimedOut,
     /// The build was cancelled, and the runner ended the command.
     Cancelled,
-    /// The command exceeded its memory limit and was killed, or it failed when the machine had no memory left:
-    /// see [`RunnerError::machine_out_of_memory`].
+    /// The command exceeded its memory limit and was killed, or it failed when the machine had no memory
+    /// left: see [`RunnerError::machine_out_of_memory`].
     OutOfMemory,
     /// The command reached its limit on processes, and failed or was killed as a result: see
     /// [`RunnerError::exit_code`].
@@ -68,8 +68,8 @@ impl RunnerError {
         Self::bare(RunnerErrorKind::OutOfMemory, format!("the memory limit of {limit_bytes} bytes was reached"))
     }
 
-    /// Returns the error of a command that failed with `exit_code` while the machine had so little memory that
-    /// the kernel ended processes. If other steps ran at that time, the step runs again alone.
+    /// Returns the error of a command that failed with `exit_code` while the machine had so little memory
+    /// that the kernel ended processes. If other steps ran at that time, the step runs again alone.
     #[must_use]
     pub fn machine_out_of_memory(exit_code: i32) -> Self {
         let message =

@@ -82,7 +82,8 @@ fn ended_processes() -> u64 {
     number_after(&counts, "oom_kill ").unwrap_or(0)
 }
 
-/// The counts of ended processes that were read so far, and when. A count that did not change is not repeated.
+/// The counts of ended processes that were read so far, and when. A count that did not change is not
+/// repeated.
 #[cfg(feature = "sandbox")]
 static COUNTS: Mutex<Vec<(Instant, u64)>> = Mutex::new(Vec::new());
 

@@ -1,8 +1,8 @@
-//! What the steps of a pipeline took the last time, so that the longest path starts first, and that steps which
-//! run at once fit into the memory.
+//! What the steps of a pipeline took the last time, so that the longest path starts first, and that steps
+//! which run at once fit into the memory.
 //!
-//! The store has the last runs, and their journals have the durations and peaks. If either cannot be read, only
-//! the better order is lost.
+//! The store has the last runs, and their journals have the durations and peaks. If either cannot be read,
+//! only the better order is lost.
 
 use std::{collections::BTreeMap, path::Path, sync::Arc, time::Duration};
 

@@ -61,8 +61,8 @@ impl Helper {
     }
 }
 
-/// Runs the command to its end, and returns its exit code and what it used. All output has been forwarded, and
-/// no process is left, when this returns.
+/// Runs the command to its end, and returns its exit code and what it used. All output has been forwarded,
+/// and no process is left, when this returns.
 pub(super) async fn run(
     zygote: &Zygote,
     ctx: &StepContext,

@@ -232,8 +232,8 @@ impl Group {
         self.has_counted(file, "oom_kill ")
     }
 
-    /// Returns the most memory that the group had at a time, without the page cache that it still has. Much of
-    /// the peak may be such cache, which the kernel takes back when there is a need.
+    /// Returns the most memory that the group had at a time, without the page cache that it still has. Much
+    /// of the peak may be such cache, which the kernel takes back when there is a need.
     fn peak_memory(&self) -> Option<u64> {
         let (peak, cache) = match self.version {
             Version::V1 => ("memory.max_usage_in_bytes", ["total_cache ", "total_shmem "]),

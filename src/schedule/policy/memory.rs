@@ -30,8 +30,8 @@ impl MemoryShare {
         Self { budget, peaks, running: BTreeMap::new(), used: 0, alone: BTreeSet::new(), repeated: BTreeSet::new() }
     }
 
-    /// Returns the rank of the first of the steps that are ready which may start. Takes constant time if it is
-    /// the first step, and otherwise looks at the steps before it.
+    /// Returns the rank of the first of the steps that are ready which may start. Takes constant time if it
+    /// is the first step, and otherwise looks at the steps before it.
     pub(super) fn first(&self, ready: &RankSet, ranks: &Ranks) -> Option<u32> {
         if !self.alone.is_empty() {
             if !self.running.is_empty() {
