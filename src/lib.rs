@@ -14,6 +14,8 @@
 
 // Without all features, some functions have no caller. With them, as `hm` is built, none is excused.
 #![cfg_attr(not(feature = "cli"), allow(dead_code, unused_imports))]
+// On docs.rs, items that need a feature name it.
+#![cfg_attr(docsrs, feature(doc_cfg))]
 
 #[cfg(not(target_os = "linux"))]
 compile_error!("hm-exec runs on Linux only: its store and its steps rely on the kernel's overlays and namespaces");
@@ -90,8 +92,8 @@ pub mod __private {
     pub use crate::runner::{
         DynStepRunner, ExecutorInput, RunnerError, RunnerIndex, RunnerRegistry, RunnerSet, StepContext, StepResult,
         StepRunner,
-        hlist::{NIL, at, cons, into_registry},
-        name::{NameOf, Nameless, collide, is_bad},
+        hlist::{NIL, at, behind, cons, flatten, into_registry, nested},
+        name::{ConstNames, NameOf, Nameless, Names, NamesOf, collide, is_bad},
         set::no_such_runner,
     };
 }

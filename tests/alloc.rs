@@ -9,13 +9,14 @@ mod run_meta;
 use std::{
     future::poll_fn,
     pin::pin,
+    sync::Arc,
     task::{Context, Poll, Waker},
 };
 
 use allocation_counter::measure;
 use hm_exec::{
     ExecutorInput, RunnerSet, StepResult,
-    runner::{RunnerError, RunnerIndex, StepContext, StepRunner},
+    runner::{RunnerError, RunnerIndex, RunnerRegistry, StepContext, StepRunner},
 };
 
 use attempt::attempt;
@@ -50,6 +51,34 @@ struct Mine {
 const MINE: Mine = Mine { light: Holds, heavy: Holds, heavy_too: Holds };
 const DISPATCHES: u64 = 100;
 
+#[derive(Debug, RunnerSet)]
+struct Outer {
+    #[runner(flatten)]
+    mine: Mine,
+    #[runner(name = "own")]
+    own: Holds<0>,
+    #[runner(flatten)]
+    plugins: RunnerRegistry,
+}
+
+fn outer() -> Outer {
+    let mut plugins = RunnerRegistry::new();
+    plugins.register(Arc::new(Plugin), false);
+    Outer { mine: MINE, own: Holds, plugins }
+}
+
+/// A runner of another type, so that its name differs.
+#[derive(Debug)]
+struct Plugin;
+
+impl StepRunner for Plugin {
+    const NAME: &'static str = "plugin";
+
+    async fn execute(&self, ctx: &StepContext, input: ExecutorInput) -> Result<StepResult, RunnerError> {
+        StepRunner::execute(&Holds::<0>, ctx, input).await
+    }
+}
+
 /// Dispatches to every runner many times, each polled to its end. How many allocations that made.
 fn allocations(set: &impl RunnerSet, runners: u16) -> u64 {
     let (ctx, input) = attempt();
@@ -69,6 +98,14 @@ fn allocations(set: &impl RunnerSet, runners: u16) -> u64 {
 #[test]
 fn a_dispatch_on_a_derived_set_allocates_nothing() {
     assert_eq!(allocations(&MINE, 3), 0);
+}
+
+#[test]
+fn only_the_registry_in_a_set_of_sets_allocates() {
+    let outer = outer();
+    assert_eq!(outer.runner_count(), 5);
+    assert_eq!(allocations(&outer, 4), 0);
+    assert_eq!(allocations(&outer, 5), DISPATCHES);
 }
 
 #[test]

@@ -18,7 +18,7 @@ pub(crate) struct Set<'a> {
     pub(crate) mistakes: Vec<syn::Error>,
 }
 
-/// A field of the set, which should be a runner.
+/// A field of the set, which should be a runner, or a set of runners if it is flattened.
 pub(crate) struct Field<'a> {
     pub(crate) member: Member,
     pub(crate) ty: &'a Type,
@@ -29,26 +29,21 @@ pub(crate) struct Field<'a> {
 }
 
 impl<'a> Set<'a> {
-    /// Reads a struct.
+    /// Reads a struct. `mistakes` are those that were found before.
     ///
     /// # Errors
     /// Returns an error if the input is not a struct.
-    pub(crate) fn read(input: &'a DeriveInput) -> Result<Self, Vec<syn::Error>> {
+    pub(crate) fn read(input: &'a DeriveInput, mut mistakes: Vec<syn::Error>) -> Result<Self, Vec<syn::Error>> {
         let kind = match &input.data {
-            Data::Struct(data) => return Ok(Self::read_fields(input, &data.fields)),
+            Data::Struct(data) => return Ok(Self::read_fields(input, &data.fields, mistakes)),
             Data::Enum(data) => data.enum_token.span(),
             Data::Union(data) => data.union_token.span(),
         };
-        Err(vec![syn::Error::new(kind, "a set of runners is a struct with one field per runner")])
+        mistakes.push(syn::Error::new(kind, "a set of runners is a struct with one field per runner"));
+        Err(mistakes)
     }
 
-    fn read_fields(input: &'a DeriveInput, fields: &'a syn::Fields) -> Self {
-        let mut mistakes: Vec<syn::Error> = input
-            .attrs
-            .iter()
-            .filter(|attribute| attribute.path().is_ident("runner"))
-            .map(|attribute| syn::Error::new_spanned(attribute, "`#[runner(..)]` belongs on a field"))
-            .collect();
+    fn read_fields(input: &'a DeriveInput, fields: &'a syn::Fields, mut mistakes: Vec<syn::Error>) -> Self {
         let parameters = parameters(&input.generics);
         let fields = fields
             .iter()

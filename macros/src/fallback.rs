@@ -5,7 +5,7 @@ use proc_macro2::TokenStream;
 use quote::quote;
 use syn::{DeriveInput, parse_quote};
 
-pub(crate) fn expand(input: &DeriveInput, mistakes: &[syn::Error]) -> TokenStream {
+pub(crate) fn expand(input: &DeriveInput, hm: &TokenStream, mistakes: &[syn::Error]) -> TokenStream {
     let mistakes = mistakes.iter().map(syn::Error::to_compile_error);
     let ident = &input.ident;
     let mut generics = input.generics.clone();
@@ -18,29 +18,29 @@ pub(crate) fn expand(input: &DeriveInput, mistakes: &[syn::Error]) -> TokenStrea
 
         #[automatically_derived]
         #[allow(trivial_bounds)]
-        impl #impl_generics ::hm_exec::__private::RunnerSet for #ident #ty_generics #where_clause {
+        impl #impl_generics #hm::RunnerSet for #ident #ty_generics #where_clause {
             fn at(
                 &self,
-                _: ::hm_exec::__private::RunnerIndex,
-            ) -> ::core::option::Option<(&::core::primitive::str, &dyn ::hm_exec::__private::DynStepRunner)> {
+                _: #hm::RunnerIndex,
+            ) -> ::core::option::Option<(&::core::primitive::str, &dyn #hm::DynStepRunner)> {
                 ::core::option::Option::None
             }
 
-            fn default_index(&self) -> ::core::option::Option<::hm_exec::__private::RunnerIndex> {
+            fn default_index(&self) -> ::core::option::Option<#hm::RunnerIndex> {
                 ::core::option::Option::None
             }
 
             async fn dispatch(
                 &self,
-                __index: ::hm_exec::__private::RunnerIndex,
-                _: &::hm_exec::__private::StepContext,
-                _: ::hm_exec::__private::ExecutorInput,
-            ) -> ::core::result::Result<::hm_exec::__private::StepResult, ::hm_exec::__private::RunnerError> {
-                ::core::result::Result::Err(::hm_exec::__private::no_such_runner(__index))
+                __index: #hm::RunnerIndex,
+                _: &#hm::StepContext,
+                _: #hm::ExecutorInput,
+            ) -> ::core::result::Result<#hm::StepResult, #hm::RunnerError> {
+                ::core::result::Result::Err(#hm::no_such_runner(__index))
             }
 
-            fn into_registry(self) -> ::hm_exec::__private::RunnerRegistry {
-                ::hm_exec::__private::RunnerRegistry::new()
+            fn into_registry(self) -> #hm::RunnerRegistry {
+                #hm::RunnerRegistry::new()
             }
         }
     }

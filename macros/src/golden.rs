@@ -35,6 +35,23 @@ fn a_set_with_a_default_a_renamed_runner_and_a_parameter() {
 }
 
 #[test]
+fn a_set_in_a_facade_with_two_sets_in_it() {
+    check(
+        "flattened",
+        &parse_quote! {
+            #[runner(crate = "facade::hm_exec")]
+            struct Runners<S> {
+                #[runner(flatten, default)]
+                library: S,
+                vm: VmRunner,
+                #[runner(flatten)]
+                plugins: RunnerRegistry,
+            }
+        },
+    );
+}
+
+#[test]
 fn a_tuple_struct() {
     check(
         "tuple",
@@ -58,7 +75,7 @@ fn a_wrong_set_still_implements_the_trait() {
 /// Every input yields an expansion, never a panic.
 #[test]
 fn no_input_panics() {
-    let inputs: [syn::DeriveInput; 6] = [
+    let inputs: [syn::DeriveInput; 8] = [
         parse_quote!(
             struct Unit;
         ),
@@ -86,6 +103,20 @@ fn no_input_panics() {
         ),
         parse_quote!(
             enum Never {}
+        ),
+        parse_quote!(
+            #[runner(crate = 5)]
+            #[runner(flatten)]
+            struct Bad {
+                #[runner(crate = "x", flatten, flatten = 1)]
+                a: A,
+                #[runner(flatten(x), name = "b")]
+                b: B,
+            }
+        ),
+        parse_quote!(
+            #[runner(crate = "no path", crate = "")]
+            struct Only(#[runner(flatten)] Set);
         ),
     ];
     for input in inputs {

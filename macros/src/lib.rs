@@ -24,8 +24,10 @@ pub fn derive_runner_set(input: proc_macro::TokenStream) -> proc_macro::TokenStr
 }
 
 fn derive(input: &DeriveInput) -> TokenStream {
-    match ast::Set::read(input).and_then(valid::Set::check) {
-        Ok(set) => expand::expand(&set),
-        Err(mistakes) => fallback::expand(input, &mistakes),
+    let mut mistakes = Vec::new();
+    let private = attr::SetAttrs::read(&input.attrs, &mut mistakes).private();
+    match ast::Set::read(input, mistakes).and_then(valid::Set::check) {
+        Ok(set) => expand::expand(&set, &private),
+        Err(mistakes) => fallback::expand(input, &private, &mistakes),
     }
 }

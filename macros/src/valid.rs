@@ -12,19 +12,22 @@ use crate::ast;
 pub(crate) struct Set<'a> {
     pub(crate) ident: &'a Ident,
     pub(crate) generics: &'a Generics,
+    /// The fields in the order of their indices: the runners, then the flattened sets.
     pub(crate) runners: Vec<Runner<'a>>,
-    /// The index of the default.
+    /// The position of the default among `runners`.
     pub(crate) default: Option<usize>,
 }
 
-/// A field of a set.
+/// A field of a set: a runner, or a set of runners.
 pub(crate) struct Runner<'a> {
     pub(crate) member: Member,
     pub(crate) ty: &'a Type,
     /// The name, if it replaces that of the type.
     pub(crate) name: Option<LitStr>,
-    /// Whether the name is known only where the struct is used.
+    /// Whether the name, or a name in the set, is known only where the struct is used.
     pub(crate) is_name_generic: bool,
+    /// Whether the field is a set, whose runners belong to this one.
+    pub(crate) is_flattened: bool,
 }
 
 impl<'a> Set<'a> {
@@ -42,15 +45,20 @@ impl<'a> Set<'a> {
         if !mistakes.is_empty() {
             return Err(mistakes);
         }
-        let runners = fields
-            .into_iter()
-            .map(|ast::Field { member, ty, attrs, is_generic }| Runner {
+        let runner = |(position, ast::Field { member, ty, attrs, is_generic })| {
+            let runner = Runner {
                 member,
                 ty,
                 is_name_generic: attrs.name.is_none() && is_generic,
+                is_flattened: attrs.flatten.is_some(),
                 name: attrs.name,
-            })
-            .collect();
+            };
+            (runner, default == Some(position))
+        };
+        let mut runners: Vec<_> = fields.into_iter().enumerate().map(runner).collect();
+        runners.sort_by_key(|(runner, _)| runner.is_flattened);
+        let default = runners.iter().position(|(_, is_default)| *is_default);
+        let runners = runners.into_iter().map(|(runner, _)| runner).collect();
         Ok(Self { ident, generics, runners, default })
     }
 }

@@ -27,7 +27,8 @@ use super::{
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not a runner",
     label = "this type does not implement `StepRunner`",
-    note = "implement `hm_exec::runner::StepRunner`: a `NAME` and `execute` are enough"
+    note = "implement `hm_exec::runner::StepRunner`: a `NAME` and `execute` are enough",
+    note = "in a set of runners, a field that is itself a set has `#[runner(flatten)]`"
 )]
 pub trait StepRunner: Send + Sync + fmt::Debug + 'static {
     /// The name that pipelines use: lowercase letters, digits, `-` and `_`.

@@ -95,12 +95,55 @@ pub use error::{RunnerError, RunnerErrorKind};
 ///   without the attribute. In a set of several fields without a default, every step must name its runner.
 /// - `#[runner(name = "...")]`: the runner's name in this set, instead of its type's. It is required if two
 ///   fields have the same type.
+/// - `#[runner(flatten)]`: the field is itself a set of runners, derived or a [`RunnerRegistry`]. Its runners
+///   belong to this set, too, under the same names, with indices behind those of the other fields. With
+///   `#[runner(flatten, default)]` its default is the default of this set.
+///
+/// An attribute of the struct, `#[runner(crate = "::facade::hm_exec")]`, is for crates that reach `hm_exec`
+/// through another crate.
+///
+/// ```
+/// # use hm_exec::{ExecutorInput, RunnerSet, StepResult, runner::{RunnerError, StepContext, StepRunner}};
+/// use hm_exec::runner::{RunnerIndex, RunnerRegistry};
+///
+/// # #[derive(Debug)]
+/// # struct Noop;
+/// # impl StepRunner for Noop {
+/// #     const NAME: &'static str = "noop";
+/// #     async fn execute(&self, _: &StepContext, _: ExecutorInput) -> Result<StepResult, RunnerError> {
+/// #         Ok(StepResult::exited(0))
+/// #     }
+/// # }
+/// #[derive(Debug, RunnerSet)]
+/// struct Library {
+///     #[runner(default)]
+///     noop: Noop,
+///     #[runner(name = "noop-again")]
+///     again: Noop,
+/// }
+///
+/// #[derive(Debug, RunnerSet)]
+/// struct Program {
+///     #[runner(flatten, default)]
+///     library: Library,
+///     #[runner(flatten)]
+///     plugins: RunnerRegistry,
+///     #[runner(name = "mine")]
+///     mine: Noop,
+/// }
+///
+/// let library = Library { noop: Noop, again: Noop };
+/// let runners = Program { library, plugins: RunnerRegistry::new(), mine: Noop };
+/// assert_eq!(runners.index_of("mine"), Some(RunnerIndex(0)));
+/// assert_eq!(runners.index_of("noop-again"), Some(RunnerIndex(2)));
+/// assert_eq!(runners.default_index(), runners.index_of("noop"));
+/// ```
 ///
 /// # What does not compile
 /// A set without fields, an enum or a union, a field that is not a runner, two defaults, two fields with the
-/// same name, and a name with characters that [`is_runner_name`] does not accept. Names that depend on a
-/// parameter of the struct are known only where the struct is used: the engine checks those with [`validate`]
-/// when it is built.
+/// same name, and a name with characters that [`is_runner_name`] does not accept. A flattened set counts with
+/// all its names. Names that depend on a parameter of the struct, or that are in a registry, are known only
+/// where the struct is used: the engine checks those with [`validate`] when it is built.
 ///
 /// The set must be `Debug`, and must not be `Drop`, because [`into_registry`](RunnerSet::into_registry) takes
 /// it apart.

@@ -6,8 +6,9 @@ use super::{
     DynStepRunner, ExecutorInput, RunnerError, RunnerIndex, RunnerSet, StepContext, StepResult, set::no_such_runner,
 };
 
-/// Runners by name, composed at run time. An engine runs on it as on a derived set, at the cost of one boxed
-/// future per step.
+/// Runners by name, composed at run time. An engine runs on it as on a derived set, at the cost of one
+/// boxed future per step. With `#[runner(flatten)]` it can be a field of a derived set, beside runners that
+/// are known when the program is compiled.
 ///
 /// ```
 /// # use hm_exec::{ExecutorInput, StepResult, runner::*};
@@ -88,6 +89,13 @@ impl RunnerRegistry {
         names
     }
 
+    /// Adds the runners of another registry behind those of this one. `default` is the index among them of
+    /// the new default. A name that both have stays in the registry twice, so that an engine refuses it.
+    pub(super) fn append(&mut self, other: Self, default: Option<u16>) {
+        self.default = default.map(|index| self.entries.len() + usize::from(index)).or(self.default);
+        self.entries.extend(other.entries);
+    }
+
     fn position(&self, name: &str) -> Option<usize> {
         self.entries.iter().position(|entry| &*entry.name == name)
     }
@@ -109,6 +117,10 @@ impl RunnerSet for RunnerRegistry {
 
     fn default_index(&self) -> Option<RunnerIndex> {
         self.default.and_then(|index| index.try_into().ok()).map(RunnerIndex)
+    }
+
+    fn runner_count(&self) -> usize {
+        self.entries.len()
     }
 
     async fn dispatch(

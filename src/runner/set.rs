@@ -29,6 +29,11 @@ pub trait RunnerSet: Send + Sync + fmt::Debug + 'static {
     /// Returns the index of the runner for steps that name none.
     fn default_index(&self) -> Option<RunnerIndex>;
 
+    /// Returns the number of runners.
+    fn runner_count(&self) -> usize {
+        members(self).count()
+    }
+
     /// Runs one attempt on the runner at `index`. Contract and cancel safety are those of
     /// [`StepRunner::execute`](super::StepRunner::execute).
     ///

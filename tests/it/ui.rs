@@ -6,7 +6,7 @@
 
 use std::{
     env,
-    ffi::OsStr,
+    ffi::{OsStr, OsString},
     fs,
     path::{Path, PathBuf},
     process::{Command, Output},
@@ -31,7 +31,7 @@ fn wrong_sets_get_clear_compiler_errors() {
         let errors = errors(&compiled);
         let expected = case.with_extension("stderr");
         if env::var_os("HM_UPDATE_FIXTURES").is_some() {
-            fs::write(expected, errors).unwrap();
+            fs::write(expected, stable(&errors, &name)).unwrap();
             continue;
         }
         let expected = fs::read_to_string(expected).unwrap_or_default();
@@ -47,6 +47,24 @@ fn a_runner_that_moved_here_compiles() {
     let scratch = tempfile::tempdir().unwrap();
     let library = library(scratch.path());
     let compiled = compile(&library, "tests/fixtures/migrate/after.rs", scratch.path());
+    assert!(compiled.status.success(), "{}", errors(&compiled));
+}
+
+#[test]
+fn a_set_compiles_in_a_crate_that_has_the_library_from_another() {
+    let scratch = tempfile::tempdir().unwrap();
+    let library = library(scratch.path());
+    let facade = rustc(library.parent().unwrap(), scratch.path())
+        .args(["--crate-type=lib", "tests/ui/facade/facade.rs", "--extern"])
+        .arg(named("hm_exec", &library))
+        .output()
+        .unwrap();
+    assert!(facade.status.success(), "{}", errors(&facade));
+    let compiled = rustc(library.parent().unwrap(), scratch.path())
+        .args(["--crate-type=bin", "tests/ui/facade/right.rs", "--extern"])
+        .arg(named("facade", &scratch.path().join("libfacade.rmeta")))
+        .output()
+        .unwrap();
     assert!(compiled.status.success(), "{}", errors(&compiled));
 }
 
@@ -77,22 +95,29 @@ fn library(scratch: &Path) -> PathBuf {
 }
 
 fn compile(library: &Path, case: &str, scratch: &Path) -> Output {
-    let mut named = OsStr::new("hm_exec=").to_owned();
+    let mut rustc = rustc(library.parent().unwrap(), scratch);
+    rustc.args(["--crate-type=bin", case, "--extern"]).arg(named("hm_exec", library)).output().unwrap()
+}
+
+/// Returns the option of an external crate.
+fn named(name: &str, library: &Path) -> OsString {
+    let mut named = OsString::from(format!("{name}="));
     named.push(library);
-    let mut dependencies = OsStr::new("dependency=").to_owned();
-    dependencies.push(library.parent().unwrap());
-    Command::new(env::var_os("RUSTC").unwrap_or_else(|| "rustc".into()))
-        .args(["--edition=2024", "--crate-type=bin", "--emit=metadata", "--color=never", case, "--out-dir"])
+    named
+}
+
+/// Returns a compiler that finds the dependencies of the library.
+fn rustc(dependencies: &Path, scratch: &Path) -> Command {
+    let mut rustc = Command::new(env::var_os("RUSTC").unwrap_or_else(|| "rustc".into()));
+    rustc
+        .args(["--edition=2024", "--emit=metadata", "--color=never", "--out-dir"])
         .arg(scratch)
-        .arg("--extern")
-        .arg(named)
         .arg("-L")
-        .arg(dependencies)
+        .arg(named("dependency", dependencies))
         .current_dir(root())
         // It allows unstable features, which some messages then recommend.
-        .env_remove("RUSTC_BOOTSTRAP")
-        .output()
-        .unwrap()
+        .env_remove("RUSTC_BOOTSTRAP");
+    rustc
 }
 
 /// Returns what a compiler printed, up to the summary.
@@ -102,27 +127,35 @@ fn errors(compiled: &Output) -> String {
     errors.trim_end().to_owned() + "\n"
 }
 
-/// Returns messages without what depends on lines of other files than `case`: the numbers of those lines, the
-/// width of all numbers, and how many more types implement a trait.
-fn comparable(errors: &str, case: &str) -> Vec<String> {
+/// Returns messages without what depends on lines of other files than `case`: the numbers of those lines,
+/// and how many more types implement a trait.
+fn stable(errors: &str, case: &str) -> String {
     let mut is_elsewhere = false;
     let line = |line: &str| {
-        let line = line.trim();
-        if let Some(place) = line.strip_prefix("--> ") {
+        let text = line.trim();
+        let indent = &line[..line.len() - line.trim_start().len()];
+        if let Some((arrow, place)) = text.split_once(' ')
+            && matches!(arrow, "-->" | ":::")
+        {
             let path = place.split(':').next().unwrap_or_default();
             is_elsewhere = path != case;
-            return if is_elsewhere { format!("--> {path}") } else { line.to_owned() };
+            return if is_elsewhere { format!("{indent}{arrow} {path}\n") } else { format!("{line}\n") };
         }
         if is_elsewhere
             && let Some((number, text)) = line.split_once('|')
             && number.trim().bytes().all(|byte| byte.is_ascii_digit())
         {
-            return format!("|{text}");
+            return format!("{:width$}|{text}\n", "", width = number.len());
         }
-        if line.starts_with("and ") && line.ends_with(" others") {
-            return "and $N others".to_owned();
+        if text.starts_with("and ") && text.ends_with(" others") {
+            return format!("{indent}and $N others\n");
         }
-        line.to_owned()
+        format!("{line}\n")
     };
     errors.trim().lines().map(line).collect()
+}
+
+/// Returns stable messages without indentation, which depends on the width of all numbers.
+fn comparable(errors: &str, case: &str) -> Vec<String> {
+    stable(errors, case).lines().map(|line| line.trim().to_owned()).collect()
 }

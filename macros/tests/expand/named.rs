@@ -3,7 +3,7 @@ const _: () = {
     use ::hm_exec::__private::Nameless as _;
     ::core::assert!(
         ! ::hm_exec::__private::is_bad(::hm_exec::__private::NameOf:: < SandboxRunner >
-        ::NAME),
+        ::NAMES),
         "the runner of field `sandbox` has a bad name; use lowercase letters, digits, `-` and `_`"
     );
 };
@@ -12,9 +12,26 @@ const _: () = {
     use ::hm_exec::__private::Nameless as _;
     ::core::assert!(
         ! ::hm_exec::__private::collide(::hm_exec::__private::NameOf:: < SandboxRunner >
-        ::NAME, ::core::option::Option::Some("vm-big")),
+        ::NAMES, ::hm_exec::__private::Names::One("vm-big")),
         "fields `sandbox` and `big` have runners of one name; rename one with `#[runner(name = \"...\")]`"
     );
+};
+const _: () = {
+    #[allow(unused_imports)]
+    use ::hm_exec::__private::Nameless as _;
+    #[automatically_derived]
+    impl<R> ::hm_exec::__private::ConstNames for Runners<R>
+    where
+        R: Clone,
+    {
+        const NAMES: ::hm_exec::__private::Names = ::hm_exec::__private::Names::Many(
+            &[
+                ::hm_exec::__private::NameOf::<SandboxRunner>::NAMES,
+                ::hm_exec::__private::Names::None,
+                ::hm_exec::__private::Names::One("vm-big"),
+            ],
+        );
+    }
 };
 #[automatically_derived]
 #[allow(trivial_bounds, clippy::manual_async_fn)]
@@ -52,6 +69,9 @@ where
         &self,
     ) -> ::core::option::Option<::hm_exec::__private::RunnerIndex> {
         ::core::option::Option::Some(::hm_exec::__private::RunnerIndex(0))
+    }
+    fn runner_count(&self) -> ::core::primitive::usize {
+        3
     }
     fn dispatch(
         &self,
@@ -91,6 +111,9 @@ where
         }
     }
     fn into_registry(self) -> ::hm_exec::__private::RunnerRegistry {
+        let __default = ::core::option::Option::Some(
+            ::hm_exec::__private::RunnerIndex(0),
+        );
         let Self { sandbox: __runner_0, vm: __runner_1, big: __runner_2 } = self;
         ::hm_exec::__private::into_registry(
             ::hm_exec::__private::cons(
@@ -106,7 +129,7 @@ where
                     ),
                 ),
             ),
-            ::core::option::Option::Some(::hm_exec::__private::RunnerIndex(0)),
+            __default,
         )
     }
 }

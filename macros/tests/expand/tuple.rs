@@ -2,9 +2,19 @@ const _: () = {
     #[allow(unused_imports)]
     use ::hm_exec::__private::Nameless as _;
     ::core::assert!(
-        ! ::hm_exec::__private::is_bad(::hm_exec::__private::NameOf:: < Noop > ::NAME),
+        ! ::hm_exec::__private::is_bad(::hm_exec::__private::NameOf:: < Noop > ::NAMES),
         "the runner of field `0` has a bad name; use lowercase letters, digits, `-` and `_`"
     );
+};
+const _: () = {
+    #[allow(unused_imports)]
+    use ::hm_exec::__private::Nameless as _;
+    #[automatically_derived]
+    impl ::hm_exec::__private::ConstNames for Only {
+        const NAMES: ::hm_exec::__private::Names = ::hm_exec::__private::Names::Many(
+            &[::hm_exec::__private::NameOf::<Noop>::NAMES],
+        );
+    }
 };
 #[automatically_derived]
 #[allow(trivial_bounds, clippy::manual_async_fn)]
@@ -32,6 +42,9 @@ where
     ) -> ::core::option::Option<::hm_exec::__private::RunnerIndex> {
         ::core::option::Option::Some(::hm_exec::__private::RunnerIndex(0))
     }
+    fn runner_count(&self) -> ::core::primitive::usize {
+        1
+    }
     fn dispatch(
         &self,
         __index: ::hm_exec::__private::RunnerIndex,
@@ -58,6 +71,9 @@ where
         }
     }
     fn into_registry(self) -> ::hm_exec::__private::RunnerRegistry {
+        let __default = ::core::option::Option::Some(
+            ::hm_exec::__private::RunnerIndex(0),
+        );
         let Self { 0: __runner_0 } = self;
         ::hm_exec::__private::into_registry(
             ::hm_exec::__private::cons(
@@ -65,7 +81,7 @@ where
                 __runner_0,
                 ::hm_exec::__private::NIL,
             ),
-            ::core::option::Option::Some(::hm_exec::__private::RunnerIndex(0)),
+            __default,
         )
     }
 }

@@ -15,6 +15,14 @@ mod elsewhere {
         pub ctx: S,
     }
 
+    #[derive(::std::fmt::Debug, ::hm_exec::RunnerSet)]
+    pub(super) struct Outer<S: ::hm_exec::runner::StepRunner> {
+        #[runner(flatten, default)]
+        pub inner: Mine<S>,
+        #[runner(flatten)]
+        pub plugins: ::hm_exec::runner::RunnerRegistry,
+    }
+
     #[allow(dead_code, non_camel_case_types)]
     mod hm_exec {
         mod __private {}
@@ -37,6 +45,8 @@ mod elsewhere {
     struct str;
     #[allow(dead_code, non_camel_case_types)]
     struct u16;
+    #[allow(dead_code, non_camel_case_types)]
+    struct usize;
     #[allow(dead_code, non_upper_case_globals)]
     const index: () = ();
     #[allow(dead_code, non_upper_case_globals)]
@@ -70,5 +80,7 @@ fn the_expansion_does_not_see_the_names_around_it() {
 
     let set = elsewhere::Mine { r#type: super::runners::Noop, index: super::runners::Vm, ctx: Plain };
     assert_eq!(set.index_of("self"), Some(RunnerIndex(1)));
-    assert_eq!(set.into_registry().runner_names(), ["noop", "plain", "self"]);
+    let outer = elsewhere::Outer { inner: set, plugins: hm_exec::runner::RunnerRegistry::new() };
+    assert_eq!(outer.default_index(), Some(RunnerIndex(0)));
+    assert_eq!(outer.into_registry().runner_names(), ["noop", "plain", "self"]);
 }

@@ -2,6 +2,7 @@
 //! same.
 
 mod cfg_on_fields;
+mod flattened;
 mod generic_set;
 mod hygiene;
 mod mixed_with_ours;

@@ -14,7 +14,7 @@ use crate::support::attempt::attempt;
 
 /// A runner whose name is known only at run time.
 #[derive(Debug)]
-struct Plugin {
+pub(super) struct Plugin {
     name: String,
     exit_code: i32,
 }
@@ -34,7 +34,7 @@ impl DynStepRunner for Plugin {
     }
 }
 
-fn plugin(name: &str, exit_code: i32) -> Arc<Plugin> {
+pub(super) fn plugin(name: &str, exit_code: i32) -> Arc<Plugin> {
     Arc::new(Plugin { name: name.into(), exit_code })
 }
 

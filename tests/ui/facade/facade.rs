@@ -1,0 +1,3 @@
+//! A crate that hands `hm_exec` on.
+
+pub use hm_exec;
